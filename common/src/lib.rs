@@ -1,0 +1,22 @@
+//! Vocabulary shared by every package of Rug.
+//!
+//! Names, versions and domain types live here, free of IO, clock and randomness, so that the pure cores
+//! (`coordinator-core`, `worker-core`) can depend on them. What needs a runtime (loading configuration, start-up of
+//! telemetry, signals) sits behind the feature `runtime` and is used by the binaries only.
+
+pub mod appliance;
+pub mod id;
+pub mod retry;
+pub mod ring;
+pub mod status;
+pub mod time;
+pub mod version;
+
+#[cfg(feature = "runtime")]
+pub mod config;
+#[cfg(feature = "runtime")]
+pub mod runtime;
+
+pub use id::{ApplianceId, CoordinatorId, RebalanceId, WorkerId};
+pub use time::Timestamp;
+pub use version::{Generation, Incarnation, StreamNumber, Term, Token};

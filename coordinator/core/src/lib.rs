@@ -1,0 +1,7 @@
+//! The coordinator's decisions: who should hold what, who holds what, and how that changes hands.
+//!
+//! Free of IO, clock and randomness: time arrives as an argument, effects leave as values. [`machine::Machine`] composes
+//! the parts; the shell feeds it events and carries out its actions.
+
+pub mod grants;
+pub mod planner;

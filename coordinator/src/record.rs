@@ -1,0 +1,119 @@
+//! What the coordinator keeps of an appliance, a rebalance and a move, outside the ownership table.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use common::appliance::{Driver, Name, Spec};
+use common::{ApplianceId, Generation, RebalanceId, WorkerId};
+use serde::{Deserialize, Serialize};
+
+/// An appliance as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Identity.
+    pub id: ApplianceId,
+    /// Owner in the sense of the business; names are unique within it.
+    pub tenant: Name,
+    /// Unique within the tenant.
+    pub name: Name,
+    /// Where instances run. Cannot change.
+    pub driver: Driver,
+    /// What the ring hashes. Cannot change.
+    pub placement_key: String,
+    /// Free labels for filters.
+    pub labels: BTreeMap<String, String>,
+    /// What it shall be.
+    pub spec: Spec,
+    /// Counts the changes of `spec`, `revision` and `deleting`.
+    pub generation: Generation,
+    /// Raised by each rebuild.
+    pub revision: u64,
+    /// It is to be removed.
+    pub deleting: bool,
+    /// When it was created.
+    pub created: SystemTime,
+    /// When it was last changed by a user.
+    pub updated: SystemTime,
+}
+
+/// How a rebalance ended, or that it goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RebalanceOutcome {
+    /// Moves are under way.
+    Running,
+    /// Every move was made, or was not needed any more.
+    Completed,
+    /// A newer plan took over what was left.
+    Superseded,
+    /// The leader ended before it.
+    Interrupted,
+}
+
+/// One applied plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RebalanceRecord {
+    /// Identity.
+    pub id: RebalanceId,
+    /// What set it off.
+    pub cause: String,
+    /// W3C trace id, 32 hex digits; empty when nothing was traced.
+    pub trace_id: String,
+    /// When it began.
+    pub started: SystemTime,
+    /// When it ended.
+    pub ended: Option<SystemTime>,
+    /// How it ended.
+    pub outcome: RebalanceOutcome,
+    /// Moves planned.
+    pub moves: u64,
+    /// Moves made.
+    pub done: u64,
+}
+
+/// One move of a rebalance, once it has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MoveRecord {
+    /// The rebalance it belongs to.
+    pub rebalance: RebalanceId,
+    /// What moved.
+    pub appliance: ApplianceId,
+    /// Who held it.
+    pub from: Option<WorkerId>,
+    /// Who holds it now.
+    pub to: WorkerId,
+    /// Why, as the planner's reason prints.
+    pub reason: String,
+    /// `false`: the move was given up.
+    pub done: bool,
+    /// When it ended.
+    pub time: SystemTime,
+}
+
+/// One line of the audit trail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditEvent {
+    /// When.
+    pub time: SystemTime,
+    /// Who asked: address of the caller, or `rug` for what the system did by itself.
+    pub actor: String,
+    /// What was done, such as `create`.
+    pub action: String,
+    /// To what: an appliance or worker id.
+    pub subject: String,
+    /// Further words.
+    pub detail: String,
+}
+
+/// An idempotent call that was carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestRecord {
+    /// The caller's id.
+    pub id: uuid::Uuid,
+    /// Digest of the call's content; a repeat with another is refused.
+    pub digest: [u8; 16],
+    /// What it was about.
+    pub appliance: ApplianceId,
+    /// When it was carried out; kept for 24 h.
+    pub time: SystemTime,
+}

@@ -1,0 +1,6 @@
+//! The worker's decisions: what it holds, what each appliance needs next, what it reports.
+//!
+//! Free of IO, clock and randomness: time and jitter arrive as arguments, effects leave as values.
+
+pub mod desired;
+pub mod instance;

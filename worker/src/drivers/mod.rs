@@ -1,0 +1,78 @@
+//! Drivers: where instances run. Each creates, finds, and removes them; none decides anything about an appliance.
+
+use async_trait::async_trait;
+use common::ApplianceId;
+use common::retry::Retryable;
+use std::time::Duration;
+use worker_core::desired::Desired;
+use worker_core::instance::Instance;
+
+use crate::gate::{Permit, Shut};
+
+/// How a call is kept from taking effect once its caller is no longer the owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fencing {
+    /// The far side refuses an older token.
+    Token,
+    /// Nobody there checks tokens: a new owner waits this long (longest request plus the backend's own completion bound).
+    Hold(Duration),
+}
+
+/// One instance to be started.
+#[derive(Clone, Debug)]
+pub struct Wanted<'a> {
+    /// Position among the replicas.
+    pub ordinal: u16,
+    /// Attempt to make; names the instance.
+    pub attempt: u32,
+    /// What the appliance shall be.
+    pub desired: &'a Desired,
+}
+
+/// Why a driver or kind could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The gate was shut before the call took effect.
+    #[error(transparent)]
+    Shut(#[from] Shut),
+    /// The far side has seen a newer token: this worker is no longer the owner.
+    #[error("a newer token ({0}) is in force")]
+    Superseded(common::Token),
+    /// Another call holds the lock of this appliance.
+    #[error("another call on this appliance is under way: {0}")]
+    FenceBusy(String),
+    /// What was asked for cannot work until the appliance's spec or the host changes; carries what to tell the user.
+    #[error("{0}")]
+    Refused(String),
+    /// It may work the next time.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Retryable for Error {
+    fn is_retryable(&self) -> bool {
+        matches!(self, Self::FenceBusy(_) | Self::Failed(_))
+    }
+}
+
+/// Where instances run.
+#[async_trait]
+pub trait Driver: Send + Sync + 'static {
+    /// How its calls are fenced.
+    fn fencing(&self) -> Fencing;
+
+    /// Instances of one appliance that are running now, by ordinal and attempt. Changes nothing.
+    async fn observe(&self, appliance: ApplianceId) -> Result<Vec<Instance>, Error>;
+
+    /// Starts an instance, or finds the one of the same name running. Does not wait for it to answer probes.
+    async fn ensure(&self, permit: &Permit, wanted: Wanted<'_>) -> Result<Instance, Error>;
+
+    /// Ends one instance and removes what it left. Ending one that is not there succeeds.
+    async fn destroy(&self, permit: &Permit, instance: &Instance) -> Result<(), Error>;
+
+    /// Every instance this driver can see on its host, for adoption and orphan search. Changes nothing.
+    async fn list(&self) -> Result<Vec<(ApplianceId, Instance)>, Error>;
+
+    /// Removes what is left of an appliance after its last instance was destroyed.
+    async fn forget(&self, permit: &Permit) -> Result<(), Error>;
+}
