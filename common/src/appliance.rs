@@ -160,10 +160,7 @@ impl FromStr for Driver {
     type Err = UnknownDriver;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .into_iter()
-            .find(|d| d.name() == text)
-            .ok_or_else(|| UnknownDriver(text.chars().take(64).collect()))
+        Self::ALL.into_iter().find(|d| d.name() == text).ok_or_else(|| UnknownDriver(text.chars().take(64).collect()))
     }
 }
 
@@ -379,10 +376,7 @@ impl LoadBalancer {
             let range = Duration::from_millis(50)..=Duration::from_secs(300);
             for (field, value) in [("interval", check.interval), ("timeout", check.timeout)] {
                 if !range.contains(&value) {
-                    found.push(FieldViolation::new(
-                        format!("{at}[{i}].health_check.{field}"),
-                        "must be 50ms to 5m",
-                    ));
+                    found.push(FieldViolation::new(format!("{at}[{i}].health_check.{field}"), "must be 50ms to 5m"));
                 }
             }
             for (field, value) in [("fall", check.fall), ("rise", check.rise)] {
@@ -485,10 +479,7 @@ mod tests {
         c.port = Some(0);
         c.probe = Probe::Http { path: "x y".into() };
         let fields: Vec<_> = spec.validate().into_iter().map(|v| v.field).collect();
-        assert_eq!(
-            fields,
-            ["spec.replicas", "spec.custom.command", "spec.custom.port", "spec.custom.probe.http.path"]
-        );
+        assert_eq!(fields, ["spec.replicas", "spec.custom.command", "spec.custom.port", "spec.custom.probe.http.path"]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use common::{ApplianceId, Timestamp, Token};
 
-use crate::clock;
+use common::runtime::clock;
 
 /// Why the gate is shut for a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -136,7 +136,11 @@ impl Permit {
         }
         match self.gate.lock().get(&self.appliance) {
             Some(grant) if grant.token == self.token => {
-                if clock::now() < grant.hold_until { Err(Shut::Held) } else { Ok(()) }
+                if clock::now() < grant.hold_until {
+                    Err(Shut::Held)
+                } else {
+                    Ok(())
+                }
             }
             _ => Err(Shut::NotHeld),
         }

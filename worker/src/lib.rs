@@ -1,6 +1,5 @@
 //! The worker: a stateless process that holds a share of the appliances, keeps them alive and reports.
 
-pub mod clock;
 pub mod drivers;
 pub mod gate;
 pub mod kinds;

@@ -1,0 +1,126 @@
+//! Logs and traces. Spans get W3C ids from the OpenTelemetry SDK, so that a rebalance can be stored and followed with its
+//! trace id; where they are exported to is for the composition root to add.
+
+use std::collections::HashMap;
+
+use opentelemetry::propagation::TextMapPropagator;
+use opentelemetry::trace::{TraceContextExt, TracerProvider};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use serde::{Deserialize, Serialize};
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Settings of logs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// How log lines look.
+    pub format: Format,
+    /// Which lines are printed, in the syntax of `RUST_LOG`, which wins over it.
+    pub filter: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { format: Format::Text, filter: "info,sqlx=warn,h2=warn,sea_orm_migration=warn".to_owned() }
+    }
+}
+
+/// Keeps the tracer alive; dropping it ends tracing.
+#[derive(Debug)]
+pub struct Telemetry {
+    provider: SdkTracerProvider,
+}
+
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        let _ = self.provider.shutdown();
+    }
+}
+
+/// Starts logging to stderr and gives spans their ids.
+///
+/// # Errors
+/// When the filter cannot be read, or logging was started before.
+pub fn init(service: &'static str, config: &Config) -> Result<Telemetry, Box<dyn std::error::Error + Send + Sync>> {
+    let provider = SdkTracerProvider::builder().build();
+    let tracer = provider.tracer(service);
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(text) if !text.is_empty() => EnvFilter::try_new(text)?,
+        _ => EnvFilter::try_new(&config.filter)?,
+    };
+    let lines = match config.format {
+        Format::Text => tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).boxed(),
+        Format::Json => {
+            tracing_subscriber::fmt::layer().json().with_current_span(true).with_writer(std::io::stderr).boxed()
+        }
+    };
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(tracing_opentelemetry::layer().with_tracer(tracer))
+        .with(lines)
+        .try_init()?;
+    Ok(Telemetry { provider })
+}
+
+/// The W3C `traceparent` of a span; empty when it is not recorded.
+#[must_use]
+pub fn traceparent(span: &Span) -> String {
+    let mut carrier = HashMap::new();
+    TraceContextPropagator::new().inject_context(&span.context(), &mut carrier);
+    carrier.remove("traceparent").unwrap_or_default()
+}
+
+/// The trace id of a span as 32 hex digits; empty when it is not recorded.
+#[must_use]
+pub fn trace_id(span: &Span) -> String {
+    let context = span.context();
+    let id = context.span().span_context().trace_id();
+    if id == opentelemetry::TraceId::INVALID { String::new() } else { id.to_string() }
+}
+
+/// Makes `span` a child of the remote span that `traceparent` names; anything unreadable leaves it as it is.
+pub fn set_parent(span: &Span, traceparent: &str) {
+    if traceparent.is_empty() {
+        return;
+    }
+    let carrier = HashMap::from([("traceparent".to_owned(), traceparent.to_owned())]);
+    let _ = span.set_parent(TraceContextPropagator::new().extract(&carrier));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_span_continues_the_trace_it_is_given() {
+        let provider = SdkTracerProvider::builder().build();
+        let subscriber =
+            tracing_subscriber::registry().with(tracing_opentelemetry::layer().with_tracer(provider.tracer("test")));
+        tracing::subscriber::with_default(subscriber, || {
+            let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+            let span = tracing::info_span!("child");
+            set_parent(&span, parent);
+            assert_eq!(trace_id(&span), "0af7651916cd43dd8448eb211c80319c");
+            assert!(traceparent(&span).contains("0af7651916cd43dd8448eb211c80319c"));
+            let odd = tracing::info_span!("odd");
+            set_parent(&odd, "not a traceparent");
+            assert_eq!(trace_id(&odd).len(), 32, "an odd parent must not stop a trace of its own");
+        });
+    }
+}
