@@ -1,0 +1,260 @@
+//! What operators say (drafts, references) and what they are shown (status, phases).
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+use common::appliance::{Driver, FieldViolation, Name, Spec};
+use common::status::{InstanceStatus, Phase, Status};
+use common::{ApplianceId, Generation};
+
+use super::scalar::{clip, unix_ms_from_wire, unix_ms_to_wire};
+use super::{Found, spec};
+use crate::admin::v1 as wire;
+
+/// Tenant of an appliance that names none.
+pub const DEFAULT_TENANT: &str = "default";
+/// Most labels of one appliance.
+pub const MAX_LABELS: usize = 64;
+/// Longest key and longest value of a label, in bytes.
+pub const MAX_LABEL_TEXT: usize = 256;
+/// Longest placement key, in bytes.
+pub const MAX_PLACEMENT_KEY: usize = 256;
+/// Most instances one status can tell of: twice the replicas, for a replacement that is under way.
+pub const MAX_INSTANCES: usize = 2 * common::appliance::MAX_REPLICAS as usize;
+
+/// A complete appliance as a user describes it, before it has been given what the server gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draft {
+    /// The identity the user chose.
+    pub id: Option<ApplianceId>,
+    /// Unique within the tenant.
+    pub name: Name,
+    /// Owner in the sense of the business.
+    pub tenant: Name,
+    /// Where instances run.
+    pub driver: Driver,
+    /// What the ring hashes; the id when absent.
+    pub placement_key: Option<String>,
+    /// Free labels for filters.
+    pub labels: BTreeMap<String, String>,
+    /// What it shall be.
+    pub spec: Spec,
+}
+
+/// Which appliance is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The one with this identity.
+    Id(ApplianceId),
+    /// The one of this tenant with this name.
+    Name(Name, Name),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => write!(f, "{id}"),
+            Self::Name(tenant, name) => write!(f, "{tenant}/{name}"),
+        }
+    }
+}
+
+/// Reads the appliance of a `Create`.
+///
+/// # Errors
+/// Every violation, with paths below `appliance`.
+pub fn draft_from_wire(appliance: Option<wire::Appliance>) -> Result<Draft, Vec<FieldViolation>> {
+    let mut found = Found::default();
+    let Some(a) = appliance else {
+        found.add("appliance", "is missing");
+        return Err(found.0);
+    };
+    let id = id_or_none("appliance.id", &a.id, &mut found);
+    let name = found.take("appliance.name", Name::new(&a.name));
+    let tenant = tenant("appliance.tenant", &a.tenant, &mut found);
+    let driver =
+        if a.driver.is_empty() { Some(Driver::Process) } else { found.take("appliance.driver", a.driver.parse()) };
+    let placement_key = placement_key(a.placement_key, &mut found);
+    let labels = labels("appliance.labels", a.labels, &mut found);
+    let spec = match a.spec {
+        Some(spec) => spec::read(spec, "appliance.spec", &mut found),
+        None => {
+            found.add("appliance.spec", "is missing");
+            None
+        }
+    };
+    let draft = name.zip(tenant).zip(driver).zip(spec).map(|(((name, tenant), driver), spec)| Draft {
+        id,
+        name,
+        tenant,
+        driver,
+        placement_key,
+        labels,
+        spec,
+    });
+    found.into_result(draft)
+}
+
+/// Reads which appliance a request means; `at` is the path of the reference.
+///
+/// # Errors
+/// Every violation.
+pub fn target_from_wire(reference: Option<wire::ApplianceRef>, at: &str) -> Result<Target, Vec<FieldViolation>> {
+    let mut found = Found::default();
+    let target = match reference.and_then(|r| r.by) {
+        None => {
+            found.add(at, "is missing: give an id, or a tenant and a name");
+            None
+        }
+        Some(wire::appliance_ref::By::Id(id)) => found.take(&format!("{at}.id"), id.parse()).map(Target::Id),
+        Some(wire::appliance_ref::By::Name(full)) => {
+            let tenant = tenant(&format!("{at}.name.tenant"), &full.tenant, &mut found);
+            let name = found.take(&format!("{at}.name.name"), Name::new(&full.name));
+            tenant.zip(name).map(|(tenant, name)| Target::Name(tenant, name))
+        }
+    };
+    found.into_result(target)
+}
+
+pub(super) fn id_or_none(at: &str, text: &str, found: &mut Found) -> Option<ApplianceId> {
+    if text.is_empty() { None } else { found.take(at, text.parse()) }
+}
+
+pub(super) fn tenant(at: &str, text: &str, found: &mut Found) -> Option<Name> {
+    found.take(at, Name::new(if text.is_empty() { DEFAULT_TENANT } else { text }))
+}
+
+pub(super) fn placement_key(key: String, found: &mut Found) -> Option<String> {
+    if key.len() > MAX_PLACEMENT_KEY {
+        let size = key.len();
+        found.add("appliance.placement_key", format!("has {size} bytes, at most {MAX_PLACEMENT_KEY} are allowed"));
+        return None;
+    }
+    (!key.is_empty()).then_some(key)
+}
+
+/// Reads labels, in order of their keys.
+pub(super) fn labels(at: &str, wire: HashMap<String, String>, found: &mut Found) -> BTreeMap<String, String> {
+    if wire.len() > MAX_LABELS {
+        found.add(at, format!("has {} entries, at most {MAX_LABELS} are allowed", wire.len()));
+        return BTreeMap::new();
+    }
+    let labels: BTreeMap<_, _> = wire.into_iter().collect();
+    for (key, value) in &labels {
+        if key.is_empty() {
+            found.add(at, "a key must not be empty");
+        }
+        for text in [key, value] {
+            if text.len() > MAX_LABEL_TEXT || text.contains(char::is_control) {
+                let key = clip(key, 64);
+                found.add(
+                    format!("{at}[{key:?}]"),
+                    format!("key and value have at most {MAX_LABEL_TEXT} bytes and no control characters"),
+                );
+            }
+        }
+    }
+    labels
+}
+
+/// Writes a phase.
+#[must_use]
+pub const fn phase_to_wire(phase: Phase) -> wire::Phase {
+    match phase {
+        Phase::Down => wire::Phase::Down,
+        Phase::Booting => wire::Phase::Booting,
+        Phase::Up => wire::Phase::Up,
+        Phase::Configured => wire::Phase::Configured,
+        Phase::Degraded => wire::Phase::Degraded,
+        Phase::Replugging => wire::Phase::Replugging,
+        Phase::Restarting => wire::Phase::Restarting,
+        Phase::Error => wire::Phase::Error,
+        Phase::Deleting => wire::Phase::Deleting,
+        Phase::Gone => wire::Phase::Gone,
+    }
+}
+
+/// Reads a phase; `None` for a number this version does not know.
+#[must_use]
+pub fn phase_from_wire(number: i32) -> Option<Phase> {
+    Some(match wire::Phase::try_from(number).ok()? {
+        wire::Phase::Unspecified => return None,
+        wire::Phase::Down => Phase::Down,
+        wire::Phase::Booting => Phase::Booting,
+        wire::Phase::Up => Phase::Up,
+        wire::Phase::Configured => Phase::Configured,
+        wire::Phase::Degraded => Phase::Degraded,
+        wire::Phase::Replugging => Phase::Replugging,
+        wire::Phase::Restarting => Phase::Restarting,
+        wire::Phase::Error => Phase::Error,
+        wire::Phase::Deleting => Phase::Deleting,
+        wire::Phase::Gone => Phase::Gone,
+    })
+}
+
+/// Writes a status; `report_time` is for the caller to set.
+#[must_use]
+pub fn status_to_wire(status: &Status) -> wire::Status {
+    wire::Status {
+        phase: phase_to_wire(status.phase).into(),
+        observed_generation: status.observed_generation.get(),
+        instances: status.instances.iter().map(instance_to_wire).collect(),
+        last_error: status.last_error.clone().unwrap_or_default(),
+        failed_boots: status.failed_boots,
+        report_time: None,
+    }
+}
+
+fn instance_to_wire(instance: &InstanceStatus) -> wire::Instance {
+    wire::Instance {
+        ordinal: u32::from(instance.ordinal),
+        name: instance.name.clone(),
+        alive: instance.alive,
+        pid: instance.pid,
+        start_time: Some(unix_ms_to_wire(instance.started_at_unix_ms)),
+        address: instance.address.map(|a| a.to_string()).unwrap_or_default(),
+        configured_generation: instance.configured.map_or(0, Generation::get),
+    }
+}
+
+/// Reads a status as a worker reports it. Long texts are clipped: an error message is not worth a lost report.
+///
+/// # Errors
+/// The field, below the status, that cannot be read, and why.
+pub fn status_from_wire(wire: wire::Status) -> Result<Status, FieldViolation> {
+    let phase = phase_from_wire(wire.phase)
+        .ok_or_else(|| FieldViolation::new("phase", format!("{} is not a phase", wire.phase)))?;
+    if wire.instances.len() > MAX_INSTANCES {
+        let count = wire.instances.len();
+        return Err(FieldViolation::new("instances", format!("has {count} entries, at most {MAX_INSTANCES} can be")));
+    }
+    let instances = wire.instances.into_iter().enumerate().map(|(i, instance)| {
+        instance_from_wire(instance)
+            .map_err(|v| FieldViolation::new(format!("instances[{i}].{}", v.field), v.description))
+    });
+    Ok(Status {
+        phase,
+        observed_generation: Generation::new(wire.observed_generation),
+        instances: instances.collect::<Result<_, _>>()?,
+        last_error: (!wire.last_error.is_empty()).then(|| clip(&wire.last_error, common::appliance::MAX_TEXT)),
+        failed_boots: wire.failed_boots,
+    })
+}
+
+fn instance_from_wire(wire: wire::Instance) -> Result<InstanceStatus, FieldViolation> {
+    let ordinal = u16::try_from(wire.ordinal)
+        .map_err(|_| FieldViolation::new("ordinal", format!("{} is too large", wire.ordinal)))?;
+    let started = wire.start_time.as_ref().map_or(Ok(0), unix_ms_from_wire);
+    let address = if wire.address.is_empty() { None } else { Some(wire.address.parse()) };
+    Ok(InstanceStatus {
+        ordinal,
+        name: clip(&wire.name, 256),
+        alive: wire.alive,
+        pid: wire.pid,
+        started_at_unix_ms: started.map_err(|e| FieldViolation::new("start_time", e.to_string()))?,
+        address: address
+            .transpose()
+            .map_err(|_| FieldViolation::new("address", format!("`{}` is not host:port", clip(&wire.address, 64))))?,
+        configured: (wire.configured_generation > 0).then(|| Generation::new(wire.configured_generation)),
+    })
+}

@@ -1,0 +1,311 @@
+//! Messages from the leader to a worker.
+
+use std::time::Duration;
+
+use common::appliance::MAX_TEXT;
+use common::status::Progress;
+use common::{ApplianceId, Generation, Token};
+
+use super::scalar::clip;
+use super::worker::{
+    At, DesiredParts, Envelope, Reader, WireError, desired_to_wire, envelope_to_wire, granted_to_wire, id_to_wire,
+    progress_to_wire, token_to_wire, wait_to_wire,
+};
+use crate::worker::v1 as wire;
+
+/// Longest W3C `traceparent` of the version in use.
+const MAX_TRACEPARENT: usize = 64;
+
+/// What the leader says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Down {
+    /// Answer to `Hello`.
+    Welcome(Welcome),
+    /// Answer to a heartbeat, with its number.
+    BeatAck(u64),
+    /// A change of what the worker holds.
+    Delta(Delta),
+    /// Stop acting on these at once.
+    Fence(Vec<(ApplianceId, Token)>),
+    /// Releases and removals that the store has.
+    Confirm(Vec<(ApplianceId, Token)>),
+    /// The stream ends.
+    Refused(Refused),
+}
+
+/// What a worker holds from now on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Welcome {
+    /// Held grants that stand.
+    pub keep: Vec<(ApplianceId, Token)>,
+    /// Another `Welcome` with further entries follows.
+    pub more: bool,
+    /// How long the lease lasts after a heartbeat that was answered.
+    pub lease: Duration,
+}
+
+/// A change of what a worker holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Delta {
+    /// Version it applies to.
+    pub base: u64,
+    /// Version it leads to.
+    pub target: u64,
+    /// Appliances that may come soon, with their generation.
+    pub prepare: Vec<(ApplianceId, Generation)>,
+    /// New grants.
+    pub grant: Vec<Grant>,
+    /// Grants to give back.
+    pub release: Vec<(ApplianceId, Token)>,
+    /// Appliances that shall be something else now.
+    pub update: Vec<Update>,
+    /// Appliances to look at now.
+    pub check: Vec<Check>,
+    /// W3C trace context; empty when there is none.
+    pub traceparent: String,
+}
+
+/// A new grant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The appliance.
+    pub appliance: ApplianceId,
+    /// Under which token.
+    pub token: Token,
+    /// What it shall be.
+    pub desired: DesiredParts,
+    /// What the last owner handed in.
+    pub progress: Progress,
+    /// Remaining time before calls that no token fences may start.
+    pub hold: Duration,
+}
+
+/// A held appliance shall be something else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Update {
+    /// The appliance.
+    pub appliance: ApplianceId,
+    /// The token it is held under.
+    pub token: Token,
+    /// What it shall be.
+    pub desired: DesiredParts,
+}
+
+/// A held appliance is to be probed now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// The appliance.
+    pub appliance: ApplianceId,
+    /// The token it is held under.
+    pub token: Token,
+    /// Number the answering report names.
+    pub number: u64,
+}
+
+/// Why a stream ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// What kind of reason.
+    pub reason: RefusedReason,
+    /// In words.
+    pub detail: String,
+    /// When another try makes sense.
+    pub retry_after: Option<Duration>,
+}
+
+/// What kind of reason a stream ends for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusedReason {
+    /// One this version does not know.
+    Unknown,
+    /// The incarnation's lease is over: come back without one.
+    IncarnationOver,
+    /// Another process with this name holds a live lease.
+    NameTaken,
+    /// This coordinator does not lead (any more).
+    NotLeading,
+    /// Something in a message cannot be understood.
+    Malformed,
+    /// A newer stream of the same worker took over.
+    Superseded,
+    /// The coordinator is stopping.
+    Stopping,
+}
+
+/// Reads a message of the leader.
+///
+/// # Errors
+/// The first field that cannot be used.
+pub fn down_from_wire(wire: wire::CoordinatorMessage) -> Result<(Envelope, Down), WireError> {
+    use wire::coordinator_message::Body;
+    let body =
+        wire.body.ok_or_else(|| Reader { message: "CoordinatorMessage" }.error("body", "is missing or unknown"))?;
+    let reader = Reader {
+        message: match &body {
+            Body::Welcome(_) => "Welcome",
+            Body::BeatAck(_) => "BeatAck",
+            Body::Delta(_) => "Delta",
+            Body::Fence(_) => "Fence",
+            Body::Confirm(_) => "Confirm",
+            Body::Refused(_) => "Refused",
+        },
+    };
+    let envelope = reader.envelope(wire.envelope)?;
+    let down = match body {
+        Body::Welcome(welcome) => {
+            reader.bounded(welcome.keep.len())?;
+            Down::Welcome(Welcome {
+                keep: reader.granted("keep", welcome.keep)?,
+                more: welcome.more,
+                lease: reader.wait("lease".to_owned(), welcome.lease)?,
+            })
+        }
+        Body::BeatAck(ack) => Down::BeatAck(ack.number),
+        Body::Delta(delta) => Down::Delta(read_delta(reader, delta)?),
+        Body::Fence(fence) => {
+            reader.bounded(fence.appliances.len())?;
+            Down::Fence(reader.granted("appliances", fence.appliances)?)
+        }
+        Body::Confirm(confirm) => {
+            reader.bounded(confirm.released.len())?;
+            Down::Confirm(reader.granted("released", confirm.released)?)
+        }
+        Body::Refused(refused) => Down::Refused(Refused {
+            reason: reason_from_wire(refused.reason()),
+            detail: clip(&refused.detail, MAX_TEXT),
+            retry_after: refused
+                .retry_after
+                .map(|wait| reader.wait("retry_after".to_owned(), Some(wait)))
+                .transpose()?,
+        }),
+    };
+    Ok((envelope, down))
+}
+
+fn read_delta(reader: Reader, wire: wire::Delta) -> Result<Delta, WireError> {
+    let entries = wire.prepare.len() + wire.grant.len() + wire.release.len() + wire.update.len() + wire.check.len();
+    reader.bounded(entries)?;
+    let prepare = wire
+        .prepare
+        .into_iter()
+        .enumerate()
+        .map(|(i, p)| Ok((reader.appliance(&At("prepare", i), &p.appliance)?, Generation::new(p.generation))));
+    let grant = wire.grant.into_iter().enumerate().map(|(i, g)| {
+        let at = At("grant", i);
+        Ok(Grant {
+            appliance: reader.appliance(&at, &g.appliance)?,
+            token: reader.token(&at, g.token)?,
+            desired: reader.desired(&at, g.desired)?,
+            progress: reader.progress(&at, g.progress)?,
+            hold: reader.wait(at.field("hold"), g.hold)?,
+        })
+    });
+    let update = wire.update.into_iter().enumerate().map(|(i, u)| {
+        let at = At("update", i);
+        Ok(Update {
+            appliance: reader.appliance(&at, &u.appliance)?,
+            token: reader.token(&at, u.token)?,
+            desired: reader.desired(&at, u.desired)?,
+        })
+    });
+    let check = wire.check.into_iter().enumerate().map(|(i, c)| {
+        let at = At("check", i);
+        Ok(Check {
+            appliance: reader.appliance(&at, &c.appliance)?,
+            token: reader.token(&at, c.token)?,
+            number: c.number,
+        })
+    });
+    Ok(Delta {
+        base: wire.base,
+        target: wire.target,
+        prepare: prepare.collect::<Result<_, _>>()?,
+        grant: grant.collect::<Result<_, _>>()?,
+        release: reader.granted("release", wire.release)?,
+        update: update.collect::<Result<_, _>>()?,
+        check: check.collect::<Result<_, _>>()?,
+        traceparent: reader.text("traceparent", wire.traceparent, MAX_TRACEPARENT)?,
+    })
+}
+
+/// Writes a message of the leader. The caller keeps each message within
+/// [`MAX_ENTRIES_PER_MESSAGE`](super::MAX_ENTRIES_PER_MESSAGE).
+#[must_use]
+pub fn down_to_wire(envelope: &Envelope, down: Down) -> wire::CoordinatorMessage {
+    use wire::coordinator_message::Body;
+    let body = match down {
+        Down::Welcome(welcome) => Body::Welcome(wire::Welcome {
+            keep: granted_to_wire(welcome.keep),
+            more: welcome.more,
+            lease: wait_to_wire(welcome.lease),
+        }),
+        Down::BeatAck(number) => Body::BeatAck(wire::BeatAck { number }),
+        Down::Delta(delta) => Body::Delta(delta_to_wire(delta)),
+        Down::Fence(appliances) => Body::Fence(wire::Fence { appliances: granted_to_wire(appliances) }),
+        Down::Confirm(released) => Body::Confirm(wire::Confirm { released: granted_to_wire(released) }),
+        Down::Refused(refused) => Body::Refused(wire::Refused {
+            reason: reason_to_wire(refused.reason).into(),
+            detail: refused.detail,
+            retry_after: refused.retry_after.map(super::scalar::duration_to_wire),
+        }),
+    };
+    wire::CoordinatorMessage { envelope: Some(envelope_to_wire(envelope)), body: Some(body) }
+}
+
+fn delta_to_wire(delta: Delta) -> wire::Delta {
+    let prepare = |(appliance, generation): (ApplianceId, Generation)| wire::Prepare {
+        appliance: id_to_wire(appliance),
+        generation: generation.get(),
+    };
+    let grant = |g: Grant| wire::Grant {
+        appliance: id_to_wire(g.appliance),
+        token: Some(token_to_wire(g.token)),
+        desired: Some(desired_to_wire(&g.desired)),
+        progress: progress_to_wire(g.progress),
+        hold: wait_to_wire(g.hold),
+    };
+    let update = |u: Update| wire::Update {
+        appliance: id_to_wire(u.appliance),
+        token: Some(token_to_wire(u.token)),
+        desired: Some(desired_to_wire(&u.desired)),
+    };
+    let check = |c: Check| wire::Check {
+        appliance: id_to_wire(c.appliance),
+        token: Some(token_to_wire(c.token)),
+        number: c.number,
+    };
+    wire::Delta {
+        base: delta.base,
+        target: delta.target,
+        prepare: delta.prepare.into_iter().map(prepare).collect(),
+        grant: delta.grant.into_iter().map(grant).collect(),
+        release: granted_to_wire(delta.release),
+        update: delta.update.into_iter().map(update).collect(),
+        check: delta.check.into_iter().map(check).collect(),
+        traceparent: delta.traceparent,
+    }
+}
+
+fn reason_from_wire(reason: wire::refused::Reason) -> RefusedReason {
+    match reason {
+        wire::refused::Reason::Unspecified => RefusedReason::Unknown,
+        wire::refused::Reason::IncarnationOver => RefusedReason::IncarnationOver,
+        wire::refused::Reason::NameTaken => RefusedReason::NameTaken,
+        wire::refused::Reason::NotLeading => RefusedReason::NotLeading,
+        wire::refused::Reason::Malformed => RefusedReason::Malformed,
+        wire::refused::Reason::Superseded => RefusedReason::Superseded,
+        wire::refused::Reason::Stopping => RefusedReason::Stopping,
+    }
+}
+
+fn reason_to_wire(reason: RefusedReason) -> wire::refused::Reason {
+    match reason {
+        RefusedReason::Unknown => wire::refused::Reason::Unspecified,
+        RefusedReason::IncarnationOver => wire::refused::Reason::IncarnationOver,
+        RefusedReason::NameTaken => wire::refused::Reason::NameTaken,
+        RefusedReason::NotLeading => wire::refused::Reason::NotLeading,
+        RefusedReason::Malformed => wire::refused::Reason::Malformed,
+        RefusedReason::Superseded => wire::refused::Reason::Superseded,
+        RefusedReason::Stopping => wire::refused::Reason::Stopping,
+    }
+}

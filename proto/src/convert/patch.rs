@@ -1,0 +1,274 @@
+//! An update: which fields of an appliance are to change, and to what.
+//!
+//! A request is read without knowing the appliance it is about; [`Patch::apply`] then makes the new specification out of
+//! the present one. So only the single writer has to look at both, and a patch of `spec.replicas` never writes back a
+//! stale copy of the other fields.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use common::Generation;
+use common::appliance::{Custom, Driver, FieldViolation, Kind, Name, Probe, Spec};
+
+use super::admin::{Draft, Target, draft_from_wire, id_or_none, labels, placement_key, tenant};
+use super::scalar::port_from_wire;
+use super::{Found, spec};
+use crate::admin::v1 as wire;
+
+/// Most paths of one mask; there are not that many fields.
+const MAX_PATHS: usize = 64;
+/// Paths an update mask may name.
+const PATHS: &str = "known are name, labels, spec, spec.replicas, spec.probe_interval, spec.image, spec.loadbalancer, \
+                     spec.loadbalancer.listeners, spec.custom, spec.custom.command, spec.custom.args, \
+                     spec.custom.env, spec.custom.port, spec.custom.probe";
+
+/// Fields to change. `None` leaves a field as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Patch {
+    /// New name.
+    pub name: Option<Name>,
+    /// New labels, as a whole.
+    pub labels: Option<BTreeMap<String, String>>,
+    /// New specification, as a whole.
+    pub spec: Option<Spec>,
+    /// Fields of the specification.
+    pub fields: SpecFields,
+    /// What the request says of fields that cannot change; a difference is refused.
+    pub fixed: Fixed,
+}
+
+/// Fields of a specification to change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpecFields {
+    /// `spec.replicas`.
+    pub replicas: Option<u16>,
+    /// `spec.probe_interval`; inner `None` is the worker's default.
+    pub probe_interval: Option<Option<Duration>>,
+    /// `spec.image`; inner `None` is no image.
+    pub image: Option<Option<String>>,
+    /// `spec.loadbalancer` or `spec.custom`.
+    pub kind: Option<Kind>,
+    /// `spec.custom.command`.
+    pub command: Option<String>,
+    /// `spec.custom.args`.
+    pub args: Option<Vec<String>>,
+    /// `spec.custom.env`.
+    pub env: Option<BTreeMap<String, String>>,
+    /// `spec.custom.port`; inner `None` lets the worker choose.
+    pub port: Option<Option<u16>>,
+    /// `spec.custom.probe`.
+    pub probe: Option<Probe>,
+}
+
+/// Fields that cannot change, where the request names them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fixed {
+    /// Tenant.
+    pub tenant: Option<Name>,
+    /// Driver.
+    pub driver: Option<Driver>,
+    /// Placement key.
+    pub placement_key: Option<String>,
+}
+
+/// An `Update` as it was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Update {
+    /// Which appliance.
+    pub target: Target,
+    /// What changes.
+    pub patch: Patch,
+    /// Generation it must have.
+    pub expected: Option<Generation>,
+    /// What to create when there is none; `None` when that was not asked for.
+    pub create: Option<Draft>,
+}
+
+/// Reads an `Update`.
+///
+/// # Errors
+/// Every violation, with the API's paths.
+pub fn update_from_wire(request: wire::UpdateApplianceRequest) -> Result<Update, Vec<FieldViolation>> {
+    let mut found = Found::default();
+    let Some(a) = request.appliance else {
+        found.add("appliance", "is missing");
+        return Err(found.0);
+    };
+    let mask = request.update_mask.map(|m| m.paths).filter(|paths| !paths.is_empty());
+    // An upsert needs a complete document, so one without a mask is read once, as a draft, and patched from it.
+    let create = match (request.allow_missing, &mask) {
+        (true, None) => Some(draft_from_wire(Some(a.clone()))?),
+        (true, Some(_)) => {
+            draft_from_wire(Some(a.clone())).map_err(|v| v.into_iter().for_each(|v| found.add_if_new(v))).ok()
+        }
+        (false, _) => None,
+    };
+    let id = id_or_none("appliance.id", &a.id, &mut found);
+    let tenant = tenant("appliance.tenant", &a.tenant, &mut found);
+    let name = if a.name.is_empty() { None } else { found.take("appliance.name", Name::new(&a.name)) };
+    let target = match (id, tenant.clone(), name.clone()) {
+        (Some(id), ..) => Some(Target::Id(id)),
+        (None, Some(tenant), Some(name)) => Some(Target::Name(tenant, name)),
+        _ => {
+            if a.id.is_empty() && a.name.is_empty() {
+                found.add("appliance.name", "is missing: give an id, or a tenant and a name");
+            }
+            None
+        }
+    };
+    let fixed = Fixed {
+        tenant: tenant.filter(|_| !a.tenant.is_empty()),
+        driver: if a.driver.is_empty() { None } else { found.take("appliance.driver", a.driver.parse()) },
+        placement_key: placement_key(a.placement_key, &mut found),
+    };
+    let mut patch = Patch { fixed, ..Patch::default() };
+    match (mask, &create) {
+        (None, Some(draft)) => {
+            patch.name = name;
+            patch.labels = Some(draft.labels.clone());
+            patch.spec = Some(draft.spec.clone());
+        }
+        (None, None) => {
+            patch.name = name;
+            patch.labels = Some(labels("appliance.labels", a.labels, &mut found));
+            match a.spec {
+                Some(spec) => patch.spec = spec::read(spec, "appliance.spec", &mut found),
+                None => found.add("appliance.spec", "is missing"),
+            }
+        }
+        (Some(paths), _) => {
+            let source = Source { name, labels: a.labels, spec: a.spec.unwrap_or_default() };
+            masked(&paths, source, &mut patch, &mut found);
+        }
+    }
+    let expected = (request.expected_generation > 0).then(|| Generation::new(request.expected_generation));
+    found.into_result(target.map(|target| Update { target, patch, expected, create }))
+}
+
+/// The fields a mask can pick from.
+struct Source {
+    name: Option<Name>,
+    labels: std::collections::HashMap<String, String>,
+    spec: wire::Spec,
+}
+
+fn masked(paths: &[String], source: Source, patch: &mut Patch, found: &mut Found) {
+    const AT: &str = "appliance.spec";
+    if paths.len() > MAX_PATHS {
+        found.add("update_mask", format!("has {} paths, at most {MAX_PATHS} are allowed", paths.len()));
+        return;
+    }
+    if !spec::fits(&source.spec, AT, found) {
+        return;
+    }
+    let custom = match &source.spec.kind {
+        Some(wire::spec::Kind::Custom(custom)) => custom.clone(),
+        _ => wire::Custom::default(),
+    };
+    for path in paths {
+        let fields = &mut patch.fields;
+        match path.as_str() {
+            "name" if source.name.is_none() => found.add("appliance.name", "must not be empty"),
+            "name" => patch.name.clone_from(&source.name),
+            "labels" => patch.labels = Some(labels("appliance.labels", source.labels.clone(), found)),
+            "spec" => patch.spec = spec::read(source.spec.clone(), AT, found),
+            "spec.replicas" => fields.replicas = source.spec.replicas.map_or(Some(1), |n| spec::replicas(n, AT, found)),
+            "spec.probe_interval" => {
+                let interval = source.spec.probe_interval;
+                fields.probe_interval =
+                    Some(interval.and_then(|d| spec::duration(&d, "appliance.spec.probe_interval", found)));
+            }
+            "spec.image" => {
+                fields.image = Some((!source.spec.image.is_empty()).then(|| source.spec.image.clone()));
+            }
+            "spec.loadbalancer" | "spec.loadbalancer.listeners" => match &source.spec.kind {
+                Some(wire::spec::Kind::Loadbalancer(_)) => {
+                    fields.kind = spec::read_kind(source.spec.kind.clone(), AT, found);
+                }
+                _ => found.add("appliance.spec.loadbalancer", "is missing though the mask names it"),
+            },
+            "spec.custom" => match &source.spec.kind {
+                Some(wire::spec::Kind::Custom(_)) => {
+                    fields.kind = spec::read_kind(source.spec.kind.clone(), AT, found);
+                }
+                _ => found.add("appliance.spec.custom", "is missing though the mask names it"),
+            },
+            "spec.custom.command" => fields.command = Some(custom.command.clone()),
+            "spec.custom.args" => fields.args = Some(custom.args.clone()),
+            "spec.custom.env" => fields.env = Some(custom.env.clone().into_iter().collect()),
+            "spec.custom.port" => {
+                fields.port =
+                    Some(custom.port.and_then(|p| found.take("appliance.spec.custom.port", port_from_wire(p))));
+            }
+            "spec.custom.probe" => fields.probe = Some(spec::read_probe(custom.probe.clone())),
+            other => {
+                found.add("update_mask", format!("`{}` cannot be updated; {PATHS}", super::scalar::clip(other, 64)))
+            }
+        }
+    }
+}
+
+impl Patch {
+    /// The specification that comes out of `current`, checked as a whole.
+    ///
+    /// # Errors
+    /// Every violation of the result, with paths below `appliance.spec`.
+    pub fn apply(&self, current: &Spec) -> Result<Spec, Vec<FieldViolation>> {
+        if self.fields == SpecFields::default() {
+            // A whole specification was checked when it was read.
+            return Ok(self.spec.as_ref().unwrap_or(current).clone());
+        }
+        let mut spec = self.spec.as_ref().unwrap_or(current).clone();
+        let fields = &self.fields;
+        let mut found = Found::default();
+        if let Some(replicas) = fields.replicas {
+            spec.replicas = replicas;
+        }
+        if let Some(interval) = fields.probe_interval {
+            spec.probe_interval = interval;
+        }
+        if let Some(image) = &fields.image {
+            spec.image.clone_from(image);
+        }
+        if let Some(kind) = &fields.kind {
+            spec.kind = kind.clone();
+        }
+        match &mut spec.kind {
+            Kind::Custom(custom) => fields.apply_custom(custom),
+            other if fields.touches_custom() => {
+                found.add("update_mask", format!("names fields of spec.custom, but the kind is {}", other.name()));
+            }
+            Kind::Loadbalancer(_) => {}
+        }
+        spec::check(&spec, "appliance.spec", &mut found);
+        found.into_result(Some(spec))
+    }
+}
+
+impl SpecFields {
+    fn touches_custom(&self) -> bool {
+        self.command.is_some()
+            || self.args.is_some()
+            || self.env.is_some()
+            || self.port.is_some()
+            || self.probe.is_some()
+    }
+
+    fn apply_custom(&self, custom: &mut Custom) {
+        if let Some(command) = &self.command {
+            custom.command.clone_from(command);
+        }
+        if let Some(args) = &self.args {
+            custom.args.clone_from(args);
+        }
+        if let Some(env) = &self.env {
+            custom.env.clone_from(env);
+        }
+        if let Some(port) = self.port {
+            custom.port = port;
+        }
+        if let Some(probe) = &self.probe {
+            custom.probe = probe.clone();
+        }
+    }
+}

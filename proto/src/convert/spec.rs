@@ -1,0 +1,203 @@
+//! The specification of an appliance: every field is read, everything wrong is noted, then the whole is checked.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use common::appliance::{
+    Custom, FieldViolation, HealthCheck, Kind, Listener, LoadBalancer, MAX_REPLICAS, MAX_SPEC, Member, Probe, Spec,
+};
+use prost::Message;
+
+use super::Found;
+use super::scalar::{address_from_wire, duration_from_wire, duration_to_wire, port_from_wire};
+use crate::admin::v1 as wire;
+
+/// Kinds this version knows, as a violation lists them.
+const KINDS: &str = "one of loadbalancer, custom is needed";
+
+/// Reads a specification whose path in the request is `at` (such as `appliance.spec`).
+///
+/// # Errors
+/// Every violation, with field paths below `at`.
+pub fn spec_from_wire(wire: wire::Spec, at: &str) -> Result<Spec, Vec<FieldViolation>> {
+    let mut found = Found::default();
+    let spec = read(wire, at, &mut found);
+    found.into_result(spec)
+}
+
+/// Reads a specification; `None` when `found` says why.
+pub(super) fn read(wire: wire::Spec, at: &str, found: &mut Found) -> Option<Spec> {
+    if !fits(&wire, at, found) {
+        return None;
+    }
+    let mut own = Found::default();
+    let replicas = wire.replicas.map_or(Some(1), |n| replicas(n, at, &mut own));
+    let probe_interval = wire.probe_interval.and_then(|d| duration(&d, &format!("{at}.probe_interval"), &mut own));
+    let image = (!wire.image.is_empty()).then_some(wire.image);
+    let kind = read_kind(wire.kind, at, &mut own);
+    let readable = kind.is_some();
+    // A missing kind gets a placeholder, so that one answer also has what is wrong with the other fields.
+    let kind = kind.unwrap_or_else(|| {
+        Kind::Custom(Custom {
+            command: "-".to_owned(),
+            args: Vec::new(),
+            env: BTreeMap::new(),
+            port: None,
+            probe: Probe::Tcp,
+        })
+    });
+    let spec = Spec { replicas: replicas.unwrap_or(1), probe_interval, image, kind };
+    check(&spec, at, &mut own);
+    let usable = readable && own.is_empty();
+    own.0.into_iter().for_each(|v| found.add(v.field, v.description));
+    usable.then_some(spec)
+}
+
+/// Notes what [`Spec::validate`] says, with its paths put below `at`.
+pub(super) fn check(spec: &Spec, at: &str, found: &mut Found) {
+    for violation in spec.validate() {
+        let below = violation.field.strip_prefix("spec").unwrap_or(&violation.field);
+        found.add_if_new(FieldViolation::new(format!("{at}{below}"), violation.description));
+    }
+}
+
+/// Whether the message is small enough to be looked at. The exact limit, on the stored form, is checked before storing.
+pub(super) fn fits(wire: &wire::Spec, at: &str, found: &mut Found) -> bool {
+    let size = wire.encoded_len();
+    if size > MAX_SPEC {
+        found.add(at, format!("has {size} bytes, at most {MAX_SPEC} are allowed"));
+    }
+    size <= MAX_SPEC
+}
+
+pub(super) fn replicas(n: i32, at: &str, found: &mut Found) -> Option<u16> {
+    let read = u16::try_from(n).ok().filter(|n| (1..=MAX_REPLICAS).contains(n));
+    if read.is_none() {
+        found.add(format!("{at}.replicas"), format!("must be 1 to {MAX_REPLICAS}, is {n}"));
+    }
+    read
+}
+
+pub(super) fn duration(wire: &prost_types::Duration, at: &str, found: &mut Found) -> Option<Duration> {
+    found.take(at, duration_from_wire(wire))
+}
+
+pub(super) fn read_kind(kind: Option<wire::spec::Kind>, at: &str, found: &mut Found) -> Option<Kind> {
+    match kind {
+        None => {
+            found.add(format!("{at}.kind"), KINDS);
+            None
+        }
+        Some(wire::spec::Kind::Loadbalancer(lb)) => {
+            let at = format!("{at}.loadbalancer.listeners");
+            let listeners =
+                lb.listeners.into_iter().enumerate().map(|(i, l)| read_listener(i, l, &at, found)).collect();
+            Some(Kind::Loadbalancer(LoadBalancer { listeners }))
+        }
+        Some(wire::spec::Kind::Custom(custom)) => Some(Kind::Custom(read_custom(custom, at, found))),
+    }
+}
+
+fn read_listener(i: usize, wire: wire::Listener, at: &str, found: &mut Found) -> Listener {
+    let name = if wire.name.is_empty() { format!("listener-{i}") } else { wire.name };
+    let members = wire.members.into_iter().enumerate().map(|(m, member)| Member {
+        address: found
+            .take(&format!("{at}[{i}].members[{m}].address"), address_from_wire(&member.address))
+            .unwrap_or([127, 0, 0, 1].into()),
+        port: found.take(&format!("{at}[{i}].members[{m}].port"), port_from_wire(member.port)).unwrap_or(1),
+    });
+    let members = members.collect();
+    Listener {
+        name,
+        address: found
+            .take(&format!("{at}[{i}].address"), address_from_wire(&wire.address))
+            .unwrap_or([127, 0, 0, 1].into()),
+        port: found.take(&format!("{at}[{i}].port"), port_from_wire(wire.port)).unwrap_or(1),
+        members,
+        health_check: read_health_check(wire.health_check, &format!("{at}[{i}].health_check"), found),
+    }
+}
+
+fn read_health_check(wire: Option<wire::HealthCheck>, at: &str, found: &mut Found) -> HealthCheck {
+    let default = HealthCheck::default();
+    let Some(wire) = wire else { return default };
+    let mut time = |field: &str, value: Option<prost_types::Duration>, default| {
+        value.map_or(default, |d| duration(&d, &format!("{at}.{field}"), found).unwrap_or(default))
+    };
+    HealthCheck {
+        interval: time("interval", wire.interval, default.interval),
+        timeout: time("timeout", wire.timeout, default.timeout),
+        fall: if wire.fall == 0 { default.fall } else { wire.fall },
+        rise: if wire.rise == 0 { default.rise } else { wire.rise },
+    }
+}
+
+fn read_custom(wire: wire::Custom, at: &str, found: &mut Found) -> Custom {
+    Custom {
+        command: wire.command,
+        args: wire.args,
+        env: wire.env.into_iter().collect(),
+        port: wire.port.and_then(|p| found.take(&format!("{at}.custom.port"), port_from_wire(p))),
+        probe: read_probe(wire.probe),
+    }
+}
+
+pub(super) fn read_probe(wire: Option<wire::Probe>) -> Probe {
+    match wire.and_then(|p| p.probe) {
+        None | Some(wire::probe::Probe::Tcp(_)) => Probe::Tcp,
+        Some(wire::probe::Probe::Http(http)) => {
+            Probe::Http { path: if http.path.is_empty() { "/".to_owned() } else { http.path } }
+        }
+    }
+}
+
+/// Writes a specification.
+#[must_use]
+pub fn spec_to_wire(spec: &Spec) -> wire::Spec {
+    wire::Spec {
+        replicas: Some(i32::from(spec.replicas)),
+        probe_interval: spec.probe_interval.map(duration_to_wire),
+        image: spec.image.clone().unwrap_or_default(),
+        kind: Some(match &spec.kind {
+            Kind::Loadbalancer(lb) => wire::spec::Kind::Loadbalancer(wire::LoadBalancer {
+                listeners: lb.listeners.iter().map(listener_to_wire).collect(),
+            }),
+            Kind::Custom(custom) => wire::spec::Kind::Custom(wire::Custom {
+                command: custom.command.clone(),
+                args: custom.args.clone(),
+                env: custom.env.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+                port: custom.port.map(u32::from),
+                probe: Some(probe_to_wire(&custom.probe)),
+            }),
+        }),
+    }
+}
+
+fn listener_to_wire(listener: &Listener) -> wire::Listener {
+    let check = &listener.health_check;
+    wire::Listener {
+        name: listener.name.clone(),
+        address: listener.address.to_string(),
+        port: u32::from(listener.port),
+        members: listener
+            .members
+            .iter()
+            .map(|m| wire::Member { address: m.address.to_string(), port: u32::from(m.port) })
+            .collect(),
+        health_check: Some(wire::HealthCheck {
+            interval: Some(duration_to_wire(check.interval)),
+            timeout: Some(duration_to_wire(check.timeout)),
+            fall: check.fall,
+            rise: check.rise,
+        }),
+    }
+}
+
+fn probe_to_wire(probe: &Probe) -> wire::Probe {
+    wire::Probe {
+        probe: Some(match probe {
+            Probe::Tcp => wire::probe::Probe::Tcp(wire::TcpProbe {}),
+            Probe::Http { path } => wire::probe::Probe::Http(wire::HttpProbe { path: path.clone() }),
+        }),
+    }
+}

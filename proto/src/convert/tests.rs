@@ -1,0 +1,525 @@
+//! Round trips, refusals as tables, and bytes nobody meant: nothing that decodes may panic here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use common::appliance::{
+    Custom, Driver, FieldViolation, HealthCheck, Kind, Listener, LoadBalancer, Member, Name, Probe, Spec,
+};
+use common::ring::MAX_WEIGHT;
+use common::status::{InstanceStatus, JournalEntry, Phase, Progress, Status};
+use common::{ApplianceId, Generation, Incarnation, StreamNumber, Term, Token, WorkerId};
+use proptest::prelude::*;
+use prost::Message;
+
+use super::admin::{draft_from_wire, status_from_wire, status_to_wire, target_from_wire};
+use super::down::{self, Delta, Down, down_from_wire, down_to_wire};
+use super::patch::update_from_wire;
+use super::up::{self, Ack, Hello, Up, up_from_wire, up_to_wire};
+use super::*;
+use crate::admin::v1 as wire;
+use crate::worker::v1 as worker_wire;
+
+// ------------------------------------------------------------------------------------------------------ strategies
+
+fn duration(ms: std::ops::RangeInclusive<u64>) -> impl Strategy<Value = Duration> {
+    ms.prop_map(Duration::from_millis)
+}
+
+fn member() -> impl Strategy<Value = Member> {
+    (any::<[u8; 4]>(), 1..=u16::MAX).prop_map(|(a, port)| Member { address: IpAddr::from(a), port })
+}
+
+fn kind() -> impl Strategy<Value = Kind> {
+    let members = prop::collection::btree_set(member(), 0..4).prop_map(|m| m.into_iter().collect::<Vec<_>>());
+    let check = (duration(50..=300_000), duration(50..=300_000), 1..=100u32, 1..=100u32)
+        .prop_map(|(interval, timeout, fall, rise)| HealthCheck { interval, timeout, fall, rise });
+    let listeners = prop::collection::vec((members, check), 1..4).prop_map(|all| {
+        let listener = |(i, (members, health_check))| Listener {
+            name: format!("l{i}"),
+            address: IpAddr::from([127, 0, 0, 1]),
+            port: 8000 + 100 * u16::try_from(i).expect("few listeners"),
+            members,
+            health_check,
+        };
+        Kind::Loadbalancer(LoadBalancer { listeners: all.into_iter().enumerate().map(listener).collect() })
+    });
+    let probe = prop_oneof![Just(Probe::Tcp), "/[a-z]{0,8}".prop_map(|path| Probe::Http { path })];
+    let env = prop::collection::btree_map("[A-Z]{1,5}", "[ -~]{0,9}", 0..4);
+    let custom = ("[a-z]{1,9}", prop::collection::vec("[ -~]{0,9}", 0..4), env, prop::option::of(1..60_000u16), probe)
+        .prop_map(|(command, args, env, port, probe)| Kind::Custom(Custom { command, args, env, port, probe }));
+    prop_oneof![listeners, custom]
+}
+
+fn spec() -> impl Strategy<Value = Spec> {
+    (1..=16u16, prop::option::of(duration(100..=3_600_000)), prop::option::of("[a-z]{1,9}"), kind())
+        .prop_map(|(replicas, probe_interval, image, kind)| Spec { replicas, probe_interval, image, kind })
+}
+
+fn grip() -> impl Strategy<Value = (ApplianceId, Token)> {
+    (any::<u128>(), any::<u64>(), any::<u64>())
+        .prop_map(|(id, term, n)| (ApplianceId::from_u128(id), Token::new(Term::new(term), n)))
+}
+
+fn grips() -> impl Strategy<Value = Vec<(ApplianceId, Token)>> {
+    prop::collection::vec(grip(), 0..4)
+}
+
+fn progress() -> impl Strategy<Value = Progress> {
+    let entry = ("[a-z ]{0,9}", "[a-z]{0,9}").prop_map(|(step, request_id)| JournalEntry { step, request_id });
+    (any::<u32>(), prop::collection::vec(any::<u32>(), 0..5), duration(0..=60_000), any::<bool>(), {
+        prop::collection::vec(entry, 0..4)
+    })
+        .prop_map(|(failed_boots, attempts, wait, cooling, journal)| Progress {
+            failed_boots,
+            attempts,
+            wait,
+            cooling,
+            journal,
+        })
+}
+
+fn status() -> impl Strategy<Value = Status> {
+    let instance = (any::<u16>(), any::<Option<bool>>(), any::<Option<u32>>(), 0..1u64 << 42, any::<bool>(), 0..9u64)
+        .prop_map(|(ordinal, alive, pid, started_at_unix_ms, addressed, generation)| InstanceStatus {
+            ordinal,
+            name: format!("n{ordinal}"),
+            alive,
+            pid,
+            started_at_unix_ms,
+            address: addressed.then(|| ([10, 0, 0, 1], ordinal).into()),
+            configured: (generation > 0).then(|| Generation::new(generation)),
+        });
+    let phase = prop::sample::select(Phase::ALL.to_vec());
+    (phase, any::<u64>(), prop::collection::vec(instance, 0..5), prop::option::of("[ -~]{1,30}"), any::<u32>())
+        .prop_map(|(phase, generation, instances, last_error, failed_boots)| Status {
+            phase,
+            observed_generation: Generation::new(generation),
+            instances,
+            last_error,
+            failed_boots,
+        })
+}
+
+fn envelope() -> impl Strategy<Value = Envelope> {
+    (any::<u64>(), any::<Option<u128>>(), any::<u64>()).prop_map(|(term, incarnation, stream)| Envelope {
+        term: Term::new(term),
+        incarnation: incarnation.map(Incarnation::new),
+        stream: StreamNumber::new(stream),
+    })
+}
+
+fn releases() -> impl Strategy<Value = Vec<up::Release>> {
+    prop::collection::vec((grip(), progress(), duration(0..=99_000)), 0..4).prop_map(|all| {
+        let one = |((appliance, token), progress, hold)| up::Release { appliance, token, progress, hold };
+        all.into_iter().map(one).collect()
+    })
+}
+
+fn up() -> impl Strategy<Value = Up> {
+    let held = (grip(), any::<u64>(), any::<bool>(), duration(0..=99_000)).prop_map(
+        |((appliance, token), generation, releasing, hold)| up::Held {
+            appliance,
+            token,
+            generation: Generation::new(generation),
+            releasing,
+            hold,
+        },
+    );
+    let hello = (prop::collection::vec(held, 0..4), releases(), any::<u64>(), any::<bool>(), 1..=MAX_WEIGHT).prop_map(
+        |(held, released, term, more, weight)| {
+            Up::Hello(Box::new(Hello {
+                worker: WorkerId::new("w1").expect("a valid name"),
+                profile: Profile {
+                    weight,
+                    zone: "a".into(),
+                    host: "h".into(),
+                    drivers: BTreeSet::from([Driver::Process]),
+                    version: "1".into(),
+                    pid: 7,
+                    lease: Duration::from_secs(2),
+                },
+                held,
+                released,
+                highest_term: Term::new(term),
+                more,
+            }))
+        },
+    );
+    let declined =
+        (grip(), "[ -~]{0,9}").prop_map(|((appliance, token), reason)| up::Declined { appliance, token, reason });
+    let ack = (any::<u64>(), grips(), prop::collection::vec(declined, 0..3), releases(), grips()).prop_map(
+        |(applied, granted, declined, released, gone)| Up::Ack(Ack { applied, granted, declined, released, gone }),
+    );
+    let report = (grip(), status(), any::<u64>()).prop_map(|((appliance, token), status, checked)| up::Report {
+        appliance,
+        token,
+        status,
+        checked,
+    });
+    prop_oneof![
+        hello,
+        any::<u64>().prop_map(Up::Beat),
+        ack,
+        prop::collection::vec(report, 0..4).prop_map(Up::Report),
+        Just(Up::Leave),
+    ]
+}
+
+fn desired() -> impl Strategy<Value = DesiredParts> {
+    ("[a-z]{1,9}", any::<u64>(), any::<u64>(), any::<bool>(), spec()).prop_map(
+        |(name, generation, revision, deleting, spec)| DesiredParts {
+            name: Name::new(&name).expect("lower-case letters"),
+            tenant: Name::new("default").expect("a valid name"),
+            driver: Driver::Simulated,
+            generation: Generation::new(generation),
+            revision,
+            deleting,
+            spec,
+        },
+    )
+}
+
+fn down() -> impl Strategy<Value = Down> {
+    let grant = (grip(), desired(), progress(), duration(0..=99_000)).prop_map(
+        |((appliance, token), desired, progress, hold)| down::Grant { appliance, token, desired, progress, hold },
+    );
+    let update =
+        (grip(), desired()).prop_map(|((appliance, token), desired)| down::Update { appliance, token, desired });
+    let check =
+        (grip(), any::<u64>()).prop_map(|((appliance, token), number)| down::Check { appliance, token, number });
+    let prepare = grip().prop_map(|(id, token)| (id, Generation::new(token.sequence)));
+    let delta = (
+        any::<u64>(),
+        prop::collection::vec(prepare, 0..3),
+        prop::collection::vec(grant, 0..3),
+        grips(),
+        prop::collection::vec(update, 0..3),
+        prop::collection::vec(check, 0..3),
+    )
+        .prop_map(|(base, prepare, grant, release, update, check)| {
+            let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned();
+            Down::Delta(Delta { base, target: base, prepare, grant, release, update, check, traceparent })
+        });
+    prop_oneof![
+        (grips(), any::<bool>(), duration(0..=9_000)).prop_map(|(keep, more, lease)| Down::Welcome(down::Welcome {
+            keep,
+            more,
+            lease
+        })),
+        any::<u64>().prop_map(Down::BeatAck),
+        delta,
+        grips().prop_map(Down::Fence),
+        grips().prop_map(Down::Confirm),
+        Just(Down::Refused(down::Refused {
+            reason: down::RefusedReason::NameTaken,
+            detail: "w1 lives".into(),
+            retry_after: Some(Duration::from_secs(1)),
+        })),
+    ]
+}
+
+// ------------------------------------------------------------------------------------------------------ properties
+
+/// Decodes what damaged bytes still decode to, and converts it; only panics are failures.
+fn convert_all(bytes: &[u8]) {
+    if let Ok(message) = worker_wire::WorkerMessage::decode(bytes) {
+        let _ = up_from_wire(message);
+    }
+    if let Ok(message) = worker_wire::CoordinatorMessage::decode(bytes) {
+        let _ = down_from_wire(message);
+    }
+    if let Ok(request) = wire::CreateApplianceRequest::decode(bytes) {
+        let _ = draft_from_wire(request.appliance);
+    }
+    if let Ok(request) = wire::GetApplianceRequest::decode(bytes) {
+        let _ = target_from_wire(request.appliance, "appliance");
+    }
+    if let Ok(status) = wire::Status::decode(bytes) {
+        let _ = status_from_wire(status);
+    }
+    if let Ok(request) = wire::UpdateApplianceRequest::decode(bytes)
+        && let Ok(update) = update_from_wire(request)
+        && let Some(draft) = &update.create
+    {
+        let _ = update.patch.apply(&draft.spec);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_valid_spec_survives_the_wire(spec in spec()) {
+        prop_assume!(spec.validate().is_empty());
+        prop_assert_eq!(spec_from_wire(spec_to_wire(&spec), "spec"), Ok(spec));
+    }
+
+    #[test]
+    fn a_status_survives_the_wire(status in status()) {
+        prop_assert_eq!(status_from_wire(status_to_wire(&status)), Ok(status));
+    }
+
+    #[test]
+    fn messages_of_a_worker_survive_the_wire(envelope in envelope(), up in up()) {
+        let bytes = up_to_wire(&envelope, up.clone()).encode_to_vec();
+        let decoded = worker_wire::WorkerMessage::decode(bytes.as_slice()).expect("just encoded");
+        prop_assert_eq!(up_from_wire(decoded), Ok((envelope, up)));
+    }
+
+    #[test]
+    fn messages_of_the_leader_survive_the_wire(envelope in envelope(), down in down()) {
+        let specs_valid = match &down {
+            Down::Delta(d) => d.grant.iter().map(|g| &g.desired).chain(d.update.iter().map(|u| &u.desired))
+                .all(|d| d.spec.validate().is_empty()),
+            _ => true,
+        };
+        prop_assume!(specs_valid);
+        let bytes = down_to_wire(&envelope, down.clone()).encode_to_vec();
+        let decoded = worker_wire::CoordinatorMessage::decode(bytes.as_slice()).expect("just encoded");
+        prop_assert_eq!(down_from_wire(decoded), Ok((envelope, down)));
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
+        convert_all(&bytes);
+    }
+
+    #[test]
+    fn damaged_messages_never_panic(
+        up in up(), down in down(), spec in spec(), at in any::<prop::sample::Index>(), with in any::<u8>(),
+    ) {
+        let envelope = Envelope { term: Term::new(1), incarnation: None, stream: StreamNumber::new(1) };
+        let appliance = wire::Appliance { name: "a".into(), spec: Some(spec_to_wire(&spec)), ..Default::default() };
+        let update = wire::UpdateApplianceRequest {
+            appliance: Some(appliance),
+            update_mask: Some(prost_types::FieldMask { paths: vec!["spec.replicas".into(), "spec.custom.port".into()] }),
+            allow_missing: true,
+            ..Default::default()
+        };
+        for mut bytes in [
+            up_to_wire(&envelope, up).encode_to_vec(),
+            down_to_wire(&envelope, down).encode_to_vec(),
+            update.encode_to_vec(),
+        ] {
+            let at = at.index(bytes.len());
+            bytes[at] = with;
+            convert_all(&bytes);
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------- tables
+
+fn custom_appliance() -> wire::Appliance {
+    let custom = wire::Custom { command: "sleep".into(), args: vec!["9".into()], ..Default::default() };
+    wire::Appliance {
+        name: "web".into(),
+        spec: Some(wire::Spec { kind: Some(wire::spec::Kind::Custom(custom)), ..Default::default() }),
+        ..Default::default()
+    }
+}
+
+fn lb(listener: wire::Listener) -> Option<wire::spec::Kind> {
+    Some(wire::spec::Kind::Loadbalancer(wire::LoadBalancer { listeners: vec![listener] }))
+}
+
+fn fields<T: std::fmt::Debug>(result: Result<T, Vec<FieldViolation>>) -> Vec<String> {
+    result.expect_err("it must be refused").into_iter().map(|v| v.field).collect()
+}
+
+#[test]
+fn defaults_of_the_api_are_filled_in() {
+    let draft = draft_from_wire(Some(custom_appliance())).expect("valid");
+    assert_eq!((draft.tenant.as_str(), draft.driver, draft.spec.replicas), ("default", Driver::Process, 1));
+    let mut appliance = custom_appliance();
+    appliance.spec.as_mut().expect("has one").kind = lb(wire::Listener { port: 80, ..Default::default() });
+    let Kind::Loadbalancer(lb) = draft_from_wire(Some(appliance)).expect("valid").spec.kind else {
+        panic!("the kind changed on the way");
+    };
+    assert_eq!(lb.listeners[0].name, "listener-0");
+    assert_eq!(lb.listeners[0].health_check, HealthCheck::default());
+}
+
+#[test]
+fn each_odd_field_of_a_document_is_named() {
+    type Spoil = fn(&mut wire::Appliance);
+    fn spec(a: &mut wire::Appliance) -> &mut wire::Spec {
+        a.spec.as_mut().expect("has one")
+    }
+    let cases: &[(&str, Spoil)] = &[
+        ("appliance.name", |a| a.name = "No".into()),
+        ("appliance.id", |a| a.id = "123".into()),
+        ("appliance.tenant", |a| a.tenant = "-".into()),
+        ("appliance.driver", |a| a.driver = "floppy".into()),
+        ("appliance.placement_key", |a| a.placement_key = "x".repeat(300)),
+        ("appliance.labels", |a| a.labels = [(String::new(), "v".into())].into()),
+        ("appliance.labels[\"k\"]", |a| a.labels = [("k".into(), "\n".into())].into()),
+        ("appliance.spec", |a| a.spec = None),
+        ("appliance.spec.kind", |a| spec(a).kind = None),
+        ("appliance.spec.replicas", |a| spec(a).replicas = Some(-1)),
+        ("appliance.spec.replicas", |a| spec(a).replicas = Some(0)),
+        ("appliance.spec.replicas", |a| spec(a).replicas = Some(70_000)),
+        ("appliance.spec.probe_interval", |a| {
+            spec(a).probe_interval = Some(prost_types::Duration { seconds: -1, nanos: 0 });
+        }),
+        ("appliance.spec.probe_interval", |a| {
+            spec(a).probe_interval = Some(prost_types::Duration { seconds: i64::MAX, nanos: i32::MAX });
+        }),
+        ("appliance.spec.probe_interval", |a| {
+            spec(a).probe_interval = Some(prost_types::Duration { seconds: 0, nanos: 1 });
+        }),
+        ("appliance.spec.loadbalancer.listeners[0].port", |a| {
+            spec(a).kind = lb(wire::Listener { port: 65_536, ..Default::default() });
+        }),
+        ("appliance.spec.loadbalancer.listeners[0].address", |a| {
+            spec(a).kind = lb(wire::Listener { port: 1, address: "localhost".into(), ..Default::default() });
+        }),
+        ("appliance.spec.loadbalancer.listeners[0].members[0].address", |a| {
+            let members = vec![wire::Member { address: "1.2.3".into(), port: 1 }];
+            spec(a).kind = lb(wire::Listener { port: 1, members, ..Default::default() });
+        }),
+        ("appliance.spec.loadbalancer.listeners[0].members[0].port", |a| {
+            let members = vec![wire::Member { address: String::new(), port: 0 }];
+            spec(a).kind = lb(wire::Listener { port: 1, members, ..Default::default() });
+        }),
+        ("appliance.spec.custom.command", |a| spec(a).kind = Some(wire::spec::Kind::Custom(Default::default()))),
+    ];
+    for (field, spoil) in cases {
+        let mut appliance = custom_appliance();
+        spoil(&mut appliance);
+        assert_eq!(fields(draft_from_wire(Some(appliance))), [*field]);
+    }
+}
+
+#[test]
+fn all_violations_of_a_document_come_in_one_answer() {
+    let mut appliance = custom_appliance();
+    appliance.name.clear();
+    appliance.id = "?".into();
+    let spec = appliance.spec.as_mut().expect("has one");
+    spec.replicas = Some(-3);
+    spec.kind = None;
+    assert_eq!(
+        fields(draft_from_wire(Some(appliance))),
+        ["appliance.id", "appliance.name", "appliance.spec.replicas", "appliance.spec.kind"]
+    );
+}
+
+#[test]
+fn a_spec_beyond_the_limit_is_refused_before_it_is_read() {
+    let mut appliance = custom_appliance();
+    appliance.spec.as_mut().expect("has one").image = "x".repeat(common::appliance::MAX_SPEC);
+    let violations = draft_from_wire(Some(appliance)).expect_err("too large");
+    assert_eq!(violations[0].field, "appliance.spec");
+    assert!(violations[0].description.contains("at most 262144"), "{}", violations[0]);
+}
+
+fn update(paths: &[&str], appliance: wire::Appliance) -> wire::UpdateApplianceRequest {
+    wire::UpdateApplianceRequest {
+        appliance: Some(appliance),
+        update_mask: Some(prost_types::FieldMask { paths: paths.iter().map(|p| (*p).to_owned()).collect() }),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn a_masked_update_changes_the_named_fields_and_no_others() {
+    let current = draft_from_wire(Some(custom_appliance())).expect("valid").spec;
+    let mut appliance = custom_appliance();
+    let spec = appliance.spec.as_mut().expect("has one");
+    spec.replicas = Some(3);
+    spec.image = "other".into();
+    spec.kind = Some(wire::spec::Kind::Custom(wire::Custom { port: Some(8000), ..Default::default() }));
+    let update = update_from_wire(update(&["spec.replicas", "spec.custom.port"], appliance)).expect("valid");
+    assert_eq!((update.patch.name.clone(), update.patch.labels.clone()), (None, None));
+    let next = update.patch.apply(&current).expect("valid");
+    let Kind::Custom(custom) = &next.kind else { panic!("the kind changed on the way") };
+    assert_eq!((next.replicas, next.image.as_deref(), custom.port), (3, None, Some(8000)));
+    assert_eq!(custom.command, "sleep");
+}
+
+#[test]
+fn masks_that_cannot_be_followed_name_the_field() {
+    let cases: &[(&str, &str)] = &[
+        ("driver", "update_mask"),
+        ("spec.nonsense", "update_mask"),
+        ("spec.loadbalancer", "appliance.spec.loadbalancer"),
+    ];
+    for (path, field) in cases {
+        assert_eq!(fields(update_from_wire(update(&[path], custom_appliance()))), [*field], "{path}");
+    }
+    let many = vec!["spec"; 65];
+    assert_eq!(fields(update_from_wire(update(&many, custom_appliance()))), ["update_mask"]);
+}
+
+#[test]
+fn a_patch_of_another_kinds_field_is_refused() {
+    let patch = update_from_wire(update(&["spec.custom.port"], custom_appliance())).expect("valid").patch;
+    let mut balancer = custom_appliance();
+    balancer.spec.as_mut().expect("has one").kind = lb(wire::Listener { port: 80, ..Default::default() });
+    let current = draft_from_wire(Some(balancer)).expect("valid").spec;
+    assert_eq!(fields(patch.apply(&current)), ["update_mask"]);
+}
+
+#[test]
+fn a_reference_names_what_it_lacks() {
+    let by = |by| target_from_wire(Some(wire::ApplianceRef { by: Some(by) }), "appliance");
+    assert_eq!(fields(target_from_wire(None, "appliance")), ["appliance"]);
+    assert_eq!(fields(by(wire::appliance_ref::By::Id("x".into()))), ["appliance.id"]);
+    assert_eq!(fields(by(wire::appliance_ref::By::Name(wire::TenantName::default()))), ["appliance.name.name"]);
+}
+
+#[test]
+fn refusals_of_the_session_name_message_and_field() {
+    let envelope = Envelope { term: Term::new(1), incarnation: None, stream: StreamNumber::new(1) };
+    let message =
+        |body| worker_wire::WorkerMessage { envelope: Some(super::worker::envelope_to_wire(&envelope)), body };
+    let id = vec![0; 16];
+    let granted = |appliance: Vec<u8>, token| worker_wire::Granted { appliance, token };
+    let ack = |granted| {
+        message(Some(worker_wire::worker_message::Body::Ack(worker_wire::Ack { granted, ..Default::default() })))
+    };
+    let token = Some(worker_wire::Token { term: 1, sequence: 1 });
+    let cases = [
+        (message(None), "WorkerMessage: body: is missing or unknown"),
+        (
+            worker_wire::WorkerMessage {
+                envelope: None,
+                ..message(Some(worker_wire::worker_message::Body::Leave(worker_wire::Leave {})))
+            },
+            "Leave: envelope: is missing",
+        ),
+        (ack(vec![granted(vec![0; 3], token)]), "Ack: granted[0].appliance: has 3 bytes, not 16"),
+        (ack(vec![granted(id.clone(), token), granted(id.clone(), None)]), "Ack: granted[1].token: is missing"),
+        (ack(vec![granted(id, token); 1001]), "Ack: entries: 1001 entries, at most 1000 are allowed"),
+    ];
+    for (message, text) in cases {
+        assert_eq!(up_from_wire(message).expect_err("odd").to_string(), text);
+    }
+}
+
+#[test]
+fn drivers_of_a_newer_worker_are_ignored() {
+    let profile = Profile {
+        weight: 1,
+        zone: String::new(),
+        host: "h".into(),
+        drivers: BTreeSet::from([Driver::Process]),
+        version: "9".into(),
+        pid: 1,
+        lease: Duration::from_secs(1),
+    };
+    let mut message = super::worker::profile_to_wire(profile.clone());
+    message.drivers.push("hovercraft".into());
+    assert_eq!(super::worker::Reader { message: "Hello" }.profile(Some(message)), Ok(profile));
+}
+
+#[test]
+fn the_environment_keeps_its_order_and_content() {
+    let env = BTreeMap::from([("A".to_owned(), "1".to_owned()), ("B".to_owned(), String::new())]);
+    let kind = Kind::Custom(Custom { command: "x".into(), args: vec![], env, port: None, probe: Probe::Tcp });
+    let spec = Spec { replicas: 1, probe_interval: None, image: None, kind };
+    assert_eq!(spec_from_wire(spec_to_wire(&spec), "spec"), Ok(spec));
+}

@@ -1,0 +1,277 @@
+//! Messages from a worker to the leader.
+
+use std::time::Duration;
+
+use common::appliance::MAX_TEXT;
+use common::status::{Progress, Status};
+use common::{ApplianceId, Generation, Term, Token, WorkerId};
+
+use super::admin::{status_from_wire, status_to_wire};
+use super::scalar::clip;
+use super::worker::{
+    At, Envelope, Profile, Reader, WireError, envelope_to_wire, granted_to_wire, id_to_wire, profile_to_wire,
+    progress_to_wire, token_to_wire, wait_to_wire,
+};
+use crate::worker::v1 as wire;
+
+/// What a worker says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Up {
+    /// Who it is and what it holds.
+    Hello(Box<Hello>),
+    /// Heartbeat of an embedded lease, with its number.
+    Beat(u64),
+    /// What became of what it was told.
+    Ack(Ack),
+    /// States that changed.
+    Report(Vec<Report>),
+    /// Its gate is shut for good and it goes.
+    Leave,
+}
+
+/// First message of a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Its name.
+    pub worker: WorkerId,
+    /// What it publishes.
+    pub profile: Profile,
+    /// Everything it holds, or a part when `more`.
+    pub held: Vec<Held>,
+    /// Releases that were not confirmed yet.
+    pub released: Vec<Release>,
+    /// Highest term it ever saw.
+    pub highest_term: Term,
+    /// Another `Hello` with further entries follows.
+    pub more: bool,
+}
+
+/// A grant a worker holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The appliance.
+    pub appliance: ApplianceId,
+    /// Under which token.
+    pub token: Token,
+    /// Generation it was last told.
+    pub generation: Generation,
+    /// A release was asked for and has not ended.
+    pub releasing: bool,
+    /// Hold that is left.
+    pub hold: Duration,
+}
+
+/// A grant given back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Release {
+    /// The appliance.
+    pub appliance: ApplianceId,
+    /// The token it was held under.
+    pub token: Token,
+    /// What the next owner needs.
+    pub progress: Progress,
+    /// Hold that is left.
+    pub hold: Duration,
+}
+
+/// A grant that was not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Declined {
+    /// The appliance.
+    pub appliance: ApplianceId,
+    /// The token it was offered under.
+    pub token: Token,
+    /// Why.
+    pub reason: String,
+}
+
+/// What became of what the leader asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ack {
+    /// Version of the holdings after the newest delta applied.
+    pub applied: u64,
+    /// Grants taken.
+    pub granted: Vec<(ApplianceId, Token)>,
+    /// Grants not taken.
+    pub declined: Vec<Declined>,
+    /// Grants given back.
+    pub released: Vec<Release>,
+    /// Grants whose appliance was removed to the last trace.
+    pub gone: Vec<(ApplianceId, Token)>,
+}
+
+/// State of one appliance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The appliance.
+    pub appliance: ApplianceId,
+    /// The token it is held under.
+    pub token: Token,
+    /// What its owner sees.
+    pub status: Status,
+    /// Newest check this answers; 0 when none.
+    pub checked: u64,
+}
+
+/// Reads a message of a worker.
+///
+/// # Errors
+/// The first field that cannot be used.
+pub fn up_from_wire(wire: wire::WorkerMessage) -> Result<(Envelope, Up), WireError> {
+    use wire::worker_message::Body;
+    let body = wire.body.ok_or_else(|| Reader { message: "WorkerMessage" }.error("body", "is missing or unknown"))?;
+    let reader = Reader {
+        message: match &body {
+            Body::Hello(_) => "Hello",
+            Body::Beat(_) => "Beat",
+            Body::Ack(_) => "Ack",
+            Body::Report(_) => "Report",
+            Body::Leave(_) => "Leave",
+        },
+    };
+    let envelope = reader.envelope(wire.envelope)?;
+    let up = match body {
+        Body::Hello(hello) => Up::Hello(Box::new(read_hello(reader, hello)?)),
+        Body::Beat(beat) => Up::Beat(beat.number),
+        Body::Ack(ack) => Up::Ack(read_ack(reader, ack)?),
+        Body::Report(report) => {
+            reader.bounded(report.appliances.len())?;
+            let reports = report.appliances.into_iter().enumerate().map(|(i, r)| read_report(reader, i, r));
+            Up::Report(reports.collect::<Result<_, _>>()?)
+        }
+        Body::Leave(_) => Up::Leave,
+    };
+    Ok((envelope, up))
+}
+
+fn read_hello(reader: Reader, wire: wire::Hello) -> Result<Hello, WireError> {
+    reader.bounded(wire.held.len() + wire.released.len())?;
+    let held = wire.held.into_iter().enumerate().map(|(i, h)| {
+        let at = At("held", i);
+        Ok(Held {
+            appliance: reader.appliance(&at, &h.appliance)?,
+            token: reader.token(&at, h.token)?,
+            generation: Generation::new(h.generation),
+            releasing: h.releasing,
+            hold: reader.wait(at.field("hold"), h.hold)?,
+        })
+    });
+    Ok(Hello {
+        worker: WorkerId::new(&wire.worker).map_err(|e| reader.error("worker", e))?,
+        profile: reader.profile(wire.profile)?,
+        held: held.collect::<Result<_, _>>()?,
+        released: read_releases(reader, wire.released)?,
+        highest_term: Term::new(wire.highest_term),
+        more: wire.more,
+    })
+}
+
+fn read_releases(reader: Reader, wire: Vec<wire::Release>) -> Result<Vec<Release>, WireError> {
+    let one = |(i, r): (usize, wire::Release)| {
+        let at = At("released", i);
+        Ok(Release {
+            appliance: reader.appliance(&at, &r.appliance)?,
+            token: reader.token(&at, r.token)?,
+            progress: reader.progress(&at, r.progress)?,
+            hold: reader.wait(at.field("hold"), r.hold)?,
+        })
+    };
+    wire.into_iter().enumerate().map(one).collect()
+}
+
+fn read_ack(reader: Reader, wire: wire::Ack) -> Result<Ack, WireError> {
+    reader.bounded(wire.granted.len() + wire.declined.len() + wire.released.len() + wire.gone.len())?;
+    let declined = wire.declined.into_iter().enumerate().map(|(i, d)| {
+        let at = At("declined", i);
+        Ok(Declined {
+            appliance: reader.appliance(&at, &d.appliance)?,
+            token: reader.token(&at, d.token)?,
+            reason: clip(&d.reason, MAX_TEXT),
+        })
+    });
+    Ok(Ack {
+        applied: wire.applied,
+        granted: reader.granted("granted", wire.granted)?,
+        declined: declined.collect::<Result<_, _>>()?,
+        released: read_releases(reader, wire.released)?,
+        gone: reader.granted("gone", wire.gone)?,
+    })
+}
+
+fn read_report(reader: Reader, i: usize, wire: wire::ApplianceReport) -> Result<Report, WireError> {
+    let at = At("appliances", i);
+    let status = wire.status.ok_or_else(|| reader.error(at.field("status"), "is missing"))?;
+    Ok(Report {
+        appliance: reader.appliance(&at, &wire.appliance)?,
+        token: reader.token(&at, wire.token)?,
+        status: status_from_wire(status)
+            .map_err(|v| reader.error(at.field(&format!("status.{}", v.field)), v.description))?,
+        checked: wire.checked,
+    })
+}
+
+/// Writes a message of a worker. The caller keeps each message within
+/// [`MAX_ENTRIES_PER_MESSAGE`](super::MAX_ENTRIES_PER_MESSAGE).
+#[must_use]
+pub fn up_to_wire(envelope: &Envelope, up: Up) -> wire::WorkerMessage {
+    use wire::worker_message::Body;
+    let body = match up {
+        Up::Hello(hello) => Body::Hello(wire::Hello {
+            worker: hello.worker.to_string(),
+            profile: Some(profile_to_wire(hello.profile)),
+            held: hello.held.into_iter().map(held_to_wire).collect(),
+            released: hello.released.into_iter().map(release_to_wire).collect(),
+            highest_term: hello.highest_term.get(),
+            more: hello.more,
+        }),
+        Up::Beat(number) => Body::Beat(wire::Beat { number }),
+        Up::Ack(ack) => Body::Ack(wire::Ack {
+            applied: ack.applied,
+            granted: granted_to_wire(ack.granted),
+            declined: ack.declined.into_iter().map(declined_to_wire).collect(),
+            released: ack.released.into_iter().map(release_to_wire).collect(),
+            gone: granted_to_wire(ack.gone),
+        }),
+        Up::Report(reports) => {
+            Body::Report(wire::Report { appliances: reports.into_iter().map(report_to_wire).collect() })
+        }
+        Up::Leave => Body::Leave(wire::Leave {}),
+    };
+    wire::WorkerMessage { envelope: Some(envelope_to_wire(envelope)), body: Some(body) }
+}
+
+fn held_to_wire(held: Held) -> wire::Held {
+    wire::Held {
+        appliance: id_to_wire(held.appliance),
+        token: Some(token_to_wire(held.token)),
+        generation: held.generation.get(),
+        releasing: held.releasing,
+        hold: wait_to_wire(held.hold),
+    }
+}
+
+fn release_to_wire(release: Release) -> wire::Release {
+    wire::Release {
+        appliance: id_to_wire(release.appliance),
+        token: Some(token_to_wire(release.token)),
+        progress: progress_to_wire(release.progress),
+        hold: wait_to_wire(release.hold),
+    }
+}
+
+fn declined_to_wire(declined: Declined) -> wire::Declined {
+    wire::Declined {
+        appliance: id_to_wire(declined.appliance),
+        token: Some(token_to_wire(declined.token)),
+        reason: declined.reason,
+    }
+}
+
+fn report_to_wire(report: Report) -> wire::ApplianceReport {
+    wire::ApplianceReport {
+        appliance: id_to_wire(report.appliance),
+        token: Some(token_to_wire(report.token)),
+        status: Some(status_to_wire(&report.status)),
+        checked: report.checked,
+    }
+}

@@ -1,0 +1,297 @@
+//! What both directions of a worker's session share: envelope, tokens, progress, and how errors are told.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use common::appliance::{Driver, MAX_TEXT, Name, Spec};
+use common::ring::MAX_WEIGHT;
+use common::status::{JournalEntry, Progress};
+use common::{ApplianceId, Generation, Incarnation, StreamNumber, Term, Token};
+
+use super::scalar::{clip, duration_from_wire, duration_to_wire};
+use super::spec::{spec_from_wire, spec_to_wire};
+use crate::worker::v1 as wire;
+
+/// Most entries of one message, over all of its lists. What does not fit follows in further messages.
+pub const MAX_ENTRIES_PER_MESSAGE: usize = 1_000;
+/// Most attempts counters and journal entries of one progress.
+const MAX_PROGRESS: usize = 64;
+/// Longest lease or hold that makes sense; anything longer is a unit mix-up.
+const MAX_WAIT: Duration = Duration::from_secs(24 * 3600);
+
+/// A message of a session that cannot be used. The stream it came from ends.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}: {field}: {problem}")]
+pub struct WireError {
+    /// The message, such as `Hello`.
+    pub message: &'static str,
+    /// The field within it, such as `held[3].token`.
+    pub field: String,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+/// Reads the fields of one message and makes errors that name them.
+#[derive(Clone, Copy)]
+pub(super) struct Reader {
+    pub(super) message: &'static str,
+}
+
+/// Which conversation a message belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    /// Term of the leader it is said to or by.
+    pub term: Term,
+    /// Life of the worker; `None` in the first `Hello` of an embedded worker.
+    pub incarnation: Option<Incarnation>,
+    /// Which of the worker's streams.
+    pub stream: StreamNumber,
+}
+
+/// What a worker publishes about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Profile {
+    /// Share of the appliances relative to others; at least 1.
+    pub weight: u32,
+    /// Failure zone; empty when not given.
+    pub zone: String,
+    /// Host it runs on.
+    pub host: String,
+    /// Drivers it offers, as far as this version knows them.
+    pub drivers: BTreeSet<Driver>,
+    /// Version of the program.
+    pub version: String,
+    /// Process id on its host.
+    pub pid: u32,
+    /// How long it may act after a heartbeat.
+    pub lease: Duration,
+}
+
+/// What an appliance shall be, as a grant or update says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredParts {
+    /// Its name.
+    pub name: Name,
+    /// Its tenant.
+    pub tenant: Name,
+    /// Where its instances run.
+    pub driver: Driver,
+    /// Counts its changes.
+    pub generation: Generation,
+    /// Raised by each rebuild.
+    pub revision: u64,
+    /// It shall be removed.
+    pub deleting: bool,
+    /// What it does.
+    pub spec: Spec,
+}
+
+impl Reader {
+    pub(super) fn error(self, field: impl Into<String>, problem: impl fmt::Display) -> WireError {
+        WireError { message: self.message, field: field.into(), problem: problem.to_string() }
+    }
+
+    /// Refuses a message with more entries than a sender may put into one.
+    pub(super) fn bounded(self, entries: usize) -> Result<(), WireError> {
+        if entries > MAX_ENTRIES_PER_MESSAGE {
+            let problem = format!("{entries} entries, at most {MAX_ENTRIES_PER_MESSAGE} are allowed");
+            return Err(self.error("entries", problem));
+        }
+        Ok(())
+    }
+
+    pub(super) fn envelope(self, wire: Option<wire::Envelope>) -> Result<Envelope, WireError> {
+        let wire = wire.ok_or_else(|| self.error("envelope", "is missing"))?;
+        let incarnation = match wire.incarnation.as_slice() {
+            [] => None,
+            bytes => {
+                let bytes = <[u8; 16]>::try_from(bytes)
+                    .map_err(|_| self.error("envelope.incarnation", format!("has {} bytes, not 16", bytes.len())))?;
+                Some(Incarnation::new(u128::from_be_bytes(bytes)))
+            }
+        };
+        Ok(Envelope { term: Term::new(wire.term), incarnation, stream: StreamNumber::new(wire.stream) })
+    }
+
+    pub(super) fn appliance(self, at: &At<'_>, bytes: &[u8]) -> Result<ApplianceId, WireError> {
+        <[u8; 16]>::try_from(bytes)
+            .map(ApplianceId::from_bytes)
+            .map_err(|_| self.error(at.field("appliance"), format!("has {} bytes, not 16", bytes.len())))
+    }
+
+    pub(super) fn token(self, at: &At<'_>, wire: Option<wire::Token>) -> Result<Token, WireError> {
+        let token = wire.ok_or_else(|| self.error(at.field("token"), "is missing"))?;
+        Ok(Token::new(Term::new(token.term), token.sequence))
+    }
+
+    pub(super) fn granted(
+        self,
+        list: &'static str,
+        wire: Vec<wire::Granted>,
+    ) -> Result<Vec<(ApplianceId, Token)>, WireError> {
+        let one = |(i, g): (usize, wire::Granted)| {
+            let at = At(list, i);
+            Ok((self.appliance(&at, &g.appliance)?, self.token(&at, g.token)?))
+        };
+        wire.into_iter().enumerate().map(one).collect()
+    }
+
+    /// A remaining time; absent is none.
+    pub(super) fn wait(self, field: String, wire: Option<prost_types::Duration>) -> Result<Duration, WireError> {
+        let Some(wire) = wire else { return Ok(Duration::ZERO) };
+        let wait = duration_from_wire(&wire).map_err(|e| self.error(field.as_str(), e))?;
+        if wait > MAX_WAIT {
+            return Err(self.error(field, format!("{} s is more than a day", wait.as_secs())));
+        }
+        Ok(wait)
+    }
+
+    pub(super) fn text(self, field: &str, text: String, most: usize) -> Result<String, WireError> {
+        if text.len() > most || text.contains(char::is_control) {
+            return Err(self.error(field, format!("must have at most {most} bytes and no control characters")));
+        }
+        Ok(text)
+    }
+
+    pub(super) fn progress(self, at: &At<'_>, wire: Option<wire::Progress>) -> Result<Progress, WireError> {
+        let Some(wire) = wire else { return Ok(Progress::default()) };
+        let entries = wire.attempts.len().max(wire.journal.len());
+        if entries > MAX_PROGRESS {
+            let problem = format!("has {entries} entries, at most {MAX_PROGRESS} are allowed");
+            return Err(self.error(at.field("progress"), problem));
+        }
+        let entry = |e: wire::JournalEntry| JournalEntry {
+            step: clip(&e.step, MAX_TEXT),
+            request_id: clip(&e.request_id, MAX_TEXT),
+        };
+        Ok(Progress {
+            failed_boots: wire.failed_boots,
+            attempts: wire.attempts,
+            wait: self.wait(at.field("progress.wait"), wire.wait)?,
+            cooling: wire.cooling,
+            journal: wire.journal.into_iter().map(entry).collect(),
+        })
+    }
+
+    pub(super) fn profile(self, wire: Option<wire::Profile>) -> Result<Profile, WireError> {
+        let wire = wire.ok_or_else(|| self.error("profile", "is missing"))?;
+        if !(1..=MAX_WEIGHT).contains(&wire.weight) {
+            return Err(self.error("profile.weight", format!("must be 1 to {MAX_WEIGHT}, is {}", wire.weight)));
+        }
+        let host = self.text("profile.host", wire.host, 255)?;
+        if host.is_empty() {
+            return Err(self.error("profile.host", "must not be empty"));
+        }
+        let lease = self.wait("profile.lease".to_owned(), wire.lease)?;
+        if lease.is_zero() {
+            return Err(self.error("profile.lease", "must be more than nothing"));
+        }
+        Ok(Profile {
+            weight: wire.weight,
+            zone: self.text("profile.zone", wire.zone, 255)?,
+            host,
+            // A newer worker may offer drivers that this version has never heard of: nothing is placed on them here.
+            drivers: wire.drivers.iter().filter_map(|d| d.parse().ok()).collect(),
+            version: self.text("profile.version", wire.version, 64)?,
+            pid: wire.pid,
+            lease,
+        })
+    }
+
+    pub(super) fn desired(self, at: &At<'_>, wire: Option<wire::Desired>) -> Result<DesiredParts, WireError> {
+        let wire = wire.ok_or_else(|| self.error(at.field("desired"), "is missing"))?;
+        let spec = wire.spec.ok_or_else(|| self.error(at.field("desired.spec"), "is missing"))?;
+        Ok(DesiredParts {
+            name: Name::new(&wire.name).map_err(|e| self.error(at.field("desired.name"), e))?,
+            tenant: Name::new(&wire.tenant).map_err(|e| self.error(at.field("desired.tenant"), e))?,
+            driver: wire.driver.parse().map_err(|e| self.error(at.field("desired.driver"), e))?,
+            generation: Generation::new(wire.generation),
+            revision: wire.revision,
+            deleting: wire.deleting,
+            spec: spec_from_wire(spec, &at.field("desired.spec")).map_err(|violations| {
+                let first = violations.into_iter().next();
+                first.map_or_else(
+                    || self.error(at.field("desired.spec"), "cannot be used"),
+                    |v| self.error(v.field, v.description),
+                )
+            })?,
+        })
+    }
+}
+
+/// A place in a list of a message.
+pub(super) struct At<'a>(pub(super) &'a str, pub(super) usize);
+
+impl At<'_> {
+    pub(super) fn field(&self, name: &str) -> String {
+        format!("{}[{}].{name}", self.0, self.1)
+    }
+}
+
+pub(super) fn envelope_to_wire(envelope: &Envelope) -> wire::Envelope {
+    wire::Envelope {
+        term: envelope.term.get(),
+        incarnation: envelope.incarnation.map(|i| i.get().to_be_bytes().to_vec()).unwrap_or_default(),
+        stream: envelope.stream.get(),
+    }
+}
+
+pub(super) fn token_to_wire(token: Token) -> wire::Token {
+    wire::Token { term: token.term.get(), sequence: token.sequence }
+}
+
+pub(super) fn id_to_wire(appliance: ApplianceId) -> Vec<u8> {
+    appliance.as_bytes().to_vec()
+}
+
+pub(super) fn granted_to_wire(granted: Vec<(ApplianceId, Token)>) -> Vec<wire::Granted> {
+    let one =
+        |(appliance, token)| wire::Granted { appliance: id_to_wire(appliance), token: Some(token_to_wire(token)) };
+    granted.into_iter().map(one).collect()
+}
+
+/// A remaining time; none is left out.
+pub(super) fn wait_to_wire(wait: Duration) -> Option<prost_types::Duration> {
+    (!wait.is_zero()).then(|| duration_to_wire(wait))
+}
+
+/// What fits into one progress; more instances than that are never asked for, and of a longer journal the end counts.
+pub(super) fn progress_to_wire(progress: Progress) -> Option<wire::Progress> {
+    if progress == Progress::default() {
+        return None;
+    }
+    let skipped = progress.journal.len().saturating_sub(MAX_PROGRESS);
+    let entry = |e: JournalEntry| wire::JournalEntry { step: e.step, request_id: e.request_id };
+    Some(wire::Progress {
+        failed_boots: progress.failed_boots,
+        attempts: progress.attempts.into_iter().take(MAX_PROGRESS).collect(),
+        wait: wait_to_wire(progress.wait.min(MAX_WAIT)),
+        cooling: progress.cooling,
+        journal: progress.journal.into_iter().skip(skipped).map(entry).collect(),
+    })
+}
+
+pub(super) fn profile_to_wire(profile: Profile) -> wire::Profile {
+    wire::Profile {
+        weight: profile.weight,
+        zone: profile.zone,
+        host: profile.host,
+        drivers: profile.drivers.iter().map(|d| d.name().to_owned()).collect(),
+        version: profile.version,
+        pid: profile.pid,
+        lease: Some(duration_to_wire(profile.lease)),
+    }
+}
+
+pub(super) fn desired_to_wire(desired: &DesiredParts) -> wire::Desired {
+    wire::Desired {
+        name: desired.name.to_string(),
+        tenant: desired.tenant.to_string(),
+        driver: desired.driver.name().to_owned(),
+        generation: desired.generation.get(),
+        revision: desired.revision,
+        deleting: desired.deleting,
+        spec: Some(spec_to_wire(&desired.spec)),
+    }
+}
