@@ -3,5 +3,13 @@
 //! Free of IO, clock and randomness: time arrives as an argument, effects leave as values. [`machine::Machine`] composes
 //! the parts; the shell feeds it events and carries out its actions.
 
+pub mod checks;
 pub mod grants;
+pub mod handoff;
+pub mod health;
+pub mod machine;
+pub mod membership;
+pub mod outbox;
 pub mod planner;
+pub mod rebalance;
+pub mod table;

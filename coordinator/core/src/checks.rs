@@ -1,0 +1,53 @@
+//! Independent checks of a machine, shared by tests, the simulator and debug builds. They recompute from the table what
+//! the machine keeps incrementally, and know nothing of how it got there.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::handoff::State;
+use crate::machine::Machine;
+
+/// Everything that is wrong, one sentence each; empty when all is well.
+#[must_use]
+pub fn machine(machine: &Machine) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut tokens = BTreeSet::new();
+    let mut granted: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    let mut states: BTreeMap<&'static str, u64> = BTreeMap::new();
+    for (slot, entry) in machine.table().iter() {
+        *states.entry(entry.state.name()).or_default() += 1;
+        if let Some(g) = entry.state.grant() {
+            if !tokens.insert(g.token) {
+                wrong.push(format!("token {} stands for two appliances, one is {}", g.token, entry.id));
+            }
+            if g.token.term > machine.term()
+                || (g.token.term == machine.term() && g.token.sequence >= machine.next_sequence())
+            {
+                wrong.push(format!("{} has token {}, which was never given", entry.id, g.token));
+            }
+        }
+        match &entry.state {
+            State::Granting(g) | State::Offered(g) | State::Owned(g) | State::Releasing(g) => {
+                let life = (g.worker.clone(), g.incarnation);
+                if !machine.membership().lives().any(|l| *l == life) {
+                    wrong.push(format!("{} is {} to {}, which is gone", entry.id, entry.state.name(), g.worker));
+                }
+                granted.entry(life).or_default().insert(slot);
+                if matches!(entry.state, State::Granting(_)) && machine.is_intruded(slot) {
+                    wrong.push(format!("{} is being granted while an intruder acts on it", entry.id));
+                }
+            }
+            State::Unowned | State::Freeing(_) | State::Orphaned(_) | State::Removing(_) => {}
+        }
+        if machine.table().slot(entry.id) != Some(slot) {
+            wrong.push(format!("{} is not found under its id", entry.id));
+        }
+    }
+    if *machine.granted() != granted {
+        wrong.push("the lists of what each life was granted differ from the table".to_owned());
+    }
+    let counted: BTreeMap<_, _> = machine.states().collect();
+    if counted != states {
+        wrong.push(format!("counted states {counted:?} differ from the table's {states:?}"));
+    }
+    wrong
+}

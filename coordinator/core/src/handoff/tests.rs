@@ -1,0 +1,151 @@
+//! The table of the module header, pair by pair, and the answers of strangers.
+
+use common::Term;
+
+use super::*;
+
+fn granted(worker: &str, sequence: u64) -> Granted {
+    Granted {
+        worker: WorkerId::new(worker).expect("valid"),
+        incarnation: Incarnation::new(1),
+        token: Token::new(Term::new(1), sequence),
+    }
+}
+
+fn states() -> Vec<State> {
+    let g = granted("w1", 1);
+    vec![
+        State::Unowned,
+        State::Granting(g.clone()),
+        State::Offered(g.clone()),
+        State::Owned(g.clone()),
+        State::Releasing(g.clone()),
+        State::Freeing(g.clone()),
+        State::Orphaned(g.clone()),
+        State::Removing(g),
+    ]
+}
+
+/// Name of the next state and of the effects, or "." when refused.
+fn outcome(state: &State, event: Event) -> String {
+    match step(state, event) {
+        Err(Refused) => ".".to_owned(),
+        Ok((next, effects)) => {
+            let effects: Vec<_> = effects
+                .iter()
+                .map(|e| format!("{e:?}").split([' ', '(']).next().unwrap_or_default().to_owned())
+                .collect();
+            format!("{} {}", next.name(), effects.join("+")).trim_end().to_owned()
+        }
+    }
+}
+
+#[test]
+fn every_pair_does_what_the_table_says() {
+    let own = granted("w1", 1);
+    let events = [
+        ("assign", Event::Assign(granted("w2", 2))),
+        ("take", Event::Take),
+        ("durable", Event::Durable(own.token)),
+        ("undone", Event::Undone(own.token)),
+        ("ack", Event::Ack(own.clone())),
+        ("declined", Event::Declined(own.clone())),
+        ("released", Event::Released(own.clone(), Handed::default())),
+        ("deleted", Event::Deleted(own.clone())),
+        ("gone", Event::Gone(own.worker.clone(), own.incarnation)),
+        ("holds", Event::Holds(own.clone())),
+        ("nothing", Event::HoldsNothing(own.worker.clone(), own.incarnation)),
+    ];
+    let expected = [
+        // Unowned, Granting, Offered, Owned, Releasing, Freeing, Orphaned, Removing
+        ["granting PersistGrant", ".", ".", ".", ".", ".", "granting PersistGrant", "."],
+        [".", ".", "releasing AskRelease", "releasing AskRelease", ".", ".", ".", "."],
+        [".", "offered Offer", ".", ".", ".", "unowned Confirm", ".", "unowned Confirm+Removed"],
+        [".", "unowned", ".", ".", ".", "freeing Retry", ".", "removing Retry"],
+        [".", ".", "owned Arrived", ".", ".", ".", ".", "."],
+        [".", ".", "unowned LeaveOut", ".", "unowned LeaveOut", ".", ".", "."],
+        [
+            "unowned Confirm",
+            "granting Confirm",
+            "freeing PersistFree",
+            "freeing PersistFree",
+            "freeing PersistFree",
+            ".",
+            "orphaned Confirm",
+            "removing Confirm",
+        ],
+        [
+            "unowned Confirm",
+            "granting Confirm",
+            "removing PersistRemoval",
+            "removing PersistRemoval",
+            "removing PersistRemoval",
+            "freeing Confirm",
+            "orphaned Confirm",
+            ".",
+        ],
+        [
+            ".",
+            "orphaned StartHold",
+            "orphaned StartHold",
+            "orphaned StartHold",
+            "orphaned StartHold",
+            ".",
+            ".",
+            ".",
+        ],
+        [
+            "unowned Intruder",
+            "granting Intruder",
+            "owned Arrived",
+            "owned Arrived",
+            "releasing AskRelease",
+            "freeing Intruder",
+            "orphaned Intruder",
+            "removing Intruder",
+        ],
+        [".", ".", "unowned", "unowned", "unowned", ".", ".", "."],
+    ];
+    for ((name, event), row) in events.into_iter().zip(expected) {
+        for (state, want) in states().iter().zip(row) {
+            assert_eq!(outcome(state, event.clone()), want, "{} on {name}", state.name());
+        }
+    }
+}
+
+#[test]
+fn answers_under_another_token_or_incarnation_do_not_count() {
+    let strangers = [granted("w2", 1), granted("w1", 2), Granted { incarnation: Incarnation::new(2), ..granted("w1", 1) }];
+    for state in states() {
+        for who in &strangers {
+            for event in [Event::Ack(who.clone()), Event::Declined(who.clone())] {
+                assert_eq!(step(&state, event), Err(Refused));
+            }
+            for event in [Event::Released(who.clone(), Handed::default()), Event::Deleted(who.clone())] {
+                let (next, effects) = step(&state, event).expect("confirmed again");
+                assert_eq!((next, effects), (state.clone(), vec![Effect::Confirm(who.clone())]));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_lease_end_of_another_life_leaves_the_owner_alone() {
+    for state in states() {
+        assert_eq!(step(&state, Event::Gone(WorkerId::new("w1").expect("valid"), Incarnation::new(9))), Err(Refused));
+    }
+}
+
+#[test]
+fn a_worker_that_holds_another_token_is_asked_to_end_it_before_anything_else() {
+    let old = granted("w1", 7);
+    for state in [State::Offered(granted("w1", 9)), State::Owned(granted("w1", 9)), State::Releasing(granted("w1", 9))] {
+        let (next, effects) = step(&state, Event::Holds(old.clone())).expect("counts");
+        assert_eq!((next, effects), (State::Releasing(old.clone()), vec![Effect::AskRelease]));
+    }
+}
+
+#[test]
+fn a_late_durable_of_an_older_grant_does_not_offer_the_newer_one() {
+    assert_eq!(step(&State::Granting(granted("w1", 2)), Event::Durable(granted("w1", 1).token)), Err(Refused));
+}

@@ -1,0 +1,561 @@
+//! The coordinator as one machine: `step(now, event) -> output`.
+//!
+//! Composes membership, table, hand-off, planner, outboxes and rebalances, and decides nothing that one of them could
+//! decide alone. Invariants it keeps, checked by [`crate::checks`] after every step of the simulator:
+//! a grant is offered only after the store has it; a token is used once; answers count only from the stream, life and term
+//! they belong to; a life's appliances are orphaned only when membership calls it gone; nothing is planned before every
+//! stored member has spoken or the grace has passed.
+//!
+//! The shell calls [`Machine::step`] for each event in order, carries out the actions in order, and sends `Event::Tick`
+//! when `wake_at` has come and whenever its input queue is empty.
+
+mod ownership;
+mod placement;
+mod sessions;
+mod view;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+use common::status::Progress;
+use common::{ApplianceId, Generation, Incarnation, RebalanceId, StreamNumber, Term, Timestamp, Token, WorkerId};
+use serde::{Deserialize, Serialize};
+
+use crate::grants::{GrantOp, Granted, Profile, StoredGrant, StoredMember};
+use crate::handoff::{Handed, State};
+use crate::membership::{Authority, Life, Membership};
+use crate::planner::{self, Planner, Slot};
+use crate::rebalance::{Cause, News, Rebalances};
+use crate::table::{Entry, Seed, Table};
+
+pub use sessions::Conn;
+pub use view::{Explanation, WorkerView};
+
+/// Settings of the machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// How members share the appliances.
+    pub planner: planner::Config,
+    /// How long joins are gathered before anything moves to them, in milliseconds. Longer makes fewer, larger rebalances.
+    pub debounce_ms: u64,
+    /// How long a new leader waits for the members of its predecessor to say what they hold, in milliseconds.
+    pub reconnect_grace_ms: u64,
+    /// Most appliances on the move from one owner to another at once. Orphans are exempt.
+    pub max_moves_in_flight: usize,
+    /// Most of them that leave, or come to, one worker.
+    pub max_moves_per_worker: usize,
+    /// How long a worker that declined an appliance is not asked again, in milliseconds.
+    pub decline_backoff_ms: u64,
+    /// Who ends leases.
+    pub authority: Authority,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            planner: planner::Config::default(),
+            debounce_ms: 500,
+            reconnect_grace_ms: 5_000,
+            max_moves_in_flight: 512,
+            max_moves_per_worker: 128,
+            decline_backoff_ms: 5_000,
+            authority: Authority::Embedded,
+        }
+    }
+}
+
+impl Config {
+    /// Checks what types cannot.
+    ///
+    /// # Errors
+    /// A sentence that names the field.
+    pub fn validate(&self) -> Result<(), String> {
+        if !self.planner.band.is_finite() || self.planner.band < 1.0 {
+            return Err(format!("planner.band must be at least 1, is {}", self.planner.band));
+        }
+        for (field, value) in
+            [("max_moves_in_flight", self.max_moves_in_flight), ("max_moves_per_worker", self.max_moves_per_worker)]
+        {
+            if value == 0 {
+                return Err(format!("{field} must be at least 1"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How often time is looked at while anybody holds a lease. A longer silence means that this process did not run, and
+/// every lease is waited for anew (see `Membership::start_waits_anew`).
+pub const TICK: Duration = Duration::from_millis(250);
+
+/// How much longer than [`TICK`] between two steps counts as not having run.
+const STALL: Duration = Duration::from_millis(750);
+
+/// After how long a write that failed is tried again.
+const WRITE_RETRY: Duration = Duration::from_millis(500);
+
+/// Number of one group of writes.
+pub type BatchId = u64;
+
+/// Something a worker says it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The appliance.
+    pub appliance: ApplianceId,
+    /// Under which token.
+    pub token: Token,
+    /// Which generation it knows.
+    pub generation: Generation,
+}
+
+/// A release as a worker says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// The appliance.
+    pub appliance: ApplianceId,
+    /// Under which token.
+    pub token: Token,
+    /// What it hands in.
+    pub handed: Handed,
+}
+
+/// First message of a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Who speaks.
+    pub worker: WorkerId,
+    /// In which life; `None` when it asks for one (embedded).
+    pub incarnation: Option<Incarnation>,
+    /// Number of the stream within the life.
+    pub stream: StreamNumber,
+    /// What it offers.
+    pub profile: Profile,
+    /// Everything it holds.
+    pub held: Vec<Held>,
+    /// Releases it was not told to be stored.
+    pub released: Vec<Said>,
+    /// Removals it was not told to be stored.
+    pub gone: Vec<(ApplianceId, Token)>,
+    /// Highest term it ever saw.
+    pub highest_term: Term,
+}
+
+/// Which conversation a message claims to belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    /// Term of the leader it is meant for.
+    pub term: Term,
+    /// Life of the worker that speaks.
+    pub incarnation: Incarnation,
+    /// Number of the stream.
+    pub stream: StreamNumber,
+}
+
+/// What a worker answers to a delta.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answers {
+    /// Version of what it holds after the newest delta it applied.
+    pub applied: u64,
+    /// Offers it took.
+    pub granted: Vec<(ApplianceId, Token)>,
+    /// Offers it refused.
+    pub declined: Vec<(ApplianceId, Token)>,
+    /// What it stopped acting on.
+    pub released: Vec<Said>,
+    /// What it removed to the last trace.
+    pub gone: Vec<(ApplianceId, Token)>,
+}
+
+/// A fact.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A stream opened and said `Hello`.
+    Hello(Conn, Box<Hello>),
+    /// An embedded heartbeat.
+    Beat(Conn, Envelope, u64),
+    /// Answers of a worker.
+    Answers(Conn, Envelope, Answers),
+    /// A worker shut its gate for good.
+    Leave(Conn, Envelope),
+    /// A stream ended.
+    Closed(Conn),
+    /// The store has a batch.
+    Durable(BatchId),
+    /// The store surely does not have a batch.
+    Undone(BatchId),
+    /// An appliance was stored.
+    Created(Seed),
+    /// A stored appliance changed.
+    Updated {
+        /// The appliance.
+        id: ApplianceId,
+        /// Its new generation.
+        generation: Generation,
+        /// About how many bytes its specification has on the wire.
+        size: usize,
+        /// It is to be removed.
+        deleting: bool,
+    },
+    /// Somebody wants an appliance probed now.
+    Check(ApplianceId, u64),
+    /// Nothing but time has passed.
+    Tick,
+}
+
+/// One thing to tell a worker in a delta.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tell {
+    /// It may be granted soon.
+    Prepare(ApplianceId),
+    /// It is granted.
+    Grant {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// Under which token.
+        token: Token,
+        /// What the last owner handed in.
+        handed: Handed,
+    },
+    /// It shall be given up.
+    Release(ApplianceId, Token),
+    /// It shall be something else.
+    Update(ApplianceId, Token),
+    /// It shall be probed now.
+    Check(ApplianceId, Token, u64),
+}
+
+/// A message to a worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Down {
+    /// Answer to `Hello`: what stands, and in which life.
+    Welcome {
+        /// Life of the worker.
+        incarnation: Incarnation,
+        /// Number of the stream.
+        stream: StreamNumber,
+        /// Grants that stand; everything else it holds must end.
+        keep: Vec<(ApplianceId, Token)>,
+        /// Length of its lease.
+        lease: Duration,
+    },
+    /// A heartbeat counts.
+    BeatAck(u64),
+    /// A change of what it holds.
+    Delta {
+        /// Version it applies to.
+        base: u64,
+        /// Version it leads to.
+        target: u64,
+        /// Rebalance it belongs to.
+        rebalance: Option<RebalanceId>,
+        /// What to do, in order.
+        tell: Vec<Tell>,
+    },
+    /// Releases and removals that the store has.
+    Confirm(Vec<(ApplianceId, Token)>),
+}
+
+/// Why a stream is ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The life's lease is over, or was never known.
+    IncarnationOver,
+    /// Somebody else under this name may still act, for at most this long if nothing is heard of it.
+    NameTaken(Duration),
+    /// A newer stream of the same life took over.
+    Superseded,
+    /// The store cannot be written now.
+    StoreUnavailable,
+}
+
+/// Writes to be made in one transaction.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Commit {
+    /// Changes of ownership.
+    pub grants: Vec<GrantOp>,
+    /// Members to be stored.
+    pub put_members: Vec<StoredMember>,
+    /// Members to be removed.
+    pub remove_members: Vec<Life>,
+}
+
+impl Commit {
+    fn is_empty(&self) -> bool {
+        self.grants.is_empty() && self.put_members.is_empty() && self.remove_members.is_empty()
+    }
+}
+
+/// Something to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Make durable, then say `Event::Durable` or `Event::Undone`. Batches are committed in order.
+    Commit(BatchId, Commit),
+    /// Send to a worker. Nothing is owed when the stream broke.
+    Send(Conn, Down),
+    /// End a stream.
+    Close(Conn, Refusal),
+    /// Ownership of an appliance changed, for readers.
+    Assigned(ApplianceId),
+    /// An appliance is gone for ever and its rows with it.
+    Removed(ApplianceId),
+    /// A worker joined, changed or is gone, for readers.
+    WorkerChanged(WorkerId),
+    /// News of a rebalance.
+    Rebalance(News),
+    /// Somebody holds, or says, what contradicts the table. To be logged and counted.
+    Violation(String),
+    /// A higher term was met: begin a new one above it. Nothing this machine does counts any more.
+    RaiseTerm(Term),
+}
+
+/// What a step leads to.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// To be carried out in order.
+    pub actions: Vec<Action>,
+    /// When to send `Event::Tick` at the latest.
+    pub wake_at: Option<Timestamp>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pending {
+    /// A grant, a release or a removal under this token.
+    Slot(Slot, Token),
+    /// The member behind a stream that waits for its welcome.
+    Member(Conn),
+}
+
+/// What the leader starts from.
+#[derive(Clone, Debug, Default)]
+pub struct Restored {
+    /// Every appliance with what the store knows of its ownership.
+    pub appliances: Vec<(Seed, StoredGrant)>,
+    /// Members as of the last change.
+    pub members: Vec<StoredMember>,
+}
+
+/// Counters for metrics and `Cluster.Status`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Contradictions met.
+    pub violations: u64,
+    /// Messages dropped because they named another stream, life or term.
+    pub stale_messages: u64,
+    /// Plans made.
+    pub plans: u64,
+}
+
+/// The coordinator while it leads one term.
+#[derive(Debug)]
+pub struct Machine {
+    config: Config,
+    term: Term,
+    next_sequence: u64,
+    next_incarnation: u64,
+    next_batch: BatchId,
+    last_step: Timestamp,
+    started: Timestamp,
+    table: Table,
+    planner: Planner,
+    membership: Membership,
+    sessions: sessions::Sessions,
+    /// Appliances granted to each life, from `Granting` to `Releasing`.
+    granted: BTreeMap<Life, BTreeSet<Slot>>,
+    /// Lives that act on an appliance against the table; it is granted to nobody until they ended.
+    intruders: BTreeMap<Slot, BTreeSet<(Life, Token)>>,
+    /// Workers that declined an appliance, until when.
+    declined: BTreeMap<Slot, BTreeMap<WorkerId, Timestamp>>,
+    pending: BTreeMap<BatchId, Vec<Pending>>,
+    commit: Commit,
+    commit_pending: Vec<Pending>,
+    /// Releases to be confirmed to each stream in this step.
+    confirm: BTreeMap<Conn, Vec<(ApplianceId, Token)>>,
+    /// Writes that failed and are tried again.
+    retries: BTreeSet<(Timestamp, Slot)>,
+    rebalances: Rebalances,
+    placement: placement::Due,
+    in_flight: placement::InFlight,
+    states: HashMap<&'static str, u64>,
+    departed: BTreeMap<WorkerId, view::Departed>,
+    counters: Counters,
+    actions: Vec<Action>,
+}
+
+impl Machine {
+    /// Begins `term` with what the store knows.
+    #[must_use]
+    pub fn new(config: Config, term: Term, now: Timestamp, restored: Restored) -> Self {
+        let awaited: BTreeSet<Life> =
+            restored.members.iter().map(|m| (m.worker.clone(), m.incarnation)).collect();
+        let membership = Membership::restore(config.authority, now, restored.members);
+        let mut this = Self {
+            planner: Planner::new(config.planner.clone()),
+            term,
+            next_sequence: 1,
+            next_incarnation: 1,
+            next_batch: 1,
+            last_step: now,
+            started: now,
+            table: Table::default(),
+            membership,
+            sessions: sessions::Sessions::default(),
+            granted: BTreeMap::new(),
+            intruders: BTreeMap::new(),
+            declined: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            commit: Commit::default(),
+            commit_pending: Vec::new(),
+            confirm: BTreeMap::new(),
+            retries: BTreeSet::new(),
+            rebalances: Rebalances::new(term),
+            placement: placement::Due::at_start(now, Duration::from_millis(config.reconnect_grace_ms), awaited),
+            in_flight: placement::InFlight::default(),
+            states: HashMap::new(),
+            departed: BTreeMap::new(),
+            counters: Counters::default(),
+            actions: Vec::new(),
+            config,
+        };
+        this.refresh_members();
+        for (seed, stored) in restored.appliances {
+            this.restore(seed, stored);
+        }
+        this
+    }
+
+    fn restore(&mut self, seed: Seed, stored: StoredGrant) {
+        let state = match stored.granted {
+            None => State::Unowned,
+            // Taken for owned until its worker says `Hello` or its lease ends.
+            Some(g) if self.membership.is_alive(&(g.worker.clone(), g.incarnation)) => State::Owned(g),
+            Some(g) => State::Orphaned(g),
+        };
+        let mut needs = seed.needs.clone();
+        if stored.host.is_some() {
+            needs.host = stored.host;
+        }
+        let granted_before = state.grant().is_some() || needs.host.is_some() || stored.progress != Progress::default();
+        let preferred = state.grant().map(|g| g.worker.clone());
+        let handed = Handed { progress: stored.progress, hold: stored.hold };
+        let handed = (handed != Handed::default()).then(|| Box::new(handed));
+        self.admit(Seed { needs, ..seed }, state, handed, preferred, granted_before);
+    }
+
+    fn admit(
+        &mut self,
+        seed: Seed,
+        state: State,
+        handed: Option<Box<Handed>>,
+        preferred: Option<WorkerId>,
+        granted_before: bool,
+    ) {
+        let entry = Entry {
+            id: seed.id,
+            needs: seed.needs.clone(),
+            generation: seed.generation,
+            size: seed.size,
+            deleting: seed.deleting,
+            state: State::Unowned,
+            retry: false,
+            handed,
+            preferred: preferred.clone(),
+            moved_from: None,
+            reason: None,
+            unplaced: None,
+            rebalance: None,
+            granted_before,
+        };
+        let id = entry.id;
+        let Some(slot) = self.table.insert(entry) else {
+            self.violation(format!("appliance {id} was created twice"));
+            return;
+        };
+        *self.states.entry(State::Unowned.name()).or_default() += 1;
+        self.planner.insert(slot, &seed.placement_key, seed.needs, None, preferred.as_ref());
+        if state != State::Unowned {
+            self.set_state(slot, state);
+        }
+        self.placement.want_owner();
+        self.actions.push(Action::Assigned(id));
+    }
+
+    /// Takes one fact in.
+    pub fn step(&mut self, now: Timestamp, event: Event) -> Output {
+        if now.since(self.last_step) > TICK + STALL {
+            // This process did not run for a while; beats may lie unread in its sockets.
+            self.membership.start_waits_anew(now);
+        }
+        self.last_step = self.last_step.max(now);
+        match event {
+            Event::Hello(conn, hello) => self.hello(now, conn, *hello),
+            Event::Beat(conn, envelope, number) => self.beat(now, conn, envelope, number),
+            Event::Answers(conn, envelope, answers) => self.answers(now, conn, envelope, answers),
+            Event::Leave(conn, envelope) => self.leave(now, conn, envelope),
+            Event::Closed(conn) => self.closed(conn),
+            Event::Durable(batch) => self.written(now, batch, true),
+            Event::Undone(batch) => self.written(now, batch, false),
+            Event::Created(seed) => self.admit(seed, State::Unowned, None, None, false),
+            Event::Updated { id, generation, size, deleting } => self.updated(id, generation, size, deleting),
+            Event::Check(id, number) => self.check(id, number),
+            Event::Tick => self.tick(now),
+        }
+        self.flush();
+        Output { actions: std::mem::take(&mut self.actions), wake_at: self.wake_at(now) }
+    }
+
+    fn tick(&mut self, now: Timestamp) {
+        for life in self.membership.take_gone(now) {
+            self.gone(now, &life);
+        }
+        while let Some(&(at, slot)) = self.retries.first()
+            && at <= now
+        {
+            self.retries.pop_first();
+            self.write_again(slot);
+        }
+        self.forgive(now);
+        self.place(now);
+    }
+
+    fn wake_at(&self, now: Timestamp) -> Option<Timestamp> {
+        let watch = self.membership.next_end().map(|end| end.min(now + TICK));
+        let retry = self.retries.first().map(|(at, _)| *at);
+        let forgive = self.declined.values().flat_map(BTreeMap::values).min().copied();
+        [watch, retry, forgive, self.placement.due_at(now)].into_iter().flatten().min()
+    }
+
+    /// Sends what this step collected: writes first, so that nothing on the wire precedes its write.
+    fn flush(&mut self) {
+        if !self.commit.is_empty() {
+            let batch = self.next_batch;
+            self.next_batch += 1;
+            self.pending.insert(batch, std::mem::take(&mut self.commit_pending));
+            self.actions.push(Action::Commit(batch, std::mem::take(&mut self.commit)));
+        }
+        for (conn, released) in std::mem::take(&mut self.confirm) {
+            for part in released.chunks(crate::outbox::MAX_ENTRIES) {
+                self.actions.push(Action::Send(conn, Down::Confirm(part.to_vec())));
+            }
+        }
+        self.flush_outboxes();
+    }
+
+    fn violation(&mut self, text: String) {
+        self.counters.violations += 1;
+        self.actions.push(Action::Violation(text));
+    }
+
+    fn granted_to(&self, life: &Life, token: Token) -> Granted {
+        Granted { worker: life.0.clone(), incarnation: life.1, token }
+    }
+
+    /// The term this machine leads.
+    #[must_use]
+    pub const fn term(&self) -> Term {
+        self.term
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,309 @@
+//! Carries hand-off transitions through: durable writes, what workers are told, what readers see.
+
+use std::time::Duration;
+
+use common::{Timestamp, Token, WorkerId};
+
+use super::{Action, Machine, Pending, WRITE_RETRY};
+use crate::grants::GrantOp;
+use crate::handoff::{self, Effect, Handed, Refused, State};
+use crate::membership::Life;
+use crate::outbox::Entry;
+use crate::planner::Slot;
+use crate::rebalance::News;
+
+impl Machine {
+    /// Applies a hand-off event to an appliance. Returns whether it counted.
+    pub(super) fn hand(&mut self, now: Timestamp, slot: Slot, event: handoff::Event) -> bool {
+        let Some(entry) = self.table.get(slot) else { return false };
+        match handoff::step(&entry.state, event) {
+            Err(Refused) => false,
+            Ok((state, effects)) => {
+                self.set_state(slot, state);
+                for effect in effects {
+                    self.carry_out(now, slot, effect);
+                }
+                true
+            }
+        }
+    }
+
+    /// Puts an appliance into a state and keeps everything derived from states in step with it.
+    pub(super) fn set_state(&mut self, slot: Slot, state: State) {
+        let Some(entry) = self.table.get_mut(slot) else { return };
+        let former = std::mem::replace(&mut entry.state, state);
+        if former == entry.state {
+            return;
+        }
+        let id = entry.id;
+        let acting = |state: &State| match state {
+            State::Granting(g) | State::Offered(g) | State::Owned(g) | State::Releasing(g) => {
+                Some((g.worker.clone(), g.incarnation))
+            }
+            State::Unowned | State::Freeing(_) | State::Orphaned(_) | State::Removing(_) => None,
+        };
+        let (before, after) = (acting(&former), acting(&entry.state));
+        if before != after {
+            if let Some(life) = before
+                && let Some(set) = self.granted.get_mut(&life)
+            {
+                set.remove(&slot);
+                if set.is_empty() {
+                    self.granted.remove(&life);
+                }
+            }
+            if let Some(life) = after {
+                self.granted.entry(life).or_default().insert(slot);
+            }
+        }
+        if former.name() != entry.state.name() {
+            if let Some(count) = self.states.get_mut(former.name()) {
+                *count -= 1;
+            }
+            *self.states.entry(entry.state.name()).or_default() += 1;
+        }
+        self.tell_planner(slot);
+        self.actions.push(Action::Assigned(id));
+    }
+
+    /// Where the planner counts an appliance, and whether it may pick it.
+    pub(super) fn tell_planner(&mut self, slot: Slot) {
+        let Some(entry) = self.table.get(slot) else { return };
+        let preferred = entry.preferred.as_ref();
+        let (owner, former): (Option<&WorkerId>, Option<&WorkerId>) = match &entry.state {
+            State::Unowned => (None, preferred),
+            State::Orphaned(g) => (None, Some(&g.worker)),
+            State::Granting(g) | State::Offered(g) | State::Owned(g) | State::Removing(g) => (Some(&g.worker), None),
+            // On its way: counted where it goes, so that no second appliance is sent to fill the same place.
+            State::Releasing(g) | State::Freeing(g) => (Some(preferred.unwrap_or(&g.worker)), None),
+        };
+        let intruded = self.intruders.contains_key(&slot);
+        let movable = !intruded && matches!(entry.state, State::Unowned | State::Orphaned(_) | State::Owned(_));
+        self.planner.set_owner(slot, owner, former);
+        self.planner.set_movable(slot, movable);
+        if entry.state.wants_owner() {
+            self.placement.want_owner();
+        }
+    }
+
+    fn carry_out(&mut self, now: Timestamp, slot: Slot, effect: Effect) {
+        let Some(entry) = self.table.get(slot) else { return };
+        let id = entry.id;
+        let grant = entry.state.grant().cloned();
+        match (effect, grant) {
+            (Effect::PersistGrant, Some(to)) => {
+                let host = entry.needs.host.clone();
+                let token = to.token;
+                self.write(slot, token, GrantOp::Grant { appliance: id, to, host });
+            }
+            (Effect::Offer, Some(g)) => {
+                let rebalance = entry.rebalance;
+                self.tell(&(g.worker, g.incarnation), slot, Entry::Grant(g.token), rebalance);
+            }
+            (Effect::AskRelease, Some(g)) => {
+                let rebalance = entry.rebalance;
+                self.tell(&(g.worker, g.incarnation), slot, Entry::Release(g.token), rebalance);
+            }
+            (Effect::PersistFree(handed), Some(g)) => {
+                let op = GrantOp::Free { appliance: id, progress: handed.progress.clone(), hold: handed.hold };
+                if let Some(entry) = self.table.get_mut(slot) {
+                    entry.handed = (handed != Handed::default()).then(|| Box::new(handed));
+                }
+                self.write(slot, g.token, op);
+            }
+            (Effect::PersistRemoval, Some(g)) => self.write(slot, g.token, GrantOp::Remove { appliance: id }),
+            (Effect::Retry, Some(_)) => {
+                self.retries.insert((now + WRITE_RETRY, slot));
+            }
+            (Effect::Confirm(to), _) => self.confirm_to(&to, id),
+            (Effect::Arrived, _) => self.arrived(slot),
+            (Effect::LeaveOut(worker), _) => {
+                let until = now + Duration::from_millis(self.config.decline_backoff_ms);
+                self.declined.entry(slot).or_default().insert(worker, until);
+                self.tell_excluded(slot);
+                self.move_ended(slot, None);
+            }
+            (Effect::StartHold, _) => {
+                // Every driver so far is fenced by token, so nothing has to be waited for; the progress the store has
+                // stays as it is.
+                self.move_ended(slot, None);
+            }
+            (Effect::Intruder(by), _) => {
+                let life = (by.worker.clone(), by.incarnation);
+                self.violation(format!("{} holds {id} under {} against the table", by.worker, by.token));
+                self.intruders.entry(slot).or_default().insert((life, by.token));
+                self.tell_planner(slot);
+            }
+            (Effect::Removed, _) => self.removed(slot),
+            (
+                Effect::PersistGrant
+                | Effect::Offer
+                | Effect::AskRelease
+                | Effect::PersistFree(_)
+                | Effect::PersistRemoval
+                | Effect::Retry,
+                None,
+            ) => unreachable!("these effects belong to states that have a grant"),
+        }
+    }
+
+    fn write(&mut self, slot: Slot, token: Token, op: GrantOp) {
+        self.commit.grants.push(op);
+        self.commit_pending.push(Pending::Slot(slot, token));
+    }
+
+    pub(super) fn write_again(&mut self, slot: Slot) {
+        let Some(entry) = self.table.get(slot) else { return };
+        let id = entry.id;
+        let handed = entry.handed.as_deref().cloned().unwrap_or_default();
+        match entry.state.clone() {
+            State::Freeing(g) => {
+                let op = GrantOp::Free { appliance: id, progress: handed.progress, hold: handed.hold };
+                self.write(slot, g.token, op);
+            }
+            State::Removing(g) => self.write(slot, g.token, GrantOp::Remove { appliance: id }),
+            State::Unowned
+            | State::Granting(_)
+            | State::Offered(_)
+            | State::Owned(_)
+            | State::Releasing(_)
+            | State::Orphaned(_) => {}
+        }
+    }
+
+    pub(super) fn written(&mut self, now: Timestamp, batch: super::BatchId, durable: bool) {
+        for pending in self.pending.remove(&batch).unwrap_or_default() {
+            match pending {
+                Pending::Slot(slot, token) => {
+                    let event =
+                        if durable { handoff::Event::Durable(token) } else { handoff::Event::Undone(token) };
+                    self.hand(now, slot, event);
+                }
+                Pending::Member(conn) => self.member_written(now, conn, durable),
+            }
+        }
+    }
+
+    /// The lease of a life is over: what it held is orphaned, what kept others waiting for it is free.
+    pub(super) fn gone(&mut self, now: Timestamp, life: &Life) {
+        self.close_session(life, super::Refusal::IncarnationOver);
+        let slots = self.granted.get(life).cloned().unwrap_or_default();
+        for slot in slots {
+            self.hand(now, slot, handoff::Event::Gone(life.0.clone(), life.1));
+        }
+        let intruded: Vec<Slot> =
+            self.intruders.iter().filter(|(_, by)| by.iter().any(|(l, _)| l == life)).map(|(s, _)| *s).collect();
+        for slot in intruded {
+            if let Some(by) = self.intruders.get_mut(&slot) {
+                by.retain(|(l, _)| l != life);
+            }
+            self.intruders_left(slot);
+        }
+        self.commit.remove_members.push(life.clone());
+        self.departed(now, life);
+        self.placement.lost(life);
+        self.refresh_members();
+        self.actions.push(Action::WorkerChanged(life.0.clone()));
+    }
+
+    pub(super) fn intruder_ended(&mut self, slot: Slot, life: &Life, token: Token) {
+        if let Some(by) = self.intruders.get_mut(&slot) {
+            by.remove(&(life.clone(), token));
+            self.intruders_left(slot);
+        }
+    }
+
+    fn intruders_left(&mut self, slot: Slot) {
+        if self.intruders.get(&slot).is_some_and(std::collections::BTreeSet::is_empty) {
+            self.intruders.remove(&slot);
+            self.tell_planner(slot);
+        }
+    }
+
+    pub(super) fn updated(
+        &mut self,
+        id: common::ApplianceId,
+        generation: common::Generation,
+        size: usize,
+        deleting: bool,
+    ) {
+        let Some(slot) = self.table.slot(id) else { return };
+        let Some(entry) = self.table.get_mut(slot) else { return };
+        entry.generation = generation;
+        entry.size = size;
+        entry.deleting = deleting;
+        if deleting && entry.state == State::Unowned && !entry.granted_before {
+            // No worker ever heard of it: there is nothing to remove but its rows.
+            let worker = WorkerId::new("nobody").expect("a valid name");
+            let nobody = super::Granted {
+                worker,
+                incarnation: common::Incarnation::new(0),
+                token: Token::new(self.term, self.next_sequence),
+            };
+            self.next_sequence += 1;
+            let token = nobody.token;
+            self.set_state(slot, State::Removing(nobody));
+            self.write(slot, token, GrantOp::Remove { appliance: id });
+            return;
+        }
+        if let Some(g) = entry.state.holder().cloned() {
+            self.tell(&(g.worker, g.incarnation), slot, Entry::Update(g.token), None);
+        }
+    }
+
+    pub(super) fn check(&mut self, id: common::ApplianceId, number: u64) {
+        let Some(slot) = self.table.slot(id) else { return };
+        let Some(g) = self.table.get(slot).and_then(|e| e.state.holder().cloned()) else { return };
+        self.tell(&(g.worker, g.incarnation), slot, Entry::Check(g.token, number), None);
+    }
+
+    fn removed(&mut self, slot: Slot) {
+        self.move_ended(slot, None);
+        self.intruders.remove(&slot);
+        self.declined.remove(&slot);
+        if let Some(count) = self.states.get_mut(State::Unowned.name()) {
+            *count -= 1;
+        }
+        self.planner.remove(slot);
+        if let Some(entry) = self.table.remove(slot) {
+            self.actions.push(Action::Removed(entry.id));
+        }
+        self.placement.drifted();
+    }
+
+    /// The grant came to its owner.
+    fn arrived(&mut self, slot: Slot) {
+        let Some(entry) = self.table.get_mut(slot) else { return };
+        let Some(worker) = entry.state.grant().map(|g| g.worker.clone()) else { return };
+        // What was handed in went with the grant; the owner hands in something newer next time.
+        entry.handed = None;
+        self.move_ended(slot, Some(worker));
+        self.declined.remove(&slot);
+        self.tell_excluded(slot);
+    }
+
+    /// The move an appliance was on has ended: at `to`, or given up.
+    pub(super) fn move_ended(&mut self, slot: Slot, to: Option<WorkerId>) {
+        let Some(entry) = self.table.get_mut(slot) else { return };
+        let from = entry.moved_from.take();
+        let target = entry.preferred.take();
+        let id = entry.id;
+        let rebalance = entry.rebalance.take();
+        let reason = entry.reason;
+        self.in_flight.end(slot);
+        if to.is_none() {
+            // Nobody has it, so the name it was meant for stays the preferred one.
+            if let Some(entry) = self.table.get_mut(slot) {
+                entry.preferred = target;
+            }
+        }
+        let Some(rebalance) = rebalance else { return };
+        let mut news = Vec::new();
+        if let (Some(to), Some(reason)) = (&to, reason) {
+            news.push(News::Moved { id: rebalance, appliance: id, from, to: to.clone(), reason });
+        }
+        self.rebalances.end(rebalance, to.is_some(), &mut news);
+        self.actions.extend(news.into_iter().map(Action::Rebalance));
+        self.placement.drifted();
+    }
+}

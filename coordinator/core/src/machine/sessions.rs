@@ -1,0 +1,347 @@
+//! Streams of workers: who speaks on which, and whether it counts.
+//!
+//! One stream per life at a time, the newest `Hello` closes older ones. A stream is *settled* once its `Hello` was
+//! answered; only then does anything else on it count, and only then is its worker given anything.
+
+use std::collections::BTreeMap;
+
+use common::{ApplianceId, StreamNumber, Timestamp, Token};
+
+use super::{Action, Answers, Down, Envelope, Hello, Machine, Pending, Refusal, Tell};
+use crate::grants::{Granted, StoredMember};
+use crate::handoff::{self, State};
+use crate::health::Session as SessionState;
+use crate::membership::{Beat, Life};
+use crate::outbox::{Entry, Outbox};
+use crate::planner::Slot;
+use common::Incarnation;
+
+/// One connection, as the shell numbers them. Never used twice in a process.
+pub type Conn = u64;
+
+#[derive(Clone, Debug)]
+pub(super) struct Session {
+    life: Life,
+    stream: StreamNumber,
+    /// `Hello`, until its member is durable.
+    waiting: Option<Box<Hello>>,
+    outbox: Outbox,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sessions {
+    by_conn: BTreeMap<Conn, Session>,
+    by_life: BTreeMap<Life, Conn>,
+}
+
+impl Sessions {
+    pub(super) fn state(&self, life: &Life) -> SessionState {
+        match self.by_life.get(life).and_then(|conn| self.by_conn.get(conn)) {
+            None => SessionState::None,
+            Some(session) if session.waiting.is_some() => SessionState::Unsettled,
+            Some(_) => SessionState::Settled,
+        }
+    }
+
+    fn remove(&mut self, conn: Conn) -> Option<Session> {
+        let session = self.by_conn.remove(&conn)?;
+        if self.by_life.get(&session.life) == Some(&conn) {
+            self.by_life.remove(&session.life);
+        }
+        Some(session)
+    }
+
+    fn settled(&mut self, life: &Life) -> Option<(Conn, &mut Session)> {
+        let conn = *self.by_life.get(life)?;
+        let session = self.by_conn.get_mut(&conn)?;
+        session.waiting.is_none().then_some((conn, session))
+    }
+}
+
+impl Machine {
+    pub(super) fn hello(&mut self, now: Timestamp, conn: Conn, hello: Hello) {
+        if hello.highest_term > self.term {
+            self.actions.push(Action::RaiseTerm(hello.highest_term));
+            return;
+        }
+        let newest = hello.held.iter().map(|h| h.token).max();
+        if newest.is_some_and(|t| t.term == self.term && t.sequence >= self.next_sequence) {
+            // A token of this term that this leader never gave: the store was put back to an older state.
+            self.actions.push(Action::RaiseTerm(self.term));
+            return;
+        }
+        let (life, is_new) = match hello.incarnation {
+            Some(incarnation) => ((hello.worker.clone(), incarnation), false),
+            None => {
+                if let Some(other) = self.membership.any_life_of(&hello.worker) {
+                    let wait = self.membership.remaining(now, &(hello.worker.clone(), other)).unwrap_or_default();
+                    self.actions.push(Action::Close(conn, Refusal::NameTaken(wait)));
+                    return;
+                }
+                let number = self.next_incarnation;
+                self.next_incarnation += 1;
+                ((hello.worker.clone(), Incarnation::embedded(self.term, number)), true)
+            }
+        };
+        // A `Hello` is a heartbeat too: it was sent after the last one that was answered.
+        if !is_new && self.membership.beat(now, &life) == Beat::Over {
+            self.actions.push(Action::Close(conn, Refusal::IncarnationOver));
+            return;
+        }
+        if let Some(&older) = self.sessions.by_life.get(&life) {
+            if self.sessions.by_conn.get(&older).is_some_and(|s| s.stream >= hello.stream) {
+                self.actions.push(Action::Close(conn, Refusal::Superseded));
+                return;
+            }
+            self.sessions.remove(older);
+            self.actions.push(Action::Close(older, Refusal::Superseded));
+        }
+        let changed = is_new || self.membership.publish(&life, hello.profile.clone());
+        if is_new {
+            self.membership.join(now, life.0.clone(), life.1, hello.profile.clone());
+        }
+        if changed {
+            self.commit.put_members.push(StoredMember {
+                worker: life.0.clone(),
+                incarnation: life.1,
+                profile: hello.profile.clone(),
+            });
+            self.commit_pending.push(Pending::Member(conn));
+        }
+        self.sessions.by_life.insert(life.clone(), conn);
+        let waiting = changed.then(|| Box::new(hello.clone()));
+        let session = Session { life: life.clone(), stream: hello.stream, waiting, outbox: Outbox::default() };
+        self.sessions.by_conn.insert(conn, session);
+        self.actions.push(Action::WorkerChanged(life.0.clone()));
+        if !changed {
+            self.settle(now, conn, &life, &hello);
+        }
+    }
+
+    /// The member behind `conn` is durable, or surely is not.
+    pub(super) fn member_written(&mut self, now: Timestamp, conn: Conn, durable: bool) {
+        let Some(session) = self.sessions.by_conn.get_mut(&conn) else { return };
+        let Some(hello) = session.waiting.take() else { return };
+        let life = session.life.clone();
+        if !self.membership.is_alive(&life) {
+            self.sessions.remove(conn);
+            self.actions.push(Action::Close(conn, Refusal::IncarnationOver));
+        } else if durable {
+            self.settle(now, conn, &life, &hello);
+        } else {
+            self.sessions.remove(conn);
+            if hello.incarnation.is_none() {
+                // Nobody was told of this life, so nobody can act in it.
+                self.membership.close(now, &life, true);
+            }
+            self.actions.push(Action::Close(conn, Refusal::StoreUnavailable));
+        }
+    }
+
+    /// Compares what the worker holds with the table, answers, and makes it eligible.
+    fn settle(&mut self, now: Timestamp, conn: Conn, life: &Life, hello: &Hello) {
+        for said in &hello.released {
+            self.released(now, conn, life, said.clone());
+        }
+        for &(appliance, token) in &hello.gone {
+            self.deleted(now, conn, life, appliance, token);
+        }
+        let mut unsaid = self.granted.get(life).cloned().unwrap_or_default();
+        let mut keep = Vec::with_capacity(hello.held.len());
+        let mut stale = Vec::new();
+        for held in &hello.held {
+            let granted = self.granted_to(life, held.token);
+            let Some(slot) = self.table.slot(held.appliance) else {
+                self.violation(format!("{} holds {}, which does not exist, under {}", life.0, held.appliance, held.token));
+                continue;
+            };
+            unsaid.remove(&slot);
+            self.hand(now, slot, handoff::Event::Holds(granted.clone()));
+            if self.table.get(slot).is_some_and(|e| e.state.holder() == Some(&granted)) {
+                keep.push((held.appliance, held.token));
+                if self.table.get(slot).is_some_and(|e| e.generation != held.generation) {
+                    stale.push((slot, held.token));
+                }
+            }
+        }
+        for slot in unsaid {
+            self.hand(now, slot, handoff::Event::HoldsNothing(life.0.clone(), life.1));
+        }
+        let lease = self.membership.last_beat(now, life).map(|(_, lease)| lease).unwrap_or_default();
+        self.actions.push(Action::Send(
+            conn,
+            Down::Welcome { incarnation: life.1, stream: hello.stream, keep, lease },
+        ));
+        for (slot, token) in stale {
+            self.tell(life, slot, Entry::Update(token), None);
+        }
+        self.placement.spoke(life);
+        self.settled_changed(now, hello.incarnation.is_none().then_some(&life.0));
+        self.actions.push(Action::WorkerChanged(life.0.clone()));
+    }
+
+    /// The life behind a message, if it is the newest stream's, settled, and of this term.
+    fn speaker(&mut self, conn: Conn, envelope: Envelope) -> Option<Life> {
+        let term = self.term;
+        let life = self.sessions.by_conn.get(&conn).and_then(|s| {
+            let right = s.waiting.is_none()
+                && envelope.term == term
+                && envelope.incarnation == s.life.1
+                && envelope.stream == s.stream;
+            right.then(|| s.life.clone())
+        });
+        if life.is_none() {
+            self.counters.stale_messages += 1;
+        }
+        life
+    }
+
+    pub(super) fn beat(&mut self, now: Timestamp, conn: Conn, envelope: Envelope, number: u64) {
+        let Some(life) = self.speaker(conn, envelope) else { return };
+        match self.membership.beat(now, &life) {
+            Beat::Counts => self.actions.push(Action::Send(conn, Down::BeatAck(number))),
+            Beat::Over => {
+                self.sessions.remove(conn);
+                self.actions.push(Action::Close(conn, Refusal::IncarnationOver));
+            }
+        }
+    }
+
+    pub(super) fn answers(&mut self, now: Timestamp, conn: Conn, envelope: Envelope, answers: Answers) {
+        let Some(life) = self.speaker(conn, envelope) else { return };
+        let known = self.sessions.by_conn.get_mut(&conn).is_some_and(|s| s.outbox.acknowledge(answers.applied));
+        if !known {
+            self.violation(format!("{} applied version {}, which was never sent", life.0, answers.applied));
+        }
+        for (appliance, token) in answers.granted {
+            if let Some(slot) = self.table.slot(appliance) {
+                let granted = self.granted_to(&life, token);
+                self.hand(now, slot, handoff::Event::Ack(granted));
+            }
+        }
+        for (appliance, token) in answers.declined {
+            if let Some(slot) = self.table.slot(appliance) {
+                let granted = self.granted_to(&life, token);
+                self.hand(now, slot, handoff::Event::Declined(granted));
+            }
+        }
+        for said in answers.released {
+            self.released(now, conn, &life, said);
+        }
+        for (appliance, token) in answers.gone {
+            self.deleted(now, conn, &life, appliance, token);
+        }
+    }
+
+    fn released(&mut self, now: Timestamp, conn: Conn, life: &Life, said: super::Said) {
+        let granted = self.granted_to(life, said.token);
+        match self.table.slot(said.appliance) {
+            Some(slot) => {
+                self.intruder_ended(slot, life, said.token);
+                self.hand(now, slot, handoff::Event::Released(granted, said.handed));
+            }
+            // Gone meanwhile: it need not be said again.
+            None => self.confirm.entry(conn).or_default().push((said.appliance, said.token)),
+        }
+    }
+
+    fn deleted(&mut self, now: Timestamp, conn: Conn, life: &Life, appliance: ApplianceId, token: Token) {
+        let granted = self.granted_to(life, token);
+        match self.table.slot(appliance) {
+            Some(slot) => {
+                self.intruder_ended(slot, life, token);
+                self.hand(now, slot, handoff::Event::Deleted(granted));
+            }
+            None => self.confirm.entry(conn).or_default().push((appliance, token)),
+        }
+    }
+
+    pub(super) fn leave(&mut self, now: Timestamp, conn: Conn, envelope: Envelope) {
+        let Some(life) = self.speaker(conn, envelope) else { return };
+        self.sessions.remove(conn);
+        self.membership.close(now, &life, true);
+        for life in self.membership.take_gone(now) {
+            self.gone(now, &life);
+        }
+    }
+
+    pub(super) fn closed(&mut self, conn: Conn) {
+        let Some(session) = self.sessions.remove(conn) else { return };
+        self.actions.push(Action::WorkerChanged(session.life.0));
+        self.refresh_members();
+    }
+
+    /// Ends the stream of a life that is gone.
+    pub(super) fn close_session(&mut self, life: &Life, refusal: Refusal) {
+        if let Some(&conn) = self.sessions.by_life.get(life) {
+            self.sessions.remove(conn);
+            self.actions.push(Action::Close(conn, refusal));
+        }
+    }
+
+    /// Queues an entry for the stream of `life`; without one, `Hello` will bring things in order.
+    pub(super) fn tell(&mut self, life: &Life, slot: Slot, entry: Entry, rebalance: Option<common::RebalanceId>) {
+        let bytes = match entry {
+            Entry::Grant(_) | Entry::Update(_) => self.table.get(slot).map_or(0, |e| e.size) + 128,
+            Entry::Prepare | Entry::Release(_) | Entry::Check(..) => 64,
+        };
+        if let Some((_, session)) = self.sessions.settled(life) {
+            session.outbox.push(slot, entry, rebalance, bytes);
+        }
+    }
+
+    pub(super) fn confirm_to(&mut self, granted: &Granted, appliance: ApplianceId) {
+        let life = (granted.worker.clone(), granted.incarnation);
+        if let Some(&conn) = self.sessions.by_life.get(&life) {
+            self.confirm.entry(conn).or_default().push((appliance, granted.token));
+        }
+    }
+
+    pub(super) fn flush_outboxes(&mut self) {
+        let table = &self.table;
+        for (&conn, session) in &mut self.sessions.by_conn {
+            if session.waiting.is_some() {
+                continue;
+            }
+            while let Some(delta) = session.outbox.next() {
+                // What was overtaken while it waited is not said any more; the version goes on all the same.
+                let tell = delta.entries.into_iter().filter_map(|(slot, entry)| telling(table, slot, entry)).collect();
+                let down =
+                    Down::Delta { base: delta.base, target: delta.target, rebalance: delta.rebalance, tell };
+                self.actions.push(Action::Send(conn, down));
+            }
+        }
+    }
+
+    /// Whether a report under this token comes from its owner. Reports of anybody else are dropped and counted.
+    pub fn reports_count(&mut self, conn: Conn, envelope: Envelope, of: &[(ApplianceId, Token)]) -> Vec<bool> {
+        let Some(life) = self.speaker(conn, envelope) else { return vec![false; of.len()] };
+        of.iter()
+            .map(|&(appliance, token)| {
+                self.table.slot(appliance).and_then(|slot| self.table.get(slot)).is_some_and(|e| {
+                    e.state.holder().is_some_and(|g| g.token == token && g.is_of(&life.0, life.1))
+                })
+            })
+            .collect()
+    }
+}
+
+fn telling(table: &crate::table::Table, slot: Slot, entry: Entry) -> Option<Tell> {
+    match entry {
+        Entry::Prepare => table.get(slot).map(|e| Tell::Prepare(e.id)),
+        Entry::Grant(token) => table.under(slot, token).filter(|e| matches!(e.state, State::Offered(_))).map(|e| {
+            Tell::Grant { appliance: e.id, token, handed: e.handed.as_deref().cloned().unwrap_or_default() }
+        }),
+        Entry::Release(token) => table
+            .under(slot, token)
+            .filter(|e| matches!(e.state, State::Releasing(_)))
+            .map(|e| Tell::Release(e.id, token)),
+        Entry::Update(token) => {
+            table.under(slot, token).filter(|e| e.state.holder().is_some()).map(|e| Tell::Update(e.id, token))
+        }
+        Entry::Check(token, number) => table
+            .under(slot, token)
+            .filter(|e| e.state.holder().is_some())
+            .map(|e| Tell::Check(e.id, token, number)),
+    }
+}

@@ -1,0 +1,197 @@
+//! What readers may know of the machine: workers, why an appliance is where it is, counters.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use common::{ApplianceId, Incarnation, Timestamp, WorkerId};
+
+use super::{Counters, Machine};
+use crate::grants::Profile;
+use crate::health::{self, Health};
+use crate::membership::Life;
+use crate::planner::{Candidate, Planner};
+use crate::table::{Entry, Table};
+
+/// Most workers that are remembered after they are gone, and for how long.
+const DEPARTED: (usize, Duration) = (1_000, Duration::from_secs(3600));
+
+#[derive(Clone, Debug)]
+pub(super) struct Departed {
+    incarnation: Incarnation,
+    profile: Option<Profile>,
+    at: Timestamp,
+}
+
+/// One worker, for people.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WorkerView {
+    /// Its name.
+    pub id: WorkerId,
+    /// Its life.
+    pub incarnation: Incarnation,
+    /// How well it is.
+    pub health: Health,
+    /// What it published.
+    pub profile: Option<Profile>,
+    /// Appliances granted to it.
+    pub appliances: u64,
+    /// Time since its last heartbeat, or since it was called gone.
+    pub silent: Duration,
+    /// It gets nothing new and gives up what it has.
+    pub draining: bool,
+}
+
+/// Why an appliance is where it is.
+#[derive(Clone, Debug)]
+pub struct Explanation {
+    /// One sentence.
+    pub summary: String,
+    /// Every member in ring order, and whether it could take the appliance.
+    pub candidates: Vec<Candidate>,
+}
+
+impl Machine {
+    pub(super) fn departed(&mut self, now: Timestamp, life: &Life) {
+        let profile = self.membership.profile(life).cloned();
+        self.departed.insert(life.0.clone(), Departed { incarnation: life.1, profile, at: now });
+        self.departed.retain(|_, d| now.since(d.at) < DEPARTED.1);
+        while self.departed.len() > DEPARTED.0 {
+            self.departed.pop_first();
+        }
+    }
+
+    /// Every worker: members, lives that wait for their end, and those gone within the last hour.
+    #[must_use]
+    pub fn workers(&self, now: Timestamp) -> Vec<WorkerView> {
+        let mut views = BTreeMap::new();
+        for (id, d) in &self.departed {
+            let view = WorkerView {
+                id: id.clone(),
+                incarnation: d.incarnation,
+                health: Health::Dead,
+                profile: d.profile.clone(),
+                appliances: 0,
+                silent: now.since(d.at),
+                draining: false,
+            };
+            views.insert(id.clone(), view);
+        }
+        for life in self.membership.lives() {
+            let is_member = self.membership.current(&life.0) == Some(life.1);
+            if !is_member && views.get(&life.0).is_some_and(|v: &WorkerView| v.health != Health::Dead) {
+                continue;
+            }
+            let beat = self.membership.last_beat(now, life);
+            let view = WorkerView {
+                id: life.0.clone(),
+                incarnation: life.1,
+                health: health::judge(beat, self.sessions.state(life)),
+                profile: self.membership.profile(life).cloned(),
+                appliances: self.granted.get(life).map_or(0, |set| set.len() as u64),
+                silent: beat.map(|(age, _)| age).unwrap_or_default(),
+                draining: self.membership.members().any(|(w, i, _, draining)| *w == life.0 && i == life.1 && draining),
+            };
+            views.insert(life.0.clone(), view);
+        }
+        views.into_values().collect()
+    }
+
+    /// Why an appliance is where it is, or is nowhere; `None` when it is not known.
+    #[must_use]
+    pub fn explain(&self, now: Timestamp, id: ApplianceId) -> Option<Explanation> {
+        let slot = self.table.slot(id)?;
+        let entry = self.table.get(slot)?;
+        let summary = if let Some(by) = self.intruders.get(&slot).and_then(|by| by.first()) {
+            format!("{} still holds it against the table; nobody else gets it before that ended", by.0.0)
+        } else if entry.state.wants_owner() && self.waiting(now).is_some() {
+            self.waiting(now).unwrap_or_default()
+        } else {
+            reason(entry)
+        };
+        Some(Explanation { summary, candidates: self.planner.explain(slot) })
+    }
+
+    /// Why nothing is placed right now, if nothing is.
+    #[must_use]
+    pub fn waiting(&self, now: Timestamp) -> Option<String> {
+        let awaited = self.placement.awaited(now);
+        let names: Vec<&str> = awaited.iter().take(5).map(WorkerId::as_str).collect();
+        (!awaited.is_empty()).then(|| format!("a new leader waits for {} to say what it holds", names.join(", ")))
+    }
+
+    /// The table, for readers and checks.
+    #[must_use]
+    pub const fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// The planner, for ring and location queries.
+    #[must_use]
+    pub const fn planner(&self) -> &Planner {
+        &self.planner
+    }
+
+    /// Appliances by the state of their hand-off.
+    pub fn states(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.states.iter().filter(|(_, n)| **n > 0).map(|(name, n)| (*name, *n))
+    }
+
+    /// Moves under way.
+    #[must_use]
+    pub fn moves_in_flight(&self) -> u64 {
+        self.in_flight.len() as u64
+    }
+
+    /// Counters for metrics.
+    #[must_use]
+    pub const fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Time since this machine began its term.
+    #[must_use]
+    pub const fn age(&self, now: Timestamp) -> Duration {
+        now.since(self.started)
+    }
+
+    pub(crate) fn granted(&self) -> &BTreeMap<Life, std::collections::BTreeSet<crate::planner::Slot>> {
+        &self.granted
+    }
+
+    pub(crate) fn membership(&self) -> &crate::membership::Membership {
+        &self.membership
+    }
+
+    pub(crate) fn is_intruded(&self, slot: crate::planner::Slot) -> bool {
+        self.intruders.contains_key(&slot)
+    }
+
+    pub(crate) const fn next_sequence(&self) -> u64 {
+        self.next_sequence
+    }
+}
+
+/// Why an entry is where it is, in one clause.
+#[must_use]
+pub fn reason(entry: &Entry) -> String {
+    match (&entry.unplaced, entry.reason, entry.state.wants_owner()) {
+        (Some(why), _, true) => why.to_string(),
+        (None, _, true) => "waits for the next plan".to_owned(),
+        (_, Some(reason), false) => reason.text().to_owned(),
+        (_, None, false) => "held since before this leader".to_owned(),
+    }
+}
+
+impl std::fmt::Display for crate::planner::Unplaced {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NoMembers => f.write_str("there are no workers"),
+            Self::NoDriver(driver) => write!(f, "no worker offers driver {driver}"),
+            Self::HostGone(host) => write!(f, "its instances are bound to host {host}, which has no worker"),
+            Self::NotConnected => f.write_str("the workers that could take it have no session with the leader"),
+            Self::AllDraining => f.write_str("the workers that could take it drain"),
+            Self::Declined => f.write_str("the workers that could take it declined it recently"),
+            Self::RingOwnerCannot(worker) => write!(f, "the ring names {worker}, which cannot take it"),
+        }
+    }
+}

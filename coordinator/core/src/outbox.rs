@@ -1,0 +1,195 @@
+//! What one worker still has to be told, in order, in bounded messages, under flow control.
+//!
+//! Each delta names the version it applies to and the one it leads to; the stream is at most [`WINDOW`] messages ahead of
+//! the worker's acknowledgements. Entries wait here without a bound of their own because each stands for an appliance of
+//! the table: an appliance has at most one entry of each sort at a time.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use common::{RebalanceId, Token};
+
+use crate::planner::Slot;
+
+/// Most entries of one message (design section 5).
+pub const MAX_ENTRIES: usize = 1_000;
+/// Most bytes of one message, by the size of the specs in it (design section 5).
+pub const MAX_BYTES: usize = 1 << 20;
+/// Messages that may be under way without an acknowledgement. Enough to keep a stream busy over a slow link, few enough
+/// that a worker which stops reading holds at most 8 MiB of ours.
+pub const WINDOW: u64 = 8;
+
+/// One thing to tell a worker about one appliance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Entry {
+    /// It may be granted soon.
+    Prepare,
+    /// It is granted under this token.
+    Grant(Token),
+    /// It shall be given up.
+    Release(Token),
+    /// It shall be something else.
+    Update(Token),
+    /// It shall be probed now, as this check.
+    Check(Token, u64),
+}
+
+/// A message to be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delta {
+    /// Version it applies to.
+    pub base: u64,
+    /// Version it leads to.
+    pub target: u64,
+    /// Rebalance the entries belong to.
+    pub rebalance: Option<RebalanceId>,
+    /// What to tell, in order.
+    pub entries: Vec<(Slot, Entry)>,
+}
+
+/// The outbox of one stream.
+#[derive(Clone, Debug, Default)]
+pub struct Outbox {
+    waiting: VecDeque<(Slot, Entry, Option<RebalanceId>, usize)>,
+    /// Updates and checks that wait, so that further ones of the same appliance replace them.
+    replaceable: BTreeMap<Slot, (Option<Token>, Option<(Token, u64)>)>,
+    sent: u64,
+    acknowledged: u64,
+}
+
+impl Outbox {
+    /// Queues an entry of about `bytes` on the wire.
+    pub fn push(&mut self, slot: Slot, entry: Entry, rebalance: Option<RebalanceId>, bytes: usize) {
+        let (update, check) = self.replaceable.entry(slot).or_default();
+        match entry {
+            Entry::Update(token) => {
+                // The content is read when the message is made, so one waiting update carries all changes so far.
+                if update.replace(token).is_some() {
+                    return;
+                }
+            }
+            Entry::Check(token, number) => {
+                if check.replace((token, number)).is_some() {
+                    return;
+                }
+            }
+            Entry::Prepare | Entry::Grant(_) | Entry::Release(_) => {}
+        }
+        if *update == None && *check == None {
+            self.replaceable.remove(&slot);
+        }
+        self.waiting.push_back((slot, entry, rebalance, bytes));
+    }
+
+    /// The next message, if there is one and the window allows it.
+    pub fn next(&mut self) -> Option<Delta> {
+        if self.sent - self.acknowledged >= WINDOW {
+            return None;
+        }
+        let rebalance = self.waiting.front()?.2;
+        let mut entries = Vec::new();
+        let mut size = 0;
+        while let Some((_, _, r, bytes)) = self.waiting.front() {
+            // One entry always fits: a spec is far smaller than a message.
+            if *r != rebalance || entries.len() == MAX_ENTRIES || (size + bytes > MAX_BYTES && !entries.is_empty()) {
+                break;
+            }
+            size += bytes;
+            let Some((slot, entry, _, _)) = self.waiting.pop_front() else { break };
+            entries.push((slot, self.take_latest(slot, entry)));
+        }
+        let base = self.sent;
+        self.sent += 1;
+        Some(Delta { base, target: self.sent, rebalance, entries })
+    }
+
+    fn take_latest(&mut self, slot: Slot, entry: Entry) -> Entry {
+        let Some((update, check)) = self.replaceable.get_mut(&slot) else { return entry };
+        let latest = match entry {
+            Entry::Update(token) => Entry::Update(update.take().unwrap_or(token)),
+            Entry::Check(token, number) => {
+                let (token, number) = check.take().unwrap_or((token, number));
+                Entry::Check(token, number)
+            }
+            Entry::Prepare | Entry::Grant(_) | Entry::Release(_) => entry,
+        };
+        if update.is_none() && check.is_none() {
+            self.replaceable.remove(&slot);
+        }
+        latest
+    }
+
+    /// Notes that the worker applied everything up to `version`. Returns `false` for a version that was never sent.
+    pub fn acknowledge(&mut self, version: u64) -> bool {
+        if version > self.sent {
+            return false;
+        }
+        self.acknowledged = self.acknowledged.max(version);
+        true
+    }
+
+    /// Entries that wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::Term;
+
+    use super::*;
+
+    fn token(n: u64) -> Token {
+        Token::new(Term::new(1), n)
+    }
+
+    #[test]
+    fn versions_chain_and_the_window_holds_back_what_is_not_acknowledged() {
+        let mut outbox = Outbox::default();
+        for n in 0..(WINDOW as u32 + 1) * MAX_ENTRIES as u32 {
+            outbox.push(Slot(n), Entry::Grant(token(u64::from(n))), None, 100);
+        }
+        let mut version = 0;
+        for _ in 0..WINDOW {
+            let delta = outbox.next().expect("inside the window");
+            assert_eq!((delta.base, delta.target, delta.entries.len()), (version, version + 1, MAX_ENTRIES));
+            version = delta.target;
+        }
+        assert_eq!(outbox.next(), None);
+        assert!(!outbox.acknowledge(version + 1), "a version that was never sent");
+        assert!(outbox.acknowledge(1));
+        assert_eq!(outbox.next().expect("the window moved").base, version);
+        assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn messages_stay_below_their_size_and_hold_one_rebalance() {
+        let mut outbox = Outbox::default();
+        let r = Some(RebalanceId { term: Term::new(1), number: 1 });
+        outbox.push(Slot(1), Entry::Grant(token(1)), None, MAX_BYTES - 10);
+        outbox.push(Slot(2), Entry::Grant(token(2)), None, 11);
+        outbox.push(Slot(3), Entry::Grant(token(3)), r, 11);
+        let sizes: Vec<_> = std::iter::from_fn(|| outbox.next()).map(|d| (d.entries.len(), d.rebalance)).collect();
+        assert_eq!(sizes, [(1, None), (1, None), (1, r)]);
+    }
+
+    #[test]
+    fn waiting_updates_and_checks_of_one_appliance_become_one() {
+        let mut outbox = Outbox::default();
+        outbox.push(Slot(1), Entry::Update(token(1)), None, 10);
+        outbox.push(Slot(1), Entry::Update(token(1)), None, 10);
+        outbox.push(Slot(1), Entry::Check(token(1), 1), None, 10);
+        outbox.push(Slot(1), Entry::Check(token(1), 2), None, 10);
+        let delta = outbox.next().expect("something waits");
+        assert_eq!(delta.entries, [(Slot(1), Entry::Update(token(1))), (Slot(1), Entry::Check(token(1), 2))]);
+        outbox.push(Slot(1), Entry::Update(token(1)), None, 10);
+        assert_eq!(outbox.len(), 1, "what was sent does not swallow what comes after it");
+    }
+}

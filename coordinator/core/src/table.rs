@@ -1,0 +1,136 @@
+//! The assignment table: every appliance the leader knows, by slot and by id.
+//!
+//! Slots are small numbers that the planner shares; one is used again after its appliance is gone, so whatever outlives a
+//! step (outbox entries, pending writes) names the token as well, and tokens are never used twice.
+
+use std::collections::HashMap;
+
+use common::{ApplianceId, Generation, RebalanceId, Token, WorkerId};
+
+use crate::handoff::{Handed, State};
+use crate::planner::{Needs, Reason, Slot, Unplaced};
+
+/// An appliance as the table takes it in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seed {
+    /// Identity.
+    pub id: ApplianceId,
+    /// What the ring hashes.
+    pub placement_key: String,
+    /// What it needs of a worker.
+    pub needs: Needs,
+    /// Generation in force.
+    pub generation: Generation,
+    /// About how many bytes its specification has on the wire.
+    pub size: usize,
+    /// It is to be removed.
+    pub deleting: bool,
+}
+
+/// One appliance of the table.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Identity.
+    pub id: ApplianceId,
+    /// What it needs of a worker.
+    pub needs: Needs,
+    /// Generation in force.
+    pub generation: Generation,
+    /// About how many bytes its specification has on the wire.
+    pub size: usize,
+    /// It is to be removed.
+    pub deleting: bool,
+    /// Where its ownership stands.
+    pub state: State,
+    /// Under which token a write is under way, and whether it has to be tried again.
+    pub retry: bool,
+    /// What its last owner handed in; given to the next one.
+    pub handed: Option<Box<Handed>>,
+    /// Worker it is on its way to, while `Releasing` or `Freeing`; afterwards the name that is preferred.
+    pub preferred: Option<WorkerId>,
+    /// Owner before the move under way.
+    pub moved_from: Option<WorkerId>,
+    /// Why it was given to its owner, or is being moved.
+    pub reason: Option<Reason>,
+    /// Why nobody can take it, as of the last plan.
+    pub unplaced: Option<Unplaced>,
+    /// Rebalance its move belongs to.
+    pub rebalance: Option<RebalanceId>,
+    /// It was granted at some time, so instances may exist.
+    pub granted_before: bool,
+}
+
+/// All appliances.
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    entries: Vec<Option<Entry>>,
+    free: Vec<u32>,
+    index: HashMap<ApplianceId, Slot>,
+}
+
+impl Table {
+    /// Takes in an appliance; `None` when its id is known.
+    pub fn insert(&mut self, entry: Entry) -> Option<Slot> {
+        if self.index.contains_key(&entry.id) {
+            return None;
+        }
+        let slot = match self.free.pop() {
+            Some(n) => Slot(n),
+            None => {
+                self.entries.push(None);
+                Slot(u32::try_from(self.entries.len() - 1).expect("the API admits far fewer than 2^32 appliances"))
+            }
+        };
+        self.index.insert(entry.id, slot);
+        self.entries[slot.0 as usize] = Some(entry);
+        Some(slot)
+    }
+
+    /// Removes an appliance.
+    pub fn remove(&mut self, slot: Slot) -> Option<Entry> {
+        let entry = self.entries.get_mut(slot.0 as usize)?.take()?;
+        self.index.remove(&entry.id);
+        self.free.push(slot.0);
+        Some(entry)
+    }
+
+    /// The slot of an appliance.
+    #[must_use]
+    pub fn slot(&self, id: ApplianceId) -> Option<Slot> {
+        self.index.get(&id).copied()
+    }
+
+    /// The appliance in a slot.
+    #[must_use]
+    pub fn get(&self, slot: Slot) -> Option<&Entry> {
+        self.entries.get(slot.0 as usize)?.as_ref()
+    }
+
+    /// The appliance in a slot, to be changed.
+    pub fn get_mut(&mut self, slot: Slot) -> Option<&mut Entry> {
+        self.entries.get_mut(slot.0 as usize)?.as_mut()
+    }
+
+    /// The appliance in a slot, if the grant it is about has this token.
+    #[must_use]
+    pub fn under(&self, slot: Slot, token: Token) -> Option<&Entry> {
+        self.get(slot).filter(|e| e.state.grant().is_some_and(|g| g.token == token))
+    }
+
+    /// Every appliance, by slot.
+    pub fn iter(&self) -> impl Iterator<Item = (Slot, &Entry)> {
+        self.entries.iter().enumerate().filter_map(|(n, e)| Some((Slot(n as u32), e.as_ref()?)))
+    }
+
+    /// Number of appliances.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+}

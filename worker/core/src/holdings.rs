@@ -1,0 +1,484 @@
+//! What this worker holds: applies what the leader says, refuses what is stale, and remembers what the leader has not
+//! confirmed yet.
+//!
+//! Kept invariants: nothing applies between `Hello` and `Welcome`; a message of another term, life or stream is dropped; a
+//! delta applies only on its base; for one appliance tokens only rise; a release or removal is said again after each
+//! `Hello` until the leader confirms that the store has it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+use common::status::Progress;
+use common::{ApplianceId, Generation, Incarnation, StreamNumber, Term, Token};
+
+/// Which conversation a message belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    /// Term of the leader.
+    pub term: Term,
+    /// Life of the worker.
+    pub incarnation: Incarnation,
+    /// Number of the stream within the life.
+    pub stream: StreamNumber,
+}
+
+/// One appliance that is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holding {
+    /// Under which token.
+    pub token: Token,
+    /// Generation known here.
+    pub generation: Generation,
+    /// It is being given up.
+    pub releasing: bool,
+}
+
+/// What is handed in with a release.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Handed {
+    /// Attempts, cooldown, step journal.
+    pub progress: Progress,
+    /// Remaining time during which calls may still take effect.
+    pub hold: Duration,
+}
+
+/// One instruction of a delta; `D` is whatever describes the wanted state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tell<D> {
+    /// It may be granted soon.
+    Prepare(ApplianceId),
+    /// It is granted.
+    Grant {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// Under which token.
+        token: Token,
+        /// Generation of `desired`.
+        generation: Generation,
+        /// What it shall be.
+        desired: D,
+        /// What the last owner handed in.
+        handed: Handed,
+    },
+    /// It shall be given up.
+    Release(ApplianceId, Token),
+    /// It shall be something else.
+    Update {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// Under which token.
+        token: Token,
+        /// Generation of `desired`.
+        generation: Generation,
+        /// What it shall be.
+        desired: D,
+    },
+    /// It shall be probed now.
+    Check(ApplianceId, Token, u64),
+}
+
+/// What follows from a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect<D> {
+    /// Start to act, and say that the offer was taken.
+    Take {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// Under which token.
+        token: Token,
+        /// What it shall be.
+        desired: D,
+        /// What the last owner handed in.
+        handed: Handed,
+    },
+    /// Say that the offer is refused.
+    Decline(ApplianceId, Token),
+    /// Stop acting; the answer is a release.
+    Release(ApplianceId, Token),
+    /// Say a release again that was said before.
+    Again(ApplianceId, Token, Handed),
+    /// Change what it shall be.
+    Update {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// Under which token.
+        token: Token,
+        /// What it shall be.
+        desired: D,
+    },
+    /// Probe now.
+    Check(ApplianceId, Token, u64),
+}
+
+/// Why a message was not applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// It belongs to another term, life or stream, or came before `Welcome`.
+    #[error("the message belongs to another conversation")]
+    Stale,
+    /// It applies to a version this worker does not have: say `Hello` again.
+    #[error("delta applies to version {base}, this worker has {have}")]
+    Base {
+        /// Version it applies to.
+        base: u64,
+        /// Version this worker has.
+        have: u64,
+    },
+}
+
+/// What `Hello` says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hello {
+    /// Life of the worker; `None` asks for one.
+    pub incarnation: Option<Incarnation>,
+    /// Number of the stream.
+    pub stream: StreamNumber,
+    /// Everything held.
+    pub held: Vec<(ApplianceId, Holding)>,
+    /// Releases that were not confirmed.
+    pub released: Vec<(ApplianceId, Token, Handed)>,
+    /// Removals that were not confirmed.
+    pub gone: Vec<(ApplianceId, Token)>,
+    /// Highest term ever seen.
+    pub highest_term: Term,
+}
+
+/// What this worker holds.
+#[derive(Clone, Debug, Default)]
+pub struct Holdings {
+    incarnation: Option<Incarnation>,
+    term: Term,
+    stream: StreamNumber,
+    welcomed: bool,
+    version: u64,
+    highest_term: Term,
+    held: BTreeMap<ApplianceId, Holding>,
+    released: BTreeMap<(ApplianceId, Token), Handed>,
+    gone: BTreeSet<(ApplianceId, Token)>,
+    /// Highest token met per appliance on this stream. Messages of older streams are dropped whole, so older entries
+    /// would never be asked for.
+    seen: HashMap<ApplianceId, Token>,
+}
+
+impl Holdings {
+    /// Opens a stream: what to say first. Nothing applies until the answer.
+    pub fn hello(&mut self) -> Hello {
+        self.stream = self.stream.next();
+        self.welcomed = false;
+        self.seen = self.held.iter().map(|(id, h)| (*id, h.token)).collect();
+        Hello {
+            incarnation: self.incarnation,
+            stream: self.stream,
+            held: self.held.iter().map(|(id, h)| (*id, *h)).collect(),
+            released: self.released.iter().map(|((id, token), handed)| (*id, *token, handed.clone())).collect(),
+            gone: self.gone.iter().copied().collect(),
+            highest_term: self.highest_term,
+        }
+    }
+
+    /// Takes the answer to `Hello`. Whatever is held and not kept has to end.
+    ///
+    /// # Errors
+    /// [`Refused::Stale`] when it answers another `Hello`, names another life, or comes from a leader older than one
+    /// already met.
+    pub fn welcome<D>(&mut self, from: Envelope, keep: &[(ApplianceId, Token)]) -> Result<Vec<Effect<D>>, Refused> {
+        let known = self.incarnation.is_none_or(|i| i == from.incarnation);
+        if self.welcomed || from.stream != self.stream || !known || from.term < self.highest_term {
+            return Err(Refused::Stale);
+        }
+        self.welcomed = true;
+        self.incarnation = Some(from.incarnation);
+        self.term = from.term;
+        self.highest_term = from.term;
+        self.version = 0;
+        let keep: BTreeSet<_> = keep.iter().copied().collect();
+        let mut effects = Vec::new();
+        for (id, holding) in &mut self.held {
+            if !keep.contains(&(*id, holding.token)) && !holding.releasing {
+                holding.releasing = true;
+                effects.push(Effect::Release(*id, holding.token));
+            }
+        }
+        Ok(effects)
+    }
+
+    fn check(&self, from: Envelope) -> Result<(), Refused> {
+        let right = self.welcomed
+            && self.incarnation == Some(from.incarnation)
+            && from.term == self.term
+            && from.stream == self.stream;
+        if right { Ok(()) } else { Err(Refused::Stale) }
+    }
+
+    /// Applies a delta as a whole.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing was applied then.
+    pub fn delta<D>(
+        &mut self,
+        from: Envelope,
+        base: u64,
+        target: u64,
+        tells: Vec<Tell<D>>,
+    ) -> Result<Vec<Effect<D>>, Refused> {
+        self.check(from)?;
+        if base != self.version || target <= base {
+            return Err(Refused::Base { base, have: self.version });
+        }
+        self.version = target;
+        Ok(tells.into_iter().filter_map(|tell| self.tell(tell)).collect())
+    }
+
+    fn tell<D>(&mut self, tell: Tell<D>) -> Option<Effect<D>> {
+        match tell {
+            Tell::Prepare(_) => None,
+            Tell::Grant { appliance, token, generation, desired, handed } => {
+                let newest = self.seen.get(&appliance).copied();
+                if newest.is_some_and(|seen| token <= seen) {
+                    // Of a token that was in force here before: acting on it again could meet its successor.
+                    return None;
+                }
+                if self.held.contains_key(&appliance) {
+                    // The leader grants only what nobody holds; until the older one has ended this cannot start.
+                    return Some(Effect::Decline(appliance, token));
+                }
+                self.seen.insert(appliance, token);
+                self.held.insert(appliance, Holding { token, generation, releasing: false });
+                Some(Effect::Take { appliance, token, desired, handed })
+            }
+            Tell::Release(appliance, token) => match self.held.get_mut(&appliance) {
+                Some(holding) if holding.token == token => {
+                    if holding.releasing {
+                        return None;
+                    }
+                    holding.releasing = true;
+                    Some(Effect::Release(appliance, token))
+                }
+                _ => match self.released.get(&(appliance, token)) {
+                    Some(handed) => Some(Effect::Again(appliance, token, handed.clone())),
+                    None => Some(Effect::Decline(appliance, token)),
+                },
+            },
+            Tell::Update { appliance, token, generation, desired } => {
+                let holding = self.held.get_mut(&appliance).filter(|h| h.token == token)?;
+                if generation <= holding.generation {
+                    return None;
+                }
+                holding.generation = generation;
+                Some(Effect::Update { appliance, token, desired })
+            }
+            Tell::Check(appliance, token, number) => self
+                .held
+                .get(&appliance)
+                .filter(|h| h.token == token)
+                .map(|_| Effect::Check(appliance, token, number)),
+        }
+    }
+
+    /// Notes that nothing of this worker acts on an appliance any more. `false` when it was not held under this token.
+    pub fn released(&mut self, appliance: ApplianceId, token: Token, handed: Handed) -> bool {
+        if !self.is_held(appliance, token) {
+            return false;
+        }
+        self.held.remove(&appliance);
+        self.released.insert((appliance, token), handed);
+        true
+    }
+
+    /// Notes that an appliance was removed to the last trace. `false` when it was not held under this token.
+    pub fn gone(&mut self, appliance: ApplianceId, token: Token) -> bool {
+        if !self.is_held(appliance, token) {
+            return false;
+        }
+        self.held.remove(&appliance);
+        self.gone.insert((appliance, token));
+        true
+    }
+
+    /// Notes that an offer was refused after all. `false` when it was not held under this token.
+    pub fn declined(&mut self, appliance: ApplianceId, token: Token) -> bool {
+        self.is_held(appliance, token) && self.held.remove(&appliance).is_some()
+    }
+
+    /// Forgets releases and removals that the store has.
+    ///
+    /// # Errors
+    /// [`Refused::Stale`] for a message of another conversation.
+    pub fn confirm(&mut self, from: Envelope, list: &[(ApplianceId, Token)]) -> Result<(), Refused> {
+        self.check(from)?;
+        for key in list {
+            self.released.remove(key);
+            self.gone.remove(key);
+        }
+        Ok(())
+    }
+
+    /// The life is over: everything that was held belongs to others now. The next `Hello` asks for a new life.
+    pub fn end_life(&mut self) {
+        let highest_term = self.highest_term;
+        *self = Self { highest_term, ..Self::default() };
+    }
+
+    /// Whether an appliance is held under this token.
+    #[must_use]
+    pub fn is_held(&self, appliance: ApplianceId, token: Token) -> bool {
+        self.held.get(&appliance).is_some_and(|h| h.token == token)
+    }
+
+    /// Whether a message belongs to the conversation of now.
+    #[must_use]
+    pub fn counts(&self, from: Envelope) -> bool {
+        self.check(from).is_ok()
+    }
+
+    /// The conversation of now, for what is sent; `None` between `Hello` and `Welcome`.
+    #[must_use]
+    pub fn envelope(&self) -> Option<Envelope> {
+        let incarnation = self.incarnation.filter(|_| self.welcomed)?;
+        Some(Envelope { term: self.term, incarnation, stream: self.stream })
+    }
+
+    /// Version after the newest delta that was applied.
+    #[must_use]
+    pub const fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Appliances that are held.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Whether nothing is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// Everything that is held, by id.
+    pub fn iter(&self) -> impl Iterator<Item = (ApplianceId, Holding)> {
+        self.held.iter().map(|(id, h)| (*id, *h))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIFE: Incarnation = Incarnation::new(7);
+
+    fn token(n: u64) -> Token {
+        Token::new(Term::new(1), n)
+    }
+
+    fn id(n: u128) -> ApplianceId {
+        ApplianceId::from_u128(n)
+    }
+
+    fn grant(n: u128, t: u64) -> Tell<()> {
+        Tell::Grant {
+            appliance: id(n),
+            token: token(t),
+            generation: Generation::new(1),
+            desired: (),
+            handed: Handed::default(),
+        }
+    }
+
+    /// Holdings after `Hello` and `Welcome`, and the envelope of their stream.
+    fn welcomed() -> (Holdings, Envelope) {
+        let mut h = Holdings::default();
+        let stream = h.hello().stream;
+        let from = Envelope { term: Term::new(1), incarnation: LIFE, stream };
+        assert_eq!(h.welcome::<()>(from, &[]), Ok(vec![]));
+        (h, from)
+    }
+
+    #[test]
+    fn nothing_applies_between_hello_and_welcome() {
+        let (mut h, from) = welcomed();
+        let stream = h.hello().stream;
+        let next = Envelope { stream, ..from };
+        assert_eq!(h.delta(next, 0, 1, vec![grant(1, 1)]), Err(Refused::Stale));
+        assert_eq!(h.delta(from, 0, 1, vec![grant(1, 1)]), Err(Refused::Stale), "a late message of the old stream");
+        h.welcome::<()>(next, &[]).expect("answers this hello");
+        assert_eq!(h.delta(next, 0, 1, vec![grant(1, 1)]).map(|e| e.len()), Ok(1));
+    }
+
+    #[test]
+    fn a_delta_on_another_base_is_refused_as_a_whole() {
+        let (mut h, from) = welcomed();
+        assert_eq!(h.delta(from, 1, 2, vec![grant(1, 1)]), Err(Refused::Base { base: 1, have: 0 }));
+        assert!(h.is_empty());
+    }
+
+    #[test]
+    fn an_old_token_is_refused_after_a_newer_one_was_in_force() {
+        let (mut h, from) = welcomed();
+        h.delta(from, 0, 1, vec![grant(1, 5)]).expect("applies");
+        assert!(h.released(id(1), token(5), Handed::default()));
+        assert_eq!(h.delta(from, 1, 2, vec![grant(1, 4), grant(1, 5)]), Ok(vec![]));
+        assert!(h.is_empty());
+    }
+
+    #[test]
+    fn a_grant_of_something_held_is_declined() {
+        let (mut h, from) = welcomed();
+        h.delta(from, 0, 1, vec![grant(1, 5)]).expect("applies");
+        assert_eq!(h.delta(from, 1, 2, vec![grant(1, 6)]), Ok(vec![Effect::Decline(id(1), token(6))]));
+        assert!(h.is_held(id(1), token(5)));
+    }
+
+    #[test]
+    fn what_the_leader_does_not_keep_has_to_end() {
+        let (mut h, from) = welcomed();
+        h.delta(from, 0, 1, vec![grant(1, 1), grant(2, 2)]).expect("applies");
+        let stream = h.hello().stream;
+        let next = Envelope { stream, ..from };
+        let effects = h.welcome::<()>(next, &[(id(1), token(1))]).expect("answers this hello");
+        assert_eq!(effects, [Effect::Release(id(2), token(2))]);
+    }
+
+    #[test]
+    fn a_release_is_said_again_until_it_is_confirmed() {
+        let (mut h, from) = welcomed();
+        h.delta(from, 0, 1, vec![grant(1, 1), grant(2, 2)]).expect("applies");
+        h.released(id(1), token(1), Handed::default());
+        h.gone(id(2), token(2));
+        let again: Vec<Effect<()>> = h.delta(from, 1, 2, vec![Tell::Release(id(1), token(1))]).expect("applies");
+        assert_eq!(again, [Effect::Again(id(1), token(1), Handed::default())]);
+        let hello = h.hello();
+        assert_eq!((hello.released.len(), hello.gone.len()), (1, 1));
+        let next = Envelope { stream: hello.stream, ..from };
+        h.welcome::<()>(next, &[]).expect("answers this hello");
+        h.confirm(next, &[(id(1), token(1)), (id(2), token(2))]).expect("counts");
+        let hello = h.hello();
+        assert_eq!((hello.released.len(), hello.gone.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_release_of_something_never_held_is_declined() {
+        let (mut h, from) = welcomed();
+        let effects: Vec<Effect<()>> = h.delta(from, 0, 1, vec![Tell::Release(id(1), token(1))]).expect("applies");
+        assert_eq!(effects, [Effect::Decline(id(1), token(1))]);
+    }
+
+    #[test]
+    fn an_older_leader_is_not_listened_to() {
+        let (mut h, from) = welcomed();
+        let stream = h.hello().stream;
+        h.welcome::<()>(Envelope { term: Term::new(5), stream, ..from }, &[]).expect("a newer leader");
+        let stream = h.hello().stream;
+        assert_eq!(h.welcome::<()>(Envelope { term: Term::new(4), stream, ..from }, &[]), Err(Refused::Stale));
+    }
+
+    #[test]
+    fn a_new_life_holds_nothing_but_remembers_the_highest_term() {
+        let (mut h, from) = welcomed();
+        h.delta(from, 0, 1, vec![grant(1, 1)]).expect("applies");
+        h.end_life();
+        let hello = h.hello();
+        assert_eq!((hello.incarnation, hello.held.len(), hello.highest_term), (None, 0, Term::new(1)));
+    }
+}
