@@ -2,5 +2,9 @@
 //!
 //! Free of IO, clock and randomness: time and jitter arrive as arguments, effects leave as values.
 
+pub mod backoff;
 pub mod desired;
+pub mod holdings;
 pub mod instance;
+pub mod lifecycle;
+pub mod report;

@@ -1,0 +1,571 @@
+//! The life of one appliance, as a machine: facts go in, at most one step to carry out comes out.
+//!
+//! What is to be done is decided anew after each event from everything that is known (`plan.rs`), so nothing depends on
+//! the order in which news came. The machine runs one step at a time, looks before it creates, and does nothing after it
+//! was released. Commands that come while a step runs fold into one wanted state: delete overtakes everything, create
+//! swallows following updates, rebuild swallows both, checks vanish behind any other action.
+//!
+//! | state | event -> next |
+//! |---|---|
+//! | Idle | Tick, Change, Replug, Check, stray outcome -> plan. Release -> Released |
+//! | Running | Tick -> stays. Change, Replug, Check -> noted. Change to deleting while probing -> the probe is dropped, plan |
+//! | Running, looking or probing | Release -> the step is dropped, Released |
+//! | Running, other steps | Release -> Running, leaving |
+//! | Running Observe | Observed -> adopt and doom, plan |
+//! | Running Boot | Booted -> rising, plan. Refused, Failed, TimedOut -> failed boot, look again, plan |
+//! | Running Probe | Answered -> alive. Silent -> suspect, replaced after too many. Vanished -> gone. Then plan |
+//! | Running Configure | Configured -> noted with its generation, plan |
+//! | Running Replug | Replugged -> to be configured again, plan |
+//! | Running Destroy | Destroyed -> forgotten, plan. Failed, TimedOut -> look again, plan |
+//! | Running Forget | Forgotten -> Gone |
+//! | Running, any | Fenced, Busy -> waits, looks again; never a failure. Other failures -> back-off, plan |
+//! | Running, leaving | any outcome as above, then Released instead of plan |
+//! | Released, Gone | everything -> stays |
+
+mod config;
+mod fleet;
+mod plan;
+mod vocabulary;
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use common::status::{InstanceStatus, JournalEntry, Phase, Progress, Status};
+use common::{ApplianceId, Timestamp};
+
+pub use self::config::Config;
+use self::fleet::{Fleet, Life, Slot};
+pub use self::vocabulary::{Cause, End, Event, Outcome, Output, Step, Transition, Trigger};
+use crate::backoff::Retry;
+use crate::desired::Desired;
+use crate::instance::Instance;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Nothing runs; the wake-up that was asked for, or a command, goes on.
+    Idle,
+    /// One step runs. `leaving`: a release was asked for and waits for its end.
+    Running { step: Step, leaving: bool },
+    /// Given up to another owner.
+    Released,
+    /// Deleted to the last trace.
+    Gone,
+}
+
+/// What bars the next boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bar {
+    None,
+    Backoff(Timestamp),
+    /// Phase `Error`.
+    Cooldown(Timestamp),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Boots {
+    /// Failed in a row.
+    failed: u32,
+    bar: Bar,
+}
+
+/// What the outside was told, and what it asked.
+#[derive(Clone, Debug)]
+struct News {
+    /// A takeover is silent until it has found all well or something to do, so that a move alone shows nowhere.
+    quiet: bool,
+    /// Fingerprint of the status last reported.
+    reported: u64,
+    phase: Phase,
+    check: Option<u64>,
+    /// Commands since the running step began.
+    backlog: u32,
+    /// Strongest command that was not acted on to its end.
+    trigger: Trigger,
+}
+
+enum Next {
+    Stay,
+    Plan,
+    Release,
+    Gone,
+}
+
+/// The machine of one appliance under one grant.
+#[derive(Clone, Debug)]
+pub struct Lifecycle {
+    appliance: ApplianceId,
+    desired: Arc<Desired>,
+    /// Digest of `desired`.
+    digest: Box<str>,
+    state: State,
+    fleet: Fleet,
+    boots: Boots,
+    /// Looks that failed.
+    looks: Retry,
+    /// Removals that failed.
+    removals: Retry,
+    /// The gate was shut: nothing that changes the world before this moment.
+    fenced_until: Timestamp,
+    /// An instance that had answered was lost and not all is well again.
+    lost: bool,
+    /// Instances are being replaced by ones with another digest.
+    replacing: bool,
+    last_error: Option<Box<str>>,
+    news: News,
+}
+
+impl Lifecycle {
+    /// Takes an appliance on at `now`, going on from what its last owner handed in. The first [`Event::Tick`] starts it.
+    #[must_use]
+    pub fn new(
+        appliance: ApplianceId,
+        desired: Arc<Desired>,
+        progress: Progress,
+        now: Timestamp,
+        config: &Config,
+    ) -> Self {
+        // What another worker wrote is trusted no further than our own settings go.
+        let bar = match (progress.wait.is_zero(), progress.cooling) {
+            (true, _) => Bar::None,
+            (false, true) => Bar::Cooldown(now + progress.wait.min(config.error_cooldown)),
+            (false, false) => Bar::Backoff(now + progress.wait.min(config.boot_backoff.cap)),
+        };
+        Self {
+            appliance,
+            digest: desired.boot_digest().into_boxed_str(),
+            desired,
+            state: State::Idle,
+            fleet: Fleet::new(progress.attempts),
+            boots: Boots { failed: progress.failed_boots, bar },
+            looks: Retry::default(),
+            removals: Retry::default(),
+            fenced_until: Timestamp::ZERO,
+            lost: false,
+            replacing: false,
+            last_error: None,
+            news: News {
+                quiet: true,
+                reported: 0,
+                phase: Phase::Down,
+                check: None,
+                backlog: 0,
+                trigger: Trigger::Create,
+            },
+        }
+    }
+
+    /// The appliance.
+    #[must_use]
+    pub const fn appliance(&self) -> ApplianceId {
+        self.appliance
+    }
+
+    /// What it shall be.
+    #[must_use]
+    pub const fn desired(&self) -> &Arc<Desired> {
+        &self.desired
+    }
+
+    /// The step that runs, if any.
+    #[must_use]
+    pub const fn running(&self) -> Option<Step> {
+        match self.state {
+            State::Running { step, .. } => Some(step),
+            State::Idle | State::Released | State::Gone => None,
+        }
+    }
+
+    /// The kept or doomed instance of that name.
+    #[must_use]
+    pub fn instance(&self, ordinal: u16, attempt: Option<u32>) -> Option<&Instance> {
+        let kept = self.fleet.slots.iter().map(|slot| &slot.instance);
+        kept.chain(&self.fleet.doomed).find(|i| i.ordinal == ordinal && attempt.is_none_or(|n| n == i.attempt))
+    }
+
+    /// Takes in one fact. `jitter`, from 0 to 1, spreads whatever wait follows.
+    pub fn step(&mut self, now: Timestamp, event: Event, jitter: f64, config: &Config) -> Output {
+        use {Event as E, Outcome as O, State as S};
+        let mut output = Output::default();
+        let cause = event.cause(&self.desired);
+        let next = match (self.state, event) {
+            (S::Released | S::Gone, _) => Next::Stay,
+
+            (S::Idle, E::Tick | E::Ended(_)) => Next::Plan,
+            (S::Idle, E::Change(desired)) => {
+                self.accept(desired, now);
+                Next::Plan
+            }
+            (S::Idle, E::Replug) => {
+                self.fleet.slots.iter_mut().for_each(|slot| slot.replug = true);
+                Next::Plan
+            }
+            (S::Idle, E::Check(number)) => {
+                self.ask(number, now);
+                Next::Plan
+            }
+            (S::Idle, E::Release) => Next::Release,
+
+            (S::Running { .. }, E::Tick) => Next::Stay,
+            (S::Running { step: Step::Probe { .. }, .. }, E::Change(desired)) if desired.deleting => {
+                self.accept(desired, now);
+                output.cancel = true;
+                Next::Plan
+            }
+            (S::Running { .. }, E::Change(desired)) => {
+                self.news.backlog += 1;
+                self.accept(desired, now);
+                Next::Stay
+            }
+            (S::Running { .. }, E::Replug) => {
+                self.news.backlog += 1;
+                self.fleet.slots.iter_mut().for_each(|slot| slot.replug = true);
+                Next::Stay
+            }
+            (S::Running { .. }, E::Check(number)) => {
+                self.news.backlog += 1;
+                self.ask(number, now);
+                Next::Stay
+            }
+            (S::Running { step, .. }, E::Release) if !step.changes_the_world() => {
+                output.cancel = true;
+                Next::Release
+            }
+            (S::Running { step, .. }, E::Release) => {
+                self.state = S::Running { step, leaving: true };
+                Next::Stay
+            }
+
+            (S::Running { step: Step::Observe, .. }, E::Ended(O::Observed(found))) => {
+                self.observed(found, now, jitter, config);
+                Next::Plan
+            }
+            (S::Running { step: Step::Boot { ordinal, attempt }, .. }, E::Ended(O::Booted(instance)))
+                if (instance.ordinal, instance.attempt) == (ordinal, attempt) =>
+            {
+                let next_probe = now + plan::poll_delay(0);
+                self.fleet.keep(Slot::rising(instance, now, next_probe));
+                Next::Plan
+            }
+            (S::Running { step: Step::Boot { ordinal, .. }, .. }, E::Ended(O::Refused(text) | O::Failed(text))) => {
+                self.fleet.known = false;
+                self.failed_boot(ordinal, &text, now, jitter, config);
+                Next::Plan
+            }
+            (S::Running { step: Step::Boot { ordinal, .. }, .. }, E::Ended(O::TimedOut)) => {
+                self.fleet.known = false;
+                self.failed_boot(ordinal, "starting it took too long", now, jitter, config);
+                Next::Plan
+            }
+            (S::Running { step: Step::Probe { ordinal }, .. }, E::Ended(O::Answered)) => {
+                self.answered(ordinal, now, config);
+                Next::Plan
+            }
+            (
+                S::Running { step: Step::Probe { ordinal }, .. },
+                E::Ended(O::Silent(text) | O::Failed(text) | O::Refused(text)),
+            ) => {
+                self.silent(ordinal, &text, now, jitter, config);
+                Next::Plan
+            }
+            (S::Running { step: Step::Probe { ordinal }, .. }, E::Ended(O::TimedOut)) => {
+                self.silent(ordinal, "no answer in time", now, jitter, config);
+                Next::Plan
+            }
+            (S::Running { step: Step::Probe { ordinal }, .. }, E::Ended(O::Vanished(text))) => {
+                self.vanished(ordinal, &text, now, jitter, config);
+                Next::Plan
+            }
+            (S::Running { step: Step::Configure { ordinal, generation }, .. }, E::Ended(O::Configured)) => {
+                if let Some(slot) = self.fleet.slot_mut(ordinal) {
+                    slot.configured = Some(generation);
+                    slot.retry = Retry::default();
+                }
+                Next::Plan
+            }
+            (S::Running { step: Step::Replug { ordinal }, .. }, E::Ended(O::Replugged)) => {
+                if let Some(slot) = self.fleet.slot_mut(ordinal) {
+                    slot.replug = false;
+                    slot.configured = None;
+                    slot.retry = Retry::default();
+                }
+                Next::Plan
+            }
+            (S::Running { step: Step::Destroy { ordinal, attempt }, .. }, E::Ended(O::Destroyed)) => {
+                self.fleet.doomed.retain(|doomed| (doomed.ordinal, doomed.attempt) != (ordinal, attempt));
+                self.removals = Retry::default();
+                Next::Plan
+            }
+            (S::Running { step: Step::Forget, leaving: false }, E::Ended(O::Forgotten)) => Next::Gone,
+            // The next owner forgets again, which changes nothing, and says so under its own token.
+            (S::Running { step: Step::Forget, leaving: true }, E::Ended(O::Forgotten)) => Next::Release,
+
+            // The gate was shut or the place was taken: nothing failed, but others may have acted since.
+            (S::Running { step, .. }, E::Ended(O::Fenced { retry_after })) => {
+                if let Step::Boot { ordinal, attempt } = step {
+                    self.fleet.untake_attempt(ordinal, attempt);
+                }
+                let wait = retry_after.unwrap_or_else(|| config.fence_retry.mul_f64(0.5 + jitter.clamp(0.0, 1.0)));
+                self.wait_outside(now + wait);
+                Next::Plan
+            }
+            (S::Running { step, .. }, E::Ended(O::Busy(text))) => {
+                if let Step::Boot { ordinal, attempt } = step {
+                    self.fleet.untake_attempt(ordinal, attempt);
+                }
+                self.last_error = Some(text.into());
+                self.wait_outside(now + config.fence_retry.mul_f64(0.5 + jitter.clamp(0.0, 1.0)));
+                Next::Plan
+            }
+
+            // Failures of the other steps, and outcomes that do not belong to the step that ran.
+            (S::Running { step, .. }, E::Ended(outcome)) => {
+                self.failed(step, &outcome, now, jitter, config);
+                Next::Plan
+            }
+        };
+        self.go_on(next, now, &mut output);
+        self.conclude(cause, config, &mut output);
+        output
+    }
+
+    fn go_on(&mut self, next: Next, now: Timestamp, output: &mut Output) {
+        let leaving = matches!(self.state, State::Running { leaving: true, .. });
+        match next {
+            Next::Stay => {}
+            Next::Plan if !leaving => self.plan(now, output),
+            Next::Plan | Next::Release => {
+                self.state = State::Released;
+                output.end = Some(End::Released(self.progress(now)));
+            }
+            Next::Gone => {
+                self.state = State::Gone;
+                output.end = Some(End::Gone);
+            }
+        }
+        if output.action.is_some() {
+            self.news.backlog = 0;
+        }
+    }
+
+    /// Takes in what the appliance shall be. Older news, and any after the deletion, change nothing.
+    fn accept(&mut self, desired: Arc<Desired>, now: Timestamp) {
+        let old = &self.desired;
+        if desired.generation <= old.generation || (old.deleting && !desired.deleting) {
+            return;
+        }
+        self.news.trigger = self.news.trigger.max(Trigger::of(old, &desired));
+        self.digest = desired.boot_digest().into_boxed_str();
+        self.desired = desired;
+        self.fleet.condemn_from(self.desired.spec.replicas);
+        // An explicit command leads out of every wait that stands for "it will not work before something changes".
+        self.boots = Boots { failed: 0, bar: Bar::None };
+        self.removals = Retry::default();
+        self.looks.at = self.looks.at.min(now);
+        self.fleet.slots.iter_mut().for_each(|slot| slot.retry = Retry::default());
+    }
+
+    /// Notes a question; everything is looked at anew.
+    fn ask(&mut self, number: u64, now: Timestamp) {
+        self.news.trigger = self.news.trigger.max(Trigger::Check);
+        self.news.check = Some(self.news.check.unwrap_or(0).max(number));
+        self.fleet.known = false;
+        self.fleet.slots.iter_mut().for_each(|slot| slot.next_probe = now);
+    }
+
+    fn observed(&mut self, found: Vec<Instance>, now: Timestamp, jitter: f64, config: &Config) {
+        let first = self.fleet.slots.is_empty() && self.news.quiet;
+        let replicas = self.desired.spec.replicas;
+        let findings = self.fleet.observe(found, &self.digest, replicas, now);
+        self.looks = Retry::default();
+        for ordinal in findings.lost {
+            self.lost = true;
+            self.last_error = Some(format!("instance {ordinal} ended by itself").into());
+        }
+        for ordinal in findings.failed_boots {
+            self.failed_boot(ordinal, "ended before it answered", now, jitter, config);
+        }
+        if first && !self.fleet.slots.is_empty() && self.fleet.missing(replicas).is_some() {
+            self.lost = true;
+        }
+    }
+
+    fn failed_boot(&mut self, ordinal: u16, text: &str, now: Timestamp, jitter: f64, config: &Config) {
+        self.boots.failed = self.boots.failed.saturating_add(1);
+        self.last_error = Some(format!("boot of instance {ordinal}: {text}").into());
+        self.boots.bar = if self.boots.failed >= config.boot_attempts {
+            Bar::Cooldown(now + config.error_cooldown)
+        } else {
+            Bar::Backoff(now + config.boot_backoff.delay(self.boots.failed, jitter))
+        };
+    }
+
+    fn answered(&mut self, ordinal: u16, now: Timestamp, config: &Config) {
+        let next_probe = self.next_probe(ordinal, now, config);
+        if let Some(slot) = self.fleet.slot_mut(ordinal) {
+            slot.life = Life::Alive;
+            slot.failed_probes = 0;
+            slot.next_probe = next_probe;
+        }
+    }
+
+    fn silent(&mut self, ordinal: u16, text: &str, now: Timestamp, jitter: f64, config: &Config) {
+        let retry = now + config.probe_retry.min(self.interval(config));
+        let Some(slot) = self.fleet.slot_mut(ordinal) else { return };
+        slot.failed_probes = slot.failed_probes.saturating_add(1);
+        match &mut slot.life {
+            Life::Rising { since, .. } if now.since(*since) >= config.boot_timeout => {
+                self.fleet.condemn(ordinal);
+                self.failed_boot(ordinal, &format!("gave no answer in time: {text}"), now, jitter, config);
+            }
+            Life::Rising { polls, .. } => {
+                *polls = polls.saturating_add(1);
+                slot.next_probe = now + plan::poll_delay(*polls);
+                // Long enough that a usual start shows no error, short enough that a hopeless one explains itself.
+                if *polls == 20 {
+                    self.last_error = Some(format!("instance {ordinal} does not answer yet: {text}").into());
+                }
+            }
+            Life::Alive if slot.failed_probes >= config.restart_probe_failures => {
+                let times = slot.failed_probes;
+                self.fleet.condemn(ordinal);
+                self.lost = true;
+                self.last_error = Some(format!("instance {ordinal} left {times} probes unanswered: {text}").into());
+            }
+            Life::Alive => slot.next_probe = retry,
+        }
+    }
+
+    fn vanished(&mut self, ordinal: u16, text: &str, now: Timestamp, jitter: f64, config: &Config) {
+        match self.fleet.remove(ordinal) {
+            Some(slot) if slot.is_alive() => {
+                self.lost = true;
+                self.last_error = Some(format!("instance {ordinal} is gone: {text}").into());
+            }
+            Some(_) => self.failed_boot(ordinal, &format!("ended before it answered: {text}"), now, jitter, config),
+            None => {}
+        }
+    }
+
+    fn wait_outside(&mut self, until: Timestamp) {
+        self.fenced_until = until;
+        self.fleet.known = false;
+        self.looks.at = self.looks.at.max(until);
+    }
+
+    fn failed(&mut self, step: Step, outcome: &Outcome, now: Timestamp, jitter: f64, config: &Config) {
+        self.last_error = Some(format!("{step}: {}", outcome.text()).into());
+        match step {
+            Step::Observe => self.looks.fail(now, &config.step_backoff, jitter),
+            Step::Configure { ordinal, .. } | Step::Replug { ordinal } => {
+                if let Some(slot) = self.fleet.slot_mut(ordinal) {
+                    slot.retry.fail(now, &config.step_backoff, jitter);
+                    // It may be dead, which a probe finds out.
+                    slot.next_probe = slot.next_probe.min(now + config.probe_retry);
+                }
+            }
+            Step::Destroy { .. } | Step::Forget => {
+                self.fleet.known = false;
+                self.removals.fail(now, &config.step_backoff, jitter);
+                self.looks.at = self.looks.at.max(self.removals.at);
+            }
+            // Only an outcome that does not belong to it comes here: nobody knows what happened.
+            Step::Boot { ordinal, .. } => {
+                self.fleet.known = false;
+                self.failed_boot(ordinal, outcome.text(), now, jitter, config);
+            }
+            Step::Probe { ordinal } => self.silent(ordinal, outcome.text(), now, jitter, config),
+        }
+    }
+
+    /// Settles what follows from the new state, and says what changed.
+    fn conclude(&mut self, cause: Cause, config: &Config, output: &mut Output) {
+        let phase = self.derive_phase();
+        if phase == Phase::Configured {
+            self.last_error = None;
+            self.boots = Boots { failed: 0, bar: Bar::None };
+            self.lost = false;
+            self.replacing = false;
+            self.news.trigger = Trigger::Check;
+        }
+        if self.news.backlog == config.queue_warning {
+            output.backlog = Some(self.news.backlog);
+        }
+        let settling = self.last_error.is_none()
+            && phase != Phase::Configured
+            && matches!(
+                self.state,
+                State::Running { step: Step::Observe | Step::Probe { .. } | Step::Configure { .. }, .. }
+                    | State::Released
+            );
+        self.news.quiet &= settling && !self.desired.deleting;
+        if self.news.quiet {
+            return;
+        }
+        if phase != self.news.phase {
+            output.transition = Some(Transition { from: self.news.phase, to: phase, cause });
+            self.news.phase = phase;
+        }
+        let looking = matches!(self.state, State::Running { step, .. } if !step.changes_the_world());
+        if !looking {
+            output.checked = self.news.check.take();
+        }
+        let fingerprint = self.fingerprint();
+        output.status_changed = fingerprint != self.news.reported;
+        self.news.reported = fingerprint;
+    }
+
+    /// What is reported about it now.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let instances = self.fleet.slots.iter().map(|slot| {
+            let Instance { ordinal, attempt, pid, started_at_unix_ms, address, .. } = &slot.instance;
+            InstanceStatus {
+                ordinal: *ordinal,
+                name: Instance::name(self.appliance, *ordinal, *attempt),
+                alive: slot.answered(),
+                pid: *pid,
+                started_at_unix_ms: *started_at_unix_ms,
+                address: *address,
+                configured: slot.configured,
+            }
+        });
+        Status {
+            phase: self.news.phase,
+            observed_generation: self.desired.generation,
+            instances: instances.collect(),
+            last_error: self.last_error.as_deref().map(str::to_owned),
+            failed_boots: self.boots.failed,
+        }
+    }
+
+    /// What the next owner needs, as of `now`.
+    #[must_use]
+    pub fn progress(&self, now: Timestamp) -> Progress {
+        let (wait, cooling) = match self.boots.bar {
+            Bar::None => (Timestamp::ZERO, false),
+            Bar::Backoff(until) => (until, false),
+            Bar::Cooldown(until) => (until, true),
+        };
+        let wait = wait.since(now);
+        let rising = self.fleet.slots.iter().filter(|slot| !slot.is_alive()).map(|slot| &slot.instance);
+        let booting = rising.map(|instance| JournalEntry {
+            step: format!("boot {}", instance.ordinal),
+            request_id: Instance::name(self.appliance, instance.ordinal, instance.attempt),
+        });
+        let ending = self.fleet.doomed.iter().map(|instance| JournalEntry {
+            step: format!("destroy {}", instance.ordinal),
+            request_id: Instance::name(self.appliance, instance.ordinal, instance.attempt),
+        });
+        Progress {
+            failed_boots: self.boots.failed,
+            attempts: self.fleet.attempts().to_vec(),
+            cooling: cooling && !wait.is_zero(),
+            wait,
+            journal: booting.chain(ending).collect(),
+        }
+    }
+}

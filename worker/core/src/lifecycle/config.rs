@@ -1,0 +1,156 @@
+//! Settings of the lifecycle: how patient it is, and how often it looks.
+
+use std::time::Duration;
+
+use common::appliance::FieldViolation;
+use serde::{Deserialize, Serialize};
+
+use super::Step;
+use crate::backoff::Backoff;
+
+/// How appliances are booted, probed and given up on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Boots that fail in a row before phase `Error`. Higher is more patient with a host that recovers by itself.
+    pub boot_attempts: u32,
+    /// How long phase `Error` lasts when nobody commands anything.
+    #[serde(with = "humantime_serde")]
+    pub error_cooldown: Duration,
+    /// How long an instance may take from its start to its first answered probe. Also the patience with an adopted
+    /// instance that never answered this owner, because it may have been started a moment before.
+    #[serde(with = "humantime_serde")]
+    pub boot_timeout: Duration,
+    /// How long the driver's call that starts an instance may take.
+    #[serde(with = "humantime_serde")]
+    pub start_timeout: Duration,
+    /// How long the driver's calls that end an instance or clear its traces may take.
+    #[serde(with = "humantime_serde")]
+    pub destroy_timeout: Duration,
+    /// How long looking for instances may take.
+    #[serde(with = "humantime_serde")]
+    pub observe_timeout: Duration,
+    /// Time between two probes of an instance, unless the spec says otherwise. Shorter finds the dead sooner and costs
+    /// calls.
+    #[serde(with = "humantime_serde")]
+    pub probe_interval: Duration,
+    /// How long one probe may take.
+    #[serde(with = "humantime_serde")]
+    pub probe_timeout: Duration,
+    /// Time from a probe that failed to the next one, when that is shorter than the interval.
+    #[serde(with = "humantime_serde")]
+    pub probe_retry: Duration,
+    /// Probes that fail in a row before an instance that still exists is replaced. One that the driver does not find any
+    /// more is replaced at once.
+    pub restart_probe_failures: u32,
+    /// How long configuring one instance may take.
+    #[serde(with = "humantime_serde")]
+    pub configure_timeout: Duration,
+    /// How long plugging ports of one instance may take.
+    #[serde(with = "humantime_serde")]
+    pub replug_timeout: Duration,
+    /// Commands that gather behind one running step before a warning is given.
+    pub queue_warning: u32,
+    /// Mean time between two tries while the gate is shut.
+    #[serde(with = "humantime_serde")]
+    pub fence_retry: Duration,
+    /// Wait between failed boots.
+    pub boot_backoff: Backoff,
+    /// Wait between other steps that failed.
+    pub step_backoff: Backoff,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            boot_attempts: 5,
+            error_cooldown: Duration::from_secs(30),
+            boot_timeout: Duration::from_secs(600),
+            start_timeout: Duration::from_secs(60),
+            destroy_timeout: Duration::from_secs(60),
+            observe_timeout: Duration::from_secs(10),
+            probe_interval: Duration::from_secs(60),
+            probe_timeout: Duration::from_secs(3),
+            probe_retry: Duration::from_secs(1),
+            restart_probe_failures: 3,
+            configure_timeout: Duration::from_secs(90),
+            replug_timeout: Duration::from_secs(10),
+            queue_warning: 100,
+            fence_retry: Duration::from_secs(1),
+            boot_backoff: Backoff::default(),
+            step_backoff: Backoff::default(),
+        }
+    }
+}
+
+impl Config {
+    /// How long one step may take before its outcome counts as unknown.
+    #[must_use]
+    pub const fn limit(&self, step: Step) -> Duration {
+        match step {
+            Step::Observe => self.observe_timeout,
+            Step::Boot { .. } => self.start_timeout,
+            Step::Replug { .. } => self.replug_timeout,
+            Step::Configure { .. } => self.configure_timeout,
+            Step::Probe { .. } => self.probe_timeout,
+            Step::Destroy { .. } | Step::Forget => self.destroy_timeout,
+        }
+    }
+
+    /// Every rule the settings break, with the field that breaks it.
+    #[must_use]
+    pub fn validate(&self) -> Vec<FieldViolation> {
+        let mut found = Vec::new();
+        for (field, value) in [
+            ("boot_attempts", self.boot_attempts),
+            ("restart_probe_failures", self.restart_probe_failures),
+            ("queue_warning", self.queue_warning),
+        ] {
+            if value == 0 {
+                found.push(FieldViolation::new(field, "must be 1 or more"));
+            }
+        }
+        for (field, value) in [
+            ("error_cooldown", self.error_cooldown),
+            ("boot_timeout", self.boot_timeout),
+            ("start_timeout", self.start_timeout),
+            ("destroy_timeout", self.destroy_timeout),
+            ("observe_timeout", self.observe_timeout),
+            ("probe_interval", self.probe_interval),
+            ("probe_timeout", self.probe_timeout),
+            ("probe_retry", self.probe_retry),
+            ("configure_timeout", self.configure_timeout),
+            ("replug_timeout", self.replug_timeout),
+            ("fence_retry", self.fence_retry),
+        ] {
+            if !(Duration::from_millis(1)..=Duration::from_secs(24 * 3600)).contains(&value) {
+                found.push(FieldViolation::new(field, "must be 1ms to 24h"));
+            }
+        }
+        found.extend(self.boot_backoff.validate("boot_backoff"));
+        found.extend(self.step_backoff.validate("step_backoff"));
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert_eq!(Config::default().validate(), vec![]);
+    }
+
+    #[test]
+    fn every_violation_names_its_field() {
+        let config = Config {
+            boot_attempts: 0,
+            probe_interval: Duration::ZERO,
+            step_backoff: Backoff { base: Duration::from_secs(2), cap: Duration::from_secs(1) },
+            ..Config::default()
+        };
+        let fields: Vec<_> = config.validate().into_iter().map(|v| v.field).collect();
+        assert_eq!(fields, ["boot_attempts", "probe_interval", "step_backoff.cap"]);
+    }
+}

@@ -1,0 +1,332 @@
+//! The instances of one appliance as far as they are known.
+//!
+//! At most one instance per ordinal is kept in a slot; everything else that was found is doomed and waits to be ended.
+//! Which one is kept follows from what was found alone (the wanted digest first, then the lowest attempt), so that two
+//! owners in a row decide alike. What was doomed once stays doomed, also when it is found again.
+
+use std::time::Duration;
+
+use common::appliance::MAX_REPLICAS;
+use common::{ApplianceId, Generation, Timestamp};
+
+use crate::backoff::Retry;
+use crate::instance::Instance;
+
+/// How far an instance has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Life {
+    /// Has not answered this owner yet, which waits for it since then.
+    Rising { since: Timestamp, polls: u32 },
+    /// Has answered.
+    Alive,
+}
+
+/// One instance that is kept.
+#[derive(Clone, Debug)]
+pub(super) struct Slot {
+    pub(super) instance: Instance,
+    pub(super) life: Life,
+    /// Generation of the configuration it accepted from this owner.
+    pub(super) configured: Option<Generation>,
+    /// Failed probes in a row.
+    pub(super) failed_probes: u32,
+    /// When it is probed next.
+    pub(super) next_probe: Timestamp,
+    /// When it may be configured or plugged again after that failed.
+    pub(super) retry: Retry,
+    /// Its ports are to be plugged anew.
+    pub(super) replug: bool,
+}
+
+impl Slot {
+    /// An instance that was just started, or found.
+    pub(super) fn rising(instance: Instance, now: Timestamp, next_probe: Timestamp) -> Self {
+        Self {
+            instance,
+            life: Life::Rising { since: now, polls: 0 },
+            configured: None,
+            failed_probes: 0,
+            next_probe,
+            retry: Retry::default(),
+            replug: false,
+        }
+    }
+
+    pub(super) const fn is_alive(&self) -> bool {
+        matches!(self.life, Life::Alive)
+    }
+
+    /// Whether the last probe was answered; `None` before the first.
+    pub(super) const fn answered(&self) -> Option<bool> {
+        match self.life {
+            Life::Alive => Some(self.failed_probes == 0),
+            Life::Rising { polls: 0, .. } => None,
+            Life::Rising { .. } => Some(false),
+        }
+    }
+}
+
+/// All instances of one appliance.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Fleet {
+    /// By ordinal, one for each at most.
+    pub(super) slots: Vec<Slot>,
+    /// To be ended.
+    pub(super) doomed: Vec<Instance>,
+    /// Attempts ever made, by ordinal.
+    attempts: Vec<u32>,
+    /// Whether `slots` and `doomed` are all there is. Unknown before the first look, and after every call whose outcome
+    /// is not known.
+    pub(super) known: bool,
+}
+
+/// What a look changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Findings {
+    /// Ordinals of instances that had answered and are gone.
+    pub(super) lost: Vec<u16>,
+    /// Ordinals of instances that were still rising and are gone.
+    pub(super) failed_boots: Vec<u16>,
+}
+
+impl Fleet {
+    pub(super) fn new(mut attempts: Vec<u32>) -> Self {
+        attempts.truncate(usize::from(MAX_REPLICAS));
+        attempts.shrink_to_fit();
+        Self { attempts, ..Self::default() }
+    }
+
+    /// Attempts ever made, by ordinal.
+    pub(super) fn attempts(&self) -> &[u32] {
+        &self.attempts
+    }
+
+    pub(super) fn slot(&self, ordinal: u16) -> Option<&Slot> {
+        self.slots.iter().find(|slot| slot.instance.ordinal == ordinal)
+    }
+
+    pub(super) fn slot_mut(&mut self, ordinal: u16) -> Option<&mut Slot> {
+        self.slots.iter_mut().find(|slot| slot.instance.ordinal == ordinal)
+    }
+
+    /// Puts an instance into its slot; one that was there is doomed.
+    pub(super) fn keep(&mut self, slot: Slot) {
+        self.condemn(slot.instance.ordinal);
+        self.saw_attempt(&slot.instance);
+        self.slots.reserve_exact(1);
+        self.slots.push(slot);
+        self.slots.sort_by_key(|slot| slot.instance.ordinal);
+    }
+
+    /// Takes out an instance that is gone.
+    pub(super) fn remove(&mut self, ordinal: u16) -> Option<Slot> {
+        let at = self.slots.iter().position(|slot| slot.instance.ordinal == ordinal)?;
+        Some(self.slots.remove(at))
+    }
+
+    /// Moves the instance at `ordinal` to those that are to be ended.
+    pub(super) fn condemn(&mut self, ordinal: u16) {
+        if let Some(slot) = self.remove(ordinal) {
+            self.doomed.push(slot.instance);
+        }
+    }
+
+    /// Moves every instance at `first` and above to those that are to be ended.
+    pub(super) fn condemn_from(&mut self, first: u16) {
+        while let Some(ordinal) = self.slots.last().map(|slot| slot.instance.ordinal).filter(|n| *n >= first) {
+            self.condemn(ordinal);
+        }
+    }
+
+    /// The number of the next attempt at `ordinal`, which is taken from now on.
+    pub(super) fn next_attempt(&mut self, ordinal: u16) -> u32 {
+        let made = self.attempts_at(ordinal);
+        *made = made.saturating_add(1);
+        *made
+    }
+
+    /// The attempt was not made: its number is free again.
+    pub(super) fn untake_attempt(&mut self, ordinal: u16, attempt: u32) {
+        let made = self.attempts_at(ordinal);
+        if *made == attempt {
+            *made = attempt.saturating_sub(1);
+        }
+    }
+
+    fn saw_attempt(&mut self, instance: &Instance) {
+        let made = self.attempts_at(instance.ordinal);
+        *made = instance.attempt.max(*made);
+    }
+
+    fn attempts_at(&mut self, ordinal: u16) -> &mut u32 {
+        let at = usize::from(ordinal);
+        if self.attempts.len() <= at {
+            self.attempts.reserve_exact(at + 1 - self.attempts.len());
+            self.attempts.resize(at + 1, 0);
+        }
+        &mut self.attempts[at]
+    }
+
+    /// The lowest ordinal without an instance that nothing doomed occupies.
+    pub(super) fn missing(&self, replicas: u16) -> Option<u16> {
+        (0..replicas).find(|n| self.slot(*n).is_none() && self.doomed.iter().all(|doomed| doomed.ordinal != *n))
+    }
+
+    /// Takes in everything that runs now.
+    pub(super) fn observe(
+        &mut self,
+        mut found: Vec<Instance>,
+        digest: &str,
+        replicas: u16,
+        now: Timestamp,
+    ) -> Findings {
+        // Drivers say what they find; a bound that no real fleet reaches keeps a confused one from filling the memory.
+        found.retain(|instance| instance.ordinal < u16::MAX);
+        found.truncate(usize::from(MAX_REPLICAS) * 16);
+        found.sort_by(|a, b| {
+            let key = |i: &Instance| (i.ordinal, i.boot_digest != digest, i.attempt);
+            key(a).cmp(&key(b))
+        });
+        found.dedup_by_key(|instance| (instance.ordinal, instance.attempt));
+        let mut findings = Findings::default();
+        let doomed_before = std::mem::take(&mut self.doomed);
+        let was_doomed = |i: &Instance| doomed_before.iter().any(|d| d.ordinal == i.ordinal && d.attempt == i.attempt);
+        let mut before = std::mem::take(&mut self.slots);
+        self.slots.reserve_exact(usize::from(replicas).min(found.len()));
+        for instance in found {
+            if instance.ordinal < MAX_REPLICAS {
+                self.saw_attempt(&instance);
+            }
+            let taken = self.slots.last().is_some_and(|slot| slot.instance.ordinal == instance.ordinal);
+            if taken || instance.ordinal >= replicas || was_doomed(&instance) {
+                self.doomed.push(instance);
+                continue;
+            }
+            let same = before
+                .iter()
+                .position(|s| s.instance.ordinal == instance.ordinal && s.instance.attempt == instance.attempt);
+            self.slots.push(match same {
+                Some(at) => Slot { instance, ..before.remove(at) },
+                None => Slot::rising(instance, now, now),
+            });
+        }
+        for gone in before {
+            // One that lost its slot to a better one is doomed, not gone.
+            let doomed = |d: &Instance| d.ordinal == gone.instance.ordinal && d.attempt == gone.instance.attempt;
+            if self.doomed.iter().any(doomed) {
+                continue;
+            }
+            let list = if gone.is_alive() { &mut findings.lost } else { &mut findings.failed_boots };
+            list.push(gone.instance.ordinal);
+        }
+        self.known = true;
+        findings
+    }
+}
+
+/// When the instance is probed next in its steady rhythm: the same moments of every interval for the same instance,
+/// spread evenly over all of them by the appliance's id, replicas at equal distances.
+pub(super) fn on_rhythm(
+    appliance: ApplianceId,
+    ordinal: u16,
+    replicas: u16,
+    interval: Duration,
+    now: Timestamp,
+) -> Timestamp {
+    let interval = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX).max(1);
+    let share = interval / u64::from(replicas.max(1));
+    let offset = (spread(appliance) % interval).wrapping_add(share.wrapping_mul(u64::from(ordinal))) % interval;
+    let start = now.as_nanos() - now.as_nanos() % interval;
+    let at = Timestamp::from_nanos(start.saturating_add(offset));
+    if at > now { at } else { at + Duration::from_nanos(interval) }
+}
+
+/// A number that looks random for neighbouring ids (the finaliser of splitmix64), so that ids which were counted up
+/// spread as well as random ones.
+fn spread(appliance: ApplianceId) -> u64 {
+    let id = appliance.uuid().as_u128();
+    let mut z = (id >> 64) as u64 ^ (id as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn instance(ordinal: u16, attempt: u32, digest: &str) -> Instance {
+        Instance {
+            ordinal,
+            attempt,
+            boot_digest: digest.to_owned(),
+            pid: None,
+            started_at_unix_ms: 0,
+            management: None,
+            address: None,
+        }
+    }
+
+    fn keys(instances: &[Instance]) -> Vec<(u16, u32)> {
+        instances.iter().map(|i| (i.ordinal, i.attempt)).collect()
+    }
+
+    fn kept(fleet: &Fleet) -> Vec<(u16, u32)> {
+        fleet.slots.iter().map(|s| (s.instance.ordinal, s.instance.attempt)).collect()
+    }
+
+    #[test]
+    fn a_look_keeps_one_per_ordinal_and_dooms_the_rest() {
+        let mut fleet = Fleet::default();
+        let found = vec![
+            instance(2, 1, "new"),
+            instance(0, 3, "new"),
+            instance(0, 2, "new"),
+            instance(0, 1, "old"),
+            instance(1, 4, "old"),
+            instance(1, 3, "old"),
+        ];
+        assert_eq!(fleet.observe(found, "new", 2, Timestamp::ZERO), Findings::default());
+        assert_eq!(kept(&fleet), [(0, 2), (1, 3)]);
+        assert_eq!(keys(&fleet.doomed), [(0, 3), (0, 1), (1, 4), (2, 1)]);
+        assert_eq!(fleet.attempts(), [3, 4, 1], "numbers that were seen are never given out again");
+        assert_eq!(fleet.missing(2), None);
+        assert_eq!(fleet.missing(3), None, "what is doomed at an ordinal has to go first");
+    }
+
+    #[test]
+    fn what_was_doomed_stays_doomed_and_what_is_gone_is_told_apart() {
+        let mut fleet = Fleet::default();
+        fleet.observe((0..4).map(|n| instance(n, 1, "d")).collect(), "d", 4, Timestamp::ZERO);
+        fleet.condemn(0);
+        fleet.slot_mut(1).expect("it was found").life = Life::Alive;
+        let findings = fleet.observe(vec![instance(0, 1, "d"), instance(3, 1, "d")], "d", 4, Timestamp::ZERO);
+        assert_eq!(findings, Findings { lost: vec![1], failed_boots: vec![2] });
+        assert_eq!(keys(&fleet.doomed), [(0, 1)]);
+        assert_eq!(kept(&fleet), [(3, 1)]);
+    }
+
+    #[test]
+    fn probes_of_many_appliances_spread_evenly_and_keep_their_rhythm() {
+        let interval = Duration::from_secs(60);
+        let mut seconds = [0_u32; 60];
+        for n in 0..6_000 {
+            let id = ApplianceId::from_u128(n);
+            let first = on_rhythm(id, 0, 1, interval, Timestamp::from_millis(123_456));
+            let wait = first.since(Timestamp::from_millis(123_456));
+            assert!(!wait.is_zero() && wait <= interval);
+            assert_eq!(on_rhythm(id, 0, 1, interval, first), first + interval);
+            seconds[usize::try_from(wait.as_secs() % 60).expect("below 60")] += 1;
+        }
+        assert!(seconds.iter().all(|n| (60..=140).contains(n)), "{seconds:?}");
+    }
+
+    #[test]
+    fn replicas_of_one_appliance_are_probed_at_equal_distances() {
+        let interval = Duration::from_secs(60);
+        let id = ApplianceId::from_u128(5);
+        let first = on_rhythm(id, 0, 2, interval, Timestamp::ZERO);
+        let second = on_rhythm(id, 1, 2, interval, first);
+        assert_eq!(second.since(first), Duration::from_secs(30));
+    }
+}

@@ -1,0 +1,228 @@
+//! What to do next, from everything that is known.
+//!
+//! In this order: look when something is unknown; end what is doomed; boot what is missing; probe what is due; replug and
+//! configure; replace what runs with another digest. Replacement is last and takes one instance at a time, each only
+//! while all others are there and the ones already replaced serve, so that a bad image or command costs one instance.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
+
+use common::Timestamp;
+use common::status::Phase;
+
+use super::fleet::{Life, Slot, on_rhythm};
+use super::{Bar, Boots, Config, Lifecycle, Output, State, Step};
+
+/// Time from a start, or from an unanswered poll, to the next poll of an instance that has not answered yet: short at
+/// first because most processes are up within a moment, at most a second because machines take minutes.
+pub(super) fn poll_delay(polls: u32) -> Duration {
+    let doubled = Duration::from_millis(100).saturating_mul(1_u32.checked_shl(polls).unwrap_or(u32::MAX));
+    doubled.min(Duration::from_secs(1))
+}
+
+/// Gathers the earliest moment at which anything becomes due.
+struct Wake {
+    now: Timestamp,
+    at: Option<Timestamp>,
+}
+
+impl Wake {
+    /// Whether `at` has come; otherwise it counts for the wake-up.
+    fn due(&mut self, at: Timestamp) -> bool {
+        if at <= self.now {
+            return true;
+        }
+        self.at = Some(self.at.map_or(at, |earliest| earliest.min(at)));
+        false
+    }
+}
+
+enum Choice {
+    Do(Step),
+    /// Start an instance at this ordinal.
+    Boot(u16),
+    /// End the instance at this ordinal in favour of a new one.
+    Replace(u16),
+}
+
+impl Lifecycle {
+    /// Chooses and begins the next step, or asks for a wake-up.
+    pub(super) fn plan(&mut self, now: Timestamp, output: &mut Output) {
+        if let Bar::Cooldown(until) = self.boots.bar
+            && until <= now
+        {
+            self.boots = Boots { failed: 0, bar: Bar::None };
+        }
+        let mut wake = Wake { now, at: None };
+        let choice = if self.desired.deleting { self.next_removal(&mut wake) } else { self.next_repair(&mut wake) };
+        let step = match choice {
+            Some(Choice::Do(step)) => Some(step),
+            Some(Choice::Boot(ordinal)) => Some(Step::Boot { ordinal, attempt: self.fleet.next_attempt(ordinal) }),
+            Some(Choice::Replace(ordinal)) => {
+                self.replacing = true;
+                self.fleet.condemn(ordinal);
+                self.fleet.doomed.last().map(|i| Step::Destroy { ordinal: i.ordinal, attempt: i.attempt })
+            }
+            None => None,
+        };
+        match step {
+            Some(step) => {
+                self.state = State::Running { step, leaving: false };
+                output.action = Some(step);
+            }
+            None => {
+                self.state = State::Idle;
+                output.wake_at = wake.at;
+            }
+        }
+    }
+
+    fn next_removal(&mut self, wake: &mut Wake) -> Option<Choice> {
+        if !self.fleet.known {
+            return wake.due(self.looks.at).then_some(Choice::Do(Step::Observe));
+        }
+        self.fleet.condemn_from(0);
+        let ready = wake.due(self.fenced_until.max(self.removals.at));
+        ready.then(|| Choice::Do(self.doomed_step().unwrap_or(Step::Forget)))
+    }
+
+    fn next_repair(&self, wake: &mut Wake) -> Option<Choice> {
+        if !self.fleet.known && wake.due(self.looks.at) {
+            return Some(Choice::Do(Step::Observe));
+        }
+        if let Bar::Cooldown(until) = self.boots.bar {
+            // The phase changes then, also when nothing is missing any more.
+            let _ = wake.due(until);
+        }
+        // What changes the world needs to know the world, and the gate.
+        let may_act = self.fleet.known && wake.due(self.fenced_until);
+        if may_act
+            && let Some(step) = self.doomed_step()
+            && wake.due(self.removals.at)
+        {
+            return Some(Choice::Do(step));
+        }
+        if may_act
+            && let Some(ordinal) = self.fleet.missing(self.desired.spec.replicas)
+            && wake.due(match self.boots.bar {
+                Bar::None => Timestamp::ZERO,
+                Bar::Backoff(until) | Bar::Cooldown(until) => until,
+            })
+        {
+            return Some(Choice::Boot(ordinal));
+        }
+        let due = self.fleet.slots.iter().min_by_key(|slot| (slot.next_probe, slot.instance.ordinal));
+        if let Some(slot) = due
+            && wake.due(slot.next_probe)
+        {
+            return Some(Choice::Do(Step::Probe { ordinal: slot.instance.ordinal }));
+        }
+        if !may_act {
+            return None;
+        }
+        let stale = |slot: &&Slot| self.is_stale(slot);
+        let fresh = |slot: &&Slot| !self.is_stale(slot);
+        let slots = &self.fleet.slots;
+        slots
+            .iter()
+            .filter(fresh)
+            .find_map(|slot| self.tend(slot, wake))
+            .or_else(|| self.next_replacement())
+            .or_else(|| slots.iter().filter(stale).find_map(|slot| self.tend(slot, wake)))
+    }
+
+    fn doomed_step(&self) -> Option<Step> {
+        self.fleet.doomed.first().map(|i| Step::Destroy { ordinal: i.ordinal, attempt: i.attempt })
+    }
+
+    fn is_stale(&self, slot: &Slot) -> bool {
+        slot.instance.boot_digest != *self.digest
+    }
+
+    /// What one living instance needs.
+    fn tend(&self, slot: &Slot, wake: &mut Wake) -> Option<Choice> {
+        let ordinal = slot.instance.ordinal;
+        let generation = self.desired.generation;
+        let step = if !slot.is_alive() {
+            return None;
+        } else if slot.replug {
+            Step::Replug { ordinal }
+        } else if slot.configured != Some(generation) {
+            Step::Configure { ordinal, generation }
+        } else {
+            return None;
+        };
+        wake.due(slot.retry.at).then_some(Choice::Do(step))
+    }
+
+    /// The next instance to give way to one with the wanted digest.
+    fn next_replacement(&self) -> Option<Choice> {
+        let slots = &self.fleet.slots;
+        // One that does not serve yet costs nothing.
+        let idle = slots.iter().find(|slot| self.is_stale(slot) && !slot.is_alive());
+        let settled = |slot: &Slot| slot.is_alive() && slot.configured == Some(self.desired.generation);
+        let rest_serves = slots.len() == usize::from(self.desired.spec.replicas)
+            && slots.iter().all(|slot| self.is_stale(slot) || settled(slot));
+        let next = idle.or_else(|| slots.iter().find(|slot| rest_serves && self.is_stale(slot)));
+        next.map(|slot| Choice::Replace(slot.instance.ordinal))
+    }
+
+    /// Time between two probes of one instance.
+    pub(super) fn interval(&self, config: &Config) -> Duration {
+        self.desired.spec.probe_interval.unwrap_or(config.probe_interval)
+    }
+
+    pub(super) fn next_probe(&self, ordinal: u16, now: Timestamp, config: &Config) -> Timestamp {
+        on_rhythm(self.appliance, ordinal, self.desired.spec.replicas, self.interval(config), now)
+    }
+
+    /// Where it is in its life, from what is known.
+    pub(super) fn derive_phase(&self) -> Phase {
+        let slots = &self.fleet.slots;
+        let alive = slots.iter().filter(|slot| slot.is_alive()).count();
+        let booting = matches!(self.state, State::Running { step: Step::Boot { .. }, .. });
+        if self.state == State::Gone {
+            Phase::Gone
+        } else if self.desired.deleting {
+            Phase::Deleting
+        } else if slots.iter().any(|slot| slot.replug) {
+            Phase::Replugging
+        } else if self.is_settled() {
+            Phase::Configured
+        } else if matches!(self.boots.bar, Bar::Cooldown(_)) {
+            Phase::Error
+        } else if self.replacing || slots.iter().any(|slot| self.is_stale(slot)) {
+            Phase::Restarting
+        } else if alive == usize::from(self.desired.spec.replicas) {
+            Phase::Up
+        } else if alive > 0 && self.lost {
+            Phase::Degraded
+        } else if booting || !slots.is_empty() {
+            Phase::Booting
+        } else {
+            Phase::Down
+        }
+    }
+
+    /// Whether every instance is there, answers and has the wanted configuration.
+    fn is_settled(&self) -> bool {
+        let slots = &self.fleet.slots;
+        slots.len() == usize::from(self.desired.spec.replicas)
+            && slots
+                .iter()
+                .all(|slot| slot.is_alive() && slot.configured == Some(self.desired.generation) && !self.is_stale(slot))
+    }
+
+    /// Changes whenever the status does (but for one chance in 2^64), without the cost of building it.
+    pub(super) fn fingerprint(&self) -> u64 {
+        let mut hash = DefaultHasher::new();
+        (self.news.phase, self.desired.generation, &self.last_error, self.boots.failed).hash(&mut hash);
+        for slot in &self.fleet.slots {
+            let i = &slot.instance;
+            (i.ordinal, i.attempt, i.pid, i.started_at_unix_ms, i.address, slot.answered(), slot.configured)
+                .hash(&mut hash);
+            matches!(slot.life, Life::Alive).hash(&mut hash);
+        }
+        hash.finish()
+    }
+}

@@ -1,0 +1,234 @@
+//! Whatever happens in whatever order: one step at a time, no boot while deleting, nothing after the end, at most one
+//! instance per ordinal in the end, and `Configured` once the world behaves.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::tests::{desired, instance};
+use super::*;
+
+#[derive(Clone, Debug)]
+enum Op {
+    /// Time passes, and the wake-up comes if it is due.
+    Pass(u32),
+    Change {
+        replicas: u16,
+        rebuild: bool,
+        delete: bool,
+    },
+    Stale,
+    Replug,
+    Check,
+    Release,
+    /// The running step ends: as it should, or in one of the other ways.
+    End(u8),
+    /// An instance dies, or one that nobody knows of turns up.
+    Kill(u16),
+    Stray(u16, u32),
+}
+
+fn op(with_release: bool) -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => (0_u32..90_000).prop_map(Op::Pass),
+        2 => (1_u16..4, any::<bool>(), 0_u8..40)
+            .prop_map(|(replicas, rebuild, delete)| Op::Change { replicas, rebuild, delete: delete == 0 }),
+        1 => Just(Op::Stale),
+        1 => Just(Op::Replug),
+        1 => Just(Op::Check),
+        1 => Just(if with_release { Op::Release } else { Op::Check }),
+        16 => (0_u8..14).prop_map(Op::End),
+        2 => (0_u16..4).prop_map(Op::Kill),
+        1 => (0_u16..5, 1_u32..9).prop_map(|(ordinal, attempt)| Op::Stray(ordinal, attempt)),
+    ]
+}
+
+/// The machine in a world of its own.
+struct World {
+    life: Lifecycle,
+    config: Config,
+    now: Timestamp,
+    wake_at: Option<Timestamp>,
+    running: Option<Step>,
+    over: bool,
+    desired: Arc<Desired>,
+    instances: BTreeMap<(u16, u32), Instance>,
+}
+
+impl World {
+    fn new() -> Self {
+        let config = Config::default();
+        let desired = desired(1, 2, |_| {});
+        let now = Timestamp::from_millis(5);
+        let life = Lifecycle::new(ApplianceId::from_u128(9), Arc::clone(&desired), Progress::default(), now, &config);
+        let mut world =
+            Self { life, config, now, wake_at: None, running: None, over: false, desired, instances: BTreeMap::new() };
+        world.feed(Event::Tick);
+        world
+    }
+
+    fn feed(&mut self, event: Event) {
+        if matches!(event, Event::Ended(_)) {
+            self.running = None;
+        }
+        let output = self.life.step(self.now, event.clone(), 0.5, &self.config);
+        if self.over {
+            assert_eq!((output.action, output.wake_at, output.end), (None, None, None), "it acts after its end");
+            return;
+        }
+        if output.cancel {
+            let dropped = self.running.take().expect("only a running step can be dropped");
+            assert!(!dropped.changes_the_world(), "{dropped} was dropped half-way");
+        }
+        if let Some(step) = output.action {
+            assert_eq!(self.running, None, "{step} begins while another step runs, after {event:?}");
+            assert!(!(self.desired.deleting && matches!(step, Step::Boot { .. })), "a boot while deleting");
+            self.running = Some(step);
+        }
+        assert_eq!(self.life.running(), self.running);
+        self.over = output.end.is_some();
+        self.wake_at = output.wake_at;
+        assert!(self.wake_at.is_none_or(|at| at > self.now), "a wake-up that is not ahead");
+        let asleep = self.running.is_none() && !self.over;
+        assert!(!asleep || self.wake_at.is_some(), "it sleeps for ever after {event:?}");
+    }
+
+    /// What happens when the running step does what it says.
+    fn succeed(&mut self, step: Step) -> Outcome {
+        match step {
+            Step::Observe => Outcome::Observed(self.instances.values().cloned().collect()),
+            Step::Boot { ordinal, attempt } => {
+                let made = instance(ordinal, attempt, &self.desired);
+                Outcome::Booted(self.instances.entry((ordinal, attempt)).or_insert(made).clone())
+            }
+            Step::Replug { .. } => Outcome::Replugged,
+            Step::Configure { ordinal, .. } if self.lives(ordinal) => Outcome::Configured,
+            Step::Configure { .. } => Outcome::Failed("connection refused".into()),
+            Step::Probe { ordinal } if self.lives(ordinal) => Outcome::Answered,
+            Step::Probe { .. } => Outcome::Vanished("connection refused".into()),
+            Step::Destroy { ordinal, attempt } => {
+                self.instances.remove(&(ordinal, attempt));
+                Outcome::Destroyed
+            }
+            Step::Forget => Outcome::Forgotten,
+        }
+    }
+
+    fn lives(&self, ordinal: u16) -> bool {
+        let kept = self.life.instance(ordinal, None);
+        kept.is_some_and(|kept| self.instances.contains_key(&(ordinal, kept.attempt)))
+    }
+
+    fn end(&mut self, how: u8) {
+        let Some(step) = self.running else { return };
+        let outcome = match how {
+            0 => Outcome::Fenced { retry_after: None },
+            1 => Outcome::Busy("locked".into()),
+            2 => Outcome::Failed("no".into()),
+            3 => Outcome::Refused("never".into()),
+            4 => Outcome::TimedOut,
+            5 => {
+                // The worst case: it took effect, and nobody knows.
+                self.succeed(step);
+                Outcome::TimedOut
+            }
+            6 if matches!(step, Step::Probe { .. }) => Outcome::Silent("mute".into()),
+            7 => Outcome::Answered,
+            _ => self.succeed(step),
+        };
+        self.feed(Event::Ended(outcome));
+    }
+
+    fn play(&mut self, op: Op) {
+        match op {
+            Op::Pass(ms) => {
+                self.now = self.now + Duration::from_millis(u64::from(ms));
+                if self.wake_at.is_some_and(|at| at <= self.now) {
+                    self.feed(Event::Tick);
+                }
+            }
+            Op::Change { replicas, rebuild, delete } => {
+                let next = desired(self.desired.generation.get() + 1, replicas, |next| {
+                    next.revision = self.desired.revision + u64::from(rebuild);
+                    next.deleting = delete || self.desired.deleting;
+                });
+                self.desired = Arc::clone(&next);
+                self.feed(Event::Change(next));
+            }
+            Op::Stale => self.feed(Event::Change(desired(1, 3, |d| d.deleting = true))),
+            Op::Replug => self.feed(Event::Replug),
+            Op::Check => self.feed(Event::Check(1)),
+            Op::Release => self.feed(Event::Release),
+            Op::End(how) => self.end(how),
+            Op::Kill(ordinal) => self.instances.retain(|(n, _), _| *n != ordinal),
+            Op::Stray(ordinal, attempt) => {
+                self.instances.entry((ordinal, attempt)).or_insert(instance(ordinal, attempt, &self.desired));
+            }
+        }
+    }
+
+    /// From now on everything works: it must come to rest where it was told to.
+    fn settle(&mut self) {
+        for _ in 0..2_000 {
+            if self.over {
+                return;
+            }
+            let phase = self.life.status().phase;
+            let all_seen = (0..self.desired.spec.replicas).all(|ordinal| self.lives(ordinal));
+            if phase == Phase::Configured && all_seen && !self.desired.deleting {
+                return;
+            }
+            match self.running {
+                Some(step) => {
+                    let outcome = self.succeed(step);
+                    self.feed(Event::Ended(outcome));
+                }
+                None => {
+                    self.now = self.wake_at.expect("a machine at rest has a wake-up");
+                    self.feed(Event::Tick);
+                }
+            }
+        }
+        panic!("it does not settle: {:?}", self.life);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_sequence_keeps_the_rules(ops in proptest::collection::vec(op(true), 0..120)) {
+        let mut world = World::new();
+        for op in ops {
+            world.play(op);
+        }
+    }
+
+    #[test]
+    fn it_settles_once_the_world_behaves(ops in proptest::collection::vec(op(false), 0..120)) {
+        let mut world = World::new();
+        for op in ops {
+            world.play(op);
+        }
+        world.settle();
+        let status = world.life.status();
+        if world.desired.deleting {
+            prop_assert!(world.over);
+            prop_assert_eq!(status.phase, Phase::Gone);
+        } else {
+            prop_assert_eq!(status.last_error, None);
+            prop_assert_eq!(status.instances.len(), usize::from(world.desired.spec.replicas));
+            // A look finds strays; after it nothing is left over.
+            world.feed(Event::Check(2));
+            world.settle();
+            for _ in 0..200 {
+                if let Some(step) = world.running {
+                    let outcome = world.succeed(step);
+                    world.feed(Event::Ended(outcome));
+                }
+            }
+            prop_assert_eq!(world.instances.len(), usize::from(world.desired.spec.replicas));
+        }
+    }
+}

@@ -1,0 +1,593 @@
+//! The machine as tables: after each event, the step that is begun and the phase that is shown.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use common::Generation;
+use common::appliance::{Custom, Driver, Kind, Name, Probe, Spec};
+
+use super::*;
+
+pub(super) fn desired(generation: u64, replicas: u16, change: impl FnOnce(&mut Desired)) -> Arc<Desired> {
+    let name = |text| Name::new(text).expect("a valid name");
+    let mut desired = Desired {
+        name: name("web"),
+        tenant: name("default"),
+        driver: Driver::Simulated,
+        generation: Generation::new(generation),
+        revision: 0,
+        deleting: false,
+        spec: Spec {
+            replicas,
+            probe_interval: None,
+            image: None,
+            kind: Kind::Custom(Custom {
+                command: "serve".into(),
+                args: vec![],
+                env: BTreeMap::new(),
+                port: None,
+                probe: Probe::Tcp,
+            }),
+        },
+    };
+    change(&mut desired);
+    Arc::new(desired)
+}
+
+pub(super) fn instance(ordinal: u16, attempt: u32, desired: &Desired) -> Instance {
+    Instance {
+        ordinal,
+        attempt,
+        boot_digest: desired.boot_digest(),
+        pid: Some(1000 + u32::from(ordinal) * 100 + attempt),
+        started_at_unix_ms: 1,
+        management: None,
+        address: None,
+    }
+}
+
+struct Bench {
+    life: Lifecycle,
+    now: Timestamp,
+    config: Config,
+    last: Output,
+}
+
+/// One row: an event, the step it begins, the phase shown after it.
+type Row = (Event, Option<Step>, Phase);
+
+impl Bench {
+    fn new(desired: &Arc<Desired>) -> Self {
+        Self::with(desired, Progress::default())
+    }
+
+    fn with(desired: &Arc<Desired>, progress: Progress) -> Self {
+        let config = Config::default();
+        let now = Timestamp::from_millis(1_000);
+        let life = Lifecycle::new(ApplianceId::from_u128(1), Arc::clone(desired), progress, now, &config);
+        Self { life, now, config, last: Output::default() }
+    }
+
+    fn feed(&mut self, event: Event) -> &Output {
+        self.last = self.life.step(self.now, event, 1.0, &self.config);
+        &self.last
+    }
+
+    fn play(&mut self, rows: Vec<Row>) -> &mut Self {
+        for (n, (event, step, phase)) in rows.into_iter().enumerate() {
+            let said = format!("row {n}: {event:?}");
+            self.feed(event);
+            assert_eq!((self.last.action, self.life.status().phase), (step, phase), "{said}");
+        }
+        self
+    }
+
+    /// Goes to the moment that was asked for.
+    fn wake(&mut self) -> Duration {
+        let at = self.last.wake_at.expect("a wake-up was asked for");
+        let waited = at.since(self.now);
+        assert!(!waited.is_zero(), "a wake-up must be ahead");
+        self.now = at;
+        waited
+    }
+
+    /// From nothing to `Configured`.
+    fn configured(desired: &Arc<Desired>) -> Self {
+        let mut bench = Self::new(desired);
+        let found = (0..desired.spec.replicas).map(|n| instance(n, 1, desired)).collect();
+        bench.feed(Event::Tick);
+        bench.feed(ended(Outcome::Observed(found)));
+        while let Some(step) = bench.last.action {
+            bench.feed(ended(match step {
+                Step::Probe { .. } => Outcome::Answered,
+                Step::Configure { .. } => Outcome::Configured,
+                other => panic!("an adopted appliance needs no {other}"),
+            }));
+        }
+        assert_eq!(bench.life.status().phase, Phase::Configured);
+        bench
+    }
+}
+
+fn ended(outcome: Outcome) -> Event {
+    Event::Ended(outcome)
+}
+
+fn found(instances: &[Instance]) -> Event {
+    ended(Outcome::Observed(instances.to_vec()))
+}
+
+fn boot(ordinal: u16, attempt: u32) -> Option<Step> {
+    Some(Step::Boot { ordinal, attempt })
+}
+
+fn destroy(ordinal: u16, attempt: u32) -> Option<Step> {
+    Some(Step::Destroy { ordinal, attempt })
+}
+
+fn probe(ordinal: u16) -> Option<Step> {
+    Some(Step::Probe { ordinal })
+}
+
+fn configure(ordinal: u16, generation: u64) -> Option<Step> {
+    Some(Step::Configure { ordinal, generation: Generation::new(generation) })
+}
+
+fn failed(text: &str) -> Event {
+    ended(Outcome::Failed(text.into()))
+}
+
+const OBSERVE: Option<Step> = Some(Step::Observe);
+
+#[test]
+fn a_new_appliance_is_looked_for_booted_polled_and_configured() {
+    let d = desired(1, 1, |_| {});
+    let mut bench = Bench::new(&d);
+    bench.play(vec![
+        (Event::Tick, OBSERVE, Phase::Down),
+        (found(&[]), boot(0, 1), Phase::Booting),
+        (ended(Outcome::Booted(instance(0, 1, &d))), None, Phase::Booting),
+    ]);
+    assert_eq!(bench.wake(), Duration::from_millis(100));
+    bench.play(vec![
+        (Event::Tick, probe(0), Phase::Booting),
+        (ended(Outcome::Silent("refused".into())), None, Phase::Booting),
+    ]);
+    assert_eq!(bench.wake(), Duration::from_millis(200));
+    bench.play(vec![
+        (Event::Tick, probe(0), Phase::Booting),
+        (ended(Outcome::Answered), configure(0, 1), Phase::Up),
+        (ended(Outcome::Configured), None, Phase::Configured),
+    ]);
+    let status = bench.life.status();
+    assert_eq!(status.instances[0].configured, Some(Generation::new(1)));
+    assert_eq!((status.instances[0].alive, status.failed_boots, status.last_error), (Some(true), 0, None));
+    assert!(bench.wake() <= Duration::from_secs(60), "the next probe is due within its interval");
+    bench.play(vec![(Event::Tick, probe(0), Phase::Configured), (ended(Outcome::Answered), None, Phase::Configured)]);
+    assert!(!bench.last.status_changed, "an answered probe is no news");
+    assert_eq!(bench.wake(), Duration::from_secs(60));
+}
+
+#[test]
+fn a_takeover_adopts_without_a_restart_and_without_noise() {
+    let d = desired(3, 2, |_| {});
+    let mut bench = Bench::new(&d);
+    let mut news = 0;
+    for event in [
+        Event::Tick,
+        found(&[instance(0, 4, &d), instance(1, 2, &d)]),
+        ended(Outcome::Answered),
+        ended(Outcome::Answered),
+        ended(Outcome::Configured),
+        ended(Outcome::Configured),
+    ] {
+        news += u32::from(bench.feed(event).status_changed);
+        if let Some(step) = bench.last.action {
+            assert!(!matches!(step, Step::Boot { .. } | Step::Destroy { .. }), "{step} during an adoption");
+        }
+    }
+    assert_eq!((bench.life.status().phase, news), (Phase::Configured, 1));
+    assert_eq!(bench.life.progress(bench.now).attempts, [4, 2]);
+}
+
+#[test]
+fn a_takeover_destroys_duplicates_and_extras_and_keeps_the_lowest_attempt() {
+    let d = desired(1, 1, |_| {});
+    let mut bench = Bench::new(&d);
+    bench.play(vec![
+        (Event::Tick, OBSERVE, Phase::Down),
+        (found(&[instance(1, 1, &d), instance(0, 5, &d), instance(0, 2, &d)]), destroy(0, 5), Phase::Booting),
+        (ended(Outcome::Destroyed), destroy(1, 1), Phase::Booting),
+        (ended(Outcome::Destroyed), probe(0), Phase::Booting),
+        (ended(Outcome::Answered), configure(0, 1), Phase::Up),
+        (ended(Outcome::Configured), None, Phase::Configured),
+    ]);
+    assert_eq!(bench.life.status().instances[0].pid, Some(1002));
+}
+
+#[test]
+fn the_dead_are_replaced_and_configured_again() {
+    let d = desired(1, 1, |_| {});
+    let mut bench = Bench::configured(&d);
+    bench.wake();
+    bench.play(vec![
+        (Event::Tick, probe(0), Phase::Configured),
+        (ended(Outcome::Vanished("connection refused".into())), boot(0, 2), Phase::Booting),
+        (ended(Outcome::Booted(instance(0, 2, &d))), None, Phase::Booting),
+    ]);
+    assert_eq!(bench.life.status().last_error.as_deref(), Some("instance 0 is gone: connection refused"));
+    bench.wake();
+    bench.play(vec![
+        (Event::Tick, probe(0), Phase::Booting),
+        (ended(Outcome::Answered), configure(0, 1), Phase::Up),
+        (ended(Outcome::Configured), None, Phase::Configured),
+    ]);
+    assert_eq!(bench.life.status().last_error, None);
+}
+
+#[test]
+fn the_mute_are_replaced_only_after_several_probes() {
+    let d = desired(1, 1, |_| {});
+    let mut bench = Bench::configured(&d);
+    for n in 0..3 {
+        bench.wake();
+        bench.feed(Event::Tick);
+        assert_eq!(bench.last.action, probe(0));
+        bench.feed(ended(Outcome::TimedOut));
+        if n < 2 {
+            assert_eq!((bench.last.action, bench.life.status().phase), (None, Phase::Configured));
+            assert_eq!(bench.life.status().instances[0].alive, Some(false));
+            assert_eq!(bench.last.wake_at, Some(bench.now + Duration::from_secs(1)), "suspects are asked sooner");
+        }
+    }
+    assert_eq!(bench.last.action, destroy(0, 1));
+    bench.play(vec![(ended(Outcome::Destroyed), boot(0, 2), Phase::Booting)]);
+}
+
+#[test]
+fn one_dead_of_several_degrades_while_the_others_serve() {
+    let d = desired(1, 2, |_| {});
+    let mut bench = Bench::configured(&d);
+    bench.wake();
+    bench.feed(Event::Tick);
+    let Some(Step::Probe { ordinal }) = bench.last.action else { panic!("a probe is due") };
+    bench.play(vec![
+        (ended(Outcome::Vanished("gone".into())), boot(ordinal, 2), Phase::Degraded),
+        (ended(Outcome::Refused("port 80 is in use".into())), OBSERVE, Phase::Degraded),
+        (found(&[instance(1 - ordinal, 1, &d)]), None, Phase::Degraded),
+    ]);
+    let status = bench.life.status();
+    assert_eq!((status.failed_boots, status.instances.len()), (1, 1));
+    assert!(status.last_error.expect("it is shown").ends_with("port 80 is in use"));
+    assert_eq!(bench.wake(), Duration::from_secs(1));
+    bench.play(vec![(Event::Tick, boot(ordinal, 3), Phase::Degraded)]);
+}
+
+/// Lets boots fail until the machine cools down; gives back the waits between them.
+fn fail_boots(bench: &mut Bench) -> Vec<u64> {
+    let mut waits = vec![];
+    bench.feed(Event::Tick);
+    loop {
+        bench.feed(found(&[]));
+        if bench.last.action.is_none() {
+            waits.push(bench.wake().as_secs());
+            if bench.life.status().phase == Phase::Error {
+                return waits;
+            }
+            bench.feed(Event::Tick);
+        }
+        assert!(matches!(bench.last.action, Some(Step::Boot { .. })), "{:?}", bench.last.action);
+        bench.feed(failed("no"));
+        assert_eq!(bench.last.action, OBSERVE, "after a failed boot it looks before it boots again");
+    }
+}
+
+#[test]
+fn boots_fail_with_back_off_and_end_in_error_until_the_cooldown_is_over() {
+    let mut bench = Bench::new(&desired(1, 1, |_| {}));
+    assert_eq!(fail_boots(&mut bench), [1, 2, 4, 8, 30]);
+    assert_eq!(bench.life.status().failed_boots, 5);
+    bench.play(vec![(Event::Tick, boot(0, 6), Phase::Booting)]);
+    assert_eq!(bench.life.status().failed_boots, 0, "a new round begins");
+}
+
+#[test]
+fn only_commands_that_change_something_lead_out_of_error() {
+    for (event, step, phase) in [
+        (Event::Change(desired(2, 1, |_| {})), boot(0, 6), Phase::Booting),
+        (Event::Change(desired(2, 1, |d| d.revision = 1)), boot(0, 6), Phase::Booting),
+        (Event::Change(desired(2, 1, |d| d.deleting = true)), Some(Step::Forget), Phase::Deleting),
+        (Event::Change(desired(1, 1, |_| {})), None, Phase::Error),
+        (Event::Check(7), OBSERVE, Phase::Error),
+    ] {
+        let mut bench = Bench::new(&desired(1, 1, |_| {}));
+        fail_boots(&mut bench);
+        bench.now = Timestamp::from_nanos(bench.now.as_nanos() - 1);
+        bench.play(vec![(event, step, phase)]);
+    }
+}
+
+#[test]
+fn delete_overtakes_everything() {
+    let d = desired(1, 2, |_| {});
+    let delete = || Event::Change(desired(5, 2, |d| d.deleting = true));
+    let mut bench = Bench::configured(&d);
+    bench.wake();
+    bench.feed(Event::Tick);
+    assert!(matches!(bench.last.action, Some(Step::Probe { .. })));
+    bench.play(vec![(delete(), destroy(1, 1), Phase::Deleting)]);
+    assert!(bench.last.cancel, "a probe is dropped for it");
+    bench.play(vec![
+        (Event::Change(desired(6, 2, |_| {})), None, Phase::Deleting),
+        (ended(Outcome::Destroyed), destroy(0, 1), Phase::Deleting),
+        (failed("busy"), None, Phase::Deleting),
+    ]);
+    bench.wake();
+    bench.play(vec![
+        (Event::Tick, OBSERVE, Phase::Deleting),
+        (found(&[instance(0, 1, &d)]), destroy(0, 1), Phase::Deleting),
+        (ended(Outcome::Destroyed), Some(Step::Forget), Phase::Deleting),
+        (ended(Outcome::Forgotten), None, Phase::Gone),
+    ]);
+    assert_eq!(bench.last.end, Some(End::Gone));
+    bench.play(vec![(Event::Tick, None, Phase::Gone), (Event::Release, None, Phase::Gone)]);
+}
+
+#[test]
+fn a_boot_under_way_is_undone_by_a_delete() {
+    let d = desired(1, 1, |_| {});
+    let mut bench = Bench::new(&d);
+    bench.play(vec![
+        (Event::Tick, OBSERVE, Phase::Down),
+        (found(&[]), boot(0, 1), Phase::Booting),
+        (Event::Change(desired(2, 1, |d| d.deleting = true)), None, Phase::Deleting),
+        (ended(Outcome::Booted(instance(0, 1, &d))), destroy(0, 1), Phase::Deleting),
+    ]);
+}
+
+#[test]
+fn a_change_that_needs_no_restart_is_configured_in_place() {
+    let d = desired(1, 2, |_| {});
+    let mut bench = Bench::configured(&d);
+    bench.play(vec![
+        (Event::Change(desired(2, 2, |_| {})), configure(0, 2), Phase::Up),
+        (Event::Change(desired(3, 2, |_| {})), None, Phase::Up),
+        (ended(Outcome::Configured), configure(0, 3), Phase::Up),
+        (ended(Outcome::Configured), configure(1, 3), Phase::Up),
+        (failed("422"), None, Phase::Up),
+    ]);
+    assert!(bench.life.status().last_error.expect("it is shown").contains("configure 1: 422"));
+    assert_eq!(bench.wake(), Duration::from_secs(1));
+    bench.feed(Event::Tick);
+    while matches!(bench.last.action, Some(Step::Probe { .. })) {
+        bench.feed(ended(Outcome::Answered));
+    }
+    assert_eq!(bench.last.action, configure(1, 3));
+    bench.play(vec![(ended(Outcome::Configured), None, Phase::Configured)]);
+    assert_eq!(bench.life.status().observed_generation, Generation::new(3));
+}
+
+#[test]
+fn a_rebuild_replaces_one_instance_at_a_time() {
+    let old = desired(1, 2, |_| {});
+    let new = desired(2, 2, |d| d.revision = 1);
+    let mut bench = Bench::configured(&old);
+    bench.play(vec![
+        (Event::Change(Arc::clone(&new)), destroy(0, 1), Phase::Restarting),
+        (ended(Outcome::Destroyed), boot(0, 2), Phase::Restarting),
+        // The other one serves on with the new configuration meanwhile.
+        (ended(Outcome::Booted(instance(0, 2, &new))), configure(1, 2), Phase::Restarting),
+        (ended(Outcome::Configured), None, Phase::Restarting),
+    ]);
+    bench.wake();
+    bench.play(vec![
+        (Event::Tick, probe(0), Phase::Restarting),
+        (ended(Outcome::Answered), configure(0, 2), Phase::Restarting),
+        (ended(Outcome::Configured), destroy(1, 1), Phase::Restarting),
+        (ended(Outcome::Destroyed), boot(1, 2), Phase::Restarting),
+        (ended(Outcome::Booted(instance(1, 2, &new))), None, Phase::Restarting),
+    ]);
+    bench.wake();
+    bench.play(vec![
+        (Event::Tick, probe(1), Phase::Restarting),
+        (ended(Outcome::Answered), configure(1, 2), Phase::Restarting),
+        (ended(Outcome::Configured), None, Phase::Configured),
+    ]);
+}
+
+#[test]
+fn a_bad_command_costs_one_replica_only() {
+    let old = desired(1, 2, |_| {});
+    let new = desired(2, 2, |d| d.revision = 1);
+    let mut bench = Bench::configured(&old);
+    bench.play(vec![
+        (Event::Change(new), destroy(0, 1), Phase::Restarting),
+        (ended(Outcome::Destroyed), boot(0, 2), Phase::Restarting),
+        (ended(Outcome::Refused("command `x` not found".into())), OBSERVE, Phase::Restarting),
+        (found(&[instance(1, 1, &old)]), configure(1, 2), Phase::Restarting),
+        (ended(Outcome::Configured), None, Phase::Restarting),
+    ]);
+}
+
+#[test]
+fn fewer_replicas_end_the_highest_and_more_boot_what_is_missing() {
+    let d = desired(1, 3, |_| {});
+    let mut bench = Bench::configured(&d);
+    bench.play(vec![
+        (Event::Change(desired(2, 1, |_| {})), destroy(2, 1), Phase::Up),
+        (ended(Outcome::Destroyed), destroy(1, 1), Phase::Up),
+        (ended(Outcome::Destroyed), configure(0, 2), Phase::Up),
+        (ended(Outcome::Configured), None, Phase::Configured),
+        (Event::Change(desired(3, 2, |_| {})), boot(1, 2), Phase::Booting),
+    ]);
+}
+
+#[test]
+fn a_shut_gate_is_no_failure() {
+    let mut bench = Bench::new(&desired(1, 1, |_| {}));
+    bench.feed(Event::Tick);
+    bench.feed(found(&[]));
+    for _ in 0..20 {
+        assert_eq!(bench.last.action, boot(0, 1), "an attempt that was not made is not counted");
+        bench.feed(ended(Outcome::Fenced { retry_after: None }));
+        assert_eq!(bench.wake(), Duration::from_millis(1_500));
+        bench.play(vec![(Event::Tick, OBSERVE, Phase::Down), (found(&[]), boot(0, 1), Phase::Booting)]);
+    }
+    bench.feed(ended(Outcome::Fenced { retry_after: Some(Duration::from_secs(40)) }));
+    assert_eq!(bench.wake(), Duration::from_secs(40), "a hold is waited for, not asked about");
+    assert_eq!(bench.life.status().failed_boots, 0);
+}
+
+#[test]
+fn probes_go_on_while_the_gate_is_shut() {
+    let d = desired(1, 1, |_| {});
+    let mut bench = Bench::configured(&d);
+    bench.feed(Event::Change(desired(2, 1, |_| {})));
+    bench.feed(ended(Outcome::Fenced { retry_after: Some(Duration::from_secs(3_600)) }));
+    for _ in 0..5 {
+        assert!(bench.wake() <= Duration::from_secs(60));
+        bench.play(vec![(Event::Tick, probe(0), Phase::Up), (ended(Outcome::Answered), None, Phase::Up)]);
+    }
+}
+
+#[test]
+fn an_unknown_outcome_is_looked_at_before_anything_else() {
+    let d = desired(1, 1, |_| {});
+    let mut bench = Bench::new(&d);
+    bench.play(vec![
+        (Event::Tick, OBSERVE, Phase::Down),
+        (found(&[]), boot(0, 1), Phase::Booting),
+        (ended(Outcome::TimedOut), OBSERVE, Phase::Down),
+        (found(&[instance(0, 1, &d)]), probe(0), Phase::Booting),
+    ]);
+    assert_eq!(bench.life.status().failed_boots, 1);
+}
+
+#[test]
+fn an_instance_that_never_answers_is_a_failed_boot() {
+    let d = desired(1, 1, |_| {});
+    let mut bench = Bench::new(&d);
+    bench.feed(Event::Tick);
+    bench.feed(found(&[]));
+    bench.feed(ended(Outcome::Booted(instance(0, 1, &d))));
+    let booted = bench.now;
+    while bench.last.action.is_none() {
+        bench.wake();
+        bench.feed(Event::Tick);
+        assert_eq!(bench.last.action, probe(0));
+        bench.feed(ended(Outcome::Silent("connection refused".into())));
+    }
+    assert_eq!(bench.last.action, destroy(0, 1));
+    let took = bench.now.since(booted);
+    assert!((Duration::from_secs(600)..Duration::from_secs(602)).contains(&took), "{took:?}");
+    assert_eq!(bench.life.status().failed_boots, 1);
+}
+
+#[test]
+fn a_release_carries_attempts_back_off_and_journal_to_the_next_owner() {
+    let d = desired(1, 1, |_| {});
+    let mut bench = Bench::new(&d);
+    bench.feed(Event::Tick);
+    bench.feed(found(&[]));
+    bench.feed(failed("no"));
+    bench.feed(found(&[]));
+    bench.feed(Event::Release);
+    let Some(End::Released(progress)) = bench.last.end.clone() else {
+        panic!("nothing runs, so it is released at once")
+    };
+    assert_eq!((progress.failed_boots, &progress.attempts[..], progress.cooling), (1, &[1][..], false));
+    assert_eq!(progress.wait, Duration::from_secs(1));
+
+    let mut next = Bench::with(&d, progress);
+    next.play(vec![(Event::Tick, OBSERVE, Phase::Down), (found(&[]), None, Phase::Down)]);
+    assert_eq!(next.wake(), Duration::from_secs(1));
+    next.play(vec![(Event::Tick, boot(0, 2), Phase::Booting)]);
+    assert_eq!(next.life.status().failed_boots, 1);
+    next.play(vec![(ended(Outcome::Booted(instance(0, 2, &d))), None, Phase::Booting)]);
+    next.feed(Event::Release);
+    let Some(End::Released(progress)) = next.last.end.clone() else { panic!("polling is a safe point") };
+    assert_eq!(progress.journal[0].step, "boot 0");
+}
+
+#[test]
+fn a_cooldown_survives_a_move_and_is_never_longer_than_our_own() {
+    let progress = Progress { failed_boots: 5, wait: Duration::from_secs(9_999), cooling: true, ..Progress::default() };
+    let mut bench = Bench::with(&desired(1, 1, |_| {}), progress);
+    bench.play(vec![(Event::Tick, OBSERVE, Phase::Down), (found(&[]), None, Phase::Error)]);
+    assert_eq!(bench.wake(), Duration::from_secs(30));
+    bench.play(vec![(Event::Tick, boot(0, 1), Phase::Booting)]);
+}
+
+#[test]
+fn a_release_waits_for_what_changes_the_world_and_drops_what_does_not() {
+    let d = desired(1, 1, |_| {});
+    let mut bench = Bench::new(&d);
+    bench.feed(Event::Tick);
+    let mut looking = bench.life.clone();
+    let output = looking.step(bench.now, Event::Release, 0.5, &bench.config);
+    assert!(output.cancel && matches!(output.end, Some(End::Released(_))), "{output:?}");
+
+    bench.feed(found(&[]));
+    bench.feed(Event::Release);
+    assert_eq!((bench.last.end.clone(), bench.last.cancel), (None, false));
+    bench.feed(ended(Outcome::Booted(instance(0, 1, &d))));
+    assert!(matches!(bench.last.end, Some(End::Released(_))));
+    for event in [Event::Tick, Event::Release, Event::Check(1), Event::Change(desired(2, 1, |_| {})), failed("x")] {
+        let output = bench.feed(event).clone();
+        assert_eq!((output.action, output.end, output.wake_at), (None, None, None), "released is the end");
+    }
+}
+
+#[test]
+fn a_check_looks_probes_and_answers() {
+    let mut bench = Bench::configured(&desired(1, 1, |_| {}));
+    bench.play(vec![(Event::Check(3), OBSERVE, Phase::Configured), (Event::Check(4), None, Phase::Configured)]);
+    assert_eq!(bench.last.checked, None);
+    bench.play(vec![
+        (found(&[instance(0, 1, &desired(1, 1, |_| {}))]), probe(0), Phase::Configured),
+        (ended(Outcome::Answered), None, Phase::Configured),
+    ]);
+    assert_eq!(bench.last.checked, Some(4));
+    bench.play(vec![(Event::Check(5), OBSERVE, Phase::Configured), (found(&[]), boot(0, 2), Phase::Booting)]);
+    assert_eq!(bench.last.checked, Some(5), "a check vanishes behind any other action");
+}
+
+#[test]
+fn a_backlog_warns_once() {
+    let mut bench = Bench::new(&desired(1, 1, |_| {}));
+    bench.feed(Event::Tick);
+    bench.feed(found(&[]));
+    let warnings: Vec<_> =
+        (0..150).filter_map(|n| bench.feed(Event::Change(desired(2 + n, 1, |_| {}))).backlog).collect();
+    assert_eq!(warnings, [100]);
+    assert_eq!(bench.life.desired().generation, Generation::new(151), "the newest is what counts");
+}
+
+#[test]
+fn changed_ports_are_plugged_and_configured_again() {
+    let mut bench = Bench::configured(&desired(1, 1, |_| {}));
+    bench.play(vec![
+        (Event::Replug, Some(Step::Replug { ordinal: 0 }), Phase::Replugging),
+        (ended(Outcome::TimedOut), None, Phase::Replugging),
+    ]);
+    bench.wake();
+    bench.feed(Event::Tick);
+    while bench.last.action == probe(0) {
+        bench.feed(ended(Outcome::Answered));
+    }
+    assert_eq!(bench.last.action, Some(Step::Replug { ordinal: 0 }));
+    bench.play(vec![
+        (ended(Outcome::Replugged), configure(0, 1), Phase::Up),
+        (ended(Outcome::Configured), None, Phase::Configured),
+    ]);
+}
+
+#[test]
+fn an_idle_appliance_is_small() {
+    let bench = Bench::configured(&desired(1, 1, |_| {}));
+    let slots = bench.life.fleet.slots.capacity() * size_of::<Slot>();
+    let texts = bench.life.digest.len() * 2;
+    let attempts = size_of_val(bench.life.fleet.attempts());
+    let all = size_of::<Lifecycle>() + slots + texts + attempts + size_of::<Desired>();
+    assert!(all <= 1_024, "{all} bytes without the spec's texts, {} of them the machine", size_of::<Lifecycle>());
+}

@@ -1,0 +1,293 @@
+//! The words of the lifecycle: what comes in, what goes out.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::status::{Phase, Progress};
+use common::{Generation, Timestamp};
+
+use crate::desired::Desired;
+use crate::instance::Instance;
+
+/// One thing to be done for an appliance. One runs at a time, and its end comes back as [`Event::Ended`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Find every instance that runs. Changes nothing.
+    Observe,
+    /// Start an instance.
+    Boot {
+        /// Position among the replicas.
+        ordinal: u16,
+        /// Attempt to make; names the instance.
+        attempt: u32,
+    },
+    /// Plug its ports anew.
+    Replug {
+        /// Position among the replicas.
+        ordinal: u16,
+    },
+    /// Put the configuration in place.
+    Configure {
+        /// Position among the replicas.
+        ordinal: u16,
+        /// Generation whose configuration it is.
+        generation: Generation,
+    },
+    /// Ask whether it answers. Changes nothing.
+    Probe {
+        /// Position among the replicas.
+        ordinal: u16,
+    },
+    /// End an instance and remove what it left.
+    Destroy {
+        /// Position among the replicas.
+        ordinal: u16,
+        /// Which attempt.
+        attempt: u32,
+    },
+    /// Remove the last traces of the appliance.
+    Forget,
+}
+
+impl Step {
+    /// Whether it has to pass the gate, and must not be dropped half-way.
+    #[must_use]
+    pub const fn changes_the_world(self) -> bool {
+        !matches!(self, Self::Observe | Self::Probe { .. })
+    }
+
+    /// The name in logs, spans and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Observe => "observe",
+            Self::Boot { .. } => "boot",
+            Self::Replug { .. } => "replug",
+            Self::Configure { .. } => "configure",
+            Self::Probe { .. } => "probe",
+            Self::Destroy { .. } => "destroy",
+            Self::Forget => "forget",
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Observe | Self::Forget => f.write_str(self.name()),
+            Self::Boot { ordinal, .. }
+            | Self::Replug { ordinal }
+            | Self::Configure { ordinal, .. }
+            | Self::Probe { ordinal }
+            | Self::Destroy { ordinal, .. } => write!(f, "{} {ordinal}", self.name()),
+        }
+    }
+}
+
+/// How a step ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Of `Observe`: everything that runs.
+    Observed(Vec<Instance>),
+    /// Of `Boot`: it was started, or found running.
+    Booted(Instance),
+    /// Of `Replug`.
+    Replugged,
+    /// Of `Configure`: it accepted its configuration.
+    Configured,
+    /// Of `Probe`: it answered.
+    Answered,
+    /// Of `Probe`: it gave no good answer, and its driver still finds it (or cannot tell).
+    Silent(String),
+    /// Of `Probe`: it gave no good answer, and its driver does not find it any more.
+    Vanished(String),
+    /// Of `Destroy`.
+    Destroyed,
+    /// Of `Forget`.
+    Forgotten,
+    /// It cannot work until the spec or the host changes.
+    Refused(String),
+    /// It may work the next time.
+    Failed(String),
+    /// Another call on this appliance was under way. Nothing was done.
+    Busy(String),
+    /// The gate was shut before anything was done.
+    Fenced {
+        /// When another try makes sense, where that is known.
+        retry_after: Option<Duration>,
+    },
+    /// Not known: it took too long.
+    TimedOut,
+}
+
+impl Outcome {
+    /// The name in logs, spans and metrics.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Observed(_) => "observed",
+            Self::Booted(_) => "booted",
+            Self::Replugged => "replugged",
+            Self::Configured => "configured",
+            Self::Answered => "answered",
+            Self::Silent(_) => "silent",
+            Self::Vanished(_) => "vanished",
+            Self::Destroyed => "destroyed",
+            Self::Forgotten => "forgotten",
+            Self::Refused(_) => "refused",
+            Self::Failed(_) => "failed",
+            Self::Busy(_) => "busy",
+            Self::Fenced { .. } => "fenced",
+            Self::TimedOut => "timed out",
+        }
+    }
+
+    /// What to tell people.
+    pub(super) fn text(&self) -> &str {
+        match self {
+            Self::Silent(text) | Self::Vanished(text) | Self::Refused(text) | Self::Failed(text) | Self::Busy(text) => {
+                text
+            }
+            Self::TimedOut => "took too long",
+            other => other.name(),
+        }
+    }
+}
+
+/// A fact about one appliance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Time has come (the wake-up that was asked for, or any other moment).
+    Tick,
+    /// It shall be something else.
+    Change(Arc<Desired>),
+    /// Its ports changed.
+    Replug,
+    /// Somebody wants to know how it is; the number comes back in [`Output::checked`].
+    Check(u64),
+    /// It goes to another owner.
+    Release,
+    /// The running step has ended.
+    Ended(Outcome),
+}
+
+impl Event {
+    pub(super) fn cause(&self, old: &Desired) -> Cause {
+        match self {
+            Self::Tick => Cause::Time,
+            Self::Change(desired) => Cause::Command(Trigger::of(old, desired)),
+            Self::Replug => Cause::Ports,
+            Self::Check(_) => Cause::Command(Trigger::Check),
+            Self::Release => Cause::Release,
+            Self::Ended(outcome) => Cause::Ended(outcome.name()),
+        }
+    }
+}
+
+/// A command, weakest first: of several, the strongest is what is acted on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trigger {
+    /// See how it is.
+    Check,
+    /// Another spec.
+    Update,
+    /// Newly taken on.
+    Create,
+    /// New instances.
+    Rebuild,
+    /// Remove it.
+    Delete,
+}
+
+impl Trigger {
+    pub(super) fn of(old: &Desired, new: &Desired) -> Self {
+        if new.deleting {
+            Self::Delete
+        } else if new.revision != old.revision {
+            Self::Rebuild
+        } else {
+            Self::Update
+        }
+    }
+
+    /// The name in logs.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Check => "check",
+            Self::Update => "update",
+            Self::Create => "create",
+            Self::Rebuild => "rebuild",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+/// Why a phase changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Somebody commanded it.
+    Command(Trigger),
+    /// Its ports changed.
+    Ports,
+    /// It was asked for by the coordinator.
+    Release,
+    /// A wait was over.
+    Time,
+    /// A step ended like that.
+    Ended(&'static str),
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Command(trigger) => trigger.name(),
+            Self::Ports => "ports changed",
+            Self::Release => "release",
+            Self::Time => "time",
+            Self::Ended(outcome) => outcome,
+        })
+    }
+}
+
+/// A change of phase, to be logged once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transition {
+    /// Phase before.
+    pub from: Phase,
+    /// Phase now.
+    pub to: Phase,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// How an appliance left this worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Nothing acts on it any more; the next owner needs this.
+    Released(Progress),
+    /// Nothing is left of it.
+    Gone,
+}
+
+/// What follows from an event.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Output {
+    /// Drop the step that runs: it changes nothing, and its outcome is not wanted any more. Comes before `action`.
+    pub cancel: bool,
+    /// Start this step.
+    pub action: Option<Step>,
+    /// While nothing runs: send [`Event::Tick`] then. Replaces what was asked for before.
+    pub wake_at: Option<Timestamp>,
+    /// The status is another one than before.
+    pub status_changed: bool,
+    /// Newest check that is answered by the status as it is now.
+    pub checked: Option<u64>,
+    /// The phase changed.
+    pub transition: Option<Transition>,
+    /// So many commands gathered behind one step: somebody should look.
+    pub backlog: Option<u32>,
+    /// It left this worker. Nothing follows.
+    pub end: Option<End>,
+}

@@ -1,0 +1,175 @@
+//! Folds what changed into bounded reports.
+//!
+//! Keeps the newest status per appliance and nothing older: however long the coordinator is away, the queue never holds
+//! more than one entry per appliance. Appliances leave in the order in which they first changed, so none waits behind
+//! another that changes all the time.
+
+use std::collections::hash_map::Entry as MapEntry;
+use std::collections::{HashMap, VecDeque};
+
+use common::status::Status;
+use common::{ApplianceId, Token};
+
+/// Newest news of one appliance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The appliance.
+    pub appliance: ApplianceId,
+    /// Token of the grant under which it was seen.
+    pub token: Token,
+    /// What was seen.
+    pub status: Status,
+    /// Newest check the status answers; 0 when none.
+    pub checked: u64,
+}
+
+/// News that were not handed on yet.
+#[derive(Debug, Default)]
+pub struct Reports {
+    newest: HashMap<ApplianceId, Entry>,
+    /// Appliances in order of their first change; may name some that have left in the meantime, never one twice while
+    /// it is in `newest`.
+    order: VecDeque<ApplianceId>,
+}
+
+impl Reports {
+    /// Adds news. Those of an older token than the one queued are dropped; a check that was answered stays answered.
+    pub fn push(&mut self, appliance: ApplianceId, token: Token, status: Status, checked: u64) {
+        match self.newest.entry(appliance) {
+            MapEntry::Vacant(vacant) => {
+                vacant.insert(Entry { appliance, token, status, checked });
+                self.order.push_back(appliance);
+            }
+            MapEntry::Occupied(mut queued) => {
+                let queued = queued.get_mut();
+                if token == queued.token {
+                    queued.status = status;
+                    queued.checked = queued.checked.max(checked);
+                } else if token > queued.token {
+                    *queued = Entry { appliance, token, status, checked };
+                }
+            }
+        }
+    }
+
+    /// Takes up to `max` entries, oldest change first.
+    pub fn take(&mut self, max: usize) -> Vec<Entry> {
+        let mut taken = Vec::with_capacity(max.min(self.newest.len()));
+        while taken.len() < max {
+            let Some(appliance) = self.order.pop_front() else { break };
+            taken.extend(self.newest.remove(&appliance));
+        }
+        taken
+    }
+
+    /// Puts entries back that could not be handed on; newer news of the same appliance win.
+    pub fn restore(&mut self, entries: Vec<Entry>) {
+        for old in entries.into_iter().rev() {
+            match self.newest.entry(old.appliance) {
+                MapEntry::Vacant(vacant) => {
+                    self.order.push_front(old.appliance);
+                    vacant.insert(old);
+                }
+                MapEntry::Occupied(mut queued) => {
+                    let queued = queued.get_mut();
+                    if queued.token == old.token {
+                        queued.checked = queued.checked.max(old.checked);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes out what is queued for one appliance.
+    pub fn remove(&mut self, appliance: ApplianceId) -> Option<Entry> {
+        let entry = self.newest.remove(&appliance)?;
+        self.order.retain(|queued| *queued != appliance);
+        Some(entry)
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.newest.clear();
+        self.order.clear();
+    }
+
+    /// Appliances with news.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.newest.len()
+    }
+
+    /// Whether there are no news.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.newest.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::Term;
+    use common::status::Phase;
+
+    use super::*;
+
+    fn id(n: u128) -> ApplianceId {
+        ApplianceId::from_u128(n)
+    }
+
+    fn token(n: u64) -> Token {
+        Token::new(Term::new(1), n)
+    }
+
+    fn status(phase: Phase) -> Status {
+        Status { phase, ..Status::default() }
+    }
+
+    #[test]
+    fn news_of_one_appliance_are_folded_and_keep_its_place() {
+        let mut reports = Reports::default();
+        reports.push(id(1), token(1), status(Phase::Booting), 7);
+        reports.push(id(2), token(1), status(Phase::Down), 0);
+        reports.push(id(1), token(1), status(Phase::Up), 0);
+        let first = reports.take(1);
+        assert_eq!(first.len(), 1);
+        assert_eq!((first[0].appliance, first[0].status.phase, first[0].checked), (id(1), Phase::Up, 7));
+        assert_eq!(reports.take(10).len(), 1);
+        assert!(reports.is_empty());
+    }
+
+    #[test]
+    fn news_of_an_older_token_are_dropped() {
+        let mut reports = Reports::default();
+        reports.push(id(1), token(2), status(Phase::Up), 0);
+        reports.push(id(1), token(1), status(Phase::Down), 3);
+        let entry = reports.remove(id(1)).expect("it was pushed");
+        assert_eq!((entry.status.phase, entry.checked), (Phase::Up, 0));
+        reports.push(id(1), token(1), status(Phase::Up), 5);
+        reports.push(id(1), token(2), status(Phase::Down), 0);
+        assert_eq!(reports.take(1)[0].checked, 0, "a check of another grant is not answered");
+    }
+
+    #[test]
+    fn restored_entries_come_first_and_yield_to_newer_ones() {
+        let mut reports = Reports::default();
+        for n in 1..=3 {
+            reports.push(id(n), token(1), status(Phase::Booting), 1);
+        }
+        let taken = reports.take(2);
+        reports.push(id(2), token(1), status(Phase::Configured), 0);
+        reports.restore(taken);
+        let order: Vec<_> = reports.take(9).into_iter().map(|e| (e.appliance, e.status.phase, e.checked)).collect();
+        assert_eq!(order, [(id(1), Phase::Booting, 1), (id(3), Phase::Booting, 1), (id(2), Phase::Configured, 1)]);
+    }
+
+    #[test]
+    fn an_appliance_that_was_removed_and_changed_again_is_reported_once() {
+        let mut reports = Reports::default();
+        reports.push(id(1), token(1), status(Phase::Up), 0);
+        assert!(reports.remove(id(1)).is_some());
+        reports.push(id(1), token(1), status(Phase::Down), 0);
+        assert_eq!(reports.len(), 1);
+        assert_eq!(reports.take(9).len(), 1);
+    }
+}
