@@ -1,0 +1,188 @@
+//! The appliances: what each needs, where it lies on the ring, who holds it; in order of the ring, per holder.
+//!
+//! Appliances with the same needs form a *group* with an index and a list per holder of its own, so that reading what
+//! concerns a few appliances never passes by all the others. An appliance that must not be picked is in no list; it
+//! only counts.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use common::WorkerId;
+
+use super::index::{Index, Key};
+use super::roster::{NOBODY, narrow};
+use super::{Needs, Slot};
+
+/// Marks a packed holder whose appliance must not be picked.
+const FIXED: u32 = 1 << 31;
+
+/// One appliance.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    /// Upper half of its position on the ring.
+    pub(super) position: u64,
+    pub(super) group: u32,
+    /// Handle of who holds it, or [`NOBODY`].
+    pub(super) owner: u32,
+    /// Handle of who held it last, or [`NOBODY`].
+    pub(super) former: u32,
+    pub(super) movable: bool,
+}
+
+impl Entry {
+    const fn holder(&self) -> u32 {
+        if self.movable { self.owner } else { self.owner | FIXED }
+    }
+}
+
+/// The holder of a key that may be picked.
+pub(super) const fn pickable(key: &Key) -> Option<u32> {
+    if key.holder & FIXED == 0 { Some(key.holder) } else { None }
+}
+
+/// The holder of any key.
+pub(super) const fn holder(key: &Key) -> u32 {
+    key.holder & !FIXED
+}
+
+/// What one worker, or nobody, holds of a group.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Held {
+    /// What may be picked, in the order of the ring.
+    pub(super) movable: BTreeSet<(u64, u32)>,
+    /// Number of the others.
+    pub(super) fixed: u64,
+}
+
+impl Held {
+    pub(super) fn count(&self) -> u64 {
+        self.movable.len() as u64 + self.fixed
+    }
+}
+
+/// Appliances with the same needs.
+#[derive(Clone, Debug)]
+pub(super) struct Group {
+    pub(super) needs: Needs,
+    pub(super) index: Index,
+    /// By handle; without those that hold nothing.
+    pub(super) held: BTreeMap<u32, Held>,
+}
+
+/// All appliances.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Book {
+    entries: Vec<Option<Entry>>,
+    groups: Vec<Option<Group>>,
+    by_needs: HashMap<Needs, u32>,
+    /// Members that declined an appliance. Usually empty.
+    pub(super) excluded: BTreeMap<Slot, BTreeSet<WorkerId>>,
+}
+
+impl Book {
+    pub(super) fn entry(&self, slot: Slot) -> Option<&Entry> {
+        self.entries.get(slot.0 as usize).and_then(Option::as_ref)
+    }
+
+    pub(super) fn slot_limit(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn group(&self, group: u32) -> &Group {
+        self.groups[group as usize].as_ref().expect("entries and classes name groups that exist")
+    }
+
+    pub(super) fn groups(&self) -> impl Iterator<Item = (u32, &Group)> {
+        (0..).zip(&self.groups).filter_map(|(at, group)| group.as_ref().map(|group| (at, group)))
+    }
+
+    /// The group of these needs, made when missing; `true` when it was made.
+    pub(super) fn group_of(&mut self, needs: &Needs) -> (u32, bool) {
+        if let Some(&group) = self.by_needs.get(needs) {
+            return (group, false);
+        }
+        let made = Group { needs: needs.clone(), index: Index::default(), held: BTreeMap::new() };
+        let at = if let Some(at) = self.groups.iter().position(Option::is_none) {
+            self.groups[at] = Some(made);
+            narrow(at)
+        } else {
+            self.groups.push(Some(made));
+            narrow(self.groups.len() - 1)
+        };
+        self.by_needs.insert(needs.clone(), at);
+        (at, true)
+    }
+
+    /// Drops groups without appliances. Not done as they empty: the one of new appliances empties all the time.
+    pub(super) fn drop_empty_groups(&mut self) {
+        for group in &mut self.groups {
+            if let Some(empty) = group.take_if(|g| g.index.len() == 0) {
+                self.by_needs.remove(&empty.needs);
+            }
+        }
+    }
+
+    pub(super) fn insert(&mut self, slot: Slot, entry: Entry) {
+        let at = slot.0 as usize;
+        if at >= self.entries.len() {
+            self.entries.resize(at + 1, None);
+        }
+        self.entries[at] = Some(entry);
+        let group = self.group_mut(entry.group);
+        group.index.insert(Key { position: entry.position, slot: slot.0, holder: entry.holder() });
+        enlist(group, slot, &entry);
+    }
+
+    pub(super) fn remove(&mut self, slot: Slot) -> Option<Entry> {
+        let entry = self.entries.get_mut(slot.0 as usize)?.take()?;
+        let group = self.group_mut(entry.group);
+        group.index.remove(entry.position, slot.0);
+        strike(group, slot, &entry);
+        Some(entry)
+    }
+
+    /// Changes who holds an appliance, who held it last, or whether it may be picked.
+    pub(super) fn change(&mut self, slot: Slot, change: impl FnOnce(&mut Entry)) {
+        let Some(Some(entry)) = self.entries.get_mut(slot.0 as usize) else { return };
+        let before = *entry;
+        change(entry);
+        let after = *entry;
+        if before.holder() != after.holder() {
+            let group = self.group_mut(after.group);
+            group.index.set_holder(after.position, slot.0, after.holder());
+            strike(group, slot, &before);
+            enlist(group, slot, &after);
+        }
+    }
+
+    /// Whether this member declined the appliance.
+    pub(super) fn is_excluded(&self, slot: u32, member: &WorkerId) -> bool {
+        !self.excluded.is_empty() && self.excluded.get(&Slot(slot)).is_some_and(|members| members.contains(member))
+    }
+
+    fn group_mut(&mut self, group: u32) -> &mut Group {
+        self.groups[group as usize].as_mut().expect("entries name groups that exist")
+    }
+}
+
+fn enlist(group: &mut Group, slot: Slot, entry: &Entry) {
+    let held = group.held.entry(entry.owner).or_default();
+    if entry.movable {
+        held.movable.insert((entry.position, slot.0));
+    } else {
+        held.fixed += 1;
+    }
+}
+
+fn strike(group: &mut Group, slot: Slot, entry: &Entry) {
+    let Some(held) = group.held.get_mut(&entry.owner) else { return };
+    if entry.movable {
+        held.movable.remove(&(entry.position, slot.0));
+    } else {
+        held.fixed -= 1;
+    }
+    if held.count() == 0 {
+        group.held.remove(&entry.owner);
+    }
+}
+
+const _: () = assert!(NOBODY & FIXED == 0);

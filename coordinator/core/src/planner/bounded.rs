@@ -1,0 +1,458 @@
+//! Strategy `bounded`: the least movement that puts every appliance with a member that can take it and every member
+//! inside its band; the ring chooses among the ways to do that.
+//!
+//! Per class, in this order: appliances that need another owner go to where they were before, then to members below
+//! their floor, then in order of ring preference to members below their ceiling. What the band forces beyond that moves
+//! from members over their ceiling to members under their floor, then from whichever side is left. So the moves come to
+//! `homeless + max(excess, deficit - homeless)`, the least possible where nothing declined or fixed is in the way.
+//!
+//! Cost: what is homeless, what moves, and members times classes; arcs of the ring are read only where a member is to
+//! be filled, and only as far as a multiple of what it is to get.
+
+use std::ops::RangeInclusive;
+
+use super::book::{Book, Group, pickable};
+use super::classes::{Band, Class, why_unplaced};
+use super::roster::{NOBODY, Roster};
+use super::walk::Walk;
+use super::{BandRelaxed, Config, Output, Reason, Slot, Unplaced};
+
+/// How many keys are looked at for one that is to be taken, before keys are taken wherever they are. With most keys
+/// where the ring puts them, the members that must give come by within some ten arcs.
+const LOOKED_AT_PER_KEY: u64 = 64;
+/// Keys looked at in any case.
+const LOOKED_AT_LEAST: u64 = 1024;
+/// Keys looked at for one that a member must give up, in search of those that are not where the ring puts them.
+const LOOKED_AT_PER_STRAY: usize = 16;
+
+/// An appliance that needs another owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Homeless {
+    position: u64,
+    slot: u32,
+    group: u32,
+    from: u32,
+    reason: Reason,
+}
+
+/// Plans every class.
+pub(super) fn plan(roster: &Roster, book: &Book, classes: &mut [Class], config: &Config) -> Output {
+    let mut out = Output::default();
+    let mut picked = Picked::default();
+    for class in classes {
+        let groups: Vec<&Group> = class.groups.iter().map(|&g| book.group(g)).collect();
+        let (unowned, displaced) = gather(roster, class, &groups);
+        if class.takers.is_empty() {
+            for group in &groups {
+                let mut slots = unowned.iter().filter(|h| book.group(h.group).needs == group.needs).peekable();
+                if slots.peek().is_some() {
+                    let why = why_unplaced(roster, &group.needs);
+                    out.unplaced.extend(slots.map(|h| (Slot(h.slot), why.clone())));
+                }
+            }
+            continue;
+        }
+        let homeless = (unowned.len() + displaced.len()) as u64;
+        let band = Band::new(roster, &groups, class, homeless, config);
+        let balanced = band.locals().all(|local| band.excess(local) == 0 && band.deficit(local) == 0);
+        if balanced && homeless == 0 {
+            continue;
+        }
+        class.prepare(roster);
+        let mut pass = Pass { roster, book, class, groups, band, out: &mut out, picked: &mut picked };
+        pass.place(unowned);
+        pass.place(displaced);
+        pass.balance();
+        pass.report();
+    }
+    out
+}
+
+/// The appliances of a class that need another owner: those without one, then those whose owner should not have them.
+fn gather(roster: &Roster, class: &Class, groups: &[&Group]) -> (Vec<Homeless>, Vec<Homeless>) {
+    let (mut unowned, mut displaced) = (Vec::new(), Vec::new());
+    for (&at, group) in class.groups.iter().zip(groups) {
+        for (&from, held) in &group.held {
+            let (list, reason) = match roster.rank(from) {
+                None => (&mut unowned, Reason::Unowned),
+                Some(rank) if class.local(rank).is_some() || !roster.member(rank).connected => continue,
+                Some(rank) if roster.member(rank).draining => (&mut displaced, Reason::Draining),
+                Some(_) => (&mut displaced, Reason::Ineligible),
+            };
+            let homeless = |&(position, slot): &(u64, u32)| Homeless { position, slot, group: at, from, reason };
+            list.extend(held.movable.iter().map(homeless));
+        }
+    }
+    unowned.sort_unstable();
+    displaced.sort_unstable();
+    (unowned, displaced)
+}
+
+/// Slots that already move in this plan, one bit each.
+#[derive(Default)]
+struct Picked(Vec<u64>);
+
+impl Picked {
+    fn contains(&self, slot: u32) -> bool {
+        self.0.get(slot as usize / 64).is_some_and(|word| word >> (slot % 64) & 1 == 1)
+    }
+
+    fn insert(&mut self, slot: u32, limit: usize) {
+        if self.0.is_empty() {
+            self.0 = vec![0; limit / 64 + 1];
+        }
+        self.0[slot as usize / 64] |= 1 << (slot % 64);
+    }
+}
+
+/// One class being planned; `band.load` is what each member would hold once the moves so far are made.
+struct Pass<'a> {
+    roster: &'a Roster,
+    book: &'a Book,
+    class: &'a Class,
+    groups: Vec<&'a Group>,
+    band: Band,
+    out: &'a mut Output,
+    picked: &'a mut Picked,
+}
+
+impl Pass<'_> {
+    /// Gives each of `homeless`, which are in the order of the ring, to a member.
+    fn place(&mut self, mut homeless: Vec<Homeless>) {
+        if homeless.is_empty() {
+            return;
+        }
+        let class = self.class;
+        let points = class.points();
+        homeless.retain(|h| match self.returns_to(class, h) {
+            Some(local) => !self.settle(class, h, local, Reason::Returned),
+            None => true,
+        });
+        // First those the ring itself gives to a member below its floor, then the nearest others.
+        let mut walk = Walk::new(points);
+        homeless.retain(|h| match walk.first(h.position) {
+            Some(local) if self.band.deficit(local) > 0 && !self.declined(class, h.slot, local) => {
+                !self.settle(class, h, local, h.reason)
+            }
+            _ => true,
+        });
+        for stage in [Stage::Floor, Stage::Soft, Stage::Ceiling] {
+            let mut walk = Walk::new(points);
+            homeless.retain(|h| {
+                let found = walk.find(
+                    h.position,
+                    |local| stage.is_open(&self.band, local),
+                    |local| !self.declined(class, h.slot, local),
+                );
+                found.is_none_or(|local| !self.settle(class, h, local, h.reason))
+            });
+        }
+        // Only what was declined by members with room is left: owned beats balanced.
+        for h in homeless {
+            let open = self.band.locals().filter(|&local| !self.declined(class, h.slot, local));
+            let over = |&local: &u32| (self.band.load[local as usize] + 1) - self.band.ceiling[local as usize];
+            if let Some(local) = open.min_by_key(over) {
+                self.settle(class, &h, local, h.reason);
+            } else if self.roster.rank(h.from).is_none() {
+                self.out.unplaced.push((Slot(h.slot), Unplaced::Declined));
+            }
+        }
+    }
+
+    /// The taker that held the appliance last, if nothing speaks against its return.
+    fn returns_to(&self, class: &Class, h: &Homeless) -> Option<u32> {
+        if h.from != NOBODY {
+            return None;
+        }
+        let former = self.book.entry(Slot(h.slot))?.former;
+        let local = class.local(self.roster.rank(former)?)?;
+        (self.band.has_room(local) && !self.declined(class, h.slot, local)).then_some(local)
+    }
+
+    /// Counts and notes the new owner; always `true`.
+    fn settle(&mut self, class: &Class, h: &Homeless, to: u32, reason: Reason) -> bool {
+        self.band.load[to as usize] += 1;
+        self.out.push(self.roster, Slot(h.slot), h.from, class.takers[to as usize], reason);
+        true
+    }
+
+    fn declined(&self, class: &Class, slot: u32, local: u32) -> bool {
+        !self.book.excluded.is_empty()
+            && self.book.is_excluded(slot, &self.roster.member(class.takers[local as usize]).id)
+    }
+
+    /// Moves what the band forces.
+    fn balance(&mut self) {
+        let sum = |of: &dyn Fn(u32) -> u64| self.band.locals().map(of).sum::<u64>();
+        let excess = sum(&|local| self.band.excess(local));
+        let deficit = sum(&|local| self.band.deficit(local));
+        if excess == 0 && deficit == 0 {
+            return;
+        }
+        let class = self.class;
+        let mut transfer = Transfer {
+            pass: self,
+            class,
+            locals: Vec::new(),
+            excess,
+            deficit,
+            optional: deficit.saturating_sub(excess),
+        };
+        transfer.run();
+    }
+
+    /// Notes the members that stay outside the band.
+    fn report(&mut self) {
+        for local in self.band.locals() {
+            if self.band.excess(local) > 0 || self.band.deficit(local) > 0 {
+                let at = local as usize;
+                self.out.relaxed.push(BandRelaxed {
+                    member: self.roster.member(self.class.takers[at]).id.clone(),
+                    needs: self.groups[0].needs.clone(),
+                    load: self.band.load[at],
+                    floor: self.band.floor[at],
+                    ceiling: self.band.ceiling[at],
+                });
+            }
+        }
+    }
+}
+
+/// Which members an appliance is looked for.
+#[derive(Clone, Copy)]
+enum Stage {
+    Floor,
+    Soft,
+    Ceiling,
+}
+
+impl Stage {
+    fn is_open(self, band: &Band, local: u32) -> bool {
+        let bound = match self {
+            Self::Floor => &band.floor,
+            Self::Soft => &band.soft,
+            Self::Ceiling => &band.ceiling,
+        };
+        band.load[local as usize] < bound[local as usize]
+    }
+}
+
+/// Moves between members of one class. An appliance may leave a member over its ceiling (which must give), or, while
+/// `optional` lasts, one above its floor (which can).
+struct Transfer<'p, 'a> {
+    pass: &'p mut Pass<'a>,
+    class: &'p Class,
+    /// Local number by handle, `u32::MAX` for others.
+    locals: Vec<u32>,
+    /// Appliances still to leave members over their ceiling.
+    excess: u64,
+    /// Appliances still missing at members under their floor.
+    deficit: u64,
+    /// Appliances members within their band have to give, because those over it do not hold enough. Fixed at the
+    /// start: were more of them taken, the excess would have to move on top.
+    optional: u64,
+}
+
+impl Transfer<'_, '_> {
+    fn run(&mut self) {
+        self.locals = vec![u32::MAX; self.pass.roster.handle_count()];
+        for (local, &rank) in (0u32..).zip(&self.class.takers) {
+            self.locals[self.pass.roster.handle(rank) as usize] = local;
+        }
+        if self.deficit > 0 {
+            self.fill_by_arcs();
+        }
+        if self.deficit > 0 {
+            let must: Vec<u32> = self.pass.band.locals().filter(|&l| self.pass.band.excess(l) > 0).collect();
+            self.fill_from(&must);
+        }
+        if self.deficit > 0 && self.optional > 0 {
+            // The fullest first, so that what has to be taken somewhere is taken where it helps.
+            let band = &self.pass.band;
+            let mut can: Vec<u32> = band.locals().filter(|&l| band.spare(l) > 0).collect();
+            can.sort_by_key(|&l| (std::cmp::Reverse(band.spare(l)), l));
+            self.fill_from(&can);
+        }
+        if self.excess > 0 {
+            self.shed();
+        }
+    }
+
+    /// Fills members under their floor with keys of their own arcs, then of the arcs before those, where they are the
+    /// second choice, and so on.
+    fn fill_by_arcs(&mut self) {
+        let class = self.class;
+        let points = class.points();
+        let mut receivers: Vec<Receiver> = Vec::new();
+        for local in self.pass.band.locals() {
+            let missing = self.pass.band.deficit(local);
+            if missing > 0 {
+                let ends = (0..points.len()).filter(|&at| points[at].1 == local).collect();
+                receivers.push(Receiver { local, ends, looks: missing * LOOKED_AT_PER_KEY + LOOKED_AT_LEAST });
+            }
+        }
+        for back in 0..points.len() {
+            for receiver in &mut receivers {
+                self.fill_one(receiver, back, points);
+            }
+            receivers.retain(|r| r.looks > 0 && !r.ends.is_empty() && self.pass.band.deficit(r.local) > 0);
+            if receivers.is_empty() || (self.excess == 0 && self.optional == 0) {
+                return;
+            }
+        }
+    }
+
+    /// Reads, for each point of one receiver, the arc `back` points before it.
+    fn fill_one(&mut self, receiver: &mut Receiver, back: usize, points: &[(u64, u32)]) {
+        let count = points.len();
+        // An arc that ends at a point of the receiver's own was its own arc and has been read.
+        receiver.ends.retain(|&end| back == 0 || points[(end + count - back) % count].1 != receiver.local);
+        for at in 0..receiver.ends.len() {
+            let end = (receiver.ends[at] + count - back) % count;
+            for range in arc_before(points, end).into_iter().flatten() {
+                if self.pass.band.deficit(receiver.local) == 0 || receiver.looks == 0 {
+                    return;
+                }
+                for group in 0..self.pass.groups.len() {
+                    self.pull(receiver, group, range.clone());
+                }
+            }
+        }
+    }
+
+    fn pull(&mut self, receiver: &mut Receiver, group: usize, range: RangeInclusive<u64>) {
+        let group = self.pass.groups[group];
+        group.index.scan(range, |key| {
+            receiver.looks = receiver.looks.saturating_sub(1);
+            if let Some(from) = pickable(key).and_then(|h| self.locals.get(h as usize)).filter(|&&l| l != u32::MAX) {
+                self.take(key.slot, *from, receiver.local);
+            }
+            receiver.looks > 0 && self.pass.band.deficit(receiver.local) > 0 && (self.excess > 0 || self.optional > 0)
+        });
+    }
+
+    /// Moves the appliance if its holder must or can give one and the receiver is still short.
+    fn take(&mut self, slot: u32, from: u32, to: u32) -> bool {
+        let band = &self.pass.band;
+        let must = band.excess(from) > 0;
+        let allowed = must || (self.optional > 0 && band.spare(from) > 0);
+        if from == to
+            || !allowed
+            || band.deficit(to) == 0
+            || self.pass.picked.contains(slot)
+            || self.pass.declined(self.class, slot, to)
+        {
+            return false;
+        }
+        if must {
+            self.excess -= 1;
+        } else {
+            self.optional -= 1;
+        }
+        self.deficit -= 1;
+        self.carry(slot, from, to, if must { Reason::OverCeiling } else { Reason::UnderFloor });
+        true
+    }
+
+    fn carry(&mut self, slot: u32, from: u32, to: u32, reason: Reason) {
+        let pass = &mut *self.pass;
+        pass.band.load[from as usize] -= 1;
+        pass.band.load[to as usize] += 1;
+        pass.picked.insert(slot, pass.book.slot_limit());
+        let from = pass.roster.handle(self.class.takers[from as usize]);
+        pass.out.push(pass.roster, Slot(slot), from, self.class.takers[to as usize], reason);
+    }
+
+    /// Fills members under their floor from these, wherever the keys lie.
+    fn fill_from(&mut self, givers: &[u32]) {
+        let class = self.class;
+        let mut walk = Walk::new(class.points());
+        for &from in givers {
+            let handle = self.pass.roster.handle(class.takers[from as usize]);
+            for group in self.pass.groups.clone() {
+                let Some(held) = group.held.get(&handle) else { continue };
+                for &(position, slot) in &held.movable {
+                    let must = self.pass.band.excess(from) > 0;
+                    let can = self.optional > 0 && self.pass.band.spare(from) > 0;
+                    if self.deficit == 0 || !(must || can) {
+                        break;
+                    }
+                    if self.pass.picked.contains(slot) {
+                        continue;
+                    }
+                    let to = walk.find(
+                        position,
+                        |local| self.pass.band.deficit(local) > 0,
+                        |local| !self.pass.declined(class, slot, local),
+                    );
+                    if let Some(to) = to {
+                        self.take(slot, from, to);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes from members over their ceiling what is still too much: first what the ring puts elsewhere, then anything.
+    fn shed(&mut self) {
+        let class = self.class;
+        let mut walk = Walk::new(class.points());
+        for from in self.pass.band.locals() {
+            let handle = self.pass.roster.handle(class.takers[from as usize]);
+            for strays in [true, false] {
+                for group in self.pass.groups.clone() {
+                    let excess = self.pass.band.excess(from);
+                    let Some(held) = group.held.get(&handle).filter(|_| excess > 0) else { continue };
+                    let looks = if strays {
+                        usize::try_from(excess).map_or(usize::MAX, |n| n.saturating_mul(LOOKED_AT_PER_STRAY)).max(256)
+                    } else {
+                        usize::MAX
+                    };
+                    for &(position, slot) in held.movable.iter().take(looks) {
+                        if self.pass.band.excess(from) == 0 {
+                            break;
+                        }
+                        if self.pass.picked.contains(slot) {
+                            continue;
+                        }
+                        let to = if strays {
+                            walk.first(position).filter(|&local| {
+                                local != from
+                                    && self.pass.band.has_room(local)
+                                    && !self.pass.declined(class, slot, local)
+                            })
+                        } else {
+                            walk.find(
+                                position,
+                                |local| self.pass.band.has_room(local),
+                                |local| !self.pass.declined(class, slot, local),
+                            )
+                        };
+                        if let Some(to) = to {
+                            self.carry(slot, from, to, Reason::OverCeiling);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A member being filled.
+struct Receiver {
+    local: u32,
+    /// Its points, as indices into the class's points.
+    ends: Vec<usize>,
+    /// Keys it may still look at.
+    looks: u64,
+}
+
+/// Positions of the keys that belong to point `end`: one range, or two where the arc goes round the end.
+fn arc_before(points: &[(u64, u32)], end: usize) -> [Option<RangeInclusive<u64>>; 2] {
+    let position = points[end].0;
+    let below = position.checked_sub(1);
+    match end.checked_sub(1) {
+        Some(before) => [below.map(|below| points[before].0..=below), None],
+        None => [Some(points[points.len() - 1].0..=u64::MAX), below.map(|below| 0..=below)],
+    }
+}

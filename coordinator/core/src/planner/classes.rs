@@ -1,0 +1,157 @@
+//! Classes: the groups that the same members can take. Fair shares and bands are per class, since an appliance can only
+//! balance the members that can hold it.
+
+use std::collections::BTreeMap;
+
+use common::ring;
+
+use super::book::{Book, Group};
+use super::roster::{Roster, narrow};
+use super::{Config, Needs, Unplaced};
+
+/// Groups with the same eligible members. All members are given by rank, ascending; *local* numbers index `takers`.
+#[derive(Clone, Debug)]
+pub(super) struct Class {
+    pub(super) groups: Vec<u32>,
+    /// Members that can be given an appliance of the class.
+    pub(super) takers: Vec<u32>,
+    /// Members that could, were they connected: they keep what they have and are not asked to take.
+    pub(super) waiting: Vec<u32>,
+    points: Vec<(u64, u32)>,
+}
+
+impl Class {
+    pub(super) fn local(&self, rank: u32) -> Option<u32> {
+        self.takers.binary_search(&rank).ok().map(narrow)
+    }
+
+    /// Makes the ring of the takers, once.
+    pub(super) fn prepare(&mut self, roster: &Roster) {
+        if !self.points.is_empty() {
+            return;
+        }
+        let mut locals = vec![None; roster.members.len()];
+        for (local, &rank) in (0u32..).zip(&self.takers) {
+            locals[rank as usize] = Some(local);
+        }
+        let points = roster.ring.points().iter();
+        self.points = points
+            .filter_map(|p| Some((ring::top(p.position), locals[roster.ring_rank(p.member) as usize]?)))
+            .collect();
+    }
+
+    /// The ring of the takers alone, as (upper half of the position, local); empty before [`Class::prepare`].
+    pub(super) fn points(&self) -> &[(u64, u32)] {
+        &self.points
+    }
+}
+
+/// Puts the groups into classes.
+pub(super) fn classify(roster: &Roster, book: &Book) -> Vec<Class> {
+    let mut on_host: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+    for (rank, member) in (0u32..).zip(&roster.members) {
+        on_host.entry(&member.host).or_default().push(rank);
+    }
+    let everyone: Vec<u32> = (0..narrow(roster.members.len())).collect();
+    let mut classes: BTreeMap<(Vec<u32>, Vec<u32>), Vec<u32>> = BTreeMap::new();
+    for (at, group) in book.groups() {
+        let nearby = match &group.needs.host {
+            Some(host) => on_host.get(host.as_str()).map_or(&[][..], Vec::as_slice),
+            None => &everyone,
+        };
+        let able = nearby.iter().copied().filter(|&rank| roster.is_able(rank, &group.needs));
+        let staying = able.filter(|&rank| !roster.member(rank).draining);
+        let (takers, waiting) = staying.partition(|&rank| roster.member(rank).connected);
+        classes.entry((takers, waiting)).or_default().push(at);
+    }
+    let class = |((takers, waiting), groups)| Class { groups, takers, waiting, points: Vec::new() };
+    classes.into_iter().map(class).collect()
+}
+
+/// Why nobody can take an appliance with these needs, given that nobody can.
+pub(super) fn why_unplaced(roster: &Roster, needs: &Needs) -> Unplaced {
+    let ranks = || 0..narrow(roster.members.len());
+    if roster.members.is_empty() {
+        Unplaced::NoMembers
+    } else if !roster.members.iter().any(|m| m.drivers.contains(&needs.driver)) {
+        Unplaced::NoDriver(needs.driver.clone())
+    } else if let Some(host) = needs.host.as_ref().filter(|_| !ranks().any(|rank| roster.is_able(rank, needs))) {
+        Unplaced::HostGone(host.clone())
+    } else if ranks().any(|rank| roster.is_able(rank, needs) && !roster.member(rank).draining) {
+        Unplaced::NotConnected
+    } else {
+        Unplaced::AllDraining
+    }
+}
+
+/// Loads and bounds of the takers of one class, by local number.
+#[derive(Clone, Debug)]
+pub(super) struct Band {
+    pub(super) load: Vec<u64>,
+    pub(super) floor: Vec<u64>,
+    pub(super) ceiling: Vec<u64>,
+    /// Below this a taker is the first to be given what needs an owner anyway. At most one above the floor, it fills
+    /// members before a growing fleet raises the floor past them, which would cost moves then.
+    pub(super) soft: Vec<u64>,
+}
+
+impl Band {
+    /// The band with what the takers hold now and `homeless` appliances still to be placed with them.
+    ///
+    /// Members that wait for a connection neither give nor take. The bounds are the wider ones of a sharing with and
+    /// without them, so that nothing moves because a stream broke or has yet to come up.
+    pub(super) fn new(roster: &Roster, groups: &[&Group], class: &Class, homeless: u64, config: &Config) -> Self {
+        let held = |rank: &u32| -> u64 {
+            let handle = roster.handle(*rank);
+            groups.iter().filter_map(|g| g.held.get(&handle)).map(super::book::Held::count).sum()
+        };
+        let weight = |rank: &u32| u64::from(roster.member(*rank).weight);
+        let load: Vec<u64> = class.takers.iter().map(held).collect();
+        let total = load.iter().sum::<u64>() + homeless;
+        let weights: u64 = class.takers.iter().map(weight).sum();
+        let total_waiting = total + class.waiting.iter().map(held).sum::<u64>();
+        let weights_waiting = weights + class.waiting.iter().map(weight).sum::<u64>();
+        let band = config.band.max(1.0);
+        let mut bounds = Self { floor: Vec::new(), ceiling: Vec::new(), soft: Vec::new(), load };
+        for rank in &class.takers {
+            let fair = |total: u64, weights: u64| total as f64 * weight(rank) as f64 / weights as f64;
+            let fair = [fair(total, weights), fair(total_waiting, weights_waiting)];
+            let (low, high) = (fair[0].min(fair[1]), fair[0].max(fair[1]));
+            bounds.floor.push(round_down(low / band));
+            bounds.soft.push(round_up(low / band));
+            bounds.ceiling.push(round_up(high * band));
+        }
+        bounds
+    }
+
+    pub(super) fn excess(&self, local: u32) -> u64 {
+        self.load[local as usize].saturating_sub(self.ceiling[local as usize])
+    }
+
+    pub(super) fn deficit(&self, local: u32) -> u64 {
+        self.floor[local as usize].saturating_sub(self.load[local as usize])
+    }
+
+    pub(super) fn spare(&self, local: u32) -> u64 {
+        self.load[local as usize].saturating_sub(self.floor[local as usize])
+    }
+
+    pub(super) fn has_room(&self, local: u32) -> bool {
+        self.load[local as usize] < self.ceiling[local as usize]
+    }
+
+    pub(super) fn locals(&self) -> std::ops::Range<u32> {
+        0..narrow(self.load.len())
+    }
+}
+
+/// The error of the divisions before, relative; without it a share of exactly 3 could come out as a floor of 2.
+const TOLERANCE: f64 = 1e-12;
+
+fn round_down(x: f64) -> u64 {
+    (x * (1.0 + TOLERANCE)).floor() as u64
+}
+
+fn round_up(x: f64) -> u64 {
+    (x * (1.0 - TOLERANCE)).ceil() as u64
+}

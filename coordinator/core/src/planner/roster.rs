@@ -1,0 +1,176 @@
+//! The members, their ring, and short numbers for worker names.
+//!
+//! A *handle* stands for a worker's name as long as it is a member or some appliance names it as owner or last owner; a
+//! *rank* is the place of a member in the order of names. Decisions use ranks only, since handles depend on who came
+//! first.
+
+use std::collections::{BTreeMap, HashMap};
+
+use common::WorkerId;
+use common::ring::{self, Ring, RingArc};
+
+use super::{Member, Needs, Strategy};
+
+/// The handle of no worker. Leaves the top bit of a packed holder free.
+pub(super) const NOBODY: u32 = u32::MAX >> 1;
+
+#[derive(Clone, Debug)]
+struct Name {
+    id: WorkerId,
+    references: u32,
+    rank: Option<u32>,
+}
+
+/// The members as they are now.
+#[derive(Clone, Debug)]
+pub(super) struct Roster {
+    /// In the order of their names, which is the order of ranks.
+    pub(super) members: Vec<Member>,
+    pub(super) ring: Ring,
+    pub(super) version: u64,
+    /// Rank of each member of the ring, by its index there.
+    ring_ranks: Vec<u32>,
+    /// Handle of each member, by rank.
+    handles: Vec<u32>,
+    names: Vec<Option<Name>>,
+    by_name: HashMap<WorkerId, u32>,
+    free: Vec<u32>,
+}
+
+impl Roster {
+    pub(super) fn new() -> Self {
+        Self {
+            members: Vec::new(),
+            ring: Ring::default(),
+            version: 0,
+            ring_ranks: Vec::new(),
+            handles: Vec::new(),
+            names: Vec::new(),
+            by_name: HashMap::new(),
+            free: Vec::new(),
+        }
+    }
+
+    /// Takes over a new set of members and says which keys changed hands on the ring.
+    pub(super) fn replace(&mut self, members: Vec<Member>, strategy: Strategy) -> Vec<RingArc> {
+        let mut wanted: BTreeMap<WorkerId, Member> = BTreeMap::new();
+        for mut member in members {
+            // What is published may be anything; a fair share needs a weight, and the ring cuts it the same way.
+            member.weight = member.weight.clamp(1, ring::MAX_WEIGHT);
+            wanted.insert(member.id.clone(), member);
+        }
+        for handle in std::mem::take(&mut self.handles) {
+            self.names[handle as usize].as_mut().expect("members keep their names").rank = None;
+            self.release(handle);
+        }
+        self.members = wanted.into_values().collect();
+        for rank in 0..self.members.len() {
+            let id = self.members[rank].id.clone();
+            let handle = self.acquire(Some(&id));
+            self.names[handle as usize].as_mut().expect("just acquired").rank = Some(narrow(rank));
+            self.handles.push(handle);
+        }
+        // Under `ring` a draining member is one that leaves the group, also for the Python services that share it.
+        let on_ring = |m: &Member| strategy == Strategy::Bounded || !m.draining;
+        let ring = self.ring.with_members(self.members.iter().filter(|m| on_ring(m)).map(|m| (m.id.clone(), m.weight)));
+        self.ring_ranks = (0..).zip(&self.members).filter(|(_, m)| on_ring(m)).map(|(rank, _)| rank).collect();
+        let changed = if strategy == Strategy::Ring { Ring::diff(&self.ring, &ring) } else { Vec::new() };
+        self.ring = ring;
+        self.version += 1;
+        changed
+    }
+
+    /// The handle of a name, counted once more.
+    pub(super) fn acquire(&mut self, id: Option<&WorkerId>) -> u32 {
+        let Some(id) = id else { return NOBODY };
+        let handle = match self.by_name.get(id) {
+            Some(&handle) => handle,
+            None => {
+                let name = Some(Name { id: id.clone(), references: 0, rank: None });
+                let handle = if let Some(handle) = self.free.pop() {
+                    self.names[handle as usize] = name;
+                    handle
+                } else {
+                    self.names.push(name);
+                    narrow(self.names.len() - 1)
+                };
+                self.by_name.insert(id.clone(), handle);
+                handle
+            }
+        };
+        self.names[handle as usize].as_mut().expect("handles in use have a name").references += 1;
+        handle
+    }
+
+    /// Gives back what [`Roster::acquire`] counted; the last one frees the handle.
+    pub(super) fn release(&mut self, handle: u32) {
+        if handle == NOBODY {
+            return;
+        }
+        let name = self.names[handle as usize].as_mut().expect("handles in use have a name");
+        name.references -= 1;
+        if name.references == 0 {
+            self.by_name.remove(&name.id);
+            self.names[handle as usize] = None;
+            self.free.push(handle);
+        }
+    }
+
+    pub(super) fn find(&self, id: &WorkerId) -> Option<u32> {
+        self.by_name.get(id).copied()
+    }
+
+    /// The name behind a handle; `None` for [`NOBODY`].
+    pub(super) fn name(&self, handle: u32) -> Option<&WorkerId> {
+        self.names.get(handle as usize).and_then(|n| n.as_ref()).map(|n| &n.id)
+    }
+
+    /// Its rank, if it is a member.
+    pub(super) fn rank(&self, handle: u32) -> Option<u32> {
+        self.names.get(handle as usize).and_then(|n| n.as_ref()).and_then(|n| n.rank)
+    }
+
+    pub(super) fn handle(&self, rank: u32) -> u32 {
+        self.handles[rank as usize]
+    }
+
+    pub(super) fn member(&self, rank: u32) -> &Member {
+        &self.members[rank as usize]
+    }
+
+    pub(super) fn handle_count(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Rank of the member with this index on the ring.
+    pub(super) fn ring_rank(&self, ring_member: u32) -> u32 {
+        self.ring_ranks[ring_member as usize]
+    }
+
+    /// Index of the first point after `position`, which is the number of points when that is the first one.
+    pub(super) fn successor(&self, position: u64) -> usize {
+        self.ring.points().partition_point(|p| ring::top(p.position) <= position)
+    }
+
+    /// Rank of the owner the ring names.
+    pub(super) fn ring_owner(&self, position: u64) -> Option<u32> {
+        let points = self.ring.points();
+        points.get(self.successor(position)).or(points.first()).map(|p| self.ring_rank(p.member))
+    }
+
+    /// Whether the member has what the appliance needs, whatever its state.
+    pub(super) fn is_able(&self, rank: u32, needs: &Needs) -> bool {
+        let member = self.member(rank);
+        member.drivers.contains(&needs.driver) && needs.host.as_ref().is_none_or(|host| *host == member.host)
+    }
+
+    /// Whether the member can be given such an appliance now.
+    pub(super) fn can_take(&self, rank: u32, needs: &Needs) -> bool {
+        let member = self.member(rank);
+        member.connected && !member.draining && self.is_able(rank, needs)
+    }
+}
+
+pub(super) fn narrow(index: usize) -> u32 {
+    u32::try_from(index).expect("fewer than 2^31 names and slots")
+}

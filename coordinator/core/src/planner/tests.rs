@@ -1,0 +1,84 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::Strategy;
+use super::*;
+
+mod balance;
+mod reasons;
+mod ring_strategy;
+
+fn worker(name: &str) -> WorkerId {
+    WorkerId::new(name).expect("a valid name")
+}
+
+/// A connected member of weight 1 with both drivers.
+fn member(name: &str) -> Member {
+    Member {
+        id: worker(name),
+        weight: 1,
+        zone: String::new(),
+        host: "h1".into(),
+        drivers: Driver::ALL.into_iter().collect(),
+        connected: true,
+        draining: false,
+    }
+}
+
+fn fleet(size: usize) -> Vec<Member> {
+    (0..size).map(|n| member(&format!("w{n:03}"))).collect()
+}
+
+fn anywhere() -> Needs {
+    Needs { driver: Driver::Simulated, host: None }
+}
+
+fn on_host(host: &str) -> Needs {
+    Needs { driver: Driver::Process, host: Some(host.into()) }
+}
+
+fn planner(strategy: Strategy, members: Vec<Member>) -> Planner {
+    let mut planner = Planner::new(Config { strategy, ..Config::default() });
+    planner.set_members(members);
+    planner
+}
+
+fn create(planner: &mut Planner, slots: std::ops::Range<u32>) {
+    for slot in slots {
+        planner.insert(Slot(slot), &format!("appliance-{slot}"), anywhere(), None, None);
+    }
+}
+
+/// Makes every move of a plan at once.
+fn carry_out(planner: &mut Planner, plan: &Plan) {
+    for m in &plan.moves {
+        planner.set_owner(m.slot, Some(&m.to), None);
+    }
+}
+
+fn settle(planner: &mut Planner) -> Plan {
+    let plan = planner.plan();
+    carry_out(planner, &plan);
+    plan
+}
+
+/// A planner with `appliances` placed on `members`.
+fn settled(strategy: Strategy, members: Vec<Member>, appliances: u32) -> Planner {
+    let mut planner = planner(strategy, members);
+    create(&mut planner, 0..appliances);
+    settle(&mut planner);
+    planner
+}
+
+fn loads(planner: &Planner) -> Vec<u64> {
+    planner.members().iter().map(|m| planner.load(&m.id)).collect()
+}
+
+fn reasons(plan: &Plan) -> BTreeMap<Reason, usize> {
+    let mut counts = BTreeMap::new();
+    for m in &plan.moves {
+        *counts.entry(m.reason).or_default() += 1;
+    }
+    counts
+}

@@ -1,0 +1,202 @@
+//! Which reason is given in which situation, one situation per row.
+
+use super::*;
+
+/// One appliance, on these members.
+fn one(strategy: Strategy, members: Vec<Member>, needs: Needs, owner: Option<&str>, former: Option<&str>) -> Plan {
+    let mut planner = planner(strategy, members);
+    let (owner, former) = (owner.map(worker), former.map(worker));
+    planner.insert(Slot(0), "a", needs, owner.as_ref(), former.as_ref());
+    planner.plan()
+}
+
+#[test]
+fn what_nobody_can_take_is_unplaced_with_the_reason() {
+    let away = || Member { connected: false, ..member("w1") };
+    let drains = || Member { draining: true, ..member("w1") };
+    let simulates = || Member { drivers: [Driver::Simulated].into(), ..member("w1") };
+    let python = || Member { drivers: BTreeSet::new(), ..member("py1") };
+    let rows: [(&str, Vec<Member>, Needs, Unplaced); 7] = [
+        ("nobody is there", vec![], anywhere(), Unplaced::NoMembers),
+        ("a Python member takes no share", vec![python()], anywhere(), Unplaced::NoDriver(Driver::Simulated)),
+        ("the driver is missing", vec![simulates()], on_host("h1"), Unplaced::NoDriver(Driver::Process)),
+        ("the host is gone", vec![member("w1")], on_host("h9"), Unplaced::HostGone("h9".into())),
+        ("no stream", vec![away(), python()], anywhere(), Unplaced::NotConnected),
+        ("all drain", vec![drains()], anywhere(), Unplaced::AllDraining),
+        (
+            "one drains, one is away",
+            vec![drains(), Member { id: worker("w2"), ..away() }],
+            anywhere(),
+            Unplaced::NotConnected,
+        ),
+    ];
+    for (name, members, needs, expected) in rows {
+        let plan = one(Strategy::Bounded, members, needs, None, None);
+        assert_eq!(plan, Plan { unplaced: vec![(Slot(0), expected)], ..Plan::default() }, "{name}");
+    }
+}
+
+#[test]
+fn a_move_says_why() {
+    let w = |n: usize| member(&format!("w{n}"));
+    type Row<'a> = (&'a str, Vec<Member>, Needs, Option<&'a str>, Option<&'a str>, Option<Reason>);
+    let rows: [Row<'_>; 9] = [
+        ("new", vec![w(1), w(2)], anywhere(), None, None, Some(Reason::Unowned)),
+        ("its owner is gone", vec![w(1)], anywhere(), Some("w9"), None, Some(Reason::Unowned)),
+        ("its former owner is there", vec![w(1), w(2)], anywhere(), None, Some("w2"), Some(Reason::Returned)),
+        ("its former owner is gone", vec![w(1)], anywhere(), None, Some("w9"), Some(Reason::Unowned)),
+        ("drains", vec![Member { draining: true, ..w(1) }, w(2)], anywhere(), Some("w1"), None, Some(Reason::Draining)),
+        ("drains, nobody else", vec![Member { draining: true, ..w(1) }], anywhere(), Some("w1"), None, None),
+        (
+            "drains without a stream",
+            vec![Member { draining: true, connected: false, ..w(1) }, w(2)],
+            anywhere(),
+            Some("w1"),
+            None,
+            None,
+        ),
+        (
+            "wrong host",
+            vec![w(1), Member { host: "h2".into(), ..w(2) }],
+            on_host("h2"),
+            Some("w1"),
+            None,
+            Some(Reason::Ineligible),
+        ),
+        ("in place", vec![w(1), w(2)], anywhere(), Some("w1"), None, None),
+    ];
+    for (name, members, needs, owner, former, expected) in rows {
+        let plan = one(Strategy::Bounded, members, needs, owner, former);
+        assert_eq!(plan.moves.first().map(|m| m.reason), expected, "{name}");
+        assert_eq!((plan.unplaced, plan.relaxed), (vec![], vec![]), "{name}");
+        if let Some(m) = plan.moves.first() {
+            assert_eq!(m.from.as_ref().map(WorkerId::as_str), owner, "{name}");
+            assert_ne!(Some(m.to.as_str()), owner, "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_declined_appliance_goes_to_the_others_and_nowhere_once_all_declined() {
+    let mut planner = settled(Strategy::Bounded, fleet(3), 30);
+    planner.insert(Slot(30), "x", anywhere(), None, None);
+    let first = planner.plan().moves[0].to.clone();
+    planner.set_excluded(Slot(30), [first.clone()].into());
+    let second = planner.plan().moves[0].to.clone();
+    assert_ne!(first, second);
+    planner.set_excluded(Slot(30), planner.members().iter().map(|m| m.id.clone()).collect());
+    assert_eq!(planner.plan().unplaced, vec![(Slot(30), Unplaced::Declined)]);
+    planner.set_excluded(Slot(30), BTreeSet::new());
+    assert_eq!(planner.plan().moves[0].to, first);
+}
+
+#[test]
+fn a_member_over_its_ceiling_is_preferred_to_no_owner_at_all() {
+    let mut planner = settled(Strategy::Bounded, fleet(2), 40);
+    for slot in 40..44 {
+        planner.insert(Slot(slot), &format!("x{slot}"), anywhere(), None, None);
+        planner.set_excluded(Slot(slot), [worker("w001")].into());
+    }
+    (0..40).for_each(|slot| planner.set_movable(Slot(slot), false));
+    let plan = settle(&mut planner);
+    assert_eq!(plan.moves.len(), 4);
+    assert!(plan.moves.iter().all(|m| m.to == worker("w000")), "{plan:?}");
+    let over: Vec<&BandRelaxed> = plan.relaxed.iter().filter(|r| r.load > r.ceiling).collect();
+    assert!(over.is_empty() || over[0].member == worker("w000"));
+    assert_eq!(planner.plan().moves, vec![]);
+}
+
+#[test]
+fn unowned_come_before_displaced_and_these_before_balance() {
+    let mut planner = settled(Strategy::Bounded, fleet(4), 400);
+    let mut members = fleet(5);
+    members[0].draining = true;
+    planner.set_members(members);
+    create(&mut planner, 400..410);
+    let plan = planner.plan();
+    let rank = |r: Reason| match r {
+        Reason::Unowned | Reason::Returned => 0,
+        Reason::Draining | Reason::Ineligible => 1,
+        _ => 2,
+    };
+    assert!(plan.moves.is_sorted_by_key(|m| rank(m.reason)));
+    assert_eq!(reasons(&plan)[&Reason::Unowned], 10);
+    carry_out(&mut planner, &plan);
+    assert_eq!(planner.load(&worker("w000")), 0);
+}
+
+#[test]
+fn explain_lists_every_member_with_what_speaks_against_it() {
+    let mut members = fleet(6);
+    members[0].drivers.clear();
+    members[1].connected = false;
+    members[2].draining = true;
+    members[3].host = "h2".into();
+    let mut planner = planner(Strategy::Bounded, members);
+    planner.insert(Slot(0), "a", on_host("h1"), Some(&worker("w004")), None);
+    planner.insert(Slot(1), "b", on_host("h1"), None, None);
+    planner.set_excluded(Slot(1), [worker("w005")].into());
+    let explained = |slot| -> BTreeMap<WorkerId, Candidate> {
+        planner.explain(slot).into_iter().map(|c| (c.member.clone(), c)).collect()
+    };
+    let by_name = explained(Slot(1));
+    let refusals: Vec<Option<Refusal>> = by_name.values().map(|c| c.refusal).collect();
+    let expected = [
+        Some(Refusal::NoDriver),
+        Some(Refusal::NotConnected),
+        Some(Refusal::Draining),
+        Some(Refusal::OtherHost),
+        None,
+        Some(Refusal::Declined),
+    ];
+    assert_eq!(refusals, expected);
+    let first = explained(Slot(0));
+    assert!(first[&worker("w004")].is_owner && first[&worker("w004")].refusal.is_none());
+    assert_eq!((first[&worker("w004")].load, first[&worker("w004")].ceiling), (1, 2));
+    let order: Vec<WorkerId> = planner.explain(Slot(1)).into_iter().map(|c| c.member).collect();
+    assert_eq!(order, planner.ring().preference("b").cloned().collect::<Vec<_>>());
+    assert_eq!(planner.explain(Slot(7)), vec![]);
+}
+
+#[test]
+fn a_full_member_is_explained_as_full() {
+    let planner = settled(Strategy::Bounded, fleet(5), 1000);
+    for slot in 0..1000 {
+        for candidate in planner.explain(Slot(slot)) {
+            let full = candidate.load >= candidate.ceiling && !candidate.is_owner;
+            assert_eq!(candidate.refusal == Some(Refusal::AtCeiling), full);
+        }
+    }
+}
+
+#[test]
+fn changes_to_slots_without_an_appliance_do_nothing() {
+    let mut planner = planner(Strategy::Bounded, fleet(2));
+    planner.remove(Slot(7));
+    planner.set_owner(Slot(7), Some(&worker("w000")), None);
+    planner.set_needs(Slot(7), on_host("h1"));
+    planner.set_movable(Slot(7), false);
+    planner.set_excluded(Slot(7), [worker("w000")].into());
+    assert_eq!(planner.plan(), Plan::default());
+    assert_eq!(planner.load(&worker("w000")), 0);
+}
+
+#[test]
+fn names_of_workers_that_are_gone_are_forgotten() {
+    let mut planner = planner(Strategy::Bounded, vec![]);
+    for n in 0..50 {
+        let name = format!("pod-{n}");
+        planner.set_members(vec![member(&name)]);
+        planner.insert(Slot(0), "a", anywhere(), Some(&worker(&name)), None);
+    }
+    assert!(planner.roster.handle_count() <= 3, "{}", planner.roster.handle_count());
+}
+
+#[test]
+fn the_version_counts_membership_changes_and_members_are_in_order() {
+    let mut planner = planner(Strategy::Bounded, vec![member("b"), Member { weight: 0, ..member("a") }]);
+    assert_eq!(planner.version(), 1);
+    assert_eq!(planner.members().iter().map(|m| (m.id.as_str(), m.weight)).collect::<Vec<_>>(), [("a", 1), ("b", 1)]);
+    planner.set_members(vec![]);
+    assert_eq!(planner.version(), 2);
+}

@@ -1,0 +1,116 @@
+//! Strategy `ring`: the owner of the ring, always, and nothing read but what changed.
+
+use super::*;
+
+fn key(slot: u32) -> String {
+    format!("appliance-{slot}")
+}
+
+#[test]
+fn owners_are_those_of_the_ring_and_a_join_moves_only_to_the_joiner() {
+    let mut planner = settled(Strategy::Ring, fleet(10), 2_000);
+    planner.set_members(fleet(11));
+    let plan = settle(&mut planner);
+    assert!(!plan.moves.is_empty());
+    assert!(plan.moves.iter().all(|m| m.to == worker("w010") && m.reason == Reason::RingOwner));
+    let ring = planner.ring().clone();
+    for slot in 0..2_000 {
+        let owner = planner.explain(Slot(slot)).into_iter().find(|c| c.is_owner).expect("placed").member;
+        assert_eq!(Some(&owner), ring.owner(&key(slot)));
+    }
+    assert_eq!(planner.plan(), Plan::default());
+}
+
+#[test]
+fn an_owner_that_cannot_take_it_leaves_it_unplaced() {
+    let mut members = fleet(2);
+    members[0].drivers.clear();
+    let mut planner = planner(Strategy::Ring, members);
+    create(&mut planner, 0..100);
+    let plan = settle(&mut planner);
+    assert!(plan.moves.iter().all(|m| m.to == worker("w001")));
+    assert!(plan.unplaced.iter().all(|(_, why)| *why == Unplaced::RingOwnerCannot(worker("w000"))));
+    assert_eq!(plan.moves.len() + plan.unplaced.len(), 100);
+    assert!(!plan.unplaced.is_empty());
+    // It can once it offers the driver; nothing of the others moves.
+    planner.set_members(fleet(2));
+    assert_eq!(planner.plan().moves.len(), plan.unplaced.len());
+}
+
+#[test]
+fn draining_is_leaving_the_ring() {
+    let mut planner = settled(Strategy::Ring, fleet(4), 400);
+    let mut members = fleet(4);
+    members[1].draining = true;
+    planner.set_members(members);
+    assert_eq!(planner.ring().members().len(), 3);
+    let had = planner.load(&worker("w001")) as usize;
+    assert_eq!(reasons(&settle(&mut planner)), BTreeMap::from([(Reason::Draining, had)]));
+}
+
+#[test]
+fn without_members_everything_is_unplaced() {
+    let mut planner = settled(Strategy::Ring, fleet(2), 50);
+    planner.set_members(vec![]);
+    let plan = planner.plan();
+    assert_eq!((plan.moves.len(), plan.unplaced.len()), (0, 50));
+    planner.set_members(fleet(2));
+    assert_eq!(planner.plan(), Plan::default());
+}
+
+/// What a full comparison of owners with the ring asks for.
+fn expected(planner: &Planner, owners: &BTreeMap<u32, Option<WorkerId>>) -> BTreeMap<Slot, WorkerId> {
+    let mut moves = BTreeMap::new();
+    for (&slot, owner) in owners {
+        let Some(target) = planner.ring().owner(&key(slot)) else { continue };
+        let connected = |id: &WorkerId| planner.members().iter().find(|m| m.id == *id).is_none_or(|m| m.connected);
+        let free = owner.as_ref().is_none_or(&connected);
+        if owner.as_ref() != Some(target) && free && connected(target) {
+            moves.insert(Slot(slot), target.clone());
+        }
+    }
+    moves
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn reading_the_changed_arcs_finds_what_a_full_comparison_finds(
+        steps in proptest::collection::vec(
+            (proptest::collection::btree_map(0u8..10, (1u32..3, 0u8..6), 0..7), 0u32..40, 0usize..400, any::<u32>()),
+            1..10,
+        ),
+    ) {
+        let mut planner = planner(Strategy::Ring, vec![]);
+        let mut owners: BTreeMap<u32, Option<WorkerId>> = BTreeMap::new();
+        for (members, created, carried, touched) in steps {
+            let members = members.into_iter().map(|(n, (weight, state))| Member {
+                weight, connected: state > 0, ..member(&format!("w{n}"))
+            });
+            planner.set_members(members.collect());
+            for slot in owners.len() as u32..owners.len() as u32 + created {
+                // Some start with a worker that may not be the one of the ring.
+                let owner = (slot % 3 == 0).then(|| worker(&format!("w{}", slot % 10)));
+                planner.insert(Slot(slot), &key(slot), anywhere(), owner.as_ref(), None);
+                owners.insert(slot, owner);
+            }
+            if !owners.is_empty() {
+                let slot = touched % owners.len() as u32;
+                let owner = (touched % 4 > 0).then(|| worker(&format!("w{}", touched % 11)));
+                planner.set_owner(Slot(slot), owner.as_ref(), None);
+                owners.insert(slot, owner);
+            }
+            let plan = planner.plan();
+            prop_assert_eq!(&plan, &planner.plan());
+            let moves: BTreeMap<Slot, WorkerId> = plan.moves.iter().map(|m| (m.slot, m.to.clone())).collect();
+            prop_assert_eq!(moves.len(), plan.moves.len());
+            prop_assert_eq!(&moves, &expected(&planner, &owners));
+            // A part of it is carried out before the members change again.
+            for m in plan.moves.iter().take(carried) {
+                planner.set_owner(m.slot, Some(&m.to), None);
+                owners.insert(m.slot.0, Some(m.to.clone()));
+            }
+        }
+    }
+}
