@@ -25,15 +25,13 @@ pub enum Down {
     BeatAck(u64),
     /// A change of what the worker holds.
     Delta(Delta),
-    /// Stop acting on these at once.
-    Fence(Vec<(ApplianceId, Token)>),
     /// Releases and removals that the store has.
     Confirm(Vec<(ApplianceId, Token)>),
     /// The stream ends.
     Refused(Refused),
 }
 
-/// What a worker holds from now on.
+/// What a worker holds from now on. It stops acting on everything else at once and gives it back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Welcome {
     /// Held grants that stand.
@@ -145,7 +143,6 @@ pub fn down_from_wire(wire: wire::CoordinatorMessage) -> Result<(Envelope, Down)
             Body::Welcome(_) => "Welcome",
             Body::BeatAck(_) => "BeatAck",
             Body::Delta(_) => "Delta",
-            Body::Fence(_) => "Fence",
             Body::Confirm(_) => "Confirm",
             Body::Refused(_) => "Refused",
         },
@@ -162,10 +159,6 @@ pub fn down_from_wire(wire: wire::CoordinatorMessage) -> Result<(Envelope, Down)
         }
         Body::BeatAck(ack) => Down::BeatAck(ack.number),
         Body::Delta(delta) => Down::Delta(read_delta(reader, delta)?),
-        Body::Fence(fence) => {
-            reader.bounded(fence.appliances.len())?;
-            Down::Fence(reader.granted("appliances", fence.appliances)?)
-        }
         Body::Confirm(confirm) => {
             reader.bounded(confirm.released.len())?;
             Down::Confirm(reader.granted("released", confirm.released)?)
@@ -241,7 +234,6 @@ pub fn down_to_wire(envelope: &Envelope, down: Down) -> wire::CoordinatorMessage
         }),
         Down::BeatAck(number) => Body::BeatAck(wire::BeatAck { number }),
         Down::Delta(delta) => Body::Delta(delta_to_wire(delta)),
-        Down::Fence(appliances) => Body::Fence(wire::Fence { appliances: granted_to_wire(appliances) }),
         Down::Confirm(released) => Body::Confirm(wire::Confirm { released: granted_to_wire(released) }),
         Down::Refused(refused) => Body::Refused(wire::Refused {
             reason: reason_to_wire(refused.reason).into(),

@@ -127,8 +127,8 @@ fn up() -> impl Strategy<Value = Up> {
             hold,
         },
     );
-    let hello = (prop::collection::vec(held, 0..4), releases(), any::<u64>(), any::<bool>(), 1..=MAX_WEIGHT).prop_map(
-        |(held, released, term, more, weight)| {
+    let hello = (prop::collection::vec(held, 0..4), releases(), any::<u64>(), grips(), 1..=MAX_WEIGHT).prop_map(
+        |(held, released, term, gone, weight)| {
             Up::Hello(Box::new(Hello {
                 worker: WorkerId::new("w1").expect("a valid name"),
                 profile: Profile {
@@ -143,7 +143,8 @@ fn up() -> impl Strategy<Value = Up> {
                 held,
                 released,
                 highest_term: Term::new(term),
-                more,
+                more: gone.is_empty(),
+                gone,
             }))
         },
     );
@@ -210,7 +211,6 @@ fn down() -> impl Strategy<Value = Down> {
         })),
         any::<u64>().prop_map(Down::BeatAck),
         delta,
-        grips().prop_map(Down::Fence),
         grips().prop_map(Down::Confirm),
         Just(Down::Refused(down::Refused {
             reason: down::RefusedReason::NameTaken,

@@ -44,6 +44,8 @@ pub struct Hello {
     pub highest_term: Term,
     /// Another `Hello` with further entries follows.
     pub more: bool,
+    /// Removals that were not confirmed yet.
+    pub gone: Vec<(ApplianceId, Token)>,
 }
 
 /// A grant a worker holds.
@@ -145,7 +147,7 @@ pub fn up_from_wire(wire: wire::WorkerMessage) -> Result<(Envelope, Up), WireErr
 }
 
 fn read_hello(reader: Reader, wire: wire::Hello) -> Result<Hello, WireError> {
-    reader.bounded(wire.held.len() + wire.released.len())?;
+    reader.bounded(wire.held.len() + wire.released.len() + wire.gone.len())?;
     let held = wire.held.into_iter().enumerate().map(|(i, h)| {
         let at = At("held", i);
         Ok(Held {
@@ -163,6 +165,7 @@ fn read_hello(reader: Reader, wire: wire::Hello) -> Result<Hello, WireError> {
         released: read_releases(reader, wire.released)?,
         highest_term: Term::new(wire.highest_term),
         more: wire.more,
+        gone: reader.granted("gone", wire.gone)?,
     })
 }
 
@@ -223,6 +226,7 @@ pub fn up_to_wire(envelope: &Envelope, up: Up) -> wire::WorkerMessage {
             released: hello.released.into_iter().map(release_to_wire).collect(),
             highest_term: hello.highest_term.get(),
             more: hello.more,
+            gone: granted_to_wire(hello.gone),
         }),
         Up::Beat(number) => Body::Beat(wire::Beat { number }),
         Up::Ack(ack) => Body::Ack(wire::Ack {
