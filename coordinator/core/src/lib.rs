@@ -13,3 +13,4 @@ pub mod outbox;
 pub mod planner;
 pub mod rebalance;
 pub mod table;
+mod words;

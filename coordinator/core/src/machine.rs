@@ -25,11 +25,11 @@ use crate::grants::{GrantOp, Granted, Profile, StoredGrant, StoredMember};
 use crate::handoff::{Handed, State};
 use crate::membership::{Authority, Life, Membership};
 use crate::planner::{self, Planner, Slot};
-use crate::rebalance::{Cause, News, Rebalances};
+use crate::rebalance::{News, Rebalances};
 use crate::table::{Entry, Seed, Table};
 
 pub use sessions::Conn;
-pub use view::{Explanation, WorkerView};
+pub use view::{Explanation, WorkerView, reason};
 
 /// Settings of the machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

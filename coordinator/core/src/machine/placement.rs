@@ -10,7 +10,7 @@ use crate::handoff::{self, State};
 use crate::health::Session;
 use crate::membership::Life;
 use crate::outbox::Entry;
-use crate::planner::{Member, Move, Reason, Slot};
+use crate::planner::{Member, Move, Slot};
 use crate::rebalance::Cause;
 
 /// Why and when the next plan is due.
@@ -317,21 +317,5 @@ impl Machine {
     pub(super) fn tell_excluded(&mut self, slot: Slot) {
         let members = self.declined.get(&slot).map(|by| by.keys().cloned().collect()).unwrap_or_default();
         self.planner.set_excluded(slot, members);
-    }
-}
-
-impl Reason {
-    /// One clause for people, metrics and the API.
-    #[must_use]
-    pub const fn text(self) -> &'static str {
-        match self {
-            Self::Unowned => "had no owner",
-            Self::Returned => "back to its former owner",
-            Self::Draining => "its owner drains",
-            Self::Ineligible => "its owner lacks what it needs",
-            Self::OverCeiling => "its owner held more than the band allows",
-            Self::UnderFloor => "its new owner held less than the band allows",
-            Self::RingOwner => "the ring names its new owner",
-        }
     }
 }

@@ -1,5 +1,6 @@
 //! What readers may know of the machine: workers, why an appliance is where it is, counters.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -106,7 +107,7 @@ impl Machine {
         } else if entry.state.wants_owner() && self.waiting(now).is_some() {
             self.waiting(now).unwrap_or_default()
         } else {
-            reason(entry)
+            reason(entry).into_owned()
         };
         Some(Explanation { summary, candidates: self.planner.explain(slot) })
     }
@@ -123,6 +124,12 @@ impl Machine {
     #[must_use]
     pub const fn table(&self) -> &Table {
         &self.table
+    }
+
+    /// Its settings.
+    #[must_use]
+    pub const fn config(&self) -> &super::Config {
+        &self.config
     }
 
     /// The planner, for ring and location queries.
@@ -173,25 +180,11 @@ impl Machine {
 
 /// Why an entry is where it is, in one clause.
 #[must_use]
-pub fn reason(entry: &Entry) -> String {
+pub fn reason(entry: &Entry) -> Cow<'static, str> {
     match (&entry.unplaced, entry.reason, entry.state.wants_owner()) {
-        (Some(why), _, true) => why.to_string(),
-        (None, _, true) => "waits for the next plan".to_owned(),
-        (_, Some(reason), false) => reason.text().to_owned(),
-        (_, None, false) => "held since before this leader".to_owned(),
-    }
-}
-
-impl std::fmt::Display for crate::planner::Unplaced {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::NoMembers => f.write_str("there are no workers"),
-            Self::NoDriver(driver) => write!(f, "no worker offers driver {driver}"),
-            Self::HostGone(host) => write!(f, "its instances are bound to host {host}, which has no worker"),
-            Self::NotConnected => f.write_str("the workers that could take it have no session with the leader"),
-            Self::AllDraining => f.write_str("the workers that could take it drain"),
-            Self::Declined => f.write_str("the workers that could take it declined it recently"),
-            Self::RingOwnerCannot(worker) => write!(f, "the ring names {worker}, which cannot take it"),
-        }
+        (Some(why), _, true) => Cow::Owned(why.to_string()),
+        (None, _, true) => Cow::Borrowed("waits for the next plan"),
+        (_, Some(reason), false) => Cow::Borrowed(reason.text()),
+        (_, None, false) => Cow::Borrowed("held since before this leader"),
     }
 }

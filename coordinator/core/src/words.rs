@@ -1,0 +1,49 @@
+//! The planner's reasons in words, for people, metrics and the API. Kept together so that they read alike.
+
+use std::fmt;
+
+use crate::planner::{Reason, Refusal, Unplaced};
+
+impl Reason {
+    /// One clause: why an appliance came to its owner, or is on its way to the next.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Unowned => "had no owner",
+            Self::Returned => "back to its former owner",
+            Self::Draining => "its owner drains",
+            Self::Ineligible => "its owner lacks what it needs",
+            Self::OverCeiling => "its owner held more than the band allows",
+            Self::UnderFloor => "its new owner held less than the band allows",
+            Self::RingOwner => "the ring names its new owner",
+        }
+    }
+}
+
+impl fmt::Display for Unplaced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoMembers => f.write_str("there are no workers"),
+            Self::NoDriver(driver) => write!(f, "no worker offers driver {driver}"),
+            Self::HostGone(host) => write!(f, "its instances are bound to host {host}, which has no worker"),
+            Self::NotConnected => f.write_str("the workers that could take it have no session with the leader"),
+            Self::AllDraining => f.write_str("the workers that could take it drain"),
+            Self::Declined => f.write_str("the workers that could take it declined it recently"),
+            Self::RingOwnerCannot(worker) => write!(f, "the ring names {worker}, which cannot take it"),
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoDriver => "it does not offer the driver",
+            Self::OtherHost => "it runs on another host than the instances are bound to",
+            Self::NotConnected => "it has no session with the leader",
+            Self::Draining => "it drains",
+            Self::Declined => "it declined the appliance recently",
+            Self::NotRingOwner => "the ring names another owner",
+            Self::AtCeiling => "it holds as much as the band allows",
+        })
+    }
+}

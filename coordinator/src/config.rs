@@ -1,0 +1,89 @@
+//! Configuration of `rug-coordinator`: one struct made of each part's own.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use common::runtime::telemetry;
+use coordinator_core::machine;
+use serde::{Deserialize, Serialize};
+
+use crate::{catalog, store};
+
+/// Everything that can be set, in `rug-coordinator.toml`, by `RUG_COORDINATOR_<SECTION>__<FIELD>`, or by flags.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Name of this coordinator, stable over restarts.
+    pub name: String,
+    /// Address the APIs are served at.
+    pub listen: SocketAddr,
+    /// Serve beyond loopback without TLS. Anybody who can reach the address then commands the fleet.
+    pub insecure: bool,
+    /// Directory of what this coordinator keeps; one process at a time.
+    pub state_dir: PathBuf,
+    /// The store. Its `url` defaults to `sqlite:<state_dir>/rug.db`.
+    pub store: store::Config,
+    /// Decisions.
+    pub machine: machine::Config,
+    /// What is kept in memory for readers.
+    pub catalog: catalog::Config,
+    /// Logs.
+    pub log: telemetry::Config,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            name: "coordinator-1".to_owned(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 7470)),
+            insecure: false,
+            state_dir: PathBuf::from("rug-coordinator"),
+            store: store::Config { url: String::new(), ..store::Config::default() },
+            machine: machine::Config::default(),
+            catalog: catalog::Config::default(),
+            log: telemetry::Config::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Fills in what follows from other fields and checks what types cannot.
+    ///
+    /// # Errors
+    /// A sentence that names the field.
+    pub fn complete(mut self) -> Result<Self, String> {
+        if self.store.url.is_empty() {
+            self.store.url = format!("sqlite:{}", self.state_dir.join("rug.db").display());
+        }
+        if !self.listen.ip().is_loopback() && !self.insecure {
+            return Err(format!(
+                "listen: {} is not a loopback address, and without TLS anybody who reaches it would command the fleet; \
+                 set insecure = true if that is wanted",
+                self.listen
+            ));
+        }
+        self.store.validate().map_err(|e| e.to_string())?;
+        self.machine.validate().map_err(|e| format!("machine.{e}"))?;
+        self.catalog.validate().map_err(|e| format!("catalog.{e}"))?;
+        common::CoordinatorId::new(&self.name).map_err(|e| format!("name: {e}"))?;
+        Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_complete_and_keep_the_store_in_the_state_directory() {
+        let config = Config::default().complete().expect("the defaults are valid");
+        assert_eq!(config.store.url, "sqlite:rug-coordinator/rug.db");
+    }
+
+    #[test]
+    fn an_address_beyond_loopback_needs_a_word() {
+        let open = Config { listen: SocketAddr::from(([0, 0, 0, 0], 7470)), ..Config::default() };
+        assert!(open.clone().complete().expect_err("refused").contains("insecure = true"));
+        assert!(Config { insecure: true, ..open }.complete().is_ok());
+    }
+}

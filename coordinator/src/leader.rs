@@ -1,0 +1,531 @@
+//! The leader: owns the machine, its clock and everything only a leader may do.
+//!
+//! One task takes every input in turn (admin commands, workers' messages, finished writes, time), feeds the machine, and
+//! carries out its actions. It is the only writer of the catalog. Nothing here waits for a worker or the disk: writes are
+//! futures that come back as inputs, workers have bounded queues of their own. When the store is lost to another term,
+//! the task ends and says so; the composition root decides what follows.
+
+mod commands;
+mod history;
+mod wire;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use common::runtime::clock;
+use common::{ApplianceId, CoordinatorId, Term, Timestamp, WorkerId};
+use coordinator_core::machine::{self, Action, Commit, Conn, Down, Event, Machine, Refusal, Restored};
+use coordinator_core::table::Seed;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use proto::convert::down::RefusedReason;
+use proto::convert::{Envelope, up};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::api::{self, Reply};
+use crate::catalog::{self, Catalog, Fact};
+use crate::record::{MoveRecord, Record};
+use crate::sessions::{self, Input, Out};
+use crate::store::{self, Store, Write};
+use history::History;
+
+/// Inputs taken before the machine is asked to plan, so that calls that come together are placed together.
+const BATCH: usize = 256;
+
+/// How often what changes with time alone (health, time last seen) is shown anew.
+const REFRESH: Duration = Duration::from_secs(1);
+
+/// How long a stopping leader waits for workers to say that they leave.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Why a term ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// This process stops.
+    Stopped,
+    /// A higher term was met: campaign above it.
+    HigherTerm(Term),
+    /// The store is lost to another term, or an outcome could not be found out.
+    StoreLost(store::Error),
+}
+
+/// What a leader works with.
+#[derive(Debug)]
+pub struct Leader {
+    machine: Machine,
+    store: Store,
+    catalog: Arc<Catalog>,
+    identity: Identity,
+    conns: HashMap<Conn, Session>,
+    writes: FuturesUnordered<BoxFuture<'static, Written>>,
+    checks: HashMap<ApplianceId, Vec<(u64, Reply<()>)>>,
+    next_check: u64,
+    history: History,
+    facts: Vec<Fact>,
+    changed_workers: BTreeSet<WorkerId>,
+    /// Moves and rebalances to be stored, in one change per turn.
+    ended_moves: Vec<MoveRecord>,
+    shown_ring: Option<u64>,
+    refreshed: Option<Timestamp>,
+    end: Option<Ended>,
+}
+
+/// Who this coordinator is, for `Cluster.Status`.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Its name.
+    pub coordinator: CoordinatorId,
+    /// When the process started.
+    pub started: SystemTime,
+    /// The store, without credentials.
+    pub store: String,
+    /// How the cluster is coordinated.
+    pub coordination: String,
+}
+
+#[derive(Debug)]
+struct Session {
+    out: Out,
+    envelope: Envelope,
+    worker: WorkerId,
+}
+
+/// A write that ended.
+#[derive(Debug)]
+enum Written {
+    Batch(machine::BatchId, Result<(), store::Error>),
+    Change(Box<catalog::Write>, Reply<api::Changed>, Result<(), store::Error>),
+    /// A write nobody waits for.
+    Note(&'static str, Result<(), store::Error>),
+}
+
+/// Where a leader's inputs come from. They outlive its term.
+#[derive(Debug)]
+pub struct Inputs {
+    /// From the admin services.
+    pub commands: mpsc::Receiver<api::Command>,
+    /// From workers.
+    pub sessions: mpsc::Receiver<Input>,
+}
+
+impl Leader {
+    /// Begins a term above `highest_seen`: raises it in the store and reads everything.
+    ///
+    /// # Errors
+    /// As [`Store::begin_term`].
+    pub async fn begin(
+        config: machine::Config,
+        store: Store,
+        catalog: Arc<Catalog>,
+        identity: Identity,
+        highest_seen: Term,
+    ) -> Result<Self, store::Error> {
+        let (term, loaded) = store.begin_term(&identity.coordinator, highest_seen).await?;
+        let store::Loaded { records, mut statuses, mut grants, members, requests, rebalances, last_seen: _ } = loaded;
+        info!(%term, appliances = records.len(), members = members.len(), "leading");
+        let mut appliances = Vec::with_capacity(records.len());
+        let mut entries = Vec::with_capacity(records.len());
+        for record in records {
+            let stored = grants.remove(&record.id).unwrap_or_default();
+            appliances.push((seed(&record), stored));
+            let status = statuses.remove(&record.id).map(|(status, at)| (Arc::new(status), at));
+            entries.push(catalog::Entry {
+                record: Arc::new(record),
+                status,
+                assignment: api::AssignmentView::default(),
+            });
+        }
+        let (history, interrupted) = History::restore(rebalances);
+        catalog.load(catalog::Loaded { entries, requests, rebalances: history.views() });
+        let machine = Machine::new(config, term, clock::now(), Restored { appliances, members });
+        let mut this = Self {
+            machine,
+            store,
+            catalog,
+            identity,
+            conns: HashMap::new(),
+            writes: FuturesUnordered::new(),
+            checks: HashMap::new(),
+            next_check: 1,
+            history,
+            facts: Vec::new(),
+            changed_workers: BTreeSet::new(),
+            ended_moves: Vec::new(),
+            shown_ring: None,
+            refreshed: None,
+            end: None,
+        };
+        for record in interrupted {
+            this.note("rebalance", vec![Write::PutRebalance(record)]);
+        }
+        Ok(this)
+    }
+
+    /// Leads until `stop`, or until the term ends.
+    pub async fn run(mut self, inputs: &mut Inputs, stop: CancellationToken) -> Ended {
+        let mut wake_at = Some(clock::now());
+        loop {
+            if self.end.is_none() {
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => {
+                        self.say_farewell(inputs).await;
+                        return self.end.take().unwrap_or(Ended::Stopped);
+                    }
+                    Some(written) = self.writes.next(), if !self.writes.is_empty() => self.on_written(written),
+                    Some(input) = inputs.sessions.recv() => self.on_session(input),
+                    Some(command) = inputs.commands.recv() => self.on_command(command),
+                    () = sleep_until(wake_at) => {}
+                }
+                self.drain(inputs);
+                wake_at = self.step(Event::Tick);
+                self.show();
+            }
+            if let Some(end) = self.end.take() {
+                self.resign().await;
+                return end;
+            }
+        }
+    }
+
+    /// Takes what else has come, without waiting.
+    fn drain(&mut self, inputs: &mut Inputs) {
+        for _ in 0..BATCH {
+            let mut idle = true;
+            if let Some(Some(written)) = futures::FutureExt::now_or_never(self.writes.next()) {
+                self.on_written(written);
+                idle = false;
+            }
+            if let Ok(input) = inputs.sessions.try_recv() {
+                self.on_session(input);
+                idle = false;
+            }
+            if let Ok(command) = inputs.commands.try_recv() {
+                self.on_command(command);
+                idle = false;
+            }
+            if idle {
+                return;
+            }
+        }
+    }
+
+    /// Feeds the machine one event and carries out what follows.
+    fn step(&mut self, event: Event) -> Option<Timestamp> {
+        let output = self.machine.step(clock::now(), event);
+        for action in output.actions {
+            self.carry_out(action);
+        }
+        output.wake_at
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        match action {
+            Action::Commit(batch, commit) => {
+                let pending = self.store.submit(writes(commit));
+                self.writes.push(Box::pin(async move { Written::Batch(batch, pending.await) }));
+            }
+            Action::Send(conn, down) => self.send(conn, down),
+            Action::Close(conn, refusal) => self.close(conn, &refusal),
+            Action::Assigned(id) => self.show_assignment(id),
+            Action::Removed(id) => self.facts.push(Fact::Removed(id)),
+            Action::WorkerChanged(worker) => {
+                self.changed_workers.insert(worker);
+            }
+            Action::Rebalance(news) => {
+                let (put, moved) = self.history.take_in(news);
+                self.ended_moves.extend(moved);
+                if let Some(record) = put {
+                    self.flush_moves();
+                    self.note("rebalance", vec![Write::PutRebalance(record)]);
+                }
+            }
+            Action::Violation(text) => warn!("refused: {text}"),
+            Action::RaiseTerm(seen) => self.end = Some(Ended::HigherTerm(seen)),
+        }
+    }
+
+    fn note(&mut self, what: &'static str, change: Vec<Write>) {
+        let pending = self.store.submit(change);
+        self.writes.push(Box::pin(async move { Written::Note(what, pending.await) }));
+    }
+
+    fn flush_moves(&mut self) {
+        if !self.ended_moves.is_empty() {
+            let moves = std::mem::take(&mut self.ended_moves);
+            self.note("moves", vec![Write::Moves(moves)]);
+        }
+    }
+
+    fn on_written(&mut self, written: Written) {
+        let lost = |error: &store::Error| {
+            matches!(
+                error,
+                store::Error::Deposed { .. }
+                    | store::Error::Unresolved
+                    | store::Error::NotLeading
+                    | store::Error::Closed
+            )
+        };
+        match written {
+            Written::Batch(batch, Ok(())) => {
+                self.step(Event::Durable(batch));
+            }
+            Written::Batch(_, Err(error)) if lost(&error) => self.end = Some(Ended::StoreLost(error)),
+            Written::Batch(batch, Err(error)) => {
+                warn!("a change of ownership was not stored and will be made anew: {error}");
+                self.step(Event::Undone(batch));
+            }
+            Written::Change(write, reply, Ok(())) => self.committed(*write, reply),
+            Written::Change(write, reply, Err(error)) => {
+                drop(write);
+                let _ = reply.send(Err(api::CommandError::Unavailable(error.to_string())));
+                if lost(&error) {
+                    self.end = Some(Ended::StoreLost(error));
+                }
+            }
+            Written::Note(_, Ok(())) => {}
+            Written::Note(what, Err(error)) => {
+                warn!("history ({what}) was not stored: {error}");
+                if lost(&error) {
+                    self.end = Some(Ended::StoreLost(error));
+                }
+            }
+        }
+    }
+
+    fn on_session(&mut self, input: Input) {
+        match input {
+            Input::Hello { conn, envelope, hello, out } => {
+                info!(worker = %hello.worker, conn, held = hello.held.len(), "hello");
+                let session = Session { out, envelope, worker: hello.worker.clone() };
+                self.conns.insert(conn, session);
+                let hello = wire::hello(&envelope, *hello);
+                self.step(Event::Hello(conn, Box::new(hello)));
+            }
+            Input::Message { conn, envelope, up } => self.on_message(conn, &envelope, up),
+            Input::Closed(conn) => {
+                if self.conns.remove(&conn).is_some() {
+                    self.step(Event::Closed(conn));
+                }
+            }
+        }
+    }
+
+    fn on_message(&mut self, conn: Conn, envelope: &Envelope, up: up::Up) {
+        let Some(envelope) = wire::envelope(envelope) else { return };
+        match up {
+            up::Up::Hello(_) => debug!(conn, "a second hello on one stream was dropped"),
+            up::Up::Beat(number) => {
+                self.step(Event::Beat(conn, envelope, number));
+            }
+            up::Up::Ack(ack) => {
+                for declined in &ack.declined {
+                    info!(appliance = %declined.appliance, conn, "an offer was declined: {}", declined.reason);
+                }
+                self.step(Event::Answers(conn, envelope, wire::answers(ack)));
+            }
+            up::Up::Report(reports) => self.on_reports(conn, envelope, reports),
+            up::Up::Leave => {
+                info!(conn, worker = ?self.conns.get(&conn).map(|s| &s.worker), "leaves");
+                self.conns.remove(&conn);
+                self.step(Event::Leave(conn, envelope));
+            }
+        }
+    }
+
+    fn on_reports(&mut self, conn: Conn, envelope: machine::Envelope, reports: Vec<up::Report>) {
+        let of: Vec<_> = reports.iter().map(|r| (r.appliance, r.token)).collect();
+        let count = self.machine.reports_count(conn, envelope, &of);
+        let now = SystemTime::now();
+        let mut stored = Vec::with_capacity(reports.len());
+        for (report, counts) in reports.into_iter().zip(count) {
+            if !counts {
+                continue;
+            }
+            self.facts.push(Fact::Status(report.appliance, Arc::new(report.status.clone()), now));
+            stored.push((report.appliance, report.status, now));
+            if report.checked > 0 {
+                self.answer_checks(report.appliance, report.checked);
+            }
+        }
+        self.store.submit_statuses(stored);
+    }
+
+    fn answer_checks(&mut self, appliance: ApplianceId, checked: u64) {
+        let Some(waiting) = self.checks.remove(&appliance) else { return };
+        let (answered, waiting): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|(number, _)| *number <= checked);
+        // Readers look into the catalog as soon as they are answered.
+        self.catalog.apply(self.facts.drain(..));
+        for (_, reply) in answered {
+            let _ = reply.send(Ok(()));
+        }
+        let waiting: Vec<_> = waiting.into_iter().filter(|(_, reply)| !reply.is_closed()).collect();
+        if !waiting.is_empty() {
+            self.checks.insert(appliance, waiting);
+        }
+    }
+
+    fn send(&mut self, conn: Conn, down: Down) {
+        if let Down::Delta { rebalance: Some(id), tell, .. } = &down {
+            self.history.under_way(*id, tell, self.conns.get(&conn).map(|s| &s.worker));
+        }
+        let span = match &down {
+            Down::Delta { rebalance: Some(id), tell, .. } => self.history.delta_span(*id, tell.len()),
+            _ => None,
+        };
+        let Some(session) = self.conns.get_mut(&conn) else { return };
+        if let Down::Welcome { incarnation, stream, .. } = &down {
+            session.envelope =
+                Envelope { term: self.machine.term(), incarnation: Some(*incarnation), stream: *stream };
+        }
+        let catalog = &self.catalog;
+        let messages = wire::down(&session.envelope, down, span.as_ref(), |id| {
+            catalog.get(&proto::convert::admin::Target::Id(id)).map(|e| Arc::clone(&e.record))
+        });
+        let whole = messages.into_iter().all(|message| session.out.send(message));
+        if !whole {
+            warn!(conn, worker = %session.worker, "the worker does not read its stream; closing it");
+            self.conns.remove(&conn);
+            self.step(Event::Closed(conn));
+        }
+    }
+
+    fn close(&mut self, conn: Conn, refusal: &Refusal) {
+        let Some(session) = self.conns.remove(&conn) else { return };
+        let (reason, detail, after) = match refusal {
+            Refusal::IncarnationOver => (RefusedReason::IncarnationOver, "its lease is over".to_owned(), None),
+            Refusal::NameTaken(wait) => (
+                RefusedReason::NameTaken,
+                format!("another process named {} may act for up to {wait:?} more", session.worker),
+                Some(*wait),
+            ),
+            Refusal::Superseded => (RefusedReason::Superseded, "a newer stream took over".to_owned(), None),
+            Refusal::StoreUnavailable => (
+                RefusedReason::NotLeading,
+                "the store takes no changes".to_owned(),
+                Some(Duration::from_millis(500)),
+            ),
+        };
+        info!(conn, worker = %session.worker, ?reason, "closing the session: {detail}");
+        let _ = session.out.send(sessions::refused(&session.envelope, reason, detail, after));
+    }
+
+    /// The last words of a leader that stops: workers that stop at the same time get to say that they leave, so that the
+    /// next leader need not wait for their leases. Nothing is planned any more.
+    async fn say_farewell(&mut self, inputs: &mut Inputs) {
+        let deadline = tokio::time::Instant::now() + FAREWELL;
+        while self.end.is_none() && !(self.conns.is_empty() && self.writes.is_empty()) {
+            tokio::select! {
+                biased;
+                Some(written) = self.writes.next(), if !self.writes.is_empty() => self.on_written(written),
+                Some(input) = inputs.sessions.recv() => match input {
+                    Input::Hello { envelope, out, .. } => {
+                        let detail = "the coordinator is stopping".to_owned();
+                        let _ = out.send(sessions::refused(&envelope, RefusedReason::Stopping, detail, None));
+                    }
+                    input => self.on_session(input),
+                },
+                Some(command) = inputs.commands.recv() => commands::refuse(command),
+                () = tokio::time::sleep_until(deadline) => break,
+            }
+        }
+        self.resign().await;
+    }
+
+    /// Ends everything that belongs to the term: streams are told to look for the leader, writes under way end.
+    async fn resign(&mut self) {
+        for (_, session) in self.conns.drain() {
+            let detail = "this coordinator does not lead any more".to_owned();
+            let _ = session.out.send(sessions::refused(&session.envelope, RefusedReason::NotLeading, detail, None));
+        }
+        self.flush_moves();
+        let drained = async {
+            while let Some(written) = self.writes.next().await {
+                if let Written::Change(write, reply, result) = written {
+                    match result {
+                        // It is stored, and whoever leads next reads it.
+                        Ok(()) => drop(reply.send(Ok(write.commit()))),
+                        Err(e) => drop(reply.send(Err(api::CommandError::Unavailable(e.to_string())))),
+                    }
+                }
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(5), drained).await;
+        for (_, waiting) in self.checks.drain() {
+            for (_, reply) in waiting {
+                let _ = reply.send(Err(api::CommandError::Stopping));
+            }
+        }
+        self.catalog.apply(self.facts.drain(..));
+    }
+
+    /// Shows readers what this turn changed.
+    fn show(&mut self) {
+        self.flush_moves();
+        if !self.facts.is_empty() {
+            self.catalog.apply(self.facts.drain(..));
+        }
+        for view in self.history.take_changed() {
+            self.catalog.set_rebalance(view);
+        }
+        let now = clock::now();
+        let refresh = self.refreshed.is_none_or(|at| now.since(at) >= REFRESH);
+        if refresh || !self.changed_workers.is_empty() {
+            let wall = SystemTime::now();
+            for view in self.machine.workers(now) {
+                let changed = self.changed_workers.contains(&view.id);
+                if refresh || changed {
+                    self.store.submit_seen(view.id.clone(), wall.checked_sub(view.silent).unwrap_or(wall));
+                    self.catalog.set_worker(wire::worker_view(view, wall));
+                }
+            }
+            self.changed_workers.clear();
+        }
+        let version = self.machine.planner().version();
+        if self.shown_ring != Some(version) {
+            self.shown_ring = Some(version);
+            self.show_ring(version);
+        }
+        if refresh {
+            self.refreshed = Some(now);
+            self.show_cluster(now);
+        }
+    }
+}
+
+async fn sleep_until(at: Option<Timestamp>) {
+    let wait = at.map_or(REFRESH, |at| at.since(clock::now()).min(REFRESH));
+    tokio::time::sleep(wait).await;
+}
+
+/// About the bytes of a specification on the wire; an upper bound is not needed, only the order of magnitude.
+fn size(record: &Record) -> usize {
+    serde_json::to_vec(&record.spec).map_or(0, |text| text.len())
+}
+
+fn seed(record: &Record) -> Seed {
+    Seed {
+        id: record.id,
+        placement_key: record.placement_key.clone(),
+        needs: coordinator_core::planner::Needs { driver: record.driver.clone(), host: None },
+        generation: record.generation,
+        size: size(record),
+        deleting: record.deleting,
+    }
+}
+
+fn writes(commit: Commit) -> Vec<Write> {
+    let Commit { grants, put_members, remove_members } = commit;
+    let mut writes: Vec<Write> = Vec::new();
+    writes.extend(remove_members.into_iter().map(|(worker, incarnation)| Write::RemoveMember(worker, incarnation)));
+    writes.extend(put_members.into_iter().map(Write::PutMember));
+    if !grants.is_empty() {
+        writes.push(Write::Grants(grants));
+    }
+    writes
+}

@@ -1,0 +1,151 @@
+//! Carries out what the admin services ask for, and shows readers what the machine decided.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use common::runtime::clock;
+use common::{ApplianceId, Timestamp};
+use coordinator_core::machine::{self, Event};
+use tracing::debug;
+
+use super::{Leader, Written, seed, size};
+use crate::api::{AssignmentView, Changed, ClusterView, Command, CommandError, Explanation, Mutation, Outcome, Reply};
+use crate::catalog::{Fact, Prepared, RingView};
+use crate::store::Write;
+
+/// Answers a command that comes while the leader stops.
+pub(super) fn refuse(command: Command) {
+    match command {
+        Command::Change { reply, .. } => drop(reply.send(Err(CommandError::Stopping))),
+        Command::Check { reply, .. } => drop(reply.send(Err(CommandError::Stopping))),
+        Command::Explain { reply, .. } => drop(reply.send(Err(CommandError::Stopping))),
+    }
+}
+
+impl Leader {
+    pub(super) fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Change { mutation, reply } => self.change(&mutation, reply),
+            Command::Check { appliance, reply } => self.check(appliance, reply),
+            Command::Explain { appliance, reply } => {
+                let _ = reply.send(self.explain(appliance));
+            }
+        }
+    }
+
+    fn change(&mut self, mutation: &Mutation, reply: Reply<Changed>) {
+        if reply.is_closed() {
+            // The caller's deadline has passed: what it asked for must not happen behind its back.
+            return;
+        }
+        match self.catalog.prepare(mutation, SystemTime::now()) {
+            Err(error) => drop(reply.send(Err(error))),
+            Ok(Prepared::Done(changed)) => drop(reply.send(Ok(changed))),
+            Ok(Prepared::Write(write)) => {
+                let mut change = Vec::with_capacity(3);
+                if let Some(record) = write.record() {
+                    change.push(Write::PutAppliance(record.as_ref().clone()));
+                    change.push(Write::Event(write.audit().clone()));
+                }
+                change.extend(write.request().cloned().map(Write::Request));
+                let pending = self.store.submit(change);
+                let write = Box::new(write);
+                self.writes.push(Box::pin(async move {
+                    let result = pending.await;
+                    Written::Change(write, reply, result)
+                }));
+            }
+        }
+    }
+
+    /// The store has a change: everybody may know.
+    pub(super) fn committed(&mut self, write: crate::catalog::Write, reply: Reply<Changed>) {
+        let event = write.record().map(|record| match write.outcome() {
+            Outcome::Created => Event::Created(seed(record)),
+            Outcome::Changed | Outcome::Unchanged => Event::Updated {
+                id: record.id,
+                generation: record.generation,
+                size: size(record),
+                deleting: record.deleting,
+            },
+        });
+        let changed = write.commit();
+        if let Some(event) = event {
+            self.step(event);
+        }
+        let _ = reply.send(Ok(changed));
+    }
+
+    fn check(&mut self, appliance: ApplianceId, reply: Reply<()>) {
+        let entry = self.machine.table().slot(appliance).and_then(|slot| self.machine.table().get(slot));
+        let Some(entry) = entry else {
+            let target = proto::convert::admin::Target::Id(appliance);
+            drop(reply.send(Err(CommandError::NotFound(target))));
+            return;
+        };
+        if entry.state.holder().is_none() {
+            let reason = machine::reason(entry).into_owned();
+            drop(reply.send(Err(CommandError::NoOwner { appliance, reason })));
+            return;
+        }
+        let number = self.next_check;
+        self.next_check += 1;
+        let waiting = self.checks.entry(appliance).or_default();
+        waiting.retain(|(_, reply)| !reply.is_closed());
+        waiting.push((number, reply));
+        self.step(Event::Check(appliance, number));
+    }
+
+    fn explain(&self, appliance: ApplianceId) -> Result<Explanation, CommandError> {
+        let target = proto::convert::admin::Target::Id(appliance);
+        let not_found = || CommandError::NotFound(target.clone());
+        let explained = self.machine.explain(clock::now(), appliance).ok_or_else(not_found)?;
+        let entry = self.catalog.get(&target).ok_or_else(not_found)?;
+        Ok(Explanation {
+            position: common::ring::position(&entry.record.placement_key),
+            summary: explained.summary,
+            candidates: explained.candidates.into_iter().map(super::wire::candidate).collect(),
+        })
+    }
+
+    pub(super) fn show_assignment(&mut self, id: ApplianceId) {
+        let table = self.machine.table();
+        let Some(entry) = table.slot(id).and_then(|slot| table.get(slot)) else { return };
+        let acting = entry.state.grant().filter(|_| !entry.state.wants_owner());
+        let view = AssignmentView {
+            state: entry.state.name(),
+            worker: acting.map(|g| g.worker.clone()),
+            token: acting.map(|g| g.token),
+            reason: machine::reason(entry),
+            host: entry.needs.host.as_deref().map(Arc::from),
+        };
+        debug!(appliance = %id, state = view.state, worker = ?view.worker, token = ?view.token, "assignment");
+        self.facts.push(Fact::Assignment(id, view));
+    }
+
+    pub(super) fn show_ring(&self, version: u64) {
+        let planner = self.machine.planner();
+        let config = &self.machine.config().planner;
+        self.catalog.set_ring(RingView {
+            version,
+            ring: Arc::new(planner.ring().clone()),
+            strategy: config.strategy,
+            band: config.band,
+        });
+    }
+
+    pub(super) fn show_cluster(&self, now: Timestamp) {
+        let counters = self.machine.counters();
+        self.catalog.set_cluster(ClusterView {
+            coordinator: self.identity.coordinator.clone(),
+            term: self.machine.term(),
+            leading: true,
+            started: self.identity.started,
+            waiting: self.machine.waiting(now).unwrap_or_default(),
+            moves_in_flight: self.machine.moves_in_flight(),
+            violations: counters.violations,
+            store: self.identity.store.clone(),
+            coordination: self.identity.coordination.clone(),
+        });
+    }
+}

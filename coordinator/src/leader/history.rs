@@ -1,0 +1,169 @@
+//! Rebalances as people see them: what is stored of each, its latest moves, and its trace.
+//!
+//! The root span of a rebalance is open as long as the rebalance is; deltas and hand-offs are its children, and workers
+//! continue it through the `traceparent` of their deltas.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::SystemTime;
+
+use common::runtime::telemetry;
+use common::{ApplianceId, RebalanceId, WorkerId};
+use coordinator_core::machine::Tell;
+use coordinator_core::rebalance::News;
+use tracing::{Span, info, info_span};
+
+use crate::api::{MoveView, RebalanceView};
+use crate::record::{MoveRecord, RebalanceOutcome, RebalanceRecord};
+
+/// Moves of one rebalance that are shown, and traced hand-off by hand-off; the rest only counts.
+const SHOWN_MOVES: usize = 1_000;
+
+#[derive(Debug)]
+struct Open {
+    view: RebalanceView,
+    root: Span,
+    /// Position in `view.moves` and the span of each hand-off that is followed.
+    followed: HashMap<ApplianceId, (usize, Span)>,
+}
+
+/// The rebalances of this term that have not ended, and those that are to be shown anew.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    open: BTreeMap<RebalanceId, Open>,
+    changed: BTreeSet<RebalanceId>,
+    ended: Vec<RebalanceView>,
+}
+
+impl History {
+    /// History as the store has it. Those that ran when the former leader ended are interrupted, and to be stored so.
+    pub(super) fn restore(rebalances: Vec<RebalanceRecord>) -> (Self, Vec<RebalanceRecord>) {
+        let now = SystemTime::now();
+        let mut interrupted = Vec::new();
+        let mut ended = Vec::with_capacity(rebalances.len());
+        for mut record in rebalances {
+            if record.outcome == RebalanceOutcome::Running {
+                record.outcome = RebalanceOutcome::Interrupted;
+                record.ended = Some(now);
+                interrupted.push(record.clone());
+            }
+            ended.push(RebalanceView { record, moves: Vec::new() });
+        }
+        (Self { ended, ..Self::default() }, interrupted)
+    }
+
+    /// Everything that is to be shown at the start.
+    pub(super) fn views(&self) -> Vec<RebalanceView> {
+        self.ended.clone()
+    }
+
+    /// Takes news in; answers with what is to be stored.
+    pub(super) fn take_in(&mut self, news: News) -> (Option<RebalanceRecord>, Option<MoveRecord>) {
+        let now = SystemTime::now();
+        match news {
+            News::Opened { id, cause, moves } => {
+                let root = info_span!(parent: None, "rebalance", rebalance = %id, %cause, moves, term = id.term.get());
+                let trace_id = telemetry::trace_id(&root);
+                info!(parent: &root, rebalance = %id, %cause, moves, trace_id, "rebalance begins");
+                let record = RebalanceRecord {
+                    id,
+                    cause: cause.to_string(),
+                    trace_id,
+                    started: now,
+                    ended: None,
+                    outcome: RebalanceOutcome::Running,
+                    moves,
+                    done: 0,
+                };
+                let view = RebalanceView { record: record.clone(), moves: Vec::new() };
+                self.open.insert(id, Open { view, root, followed: HashMap::new() });
+                self.changed.insert(id);
+                (Some(record), None)
+            }
+            News::Moved { id, appliance, from, to, reason } => {
+                if let Some(open) = self.open.get_mut(&id) {
+                    open.view.record.done += 1;
+                    if let Some((at, span)) = open.followed.remove(&appliance) {
+                        let shown = &mut open.view.moves[at];
+                        *shown = MoveView {
+                            appliance,
+                            from: from.clone(),
+                            to: to.clone(),
+                            reason: reason.text().to_owned(),
+                            state: "done",
+                            time: now,
+                        };
+                        drop(span);
+                    }
+                    self.changed.insert(id);
+                }
+                let reason = reason.text().to_owned();
+                (None, Some(MoveRecord { rebalance: id, appliance, from, to, reason, done: true, time: now }))
+            }
+            News::Closed { id, done, superseded } => {
+                let Some(mut open) = self.open.remove(&id) else { return (None, None) };
+                self.changed.remove(&id);
+                let record = &mut open.view.record;
+                record.done = done;
+                record.ended = Some(now);
+                record.outcome =
+                    if superseded { RebalanceOutcome::Superseded } else { RebalanceOutcome::Completed };
+                for (at, _) in open.followed.values() {
+                    open.view.moves[*at].state = "dropped";
+                }
+                let seconds = now.duration_since(record.started).unwrap_or_default().as_secs_f64();
+                info!(parent: &open.root, rebalance = %id, done, superseded, seconds, "rebalance ends");
+                let record = record.clone();
+                self.ended.push(open.view);
+                (Some(record), None)
+            }
+        }
+    }
+
+    /// Notes what a delta of a rebalance asks of a worker.
+    pub(super) fn under_way(&mut self, id: RebalanceId, tell: &[Tell], worker: Option<&WorkerId>) {
+        let (Some(open), Some(worker)) = (self.open.get_mut(&id), worker) else { return };
+        let now = SystemTime::now();
+        for tell in tell {
+            let (appliance, state) = match tell {
+                Tell::Release(appliance, _) => (*appliance, "releasing"),
+                Tell::Grant { appliance, .. } => (*appliance, "granting"),
+                Tell::Prepare(_) | Tell::Update(..) | Tell::Check(..) => continue,
+            };
+            if let Some((at, _)) = open.followed.get(&appliance) {
+                let shown = &mut open.view.moves[*at];
+                shown.state = state;
+                shown.time = now;
+                if state == "granting" {
+                    shown.to = worker.clone();
+                }
+            } else if open.view.moves.len() < SHOWN_MOVES {
+                let span = info_span!(parent: &open.root, "hand-off", %appliance);
+                open.followed.insert(appliance, (open.view.moves.len(), span));
+                open.view.moves.push(MoveView {
+                    appliance,
+                    from: (state == "releasing").then(|| worker.clone()),
+                    to: worker.clone(),
+                    reason: String::new(),
+                    state,
+                    time: now,
+                });
+            }
+        }
+        self.changed.insert(id);
+    }
+
+    /// A span for one delta of a rebalance.
+    pub(super) fn delta_span(&self, id: RebalanceId, entries: usize) -> Option<Span> {
+        let open = self.open.get(&id)?;
+        Some(info_span!(parent: &open.root, "delta", rebalance = %id, entries))
+    }
+
+    /// Rebalances to be shown anew.
+    pub(super) fn take_changed(&mut self) -> Vec<RebalanceView> {
+        let mut views = std::mem::take(&mut self.ended);
+        for id in std::mem::take(&mut self.changed) {
+            views.extend(self.open.get(&id).map(|open| open.view.clone()));
+        }
+        views
+    }
+}

@@ -1,0 +1,158 @@
+//! Between the machine's terms and those of the wire and the API.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use common::ApplianceId;
+use common::appliance::Driver;
+use common::runtime::telemetry;
+use coordinator_core::grants::Profile;
+use coordinator_core::handoff::Handed;
+use coordinator_core::machine::{self, Answers, Down, Hello, Said, Tell};
+use coordinator_core::outbox::MAX_ENTRIES;
+use coordinator_core::planner;
+use proto::convert::{DesiredParts, Envelope, down, up};
+use proto::worker::v1::CoordinatorMessage;
+use tracing::Span;
+
+use crate::api::{Candidate, WorkerView};
+use crate::record::Record;
+
+/// The envelope as the machine knows it; `None` without an incarnation, which only a `Hello` can be.
+pub(super) fn envelope(envelope: &Envelope) -> Option<machine::Envelope> {
+    let incarnation = envelope.incarnation?;
+    Some(machine::Envelope { term: envelope.term, incarnation, stream: envelope.stream })
+}
+
+pub(super) fn hello(envelope: &Envelope, hello: up::Hello) -> Hello {
+    let up::Hello { worker, profile, held, released, gone, highest_term, more: _ } = hello;
+    let proto::convert::Profile { weight, zone, host, drivers, version, pid, lease } = profile;
+    Hello {
+        worker,
+        incarnation: envelope.incarnation,
+        stream: envelope.stream,
+        profile: Profile { weight: weight.max(1), zone, host, drivers, version, pid, lease },
+        held: held
+            .into_iter()
+            .map(|h| machine::Held { appliance: h.appliance, token: h.token, generation: h.generation })
+            .collect(),
+        released: released.into_iter().map(said).collect(),
+        gone,
+        highest_term,
+    }
+}
+
+fn said(release: up::Release) -> Said {
+    let up::Release { appliance, token, progress, hold } = release;
+    Said { appliance, token, handed: Handed { progress, hold } }
+}
+
+pub(super) fn answers(ack: up::Ack) -> Answers {
+    Answers {
+        applied: ack.applied,
+        granted: ack.granted,
+        declined: ack.declined.into_iter().map(|d| (d.appliance, d.token)).collect(),
+        released: ack.released.into_iter().map(said).collect(),
+        gone: ack.gone,
+    }
+}
+
+/// A message of the machine as those of the wire: a long welcome takes several.
+pub(super) fn down(
+    envelope: &Envelope,
+    down: Down,
+    span: Option<&Span>,
+    record: impl Fn(ApplianceId) -> Option<Arc<Record>>,
+) -> Vec<CoordinatorMessage> {
+    let one = |said| vec![down::down_to_wire(envelope, said)];
+    match down {
+        Down::Welcome { keep, lease, .. } => {
+            let parts = keep.chunks(MAX_ENTRIES).count().max(1);
+            (0..parts)
+                .map(|n| {
+                    let from = n * MAX_ENTRIES;
+                    let keep = keep[from..keep.len().min(from + MAX_ENTRIES)].to_vec();
+                    let welcome = down::Welcome { keep, more: n + 1 < parts, lease };
+                    down::down_to_wire(envelope, down::Down::Welcome(welcome))
+                })
+                .collect()
+        }
+        Down::BeatAck(number) => one(down::Down::BeatAck(number)),
+        Down::Confirm(list) => one(down::Down::Confirm(list)),
+        Down::Delta { base, target, rebalance: _, tell } => {
+            let traceparent = span.map(telemetry::traceparent).unwrap_or_default();
+            let mut delta = down::Delta { base, target, traceparent, ..down::Delta::default() };
+            for tell in tell {
+                add(&mut delta, tell, &record);
+            }
+            one(down::Down::Delta(delta))
+        }
+    }
+}
+
+fn add(delta: &mut down::Delta, tell: Tell, record: &impl Fn(ApplianceId) -> Option<Arc<Record>>) {
+    match tell {
+        Tell::Prepare(appliance) => {
+            if let Some(record) = record(appliance) {
+                delta.prepare.push((appliance, record.generation));
+            }
+        }
+        // What has no record is gone; the machine hears of it in its own time.
+        Tell::Grant { appliance, token, handed } => {
+            if let Some(record) = record(appliance) {
+                let Handed { progress, hold } = handed;
+                delta.grant.push(down::Grant { appliance, token, desired: desired(&record), progress, hold });
+            }
+        }
+        Tell::Release(appliance, token) => delta.release.push((appliance, token)),
+        Tell::Update(appliance, token) => {
+            if let Some(record) = record(appliance) {
+                delta.update.push(down::Update { appliance, token, desired: desired(&record) });
+            }
+        }
+        Tell::Check(appliance, token, number) => delta.check.push(down::Check { appliance, token, number }),
+    }
+}
+
+fn desired(record: &Record) -> DesiredParts {
+    DesiredParts {
+        name: record.name.clone(),
+        tenant: record.tenant.clone(),
+        driver: record.driver.clone(),
+        generation: record.generation,
+        revision: record.revision,
+        deleting: record.deleting,
+        spec: record.spec.clone(),
+    }
+}
+
+pub(super) fn worker_view(view: machine::WorkerView, now: SystemTime) -> WorkerView {
+    let machine::WorkerView { id, incarnation, health, profile, appliances: _, silent, draining } = view;
+    let (weight, zone, host, drivers, version, pid) = profile.map_or_else(
+        || (0, String::new(), String::new(), Vec::new(), String::new(), 0),
+        |p| (p.weight, p.zone, p.host, p.drivers.iter().map(Driver::to_string).collect(), p.version, p.pid),
+    );
+    WorkerView {
+        id,
+        incarnation: Some(incarnation),
+        health,
+        host,
+        zone,
+        weight,
+        drivers,
+        version,
+        pid,
+        last_seen: now.checked_sub(silent),
+        draining,
+    }
+}
+
+pub(super) fn candidate(candidate: planner::Candidate) -> Candidate {
+    let planner::Candidate { member, refusal, is_owner, load, floor, ceiling } = candidate;
+    let reason = match refusal {
+        Some(refusal) => refusal.to_string(),
+        None if is_owner => String::new(),
+        None => "another member was preferred".to_owned(),
+    };
+    Candidate { worker: member, eligible: refusal.is_none(), reason, load, floor, ceiling }
+}

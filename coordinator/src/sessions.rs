@@ -1,0 +1,212 @@
+//! The session service: turns each worker's stream into inputs of the leader, and back.
+//!
+//! A stream's task reads, parses and forwards; it decides nothing. What cannot be parsed ends the stream with a reason.
+//! The other direction is a bounded channel per stream: the leader never waits for a worker, a stream whose worker does
+//! not read is closed and the worker's next `Hello` brings things in order.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use coordinator_core::machine::Conn;
+use proto::convert::down::{self, RefusedReason};
+use proto::convert::{Envelope, up};
+use proto::worker::v1::session_server::Session;
+use proto::worker::v1::{CoordinatorMessage, WorkerMessage};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{debug, warn};
+
+/// Messages of one stream that wait for the transport: a window of deltas, and the answers that come between.
+const OUT_QUEUE: usize = 256;
+
+/// How long a worker may take to say `Hello` in full.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Most entries of a whole `Hello`; ten times what one worker is made for.
+const MAX_HELLO: usize = 1_000_000;
+
+/// What a stream's task tells the leader.
+#[derive(Debug)]
+pub enum Input {
+    /// A worker said `Hello`. What is sent to it goes through `out`.
+    Hello {
+        /// The stream.
+        conn: Conn,
+        /// Life and number of the stream, as the worker names them.
+        envelope: Envelope,
+        /// All parts of it as one.
+        hello: Box<up::Hello>,
+        /// The way back.
+        out: Out,
+    },
+    /// A worker said something else.
+    Message {
+        /// The stream.
+        conn: Conn,
+        /// What it claims to belong to.
+        envelope: Envelope,
+        /// What it said.
+        up: up::Up,
+    },
+    /// The stream ended.
+    Closed(Conn),
+}
+
+/// The way back to a worker. Dropping it ends the stream.
+#[derive(Debug)]
+pub struct Out {
+    messages: mpsc::Sender<Result<CoordinatorMessage, Status>>,
+    /// Ends the stream's task: nothing the worker says counts any more.
+    _closed: DropGuard,
+}
+
+impl Out {
+    /// Sends a message. `false` when the worker does not read: the stream has to be dropped then.
+    #[must_use]
+    pub fn send(&self, message: CoordinatorMessage) -> bool {
+        self.messages.try_send(Ok(message)).is_ok()
+    }
+}
+
+/// The service.
+#[derive(Debug)]
+pub struct Sessions {
+    leader: mpsc::Sender<Input>,
+    next: AtomicU64,
+    stopping: watch::Receiver<bool>,
+}
+
+impl Sessions {
+    /// A service whose streams feed `leader` until `stopping` turns true.
+    #[must_use]
+    pub const fn new(leader: mpsc::Sender<Input>, stopping: watch::Receiver<bool>) -> Self {
+        Self { leader, next: AtomicU64::new(1), stopping }
+    }
+}
+
+/// A message that ends a stream.
+#[must_use]
+pub fn refused(envelope: &Envelope, reason: RefusedReason, detail: String, after: Option<Duration>) -> CoordinatorMessage {
+    down::down_to_wire(envelope, down::Down::Refused(down::Refused { reason, detail, retry_after: after }))
+}
+
+#[tonic::async_trait]
+impl Session for Sessions {
+    type OpenStream = Pin<Box<dyn Stream<Item = Result<CoordinatorMessage, Status>> + Send>>;
+
+    async fn open(&self, request: Request<Streaming<WorkerMessage>>) -> Result<Response<Self::OpenStream>, Status> {
+        if *self.stopping.borrow() {
+            return Err(Status::unavailable("the coordinator is stopping"));
+        }
+        let conn = self.next.fetch_add(1, Ordering::Relaxed);
+        let (out, messages) = mpsc::channel(OUT_QUEUE);
+        let reader = Reader { conn, leader: self.leader.clone(), inbound: request.into_inner() };
+        tokio::spawn(reader.run(out));
+        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+    }
+}
+
+struct Reader {
+    conn: Conn,
+    leader: mpsc::Sender<Input>,
+    inbound: Streaming<WorkerMessage>,
+}
+
+impl Reader {
+    async fn run(mut self, out: mpsc::Sender<Result<CoordinatorMessage, Status>>) {
+        let conn = self.conn;
+        // After the hello only the leader holds the way back: dropping it there ends the stream.
+        let weak = out.downgrade();
+        let closed = CancellationToken::new();
+        let hello = tokio::time::timeout(HELLO_TIMEOUT, self.hello()).await;
+        match hello {
+            Ok(Ok((envelope, hello))) => {
+                let out = Out { messages: out, _closed: closed.clone().drop_guard() };
+                let input = Input::Hello { conn, envelope, hello: Box::new(hello), out };
+                if self.leader.send(input).await.is_err() {
+                    return;
+                }
+            }
+            Ok(Err(problem)) => {
+                warn!(conn, "hello refused: {problem}");
+                let none = no_envelope();
+                let _ = out.send(Ok(refused(&none, RefusedReason::Malformed, problem, None))).await;
+                return;
+            }
+            Err(_) => {
+                let _ = out.send(Err(Status::deadline_exceeded("hello did not come in time"))).await;
+                return;
+            }
+        }
+        loop {
+            let message = tokio::select! {
+                message = self.inbound.message() => message,
+                () = closed.cancelled() => break,
+            };
+            match message {
+                Ok(Some(message)) => match up::up_from_wire(message) {
+                    Ok((envelope, up)) => {
+                        if self.leader.send(Input::Message { conn, envelope, up }).await.is_err() {
+                            return;
+                        }
+                    }
+                    Err(problem) => {
+                        warn!(conn, "message refused: {problem}");
+                        if let Some(out) = weak.upgrade() {
+                            let none = no_envelope();
+                            let message = refused(&none, RefusedReason::Malformed, problem.to_string(), None);
+                            let _ = out.try_send(Ok(message));
+                        }
+                        break;
+                    }
+                },
+                Ok(None) => break,
+                Err(status) => {
+                    debug!(conn, "stream broke: {}", status.message());
+                    break;
+                }
+            }
+        }
+        let _ = self.leader.send(Input::Closed(conn)).await;
+    }
+
+    /// Reads all parts of `Hello` as one.
+    async fn hello(&mut self) -> Result<(Envelope, up::Hello), String> {
+        let mut whole: Option<(Envelope, up::Hello)> = None;
+        loop {
+            let message = match self.inbound.message().await {
+                Ok(Some(message)) => message,
+                Ok(None) => return Err("the stream ended before hello was complete".to_owned()),
+                Err(status) => return Err(status.message().to_owned()),
+            };
+            let (envelope, up) = up::up_from_wire(message).map_err(|e| e.to_string())?;
+            let up::Up::Hello(part) = up else { return Err("the first message must be Hello".to_owned()) };
+            let more = part.more;
+            let (_, hello) = match &mut whole {
+                None => {
+                    whole.insert((envelope, up::Hello { held: vec![], released: vec![], gone: vec![], ..(*part).clone() }))
+                }
+                Some(whole) if whole.0 == envelope && whole.1.worker == part.worker => whole,
+                Some(_) => return Err("a part of Hello names another worker or stream".to_owned()),
+            };
+            hello.held.extend(part.held);
+            hello.released.extend(part.released);
+            hello.gone.extend(part.gone);
+            if hello.held.len() + hello.released.len() + hello.gone.len() > MAX_HELLO {
+                return Err(format!("Hello has more than {MAX_HELLO} entries"));
+            }
+            if !more {
+                break;
+            }
+        }
+        whole.ok_or_else(|| "Hello is missing".to_owned())
+    }
+}
+
+const fn no_envelope() -> Envelope {
+    Envelope { term: common::Term::new(0), incarnation: None, stream: common::StreamNumber::new(0) }
+}

@@ -1,0 +1,583 @@
+//! The session with the leading coordinator: one stream at a time, opened again whenever it ends.
+//!
+//! Owns the holdings, the heartbeat that keeps the lease, and the gate of each incarnation. Everything the leader says
+//! passes the holdings, which drop what is stale; everything the runner says waits here, coalesced, until there is a
+//! stream to say it on. A broken stream changes nothing about what this worker may do: only the lease does.
+
+mod link;
+mod outgoing;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::appliance::Driver;
+use common::runtime::retry::Backoff;
+use common::runtime::{clock, telemetry};
+use common::{ApplianceId, Timestamp, Token, WorkerId};
+use proto::convert::{DesiredParts, Profile, down, up};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{Span, debug, error, info, info_span, warn};
+use worker_core::desired::Desired;
+use worker_core::holdings::{Effect, Handed, Holdings, Refused, Tell};
+use worker_core::report::Reports;
+
+use crate::gate::Gate;
+use crate::runner::{Command, Event, Handle};
+use outgoing::Outgoing;
+
+/// Settings of the session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Addresses of coordinators, tried in turn.
+    pub coordinators: Vec<String>,
+    /// How long this worker may act after a heartbeat that was answered. Longer rides out longer outages of the
+    /// coordinator, and makes a takeover after a crash wait longer.
+    #[serde(with = "humantime_serde")]
+    pub lease: Duration,
+    /// How long one try to connect, and the answer to `Hello`, may take.
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Duration,
+    /// Longest pause between two tries to connect.
+    #[serde(with = "humantime_serde")]
+    pub retry_cap: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            coordinators: vec!["http://127.0.0.1:7470".to_owned()],
+            lease: Duration::from_secs(2),
+            connect_timeout: Duration::from_secs(5),
+            retry_cap: Duration::from_secs(2),
+        }
+    }
+}
+
+impl Config {
+    /// Checks what types cannot.
+    ///
+    /// # Errors
+    /// A sentence that names the field.
+    pub fn validate(&self) -> Result<(), String> {
+        if self.coordinators.is_empty() {
+            return Err("session.coordinators must name at least one address".to_owned());
+        }
+        for address in &self.coordinators {
+            tonic::transport::Endpoint::from_shared(address.clone())
+                .map_err(|e| format!("session.coordinators: `{address}` is not an address like http://host:port: {e}"))?;
+        }
+        if !(Duration::from_millis(200)..=Duration::from_secs(120)).contains(&self.lease) {
+            return Err("session.lease must be 200ms to 2m".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// Why a stream ended, and what to do about it.
+#[derive(Debug)]
+enum Ended {
+    /// This worker stops.
+    Stopping,
+    /// Open another one, after this time at least.
+    Again(Duration),
+    /// The life is over: begin a new one.
+    LifeOver,
+}
+
+/// The session task.
+#[derive(Debug)]
+pub struct Session {
+    config: Config,
+    name: WorkerId,
+    profile: Profile,
+    holdings: Holdings,
+    gate: Arc<Gate>,
+    runner: Handle,
+    events: mpsc::Receiver<Event>,
+    /// Commands for the runner. Bounded by the leader's window: a delta is acknowledged once its commands were taken.
+    commands: VecDeque<Queued>,
+    outgoing: Outgoing,
+    /// Spans of releases under way, for the trace of their rebalance.
+    releasing: HashMap<(ApplianceId, Token), Span>,
+}
+
+/// A command on its way to the runner, or the version that is applied once those before it were taken.
+#[derive(Debug)]
+enum Queued {
+    Command(Box<Command>),
+    Applied(u64),
+}
+
+impl Session {
+    /// A session for the worker `name` that publishes `profile`.
+    #[must_use]
+    pub fn new(
+        config: Config,
+        name: WorkerId,
+        profile: Profile,
+        runner: Handle,
+        events: mpsc::Receiver<Event>,
+    ) -> Self {
+        let gate = Gate::new();
+        Self {
+            config,
+            name,
+            profile,
+            holdings: Holdings::default(),
+            commands: VecDeque::from([Queued::Command(Box::new(Command::Begin { gate: Arc::clone(&gate) }))]),
+            gate,
+            runner,
+            events,
+            outgoing: Outgoing::default(),
+            releasing: HashMap::new(),
+        }
+    }
+
+    /// Runs until `stop`, then shuts the gate for good and tells the leader so.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut backoff = Backoff::new(Duration::from_millis(100), self.config.retry_cap);
+        let mut next = 0;
+        let mut failures = 0_u32;
+        loop {
+            let address = self.config.coordinators[next % self.config.coordinators.len()].clone();
+            let opened = tokio::select! {
+                () = stop.cancelled() => break,
+                opened = link::open(&address, self.config.connect_timeout) => opened,
+                () = self.pump() => break,
+            };
+            let ended = match opened {
+                Ok(link) => {
+                    let ended = self.converse(link, &stop).await;
+                    if self.holdings.envelope().is_some() {
+                        backoff.reset();
+                        failures = 0;
+                    }
+                    ended
+                }
+                Err(problem) => {
+                    failures += 1;
+                    // The first failure and then ever rarer ones: a coordinator that is away for an hour is one fact.
+                    if failures.is_power_of_two() {
+                        warn!(coordinator = address, failures, held = self.holdings.len(), "no session: {problem}");
+                    }
+                    next += 1;
+                    Ended::Again(Duration::ZERO)
+                }
+            };
+            match ended {
+                Ended::Stopping => break,
+                Ended::LifeOver => self.begin_life(),
+                Ended::Again(at_least) => {
+                    let delay = backoff.next_delay().max(at_least);
+                    tokio::select! {
+                        () = stop.cancelled() => break,
+                        () = tokio::time::sleep(delay) => {}
+                        () = self.pump() => break,
+                    }
+                }
+            }
+        }
+        self.gate.shut();
+        info!(held = self.holdings.len(), "the gate is shut; what was held goes to others");
+    }
+
+    /// The former life is over: nothing of it may act any more, and the next `Hello` asks for a new one.
+    fn begin_life(&mut self) {
+        warn!(held = self.holdings.len(), "the lease of this life is over; beginning a new one");
+        self.gate.shut();
+        self.gate = Gate::new();
+        self.holdings.end_life();
+        self.outgoing = Outgoing::default();
+        self.releasing.clear();
+        self.commands.clear();
+        self.commands.push_back(Queued::Command(Box::new(Command::Begin { gate: Arc::clone(&self.gate) })));
+    }
+
+    /// Keeps runner and holdings in step while there is no stream. Ends only when the runner is gone.
+    async fn pump(&mut self) {
+        loop {
+            tokio::select! {
+                taken = take_command(&self.runner, &self.commands) => if !self.hand_over(taken) { return },
+                event = self.events.recv() => match event {
+                    Some(event) => self.on_event(event),
+                    None => return,
+                },
+            }
+        }
+    }
+
+    /// Talks on one stream until it ends.
+    async fn converse(&mut self, mut link: link::Link, stop: &CancellationToken) -> Ended {
+        let hello = self.holdings.hello();
+        self.outgoing.begin_stream();
+        self.commands.retain(|queued| matches!(queued, Queued::Command(_)));
+        let sent = clock::now();
+        info!(worker = %self.name, stream = %hello.stream, held = hello.held.len(), "saying hello");
+        let parts = outgoing::hello_parts(&self.name, &self.profile, hello);
+        for part in parts {
+            if link.send(part).await.is_err() {
+                return Ended::Again(Duration::ZERO);
+            }
+        }
+        let welcome = tokio::time::timeout(self.config.connect_timeout, self.await_welcome(&mut link, stop));
+        match welcome.await {
+            Ok(Ok(lease)) => {
+                self.gate.extend(sent + lease);
+                self.exchange(link, stop, lease).await
+            }
+            Ok(Err(ended)) => ended,
+            Err(_) => {
+                warn!("the coordinator did not answer hello in time");
+                Ended::Again(Duration::ZERO)
+            }
+        }
+    }
+
+    async fn await_welcome(&mut self, link: &mut link::Link, stop: &CancellationToken) -> Result<Duration, Ended> {
+        let mut keep = Vec::new();
+        loop {
+            let message = tokio::select! {
+                () = stop.cancelled() => return Err(Ended::Stopping),
+                message = link.receive() => message,
+                () = self.pump() => return Err(Ended::Stopping),
+            };
+            let (envelope, said) = message.map_err(|problem| {
+                debug!("stream ended before the welcome: {problem}");
+                Ended::Again(Duration::ZERO)
+            })?;
+            match said {
+                down::Down::Welcome(part) => {
+                    keep.extend(part.keep);
+                    if part.more {
+                        continue;
+                    }
+                    let Some(from) = link::core_envelope(&envelope) else { continue };
+                    match self.holdings.welcome::<Arc<Desired>>(from, &keep) {
+                        Ok(effects) => {
+                            info!(term = %from.term, incarnation = %from.incarnation, kept = keep.len(), "welcomed");
+                            self.apply(effects, "");
+                            return Ok(part.lease.min(self.config.lease));
+                        }
+                        Err(refused) => {
+                            warn!(term = %from.term, "welcome dropped: {refused}");
+                            return Err(Ended::Again(Duration::from_millis(500)));
+                        }
+                    }
+                }
+                down::Down::Refused(refused) => return Err(self.on_refused(&refused)),
+                // Nothing applies between `Hello` and `Welcome`.
+                _ => {}
+            }
+        }
+    }
+
+    async fn exchange(&mut self, mut link: link::Link, stop: &CancellationToken, lease: Duration) -> Ended {
+        let mut beat = Beat::new(lease);
+        loop {
+            let waiting = self.outgoing.is_waiting();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {
+                    self.say_goodbye(link).await;
+                    return Ended::Stopping;
+                }
+                taken = take_command(&self.runner, &self.commands) => {
+                    if !self.hand_over(taken) {
+                        return Ended::Stopping;
+                    }
+                }
+                () = beat.due() => {
+                    let Some(envelope) = self.holdings.envelope() else { return Ended::Again(Duration::ZERO) };
+                    match beat.next() {
+                        Some(number) => {
+                            let message = up::up_to_wire(&link::wire_envelope(envelope), up::Up::Beat(number));
+                            if link.send(message).await.is_err() {
+                                return Ended::Again(Duration::ZERO);
+                            }
+                        }
+                        None => {
+                            warn!("heartbeats are not answered; opening another stream");
+                            return Ended::Again(Duration::ZERO);
+                        }
+                    }
+                }
+                message = link.receive() => match message {
+                    Ok((envelope, said)) => {
+                        if let Some(ended) = self.on_message(&envelope, said, &mut beat) {
+                            return ended;
+                        }
+                    }
+                    Err(problem) => {
+                        info!("session ended: {problem}");
+                        return Ended::Again(Duration::ZERO);
+                    }
+                },
+                event = self.events.recv() => match event {
+                    Some(event) => self.on_event(event),
+                    None => return Ended::Stopping,
+                },
+                room = link.room(), if waiting => match room {
+                    Ok(room) => {
+                        if let (Some(envelope), Some(up)) = (self.holdings.envelope(), self.outgoing.next()) {
+                            room.send(up::up_to_wire(&link::wire_envelope(envelope), up));
+                        }
+                    }
+                    Err(_) => return Ended::Again(Duration::ZERO),
+                },
+            }
+        }
+    }
+
+    async fn say_goodbye(&mut self, link: link::Link) {
+        self.gate.shut();
+        let Some(envelope) = self.holdings.envelope() else { return };
+        let leave = up::up_to_wire(&link::wire_envelope(envelope), up::Up::Leave);
+        if tokio::time::timeout(Duration::from_secs(1), link.finish(leave)).await.is_err() {
+            debug!("the coordinator did not end the stream in time; it will wait for the lease to end");
+        }
+    }
+
+    fn on_message(&mut self, envelope: &proto::convert::Envelope, said: down::Down, beat: &mut Beat) -> Option<Ended> {
+        let from = link::core_envelope(envelope)?;
+        match said {
+            down::Down::Welcome(_) => None,
+            down::Down::BeatAck(number) => {
+                if self.holdings.counts(from)
+                    && let Some(deadline) = beat.answered(number)
+                {
+                    self.gate.extend(deadline);
+                }
+                None
+            }
+            down::Down::Delta(delta) => {
+                let target = delta.target;
+                let traceparent = delta.traceparent.clone();
+                match self.holdings.delta(from, delta.base, target, tells(delta)) {
+                    Ok(effects) => {
+                        self.apply(effects, &traceparent);
+                        self.commands.push_back(Queued::Applied(target));
+                        None
+                    }
+                    Err(Refused::Stale) => {
+                        debug!("a delta of another conversation was dropped");
+                        None
+                    }
+                    Err(refused @ Refused::Base { .. }) => {
+                        warn!("{refused}; saying hello again");
+                        Some(Ended::Again(Duration::ZERO))
+                    }
+                }
+            }
+            down::Down::Confirm(list) => {
+                let _ = self.holdings.confirm(from, &list);
+                None
+            }
+            down::Down::Refused(refused) => Some(self.on_refused(&refused)),
+        }
+    }
+
+    fn on_refused(&self, refused: &down::Refused) -> Ended {
+        use down::RefusedReason as Reason;
+        let later = refused.retry_after.unwrap_or_default().min(Duration::from_secs(30));
+        match refused.reason {
+            Reason::IncarnationOver => return Ended::LifeOver,
+            Reason::NameTaken => {
+                warn!(worker = %self.name, "another worker of this name may still act: {}", refused.detail);
+            }
+            Reason::Malformed => error!("the coordinator cannot read what this worker says: {}", refused.detail),
+            Reason::NotLeading | Reason::Superseded | Reason::Stopping | Reason::Unknown => {
+                info!(reason = ?refused.reason, "the coordinator ended the session: {}", refused.detail);
+            }
+        }
+        Ended::Again(later)
+    }
+
+    fn apply(&mut self, effects: Vec<Effect<Arc<Desired>>>, traceparent: &str) {
+        for effect in effects {
+            match effect {
+                Effect::Take { appliance, token, desired, handed } => {
+                    if !self.profile.drivers.contains(&desired.driver) {
+                        self.holdings.declined(appliance, token);
+                        self.outgoing.decline(appliance, token, format!("driver {} is not offered here", desired.driver));
+                        continue;
+                    }
+                    let span = info_span!("adopt", %appliance, worker = %self.name, %token);
+                    telemetry::set_parent(&span, traceparent);
+                    let _entered = span.enter();
+                    self.gate.admit(appliance, token, clock::now() + handed.hold);
+                    self.outgoing.granted(appliance, token);
+                    self.command(Command::Take {
+                        appliance,
+                        token,
+                        desired,
+                        progress: handed.progress,
+                        hold: handed.hold,
+                        traceparent: traceparent.to_owned(),
+                    });
+                    debug!("taken");
+                }
+                Effect::Decline(appliance, token) => {
+                    self.outgoing.decline(appliance, token, "it is not free here".to_owned());
+                }
+                Effect::Release(appliance, token) => {
+                    let span = info_span!("release", %appliance, worker = %self.name, %token);
+                    telemetry::set_parent(&span, traceparent);
+                    self.releasing.insert((appliance, token), span);
+                    self.command(Command::Release { appliance, token });
+                }
+                Effect::Again(appliance, token, handed) => self.outgoing.released(appliance, token, handed),
+                Effect::Update { appliance, token, desired } => {
+                    self.command(Command::Update { appliance, token, desired });
+                }
+                Effect::Check(appliance, token, number) => {
+                    self.command(Command::Check { appliance, token, number });
+                }
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        self.commands.push_back(Queued::Command(Box::new(command)));
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Released { appliance, token, progress, hold } => {
+                // The gate first: once the leader may hear of it, nothing here must be able to act.
+                self.gate.dismiss(appliance, token);
+                self.releasing.remove(&(appliance, token));
+                let handed = Handed { progress, hold };
+                if self.holdings.released(appliance, token, handed.clone()) {
+                    self.outgoing.forget(appliance);
+                    self.outgoing.released(appliance, token, handed);
+                }
+            }
+            Event::Gone { appliance, token } => {
+                self.gate.dismiss(appliance, token);
+                self.releasing.remove(&(appliance, token));
+                if self.holdings.gone(appliance, token) {
+                    self.outgoing.forget(appliance);
+                    self.outgoing.gone(appliance, token);
+                }
+            }
+            Event::Status { appliance, token, status, checked } => {
+                if self.holdings.is_held(appliance, token) {
+                    self.outgoing.report(appliance, token, status, checked);
+                }
+            }
+        }
+    }
+
+    /// Hands the oldest command over. `false` when the runner is gone.
+    fn hand_over(&mut self, taken: Option<mpsc::OwnedPermit<Command>>) -> bool {
+        let Some(permit) = taken else { return false };
+        match self.commands.pop_front() {
+            Some(Queued::Command(command)) => {
+                permit.send(*command);
+            }
+            Some(Queued::Applied(version)) => self.outgoing.applied(version),
+            None => {}
+        }
+        true
+    }
+}
+
+/// Waits until the runner has room for the oldest command; for ever when there is none.
+async fn take_command(runner: &Handle, commands: &VecDeque<Queued>) -> Option<mpsc::OwnedPermit<Command>> {
+    if commands.is_empty() {
+        return std::future::pending().await;
+    }
+    runner.reserve().await
+}
+
+fn tells(delta: down::Delta) -> Vec<Tell<Arc<Desired>>> {
+    let mut tells = Vec::new();
+    tells.extend(delta.prepare.into_iter().map(|(appliance, _)| Tell::Prepare(appliance)));
+    tells.extend(delta.grant.into_iter().map(|g| Tell::Grant {
+        appliance: g.appliance,
+        token: g.token,
+        generation: g.desired.generation,
+        desired: desired(g.desired),
+        handed: Handed { progress: g.progress, hold: g.hold },
+    }));
+    tells.extend(delta.release.into_iter().map(|(appliance, token)| Tell::Release(appliance, token)));
+    tells.extend(delta.update.into_iter().map(|u| Tell::Update {
+        appliance: u.appliance,
+        token: u.token,
+        generation: u.desired.generation,
+        desired: desired(u.desired),
+    }));
+    tells.extend(delta.check.into_iter().map(|c| Tell::Check(c.appliance, c.token, c.number)));
+    tells
+}
+
+fn desired(parts: DesiredParts) -> Arc<Desired> {
+    let DesiredParts { name, tenant, driver, generation, revision, deleting, spec } = parts;
+    Arc::new(Desired { name, tenant, driver, generation, revision, deleting, spec })
+}
+
+/// The heartbeat of an embedded lease: one at a time, four in a lease.
+#[derive(Debug)]
+struct Beat {
+    lease: Duration,
+    number: u64,
+    /// When the beat under way was handed to the stream.
+    sent: Option<Timestamp>,
+    timer: tokio::time::Interval,
+}
+
+impl Beat {
+    fn new(lease: Duration) -> Self {
+        let mut timer = tokio::time::interval(lease / 4);
+        timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        Self { lease, number: 0, sent: None, timer }
+    }
+
+    async fn due(&mut self) {
+        loop {
+            self.timer.tick().await;
+            // While one is under way the next waits, until the stream must be taken for dead.
+            if self.sent.is_none_or(|sent| clock::now().since(sent) >= self.lease) {
+                return;
+            }
+        }
+    }
+
+    /// Number of the beat to send; `None` when the last one was never answered.
+    fn next(&mut self) -> Option<u64> {
+        if self.sent.is_some() {
+            return None;
+        }
+        self.number += 1;
+        self.sent = Some(clock::now());
+        Some(self.number)
+    }
+
+    /// The lease that an answer proves: counted from when the beat was sent.
+    fn answered(&mut self, number: u64) -> Option<Timestamp> {
+        if number != self.number {
+            return None;
+        }
+        self.sent.take().map(|sent| sent + self.lease)
+    }
+}
+
+/// What a worker publishes about itself.
+#[must_use]
+pub fn profile(
+    weight: u32,
+    zone: String,
+    host: String,
+    drivers: BTreeSet<Driver>,
+    lease: Duration,
+) -> Profile {
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    Profile { weight, zone, host, drivers, version, pid: std::process::id(), lease }
+}
+
+/// Statuses that wait to be told; see [`Reports`].
+type Waiting = Reports;

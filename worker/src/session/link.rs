@@ -1,0 +1,115 @@
+//! One open stream to a coordinator.
+
+use std::time::Duration;
+
+use common::runtime::telemetry;
+use proto::convert::{Envelope, down};
+use proto::worker::v1::session_client::SessionClient;
+use proto::worker::v1::{CoordinatorMessage, WorkerMessage};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tonic::transport::Endpoint;
+use worker_core::holdings;
+
+/// Messages that wait for the transport. Few, so that a heartbeat never stands behind many reports.
+const QUEUE: usize = 4;
+
+/// How often the transport asks whether the other side is there, and how long it waits for the answer.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(5));
+
+/// One open stream.
+#[derive(Debug)]
+pub(super) struct Link {
+    out: mpsc::Sender<WorkerMessage>,
+    inbound: Streaming<CoordinatorMessage>,
+}
+
+/// The stream cannot take messages any more.
+#[derive(Debug)]
+pub(super) struct Broken;
+
+/// Connects and opens the stream.
+///
+/// # Errors
+/// What went wrong, for people.
+pub(super) async fn open(address: &str, timeout: Duration) -> Result<Link, String> {
+    let connect = async {
+        let channel = Endpoint::from_shared(address.to_owned())
+            .map_err(|e| e.to_string())?
+            .connect_timeout(timeout)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEP_ALIVE.0)
+            .keep_alive_timeout(KEEP_ALIVE.1)
+            .connect()
+            .await
+            .map_err(|e| chain(&e))?;
+        let (out, messages) = mpsc::channel(QUEUE);
+        let mut request = tonic::Request::new(ReceiverStream::new(messages));
+        let traceparent = telemetry::traceparent(&tracing::Span::current());
+        if let Ok(value) = traceparent.parse() {
+            request.metadata_mut().insert("traceparent", value);
+        }
+        let answer = SessionClient::new(channel).open(request).await.map_err(|s| s.message().to_owned())?;
+        Ok(Link { out, inbound: answer.into_inner() })
+    };
+    tokio::time::timeout(timeout, connect).await.unwrap_or_else(|_| Err(format!("no answer within {timeout:?}")))
+}
+
+impl Link {
+    /// Sends a message; waits for room, bounded by the transport's keep-alive.
+    pub(super) async fn send(&self, message: WorkerMessage) -> Result<(), Broken> {
+        self.out.send(message).await.map_err(|_| Broken)
+    }
+
+    /// Waits for room for one message.
+    pub(super) async fn room(&self) -> Result<mpsc::OwnedPermit<WorkerMessage>, Broken> {
+        self.out.clone().reserve_owned().await.map_err(|_| Broken)
+    }
+
+    /// The next message.
+    ///
+    /// # Errors
+    /// Why there is none: the stream ended, broke, or carried something that cannot be read.
+    pub(super) async fn receive(&mut self) -> Result<(Envelope, down::Down), String> {
+        match self.inbound.message().await {
+            Ok(Some(message)) => down::down_from_wire(message).map_err(|e| e.to_string()),
+            Ok(None) => Err("the coordinator closed it".to_owned()),
+            Err(status) => Err(status.message().to_owned()),
+        }
+    }
+
+    /// Sends a last message and waits until the other side ends the stream.
+    pub(super) async fn finish(mut self, message: WorkerMessage) {
+        if self.send(message).await.is_ok() {
+            drop(self.out);
+            while let Ok(Some(_)) = self.inbound.message().await {}
+        }
+    }
+}
+
+/// An error with its causes: the outermost alone ("transport error") says nothing.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// The envelope as the holdings know it; `None` without an incarnation.
+pub(super) fn core_envelope(envelope: &Envelope) -> Option<holdings::Envelope> {
+    let incarnation = envelope.incarnation?;
+    Some(holdings::Envelope { term: envelope.term, incarnation, stream: envelope.stream })
+}
+
+/// The envelope as the wire has it.
+pub(super) fn wire_envelope(envelope: holdings::Envelope) -> Envelope {
+    Envelope { term: envelope.term, incarnation: Some(envelope.incarnation), stream: envelope.stream }
+}
