@@ -1,0 +1,357 @@
+//! The store: everything that has to outlive the coordinator, through sea-orm. Nothing else knows SQL.
+//!
+//! Writes are changes, each atomic, queued in the order of [`Store::submit`] and acknowledged once they are durable;
+//! those that wait at the same time share a transaction. Every transaction takes the next place in a chain
+//! `(term, batch)`, which the row `leadership` holds: a store whose term is over, or whose last batch arrives late, finds
+//! no place and writes nothing. A new leader raises the term and reads everything in one transaction.
+//!
+//! Grants are a log of packed rows ([`ledger`]); observations (statuses, times) are merged and written when there is
+//! time. What the database could not take is an error that says whether to try again; an outcome that cannot be found
+//! out ends the store, and the process has to step down.
+
+mod batch;
+mod codec;
+mod dialect;
+mod dump;
+mod entities;
+mod error;
+mod ledger;
+mod load;
+mod observations;
+mod rows;
+mod schema;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use common::status::Status;
+use common::{ApplianceId, CoordinatorId, Incarnation, RebalanceId, Term, WorkerId};
+use coordinator_core::grants::{GrantOp, StoredMember};
+use sea_orm::DatabaseConnection;
+use sea_orm_migration::MigratorTrait;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use self::batch::Prepared;
+use self::dialect::Target;
+pub use self::dump::DumpError;
+pub use self::error::{Cause, Error};
+pub use self::load::Loaded;
+use self::observations::Observations;
+use self::writer::{Command, Submission, Writer};
+use crate::record::{AuditEvent, MoveRecord, RebalanceRecord, Record, RequestRecord};
+
+/// Settings of the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where it is: `sqlite:<path>`. Relative paths start at the working directory; the directory must exist.
+    pub url: String,
+    /// Changes that may wait; beyond it submissions are refused as [`Error::Busy`]. More ride out longer pauses of the
+    /// disk at the price of memory and of a longer wait.
+    pub queue: usize,
+    /// Time between two writes of observations. Longer merges more of them; after a crash that much of what was last
+    /// seen is missing until workers report again.
+    #[serde(with = "humantime_serde")]
+    pub observation_interval: Duration,
+    /// Bytes of log of grants after which a snapshot is made, if they also are twice the last snapshot. Less makes the
+    /// next leader start faster and writes more.
+    pub snapshot_after: u64,
+    /// Audit events that are kept.
+    pub keep_events: u64,
+    /// Rebalances that are kept, with their moves.
+    pub keep_rebalances: u64,
+    /// How long request ids are remembered.
+    #[serde(with = "humantime_serde")]
+    pub keep_requests: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            url: "sqlite:rug.db".to_owned(),
+            queue: 16_384,
+            observation_interval: Duration::from_millis(250),
+            snapshot_after: 1024 * 1024,
+            keep_events: 100_000,
+            keep_rebalances: 1_000,
+            keep_requests: Duration::from_secs(24 * 60 * 60),
+        }
+    }
+}
+
+impl Config {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// [`Error::Url`] or [`Error::Setting`] names the first field that is out of range.
+    pub fn validate(&self) -> Result<(), Error> {
+        Target::parse(&self.url)?;
+        let within = |field, ok: bool, reason: &str| {
+            if ok { Ok(()) } else { Err(Error::Setting { field, reason: reason.to_owned() }) }
+        };
+        within("queue", (1..=1_000_000).contains(&self.queue), "must be 1 to 1000000")?;
+        let interval = Duration::from_millis(10)..=Duration::from_secs(60);
+        within("observation_interval", interval.contains(&self.observation_interval), "must be 10ms to 60s")?;
+        within("snapshot_after", self.snapshot_after > 0, "must be at least 1")?;
+        within("keep_events", self.keep_events > 0, "must be at least 1")?;
+        within("keep_rebalances", self.keep_rebalances > 0, "must be at least 1")?;
+        within("keep_requests", self.keep_requests >= Duration::from_secs(60), "must be at least 1m")
+    }
+}
+
+/// One write; several make a change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// Stores an appliance, new or changed.
+    PutAppliance(Record),
+    /// Removes an appliance with its status, progress and grant. [`GrantOp::Remove`] does the same.
+    RemoveAppliance(ApplianceId),
+    /// Changes of ownership, in their order. Progress and hold of a [`GrantOp::Free`] replace the stored ones; the host
+    /// stays.
+    Grants(Vec<GrantOp>),
+    /// Stores a live member.
+    PutMember(StoredMember),
+    /// Removes one life of a member.
+    RemoveMember(WorkerId, Incarnation),
+    /// Stores a rebalance, new or changed.
+    PutRebalance(RebalanceRecord),
+    /// Moves that have ended.
+    Moves(Vec<MoveRecord>),
+    /// A line of the audit trail.
+    Event(AuditEvent),
+    /// An idempotent call that is carried out by this change.
+    Request(RequestRecord),
+}
+
+/// Waits until a change is durable. Dropping it does not take the change back.
+#[derive(Debug)]
+#[must_use = "nobody may be told of a change before it is stored"]
+pub struct Pending(State);
+
+#[derive(Debug)]
+enum State {
+    Waiting(oneshot::Receiver<Result<(), Error>>),
+    Refused(Error),
+}
+
+impl Future for Pending {
+    type Output = Result<(), Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.0 {
+            // The writer ends without an answer only when the runtime is being torn down.
+            State::Waiting(done) => Pin::new(done).poll(context).map(|done| done.unwrap_or(Err(Error::Closed))),
+            State::Refused(error) => Poll::Ready(Err(error.clone())),
+        }
+    }
+}
+
+/// What submitters and the writer share.
+#[derive(Debug, Default)]
+struct Shared {
+    /// The term that changes are submitted in; 0 before the first.
+    term: AtomicU64,
+    observations: Mutex<Observations>,
+}
+
+impl Shared {
+    fn observations(&self) -> MutexGuard<'_, Observations> {
+        // Nothing panics in between; should it ever, what is left is still a set of observations.
+        self.observations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Handle of the store. Clones share the store; it ends, after everything submitted is written, with [`Store::close`]
+/// or with the last clone.
+#[derive(Clone, Debug)]
+pub struct Store {
+    commands: mpsc::Sender<Command>,
+    shared: Arc<Shared>,
+    readers: DatabaseConnection,
+}
+
+impl Store {
+    /// Connects, brings the schema up to date and checks that the database can be written. Needs a Tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Url`] and [`Error::Setting`] for the configuration, [`Error::Open`] with its [`Cause`] when the database
+    /// cannot be used, [`Error::SchemaTooNew`], [`Error::Database`] when it is no database or damaged.
+    pub async fn open(config: &Config) -> Result<Self, Error> {
+        config.validate()?;
+        Self::open_target(config, Target::parse(&config.url)?).await
+    }
+
+    async fn open_target(config: &Config, target: Target) -> Result<Self, Error> {
+        let open = |doing| {
+            let path = target.name();
+            move |e: sea_orm::DbErr| match dialect::cause(&e) {
+                Some(cause) => Error::Open { path: path.clone(), cause },
+                None => Error::Database { doing, reason: format!("{path}: {e}") },
+            }
+        };
+        let db = target.connect_writer().await.map_err(open("open the store"))?;
+        migrate(&db, &target).await?;
+        // A file that may not be written opens all the same; a write that is taken back shows it now and not with the
+        // first change.
+        let probe = dialect::begin_write(&db).await.map_err(open("write to the store"))?;
+        dialect::lock_chain(&probe).await.map_err(open("write to the store"))?;
+        probe.rollback().await.map_err(open("write to the store"))?;
+        let readers = target.connect_readers().await.map_err(open("open the store for reading"))?;
+        let (commands, receiver) = mpsc::channel(config.queue);
+        let shared = Arc::new(Shared::default());
+        let writer = Writer::new(target, config.clone(), shared.clone(), receiver, readers.clone(), db);
+        tokio::spawn(writer.run());
+        Ok(Self { commands, shared, readers })
+    }
+
+    /// Begins a term, higher than the stored one and than `highest_seen` (the highest met anywhere else), and reads
+    /// everything in the same transaction. Changes that were submitted earlier and are not written yet are refused.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]; [`Error::Corrupt`] names the row that cannot be read; [`Error::TermsExhausted`].
+    pub async fn begin_term(&self, coordinator: &CoordinatorId, highest_seen: Term) -> Result<(Term, Loaded), Error> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Begin { coordinator: coordinator.clone(), highest_seen, reply };
+        self.commands.send(command).await.map_err(|_| Error::Closed)?;
+        answer.await.map_err(|_| Error::Closed)?
+    }
+
+    /// Queues one atomic change and returns at once; changes are written in the order of these calls. The future
+    /// resolves when the change is durable.
+    ///
+    /// # Errors
+    /// Of the future: [`Error::Busy`] when [`Config::queue`] changes wait already (this one is not taken);
+    /// [`Error::Unavailable`] when the database takes nothing, for this change and all that wait behind it;
+    /// [`Error::Conflict`] for this change alone; [`Error::NotLeading`], [`Error::Deposed`], [`Error::Unresolved`] and
+    /// [`Error::Closed`] for good.
+    pub fn submit(&self, change: Vec<Write>) -> Pending {
+        let term = Term::new(self.shared.term.load(Ordering::Acquire));
+        self.forget_removed(&change);
+        let change = change.into_iter().map(Prepared::from).collect();
+        let (done, waiting) = oneshot::channel();
+        match self.commands.try_send(Command::Change(Submission { term, change, done })) {
+            Ok(()) => Pending(State::Waiting(waiting)),
+            Err(mpsc::error::TrySendError::Full(_)) => Pending(State::Refused(Error::Busy)),
+            Err(mpsc::error::TrySendError::Closed(_)) => Pending(State::Refused(Error::Closed)),
+        }
+    }
+
+    fn forget_removed(&self, change: &[Write]) {
+        for write in change {
+            match write {
+                Write::RemoveAppliance(id) => self.shared.observations().forget(*id),
+                Write::Grants(ops) => {
+                    for op in ops {
+                        if let GrantOp::Remove { appliance } = op {
+                            self.shared.observations().forget(*appliance);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Takes what was last observed of appliances. Merged per appliance, written within some
+    /// [`Config::observation_interval`]s, behind everything that is submitted; nobody is told.
+    pub fn submit_statuses(&self, statuses: impl IntoIterator<Item = (ApplianceId, Status, SystemTime)>) {
+        self.shared.observations().add_statuses(statuses);
+    }
+
+    /// Takes when a worker was last seen; as [`Store::submit_statuses`].
+    pub fn submit_seen(&self, worker: WorkerId, time: SystemTime) {
+        self.shared.observations().add_seen(worker, time);
+    }
+
+    /// The newest rebalances before `before`, newest first; at most 1,000.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], [`Error::Corrupt`].
+    pub async fn rebalances(&self, before: Option<RebalanceId>, limit: u64) -> Result<Vec<RebalanceRecord>, Error> {
+        load::rebalances_before(&self.readers, before, limit).await
+    }
+
+    /// One rebalance and its moves, in the order they ended.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], [`Error::Corrupt`].
+    pub async fn rebalance(&self, id: RebalanceId) -> Result<Option<(RebalanceRecord, Vec<MoveRecord>)>, Error> {
+        load::rebalance(&self.readers, id).await
+    }
+
+    /// The last moves of an appliance, newest first; at most 1,000, and as far as the newest thousand rows of moves
+    /// tell.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], [`Error::Corrupt`].
+    pub async fn moves_of(&self, appliance: ApplianceId, limit: u64) -> Result<Vec<MoveRecord>, Error> {
+        load::moves_of(&self.readers, appliance, limit).await
+    }
+
+    /// The newest audit events, newest first; at most 1,000.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn events(&self, limit: u64) -> Result<Vec<AuditEvent>, Error> {
+        load::events(&self.readers, limit).await
+    }
+
+    /// Prints table counts and the log of grants, for people.
+    ///
+    /// # Errors
+    /// [`DumpError`]: the store cannot be read, or the output not written.
+    pub async fn dump(&self, mut out: impl io::Write) -> Result<(), DumpError> {
+        dump::dump(&self.readers, &mut out).await
+    }
+
+    /// [`Store::dump`] of a store that another process may have open: nothing is made, changed or locked.
+    ///
+    /// # Errors
+    /// As [`Store::open`] and [`Store::dump`].
+    pub async fn inspect(config: &Config, mut out: impl io::Write) -> Result<(), DumpError> {
+        let target = Target::parse(&config.url)?;
+        if !target.path().exists() {
+            return Err(Error::Open { path: target.name(), cause: Cause::CannotOpen }.into());
+        }
+        let db = target.connect_readers().await.map_err(|e| match dialect::cause(&e) {
+            Some(cause) => Error::Open { path: target.name(), cause },
+            None => Error::Database { doing: "open the store", reason: e.to_string() },
+        })?;
+        let result = dump::dump(&db, &mut out).await;
+        let _ = db.close().await;
+        result
+    }
+
+    /// Writes what was submitted, then ends the store and its connections. Later submissions are [`Error::Closed`].
+    pub async fn close(self) {
+        let (reply, done) = oneshot::channel();
+        if self.commands.send(Command::Close(reply)).await.is_ok() {
+            let _ = done.await;
+        }
+    }
+}
+
+/// Brings the schema up to date, unless a later version of Rug was here.
+async fn migrate(db: &DatabaseConnection, target: &Target) -> Result<(), Error> {
+    let failed = |e: sea_orm::DbErr| match dialect::cause(&e) {
+        Some(cause) => Error::Open { path: target.name(), cause },
+        None => Error::Database { doing: "bring the schema of the store up to date", reason: e.to_string() },
+    };
+    schema::Migrator::install(db).await.map_err(failed)?;
+    let known = schema::Migrator::migrations();
+    let applied = schema::Migrator::get_migration_models(db).await.map_err(failed)?;
+    if let Some(unknown) = applied.into_iter().find(|a| known.iter().all(|k| k.name() != a.version)) {
+        return Err(Error::SchemaTooNew { path: target.name(), migration: unknown.version });
+    }
+    schema::Migrator::up(db, None).await.map_err(failed)
+}

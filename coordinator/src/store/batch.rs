@@ -1,0 +1,276 @@
+//! What one transaction writes: the changes of a group, brought together per table.
+//!
+//! Of several writes to one row only the last counts, since all of them become visible together. What is left goes out
+//! as one statement per table for up to [`ROWS`] rows, because a statement costs more than a row.
+
+use std::collections::BTreeMap;
+
+use common::ApplianceId;
+use coordinator_core::grants::GrantOp;
+use sea_orm::entity::prelude::*;
+use sea_orm::sea_query::OnConflict;
+use sea_orm::{ActiveModelTrait, ConnectionTrait, IntoActiveModel, Iterable, PrimaryKeyToColumn, Set};
+
+use super::Write;
+use super::entities::{
+    appliances, events, grants, leadership, members, moves, progress, rebalances, requests, statuses, workers,
+};
+use super::ledger::{self, LogPacker, Place};
+use super::load::{self, Keep};
+use super::rows;
+use crate::record::MoveRecord;
+
+/// Rows per statement: times the widest table's twelve columns well below the 32,766 parameters of SQLite.
+const ROWS: usize = 512;
+
+/// A [`Write`] with its rows made, so that this work is done by the many who submit and not by the one who writes.
+#[derive(Debug)]
+pub(super) enum Prepared {
+    PutAppliance(Box<appliances::Model>),
+    RemoveAppliance(ApplianceId),
+    Grants(Vec<GrantOp>),
+    PutMember(members::Model),
+    RemoveMember { worker: String, incarnation: String },
+    PutRebalance(Box<rebalances::Model>),
+    Moves(Vec<MoveRecord>),
+    Event(Box<events::ActiveModel>),
+    Request(requests::Model),
+}
+
+impl From<Write> for Prepared {
+    fn from(write: Write) -> Self {
+        match write {
+            Write::PutAppliance(record) => Self::PutAppliance(Box::new(rows::from_record(&record))),
+            Write::RemoveAppliance(id) => Self::RemoveAppliance(id),
+            Write::Grants(ops) => Self::Grants(ops),
+            Write::PutMember(member) => Self::PutMember(rows::from_member(&member)),
+            Write::RemoveMember(worker, incarnation) => Self::RemoveMember {
+                worker: worker.as_str().to_owned(),
+                incarnation: rows::incarnation_text(incarnation),
+            },
+            Write::PutRebalance(record) => Self::PutRebalance(Box::new(rows::from_rebalance(&record))),
+            Write::Moves(moves) => Self::Moves(moves),
+            Write::Event(event) => Self::Event(Box::new(rows::from_event(&event))),
+            Write::Request(request) => Self::Request(rows::from_request(&request)),
+        }
+    }
+}
+
+impl Prepared {
+    /// How much work it is, in rows.
+    pub(super) fn weight(&self) -> usize {
+        match self {
+            Self::Grants(ops) => ops.len(),
+            Self::Moves(moves) => moves.len() / 8 + 1,
+            _ => 1,
+        }
+    }
+}
+
+/// Rows of one table by key; `None` is a row to delete.
+type Rows<K, M> = BTreeMap<K, Option<M>>;
+
+/// Everything one transaction writes.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    appliances: Rows<Uuid, appliances::Model>,
+    statuses: Rows<Uuid, statuses::Model>,
+    progress: Rows<Uuid, progress::Model>,
+    members: Rows<(String, String), members::Model>,
+    workers: Rows<String, workers::Model>,
+    rebalances: Rows<(i64, i64), rebalances::Model>,
+    requests: Rows<Uuid, requests::Model>,
+    moves: Vec<(i64, i64, Vec<u8>)>,
+    events: Vec<events::ActiveModel>,
+    grants: Vec<(u8, Vec<u8>)>,
+    housekeeping: Option<Housekeeping>,
+}
+
+/// Deleting what nobody needs, a bounded part at a time. It stands in the chain like every other write.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Housekeeping {
+    /// Rows of the log that a snapshot covers.
+    DeleteCovered(Place),
+    /// History that is too old.
+    Prune(Keep),
+}
+
+impl Batch {
+    /// The changes of a group, in their order.
+    pub(super) fn of<'a>(changes: impl IntoIterator<Item = &'a Prepared>) -> Self {
+        let mut batch = Self::default();
+        let mut log = LogPacker::default();
+        let mut moves = Vec::new();
+        for change in changes {
+            match change {
+                Prepared::PutAppliance(row) => drop(batch.appliances.insert(row.id, Some((**row).clone()))),
+                Prepared::RemoveAppliance(id) => batch.remove(*id, &mut log),
+                Prepared::Grants(ops) => ops.iter().for_each(|op| batch.grant(op, &mut log)),
+                Prepared::PutMember(row) => {
+                    batch.members.insert((row.worker.clone(), row.incarnation.clone()), Some(row.clone()));
+                }
+                Prepared::RemoveMember { worker, incarnation } => {
+                    batch.members.insert((worker.clone(), incarnation.clone()), None);
+                }
+                Prepared::PutRebalance(row) => {
+                    batch.rebalances.insert((row.term, row.number), Some((**row).clone()));
+                }
+                Prepared::Moves(some) => moves.extend(some),
+                Prepared::Event(row) => batch.events.push((**row).clone()),
+                Prepared::Request(row) => drop(batch.requests.insert(row.id, Some(row.clone()))),
+            }
+        }
+        let moves = rows::from_moves(moves).into_iter();
+        batch.moves = moves.map(|(id, d)| (id.term.get().cast_signed(), id.number.cast_signed(), d)).collect();
+        batch.grants = log.finish().into_iter().map(|row| (ledger::LOG, row)).collect();
+        batch
+    }
+
+    /// One row of a snapshot.
+    pub(super) fn of_chunk(format: u8, data: Vec<u8>) -> Self {
+        Self { grants: vec![(format, data)], ..Self::default() }
+    }
+
+    /// One step of housekeeping.
+    pub(super) fn of_housekeeping(step: Housekeeping) -> Self {
+        Self { housekeeping: Some(step), ..Self::default() }
+    }
+
+    /// Observations.
+    pub(super) fn of_observations(
+        statuses: impl IntoIterator<Item = statuses::Model>,
+        seen: impl IntoIterator<Item = workers::Model>,
+    ) -> Self {
+        Self {
+            statuses: statuses.into_iter().map(|row| (row.appliance, Some(row))).collect(),
+            workers: seen.into_iter().map(|row| (row.worker.clone(), Some(row))).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Bytes it adds to the log of grants.
+    pub(super) fn log_bytes(&self) -> u64 {
+        self.grants.iter().map(|(_, row)| row.len() as u64).sum()
+    }
+
+    fn grant(&mut self, op: &GrantOp, log: &mut LogPacker) {
+        match op {
+            GrantOp::Grant { .. } => log.push(op),
+            GrantOp::Free { appliance, progress, hold } => {
+                log.push(op);
+                let row = rows::from_progress(*appliance, progress, *hold);
+                self.progress.insert(row.appliance, Some(row));
+            }
+            GrantOp::Remove { appliance } => self.remove(*appliance, log),
+        }
+    }
+
+    fn remove(&mut self, appliance: ApplianceId, log: &mut LogPacker) {
+        log.push(&GrantOp::Remove { appliance });
+        let key = appliance.uuid();
+        self.appliances.insert(key, None);
+        self.statuses.insert(key, None);
+        self.progress.insert(key, None);
+    }
+
+    /// Writes everything as batch `batch` of `term`, into a transaction that the caller began; says whether its
+    /// housekeeping has more to do.
+    pub(super) async fn write<C: ConnectionTrait>(&self, db: &C, term: i64, batch: i64) -> Result<bool, DbErr> {
+        // Appliances have a second unique rule, so an upsert is not for them: MariaDB would take the row of another
+        // appliance with the same name for the one to be replaced.
+        let keys: Vec<_> = self.appliances.keys().copied().collect();
+        delete::<appliances::Entity, _>(db, appliances::Column::Id, &keys).await?;
+        insert::<appliances::ActiveModel>(db, self.appliances.values().flatten().cloned(), None).await?;
+
+        delete::<statuses::Entity, _>(db, statuses::Column::Appliance, &gone(&self.statuses)).await?;
+        upsert::<statuses::ActiveModel, _>(db, &self.statuses).await?;
+        delete::<progress::Entity, _>(db, progress::Column::Appliance, &gone(&self.progress)).await?;
+        upsert::<progress::ActiveModel, _>(db, &self.progress).await?;
+        for (worker, incarnation) in gone(&self.members) {
+            members::Entity::delete_by_id((worker, incarnation)).exec(db).await?;
+        }
+        upsert::<members::ActiveModel, _>(db, &self.members).await?;
+        upsert::<workers::ActiveModel, _>(db, &self.workers).await?;
+        upsert::<rebalances::ActiveModel, _>(db, &self.rebalances).await?;
+        upsert::<requests::ActiveModel, _>(db, &self.requests).await?;
+        insert::<events::ActiveModel>(db, self.events.iter().cloned(), None).await?;
+        for (term, number, data) in &self.moves {
+            let row = moves::ActiveModel {
+                id: sea_orm::ActiveValue::NotSet,
+                term: Set(*term),
+                number: Set(*number),
+                data: Set(data.clone()),
+            };
+            moves::Entity::insert(row).exec_without_returning(db).await?;
+        }
+        // One statement each: these rows are large.
+        for (part, (format, data)) in (0..).zip(&self.grants) {
+            let row = grants::Model { term, batch, part, format: i32::from(*format), data: data.clone() };
+            grants::Entity::insert(row.into_active_model()).exec_without_returning(db).await?;
+        }
+        match self.housekeeping {
+            Some(Housekeeping::DeleteCovered(place)) => ledger::delete_covered(db, place).await,
+            Some(Housekeeping::Prune(keep)) => load::prune(db, keep).await,
+            None => Ok(false),
+        }
+    }
+}
+
+/// Takes the next place in the chain; `false` when it is not there any more: a later term is in the store.
+pub(super) async fn take_place<C: ConnectionTrait>(db: &C, term: i64, batch: i64) -> Result<bool, DbErr> {
+    let done = leadership::Entity::update_many()
+        .col_expr(leadership::Column::Batch, Expr::value(batch))
+        .filter(leadership::Column::Id.eq(leadership::ROW))
+        .filter(leadership::Column::Term.eq(term))
+        .filter(leadership::Column::Batch.eq(batch - 1))
+        .exec(db)
+        .await?;
+    Ok(done.rows_affected == 1)
+}
+
+fn gone<K: Clone, M>(rows: &Rows<K, M>) -> Vec<K> {
+    rows.iter().filter(|(_, row)| row.is_none()).map(|(key, _)| key.clone()).collect()
+}
+
+async fn delete<E, C>(db: &C, column: E::Column, keys: &[Uuid]) -> Result<(), DbErr>
+where
+    E: EntityTrait,
+    C: ConnectionTrait,
+{
+    for keys in keys.chunks(ROWS) {
+        E::delete_many().filter(column.is_in(keys.iter().copied())).exec(db).await?;
+    }
+    Ok(())
+}
+
+/// Inserts rows, or replaces those with the same primary key.
+async fn upsert<A, K>(db: &impl ConnectionTrait, rows: &Rows<K, <A::Entity as EntityTrait>::Model>) -> Result<(), DbErr>
+where
+    A: ActiveModelTrait + Send,
+    <A::Entity as EntityTrait>::Model: IntoActiveModel<A> + Clone,
+{
+    let keys: Vec<_> = <A::Entity as EntityTrait>::PrimaryKey::iter().map(|k| k.into_column()).collect();
+    let is_key = |c: &<A::Entity as EntityTrait>::Column| keys.iter().any(|k| k.as_str() == c.as_str());
+    let others: Vec<_> = <A::Entity as EntityTrait>::Column::iter().filter(|c| !is_key(c)).collect();
+    let conflict = OnConflict::columns(keys.iter().copied()).update_columns(others).to_owned();
+    insert::<A>(db, rows.values().flatten().cloned(), Some(conflict)).await
+}
+
+async fn insert<A>(
+    db: &impl ConnectionTrait,
+    rows: impl IntoIterator<Item = impl IntoActiveModel<A>>,
+    conflict: Option<OnConflict>,
+) -> Result<(), DbErr>
+where
+    A: ActiveModelTrait + Send,
+{
+    let mut rows = rows.into_iter().map(IntoActiveModel::into_active_model).peekable();
+    while rows.peek().is_some() {
+        let mut statement = A::Entity::insert_many(rows.by_ref().take(ROWS).collect::<Vec<A>>());
+        if let Some(conflict) = &conflict {
+            statement = statement.on_conflict(conflict.clone());
+        }
+        statement.exec_without_returning(db).await?;
+    }
+    Ok(())
+}

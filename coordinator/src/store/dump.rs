@@ -1,0 +1,91 @@
+//! The store in words, for people: `rug-coordinator store dump`.
+
+use std::io::{self, Write};
+
+use sea_orm::entity::prelude::*;
+use sea_orm::{ConnectionTrait, DatabaseConnection};
+
+use super::dialect::failure;
+use super::entities::{
+    appliances, events, grants, leadership, members, moves, progress, rebalances, requests, statuses, workers,
+};
+use super::error::Error;
+use super::ledger::{self, Chunk, Entry, Pages, Place};
+
+/// Why a dump ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum DumpError {
+    /// The store could not be read.
+    #[error(transparent)]
+    Store(#[from] Error),
+    /// What was read could not be written.
+    #[error("write the dump: {0}")]
+    Output(#[from] io::Error),
+}
+
+/// Writes who leads, how many rows there are, and the log of grants. A row that cannot be read is named, and the dump
+/// goes on after it.
+pub(super) async fn dump(db: &DatabaseConnection, out: &mut impl Write) -> Result<(), DumpError> {
+    if let Some(row) = leadership::Entity::find_by_id(leadership::ROW).one(db).await.map_err(|e| reading(&e))? {
+        writeln!(out, "term {} batch {} coordinator {}", row.term, row.batch, row.coordinator)?;
+    }
+    count::<appliances::Entity>(db, out).await?;
+    count::<statuses::Entity>(db, out).await?;
+    count::<progress::Entity>(db, out).await?;
+    count::<members::Entity>(db, out).await?;
+    count::<workers::Entity>(db, out).await?;
+    count::<rebalances::Entity>(db, out).await?;
+    count::<moves::Entity>(db, out).await?;
+    count::<events::Entity>(db, out).await?;
+    count::<requests::Entity>(db, out).await?;
+    count::<grants::Entity>(db, out).await?;
+    let mut pages = Pages::after(Place::default(), &[ledger::LOG, ledger::CHUNK, ledger::LAST_CHUNK]);
+    while let Some(rows) = pages.next(db).await? {
+        for row in rows {
+            describe(&row, out)?;
+        }
+    }
+    Ok(())
+}
+
+fn reading(error: &DbErr) -> Error {
+    failure("read the store", error)
+}
+
+async fn count<E: EntityTrait + EntityName>(db: &impl ConnectionTrait, out: &mut impl Write) -> Result<(), DumpError> {
+    let select = sea_orm::sea_query::Query::select()
+        .expr_as(Expr::cust("COUNT(*)"), "n")
+        .from(E::default().table_ref())
+        .to_owned();
+    let row = db.query_one(&select).await.map_err(|e| reading(&e))?;
+    let count: i64 = row.map(|row| row.try_get("", "n")).transpose().map_err(|e| reading(&e))?.unwrap_or(0);
+    writeln!(out, "{:<12}{count:>10}", E::default().table_name())?;
+    Ok(())
+}
+
+fn describe(row: &grants::Model, out: &mut impl Write) -> io::Result<()> {
+    write!(out, "\nterm {} batch {} part {}: {} bytes", row.term, row.batch, row.part, row.data.len())?;
+    let mut lines = Vec::new();
+    match ledger::read_row(&row.data, |entry| lines.push(line(&entry))) {
+        Ok(None) => writeln!(out, ", log, {} entries", lines.len())?,
+        Ok(Some(Chunk { covers, index })) => {
+            let last = if row.format == i32::from(ledger::LAST_CHUNK) { ", the last" } else { "" };
+            let Place { term, batch } = covers;
+            writeln!(out, ", chunk {index}{last} of the snapshot up to term {term} batch {batch}")?;
+        }
+        Err(reason) => writeln!(out, ", CANNOT BE READ: {}", reason.0)?,
+    }
+    lines.iter().try_for_each(|line| writeln!(out, "  {line}"))
+}
+
+fn line(entry: &Entry) -> String {
+    let on = |host: &Option<String>| host.as_ref().map(|host| format!(" on {host}")).unwrap_or_default();
+    match entry {
+        Entry::Grant { appliance, to, host } => {
+            format!("{appliance} granted to {} {} with {}{}", to.worker, to.incarnation, to.token, on(host))
+        }
+        Entry::Free { appliance } => format!("{appliance} free"),
+        Entry::Remove { appliance } => format!("{appliance} removed"),
+        Entry::FreeOnHost { appliance, host } => format!("{appliance} free{}", on(host)),
+    }
+}

@@ -1,0 +1,269 @@
+//! The tables as sea-orm entities, one module each.
+//!
+//! Kept to what SQLite, PostgreSQL and MariaDB share: 64-bit integers, text, UUIDs and byte strings. Unsigned counters
+//! are stored with the same bits as signed ones, times as nanoseconds since the Unix epoch, structured values that no
+//! query looks into as JSON text, and what changes in bulk as packed rows ([`super::codec`]).
+
+#![allow(unreachable_pub, reason = "sea-orm's derives need the entities to be plainly `pub`")]
+
+/// Who leads; one row. `batch` counts the write transactions of `term` and chains them.
+pub(super) mod leadership {
+    use sea_orm::entity::prelude::*;
+
+    /// Key of the one row.
+    pub(in crate::store) const ROW: i32 = 1;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "leadership")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub id: i32,
+        pub term: i64,
+        pub batch: i64,
+        pub coordinator: String,
+        pub since_ns: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// What users ask for.
+pub(super) mod appliances {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "appliances")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub id: Uuid,
+        pub tenant: String,
+        pub name: String,
+        pub driver: String,
+        #[sea_orm(column_type = "Text")]
+        pub placement_key: String,
+        #[sea_orm(column_type = "Text")]
+        pub labels: String,
+        #[sea_orm(column_type = "Text")]
+        pub spec: String,
+        pub generation: i64,
+        pub revision: i64,
+        pub deleting: bool,
+        pub created_ns: i64,
+        pub updated_ns: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// What owners last reported.
+pub(super) mod statuses {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "statuses")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub appliance: Uuid,
+        pub phase: String,
+        pub observed_generation: i64,
+        pub failed_boots: i64,
+        #[sea_orm(column_type = "Text")]
+        pub instances: String,
+        #[sea_orm(column_type = "Text", nullable)]
+        pub last_error: Option<String>,
+        pub time_ns: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// What the last owner handed in, and the hold that was left then.
+pub(super) mod progress {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "progress")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub appliance: Uuid,
+        #[sea_orm(column_type = "Text")]
+        pub progress: String,
+        pub hold_ns: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// The log of ownership: packed batches and snapshots of them, see [`super::ledger`].
+pub(super) mod grants {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "grants")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub term: i64,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub batch: i64,
+        /// Rows of one batch, from 0: a huge change is cut into rows of bounded size.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub part: i32,
+        /// First byte of `data`, for queries.
+        pub format: i32,
+        #[sea_orm(column_type = "Blob")]
+        pub data: Vec<u8>,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// The last live set. Keyed by life as well: a name may come back before its former life is known to be over.
+pub(super) mod members {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "members")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub worker: String,
+        /// 32 hexadecimal digits.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub incarnation: String,
+        #[sea_orm(column_type = "Text")]
+        pub profile: String,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// What is kept of a worker over all of its lives.
+pub(super) mod workers {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "workers")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub worker: String,
+        pub seen_ns: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// Plans that were applied.
+pub(super) mod rebalances {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "rebalances")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub term: i64,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub number: i64,
+        #[sea_orm(column_type = "Text")]
+        pub cause: String,
+        pub trace_id: String,
+        pub started_ns: i64,
+        pub ended_ns: Option<i64>,
+        pub outcome: String,
+        pub moves: i64,
+        pub done: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// Moves of rebalances, packed: one row per rebalance and batch.
+pub(super) mod moves {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "moves")]
+    pub struct Model {
+        #[sea_orm(primary_key)]
+        pub id: i64,
+        pub term: i64,
+        pub number: i64,
+        #[sea_orm(column_type = "Blob")]
+        pub data: Vec<u8>,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// The audit trail.
+pub(super) mod events {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "events")]
+    pub struct Model {
+        #[sea_orm(primary_key)]
+        pub id: i64,
+        pub time_ns: i64,
+        #[sea_orm(column_type = "Text")]
+        pub actor: String,
+        #[sea_orm(column_type = "Text")]
+        pub action: String,
+        #[sea_orm(column_type = "Text")]
+        pub subject: String,
+        #[sea_orm(column_type = "Text")]
+        pub detail: String,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// Idempotent calls that were carried out.
+pub(super) mod requests {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "requests")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub id: Uuid,
+        /// Sixteen bytes.
+        #[sea_orm(column_type = "Blob")]
+        pub digest: Vec<u8>,
+        pub appliance: Uuid,
+        pub time_ns: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}

@@ -1,0 +1,370 @@
+//! The log of ownership: how grants are packed, replayed, and cut down to a snapshot.
+//!
+//! Rows lie in the order of the chain, `(term, batch, part)`. A *log* row holds changes; a *chunk* row holds a part of a
+//! snapshot, which says what all rows up to the batch it *covers* come to. Chunks are written between log rows while the
+//! leader goes on working, and count for nothing until their last one, of another format, is in the chain. Then
+//! everything up to the covered batch is superfluous and is deleted, also bit by bit.
+//!
+//! | format | row | header |
+//! |---|---|---|
+//! | 1 | log | |
+//! | 2 | chunk | covered term, covered batch, index |
+//! | 3 | last chunk | the same |
+//!
+//! Progress and hold live in a table of their own and are no part of this.
+
+use std::collections::HashMap;
+
+use common::{ApplianceId, Incarnation, Term, Token, WorkerId};
+use coordinator_core::grants::{GrantOp, Granted, StoredGrant};
+use sea_orm::entity::prelude::*;
+use sea_orm::{Condition, ConnectionTrait, QueryOrder, QuerySelect};
+
+use super::codec::{self, Odd, Packer, ROW_BYTES, Unpacker};
+use super::dialect;
+use super::entities::grants;
+use super::error::Error;
+
+/// Format of a row of changes.
+pub(super) const LOG: u8 = 1;
+/// Format of a part of a snapshot.
+pub(super) const CHUNK: u8 = 2;
+/// Format of the last part of a snapshot, which makes it count.
+pub(super) const LAST_CHUNK: u8 = 3;
+
+const GRANT: u8 = 1;
+const FREE: u8 = 2;
+const REMOVE: u8 = 3;
+const FREE_ON_HOST: u8 = 4;
+
+/// Rows read at once: bounds the memory of reading to some 8 MiB.
+const PAGE: u64 = 32;
+
+/// Place of a batch in the chain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub(super) term: i64,
+    pub(super) batch: i64,
+}
+
+/// Who holds what, as a map.
+pub(super) type Table = HashMap<ApplianceId, StoredGrant>;
+
+/// Packs changes into log rows of bounded size.
+#[derive(Debug, Default)]
+pub(super) struct LogPacker {
+    packer: Packer,
+    rows: Vec<Vec<u8>>,
+}
+
+impl LogPacker {
+    /// Appends one change.
+    pub(super) fn push(&mut self, op: &GrantOp) {
+        match op {
+            GrantOp::Grant { appliance, to, host } => put_grant(&mut self.packer, *appliance, to, host.as_deref()),
+            GrantOp::Free { appliance, .. } => {
+                self.packer.entry(FREE).bytes(appliance.as_bytes());
+            }
+            GrantOp::Remove { appliance } => {
+                self.packer.entry(REMOVE).bytes(appliance.as_bytes());
+            }
+        }
+        if self.packer.len() >= ROW_BYTES {
+            self.rows.push(std::mem::take(&mut self.packer).seal(LOG, &[]));
+        }
+    }
+
+    /// The rows.
+    pub(super) fn finish(mut self) -> Vec<Vec<u8>> {
+        if !self.packer.is_empty() {
+            self.rows.push(self.packer.seal(LOG, &[]));
+        }
+        self.rows
+    }
+}
+
+fn put_grant(packer: &mut Packer, appliance: ApplianceId, to: &Granted, host: Option<&str>) {
+    // Worker and life are one name: a worker has one life in most rows, and sixteen bytes per entry are saved.
+    let mut holder = to.incarnation.get().to_le_bytes().to_vec();
+    holder.extend_from_slice(to.worker.as_str().as_bytes());
+    packer
+        .entry(GRANT)
+        .bytes(appliance.as_bytes())
+        .name(&holder)
+        .number(to.token.term.get())
+        .number(to.token.sequence)
+        .optional_name(host.map(str::as_bytes));
+}
+
+/// One entry of a row, as printed and applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Entry {
+    Grant { appliance: ApplianceId, to: Granted, host: Option<String> },
+    Free { appliance: ApplianceId },
+    Remove { appliance: ApplianceId },
+    FreeOnHost { appliance: ApplianceId, host: Option<String> },
+}
+
+impl Entry {
+    fn apply(self, table: &mut Table) {
+        match self {
+            Self::Grant { appliance, to, host } => {
+                let grant = table.entry(appliance).or_default();
+                grant.granted = Some(to);
+                grant.host = host;
+            }
+            Self::Free { appliance } => table.entry(appliance).or_default().granted = None,
+            Self::Remove { appliance } => drop(table.remove(&appliance)),
+            Self::FreeOnHost { appliance, host } => {
+                let grant = table.entry(appliance).or_default();
+                grant.granted = None;
+                grant.host = host;
+            }
+        }
+    }
+}
+
+/// What the header of a snapshot's chunk says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Chunk {
+    pub(super) covers: Place,
+    pub(super) index: u64,
+}
+
+/// Reads a row, entry by entry. `None` as chunk: it is a log row.
+pub(super) fn read_row(data: &[u8], mut each: impl FnMut(Entry)) -> Result<Option<Chunk>, Odd> {
+    let (chunk, mut it) = match data.first() {
+        Some(&(CHUNK | LAST_CHUNK)) => {
+            let (_, [term, batch, index], it) = Unpacker::open(data, &[CHUNK, LAST_CHUNK])?;
+            let covers = Place { term: term.cast_signed(), batch: batch.cast_signed() };
+            (Some(Chunk { covers, index }), it)
+        }
+        _ => {
+            let (_, [], it) = Unpacker::open(data, &[LOG])?;
+            (None, it)
+        }
+    };
+    // Names are checked once per row and shared by its entries.
+    let mut holders: Vec<Option<(WorkerId, Incarnation)>> = vec![None; it.names().len()];
+    while let Some(tag) = it.next_entry()? {
+        let appliance = ApplianceId::from_bytes(it.array()?);
+        each(match tag {
+            GRANT => {
+                let holder = it.name_index()?;
+                let (worker, incarnation) = match &holders[holder] {
+                    Some(known) => known.clone(),
+                    None => holders[holder].insert(read_holder(it.names()[holder])?).clone(),
+                };
+                let token = Token::new(Term::new(it.number()?), it.number()?);
+                let host = read_host(&mut it)?;
+                Entry::Grant { appliance, to: Granted { worker, incarnation, token }, host }
+            }
+            FREE => Entry::Free { appliance },
+            REMOVE => Entry::Remove { appliance },
+            FREE_ON_HOST => Entry::FreeOnHost { appliance, host: read_host(&mut it)? },
+            _ => return Err(Odd(format!("entry of unknown kind {tag}"))),
+        });
+    }
+    Ok(chunk)
+}
+
+fn read_holder(name: &[u8]) -> Result<(WorkerId, Incarnation), Odd> {
+    let (incarnation, worker) =
+        name.split_first_chunk::<16>().ok_or_else(|| Odd::new("a holder has no incarnation"))?;
+    let worker = WorkerId::new(codec::text(worker)?).map_err(|e| Odd(e.to_string()))?;
+    Ok((worker, Incarnation::new(u128::from_le_bytes(*incarnation))))
+}
+
+fn read_host(it: &mut Unpacker<'_>) -> Result<Option<String>, Odd> {
+    let Some(at) = it.optional_name_index()? else { return Ok(None) };
+    Ok(Some(codec::text(it.names()[at])?.to_owned()))
+}
+
+/// What the log comes to.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    pub(super) table: Table,
+    /// The newest batch that was read.
+    pub(super) last: Place,
+    /// Bytes of the snapshot it began with.
+    pub(super) snapshot_bytes: u64,
+    /// Bytes of the log rows after it.
+    pub(super) log_bytes: u64,
+}
+
+impl Ledger {
+    /// Reads the newest complete snapshot and the log after it. Right also while rows are appended and superfluous ones
+    /// are deleted: rows never change, and what is appended meanwhile is read or not, batch by batch.
+    pub(super) async fn read<C: ConnectionTrait>(db: &C) -> Result<Self, Error> {
+        let mut ledger = Self::default();
+        let newest = grants::Entity::find()
+            .filter(grants::Column::Format.eq(i32::from(LAST_CHUNK)))
+            .order_by_desc(grants::Column::Term)
+            .order_by_desc(grants::Column::Batch)
+            .order_by_desc(grants::Column::Part)
+            .one(db)
+            .await
+            .map_err(|e| dialect::failure("read the newest snapshot of grants", &e))?;
+        let mut covered = Place::default();
+        if let Some(row) = newest {
+            let last = read_row(&row.data, drop).map_err(|e| corrupt(&row, &e))?;
+            let last = last.ok_or_else(|| corrupt(&row, &Odd::new("it is no chunk of a snapshot")))?;
+            covered = last.covers;
+            ledger.read_snapshot(db, &row, last).await?;
+        }
+        ledger.read_log(db, covered).await?;
+        Ok(ledger)
+    }
+
+    async fn read_snapshot<C: ConnectionTrait>(
+        &mut self,
+        db: &C,
+        last_row: &grants::Model,
+        last: Chunk,
+    ) -> Result<(), Error> {
+        let mut pages = Pages::after(last.covers, &[CHUNK, LAST_CHUNK]);
+        let mut expected = 0;
+        while let Some(rows) = pages.next(db).await? {
+            for row in rows {
+                let mut entries = Vec::new();
+                let chunk = read_row(&row.data, |e| entries.push(e)).map_err(|e| corrupt(&row, &e))?;
+                let Some(chunk) = chunk.filter(|chunk| chunk.covers == last.covers) else { continue };
+                if chunk.index != expected {
+                    let reason = format!("chunk {} stands where {expected} is due", chunk.index);
+                    return Err(corrupt(&row, &Odd(reason)));
+                }
+                expected += 1;
+                self.snapshot_bytes += row.data.len() as u64;
+                entries.into_iter().for_each(|e| e.apply(&mut self.table));
+            }
+        }
+        if expected != last.index + 1 {
+            return Err(corrupt(last_row, &Odd(format!("of {} chunks before it {expected} are there", last.index))));
+        }
+        Ok(())
+    }
+
+    async fn read_log<C: ConnectionTrait>(&mut self, db: &C, covered: Place) -> Result<(), Error> {
+        // Chunk rows are read along (and skipped), so that `last` is the newest row of all.
+        let mut pages = Pages::after(covered, &[LOG, CHUNK, LAST_CHUNK]);
+        self.last = covered;
+        while let Some(rows) = pages.next(db).await? {
+            for row in rows {
+                self.last = Place { term: row.term, batch: row.batch };
+                if row.format != i32::from(LOG) {
+                    continue;
+                }
+                let table = &mut self.table;
+                match read_row(&row.data, |e| e.apply(table)).map_err(|e| corrupt(&row, &e))? {
+                    None => self.log_bytes += row.data.len() as u64,
+                    Some(_) => return Err(corrupt(&row, &Odd::new("a chunk of a snapshot is filed as log"))),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The chunks of a snapshot that covers everything read here, of about `size` bytes each. At least one.
+    pub(super) fn snapshot(&self, size: usize) -> Vec<Vec<u8>> {
+        let mut ids: Vec<_> = self.table.keys().copied().collect();
+        ids.sort_unstable();
+        let mut packers = vec![Packer::default()];
+        for id in ids {
+            if packers.last().is_some_and(|p| p.len() >= size) {
+                packers.push(Packer::default());
+            }
+            let (Some(packer), Some(grant)) = (packers.last_mut(), self.table.get(&id)) else { continue };
+            match &grant.granted {
+                Some(to) => put_grant(packer, id, to, grant.host.as_deref()),
+                None => {
+                    packer
+                        .entry(FREE_ON_HOST)
+                        .bytes(id.as_bytes())
+                        .optional_name(grant.host.as_deref().map(str::as_bytes));
+                }
+            }
+        }
+        let count = packers.len();
+        let (term, batch) = (self.last.term.cast_unsigned(), self.last.batch.cast_unsigned());
+        let seal = |(i, packer): (usize, Packer)| {
+            packer.seal(if i + 1 == count { LAST_CHUNK } else { CHUNK }, &[term, batch, i as u64])
+        };
+        packers.into_iter().enumerate().map(seal).collect()
+    }
+}
+
+/// Rows after a batch, page by page.
+pub(super) struct Pages {
+    formats: Vec<i32>,
+    after: Option<(Place, i32)>,
+    done: bool,
+}
+
+impl Pages {
+    /// The rows of these formats that lie after `place`.
+    pub(super) fn after(place: Place, formats: &[u8]) -> Self {
+        let formats = formats.iter().map(|f| i32::from(*f)).collect();
+        Self { formats, after: Some((place, i32::MAX)), done: false }
+    }
+
+    pub(super) async fn next<C: ConnectionTrait>(&mut self, db: &C) -> Result<Option<Vec<grants::Model>>, Error> {
+        if self.done {
+            return Ok(None);
+        }
+        let mut query = grants::Entity::find().filter(grants::Column::Format.is_in(self.formats.iter().copied()));
+        if let Some((place, part)) = self.after {
+            let same = Condition::all()
+                .add(grants::Column::Term.eq(place.term))
+                .add(grants::Column::Batch.eq(place.batch))
+                .add(grants::Column::Part.gt(part));
+            query = query.filter(Condition::any().add(after(place)).add(same));
+        }
+        let rows = query
+            .order_by_asc(grants::Column::Term)
+            .order_by_asc(grants::Column::Batch)
+            .order_by_asc(grants::Column::Part)
+            .limit(PAGE)
+            .all(db)
+            .await
+            .map_err(|e| dialect::failure("read the log of grants", &e))?;
+        self.done = (rows.len() as u64) < PAGE;
+        self.after = rows.last().map(|row| (Place { term: row.term, batch: row.batch }, row.part)).or(self.after);
+        Ok(Some(rows))
+    }
+}
+
+fn after(place: Place) -> Condition {
+    Condition::any()
+        .add(grants::Column::Term.gt(place.term))
+        .add(Condition::all().add(grants::Column::Term.eq(place.term)).add(grants::Column::Batch.gt(place.batch)))
+}
+
+/// Deletes up to a page of the rows that a snapshot covers, oldest first; says whether more may be there.
+pub(super) async fn delete_covered<C: ConnectionTrait>(db: &C, covers: Place) -> Result<bool, DbErr> {
+    let covered = Condition::any()
+        .add(grants::Column::Term.lt(covers.term))
+        .add(Condition::all().add(grants::Column::Term.eq(covers.term)).add(grants::Column::Batch.lte(covers.batch)));
+    let page: Vec<(i64, i64)> = grants::Entity::find()
+        .select_only()
+        .columns([grants::Column::Term, grants::Column::Batch])
+        .filter(covered)
+        .order_by_asc(grants::Column::Term)
+        .order_by_asc(grants::Column::Batch)
+        .limit(PAGE)
+        .into_tuple()
+        .all(db)
+        .await?;
+    let Some(&(term, batch)) = page.last() else { return Ok(false) };
+    let upto = after(Place { term, batch }).not();
+    grants::Entity::delete_many().filter(upto).exec(db).await?;
+    Ok(page.len() as u64 == PAGE)
+}
+
+/// The error of a row that cannot be read.
+pub(super) fn corrupt(row: &grants::Model, reason: &Odd) -> Error {
+    Error::Corrupt {
+        what: "grants",
+        key: format!("(term {}, batch {}, part {})", row.term.cast_unsigned(), row.batch.cast_unsigned(), row.part),
+        reason: reason.0.clone(),
+    }
+}

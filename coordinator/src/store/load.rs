@@ -1,0 +1,249 @@
+//! What is read: everything at the begin of a term, and lists that are not kept in memory.
+
+use std::collections::HashMap;
+use std::time::SystemTime;
+
+use common::status::Status;
+use common::{ApplianceId, RebalanceId, Term, WorkerId};
+use coordinator_core::grants::{StoredGrant, StoredMember};
+use sea_orm::entity::prelude::*;
+use sea_orm::{Condition, ConnectionTrait, QueryOrder, QuerySelect};
+
+use super::dialect::failure;
+use super::entities::{
+    appliances, events, leadership, members, moves, progress, rebalances, requests, statuses, workers,
+};
+use super::error::Error;
+use super::ledger::Ledger;
+use super::rows;
+use crate::record::{AuditEvent, MoveRecord, RebalanceRecord, Record, RequestRecord};
+
+/// Rebalances that are kept in memory by a leader.
+const RECENT_REBALANCES: u64 = 100;
+/// Rows of moves that are looked through for one appliance; each has up to some 8,000 moves.
+const MOVE_ROWS: u64 = 1_000;
+/// Rows of moves read at once.
+const MOVE_PAGE: u64 = 32;
+/// Most entries one list returns.
+const MAX_LIST: u64 = 1_000;
+
+/// What a new leader begins with: everything the store knows, read in the transaction that raised the term.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// Appliances, in no order.
+    pub records: Vec<Record>,
+    /// What was last reported of them, and when. May be some hundred milliseconds behind what was shown to users.
+    pub statuses: HashMap<ApplianceId, (Status, SystemTime)>,
+    /// Who holds what, with host, progress and hold. An appliance that is missing was never granted.
+    pub grants: HashMap<ApplianceId, StoredGrant>,
+    /// The last live set.
+    pub members: Vec<StoredMember>,
+    /// Idempotent calls that are still remembered.
+    pub requests: Vec<RequestRecord>,
+    /// The newest rebalances, newest first.
+    pub rebalances: Vec<RebalanceRecord>,
+    /// When workers were last seen, also those that are gone.
+    pub last_seen: HashMap<WorkerId, SystemTime>,
+}
+
+/// Reads everything. Also says how long the log of grants is.
+pub(super) async fn everything<C: ConnectionTrait>(db: &C) -> Result<(Loaded, Ledger), Error> {
+    let mut ledger = Ledger::read(db).await?;
+    let mut grants = std::mem::take(&mut ledger.table);
+    for row in progress::Entity::find().all(db).await.map_err(|e| failure("read progress", &e))? {
+        let (appliance, progress, hold) = rows::to_progress(&row)?;
+        let grant = grants.entry(appliance).or_default();
+        grant.progress = progress;
+        grant.hold = hold;
+    }
+    let records = appliances::Entity::find().all(db).await.map_err(|e| failure("read appliances", &e))?;
+    let statuses = statuses::Entity::find().all(db).await.map_err(|e| failure("read statuses", &e))?;
+    let members = members::Entity::find().all(db).await.map_err(|e| failure("read members", &e))?;
+    let requests = requests::Entity::find().all(db).await.map_err(|e| failure("read requests", &e))?;
+    let workers = workers::Entity::find().all(db).await.map_err(|e| failure("read workers", &e))?;
+    let statuses = statuses.into_iter().map(|row| rows::to_status(row).map(|(id, s, t)| (id, (s, t))));
+    let loaded = Loaded {
+        records: records.into_iter().map(rows::to_record).collect::<Result<_, _>>()?,
+        statuses: statuses.collect::<Result<_, _>>()?,
+        grants,
+        members: members.iter().map(rows::to_member).collect::<Result<_, _>>()?,
+        requests: requests.into_iter().map(rows::to_request).collect::<Result<_, _>>()?,
+        rebalances: rebalances_before(db, None, RECENT_REBALANCES).await?,
+        last_seen: workers.iter().map(rows::to_seen).collect::<Result<_, _>>()?,
+    };
+    Ok((loaded, ledger))
+}
+
+/// Deletes what belongs to appliances that are gone: a status may have been on its way when its appliance was removed.
+pub(super) async fn sweep<C: ConnectionTrait>(db: &C) -> Result<(), DbErr> {
+    let mut living = sea_orm::sea_query::Query::select();
+    living.column(appliances::Column::Id).from(appliances::Entity);
+    statuses::Entity::delete_many().filter(statuses::Column::Appliance.not_in_subquery(living)).exec(db).await?;
+    Ok(())
+}
+
+/// Term and batch as they are in the store.
+pub(super) async fn place<C: ConnectionTrait>(db: &C) -> Result<(Term, u64), Error> {
+    let row = leadership::Entity::find_by_id(leadership::ROW).one(db).await;
+    let row = row.map_err(|e| failure("read the term", &e))?.ok_or_else(|| Error::Corrupt {
+        what: "leadership",
+        key: leadership::ROW.to_string(),
+        reason: "the row is missing".to_owned(),
+    })?;
+    Ok((Term::new(row.term.cast_unsigned()), row.batch.cast_unsigned()))
+}
+
+/// Rebalances before one, newest first.
+pub(super) async fn rebalances_before<C: ConnectionTrait>(
+    db: &C,
+    before: Option<RebalanceId>,
+    limit: u64,
+) -> Result<Vec<RebalanceRecord>, Error> {
+    let mut query = rebalances::Entity::find();
+    if let Some(id) = before {
+        let term = id.term.get().cast_signed();
+        let same = Condition::all()
+            .add(rebalances::Column::Term.eq(term))
+            .add(rebalances::Column::Number.lt(id.number.cast_signed()));
+        query = query.filter(Condition::any().add(rebalances::Column::Term.lt(term)).add(same));
+    }
+    let found = query
+        .order_by_desc(rebalances::Column::Term)
+        .order_by_desc(rebalances::Column::Number)
+        .limit(limit.min(MAX_LIST))
+        .all(db)
+        .await
+        .map_err(|e| failure("read rebalances", &e))?;
+    found.into_iter().map(rows::to_rebalance).collect()
+}
+
+/// One rebalance with its moves, in the order they ended.
+pub(super) async fn rebalance<C: ConnectionTrait>(
+    db: &C,
+    id: RebalanceId,
+) -> Result<Option<(RebalanceRecord, Vec<MoveRecord>)>, Error> {
+    let (term, number) = (id.term.get().cast_signed(), id.number.cast_signed());
+    let found = rebalances::Entity::find_by_id((term, number)).one(db).await;
+    let Some(row) = found.map_err(|e| failure("read a rebalance", &e))? else { return Ok(None) };
+    let packed = moves::Entity::find()
+        .filter(moves::Column::Term.eq(term))
+        .filter(moves::Column::Number.eq(number))
+        .order_by_asc(moves::Column::Id)
+        .all(db)
+        .await
+        .map_err(|e| failure("read moves", &e))?;
+    let mut all = Vec::new();
+    for row in &packed {
+        all.extend(rows::to_moves(row)?);
+    }
+    Ok(Some((rows::to_rebalance(row)?, all)))
+}
+
+/// The last moves of one appliance, newest first, as far as the newest rows of moves tell.
+pub(super) async fn moves_of<C: ConnectionTrait>(
+    db: &C,
+    appliance: ApplianceId,
+    limit: u64,
+) -> Result<Vec<MoveRecord>, Error> {
+    let limit = usize::try_from(limit.min(MAX_LIST)).unwrap_or(usize::MAX);
+    let mut found = Vec::new();
+    let mut before = i64::MAX;
+    for _ in 0..MOVE_ROWS / MOVE_PAGE {
+        let page = moves::Entity::find()
+            .filter(moves::Column::Id.lt(before))
+            .order_by_desc(moves::Column::Id)
+            .limit(MOVE_PAGE)
+            .all(db)
+            .await
+            .map_err(|e| failure("read moves", &e))?;
+        let Some(last) = page.last() else { break };
+        before = last.id;
+        for row in &page {
+            found.extend(rows::to_moves(row)?.into_iter().rev().filter(|m| m.appliance == appliance));
+            if found.len() >= limit {
+                found.truncate(limit);
+                return Ok(found);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The newest audit events, newest first.
+pub(super) async fn events<C: ConnectionTrait>(db: &C, limit: u64) -> Result<Vec<AuditEvent>, Error> {
+    let found = events::Entity::find().order_by_desc(events::Column::Id).limit(limit.min(MAX_LIST)).all(db).await;
+    Ok(found.map_err(|e| failure("read events", &e))?.into_iter().map(rows::to_event).collect())
+}
+
+/// What is kept of history.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Keep {
+    pub(super) events: u64,
+    pub(super) rebalances: u64,
+    /// Requests older than this go.
+    pub(super) requests_since_ns: i64,
+}
+
+/// Rows deleted in one go, so that no transaction of the housekeeping is long.
+const PRUNE_ROWS: u64 = 2_000;
+
+/// Deletes a bounded part of what is too old; says whether more may be left.
+pub(super) async fn prune<C: ConnectionTrait>(db: &C, keep: Keep) -> Result<bool, DbErr> {
+    let mut more = false;
+    let newest: Option<i64> = events::Entity::find()
+        .select_only()
+        .column_as(events::Column::Id.max(), "newest")
+        .into_tuple::<Option<i64>>()
+        .one(db)
+        .await?
+        .flatten();
+    let oldest: Option<i64> = events::Entity::find()
+        .select_only()
+        .column_as(events::Column::Id.min(), "oldest")
+        .into_tuple::<Option<i64>>()
+        .one(db)
+        .await?
+        .flatten();
+    if let (Some(newest), Some(oldest)) = (newest, oldest) {
+        let due = newest.saturating_sub(i64::try_from(keep.events).unwrap_or(i64::MAX));
+        let upto = due.min(oldest.saturating_add(PRUNE_ROWS.cast_signed()));
+        if upto >= oldest {
+            events::Entity::delete_many().filter(events::Column::Id.lte(upto)).exec(db).await?;
+            more |= upto < due;
+        }
+    }
+    let old: Vec<Uuid> = requests::Entity::find()
+        .select_only()
+        .column(requests::Column::Id)
+        .filter(requests::Column::TimeNs.lt(keep.requests_since_ns))
+        .limit(PRUNE_ROWS)
+        .into_tuple()
+        .all(db)
+        .await?;
+    if !old.is_empty() {
+        more |= old.len() as u64 == PRUNE_ROWS;
+        requests::Entity::delete_many().filter(requests::Column::Id.is_in(old)).exec(db).await?;
+    }
+    let edge: Option<(i64, i64)> = rebalances::Entity::find()
+        .select_only()
+        .columns([rebalances::Column::Term, rebalances::Column::Number])
+        .order_by_desc(rebalances::Column::Term)
+        .order_by_desc(rebalances::Column::Number)
+        .offset(keep.rebalances)
+        .limit(1)
+        .into_tuple()
+        .one(db)
+        .await?;
+    if let Some((term, number)) = edge {
+        let same = |t: Expr, n: Expr| Condition::all().add(t).add(n);
+        let old = Condition::any()
+            .add(rebalances::Column::Term.lt(term))
+            .add(same(rebalances::Column::Term.eq(term), rebalances::Column::Number.lte(number)));
+        rebalances::Entity::delete_many().filter(old).exec(db).await?;
+        let old = Condition::any()
+            .add(moves::Column::Term.lt(term))
+            .add(same(moves::Column::Term.eq(term), moves::Column::Number.lte(number)));
+        moves::Entity::delete_many().filter(old).exec(db).await?;
+    }
+    Ok(more)
+}

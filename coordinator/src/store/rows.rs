@@ -1,0 +1,307 @@
+//! Domain values to rows and back. What comes back is checked as strictly as what users send: a row that breaks a rule
+//! is [`Error::Corrupt`] with its key, never a half-understood value.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use common::appliance::{Driver, Name, Spec};
+use common::status::{InstanceStatus, Phase, Progress, Status};
+use common::{ApplianceId, Generation, Incarnation, RebalanceId, Term, WorkerId};
+use coordinator_core::grants::{Profile, StoredMember};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::codec::{self, Odd, Packer, ROW_BYTES, Unpacker};
+use super::entities::{appliances, events, members, moves, progress, rebalances, requests, statuses, workers};
+use super::error::Error;
+use crate::record::{AuditEvent, MoveRecord, RebalanceOutcome, RebalanceRecord, Record, RequestRecord};
+
+/// Format of a row of moves.
+const MOVES: u8 = 1;
+const MOVE: u8 = 1;
+
+/// Nanoseconds since the Unix epoch; the ends of the range (the years 1677 and 2262) stand for anything beyond.
+pub(super) fn nanos(time: SystemTime) -> i64 {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => i64::try_from(after.as_nanos()).unwrap_or(i64::MAX),
+        Err(before) => i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, |n| -n),
+    }
+}
+
+fn time(nanos: i64) -> SystemTime {
+    let distance = Duration::from_nanos(nanos.unsigned_abs());
+    if nanos < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance }
+}
+
+fn json<T: Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("plain data with text keys always has a JSON form")
+}
+
+/// Says which row a reason belongs to.
+struct At<'a> {
+    what: &'static str,
+    key: &'a dyn std::fmt::Display,
+}
+
+impl At<'_> {
+    fn corrupt(&self, reason: impl std::fmt::Display) -> Error {
+        Error::Corrupt { what: self.what, key: self.key.to_string(), reason: reason.to_string() }
+    }
+
+    fn parse<T: FromStr<Err: std::fmt::Display>>(&self, column: &str, text: &str) -> Result<T, Error> {
+        text.parse().map_err(|e: T::Err| self.corrupt(format_args!("{column}: {e}")))
+    }
+
+    fn json<T: DeserializeOwned>(&self, column: &str, text: &str) -> Result<T, Error> {
+        serde_json::from_str(text).map_err(|e| self.corrupt(format_args!("{column}: {e}")))
+    }
+}
+
+pub(super) fn from_record(record: &Record) -> appliances::Model {
+    appliances::Model {
+        id: record.id.uuid(),
+        tenant: record.tenant.as_str().to_owned(),
+        name: record.name.as_str().to_owned(),
+        driver: record.driver.name().to_owned(),
+        placement_key: record.placement_key.clone(),
+        labels: json(&record.labels),
+        spec: json(&record.spec),
+        generation: record.generation.get().cast_signed(),
+        revision: record.revision.cast_signed(),
+        deleting: record.deleting,
+        created_ns: nanos(record.created),
+        updated_ns: nanos(record.updated),
+    }
+}
+
+pub(super) fn to_record(row: appliances::Model) -> Result<Record, Error> {
+    let at = At { what: "appliance", key: &row.id };
+    let spec: Spec = at.json("spec", &row.spec)?;
+    if let Some(violation) = spec.validate().first() {
+        return Err(at.corrupt(violation));
+    }
+    Ok(Record {
+        id: ApplianceId::new(row.id),
+        tenant: at.parse::<Name>("tenant", &row.tenant)?,
+        name: at.parse::<Name>("name", &row.name)?,
+        driver: at.parse::<Driver>("driver", &row.driver)?,
+        labels: at.json::<BTreeMap<String, String>>("labels", &row.labels)?,
+        spec,
+        generation: Generation::new(row.generation.cast_unsigned()),
+        revision: row.revision.cast_unsigned(),
+        deleting: row.deleting,
+        created: time(row.created_ns),
+        updated: time(row.updated_ns),
+        placement_key: row.placement_key,
+    })
+}
+
+pub(super) fn from_status(appliance: ApplianceId, status: &Status, seen: SystemTime) -> statuses::Model {
+    statuses::Model {
+        appliance: appliance.uuid(),
+        phase: status.phase.name().to_owned(),
+        observed_generation: status.observed_generation.get().cast_signed(),
+        failed_boots: i64::from(status.failed_boots),
+        instances: json(&status.instances),
+        last_error: status.last_error.clone(),
+        time_ns: nanos(seen),
+    }
+}
+
+pub(super) fn to_status(row: statuses::Model) -> Result<(ApplianceId, Status, SystemTime), Error> {
+    let at = At { what: "status", key: &row.appliance };
+    let phase = Phase::ALL.into_iter().find(|p| p.name() == row.phase);
+    let status = Status {
+        phase: phase.ok_or_else(|| at.corrupt(format_args!("phase `{}` is not known", row.phase)))?,
+        observed_generation: Generation::new(row.observed_generation.cast_unsigned()),
+        instances: at.json::<Vec<InstanceStatus>>("instances", &row.instances)?,
+        failed_boots: u32::try_from(row.failed_boots).map_err(|e| at.corrupt(format_args!("failed_boots: {e}")))?,
+        last_error: row.last_error,
+    };
+    Ok((ApplianceId::new(row.appliance), status, time(row.time_ns)))
+}
+
+pub(super) fn from_progress(appliance: ApplianceId, progress: &Progress, hold: Duration) -> progress::Model {
+    progress::Model {
+        appliance: appliance.uuid(),
+        progress: json(progress),
+        hold_ns: i64::try_from(hold.as_nanos()).unwrap_or(i64::MAX),
+    }
+}
+
+pub(super) fn to_progress(row: &progress::Model) -> Result<(ApplianceId, Progress, Duration), Error> {
+    let at = At { what: "progress", key: &row.appliance };
+    let hold = u64::try_from(row.hold_ns).map_err(|e| at.corrupt(format_args!("hold_ns: {e}")))?;
+    Ok((ApplianceId::new(row.appliance), at.json("progress", &row.progress)?, Duration::from_nanos(hold)))
+}
+
+/// Form of a [`Profile`] in the store.
+#[derive(Serialize, Deserialize)]
+struct ProfileRow {
+    weight: u32,
+    zone: String,
+    host: String,
+    drivers: BTreeSet<Driver>,
+    version: String,
+    pid: u32,
+    lease: Duration,
+}
+
+/// Form of an [`Incarnation`] in the store.
+pub(super) fn incarnation_text(incarnation: Incarnation) -> String {
+    format!("{:032x}", incarnation.get())
+}
+
+pub(super) fn from_member(member: &StoredMember) -> members::Model {
+    let Profile { weight, zone, host, drivers, version, pid, lease } = member.profile.clone();
+    members::Model {
+        worker: member.worker.as_str().to_owned(),
+        incarnation: incarnation_text(member.incarnation),
+        profile: json(&ProfileRow { weight, zone, host, drivers, version, pid, lease }),
+    }
+}
+
+pub(super) fn to_member(row: &members::Model) -> Result<StoredMember, Error> {
+    let at = At { what: "member", key: &row.worker };
+    let ProfileRow { weight, zone, host, drivers, version, pid, lease } = at.json("profile", &row.profile)?;
+    let incarnation = u128::from_str_radix(&row.incarnation, 16).map_err(|e| at.corrupt(e))?;
+    Ok(StoredMember {
+        worker: at.parse("worker", &row.worker)?,
+        incarnation: Incarnation::new(incarnation),
+        profile: Profile { weight, zone, host, drivers, version, pid, lease },
+    })
+}
+
+pub(super) fn from_seen(worker: &WorkerId, seen: SystemTime) -> workers::Model {
+    workers::Model { worker: worker.as_str().to_owned(), seen_ns: nanos(seen) }
+}
+
+pub(super) fn to_seen(row: &workers::Model) -> Result<(WorkerId, SystemTime), Error> {
+    Ok((At { what: "worker", key: &row.worker }.parse("worker", &row.worker)?, time(row.seen_ns)))
+}
+
+const OUTCOMES: [(RebalanceOutcome, &str); 4] = [
+    (RebalanceOutcome::Running, "running"),
+    (RebalanceOutcome::Completed, "completed"),
+    (RebalanceOutcome::Superseded, "superseded"),
+    (RebalanceOutcome::Interrupted, "interrupted"),
+];
+
+pub(super) fn from_rebalance(record: &RebalanceRecord) -> rebalances::Model {
+    let outcome = OUTCOMES.iter().find(|(o, _)| *o == record.outcome).map_or("", |(_, name)| name);
+    rebalances::Model {
+        term: record.id.term.get().cast_signed(),
+        number: record.id.number.cast_signed(),
+        cause: record.cause.clone(),
+        trace_id: record.trace_id.clone(),
+        started_ns: nanos(record.started),
+        ended_ns: record.ended.map(nanos),
+        outcome: outcome.to_owned(),
+        moves: record.moves.cast_signed(),
+        done: record.done.cast_signed(),
+    }
+}
+
+/// The identity two columns make.
+pub(super) fn rebalance_id(term: i64, number: i64) -> RebalanceId {
+    RebalanceId { term: Term::new(term.cast_unsigned()), number: number.cast_unsigned() }
+}
+
+pub(super) fn to_rebalance(row: rebalances::Model) -> Result<RebalanceRecord, Error> {
+    let id = rebalance_id(row.term, row.number);
+    let outcome = OUTCOMES.iter().find(|(_, name)| *name == row.outcome).map(|(outcome, _)| *outcome);
+    let at = At { what: "rebalance", key: &id };
+    Ok(RebalanceRecord {
+        id,
+        outcome: outcome.ok_or_else(|| at.corrupt(format_args!("outcome `{}` is not known", row.outcome)))?,
+        cause: row.cause,
+        trace_id: row.trace_id,
+        started: time(row.started_ns),
+        ended: row.ended_ns.map(time),
+        moves: row.moves.cast_unsigned(),
+        done: row.done.cast_unsigned(),
+    })
+}
+
+/// Packs moves, one or more rows per rebalance, in their order.
+pub(super) fn from_moves<'a>(all: impl IntoIterator<Item = &'a MoveRecord>) -> Vec<(RebalanceId, Vec<u8>)> {
+    let mut open: BTreeMap<RebalanceId, Packer> = BTreeMap::new();
+    let mut rows = Vec::new();
+    for it in all {
+        let packer = open.entry(it.rebalance).or_default();
+        packer
+            .entry(MOVE)
+            .bytes(it.appliance.as_bytes())
+            .optional_name(it.from.as_ref().map(|w| w.as_str().as_bytes()))
+            .name(it.to.as_str().as_bytes())
+            .name(it.reason.as_bytes())
+            .number(u64::from(it.done))
+            .number(nanos(it.time).cast_unsigned());
+        if packer.len() >= ROW_BYTES {
+            rows.push((it.rebalance, std::mem::take(packer).seal(MOVES, &[])));
+        }
+    }
+    let rest = open.into_iter().filter(|(_, packer)| !packer.is_empty());
+    rows.extend(rest.map(|(id, packer)| (id, packer.seal(MOVES, &[]))));
+    rows
+}
+
+/// Unpacks a row of moves, in their order.
+pub(super) fn to_moves(row: &moves::Model) -> Result<Vec<MoveRecord>, Error> {
+    let rebalance = rebalance_id(row.term, row.number);
+    let read = || -> Result<Vec<MoveRecord>, Odd> {
+        let (_, [], mut it) = Unpacker::open(&row.data, &[MOVES])?;
+        let mut found = Vec::new();
+        let worker =
+            |it: &Unpacker<'_>, at: usize| WorkerId::new(codec::text(it.names()[at])?).map_err(|e| Odd(e.to_string()));
+        while let Some(tag) = it.next_entry()? {
+            if tag != MOVE {
+                return Err(Odd(format!("entry of unknown kind {tag}")));
+            }
+            let appliance = ApplianceId::from_bytes(it.array()?);
+            let from = it.optional_name_index()?.map(|at| worker(&it, at)).transpose()?;
+            let to = it.name_index()?;
+            let to = worker(&it, to)?;
+            let reason = it.name_index()?;
+            let reason = codec::text(it.names()[reason])?.to_owned();
+            let done = it.number()? != 0;
+            let time = time(it.number()?.cast_signed());
+            found.push(MoveRecord { rebalance, appliance, from, to, reason, done, time });
+        }
+        Ok(found)
+    };
+    read().map_err(|e| At { what: "moves", key: &format_args!("{} of {rebalance}", row.id) }.corrupt(e.0))
+}
+
+pub(super) fn from_event(event: &AuditEvent) -> events::ActiveModel {
+    use sea_orm::ActiveValue::{NotSet, Set};
+    events::ActiveModel {
+        id: NotSet,
+        time_ns: Set(nanos(event.time)),
+        actor: Set(event.actor.clone()),
+        action: Set(event.action.clone()),
+        subject: Set(event.subject.clone()),
+        detail: Set(event.detail.clone()),
+    }
+}
+
+pub(super) fn to_event(row: events::Model) -> AuditEvent {
+    let events::Model { id: _, time_ns, actor, action, subject, detail } = row;
+    AuditEvent { time: time(time_ns), actor, action, subject, detail }
+}
+
+pub(super) fn from_request(request: &RequestRecord) -> requests::Model {
+    requests::Model {
+        id: request.id,
+        digest: request.digest.to_vec(),
+        appliance: request.appliance.uuid(),
+        time_ns: nanos(request.time),
+    }
+}
+
+pub(super) fn to_request(row: requests::Model) -> Result<RequestRecord, Error> {
+    let at = At { what: "request", key: &row.id };
+    let digest = row.digest.try_into().map_err(|_| at.corrupt("digest: it has not sixteen bytes"))?;
+    Ok(RequestRecord { id: row.id, digest, appliance: ApplianceId::new(row.appliance), time: time(row.time_ns) })
+}

@@ -1,0 +1,426 @@
+//! The store against a real SQLite file: what is acknowledged is there after everything was closed, dropped or killed.
+
+mod faults;
+mod log;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use common::appliance::{Custom, Driver, Kind, Name, Probe, Spec};
+use common::status::{InstanceStatus, JournalEntry, Phase, Progress, Status};
+use common::{Generation, Token};
+use coordinator_core::grants::{Granted, Profile, StoredGrant};
+use sea_orm::ConnectionTrait;
+use tempfile::TempDir;
+
+use super::dialect::Faults;
+use super::*;
+use crate::record::RebalanceOutcome;
+
+/// A store of its own, with its folder.
+struct Home {
+    dir: TempDir,
+    config: Config,
+    faults: Arc<Faults>,
+}
+
+impl Home {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a folder for temporary files");
+        let config = Config {
+            url: format!("sqlite:{}", dir.path().join("rug.db").display()),
+            observation_interval: Duration::from_millis(10),
+            ..Config::default()
+        };
+        Self { dir, config, faults: Arc::default() }
+    }
+
+    async fn try_open(&self) -> Result<Store, Error> {
+        let mut target = Target::parse(&self.config.url)?;
+        target.faults = self.faults.clone();
+        Store::open_target(&self.config, target).await
+    }
+
+    async fn open(&self) -> Store {
+        self.try_open().await.expect("a fresh folder can be used")
+    }
+
+    /// Opens the store and begins a term.
+    async fn lead(&self) -> (Store, Term, Loaded) {
+        let store = self.open().await;
+        let (term, loaded) = begin(&store).await.expect("nobody else leads");
+        (store, term, loaded)
+    }
+
+    /// A connection behind the store's back.
+    async fn raw(&self) -> DatabaseConnection {
+        let target = Target::parse(&self.config.url).expect("it was opened with it");
+        target.connect_writer().await.expect("it was opened before")
+    }
+
+    async fn sql(&self, sql: &str) {
+        let db = self.raw().await;
+        db.execute_unprepared(sql).await.expect("the statement is right");
+        db.close().await.expect("nothing is under way");
+    }
+}
+
+async fn begin(store: &Store) -> Result<(Term, Loaded), Error> {
+    store.begin_term(&CoordinatorId::new("c1").expect("a name"), Term::new(0)).await
+}
+
+fn at(seconds: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::new(1_700_000_000 + seconds, 123_456_789)
+}
+
+fn worker(n: u32) -> WorkerId {
+    WorkerId::new(&format!("w{n}")).expect("a name")
+}
+
+fn id(n: u128) -> ApplianceId {
+    ApplianceId::from_u128(n)
+}
+
+fn record(n: u128, name: &str) -> Record {
+    Record {
+        id: id(n),
+        tenant: Name::new("acme").expect("a name"),
+        name: Name::new(name).expect("a name"),
+        driver: Driver::Process,
+        placement_key: id(n).to_string(),
+        labels: BTreeMap::from([("tier".to_owned(), "web \u{1f980}".to_owned())]),
+        spec: Spec {
+            replicas: 2,
+            probe_interval: Some(Duration::from_millis(1500)),
+            image: None,
+            kind: Kind::Custom(Custom {
+                command: "server".into(),
+                args: vec!["--port".into(), "{port}".into()],
+                env: BTreeMap::new(),
+                port: Some(8080),
+                probe: Probe::Tcp,
+            }),
+        },
+        generation: Generation::new(3),
+        revision: 1,
+        deleting: false,
+        created: at(1),
+        updated: at(2),
+    }
+}
+
+fn granted(n: u32, sequence: u64) -> Granted {
+    Granted {
+        worker: worker(n),
+        incarnation: Incarnation::new(u128::MAX - 7),
+        token: Token::new(Term::new(1), sequence),
+    }
+}
+
+fn event(n: u64) -> AuditEvent {
+    AuditEvent {
+        time: at(n),
+        actor: "127.0.0.1".into(),
+        action: "create".into(),
+        subject: id(u128::from(n)).to_string(),
+        detail: String::new(),
+    }
+}
+
+fn rebalance(number: u64) -> RebalanceRecord {
+    RebalanceRecord {
+        id: RebalanceId { term: Term::new(1), number },
+        cause: "w1 joined".into(),
+        trace_id: "0".repeat(32),
+        started: at(3),
+        ended: None,
+        outcome: RebalanceOutcome::Running,
+        moves: 2,
+        done: 0,
+    }
+}
+
+fn moved(number: u64, n: u128, from: Option<u32>) -> MoveRecord {
+    MoveRecord {
+        rebalance: rebalance(number).id,
+        appliance: id(n),
+        from: from.map(worker),
+        to: worker(9),
+        reason: "UnderFloor".into(),
+        done: true,
+        time: at(number),
+    }
+}
+
+fn member(n: u32) -> StoredMember {
+    StoredMember {
+        worker: worker(n),
+        incarnation: Incarnation::embedded(Term::new(1), u64::from(n)),
+        profile: Profile {
+            weight: 2,
+            zone: "z".into(),
+            host: "h".into(),
+            drivers: [Driver::Process].into(),
+            version: "0.1".into(),
+            pid: 7,
+            lease: Duration::from_secs(2),
+        },
+    }
+}
+
+fn status() -> Status {
+    Status {
+        phase: Phase::Degraded,
+        observed_generation: Generation::new(3),
+        instances: vec![InstanceStatus {
+            ordinal: 1,
+            name: "i".into(),
+            alive: Some(false),
+            pid: Some(1),
+            started_at_unix_ms: 5,
+            address: Some(([127, 0, 0, 1], 80).into()),
+            configured: None,
+        }],
+        last_error: Some("it fell over".into()),
+        failed_boots: 2,
+    }
+}
+
+fn progress() -> Progress {
+    Progress {
+        failed_boots: 1,
+        attempts: vec![3, 1],
+        wait: Duration::from_millis(2_500),
+        cooling: true,
+        journal: vec![JournalEntry { step: "boot 0".into(), request_id: "r".into() }],
+    }
+}
+
+#[tokio::test]
+async fn everything_is_there_after_a_restart() {
+    let home = Home::new();
+    let (store, term, empty) = home.lead().await;
+    assert_eq!(term, Term::new(1));
+    assert!(empty.records.is_empty() && empty.grants.is_empty() && empty.members.is_empty());
+    let request = RequestRecord {
+        id: uuid::Uuid::from_u128(5),
+        digest: *b"0123456789abcdef",
+        appliance: id(1),
+        time: SystemTime::now() - Duration::from_secs(60),
+    };
+    let mut lb = record(2, "lb");
+    lb.deleting = true;
+    lb.created = UNIX_EPOCH - Duration::new(5, 1);
+    let change = vec![
+        Write::PutAppliance(record(1, "web")),
+        Write::PutAppliance(lb.clone()),
+        Write::PutAppliance(record(3, "gone")),
+        Write::Grants(vec![
+            GrantOp::Grant { appliance: id(1), to: granted(1, 1), host: Some("h1".into()) },
+            GrantOp::Grant { appliance: id(2), to: granted(2, u64::MAX), host: None },
+            GrantOp::Grant { appliance: id(3), to: granted(2, 3), host: None },
+            GrantOp::Free { appliance: id(1), progress: progress(), hold: Duration::from_millis(1_234) },
+        ]),
+        Write::PutMember(member(1)),
+        Write::PutMember(member(2)),
+        Write::PutRebalance(rebalance(1)),
+        Write::PutRebalance(rebalance(2)),
+        Write::Moves(vec![moved(1, 1, None), moved(2, 1, Some(4)), moved(1, 2, Some(5))]),
+        Write::Event(event(1)),
+        Write::Request(request.clone()),
+    ];
+    store.submit(change).await.expect("stored");
+    let ended = RebalanceRecord { ended: Some(at(9)), outcome: RebalanceOutcome::Completed, done: 2, ..rebalance(2) };
+    store.submit_statuses([(id(1), status(), at(4)), (id(3), status(), at(4))]);
+    store.submit_seen(worker(1), at(5));
+    let change = vec![
+        Write::RemoveAppliance(id(3)),
+        Write::RemoveMember(worker(2), member(2).incarnation),
+        Write::RemoveMember(worker(1), Incarnation::new(99)),
+        Write::PutRebalance(ended.clone()),
+    ];
+    store.submit(change).await.expect("stored");
+    store.close().await;
+
+    let (store, term, mut loaded) = home.lead().await;
+    assert_eq!(term, Term::new(2));
+    loaded.records.sort_by_key(|r| r.id);
+    assert_eq!(loaded.records, [record(1, "web"), lb]);
+    let freed = StoredGrant {
+        granted: None,
+        host: Some("h1".into()),
+        progress: progress(),
+        hold: Duration::from_millis(1_234),
+    };
+    let held = StoredGrant { granted: Some(granted(2, u64::MAX)), ..StoredGrant::default() };
+    assert_eq!(loaded.grants, [(id(1), freed), (id(2), held)].into());
+    assert_eq!(loaded.statuses, [(id(1), (status(), at(4)))].into());
+    assert_eq!(loaded.members, [member(1)]);
+    assert_eq!(loaded.requests, [request]);
+    assert_eq!(loaded.rebalances, [ended.clone(), rebalance(1)]);
+    assert_eq!(loaded.last_seen, [(worker(1), at(5))].into());
+
+    assert_eq!(store.events(10).await, Ok(vec![event(1)]));
+    assert_eq!(store.rebalances(Some(ended.id), 10).await, Ok(vec![rebalance(1)]));
+    let one = store.rebalance(rebalance(1).id).await;
+    assert_eq!(one, Ok(Some((rebalance(1), vec![moved(1, 1, None), moved(1, 2, Some(5))]))));
+    assert_eq!(store.rebalance(rebalance(7).id).await, Ok(None));
+    assert_eq!(store.moves_of(id(1), 10).await, Ok(vec![moved(2, 1, Some(4)), moved(1, 1, None)]));
+    assert_eq!(store.moves_of(id(1), 1).await, Ok(vec![moved(2, 1, Some(4))]));
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_term_follows_the_highest_ever_seen() {
+    let home = Home::new();
+    let store = home.open().await;
+    let me = CoordinatorId::new("c1").expect("a name");
+    let begun = async |seen| store.begin_term(&me, Term::new(seen)).await.map(|(term, _)| term.get());
+    assert_eq!(begun(41).await, Ok(42));
+    assert_eq!(begun(3).await, Ok(43));
+    assert_eq!(begun(u64::MAX).await, Err(Error::TermsExhausted(Term::new(u64::MAX))));
+    assert_eq!(begun(0).await, Ok(44), "a refused begin changes nothing");
+}
+
+#[tokio::test]
+async fn nothing_is_written_before_a_term_nor_after_it_is_over() {
+    let home = Home::new();
+    let old = home.open().await;
+    assert_eq!(old.submit(vec![Write::Event(event(1))]).await, Err(Error::NotLeading));
+    let (term, _) = begin(&old).await.expect("alone");
+    old.submit(vec![Write::Event(event(2))]).await.expect("it leads");
+
+    let new = home.open().await;
+    let (_, loaded) = begin(&new).await.expect("a later term is always possible");
+    assert_eq!(loaded.records, []);
+    let late = vec![Write::PutAppliance(record(1, "late")), Write::Event(event(3))];
+    assert_eq!(old.submit(late).await, Err(Error::Deposed { term }));
+    assert_eq!(old.submit(vec![]).await, Err(Error::Deposed { term }));
+    new.submit(vec![Write::Event(event(4))]).await.expect("it leads");
+    assert_eq!(new.events(10).await, Ok(vec![event(4), event(2)]));
+
+    begin(&old).await.expect("it may lead again");
+    old.submit(vec![]).await.expect("it leads again");
+}
+
+#[tokio::test]
+async fn changes_take_effect_in_the_order_of_submission() {
+    let home = Home::new();
+    let (store, _, _) = home.lead().await;
+    let mut pending = Vec::new();
+    for n in 1..=500_u64 {
+        let mut changed = record(1, "web");
+        changed.revision = n;
+        let to = granted(u32::try_from(n % 5).expect("small"), n);
+        let grant = GrantOp::Grant { appliance: id(1), to, host: None };
+        pending.push(store.submit(vec![
+            Write::PutAppliance(changed),
+            Write::Grants(vec![grant]),
+            Write::Event(event(n)),
+        ]));
+        if n % 50 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    for change in pending {
+        change.await.expect("stored");
+    }
+    let order: Vec<_> = store.events(1_000).await.expect("read").into_iter().map(|e| e.time).collect();
+    assert_eq!(order, (1..=500).rev().map(at).collect::<Vec<_>>());
+    store.close().await;
+    let (_, _, loaded) = home.lead().await;
+    assert_eq!(loaded.records[0].revision, 500);
+    assert_eq!(loaded.grants[&id(1)].granted, Some(granted(0, 500)));
+}
+
+#[tokio::test]
+async fn a_broken_rule_fails_its_own_change_and_all_of_it() {
+    let home = Home::new();
+    let (store, _, _) = home.lead().await;
+    store.submit(vec![Write::PutAppliance(record(1, "taken"))]).await.expect("stored");
+    let names: Vec<_> = (2..40_u64).map(|n| if n % 9 == 0 { "taken".to_owned() } else { format!("a{n}") }).collect();
+    let pending: Vec<_> = (2..)
+        .zip(&names)
+        .map(|(n, name)| store.submit(vec![Write::Event(event(n)), Write::PutAppliance(record(n.into(), name))]))
+        .collect();
+    for (pending, name) in pending.into_iter().zip(&names) {
+        let result = pending.await;
+        assert_eq!(matches!(result, Err(Error::Conflict(_))), name == "taken", "{name}: {result:?}");
+        assert_eq!(result.is_ok(), name != "taken", "{name}: {result:?}");
+    }
+    let stored = store.events(100).await.expect("read");
+    let expected: Vec<_> = (2..40).rev().filter(|n| n % 9 != 0).map(event).collect();
+    assert_eq!(stored, expected, "a refused change leaves nothing behind, the others keep their order");
+    let renamed = vec![Write::RemoveAppliance(id(1)), Write::PutAppliance(record(9, "taken"))];
+    store.submit(renamed).await.expect("a name is free once its appliance is gone");
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_instead_of_growing() {
+    let mut home = Home::new();
+    home.config.queue = 2;
+    let (store, _, _) = home.lead().await;
+    // The writer shares this thread, so that it takes nothing before the first await.
+    let (first, second, third) = (store.submit(vec![]), store.submit(vec![]), store.submit(vec![]));
+    assert_eq!(third.await, Err(Error::Busy));
+    assert_eq!((first.await, second.await), (Ok(()), Ok(())));
+}
+
+#[tokio::test]
+async fn observations_are_merged_and_end_with_their_appliance() {
+    let home = Home::new();
+    let (store, _, _) = home.lead().await;
+    store.submit(vec![Write::PutAppliance(record(1, "a"))]).await.expect("stored");
+    for n in 0..3_000 {
+        let status = Status { failed_boots: n, ..Status::default() };
+        store.submit_statuses([(id(1), status, at(n.into())), (id(2), Status::default(), at(0))]);
+    }
+    store.close().await;
+    let (_, _, loaded) = home.lead().await;
+    assert_eq!(loaded.statuses.len(), 1, "of an appliance that is not stored, nothing is kept");
+    assert_eq!(loaded.statuses[&id(1)].0.failed_boots, 2_999);
+}
+
+#[tokio::test]
+async fn old_history_is_pruned_in_parts() {
+    let home = Home::new();
+    let (store, _, _) = home.lead().await;
+    let request =
+        |n: u64| RequestRecord { id: uuid::Uuid::from_u128(n.into()), digest: [0; 16], appliance: id(1), time: at(n) };
+    for part in 0..5 {
+        let numbers = part * 1_000 + 1..=(part + 1) * 1_000;
+        let change = numbers.flat_map(|n| [Write::Event(event(n)), Write::Request(request(n))]);
+        store.submit(change.collect()).await.expect("stored");
+    }
+    let history = (1..=9).flat_map(|n| [Write::PutRebalance(rebalance(n)), Write::Moves(vec![moved(n, 1, None)])]);
+    store.submit(history.collect()).await.expect("stored");
+    let db = home.raw().await;
+    let since = rows::nanos(at(4_990));
+    let keep = load::Keep { events: 10, rebalances: 3, requests_since_ns: since };
+    let mut rounds = 1;
+    while load::prune(&db, keep).await.expect("pruned") {
+        rounds += 1;
+    }
+    assert!((2..10).contains(&rounds), "{rounds}");
+    assert_eq!(store.events(100).await.expect("read").len(), 10);
+    assert_eq!(store.rebalances(None, 100).await.expect("read").len(), 3);
+    assert_eq!(store.moves_of(id(1), 100).await.expect("read").len(), 3);
+    let (_, loaded) = begin(&store).await.expect("alone");
+    assert_eq!(loaded.requests.len(), 11);
+}
+
+#[tokio::test]
+async fn a_dump_shows_counts_and_grants_and_needs_no_term() {
+    let home = Home::new();
+    let (store, _, _) = home.lead().await;
+    let grant = GrantOp::Grant { appliance: id(7), to: granted(1, 1), host: Some("h1".into()) };
+    store.submit(vec![Write::PutAppliance(record(7, "a")), Write::Grants(vec![grant])]).await.expect("stored");
+    let mut out = Vec::new();
+    Store::inspect(&home.config, &mut out).await.expect("readable beside the running store");
+    let text = String::from_utf8(out).expect("text");
+    assert!(text.starts_with("term 1 batch 1 coordinator c1\n"), "{text}");
+    assert!(text.contains("appliances           1\n"), "{text}");
+    let line = format!("  {} granted to w1 {} with t1/1 on h1\n", id(7), granted(1, 1).incarnation);
+    assert!(text.contains(&line), "{text}");
+}

@@ -1,0 +1,177 @@
+//! The log of grants against a model: whatever was logged, packed into snapshots and deleted, what is read is the same.
+
+use proptest::prelude::*;
+use sea_orm::EntityTrait;
+
+use super::super::batch::Batch;
+use super::super::entities::grants;
+use super::super::ledger::{self, Ledger, Place, Table};
+use super::*;
+
+/// What happens to a log.
+#[derive(Clone, Debug)]
+enum Step {
+    Log(Vec<GrantOp>),
+    /// A snapshot is read; what was left of an earlier one is given up.
+    Draft,
+    /// One chunk of it is written.
+    Chunk,
+    /// Covered rows are deleted, if the snapshot is complete.
+    Delete,
+    NewTerm,
+}
+
+fn op() -> impl Strategy<Value = GrantOp> {
+    let host = proptest::option::of((0..3_u8).prop_map(|n| format!("host-{n}")));
+    prop_oneof![
+        6 => (0..40_u128, 0..4_u32, any::<u64>(), host).prop_map(|(n, w, sequence, host)| GrantOp::Grant {
+            appliance: id(n),
+            to: granted(w, sequence),
+            host,
+        }),
+        2 => (0..40_u128).prop_map(|n| GrantOp::Free {
+            appliance: id(n),
+            progress: Progress::default(),
+            hold: Duration::ZERO,
+        }),
+        1 => (0..40_u128).prop_map(|n| GrantOp::Remove { appliance: id(n) }),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        5 => proptest::collection::vec(op(), 1..12).prop_map(Step::Log),
+        2 => Just(Step::Draft),
+        6 => Just(Step::Chunk),
+        1 => Just(Step::Delete),
+        1 => Just(Step::NewTerm),
+    ]
+}
+
+fn apply(model: &mut Table, op: &GrantOp) {
+    match op {
+        GrantOp::Grant { appliance, to, host } => {
+            let grant = model.entry(*appliance).or_default();
+            grant.granted = Some(to.clone());
+            grant.host.clone_from(host);
+        }
+        GrantOp::Free { appliance, .. } => model.entry(*appliance).or_default().granted = None,
+        GrantOp::Remove { appliance } => drop(model.remove(appliance)),
+    }
+}
+
+/// A log that is written to directly, one batch after the other.
+struct Log {
+    db: DatabaseConnection,
+    place: Place,
+}
+
+impl Log {
+    async fn write(&mut self, batch: &Batch) {
+        self.place.batch += 1;
+        batch.write(&self.db, self.place.term, self.place.batch).await.expect("written");
+    }
+}
+
+async fn check(steps: Vec<Step>) {
+    let home = Home::new();
+    home.open().await.close().await;
+    let mut log = Log { db: home.raw().await, place: Place { term: 1, batch: 0 } };
+    log.db.execute_unprepared("PRAGMA synchronous = OFF").await.expect("only this test's file");
+    let mut model = Table::new();
+    let mut draft: Option<(Place, std::vec::IntoIter<Vec<u8>>)> = None;
+    let mut complete = None;
+    for step in steps {
+        match step {
+            Step::Log(ops) => {
+                ops.iter().for_each(|op| apply(&mut model, op));
+                log.write(&Batch::of(&[super::super::batch::Prepared::Grants(ops)])).await;
+            }
+            Step::Draft => {
+                let ledger = Ledger::read(&log.db).await.expect("sound");
+                let chunks = ledger.snapshot(120);
+                // Nothing to cover is not worth a snapshot; the writer's threshold sees to that.
+                draft = (ledger.last > Place::default()).then(|| (ledger.last, chunks.into_iter()));
+            }
+            Step::Chunk => {
+                let Some((covers, chunks)) = &mut draft else { continue };
+                let Some(chunk) = chunks.next() else { continue };
+                let last = chunks.len() == 0;
+                log.write(&Batch::of_chunk(chunk[0], chunk)).await;
+                if last {
+                    complete = Some(*covers);
+                }
+            }
+            Step::Delete => {
+                let Some(covers) = complete else { continue };
+                while ledger::delete_covered(&log.db, covers).await.expect("deleted") {}
+            }
+            Step::NewTerm => {
+                log.place = Place { term: log.place.term + 1, batch: 0 };
+                draft = None;
+            }
+        }
+        let read = Ledger::read(&log.db).await.expect("sound").table;
+        assert_eq!(read, model);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn snapshots_and_the_log_give_the_same_grants(steps in proptest::collection::vec(step(), 1..40)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(check(steps));
+    }
+}
+
+#[tokio::test]
+async fn a_long_log_is_cut_down_while_work_goes_on() {
+    let mut home = Home::new();
+    home.config.snapshot_after = 2_000;
+    let (store, _, _) = home.lead().await;
+    let mut model = Table::new();
+    let mut written = 0;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    // Until a snapshot is there and what it covers, beginning with the first batch, is gone.
+    loop {
+        written += 1;
+        let ops: Vec<_> = (0..20_u64)
+            .map(|n| GrantOp::Grant {
+                appliance: id(u128::from(written * 7 + n) % 90),
+                to: granted(1, written * 100 + n),
+                host: Some("h".into()),
+            })
+            .collect();
+        ops.iter().for_each(|op| apply(&mut model, op));
+        store.submit(vec![Write::Grants(ops)]).await.expect("stored");
+        if written > 10 {
+            let rows = grants::Entity::find().all(&store.readers).await.expect("read");
+            let snapshot = rows.iter().any(|row| row.format == i32::from(ledger::LAST_CHUNK));
+            if snapshot && rows.iter().all(|row| row.batch > 1) {
+                break;
+            }
+        }
+        assert!(tokio::time::Instant::now() < deadline, "no snapshot after {written} batches");
+    }
+    store.close().await;
+    let (store, _, loaded) = home.lead().await;
+    assert_eq!(loaded.grants, model);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_change_larger_than_a_row_is_one_batch() {
+    let home = Home::new();
+    let (store, _, _) = home.lead().await;
+    let host = "h".repeat(100);
+    let ops = (0..30_000_u64)
+        .map(|n| GrantOp::Grant { appliance: id(n.into()), to: granted(1, n), host: Some(format!("{host}{n}")) })
+        .collect();
+    store.submit(vec![Write::Grants(ops)]).await.expect("stored");
+    let rows = grants::Entity::find().all(&store.readers).await.expect("read");
+    assert!(rows.len() > 3 && rows.iter().all(|row| row.batch == 1 && row.data.len() < 2 * codec::ROW_BYTES));
+    let (_, loaded) = begin(&store).await.expect("alone");
+    assert_eq!(loaded.grants.len(), 30_000);
+}
