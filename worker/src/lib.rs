@@ -1,5 +1,6 @@
 //! The worker: a stateless process that holds a share of the appliances, keeps them alive and reports.
 
+pub mod appliance;
 pub mod drivers;
 pub mod gate;
 pub mod kinds;

@@ -9,6 +9,9 @@ use worker_core::instance::Instance;
 
 use crate::gate::{Permit, Shut};
 
+pub mod process;
+pub mod simulated;
+
 /// How a call is kept from taking effect once its caller is no longer the owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fencing {
@@ -60,6 +63,12 @@ impl Retryable for Error {
 pub trait Driver: Send + Sync + 'static {
     /// How its calls are fenced.
     fn fencing(&self) -> Fencing;
+
+    /// Raises the token at the far side, so that nothing its former owner still has under way can take effect. Meant to
+    /// be called once per grant, before anything else; every call that changes the world does it as well.
+    async fn claim(&self, permit: &Permit) -> Result<(), Error> {
+        Ok(permit.check()?)
+    }
 
     /// Instances of one appliance that are running now, by ordinal and attempt. Changes nothing.
     async fn observe(&self, appliance: ApplianceId) -> Result<Vec<Instance>, Error>;

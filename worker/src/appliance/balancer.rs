@@ -1,0 +1,239 @@
+//! The load balancer as a whole: which listeners there are, and how one configuration follows another.
+//!
+//! A configuration takes effect as a whole or not at all: every socket it needs is bound before anything changes.
+//! Listeners whose address and port stay keep their socket, and every open connection goes on whatever changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, Semaphore};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::api::{Config, Labels, Listener};
+use super::listener::{Front, serve};
+
+/// Most listeners of a configuration, and most members of a listener.
+const MOST_ENTRIES: usize = 256;
+
+/// A configuration that cannot take effect; the former one stays in force.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {description}")]
+pub struct Invalid {
+    /// Path of the field, such as `listeners[0].port`.
+    pub field: String,
+    /// What is wrong with it.
+    pub description: String,
+}
+
+/// The load balancer.
+#[derive(Debug)]
+pub struct Balancer {
+    /// One per connection that may be forwarded at a time.
+    slots: Arc<Semaphore>,
+    most: u32,
+    active: Mutex<Active>,
+}
+
+#[derive(Debug, Default)]
+struct Active {
+    config: Config,
+    fronts: BTreeMap<SocketAddr, Running>,
+}
+
+/// A listener and the task that accepts for it.
+#[derive(Debug)]
+struct Running {
+    front: Arc<Front>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Balancer {
+    /// A balancer without listeners that forwards at most so many connections at a time.
+    #[must_use]
+    pub fn new(max_connections: usize) -> Self {
+        let most = u32::try_from(max_connections.clamp(1, Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
+        Self { slots: Arc::new(Semaphore::new(most as usize)), most, active: Mutex::default() }
+    }
+
+    /// Puts a configuration in force. Must be driven to its end: a caller that may be cancelled spawns it.
+    ///
+    /// # Errors
+    /// [`Invalid`] names the field; nothing has changed then.
+    pub async fn apply(&self, config: Config) -> Result<(), Invalid> {
+        validate(&config)?;
+        let mut active = self.active.lock().await;
+        if config == active.config {
+            return Ok(());
+        }
+        let bound = self.bind(&mut active, &config).await?;
+        let wanted: BTreeSet<SocketAddr> = config.listeners.iter().map(address).collect();
+        let gone: Vec<_> = active.fronts.keys().filter(|a| !wanted.contains(a)).copied().collect();
+        for address in gone {
+            if let Some(running) = active.fronts.remove(&address) {
+                running.stop().await;
+            }
+        }
+        for (listener, socket) in config.listeners.iter().zip(bound) {
+            match (socket, active.fronts.get(&address(listener))) {
+                (None, Some(running)) => running.front.update(listener),
+                (None, None) => {}
+                (Some(socket), _) => {
+                    let front = Arc::new(Front::new(listener));
+                    active.fronts.insert(address(listener), self.start(front, address(listener), socket));
+                }
+            }
+        }
+        active.config = config;
+        Ok(())
+    }
+
+    /// The configuration in force.
+    pub async fn config(&self) -> Config {
+        self.active.lock().await.config.clone()
+    }
+
+    /// Counters of all listeners, in the order of the configuration.
+    pub async fn labels(&self) -> Labels {
+        let active = self.active.lock().await;
+        let fronts = active.config.listeners.iter().filter_map(|listener| active.fronts.get(&address(listener)));
+        Labels { labels: fronts.map(|running| running.front.label()).collect() }
+    }
+
+    /// Connections that are forwarded now.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        (self.most as usize).saturating_sub(self.slots.available_permits())
+    }
+
+    /// Stops listening and waits until the last connection has ended, at most for `grace`. Returns how many are left.
+    pub async fn drain(&self, grace: Duration) -> usize {
+        let fronts = std::mem::take(&mut self.active.lock().await.fronts);
+        for running in fronts.into_values() {
+            running.stop().await;
+        }
+        // All slots free means that no connection is left.
+        let _ = timeout(grace, self.slots.acquire_many(self.most)).await;
+        self.open()
+    }
+
+    /// Binds the sockets a configuration needs beyond those there are: for each of its listeners `None` where there is
+    /// one already.
+    async fn bind(&self, active: &mut Active, config: &Config) -> Result<Vec<Option<TcpListener>>, Invalid> {
+        let wanted: BTreeSet<SocketAddr> = config.listeners.iter().map(address).collect();
+        let mut bound = Vec::new();
+        let mut moved: Vec<(SocketAddr, Arc<Front>)> = Vec::new();
+        for (index, listener) in config.listeners.iter().enumerate() {
+            let at = address(listener);
+            if active.fronts.contains_key(&at) {
+                bound.push(None);
+                continue;
+            }
+            let mut socket = TcpListener::bind(at).await;
+            // A listener that only changes its address may stand in its own way (127.0.0.1 and 0.0.0.0).
+            let former = active.fronts.keys().find(|a| a.port() == at.port() && !wanted.contains(a)).copied();
+            if let (Err(error), Some(former)) = (&socket, former)
+                && error.kind() == io::ErrorKind::AddrInUse
+                && let Some(running) = active.fronts.remove(&former)
+            {
+                moved.push((former, Arc::clone(&running.front)));
+                running.stop().await;
+                socket = TcpListener::bind(at).await;
+            }
+            match socket {
+                Ok(socket) => bound.push(Some(socket)),
+                Err(error) => {
+                    drop(bound);
+                    self.restore(active, moved).await;
+                    return Err(unbound(index, at, &error));
+                }
+            }
+        }
+        Ok(bound)
+    }
+
+    /// Brings back listeners that had to make room for a configuration that failed.
+    async fn restore(&self, active: &mut Active, moved: Vec<(SocketAddr, Arc<Front>)>) {
+        for (address, front) in moved {
+            match TcpListener::bind(address).await {
+                Ok(socket) => {
+                    active.fronts.insert(address, self.start(front, address, socket));
+                }
+                Err(error) => tracing::error!(%address, %error, "a listener was lost to somebody else"),
+            }
+        }
+    }
+
+    fn start(&self, front: Arc<Front>, address: SocketAddr, socket: TcpListener) -> Running {
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(serve(Arc::clone(&front), address, socket, Arc::clone(&self.slots), stop.clone()));
+        Running { front, stop, task }
+    }
+}
+
+impl Running {
+    /// Stops to accept; the socket is closed when this returns.
+    async fn stop(self) {
+        self.stop.cancel();
+        // It ends at its next await; a panic in it has closed the socket as well.
+        let _ = self.task.await;
+    }
+}
+
+const fn address(listener: &Listener) -> SocketAddr {
+    SocketAddr::new(listener.address, listener.port)
+}
+
+fn unbound(index: usize, at: SocketAddr, error: &io::Error) -> Invalid {
+    let (field, description) = match error.kind() {
+        io::ErrorKind::AddrInUse => ("port", format!("port {} is in use", at.port())),
+        io::ErrorKind::AddrNotAvailable => ("address", format!("{} is not an address of this host", at.ip())),
+        io::ErrorKind::PermissionDenied => ("port", format!("not allowed to listen on port {}", at.port())),
+        _ => ("port", format!("cannot listen on {at}: {error}")),
+    };
+    Invalid { field: format!("listeners[{index}].{field}"), description }
+}
+
+fn validate(config: &Config) -> Result<(), Invalid> {
+    let invalid = |field: String, description: &str| Err(Invalid { field, description: description.to_owned() });
+    if config.listeners.len() > MOST_ENTRIES {
+        return invalid("listeners".into(), "at most 256 are allowed");
+    }
+    let (mut names, mut addresses) = (BTreeSet::new(), BTreeSet::new());
+    for (index, listener) in config.listeners.iter().enumerate() {
+        let at = format!("listeners[{index}]");
+        if listener.name.is_empty() || !names.insert(&listener.name) {
+            return invalid(format!("{at}.name"), "must not be empty or used twice");
+        }
+        if listener.port == 0 || !addresses.insert(address(listener)) {
+            return invalid(format!("{at}.port"), "must be 1 to 65535 and not used twice");
+        }
+        if listener.members.len() > MOST_ENTRIES {
+            return invalid(format!("{at}.members"), "at most 256 are allowed");
+        }
+        let mut members = BTreeSet::new();
+        for (m, member) in listener.members.iter().enumerate() {
+            if member.port == 0 || !members.insert(member.address()) {
+                return invalid(format!("{at}.members[{m}]"), "must have a port and not be listed twice");
+            }
+        }
+        let check = listener.health_check;
+        let allowed = 1..=3_600_000;
+        if !allowed.contains(&check.interval_ms) || !allowed.contains(&check.timeout_ms) {
+            return invalid(format!("{at}.health_check"), "interval_ms and timeout_ms must be 1 to 3600000");
+        }
+        if check.fall == 0 || check.rise == 0 {
+            return invalid(format!("{at}.health_check"), "fall and rise must be 1 or more");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,232 @@
+use std::net::{IpAddr, Ipv4Addr};
+
+use common::Generation;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::super::api::{Check, Label, Member};
+use super::*;
+
+const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// A server that greets every connection with its letter and then sends back what it gets.
+struct Server {
+    address: SocketAddr,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    async fn start(letter: u8, address: SocketAddr) -> Self {
+        let socket = TcpListener::bind(address).await.expect("a free port");
+        let address = socket.local_addr().expect("bound");
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move {
+            loop {
+                let accepted = tokio::select! {
+                    () = stopped.cancelled() => return,
+                    accepted = socket.accept() => accepted,
+                };
+                let Ok((mut stream, _)) = accepted else { return };
+                tokio::spawn(async move {
+                    let _ = stream.write_all(&[letter]).await;
+                    let (mut from, mut to) = stream.split();
+                    let _ = tokio::io::copy(&mut from, &mut to).await;
+                });
+            }
+        });
+        Self { address, stop, task }
+    }
+
+    async fn stop(self) -> SocketAddr {
+        self.stop.cancel();
+        self.task.await.expect("it does not panic");
+        self.address
+    }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind((LOCAL, 0)).and_then(|l| l.local_addr()).expect("a free port").port()
+}
+
+fn any() -> SocketAddr {
+    SocketAddr::new(LOCAL, 0)
+}
+
+fn listener(name: &str, port: u16, members: &[SocketAddr]) -> Listener {
+    Listener {
+        name: name.into(),
+        address: LOCAL,
+        port,
+        members: members.iter().map(|m| Member { address: m.ip(), port: m.port() }).collect(),
+        health_check: Check { interval_ms: 20, timeout_ms: 500, fall: 2, rise: 1 },
+    }
+}
+
+fn config(generation: u64, listeners: Vec<Listener>) -> Config {
+    Config { generation: Generation::new(generation), listeners }
+}
+
+/// The letter of the server a new connection reaches; `None` when the balancer closes it.
+async fn reach(port: u16) -> Option<u8> {
+    open(port).await.map(|(letter, _)| letter)
+}
+
+async fn open(port: u16) -> Option<(u8, TcpStream)> {
+    let mut stream = timeout(DEADLINE, TcpStream::connect((LOCAL, port))).await.expect("no hang").ok()?;
+    let letter = timeout(DEADLINE, stream.read_u8()).await.expect("no hang").ok()?;
+    Some((letter, stream))
+}
+
+async fn echo(stream: &mut TcpStream, text: &[u8]) -> Vec<u8> {
+    stream.write_all(text).await.expect("the connection is open");
+    let mut back = vec![0; text.len()];
+    timeout(DEADLINE, stream.read_exact(&mut back)).await.expect("no hang").expect("the connection is open");
+    back
+}
+
+async fn label(balancer: &Balancer) -> Label {
+    balancer.labels().await.labels.into_iter().next().expect("a listener")
+}
+
+/// Looks again until a condition on the first listener's counters holds.
+async fn until(balancer: &Balancer, holds: impl Fn(&Label) -> bool) {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        let now = label(balancer).await;
+        if holds(&now) {
+            return;
+        }
+        assert!(Instant::now() < end, "still {now:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn connections_alternate_between_members() {
+    let (a, b) = (Server::start(b'a', any()).await, Server::start(b'b', any()).await);
+    let (balancer, port) = (Balancer::new(100), free_port());
+    balancer.apply(config(1, vec![listener("web", port, &[a.address, b.address])])).await.expect("a free port");
+    let mut seen = Vec::new();
+    for _ in 0..6 {
+        seen.extend(reach(port).await);
+    }
+    assert_eq!(seen, b"ababab");
+    assert_eq!(label(&balancer).await.connections, 6);
+}
+
+#[tokio::test]
+async fn a_dead_member_costs_no_connection_is_left_out_and_comes_back() {
+    let (a, b) = (Server::start(b'a', any()).await, Server::start(b'b', any()).await);
+    let (balancer, port) = (Balancer::new(100), free_port());
+    let mut slow = listener("web", port, &[a.address, b.address]);
+    slow.health_check.interval_ms = 3_600_000;
+    balancer.apply(config(1, vec![slow])).await.expect("a free port");
+    let gone = b.stop().await;
+    for _ in 0..4 {
+        assert_eq!(reach(port).await, Some(b'a'), "the next member takes what the dead one refuses");
+    }
+    assert!(label(&balancer).await.members[1].failed >= 2);
+    balancer.apply(config(2, vec![listener("web", port, &[a.address, gone])])).await.expect("the same port");
+    until(&balancer, |l| l.members[1].healthy == Some(false)).await;
+    let refused = label(&balancer).await.members[1].failed;
+    for _ in 0..4 {
+        assert_eq!(reach(port).await, Some(b'a'));
+    }
+    assert_eq!(label(&balancer).await.members[1].failed, refused, "a member that is out is not tried");
+    let b = Server::start(b'b', gone).await;
+    until(&balancer, |l| l.members[1].healthy == Some(true)).await;
+    let seen = [reach(port).await, reach(port).await];
+    assert!(seen.contains(&Some(b'a')) && seen.contains(&Some(b'b')), "{seen:?}");
+    a.stop().await;
+    b.stop().await;
+    until(&balancer, |l| l.members.iter().all(|m| m.healthy == Some(false))).await;
+    assert_eq!(reach(port).await, None, "without a member the connection is closed");
+}
+
+#[tokio::test]
+async fn a_connection_goes_on_while_its_member_and_its_listener_are_taken_away() {
+    let (a, b) = (Server::start(b'a', any()).await, Server::start(b'b', any()).await);
+    let (balancer, port) = (Balancer::new(100), free_port());
+    balancer.apply(config(1, vec![listener("web", port, &[a.address])])).await.expect("a free port");
+    let (letter, mut stream) = open(port).await.expect("a member");
+    assert_eq!((letter, echo(&mut stream, b"one").await), (b'a', b"one".to_vec()));
+    balancer.apply(config(2, vec![listener("renamed", port, &[b.address])])).await.expect("the same port");
+    assert_eq!(reach(port).await, Some(b'b'), "new connections go to the new member");
+    assert_eq!(echo(&mut stream, b"two").await, b"two");
+    balancer.apply(config(3, vec![])).await.expect("nothing to bind");
+    assert_eq!(reach(port).await, None, "nobody listens any more");
+    assert_eq!(echo(&mut stream, b"three").await, b"three");
+}
+
+#[tokio::test]
+async fn a_configuration_that_cannot_be_put_in_place_changes_nothing() {
+    let a = Server::start(b'a', any()).await;
+    let (balancer, port, other) = (Balancer::new(100), free_port(), free_port());
+    let first = config(1, vec![listener("web", port, &[a.address])]);
+    balancer.apply(first.clone()).await.expect("a free port");
+    let taken = vec![listener("new", other, &[]), listener("taken", a.address.port(), &[])];
+    let refused = balancer.apply(config(2, taken)).await.expect_err("the server has that port");
+    assert_eq!(refused.field, "listeners[1].port");
+    assert_eq!(refused.description, format!("port {} is in use", a.address.port()));
+    assert_eq!((balancer.config().await, reach(port).await), (first, Some(b'a')));
+    assert!(reach(other).await.is_none(), "the port that was free was let go");
+    let twice = vec![listener("x", other, &[]), listener("x", free_port(), &[])];
+    assert_eq!(balancer.apply(config(2, twice)).await.expect_err("one name twice").field, "listeners[1].name");
+}
+
+#[tokio::test]
+async fn a_listener_can_change_its_address_and_is_put_back_when_that_fails() {
+    let a = Server::start(b'a', any()).await;
+    let (balancer, port) = (Balancer::new(100), free_port());
+    balancer.apply(config(1, vec![listener("web", port, &[a.address])])).await.expect("a free port");
+    let everywhere = Listener { address: Ipv4Addr::UNSPECIFIED.into(), ..listener("web", port, &[a.address]) };
+    let taken = listener("taken", a.address.port(), &[]);
+    balancer.apply(config(2, vec![everywhere.clone(), taken])).await.expect_err("the server has that port");
+    assert_eq!(reach(port).await, Some(b'a'), "the listener is back");
+    balancer.apply(config(3, vec![everywhere])).await.expect("it makes room for itself");
+    assert_eq!(reach(port).await, Some(b'a'));
+}
+
+#[tokio::test]
+async fn a_drain_stops_listening_and_lets_a_transfer_finish() {
+    let a = Server::start(b'a', any()).await;
+    let (balancer, port) = (Arc::new(Balancer::new(100)), free_port());
+    balancer.apply(config(1, vec![listener("web", port, &[a.address])])).await.expect("a free port");
+    let (_, mut stream) = open(port).await.expect("a member");
+    let draining = Arc::clone(&balancer);
+    let drained = tokio::spawn(async move { draining.drain(DEADLINE).await });
+    let end = Instant::now() + DEADLINE;
+    while TcpStream::connect((LOCAL, port)).await.is_ok() {
+        assert!(Instant::now() < end, "it still listens");
+    }
+    assert!(!drained.is_finished());
+    assert_eq!(echo(&mut stream, &[7; 100_000][..]).await.len(), 100_000);
+    drop(stream);
+    assert_eq!(timeout(DEADLINE, drained).await.expect("no hang").expect("no panic"), 0);
+    let (balancer, port) = (Balancer::new(100), free_port());
+    balancer.apply(config(1, vec![listener("web", port, &[a.address])])).await.expect("a free port");
+    let _stream = open(port).await.expect("a member");
+    assert_eq!(balancer.drain(Duration::from_millis(20)).await, 1, "the grace ends it");
+}
+
+#[tokio::test]
+async fn bytes_are_counted_both_ways_and_connections_are_bounded() {
+    let a = Server::start(b'a', any()).await;
+    let (balancer, port) = (Balancer::new(2), free_port());
+    balancer.apply(config(1, vec![listener("web", port, &[a.address])])).await.expect("a free port");
+    let (_, mut first) = open(port).await.expect("a member");
+    let second = open(port).await.expect("a member");
+    echo(&mut first, b"12345").await;
+    let now = label(&balancer).await;
+    assert_eq!((now.open, now.bytes_in, now.bytes_out), (2, 5, 7), "five there; five and two letters back");
+    assert_eq!((now.members[0].bytes_in, now.members[0].bytes_out), (5, 7));
+    let third = tokio::spawn(reach(port));
+    tokio::task::yield_now().await;
+    assert_eq!(balancer.open(), 2);
+    drop(second);
+    assert_eq!(timeout(DEADLINE, third).await.expect("no hang").expect("no panic"), Some(b'a'), "it waited for a slot");
+}

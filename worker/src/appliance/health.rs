@@ -1,0 +1,109 @@
+//! Health checks: one task per member and listener opens a connection every interval and closes it again.
+//!
+//! A member counts as healthy until checks say otherwise, so that a listener serves from its first moment; a connection
+//! to a member that turns out to be dead goes to the next one.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use super::api::Check;
+use super::counters::Counters;
+
+/// A member as one listener sees it.
+#[derive(Debug)]
+pub(super) struct Backend {
+    /// Where it is.
+    pub(super) address: SocketAddr,
+    /// Its traffic through this listener.
+    pub(super) counters: Arc<Counters>,
+    /// Written by its checker only.
+    healthy: AtomicBool,
+}
+
+impl Backend {
+    pub(super) fn new(address: SocketAddr) -> Self {
+        Self { address, counters: Arc::default(), healthy: AtomicBool::new(true) }
+    }
+
+    /// Whether it passes its health check, as of the last one.
+    pub(super) fn is_healthy(&self) -> bool {
+        self.healthy.load(Ordering::Relaxed)
+    }
+}
+
+/// A running check; ends when dropped.
+#[derive(Debug)]
+pub(super) struct Checker(AbortHandle);
+
+impl Checker {
+    /// Starts to check a member.
+    pub(super) fn start(backend: Arc<Backend>, check: Check) -> Self {
+        Self(tokio::spawn(watch(backend, check)).abort_handle())
+    }
+}
+
+impl Drop for Checker {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn watch(backend: Arc<Backend>, check: Check) {
+    let mut ticks = interval(check.interval());
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut streak = Streak { healthy: backend.is_healthy(), against: 0 };
+    loop {
+        ticks.tick().await;
+        let passed = matches!(timeout(check.timeout(), TcpStream::connect(backend.address)).await, Ok(Ok(_)));
+        if streak.note(passed, check) {
+            backend.healthy.store(streak.healthy, Ordering::Relaxed);
+            tracing::info!(member = %backend.address, healthy = streak.healthy, "health of a member changed");
+        }
+    }
+}
+
+/// The judgement over a row of checks.
+#[derive(Debug)]
+struct Streak {
+    healthy: bool,
+    /// Checks in a row that speak against `healthy`.
+    against: u32,
+}
+
+impl Streak {
+    /// Takes in one check; `true` when the judgement changes.
+    fn note(&mut self, passed: bool, check: Check) -> bool {
+        if passed == self.healthy {
+            self.against = 0;
+            return false;
+        }
+        self.against = self.against.saturating_add(1);
+        let needed = if self.healthy { check.fall } else { check.rise };
+        let changes = self.against >= needed;
+        if changes {
+            *self = Self { healthy: passed, against: 0 };
+        }
+        changes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_results_in_a_row_change_the_judgement() {
+        let check = Check { fall: 2, rise: 3, ..Check::default() };
+        let mut streak = Streak { healthy: true, against: 0 };
+        let seen = [false, true, false, false, true, true, false, true, true, true].map(|passed| {
+            streak.note(passed, check);
+            streak.healthy
+        });
+        assert_eq!(seen, [true, true, true, false, false, false, false, false, false, true]);
+    }
+}

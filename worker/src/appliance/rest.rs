@@ -1,0 +1,163 @@
+//! The REST contract, served. Every refusal is a [`Problem`] in JSON.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, State as Extract};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use axum::{Json, Router};
+use common::{Generation, Token};
+use tokio::sync::Mutex;
+
+use super::api::{Config, Interfaces, Labels, Problem, TOKEN_HEADER, path, token_from_header, token_to_header};
+use super::balancer::Balancer;
+use super::interfaces;
+use crate::drivers::process::record::write_atomic;
+
+/// Largest body that is read.
+const MOST: usize = 1024 * 1024;
+
+/// What the handlers share.
+#[derive(Debug)]
+pub(super) struct State {
+    balancer: Arc<Balancer>,
+    token_file: PathBuf,
+    /// Locked over a whole change, so that changes take effect in the order in which their tokens were accepted.
+    owner: Mutex<Owner>,
+}
+
+/// Who configured last.
+#[derive(Debug, Default)]
+struct Owner {
+    token: Token,
+    /// Generation configured under `token`.
+    generation: Generation,
+}
+
+impl State {
+    /// Reads the newest token seen in a former life of this instance, if any.
+    pub(super) fn open(state_dir: &Path, balancer: Arc<Balancer>) -> anyhow::Result<Arc<Self>> {
+        let token_file = state_dir.join("token");
+        let token = match std::fs::read_to_string(&token_file) {
+            Ok(text) => token_from_header(text.trim())
+                .with_context(|| format!("{} does not hold a token", token_file.display()))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Token::default(),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", token_file.display())),
+        };
+        let owner = Mutex::new(Owner { token, generation: Generation::default() });
+        Ok(Arc::new(Self { balancer, token_file, owner }))
+    }
+
+    async fn change(&self, token: Token, config: Config) -> Result<(), Refusal> {
+        let mut owner = self.owner.lock().await;
+        self.accept(&mut owner, token)?;
+        if config.generation < owner.generation {
+            // A call that was given up and arrives late, after its successor by the same owner.
+            let error = format!("generation {} is in force, {} is older", owner.generation, config.generation);
+            return Err(Refusal::new(StatusCode::PRECONDITION_FAILED, error));
+        }
+        let generation = config.generation;
+        self.balancer.apply(config).await.map_err(|invalid| Refusal {
+            status: StatusCode::UNPROCESSABLE_ENTITY,
+            problem: Problem { error: invalid.description, field: Some(invalid.field), token: None },
+        })?;
+        owner.generation = generation;
+        Ok(())
+    }
+
+    /// Refuses an older token and keeps a newer one, on disk first.
+    fn accept(&self, owner: &mut Owner, token: Token) -> Result<(), Refusal> {
+        if token < owner.token {
+            let error = format!("token {token} is older than {}", owner.token);
+            let problem = Problem { error, field: None, token: Some(owner.token) };
+            return Err(Refusal { status: StatusCode::CONFLICT, problem });
+        }
+        if token > owner.token {
+            write_atomic(&self.token_file, format!("{}\n", token_to_header(token)).as_bytes()).map_err(|error| {
+                Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot keep the token: {error}"))
+            })?;
+            // The new owner may have seen an older spec than the former (a restored store): generations start anew.
+            *owner = Owner { token, generation: Generation::default() };
+        }
+        Ok(())
+    }
+}
+
+/// An answer that is not a success.
+#[derive(Debug)]
+struct Refusal {
+    status: StatusCode,
+    problem: Problem,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        Self { status, problem: Problem { error: error.into(), field: None, token: None } }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.problem)).into_response();
+        if self.status == StatusCode::PAYLOAD_TOO_LARGE {
+            // The rest of the body is not read, so that the connection cannot be used again; the client should know.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+/// The routes of the contract.
+pub(super) fn router(state: Arc<State>) -> Router {
+    Router::new()
+        .route(path::STATUS, get(|| async { Json(serde_json::json!({ "status": "ok" })) }))
+        .route(path::INTERFACES, get(read_interfaces))
+        .route(path::CONFIG, put(put_config).get(read_config))
+        .route(path::LABELS, post(read_labels))
+        .layer(DefaultBodyLimit::max(MOST))
+        .with_state(state)
+}
+
+async fn read_interfaces() -> Result<Json<Interfaces>, Refusal> {
+    interfaces::read()
+        .map(Json)
+        .map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot read interfaces: {error}")))
+}
+
+async fn read_config(Extract(state): Extract<Arc<State>>) -> Json<Config> {
+    Json(state.balancer.config().await)
+}
+
+/// Reads counters. It changes nothing and so takes any token, or none.
+async fn read_labels(Extract(state): Extract<Arc<State>>) -> Json<Labels> {
+    Json(state.balancer.labels().await)
+}
+
+async fn put_config(
+    Extract(state): Extract<Arc<State>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<StatusCode, Refusal> {
+    let token = headers
+        .get(TOKEN_HEADER)
+        .ok_or_else(|| Refusal::new(StatusCode::PRECONDITION_REQUIRED, "the header Rug-Token is missing"))?;
+    let token = token
+        .to_str()
+        .ok()
+        .and_then(token_from_header)
+        .ok_or_else(|| Refusal::new(StatusCode::BAD_REQUEST, "the header Rug-Token must be <term>/<sequence>"))?;
+    let body = body.map_err(|rejection| Refusal::new(rejection.status(), rejection.body_text()))?;
+    let config = serde_json::from_slice(&body)
+        .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, format!("not a configuration: {error}")))?;
+    // A task of its own: when the caller hangs up, the change goes on to its end all the same.
+    match tokio::spawn(async move { state.change(token, config).await }).await {
+        Ok(result) => result.map(|()| StatusCode::NO_CONTENT),
+        Err(error) => Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+    }
+}

@@ -1,0 +1,91 @@
+//! `rug-appliance`: the reference appliance, and the launcher the process driver starts commands with.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+use worker::appliance::{self, Config};
+
+/// A TCP load balancer with the REST contract of Rug.
+#[derive(Debug, Parser)]
+#[command(name = "rug-appliance", version, about, args_conflicts_with_subcommands = true)]
+struct Flags {
+    /// Directory for its files; it says in the file `management` there where the REST contract is served.
+    #[arg(long, default_value = ".")]
+    state_dir: PathBuf,
+    /// Where the REST contract is served; port 0 picks one.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    management: SocketAddr,
+    /// Serve it beyond loopback, where anybody who reaches it can configure this appliance.
+    #[arg(long)]
+    insecure: bool,
+    /// Connections forwarded at a time.
+    #[arg(long, default_value_t = 4096)]
+    max_connections: usize,
+    /// Seconds connections may go on after SIGTERM.
+    #[arg(long, default_value_t = 8)]
+    drain_grace: u64,
+    /// Name of the instance, for people who look at process lists.
+    #[arg(long, default_value = "")]
+    name: String,
+    #[command(subcommand)]
+    command: Option<Action>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Run a command in a session of its own, in place of this process.
+    #[command(hide = true)]
+    Exec {
+        /// The command and its arguments.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    if let Some(Action::Exec { command }) = flags.command {
+        return exec(&command);
+    }
+    // Standard error is the log of the instance; the colours of a terminal do not belong there.
+    let filter = EnvFilter::try_from_env("RUG_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    tracing::info!(name = flags.name, "starting");
+    let config = Config {
+        state_dir: flags.state_dir,
+        management: flags.management,
+        insecure: flags.insecure,
+        max_connections: flags.max_connections,
+        drain_grace: Duration::from_secs(flags.drain_grace),
+    };
+    // Two threads: it shares its host with its siblings, and forwarding is mostly waiting.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    match runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(appliance::run(config))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Leaves the session of whoever called and becomes the command. Exits with 127 when it cannot be run, as a shell does.
+fn exec(command: &[OsString]) -> ExitCode {
+    // It fails only for the leader of a process group, which has detached itself already.
+    if let Err(error) = rustix::process::setsid()
+        && error != rustix::io::Errno::PERM
+    {
+        eprintln!("rug-appliance: cannot make a session: {error}");
+        return ExitCode::FAILURE;
+    }
+    let Some((program, args)) = command.split_first() else { return ExitCode::FAILURE };
+    let error = Command::new(program).args(args).exec();
+    eprintln!("rug-appliance: cannot run {}: {error}", program.display());
+    ExitCode::from(127)
+}

@@ -1,0 +1,578 @@
+//! The `process` driver: an instance is a detached local process.
+//!
+//! It lives in a session of its own, so that it outlives the worker, and is known by pid and start time, so that any
+//! worker on the host can adopt it. What it is started for is on disk before it is started, and its environment names
+//! it, so that a worker that dies between the two loses nothing: [`Driver::observe`] and [`Driver::list`] find the
+//! process by its name. Each ordinal has one folder and therefore at most one instance.
+//!
+//! Calls are fenced by token files (see [`fence`]): the lock spans every side effect, permit and token are checked
+//! right before it. Starting runs off the async threads as a whole and goes on when its caller is cancelled; it then
+//! either takes effect under the lock or meets a shut gate.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use common::{ApplianceId, Term, WorkerId};
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+use tokio::process::Child;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use worker_core::instance::Instance;
+
+use self::fence::{Fences, Held};
+use self::launch::{Launch, Order};
+use self::record::{Folder, Record, State};
+use self::system::{Identity, Marked, POLL, Target};
+use crate::drivers::{Driver, Error, Fencing, Wanted};
+use crate::gate::Permit;
+
+pub mod fence;
+mod launch;
+pub(crate) mod record;
+mod system;
+
+/// How long an instance that somebody else started may take to open its management address before it is shown without.
+const ADOPTED_MANAGEMENT_WAIT: Duration = Duration::from_secs(2);
+
+/// Settings of the driver.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where instances, their logs and the token files live. Workers on one host share it to adopt from each other.
+    pub state_dir: PathBuf,
+    /// The reference appliance, which also launches commands; by default beside the worker's own executable.
+    pub appliance_binary: PathBuf,
+    /// How long a process may take to end after SIGTERM before it is killed. More lets long transfers finish; deletion
+    /// takes that much longer.
+    #[serde(with = "humantime_serde")]
+    pub stop_grace: Duration,
+    /// How long a killed process may take to be gone.
+    #[serde(with = "humantime_serde")]
+    pub kill_wait: Duration,
+    /// How long a new process is watched for an early end, which is then reported with its log. Lower makes boots
+    /// quicker to report, higher catches slower failures.
+    #[serde(with = "humantime_serde")]
+    pub settle: Duration,
+    /// How long the reference appliance may take to open its management address.
+    #[serde(with = "humantime_serde")]
+    pub management_wait: Duration,
+    /// How long a call waits for another one on the same appliance.
+    #[serde(with = "humantime_serde")]
+    pub lock_wait: Duration,
+    /// Size in bytes from which a log is put aside when its instance starts again.
+    pub log_limit: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("rug-appliance")));
+        Self {
+            state_dir: PathBuf::from(".rug"),
+            appliance_binary: beside.unwrap_or_else(|| PathBuf::from("rug-appliance")),
+            stop_grace: Duration::from_secs(10),
+            kill_wait: Duration::from_secs(5),
+            settle: Duration::from_millis(100),
+            management_wait: Duration::from_secs(10),
+            lock_wait: Duration::from_secs(5),
+            log_limit: 10 * 1024 * 1024,
+        }
+    }
+}
+
+/// The driver. Clones share everything.
+#[derive(Clone, Debug)]
+pub struct Process {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    instances: PathBuf,
+    fences: Arc<Fences>,
+}
+
+/// What [`Inner::start`] came to.
+enum Started {
+    /// An instance of that name was running already.
+    Found(Instance),
+    /// A process was made.
+    Made(Instance, Child),
+}
+
+impl Process {
+    /// Opens the state directory, which is made when missing.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the directory cannot be written or the launcher is missing; the text names the path.
+    pub fn new(config: Config, worker: WorkerId) -> Result<Self, Error> {
+        let refused = |path: &Path, error: &io::Error| {
+            Error::Refused(format!("state directory {} cannot be used: {error}", path.display()))
+        };
+        let open = || -> io::Result<(PathBuf, Fences)> {
+            std::fs::create_dir_all(&config.state_dir)?;
+            // Canonical, because instances are recognised by this path in their environment.
+            let state_dir = config.state_dir.canonicalize()?;
+            let instances = state_dir.join("instances");
+            std::fs::create_dir_all(&instances)?;
+            let fences = Fences::open(state_dir.join("fences"), worker, config.lock_wait)?;
+            let probe = state_dir.join(format!(".writable.{}", std::process::id()));
+            record::write_atomic(&probe, b"")?;
+            std::fs::remove_file(&probe)?;
+            Ok((state_dir, fences))
+        };
+        let (state_dir, fences) = open().map_err(|error| refused(&config.state_dir, &error))?;
+        let appliance_binary = config.appliance_binary.canonicalize().map_err(|error| {
+            Error::Refused(format!("{} cannot be used: {error}", config.appliance_binary.display()))
+        })?;
+        let instances = state_dir.join("instances");
+        let config = Config { state_dir, appliance_binary, ..config };
+        Ok(Self { inner: Arc::new(Inner { config, instances, fences: Arc::new(fences) }) })
+    }
+
+    /// Removes token files of appliances that were deleted more than seven days and two terms ago. Returns how many.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] when the folder cannot be read.
+    pub async fn cleanup(&self, current: Term) -> Result<usize, Error> {
+        let inner = Arc::clone(&self.inner);
+        off_thread(move || inner.fences.cleanup(current, SystemTime::now()).map_err(Error::from)).await
+    }
+
+    /// Where the journal of one appliance is kept: one [`fence::Entry`] per line.
+    #[must_use]
+    pub fn journal(&self, appliance: ApplianceId) -> PathBuf {
+        self.inner.fences.journal_path(appliance)
+    }
+
+    /// Watches a new process for an early end, and for its management address where it has one.
+    async fn settle(&self, order: &Order, mut instance: Instance, child: Child) -> Result<Instance, Error> {
+        let folder = self.inner.folder(order.appliance, order.ordinal);
+        let mut exit = reap(child);
+        let has_management = matches!(order.kind, common::appliance::Kind::Loadbalancer(_));
+        let wait = if has_management { self.inner.config.management_wait } else { self.inner.config.settle };
+        let deadline = Instant::now() + wait;
+        loop {
+            if has_management && let Some(address) = folder.management() {
+                instance.management = Some(address);
+                return Ok(instance);
+            }
+            let pause = if has_management { deadline.min(Instant::now() + POLL) } else { deadline };
+            if let Ok(status) = tokio::time::timeout_at(pause, &mut exit).await {
+                let status = status.map_or_else(|_| "unknown status".to_owned(), |status| status.to_string());
+                let log = record::tail(&folder.log(), 5);
+                let log =
+                    if log.is_empty() { "its log is empty".to_owned() } else { format!("last in its log: {log}") };
+                return Err(Error::Failed(format!("instance {} ended at once ({status}); {log}", order.ordinal)));
+            }
+            if Instant::now() >= deadline {
+                return if has_management {
+                    Err(Error::Failed(format!("instance {} did not open its management address", order.ordinal)))
+                } else {
+                    Ok(instance)
+                };
+            }
+        }
+    }
+
+    /// Signals a whole family and waits for its end. Returns what still runs at the end of `wait`.
+    async fn signal(
+        &self,
+        held: &Held,
+        instance: &Instance,
+        family: Vec<Identity>,
+        (signal, action): (Signal, &str),
+        wait: Duration,
+    ) -> Result<Vec<Identity>, Error> {
+        held.check()?;
+        let note = |pid, outcome: &str| held.note(action, instance.ordinal, instance.attempt, pid, outcome);
+        note(instance.pid, "begun");
+        let mut targets = Vec::new();
+        for identity in family {
+            match Target::open(&identity).and_then(|target| match target {
+                Some(target) => target.signal(signal).map(|()| Some(target)),
+                None => Ok(None),
+            }) {
+                Ok(Some(target)) => targets.push((identity, target)),
+                Ok(None) => {}
+                Err(error) => {
+                    note(Some(identity.pid), &error.to_string());
+                    return Err(Error::Failed(format!("cannot signal process {}: {error}", identity.pid)));
+                }
+            }
+        }
+        let deadline = Instant::now() + wait;
+        let mut left = Vec::new();
+        for (identity, target) in targets {
+            if !target.ended(deadline).await {
+                left.push(identity);
+            }
+        }
+        note(instance.pid, if left.is_empty() { "done" } else { "still running" });
+        Ok(left)
+    }
+}
+
+#[async_trait]
+impl Driver for Process {
+    fn fencing(&self) -> Fencing {
+        Fencing::Token
+    }
+
+    async fn claim(&self, permit: &Permit) -> Result<(), Error> {
+        self.inner.fences.claim(permit).await
+    }
+
+    async fn observe(&self, appliance: ApplianceId) -> Result<Vec<Instance>, Error> {
+        let inner = Arc::clone(&self.inner);
+        off_thread(move || inner.observe(appliance)).await
+    }
+
+    async fn ensure(&self, permit: &Permit, wanted: Wanted<'_>) -> Result<Instance, Error> {
+        let order = Order::new(permit.appliance(), &wanted);
+        let held = self.inner.fences.acquire(permit).await?;
+        let (inner, task) = (Arc::clone(&self.inner), order.clone());
+        match off_thread(move || inner.start(&held, &task)).await? {
+            Started::Found(instance) => Ok(instance),
+            Started::Made(instance, child) => self.settle(&order, instance, child).await,
+        }
+    }
+
+    async fn destroy(&self, permit: &Permit, instance: &Instance) -> Result<(), Error> {
+        let appliance = permit.appliance();
+        let held = self.inner.fences.acquire(permit).await?;
+        let name = Instance::name(appliance, instance.ordinal, instance.attempt);
+        let find = |name: String| {
+            let (inner, instance) = (Arc::clone(&self.inner), instance.clone());
+            off_thread(move || inner.family(appliance, &instance, &name))
+        };
+        let (leader, family) = find(name.clone()).await?;
+        let instance = Instance { pid: leader.map(|id| id.pid), ..instance.clone() };
+        if !family.is_empty() {
+            let term = (Signal::TERM, "terminate");
+            self.signal(&held, &instance, family, term, self.inner.config.stop_grace).await?;
+            // Looked up again: what ended is gone from it, and what was started meanwhile is in it. Three rounds outrun
+            // anything that does not fork for ever.
+            for _ in 0..3 {
+                let (_, left) = find(name.clone()).await?;
+                if left.is_empty() {
+                    break;
+                }
+                self.signal(&held, &instance, left, (Signal::KILL, "kill"), self.inner.config.kill_wait).await?;
+            }
+            let (_, left) = find(name).await?;
+            if let Some(first) = left.first() {
+                return Err(Error::Failed(format!("process {} cannot be ended", first.pid)));
+            }
+        }
+        held.check()?;
+        let folder = self.inner.folder(appliance, instance.ordinal);
+        off_thread(move || {
+            if let Some(record) = folder.read()?.filter(|record| record.instance.attempt == instance.attempt) {
+                folder.write(&Record { state: State::Ended, ..record })?;
+            }
+            drop(held);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn list(&self) -> Result<Vec<(ApplianceId, Instance)>, Error> {
+        let inner = Arc::clone(&self.inner);
+        off_thread(move || inner.list()).await
+    }
+
+    async fn forget(&self, permit: &Permit) -> Result<(), Error> {
+        let held = self.inner.fences.acquire(permit).await?;
+        let (inner, appliance, term) = (Arc::clone(&self.inner), permit.appliance(), permit.token().term);
+        off_thread(move || {
+            if let Some(left) = inner.observe(appliance)?.first() {
+                return Err(Error::Failed(format!("instance {} still runs", left.ordinal)));
+            }
+            held.check()?;
+            held.note("forget", 0, 0, None, "begun");
+            match std::fs::remove_dir_all(inner.instances.join(appliance.to_string())) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
+            held.entomb()?;
+            held.note("forget", 0, 0, None, "done");
+            drop(held);
+            // Deletions are the only source of tombstones and rare enough to look after them on the way.
+            if let Err(error) = inner.fences.cleanup(term, SystemTime::now()) {
+                tracing::warn!(%error, "old token files stay");
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl Inner {
+    fn folder(&self, appliance: ApplianceId, ordinal: u16) -> Folder {
+        Folder::new(&self.instances, appliance, ordinal)
+    }
+
+    /// The process of a record, if it runs now. Scans only when the record does not know.
+    fn resolve(&self, appliance: ApplianceId, record: &Record) -> Option<Identity> {
+        match &record.state {
+            State::Running(identity) => system::is_alive(identity).then(|| identity.clone()),
+            State::Ended => None,
+            State::Starting => self.scan(&name_of(appliance, &record.instance)).map(|found| found.identity),
+        }
+    }
+
+    fn scan(&self, name: &str) -> Option<Marked> {
+        let matches = |m: &Marked| m.variables.get(system::INSTANCE_VARIABLE).is_some_and(|v| v == name);
+        system::marked(&self.config.state_dir).into_iter().find(matches)
+    }
+
+    fn observe(&self, appliance: ApplianceId) -> Result<Vec<Instance>, Error> {
+        let mut found = Vec::new();
+        for ordinal in record::ordinals(&self.instances, appliance)? {
+            let folder = self.folder(appliance, ordinal);
+            let Some(record) = folder.read()? else { continue };
+            // A damaged record has attempt 0: whatever runs at its ordinal is meant.
+            let record = if record.instance.attempt == 0 { self.recover(appliance, record) } else { record };
+            if let Some(identity) = self.resolve(appliance, &record) {
+                found.push(running(&folder, &record, &identity));
+            }
+        }
+        Ok(found)
+    }
+
+    /// What a damaged record must have said, from the process itself.
+    fn recover(&self, appliance: ApplianceId, record: Record) -> Record {
+        let ordinal = record.instance.ordinal;
+        let found = system::marked(&self.config.state_dir)
+            .into_iter()
+            .find_map(|marked| described(&marked).filter(|(id, i)| *id == appliance && i.ordinal == ordinal));
+        match found {
+            Some((_, instance)) => Record { instance, ..record },
+            None => record,
+        }
+    }
+
+    fn list(&self) -> Result<Vec<(ApplianceId, Instance)>, Error> {
+        let mut found = Vec::new();
+        for appliance in record::appliances(&self.instances)? {
+            found.extend(self.observe(appliance)?.into_iter().map(|instance| (appliance, instance)));
+        }
+        // Processes without a record that says so: their folder was removed, or was never written.
+        for marked in system::marked(&self.config.state_dir) {
+            if let Some((appliance, mut instance)) = described(&marked)
+                && !found.iter().any(|(_, known)| known.pid == instance.pid)
+            {
+                instance.management = self.folder(appliance, instance.ordinal).management();
+                found.push((appliance, instance));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Every process of one instance, and its leader if that one still runs.
+    fn family(
+        &self,
+        appliance: ApplianceId,
+        instance: &Instance,
+        name: &str,
+    ) -> Result<(Option<Identity>, Vec<Identity>), Error> {
+        let record = self.folder(appliance, instance.ordinal).read()?;
+        let recorded = record.filter(|r| r.instance.attempt == instance.attempt).and_then(|r| match r.state {
+            State::Running(identity) => Some(identity),
+            State::Starting | State::Ended => None,
+        });
+        // Without a record only the environment tells; a pid that somebody remembers proves nothing.
+        let Some(leader) = recorded.or_else(|| self.scan(name).map(|m| m.identity)) else {
+            return Ok((None, Vec::new()));
+        };
+        let family = system::family(&leader, name);
+        Ok((family.iter().find(|id| **id == leader).cloned(), family))
+    }
+
+    /// Starts an instance under the lock, or finds it. Blocks; never waits for another process.
+    fn start(&self, held: &Held, order: &Order) -> Result<Started, Error> {
+        held.check()?;
+        let folder = self.folder(order.appliance, order.ordinal);
+        let former = folder.read()?;
+        if let Some(record) = &former {
+            if let Some(identity) = self.resolve(order.appliance, record) {
+                return self.adopt(held, order, &folder, record, identity).map(Started::Found);
+            }
+            self.sweep(held, order.appliance, record)?;
+        }
+        let kept_port = former.and_then(|record| record.picked_port);
+        let launch = Launch::plan(order, &folder, &self.config.appliance_binary, kept_port)?;
+        folder.prepare(self.config.log_limit)?;
+        let mut record = Record {
+            state: State::Starting,
+            instance: Instance {
+                ordinal: order.ordinal,
+                attempt: order.attempt,
+                boot_digest: order.boot_digest.clone(),
+                pid: None,
+                started_at_unix_ms: fence::unix_ms(),
+                management: None,
+                address: launch.address,
+            },
+            picked_port: launch.picked_port,
+            serves_management: matches!(order.kind, common::appliance::Kind::Loadbalancer(_)),
+        };
+        folder.write(&record)?;
+        match self.spawn(held, order, &folder, &launch) {
+            Ok((identity, child)) => {
+                record.state = State::Running(identity.clone());
+                folder.write(&record)?;
+                tracing::info!(appliance = %order.appliance, instance = order.instance(), pid = identity.pid, "instance started");
+                let instance = Instance { pid: Some(identity.pid), ..record.instance };
+                Ok(Started::Made(instance, child))
+            }
+            Err(error) => {
+                // No process was made: the record must not send everybody looking for one.
+                folder.write(&Record { state: State::Ended, ..record })?;
+                Err(error)
+            }
+        }
+    }
+
+    fn spawn(&self, held: &Held, order: &Order, folder: &Folder, launch: &Launch) -> Result<(Identity, Child), Error> {
+        let binary = &self.config.appliance_binary;
+        let command = launch.command(order, folder, &self.config.state_dir, binary)?;
+        let note = |pid, outcome: &str| held.note("spawn", order.ordinal, order.attempt, pid, outcome);
+        held.check()?;
+        note(None, "begun");
+        let child = match tokio::process::Command::from(command).spawn() {
+            Ok(child) => child,
+            Err(error) => {
+                note(None, &error.to_string());
+                return Err(Error::Failed(format!("cannot start {}: {error}", binary.display())));
+            }
+        };
+        // Nobody has waited for the child yet, so it is still there, if only as a zombie.
+        let identity = child.id().and_then(system::identify_child);
+        note(child.id(), "done");
+        identity.map(|identity| (identity, child)).ok_or_else(|| Error::Failed("a new process cannot be seen".into()))
+    }
+
+    /// Takes over what runs at the ordinal, if it is what is wanted.
+    fn adopt(
+        &self,
+        held: &Held,
+        order: &Order,
+        folder: &Folder,
+        record: &Record,
+        identity: Identity,
+    ) -> Result<Instance, Error> {
+        if record.instance.attempt != order.attempt {
+            // Ending it is a decision of its own, and not the driver's.
+            return Err(Error::Failed(format!(
+                "attempt {} still runs at ordinal {} (pid {})",
+                record.instance.attempt, order.ordinal, identity.pid
+            )));
+        }
+        let instance = running(folder, record, &identity);
+        if record.state == State::Starting {
+            folder.write(&Record { state: State::Running(identity), ..record.clone() })?;
+            held.note("adopt", order.ordinal, order.attempt, instance.pid, "done");
+        }
+        Ok(instance)
+    }
+
+    /// Ends what a dead instance left behind in its session: it would keep the port of its successor.
+    fn sweep(&self, held: &Held, appliance: ApplianceId, record: &Record) -> Result<(), Error> {
+        let State::Running(leader) = &record.state else { return Ok(()) };
+        for identity in system::family(leader, &name_of(appliance, &record.instance)) {
+            held.check()?;
+            held.note("sweep", record.instance.ordinal, record.instance.attempt, Some(identity.pid), "begun");
+            if let Some(target) = Target::open(&identity)? {
+                target.signal(Signal::KILL)?;
+            }
+            if !poll_until(self.config.kill_wait, || !system::is_alive(&identity)) {
+                return Err(Error::Failed(format!("process {} of a former attempt cannot be ended", identity.pid)));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl From<io::Error> for Error {
+    /// Disks fill up and are emptied again, so that another try makes sense.
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+fn name_of(appliance: ApplianceId, instance: &Instance) -> String {
+    Instance::name(appliance, instance.ordinal, instance.attempt)
+}
+
+/// The instance as it runs now. One that was made a moment ago by another worker gets the time to say where it serves
+/// its REST contract.
+fn running(folder: &Folder, record: &Record, identity: &Identity) -> Instance {
+    let mut management = folder.management();
+    if management.is_none() && record.serves_management {
+        poll_until(ADOPTED_MANAGEMENT_WAIT, || {
+            management = folder.management();
+            management.is_some() || !system::is_alive(identity)
+        });
+    }
+    Instance { pid: Some(identity.pid), management, ..record.instance.clone() }
+}
+
+/// Waits, blocking, until a condition holds. Returns whether it came to hold within `wait`.
+fn poll_until(wait: Duration, mut holds: impl FnMut() -> bool) -> bool {
+    let deadline = std::time::Instant::now() + wait;
+    loop {
+        if holds() {
+            return true;
+        }
+        if std::time::Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// The instance a process says it is.
+fn described(marked: &Marked) -> Option<(ApplianceId, Instance)> {
+    let variable = |name: &str| marked.variables.get(name);
+    let mut parts = variable(system::INSTANCE_VARIABLE)?.rsplitn(3, '-');
+    let attempt = parts.next()?.parse().ok()?;
+    let ordinal = parts.next()?.parse().ok()?;
+    let appliance = parts.next()?.parse().ok()?;
+    let instance = Instance {
+        ordinal,
+        attempt,
+        boot_digest: variable(launch::DIGEST_VARIABLE).cloned().unwrap_or_default(),
+        pid: Some(marked.identity.pid),
+        started_at_unix_ms: system::started_at_unix_ms(&marked.identity),
+        management: None,
+        address: variable(launch::ADDRESS_VARIABLE).and_then(|address| address.parse().ok()),
+    };
+    Some((appliance, instance))
+}
+
+/// Waits for a child in the background, so that it does not stay as a zombie, and tells how it ended.
+fn reap(mut child: Child) -> oneshot::Receiver<ExitStatus> {
+    let (tell, told) = oneshot::channel();
+    // Ends with the process; nothing waits for it, and when the runtime stops the child simply goes on.
+    tokio::spawn(async move {
+        if let Ok(status) = child.wait().await {
+            let _ = tell.send(status);
+        }
+    });
+    told
+}
+
+/// Runs blocking work where it may block. It goes on to its end when the caller is cancelled.
+async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::Failed(format!("a driver call broke off: {error}"))),
+    }
+}

@@ -1,0 +1,286 @@
+//! What is run for an instance: program, arguments, environment and ports, checked before anything is started so that
+//! a mistake in a spec gets an answer that names it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::env;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+use common::ApplianceId;
+use common::appliance::{Custom, Kind, LoadBalancer};
+use worker_core::instance::Instance;
+
+use super::record::Folder;
+use super::system::{self, INSTANCE_VARIABLE, STATE_VARIABLE};
+use crate::drivers::{Error, Wanted};
+
+/// Variables that, beside [`INSTANCE_VARIABLE`] and [`STATE_VARIABLE`], let an instance be adopted without its record.
+pub(super) const DIGEST_VARIABLE: &str = "RUG_BOOT_DIGEST";
+pub(super) const ADDRESS_VARIABLE: &str = "RUG_ADDRESS";
+
+/// Ports picked lately, so that instances started at the same time do not get the same one before they listen on it.
+static PICKED: Mutex<VecDeque<u16>> = Mutex::new(VecDeque::new());
+/// How many picked ports are remembered: more than any host starts at a time.
+const PICKED_REMEMBERED: usize = 1024;
+
+/// Everything an instance is started from; an owned copy, because starting goes on when its caller is cancelled.
+#[derive(Clone, Debug)]
+pub(super) struct Order {
+    pub(super) appliance: ApplianceId,
+    pub(super) ordinal: u16,
+    pub(super) attempt: u32,
+    pub(super) name: String,
+    pub(super) boot_digest: String,
+    pub(super) kind: Kind,
+}
+
+impl Order {
+    pub(super) fn new(appliance: ApplianceId, wanted: &Wanted<'_>) -> Self {
+        Self {
+            appliance,
+            ordinal: wanted.ordinal,
+            attempt: wanted.attempt,
+            name: wanted.desired.name.to_string(),
+            boot_digest: wanted.desired.boot_digest(),
+            kind: wanted.desired.spec.kind.clone(),
+        }
+    }
+
+    /// Name of the instance.
+    pub(super) fn instance(&self) -> String {
+        Instance::name(self.appliance, self.ordinal, self.attempt)
+    }
+}
+
+/// An order that can be carried out.
+#[derive(Debug)]
+pub(super) struct Launch {
+    program: PathBuf,
+    args: Vec<OsString>,
+    variables: BTreeMap<String, String>,
+    /// Where its service will be.
+    pub(super) address: Option<SocketAddr>,
+    /// Port that was picked for it.
+    pub(super) picked_port: Option<u16>,
+}
+
+impl Launch {
+    /// Looks everything up and checks it. `kept_port` is the port the ordinal had before.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] names what is wrong with the spec or the host.
+    pub(super) fn plan(
+        order: &Order,
+        folder: &Folder,
+        appliance_binary: &Path,
+        kept_port: Option<u16>,
+    ) -> Result<Self, Error> {
+        match &order.kind {
+            Kind::Custom(custom) => Self::custom(order, custom, kept_port),
+            Kind::Loadbalancer(lb) => Self::loadbalancer(order, lb, folder, appliance_binary),
+        }
+    }
+
+    fn custom(order: &Order, custom: &Custom, kept_port: Option<u16>) -> Result<Self, Error> {
+        let program = find_program(&custom.command, env::var_os("PATH").as_deref())?;
+        let loopback = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+        let (address, picked_port) = if let Some(base) = custom.port {
+            let address = loopback(shifted(base, order.ordinal)?);
+            check_free(address)?;
+            (address, None)
+        } else {
+            let kept = kept_port.map(loopback).filter(|address| check_free(*address).is_ok());
+            let address = match kept {
+                Some(address) => address,
+                None => loopback(pick_port()?),
+            };
+            (address, Some(address.port()))
+        };
+        let fill = |text: &str| substitute(text, order, address.port());
+        Ok(Self {
+            program,
+            args: custom.args.iter().map(|arg| fill(arg).into()).collect(),
+            variables: custom.env.iter().map(|(name, value)| (name.clone(), fill(value))).collect(),
+            address: Some(address),
+            picked_port,
+        })
+    }
+
+    fn loadbalancer(order: &Order, lb: &LoadBalancer, folder: &Folder, binary: &Path) -> Result<Self, Error> {
+        // The listeners come with the configuration; checked here as well, because a port that is taken is better
+        // reported before a process is started for it.
+        let mut addresses = Vec::new();
+        for listener in &lb.listeners {
+            let address = SocketAddr::new(listener.address, shifted(listener.port, order.ordinal)?);
+            check_free(address)?;
+            addresses.push(address);
+        }
+        let args: [OsString; 6] = [
+            "--state-dir".into(),
+            folder.path().into(),
+            "--management".into(),
+            "127.0.0.1:0".into(),
+            "--name".into(),
+            order.instance().into(),
+        ];
+        Ok(Self {
+            program: binary.to_owned(),
+            args: args.to_vec(),
+            variables: BTreeMap::new(),
+            address: addresses.first().copied(),
+            picked_port: None,
+        })
+    }
+
+    /// The command that starts it: by way of the launcher, which puts it into a session of its own.
+    pub(super) fn command(
+        &self,
+        order: &Order,
+        folder: &Folder,
+        state_dir: &Path,
+        binary: &Path,
+    ) -> io::Result<Command> {
+        let log = File::options().append(true).create(true).open(folder.log())?;
+        let mut command = Command::new(binary);
+        command.arg("exec").arg("--").arg(&self.program).args(&self.args);
+        command.current_dir(folder.work()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.env_clear();
+        for name in ["PATH", "HOME", "LANG"] {
+            if let Some(value) = env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        command.envs(&self.variables);
+        command
+            .env(INSTANCE_VARIABLE, order.instance())
+            .env(STATE_VARIABLE, state_dir)
+            .env(DIGEST_VARIABLE, &order.boot_digest)
+            .env("RUG_APPLIANCE", order.appliance.to_string())
+            .env("RUG_NAME", &order.name)
+            .env("RUG_ORDINAL", order.ordinal.to_string());
+        if let Some(address) = self.address {
+            command.env(ADDRESS_VARIABLE, address.to_string()).env("RUG_PORT", address.port().to_string());
+        }
+        Ok(command)
+    }
+}
+
+fn substitute(text: &str, order: &Order, port: u16) -> String {
+    // None of the values can hold a brace, so one replacement never makes another.
+    text.replace("{port}", &port.to_string())
+        .replace("{ordinal}", &order.ordinal.to_string())
+        .replace("{name}", &order.name)
+        .replace("{id}", &order.appliance.to_string())
+}
+
+fn shifted(port: u16, ordinal: u16) -> Result<u16, Error> {
+    port.checked_add(ordinal).ok_or_else(|| Error::Refused(format!("port {port} + {ordinal} goes beyond 65535")))
+}
+
+/// Finds a program as a shell would: a path as it is, a bare name in the folders of `path`.
+fn find_program(command: &str, path: Option<&std::ffi::OsStr>) -> Result<PathBuf, Error> {
+    let executable =
+        |file: &Path| file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
+    if command.contains('/') {
+        let file = Path::new(command);
+        return if !file.is_absolute() {
+            Err(Error::Refused(format!("command `{command}` must be an absolute path or a bare name")))
+        } else if executable(file) {
+            Ok(file.to_owned())
+        } else if file.exists() {
+            Err(Error::Refused(format!("command `{command}` is not executable")))
+        } else {
+            Err(Error::Refused(format!("command `{command}` not found")))
+        };
+    }
+    let candidates: Vec<PathBuf> =
+        env::split_paths(path.unwrap_or_default()).filter(|d| d.is_absolute()).map(|d| d.join(command)).collect();
+    match candidates.iter().find(|file| executable(file)) {
+        Some(found) => Ok(found.clone()),
+        None if candidates.iter().any(|file| file.is_file()) => {
+            Err(Error::Refused(format!("command `{command}` is not executable")))
+        }
+        None => Err(Error::Refused(format!("command `{command}` not found"))),
+    }
+}
+
+/// Checks that nobody listens at an address.
+fn check_free(address: SocketAddr) -> Result<(), Error> {
+    let port = address.port();
+    match TcpListener::bind(address) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Error::Refused(match error.kind() {
+            io::ErrorKind::AddrInUse => match system::port_holder(port) {
+                Some(holder) => format!("port {port} is in use by {holder}"),
+                None => format!("port {port} is in use"),
+            },
+            io::ErrorKind::AddrNotAvailable => format!("address {} is not one of this host", address.ip()),
+            io::ErrorKind::PermissionDenied => format!("the worker may not listen on port {port}"),
+            _ => format!("cannot listen on {address}: {error}"),
+        })),
+    }
+}
+
+fn pick_port() -> Result<u16, Error> {
+    let mut picked = PICKED.lock().unwrap_or_else(PoisonError::into_inner);
+    // The kernel picks at random among thousands, so a few tries find one that was not given out lately.
+    for _ in 0..64 {
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .and_then(|listener| listener.local_addr())
+            .map_err(|error| Error::Failed(format!("no free port: {error}")))?
+            .port();
+        if !picked.contains(&port) {
+            if picked.len() == PICKED_REMEMBERED {
+                picked.pop_front();
+            }
+            picked.push_back(port);
+            return Ok(port);
+        }
+    }
+    Err(Error::Failed("no free port".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(result: Result<PathBuf, Error>) -> String {
+        match result {
+            Err(Error::Refused(text)) => text,
+            other => panic!("expected a refusal, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn programs_are_looked_up_like_a_shell_does_and_mistakes_are_named() {
+        let path = Some(std::ffi::OsStr::new("/nowhere:/bin:/usr/bin"));
+        assert!(find_program("sleep", path).expect("part of every system").ends_with("sleep"));
+        assert_eq!(refusal(find_program("no-such-thing", path)), "command `no-such-thing` not found");
+        assert_eq!(refusal(find_program("/no/such/thing", path)), "command `/no/such/thing` not found");
+        assert_eq!(refusal(find_program("/etc/passwd", path)), "command `/etc/passwd` is not executable");
+        assert_eq!(refusal(find_program("./x", path)), "command `./x` must be an absolute path or a bare name");
+    }
+
+    #[test]
+    fn a_port_in_use_is_refused_with_its_holder() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let text = check_free(address).expect_err("taken").to_string();
+        let start = format!("port {} is in use by pid {}", address.port(), std::process::id());
+        assert!(text.starts_with(&start), "{text}");
+        drop(listener);
+        check_free(address).expect("free again");
+    }
+
+    #[test]
+    fn picked_ports_differ() {
+        let first = pick_port().expect("a free port");
+        assert!((0..20).all(|_| pick_port().expect("a free port") != first));
+    }
+}

@@ -1,0 +1,178 @@
+//! What is kept on disk about the instance at one ordinal, and how files are written so that a crash leaves the old
+//! content or the new one.
+//!
+//! ```text
+//! <state_dir>/instances/<appliance>/<ordinal>/instance.json   the record
+//!                                             log, log.1      output of the instance, the former log
+//!                                             work/           its working directory
+//!                                             management      where its REST contract is served, written by itself
+//! ```
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use common::ApplianceId;
+use serde::{Deserialize, Serialize};
+use worker_core::instance::Instance;
+
+use super::system::Identity;
+
+/// How far the start or the end of an instance got.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum State {
+    /// Written before the process is made: it may exist or not, a scan of the processes tells.
+    Starting,
+    /// The process was made; whether it still runs, the kernel knows.
+    Running(Identity),
+    /// It was ended on purpose or never came to be. The record stays for its port.
+    Ended,
+}
+
+/// The record of one ordinal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Record {
+    /// How far it got.
+    pub(super) state: State,
+    /// What the driver answers about it; `pid` and `management` are filled in when it is read.
+    pub(super) instance: Instance,
+    /// Port that was picked because the spec names none; kept over restarts.
+    pub(super) picked_port: Option<u16>,
+    /// Whether it says where it serves its REST contract once it is up.
+    pub(super) serves_management: bool,
+}
+
+/// The folder of one ordinal.
+#[derive(Clone, Debug)]
+pub(super) struct Folder(PathBuf);
+
+impl Folder {
+    pub(super) fn new(instances: &Path, appliance: ApplianceId, ordinal: u16) -> Self {
+        Self(instances.join(appliance.to_string()).join(ordinal.to_string()))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(super) fn log(&self) -> PathBuf {
+        self.0.join("log")
+    }
+
+    pub(super) fn work(&self) -> PathBuf {
+        self.0.join("work")
+    }
+
+    pub(super) fn management_file(&self) -> PathBuf {
+        self.0.join(crate::appliance::MANAGEMENT_FILE)
+    }
+
+    /// Where the instance serves its REST contract, once it has said so.
+    pub(super) fn management(&self) -> Option<SocketAddr> {
+        fs::read_to_string(self.management_file()).ok()?.trim().parse().ok()
+    }
+
+    /// The record; `None` when there is none. One that cannot be understood counts as "may be running": it is written
+    /// atomically, so only a person or a failing disk can have changed it.
+    pub(super) fn read(&self) -> io::Result<Option<Record>> {
+        let bytes = match fs::read(self.0.join("instance.json")) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        match serde_json::from_slice(&bytes) {
+            Ok(record) => Ok(Some(record)),
+            Err(error) => {
+                tracing::warn!(folder = %self.0.display(), %error, "the record of an instance is damaged");
+                Ok(Some(Record {
+                    state: State::Starting,
+                    instance: Instance {
+                        ordinal: self.0.file_name().and_then(|n| n.to_str()?.parse().ok()).unwrap_or(0),
+                        attempt: 0,
+                        boot_digest: String::new(),
+                        pid: None,
+                        started_at_unix_ms: 0,
+                        management: None,
+                        address: None,
+                    },
+                    picked_port: None,
+                    serves_management: false,
+                }))
+            }
+        }
+    }
+
+    /// Replaces the record, durably.
+    pub(super) fn write(&self, record: &Record) -> io::Result<()> {
+        let bytes = serde_json::to_vec_pretty(record).map_err(io::Error::other)?;
+        write_atomic(&self.0.join("instance.json"), &bytes)
+    }
+
+    /// Makes the folder and makes room in its log: one that has grown beyond `limit` bytes becomes `log.1`.
+    pub(super) fn prepare(&self, limit: u64) -> io::Result<()> {
+        fs::create_dir_all(self.work())?;
+        if fs::metadata(self.log()).is_ok_and(|meta| meta.len() > limit) {
+            fs::rename(self.log(), self.0.join("log.1"))?;
+        }
+        match fs::remove_file(self.management_file()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Ordinals of an appliance that have a folder, ascending.
+pub(super) fn ordinals(instances: &Path, appliance: ApplianceId) -> io::Result<Vec<u16>> {
+    let mut found: Vec<u16> = entries(&instances.join(appliance.to_string()))?;
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Appliances that have a folder.
+pub(super) fn appliances(instances: &Path) -> io::Result<Vec<ApplianceId>> {
+    entries(instances)
+}
+
+fn entries<T: std::str::FromStr>(folder: &Path) -> io::Result<Vec<T>> {
+    match fs::read_dir(folder) {
+        Ok(entries) => {
+            entries.filter_map(|e| e.map(|e| e.file_name().to_str().and_then(|n| n.parse().ok())).transpose()).collect()
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes a file beside its place, flushes it, and moves it there.
+pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("file");
+    // The pid keeps two processes that write the same file from tearing each other's temporary one.
+    let beside = folder.join(format!(".{name}.{}", std::process::id()));
+    let mut file = File::create(&beside)?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&beside, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&beside);
+        return written;
+    }
+    File::open(folder)?.sync_all()
+}
+
+/// The last lines of a log, for error messages: at most `lines` of them and 2 KiB.
+pub(super) fn tail(log: &Path, lines: usize) -> String {
+    use std::io::{Read, Seek, SeekFrom};
+    const MOST: u64 = 2048;
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(log)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(MOST)))?;
+        let mut bytes = Vec::new();
+        file.take(MOST).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let text = String::from_utf8_lossy(&read().unwrap_or_default()).into_owned();
+    let last: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
+    last[last.len().saturating_sub(lines)..].join(" | ")
+}

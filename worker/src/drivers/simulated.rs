@@ -1,0 +1,390 @@
+//! The `simulated` driver and kind: instances in memory, with latencies and failures from the settings. For benchmarks
+//! and soak runs only.
+//!
+//! Workers are separate processes, while a simulated instance is supposed to exist "in the world". There are two
+//! worlds to choose from:
+//!
+//! - private (the default): the world is this process. Nothing is written, some 150 bytes per instance are kept, and
+//!   another worker that takes an appliance over sees no instance and boots it again;
+//! - shared (`world` names a directory): each worker appends what it changes to a file of its own there and reads the
+//!   files of the others before it looks for an instance. Instances then survive moves and worker deaths, as real ones
+//!   do; every worker of the world may end up knowing all of it.
+//!
+//! A token older than the newest one seen for the appliance is refused, in a shared world across workers: as far as
+//! their files have been read, which is good enough for something that is not real.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use common::{ApplianceId, Token};
+use serde::{Deserialize, Serialize};
+use worker_core::desired::Desired;
+use worker_core::instance::Instance;
+
+use crate::drivers::{Driver, Error, Fencing, Wanted};
+use crate::gate::Permit;
+use crate::kinds::Kind;
+use common::runtime::clock;
+
+/// Settings of the driver.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// How long starting and ending an instance takes.
+    #[serde(with = "humantime_serde")]
+    pub boot_latency: Duration,
+    /// How long putting a configuration in place takes.
+    #[serde(with = "humantime_serde")]
+    pub configure_latency: Duration,
+    /// How long a probe takes.
+    #[serde(with = "humantime_serde")]
+    pub probe_latency: Duration,
+    /// Share of boots, configurations and probes that fail, 0 to 1.
+    pub failure_rate: f64,
+    /// Seed of the failures: the same calls in the same order fail again.
+    pub seed: u64,
+    /// Directory of a world shared by workers of one host; a private one when absent.
+    pub world: Option<PathBuf>,
+}
+
+/// The driver, and the kind that goes with it.
+#[derive(Debug)]
+pub struct Simulated {
+    config: Config,
+    /// State of the failure generator; each draw advances it.
+    draws: AtomicU64,
+    world: Mutex<World>,
+}
+
+#[derive(Debug, Default)]
+struct World {
+    appliances: HashMap<ApplianceId, Entry>,
+    shared: Option<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    token: Token,
+    instances: Vec<Slot>,
+}
+
+/// What is at one ordinal. An ended instance stays in a shared world, where an older line about it may yet be read.
+#[derive(Debug)]
+struct Slot {
+    ordinal: u16,
+    attempt: u32,
+    started_at_unix_ms: u64,
+    /// Of the change, on the clock all processes of the host share.
+    at_boot_ns: u64,
+    /// `None` once it was ended.
+    boot_digest: Option<Box<str>>,
+}
+
+/// The files of a shared world.
+#[derive(Debug)]
+struct Shared {
+    folder: PathBuf,
+    own: PathBuf,
+    file: File,
+    /// How far each file of the others has been read.
+    read: HashMap<PathBuf, u64>,
+}
+
+/// One line of a world file.
+#[derive(Debug, Serialize, Deserialize)]
+struct Line {
+    appliance: ApplianceId,
+    token: Token,
+    ordinal: u16,
+    attempt: u32,
+    started_at_unix_ms: u64,
+    at_boot_ns: u64,
+    boot_digest: Option<Box<str>>,
+}
+
+impl Simulated {
+    /// A driver with these settings.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for a failure rate outside 0 to 1, or a world directory that cannot be written.
+    pub fn new(config: Config) -> Result<Self, Error> {
+        if !(0.0..=1.0).contains(&config.failure_rate) {
+            return Err(Error::Refused(format!("failure_rate must be 0 to 1, is {}", config.failure_rate)));
+        }
+        let shared = config.world.as_deref().map(Shared::open).transpose().map_err(|error| {
+            let folder = config.world.clone().unwrap_or_default();
+            Error::Refused(format!("world directory {} cannot be used: {error}", folder.display()))
+        })?;
+        let world = Mutex::new(World { appliances: HashMap::new(), shared });
+        Ok(Self { draws: AtomicU64::new(config.seed), config, world })
+    }
+
+    fn world(&self) -> MutexGuard<'_, World> {
+        // Every change is one insertion or one assignment, so a panic elsewhere leaves the world whole.
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the time of a call and draws whether it fails.
+    async fn take(&self, latency: Duration, what: &str) -> Result<(), Error> {
+        if !latency.is_zero() {
+            tokio::time::sleep(latency).await;
+        }
+        if self.config.failure_rate > 0.0 && self.draw() < self.config.failure_rate {
+            return Err(Error::Failed(format!("simulated failure of a {what}")));
+        }
+        Ok(())
+    }
+
+    /// Next number in `[0, 1)`: splitmix64, which needs no lock.
+    fn draw(&self) -> f64 {
+        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut z = self.draws.fetch_add(STEP, Ordering::Relaxed).wrapping_add(STEP);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+        #[expect(clippy::cast_precision_loss, reason = "53 bits fit")]
+        let fraction = (z >> 11) as f64 / (1_u64 << 53) as f64;
+        fraction
+    }
+}
+
+#[async_trait]
+impl Driver for Simulated {
+    fn fencing(&self) -> Fencing {
+        Fencing::Token
+    }
+
+    async fn claim(&self, permit: &Permit) -> Result<(), Error> {
+        let mut world = self.world();
+        world.refresh()?;
+        world.raise(permit)
+    }
+
+    async fn observe(&self, appliance: ApplianceId) -> Result<Vec<Instance>, Error> {
+        let mut world = self.world();
+        world.refresh()?;
+        Ok(world.appliances.get(&appliance).map(Entry::running).unwrap_or_default())
+    }
+
+    async fn ensure(&self, permit: &Permit, wanted: Wanted<'_>) -> Result<Instance, Error> {
+        self.take(self.config.boot_latency, "boot").await?;
+        let mut world = self.world();
+        world.refresh()?;
+        world.raise(permit)?;
+        let running = world.appliances.get(&permit.appliance()).map(Entry::running).unwrap_or_default();
+        if let Some(instance) = running.into_iter().find(|i| i.ordinal == wanted.ordinal) {
+            return if instance.attempt == wanted.attempt {
+                Ok(instance)
+            } else {
+                Err(Error::Failed(format!("attempt {} still runs at ordinal {}", instance.attempt, wanted.ordinal)))
+            };
+        }
+        let slot = Slot {
+            ordinal: wanted.ordinal,
+            attempt: wanted.attempt,
+            started_at_unix_ms: unix_ms(),
+            at_boot_ns: clock::now().as_nanos(),
+            boot_digest: Some(wanted.desired.boot_digest().into()),
+        };
+        let instance = slot.instance().ok_or_else(|| Error::Failed("an instance without digest".into()))?;
+        world.change(permit.appliance(), permit.token(), slot)?;
+        Ok(instance)
+    }
+
+    async fn destroy(&self, permit: &Permit, instance: &Instance) -> Result<(), Error> {
+        self.take(self.config.boot_latency, "removal").await?;
+        let mut world = self.world();
+        world.refresh()?;
+        world.raise(permit)?;
+        let known = world.appliances.get(&permit.appliance()).map(Entry::running).unwrap_or_default();
+        if !known.iter().any(|i| (i.ordinal, i.attempt) == (instance.ordinal, instance.attempt)) {
+            return Ok(());
+        }
+        let slot = Slot {
+            ordinal: instance.ordinal,
+            attempt: instance.attempt,
+            started_at_unix_ms: instance.started_at_unix_ms,
+            at_boot_ns: clock::now().as_nanos(),
+            boot_digest: None,
+        };
+        world.change(permit.appliance(), permit.token(), slot)
+    }
+
+    async fn list(&self) -> Result<Vec<(ApplianceId, Instance)>, Error> {
+        let mut world = self.world();
+        world.refresh()?;
+        let mut found: Vec<_> = world
+            .appliances
+            .iter()
+            .flat_map(|(appliance, entry)| entry.running().into_iter().map(|instance| (*appliance, instance)))
+            .collect();
+        found.sort_by_key(|(appliance, instance)| (*appliance, instance.ordinal));
+        Ok(found)
+    }
+
+    async fn forget(&self, permit: &Permit) -> Result<(), Error> {
+        let mut world = self.world();
+        world.refresh()?;
+        world.raise(permit)?;
+        if world.appliances.get(&permit.appliance()).is_some_and(|entry| !entry.running().is_empty()) {
+            return Err(Error::Failed("an instance still runs".into()));
+        }
+        // The token goes with it: ids are never used twice, and a soak run must not grow for ever.
+        world.appliances.remove(&permit.appliance());
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Kind for Simulated {
+    async fn configure(&self, permit: &Permit, instance: &Instance, _: &Desired) -> Result<(), Error> {
+        self.take(self.config.configure_latency, "configuration").await?;
+        let mut world = self.world();
+        world.raise(permit)?;
+        let running = world.appliances.get(&permit.appliance()).map(Entry::running).unwrap_or_default();
+        if running.iter().any(|i| (i.ordinal, i.attempt) == (instance.ordinal, instance.attempt)) {
+            Ok(())
+        } else {
+            Err(Error::Failed("the instance does not run".into()))
+        }
+    }
+
+    /// Fails at the failure rate only: simulated instances do not die by themselves, they end by `destroy`.
+    async fn probe(&self, _: &Instance, _: &Desired) -> Result<(), Error> {
+        self.take(self.config.probe_latency, "probe").await
+    }
+}
+
+impl Entry {
+    fn running(&self) -> Vec<Instance> {
+        let mut running: Vec<_> = self.instances.iter().filter_map(Slot::instance).collect();
+        running.sort_by_key(|instance| instance.ordinal);
+        running
+    }
+
+    /// Puts a slot in place unless something newer is there.
+    fn put(&mut self, slot: Slot) {
+        match self.instances.iter_mut().find(|known| known.ordinal == slot.ordinal) {
+            Some(known) if known.at_boot_ns <= slot.at_boot_ns => *known = slot,
+            Some(_) => {}
+            None => {
+                self.instances.reserve_exact(1);
+                self.instances.push(slot);
+            }
+        }
+    }
+}
+
+impl Slot {
+    fn instance(&self) -> Option<Instance> {
+        Some(Instance {
+            ordinal: self.ordinal,
+            attempt: self.attempt,
+            boot_digest: self.boot_digest.as_deref()?.to_owned(),
+            pid: None,
+            started_at_unix_ms: self.started_at_unix_ms,
+            management: None,
+            address: None,
+        })
+    }
+}
+
+impl World {
+    /// Refuses an older token and remembers a newer one.
+    fn raise(&mut self, permit: &Permit) -> Result<(), Error> {
+        permit.check()?;
+        let entry = self.appliances.entry(permit.appliance()).or_default();
+        if entry.token > permit.token() {
+            return Err(Error::Superseded(entry.token));
+        }
+        entry.token = permit.token();
+        Ok(())
+    }
+
+    fn change(&mut self, appliance: ApplianceId, token: Token, slot: Slot) -> Result<(), Error> {
+        if let Some(shared) = &mut self.shared {
+            let line = Line {
+                appliance,
+                token,
+                ordinal: slot.ordinal,
+                attempt: slot.attempt,
+                started_at_unix_ms: slot.started_at_unix_ms,
+                at_boot_ns: slot.at_boot_ns,
+                boot_digest: slot.boot_digest.clone(),
+            };
+            let mut bytes = serde_json::to_vec(&line).map_err(|error| Error::Failed(error.to_string()))?;
+            bytes.push(b'\n');
+            shared.file.write_all(&bytes)?;
+        }
+        let entry = self.appliances.entry(appliance).or_default();
+        if slot.boot_digest.is_none() && self.shared.is_none() {
+            entry.instances.retain(|known| known.ordinal != slot.ordinal);
+        } else {
+            entry.put(slot);
+        }
+        Ok(())
+    }
+
+    /// Reads what others have written since the last time.
+    fn refresh(&mut self) -> Result<(), Error> {
+        let Some(shared) = &mut self.shared else { return Ok(()) };
+        for line in shared.news()? {
+            let entry = self.appliances.entry(line.appliance).or_default();
+            entry.token = entry.token.max(line.token);
+            entry.put(Slot {
+                ordinal: line.ordinal,
+                attempt: line.attempt,
+                started_at_unix_ms: line.started_at_unix_ms,
+                at_boot_ns: line.at_boot_ns,
+                boot_digest: line.boot_digest,
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn open(folder: &Path) -> io::Result<Self> {
+        fs::create_dir_all(folder)?;
+        // A file of its own for every process that ever took part: nobody appends to a file somebody else writes.
+        let own = folder.join(format!("{}-{}.world", std::process::id(), clock::now().as_nanos()));
+        let file = OpenOptions::new().append(true).create_new(true).open(&own)?;
+        Ok(Self { folder: folder.to_owned(), own, file, read: HashMap::new() })
+    }
+
+    fn news(&mut self) -> io::Result<Vec<Line>> {
+        let mut news = Vec::new();
+        for entry in fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            if path == self.own || path.extension().is_none_or(|e| e != "world") {
+                continue;
+            }
+            let from = self.read.get(&path).copied().unwrap_or(0);
+            let mut file = File::open(&path)?;
+            if file.metadata()?.len() <= from {
+                continue;
+            }
+            file.seek(SeekFrom::Start(from))?;
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes)?;
+            // A line that is being written is read the next time.
+            let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+            news.extend(bytes[..whole].split(|byte| *byte == b'\n').filter_map(|l| serde_json::from_slice(l).ok()));
+            self.read.insert(path, from + whole as u64);
+        }
+        Ok(news)
+    }
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests;

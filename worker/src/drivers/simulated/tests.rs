@@ -1,0 +1,96 @@
+use std::sync::Arc;
+
+use common::appliance::{Custom, Driver as DriverName, Kind as SpecKind, Name, Probe, Spec};
+use common::{Generation, Term, Timestamp};
+
+use super::*;
+use crate::gate::Gate;
+
+fn permit(appliance: ApplianceId, sequence: u64) -> Permit {
+    let gate = Gate::new();
+    let token = Token::new(Term::new(1), sequence);
+    gate.extend(clock::now() + Duration::from_secs(60));
+    gate.admit(appliance, token, Timestamp::ZERO);
+    Arc::clone(&gate).pass(appliance, token).expect("the gate is open")
+}
+
+fn desired() -> Desired {
+    let name = Name::new("a").expect("a name");
+    let kind = SpecKind::Custom(Custom {
+        command: "x".into(),
+        args: vec![],
+        env: std::collections::BTreeMap::new(),
+        port: None,
+        probe: Probe::Tcp,
+    });
+    Desired {
+        name: name.clone(),
+        tenant: name,
+        driver: DriverName::Simulated,
+        generation: Generation::new(1),
+        revision: 0,
+        deleting: false,
+        spec: Spec { replicas: 1, probe_interval: None, image: None, kind },
+    }
+}
+
+fn wanted(desired: &Desired, attempt: u32) -> Wanted<'_> {
+    Wanted { ordinal: 0, attempt, desired }
+}
+
+#[tokio::test]
+async fn an_instance_of_a_shared_world_is_seen_and_ended_by_another_worker() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let config = Config { world: Some(folder.path().to_owned()), ..Config::default() };
+    let (first, second) =
+        (Simulated::new(config.clone()).expect("a world"), Simulated::new(config).expect("the same world"));
+    let (a, spec) = (ApplianceId::from_u128(1), desired());
+    let made = first.ensure(&permit(a, 1), wanted(&spec, 1)).await.expect("boots");
+    assert_eq!(second.observe(a).await.expect("readable"), std::slice::from_ref(&made));
+    second.claim(&permit(a, 2)).await.expect("the newer token");
+    second.destroy(&permit(a, 2), &made).await.expect("ends");
+    assert_eq!(first.observe(a).await.expect("readable"), []);
+    let late = first.ensure(&permit(a, 1), wanted(&spec, 2)).await;
+    assert!(matches!(late, Err(Error::Superseded(_))), "{late:?}");
+}
+
+#[tokio::test]
+async fn a_private_world_is_lost_to_others_and_keeps_nothing_of_what_is_forgotten() {
+    let (first, second) = (
+        Simulated::new(Config::default()).expect("no failures"),
+        Simulated::new(Config::default()).expect("no failures"),
+    );
+    let (a, spec) = (ApplianceId::from_u128(1), desired());
+    let made = first.ensure(&permit(a, 1), wanted(&spec, 1)).await.expect("boots");
+    assert_eq!(first.ensure(&permit(a, 1), wanted(&spec, 1)).await.expect("found"), made);
+    assert_eq!(second.observe(a).await.expect("readable"), []);
+    assert!(first.forget(&permit(a, 1)).await.is_err(), "an instance runs");
+    first.destroy(&permit(a, 1), &made).await.expect("ends");
+    first.destroy(&permit(a, 1), &made).await.expect("ending it again is fine");
+    first.forget(&permit(a, 1)).await.expect("nothing runs");
+    assert!(first.world().appliances.is_empty());
+}
+
+#[tokio::test]
+async fn failures_come_at_their_rate_and_again_with_the_same_seed() {
+    let config = Config { failure_rate: 0.25, seed: 7, ..Config::default() };
+    let run = |driver: Simulated| async move {
+        let (spec, made) = (
+            desired(),
+            Slot { ordinal: 0, attempt: 1, started_at_unix_ms: 0, at_boot_ns: 0, boot_digest: Some("d".into()) },
+        );
+        let instance = made.instance().expect("it runs");
+        let mut failed = Vec::new();
+        for n in 0..2000 {
+            if driver.probe(&instance, &spec).await.is_err() {
+                failed.push(n);
+            }
+        }
+        failed
+    };
+    let first = run(Simulated::new(config.clone()).expect("valid")).await;
+    assert!((400..600).contains(&first.len()), "{} of 2000 failed", first.len());
+    assert_eq!(run(Simulated::new(config).expect("valid")).await, first);
+    let odd = Simulated::new(Config { failure_rate: 1.5, ..Config::default() });
+    assert!(matches!(odd, Err(Error::Refused(_))));
+}

@@ -1,0 +1,85 @@
+//! The one HTTP client of a worker: no proxy, connections kept for reuse, bodies bounded. Time limits are the caller's.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use reqwest::{StatusCode, header};
+
+use crate::drivers::Error;
+
+/// Most bytes read of an answer. The largest one, the counters of 256 listeners with 256 members each, takes 9 MiB.
+const MOST: usize = 16 * 1024 * 1024;
+
+/// The client. Clones share connections.
+#[derive(Clone, Debug)]
+pub(super) struct Client(reqwest::Client);
+
+/// An answer, with as much of its body as is allowed.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) body: Vec<u8>,
+}
+
+impl Client {
+    pub(super) fn new() -> Result<Self, Error> {
+        reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            // An address is one instance, whose probes follow one another: one idle connection serves them all.
+            .pool_max_idle_per_host(1)
+            .pool_idle_timeout(Duration::from_secs(90))
+            .tcp_nodelay(true)
+            .build()
+            .map(Self)
+            .map_err(|error| Error::Failed(format!("no HTTP client: {error}")))
+    }
+
+    pub(super) async fn get(&self, address: SocketAddr, path: &str) -> Result<Answer, Error> {
+        Self::send(self.0.get(url(address, path))).await
+    }
+
+    pub(super) async fn post(&self, address: SocketAddr, path: &str) -> Result<Answer, Error> {
+        Self::send(self.0.post(url(address, path))).await
+    }
+
+    pub(super) async fn put(
+        &self,
+        address: SocketAddr,
+        path: &str,
+        extra: (&str, String),
+        body: Vec<u8>,
+    ) -> Result<Answer, Error> {
+        let json = (header::CONTENT_TYPE, "application/json");
+        Self::send(self.0.put(url(address, path)).header(extra.0, extra.1).header(json.0, json.1).body(body)).await
+    }
+
+    async fn send(request: reqwest::RequestBuilder) -> Result<Answer, Error> {
+        let mut response = request.send().await.map_err(|error| Error::Failed(chain(&error)))?;
+        let status = response.status();
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| Error::Failed(chain(&error)))? {
+            if body.len() + chunk.len() > MOST {
+                return Err(Error::Failed(format!("the answer has more than {MOST} bytes")));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(Answer { status, body })
+    }
+}
+
+fn url(address: SocketAddr, path: &str) -> String {
+    format!("http://{address}{path}")
+}
+
+/// The causes of an error; its own text only repeats the address.
+fn chain(error: &reqwest::Error) -> String {
+    let mut causes = Vec::new();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        causes.push(cause.to_string());
+        source = cause.source();
+    }
+    // The innermost one says what happened, such as `connection refused`.
+    causes.pop().unwrap_or_else(|| error.to_string())
+}

@@ -1,0 +1,108 @@
+//! Kind `loadbalancer`: configures and probes an appliance over the REST contract, each change with the token of the
+//! grant, so that the appliance itself refuses a former owner.
+
+use std::net::SocketAddr;
+
+use async_trait::async_trait;
+use common::Token;
+use common::appliance::Kind as SpecKind;
+use serde::de::DeserializeOwned;
+use worker_core::desired::Desired;
+use worker_core::instance::Instance;
+
+use super::http::{Answer, Client};
+use crate::appliance::api::{Config, Interfaces, Labels, Problem, TOKEN_HEADER, path, token_to_header};
+use crate::drivers::Error;
+use crate::gate::Permit;
+use crate::kinds::Kind;
+
+/// The kind.
+#[derive(Clone, Debug)]
+pub struct LoadBalancer {
+    client: Client,
+}
+
+impl LoadBalancer {
+    pub(super) const fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    /// Network interfaces of the machine an instance runs on.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] when it does not answer, or not with that.
+    pub async fn interfaces(&self, instance: &Instance) -> Result<Interfaces, Error> {
+        let answer = self.client.get(management(instance)?, path::INTERFACES).await?;
+        read(path::INTERFACES, &answer)
+    }
+
+    /// Traffic counters of an instance, one label per listener.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] when it does not answer, or not with that.
+    pub async fn stats(&self, instance: &Instance) -> Result<Labels, Error> {
+        let answer = self.client.post(management(instance)?, path::LABELS).await?;
+        read(path::LABELS, &answer)
+    }
+}
+
+#[async_trait]
+impl Kind for LoadBalancer {
+    async fn configure(&self, permit: &Permit, instance: &Instance, desired: &Desired) -> Result<(), Error> {
+        let SpecKind::Loadbalancer(lb) = &desired.spec.kind else {
+            return Err(Error::Refused(format!("`{}` is not a load balancer", desired.name)));
+        };
+        let config = Config::new(desired.generation, lb, instance.ordinal)
+            .ok_or_else(|| Error::Refused(format!("a port plus {} goes beyond 65535", instance.ordinal)))?;
+        let body = serde_json::to_vec(&config).map_err(|error| Error::Refused(error.to_string()))?;
+        let address = management(instance)?;
+        permit.check()?;
+        let header = (TOKEN_HEADER, token_to_header(permit.token()));
+        let answer = self.client.put(address, path::CONFIG, header, body).await?;
+        match answer.status.as_u16() {
+            200..300 => Ok(()),
+            409 => Err(Error::Superseded(problem(&answer).and_then(|p| p.token).unwrap_or_else(|| newer(permit)))),
+            status @ (400 | 422) => Err(Error::Refused(explain(status, &answer))),
+            status => Err(Error::Failed(explain(status, &answer))),
+        }
+    }
+
+    async fn probe(&self, instance: &Instance, _: &Desired) -> Result<(), Error> {
+        let address = management(instance)?;
+        let answer = self.client.get(address, path::STATUS).await;
+        match answer.map_err(|error| Error::Failed(format!("{} at {address}: {error}", path::STATUS)))?.status.as_u16()
+        {
+            200 => Ok(()),
+            status => Err(Error::Failed(format!("{} at {address} answered {status}", path::STATUS))),
+        }
+    }
+}
+
+fn management(instance: &Instance) -> Result<SocketAddr, Error> {
+    instance.management.ok_or_else(|| Error::Failed("the instance has not opened its management address yet".into()))
+}
+
+fn read<T: DeserializeOwned>(path: &str, answer: &Answer) -> Result<T, Error> {
+    if !answer.status.is_success() {
+        return Err(Error::Failed(format!("{path} answered {}", answer.status)));
+    }
+    serde_json::from_slice(&answer.body).map_err(|error| Error::Failed(format!("{path} answered nonsense: {error}")))
+}
+
+fn problem(answer: &Answer) -> Option<Problem> {
+    serde_json::from_slice(&answer.body).ok()
+}
+
+fn explain(status: u16, answer: &Answer) -> String {
+    match problem(answer) {
+        Some(Problem { error, field: Some(field), .. }) => format!("{field}: {error}"),
+        Some(Problem { error, .. }) => error,
+        None => format!("{} answered {status}", path::CONFIG),
+    }
+}
+
+/// The least token that supersedes ours, for appliances that refuse without saying which one they have.
+fn newer(permit: &Permit) -> Token {
+    let token = permit.token();
+    Token::new(token.term, token.sequence.saturating_add(1))
+}

@@ -1,0 +1,405 @@
+//! The process driver with real processes, and the reference appliance as it is started by it.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::appliance::{Custom, Driver as DriverName, HealthCheck, Kind, Listener, LoadBalancer, Member, Name};
+use common::appliance::{Probe, Spec};
+use common::runtime::clock;
+use common::{ApplianceId, Generation, Term, Timestamp, Token, WorkerId};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use worker::drivers::process::{Config, Process, fence::Entry};
+use worker::drivers::{Driver, Error, Wanted};
+use worker::gate::{Gate, Permit};
+use worker::kinds::Kinds;
+use worker_core::desired::Desired;
+use worker_core::instance::Instance;
+
+const A: ApplianceId = ApplianceId::from_u128(0xa);
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A state directory; whatever still runs in it at the end is killed.
+struct World {
+    folder: TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().expect("a temporary folder") }
+    }
+
+    fn driver(&self, worker: &str) -> Process {
+        let config = Config {
+            state_dir: self.folder.path().to_owned(),
+            appliance_binary: PathBuf::from(env!("CARGO_BIN_EXE_rug-appliance")),
+            stop_grace: Duration::from_secs(5),
+            ..Config::default()
+        };
+        Process::new(config, WorkerId::new(worker).expect("a name")).expect("a writable folder")
+    }
+
+    fn instance_folder(&self) -> PathBuf {
+        self.folder.path().join("instances").join(A.to_string()).join("0")
+    }
+
+    /// Processes that say they belong to this state directory.
+    fn processes(&self) -> Vec<u32> {
+        let mark = format!("RUG_STATE_DIR={}", self.folder.path().canonicalize().expect("it is there").display());
+        let pids = std::fs::read_dir("/proc").expect("readable").flatten();
+        pids.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok())
+            .filter(|pid| {
+                let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+                environ.split(|b| *b == 0).any(|entry| entry == mark.as_bytes()) && runs(*pid)
+            })
+            .collect()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for pid in self.processes() {
+            kill(pid);
+        }
+    }
+}
+
+fn kill(pid: u32) {
+    Command::new("kill").args(["-9", &pid.to_string()]).stderr(Stdio::null()).status().expect("kill is part of Debian");
+}
+
+fn runs(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+fn permit(sequence: u64) -> Permit {
+    permit_with_gate(sequence).0
+}
+
+fn permit_with_gate(sequence: u64) -> (Permit, Arc<Gate>) {
+    let (gate, token) = (Gate::new(), Token::new(Term::new(1), sequence));
+    gate.extend(clock::now() + Duration::from_secs(600));
+    gate.admit(A, token, Timestamp::ZERO);
+    (gate.pass(A, token).expect("the gate is open"), gate)
+}
+
+fn desired(kind: Kind) -> Desired {
+    let name = Name::new("web").expect("a name");
+    Desired {
+        name: name.clone(),
+        tenant: name,
+        driver: DriverName::Process,
+        generation: Generation::new(1),
+        revision: 0,
+        deleting: false,
+        spec: Spec { replicas: 1, probe_interval: None, image: None, kind },
+    }
+}
+
+fn custom(command: &str, args: &[&str], port: Option<u16>) -> Desired {
+    desired(Kind::Custom(Custom {
+        command: command.into(),
+        args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+        env: BTreeMap::from([("GREETING".to_owned(), "{name} {ordinal} {id}".to_owned())]),
+        port,
+        probe: Probe::Tcp,
+    }))
+}
+
+fn shell(script: &str) -> Desired {
+    custom("sh", &["-c", script], None)
+}
+
+const fn first(desired: &Desired) -> Wanted<'_> {
+    Wanted { ordinal: 0, attempt: 1, desired }
+}
+
+fn journal(driver: &Process) -> Vec<Entry> {
+    let text = std::fs::read_to_string(driver.journal(A)).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).expect("whole lines")).collect()
+}
+
+fn spawned(driver: &Process) -> usize {
+    journal(driver).iter().filter(|e| e.action == "spawn" && e.outcome == "done").count()
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !holds() {
+        assert!(Instant::now() < end, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn refusal<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
+    match result {
+        Err(Error::Refused(text)) => text,
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn another_worker_adopts_a_process_and_ends_it_with_all_it_started() {
+    let world = World::new();
+    let (one, two) = (world.driver("w1"), world.driver("w2"));
+    let spec = shell("sleep 1000 & exec sleep 1000");
+    let made = one.ensure(&permit(1), first(&spec)).await.expect("starts");
+    until("both processes run", || world.processes().len() == 2).await;
+    drop(one);
+    assert_eq!(two.observe(A).await.expect("readable"), std::slice::from_ref(&made));
+    let adopted = two.ensure(&permit(2), first(&spec)).await.expect("finds it");
+    assert_eq!((adopted, spawned(&two)), (made.clone(), 1));
+    assert_eq!(two.list().await.expect("readable"), [(A, made.clone())]);
+    assert!(matches!(two.forget(&permit(2)).await, Err(Error::Failed(_))), "it still runs");
+    two.destroy(&permit(2), &made).await.expect("ends");
+    assert_eq!(world.processes(), [] as [u32; 0]);
+    assert_eq!(two.observe(A).await.expect("readable"), []);
+    two.destroy(&permit(2), &made).await.expect("ending it again is fine");
+    two.forget(&permit(2)).await.expect("nothing runs");
+    assert!(!world.instance_folder().exists());
+    let late = two.ensure(&permit(1), first(&spec)).await;
+    assert!(matches!(late, Err(Error::Superseded(_))), "the fence outlives the appliance: {late:?}");
+}
+
+#[tokio::test]
+async fn an_instance_has_a_session_environment_and_folder_of_its_own() {
+    let world = World::new();
+    let driver = world.driver("w1");
+    let spec = shell("echo \"$GREETING port $RUG_PORT $RUG_INSTANCE\"; env | wc -l; pwd; exec sleep 1000");
+    let made = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
+    let pid = made.pid.expect("a process");
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    assert_eq!(stat.split(' ').nth(5), Some(pid.to_string().as_str()), "leader of its session");
+    let log = world.instance_folder().join("log");
+    until("the log has three lines", || std::fs::read_to_string(&log).is_ok_and(|t| t.lines().count() == 3)).await;
+    let text = std::fs::read_to_string(&log).expect("readable");
+    let port = made.address.expect("a port was picked").port();
+    assert!(text.starts_with(&format!("web 0 {A} port {port} {A}-0-1\n")), "{text}");
+    assert!(text.trim_end().ends_with("/0/work"), "{text}");
+    kill(pid);
+    until("it is gone", || !runs(pid)).await;
+    let again = driver.ensure(&permit(1), Wanted { attempt: 2, ..first(&spec) }).await.expect("starts again");
+    assert_eq!(again.address, made.address, "an ordinal keeps its port");
+}
+
+#[tokio::test]
+async fn a_killed_process_is_gone_and_leaves_no_zombie_and_no_child_on_its_port() {
+    let world = World::new();
+    let driver = world.driver("w1");
+    let spec = shell("sleep 1000 & wait");
+    let made = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
+    until("both processes run", || world.processes().len() == 2).await;
+    let pid = made.pid.expect("a process");
+    kill(pid);
+    until("it is reaped", || !Path::new(&format!("/proc/{pid}")).exists()).await;
+    assert_eq!(driver.observe(A).await.expect("readable"), []);
+    assert_eq!(world.processes().len(), 1, "its child goes on");
+    let next = driver.ensure(&permit(1), Wanted { attempt: 2, ..first(&spec) }).await.expect("starts again");
+    assert_ne!(next.pid, made.pid);
+    until("only the new ones run", || world.processes().len() == 2).await;
+    let other = driver.ensure(&permit(1), Wanted { attempt: 3, ..first(&spec) }).await;
+    assert!(matches!(other, Err(Error::Failed(_))), "attempt 2 must be ended first: {other:?}");
+}
+
+#[tokio::test]
+async fn a_process_that_its_worker_did_not_live_to_record_is_found() {
+    let world = World::new();
+    let driver = world.driver("w1");
+    let spec = shell("exec sleep 1000");
+    let made = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
+    let record = world.instance_folder().join("instance.json");
+    let mut value: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&record).expect("readable")).expect("JSON");
+    value["state"] = "starting".into();
+    std::fs::write(&record, value.to_string()).expect("writable");
+    let other = world.driver("w2");
+    assert_eq!(other.observe(A).await.expect("readable"), std::slice::from_ref(&made));
+    assert_eq!(other.ensure(&permit(2), first(&spec)).await.expect("adopts"), made);
+    assert_eq!(spawned(&other), 1);
+    std::fs::write(&record, b"{ damaged").expect("writable");
+    assert_eq!(other.observe(A).await.expect("readable")[0].pid, made.pid);
+    std::fs::remove_dir_all(world.instance_folder()).expect("removable");
+    let listed = other.list().await.expect("readable");
+    assert_eq!((listed.len(), listed[0].0, listed[0].1.pid), (1, A, made.pid), "an orphan without a record");
+    other.destroy(&permit(2), &listed[0].1).await.expect("ends");
+    assert_eq!(world.processes(), [] as [u32; 0]);
+}
+
+#[tokio::test]
+async fn an_older_token_and_a_shut_gate_change_nothing() {
+    let world = World::new();
+    let (one, two) = (world.driver("w1"), world.driver("w2"));
+    let spec = shell("exec sleep 1000");
+    let made = one.ensure(&permit(1), first(&spec)).await.expect("starts");
+    two.claim(&permit(2)).await.expect("the newer token");
+    let late = one.destroy(&permit(1), &made).await;
+    assert!(matches!(late, Err(Error::Superseded(token)) if token.sequence == 2), "{late:?}");
+    let (permit, gate) = permit_with_gate(2);
+    gate.shut();
+    assert!(matches!(two.destroy(&permit, &made).await, Err(Error::Shut(_))));
+    assert_eq!(two.observe(A).await.expect("readable"), [made]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn owners_that_race_start_one_process_and_never_act_at_the_same_time() {
+    let world = World::new();
+    let spec = Arc::new(shell("exec sleep 1000"));
+    let race: Vec<_> = (1_u64..=8)
+        .map(|n| {
+            let (driver, spec) = (world.driver(&format!("w{n}")), Arc::clone(&spec));
+            tokio::spawn(async move { driver.ensure(&permit(n.div_ceil(2)), first(&spec)).await })
+        })
+        .collect();
+    let mut found: Vec<Instance> = Vec::new();
+    for task in race {
+        match task.await.expect("no panic") {
+            Ok(instance) => found.push(instance),
+            Err(error) => assert!(matches!(error, Error::Superseded(_)), "{error}"),
+        }
+    }
+    assert!(!found.is_empty() && found.iter().all(|i| i.pid == found[0].pid), "{found:?}");
+    let driver = world.driver("w9");
+    assert_eq!((world.processes().len(), spawned(&driver)), (1, 1));
+    let entries = journal(&driver);
+    assert!(entries.windows(2).all(|p| (p[0].at_boot_ns, p[0].sequence) <= (p[1].at_boot_ns, p[1].sequence)));
+    for pair in entries.chunks(2) {
+        assert_eq!((pair[0].outcome.as_str(), &pair[0].worker), ("begun", &pair[1].worker), "{entries:?}");
+    }
+}
+
+#[tokio::test]
+async fn mistakes_are_named_and_nothing_is_left_of_them() {
+    let world = World::new();
+    let driver = world.driver("w1");
+    let ensure = async |spec: &Desired| driver.ensure(&permit(1), first(spec)).await;
+    assert_eq!(refusal(ensure(&custom("no-such-thing", &[], None)).await), "command `no-such-thing` not found");
+    assert_eq!(refusal(ensure(&custom("/etc/passwd", &[], None)).await), "command `/etc/passwd` is not executable");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = taken.local_addr().expect("bound").port();
+    let text = refusal(ensure(&custom("sleep", &["1000"], Some(port))).await);
+    assert!(text.starts_with(&format!("port {port} is in use by pid {} (", std::process::id())), "{text}");
+    assert!(!world.instance_folder().exists());
+    let failed = ensure(&shell("echo first; echo it went wrong >&2; exit 3")).await.expect_err("it ends");
+    let text = failed.to_string();
+    assert!(text.contains("exit status: 3") && text.ends_with("first | it went wrong"), "{text}");
+    let config = Config { state_dir: "/proc/no/such".into(), ..Config::default() };
+    let text = refusal(Process::new(config, WorkerId::new("w1").expect("a name")));
+    assert!(text.starts_with("state directory /proc/no/such cannot be used: "), "{text}");
+}
+
+#[tokio::test]
+async fn a_process_that_ignores_sigterm_is_killed() {
+    let world = World::new();
+    let config = Config {
+        state_dir: world.folder.path().to_owned(),
+        appliance_binary: PathBuf::from(env!("CARGO_BIN_EXE_rug-appliance")),
+        stop_grace: Duration::from_millis(50),
+        ..Config::default()
+    };
+    let driver = Process::new(config, WorkerId::new("w1").expect("a name")).expect("a writable folder");
+    let spec = shell("trap '' TERM; echo ready; while :; do sleep 1000; done");
+    let made = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
+    let log = world.instance_folder().join("log");
+    until("it ignores the signal", || std::fs::read_to_string(&log).is_ok_and(|t| t.contains("ready"))).await;
+    driver.destroy(&permit(1), &made).await.expect("ends");
+    assert_eq!(world.processes(), [] as [u32; 0]);
+    assert!(journal(&driver).iter().any(|e| e.action == "kill" && e.outcome == "done"));
+}
+
+fn balanced(port: u16, members: &[SocketAddr]) -> Desired {
+    let listener = Listener {
+        name: "http".into(),
+        address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        port,
+        members: members.iter().map(|m| Member { address: m.ip(), port: m.port() }).collect(),
+        health_check: HealthCheck::default(),
+    };
+    desired(Kind::Loadbalancer(LoadBalancer { listeners: vec![listener] }))
+}
+
+#[tokio::test]
+async fn a_load_balancer_is_started_configured_probed_and_drained() {
+    let world = World::new();
+    let driver = world.driver("w1");
+    let member = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = member.local_addr().expect("bound");
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+    let spec = balanced(port, &[address]);
+    let made = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
+    assert!(made.management.is_some() && made.address.is_some_and(|a| a.port() == port), "{made:?}");
+    let kind = Kinds::new().expect("a client").of(&spec.spec);
+    kind.probe(&made, &spec).await.expect("it answers");
+    kind.configure(&permit(2), &made, &spec).await.expect("it takes the configuration");
+    kind.configure(&permit(2), &made, &spec).await.expect("again");
+    let late = kind.configure(&permit(1), &made, &spec).await;
+    assert!(matches!(late, Err(Error::Superseded(token)) if token == permit(2).token()), "{late:?}");
+    let taken = balanced(address.port(), &[]);
+    let taken = Desired { generation: Generation::new(2), ..taken };
+    let text = refusal(kind.configure(&permit(2), &made, &taken).await);
+    assert_eq!(text, format!("listeners[0].port: port {} is in use", address.port()));
+    let mut client = TcpStream::connect(("127.0.0.1", port)).await.expect("it listens");
+    client.write_all(b"hello").await.expect("open");
+    let mut server = loop {
+        // Health checks are connections without a word.
+        let (mut stream, _) = timeout(DEADLINE, member.accept()).await.expect("no hang").expect("a connection");
+        let mut hello = [0; 5];
+        if timeout(DEADLINE, stream.read_exact(&mut hello)).await.expect("no hang").is_ok() {
+            break stream;
+        }
+    };
+    let ending = {
+        let (driver, made) = (driver.clone(), made.clone());
+        tokio::spawn(async move { driver.destroy(&permit(2), &made).await })
+    };
+    let end = Instant::now() + DEADLINE;
+    while TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
+        assert!(Instant::now() < end, "it still listens");
+    }
+    server.write_all(b"to the end").await.expect("the connection goes on");
+    drop((server, member));
+    let mut text = String::new();
+    timeout(DEADLINE, client.read_to_string(&mut text)).await.expect("no hang").expect("a clean end");
+    assert_eq!(text, "to the end");
+    drop(client);
+    timeout(DEADLINE, ending).await.expect("no hang").expect("no panic").expect("ends");
+    assert!(!journal(&driver).iter().any(|e| e.action == "kill"), "it ended by itself");
+}
+
+#[tokio::test]
+async fn the_contract_refuses_what_it_does_not_understand() {
+    let world = World::new();
+    let driver = world.driver("w1");
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+    let made = driver.ensure(&permit(1), first(&balanced(port, &[]))).await.expect("starts");
+    let base = format!("http://{}", made.management.expect("served"));
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let put = async |token: Option<&str>, body: String| {
+        let request = client.put(format!("{base}/v1/system/config")).body(body);
+        let request = token.into_iter().fold(request, |r, token| r.header("Rug-Token", token));
+        let answer = request.send().await.expect("an answer");
+        (answer.status().as_u16(), answer.text().await.expect("a body"))
+    };
+    assert_eq!(put(None, "{}".into()).await.0, 428);
+    assert_eq!(put(Some("t1/2"), "{}".into()).await.0, 400);
+    let unknown = put(Some("1/1"), r#"{"generation":1,"listeners":[],"extra":1}"#.into()).await;
+    assert!(unknown.0 == 400 && unknown.1.contains("unknown field `extra`"), "{unknown:?}");
+    let large = client.put(format!("{base}/v1/system/config")).header("Rug-Token", "1/1").body(" ".repeat(2 << 20));
+    // It answers without reading all of it, and the client may notice that first.
+    assert!(large.send().await.map_or(true, |answer| answer.status().as_u16() == 413));
+    assert_eq!(put(Some("1/3"), r#"{"generation":5,"listeners":[]}"#.into()).await.0, 204);
+    assert_eq!(put(Some("1/2"), r#"{"generation":6,"listeners":[]}"#.into()).await.0, 409);
+    assert_eq!(put(Some("1/3"), r#"{"generation":4,"listeners":[]}"#.into()).await.0, 412);
+    let get = async |path: &str| client.get(format!("{base}{path}")).send().await.expect("an answer");
+    assert_eq!(get("/v1/status").await.status().as_u16(), 200);
+    let text = get("/v1/system/interfaces").await.text().await.expect("a body");
+    assert!(text.contains(r#""ifname":"lo""#), "{text}");
+    let labels = client.post(format!("{base}/v1/firewall/labels")).send().await.expect("an answer");
+    assert_eq!(labels.text().await.expect("a body"), r#"{"labels":[]}"#);
+}
