@@ -1,1 +1,229 @@
-fn main(){}
+//! `rugctl`: the command line of Rug.
+//!
+//! Commands that speak to a server are in [`commands`]; `up` runs a whole cluster on this machine. Whatever happens ends
+//! in one exit code ([`error::Exit`]) and, if it is a failure, in a message on stderr.
+
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::commands::{Context, appliance, apply, cluster, delete, rebalance, ring, watch, worker};
+use crate::error::{Exit, Failure};
+use crate::output::{Format, Ui};
+
+mod client;
+mod commands;
+mod document;
+mod error;
+mod output;
+mod up;
+mod wait;
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 server unreachable, 4 not found, 5 conflict, 130 interrupted.
+
+The server is the one of --server or RUG_SERVER, else that of a cluster `rugctl up` runs in this folder or one above \
+(.rug/endpoint), else http://127.0.0.1:7470.";
+
+/// Keeps fleets of appliances alive: the command line
+#[derive(Debug, Parser)]
+#[command(name = "rugctl", version, after_help = AFTER_HELP, propagate_version = false, disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags of every command.
+#[derive(Args, Debug)]
+struct Global {
+    /// Address of a coordinator
+    #[arg(long, global = true, env = "RUG_SERVER", value_name = "ADDRESS")]
+    server: Option<String>,
+    /// Form of results
+    #[arg(short, long, global = true, value_enum, default_value_t)]
+    output: Format,
+    /// Limit for each call (default 10s) and for waiting (default 60s; 2m for `up --down`)
+    #[arg(long, global = true, value_name = "DURATION", value_parser = parse_timeout)]
+    timeout: Option<Duration>,
+    /// No colour and no progress bar, as with NO_COLOR
+    #[arg(long, global = true)]
+    no_color: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a cluster on this machine
+    Up(up::UpArgs),
+    /// Create or change appliances from YAML files
+    Apply(apply::ApplyArgs),
+    /// Show appliances by name; as YAML in the form `apply` reads
+    Get(appliance::GetArgs),
+    /// List appliances
+    #[command(visible_alias = "ls")]
+    List(appliance::ListArgs),
+    /// Everything about one appliance
+    Describe(appliance::One),
+    /// Why an appliance is where it is
+    Explain(appliance::One),
+    /// Appliances as they change
+    Watch(watch::WatchArgs),
+    /// Remove appliances
+    Delete(delete::DeleteArgs),
+    /// Replace every instance of an appliance
+    Rebuild(appliance::RebuildArgs),
+    /// Probe every instance of an appliance now
+    Check(appliance::One),
+    /// Who does the work
+    #[command(subcommand)]
+    Worker(worker::WorkerCommand),
+    /// Where keys belong
+    #[command(subcommand)]
+    Ring(ring::RingCommand),
+    /// The history of moves and their causes
+    #[command(visible_alias = "history")]
+    Rebalance(rebalance::RebalanceArgs),
+    /// How the cluster is doing
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
+    /// Print a completion script for a shell
+    Completion {
+        /// The shell
+        shell: Shell,
+    },
+    /// Versions of this program and of the server
+    Version {
+        /// Do not ask the server
+        #[arg(long)]
+        client: bool,
+    },
+}
+
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(limit) if limit > Duration::ZERO => Ok(limit),
+        _ => Err("must be a duration above zero with its unit, such as 30s".to_owned()),
+    }
+}
+
+fn main() {
+    // Usage errors end here with exit code 2, help and version with 0.
+    let cli = Cli::parse();
+    let exit = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime.block_on(run(cli)),
+        Err(error) => report(&Failure::failed(format!("start the async runtime: {error}"))),
+    };
+    // Not a return from `main`: a thread that still reads standard input must not keep the process.
+    std::process::exit(exit as i32);
+}
+
+async fn run(cli: Cli) -> Exit {
+    let ui = Ui::new(cli.global.output, cli.global.no_color);
+    let result = match &cli.command {
+        // Minds signals itself.
+        Command::Up(args) => up::run(&ui, args, cli.global.timeout).await,
+        Command::Completion { shell } => completion(&ui, *shell),
+        command => tokio::select! {
+            result = call(ui, &cli.global, command) => result,
+            _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Interrupted, "interrupted")),
+        },
+    };
+    result.map_or_else(|failure| report(&failure), |()| Exit::Ok)
+}
+
+fn report(failure: &Failure) -> Exit {
+    if !failure.message.is_empty() {
+        eprintln!("rugctl: {failure}");
+    }
+    failure.exit
+}
+
+async fn call(ui: Ui, global: &Global, command: &Command) -> Result<(), Failure> {
+    let address = client::find_server(global.server.as_deref(), &client::working_folder());
+    // Waiting has the limit to itself; one call out of many must not use it all up before the others.
+    let client = client::Client::new(&address, global.timeout.unwrap_or(client::CALL_TIMEOUT))?;
+    let context = Context { client, ui, timeout: global.timeout };
+    dispatch(&context, command).await
+}
+
+async fn dispatch(context: &Context, command: &Command) -> Result<(), Failure> {
+    match command {
+        Command::Apply(args) => apply::run(context, args).await,
+        Command::Get(args) => appliance::get(context, args).await,
+        Command::List(args) => appliance::list(context, args).await,
+        Command::Describe(args) => appliance::describe(context, args).await,
+        Command::Explain(args) => appliance::explain(context, args).await,
+        Command::Watch(args) => watch::run(context, args).await,
+        Command::Delete(args) => delete::run(context, args).await,
+        Command::Rebuild(args) => appliance::rebuild(context, args).await,
+        Command::Check(args) => appliance::check(context, args).await,
+        Command::Worker(command) => worker::run(context, command).await,
+        Command::Ring(command) => ring::run(context, command).await,
+        Command::Rebalance(args) => rebalance::run(context, args).await,
+        Command::Cluster(command) => cluster::run(context, command).await,
+        Command::Version { client } => cluster::version(context, *client).await,
+        Command::Up(_) | Command::Completion { .. } => unreachable!("handled without a server"),
+    }
+}
+
+fn completion(ui: &Ui, shell: Shell) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "rugctl", &mut script);
+    ui.print(&String::from_utf8_lossy(&script))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn bad_usage_exits_with_2() {
+        for line in [
+            "rugctl",
+            "rugctl frobnicate",
+            "rugctl apply",
+            "rugctl up --workers 0",
+            "rugctl up --driver vm",
+            "rugctl list --phase asleep",
+            "rugctl list --label app",
+            "rugctl delete",
+            "rugctl delete web --all",
+            "rugctl list --timeout 5",
+            "rugctl get",
+        ] {
+            let error = Cli::try_parse_from(line.split(' ')).expect_err(line);
+            assert_eq!(error.exit_code(), Exit::Usage as i32, "{line}");
+        }
+    }
+
+    #[test]
+    fn global_flags_may_stand_behind_the_command() {
+        let cli = Cli::try_parse_from("rugctl list -o json --server h:1 --timeout 1m".split(' ')).expect("valid");
+        assert_eq!(cli.global.output, Format::Json);
+        assert_eq!(cli.global.server.as_deref(), Some("h:1"));
+        assert_eq!(cli.global.timeout, Some(Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn completion_knows_the_commands() {
+        let mut script = Vec::new();
+        clap_complete::generate(Shell::Bash, &mut Cli::command(), "rugctl", &mut script);
+        let script = String::from_utf8(script).expect("text");
+        assert!(script.contains("rebalance") && script.contains("--no-wait"));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_there_exits_with_3() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
+        let line = format!("rugctl list --server {free} --timeout 200ms");
+        let cli = Cli::try_parse_from(line.split(' ')).expect("valid");
+        assert_eq!(run(cli).await, Exit::Unreachable);
+    }
+}

@@ -1,0 +1,396 @@
+//! Speaking to a coordinator: where it is, how calls are made and repeated.
+//!
+//! Every call has a deadline. A server that does not answer (yet) is tried again with growing, jittered pauses until
+//! then. That is safe for all calls made here: those that change something carry a request id, which the server
+//! remembers, or name the state they want.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use proto::admin::v1;
+use proto::admin::v1::appliances_client::AppliancesClient;
+use proto::admin::v1::cluster_client::ClusterClient;
+use proto::admin::v1::placement_client::PlacementClient;
+use proto::admin::v1::rebalances_client::RebalancesClient;
+use proto::admin::v1::workers_client::WorkersClient;
+use tokio::time::{Instant, sleep, timeout_at};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Response, Status, Streaming};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::error::{Exit, Failure};
+
+/// Where a server is looked for when nothing says otherwise; what `rugctl up` listens on.
+pub(crate) const DEFAULT_SERVER: &str = "http://127.0.0.1:7470";
+/// How long one call may take, repetitions included, unless `--timeout` says otherwise.
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Entries asked for per page. Far below the server's 1,000, so that pages of large specs stay small messages.
+const PAGE: i32 = 500;
+/// Largest answer that is read: a page of the largest specs (256 KiB each) with room to spare.
+const MAX_ANSWER: usize = 192 << 20;
+
+/// Finds the server: flag or environment, else the endpoint file of a cluster that `rugctl up` runs in this folder or
+/// one above, else [`DEFAULT_SERVER`].
+pub(crate) fn find_server(named: Option<&str>, folder: &Path) -> String {
+    let address = named.map(str::to_owned).or_else(|| {
+        folder.ancestors().map(|dir| dir.join(".rug").join("endpoint")).find_map(|file| read_endpoint(&file))
+    });
+    let address = address.unwrap_or_else(|| DEFAULT_SERVER.to_owned());
+    if address.contains("://") { address } else { format!("http://{address}") }
+}
+
+/// The address in an endpoint file.
+pub(crate) fn read_endpoint(file: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let text = text.trim();
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// Pauses between tries: doubling up to a second, each between half and all of it.
+#[derive(Debug)]
+pub(crate) struct Backoff(Duration);
+
+impl Backoff {
+    /// The first pause is at most 50 ms: the usual reason is a server that is just starting.
+    pub(crate) fn new() -> Self {
+        Self(Duration::from_millis(50))
+    }
+
+    /// The next pause.
+    pub(crate) fn next(&mut self) -> Duration {
+        let pause = self.0.mul_f64(rand::random_range(0.5..=1.0));
+        self.0 = (self.0 * 2).min(Duration::from_secs(1));
+        pause
+    }
+}
+
+/// Connection to one server. Cheap to clone; clones share the connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    channel: Channel,
+    address: String,
+    timeout: Duration,
+}
+
+/// How an appliance is named on the command line.
+pub(crate) fn reference(tenant: &str, text: &str) -> Result<v1::ApplianceRef, Failure> {
+    use v1::appliance_ref::By;
+
+    let name = match text.split_once('/') {
+        None => text,
+        // As `apply` and `watch` print it, so that it can be pasted.
+        Some(("loadbalancer" | "custom", name)) => name,
+        Some(_) => return Err(Failure::usage(format!("`{text}`: give a name or an id; a tenant goes to --tenant"))),
+    };
+    let by = match name.parse::<common::ApplianceId>() {
+        Ok(id) => By::Id(id.to_string()),
+        Err(_) => {
+            let name = common::appliance::Name::new(name).map_err(|e| Failure::usage(e.to_string()))?;
+            By::Name(v1::TenantName { tenant: tenant.to_owned(), name: name.to_string() })
+        }
+    };
+    Ok(v1::ApplianceRef { by: Some(by) })
+}
+
+/// Names an appliance the server told us about.
+pub(crate) fn by_id(id: &str) -> v1::ApplianceRef {
+    v1::ApplianceRef { by: Some(v1::appliance_ref::By::Id(id.to_owned())) }
+}
+
+/// A fresh request id.
+pub(crate) fn request_id() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
+
+impl Client {
+    /// A client of the server at this address. Connects with the first call.
+    ///
+    /// # Errors
+    /// The address is not one.
+    pub(crate) fn new(address: &str, timeout: Duration) -> Result<Self, Failure> {
+        if address.starts_with("https://") {
+            return Err(Failure::usage(format!("{address}: TLS is not supported by this version; use http://")));
+        }
+        let endpoint = Endpoint::from_shared(address.to_owned())
+            .map_err(|_| {
+                Failure::usage(format!("`{address}` is not the address of a server, such as {DEFAULT_SERVER}"))
+            })?
+            .connect_timeout(Duration::from_secs(2))
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(5))
+            .keep_alive_while_idle(true);
+        Ok(Self { channel: endpoint.connect_lazy(), address: address.to_owned(), timeout })
+    }
+
+    /// The same connection with another limit for each call.
+    pub(crate) fn with_timeout(&self, timeout: Duration) -> Self {
+        Self { timeout, ..self.clone() }
+    }
+
+    /// Address of the server.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Makes a call and repeats it while the server is unavailable.
+    async fn call<Q, R, F>(
+        &self,
+        message: Q,
+        streaming: bool,
+        send: impl Fn(Channel, Request<Q>) -> F,
+    ) -> Result<R, Failure>
+    where
+        Q: Clone,
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        let deadline = Instant::now() + self.timeout;
+        let mut backoff = Backoff::new();
+        loop {
+            let mut request = Request::new(message.clone());
+            // The limit of a stream would end it, not only its opening.
+            if !streaming {
+                request.set_timeout(deadline.saturating_duration_since(Instant::now()));
+            }
+            let status = match timeout_at(deadline, send(self.channel.clone(), request)).await {
+                Ok(Ok(response)) => return Ok(response.into_inner()),
+                Ok(Err(status)) => status,
+                Err(_) => Status::deadline_exceeded("no answer in time"),
+            };
+            let pause = backoff.next();
+            match status.code() {
+                Code::Unavailable if Instant::now() + pause < deadline => sleep(pause).await,
+                Code::Unavailable | Code::DeadlineExceeded => return Err(self.unreachable(&status)),
+                // tonic reports a deadline of its own as CANCELLED.
+                Code::Cancelled if Instant::now() >= deadline => return Err(self.unreachable(&status)),
+                _ => return Err(Failure::from(status)),
+            }
+        }
+    }
+
+    /// What to tell when the server did not answer.
+    fn unreachable(&self, status: &Status) -> Failure {
+        let mut reason = status.message().to_owned();
+        // The transport's own words ("tcp connect error") hide the operating system's at the end of the chain.
+        let mut source = std::error::Error::source(status);
+        while let Some(error) = source {
+            reason = error.to_string();
+            source = error.source();
+        }
+        let hint = if reason.contains("refused") {
+            "\nstart a cluster with `rugctl up`, or name its address with --server or RUG_SERVER"
+        } else {
+            ""
+        };
+        Failure::new(Exit::Unreachable, format!("no answer from {}: {reason}{hint}", self.address))
+    }
+
+    fn appliances(channel: Channel) -> AppliancesClient<Channel> {
+        AppliancesClient::new(channel).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// One appliance.
+    pub(crate) async fn get(&self, appliance: v1::ApplianceRef) -> Result<v1::Appliance, Failure> {
+        let request = v1::GetApplianceRequest { appliance: Some(appliance) };
+        self.call(request, false, |c, r| async move { Self::appliances(c).get(r).await }).await
+    }
+
+    /// All appliances that match, from all pages.
+    pub(crate) async fn list(&self, filter: v1::ApplianceFilter) -> Result<Vec<v1::Appliance>, Failure> {
+        let mut all = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let filter = Some(filter.clone());
+            let request = v1::ListAppliancesRequest { page_size: PAGE, page_token, filter };
+            let page = self.call(request, false, |c, r| async move { Self::appliances(c).list(r).await }).await?;
+            all.extend(page.appliances);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Creates or changes an appliance.
+    pub(crate) async fn update(
+        &self,
+        request: v1::UpdateApplianceRequest,
+    ) -> Result<v1::UpdateApplianceResponse, Failure> {
+        self.call(request, false, |c, r| async move { Self::appliances(c).update(r).await }).await
+    }
+
+    /// Asks for the deletion of an appliance.
+    pub(crate) async fn delete(&self, request: v1::DeleteApplianceRequest) -> Result<v1::Appliance, Failure> {
+        self.call(request, false, |c, r| async move { Self::appliances(c).delete(r).await }).await
+    }
+
+    /// Asks for new instances.
+    pub(crate) async fn rebuild(&self, request: v1::RebuildApplianceRequest) -> Result<v1::Appliance, Failure> {
+        self.call(request, false, |c, r| async move { Self::appliances(c).rebuild(r).await }).await
+    }
+
+    /// Has every instance probed.
+    pub(crate) async fn check(&self, appliance: v1::ApplianceRef) -> Result<v1::Appliance, Failure> {
+        let request = v1::CheckApplianceRequest { appliance: Some(appliance) };
+        self.call(request, false, |c, r| async move { Self::appliances(c).check(r).await }).await
+    }
+
+    /// Why an appliance is where it is.
+    pub(crate) async fn explain(&self, appliance: v1::ApplianceRef) -> Result<v1::ExplainApplianceResponse, Failure> {
+        let request = v1::ExplainApplianceRequest { appliance: Some(appliance) };
+        self.call(request, false, |c, r| async move { Self::appliances(c).explain(r).await }).await
+    }
+
+    /// The appliances that match, then their changes.
+    pub(crate) async fn watch(&self, filter: v1::ApplianceFilter) -> Result<Streaming<v1::ApplianceEvent>, Failure> {
+        let request = v1::WatchAppliancesRequest { filter: Some(filter) };
+        self.call(request, true, |c, r| async move { Self::appliances(c).watch(r).await }).await
+    }
+
+    /// All workers, from all pages.
+    pub(crate) async fn workers(&self) -> Result<Vec<v1::Worker>, Failure> {
+        let mut all = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let request = v1::ListWorkersRequest { page_size: PAGE, page_token };
+            let page = self.call(request, false, |c, r| async move { WorkersClient::new(c).list(r).await }).await?;
+            all.extend(page.workers);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// One worker.
+    pub(crate) async fn worker(&self, id: &str) -> Result<v1::Worker, Failure> {
+        let request = v1::GetWorkerRequest { id: id.to_owned() };
+        self.call(request, false, |c, r| async move { WorkersClient::new(c).get(r).await }).await
+    }
+
+    /// All workers, then their changes.
+    pub(crate) async fn watch_workers(&self) -> Result<Streaming<v1::WorkerEvent>, Failure> {
+        let request = v1::WatchWorkersRequest {};
+        self.call(request, true, |c, r| async move { WorkersClient::new(c).watch(r).await }).await
+    }
+
+    /// Where a key or an appliance belongs.
+    pub(crate) async fn locate(&self, request: v1::LocateRequest) -> Result<v1::LocateResponse, Failure> {
+        self.call(request, false, |c, r| async move { PlacementClient::new(c).locate(r).await }).await
+    }
+
+    /// The ring.
+    pub(crate) async fn ring(&self, points: bool) -> Result<v1::Ring, Failure> {
+        let request = v1::GetRingRequest { points };
+        self.call(request, false, |c, r| async move {
+            PlacementClient::new(c).max_decoding_message_size(MAX_ANSWER).get_ring(r).await
+        })
+        .await
+    }
+
+    /// The newest rebalances, newest first.
+    pub(crate) async fn rebalances(&self, limit: usize) -> Result<Vec<v1::Rebalance>, Failure> {
+        let mut all = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let page_size = i32::try_from(limit.saturating_sub(all.len())).unwrap_or(PAGE).min(PAGE);
+            let request = v1::ListRebalancesRequest { page_size, page_token };
+            let page = self.call(request, false, |c, r| async move { RebalancesClient::new(c).list(r).await }).await?;
+            all.extend(page.rebalances);
+            page_token = page.next_page_token;
+            if page_token.is_empty() || all.len() >= limit {
+                all.truncate(limit);
+                return Ok(all);
+            }
+        }
+    }
+
+    /// One rebalance with its moves.
+    pub(crate) async fn rebalance(&self, id: &str) -> Result<v1::Rebalance, Failure> {
+        let request = v1::GetRebalanceRequest { id: id.to_owned() };
+        self.call(request, false, |c, r| async move { RebalancesClient::new(c).get(r).await }).await
+    }
+
+    /// Rebalances as they begin, go on and end.
+    pub(crate) async fn watch_rebalances(&self) -> Result<Streaming<v1::Rebalance>, Failure> {
+        let request = v1::WatchRebalancesRequest {};
+        self.call(request, true, |c, r| async move { RebalancesClient::new(c).watch(r).await }).await
+    }
+
+    /// State of the cluster.
+    pub(crate) async fn status(&self) -> Result<v1::ClusterStatus, Failure> {
+        self.call(v1::ClusterStatusRequest {}, false, |c, r| async move { ClusterClient::new(c).status(r).await }).await
+    }
+
+    /// Whether the server says it serves.
+    pub(crate) async fn serves(&self) -> Result<bool, Failure> {
+        let request = tonic_health::pb::HealthCheckRequest::default();
+        let answer = self.call(request, false, |c, r| async move { HealthClient::new(c).check(r).await }).await?;
+        Ok(answer.status() == ServingStatus::Serving)
+    }
+}
+
+/// The folder commands are run in.
+pub(crate) fn working_folder() -> PathBuf {
+    std::env::current_dir().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_server_of_a_cluster_above_is_found() {
+        let top = tempfile::tempdir().expect("a folder");
+        let deep = top.path().join("a/b");
+        std::fs::create_dir_all(&deep).expect("folders");
+        std::fs::create_dir(top.path().join(".rug")).expect("folder");
+        std::fs::write(top.path().join(".rug/endpoint"), "http://127.0.0.1:7999\n").expect("file");
+        assert_eq!(find_server(None, &deep), "http://127.0.0.1:7999");
+        assert_eq!(find_server(Some("10.0.0.1:1"), &deep), "http://10.0.0.1:1");
+        std::fs::write(top.path().join(".rug/endpoint"), "").expect("file");
+        assert_eq!(find_server(None, &deep), DEFAULT_SERVER);
+    }
+
+    #[test]
+    fn an_appliance_is_named_by_name_or_id() {
+        use v1::appliance_ref::By;
+        let by = |text| reference("demo", text).map(|r| r.by.expect("set"));
+        let named = By::Name(v1::TenantName { tenant: "demo".into(), name: "web".into() });
+        assert_eq!(by("web").expect("valid"), named);
+        assert_eq!(by("loadbalancer/web").expect("valid"), named);
+        let id = "6f1c9a52-0f5e-4f0a-9a3e-0d2b6a1c7e11";
+        assert_eq!(by(id).expect("valid"), By::Id(id.into()));
+        for text in ["other/web", "We b", ""] {
+            assert_eq!(by(text).expect_err("refused").exit, Exit::Usage, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn pauses_grow_to_a_second() {
+        let mut backoff = Backoff::new();
+        let pauses: Vec<_> = (0..20).map(|_| backoff.next()).collect();
+        assert!(pauses[0] <= Duration::from_millis(50), "{pauses:?}");
+        assert!(pauses[19] >= Duration::from_millis(500) && pauses[19] <= Duration::from_secs(1), "{pauses:?}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_there_is_reported_within_the_timeout() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
+        let client = Client::new(&format!("http://{free}"), Duration::from_millis(300)).expect("an address");
+        let started = Instant::now();
+        let failure = client.status().await.expect_err("nobody listens");
+        assert_eq!(failure.exit, Exit::Unreachable);
+        assert!(failure.to_string().contains("refused"), "{failure}");
+        assert!(started.elapsed() < Duration::from_secs(5));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_never_answers_is_reported_within_the_timeout() {
+        let mute = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = format!("http://{}", mute.local_addr().expect("its address"));
+        let client = Client::new(&address, Duration::from_millis(300)).expect("an address");
+        assert_eq!(client.status().await.expect_err("no answer").exit, Exit::Unreachable);
+    }
+}

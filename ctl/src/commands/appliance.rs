@@ -1,0 +1,566 @@
+//! Commands about appliances that are already there: get, list, describe, explain, rebuild, check.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::time::SystemTime;
+
+use clap::{Args, ValueEnum};
+use common::status::Phase;
+use proto::admin::v1;
+
+use crate::client::{by_id, reference, request_id};
+use crate::commands::{Context, Tenant, Wait};
+use crate::document::view;
+use crate::error::Failure;
+use crate::output::view::Explanation;
+use crate::output::{Format, Table, Tone, age, count, one_line};
+use crate::wait::{Goal, Tracker, settle};
+
+/// Arguments of commands about one appliance.
+#[derive(Args, Debug)]
+pub(crate) struct One {
+    /// Name or id
+    name: String,
+    #[command(flatten)]
+    tenant: Tenant,
+}
+
+impl One {
+    fn reference(&self) -> Result<v1::ApplianceRef, Failure> {
+        reference(&self.tenant.tenant, &self.name)
+    }
+}
+
+/// Arguments of `get`.
+#[derive(Args, Debug)]
+pub(crate) struct GetArgs {
+    /// Names or ids
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+    #[command(flatten)]
+    tenant: Tenant,
+}
+
+/// Order of a list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Sort {
+    /// Tenant and name
+    #[default]
+    Name,
+    /// Phase in the order of a life, then name
+    Phase,
+    /// Worker, then name
+    Worker,
+    /// Youngest first
+    Age,
+}
+
+/// Arguments of `list`.
+#[derive(Args, Debug)]
+pub(crate) struct ListArgs {
+    /// Only of this tenant
+    #[arg(short, long)]
+    tenant: Option<String>,
+    /// Only of this kind
+    #[arg(long)]
+    kind: Option<String>,
+    /// Only on this driver
+    #[arg(long)]
+    driver: Option<String>,
+    /// Only held by this worker
+    #[arg(long)]
+    worker: Option<String>,
+    /// Only in this phase; repeat for any of several
+    #[arg(long = "phase", value_parser = parse_phase)]
+    phases: Vec<v1::Phase>,
+    /// Only with this label, as KEY=VALUE; repeat for all of several
+    #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
+    labels: Vec<(String, String)>,
+    /// Only names that start so
+    #[arg(long)]
+    name_prefix: Option<String>,
+    /// Order
+    #[arg(long, value_enum, default_value_t)]
+    sort: Sort,
+}
+
+/// Arguments of `rebuild`.
+#[derive(Args, Debug)]
+pub(crate) struct RebuildArgs {
+    #[command(flatten)]
+    one: One,
+    /// Image to boot from now on
+    #[arg(long)]
+    image: Option<String>,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+fn parse_phase(text: &str) -> Result<v1::Phase, String> {
+    let wanted = format!("PHASE_{}", text.to_uppercase());
+    match v1::Phase::from_str_name(&wanted) {
+        Some(phase) if phase != v1::Phase::Unspecified => Ok(phase),
+        _ => {
+            let known: Vec<_> = Phase::ALL.iter().map(|p| p.name().to_lowercase()).collect();
+            Err(format!("known are {}", known.join(", ")))
+        }
+    }
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("must be KEY=VALUE".to_owned()),
+    }
+}
+
+/// Runs `get`.
+pub(crate) async fn get(context: &Context, args: &GetArgs) -> Result<(), Failure> {
+    let references: Result<Vec<_>, _> = args.names.iter().map(|n| reference(&args.tenant.tenant, n)).collect();
+    let mut found = Vec::new();
+    for reference in references? {
+        found.push(context.client.get(reference).await?);
+    }
+    match (found.as_slice(), context.ui.format) {
+        ([one], Format::Json) => context.ui.print_value(&view::Appliance::full(one)),
+        ([one], Format::Yaml) => context.ui.print_value(&view::Appliance::document(one)),
+        _ => show(context, &found),
+    }
+}
+
+/// Runs `list`.
+pub(crate) async fn list(context: &Context, args: &ListArgs) -> Result<(), Failure> {
+    let filter = v1::ApplianceFilter {
+        tenant: args.tenant.clone().unwrap_or_default(),
+        kind: args.kind.clone().unwrap_or_default(),
+        driver: args.driver.clone().unwrap_or_default(),
+        worker: args.worker.clone().unwrap_or_default(),
+        phases: args.phases.iter().map(|p| i32::from(*p)).collect(),
+        labels: args.labels.iter().cloned().collect::<HashMap<_, _>>(),
+        name_prefix: args.name_prefix.clone().unwrap_or_default(),
+    };
+    let mut found = context.client.list(filter).await?;
+    sort(&mut found, args.sort);
+    if found.is_empty() && !context.ui.format.is_structured() {
+        context.ui.note("no appliances");
+        return Ok(());
+    }
+    show(context, &found)
+}
+
+fn sort(appliances: &mut [v1::Appliance], by: Sort) {
+    appliances.sort_by(|a, b| (&a.tenant, &a.name).cmp(&(&b.tenant, &b.name)));
+    let worker = |a: &v1::Appliance| a.assignment.as_ref().map(|x| x.worker.clone()).unwrap_or_default();
+    let created = |a: &v1::Appliance| a.create_time.map(|t| (t.seconds, t.nanos));
+    match by {
+        Sort::Name => {}
+        Sort::Phase => appliances.sort_by_key(|a| a.status.as_ref().map_or(0, |s| s.phase)),
+        Sort::Worker => appliances.sort_by_key(worker),
+        Sort::Age => appliances.sort_by_key(|a| std::cmp::Reverse(created(a))),
+    }
+}
+
+fn show(context: &Context, appliances: &[v1::Appliance]) -> Result<(), Failure> {
+    match context.ui.format {
+        Format::Json => context.ui.print_value(&appliances.iter().map(view::Appliance::full).collect::<Vec<_>>()),
+        Format::Yaml => context.ui.print_value(&appliances.iter().map(view::Appliance::document).collect::<Vec<_>>()),
+        format => context.ui.print_table(&table(appliances, format == Format::Wide, SystemTime::now())),
+    }
+}
+
+fn ready(appliance: &v1::Appliance) -> String {
+    let wanted = appliance.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
+    let alive = appliance.status.iter().flat_map(|s| &s.instances).filter(|i| i.alive == Some(true)).count();
+    format!("{alive}/{wanted}")
+}
+
+/// The table of `list`.
+pub(crate) fn table(appliances: &[v1::Appliance], wide: bool, now: SystemTime) -> Table {
+    let mut header = vec!["TENANT", "NAME", "KIND", "DRIVER", "PHASE", "READY", "WORKER", "AGE"];
+    if wide {
+        header.extend(["ID", "GENERATION", "HOST", "ADDRESSES", "PIDS", "PLACEMENT", "LAST ERROR"]);
+    }
+    let mut table = Table::new(&header);
+    for a in appliances {
+        let phase = view::phase(a);
+        let assignment = a.assignment.clone().unwrap_or_default();
+        let plain = |text: &str| (text.to_owned(), Tone::Plain);
+        let mut row = vec![
+            plain(&a.tenant),
+            plain(&a.name),
+            plain(view::kind(a)),
+            plain(&a.driver),
+            (phase.to_owned(), Tone::of(phase)),
+            plain(&ready(a)),
+            plain(&assignment.worker),
+            plain(&age(a.create_time.as_ref(), now)),
+        ];
+        if wide {
+            let status = a.status.clone().unwrap_or_default();
+            let joined = |each: Vec<String>| plain(&each.join(","));
+            row.extend([
+                plain(&a.id),
+                plain(&format!("{}/{}", status.observed_generation, a.generation)),
+                plain(&assignment.host),
+                joined(status.instances.iter().map(|i| i.address.clone()).filter(|t| !t.is_empty()).collect()),
+                joined(status.instances.iter().filter_map(|i| i.pid).map(|pid| pid.to_string()).collect()),
+                plain(&placement(&assignment)),
+                (status.last_error, Tone::Bad),
+            ]);
+        }
+        table.row(row);
+    }
+    table
+}
+
+fn placement(assignment: &v1::Assignment) -> String {
+    match (assignment.state.as_str(), assignment.reason.as_str()) {
+        (state, "") => state.to_owned(),
+        (state, reason) => format!("{state} ({reason})"),
+    }
+}
+
+/// Runs `describe`.
+pub(crate) async fn describe(context: &Context, args: &One) -> Result<(), Failure> {
+    let explained = context.client.explain(args.reference()?).await?;
+    let appliance = explained.appliance.clone().unwrap_or_default();
+    if context.ui.format.is_structured() {
+        return context.ui.print_value(&view::Appliance::full(&appliance));
+    }
+    context.ui.print(&description(context, &appliance, &explained, SystemTime::now())?)
+}
+
+/// Everything about one appliance, in sections.
+fn description(
+    context: &Context,
+    a: &v1::Appliance,
+    explained: &v1::ExplainApplianceResponse,
+    now: SystemTime,
+) -> Result<String, Failure> {
+    let status = a.status.clone().unwrap_or_default();
+    let assignment = a.assignment.clone().unwrap_or_default();
+    let phase = view::phase(a);
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        if !value.is_empty() {
+            let _ = writeln!(text, "{name:<16}{value}");
+        }
+    };
+    line("Name", &a.name);
+    line("Tenant", &a.tenant);
+    line("Id", &a.id);
+    line("Kind", view::kind(a));
+    line("Driver", &a.driver);
+    let mut labels: Vec<_> = a.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    labels.sort();
+    line("Labels", &labels.join(" "));
+    line("Placement key", &a.placement_key);
+    let created = age(a.create_time.as_ref(), now);
+    line("Created", &a.create_time.map(|t| format!("{t} ({created} ago)")).unwrap_or_default());
+    line("Updated", &a.update_time.map(|t| t.to_string()).unwrap_or_default());
+    line("", "");
+    line("Phase", &context.ui.paint(Tone::of(phase), phase));
+    line("Deleting", if a.deleting { "yes" } else { "" });
+    line("Generation", &format!("{} (acted on: {})", a.generation, status.observed_generation));
+    line("Last error", &context.ui.paint(Tone::Bad, &one_line(&status.last_error)));
+    line("Failed boots", &if status.failed_boots > 0 { status.failed_boots.to_string() } else { String::new() });
+    line("Reported", &ago(status.report_time.as_ref(), now));
+    line("Worker", &assignment.worker);
+    line("Assignment", [placement(&assignment), assignment.token.clone()].join(" ").trim());
+    line("Host", &assignment.host);
+    line("Why there", &one_line(&explained.summary));
+
+    let _ = writeln!(text, "\nSpec");
+    let spec = crate::output::render(Format::Yaml, &view::Appliance::document(a))?;
+    // Name, tenant and the like stand above already.
+    let body = spec
+        .lines()
+        .skip_while(|l| !["replicas:", "probe_interval:", "image:", "spec:"].iter().any(|p| l.starts_with(p)));
+    body.for_each(|l| {
+        let _ = writeln!(text, "  {l}");
+    });
+
+    let _ = writeln!(text, "\nInstances");
+    if status.instances.is_empty() {
+        let _ = writeln!(text, "  none");
+    } else {
+        indent(&mut text, &instances(&status.instances, now).render(context.ui.colour));
+    }
+    if !explained.moves.is_empty() {
+        let _ = writeln!(text, "\nMoves");
+        indent(&mut text, &moves(&explained.moves, false).render(context.ui.colour));
+    }
+    Ok(text)
+}
+
+fn indent(text: &mut String, block: &str) {
+    block.lines().for_each(|l| {
+        let _ = writeln!(text, "  {l}");
+    });
+}
+
+fn ago(time: Option<&prost_types::Timestamp>, now: SystemTime) -> String {
+    match age(time, now) {
+        text if text.is_empty() => text,
+        text => format!("{text} ago"),
+    }
+}
+
+fn instances(instances: &[v1::Instance], now: SystemTime) -> Table {
+    let mut table = Table::new(&["ORDINAL", "NAME", "ALIVE", "PID", "ADDRESS", "CONFIGURED", "AGE"]);
+    for i in instances {
+        let (alive, tone) = match i.alive {
+            Some(true) => ("yes", Tone::Good),
+            Some(false) => ("no", Tone::Bad),
+            None => ("not probed", Tone::Busy),
+        };
+        let configured = if i.configured_generation == 0 { String::new() } else { i.configured_generation.to_string() };
+        table.row([
+            (i.ordinal.to_string(), Tone::Plain),
+            (i.name.clone(), Tone::Plain),
+            (alive.to_owned(), tone),
+            (i.pid.map(|p| p.to_string()).unwrap_or_default(), Tone::Plain),
+            (i.address.clone(), Tone::Plain),
+            (configured, Tone::Plain),
+            (age(i.start_time.as_ref(), now), Tone::Plain),
+        ]);
+    }
+    table
+}
+
+/// Moves, with the appliance unless it is known.
+pub(crate) fn moves(moves: &[v1::Move], appliance: bool) -> Table {
+    let mut header = vec!["TIME", "FROM", "TO", "STATE", "REBALANCE", "REASON"];
+    if appliance {
+        header.insert(1, "APPLIANCE");
+    }
+    let mut table = Table::new(&header);
+    for m in moves {
+        let plain = |text: &str| (text.to_owned(), Tone::Plain);
+        let mut row = vec![
+            plain(&m.time.map(|t| t.to_string()).unwrap_or_default()),
+            plain(&m.from),
+            plain(&m.to),
+            (m.state.clone(), Tone::of(&m.state)),
+            plain(&m.rebalance),
+            plain(&m.reason),
+        ];
+        if appliance {
+            row.insert(1, plain(&m.appliance));
+        }
+        table.row(row);
+    }
+    table
+}
+
+/// Runs `explain`.
+pub(crate) async fn explain(context: &Context, args: &One) -> Result<(), Failure> {
+    let explained = context.client.explain(args.reference()?).await?;
+    if context.ui.format.is_structured() {
+        return context.ui.print_value(&Explanation::from(&explained));
+    }
+    let mut text = String::new();
+    let _ = writeln!(text, "{}", one_line(&explained.summary));
+    let _ = writeln!(text, "\nring position {}\n", explained.ring_position);
+    let mut table = Table::new(&["PREFERENCE", "WORKER", "ELIGIBLE", "LOAD", "BAND", "REASON"]);
+    for (i, c) in explained.candidates.iter().enumerate() {
+        let (eligible, tone) = if c.eligible { ("yes", Tone::Good) } else { ("no", Tone::Bad) };
+        table.row([
+            ((i + 1).to_string(), Tone::Plain),
+            (c.worker.clone(), Tone::Plain),
+            (eligible.to_owned(), tone),
+            (c.load.to_string(), Tone::Plain),
+            (format!("{}..{}", c.floor, c.ceiling), Tone::Plain),
+            (c.reason.clone(), Tone::Plain),
+        ]);
+    }
+    let _ = writeln!(text, "{}", table.render(context.ui.colour));
+    if !explained.moves.is_empty() {
+        let _ = writeln!(text, "\n{}", moves(&explained.moves, false).render(context.ui.colour));
+    }
+    context.ui.print(&text)
+}
+
+/// Runs `rebuild`.
+pub(crate) async fn rebuild(context: &Context, args: &RebuildArgs) -> Result<(), Failure> {
+    let request = v1::RebuildApplianceRequest {
+        appliance: Some(args.one.reference()?),
+        image: args.image.clone().unwrap_or_default(),
+        request_id: request_id(),
+    };
+    let appliance = context.client.rebuild(request).await?;
+    if !args.wait.no_wait {
+        let goal = Goal::Configured { generation: appliance.generation };
+        settle(&context.client, &context.ui, Tracker::new([(&appliance, goal)]), context.wait()).await?;
+    }
+    if context.ui.format.is_structured() {
+        let appliance = context.client.get(by_id(&appliance.id)).await?;
+        return context.ui.print_value(&view::Appliance::full(&appliance));
+    }
+    let done = if args.wait.no_wait { "rebuilding" } else { "rebuilt" };
+    context.ui.print(&format!("{} {done}", view::label(&appliance)))
+}
+
+/// Runs `check`.
+///
+/// # Errors
+/// Exit code 1 when an instance is missing or does not answer.
+pub(crate) async fn check(context: &Context, args: &One) -> Result<(), Failure> {
+    let appliance = context.client.check(args.reference()?).await?;
+    let status = appliance.status.clone().unwrap_or_default();
+    if context.ui.format.is_structured() {
+        context.ui.print_value(&view::Appliance::full(&appliance))?;
+    } else {
+        let phase = view::phase(&appliance);
+        let mut text = format!("{} {}\n", view::label(&appliance), context.ui.paint(Tone::of(phase), phase));
+        if !status.instances.is_empty() {
+            text += &instances(&status.instances, SystemTime::now()).render(context.ui.colour);
+        }
+        context.ui.print(&text)?;
+    }
+    let dead = status.instances.iter().filter(|i| i.alive != Some(true)).count() as u64;
+    let error = one_line(&status.last_error);
+    match (dead, status.instances.is_empty()) {
+        (0, false) => Ok(()),
+        (_, true) => Err(Failure::failed(format!("no instance runs: {error}").trim_end_matches(": ").to_owned())),
+        (n, _) => {
+            let verb = if n == 1 { "does" } else { "do" };
+            Err(Failure::failed(format!("{} {verb} not answer", count(n, "instance"))))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn appliance(name: &str, phase: v1::Phase, worker: &str, created: i64) -> v1::Appliance {
+        let kind = v1::spec::Kind::Custom(v1::Custom { command: "sleep".into(), ..v1::Custom::default() });
+        let instance = v1::Instance {
+            name: format!("{name}-0-1"),
+            alive: Some(true),
+            pid: Some(4711),
+            address: "127.0.0.1:8081".into(),
+            configured_generation: 2,
+            ..v1::Instance::default()
+        };
+        v1::Appliance {
+            id: "6f1c9a52-0f5e-4f0a-9a3e-0d2b6a1c7e11".into(),
+            name: name.into(),
+            tenant: "demo".into(),
+            driver: "process".into(),
+            generation: 2,
+            spec: Some(v1::Spec { replicas: Some(2), kind: Some(kind), ..v1::Spec::default() }),
+            create_time: Some(prost_types::Timestamp { seconds: created, nanos: 0 }),
+            status: Some(v1::Status {
+                phase: phase.into(),
+                observed_generation: 2,
+                instances: vec![instance],
+                last_error: "instance 1:\nport 8082 is in use".into(),
+                ..v1::Status::default()
+            }),
+            assignment: Some(v1::Assignment {
+                state: "owned".into(),
+                worker: worker.into(),
+                token: "t1/7".into(),
+                reason: "ring preference".into(),
+                ..v1::Assignment::default()
+            }),
+            ..v1::Appliance::default()
+        }
+    }
+
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1000)
+    }
+
+    fn context() -> Context {
+        let ui = crate::output::Ui { format: Format::Table, colour: false, progress: false };
+        let client = crate::client::Client::new("http://127.0.0.1:1", Duration::from_secs(1)).expect("an address");
+        Context { client, ui, timeout: None }
+    }
+
+    #[test]
+    fn the_table_of_appliances_is_easy_to_cut() {
+        let fleet =
+            [appliance("web", v1::Phase::Configured, "worker-1", 900), appliance("w", v1::Phase::Error, "", 1000)];
+        assert_eq!(
+            table(&fleet, false, now()).render(false),
+            "TENANT  NAME  KIND    DRIVER   PHASE       READY  WORKER    AGE\n\
+             demo    web   custom  process  Configured  1/2    worker-1  1m40s\n\
+             demo    w     custom  process  Error       1/2    -         0s"
+        );
+        let wide = table(&fleet[..1], true, now()).render(false);
+        assert!(wide.ends_with(
+            "6f1c9a52-0f5e-4f0a-9a3e-0d2b6a1c7e11  2/2         -     127.0.0.1:8081  4711  owned (ring preference)  \
+             instance 1: port 8082 is in use"
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_description_has_all_sections() {
+        let explained = v1::ExplainApplianceResponse {
+            summary: "worker-1 is the first in ring order with room".into(),
+            moves: vec![v1::Move { from: "worker-2".into(), to: "worker-1".into(), ..v1::Move::default() }],
+            ..v1::ExplainApplianceResponse::default()
+        };
+        let text =
+            description(&context(), &appliance("web", v1::Phase::Configured, "worker-1", 900), &explained, now())
+                .expect("plain data");
+        assert_eq!(
+            text,
+            "Name            web\n\
+             Tenant          demo\n\
+             Id              6f1c9a52-0f5e-4f0a-9a3e-0d2b6a1c7e11\n\
+             Kind            custom\n\
+             Driver          process\n\
+             Created         1970-01-01T00:15:00Z (1m40s ago)\n\
+             Phase           Configured\n\
+             Generation      2 (acted on: 2)\n\
+             Last error      instance 1: port 8082 is in use\n\
+             Worker          worker-1\n\
+             Assignment      owned (ring preference) t1/7\n\
+             Why there       worker-1 is the first in ring order with room\n\
+             \n\
+             Spec\n\
+             \x20 replicas: 2\n\
+             \x20 spec:\n\
+             \x20   command: sleep\n\
+             \n\
+             Instances\n\
+             \x20 ORDINAL  NAME     ALIVE  PID   ADDRESS         CONFIGURED  AGE\n\
+             \x20 0        web-0-1  yes    4711  127.0.0.1:8081  2           -\n\
+             \n\
+             Moves\n\
+             \x20 TIME  FROM      TO        STATE  REBALANCE  REASON\n\
+             \x20 -     worker-2  worker-1  -      -          -\n"
+        );
+    }
+
+    #[test]
+    fn lists_are_sorted_as_asked() {
+        let mut fleet = vec![
+            appliance("b", v1::Phase::Configured, "worker-1", 10),
+            appliance("a", v1::Phase::Error, "worker-2", 20),
+            appliance("c", v1::Phase::Booting, "worker-1", 30),
+        ];
+        let mut order = |by| {
+            sort(&mut fleet, by);
+            fleet.iter().map(|a| a.name.as_str()).collect::<String>()
+        };
+        assert_eq!(order(Sort::Name), "abc");
+        assert_eq!(order(Sort::Phase), "cba");
+        assert_eq!(order(Sort::Worker), "bca");
+        assert_eq!(order(Sort::Age), "cab");
+    }
+
+    #[test]
+    fn filters_are_read_strictly() {
+        assert_eq!(parse_phase("Configured"), Ok(v1::Phase::Configured));
+        assert!(parse_phase("unspecified").expect_err("no phase").contains("down, booting"));
+        assert_eq!(parse_label("app=a=b"), Ok(("app".into(), "a=b".into())));
+        assert!(parse_label("app").is_err() && parse_label("=b").is_err());
+    }
+}

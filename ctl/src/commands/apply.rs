@@ -1,0 +1,170 @@
+//! `rugctl apply`: make the fleet what files say.
+//!
+//! Everything is read and checked here, then checked by the server without a change, and only then sent: a document that
+//! is refused creates nothing. Calls run side by side, because the server lets concurrent ones share a transaction.
+
+use clap::Args;
+use futures::{StreamExt, stream};
+use proto::admin::v1;
+
+use crate::client::{Client, request_id};
+use crate::commands::{Context, Wait};
+use crate::document::{self, Document};
+use crate::error::{Exit, Failure};
+use crate::output::{Tone, count, view::Applied};
+use crate::wait::{Goal, Tracker, settle};
+
+/// Calls in flight. Half of what saturates a server on two cores, so that one client leaves room for others.
+const IN_FLIGHT: usize = 32;
+
+/// Arguments.
+#[derive(Args, Debug)]
+pub(crate) struct ApplyArgs {
+    /// YAML file with one or more documents; - reads standard input; can be repeated
+    #[arg(short, long = "file", value_name = "FILE", required = true)]
+    files: Vec<String>,
+    /// Check everything, here and on the server, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+/// Runs the command.
+pub(crate) async fn run(context: &Context, args: &ApplyArgs) -> Result<(), Failure> {
+    let files = args.files.clone();
+    let documents = tokio::task::spawn_blocking(move || document::read(&files))
+        .await
+        .map_err(|e| Failure::failed(format!("read documents: {e}")))??;
+    let (checked, refused) = send(&context.client, &documents, true).await;
+    if !refused.is_empty() {
+        return Err(all_refused(refused, "nothing was changed"));
+    }
+    if args.dry_run {
+        return show(context, &documents, &checked, true);
+    }
+    let (sent, refused) = send(&context.client, &documents, false).await;
+    show(context, &documents, &sent, false)?;
+    if !refused.is_empty() {
+        let done = sent.iter().flatten().count() as u64;
+        return Err(all_refused(refused, &format!("{} applied before that", count(done, "document"))));
+    }
+    if args.wait.no_wait {
+        return Ok(());
+    }
+    let appliances = sent.iter().flatten().filter_map(|answer| answer.appliance.as_ref());
+    let targets = appliances.map(|a| (a, Goal::Configured { generation: a.generation }));
+    settle(&context.client, &context.ui, Tracker::new(targets), context.wait()).await
+}
+
+type Answers = Vec<Option<v1::UpdateApplianceResponse>>;
+
+/// Sends all documents; answers in their order, and the refusals.
+async fn send(client: &Client, documents: &[Document], validate_only: bool) -> (Answers, Vec<Failure>) {
+    let calls = documents.iter().map(|document| async move {
+        let request = v1::UpdateApplianceRequest {
+            appliance: Some(document.appliance.clone()),
+            allow_missing: true,
+            request_id: if validate_only { String::new() } else { request_id() },
+            validate_only,
+            ..v1::UpdateApplianceRequest::default()
+        };
+        client.update(request).await.map_err(|failure| located(document, failure))
+    });
+    let results: Vec<_> = stream::iter(calls).buffered(IN_FLIGHT).collect().await;
+    let mut refused = Vec::new();
+    let answers = results.into_iter().map(|result| result.map_err(|f| refused.push(f)).ok()).collect();
+    (answers, refused)
+}
+
+/// A server's refusal in terms of the file.
+fn located(document: &Document, failure: Failure) -> Failure {
+    if failure.exit == Exit::Unreachable {
+        return failure;
+    }
+    if failure.fields.is_empty() {
+        return failure.during(&format!("{}: {}", document.place(), document.label()));
+    }
+    let lines: Vec<_> =
+        failure.fields.iter().map(|v| format!("{}: {}", document.locate(&v.field), v.description)).collect();
+    Failure::new(failure.exit, lines.join("\n"))
+}
+
+/// All refusals as one failure, with the code of the first.
+fn all_refused(mut refused: Vec<Failure>, outcome: &str) -> Failure {
+    let exit = refused[0].exit;
+    // A server that went away refuses every document in the same words.
+    refused.dedup_by(|a, b| a.message == b.message);
+    let more = refused.len().saturating_sub(20);
+    let mut lines: Vec<_> = refused.iter().take(20).map(ToString::to_string).collect();
+    if more > 0 {
+        lines.push(format!("and {more} more"));
+    }
+    lines.push(outcome.to_owned());
+    Failure::new(exit, lines.join("\n"))
+}
+
+fn show(context: &Context, documents: &[Document], answers: &Answers, dry_run: bool) -> Result<(), Failure> {
+    let answered = documents.iter().zip(answers).filter_map(|(d, answer)| answer.as_ref().map(|a| (d, a)));
+    let applied: Vec<_> =
+        answered.map(|(document, answer)| (document.label(), applied(document, answer, dry_run))).collect();
+    if context.ui.format.is_structured() {
+        return context.ui.print_value(&applied.into_iter().map(|(_, a)| a).collect::<Vec<_>>());
+    }
+    let suffix = if dry_run { " (dry run)" } else { "" };
+    let lines: Vec<_> = applied
+        .iter()
+        .map(|(label, a)| format!("{label} {}{suffix}", context.ui.paint(Tone::of(a.outcome), a.outcome)))
+        .collect();
+    if lines.is_empty() { Ok(()) } else { context.ui.print(&lines.join("\n")) }
+}
+
+fn applied(document: &Document, answer: &v1::UpdateApplianceResponse, dry_run: bool) -> Applied {
+    let appliance = answer.appliance.clone().unwrap_or_default();
+    Applied {
+        kind: crate::document::view::kind(&document.appliance),
+        tenant: document.appliance.tenant.clone(),
+        name: document.appliance.name.clone(),
+        id: appliance.id,
+        outcome: match answer.outcome() {
+            v1::Outcome::Created => "created",
+            v1::Outcome::Changed => "changed",
+            v1::Outcome::Unchanged | v1::Outcome::Unspecified => "unchanged",
+        },
+        generation: appliance.generation,
+        dry_run,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::appliance::FieldViolation;
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_of_the_server_names_file_line_and_field() {
+        let text = "name: a\nkind: custom\nspec:\n  command: x\n  port: 8080\n";
+        let documents = document::parse("f.yaml", text).expect("valid");
+        let mut failure = Failure::usage("bad request");
+        failure.fields = vec![
+            FieldViolation::new("spec.custom.port", "8080 is taken by appliance `b`"),
+            FieldViolation::new("spec.replicas", "must be 1 to 16, is 99"),
+        ];
+        assert_eq!(
+            located(&documents[0], failure).to_string(),
+            "f.yaml:5: spec.port: 8080 is taken by appliance `b`\nf.yaml:1: replicas: must be 1 to 16, is 99"
+        );
+        let failure = located(&documents[0], Failure::new(Exit::Conflict, "is being deleted"));
+        assert_eq!(failure.to_string(), "f.yaml:1: custom/a: is being deleted");
+        assert_eq!(failure.exit, Exit::Conflict);
+    }
+
+    #[test]
+    fn equal_refusals_are_told_once() {
+        let refused = (0..30).map(|_| Failure::new(Exit::Unreachable, "no answer")).collect();
+        let failure = all_refused(refused, "nothing was changed");
+        assert_eq!(failure.to_string(), "no answer\nnothing was changed");
+        assert_eq!(failure.exit, Exit::Unreachable);
+    }
+}

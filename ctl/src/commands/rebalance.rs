@@ -1,0 +1,150 @@
+//! `rugctl rebalance`: the history of who moved where and why.
+
+use std::fmt::Write as _;
+use std::time::{Duration, SystemTime};
+
+use clap::{Args, Subcommand};
+use proto::admin::v1;
+
+use crate::commands::{Context, appliance, watch};
+use crate::error::Failure;
+use crate::output::{Table, Tone, age, one_line, view as shown};
+
+/// Arguments; without a command the history is listed.
+#[derive(Args, Debug)]
+pub(crate) struct RebalanceArgs {
+    #[command(subcommand)]
+    command: Option<RebalanceCommand>,
+}
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+enum RebalanceCommand {
+    /// The history, newest first
+    List {
+        /// Most entries to show
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
+    },
+    /// One rebalance with its moves
+    Get {
+        /// Id, such as r3-17
+        id: String,
+    },
+    /// Rebalances as they begin, go on and end
+    Watch,
+}
+
+/// Runs the command.
+pub(crate) async fn run(context: &Context, args: &RebalanceArgs) -> Result<(), Failure> {
+    match &args.command {
+        None => list(context, 50).await,
+        Some(RebalanceCommand::List { limit }) => list(context, *limit as usize).await,
+        Some(RebalanceCommand::Get { id }) => get(context, id).await,
+        Some(RebalanceCommand::Watch) => watch::rebalances(context).await,
+    }
+}
+
+async fn list(context: &Context, limit: usize) -> Result<(), Failure> {
+    let rebalances = context.client.rebalances(limit).await?;
+    if context.ui.format.is_structured() {
+        return context.ui.print_value(&rebalances.iter().map(shown::Rebalance::from).collect::<Vec<_>>());
+    }
+    if rebalances.is_empty() {
+        context.ui.note("no rebalances");
+        return Ok(());
+    }
+    context.ui.print_table(&table(&rebalances, SystemTime::now()))
+}
+
+/// How long it took, or has been running for.
+fn duration(rebalance: &v1::Rebalance, now: SystemTime) -> String {
+    let time = |t: Option<prost_types::Timestamp>| t.and_then(|t| SystemTime::try_from(t).ok());
+    let Some(start) = time(rebalance.start_time) else { return String::new() };
+    let took = time(rebalance.end_time).unwrap_or(now).duration_since(start).unwrap_or_default();
+    // Most take milliseconds, and the nanoseconds below are noise.
+    let took = Duration::from_millis(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+    humantime::format_duration(took).to_string()
+}
+
+fn table(rebalances: &[v1::Rebalance], now: SystemTime) -> Table {
+    let mut table = Table::new(&["ID", "CAUSE", "MOVES", "AGE", "DURATION", "OUTCOME", "TRACE"]);
+    for r in rebalances {
+        let plain = |text: &str| (text.to_owned(), Tone::Plain);
+        table.row([
+            plain(&r.id),
+            plain(&r.cause),
+            plain(&format!("{}/{}", r.moves_done, r.moves)),
+            plain(&age(r.start_time.as_ref(), now)),
+            plain(&duration(r, now)),
+            (r.outcome.clone(), Tone::of(&r.outcome)),
+            plain(&r.trace_id),
+        ]);
+    }
+    table
+}
+
+async fn get(context: &Context, id: &str) -> Result<(), Failure> {
+    let rebalance = context.client.rebalance(id).await?;
+    if context.ui.format.is_structured() {
+        return context.ui.print_value(&shown::Rebalance::from(&rebalance));
+    }
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        if !value.is_empty() {
+            let _ = writeln!(text, "{name:<16}{value}");
+        }
+    };
+    line("Id", &rebalance.id);
+    line("Cause", &one_line(&rebalance.cause));
+    line("Outcome", &context.ui.paint(Tone::of(&rebalance.outcome), &rebalance.outcome));
+    line("Moves", &format!("{} of {} done", rebalance.moves_done, rebalance.moves));
+    line("Started", &rebalance.start_time.map(|t| t.to_string()).unwrap_or_default());
+    line("Duration", &duration(&rebalance, SystemTime::now()));
+    line("Trace", &rebalance.trace_id);
+    if !rebalance.r#move.is_empty() {
+        let _ = write!(text, "\n{}", appliance::moves(&rebalance.r#move, true).render(context.ui.colour));
+        let hidden = rebalance.moves.saturating_sub(rebalance.r#move.len() as u64);
+        if hidden > 0 {
+            let _ = write!(text, "\nand {hidden} more");
+        }
+    }
+    context.ui.print(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_history_names_cause_moves_and_trace() {
+        let at = |seconds, nanos| Some(prost_types::Timestamp { seconds, nanos });
+        let ended = v1::Rebalance {
+            id: "r1-2".into(),
+            cause: "worker-gone worker-2".into(),
+            trace_id: "0af7651916cd43dd8448eb211c80319c".into(),
+            start_time: at(10, 0),
+            end_time: at(10, 412_000_345),
+            outcome: "completed".into(),
+            moves: 10,
+            moves_done: 10,
+            ..v1::Rebalance::default()
+        };
+        let running = v1::Rebalance {
+            id: "r1-3".into(),
+            cause: "worker-joined worker-2".into(),
+            start_time: at(40, 0),
+            outcome: "running".into(),
+            moves: 9,
+            moves_done: 3,
+            ..v1::Rebalance::default()
+        };
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(41);
+        assert_eq!(
+            table(&[running, ended], now).render(false),
+            "ID    CAUSE                   MOVES  AGE  DURATION  OUTCOME    TRACE\n\
+             r1-3  worker-joined worker-2  3/9    1s   1s        running    -\n\
+             r1-2  worker-gone worker-2    10/10  31s  412ms     completed  0af7651916cd43dd8448eb211c80319c"
+        );
+    }
+}

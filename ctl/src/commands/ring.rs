@@ -1,0 +1,104 @@
+//! `rugctl ring`: where keys belong.
+
+use std::fmt::Write as _;
+
+use clap::{Args, Subcommand};
+use proto::admin::v1;
+
+use crate::client::reference;
+use crate::commands::{Context, Tenant};
+use crate::error::{Exit, Failure};
+use crate::output::{Table, Tone, view as shown};
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RingCommand {
+    /// Who owns an appliance or a key, and who would be asked next
+    Locate(LocateArgs),
+    /// The members of the ring and their shares
+    Show {
+        /// Also list every point
+        #[arg(long)]
+        points: bool,
+    },
+}
+
+/// Arguments of `ring locate`.
+#[derive(Args, Debug)]
+pub(crate) struct LocateArgs {
+    /// Name or id of an appliance; any other text is taken as a key
+    what: String,
+    /// Take it as a key even if an appliance has that name
+    #[arg(long)]
+    key: bool,
+    /// Members to name
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    count: u32,
+    #[command(flatten)]
+    tenant: Tenant,
+}
+
+/// Runs the command.
+pub(crate) async fn run(context: &Context, command: &RingCommand) -> Result<(), Failure> {
+    match command {
+        RingCommand::Locate(args) => locate(context, args).await,
+        RingCommand::Show { points } => show(context, *points).await,
+    }
+}
+
+async fn locate(context: &Context, args: &LocateArgs) -> Result<(), Failure> {
+    use v1::locate_request::What;
+
+    let count = args.count;
+    let request = |what| v1::LocateRequest { what: Some(what), count };
+    let key = || request(What::Key(args.what.clone()));
+    // What cannot name an appliance is a key.
+    let named = if args.key { None } else { reference(&args.tenant.tenant, &args.what).ok() };
+    let located = match named {
+        None => context.client.locate(key()).await?,
+        Some(named) => match context.client.locate(request(What::Appliance(named))).await {
+            Err(failure) if failure.exit == Exit::NotFound => {
+                context.ui.note(&format!("no appliance `{}`; taking it as a key", args.what));
+                context.client.locate(key()).await?
+            }
+            result => result?,
+        },
+    };
+    if context.ui.format.is_structured() {
+        return context.ui.print_value(&shown::Location::from(&located));
+    }
+    let mut text = String::new();
+    let _ = writeln!(text, "{:<16}{}", "Key", located.key);
+    let _ = writeln!(text, "{:<16}{}", "Position", located.position);
+    let _ = writeln!(text, "{:<16}{}", "Preference", located.preference.join(" "));
+    if let Some(assignment) = &located.assignment {
+        let worker = if assignment.worker.is_empty() { "-" } else { &assignment.worker };
+        let _ = writeln!(text, "{:<16}{worker}", "Held by");
+        let _ = writeln!(text, "{:<16}{} {}", "Assignment", assignment.state, assignment.token);
+        let _ = writeln!(text, "{:<16}{}", "Reason", assignment.reason);
+    }
+    context.ui.print(&text)
+}
+
+async fn show(context: &Context, points: bool) -> Result<(), Failure> {
+    let ring = context.client.ring(points).await?;
+    if context.ui.format.is_structured() {
+        return context.ui.print_value(&shown::Ring::from(&ring));
+    }
+    let mut text = format!("version {}, strategy {}, band {:.2}\n\n", ring.version, ring.strategy, ring.band);
+    let mut table = Table::new(&["MEMBER", "WEIGHT", "SHARE", "APPLIANCES"]);
+    for member in &ring.members {
+        let share = format!("{:.1} %", member.share * 100.0);
+        let cells = [member.id.clone(), member.weight.to_string(), share, member.appliances.to_string()];
+        table.row(cells.map(|cell| (cell, Tone::Plain)));
+    }
+    text += &table.render(context.ui.colour);
+    if points {
+        let mut table = Table::new(&["POSITION", "MEMBER"]);
+        for point in &ring.points {
+            table.row([point.position.as_str(), point.member.as_str()].map(|cell| (cell, Tone::Plain)));
+        }
+        let _ = write!(text, "\n\n{}", table.render(context.ui.colour));
+    }
+    context.ui.print(&text)
+}

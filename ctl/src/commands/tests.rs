@@ -1,0 +1,297 @@
+//! Commands against a small server that keeps appliances in memory and configures them at once.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use futures::StreamExt;
+use proto::admin::v1::appliances_server::{Appliances, AppliancesServer};
+use proto::admin::v1::{self, appliance_event::Type, appliance_ref::By};
+use tokio::sync::broadcast;
+use tokio_stream::wrappers::{BroadcastStream, TcpListenerStream};
+use tonic::{Code, Request, Response, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use super::*;
+use crate::client::request_id;
+use crate::error::{Exit, Failure};
+use crate::output::Format;
+
+#[derive(Debug, Default)]
+struct State {
+    appliances: BTreeMap<String, v1::Appliance>,
+    /// Updates received that were not only to be checked.
+    changes: usize,
+    /// Answers UNAVAILABLE so many times before anything else.
+    unavailable: usize,
+    /// What happens to appliances instead of getting configured.
+    trouble: Option<(v1::Phase, String)>,
+}
+
+#[derive(Clone, Debug)]
+struct Fake {
+    state: Arc<Mutex<State>>,
+    events: broadcast::Sender<v1::ApplianceEvent>,
+}
+
+impl Fake {
+    async fn start() -> (Self, Context) {
+        let fake = Self { state: Arc::default(), events: broadcast::Sender::new(64) };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = format!("http://{}", listener.local_addr().expect("its address"));
+        let server = tonic::transport::Server::builder().add_service(AppliancesServer::new(fake.clone()));
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        let client = Client::new(&address, Duration::from_secs(10)).expect("an address");
+        let ui = Ui { format: Format::Table, colour: false, progress: false };
+        (fake, Context { client, ui, timeout: Some(Duration::from_secs(10)) })
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().expect("no test panics with the lock")
+    }
+
+    fn tell(&self, kind: Type, appliance: &v1::Appliance) {
+        // Without a watcher nobody listens.
+        let _ = self.events.send(v1::ApplianceEvent { r#type: kind.into(), appliance: Some(appliance.clone()) });
+    }
+
+    fn find(&self, reference: Option<v1::ApplianceRef>) -> Result<v1::Appliance, Status> {
+        let by = reference.and_then(|r| r.by).ok_or_else(|| Status::invalid_argument("appliance: is required"))?;
+        let found = match &by {
+            By::Id(id) => self.state().appliances.get(id).cloned(),
+            By::Name(n) => {
+                self.state().appliances.values().find(|a| (&a.tenant, &a.name) == (&n.tenant, &n.name)).cloned()
+            }
+        };
+        found.ok_or_else(|| Status::not_found(format!("no appliance {by:?}")))
+    }
+}
+
+type Stream<T> = std::pin::Pin<Box<dyn futures::Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Appliances for Fake {
+    type WatchStream = Stream<v1::ApplianceEvent>;
+
+    async fn create(&self, _: Request<v1::CreateApplianceRequest>) -> Result<Response<v1::Appliance>, Status> {
+        Err(Status::unimplemented("not used"))
+    }
+
+    async fn get(&self, request: Request<v1::GetApplianceRequest>) -> Result<Response<v1::Appliance>, Status> {
+        self.find(request.into_inner().appliance).map(Response::new)
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::ListAppliancesRequest>,
+    ) -> Result<Response<v1::ListAppliancesResponse>, Status> {
+        // One appliance per page, so that following pages matters.
+        let token = request.into_inner().page_token;
+        let state = self.state();
+        let mut rest = state.appliances.values().skip_while(|a| a.id <= token);
+        let appliances: Vec<_> = rest.next().cloned().into_iter().collect();
+        let next_page_token = if rest.next().is_some() { appliances[0].id.clone() } else { String::new() };
+        let total_size = state.appliances.len() as u64;
+        Ok(Response::new(v1::ListAppliancesResponse { appliances, next_page_token, total_size }))
+    }
+
+    async fn update(
+        &self,
+        request: Request<v1::UpdateApplianceRequest>,
+    ) -> Result<Response<v1::UpdateApplianceResponse>, Status> {
+        let request = request.into_inner();
+        let mut state = self.state();
+        if state.unavailable > 0 {
+            state.unavailable -= 1;
+            return Err(Status::unavailable("no leader yet"));
+        }
+        let mut appliance = request.appliance.unwrap_or_default();
+        if appliance.name == "refused" {
+            let details = ErrorDetails::with_bad_request_violation("spec.custom.port", "8081 is taken by `other`");
+            return Err(Status::with_error_details(Code::InvalidArgument, "bad request", details));
+        }
+        let known = state.appliances.values().find(|a| (&a.tenant, &a.name) == (&appliance.tenant, &appliance.name));
+        let outcome = match known {
+            None => v1::Outcome::Created,
+            Some(known) if known.spec == appliance.spec => v1::Outcome::Unchanged,
+            Some(_) => v1::Outcome::Changed,
+        };
+        appliance.id = known.map_or_else(request_id, |a| a.id.clone());
+        let step = u64::from(outcome != v1::Outcome::Unchanged);
+        appliance.generation = known.map_or(0, |a| a.generation) + step;
+        let (phase, last_error) = state.trouble.clone().unwrap_or((v1::Phase::Configured, String::new()));
+        appliance.status = Some(v1::Status {
+            phase: phase.into(),
+            observed_generation: appliance.generation,
+            last_error,
+            ..v1::Status::default()
+        });
+        if !request.validate_only {
+            state.changes += 1;
+            state.appliances.insert(appliance.id.clone(), appliance.clone());
+            self.tell(Type::Changed, &appliance);
+        }
+        let outcome = outcome.into();
+        Ok(Response::new(v1::UpdateApplianceResponse { appliance: Some(appliance), outcome }))
+    }
+
+    async fn delete(&self, request: Request<v1::DeleteApplianceRequest>) -> Result<Response<v1::Appliance>, Status> {
+        let appliance = self.find(request.into_inner().appliance)?;
+        self.state().appliances.remove(&appliance.id);
+        self.tell(Type::Gone, &appliance);
+        Ok(Response::new(appliance))
+    }
+
+    async fn rebuild(&self, _: Request<v1::RebuildApplianceRequest>) -> Result<Response<v1::Appliance>, Status> {
+        Err(Status::failed_precondition("is being deleted"))
+    }
+
+    async fn check(&self, _: Request<v1::CheckApplianceRequest>) -> Result<Response<v1::Appliance>, Status> {
+        Err(Status::aborted("generation 3 is not the current one, 4"))
+    }
+
+    async fn watch(&self, _: Request<v1::WatchAppliancesRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let changes = BroadcastStream::new(self.events.subscribe());
+        let event = |kind: Type, appliance| Ok(v1::ApplianceEvent { r#type: kind.into(), appliance });
+        let mut first: Vec<_> =
+            self.state().appliances.values().map(|a| event(Type::Current, Some(a.clone()))).collect();
+        first.push(event(Type::Synced, None));
+        let changes = changes.map(|change| change.map_err(|_| Status::aborted("too slow")));
+        Ok(Response::new(Box::pin(futures::stream::iter(first).chain(changes))))
+    }
+
+    async fn explain(
+        &self,
+        _: Request<v1::ExplainApplianceRequest>,
+    ) -> Result<Response<v1::ExplainApplianceResponse>, Status> {
+        Err(Status::internal("not today"))
+    }
+}
+
+const TWO: &str = "name: a\nkind: custom\nspec: {command: x}\n---\nname: b\nkind: custom\nspec: {command: y}\n";
+
+/// Runs a command line, without its `rugctl`, on a file of this text.
+async fn rugctl(context: &Context, line: &str, file: &str) -> Result<(), Failure> {
+    use clap::Parser;
+
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("f.yaml");
+    std::fs::write(&path, file).expect("file");
+    let line = format!("rugctl {}", line.replace("FILE", &path.to_string_lossy()));
+    let cli = crate::Cli::try_parse_from(line.split(' ')).expect("a valid line");
+    crate::dispatch(context, &cli.command).await
+}
+
+#[tokio::test]
+async fn apply_creates_waits_and_is_idempotent() {
+    let (fake, context) = Fake::start().await;
+    for _ in 0..2 {
+        rugctl(&context, "apply -f FILE", TWO).await.expect("accepted");
+        let generations: Vec<_> = fake.state().appliances.values().map(|a| a.generation).collect();
+        assert_eq!(generations, [1, 1]);
+    }
+}
+
+#[tokio::test]
+async fn one_document_the_server_refuses_means_that_nothing_is_changed() {
+    let (fake, context) = Fake::start().await;
+    let text = format!("{TWO}---\nname: refused\nkind: custom\nspec:\n  command: z\n  port: 8081\n");
+    let failure = rugctl(&context, "apply -f FILE", &text).await.expect_err("refused");
+    assert_eq!(failure.exit, Exit::Usage);
+    let message = failure.to_string();
+    assert!(message.contains("f.yaml:13: spec.port: 8081 is taken by `other`"), "{message}");
+    assert!(message.ends_with("nothing was changed"), "{message}");
+    assert_eq!(fake.state().changes, 0);
+}
+
+#[tokio::test]
+async fn a_bad_document_is_refused_before_anything_is_sent() {
+    let (fake, context) = Fake::start().await;
+    let text = format!("{TWO}---\nname: c\nkind: custom\nreplicas: -1\nspec: {{command: z}}\n");
+    let failure = rugctl(&context, "apply -f FILE", &text).await.expect_err("refused");
+    assert_eq!(failure.exit, Exit::Usage);
+    assert!(failure.to_string().contains("f.yaml:11: replicas: "), "{failure}");
+    assert_eq!(fake.state().changes, 0);
+}
+
+#[tokio::test]
+async fn a_dry_run_changes_nothing() {
+    let (fake, context) = Fake::start().await;
+    rugctl(&context, "apply --dry-run -f FILE", TWO).await.expect("accepted");
+    assert_eq!(fake.state().changes, 0);
+}
+
+#[tokio::test]
+async fn an_appliance_in_error_fails_the_wait_with_its_last_error() {
+    let (fake, context) = Fake::start().await;
+    fake.state().trouble = Some((v1::Phase::Error, "command not found: x".into()));
+    let failure = rugctl(&context, "apply -f FILE", TWO).await.expect_err("fails");
+    assert_eq!(failure.exit, Exit::Failed);
+    assert_eq!(failure.to_string(), "custom/a: Error: command not found: x\ncustom/b: Error: command not found: x");
+    rugctl(&context, "apply --no-wait -f FILE", TWO).await.expect("does not wait");
+}
+
+#[tokio::test]
+async fn what_takes_too_long_is_told_with_its_trouble() {
+    let (fake, context) = Fake::start().await;
+    fake.state().trouble = Some((v1::Phase::Booting, "port 8080 is in use".into()));
+    let context = Context { timeout: Some(Duration::from_millis(300)), ..context };
+    let failure = rugctl(&context, "apply -f FILE", TWO).await.expect_err("never configured");
+    assert_eq!(failure.exit, Exit::Failed);
+    assert!(
+        failure.to_string().starts_with("not done after 300ms\ncustom/a: Booting: port 8080 is in use\n"),
+        "{failure}"
+    );
+}
+
+#[tokio::test]
+async fn calls_are_repeated_while_the_server_has_no_leader() {
+    let (fake, context) = Fake::start().await;
+    fake.state().unavailable = 3;
+    rugctl(&context, "apply -f FILE", TWO).await.expect("accepted in the end");
+    assert_eq!(fake.state().changes, 2);
+}
+
+#[tokio::test]
+async fn delete_waits_until_all_are_gone() {
+    let (fake, context) = Fake::start().await;
+    rugctl(&context, "apply -f FILE", TWO).await.expect("accepted");
+    let failure = rugctl(&context, "delete a missing", "").await.expect_err("missing");
+    assert_eq!(failure.exit, Exit::NotFound);
+    assert!(failure.to_string().starts_with("missing: "), "{failure}");
+    assert_eq!(fake.state().appliances.len(), 2, "a name that does not exist deletes nothing");
+    rugctl(&context, "delete custom/a", "").await.expect("deleted");
+    rugctl(&context, "delete --all --yes", "").await.expect("deleted");
+    assert!(fake.state().appliances.is_empty());
+    rugctl(&context, "delete --ignore-missing -f FILE", TWO).await.expect("nothing to do");
+}
+
+#[tokio::test]
+async fn lists_have_all_pages() {
+    let (_fake, context) = Fake::start().await;
+    rugctl(&context, "apply -f FILE", TWO).await.expect("accepted");
+    let all = context.client.list(v1::ApplianceFilter::default()).await.expect("listed");
+    assert_eq!(all.len(), 2);
+    for line in ["list", "list --sort phase", "get a", "get a b"] {
+        for format in [Format::Table, Format::Wide, Format::Json, Format::Yaml] {
+            let ui = Ui { format, ..context.ui.clone() };
+            rugctl(&Context { ui, ..context.clone() }, line, "").await.expect("printed");
+        }
+    }
+}
+
+#[tokio::test]
+async fn answers_of_the_server_become_exit_codes() {
+    let (_fake, context) = Fake::start().await;
+    for (line, exit) in [
+        ("get nobody", Exit::NotFound),
+        ("get a/b", Exit::Usage),
+        ("check nobody", Exit::Conflict),
+        ("rebuild nobody", Exit::Failed),
+        ("explain nobody", Exit::Failed),
+        ("delete nobody", Exit::NotFound),
+        // No such service: the server is older.
+        ("worker list", Exit::Failed),
+    ] {
+        assert_eq!(rugctl(&context, line, "").await.expect_err(line).exit, exit, "{line}");
+    }
+}

@@ -1,0 +1,237 @@
+//! `rugctl watch` and `rugctl worker watch`: changes as they happen, one line each.
+//!
+//! A stream that breaks is opened again. It then shows the state anew; only what differs from the last line of a thing
+//! is printed, so a loss shows as a note and not as a repetition of everything.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use clap::Args;
+use proto::admin::v1;
+use tokio::time::sleep;
+use tonic::{Code, Status};
+
+use crate::client::{Backoff, reference};
+use crate::commands::{Context, Tenant};
+use crate::document::view;
+use crate::error::Failure;
+use crate::output::view as shown;
+use crate::output::{Tone, one_line};
+use crate::wait::may_reopen;
+
+/// Arguments of `watch`.
+#[derive(Args, Debug)]
+pub(crate) struct WatchArgs {
+    /// Name or id; all appliances of all tenants when absent
+    name: Option<String>,
+    #[command(flatten)]
+    tenant: Tenant,
+}
+
+/// What has been printed of each thing, so that nothing is told twice.
+#[derive(Debug, Default)]
+struct Told(BTreeMap<String, String>);
+
+impl Told {
+    fn is_news(&mut self, id: &str, line: &str) -> bool {
+        self.0.insert(id.to_owned(), line.to_owned()).is_none_or(|before| before != line)
+    }
+}
+
+/// The time of day, in UTC.
+fn clock() -> String {
+    let text = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    text.split_once('T').map(|(_, time)| time.to_owned()).unwrap_or(text)
+}
+
+/// Decides about a stream that ended: a note and a pause, or the failure.
+async fn lost(context: &Context, status: Option<Status>, backoff: &mut Backoff) -> Result<(), Failure> {
+    match status {
+        Some(status) if !may_reopen(status.code()) => Err(status.into()),
+        status => {
+            // ABORTED is how a server says that this reader was too slow; nothing is wrong with the server then.
+            if status.as_ref().is_none_or(|s| s.code() != Code::Aborted) {
+                context.ui.note("the watch was interrupted; opening it again");
+            }
+            sleep(backoff.next()).await;
+            Ok(())
+        }
+    }
+}
+
+/// Runs `watch`.
+pub(crate) async fn run(context: &Context, args: &WatchArgs) -> Result<(), Failure> {
+    let (filter, only) = match &args.name {
+        None => (v1::ApplianceFilter::default(), None),
+        Some(name) => {
+            let one = context.client.get(reference(&args.tenant.tenant, name)?).await?;
+            let filter =
+                v1::ApplianceFilter { tenant: one.tenant, name_prefix: one.name, ..v1::ApplianceFilter::default() };
+            (filter, Some(one.id))
+        }
+    };
+    let mut told = Told::default();
+    let mut backoff = Backoff::new();
+    loop {
+        let mut stream = context.client.watch(filter.clone()).await?;
+        let status = loop {
+            match stream.message().await {
+                Ok(Some(event)) => {
+                    backoff = Backoff::new();
+                    let ours = event.appliance.as_ref().is_some_and(|a| only.as_ref().is_none_or(|id| *id == a.id));
+                    if ours && show(context, &event, &mut told)? && only.is_some() {
+                        return Ok(());
+                    }
+                }
+                Ok(None) => break None,
+                Err(status) => break Some(status),
+            }
+        };
+        lost(context, status, &mut backoff).await?;
+    }
+}
+
+/// Prints an event; `true` when the appliance is gone.
+fn show(context: &Context, event: &v1::ApplianceEvent, told: &mut Told) -> Result<bool, Failure> {
+    use v1::appliance_event::Type;
+
+    let Some(appliance) = &event.appliance else { return Ok(false) };
+    let kind = match event.r#type() {
+        Type::Current => "current",
+        Type::Created => "created",
+        Type::Changed => "changed",
+        Type::Gone => "gone",
+        Type::Synced | Type::Unspecified => return Ok(false),
+    };
+    let gone = kind == "gone";
+    let ui = &context.ui;
+    if ui.format.is_structured() {
+        let subject = shown::ApplianceEvent { appliance: view::Appliance::full(appliance) };
+        ui.print_event(&shown::Event { kind, subject })?;
+        return Ok(gone);
+    }
+    let line = if gone { "gone".to_owned() } else { appliance_line(context, appliance) };
+    if told.is_news(&appliance.id, &line) {
+        ui.print(&format!("{}  {kind:<7}  {:<28}  {line}", clock(), view::label(appliance)))?;
+    }
+    Ok(gone)
+}
+
+fn appliance_line(context: &Context, appliance: &v1::Appliance) -> String {
+    let phase = view::phase(appliance);
+    let assignment = appliance.assignment.clone().unwrap_or_default();
+    let status = appliance.status.clone().unwrap_or_default();
+    let mut parts = vec![
+        context.ui.paint(Tone::of(phase), &format!("{phase:<10}")),
+        format!("{:<12}", if assignment.worker.is_empty() { "-" } else { &assignment.worker }),
+        format!("generation {}/{}", status.observed_generation, appliance.generation),
+    ];
+    if !matches!(assignment.state.as_str(), "owned" | "") {
+        parts.push(format!("{} ({})", assignment.state, one_line(&assignment.reason)));
+    }
+    if !status.last_error.is_empty() {
+        parts.push(one_line(&status.last_error));
+    }
+    parts.join("  ")
+}
+
+/// Runs `worker watch`.
+pub(crate) async fn workers(context: &Context) -> Result<(), Failure> {
+    let mut told = Told::default();
+    let mut backoff = Backoff::new();
+    loop {
+        let mut stream = context.client.watch_workers().await?;
+        let status = loop {
+            match stream.message().await {
+                Ok(Some(event)) => {
+                    backoff = Backoff::new();
+                    show_worker(context, &event, &mut told)?;
+                }
+                Ok(None) => break None,
+                Err(status) => break Some(status),
+            }
+        };
+        lost(context, status, &mut backoff).await?;
+    }
+}
+
+fn show_worker(context: &Context, event: &v1::WorkerEvent, told: &mut Told) -> Result<(), Failure> {
+    use v1::worker_event::Type;
+
+    let Some(worker) = &event.worker else { return Ok(()) };
+    let kind = match event.r#type() {
+        Type::Current => "current",
+        Type::Joined => "joined",
+        Type::Changed => "changed",
+        Type::Gone => "gone",
+        Type::Synced | Type::Unspecified => return Ok(()),
+    };
+    let ui = &context.ui;
+    if ui.format.is_structured() {
+        return ui.print_event(&shown::Event { kind, subject: shown::WorkerEvent { worker: worker.into() } });
+    }
+    let health = view::health(worker.health());
+    let line = if kind == "gone" {
+        kind.to_owned()
+    } else {
+        let reason = if worker.reason.is_empty() { String::new() } else { format!("  {}", one_line(&worker.reason)) };
+        let appliances = crate::output::count(worker.appliances, "appliance");
+        format!("{}  {appliances}{reason}", ui.paint(Tone::of(health), &format!("{health:<8}")))
+    };
+    if told.is_news(&worker.id, &line) {
+        ui.print(&format!("{}  {kind:<7}  {:<16}  {line}", clock(), worker.id))?;
+    }
+    Ok(())
+}
+
+/// Runs `rebalance watch`.
+pub(crate) async fn rebalances(context: &Context) -> Result<(), Failure> {
+    let mut told = Told::default();
+    let mut backoff = Backoff::new();
+    loop {
+        let mut stream = context.client.watch_rebalances().await?;
+        let status = loop {
+            match stream.message().await {
+                Ok(Some(rebalance)) => {
+                    backoff = Backoff::new();
+                    show_rebalance(context, &rebalance, &mut told)?;
+                }
+                Ok(None) => break None,
+                Err(status) => break Some(status),
+            }
+        };
+        lost(context, status, &mut backoff).await?;
+    }
+}
+
+fn show_rebalance(context: &Context, rebalance: &v1::Rebalance, told: &mut Told) -> Result<(), Failure> {
+    let ui = &context.ui;
+    if ui.format.is_structured() {
+        return ui.print_event(&shown::Rebalance::from(rebalance));
+    }
+    let line = format!(
+        "{}  {}/{} moves  {}",
+        ui.paint(Tone::of(&rebalance.outcome), &format!("{:<11}", rebalance.outcome)),
+        rebalance.moves_done,
+        rebalance.moves,
+        one_line(&rebalance.cause)
+    );
+    if told.is_news(&rebalance.id, &line) {
+        ui.print(&format!("{}  {:<8}  {line}", clock(), rebalance.id))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_told_twice() {
+        let mut told = Told::default();
+        assert!(told.is_news("a", "Up"));
+        assert!(!told.is_news("a", "Up"));
+        assert!(told.is_news("a", "Configured"));
+        assert!(told.is_news("b", "Up"));
+    }
+}

@@ -1,0 +1,144 @@
+//! `rugctl worker`: who does the work.
+
+use std::fmt::Write as _;
+use std::time::SystemTime;
+
+use clap::Subcommand;
+use proto::admin::v1;
+
+use crate::commands::{Context, watch};
+use crate::document::view;
+use crate::error::Failure;
+use crate::output::{Format, Table, Tone, age, one_line, view as shown};
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum WorkerCommand {
+    /// All workers
+    List,
+    /// Everything about one worker
+    Get {
+        /// Name of the worker
+        name: String,
+    },
+    /// Workers as they join, change and leave
+    Watch,
+}
+
+/// Runs the command.
+pub(crate) async fn run(context: &Context, command: &WorkerCommand) -> Result<(), Failure> {
+    match command {
+        WorkerCommand::List => list(context).await,
+        WorkerCommand::Get { name } => get(context, name).await,
+        WorkerCommand::Watch => watch::workers(context).await,
+    }
+}
+
+async fn list(context: &Context) -> Result<(), Failure> {
+    let mut workers = context.client.workers().await?;
+    workers.sort_by(|a, b| a.id.cmp(&b.id));
+    if context.ui.format.is_structured() {
+        return context.ui.print_value(&workers.iter().map(shown::Worker::from).collect::<Vec<_>>());
+    }
+    if workers.is_empty() {
+        context.ui.note("no workers");
+        return Ok(());
+    }
+    context.ui.print_table(&table(&workers, context.ui.format == Format::Wide, SystemTime::now()))
+}
+
+/// Phases by number, the most common first: `12 configured, 1 booting`.
+pub(crate) fn phases(phases: &std::collections::HashMap<String, u64>) -> String {
+    let mut each: Vec<_> = phases.iter().filter(|(_, n)| **n > 0).collect();
+    each.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
+    each.iter().map(|(name, n)| format!("{n} {}", name.to_lowercase())).collect::<Vec<_>>().join(", ")
+}
+
+fn table(workers: &[v1::Worker], wide: bool, now: SystemTime) -> Table {
+    let mut header = vec!["NAME", "HEALTH", "APPLIANCES", "PHASES", "DRIVERS", "SEEN"];
+    if wide {
+        header.extend(["HOST", "ZONE", "WEIGHT", "PID", "VERSION", "INCARNATION", "REASON"]);
+    }
+    let mut table = Table::new(&header);
+    for w in workers {
+        let health = view::health(w.health());
+        let plain = |text: &str| (text.to_owned(), Tone::Plain);
+        let mut row = vec![
+            plain(&w.id),
+            (health.to_owned(), Tone::of(health)),
+            plain(&w.appliances.to_string()),
+            plain(&phases(&w.phases)),
+            plain(&w.drivers.join(",")),
+            plain(&age(w.last_seen.as_ref(), now)),
+        ];
+        if wide {
+            row.extend([
+                plain(&w.host),
+                plain(&w.zone),
+                plain(&w.weight.to_string()),
+                plain(&if w.pid == 0 { String::new() } else { w.pid.to_string() }),
+                plain(&w.version),
+                plain(&w.incarnation),
+                plain(&w.reason),
+            ]);
+        }
+        table.row(row);
+    }
+    table
+}
+
+async fn get(context: &Context, name: &str) -> Result<(), Failure> {
+    let w = context.client.worker(name).await?;
+    if context.ui.format.is_structured() {
+        return context.ui.print_value(&shown::Worker::from(&w));
+    }
+    let health = view::health(w.health());
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        if !value.is_empty() {
+            let _ = writeln!(text, "{name:<16}{value}");
+        }
+    };
+    line("Name", &w.id);
+    line("Health", &context.ui.paint(Tone::of(health), health));
+    line("Reason", &one_line(&w.reason));
+    line("Appliances", &w.appliances.to_string());
+    line("Phases", &phases(&w.phases));
+    line("Drivers", &w.drivers.join(", "));
+    line("Weight", &w.weight.to_string());
+    line("Draining", if w.draining { "yes" } else { "" });
+    line("Host", &w.host);
+    line("Zone", &w.zone);
+    line("Pid", &if w.pid == 0 { String::new() } else { w.pid.to_string() });
+    line("Version", &w.version);
+    line("Incarnation", &w.incarnation);
+    line("Seen", &w.last_seen.map(|t| format!("{t} ({} ago)", age(Some(&t), SystemTime::now()))).unwrap_or_default());
+    context.ui.print(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_table_of_workers_shows_what_they_hold() {
+        let worker = v1::Worker {
+            id: "worker-1".into(),
+            health: v1::Health::Healthy.into(),
+            appliances: 11,
+            phases: [("Configured".into(), 10), ("Booting".into(), 1), ("Up".into(), 0)].into(),
+            drivers: vec!["process".into(), "simulated".into()],
+            last_seen: Some(prost_types::Timestamp { seconds: 10, nanos: 0 }),
+            ..v1::Worker::default()
+        };
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(11);
+        assert_eq!(
+            table(&[worker], false, now).render(false),
+            "NAME      HEALTH   APPLIANCES  PHASES                   DRIVERS            SEEN\n\
+             worker-1  healthy  11          10 configured, 1 booting  process,simulated  1s"
+                .replace("PHASES                   ", "PHASES                    ")
+        );
+    }
+}

@@ -1,0 +1,374 @@
+//! Documents of `rugctl apply`: from YAML to the API's messages.
+//!
+//! A file is read completely and everything in it is checked before anything is sent. Each problem names the file, the
+//! line and the field. What only the server can know (ports in use, limits of its version) comes back from it under the
+//! API's field names, and [`Document::locate`] turns those into fields and lines of the file again.
+//!
+//! [`view`] is the other direction.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::time::Duration;
+
+use common::ApplianceId;
+use common::appliance::{Driver, MAX_REPLICAS, Name};
+use proto::admin::v1;
+use serde_saphyr::{budget, options};
+
+use crate::error::Failure;
+
+use self::yaml::{Field, Fields, Node, Problem, Report, Value};
+
+#[cfg(test)]
+mod tests;
+pub(crate) mod view;
+mod yaml;
+
+/// Largest file that is read, in bytes. A fleet of 10,000 ordinary documents has less than half of it.
+pub(crate) const MAX_FILE: usize = 4 * 1024 * 1024;
+/// Most problems that are printed; the rest is counted.
+const MAX_PROBLEMS: usize = 20;
+
+/// One appliance as a file asks for it.
+#[derive(Debug)]
+pub(crate) struct Document {
+    /// What is sent. Name, tenant and kind are set.
+    pub(crate) appliance: v1::Appliance,
+    source: String,
+    line: u64,
+    lines: BTreeMap<String, u64>,
+}
+
+impl Document {
+    /// `loadbalancer/web`, with the tenant in front unless it is the default one.
+    pub(crate) fn label(&self) -> String {
+        view::label(&self.appliance)
+    }
+
+    /// Where a field the server found at fault is in the file, as `file:line: field`.
+    pub(crate) fn locate(&self, api_field: &str) -> String {
+        let field = document_field(api_field);
+        // A field that was left out has no line of its own; the nearest one around it has.
+        let mut around = field.as_str();
+        let line = loop {
+            if let Some(line) = self.lines.get(around) {
+                break *line;
+            }
+            match around.rfind(['.', '[']) {
+                Some(end) => around = &around[..end],
+                None => break self.line,
+            }
+        };
+        format!("{}:{line}: {field}", self.source)
+    }
+
+    /// Where the document starts, as `file:line`.
+    pub(crate) fn place(&self) -> String {
+        format!("{}:{}", self.source, self.line)
+    }
+}
+
+/// The API's path of a field in the spelling of documents.
+fn document_field(api_field: &str) -> String {
+    let field = api_field.strip_prefix("appliance.").unwrap_or(api_field);
+    for kind in ["loadbalancer", "custom"] {
+        if let Some(rest) = field.strip_prefix("spec.").and_then(|f| f.strip_prefix(kind)) {
+            match rest.as_bytes().first() {
+                None => return "spec".to_owned(),
+                Some(b'.') => return format!("spec{rest}"),
+                Some(_) => {}
+            }
+        }
+    }
+    match field.strip_prefix("spec.") {
+        Some(rest) if matches!(rest, "replicas" | "probe_interval" | "image" | "kind") => rest.to_owned(),
+        _ => field.to_owned(),
+    }
+}
+
+/// Reads and checks documents from files; `-` is standard input.
+///
+/// # Errors
+/// Exit code 2 with one line for each problem. Nothing is returned unless everything is well.
+pub(crate) fn read(paths: &[String]) -> Result<Vec<Document>, Failure> {
+    let mut all = Vec::new();
+    let mut problems = Vec::new();
+    for path in paths {
+        let text = match path.as_str() {
+            "-" => load("standard input", std::io::stdin().lock())?,
+            _ => load(path, File::open(path).map_err(|e| Failure::usage(format!("{path}: {e}")))?)?,
+        };
+        let source = if path == "-" { "standard input" } else { path };
+        match parse(source, &text) {
+            Ok(documents) => all.extend(documents),
+            Err(found) => problems.extend(found),
+        }
+    }
+    find_duplicates(&all, &mut problems);
+    if problems.is_empty() {
+        return Ok(all);
+    }
+    let more = problems.len().saturating_sub(MAX_PROBLEMS);
+    problems.truncate(MAX_PROBLEMS);
+    if more > 0 {
+        problems.push(format!("and {more} more"));
+    }
+    Err(Failure::usage(problems.join("\n")))
+}
+
+fn load(source: &str, reader: impl Read) -> Result<String, Failure> {
+    let mut bytes = Vec::new();
+    let limit = MAX_FILE as u64 + 1;
+    reader.take(limit).read_to_end(&mut bytes).map_err(|e| Failure::usage(format!("{source}: {e}")))?;
+    if bytes.len() > MAX_FILE {
+        return Err(Failure::usage(format!("{source}: is larger than {} MiB, the most that is read", MAX_FILE >> 20)));
+    }
+    String::from_utf8(bytes).map_err(|e| {
+        let line = 1 + e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
+        Failure::usage(format!("{source}:{line}: is not UTF-8 text"))
+    })
+}
+
+/// Every document of one file, or every problem in it as `file:line: field: message`.
+pub(crate) fn parse(source: &str, text: &str) -> Result<Vec<Document>, Vec<String>> {
+    // The size of the file bounds the work; the parser's own bounds on counts would refuse large fleets.
+    let options = options! {
+        // `command: y` and `env: {DEBUG: on}` are texts, as in YAML 1.2.
+        strict_booleans: true,
+        budget: budget! { max_documents: 65_536, max_nodes: 4_000_000, max_events: 8_000_000 },
+    };
+    let nodes: Vec<Node> = serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
+        let reason = error.without_snippet().to_string();
+        let Some(at) = error.location() else { return vec![format!("{source}: {reason}")] };
+        let place = format!(" at line {}, column {}", at.line(), at.column());
+        let reason = reason.strip_suffix(&place).unwrap_or(&reason);
+        vec![format!("{source}:{}: {}", at.line(), crate::output::one_line(reason))]
+    })?;
+    let mut documents = Vec::new();
+    let mut problems = Vec::new();
+    let mut keep = |node: Node, path: &str| {
+        let mut report = Report::default();
+        let line = node.line;
+        let appliance = appliance(Field { path: path.to_owned(), node }, &mut report);
+        match (appliance, report.problems.is_empty()) {
+            (Some(appliance), true) => {
+                documents.push(Document { appliance, source: source.to_owned(), line, lines: report.lines });
+            }
+            _ => problems.extend(report.problems),
+        }
+    };
+    for node in nodes {
+        match node.value {
+            // What `list -o json` and `list -o yaml` print.
+            Value::List(entries) => entries.into_iter().for_each(|entry| keep(entry, "")),
+            _ => keep(node, ""),
+        }
+    }
+    if documents.is_empty() && problems.is_empty() {
+        return Err(vec![format!("{source}: holds no document")]);
+    }
+    if problems.is_empty() {
+        return Ok(documents);
+    }
+    Err(problems.iter().map(|problem| describe(source, problem)).collect())
+}
+
+fn describe(source: &str, Problem { line, field, message }: &Problem) -> String {
+    let separator = if field.is_empty() { "" } else { ": " };
+    format!("{source}:{line}: {field}{separator}{message}")
+}
+
+fn find_duplicates(documents: &[Document], problems: &mut Vec<String>) {
+    let mut names = BTreeMap::new();
+    let mut ids = BTreeMap::new();
+    for document in documents {
+        let v1::Appliance { tenant, name, id, .. } = &document.appliance;
+        if let Some(other) = names.insert((tenant, name), document) {
+            let at = document.locate("name");
+            problems.push(format!("{at}: `{name}` of tenant `{tenant}` is already the document at {}", other.place()));
+        }
+        if !id.is_empty()
+            && let Some(other) = ids.insert(id, document)
+        {
+            problems.push(format!("{}: is already the id of the document at {}", document.locate("id"), other.place()));
+        }
+    }
+}
+
+fn appliance(field: Field, report: &mut Report) -> Option<v1::Appliance> {
+    let mut fields = field.fields(report)?;
+    let name = fields.require("name", report).and_then(|f| checked(&f, report, Name::new));
+    let tenant = match fields.take("tenant", report) {
+        Some(field) => checked(&field, report, Name::new)?.to_string(),
+        None => "default".to_owned(),
+    };
+    let id = fields.take("id", report).and_then(|f| checked(&f, report, str::parse::<ApplianceId>));
+    let kind = fields.require("kind", report).and_then(|f| Some((f.text(report)?, f.line())));
+    let driver = fields.take("driver", report).and_then(|f| checked(&f, report, str::parse::<Driver>));
+    let placement_key = fields.take("placement_key", report).and_then(|f| f.text(report));
+    let labels = fields.take("labels", report).map(|f| f.texts(report)).unwrap_or_default();
+    let replicas = fields.take("replicas", report).and_then(|f| f.whole(1..=u32::from(MAX_REPLICAS), report));
+    let probe_interval = fields.take("probe_interval", report).and_then(|f| f.duration(report));
+    let image = fields.take("image", report).and_then(|f| f.text(report));
+    let spec = match kind {
+        Some((kind, line)) => spec(&kind, line, &mut fields, report),
+        None => {
+            fields.take("spec", report);
+            None
+        }
+    };
+    // What Rug knows about the appliance; printed by `get -o json`, of no meaning here.
+    fields.take("status", report);
+    fields.finish(report);
+    Some(v1::Appliance {
+        id: id.map(|id| id.to_string()).unwrap_or_default(),
+        name: name?.to_string(),
+        tenant,
+        driver: driver.map(|d| d.to_string()).unwrap_or_default(),
+        placement_key: placement_key.unwrap_or_default(),
+        labels: labels.into_iter().collect(),
+        spec: Some(v1::Spec {
+            replicas: replicas.and_then(|r| i32::try_from(r).ok()),
+            probe_interval: probe_interval.and_then(wire_duration),
+            image: image.unwrap_or_default(),
+            kind: Some(spec?),
+        }),
+        ..v1::Appliance::default()
+    })
+}
+
+/// Text that must pass a parser of the domain.
+fn checked<T, E: std::fmt::Display>(
+    field: &Field,
+    report: &mut Report,
+    parse: impl FnOnce(&str) -> Result<T, E>,
+) -> Option<T> {
+    let text = field.text(report)?;
+    parse(&text).map_err(|e| report.problem(field.line(), &field.path, e.to_string())).ok()
+}
+
+fn spec(kind: &str, line: u64, fields: &mut Fields, report: &mut Report) -> Option<v1::spec::Kind> {
+    match kind {
+        "loadbalancer" => {
+            let fields = fields.require("spec", report)?.fields(report)?;
+            Some(v1::spec::Kind::Loadbalancer(load_balancer(fields, report)))
+        }
+        "custom" => {
+            let fields = fields.require("spec", report)?.fields(report)?;
+            custom(fields, report).map(v1::spec::Kind::Custom)
+        }
+        _ => {
+            fields.take("spec", report);
+            let kind: String = kind.chars().take(40).collect();
+            report.problem(line, "kind", format!("unknown kind `{kind}`; known are loadbalancer, custom"));
+            None
+        }
+    }
+}
+
+fn load_balancer(mut fields: Fields, report: &mut Report) -> v1::LoadBalancer {
+    let listeners = fields.require("listeners", report).map(|f| f.list(report)).unwrap_or_default();
+    let listeners = listeners.into_iter().filter_map(|field| listener(field, report)).collect();
+    fields.finish(report);
+    v1::LoadBalancer { listeners }
+}
+
+fn listener(field: Field, report: &mut Report) -> Option<v1::Listener> {
+    let mut fields = field.fields(report)?;
+    let name = fields.take("name", report).and_then(|f| f.text(report));
+    let address = address(&mut fields, report);
+    let port = port(fields.require("port", report), report);
+    let members = fields.take("members", report).map(|f| f.list(report)).unwrap_or_default();
+    let members = members.into_iter().filter_map(|field| member(field, report)).collect();
+    let health_check = fields.take("health_check", report).and_then(|field| health_check(field, report));
+    fields.finish(report);
+    Some(v1::Listener { name: name.unwrap_or_default(), address, port: port?, members, health_check })
+}
+
+fn member(field: Field, report: &mut Report) -> Option<v1::Member> {
+    let mut fields = field.fields(report)?;
+    let address = address(&mut fields, report);
+    let port = port(fields.require("port", report), report);
+    fields.finish(report);
+    Some(v1::Member { address, port: port? })
+}
+
+fn address(fields: &mut Fields, report: &mut Report) -> String {
+    let field = fields.take("address", report);
+    let address = field.and_then(|f| {
+        checked(&f, report, |text| {
+            text.parse::<std::net::IpAddr>().map_err(|_| format!("`{text}` is not an IP address"))
+        })
+    });
+    address.map(|a| a.to_string()).unwrap_or_default()
+}
+
+fn port(field: Option<Field>, report: &mut Report) -> Option<u32> {
+    field?.whole(1..=u32::from(u16::MAX), report)
+}
+
+fn health_check(field: Field, report: &mut Report) -> Option<v1::HealthCheck> {
+    let mut fields = field.fields(report)?;
+    let interval = fields.take("interval", report).and_then(|f| f.duration(report)).and_then(wire_duration);
+    let timeout = fields.take("timeout", report).and_then(|f| f.duration(report)).and_then(wire_duration);
+    let fall = fields.take("fall", report).and_then(|f| f.whole(1..=100, report)).unwrap_or_default();
+    let rise = fields.take("rise", report).and_then(|f| f.whole(1..=100, report)).unwrap_or_default();
+    fields.finish(report);
+    Some(v1::HealthCheck { interval, timeout, fall, rise })
+}
+
+fn custom(mut fields: Fields, report: &mut Report) -> Option<v1::Custom> {
+    let command = fields.require("command", report).and_then(|f| f.text(report));
+    let args = fields.take("args", report).map(|f| f.list(report)).unwrap_or_default();
+    let args = args.iter().filter_map(|field| field.text(report)).collect();
+    let env = fields.take("env", report).map(|f| f.texts(report)).unwrap_or_default();
+    let port = port(fields.take("port", report), report);
+    let probe = fields.take("probe", report).and_then(|field| probe(field, report));
+    fields.finish(report);
+    Some(v1::Custom { command: command?, args, env: env.into_iter().collect(), port, probe })
+}
+
+/// `tcp`, `http`, `{tcp: {}}` or `{http: {path: /}}`.
+fn probe(field: Field, report: &mut Report) -> Option<v1::Probe> {
+    let wire = |probe| Some(v1::Probe { probe: Some(probe) });
+    let tcp = || wire(v1::probe::Probe::Tcp(v1::TcpProbe {}));
+    let http = |path: Option<String>| {
+        wire(v1::probe::Probe::Http(v1::HttpProbe { path: path.unwrap_or_else(|| "/".to_owned()) }))
+    };
+    let (line, path) = (field.line(), field.path.clone());
+    if let Value::Text(text) = &field.node.value {
+        return match text.as_str() {
+            "tcp" => tcp(),
+            "http" => http(None),
+            _ => {
+                report.problem(line, &path, format!("unknown probe `{text}`; known are tcp, http"));
+                None
+            }
+        };
+    }
+    let mut fields = field.fields(report)?;
+    let tcp_fields = fields.take("tcp", report);
+    let http_fields = fields.take("http", report);
+    fields.finish(report);
+    match (tcp_fields, http_fields) {
+        (Some(field), None) => {
+            field.fields(report)?.finish(report);
+            tcp()
+        }
+        (None, Some(field)) => {
+            let mut fields = field.fields(report)?;
+            let path = fields.take("path", report).and_then(|f| f.text(report));
+            fields.finish(report);
+            http(path)
+        }
+        _ => {
+            report.problem(line, &path, "must be tcp, or http with a path");
+            None
+        }
+    }
+}
+
+fn wire_duration(duration: Duration) -> Option<prost_types::Duration> {
+    prost_types::Duration::try_from(duration).ok()
+}

@@ -1,0 +1,228 @@
+//! What is accepted, what is refused and with which words; and that what is printed can be read again.
+
+use super::*;
+
+const FLEET: &str = "\
+name: web
+tenant: demo
+kind: loadbalancer
+labels: {app: web}
+replicas: 2
+probe_interval: 5s
+spec:
+  listeners:
+    - {name: http, port: 8080, members: [{port: 8081}, {address: 127.0.0.1, port: 8082}],
+       health_check: {interval: 1s, timeout: 500ms, fall: 2, rise: 1}}
+---
+kind: custom
+name: web-1
+spec: {command: python3, args: [-m, http.server, '{port}'], env: {LANG: C}, port: 8081, probe: {http: {path: /}}}
+";
+
+/// The problems of a text, or none.
+fn problems(text: &str) -> Vec<String> {
+    parse("f.yaml", text).err().unwrap_or_default()
+}
+
+fn custom_with(more: &str) -> String {
+    format!("name: a\nkind: custom\n{more}\nspec:\n  command: sleep\n  args: ['9']\n")
+}
+
+#[test]
+fn a_fleet_is_read_as_written() {
+    let fleet = parse("f.yaml", FLEET).expect("valid");
+    assert_eq!(fleet.iter().map(Document::label).collect::<Vec<_>>(), ["demo/loadbalancer/web", "custom/web-1"]);
+    let spec = fleet[0].appliance.spec.as_ref().expect("set");
+    assert_eq!(spec.replicas, Some(2));
+    assert_eq!(spec.probe_interval, Some(prost_types::Duration { seconds: 5, nanos: 0 }));
+    let Some(v1::spec::Kind::Loadbalancer(lb)) = &spec.kind else { panic!("not a load balancer: {spec:?}") };
+    assert_eq!(lb.listeners[0].members[1], v1::Member { address: "127.0.0.1".into(), port: 8082 });
+    let check = lb.listeners[0].health_check.as_ref().expect("set");
+    assert_eq!(check.timeout, Some(prost_types::Duration { seconds: 0, nanos: 500_000_000 }));
+    let Some(v1::spec::Kind::Custom(custom)) = &fleet[1].appliance.spec.as_ref().expect("set").kind else {
+        panic!("not custom")
+    };
+    assert_eq!(custom.args, ["-m", "http.server", "{port}"]);
+    assert_eq!(custom.port, Some(8081));
+}
+
+#[test]
+fn what_is_printed_can_be_applied_again() {
+    for document in parse("f.yaml", FLEET).expect("valid") {
+        let mut sent = document.appliance;
+        sent.driver = "process".into();
+        let status = v1::Status { phase: v1::Phase::Configured.into(), ..v1::Status::default() };
+        let known = v1::Appliance { generation: 3, status: Some(status), ..sent.clone() };
+        let yaml = serde_saphyr::to_string(&view::Appliance::document(&known)).expect("plain data");
+        let json = serde_json::to_string(&vec![view::Appliance::full(&known)]).expect("plain data");
+        for text in [yaml, json] {
+            let read = parse("again.yaml", &text).unwrap_or_else(|e| panic!("{e:?} in {text}"));
+            assert_eq!(read[0].appliance, sent, "{text}");
+        }
+    }
+}
+
+#[test]
+fn probes_have_short_forms() {
+    for (text, probe) in [
+        ("tcp", v1::probe::Probe::Tcp(v1::TcpProbe {})),
+        ("{tcp: {}}", v1::probe::Probe::Tcp(v1::TcpProbe {})),
+        ("http", v1::probe::Probe::Http(v1::HttpProbe { path: "/".into() })),
+        ("{http: {path: /x}}", v1::probe::Probe::Http(v1::HttpProbe { path: "/x".into() })),
+    ] {
+        let text = format!("{}  probe: {text}\n", custom_with(""));
+        let read = parse("f.yaml", &text).expect("valid");
+        let Some(v1::spec::Kind::Custom(custom)) = &read[0].appliance.spec.as_ref().expect("set").kind else {
+            panic!("not custom")
+        };
+        assert_eq!(custom.probe.as_ref().and_then(|p| p.probe.clone()), Some(probe), "{text}");
+    }
+}
+
+#[test]
+fn bad_input_is_refused_with_line_and_field() {
+    for (text, message) in [
+        ("name: a\nkind: routr\nspec: {}\n", "f.yaml:2: kind: unknown kind `routr`; known are loadbalancer, custom"),
+        (&custom_with("id: 12-34"), "f.yaml:3: id: `12-34` is not a UUID: invalid group count: expected 5, found 2"),
+        (&custom_with("replicas: -2"), "f.yaml:3: replicas: must be a whole number from 1 to 16, is the number -2"),
+        (&custom_with("replicas: two"), "f.yaml:3: replicas: must be a whole number from 1 to 16, is the text \"two\""),
+        (
+            &custom_with("replica: 2"),
+            "f.yaml:3: replica: unknown field; known are name, tenant, id, kind, driver, placement_key, labels, \
+             replicas, probe_interval, image, spec, status",
+        ),
+        (
+            &custom_with("probe_interval: 5"),
+            "f.yaml:3: probe_interval: must be a duration with its unit, such as 5s or 500ms, is the number 5",
+        ),
+        (&custom_with("labels: {v: 1}"), "f.yaml:3: labels.v: must be text (put it in quotes), is the number 1"),
+        (&custom_with("labels: [v]"), "f.yaml:3: labels: must be a mapping of names to texts, is a list"),
+        (&custom_with("driver: vm"), "f.yaml:3: driver: unknown driver `vm`; known are process, simulated"),
+        ("kind: custom\nspec: {command: a}\n", "f.yaml:1: name: is required"),
+        (
+            "name: A b\nkind: custom\nspec: {command: a}\n",
+            "f.yaml:1: name: `A b` is not a name: 1 to 63 of a-z 0-9 - . _ that start and end with a letter or digit",
+        ),
+        ("name: a\nspec: {command: a}\n", "f.yaml:1: kind: is required"),
+        ("name: a\nkind: custom\n", "f.yaml:1: spec: is required"),
+        ("name: a\nkind: custom\nspec: {}\n", "f.yaml:3: spec.command: is required"),
+        ("name: a\nkind: custom\nspec: []\n", "f.yaml:3: spec: must be a mapping, is a list"),
+        (
+            "name: a\nkind: custom\nspec:\n  command: a\n  args: [x,\n    8]\n",
+            "f.yaml:6: spec.args[1]: must be text (put it in quotes), is the number 8",
+        ),
+        (
+            "name: a\nkind: custom\nspec:\n  command: a\n  probe: ping\n",
+            "f.yaml:5: spec.probe: unknown probe `ping`; known are tcp, http",
+        ),
+        (
+            "name: a\nkind: loadbalancer\nspec:\n  listeners:\n  - port: 80\n    members:\n    - prot: 80\n      port: 1\n",
+            "f.yaml:7: spec.listeners[0].members[0].prot: unknown field; known are address, port",
+        ),
+        (
+            "name: a\nkind: loadbalancer\nspec:\n  listeners:\n  - port: 80000\n",
+            "f.yaml:5: spec.listeners[0].port: must be a whole number from 1 to 65535, is the number 80000",
+        ),
+        (
+            "name: a\nkind: loadbalancer\nspec:\n  listeners:\n  - {port: 80, address: localhost}\n",
+            "f.yaml:5: spec.listeners[0].address: `localhost` is not an IP address",
+        ),
+        ("- 1\n", "f.yaml:1: must be a mapping, is the number 1"),
+        ("", "f.yaml: holds no document"),
+        ("---\n---\n# nothing\n", "f.yaml: holds no document"),
+    ] {
+        assert_eq!(problems(text), [message], "{text}");
+    }
+}
+
+#[test]
+fn broken_yaml_names_its_line() {
+    for (text, line) in [
+        ("name: a\nkind: [custom\n", ""),
+        ("name: a\n\tkind: b\n", "1: "),
+        ("name: a\nname: b\n", "2: "),
+        ("name: a\nspec: {a: b\n---\nname: b\n", ""),
+        ("name: a\nkind: *nowhere\n", "2: "),
+        ("name: a\n- b\n", "2: "),
+    ] {
+        let found = problems(text);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].starts_with(&format!("f.yaml:{line}")) && !found[0].contains('\n'), "{found:?}");
+        assert!(!found[0].contains(" at line "), "the line stands in front: {found:?}");
+    }
+}
+
+#[test]
+fn all_problems_of_all_documents_are_told_at_once() {
+    let found = problems("name: a\nkind: custom\nreplicas: 0\nspec: {}\n---\nname: b\nkind: x\n");
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(found[2].starts_with("f.yaml:7: kind: "), "{found:?}");
+}
+
+#[test]
+fn two_documents_of_one_name_or_id_are_refused() {
+    let one = custom_with("");
+    let id = "id: 6f1c9a52-0f5e-4f0a-9a3e-0d2b6a1c7e11";
+    let text = format!("{one}---\n{one}---\n{}", custom_with(&format!("tenant: t\n{id}")));
+    let again = text.clone() + "---\n" + &custom_with(&format!("tenant: u\n{id}"));
+    let documents = parse("f.yaml", &again).expect("each is valid");
+    let mut found = Vec::new();
+    find_duplicates(&documents, &mut found);
+    assert_eq!(
+        found,
+        [
+            "f.yaml:8: name: `a` of tenant `default` is already the document at f.yaml:1",
+            "f.yaml:26: id: is already the id of the document at f.yaml:15",
+        ]
+    );
+}
+
+#[test]
+fn files_are_read_up_to_four_mebibytes() {
+    let big = vec![b'#'; 10 << 20];
+    let failure = load("big.yaml", big.as_slice()).expect_err("too large");
+    assert_eq!(failure.to_string(), "big.yaml: is larger than 4 MiB, the most that is read");
+    assert_eq!(failure.exit, crate::error::Exit::Usage);
+    assert!(load("ok.yaml", &big[..MAX_FILE]).is_ok());
+    let failure = load("bin.yaml", b"a: b\n\xff".as_slice()).expect_err("not text");
+    assert_eq!(failure.to_string(), "bin.yaml:2: is not UTF-8 text");
+}
+
+#[test]
+fn a_missing_file_is_bad_input() {
+    let failure = read(&["/nonexistent/fleet.yaml".to_owned()]).expect_err("missing");
+    assert_eq!(failure.exit, crate::error::Exit::Usage);
+    assert!(failure.to_string().starts_with("/nonexistent/fleet.yaml: "), "{failure}");
+}
+
+#[test]
+fn fields_the_server_names_are_found_in_the_file() {
+    let fleet = parse("f.yaml", FLEET).expect("valid");
+    for (document, api, place) in [
+        (0, "spec.replicas", "f.yaml:5: replicas"),
+        (0, "appliance.spec.loadbalancer.listeners[0].port", "f.yaml:9: spec.listeners[0].port"),
+        (0, "spec.loadbalancer.listeners[0].health_check.fall", "f.yaml:10: spec.listeners[0].health_check.fall"),
+        (0, "spec.loadbalancer.listeners[0].address", "f.yaml:9: spec.listeners[0].address"),
+        (0, "spec.loadbalancer", "f.yaml:7: spec"),
+        (1, "spec.custom.port", "f.yaml:14: spec.port"),
+        (1, "tenant", "f.yaml:12: tenant"),
+    ] {
+        assert_eq!(fleet[document].locate(api), place);
+    }
+}
+
+#[test]
+fn fleets_of_many_documents_fit() {
+    let text: String = (0..6000).map(|i| format!("name: a{i}\nkind: custom\nspec: {{command: x}}\n---\n")).collect();
+    assert_eq!(parse("f.yaml", &text).expect("valid").len(), 6000);
+}
+
+#[test]
+fn the_examples_in_the_documentation_are_valid() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/examples");
+    let files = std::fs::read_dir(folder).expect("the folder").map(|entry| entry.expect("readable").path());
+    let files: Vec<_> = files.filter(|f| f.extension().is_some_and(|e| e == "yaml")).collect();
+    assert!(files.len() >= 3, "{files:?}");
+    let names: Vec<_> = files.iter().map(|f| f.to_string_lossy().into_owned()).collect();
+    assert!(read(&names).expect("valid").len() >= 5);
+}

@@ -1,0 +1,275 @@
+//! Appliances as they are printed: the form `apply` reads, with what Rug knows about them under `status`.
+//!
+//! Field names are those of the API, enums are lower-case words, durations and times are texts. Fields that a document
+//! may leave out are left out when they have no value, so that what is printed can be applied again.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proto::admin::v1;
+use serde::Serialize;
+
+/// `kind/name`, with `tenant/` in front unless it is the default one.
+pub(crate) fn label(appliance: &v1::Appliance) -> String {
+    let (kind, name) = (kind(appliance), &appliance.name);
+    match appliance.tenant.as_str() {
+        "" | "default" => format!("{kind}/{name}"),
+        tenant => format!("{tenant}/{kind}/{name}"),
+    }
+}
+
+/// Kind name; empty when the server sent a kind this version does not know.
+pub(crate) fn kind(appliance: &v1::Appliance) -> &'static str {
+    match appliance.spec.as_ref().and_then(|spec| spec.kind.as_ref()) {
+        Some(v1::spec::Kind::Loadbalancer(_)) => "loadbalancer",
+        Some(v1::spec::Kind::Custom(_)) => "custom",
+        None => "",
+    }
+}
+
+/// Phase for people, such as `Configured`; `Down` before the first report.
+pub(crate) fn phase(appliance: &v1::Appliance) -> &'static str {
+    use v1::Phase::{Booting, Configured, Degraded, Deleting, Down, Error, Gone, Replugging, Restarting, Up};
+    match appliance.status.as_ref().map(v1::Status::phase) {
+        None | Some(v1::Phase::Unspecified | Down) => "Down",
+        Some(Booting) => "Booting",
+        Some(Up) => "Up",
+        Some(Configured) => "Configured",
+        Some(Degraded) => "Degraded",
+        Some(Replugging) => "Replugging",
+        Some(Restarting) => "Restarting",
+        Some(Error) => "Error",
+        Some(Deleting) => "Deleting",
+        Some(Gone) => "Gone",
+    }
+}
+
+/// Health for people, such as `healthy`.
+pub(crate) fn health(health: v1::Health) -> &'static str {
+    match health {
+        v1::Health::Unspecified => "unknown",
+        v1::Health::Healthy => "healthy",
+        v1::Health::Suspect => "suspect",
+        v1::Health::Dead => "dead",
+    }
+}
+
+/// A duration as documents spell it.
+pub(crate) fn duration(duration: &prost_types::Duration) -> String {
+    Duration::try_from(*duration).map(|d| humantime::format_duration(d).to_string()).unwrap_or_default()
+}
+
+/// One appliance.
+#[derive(Debug, Serialize)]
+pub(crate) struct Appliance {
+    name: String,
+    tenant: String,
+    kind: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    driver: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    id: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    placement_key: String,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    labels: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replicas: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    probe_interval: Option<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    image: String,
+    spec: Spec,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Status>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Spec {
+    LoadBalancer { listeners: Vec<Listener> },
+    Custom(Custom),
+    Unknown {},
+}
+
+#[derive(Debug, Serialize)]
+struct Listener {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    address: String,
+    port: u32,
+    members: Vec<Member>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    health_check: Option<HealthCheck>,
+}
+
+#[derive(Debug, Serialize)]
+struct Member {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    address: String,
+    port: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct HealthCheck {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    interval: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeout: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fall: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rise: Option<u32>,
+}
+
+#[derive(Debug, Serialize)]
+struct Custom {
+    command: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    args: Vec<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    env: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    probe: Option<Probe>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Probe {
+    Tcp {},
+    Http { path: String },
+}
+
+#[derive(Debug, Serialize)]
+struct Status {
+    phase: String,
+    generation: u64,
+    observed_generation: u64,
+    deleting: bool,
+    last_error: String,
+    failed_boots: u32,
+    create_time: Option<String>,
+    update_time: Option<String>,
+    report_time: Option<String>,
+    instances: Vec<Instance>,
+    assignment: Option<Assignment>,
+}
+
+#[derive(Debug, Serialize)]
+struct Instance {
+    ordinal: u32,
+    name: String,
+    alive: Option<bool>,
+    pid: Option<u32>,
+    start_time: Option<String>,
+    address: String,
+    configured_generation: u64,
+}
+
+/// Who holds an appliance.
+#[derive(Debug, Serialize)]
+pub(crate) struct Assignment {
+    state: String,
+    worker: String,
+    token: String,
+    reason: String,
+    host: String,
+}
+
+impl From<&v1::Assignment> for Assignment {
+    fn from(assignment: &v1::Assignment) -> Self {
+        let v1::Assignment { state, worker, token, reason, host } = assignment.clone();
+        Self { state, worker, token, reason, host }
+    }
+}
+
+impl Appliance {
+    /// Only what a document can ask for.
+    pub(crate) fn document(appliance: &v1::Appliance) -> Self {
+        let spec = appliance.spec.clone().unwrap_or_default();
+        Self {
+            name: appliance.name.clone(),
+            tenant: appliance.tenant.clone(),
+            kind: kind(appliance).to_owned(),
+            driver: appliance.driver.clone(),
+            id: appliance.id.clone(),
+            placement_key: appliance.placement_key.clone(),
+            labels: appliance.labels.clone().into_iter().collect(),
+            replicas: spec.replicas,
+            probe_interval: spec.probe_interval.as_ref().map(duration),
+            image: spec.image,
+            spec: match spec.kind {
+                Some(v1::spec::Kind::Loadbalancer(lb)) => {
+                    Spec::LoadBalancer { listeners: lb.listeners.into_iter().map(listener).collect() }
+                }
+                Some(v1::spec::Kind::Custom(c)) => Spec::Custom(custom(c)),
+                None => Spec::Unknown {},
+            },
+            status: None,
+        }
+    }
+
+    /// Everything that is known.
+    pub(crate) fn full(appliance: &v1::Appliance) -> Self {
+        let status = appliance.status.clone().unwrap_or_default();
+        let time = |t: Option<prost_types::Timestamp>| t.map(|t| t.to_string());
+        let instance = |i: v1::Instance| Instance {
+            ordinal: i.ordinal,
+            name: i.name,
+            alive: i.alive,
+            pid: i.pid,
+            start_time: i.start_time.map(|t| t.to_string()),
+            address: i.address,
+            configured_generation: i.configured_generation,
+        };
+        let status = Status {
+            phase: phase(appliance).to_lowercase(),
+            generation: appliance.generation,
+            observed_generation: status.observed_generation,
+            deleting: appliance.deleting,
+            last_error: status.last_error,
+            failed_boots: status.failed_boots,
+            create_time: time(appliance.create_time),
+            update_time: time(appliance.update_time),
+            report_time: time(status.report_time),
+            instances: status.instances.into_iter().map(instance).collect(),
+            assignment: appliance.assignment.as_ref().map(Assignment::from),
+        };
+        Self { status: Some(status), ..Self::document(appliance) }
+    }
+}
+
+fn listener(listener: v1::Listener) -> Listener {
+    let member = |m: v1::Member| Member { address: m.address, port: m.port };
+    let some = |n: u32| (n > 0).then_some(n);
+    let health_check = |check: v1::HealthCheck| HealthCheck {
+        interval: check.interval.as_ref().map(duration),
+        timeout: check.timeout.as_ref().map(duration),
+        fall: some(check.fall),
+        rise: some(check.rise),
+    };
+    Listener {
+        name: listener.name,
+        address: listener.address,
+        port: listener.port,
+        members: listener.members.into_iter().map(member).collect(),
+        health_check: listener.health_check.map(health_check),
+    }
+}
+
+fn custom(custom: v1::Custom) -> Custom {
+    let probe = |probe: v1::Probe| match probe.probe? {
+        v1::probe::Probe::Tcp(_) => Some(Probe::Tcp {}),
+        v1::probe::Probe::Http(http) => Some(Probe::Http { path: http.path }),
+    };
+    Custom {
+        command: custom.command,
+        args: custom.args,
+        env: custom.env.into_iter().collect(),
+        port: custom.port,
+        probe: custom.probe.and_then(probe),
+    }
+}

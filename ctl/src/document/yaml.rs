@@ -1,0 +1,298 @@
+//! A YAML document as a tree that remembers lines, and typed access to it that collects every problem.
+//!
+//! Reading straight into serde types would stop at the first problem and could not name the path of a field; and which
+//! type `spec` has depends on `kind`, which may come after it. So the parser fills a [`Node`] tree and the reader in the
+//! parent module takes it apart, field by field. A field nobody took is unknown, and that is a problem too.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::Spanned;
+
+/// One value and the line it starts in, counted from 1.
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    pub(super) line: u64,
+    pub(super) value: Value,
+}
+
+/// What a value is.
+#[derive(Clone, Debug)]
+pub(super) enum Value {
+    Null,
+    Bool(bool),
+    Int(i128),
+    Float(f64),
+    Text(String),
+    List(Vec<Node>),
+    Map(Vec<(String, u64, Node)>),
+}
+
+impl Value {
+    /// What to call it in a message.
+    fn describe(&self) -> String {
+        match self {
+            Self::Null => "empty".to_owned(),
+            Self::Bool(value) => format!("the boolean {value}"),
+            Self::Int(value) => format!("the number {value}"),
+            Self::Float(value) => format!("the number {value}"),
+            Self::Text(value) => format!("the text {:?}", value.chars().take(40).collect::<String>()),
+            Self::List(_) => "a list".to_owned(),
+            Self::Map(_) => "a mapping".to_owned(),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let spanned = Spanned::<Value>::deserialize(deserializer)?;
+        Ok(Self { line: spanned.referenced.line(), value: spanned.value })
+    }
+}
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+
+        impl<'de> Visitor<'de> for Any {
+            type Value = Value;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a YAML value")
+            }
+
+            fn visit_unit<E>(self) -> Result<Value, E> {
+                Ok(Value::Null)
+            }
+
+            fn visit_none<E>(self) -> Result<Value, E> {
+                Ok(Value::Null)
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+                Ok(Value::Bool(value))
+            }
+
+            fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+                Ok(Value::Int(i128::from(value)))
+            }
+
+            fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+                Ok(Value::Int(i128::from(value)))
+            }
+
+            fn visit_i128<E>(self, value: i128) -> Result<Value, E> {
+                Ok(Value::Int(value))
+            }
+
+            fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+                Ok(Value::Float(value))
+            }
+
+            fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+                Ok(Value::Text(value.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+                let mut list = Vec::new();
+                while let Some(node) = access.next_element()? {
+                    list.push(node);
+                }
+                Ok(Value::List(list))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+                let mut map = Vec::new();
+                while let Some(key) = access.next_key::<Spanned<String>>()? {
+                    map.push((key.value, key.referenced.line(), access.next_value()?));
+                }
+                Ok(Value::Map(map))
+            }
+        }
+
+        deserializer.deserialize_any(Any)
+    }
+}
+
+/// One thing that is wrong, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Problem {
+    pub(super) line: u64,
+    /// Path as the document spells it; empty for the document as a whole.
+    pub(super) field: String,
+    pub(super) message: String,
+}
+
+/// Collects what is read from one document: the problems, and the line of each field, so that what the server says later
+/// can be placed too.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    pub(super) problems: Vec<Problem>,
+    pub(super) lines: BTreeMap<String, u64>,
+}
+
+impl Report {
+    /// Notes a problem.
+    pub(super) fn problem(&mut self, line: u64, field: &str, message: impl Into<String>) {
+        self.problems.push(Problem { line, field: field.to_owned(), message: message.into() });
+    }
+
+    fn wrong_type(&mut self, at: &Field, wanted: &str) {
+        self.problem(at.line(), &at.path, format!("must be {wanted}, is {}", at.node.value.describe()));
+    }
+}
+
+/// A value with its path.
+#[derive(Debug)]
+pub(super) struct Field {
+    pub(super) path: String,
+    pub(super) node: Node,
+}
+
+impl Field {
+    /// The line the value starts in.
+    pub(super) fn line(&self) -> u64 {
+        self.node.line
+    }
+
+    /// Text. A number is refused rather than guessed at: `1.10` would come back as `1.1`.
+    pub(super) fn text(&self, report: &mut Report) -> Option<String> {
+        match &self.node.value {
+            Value::Text(text) => Some(text.clone()),
+            Value::Int(_) | Value::Float(_) | Value::Bool(_) => {
+                report.wrong_type(self, "text (put it in quotes)");
+                None
+            }
+            _ => {
+                report.wrong_type(self, "text");
+                None
+            }
+        }
+    }
+
+    /// A whole number within `range`.
+    pub(super) fn whole(&self, range: RangeInclusive<u32>, report: &mut Report) -> Option<u32> {
+        if let Value::Int(value) = self.node.value
+            && let Ok(value) = u32::try_from(value)
+            && range.contains(&value)
+        {
+            return Some(value);
+        }
+        report.wrong_type(self, &format!("a whole number from {} to {}", range.start(), range.end()));
+        None
+    }
+
+    /// A length of time such as `1m 30s`.
+    pub(super) fn duration(&self, report: &mut Report) -> Option<Duration> {
+        if let Value::Text(text) = &self.node.value
+            && let Ok(duration) = humantime::parse_duration(text)
+        {
+            return Some(duration);
+        }
+        report.wrong_type(self, "a duration with its unit, such as 5s or 500ms");
+        None
+    }
+
+    /// The entries of a list; nothing when it is left empty.
+    pub(super) fn list(self, report: &mut Report) -> Vec<Self> {
+        match self.node.value {
+            Value::List(nodes) => {
+                let path = self.path;
+                let entry = |(i, node): (usize, Node)| {
+                    let path = format!("{path}[{i}]");
+                    report.lines.insert(path.clone(), node.line);
+                    Self { path, node }
+                };
+                nodes.into_iter().enumerate().map(entry).collect()
+            }
+            Value::Null => Vec::new(),
+            _ => {
+                report.wrong_type(&self, "a list");
+                Vec::new()
+            }
+        }
+    }
+
+    /// A mapping from names to texts.
+    pub(super) fn texts(self, report: &mut Report) -> BTreeMap<String, String> {
+        match self.node.value {
+            Value::Map(entries) => {
+                let mut texts = BTreeMap::new();
+                for (key, line, node) in entries {
+                    let field = Self { path: format!("{}.{key}", self.path), node };
+                    report.lines.insert(field.path.clone(), line);
+                    if let Some(text) = field.text(report) {
+                        texts.insert(key, text);
+                    }
+                }
+                texts
+            }
+            Value::Null => BTreeMap::new(),
+            _ => {
+                report.wrong_type(&self, "a mapping of names to texts");
+                BTreeMap::new()
+            }
+        }
+    }
+
+    /// The fields of a mapping.
+    pub(super) fn fields(self, report: &mut Report) -> Option<Fields> {
+        let line = self.line();
+        match self.node.value {
+            Value::Map(entries) => Some(Fields { path: self.path, line, entries, known: vec![] }),
+            _ => {
+                report.wrong_type(&self, "a mapping");
+                None
+            }
+        }
+    }
+}
+
+/// A mapping that is taken apart. [`Fields::finish`] reports what nobody asked for.
+#[derive(Debug)]
+pub(super) struct Fields {
+    path: String,
+    line: u64,
+    entries: Vec<(String, u64, Node)>,
+    known: Vec<&'static str>,
+}
+
+impl Fields {
+    /// The path of one field.
+    pub(super) fn path_of(&self, name: &str) -> String {
+        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
+    }
+
+    /// Takes a field out; `None` when it is absent or left empty.
+    pub(super) fn take(&mut self, name: &'static str, report: &mut Report) -> Option<Field> {
+        self.known.push(name);
+        let index = self.entries.iter().position(|(key, ..)| key == name)?;
+        let (_, line, node) = self.entries.swap_remove(index);
+        let path = self.path_of(name);
+        report.lines.insert(path.clone(), line);
+        (!matches!(node.value, Value::Null)).then_some(Field { path, node })
+    }
+
+    /// Takes a field out and notes a problem when it is absent or left empty.
+    pub(super) fn require(&mut self, name: &'static str, report: &mut Report) -> Option<Field> {
+        let field = self.take(name, report);
+        if field.is_none() {
+            let path = self.path_of(name);
+            let line = report.lines.get(&path).copied().unwrap_or(self.line);
+            report.problem(line, &path, "is required");
+        }
+        field
+    }
+
+    /// Notes a problem for each field that was not taken.
+    pub(super) fn finish(mut self, report: &mut Report) {
+        self.entries.sort_by_key(|(_, line, _)| *line);
+        for (key, line, _) in &self.entries {
+            report.problem(*line, &self.path_of(key), format!("unknown field; known are {}", self.known.join(", ")));
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! What reaches the terminal: results on stdout as table, JSON or YAML; notes and progress on stderr.
+//!
+//! Colour and progress bars are for people: they appear on a terminal only, and not with `NO_COLOR` or `--no-color`.
+//! Text that comes from elsewhere (errors of appliances, names of hosts) loses its control characters first.
+
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, SystemTime};
+
+use clap::ValueEnum;
+use comfy_table::{Attribute, Cell, Color, ContentArrangement, presets};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use crate::error::Failure;
+
+#[cfg(test)]
+mod tests;
+pub(crate) mod view;
+
+/// Form of results.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Columns for people.
+    #[default]
+    Table,
+    /// Columns for people, with more of them.
+    Wide,
+    /// One JSON document.
+    Json,
+    /// One YAML document.
+    Yaml,
+}
+
+impl Format {
+    /// For programs rather than for people.
+    pub(crate) fn is_structured(self) -> bool {
+        matches!(self, Self::Json | Self::Yaml)
+    }
+}
+
+/// How something is doing, which is what colours stand for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Tone {
+    #[default]
+    Plain,
+    Good,
+    Busy,
+    Bad,
+    Dim,
+}
+
+impl Tone {
+    /// Of a phase, a health or another state by its name.
+    pub(crate) fn of(state: &str) -> Self {
+        match state.to_ascii_lowercase().as_str() {
+            "configured" | "healthy" | "completed" | "owned" | "done" | "created" => Self::Good,
+            "error" | "dead" | "orphaned" | "interrupted" | "no" => Self::Bad,
+            "unchanged" | "gone" | "superseded" | "dropped" => Self::Dim,
+            "down" | "booting" | "up" | "degraded" | "replugging" | "restarting" | "deleting" | "suspect"
+            | "running" | "changed" => Self::Busy,
+            _ => Self::Plain,
+        }
+    }
+
+    fn colour(self) -> Option<Color> {
+        match self {
+            Self::Plain => None,
+            Self::Good => Some(Color::Green),
+            Self::Busy => Some(Color::Yellow),
+            Self::Bad => Some(Color::Red),
+            Self::Dim => Some(Color::DarkGrey),
+        }
+    }
+
+    fn code(self) -> &'static str {
+        match self {
+            Self::Plain => "",
+            Self::Good => "\x1b[32m",
+            Self::Busy => "\x1b[33m",
+            Self::Bad => "\x1b[31m",
+            Self::Dim => "\x1b[90m",
+        }
+    }
+}
+
+/// The terminal, as one command may use it.
+#[derive(Clone, Debug)]
+pub(crate) struct Ui {
+    /// Form of results.
+    pub(crate) format: Format,
+    /// Whether stdout takes colour.
+    pub(crate) colour: bool,
+    /// Whether stderr takes progress bars and colour.
+    pub(crate) progress: bool,
+}
+
+impl Ui {
+    /// From the flags and from where the streams lead.
+    pub(crate) fn new(format: Format, no_colour: bool) -> Self {
+        // https://no-color.org: present and not empty.
+        let plain = no_colour || std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+        Self {
+            format,
+            colour: !plain && std::io::stdout().is_terminal(),
+            progress: !plain && std::io::stderr().is_terminal(),
+        }
+    }
+
+    /// Writes a result.
+    pub(crate) fn print(&self, text: &str) -> Result<(), Failure> {
+        let mut out = std::io::stdout().lock();
+        out.write_all(text.as_bytes())?;
+        if !text.ends_with('\n') {
+            out.write_all(b"\n")?;
+        }
+        Ok(out.flush()?)
+    }
+
+    /// Tells something that is not the result. Nobody may be listening, and that is fine.
+    pub(crate) fn note(&self, text: &str) {
+        let _ = writeln!(std::io::stderr().lock(), "{text}");
+    }
+
+    /// Text in the colour of its meaning.
+    pub(crate) fn paint(&self, tone: Tone, text: &str) -> String {
+        if self.colour && tone != Tone::Plain { format!("{}{text}\x1b[0m", tone.code()) } else { text.to_owned() }
+    }
+
+    /// Writes a value as JSON or YAML; as JSON also when the format is a table, which callers print themselves.
+    pub(crate) fn print_value(&self, value: &impl Serialize) -> Result<(), Failure> {
+        self.print(&render(self.format, value)?)
+    }
+
+    /// Writes one event of a stream: a line of JSON, or a YAML document of its own.
+    pub(crate) fn print_event(&self, value: &impl Serialize) -> Result<(), Failure> {
+        match self.format {
+            Format::Yaml => self.print(&format!("---\n{}", render(Format::Yaml, value)?)),
+            _ => self.print(&serde_json::to_string(value).map_err(|e| Failure::failed(format!("write JSON: {e}")))?),
+        }
+    }
+
+    /// Writes a table.
+    pub(crate) fn print_table(&self, table: &Table) -> Result<(), Failure> {
+        self.print(&table.render(self.colour))
+    }
+
+    /// A bar that fills up to `length`; hidden when stderr is not a terminal.
+    pub(crate) fn bar(&self, length: u64) -> ProgressBar {
+        let style = ProgressStyle::with_template("{bar:30.green} {pos}/{len} {elapsed:>4}  {wide_msg}");
+        self.indicator(ProgressBar::new(length), style)
+    }
+
+    /// A line that tells what is going on; hidden when stderr is not a terminal.
+    pub(crate) fn spinner(&self) -> ProgressBar {
+        let bar =
+            self.indicator(ProgressBar::new_spinner(), ProgressStyle::with_template("{spinner:.green} {wide_msg}"));
+        if self.progress {
+            bar.enable_steady_tick(Duration::from_millis(200));
+        }
+        bar
+    }
+
+    fn indicator(
+        &self,
+        bar: ProgressBar,
+        style: Result<ProgressStyle, indicatif::style::TemplateError>,
+    ) -> ProgressBar {
+        bar.set_draw_target(if self.progress { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() });
+        if let Ok(style) = style {
+            bar.set_style(style);
+        }
+        bar
+    }
+}
+
+/// A value as text.
+pub(crate) fn render(format: Format, value: &impl Serialize) -> Result<String, Failure> {
+    match format {
+        Format::Yaml => serde_saphyr::to_string(value).map_err(|e| Failure::failed(format!("write YAML: {e}"))),
+        _ => serde_json::to_string_pretty(value).map_err(|e| Failure::failed(format!("write JSON: {e}"))),
+    }
+}
+
+/// Columns for people: a header, cells, two spaces between them, no frame.
+#[derive(Debug)]
+pub(crate) struct Table {
+    header: Vec<&'static str>,
+    rows: Vec<Vec<(String, Tone)>>,
+}
+
+impl Table {
+    /// A table without rows.
+    pub(crate) fn new(header: &[&'static str]) -> Self {
+        Self { header: header.to_vec(), rows: Vec::new() }
+    }
+
+    /// Adds a row. A cell without text shows as `-`; an empty column would shift the eye.
+    pub(crate) fn row<T: Into<String>>(&mut self, cells: impl IntoIterator<Item = (T, Tone)>) {
+        let cell = |(text, tone): (T, Tone)| {
+            let text = one_line(&text.into());
+            (if text.is_empty() { "-".to_owned() } else { text }, tone)
+        };
+        self.rows.push(cells.into_iter().map(cell).collect());
+    }
+
+    /// The table as text, without a final line break and without spaces at the ends of lines.
+    pub(crate) fn render(&self, colour: bool) -> String {
+        let mut table = comfy_table::Table::new();
+        table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+        if colour {
+            table.enforce_styling();
+        } else {
+            table.force_no_tty();
+        }
+        table.set_header(self.header.iter().map(|text| {
+            let cell = Cell::new(text);
+            if colour { cell.add_attribute(Attribute::Bold) } else { cell }
+        }));
+        for row in &self.rows {
+            table.add_row(row.iter().map(|(text, tone)| match tone.colour() {
+                Some(colour_of) if colour => Cell::new(text).fg(colour_of),
+                _ => Cell::new(text),
+            }));
+        }
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
+        let lines: Vec<_> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+        lines.join("\n")
+    }
+}
+
+/// Text on one line and without control characters.
+pub(crate) fn one_line(text: &str) -> String {
+    text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// Time since a moment, short: `12s`, `3m40s`, `5h10m`, `4d2h`.
+pub(crate) fn age(since: Option<&prost_types::Timestamp>, now: SystemTime) -> String {
+    let Some(since) = since.and_then(|t| SystemTime::try_from(*t).ok()) else { return String::new() };
+    short(now.duration_since(since).unwrap_or_default())
+}
+
+/// A length of time with the two units that matter.
+pub(crate) fn short(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let pair = |big: u64, unit: &str, small: u64, small_unit: &str| match small {
+        0 => format!("{big}{unit}"),
+        _ => format!("{big}{unit}{small}{small_unit}"),
+    };
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => pair(seconds / 60, "m", seconds % 60, "s"),
+        3600..86_400 => pair(seconds / 3600, "h", seconds % 3600 / 60, "m"),
+        _ => pair(seconds / 86_400, "d", seconds % 86_400 / 3600, "h"),
+    }
+}
+
+/// `1 appliance`, `2 appliances`.
+pub(crate) fn count(n: u64, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}

@@ -1,0 +1,72 @@
+//! What tables, durations and values look like.
+
+use super::*;
+
+#[test]
+fn tables_are_aligned_and_one_line_per_row() {
+    let mut table = Table::new(&["NAME", "WHAT"]);
+    table.row([("a", Tone::Plain), ("two\nlines\x1b[31m", Tone::Bad)]);
+    table.row([("longer", Tone::Good), ("", Tone::Plain)]);
+    assert_eq!(table.render(false), "NAME    WHAT\na       two lines [31m\nlonger  -");
+}
+
+#[test]
+fn colour_appears_only_when_asked_for() {
+    let mut table = Table::new(&["PHASE"]);
+    table.row([("Error", Tone::Bad)]);
+    assert!(table.render(true).contains("\x1b["), "{:?}", table.render(true));
+    assert!(!table.render(false).contains('\x1b'));
+    let ui = |colour| Ui { format: Format::Table, colour, progress: false };
+    assert_eq!(ui(true).paint(Tone::Good, "ok"), "\x1b[32mok\x1b[0m");
+    assert_eq!(ui(false).paint(Tone::Good, "ok"), "ok");
+}
+
+#[test]
+fn wide_characters_and_long_cells_do_not_wrap() {
+    let mut table = Table::new(&["A", "B"]);
+    table.row([("x".repeat(300), Tone::Plain), ("y".to_owned(), Tone::Plain)]);
+    assert_eq!(table.render(false).lines().count(), 2);
+}
+
+#[test]
+fn ages_have_the_two_units_that_matter() {
+    for (seconds, text) in [
+        (0, "0s"),
+        (59, "59s"),
+        (60, "1m"),
+        (220, "3m40s"),
+        (3600, "1h"),
+        (18_600, "5h10m"),
+        (86_400, "1d"),
+        (352_800, "4d2h"),
+    ] {
+        assert_eq!(short(Duration::from_secs(seconds)), text);
+    }
+    assert_eq!(age(None, SystemTime::UNIX_EPOCH), "");
+    let future = prost_types::Timestamp { seconds: 10, nanos: 0 };
+    assert_eq!(age(Some(&future), SystemTime::UNIX_EPOCH), "0s", "clocks differ");
+}
+
+#[test]
+fn numbers_agree_with_their_nouns() {
+    assert_eq!(count(1, "appliance"), "1 appliance");
+    assert_eq!(count(0, "appliance"), "0 appliances");
+}
+
+#[test]
+fn values_use_the_names_of_the_api() {
+    let worker = proto::admin::v1::Worker {
+        id: "worker-1".into(),
+        health: proto::admin::v1::Health::Suspect.into(),
+        phases: [("Configured".to_owned(), 2)].into(),
+        last_seen: Some(prost_types::Timestamp { seconds: 1, nanos: 0 }),
+        ..proto::admin::v1::Worker::default()
+    };
+    let text = render(Format::Json, &view::Worker::from(&worker)).expect("plain data");
+    let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(value["health"], "suspect");
+    assert_eq!(value["phases"]["configured"], 2);
+    assert_eq!(value["last_seen"], "1970-01-01T00:00:01Z");
+    let text = render(Format::Yaml, &view::Worker::from(&worker)).expect("plain data");
+    assert!(text.starts_with("id: worker-1\n"), "{text}");
+}

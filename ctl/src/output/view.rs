@@ -1,0 +1,290 @@
+//! Workers, rebalances, rings and the cluster as JSON and YAML show them: field names of the API, enums as lower-case
+//! words, times as RFC 3339 texts.
+
+use std::collections::BTreeMap;
+
+use proto::admin::v1;
+use serde::Serialize;
+
+use crate::document::view::{self, Assignment};
+
+type Time = Option<prost_types::Timestamp>;
+
+fn time(time: Time) -> Option<String> {
+    time.map(|t| t.to_string())
+}
+
+/// Names in lower case, in order.
+fn lower(map: &std::collections::HashMap<String, u64>) -> BTreeMap<String, u64> {
+    map.iter().map(|(name, n)| (name.to_lowercase(), *n)).collect()
+}
+
+/// One event of a watch.
+#[derive(Debug, Serialize)]
+pub(crate) struct Event<T: Serialize> {
+    /// `current`, `created`, `changed`, `joined` or `gone`.
+    #[serde(rename = "type")]
+    pub(crate) kind: &'static str,
+    #[serde(flatten)]
+    pub(crate) subject: T,
+}
+
+/// Subject of an appliance event.
+#[derive(Debug, Serialize)]
+pub(crate) struct ApplianceEvent {
+    pub(crate) appliance: view::Appliance,
+}
+
+/// Subject of a worker event.
+#[derive(Debug, Serialize)]
+pub(crate) struct WorkerEvent {
+    pub(crate) worker: Worker,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Worker {
+    id: String,
+    incarnation: String,
+    health: &'static str,
+    reason: String,
+    host: String,
+    zone: String,
+    weight: u32,
+    drivers: Vec<String>,
+    appliances: u64,
+    phases: BTreeMap<String, u64>,
+    last_seen: Option<String>,
+    version: String,
+    pid: u32,
+    draining: bool,
+}
+
+impl From<&v1::Worker> for Worker {
+    fn from(worker: &v1::Worker) -> Self {
+        let health = view::health(worker.health());
+        let phases = lower(&worker.phases);
+        let w = worker.clone();
+        Self {
+            id: w.id,
+            incarnation: w.incarnation,
+            health,
+            reason: w.reason,
+            host: w.host,
+            zone: w.zone,
+            weight: w.weight,
+            drivers: w.drivers,
+            appliances: w.appliances,
+            phases,
+            last_seen: time(w.last_seen),
+            version: w.version,
+            pid: w.pid,
+            draining: w.draining,
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Rebalance {
+    id: String,
+    cause: String,
+    trace_id: String,
+    start_time: Option<String>,
+    end_time: Option<String>,
+    outcome: String,
+    moves: u64,
+    moves_done: u64,
+    #[serde(rename = "move", skip_serializing_if = "Vec::is_empty")]
+    each: Vec<Move>,
+}
+
+impl From<&v1::Rebalance> for Rebalance {
+    fn from(rebalance: &v1::Rebalance) -> Self {
+        let r = rebalance.clone();
+        Self {
+            id: r.id,
+            cause: r.cause,
+            trace_id: r.trace_id,
+            start_time: time(r.start_time),
+            end_time: time(r.end_time),
+            outcome: r.outcome,
+            moves: r.moves,
+            moves_done: r.moves_done,
+            each: r.r#move.into_iter().map(Move::from).collect(),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Move {
+    appliance: String,
+    from: String,
+    to: String,
+    reason: String,
+    state: String,
+    time: Option<String>,
+    rebalance: String,
+}
+
+impl From<v1::Move> for Move {
+    fn from(m: v1::Move) -> Self {
+        Self {
+            appliance: m.appliance,
+            from: m.from,
+            to: m.to,
+            reason: m.reason,
+            state: m.state,
+            time: time(m.time),
+            rebalance: m.rebalance,
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Explanation {
+    summary: String,
+    ring_position: String,
+    appliance: Option<view::Appliance>,
+    candidates: Vec<Candidate>,
+    moves: Vec<Move>,
+}
+
+#[derive(Debug, Serialize)]
+struct Candidate {
+    worker: String,
+    eligible: bool,
+    reason: String,
+    load: u64,
+    floor: u64,
+    ceiling: u64,
+}
+
+impl From<&v1::ExplainApplianceResponse> for Explanation {
+    fn from(explained: &v1::ExplainApplianceResponse) -> Self {
+        let e = explained.clone();
+        let candidate = |c: v1::Candidate| Candidate {
+            worker: c.worker,
+            eligible: c.eligible,
+            reason: c.reason,
+            load: c.load,
+            floor: c.floor,
+            ceiling: c.ceiling,
+        };
+        Self {
+            summary: e.summary,
+            ring_position: e.ring_position,
+            appliance: e.appliance.as_ref().map(view::Appliance::full),
+            candidates: e.candidates.into_iter().map(candidate).collect(),
+            moves: e.moves.into_iter().map(Move::from).collect(),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Location {
+    key: String,
+    position: String,
+    preference: Vec<String>,
+    assignment: Option<Assignment>,
+}
+
+impl From<&v1::LocateResponse> for Location {
+    fn from(located: &v1::LocateResponse) -> Self {
+        Self {
+            key: located.key.clone(),
+            position: located.position.clone(),
+            preference: located.preference.clone(),
+            assignment: located.assignment.as_ref().map(Assignment::from),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Ring {
+    version: u64,
+    strategy: String,
+    band: f64,
+    members: Vec<RingMember>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    points: Vec<RingPoint>,
+}
+
+#[derive(Debug, Serialize)]
+struct RingMember {
+    id: String,
+    weight: u32,
+    share: f64,
+    appliances: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct RingPoint {
+    position: String,
+    member: String,
+}
+
+impl From<&v1::Ring> for Ring {
+    fn from(ring: &v1::Ring) -> Self {
+        let r = ring.clone();
+        let member =
+            |m: v1::RingMember| RingMember { id: m.id, weight: m.weight, share: m.share, appliances: m.appliances };
+        Self {
+            version: r.version,
+            strategy: r.strategy,
+            band: r.band,
+            members: r.members.into_iter().map(member).collect(),
+            points: r.points.into_iter().map(|p| RingPoint { position: p.position, member: p.member }).collect(),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Cluster {
+    coordinator: String,
+    term: u64,
+    leading: bool,
+    start_time: Option<String>,
+    version: String,
+    workers: BTreeMap<String, u64>,
+    appliances: u64,
+    phases: BTreeMap<String, u64>,
+    assignments: BTreeMap<String, u64>,
+    moves_in_flight: u64,
+    violations: u64,
+    waiting: String,
+    store: String,
+    coordination: String,
+}
+
+impl From<&v1::ClusterStatus> for Cluster {
+    fn from(status: &v1::ClusterStatus) -> Self {
+        let s = status.clone();
+        Self {
+            workers: lower(&s.workers),
+            phases: lower(&s.phases),
+            assignments: lower(&s.assignments),
+            coordinator: s.coordinator,
+            term: s.term,
+            leading: s.leading,
+            start_time: time(s.start_time),
+            version: s.version,
+            appliances: s.appliances,
+            moves_in_flight: s.moves_in_flight,
+            violations: s.violations,
+            waiting: s.waiting,
+            store: s.store,
+            coordination: s.coordination,
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Applied {
+    pub(crate) kind: &'static str,
+    pub(crate) tenant: String,
+    pub(crate) name: String,
+    pub(crate) id: String,
+    /// `created`, `changed` or `unchanged`; with `--dry-run` what it would be.
+    pub(crate) outcome: &'static str,
+    pub(crate) generation: u64,
+    pub(crate) dry_run: bool,
+}

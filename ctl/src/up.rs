@@ -1,0 +1,400 @@
+//! `rugctl up`: a whole cluster on this machine, as child processes.
+//!
+//! One coordinator and some workers, the same binaries as in production, with their state under one folder. This module
+//! has the order of things: lock the folder, stop what a crash left, check binaries and port, coordinator, workers,
+//! watch, stop. [`supervisor`] keeps the processes running, [`folder`] owns the files, [`status`] the line on the screen.
+//!
+//! Stopping Rug never stops appliances: they are processes of their own, and the next `up` takes them over.
+//! `up --down` removes them, through the API like everybody else.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use common::appliance::Driver;
+use proto::admin::v1;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use crate::client::{Client, read_endpoint};
+use crate::commands::delete::delete_everything;
+use crate::document::view;
+use crate::error::{Exit, Failure};
+use crate::output::{Ui, count};
+
+use self::folder::{Folder, LastStart};
+use self::status::Line;
+use self::supervisor::{Event, Policy, Program, Supervisor};
+
+mod folder;
+mod status;
+mod supervisor;
+#[cfg(test)]
+mod tests;
+
+/// How long a cluster may take to be ready. An idle machine needs about a second; one that is compiling needs more.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// How often to look whether it is ready.
+const START_LOOK: Duration = Duration::from_millis(50);
+/// How long one look may take.
+const LOOK_LIMIT: Duration = Duration::from_secs(1);
+/// How often the status line is brought up to date.
+const STATUS_EVERY: Duration = Duration::from_millis(500);
+/// How long `--down` waits for the last appliance unless `--timeout` says otherwise.
+const DOWN_LIMIT: Duration = Duration::from_secs(120);
+
+/// Arguments.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct UpArgs {
+    /// Workers to start
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
+    workers: u16,
+    /// Folder for state and logs
+    #[arg(long, default_value = ".rug", value_name = "DIR")]
+    state_dir: PathBuf,
+    /// Driver the workers offer; repeat for several [default: process]
+    #[arg(long = "driver", value_name = "DRIVER")]
+    drivers: Vec<Driver>,
+    /// Loopback address of the coordinator
+    #[arg(long, default_value = "127.0.0.1:7470", value_name = "ADDRESS")]
+    listen: SocketAddr,
+    /// Remove every appliance of the state folder, then stop
+    #[arg(long)]
+    down: bool,
+    /// The coordinator's binary
+    #[arg(long, hide = true)]
+    coordinator_binary: Option<PathBuf>,
+    /// The workers' binary
+    #[arg(long, hide = true)]
+    worker_binary: Option<PathBuf>,
+}
+
+/// Runs the command. Ends with Ctrl-C or SIGTERM.
+pub(crate) async fn run(ui: &Ui, args: &UpArgs, timeout: Option<Duration>) -> Result<(), Failure> {
+    if !args.listen.ip().is_loopback() {
+        return Err(Failure::usage(format!("--listen {}: an embedded cluster listens on loopback only", args.listen)));
+    }
+    if args.down { down(ui, args, timeout).await } else { stay_up(ui, args).await }
+}
+
+async fn stay_up(ui: &Ui, args: &UpArgs) -> Result<(), Failure> {
+    let mut signals = Signals::new()?;
+    let folder = Folder::open(&args.state_dir)?;
+    let _lock = folder.lock()?;
+    let drivers = if args.drivers.is_empty() { vec![Driver::Process] } else { args.drivers.clone() };
+    folder.remember(&LastStart { drivers: drivers.iter().map(ToString::to_string).collect() })?;
+    let mut cluster = Cluster::new(folder, args, args.listen, &drivers)?;
+    ui.note(&format!("state and logs in {}", cluster.folder.root().display()));
+    let tell = |text: &str| ui.note(text);
+    let started = tokio::select! {
+        result = cluster.start(&tell) => result,
+        () = signals.next() => Err(Failure::new(Exit::Interrupted, "interrupted while starting")),
+    };
+    if let Err(failure) = started {
+        cluster.stop(signals.next()).await;
+        return Err(failure);
+    }
+    ui.note("ready; Ctrl-C stops Rug and leaves the appliances running");
+    let ended = cluster.watch(ui, &mut signals).await;
+    let running = cluster.client.with_timeout(LOOK_LIMIT).status().await.ok().map(|s| status::running(&s));
+    ui.note("stopping Rug");
+    cluster.stop(signals.next()).await;
+    ui.note(&match running {
+        Some(0) => "stopped; no appliance is running".to_owned(),
+        Some(n) => {
+            let verb = if n == 1 { "keeps" } else { "keep" };
+            format!(
+                "stopped; {} {verb} running: `rugctl up` takes over again, `rugctl up --down` removes",
+                count(n, "appliance")
+            )
+        }
+        None => "stopped; appliances keep running: `rugctl up` takes over again, `rugctl up --down` removes".to_owned(),
+    });
+    ended
+}
+
+async fn down(ui: &Ui, args: &UpArgs, timeout: Option<Duration>) -> Result<(), Failure> {
+    if !Folder::has_cluster(&args.state_dir) {
+        ui.note(&format!("nothing to remove: {} holds no cluster", args.state_dir.display()));
+        return Ok(());
+    }
+    let limit = timeout.unwrap_or(DOWN_LIMIT);
+    let folder = Folder::open(&args.state_dir)?;
+    let _lock = match folder.try_lock()? {
+        Ok(lock) => lock,
+        Err(holder) => {
+            let address = read_endpoint(&folder.endpoint()).ok_or_else(|| {
+                Failure::failed(format!("the cluster in {} is just starting or stopping", folder.root().display()))
+            })?;
+            let client = Client::new(&address, crate::client::CALL_TIMEOUT)?;
+            let removed = delete_everything(&client, ui, limit).await?;
+            let who = holder.map_or_else(String::new, |pid| format!(" (pid {pid})"));
+            ui.note(&format!("removed {}; `rugctl up`{who} goes on", count(removed, "appliance")));
+            return Ok(());
+        }
+    };
+    let mut signals = Signals::new()?;
+    let mut drivers = args.drivers.clone();
+    drivers.extend(folder.last_start().drivers.iter().filter_map(|d| d.parse::<Driver>().ok()));
+    drivers.push(Driver::Process);
+    drivers.sort();
+    drivers.dedup();
+    let mut cluster = Cluster::new(folder, args, usable_address(args.listen)?, &drivers)?;
+    let work = async {
+        cluster.start(&|_| {}).await?;
+        delete_everything(&cluster.client, ui, limit).await
+    };
+    let result = tokio::select! {
+        result = work => result,
+        () = signals.next() => Err(Failure::new(Exit::Interrupted, "interrupted; some appliances may be left")),
+    };
+    cluster.stop(signals.next()).await;
+    ui.note(&format!("removed {}", count(result?, "appliance")));
+    Ok(())
+}
+
+/// The address, or one with another port when something listens there already.
+fn usable_address(wanted: SocketAddr) -> Result<SocketAddr, Failure> {
+    let any = SocketAddr::new(wanted.ip(), 0);
+    let listener = TcpListener::bind(wanted).or_else(|_| TcpListener::bind(any));
+    let address = listener.and_then(|listener| listener.local_addr());
+    address.map_err(|e| Failure::failed(format!("no free port at {}: {e}", wanted.ip())))
+}
+
+/// Requests to stop, from the terminal or from another process.
+struct Signals([Signal; 3]);
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let listen = |kind| signal(kind).map_err(|e| Failure::failed(format!("listen to signals: {e}")));
+        Ok(Self([
+            listen(SignalKind::interrupt())?,
+            listen(SignalKind::terminate())?,
+            // The terminal was closed.
+            listen(SignalKind::hangup())?,
+        ]))
+    }
+
+    /// The next request. Cancel safe.
+    async fn next(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
+/// The processes of an embedded cluster and the way to speak to it.
+struct Cluster {
+    folder: Folder,
+    supervisor: Supervisor,
+    policy: Policy,
+    client: Client,
+    listen: SocketAddr,
+    coordinator: Program,
+    workers: Vec<Program>,
+}
+
+const COORDINATOR: &str = "coordinator-1";
+
+impl Cluster {
+    /// Nothing runs yet.
+    fn new(folder: Folder, args: &UpArgs, listen: SocketAddr, drivers: &[Driver]) -> Result<Self, Failure> {
+        let coordinator_binary = binary(args.coordinator_binary.as_ref(), "rug-coordinator")?;
+        let worker_binary = binary(args.worker_binary.as_ref(), "rug-worker")?;
+        let client = Client::new(&format!("http://{listen}"), crate::client::CALL_TIMEOUT)?;
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let text = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+        let path = |name: &str| folder.path(name).to_string_lossy().into_owned();
+        let program = |name: &str, binary: &PathBuf, args| Program {
+            name: name.to_owned(),
+            binary: binary.clone(),
+            args,
+            log: folder.log(name),
+            pid_file: folder.path("run").join(format!("{name}.pid")),
+        };
+        let (state, address) = (path("coordinator"), listen.to_string());
+        let words = ["run", "--state-dir", &state, "--listen", &address, "--name", COORDINATOR];
+        let coordinator = program(COORDINATOR, &coordinator_binary, text(&words));
+        let worker = |n: u16| {
+            let name = format!("worker-{n}");
+            let (state, address) = (path("workers"), format!("http://{listen}"));
+            let mut words =
+                text(&["run", "--name", &name, "--coordinator", &address, "--state-dir", &state, "--host", &host]);
+            words.extend(drivers.iter().flat_map(|driver| text(&["--driver", driver.name()])));
+            program(&name, &worker_binary, words)
+        };
+        let workers = (1..=args.workers).map(worker).collect();
+        let policy = Policy::default();
+        Ok(Self { folder, supervisor: Supervisor::new(policy), policy, client, listen, coordinator, workers })
+    }
+
+    /// Starts everything and waits until it is ready.
+    async fn start(&mut self, tell: &impl Fn(&str)) -> Result<(), Failure> {
+        let began = Instant::now();
+        self.stop_leftovers(tell).await;
+        self.check_port().await?;
+        for program in std::iter::once(&self.coordinator).chain(&self.workers) {
+            self.folder.rotate(&program.name);
+        }
+        let coordinator = self.coordinator.clone();
+        self.supervisor.start(coordinator);
+        let client = self.client.with_timeout(LOOK_LIMIT);
+        self.ready(began, async || match client.serves().await {
+            Ok(true) => Vec::new(),
+            _ => vec![(COORDINATOR.to_owned(), "does not serve yet".to_owned())],
+        })
+        .await?;
+        self.folder.publish(self.client.address())?;
+        tell(&format!("coordinator serves at {}", self.client.address()));
+
+        for worker in self.workers.clone() {
+            self.supervisor.start(worker);
+        }
+        let names: Vec<_> = self.workers.iter().map(|w| w.name.clone()).collect();
+        self.ready(began, async || match client.workers().await {
+            Ok(workers) => not_healthy(&names, &workers),
+            Err(failure) => vec![(COORDINATOR.to_owned(), failure.to_string())],
+        })
+        .await?;
+        let took = humantime::format_duration(Duration::from_millis(began.elapsed().as_millis() as u64)).to_string();
+        tell(&format!("{} healthy, after {took}", count(names.len() as u64, "worker")));
+        Ok(())
+    }
+
+    async fn stop_leftovers(&self, tell: &impl Fn(&str)) {
+        let left = supervisor::leftovers(&self.folder.path("run"));
+        if left.is_empty() {
+            return;
+        }
+        let names: Vec<_> = left.iter().map(|(name, _)| name.as_str()).collect();
+        tell(&format!("stopping what an earlier `rugctl up` left running: {}", names.join(", ")));
+        let processes: Vec<_> = left.iter().map(|(_, process)| *process).collect();
+        supervisor::stop_leftovers(&processes, self.policy.stop_grace).await;
+    }
+
+    /// Finds out before the coordinator does, which could only say so in its log.
+    async fn check_port(&self) -> Result<(), Failure> {
+        let Err(error) = TcpListener::bind(self.listen) else { return Ok(()) };
+        let other = self.client.with_timeout(LOOK_LIMIT).status().await.ok();
+        let reason = match other {
+            Some(status) => format!("`{}` of another Rug cluster listens there", status.coordinator),
+            None => error.to_string(),
+        };
+        Err(Failure::failed(format!("cannot listen on {}: {reason}; choose another with --listen", self.listen)))
+    }
+
+    /// Looks until nothing is missing any more.
+    ///
+    /// # Errors
+    /// A process died, or something is still missing at the deadline; with the ends of the logs.
+    async fn ready(&mut self, began: Instant, missing: impl AsyncFn() -> Vec<(String, String)>) -> Result<(), Failure> {
+        let deadline = tokio::time::Instant::from_std(began + START_LIMIT);
+        let mut last = Vec::new();
+        let look = async {
+            loop {
+                last = missing().await;
+                if last.is_empty() {
+                    return;
+                }
+                sleep(START_LOOK).await;
+            }
+        };
+        let died = async {
+            loop {
+                if let Event::Died { name, how, .. } | Event::GivenUp { name, how } = self.supervisor.event().await {
+                    return (name, how);
+                }
+            }
+        };
+        let failed = tokio::select! {
+            () = look => return Ok(()),
+            (name, how) = died => vec![(name, how)],
+            () = tokio::time::sleep_until(deadline) => Vec::new(),
+        };
+        let mut text = String::new();
+        if failed.is_empty() {
+            text = format!("not ready after {}\n", humantime::format_duration(START_LIMIT));
+        }
+        let failed = if failed.is_empty() { last } else { failed };
+        for (name, how) in failed {
+            text +=
+                &format!("{name} {how}; the end of {}:\n{}", self.folder.log(&name).display(), self.folder.tail(&name));
+        }
+        Err(Failure::failed(text.trim_end().to_owned()))
+    }
+
+    /// Shows what goes on until a signal comes.
+    ///
+    /// # Errors
+    /// The coordinator cannot be kept running.
+    async fn watch(&mut self, ui: &Ui, signals: &mut Signals) -> Result<(), Failure> {
+        let mut line = Line::new(ui);
+        let mut ticks = interval(STATUS_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let client = self.client.with_timeout(LOOK_LIMIT);
+        loop {
+            tokio::select! {
+                () = signals.next() => return Ok(()),
+                event = self.supervisor.event() => self.tell(&line, event)?,
+                status = async { ticks.tick().await; client.status().await } => match status {
+                    Ok(status) => line.set(status::summary(&status)),
+                    Err(failure) => line.set(failure.message.lines().next().unwrap_or_default().to_owned()),
+                },
+            }
+        }
+    }
+
+    fn tell(&self, line: &Line, event: Event) -> Result<(), Failure> {
+        match event {
+            Event::Started { name, pid } => line.tell(&format!("{name} runs with pid {pid}")),
+            Event::Died { name, how, pause } => {
+                line.tell(&format!("{name} {how}; starting it again in {}", humantime::format_duration(pause)));
+            }
+            Event::GivenUp { name, how } => {
+                let log = self.folder.log(&name);
+                let text = format!("{name} {how}, too often to start it again; the end of {}:", log.display());
+                let text = format!("{text}\n{}", self.folder.tail(&name)).trim_end().to_owned();
+                if name == COORDINATOR {
+                    return Err(Failure::failed(text));
+                }
+                line.tell(&text);
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops all processes; at once when `hurry` completes.
+    async fn stop(self, hurry: impl Future<Output = ()>) {
+        self.folder.withdraw();
+        self.supervisor.stop(hurry).await;
+    }
+}
+
+/// Which of these workers are not healthy yet, and what is known about them.
+fn not_healthy(names: &[String], workers: &[v1::Worker]) -> Vec<(String, String)> {
+    let state = |name: &String| match workers.iter().find(|w| w.id == *name) {
+        None => Some((name.clone(), "has not joined yet".to_owned())),
+        Some(w) if w.health() == v1::Health::Healthy => None,
+        Some(w) => Some((name.clone(), format!("is {}: {}", view::health(w.health()), w.reason))),
+    };
+    names.iter().filter_map(state).collect()
+}
+
+/// A binary of the same build: beside this one, unless named.
+fn binary(named: Option<&PathBuf>, name: &str) -> Result<PathBuf, Failure> {
+    let path = match named {
+        Some(path) => path.clone(),
+        None => {
+            let own = std::env::current_exe().map_err(|e| Failure::failed(format!("find my own executable: {e}")))?;
+            own.with_file_name(name)
+        }
+    };
+    if path.is_file() {
+        return Ok(path);
+    }
+    Err(Failure::failed(format!("{}: no such program; `make up` builds it", path.display())))
+}

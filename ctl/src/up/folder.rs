@@ -1,0 +1,227 @@
+//! The state folder of an embedded cluster, as far as `rugctl up` owns it.
+//!
+//! ```text
+//! lock              held (flock) by the `up` that runs here; its pid inside
+//! endpoint          address of the coordinator, for the other commands
+//! up.json           drivers of the last start, so that `up --down` can remove what they made
+//! logs/<name>.log   what each process writes to stderr
+//! run/<name>.pid    pid and start time of each process
+//! coordinator/, workers/   theirs
+//! ```
+//!
+//! The lock belongs to the open file, not to its name: it ends with the process that holds it, however that ends.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Exit, Failure};
+
+/// A log of this size, in bytes, is put aside (one generation is kept) when its process starts anew.
+const LOG_ROTATE: u64 = 16 << 20;
+/// Lines of a log that are shown when its process failed.
+const TAIL_LINES: usize = 12;
+/// Bytes from the end of a log that are searched for those lines.
+const TAIL_BYTES: u64 = 16 << 10;
+
+/// A state folder; exists once it was opened.
+#[derive(Clone, Debug)]
+pub(crate) struct Folder {
+    root: PathBuf,
+}
+
+/// The right to run a cluster in a folder, for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _file: File,
+}
+
+/// What the last start was told, as far as a later `--down` needs it.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LastStart {
+    /// Drivers the workers offered.
+    pub(crate) drivers: Vec<String>,
+}
+
+impl Folder {
+    /// Creates the folder where it does not exist.
+    pub(crate) fn open(root: &Path) -> Result<Self, Failure> {
+        let create = || {
+            fs::create_dir_all(root)?;
+            let root = root.canonicalize()?;
+            fs::create_dir_all(root.join("logs"))?;
+            fs::create_dir_all(root.join("run"))?;
+            Ok(Self { root })
+        };
+        create().map_err(|e: io::Error| Failure::failed(format!("state directory {}: {e}", root.display())))
+    }
+
+    /// Absolute path of something inside.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// The folder itself, absolute.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Whether a coordinator has ever kept state here.
+    pub(crate) fn has_cluster(root: &Path) -> bool {
+        root.join("coordinator").is_dir()
+    }
+
+    /// Takes the lock; `Err` with the holder's pid, where it is known, when another process has it.
+    pub(crate) fn try_lock(&self) -> Result<Result<Lock, Option<u32>>, Failure> {
+        let path = self.path("lock");
+        let failed = |e: io::Error| Failure::failed(format!("{}: {e}", path.display()));
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut text = String::new();
+                file.read_to_string(&mut text).map_err(failed)?;
+                return Ok(Err(text.trim().parse().ok()));
+            }
+            Err(e) => return Err(failed(e.into())),
+        }
+        let write = |file: &mut File| {
+            file.set_len(0)?;
+            writeln!(file, "{}", std::process::id())
+        };
+        write(&mut file).map_err(failed)?;
+        Ok(Ok(Lock { _file: file }))
+    }
+
+    /// Takes the lock or says who has it.
+    pub(crate) fn lock(&self) -> Result<Lock, Failure> {
+        self.try_lock()?.map_err(|holder| {
+            let who = holder.map_or_else(String::new, |pid| format!(" with pid {pid}"));
+            Failure::new(
+                Exit::Conflict,
+                format!("state directory {} is in use by a `rugctl up`{who}", self.root.display()),
+            )
+        })
+    }
+
+    /// Log of a process.
+    pub(crate) fn log(&self, name: &str) -> PathBuf {
+        self.root.join("logs").join(format!("{name}.log"))
+    }
+
+    /// Puts a log aside that has become large.
+    pub(crate) fn rotate(&self, name: &str) {
+        let log = self.log(name);
+        if fs::metadata(&log).is_ok_and(|m| m.len() > LOG_ROTATE) {
+            // A log that cannot be moved goes on growing, which is no reason not to start.
+            let _ = fs::rename(&log, log.with_extension("log.1"));
+        }
+    }
+
+    /// The last lines of a log.
+    pub(crate) fn tail(&self, name: &str) -> String {
+        let read = || -> io::Result<String> {
+            let mut file = File::open(self.log(name))?;
+            let length = file.metadata()?.len();
+            file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
+            let mut bytes = Vec::new();
+            file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        };
+        let text = read().unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(TAIL_LINES)..]
+            .iter()
+            .map(|line| format!("  | {}\n", crate::output::one_line(line)))
+            .collect()
+    }
+
+    /// Where the other commands look for the server.
+    pub(crate) fn endpoint(&self) -> PathBuf {
+        self.path("endpoint")
+    }
+
+    /// Publishes the address of the server; readers see the old or the new one, never half of it.
+    pub(crate) fn publish(&self, address: &str) -> Result<(), Failure> {
+        let path = self.endpoint();
+        let draft = self.path("endpoint.new");
+        fs::write(&draft, format!("{address}\n"))
+            .and_then(|()| fs::rename(&draft, &path))
+            .map_err(|e| Failure::failed(format!("{}: {e}", path.display())))
+    }
+
+    /// Takes the address back.
+    pub(crate) fn withdraw(&self) {
+        let _ = fs::remove_file(self.endpoint());
+    }
+
+    /// Remembers what this start was told.
+    pub(crate) fn remember(&self, start: &LastStart) -> Result<(), Failure> {
+        let path = self.path("up.json");
+        let text = serde_json::to_string(start).map_err(|e| Failure::failed(e.to_string()))?;
+        fs::write(&path, text).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))
+    }
+
+    /// What the last start was told; nothing when that is unknown.
+    pub(crate) fn last_start(&self) -> LastStart {
+        let text = fs::read_to_string(self.path("up.json")).unwrap_or_default();
+        serde_json::from_str(&text).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_lock_is_refused_and_names_the_holder() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let folder = Folder::open(&dir.path().join("state")).expect("writable");
+        let held = folder.lock().expect("free");
+        let failure = folder.lock().expect_err("held");
+        assert_eq!(failure.exit, Exit::Conflict);
+        assert!(failure.to_string().ends_with(&format!("with pid {}", std::process::id())), "{failure}");
+        drop(held);
+        folder.lock().expect("free again");
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_named() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("file");
+        fs::write(&file, "").expect("file");
+        let failure = Folder::open(&file.join("state")).expect_err("below a file");
+        assert_eq!(failure.exit, Exit::Failed);
+        assert!(failure.to_string().contains("file/state"), "{failure}");
+    }
+
+    #[test]
+    fn the_tail_of_a_log_is_its_last_lines() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let folder = Folder::open(dir.path()).expect("writable");
+        let text: String = (0..5000).map(|i| format!("line {i}\n")).collect();
+        fs::write(folder.log("w"), text).expect("file");
+        let tail = folder.tail("w");
+        assert_eq!(tail.lines().count(), TAIL_LINES);
+        assert!(tail.ends_with("  | line 4999\n"), "{tail}");
+        assert_eq!(folder.tail("absent"), "");
+    }
+
+    #[test]
+    fn the_last_start_is_remembered() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let folder = Folder::open(dir.path()).expect("writable");
+        assert_eq!(folder.last_start(), LastStart::default());
+        let start = LastStart { drivers: vec!["process".into(), "simulated".into()] };
+        folder.remember(&start).expect("writable");
+        assert_eq!(folder.last_start(), start);
+        folder.publish("http://127.0.0.1:1").expect("writable");
+        assert_eq!(crate::client::read_endpoint(&folder.endpoint()).as_deref(), Some("http://127.0.0.1:1"));
+        folder.withdraw();
+        assert_eq!(crate::client::read_endpoint(&folder.endpoint()), None);
+    }
+}

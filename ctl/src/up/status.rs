@@ -1,0 +1,113 @@
+//! The line `rugctl up` shows while it runs: workers, appliances by phase, moves under way.
+//!
+//! On a terminal it is one line that changes; elsewhere a line is printed at each change.
+
+use common::status::Phase;
+use indicatif::ProgressBar;
+use proto::admin::v1;
+
+use crate::output::{Ui, count, one_line};
+
+/// What the cluster is doing, in one line.
+pub(crate) fn summary(status: &v1::ClusterStatus) -> String {
+    let healthy = number(&status.workers, "healthy");
+    let known: u64 = status.workers.values().sum();
+    let mut text =
+        format!("{healthy} of {} healthy, {}", count(known, "worker"), count(status.appliances, "appliance"));
+    let phases: Vec<_> = Phase::ALL
+        .iter()
+        .map(|phase| (phase.name().to_lowercase(), number(&status.phases, phase.name())))
+        .filter(|(_, n)| *n > 0)
+        .map(|(name, n)| format!("{n} {name}"))
+        .collect();
+    if !phases.is_empty() {
+        text = format!("{text}: {}", phases.join(", "));
+    }
+    if status.moves_in_flight > 0 {
+        text = format!("{text}, {} under way", count(status.moves_in_flight, "move"));
+    }
+    if !status.waiting.is_empty() {
+        text = format!("{text}, waiting: {}", one_line(&status.waiting));
+    }
+    text
+}
+
+/// Appliances of which something runs.
+pub(crate) fn running(status: &v1::ClusterStatus) -> u64 {
+    let idle: u64 = [Phase::Down, Phase::Error, Phase::Gone].iter().map(|p| number(&status.phases, p.name())).sum();
+    let all: u64 = status.phases.values().sum();
+    all.saturating_sub(idle)
+}
+
+fn number(map: &std::collections::HashMap<String, u64>, name: &str) -> u64 {
+    map.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, n)| n).sum()
+}
+
+/// Where the summary is shown.
+#[derive(Debug)]
+pub(crate) struct Line {
+    ui: Ui,
+    bar: ProgressBar,
+    last: String,
+}
+
+impl Line {
+    /// An empty line.
+    pub(crate) fn new(ui: &Ui) -> Self {
+        Self { ui: ui.clone(), bar: ui.spinner(), last: String::new() }
+    }
+
+    /// Shows what is the case now.
+    pub(crate) fn set(&mut self, text: String) {
+        if text == self.last {
+            return;
+        }
+        if self.ui.progress {
+            self.bar.set_message(text.clone());
+        } else {
+            self.ui.note(&text);
+        }
+        self.last = text;
+    }
+
+    /// Tells something that stays on the screen.
+    pub(crate) fn tell(&self, text: &str) {
+        self.bar.suspend(|| self.ui.note(text));
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> v1::ClusterStatus {
+        v1::ClusterStatus {
+            workers: [("healthy".into(), 2), ("dead".into(), 1)].into(),
+            appliances: 12,
+            phases: [("Configured".into(), 9), ("Booting".into(), 2), ("Error".into(), 1)].into(),
+            moves_in_flight: 1,
+            ..v1::ClusterStatus::default()
+        }
+    }
+
+    #[test]
+    fn the_summary_shows_phases_in_the_order_of_a_life() {
+        assert_eq!(
+            summary(&status()),
+            "2 of 3 workers healthy, 12 appliances: 2 booting, 9 configured, 1 error, 1 move under way"
+        );
+        let empty = v1::ClusterStatus { waiting: "no workers".into(), ..v1::ClusterStatus::default() };
+        assert_eq!(summary(&empty), "0 of 0 workers healthy, 0 appliances, waiting: no workers");
+    }
+
+    #[test]
+    fn what_failed_does_not_run() {
+        assert_eq!(running(&status()), 11);
+    }
+}

@@ -1,0 +1,346 @@
+//! Keeps child processes running: starts them, starts them again when they die, stops them all at the same time.
+//!
+//! ```text
+//! running --exit--> waiting (back-off) --time--> running
+//! running --exit, too often in a row--> given up
+//! running --stop--> SIGTERM --exit--> stopped
+//!                          --grace over, or asked to hurry--> SIGKILL to the group
+//! ```
+//!
+//! Each child leads a process group of its own, so that a Ctrl-C in the terminal reaches `rugctl` alone and the order
+//! of stopping stays here. One task owns one child; the tasks report through one bounded channel.
+
+use std::fs::{self, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+/// Reports that wait to be read. A child reports a few times a minute at most; when nobody reads, the newest are lost.
+const EVENTS: usize = 256;
+/// How long a killed process may take to vanish; it only does not while the kernel is stuck in a device.
+const KILL_WAIT: Duration = Duration::from_secs(5);
+
+/// A program that shall run.
+#[derive(Clone, Debug)]
+pub(crate) struct Program {
+    /// Stable name, such as `worker-1`.
+    pub(crate) name: String,
+    /// The binary.
+    pub(crate) binary: PathBuf,
+    /// Its arguments.
+    pub(crate) args: Vec<String>,
+    /// Receives stdout and stderr, appended.
+    pub(crate) log: PathBuf,
+    /// Holds pid and start time while it runs.
+    pub(crate) pid_file: PathBuf,
+}
+
+/// When and how often a child is started again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Policy {
+    /// Pause after the first death; doubles with each that follows soon.
+    pub(crate) first_pause: Duration,
+    /// Longest pause.
+    pub(crate) longest_pause: Duration,
+    /// A child that ran this long starts with a clean record.
+    pub(crate) steady_after: Duration,
+    /// Deaths in a row after which it is given up.
+    pub(crate) limit: u32,
+    /// How long it may take to stop after SIGTERM.
+    pub(crate) stop_grace: Duration,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            // Long enough not to spin, short enough that a worker is back before its appliances miss it much.
+            first_pause: Duration::from_secs(1),
+            longest_pause: Duration::from_secs(30),
+            steady_after: Duration::from_secs(20),
+            limit: 8,
+            stop_grace: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What happened to a child.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// It runs.
+    Started {
+        /// Its name.
+        name: String,
+        /// Its process.
+        pid: u32,
+    },
+    /// It died and is started again after a pause.
+    Died {
+        /// Its name.
+        name: String,
+        /// How it died.
+        how: String,
+        /// The pause.
+        pause: Duration,
+    },
+    /// It died too often, or cannot be started.
+    GivenUp {
+        /// Its name.
+        name: String,
+        /// How it died the last time.
+        how: String,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    No,
+    Gracefully,
+    Now,
+}
+
+/// All children of one `rugctl up`. Dropped without [`Supervisor::stop`], it leaves them running.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    policy: Policy,
+    events: mpsc::Receiver<Event>,
+    report: mpsc::Sender<Event>,
+    stop: watch::Sender<Stop>,
+    children: Vec<JoinHandle<()>>,
+}
+
+impl Supervisor {
+    /// Without children.
+    pub(crate) fn new(policy: Policy) -> Self {
+        let (report, events) = mpsc::channel(EVENTS);
+        Self { policy, events, report, stop: watch::Sender::new(Stop::No), children: Vec::new() }
+    }
+
+    /// Starts a child and looks after it from now on.
+    pub(crate) fn start(&mut self, program: Program) {
+        let keeper = Keeper {
+            program,
+            policy: self.policy,
+            report: self.report.clone(),
+            stop: self.stop.subscribe(),
+            deaths: 0,
+        };
+        self.children.push(tokio::spawn(keeper.run()));
+    }
+
+    /// The next thing that happens to a child. Never ends by itself. Cancel safe.
+    pub(crate) async fn event(&mut self) -> Event {
+        match self.events.recv().await {
+            Some(event) => event,
+            // Not reached while `self.report` lives.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Stops all children at the same time and waits for the last; those that take longer than the grace, or than
+    /// `hurry` takes to complete, are killed.
+    pub(crate) async fn stop(self, hurry: impl Future<Output = ()>) {
+        self.stop.send_replace(Stop::Gracefully);
+        let mut children = futures::future::join_all(self.children);
+        let mut hurry = std::pin::pin!(hurry);
+        tokio::select! {
+            _ = &mut children => return,
+            () = &mut hurry => {}
+        }
+        self.stop.send_replace(Stop::Now);
+        children.await;
+    }
+}
+
+/// Looks after one child.
+struct Keeper {
+    program: Program,
+    policy: Policy,
+    report: mpsc::Sender<Event>,
+    stop: watch::Receiver<Stop>,
+    /// In a row, each before the child was steady.
+    deaths: u32,
+}
+
+impl Keeper {
+    async fn run(mut self) {
+        while *self.stop.borrow() == Stop::No {
+            let started = Instant::now();
+            let how = match self.spawn() {
+                Ok(mut child) => {
+                    let pid = child.id().unwrap_or_default();
+                    self.tell(Event::Started { name: self.program.name.clone(), pid });
+                    tokio::select! {
+                        status = child.wait() => status.map_or_else(|e| e.to_string(), describe),
+                        () = stopping(&mut self.stop) => {
+                            self.end(&mut child, pid).await;
+                            let _ = fs::remove_file(&self.program.pid_file);
+                            return;
+                        }
+                    }
+                }
+                Err(error) => format!("cannot be started: {}: {error}", self.program.binary.display()),
+            };
+            let _ = fs::remove_file(&self.program.pid_file);
+            self.deaths = if started.elapsed() >= self.policy.steady_after { 1 } else { self.deaths + 1 };
+            let name = self.program.name.clone();
+            if self.deaths >= self.policy.limit {
+                self.tell(Event::GivenUp { name, how });
+                return;
+            }
+            let pause = self.pause();
+            self.tell(Event::Died { name, how, pause });
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = stopping(&mut self.stop) => return,
+            }
+        }
+    }
+
+    fn pause(&self) -> Duration {
+        let doublings = self.deaths.saturating_sub(1).min(16);
+        (self.policy.first_pause * 2u32.pow(doublings)).min(self.policy.longest_pause)
+    }
+
+    fn tell(&self, event: Event) {
+        // Full means that nobody looks; the log has it all.
+        let _ = self.report.try_send(event);
+    }
+
+    fn spawn(&self) -> std::io::Result<Child> {
+        let log = OpenOptions::new().create(true).append(true).open(&self.program.log)?;
+        let child = Command::new(&self.program.binary)
+            .args(&self.program.args)
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0)
+            .spawn()?;
+        if let Some(pid) = child.id() {
+            // Only needed to find the child again after a crash of `rugctl` itself.
+            let _ = fs::write(&self.program.pid_file, Process::of(pid).map(|p| p.to_line()).unwrap_or_default());
+        }
+        Ok(child)
+    }
+
+    /// SIGTERM, then SIGKILL to the whole group when the grace is over.
+    async fn end(&mut self, child: &mut Child, pid: u32) {
+        signal(pid, Signal::TERM);
+        tokio::select! {
+            _ = child.wait() => return,
+            () = sleep(self.policy.stop_grace) => {}
+            () = hurried(&mut self.stop) => {}
+        }
+        kill_group(pid);
+        let _ = tokio::time::timeout(KILL_WAIT, child.wait()).await;
+    }
+}
+
+async fn stopping(stop: &mut watch::Receiver<Stop>) {
+    // The sender only goes away after everything was stopped, or with the whole process.
+    let _ = stop.wait_for(|stop| *stop != Stop::No).await;
+}
+
+async fn hurried(stop: &mut watch::Receiver<Stop>) {
+    if stop.wait_for(|stop| *stop == Stop::Now).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+fn signal(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        // It may have just ended.
+        let _ = kill_process(pid, signal);
+    }
+}
+
+fn kill_group(pid: u32) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = kill_process_group(pid, Signal::KILL);
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("ended with exit code {code}"),
+        (None, Some(signal)) => format!("was ended by signal {signal}"),
+        (None, None) => "ended".to_owned(),
+    }
+}
+
+/// A process for certain: pids are used again, a pid with a start time is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Process {
+    pid: u32,
+    /// Clock ticks since boot.
+    start: u64,
+}
+
+impl Process {
+    /// The process that has this pid now.
+    fn of(pid: u32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name, in brackets, may hold anything; the fields after it cannot. State is the third of all fields,
+        // the start time the twenty-second.
+        let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+        let state = fields.next()?;
+        let start = fields.nth(18)?.parse().ok()?;
+        (state != "Z").then_some(Self { pid, start })
+    }
+
+    /// The process a pid file names.
+    fn parse(line: &str) -> Option<Self> {
+        let (pid, start) = line.trim().split_once(' ')?;
+        Some(Self { pid: pid.parse().ok()?, start: start.parse().ok()? })
+    }
+
+    fn to_line(self) -> String {
+        format!("{} {}\n", self.pid, self.start)
+    }
+
+    fn is_alive(self) -> bool {
+        Self::of(self.pid) == Some(self)
+    }
+}
+
+/// Processes of an earlier `rugctl up` that was killed before it could stop them, by name.
+pub(crate) fn leftovers(run: &Path) -> Vec<(String, Process)> {
+    let Ok(entries) = fs::read_dir(run) else { return Vec::new() };
+    let mut found = Vec::new();
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let name = path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let process = fs::read_to_string(&path).ok().and_then(|line| Process::parse(&line));
+        match process.filter(|p| p.is_alive()) {
+            Some(process) => found.push((name, process)),
+            // Dead, or never written to the end.
+            None => drop(fs::remove_file(&path)),
+        }
+    }
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    found
+}
+
+/// Stops leftovers as [`Supervisor::stop`] does; they are not our children, so their end is found by looking.
+pub(crate) async fn stop_leftovers(processes: &[Process], grace: Duration) {
+    const LOOK: Duration = Duration::from_millis(20);
+
+    processes.iter().for_each(|p| signal(p.pid, Signal::TERM));
+    for limit in [grace, KILL_WAIT] {
+        let deadline = Instant::now() + limit;
+        while processes.iter().any(|p| p.is_alive()) && Instant::now() < deadline {
+            sleep(LOOK).await;
+        }
+        processes.iter().filter(|p| p.is_alive()).for_each(|p| kill_group(p.pid));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,313 @@
+//! Waiting until appliances are where a command wants them: configured, or gone.
+//!
+//! [`Tracker`] decides from watch events alone and knows neither time nor network; [`settle`] feeds it, keeps the stream
+//! open across losses and gives up at the deadline. Phase `Error` counts as a failure while it lasts: the worker's
+//! cooldown may end in success later, but whoever waits wants to hear of it now.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use indicatif::ProgressBar;
+use proto::admin::v1;
+use tokio::time::{Instant, sleep, timeout_at};
+use tonic::Code;
+
+use crate::client::{Backoff, Client};
+use crate::document::view;
+use crate::error::Failure;
+use crate::output::{Ui, one_line};
+
+/// Most appliances for which a line is printed at each step when there is no progress bar.
+const TELL_EACH: usize = 20;
+
+/// What is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Goal {
+    /// Phase `Configured`, with this generation or a later one acted on.
+    Configured {
+        /// The generation the command made or found.
+        generation: u64,
+    },
+    /// Removed to the last trace.
+    Gone,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    Waiting,
+    Reached,
+    Failed,
+}
+
+#[derive(Debug)]
+struct Target {
+    label: String,
+    goal: Goal,
+    state: State,
+    /// Seen since the stream was opened.
+    seen: bool,
+    phase: &'static str,
+    /// What went wrong last.
+    error: String,
+}
+
+impl Target {
+    fn describe(&self) -> String {
+        let error = if self.error.is_empty() { String::new() } else { format!(": {}", self.error) };
+        format!("{}: {}{error}", self.label, self.phase)
+    }
+}
+
+/// The appliances that are waited for.
+#[derive(Debug)]
+pub(crate) struct Tracker {
+    targets: BTreeMap<String, Target>,
+    tenants: Vec<String>,
+}
+
+impl Tracker {
+    /// Waits for each of these with its goal.
+    pub(crate) fn new<'a>(appliances: impl IntoIterator<Item = (&'a v1::Appliance, Goal)>) -> Self {
+        let mut tenants = Vec::new();
+        let mut targets = BTreeMap::new();
+        for (appliance, goal) in appliances {
+            if !tenants.contains(&appliance.tenant) {
+                tenants.push(appliance.tenant.clone());
+            }
+            let target = Target {
+                label: view::label(appliance),
+                goal,
+                state: State::Waiting,
+                seen: false,
+                phase: view::phase(appliance),
+                error: String::new(),
+            };
+            targets.insert(appliance.id.clone(), target);
+        }
+        Self { targets, tenants }
+    }
+
+    /// What has to be watched to see them all.
+    fn filter(&self) -> v1::ApplianceFilter {
+        match self.tenants.as_slice() {
+            [tenant] => v1::ApplianceFilter { tenant: tenant.clone(), ..v1::ApplianceFilter::default() },
+            _ => v1::ApplianceFilter::default(),
+        }
+    }
+
+    /// A new stream begins: what it does not show by `SYNCED` is gone.
+    fn begin(&mut self) {
+        self.targets.values_mut().for_each(|target| target.seen = false);
+    }
+
+    /// Takes an event in; answers with a line when something worth telling has changed.
+    fn observe(&mut self, event: &v1::ApplianceEvent) -> Option<String> {
+        use v1::appliance_event::Type;
+
+        if event.r#type() == Type::Synced {
+            let missing = self.targets.values_mut().filter(|t| !t.seen);
+            let lines: Vec<_> = missing.filter_map(Self::gone).collect();
+            return (!lines.is_empty()).then(|| lines.join("\n"));
+        }
+        let appliance = event.appliance.as_ref()?;
+        let target = self.targets.get_mut(&appliance.id)?;
+        target.seen = true;
+        if event.r#type() == Type::Gone {
+            return Self::gone(target);
+        }
+        let status = appliance.status.clone().unwrap_or_default();
+        let error = one_line(&status.last_error);
+        let state = match target.goal {
+            Goal::Gone => State::Waiting,
+            Goal::Configured { generation } => match status.phase() {
+                _ if appliance.deleting => State::Failed,
+                v1::Phase::Configured if status.observed_generation >= generation => State::Reached,
+                v1::Phase::Error if status.observed_generation >= generation => State::Failed,
+                _ => State::Waiting,
+            },
+        };
+        let error = if state == State::Reached { String::new() } else { error };
+        let news = state != target.state || (!error.is_empty() && error != target.error);
+        target.phase = view::phase(appliance);
+        target.error = if appliance.deleting && state == State::Failed { "is being deleted".to_owned() } else { error };
+        target.state = state;
+        news.then(|| target.describe())
+    }
+
+    fn gone(target: &mut Target) -> Option<String> {
+        let state = if target.goal == Goal::Gone { State::Reached } else { State::Failed };
+        let news = target.state != state;
+        target.state = state;
+        target.phase = "Gone";
+        target.error = String::new();
+        news.then(|| target.describe())
+    }
+
+    fn reached(&self) -> u64 {
+        self.targets.values().filter(|t| t.state == State::Reached).count() as u64
+    }
+
+    fn is_settled(&self) -> bool {
+        self.targets.values().all(|t| t.state != State::Waiting)
+    }
+
+    /// A line for each appliance that is not where it shall be.
+    fn missing(&self) -> Vec<String> {
+        let mut missing: Vec<_> = self.targets.values().filter(|t| t.state != State::Reached).collect();
+        missing.sort_by(|a, b| a.label.cmp(&b.label));
+        missing.into_iter().map(Target::describe).collect()
+    }
+}
+
+/// Waits until every appliance has reached its goal or has failed.
+///
+/// # Errors
+/// Exit code 1 with a line for each appliance that failed or is not there after `limit`.
+pub(crate) async fn settle(client: &Client, ui: &Ui, mut tracker: Tracker, limit: Duration) -> Result<(), Failure> {
+    let deadline = Instant::now() + limit;
+    let bar = ui.bar(tracker.targets.len() as u64);
+    let result = match timeout_at(deadline, follow(client, ui, &bar, &mut tracker)).await {
+        Ok(result) => result,
+        Err(_) => Err(Failure::failed(format!("not done after {}", humantime::format_duration(limit)))),
+    };
+    bar.finish_and_clear();
+    let missing = tracker.missing();
+    match result {
+        Ok(()) if missing.is_empty() => Ok(()),
+        Ok(()) => Err(Failure::failed(missing.join("\n"))),
+        Err(mut failure) => {
+            failure.message = format!("{}\n{}", failure.message, missing.join("\n"));
+            Err(failure)
+        }
+    }
+}
+
+async fn follow(client: &Client, ui: &Ui, bar: &ProgressBar, tracker: &mut Tracker) -> Result<(), Failure> {
+    let mut backoff = Backoff::new();
+    while !tracker.is_settled() {
+        let mut stream = client.watch(tracker.filter()).await?;
+        tracker.begin();
+        while !tracker.is_settled() {
+            let event = match stream.message().await {
+                Ok(Some(event)) => event,
+                Ok(None) => break,
+                Err(status) if may_reopen(status.code()) => break,
+                Err(status) => return Err(status.into()),
+            };
+            backoff = Backoff::new();
+            if let Some(line) = tracker.observe(&event) {
+                tell(ui, bar, tracker, &line);
+            }
+        }
+        if !tracker.is_settled() {
+            sleep(backoff.next()).await;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a stream that ended so is worth opening again: the server went away, or we were too slow for it.
+pub(crate) fn may_reopen(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unavailable | Code::Aborted | Code::DataLoss | Code::Cancelled | Code::ResourceExhausted | Code::Unknown
+    )
+}
+
+fn tell(ui: &Ui, bar: &ProgressBar, tracker: &Tracker, line: &str) {
+    bar.set_position(tracker.reached());
+    if ui.progress {
+        bar.set_message(line.lines().last().unwrap_or_default().to_owned());
+    } else if tracker.targets.len() <= TELL_EACH {
+        ui.note(line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use v1::appliance_event::Type;
+
+    use super::*;
+
+    fn appliance(id: &str, phase: v1::Phase, observed: u64, error: &str) -> v1::Appliance {
+        let spec = v1::Spec { kind: Some(v1::spec::Kind::Custom(v1::Custom::default())), ..v1::Spec::default() };
+        v1::Appliance {
+            id: id.into(),
+            name: format!("n{id}"),
+            spec: Some(spec),
+            status: Some(v1::Status {
+                phase: phase.into(),
+                observed_generation: observed,
+                last_error: error.into(),
+                ..v1::Status::default()
+            }),
+            ..v1::Appliance::default()
+        }
+    }
+
+    fn event(kind: Type, appliance: v1::Appliance) -> v1::ApplianceEvent {
+        v1::ApplianceEvent { r#type: kind.into(), appliance: Some(appliance) }
+    }
+
+    fn synced() -> v1::ApplianceEvent {
+        v1::ApplianceEvent { r#type: Type::Synced.into(), appliance: None }
+    }
+
+    fn tracker(goal: Goal) -> Tracker {
+        Tracker::new([(&appliance("1", v1::Phase::Down, 0, ""), goal)])
+    }
+
+    #[test]
+    fn configured_with_an_older_generation_is_not_enough() {
+        let mut tracker = tracker(Goal::Configured { generation: 2 });
+        tracker.begin();
+        tracker.observe(&event(Type::Current, appliance("1", v1::Phase::Configured, 1, "")));
+        tracker.observe(&synced());
+        assert!(!tracker.is_settled());
+        let line = tracker.observe(&event(Type::Changed, appliance("1", v1::Phase::Configured, 2, "old trouble")));
+        assert_eq!(line.as_deref(), Some("custom/n1: Configured"));
+        assert!(tracker.is_settled() && tracker.missing().is_empty());
+    }
+
+    #[test]
+    fn trouble_is_told_while_waiting_and_error_fails() {
+        let mut tracker = tracker(Goal::Configured { generation: 1 });
+        let busy = appliance("1", v1::Phase::Booting, 1, "port 8080 is in use");
+        let line = tracker.observe(&event(Type::Changed, busy.clone()));
+        assert_eq!(line.as_deref(), Some("custom/n1: Booting: port 8080 is in use"));
+        assert_eq!(tracker.observe(&event(Type::Changed, busy)), None, "the same trouble is told once");
+        tracker.observe(&event(Type::Changed, appliance("1", v1::Phase::Error, 1, "port 8080 is in use")));
+        assert!(tracker.is_settled());
+        assert_eq!(tracker.missing(), ["custom/n1: Error: port 8080 is in use"]);
+        tracker.observe(&event(Type::Changed, appliance("1", v1::Phase::Configured, 1, "")));
+        assert!(tracker.missing().is_empty(), "a later success counts");
+    }
+
+    #[test]
+    fn what_a_synced_stream_does_not_show_is_gone() {
+        for (goal, missing) in [(Goal::Gone, 0), (Goal::Configured { generation: 1 }, 1)] {
+            let mut tracker = tracker(goal);
+            tracker.begin();
+            tracker.observe(&event(Type::Current, appliance("2", v1::Phase::Configured, 1, "")));
+            tracker.observe(&synced());
+            assert!(tracker.is_settled());
+            assert_eq!(tracker.missing().len(), missing, "{goal:?}");
+        }
+    }
+
+    #[test]
+    fn an_appliance_being_deleted_never_gets_configured() {
+        let mut tracker = tracker(Goal::Configured { generation: 1 });
+        let mut deleted = appliance("1", v1::Phase::Configured, 1, "");
+        deleted.deleting = true;
+        tracker.observe(&event(Type::Changed, deleted));
+        assert_eq!(tracker.missing(), ["custom/n1: Configured: is being deleted"]);
+    }
+
+    #[test]
+    fn others_do_not_matter() {
+        let mut tracker = tracker(Goal::Gone);
+        assert_eq!(tracker.observe(&event(Type::Gone, appliance("9", v1::Phase::Gone, 1, ""))), None);
+        assert!(!tracker.is_settled());
+    }
+}
