@@ -149,9 +149,9 @@ fn refusal<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
 async fn another_worker_adopts_a_process_and_ends_it_with_all_it_started() {
     let world = World::new();
     let (one, two) = (world.driver("w1"), world.driver("w2"));
-    let spec = shell("sleep 1000 & exec sleep 1000");
+    let spec = shell("sleep 1000 & setsid sleep 1000 & exec sleep 1000");
     let made = one.ensure(&permit(1), first(&spec)).await.expect("starts");
-    until("both processes run", || world.processes().len() == 2).await;
+    until("all processes run", || world.processes().len() == 3).await;
     drop(one);
     assert_eq!(two.observe(A).await.expect("readable"), std::slice::from_ref(&made));
     let adopted = two.ensure(&permit(2), first(&spec)).await.expect("finds it");

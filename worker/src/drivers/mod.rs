@@ -73,7 +73,8 @@ pub trait Driver: Send + Sync + 'static {
     /// Instances of one appliance that are running now, by ordinal and attempt. Changes nothing.
     async fn observe(&self, appliance: ApplianceId) -> Result<Vec<Instance>, Error>;
 
-    /// Starts an instance, or finds the one of the same name running. Does not wait for it to answer probes.
+    /// Starts an instance, or finds the one of the same name running. Does not wait for it to answer probes. Another
+    /// attempt that still runs at the ordinal is [`Error::Failed`]: ending it is the caller's decision.
     async fn ensure(&self, permit: &Permit, wanted: Wanted<'_>) -> Result<Instance, Error>;
 
     /// Ends one instance and removes what it left. Ending one that is not there succeeds.

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use common::appliance::FieldViolation;
 use common::{ApplianceId, Term, WorkerId};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
@@ -37,7 +38,7 @@ pub(crate) mod record;
 mod system;
 
 /// How long an instance that somebody else started may take to open its management address before it is shown without.
-const ADOPTED_MANAGEMENT_WAIT: Duration = Duration::from_secs(2);
+const ADOPTED_MANAGEMENT_WAIT: Duration = Duration::from_secs(1);
 
 /// Settings of the driver.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -84,6 +85,32 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// Every setting that cannot work, by name.
+    #[must_use]
+    pub fn validate(&self) -> Vec<FieldViolation> {
+        let mut found = Vec::new();
+        let mut check = |field: &str, value: Duration, most: Duration| {
+            if value > most {
+                found.push(FieldViolation::new(field, format!("must be at most {}s", most.as_secs())));
+            }
+        };
+        let hour = Duration::from_secs(3600);
+        check("stop_grace", self.stop_grace, hour);
+        check("kill_wait", self.kill_wait, hour);
+        check("management_wait", self.management_wait, hour);
+        check("lock_wait", self.lock_wait, hour);
+        check("settle", self.settle, Duration::from_secs(60));
+        if self.state_dir.as_os_str().is_empty() {
+            found.push(FieldViolation::new("state_dir", "must not be empty"));
+        }
+        if self.log_limit == 0 {
+            found.push(FieldViolation::new("log_limit", "must be at least 1"));
+        }
+        found
+    }
+}
+
 /// The driver. Clones share everything.
 #[derive(Clone, Debug)]
 pub struct Process {
@@ -111,6 +138,9 @@ impl Process {
     /// # Errors
     /// [`Error::Refused`] when the directory cannot be written or the launcher is missing; the text names the path.
     pub fn new(config: Config, worker: WorkerId) -> Result<Self, Error> {
+        if let Some(violation) = config.validate().first() {
+            return Err(Error::Refused(violation.to_string()));
+        }
         let refused = |path: &Path, error: &io::Error| {
             Error::Refused(format!("state directory {} cannot be used: {error}", path.display()))
         };
@@ -363,10 +393,11 @@ impl Inner {
         for appliance in record::appliances(&self.instances)? {
             found.extend(self.observe(appliance)?.into_iter().map(|instance| (appliance, instance)));
         }
+        let same = |appliance, instance: &Instance| (appliance, instance.ordinal, instance.attempt);
         // Processes without a record that says so: their folder was removed, or was never written.
         for marked in system::marked(&self.config.state_dir) {
             if let Some((appliance, mut instance)) = described(&marked)
-                && !found.iter().any(|(_, known)| known.pid == instance.pid)
+                && !found.iter().any(|(id, known)| same(*id, known) == same(appliance, &instance))
             {
                 instance.management = self.folder(appliance, instance.ordinal).management();
                 found.push((appliance, instance));
@@ -391,7 +422,7 @@ impl Inner {
         let Some(leader) = recorded.or_else(|| self.scan(name).map(|m| m.identity)) else {
             return Ok((None, Vec::new()));
         };
-        let family = system::family(&leader, name);
+        let family = system::family(&leader, name, &self.config.state_dir);
         Ok((family.iter().find(|id| **id == leader).cloned(), family))
     }
 
@@ -486,7 +517,7 @@ impl Inner {
     /// Ends what a dead instance left behind in its session: it would keep the port of its successor.
     fn sweep(&self, held: &Held, appliance: ApplianceId, record: &Record) -> Result<(), Error> {
         let State::Running(leader) = &record.state else { return Ok(()) };
-        for identity in system::family(leader, &name_of(appliance, &record.instance)) {
+        for identity in system::family(leader, &name_of(appliance, &record.instance), &self.config.state_dir) {
             held.check()?;
             held.note("sweep", record.instance.ordinal, record.instance.attempt, Some(identity.pid), "begun");
             if let Some(target) = Target::open(&identity)? {

@@ -22,6 +22,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
+use common::appliance::FieldViolation;
 use common::{ApplianceId, Token};
 use serde::{Deserialize, Serialize};
 use worker_core::desired::Desired;
@@ -51,6 +52,18 @@ pub struct Config {
     pub seed: u64,
     /// Directory of a world shared by workers of one host; a private one when absent.
     pub world: Option<PathBuf>,
+}
+
+impl Config {
+    /// Every setting that cannot work, by name.
+    #[must_use]
+    pub fn validate(&self) -> Vec<FieldViolation> {
+        let mut found = Vec::new();
+        if !(0.0..=1.0).contains(&self.failure_rate) {
+            found.push(FieldViolation::new("failure_rate", format!("must be 0 to 1, is {}", self.failure_rate)));
+        }
+        found
+    }
 }
 
 /// The driver, and the kind that goes with it.
@@ -114,8 +127,8 @@ impl Simulated {
     /// # Errors
     /// [`Error::Refused`] for a failure rate outside 0 to 1, or a world directory that cannot be written.
     pub fn new(config: Config) -> Result<Self, Error> {
-        if !(0.0..=1.0).contains(&config.failure_rate) {
-            return Err(Error::Refused(format!("failure_rate must be 0 to 1, is {}", config.failure_rate)));
+        if let Some(violation) = config.validate().first() {
+            return Err(Error::Refused(violation.to_string()));
         }
         let shared = config.world.as_deref().map(Shared::open).transpose().map_err(|error| {
             let folder = config.world.clone().unwrap_or_default();

@@ -81,28 +81,30 @@ pub(super) struct Marked {
     pub(super) variables: BTreeMap<String, String>,
 }
 
-/// First processes of instances of this state directory: leaders of their own session, or on the way to become one.
+/// The first process of each instance of this state directory that can be found by its environment. Leaders of a
+/// session, or on the way to become one; what an instance starts in sessions of their own is younger.
 pub(super) fn marked(state_dir: &Path) -> Vec<Marked> {
-    let mut found = Vec::new();
+    let mut found: BTreeMap<String, Marked> = BTreeMap::new();
     for pid in own_pids() {
         let Some(stat) = stat(pid).filter(alive) else { continue };
         if stat.session != pid && !is_launching(pid) {
             continue;
         }
         let variables = variables(pid);
-        let ours = variables.get(STATE_VARIABLE).is_some_and(|dir| Path::new(dir) == state_dir)
-            && variables.contains_key(INSTANCE_VARIABLE);
+        let Some(name) = owner(&variables, state_dir).map(str::to_owned) else { continue };
         // The start time is read again after the environment: both then belong to the same process.
-        if ours && let Some(identity) = identify(pid).filter(|id| id.start_ticks == stat.start_ticks) {
-            found.push(Marked { identity, variables });
+        let Some(identity) = identify(pid).filter(|id| id.start_ticks == stat.start_ticks) else { continue };
+        let age = |id: &Identity| (id.start_ticks, id.pid);
+        if found.get(&name).is_none_or(|known| age(&identity) < age(&known.identity)) {
+            found.insert(name, Marked { identity, variables });
         }
     }
-    found
+    found.into_values().collect()
 }
 
-/// Every live process of an instance: the leader and what it started in its session. Once the leader is gone only those
-/// count that still carry the instance's name, because its session number may have been used again.
-pub(super) fn family(leader: &Identity, name: &str) -> Vec<Identity> {
+/// Every live process of an instance: the leader, what runs in its session, and what carries the instance's name in a
+/// session of its own. Once the leader is gone its session number may have been used again, and only the name counts.
+pub(super) fn family(leader: &Identity, name: &str, state_dir: &Path) -> Vec<Identity> {
     if leader.boot != boot_id() {
         return Vec::new();
     }
@@ -111,12 +113,17 @@ pub(super) fn family(leader: &Identity, name: &str) -> Vec<Identity> {
         .filter_map(|pid| {
             let stat = stat(pid).filter(alive)?;
             let is_leader = pid == leader.pid && stat.start_ticks == leader.start_ticks;
-            let follows = stat.session == leader.pid
-                && stat.start_ticks >= leader.start_ticks
-                && (leads || variables(pid).get(INSTANCE_VARIABLE).is_some_and(|v| v == name));
+            let follows = stat.start_ticks >= leader.start_ticks
+                && ((leads && stat.session == leader.pid) || owner(&variables(pid), state_dir) == Some(name));
             (is_leader || follows).then(|| Identity { pid, start_ticks: stat.start_ticks, boot: leader.boot.clone() })
         })
         .collect()
+}
+
+/// The instance of this state directory that a process with these variables belongs to.
+fn owner<'a>(variables: &'a BTreeMap<String, String>, state_dir: &Path) -> Option<&'a str> {
+    let ours = variables.get(STATE_VARIABLE).is_some_and(|dir| Path::new(dir) == state_dir);
+    variables.get(INSTANCE_VARIABLE).filter(|_| ours).map(String::as_str)
 }
 
 /// A process held by a pidfd: it can be signalled without hitting another one.
