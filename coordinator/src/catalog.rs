@@ -1,0 +1,535 @@
+//! Everything readers need, in memory: appliances with status and assignment, workers, the ring, running rebalances.
+//!
+//! One writer (the runner), many readers. Readers take a short read lock and walk away with `Arc`s; long walks go in
+//! slices ([`Catalog::scan`]), so that the writer never waits for more than one of them. What the store does not have
+//! yet is never visible: [`prepare`](Catalog::prepare) checks a change against everything that is stored *or being
+//! written* and reserves what it takes, [`Write::commit`] shows it once it is durable, and dropping a [`Write`] takes
+//! the reservation back. So two changes in flight can neither take one name or port, nor be made from one state.
+//!
+//! Changes are broadcast under the write lock; a snapshot and a subscription taken under one read lock leave no gap.
+
+mod counts;
+mod filter;
+mod ports;
+mod prepare;
+mod requests;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::SystemTime;
+
+use common::appliance::Name;
+use common::ring::Ring;
+use common::status::{Phase, Status};
+use common::{ApplianceId, RebalanceId, WorkerId};
+use coordinator_core::planner::Strategy;
+use proto::convert::admin::Target;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, broadcast};
+
+use crate::api::{AssignmentView, ClusterView, RebalanceView, WorkerView};
+use crate::record::{Record, RequestRecord};
+
+pub use counts::{Counts, PhaseCounts};
+pub use filter::Filter;
+pub use prepare::{Prepared, Write};
+
+use ports::Ports;
+use requests::Requests;
+
+/// Latest rebalances kept in memory; older ones are read from the store.
+const REBALANCES: usize = 64;
+/// Entries looked at under one read lock: some hundred microseconds.
+const SLICE: usize = 4096;
+
+/// Settings of the catalog.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Most appliances of the cluster. Each takes about 1 KiB of the coordinator's memory; raising it takes more.
+    pub max_appliances: usize,
+    /// Changes a watcher may fall behind before its stream ends and it has to watch again. Raising it costs some 100
+    /// bytes each, lowering it breaks the watches of slow clients.
+    pub watch_buffer: usize,
+    /// Most request ids remembered (for 24 h each). Beyond it the oldest are forgotten: a repeat of them is carried out
+    /// again. Each takes about 150 bytes.
+    pub max_requests: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { max_appliances: 1_000_000, watch_buffer: 16_384, max_requests: 500_000 }
+    }
+}
+
+impl Config {
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// Names the field and its range.
+    pub fn validate(&self) -> Result<(), String> {
+        if self.max_appliances == 0 {
+            return Err("catalog.max_appliances: must be at least 1".to_owned());
+        }
+        if !(16..=1 << 20).contains(&self.watch_buffer) {
+            return Err("catalog.watch_buffer: must be 16 to 1048576".to_owned());
+        }
+        if self.max_requests == 0 {
+            return Err("catalog.max_requests: must be at least 1".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// An appliance with everything known about it. Replaced as a whole, never changed in place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// What is stored.
+    pub record: Arc<Record>,
+    /// What its owner last reported, and when.
+    pub status: Option<(Arc<Status>, SystemTime)>,
+    /// Who holds it.
+    pub assignment: AssignmentView,
+}
+
+impl Entry {
+    /// Its phase; `Down` before the first report.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.status.as_ref().map_or(Phase::Down, |(status, _)| status.phase)
+    }
+
+    /// Where it stands in lists.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        (self.record.tenant.clone(), self.record.name.clone())
+    }
+}
+
+/// Tenant and name.
+pub type Key = (Name, Name);
+
+/// News for the catalog that needs no check: the machine or a worker said so.
+#[derive(Clone, Debug)]
+pub enum Fact {
+    /// What an owner reported.
+    Status(ApplianceId, Arc<Status>, SystemTime),
+    /// Who holds it now.
+    Assignment(ApplianceId, AssignmentView),
+    /// Nothing is left of it, and the store has that.
+    Removed(ApplianceId),
+}
+
+/// A change of one appliance.
+#[derive(Clone, Debug)]
+pub struct ApplianceChange {
+    /// What it was; `None` when it is new.
+    pub before: Option<Arc<Entry>>,
+    /// What it is; `None` when it is gone.
+    pub after: Option<Arc<Entry>>,
+}
+
+/// A change of one worker.
+#[derive(Clone, Debug)]
+pub enum WorkerChange {
+    /// It was not there before.
+    Joined(Arc<WorkerView>),
+    /// Something about it is different.
+    Changed(Arc<WorkerView>),
+    /// It is gone.
+    Gone(Arc<WorkerView>),
+}
+
+/// The ring and the policy in force.
+#[derive(Clone, Debug)]
+pub struct RingView {
+    /// Counts changes of membership in this term.
+    pub version: u64,
+    /// The ring itself.
+    pub ring: Arc<Ring>,
+    /// How members share the appliances.
+    pub strategy: Strategy,
+    /// Width of the band.
+    pub band: f64,
+}
+
+/// What a new leader starts from.
+#[derive(Clone, Debug, Default)]
+pub struct Loaded {
+    /// All appliances.
+    pub entries: Vec<Entry>,
+    /// Idempotent calls of the last 24 h.
+    pub requests: Vec<RequestRecord>,
+    /// Latest rebalances.
+    pub rebalances: Vec<RebalanceView>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Catalog {
+    config: Config,
+    state: RwLock<State>,
+    settled: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    entries: HashMap<ApplianceId, Arc<Entry>>,
+    names: BTreeMap<Key, ApplianceId>,
+    ports: Ports,
+    requests: Requests,
+    /// Appliances a [`Write`] is under way for.
+    writing: HashMap<ApplianceId, Reservation>,
+    /// Names a [`Write`] takes.
+    reserved: HashMap<Key, ApplianceId>,
+    counts: Counts,
+    workers: BTreeMap<WorkerId, Arc<WorkerView>>,
+    rebalances: BTreeMap<RebalanceId, Arc<RebalanceView>>,
+    ring: Option<Arc<RingView>>,
+    cluster: Option<Arc<ClusterView>>,
+    news: News,
+    /// Raised by each load; a write prepared before it cannot be committed after.
+    epoch: u64,
+}
+
+/// What a write in flight has taken beyond what its appliance has already.
+#[derive(Clone, Debug, Default)]
+struct Reservation {
+    key: Option<Key>,
+    ports: Vec<u16>,
+    creates: bool,
+}
+
+#[derive(Debug)]
+struct News {
+    appliances: broadcast::Sender<ApplianceChange>,
+    workers: broadcast::Sender<WorkerChange>,
+    rebalances: broadcast::Sender<Arc<RebalanceView>>,
+}
+
+impl News {
+    fn new(buffer: usize) -> Self {
+        Self {
+            appliances: broadcast::Sender::new(buffer),
+            workers: broadcast::Sender::new(buffer.min(1024)),
+            rebalances: broadcast::Sender::new(buffer.min(1024)),
+        }
+    }
+}
+
+impl State {
+    fn new(config: &Config) -> Self {
+        Self {
+            entries: HashMap::new(),
+            names: BTreeMap::new(),
+            ports: Ports::default(),
+            requests: Requests::new(config.max_requests),
+            writing: HashMap::new(),
+            reserved: HashMap::new(),
+            counts: Counts::default(),
+            workers: BTreeMap::new(),
+            rebalances: BTreeMap::new(),
+            ring: None,
+            cluster: None,
+            news: News::new(config.watch_buffer),
+            epoch: 0,
+        }
+    }
+
+    fn find(&self, target: &Target) -> Option<&Arc<Entry>> {
+        let id = match target {
+            Target::Id(id) => *id,
+            Target::Name(tenant, name) => *self.names.get(&(tenant.clone(), name.clone()))?,
+        };
+        self.entries.get(&id)
+    }
+
+    /// Puts an entry in the place of the former one of the same id and tells watchers.
+    fn put(&mut self, entry: Entry) -> Arc<Entry> {
+        let entry = Arc::new(entry);
+        let id = entry.record.id;
+        let before = self.entries.insert(id, Arc::clone(&entry));
+        if let Some(before) = &before {
+            self.counts.take(before);
+        }
+        self.counts.add(&entry);
+        self.tell(before, Some(Arc::clone(&entry)));
+        entry
+    }
+
+    fn remove(&mut self, id: ApplianceId) {
+        let Some(before) = self.entries.remove(&id) else { return };
+        let key = before.key();
+        if self.names.get(&key) == Some(&id) {
+            self.names.remove(&key);
+        }
+        for port in ports::claimed(&before.record) {
+            self.ports.release(port.0, id);
+        }
+        self.counts.take(&before);
+        self.tell(Some(before), None);
+    }
+
+    fn tell(&self, before: Option<Arc<Entry>>, after: Option<Arc<Entry>>) {
+        // An error means that nobody listens.
+        if self.news.appliances.receiver_count() > 0 {
+            let _ = self.news.appliances.send(ApplianceChange { before, after });
+        }
+    }
+}
+
+impl Catalog {
+    /// An empty catalog.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        let state = RwLock::new(State::new(&config));
+        Self { config, state, settled: Notify::new() }
+    }
+
+    // A panic under the lock leaves no half-made state that matters more than answering: every update ends with whole
+    // entries in place, and the runner dies with such a panic anyway.
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // ------------------------------------------------------------------------------------------- the writer's half
+
+    /// Replaces everything by what the store has, as a new leader does. Watches end; their clients watch again.
+    pub fn load(&self, loaded: Loaded) {
+        let mut fresh = State::new(&self.config);
+        for entry in loaded.entries {
+            let id = entry.record.id;
+            fresh.names.insert(entry.key(), id);
+            for (port, _) in ports::claimed(&entry.record) {
+                fresh.ports.claim(port, id);
+            }
+            fresh.counts.add(&entry);
+            fresh.entries.insert(id, Arc::new(entry));
+        }
+        for request in loaded.requests {
+            fresh.requests.remember(&request, None);
+        }
+        fresh.rebalances = loaded.rebalances.into_iter().map(|r| (r.record.id, Arc::new(r))).collect();
+        let former = {
+            let mut state = self.write();
+            fresh.cluster = state.cluster.take();
+            fresh.epoch = state.epoch + 1;
+            std::mem::replace(&mut *state, fresh)
+        };
+        // A million entries take a while to drop, which needs no lock.
+        drop(former);
+        self.settled.notify_waiters();
+    }
+
+    /// Applies news, in order, under one lock. News of appliances that are not there is dropped.
+    pub fn apply(&self, facts: impl IntoIterator<Item = Fact>) {
+        let mut state = self.write();
+        for fact in facts {
+            match fact {
+                Fact::Status(id, status, time) => {
+                    if let Some(entry) = state.entries.get(&id) {
+                        let entry = Entry { status: Some((status, time)), ..Entry::clone(entry) };
+                        state.put(entry);
+                    }
+                }
+                Fact::Assignment(id, assignment) => {
+                    if let Some(entry) = state.entries.get(&id).filter(|e| e.assignment != assignment) {
+                        let entry = Entry { assignment, ..Entry::clone(entry) };
+                        state.put(entry);
+                    }
+                }
+                Fact::Removed(id) => state.remove(id),
+            }
+        }
+    }
+
+    /// Notes how a worker is now. Watchers hear of it unless only `last_seen` differs.
+    pub fn set_worker(&self, worker: WorkerView) {
+        let mut state = self.write();
+        let worker = Arc::new(worker);
+        let change = match state.workers.insert(worker.id.clone(), Arc::clone(&worker)) {
+            None => WorkerChange::Joined(worker),
+            Some(before) => {
+                let same = WorkerView { last_seen: worker.last_seen, ..WorkerView::clone(&before) } == *worker;
+                if same {
+                    return;
+                }
+                WorkerChange::Changed(worker)
+            }
+        };
+        let _ = state.news.workers.send(change);
+    }
+
+    /// Forgets a worker.
+    pub fn remove_worker(&self, worker: &WorkerId) {
+        let mut state = self.write();
+        if let Some(gone) = state.workers.remove(worker) {
+            let _ = state.news.workers.send(WorkerChange::Gone(gone));
+        }
+    }
+
+    /// Replaces the ring.
+    pub fn set_ring(&self, ring: RingView) {
+        self.write().ring = Some(Arc::new(ring));
+    }
+
+    /// Replaces what is said of the cluster as a whole.
+    pub fn set_cluster(&self, cluster: ClusterView) {
+        self.write().cluster = Some(Arc::new(cluster));
+    }
+
+    /// Notes a rebalance that began, went on or ended, and tells watchers. The latest 64 stay in memory.
+    pub fn set_rebalance(&self, rebalance: RebalanceView) {
+        let mut state = self.write();
+        let rebalance = Arc::new(rebalance);
+        state.rebalances.insert(rebalance.record.id, Arc::clone(&rebalance));
+        while state.rebalances.len() > REBALANCES {
+            state.rebalances.pop_first();
+        }
+        let _ = state.news.rebalances.send(rebalance);
+    }
+
+    /// Ends all watches; part of stopping, so that open streams do not hold the server up.
+    pub fn close_watches(&self) {
+        let mut state = self.write();
+        state.news = News::new(self.config.watch_buffer);
+    }
+
+    // ------------------------------------------------------------------------------------------ the readers' half
+
+    /// One appliance.
+    #[must_use]
+    pub fn get(&self, target: &Target) -> Option<Arc<Entry>> {
+        self.read().find(target).cloned()
+    }
+
+    /// Number of appliances.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.read().entries.len()
+    }
+
+    /// Whether there are no appliances.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Looks at a slice of the appliances that match, ordered by tenant and name, from after `from` on, as long as
+    /// `visit` says `true`. Answers where to go on; `None` at the end. Between two slices the catalog may change; an
+    /// appliance that stays is met once.
+    pub fn scan(&self, filter: &Filter, from: Option<&Key>, mut visit: impl FnMut(&Arc<Entry>) -> bool) -> Option<Key> {
+        let state = self.read();
+        let lower = match (from, &filter.tenant) {
+            (Some(key), _) => Bound::Excluded(key.clone()),
+            (None, Some(tenant)) => match filter.first_name() {
+                Some(name) => Bound::Included((tenant.clone(), name)),
+                None => Bound::Unbounded,
+            },
+            (None, None) => Bound::Unbounded,
+        };
+        for (seen, (key, id)) in state.names.range((lower, Bound::Unbounded)).enumerate() {
+            if filter.is_past(key) {
+                return None;
+            }
+            if let Some(entry) = state.entries.get(id).filter(|e| filter.matches(e))
+                && !visit(entry)
+            {
+                return None;
+            }
+            if seen + 1 >= SLICE {
+                return Some(key.clone());
+            }
+        }
+        None
+    }
+
+    /// All appliances that match, and the changes from then on. Takes the lock once, so that nothing is missed: with a
+    /// million appliances that is some 50 ms, the price of a watch without gaps.
+    #[must_use]
+    pub fn watch(&self, filter: &Filter) -> (Vec<Arc<Entry>>, broadcast::Receiver<ApplianceChange>) {
+        let state = self.read();
+        let receiver = state.news.appliances.subscribe();
+        let entries = state.names.values().filter_map(|id| state.entries.get(id));
+        (entries.filter(|e| filter.matches(e)).cloned().collect(), receiver)
+    }
+
+    /// Workers, by name, from after `from` on.
+    #[must_use]
+    pub fn workers(&self, from: Option<&WorkerId>, limit: usize) -> Vec<(Arc<WorkerView>, PhaseCounts)> {
+        let state = self.read();
+        let lower = from.map_or(Bound::Unbounded, Bound::Excluded);
+        let range = state.workers.range::<WorkerId, _>((lower, Bound::Unbounded));
+        range.take(limit).map(|(id, w)| (Arc::clone(w), state.counts.of(id))).collect()
+    }
+
+    /// One worker.
+    #[must_use]
+    pub fn worker(&self, id: &WorkerId) -> Option<(Arc<WorkerView>, PhaseCounts)> {
+        let state = self.read();
+        state.workers.get(id).map(|w| (Arc::clone(w), state.counts.of(id)))
+    }
+
+    /// All workers, and the changes from then on.
+    #[must_use]
+    pub fn watch_workers(&self) -> (Vec<(Arc<WorkerView>, PhaseCounts)>, broadcast::Receiver<WorkerChange>) {
+        let state = self.read();
+        let workers = state.workers.iter().map(|(id, w)| (Arc::clone(w), state.counts.of(id)));
+        (workers.collect(), state.news.workers.subscribe())
+    }
+
+    /// Rebalances in memory before `before`, newest first.
+    #[must_use]
+    pub fn rebalances(&self, before: Option<RebalanceId>) -> Vec<Arc<RebalanceView>> {
+        let upper = before.map_or(Bound::Unbounded, Bound::Excluded);
+        self.read().rebalances.range((Bound::Unbounded, upper)).rev().map(|(_, r)| Arc::clone(r)).collect()
+    }
+
+    /// A rebalance that is in memory.
+    #[must_use]
+    pub fn rebalance(&self, id: RebalanceId) -> Option<Arc<RebalanceView>> {
+        self.read().rebalances.get(&id).cloned()
+    }
+
+    /// The rebalances that run, and the changes from then on.
+    #[must_use]
+    pub fn watch_rebalances(&self) -> (Vec<Arc<RebalanceView>>, broadcast::Receiver<Arc<RebalanceView>>) {
+        let state = self.read();
+        let running = state.rebalances.values().filter(|r| r.record.ended.is_none()).cloned().collect();
+        (running, state.news.rebalances.subscribe())
+    }
+
+    /// The ring; `None` before the first membership is known.
+    #[must_use]
+    pub fn ring(&self) -> Option<Arc<RingView>> {
+        self.read().ring.clone()
+    }
+
+    /// The cluster as a whole, and how much of everything there is. `None` before the runner has started.
+    #[must_use]
+    pub fn cluster(&self) -> Option<(Arc<ClusterView>, Counts, Vec<Arc<WorkerView>>)> {
+        let state = self.read();
+        let cluster = state.cluster.clone()?;
+        Some((cluster, state.counts.clone(), state.workers.values().cloned().collect()))
+    }
+
+    /// Appliances a worker holds, by phase.
+    #[must_use]
+    pub fn held_by(&self, worker: &WorkerId) -> PhaseCounts {
+        self.read().counts.of(worker)
+    }
+
+    /// Fires whenever a change in flight was committed or given up. The future must be made *before* the command that
+    /// may find itself contended is sent.
+    pub fn settled(&self) -> tokio::sync::futures::Notified<'_> {
+        self.settled.notified()
+    }
+}

@@ -1,0 +1,89 @@
+//! How much of everything there is, kept up to date with each change so that asking costs nothing.
+
+use std::collections::{BTreeMap, HashMap};
+
+use common::WorkerId;
+use common::status::Phase;
+
+use super::Entry;
+
+/// Appliances by phase.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PhaseCounts([u64; Phase::ALL.len()]);
+
+impl PhaseCounts {
+    /// Appliances in all phases.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    /// Phases that appliances are in, and how many.
+    pub fn iter(&self) -> impl Iterator<Item = (Phase, u64)> + '_ {
+        Phase::ALL.into_iter().zip(self.0).filter(|(_, n)| *n > 0)
+    }
+
+    fn slot(&mut self, phase: Phase) -> &mut u64 {
+        // `Phase::ALL` is in the order of the declaration.
+        &mut self.0[phase as usize]
+    }
+}
+
+/// Appliances by phase, by state of the hand-off machine, and by worker.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    phases: PhaseCounts,
+    states: BTreeMap<&'static str, u64>,
+    workers: HashMap<WorkerId, PhaseCounts>,
+}
+
+impl Counts {
+    /// By phase.
+    #[must_use]
+    pub const fn phases(&self) -> &PhaseCounts {
+        &self.phases
+    }
+
+    /// By state of the hand-off machine.
+    #[must_use]
+    pub const fn states(&self) -> &BTreeMap<&'static str, u64> {
+        &self.states
+    }
+
+    /// What a worker holds, by phase.
+    #[must_use]
+    pub fn of(&self, worker: &WorkerId) -> PhaseCounts {
+        self.workers.get(worker).copied().unwrap_or_default()
+    }
+
+    pub(super) fn add(&mut self, entry: &Entry) {
+        let phase = entry.phase();
+        *self.phases.slot(phase) += 1;
+        *self.states.entry(entry.assignment.state).or_default() += 1;
+        if let Some(worker) = &entry.assignment.worker {
+            match self.workers.get_mut(worker) {
+                Some(counts) => *counts.slot(phase) += 1,
+                None => *self.workers.entry(worker.clone()).or_default().slot(phase) += 1,
+            }
+        }
+    }
+
+    pub(super) fn take(&mut self, entry: &Entry) {
+        let phase = entry.phase();
+        *self.phases.slot(phase) -= 1;
+        if let Some(count) = self.states.get_mut(entry.assignment.state) {
+            *count -= 1;
+            if *count == 0 {
+                self.states.remove(entry.assignment.state);
+            }
+        }
+        if let Some(worker) = &entry.assignment.worker
+            && let Some(counts) = self.workers.get_mut(worker)
+        {
+            *counts.slot(phase) -= 1;
+            if counts.total() == 0 {
+                self.workers.remove(worker);
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! The admin API (`rug.admin.v1`), health and reflection over gRPC.
+//!
+//! Each service translates: wire -> domain with `proto::convert`, one read of the [`Catalog`] or one [`Command`] to the
+//! runner, domain -> wire ([`wire`]). Decisions are made elsewhere. [`status`] is the one mapping of errors to codes.
+//! Reads never wait for the runner; changes wait for it until the caller's deadline, and at most [`call::LONGEST`].
+
+mod appliances;
+mod call;
+mod cluster;
+mod page;
+mod placement;
+mod rebalances;
+pub mod status;
+mod trace;
+mod wire;
+mod workers;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use proto::admin::v1 as api;
+use tokio::sync::mpsc;
+use tonic::service::Routes;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::api::{Command, History};
+use crate::catalog::Catalog;
+
+pub use trace::{Trace, TraceLayer};
+
+use call::Caller;
+
+/// Names of the services whose health is told; `""` is the server as a whole.
+const SERVICES: [&str; 6] = [
+    "",
+    "rug.admin.v1.Appliances",
+    "rug.admin.v1.Workers",
+    "rug.admin.v1.Placement",
+    "rug.admin.v1.Rebalances",
+    "rug.admin.v1.Cluster",
+];
+
+/// Builds the services of the admin API.
+pub struct AdminServices {
+    caller: Caller,
+    health: Health,
+}
+
+/// Tells clients and load balancers whether calls make sense. Starts as "not serving".
+#[derive(Clone, Debug)]
+pub struct Health {
+    reporter: HealthReporter,
+}
+
+impl Health {
+    /// Says whether the services answer calls.
+    pub async fn set_serving(&self, serving: bool) {
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for service in SERVICES {
+            self.reporter.set_service_status(service, status).await;
+        }
+    }
+}
+
+impl AdminServices {
+    /// Services that read `catalog` and `history` and send what changes something to `commands`.
+    #[must_use]
+    pub fn new(catalog: Arc<Catalog>, commands: mpsc::Sender<Command>, history: Arc<dyn History>) -> Self {
+        let health = Health { reporter: HealthReporter::new() };
+        Self { caller: Caller::new(catalog, commands, history), health }
+    }
+
+    /// What tells clients whether calls make sense.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.health.clone()
+    }
+
+    /// All services, to be served with [`TraceLayer`] around them:
+    /// `Server::builder().layer(TraceLayer).add_routes(services.routes()?)`.
+    ///
+    /// # Errors
+    /// When the descriptors built into the program cannot be read.
+    pub fn routes(self) -> Result<Routes, tonic_reflection::server::Error> {
+        let descriptors = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let Self { caller, health } = self;
+        let mut routes = Routes::builder();
+        routes
+            .add_service(api::appliances_server::AppliancesServer::new(appliances::Service::new(caller.clone())))
+            .add_service(api::workers_server::WorkersServer::new(workers::Service::new(caller.clone())))
+            .add_service(api::placement_server::PlacementServer::new(placement::Service::new(caller.clone())))
+            .add_service(api::rebalances_server::RebalancesServer::new(rebalances::Service::new(caller.clone())))
+            .add_service(api::cluster_server::ClusterServer::new(cluster::Service::new(caller)))
+            .add_service(tonic_health::pb::health_server::HealthServer::new(
+                tonic_health::server::HealthService::from_health_reporter(health.reporter),
+            ))
+            .add_service(descriptors().build_v1()?)
+            .add_service(descriptors().build_v1alpha()?);
+        Ok(routes.routes())
+    }
+}

@@ -1,0 +1,247 @@
+//! The service `Appliances`.
+
+use std::sync::Arc;
+
+use futures::stream::{self, BoxStream, StreamExt};
+use prost::Message;
+use proto::admin::v1 as wire;
+use proto::convert::admin::draft_from_wire;
+use proto::convert::patch::update_from_wire;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+use tonic::{Request, Response, Status};
+
+use super::call::{Caller, Context, MAX_PAGE_BYTES, canonical, fresh_id, request_key, target};
+use super::page::{self, Position};
+use super::status;
+use super::wire as to_wire;
+use crate::api::{Change, Changed, Command};
+use crate::catalog::{ApplianceChange, Entry, Filter};
+
+/// Moves of one appliance that `Explain` shows.
+const EXPLAINED_MOVES: u64 = 20;
+
+pub(super) struct Service {
+    caller: Caller,
+}
+
+impl Service {
+    pub(super) const fn new(caller: Caller) -> Self {
+        Self { caller }
+    }
+}
+
+/// The appliance a change ended with. Only a `Delete` that found nothing has none.
+fn changed(changed: &Changed) -> wire::Appliance {
+    changed
+        .entry
+        .as_deref()
+        .map_or_else(|| wire::Appliance { deleting: true, ..wire::Appliance::default() }, to_wire::appliance)
+}
+
+#[tonic::async_trait]
+impl wire::appliances_server::Appliances for Service {
+    async fn create(
+        &self,
+        request: Request<wire::CreateApplianceRequest>,
+    ) -> Result<Response<wire::Appliance>, Status> {
+        let context = Context::of(&request);
+        let mut message = request.into_inner();
+        let id = std::mem::take(&mut message.request_id);
+        let key = request_key(&id, || canonical("Create", message.clone(), |m| m.appliance.as_mut()))?;
+        let draft = draft_from_wire(message.appliance).map_err(|v| status::invalid(&v))?;
+        let change = Change::Create { fresh: fresh_id(), draft: Box::new(draft) };
+        let done = self.caller.change(context, change, message.validate_only, key).await?;
+        Ok(Response::new(changed(&done)))
+    }
+
+    async fn get(&self, request: Request<wire::GetApplianceRequest>) -> Result<Response<wire::Appliance>, Status> {
+        let entry = self.caller.find(request.into_inner().appliance)?;
+        Ok(Response::new(to_wire::appliance(&entry)))
+    }
+
+    async fn list(
+        &self,
+        request: Request<wire::ListAppliancesRequest>,
+    ) -> Result<Response<wire::ListAppliancesResponse>, Status> {
+        let message = request.into_inner();
+        let size = page::size(message.page_size)?;
+        let filter = to_wire::filter(message.filter)?;
+        let position = Position::read(&message.page_token, &filter)?;
+        Ok(Response::new(self.page(&filter, position, size).await))
+    }
+
+    async fn update(
+        &self,
+        request: Request<wire::UpdateApplianceRequest>,
+    ) -> Result<Response<wire::UpdateApplianceResponse>, Status> {
+        let context = Context::of(&request);
+        let mut message = request.into_inner();
+        let id = std::mem::take(&mut message.request_id);
+        let key = request_key(&id, || canonical("Update", message.clone(), |m| m.appliance.as_mut()))?;
+        let validate_only = message.validate_only;
+        let update = update_from_wire(message).map_err(|v| status::invalid(&v))?;
+        let change = Change::Update { fresh: fresh_id(), update: Box::new(update) };
+        let done = self.caller.change(context, change, validate_only, key).await?;
+        Ok(Response::new(wire::UpdateApplianceResponse {
+            appliance: Some(changed(&done)),
+            outcome: to_wire::outcome(done.outcome).into(),
+        }))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<wire::DeleteApplianceRequest>,
+    ) -> Result<Response<wire::Appliance>, Status> {
+        let context = Context::of(&request);
+        let mut message = request.into_inner();
+        let id = std::mem::take(&mut message.request_id);
+        let key = request_key(&id, || canonical("Delete", message.clone(), |_| None))?;
+        let expected = message.expected_generation;
+        let change = Change::Delete {
+            target: target(message.appliance)?,
+            expected: (expected > 0).then(|| common::Generation::new(expected)),
+            allow_missing: message.allow_missing,
+        };
+        let done = self.caller.change(context, change, message.validate_only, key).await?;
+        Ok(Response::new(changed(&done)))
+    }
+
+    async fn rebuild(
+        &self,
+        request: Request<wire::RebuildApplianceRequest>,
+    ) -> Result<Response<wire::Appliance>, Status> {
+        let context = Context::of(&request);
+        let mut message = request.into_inner();
+        let id = std::mem::take(&mut message.request_id);
+        let key = request_key(&id, || canonical("Rebuild", message.clone(), |_| None))?;
+        let image = (!message.image.is_empty()).then_some(message.image);
+        let change = Change::Rebuild { target: target(message.appliance)?, image };
+        let done = self.caller.change(context, change, false, key).await?;
+        Ok(Response::new(changed(&done)))
+    }
+
+    async fn check(&self, request: Request<wire::CheckApplianceRequest>) -> Result<Response<wire::Appliance>, Status> {
+        let context = Context::of(&request);
+        let entry = self.caller.find(request.into_inner().appliance)?;
+        let id = entry.record.id;
+        let checked = self.caller.ask(&context, |reply| Command::Check { appliance: id, reply }).await?;
+        checked.map_err(|e| status::from_command(&e))?;
+        // As it is now: the owner's answer is in the catalog before the command is answered.
+        let reference = wire::ApplianceRef { by: Some(wire::appliance_ref::By::Id(id.to_string())) };
+        Ok(Response::new(to_wire::appliance(&*self.caller.find(Some(reference))?)))
+    }
+
+    type WatchStream = BoxStream<'static, Result<wire::ApplianceEvent, Status>>;
+
+    async fn watch(
+        &self,
+        request: Request<wire::WatchAppliancesRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let filter = to_wire::filter(request.into_inner().filter)?;
+        let (current, changes) = self.caller.catalog.watch(&filter);
+        let current = stream::iter(current).map(|e| Ok(event(Kind::Current, Some(&e))));
+        let synced = stream::once(std::future::ready(Ok(event(Kind::Synced, None))));
+        Ok(Response::new(current.chain(synced).chain(live(filter, changes)).boxed()))
+    }
+
+    async fn explain(
+        &self,
+        request: Request<wire::ExplainApplianceRequest>,
+    ) -> Result<Response<wire::ExplainApplianceResponse>, Status> {
+        let context = Context::of(&request);
+        let entry = self.caller.find(request.into_inner().appliance)?;
+        let id = entry.record.id;
+        let explained = self.caller.ask(&context, |reply| Command::Explain { appliance: id, reply }).await?;
+        let explanation = explained.map_err(|e| status::from_command(&e))?;
+        let moves = self.caller.history.moves_of(id, EXPLAINED_MOVES).await;
+        Ok(Response::new(wire::ExplainApplianceResponse {
+            appliance: Some(to_wire::appliance(&entry)),
+            ring_position: to_wire::position(explanation.position),
+            summary: explanation.summary,
+            candidates: explanation.candidates.into_iter().map(to_wire::candidate).collect(),
+            moves: moves.map_err(|e| status::from_history(&e))?.iter().map(to_wire::move_record).collect(),
+        }))
+    }
+}
+
+impl Service {
+    /// One page, of at most `size` appliances and about 3 MiB.
+    async fn page(&self, filter: &Filter, position: Option<Position>, size: usize) -> wire::ListAppliancesResponse {
+        let catalog = &self.caller.catalog;
+        let (mut from, counted) = position.map_or((None, None), |p| (Some(p.after), Some(p.total)));
+        // Only the first page of a list with conditions has to look at everything.
+        let counted = counted.or_else(|| filter.is_empty().then(|| catalog.len() as u64));
+        let mut found: Vec<Arc<Entry>> = Vec::with_capacity(size.min(128));
+        let mut matches = 0;
+        loop {
+            from = catalog.scan(filter, from.as_ref(), |entry| {
+                matches += 1;
+                // One more than fits tells that there is another page.
+                if found.len() <= size {
+                    found.push(Arc::clone(entry));
+                }
+                counted.is_none() || found.len() <= size
+            });
+            if from.is_none() {
+                break;
+            }
+            // A long walk lets other calls on this thread have their turn.
+            tokio::task::yield_now().await;
+        }
+        let total = counted.unwrap_or(matches);
+        let mut bytes = 0;
+        let mut appliances = Vec::with_capacity(found.len().min(size));
+        for entry in found.iter().take(size) {
+            let appliance = to_wire::appliance(entry);
+            bytes += appliance.encoded_len();
+            if bytes > MAX_PAGE_BYTES && !appliances.is_empty() {
+                break;
+            }
+            appliances.push(appliance);
+        }
+        let shown = appliances.len();
+        let more = (shown < found.len()).then(|| shown.checked_sub(1).and_then(|last| found.get(last))).flatten();
+        let next_page_token = more.map(|last| Position { after: last.key(), total }.token(filter)).unwrap_or_default();
+        wire::ListAppliancesResponse { appliances, next_page_token, total_size: total }
+    }
+}
+
+use wire::appliance_event::Type as Kind;
+
+fn event(kind: Kind, entry: Option<&Arc<Entry>>) -> wire::ApplianceEvent {
+    wire::ApplianceEvent { r#type: kind.into(), appliance: entry.map(|e| to_wire::appliance(e)) }
+}
+
+/// What a change is to a watcher with `filter`; nothing when neither side of it matches.
+fn seen(filter: &Filter, change: &ApplianceChange) -> Option<wire::ApplianceEvent> {
+    let matching = |entry: &Option<Arc<Entry>>| entry.clone().filter(|e| filter.matches(e));
+    match (matching(&change.before), matching(&change.after)) {
+        (None, Some(after)) if change.before.is_none() => Some(event(Kind::Created, Some(&after))),
+        (_, Some(after)) => Some(event(Kind::Changed, Some(&after))),
+        (Some(before), None) => Some(event(Kind::Gone, Some(change.after.as_ref().unwrap_or(&before)))),
+        (None, None) => None,
+    }
+}
+
+/// Changes as they come. Ends with `ABORTED` when the client reads too slowly, with `UNAVAILABLE` when this coordinator
+/// stops leading; after either the client watches again.
+fn live(
+    filter: Filter,
+    changes: Receiver<ApplianceChange>,
+) -> impl futures::Stream<Item = Result<wire::ApplianceEvent, Status>> + Send {
+    stream::unfold(Some((filter, changes)), |state| async move {
+        let (filter, mut changes) = state?;
+        loop {
+            match changes.recv().await {
+                Ok(change) => {
+                    if let Some(event) = seen(&filter, &change) {
+                        return Some((Ok(event), Some((filter, changes))));
+                    }
+                }
+                Err(RecvError::Lagged(missed)) => return Some((Err(status::lagged(missed)), None)),
+                Err(RecvError::Closed) => return Some((Err(status::watch_over()), None)),
+            }
+        }
+    })
+}

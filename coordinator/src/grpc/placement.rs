@@ -1,0 +1,90 @@
+//! The service `Placement`: questions about the ring.
+
+use common::appliance::FieldViolation;
+use common::ring::position;
+use proto::admin::v1 as wire;
+use tonic::{Request, Response, Status};
+
+use super::call::Caller;
+use super::status;
+use super::wire as to_wire;
+
+/// Members a `Locate` names when its caller does not say.
+const DEFAULT_COUNT: usize = 3;
+/// Most members one `Locate` names.
+const MAX_COUNT: usize = 100;
+/// Longest key that can be asked about, in bytes.
+const MAX_KEY: usize = 4096;
+/// Points of the ring in one answer: what fits into a message.
+const MAX_POINTS: usize = 50_000;
+
+pub(super) struct Service {
+    caller: Caller,
+}
+
+impl Service {
+    pub(super) const fn new(caller: Caller) -> Self {
+        Self { caller }
+    }
+}
+
+#[tonic::async_trait]
+impl wire::placement_server::Placement for Service {
+    async fn locate(&self, request: Request<wire::LocateRequest>) -> Result<Response<wire::LocateResponse>, Status> {
+        use wire::locate_request::What;
+        let message = request.into_inner();
+        let (key, assignment) = match message.what {
+            None => return Err(status::invalid(&[FieldViolation::new("what", "give an appliance or a key")])),
+            Some(What::Key(key)) if key.len() > MAX_KEY => {
+                let problem = format!("has {} bytes, at most {MAX_KEY} are allowed", key.len());
+                return Err(status::invalid(&[FieldViolation::new("key", problem)]));
+            }
+            Some(What::Key(key)) => (key, None),
+            Some(What::Appliance(reference)) => {
+                let entry = self.caller.find(Some(reference))?;
+                (entry.record.placement_key.clone(), Some(to_wire::assignment(&entry.assignment)))
+            }
+        };
+        let count = match usize::try_from(message.count) {
+            Ok(0) => DEFAULT_COUNT,
+            Ok(n) => n.min(MAX_COUNT),
+            Err(_) => MAX_COUNT,
+        };
+        let view = self.caller.catalog.ring().ok_or_else(status::starting)?;
+        Ok(Response::new(wire::LocateResponse {
+            position: to_wire::position(position(&key)),
+            preference: view.ring.preference(&key).take(count).map(ToString::to_string).collect(),
+            key,
+            assignment,
+        }))
+    }
+
+    async fn get_ring(&self, request: Request<wire::GetRingRequest>) -> Result<Response<wire::Ring>, Status> {
+        let view = self.caller.catalog.ring().ok_or_else(status::starting)?;
+        let ring = &view.ring;
+        let points = if request.into_inner().points { ring.points() } else { &[] };
+        if points.len() > MAX_POINTS {
+            let problem = format!("the ring has {} points, more than fit into an answer", points.len());
+            return Err(status::invalid(&[FieldViolation::new("points", problem)]));
+        }
+        let members = ring.members().zip(ring.shares()).map(|((id, weight), (_, share))| wire::RingMember {
+            id: id.to_string(),
+            weight,
+            share,
+            appliances: self.caller.catalog.held_by(id).total(),
+        });
+        Ok(Response::new(wire::Ring {
+            version: view.version,
+            members: members.collect(),
+            points: points
+                .iter()
+                .map(|p| wire::RingPoint {
+                    position: to_wire::position(p.position),
+                    member: ring.name(p.member).to_string(),
+                })
+                .collect(),
+            strategy: to_wire::strategy(view.strategy).to_owned(),
+            band: view.band,
+        }))
+    }
+}

@@ -1,0 +1,99 @@
+//! The service `Rebalances`: the latest ones from memory, where those that run are, older ones from the store.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use common::RebalanceId;
+use common::appliance::FieldViolation;
+use futures::stream::{self, BoxStream, StreamExt};
+use proto::admin::v1 as wire;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+use tonic::{Request, Response, Status};
+
+use super::call::Caller;
+use super::wire as to_wire;
+use super::{page, status};
+use crate::api::RebalanceView;
+
+pub(super) struct Service {
+    caller: Caller,
+}
+
+impl Service {
+    pub(super) const fn new(caller: Caller) -> Self {
+        Self { caller }
+    }
+}
+
+#[tonic::async_trait]
+impl wire::rebalances_server::Rebalances for Service {
+    async fn list(
+        &self,
+        request: Request<wire::ListRebalancesRequest>,
+    ) -> Result<Response<wire::ListRebalancesResponse>, Status> {
+        let message = request.into_inner();
+        let size = page::size(message.page_size)?;
+        let before: Option<RebalanceId> = match message.page_token.as_str() {
+            "" => None,
+            token => Some(page::open(token).and_then(|t| t.parse().ok()).ok_or_else(page::odd)?),
+        };
+        let stored = self.caller.history.rebalances(before, size as u64 + 1).await;
+        let stored = stored.map_err(|e| status::from_history(&e))?;
+        let mut found: BTreeMap<RebalanceId, wire::Rebalance> =
+            stored.iter().map(|r| (r.id, to_wire::rebalance_record(r))).collect();
+        // What memory has is newer than what the store has. A rebalance between two stored ones is in the store.
+        for view in self.caller.catalog.rebalances(before) {
+            found.insert(view.record.id, to_wire::rebalance_record(&view.record));
+        }
+        let mut rebalances = Vec::with_capacity(size.min(found.len()));
+        let mut last = None;
+        let more = found.len() > size;
+        for (id, rebalance) in found.into_iter().rev().take(size) {
+            rebalances.push(rebalance);
+            last = Some(id);
+        }
+        let next_page_token = last.filter(|_| more).map(|id| page::seal(&id.to_string())).unwrap_or_default();
+        Ok(Response::new(wire::ListRebalancesResponse { rebalances, next_page_token }))
+    }
+
+    async fn get(&self, request: Request<wire::GetRebalanceRequest>) -> Result<Response<wire::Rebalance>, Status> {
+        let text = request.into_inner().id;
+        let id: RebalanceId = text.parse().map_err(|e: common::id::InvalidRebalanceId| {
+            status::invalid(&[FieldViolation::new("id", e.to_string())])
+        })?;
+        let in_memory = self.caller.catalog.rebalance(id);
+        if let Some(view) = in_memory.as_ref().filter(|v| v.record.ended.is_none() || !v.moves.is_empty()) {
+            return Ok(Response::new(to_wire::rebalance(view)));
+        }
+        let stored = self.caller.history.rebalance(id).await.map_err(|e| status::from_history(&e))?;
+        match (stored, in_memory) {
+            (Some((record, moves)), _) => Ok(Response::new(to_wire::stored_rebalance(&record, &moves))),
+            (None, Some(view)) => Ok(Response::new(to_wire::rebalance(&view))),
+            (None, None) => Err(status::not_found("rebalance", &id.to_string())),
+        }
+    }
+
+    type WatchStream = BoxStream<'static, Result<wire::Rebalance, Status>>;
+
+    async fn watch(
+        &self,
+        _request: Request<wire::WatchRebalancesRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let (running, changes) = self.caller.catalog.watch_rebalances();
+        let running = stream::iter(running).map(|view| Ok(to_wire::rebalance(&view)));
+        Ok(Response::new(running.chain(live(changes)).boxed()))
+    }
+}
+
+/// Rebalances as they begin, go on and end; ends as a watch of appliances does.
+fn live(changes: Receiver<Arc<RebalanceView>>) -> impl futures::Stream<Item = Result<wire::Rebalance, Status>> + Send {
+    stream::unfold(Some(changes), |changes| async move {
+        let mut changes = changes?;
+        match changes.recv().await {
+            Ok(view) => Some((Ok(to_wire::rebalance(&view)), Some(changes))),
+            Err(RecvError::Lagged(missed)) => Some((Err(status::lagged(missed)), None)),
+            Err(RecvError::Closed) => Some((Err(status::watch_over()), None)),
+        }
+    })
+}

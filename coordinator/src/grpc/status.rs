@@ -1,0 +1,144 @@
+//! The one mapping of errors to gRPC codes and details.
+//!
+//! | situation | code | details |
+//! |---|---|---|
+//! | bad input, request id reused | `INVALID_ARGUMENT` | `BadRequest` |
+//! | no such appliance, worker, rebalance | `NOT_FOUND` | `ResourceInfo` |
+//! | id or name taken | `ALREADY_EXISTS` | `ResourceInfo` |
+//! | stale generation, watcher too slow | `ABORTED` | |
+//! | being deleted, no owner | `FAILED_PRECONDITION` | `PreconditionFailure` |
+//! | cluster full | `RESOURCE_EXHAUSTED` | `QuotaFailure` |
+//! | not leading, stopping, store cannot be written | `UNAVAILABLE` | `RetryInfo` |
+//! | no answer in time | `DEADLINE_EXCEEDED` | |
+//!
+//! Every status has an `ErrorInfo` with domain `rug` and a reason in capitals that programs can compare.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use common::appliance::FieldViolation;
+use proto::convert::scalar::clip;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::api::{CommandError, HistoryError};
+
+/// Domain of all error reasons.
+pub const DOMAIN: &str = "rug";
+/// Details travel in a header, of which clients take some 8 to 16 KiB in all.
+const MAX_DETAILS: usize = 4096;
+/// Longest text of one violation.
+const MAX_TEXT: usize = 300;
+/// When to try again what the coordinator cannot do just now.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// Tells a caller why a command was not carried out.
+pub fn from_command(error: &CommandError) -> Status {
+    let text = error.to_string();
+    let status = |code, reason: &str, details| build(code, &text, reason, HashMap::new(), details);
+    match error {
+        CommandError::Invalid(violations) => invalid(violations),
+        CommandError::RequestReused(_) => invalid(&[FieldViolation::new("request_id", text)]),
+        CommandError::NotFound(target) => not_found("appliance", &target.to_string()),
+        CommandError::RequestedGone(id) => {
+            status(Code::NotFound, "GONE", resource("appliance", &id.to_string(), &text))
+        }
+        CommandError::NameTaken { tenant, name, .. } => {
+            status(Code::AlreadyExists, "NAME_TAKEN", resource("appliance", &format!("{tenant}/{name}"), &text))
+        }
+        CommandError::IdTaken(id) => {
+            status(Code::AlreadyExists, "ID_TAKEN", resource("appliance", &id.to_string(), &text))
+        }
+        CommandError::Stale { expected, current, .. } => {
+            let facts = [("expected", expected.get().to_string()), ("current", current.get().to_string())];
+            let facts = facts.map(|(k, v)| (k.to_owned(), v)).into();
+            build(Code::Aborted, &text, "STALE_GENERATION", facts, ErrorDetails::new())
+        }
+        CommandError::Deleting(id) => precondition("DELETING", &id.to_string(), &text),
+        CommandError::NoOwner { appliance, .. } => precondition("NO_OWNER", &appliance.to_string(), &text),
+        CommandError::Full(_) => {
+            let details = ErrorDetails::with_quota_failure_violation("appliances", text.as_str());
+            status(Code::ResourceExhausted, "CLUSTER_FULL", details)
+        }
+        CommandError::NotLeading(leader) => {
+            let facts = leader.iter().map(|l| ("leader".to_owned(), l.to_string())).collect();
+            build(Code::Unavailable, &text, "NOT_LEADING", facts, retry())
+        }
+        CommandError::Unavailable(_) => status(Code::Unavailable, "STORE_UNAVAILABLE", retry()),
+        CommandError::Stopping => status(Code::Unavailable, "STOPPING", retry()),
+        CommandError::Contended => status(Code::Unavailable, "CONTENDED", retry()),
+    }
+}
+
+/// Names every field at fault.
+pub fn invalid(violations: &[FieldViolation]) -> Status {
+    let mut details = ErrorDetails::new();
+    let mut size = 0;
+    for violation in violations {
+        let (field, description) = (clip(&violation.field, MAX_TEXT), clip(&violation.description, MAX_TEXT));
+        size += field.len() + description.len();
+        if size > MAX_DETAILS && details.has_bad_request_violations() {
+            break;
+        }
+        details.add_bad_request_violation(field, description);
+    }
+    let text = clip(&CommandError::Invalid(violations.to_vec()).to_string(), 2 * MAX_TEXT);
+    build(Code::InvalidArgument, &text, "INVALID", HashMap::new(), details)
+}
+
+/// Says that `name` does not exist.
+pub fn not_found(kind: &str, name: &str) -> Status {
+    let text = format!("there is no {kind} {name}");
+    build(Code::NotFound, &text, "NOT_FOUND", HashMap::new(), resource(kind, name, &text))
+}
+
+/// Says that the store could not be read.
+pub fn from_history(error: &HistoryError) -> Status {
+    build(Code::Unavailable, &error.to_string(), "STORE_UNAVAILABLE", HashMap::new(), retry())
+}
+
+/// Says that the runner did not answer before the deadline. The change may still be made.
+pub fn deadline() -> Status {
+    let text = "no answer before the deadline; the call may still be carried out";
+    build(Code::DeadlineExceeded, text, "DEADLINE", HashMap::new(), ErrorDetails::new())
+}
+
+/// Says that the coordinator ended before it answered.
+pub fn unanswered() -> Status {
+    let text = "the coordinator stopped before it answered; the call may have been carried out";
+    build(Code::Unavailable, text, "STOPPING", HashMap::new(), retry())
+}
+
+/// Says that nothing is known yet.
+pub fn starting() -> Status {
+    build(Code::Unavailable, "the coordinator is starting", "STARTING", HashMap::new(), retry())
+}
+
+/// Says that a watcher missed `missed` changes and has to watch again.
+pub fn lagged(missed: u64) -> Status {
+    let text = format!("{missed} changes came faster than they were read; watch again");
+    build(Code::Aborted, &text, "WATCH_LAGGED", HashMap::new(), ErrorDetails::new())
+}
+
+/// Says that a watch ended on this side.
+pub fn watch_over() -> Status {
+    build(Code::Unavailable, "the coordinator ended the watch; watch again", "WATCH_OVER", HashMap::new(), retry())
+}
+
+fn resource(kind: &str, name: &str, description: &str) -> ErrorDetails {
+    ErrorDetails::with_resource_info(kind, clip(name, MAX_TEXT), "", clip(description, MAX_TEXT))
+}
+
+fn precondition(reason: &str, subject: &str, text: &str) -> Status {
+    let details = ErrorDetails::with_precondition_failure_violation(reason, subject, clip(text, MAX_TEXT));
+    build(Code::FailedPrecondition, text, reason, HashMap::new(), details)
+}
+
+fn retry() -> ErrorDetails {
+    ErrorDetails::with_retry_info(Some(RETRY_AFTER))
+}
+
+fn build(code: Code, text: &str, reason: &str, facts: HashMap<String, String>, mut details: ErrorDetails) -> Status {
+    details.set_error_info(reason, DOMAIN, facts);
+    Status::with_error_details(code, clip(text, 2 * MAX_TEXT), details)
+}

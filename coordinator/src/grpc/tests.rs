@@ -1,0 +1,319 @@
+//! The services over a real connection, with a runner that commits at once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use common::{ApplianceId, RebalanceId, Term};
+use futures::future::BoxFuture;
+use proto::admin::v1 as wire;
+use proto::admin::v1::appliances_client::AppliancesClient;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::{Channel, Server};
+use tonic::{Code, Request, Status};
+use tonic_types::StatusExt;
+
+use super::{AdminServices, TraceLayer};
+use crate::api::{COMMAND_QUEUE, Command, History, HistoryError};
+use crate::catalog::{Catalog, Config, Prepared};
+use crate::record::{MoveRecord, RebalanceOutcome, RebalanceRecord};
+
+/// A history of ten rebalances.
+struct Ten;
+
+fn rebalance(number: u64) -> RebalanceRecord {
+    RebalanceRecord {
+        id: RebalanceId { term: Term::new(1), number },
+        cause: "joined: w1".into(),
+        trace_id: String::new(),
+        started: SystemTime::UNIX_EPOCH,
+        ended: Some(SystemTime::UNIX_EPOCH),
+        outcome: RebalanceOutcome::Completed,
+        moves: 0,
+        done: 0,
+    }
+}
+
+impl History for Ten {
+    fn rebalances(
+        &self,
+        before: Option<RebalanceId>,
+        limit: u64,
+    ) -> BoxFuture<'_, Result<Vec<RebalanceRecord>, HistoryError>> {
+        let all = (1..=10).rev().map(rebalance).filter(move |r| before.is_none_or(|b| r.id < b));
+        let found = all.take(usize::try_from(limit).expect("a small limit")).collect();
+        Box::pin(std::future::ready(Ok(found)))
+    }
+
+    fn rebalance(
+        &self,
+        id: RebalanceId,
+    ) -> BoxFuture<'_, Result<Option<(RebalanceRecord, Vec<MoveRecord>)>, HistoryError>> {
+        let found = (1..=10).contains(&id.number).then(|| (rebalance(id.number), vec![]));
+        Box::pin(std::future::ready(Ok(found)))
+    }
+
+    fn moves_of(&self, _: ApplianceId, _: u64) -> BoxFuture<'_, Result<Vec<MoveRecord>, HistoryError>> {
+        Box::pin(std::future::ready(Ok(vec![])))
+    }
+}
+
+struct Fixture {
+    channel: Channel,
+    catalog: Arc<Catalog>,
+}
+
+impl Fixture {
+    fn appliances(&self) -> AppliancesClient<Channel> {
+        AppliancesClient::new(self.channel.clone())
+    }
+}
+
+/// Serves the API; the runner commits each change at once when `answers`, and never answers otherwise.
+async fn serve(config: Config, answers: bool) -> Fixture {
+    let catalog = Arc::new(Catalog::new(config));
+    let (commands, mut received) = mpsc::channel(COMMAND_QUEUE);
+    let services = AdminServices::new(Arc::clone(&catalog), commands, Arc::new(Ten));
+    let health = services.health();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    let routes = services.routes().expect("descriptors are built in");
+    let server = Server::builder().layer(TraceLayer).add_routes(routes);
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    health.set_serving(true).await;
+    let runner = Arc::clone(&catalog);
+    tokio::spawn(async move {
+        let mut unanswered = vec![];
+        while let Some(command) = received.recv().await {
+            match command {
+                Command::Change { mutation, reply } if answers => {
+                    let answer = runner.prepare(&mutation, SystemTime::now()).map(|prepared| match prepared {
+                        Prepared::Done(done) => done,
+                        Prepared::Write(write) => write.commit(),
+                    });
+                    let _ = reply.send(answer);
+                }
+                other => unanswered.push(other),
+            }
+        }
+    });
+    let endpoint = Channel::from_shared(format!("http://{address}")).expect("a valid address");
+    Fixture { channel: endpoint.connect().await.expect("it listens"), catalog }
+}
+
+fn custom(name: &str) -> wire::Appliance {
+    let kind = wire::Custom { command: "sleep".into(), ..Default::default() };
+    let spec = wire::Spec { kind: Some(wire::spec::Kind::Custom(kind)), ..Default::default() };
+    wire::Appliance { name: name.into(), spec: Some(spec), ..Default::default() }
+}
+
+fn create(name: &str) -> wire::CreateApplianceRequest {
+    wire::CreateApplianceRequest { appliance: Some(custom(name)), ..Default::default() }
+}
+
+fn by_name(name: &str) -> Option<wire::ApplianceRef> {
+    let name = wire::TenantName { tenant: String::new(), name: name.into() };
+    Some(wire::ApplianceRef { by: Some(wire::appliance_ref::By::Name(name)) })
+}
+
+fn reason(status: &Status) -> String {
+    let details = status.get_error_details();
+    let info = details.error_info().expect("every status has one");
+    assert_eq!(info.domain, "rug");
+    info.reason.clone()
+}
+
+#[tokio::test]
+async fn an_appliance_lives_and_goes_through_the_api() {
+    let fixture = serve(Config::default(), true).await;
+    let mut client = fixture.appliances();
+    let made = client.create(create("web")).await.expect("in order").into_inner();
+    assert_eq!((made.tenant.as_str(), made.driver.as_str(), made.generation), ("default", "process", 1));
+    let found = client.get(wire::GetApplianceRequest { appliance: by_name("web") }).await.expect("just made");
+    assert_eq!(found.into_inner(), made);
+    let again = client.create(create("web")).await.expect_err("the name is taken");
+    assert_eq!((again.code(), reason(&again).as_str()), (Code::AlreadyExists, "NAME_TAKEN"));
+    assert_eq!(again.get_error_details().resource_info().expect("says what").resource_name, "default/web");
+    let delete = wire::DeleteApplianceRequest { appliance: by_name("web"), ..Default::default() };
+    assert!(client.delete(delete).await.expect("in order").into_inner().deleting);
+    let update = wire::UpdateApplianceRequest { appliance: Some(custom("web")), ..Default::default() };
+    let late = client.update(update).await.expect_err("it is being deleted");
+    assert_eq!((late.code(), reason(&late).as_str()), (Code::FailedPrecondition, "DELETING"));
+    assert!(late.get_error_details().precondition_failure().is_some());
+}
+
+#[tokio::test]
+async fn bad_input_is_answered_with_the_fields_at_fault() {
+    let fixture = serve(Config::default(), true).await;
+    let mut appliance = custom("web");
+    appliance.id = "no-uuid".into();
+    appliance.spec.as_mut().expect("has one").replicas = Some(-1);
+    let request = wire::CreateApplianceRequest { appliance: Some(appliance), ..Default::default() };
+    let status = fixture.appliances().create(request).await.expect_err("it is wrong twice");
+    assert_eq!(status.code(), Code::InvalidArgument);
+    let details = status.get_error_details();
+    let fields: Vec<_> = details.bad_request().expect("named").field_violations.iter().map(|v| &v.field).collect();
+    assert_eq!(fields, ["appliance.id", "appliance.spec.replicas"]);
+    let bad_id = wire::CreateApplianceRequest { request_id: "7".into(), ..create("web") };
+    let status = fixture.appliances().create(bad_id).await.expect_err("not a UUID");
+    assert_eq!(status.get_error_details().bad_request().expect("named").field_violations[0].field, "request_id");
+    let filter = wire::ApplianceFilter { kind: "toaster".into(), phases: vec![77], ..Default::default() };
+    let list = wire::ListAppliancesRequest { filter: Some(filter), ..Default::default() };
+    let status = fixture.appliances().list(list).await.expect_err("no such kind");
+    assert_eq!(status.get_error_details().bad_request().expect("named").field_violations.len(), 2);
+    assert!(fixture.catalog.is_empty());
+}
+
+#[tokio::test]
+async fn a_document_of_ten_mebibytes_is_refused_and_the_connection_goes_on() {
+    let fixture = serve(Config::default(), true).await;
+    let mut client = fixture.appliances();
+    let sized = |bytes: usize| {
+        let mut request = create("web");
+        let spec = request.appliance.as_mut().and_then(|a| a.spec.as_mut()).expect("has one");
+        spec.image = "x".repeat(bytes);
+        request
+    };
+    let status = client.create(sized(10 << 20)).await.expect_err("larger than any message");
+    assert!(matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted), "{status:?}");
+    let status = client.create(sized(300 << 10)).await.expect_err("larger than any spec");
+    assert_eq!(status.get_error_details().bad_request().expect("named").field_violations[0].field, "appliance.spec");
+    client.create(create("web")).await.expect("a sane one still works");
+}
+
+#[tokio::test]
+async fn pages_meet_every_appliance_that_stays_once() {
+    let fixture = serve(Config::default(), true).await;
+    let mut client = fixture.appliances();
+    for n in 0..25 {
+        client.create(create(&format!("a{n:02}"))).await.expect("in order");
+    }
+    let filter = wire::ApplianceFilter { name_prefix: "a".into(), ..Default::default() };
+    for filter in [None, Some(filter)] {
+        let mut request = wire::ListAppliancesRequest { page_size: 10, filter, ..Default::default() };
+        let mut seen = vec![];
+        loop {
+            let page = client.list(request.clone()).await.expect("in order").into_inner();
+            assert_eq!(page.total_size, 25);
+            seen.extend(page.appliances.into_iter().map(|a| a.name));
+            if page.next_page_token.is_empty() {
+                break;
+            }
+            request.page_token = page.next_page_token;
+        }
+        assert_eq!(seen, (0..25).map(|n| format!("a{n:02}")).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn concurrent_creates_of_one_name_make_one_appliance() {
+    let fixture = serve(Config::default(), true).await;
+    let calls = (0..8).map(|_| {
+        let mut client = fixture.appliances();
+        async move { client.create(create("web")).await.map_err(|s| s.code()) }
+    });
+    let answers = futures::future::join_all(calls).await;
+    assert_eq!(answers.iter().filter(|a| a.is_ok()).count(), 1);
+    assert!(answers.into_iter().filter_map(Result::err).all(|code| code == Code::AlreadyExists));
+}
+
+#[tokio::test]
+async fn a_call_gives_up_at_its_deadline() {
+    let fixture = serve(Config::default(), false).await;
+    let mut request = Request::new(create("web"));
+    request.metadata_mut().insert("grpc-timeout", "2S".parse().expect("ASCII"));
+    let status = fixture.appliances().create(request).await.expect_err("nobody answers");
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::DeadlineExceeded, "DEADLINE"));
+}
+
+#[tokio::test]
+async fn a_watch_says_what_is_there_then_what_changes() {
+    use wire::appliance_event::Type;
+    let fixture = serve(Config::default(), true).await;
+    let mut client = fixture.appliances();
+    client.create(create("a")).await.expect("in order");
+    let filter = wire::ApplianceFilter { labels: HashMap::new(), name_prefix: "a".into(), ..Default::default() };
+    let request = wire::WatchAppliancesRequest { filter: Some(filter) };
+    let mut events = client.watch(request).await.expect("in order").into_inner();
+    client.create(create("b")).await.expect("does not match");
+    client.create(create("a2")).await.expect("in order");
+    let rebuild = wire::RebuildApplianceRequest { appliance: by_name("a"), ..Default::default() };
+    client.rebuild(rebuild).await.expect("in order");
+    let mut rename = custom("z");
+    rename.id = fixture
+        .catalog
+        .get(&proto::convert::admin::Target::Name("default".parse().expect("a name"), "a2".parse().expect("a name")))
+        .expect("just made")
+        .record
+        .id
+        .to_string();
+    client.update(wire::UpdateApplianceRequest { appliance: Some(rename), ..Default::default() }).await.expect("valid");
+    let mut seen = vec![];
+    for _ in 0..5 {
+        let event = tokio::time::timeout(Duration::from_secs(5), events.message()).await.expect("in time");
+        let event = event.expect("no error").expect("no end");
+        seen.push((event.r#type(), event.appliance.map(|a| a.name).unwrap_or_default()));
+    }
+    let expected =
+        [(Type::Current, "a"), (Type::Synced, ""), (Type::Created, "a2"), (Type::Changed, "a"), (Type::Gone, "z")];
+    assert_eq!(seen, expected.map(|(kind, name)| (kind, name.to_owned())));
+    fixture.catalog.close_watches();
+    let end = events.message().await.expect_err("the watch is over");
+    assert_eq!((end.code(), reason(&end).as_str()), (Code::Unavailable, "WATCH_OVER"));
+}
+
+#[tokio::test]
+async fn a_watcher_that_falls_behind_is_told_to_watch_again() {
+    let fixture = serve(Config { watch_buffer: 16, ..Config::default() }, true).await;
+    let mut client = fixture.appliances();
+    let mut events = client.watch(wire::WatchAppliancesRequest::default()).await.expect("in order").into_inner();
+    // Names of 63 bytes in large labels fill the stream's window, so that the server cannot send on.
+    let mut wide = custom("a");
+    wide.labels = (0..60).map(|n| (format!("l{n}"), "x".repeat(250))).collect();
+    for n in 0..200 {
+        wide.name = format!("a{n}");
+        let request = wire::CreateApplianceRequest { appliance: Some(wide.clone()), ..Default::default() };
+        client.create(request).await.expect("in order");
+    }
+    let end = loop {
+        match events.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("the stream ended without a word"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!((end.code(), reason(&end).as_str()), (Code::Aborted, "WATCH_LAGGED"));
+}
+
+#[tokio::test]
+async fn history_comes_in_pages_newest_first() {
+    let fixture = serve(Config::default(), true).await;
+    let mut client = wire::rebalances_client::RebalancesClient::new(fixture.channel.clone());
+    let mut request = wire::ListRebalancesRequest { page_size: 4, ..Default::default() };
+    let mut seen = vec![];
+    loop {
+        let page = client.list(request.clone()).await.expect("in order").into_inner();
+        seen.extend(page.rebalances.into_iter().map(|r| r.id));
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
+    }
+    assert_eq!(seen, (1..=10).rev().map(|n| format!("r1-{n}")).collect::<Vec<_>>());
+    let missing = client.get(wire::GetRebalanceRequest { id: "r1-11".into() }).await.expect_err("there are ten");
+    assert_eq!(missing.code(), Code::NotFound);
+    let odd = client.get(wire::GetRebalanceRequest { id: "x".into() }).await.expect_err("not an id");
+    assert_eq!(odd.code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn health_tells_that_the_services_serve() {
+    use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+    let fixture = serve(Config::default(), true).await;
+    let mut client = HealthClient::new(fixture.channel.clone());
+    let request = HealthCheckRequest { service: "rug.admin.v1.Appliances".into() };
+    let response = client.check(request).await.expect("known").into_inner();
+    assert_eq!(response.status(), ServingStatus::Serving);
+}

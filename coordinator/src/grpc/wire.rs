@@ -1,0 +1,197 @@
+//! What the coordinator knows, in the words of the API; and filters, the one thing that comes the other way.
+
+use common::appliance::{Driver, FieldViolation, Name};
+use coordinator_core::health::Health;
+use coordinator_core::planner::Strategy;
+use proto::admin::v1 as wire;
+use proto::convert::admin::{phase_from_wire, status_to_wire};
+use proto::convert::scalar::{clip, time_to_wire};
+use proto::convert::spec_to_wire;
+use tonic::Status;
+
+use super::status;
+use crate::api::{AssignmentView, Candidate, MoveView, Outcome, RebalanceView, WorkerView};
+use crate::catalog::{Entry, Filter, PhaseCounts};
+use crate::record::{MoveRecord, RebalanceOutcome, RebalanceRecord};
+
+/// Kinds a filter can name.
+const KINDS: [&str; 2] = ["loadbalancer", "custom"];
+
+pub(super) fn appliance(entry: &Entry) -> wire::Appliance {
+    let record = &entry.record;
+    let status = entry
+        .status
+        .as_ref()
+        .map(|(status, time)| wire::Status { report_time: Some(time_to_wire(*time)), ..status_to_wire(status) });
+    wire::Appliance {
+        id: record.id.to_string(),
+        name: record.name.to_string(),
+        tenant: record.tenant.to_string(),
+        driver: record.driver.name().to_owned(),
+        placement_key: record.placement_key.clone(),
+        labels: record.labels.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+        spec: Some(spec_to_wire(&record.spec)),
+        generation: record.generation.get(),
+        deleting: record.deleting,
+        create_time: Some(time_to_wire(record.created)),
+        update_time: Some(time_to_wire(record.updated)),
+        status,
+        assignment: Some(assignment(&entry.assignment)),
+    }
+}
+
+pub(super) fn assignment(view: &AssignmentView) -> wire::Assignment {
+    wire::Assignment {
+        state: view.state.to_owned(),
+        worker: view.worker.as_ref().map(ToString::to_string).unwrap_or_default(),
+        token: view.token.map(|t| t.to_string()).unwrap_or_default(),
+        reason: view.reason.to_string(),
+        host: view.host.as_deref().unwrap_or_default().to_owned(),
+    }
+}
+
+pub(super) const fn outcome(outcome: Outcome) -> wire::Outcome {
+    match outcome {
+        Outcome::Created => wire::Outcome::Created,
+        Outcome::Changed => wire::Outcome::Changed,
+        Outcome::Unchanged => wire::Outcome::Unchanged,
+    }
+}
+
+pub(super) fn worker(view: &WorkerView, counts: &PhaseCounts) -> wire::Worker {
+    let health = match view.health {
+        Health::Healthy => wire::Health::Healthy,
+        Health::Suspect(_) => wire::Health::Suspect,
+        Health::Dead => wire::Health::Dead,
+    };
+    wire::Worker {
+        id: view.id.to_string(),
+        incarnation: view.incarnation.map(|i| i.to_string()).unwrap_or_default(),
+        health: health.into(),
+        reason: view.health.reason().to_owned(),
+        host: view.host.clone(),
+        zone: view.zone.clone(),
+        weight: view.weight,
+        drivers: view.drivers.clone(),
+        appliances: counts.total(),
+        phases: counts.iter().map(|(phase, n)| (phase.name().to_owned(), n)).collect(),
+        last_seen: view.last_seen.map(time_to_wire),
+        version: view.version.clone(),
+        pid: view.pid,
+        draining: view.draining,
+    }
+}
+
+pub(super) fn candidate(candidate: Candidate) -> wire::Candidate {
+    wire::Candidate {
+        worker: candidate.worker.to_string(),
+        eligible: candidate.eligible,
+        reason: candidate.reason,
+        load: candidate.load,
+        floor: candidate.floor,
+        ceiling: candidate.ceiling,
+    }
+}
+
+pub(super) fn rebalance_record(record: &RebalanceRecord) -> wire::Rebalance {
+    wire::Rebalance {
+        id: record.id.to_string(),
+        cause: record.cause.clone(),
+        trace_id: record.trace_id.clone(),
+        start_time: Some(time_to_wire(record.started)),
+        end_time: record.ended.map(time_to_wire),
+        outcome: match record.outcome {
+            RebalanceOutcome::Running => "running",
+            RebalanceOutcome::Completed => "completed",
+            RebalanceOutcome::Superseded => "superseded",
+            RebalanceOutcome::Interrupted => "interrupted",
+        }
+        .to_owned(),
+        moves: record.moves,
+        moves_done: record.done,
+        r#move: Vec::new(),
+    }
+}
+
+/// Most moves of one rebalance that are shown.
+const MAX_MOVES: usize = 1000;
+
+pub(super) fn rebalance(view: &RebalanceView) -> wire::Rebalance {
+    let moves = view.moves.iter().take(MAX_MOVES).map(|m| move_view(m, &view.record));
+    wire::Rebalance { r#move: moves.collect(), ..rebalance_record(&view.record) }
+}
+
+pub(super) fn stored_rebalance(record: &RebalanceRecord, moves: &[MoveRecord]) -> wire::Rebalance {
+    let moves = moves.iter().take(MAX_MOVES).map(move_record);
+    wire::Rebalance { r#move: moves.collect(), ..rebalance_record(record) }
+}
+
+fn move_view(view: &MoveView, of: &RebalanceRecord) -> wire::Move {
+    wire::Move {
+        appliance: view.appliance.to_string(),
+        from: view.from.as_ref().map(ToString::to_string).unwrap_or_default(),
+        to: view.to.to_string(),
+        reason: view.reason.clone(),
+        state: view.state.to_owned(),
+        time: Some(time_to_wire(view.time)),
+        rebalance: of.id.to_string(),
+    }
+}
+
+pub(super) fn move_record(record: &MoveRecord) -> wire::Move {
+    wire::Move {
+        appliance: record.appliance.to_string(),
+        from: record.from.as_ref().map(ToString::to_string).unwrap_or_default(),
+        to: record.to.to_string(),
+        reason: record.reason.clone(),
+        state: if record.done { "done" } else { "dropped" }.to_owned(),
+        time: Some(time_to_wire(record.time)),
+        rebalance: record.rebalance.to_string(),
+    }
+}
+
+pub(super) const fn strategy(strategy: Strategy) -> &'static str {
+    match strategy {
+        Strategy::Bounded => "bounded",
+        Strategy::Ring => "ring",
+    }
+}
+
+pub(super) fn position(position: u128) -> String {
+    format!("{position:032x}")
+}
+
+/// Reads a filter; everything odd is named, because a condition that is silently ignored shows too much.
+pub(super) fn filter(wire: Option<wire::ApplianceFilter>) -> Result<Filter, Status> {
+    let Some(wire) = wire else { return Ok(Filter::default()) };
+    let mut wrong = Vec::new();
+    let mut note = |field: &str, problem: String| wrong.push(FieldViolation::new(format!("filter.{field}"), problem));
+    let mut filter = Filter { labels: wire.labels.into_iter().collect(), ..Filter::default() };
+    if !wire.tenant.is_empty() {
+        filter.tenant = Name::new(&wire.tenant).map_err(|e| note("tenant", e.to_string())).ok();
+    }
+    if !wire.kind.is_empty() {
+        if !KINDS.contains(&wire.kind.as_str()) {
+            note("kind", format!("`{}` is none of {}", clip(&wire.kind, 64), KINDS.join(", ")));
+        }
+        filter.kind = Some(wire.kind);
+    }
+    if !wire.driver.is_empty() {
+        filter.driver = wire.driver.parse::<Driver>().map_err(|e| note("driver", e.to_string())).ok();
+    }
+    if !wire.worker.is_empty() {
+        filter.worker = Some(wire.worker);
+    }
+    for phase in wire.phases {
+        match phase_from_wire(phase) {
+            Some(phase) if !filter.phases.contains(&phase) => filter.phases.push(phase),
+            Some(_) => {}
+            None => note("phases", format!("{phase} is not a phase")),
+        }
+    }
+    if wire.name_prefix.len() > common::appliance::MAX_NAME {
+        note("name_prefix", format!("is longer than any name ({} bytes)", wire.name_prefix.len()));
+    }
+    filter.name_prefix = wire.name_prefix;
+    if wrong.is_empty() { Ok(filter) } else { Err(status::invalid(&wrong)) }
+}

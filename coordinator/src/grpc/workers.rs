@@ -1,0 +1,154 @@
+//! The service `Workers`.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::WorkerId;
+use common::appliance::FieldViolation;
+use futures::stream::{self, BoxStream, StreamExt};
+use proto::admin::v1 as wire;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+use tonic::{Request, Response, Status};
+
+use super::call::Caller;
+use super::wire as to_wire;
+use super::{page, status};
+use crate::catalog::{Catalog, PhaseCounts, WorkerChange};
+use wire::worker_event::Type as Kind;
+
+/// How often a watch looks whether workers hold more or less than before. Their appliances change far too often to say
+/// each change.
+const COUNTS_EVERY: Duration = Duration::from_secs(1);
+
+pub(super) struct Service {
+    caller: Caller,
+}
+
+impl Service {
+    pub(super) const fn new(caller: Caller) -> Self {
+        Self { caller }
+    }
+}
+
+fn worker_id(field: &str, text: &str) -> Result<WorkerId, Status> {
+    WorkerId::new(text).map_err(|e| status::invalid(&[FieldViolation::new(field, e.to_string())]))
+}
+
+#[tonic::async_trait]
+impl wire::workers_server::Workers for Service {
+    async fn list(
+        &self,
+        request: Request<wire::ListWorkersRequest>,
+    ) -> Result<Response<wire::ListWorkersResponse>, Status> {
+        let message = request.into_inner();
+        let size = page::size(message.page_size)?;
+        let from = match message.page_token.as_str() {
+            "" => None,
+            token => Some(page::open(token).and_then(|t| WorkerId::new(&t).ok()).ok_or_else(page::odd)?),
+        };
+        let found = self.caller.catalog.workers(from.as_ref(), size + 1);
+        let last = found.get(size - 1).filter(|_| found.len() > size);
+        Ok(Response::new(wire::ListWorkersResponse {
+            next_page_token: last.map(|(w, _)| page::seal(w.id.as_str())).unwrap_or_default(),
+            workers: found.iter().take(size).map(|(w, counts)| to_wire::worker(w, counts)).collect(),
+        }))
+    }
+
+    async fn get(&self, request: Request<wire::GetWorkerRequest>) -> Result<Response<wire::Worker>, Status> {
+        let id = worker_id("id", &request.into_inner().id)?;
+        let (worker, counts) =
+            self.caller.catalog.worker(&id).ok_or_else(|| status::not_found("worker", id.as_str()))?;
+        Ok(Response::new(to_wire::worker(&worker, &counts)))
+    }
+
+    type WatchStream = BoxStream<'static, Result<wire::WorkerEvent, Status>>;
+
+    async fn watch(&self, _request: Request<wire::WatchWorkersRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Ok(Response::new(Watch::stream(Arc::clone(&self.caller.catalog)).boxed()))
+    }
+}
+
+/// One watch: events that are due, and what its client knows of the counts.
+struct Watch {
+    catalog: Arc<Catalog>,
+    changes: Receiver<WorkerChange>,
+    counts: BTreeMap<WorkerId, PhaseCounts>,
+    /// At most one event per worker and look.
+    due: VecDeque<wire::WorkerEvent>,
+    ticks: Interval,
+    over: bool,
+}
+
+fn event(kind: Kind, worker: Option<wire::Worker>) -> wire::WorkerEvent {
+    wire::WorkerEvent { r#type: kind.into(), worker }
+}
+
+impl Watch {
+    fn stream(catalog: Arc<Catalog>) -> impl futures::Stream<Item = Result<wire::WorkerEvent, Status>> + Send {
+        let (workers, changes) = catalog.watch_workers();
+        let mut due: VecDeque<_> =
+            workers.iter().map(|(w, counts)| event(Kind::Current, Some(to_wire::worker(w, counts)))).collect();
+        due.push_back(event(Kind::Synced, None));
+        let counts = workers.into_iter().map(|(w, counts)| (w.id.clone(), counts)).collect();
+        let mut ticks = interval(COUNTS_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let watch = Self { catalog, changes, counts, due, ticks, over: false };
+        stream::unfold(watch, |mut watch| async move { watch.next().await.map(|item| (item, watch)) })
+    }
+
+    async fn next(&mut self) -> Option<Result<wire::WorkerEvent, Status>> {
+        loop {
+            if let Some(event) = self.due.pop_front() {
+                return Some(Ok(event));
+            }
+            if self.over {
+                return None;
+            }
+            let error = tokio::select! {
+                change = self.changes.recv() => match change {
+                    Ok(change) => {
+                        self.tell(change);
+                        continue;
+                    }
+                    Err(RecvError::Lagged(missed)) => status::lagged(missed),
+                    Err(RecvError::Closed) => status::watch_over(),
+                },
+                _ = self.ticks.tick() => {
+                    self.look();
+                    continue;
+                }
+            };
+            self.over = true;
+            return Some(Err(error));
+        }
+    }
+
+    fn tell(&mut self, change: WorkerChange) {
+        let (kind, worker) = match change {
+            WorkerChange::Joined(worker) => (Kind::Joined, worker),
+            WorkerChange::Changed(worker) => (Kind::Changed, worker),
+            WorkerChange::Gone(worker) => (Kind::Gone, worker),
+        };
+        let counts = self.catalog.held_by(&worker.id);
+        if kind == Kind::Gone {
+            self.counts.remove(&worker.id);
+        } else {
+            self.counts.insert(worker.id.clone(), counts);
+        }
+        self.due.push_back(event(kind, Some(to_wire::worker(&worker, &counts))));
+    }
+
+    /// Notes workers that hold more or less than the client knows.
+    fn look(&mut self) {
+        for (worker, counts) in self.catalog.workers(None, usize::MAX) {
+            // A worker the client has not heard of is about to be told.
+            if let Some(known) = self.counts.get_mut(&worker.id).filter(|known| **known != counts) {
+                *known = counts;
+                self.due.push_back(event(Kind::Changed, Some(to_wire::worker(&worker, &counts))));
+            }
+        }
+    }
+}
