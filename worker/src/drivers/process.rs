@@ -41,7 +41,7 @@ mod system;
 const ADOPTED_MANAGEMENT_WAIT: Duration = Duration::from_secs(1);
 
 /// Settings of the driver.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Where instances, their logs and the token files live. Workers on one host share it to adopt from each other.
