@@ -1,4 +1,12 @@
 //! The coordinator: leads the cluster, answers the admin API, and tells workers what is theirs.
 
+pub mod api;
+pub mod app;
+pub mod catalog;
+pub mod config;
+pub mod grpc;
+pub mod leader;
 pub mod record;
+pub mod sessions;
+pub mod state_dir;
 pub mod store;

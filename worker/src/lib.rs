@@ -5,3 +5,6 @@ pub mod drivers;
 pub mod gate;
 pub mod kinds;
 pub mod runner;
+pub mod app;
+pub mod config;
+pub mod session;

@@ -1,13 +1,45 @@
 //! Runs the lifecycle of every appliance held here.
 //!
-//! placeholder: interface only
-use common::status::{Progress, Status};
-use common::{ApplianceId, Token};
+//! One task owns all machines and one queue of wake-ups, so that an idle appliance costs memory and a probe now and then,
+//! not a task. Steps run in tasks of their own, bounded in number, probes apart from what changes the world; everything
+//! that changes the world passes the [`Gate`] first. The session talks to it by [`Command`] and hears of it by [`Event`].
+//!
+//! Commands of another token than the one held are ignored, and so are those that come before the first
+//! [`Command::Begin`]. The runner ends once every [`Handle`] is dropped: looking is given up at once, running steps get
+//! [`Config::stop_grace`]; the receiver of events closes after that.
+
+mod entry;
+mod scheduler;
+mod steps;
+mod timers;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
-use worker_core::desired::Desired;
 
+use common::appliance::FieldViolation;
+use common::status::{Progress, Status};
+use common::{ApplianceId, Timestamp, Token, appliance};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use worker_core::desired::Desired;
+use worker_core::lifecycle;
+
+use crate::drivers::Driver;
 use crate::gate::Gate;
+use crate::kinds::Kind;
+
+/// Commands that may wait. A delta has up to 1,000 entries; when it is full, the session reads on once the runner has
+/// caught up, which takes microseconds for each.
+const COMMANDS: usize = 1_024;
+/// Events that may wait in the channel. When it is full they wait in the runner: releases and removals one by one
+/// (there are never more than appliances held), statuses folded to the newest of each appliance.
+const EVENTS: usize = 1_024;
 
 /// What the session tells the runner.
 #[derive(Debug)]
@@ -91,4 +123,128 @@ pub enum Event {
         /// Newest check answered; 0 when none.
         checked: u64,
     },
+}
+
+/// Settings of the runner.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Probes and looks that may run at once. Each may wait for `probe_timeout` on an appliance that hangs, so few of
+    /// them delay all others; many cost sockets.
+    pub looks_in_flight: NonZeroUsize,
+    /// Steps that change the world and may run at once. More boot a fleet faster, and load the host more.
+    pub steps_in_flight: NonZeroUsize,
+    /// How long running steps may go on when the worker stops.
+    #[serde(with = "humantime_serde")]
+    pub stop_grace: Duration,
+    /// How one appliance is treated.
+    pub lifecycle: lifecycle::Config,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            looks_in_flight: NonZeroUsize::new(512).expect("512 is not 0"),
+            steps_in_flight: NonZeroUsize::new(64).expect("64 is not 0"),
+            stop_grace: Duration::from_secs(10),
+            lifecycle: lifecycle::Config::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Every rule the settings break, with the field that breaks it.
+    #[must_use]
+    pub fn validate(&self) -> Vec<FieldViolation> {
+        let lifecycle = self.lifecycle.validate();
+        let mut found: Vec<_> = lifecycle
+            .into_iter()
+            .map(|v| FieldViolation::new(format!("lifecycle.{}", v.field), v.description))
+            .collect();
+        if self.stop_grace > Duration::from_secs(3600) {
+            found.push(FieldViolation::new("stop_grace", "must be 1h or less"));
+        }
+        found
+    }
+}
+
+type KindOf = dyn Fn(&Desired) -> Arc<dyn Kind> + Send + Sync;
+
+/// The drivers this worker offers, and how to speak to what they run.
+#[derive(Clone)]
+pub struct Drivers {
+    offered: Arc<BTreeMap<appliance::Driver, Arc<dyn Driver>>>,
+    kind_of: Arc<KindOf>,
+}
+
+impl Drivers {
+    /// These drivers; `kind_of` chooses the kind for what an appliance shall be.
+    pub fn new(
+        offered: BTreeMap<appliance::Driver, Arc<dyn Driver>>,
+        kind_of: impl Fn(&Desired) -> Arc<dyn Kind> + Send + Sync + 'static,
+    ) -> Self {
+        Self { offered: Arc::new(offered), kind_of: Arc::new(kind_of) }
+    }
+
+    fn driver(&self, name: &appliance::Driver) -> Option<&Arc<dyn Driver>> {
+        self.offered.get(name)
+    }
+
+    fn kind(&self, desired: &Desired) -> Arc<dyn Kind> {
+        (self.kind_of)(desired)
+    }
+}
+
+impl fmt::Debug for Drivers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.offered.keys()).finish()
+    }
+}
+
+/// The runner has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the runner has ended")]
+pub struct Ended;
+
+/// Speaks to a runner. It goes on as long as one of them lives.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+}
+
+impl Handle {
+    /// Hands a command over; waits while too many are queued. Commands take effect in the order in which they are sent.
+    ///
+    /// # Errors
+    /// [`Ended`] when nobody will ever read it.
+    pub async fn send(&self, command: Command) -> Result<(), Ended> {
+        self.commands.send(command).await.map_err(|_| Ended)
+    }
+
+    /// Waits for room for one command, for callers that do other things meanwhile. `None` when nobody will ever read it.
+    pub async fn reserve(&self) -> Option<mpsc::OwnedPermit<Command>> {
+        self.commands.clone().reserve_owned().await.ok()
+    }
+}
+
+/// How the runner tells the time; tests bring their own.
+type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// The part of a worker that keeps appliances alive.
+#[derive(Debug)]
+pub struct Runner;
+
+impl Runner {
+    /// Starts the runner within the current Tokio runtime. Its end shows in the receiver, which closes.
+    #[must_use]
+    pub fn start(config: Config, drivers: Drivers) -> (Handle, mpsc::Receiver<Event>) {
+        Self::start_at(config, drivers, Arc::new(common::runtime::clock::now))
+    }
+
+    fn start_at(config: Config, drivers: Drivers, clock: Clock) -> (Handle, mpsc::Receiver<Event>) {
+        let (commands, inbox) = mpsc::channel(COMMANDS);
+        let (outlet, events) = mpsc::channel(EVENTS);
+        tokio::spawn(scheduler::Scheduler::new(config, drivers, clock).run(inbox, outlet));
+        (Handle { commands }, events)
+    }
 }

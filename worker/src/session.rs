@@ -14,10 +14,10 @@ use std::time::Duration;
 use common::appliance::Driver;
 use common::runtime::retry::Backoff;
 use common::runtime::{clock, telemetry};
-use common::{ApplianceId, Timestamp, Token, WorkerId};
+use common::{ApplianceId, Term, Timestamp, Token, WorkerId};
 use proto::convert::{DesiredParts, Profile, down, up};
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, debug, error, info, info_span, warn};
 use worker_core::desired::Desired;
@@ -77,6 +77,9 @@ impl Config {
     }
 }
 
+/// How long running steps may take to end when this worker stops.
+const END_WORK: Duration = Duration::from_secs(2);
+
 /// Why a stream ended, and what to do about it.
 #[derive(Debug)]
 enum Ended {
@@ -96,8 +99,11 @@ pub struct Session {
     profile: Profile,
     holdings: Holdings,
     gate: Arc<Gate>,
-    runner: Handle,
+    /// `None` once this worker stops.
+    runner: Option<Handle>,
     events: mpsc::Receiver<Event>,
+    /// Term of the newest leader that welcomed this worker.
+    terms: watch::Sender<Term>,
     /// Commands for the runner. Bounded by the leader's window: a delta is acknowledged once its commands were taken.
     commands: VecDeque<Queued>,
     outgoing: Outgoing,
@@ -113,7 +119,7 @@ enum Queued {
 }
 
 impl Session {
-    /// A session for the worker `name` that publishes `profile`.
+    /// A session for the worker `name` that publishes `profile`. Tells through `terms` who leads.
     #[must_use]
     pub fn new(
         config: Config,
@@ -121,6 +127,7 @@ impl Session {
         profile: Profile,
         runner: Handle,
         events: mpsc::Receiver<Event>,
+        terms: watch::Sender<Term>,
     ) -> Self {
         let gate = Gate::new();
         Self {
@@ -130,8 +137,9 @@ impl Session {
             holdings: Holdings::default(),
             commands: VecDeque::from([Queued::Command(Box::new(Command::Begin { gate: Arc::clone(&gate) }))]),
             gate,
-            runner,
+            runner: Some(runner),
             events,
+            terms,
             outgoing: Outgoing::default(),
             releasing: HashMap::new(),
         }
@@ -181,8 +189,20 @@ impl Session {
                 }
             }
         }
-        self.gate.shut();
+        self.end_work().await;
         info!(held = self.holdings.len(), "the gate is shut; what was held goes to others");
+    }
+
+    /// Shuts the gate for good and waits, for a bounded time, until running steps have noticed: what they began must not
+    /// take effect after the leader was told that nothing will.
+    async fn end_work(&mut self) {
+        self.gate.shut();
+        if self.runner.take().is_some() {
+            let ended = async { while self.events.recv().await.is_some() {} };
+            if tokio::time::timeout(END_WORK, ended).await.is_err() {
+                warn!("running steps did not end in time; tokens fence what they still do");
+            }
+        }
     }
 
     /// The former life is over: nothing of it may act any more, and the next `Hello` asks for a new one.
@@ -201,7 +221,7 @@ impl Session {
     async fn pump(&mut self) {
         loop {
             tokio::select! {
-                taken = take_command(&self.runner, &self.commands) => if !self.hand_over(taken) { return },
+                taken = take_command(self.runner.as_ref(), &self.commands) => if !self.hand_over(taken) { return },
                 event = self.events.recv() => match event {
                     Some(event) => self.on_event(event),
                     None => return,
@@ -219,7 +239,7 @@ impl Session {
         info!(worker = %self.name, stream = %hello.stream, held = hello.held.len(), "saying hello");
         let parts = outgoing::hello_parts(&self.name, &self.profile, hello);
         for part in parts {
-            if link.send(part).await.is_err() {
+            if link.out.send(part).await.is_err() {
                 return Ended::Again(Duration::ZERO);
             }
         }
@@ -242,7 +262,7 @@ impl Session {
         loop {
             let message = tokio::select! {
                 () = stop.cancelled() => return Err(Ended::Stopping),
-                message = link.receive() => message,
+                message = link.inlet.receive() => message,
                 () = self.pump() => return Err(Ended::Stopping),
             };
             let (envelope, said) = message.map_err(|problem| {
@@ -259,6 +279,7 @@ impl Session {
                     match self.holdings.welcome::<Arc<Desired>>(from, &keep) {
                         Ok(effects) => {
                             info!(term = %from.term, incarnation = %from.incarnation, kept = keep.len(), "welcomed");
+                            self.terms.send_replace(from.term);
                             self.apply(effects, "");
                             return Ok(part.lease.min(self.config.lease));
                         }
@@ -285,7 +306,7 @@ impl Session {
                     self.say_goodbye(link).await;
                     return Ended::Stopping;
                 }
-                taken = take_command(&self.runner, &self.commands) => {
+                taken = take_command(self.runner.as_ref(), &self.commands) => {
                     if !self.hand_over(taken) {
                         return Ended::Stopping;
                     }
@@ -295,7 +316,7 @@ impl Session {
                     match beat.next() {
                         Some(number) => {
                             let message = up::up_to_wire(&link::wire_envelope(envelope), up::Up::Beat(number));
-                            if link.send(message).await.is_err() {
+                            if link.out.send(message).await.is_err() {
                                 return Ended::Again(Duration::ZERO);
                             }
                         }
@@ -305,7 +326,7 @@ impl Session {
                         }
                     }
                 }
-                message = link.receive() => match message {
+                message = link.inlet.receive() => match message {
                     Ok((envelope, said)) => {
                         if let Some(ended) = self.on_message(&envelope, said, &mut beat) {
                             return ended;
@@ -320,7 +341,7 @@ impl Session {
                     Some(event) => self.on_event(event),
                     None => return Ended::Stopping,
                 },
-                room = link.room(), if waiting => match room {
+                room = link.out.room(), if waiting => match room {
                     Ok(room) => {
                         if let (Some(envelope), Some(up)) = (self.holdings.envelope(), self.outgoing.next()) {
                             room.send(up::up_to_wire(&link::wire_envelope(envelope), up));
@@ -333,7 +354,7 @@ impl Session {
     }
 
     async fn say_goodbye(&mut self, link: link::Link) {
-        self.gate.shut();
+        self.end_work().await;
         let Some(envelope) = self.holdings.envelope() else { return };
         let leave = up::up_to_wire(&link::wire_envelope(envelope), up::Up::Leave);
         if tokio::time::timeout(Duration::from_secs(1), link.finish(leave)).await.is_err() {
@@ -487,11 +508,14 @@ impl Session {
 }
 
 /// Waits until the runner has room for the oldest command; for ever when there is none.
-async fn take_command(runner: &Handle, commands: &VecDeque<Queued>) -> Option<mpsc::OwnedPermit<Command>> {
-    if commands.is_empty() {
-        return std::future::pending().await;
+async fn take_command(
+    runner: Option<&Handle>,
+    commands: &VecDeque<Queued>,
+) -> Option<mpsc::OwnedPermit<Command>> {
+    match runner {
+        Some(runner) if !commands.is_empty() => runner.reserve().await,
+        _ => std::future::pending().await,
     }
-    runner.reserve().await
 }
 
 fn tells(delta: down::Delta) -> Vec<Tell<Arc<Desired>>> {

@@ -111,8 +111,8 @@ impl History {
                     open.view.moves[*at].state = "dropped";
                 }
                 let seconds = now.duration_since(record.started).unwrap_or_default().as_secs_f64();
-                info!(parent: &open.root, rebalance = %id, done, superseded, seconds, "rebalance ends");
                 let record = record.clone();
+                info!(parent: &open.root, rebalance = %id, done, superseded, seconds, "rebalance ends");
                 self.ended.push(open.view);
                 (Some(record), None)
             }

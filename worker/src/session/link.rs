@@ -21,9 +21,17 @@ const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from
 /// One open stream.
 #[derive(Debug)]
 pub(super) struct Link {
-    out: mpsc::Sender<WorkerMessage>,
-    inbound: Streaming<CoordinatorMessage>,
+    pub(super) out: Outlet,
+    pub(super) inlet: Inlet,
 }
+
+/// The way to the coordinator.
+#[derive(Debug)]
+pub(super) struct Outlet(mpsc::Sender<WorkerMessage>);
+
+/// The way from the coordinator.
+#[derive(Debug)]
+pub(super) struct Inlet(Streaming<CoordinatorMessage>);
 
 /// The stream cannot take messages any more.
 #[derive(Debug)]
@@ -51,39 +59,43 @@ pub(super) async fn open(address: &str, timeout: Duration) -> Result<Link, Strin
             request.metadata_mut().insert("traceparent", value);
         }
         let answer = SessionClient::new(channel).open(request).await.map_err(|s| s.message().to_owned())?;
-        Ok(Link { out, inbound: answer.into_inner() })
+        Ok(Link { out: Outlet(out), inlet: Inlet(answer.into_inner()) })
     };
     tokio::time::timeout(timeout, connect).await.unwrap_or_else(|_| Err(format!("no answer within {timeout:?}")))
 }
 
-impl Link {
+impl Outlet {
     /// Sends a message; waits for room, bounded by the transport's keep-alive.
     pub(super) async fn send(&self, message: WorkerMessage) -> Result<(), Broken> {
-        self.out.send(message).await.map_err(|_| Broken)
+        self.0.send(message).await.map_err(|_| Broken)
     }
 
     /// Waits for room for one message.
     pub(super) async fn room(&self) -> Result<mpsc::OwnedPermit<WorkerMessage>, Broken> {
-        self.out.clone().reserve_owned().await.map_err(|_| Broken)
+        self.0.clone().reserve_owned().await.map_err(|_| Broken)
     }
+}
 
+impl Inlet {
     /// The next message.
     ///
     /// # Errors
     /// Why there is none: the stream ended, broke, or carried something that cannot be read.
     pub(super) async fn receive(&mut self) -> Result<(Envelope, down::Down), String> {
-        match self.inbound.message().await {
+        match self.0.message().await {
             Ok(Some(message)) => down::down_from_wire(message).map_err(|e| e.to_string()),
             Ok(None) => Err("the coordinator closed it".to_owned()),
             Err(status) => Err(status.message().to_owned()),
         }
     }
+}
 
+impl Link {
     /// Sends a last message and waits until the other side ends the stream.
     pub(super) async fn finish(mut self, message: WorkerMessage) {
-        if self.send(message).await.is_ok() {
+        if self.out.send(message).await.is_ok() {
             drop(self.out);
-            while let Ok(Some(_)) = self.inbound.message().await {}
+            while let Ok(Some(_)) = self.inlet.0.message().await {}
         }
     }
 }

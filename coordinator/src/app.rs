@@ -1,0 +1,201 @@
+//! Builds every part of the coordinator and states the order in which they start and stop.
+//!
+//! Start: state directory (its lock makes this the only leader), store, leader, services, health. A failure at any point
+//! ends the process with a message and the exit code of [`Failure`]. Stop: health says so, watches end, the leader takes
+//! farewells, the server closes, the store writes what it has.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use common::runtime::shutdown::Signals;
+use common::{ApplianceId, CoordinatorId, RebalanceId, Term};
+use futures::future::BoxFuture;
+use proto::worker::v1::session_server::SessionServer;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tracing::{info, warn};
+
+use crate::api::{COMMAND_QUEUE, History, HistoryError};
+use crate::catalog::Catalog;
+use crate::config::Config;
+use crate::grpc::{AdminServices, TraceLayer};
+use crate::leader::{Ended, Identity, Inputs, Leader};
+use crate::record::{MoveRecord, RebalanceRecord};
+use crate::sessions::Sessions;
+use crate::state_dir::{self, StateDir};
+use crate::store::{self, Store};
+
+/// Messages of all workers that wait for the leader. It takes them in batches; a full queue makes the streams wait, and
+/// with them the workers' reports, which coalesce.
+const SESSION_QUEUE: usize = 4_096;
+
+/// How long open calls may take to end when the server stops.
+const CLOSE: Duration = Duration::from_secs(3);
+
+/// How often a term is begun anew after a higher one was met, before giving up.
+const TERM_TRIES: u32 = 10;
+
+/// Why the process ends, with its documented exit code.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// 3: the state directory or the store in it cannot be used.
+    #[error("{0}")]
+    State(String),
+    /// 4: the address cannot be listened at.
+    #[error("listen at {0}: {1}")]
+    Listen(SocketAddr, std::io::Error),
+    /// 5: the store was lost to another term, or an outcome could not be found out. Starting again is safe.
+    #[error("stepping down: {0}")]
+    StoreLost(store::Error),
+    /// 1: anything else.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl Failure {
+    /// The exit code of the process.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Other(_) => 1,
+            Self::State(_) => 3,
+            Self::Listen(..) => 4,
+            Self::StoreLost(_) => 5,
+        })
+    }
+}
+
+impl From<state_dir::Error> for Failure {
+    fn from(error: state_dir::Error) -> Self {
+        Self::State(error.to_string())
+    }
+}
+
+/// Runs a coordinator until a signal asks it to stop.
+///
+/// # Errors
+/// [`Failure`] says why it ended otherwise.
+pub async fn run(config: Config) -> Result<(), Failure> {
+    let mut signals = Signals::catch().map_err(|e| Failure::Other(format!("catch signals: {e}")))?;
+    let started = SystemTime::now();
+    let _lock = StateDir::take(&config.state_dir)?;
+    let listener = TcpListener::bind(config.listen).await.map_err(|e| Failure::Listen(config.listen, e))?;
+    let address = listener.local_addr().map_err(|e| Failure::Listen(config.listen, e))?;
+    let store = Store::open(&config.store).await.map_err(|e| Failure::State(e.to_string()))?;
+    let coordinator = CoordinatorId::new(&config.name).map_err(|e| Failure::Other(e.to_string()))?;
+    let identity =
+        Identity { coordinator, started, store: config.store.url.clone(), coordination: "embedded".to_owned() };
+
+    let catalog = Arc::new(Catalog::new(config.catalog.clone()));
+    let (commands_in, commands) = mpsc::channel(COMMAND_QUEUE);
+    let (sessions_in, sessions) = mpsc::channel(SESSION_QUEUE);
+    let mut inputs = Inputs { commands, sessions };
+    let stop = CancellationToken::new();
+    let (stopping_in, stopping) = watch::channel(false);
+
+    let leader = begin(&config, &store, &catalog, &identity, Term::default()).await?;
+    let history: Arc<dyn History> = Arc::new(StoreHistory(store.clone()));
+    let services = AdminServices::new(Arc::clone(&catalog), commands_in, history);
+    let health = services.health();
+    let routes = services.routes().map_err(|e| Failure::Other(format!("build the services: {e}")))?;
+    let closing = CancellationToken::new();
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(5)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+        .tcp_nodelay(true)
+        .layer(TraceLayer)
+        .add_routes(routes)
+        .add_service(SessionServer::new(Sessions::new(sessions_in, stopping)))
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), closing.clone().cancelled_owned());
+    let server = tokio::spawn(server);
+    health.set_serving(true).await;
+    info!(%address, state_dir = %config.state_dir.display(), "serving");
+
+    let mut leading = Box::pin(lead(&config, &store, &catalog, &identity, leader, &mut inputs, stop.clone()));
+    let ended = tokio::select! {
+        ended = &mut leading => ended,
+        signal = signals.next() => {
+            info!("{signal}: stopping");
+            health.set_serving(false).await;
+            let _ = stopping_in.send(true);
+            stop.cancel();
+            leading.as_mut().await
+        }
+    };
+    drop(leading);
+    let _ = stopping_in.send(true);
+    catalog.close_watches();
+    closing.cancel();
+    if tokio::time::timeout(CLOSE, server).await.is_err() {
+        warn!("open calls did not end in time and are cut off");
+    }
+    store.close().await;
+    ended
+}
+
+async fn begin(
+    config: &Config,
+    store: &Store,
+    catalog: &Arc<Catalog>,
+    identity: &Identity,
+    highest_seen: Term,
+) -> Result<Leader, Failure> {
+    Leader::begin(config.machine.clone(), store.clone(), Arc::clone(catalog), identity.clone(), highest_seen)
+        .await
+        .map_err(|e| Failure::State(format!("begin a term: {e}")))
+}
+
+async fn lead(
+    config: &Config,
+    store: &Store,
+    catalog: &Arc<Catalog>,
+    identity: &Identity,
+    mut leader: Leader,
+    inputs: &mut Inputs,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
+    for _ in 0..TERM_TRIES {
+        match leader.run(inputs, stop.clone()).await {
+            Ended::Stopped => return Ok(()),
+            Ended::StoreLost(error) => return Err(Failure::StoreLost(error)),
+            Ended::HigherTerm(seen) => {
+                warn!(%seen, "a worker has met a higher term than this one; beginning a new one above it");
+                leader = begin(config, store, catalog, identity, seen).await?;
+            }
+        }
+    }
+    Err(Failure::Other(format!("{TERM_TRIES} terms in a row met a higher one")))
+}
+
+/// The history as the admin services read it.
+struct StoreHistory(Store);
+
+fn unreadable(error: store::Error) -> HistoryError {
+    HistoryError(error.to_string())
+}
+
+impl History for StoreHistory {
+    fn rebalances(
+        &self,
+        before: Option<RebalanceId>,
+        limit: u64,
+    ) -> BoxFuture<'_, Result<Vec<RebalanceRecord>, HistoryError>> {
+        Box::pin(async move { self.0.rebalances(before, limit).await.map_err(unreadable) })
+    }
+
+    fn rebalance(
+        &self,
+        id: RebalanceId,
+    ) -> BoxFuture<'_, Result<Option<(RebalanceRecord, Vec<MoveRecord>)>, HistoryError>> {
+        Box::pin(async move { self.0.rebalance(id).await.map_err(unreadable) })
+    }
+
+    fn moves_of(&self, appliance: ApplianceId, limit: u64) -> BoxFuture<'_, Result<Vec<MoveRecord>, HistoryError>> {
+        Box::pin(async move { self.0.moves_of(appliance, limit).await.map_err(unreadable) })
+    }
+}

@@ -1,0 +1,133 @@
+//! `rug-coordinator`: flags, configuration, exit code.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use common::runtime::telemetry;
+use coordinator::app;
+use coordinator::config::Config;
+use coordinator::store::Store;
+use serde::Serialize;
+
+/// Keeps the table of who holds which appliance and tells workers what is theirs.
+#[derive(Debug, Parser)]
+#[command(name = "rug-coordinator", version, after_help = EXIT_CODES)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 stopped by a signal, 1 failed, 2 bad usage or configuration, \
+3 the state directory or store cannot be used, 4 the address cannot be listened at, \
+5 the store was lost to another leader (starting again is safe).";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run until SIGTERM or SIGINT.
+    Run(Flags),
+    /// Look into the store.
+    Store {
+        #[command(subcommand)]
+        command: StoreCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum StoreCommand {
+    /// Print table counts and the log of grants. The coordinator may run meanwhile.
+    Dump(Flags),
+}
+
+/// Flags win over the environment (`RUG_COORDINATOR_<SECTION>__<FIELD>`), which wins over the file.
+#[derive(Debug, clap::Args, Serialize)]
+struct Flags {
+    /// Configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+    /// Name of this coordinator, stable over restarts.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    /// Address the APIs are served at.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listen: Option<SocketAddr>,
+    /// Directory of what this coordinator keeps.
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state_dir: Option<PathBuf>,
+    /// Serve beyond loopback without TLS.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    insecure: bool,
+}
+
+impl Flags {
+    fn load(self) -> Result<Config, String> {
+        let file = self.config.clone();
+        let config: Config =
+            common::config::load(file.as_deref(), "RUG_COORDINATOR_", self).map_err(|e| e.to_string())?;
+        config.complete()
+    }
+}
+
+fn main() -> ExitCode {
+    match Args::parse().command {
+        Command::Run(flags) => start(flags, run),
+        Command::Store { command: StoreCommand::Dump(flags) } => start(flags, dump),
+    }
+}
+
+fn start(flags: Flags, main: impl FnOnce(Config) -> ExitCode) -> ExitCode {
+    match flags.load() {
+        Ok(config) => main(config),
+        Err(problem) => {
+            eprintln!("rug-coordinator: {problem}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+}
+
+fn run(config: Config) -> ExitCode {
+    let _telemetry = match telemetry::init("rug-coordinator", &config.log) {
+        Ok(telemetry) => telemetry,
+        Err(problem) => {
+            eprintln!("rug-coordinator: log: {problem}");
+            return ExitCode::from(2);
+        }
+    };
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(problem) => {
+            eprintln!("rug-coordinator: start the runtime: {problem}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(app::run(config)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            tracing::error!("{failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+fn dump(config: Config) -> ExitCode {
+    let result = runtime()
+        .map_err(|e| e.to_string())
+        .and_then(|r| r.block_on(Store::inspect(&config.store, std::io::stdout())).map_err(|e| e.to_string()));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("rug-coordinator: {problem}");
+            ExitCode::from(3)
+        }
+    }
+}

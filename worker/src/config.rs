@@ -1,0 +1,106 @@
+//! Configuration of `rug-worker`: one struct made of each part's own.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use common::WorkerId;
+use common::appliance::Driver;
+use common::runtime::telemetry;
+use serde::{Deserialize, Serialize};
+
+use crate::drivers::{process, simulated};
+use crate::{runner, session};
+
+/// Everything that can be set, in `rug-worker.toml`, by `RUG_WORKER_<SECTION>__<FIELD>`, or by flags.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Name of this worker, stable over restarts and unique in the cluster.
+    pub name: String,
+    /// Host it runs on; the system's host name when empty. Instances of the process driver stay on their host.
+    pub host: String,
+    /// Failure zone.
+    pub zone: String,
+    /// Share of the appliances relative to other workers; at least 1.
+    pub weight: u32,
+    /// Drivers it offers.
+    pub drivers: BTreeSet<Driver>,
+    /// Directory of what the drivers keep. Workers on one host share it, to adopt from each other.
+    pub state_dir: PathBuf,
+    /// The session with the coordinator.
+    pub session: session::Config,
+    /// How appliances are kept alive.
+    pub runner: runner::Config,
+    /// The process driver; its `state_dir` defaults to the one above.
+    pub process: process::Config,
+    /// The simulated driver.
+    pub simulated: simulated::Config,
+    /// Logs.
+    pub log: telemetry::Config,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            name: "worker-1".to_owned(),
+            host: String::new(),
+            zone: String::new(),
+            weight: 1,
+            drivers: BTreeSet::from([Driver::Process]),
+            state_dir: PathBuf::from("rug-worker"),
+            session: session::Config::default(),
+            runner: runner::Config::default(),
+            process: process::Config { state_dir: PathBuf::new(), ..process::Config::default() },
+            simulated: simulated::Config::default(),
+            log: telemetry::Config::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Fills in what follows from other fields and checks what types cannot.
+    ///
+    /// # Errors
+    /// A sentence that names the field.
+    pub fn complete(mut self) -> Result<Self, String> {
+        if self.host.is_empty() {
+            self.host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        }
+        if self.process.state_dir.as_os_str().is_empty() {
+            self.process.state_dir.clone_from(&self.state_dir);
+        }
+        WorkerId::new(&self.name).map_err(|e| format!("name: {e}"))?;
+        if !(1..=1_000).contains(&self.weight) {
+            return Err(format!("weight must be 1 to 1000, is {}", self.weight));
+        }
+        if self.drivers.is_empty() {
+            return Err("drivers must name at least one".to_owned());
+        }
+        self.session.validate()?;
+        let runner = self.runner.validate().into_iter().map(|v| format!("runner.{v}"));
+        let process = self.process.validate().into_iter().map(|v| format!("process.{v}"));
+        let simulated = self.simulated.validate().into_iter().map(|v| format!("simulated.{v}"));
+        match runner.chain(process).chain(simulated).next() {
+            Some(problem) => Err(problem),
+            None => Ok(self),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_complete() {
+        let config = Config::default().complete().expect("the defaults are valid");
+        assert!(!config.host.is_empty());
+        assert_eq!(config.process.state_dir, config.state_dir);
+    }
+
+    #[test]
+    fn a_bad_value_is_named() {
+        let config = Config { weight: 0, ..Config::default() };
+        assert!(config.complete().expect_err("refused").contains("weight"));
+    }
+}
