@@ -179,7 +179,13 @@ impl Lifecycle {
         }
     }
 
-    /// The kept or doomed instance of that name.
+    /// Whether a release waits for the end of the running step.
+    #[must_use]
+    pub const fn is_leaving(&self) -> bool {
+        matches!(self.state, State::Running { leaving: true, .. })
+    }
+
+    /// The kept or doomed instance at `ordinal`; with `attempt`, that one.
     #[must_use]
     pub fn instance(&self, ordinal: u16, attempt: Option<u32>) -> Option<&Instance> {
         let kept = self.fleet.slots.iter().map(|slot| &slot.instance);

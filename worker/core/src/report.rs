@@ -27,8 +27,8 @@ pub struct Entry {
 #[derive(Debug, Default)]
 pub struct Reports {
     newest: HashMap<ApplianceId, Entry>,
-    /// Appliances in order of their first change; may name some that have left in the meantime, never one twice while
-    /// it is in `newest`.
+    /// Appliances in order of their first change. Names of some that were removed stay behind until they come up, which
+    /// spares a search; they are swept once they outnumber the rest.
     order: VecDeque<ApplianceId>,
 }
 
@@ -83,7 +83,9 @@ impl Reports {
     /// Takes out what is queued for one appliance.
     pub fn remove(&mut self, appliance: ApplianceId) -> Option<Entry> {
         let entry = self.newest.remove(&appliance)?;
-        self.order.retain(|queued| *queued != appliance);
+        if self.order.len() > 2 * self.newest.len() + 1_024 {
+            self.order.retain(|queued| self.newest.contains_key(queued));
+        }
         Some(entry)
     }
 

@@ -53,6 +53,8 @@ impl Lifecycle {
         {
             self.boots = Boots { failed: 0, bar: Bar::None };
         }
+        // Also one that was booted while the wish for it was withdrawn.
+        self.fleet.condemn_from(if self.desired.deleting { 0 } else { self.desired.spec.replicas });
         let mut wake = Wake { now, at: None };
         let choice = if self.desired.deleting { self.next_removal(&mut wake) } else { self.next_repair(&mut wake) };
         let step = match choice {
@@ -77,11 +79,10 @@ impl Lifecycle {
         }
     }
 
-    fn next_removal(&mut self, wake: &mut Wake) -> Option<Choice> {
+    fn next_removal(&self, wake: &mut Wake) -> Option<Choice> {
         if !self.fleet.known {
             return wake.due(self.looks.at).then_some(Choice::Do(Step::Observe));
         }
-        self.fleet.condemn_from(0);
         let ready = wake.due(self.fenced_until.max(self.removals.at));
         ready.then(|| Choice::Do(self.doomed_step().unwrap_or(Step::Forget)))
     }

@@ -423,6 +423,18 @@ fn fewer_replicas_end_the_highest_and_more_boot_what_is_missing() {
 }
 
 #[test]
+fn a_replica_that_was_booted_while_it_was_withdrawn_is_ended() {
+    let d = desired(1, 2, |_| {});
+    let mut bench = Bench::new(&d);
+    bench.play(vec![
+        (Event::Tick, OBSERVE, Phase::Down),
+        (found(&[instance(0, 1, &d)]), boot(1, 1), Phase::Booting),
+        (Event::Change(desired(2, 1, |_| {})), None, Phase::Booting),
+        (ended(Outcome::Booted(instance(1, 1, &d))), destroy(1, 1), Phase::Booting),
+    ]);
+}
+
+#[test]
 fn a_shut_gate_is_no_failure() {
     let mut bench = Bench::new(&desired(1, 1, |_| {}));
     bench.feed(Event::Tick);

@@ -57,6 +57,19 @@ impl Step {
         !matches!(self, Self::Observe | Self::Probe { .. })
     }
 
+    /// Position among the replicas of the instance it is about, if it is about one.
+    #[must_use]
+    pub const fn ordinal(self) -> Option<u16> {
+        match self {
+            Self::Observe | Self::Forget => None,
+            Self::Boot { ordinal, .. }
+            | Self::Replug { ordinal }
+            | Self::Configure { ordinal, .. }
+            | Self::Probe { ordinal }
+            | Self::Destroy { ordinal, .. } => Some(ordinal),
+        }
+    }
+
     /// The name in logs, spans and metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -74,13 +87,9 @@ impl Step {
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Observe | Self::Forget => f.write_str(self.name()),
-            Self::Boot { ordinal, .. }
-            | Self::Replug { ordinal }
-            | Self::Configure { ordinal, .. }
-            | Self::Probe { ordinal }
-            | Self::Destroy { ordinal, .. } => write!(f, "{} {ordinal}", self.name()),
+        match self.ordinal() {
+            None => f.write_str(self.name()),
+            Some(ordinal) => write!(f, "{} {ordinal}", self.name()),
         }
     }
 }

@@ -1,0 +1,63 @@
+//! One appliance as the scheduler holds it: its machine, its grant, and where its step is.
+
+use common::{Timestamp, Token};
+use tokio::task::AbortHandle;
+use worker_core::lifecycle::{Event, Lifecycle};
+
+/// Where the step of a machine is.
+#[derive(Debug)]
+pub(super) enum Stage {
+    /// No step.
+    Idle,
+    /// The machine began one, and it waits for room.
+    Queued,
+    /// It runs.
+    Running(AbortHandle),
+    /// The machine was not started yet: a step of a former grant still runs. Keeps what came in meanwhile, the newest of
+    /// each sort.
+    Blocked(Vec<Event>),
+}
+
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) lifecycle: Lifecycle,
+    pub(super) token: Token,
+    /// Calls of former owners, or of ours that timed out, may take effect until then.
+    pub(super) hold_until: Timestamp,
+    /// The far side knows our token.
+    pub(super) claimed: bool,
+    /// Trace context of what brought it here; taken by the first look.
+    pub(super) traceparent: Option<Box<str>>,
+    /// Number of the newest step, over all appliances.
+    pub(super) serial: u64,
+    pub(super) stage: Stage,
+    /// The wake-up that counts.
+    pub(super) wake: Option<Timestamp>,
+}
+
+impl Entry {
+    /// Drops a step that changes nothing.
+    pub(super) fn drop_step(&mut self) {
+        if let Stage::Running(task) = &self.stage {
+            task.abort();
+        }
+        self.stage = Stage::Idle;
+    }
+
+    /// The number of a step that runs and must be let end before another owner of this appliance begins.
+    pub(super) fn unfinished(&self) -> Option<u64> {
+        let changes = self.lifecycle.running().is_some_and(|step| step.changes_the_world());
+        (changes && matches!(self.stage, Stage::Running(_))).then_some(self.serial)
+    }
+
+    /// Whether a release waits for a step that was never started.
+    pub(super) const fn is_leaving_unstarted(&self) -> bool {
+        self.lifecycle.is_leaving() && matches!(self.stage, Stage::Queued)
+    }
+
+    /// Keeps an event for when the machine may start.
+    pub(super) fn keep(waiting: &mut Vec<Event>, event: Event) {
+        waiting.retain(|kept| std::mem::discriminant(kept) != std::mem::discriminant(&event));
+        waiting.push(event);
+    }
+}

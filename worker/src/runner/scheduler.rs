@@ -1,0 +1,410 @@
+//! The task that owns every machine: commands, ends of steps and wake-ups go in; steps are started and news sent.
+//!
+//! Invariants: an appliance has at most one running step that changes the world, also over a change of grant or
+//! incarnation (`former`); a step starts only from the queue, and only while there is room; nothing here waits for the
+//! receiver of events.
+
+use std::collections::hash_map::Entry as MapEntry;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::status::Progress;
+use common::{ApplianceId, Timestamp, Token};
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinSet};
+use worker_core::desired::Desired;
+use worker_core::lifecycle::{End, Event as Fact, Lifecycle, Outcome, Output, Step};
+use worker_core::report::{Entry as Report, Reports};
+
+use super::entry::{Entry, Stage};
+use super::steps::{Done, Task, fenced};
+use super::timers::Timers;
+use super::{Clock, Command, Config, Drivers, Event};
+use crate::drivers::Fencing;
+use crate::gate::Gate;
+
+/// Inputs of one sort that are taken in a row before the others get their turn.
+const BATCH: usize = 256;
+
+pub(super) struct Scheduler {
+    config: Config,
+    drivers: Drivers,
+    clock: Clock,
+    /// Gate of the incarnation; none before the first.
+    gate: Option<Arc<Gate>>,
+    // Boxed so that the table stays small while it grows.
+    entries: HashMap<ApplianceId, Box<Entry>>,
+    /// Steps of grants that are over, by their appliance: its next machine starts when they have ended.
+    former: HashMap<ApplianceId, u64>,
+    timers: Timers,
+    /// Steps that wait for room.
+    queued_looks: VecDeque<(ApplianceId, u64)>,
+    queued_changes: VecDeque<(ApplianceId, u64)>,
+    looks: JoinSet<Done>,
+    changes: JoinSet<Done>,
+    /// Releases and removals; they go before statuses.
+    outbox: VecDeque<Event>,
+    reports: Reports,
+    serial: u64,
+}
+
+impl Scheduler {
+    pub(super) fn new(config: Config, drivers: Drivers, clock: Clock) -> Self {
+        Self {
+            config,
+            drivers,
+            clock,
+            gate: None,
+            entries: HashMap::new(),
+            former: HashMap::new(),
+            timers: Timers::default(),
+            queued_looks: VecDeque::new(),
+            queued_changes: VecDeque::new(),
+            looks: JoinSet::new(),
+            changes: JoinSet::new(),
+            outbox: VecDeque::new(),
+            reports: Reports::default(),
+            serial: 0,
+        }
+    }
+
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>, events: mpsc::Sender<Event>) {
+        loop {
+            self.start_queued();
+            let next = self.timers.next();
+            let news = !self.outbox.is_empty() || !self.reports.is_empty();
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(command) => {
+                        self.command(command);
+                        self.more_commands(&mut commands);
+                    }
+                    None => break,
+                },
+                Some(done) = self.changes.join_next() => self.ended(done),
+                Some(done) = self.looks.join_next() => self.looked(done),
+                () = sleep_until(&self.clock, next) => self.wake(),
+                slot = events.reserve(), if news => match slot {
+                    Ok(slot) => {
+                        if let Some(event) = self.next_event() {
+                            slot.send(event);
+                        }
+                        self.more_events(&events);
+                    }
+                    // Nobody wants to hear of it: the session is gone, and with it the right to act.
+                    Err(_) => break,
+                },
+            }
+        }
+        self.stop().await;
+    }
+
+    async fn stop(mut self) {
+        self.looks.abort_all();
+        let grace = tokio::time::sleep(self.config.stop_grace);
+        tokio::pin!(grace);
+        loop {
+            tokio::select! {
+                ended = self.changes.join_next() => if ended.is_none() { break },
+                () = &mut grace => {
+                    tracing::warn!(steps = self.changes.len(), "steps were still running when the worker stopped");
+                    break;
+                }
+            }
+        }
+        self.changes.shutdown().await;
+    }
+
+    fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+
+    // ------------------------------------------------------------------------------------------------------ inputs
+
+    fn more_commands(&mut self, commands: &mut mpsc::Receiver<Command>) {
+        for _ in 0..BATCH {
+            let Ok(command) = commands.try_recv() else { return };
+            self.command(command);
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Begin { gate } => self.begin(gate),
+            Command::Take { appliance, token, desired, progress, hold, traceparent } => {
+                self.take(appliance, token, desired, progress, hold, &traceparent);
+            }
+            Command::Update { appliance, token, desired } => self.tell(appliance, token, Fact::Change(desired)),
+            Command::Release { appliance, token } => self.tell(appliance, token, Fact::Release),
+            Command::Check { appliance, token, number } => self.tell(appliance, token, Fact::Check(number)),
+        }
+    }
+
+    /// Drops everything of the former incarnation. Its gate is shut, so that whatever step still runs can change nothing
+    /// it has not begun to change; and no machine of the new one starts on an appliance before that step has ended.
+    fn begin(&mut self, gate: Arc<Gate>) {
+        if let Some(old) = self.gate.replace(Arc::clone(&gate))
+            && !Arc::ptr_eq(&old, &gate)
+        {
+            old.shut();
+        }
+        for (appliance, entry) in self.entries.drain() {
+            if let Some(serial) = entry.unfinished() {
+                self.former.insert(appliance, serial);
+            }
+        }
+        self.looks.abort_all();
+        self.queued_looks.clear();
+        self.queued_changes.clear();
+        self.timers.clear();
+        self.outbox.clear();
+        self.reports.clear();
+    }
+
+    fn take(
+        &mut self,
+        appliance: ApplianceId,
+        token: Token,
+        desired: Arc<Desired>,
+        progress: Progress,
+        hold: Duration,
+        traceparent: &str,
+    ) {
+        if self.gate.is_none() || self.entries.get(&appliance).is_some_and(|held| held.token >= token) {
+            return;
+        }
+        if let Some(mut old) = self.entries.remove(&appliance) {
+            match old.unfinished() {
+                Some(serial) => {
+                    self.former.insert(appliance, serial);
+                }
+                None => old.drop_step(),
+            }
+        }
+        let now = self.now();
+        let blocked = self.former.contains_key(&appliance);
+        let entry = Entry {
+            lifecycle: Lifecycle::new(appliance, desired, progress, now, &self.config.lifecycle),
+            token,
+            hold_until: now + hold,
+            claimed: false,
+            traceparent: (!traceparent.is_empty()).then(|| traceparent.into()),
+            serial: 0,
+            stage: if blocked { Stage::Blocked(vec![Fact::Tick]) } else { Stage::Idle },
+            wake: None,
+        };
+        self.entries.insert(appliance, Box::new(entry));
+        if !blocked {
+            self.drive(appliance, Fact::Tick);
+        }
+    }
+
+    fn tell(&mut self, appliance: ApplianceId, token: Token, fact: Fact) {
+        match self.entries.get_mut(&appliance) {
+            Some(entry) if entry.token == token => match &mut entry.stage {
+                Stage::Blocked(waiting) => Entry::keep(waiting, fact),
+                Stage::Idle | Stage::Queued | Stage::Running(_) => self.drive(appliance, fact),
+            },
+            _ => tracing::debug!(%appliance, %token, "command for a grant that is not held"),
+        }
+    }
+
+    fn looked(&mut self, done: Result<Done, JoinError>) {
+        self.ended(done);
+        for _ in 0..BATCH {
+            let Some(done) = self.looks.try_join_next() else { return };
+            self.ended(done);
+        }
+    }
+
+    fn ended(&mut self, done: Result<Done, JoinError>) {
+        // Panics are caught within the task, so this one was dropped on purpose.
+        let Ok(Done { appliance, serial, outcome, claimed }) = done else { return };
+        if let MapEntry::Occupied(former) = self.former.entry(appliance)
+            && *former.get() == serial
+        {
+            former.remove();
+            return self.unblock(appliance);
+        }
+        let now = self.now();
+        let Some(entry) = self.entries.get_mut(&appliance).filter(|entry| entry.serial == serial) else { return };
+        if !matches!(entry.stage, Stage::Running(_)) {
+            return;
+        }
+        entry.stage = Stage::Idle;
+        entry.claimed |= claimed;
+        let changes = entry.lifecycle.running().is_some_and(Step::changes_the_world);
+        if changes
+            && outcome == Outcome::TimedOut
+            && let Some(driver) = self.drivers.driver(&entry.lifecycle.desired().driver)
+            && let Fencing::Hold(hold) = driver.fencing()
+        {
+            // The call may still take effect, also for the next owner.
+            entry.hold_until = entry.hold_until.max(now + hold);
+        }
+        self.drive(appliance, Fact::Ended(outcome));
+    }
+
+    fn unblock(&mut self, appliance: ApplianceId) {
+        let Some(entry) = self.entries.get_mut(&appliance) else { return };
+        if let Stage::Blocked(waiting) = &mut entry.stage {
+            let waiting = std::mem::take(waiting);
+            entry.stage = Stage::Idle;
+            for fact in waiting {
+                self.drive(appliance, fact);
+            }
+        }
+    }
+
+    fn wake(&mut self) {
+        let now = self.now();
+        while let Some((at, appliance)) = self.timers.pop_due(now) {
+            if self.entries.get(&appliance).is_some_and(|entry| entry.wake == Some(at)) {
+                self.drive(appliance, Fact::Tick);
+            }
+        }
+    }
+
+    // --------------------------------------------------------------------------------------------------- machines
+
+    /// Tells a machine a fact, and does what follows.
+    fn drive(&mut self, appliance: ApplianceId, fact: Fact) {
+        let now = self.now();
+        let mut next = Some(fact);
+        while let Some(fact) = next.take() {
+            let Some(entry) = self.entries.get_mut(&appliance) else { return };
+            let output = entry.lifecycle.step(now, fact, rand::random(), &self.config.lifecycle);
+            if output.cancel {
+                entry.drop_step();
+            }
+            if let Some(step) = output.action {
+                self.serial += 1;
+                entry.serial = self.serial;
+                entry.stage = Stage::Queued;
+                let queue = if step.changes_the_world() { &mut self.queued_changes } else { &mut self.queued_looks };
+                queue.push_back((appliance, self.serial));
+            }
+            if entry.wake != output.wake_at {
+                entry.wake = output.wake_at;
+                if let Some(at) = output.wake_at {
+                    self.timers.set(at, appliance);
+                }
+            }
+            if output.action.is_none() && output.end.is_none() && entry.is_leaving_unstarted() {
+                // It waits for a step that has not begun, so nothing has to be waited for.
+                entry.stage = Stage::Idle;
+                next = Some(Fact::Ended(Outcome::Fenced { retry_after: None }));
+            }
+            self.announce(appliance, output, now);
+        }
+        let entries = &self.entries;
+        self.timers.sweep(entries.len(), |at, owner| entries.get(&owner).is_some_and(|e| e.wake == Some(at)));
+    }
+
+    fn announce(&mut self, appliance: ApplianceId, output: Output, now: Timestamp) {
+        let Some(entry) = self.entries.get(&appliance) else { return };
+        if let Some(change) = output.transition {
+            tracing::info!(%appliance, from = %change.from, to = %change.to, cause = %change.cause, "phase changed");
+        }
+        if let Some(commands) = output.backlog {
+            tracing::warn!(%appliance, commands, "commands gather behind one running step");
+        }
+        let token = entry.token;
+        if output.status_changed || output.checked.is_some() {
+            self.reports.push(appliance, token, entry.lifecycle.status(), output.checked.unwrap_or(0));
+        }
+        let Some(end) = output.end else { return };
+        let hold = entry.hold_until.since(now);
+        self.entries.remove(&appliance);
+        if let Some(gate) = &self.gate {
+            gate.dismiss(appliance, token);
+        }
+        // What was seen last goes before the word that nobody looks any more.
+        self.outbox.extend(self.reports.remove(appliance).map(status_event));
+        self.outbox.push_back(match end {
+            End::Released(progress) => Event::Released { appliance, token, progress, hold },
+            End::Gone => Event::Gone { appliance, token },
+        });
+    }
+
+    // ------------------------------------------------------------------------------------------------------ steps
+
+    fn start_queued(&mut self) {
+        while self.looks.len() < self.config.looks_in_flight.get() {
+            let Some((appliance, serial)) = self.queued_looks.pop_front() else { break };
+            self.start(appliance, serial);
+        }
+        while self.changes.len() < self.config.steps_in_flight.get() {
+            let Some((appliance, serial)) = self.queued_changes.pop_front() else { break };
+            self.start(appliance, serial);
+        }
+    }
+
+    fn start(&mut self, appliance: ApplianceId, serial: u64) {
+        let now = self.now();
+        let Some(gate) = &self.gate else { return };
+        let Some(entry) = self.entries.get_mut(&appliance).filter(|entry| entry.serial == serial) else { return };
+        let (Stage::Queued, Some(step)) = (&entry.stage, entry.lifecycle.running()) else { return };
+        let desired = Arc::clone(entry.lifecycle.desired());
+        let Some(driver) = self.drivers.driver(&desired.driver).map(Arc::clone) else {
+            entry.stage = Stage::Idle;
+            let text = format!("this worker does not offer the driver `{}`", desired.driver);
+            return self.drive(appliance, Fact::Ended(Outcome::Refused(text)));
+        };
+        let permit = match gate.pass(appliance, entry.token) {
+            _ if matches!(step, Step::Probe { .. }) => None,
+            _ if step == Step::Observe && entry.claimed => None,
+            Ok(permit) => Some(permit),
+            Err(_) if step == Step::Observe => None,
+            Err(shut) => {
+                entry.stage = Stage::Idle;
+                let outcome = fenced(shut, entry.hold_until.since(now));
+                return self.drive(appliance, Fact::Ended(outcome));
+            }
+        };
+        let attempt = if let Step::Destroy { attempt, .. } = step { Some(attempt) } else { None };
+        let task = Task {
+            appliance,
+            serial,
+            step,
+            kind: self.drivers.kind(&desired),
+            desired,
+            instance: step.ordinal().and_then(|n| entry.lifecycle.instance(n, attempt)).cloned(),
+            driver,
+            permit,
+            hold_until: entry.hold_until,
+            traceparent: if step == Step::Observe { entry.traceparent.take() } else { None },
+        };
+        let set = if step.changes_the_world() { &mut self.changes } else { &mut self.looks };
+        let run = task.run(self.config.lifecycle.clone(), Arc::clone(&self.clock));
+        entry.stage = Stage::Running(set.spawn(run));
+    }
+
+    // ------------------------------------------------------------------------------------------------------- news
+
+    fn next_event(&mut self) -> Option<Event> {
+        self.outbox.pop_front().or_else(|| self.reports.take(1).pop().map(status_event))
+    }
+
+    fn more_events(&mut self, events: &mpsc::Sender<Event>) {
+        for _ in 0..BATCH {
+            let Ok(slot) = events.try_reserve() else { return };
+            let Some(event) = self.next_event() else { return };
+            slot.send(event);
+        }
+    }
+}
+
+fn status_event(report: Report) -> Event {
+    let Report { appliance, token, status, checked } = report;
+    Event::Status { appliance, token, status, checked }
+}
+
+/// Waits for a moment of the scheduler's clock; for ever when there is none.
+async fn sleep_until(clock: &Clock, at: Option<Timestamp>) {
+    match at {
+        Some(at) => tokio::time::sleep(at.since(clock())).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,183 @@
+//! Carries one step out: the only place where a machine's wish becomes a call of a driver or kind.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::{ApplianceId, Timestamp};
+use futures::FutureExt as _;
+use tracing::{Instrument as _, Span, field};
+use worker_core::desired::Desired;
+use worker_core::instance::Instance;
+use worker_core::lifecycle::{Config, Outcome, Step};
+
+use crate::drivers::{Driver, Error, Wanted};
+use crate::gate::{Permit, Shut};
+use crate::kinds::Kind;
+
+/// How long a probe that failed may ask the driver whether the instance is still there.
+const POST_MORTEM: Duration = Duration::from_secs(2);
+
+/// The end of a step.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) appliance: ApplianceId,
+    pub(super) serial: u64,
+    pub(super) outcome: Outcome,
+    /// The far side has seen our token.
+    pub(super) claimed: bool,
+}
+
+/// Everything one step needs.
+pub(super) struct Task {
+    pub(super) appliance: ApplianceId,
+    pub(super) serial: u64,
+    pub(super) step: Step,
+    pub(super) desired: Arc<Desired>,
+    /// The instance it is about, if there is one yet.
+    pub(super) instance: Option<Instance>,
+    pub(super) driver: Arc<dyn Driver>,
+    pub(super) kind: Arc<dyn Kind>,
+    /// Always there for steps that change the world; for a first look, it lets the token be raised.
+    pub(super) permit: Option<Permit>,
+    /// When a hold of this grant ends.
+    pub(super) hold_until: Timestamp,
+    pub(super) traceparent: Option<Box<str>>,
+}
+
+impl Task {
+    /// Runs the step within its time-out. A panic of a driver counts as a failure of the step.
+    pub(super) async fn run(self, config: Config, clock: super::Clock) -> Done {
+        let span = self.span();
+        let (appliance, serial, step, hold_until) = (self.appliance, self.serial, self.step, self.hold_until);
+        let mut claimed = self.permit.is_some();
+        async move {
+            let work = AssertUnwindSafe(self.carry_out(&config)).catch_unwind();
+            let ended = tokio::time::timeout(total_limit(&config, step), work).await;
+            let outcome = match ended {
+                Ok(Ok(Ok(outcome))) => outcome,
+                Ok(Ok(Err(error))) => {
+                    claimed = false;
+                    outcome_of(error, hold_until.since(clock()))
+                }
+                Ok(Err(_panic)) => Outcome::Failed("the driver panicked; see the log".to_owned()),
+                Err(_elapsed) => Outcome::TimedOut,
+            };
+            Span::current().record("outcome", outcome.name());
+            if let Outcome::Failed(text) | Outcome::Refused(text) | Outcome::Busy(text) = &outcome {
+                tracing::info!(%appliance, %step, outcome = outcome.name(), error = %text, "step did not succeed");
+            } else if matches!(outcome, Outcome::TimedOut) && step.changes_the_world() {
+                tracing::info!(%appliance, %step, "step took too long, its outcome is unknown");
+            }
+            Done { appliance, serial, outcome, claimed }
+        }
+        .instrument(span)
+        .await
+    }
+
+    /// Probes are spans of level debug: 10,000 a second are too many to record by default.
+    fn span(&self) -> Span {
+        let (appliance, step) = (self.appliance, self.step);
+        match step {
+            Step::Probe { .. } => {
+                tracing::debug_span!("lifecycle", %appliance, %step, outcome = field::Empty)
+            }
+            Step::Observe if self.traceparent.is_some() => {
+                let span = tracing::info_span!("adopt", %appliance, %step, outcome = field::Empty);
+                common::runtime::telemetry::set_parent(&span, self.traceparent.as_deref().unwrap_or_default());
+                span
+            }
+            _ => tracing::info_span!("lifecycle", %appliance, %step, outcome = field::Empty),
+        }
+    }
+
+    async fn carry_out(&self, config: &Config) -> Result<Outcome, Error> {
+        match (self.step, self.permit.as_ref(), self.instance.as_ref()) {
+            (Step::Observe, permit, _) => {
+                if let Some(permit) = permit {
+                    self.claim(permit).await?;
+                }
+                Ok(Outcome::Observed(self.driver.observe(self.appliance).await?))
+            }
+            (Step::Probe { .. }, _, Some(instance)) => Ok(self.probe(instance, config).await),
+            (Step::Boot { ordinal, attempt }, Some(permit), _) => {
+                let wanted = Wanted { ordinal, attempt, desired: &self.desired };
+                Ok(Outcome::Booted(self.driver.ensure(permit, wanted).await?))
+            }
+            (Step::Configure { .. }, Some(permit), Some(instance)) => {
+                self.kind.configure(permit, instance, &self.desired).await?;
+                Ok(Outcome::Configured)
+            }
+            // No driver of this version has ports that can be plugged apart from a boot, so they always are.
+            (Step::Replug { .. }, Some(_), Some(_)) => Ok(Outcome::Replugged),
+            (Step::Destroy { .. }, Some(permit), Some(instance)) => {
+                self.driver.destroy(permit, instance).await?;
+                Ok(Outcome::Destroyed)
+            }
+            (Step::Forget, Some(permit), _) => {
+                self.driver.forget(permit).await?;
+                Ok(Outcome::Forgotten)
+            }
+            (Step::Destroy { .. }, _, None) => Ok(Outcome::Destroyed),
+            (_, None, _) => Ok(Outcome::Fenced { retry_after: None }),
+            (Step::Probe { .. } | Step::Configure { .. } | Step::Replug { .. }, _, None) => {
+                Ok(Outcome::Failed("the instance is not known any more".to_owned()))
+            }
+        }
+    }
+
+    /// Raises the token at the far side. A shut gate is no reason not to look.
+    async fn claim(&self, permit: &Permit) -> Result<(), Error> {
+        match self.driver.claim(permit).await {
+            Ok(()) | Err(Error::Shut(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn probe(&self, instance: &Instance, config: &Config) -> Outcome {
+        let error = match within(config.probe_timeout, self.kind.probe(instance, &self.desired)).await {
+            Some(Ok(())) => return Outcome::Answered,
+            Some(Err(error)) => error.to_string(),
+            None => format!("no answer within {:?}", config.probe_timeout),
+        };
+        let same = |found: &Instance| (found.ordinal, found.attempt) == (instance.ordinal, instance.attempt);
+        match within(POST_MORTEM, self.driver.observe(self.appliance)).await {
+            Some(Ok(found)) if !found.iter().any(same) => Outcome::Vanished(error),
+            // Doubt is not death: an instance that hangs is replaced after several probes.
+            Some(Ok(_) | Err(_)) | None => Outcome::Silent(error),
+        }
+    }
+}
+
+/// A probe bounds its parts itself, so that it can tell what was wrong.
+fn total_limit(config: &Config, step: Step) -> Duration {
+    match step {
+        Step::Probe { .. } => config.probe_timeout + 2 * POST_MORTEM,
+        other => config.limit(other),
+    }
+}
+
+async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(limit, work).await.ok()
+}
+
+/// What an error means to the machine.
+fn outcome_of(error: Error, hold: Duration) -> Outcome {
+    match error {
+        Error::Shut(shut) => fenced(shut, hold),
+        // A newer owner is at work; the coordinator's word on that is under way.
+        Error::Superseded(_) => Outcome::Fenced { retry_after: None },
+        Error::FenceBusy(text) => Outcome::Busy(text),
+        Error::Refused(text) => Outcome::Refused(text),
+        Error::Failed(text) => Outcome::Failed(text),
+    }
+}
+
+/// The gate was shut; a hold of which `hold` is left is waited for.
+pub(super) fn fenced(shut: Shut, hold: Duration) -> Outcome {
+    match shut {
+        Shut::Held => Outcome::Fenced { retry_after: Some(hold.max(Duration::from_millis(10))) },
+        Shut::Fenced | Shut::NotHeld => Outcome::Fenced { retry_after: None },
+    }
+}

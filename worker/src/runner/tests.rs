@@ -1,0 +1,553 @@
+//! The runner in a made-up world, under paused time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use common::appliance::{Custom, Name, Probe, Spec};
+use common::status::Phase;
+use common::{Generation, Term};
+use tokio::time::Instant;
+use worker_core::instance::Instance;
+
+use super::*;
+use crate::drivers::{Error, Fencing, Wanted};
+use crate::gate::Permit;
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn id(n: u128) -> ApplianceId {
+    ApplianceId::from_u128(n)
+}
+
+fn token(n: u64) -> Token {
+    Token::new(Term::new(1), n)
+}
+
+fn desired(generation: u64, change: impl FnOnce(&mut Desired)) -> Arc<Desired> {
+    let name = |text| Name::new(text).expect("a valid name");
+    let mut desired = Desired {
+        name: name("web"),
+        tenant: name("default"),
+        driver: appliance::Driver::Simulated,
+        generation: Generation::new(generation),
+        revision: 0,
+        deleting: false,
+        spec: Spec {
+            replicas: 1,
+            probe_interval: None,
+            image: None,
+            kind: appliance::Kind::Custom(Custom {
+                command: "serve".into(),
+                args: vec![],
+                env: BTreeMap::new(),
+                port: None,
+                probe: Probe::Tcp,
+            }),
+        },
+    };
+    change(&mut desired);
+    Arc::new(desired)
+}
+
+/// Where instances live; driver and kind at once.
+struct World {
+    start: Instant,
+    instances: Mutex<BTreeMap<ApplianceId, Vec<Instance>>>,
+    /// Calls that changed it, in order.
+    calls: Mutex<Vec<String>>,
+    /// When which appliance was probed.
+    probes: Mutex<Vec<(Duration, ApplianceId)>>,
+    /// Appliances on which something that changes the world is under way.
+    busy: Mutex<BTreeSet<ApplianceId>>,
+    /// Two things acted on one appliance at once, which must never be.
+    overlaps: AtomicBool,
+    boot_takes: Mutex<Duration>,
+    boots_fail: AtomicBool,
+    boots_panic: AtomicBool,
+    probes_hang: AtomicBool,
+}
+
+impl World {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            start: Instant::now(),
+            instances: Mutex::default(),
+            calls: Mutex::default(),
+            probes: Mutex::default(),
+            busy: Mutex::default(),
+            overlaps: AtomicBool::new(false),
+            boot_takes: Mutex::default(),
+            boots_fail: AtomicBool::new(false),
+            boots_panic: AtomicBool::new(false),
+            probes_hang: AtomicBool::new(false),
+        })
+    }
+
+    fn find(&self, appliance: ApplianceId) -> Vec<Instance> {
+        self.instances.lock().expect("no panic").get(&appliance).cloned().unwrap_or_default()
+    }
+
+    fn calls(&self) -> Vec<String> {
+        self.calls.lock().expect("no panic").clone()
+    }
+
+    fn note(&self, text: String) {
+        self.calls.lock().expect("no panic").push(text);
+    }
+
+    /// Marks the appliance as being acted on.
+    fn act(&self, permit: &Permit) -> Result<Acting<'_>, Error> {
+        permit.check()?;
+        let appliance = permit.appliance();
+        if !self.busy.lock().expect("no panic").insert(appliance) {
+            self.overlaps.store(true, Ordering::Relaxed);
+        }
+        Ok(Acting { world: self, appliance })
+    }
+
+    fn put(&self, appliance: ApplianceId, ordinal: u16, attempt: u32, desired: &Desired) -> Instance {
+        let instance = Instance {
+            ordinal,
+            attempt,
+            boot_digest: desired.boot_digest(),
+            pid: Some(attempt),
+            started_at_unix_ms: 0,
+            management: None,
+            address: None,
+        };
+        self.instances.lock().expect("no panic").entry(appliance).or_default().push(instance.clone());
+        instance
+    }
+}
+
+struct Acting<'a> {
+    world: &'a World,
+    appliance: ApplianceId,
+}
+
+impl Drop for Acting<'_> {
+    fn drop(&mut self) {
+        if let Ok(mut busy) = self.world.busy.lock() {
+            busy.remove(&self.appliance);
+        }
+    }
+}
+
+#[async_trait]
+impl Driver for World {
+    fn fencing(&self) -> Fencing {
+        Fencing::Hold(Duration::from_secs(20))
+    }
+
+    async fn observe(&self, appliance: ApplianceId) -> Result<Vec<Instance>, Error> {
+        Ok(self.find(appliance))
+    }
+
+    async fn ensure(&self, permit: &Permit, wanted: Wanted<'_>) -> Result<Instance, Error> {
+        let _acting = self.act(permit)?;
+        let (appliance, ordinal, attempt) = (permit.appliance(), wanted.ordinal, wanted.attempt);
+        self.note(format!("boot {ordinal}/{attempt}"));
+        assert!(!self.boots_panic.load(Ordering::Relaxed), "this boot was told to panic");
+        let takes = *self.boot_takes.lock().expect("no panic");
+        tokio::time::sleep(takes).await;
+        if self.boots_fail.load(Ordering::Relaxed) {
+            return Err(Error::Refused("command `serve` not found".into()));
+        }
+        let same = self.find(appliance).into_iter().find(|i| (i.ordinal, i.attempt) == (ordinal, attempt));
+        Ok(same.unwrap_or_else(|| self.put(appliance, ordinal, attempt, wanted.desired)))
+    }
+
+    async fn destroy(&self, permit: &Permit, instance: &Instance) -> Result<(), Error> {
+        let _acting = self.act(permit)?;
+        self.note(format!("destroy {}/{}", instance.ordinal, instance.attempt));
+        if let Some(list) = self.instances.lock().expect("no panic").get_mut(&permit.appliance()) {
+            list.retain(|i| i != instance);
+        }
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<(ApplianceId, Instance)>, Error> {
+        Ok(vec![])
+    }
+
+    async fn forget(&self, permit: &Permit) -> Result<(), Error> {
+        let _acting = self.act(permit)?;
+        self.note("forget".into());
+        self.instances.lock().expect("no panic").remove(&permit.appliance());
+        Ok(())
+    }
+}
+
+struct Speaker(Arc<World>);
+
+#[async_trait]
+impl Kind for Speaker {
+    async fn configure(&self, permit: &Permit, instance: &Instance, desired: &Desired) -> Result<(), Error> {
+        let _acting = self.0.act(permit)?;
+        self.0.note(format!("configure {}/{} {}", instance.ordinal, instance.attempt, desired.generation));
+        Ok(())
+    }
+
+    async fn probe(&self, instance: &Instance, desired: &Desired) -> Result<(), Error> {
+        if self.0.probes_hang.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+        // The name carries the id, because a probe is not told it.
+        let n: u128 = desired.name.as_str().trim_start_matches("web").parse().unwrap_or(1);
+        self.0.probes.lock().expect("no panic").push((self.0.start.elapsed(), id(n)));
+        if self.0.find(id(n)).contains(instance) { Ok(()) } else { Err(Error::Failed("connection refused".into())) }
+    }
+}
+
+struct Bench {
+    world: Arc<World>,
+    gate: Arc<Gate>,
+    handle: Handle,
+    events: mpsc::Receiver<Event>,
+    _no_overlaps: NoOverlaps,
+}
+
+/// Looks at the end of a test whether the world saw what must never be.
+struct NoOverlaps(Arc<World>);
+
+impl Drop for NoOverlaps {
+    fn drop(&mut self) {
+        let overlapped = self.0.overlaps.load(Ordering::Relaxed);
+        assert!(std::thread::panicking() || !overlapped, "two steps acted on one appliance at once");
+    }
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let bench = Self::fenced().await;
+        bench.open();
+        bench
+    }
+
+    /// With a lease that never stood.
+    async fn fenced() -> Self {
+        let world = World::new();
+        let driver: Arc<dyn Driver> = Arc::clone(&world) as _;
+        let speaker: Arc<dyn Kind> = Arc::new(Speaker(Arc::clone(&world)));
+        let drivers =
+            Drivers::new(BTreeMap::from([(appliance::Driver::Simulated, driver)]), move |_| Arc::clone(&speaker));
+        let start = Instant::now();
+        let clock = move || Timestamp::from_millis(1_000_000) + start.elapsed();
+        let (handle, events) = Runner::start_at(Config::default(), drivers, Arc::new(clock));
+        let gate = Gate::new();
+        handle.send(Command::Begin { gate: Arc::clone(&gate) }).await.expect("it runs");
+        Self { _no_overlaps: NoOverlaps(Arc::clone(&world)), world, gate, handle, events }
+    }
+
+    /// Lets the lease stand. The gate reads the real clock, which paused time does not move.
+    fn open(&self) {
+        self.gate.extend(common::runtime::clock::now() + HOUR);
+    }
+
+    async fn take(&self, n: u128, sequence: u64, desired: Arc<Desired>) {
+        self.take_with(n, sequence, desired, Progress::default()).await;
+    }
+
+    async fn take_with(&self, n: u128, sequence: u64, desired: Arc<Desired>, progress: Progress) {
+        let (appliance, token) = (id(n), token(sequence));
+        self.gate.admit(appliance, token, Timestamp::ZERO);
+        let take =
+            Command::Take { appliance, token, desired, progress, hold: Duration::ZERO, traceparent: String::new() };
+        self.handle.send(take).await.expect("it runs");
+    }
+
+    async fn release(&self, n: u128, sequence: u64) {
+        self.handle.send(Command::Release { appliance: id(n), token: token(sequence) }).await.expect("it runs");
+    }
+
+    async fn update(&self, n: u128, sequence: u64, desired: Arc<Desired>) {
+        let update = Command::Update { appliance: id(n), token: token(sequence), desired };
+        self.handle.send(update).await.expect("it runs");
+    }
+
+    async fn event(&mut self) -> Event {
+        tokio::time::timeout(HOUR, self.events.recv()).await.expect("an event in time").expect("the runner runs")
+    }
+
+    async fn status(&mut self, wanted: impl Fn(&Status) -> bool) -> Status {
+        loop {
+            if let Event::Status { status, .. } = self.event().await
+                && wanted(&status)
+            {
+                return status;
+            }
+        }
+    }
+
+    async fn phase(&mut self, phase: Phase) -> Status {
+        self.status(|status| status.phase == phase).await
+    }
+
+    async fn released(&mut self) -> (Progress, Duration) {
+        loop {
+            if let Event::Released { progress, hold, .. } = self.event().await {
+                return (progress, hold);
+            }
+        }
+    }
+
+    /// Lets time pass while nobody reads events.
+    async fn pass(&self, time: Duration) {
+        tokio::time::sleep(time).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_appliance_is_booted_configured_and_probed() {
+    let mut bench = Bench::new().await;
+    bench.take(1, 1, desired(1, |_| {})).await;
+    let status = bench.phase(Phase::Configured).await;
+    assert_eq!(status.instances[0].configured, Some(Generation::new(1)));
+    assert_eq!(bench.world.calls(), ["boot 0/1", "configure 0/1 g1"]);
+    bench.pass(Duration::from_secs(600)).await;
+    let probes = bench.world.probes.lock().expect("no panic").len();
+    assert!((10..=12).contains(&probes), "{probes} probes in ten minutes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_running_instance_is_adopted_as_it_is() {
+    let mut bench = Bench::new().await;
+    let d = desired(4, |_| {});
+    bench.world.put(id(1), 0, 7, &d);
+    bench.take(1, 1, d).await;
+    let status = bench.phase(Phase::Configured).await;
+    assert_eq!(status.instances[0].pid, Some(7));
+    assert_eq!(bench.world.calls(), ["configure 0/7 g4"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_killed_instance_is_replaced_within_the_probe_interval() {
+    let mut bench = Bench::new().await;
+    bench.take(1, 1, desired(1, |_| {})).await;
+    bench.phase(Phase::Configured).await;
+    bench.world.instances.lock().expect("no panic").clear();
+    let killed = Instant::now();
+    let status = bench.phase(Phase::Configured).await;
+    assert_eq!(status.instances[0].pid, Some(2));
+    assert!(killed.elapsed() <= Duration::from_secs(63), "{:?}", killed.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hanging_instance_is_replaced_after_several_probes() {
+    let mut bench = Bench::new().await;
+    bench.take(1, 1, desired(1, |_| {})).await;
+    bench.phase(Phase::Configured).await;
+    bench.world.probes_hang.store(true, Ordering::Relaxed);
+    let status = bench.status(|s| s.phase != Phase::Configured).await;
+    assert!(status.last_error.expect("it says why").contains("left 3 probes unanswered: no answer within 3s"));
+    bench.world.probes_hang.store(false, Ordering::Relaxed);
+    bench.phase(Phase::Configured).await;
+    assert_eq!(bench.world.calls()[2..], ["destroy 0/1", "boot 0/2", "configure 0/2 g1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shut_gate_starts_nothing_and_counts_as_no_failure() {
+    let mut bench = Bench::fenced().await;
+    bench.take(1, 1, desired(1, |_| {})).await;
+    bench.pass(HOUR / 2).await;
+    assert_eq!(bench.world.calls(), Vec::<String>::new());
+    bench.open();
+    let status = bench.phase(Phase::Configured).await;
+    assert_eq!(bench.world.calls(), ["boot 0/1", "configure 0/1 g1"]);
+    assert_eq!(status.failed_boots, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_carries_progress_and_ends_all_action() {
+    let mut bench = Bench::new().await;
+    bench.world.boots_fail.store(true, Ordering::Relaxed);
+    bench.take(1, 1, desired(1, |_| {})).await;
+    let status = bench.phase(Phase::Error).await;
+    assert!(status.last_error.expect("it says why").contains("command `serve` not found"));
+    bench.release(1, 1).await;
+    let (progress, hold) = bench.released().await;
+    assert_eq!((progress.failed_boots, progress.cooling, &progress.attempts[..]), (5, true, &[5][..]));
+    assert!(progress.wait <= Duration::from_secs(30) && hold.is_zero());
+    let calls = bench.world.calls().len();
+    bench.pass(HOUR).await;
+    assert_eq!(bench.world.calls().len(), calls, "nothing acts after a release");
+
+    bench.world.boots_fail.store(false, Ordering::Relaxed);
+    let begun = Instant::now();
+    bench.take_with(1, 2, desired(1, |_| {}), progress.clone()).await;
+    bench.phase(Phase::Configured).await;
+    assert!(begun.elapsed() >= progress.wait, "the cooldown goes on where it was");
+    assert_eq!(bench.world.calls().last().map(String::as_str), Some("configure 0/6 g1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_waits_for_a_boot_but_not_for_a_probe() {
+    let mut bench = Bench::new().await;
+    *bench.world.boot_takes.lock().expect("no panic") = Duration::from_secs(30);
+    bench.take(1, 1, desired(1, |_| {})).await;
+    bench.phase(Phase::Booting).await;
+    let asked = Instant::now();
+    bench.release(1, 1).await;
+    let (progress, _) = bench.released().await;
+    assert!(asked.elapsed() >= Duration::from_secs(29), "the boot was let end");
+    assert_eq!(progress.journal[0].step, "boot 0");
+    assert_eq!(bench.world.find(id(1)).len(), 1);
+
+    bench.world.probes_hang.store(true, Ordering::Relaxed);
+    bench.take_with(1, 2, desired(1, |_| {}), progress).await;
+    bench.pass(Duration::from_secs(1)).await;
+    let asked = Instant::now();
+    bench.release(1, 2).await;
+    bench.released().await;
+    assert!(asked.elapsed() < Duration::from_millis(10), "a hanging probe must not delay a hand-off");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_timed_out_leaves_a_hold_behind() {
+    let mut bench = Bench::new().await;
+    *bench.world.boot_takes.lock().expect("no panic") = HOUR;
+    bench.take(1, 1, desired(1, |_| {})).await;
+    bench.status(|status| status.failed_boots == 1).await;
+    bench.release(1, 1).await;
+    let (_, hold) = bench.released().await;
+    assert!(hold > Duration::from_secs(10), "{hold:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_appliance_is_gone_to_the_last_trace() {
+    let mut bench = Bench::new().await;
+    bench.take(1, 1, desired(1, |_| {})).await;
+    bench.phase(Phase::Configured).await;
+    bench.update(1, 1, desired(2, |d| d.deleting = true)).await;
+    loop {
+        if let Event::Gone { appliance, token: gone } = bench.event().await {
+            assert_eq!((appliance, gone), (id(1), token(1)));
+            break;
+        }
+    }
+    assert_eq!(bench.world.calls()[2..], ["destroy 0/1", "forget"]);
+    assert!(bench.gate.pass(id(1), token(1)).is_err(), "the grant is given up");
+}
+
+#[tokio::test(start_paused = true)]
+async fn commands_of_an_old_token_change_nothing() {
+    let mut bench = Bench::new().await;
+    bench.take(1, 5, desired(1, |_| {})).await;
+    bench.phase(Phase::Configured).await;
+    bench.release(1, 4).await;
+    bench.update(1, 4, desired(9, |d| d.deleting = true)).await;
+    let (appliance, old) = (id(1), token(4));
+    let take = Command::Take {
+        appliance,
+        token: old,
+        desired: desired(9, |d| d.deleting = true),
+        progress: Progress::default(),
+        hold: Duration::ZERO,
+        traceparent: String::new(),
+    };
+    bench.handle.send(take).await.expect("it runs");
+    bench.update(1, 5, desired(2, |_| {})).await;
+    let status = bench.status(|s| s.observed_generation == Generation::new(2) && s.phase == Phase::Configured).await;
+    assert_eq!(status.instances[0].pid, Some(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_is_answered_after_a_look() {
+    let mut bench = Bench::new().await;
+    bench.take(1, 1, desired(1, |_| {})).await;
+    bench.phase(Phase::Configured).await;
+    let check = Command::Check { appliance: id(1), token: token(1), number: 42 };
+    bench.handle.send(check).await.expect("it runs");
+    let asked = Instant::now();
+    loop {
+        if let Event::Status { checked: 42, status, .. } = bench.event().await {
+            assert_eq!(status.phase, Phase::Configured);
+            break;
+        }
+    }
+    assert!(asked.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_incarnation_waits_for_steps_of_the_former() {
+    let mut bench = Bench::new().await;
+    *bench.world.boot_takes.lock().expect("no panic") = Duration::from_secs(30);
+    bench.take(1, 1, desired(1, |_| {})).await;
+    bench.phase(Phase::Booting).await;
+    let old = Arc::clone(&bench.gate);
+    bench.gate = Gate::new();
+    bench.open();
+    bench.handle.send(Command::Begin { gate: Arc::clone(&bench.gate) }).await.expect("it runs");
+    let begun = Instant::now();
+    bench.take(1, 2, desired(1, |_| {})).await;
+    let status = bench.phase(Phase::Configured).await;
+    assert!(begun.elapsed() >= Duration::from_secs(29));
+    assert_eq!(status.instances[0].pid, Some(1), "what the former step started is adopted");
+    assert!(!old.lease_stands());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_of_a_driver_is_a_failed_step() {
+    let mut bench = Bench::new().await;
+    bench.world.boots_panic.store(true, Ordering::Relaxed);
+    bench.take(1, 1, desired(1, |_| {})).await;
+    let status = bench.status(|s| s.failed_boots == 1).await;
+    assert!(status.last_error.expect("it says why").contains("panicked"));
+    bench.world.boots_panic.store(false, Ordering::Relaxed);
+    bench.phase(Phase::Configured).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn probes_of_a_thousand_appliances_are_spread_over_the_interval() {
+    let bench = Bench::new().await;
+    for n in 0..1_000 {
+        let d = desired(1, |d| d.name = Name::new(&format!("web{n}")).expect("a valid name"));
+        bench.world.put(id(n), 0, 1, &d);
+        bench.take(n, 1, d).await;
+    }
+    bench.pass(Duration::from_secs(60)).await;
+    bench.world.probes.lock().expect("no panic").clear();
+    let from = bench.world.start.elapsed();
+    bench.pass(Duration::from_secs(120)).await;
+    let probes = bench.world.probes.lock().expect("no panic").clone();
+    assert!((1_990..=2_010).contains(&probes.len()), "{} probes in two intervals", probes.len());
+    let mut seconds = BTreeMap::new();
+    for (at, _) in &probes {
+        *seconds.entry((*at - from).as_secs()).or_insert(0) += 1;
+    }
+    let most = seconds.values().max().copied().unwrap_or(0);
+    assert!(most <= 45, "{most} probes in one second, 17 would be even");
+}
+
+#[tokio::test(start_paused = true)]
+async fn statuses_fold_while_nobody_reads_them() {
+    let mut bench = Bench::new().await;
+    for n in 0..3_000 {
+        bench.take(n, 1, desired(1, |d| d.name = Name::new(&format!("web{n}")).expect("a valid name"))).await;
+    }
+    bench.pass(Duration::from_secs(60)).await;
+    drop(bench.handle);
+    let mut newest = BTreeMap::new();
+    let mut events = 0;
+    while let Some(event) = bench.events.recv().await {
+        if let Event::Status { appliance, status, .. } = event {
+            newest.insert(appliance, status.phase);
+            events += 1;
+        }
+    }
+    assert!(events <= 2 * EVENTS, "{events} events");
+    assert!(!newest.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn stopping_lets_a_running_step_end() {
+    let mut bench = Bench::new().await;
+    *bench.world.boot_takes.lock().expect("no panic") = Duration::from_secs(5);
+    bench.take(1, 1, desired(1, |_| {})).await;
+    bench.phase(Phase::Booting).await;
+    drop(bench.handle);
+    while bench.events.recv().await.is_some() {}
+    assert_eq!(bench.world.find(id(1)).len(), 1);
+}
