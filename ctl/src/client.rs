@@ -34,7 +34,7 @@ const MAX_ANSWER: usize = 192 << 20;
 /// Finds the server: flag or environment, else the endpoint file of a cluster that `rugctl up` runs in this folder or
 /// one above, else [`DEFAULT_SERVER`].
 pub(crate) fn find_server(named: Option<&str>, folder: &Path) -> String {
-    let address = named.map(str::to_owned).or_else(|| {
+    let address = named.filter(|name| !name.is_empty()).map(str::to_owned).or_else(|| {
         folder.ancestors().map(|dir| dir.join(".rug").join("endpoint")).find_map(|file| read_endpoint(&file))
     });
     let address = address.unwrap_or_else(|| DEFAULT_SERVER.to_owned());
@@ -72,6 +72,7 @@ pub(crate) struct Client {
     channel: Channel,
     address: String,
     timeout: Duration,
+    repeats: bool,
 }
 
 /// How an appliance is named on the command line.
@@ -121,12 +122,17 @@ impl Client {
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(5))
             .keep_alive_while_idle(true);
-        Ok(Self { channel: endpoint.connect_lazy(), address: address.to_owned(), timeout })
+        Ok(Self { channel: endpoint.connect_lazy(), address: address.to_owned(), timeout, repeats: true })
     }
 
     /// The same connection with another limit for each call.
     pub(crate) fn with_timeout(&self, timeout: Duration) -> Self {
         Self { timeout, ..self.clone() }
+    }
+
+    /// The same connection for one look at a time: a server that is unavailable is not asked again.
+    pub(crate) fn once(&self, timeout: Duration) -> Self {
+        Self { timeout, repeats: false, ..self.clone() }
     }
 
     /// Address of the server.
@@ -160,7 +166,7 @@ impl Client {
             };
             let pause = backoff.next();
             match status.code() {
-                Code::Unavailable if Instant::now() + pause < deadline => sleep(pause).await,
+                Code::Unavailable if self.repeats && Instant::now() + pause < deadline => sleep(pause).await,
                 Code::Unavailable | Code::DeadlineExceeded => return Err(self.unreachable(&status)),
                 // tonic reports a deadline of its own as CANCELLED.
                 Code::Cancelled if Instant::now() >= deadline => return Err(self.unreachable(&status)),

@@ -63,6 +63,25 @@ impl Document {
         format!("{}:{line}: {field}", self.source)
     }
 
+    /// Ports its instances take on the host they run on, with the API's name of the field that says so.
+    pub(crate) fn claimed_ports(&self) -> Vec<(u32, String)> {
+        let spec = self.appliance.spec.clone().unwrap_or_default();
+        let driver = self.appliance.driver.parse().unwrap_or(Driver::Process);
+        let first = match spec.kind {
+            _ if !driver.is_host_bound() => Vec::new(),
+            Some(v1::spec::Kind::Loadbalancer(lb)) => {
+                let field = |i| format!("spec.loadbalancer.listeners[{i}].port");
+                lb.listeners.iter().enumerate().map(|(i, l)| (l.port, field(i))).collect()
+            }
+            Some(v1::spec::Kind::Custom(custom)) => {
+                custom.port.map(|port| (port, "spec.custom.port".to_owned())).into_iter().collect()
+            }
+            None => Vec::new(),
+        };
+        let replicas = u32::try_from(spec.replicas.unwrap_or(1)).unwrap_or(1);
+        first.into_iter().flat_map(|(port, field)| (port..port + replicas).map(move |p| (p, field.clone()))).collect()
+    }
+
     /// Where the document starts, as `file:line`.
     pub(crate) fn place(&self) -> String {
         format!("{}:{}", self.source, self.line)

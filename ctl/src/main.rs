@@ -3,6 +3,7 @@
 //! Commands that speak to a server are in [`commands`]; `up` runs a whole cluster on this machine. Whatever happens ends
 //! in one exit code ([`error::Exit`]) and, if it is a failure, in a message on stderr.
 
+use std::io::Write;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -135,7 +136,8 @@ async fn run(cli: Cli) -> Exit {
 
 fn report(failure: &Failure) -> Exit {
     if !failure.message.is_empty() {
-        eprintln!("rugctl: {failure}");
+        // Not eprintln, which panics when stderr is closed.
+        let _ = writeln!(std::io::stderr(), "rugctl: {failure}");
     }
     failure.exit
 }

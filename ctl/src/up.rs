@@ -97,8 +97,8 @@ async fn stay_up(ui: &Ui, args: &UpArgs) -> Result<(), Failure> {
     }
     ui.note("ready; Ctrl-C stops Rug and leaves the appliances running");
     let ended = cluster.watch(ui, &mut signals).await;
-    let running = cluster.client.with_timeout(LOOK_LIMIT).status().await.ok().map(|s| status::running(&s));
-    ui.note("stopping Rug");
+    let running = cluster.client.once(LOOK_LIMIT).status().await.ok().map(|s| status::running(&s));
+    ui.note("stopping Rug; Ctrl-C again kills it");
     cluster.stop(signals.next()).await;
     ui.note(&match running {
         Some(0) => "stopped; no appliance is running".to_owned(),
@@ -242,8 +242,8 @@ impl Cluster {
         }
         let coordinator = self.coordinator.clone();
         self.supervisor.start(coordinator);
-        let client = self.client.with_timeout(LOOK_LIMIT);
-        self.ready(began, async || match client.serves().await {
+        let client = self.client.once(LOOK_LIMIT);
+        self.ready(began, tell, async || match client.serves().await {
             Ok(true) => Vec::new(),
             _ => vec![(COORDINATOR.to_owned(), "does not serve yet".to_owned())],
         })
@@ -255,7 +255,7 @@ impl Cluster {
             self.supervisor.start(worker);
         }
         let names: Vec<_> = self.workers.iter().map(|w| w.name.clone()).collect();
-        self.ready(began, async || match client.workers().await {
+        self.ready(began, tell, async || match client.workers().await {
             Ok(workers) => not_healthy(&names, &workers),
             Err(failure) => vec![(COORDINATOR.to_owned(), failure.to_string())],
         })
@@ -279,7 +279,7 @@ impl Cluster {
     /// Finds out before the coordinator does, which could only say so in its log.
     async fn check_port(&self) -> Result<(), Failure> {
         let Err(error) = TcpListener::bind(self.listen) else { return Ok(()) };
-        let other = self.client.with_timeout(LOOK_LIMIT).status().await.ok();
+        let other = self.client.once(LOOK_LIMIT).status().await.ok();
         let reason = match other {
             Some(status) => format!("`{}` of another Rug cluster listens there", status.coordinator),
             None => error.to_string(),
@@ -291,7 +291,12 @@ impl Cluster {
     ///
     /// # Errors
     /// A process died, or something is still missing at the deadline; with the ends of the logs.
-    async fn ready(&mut self, began: Instant, missing: impl AsyncFn() -> Vec<(String, String)>) -> Result<(), Failure> {
+    async fn ready(
+        &mut self,
+        began: Instant,
+        tell: &impl Fn(&str),
+        missing: impl AsyncFn() -> Vec<(String, String)>,
+    ) -> Result<(), Failure> {
         let deadline = tokio::time::Instant::from_std(began + START_LIMIT);
         let mut last = Vec::new();
         let look = async {
@@ -305,8 +310,9 @@ impl Cluster {
         };
         let died = async {
             loop {
-                if let Event::Died { name, how, .. } | Event::GivenUp { name, how } = self.supervisor.event().await {
-                    return (name, how);
+                match self.supervisor.event().await {
+                    Event::Started { name, pid } => tell(&format!("{name} runs with pid {pid}")),
+                    Event::Died { name, how, .. } | Event::GivenUp { name, how } => return (name, how),
                 }
             }
         };
@@ -335,7 +341,7 @@ impl Cluster {
         let mut line = Line::new(ui);
         let mut ticks = interval(STATUS_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let client = self.client.with_timeout(LOOK_LIMIT);
+        let client = self.client.once(LOOK_LIMIT);
         loop {
             tokio::select! {
                 () = signals.next() => return Ok(()),

@@ -3,6 +3,8 @@
 //! Everything is read and checked here, then checked by the server without a change, and only then sent: a document that
 //! is refused creates nothing. Calls run side by side, because the server lets concurrent ones share a transaction.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
 use futures::{StreamExt, stream};
 use proto::admin::v1;
@@ -40,6 +42,10 @@ pub(crate) async fn run(context: &Context, args: &ApplyArgs) -> Result<(), Failu
     if !refused.is_empty() {
         return Err(all_refused(refused, "nothing was changed"));
     }
+    let clashes = port_clashes(&documents, &checked);
+    if !clashes.is_empty() {
+        return Err(all_refused(clashes, "nothing was changed"));
+    }
     if args.dry_run {
         return show(context, &documents, &checked, true);
     }
@@ -75,6 +81,30 @@ async fn send(client: &Client, documents: &[Document], validate_only: bool) -> (
     let mut refused = Vec::new();
     let answers = results.into_iter().map(|result| result.map_err(|f| refused.push(f)).ok()).collect();
     (answers, refused)
+}
+
+/// Ports that two of the documents claim. The server sees one document at a time, and would refuse the second one after
+/// the first was created. As there, only appliances that are bound to different hosts can share a port.
+fn port_clashes(documents: &[Document], answers: &Answers) -> Vec<Failure> {
+    let mut claims: BTreeMap<u32, Vec<(&Document, &str)>> = BTreeMap::new();
+    let mut clashes = Vec::new();
+    for (document, answer) in documents.iter().zip(answers) {
+        let assignment = answer.as_ref().and_then(|a| a.appliance.as_ref()).and_then(|a| a.assignment.as_ref());
+        let host = assignment.map_or("", |a| a.host.as_str());
+        for (port, field) in document.claimed_ports() {
+            let others = claims.entry(port).or_default();
+            let apart = |theirs: &str| !host.is_empty() && !theirs.is_empty() && host != theirs;
+            if let Some((other, _)) =
+                others.iter().find(|(other, theirs)| other.label() != document.label() && !apart(theirs))
+            {
+                let at = document.locate(&field);
+                let text = format!("{at}: port {port} is also claimed by {} at {}", other.label(), other.place());
+                clashes.push(Failure::usage(text));
+            }
+            others.push((document, host));
+        }
+    }
+    clashes
 }
 
 /// A server's refusal in terms of the file.
@@ -158,6 +188,23 @@ mod tests {
         let failure = located(&documents[0], Failure::new(Exit::Conflict, "is being deleted"));
         assert_eq!(failure.to_string(), "f.yaml:1: custom/a: is being deleted");
         assert_eq!(failure.exit, Exit::Conflict);
+    }
+
+    #[test]
+    fn two_documents_that_claim_one_port_are_refused_unless_their_hosts_differ() {
+        let text = "name: a\nkind: custom\nreplicas: 2\nspec: {command: x, port: 8080}\n---\nname: lb\nkind: loadbalancer\n\
+                    spec:\n  listeners:\n  - port: 80\n  - port: 8081\n---\nname: s\nkind: custom\ndriver: simulated\n\
+                    spec: {command: x, port: 8080}\n";
+        let documents = document::parse("f.yaml", text).expect("each is valid");
+        let on = |host: &str| {
+            let assignment = Some(v1::Assignment { host: host.into(), ..v1::Assignment::default() });
+            let appliance = Some(v1::Appliance { assignment, ..v1::Appliance::default() });
+            Some(v1::UpdateApplianceResponse { appliance, ..v1::UpdateApplianceResponse::default() })
+        };
+        let clashes = port_clashes(&documents, &vec![on(""), on("h1"), None]);
+        let clashes: Vec<_> = clashes.iter().map(ToString::to_string).collect();
+        assert_eq!(clashes, ["f.yaml:11: spec.listeners[1].port: port 8081 is also claimed by custom/a at f.yaml:1"]);
+        assert!(port_clashes(&documents, &vec![on("h2"), on("h1"), None]).is_empty());
     }
 
     #[test]

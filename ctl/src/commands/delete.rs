@@ -1,7 +1,7 @@
 //! `rugctl delete`: remove appliances and wait until nothing of them is left.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, IsTerminal};
+use std::io::{BufRead, IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Args;
@@ -131,7 +131,7 @@ async fn confirm(question: &str) -> Result<(), Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::usage(format!("{question} answer with --yes")));
     }
-    eprint!("{question} [y/N] ");
+    let _ = write!(std::io::stderr(), "{question} [y/N] ");
     // On a thread of its own: Ctrl-C has to work while this waits.
     let answer = tokio::task::spawn_blocking(|| {
         let mut line = String::new();
