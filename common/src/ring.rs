@@ -11,7 +11,6 @@
 //! so these, and the lookups of the planner's hot path, work on a sorted list of the full 128-bit points here. The
 //! tests hold the two against each other.
 
-use std::collections::BTreeMap;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::ops::RangeInclusive;
 use std::sync::{Arc, OnceLock};
@@ -93,44 +92,36 @@ impl Ring {
     /// [`Ring::build`], and much cheaper when little changes.
     #[must_use]
     pub fn with_members(&self, members: impl IntoIterator<Item = (WorkerId, u32)>) -> Self {
-        let mut wanted: BTreeMap<WorkerId, u32> = BTreeMap::new();
-        for (id, weight) in members {
-            let kept = wanted.entry(id).or_default();
-            *kept = (*kept).max(weight.min(MAX_WEIGHT));
-        }
+        let mut wanted: Vec<(WorkerId, u32)> =
+            members.into_iter().map(|(id, weight)| (id, weight.min(MAX_WEIGHT))).collect();
+        wanted.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.cmp(&a.1)));
+        wanted.dedup_by(|later, first| later.0 == first.0);
         let mut entries = Vec::with_capacity(wanted.len());
         // New index of each member of this ring whose points stay.
         let mut kept: Vec<Option<u32>> = vec![None; self.members.len()];
         let mut added: Vec<Point> = Vec::new();
+        let mut at = 0;
         for (id, weight) in wanted {
             let index = u32::try_from(entries.len()).expect("fewer than 2^32 members");
-            let before = self.members.binary_search_by(|m| m.id.cmp(&id)).ok();
-            let same = before.filter(|&at| self.members[at].weight == weight);
-            let positions = if let Some(at) = same {
-                kept[at] = Some(index);
-                Arc::clone(&self.members[at].positions)
-            } else {
-                let positions = points_of(&id, weight);
-                added.extend(positions.iter().map(|&position| Point { position, member: index }));
-                positions
+            while self.members.get(at).is_some_and(|m| m.id < id) {
+                at += 1;
+            }
+            let positions = match self.members.get(at).filter(|m| m.id == id && m.weight == weight) {
+                Some(same) => {
+                    kept[at] = Some(index);
+                    Arc::clone(&same.positions)
+                }
+                None => {
+                    let positions = points_of(&id, weight);
+                    added.extend(positions.iter().map(|&position| Point { position, member: index }));
+                    positions
+                }
             };
             entries.push(Entry { id, weight, positions });
         }
         added.sort_unstable_by_key(|p| (p.position, p.member));
-        let stay = self
-            .points
-            .iter()
-            .filter_map(|p| kept[p.member as usize].map(|member| Point { position: p.position, member }));
-        let (points, shared) = if self.shared { (Vec::new(), true) } else { merge(stay, &added, self.points.len()) };
-        if !shared {
-            return Self { members: entries, points, shared, single: OnceLock::new() };
-        }
-        let mut all: Vec<Point> = (0..)
-            .zip(&entries)
-            .flat_map(|(member, entry)| entry.positions.iter().map(move |&position| Point { position, member }))
-            .collect();
-        all.sort_unstable_by_key(|p| (p.position, p.member));
-        let (points, shared) = merge(std::iter::empty(), &all, 0);
+        let merged = if self.shared { None } else { merge(&self.points, &kept, &added) };
+        let (points, shared) = merged.map_or_else(|| assemble(&entries), |points| (points, false));
         Self { members: entries, points, shared, single: OnceLock::new() }
     }
 
@@ -225,15 +216,26 @@ impl Ring {
     pub fn diff(old: &Self, new: &Self) -> Vec<RingArc> {
         let mut arcs: Vec<RingArc> = Vec::new();
         let (mut at_old, mut at_new) = (0, 0);
+        // Index in the new ring of each old member: thousands of comparisons of names would take most of the time.
+        let renumbered: Vec<Option<u32>> = old.members.iter().map(|m| new.index(&m.id)).collect();
         let mut start = 0u128;
         loop {
+            // Most of the circle stays as it is.
+            while let (Some(before), Some(after)) = (old.points.get(at_old), new.points.get(at_new)) {
+                if before.position != after.position || renumbered[before.member as usize] != Some(after.member) {
+                    break;
+                }
+                start = after.position;
+                (at_old, at_new) = (at_old + 1, at_new + 1);
+            }
             let ends = [old.points.get(at_old), new.points.get(at_new)].map(|p| p.map(|p| p.position));
             // The next position at which an owner changes; `None` when the rest of the circle has one.
             let next = ends.into_iter().flatten().min();
             if next != Some(start) {
                 let end = next.map_or(u128::MAX, |next| next - 1);
                 let (before, after) = (old.segment(at_old), new.segment(at_new));
-                if before != after {
+                if before.and_then(|m| renumbered[m as usize]) != after || (before.is_some() && after.is_none()) {
+                    let (before, after) = (before.map(|m| old.name(m)), after.map(|m| new.name(m)));
                     match arcs.last_mut() {
                         Some(last)
                             if last.range.end().checked_add(1) == Some(start)
@@ -253,9 +255,14 @@ impl Ring {
         }
     }
 
-    /// Owner of the keys before point `index`, where the index after the last one is the first again.
-    fn segment(&self, index: usize) -> Option<&WorkerId> {
-        self.points.get(index).or(self.points.first()).map(|p| self.name(p.member))
+    /// Member that owns the keys before point `index`, where the index after the last one is the first again.
+    fn segment(&self, index: usize) -> Option<u32> {
+        self.points.get(index).or(self.points.first()).map(|p| p.member)
+    }
+
+    fn index(&self, id: &WorkerId) -> Option<u32> {
+        let at = self.members.binary_search_by(|m| m.id.cmp(id)).ok()?;
+        Some(u32::try_from(at).expect("fewer than 2^32 members"))
     }
 
     /// Index of the first point after `position`, going round.
@@ -286,26 +293,32 @@ fn points_of(id: &WorkerId, weight: u32) -> Arc<[u128]> {
     positions.into()
 }
 
-/// Both lists, ascending, in one; of points at one position the one of the last member stays. The flag says whether
-/// there were such.
-fn merge(stay: impl Iterator<Item = Point>, added: &[Point], room: usize) -> (Vec<Point>, bool) {
-    let mut points: Vec<Point> = Vec::with_capacity(room + added.len());
-    let mut shared = false;
-    let mut push = |point: Point| match points.last_mut() {
-        Some(last) if last.position == point.position => {
-            shared = true;
-            last.member = last.member.max(point.member);
-        }
-        _ => points.push(point),
-    };
+/// The points whose members are kept, and `added`, in one ascending list; `None` when two of them share a position.
+fn merge(old: &[Point], kept: &[Option<u32>], added: &[Point]) -> Option<Vec<Point>> {
+    let mut points: Vec<Point> = Vec::with_capacity(old.len() + added.len());
     let mut added = added.iter().copied().peekable();
-    for point in stay {
+    for point in old {
+        let Some(member) = kept[point.member as usize] else { continue };
         while let Some(new) = added.next_if(|new| new.position <= point.position) {
-            push(new);
+            points.push(new);
         }
-        push(point);
+        points.push(Point { position: point.position, member });
     }
-    added.for_each(push);
+    points.extend(added);
+    points.is_sorted_by(|a, b| a.position < b.position).then_some(points)
+}
+
+/// All points, ascending; of points at one position the one of the last member stays. The flag says whether there were
+/// such.
+fn assemble(members: &[Entry]) -> (Vec<Point>, bool) {
+    let of = |(member, entry): (u32, &Entry)| -> Vec<Point> {
+        entry.positions.iter().map(|&position| Point { position, member }).collect()
+    };
+    let mut points: Vec<Point> = (0..).zip(members).flat_map(of).collect();
+    points.sort_unstable_by_key(|p| (p.position, std::cmp::Reverse(p.member)));
+    let all = points.len();
+    points.dedup_by_key(|p| p.position);
+    let shared = points.len() < all;
     (points, shared)
 }
 

@@ -17,9 +17,9 @@ use super::roster::{NOBODY, Roster};
 use super::walk::Walk;
 use super::{BandRelaxed, Config, Output, Reason, Slot, Unplaced};
 
-/// How many keys are looked at for one that is to be taken, before keys are taken wherever they are. With most keys
-/// where the ring puts them, the members that must give come by within some ten arcs.
-const LOOKED_AT_PER_KEY: u64 = 64;
+/// How many keys are looked at for one that is to be taken, before keys are taken wherever they are: the own arcs of a
+/// joiner and some ten neighbours of each. Further ones are hardly a preference any more, and cost the same to read.
+const LOOKED_AT_PER_KEY: u64 = 12;
 /// Keys looked at in any case.
 const LOOKED_AT_LEAST: u64 = 1024;
 /// Keys looked at for one that a member must give up, in search of those that are not where the ring puts them.
@@ -137,6 +137,9 @@ impl Pass<'_> {
             _ => true,
         });
         for stage in [Stage::Floor, Stage::Soft, Stage::Ceiling] {
+            if homeless.is_empty() || !self.band.locals().any(|local| stage.is_open(&self.band, local)) {
+                continue;
+            }
             let mut walk = Walk::new(points);
             homeless.retain(|h| {
                 let found = walk.find(

@@ -97,6 +97,9 @@ pub(super) fn plan(roster: &Roster, book: &Book, unsettled: &mut Unsettled) -> O
         true
     });
     if !roster.ring.is_empty() {
+        let keys: usize = groups.iter().map(|group| group.index.len()).sum();
+        let part: f64 = unsettled.arcs.iter().map(|arc| (arc.end() - arc.start()) as f64 / 2f64.powi(64)).sum();
+        pass.out.expect(part * keys as f64);
         let mut open = Vec::new();
         for arc in std::mem::take(&mut unsettled.arcs) {
             pass.settle_arc(arc, &groups, &mut open);

@@ -4,7 +4,7 @@
 //! *rank* is the place of a member in the order of names. Decisions use ranks only, since handles depend on who came
 //! first.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use common::WorkerId;
 use common::ring::{self, Ring, RingArc};
@@ -52,18 +52,24 @@ impl Roster {
     }
 
     /// Takes over a new set of members and says which keys changed hands on the ring.
-    pub(super) fn replace(&mut self, members: Vec<Member>, strategy: Strategy) -> Vec<RingArc> {
-        let mut wanted: BTreeMap<WorkerId, Member> = BTreeMap::new();
-        for mut member in members {
+    pub(super) fn replace(&mut self, mut members: Vec<Member>, strategy: Strategy) -> Vec<RingArc> {
+        for member in &mut members {
             // What is published may be anything; a fair share needs a weight, and the ring cuts it the same way.
             member.weight = member.weight.clamp(1, ring::MAX_WEIGHT);
-            wanted.insert(member.id.clone(), member);
         }
+        members.sort_by(|a, b| a.id.cmp(&b.id));
+        // Of two with one name the last counts.
+        members.dedup_by(|later, kept| {
+            later.id == kept.id && {
+                std::mem::swap(later, kept);
+                true
+            }
+        });
         for handle in std::mem::take(&mut self.handles) {
             self.names[handle as usize].as_mut().expect("members keep their names").rank = None;
             self.release(handle);
         }
-        self.members = wanted.into_values().collect();
+        self.members = members;
         for rank in 0..self.members.len() {
             let id = self.members[rank].id.clone();
             let handle = self.acquire(Some(&id));

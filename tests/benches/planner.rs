@@ -1,0 +1,191 @@
+//! The planner at the size of its bounds, beside python-tooz with a full recompute in the same run.
+//!
+//! `cargo bench -p tests --bench planner -- [--appliances N] [--workers N] [--rounds N] [--without-python]`
+//! Times are wall clock, medians over the rounds; each round has another worker join or leave.
+
+#[path = "../peer/tooz.rs"]
+mod tooz;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use common::WorkerId;
+use common::appliance::Driver;
+use coordinator_core::planner::{Config, Member, Needs, Plan, Planner, Slot, Strategy};
+use serde_json::Value;
+use uuid::Uuid;
+
+struct Options {
+    appliances: u32,
+    workers: usize,
+    rounds: usize,
+    python: bool,
+}
+
+fn options() -> Result<Options> {
+    let mut options = Options { appliances: 1_000_000, workers: 100, rounds: 21, python: true };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut number = || -> Result<u32> {
+            let value = arguments.next().with_context(|| format!("{argument} needs a number"))?;
+            let number = value.parse().with_context(|| format!("{argument} {value}"))?;
+            ensure!(number > 0, "{argument} must be at least 1");
+            Ok(number)
+        };
+        match argument.as_str() {
+            "--appliances" => options.appliances = number()?,
+            "--workers" => options.workers = number()? as usize,
+            "--rounds" => options.rounds = number()? as usize,
+            "--without-python" => options.python = false,
+            // What `cargo bench` adds.
+            "--bench" => {}
+            other => bail!("unknown argument {other}"),
+        }
+    }
+    Ok(options)
+}
+
+fn main() -> Result<()> {
+    let options = options()?;
+    println!("{} appliances, {} workers, {} rounds", options.appliances, options.workers, options.rounds);
+    let mut join = Vec::new();
+    for strategy in [Strategy::Ring, Strategy::Bounded] {
+        join.push((strategy, measure(&options, strategy)?));
+    }
+    if options.python {
+        let (seconds, moved) = recompute_by_tooz(&options)?;
+        println!("\npython-tooz, full recompute of a join: {seconds:.2} s, {moved} keys moved");
+        for (strategy, median) in join {
+            println!("  {strategy:?}: {:.0} times as fast", seconds / median.as_secs_f64());
+        }
+    }
+    Ok(())
+}
+
+fn fleet(workers: impl Iterator<Item = usize>) -> Vec<Member> {
+    let member = |n| Member {
+        id: WorkerId::new(&format!("rug-host-{n:04}.example")).expect("a valid name"),
+        weight: 1,
+        zone: String::new(),
+        host: format!("host-{n}"),
+        drivers: BTreeSet::from([Driver::Simulated]),
+        connected: true,
+        draining: false,
+    };
+    workers.map(member).collect()
+}
+
+fn key(slot: u32) -> String {
+    Uuid::from_u128(slot.into()).as_hyphenated().to_string()
+}
+
+fn carry_out(planner: &mut Planner, plan: &Plan) {
+    for m in &plan.moves {
+        planner.set_owner(m.slot, Some(&m.to), None);
+    }
+}
+
+/// Prints one strategy; the answer is the median of a join.
+fn measure(options: &Options, strategy: Strategy) -> Result<Duration> {
+    let needs = Needs { driver: Driver::Simulated, host: None };
+    let mut planner = Planner::new(Config { strategy, ..Config::default() });
+    planner.set_members(fleet(0..options.workers));
+    let started = Instant::now();
+    for slot in 0..options.appliances {
+        planner.insert(Slot(slot), &key(slot), needs.clone(), None, None);
+    }
+    let inserted = started.elapsed();
+    let plan = planner.plan();
+    let planned = started.elapsed() - inserted;
+    carry_out(&mut planner, &plan);
+    ensure!(planner.plan() == Plan::default(), "placing everything takes more than one plan");
+    println!("\n{strategy:?}: insert all {inserted:.2?}, first plan {planned:.2?}");
+
+    let workers = options.workers;
+    let joins = |round: usize| fleet((0..workers).chain([workers + round]));
+    let median = rounds(options, &mut planner, "join", strategy, joins)?;
+    let leaves = |round: usize| fleet((0..workers).filter(move |n| *n != round % workers));
+    rounds(options, &mut planner, "leave", strategy, leaves)?;
+
+    let created = 3_000;
+    let started = Instant::now();
+    for slot in options.appliances..options.appliances + created {
+        planner.insert(Slot(slot), &key(slot), needs.clone(), None, None);
+        let plan = planner.plan();
+        carry_out(&mut planner, &plan);
+    }
+    println!("  create one by one, each with a plan of its own: {:.1?} each", started.elapsed() / created);
+    Ok(median)
+}
+
+/// Changes the members, plans, and goes back without having moved anything, once per round.
+fn rounds(
+    options: &Options,
+    planner: &mut Planner,
+    what: &str,
+    strategy: Strategy,
+    members: impl Fn(usize) -> Vec<Member>,
+) -> Result<Duration> {
+    let (mut times, mut moves) = (Vec::new(), Vec::new());
+    for round in 0..options.rounds {
+        let new = members(round);
+        let started = Instant::now();
+        planner.set_members(new);
+        let told = started.elapsed();
+        let plan = planner.plan();
+        times.push((started.elapsed(), told));
+        let least = match strategy {
+            Strategy::Bounded => least_in_band(options, planner, Config::default().band),
+            // Comparing a million owners takes a while; one round of it tells.
+            Strategy::Ring if round == 0 => least_on_ring(options, planner, &fleet(0..options.workers)),
+            Strategy::Ring => plan.moves.len() as u64,
+        };
+        ensure!(plan.moves.len() as u64 == least, "{what}: {} moves where {least} are enough", plan.moves.len());
+        ensure!(plan.unplaced.is_empty() && plan.relaxed.is_empty(), "{what}: not everything has its place");
+        moves.push(plan.moves.len());
+        planner.set_members(fleet(0..options.workers));
+        ensure!(planner.plan() == Plan::default(), "{what}: going back moves something");
+    }
+    times.sort_unstable();
+    moves.sort_unstable();
+    let (median, told) = times[times.len() / 2];
+    println!(
+        "  {what}: median {median:.2?}, {told:.2?} of it for the new ring (fastest {:.2?}, slowest {:.2?}); {} moves (median), the least possible in every round",
+        times[0].0,
+        times[times.len() - 1].0,
+        moves[moves.len() / 2],
+    );
+    Ok(median)
+}
+
+/// `orphans + max(sum of excess over the band, sum of deficit under it - orphans)`.
+fn least_in_band(options: &Options, planner: &Planner, band: f64) -> u64 {
+    let loads: Vec<u64> = planner.members().iter().map(|m| planner.load(&m.id)).collect();
+    let orphans = u64::from(options.appliances) - loads.iter().sum::<u64>();
+    let fair = f64::from(options.appliances) / loads.len() as f64;
+    let (floor, ceiling) = ((fair / band).floor() as u64, (fair * band).ceil() as u64);
+    let excess: u64 = loads.iter().map(|load| load.saturating_sub(ceiling)).sum();
+    let deficit: u64 = loads.iter().map(|load| floor.saturating_sub(*load)).sum();
+    orphans + excess.max(deficit.saturating_sub(orphans))
+}
+
+/// Keys with another owner on the ring than before.
+fn least_on_ring(options: &Options, planner: &Planner, before: &[Member]) -> u64 {
+    let old = common::ring::Ring::build(before.iter().map(|m| (m.id.clone(), m.weight)));
+    let moved = |slot: &u32| old.owner(&key(*slot)) != planner.ring().owner(&key(*slot));
+    (0..options.appliances).filter(moved).count() as u64
+}
+
+fn recompute_by_tooz(options: &Options) -> Result<(f64, u64)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let answer = runtime.block_on(async {
+        let python = tooz::Python::with_tooz().await.context("--without-python leaves the comparison out")?;
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/full_recompute.py");
+        let arguments = [script, &options.appliances.to_string(), &options.workers.to_string()];
+        python.run(&arguments, "", Duration::from_secs(1800)).await
+    })?;
+    let answer: Value = serde_json::from_str(&answer)?;
+    let seconds = answer["seconds"].as_f64().context("seconds")?;
+    Ok((seconds, answer["moved"].as_u64().context("moved")?))
+}
