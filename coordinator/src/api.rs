@@ -357,23 +357,19 @@ pub struct ClusterView {
     pub coordination: String,
 }
 
+/// An answer from the history, once it comes.
+pub type HistoryAnswer<'a, T> = BoxFuture<'a, Result<T, HistoryError>>;
+
 /// Reads of what is not kept in memory. The store implements it.
 pub trait History: Send + Sync + 'static {
     /// Rebalances before `before`, newest first, at most `limit`.
-    fn rebalances(
-        &self,
-        before: Option<RebalanceId>,
-        limit: u64,
-    ) -> BoxFuture<'_, Result<Vec<RebalanceRecord>, HistoryError>>;
+    fn rebalances(&self, before: Option<RebalanceId>, limit: u64) -> HistoryAnswer<'_, Vec<RebalanceRecord>>;
 
     /// One rebalance and its moves.
-    fn rebalance(
-        &self,
-        id: RebalanceId,
-    ) -> BoxFuture<'_, Result<Option<(RebalanceRecord, Vec<MoveRecord>)>, HistoryError>>;
+    fn rebalance(&self, id: RebalanceId) -> HistoryAnswer<'_, Option<(RebalanceRecord, Vec<MoveRecord>)>>;
 
     /// Latest moves of an appliance, newest first, at most `limit`.
-    fn moves_of(&self, appliance: ApplianceId, limit: u64) -> BoxFuture<'_, Result<Vec<MoveRecord>, HistoryError>>;
+    fn moves_of(&self, appliance: ApplianceId, limit: u64) -> HistoryAnswer<'_, Vec<MoveRecord>>;
 }
 
 /// The store could not be read.

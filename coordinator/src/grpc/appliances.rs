@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::stream::{self, BoxStream, StreamExt};
 use prost::Message;
 use proto::admin::v1 as wire;
-use proto::convert::admin::draft_from_wire;
+use proto::convert::admin::{Target, draft_from_wire};
 use proto::convert::patch::update_from_wire;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
@@ -19,7 +19,7 @@ use crate::api::{Change, Changed, Command};
 use crate::catalog::{ApplianceChange, Entry, Filter};
 
 /// Moves of one appliance that `Explain` shows.
-const EXPLAINED_MOVES: u64 = 20;
+const EXPLAINED_MOVES: usize = 20;
 
 pub(super) struct Service {
     caller: Caller,
@@ -31,12 +31,18 @@ impl Service {
     }
 }
 
-/// The appliance a change ended with. Only a `Delete` that found nothing has none.
+/// The appliance a change ended with. Only a `Delete` that found nothing has none, and answers with [`gone`].
 fn changed(changed: &Changed) -> wire::Appliance {
-    changed
-        .entry
-        .as_deref()
-        .map_or_else(|| wire::Appliance { deleting: true, ..wire::Appliance::default() }, to_wire::appliance)
+    changed.entry.as_deref().map(to_wire::appliance).unwrap_or_default()
+}
+
+/// What is said of an appliance that is not there any more: what the caller called it, and that it is being removed.
+fn gone(target: Target) -> wire::Appliance {
+    let (id, tenant, name) = match target {
+        Target::Id(id) => (id.to_string(), String::new(), String::new()),
+        Target::Name(tenant, name) => (String::new(), tenant.to_string(), name.to_string()),
+    };
+    wire::Appliance { id, tenant, name, deleting: true, ..wire::Appliance::default() }
 }
 
 #[tonic::async_trait]
@@ -98,13 +104,14 @@ impl wire::appliances_server::Appliances for Service {
         let id = std::mem::take(&mut message.request_id);
         let key = request_key(&id, || canonical("Delete", message.clone(), |_| None))?;
         let expected = message.expected_generation;
+        let target = target(message.appliance)?;
         let change = Change::Delete {
-            target: target(message.appliance)?,
+            target: target.clone(),
             expected: (expected > 0).then(|| common::Generation::new(expected)),
             allow_missing: message.allow_missing,
         };
         let done = self.caller.change(context, change, message.validate_only, key).await?;
-        Ok(Response::new(changed(&done)))
+        Ok(Response::new(done.entry.as_deref().map_or_else(|| gone(target), to_wire::appliance)))
     }
 
     async fn rebuild(
@@ -154,13 +161,18 @@ impl wire::appliances_server::Appliances for Service {
         let id = entry.record.id;
         let explained = self.caller.ask(&context, |reply| Command::Explain { appliance: id, reply }).await?;
         let explanation = explained.map_err(|e| status::from_command(&e))?;
-        let moves = self.caller.history.moves_of(id, EXPLAINED_MOVES).await;
+        let ended = self.caller.history.moves_of(id, EXPLAINED_MOVES as u64).await;
+        let ended = ended.map_err(|e| status::from_history(&e))?;
+        // The store has a move once it has ended; what is under way is in memory.
+        let views = self.caller.catalog.rebalances(None);
+        let under_way = views.iter().flat_map(|view| to_wire::moves_under_way(view, id));
+        let moves = under_way.chain(ended.iter().map(to_wire::move_record)).take(EXPLAINED_MOVES);
         Ok(Response::new(wire::ExplainApplianceResponse {
             appliance: Some(to_wire::appliance(&entry)),
             ring_position: to_wire::position(explanation.position),
             summary: explanation.summary,
             candidates: explanation.candidates.into_iter().map(to_wire::candidate).collect(),
-            moves: moves.map_err(|e| status::from_history(&e))?.iter().map(to_wire::move_record).collect(),
+            moves: moves.collect(),
         }))
     }
 }

@@ -66,7 +66,7 @@ pub(super) fn seal(text: &str) -> String {
 
 /// The text of a token made by [`seal`].
 pub(super) fn open(token: &str) -> Option<String> {
-    if token.len() % 2 != 0 || token.len() > 1024 || !token.is_ascii() {
+    if !token.len().is_multiple_of(2) || token.len() > 1024 || !token.is_ascii() {
         return None;
     }
     let bytes = (0..token.len()).step_by(2).map(|i| u8::from_str_radix(&token[i..i + 2], 16).ok());

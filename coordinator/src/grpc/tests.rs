@@ -4,20 +4,21 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use common::{ApplianceId, RebalanceId, Term};
-use futures::future::BoxFuture;
+use common::{ApplianceId, RebalanceId, Term, WorkerId};
+use coordinator_core::health::Health;
+use coordinator_core::planner::Strategy;
 use proto::admin::v1 as wire;
 use proto::admin::v1::appliances_client::AppliancesClient;
+use proto::convert::admin::Target;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Server};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
 use super::{AdminServices, TraceLayer};
-use crate::api::{COMMAND_QUEUE, Command, History, HistoryError};
-use crate::catalog::{Catalog, Config, Prepared};
+use crate::api::{AssignmentView, COMMAND_QUEUE, ClusterView, Command, History, HistoryAnswer, WorkerView};
+use crate::catalog::{Catalog, Config, Fact, Prepared, RingView};
 use crate::record::{MoveRecord, RebalanceOutcome, RebalanceRecord};
 
 /// A history of ten rebalances.
@@ -37,25 +38,18 @@ fn rebalance(number: u64) -> RebalanceRecord {
 }
 
 impl History for Ten {
-    fn rebalances(
-        &self,
-        before: Option<RebalanceId>,
-        limit: u64,
-    ) -> BoxFuture<'_, Result<Vec<RebalanceRecord>, HistoryError>> {
+    fn rebalances(&self, before: Option<RebalanceId>, limit: u64) -> HistoryAnswer<'_, Vec<RebalanceRecord>> {
         let all = (1..=10).rev().map(rebalance).filter(move |r| before.is_none_or(|b| r.id < b));
         let found = all.take(usize::try_from(limit).expect("a small limit")).collect();
         Box::pin(std::future::ready(Ok(found)))
     }
 
-    fn rebalance(
-        &self,
-        id: RebalanceId,
-    ) -> BoxFuture<'_, Result<Option<(RebalanceRecord, Vec<MoveRecord>)>, HistoryError>> {
+    fn rebalance(&self, id: RebalanceId) -> HistoryAnswer<'_, Option<(RebalanceRecord, Vec<MoveRecord>)>> {
         let found = (1..=10).contains(&id.number).then(|| (rebalance(id.number), vec![]));
         Box::pin(std::future::ready(Ok(found)))
     }
 
-    fn moves_of(&self, _: ApplianceId, _: u64) -> BoxFuture<'_, Result<Vec<MoveRecord>, HistoryError>> {
+    fn moves_of(&self, _: ApplianceId, _: u64) -> HistoryAnswer<'_, Vec<MoveRecord>> {
         Box::pin(std::future::ready(Ok(vec![])))
     }
 }
@@ -81,7 +75,7 @@ async fn serve(config: Config, answers: bool) -> Fixture {
     let address = listener.local_addr().expect("it is bound");
     let routes = services.routes().expect("descriptors are built in");
     let server = Server::builder().layer(TraceLayer).add_routes(routes);
-    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    tokio::spawn(server.serve_with_incoming(super::incoming(listener)));
     health.set_serving(true).await;
     let runner = Arc::clone(&catalog);
     tokio::spawn(async move {
@@ -116,6 +110,10 @@ fn create(name: &str) -> wire::CreateApplianceRequest {
 fn by_name(name: &str) -> Option<wire::ApplianceRef> {
     let name = wire::TenantName { tenant: String::new(), name: name.into() };
     Some(wire::ApplianceRef { by: Some(wire::appliance_ref::By::Name(name)) })
+}
+
+fn by_name_target(name: &str) -> Target {
+    Target::Name("default".parse().expect("a name"), name.parse().expect("a name"))
 }
 
 fn reason(status: &Status) -> String {
@@ -242,13 +240,7 @@ async fn a_watch_says_what_is_there_then_what_changes() {
     let rebuild = wire::RebuildApplianceRequest { appliance: by_name("a"), ..Default::default() };
     client.rebuild(rebuild).await.expect("in order");
     let mut rename = custom("z");
-    rename.id = fixture
-        .catalog
-        .get(&proto::convert::admin::Target::Name("default".parse().expect("a name"), "a2".parse().expect("a name")))
-        .expect("just made")
-        .record
-        .id
-        .to_string();
+    rename.id = fixture.catalog.get(&by_name_target("a2")).expect("just made").record.id.to_string();
     client.update(wire::UpdateApplianceRequest { appliance: Some(rename), ..Default::default() }).await.expect("valid");
     let mut seen = vec![];
     for _ in 0..5 {
@@ -316,4 +308,99 @@ async fn health_tells_that_the_services_serve() {
     let request = HealthCheckRequest { service: "rug.admin.v1.Appliances".into() };
     let response = client.check(request).await.expect("known").into_inner();
     assert_eq!(response.status(), ServingStatus::Serving);
+}
+
+#[tokio::test]
+async fn the_ring_and_the_cluster_answer_once_they_are_known() {
+    use wire::cluster_client::ClusterClient;
+    use wire::placement_client::PlacementClient;
+    let fixture = serve(Config::default(), true).await;
+    let mut placement = PlacementClient::new(fixture.channel.clone());
+    let mut cluster = ClusterClient::new(fixture.channel.clone());
+    let key = || wire::LocateRequest { what: Some(wire::locate_request::What::Key("k".into())), count: 0 };
+    let early = placement.locate(key()).await.expect_err("no ring yet");
+    assert_eq!((early.code(), reason(&early).as_str()), (Code::Unavailable, "STARTING"));
+    let early = cluster.status(wire::ClusterStatusRequest {}).await.expect_err("no runner yet");
+    assert_eq!(early.code(), Code::Unavailable);
+    let members = (1..=5).map(|n| (WorkerId::new(&format!("w{n}")).expect("a valid name"), 1));
+    let ring = Arc::new(common::ring::Ring::build(members));
+    let owner = ring.owner("k").expect("five members").to_string();
+    fixture.catalog.set_ring(RingView { version: 3, ring, strategy: Strategy::Bounded, band: 1.05 });
+    let found = placement.locate(key()).await.expect("known now").into_inner();
+    assert_eq!((found.preference.len(), &found.preference[0], found.position.len()), (3, &owner, 32));
+    let ring = placement.get_ring(wire::GetRingRequest { points: true }).await.expect("known now").into_inner();
+    assert_eq!((ring.members.len(), ring.points.len(), ring.strategy.as_str()), (5, 160, "bounded"));
+    assert!((ring.members.iter().map(|m| m.share).sum::<f64>() - 1.0).abs() < 1e-9);
+    fixture.catalog.set_cluster(ClusterView {
+        coordinator: "c1".parse().expect("a valid name"),
+        term: Term::new(2),
+        leading: true,
+        started: SystemTime::UNIX_EPOCH,
+        waiting: String::new(),
+        moves_in_flight: 0,
+        violations: 0,
+        store: "sqlite".into(),
+        coordination: "embedded".into(),
+    });
+    fixture.appliances().create(create("web")).await.expect("in order");
+    let status = cluster.status(wire::ClusterStatusRequest {}).await.expect("known now").into_inner();
+    assert_eq!((status.term, status.appliances, status.phases["Down"]), (2, 1, 1));
+}
+
+fn worker(name: &str) -> WorkerView {
+    WorkerView {
+        id: WorkerId::new(name).expect("a valid name"),
+        incarnation: None,
+        health: Health::Healthy,
+        host: "h".into(),
+        zone: String::new(),
+        weight: 1,
+        drivers: vec!["process".into()],
+        version: "1".into(),
+        pid: 1,
+        last_seen: None,
+        draining: false,
+    }
+}
+
+#[tokio::test]
+async fn workers_come_in_pages_and_are_watched() {
+    use wire::worker_event::Type;
+    let fixture = serve(Config::default(), true).await;
+    let mut client = wire::workers_client::WorkersClient::new(fixture.channel.clone());
+    for name in ["w1", "w2", "w3"] {
+        fixture.catalog.set_worker(worker(name));
+    }
+    let mut request = wire::ListWorkersRequest { page_size: 2, ..Default::default() };
+    let first = client.list(request.clone()).await.expect("in order").into_inner();
+    request.page_token = first.next_page_token;
+    let second = client.list(request).await.expect("in order").into_inner();
+    let names: Vec<_> = first.workers.iter().chain(&second.workers).map(|w| w.id.as_str()).collect();
+    assert_eq!((names, second.next_page_token.as_str()), (vec!["w1", "w2", "w3"], ""));
+    let missing = client.get(wire::GetWorkerRequest { id: "w9".into() }).await.expect_err("no such worker");
+    assert_eq!(missing.code(), Code::NotFound);
+    let mut events = client.watch(wire::WatchWorkersRequest {}).await.expect("in order").into_inner();
+    fixture.catalog.set_worker(WorkerView { draining: true, ..worker("w1") });
+    fixture.catalog.remove_worker(&worker("w2").id);
+    fixture.appliances().create(create("web")).await.expect("in order");
+    let id = fixture.catalog.get(&by_name_target("web")).expect("just made").record.id;
+    let held = AssignmentView { state: "owned", worker: Some(worker("w3").id), ..AssignmentView::default() };
+    fixture.catalog.apply([Fact::Assignment(id, held)]);
+    let mut seen = vec![];
+    for _ in 0..7 {
+        let event = tokio::time::timeout(Duration::from_secs(5), events.message()).await.expect("in time");
+        let event = event.expect("no error").expect("no end");
+        let worker = event.worker.clone().unwrap_or_default();
+        seen.push((event.r#type(), worker.id, worker.appliances));
+    }
+    let expected = [
+        (Type::Current, "w1", 0),
+        (Type::Current, "w2", 0),
+        (Type::Current, "w3", 0),
+        (Type::Synced, "", 0),
+        (Type::Changed, "w1", 0),
+        (Type::Gone, "w2", 0),
+        (Type::Changed, "w3", 1),
+    ];
+    assert_eq!(seen, expected.map(|(kind, name, held)| (kind, name.to_owned(), held)));
 }

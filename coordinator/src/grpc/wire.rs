@@ -1,5 +1,6 @@
 //! What the coordinator knows, in the words of the API; and filters, the one thing that comes the other way.
 
+use common::ApplianceId;
 use common::appliance::{Driver, FieldViolation, Name};
 use coordinator_core::health::Health;
 use coordinator_core::planner::Strategy;
@@ -124,6 +125,12 @@ pub(super) fn rebalance(view: &RebalanceView) -> wire::Rebalance {
 pub(super) fn stored_rebalance(record: &RebalanceRecord, moves: &[MoveRecord]) -> wire::Rebalance {
     let moves = moves.iter().take(MAX_MOVES).map(move_record);
     wire::Rebalance { r#move: moves.collect(), ..rebalance_record(record) }
+}
+
+/// Moves of one appliance that have not ended.
+pub(super) fn moves_under_way(view: &RebalanceView, of: ApplianceId) -> impl Iterator<Item = wire::Move> {
+    let moves = view.moves.iter().filter(move |m| m.appliance == of && !matches!(m.state, "done" | "dropped"));
+    moves.map(|m| move_view(m, &view.record))
 }
 
 fn move_view(view: &MoveView, of: &RebalanceRecord) -> wire::Move {
