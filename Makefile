@@ -1,0 +1,52 @@
+# The front door. `make up` runs a cluster on this machine, `make test` runs every test; both first install what they
+# need (Debian packages, by apt-get, with sudo unless root) and say so. Cargo and rustc come from rustup.
+
+CARGO ?= cargo
+BINS  := -p coordinator -p worker -p ctl --bins
+UP    ?=
+
+.PHONY: help up down build test lint fmt bench sim deps-build deps-test clean
+
+help: ## Show the targets.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+up: build ## Build (release) and run a cluster here: coordinator, three workers, driver process. UP="--workers 5" for more.
+	@echo "==> starting Rug; state and logs go to .rug/"
+	@exec target/release/rugctl up $(UP)
+
+down: build ## Remove every appliance of the cluster that `make up` runs here.
+	@exec target/release/rugctl up --down
+
+build: deps-build ## Build the release binaries into target/release.
+	@echo "==> building release binaries (the first time takes some minutes)"
+	$(CARGO) build --release --locked $(BINS)
+
+test: deps-test ## Run every test, with real processes and a real python-tooz.
+	@echo "==> building the binaries that the cluster tests start"
+	$(CARGO) build --locked $(BINS)
+	@echo "==> running all tests"
+	$(CARGO) test --locked --workspace
+
+lint: deps-build ## Check formatting and lints; warnings are errors.
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+fmt: ## Format the code.
+	$(CARGO) fmt --all
+
+sim: deps-build ## Run the simulator over many seeds: make sim SEEDS=20000.
+	RUG_SIM_SEEDS=$(or $(SEEDS),2000) $(CARGO) test --release --locked -p tests --test sim -- --nocapture
+
+bench: deps-test build ## Run the benchmarks; each prints what it compares with.
+	$(CARGO) bench --locked -p tests --bench planner
+	$(CARGO) bench --locked -p tests --bench store
+	$(CARGO) bench --locked -p tests --bench api
+
+deps-build:
+	@scripts/install-deps build
+
+deps-test:
+	@scripts/install-deps build test
+
+clean: ## Remove what cargo built.
+	$(CARGO) clean
