@@ -448,9 +448,11 @@ impl Writer {
                 Ok(false)
             }
             Compaction::Reading(task) => {
-                let draft = task
-                    .await
-                    .map_err(|e| Error::Database { doing: "make a snapshot of the grants", reason: e.to_string() })??;
+                let draft = task.await.unwrap_or_else(|e| {
+                    Err(Error::Database { doing: "make a snapshot of the grants", reason: e.to_string() })
+                });
+                // What cannot be read now will hardly be in a second: the next try waits for as much log again.
+                let draft = draft.inspect_err(|_| self.log_bytes = 0)?;
                 let bytes = draft.chunks.iter().map(|c| c.len() as u64).sum();
                 let (covers, chunks) = (draft.covers, draft.chunks.into_iter());
                 self.compaction = Compaction::Writing { covers, chunks, bytes, log_before: self.log_bytes };
