@@ -319,7 +319,7 @@ impl Driver for Process {
 
     async fn forget(&self, permit: &Permit) -> Result<(), Error> {
         let held = self.inner.fences.acquire(permit).await?;
-        let (inner, appliance, term) = (Arc::clone(&self.inner), permit.appliance(), permit.token().term);
+        let (inner, appliance) = (Arc::clone(&self.inner), permit.appliance());
         off_thread(move || {
             if let Some(left) = inner.observe(appliance)?.first() {
                 return Err(Error::Failed(format!("instance {} still runs", left.ordinal)));
@@ -332,11 +332,6 @@ impl Driver for Process {
             }
             held.entomb()?;
             held.note("forget", 0, 0, None, "done");
-            drop(held);
-            // Deletions are the only source of tombstones and rare enough to look after them on the way.
-            if let Err(error) = inner.fences.cleanup(term, SystemTime::now()) {
-                tracing::warn!(%error, "old token files stay");
-            }
             Ok(())
         })
         .await
