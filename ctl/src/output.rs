@@ -235,6 +235,11 @@ pub(crate) fn one_line(text: &str) -> String {
     text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
+/// A moment for people, to the second; empty when there is none.
+pub(crate) fn moment(time: Option<prost_types::Timestamp>) -> String {
+    time.map(|t| prost_types::Timestamp { nanos: 0, ..t }.to_string()).unwrap_or_default()
+}
+
 /// Time since a moment, short: `12s`, `3m40s`, `5h10m`, `4d2h`.
 pub(crate) fn age(since: Option<&prost_types::Timestamp>, now: SystemTime) -> String {
     let Some(since) = since.and_then(|t| SystemTime::try_from(*t).ok()) else { return String::new() };

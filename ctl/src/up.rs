@@ -23,7 +23,7 @@ use crate::document::view;
 use crate::error::{Exit, Failure};
 use crate::output::{Ui, count};
 
-use self::folder::{Folder, LastStart};
+use self::folder::{Folder, LastStart, Lock};
 use self::status::Line;
 use self::supervisor::{Event, Policy, Program, Supervisor};
 
@@ -41,6 +41,8 @@ const START_LOOK: Duration = Duration::from_millis(50);
 const LOOK_LIMIT: Duration = Duration::from_secs(1);
 /// How often the status line is brought up to date.
 const STATUS_EVERY: Duration = Duration::from_millis(500);
+/// How long `--down` waits for an `up` that is starting or stopping; more than either may take.
+const CHANGE_LIMIT: Duration = Duration::from_secs(40);
 /// How long `--down` waits for the last appliance unless `--timeout` says otherwise.
 const DOWN_LIMIT: Duration = Duration::from_secs(120);
 
@@ -121,12 +123,9 @@ async fn down(ui: &Ui, args: &UpArgs, timeout: Option<Duration>) -> Result<(), F
     }
     let limit = timeout.unwrap_or(DOWN_LIMIT);
     let folder = Folder::open(&args.state_dir)?;
-    let _lock = match folder.try_lock()? {
+    let _lock = match lock_or_address(&folder).await? {
         Ok(lock) => lock,
-        Err(holder) => {
-            let address = read_endpoint(&folder.endpoint()).ok_or_else(|| {
-                Failure::failed(format!("the cluster in {} is just starting or stopping", folder.root().display()))
-            })?;
+        Err((holder, address)) => {
             let client = Client::new(&address, crate::client::CALL_TIMEOUT)?;
             let removed = delete_everything(&client, ui, limit).await?;
             let who = holder.map_or_else(String::new, |pid| format!(" (pid {pid})"));
@@ -152,6 +151,24 @@ async fn down(ui: &Ui, args: &UpArgs, timeout: Option<Duration>) -> Result<(), F
     cluster.stop(signals.next()).await;
     ui.note(&format!("removed {}", count(result?, "appliance")));
     Ok(())
+}
+
+/// The lock, or pid and address of the cluster that runs here. One that is just starting or stopping is waited for.
+async fn lock_or_address(folder: &Folder) -> Result<Result<Lock, (Option<u32>, String)>, Failure> {
+    let deadline = Instant::now() + CHANGE_LIMIT;
+    loop {
+        let holder = match folder.try_lock()? {
+            Ok(lock) => return Ok(Ok(lock)),
+            Err(holder) => holder,
+        };
+        if let Some(address) = read_endpoint(&folder.endpoint()) {
+            return Ok(Err((holder, address)));
+        }
+        if Instant::now() >= deadline {
+            return Err(Failure::failed(format!("the cluster in {} neither runs nor stops", folder.root().display())));
+        }
+        sleep(START_LOOK).await;
+    }
 }
 
 /// The address, or one with another port when something listens there already.

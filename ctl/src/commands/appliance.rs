@@ -13,7 +13,7 @@ use crate::commands::{Context, Tenant, Wait};
 use crate::document::view;
 use crate::error::Failure;
 use crate::output::view::Explanation;
-use crate::output::{Format, Table, Tone, age, count, one_line};
+use crate::output::{Format, Table, Tone, age, count, moment, one_line};
 use crate::wait::{Goal, Tracker, settle};
 
 /// Arguments of commands about one appliance.
@@ -256,8 +256,8 @@ fn description(
     line("Labels", &labels.join(" "));
     line("Placement key", &a.placement_key);
     let created = age(a.create_time.as_ref(), now);
-    line("Created", &a.create_time.map(|t| format!("{t} ({created} ago)")).unwrap_or_default());
-    line("Updated", &a.update_time.map(|t| t.to_string()).unwrap_or_default());
+    line("Created", &a.create_time.map(|t| format!("{} ({created} ago)", moment(Some(t)))).unwrap_or_default());
+    line("Updated", &moment(a.update_time));
     line("", "");
     line("Phase", &context.ui.paint(Tone::of(phase), phase));
     line("Deleting", if a.deleting { "yes" } else { "" });
@@ -338,7 +338,7 @@ pub(crate) fn moves(moves: &[v1::Move], appliance: bool) -> Table {
     for m in moves {
         let plain = |text: &str| (text.to_owned(), Tone::Plain);
         let mut row = vec![
-            plain(&m.time.map(|t| t.to_string()).unwrap_or_default()),
+            plain(&moment(m.time)),
             plain(&m.from),
             plain(&m.to),
             (m.state.clone(), Tone::of(&m.state)),

@@ -8,7 +8,7 @@ use proto::admin::v1;
 
 use crate::commands::{Context, appliance, watch};
 use crate::error::Failure;
-use crate::output::{Table, Tone, age, one_line, view as shown};
+use crate::output::{Table, Tone, age, moment, one_line, view as shown};
 
 /// Arguments; without a command the history is listed.
 #[derive(Args, Debug)]
@@ -99,7 +99,7 @@ async fn get(context: &Context, id: &str) -> Result<(), Failure> {
     line("Cause", &one_line(&rebalance.cause));
     line("Outcome", &context.ui.paint(Tone::of(&rebalance.outcome), &rebalance.outcome));
     line("Moves", &format!("{} of {} done", rebalance.moves_done, rebalance.moves));
-    line("Started", &rebalance.start_time.map(|t| t.to_string()).unwrap_or_default());
+    line("Started", &moment(rebalance.start_time));
     line("Duration", &duration(&rebalance, SystemTime::now()));
     line("Trace", &rebalance.trace_id);
     if !rebalance.r#move.is_empty() {

@@ -9,7 +9,7 @@ use proto::admin::v1;
 use crate::commands::{Context, watch};
 use crate::document::view;
 use crate::error::Failure;
-use crate::output::{Format, Table, Tone, age, one_line, view as shown};
+use crate::output::{Format, Table, Tone, age, moment, one_line, view as shown};
 
 /// Commands.
 #[derive(Debug, Subcommand)]
@@ -112,7 +112,12 @@ async fn get(context: &Context, name: &str) -> Result<(), Failure> {
     line("Pid", &if w.pid == 0 { String::new() } else { w.pid.to_string() });
     line("Version", &w.version);
     line("Incarnation", &w.incarnation);
-    line("Seen", &w.last_seen.map(|t| format!("{t} ({} ago)", age(Some(&t), SystemTime::now()))).unwrap_or_default());
+    line(
+        "Seen",
+        &w.last_seen
+            .map(|t| format!("{} ({} ago)", moment(Some(t)), age(Some(&t), SystemTime::now())))
+            .unwrap_or_default(),
+    );
     context.ui.print(&text)
 }
 

@@ -127,3 +127,18 @@ fn worker_command_lines_name_everything() {
     );
     assert!(words.starts_with(&start) && words.ends_with(" --driver process --driver simulated"), "{words}");
 }
+
+#[tokio::test]
+async fn removing_waits_for_a_cluster_that_is_just_stopping() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let folder = Folder::open(dir.path()).expect("writable");
+    let held = folder.lock().expect("free");
+    let mut waiting = std::pin::pin!(lock_or_address(&folder));
+    assert!(futures::poll!(waiting.as_mut()).is_pending());
+    drop(held);
+    assert!(waiting.await.expect("free in the end").is_ok());
+    let _held = folder.lock().expect("free");
+    folder.publish("http://127.0.0.1:1").expect("writable");
+    let (holder, address) = lock_or_address(&folder).await.expect("runs").expect_err("held");
+    assert_eq!((holder, address.as_str()), (Some(std::process::id()), "http://127.0.0.1:1"));
+}
