@@ -15,7 +15,6 @@ use futures::future::BoxFuture;
 use proto::worker::v1::session_server::SessionServer;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tracing::{info, warn};
@@ -23,7 +22,7 @@ use tracing::{info, warn};
 use crate::api::{COMMAND_QUEUE, History, HistoryError};
 use crate::catalog::Catalog;
 use crate::config::Config;
-use crate::grpc::{AdminServices, TraceLayer};
+use crate::grpc::{self, AdminServices, TraceLayer};
 use crate::leader::{Ended, Identity, Inputs, Leader};
 use crate::record::{MoveRecord, RebalanceRecord};
 use crate::sessions::Sessions;
@@ -107,11 +106,10 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let server = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(5)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
-        .tcp_nodelay(true)
         .layer(TraceLayer)
         .add_routes(routes)
         .add_service(SessionServer::new(Sessions::new(sessions_in, stopping)))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), closing.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(grpc::incoming(listener), closing.clone().cancelled_owned());
     let server = tokio::spawn(server);
     health.set_serving(true).await;
     info!(%address, state_dir = %config.state_dir.display(), "serving");

@@ -31,7 +31,7 @@ pub(super) fn hello(envelope: &Envelope, hello: up::Hello) -> Hello {
         worker,
         incarnation: envelope.incarnation,
         stream: envelope.stream,
-        profile: Profile { weight: weight.max(1), zone, host, drivers, version, pid, lease },
+        profile: Profile { weight: weight.clamp(1, common::ring::MAX_WEIGHT), zone, host, drivers, version, pid, lease },
         held: held
             .into_iter()
             .map(|h| machine::Held { appliance: h.appliance, token: h.token, generation: h.generation })

@@ -1,1 +1,511 @@
-//! t
+//! Scenarios of the whole machine with an obedient store and hand-written workers. What chance may do to it is the
+//! simulator's part.
+
+use common::appliance::Driver;
+use common::status::Progress;
+
+use super::*;
+use crate::checks;
+use crate::planner::Needs;
+
+const L: Duration = Duration::from_secs(2);
+
+fn id(n: u128) -> ApplianceId {
+    ApplianceId::from_u128(n)
+}
+
+fn worker(name: &str) -> WorkerId {
+    WorkerId::new(name).expect("valid")
+}
+
+fn profile() -> Profile {
+    Profile {
+        weight: 1,
+        zone: String::new(),
+        host: "h1".into(),
+        drivers: BTreeSet::from([Driver::Process, Driver::Simulated]),
+        version: "0".into(),
+        pid: 1,
+        lease: L,
+    }
+}
+
+fn seed(n: u128) -> Seed {
+    Seed {
+        id: id(n),
+        placement_key: id(n).to_string(),
+        needs: Needs { driver: Driver::Simulated, host: None },
+        generation: Generation::new(1),
+        size: 100,
+        deleting: false,
+    }
+}
+
+/// A worker of the test: takes every offer, gives up what it is asked for.
+#[derive(Debug, Default, Clone)]
+struct Puppet {
+    conn: Conn,
+    incarnation: Option<Incarnation>,
+    stream: StreamNumber,
+    version: u64,
+    held: BTreeMap<ApplianceId, Token>,
+    beats: u64,
+}
+
+struct World {
+    machine: Machine,
+    now: Timestamp,
+    puppets: BTreeMap<WorkerId, Puppet>,
+    /// Commits are answered at once unless this holds them back.
+    hold_commits: bool,
+    commits: Vec<(BatchId, Commit)>,
+    sent: Vec<(Conn, Down)>,
+    closed: Vec<(Conn, Refusal)>,
+    news: Vec<News>,
+    removed: Vec<ApplianceId>,
+    raised: Option<Term>,
+    violations: Vec<String>,
+    next_conn: Conn,
+    term: Term,
+}
+
+impl World {
+    fn new(restored: Restored) -> Self {
+        Self::in_term(Term::new(1), restored)
+    }
+
+    fn in_term(term: Term, restored: Restored) -> Self {
+        let now = Timestamp::from_millis(1_000_000);
+        Self {
+            machine: Machine::new(Config::default(), term, now, restored),
+            now,
+            puppets: BTreeMap::new(),
+            hold_commits: false,
+            commits: vec![],
+            sent: vec![],
+            closed: vec![],
+            news: vec![],
+            removed: vec![],
+            raised: None,
+            violations: vec![],
+            next_conn: 1,
+            term,
+        }
+    }
+
+    fn step(&mut self, event: Event) {
+        let output = self.machine.step(self.now, event);
+        let wrong = checks::machine(&self.machine);
+        assert_eq!(wrong, Vec::<String>::new());
+        for action in output.actions {
+            match action {
+                Action::Commit(batch, commit) if self.hold_commits => self.commits.push((batch, commit)),
+                Action::Commit(batch, _) => self.step(Event::Durable(batch)),
+                Action::Send(conn, down) => self.deliver(conn, down),
+                Action::Close(conn, refusal) => self.closed.push((conn, refusal)),
+                Action::Rebalance(news) => self.news.push(news),
+                Action::Removed(id) => self.removed.push(id),
+                Action::RaiseTerm(term) => self.raised = Some(term),
+                Action::Violation(text) => self.violations.push(text),
+                Action::Assigned(_) | Action::WorkerChanged(_) => {}
+            }
+        }
+    }
+
+    /// A worker hears something and does as it is told.
+    fn deliver(&mut self, conn: Conn, down: Down) {
+        self.sent.push((conn, down.clone()));
+        let Some(puppet) = self.puppets.values_mut().find(|p| p.conn == conn) else { return };
+        match down {
+            Down::Welcome { incarnation, keep, .. } => {
+                puppet.incarnation = Some(incarnation);
+                puppet.version = 0;
+                puppet.held.retain(|id, token| keep.contains(&(*id, *token)));
+            }
+            Down::Delta { base, target, tell, .. } => {
+                assert_eq!(base, puppet.version, "deltas chain");
+                puppet.version = target;
+                let mut answers = Answers { applied: target, ..Answers::default() };
+                for tell in tell {
+                    match tell {
+                        Tell::Grant { appliance, token, .. } => {
+                            assert!(puppet.held.insert(appliance, token).is_none(), "granted twice");
+                            answers.granted.push((appliance, token));
+                        }
+                        Tell::Release(appliance, token) => {
+                            assert_eq!(puppet.held.remove(&appliance), Some(token));
+                            answers.released.push(Said { appliance, token, handed: Handed::default() });
+                        }
+                        Tell::Prepare(_) | Tell::Update(..) | Tell::Check(..) => {}
+                    }
+                }
+                let envelope = self.envelope(conn);
+                self.step(Event::Answers(conn, envelope, answers));
+            }
+            Down::BeatAck(_) | Down::Confirm(_) => {}
+        }
+    }
+
+    fn envelope(&self, conn: Conn) -> Envelope {
+        let puppet = self.puppets.values().find(|p| p.conn == conn).expect("a puppet has this stream");
+        Envelope {
+            term: self.term,
+            incarnation: puppet.incarnation.expect("welcomed"),
+            stream: puppet.stream,
+        }
+    }
+
+    fn hello_of(&self, name: &str, puppet: &Puppet) -> Hello {
+        Hello {
+            worker: worker(name),
+            incarnation: puppet.incarnation,
+            stream: puppet.stream,
+            profile: profile(),
+            held: puppet
+                .held
+                .iter()
+                .map(|(id, token)| Held { appliance: *id, token: *token, generation: Generation::new(1) })
+                .collect(),
+            released: vec![],
+            gone: vec![],
+            highest_term: Term::new(0),
+        }
+    }
+
+    /// A worker opens a stream, as a new process or as the one it was.
+    fn connect(&mut self, name: &str) -> Conn {
+        let conn = self.next_conn;
+        self.next_conn += 1;
+        let puppet = self.puppets.entry(worker(name)).or_default();
+        puppet.conn = conn;
+        puppet.stream = puppet.stream.next();
+        let hello = self.hello_of(name, &self.puppets[&worker(name)].clone());
+        self.step(Event::Hello(conn, Box::new(hello)));
+        conn
+    }
+
+    fn kill(&mut self, name: &str) {
+        let puppet = self.puppets.remove(&worker(name)).expect("lives");
+        self.step(Event::Closed(puppet.conn));
+    }
+
+    /// Lets time pass in small steps, with heartbeats of everybody who lives.
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            self.now = end.min(self.now + Duration::from_millis(100));
+            for name in self.puppets.keys().cloned().collect::<Vec<_>>() {
+                let Some(puppet) = self.puppets.get_mut(&name) else { continue };
+                puppet.beats += 1;
+                let (conn, beats) = (puppet.conn, puppet.beats);
+                if puppet.incarnation.is_some() {
+                    let envelope = self.envelope(conn);
+                    self.step(Event::Beat(conn, envelope, beats));
+                }
+            }
+            self.step(Event::Tick);
+        }
+    }
+
+    fn create(&mut self, ids: impl IntoIterator<Item = u128>) {
+        for n in ids {
+            self.step(Event::Created(seed(n)));
+        }
+        self.step(Event::Tick);
+    }
+
+    fn holder(&self, n: u128) -> Option<&str> {
+        let table = self.machine.table();
+        let entry = table.get(table.slot(id(n))?)?;
+        match &entry.state {
+            State::Owned(g) => Some(g.worker.as_str()),
+            _ => None,
+        }
+    }
+
+    fn loads(&self) -> Vec<usize> {
+        self.puppets.values().map(|p| p.held.len()).collect()
+    }
+
+    fn moved(&self) -> usize {
+        self.news.iter().filter(|n| matches!(n, News::Moved { .. })).count()
+    }
+}
+
+/// Two workers with ten appliances between them.
+fn two() -> World {
+    let mut w = World::new(Restored::default());
+    w.connect("w1");
+    w.connect("w2");
+    w.pass(Duration::from_secs(1));
+    w.create(1..=10);
+    w.pass(Duration::from_millis(200));
+    assert_eq!(w.loads(), [5, 5]);
+    w
+}
+
+#[test]
+fn a_grant_is_on_the_wire_only_after_it_is_durable() {
+    let mut w = World::new(Restored::default());
+    w.connect("w1");
+    w.pass(Duration::from_secs(1));
+    w.hold_commits = true;
+    w.sent.clear();
+    w.create([1]);
+    assert_eq!(w.commits.len(), 1);
+    assert!(!w.sent.iter().any(|(_, d)| matches!(d, Down::Delta { .. })), "told before it was stored");
+    let (batch, _) = w.commits.remove(0);
+    w.step(Event::Durable(batch));
+    assert_eq!(w.holder(1), Some("w1"));
+}
+
+#[test]
+fn a_grant_the_store_refused_burns_its_token() {
+    let mut w = World::new(Restored::default());
+    w.connect("w1");
+    w.pass(Duration::from_secs(1));
+    w.hold_commits = true;
+    w.create([1]);
+    let (batch, first) = w.commits.remove(0);
+    w.step(Event::Undone(batch));
+    w.step(Event::Tick);
+    let (batch, second) = w.commits.remove(0);
+    assert_ne!(first.grants, second.grants, "a token is offered once");
+    w.step(Event::Durable(batch));
+    assert_eq!(w.holder(1), Some("w1"));
+}
+
+#[test]
+fn a_broken_stream_is_no_lost_lease() {
+    let mut w = two();
+    let before = w.puppets[&worker("w1")].clone();
+    w.step(Event::Closed(before.conn));
+    w.pass(Duration::from_millis(1000));
+    w.connect("w1");
+    w.pass(Duration::from_secs(3));
+    assert_eq!(w.puppets[&worker("w1")].held, before.held, "the same grants under the same tokens");
+    assert_eq!(w.moved(), 0);
+}
+
+#[test]
+fn a_dead_worker_loses_its_appliances_after_its_lease_and_not_before() {
+    let mut w = two();
+    w.kill("w1");
+    w.pass(Duration::from_millis(2200));
+    assert_eq!(w.loads(), [5], "nobody may act on them yet");
+    w.pass(Duration::from_millis(200));
+    assert_eq!(w.loads(), [10]);
+    assert_eq!(w.moved(), 5);
+    assert!(matches!(w.news.last(), Some(News::Closed { done: 5, superseded: false, .. })), "{:?}", w.news);
+}
+
+#[test]
+fn a_worker_that_says_it_leaves_is_gone_at_once() {
+    let mut w = two();
+    let puppet = w.puppets.remove(&worker("w1")).expect("lives");
+    let envelope = Envelope {
+        term: w.term,
+        incarnation: puppet.incarnation.expect("welcomed"),
+        stream: puppet.stream,
+    };
+    w.step(Event::Leave(puppet.conn, envelope));
+    w.step(Event::Tick);
+    assert_eq!(w.loads(), [10]);
+}
+
+#[test]
+fn a_second_process_of_one_name_waits_until_the_first_cannot_act() {
+    let mut w = two();
+    w.kill("w1");
+    let conn = w.connect("w1");
+    assert!(matches!(w.closed.last(), Some((c, Refusal::NameTaken(wait))) if *c == conn && *wait <= L * 115 / 100));
+    w.puppets.remove(&worker("w1"));
+    w.pass(Duration::from_millis(2400));
+    w.connect("w1");
+    w.pass(Duration::from_secs(1));
+    assert_eq!(w.loads(), [4, 6], "the least that fills the band: 5 is fair, 4 the floor");
+}
+
+#[test]
+fn a_new_leader_moves_nothing_because_it_is_new() {
+    let w = two();
+    let mut restored = Restored::default();
+    for (_, entry) in w.machine.table().iter() {
+        let stored = StoredGrant { granted: entry.state.grant().cloned(), ..StoredGrant::default() };
+        let n = u128::from_be_bytes(*entry.id.as_bytes());
+        restored.appliances.push((seed(n), stored));
+    }
+    for (name, incarnation, profile, _) in w.machine.membership().members() {
+        restored.members.push(StoredMember { worker: name.clone(), incarnation, profile: profile.clone() });
+    }
+    let mut next = World::in_term(Term::new(2), restored);
+    next.now = next.now + Duration::from_millis(50);
+    next.step(Event::Tick);
+    assert!(next.machine.waiting(next.now).is_some());
+    next.puppets = w.puppets.clone();
+    for name in ["w1", "w2"] {
+        next.connect(name);
+    }
+    next.pass(Duration::from_secs(4));
+    assert_eq!(next.loads(), [5, 5]);
+    assert_eq!(next.puppets, w.puppets_with_conns(&next));
+    assert_eq!((next.moved(), next.violations.len()), (0, 0));
+}
+
+impl World {
+    fn puppets_with_conns(&self, other: &Self) -> BTreeMap<WorkerId, Puppet> {
+        let mut puppets = self.puppets.clone();
+        for (name, puppet) in &mut puppets {
+            let theirs = &other.puppets[name];
+            puppet.conn = theirs.conn;
+            puppet.stream = theirs.stream;
+            puppet.beats = theirs.beats;
+            puppet.version = theirs.version;
+        }
+        puppets
+    }
+}
+
+impl PartialEq for Puppet {
+    fn eq(&self, other: &Self) -> bool {
+        self.held == other.held && self.incarnation == other.incarnation
+    }
+}
+
+#[test]
+fn a_new_leader_gives_up_on_silent_members_when_their_lease_is_over() {
+    let w = two();
+    let mut restored = Restored::default();
+    for (_, entry) in w.machine.table().iter() {
+        let stored = StoredGrant { granted: entry.state.grant().cloned(), ..StoredGrant::default() };
+        restored.appliances.push((seed(u128::from_be_bytes(*entry.id.as_bytes())), stored));
+    }
+    for (name, incarnation, profile, _) in w.machine.membership().members() {
+        restored.members.push(StoredMember { worker: name.clone(), incarnation, profile: profile.clone() });
+    }
+    let mut next = World::in_term(Term::new(2), restored);
+    next.puppets = w.puppets.clone();
+    next.puppets.remove(&worker("w1"));
+    next.connect("w2");
+    next.pass(Duration::from_millis(2200));
+    assert_eq!(next.loads(), [5], "w1 may still act");
+    next.pass(Duration::from_millis(200));
+    assert_eq!(next.loads(), [10]);
+}
+
+#[test]
+fn a_higher_term_is_never_acted_against() {
+    let mut w = World::new(Restored::default());
+    let hello = Hello { highest_term: Term::new(7), ..w.hello_of("w1", &Puppet::default()) };
+    w.step(Event::Hello(1, Box::new(hello)));
+    assert_eq!(w.raised, Some(Term::new(7)));
+}
+
+#[test]
+fn joins_are_gathered_and_move_the_least_possible() {
+    let mut w = two();
+    w.connect("w3");
+    w.pass(Duration::from_millis(300));
+    w.connect("w4");
+    w.pass(Duration::from_millis(100));
+    assert_eq!(w.moved(), 0, "still gathering");
+    w.pass(Duration::from_secs(1));
+    // Ten over four: fair is 2.5, so the floor is 2 and the ceiling 3.
+    assert_eq!(w.moved(), 4);
+    assert_eq!(w.loads(), [3, 3, 2, 2]);
+    let opened: Vec<_> = w.news.iter().filter(|n| matches!(n, News::Opened { .. })).collect();
+    assert_eq!(opened.len(), 1, "{opened:?}");
+}
+
+#[test]
+fn an_intruder_keeps_an_appliance_from_everybody_until_it_has_ended() {
+    let mut w = World::new(Restored::default());
+    w.connect("w1");
+    w.pass(Duration::from_secs(1));
+    // Known to nobody's table: as after a store was put back to an older state.
+    let intruder = Token::new(Term::new(0), 9);
+    w.hold_commits = true;
+    w.create([1]);
+    let (batch, _) = w.commits.remove(0);
+    w.step(Event::Undone(batch));
+    w.puppets.get_mut(&worker("w1")).expect("lives").held.insert(id(1), intruder);
+    w.hold_commits = false;
+    let conn = w.connect("w1");
+    assert_eq!(w.violations.len(), 1);
+    w.pass(Duration::from_secs(1));
+    assert_eq!(w.holder(1), None, "granted although somebody acts on it");
+    let envelope = w.envelope(conn);
+    let said = Said {
+        appliance: id(1),
+        token: intruder,
+        handed: Handed { progress: Progress { failed_boots: 3, ..Progress::default() }, hold: Duration::ZERO },
+    };
+    let applied = w.puppets[&worker("w1")].version;
+    w.step(Event::Answers(conn, envelope, Answers { applied, released: vec![said], ..Answers::default() }));
+    w.pass(Duration::from_secs(1));
+    assert_eq!(w.holder(1), Some("w1"));
+}
+
+#[test]
+fn a_worker_that_declines_is_left_out_for_a_while() {
+    let mut w = World::new(Restored::default());
+    let conn = w.connect("w1");
+    w.pass(Duration::from_secs(1));
+    w.hold_commits = true;
+    w.create([1]);
+    let (batch, commit) = w.commits.remove(0);
+    let Some(GrantOp::Grant { to, .. }) = commit.grants.first() else { panic!("a grant is written") };
+    let token = to.token;
+    // The puppet would take it; this worker refuses.
+    let puppet = w.puppets.remove(&worker("w1")).expect("lives");
+    w.step(Event::Durable(batch));
+    w.puppets.insert(worker("w1"), Puppet { version: 1, ..puppet });
+    w.hold_commits = false;
+    let envelope = w.envelope(conn);
+    w.step(Event::Answers(conn, envelope, Answers { applied: 1, declined: vec![(id(1), token)], ..Answers::default() }));
+    w.pass(Duration::from_secs(1));
+    assert_eq!(w.holder(1), None);
+    let table = w.machine.table();
+    let entry = table.get(table.slot(id(1)).expect("known")).expect("known");
+    assert_eq!(reason(entry), "the workers that could take it declined it recently");
+    w.pass(Duration::from_secs(5));
+    assert_eq!(w.holder(1), Some("w1"));
+}
+
+#[test]
+fn what_no_worker_ever_heard_of_is_deleted_without_one() {
+    let mut w = World::new(Restored::default());
+    w.create([1]);
+    w.step(Event::Updated { id: id(1), generation: Generation::new(2), size: 10, deleting: true });
+    assert_eq!(w.removed, [id(1)]);
+    assert!(w.machine.table().is_empty());
+}
+
+#[test]
+fn messages_of_other_streams_and_terms_are_dropped_and_counted() {
+    let mut w = two();
+    let conn = w.puppets[&worker("w1")].conn;
+    let right = w.envelope(conn);
+    for wrong in [
+        Envelope { term: Term::new(9), ..right },
+        Envelope { incarnation: Incarnation::new(9), ..right },
+        Envelope { stream: StreamNumber::new(9), ..right },
+    ] {
+        let (appliance, token) = w.puppets[&worker("w1")].held.iter().map(|(a, t)| (*a, *t)).next().expect("holds some");
+        let said = Said { appliance, token, handed: Handed::default() };
+        w.step(Event::Answers(conn, wrong, Answers { released: vec![said], ..Answers::default() }));
+    }
+    assert_eq!(w.machine.counters().stale_messages, 3);
+    w.pass(Duration::from_secs(1));
+    assert_eq!(w.loads(), [5, 5]);
+}
+
+#[test]
+fn a_leader_that_slept_calls_nobody_gone_for_it() {
+    let mut w = two();
+    w.now = w.now + Duration::from_secs(30);
+    w.step(Event::Tick);
+    w.pass(Duration::from_secs(3));
+    assert_eq!(w.loads(), [5, 5]);
+    assert_eq!(w.closed, vec![]);
+}
