@@ -95,8 +95,12 @@ pub struct Needs {
 /// Why an appliance is to move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
-    /// It has no owner: new, released, declined or its owner is gone.
+    /// It has no owner.
     Unowned,
+    /// It has no owner because it is new. The planner says [`Reason::Unowned`]; the table knows more.
+    New,
+    /// It has no owner because its former one is gone. As for [`Reason::New`].
+    OwnerGone,
     /// Back to the worker of the same name that held it before.
     Returned,
     /// Its owner drains.
@@ -384,7 +388,7 @@ impl Output {
     /// Adds a move from the worker with handle `from` to the member of rank `to`.
     fn push(&mut self, roster: &Roster, slot: Slot, from: u32, to: u32, reason: Reason) {
         let list = match reason {
-            Reason::Unowned | Reason::Returned => &mut self.unowned,
+            Reason::Unowned | Reason::New | Reason::OwnerGone | Reason::Returned => &mut self.unowned,
             Reason::Draining | Reason::Ineligible => &mut self.displaced,
             Reason::OverCeiling | Reason::UnderFloor | Reason::RingOwner => &mut self.balance,
         };

@@ -9,7 +9,9 @@ impl Reason {
     #[must_use]
     pub const fn text(self) -> &'static str {
         match self {
-            Self::Unowned => "had no owner",
+            Self::Unowned => "it had no owner",
+            Self::New => "it is new",
+            Self::OwnerGone => "its former owner is gone",
             Self::Returned => "back to its former owner",
             Self::Draining => "its owner drains",
             Self::Ineligible => "its owner lacks what it needs",

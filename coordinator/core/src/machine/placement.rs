@@ -10,7 +10,7 @@ use crate::handoff::{self, State};
 use crate::health::Session;
 use crate::membership::Life;
 use crate::outbox::Entry;
-use crate::planner::{Member, Move, Slot};
+use crate::planner::{Member, Move, Reason, Slot};
 use crate::rebalance::Cause;
 
 /// Why and when the next plan is due.
@@ -248,7 +248,11 @@ impl Machine {
         }
         // On a planned move the reason is the move's own, not that it has no owner right now.
         if entry.rebalance.is_none() {
-            entry.reason = Some(m.reason);
+            entry.reason = Some(match (m.reason, &entry.state) {
+                (Reason::Unowned, State::Orphaned(_)) => Reason::OwnerGone,
+                (Reason::Unowned, _) if !entry.granted_before => Reason::New,
+                (reason, _) => reason,
+            });
         }
         if counted && let Some(id) = rebalance {
             entry.rebalance = Some(id);
