@@ -89,6 +89,8 @@ pub enum Command {
         /// Number of the check.
         number: u64,
     },
+    /// Tell the status of every appliance again: what was told before may be lost.
+    Restate,
 }
 
 /// What the runner tells the session.

@@ -281,6 +281,9 @@ impl Session {
                             info!(term = %from.term, incarnation = %from.incarnation, kept = keep.len(), "welcomed");
                             self.terms.send_replace(from.term);
                             self.apply(effects, "");
+                            // Nobody confirms statuses: those on a stream that broke, and those a leader had not stored
+                            // when it died, are lost, and an appliance that is well has no news for a long time.
+                            self.command(Command::Restate);
                             return Ok(part.lease.min(self.config.lease));
                         }
                         Err(refused) => {

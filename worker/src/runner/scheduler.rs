@@ -138,6 +138,16 @@ impl Scheduler {
             Command::Update { appliance, token, desired } => self.tell(appliance, token, Fact::Change(desired)),
             Command::Release { appliance, token } => self.tell(appliance, token, Fact::Release),
             Command::Check { appliance, token, number } => self.tell(appliance, token, Fact::Check(number)),
+            Command::Restate => self.restate(),
+        }
+    }
+
+    /// Queues the status of every machine that has begun to look; the others speak up when they have.
+    fn restate(&mut self) {
+        for (appliance, entry) in &self.entries {
+            if !matches!(entry.stage, Stage::Blocked(_)) {
+                self.reports.push(*appliance, entry.token, entry.lifecycle.status(), 0);
+            }
         }
     }
 

@@ -323,6 +323,25 @@ async fn a_running_instance_is_adopted_as_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn statuses_are_told_again_when_asked() {
+    let mut bench = Bench::new().await;
+    for n in 1..=3 {
+        bench.take(n, n as u64, desired(1, |_| {})).await;
+    }
+    bench.pass(Duration::from_secs(1)).await;
+    while bench.events.try_recv().is_ok() {}
+    bench.handle.send(Command::Restate).await.expect("it runs");
+    let mut told = BTreeSet::new();
+    while told.len() < 3 {
+        if let Event::Status { appliance, token, status, checked } = bench.event().await {
+            assert_eq!((status.phase, checked), (Phase::Configured, 0));
+            assert_eq!(appliance, id(token.sequence.into()));
+            told.insert(appliance);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_killed_instance_is_replaced_within_the_probe_interval() {
     let mut bench = Bench::new().await;
     bench.take(1, 1, desired(1, |_| {})).await;
