@@ -1,0 +1,158 @@
+//! Coordinators that die under load, or cannot start.
+
+use std::collections::BTreeMap;
+use std::process::{Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use proto::admin::v1;
+use tests::cluster::api::Api;
+use tests::cluster::processes::ROOT_VARIABLE;
+use tests::cluster::wait::until;
+use tests::cluster::{Cluster, Options, PATIENCE, Sandbox, api, binaries, ports, specs};
+use tokio::process::Command;
+
+/// Creates appliances until told to stop; answers with those the server acknowledged.
+async fn create(api: Api, client: u32, stop: Arc<AtomicBool>) -> Vec<v1::Appliance> {
+    let mut acknowledged = Vec::new();
+    let mut number = 0;
+    while !stop.load(Ordering::Relaxed) {
+        number += 1;
+        match api.create(specs::simulated(&format!("load-{client}-{number}"))).await {
+            Ok(appliance) => acknowledged.push(appliance),
+            // Refused or unknown: the coordinator is away. The pause only keeps the loop from spinning meanwhile.
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    }
+    acknowledged
+}
+
+#[tokio::test]
+async fn a_coordinator_killed_under_load_loses_nothing_it_accepted_and_moves_nothing() -> Result<()> {
+    const CLIENTS: u32 = 4;
+    let options = Options { drivers: vec!["process", "simulated"], ..Options::default() };
+    let mut cluster = Cluster::start(options).await?;
+    let fleet = cluster.fleet((1..=6).map(|n| specs::web(&format!("web-{n}"))).collect()).await?;
+    let running = cluster.instances();
+    let owners: BTreeMap<_, _> = fleet.iter().map(|a| (a.id.clone(), api::owner(a).to_owned())).collect();
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let load: Vec<_> = (0..CLIENTS).map(|n| tokio::spawn(create(cluster.api.clone(), n, Arc::clone(&stop)))).collect();
+    let more_than = async |cluster: &Cluster, count: usize| {
+        until(PATIENCE, "the load has created some more", async || {
+            let total = cluster.api.status().await?.appliances;
+            ensure!(total as usize > count, "{total} so far");
+            Ok(total as usize)
+        })
+        .await
+    };
+    let mut count = more_than(&cluster, fleet.len() + 20).await?;
+    let mut terms = vec![cluster.api.status().await?.term];
+    for _ in 0..2 {
+        cluster.coordinator.kill()?;
+        cluster.coordinator.start()?;
+        count = more_than(&cluster, count + 20).await?;
+        terms.push(cluster.api.status().await?.term);
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut acknowledged = Vec::new();
+    for client in load {
+        acknowledged.extend(client.await?);
+    }
+    ensure!(acknowledged.len() >= 40, "{} were acknowledged", acknowledged.len());
+    ensure!(terms.is_sorted_by(|a, b| a < b), "terms do not grow: {terms:?}");
+    cluster.healthy().await?;
+
+    until(PATIENCE, "all are configured", async || {
+        let all: BTreeMap<_, _> = cluster.api.list().await?.into_iter().map(|a| (a.id.clone(), a)).collect();
+        for made in &acknowledged {
+            let found = all.get(&made.id).with_context(|| format!("{} was acknowledged and is lost", made.name))?;
+            ensure!(api::is_configured(found), "{}", api::describe(found));
+        }
+        Ok(())
+    })
+    .await?;
+    ensure!(cluster.instances() == running, "appliances were restarted");
+    for (id, before) in &owners {
+        let after = cluster.api.get(id).await?;
+        ensure!(api::owner(&after) == before, "{} moved from {before}", api::describe(&after));
+    }
+    for rebalance in cluster.api.rebalances().await? {
+        let rebalance = cluster.api.rebalance(&rebalance.id).await?;
+        let moved = rebalance.r#move.iter().find(|m| !m.from.is_empty());
+        ensure!(moved.is_none(), "{} ({}) moved {moved:?}", rebalance.id, rebalance.cause);
+    }
+    cluster.finish().await
+}
+
+/// Runs a coordinator until it ends by itself. `shell` is put in front of it.
+async fn run(sandbox: &Sandbox, shell: &str, state_dir: &str, listen: &str) -> Result<Output> {
+    let program = binaries::path("rug-coordinator")?;
+    let run = Command::new("sh")
+        .args(["-c", &format!("{shell} exec \"$0\" \"$@\""), &program.to_string_lossy()])
+        .args(["run", "--name", "coordinator-1", "--state-dir", state_dir, "--listen", listen])
+        .env(ROOT_VARIABLE, sandbox.root())
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    Ok(tokio::time::timeout(PATIENCE, run).await.context("it does not end")??)
+}
+
+/// It ended with `code`, and its message has every one of `texts`.
+fn refused(output: &Output, code: i32, texts: &[&str]) -> Result<()> {
+    let message = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(code), "it ended with {}, not {code}:\n{message}", output.status);
+    for text in texts {
+        ensure!(message.contains(text), "{text:?} is not in its message:\n{message}");
+    }
+    ensure!(!message.contains("panicked"), "it panicked:\n{message}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_coordinator_that_cannot_write_its_state_says_where_and_ends_with_3() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let listen = format!("127.0.0.1:{}", ports::free());
+    let file = sandbox.path("file");
+    std::fs::write(&file, "")?;
+    // Tests may run as root, whom permissions do not stop: below a file nobody can make a directory, and nobody in /proc.
+    for dir in [file.join("state").to_string_lossy().into_owned(), "/proc/rug-test".to_owned()] {
+        refused(&run(&sandbox, "", &dir, &listen).await?, 3, &[&dir])?;
+    }
+    sandbox.finish(&[])
+}
+
+#[tokio::test]
+async fn a_coordinator_on_a_full_disk_says_so_and_ends_with_3() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let listen = format!("127.0.0.1:{}", ports::free());
+    // A limit on the size of files stands for a disk that is full: writes fail in the same way, and nobody needs to be
+    // allowed to mount. From nothing at all to a store that can be begun and not finished.
+    for (n, blocks) in [0, 1, 8, 32, 100].into_iter().enumerate() {
+        let dir = sandbox.path(&format!("state-{n}")).to_string_lossy().into_owned();
+        let output = run(&sandbox, &format!("trap '' XFSZ; ulimit -f {blocks};"), &dir, &listen).await?;
+        refused(&output, 3, &[&dir]).with_context(|| format!("{blocks} blocks"))?;
+    }
+    sandbox.finish(&[])
+}
+
+#[tokio::test]
+async fn a_state_directory_or_address_in_use_is_named_and_bad_settings_end_with_2() -> Result<()> {
+    let cluster = Cluster::start(Options { workers: 0, ..Options::default() }).await?;
+    let sandbox = Sandbox::new()?;
+    let listen = format!("127.0.0.1:{}", ports::free());
+    let in_use = cluster.root().join("coordinator").to_string_lossy().into_owned();
+    let pid = format!("process {}", cluster.coordinator.pid().context("it runs")?);
+    refused(&run(&sandbox, "", &in_use, &listen).await?, 3, &[&in_use, &pid])?;
+
+    let dir = sandbox.path("state").to_string_lossy().into_owned();
+    let taken = cluster.api.address().trim_start_matches("http://").to_owned();
+    refused(&run(&sandbox, "", &dir, &taken).await?, 4, &[&taken])?;
+    refused(&run(&sandbox, "", &dir, "0.0.0.0:1").await?, 2, &["listen", "insecure"])?;
+    let odd = "RUG_COORDINATOR_MACHINE__DEBOUNCE=soon;";
+    refused(&run(&sandbox, &format!("export {odd}"), &dir, &listen).await?, 2, &["debounce"])?;
+    sandbox.finish(&[])?;
+    cluster.finish().await
+}

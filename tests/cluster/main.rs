@@ -1,0 +1,13 @@
+//! The behaviour of whole clusters of real processes, one test per promise.
+//!
+//! Each test has a cluster of its own ([`tests::cluster`]). A test that fails keeps its files and prints the ends of all
+//! logs. Two at a time are what two cores can take: `cargo test -p tests --test cluster -- --test-threads=2`.
+
+mod api;
+mod balancer;
+mod coordinator;
+mod input;
+mod repair;
+mod restart;
+mod up;
+mod worker;

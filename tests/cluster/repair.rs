@@ -1,0 +1,107 @@
+//! Appliances that die, are rebuilt or deleted.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use proto::admin::v1;
+use rustix::process::Signal;
+use tests::cluster::processes::{self, Identity};
+use tests::cluster::wait::until;
+use tests::cluster::{Cluster, Options, PATIENCE, api, ports, specs};
+
+/// As the specs have it.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Instances except those of `appliance`.
+fn others(cluster: &Cluster, appliance: &v1::Appliance) -> BTreeMap<String, Identity> {
+    cluster.instances().into_iter().filter(|(name, _)| !name.starts_with(&appliance.id)).collect()
+}
+
+#[tokio::test]
+async fn a_killed_appliance_is_replaced_within_its_probe_interval_and_3_seconds() -> Result<()> {
+    let cluster = Cluster::start(Options::default()).await?;
+    let mut wanted: Vec<_> = (1..=5).map(|n| specs::web(&format!("web-{n}"))).collect();
+    wanted.push(specs::balancer("front", ports::free(), &[]));
+    let fleet = cluster.fleet(wanted).await?;
+    for victim in [&fleet[2], &fleet[5]] {
+        let untouched = others(&cluster, victim);
+        ensure!(untouched.len() == 5, "{untouched:?}");
+        let pid = *api::pids(victim).first().with_context(|| api::describe(victim))?;
+        let began = Instant::now();
+        processes::signal(pid, Signal::KILL);
+        until(PATIENCE, "it is replaced and configured", async || {
+            let now = cluster.api.get(&victim.id).await?;
+            let new = api::pids(&now).first().is_some_and(|new| *new != pid);
+            ensure!(new && api::is_configured(&now), "{}", api::describe(&now));
+            Ok(())
+        })
+        .await?;
+        let took = began.elapsed();
+        ensure!(took <= PROBE_INTERVAL + Duration::from_secs(3), "{} took {took:?}", victim.name);
+        ensure!(others(&cluster, victim) == untouched, "others were touched: {untouched:?}");
+    }
+    cluster.finish().await
+}
+
+#[tokio::test]
+async fn every_instance_of_an_appliance_is_kept() -> Result<()> {
+    let cluster = Cluster::start(Options { workers: 1, ..Options::default() }).await?;
+    let mut pair = specs::web_at("pair", ports::free_run(2));
+    specs::spec(&mut pair).replicas = Some(2);
+    let pair = cluster.fleet(vec![pair]).await?.remove(0);
+    let before = api::pids(&pair);
+    ensure!(before.len() == 2, "{}", api::describe(&pair));
+    processes::signal(before[1], Signal::KILL);
+    let after = until(PATIENCE, "the second instance is back", async || {
+        let now = cluster.api.get("pair").await?;
+        let pids = api::pids(&now);
+        ensure!(pids.len() == 2 && pids[1] != before[1] && api::is_configured(&now), "{}", api::describe(&now));
+        Ok(pids)
+    })
+    .await?;
+    ensure!(after[0] == before[0], "the first instance was replaced as well: {before:?}, {after:?}");
+    cluster.finish().await
+}
+
+#[tokio::test]
+async fn deletion_removes_processes_and_directories() -> Result<()> {
+    let cluster = Cluster::start(Options { workers: 2, ..Options::default() }).await?;
+    let fleet = vec![specs::web("goes"), specs::web("stays"), specs::balancer("front", ports::free(), &[])];
+    let fleet = cluster.fleet(fleet).await?;
+    let stays = cluster.instances().into_iter().find(|(name, _)| name.starts_with(&fleet[1].id));
+    for appliance in [&fleet[0], &fleet[2]] {
+        let folder = cluster.state_dir().join("instances").join(&appliance.id);
+        ensure!(folder.is_dir(), "{} is missing", folder.display());
+        let deleted = cluster.rugctl(&["delete", &appliance.name], "").await?.success()?;
+        ensure!(deleted.stdout.contains(&format!("{} deleted", appliance.name)), "{}", deleted.stdout);
+        ensure!(!folder.exists(), "{} is left", folder.display());
+        let left = cluster.api.get(&appliance.id).await;
+        ensure!(left.as_ref().is_err_and(|e| e.code() == tonic::Code::NotFound), "{left:?}");
+    }
+    ensure!(cluster.instances().into_iter().next() == stays, "{:?}", cluster.instances());
+    cluster.finish().await
+}
+
+#[tokio::test]
+async fn a_rebuild_replaces_the_process_and_an_unchanged_apply_does_not() -> Result<()> {
+    let cluster = Cluster::start(Options { workers: 2, ..Options::default() }).await?;
+    let fleet = cluster.fleet(vec![specs::web("a"), specs::web("b")]).await?;
+    let untouched = others(&cluster, &fleet[0]);
+    let same = cluster.api.apply(specs::web("a")).await?;
+    ensure!(same.outcome() == v1::Outcome::Unchanged, "{same:?}");
+    let first = api::pids(&cluster.api.get("a").await?);
+    ensure!(first == api::pids(&fleet[0]), "an apply without a change replaced the process");
+
+    cluster.rugctl(&["rebuild", "a"], "").await?.success()?;
+    let rebuilt = cluster.api.get("a").await?;
+    ensure!(api::is_configured(&rebuilt), "{}", api::describe(&rebuilt));
+    ensure!(rebuilt.generation == fleet[0].generation + 1, "{}", api::describe(&rebuilt));
+    let second = api::pids(&rebuilt);
+    ensure!(second.len() == 1 && second != first, "{first:?} became {second:?}");
+    ensure!(others(&cluster, &fleet[0]) == untouched, "the other appliance was touched");
+
+    let checked = cluster.rugctl(&["check", "a", "-o", "json"], "").await?.json()?;
+    ensure!(checked["status"]["phase"].as_str().is_some_and(|p| p.eq_ignore_ascii_case("configured")), "{checked}");
+    cluster.finish().await
+}

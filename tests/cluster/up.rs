@@ -1,0 +1,96 @@
+//! `rugctl up` without a terminal: the whole life of an embedded cluster.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
+use tests::cluster::daemon::Daemon;
+use tests::cluster::wait::until;
+use tests::cluster::{PATIENCE, Sandbox, binaries, ports, processes, rugctl};
+
+/// Runs a command in the sandbox, where it finds the server by itself.
+async fn run(sandbox: &Sandbox, args: &[&str], input: &str) -> Result<rugctl::Outcome> {
+    rugctl::run(sandbox.root(), args, input).await
+}
+
+/// Waits until `up` has said this `times` times.
+async fn said(up: &mut Daemon, text: &str, times: usize) -> Result<()> {
+    until(PATIENCE, &format!("`rugctl up` has said {text:?}"), async || {
+        up.check()?;
+        let log = up.log_text();
+        ensure!(log.matches(text).count() >= times, "it said:\n{log}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn up_leaves_appliances_running_takes_them_over_again_and_removes_them_when_asked() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let listen = format!("127.0.0.1:{}", ports::free());
+    let state = sandbox.path(".rug");
+    let words = ["up", "--workers", "2", "--listen", &listen, "--state-dir"];
+    let mut args: Vec<_> = words.map(Into::into).to_vec();
+    args.push(state.clone().into_os_string());
+    let mut up = Daemon::new("up", binaries::path("rugctl")?, args, &sandbox);
+    up.start()?;
+    said(&mut up, "ready; Ctrl-C stops Rug", 1).await?;
+
+    let helper = binaries::path("rug-test-helper")?;
+    let (port, front) = (ports::free(), ports::free());
+    let fleet = format!(
+        "name: web\nkind: custom\nprobe_interval: 1s\nspec:\n  command: {}\n  args: [serve, '{{port}}', '{{name}}']\n  \
+         port: {port}\n  probe: http\n---\nname: front\nkind: loadbalancer\nspec:\n  listeners:\n  - port: {front}\n    \
+         members: [{{port: {port}}}]\n",
+        helper.display()
+    );
+    let applied = run(&sandbox, &["apply", "-f", "-"], &fleet).await?.success()?;
+    ensure!(applied.stdout.contains("custom/web created"), "{}", applied.stdout);
+    ensure!(applied.stdout.contains("loadbalancer/front created"), "{}", applied.stdout);
+    let again = run(&sandbox, &["apply", "-f", "-"], &fleet).await?.success()?;
+    ensure!(again.stdout.matches("unchanged").count() == 2, "{}", again.stdout);
+    ensure!(tests::cluster::http::get(front).await? == "web");
+    let running = processes::instances(sandbox.root());
+    ensure!(running.len() == 2, "{running:?}");
+    // A second one in the same folder is refused and touches nothing.
+    let folder = state.to_string_lossy().into_owned();
+    let second = run(&sandbox, &["up", "--state-dir", &folder, "--listen", &listen], "").await?;
+    second.refused(5, &["in use", &format!("pid {}", up.pid().context("it runs")?)])?;
+
+    for (round, signal) in [(2, Signal::INT), (3, Signal::TERM)] {
+        up.signal(signal)?;
+        let status = up.ended(Duration::from_secs(20)).await?;
+        ensure!(status.success(), "it ended with {status}");
+        said(&mut up, "2 appliances keep running", round - 1).await?;
+        ensure!(processes::instances(sandbox.root()) == running, "appliances ended with Rug");
+        ensure!(tests::cluster::http::get(front).await? == "web");
+        up.start()?;
+        said(&mut up, "ready; Ctrl-C stops Rug", round).await?;
+        until(PATIENCE, "both are adopted", async || {
+            let listed = run(&sandbox, &["list", "-o", "json"], "").await?.json()?;
+            let configured =
+                |a: &Value| a["status"]["phase"].as_str().is_some_and(|p| p.eq_ignore_ascii_case("configured"));
+            let both = listed.as_array().filter(|l| l.len() == 2).is_some_and(|l| l.iter().all(configured));
+            ensure!(both, "{listed}");
+            Ok(())
+        })
+        .await?;
+        ensure!(processes::instances(sandbox.root()) == running, "appliances were restarted");
+    }
+
+    // Killed without a chance to stop anything: the next one takes over what it left.
+    up.kill()?;
+    up.start()?;
+    said(&mut up, "ready; Ctrl-C stops Rug", 4).await?;
+    ensure!(processes::instances(sandbox.root()) == running, "appliances were restarted");
+    up.signal(Signal::INT)?;
+    up.ended(Duration::from_secs(20)).await?;
+
+    let down = run(&sandbox, &["up", "--down", "--state-dir", &folder, "--listen", &listen], "").await?.success()?;
+    ensure!(down.stderr.contains("removed 2 appliances"), "{}", down.stderr);
+    ensure!(processes::instances(sandbox.root()).is_empty(), "{:?}", processes::instances(sandbox.root()));
+    let left: Vec<_> = std::fs::read_dir(state.join("workers").join("instances"))?.flatten().collect();
+    ensure!(left.is_empty(), "{left:?}");
+    sandbox.finish(&[])
+}
