@@ -13,7 +13,7 @@
 //! | Running, other steps | Release -> Running, leaving |
 //! | Running Observe | Observed -> adopt and doom, plan |
 //! | Running Boot | Booted -> rising, plan. Refused, Failed, TimedOut -> failed boot, look again, plan |
-//! | Running Probe | Answered -> alive. Silent -> suspect, replaced after too many. Vanished -> gone. Then plan |
+//! | Running Probe | Answered -> alive. Silent -> suspect, replaced after too many (one whose boot is not over: after `boot_timeout`). Vanished -> gone. Then plan |
 //! | Running Configure | Configured -> noted with its generation, plan |
 //! | Running Replug | Replugged -> to be configured again, plan |
 //! | Running Destroy | Destroyed -> forgotten, plan. Failed, TimedOut -> look again, plan |
@@ -87,6 +87,19 @@ struct News {
     trigger: Trigger,
 }
 
+/// How the journal names a boot, before the ordinal.
+const BOOT: &str = "boot ";
+
+/// Ordinals and attempts of the boots in a journal. What another worker wrote may be anything: only what names an
+/// instance of ours counts.
+fn boots_of(appliance: ApplianceId, journal: &[JournalEntry]) -> impl Iterator<Item = (u16, u32)> {
+    journal.iter().filter_map(move |entry| {
+        let ordinal = entry.step.strip_prefix(BOOT)?.parse().ok()?;
+        let attempt = entry.request_id.rsplit_once('-')?.1.parse().ok()?;
+        (Instance::name(appliance, ordinal, attempt) == entry.request_id).then_some((ordinal, attempt))
+    })
+}
+
 enum Next {
     Stay,
     Plan,
@@ -139,7 +152,7 @@ impl Lifecycle {
             digest: desired.boot_digest().into_boxed_str(),
             desired,
             state: State::Idle,
-            fleet: Fleet::new(progress.attempts),
+            fleet: Fleet::new(progress.attempts, boots_of(appliance, &progress.journal)),
             boots: Boots { failed: progress.failed_boots, bar },
             looks: Retry::default(),
             removals: Retry::default(),
@@ -435,19 +448,19 @@ impl Lifecycle {
                     self.last_error = Some(format!("instance {ordinal} does not answer yet: {text}").into());
                 }
             }
-            Life::Alive if slot.failed_probes >= config.restart_probe_failures => {
+            Life::Alive | Life::Adopted if slot.failed_probes >= config.restart_probe_failures => {
                 let times = slot.failed_probes;
                 self.fleet.condemn(ordinal);
                 self.lost = true;
                 self.last_error = Some(format!("instance {ordinal} left {times} probes unanswered: {text}").into());
             }
-            Life::Alive => slot.next_probe = retry,
+            Life::Alive | Life::Adopted => slot.next_probe = retry,
         }
     }
 
     fn vanished(&mut self, ordinal: u16, text: &str, now: Timestamp, jitter: f64, config: &Config) {
         match self.fleet.remove(ordinal) {
-            Some(slot) if slot.is_alive() => {
+            Some(slot) if !slot.is_rising() => {
                 self.lost = true;
                 self.last_error = Some(format!("instance {ordinal} is gone: {text}").into());
             }
@@ -557,9 +570,9 @@ impl Lifecycle {
             Bar::Cooldown(until) => (until, true),
         };
         let wait = wait.since(now);
-        let rising = self.fleet.slots.iter().filter(|slot| !slot.is_alive()).map(|slot| &slot.instance);
+        let rising = self.fleet.slots.iter().filter(|slot| slot.is_rising()).map(|slot| &slot.instance);
         let booting = rising.map(|instance| JournalEntry {
-            step: format!("boot {}", instance.ordinal),
+            step: format!("{BOOT}{}", instance.ordinal),
             request_id: Instance::name(self.appliance, instance.ordinal, instance.attempt),
         });
         let ending = self.fleet.doomed.iter().map(|instance| JournalEntry {

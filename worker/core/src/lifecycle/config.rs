@@ -17,8 +17,8 @@ pub struct Config {
     /// How long phase `Error` lasts when nobody commands anything.
     #[serde(with = "humantime_serde")]
     pub error_cooldown: Duration,
-    /// How long an instance may take from its start to its first answered probe. Also the patience with an adopted
-    /// instance that never answered this owner, because it may have been started a moment before.
+    /// How long an instance may take from its start to its first answered probe. A hand-off says which instances are
+    /// still being started; every other one that is found has only `restart_probe_failures` probes to answer.
     #[serde(with = "humantime_serde")]
     pub boot_timeout: Duration,
     /// How long the driver's call that starts an instance may take.
@@ -40,7 +40,7 @@ pub struct Config {
     /// Time from a probe that failed to the next one, when that is shorter than the interval.
     #[serde(with = "humantime_serde")]
     pub probe_retry: Duration,
-    /// Probes that fail in a row before an instance that still exists is replaced. One that the driver does not find any
+    /// Probes that fail in a row before an instance that still exists is replaced, also one that was just adopted. One that the driver does not find any
     /// more is replaced at once.
     pub restart_probe_failures: u32,
     /// How long configuring one instance may take.

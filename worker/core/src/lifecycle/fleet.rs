@@ -15,8 +15,11 @@ use crate::instance::Instance;
 /// How far an instance has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Life {
-    /// Has not answered this owner yet, which waits for it since then.
+    /// Was started a moment ago and has not answered yet, for which this owner waits since then.
     Rising { since: Timestamp, polls: u32 },
+    /// Was found running when this owner began, and has not answered it yet. It served a former owner, as far as anybody
+    /// knows, and is given no more patience than if it had answered.
+    Adopted,
     /// Has answered.
     Alive,
 }
@@ -39,11 +42,15 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    /// An instance that was just started, or found.
+    /// An instance that was just started.
     pub(super) fn rising(instance: Instance, now: Timestamp, next_probe: Timestamp) -> Self {
+        Self::new(instance, Life::Rising { since: now, polls: 0 }, next_probe)
+    }
+
+    fn new(instance: Instance, life: Life, next_probe: Timestamp) -> Self {
         Self {
             instance,
-            life: Life::Rising { since: now, polls: 0 },
+            life,
             configured: None,
             failed_probes: 0,
             next_probe,
@@ -56,11 +63,17 @@ impl Slot {
         matches!(self.life, Life::Alive)
     }
 
+    /// Whether its boot is not over yet, so that its end would be a failed boot.
+    pub(super) const fn is_rising(&self) -> bool {
+        matches!(self.life, Life::Rising { .. })
+    }
+
     /// Whether the last probe was answered; `None` before the first.
     pub(super) const fn answered(&self) -> Option<bool> {
         match self.life {
             Life::Alive => Some(self.failed_probes == 0),
-            Life::Rising { polls: 0, .. } => None,
+            Life::Adopted if self.failed_probes > 0 => Some(false),
+            Life::Adopted | Life::Rising { polls: 0, .. } => None,
             Life::Rising { .. } => Some(false),
         }
     }
@@ -75,6 +88,9 @@ pub(super) struct Fleet {
     pub(super) doomed: Vec<Instance>,
     /// Attempts ever made, by ordinal.
     attempts: Vec<u32>,
+    /// Attempts the former owner had begun and not seen answer: all that is found at the first look and is not among
+    /// them is adopted. `None` after that look.
+    handed: Option<Box<[(u16, u32)]>>,
     /// Whether `slots` and `doomed` are all there is. Unknown before the first look, and after every call whose outcome
     /// is not known.
     pub(super) known: bool,
@@ -83,17 +99,18 @@ pub(super) struct Fleet {
 /// What a look changed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Findings {
-    /// Ordinals of instances that had answered and are gone.
+    /// Ordinals of instances that had served and are gone.
     pub(super) lost: Vec<u16>,
     /// Ordinals of instances that were still rising and are gone.
     pub(super) failed_boots: Vec<u16>,
 }
 
 impl Fleet {
-    pub(super) fn new(mut attempts: Vec<u32>) -> Self {
+    /// Nothing is known but the attempts ever made, and which of them were `rising` when the former owner let go.
+    pub(super) fn new(mut attempts: Vec<u32>, rising: impl Iterator<Item = (u16, u32)>) -> Self {
         attempts.truncate(usize::from(MAX_REPLICAS));
         attempts.shrink_to_fit();
-        Self { attempts, ..Self::default() }
+        Self { attempts, handed: Some(rising.take(usize::from(MAX_REPLICAS)).collect()), ..Self::default() }
     }
 
     /// Attempts ever made, by ordinal.
@@ -191,6 +208,8 @@ impl Fleet {
         let mut findings = Findings::default();
         let doomed_before = std::mem::take(&mut self.doomed);
         let was_doomed = |i: &Instance| doomed_before.iter().any(|d| d.ordinal == i.ordinal && d.attempt == i.attempt);
+        let handed = self.handed.take();
+        let starts = |i: &Instance| handed.as_ref().is_none_or(|list| list.contains(&(i.ordinal, i.attempt)));
         let mut before = std::mem::take(&mut self.slots);
         self.slots.reserve_exact(usize::from(replicas).min(found.len()));
         for instance in found {
@@ -207,7 +226,8 @@ impl Fleet {
                 .position(|s| s.instance.ordinal == instance.ordinal && s.instance.attempt == instance.attempt);
             self.slots.push(match same {
                 Some(at) => Slot { instance, ..before.remove(at) },
-                None => Slot::rising(instance, now, now),
+                None if starts(&instance) => Slot::rising(instance, now, now),
+                None => Slot::new(instance, Life::Adopted, now),
             });
         }
         for gone in before {
@@ -216,7 +236,7 @@ impl Fleet {
             if self.doomed.iter().any(doomed) {
                 continue;
             }
-            let list = if gone.is_alive() { &mut findings.lost } else { &mut findings.failed_boots };
+            let list = if gone.is_rising() { &mut findings.failed_boots } else { &mut findings.lost };
             list.push(gone.instance.ordinal);
         }
         self.known = true;
@@ -300,6 +320,7 @@ mod tests {
         fleet.observe((0..4).map(|n| instance(n, 1, "d")).collect(), "d", 4, Timestamp::ZERO);
         fleet.condemn(0);
         fleet.slot_mut(1).expect("it was found").life = Life::Alive;
+        fleet.slot_mut(2).expect("it was found").life = Life::Rising { since: Timestamp::ZERO, polls: 0 };
         let findings = fleet.observe(vec![instance(0, 1, "d"), instance(3, 1, "d")], "d", 4, Timestamp::ZERO);
         assert_eq!(findings, Findings { lost: vec![1], failed_boots: vec![2] });
         assert_eq!(keys(&fleet.doomed), [(0, 1)]);

@@ -191,6 +191,66 @@ fn a_takeover_adopts_without_a_restart_and_without_noise() {
 }
 
 #[test]
+fn an_adopted_instance_that_does_not_answer_is_replaced_like_any_other() {
+    let d = desired(1, 1, |_| {});
+    let mut bench = Bench::new(&d);
+    bench.feed(Event::Tick);
+    bench.feed(found(&[instance(0, 3, &d)]));
+    for _ in 0..2 {
+        assert_eq!(bench.last.action, probe(0));
+        bench.feed(ended(Outcome::Silent("connection refused".into())));
+        assert_eq!(bench.wake(), Duration::from_secs(1));
+        bench.feed(Event::Tick);
+    }
+    bench.play(vec![
+        (ended(Outcome::Silent("connection refused".into())), destroy(0, 3), Phase::Down),
+        (ended(Outcome::Destroyed), boot(0, 4), Phase::Booting),
+    ]);
+    let status = bench.life.status();
+    assert_eq!(status.failed_boots, 0, "it had been started long before");
+    assert_eq!(status.last_error.as_deref(), Some("instance 0 left 3 probes unanswered: connection refused"));
+
+    let mut bench = Bench::new(&d);
+    bench.play(vec![
+        (Event::Tick, OBSERVE, Phase::Down),
+        (found(&[instance(0, 3, &d)]), probe(0), Phase::Down),
+        (ended(Outcome::Vanished("connection refused".into())), boot(0, 4), Phase::Booting),
+    ]);
+    assert_eq!(bench.life.status().failed_boots, 0);
+}
+
+#[test]
+fn a_boot_that_was_handed_over_keeps_the_patience_of_a_boot() {
+    let d = desired(1, 2, |_| {});
+    let mut bench = Bench::new(&d);
+    bench.feed(Event::Tick);
+    bench.feed(found(&[instance(1, 1, &d)]));
+    bench.feed(ended(Outcome::Booted(instance(0, 1, &d))));
+    bench.feed(Event::Release);
+    let Some(End::Released(progress)) = bench.last.end.clone() else { panic!("a probe is dropped") };
+    assert_eq!(progress.journal.len(), 1, "what was adopted is not being started: {:?}", progress.journal);
+
+    let mut next = Bench::with(&d, progress);
+    next.feed(Event::Tick);
+    next.feed(found(&[instance(0, 1, &d), instance(1, 1, &d)]));
+    let lives: Vec<_> = next.life.fleet.slots.iter().map(Slot::is_rising).collect();
+    assert_eq!(lives, [true, false]);
+    for _ in 0..20 {
+        while let Some(step) = next.last.action {
+            let answers = step.ordinal() == Some(1);
+            next.feed(ended(match step {
+                Step::Configure { .. } => Outcome::Configured,
+                _ if answers => Outcome::Answered,
+                _ => Outcome::Silent("refused".into()),
+            }));
+        }
+        next.wake();
+        next.feed(Event::Tick);
+    }
+    assert!(next.life.fleet.slot(0).is_some_and(Slot::is_rising), "it is still waited for");
+}
+
+#[test]
 fn a_takeover_destroys_duplicates_and_extras_and_keeps_the_lowest_attempt() {
     let d = desired(1, 1, |_| {});
     let mut bench = Bench::new(&d);
