@@ -447,6 +447,12 @@ impl Session {
                 Effect::Decline(appliance, token) => {
                     self.outgoing.decline(appliance, token, "it is not free here".to_owned());
                 }
+                Effect::Fence(appliance, token) => {
+                    // Before the lease is extended by the welcome that said so.
+                    warn!(%appliance, %token, "held, but not kept by the leader: the gate is shut for it");
+                    self.gate.dismiss(appliance, token);
+                    self.command(Command::Release { appliance, token });
+                }
                 Effect::Release(appliance, token) => {
                     let span = info_span!("release", %appliance, worker = %self.name, %token);
                     telemetry::set_parent(&span, traceparent);

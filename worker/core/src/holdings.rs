@@ -93,8 +93,10 @@ pub enum Effect<D> {
     },
     /// Say that the offer is refused.
     Decline(ApplianceId, Token),
-    /// Stop acting; the answer is a release.
+    /// Let the running step end, then stop acting; the answer is a release.
     Release(ApplianceId, Token),
+    /// Shut the gate for it at once, before the lease is extended: it may be somebody else's. The answer is a release.
+    Fence(ApplianceId, Token),
     /// Say a release again that was said before.
     Again(ApplianceId, Token, Handed),
     /// Change what it shall be.
@@ -176,7 +178,8 @@ impl Holdings {
         }
     }
 
-    /// Takes the answer to `Hello`. Whatever is held and not kept has to end.
+    /// Takes the answer to `Hello`. Whatever is held and not kept has to end at once: the leader may have given it to
+    /// somebody else while this worker was fenced, and the answer is about to extend its lease.
     ///
     /// # Errors
     /// [`Refused::Stale`] when it answers another `Hello`, names another life, or comes from a leader older than one
@@ -194,9 +197,9 @@ impl Holdings {
         let keep: BTreeSet<_> = keep.iter().copied().collect();
         let mut effects = Vec::new();
         for (id, holding) in &mut self.held {
-            if !keep.contains(&(*id, holding.token)) && !holding.releasing {
+            if !keep.contains(&(*id, holding.token)) {
                 holding.releasing = true;
-                effects.push(Effect::Release(*id, holding.token));
+                effects.push(Effect::Fence(*id, holding.token));
             }
         }
         Ok(effects)
@@ -437,7 +440,17 @@ mod tests {
         let stream = h.hello().stream;
         let next = Envelope { stream, ..from };
         let effects = h.welcome::<()>(next, &[(id(1), token(1))]).expect("answers this hello");
-        assert_eq!(effects, [Effect::Release(id(2), token(2))]);
+        assert_eq!(effects, [Effect::Fence(id(2), token(2))]);
+    }
+
+    #[test]
+    fn what_is_not_kept_is_fenced_even_while_it_is_being_released() {
+        let (mut h, from) = welcomed();
+        h.delta(from, 0, 1, vec![grant(1, 1)]).expect("applies");
+        h.delta::<()>(from, 1, 2, vec![Tell::Release(id(1), token(1))]).expect("applies");
+        let stream = h.hello().stream;
+        let effects = h.welcome::<()>(Envelope { stream, ..from }, &[]).expect("answers this hello");
+        assert_eq!(effects, [Effect::Fence(id(1), token(1))]);
     }
 
     #[test]
