@@ -1,6 +1,7 @@
 //! What an appliance shall be, as the leader says in a grant or an update.
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 
 use common::Generation;
 use common::appliance::{Custom, Driver, Kind, Name, Spec};
@@ -26,6 +27,19 @@ pub struct Desired {
 }
 
 impl Desired {
+    /// Where instance `ordinal` serves once it has this configuration, for kinds whose configuration says so: the first
+    /// listener of a load balancer. `None` for the others, whose address is settled when they are started.
+    #[must_use]
+    pub fn address(&self, ordinal: u16) -> Option<SocketAddr> {
+        match &self.spec.kind {
+            Kind::Loadbalancer(lb) => {
+                let first = lb.listeners.first()?;
+                Some(SocketAddr::new(first.address, first.port.checked_add(ordinal)?))
+            }
+            Kind::Custom(_) => None,
+        }
+    }
+
     /// Digest of everything an instance can only take on by being started anew. An instance with another digest is
     /// replaced; everything else is configured in place.
     ///

@@ -35,7 +35,7 @@ mod tests;
 use std::sync::Arc;
 
 use common::status::{InstanceStatus, JournalEntry, Phase, Progress, Status};
-use common::{ApplianceId, Timestamp};
+use common::{ApplianceId, Generation, Timestamp};
 
 pub use self::config::Config;
 use self::fleet::{Fleet, Life, Slot};
@@ -299,10 +299,7 @@ impl Lifecycle {
                 Next::Plan
             }
             (S::Running { step: Step::Configure { ordinal, generation }, .. }, E::Ended(O::Configured)) => {
-                if let Some(slot) = self.fleet.slot_mut(ordinal) {
-                    slot.configured = Some(generation);
-                    slot.retry = Retry::default();
-                }
+                self.configured(ordinal, generation);
                 Next::Plan
             }
             (S::Running { step: Step::Replug { ordinal }, .. }, E::Ended(O::Replugged)) => {
@@ -420,6 +417,18 @@ impl Lifecycle {
         } else {
             Bar::Backoff(now + config.boot_backoff.delay(self.boots.failed, jitter))
         };
+    }
+
+    fn configured(&mut self, ordinal: u16, generation: Generation) {
+        // What the configuration of an older generation said is not known any more; the newer one follows at once.
+        let address = self.desired.address(ordinal).filter(|_| generation == self.desired.generation);
+        let Some(slot) = self.fleet.slot_mut(ordinal) else { return };
+        slot.configured = Some(generation);
+        slot.retry = Retry::default();
+        // What serves no REST contract was not told where to serve either.
+        if address.is_some() && slot.instance.management.is_some() {
+            slot.instance.address = address;
+        }
     }
 
     fn answered(&mut self, ordinal: u16, now: Timestamp, config: &Config) {

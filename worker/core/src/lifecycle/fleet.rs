@@ -48,15 +48,14 @@ impl Slot {
     }
 
     fn new(instance: Instance, life: Life, next_probe: Timestamp) -> Self {
-        Self {
-            instance,
-            life,
-            configured: None,
-            failed_probes: 0,
-            next_probe,
-            retry: Retry::default(),
-            replug: false,
-        }
+        Self { instance, life, configured: None, failed_probes: 0, next_probe, retry: Retry::default(), replug: false }
+    }
+
+    /// The same one as its driver describes it now. Drivers know the address it was started with; the one of a
+    /// configuration that was accepted since is known here only.
+    fn seen_as(self, instance: Instance) -> Self {
+        let address = if self.configured.is_some() { self.instance.address } else { instance.address };
+        Self { instance: Instance { address, ..instance }, ..self }
     }
 
     pub(super) const fn is_alive(&self) -> bool {
@@ -225,7 +224,7 @@ impl Fleet {
                 .iter()
                 .position(|s| s.instance.ordinal == instance.ordinal && s.instance.attempt == instance.attempt);
             self.slots.push(match same {
-                Some(at) => Slot { instance, ..before.remove(at) },
+                Some(at) => before.remove(at).seen_as(instance),
                 None if starts(&instance) => Slot::rising(instance, now, now),
                 None => Slot::new(instance, Life::Adopted, now),
             });

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::Generation;
-use common::appliance::{Custom, Driver, Kind, Name, Probe, Spec};
+use common::appliance::{Custom, Driver, HealthCheck, Kind, Listener, LoadBalancer, Name, Probe, Spec};
 
 use super::*;
 
@@ -425,6 +425,55 @@ fn a_change_that_needs_no_restart_is_configured_in_place() {
     assert_eq!(bench.last.action, configure(1, 3));
     bench.play(vec![(ended(Outcome::Configured), None, Phase::Configured)]);
     assert_eq!(bench.life.status().observed_generation, Generation::new(3));
+}
+
+/// A load balancer that listens on `port` of the loopback address.
+fn balancer(generation: u64, port: u16) -> Arc<Desired> {
+    let listener = Listener {
+        name: "http".into(),
+        address: [127, 0, 0, 1].into(),
+        port,
+        members: vec![],
+        health_check: HealthCheck::default(),
+    };
+    desired(generation, 2, |d| d.spec.kind = Kind::Loadbalancer(LoadBalancer { listeners: vec![listener] }))
+}
+
+#[test]
+fn the_address_of_a_load_balancer_follows_the_listeners_in_force() {
+    let old = balancer(1, 8_000);
+    let started = |n: u16| Instance {
+        management: Some(([127, 0, 0, 1], 9_000 + n).into()),
+        address: Some(([127, 0, 0, 1], 8_000 + n).into()),
+        ..instance(n, 1, &old)
+    };
+    let ports = |bench: &Bench| -> Vec<_> {
+        bench.life.status().instances.iter().map(|i| i.address.map(|a| a.port())).collect()
+    };
+    let mut bench = Bench::new(&old);
+    bench.feed(Event::Tick);
+    bench.feed(found(&[started(0), started(1)]));
+    while let Some(step) = bench.last.action {
+        bench.feed(ended(if step.changes_the_world() { Outcome::Configured } else { Outcome::Answered }));
+    }
+    assert_eq!(ports(&bench), [Some(8_000), Some(8_001)]);
+    bench.play(vec![
+        (Event::Change(balancer(2, 8_500)), configure(0, 2), Phase::Up),
+        (ended(Outcome::Configured), configure(1, 2), Phase::Up),
+    ]);
+    assert_eq!(ports(&bench), [Some(8_500), Some(8_001)], "the second one still serves where it did");
+    // While it is told, something newer is wanted: what it serves then is not in force for long.
+    bench.feed(Event::Change(balancer(3, 8_600)));
+    bench.feed(ended(Outcome::Configured));
+    assert_eq!(ports(&bench), [Some(8_500), Some(8_001)]);
+    bench.feed(ended(Outcome::Configured));
+    bench.play(vec![(ended(Outcome::Configured), None, Phase::Configured)]);
+    assert_eq!(ports(&bench), [Some(8_600), Some(8_601)]);
+    assert!(bench.last.status_changed);
+    // Drivers go on to say what it was started with.
+    bench.play(vec![(Event::Check(1), OBSERVE, Phase::Configured)]);
+    bench.feed(found(&[started(0), started(1)]));
+    assert_eq!(ports(&bench), [Some(8_600), Some(8_601)]);
 }
 
 #[test]
