@@ -101,6 +101,8 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let history: Arc<dyn History> = Arc::new(StoreHistory(store.clone()));
     let services = AdminServices::new(Arc::clone(&catalog), commands_in, history);
     let health = services.health();
+    // Registers the services, too: whoever asks before they serve is told so, and not that they do not exist.
+    health.set_serving(false).await;
     let routes = services.routes().map_err(|e| Failure::Other(format!("build the services: {e}")))?;
     let closing = CancellationToken::new();
     let server = Server::builder()

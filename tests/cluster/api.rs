@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use proto::admin::v1::{self, appliance_event::Type};
+use tests::cluster::wait::until;
 use tests::cluster::{Cluster, Options, PATIENCE, api, specs};
 use tokio_stream::StreamExt;
 use tonic::Streaming;
@@ -71,10 +72,16 @@ async fn a_watch_shows_what_is_and_then_every_change() -> Result<()> {
 async fn health_and_reflection_answer_for_every_service() -> Result<()> {
     let cluster = Cluster::start(Options { workers: 0, ..Options::default() }).await?;
     let mut health = HealthClient::new(cluster.api.channel());
-    for service in SERVICES.into_iter().chain([""]) {
-        let answer = health.check(HealthCheckRequest { service: service.into() }).await?.into_inner();
-        ensure!(answer.status() == ServingStatus::Serving, "{service:?} is {:?}", answer.status());
-    }
+    until(PATIENCE, "every service serves", async || {
+        for service in SERVICES.into_iter().chain([""]) {
+            let answer = health.check(HealthCheckRequest { service: service.into() }).await?.into_inner();
+            ensure!(answer.status() == ServingStatus::Serving, "{service:?} is {:?}", answer.status());
+        }
+        Ok(())
+    })
+    .await?;
+    let unknown = health.check(HealthCheckRequest { service: "rug.admin.v1.Nothing".into() }).await;
+    ensure!(unknown.as_ref().is_err_and(|e| e.code() == tonic::Code::NotFound), "{unknown:?}");
 
     let ask = |symbol: &str| reflection::ServerReflectionRequest {
         host: String::new(),
