@@ -104,7 +104,7 @@ pub struct Status {
     pub instances: Vec<InstanceStatus>,
     /// What went wrong last; cleared when the appliance is `Configured` again.
     pub last_error: Option<String>,
-    /// Boots that failed in a row.
+    /// Boots in a row that failed, or whose instance ended soon after.
     pub failed_boots: u32,
 }
 
@@ -114,6 +114,9 @@ pub struct Status {
 pub struct Progress {
     /// Boots that failed in a row.
     pub failed_boots: u32,
+    /// Ends of instances that had answered, without a time of health since.
+    #[serde(default)]
+    pub ends: u32,
     /// Attempts ever made to start each ordinal; instance names derive from it.
     pub attempts: Vec<u32>,
     /// Back-off or cooldown that was left.

@@ -190,6 +190,7 @@ fn status() -> Status {
 fn progress() -> Progress {
     Progress {
         failed_boots: 1,
+        ends: 2,
         attempts: vec![3, 1],
         wait: Duration::from_millis(2_500),
         cooling: true,

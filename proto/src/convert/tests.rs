@@ -68,11 +68,12 @@ fn grips() -> impl Strategy<Value = Vec<(ApplianceId, Token)>> {
 
 fn progress() -> impl Strategy<Value = Progress> {
     let entry = ("[a-z ]{0,9}", "[a-z]{0,9}").prop_map(|(step, request_id)| JournalEntry { step, request_id });
-    (any::<u32>(), prop::collection::vec(any::<u32>(), 0..5), duration(0..=60_000), any::<bool>(), {
+    (any::<[u32; 2]>(), prop::collection::vec(any::<u32>(), 0..5), duration(0..=60_000), any::<bool>(), {
         prop::collection::vec(entry, 0..4)
     })
-        .prop_map(|(failed_boots, attempts, wait, cooling, journal)| Progress {
+        .prop_map(|([failed_boots, ends], attempts, wait, cooling, journal)| Progress {
             failed_boots,
+            ends,
             attempts,
             wait,
             cooling,

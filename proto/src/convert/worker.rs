@@ -167,6 +167,7 @@ impl Reader {
         };
         Ok(Progress {
             failed_boots: wire.failed_boots,
+            ends: wire.ends,
             attempts: wire.attempts,
             wait: self.wait(at.field("progress.wait"), wire.wait)?,
             cooling: wire.cooling,
@@ -265,6 +266,7 @@ pub(super) fn progress_to_wire(progress: Progress) -> Option<wire::Progress> {
     let entry = |e: JournalEntry| wire::JournalEntry { step: e.step, request_id: e.request_id };
     Some(wire::Progress {
         failed_boots: progress.failed_boots,
+        ends: progress.ends,
         attempts: progress.attempts.into_iter().take(MAX_PROGRESS).collect(),
         wait: wait_to_wire(progress.wait.min(MAX_WAIT)),
         cooling: progress.cooling,

@@ -69,7 +69,19 @@ enum Bar {
 struct Boots {
     /// Failed in a row.
     failed: u32,
+    /// Ends of instances that had answered, none of which was followed by `stable_after` of all being well. The first is
+    /// repaired at once, those after it count as failed boots.
+    ends: u32,
     bar: Bar,
+}
+
+impl Boots {
+    const NONE: Self = Self { failed: 0, ends: 0, bar: Bar::None };
+
+    /// What is shown and bounded: boots that did not last.
+    const fn in_vain(&self) -> u32 {
+        self.failed.saturating_add(self.ends.saturating_sub(1))
+    }
 }
 
 /// What the outside was told, and what it asked.
@@ -153,7 +165,7 @@ impl Lifecycle {
             desired,
             state: State::Idle,
             fleet: Fleet::new(progress.attempts, boots_of(appliance, &progress.journal)),
-            boots: Boots { failed: progress.failed_boots, bar },
+            boots: Boots { failed: progress.failed_boots, ends: progress.ends, bar },
             looks: Retry::default(),
             removals: Retry::default(),
             fenced_until: Timestamp::ZERO,
@@ -299,7 +311,7 @@ impl Lifecycle {
                 Next::Plan
             }
             (S::Running { step: Step::Configure { ordinal, generation }, .. }, E::Ended(O::Configured)) => {
-                self.configured(ordinal, generation);
+                self.configured(ordinal, generation, now);
                 Next::Plan
             }
             (S::Running { step: Step::Replug { ordinal }, .. }, E::Ended(O::Replugged)) => {
@@ -344,7 +356,7 @@ impl Lifecycle {
             }
         };
         self.go_on(next, now, &mut output);
-        self.conclude(cause, config, &mut output);
+        self.conclude(cause, now, config, &mut output);
         output
     }
 
@@ -378,7 +390,7 @@ impl Lifecycle {
         self.desired = desired;
         self.fleet.condemn_from(self.desired.spec.replicas);
         // An explicit command leads out of every wait that stands for "it will not work before something changes".
-        self.boots = Boots { failed: 0, bar: Bar::None };
+        self.boots = Boots::NONE;
         self.removals = Retry::default();
         self.looks.at = self.looks.at.min(now);
         self.fleet.slots.iter_mut().for_each(|slot| slot.retry = Retry::default());
@@ -397,9 +409,9 @@ impl Lifecycle {
         let replicas = self.desired.spec.replicas;
         let findings = self.fleet.observe(found, &self.digest, replicas, now);
         self.looks = Retry::default();
-        for ordinal in findings.lost {
-            self.lost = true;
-            self.last_error = Some(format!("instance {ordinal} ended by itself").into());
+        for slot in findings.lost {
+            let text = format!("instance {} ended by itself", slot.instance.ordinal);
+            self.ended(&slot, text, now, jitter, config);
         }
         for ordinal in findings.failed_boots {
             self.failed_boot(ordinal, "ended before it answered", now, jitter, config);
@@ -419,11 +431,34 @@ impl Lifecycle {
         };
     }
 
-    fn configured(&mut self, ordinal: u16, generation: Generation) {
+    /// An instance that had answered has ended, or has to. The first time it is replaced at once; again without
+    /// `stable_after` of health between, it waits longer each time, so that what cannot live does not keep a host busy.
+    fn ended(&mut self, slot: &Slot, text: String, now: Timestamp, jitter: f64, config: &Config) {
+        self.lost = true;
+        if slot.is_proven(now, config.stable_after) {
+            self.boots.ends = self.boots.ends.max(1);
+            self.last_error = Some(text.into());
+            return;
+        }
+        self.boots.ends = self.boots.ends.saturating_add(1);
+        let again = self.boots.ends - 1;
+        if again == 0 {
+            self.last_error = Some(text.into());
+            return;
+        }
+        let (ends, stable) = (self.boots.ends, config.stable_after);
+        self.last_error = Some(format!("{text} ({ends} ends without {stable:?} of health)").into());
+        if !matches!(self.boots.bar, Bar::Cooldown(_)) {
+            self.boots.bar = Bar::Backoff(now + config.boot_backoff.delay(again, jitter));
+        }
+    }
+
+    fn configured(&mut self, ordinal: u16, generation: Generation, now: Timestamp) {
         // What the configuration of an older generation said is not known any more; the newer one follows at once.
         let address = self.desired.address(ordinal).filter(|_| generation == self.desired.generation);
         let Some(slot) = self.fleet.slot_mut(ordinal) else { return };
         slot.configured = Some(generation);
+        slot.serves_since.get_or_insert(now);
         slot.retry = Retry::default();
         // What serves no REST contract was not told where to serve either.
         if address.is_some() && slot.instance.management.is_some() {
@@ -459,9 +494,10 @@ impl Lifecycle {
             }
             Life::Alive | Life::Adopted if slot.failed_probes >= config.restart_probe_failures => {
                 let times = slot.failed_probes;
+                let condemned = slot.clone();
                 self.fleet.condemn(ordinal);
-                self.lost = true;
-                self.last_error = Some(format!("instance {ordinal} left {times} probes unanswered: {text}").into());
+                let text = format!("instance {ordinal} left {times} probes unanswered: {text}");
+                self.ended(&condemned, text, now, jitter, config);
             }
             Life::Alive | Life::Adopted => slot.next_probe = retry,
         }
@@ -470,8 +506,7 @@ impl Lifecycle {
     fn vanished(&mut self, ordinal: u16, text: &str, now: Timestamp, jitter: f64, config: &Config) {
         match self.fleet.remove(ordinal) {
             Some(slot) if !slot.is_rising() => {
-                self.lost = true;
-                self.last_error = Some(format!("instance {ordinal} is gone: {text}").into());
+                self.ended(&slot, format!("instance {ordinal} is gone: {text}"), now, jitter, config);
             }
             Some(_) => self.failed_boot(ordinal, &format!("ended before it answered: {text}"), now, jitter, config),
             None => {}
@@ -510,11 +545,12 @@ impl Lifecycle {
     }
 
     /// Settles what follows from the new state, and says what changed.
-    fn conclude(&mut self, cause: Cause, config: &Config, output: &mut Output) {
+    fn conclude(&mut self, cause: Cause, now: Timestamp, config: &Config, output: &mut Output) {
         let phase = self.derive_phase();
         if phase == Phase::Configured {
             self.last_error = None;
-            self.boots = Boots { failed: 0, bar: Bar::None };
+            self.boots = Boots { ends: self.boots.ends, ..Boots::NONE };
+            self.forgive(now, config, output);
             self.lost = false;
             self.replacing = false;
             self.news.trigger = Trigger::Check;
@@ -546,6 +582,19 @@ impl Lifecycle {
         self.news.reported = fingerprint;
     }
 
+    /// All is well: once it has been for long enough, former ends count no more.
+    fn forgive(&mut self, now: Timestamp, config: &Config, output: &mut Output) {
+        let youngest = self.fleet.slots.iter().filter_map(|slot| slot.serves_since).max();
+        let Some(stable_at) = youngest.map(|since| since + config.stable_after).filter(|_| self.boots.ends > 0) else {
+            return;
+        };
+        if stable_at <= now {
+            self.boots.ends = 0;
+        } else if let Some(at) = &mut output.wake_at {
+            *at = stable_at.min(*at);
+        }
+    }
+
     /// What is reported about it now.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -566,7 +615,7 @@ impl Lifecycle {
             observed_generation: self.desired.generation,
             instances: instances.collect(),
             last_error: self.last_error.as_deref().map(str::to_owned),
-            failed_boots: self.boots.failed,
+            failed_boots: self.boots.in_vain(),
         }
     }
 
@@ -590,6 +639,7 @@ impl Lifecycle {
         });
         Progress {
             failed_boots: self.boots.failed,
+            ends: self.boots.ends,
             attempts: self.fleet.attempts().to_vec(),
             cooling: cooling && !wait.is_zero(),
             wait,

@@ -49,12 +49,17 @@ pub struct Config {
     /// How long plugging ports of one instance may take.
     #[serde(with = "humantime_serde")]
     pub replug_timeout: Duration,
+    /// How long an instance has to serve before its end counts as bad luck and not as another round of a crash loop. The
+    /// first end is always repaired at once; those that follow within this time of being configured wait as failed boots
+    /// do. Longer catches slower loops.
+    #[serde(with = "humantime_serde")]
+    pub stable_after: Duration,
     /// Commands that gather behind one running step before a warning is given.
     pub queue_warning: u32,
     /// Mean time between two tries while the gate is shut.
     #[serde(with = "humantime_serde")]
     pub fence_retry: Duration,
-    /// Wait between failed boots.
+    /// Wait between failed boots, and before the next boot of what ends soon after each.
     pub boot_backoff: Backoff,
     /// Wait between other steps that failed.
     pub step_backoff: Backoff,
@@ -73,6 +78,7 @@ impl Default for Config {
             probe_timeout: Duration::from_secs(3),
             probe_retry: Duration::from_secs(1),
             restart_probe_failures: 3,
+            stable_after: Duration::from_secs(60),
             configure_timeout: Duration::from_secs(90),
             replug_timeout: Duration::from_secs(10),
             queue_warning: 100,
@@ -119,6 +125,7 @@ impl Config {
             ("probe_interval", self.probe_interval),
             ("probe_timeout", self.probe_timeout),
             ("probe_retry", self.probe_retry),
+            ("stable_after", self.stable_after),
             ("configure_timeout", self.configure_timeout),
             ("replug_timeout", self.replug_timeout),
             ("fence_retry", self.fence_retry),

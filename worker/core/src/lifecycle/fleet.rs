@@ -31,6 +31,8 @@ pub(super) struct Slot {
     pub(super) life: Life,
     /// Generation of the configuration it accepted from this owner.
     pub(super) configured: Option<Generation>,
+    /// When it first accepted one.
+    pub(super) serves_since: Option<Timestamp>,
     /// Failed probes in a row.
     pub(super) failed_probes: u32,
     /// When it is probed next.
@@ -48,7 +50,16 @@ impl Slot {
     }
 
     fn new(instance: Instance, life: Life, next_probe: Timestamp) -> Self {
-        Self { instance, life, configured: None, failed_probes: 0, next_probe, retry: Retry::default(), replug: false }
+        Self {
+            instance,
+            life,
+            configured: None,
+            serves_since: None,
+            failed_probes: 0,
+            next_probe,
+            retry: Retry::default(),
+            replug: false,
+        }
     }
 
     /// The same one as its driver describes it now. Drivers know the address it was started with; the one of a
@@ -65,6 +76,13 @@ impl Slot {
     /// Whether its boot is not over yet, so that its end would be a failed boot.
     pub(super) const fn is_rising(&self) -> bool {
         matches!(self.life, Life::Rising { .. })
+    }
+
+    /// Whether its end would not speak against it: it has served for `stable_after`, or did so for a former owner as far
+    /// as anybody knows.
+    pub(super) fn is_proven(&self, now: Timestamp, stable_after: Duration) -> bool {
+        let served = self.serves_since.is_some_and(|since| now.since(since) >= stable_after);
+        served || matches!(self.life, Life::Adopted)
     }
 
     /// Whether the last probe was answered; `None` before the first.
@@ -96,10 +114,10 @@ pub(super) struct Fleet {
 }
 
 /// What a look changed.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(super) struct Findings {
-    /// Ordinals of instances that had served and are gone.
-    pub(super) lost: Vec<u16>,
+    /// Instances that had served and are gone.
+    pub(super) lost: Vec<Slot>,
     /// Ordinals of instances that were still rising and are gone.
     pub(super) failed_boots: Vec<u16>,
 }
@@ -235,8 +253,11 @@ impl Fleet {
             if self.doomed.iter().any(doomed) {
                 continue;
             }
-            let list = if gone.is_rising() { &mut findings.failed_boots } else { &mut findings.lost };
-            list.push(gone.instance.ordinal);
+            if gone.is_rising() {
+                findings.failed_boots.push(gone.instance.ordinal);
+            } else {
+                findings.lost.push(gone);
+            }
         }
         self.known = true;
         findings
@@ -305,7 +326,8 @@ mod tests {
             instance(1, 4, "old"),
             instance(1, 3, "old"),
         ];
-        assert_eq!(fleet.observe(found, "new", 2, Timestamp::ZERO), Findings::default());
+        let findings = fleet.observe(found, "new", 2, Timestamp::ZERO);
+        assert!(findings.lost.is_empty() && findings.failed_boots.is_empty(), "{findings:?}");
         assert_eq!(kept(&fleet), [(0, 2), (1, 3)]);
         assert_eq!(keys(&fleet.doomed), [(0, 3), (0, 1), (1, 4), (2, 1)]);
         assert_eq!(fleet.attempts(), [3, 4, 1], "numbers that were seen are never given out again");
@@ -321,7 +343,8 @@ mod tests {
         fleet.slot_mut(1).expect("it was found").life = Life::Alive;
         fleet.slot_mut(2).expect("it was found").life = Life::Rising { since: Timestamp::ZERO, polls: 0 };
         let findings = fleet.observe(vec![instance(0, 1, "d"), instance(3, 1, "d")], "d", 4, Timestamp::ZERO);
-        assert_eq!(findings, Findings { lost: vec![1], failed_boots: vec![2] });
+        let lost: Vec<_> = findings.lost.iter().map(|slot| slot.instance.ordinal).collect();
+        assert_eq!((lost, findings.failed_boots), (vec![1], vec![2]));
         assert_eq!(keys(&fleet.doomed), [(0, 1)]);
         assert_eq!(kept(&fleet), [(3, 1)]);
     }

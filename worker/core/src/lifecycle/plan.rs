@@ -51,7 +51,7 @@ impl Lifecycle {
         if let Bar::Cooldown(until) = self.boots.bar
             && until <= now
         {
-            self.boots = Boots { failed: 0, bar: Bar::None };
+            self.boots = Boots::NONE;
         }
         // Also one that was booted while the wish for it was withdrawn.
         self.fleet.condemn_from(if self.desired.deleting { 0 } else { self.desired.spec.replicas });
@@ -217,7 +217,7 @@ impl Lifecycle {
     /// Changes whenever the status does (but for one chance in 2^64), without the cost of building it.
     pub(super) fn fingerprint(&self) -> u64 {
         let mut hash = DefaultHasher::new();
-        (self.news.phase, self.desired.generation, &self.last_error, self.boots.failed).hash(&mut hash);
+        (self.news.phase, self.desired.generation, &self.last_error, self.boots.in_vain()).hash(&mut hash);
         for slot in &self.fleet.slots {
             let i = &slot.instance;
             (i.ordinal, i.attempt, i.pid, i.started_at_unix_ms, i.address, slot.answered(), slot.configured)

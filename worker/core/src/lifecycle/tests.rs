@@ -304,6 +304,85 @@ fn the_mute_are_replaced_only_after_several_probes() {
     bench.play(vec![(ended(Outcome::Destroyed), boot(0, 2), Phase::Booting)]);
 }
 
+/// The kept instance dies; gives back the wait before its successor is booted. Ends with that one `Configured`.
+fn die(bench: &mut Bench, d: &Arc<Desired>) -> Duration {
+    let attempt = bench.life.fleet.slot(0).expect("it lives").instance.attempt + 1;
+    bench.feed(Event::Check(1));
+    bench.feed(found(&[]));
+    let waited = if bench.last.action.is_none() { bench.wake() } else { Duration::ZERO };
+    if !waited.is_zero() {
+        bench.feed(Event::Tick);
+    }
+    assert_eq!(bench.last.action, boot(0, attempt));
+    bench.feed(ended(Outcome::Booted(instance(0, attempt, d))));
+    bench.wake();
+    bench.feed(Event::Tick);
+    bench.play(vec![
+        (ended(Outcome::Answered), configure(0, 1), Phase::Up),
+        (ended(Outcome::Configured), None, Phase::Configured),
+    ]);
+    waited
+}
+
+#[test]
+fn what_ends_again_and_again_is_booted_ever_more_rarely_until_it_was_well_for_long() {
+    let d = desired(1, 1, |_| {});
+    let mut bench = Bench::configured(&d);
+    let waits: Vec<_> = (0..9).map(|_| die(&mut bench, &d).as_secs()).collect();
+    assert_eq!(waits, [0, 1, 2, 4, 8, 16, 32, 60, 60], "and it is never given up");
+    assert_eq!((bench.life.status().failed_boots, bench.life.status().phase), (8, Phase::Configured));
+
+    let moved = bench.life.progress(bench.now);
+    assert_eq!((moved.failed_boots, moved.ends), (0, 9));
+    let mut next = Bench::with(&d, moved);
+    next.feed(Event::Tick);
+    next.feed(found(&[instance(0, 10, &d)]));
+    next.feed(ended(Outcome::Answered));
+    next.feed(ended(Outcome::Configured));
+    assert_eq!(next.life.status().failed_boots, 8, "a move does not make it better");
+    assert_eq!(die(&mut next, &d), Duration::from_secs(60));
+
+    let since = bench.now;
+    while bench.life.status().failed_boots > 0 {
+        bench.wake();
+        bench.feed(Event::Tick);
+        while bench.last.action.is_some() {
+            bench.feed(ended(Outcome::Answered));
+        }
+    }
+    assert_eq!(bench.now.since(since), Duration::from_secs(60));
+    assert!(bench.last.status_changed);
+    assert_eq!(die(&mut bench, &d), Duration::ZERO);
+}
+
+#[test]
+fn an_end_in_a_crash_loop_says_so() {
+    let d = desired(1, 1, |_| {});
+    let mut bench = Bench::configured(&d);
+    die(&mut bench, &d);
+    bench.feed(Event::Check(1));
+    bench.play(vec![(found(&[]), None, Phase::Down)]);
+    let status = bench.life.status();
+    let said = "instance 0 ended by itself (2 ends without 60s of health)";
+    assert_eq!((status.failed_boots, status.last_error.as_deref()), (1, Some(said)));
+    // A command is a new beginning.
+    bench.play(vec![(Event::Change(desired(2, 1, |_| {})), boot(0, 3), Phase::Booting)]);
+    assert_eq!(bench.life.status().failed_boots, 0);
+}
+
+#[test]
+fn replicas_that_served_for_long_are_replaced_at_once_also_together() {
+    let d = desired(1, 2, |_| {});
+    let mut bench = Bench::configured(&d);
+    bench.now = bench.now + Duration::from_secs(3_600);
+    bench.play(vec![
+        (Event::Check(1), OBSERVE, Phase::Configured),
+        (found(&[]), boot(0, 2), Phase::Booting),
+        (ended(Outcome::Booted(instance(0, 2, &d))), boot(1, 2), Phase::Booting),
+    ]);
+    assert_eq!(bench.life.status().failed_boots, 0);
+}
+
 #[test]
 fn one_dead_of_several_degrades_while_the_others_serve() {
     let d = desired(1, 2, |_| {});
