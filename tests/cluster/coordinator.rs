@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use proto::admin::v1;
 use tests::cluster::api::Api;
+use tests::cluster::daemon::Daemon;
 use tests::cluster::processes::ROOT_VARIABLE;
 use tests::cluster::wait::until;
 use tests::cluster::{Cluster, Options, PATIENCE, Sandbox, api, binaries, ports, specs};
@@ -136,6 +137,56 @@ async fn a_coordinator_on_a_full_disk_says_so_and_ends_with_3() -> Result<()> {
         refused(&output, 3, &[&dir]).with_context(|| format!("{blocks} blocks"))?;
     }
     sandbox.finish(&[])
+}
+
+#[tokio::test]
+async fn a_coordinator_whose_disk_fills_up_refuses_with_a_reason_and_keeps_what_it_accepted() -> Result<()> {
+    // Room for the schema and some appliances, in blocks of 512 bytes.
+    const BLOCKS: u32 = 600;
+    let sandbox = Sandbox::new()?;
+    let port = ports::free();
+    let api = Api::new(&format!("http://127.0.0.1:{port}"))?;
+    let program = binaries::path("rug-coordinator")?.into_os_string();
+    let mut args: Vec<std::ffi::OsString> =
+        ["run", "--listen", &format!("127.0.0.1:{port}"), "--state-dir"].map(Into::into).into();
+    args.push(sandbox.path("state").into());
+    let limited = format!("trap '' XFSZ; ulimit -f {BLOCKS}; exec \"$0\" \"$@\"");
+    let shell = ["-c".into(), limited.into(), program.clone()].into_iter().chain(args.clone()).collect();
+    let mut full = Daemon::new("full", "/bin/sh".into(), shell, &sandbox);
+    full.start()?;
+    until(PATIENCE, "it serves", async || Ok(api.status().await?)).await?;
+
+    let mut accepted = Vec::new();
+    let refusal = loop {
+        ensure!(accepted.len() < 20_000, "nothing ever filled up");
+        match api.create(specs::simulated(&format!("s-{}", accepted.len()))).await {
+            Ok(appliance) => accepted.push(appliance),
+            Err(status) => break status,
+        }
+    };
+    ensure!(!accepted.is_empty(), "nothing was accepted: {refusal:?}");
+    ensure!(refusal.code() == tonic::Code::Unavailable, "{refusal:?}");
+    // It may go on reading, or give its store up; whatever it does, it says so.
+    if full.check().is_ok() {
+        api.status().await.context("reads are refused as well")?;
+        full.stop(PATIENCE).await?;
+    } else {
+        let status = full.ended(PATIENCE).await?;
+        ensure!(matches!(status.code(), Some(3 | 5)), "it ended with {status}");
+    }
+    let log = full.log_text();
+    ensure!(log.contains("store") || log.contains("disk"), "its log:\n{log}");
+    ensure!(!log.contains("panicked"), "its log:\n{log}");
+
+    let mut roomy = Daemon::new("roomy", program.into(), args, &sandbox);
+    roomy.start()?;
+    let kept = until(PATIENCE, "it serves again", async || Ok(api.list().await?)).await?;
+    let lost = accepted.iter().find(|a| !kept.iter().any(|k| k.id == a.id));
+    ensure!(lost.is_none(), "accepted and lost: {lost:?}");
+    api.create(specs::simulated("after")).await?;
+    let status = roomy.stop(PATIENCE).await?;
+    ensure!(status.success(), "it ended with {status}");
+    sandbox.finish(&["store".to_owned(), "disk".to_owned(), "stepping down".to_owned()])
 }
 
 #[tokio::test]
