@@ -197,8 +197,14 @@ async fn a_killed_process_is_gone_and_leaves_no_zombie_and_no_child_on_its_port(
     let made = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
     until("both processes run", || world.processes().len() == 2).await;
     let pid = made.pid.expect("a process");
+    assert_eq!(driver.is_alive(A, &made).await, Some(true));
+    let other = world.driver("w2");
+    assert_eq!(other.is_alive(A, &made).await, None, "it has not looked yet");
+    let seen = other.observe(A).await.expect("readable");
+    assert_eq!(other.is_alive(A, &seen[0]).await, Some(true));
     kill(pid);
     until("it is reaped", || !Path::new(&format!("/proc/{pid}")).exists()).await;
+    assert_eq!((driver.is_alive(A, &made).await, other.is_alive(A, &made).await), (Some(false), Some(false)));
     assert_eq!(driver.observe(A).await.expect("readable"), []);
     assert_eq!(world.processes().len(), 1, "its child goes on");
     let next = driver.ensure(&permit(1), Wanted { attempt: 2, ..first(&spec) }).await.expect("starts again");

@@ -73,6 +73,12 @@ pub trait Driver: Send + Sync + 'static {
     /// Instances of one appliance that are running now, by ordinal and attempt. Changes nothing.
     async fn observe(&self, appliance: ApplianceId) -> Result<Vec<Instance>, Error>;
 
+    /// Whether exactly this instance runs, where the driver can tell without effort: it is asked before every probe, up
+    /// to 10,000 times a second. `None` when it cannot tell; the probe and [`Driver::observe`] decide then. Changes nothing.
+    async fn is_alive(&self, _appliance: ApplianceId, _instance: &Instance) -> Option<bool> {
+        None
+    }
+
     /// Starts an instance, or finds the one of the same name running. Does not wait for it to answer probes. Another
     /// attempt that still runs at the ordinal is [`Error::Failed`]: ending it is the caller's decision.
     async fn ensure(&self, permit: &Permit, wanted: Wanted<'_>) -> Result<Instance, Error>;

@@ -26,6 +26,7 @@ use tokio::time::Instant;
 use worker_core::instance::Instance;
 
 use self::fence::{Fences, Held};
+use self::known::Known;
 use self::launch::{Launch, Order};
 use self::record::{Folder, Record, State};
 use self::system::{Identity, Marked, POLL, Target};
@@ -33,6 +34,7 @@ use crate::drivers::{Driver, Error, Fencing, Wanted};
 use crate::gate::Permit;
 
 pub mod fence;
+mod known;
 mod launch;
 pub(crate) mod record;
 mod system;
@@ -122,6 +124,7 @@ struct Inner {
     config: Config,
     instances: PathBuf,
     fences: Arc<Fences>,
+    known: Known,
 }
 
 /// What [`Inner::start`] came to.
@@ -162,7 +165,7 @@ impl Process {
         })?;
         let instances = state_dir.join("instances");
         let config = Config { state_dir, appliance_binary, ..config };
-        Ok(Self { inner: Arc::new(Inner { config, instances, fences: Arc::new(fences) }) })
+        Ok(Self { inner: Arc::new(Inner { config, instances, fences: Arc::new(fences), known: Known::default() }) })
     }
 
     /// Removes token files of appliances that were deleted more than seven days and two terms ago. Returns how many.
@@ -261,6 +264,10 @@ impl Driver for Process {
     async fn observe(&self, appliance: ApplianceId) -> Result<Vec<Instance>, Error> {
         let inner = Arc::clone(&self.inner);
         off_thread(move || inner.observe(appliance)).await
+    }
+
+    async fn is_alive(&self, appliance: ApplianceId, instance: &Instance) -> Option<bool> {
+        self.inner.known.is_alive(appliance, instance)
     }
 
     async fn ensure(&self, permit: &Permit, wanted: Wanted<'_>) -> Result<Instance, Error> {
@@ -365,6 +372,7 @@ impl Inner {
             // A damaged record has attempt 0: whatever runs at its ordinal is meant.
             let record = if record.instance.attempt == 0 { self.recover(appliance, record) } else { record };
             if let Some(identity) = self.resolve(appliance, &record) {
+                self.known.met(appliance, &record.instance, &identity);
                 found.push(running(&folder, &record, &identity));
             }
         }
@@ -454,6 +462,7 @@ impl Inner {
             Ok((identity, child)) => {
                 record.state = State::Running(identity.clone());
                 folder.write(&record)?;
+                self.known.met(order.appliance, &record.instance, &identity);
                 tracing::info!(appliance = %order.appliance, instance = order.instance(), pid = identity.pid, "instance started");
                 let instance = Instance { pid: Some(identity.pid), ..record.instance };
                 Ok(Started::Made(instance, child))
@@ -502,6 +511,7 @@ impl Inner {
             )));
         }
         let instance = running(folder, record, &identity);
+        self.known.met(order.appliance, &instance, &identity);
         if record.state == State::Starting {
             folder.write(&Record { state: State::Running(identity), ..record.clone() })?;
             held.note("adopt", order.ordinal, order.attempt, instance.pid, "done");

@@ -16,8 +16,8 @@ use crate::drivers::{Driver, Error, Wanted};
 use crate::gate::{Permit, Shut};
 use crate::kinds::Kind;
 
-/// How long a probe that failed may ask the driver whether the instance is still there.
-const POST_MORTEM: Duration = Duration::from_secs(2);
+/// How long a probe may ask the driver, each time, whether the instance is still there.
+const ASK_DRIVER: Duration = Duration::from_secs(2);
 
 /// The end of a step.
 #[derive(Debug)]
@@ -136,24 +136,37 @@ impl Task {
     }
 
     async fn probe(&self, instance: &Instance, config: &Config) -> Outcome {
+        // Asked first, because whoever took the port of a dead instance may answer in its place.
+        if self.is_alive(instance).await == Some(false) {
+            return Outcome::Vanished("it does not run any more".to_owned());
+        }
         let error = match within(config.probe_timeout, self.kind.probe(instance, &self.desired)).await {
             Some(Ok(())) => return Outcome::Answered,
             Some(Err(error)) => error.to_string(),
             None => format!("no answer within {:?}", config.probe_timeout),
         };
+        // Doubt is not death: an instance that hangs is replaced after several probes.
+        match self.is_alive(instance).await {
+            Some(true) => return Outcome::Silent(error),
+            Some(false) => return Outcome::Vanished(error),
+            None => {}
+        }
         let same = |found: &Instance| (found.ordinal, found.attempt) == (instance.ordinal, instance.attempt);
-        match within(POST_MORTEM, self.driver.observe(self.appliance)).await {
+        match within(ASK_DRIVER, self.driver.observe(self.appliance)).await {
             Some(Ok(found)) if !found.iter().any(same) => Outcome::Vanished(error),
-            // Doubt is not death: an instance that hangs is replaced after several probes.
             Some(Ok(_) | Err(_)) | None => Outcome::Silent(error),
         }
+    }
+
+    async fn is_alive(&self, instance: &Instance) -> Option<bool> {
+        within(ASK_DRIVER, self.driver.is_alive(self.appliance, instance)).await.flatten()
     }
 }
 
 /// A probe bounds its parts itself, so that it can tell what was wrong.
 fn total_limit(config: &Config, step: Step) -> Duration {
     match step {
-        Step::Probe { .. } => config.probe_timeout + 2 * POST_MORTEM,
+        Step::Probe { .. } => config.probe_timeout + 4 * ASK_DRIVER,
         other => config.limit(other),
     }
 }

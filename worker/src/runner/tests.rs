@@ -67,6 +67,8 @@ struct World {
     boots_fail: AtomicBool,
     boots_panic: AtomicBool,
     probes_hang: AtomicBool,
+    /// Somebody else answers where an instance did.
+    foreign: AtomicBool,
 }
 
 impl World {
@@ -82,6 +84,7 @@ impl World {
             boots_fail: AtomicBool::new(false),
             boots_panic: AtomicBool::new(false),
             probes_hang: AtomicBool::new(false),
+            foreign: AtomicBool::new(false),
         })
     }
 
@@ -145,6 +148,10 @@ impl Driver for World {
         Ok(self.find(appliance))
     }
 
+    async fn is_alive(&self, appliance: ApplianceId, instance: &Instance) -> Option<bool> {
+        self.foreign.load(Ordering::Relaxed).then(|| self.find(appliance).contains(instance))
+    }
+
     async fn ensure(&self, permit: &Permit, wanted: Wanted<'_>) -> Result<Instance, Error> {
         let _acting = self.act(permit)?;
         let (appliance, ordinal, attempt) = (permit.appliance(), wanted.ordinal, wanted.attempt);
@@ -197,7 +204,7 @@ impl Kind for Speaker {
         // The name carries the id, because a probe is not told it.
         let n: u128 = desired.name.as_str().trim_start_matches("web").parse().unwrap_or(1);
         self.0.probes.lock().expect("no panic").push((self.0.start.elapsed(), id(n)));
-        if self.0.find(id(n)).contains(instance) { Ok(()) } else { Err(Error::Failed("connection refused".into())) }
+        if self.0.foreign.load(Ordering::Relaxed) || self.0.find(id(n)).contains(instance) { Ok(()) } else { Err(Error::Failed("connection refused".into())) }
     }
 }
 
@@ -351,6 +358,19 @@ async fn a_killed_instance_is_replaced_within_the_probe_interval() {
     let status = bench.phase(Phase::Configured).await;
     assert_eq!(status.instances[0].pid, Some(2));
     assert!(killed.elapsed() <= Duration::from_secs(63), "{:?}", killed.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stranger_that_answers_for_a_dead_instance_does_not_pass_for_it() {
+    let mut bench = Bench::new().await;
+    bench.take(1, 1, desired(1, |_| {})).await;
+    bench.phase(Phase::Configured).await;
+    bench.world.foreign.store(true, Ordering::Relaxed);
+    bench.world.instances.lock().expect("no panic").clear();
+    let status = bench.status(|status| status.last_error.is_some()).await;
+    assert_eq!(status.last_error.as_deref(), Some("instance 0 is gone: it does not run any more"));
+    bench.phase(Phase::Configured).await;
+    assert_eq!(bench.world.calls(), ["boot 0/1", "configure 0/1 g1", "boot 0/2", "configure 0/2 g1"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -61,8 +61,13 @@ pub(super) fn identify_child(pid: u32) -> Option<Identity> {
 
 /// Whether exactly this process runs.
 pub(super) fn is_alive(identity: &Identity) -> bool {
-    identity.boot == boot_id()
-        && stat(identity.pid).is_some_and(|stat| alive(&stat) && stat.start_ticks == identity.start_ticks)
+    identity.boot == boot_id() && runs(identity.pid, identity.start_ticks)
+}
+
+/// Whether process `pid` runs and was started at `start_ticks` of this boot. Reads one line of `/proc`, which takes some
+/// ten microseconds and never waits, so that it may be asked on an async thread.
+pub(super) fn runs(pid: u32, start_ticks: u64) -> bool {
+    stat(pid).is_some_and(|stat| alive(&stat) && stat.start_ticks == start_ticks)
 }
 
 /// Start of a process in milliseconds since the Unix epoch, as well as the kernel can tell.
