@@ -181,6 +181,8 @@ impl Machine {
         let plan = self.planner.plan();
         for (slot, why) in plan.unplaced {
             self.note_unplaced(slot, Some(why));
+            // It was on its way to somebody who cannot take it any more: others must not wait for that move.
+            self.move_ended(slot, None);
         }
         let moves: Vec<Move> = plan.moves.into_iter().filter(|m| !self.intruders.contains_key(&m.slot)).collect();
         self.name_rebalance(cause, &moves);
