@@ -32,6 +32,9 @@ pub(super) struct Session {
 pub(super) struct Sessions {
     by_conn: BTreeMap<Conn, Session>,
     by_life: BTreeMap<Life, Conn>,
+    /// Highest stream each life said `Hello` on. Outlives its session: a `Hello` that was stuck in the network must not
+    /// be taken for news after the stream that overtook it has ended as well.
+    newest: BTreeMap<Life, StreamNumber>,
 }
 
 impl Sessions {
@@ -41,6 +44,11 @@ impl Sessions {
             Some(session) if session.waiting.is_some() => SessionState::Unsettled,
             Some(_) => SessionState::Settled,
         }
+    }
+
+    /// Entries that wait in all outboxes.
+    pub(super) fn untold(&self) -> usize {
+        self.by_conn.values().map(|session| session.outbox.len()).sum()
     }
 
     fn remove(&mut self, conn: Conn) -> Option<Session> {
@@ -88,11 +96,12 @@ impl Machine {
             self.actions.push(Action::Close(conn, Refusal::IncarnationOver));
             return;
         }
+        if self.sessions.newest.get(&life).is_some_and(|newest| *newest >= hello.stream) {
+            self.actions.push(Action::Close(conn, Refusal::Superseded));
+            return;
+        }
+        self.sessions.newest.insert(life.clone(), hello.stream);
         if let Some(&older) = self.sessions.by_life.get(&life) {
-            if self.sessions.by_conn.get(&older).is_some_and(|s| s.stream >= hello.stream) {
-                self.actions.push(Action::Close(conn, Refusal::Superseded));
-                return;
-            }
             self.sessions.remove(older);
             self.actions.push(Action::Close(older, Refusal::Superseded));
         }
@@ -273,6 +282,7 @@ impl Machine {
 
     /// Ends the stream of a life that is gone.
     pub(super) fn close_session(&mut self, life: &Life, refusal: Refusal) {
+        self.sessions.newest.remove(life);
         if let Some(&conn) = self.sessions.by_life.get(life) {
             self.sessions.remove(conn);
             self.actions.push(Action::Close(conn, refusal));
