@@ -278,6 +278,8 @@ impl Machine {
         // What was handed in went with the grant; the owner hands in something newer next time.
         entry.handed = None;
         self.move_ended(slot, Some(worker));
+        // It may be picked again: what had to leave it out, or knew its host not yet, is looked at anew.
+        self.placement.drifted();
         self.declined.remove(&slot);
         self.tell_excluded(slot);
     }
