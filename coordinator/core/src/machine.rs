@@ -318,12 +318,14 @@ pub struct Output {
     pub wake_at: Option<Timestamp>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Pending {
     /// A grant, a release or a removal under this token.
     Slot(Slot, Token),
     /// The member behind a stream that waits for its welcome.
     Member(Conn),
+    /// The removal of a member that is gone.
+    Departed(Life),
 }
 
 /// What the leader starts from.
@@ -373,6 +375,11 @@ pub struct Machine {
     confirm: BTreeMap<Conn, Vec<(ApplianceId, Token)>>,
     /// Writes that failed and are tried again.
     retries: BTreeSet<(Timestamp, Slot)>,
+    /// Lives that are gone and may still be in the store. Every commit removes them until one that did is durable: a
+    /// write that counts on their end must not outlive it, or the next leader would let them act again.
+    removing: BTreeSet<Life>,
+    /// When they are removed in a commit of their own.
+    remove_at: Option<Timestamp>,
     rebalances: Rebalances,
     placement: placement::Due,
     in_flight: placement::InFlight,
@@ -408,6 +415,8 @@ impl Machine {
             commit_pending: Vec::new(),
             confirm: BTreeMap::new(),
             retries: BTreeSet::new(),
+            removing: BTreeSet::new(),
+            remove_at: None,
             rebalances: Rebalances::new(term),
             placement: placement::Due::at_start(now, Duration::from_millis(config.reconnect_grace_ms), awaited),
             in_flight: placement::InFlight::default(),
@@ -500,7 +509,7 @@ impl Machine {
             Event::Check(id, number) => self.check(id, number),
             Event::Tick => self.tick(now),
         }
-        self.flush();
+        self.flush(now);
         Output { actions: std::mem::take(&mut self.actions), wake_at: self.wake_at(now) }
     }
 
@@ -522,12 +531,16 @@ impl Machine {
         let watch = self.membership.next_end().map(|end| end.min(now + TICK));
         let retry = self.retries.first().map(|(at, _)| *at);
         let forgive = self.declined.values().flat_map(BTreeMap::values).min().copied();
-        [watch, retry, forgive, self.placement.due_at(now)].into_iter().flatten().min()
+        [watch, retry, self.remove_at, forgive, self.placement.due_at(now)].into_iter().flatten().min()
     }
 
     /// Sends what this step collected: writes first, so that nothing on the wire precedes its write.
-    fn flush(&mut self) {
-        if !self.commit.is_empty() {
+    fn flush(&mut self, now: Timestamp) {
+        let removal_is_due = self.remove_at.is_some_and(|at| at <= now);
+        if removal_is_due || !self.commit.is_empty() {
+            self.remove_at = None;
+            self.commit.remove_members.extend(self.removing.iter().cloned());
+            self.commit_pending.extend(self.removing.iter().cloned().map(Pending::Departed));
             let batch = self.next_batch;
             self.next_batch += 1;
             self.pending.insert(batch, std::mem::take(&mut self.commit_pending));
@@ -557,5 +570,7 @@ impl Machine {
     }
 }
 
+#[cfg(test)]
+mod regressions;
 #[cfg(test)]
 mod tests;

@@ -180,6 +180,15 @@ impl Machine {
                     self.hand(now, slot, event);
                 }
                 Pending::Member(conn) => self.member_written(now, conn, durable),
+                Pending::Departed(life) if durable => {
+                    self.removing.remove(&life);
+                }
+                // Another commit may have removed it meanwhile.
+                Pending::Departed(life) => {
+                    if self.removing.contains(&life) {
+                        self.remove_at = Some(now + WRITE_RETRY);
+                    }
+                }
             }
         }
     }
@@ -199,7 +208,8 @@ impl Machine {
             }
             self.intruders_left(slot);
         }
-        self.commit.remove_members.push(life.clone());
+        self.removing.insert(life.clone());
+        self.remove_at = Some(now);
         self.departed(now, life);
         self.placement.lost(life);
         self.refresh_members();

@@ -149,6 +149,17 @@ impl Machine {
         self.in_flight.len() as u64
     }
 
+    /// What was begun and has not ended, by sort: writes, retries, what workers still have to be told. All are 0 at rest.
+    #[must_use]
+    pub fn backlog(&self) -> [(&'static str, usize); 4] {
+        [
+            ("writes under way", self.pending.len()),
+            ("writes to be tried again", self.retries.len() + self.removing.len()),
+            ("entries waiting to be told", self.sessions.untold()),
+            ("appliances held against the table", self.intruders.len()),
+        ]
+    }
+
     /// Counters for metrics.
     #[must_use]
     pub const fn counters(&self) -> Counters {

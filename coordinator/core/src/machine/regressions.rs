@@ -1,0 +1,217 @@
+//! Mistakes the simulation found (`tests::sim`), each as the shortest story that shows it.
+
+use std::collections::BTreeSet;
+
+use common::appliance::Driver;
+
+use super::*;
+use crate::planner::Needs;
+
+const L: Duration = Duration::from_secs(2);
+
+/// A machine, its clock, and the numbers of connections.
+struct Bench {
+    machine: Machine,
+    now: Timestamp,
+}
+
+fn name(text: &str) -> WorkerId {
+    WorkerId::new(text).expect("a valid name")
+}
+
+fn id(n: u128) -> ApplianceId {
+    ApplianceId::from_u128(n)
+}
+
+fn hello(worker: &str, host: &str, incarnation: Option<Incarnation>, stream: u64, held: Vec<Held>) -> Box<Hello> {
+    let profile = Profile {
+        weight: 1,
+        zone: String::new(),
+        host: host.into(),
+        drivers: BTreeSet::from([Driver::Process]),
+        version: String::new(),
+        pid: 1,
+        lease: L,
+    };
+    Box::new(Hello {
+        worker: name(worker),
+        incarnation,
+        stream: StreamNumber::new(stream),
+        profile,
+        held,
+        released: vec![],
+        gone: vec![],
+        highest_term: Term::new(1),
+    })
+}
+
+impl Bench {
+    fn new() -> Self {
+        let config = Config { debounce_ms: 0, reconnect_grace_ms: 0, ..Config::default() };
+        let now = Timestamp::from_millis(1_000);
+        Self { machine: Machine::new(config, Term::new(1), now, Restored::default()), now }
+    }
+
+    fn step(&mut self, event: Event) -> Vec<Action> {
+        let actions = self.machine.step(self.now, event).actions;
+        assert_eq!(crate::checks::machine(&self.machine), Vec::<String>::new());
+        actions
+    }
+
+    /// Takes an event, then all that follows while the store works; returns what was sent.
+    fn play(&mut self, event: Event) -> Vec<(Conn, Down)> {
+        let mut sent = Vec::new();
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            let quiet = event == Event::Tick;
+            let actions = self.step(event);
+            let before = events.len();
+            for action in actions {
+                match action {
+                    Action::Commit(batch, _) => events.push(Event::Durable(batch)),
+                    Action::Send(conn, down) => sent.push((conn, down)),
+                    _ => {}
+                }
+            }
+            if !(quiet && events.len() == before) && !events.contains(&Event::Tick) {
+                events.insert(0, Event::Tick);
+            }
+        }
+        sent
+    }
+
+    fn join(&mut self, conn: Conn, worker: &str) -> Envelope {
+        let sent = self.play(Event::Hello(conn, hello(worker, "h", None, 1, vec![])));
+        let life = sent.iter().find_map(|(_, down)| match down {
+            Down::Welcome { incarnation, .. } => Some(*incarnation),
+            _ => None,
+        });
+        let incarnation = life.expect("a new worker is welcomed");
+        Envelope { term: Term::new(1), incarnation, stream: StreamNumber::new(1) }
+    }
+
+    fn create(&mut self, n: u128) -> Vec<(Conn, Down)> {
+        let seed = Seed {
+            id: id(n),
+            placement_key: n.to_string(),
+            needs: Needs { driver: Driver::Process, host: None },
+            generation: Generation::new(1),
+            size: 100,
+            deleting: false,
+        };
+        self.play(Event::Created(seed))
+    }
+
+    fn state(&self, n: u128) -> &State {
+        let slot = self.machine.table().slot(id(n)).expect("it exists");
+        &self.machine.table().get(slot).expect("it exists").state
+    }
+
+    fn token(&self, n: u128) -> Token {
+        self.state(n).grant().expect("it is granted").token
+    }
+
+    fn take(&mut self, conn: Conn, from: Envelope, applied: u64, n: u128) {
+        let granted = vec![(id(n), self.token(n))];
+        self.play(Event::Answers(conn, from, Answers { applied, granted, ..Answers::default() }));
+    }
+
+    fn after(&mut self, duration: Duration) {
+        // In small steps, as a process that runs has it.
+        let end = self.now + duration;
+        while self.now < end {
+            self.now = (self.now + TICK).min(end);
+            self.play(Event::Tick);
+        }
+    }
+}
+
+/// Taken for news, it would void what the worker was granted since, and a second worker would be given the same.
+#[test]
+fn a_hello_that_was_overtaken_is_refused_even_after_the_newer_stream_ended() {
+    let mut b = Bench::new();
+    let from = b.join(1, "w1");
+    b.step(Event::Closed(1));
+    // Stream 2 is stuck in the network; stream 3 overtakes it, gets a grant, and ends.
+    b.play(Event::Hello(3, hello("w1", "h", Some(from.incarnation), 3, vec![])));
+    b.create(1);
+    b.take(3, Envelope { stream: StreamNumber::new(3), ..from }, 1, 1);
+    assert!(matches!(b.state(1), State::Owned(_)));
+    b.step(Event::Closed(3));
+    let actions = b.step(Event::Hello(2, hello("w1", "h", Some(from.incarnation), 2, vec![])));
+    assert!(actions.contains(&Action::Close(2, Refusal::Superseded)), "{actions:?}");
+    assert!(matches!(b.state(1), State::Owned(_)));
+}
+
+/// Without it, a leader that came after would welcome the life again whose appliances others have got meanwhile.
+#[test]
+fn a_life_that_is_gone_is_removed_with_every_write_until_one_of_them_is_durable() {
+    let mut b = Bench::new();
+    let first = b.join(1, "w1");
+    b.create(1);
+    b.take(1, first, 1, 1);
+    let second = b.join(2, "w2");
+    let mut commits = Vec::new();
+    for beat in 0..12 {
+        b.now = b.now + Duration::from_millis(250);
+        for event in [Event::Beat(2, second, beat), Event::Tick] {
+            commits.extend(b.step(event).into_iter().filter_map(|a| match a {
+                Action::Commit(batch, commit) => Some((batch, commit)),
+                _ => None,
+            }));
+        }
+    }
+    let gone = (name("w1"), first.incarnation);
+    let (batch, commit) = commits.pop().expect("the end of a life is written");
+    assert_eq!((commits.len(), &commit.remove_members), (0, &vec![gone.clone()]));
+    assert!(!commit.grants.is_empty(), "its appliance goes to the other one in the same step");
+    // While that write is under way, and after it failed, the next ones say it too.
+    b.step(Event::Undone(batch));
+    let again = b.step(Event::Tick);
+    let Some(Action::Commit(batch, commit)) = again.iter().find(|a| matches!(a, Action::Commit(..))) else {
+        panic!("the grant is made anew: {again:?}");
+    };
+    assert_eq!((commit.grants.len(), &commit.remove_members), (1, &vec![gone]));
+    b.play(Event::Durable(*batch));
+    b.after(Duration::from_millis(600));
+    assert_eq!(b.machine.backlog()[1], ("writes to be tried again", 0));
+}
+
+/// What is on its way cannot be picked, so a plan made meanwhile may have had to leave it where it is.
+#[test]
+fn a_plan_is_due_when_a_grant_has_come_to_its_owner() {
+    let mut b = Bench::new();
+    let from = b.join(1, "w1");
+    b.create(1);
+    let granted = vec![(id(1), b.token(1))];
+    let now = b.now;
+    let output = b.machine.step(now, Event::Answers(1, from, Answers { applied: 1, granted, ..Answers::default() }));
+    assert_eq!(output.wake_at, Some(now));
+}
+
+/// With `max_moves_in_flight = 1` nothing else moved ever again.
+#[test]
+fn a_move_that_ends_with_nobody_is_not_counted_as_under_way() {
+    let mut b = Bench::new();
+    let first = b.join(1, "w1");
+    for n in 1..=4 {
+        b.create(n);
+        b.take(1, first, n as u64, n);
+    }
+    let second = b.join(2, "w2");
+    let moving = (1..=4).find(|n| matches!(b.state(*n), State::Releasing(_))).expect("the newcomer gets a share");
+    assert_eq!(b.machine.moves_in_flight(), 1);
+    // Both may go before it arrives; its instances are bound to their host.
+    let said = Said { appliance: id(moving), token: b.token(moving), handed: Handed::default() };
+    b.step(Event::Leave(2, second));
+    let answers = Answers { applied: 5, released: vec![said], ..Answers::default() };
+    let actions = b.step(Event::Answers(1, first, answers));
+    b.step(Event::Leave(1, first));
+    for action in actions {
+        if let Action::Commit(batch, _) = action {
+            b.play(Event::Durable(batch));
+        }
+    }
+    b.play(Event::Tick);
+    assert_eq!((b.state(moving).name(), b.machine.moves_in_flight()), ("unowned", 0));
+}
