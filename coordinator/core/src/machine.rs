@@ -473,6 +473,7 @@ impl Machine {
             reason: None,
             unplaced: None,
             rebalance: None,
+            binding: None,
             granted_before,
         };
         let id = entry.id;

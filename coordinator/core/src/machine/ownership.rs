@@ -36,6 +36,20 @@ impl Machine {
             return;
         }
         let id = entry.id;
+        let untaken = match (&former, &entry.state) {
+            (State::Granting(g), State::Unowned | State::Orphaned(_)) | (State::Offered(g), State::Unowned) => {
+                entry.binding.is_some_and(|by| by == g.token)
+            }
+            _ => false,
+        };
+        if untaken {
+            // Nothing ever ran there, and that host may never come back.
+            entry.binding = None;
+            entry.needs.host = None;
+            let needs = entry.needs.clone();
+            self.planner.set_needs(slot, needs);
+        }
+        let Some(entry) = self.table.get(slot) else { return };
         let acting = |state: &State| match state {
             State::Granting(g) | State::Offered(g) | State::Owned(g) | State::Releasing(g) => {
                 Some((g.worker.clone(), g.incarnation))
@@ -287,6 +301,7 @@ impl Machine {
         let Some(worker) = entry.state.grant().map(|g| g.worker.clone()) else { return };
         // What was handed in went with the grant; the owner hands in something newer next time.
         entry.handed = None;
+        entry.binding = None;
         self.move_ended(slot, Some(worker));
         // It may be picked again: what had to leave it out, or knew its host not yet, is looked at anew.
         self.placement.drifted();

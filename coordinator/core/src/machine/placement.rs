@@ -263,6 +263,7 @@ impl Machine {
         entry.granted_before = true;
         if entry.needs.driver.is_host_bound() && entry.needs.host.is_none() {
             entry.needs.host = host;
+            entry.binding = Some(token);
             let needs = entry.needs.clone();
             self.planner.set_needs(m.slot, needs);
         }

@@ -215,3 +215,28 @@ fn a_move_that_ends_with_nobody_is_not_counted_as_under_way() {
     b.play(Event::Tick);
     assert_eq!((b.state(moving).name(), b.machine.moves_in_flight()), ("unowned", 0));
 }
+
+/// Nothing ever ran on that host, and with it gone the appliance waited for it for ever.
+#[test]
+fn a_grant_that_was_never_durable_binds_to_no_host() {
+    let mut b = Bench::new();
+    let from = b.join(1, "w1");
+    let seed = Seed {
+        id: id(1),
+        placement_key: "1".into(),
+        needs: Needs { driver: Driver::Process, host: None },
+        generation: Generation::new(1),
+        size: 100,
+        deleting: false,
+    };
+    b.step(Event::Created(seed));
+    let actions = b.step(Event::Tick);
+    let Some(Action::Commit(batch, _)) = actions.iter().find(|a| matches!(a, Action::Commit(..))) else {
+        panic!("it is granted: {actions:?}");
+    };
+    b.step(Event::Undone(*batch));
+    b.step(Event::Leave(1, from));
+    b.play(Event::Tick);
+    let sent = b.play(Event::Hello(2, hello("w2", "elsewhere", None, 1, vec![])));
+    assert!(sent.iter().any(|(_, down)| matches!(down, Down::Delta { .. })), "w2 is given it: {sent:?}");
+}
