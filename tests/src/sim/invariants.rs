@@ -143,6 +143,10 @@ impl World {
 
     fn entry_unsettled(&self, machine: &Machine, entry: &Entry) -> Option<String> {
         let id = entry.id;
+        let (may_be, is) = self.journals.get(&id).map_or((false, false), |j| (j.may_be_bound, j.is_bound));
+        if (entry.needs.host.is_some() && !may_be) || (entry.needs.host.is_none() && is) {
+            return Some(format!("{id} is kept on {:?}; was it taken anywhere: {is}", entry.needs.host));
+        }
         let able = self.eligible(&entry.needs);
         let mut eligible = able.clone();
         if machine.config().planner.strategy == Strategy::Ring {

@@ -550,6 +550,9 @@ impl World {
         {
             self.fail(format!("I3: worker {} takes {id} under {token} after {newest}", place + 1));
         }
+        if desired.driver.is_host_bound() {
+            self.journals.entry(id).or_default().is_bound = true;
+        }
         let Some(process) = self.process(place) else { return };
         let generation = process.holdings.iter().find(|(held, _)| *held == id).map(|(_, h)| h.generation);
         let task = Task {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use common::appliance::Driver;
 use common::{ApplianceId, Token};
+use coordinator_core::grants::GrantOp;
 use coordinator_core::machine;
 use coordinator_core::membership::Authority;
 use coordinator_core::planner::{self, Strategy};
@@ -65,6 +66,10 @@ pub(super) struct Journal {
     pub(super) token: Token,
     /// Instances may exist.
     pub(super) exists: bool,
+    /// A grant that bound it to a host was durable, so that somebody may have taken it there.
+    pub(super) may_be_bound: bool,
+    /// Somebody took it on a host that it is bound to.
+    pub(super) is_bound: bool,
     /// Its rows are gone.
     pub(super) removed: bool,
 }
@@ -415,6 +420,13 @@ impl World {
 
     pub(super) fn make_durable(&mut self, term: common::Term, write: &Write) {
         self.note(|| format!("store has {write:?}"));
+        if let Write::Batch(_, commit) = write {
+            for op in &commit.grants {
+                if let GrantOp::Grant { appliance, host: Some(_), .. } = op {
+                    self.journals.entry(*appliance).or_default().may_be_bound = true;
+                }
+            }
+        }
         let forgets = self.mutant == Some(Mutant::ForgetfulStore);
         let rng = &mut self.rng;
         match self.store.apply(term, write, || forgets && rng.chance(20)) {
