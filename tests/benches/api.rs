@@ -84,7 +84,9 @@ async fn run(load: Load) -> Result<()> {
     let flushes = flushes(cluster.root())?;
     row("flushed 4 KiB writes", &format!("{flushes:.0} /s"), "one after the other");
 
+    let before = cpu_time(&cluster)?;
     let (creates, configured) = create(&cluster, load, load.appliances, "bench").await?;
+    let used = cpu_time(&cluster)?.saturating_sub(before);
     let verdict = if creates >= BOUND { "reached" } else { "missed" };
     row(
         &format!("creates, {} appliances", load.appliances),
@@ -92,6 +94,8 @@ async fn run(load: Load) -> Result<()> {
         &format!("{:.1} per flush, bound {BOUND:.0}: {verdict}", creates / flushes),
     );
     row("all configured after", &milliseconds(configured), "since the first call");
+    let each = used.as_secs_f64() * 1e6 / f64::from(load.appliances);
+    row("coordinator, CPU per appliance", &format!("{each:.0} us"), "from the call to configured, with its reports");
 
     if load.failover > load.appliances {
         create(&cluster, load, load.failover - load.appliances, "more").await?;
@@ -267,6 +271,17 @@ fn flushes(folder: &std::path::Path) -> Result<f64> {
     let rate = f64::from(ROUNDS) / began.elapsed().as_secs_f64();
     std::fs::remove_file(path)?;
     Ok(rate)
+}
+
+/// CPU time the coordinator has used so far, to 10 ms.
+fn cpu_time(cluster: &Cluster) -> Result<Duration> {
+    // What the kernel counts in for programs, on every architecture we build for.
+    const TICK: Duration = Duration::from_millis(10);
+    let pid = cluster.coordinator.pid().context("the coordinator runs")?;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<&str> = stat.rsplit_once(')').context("odd stat")?.1.split_ascii_whitespace().collect();
+    let ticks = |n: usize| fields.get(n).and_then(|f| f.parse::<u32>().ok()).context("odd stat");
+    Ok(TICK * (ticks(11)? + ticks(12)?))
 }
 
 fn milliseconds(duration: Duration) -> String {
