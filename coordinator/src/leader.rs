@@ -244,6 +244,9 @@ impl Leader {
                     self.note("rebalance", vec![Write::PutRebalance(record)]);
                 }
             }
+            Action::Quarantined(id, deaths) => {
+                warn!(appliance = %id, deaths, "quarantined: workers died while a step of it ran");
+            }
             Action::Violation(text) => warn!("refused: {text}"),
             Action::RaiseTerm(seen) => self.end = Some(Ended::HigherTerm(seen)),
         }

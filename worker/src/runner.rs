@@ -8,6 +8,7 @@
 //! [`Command::Begin`]. The runner ends once every [`Handle`] is dropped: looking is given up at once, running steps get
 //! [`Config::stop_grace`]; the receiver of events closes after that.
 
+mod announced;
 mod entry;
 mod scheduler;
 mod steps;
@@ -61,6 +62,9 @@ pub enum Command {
         progress: Progress,
         /// Remaining time before calls that no token fences may start.
         hold: Duration,
+        /// A former owner died while it held this: each step that changes the world is announced by [`Event::Begins`] and
+        /// waits for [`Command::Clear`].
+        suspect: bool,
         /// W3C trace context of the rebalance that brought it; empty when there is none.
         traceparent: String,
     },
@@ -79,6 +83,15 @@ pub enum Command {
         appliance: ApplianceId,
         /// Token of the grant.
         token: Token,
+    },
+    /// An announced step may begin.
+    Clear {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// Token of the grant.
+        token: Token,
+        /// Number of the step.
+        number: u64,
     },
     /// Probe now; the answer is a [`Event::Status`] with this number.
     Check {
@@ -113,6 +126,24 @@ pub enum Event {
         appliance: ApplianceId,
         /// Token of the grant.
         token: Token,
+    },
+    /// A step of a suspect wants to begin. Said again after [`Command::Restate`] for as long as it has not ended.
+    Begins {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// Token of the grant.
+        token: Token,
+        /// Number of the step; grows from step to step.
+        number: u64,
+    },
+    /// An announced step has ended, or will not be begun. A release or removal says the same.
+    Done {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// Token of the grant.
+        token: Token,
+        /// Number of the step.
+        number: u64,
     },
     /// The status changed, or a check was answered.
     Status {

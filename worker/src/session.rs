@@ -15,7 +15,7 @@ use common::appliance::Driver;
 use common::runtime::retry::Backoff;
 use common::runtime::{clock, telemetry};
 use common::{ApplianceId, Term, Timestamp, Token, WorkerId};
-use proto::convert::{DesiredParts, Profile, down, up};
+use proto::convert::{DesiredParts, Profile, Step, down, up};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -396,8 +396,12 @@ impl Session {
                     }
                 }
             }
-            down::Down::Confirm(list) => {
-                let _ = self.holdings.confirm(from, &list);
+            down::Down::Confirm(confirm) => {
+                if self.holdings.confirm(from, &confirm.released).is_ok() {
+                    for Step { appliance, token, number } in confirm.begun {
+                        self.command(Command::Clear { appliance, token, number });
+                    }
+                }
                 None
             }
             down::Down::Refused(refused) => Some(self.on_refused(&refused)),
@@ -423,7 +427,7 @@ impl Session {
     fn apply(&mut self, effects: Vec<Effect<Arc<Desired>>>, traceparent: &str) {
         for effect in effects {
             match effect {
-                Effect::Take { appliance, token, desired, handed } => {
+                Effect::Take { appliance, token, desired, handed, suspect } => {
                     if !self.profile.drivers.contains(&desired.driver) {
                         self.holdings.declined(appliance, token);
                         self.outgoing.decline(appliance, token, format!("driver {} is not offered here", desired.driver));
@@ -440,6 +444,7 @@ impl Session {
                         desired,
                         progress: handed.progress,
                         hold: handed.hold,
+                        suspect,
                         traceparent: traceparent.to_owned(),
                     });
                     debug!("taken");
@@ -494,6 +499,16 @@ impl Session {
                     self.outgoing.gone(appliance, token);
                 }
             }
+            Event::Begins { appliance, token, number } => {
+                if self.holdings.is_held(appliance, token) {
+                    self.outgoing.begins(Step { appliance, token, number });
+                }
+            }
+            Event::Done { appliance, token, number } => {
+                if self.holdings.is_held(appliance, token) {
+                    self.outgoing.done(Step { appliance, token, number });
+                }
+            }
             Event::Status { appliance, token, status, checked } => {
                 if self.holdings.is_held(appliance, token) {
                     self.outgoing.report(appliance, token, status, checked);
@@ -536,6 +551,7 @@ fn tells(delta: down::Delta) -> Vec<Tell<Arc<Desired>>> {
         generation: g.desired.generation,
         desired: desired(g.desired),
         handed: Handed { progress: g.progress, hold: g.hold },
+        suspect: g.suspect,
     }));
     tells.extend(delta.release.into_iter().map(|(appliance, token)| Tell::Release(appliance, token)));
     tells.extend(delta.update.into_iter().map(|u| Tell::Update {

@@ -32,6 +32,9 @@ pub fn machine(machine: &Machine) -> Vec<String> {
                     wrong.push(format!("{} is {} to {}, which is gone", entry.id, entry.state.name(), g.worker));
                 }
                 granted.entry(life).or_default().insert(slot);
+                if machine.is_quarantined(entry.id) {
+                    wrong.push(format!("{} is {} although it is quarantined", entry.id, entry.state.name()));
+                }
                 if matches!(entry.state, State::Granting(_)) && machine.is_intruded(slot) {
                     wrong.push(format!("{} is being granted while an intruder acts on it", entry.id));
                 }

@@ -11,6 +11,7 @@ pub mod machine;
 pub mod membership;
 pub mod outbox;
 pub mod planner;
+pub mod quarantine;
 pub mod rebalance;
 pub mod table;
 mod words;

@@ -25,9 +25,11 @@ use crate::grants::{GrantOp, Granted, Profile, StoredGrant, StoredMember};
 use crate::handoff::{Handed, State};
 use crate::membership::{Authority, Life, Membership};
 use crate::planner::{self, Planner, Slot};
+use crate::quarantine::{self, Quarantine};
 use crate::rebalance::{News, Rebalances};
 use crate::table::{Entry, Seed, Table};
 
+pub use crate::quarantine::Step;
 pub use sessions::Conn;
 pub use view::{Explanation, WorkerView, reason};
 
@@ -47,6 +49,11 @@ pub struct Config {
     pub max_moves_per_worker: usize,
     /// How long a worker that declined an appliance is not asked again, in milliseconds.
     pub decline_backoff_ms: u64,
+    /// Workers that may die during an announced step of one appliance before nobody is granted it any more. Fewer spare
+    /// workers, more are fairer to an appliance that was struck by chance.
+    pub quarantine_strikes: u32,
+    /// How long one worker has to hold an appliance whose former owner died for it to count as innocent, in milliseconds.
+    pub suspect_probation_ms: u64,
     /// Who ends leases.
     pub authority: Authority,
 }
@@ -60,6 +67,8 @@ impl Default for Config {
             max_moves_in_flight: 512,
             max_moves_per_worker: 128,
             decline_backoff_ms: 5_000,
+            quarantine_strikes: 3,
+            suspect_probation_ms: 60_000,
             authority: Authority::Embedded,
         }
     }
@@ -80,6 +89,9 @@ impl Config {
             if value == 0 {
                 return Err(format!("{field} must be at least 1"));
             }
+        }
+        if self.quarantine_strikes == 0 {
+            return Err("quarantine_strikes must be at least 1".to_owned());
         }
         Ok(())
     }
@@ -165,6 +177,10 @@ pub struct Answers {
     pub released: Vec<Said>,
     /// What it removed to the last trace.
     pub gone: Vec<(ApplianceId, Token)>,
+    /// Steps of suspects it wants to begin.
+    pub begun: Vec<Step>,
+    /// Steps of suspects that have ended, or will not be begun.
+    pub ended: Vec<Step>,
 }
 
 /// A fact.
@@ -216,6 +232,8 @@ pub enum Tell {
         token: Token,
         /// What the last owner handed in.
         handed: Handed,
+        /// Its steps are to be announced (see [`crate::quarantine`]).
+        suspect: bool,
     },
     /// It shall be given up.
     Release(ApplianceId, Token),
@@ -254,6 +272,8 @@ pub enum Down {
     },
     /// Releases and removals that the store has.
     Confirm(Vec<(ApplianceId, Token)>),
+    /// Announced steps that may begin.
+    Clear(Vec<Step>),
 }
 
 /// Why a stream is ended.
@@ -303,6 +323,8 @@ pub enum Action {
     WorkerChanged(WorkerId),
     /// News of a rebalance.
     Rebalance(News),
+    /// So many workers died while a step of this appliance ran; nobody is granted it any more.
+    Quarantined(ApplianceId, u32),
     /// Somebody holds, or says, what contradicts the table. To be logged and counted.
     Violation(String),
     /// A higher term was met: begin a new one above it. Nothing this machine does counts any more.
@@ -380,6 +402,9 @@ pub struct Machine {
     removing: BTreeSet<Life>,
     /// When they are removed in a commit of their own.
     remove_at: Option<Timestamp>,
+    quarantine: Quarantine,
+    /// Announced steps to be confirmed to each stream in this step.
+    clear: BTreeMap<Conn, Vec<Step>>,
     rebalances: Rebalances,
     placement: placement::Due,
     in_flight: placement::InFlight,
@@ -417,6 +442,11 @@ impl Machine {
             retries: BTreeSet::new(),
             removing: BTreeSet::new(),
             remove_at: None,
+            quarantine: Quarantine::new(quarantine::Config {
+                strikes: config.quarantine_strikes,
+                probation: Duration::from_millis(config.suspect_probation_ms),
+            }),
+            clear: BTreeMap::new(),
             rebalances: Rebalances::new(term),
             placement: placement::Due::at_start(now, Duration::from_millis(config.reconnect_grace_ms), awaited),
             in_flight: placement::InFlight::default(),
@@ -516,8 +546,9 @@ impl Machine {
 
     fn tick(&mut self, now: Timestamp) {
         for life in self.membership.take_gone(now) {
-            self.gone(now, &life);
+            self.gone(now, &life, false);
         }
+        self.quarantine.tick(now);
         while let Some(&(at, slot)) = self.retries.first()
             && at <= now
         {
@@ -550,6 +581,11 @@ impl Machine {
         for (conn, released) in std::mem::take(&mut self.confirm) {
             for part in released.chunks(crate::outbox::MAX_ENTRIES) {
                 self.actions.push(Action::Send(conn, Down::Confirm(part.to_vec())));
+            }
+        }
+        for (conn, steps) in std::mem::take(&mut self.clear) {
+            for part in steps.chunks(crate::outbox::MAX_ENTRIES) {
+                self.actions.push(Action::Send(conn, Down::Clear(part.to_vec())));
             }
         }
         self.flush_outboxes();

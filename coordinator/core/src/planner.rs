@@ -132,6 +132,8 @@ pub enum Unplaced {
     Declined,
     /// Strategy `ring`: the owner the ring names cannot take it.
     RingOwnerCannot(WorkerId),
+    /// So many workers died while a step of it ran. The planner never says this, for it is not asked.
+    Quarantined(u32),
 }
 
 /// One appliance to be taken to another member.

@@ -31,6 +31,10 @@ impl fmt::Display for Unplaced {
             Self::NotConnected => f.write_str("the workers that could take it have no session with the leader"),
             Self::AllDraining => f.write_str("the workers that could take it drain"),
             Self::Declined => f.write_str("the workers that could take it declined it recently"),
+            Self::Quarantined(deaths) => write!(
+                f,
+                "quarantined: {deaths} workers died while a step of it ran; update or rebuild it to try again"
+            ),
             Self::RingOwnerCannot(worker) => write!(f, "the ring names {worker}, which cannot take it"),
         }
     }

@@ -8,7 +8,7 @@ use common::appliance::Driver;
 use common::runtime::telemetry;
 use coordinator_core::grants::Profile;
 use coordinator_core::handoff::Handed;
-use coordinator_core::machine::{self, Answers, Down, Hello, Said, Tell};
+use coordinator_core::machine::{self, Answers, Down, Hello, Said, Step, Tell};
 use coordinator_core::outbox::MAX_ENTRIES;
 use coordinator_core::planner;
 use proto::convert::{DesiredParts, Envelope, down, up};
@@ -54,7 +54,13 @@ pub(super) fn answers(ack: up::Ack) -> Answers {
         declined: ack.declined.into_iter().map(|d| (d.appliance, d.token)).collect(),
         released: ack.released.into_iter().map(said).collect(),
         gone: ack.gone,
+        begun: ack.begun.into_iter().map(step).collect(),
+        ended: ack.ended.into_iter().map(step).collect(),
     }
+}
+
+const fn step(step: proto::convert::Step) -> Step {
+    Step { appliance: step.appliance, token: step.token, number: step.number }
 }
 
 /// A message of the machine as those of the wire: a long welcome takes several.
@@ -78,7 +84,14 @@ pub(super) fn down(
                 .collect()
         }
         Down::BeatAck(number) => one(down::Down::BeatAck(number)),
-        Down::Confirm(list) => one(down::Down::Confirm(list)),
+        Down::Confirm(released) => {
+            one(down::Down::Confirm(down::Confirm { released, ..down::Confirm::default() }))
+        }
+        Down::Clear(steps) => {
+            let wire = |s: Step| proto::convert::Step { appliance: s.appliance, token: s.token, number: s.number };
+            let begun = steps.into_iter().map(wire).collect();
+            one(down::Down::Confirm(down::Confirm { begun, ..down::Confirm::default() }))
+        }
         Down::Delta { base, target, rebalance: _, tell } => {
             let traceparent = span.map(telemetry::traceparent).unwrap_or_default();
             let mut delta = down::Delta { base, target, traceparent, ..down::Delta::default() };
@@ -98,10 +111,10 @@ fn add(delta: &mut down::Delta, tell: Tell, record: &impl Fn(ApplianceId) -> Opt
             }
         }
         // What has no record is gone; the machine hears of it in its own time.
-        Tell::Grant { appliance, token, handed } => {
+        Tell::Grant { appliance, token, handed, suspect } => {
             if let Some(record) = record(appliance) {
                 let Handed { progress, hold } = handed;
-                delta.grant.push(down::Grant { appliance, token, desired: desired(&record), progress, hold });
+                delta.grant.push(down::Grant { appliance, token, desired: desired(&record), progress, hold, suspect });
             }
         }
         Tell::Release(appliance, token) => delta.release.push((appliance, token)),

@@ -8,8 +8,8 @@ use common::{ApplianceId, Generation, Token};
 
 use super::scalar::clip;
 use super::worker::{
-    At, DesiredParts, Envelope, Reader, WireError, desired_to_wire, envelope_to_wire, granted_to_wire, id_to_wire,
-    progress_to_wire, token_to_wire, wait_to_wire,
+    At, DesiredParts, Envelope, Reader, Step, WireError, desired_to_wire, envelope_to_wire, granted_to_wire, id_to_wire,
+    progress_to_wire, steps_to_wire, token_to_wire, wait_to_wire,
 };
 use crate::worker::v1 as wire;
 
@@ -25,8 +25,8 @@ pub enum Down {
     BeatAck(u64),
     /// A change of what the worker holds.
     Delta(Delta),
-    /// Releases and removals that the store has.
-    Confirm(Vec<(ApplianceId, Token)>),
+    /// What the worker need not say again, and what it may begin.
+    Confirm(Confirm),
     /// The stream ends.
     Refused(Refused),
 }
@@ -40,6 +40,15 @@ pub struct Welcome {
     pub more: bool,
     /// How long the lease lasts after a heartbeat that was answered.
     pub lease: Duration,
+}
+
+/// Answers to what a worker said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Confirm {
+    /// Releases and removals that the store has.
+    pub released: Vec<(ApplianceId, Token)>,
+    /// Announced steps that may begin.
+    pub begun: Vec<Step>,
 }
 
 /// A change of what a worker holds.
@@ -76,6 +85,8 @@ pub struct Grant {
     pub progress: Progress,
     /// Remaining time before calls that no token fences may start.
     pub hold: Duration,
+    /// Its steps are to be announced: a former owner died while it held this.
+    pub suspect: bool,
 }
 
 /// A held appliance shall be something else.
@@ -160,8 +171,11 @@ pub fn down_from_wire(wire: wire::CoordinatorMessage) -> Result<(Envelope, Down)
         Body::BeatAck(ack) => Down::BeatAck(ack.number),
         Body::Delta(delta) => Down::Delta(read_delta(reader, delta)?),
         Body::Confirm(confirm) => {
-            reader.bounded(confirm.released.len())?;
-            Down::Confirm(reader.granted("released", confirm.released)?)
+            reader.bounded(confirm.released.len() + confirm.begun.len())?;
+            Down::Confirm(Confirm {
+                released: reader.granted("released", confirm.released)?,
+                begun: reader.steps("begun", confirm.begun)?,
+            })
         }
         Body::Refused(refused) => Down::Refused(Refused {
             reason: reason_from_wire(refused.reason()),
@@ -191,6 +205,7 @@ fn read_delta(reader: Reader, wire: wire::Delta) -> Result<Delta, WireError> {
             desired: reader.desired(&at, g.desired)?,
             progress: reader.progress(&at, g.progress)?,
             hold: reader.wait(at.field("hold"), g.hold)?,
+            suspect: g.suspect,
         })
     });
     let update = wire.update.into_iter().enumerate().map(|(i, u)| {
@@ -234,7 +249,10 @@ pub fn down_to_wire(envelope: &Envelope, down: Down) -> wire::CoordinatorMessage
         }),
         Down::BeatAck(number) => Body::BeatAck(wire::BeatAck { number }),
         Down::Delta(delta) => Body::Delta(delta_to_wire(delta)),
-        Down::Confirm(released) => Body::Confirm(wire::Confirm { released: granted_to_wire(released) }),
+        Down::Confirm(confirm) => Body::Confirm(wire::Confirm {
+            released: granted_to_wire(confirm.released),
+            begun: steps_to_wire(confirm.begun),
+        }),
         Down::Refused(refused) => Body::Refused(wire::Refused {
             reason: reason_to_wire(refused.reason).into(),
             detail: refused.detail,
@@ -255,6 +273,7 @@ fn delta_to_wire(delta: Delta) -> wire::Delta {
         desired: Some(desired_to_wire(&g.desired)),
         progress: progress_to_wire(g.progress),
         hold: wait_to_wire(g.hold),
+        suspect: g.suspect,
     };
     let update = |u: Update| wire::Update {
         appliance: id_to_wire(u.appliance),

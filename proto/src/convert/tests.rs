@@ -66,6 +66,11 @@ fn grips() -> impl Strategy<Value = Vec<(ApplianceId, Token)>> {
     prop::collection::vec(grip(), 0..4)
 }
 
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let one = (grip(), any::<u64>()).prop_map(|((appliance, token), number)| Step { appliance, token, number });
+    prop::collection::vec(one, 0..4)
+}
+
 fn progress() -> impl Strategy<Value = Progress> {
     let entry = ("[a-z ]{0,9}", "[a-z]{0,9}").prop_map(|(step, request_id)| JournalEntry { step, request_id });
     (any::<[u32; 2]>(), prop::collection::vec(any::<u32>(), 0..5), duration(0..=60_000), any::<bool>(), {
@@ -151,9 +156,10 @@ fn up() -> impl Strategy<Value = Up> {
     );
     let declined =
         (grip(), "[ -~]{0,9}").prop_map(|((appliance, token), reason)| up::Declined { appliance, token, reason });
-    let ack = (any::<u64>(), grips(), prop::collection::vec(declined, 0..3), releases(), grips()).prop_map(
-        |(applied, granted, declined, released, gone)| Up::Ack(Ack { applied, granted, declined, released, gone }),
-    );
+    let ack = (any::<u64>(), grips(), prop::collection::vec(declined, 0..3), releases(), grips(), [steps(), steps()])
+        .prop_map(|(applied, granted, declined, released, gone, [begun, ended])| {
+            Up::Ack(Ack { applied, granted, declined, released, gone, begun, ended })
+        });
     let report = (grip(), status(), any::<u64>()).prop_map(|((appliance, token), status, checked)| up::Report {
         appliance,
         token,
@@ -184,8 +190,15 @@ fn desired() -> impl Strategy<Value = DesiredParts> {
 }
 
 fn down() -> impl Strategy<Value = Down> {
-    let grant = (grip(), desired(), progress(), duration(0..=99_000)).prop_map(
-        |((appliance, token), desired, progress, hold)| down::Grant { appliance, token, desired, progress, hold },
+    let grant = (grip(), desired(), progress(), duration(0..=99_000), any::<bool>()).prop_map(
+        |((appliance, token), desired, progress, hold, suspect)| down::Grant {
+            appliance,
+            token,
+            desired,
+            progress,
+            hold,
+            suspect,
+        },
     );
     let update =
         (grip(), desired()).prop_map(|((appliance, token), desired)| down::Update { appliance, token, desired });
@@ -212,7 +225,7 @@ fn down() -> impl Strategy<Value = Down> {
         })),
         any::<u64>().prop_map(Down::BeatAck),
         delta,
-        grips().prop_map(Down::Confirm),
+        (grips(), steps()).prop_map(|(released, begun)| Down::Confirm(down::Confirm { released, begun })),
         Just(Down::Refused(down::Refused {
             reason: down::RefusedReason::NameTaken,
             detail: "w1 lives".into(),

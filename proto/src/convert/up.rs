@@ -9,8 +9,8 @@ use common::{ApplianceId, Generation, Term, Token, WorkerId};
 use super::admin::{status_from_wire, status_to_wire};
 use super::scalar::clip;
 use super::worker::{
-    At, Envelope, Profile, Reader, WireError, envelope_to_wire, granted_to_wire, id_to_wire, profile_to_wire,
-    progress_to_wire, token_to_wire, wait_to_wire,
+    At, Envelope, Profile, Reader, Step, WireError, envelope_to_wire, granted_to_wire, id_to_wire, profile_to_wire,
+    progress_to_wire, steps_to_wire, token_to_wire, wait_to_wire,
 };
 use crate::worker::v1 as wire;
 
@@ -100,6 +100,10 @@ pub struct Ack {
     pub released: Vec<Release>,
     /// Grants whose appliance was removed to the last trace.
     pub gone: Vec<(ApplianceId, Token)>,
+    /// Steps of suspects that are to begin.
+    pub begun: Vec<Step>,
+    /// Announced steps that have ended, or will not be begun.
+    pub ended: Vec<Step>,
 }
 
 /// State of one appliance.
@@ -183,7 +187,8 @@ fn read_releases(reader: Reader, wire: Vec<wire::Release>) -> Result<Vec<Release
 }
 
 fn read_ack(reader: Reader, wire: wire::Ack) -> Result<Ack, WireError> {
-    reader.bounded(wire.granted.len() + wire.declined.len() + wire.released.len() + wire.gone.len())?;
+    let answers = wire.granted.len() + wire.declined.len() + wire.released.len() + wire.gone.len();
+    reader.bounded(answers + wire.begun.len() + wire.ended.len())?;
     let declined = wire.declined.into_iter().enumerate().map(|(i, d)| {
         let at = At("declined", i);
         Ok(Declined {
@@ -198,6 +203,8 @@ fn read_ack(reader: Reader, wire: wire::Ack) -> Result<Ack, WireError> {
         declined: declined.collect::<Result<_, _>>()?,
         released: read_releases(reader, wire.released)?,
         gone: reader.granted("gone", wire.gone)?,
+        begun: reader.steps("begun", wire.begun)?,
+        ended: reader.steps("ended", wire.ended)?,
     })
 }
 
@@ -235,6 +242,8 @@ pub fn up_to_wire(envelope: &Envelope, up: Up) -> wire::WorkerMessage {
             declined: ack.declined.into_iter().map(declined_to_wire).collect(),
             released: ack.released.into_iter().map(release_to_wire).collect(),
             gone: granted_to_wire(ack.gone),
+            begun: steps_to_wire(ack.begun),
+            ended: steps_to_wire(ack.ended),
         }),
         Up::Report(reports) => {
             Body::Report(wire::Report { appliances: reports.into_iter().map(report_to_wire).collect() })

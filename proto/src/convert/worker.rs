@@ -49,6 +49,17 @@ pub struct Envelope {
     pub stream: StreamNumber,
 }
 
+/// A step of a suspect appliance that changes the world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The appliance it changes.
+    pub appliance: ApplianceId,
+    /// Token of the grant it is done under.
+    pub token: Token,
+    /// Grows with every step of a worker.
+    pub number: u64,
+}
+
 /// What a worker publishes about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Profile {
@@ -154,6 +165,15 @@ impl Reader {
         Ok(text)
     }
 
+    pub(super) fn steps(self, field: &str, wire: Vec<wire::Step>) -> Result<Vec<Step>, WireError> {
+        let one = |(i, s): (usize, wire::Step)| {
+            let at = At(field, i);
+            let (appliance, token) = (self.appliance(&at, &s.appliance)?, self.token(&at, s.token)?);
+            Ok(Step { appliance, token, number: s.number })
+        };
+        wire.into_iter().enumerate().map(one).collect()
+    }
+
     pub(super) fn progress(self, at: &At<'_>, wire: Option<wire::Progress>) -> Result<Progress, WireError> {
         let Some(wire) = wire else { return Ok(Progress::default()) };
         let entries = wire.attempts.len().max(wire.journal.len());
@@ -253,6 +273,12 @@ pub(super) fn granted_to_wire(granted: Vec<(ApplianceId, Token)>) -> Vec<wire::G
 }
 
 /// A remaining time; none is left out.
+pub(super) fn steps_to_wire(steps: Vec<Step>) -> Vec<wire::Step> {
+    let one =
+        |s: Step| wire::Step { appliance: id_to_wire(s.appliance), token: Some(token_to_wire(s.token)), number: s.number };
+    steps.into_iter().map(one).collect()
+}
+
 pub(super) fn wait_to_wire(wait: Duration) -> Option<prost_types::Duration> {
     (!wait.is_zero()).then(|| duration_to_wire(wait))
 }

@@ -242,7 +242,8 @@ impl World {
             }
             Action::Violation(text) => self.fail(format!("the machine reports a violation: {text}")),
             Action::RaiseTerm(term) => self.fail(format!("the machine wants a term above {term}")),
-            Action::Assigned(_) | Action::WorkerChanged(_) => {}
+            // For readers only.
+            _ => {}
         }
     }
 
@@ -270,6 +271,8 @@ impl World {
                 });
                 Down::Delta { base, target, tells }
             }
+            // Workers here announce no steps, so there is nothing to clear.
+            _ => return,
         };
         if !matches!(message, Down::BeatAck(_)) {
             self.note(|| format!("leader -> s{stream} {message:?}"));
@@ -295,10 +298,10 @@ fn content(catalog: &BTreeMap<ApplianceId, Record>, tell: machine::Tell) -> Opti
     };
     Some(match tell {
         machine::Tell::Prepare(id) => Tell::Prepare(id),
-        machine::Tell::Grant { appliance, token, handed } => {
+        machine::Tell::Grant { appliance, token, handed, suspect } => {
             let (generation, desired) = desired(&appliance)?;
             let handed = holdings::Handed { progress: handed.progress, hold: handed.hold };
-            Tell::Grant { appliance, token, generation, desired, handed }
+            Tell::Grant { appliance, token, generation, desired, handed, suspect }
         }
         machine::Tell::Release(id, token) => Tell::Release(id, token),
         machine::Tell::Update(appliance, token) => {

@@ -506,7 +506,7 @@ impl World {
     fn apply(&mut self, place: usize, effects: Vec<Effect<Desired>>) {
         for effect in effects {
             match effect {
-                Effect::Take { appliance, token, desired, handed } => {
+                Effect::Take { appliance, token, desired, handed, .. } => {
                     self.take_grant(place, appliance, token, desired, handed);
                 }
                 Effect::Decline(id, token) => self.say(place, |a| a.declined.push((id, token))),

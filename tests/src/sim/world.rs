@@ -133,6 +133,7 @@ impl World {
             max_moves_per_worker: [1, 2, 128][rng.index(3)],
             decline_backoff_ms: [500, 5_000][rng.index(2)],
             authority: Authority::Embedded,
+            ..machine::Config::default()
         };
         let settings = Settings {
             machine,

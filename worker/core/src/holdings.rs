@@ -59,6 +59,8 @@ pub enum Tell<D> {
         desired: D,
         /// What the last owner handed in.
         handed: Handed,
+        /// A former owner died while it held this: steps are to be announced.
+        suspect: bool,
     },
     /// It shall be given up.
     Release(ApplianceId, Token),
@@ -90,6 +92,8 @@ pub enum Effect<D> {
         desired: D,
         /// What the last owner handed in.
         handed: Handed,
+        /// Steps are to be announced.
+        suspect: bool,
     },
     /// Say that the offer is refused.
     Decline(ApplianceId, Token),
@@ -235,7 +239,7 @@ impl Holdings {
     fn tell<D>(&mut self, tell: Tell<D>) -> Option<Effect<D>> {
         match tell {
             Tell::Prepare(_) => None,
-            Tell::Grant { appliance, token, generation, desired, handed } => {
+            Tell::Grant { appliance, token, generation, desired, handed, suspect } => {
                 let newest = self.seen.get(&appliance).copied();
                 if newest.is_some_and(|seen| token <= seen) {
                     // Of a token that was in force here before: acting on it again could meet its successor.
@@ -247,7 +251,7 @@ impl Holdings {
                 }
                 self.seen.insert(appliance, token);
                 self.held.insert(appliance, Holding { token, generation, releasing: false });
-                Some(Effect::Take { appliance, token, desired, handed })
+                Some(Effect::Take { appliance, token, desired, handed, suspect })
             }
             Tell::Release(appliance, token) => match self.held.get_mut(&appliance) {
                 Some(holding) if holding.token == token => {
@@ -386,6 +390,7 @@ mod tests {
             generation: Generation::new(1),
             desired: (),
             handed: Handed::default(),
+            suspect: false,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use common::{Timestamp, Token};
 use tokio::task::AbortHandle;
-use worker_core::lifecycle::{Event, Lifecycle};
+use worker_core::lifecycle::{Event, Lifecycle, Step};
 
 /// Where the step of a machine is.
 #[derive(Debug)]
@@ -11,6 +11,8 @@ pub(super) enum Stage {
     Idle,
     /// The machine began one, and it waits for room.
     Queued,
+    /// It was announced, and waits until then for the word that it may begin.
+    Announced(Timestamp),
     /// It runs.
     Running(AbortHandle),
     /// The machine was not started yet: a step of a former grant still runs. Keeps what came in meanwhile, the newest of
@@ -26,6 +28,10 @@ pub(super) struct Entry {
     pub(super) hold_until: Timestamp,
     /// The far side knows our token.
     pub(super) claimed: bool,
+    /// Its steps are announced before they begin.
+    pub(super) suspect: bool,
+    /// Number of the step that was announced and is not over.
+    pub(super) announced: Option<u64>,
     /// Trace context of what brought it here; taken by the first look.
     pub(super) traceparent: Option<Box<str>>,
     /// Number of the newest step, over all appliances.
@@ -46,13 +52,23 @@ impl Entry {
 
     /// The number of a step that runs and must be let end before another owner of this appliance begins.
     pub(super) fn unfinished(&self) -> Option<u64> {
-        let changes = self.lifecycle.running().is_some_and(|step| step.changes_the_world());
-        (changes && matches!(self.stage, Stage::Running(_))).then_some(self.serial)
+        (self.is_changing() && matches!(self.stage, Stage::Running(_))).then_some(self.serial)
     }
 
     /// Whether a release waits for a step that was never started.
     pub(super) const fn is_leaving_unstarted(&self) -> bool {
-        self.lifecycle.is_leaving() && matches!(self.stage, Stage::Queued)
+        self.lifecycle.is_leaving() && matches!(self.stage, Stage::Queued | Stage::Announced(_))
+    }
+
+    /// Whether a step that changes the world is under way, from its queue to its end.
+    pub(super) fn is_changing(&self) -> bool {
+        self.lifecycle.running().is_some_and(Step::changes_the_world)
+    }
+
+    /// Takes the number of the announced step once that is over.
+    pub(super) fn take_done(&mut self) -> Option<u64> {
+        let over = self.announced.is_some_and(|number| number != self.serial || !self.is_changing());
+        if over { self.announced.take() } else { None }
     }
 
     /// Keeps an event for when the machine may start.

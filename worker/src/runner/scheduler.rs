@@ -1,22 +1,20 @@
 //! The task that owns every machine: commands, ends of steps and wake-ups go in; steps are started and news sent.
 //!
 //! Invariants: an appliance has at most one running step that changes the world, also over a change of grant or
-//! incarnation (`former`); a step starts only from the queue, and only while there is room; nothing here waits for the
-//! receiver of events.
+//! incarnation (`former`); a step starts only from the queue, and only while there is room; one of a suspect that changes
+//! the world starts only after the leader's word (`announced`); nothing here waits for the receiver of events.
 
 use std::collections::hash_map::Entry as MapEntry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
-use common::status::Progress;
 use common::{ApplianceId, Timestamp, Token};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
-use worker_core::desired::Desired;
 use worker_core::lifecycle::{End, Event as Fact, Lifecycle, Outcome, Output, Step};
 use worker_core::report::{Entry as Report, Reports};
 
+use super::announced::{Announced, PATIENCE};
 use super::entry::{Entry, Stage};
 use super::steps::{Done, Task, fenced};
 use super::timers::Timers;
@@ -38,6 +36,7 @@ pub(super) struct Scheduler {
     /// Steps of grants that are over, by their appliance: its next machine starts when they have ended.
     former: HashMap<ApplianceId, u64>,
     timers: Timers,
+    announced: Announced,
     /// Steps that wait for room.
     queued_looks: VecDeque<(ApplianceId, u64)>,
     queued_changes: VecDeque<(ApplianceId, u64)>,
@@ -59,6 +58,7 @@ impl Scheduler {
             entries: HashMap::new(),
             former: HashMap::new(),
             timers: Timers::default(),
+            announced: Announced::default(),
             queued_looks: VecDeque::new(),
             queued_changes: VecDeque::new(),
             looks: JoinSet::new(),
@@ -72,7 +72,7 @@ impl Scheduler {
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>, events: mpsc::Sender<Event>) {
         loop {
             self.start_queued();
-            let next = self.timers.next();
+            let next = self.timers.next().into_iter().chain(self.announced.next()).min();
             let news = !self.outbox.is_empty() || !self.reports.is_empty();
             tokio::select! {
                 command = commands.recv() => match command {
@@ -132,9 +132,23 @@ impl Scheduler {
     fn command(&mut self, command: Command) {
         match command {
             Command::Begin { gate } => self.begin(gate),
-            Command::Take { appliance, token, desired, progress, hold, traceparent } => {
-                self.take(appliance, token, desired, progress, hold, &traceparent);
+            Command::Take { appliance, token, desired, progress, hold, suspect, traceparent } => {
+                let now = self.now();
+                let entry = Entry {
+                    lifecycle: Lifecycle::new(appliance, desired, progress, now, &self.config.lifecycle),
+                    token,
+                    hold_until: now + hold,
+                    claimed: false,
+                    suspect,
+                    announced: None,
+                    traceparent: (!traceparent.is_empty()).then(|| traceparent.into()),
+                    serial: 0,
+                    stage: Stage::Idle,
+                    wake: None,
+                };
+                self.take(appliance, entry);
             }
+            Command::Clear { appliance, token, number } => self.clear(appliance, token, number),
             Command::Update { appliance, token, desired } => self.tell(appliance, token, Fact::Change(desired)),
             Command::Release { appliance, token } => self.tell(appliance, token, Fact::Release),
             Command::Check { appliance, token, number } => self.tell(appliance, token, Fact::Check(number)),
@@ -147,6 +161,9 @@ impl Scheduler {
         for (appliance, entry) in &self.entries {
             if !matches!(entry.stage, Stage::Blocked(_)) {
                 self.reports.push(*appliance, entry.token, entry.lifecycle.status(), 0);
+            }
+            if let Some(number) = entry.announced {
+                self.outbox.push_back(Event::Begins { appliance: *appliance, token: entry.token, number });
             }
         }
     }
@@ -168,20 +185,13 @@ impl Scheduler {
         self.queued_looks.clear();
         self.queued_changes.clear();
         self.timers.clear();
+        self.announced.clear();
         self.outbox.clear();
         self.reports.clear();
     }
 
-    fn take(
-        &mut self,
-        appliance: ApplianceId,
-        token: Token,
-        desired: Arc<Desired>,
-        progress: Progress,
-        hold: Duration,
-        traceparent: &str,
-    ) {
-        if self.gate.is_none() || self.entries.get(&appliance).is_some_and(|held| held.token >= token) {
+    fn take(&mut self, appliance: ApplianceId, mut entry: Entry) {
+        if self.gate.is_none() || self.entries.get(&appliance).is_some_and(|held| held.token >= entry.token) {
             return;
         }
         if let Some(mut old) = self.entries.remove(&appliance) {
@@ -192,18 +202,10 @@ impl Scheduler {
                 None => old.drop_step(),
             }
         }
-        let now = self.now();
         let blocked = self.former.contains_key(&appliance);
-        let entry = Entry {
-            lifecycle: Lifecycle::new(appliance, desired, progress, now, &self.config.lifecycle),
-            token,
-            hold_until: now + hold,
-            claimed: false,
-            traceparent: (!traceparent.is_empty()).then(|| traceparent.into()),
-            serial: 0,
-            stage: if blocked { Stage::Blocked(vec![Fact::Tick]) } else { Stage::Idle },
-            wake: None,
-        };
+        if blocked {
+            entry.stage = Stage::Blocked(vec![Fact::Tick]);
+        }
         self.entries.insert(appliance, Box::new(entry));
         if !blocked {
             self.drive(appliance, Fact::Tick);
@@ -214,7 +216,7 @@ impl Scheduler {
         match self.entries.get_mut(&appliance) {
             Some(entry) if entry.token == token => match &mut entry.stage {
                 Stage::Blocked(waiting) => Entry::keep(waiting, fact),
-                Stage::Idle | Stage::Queued | Stage::Running(_) => self.drive(appliance, fact),
+                Stage::Idle | Stage::Queued | Stage::Announced(_) | Stage::Running(_) => self.drive(appliance, fact),
             },
             _ => tracing::debug!(%appliance, %token, "command for a grant that is not held"),
         }
@@ -274,6 +276,15 @@ impl Scheduler {
                 self.drive(appliance, Fact::Tick);
             }
         }
+        while let Some((until, number, appliance)) = self.announced.pop_due(now) {
+            if let Some(entry) = self.entries.get_mut(&appliance)
+                && entry.serial == number
+                && matches!(entry.stage, Stage::Announced(at) if at == until)
+            {
+                entry.stage = Stage::Idle;
+                self.drive(appliance, Fact::Ended(Outcome::Fenced { retry_after: None }));
+            }
+        }
     }
 
     // --------------------------------------------------------------------------------------------------- machines
@@ -301,7 +312,13 @@ impl Scheduler {
                     self.timers.set(at, appliance);
                 }
             }
+            if let Some(number) = entry.take_done() {
+                self.outbox.push_back(Event::Done { appliance, token: entry.token, number });
+            }
             if output.action.is_none() && output.end.is_none() && entry.is_leaving_unstarted() {
+                if let Stage::Announced(until) = entry.stage {
+                    self.announced.remove(&(until, entry.serial, appliance));
+                }
                 // It waits for a step that has not begun, so nothing has to be waited for.
                 entry.stage = Stage::Idle;
                 next = Some(Fact::Ended(Outcome::Fenced { retry_after: None }));
@@ -345,7 +362,7 @@ impl Scheduler {
             let Some((appliance, serial)) = self.queued_looks.pop_front() else { break };
             self.start(appliance, serial);
         }
-        while self.changes.len() < self.config.steps_in_flight.get() {
+        while self.changes.len() + self.announced.len() < self.config.steps_in_flight.get() {
             let Some((appliance, serial)) = self.queued_changes.pop_front() else { break };
             self.start(appliance, serial);
         }
@@ -355,7 +372,38 @@ impl Scheduler {
         let now = self.now();
         let Some(gate) = &self.gate else { return };
         let Some(entry) = self.entries.get_mut(&appliance).filter(|entry| entry.serial == serial) else { return };
-        let (Stage::Queued, Some(step)) = (&entry.stage, entry.lifecycle.running()) else { return };
+        if !matches!(entry.stage, Stage::Queued) {
+            return;
+        }
+        // Nothing is announced that could not begin now.
+        if entry.suspect && entry.is_changing() && gate.pass(appliance, entry.token).is_ok() {
+            let until = now + PATIENCE;
+            entry.stage = Stage::Announced(until);
+            entry.announced = Some(serial);
+            self.announced.insert((until, serial, appliance));
+            self.outbox.push_back(Event::Begins { appliance, token: entry.token, number: serial });
+            return;
+        }
+        self.launch(appliance);
+    }
+
+    /// The leader knows of an announced step: it may begin.
+    fn clear(&mut self, appliance: ApplianceId, token: Token, number: u64) {
+        let Some(entry) = self.entries.get(&appliance) else { return };
+        let Stage::Announced(until) = entry.stage else { return };
+        if (entry.token, entry.serial) == (token, number) {
+            self.announced.remove(&(until, number, appliance));
+            self.launch(appliance);
+        }
+    }
+
+    /// Starts the step of a machine, for which there is room and nothing else to wait for.
+    fn launch(&mut self, appliance: ApplianceId) {
+        let now = self.now();
+        let Some(gate) = &self.gate else { return };
+        let Some(entry) = self.entries.get_mut(&appliance) else { return };
+        let Some(step) = entry.lifecycle.running() else { return };
+        let serial = entry.serial;
         let desired = Arc::clone(entry.lifecycle.desired());
         let Some(driver) = self.drivers.driver(&desired.driver).map(Arc::clone) else {
             entry.stage = Stage::Idle;

@@ -15,6 +15,8 @@ use super::*;
 use crate::drivers::{Error, Fencing, Wanted};
 use crate::gate::Permit;
 
+mod suspects;
+
 const HOUR: Duration = Duration::from_secs(3_600);
 
 fn id(n: u128) -> ApplianceId {
@@ -204,7 +206,11 @@ impl Kind for Speaker {
         // The name carries the id, because a probe is not told it.
         let n: u128 = desired.name.as_str().trim_start_matches("web").parse().unwrap_or(1);
         self.0.probes.lock().expect("no panic").push((self.0.start.elapsed(), id(n)));
-        if self.0.foreign.load(Ordering::Relaxed) || self.0.find(id(n)).contains(instance) { Ok(()) } else { Err(Error::Failed("connection refused".into())) }
+        if self.0.foreign.load(Ordering::Relaxed) || self.0.find(id(n)).contains(instance) {
+            Ok(())
+        } else {
+            Err(Error::Failed("connection refused".into()))
+        }
     }
 }
 
@@ -260,9 +266,45 @@ impl Bench {
     async fn take_with(&self, n: u128, sequence: u64, desired: Arc<Desired>, progress: Progress) {
         let (appliance, token) = (id(n), token(sequence));
         self.gate.admit(appliance, token, Timestamp::ZERO);
-        let take =
-            Command::Take { appliance, token, desired, progress, hold: Duration::ZERO, traceparent: String::new() };
+        self.handle.send(Self::grant(appliance, token, desired, progress)).await.expect("it runs");
+    }
+
+    fn grant(appliance: ApplianceId, token: Token, desired: Arc<Desired>, progress: Progress) -> Command {
+        let (hold, traceparent) = (Duration::ZERO, String::new());
+        Command::Take { appliance, token, desired, progress, hold, suspect: false, traceparent }
+    }
+
+    /// Takes an appliance whose former owner died.
+    async fn take_suspect(&self, n: u128, sequence: u64, desired: Arc<Desired>) {
+        let (appliance, token) = (id(n), token(sequence));
+        self.gate.admit(appliance, token, Timestamp::ZERO);
+        let mut take = Self::grant(appliance, token, desired, Progress::default());
+        if let Command::Take { suspect, .. } = &mut take {
+            *suspect = true;
+        }
         self.handle.send(take).await.expect("it runs");
+    }
+
+    /// The number of the next step that is announced.
+    async fn begins(&mut self) -> u64 {
+        loop {
+            if let Event::Begins { number, .. } = self.event().await {
+                return number;
+            }
+        }
+    }
+
+    async fn done(&mut self) -> u64 {
+        loop {
+            if let Event::Done { number, .. } = self.event().await {
+                return number;
+            }
+        }
+    }
+
+    async fn clear(&self, n: u128, sequence: u64, number: u64) {
+        let clear = Command::Clear { appliance: id(n), token: token(sequence), number };
+        self.handle.send(clear).await.expect("it runs");
     }
 
     async fn release(&self, n: u128, sequence: u64) {
@@ -483,6 +525,7 @@ async fn commands_of_an_old_token_change_nothing() {
         token: old,
         desired: desired(9, |d| d.deleting = true),
         progress: Progress::default(),
+        suspect: false,
         hold: Duration::ZERO,
         traceparent: String::new(),
     };

@@ -1,10 +1,10 @@
 //! What waits to be told to the leader, in bounded messages: answers first, then the newest status of each appliance.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use common::status::Status;
 use common::{ApplianceId, Token, WorkerId};
-use proto::convert::{Envelope, MAX_ENTRIES_PER_MESSAGE, Profile, up};
+use proto::convert::{Envelope, MAX_ENTRIES_PER_MESSAGE, Profile, Step, up};
 use proto::worker::v1::WorkerMessage;
 use worker_core::holdings::{Handed, Hello};
 use worker_core::report::Entry;
@@ -25,6 +25,10 @@ enum Answer {
 pub(super) struct Outgoing {
     /// One per grant that came, ended or was refused, so bounded by what is held.
     answers: VecDeque<Answer>,
+    /// Steps of suspects that are to begin, and announced ones that are over: the newest of each appliance, so bounded by
+    /// what is held also while there is no stream.
+    begins: BTreeMap<ApplianceId, Step>,
+    done: BTreeMap<ApplianceId, Step>,
     /// Version after the newest delta whose commands the runner took.
     version: u64,
     /// `version` was not told yet.
@@ -49,6 +53,17 @@ impl Outgoing {
         self.answers.push_back(Answer::Gone(appliance, token));
     }
 
+    pub(super) fn begins(&mut self, step: Step) {
+        self.begins.insert(step.appliance, step);
+    }
+
+    pub(super) fn done(&mut self, step: Step) {
+        if self.begins.get(&step.appliance).is_some_and(|begins| begins.number <= step.number) {
+            self.begins.remove(&step.appliance);
+        }
+        self.done.insert(step.appliance, step);
+    }
+
     pub(super) const fn applied(&mut self, version: u64) {
         self.version = version;
         self.applied = true;
@@ -57,6 +72,9 @@ impl Outgoing {
     /// A new stream begins: `Hello` says all that the answers of the old one said.
     pub(super) fn begin_stream(&mut self) {
         self.answers.clear();
+        // What runs and what waits is announced anew after the welcome.
+        self.begins.clear();
+        self.done.clear();
         self.version = 0;
         self.applied = false;
     }
@@ -65,27 +83,41 @@ impl Outgoing {
         self.reports.push(appliance, token, status, checked);
     }
 
-    /// Drops the status of an appliance that is not held any more.
+    /// Drops the status and the steps of an appliance that is not held any more.
     pub(super) fn forget(&mut self, appliance: ApplianceId) {
+        self.begins.remove(&appliance);
+        self.done.remove(&appliance);
         self.reports.remove(appliance);
     }
 
     pub(super) fn is_waiting(&self) -> bool {
-        self.applied || !self.answers.is_empty() || !self.reports.is_empty()
+        self.owes_an_answer() || !self.reports.is_empty()
+    }
+
+    fn owes_an_answer(&self) -> bool {
+        self.applied || !(self.answers.is_empty() && self.begins.is_empty() && self.done.is_empty())
     }
 
     /// The next message to say.
     pub(super) fn next(&mut self) -> Option<up::Up> {
-        if self.applied || !self.answers.is_empty() {
+        if self.owes_an_answer() {
             self.applied = false;
             let mut ack = up::Ack { applied: self.version, ..up::Ack::default() };
-            for answer in self.answers.drain(..self.answers.len().min(MAX_ENTRIES_PER_MESSAGE)) {
+            let answers = self.answers.len().min(MAX_ENTRIES_PER_MESSAGE);
+            let mut room = MAX_ENTRIES_PER_MESSAGE - answers;
+            for answer in self.answers.drain(..answers) {
                 match answer {
                     Answer::Granted(appliance, token) => ack.granted.push((appliance, token)),
                     Answer::Declined(declined) => ack.declined.push(declined),
                     Answer::Released(release) => ack.released.push(release),
                     Answer::Gone(appliance, token) => ack.gone.push((appliance, token)),
                 }
+            }
+            // What is over goes first, so that one message never names a later step before an earlier one is done.
+            ack.ended = take(&mut self.done, room);
+            room -= ack.ended.len();
+            if self.done.is_empty() {
+                ack.begun = take(&mut self.begins, room);
             }
             return Some(up::Up::Ack(ack));
         }
@@ -100,6 +132,10 @@ impl Outgoing {
             up::Up::Report(entries.into_iter().map(report).collect())
         })
     }
+}
+
+fn take(steps: &mut BTreeMap<ApplianceId, Step>, most: usize) -> Vec<Step> {
+    std::iter::from_fn(|| steps.pop_first()).take(most).map(|(_, step)| step).collect()
 }
 
 fn release(appliance: ApplianceId, token: Token, handed: Handed) -> up::Release {

@@ -1,5 +1,6 @@
 //! Carries hand-off transitions through: durable writes, what workers are told, what readers see.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use common::{Timestamp, Token, WorkerId};
@@ -9,7 +10,7 @@ use crate::grants::GrantOp;
 use crate::handoff::{self, Effect, Handed, Refused, State};
 use crate::membership::Life;
 use crate::outbox::Entry;
-use crate::planner::Slot;
+use crate::planner::{Slot, Unplaced};
 use crate::rebalance::News;
 
 impl Machine {
@@ -57,6 +58,7 @@ impl Machine {
             State::Unowned | State::Freeing(_) | State::Orphaned(_) | State::Removing(_) => None,
         };
         let (before, after) = (acting(&former), acting(&entry.state));
+        let mut unblocked = None;
         if before != after {
             if let Some(life) = before
                 && let Some(set) = self.granted.get_mut(&life)
@@ -65,6 +67,7 @@ impl Machine {
                 if set.is_empty() {
                     self.granted.remove(&life);
                 }
+                unblocked = self.quarantine.left(&life, id).map(|step| (life, step));
             }
             if let Some(life) = after {
                 self.granted.entry(life).or_default().insert(slot);
@@ -75,6 +78,9 @@ impl Machine {
                 *count -= 1;
             }
             *self.states.entry(entry.state.name()).or_default() += 1;
+        }
+        if let Some((life, step)) = unblocked {
+            self.clear_step(&life, step);
         }
         self.tell_planner(slot);
         self.actions.push(Action::Assigned(id));
@@ -91,8 +97,8 @@ impl Machine {
             // On its way: counted where it goes, so that no second appliance is sent to fill the same place.
             State::Releasing(g) | State::Freeing(g) => (Some(preferred.unwrap_or(&g.worker)), None),
         };
-        let intruded = self.intruders.contains_key(&slot);
-        let movable = !intruded && matches!(entry.state, State::Unowned | State::Orphaned(_) | State::Owned(_));
+        let barred = self.intruders.contains_key(&slot) || self.quarantine.quarantined(entry.id).is_some();
+        let movable = !barred && matches!(entry.state, State::Unowned | State::Orphaned(_) | State::Owned(_));
         self.planner.set_owner(slot, owner, former);
         self.planner.set_movable(slot, movable);
         if entry.state.wants_owner() {
@@ -130,7 +136,7 @@ impl Machine {
                 self.retries.insert((now + WRITE_RETRY, slot));
             }
             (Effect::Confirm(to), _) => self.confirm_to(&to, id),
-            (Effect::Arrived, _) => self.arrived(slot),
+            (Effect::Arrived, _) => self.arrived(now, slot),
             (Effect::LeaveOut(worker), _) => {
                 let until = now + Duration::from_millis(self.config.decline_backoff_ms);
                 self.declined.entry(slot).or_default().insert(worker, until);
@@ -207,10 +213,14 @@ impl Machine {
         }
     }
 
-    /// The lease of a life is over: what it held is orphaned, what kept others waiting for it is free.
-    pub(super) fn gone(&mut self, now: Timestamp, life: &Life) {
+    /// The lease of a life is over: what it held is orphaned, what kept others waiting for it is free. With `farewell` it
+    /// said itself that it leaves, so that nothing it held is suspected of having ended it.
+    pub(super) fn gone(&mut self, now: Timestamp, life: &Life, farewell: bool) {
         self.close_session(life, super::Refusal::IncarnationOver);
         let slots = self.granted.get(life).cloned().unwrap_or_default();
+        if !farewell {
+            self.suspect(life, &slots);
+        }
         for slot in slots {
             self.hand(now, slot, handoff::Event::Gone(life.0.clone(), life.1));
         }
@@ -230,6 +240,20 @@ impl Machine {
         self.actions.push(Action::WorkerChanged(life.0.clone()));
     }
 
+    /// A life that held all these ended without a word.
+    fn suspect(&mut self, life: &Life, slots: &BTreeSet<Slot>) {
+        let held = slots.iter().filter_map(|slot| {
+            let entry = self.table.get(*slot)?;
+            Some((entry.id, entry.state.holder()?.token))
+        });
+        for (id, strikes) in self.quarantine.died(life, held) {
+            if let Some(slot) = self.table.slot(id) {
+                self.note_unplaced(slot, Some(Unplaced::Quarantined(strikes)));
+                self.actions.push(Action::Quarantined(id, strikes));
+            }
+        }
+    }
+
     pub(super) fn intruder_ended(&mut self, slot: Slot, life: &Life, token: Token) {
         if let Some(by) = self.intruders.get_mut(&slot) {
             by.remove(&(life.clone(), token));
@@ -238,7 +262,7 @@ impl Machine {
     }
 
     fn intruders_left(&mut self, slot: Slot) {
-        if self.intruders.get(&slot).is_some_and(std::collections::BTreeSet::is_empty) {
+        if self.intruders.get(&slot).is_some_and(BTreeSet::is_empty) {
             self.intruders.remove(&slot);
             self.tell_planner(slot);
         }
@@ -253,9 +277,16 @@ impl Machine {
     ) {
         let Some(slot) = self.table.slot(id) else { return };
         let Some(entry) = self.table.get_mut(slot) else { return };
+        let newer = generation > entry.generation;
         entry.generation = generation;
         entry.size = size;
         entry.deleting = deleting;
+        if newer && self.quarantine.changed(id, deleting) {
+            entry.unplaced = None;
+            self.tell_planner(slot);
+            self.actions.push(Action::Assigned(id));
+        }
+        let Some(entry) = self.table.get(slot) else { return };
         if deleting && entry.state == State::Unowned && !entry.granted_before {
             // No worker ever heard of it: there is nothing to remove but its rows.
             let worker = WorkerId::new("nobody").expect("a valid name");
@@ -290,15 +321,17 @@ impl Machine {
         }
         self.planner.remove(slot);
         if let Some(entry) = self.table.remove(slot) {
+            self.quarantine.forget(entry.id);
             self.actions.push(Action::Removed(entry.id));
         }
         self.placement.drifted();
     }
 
     /// The grant came to its owner.
-    fn arrived(&mut self, slot: Slot) {
+    fn arrived(&mut self, now: Timestamp, slot: Slot) {
         let Some(entry) = self.table.get_mut(slot) else { return };
-        let Some(worker) = entry.state.grant().map(|g| g.worker.clone()) else { return };
+        let Some((worker, token)) = entry.state.grant().map(|g| (g.worker.clone(), g.token)) else { return };
+        self.quarantine.arrived(now, entry.id, token);
         // What was handed in went with the grant; the owner hands in something newer next time.
         entry.handed = None;
         entry.binding = None;

@@ -295,7 +295,7 @@ impl Machine {
         true
     }
 
-    fn note_unplaced(&mut self, slot: Slot, why: Option<crate::planner::Unplaced>) {
+    pub(super) fn note_unplaced(&mut self, slot: Slot, why: Option<crate::planner::Unplaced>) {
         let Some(entry) = self.table.get_mut(slot) else { return };
         if entry.unplaced != why {
             entry.unplaced = why;

@@ -14,6 +14,8 @@ use crate::health::Session as SessionState;
 use crate::membership::{Beat, Life};
 use crate::outbox::{Entry, Outbox};
 use crate::planner::Slot;
+use crate::quarantine::{Quarantine, Step};
+use crate::table::Table;
 use common::Incarnation;
 
 /// One connection, as the shell numbers them. Never used twice in a process.
@@ -155,6 +157,7 @@ impl Machine {
         for &(appliance, token) in &hello.gone {
             self.deleted(now, conn, life, appliance, token);
         }
+        self.quarantine.greeted(life, hello.held.iter().map(|held| held.appliance));
         let mut unsaid = self.granted.get(life).cloned().unwrap_or_default();
         let mut keep = Vec::with_capacity(hello.held.len());
         let mut stale = Vec::new();
@@ -240,6 +243,25 @@ impl Machine {
         for (appliance, token) in answers.gone {
             self.deleted(now, conn, &life, appliance, token);
         }
+        for step in answers.ended {
+            if let Some(next) = self.quarantine.ended(&life, step) {
+                self.clear_step(&life, next);
+            }
+        }
+        for step in answers.begun {
+            let granted = self.granted_to(&life, step.token);
+            let entry = self.table.slot(step.appliance).and_then(|slot| self.table.get(slot));
+            if entry.is_some_and(|e| e.state.holder() == Some(&granted)) && self.quarantine.begins(&life, step) {
+                self.clear_step(&life, step);
+            }
+        }
+    }
+
+    /// Tells a worker that an announced step may begin.
+    pub(super) fn clear_step(&mut self, life: &Life, step: Step) {
+        if let Some((conn, _)) = self.sessions.settled(life) {
+            self.clear.entry(conn).or_default().push(step);
+        }
     }
 
     fn released(&mut self, now: Timestamp, conn: Conn, life: &Life, said: super::Said) {
@@ -266,11 +288,12 @@ impl Machine {
     }
 
     pub(super) fn leave(&mut self, now: Timestamp, conn: Conn, envelope: Envelope) {
-        let Some(life) = self.speaker(conn, envelope) else { return };
+        let Some(leaver) = self.speaker(conn, envelope) else { return };
         self.sessions.remove(conn);
-        self.membership.close(now, &life, true);
+        self.membership.close(now, &leaver, true);
         for life in self.membership.take_gone(now) {
-            self.gone(now, &life);
+            let farewell = life == leaver;
+            self.gone(now, &life, farewell);
         }
     }
 
@@ -308,16 +331,16 @@ impl Machine {
     }
 
     pub(super) fn flush_outboxes(&mut self) {
-        let table = &self.table;
+        let (table, quarantine) = (&self.table, &self.quarantine);
         for (&conn, session) in &mut self.sessions.by_conn {
             if session.waiting.is_some() {
                 continue;
             }
             while let Some(delta) = session.outbox.next() {
                 // What was overtaken while it waited is not said any more; the version goes on all the same.
-                let tell = delta.entries.into_iter().filter_map(|(slot, entry)| telling(table, slot, entry)).collect();
+                let tell = delta.entries.into_iter().filter_map(|(slot, entry)| telling(table, quarantine, slot, entry));
                 let down =
-                    Down::Delta { base: delta.base, target: delta.target, rebalance: delta.rebalance, tell };
+                    Down::Delta { base: delta.base, target: delta.target, rebalance: delta.rebalance, tell: tell.collect() };
                 self.actions.push(Action::Send(conn, down));
             }
         }
@@ -336,11 +359,12 @@ impl Machine {
     }
 }
 
-fn telling(table: &crate::table::Table, slot: Slot, entry: Entry) -> Option<Tell> {
+fn telling(table: &Table, quarantine: &Quarantine, slot: Slot, entry: Entry) -> Option<Tell> {
     match entry {
         Entry::Prepare => table.get(slot).map(|e| Tell::Prepare(e.id)),
         Entry::Grant(token) => table.under(slot, token).filter(|e| matches!(e.state, State::Offered(_))).map(|e| {
-            Tell::Grant { appliance: e.id, token, handed: e.handed.as_deref().cloned().unwrap_or_default() }
+            let handed = e.handed.as_deref().cloned().unwrap_or_default();
+            Tell::Grant { appliance: e.id, token, handed, suspect: quarantine.is_suspect(e.id) }
         }),
         Entry::Release(token) => table
             .under(slot, token)

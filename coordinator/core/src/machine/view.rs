@@ -184,6 +184,10 @@ impl Machine {
         self.intruders.contains_key(&slot)
     }
 
+    pub(crate) fn is_quarantined(&self, id: ApplianceId) -> bool {
+        self.quarantine.quarantined(id).is_some()
+    }
+
     pub(crate) const fn next_sequence(&self) -> u64 {
         self.next_sequence
     }
