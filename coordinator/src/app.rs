@@ -75,6 +75,31 @@ impl From<state_dir::Error> for Failure {
     }
 }
 
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::Other(format!("start the runtime: {e}")))
+}
+
+/// [`run`] on a runtime of its own. Not left to `main`, where the whole server would be compiled a second time.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_blocking(config: Config) -> Result<(), Failure> {
+    runtime()?.block_on(run(config))
+}
+
+/// Prints what the store has, for people; the coordinator may run meanwhile.
+///
+/// # Errors
+/// [`Failure::State`] when it cannot be read.
+pub fn dump(config: &Config) -> Result<(), Failure> {
+    runtime()?
+        .block_on(Store::inspect(&config.store, std::io::stdout()))
+        .map_err(|e| Failure::State(e.to_string()))
+}
+
 /// Runs a coordinator until a signal asks it to stop.
 ///
 /// # Errors

@@ -8,7 +8,6 @@ use clap::{Parser, Subcommand};
 use common::runtime::telemetry;
 use coordinator::app;
 use coordinator::config::Config;
-use coordinator::store::Store;
 use serde::Serialize;
 
 /// Keeps the table of who holds which appliance and tells workers what is theirs.
@@ -91,10 +90,6 @@ fn start(flags: Flags, main: impl FnOnce(Config) -> ExitCode) -> ExitCode {
     }
 }
 
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()
-}
-
 fn run(config: Config) -> ExitCode {
     let _telemetry = match telemetry::init("rug-coordinator", &config.log) {
         Ok(telemetry) => telemetry,
@@ -103,14 +98,7 @@ fn run(config: Config) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let runtime = match runtime() {
-        Ok(runtime) => runtime,
-        Err(problem) => {
-            eprintln!("rug-coordinator: start the runtime: {problem}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match runtime.block_on(app::run(config)) {
+    match app::run_blocking(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             tracing::error!("{failure}");
@@ -120,14 +108,11 @@ fn run(config: Config) -> ExitCode {
 }
 
 fn dump(config: Config) -> ExitCode {
-    let result = runtime()
-        .map_err(|e| e.to_string())
-        .and_then(|r| r.block_on(Store::inspect(&config.store, std::io::stdout())).map_err(|e| e.to_string()));
-    match result {
+    match app::dump(&config) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            eprintln!("rug-coordinator: {problem}");
-            ExitCode::from(3)
+        Err(failure) => {
+            eprintln!("rug-coordinator: {failure}");
+            failure.exit_code()
         }
     }
 }

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use common::appliance::Driver as Name;
 use common::runtime::shutdown::Signals;
-use common::{Term, WorkerId};
+use common::{ApplianceId, Term, WorkerId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use worker_core::instance::Instance;
 
 use crate::config::Config;
 use crate::drivers::process::Process;
@@ -46,6 +47,36 @@ impl Failure {
             Self::Driver(..) => 3,
         })
     }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::Other(format!("start the runtime: {e}")))
+}
+
+/// [`run`] on a runtime of its own. Not left to `main`, where the whole worker would be compiled a second time.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_blocking(config: Config) -> Result<(), Failure> {
+    let runtime = runtime()?;
+    let result = runtime.block_on(run(config));
+    // Steps that still run are fenced; nothing here may hold up the end of the process.
+    runtime.shutdown_background();
+    result
+}
+
+/// Every instance of the process driver that runs on this host, known to a coordinator or not.
+///
+/// # Errors
+/// [`Failure::Driver`] when the driver's directory cannot be used.
+pub fn instances(config: Config) -> Result<Vec<(ApplianceId, Instance)>, Failure> {
+    let failed = |e| Failure::Driver(Name::Process, e);
+    let name = WorkerId::new(&config.name).map_err(|e| Failure::Other(e.to_string()))?;
+    let driver = Process::new(config.process, name).map_err(failed)?;
+    runtime()?.block_on(driver.list()).map_err(failed)
 }
 
 /// Runs a worker until a signal asks it to stop.

@@ -4,13 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use common::WorkerId;
 use common::runtime::telemetry;
 use serde::Serialize;
 use worker::app;
 use worker::config::Config;
-use worker::drivers::Driver as _;
-use worker::drivers::process::Process;
 use worker_core::instance::Instance;
 
 /// Keeps its share of the appliances alive.
@@ -93,10 +90,6 @@ fn main() -> ExitCode {
     }
 }
 
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()
-}
-
 fn run(config: Config) -> ExitCode {
     let _telemetry = match telemetry::init("rug-worker", &config.log) {
         Ok(telemetry) => telemetry,
@@ -105,17 +98,7 @@ fn run(config: Config) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let runtime = match runtime() {
-        Ok(runtime) => runtime,
-        Err(problem) => {
-            eprintln!("rug-worker: start the runtime: {problem}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let result = runtime.block_on(app::run(config));
-    // Steps that still run are fenced; nothing here may hold up the end of the process.
-    runtime.shutdown_background();
-    match result {
+    match app::run_blocking(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             tracing::error!("{failure}");
@@ -125,23 +108,18 @@ fn run(config: Config) -> ExitCode {
 }
 
 fn instances(config: Config) -> ExitCode {
-    let found = || -> Result<(), String> {
-        let name = WorkerId::new(&config.name).map_err(|e| e.to_string())?;
-        let driver = Process::new(config.process, name).map_err(|e| e.to_string())?;
-        let runtime = runtime().map_err(|e| e.to_string())?;
-        for (appliance, instance) in runtime.block_on(driver.list()).map_err(|e| e.to_string())? {
-            let name = Instance::name(appliance, instance.ordinal, instance.attempt);
-            let pid = instance.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
-            let address = instance.address.map_or_else(|| "-".to_owned(), |address| address.to_string());
-            println!("{name}\t{pid}\t{address}");
+    let found = match app::instances(config) {
+        Ok(found) => found,
+        Err(failure) => {
+            eprintln!("rug-worker: {failure}");
+            return failure.exit_code();
         }
-        Ok(())
     };
-    match found() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            eprintln!("rug-worker: {problem}");
-            ExitCode::from(3)
-        }
+    for (appliance, instance) in found {
+        let name = Instance::name(appliance, instance.ordinal, instance.attempt);
+        let pid = instance.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+        let address = instance.address.map_or_else(|| "-".to_owned(), |address| address.to_string());
+        println!("{name}\t{pid}\t{address}");
     }
+    ExitCode::SUCCESS
 }
