@@ -7,6 +7,7 @@ mod api;
 mod balancer;
 mod coordinator;
 mod input;
+mod quarantine;
 mod repair;
 mod restart;
 mod up;
