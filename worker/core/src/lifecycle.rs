@@ -13,7 +13,7 @@
 //! | Running, other steps | Release -> Running, leaving |
 //! | Running Observe | Observed -> adopt and doom, plan |
 //! | Running Boot | Booted -> rising, plan. Refused, Failed, TimedOut -> failed boot, look again, plan |
-//! | Running Probe | Answered -> alive. Silent -> suspect, replaced after too many (one whose boot is not over: after `boot_timeout`). Vanished -> gone. Then plan |
+//! | Running Probe | Answered -> alive. Silent -> in doubt, replaced after too many. Vanished -> gone. Then plan |
 //! | Running Configure | Configured -> noted with its generation, plan |
 //! | Running Replug | Replugged -> to be configured again, plan |
 //! | Running Destroy | Destroyed -> forgotten, plan. Failed, TimedOut -> look again, plan |
@@ -21,6 +21,9 @@
 //! | Running, any | Fenced, Busy -> waits, looks again; never a failure. Other failures -> back-off, plan |
 //! | Running, leaving | any outcome as above, then Released instead of plan |
 //! | Released, Gone | everything -> stays |
+//!
+//! Patience differs: an instance whose boot is not over has `boot_timeout` to answer; one that has answered, or was found
+//! running at a takeover, has `restart_probe_failures` probes. What ends soon after every boot waits as failed boots do.
 
 mod config;
 mod fleet;

@@ -188,3 +188,57 @@ pub(super) fn hello_parts(worker: &WorkerId, profile: &Profile, hello: Hello) ->
     }
     parts.into_iter().map(|part| up::up_to_wire(&envelope, up::Up::Hello(Box::new(part)))).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use common::Term;
+
+    use super::*;
+
+    fn step(appliance: u128, number: u64) -> Step {
+        Step { appliance: ApplianceId::from_u128(appliance), token: Token::new(Term::new(1), 1), number }
+    }
+
+    fn ack(outgoing: &mut Outgoing) -> up::Ack {
+        match outgoing.next() {
+            Some(up::Up::Ack(ack)) => ack,
+            other => panic!("steps are said in an ack, not {other:?}"),
+        }
+    }
+
+    #[test]
+    fn of_each_appliance_only_the_newest_step_is_said() {
+        let mut outgoing = Outgoing::default();
+        for number in 1..=1_000 {
+            outgoing.begins(step(1, number));
+            outgoing.done(step(1, number));
+        }
+        outgoing.begins(step(1, 1_001));
+        outgoing.begins(step(2, 5));
+        let said = ack(&mut outgoing);
+        assert_eq!(said.ended, [step(1, 1_000)]);
+        assert_eq!(said.begun, [step(1, 1_001), step(2, 5)]);
+        assert!(!outgoing.is_waiting());
+        outgoing.begins(step(2, 6));
+        outgoing.forget(step(2, 6).appliance);
+        assert!(!outgoing.is_waiting(), "it is not held any more");
+    }
+
+    #[test]
+    fn a_message_stays_within_its_bound_and_ends_come_before_beginnings() {
+        let mut outgoing = Outgoing::default();
+        for n in 0..1_500 {
+            outgoing.done(step(n, 1));
+            outgoing.begins(step(n, 2));
+        }
+        let (mut ended, mut begun) = (0, 0);
+        while outgoing.is_waiting() {
+            let said = ack(&mut outgoing);
+            assert!(said.begun.len() + said.ended.len() <= MAX_ENTRIES_PER_MESSAGE);
+            assert!(said.begun.is_empty() || ended + said.ended.len() == 1_500, "a beginning overtook an end");
+            ended += said.ended.len();
+            begun += said.begun.len();
+        }
+        assert_eq!((ended, begun), (1_500, 1_500));
+    }
+}
