@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -222,16 +222,21 @@ fn alive(stat: &Stat) -> bool {
 }
 
 fn stat(pid: u32) -> Option<Stat> {
-    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    // Twice what the longest line can have, so that one read gets it all.
+    let mut line = [0; 1024];
+    let length = fs::File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut line).ok()?;
+    parse_stat(&line[..length])
 }
 
-/// The command's name is in parentheses and may hold anything, so fields count from the last closing one.
-fn parse_stat(text: &str) -> Option<Stat> {
-    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+/// The command's name is in parentheses and may hold anything, also half a character where the kernel cut it, so fields
+/// count from the last closing one.
+fn parse_stat(line: &[u8]) -> Option<Stat> {
+    let name_ends = line.iter().rposition(|byte| *byte == b')')?;
+    let mut fields = std::str::from_utf8(&line[name_ends + 1..]).ok()?.split_ascii_whitespace();
     Some(Stat {
-        state: fields.first()?.chars().next()?,
-        session: fields.get(3)?.parse().ok()?,
-        start_ticks: fields.get(19)?.parse().ok()?,
+        state: fields.next()?.chars().next()?,
+        session: fields.nth(2)?.parse().ok()?,
+        start_ticks: fields.nth(15)?.parse().ok()?,
     })
 }
 
@@ -278,9 +283,25 @@ mod tests {
     fn a_command_name_with_parentheses_does_not_shift_the_fields() {
         let mut line = "12 (a) b (c)) S 1 12 34 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 98765 0".to_owned();
         line.push_str(" 0 0 0");
-        let stat = parse_stat(&line).expect("a full line");
+        let stat = parse_stat(line.as_bytes()).expect("a full line");
         assert_eq!((stat.state, stat.session, stat.start_ticks), ('S', 34, 98765));
-        assert!(parse_stat("12 (short) S 1").is_none());
+        assert!(parse_stat(b"12 (short) S 1").is_none());
+    }
+
+    #[test]
+    fn a_name_that_was_cut_within_a_character_is_no_death() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        // The kernel keeps 15 bytes, and the last letter is the 15th and 16th.
+        let program = folder.path().join("serveur-annuaié");
+        std::os::unix::fs::symlink("/bin/sh", &program).expect("writable");
+        let mut command = std::process::Command::new(&program);
+        command.args(["-c", "read line"]).stdin(std::process::Stdio::piped());
+        let mut child = command.spawn().expect("every system has a shell");
+        let comm = fs::read(format!("/proc/{}/comm", child.id())).expect("it runs");
+        let identity = identify(child.id());
+        child.kill().and_then(|()| child.wait()).expect("it is ours");
+        assert!(std::str::from_utf8(&comm).is_err(), "{comm:?}");
+        assert!(identity.is_some());
     }
 
     #[test]
