@@ -39,6 +39,9 @@ const CLOSE: Duration = Duration::from_secs(3);
 /// How often a term is begun anew after a higher one was met, before giving up.
 const TERM_TRIES: u32 = 10;
 
+/// How long a term has to last for the count of those tries to start over.
+const LASTING: Duration = Duration::from_secs(60);
+
 /// Why the process ends, with its documented exit code.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -95,9 +98,7 @@ pub fn run_blocking(config: Config) -> Result<(), Failure> {
 /// # Errors
 /// [`Failure::State`] when it cannot be read.
 pub fn dump(config: &Config) -> Result<(), Failure> {
-    runtime()?
-        .block_on(Store::inspect(&config.store, std::io::stdout()))
-        .map_err(|e| Failure::State(e.to_string()))
+    runtime()?.block_on(Store::inspect(&config.store, std::io::stdout())).map_err(|e| Failure::State(e.to_string()))
 }
 
 /// Runs a coordinator until a signal asks it to stop.
@@ -184,8 +185,12 @@ async fn lead(
     inputs: &mut Inputs,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
-    for _ in 0..TERM_TRIES {
-        match leader.run(inputs, stop.clone()).await {
+    let mut tries = 0;
+    while tries < TERM_TRIES {
+        let began = tokio::time::Instant::now();
+        let ended = leader.run(inputs, stop.clone()).await;
+        tries = if began.elapsed() > LASTING { 0 } else { tries + 1 };
+        match ended {
             Ended::Stopped => return Ok(()),
             Ended::StoreLost(error) => return Err(Failure::StoreLost(error)),
             Ended::HigherTerm(seen) => {

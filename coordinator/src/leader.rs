@@ -109,7 +109,7 @@ pub struct Inputs {
     /// From the admin services.
     pub commands: mpsc::Receiver<api::Command>,
     /// From workers.
-    pub sessions: mpsc::Receiver<Input>,
+    pub sessions: mpsc::Receiver<(Timestamp, Input)>,
 }
 
 impl Leader {
@@ -184,6 +184,9 @@ impl Leader {
                 self.drain(inputs);
                 wake_at = self.step(Event::Tick);
                 self.show();
+                if self.end.is_none() && !self.store.leads(self.machine.term()) {
+                    self.end = Some(Ended::StoreLost(store::Error::Deposed { term: self.machine.term() }));
+                }
             }
             if let Some(end) = self.end.take() {
                 self.resign().await;
@@ -301,7 +304,10 @@ impl Leader {
         }
     }
 
-    fn on_session(&mut self, input: Input) {
+    fn on_session(&mut self, (read_at, input): (Timestamp, Input)) {
+        if clock::now().since(read_at) > machine::BEHIND {
+            self.step(Event::FellBehind);
+        }
         match input {
             Input::Hello { conn, envelope, hello, out } => {
                 info!(worker = %hello.worker, conn, held = hello.held.len(), "hello");
@@ -383,8 +389,7 @@ impl Leader {
         };
         let Some(session) = self.conns.get_mut(&conn) else { return };
         if let Down::Welcome { incarnation, stream, .. } = &down {
-            session.envelope =
-                Envelope { term: self.machine.term(), incarnation: Some(*incarnation), stream: *stream };
+            session.envelope = Envelope { term: self.machine.term(), incarnation: Some(*incarnation), stream: *stream };
         }
         let catalog = &self.catalog;
         let messages = wire::down(&session.envelope, down, span.as_ref(), |id| {
@@ -407,12 +412,13 @@ impl Leader {
                 format!("another process named {} may act for up to {wait:?} more", session.worker),
                 Some(*wait),
             ),
+            Refusal::ImplausibleTerm(term) => {
+                (RefusedReason::Malformed, format!("no cluster reaches {term}, which it claims to have met"), None)
+            }
             Refusal::Superseded => (RefusedReason::Superseded, "a newer stream took over".to_owned(), None),
-            Refusal::StoreUnavailable => (
-                RefusedReason::NotLeading,
-                "the store takes no changes".to_owned(),
-                Some(Duration::from_millis(500)),
-            ),
+            Refusal::StoreUnavailable => {
+                (RefusedReason::NotLeading, "the store takes no changes".to_owned(), Some(Duration::from_millis(500)))
+            }
         };
         info!(conn, worker = %session.worker, ?reason, "closing the session: {detail}");
         let _ = session.out.send(sessions::refused(&session.envelope, reason, detail, after));
@@ -427,7 +433,7 @@ impl Leader {
                 biased;
                 Some(written) = self.writes.next(), if !self.writes.is_empty() => self.on_written(written),
                 Some(input) = inputs.sessions.recv() => match input {
-                    Input::Hello { envelope, out, .. } => {
+                    (_, Input::Hello { envelope, out, .. }) => {
                         let detail = "the coordinator is stopping".to_owned();
                         let _ = out.send(sessions::refused(&envelope, RefusedReason::Stopping, detail, None));
                     }

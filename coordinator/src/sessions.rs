@@ -8,6 +8,8 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use common::Timestamp;
+use common::runtime::clock;
 use coordinator_core::machine::Conn;
 use proto::convert::down::{self, RefusedReason};
 use proto::convert::{Envelope, up};
@@ -29,7 +31,7 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most entries of a whole `Hello`; ten times what one worker is made for.
 const MAX_HELLO: usize = 1_000_000;
 
-/// What a stream's task tells the leader.
+/// What a stream's task tells the leader, with the moment it was read: the leader has to know how far behind it is.
 #[derive(Debug)]
 pub enum Input {
     /// A worker said `Hello`. What is sent to it goes through `out`.
@@ -75,7 +77,7 @@ impl Out {
 /// The service.
 #[derive(Debug)]
 pub struct Sessions {
-    leader: mpsc::Sender<Input>,
+    leader: mpsc::Sender<(Timestamp, Input)>,
     next: AtomicU64,
     stopping: watch::Receiver<bool>,
 }
@@ -83,14 +85,19 @@ pub struct Sessions {
 impl Sessions {
     /// A service whose streams feed `leader` until `stopping` turns true.
     #[must_use]
-    pub const fn new(leader: mpsc::Sender<Input>, stopping: watch::Receiver<bool>) -> Self {
+    pub const fn new(leader: mpsc::Sender<(Timestamp, Input)>, stopping: watch::Receiver<bool>) -> Self {
         Self { leader, next: AtomicU64::new(1), stopping }
     }
 }
 
 /// A message that ends a stream.
 #[must_use]
-pub fn refused(envelope: &Envelope, reason: RefusedReason, detail: String, after: Option<Duration>) -> CoordinatorMessage {
+pub fn refused(
+    envelope: &Envelope,
+    reason: RefusedReason,
+    detail: String,
+    after: Option<Duration>,
+) -> CoordinatorMessage {
     down::down_to_wire(envelope, down::Down::Refused(down::Refused { reason, detail, retry_after: after }))
 }
 
@@ -112,7 +119,7 @@ impl Session for Sessions {
 
 struct Reader {
     conn: Conn,
-    leader: mpsc::Sender<Input>,
+    leader: mpsc::Sender<(Timestamp, Input)>,
     inbound: Streaming<WorkerMessage>,
 }
 
@@ -127,7 +134,7 @@ impl Reader {
             Ok(Ok((envelope, hello))) => {
                 let out = Out { messages: out, _closed: closed.clone().drop_guard() };
                 let input = Input::Hello { conn, envelope, hello: Box::new(hello), out };
-                if self.leader.send(input).await.is_err() {
+                if self.leader.send((clock::now(), input)).await.is_err() {
                     return;
                 }
             }
@@ -150,7 +157,7 @@ impl Reader {
             match message {
                 Ok(Some(message)) => match up::up_from_wire(message) {
                     Ok((envelope, up)) => {
-                        if self.leader.send(Input::Message { conn, envelope, up }).await.is_err() {
+                        if self.leader.send((clock::now(), Input::Message { conn, envelope, up })).await.is_err() {
                             return;
                         }
                     }
@@ -171,7 +178,7 @@ impl Reader {
                 }
             }
         }
-        let _ = self.leader.send(Input::Closed(conn)).await;
+        let _ = self.leader.send((clock::now(), Input::Closed(conn))).await;
     }
 
     /// Reads all parts of `Hello` as one.
@@ -187,9 +194,8 @@ impl Reader {
             let up::Up::Hello(part) = up else { return Err("the first message must be Hello".to_owned()) };
             let more = part.more;
             let (_, hello) = match &mut whole {
-                None => {
-                    whole.insert((envelope, up::Hello { held: vec![], released: vec![], gone: vec![], ..(*part).clone() }))
-                }
+                None => whole
+                    .insert((envelope, up::Hello { held: vec![], released: vec![], gone: vec![], ..(*part).clone() })),
                 Some(whole) if whole.0 == envelope && whole.1.worker == part.worker => whole,
                 Some(_) => return Err("a part of Hello names another worker or stream".to_owned()),
             };

@@ -28,7 +28,7 @@ mod tests;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
@@ -161,6 +161,8 @@ impl Future for Pending {
 struct Shared {
     /// The term that changes are submitted in; 0 before the first.
     term: AtomicU64,
+    /// That term is over.
+    deposed: AtomicBool,
     observations: Mutex<Observations>,
 }
 
@@ -260,6 +262,13 @@ impl Store {
                 _ => {}
             }
         }
+    }
+
+    /// Whether the term that was begun here is still the store's, as far as is known: a leader that submits nothing learns
+    /// from this that another one took over, since observations are written all the time.
+    #[must_use]
+    pub fn leads(&self, term: Term) -> bool {
+        self.shared.term.load(Ordering::Acquire) == term.get() && !self.shared.deposed.load(Ordering::Acquire)
     }
 
     /// Takes what was last observed of appliances. Merged per appliance, written within some

@@ -175,10 +175,9 @@ pub fn step(state: &State, event: Event) -> Result<(State, Vec<Effect>), Refused
             E::Assign(_),
         ) => Err(Refused),
         (S::Owned(g) | S::Offered(g), E::Take) => Ok((S::Releasing(g.clone()), vec![Effect::AskRelease])),
-        (
-            S::Unowned | S::Granting(_) | S::Releasing(_) | S::Freeing(_) | S::Orphaned(_) | S::Removing(_),
-            E::Take,
-        ) => Err(Refused),
+        (S::Unowned | S::Granting(_) | S::Releasing(_) | S::Freeing(_) | S::Orphaned(_) | S::Removing(_), E::Take) => {
+            Err(Refused)
+        }
 
         // --- the store
         (S::Granting(g), E::Durable(t)) if g.token == t => Ok((S::Offered(g.clone()), vec![Effect::Offer])),

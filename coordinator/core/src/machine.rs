@@ -104,6 +104,13 @@ pub const TICK: Duration = Duration::from_millis(250);
 /// How much longer than [`TICK`] between two steps counts as not having run.
 const STALL: Duration = Duration::from_millis(750);
 
+/// Age of an unread message from which the leader has fallen behind, as if it had not run (see [`Event::FellBehind`]).
+pub const BEHIND: Duration = Duration::from_secs(1);
+
+/// How far above the leader's own a term may be that a worker claims to have met. Terms grow by one with each election: a
+/// larger step is nonsense, and taking it up would burn the terms that are left.
+const PLAUSIBLE_TERMS: u64 = 1 << 32;
+
 /// After how long a write that failed is tried again.
 const WRITE_RETRY: Duration = Duration::from_millis(500);
 
@@ -215,6 +222,8 @@ pub enum Event {
     },
     /// Somebody wants an appliance probed now.
     Check(ApplianceId, u64),
+    /// What workers say has waited so long to be read that a lease may seem over which is not.
+    FellBehind,
     /// Nothing but time has passed.
     Tick,
 }
@@ -285,6 +294,8 @@ pub enum Refusal {
     NameTaken(Duration),
     /// A newer stream of the same life took over.
     Superseded,
+    /// It claims to have met a term that no cluster reaches.
+    ImplausibleTerm(Term),
     /// The store cannot be written now.
     StoreUnavailable,
 }
@@ -418,8 +429,7 @@ impl Machine {
     /// Begins `term` with what the store knows.
     #[must_use]
     pub fn new(config: Config, term: Term, now: Timestamp, restored: Restored) -> Self {
-        let awaited: BTreeSet<Life> =
-            restored.members.iter().map(|m| (m.worker.clone(), m.incarnation)).collect();
+        let awaited: BTreeSet<Life> = restored.members.iter().map(|m| (m.worker.clone(), m.incarnation)).collect();
         let membership = Membership::restore(config.authority, now, restored.members);
         let mut this = Self {
             planner: Planner::new(config.planner.clone()),
@@ -477,7 +487,10 @@ impl Machine {
         let granted_before = state.grant().is_some() || needs.host.is_some() || stored.progress != Progress::default();
         let preferred = state.grant().map(|g| g.worker.clone());
         let handed = Handed { progress: stored.progress, hold: stored.hold };
-        let handed = (handed != Handed::default()).then(|| Box::new(handed));
+        let handed = match state {
+            State::Unowned => (handed != Handed::default()).then(|| Box::new(handed)),
+            _ => aged(handed),
+        };
         self.admit(Seed { needs, ..seed }, state, handed, preferred, granted_before);
     }
 
@@ -538,6 +551,7 @@ impl Machine {
             Event::Created(seed) => self.admit(seed, State::Unowned, None, None, false),
             Event::Updated { id, generation, size, deleting } => self.updated(id, generation, size, deleting),
             Event::Check(id, number) => self.check(id, number),
+            Event::FellBehind => self.membership.start_waits_anew(now),
             Event::Tick => self.tick(now),
         }
         self.flush(now);
@@ -605,6 +619,13 @@ impl Machine {
     pub const fn term(&self) -> Term {
         self.term
     }
+}
+
+/// What was handed in before the present owner took over: its counts stand, its waits are long over.
+fn aged(handed: Handed) -> Option<Box<Handed>> {
+    let progress = Progress { wait: Duration::ZERO, cooling: false, ..handed.progress };
+    let handed = Handed { progress, hold: handed.hold };
+    (handed != Handed::default()).then(|| Box::new(handed))
 }
 
 #[cfg(test)]

@@ -147,11 +147,7 @@ impl Membership {
     /// When the next life may be gone.
     #[must_use]
     pub fn next_end(&self) -> Option<Timestamp> {
-        self.lives
-            .values()
-            .filter(|lease| lease.closed || self.authority == Authority::Embedded)
-            .map(Lease::ends)
-            .min()
+        self.lives.values().filter(|lease| lease.closed || self.authority == Authority::Embedded).map(Lease::ends).min()
     }
 
     /// Starts every wait anew. For a leader that did not run for a while: beats may lie unread in its sockets, and waiting

@@ -105,8 +105,7 @@ impl History {
                 let record = &mut open.view.record;
                 record.done = done;
                 record.ended = Some(now);
-                record.outcome =
-                    if superseded { RebalanceOutcome::Superseded } else { RebalanceOutcome::Completed };
+                record.outcome = if superseded { RebalanceOutcome::Superseded } else { RebalanceOutcome::Completed };
                 for (at, _) in open.followed.values() {
                     open.view.moves[*at].state = "dropped";
                 }

@@ -31,7 +31,15 @@ pub(super) fn hello(envelope: &Envelope, hello: up::Hello) -> Hello {
         worker,
         incarnation: envelope.incarnation,
         stream: envelope.stream,
-        profile: Profile { weight: weight.clamp(1, common::ring::MAX_WEIGHT), zone, host, drivers, version, pid, lease },
+        profile: Profile {
+            weight: weight.clamp(1, common::ring::MAX_WEIGHT),
+            zone,
+            host,
+            drivers,
+            version,
+            pid,
+            lease,
+        },
         held: held
             .into_iter()
             .map(|h| machine::Held { appliance: h.appliance, token: h.token, generation: h.generation })
@@ -84,9 +92,7 @@ pub(super) fn down(
                 .collect()
         }
         Down::BeatAck(number) => one(down::Down::BeatAck(number)),
-        Down::Confirm(released) => {
-            one(down::Down::Confirm(down::Confirm { released, ..down::Confirm::default() }))
-        }
+        Down::Confirm(released) => one(down::Down::Confirm(down::Confirm { released, ..down::Confirm::default() })),
         Down::Clear(steps) => {
             let wire = |s: Step| proto::convert::Step { appliance: s.appliance, token: s.token, number: s.number };
             let begun = steps.into_iter().map(wire).collect();

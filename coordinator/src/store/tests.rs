@@ -296,13 +296,16 @@ async fn nothing_is_written_before_a_term_nor_after_it_is_over() {
     let (_, loaded) = begin(&new).await.expect("a later term is always possible");
     assert_eq!(loaded.records, []);
     let late = vec![Write::PutAppliance(record(1, "late")), Write::Event(event(3))];
+    assert!(old.leads(term), "it has heard of nothing yet");
     assert_eq!(old.submit(late).await, Err(Error::Deposed { term }));
+    assert!(!old.leads(term));
     assert_eq!(old.submit(vec![]).await, Err(Error::Deposed { term }));
     new.submit(vec![Write::Event(event(4))]).await.expect("it leads");
     assert_eq!(new.events(10).await, Ok(vec![event(4), event(2)]));
 
-    begin(&old).await.expect("it may lead again");
+    let (term, _) = begin(&old).await.expect("it may lead again");
     old.submit(vec![]).await.expect("it leads again");
+    assert!(old.leads(term));
 }
 
 #[tokio::test]

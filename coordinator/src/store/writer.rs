@@ -323,6 +323,7 @@ impl Writer {
 
     fn step_down(&mut self) {
         self.chain = None;
+        self.shared.deposed.store(true, Ordering::Release);
         self.shared.observations().clear();
         if let Compaction::Reading(task) = std::mem::replace(&mut self.compaction, Compaction::Idle) {
             task.abort();
@@ -365,6 +366,7 @@ impl Writer {
                 self.log_bytes = ledger.log_bytes;
                 self.background_at = Instant::now() + self.config.observation_interval;
                 self.shared.term.store(term.get(), Ordering::Release);
+                self.shared.deposed.store(false, Ordering::Release);
                 Ok((term, loaded))
             }
             Err(error) => {

@@ -84,16 +84,7 @@ fn every_pair_does_what_the_table_says() {
             "orphaned Confirm",
             ".",
         ],
-        [
-            ".",
-            "orphaned StartHold",
-            "orphaned StartHold",
-            "orphaned StartHold",
-            "orphaned StartHold",
-            ".",
-            ".",
-            ".",
-        ],
+        [".", "orphaned StartHold", "orphaned StartHold", "orphaned StartHold", "orphaned StartHold", ".", ".", "."],
         [
             "unowned Intruder",
             "granting Intruder",
@@ -115,7 +106,8 @@ fn every_pair_does_what_the_table_says() {
 
 #[test]
 fn answers_under_another_token_or_incarnation_do_not_count() {
-    let strangers = [granted("w2", 1), granted("w1", 2), Granted { incarnation: Incarnation::new(2), ..granted("w1", 1) }];
+    let strangers =
+        [granted("w2", 1), granted("w1", 2), Granted { incarnation: Incarnation::new(2), ..granted("w1", 1) }];
     for state in states() {
         for who in &strangers {
             for event in [Event::Ack(who.clone()), Event::Declined(who.clone())] {
@@ -139,7 +131,8 @@ fn the_lease_end_of_another_life_leaves_the_owner_alone() {
 #[test]
 fn a_worker_that_holds_another_token_is_asked_to_end_it_before_anything_else() {
     let old = granted("w1", 7);
-    for state in [State::Offered(granted("w1", 9)), State::Owned(granted("w1", 9)), State::Releasing(granted("w1", 9))] {
+    for state in [State::Offered(granted("w1", 9)), State::Owned(granted("w1", 9)), State::Releasing(granted("w1", 9))]
+    {
         let (next, effects) = step(&state, Event::Holds(old.clone())).expect("counts");
         assert_eq!((next, effects), (State::Releasing(old.clone()), vec![Effect::AskRelease]));
     }

@@ -195,8 +195,14 @@ impl Machine {
         for pending in self.pending.remove(&batch).unwrap_or_default() {
             match pending {
                 Pending::Slot(slot, token) => {
-                    let event =
-                        if durable { handoff::Event::Durable(token) } else { handoff::Event::Undone(token) };
+                    let granting = self.table.under(slot, token).is_some_and(|e| matches!(e.state, State::Granting(_)));
+                    if granting && !durable {
+                        self.placement.hold_back(now + WRITE_RETRY);
+                    }
+                    // Somebody was found acting on it while the grant was written: it must not be offered, and its token
+                    // is burnt.
+                    let offered = durable && !(granting && self.intruders.contains_key(&slot));
+                    let event = if offered { handoff::Event::Durable(token) } else { handoff::Event::Undone(token) };
                     self.hand(now, slot, event);
                 }
                 Pending::Member(conn) => self.member_written(now, conn, durable),
@@ -332,8 +338,8 @@ impl Machine {
         let Some(entry) = self.table.get_mut(slot) else { return };
         let Some((worker, token)) = entry.state.grant().map(|g| (g.worker.clone(), g.token)) else { return };
         self.quarantine.arrived(now, entry.id, token);
-        // What was handed in went with the grant; the owner hands in something newer next time.
-        entry.handed = None;
+        // Should its owner die, this is the newest that is known: what the store has, as after a restart.
+        entry.handed = entry.handed.take().and_then(|handed| super::aged(*handed));
         entry.binding = None;
         self.move_ended(slot, Some(worker));
         // It may be picked again: what had to leave it out, or knew its host not yet, is looked at anew.

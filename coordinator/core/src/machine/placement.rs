@@ -25,6 +25,8 @@ pub(super) struct Due {
     start: bool,
     /// Something changed that a plan should look at.
     dirty: bool,
+    /// The store refused a grant: nothing is planned before.
+    not_before: Timestamp,
 }
 
 impl Due {
@@ -37,7 +39,13 @@ impl Due {
             lost: Vec::new(),
             start: true,
             dirty: true,
+            not_before: now,
         }
+    }
+
+    /// The store takes no grants now. Planning again at once would only offer it the same ones as fast as it refuses.
+    pub(super) const fn hold_back(&mut self, until: Timestamp) {
+        self.not_before = until;
     }
 
     /// An appliance wants an owner.
@@ -68,7 +76,8 @@ impl Due {
         if self.waiting(now) {
             return Some(self.grace_ends);
         }
-        if self.dirty { Some(now) } else { self.joins_due }
+        let due = if self.dirty { Some(now) } else { self.joins_due };
+        due.map(|at| at.max(self.not_before))
     }
 
     /// Names of the members a new leader still waits for.
@@ -167,7 +176,7 @@ impl Machine {
     /// Plans if it is due, and begins what the limits allow.
     pub(super) fn place(&mut self, now: Timestamp) {
         let joins_due = self.placement.joins_due.is_some_and(|at| at <= now);
-        if self.placement.waiting(now) || !(self.placement.dirty || joins_due) {
+        if self.placement.waiting(now) || now < self.placement.not_before || !(self.placement.dirty || joins_due) {
             return;
         }
         let mut cause = None;

@@ -167,6 +167,7 @@ fn a_life_that_is_gone_is_removed_with_every_write_until_one_of_them_is_durable(
     assert!(!commit.grants.is_empty(), "its appliance goes to the other one in the same step");
     // While that write is under way, and after it failed, the next ones say it too.
     b.step(Event::Undone(batch));
+    b.now = b.now + super::WRITE_RETRY;
     let again = b.step(Event::Tick);
     let Some(Action::Commit(batch, commit)) = again.iter().find(|a| matches!(a, Action::Commit(..))) else {
         panic!("the grant is made anew: {again:?}");
@@ -236,6 +237,7 @@ fn a_grant_that_was_never_durable_binds_to_no_host() {
     };
     b.step(Event::Undone(*batch));
     b.step(Event::Leave(1, from));
+    b.now = b.now + super::WRITE_RETRY;
     b.play(Event::Tick);
     let sent = b.play(Event::Hello(2, hello("w2", "elsewhere", None, 1, vec![])));
     assert!(sent.iter().any(|(_, down)| matches!(down, Down::Delta { .. })), "w2 is given it: {sent:?}");

@@ -70,6 +70,11 @@ impl Sessions {
 
 impl Machine {
     pub(super) fn hello(&mut self, now: Timestamp, conn: Conn, hello: Hello) {
+        if hello.highest_term.get().saturating_sub(self.term.get()) > super::PLAUSIBLE_TERMS {
+            self.violation(format!("{} claims to have met {}", hello.worker, hello.highest_term));
+            self.actions.push(Action::Close(conn, Refusal::ImplausibleTerm(hello.highest_term)));
+            return;
+        }
         if hello.highest_term > self.term {
             self.actions.push(Action::RaiseTerm(hello.highest_term));
             return;
@@ -164,7 +169,10 @@ impl Machine {
         for held in &hello.held {
             let granted = self.granted_to(life, held.token);
             let Some(slot) = self.table.slot(held.appliance) else {
-                self.violation(format!("{} holds {}, which does not exist, under {}", life.0, held.appliance, held.token));
+                self.violation(format!(
+                    "{} holds {}, which does not exist, under {}",
+                    life.0, held.appliance, held.token
+                ));
                 continue;
             };
             unsaid.remove(&slot);
@@ -180,10 +188,7 @@ impl Machine {
             self.hand(now, slot, handoff::Event::HoldsNothing(life.0.clone(), life.1));
         }
         let lease = self.membership.last_beat(now, life).map(|(_, lease)| lease).unwrap_or_default();
-        self.actions.push(Action::Send(
-            conn,
-            Down::Welcome { incarnation: life.1, stream: hello.stream, keep, lease },
-        ));
+        self.actions.push(Action::Send(conn, Down::Welcome { incarnation: life.1, stream: hello.stream, keep, lease }));
         for (slot, token) in stale {
             self.tell(life, slot, Entry::Update(token), None);
         }
@@ -281,6 +286,12 @@ impl Machine {
         match self.table.slot(appliance) {
             Some(slot) => {
                 self.intruder_ended(slot, life, token);
+                if self.table.get(slot).is_some_and(|e| !e.deleting && e.state.holder() == Some(&granted)) {
+                    // A user's appliance goes only when a user said so.
+                    self.violation(format!("{} removed {appliance}, which nobody deleted", life.0));
+                    self.hand(now, slot, handoff::Event::Released(granted, handoff::Handed::default()));
+                    return;
+                }
                 self.hand(now, slot, handoff::Event::Deleted(granted));
             }
             None => self.confirm.entry(conn).or_default().push((appliance, token)),
@@ -338,9 +349,14 @@ impl Machine {
             }
             while let Some(delta) = session.outbox.next() {
                 // What was overtaken while it waited is not said any more; the version goes on all the same.
-                let tell = delta.entries.into_iter().filter_map(|(slot, entry)| telling(table, quarantine, slot, entry));
-                let down =
-                    Down::Delta { base: delta.base, target: delta.target, rebalance: delta.rebalance, tell: tell.collect() };
+                let tell =
+                    delta.entries.into_iter().filter_map(|(slot, entry)| telling(table, quarantine, slot, entry));
+                let down = Down::Delta {
+                    base: delta.base,
+                    target: delta.target,
+                    rebalance: delta.rebalance,
+                    tell: tell.collect(),
+                };
                 self.actions.push(Action::Send(conn, down));
             }
         }
@@ -351,9 +367,10 @@ impl Machine {
         let Some(life) = self.speaker(conn, envelope) else { return vec![false; of.len()] };
         of.iter()
             .map(|&(appliance, token)| {
-                self.table.slot(appliance).and_then(|slot| self.table.get(slot)).is_some_and(|e| {
-                    e.state.holder().is_some_and(|g| g.token == token && g.is_of(&life.0, life.1))
-                })
+                self.table
+                    .slot(appliance)
+                    .and_then(|slot| self.table.get(slot))
+                    .is_some_and(|e| e.state.holder().is_some_and(|g| g.token == token && g.is_of(&life.0, life.1)))
             })
             .collect()
     }
@@ -373,9 +390,8 @@ fn telling(table: &Table, quarantine: &Quarantine, slot: Slot, entry: Entry) -> 
         Entry::Update(token) => {
             table.under(slot, token).filter(|e| e.state.holder().is_some()).map(|e| Tell::Update(e.id, token))
         }
-        Entry::Check(token, number) => table
-            .under(slot, token)
-            .filter(|e| e.state.holder().is_some())
-            .map(|e| Tell::Check(e.id, token, number)),
+        Entry::Check(token, number) => {
+            table.under(slot, token).filter(|e| e.state.holder().is_some()).map(|e| Tell::Check(e.id, token, number))
+        }
     }
 }

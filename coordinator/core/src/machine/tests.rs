@@ -151,11 +151,7 @@ impl World {
 
     fn envelope(&self, conn: Conn) -> Envelope {
         let puppet = self.puppets.values().find(|p| p.conn == conn).expect("a puppet has this stream");
-        Envelope {
-            term: self.term,
-            incarnation: puppet.incarnation.expect("welcomed"),
-            stream: puppet.stream,
-        }
+        Envelope { term: self.term, incarnation: puppet.incarnation.expect("welcomed"), stream: puppet.stream }
     }
 
     fn hello_of(&self, name: &str, puppet: &Puppet) -> Hello {
@@ -272,6 +268,8 @@ fn a_grant_the_store_refused_burns_its_token() {
     let (batch, first) = w.commits.remove(0);
     w.step(Event::Undone(batch));
     w.step(Event::Tick);
+    assert_eq!(w.commits, vec![], "asked again as fast as it refuses");
+    w.pass(WRITE_RETRY);
     let (batch, second) = w.commits.remove(0);
     assert_ne!(first.grants, second.grants, "a token is offered once");
     w.step(Event::Durable(batch));
@@ -306,11 +304,7 @@ fn a_dead_worker_loses_its_appliances_after_its_lease_and_not_before() {
 fn a_worker_that_says_it_leaves_is_gone_at_once() {
     let mut w = two();
     let puppet = w.puppets.remove(&worker("w1")).expect("lives");
-    let envelope = Envelope {
-        term: w.term,
-        incarnation: puppet.incarnation.expect("welcomed"),
-        stream: puppet.stream,
-    };
+    let envelope = Envelope { term: w.term, incarnation: puppet.incarnation.expect("welcomed"), stream: puppet.stream };
     w.step(Event::Leave(puppet.conn, envelope));
     w.step(Event::Tick);
     assert_eq!(w.loads(), [10]);
@@ -465,7 +459,11 @@ fn a_worker_that_declines_is_left_out_for_a_while() {
     w.puppets.insert(worker("w1"), Puppet { version: 1, ..puppet });
     w.hold_commits = false;
     let envelope = w.envelope(conn);
-    w.step(Event::Answers(conn, envelope, Answers { applied: 1, declined: vec![(id(1), token)], ..Answers::default() }));
+    w.step(Event::Answers(
+        conn,
+        envelope,
+        Answers { applied: 1, declined: vec![(id(1), token)], ..Answers::default() },
+    ));
     w.pass(Duration::from_secs(1));
     assert_eq!(w.holder(1), None);
     let table = w.machine.table();
@@ -494,7 +492,8 @@ fn messages_of_other_streams_and_terms_are_dropped_and_counted() {
         Envelope { incarnation: Incarnation::new(9), ..right },
         Envelope { stream: StreamNumber::new(9), ..right },
     ] {
-        let (appliance, token) = w.puppets[&worker("w1")].held.iter().map(|(a, t)| (*a, *t)).next().expect("holds some");
+        let (appliance, token) =
+            w.puppets[&worker("w1")].held.iter().map(|(a, t)| (*a, *t)).next().expect("holds some");
         let said = Said { appliance, token, handed: Handed::default() };
         w.step(Event::Answers(conn, wrong, Answers { released: vec![said], ..Answers::default() }));
     }
@@ -609,4 +608,41 @@ fn who_leaves_in_order_or_lives_on_makes_nothing_suspect() {
     assert_eq!((grants.len(), grants.values().any(|suspect| *suspect)), (5, false));
     // Nobody asked for it, but who announces is answered.
     assert_eq!(announce(&mut w, "w2", 1).len(), 1);
+}
+
+#[test]
+fn a_term_that_no_cluster_reaches_is_refused() {
+    let mut w = World::new(Restored::default());
+    let hello = Hello { highest_term: Term::new(u64::MAX), ..w.hello_of("w1", &Puppet::default()) };
+    w.step(Event::Hello(1, Box::new(hello)));
+    assert_eq!(w.raised, None);
+    assert_eq!(w.closed, [(1, Refusal::ImplausibleTerm(Term::new(u64::MAX)))]);
+}
+
+#[test]
+fn an_appliance_that_nobody_deleted_survives_a_worker_that_says_it_is_gone() {
+    let mut w = two();
+    let conn = w.puppets[&worker("w1")].conn;
+    let (appliance, token) = w.puppets[&worker("w1")].held.iter().map(|(a, t)| (*a, *t)).next().expect("holds some");
+    let envelope = w.envelope(conn);
+    let puppet = w.puppets.get_mut(&worker("w1")).expect("lives");
+    puppet.held.remove(&appliance);
+    let applied = puppet.version;
+    w.step(Event::Answers(conn, envelope, Answers { applied, gone: vec![(appliance, token)], ..Answers::default() }));
+    w.pass(Duration::from_secs(1));
+    assert_eq!((w.removed.len(), w.violations.len()), (0, 1));
+    assert_eq!(w.loads(), [5, 5]);
+}
+
+#[test]
+fn a_leader_that_fell_behind_waits_for_every_lease_anew() {
+    let mut w = two();
+    for _ in 0..9 {
+        // Time is looked at often enough, but what workers said meanwhile is not read.
+        w.now = w.now + Duration::from_millis(250);
+        w.step(Event::FellBehind);
+        w.step(Event::Tick);
+    }
+    w.pass(Duration::from_secs(3));
+    assert_eq!((w.loads(), w.closed.len()), (vec![5, 5], 0));
 }
