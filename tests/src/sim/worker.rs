@@ -452,6 +452,7 @@ impl World {
                 self.abandon(place, stream, wait);
             }
             Refusal::Superseded => self.abandon(place, stream, 0),
+            Refusal::ImplausibleTerm(term) => self.fail(format!("a worker is said to have met {term}")),
             Refusal::StoreUnavailable => self.abandon(place, stream, 500_000_000),
         }
     }
