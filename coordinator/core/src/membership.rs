@@ -101,7 +101,7 @@ impl Membership {
         match self.lives.get_mut(life) {
             // Expiry is final even when nobody has looked yet: what was not called gone in time must not be revived after
             // another beat could already have been refused.
-            Some(lease) if !lease.closed && !(self.authority == Authority::Embedded && now >= lease.ends()) => {
+            Some(lease) if !lease.closed && (self.authority == Authority::External || now < lease.ends()) => {
                 lease.seen = now;
                 Beat::Counts
             }

@@ -46,12 +46,25 @@ pub struct Delta {
     pub entries: Vec<(Slot, Entry)>,
 }
 
+/// What waits for one appliance and is replaced by what comes after it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Replaceable {
+    update: Option<Token>,
+    check: Option<(Token, u64)>,
+}
+
+impl Replaceable {
+    const fn is_empty(self) -> bool {
+        self.update.is_none() && self.check.is_none()
+    }
+}
+
 /// The outbox of one stream.
 #[derive(Clone, Debug, Default)]
 pub struct Outbox {
     waiting: VecDeque<(Slot, Entry, Option<RebalanceId>, usize)>,
     /// Updates and checks that wait, so that further ones of the same appliance replace them.
-    replaceable: BTreeMap<Slot, (Option<Token>, Option<(Token, u64)>)>,
+    replaceable: BTreeMap<Slot, Replaceable>,
     sent: u64,
     acknowledged: u64,
 }
@@ -59,29 +72,29 @@ pub struct Outbox {
 impl Outbox {
     /// Queues an entry of about `bytes` on the wire.
     pub fn push(&mut self, slot: Slot, entry: Entry, rebalance: Option<RebalanceId>, bytes: usize) {
-        let (update, check) = self.replaceable.entry(slot).or_default();
+        let replaceable = self.replaceable.entry(slot).or_default();
         match entry {
             Entry::Update(token) => {
                 // The content is read when the message is made, so one waiting update carries all changes so far.
-                if update.replace(token).is_some() {
+                if replaceable.update.replace(token).is_some() {
                     return;
                 }
             }
             Entry::Check(token, number) => {
-                if check.replace((token, number)).is_some() {
+                if replaceable.check.replace((token, number)).is_some() {
                     return;
                 }
             }
             Entry::Prepare | Entry::Grant(_) | Entry::Release(_) => {}
         }
-        if *update == None && *check == None {
+        if replaceable.is_empty() {
             self.replaceable.remove(&slot);
         }
         self.waiting.push_back((slot, entry, rebalance, bytes));
     }
 
     /// The next message, if there is one and the window allows it.
-    pub fn next(&mut self) -> Option<Delta> {
+    pub fn next_delta(&mut self) -> Option<Delta> {
         if self.sent - self.acknowledged >= WINDOW {
             return None;
         }
@@ -103,16 +116,16 @@ impl Outbox {
     }
 
     fn take_latest(&mut self, slot: Slot, entry: Entry) -> Entry {
-        let Some((update, check)) = self.replaceable.get_mut(&slot) else { return entry };
+        let Some(replaceable) = self.replaceable.get_mut(&slot) else { return entry };
         let latest = match entry {
-            Entry::Update(token) => Entry::Update(update.take().unwrap_or(token)),
+            Entry::Update(token) => Entry::Update(replaceable.update.take().unwrap_or(token)),
             Entry::Check(token, number) => {
-                let (token, number) = check.take().unwrap_or((token, number));
+                let (token, number) = replaceable.check.take().unwrap_or((token, number));
                 Entry::Check(token, number)
             }
             Entry::Prepare | Entry::Grant(_) | Entry::Release(_) => entry,
         };
-        if update.is_none() && check.is_none() {
+        if replaceable.is_empty() {
             self.replaceable.remove(&slot);
         }
         latest
@@ -158,14 +171,14 @@ mod tests {
         }
         let mut version = 0;
         for _ in 0..WINDOW {
-            let delta = outbox.next().expect("inside the window");
+            let delta = outbox.next_delta().expect("inside the window");
             assert_eq!((delta.base, delta.target, delta.entries.len()), (version, version + 1, MAX_ENTRIES));
             version = delta.target;
         }
-        assert_eq!(outbox.next(), None);
+        assert_eq!(outbox.next_delta(), None);
         assert!(!outbox.acknowledge(version + 1), "a version that was never sent");
         assert!(outbox.acknowledge(1));
-        assert_eq!(outbox.next().expect("the window moved").base, version);
+        assert_eq!(outbox.next_delta().expect("the window moved").base, version);
         assert!(outbox.is_empty());
     }
 
@@ -176,7 +189,8 @@ mod tests {
         outbox.push(Slot(1), Entry::Grant(token(1)), None, MAX_BYTES - 10);
         outbox.push(Slot(2), Entry::Grant(token(2)), None, 11);
         outbox.push(Slot(3), Entry::Grant(token(3)), r, 11);
-        let sizes: Vec<_> = std::iter::from_fn(|| outbox.next()).map(|d| (d.entries.len(), d.rebalance)).collect();
+        let sizes: Vec<_> =
+            std::iter::from_fn(|| outbox.next_delta()).map(|d| (d.entries.len(), d.rebalance)).collect();
         assert_eq!(sizes, [(1, None), (1, None), (1, r)]);
     }
 
@@ -187,7 +201,7 @@ mod tests {
         outbox.push(Slot(1), Entry::Update(token(1)), None, 10);
         outbox.push(Slot(1), Entry::Check(token(1), 1), None, 10);
         outbox.push(Slot(1), Entry::Check(token(1), 2), None, 10);
-        let delta = outbox.next().expect("something waits");
+        let delta = outbox.next_delta().expect("something waits");
         assert_eq!(delta.entries, [(Slot(1), Entry::Update(token(1))), (Slot(1), Entry::Check(token(1), 2))]);
         outbox.push(Slot(1), Entry::Update(token(1)), None, 10);
         assert_eq!(outbox.len(), 1, "what was sent does not swallow what comes after it");

@@ -73,7 +73,8 @@ impl Bench {
                     _ => {}
                 }
             }
-            if !(quiet && events.len() == before) && !events.contains(&Event::Tick) {
+            let idle = quiet && events.len() == before;
+            if !idle && !events.contains(&Event::Tick) {
                 events.insert(0, Event::Tick);
             }
         }

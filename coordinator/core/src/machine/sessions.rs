@@ -347,7 +347,7 @@ impl Machine {
             if session.waiting.is_some() {
                 continue;
             }
-            while let Some(delta) = session.outbox.next() {
+            while let Some(delta) = session.outbox.next_delta() {
                 // What was overtaken while it waited is not said any more; the version goes on all the same.
                 let tell =
                     delta.entries.into_iter().filter_map(|(slot, entry)| telling(table, quarantine, slot, entry));
