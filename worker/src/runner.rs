@@ -39,7 +39,7 @@ use crate::kinds::Kind;
 /// caught up, which takes microseconds for each.
 const COMMANDS: usize = 1_024;
 /// Events that may wait in the channel. When it is full they wait in the runner: releases and removals one by one
-/// (there are never more than appliances held), statuses folded to the newest of each appliance.
+/// (there are never more than appliances held), refused tokens and statuses folded to the newest of each appliance.
 const EVENTS: usize = 1_024;
 
 /// What the session tells the runner.
@@ -145,6 +145,15 @@ pub enum Event {
         /// Number of the step.
         number: u64,
     },
+    /// The far side refused the token of the grant, because it has seen a newer one. Said again each time it is tried.
+    Refused {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// Token of the grant.
+        token: Token,
+        /// The one in force.
+        newer: Token,
+    },
     /// The status changed, or a check was answered.
     Status {
         /// The appliance.
@@ -246,6 +255,13 @@ pub struct Handle {
 }
 
 impl Handle {
+    /// A handle without a runner: what is sent comes out of the receiver.
+    #[cfg(test)]
+    pub(crate) fn detached() -> (Self, mpsc::Receiver<Command>) {
+        let (commands, inbox) = mpsc::channel(COMMANDS);
+        (Self { commands }, inbox)
+    }
+
     /// Hands a command over; waits while too many are queued. Commands take effect in the order in which they are sent.
     ///
     /// # Errors

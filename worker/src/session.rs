@@ -7,6 +7,9 @@
 mod link;
 mod outgoing;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,6 +83,11 @@ impl Config {
 /// How long running steps may take to end when this worker stops.
 const END_WORK: Duration = Duration::from_secs(2);
 
+/// How often a stream is ended because something knows of a higher term than the leader's. Each costs the leader an
+/// election, so an appliance that makes tokens up must not cause one after the other; the coordinator forgives those that
+/// are more than a minute apart.
+const RAISE_PAUSE: Duration = Duration::from_secs(120);
+
 /// Why a stream ended, and what to do about it.
 #[derive(Debug)]
 enum Ended {
@@ -107,6 +115,8 @@ pub struct Session {
     /// Commands for the runner. Bounded by the leader's window: a delta is acknowledged once its commands were taken.
     commands: VecDeque<Queued>,
     outgoing: Outgoing,
+    /// When a stream was last ended because of a higher term.
+    raised: Option<Timestamp>,
     /// Spans of releases under way, for the trace of their rebalance.
     releasing: HashMap<(ApplianceId, Token), Span>,
 }
@@ -141,6 +151,7 @@ impl Session {
             events,
             terms,
             outgoing: Outgoing::default(),
+            raised: None,
             releasing: HashMap::new(),
         }
     }
@@ -223,7 +234,8 @@ impl Session {
             tokio::select! {
                 taken = take_command(self.runner.as_ref(), &self.commands) => if !self.hand_over(taken) { return },
                 event = self.events.recv() => match event {
-                    Some(event) => self.on_event(event),
+                    // Whatever has to be said, the next `Hello` says.
+                    Some(event) => _ = self.on_event(event),
                     None => return,
                 },
             }
@@ -341,7 +353,11 @@ impl Session {
                     }
                 },
                 event = self.events.recv() => match event {
-                    Some(event) => self.on_event(event),
+                    Some(event) => {
+                        if let Some(ended) = self.on_event(event) {
+                            return ended;
+                        }
+                    }
                     None => return Ended::Stopping,
                 },
                 room = link.out.room(), if waiting => match room {
@@ -479,8 +495,10 @@ impl Session {
         self.commands.push_back(Queued::Command(Box::new(command)));
     }
 
-    fn on_event(&mut self, event: Event) {
+    /// Takes in what the runner says. `Some` when the leader has to hear of it in a `Hello`.
+    fn on_event(&mut self, event: Event) -> Option<Ended> {
         match event {
+            Event::Refused { appliance, token, newer } => return self.on_refused_token(appliance, token, newer),
             Event::Released { appliance, token, progress, hold } => {
                 // The gate first: once the leader may hear of it, nothing here must be able to act.
                 self.gate.dismiss(appliance, token);
@@ -515,6 +533,28 @@ impl Session {
                 }
             }
         }
+        None
+    }
+
+    /// The far side of an appliance has seen a newer token. When it is of a later term than the leader's, the store was
+    /// put back to an older state: the leader has to begin a term above it, which it does after a `Hello` that says so.
+    /// Once it has, grants of before are given up, so that new ones take their place.
+    fn on_refused_token(&mut self, appliance: ApplianceId, token: Token, newer: Token) -> Option<Ended> {
+        if self.holdings.met(newer.term) {
+            let now = clock::now();
+            if self.raised.is_some_and(|at| now.since(at) < RAISE_PAUSE) {
+                debug!(%appliance, %token, %newer, "refused for a token of a later term; the next hello says so");
+                return None;
+            }
+            self.raised = Some(now);
+            warn!(%appliance, %token, %newer, "refused for a token of a later term than the leader's; saying hello again");
+            return Some(Ended::Again(Duration::ZERO));
+        }
+        if self.holdings.give_up(appliance, token, newer) {
+            info!(%appliance, %token, %newer, "given up: only a newer grant can be acted on");
+            self.command(Command::Release { appliance, token });
+        }
+        None
     }
 
     /// Hands the oldest command over. `false` when the runner is gone.

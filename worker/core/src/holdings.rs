@@ -11,6 +11,10 @@ use std::time::Duration;
 use common::status::Progress;
 use common::{ApplianceId, Generation, Incarnation, StreamNumber, Term, Token};
 
+/// How far above the leader's own a term may be that something claims to have met. Terms grow by one with each election:
+/// a larger step is nonsense, and the leader closes the stream of a worker that says it.
+const PLAUSIBLE_TERMS: u64 = 1 << 32;
+
 /// Which conversation a message belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Envelope {
@@ -274,11 +278,9 @@ impl Holdings {
                 holding.generation = generation;
                 Some(Effect::Update { appliance, token, desired })
             }
-            Tell::Check(appliance, token, number) => self
-                .held
-                .get(&appliance)
-                .filter(|h| h.token == token)
-                .map(|_| Effect::Check(appliance, token, number)),
+            Tell::Check(appliance, token, number) => {
+                self.held.get(&appliance).filter(|h| h.token == token).map(|_| Effect::Check(appliance, token, number))
+            }
         }
     }
 
@@ -300,6 +302,31 @@ impl Holdings {
         self.held.remove(&appliance);
         self.gone.insert((appliance, token));
         true
+    }
+
+    /// Notes the term of a token for which ours was refused. `true` when it is above the leader's: the next `Hello` says
+    /// so, and a welcome of a lower term does not count any more.
+    pub fn met(&mut self, term: Term) -> bool {
+        let ahead = term.get().saturating_sub(self.term.get());
+        if ahead == 0 || ahead > PLAUSIBLE_TERMS {
+            return false;
+        }
+        self.highest_term = self.highest_term.max(term);
+        true
+    }
+
+    /// Whether to give an appliance up whose token was refused for a `newer` one: only under another token can anybody
+    /// act on it, and the leader is of a term that can make one. `false` also when that was said before, and when the
+    /// newer token is of the same term: then the leader has given it, and its word is under way.
+    pub fn give_up(&mut self, appliance: ApplianceId, token: Token, newer: Token) -> bool {
+        let outdated = token.term < newer.term && newer.term <= self.term;
+        match self.held.get_mut(&appliance) {
+            Some(holding) if outdated && holding.token == token && !holding.releasing => {
+                holding.releasing = true;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Notes that an offer was refused after all. `false` when it was not held under this token.
@@ -489,6 +516,44 @@ mod tests {
         h.welcome::<()>(Envelope { term: Term::new(5), stream, ..from }, &[]).expect("a newer leader");
         let stream = h.hello().stream;
         assert_eq!(h.welcome::<()>(Envelope { term: Term::new(4), stream, ..from }, &[]), Err(Refused::Stale));
+    }
+
+    #[test]
+    fn a_term_met_elsewhere_is_said_in_the_next_hello_and_outranks_the_leader() {
+        let (mut h, from) = welcomed();
+        assert!(!h.met(Term::new(1)), "the leader's own is no news");
+        assert!(h.met(Term::new(9)));
+        assert!(h.met(Term::new(5)), "still above the leader's");
+        assert!(h.counts(from), "the conversation itself goes on");
+        let hello = h.hello();
+        assert_eq!(hello.highest_term, Term::new(9));
+        let next = Envelope { stream: hello.stream, ..from };
+        assert_eq!(h.welcome::<()>(next, &[]), Err(Refused::Stale));
+        h.welcome::<()>(Envelope { term: Term::new(10), ..next }, &[]).expect("above what was met");
+        assert!(!h.met(Term::new(9)));
+    }
+
+    #[test]
+    fn a_term_that_no_election_can_have_reached_is_not_believed() {
+        let (mut h, _) = welcomed();
+        assert!(!h.met(Term::new(u64::MAX)));
+        assert!(!h.met(Term::new(2 + PLAUSIBLE_TERMS)));
+        assert_eq!(h.hello().highest_term, Term::new(1));
+    }
+
+    #[test]
+    fn a_grant_refused_for_a_token_of_a_term_in_between_is_given_up_once() {
+        let (mut h, from) = welcomed();
+        h.delta(from, 0, 1, vec![grant(1, 5)]).expect("applies");
+        let newer = Token::new(Term::new(9), 3);
+        assert!(!h.give_up(id(1), token(5), newer), "the leader could not make a token above it");
+        let stream = h.hello().stream;
+        let next = Envelope { term: Term::new(10), stream, ..from };
+        h.welcome::<()>(next, &[(id(1), token(5))]).expect("a newer leader");
+        assert!(!h.give_up(id(1), token(5), token(6)), "the leader knows of it");
+        assert!(!h.give_up(id(1), token(4), newer), "not what is held");
+        assert!(h.give_up(id(1), token(5), newer));
+        assert!(!h.give_up(id(1), token(5), newer), "it is under way");
     }
 
     #[test]

@@ -18,7 +18,7 @@
 //! | Running Replug | Replugged -> to be configured again, plan |
 //! | Running Destroy | Destroyed -> forgotten, plan. Failed, TimedOut -> look again, plan |
 //! | Running Forget | Forgotten -> Gone |
-//! | Running, any | Fenced, Busy -> waits, looks again; never a failure. Other failures -> back-off, plan |
+//! | Running, any | Fenced, Busy, Superseded -> waits, looks again; never a failure. Other failures -> back-off, plan |
 //! | Running, leaving | any outcome as above, then Released instead of plan |
 //! | Released, Gone | everything -> stays |
 //!
@@ -344,11 +344,14 @@ impl Lifecycle {
                 self.wait_outside(now + wait);
                 Next::Plan
             }
-            (S::Running { step, .. }, E::Ended(O::Busy(text))) => {
+            (S::Running { step, .. }, E::Ended(outcome @ (O::Busy(_) | O::Superseded(_)))) => {
                 if let Step::Boot { ordinal, attempt } = step {
                     self.fleet.untake_attempt(ordinal, attempt);
                 }
-                self.last_error = Some(text.into());
+                self.last_error = Some(match outcome {
+                    O::Superseded(newer) => format!("fenced by a newer token {newer}").into(),
+                    other => other.text().into(),
+                });
                 self.wait_outside(now + config.fence_retry.mul_f64(0.5 + jitter.clamp(0.0, 1.0)));
                 Next::Plan
             }

@@ -6,12 +6,15 @@ use std::net::SocketAddr;
 use async_trait::async_trait;
 use common::Token;
 use common::appliance::Kind as SpecKind;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use worker_core::desired::Desired;
 use worker_core::instance::Instance;
 
 use super::http::{Answer, Client};
-use crate::appliance::api::{Config, Interfaces, Labels, Problem, TOKEN_HEADER, path, token_to_header};
+use crate::appliance::api::{
+    Config, Interfaces, Labels, Problem, TOKEN_HEADER, path, token_from_header, token_to_header,
+};
 use crate::drivers::Error;
 use crate::gate::Permit;
 use crate::kinds::Kind;
@@ -61,7 +64,7 @@ impl Kind for LoadBalancer {
         let answer = self.client.put(address, path::CONFIG, header, body).await?;
         match answer.status.as_u16() {
             200..300 => Ok(()),
-            409 => Err(Error::Superseded(problem(&answer).and_then(|p| p.token).unwrap_or_else(|| newer(permit)))),
+            409 => Err(Error::Superseded(in_force(&answer.body, permit.token()))),
             status @ (400 | 422) => Err(Error::Refused(explain(status, &answer))),
             status => Err(Error::Failed(explain(status, &answer))),
         }
@@ -101,8 +104,39 @@ fn explain(status: u16, answer: &Answer) -> String {
     }
 }
 
-/// The least token that supersedes ours, for appliances that refuse without saying which one they have.
-fn newer(permit: &Permit) -> Token {
-    let token = permit.token();
-    Token::new(token.term, token.sequence.saturating_add(1))
+/// The token that an appliance refused `ours` for, in any of the forms it may be written in. Of appliances that do not say
+/// which one they have, or name one that is no newer, the least that supersedes ours.
+fn in_force(body: &[u8], ours: Token) -> Token {
+    let body: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+    let named = body.as_ref().and_then(|body| body.get("token")).and_then(|token| match token {
+        serde_json::Value::String(text) => token_from_header(text),
+        other => Token::deserialize(other).ok(),
+    });
+    let least = Token::new(ours.term, ours.sequence.saturating_add(1));
+    named.filter(|named| *named > ours).unwrap_or(least)
+}
+
+#[cfg(test)]
+mod tests {
+    use common::Term;
+
+    use super::*;
+
+    #[test]
+    fn the_token_in_force_is_read_wherever_an_appliance_says_it() {
+        let token = |term, sequence| Token::new(Term::new(term), sequence);
+        let ours = token(3, 7);
+        let cases = [
+            (r#"{"error": "old", "token": {"term": 9, "sequence": 3}}"#, token(9, 3)),
+            (r#"{"token": {"term": 9, "sequence": 3}}"#, token(9, 3)),
+            (r#"{"token": "9/3", "more": []}"#, token(9, 3)),
+            (r#"{"token": {"term": 3, "sequence": 6}}"#, token(3, 8)),
+            (r#"{"token": "t9"}"#, token(3, 8)),
+            (r#"{"error": "old"}"#, token(3, 8)),
+            ("conflict", token(3, 8)),
+        ];
+        for (body, newer) in cases {
+            assert_eq!(in_force(body.as_bytes(), ours), newer, "{body}");
+        }
+    }
 }

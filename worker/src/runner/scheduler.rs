@@ -5,7 +5,7 @@
 //! the world starts only after the leader's word (`announced`); nothing here waits for the receiver of events.
 
 use std::collections::hash_map::Entry as MapEntry;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use common::{ApplianceId, Timestamp, Token};
@@ -44,6 +44,8 @@ pub(super) struct Scheduler {
     changes: JoinSet<Done>,
     /// Releases and removals; they go before statuses.
     outbox: VecDeque<Event>,
+    /// Tokens of grants that were refused, and for which.
+    refused: BTreeMap<ApplianceId, (Token, Token)>,
     reports: Reports,
     serial: u64,
 }
@@ -64,6 +66,7 @@ impl Scheduler {
             looks: JoinSet::new(),
             changes: JoinSet::new(),
             outbox: VecDeque::new(),
+            refused: BTreeMap::new(),
             reports: Reports::default(),
             serial: 0,
         }
@@ -73,7 +76,7 @@ impl Scheduler {
         loop {
             self.start_queued();
             let next = self.timers.next().into_iter().chain(self.announced.next()).min();
-            let news = !self.outbox.is_empty() || !self.reports.is_empty();
+            let news = !(self.outbox.is_empty() && self.refused.is_empty() && self.reports.is_empty());
             tokio::select! {
                 command = commands.recv() => match command {
                     Some(command) => {
@@ -187,6 +190,7 @@ impl Scheduler {
         self.timers.clear();
         self.announced.clear();
         self.outbox.clear();
+        self.refused.clear();
         self.reports.clear();
     }
 
@@ -246,6 +250,9 @@ impl Scheduler {
         }
         entry.stage = Stage::Idle;
         entry.claimed |= claimed;
+        if let Outcome::Superseded(newer) = outcome {
+            self.refused.insert(appliance, (entry.token, newer));
+        }
         let changes = entry.lifecycle.running().is_some_and(Step::changes_the_world);
         if changes
             && outcome == Outcome::TimedOut
@@ -344,6 +351,7 @@ impl Scheduler {
         let Some(end) = output.end else { return };
         let hold = entry.hold_until.since(now);
         self.entries.remove(&appliance);
+        self.refused.remove(&appliance);
         if let Some(gate) = &self.gate {
             gate.dismiss(appliance, token);
         }
@@ -442,7 +450,11 @@ impl Scheduler {
     // ------------------------------------------------------------------------------------------------------- news
 
     fn next_event(&mut self) -> Option<Event> {
-        self.outbox.pop_front().or_else(|| self.reports.take(1).pop().map(status_event))
+        let refused = |(appliance, (token, newer))| Event::Refused { appliance, token, newer };
+        self.outbox
+            .pop_front()
+            .or_else(|| self.refused.pop_first().map(refused))
+            .or_else(|| self.reports.take(1).pop().map(status_event))
     }
 
     fn more_events(&mut self, events: &mpsc::Sender<Event>) {

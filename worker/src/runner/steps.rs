@@ -67,6 +67,8 @@ impl Task {
             Span::current().record("outcome", outcome.name());
             if let Outcome::Failed(text) | Outcome::Refused(text) | Outcome::Busy(text) = &outcome {
                 tracing::info!(%appliance, %step, outcome = outcome.name(), error = %text, "step did not succeed");
+            } else if let Outcome::Superseded(newer) = &outcome {
+                tracing::info!(%appliance, %step, %newer, "step refused: a newer token is in force");
             } else if matches!(outcome, Outcome::TimedOut) && step.changes_the_world() {
                 tracing::info!(%appliance, %step, "step took too long, its outcome is unknown");
             }
@@ -179,8 +181,7 @@ async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> 
 fn outcome_of(error: Error, hold: Duration) -> Outcome {
     match error {
         Error::Shut(shut) => fenced(shut, hold),
-        // A newer owner is at work; the coordinator's word on that is under way.
-        Error::Superseded(_) => Outcome::Fenced { retry_after: None },
+        Error::Superseded(newer) => Outcome::Superseded(newer),
         Error::FenceBusy(text) => Outcome::Busy(text),
         Error::Refused(text) => Outcome::Refused(text),
         Error::Failed(text) => Outcome::Failed(text),

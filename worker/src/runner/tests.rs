@@ -68,6 +68,8 @@ struct World {
     boot_takes: Mutex<Duration>,
     boots_fail: AtomicBool,
     boots_panic: AtomicBool,
+    /// A newer token than ours, with which boots are refused.
+    newer: Mutex<Option<Token>>,
     probes_hang: AtomicBool,
     /// Somebody else answers where an instance did.
     foreign: AtomicBool,
@@ -85,6 +87,7 @@ impl World {
             boot_takes: Mutex::default(),
             boots_fail: AtomicBool::new(false),
             boots_panic: AtomicBool::new(false),
+            newer: Mutex::default(),
             probes_hang: AtomicBool::new(false),
             foreign: AtomicBool::new(false),
         })
@@ -156,6 +159,9 @@ impl Driver for World {
 
     async fn ensure(&self, permit: &Permit, wanted: Wanted<'_>) -> Result<Instance, Error> {
         let _acting = self.act(permit)?;
+        if let Some(newer) = *self.newer.lock().expect("no panic") {
+            return Err(Error::Superseded(newer));
+        }
         let (appliance, ordinal, attempt) = (permit.appliance(), wanted.ordinal, wanted.attempt);
         self.note(format!("boot {ordinal}/{attempt}"));
         assert!(!self.boots_panic.load(Ordering::Relaxed), "this boot was told to panic");
@@ -438,6 +444,30 @@ async fn a_shut_gate_starts_nothing_and_counts_as_no_failure() {
     let status = bench.phase(Phase::Configured).await;
     assert_eq!(bench.world.calls(), ["boot 0/1", "configure 0/1 g1"]);
     assert_eq!(status.failed_boots, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_token_is_told_each_time_and_shown() {
+    let mut bench = Bench::new().await;
+    let in_force = Token::new(Term::new(9), 3);
+    *bench.world.newer.lock().expect("no panic") = Some(in_force);
+    bench.take(1, 1, desired(1, |_| {})).await;
+    let (mut told, mut shown) = (0, None);
+    while told < 2 || shown.is_none() {
+        match bench.event().await {
+            Event::Refused { appliance, token: held, newer } => {
+                assert_eq!((appliance, held, newer), (id(1), token(1), in_force));
+                told += 1;
+            }
+            Event::Status { status, .. } => shown = shown.or(status.last_error),
+            other => panic!("nothing else happened: {other:?}"),
+        }
+    }
+    assert_eq!(shown.as_deref(), Some("fenced by a newer token t9/3"));
+    assert_eq!(bench.world.calls(), Vec::<String>::new());
+    *bench.world.newer.lock().expect("no panic") = None;
+    let status = bench.phase(Phase::Configured).await;
+    assert_eq!((status.last_error, status.failed_boots), (None, 0));
 }
 
 #[tokio::test(start_paused = true)]

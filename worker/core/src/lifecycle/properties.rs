@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use common::{Term, Token};
 use proptest::prelude::*;
 
 use super::tests::{desired, instance};
@@ -135,6 +136,7 @@ impl World {
             }
             6 if matches!(step, Step::Probe { .. }) => Outcome::Silent("mute".into()),
             7 => Outcome::Answered,
+            8 => Outcome::Superseded(Token::new(Term::new(9), 3)),
             _ => self.succeed(step),
         };
         self.feed(Event::Ended(outcome));

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::Generation;
 use common::appliance::{Custom, Driver, HealthCheck, Kind, Listener, LoadBalancer, Name, Probe, Spec};
+use common::{Generation, Term, Token};
 
 use super::*;
 
@@ -404,6 +404,19 @@ fn a_shut_gate_is_no_failure() {
     bench.feed(ended(Outcome::Fenced { retry_after: Some(Duration::from_secs(40)) }));
     assert_eq!(bench.wake(), Duration::from_secs(40), "a hold is waited for, not asked about");
     assert_eq!(bench.life.status().failed_boots, 0);
+}
+
+#[test]
+fn a_newer_token_is_no_failed_boot_and_is_told() {
+    let mut bench = Bench::new(&desired(1, 1, |_| {}));
+    bench.feed(Event::Tick);
+    bench.feed(found(&[]));
+    assert_eq!(bench.last.action, boot(0, 1));
+    bench.feed(ended(Outcome::Superseded(Token::new(Term::new(9), 3))));
+    assert_eq!(bench.wake(), Duration::from_millis(1_500));
+    let status = bench.life.status();
+    assert_eq!((status.last_error.as_deref(), status.failed_boots), (Some("fenced by a newer token t9/3"), 0));
+    bench.play(vec![(Event::Tick, OBSERVE, Phase::Down), (found(&[]), boot(0, 1), Phase::Booting)]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::status::{Phase, Progress};
-use common::{Generation, Timestamp};
+use common::{Generation, Timestamp, Token};
 
 use crate::desired::Desired;
 use crate::instance::Instance;
@@ -121,6 +121,8 @@ pub enum Outcome {
     Failed(String),
     /// Another call on this appliance was under way. Nothing was done.
     Busy(String),
+    /// The far side has seen this newer token, and refused ours. Nothing was done.
+    Superseded(Token),
     /// The gate was shut before anything was done.
     Fenced {
         /// When another try makes sense, where that is known.
@@ -147,6 +149,7 @@ impl Outcome {
             Self::Refused(_) => "refused",
             Self::Failed(_) => "failed",
             Self::Busy(_) => "busy",
+            Self::Superseded(_) => "superseded",
             Self::Fenced { .. } => "fenced",
             Self::TimedOut => "timed out",
         }

@@ -1,0 +1,212 @@
+//! The session against a coordinator that says what each test wants, over a real stream.
+
+use std::pin::Pin;
+
+use common::appliance::{Custom, Kind, Name, Probe, Spec};
+use common::status::Progress;
+use common::{Generation, Incarnation};
+use proto::convert::Envelope;
+use proto::worker::v1::session_server::{Session as Service, SessionServer};
+use proto::worker::v1::{CoordinatorMessage, WorkerMessage};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::*;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+const LIFE: Incarnation = Incarnation::new(7);
+const A: ApplianceId = ApplianceId::from_u128(0xa);
+
+/// One stream of the worker, as the coordinator has it.
+struct Conn {
+    inbound: Streaming<WorkerMessage>,
+    out: mpsc::Sender<Result<CoordinatorMessage, Status>>,
+    envelope: Envelope,
+}
+
+impl Conn {
+    async fn send(&self, said: down::Down) {
+        self.out.send(Ok(down::down_to_wire(&self.envelope, said))).await.expect("the worker reads");
+    }
+
+    /// Answers `Hello` in the name of the leader of `term`.
+    async fn welcome(&mut self, term: u64, keep: &[(ApplianceId, Token)]) {
+        self.envelope.term = Term::new(term);
+        self.envelope.incarnation = Some(LIFE);
+        let lease = Duration::from_secs(2);
+        self.send(down::Down::Welcome(down::Welcome { keep: keep.to_vec(), more: false, lease })).await;
+    }
+
+    /// The next message that is no heartbeat; `None` when the worker ended the stream.
+    async fn receive(&mut self) -> Option<up::Up> {
+        loop {
+            let message = tokio::time::timeout(DEADLINE, self.inbound.message()).await.expect("in time");
+            let (_, said) = up::up_from_wire(message.ok()??).expect("readable");
+            if !matches!(said, up::Up::Beat(_)) {
+                return Some(said);
+            }
+        }
+    }
+
+    async fn ack(&mut self) -> up::Ack {
+        loop {
+            if let up::Up::Ack(ack) = self.receive().await.expect("the stream goes on") {
+                return ack;
+            }
+        }
+    }
+
+    /// Waits until the worker has ended the stream.
+    async fn ended(&mut self) {
+        while self.receive().await.is_some() {}
+    }
+}
+
+struct Coordinator(mpsc::Sender<Conn>);
+
+#[tonic::async_trait]
+impl Service for Coordinator {
+    type OpenStream = Pin<Box<dyn Stream<Item = Result<CoordinatorMessage, Status>> + Send>>;
+
+    async fn open(&self, request: Request<Streaming<WorkerMessage>>) -> Result<Response<Self::OpenStream>, Status> {
+        let (out, messages) = mpsc::channel(16);
+        let envelope = Envelope { term: Term::new(0), incarnation: None, stream: common::StreamNumber::new(0) };
+        let conn = Conn { inbound: request.into_inner(), out, envelope };
+        self.0.send(conn).await.map_err(|_| Status::unavailable("the test is over"))?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+    }
+}
+
+/// A session with everything around it.
+struct Bench {
+    conns: mpsc::Receiver<Conn>,
+    commands: mpsc::Receiver<Command>,
+    events: mpsc::Sender<Event>,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = format!("http://{}", listener.local_addr().expect("bound"));
+        let (sender, conns) = mpsc::channel(4);
+        let server = tonic::transport::Server::builder().add_service(SessionServer::new(Coordinator(sender)));
+        tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+        let config = Config { coordinators: vec![address], connect_timeout: DEADLINE, ..Config::default() };
+        let (runner, commands) = Handle::detached();
+        let (events, inlet) = mpsc::channel(16);
+        let name = WorkerId::new("w1").expect("a valid name");
+        let profile = profile(1, String::new(), "h".into(), BTreeSet::from([Driver::Simulated]), config.lease);
+        let session = Session::new(config, name, profile, runner, inlet, watch::Sender::new(Term::new(0)));
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(session.run(stop.clone()));
+        Self { conns, commands, events, stop, task }
+    }
+
+    /// The next stream, and what the worker says first on it.
+    async fn hello(&mut self) -> (Conn, up::Hello) {
+        let mut conn = tokio::time::timeout(DEADLINE, self.conns.recv()).await.expect("in time").expect("it listens");
+        let message = tokio::time::timeout(DEADLINE, conn.inbound.message()).await.expect("in time");
+        let message = message.expect("the stream stands").expect("it says something");
+        let (envelope, said) = up::up_from_wire(message).expect("readable");
+        conn.envelope = envelope;
+        match said {
+            up::Up::Hello(hello) => (conn, *hello),
+            other => panic!("not a hello: {other:?}"),
+        }
+    }
+
+    /// Stops the worker and waits until it has.
+    async fn finish(self) {
+        drop(self.events);
+        self.stop.cancel();
+        tokio::time::timeout(DEADLINE, self.task).await.expect("in time").expect("no panic");
+    }
+
+    async fn event(&self, event: Event) {
+        self.events.send(event).await.expect("the session runs");
+    }
+
+    /// Waits until the worker has taken a welcome in, which it tells the runner.
+    async fn welcomed(&mut self) {
+        while !matches!(self.next_command().await, Command::Restate) {}
+    }
+
+    async fn next_command(&mut self) -> Command {
+        let command = tokio::time::timeout(DEADLINE, self.commands.recv()).await.expect("in time");
+        command.expect("the session runs")
+    }
+
+    /// The next command but for those that come with every stream.
+    async fn command(&mut self) -> Command {
+        loop {
+            match self.next_command().await {
+                Command::Begin { .. } | Command::Restate => {}
+                command => return command,
+            }
+        }
+    }
+}
+
+fn token(term: u64, sequence: u64) -> Token {
+    Token::new(Term::new(term), sequence)
+}
+
+fn grant(appliance: ApplianceId, token: Token) -> down::Grant {
+    let probe = Probe::Tcp;
+    let kind = Kind::Custom(Custom { command: "x".into(), args: vec![], env: [].into(), port: None, probe });
+    let desired = DesiredParts {
+        name: Name::new("web").expect("a valid name"),
+        tenant: Name::new("default").expect("a valid name"),
+        driver: Driver::Simulated,
+        generation: Generation::new(1),
+        revision: 0,
+        deleting: false,
+        spec: Spec { replicas: 1, probe_interval: None, image: None, kind },
+    };
+    down::Grant { appliance, token, desired, progress: Progress::default(), hold: Duration::ZERO, suspect: false }
+}
+
+#[tokio::test]
+async fn a_token_of_a_later_term_reaches_the_leader_and_the_grant_is_renewed() {
+    let mut bench = Bench::new().await;
+    let (mut conn, hello) = bench.hello().await;
+    assert_eq!(hello.highest_term, Term::new(0));
+    conn.welcome(3, &[]).await;
+    let delta = down::Delta { target: 1, grant: vec![grant(A, token(3, 1))], ..down::Delta::default() };
+    conn.send(down::Down::Delta(delta)).await;
+    assert_eq!(conn.ack().await.granted, [(A, token(3, 1))]);
+    assert!(matches!(bench.command().await, Command::Take { .. }));
+
+    // Of the leader's own term: it has given that token, so there is nothing to tell it.
+    bench.event(Event::Refused { appliance: A, token: token(3, 1), newer: token(3, 2) }).await;
+    let refused = || Event::Refused { appliance: A, token: token(3, 1), newer: token(9, 3) };
+    bench.event(refused()).await;
+    conn.ended().await;
+    let (mut conn, hello) = bench.hello().await;
+    assert_eq!((hello.highest_term, hello.held.len()), (Term::new(9), 1));
+    conn.welcome(10, &[(A, token(3, 1))]).await;
+    bench.welcomed().await;
+
+    // The leader can give a token that is accepted now, and does once the old grant is given back.
+    bench.event(refused()).await;
+    bench.event(refused()).await;
+    let released = match bench.command().await {
+        Command::Release { appliance, token } => (appliance, token),
+        other => panic!("not a release: {other:?}"),
+    };
+    assert_eq!(released, (A, token(3, 1)));
+    let event =
+        Event::Released { appliance: A, token: token(3, 1), progress: Progress::default(), hold: Duration::ZERO };
+    bench.event(event).await;
+    assert_eq!(conn.ack().await.released.len(), 1);
+    let delta = down::Delta { target: 1, grant: vec![grant(A, token(10, 1))], ..down::Delta::default() };
+    conn.send(down::Down::Delta(delta)).await;
+    let taken = bench.command().await;
+    assert!(matches!(taken, Command::Take { token: t, .. } if t == token(10, 1)), "{taken:?}");
+    drop(conn);
+    bench.finish().await;
+}
