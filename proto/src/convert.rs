@@ -5,7 +5,7 @@
 //! - users ([`admin`], [`patch`]): everything that is wrong is collected as [`FieldViolation`]s with the API's own field
 //!   paths (`appliance.spec.replicas`), so that one answer names every mistake of a document;
 //! - workers and coordinators ([`up`], [`down`]): the first thing that is wrong is a [`WireError`] that names message and
-//!   field; the stream it came from ends.
+//!   field; the stream it came from ends. Entries that only one appliance depends on are set aside instead.
 //!
 //! Sizes are checked before anything is built from them. Defaults that the `.proto` files promise ("default" when empty)
 //! are filled in here and nowhere else. Nothing past this module handles raw requests.

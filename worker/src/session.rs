@@ -394,11 +394,14 @@ impl Session {
                 None
             }
             down::Down::Delta(delta) => {
+                let mut delta = delta;
                 let target = delta.target;
-                let traceparent = delta.traceparent.clone();
+                let traceparent = std::mem::take(&mut delta.traceparent);
+                let unreadable = std::mem::take(&mut delta.unreadable);
                 match self.holdings.delta(from, delta.base, target, tells(delta)) {
                     Ok(effects) => {
                         self.apply(effects, &traceparent);
+                        unreadable.into_iter().for_each(|(id, token, problem)| self.set_aside(id, token, problem));
                         self.commands.push_back(Queued::Applied(target));
                         None
                     }
@@ -488,6 +491,15 @@ impl Session {
                     self.command(Command::Check { appliance, token, number });
                 }
             }
+        }
+    }
+
+    /// An entry of a delta could not be read. An offer is declined with the reason; what is held stays as it was, and so
+    /// does the generation that is reported, by which people see that the newer one was not taken up.
+    fn set_aside(&mut self, appliance: ApplianceId, token: Token, problem: String) {
+        warn!(%appliance, %token, "an entry of a delta cannot be read: {problem}");
+        if self.holdings.is_news(appliance, token) {
+            self.outgoing.decline(appliance, token, problem);
         }
     }
 

@@ -8,13 +8,15 @@ use common::{ApplianceId, Generation, Token};
 
 use super::scalar::clip;
 use super::worker::{
-    At, DesiredParts, Envelope, Reader, Step, WireError, desired_to_wire, envelope_to_wire, granted_to_wire, id_to_wire,
-    progress_to_wire, steps_to_wire, token_to_wire, wait_to_wire,
+    At, DesiredParts, Envelope, Reader, Step, WireError, desired_to_wire, envelope_to_wire, granted_to_wire,
+    id_to_wire, progress_to_wire, steps_to_wire, token_to_wire, wait_to_wire,
 };
 use crate::worker::v1 as wire;
 
 /// Longest W3C `traceparent` of the version in use.
 const MAX_TRACEPARENT: usize = 64;
+/// Longest explanation of why an entry cannot be read: a message of declined grants carries up to 1,000 of them.
+const MAX_PROBLEM: usize = 256;
 
 /// What the leader says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +70,8 @@ pub struct Delta {
     pub update: Vec<Update>,
     /// Appliances to look at now.
     pub check: Vec<Check>,
+    /// Grants and updates of which only appliance and token can be read, and why. Never written.
+    pub unreadable: Vec<(ApplianceId, Token, String)>,
     /// W3C trace context; empty when there is none.
     pub traceparent: String,
 }
@@ -141,10 +145,11 @@ pub enum RefusedReason {
     Stopping,
 }
 
-/// Reads a message of the leader.
+/// Reads a message of the leader. A grant or update that cannot be used goes to [`Delta::unreadable`], because one odd
+/// appliance must not keep a worker from hearing of all others.
 ///
 /// # Errors
-/// The first field that cannot be used.
+/// The first field that cannot be used, where that leaves open what the message is about: envelopes, appliances, tokens.
 pub fn down_from_wire(wire: wire::CoordinatorMessage) -> Result<(Envelope, Down), WireError> {
     use wire::coordinator_message::Body;
     let body =
@@ -197,25 +202,25 @@ fn read_delta(reader: Reader, wire: wire::Delta) -> Result<Delta, WireError> {
         .into_iter()
         .enumerate()
         .map(|(i, p)| Ok((reader.appliance(&At("prepare", i), &p.appliance)?, Generation::new(p.generation))));
-    let grant = wire.grant.into_iter().enumerate().map(|(i, g)| {
+    let mut unreadable = Vec::new();
+    let mut grant = Vec::with_capacity(wire.grant.len());
+    for (i, g) in wire.grant.into_iter().enumerate() {
         let at = At("grant", i);
-        Ok(Grant {
-            appliance: reader.appliance(&at, &g.appliance)?,
-            token: reader.token(&at, g.token)?,
-            desired: reader.desired(&at, g.desired)?,
-            progress: reader.progress(&at, g.progress)?,
-            hold: reader.wait(at.field("hold"), g.hold)?,
-            suspect: g.suspect,
-        })
-    });
-    let update = wire.update.into_iter().enumerate().map(|(i, u)| {
+        let (appliance, token) = (reader.appliance(&at, &g.appliance)?, reader.token(&at, g.token)?);
+        match read_grant(reader, &at, appliance, token, g) {
+            Ok(read) => grant.push(read),
+            Err(error) => unreadable.push((appliance, token, clip(&error.to_string(), MAX_PROBLEM))),
+        }
+    }
+    let mut update = Vec::with_capacity(wire.update.len());
+    for (i, u) in wire.update.into_iter().enumerate() {
         let at = At("update", i);
-        Ok(Update {
-            appliance: reader.appliance(&at, &u.appliance)?,
-            token: reader.token(&at, u.token)?,
-            desired: reader.desired(&at, u.desired)?,
-        })
-    });
+        let (appliance, token) = (reader.appliance(&at, &u.appliance)?, reader.token(&at, u.token)?);
+        match reader.desired(&at, u.desired) {
+            Ok(desired) => update.push(Update { appliance, token, desired }),
+            Err(error) => unreadable.push((appliance, token, clip(&error.to_string(), MAX_PROBLEM))),
+        }
+    }
     let check = wire.check.into_iter().enumerate().map(|(i, c)| {
         let at = At("check", i);
         Ok(Check {
@@ -228,11 +233,29 @@ fn read_delta(reader: Reader, wire: wire::Delta) -> Result<Delta, WireError> {
         base: wire.base,
         target: wire.target,
         prepare: prepare.collect::<Result<_, _>>()?,
-        grant: grant.collect::<Result<_, _>>()?,
+        grant,
         release: reader.granted("release", wire.release)?,
-        update: update.collect::<Result<_, _>>()?,
+        update,
         check: check.collect::<Result<_, _>>()?,
+        unreadable,
         traceparent: reader.text("traceparent", wire.traceparent, MAX_TRACEPARENT)?,
+    })
+}
+
+fn read_grant(
+    reader: Reader,
+    at: &At<'_>,
+    appliance: ApplianceId,
+    token: Token,
+    wire: wire::Grant,
+) -> Result<Grant, WireError> {
+    Ok(Grant {
+        appliance,
+        token,
+        desired: reader.desired(at, wire.desired)?,
+        progress: reader.progress(at, wire.progress)?,
+        hold: reader.wait(at.field("hold"), wire.hold)?,
+        suspect: wire.suspect,
     })
 }
 

@@ -12,6 +12,7 @@ use super::worker::{
     At, Envelope, Profile, Reader, Step, WireError, envelope_to_wire, granted_to_wire, id_to_wire, profile_to_wire,
     progress_to_wire, steps_to_wire, token_to_wire, wait_to_wire,
 };
+use crate::admin::v1 as wire_admin;
 use crate::worker::v1 as wire;
 
 /// What a worker says.
@@ -119,10 +120,11 @@ pub struct Report {
     pub checked: u64,
 }
 
-/// Reads a message of a worker.
+/// Reads a message of a worker. Statuses that cannot be used are left out and logged: the next one of the same appliance
+/// may be better, and the others of the message are as good as ever.
 ///
 /// # Errors
-/// The first field that cannot be used.
+/// The first field of anything else that cannot be used.
 pub fn up_from_wire(wire: wire::WorkerMessage) -> Result<(Envelope, Up), WireError> {
     use wire::worker_message::Body;
     let body = wire.body.ok_or_else(|| Reader { message: "WorkerMessage" }.error("body", "is missing or unknown"))?;
@@ -142,8 +144,7 @@ pub fn up_from_wire(wire: wire::WorkerMessage) -> Result<(Envelope, Up), WireErr
         Body::Ack(ack) => Up::Ack(read_ack(reader, ack)?),
         Body::Report(report) => {
             reader.bounded(report.appliances.len())?;
-            let reports = report.appliances.into_iter().enumerate().map(|(i, r)| read_report(reader, i, r));
-            Up::Report(reports.collect::<Result<_, _>>()?)
+            Up::Report(read_reports(reader, report.appliances)?)
         }
         Body::Leave(_) => Up::Leave,
     };
@@ -208,16 +209,29 @@ fn read_ack(reader: Reader, wire: wire::Ack) -> Result<Ack, WireError> {
     })
 }
 
-fn read_report(reader: Reader, i: usize, wire: wire::ApplianceReport) -> Result<Report, WireError> {
-    let at = At("appliances", i);
-    let status = wire.status.ok_or_else(|| reader.error(at.field("status"), "is missing"))?;
-    Ok(Report {
-        appliance: reader.appliance(&at, &wire.appliance)?,
-        token: reader.token(&at, wire.token)?,
-        status: status_from_wire(status)
-            .map_err(|v| reader.error(at.field(&format!("status.{}", v.field)), v.description))?,
-        checked: wire.checked,
-    })
+fn read_reports(reader: Reader, wire: Vec<wire::ApplianceReport>) -> Result<Vec<Report>, WireError> {
+    let mut reports = Vec::with_capacity(wire.len());
+    let (mut dropped, mut first) = (0_u32, None);
+    for (i, r) in wire.into_iter().enumerate() {
+        let at = At("appliances", i);
+        let (appliance, token) = (reader.appliance(&at, &r.appliance)?, reader.token(&at, r.token)?);
+        match read_status(reader, &at, r.status) {
+            Ok(status) => reports.push(Report { appliance, token, status, checked: r.checked }),
+            Err(error) => {
+                dropped += 1;
+                first.get_or_insert((appliance, error));
+            }
+        }
+    }
+    if let Some((appliance, error)) = first {
+        tracing::warn!(dropped, %appliance, "statuses that cannot be read were dropped, the first because of: {error}");
+    }
+    Ok(reports)
+}
+
+fn read_status(reader: Reader, at: &At<'_>, wire: Option<wire_admin::Status>) -> Result<Status, WireError> {
+    let status = wire.ok_or_else(|| reader.error(at.field("status"), "is missing"))?;
+    status_from_wire(status).map_err(|v| reader.error(at.field(&format!("status.{}", v.field)), v.description))
 }
 
 /// Writes a message of a worker. The caller keeps each message within

@@ -359,6 +359,12 @@ impl Holdings {
         self.held.get(&appliance).is_some_and(|h| h.token == token)
     }
 
+    /// Whether a token is newer than any met for its appliance on this stream, as that of an offer is.
+    #[must_use]
+    pub fn is_news(&self, appliance: ApplianceId, token: Token) -> bool {
+        self.seen.get(&appliance).is_none_or(|seen| *seen < token)
+    }
+
     /// Whether a message belongs to the conversation of now.
     #[must_use]
     pub fn counts(&self, from: Envelope) -> bool {
@@ -455,6 +461,16 @@ mod tests {
         assert!(h.released(id(1), token(5), Handed::default()));
         assert_eq!(h.delta(from, 1, 2, vec![grant(1, 4), grant(1, 5)]), Ok(vec![]));
         assert!(h.is_empty());
+    }
+
+    #[test]
+    fn only_a_token_that_was_never_met_is_news() {
+        let (mut h, from) = welcomed();
+        h.delta(from, 0, 1, vec![grant(1, 5)]).expect("applies");
+        assert_eq!([4, 5, 6].map(|n| h.is_news(id(1), token(n))), [false, false, true]);
+        h.released(id(1), token(5), Handed::default());
+        assert!(!h.is_news(id(1), token(5)));
+        assert!(h.is_news(id(2), token(1)));
     }
 
     #[test]

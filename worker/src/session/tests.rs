@@ -171,6 +171,54 @@ fn grant(appliance: ApplianceId, token: Token) -> down::Grant {
 }
 
 #[tokio::test]
+async fn a_grant_that_cannot_be_read_is_declined_and_an_update_leaves_what_is_held() {
+    const B: ApplianceId = ApplianceId::from_u128(0xb);
+    let mut bench = Bench::new().await;
+    let (mut conn, _) = bench.hello().await;
+    conn.welcome(1, &[]).await;
+    let delta = down::Delta { target: 1, grant: vec![grant(A, token(1, 1))], ..down::Delta::default() };
+    conn.send(down::Down::Delta(delta)).await;
+    assert_eq!(conn.ack().await.granted, [(A, token(1, 1))]);
+    assert!(matches!(bench.command().await, Command::Take { .. }));
+
+    let update = down::Update { appliance: A, token: token(1, 1), desired: grant(A, token(1, 1)).desired };
+    let delta = down::Delta {
+        base: 1,
+        target: 2,
+        grant: vec![grant(B, token(1, 2))],
+        update: vec![update],
+        ..down::Delta::default()
+    };
+    let mut message = down::down_to_wire(&conn.envelope, down::Down::Delta(delta));
+    match &mut message.body {
+        Some(proto::worker::v1::coordinator_message::Body::Delta(delta)) => {
+            delta.grant[0].desired = None;
+            delta.update[0].desired = None;
+        }
+        other => panic!("not a delta: {other:?}"),
+    }
+    conn.out.send(Ok(message)).await.expect("the worker reads");
+    let mut declined = Vec::new();
+    loop {
+        let ack = conn.ack().await;
+        declined.extend(ack.declined);
+        if ack.applied == 2 {
+            break;
+        }
+    }
+    let reason = "Delta: grant[0].desired: is missing".to_owned();
+    assert_eq!(declined, [up::Declined { appliance: B, token: token(1, 2), reason }]);
+
+    // The stream goes on, and so does what is held.
+    let check = down::Check { appliance: A, token: token(1, 1), number: 5 };
+    let delta = down::Delta { base: 2, target: 3, check: vec![check], ..down::Delta::default() };
+    conn.send(down::Down::Delta(delta)).await;
+    assert!(matches!(bench.command().await, Command::Check { number: 5, .. }));
+    drop(conn);
+    bench.finish().await;
+}
+
+#[tokio::test]
 async fn a_token_of_a_later_term_reaches_the_leader_and_the_grant_is_renewed() {
     let mut bench = Bench::new().await;
     let (mut conn, hello) = bench.hello().await;

@@ -1,0 +1,155 @@
+//! What ends a session's stream, and what costs only the entry it is about.
+
+use super::*;
+
+fn first_envelope() -> Envelope {
+    Envelope { term: Term::new(1), incarnation: None, stream: StreamNumber::new(1) }
+}
+
+#[test]
+fn refusals_of_the_session_name_message_and_field() {
+    let envelope = first_envelope();
+    let message =
+        |body| worker_wire::WorkerMessage { envelope: Some(super::super::worker::envelope_to_wire(&envelope)), body };
+    let id = vec![0; 16];
+    let granted = |appliance: Vec<u8>, token| worker_wire::Granted { appliance, token };
+    let ack = |granted| {
+        message(Some(worker_wire::worker_message::Body::Ack(worker_wire::Ack { granted, ..Default::default() })))
+    };
+    let token = Some(worker_wire::Token { term: 1, sequence: 1 });
+    let cases = [
+        (message(None), "WorkerMessage: body: is missing or unknown"),
+        (
+            worker_wire::WorkerMessage {
+                envelope: None,
+                ..message(Some(worker_wire::worker_message::Body::Leave(worker_wire::Leave {})))
+            },
+            "Leave: envelope: is missing",
+        ),
+        (ack(vec![granted(vec![0; 3], token)]), "Ack: granted[0].appliance: has 3 bytes, not 16"),
+        (ack(vec![granted(id.clone(), token), granted(id.clone(), None)]), "Ack: granted[1].token: is missing"),
+        (ack(vec![granted(id, token); 1001]), "Ack: entries: 1001 entries, at most 1000 are allowed"),
+    ];
+    for (message, text) in cases {
+        assert_eq!(up_from_wire(message).expect_err("odd").to_string(), text);
+    }
+}
+
+/// A delta with two grants and an update, in reading order.
+fn delta_on_the_wire() -> worker_wire::CoordinatorMessage {
+    let desired = || DesiredParts {
+        name: Name::new("web").expect("a valid name"),
+        tenant: Name::new("default").expect("a valid name"),
+        driver: Driver::Process,
+        generation: Generation::new(2),
+        revision: 0,
+        deleting: false,
+        spec: draft_from_wire(Some(custom_appliance())).expect("valid").spec,
+    };
+    let grant = |n| down::Grant {
+        appliance: ApplianceId::from_u128(n),
+        token: Token::new(Term::new(1), 1),
+        desired: desired(),
+        progress: Progress::default(),
+        hold: Duration::ZERO,
+        suspect: false,
+    };
+    let (appliance, token) = (ApplianceId::from_u128(3), Token::new(Term::new(1), 1));
+    let update = down::Update { appliance, token, desired: desired() };
+    let delta = Delta { target: 1, grant: vec![grant(1), grant(2)], update: vec![update], ..Delta::default() };
+    down_to_wire(&first_envelope(), Down::Delta(delta))
+}
+
+fn delta_of(message: &mut worker_wire::CoordinatorMessage) -> &mut worker_wire::Delta {
+    match &mut message.body {
+        Some(worker_wire::coordinator_message::Body::Delta(delta)) => delta,
+        other => panic!("not a delta: {other:?}"),
+    }
+}
+
+#[test]
+fn an_appliance_that_cannot_be_read_is_set_aside_and_the_others_are_not() {
+    type Spoil = fn(&mut worker_wire::Delta);
+    fn desired(grant: &mut worker_wire::Grant) -> &mut worker_wire::Desired {
+        grant.desired.as_mut().expect("it has one")
+    }
+    let first = ApplianceId::from_u128(1);
+    let cases: &[(Spoil, ApplianceId, &str)] = &[
+        (|d| d.grant[0].desired = None, first, "Delta: grant[0].desired: is missing"),
+        (|d| desired(&mut d.grant[0]).spec = None, first, "Delta: grant[0].desired.spec: is missing"),
+        (|d| desired(&mut d.grant[0]).name = "x".repeat(9_000), first, "Delta: grant[0].desired.name: "),
+        (|d| desired(&mut d.grant[0]).driver = "hovercraft".into(), first, "Delta: grant[0].desired.driver: "),
+        (
+            |d| d.grant[0].hold = Some(prost_types::Duration { seconds: -1, nanos: 0 }),
+            first,
+            "Delta: grant[0].hold: must not be negative",
+        ),
+        (|d| d.update[0].desired = None, ApplianceId::from_u128(3), "Delta: update[0].desired: is missing"),
+    ];
+    for (spoil, appliance, text) in cases {
+        let mut message = delta_on_the_wire();
+        spoil(delta_of(&mut message));
+        let (_, read) = down_from_wire(message).expect("the rest is fine");
+        let Down::Delta(delta) = read else { panic!("not a delta") };
+        let [(id, token, problem)] = &delta.unreadable[..] else { panic!("{text}: {:?}", delta.unreadable) };
+        assert_eq!((id, *token), (appliance, Token::new(Term::new(1), 1)));
+        assert!(problem.starts_with(text) && problem.len() <= 256, "{problem}");
+        assert_eq!((delta.target, delta.grant.len() + delta.update.len()), (1, 2));
+    }
+}
+
+#[test]
+fn a_delta_that_leaves_open_what_it_is_about_is_refused() {
+    type Spoil = fn(&mut worker_wire::Delta);
+    let cases: &[(Spoil, &str)] = &[
+        (|d| d.grant[1].appliance = vec![1], "Delta: grant[1].appliance: has 1 bytes, not 16"),
+        (|d| d.update[0].token = None, "Delta: update[0].token: is missing"),
+        (
+            |d| {
+                // What cannot be read counts as well.
+                d.grant[0].desired = None;
+                d.grant = vec![d.grant[0].clone(); 1_000];
+            },
+            "Delta: entries: 1001 entries, at most 1000 are allowed",
+        ),
+    ];
+    for (spoil, text) in cases {
+        let mut message = delta_on_the_wire();
+        spoil(delta_of(&mut message));
+        assert_eq!(down_from_wire(message).expect_err("odd").to_string(), *text);
+    }
+}
+
+#[test]
+fn a_status_that_cannot_be_read_is_left_out_of_its_report() {
+    let status = Status {
+        phase: Phase::Up,
+        observed_generation: Generation::new(1),
+        instances: vec![],
+        last_error: None,
+        failed_boots: 0,
+    };
+    let report = |n| up::Report {
+        appliance: ApplianceId::from_u128(n),
+        token: Token::new(Term::new(1), 1),
+        status: status.clone(),
+        checked: 0,
+    };
+    let spoiled = |spoil: fn(&mut Vec<worker_wire::ApplianceReport>)| {
+        let mut message = up_to_wire(&first_envelope(), Up::Report(vec![report(1), report(2), report(3)]));
+        match &mut message.body {
+            Some(worker_wire::worker_message::Body::Report(report)) => spoil(&mut report.appliances),
+            other => panic!("not a report: {other:?}"),
+        }
+        up_from_wire(message).map(|(_, said)| said)
+    };
+    assert_eq!(
+        spoiled(|all| {
+            all[0].status = None;
+            all[2].status.as_mut().expect("it has one").phase = 99;
+        }),
+        Ok(Up::Report(vec![report(2)]))
+    );
+    let refused = spoiled(|all| all[1].token = None).expect_err("whose status it is stays open");
+    assert_eq!(refused.to_string(), "Report: appliances[1].token: is missing");
+}
