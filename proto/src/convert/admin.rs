@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-use common::appliance::{Driver, FieldViolation, Name, Spec};
+use common::appliance::{Driver, FieldViolation, MAX_TEXT, Name, Spec};
 use common::status::{InstanceStatus, Phase, Status};
 use common::{ApplianceId, Generation};
 
@@ -199,7 +199,8 @@ pub fn status_to_wire(status: &Status) -> wire::Status {
         phase: phase_to_wire(status.phase).into(),
         observed_generation: status.observed_generation.get(),
         instances: status.instances.iter().map(instance_to_wire).collect(),
-        last_error: status.last_error.clone().unwrap_or_default(),
+        // It may have grown since it was clipped, by what was put before it.
+        last_error: status.last_error.as_deref().map(|text| clip(text, MAX_TEXT)).unwrap_or_default(),
         failed_boots: status.failed_boots,
         report_time: None,
     }
@@ -236,7 +237,7 @@ pub fn status_from_wire(wire: wire::Status) -> Result<Status, FieldViolation> {
         phase,
         observed_generation: Generation::new(wire.observed_generation),
         instances: instances.collect::<Result<_, _>>()?,
-        last_error: (!wire.last_error.is_empty()).then(|| clip(&wire.last_error, common::appliance::MAX_TEXT)),
+        last_error: (!wire.last_error.is_empty()).then(|| clip(&wire.last_error, MAX_TEXT)),
         failed_boots: wire.failed_boots,
     })
 }

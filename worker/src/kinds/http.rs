@@ -10,6 +10,9 @@ use crate::drivers::Error;
 /// Most bytes read of an answer. The largest one, the counters of 256 listeners with 256 members each, takes 9 MiB.
 const MOST: usize = 16 * 1024 * 1024;
 
+/// Most bytes read of an answer that is no success: it explains itself in fewer, and whatever follows is not looked at.
+const MOST_OF_REFUSAL: usize = 64 * 1024;
+
 /// The client. Clones share connections.
 #[derive(Clone, Debug)]
 pub(super) struct Client(reqwest::Client);
@@ -59,6 +62,10 @@ impl Client {
         let status = response.status();
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| Error::Failed(chain(&error)))? {
+            if !status.is_success() && body.len() + chunk.len() > MOST_OF_REFUSAL {
+                body.extend_from_slice(&chunk[..MOST_OF_REFUSAL - body.len()]);
+                break;
+            }
             if body.len() + chunk.len() > MOST {
                 return Err(Error::Failed(format!("the answer has more than {MOST} bytes")));
             }
@@ -82,4 +89,45 @@ fn chain(error: &reqwest::Error) -> String {
     }
     // The innermost one says what happened, such as `connection refused`.
     causes.pop().unwrap_or_else(|| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::body::Body;
+    use axum::routing::{get, put};
+    use futures::stream;
+
+    use super::*;
+
+    async fn serve() -> SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let endless = || Body::from_stream(stream::repeat_with(|| Ok::<_, std::io::Error>(vec![b'x'; 1_000])));
+        let routes = Router::new()
+            .route("/refuses", put(move || async move { (StatusCode::CONFLICT, endless()) }))
+            .route("/rambles", get(move || async move { endless() }))
+            .route("/long", get(|| async { vec![b'x'; 2 * MOST_OF_REFUSAL] }));
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        address
+    }
+
+    #[tokio::test]
+    async fn of_a_refusal_only_the_beginning_is_read() {
+        let address = serve().await;
+        let client = Client::new().expect("a client");
+        let put = client.put(address, "/refuses", ("rug-token", "1/1".into()), vec![]);
+        let answer = tokio::time::timeout(Duration::from_secs(20), put).await.expect("in time").expect("it answers");
+        assert_eq!((answer.status, answer.body.len()), (StatusCode::CONFLICT, MOST_OF_REFUSAL));
+    }
+
+    #[tokio::test]
+    async fn of_a_success_everything_is_read_within_reason() {
+        let address = serve().await;
+        let client = Client::new().expect("a client");
+        assert_eq!(client.get(address, "/long").await.expect("it answers").body.len(), 2 * MOST_OF_REFUSAL);
+        let rambling = tokio::time::timeout(Duration::from_secs(20), client.get(address, "/rambles")).await;
+        let error = rambling.expect("in time").expect_err("it never ends").to_string();
+        assert!(error.contains("more than"), "{error}");
+    }
 }

@@ -5,8 +5,10 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::appliance::MAX_TEXT;
 use common::{ApplianceId, Timestamp};
 use futures::FutureExt as _;
+use proto::convert::scalar::clip;
 use tracing::{Instrument as _, Span, field};
 use worker_core::desired::Desired;
 use worker_core::instance::Instance;
@@ -64,6 +66,7 @@ impl Task {
                 Ok(Err(_panic)) => Outcome::Failed("the driver panicked; see the log".to_owned()),
                 Err(_elapsed) => Outcome::TimedOut,
             };
+            let outcome = clipped(outcome);
             Span::current().record("outcome", outcome.name());
             if let Outcome::Failed(text) | Outcome::Refused(text) | Outcome::Busy(text) = &outcome {
                 tracing::info!(%appliance, %step, outcome = outcome.name(), error = %text, "step did not succeed");
@@ -188,10 +191,43 @@ fn outcome_of(error: Error, hold: Duration) -> Outcome {
     }
 }
 
+/// The outcome with a text of bounded length: what an appliance or a command has to say may be of any, and is kept as the
+/// last error, compared, logged and sent.
+fn clipped(outcome: Outcome) -> Outcome {
+    let short = |text: String| if text.len() > MAX_TEXT { clip(&text, MAX_TEXT) } else { text };
+    match outcome {
+        Outcome::Silent(text) => Outcome::Silent(short(text)),
+        Outcome::Vanished(text) => Outcome::Vanished(short(text)),
+        Outcome::Refused(text) => Outcome::Refused(short(text)),
+        Outcome::Failed(text) => Outcome::Failed(short(text)),
+        Outcome::Busy(text) => Outcome::Busy(short(text)),
+        other => other,
+    }
+}
+
 /// The gate was shut; a hold of which `hold` is left is waited for.
 pub(super) fn fenced(shut: Shut, hold: Duration) -> Outcome {
     match shut {
         Shut::Held => Outcome::Fenced { retry_after: Some(hold.max(Duration::from_millis(10))) },
         Shut::Fenced | Shut::NotHeld => Outcome::Fenced { retry_after: None },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_say_is_clipped_between_characters() {
+        let text = format!("a{}", "é".repeat(100_000));
+        let kept = format!("a{}", "é".repeat(2_047));
+        assert_eq!(kept.len(), MAX_TEXT - 1);
+        let outcomes: [fn(String) -> Outcome; 5] =
+            [Outcome::Silent, Outcome::Vanished, Outcome::Refused, Outcome::Failed, Outcome::Busy];
+        for outcome in outcomes {
+            assert_eq!(clipped(outcome(text.clone())), outcome(kept.clone()));
+            assert_eq!(clipped(outcome("no".to_owned())), outcome("no".to_owned()));
+        }
+        assert_eq!(clipped(Outcome::TimedOut), Outcome::TimedOut);
     }
 }

@@ -121,6 +121,18 @@ fn a_delta_that_leaves_open_what_it_is_about_is_refused() {
 }
 
 #[test]
+fn a_long_error_is_sent_in_part() {
+    let status = Status {
+        phase: Phase::Error,
+        observed_generation: Generation::new(1),
+        instances: vec![],
+        last_error: Some("é".repeat(1_000_000)),
+        failed_boots: 1,
+    };
+    assert_eq!(status_to_wire(&status).last_error, "é".repeat(common::appliance::MAX_TEXT / 2));
+}
+
+#[test]
 fn a_status_that_cannot_be_read_is_left_out_of_its_report() {
     let status = Status {
         phase: Phase::Up,
