@@ -1,7 +1,7 @@
 //! Randomised runs of both cores under a virtual clock. See `tests::sim` for what is modelled.
 //!
 //! `RUG_SIM_SEED=n` runs one seed, with its log if it fails; `RUG_SIM_SEEDS=n` runs that many, from the first; the
-//! default takes about 20 s unoptimised.
+//! default takes about 20 s unoptimised. With `RUG_SIM_SURVEY=1` every failing seed is listed, from `RUG_SIM_SEED` on.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -61,9 +61,11 @@ fn run_all(first: u64, count: u64) {
 
 #[test]
 fn ownership_holds_whatever_fails() {
-    match setting("RUG_SIM_SEED") {
-        Some(seed) => run_all(seed, 1),
-        None => run_all(1, setting("RUG_SIM_SEEDS").unwrap_or(DEFAULT_SEEDS)),
+    let seeds = setting("RUG_SIM_SEEDS");
+    match (setting("RUG_SIM_SEED"), std::env::var_os("RUG_SIM_SURVEY")) {
+        (first, Some(_)) => survey(first.unwrap_or(1), seeds.unwrap_or(DEFAULT_SEEDS)),
+        (Some(seed), None) => run_all(seed, 1),
+        (None, None) => run_all(1, seeds.unwrap_or(DEFAULT_SEEDS)),
     }
 }
 
@@ -84,15 +86,15 @@ fn every_mutant_is_found() {
     }
 }
 
-/// For a person at work: one line for each seed that fails.
-#[test]
-#[ignore = "prints every failing seed instead of stopping at the first"]
-fn survey() {
-    let first = setting("RUG_SIM_SEED").unwrap_or(1);
-    for seed in first..first + setting("RUG_SIM_SEEDS").unwrap_or(DEFAULT_SEEDS) {
+/// For a person at work: a line for each seed that fails, instead of the first one with its log.
+fn survey(first: u64, count: u64) {
+    let mut failures = 0;
+    for seed in first..first + count {
         let outcome = sim::run(seed, None, false);
         if let Some(failure) = outcome.failure {
+            failures += 1;
             println!("seed {seed}, step {}: {failure}", outcome.steps);
         }
     }
+    assert_eq!(failures, 0, "of {count} seeds from {first}");
 }

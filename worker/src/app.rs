@@ -50,10 +50,7 @@ impl Failure {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Failure::Other(format!("start the runtime: {e}")))
+    common::runtime::threads().map_err(|e| Failure::Other(format!("start the runtime: {e}")))
 }
 
 /// [`run`] on a runtime of its own. Not left to `main`, where the whole worker would be compiled a second time.
