@@ -4,6 +4,7 @@
 //! passes the holdings, which drop what is stale; everything the runner says waits here, coalesced, until there is a
 //! stream to say it on. A broken stream changes nothing about what this worker may do: only the lease does.
 
+mod beat;
 mod link;
 mod outgoing;
 
@@ -29,6 +30,7 @@ use worker_core::report::Reports;
 
 use crate::gate::Gate;
 use crate::runner::{Command, Event, Handle};
+use beat::Beat;
 use outgoing::Outgoing;
 
 /// Settings of the session.
@@ -82,6 +84,9 @@ impl Config {
 
 /// How long running steps may take to end when this worker stops.
 const END_WORK: Duration = Duration::from_secs(2);
+
+/// How long the coordinator may take to hear a goodbye out.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// How often a stream is ended because something knows of a higher term than the leader's. Each costs the leader an
 /// election, so an appliance that makes tokens up must not cause one after the other; the coordinator forgives those that
@@ -250,10 +255,14 @@ impl Session {
         let sent = clock::now();
         info!(worker = %self.name, stream = %hello.stream, held = hello.held.len(), "saying hello");
         let parts = outgoing::hello_parts(&self.name, &self.profile, hello);
-        for part in parts {
-            if link.out.send(part).await.is_err() {
-                return Ended::Again(Duration::ZERO);
-            }
+        let said = tokio::select! {
+            () = stop.cancelled() => return Ended::Stopping,
+            said = link.out.send(parts, self.config.connect_timeout) => said,
+            () = self.pump() => return Ended::Stopping,
+        };
+        if let Err(problem) = said {
+            warn!("hello could not be said: {problem}");
+            return Ended::Again(Duration::ZERO);
         }
         let welcome = tokio::time::timeout(self.config.connect_timeout, self.await_welcome(&mut link, stop));
         match welcome.await {
@@ -331,7 +340,13 @@ impl Session {
                     match beat.next() {
                         Some(number) => {
                             let message = up::up_to_wire(&link::wire_envelope(envelope), up::Up::Beat(number));
-                            if link.out.send(message).await.is_err() {
+                            let said = tokio::select! {
+                                // Seen again above, where the goodbye is said.
+                                () = stop.cancelled() => continue,
+                                said = link.out.send([message], lease) => said,
+                            };
+                            if let Err(problem) = said {
+                                warn!("a heartbeat could not be sent; opening another stream: {problem}");
                                 return Ended::Again(Duration::ZERO);
                             }
                         }
@@ -376,7 +391,7 @@ impl Session {
         self.end_work().await;
         let Some(envelope) = self.holdings.envelope() else { return };
         let leave = up::up_to_wire(&link::wire_envelope(envelope), up::Up::Leave);
-        if tokio::time::timeout(Duration::from_secs(1), link.finish(leave)).await.is_err() {
+        if tokio::time::timeout(GOODBYE, link.finish(leave, GOODBYE)).await.is_err() {
             debug!("the coordinator did not end the stream in time; it will wait for the lease to end");
         }
     }
@@ -619,52 +634,6 @@ fn tells(delta: down::Delta) -> Vec<Tell<Arc<Desired>>> {
 fn desired(parts: DesiredParts) -> Arc<Desired> {
     let DesiredParts { name, tenant, driver, generation, revision, deleting, spec } = parts;
     Arc::new(Desired { name, tenant, driver, generation, revision, deleting, spec })
-}
-
-/// The heartbeat of an embedded lease: one at a time, four in a lease.
-#[derive(Debug)]
-struct Beat {
-    lease: Duration,
-    number: u64,
-    /// When the beat under way was handed to the stream.
-    sent: Option<Timestamp>,
-    timer: tokio::time::Interval,
-}
-
-impl Beat {
-    fn new(lease: Duration) -> Self {
-        let mut timer = tokio::time::interval(lease / 4);
-        timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        Self { lease, number: 0, sent: None, timer }
-    }
-
-    async fn due(&mut self) {
-        loop {
-            self.timer.tick().await;
-            // While one is under way the next waits, until the stream must be taken for dead.
-            if self.sent.is_none_or(|sent| clock::now().since(sent) >= self.lease) {
-                return;
-            }
-        }
-    }
-
-    /// Number of the beat to send; `None` when the last one was never answered.
-    fn next(&mut self) -> Option<u64> {
-        if self.sent.is_some() {
-            return None;
-        }
-        self.number += 1;
-        self.sent = Some(clock::now());
-        Some(self.number)
-    }
-
-    /// The lease that an answer proves: counted from when the beat was sent.
-    fn answered(&mut self, number: u64) -> Option<Timestamp> {
-        if number != self.number {
-            return None;
-        }
-        self.sent.take().map(|sent| sent + self.lease)
-    }
 }
 
 /// What a worker publishes about itself.

@@ -33,9 +33,16 @@ pub(super) struct Outlet(mpsc::Sender<WorkerMessage>);
 #[derive(Debug)]
 pub(super) struct Inlet(Streaming<CoordinatorMessage>);
 
-/// The stream cannot take messages any more.
-#[derive(Debug)]
-pub(super) struct Broken;
+/// The stream cannot take messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Broken {
+    /// It ended.
+    #[error("the stream has ended")]
+    Ended,
+    /// The other side takes nothing in.
+    #[error("nothing was taken within {0:?}")]
+    Stuck(Duration),
+}
 
 /// Connects and opens the stream.
 ///
@@ -65,14 +72,28 @@ pub(super) async fn open(address: &str, timeout: Duration) -> Result<Link, Strin
 }
 
 impl Outlet {
-    /// Sends a message; waits for room, bounded by the transport's keep-alive.
-    pub(super) async fn send(&self, message: WorkerMessage) -> Result<(), Broken> {
-        self.0.send(message).await.map_err(|_| Broken)
+    /// Sends messages in their order. A coordinator that is alive but does not read lets the keep-alive pass, so that
+    /// `limit`, for all of them, is what ends the wait for room.
+    ///
+    /// # Errors
+    /// [`Broken`]; some of the messages may have been sent.
+    pub(super) async fn send(
+        &self,
+        messages: impl IntoIterator<Item = WorkerMessage>,
+        limit: Duration,
+    ) -> Result<(), Broken> {
+        let all = async {
+            for message in messages {
+                self.0.send(message).await.map_err(|_| Broken::Ended)?;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(limit, all).await.unwrap_or(Err(Broken::Stuck(limit)))
     }
 
     /// Waits for room for one message.
     pub(super) async fn room(&self) -> Result<mpsc::OwnedPermit<WorkerMessage>, Broken> {
-        self.0.clone().reserve_owned().await.map_err(|_| Broken)
+        self.0.clone().reserve_owned().await.map_err(|_| Broken::Ended)
     }
 }
 
@@ -91,9 +112,9 @@ impl Inlet {
 }
 
 impl Link {
-    /// Sends a last message and waits until the other side ends the stream.
-    pub(super) async fn finish(mut self, message: WorkerMessage) {
-        if self.out.send(message).await.is_ok() {
+    /// Sends a last message and waits until the other side ends the stream. `limit` is for the first of the two.
+    pub(super) async fn finish(mut self, message: WorkerMessage, limit: Duration) {
+        if self.out.send([message], limit).await.is_ok() {
             drop(self.out);
             while let Ok(Some(_)) = self.inlet.0.message().await {}
         }
@@ -124,4 +145,24 @@ pub(super) fn core_envelope(envelope: &Envelope) -> Option<holdings::Envelope> {
 /// The envelope as the wire has it.
 pub(super) fn wire_envelope(envelope: holdings::Envelope) -> Envelope {
     Envelope { term: envelope.term, incarnation: Some(envelope.incarnation), stream: envelope.stream }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn messages_that_nobody_takes_are_given_up_in_time() {
+        let (sender, mut messages) = mpsc::channel(1);
+        let out = Outlet(sender);
+        let limit = Duration::from_secs(2);
+        let begun = tokio::time::Instant::now();
+        let pair = || [WorkerMessage::default(), WorkerMessage::default()];
+        assert_eq!(out.send(pair(), limit).await, Err(Broken::Stuck(limit)));
+        assert_eq!(begun.elapsed(), limit);
+        messages.recv().await.expect("the first one was taken");
+        assert_eq!(out.send([WorkerMessage::default()], limit).await, Ok(()));
+        drop(messages);
+        assert_eq!(out.send(pair(), limit).await, Err(Broken::Ended));
+    }
 }

@@ -90,17 +90,23 @@ struct Bench {
 
 impl Bench {
     async fn new() -> Self {
+        Self::with(DEADLINE, Holdings::default()).await
+    }
+
+    /// With `holdings` of before, and so much time to connect and to say `Hello`.
+    async fn with(connect_timeout: Duration, holdings: Holdings) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = format!("http://{}", listener.local_addr().expect("bound"));
         let (sender, conns) = mpsc::channel(4);
         let server = tonic::transport::Server::builder().add_service(SessionServer::new(Coordinator(sender)));
         tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
-        let config = Config { coordinators: vec![address], connect_timeout: DEADLINE, ..Config::default() };
+        let config = Config { coordinators: vec![address], connect_timeout, ..Config::default() };
         let (runner, commands) = Handle::detached();
         let (events, inlet) = mpsc::channel(16);
         let name = WorkerId::new("w1").expect("a valid name");
         let profile = profile(1, String::new(), "h".into(), BTreeSet::from([Driver::Simulated]), config.lease);
-        let session = Session::new(config, name, profile, runner, inlet, watch::Sender::new(Term::new(0)));
+        let mut session = Session::new(config, name, profile, runner, inlet, watch::Sender::new(Term::new(0)));
+        session.holdings = holdings;
         let stop = CancellationToken::new();
         let task = tokio::spawn(session.run(stop.clone()));
         Self { conns, commands, events, stop, task }
@@ -127,7 +133,8 @@ impl Bench {
     }
 
     async fn event(&self, event: Event) {
-        self.events.send(event).await.expect("the session runs");
+        let sent = tokio::time::timeout(DEADLINE, self.events.send(event)).await.expect("in time");
+        sent.expect("the session runs");
     }
 
     /// Waits until the worker has taken a welcome in, which it tells the runner.
@@ -168,6 +175,45 @@ fn grant(appliance: ApplianceId, token: Token) -> down::Grant {
         spec: Spec { replicas: 1, probe_interval: None, image: None, kind },
     };
     down::Grant { appliance, token, desired, progress: Progress::default(), hold: Duration::ZERO, suspect: false }
+}
+
+/// So many grants that `Hello` does not fit into what a transport takes while nobody reads.
+fn very_many() -> Holdings {
+    let mut holdings = Holdings::default();
+    let stream = holdings.hello().stream;
+    let from = worker_core::holdings::Envelope { term: Term::new(1), incarnation: LIFE, stream };
+    holdings.welcome::<()>(from, &[]).expect("answers the hello");
+    let tells = (0..200_000).map(|n| Tell::Grant {
+        appliance: ApplianceId::from_u128(n),
+        token: token(1, 1),
+        generation: Generation::new(1),
+        desired: (),
+        handed: Handed::default(),
+        suspect: false,
+    });
+    holdings.delta(from, 0, 1, tells.collect()).expect("applies");
+    holdings
+}
+
+#[tokio::test]
+async fn a_stop_is_seen_while_nobody_reads_hello() {
+    let mut bench = Bench::with(Duration::from_secs(3_600), very_many()).await;
+    // Events are still taken: the channel is far shorter than this.
+    let _conn = tokio::time::timeout(DEADLINE, bench.conns.recv()).await.expect("in time").expect("it listens");
+    for _ in 0..1_000 {
+        bench.event(Event::Gone { appliance: A, token: token(2, 1) }).await;
+    }
+    bench.finish().await;
+}
+
+#[tokio::test]
+async fn a_hello_that_nobody_reads_is_given_up() {
+    let mut bench = Bench::with(Duration::from_millis(500), very_many()).await;
+    let mut conns = Vec::new();
+    for _ in 0..2 {
+        conns.push(tokio::time::timeout(DEADLINE, bench.conns.recv()).await.expect("in time").expect("it listens"));
+    }
+    bench.finish().await;
 }
 
 #[tokio::test]
