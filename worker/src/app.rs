@@ -86,13 +86,8 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let stop = CancellationToken::new();
     let (terms, newest_term) = watch::channel(Term::default());
     let drivers = build(&config, &name, &newest_term, &stop)?;
-    let profile = profile(
-        config.weight,
-        config.zone.clone(),
-        config.host.clone(),
-        config.drivers.clone(),
-        config.session.lease,
-    );
+    let profile =
+        profile(config.weight, config.zone.clone(), config.host.clone(), config.drivers.clone(), config.session.lease);
     info!(worker = %name, host = config.host, coordinators = ?config.session.coordinators, "starting");
     let (runner, events) = Runner::start(config.runner.clone(), drivers);
     let session = Session::new(config.session.clone(), name, profile, runner, events, terms);

@@ -416,7 +416,11 @@ impl Session {
                 Effect::Take { appliance, token, desired, handed, suspect } => {
                     if !self.profile.drivers.contains(&desired.driver) {
                         self.holdings.declined(appliance, token);
-                        self.outgoing.decline(appliance, token, format!("driver {} is not offered here", desired.driver));
+                        self.outgoing.decline(
+                            appliance,
+                            token,
+                            format!("driver {} is not offered here", desired.driver),
+                        );
                         continue;
                     }
                     let span = info_span!("adopt", %appliance, worker = %self.name, %token);
@@ -551,10 +555,7 @@ impl Session {
 }
 
 /// Waits until the runner has room for the oldest command; for ever when there is none.
-async fn take_command(
-    runner: Option<&Handle>,
-    commands: &VecDeque<Queued>,
-) -> Option<mpsc::OwnedPermit<Command>> {
+async fn take_command(runner: Option<&Handle>, commands: &VecDeque<Queued>) -> Option<mpsc::OwnedPermit<Command>> {
     match runner {
         Some(runner) if !commands.is_empty() => runner.reserve().await,
         _ => std::future::pending().await,
@@ -590,13 +591,7 @@ fn desired(parts: DesiredParts) -> Arc<Desired> {
 
 /// What a worker publishes about itself.
 #[must_use]
-pub fn profile(
-    weight: u32,
-    zone: String,
-    host: String,
-    drivers: BTreeSet<Driver>,
-    lease: Duration,
-) -> Profile {
+pub fn profile(weight: u32, zone: String, host: String, drivers: BTreeSet<Driver>, lease: Duration) -> Profile {
     let version = env!("CARGO_PKG_VERSION").to_owned();
     Profile { weight, zone, host, drivers, version, pid: std::process::id(), lease }
 }

@@ -274,8 +274,11 @@ pub(super) fn granted_to_wire(granted: Vec<(ApplianceId, Token)>) -> Vec<wire::G
 
 /// A remaining time; none is left out.
 pub(super) fn steps_to_wire(steps: Vec<Step>) -> Vec<wire::Step> {
-    let one =
-        |s: Step| wire::Step { appliance: id_to_wire(s.appliance), token: Some(token_to_wire(s.token)), number: s.number };
+    let one = |s: Step| wire::Step {
+        appliance: id_to_wire(s.appliance),
+        token: Some(token_to_wire(s.token)),
+        number: s.number,
+    };
     steps.into_iter().map(one).collect()
 }
 

@@ -123,12 +123,8 @@ impl Outgoing {
         }
         let entries = self.reports.take(REPORTS_PER_MESSAGE);
         (!entries.is_empty()).then(|| {
-            let report = |e: Entry| up::Report {
-                appliance: e.appliance,
-                token: e.token,
-                status: e.status,
-                checked: e.checked,
-            };
+            let report =
+                |e: Entry| up::Report { appliance: e.appliance, token: e.token, status: e.status, checked: e.checked };
             up::Up::Report(entries.into_iter().map(report).collect())
         })
     }
