@@ -295,8 +295,12 @@ mod tests {
         let program = folder.path().join("serveur-annuaié");
         std::os::unix::fs::symlink("/bin/sh", &program).expect("writable");
         let mut command = std::process::Command::new(&program);
-        command.args(["-c", "read line"]).stdin(std::process::Stdio::piped());
+        let piped = std::process::Stdio::piped;
+        command.args(["-c", "echo up; read line"]).stdin(piped()).stdout(piped());
         let mut child = command.spawn().expect("every system has a shell");
+        // `spawn` may return before the kernel has set the new name; what the program says comes after.
+        let mut up = [0; 3];
+        std::io::Read::read_exact(child.stdout.as_mut().expect("piped"), &mut up).expect("it says so");
         let comm = fs::read(format!("/proc/{}/comm", child.id())).expect("it runs");
         let identity = identify(child.id());
         child.kill().and_then(|()| child.wait()).expect("it is ours");
