@@ -11,20 +11,19 @@ help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
 up: build ## Build (release) and run a cluster here: coordinator, three workers, driver process. UP="--workers 5" for more.
-	@echo "==> starting Rug; state and logs go to .rug/"
 	@exec target/release/rugctl up $(UP)
 
 down: build ## Remove every appliance of the cluster that `make up` runs here.
 	@exec target/release/rugctl up --down
 
 build: deps-build ## Build the release binaries into target/release.
-	@echo "==> building release binaries (the first time takes some minutes)"
+	@echo "==> building release binaries (from nothing, about nine minutes on two cores)"
 	$(CARGO) build --release --locked $(BINS)
 
 test: deps-test ## Run every test, with real processes and a real python-tooz.
 	@echo "==> building the binaries that the cluster tests start"
 	$(CARGO) build --locked $(BINS)
-	@echo "==> running all tests"
+	@echo "==> running all tests; one installs python-tooz with pip into a virtual environment below target/tmp"
 	$(CARGO) test --locked --workspace
 
 lint: deps-build ## Check formatting and lints; warnings are errors.

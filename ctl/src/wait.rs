@@ -216,10 +216,13 @@ pub(crate) fn may_reopen(code: Code) -> bool {
 
 fn tell(ui: &Ui, bar: &ProgressBar, tracker: &Tracker, line: &str) {
     bar.set_position(tracker.reached());
-    if ui.progress {
-        bar.set_message(line.lines().last().unwrap_or_default().to_owned());
-    } else if tracker.targets.len() <= TELL_EACH {
-        ui.note(line);
+    let each = tracker.targets.len() <= TELL_EACH;
+    match (ui.progress, each) {
+        // Above the bar, where it stays when the bar is cleared.
+        (true, true) => bar.println(line),
+        (true, false) => bar.set_message(line.lines().last().unwrap_or_default().to_owned()),
+        (false, true) => ui.note(line),
+        (false, false) => {}
     }
 }
 
