@@ -107,11 +107,13 @@ async fn stay_up(ui: &Ui, args: &UpArgs) -> Result<(), Failure> {
         Some(n) => {
             let verb = if n == 1 { "keeps" } else { "keep" };
             format!(
-                "stopped; {} {verb} running: `rugctl up` takes over again, `rugctl up --down` removes",
+                "stopped; {} {verb} running: `rugctl up` takes over again, `rugctl up --down` removes them",
                 count(n, "appliance")
             )
         }
-        None => "stopped; appliances keep running: `rugctl up` takes over again, `rugctl up --down` removes".to_owned(),
+        None => {
+            "stopped; appliances keep running: `rugctl up` takes over again, `rugctl up --down` removes them".to_owned()
+        }
     });
     ended
 }
