@@ -6,6 +6,7 @@
 
 pub mod appliance;
 pub mod id;
+pub mod profile;
 pub mod retry;
 pub mod ring;
 pub mod status;
@@ -14,9 +15,12 @@ pub mod version;
 
 #[cfg(feature = "runtime")]
 pub mod config;
+#[cfg(feature = "coordination")]
+pub mod coordination;
 #[cfg(feature = "runtime")]
 pub mod runtime;
 
 pub use id::{ApplianceId, CoordinatorId, RebalanceId, WorkerId};
+pub use profile::Profile;
 pub use time::Timestamp;
 pub use version::{Generation, Incarnation, StreamNumber, Term, Token};

@@ -1,9 +1,8 @@
 //! What the store knows of ownership: the durable half of the table, and the changes that are written to it.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
-use common::appliance::Driver;
+pub use common::Profile;
 use common::status::Progress;
 use common::{ApplianceId, Incarnation, Token, WorkerId};
 
@@ -59,26 +58,8 @@ pub enum GrantOp {
     },
 }
 
-/// What a worker publishes about itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Profile {
-    /// Share of the appliances relative to others; at least 1.
-    pub weight: u32,
-    /// Failure zone; empty when not given.
-    pub zone: String,
-    /// Host it runs on.
-    pub host: String,
-    /// Drivers it offers.
-    pub drivers: BTreeSet<Driver>,
-    /// Version of the program.
-    pub version: String,
-    /// Process id on its host.
-    pub pid: u32,
-    /// How long it may act after a heartbeat.
-    pub lease: Duration,
-}
-
-/// A live member as the store has it: written before the worker is welcomed, removed once its lease is known to be over.
+/// A member as the store has it: written before the worker is welcomed, removed once its lease is known to be over and
+/// nobody waits for its name to come back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredMember {
     /// Its name.
@@ -87,4 +68,7 @@ pub struct StoredMember {
     pub incarnation: Incarnation,
     /// What it published.
     pub profile: Profile,
+    /// Its lease is over, so that it may not act any more; the row only tells a next leader that the name was live (see
+    /// [`crate::brake`]).
+    pub departed: bool,
 }

@@ -282,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_restored_member_is_waited_for_from_the_start_of_the_leader() {
-        let stored = StoredMember { worker: w1().0, incarnation: w1().1, profile: profile() };
+        let stored = StoredMember { worker: w1().0, incarnation: w1().1, profile: profile(), departed: false };
         let start = Timestamp::from_millis(500_000);
         let mut m = Membership::restore(Authority::Embedded, start, vec![stored]);
         assert_eq!(m.take_gone(start + Duration::from_millis(2299)), vec![]);

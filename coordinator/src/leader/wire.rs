@@ -26,20 +26,11 @@ pub(super) fn envelope(envelope: &Envelope) -> Option<machine::Envelope> {
 
 pub(super) fn hello(envelope: &Envelope, hello: up::Hello) -> Hello {
     let up::Hello { worker, profile, held, released, gone, highest_term, more: _ } = hello;
-    let proto::convert::Profile { weight, zone, host, drivers, version, pid, lease } = profile;
     Hello {
         worker,
         incarnation: envelope.incarnation,
         stream: envelope.stream,
-        profile: Profile {
-            weight: weight.clamp(1, common::ring::MAX_WEIGHT),
-            zone,
-            host,
-            drivers,
-            version,
-            pid,
-            lease,
-        },
+        profile: Profile { weight: profile.weight.clamp(1, common::ring::MAX_WEIGHT), ..profile },
         held: held
             .into_iter()
             .map(|h| machine::Held { appliance: h.appliance, token: h.token, generation: h.generation })

@@ -136,7 +136,7 @@ pub(super) fn to_progress(row: &progress::Model) -> Result<(ApplianceId, Progres
     Ok((ApplianceId::new(row.appliance), at.json("progress", &row.progress)?, Duration::from_nanos(hold)))
 }
 
-/// Form of a [`Profile`] in the store.
+/// Form of a [`Profile`] in the store, and whether the member only is remembered.
 #[derive(Serialize, Deserialize)]
 struct ProfileRow {
     weight: u32,
@@ -146,6 +146,8 @@ struct ProfileRow {
     version: String,
     pid: u32,
     lease: Duration,
+    #[serde(default)]
+    departed: bool,
 }
 
 /// Form of an [`Incarnation`] in the store.
@@ -158,18 +160,28 @@ pub(super) fn from_member(member: &StoredMember) -> members::Model {
     members::Model {
         worker: member.worker.as_str().to_owned(),
         incarnation: incarnation_text(member.incarnation),
-        profile: json(&ProfileRow { weight, zone, host, drivers, version, pid, lease }),
+        profile: json(&ProfileRow {
+            weight,
+            zone,
+            host,
+            drivers,
+            version,
+            pid,
+            lease,
+            departed: member.departed,
+        }),
     }
 }
 
 pub(super) fn to_member(row: &members::Model) -> Result<StoredMember, Error> {
     let at = At { what: "member", key: &row.worker };
-    let ProfileRow { weight, zone, host, drivers, version, pid, lease } = at.json("profile", &row.profile)?;
+    let ProfileRow { weight, zone, host, drivers, version, pid, lease, departed } = at.json("profile", &row.profile)?;
     let incarnation = u128::from_str_radix(&row.incarnation, 16).map_err(|e| at.corrupt(e))?;
     Ok(StoredMember {
         worker: at.parse("worker", &row.worker)?,
         incarnation: Incarnation::new(incarnation),
         profile: Profile { weight, zone, host, drivers, version, pid, lease },
+        departed,
     })
 }
 

@@ -166,6 +166,7 @@ fn member(n: u32) -> StoredMember {
             pid: 7,
             lease: Duration::from_secs(2),
         },
+        departed: n % 2 == 0,
     }
 }
 

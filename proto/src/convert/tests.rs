@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use common::Profile;
 use common::appliance::{
     Custom, Driver, FieldViolation, HealthCheck, Kind, Listener, LoadBalancer, Member, Name, Probe, Spec,
 };

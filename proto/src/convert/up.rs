@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use common::appliance::MAX_TEXT;
 use common::status::{Progress, Status};
-use common::{ApplianceId, Generation, Term, Token, WorkerId};
+use common::{ApplianceId, Generation, Profile, Term, Token, WorkerId};
 
 use super::admin::{status_from_wire, status_to_wire};
 use super::scalar::clip;
 use super::worker::{
-    At, Envelope, Profile, Reader, Step, WireError, envelope_to_wire, granted_to_wire, id_to_wire, profile_to_wire,
+    At, Envelope, Reader, Step, WireError, envelope_to_wire, granted_to_wire, id_to_wire, profile_to_wire,
     progress_to_wire, steps_to_wire, token_to_wire, wait_to_wire,
 };
 use crate::admin::v1 as wire_admin;

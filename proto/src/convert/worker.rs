@@ -1,13 +1,12 @@
 //! What both directions of a worker's session share: envelope, tokens, progress, and how errors are told.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
 use common::appliance::{Driver, MAX_TEXT, Name, Spec};
 use common::ring::MAX_WEIGHT;
 use common::status::{JournalEntry, Progress};
-use common::{ApplianceId, Generation, Incarnation, StreamNumber, Term, Token};
+use common::{ApplianceId, Generation, Incarnation, Profile, StreamNumber, Term, Token};
 
 use super::scalar::{clip, duration_from_wire, duration_to_wire};
 use super::spec::{spec_from_wire, spec_to_wire};
@@ -58,25 +57,6 @@ pub struct Step {
     pub token: Token,
     /// Grows with every step of a worker.
     pub number: u64,
-}
-
-/// What a worker publishes about itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Profile {
-    /// Share of the appliances relative to others; at least 1.
-    pub weight: u32,
-    /// Failure zone; empty when not given.
-    pub zone: String,
-    /// Host it runs on.
-    pub host: String,
-    /// Drivers it offers, as far as this version knows them.
-    pub drivers: BTreeSet<Driver>,
-    /// Version of the program.
-    pub version: String,
-    /// Process id on its host.
-    pub pid: u32,
-    /// How long it may act after a heartbeat.
-    pub lease: Duration,
 }
 
 /// What an appliance shall be, as a grant or update says it.

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use common::status::Status;
 use common::{ApplianceId, Token, WorkerId};
-use proto::convert::{Envelope, MAX_ENTRIES_PER_MESSAGE, Profile, Step, up};
+use common::Profile;
+use proto::convert::{Envelope, MAX_ENTRIES_PER_MESSAGE, Step, up};
 use proto::worker::v1::WorkerMessage;
 use worker_core::holdings::{Handed, Hello};
 use worker_core::report::Entry;

@@ -121,6 +121,7 @@ impl Machine {
                 worker: life.0.clone(),
                 incarnation: life.1,
                 profile: hello.profile.clone(),
+                departed: false,
             });
             self.commit_pending.push(Pending::Member(conn));
         }

@@ -333,7 +333,12 @@ fn a_new_leader_moves_nothing_because_it_is_new() {
         restored.appliances.push((seed(n), stored));
     }
     for (name, incarnation, profile, _) in w.machine.membership().members() {
-        restored.members.push(StoredMember { worker: name.clone(), incarnation, profile: profile.clone() });
+        restored.members.push(StoredMember {
+            worker: name.clone(),
+            incarnation,
+            profile: profile.clone(),
+            departed: false,
+        });
     }
     let mut next = World::in_term(Term::new(2), restored);
     next.now = next.now + Duration::from_millis(50);
@@ -378,7 +383,12 @@ fn a_new_leader_gives_up_on_silent_members_when_their_lease_is_over() {
         restored.appliances.push((seed(u128::from_be_bytes(*entry.id.as_bytes())), stored));
     }
     for (name, incarnation, profile, _) in w.machine.membership().members() {
-        restored.members.push(StoredMember { worker: name.clone(), incarnation, profile: profile.clone() });
+        restored.members.push(StoredMember {
+            worker: name.clone(),
+            incarnation,
+            profile: profile.clone(),
+            departed: false,
+        });
     }
     let mut next = World::in_term(Term::new(2), restored);
     next.puppets = w.puppets.clone();

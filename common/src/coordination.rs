@@ -1,0 +1,230 @@
+//! How coordinators and workers find each other, who leads, and who may act: embedded in the coordinator, or in ZooKeeper.
+//!
+//! Two conversations. A worker takes a [`Seat`]: it joins under its name and lives one [`Life`] after the other, each kept
+//! alive by heartbeats. A coordinator is a [`Candidate`]: it campaigns, and while elected its [`Leadership`] raises terms,
+//! tells what becomes of the workers' nodes ([`News`]) and evicts. Both traits have two implementations, [`embedded`] and
+//! [`zookeeper`]; nothing else knows which one it talks to.
+//!
+//! The rules are those of ownership.md section 2 (leases as observed heartbeats) and 3 (terms). In short: a life ends for
+//! good when its lease node can take no further heartbeat; a worker may act until `sent(last committed heartbeat) + lease`
+//! and the [`Guard`] it hands over is extended by nothing else; the guard is shut before a session is closed, also when
+//! the task that owns it panics.
+
+pub mod embedded;
+pub mod url;
+pub mod zookeeper;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{CoordinatorId, Incarnation, Profile, Term, Timestamp, WorkerId};
+
+/// Why coordination failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// It cannot be reached, or did not answer in time. Trying again may help.
+    #[error("{0}")]
+    Unavailable(String),
+    /// It answered, and will answer the same again: credentials, paths, names.
+    #[error("{0}")]
+    Refused(String),
+    /// A live session holds the name.
+    #[error("the name {name} is taken: {by}")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Who holds it, as far as its node tells: host, process, session, since when.
+        by: String,
+    },
+    /// The session this was asked of is over, or the lock of the leader is not held any more.
+    #[error("the session is over: {0}")]
+    Lost(String),
+}
+
+impl crate::retry::Retryable for Error {
+    fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Lost(_))
+    }
+}
+
+/// What a lease opens and shuts: the worker's gate, or the leader's right to answer.
+pub trait Guard: Send + Sync + 'static {
+    /// The lease stands until `until` (boot-time clock). An earlier moment than the present one changes nothing.
+    fn extend(&self, until: Timestamp);
+    /// The life is over: nothing passes any more, for ever.
+    fn shut(&self);
+}
+
+/// Why a life ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The session expired, or was lost for longer than it lasts.
+    SessionOver(String),
+    /// Somebody deleted the lease node, or wrote over it.
+    LeaseTaken(String),
+    /// The leader evicted it.
+    Evicted,
+    /// Its own process left.
+    Left,
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SessionOver(why) => write!(f, "the session is over: {why}"),
+            Self::LeaseTaken(what) => write!(f, "the lease node was taken away: {what}"),
+            Self::Evicted => f.write_str("the leader evicted it"),
+            Self::Left => f.write_str("it left"),
+        }
+    }
+}
+
+/// A worker's part.
+#[async_trait]
+pub trait Seat: fmt::Debug + Send + Sync + 'static {
+    /// Takes the worker's name and begins a life, once. Waits, within a bound, for what an earlier life under this name
+    /// left behind; what an earlier life of this very seat left is removed at once, its guard being shut.
+    ///
+    /// # Errors
+    /// [`Error::NameTaken`] when a live session keeps the name beyond that bound; [`Error::Unavailable`] and
+    /// [`Error::Refused`] otherwise. Cancel-safe: a dropped call leaves no node behind for longer than a session lasts.
+    async fn join(&self, profile: &Profile, guard: Arc<dyn Guard>) -> Result<Box<dyn Life>, Error>;
+
+    /// Addresses of coordinators, the leader's first, as far as they are known now.
+    fn coordinators(&self) -> watch::Receiver<Vec<String>>;
+}
+
+/// One life of a worker. Dropping it shuts the guard, then closes the session.
+#[async_trait]
+pub trait Life: fmt::Debug + Send + Sync + 'static {
+    /// Which life it is; `None` when the leader gives it at `Hello` (embedded).
+    fn incarnation(&self) -> Option<Incarnation>;
+
+    /// How long this worker may act after a heartbeat.
+    fn lease(&self) -> Duration;
+
+    /// Whether heartbeats ride on the stream to the leader (embedded): then the session sends them and extends the guard,
+    /// otherwise the life does both itself.
+    fn beats_on_stream(&self) -> bool {
+        self.incarnation().is_none()
+    }
+
+    /// Waits until the life is over; the guard is shut by then. For ever when it never ends by itself (embedded).
+    /// Cancel-safe.
+    async fn ended(&self) -> Ended;
+
+    /// Ends the life: the guard is shut, the nodes are removed, the session is closed. Takes as long as the service takes
+    /// to answer, which the caller bounds; cut short, the nodes go when the session expires.
+    async fn leave(self: Box<Self>);
+}
+
+/// The leader, as others find it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leader {
+    /// Its name.
+    pub id: CoordinatorId,
+    /// Address of its APIs, such as `https://host:7470`; empty when it published none.
+    pub address: String,
+}
+
+/// A coordinator's part.
+#[async_trait]
+pub trait Candidate: fmt::Debug + Send + Sync + 'static {
+    /// Waits until this coordinator is elected. Keeps the coordinator's membership alive meanwhile, through as many
+    /// sessions as it takes. Cancel-safe: dropping it stops contending.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] and [`Error::NameTaken`], which waiting cannot mend.
+    async fn campaign(&self) -> Result<Box<dyn Leadership>, Error>;
+
+    /// Who leads, as far as is known; `None` when nobody does or nobody can tell. Names this coordinator as well.
+    fn leader(&self) -> watch::Receiver<Option<Leader>>;
+
+    /// Leaves the group and closes the session.
+    async fn leave(&self);
+}
+
+/// A new term, and what was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Raised {
+    /// The term; higher than `above` and than every one the service had.
+    pub term: Term,
+    /// What the service had; `None` when it had none (a new or wiped one), or keeps none (embedded).
+    pub found: Option<Term>,
+}
+
+/// The elected leader's part. Dropping it gives the leadership up without waiting.
+#[async_trait]
+pub trait Leadership: fmt::Debug + Send + Sync + 'static {
+    /// Writes a new term above `above` and above the service's own, provided that this leadership still stands.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] when it does not stand; [`Error::Unavailable`] when nobody can tell: campaign again.
+    async fn raise_term(&self, above: Term) -> Result<Raised, Error>;
+
+    /// Cancelled as soon as the leadership is lost, or in doubt: its session is over, its lock is gone, or its own
+    /// heartbeats did not commit for as long as a lease.
+    fn lost(&self) -> CancellationToken;
+
+    /// What becomes of the workers' nodes from now on, each with the moment it reached this process; begins with a
+    /// [`News::Read`]. `None` when the leader itself is the authority (embedded). To be called once, after the term was
+    /// raised.
+    fn roster(&self) -> Option<mpsc::Receiver<(Timestamp, News)>>;
+
+    /// Writes `evicted` over the lease node of a life, so that no further heartbeat of it can commit. Also fine when the
+    /// node is gone, or is another life's. The roster says [`News::Ended`] when it is done.
+    fn evict(&self, worker: WorkerId, incarnation: Incarnation) -> BoxFuture<'static, Result<(), Error>>;
+
+    /// Gives the leadership up so that others can take it at once. The coordinator stays a member of its group.
+    async fn resign(self: Box<Self>);
+}
+
+/// A member of the workers group: what `get_members` and `get_member_capabilities` of python-tooz see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberNode {
+    /// Its name.
+    pub worker: WorkerId,
+    /// The life the node belongs to: session and creation of the node. Equal to that of the lease node made with it.
+    pub incarnation: Incarnation,
+    /// What it published, read leniently: a member of another kind (a Python service) has a weight and nothing else.
+    /// `lease` is zero; it stands in the lease node.
+    pub profile: Profile,
+}
+
+/// A lease node as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseNode {
+    /// Whose it is.
+    pub worker: WorkerId,
+    /// Which life.
+    pub incarnation: Incarnation,
+    /// How long that life may act after a heartbeat.
+    pub lease: Duration,
+    /// It was written over: no further heartbeat can commit.
+    pub evicted: bool,
+}
+
+/// What became of the workers' nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// Everything, read after the connection was made (anew) and a write of this reader's own had committed.
+    Read {
+        /// Every member node.
+        members: Vec<MemberNode>,
+        /// Every lease node.
+        leases: Vec<LeaseNode>,
+    },
+    /// Every member node, read after one came or went.
+    Members(Vec<MemberNode>),
+    /// A lease node that is new here was read, or a heartbeat was seen.
+    Beat(LeaseNode),
+    /// A lease node was deleted or written over: no further heartbeat of this life can commit, and every one that did was
+    /// told before.
+    Ended(WorkerId, Incarnation),
+}

@@ -1,0 +1,77 @@
+//! The coordination URL and its options, as python-tooz has them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::embedded::{EmbeddedCandidate, EmbeddedSeat};
+use super::{Candidate, Error, Seat, zookeeper};
+use crate::{CoordinatorId, WorkerId};
+
+/// Settings of coordination, the same for coordinators and workers of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// `embedded`, or `zookeeper://[user:password@]host:port[,host:port...][/chroot][?timeout=6&namespace=tooz...]`.
+    pub url: String,
+    /// Name of the cluster: its groups are `<group>.workers` and `<group>.coordinators`.
+    pub group: String,
+    /// How long a member waits for nodes that an earlier life under its name left behind, beyond the session timeout,
+    /// before it says that the name is taken.
+    #[serde(with = "humantime_serde")]
+    pub join_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { url: "embedded".to_owned(), group: "rug".to_owned(), join_timeout: Duration::from_secs(10) }
+    }
+}
+
+impl Config {
+    /// Whether the coordinator itself is the authority.
+    #[must_use]
+    pub fn is_embedded(&self) -> bool {
+        self.url == "embedded"
+    }
+
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// A sentence that names the field.
+    pub fn validate(&self) -> Result<(), String> {
+        if self.is_embedded() {
+            return Ok(());
+        }
+        zookeeper::Config::parse(self).map(drop).map_err(|e| format!("coordination.url: {e}"))
+    }
+
+    /// The URL without credentials, for people.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        self.url.clone()
+    }
+
+    /// A worker's seat. `coordinators` are the addresses to try when coordination is embedded.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the URL cannot be used. Needs a Tokio runtime.
+    pub fn seat(&self, name: &WorkerId, coordinators: Vec<String>) -> Result<Arc<dyn Seat>, Error> {
+        if self.is_embedded() {
+            return Ok(Arc::new(EmbeddedSeat::new(coordinators)));
+        }
+        zookeeper::seat(zookeeper::Config::parse(self)?, name)
+    }
+
+    /// A coordinator's candidacy; `address` is where others reach its APIs.
+    ///
+    /// # Errors
+    /// As [`Config::seat`].
+    pub fn candidate(&self, id: &CoordinatorId, address: String) -> Result<Arc<dyn Candidate>, Error> {
+        if self.is_embedded() {
+            return Ok(Arc::new(EmbeddedCandidate::new(id.clone(), address)));
+        }
+        zookeeper::candidate(zookeeper::Config::parse(self)?, id, address)
+    }
+}
