@@ -116,7 +116,7 @@ impl Leader {
     /// Begins a term above `highest_seen`: raises it in the store and reads everything.
     ///
     /// # Errors
-    /// As [`Store::begin_term`].
+    /// As [`Store::highest_term`] and [`Store::begin_term`].
     pub async fn begin(
         config: machine::Config,
         store: Store,
@@ -124,7 +124,8 @@ impl Leader {
         identity: Identity,
         highest_seen: Term,
     ) -> Result<Self, store::Error> {
-        let (term, loaded) = store.begin_term(&identity.coordinator, highest_seen).await?;
+        let term = store.highest_term().await?.max(highest_seen).next();
+        let loaded = store.begin_term(&identity.coordinator, term).await?;
         let store::Loaded { records, mut statuses, mut grants, members, requests, rebalances, last_seen: _ } = loaded;
         info!(%term, appliances = records.len(), members = members.len(), "leading");
         let mut appliances = Vec::with_capacity(records.len());

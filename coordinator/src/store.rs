@@ -216,14 +216,25 @@ impl Store {
         Ok(Self { commands, shared, readers })
     }
 
-    /// Begins a term, higher than the stored one and than `highest_seen` (the highest met anywhere else), and reads
-    /// everything in the same transaction. Changes that were submitted earlier and are not written yet are refused.
+    /// The highest term that was ever begun in the store; 0 when none was. Another coordinator may begin a higher one
+    /// at any moment.
     ///
     /// # Errors
-    /// [`Error::Unavailable`]; [`Error::Corrupt`] names the row that cannot be read; [`Error::TermsExhausted`].
-    pub async fn begin_term(&self, coordinator: &CoordinatorId, highest_seen: Term) -> Result<(Term, Loaded), Error> {
+    /// [`Error::Unavailable`], [`Error::Corrupt`].
+    pub async fn highest_term(&self) -> Result<Term, Error> {
+        Ok(load::place(&self.readers).await?.0)
+    }
+
+    /// Begins exactly `term` and reads everything in the same transaction. Changes that were submitted earlier and are
+    /// not written yet are refused, also when this fails: what was led before is over.
+    ///
+    /// # Errors
+    /// [`Error::Deposed`] names the stored term when that is `term` or a higher one; [`Error::Unavailable`];
+    /// [`Error::Corrupt`] names the row that cannot be read; [`Error::TermsExhausted`] when `term` is beyond what can be
+    /// stored.
+    pub async fn begin_term(&self, coordinator: &CoordinatorId, term: Term) -> Result<Loaded, Error> {
         let (reply, answer) = oneshot::channel();
-        let command = Command::Begin { coordinator: coordinator.clone(), highest_seen, reply };
+        let command = Command::Begin { coordinator: coordinator.clone(), term, reply };
         self.commands.send(command).await.map_err(|_| Error::Closed)?;
         answer.await.map_err(|_| Error::Closed)?
     }

@@ -61,7 +61,8 @@ fn main() -> Result<()> {
         floor_of_inserts(dir.path(), span).await?;
         let config = Config { url: format!("sqlite:{}", dir.path().join("store.db").display()), ..Config::default() };
         let store = Store::open(&config).await?;
-        let (term, _) = store.begin_term(&CoordinatorId::new("bench")?, Term::default()).await?;
+        let term = store.highest_term().await?.next();
+        store.begin_term(&CoordinatorId::new("bench")?, term).await?;
         for clients in [1, options.clients] {
             creates(&store, span, clients).await?;
         }
@@ -69,7 +70,7 @@ fn main() -> Result<()> {
         store.close().await;
         let started = Instant::now();
         let store = Store::open(&config).await?;
-        let (_, loaded) = store.begin_term(&CoordinatorId::new("bench")?, Term::default()).await?;
+        let loaded = store.begin_term(&CoordinatorId::new("bench")?, term.next()).await?;
         let (records, grants) = (loaded.records.len(), loaded.grants.len());
         println!("begin of a term   {:>10.1} ms  for {records} appliances, {grants} grants", millis(started.elapsed()));
         store.close().await;

@@ -82,15 +82,16 @@ pub enum Error {
     /// No term was begun with this store.
     #[error("this coordinator has begun no term in the store")]
     NotLeading,
-    /// A later term is in the store. What of this term is not acknowledged by now may or may not be stored; the new
-    /// leader has read it if it is.
-    #[error("{term} is over: the store has a later one")]
+    /// A later term is in the store. What of the former one is not acknowledged by now may or may not be stored; the
+    /// new leader has read it if it is.
+    #[error("another coordinator leads in the store, at {term} or later")]
     Deposed {
-        /// The term that is over.
+        /// Of a change: the term it was for, which is over. Of the begin of a term: the term the store has, which is no
+        /// lower than the one that was to begin.
         term: Term,
     },
-    /// No term follows the highest one ever seen: somebody sent nonsense.
-    #[error("no term can follow {0}")]
+    /// The store cannot hold this term: somebody sent nonsense.
+    #[error("no store can hold {0}")]
     TermsExhausted(Term),
     /// So many changes wait that this one was not taken.
     #[error("too many changes wait for the store")]

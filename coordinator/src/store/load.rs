@@ -90,7 +90,12 @@ pub(super) async fn place<C: ConnectionTrait>(db: &C) -> Result<(Term, u64), Err
         key: leadership::ROW.to_string(),
         reason: "the row is missing".to_owned(),
     })?;
-    Ok((Term::new(row.term.cast_unsigned()), row.batch.cast_unsigned()))
+    let term = u64::try_from(row.term).map_err(|_| Error::Corrupt {
+        what: "leadership",
+        key: leadership::ROW.to_string(),
+        reason: format!("{} is no term", row.term),
+    })?;
+    Ok((Term::new(term), row.batch.cast_unsigned()))
 }
 
 /// Rebalances before one, newest first.

@@ -67,7 +67,8 @@ impl Home {
 }
 
 async fn begin(store: &Store) -> Result<(Term, Loaded), Error> {
-    store.begin_term(&CoordinatorId::new("c1").expect("a name"), Term::new(0)).await
+    let term = store.highest_term().await?.next();
+    Ok((term, store.begin_term(&CoordinatorId::new("c1").expect("a name"), term).await?))
 }
 
 fn at(seconds: u64) -> SystemTime {
@@ -274,15 +275,19 @@ async fn everything_is_there_after_a_restart() {
 }
 
 #[tokio::test]
-async fn a_term_follows_the_highest_ever_seen() {
+async fn a_term_begins_only_above_the_stored_one() {
     let home = Home::new();
     let store = home.open().await;
     let me = CoordinatorId::new("c1").expect("a name");
-    let begun = async |seen| store.begin_term(&me, Term::new(seen)).await.map(|(term, _)| term.get());
-    assert_eq!(begun(41).await, Ok(42));
-    assert_eq!(begun(3).await, Ok(43));
+    let begun = async |term| store.begin_term(&me, Term::new(term)).await.map(drop);
+    assert_eq!(store.highest_term().await, Ok(Term::new(0)));
+    assert_eq!(begun(42).await, Ok(()));
+    assert_eq!(store.highest_term().await, Ok(Term::new(42)));
+    for lower in [0, 3, 42] {
+        assert_eq!(begun(lower).await, Err(Error::Deposed { term: Term::new(42) }));
+    }
     assert_eq!(begun(u64::MAX).await, Err(Error::TermsExhausted(Term::new(u64::MAX))));
-    assert_eq!(begun(0).await, Ok(44), "a refused begin changes nothing");
+    assert_eq!(begun(43).await, Ok(()), "a refused begin changes nothing");
 }
 
 #[tokio::test]

@@ -62,7 +62,7 @@ pub(super) struct Submission {
 /// What the task is asked to do.
 pub(super) enum Command {
     Change(Submission),
-    Begin { coordinator: CoordinatorId, highest_seen: Term, reply: oneshot::Sender<Result<(Term, Loaded), Error>> },
+    Begin { coordinator: CoordinatorId, term: Term, reply: oneshot::Sender<Result<Loaded, Error>> },
     Close(oneshot::Sender<()>),
 }
 
@@ -161,8 +161,8 @@ impl Writer {
             match command {
                 None => break None,
                 Some(Command::Close(reply)) => break Some(reply),
-                Some(Command::Begin { coordinator, highest_seen, reply }) => {
-                    let _ = reply.send(self.begin(&coordinator, highest_seen).await);
+                Some(Command::Begin { coordinator, term, reply }) => {
+                    let _ = reply.send(self.begin(&coordinator, term).await);
                 }
                 Some(Command::Change(first)) => {
                     // Those who were woken by the last commit get to submit before the next one begins.
@@ -352,22 +352,22 @@ impl Writer {
         Err(Error::Unresolved)
     }
 
-    async fn begin(&mut self, coordinator: &CoordinatorId, highest_seen: Term) -> Result<(Term, Loaded), Error> {
+    async fn begin(&mut self, coordinator: &CoordinatorId, term: Term) -> Result<Loaded, Error> {
         if self.unresolved {
             return Err(Error::Unresolved);
         }
         self.step_down();
         let db = self.connection().await?;
-        let began = timeout(BEGIN_TIMEOUT, begin(&db, coordinator, highest_seen)).await;
+        let began = timeout(BEGIN_TIMEOUT, begin(&db, coordinator, term)).await;
         match began.unwrap_or(Err(Error::Unavailable(Cause::TimedOut))) {
-            Ok((term, loaded, ledger)) => {
+            Ok((loaded, ledger)) => {
                 self.chain = Some((term, 0));
                 self.snapshot_bytes = ledger.snapshot_bytes;
                 self.log_bytes = ledger.log_bytes;
                 self.background_at = Instant::now() + self.config.observation_interval;
                 self.shared.term.store(term.get(), Ordering::Release);
                 self.shared.deposed.store(false, Ordering::Release);
-                Ok((term, loaded))
+                Ok(loaded)
             }
             Err(error) => {
                 // Should the commit have gone through after all, a term was skipped; nothing was written in it.
@@ -555,18 +555,20 @@ async fn settled_place(db: &DatabaseConnection) -> Result<(Term, u64), Error> {
 async fn begin(
     db: &DatabaseConnection,
     coordinator: &CoordinatorId,
-    highest_seen: Term,
-) -> Result<(Term, Loaded, Ledger), Error> {
+    term: Term,
+) -> Result<(Loaded, Ledger), Error> {
+    // The signed range is as far as the store can order terms.
+    let signed = i64::try_from(term.get()).map_err(|_| Error::TermsExhausted(term))?;
     let failed = |e: &DbErr| dialect::failure("begin a term", e);
     let tx = dialect::begin_write(db).await.map_err(|e| failed(&e))?;
     dialect::lock_chain(&tx).await.map_err(|e| failed(&e))?;
-    let highest = load::place(&tx).await?.0.max(highest_seen);
-    // The signed range is as far as the store can order terms.
-    let next = highest.get().checked_add(1).filter(|next| i64::try_from(*next).is_ok());
-    let term = Term::new(next.ok_or(Error::TermsExhausted(highest))?);
+    let stored = load::place(&tx).await?.0;
+    if stored >= term {
+        return Err(Error::Deposed { term: stored });
+    }
     let row = leadership::ActiveModel {
         id: Unchanged(leadership::ROW),
-        term: Set(term.get().cast_signed()),
+        term: Set(signed),
         batch: Set(0),
         coordinator: Set(coordinator.as_str().to_owned()),
         since_ns: Set(rows::nanos(SystemTime::now())),
@@ -575,7 +577,7 @@ async fn begin(
     load::sweep(&tx).await.map_err(|e| failed(&e))?;
     let (loaded, ledger) = load::everything(&tx).await?;
     tx.commit().await.map_err(|e| failed(&e))?;
-    Ok((term, loaded, ledger))
+    Ok((loaded, ledger))
 }
 
 #[cfg(test)]
