@@ -340,6 +340,7 @@ impl Leader {
                 self.step(Event::Answers(conn, envelope, wire::answers(ack)));
             }
             up::Up::Report(reports) => self.on_reports(conn, envelope, reports),
+            up::Up::Drain { hand_back } => debug!(conn, hand_back, "is about to stop"),
             up::Up::Leave => {
                 info!(conn, worker = ?self.conns.get(&conn).map(|s| &s.worker), "leaves");
                 self.conns.remove(&conn);

@@ -174,6 +174,7 @@ fn up() -> impl Strategy<Value = Up> {
         any::<u64>().prop_map(Up::Beat),
         ack,
         prop::collection::vec(report, 0..4).prop_map(Up::Report),
+        any::<bool>().prop_map(|hand_back| Up::Drain { hand_back }),
         Just(Up::Leave),
     ]
 }

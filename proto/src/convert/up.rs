@@ -26,6 +26,11 @@ pub enum Up {
     Ack(Ack),
     /// States that changed.
     Report(Vec<Report>),
+    /// It is about to stop, and is to be given nothing new; what it holds is asked back.
+    Drain {
+        /// It gives everything back by itself, to have it kept for its name.
+        hand_back: bool,
+    },
     /// Its gate is shut for good and it goes.
     Leave,
 }
@@ -134,6 +139,7 @@ pub fn up_from_wire(wire: wire::WorkerMessage) -> Result<(Envelope, Up), WireErr
             Body::Beat(_) => "Beat",
             Body::Ack(_) => "Ack",
             Body::Report(_) => "Report",
+            Body::Drain(_) => "Drain",
             Body::Leave(_) => "Leave",
         },
     };
@@ -146,6 +152,7 @@ pub fn up_from_wire(wire: wire::WorkerMessage) -> Result<(Envelope, Up), WireErr
             reader.bounded(report.appliances.len())?;
             Up::Report(read_reports(reader, report.appliances)?)
         }
+        Body::Drain(drain) => Up::Drain { hand_back: drain.hand_back },
         Body::Leave(_) => Up::Leave,
     };
     Ok((envelope, up))
@@ -262,6 +269,7 @@ pub fn up_to_wire(envelope: &Envelope, up: Up) -> wire::WorkerMessage {
         Up::Report(reports) => {
             Body::Report(wire::Report { appliances: reports.into_iter().map(report_to_wire).collect() })
         }
+        Up::Drain { hand_back } => Body::Drain(wire::Drain { hand_back }),
         Up::Leave => Body::Leave(wire::Leave {}),
     };
     wire::WorkerMessage { envelope: Some(envelope_to_wire(envelope)), body: Some(body) }
