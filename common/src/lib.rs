@@ -19,6 +19,8 @@ pub mod config;
 pub mod coordination;
 #[cfg(feature = "runtime")]
 pub mod runtime;
+#[cfg(feature = "tls")]
+pub mod tls;
 
 pub use id::{ApplianceId, CoordinatorId, RebalanceId, WorkerId};
 pub use profile::Profile;

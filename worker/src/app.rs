@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use common::appliance::Driver as Name;
 use common::runtime::shutdown::Signals;
+use common::tls::ClientTls;
 use common::{ApplianceId, Term, WorkerId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -83,6 +84,10 @@ pub fn instances(config: Config) -> Result<Vec<(ApplianceId, Instance)>, Failure
 pub async fn run(config: Config) -> Result<(), Failure> {
     let mut signals = Signals::catch().map_err(|e| Failure::Other(format!("catch signals: {e}")))?;
     let name = WorkerId::new(&config.name).map_err(|e| Failure::Other(e.to_string()))?;
+    let tls = ClientTls::load(&config.tls).map_err(|e| Failure::Other(format!("tls.{e}")))?;
+    if let Some(tls) = &tls {
+        tls.announce();
+    }
     let stop = CancellationToken::new();
     let (terms, newest_term) = watch::channel(Term::default());
     let drivers = build(&config, &name, &newest_term, &stop)?;
@@ -90,7 +95,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         profile(config.weight, config.zone.clone(), config.host.clone(), config.drivers.clone(), config.session.lease);
     info!(worker = %name, host = config.host, coordinators = ?config.session.coordinators, "starting");
     let (runner, events) = Runner::start(config.runner.clone(), drivers);
-    let session = Session::new(config.session.clone(), name, profile, runner, events, terms);
+    let session = Session::new(config.session.clone(), name, profile, runner, events, terms).with_tls(tls);
     let mut session = tokio::spawn(session.run(stop.clone()));
     tokio::select! {
         ended = &mut session => {

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use common::WorkerId;
 use common::appliance::Driver;
+use common::coordination::url as coordination;
 use common::runtime::telemetry;
+use common::tls;
 use serde::{Deserialize, Serialize};
 
 use crate::drivers::{process, simulated};
@@ -27,6 +29,8 @@ pub struct Config {
     pub drivers: BTreeSet<Driver>,
     /// Directory of what the drivers keep. Workers on one host share it, to adopt from each other.
     pub state_dir: PathBuf,
+    /// How this worker takes part: by the coordinator itself, or by ZooKeeper.
+    pub coordination: coordination::Config,
     /// The session with the coordinator.
     pub session: session::Config,
     /// How appliances are kept alive.
@@ -35,6 +39,8 @@ pub struct Config {
     pub process: process::Config,
     /// The simulated driver.
     pub simulated: simulated::Config,
+    /// Mutual TLS with coordinators. Without it their addresses are `http://`, with it `https://`.
+    pub tls: tls::Config,
     /// Logs.
     pub log: telemetry::Config,
 }
@@ -48,10 +54,12 @@ impl Default for Config {
             weight: 1,
             drivers: BTreeSet::from([Driver::Process]),
             state_dir: PathBuf::from("rug-worker"),
+            coordination: coordination::Config::default(),
             session: session::Config::default(),
             runner: runner::Config::default(),
             process: process::Config { state_dir: PathBuf::new(), ..process::Config::default() },
             simulated: simulated::Config::default(),
+            tls: tls::Config::default(),
             log: telemetry::Config::default(),
         }
     }
@@ -76,7 +84,9 @@ impl Config {
         if self.drivers.is_empty() {
             return Err("drivers must name at least one".to_owned());
         }
+        self.coordination.validate()?;
         self.session.validate()?;
+        self.tls.validate().map_err(|e| format!("tls.{e}"))?;
         let runner = self.runner.validate().into_iter().map(|v| format!("runner.{v}"));
         let process = self.process.validate().into_iter().map(|v| format!("process.{v}"));
         let simulated = self.simulated.validate().into_iter().map(|v| format!("simulated.{v}"));

@@ -8,6 +8,7 @@ use common::runtime::telemetry;
 use serde::Serialize;
 use worker::app;
 use worker::config::Config;
+use worker::session::OnStop;
 use worker_core::instance::Instance;
 
 /// Keeps its share of the appliances alive.
@@ -19,7 +20,7 @@ struct Args {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 stopped by a signal, 1 failed, 2 bad usage or configuration, \
-3 a driver cannot use its directory. A coordinator that cannot be reached is no failure: the worker tries again, \
+3 a driver cannot use its directory, 4 another worker has the name. A coordinator that cannot be reached is no failure: the worker tries again, \
 ever more slowly, until it is told to stop.";
 
 #[derive(Debug, Subcommand)]
@@ -61,22 +62,29 @@ struct Flags {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     weight: Option<u32>,
+    /// What to do about what is held on SIGTERM.
+    #[arg(long)]
+    #[serde(skip)]
+    on_stop: Option<OnStop>,
 }
 
 impl Flags {
     fn load(self) -> Result<Config, String> {
         let file = self.config.clone();
         let coordinators = self.coordinators.clone();
+        let on_stop = self.on_stop;
         let mut config: Config =
             common::config::load(file.as_deref(), "RUG_WORKER_", self).map_err(|e| e.to_string())?;
         if !coordinators.is_empty() {
             config.session.coordinators = coordinators;
         }
+        config.session.on_stop = on_stop.unwrap_or(config.session.on_stop);
         config.complete()
     }
 }
 
 fn main() -> ExitCode {
+    common::tls::install_provider();
     let (flags, main): (Flags, fn(Config) -> ExitCode) = match Args::parse().command {
         Command::Run(flags) => (flags, run),
         Command::Instances(flags) => (flags, instances),

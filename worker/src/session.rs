@@ -19,6 +19,7 @@ use std::time::Duration;
 use common::appliance::Driver;
 use common::runtime::retry::Backoff;
 use common::runtime::{clock, telemetry};
+use common::tls::ClientTls;
 use common::{ApplianceId, Profile, Term, Timestamp, Token, WorkerId};
 use proto::convert::{DesiredParts, Step, down, up};
 use tokio::sync::{mpsc, watch};
@@ -60,6 +61,8 @@ enum Ended {
 #[derive(Debug)]
 pub struct Session {
     config: Config,
+    /// How connections to coordinators are protected; plain when `None`.
+    tls: Option<ClientTls>,
     name: WorkerId,
     profile: Profile,
     holdings: Holdings,
@@ -99,6 +102,7 @@ impl Session {
         let gate = Gate::new();
         Self {
             config,
+            tls: None,
             name,
             profile,
             holdings: Holdings::default(),
@@ -113,16 +117,24 @@ impl Session {
         }
     }
 
+    /// The same with its connections protected by `tls`.
+    #[must_use]
+    pub fn with_tls(self, tls: Option<ClientTls>) -> Self {
+        Self { tls, ..self }
+    }
+
     /// Runs until `stop`, then shuts the gate for good and tells the leader so.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::new(Duration::from_millis(100), self.config.retry_cap);
         let mut next = 0;
         let mut failures = 0_u32;
+        // Its own, because this worker's state goes on to change while a stream is being opened.
+        let tls = self.tls.clone();
         loop {
             let address = self.config.coordinators[next % self.config.coordinators.len()].clone();
             let opened = tokio::select! {
                 () = stop.cancelled() => break,
-                opened = link::open(&address, self.config.connect_timeout) => opened,
+                opened = link::open(&address, self.config.connect_timeout, tls.as_ref()) => opened,
                 () = self.pump() => break,
             };
             let ended = match opened {

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use common::runtime::telemetry;
+use common::tls::{self, ClientTls};
 use proto::convert::{Envelope, down};
 use proto::worker::v1::session_client::SessionClient;
 use proto::worker::v1::{CoordinatorMessage, WorkerMessage};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::Endpoint;
 use worker_core::holdings;
 
 /// Messages that wait for the transport. Few, so that a heartbeat never stands behind many reports.
@@ -44,28 +44,27 @@ pub(super) enum Broken {
     Stuck(Duration),
 }
 
-/// Connects and opens the stream.
+/// Connects and opens the stream. With `tls` the address has to be `https://`, without it `http://`.
 ///
 /// # Errors
 /// What went wrong, for people.
-pub(super) async fn open(address: &str, timeout: Duration) -> Result<Link, String> {
+pub(super) async fn open(address: &str, timeout: Duration, tls: Option<&ClientTls>) -> Result<Link, String> {
     let connect = async {
-        let channel = Endpoint::from_shared(address.to_owned())
+        let endpoint = tls::endpoint(address, tls)
             .map_err(|e| e.to_string())?
             .connect_timeout(timeout)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEP_ALIVE.0)
-            .keep_alive_timeout(KEEP_ALIVE.1)
-            .connect()
-            .await
-            .map_err(|e| chain(&e))?;
+            .keep_alive_timeout(KEEP_ALIVE.1);
+        let channel = tls::connect(&endpoint, tls).await.map_err(|e| tls::chain(&e))?;
         let (out, messages) = mpsc::channel(QUEUE);
         let mut request = tonic::Request::new(ReceiverStream::new(messages));
         let traceparent = telemetry::traceparent(&tracing::Span::current());
         if let Ok(value) = traceparent.parse() {
             request.metadata_mut().insert("traceparent", value);
         }
-        let answer = SessionClient::new(channel).open(request).await.map_err(|s| s.message().to_owned())?;
+        // A server that refuses this side's certificate says so only now: with TLS 1.3 the client is done first.
+        let answer = SessionClient::new(channel).open(request).await.map_err(|status| reason(&status))?;
         Ok(Link { out: Outlet(out), inlet: Inlet(answer.into_inner()) })
     };
     tokio::time::timeout(timeout, connect).await.unwrap_or_else(|_| Err(format!("no answer within {timeout:?}")))
@@ -106,7 +105,7 @@ impl Inlet {
         match self.0.message().await {
             Ok(Some(message)) => down::down_from_wire(message).map_err(|e| e.to_string()),
             Ok(None) => Err("the coordinator closed it".to_owned()),
-            Err(status) => Err(status.message().to_owned()),
+            Err(status) => Err(reason(&status)),
         }
     }
 }
@@ -121,19 +120,9 @@ impl Link {
     }
 }
 
-/// An error with its causes: the outermost alone ("transport error") says nothing.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
+/// Why a call failed. What the transport says about TLS is more than the status has.
+fn reason(status: &tonic::Status) -> String {
+    tls::refusal(status).unwrap_or_else(|| status.message().to_owned())
 }
 
 /// The envelope as the holdings know it; `None` without an incarnation.

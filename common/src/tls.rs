@@ -1,0 +1,121 @@
+//! Mutual TLS between coordinators, workers and `rugctl`, from PEM files that are read anew when they change.
+//!
+//! Three files make an identity: the CAs the other side must be issued by, the own certificate, its key. Servers look at
+//! them every [`Config::reload_interval`], clients at each new connection; what is broken is logged once, and the identity
+//! of before goes on until the files make sense again. Connections that stand are not ended by a change.
+//!
+//! Both sides always show a certificate. Which of them may do what is not decided here: whoever has one that the CA
+//! issued is let in. Sessions are never resumed, because resuming would skip the look at the certificate.
+
+mod client;
+mod files;
+mod identity;
+mod server;
+mod verify;
+mod words;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use rustls::crypto::CryptoProvider;
+use serde::{Deserialize, Serialize};
+
+pub use client::{AddressError, ClientTls, connect, connect_lazy, endpoint};
+pub use identity::Identity;
+pub use server::{Accepted, Refused, ServerTls};
+pub use words::{chain, refusal};
+
+/// Settings of mutual TLS, the same for servers and clients. Without files there is no TLS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// PEM file with the certificates of the CAs that the other side's certificate must be issued by.
+    pub ca: PathBuf,
+    /// PEM file with the own certificate, followed by those between it and the CA.
+    pub cert: PathBuf,
+    /// PEM file with the key of the own certificate.
+    pub key: PathBuf,
+    /// Name that a server's certificate must have instead of the host in its address. For clients that reach servers by
+    /// addresses that are not in their certificates.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub server_name: String,
+    /// How often a server looks whether the files have changed. Longer makes it accept what is no longer right for longer.
+    #[serde(with = "humantime_serde")]
+    pub reload_interval: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            ca: PathBuf::new(),
+            cert: PathBuf::new(),
+            key: PathBuf::new(),
+            server_name: String::new(),
+            reload_interval: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Config {
+    /// Whether no file is named, so that connections are plain.
+    #[must_use]
+    pub fn is_off(&self) -> bool {
+        self.files().iter().all(|(_, path)| path.as_os_str().is_empty())
+    }
+
+    /// Checks every field, and that the files are there, can be read and belong together.
+    ///
+    /// # Errors
+    /// A sentence that begins with the name of the field.
+    pub fn validate(&self) -> Result<(), String> {
+        if !(Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&self.reload_interval) {
+            return Err(format!("reload_interval must be 100ms to 1h, is {:?}", self.reload_interval));
+        }
+        if !self.server_name.is_empty() {
+            rustls::pki_types::ServerName::try_from(self.server_name.as_str())
+                .map_err(|_| format!("server_name: `{}` is neither a host name nor an IP address", self.server_name))?;
+        }
+        if self.is_off() {
+            return Ok(());
+        }
+        files::Files::open(self).map(drop).map_err(|e| e.to_string())
+    }
+
+    fn files(&self) -> [(&'static str, &Path); 3] {
+        [("ca", &self.ca), ("cert", &self.cert), ("key", &self.key)]
+    }
+}
+
+/// Why the files cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Some files are named and others are not.
+    #[error("{0}: must be set, too: mutual TLS needs ca, cert and key")]
+    Missing(&'static str),
+    /// A file cannot be read or does not hold what it should.
+    #[error("{field}: {}: {problem}", path.display())]
+    File {
+        /// Field that names the file.
+        field: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+/// Makes aws-lc-rs what every part of the process uses for TLS. To be called first in each `main`: libraries that are
+/// left to choose find more than one provider in some builds, and panic.
+pub fn install_provider() {
+    // Fails when one is installed already, which is what was wanted.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+    Arc::clone(PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())))
+}

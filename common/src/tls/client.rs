@@ -1,0 +1,225 @@
+//! The client's side: channels whose connections are made with the files as they are then.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::pki_types::ServerName;
+use rustls::sign::SingleCertAndKey;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tonic::codegen::http::Uri;
+use tonic::transport::{Channel, Endpoint};
+
+use super::files::{Files, Material};
+use super::verify::{Noting, Seen};
+use super::words::{Peer, Side, marked};
+use super::{Config, Error, provider};
+
+/// What a client shows and whom it trusts. Cheap to clone; clones share it.
+#[derive(Clone)]
+pub struct ClientTls(Arc<Files>);
+
+impl fmt::Debug for ClientTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientTls").field("cert", &self.0.config.cert).finish_non_exhaustive()
+    }
+}
+
+/// Why an address cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AddressError {
+    /// It is not an address.
+    #[error("`{0}` is not the address of a server, such as https://host:7470")]
+    Malformed(String),
+    /// `https://` without certificates.
+    #[error("{0}: https:// needs TLS to be configured: ca, cert and key")]
+    NoTls(String),
+    /// `http://` with certificates.
+    #[error("{0}: TLS is configured and would not be used with http://; write https://, or take the TLS settings away")]
+    Plain(String),
+}
+
+impl ClientTls {
+    /// Reads the files. `None` when the configuration names none.
+    ///
+    /// # Errors
+    /// Which of them cannot be used, and why.
+    pub fn load(config: &Config) -> Result<Option<Self>, Error> {
+        if config.is_off() {
+            return Ok(None);
+        }
+        let files = Files::open(config)?;
+        Ok(Some(Self(Arc::new(files))))
+    }
+
+    /// Says in the log as whom, and until when. For processes that stay.
+    pub fn announce(&self) {
+        self.0.announce();
+    }
+
+    async fn material(&self) -> Arc<Material> {
+        let files = Arc::clone(&self.0);
+        tokio::task::spawn_blocking(move || files.look()).await.unwrap_or_else(|_| self.0.current())
+    }
+
+    /// Connects and shakes hands.
+    async fn dial(&self, uri: &Uri) -> io::Result<Stream> {
+        let refused = |text: String| io::Error::new(io::ErrorKind::InvalidInput, marked(&text));
+        let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let wanted = &self.0.config.server_name;
+        let name = if wanted.is_empty() { host.clone() } else { wanted.clone() };
+        let name = ServerName::try_from(name).map_err(|_| refused(format!("`{host}` is not a host name")))?;
+        let material = self.material().await;
+        let side = Side::new(Peer::Server, &self.0, &material);
+        let (config, seen) = config(&material).map_err(|e| refused(e.to_string()))?;
+        let tcp = TcpStream::connect((host.as_str(), uri.port_u16().unwrap_or(443))).await?;
+        tcp.set_nodelay(true)?;
+        match TlsConnector::from(Arc::new(config)).connect(name, tcp).await {
+            Ok(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => Ok(Stream { stream, side }),
+            Ok(_) => Err(refused("the server does not speak HTTP/2".to_owned())),
+            Err(error) => Err(side.explain(error, seen.get())),
+        }
+    }
+}
+
+fn config(material: &Material) -> Result<(ClientConfig, Seen), rustls::Error> {
+    let verifier: Arc<dyn ServerCertVerifier> =
+        WebPkiServerVerifier::builder_with_provider(Arc::clone(&material.roots), provider())
+            .build()
+            .map_err(|e| rustls::Error::General(e.to_string()))?;
+    let (verifier, seen) = Noting::new(verifier);
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&material.own))));
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.resumption = Resumption::disabled();
+    Ok((config, seen))
+}
+
+/// An endpoint for `address` (`http://` or `https://`), to be set up further and then given to [`connect`] or
+/// [`connect_lazy`] with the same `tls`.
+///
+/// # Errors
+/// The address is none, or does not fit `tls`.
+pub fn endpoint(address: &str, tls: Option<&ClientTls>) -> Result<Endpoint, AddressError> {
+    let malformed = || AddressError::Malformed(address.to_owned());
+    let uri: Uri = address.parse().map_err(|_| malformed())?;
+    if uri.host().is_none_or(str::is_empty) {
+        return Err(malformed());
+    }
+    match (uri.scheme_str(), tls) {
+        (Some("http"), None) => Ok(Endpoint::from(uri)),
+        (Some("https"), Some(_)) => {
+            // tonic refuses https:// without its own TLS. It only reads this one; servers are told the origin.
+            let mut parts = uri.clone().into_parts();
+            parts.scheme = Some(tonic::codegen::http::uri::Scheme::HTTP);
+            let plain = Uri::from_parts(parts).map_err(|_| malformed())?;
+            Ok(Endpoint::from(plain).origin(uri))
+        }
+        (Some("http"), Some(_)) => Err(AddressError::Plain(address.to_owned())),
+        (Some("https"), None) => Err(AddressError::NoTls(address.to_owned())),
+        _ => Err(malformed()),
+    }
+}
+
+/// Connects to an [`endpoint`].
+///
+/// # Errors
+/// What the transport says; [`chain`](super::chain) has it in full.
+pub async fn connect(endpoint: &Endpoint, tls: Option<&ClientTls>) -> Result<Channel, tonic::transport::Error> {
+    match tls {
+        None => endpoint.connect().await,
+        Some(tls) => endpoint.connect_with_connector(Connector(tls.clone())).await,
+    }
+}
+
+/// A channel that connects to an [`endpoint`] when it is first used, and again whenever the connection was lost.
+#[must_use]
+pub fn connect_lazy(endpoint: &Endpoint, tls: Option<&ClientTls>) -> Channel {
+    match tls {
+        None => endpoint.connect_lazy(),
+        Some(tls) => endpoint.connect_with_connector_lazy(Connector(tls.clone())),
+    }
+}
+
+/// Makes the connections of a channel.
+struct Connector(ClientTls);
+
+impl tower::Service<Uri> for Connector {
+    type Response = TokioIo<Stream>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let tls = self.0.clone();
+        Box::pin(async move { tls.dial(&uri).await.map(TokioIo::new) })
+    }
+}
+
+/// A connection whose errors are in words: with TLS 1.3 a client learns only when it first reads that its certificate was
+/// refused.
+struct Stream {
+    stream: TlsStream<TcpStream>,
+    side: Side,
+}
+
+impl Stream {
+    fn explained<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        result.map_err(|error| match error.kind() {
+            // A server that stops does not always say goodbye; that has nothing to do with TLS.
+            io::ErrorKind::UnexpectedEof => error,
+            _ => self.side.explain(error, None),
+        })
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.explained(result)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.explained(result)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.stream).poll_flush(cx);
+        self.explained(result)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.explained(result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

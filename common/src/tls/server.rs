@@ -1,0 +1,161 @@
+//! The server's side: one handshake at a time, with the files as they were when last looked at.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::sign::SingleCertAndKey;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::files::{Files, Material};
+use super::verify::{Noting, Seen};
+use super::words::{Peer, Side};
+use super::{Config, Error, Identity, provider};
+
+/// How HTTP/2 begins when it is spoken without TLS.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0";
+
+/// Bytes that are still read from a client that was refused.
+const LEAVE_TAKING: u64 = 64 << 10;
+
+/// What a server shows and whom it lets in. Cheap to clone; clones share it.
+#[derive(Clone)]
+pub struct ServerTls(Arc<Files>);
+
+impl fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerTls").field("cert", &self.0.config.cert).finish_non_exhaustive()
+    }
+}
+
+/// A connection whose client has shown a certificate of a trusted CA.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The connection.
+    pub stream: TlsStream<TcpStream>,
+    /// Who is at its other end.
+    pub peer: Arc<Identity>,
+}
+
+/// A connection that came to nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Refused {
+    /// Why, in words.
+    pub error: io::Error,
+    stream: Option<TcpStream>,
+}
+
+impl Refused {
+    /// Lets the client hear why: closing a connection with unread bytes in it would throw away what was last sent. Waits
+    /// for the client to hang up; bound it.
+    pub async fn take_leave(self) {
+        if let Some(mut stream) = self.stream
+            && stream.shutdown().await.is_ok()
+        {
+            let _ = tokio::io::copy(&mut stream.take(LEAVE_TAKING), &mut tokio::io::sink()).await;
+        }
+    }
+}
+
+impl ServerTls {
+    /// Reads the files. `None` when the configuration names none.
+    ///
+    /// # Errors
+    /// Which of them cannot be used, and why.
+    pub fn load(config: &Config) -> Result<Option<Self>, Error> {
+        if config.is_off() {
+            return Ok(None);
+        }
+        let files = Files::open(config)?;
+        files.announce();
+        Ok(Some(Self(Arc::new(files))))
+    }
+
+    /// How often [`refresh`](Self::refresh) wants to be called.
+    #[must_use]
+    pub fn reload_interval(&self) -> Duration {
+        self.0.config.reload_interval
+    }
+
+    /// Looks at the files and takes over what changed. What is broken is logged once and changes nothing.
+    pub async fn refresh(&self) {
+        let files = Arc::clone(&self.0);
+        // Fails only when the runtime ends.
+        let _ = tokio::task::spawn_blocking(move || files.look()).await;
+    }
+
+    /// Shakes hands with a client. Waits for the client for as long as it likes; bound it.
+    ///
+    /// # Errors
+    /// Why the client is not let in, and the connection to tell it on.
+    pub async fn accept(&self, mut stream: TcpStream) -> Result<Accepted, Refused> {
+        match speaks_plainly(&stream).await {
+            Ok(false) => {}
+            Ok(true) => {
+                let _ = stream.write_all(&go_away()).await;
+                let error = io::Error::other("the client speaks HTTP/2 without TLS; it has to use https://");
+                return Err(Refused { error, stream: Some(stream) });
+            }
+            Err(error) => return Err(Refused { error, stream: None }),
+        }
+        let material = self.0.current();
+        let side = Side::new(Peer::Client, &self.0, &material);
+        let (config, seen) = match config(&material) {
+            Ok(made) => made,
+            Err(error) => return Err(Refused { error: io::Error::other(error), stream: None }),
+        };
+        match TlsAcceptor::from(Arc::new(config)).accept(stream).into_fallible().await {
+            Ok(stream) => match seen.get() {
+                Some(peer) => Ok(Accepted { peer: Arc::new(peer.clone()), stream }),
+                // The verifier is asked in every handshake, but who a peer is must not hang on that.
+                None => Err(Refused { error: io::Error::other("the client's certificate was not seen"), stream: None }),
+            },
+            Err((error, stream)) => Err(Refused { error: side.explain(error, seen.get()), stream: Some(stream) }),
+        }
+    }
+}
+
+fn config(material: &Material) -> Result<(ServerConfig, Seen), rustls::Error> {
+    let verifier: Arc<dyn ClientCertVerifier> =
+        WebPkiClientVerifier::builder_with_provider(Arc::clone(&material.roots), provider())
+            .build()
+            .map_err(|e| rustls::Error::General(e.to_string()))?;
+    let (verifier, seen) = Noting::new(verifier);
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&material.own))));
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok((config, seen))
+}
+
+/// Whether the client begins as HTTP/2 without TLS does. One byte tells: no record of TLS begins with a letter.
+async fn speaks_plainly(stream: &TcpStream) -> io::Result<bool> {
+    let mut first = [0; 1];
+    let read = stream.peek(&mut first).await?;
+    Ok(read == 1 && first[0] == PREFACE[0])
+}
+
+/// An answer that clients of HTTP/2 show to people: empty settings, and a goodbye with a reason.
+fn go_away() -> Vec<u8> {
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    const INADEQUATE_SECURITY: [u8; 4] = [0, 0, 0, 0xc];
+    let reason = b"TLS: this address wants TLS with a client certificate; use https://";
+    let mut frames = SETTINGS.to_vec();
+    let length = u8::try_from(8 + reason.len()).unwrap_or(u8::MAX);
+    frames.extend([0, 0, length, 7, 0, 0, 0, 0, 0]);
+    frames.extend([0, 0, 0, 0]);
+    frames.extend(INADEQUATE_SECURITY);
+    frames.extend(reason);
+    frames
+}

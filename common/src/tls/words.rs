@@ -1,0 +1,172 @@
+//! What went wrong with TLS, in words that name the side, the certificate and the file.
+//!
+//! A refusal reaches its reader through several libraries that keep only the text of an error. So it is put into words
+//! where it happens, begins with [`MARK`], and [`refusal`] finds it again at the end of any chain of causes.
+
+use std::error::Error;
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use rustls::pki_types::UnixTime;
+use rustls::{AlertDescription, CertificateError, InvalidMessage};
+
+use super::Identity;
+use super::files::{Files, Material};
+
+/// What every text of this module begins with.
+const MARK: &str = "TLS: ";
+
+/// Who is at the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Peer {
+    Client,
+    Server,
+}
+
+impl Peer {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+        }
+    }
+}
+
+/// This side of a connection, as errors name it.
+#[derive(Clone, Debug)]
+pub(super) struct Side {
+    peer: Peer,
+    ca: PathBuf,
+    cert: PathBuf,
+    identity: Identity,
+}
+
+impl Side {
+    pub(super) fn new(peer: Peer, files: &Files, material: &Material) -> Self {
+        let config = &files.config;
+        Self { peer, ca: config.ca.clone(), cert: config.cert.clone(), identity: material.identity.clone() }
+    }
+
+    /// An error of the connection as people can read it. `seen` is whose certificate the other side showed.
+    pub(super) fn explain(&self, error: io::Error, seen: Option<&Identity>) -> io::Error {
+        let text = match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(known) => self.words(known, seen),
+            None if error.kind() == io::ErrorKind::UnexpectedEof => {
+                format!("the {} hung up during the handshake; does it speak TLS?", self.peer.name())
+            }
+            None => return error,
+        };
+        io::Error::new(error.kind(), format!("{MARK}{text}"))
+    }
+
+    fn words(&self, error: &rustls::Error, seen: Option<&Identity>) -> String {
+        let peer = self.peer.name();
+        match error {
+            rustls::Error::InvalidCertificate(problem) => {
+                let whose = seen.map(|identity| format!(" {identity},")).unwrap_or_default();
+                format!("the {peer}'s certificate{whose} is refused: {}", self.certificate(problem))
+            }
+            rustls::Error::AlertReceived(alert) => match alert_words(*alert) {
+                Alert::OurCertificate(why) => {
+                    let (cert, identity) = (self.cert.display(), &self.identity);
+                    format!("the {peer} refuses this side's certificate {cert} ({identity}): {why}")
+                }
+                Alert::Other(why) => format!("the {peer} ended the handshake: {why}"),
+            },
+            rustls::Error::NoCertificatesPresented => {
+                format!("the {peer} shows no certificate; it needs one that a CA in {} issued", self.ca.display())
+            }
+            rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => match self.peer {
+                Peer::Server => "the server does not speak TLS; is its address http:// ?".to_owned(),
+                Peer::Client => "the client does not speak TLS; it has to use https://".to_owned(),
+            },
+            rustls::Error::NoApplicationProtocol => format!("the {peer} does not speak HTTP/2"),
+            other => other.to_string(),
+        }
+    }
+
+    fn certificate(&self, error: &CertificateError) -> String {
+        match error {
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                format!("it was not issued by a CA in {}", self.ca.display())
+            }
+            CertificateError::ExpiredContext { not_after, .. } => format!("it expired at {}", moment(*not_after)),
+            CertificateError::NotValidYetContext { not_before, .. } => {
+                format!("it is not valid before {}; are the clocks right?", moment(*not_before))
+            }
+            CertificateError::NotValidForNameContext { expected, .. } => {
+                format!("it is not for `{}`", expected.to_str())
+            }
+            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+                format!("its extended key usage does not let it be used by a {}", self.peer.name())
+            }
+            other => other.to_string(),
+        }
+    }
+}
+
+/// What an alert of the other side is about.
+enum Alert {
+    OurCertificate(&'static str),
+    Other(String),
+}
+
+fn alert_words(alert: AlertDescription) -> Alert {
+    Alert::OurCertificate(match alert {
+        AlertDescription::UnknownCA | AlertDescription::DecryptError => "it does not trust the CA that issued it",
+        AlertDescription::CertificateExpired => "it is expired, or not valid yet, by the clock there",
+        AlertDescription::CertificateRevoked => "it is revoked",
+        AlertDescription::UnsupportedCertificate => "it may not be used for this, see its extended key usage",
+        AlertDescription::BadCertificate | AlertDescription::CertificateUnknown => "it does not accept it",
+        AlertDescription::CertificateRequired => "it was not sent",
+        AlertDescription::AccessDenied => "it is not allowed in",
+        AlertDescription::NoApplicationProtocol => return Alert::Other("it does not speak HTTP/2".to_owned()),
+        AlertDescription::ProtocolVersion => return Alert::Other("it speaks other versions of TLS".to_owned()),
+        other => return Alert::Other(format!("{other:?}")),
+    })
+}
+
+fn moment(time: UnixTime) -> String {
+    let seconds = Duration::from_secs(time.as_secs().min(253_402_300_799));
+    humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + seconds).to_string()
+}
+
+/// An error with its causes, each said once: the outermost alone ("transport error") says nothing. Of a refusal of TLS,
+/// only that.
+#[must_use]
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    if let Some(text) = refusal(error) {
+        return text;
+    }
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// The words about TLS in an error or its causes. Trying again is of no use then until a person has done something.
+#[must_use]
+pub fn refusal(error: &(dyn Error + 'static)) -> Option<String> {
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        if let Some(at) = text.find(MARK) {
+            return Some(text[at..].trim_end_matches(['"', ')']).to_owned());
+        }
+        next = cause.source();
+    }
+    None
+}
+
+/// The text of a refusal that is made here.
+pub(super) fn marked(text: &str) -> String {
+    format!("{MARK}{text}")
+}
