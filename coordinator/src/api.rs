@@ -53,7 +53,44 @@ pub enum Command {
         /// Answered at once.
         reply: Reply<Explanation>,
     },
+    /// End the lease of one life of a worker.
+    Evict {
+        /// The worker.
+        worker: WorkerId,
+        /// Only this life of it; the present one when absent.
+        incarnation: Option<Incarnation>,
+        /// For the audit trail.
+        request: Operator,
+        /// Answered when no further heartbeat of that life can count, and the catalog shows it.
+        reply: Reply<()>,
+    },
+    /// Stop all planning, until [`Resume`](Self::Resume).
+    Pause {
+        /// The reason is shown in [`ClusterView::paused`].
+        request: Operator,
+        /// Answered when it is in force and the catalog shows it.
+        reply: Reply<()>,
+    },
+    /// End a pause, and a freeze after a loss of sight.
+    Resume {
+        /// For the audit trail.
+        request: Operator,
+        /// Answered when planning goes on and the catalog shows it.
+        reply: Reply<()>,
+    },
 }
+
+/// Who asks for an operator's measure, and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Operator {
+    /// Why; may be empty, has at most [`MAX_REASON`] bytes.
+    pub reason: String,
+    /// Address of the caller.
+    pub actor: String,
+}
+
+/// Longest reason an operator can give, in bytes.
+pub const MAX_REASON: usize = 500;
 
 /// A change of the stored appliances.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -203,6 +240,23 @@ pub enum CommandError {
         /// Why.
         reason: String,
     },
+    /// There is no such worker.
+    #[error("there is no worker {0}")]
+    NoWorker(WorkerId),
+    /// The worker lives another life than the one that was meant.
+    #[error("worker {worker} is in another life, {}", current.map_or_else(|| "or none".to_owned(), |i| i.to_string()))]
+    OtherLife {
+        /// The worker.
+        worker: WorkerId,
+        /// The one it is in; `None` when it is in none.
+        current: Option<Incarnation>,
+    },
+    /// The worker has no lease that could be ended.
+    #[error("worker {0} has no lease: its life is over")]
+    NoLease(WorkerId),
+    /// The coordination service does not answer; trying again may help.
+    #[error("coordination does not answer: {0}")]
+    Coordination(String),
     /// This coordinator does not lead.
     #[error("this coordinator does not lead{}", .0.as_ref().map(|l| format!("; {l} does")).unwrap_or_default())]
     NotLeading(Option<CoordinatorId>),
@@ -216,7 +270,10 @@ pub enum CommandError {
 
 impl common::retry::Retryable for CommandError {
     fn is_retryable(&self) -> bool {
-        matches!(self, Self::Contended | Self::NotLeading(_) | Self::Unavailable(_) | Self::Stopping)
+        matches!(
+            self,
+            Self::Contended | Self::NotLeading(_) | Self::Unavailable(_) | Self::Coordination(_) | Self::Stopping
+        )
     }
 }
 
@@ -285,6 +342,8 @@ pub struct WorkerView {
     pub last_seen: Option<SystemTime>,
     /// It gives up what it has.
     pub draining: bool,
+    /// Its member node is there: it is in the ring.
+    pub member: bool,
 }
 
 /// Who holds an appliance, in the words of the hand-off machine.
@@ -355,6 +414,68 @@ pub struct ClusterView {
     pub store: String,
     /// How the cluster is coordinated, without credentials.
     pub coordination: String,
+    /// Whether the coordination service answers.
+    pub coordination_state: CoordinationState,
+    /// Every coordinator that is known, by name; this one among them.
+    pub coordinators: Vec<CoordinatorView>,
+    /// Too many workers vanished at once: nothing is moved.
+    pub frozen: Option<FrozenView>,
+    /// An operator stopped all planning.
+    pub paused: Option<PausedView>,
+    /// Moves past their deadline.
+    pub stalled_moves: u64,
+    /// What a person should look at: what differs after a restored database or a wiped ZooKeeper, stored appliances
+    /// that cannot be read. The first [`MAX_NOTES`] are shown.
+    pub notes: Vec<String>,
+}
+
+/// Most notes that are shown.
+pub const MAX_NOTES: usize = 20;
+
+/// Most names of missing workers that are shown.
+pub const MAX_MISSING: usize = 20;
+
+/// Whether the coordination service answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CoordinationState {
+    /// It does; also what embedded coordination always says.
+    #[default]
+    Connected,
+    /// Not for a while: this leader may be about to step down.
+    InDoubt,
+}
+
+/// A coordinator as the leader knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CoordinatorView {
+    /// Its name.
+    pub id: CoordinatorId,
+    /// Address of its APIs; empty when it told none.
+    pub address: String,
+    /// It is the one that leads.
+    pub leading: bool,
+}
+
+/// A freeze after a loss of sight.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrozenView {
+    /// Why.
+    pub reason: String,
+    /// Since when.
+    pub since: SystemTime,
+    /// Who vanished, by name. The first [`MAX_MISSING`] are shown, and the number of all.
+    pub missing: Vec<WorkerId>,
+}
+
+/// An operator's stop of all planning.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PausedView {
+    /// Why, in the operator's words; may be empty.
+    pub reason: String,
+    /// Since when.
+    pub since: SystemTime,
+    /// Who asked for it.
+    pub by: String,
 }
 
 /// An answer from the history, once it comes.

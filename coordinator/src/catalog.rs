@@ -29,7 +29,7 @@ use common::{ApplianceId, RebalanceId, WorkerId};
 use coordinator_core::planner::Strategy;
 use proto::convert::admin::Target;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::{Notify, broadcast, watch};
 
 use crate::api::{AssignmentView, ClusterView, RebalanceView, WorkerView};
 use crate::record::{Record, RequestRecord};
@@ -209,6 +209,8 @@ struct News {
     appliances: broadcast::Sender<ApplianceChange>,
     workers: broadcast::Sender<WorkerChange>,
     rebalances: broadcast::Sender<Arc<RebalanceView>>,
+    /// Anything that the state of the cluster as a whole is made of.
+    cluster: watch::Sender<()>,
 }
 
 impl News {
@@ -217,6 +219,13 @@ impl News {
             appliances: broadcast::Sender::new(buffer),
             workers: broadcast::Sender::new(buffer.min(1024)),
             rebalances: broadcast::Sender::new(buffer.min(1024)),
+            cluster: watch::Sender::new(()),
+        }
+    }
+
+    fn cluster_changed(&self) {
+        if self.cluster.receiver_count() > 0 {
+            self.cluster.send_replace(());
         }
     }
 }
@@ -279,6 +288,7 @@ impl State {
         if self.news.appliances.receiver_count() > 0 {
             let _ = self.news.appliances.send(ApplianceChange { before, after });
         }
+        self.news.cluster_changed();
     }
 }
 
@@ -366,6 +376,7 @@ impl Catalog {
             }
         };
         let _ = state.news.workers.send(change);
+        state.news.cluster_changed();
     }
 
     /// Forgets a worker.
@@ -373,6 +384,7 @@ impl Catalog {
         let mut state = self.write();
         if let Some(gone) = state.workers.remove(worker) {
             let _ = state.news.workers.send(WorkerChange::Gone(gone));
+            state.news.cluster_changed();
         }
     }
 
@@ -383,7 +395,9 @@ impl Catalog {
 
     /// Replaces what is said of the cluster as a whole.
     pub fn set_cluster(&self, cluster: ClusterView) {
-        self.write().cluster = Some(Arc::new(cluster));
+        let mut state = self.write();
+        state.cluster = Some(Arc::new(cluster));
+        state.news.cluster_changed();
     }
 
     /// Notes a rebalance that began, went on or ended, and tells watchers. The latest 64 stay in memory.
@@ -519,6 +533,12 @@ impl Catalog {
         let state = self.read();
         let cluster = state.cluster.clone()?;
         Some((cluster, state.counts.clone(), state.workers.values().cloned().collect()))
+    }
+
+    /// Tells whenever [`cluster`](Self::cluster) may have another answer; ends with the watches.
+    #[must_use]
+    pub fn watch_cluster(&self) -> watch::Receiver<()> {
+        self.read().news.cluster.subscribe()
     }
 
     /// Appliances a worker holds, by phase.

@@ -241,6 +241,12 @@ impl ClusterService for Nothing {
     async fn status(&self, _: Request<v1::ClusterStatusRequest>) -> Result<Response<v1::ClusterStatus>, Status> {
         Ok(Response::new(v1::ClusterStatus::default()))
     }
+
+    type WatchStream = tokio_stream::Empty<Result<v1::ClusterStatus, Status>>;
+
+    async fn watch(&self, _: Request<v1::WatchClusterRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Ok(Response::new(tokio_stream::empty()))
+    }
 }
 
 /// Serves until standard input ends, which it does with the process that asked for it.

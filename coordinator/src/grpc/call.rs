@@ -15,7 +15,7 @@ use tonic::{Request, Status};
 use uuid::Uuid;
 
 use super::status;
-use crate::api::{Change, Changed, Command, CommandError, History, Mutation, Reply, RequestKey};
+use crate::api::{Change, Changed, Command, CommandError, History, MAX_REASON, Mutation, Operator, Reply, RequestKey};
 use crate::catalog::{Catalog, Entry};
 
 /// How long a call waits for the runner when its caller sets no deadline.
@@ -100,6 +100,15 @@ impl Caller {
 /// Reads which appliance a request means.
 pub(super) fn target(reference: Option<wire::ApplianceRef>) -> Result<Target, Status> {
     target_from_wire(reference, "appliance").map_err(|v| status::invalid(&v))
+}
+
+/// Reads an operator's reason; control characters would reach terminals and logs.
+pub(super) fn operator(context: &Context, reason: String) -> Result<Operator, Status> {
+    if reason.len() > MAX_REASON || reason.contains(char::is_control) {
+        let problem = format!("has at most {MAX_REASON} bytes and no control characters");
+        return Err(status::invalid(&[FieldViolation::new("reason", problem)]));
+    }
+    Ok(Operator { reason, actor: context.actor.clone() })
 }
 
 /// An identity nobody has.

@@ -1,13 +1,24 @@
 //! The service `Cluster`.
+//!
+//! A watch says how the cluster is whenever that differs from what it said last, at most 4 times a second: counts
+//! change with every report of a worker, and who watches wants a picture and no history.
 
-use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
 
+use futures::stream::{self, BoxStream, StreamExt};
 use proto::admin::v1 as wire;
-use proto::convert::scalar::time_to_wire;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 use tonic::{Request, Response, Status};
 
 use super::call::Caller;
 use super::status;
+use super::wire as to_wire;
+use crate::catalog::Catalog;
+
+/// Shortest time between two answers of a watch.
+const PACE: Duration = Duration::from_millis(250);
 
 pub(super) struct Service {
     caller: Caller,
@@ -19,32 +30,61 @@ impl Service {
     }
 }
 
+fn state(catalog: &Catalog) -> Result<wire::ClusterStatus, Status> {
+    let (cluster, counts, workers) = catalog.cluster().ok_or_else(status::starting)?;
+    Ok(to_wire::cluster(&cluster, &counts, &workers))
+}
+
 #[tonic::async_trait]
 impl wire::cluster_server::Cluster for Service {
     async fn status(
         &self,
         _request: Request<wire::ClusterStatusRequest>,
     ) -> Result<Response<wire::ClusterStatus>, Status> {
-        let (cluster, counts, members) = self.caller.catalog.cluster().ok_or_else(status::starting)?;
-        let mut workers = HashMap::new();
-        for member in members {
-            *workers.entry(member.health.name().to_owned()).or_default() += 1;
+        Ok(Response::new(state(&self.caller.catalog)?))
+    }
+
+    type WatchStream = BoxStream<'static, Result<wire::ClusterStatus, Status>>;
+
+    async fn watch(&self, _request: Request<wire::WatchClusterRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let catalog = Arc::clone(&self.caller.catalog);
+        let changes = catalog.watch_cluster();
+        // Nothing to show yet is an answer to the call, not the end of a stream.
+        let first = state(&catalog)?;
+        let watch = Watch { catalog, changes, said: first.clone(), not_before: Instant::now() + PACE };
+        let rest = stream::unfold(Some(watch), |watch| async {
+            let mut watch = watch?;
+            match watch.next().await {
+                Ok(status) => Some((Ok(status), Some(watch))),
+                Err(status) => Some((Err(status), None)),
+            }
+        });
+        Ok(Response::new(stream::once(std::future::ready(Ok(first))).chain(rest).boxed()))
+    }
+}
+
+/// One watch, and what it said last.
+struct Watch {
+    catalog: Arc<Catalog>,
+    changes: watch::Receiver<()>,
+    said: wire::ClusterStatus,
+    not_before: Instant,
+}
+
+impl Watch {
+    /// The next state that differs.
+    async fn next(&mut self) -> Result<wire::ClusterStatus, Status> {
+        loop {
+            self.changes.changed().await.map_err(|_| status::watch_over())?;
+            sleep_until(self.not_before).await;
+            // What changed during the pause is in what is read now.
+            self.changes.borrow_and_update();
+            self.not_before = Instant::now() + PACE;
+            let now = state(&self.catalog)?;
+            if now != self.said {
+                self.said = now.clone();
+                return Ok(now);
+            }
         }
-        Ok(Response::new(wire::ClusterStatus {
-            coordinator: cluster.coordinator.to_string(),
-            term: cluster.term.get(),
-            leading: cluster.leading,
-            start_time: Some(time_to_wire(cluster.started)),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            workers,
-            appliances: counts.phases().total(),
-            phases: counts.phases().iter().map(|(phase, n)| (phase.name().to_owned(), n)).collect(),
-            assignments: counts.states().iter().map(|(state, n)| ((*state).to_owned(), *n)).collect(),
-            moves_in_flight: cluster.moves_in_flight,
-            violations: cluster.violations,
-            waiting: cluster.waiting.clone(),
-            store: cluster.store.clone(),
-            coordination: cluster.coordination.clone(),
-        }))
     }
 }

@@ -1,13 +1,14 @@
-//! The service `Placement`: questions about the ring.
+//! The service `Placement`: questions about the ring, and the operator's stop of all planning.
 
 use common::appliance::FieldViolation;
 use common::ring::position;
 use proto::admin::v1 as wire;
 use tonic::{Request, Response, Status};
 
-use super::call::Caller;
+use super::call::{Caller, Context, operator};
 use super::status;
 use super::wire as to_wire;
+use crate::api::{Command, Reply};
 
 /// Members a `Locate` names when its caller does not say.
 const DEFAULT_COUNT: usize = 3;
@@ -85,6 +86,40 @@ impl wire::placement_server::Placement for Service {
                 .collect(),
             strategy: to_wire::strategy(view.strategy).to_owned(),
             band: view.band,
+        }))
+    }
+
+    async fn pause(
+        &self,
+        request: Request<wire::PausePlacementRequest>,
+    ) -> Result<Response<wire::PlacementState>, Status> {
+        let context = Context::of(&request);
+        let asked = operator(&context, request.into_inner().reason)?;
+        self.have_done(&context, |reply| Command::Pause { request: asked, reply }).await
+    }
+
+    async fn resume(
+        &self,
+        request: Request<wire::ResumePlacementRequest>,
+    ) -> Result<Response<wire::PlacementState>, Status> {
+        let context = Context::of(&request);
+        let asked = operator(&context, String::new())?;
+        self.have_done(&context, |reply| Command::Resume { request: asked, reply }).await
+    }
+}
+
+impl Service {
+    /// Has the leader do something about planning, and says how it is afterwards.
+    async fn have_done(
+        &self,
+        context: &Context,
+        command: impl FnOnce(Reply<()>) -> Command,
+    ) -> Result<Response<wire::PlacementState>, Status> {
+        self.caller.ask(context, command).await?.map_err(|e| status::from_command(&e))?;
+        let (cluster, ..) = self.caller.catalog.cluster().ok_or_else(status::starting)?;
+        Ok(Response::new(wire::PlacementState {
+            frozen: cluster.frozen.as_ref().map(to_wire::frozen),
+            paused: cluster.paused.as_ref().map(to_wire::paused),
         }))
     }
 }

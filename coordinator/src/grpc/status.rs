@@ -5,10 +5,10 @@
 //! | bad input, request id reused | `INVALID_ARGUMENT` | `BadRequest` |
 //! | no such appliance, worker, rebalance | `NOT_FOUND` | `ResourceInfo` |
 //! | id or name taken | `ALREADY_EXISTS` | `ResourceInfo` |
-//! | stale generation, watcher too slow | `ABORTED` | |
-//! | being deleted, no owner | `FAILED_PRECONDITION` | `PreconditionFailure` |
+//! | stale generation, another life of a worker, watcher too slow | `ABORTED` | |
+//! | being deleted, no owner, no lease | `FAILED_PRECONDITION` | `PreconditionFailure` |
 //! | cluster full | `RESOURCE_EXHAUSTED` | `QuotaFailure` |
-//! | not leading, stopping, store cannot be written | `UNAVAILABLE` | `RetryInfo` |
+//! | nobody leads or the leader cannot be reached, stopping, store or coordination away | `UNAVAILABLE` | `RetryInfo` |
 //! | no answer in time | `DEADLINE_EXCEEDED` | |
 //!
 //! Every status has an `ErrorInfo` with domain `rug` and a reason in capitals that programs can compare.
@@ -17,6 +17,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use common::appliance::FieldViolation;
+use common::coordination::Leader;
+use common::{Incarnation, WorkerId};
 use proto::convert::scalar::clip;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -60,6 +62,10 @@ pub fn from_command(error: &CommandError) -> Status {
             let details = ErrorDetails::with_quota_failure_violation("appliances", text.as_str());
             status(Code::ResourceExhausted, "CLUSTER_FULL", details)
         }
+        CommandError::NoWorker(id) => status(Code::NotFound, "NOT_FOUND", resource("worker", id.as_str(), &text)),
+        CommandError::OtherLife { worker, current } => other_life(worker, *current),
+        CommandError::NoLease(id) => precondition("NO_LEASE", id.as_str(), &text),
+        CommandError::Coordination(_) => status(Code::Unavailable, "COORDINATION_UNAVAILABLE", retry()),
         CommandError::NotLeading(leader) => {
             let facts = leader.iter().map(|l| ("leader".to_owned(), l.to_string())).collect();
             build(Code::Unavailable, &text, "NOT_LEADING", facts, retry())
@@ -90,6 +96,13 @@ pub fn invalid(violations: &[FieldViolation]) -> Status {
 pub fn not_found(kind: &str, name: &str) -> Status {
     let text = format!("there is no {kind} {name}");
     build(Code::NotFound, &text, "NOT_FOUND", HashMap::new(), resource(kind, name, &text))
+}
+
+/// Says that a worker lives another life than the one that was meant.
+pub fn other_life(worker: &WorkerId, current: Option<Incarnation>) -> Status {
+    let text = CommandError::OtherLife { worker: worker.clone(), current }.to_string();
+    let facts = current.map(|i| ("current".to_owned(), i.to_string())).into_iter().collect();
+    build(Code::Aborted, &text, "OTHER_LIFE", facts, ErrorDetails::new())
 }
 
 /// Says that the store could not be read.
@@ -123,6 +136,37 @@ pub fn lagged(missed: u64) -> Status {
 /// Says that a watch ended on this side.
 pub fn watch_over() -> Status {
     build(Code::Unavailable, "the coordinator ended the watch; watch again", "WATCH_OVER", HashMap::new(), retry())
+}
+
+/// Says that this coordinator does not lead, and who does as far as is known.
+pub fn not_leading(leader: Option<&Leader>) -> Status {
+    let text = match leader {
+        Some(leader) => format!("this coordinator does not lead; {} does", leader.id),
+        None => "no coordinator is known to lead at the moment".to_owned(),
+    };
+    build(Code::Unavailable, &text, "NOT_LEADING", leader.map(facts_of).unwrap_or_default(), retry())
+}
+
+/// Says that the leader could not be asked, or was lost before it had answered in full. A change may have been made.
+pub fn leader_unreachable(leader: &Leader, why: &str) -> Status {
+    let text = format!("no answer from {}, which leads: {why}; the call may have been carried out", leader.id);
+    build(Code::Unavailable, &text, "LEADER_UNREACHABLE", facts_of(leader), retry())
+}
+
+/// Says that a stream ended because another coordinator leads now, or is about to.
+pub fn leader_changed() -> Status {
+    let text = "the coordinator that answered this call does not lead any more; call again";
+    build(Code::Unavailable, text, "LEADER_CHANGED", HashMap::new(), retry())
+}
+
+/// Says that this coordinator is stopping.
+pub fn stopping() -> Status {
+    from_command(&CommandError::Stopping)
+}
+
+fn facts_of(leader: &Leader) -> HashMap<String, String> {
+    let facts = [("leader", leader.id.to_string()), ("address", leader.address.clone())];
+    facts.into_iter().filter(|(_, text)| !text.is_empty()).map(|(k, v)| (k.to_owned(), v)).collect()
 }
 
 fn resource(kind: &str, name: &str, description: &str) -> ErrorDetails {

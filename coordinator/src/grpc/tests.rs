@@ -17,7 +17,9 @@ use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
 use super::{AdminServices, TraceLayer};
-use crate::api::{AssignmentView, COMMAND_QUEUE, ClusterView, Command, History, HistoryAnswer, WorkerView};
+use crate::api::{
+    AssignmentView, COMMAND_QUEUE, ClusterView, Command, CoordinationState, History, HistoryAnswer, WorkerView,
+};
 use crate::catalog::{Catalog, Config, Fact, Prepared, RingView};
 use crate::record::{MoveRecord, RebalanceOutcome, RebalanceRecord};
 
@@ -341,6 +343,12 @@ async fn the_ring_and_the_cluster_answer_once_they_are_known() {
         violations: 0,
         store: "sqlite".into(),
         coordination: "embedded".into(),
+        coordination_state: CoordinationState::Connected,
+        coordinators: vec![],
+        frozen: None,
+        paused: None,
+        stalled_moves: 0,
+        notes: vec![],
     });
     fixture.appliances().create(create("web")).await.expect("in order");
     let status = cluster.status(wire::ClusterStatusRequest {}).await.expect("known now").into_inner();
@@ -360,6 +368,7 @@ fn worker(name: &str) -> WorkerView {
         pid: 1,
         last_seen: None,
         draining: false,
+        member: true,
     }
 }
 

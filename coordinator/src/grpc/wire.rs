@@ -1,5 +1,8 @@
 //! What the coordinator knows, in the words of the API; and filters, the one thing that comes the other way.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use common::ApplianceId;
 use common::appliance::{Driver, FieldViolation, Name};
 use coordinator_core::health::Health;
@@ -11,12 +14,17 @@ use proto::convert::spec_to_wire;
 use tonic::Status;
 
 use super::status;
-use crate::api::{AssignmentView, Candidate, MoveView, Outcome, RebalanceView, WorkerView};
-use crate::catalog::{Entry, Filter, PhaseCounts};
+use crate::api::{
+    AssignmentView, Candidate, ClusterView, CoordinationState, CoordinatorView, FrozenView, MAX_MISSING, MAX_NOTES,
+    MoveView, Outcome, PausedView, RebalanceView, WorkerView,
+};
+use crate::catalog::{Counts, Entry, Filter, PhaseCounts};
 use crate::record::{MoveRecord, RebalanceOutcome, RebalanceRecord};
 
 /// Kinds a filter can name.
 const KINDS: [&str; 2] = ["loadbalancer", "custom"];
+/// Longest note about the cluster, in bytes.
+const MAX_NOTE: usize = 500;
 
 pub(super) fn appliance(entry: &Entry) -> wire::Appliance {
     let record = &entry.record;
@@ -80,6 +88,58 @@ pub(super) fn worker(view: &WorkerView, counts: &PhaseCounts) -> wire::Worker {
         version: view.version.clone(),
         pid: view.pid,
         draining: view.draining,
+        member: view.member,
+    }
+}
+
+pub(super) fn frozen(view: &FrozenView) -> wire::Frozen {
+    wire::Frozen {
+        reason: view.reason.clone(),
+        since: Some(time_to_wire(view.since)),
+        missing: view.missing.iter().take(MAX_MISSING).map(ToString::to_string).collect(),
+        missing_count: view.missing.len() as u64,
+    }
+}
+
+pub(super) fn paused(view: &PausedView) -> wire::Paused {
+    wire::Paused { reason: view.reason.clone(), since: Some(time_to_wire(view.since)), by: view.by.clone() }
+}
+
+pub(super) fn cluster(view: &ClusterView, counts: &Counts, members: &[Arc<WorkerView>]) -> wire::ClusterStatus {
+    let mut workers = HashMap::new();
+    for member in members {
+        *workers.entry(member.health.name().to_owned()).or_default() += 1;
+    }
+    let coordinator = |c: &CoordinatorView| wire::Coordinator {
+        id: c.id.to_string(),
+        address: c.address.clone(),
+        leading: c.leading,
+    };
+    let coordination_state = match view.coordination_state {
+        CoordinationState::Connected => wire::CoordinationState::Connected,
+        CoordinationState::InDoubt => wire::CoordinationState::InDoubt,
+    };
+    wire::ClusterStatus {
+        coordinator: view.coordinator.to_string(),
+        term: view.term.get(),
+        leading: view.leading,
+        start_time: Some(time_to_wire(view.started)),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        workers,
+        appliances: counts.phases().total(),
+        phases: counts.phases().iter().map(|(phase, n)| (phase.name().to_owned(), n)).collect(),
+        assignments: counts.states().iter().map(|(state, n)| ((*state).to_owned(), *n)).collect(),
+        moves_in_flight: view.moves_in_flight,
+        violations: view.violations,
+        waiting: view.waiting.clone(),
+        store: view.store.clone(),
+        coordination: view.coordination.clone(),
+        coordinators: view.coordinators.iter().map(coordinator).collect(),
+        frozen: view.frozen.as_ref().map(frozen),
+        paused: view.paused.as_ref().map(paused),
+        stalled_moves: view.stalled_moves,
+        notes: view.notes.iter().take(MAX_NOTES).map(|note| clip(note, MAX_NOTE)).collect(),
+        coordination_state: coordination_state.into(),
     }
 }
 

@@ -13,9 +13,10 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tonic::{Request, Response, Status};
 
-use super::call::Caller;
+use super::call::{Caller, Context, operator};
 use super::wire as to_wire;
 use super::{page, status};
+use crate::api::Command;
 use crate::catalog::{Catalog, PhaseCounts, WorkerChange};
 use wire::worker_event::Type as Kind;
 
@@ -68,6 +69,23 @@ impl wire::workers_server::Workers for Service {
 
     async fn watch(&self, _request: Request<wire::WatchWorkersRequest>) -> Result<Response<Self::WatchStream>, Status> {
         Ok(Response::new(Watch::stream(Arc::clone(&self.caller.catalog)).boxed()))
+    }
+
+    async fn evict(&self, request: Request<wire::EvictWorkerRequest>) -> Result<Response<wire::Worker>, Status> {
+        let context = Context::of(&request);
+        let message = request.into_inner();
+        let id = worker_id("id", &message.id)?;
+        let asked = operator(&context, message.reason)?;
+        let find = || self.caller.catalog.worker(&id).ok_or_else(|| status::not_found("worker", id.as_str()));
+        let incarnation = find()?.0.incarnation;
+        if !message.incarnation.is_empty() && incarnation.map(|i| i.to_string()) != Some(message.incarnation) {
+            return Err(status::other_life(&id, incarnation));
+        }
+        // Named in any case: the life that was looked at is meant, not one that begins meanwhile.
+        let command = |reply| Command::Evict { worker: id.clone(), incarnation, request: asked, reply };
+        self.caller.ask(&context, command).await?.map_err(|e| status::from_command(&e))?;
+        let (worker, counts) = find()?;
+        Ok(Response::new(to_wire::worker(&worker, &counts)))
     }
 }
 

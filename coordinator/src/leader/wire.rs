@@ -8,6 +8,7 @@ use common::appliance::Driver;
 use common::runtime::telemetry;
 use coordinator_core::grants::Profile;
 use coordinator_core::handoff::Handed;
+use coordinator_core::health::Health;
 use coordinator_core::machine::{self, Answers, Down, Hello, Said, Step, Tell};
 use coordinator_core::outbox::MAX_ENTRIES;
 use coordinator_core::planner;
@@ -154,6 +155,8 @@ pub(super) fn worker_view(view: machine::WorkerView, now: SystemTime) -> WorkerV
         pid,
         last_seen: now.checked_sub(silent),
         draining,
+        // Who joined over the stream is in the ring until its life is over.
+        member: health != Health::Dead,
     }
 }
 
