@@ -8,6 +8,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use common::tls::{self, AddressError, ClientTls};
 use proto::admin::v1;
 use proto::admin::v1::appliances_client::AppliancesClient;
 use proto::admin::v1::cluster_client::ClusterClient;
@@ -15,7 +16,7 @@ use proto::admin::v1::placement_client::PlacementClient;
 use proto::admin::v1::rebalances_client::RebalancesClient;
 use proto::admin::v1::workers_client::WorkersClient;
 use tokio::time::{Instant, sleep, timeout_at};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -33,12 +34,27 @@ const MAX_ANSWER: usize = 192 << 20;
 
 /// Finds the server: flag or environment, else the endpoint file of a cluster that `rugctl up` runs in this folder or
 /// one above, else [`DEFAULT_SERVER`].
-pub(crate) fn find_server(named: Option<&str>, folder: &Path) -> String {
-    let address = named.filter(|name| !name.is_empty()).map(str::to_owned).or_else(|| {
-        folder.ancestors().map(|dir| dir.join(".rug").join("endpoint")).find_map(|file| read_endpoint(&file))
-    });
-    let address = address.unwrap_or_else(|| DEFAULT_SERVER.to_owned());
-    if address.contains("://") { address } else { format!("http://{address}") }
+///
+/// A name without a scheme gets the one that fits `secure`. The other two are clusters of this machine, which speak
+/// without TLS.
+pub(crate) fn find_server(named: Option<&str>, secure: bool, folder: &Path) -> Found {
+    if let Some(address) = named.filter(|name| !name.is_empty()) {
+        let scheme = if secure { "https" } else { "http" };
+        let address = if address.contains("://") { address.to_owned() } else { format!("{scheme}://{address}") };
+        return Found { address, local: false };
+    }
+    let files = folder.ancestors().map(|dir| dir.join(".rug").join("endpoint"));
+    let address = files.into_iter().find_map(|file| read_endpoint(&file)).unwrap_or_else(|| DEFAULT_SERVER.to_owned());
+    Found { address, local: true }
+}
+
+/// Where a server is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// Its address, with a scheme.
+    pub(crate) address: String,
+    /// Nobody named it: it is the cluster of this machine.
+    pub(crate) local: bool,
 }
 
 /// The address in an endpoint file.
@@ -106,23 +122,36 @@ pub(crate) fn request_id() -> String {
 }
 
 impl Client {
-    /// A client of the server at this address. Connects with the first call.
+    /// A client of the server at this address, without TLS. Connects with the first call.
     ///
     /// # Errors
     /// The address is not one.
     pub(crate) fn new(address: &str, timeout: Duration) -> Result<Self, Failure> {
-        if address.starts_with("https://") {
-            return Err(Failure::usage(format!("{address}: TLS is not supported by this version; use http://")));
-        }
-        let endpoint = Endpoint::from_shared(address.to_owned())
-            .map_err(|_| {
-                Failure::usage(format!("`{address}` is not the address of a server, such as {DEFAULT_SERVER}"))
+        Self::with_tls(address, timeout, None)
+    }
+
+    /// The same with TLS for a server whose address begins with `https://`.
+    ///
+    /// # Errors
+    /// The address is not one, or does not fit `tls`.
+    pub(crate) fn with_tls(address: &str, timeout: Duration, tls: Option<&ClientTls>) -> Result<Self, Failure> {
+        let endpoint = tls::endpoint(address, tls)
+            .map_err(|error| match error {
+                AddressError::Malformed(_) => {
+                    Failure::usage(format!("`{address}` is not the address of a server, such as {DEFAULT_SERVER}"))
+                }
+                AddressError::NoTls(_) => Failure::usage(format!(
+                    "{address}: https:// needs certificates: --ca, --cert and --key, or RUG_CA, RUG_CERT and RUG_KEY"
+                )),
+                AddressError::Plain(_) => Failure::usage(format!(
+                    "{address}: certificates are given (--ca or RUG_CA), and http:// would not use them; write https://"
+                )),
             })?
             .connect_timeout(Duration::from_secs(2))
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(5))
             .keep_alive_while_idle(true);
-        Ok(Self { channel: endpoint.connect_lazy(), address: address.to_owned(), timeout, repeats: true })
+        Ok(Self { channel: tls::connect_lazy(&endpoint, tls), address: address.to_owned(), timeout, repeats: true })
     }
 
     /// The same connection with another limit for each call.
@@ -164,6 +193,10 @@ impl Client {
                 Ok(Err(status)) => status,
                 Err(_) => Status::deadline_exceeded("no answer in time"),
             };
+            if tls::refusal(&status).is_some() {
+                // The same certificates meet the same answer next time.
+                return Err(self.unreachable(&status));
+            }
             let pause = backoff.next();
             match status.code() {
                 Code::Unavailable if self.repeats && Instant::now() + pause < deadline => sleep(pause).await,
@@ -183,6 +216,9 @@ impl Client {
         while let Some(error) = source {
             reason = error.to_string();
             source = error.source();
+        }
+        if let Some(refusal) = tls::refusal(status) {
+            reason = refusal;
         }
         let hint = if reason.contains("refused") {
             "\nstart a cluster with `rugctl up`, or name its address with --server or RUG_SERVER"
@@ -353,10 +389,14 @@ mod tests {
         std::fs::create_dir_all(&deep).expect("folders");
         std::fs::create_dir(top.path().join(".rug")).expect("folder");
         std::fs::write(top.path().join(".rug/endpoint"), "http://127.0.0.1:7999\n").expect("file");
-        assert_eq!(find_server(None, &deep), "http://127.0.0.1:7999");
-        assert_eq!(find_server(Some("10.0.0.1:1"), &deep), "http://10.0.0.1:1");
+        let found = |named, secure| find_server(named, secure, &deep).address;
+        assert_eq!(found(None, false), "http://127.0.0.1:7999");
+        assert_eq!(found(None, true), "http://127.0.0.1:7999", "`up` serves without TLS");
+        assert_eq!(found(Some("10.0.0.1:1"), false), "http://10.0.0.1:1");
+        assert_eq!(found(Some("10.0.0.1:1"), true), "https://10.0.0.1:1");
+        assert_eq!(found(Some("http://10.0.0.1:1"), true), "http://10.0.0.1:1", "refused later, but not changed");
         std::fs::write(top.path().join(".rug/endpoint"), "").expect("file");
-        assert_eq!(find_server(None, &deep), DEFAULT_SERVER);
+        assert_eq!(found(None, false), DEFAULT_SERVER);
     }
 
     #[test]

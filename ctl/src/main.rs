@@ -3,11 +3,14 @@
 //! Commands that speak to a server are in [`commands`]; `up` runs a whole cluster on this machine. Whatever happens ends
 //! in one exit code ([`error::Exit`]) and, if it is a failure, in a message on stderr.
 
+use std::ffi::OsString;
 use std::io::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use common::tls::{self, ClientTls};
 
 use crate::commands::{Context, appliance, apply, cluster, delete, rebalance, ring, watch, worker};
 use crate::error::{Exit, Failure};
@@ -43,6 +46,8 @@ struct Global {
     /// Address of a coordinator
     #[arg(long, global = true, env = "RUG_SERVER", value_name = "ADDRESS")]
     server: Option<String>,
+    #[command(flatten)]
+    tls: TlsFlags,
     /// Form of results
     #[arg(short, long, global = true, value_enum, default_value_t)]
     output: Format,
@@ -52,6 +57,39 @@ struct Global {
     /// No colour and no progress bar, as with NO_COLOR
     #[arg(long, global = true)]
     no_color: bool,
+}
+
+/// Certificates for a server at `https://`.
+#[derive(Args, Debug)]
+struct TlsFlags {
+    /// PEM file with the CAs that the server's certificate must be issued by
+    #[arg(long, global = true, env = "RUG_CA", value_name = "FILE")]
+    ca: Option<OsString>,
+    /// PEM file with the certificate to show to the server
+    #[arg(long, global = true, env = "RUG_CERT", value_name = "FILE")]
+    cert: Option<OsString>,
+    /// PEM file with the key of the certificate
+    #[arg(long, global = true, env = "RUG_KEY", value_name = "FILE")]
+    key: Option<OsString>,
+    /// Name the server's certificate must have, instead of the host in its address
+    #[arg(long, global = true, env = "RUG_SERVER_NAME", value_name = "NAME")]
+    server_name: Option<String>,
+}
+
+impl TlsFlags {
+    fn load(&self) -> Result<Option<ClientTls>, Failure> {
+        // Variables that are set to nothing are as good as not set.
+        let path = |file: &Option<OsString>| file.clone().map(PathBuf::from).unwrap_or_default();
+        let config = tls::Config {
+            ca: path(&self.ca),
+            cert: path(&self.cert),
+            key: path(&self.key),
+            server_name: self.server_name.clone().unwrap_or_default(),
+            ..tls::Config::default()
+        };
+        config.validate().map_err(|e| Failure::usage(format!("--{}", e.replacen("server_name", "server-name", 1))))?;
+        ClientTls::load(&config).map_err(|e| Failure::usage(format!("--{e}")))
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -110,6 +148,7 @@ fn parse_timeout(text: &str) -> Result<Duration, String> {
 }
 
 fn main() {
+    tls::install_provider();
     // Usage errors end here with exit code 2, help and version with 0.
     let cli = Cli::parse();
     let exit = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
@@ -143,9 +182,13 @@ fn report(failure: &Failure) -> Exit {
 }
 
 async fn call(ui: Ui, global: &Global, command: &Command) -> Result<(), Failure> {
-    let address = client::find_server(global.server.as_deref(), &client::working_folder());
+    let tls = global.tls.load()?;
+    let found = client::find_server(global.server.as_deref(), tls.is_some(), &client::working_folder());
+    // Certificates in the environment are for another cluster than that of this machine, which has none.
+    let tls = if found.local { None } else { tls };
     // Waiting has the limit to itself; one call out of many must not use it all up before the others.
-    let client = client::Client::new(&address, global.timeout.unwrap_or(client::CALL_TIMEOUT))?;
+    let timeout = global.timeout.unwrap_or(client::CALL_TIMEOUT);
+    let client = client::Client::with_tls(&found.address, timeout, tls.as_ref())?;
     let context = Context { client, ui, timeout: global.timeout };
     dispatch(&context, command).await
 }

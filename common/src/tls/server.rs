@@ -35,11 +35,14 @@ impl fmt::Debug for ServerTls {
     }
 }
 
+/// The server's end of a protected connection.
+pub type ServerStream = TlsStream<TcpStream>;
+
 /// A connection whose client has shown a certificate of a trusted CA.
 #[derive(Debug)]
 pub struct Accepted {
     /// The connection.
-    pub stream: TlsStream<TcpStream>,
+    pub stream: ServerStream,
     /// Who is at its other end.
     pub peer: Arc<Identity>,
 }
@@ -51,9 +54,20 @@ pub struct Refused {
     /// Why, in words.
     pub error: io::Error,
     stream: Option<TcpStream>,
+    said_nothing: bool,
 }
 
 impl Refused {
+    fn new(error: io::Error, stream: Option<TcpStream>) -> Self {
+        Self { error, stream, said_nothing: false }
+    }
+
+    /// Whether the client hung up before it said anything, as those do that only look whether somebody listens.
+    #[must_use]
+    pub const fn said_nothing(&self) -> bool {
+        self.said_nothing
+    }
+
     /// Lets the client hear why: closing a connection with unread bytes in it would throw away what was last sent. Waits
     /// for the client to hang up; bound it.
     pub async fn take_leave(self) {
@@ -97,28 +111,32 @@ impl ServerTls {
     /// # Errors
     /// Why the client is not let in, and the connection to tell it on.
     pub async fn accept(&self, mut stream: TcpStream) -> Result<Accepted, Refused> {
-        match speaks_plainly(&stream).await {
-            Ok(false) => {}
-            Ok(true) => {
+        match first_byte(&stream).await {
+            Ok(Some(first)) if first != PREFACE[0] => {}
+            Ok(None) => {
+                let error = io::ErrorKind::UnexpectedEof.into();
+                return Err(Refused { error, stream: None, said_nothing: true });
+            }
+            Ok(Some(_)) => {
                 let _ = stream.write_all(&go_away()).await;
                 let error = io::Error::other("the client speaks HTTP/2 without TLS; it has to use https://");
-                return Err(Refused { error, stream: Some(stream) });
+                return Err(Refused::new(error, Some(stream)));
             }
-            Err(error) => return Err(Refused { error, stream: None }),
+            Err(error) => return Err(Refused::new(error, None)),
         }
         let material = self.0.current();
         let side = Side::new(Peer::Client, &self.0, &material);
         let (config, seen) = match config(&material) {
             Ok(made) => made,
-            Err(error) => return Err(Refused { error: io::Error::other(error), stream: None }),
+            Err(error) => return Err(Refused::new(io::Error::other(error), None)),
         };
         match TlsAcceptor::from(Arc::new(config)).accept(stream).into_fallible().await {
             Ok(stream) => match seen.get() {
                 Some(peer) => Ok(Accepted { peer: Arc::new(peer.clone()), stream }),
                 // The verifier is asked in every handshake, but who a peer is must not hang on that.
-                None => Err(Refused { error: io::Error::other("the client's certificate was not seen"), stream: None }),
+                None => Err(Refused::new(io::Error::other("the client's certificate was not seen"), None)),
             },
-            Err((error, stream)) => Err(Refused { error: side.explain(error, seen.get()), stream: Some(stream) }),
+            Err((error, stream)) => Err(Refused::new(side.explain(error, seen.get()), Some(stream))),
         }
     }
 }
@@ -139,11 +157,12 @@ fn config(material: &Material) -> Result<(ServerConfig, Seen), rustls::Error> {
     Ok((config, seen))
 }
 
-/// Whether the client begins as HTTP/2 without TLS does. One byte tells: no record of TLS begins with a letter.
-async fn speaks_plainly(stream: &TcpStream) -> io::Result<bool> {
+/// What the client begins with; `None` when it hung up. One byte tells TLS from HTTP/2, because no record of TLS begins
+/// with a letter.
+async fn first_byte(stream: &TcpStream) -> io::Result<Option<u8>> {
     let mut first = [0; 1];
     let read = stream.peek(&mut first).await?;
-    Ok(read == 1 && first[0] == PREFACE[0])
+    Ok((read == 1).then_some(first[0]))
 }
 
 /// An answer that clients of HTTP/2 show to people: empty settings, and a goodbye with a reason.

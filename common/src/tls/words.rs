@@ -50,14 +50,15 @@ impl Side {
 
     /// An error of the connection as people can read it. `seen` is whose certificate the other side showed.
     pub(super) fn explain(&self, error: io::Error, seen: Option<&Identity>) -> io::Error {
-        let text = match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            Some(known) => self.words(known, seen),
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(known) => io::Error::new(error.kind(), marked(&self.words(known, seen))),
+            // Not marked: a server that is just stopping does this, too, and the next try may go well.
             None if error.kind() == io::ErrorKind::UnexpectedEof => {
-                format!("the {} hung up during the handshake; does it speak TLS?", self.peer.name())
+                let text = format!("the {} hung up during the handshake; does it speak TLS?", self.peer.name());
+                io::Error::new(error.kind(), text)
             }
-            None => return error,
-        };
-        io::Error::new(error.kind(), format!("{MARK}{text}"))
+            None => error,
+        }
     }
 
     fn words(&self, error: &rustls::Error, seen: Option<&Identity>) -> String {
