@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use common::runtime::shutdown::Signals;
+use common::tls::ServerTls;
 use common::{ApplianceId, CoordinatorId, RebalanceId, Term};
 use futures::future::BoxFuture;
 use proto::worker::v1::session_server::SessionServer;
@@ -106,6 +107,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let mut signals = Signals::catch().map_err(|e| Failure::Other(format!("catch signals: {e}")))?;
     let started = SystemTime::now();
     let _lock = StateDir::take(&config.state_dir)?;
+    let tls = ServerTls::load(&config.tls).map_err(|e| Failure::Other(format!("tls.{e}")))?;
     let listener = TcpListener::bind(config.listen).await.map_err(|e| Failure::Listen(config.listen, e))?;
     let address = listener.local_addr().map_err(|e| Failure::Listen(config.listen, e))?;
     let store = Store::open(&config.store).await.map_err(|e| Failure::State(e.to_string()))?;
@@ -134,7 +136,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         .layer(TraceLayer)
         .add_routes(routes)
         .add_service(SessionServer::new(Sessions::new(sessions_in, stopping)))
-        .serve_with_incoming_shutdown(grpc::incoming(listener), closing.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(grpc::incoming(listener, tls), closing.clone().cancelled_owned());
     let server = tokio::spawn(server);
     health.set_serving(true).await;
     info!(%address, state_dir = %config.state_dir.display(), "serving");

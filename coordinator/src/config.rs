@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use common::runtime::telemetry;
+use common::tls;
 use coordinator_core::machine;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,8 @@ pub struct Config {
     pub machine: machine::Config,
     /// What is kept in memory for readers.
     pub catalog: catalog::Config,
+    /// Mutual TLS with everybody who connects.
+    pub tls: tls::Config,
     /// Logs.
     pub log: telemetry::Config,
 }
@@ -41,6 +44,7 @@ impl Default for Config {
             store: store::Config { url: String::new(), ..store::Config::default() },
             machine: machine::Config::default(),
             catalog: catalog::Config::default(),
+            tls: tls::Config::default(),
             log: telemetry::Config::default(),
         }
     }
@@ -55,13 +59,14 @@ impl Config {
         if self.store.url.is_empty() {
             self.store.url = format!("sqlite:{}", self.state_dir.join("rug.db").display());
         }
-        if !self.listen.ip().is_loopback() && !self.insecure {
+        if !self.listen.ip().is_loopback() && self.tls.is_off() && !self.insecure {
             return Err(format!(
                 "listen: {} is not a loopback address, and without TLS anybody who reaches it would command the fleet; \
-                 set insecure = true if that is wanted",
+                 set tls.ca, tls.cert and tls.key, or insecure = true if that is wanted",
                 self.listen
             ));
         }
+        self.tls.validate().map_err(|e| format!("tls.{e}"))?;
         self.store.validate().map_err(|e| e.to_string())?;
         self.machine.validate().map_err(|e| format!("machine.{e}"))?;
         self.catalog.validate().map_err(|e| format!("catalog.{e}"))?;

@@ -6,6 +6,7 @@
 
 mod appliances;
 mod call;
+mod incoming;
 mod cluster;
 mod page;
 mod placement;
@@ -21,27 +22,18 @@ mod tests;
 use std::sync::Arc;
 
 use proto::admin::v1 as api;
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tonic::service::Routes;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::api::{Command, History};
 use crate::catalog::Catalog;
 
+pub use incoming::{Connection, Incoming, Peer, incoming};
 pub use trace::{Trace, TraceLayer};
 
 use call::Caller;
-
-/// Connections of a listener as the services need them: without Nagle's algorithm, which would hold back the second
-/// half of every answer larger than a packet for 40 ms. `Server::tcp_nodelay` does not reach listeners that are handed
-/// in ready made.
-#[must_use]
-pub fn incoming(listener: TcpListener) -> TcpIncoming {
-    TcpIncoming::from(listener).with_nodelay(Some(true))
-}
 
 /// Names of the services whose health is told; `""` is the server as a whole.
 const SERVICES: [&str; 6] = [

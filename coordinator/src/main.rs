@@ -74,6 +74,7 @@ impl Flags {
 }
 
 fn main() -> ExitCode {
+    common::tls::install_provider();
     match Args::parse().command {
         Command::Run(flags) => start(flags, run),
         Command::Store { command: StoreCommand::Dump(flags) } => start(flags, dump),

@@ -14,7 +14,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
 use uuid::Uuid;
 
-use super::status;
+use super::{Peer, status};
 use crate::api::{Change, Changed, Command, CommandError, History, MAX_REASON, Mutation, Operator, Reply, RequestKey};
 use crate::catalog::{Catalog, Entry};
 
@@ -43,7 +43,7 @@ pub(super) struct Context {
 
 impl Context {
     pub(super) fn of<T>(request: &Request<T>) -> Self {
-        let actor = request.remote_addr().map_or_else(|| "local".to_owned(), |a| a.to_string());
+        let actor = request.extensions().get::<Peer>().map_or_else(|| "local".to_owned(), Peer::to_string);
         Self { deadline: Instant::now() + allowed(request.metadata()), actor }
     }
 }

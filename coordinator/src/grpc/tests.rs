@@ -77,7 +77,7 @@ async fn serve(config: Config, answers: bool) -> Fixture {
     let address = listener.local_addr().expect("it is bound");
     let routes = services.routes().expect("descriptors are built in");
     let server = Server::builder().layer(TraceLayer).add_routes(routes);
-    tokio::spawn(server.serve_with_incoming(super::incoming(listener)));
+    tokio::spawn(server.serve_with_incoming(super::incoming(listener, None)));
     health.set_serving(true).await;
     let runner = Arc::clone(&catalog);
     tokio::spawn(async move {
