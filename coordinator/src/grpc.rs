@@ -6,8 +6,9 @@
 
 mod appliances;
 mod call;
-mod incoming;
 mod cluster;
+mod forward;
+mod incoming;
 mod page;
 mod placement;
 mod rebalances;
@@ -21,8 +22,9 @@ mod tests;
 
 use std::sync::Arc;
 
+use common::CoordinatorId;
 use proto::admin::v1 as api;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -30,6 +32,7 @@ use tonic_health::server::HealthReporter;
 use crate::api::{Command, History};
 use crate::catalog::Catalog;
 
+pub use forward::{Forward, ForwardLayer, Role, WAIT};
 pub use incoming::{Connection, Incoming, Peer, incoming};
 pub use trace::{Trace, TraceLayer};
 
@@ -45,6 +48,9 @@ const SERVICES: [&str; 6] = [
     "rug.admin.v1.Cluster",
 ];
 
+/// Name of what is healthy at the one coordinator that leads.
+pub const LEADER: &str = "rug.leader";
+
 /// Builds the services of the admin API.
 pub struct AdminServices {
     caller: Caller,
@@ -52,18 +58,39 @@ pub struct AdminServices {
 }
 
 /// Tells clients and load balancers whether calls make sense. Starts as "not serving".
+///
+/// | service | serving while |
+/// |---|---|
+/// | `""` and those of `rug.admin.v1` | this coordinator answers calls, itself or by passing them on |
+/// | [`LEADER`] | this coordinator leads |
 #[derive(Clone, Debug)]
 pub struct Health {
     reporter: HealthReporter,
 }
 
 impl Health {
-    /// Says whether the services answer calls.
+    /// Says whether the services answer calls, of a coordinator that leads whenever they do.
     pub async fn set_serving(&self, serving: bool) {
-        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-        for service in SERVICES {
-            self.reporter.set_service_status(service, status).await;
+        self.set(serving, serving).await;
+    }
+
+    /// Says what follows from the role of the coordinator `own`, until nobody tells the role any more.
+    pub async fn follow(&self, own: &CoordinatorId, mut role: watch::Receiver<Role>) {
+        loop {
+            let seen = role.borrow_and_update().clone();
+            self.set(seen.answers(own), seen == Role::Leading).await;
+            if role.changed().await.is_err() {
+                return self.set(false, false).await;
+            }
         }
+    }
+
+    async fn set(&self, serving: bool, leading: bool) {
+        let status = |is| if is { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for service in SERVICES {
+            self.reporter.set_service_status(service, status(serving)).await;
+        }
+        self.reporter.set_service_status(LEADER, status(leading)).await;
     }
 }
 
@@ -81,8 +108,9 @@ impl AdminServices {
         self.health.clone()
     }
 
-    /// All services, to be served with [`TraceLayer`] around them:
-    /// `Server::builder().layer(TraceLayer).add_routes(services.routes()?)`, on connections from [`incoming`].
+    /// All services, to be served with [`TraceLayer`] and [`ForwardLayer`] around them:
+    /// `Server::builder().layer(TraceLayer).layer(ForwardLayer::new(..)).add_routes(services.routes()?)`, on connections
+    /// from [`incoming`].
     ///
     /// # Errors
     /// When the descriptors built into the program cannot be read.

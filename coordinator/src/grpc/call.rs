@@ -14,12 +14,12 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
 use uuid::Uuid;
 
-use super::{Peer, status};
+use super::{Peer, forward, status};
 use crate::api::{Change, Changed, Command, CommandError, History, MAX_REASON, Mutation, Operator, Reply, RequestKey};
 use crate::catalog::{Catalog, Entry};
 
 /// How long a call waits for the runner when its caller sets no deadline.
-const DEFAULT: Duration = Duration::from_secs(30);
+pub(super) const DEFAULT: Duration = Duration::from_secs(30);
 /// Longest wait for the runner, whatever the caller allows.
 pub(super) const LONGEST: Duration = Duration::from_secs(600);
 /// Most that is kept of a caller's deadline for the way back.
@@ -43,7 +43,7 @@ pub(super) struct Context {
 
 impl Context {
     pub(super) fn of<T>(request: &Request<T>) -> Self {
-        let actor = request.extensions().get::<Peer>().map_or_else(|| "local".to_owned(), Peer::to_string);
+        let actor = forward::actor(request.extensions().get::<Peer>(), request.metadata().as_ref());
         Self { deadline: Instant::now() + allowed(request.metadata()), actor }
     }
 }
@@ -124,7 +124,7 @@ fn allowed(metadata: &MetadataMap) -> Duration {
 }
 
 /// Reads `grpc-timeout`: up to 8 digits and a unit.
-fn parse_timeout(text: &str) -> Option<Duration> {
+pub(super) fn parse_timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;

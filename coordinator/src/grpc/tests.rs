@@ -1,5 +1,8 @@
 //! The services over a real connection, with a runner that commits at once.
 
+mod forward;
+mod operators;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

@@ -1,0 +1,393 @@
+//! Every coordinator answers every admin call: one that does not lead passes calls on to the one that does.
+//!
+//! A layer around all services; only the paths of `rug.admin.v1` concern it. Calls are passed on as they are, message by
+//! message: metadata, trailers, streams, cancellation and deadline, the latter less what passed here. So the leader's
+//! answer is the caller's answer, and this file knows no method.
+//!
+//! | this coordinator | call of a client | call passed on by another |
+//! |---|---|---|
+//! | leads | answered | answered |
+//! | stands by, another leads | passed on | `UNAVAILABLE`, names the leader: nothing is passed on twice |
+//! | stands by, nobody leads (yet) | waits until somebody does, at most [`WAIT`], then `UNAVAILABLE` | the same |
+//! | stops | `UNAVAILABLE` | `UNAVAILABLE` |
+//!
+//! An answer that is still going on (a watch) ends with `UNAVAILABLE` when the coordinator it comes from leads no more,
+//! so that the client asks again and reaches whoever does.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use common::CoordinatorId;
+use common::coordination::Leader;
+use common::tls::{self, ClientTls};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, header};
+use http_body::Frame;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+use tokio_stream::wrappers::WatchStream;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::Bytes;
+use tonic::transport::Channel;
+use tower::{Layer, Service, ServiceExt};
+use tracing::debug;
+
+use super::call::{DEFAULT, LONGEST, parse_timeout};
+use super::{Peer, status};
+
+/// Which coordinator passed a call on. A call that has it is never passed on again.
+pub(super) const FORWARDED_BY: HeaderName = HeaderName::from_static("rug-forwarded-by");
+/// Whose call it was, in the words of the coordinator that passed it on.
+pub(super) const FORWARDED_FOR: HeaderName = HeaderName::from_static("rug-forwarded-for");
+const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// How long a call waits for a coordinator that leads. An election that goes well takes less; one that does not is
+/// better told to the client, which may ask another coordinator.
+pub const WAIT: Duration = Duration::from_secs(2);
+/// How long a connection to the leader may take to be made: as [`WAIT`], and for the same reason.
+const CONNECT: Duration = Duration::from_secs(2);
+/// A leader that is asked every so often whether it is there, and does not say so for that long, is cut off: calls are
+/// answered before the 10 s are over that most clients allow.
+const ALIVE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(3));
+/// What may be under way on one stream, and on the connection all calls share, until a client reads it: 512 clients that
+/// do not read at all leave the others room, and cost 64 MiB.
+const WINDOWS: (u32, u32) = (128 << 10, 64 << 20);
+/// A call is given up here before its deadline by a twentieth, at most by this: later than the leader does, who has more
+/// to say about it, and before the transport, which has nothing to say.
+const MARGIN: Duration = Duration::from_millis(100);
+/// Longest caller's name that is taken from another coordinator.
+const MAX_CALLER: usize = 200;
+
+/// What this coordinator is, as far as calls are concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It leads, its term is raised, and its catalog is loaded: it answers calls.
+    Leading,
+    /// It stands by. Who leads, as far as is known; also this coordinator itself, when it is elected and not ready yet.
+    Standby(Option<Leader>),
+    /// It stops and takes no more calls.
+    Stopping,
+}
+
+impl Role {
+    /// Whether a call that came to `own` would be answered, here or by another.
+    #[must_use]
+    pub fn answers(&self, own: &CoordinatorId) -> bool {
+        match self {
+            Self::Leading => true,
+            Self::Standby(leader) => leader.as_ref().is_some_and(|l| l.id != *own && !l.address.is_empty()),
+            Self::Stopping => false,
+        }
+    }
+}
+
+/// Passes admin calls on while this coordinator does not lead. Goes inside of [`TraceLayer`](super::TraceLayer).
+#[derive(Clone, Debug)]
+pub struct ForwardLayer(Arc<Shared>);
+
+impl ForwardLayer {
+    /// A layer for the coordinator `own`, whose role is told by `role`. Connections to the leader are made with `tls`.
+    #[must_use]
+    pub fn new(own: CoordinatorId, role: watch::Receiver<Role>, tls: Option<ClientTls>) -> Self {
+        Self(Arc::new(Shared { own, role, tls, connection: Mutex::default() }))
+    }
+}
+
+impl<S> Layer<S> for ForwardLayer {
+    type Service = Forward<S>;
+
+    fn layer(&self, inner: S) -> Forward<S> {
+        Forward { inner, shared: Arc::clone(&self.0) }
+    }
+}
+
+/// See [`ForwardLayer`].
+#[derive(Clone, Debug)]
+pub struct Forward<S> {
+    inner: S,
+    shared: Arc<Shared>,
+}
+
+impl<S, B> Service<Request<Body>> for Forward<S>
+where
+    S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Response<Body>, S::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if !request.uri().path().starts_with("/rug.admin.v1.") {
+            return self.inner.call(request).map(|answer| answer.map(|a| a.map(Body::new))).boxed();
+        }
+        let shared = Arc::clone(&self.shared);
+        if *shared.role.borrow() == Role::Leading {
+            let answer = self.inner.call(request);
+            return async move { Ok(shared.ours(answer.await?)) }.boxed();
+        }
+        // The service that was asked whether it is ready is the one to be called.
+        let fresh = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, fresh);
+        let limit = Limit::of(request.headers());
+        async move {
+            match shared.find(request.headers(), &limit).await {
+                Ok(Where::Here) => Ok(shared.ours(inner.call(request).await?)),
+                Ok(Where::There(leader)) => {
+                    Ok(shared.pass_on(leader, request, &limit).await.unwrap_or_else(Status::into_http))
+                }
+                Err(status) => Ok(status.into_http()),
+            }
+        }
+        .boxed()
+    }
+}
+
+/// Who answers a call.
+enum Where {
+    Here,
+    There(Leader),
+}
+
+struct Shared {
+    own: CoordinatorId,
+    role: watch::Receiver<Role>,
+    tls: Option<ClientTls>,
+    /// To the leader's address. Kept while the address is the same: it makes a new connection when one is lost.
+    connection: Mutex<Option<(String, Channel)>>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("own", &self.own).field("role", &*self.role.borrow()).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Who is to answer a call with these headers; waits for an election to end.
+    async fn find(&self, headers: &HeaderMap, limit: &Limit) -> Result<Where, Status> {
+        let until = limit.answer_by.min(Instant::now() + WAIT);
+        let mut role = self.role.clone();
+        loop {
+            let seen = role.borrow_and_update().clone();
+            match seen {
+                Role::Leading => return Ok(Where::Here),
+                Role::Stopping => return Err(status::stopping()),
+                Role::Standby(Some(leader)) if leader.id != self.own => {
+                    let nowhere = headers.contains_key(FORWARDED_BY) || leader.address.is_empty();
+                    return if nowhere { Err(status::not_leading(Some(&leader))) } else { Ok(Where::There(leader)) };
+                }
+                // Nobody yet; or this coordinator, about to lead.
+                Role::Standby(_) => {}
+            }
+            match timeout_at(until, role.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(status::stopping()),
+                Err(_) => return Err(status::not_leading(None)),
+            }
+        }
+    }
+
+    /// An answer of this coordinator, which counts only while it leads.
+    fn ours<B>(&self, answer: Response<B>) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        answer.map(|body| Body::new(Answer::new(Body::new(body), None, self.role.clone())))
+    }
+
+    /// Has the leader answer a call.
+    async fn pass_on(&self, leader: Leader, request: Request<Body>, limit: &Limit) -> Result<Response<Body>, Status> {
+        let mut channel = self.channel(&leader)?;
+        let request = self.onward(request, limit);
+        let unreachable = |error: &tonic::transport::Error| {
+            let why = tls::chain(error);
+            debug!(leader = %leader.id, address = leader.address, "a call was not passed on: {why}");
+            status::leader_unreachable(&leader, &why)
+        };
+        let asked = async { channel.ready().await?.call(request).await };
+        let mut role = self.role.clone();
+        let replaced = role.wait_for(|role| !from(role, Some(&leader)));
+        let answer = tokio::select! {
+            answer = timeout_at(limit.answer_by, asked) => answer.map_err(|_| status::deadline())?,
+            _ = replaced => return Err(status::leader_unreachable(&leader, "another one leads now")),
+        };
+        let answer = answer.map_err(|e| unreachable(&e))?;
+        let body = |body| Body::new(Answer::new(body, Some(leader.clone()), self.role.clone()));
+        Ok(answer.map(body))
+    }
+
+    fn channel(&self, leader: &Leader) -> Result<Channel, Status> {
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, channel)) = connection.as_ref().filter(|(address, _)| *address == leader.address) {
+            return Ok(channel.clone());
+        }
+        let endpoint = tls::endpoint(&leader.address, self.tls.as_ref())
+            .map_err(|e| status::leader_unreachable(leader, &e.to_string()))?
+            .connect_timeout(CONNECT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(ALIVE.0)
+            .keep_alive_timeout(ALIVE.1)
+            .initial_stream_window_size(WINDOWS.0)
+            .initial_connection_window_size(WINDOWS.1);
+        let channel = tls::connect_lazy(&endpoint, self.tls.as_ref());
+        // Calls that are under way on the former connection keep it until they end.
+        *connection = Some((leader.address.clone(), channel.clone()));
+        Ok(channel)
+    }
+
+    /// The call as the leader gets it.
+    fn onward(&self, request: Request<Body>, limit: &Limit) -> Request<Body> {
+        let (parts, body) = request.into_parts();
+        let mut onward = Request::new(body);
+        *onward.method_mut() = parts.method;
+        *onward.version_mut() = http::Version::HTTP_2;
+        // Only the path: scheme and authority are the connection's.
+        *onward.uri_mut() = parts.uri.path_and_query().cloned().map(Uri::from).unwrap_or_default();
+        let mut headers = parts.headers;
+        headers.remove(header::HOST);
+        if let Ok(own) = HeaderValue::from_str(self.own.as_str()) {
+            headers.insert(FORWARDED_BY, own);
+        }
+        if let Some(left) = limit.left() {
+            headers.insert(TIMEOUT, left);
+        }
+        // What the client itself may have put there is worth nothing.
+        headers.remove(FORWARDED_FOR);
+        let peer = parts.extensions.get::<Peer>().and_then(|peer| HeaderValue::from_str(&peer.to_string()).ok());
+        if let Some(peer) = peer {
+            headers.insert(FORWARDED_FOR, peer);
+        }
+        *onward.headers_mut() = headers;
+        onward
+    }
+}
+
+/// The caller of a call, for the audit trail: who is connected, and when that is a coordinator that passes the call on,
+/// whom it names. Anybody may claim to be one, which is why whoever is connected is named in any case.
+pub(super) fn actor(peer: Option<&Peer>, headers: &HeaderMap) -> String {
+    let text = |name: &HeaderName| headers.get(name).and_then(|v| v.to_str().ok());
+    let peer = peer.map_or_else(|| "local".to_owned(), Peer::to_string);
+    let Some(by) = text(&FORWARDED_BY).and_then(|by| CoordinatorId::new(by).ok()) else { return peer };
+    match text(&FORWARDED_FOR).filter(|caller| caller.len() <= MAX_CALLER) {
+        Some(caller) => format!("{caller} by way of {by} at {peer}"),
+        None => format!("somebody by way of {by} at {peer}"),
+    }
+}
+
+/// How long a call may take.
+struct Limit {
+    /// When the caller gives up; `None` if it did not say.
+    deadline: Option<Instant>,
+    /// When this coordinator gives up waiting for an answer to begin.
+    answer_by: Instant,
+}
+
+impl Limit {
+    fn of(headers: &HeaderMap) -> Self {
+        let now = Instant::now();
+        match headers.get(TIMEOUT).and_then(|v| v.to_str().ok()).and_then(parse_timeout) {
+            Some(given) => {
+                let given = given.min(LONGEST);
+                Self { deadline: Some(now + given), answer_by: now + (given - (given / 20).min(MARGIN)) }
+            }
+            // The leader gives up after its own default.
+            None => Self { deadline: None, answer_by: now + DEFAULT + CONNECT },
+        }
+    }
+
+    /// What is left for the leader, as gRPC writes it.
+    fn left(&self) -> Option<HeaderValue> {
+        let left = self.deadline?.saturating_duration_since(Instant::now());
+        HeaderValue::from_str(&format!("{}m", left.as_millis().max(1))).ok()
+    }
+}
+
+/// Whether answers of `leader` (`None`: of this coordinator) still count in a role. While nobody is known to lead they
+/// do: that may be this coordinator's ignorance, and a leader that stops leading ends its answers itself.
+fn from(role: &Role, leader: Option<&Leader>) -> bool {
+    match (role, leader) {
+        (Role::Leading, None) | (Role::Standby(None), Some(_)) => true,
+        (Role::Standby(Some(leads)), Some(leader)) => leads == leader,
+        _ => false,
+    }
+}
+
+/// An answer on its way to the client.
+struct Answer {
+    body: Body,
+    /// Whose it is; `None` for this coordinator.
+    leader: Option<Leader>,
+    role: watch::Receiver<Role>,
+    /// Made when there is nothing to send for the first time, which is never for most calls.
+    changes: Option<WatchStream<Role>>,
+    over: bool,
+}
+
+impl Answer {
+    fn new(body: Body, leader: Option<Leader>, role: watch::Receiver<Role>) -> Self {
+        Self { body, leader, role, changes: None, over: false }
+    }
+
+    /// Ends the answer with a status, and the call at its source with it.
+    fn end(&mut self, status: &Status) -> Frame<Bytes> {
+        self.over = true;
+        self.body = Body::empty();
+        let mut trailers = HeaderMap::new();
+        if status.add_header(&mut trailers).is_err() {
+            // Only texts that cannot be in a header fail; the code alone can.
+            trailers.insert(Status::GRPC_STATUS, HeaderValue::from(status.code() as i32));
+        }
+        Frame::trailers(trailers)
+    }
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
+        match (Pin::new(&mut self.body).poll_frame(cx), &self.leader) {
+            (Poll::Ready(Some(Err(error))), Some(leader)) => {
+                let status = status::leader_unreachable(leader, &tls::chain(&error));
+                return Poll::Ready(Some(Ok(self.end(&status))));
+            }
+            (Poll::Ready(frame), _) => return Poll::Ready(frame),
+            (Poll::Pending, _) => {}
+        }
+        let this = &mut *self;
+        let changes = this.changes.get_or_insert_with(|| WatchStream::new(this.role.clone()));
+        loop {
+            match changes.poll_next_unpin(cx) {
+                Poll::Ready(Some(role)) if from(&role, this.leader.as_ref()) => {}
+                Poll::Ready(Some(Role::Stopping)) => return Poll::Ready(Some(Ok(this.end(&status::stopping())))),
+                Poll::Ready(Some(_)) => return Poll::Ready(Some(Ok(this.end(&status::leader_changed())))),
+                // Nobody tells the role any more: this process ends, and its connections with it.
+                Poll::Ready(None) | Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.over || self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,321 @@
+//! Calls to a coordinator that stands by: two servers, and a role for each that the test sets.
+
+use std::net::SocketAddr;
+
+use common::CoordinatorId;
+use common::coordination::Leader;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+
+use super::super::{ForwardLayer, LEADER, Role};
+use super::*;
+
+/// A coordinator without the parts below its services. Changes are committed at once by who leads, unless it is mute.
+struct Node {
+    id: CoordinatorId,
+    address: SocketAddr,
+    role: watch::Sender<Role>,
+    channel: Channel,
+    /// Who asked for changes, in order.
+    actors: mpsc::UnboundedReceiver<String>,
+    /// A mute node's callers that went away.
+    given_up: mpsc::UnboundedReceiver<()>,
+    catalog: Arc<Catalog>,
+}
+
+impl Node {
+    async fn start(name: &str, role: Role, mute: bool) -> Self {
+        let id = CoordinatorId::new(name).expect("a valid name");
+        let role = watch::Sender::new(role);
+        let catalog = Arc::new(Catalog::new(Config::default()));
+        let (commands, mut received) = mpsc::channel(COMMAND_QUEUE);
+        let services = AdminServices::new(Arc::clone(&catalog), commands, Arc::new(Ten));
+        let health = services.health();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let forward = ForwardLayer::new(id.clone(), role.subscribe(), None);
+        let routes = services.routes().expect("descriptors are built in");
+        let server = Server::builder().layer(TraceLayer).layer(forward).add_routes(routes);
+        tokio::spawn(server.serve_with_incoming(crate::grpc::incoming(listener, None)));
+        let (own, roles) = (id.clone(), role.subscribe());
+        tokio::spawn(async move { health.follow(&own, roles).await });
+        let (actor, actors) = mpsc::unbounded_channel();
+        let (gone, given_up) = mpsc::unbounded_channel();
+        let runner = Arc::clone(&catalog);
+        tokio::spawn(async move {
+            while let Some(command) = received.recv().await {
+                let Command::Change { mutation, mut reply } = command else { continue };
+                let _ = actor.send(mutation.actor.clone());
+                if mute {
+                    reply.closed().await;
+                    let _ = gone.send(());
+                    continue;
+                }
+                let answer = runner.prepare(&mutation, SystemTime::now()).map(|prepared| match prepared {
+                    Prepared::Done(done) => done,
+                    Prepared::Write(write) => write.commit(),
+                });
+                let _ = reply.send(answer);
+            }
+        });
+        let endpoint = Channel::from_shared(format!("http://{address}")).expect("a valid address");
+        let channel = endpoint.connect().await.expect("it listens");
+        Self { id, address, role, channel, actors, given_up, catalog }
+    }
+
+    fn leader(&self) -> Leader {
+        self.leader_at(self.address)
+    }
+
+    fn leader_at(&self, address: SocketAddr) -> Leader {
+        Leader { id: self.id.clone(), address: format!("http://{address}") }
+    }
+
+    fn appliances(&self) -> AppliancesClient<Channel> {
+        AppliancesClient::new(self.channel.clone())
+    }
+
+    async fn watch(&self) -> tonic::Streaming<wire::ApplianceEvent> {
+        let request = wire::WatchAppliancesRequest::default();
+        self.appliances().watch(request).await.expect("somebody leads").into_inner()
+    }
+}
+
+/// One that leads and one that stands by.
+async fn pair() -> (Node, Node) {
+    let leader = Node::start("c1", Role::Leading, false).await;
+    let standby = Node::start("c2", Role::Standby(Some(leader.leader())), false).await;
+    (leader, standby)
+}
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), what).await.expect("in time")
+}
+
+/// The status a stream ends with, after any number of messages.
+async fn end_of<T: std::fmt::Debug>(stream: &mut tonic::Streaming<T>) -> (Code, String) {
+    loop {
+        match soon(stream.message()).await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("the stream ended without a word"),
+            Err(status) => return (status.code(), reason(&status)),
+        }
+    }
+}
+
+fn unavailable(reason: &str) -> (Code, String) {
+    (Code::Unavailable, reason.to_owned())
+}
+
+#[tokio::test]
+async fn a_standby_has_the_leader_answer() {
+    let (mut leader, standby) = pair().await;
+    let made = standby.appliances().create(create("web")).await.expect("passed on").into_inner();
+    assert_eq!(leader.catalog.get(&by_name_target("web")).expect("made there").record.id.to_string(), made.id);
+    assert!(standby.catalog.is_empty());
+    let actor = leader.actors.recv().await.expect("one change");
+    assert!(actor.starts_with("127.0.0.1:") && actor.contains(" by way of c2 at 127.0.0.1:"), "{actor}");
+    // Errors arrive with their details.
+    let missing = wire::GetApplianceRequest { appliance: by_name("nobody") };
+    let status = standby.appliances().get(missing).await.expect_err("there is none");
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::NotFound, "NOT_FOUND"));
+    assert!(status.get_error_details().resource_info().is_some());
+}
+
+#[tokio::test]
+async fn what_a_client_says_of_itself_is_not_passed_on() {
+    let (mut leader, standby) = pair().await;
+    let mut request = Request::new(create("web"));
+    request.metadata_mut().insert("rug-forwarded-for", "the king".parse().expect("ASCII"));
+    standby.appliances().create(request).await.expect("passed on");
+    let actor = leader.actors.recv().await.expect("one change");
+    assert!(!actor.contains("king"), "{actor}");
+    // Without a coordinator in between its own address is named as well.
+    let mut request = Request::new(create("web-2"));
+    request.metadata_mut().insert("rug-forwarded-for", "the king".parse().expect("ASCII"));
+    leader.appliances().create(request).await.expect("answered");
+    let actor = leader.actors.recv().await.expect("another change");
+    assert!(actor.starts_with("127.0.0.1:"), "{actor}");
+}
+
+#[tokio::test]
+async fn a_watch_goes_through_a_standby_until_the_leader_leads_no_more() {
+    let (leader, standby) = pair().await;
+    let mut events = standby.watch().await;
+    assert_eq!(soon(events.message()).await.expect("no error").expect("no end").r#type(), EventType::Synced);
+    leader.appliances().create(create("web")).await.expect("answered");
+    assert_eq!(soon(events.message()).await.expect("no error").expect("no end").r#type(), EventType::Created);
+    let mut own = leader.watch().await;
+    leader.role.send_replace(Role::Standby(None));
+    assert_eq!(end_of(&mut events).await, unavailable("LEADER_CHANGED"));
+    assert_eq!(end_of(&mut own).await, unavailable("LEADER_CHANGED"));
+}
+
+use wire::appliance_event::Type as EventType;
+
+#[tokio::test]
+async fn a_watch_ends_when_the_standby_hears_of_another_leader() {
+    let (leader, standby) = pair().await;
+    let mut events = standby.watch().await;
+    // Not knowing is no reason: the leader may be well.
+    standby.role.send_replace(Role::Standby(None));
+    leader.appliances().create(create("web")).await.expect("answered");
+    for expected in [EventType::Synced, EventType::Created] {
+        assert_eq!(soon(events.message()).await.expect("no error").expect("no end").r#type(), expected);
+    }
+    standby.role.send_replace(Role::Leading);
+    assert_eq!(end_of(&mut events).await, unavailable("LEADER_CHANGED"));
+    let mut events = standby.watch().await;
+    standby.role.send_replace(Role::Stopping);
+    assert_eq!(end_of(&mut events).await, unavailable("STOPPING"));
+}
+
+#[tokio::test]
+async fn a_call_under_way_is_told_when_another_one_leads() {
+    let mut mute = Node::start("c1", Role::Leading, true).await;
+    let standby = Node::start("c2", Role::Standby(Some(mute.leader())), false).await;
+    let mut client = standby.appliances();
+    let call = tokio::spawn(async move { client.create(create("web")).await });
+    soon(mute.actors.recv()).await.expect("it has arrived");
+    standby.role.send_replace(Role::Leading);
+    let status = soon(call).await.expect("no panic").expect_err("not answered");
+    assert_eq!((status.code(), reason(&status)), unavailable("LEADER_UNREACHABLE"));
+}
+
+#[tokio::test]
+async fn the_leader_keeps_the_deadline_of_a_call_that_was_passed_on() {
+    let mute = Node::start("c1", Role::Leading, true).await;
+    let standby = Node::start("c2", Role::Standby(Some(mute.leader())), false).await;
+    let mut request = Request::new(create("web"));
+    request.set_timeout(Duration::from_secs(2));
+    let status = standby.appliances().create(request).await.expect_err("nobody answers");
+    // tonic, which counts from an instant earlier than this side, says CANCELLED when it is first.
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::DeadlineExceeded, "DEADLINE"));
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_is_gone_at_the_leader_too() {
+    let mut mute = Node::start("c1", Role::Leading, true).await;
+    let standby = Node::start("c2", Role::Standby(Some(mute.leader())), false).await;
+    let mut client = standby.appliances();
+    let call = tokio::spawn(async move { client.create(create("web")).await });
+    soon(mute.actors.recv()).await.expect("it has arrived");
+    call.abort();
+    soon(mute.given_up.recv()).await.expect("the leader has heard of it");
+}
+
+#[tokio::test]
+async fn nothing_is_passed_on_twice() {
+    let first = Node::start("c1", Role::Standby(None), false).await;
+    let second = Node::start("c2", Role::Standby(Some(first.leader())), false).await;
+    first.role.send_replace(Role::Standby(Some(second.leader())));
+    for node in [&first, &second] {
+        let status = node.appliances().create(create("web")).await.expect_err("neither leads");
+        assert_eq!((status.code(), reason(&status)), unavailable("NOT_LEADING"));
+        let details = status.get_error_details();
+        let leader = details.error_info().expect("it has one").metadata.get("leader").cloned();
+        assert_eq!(leader.as_deref(), Some(node.id.as_str()), "as the other one believes");
+        assert!(details.retry_info().is_some());
+    }
+}
+
+#[tokio::test]
+async fn a_call_waits_for_an_election_to_end() {
+    let node = Node::start("c1", Role::Standby(None), false).await;
+    let mut client = node.appliances();
+    let mut call = tokio::spawn(async move { client.create(create("web")).await });
+    // It waits, also once this coordinator is elected, until it is ready.
+    node.role.send_replace(Role::Standby(Some(node.leader())));
+    assert!(tokio::time::timeout(Duration::from_millis(50), &mut call).await.is_err());
+    node.role.send_replace(Role::Leading);
+    soon(call).await.expect("no panic").expect("answered");
+}
+
+#[tokio::test]
+async fn without_a_leader_a_call_is_answered_before_its_deadline() {
+    let node = Node::start("c1", Role::Standby(None), false).await;
+    let mut request = Request::new(create("web"));
+    request.set_timeout(Duration::from_secs(1));
+    let status = node.appliances().create(request).await.expect_err("nobody leads");
+    assert_eq!((status.code(), reason(&status)), unavailable("NOT_LEADING"));
+    assert!(status.get_error_details().retry_info().is_some());
+}
+
+#[tokio::test]
+async fn a_leader_that_does_not_listen_is_named() {
+    let (leader, standby) = pair().await;
+    let closed = TcpListener::bind("127.0.0.1:0").await.expect("a free port").local_addr().expect("it is bound");
+    standby.role.send_replace(Role::Standby(Some(leader.leader_at(closed))));
+    let status = standby.appliances().create(create("web")).await.expect_err("refused");
+    assert_eq!((status.code(), reason(&status)), unavailable("LEADER_UNREACHABLE"));
+    assert!(status.message().contains("c1") && status.message().contains("refused"), "{status:?}");
+    assert!(status.get_error_details().retry_info().is_some());
+    // The next one is found at its own address.
+    standby.role.send_replace(Role::Standby(Some(leader.leader())));
+    standby.appliances().create(create("web")).await.expect("passed on");
+    let silent = Leader { address: String::new(), ..leader.leader() };
+    standby.role.send_replace(Role::Standby(Some(silent)));
+    let status = standby.appliances().create(create("web")).await.expect_err("it told no address");
+    assert_eq!((status.code(), reason(&status)), unavailable("NOT_LEADING"));
+}
+
+/// Stands between a standby and the leader until it is dropped.
+async fn wire_to(address: SocketAddr) -> (SocketAddr, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let own = listener.local_addr().expect("it is bound");
+    let task = tokio::spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((mut near, _)) = listener.accept().await {
+            connections.spawn(async move {
+                let mut far = TcpStream::connect(address).await?;
+                tokio::io::copy_bidirectional(&mut near, &mut far).await
+            });
+        }
+    });
+    (own, task)
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_ends_streams_in_an_orderly_way() {
+    let (leader, standby) = pair().await;
+    let (address, wire) = wire_to(leader.address).await;
+    standby.role.send_replace(Role::Standby(Some(leader.leader_at(address))));
+    let mut events = standby.watch().await;
+    soon(events.message()).await.expect("no error").expect("no end");
+    wire.abort();
+    assert_eq!(end_of(&mut events).await, unavailable("LEADER_UNREACHABLE"));
+}
+
+#[tokio::test]
+async fn health_tells_serving_from_leading() {
+    let (leader, standby) = pair().await;
+    let health = |node: &Node, service: &str| {
+        let mut client = HealthClient::new(node.channel.clone());
+        let request = HealthCheckRequest { service: service.to_owned() };
+        async move { client.check(request).await.expect("known").into_inner().status() }
+    };
+    let becomes = async |node: &Node, serving: bool, leading: bool| {
+        let status = |is| if is { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let wanted = [("", serving), ("rug.admin.v1.Cluster", serving), (LEADER, leading)];
+        soon(async {
+            for (service, is) in wanted {
+                while health(node, service).await != status(is) {
+                    tokio::task::yield_now().await;
+                }
+            }
+        })
+        .await;
+    };
+    becomes(&leader, true, true).await;
+    becomes(&standby, true, false).await;
+    standby.role.send_replace(Role::Standby(None));
+    becomes(&standby, false, false).await;
+    standby.role.send_replace(Role::Standby(Some(standby.leader())));
+    becomes(&standby, false, false).await;
+    standby.role.send_replace(Role::Leading);
+    becomes(&standby, true, true).await;
+    standby.role.send_replace(Role::Stopping);
+    becomes(&standby, false, false).await;
+}

@@ -1,0 +1,151 @@
+//! What operators do to the cluster, and how they see it.
+
+use common::Incarnation;
+
+use super::*;
+use crate::api::{CommandError, FrozenView, Operator, PausedView};
+use wire::cluster_client::ClusterClient;
+use wire::placement_client::PlacementClient;
+use wire::workers_client::WorkersClient;
+
+fn cluster() -> ClusterView {
+    ClusterView {
+        coordinator: "c1".parse().expect("a valid name"),
+        term: Term::new(2),
+        leading: true,
+        started: SystemTime::UNIX_EPOCH,
+        waiting: String::new(),
+        moves_in_flight: 0,
+        violations: 0,
+        store: "sqlite".into(),
+        coordination: "embedded".into(),
+        coordination_state: CoordinationState::Connected,
+        coordinators: vec![],
+        frozen: None,
+        paused: None,
+        stalled_moves: 0,
+        notes: vec![],
+    }
+}
+
+/// A runner that pauses, resumes, and evicts `w1` once; tells what it was asked for.
+fn obey(catalog: &Arc<Catalog>, mut received: mpsc::Receiver<Command>) -> mpsc::UnboundedReceiver<Operator> {
+    let catalog = Arc::clone(catalog);
+    let (tell, told) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(command) = received.recv().await {
+            let (request, paused) = match command {
+                Command::Pause { request, reply } => {
+                    let by = request.actor.clone();
+                    let paused = PausedView { reason: request.reason.clone(), since: SystemTime::UNIX_EPOCH, by };
+                    catalog.set_cluster(ClusterView { paused: Some(paused), ..cluster() });
+                    (request, Some(reply))
+                }
+                Command::Resume { request, reply } => {
+                    catalog.set_cluster(cluster());
+                    (request, Some(reply))
+                }
+                Command::Evict { worker: id, incarnation, request, reply } => {
+                    assert_eq!(incarnation, Some(Incarnation::new(7)), "the life that was looked at");
+                    let over = catalog.worker(&id).is_some_and(|(w, _)| w.health == Health::Dead);
+                    let answer = if over { Err(CommandError::NoLease(id.clone())) } else { Ok(()) };
+                    catalog.set_worker(WorkerView { health: Health::Dead, incarnation, ..worker(id.as_str()) });
+                    let _ = reply.send(answer);
+                    (request, None)
+                }
+                _ => continue,
+            };
+            let _ = tell.send(request);
+            if let Some(reply) = paused {
+                let _ = reply.send(Ok(()));
+            }
+        }
+    });
+    told
+}
+
+/// Serves the API with that runner.
+async fn start() -> (Arc<Catalog>, Channel, mpsc::UnboundedReceiver<Operator>) {
+    let catalog = Arc::new(Catalog::new(Config::default()));
+    let (commands, received) = mpsc::channel(COMMAND_QUEUE);
+    let told = obey(&catalog, received);
+    let routes = AdminServices::new(Arc::clone(&catalog), commands, Arc::new(Ten)).routes();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    let server = Server::builder().add_routes(routes.expect("descriptors are built in"));
+    tokio::spawn(server.serve_with_incoming(crate::grpc::incoming(listener, None)));
+    let channel = Channel::from_shared(format!("http://{address}")).expect("a valid address");
+    (catalog, channel.connect().await.expect("it listens"), told)
+}
+
+#[tokio::test]
+async fn planning_is_paused_and_resumed() {
+    let (_catalog, channel, mut told) = start().await;
+    let mut client = PlacementClient::new(channel);
+    let pause = |reason: &str| wire::PausePlacementRequest { reason: reason.into() };
+    let paused = client.pause(pause("network work")).await.expect("in order").into_inner().paused;
+    let paused = paused.expect("it is paused");
+    assert_eq!(paused.reason, "network work");
+    assert!(paused.by.starts_with("127.0.0.1:"), "{paused:?}");
+    assert_eq!(told.recv().await.expect("asked").reason, "network work");
+    let resumed = client.resume(wire::ResumePlacementRequest {}).await.expect("in order").into_inner();
+    assert_eq!(resumed, wire::PlacementState::default());
+    for odd in ["x".repeat(501), "a\nb".to_owned()] {
+        let status = client.pause(pause(&odd)).await.expect_err("too long or odd");
+        assert_eq!(status.get_error_details().bad_request().expect("named").field_violations[0].field, "reason");
+    }
+}
+
+#[tokio::test]
+async fn a_worker_is_evicted_in_the_life_that_is_meant() {
+    let (catalog, channel, mut told) = start().await;
+    catalog.set_worker(WorkerView { incarnation: Some(Incarnation::new(7)), ..worker("w1") });
+    let mut client = WorkersClient::new(channel);
+    let evict = |id: &str, incarnation: &str| wire::EvictWorkerRequest {
+        id: id.into(),
+        reason: "stuck".into(),
+        incarnation: incarnation.into(),
+    };
+    for (request, code, expected) in [
+        (evict("w2", ""), Code::NotFound, "NOT_FOUND"),
+        (evict("W 2", ""), Code::InvalidArgument, "INVALID"),
+        (evict("w1", "i6"), Code::Aborted, "OTHER_LIFE"),
+    ] {
+        let status = client.evict(request).await.expect_err("refused");
+        assert_eq!((status.code(), reason(&status).as_str()), (code, expected));
+    }
+    let gone = client.evict(evict("w1", "i7")).await.expect("in order").into_inner();
+    assert_eq!((gone.health(), gone.id.as_str()), (wire::Health::Dead, "w1"));
+    assert_eq!(told.recv().await.expect("asked").reason, "stuck");
+    let status = client.evict(evict("w1", "")).await.expect_err("its life is over");
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "NO_LEASE"));
+}
+
+#[tokio::test]
+async fn a_watch_of_the_cluster_tells_what_differs() {
+    let (catalog, channel, _told) = start().await;
+    let mut client = ClusterClient::new(channel);
+    let early = client.watch(wire::WatchClusterRequest {}).await.expect_err("no runner yet");
+    assert_eq!((early.code(), reason(&early).as_str()), (Code::Unavailable, "STARTING"));
+    catalog.set_cluster(cluster());
+    let mut states = client.watch(wire::WatchClusterRequest {}).await.expect("known now").into_inner();
+    let next = async |states: &mut tonic::Streaming<wire::ClusterStatus>| {
+        let next = tokio::time::timeout(Duration::from_secs(10), states.message()).await.expect("in time");
+        next.expect("no error").expect("no end")
+    };
+    assert_eq!(next(&mut states).await.frozen, None);
+    // What is the same is not said again: the next state is the one that differs.
+    catalog.set_cluster(cluster());
+    catalog.set_worker(worker("w1"));
+    assert_eq!(next(&mut states).await.workers.get("healthy"), Some(&1));
+    let missing = (1..=30).map(|n| worker(&format!("w{n:02}")).id).collect();
+    let frozen = FrozenView { reason: "30 of 40 vanished".into(), since: SystemTime::UNIX_EPOCH, missing };
+    let notes = (0..30).map(|n| format!("note {n}")).collect();
+    catalog.set_cluster(ClusterView { frozen: Some(frozen), notes, stalled_moves: 2, ..cluster() });
+    let state = next(&mut states).await;
+    let frozen = state.frozen.expect("it is frozen");
+    assert_eq!((frozen.missing.len(), frozen.missing_count, state.notes.len(), state.stalled_moves), (20, 30, 20, 2));
+    catalog.close_watches();
+    let end = states.message().await.expect_err("the watch is over");
+    assert_eq!((end.code(), reason(&end).as_str()), (Code::Unavailable, "WATCH_OVER"));
+}
