@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -154,35 +154,50 @@ async fn listen(listener: TcpListener, target: String, mut weather: watch::Recei
     }
 }
 
+/// One forwarded connection. A break on one side has to show on the other, so both are reset unless both said good-bye.
+struct Pair {
+    client: TcpStream,
+    server: Option<TcpStream>,
+    ended: bool,
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        if !self.ended {
+            for stream in std::iter::once(&self.client).chain(&self.server) {
+                let _ = stream.set_zero_linger();
+            }
+        }
+    }
+}
+
 /// Forwards one connection until both sides have ended it, one of them broke it, or a reset.
 async fn serve(client: TcpStream, target: &str, weather: watch::Receiver<Weather>) {
     let resets = weather.borrow().resets;
     let mut reset = weather.clone();
+    let mut pair = Pair { client, server: None, ended: false };
     let forwarded = async {
-        let server = TcpStream::connect(target).await?;
-        let _ = (client.set_nodelay(true), server.set_nodelay(true));
-        // Closing without a word unless both sides said good-bye: a break on one side has to show on the other.
-        client.set_zero_linger()?;
-        server.set_zero_linger()?;
-        let (from_client, to_client) = client.into_split();
-        let (from_server, to_server) = server.into_split();
+        let server = pair.server.insert(TcpStream::connect(target).await?);
+        let _ = (pair.client.set_nodelay(true), server.set_nodelay(true));
+        let (from_client, to_client) = pair.client.split();
+        let (from_server, to_server) = server.split();
         tokio::try_join!(
             forward(from_client, to_server, Way::Up, weather.clone()),
             forward(from_server, to_client, Way::Down, weather)
-        )?;
-        io::Result::Ok(())
+        )
     };
-    tokio::select! {
+    let ended = tokio::select! {
         // A broken connection has nobody left to tell.
-        _ = forwarded => {}
-        _ = reset.wait_for(|weather| weather.resets != resets) => {}
-    }
+        forwarded = forwarded => forwarded.is_ok(),
+        _ = reset.wait_for(|weather| weather.resets != resets) => false,
+    };
+    pair.ended = ended;
 }
 
 /// Forwards one direction to its end, and passes the end on.
 async fn forward(
-    from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
+    from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
     way: Way,
     weather: watch::Receiver<Weather>,
 ) -> io::Result<()> {
@@ -202,7 +217,7 @@ async fn forward(
 }
 
 async fn read(
-    mut from: OwnedReadHalf,
+    mut from: ReadHalf<'_>,
     pieces: mpsc::Sender<(Instant, Vec<u8>)>,
     way: Way,
     mut weather: watch::Receiver<Weather>,

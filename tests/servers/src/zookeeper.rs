@@ -23,6 +23,9 @@ use crate::{PATIENCE, Tls};
 const ZOOKEEPER_JAR: &str = "/usr/share/java/zookeeper.jar";
 /// Only makes the server log; without it, it runs silently.
 const LOGGER_JAR: &str = "/usr/share/java/slf4j-simple.jar";
+/// What Netty, and so TLS, needs beyond the class path that the package declares.
+const NETTY_JARS: &str = "/usr/share/java/netty-codec.jar:/usr/share/java/netty-resolver.jar\
+    :/usr/share/java/netty-transport-native-unix-common.jar";
 /// How often a whole start is tried again when a foreign program took one of the ports.
 const STARTS: usize = 3;
 /// How long a four-letter word may take; a paused server never answers.
@@ -385,7 +388,7 @@ impl Node {
             // Small and quick to start, not fast.
             .args(["-Xms32m", "-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"])
             .arg("-Dzookeeper.admin.enableServer=false")
-            .args(["-cp", &format!("{}:{ZOOKEEPER_JAR}:{LOGGER_JAR}", home.display())])
+            .args(["-cp", &format!("{}:{ZOOKEEPER_JAR}:{LOGGER_JAR}:{NETTY_JARS}", home.display())])
             .arg("org.apache.zookeeper.server.quorum.QuorumPeerMain")
             .arg(home.join("zoo.cfg"));
         self.server.start(command).context("a Java runtime is needed (Debian package default-jre-headless)")

@@ -169,3 +169,15 @@ async fn hosts_of_a_network_lose_each_other_on_command() -> Result<()> {
     assert!(text.contains("Mode: standalone"), "{text}");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_target_that_is_away_breaks_connections() -> Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?.to_string();
+    drop(listener);
+    let proxy = Proxy::start(&address).await?;
+    let mut stream = TcpStream::connect(proxy.address()).await?;
+    let read = timeout(SOON, stream.read(&mut [0; 1])).await.context("it is still open")?;
+    assert_eq!(read.expect_err("nobody is there").kind(), std::io::ErrorKind::ConnectionReset);
+    Ok(())
+}
