@@ -243,6 +243,8 @@ impl Cluster {
             let (state, address) = (path("workers"), format!("http://{listen}"));
             let mut words =
                 text(&["run", "--name", &name, "--coordinator", &address, "--state-dir", &state, "--host", &host]);
+            // Everything stops at once here, so nobody is left to take anything over.
+            words.extend(text(&["--on-stop", "leave"]));
             words.extend(drivers.iter().flat_map(|driver| text(&["--driver", driver.name()])));
             program(&name, &worker_binary, words)
         };

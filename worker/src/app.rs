@@ -1,7 +1,8 @@
 //! Builds every part of the worker and states the order in which they start and stop.
 //!
-//! Start: drivers (which check their directories), runner, session. Stop: the gate is shut for good, running steps end or
-//! are given up, the coordinator is told, the process ends. Instances go on running.
+//! Start: drivers (which check their directories), runner, session. Stop: what is held is given back, if so configured; the
+//! gate is shut for good, running steps end or are given up, the coordinator and the coordination service are told, the
+//! process ends. Instances go on running.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -9,10 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::appliance::Driver as Name;
+use common::coordination;
 use common::runtime::shutdown::Signals;
 use common::tls::ClientTls;
 use common::{ApplianceId, Term, WorkerId};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use worker_core::instance::Instance;
@@ -23,7 +26,7 @@ use crate::drivers::simulated::Simulated;
 use crate::drivers::{self, Driver};
 use crate::kinds::{Kind, Kinds};
 use crate::runner::{Drivers, Runner};
-use crate::session::{Session, profile};
+use crate::session::{OnStop, Session, Stop, profile};
 
 /// How often what deleted appliances left behind as tombstones is looked through.
 const SWEEP: Duration = Duration::from_secs(3600);
@@ -34,6 +37,9 @@ pub enum Failure {
     /// 3: a driver cannot use its directory.
     #[error("driver {0}: {1}")]
     Driver(Name, drivers::Error),
+    /// 4: another worker has the name; 2: the coordination service cannot be used as it is configured.
+    #[error("coordination: {0}")]
+    Coordination(coordination::Error),
     /// 1: anything else.
     #[error("{0}")]
     Other(String),
@@ -44,8 +50,12 @@ impl Failure {
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
-            Self::Other(_) => 1,
+            Self::Other(_) | Self::Coordination(coordination::Error::Unavailable(_) | coordination::Error::Lost(_)) => {
+                1
+            }
+            Self::Coordination(coordination::Error::Refused(_)) => 2,
             Self::Driver(..) => 3,
+            Self::Coordination(coordination::Error::NameTaken { .. }) => 4,
         })
     }
 }
@@ -88,28 +98,60 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     if let Some(tls) = &tls {
         tls.announce();
     }
-    let stop = CancellationToken::new();
+    let seat = config.coordination.seat(&name, config.session.coordinators.clone()).map_err(Failure::Coordination)?;
+    // Ends what goes on beside the session.
+    let beside = CancellationToken::new();
+    let _ended_with_this = beside.clone().drop_guard();
     let (terms, newest_term) = watch::channel(Term::default());
-    let drivers = build(&config, &name, &newest_term, &stop)?;
+    let drivers = build(&config, &name, &newest_term, &beside)?;
     let profile =
         profile(config.weight, config.zone.clone(), config.host.clone(), config.drivers.clone(), config.session.lease);
-    info!(worker = %name, host = config.host, coordinators = ?config.session.coordinators, "starting");
+    let coordination = config.coordination.shown();
+    info!(worker = %name, host = config.host, coordination, coordinators = ?config.session.coordinators, "starting");
     let (runner, events) = Runner::start(config.runner.clone(), drivers);
-    let session = Session::new(config.session.clone(), name, profile, runner, events, terms).with_tls(tls);
-    let mut session = tokio::spawn(session.run(stop.clone()));
-    tokio::select! {
-        ended = &mut session => {
-            ended.map_err(|e| Failure::Other(format!("the session failed: {e}")))?;
-            return Err(Failure::Other("the session ended by itself".to_owned()));
-        }
-        signal = signals.next() => info!("{signal}: stopping; instances go on running"),
-    }
-    stop.cancel();
-    tokio::select! {
-        ended = session => ended.map_err(|e| Failure::Other(format!("the session failed: {e}"))),
-        signal = signals.next() => {
-            warn!("{signal} again: leaving at once");
-            Ok(())
+    let session = Session::new(config.session.clone(), seat, name, profile, runner, events, terms).with_tls(tls);
+    let stop = Stop::new();
+    let session = tokio::spawn(session.run(stop.clone()));
+    supervise(session, &mut signals, &stop, config.session.on_stop).await
+}
+
+/// Waits until the session ends, and asks it to with every signal more urgently.
+async fn supervise(
+    mut session: JoinHandle<Result<(), coordination::Error>>,
+    signals: &mut Signals,
+    stop: &Stop,
+    on_stop: OnStop,
+) -> Result<(), Failure> {
+    let mut asked = 0;
+    loop {
+        tokio::select! {
+            ended = &mut session => return match ended {
+                Ok(Ok(())) if asked > 0 => Ok(()),
+                Ok(Ok(())) => Err(Failure::Other("the session ended by itself".to_owned())),
+                Ok(Err(failure)) => Err(Failure::Coordination(failure)),
+                Err(panic) => Err(Failure::Other(format!("the session failed: {panic}"))),
+            },
+            signal = signals.next() => {
+                asked += 1;
+                match (asked, on_stop) {
+                    (1, OnStop::Drain | OnStop::HandBack) => {
+                        info!("{signal}: giving back what is held, then stopping; instances go on running");
+                        stop.drain();
+                    }
+                    (1, OnStop::Leave) => {
+                        info!("{signal}: stopping; instances go on running");
+                        stop.leave();
+                    }
+                    (2, OnStop::Drain | OnStop::HandBack) => {
+                        info!("{signal} again: stopping without giving back the rest");
+                        stop.leave();
+                    }
+                    _ => {
+                        warn!("{signal} again: ending at once");
+                        return Ok(());
+                    }
+                }
+            }
         }
     }
 }

@@ -11,9 +11,10 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use common::{ApplianceId, Timestamp, Token};
-
+use common::coordination::Guard;
 use common::runtime::clock;
+use common::{ApplianceId, Timestamp, Token};
+use tokio::sync::Notify;
 
 /// Why the gate is shut for a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,6 +45,8 @@ pub struct Gate {
     /// Set once; nothing opens the gate after it.
     ended: std::sync::atomic::AtomicBool,
     grants: Mutex<HashMap<ApplianceId, Grant>>,
+    /// Told of every [`Gate::extend`] and [`Gate::shut`].
+    changed: Notify,
 }
 
 impl Gate {
@@ -56,11 +59,19 @@ impl Gate {
     /// Lets the lease stand until `deadline`. An earlier deadline than the present one changes nothing.
     pub fn extend(&self, deadline: Timestamp) {
         self.deadline.fetch_max(deadline.as_nanos(), Ordering::AcqRel);
+        self.changed.notify_one();
     }
 
     /// Ends the incarnation: nothing passes any more, for ever.
     pub fn shut(&self) {
         self.ended.store(true, Ordering::Release);
+        self.changed.notify_one();
+    }
+
+    /// Whether the incarnation has ended.
+    #[must_use]
+    pub fn is_shut(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 
     /// Until when the lease stands.
@@ -72,7 +83,23 @@ impl Gate {
     /// Whether the lease stands now.
     #[must_use]
     pub fn lease_stands(&self) -> bool {
-        !self.ended.load(Ordering::Acquire) && clock::now() < self.deadline()
+        !self.is_shut() && clock::now() < self.deadline()
+    }
+
+    /// Waits until the lease stands; for ever once the gate is shut. For one task at a time, as is [`Gate::lapses`].
+    pub(crate) async fn opens(&self) {
+        while !self.lease_stands() {
+            self.changed.notified().await;
+        }
+    }
+
+    /// Waits until the lease does not stand any more.
+    pub(crate) async fn lapses(&self) {
+        while self.lease_stands() {
+            // The timers of the runtime stand still in a suspend, the lease does not: looked at again in any case.
+            let left = self.deadline().since(clock::now());
+            _ = tokio::time::timeout(left, self.changed.notified()).await;
+        }
     }
 
     /// Notes that a grant is held from now on; calls may start after `hold_until`.
@@ -101,6 +128,16 @@ impl Gate {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ApplianceId, Grant>> {
         // The map is only ever changed by single insertions and removals, so a panic elsewhere leaves it whole.
         self.grants.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Guard for Gate {
+    fn extend(&self, until: Timestamp) {
+        Self::extend(self, until);
+    }
+
+    fn shut(&self) {
+        Self::shut(self);
     }
 }
 
@@ -176,6 +213,18 @@ mod tests {
         gate.shut();
         gate.extend(clock::now() + Duration::from_secs(120));
         assert_eq!(gate.pass(a, token(2)).err(), Some(Shut::Fenced), "shutting is final");
+    }
+
+    #[tokio::test]
+    async fn a_lease_is_seen_to_run_out_and_to_stand_again() {
+        let gate = Gate::new();
+        gate.extend(clock::now() + Duration::from_millis(20));
+        gate.lapses().await;
+        assert!(!gate.lease_stands());
+        tokio::join!(gate.opens(), async { gate.extend(clock::now() + Duration::from_secs(3_600)) });
+        assert!(gate.lease_stands());
+        tokio::join!(gate.lapses(), async { gate.shut() });
+        assert!(gate.is_shut());
     }
 
     #[test]

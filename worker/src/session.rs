@@ -1,13 +1,21 @@
-//! The session with the leading coordinator: one stream at a time, opened again whenever it ends.
+//! The session: one life of this worker after the other, and in each one stream at a time to the leading coordinator.
 //!
-//! Owns the holdings, the heartbeat that keeps the lease, and the gate of each incarnation. Everything the leader says
-//! passes the holdings, which drop what is stale; everything the runner says waits here, coalesced, until there is a
-//! stream to say it on. A broken stream changes nothing about what this worker may do: only the lease does.
+//! Owns the life, the holdings and the gate of each incarnation. Everything the leader says passes the holdings, which drop
+//! what is stale; everything the runner says waits here, coalesced, until there is a stream to say it on. A broken stream
+//! changes nothing about what this worker may do: only the lease does. Whether that is kept by heartbeats on the stream or
+//! by the life itself ([`common::coordination`]) makes a difference in [`stream`] and nowhere else.
+//!
+//! Asked to stop, it drains: the leader asks back what is held while all else goes on as usual ([`departure`]).
 
 mod beat;
 mod config;
+mod departure;
+mod fence;
+mod interrupts;
 mod link;
 mod outgoing;
+mod stream;
+mod told;
 
 #[cfg(test)]
 mod tests;
@@ -17,34 +25,34 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::appliance::Driver;
+use common::coordination::{self, Life, Seat};
+use common::retry::Retryable as _;
 use common::runtime::retry::Backoff;
-use common::runtime::{clock, telemetry};
 use common::tls::ClientTls;
 use common::{ApplianceId, Profile, Term, Timestamp, Token, WorkerId};
-use proto::convert::{DesiredParts, Step, down, up};
 use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
-use tracing::{Span, debug, error, info, info_span, warn};
-use worker_core::desired::Desired;
-use worker_core::holdings::{Effect, Handed, Holdings, Refused, Tell};
+use tracing::{Span, info, warn};
+use worker_core::holdings::Holdings;
 use worker_core::report::Reports;
 
 use crate::gate::Gate;
 use crate::runner::{Command, Event, Handle};
-use beat::Beat;
-pub use config::Config;
+pub use config::{Config, OnStop};
+use departure::Departure;
+pub use departure::Stop;
+use interrupts::{Interrupt, Interrupts};
 use outgoing::Outgoing;
 
 /// How long running steps may take to end when this worker stops.
 const END_WORK: Duration = Duration::from_secs(2);
 
-/// How long the coordinator may take to hear a goodbye out.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// How long the coordination service may take to hear that this worker leaves. What was not removed by then goes when the
+/// session expires.
+const LEAVE: Duration = Duration::from_secs(2);
 
-/// How often a stream is ended because something knows of a higher term than the leader's. Each costs the leader an
-/// election, so an appliance that makes tokens up must not cause one after the other; the coordinator forgives those that
-/// are more than a minute apart.
-const RAISE_PAUSE: Duration = Duration::from_secs(120);
+/// How long a draining worker that holds something goes without a stream before it leaves: without a leader nobody takes
+/// anything over in good order, and its lease keeps others from it.
+const ALONE: Duration = Duration::from_secs(2);
 
 /// Why a stream ended, and what to do about it.
 #[derive(Debug)]
@@ -53,20 +61,41 @@ enum Ended {
     Stopping,
     /// Open another one, after this time at least.
     Again(Duration),
-    /// The life is over: begin a new one.
-    LifeOver,
+    /// Open another one to the leader, which has changed.
+    Moved,
+    /// The life is over, for this reason: begin a new one.
+    LifeOver(String),
+}
+
+/// How a life ended.
+#[derive(Debug)]
+enum Over {
+    Stopping,
+    /// Another one follows.
+    Ended {
+        /// Why it ended.
+        why: String,
+        /// A leader had welcomed this worker in it.
+        welcomed: bool,
+    },
 }
 
 /// The session task.
 #[derive(Debug)]
 pub struct Session {
     config: Config,
+    seat: Arc<dyn Seat>,
     /// How connections to coordinators are protected; plain when `None`.
     tls: Option<ClientTls>,
     name: WorkerId,
+    /// Its lease is that of the present life.
     profile: Profile,
+    /// The present life is kept by heartbeats on the stream.
+    beats_on_stream: bool,
     holdings: Holdings,
     gate: Arc<Gate>,
+    /// Tells of fences of the present life.
+    fence: Option<fence::Watch>,
     /// `None` once this worker stops.
     runner: Option<Handle>,
     events: mpsc::Receiver<Event>,
@@ -75,6 +104,8 @@ pub struct Session {
     /// Commands for the runner. Bounded by the leader's window: a delta is acknowledged once its commands were taken.
     commands: VecDeque<Queued>,
     outgoing: Outgoing,
+    /// The leader was told, or is about to be, that this worker will stop.
+    draining: bool,
     /// When a stream was last ended because of a higher term.
     raised: Option<Timestamp>,
     /// Spans of releases under way, for the trace of their rebalance.
@@ -89,29 +120,34 @@ enum Queued {
 }
 
 impl Session {
-    /// A session for the worker `name` that publishes `profile`. Tells through `terms` who leads.
+    /// A session for the worker `name` that takes part through `seat` and publishes `profile`; the lease in it is asked
+    /// for, and what the life then has counts. Tells through `terms` who leads.
     #[must_use]
     pub fn new(
         config: Config,
+        seat: Arc<dyn Seat>,
         name: WorkerId,
         profile: Profile,
         runner: Handle,
         events: mpsc::Receiver<Event>,
         terms: watch::Sender<Term>,
     ) -> Self {
-        let gate = Gate::new();
         Self {
             config,
+            seat,
             tls: None,
             name,
             profile,
+            beats_on_stream: true,
             holdings: Holdings::default(),
-            commands: VecDeque::from([Queued::Command(Box::new(Command::Begin { gate: Arc::clone(&gate) }))]),
-            gate,
+            gate: Gate::new(),
+            fence: None,
             runner: Some(runner),
             events,
             terms,
+            commands: VecDeque::new(),
             outgoing: Outgoing::default(),
+            draining: false,
             raised: None,
             releasing: HashMap::new(),
         }
@@ -123,78 +159,234 @@ impl Session {
         Self { tls, ..self }
     }
 
-    /// Runs until `stop`, then shuts the gate for good and tells the leader so.
-    pub async fn run(mut self, stop: CancellationToken) {
-        let mut backoff = Backoff::new(Duration::from_millis(100), self.config.retry_cap);
-        let mut next = 0;
-        let mut failures = 0_u32;
-        // Its own, because this worker's state goes on to change while a stream is being opened.
-        let tls = self.tls.clone();
-        loop {
-            let address = self.config.coordinators[next % self.config.coordinators.len()].clone();
-            let opened = tokio::select! {
-                () = stop.cancelled() => break,
-                opened = link::open(&address, self.config.connect_timeout, tls.as_ref()) => opened,
-                () = self.pump() => break,
+    /// Runs until `stop`, and until what follows from that is done: the gate is shut for good by then, and leader and
+    /// coordination service were told.
+    ///
+    /// # Errors
+    /// [`NameTaken`](coordination::Error::NameTaken) whenever a life cannot begin because of it, and other errors that
+    /// waiting cannot mend when the first one cannot.
+    pub async fn run(mut self, stop: Stop) -> Result<(), coordination::Error> {
+        let mut departure = Departure::new(stop, self.config.drain_timeout);
+        let mut backoff = self.backoff();
+        let mut lives = 0_u32;
+        let ended = loop {
+            let life = match self.join(&mut departure, lives == 0).await {
+                Ok(Some(life)) => life,
+                Ok(None) => break Ok(None),
+                Err(fatal) => break Err(fatal),
             };
-            let ended = match opened {
-                Ok(link) => {
-                    let ended = self.converse(link, &stop).await;
-                    if self.holdings.envelope().is_some() {
+            lives += 1;
+            self.begin_life(&*life);
+            match self.live(&*life, &mut departure).await {
+                Over::Stopping => break Ok(Some(life)),
+                Over::Ended { why, welcomed } => {
+                    // The gate first: dropping the life closes its session, and others may act from then on.
+                    self.end_life(&why);
+                    drop(life);
+                    if departure.is_asked() {
+                        break Ok(None);
+                    }
+                    if welcomed {
                         backoff.reset();
-                        failures = 0;
                     }
-                    ended
-                }
-                Err(problem) => {
-                    failures += 1;
-                    // The first failure and then ever rarer ones: a coordinator that is away for an hour is one fact.
-                    if failures.is_power_of_two() {
-                        warn!(coordinator = address, failures, held = self.holdings.len(), "no session: {problem}");
-                    }
-                    next += 1;
-                    Ended::Again(Duration::ZERO)
-                }
-            };
-            match ended {
-                Ended::Stopping => break,
-                Ended::LifeOver => self.begin_life(),
-                Ended::Again(at_least) => {
-                    let delay = backoff.next_delay().max(at_least);
-                    tokio::select! {
-                        () = stop.cancelled() => break,
-                        () = tokio::time::sleep(delay) => {}
-                        () = self.pump() => break,
+                    if !self.rest(backoff.next_delay(), &mut departure).await {
+                        break Ok(None);
                     }
                 }
             }
-        }
+        };
         self.end_work().await;
         info!(held = self.holdings.len(), "the gate is shut; what was held goes to others");
+        if let Some(life) = ended?
+            && tokio::time::timeout(LEAVE, life.leave()).await.is_err()
+        {
+            warn!("the coordination service did not answer in time; this worker is gone when its session expires");
+        }
+        Ok(())
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(Duration::from_millis(100), self.config.retry_cap)
+    }
+
+    /// Begins a life, in as many tries as it takes. `None` when this worker is to stop.
+    async fn join(
+        &mut self,
+        departure: &mut Departure,
+        first: bool,
+    ) -> Result<Option<Box<dyn Life>>, coordination::Error> {
+        let mut backoff = self.backoff();
+        let mut failures = 0_u32;
+        let (seat, profile) = (Arc::clone(&self.seat), self.profile.clone());
+        loop {
+            // One that was handed over before may have been shut.
+            let gate = Gate::new();
+            departure.alone(Duration::ZERO);
+            let joined = tokio::select! {
+                _ = departure.due() => return Ok(None),
+                joined = seat.join(&profile, Arc::clone(&gate) as Arc<dyn coordination::Guard>) => joined,
+                () = self.pump() => return Ok(None),
+            };
+            match joined {
+                Ok(life) => {
+                    self.gate = gate;
+                    return Ok(Some(life));
+                }
+                Err(fatal @ coordination::Error::NameTaken { .. }) => return Err(fatal),
+                Err(fatal) if first && !fatal.is_retryable() => return Err(fatal),
+                Err(problem) => {
+                    gate.shut();
+                    failures += 1;
+                    // As with streams: the first failure, and then ever rarer ones.
+                    if failures.is_power_of_two() {
+                        warn!(worker = %self.name, failures, "cannot join: {problem}");
+                    }
+                }
+            }
+            if !self.rest(backoff.next_delay(), departure).await {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Lets time pass while nothing is held and no life has begun. `false` when this worker is to stop.
+    async fn rest(&mut self, delay: Duration, departure: &mut Departure) -> bool {
+        departure.alone(Duration::ZERO);
+        tokio::select! {
+            _ = departure.due() => false,
+            () = tokio::time::sleep(delay) => true,
+            () = self.pump() => false,
+        }
+    }
+
+    fn begin_life(&mut self, life: &dyn Life) {
+        self.beats_on_stream = life.beats_on_stream();
+        self.profile.lease = life.lease();
+        if let Some(incarnation) = life.incarnation() {
+            info!(worker = %self.name, %incarnation, lease = ?self.profile.lease, "joined");
+            self.holdings.begin_life(Some(incarnation));
+        }
+        self.fence = Some(fence::Watch::start(self.name.clone(), Arc::clone(&self.gate)));
+        self.command(Command::Begin { gate: Arc::clone(&self.gate) });
+    }
+
+    /// The life is over: nothing of it may act any more, and nothing of it is held.
+    fn end_life(&mut self, why: &str) {
+        self.gate.shut();
+        self.fence = None;
+        warn!(worker = %self.name, held = self.holdings.len(), "this life is over: {why}");
+        self.holdings.end_life();
+        self.outgoing = Outgoing::default();
+        self.releasing.clear();
+        self.commands.clear();
+        // The runner forgets at once; the next life brings a gate that opens.
+        self.command(Command::Begin { gate: Gate::new() });
+    }
+
+    /// Opens one stream after the other until the life is over or this worker stops.
+    async fn live(&mut self, life: &dyn Life, departure: &mut Departure) -> Over {
+        let mut interrupts = Interrupts::new(life, departure, self.seat.coordinators());
+        let mut backoff = self.backoff();
+        let (mut next, mut failures, mut welcomed) = (0, 0_u32, false);
+        // Its own, because this worker's state goes on to change while a stream is being opened.
+        let tls = self.tls.clone();
+        loop {
+            interrupts.departure().alone(self.endurance());
+            let ended = match interrupts.aim(next) {
+                None => {
+                    if failures == 0 {
+                        warn!(worker = %self.name, "no coordinator is known; waiting for one");
+                    }
+                    failures += 1;
+                    Ended::Again(self.config.retry_cap)
+                }
+                Some(address) => {
+                    let opened = tokio::select! {
+                        interrupt = interrupts.next() => Err(self.on_interrupt(interrupt)),
+                        opened = link::open(&address, self.config.connect_timeout, tls.as_ref()) => Ok(opened),
+                        () = self.pump() => Err(Ended::Stopping),
+                    };
+                    match opened {
+                        Ok(Ok(link)) => {
+                            let ended = self.converse(link, &mut interrupts).await;
+                            if self.holdings.envelope().is_some() {
+                                backoff.reset();
+                                failures = 0;
+                                welcomed = true;
+                            } else {
+                                next += 1;
+                            }
+                            ended
+                        }
+                        Ok(Err(problem)) => {
+                            failures += 1;
+                            // The first failure and then ever rarer ones: a coordinator that is away for an hour is one
+                            // fact.
+                            if failures.is_power_of_two() {
+                                let held = self.holdings.len();
+                                warn!(coordinator = address, failures, held, "no session: {problem}");
+                            }
+                            next += 1;
+                            Ended::Again(Duration::ZERO)
+                        }
+                        Err(ended) => ended,
+                    }
+                }
+            };
+            let ended = match ended {
+                Ended::Again(at_least) => {
+                    interrupts.departure().alone(self.endurance());
+                    interrupts.aim_nowhere();
+                    tokio::select! {
+                        interrupt = interrupts.next() => self.on_interrupt(interrupt),
+                        () = tokio::time::sleep(backoff.next_delay().max(at_least)) => continue,
+                        () = self.pump() => Ended::Stopping,
+                    }
+                }
+                ended => ended,
+            };
+            match ended {
+                Ended::Stopping => return Over::Stopping,
+                Ended::LifeOver(why) => return Over::Ended { why, welcomed },
+                // At once: whoever follows waits for this worker to say what it holds.
+                Ended::Moved | Ended::Again(_) => next = 0,
+            }
+        }
+    }
+
+    /// How long draining may go without a stream.
+    fn endurance(&self) -> Duration {
+        if self.holdings.is_settled() { Duration::ZERO } else { ALONE }
+    }
+
+    /// What follows from an interrupt, but for the goodbye to be said where there is a stream.
+    fn on_interrupt(&self, interrupt: Interrupt) -> Ended {
+        match interrupt {
+            Interrupt::Leave(why) => {
+                info!(worker = %self.name, held = self.holdings.len(), "leaving: {why}");
+                Ended::Stopping
+            }
+            Interrupt::Over(ended) => Ended::LifeOver(ended.to_string()),
+            Interrupt::Moved => {
+                info!(worker = %self.name, "another coordinator leads");
+                Ended::Moved
+            }
+            // Where there is no stream yet, the next one begins with it.
+            Interrupt::Drain => Ended::Again(Duration::ZERO),
+        }
     }
 
     /// Shuts the gate for good and waits, for a bounded time, until running steps have noticed: what they began must not
     /// take effect after the leader was told that nothing will.
     async fn end_work(&mut self) {
         self.gate.shut();
+        self.fence = None;
         if self.runner.take().is_some() {
             let ended = async { while self.events.recv().await.is_some() {} };
             if tokio::time::timeout(END_WORK, ended).await.is_err() {
                 warn!("running steps did not end in time; tokens fence what they still do");
             }
         }
-    }
-
-    /// The former life is over: nothing of it may act any more, and the next `Hello` asks for a new one.
-    fn begin_life(&mut self) {
-        warn!(held = self.holdings.len(), "the lease of this life is over; beginning a new one");
-        self.gate.shut();
-        self.gate = Gate::new();
-        self.holdings.end_life();
-        self.outgoing = Outgoing::default();
-        self.releasing.clear();
-        self.commands.clear();
-        self.commands.push_back(Queued::Command(Box::new(Command::Begin { gate: Arc::clone(&self.gate) })));
     }
 
     /// Keeps runner and holdings in step while there is no stream. Ends only when the runner is gone.
@@ -211,345 +403,8 @@ impl Session {
         }
     }
 
-    /// Talks on one stream until it ends.
-    async fn converse(&mut self, mut link: link::Link, stop: &CancellationToken) -> Ended {
-        let hello = self.holdings.hello();
-        self.outgoing.begin_stream();
-        self.commands.retain(|queued| matches!(queued, Queued::Command(_)));
-        let sent = clock::now();
-        info!(worker = %self.name, stream = %hello.stream, held = hello.held.len(), "saying hello");
-        let parts = outgoing::hello_parts(&self.name, &self.profile, hello);
-        let said = tokio::select! {
-            () = stop.cancelled() => return Ended::Stopping,
-            said = link.out.send(parts, self.config.connect_timeout) => said,
-            () = self.pump() => return Ended::Stopping,
-        };
-        if let Err(problem) = said {
-            warn!("hello could not be said: {problem}");
-            return Ended::Again(Duration::ZERO);
-        }
-        let welcome = tokio::time::timeout(self.config.connect_timeout, self.await_welcome(&mut link, stop));
-        match welcome.await {
-            Ok(Ok(lease)) => {
-                self.gate.extend(sent + lease);
-                self.exchange(link, stop, lease).await
-            }
-            Ok(Err(ended)) => ended,
-            Err(_) => {
-                warn!("the coordinator did not answer hello in time");
-                Ended::Again(Duration::ZERO)
-            }
-        }
-    }
-
-    async fn await_welcome(&mut self, link: &mut link::Link, stop: &CancellationToken) -> Result<Duration, Ended> {
-        let mut keep = Vec::new();
-        loop {
-            let message = tokio::select! {
-                () = stop.cancelled() => return Err(Ended::Stopping),
-                message = link.inlet.receive() => message,
-                () = self.pump() => return Err(Ended::Stopping),
-            };
-            let (envelope, said) = message.map_err(|problem| {
-                debug!("stream ended before the welcome: {problem}");
-                Ended::Again(Duration::ZERO)
-            })?;
-            match said {
-                down::Down::Welcome(part) => {
-                    keep.extend(part.keep);
-                    if part.more {
-                        continue;
-                    }
-                    let Some(from) = link::core_envelope(&envelope) else { continue };
-                    match self.holdings.welcome::<Arc<Desired>>(from, &keep) {
-                        Ok(effects) => {
-                            info!(term = %from.term, incarnation = %from.incarnation, kept = keep.len(), "welcomed");
-                            self.terms.send_replace(from.term);
-                            self.apply(effects, "");
-                            // Nobody confirms statuses: those on a stream that broke, and those a leader had not stored
-                            // when it died, are lost, and an appliance that is well has no news for a long time.
-                            self.command(Command::Restate);
-                            return Ok(part.lease.min(self.config.lease));
-                        }
-                        Err(refused) => {
-                            warn!(term = %from.term, "welcome dropped: {refused}");
-                            return Err(Ended::Again(Duration::from_millis(500)));
-                        }
-                    }
-                }
-                down::Down::Refused(refused) => return Err(self.on_refused(&refused)),
-                // Nothing applies between `Hello` and `Welcome`.
-                _ => {}
-            }
-        }
-    }
-
-    async fn exchange(&mut self, mut link: link::Link, stop: &CancellationToken, lease: Duration) -> Ended {
-        let mut beat = Beat::new(lease);
-        loop {
-            let waiting = self.outgoing.is_waiting();
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {
-                    self.say_goodbye(link).await;
-                    return Ended::Stopping;
-                }
-                taken = take_command(self.runner.as_ref(), &self.commands) => {
-                    if !self.hand_over(taken) {
-                        return Ended::Stopping;
-                    }
-                }
-                () = beat.due() => {
-                    let Some(envelope) = self.holdings.envelope() else { return Ended::Again(Duration::ZERO) };
-                    match beat.next() {
-                        Some(number) => {
-                            let message = up::up_to_wire(&link::wire_envelope(envelope), up::Up::Beat(number));
-                            let said = tokio::select! {
-                                // Seen again above, where the goodbye is said.
-                                () = stop.cancelled() => continue,
-                                said = link.out.send([message], lease) => said,
-                            };
-                            if let Err(problem) = said {
-                                warn!("a heartbeat could not be sent; opening another stream: {problem}");
-                                return Ended::Again(Duration::ZERO);
-                            }
-                        }
-                        None => {
-                            warn!("heartbeats are not answered; opening another stream");
-                            return Ended::Again(Duration::ZERO);
-                        }
-                    }
-                }
-                message = link.inlet.receive() => match message {
-                    Ok((envelope, said)) => {
-                        if let Some(ended) = self.on_message(&envelope, said, &mut beat) {
-                            return ended;
-                        }
-                    }
-                    Err(problem) => {
-                        info!("session ended: {problem}");
-                        return Ended::Again(Duration::ZERO);
-                    }
-                },
-                event = self.events.recv() => match event {
-                    Some(event) => {
-                        if let Some(ended) = self.on_event(event) {
-                            return ended;
-                        }
-                    }
-                    None => return Ended::Stopping,
-                },
-                room = link.out.room(), if waiting => match room {
-                    Ok(room) => {
-                        if let (Some(envelope), Some(up)) = (self.holdings.envelope(), self.outgoing.next()) {
-                            room.send(up::up_to_wire(&link::wire_envelope(envelope), up));
-                        }
-                    }
-                    Err(_) => return Ended::Again(Duration::ZERO),
-                },
-            }
-        }
-    }
-
-    async fn say_goodbye(&mut self, link: link::Link) {
-        self.end_work().await;
-        let Some(envelope) = self.holdings.envelope() else { return };
-        let leave = up::up_to_wire(&link::wire_envelope(envelope), up::Up::Leave);
-        if tokio::time::timeout(GOODBYE, link.finish(leave, GOODBYE)).await.is_err() {
-            debug!("the coordinator did not end the stream in time; it will wait for the lease to end");
-        }
-    }
-
-    fn on_message(&mut self, envelope: &proto::convert::Envelope, said: down::Down, beat: &mut Beat) -> Option<Ended> {
-        let from = link::core_envelope(envelope)?;
-        match said {
-            down::Down::Welcome(_) => None,
-            down::Down::BeatAck(number) => {
-                if self.holdings.counts(from)
-                    && let Some(deadline) = beat.answered(number)
-                {
-                    self.gate.extend(deadline);
-                }
-                None
-            }
-            down::Down::Delta(delta) => {
-                let mut delta = delta;
-                let target = delta.target;
-                let traceparent = std::mem::take(&mut delta.traceparent);
-                let unreadable = std::mem::take(&mut delta.unreadable);
-                match self.holdings.delta(from, delta.base, target, tells(delta)) {
-                    Ok(effects) => {
-                        self.apply(effects, &traceparent);
-                        unreadable.into_iter().for_each(|(id, token, problem)| self.set_aside(id, token, problem));
-                        self.commands.push_back(Queued::Applied(target));
-                        None
-                    }
-                    Err(Refused::Stale) => {
-                        debug!("a delta of another conversation was dropped");
-                        None
-                    }
-                    Err(refused @ Refused::Base { .. }) => {
-                        warn!("{refused}; saying hello again");
-                        Some(Ended::Again(Duration::ZERO))
-                    }
-                }
-            }
-            down::Down::Confirm(confirm) => {
-                if self.holdings.confirm(from, &confirm.released).is_ok() {
-                    for Step { appliance, token, number } in confirm.begun {
-                        self.command(Command::Clear { appliance, token, number });
-                    }
-                }
-                None
-            }
-            down::Down::Refused(refused) => Some(self.on_refused(&refused)),
-        }
-    }
-
-    fn on_refused(&self, refused: &down::Refused) -> Ended {
-        use down::RefusedReason as Reason;
-        let later = refused.retry_after.unwrap_or_default().min(Duration::from_secs(30));
-        match refused.reason {
-            Reason::IncarnationOver => return Ended::LifeOver,
-            Reason::NameTaken => {
-                warn!(worker = %self.name, "another worker of this name may still act: {}", refused.detail);
-            }
-            Reason::Malformed => error!("the coordinator cannot read what this worker says: {}", refused.detail),
-            Reason::NotLeading | Reason::Superseded | Reason::Stopping | Reason::Unknown => {
-                info!(reason = ?refused.reason, "the coordinator ended the session: {}", refused.detail);
-            }
-        }
-        Ended::Again(later)
-    }
-
-    fn apply(&mut self, effects: Vec<Effect<Arc<Desired>>>, traceparent: &str) {
-        for effect in effects {
-            match effect {
-                Effect::Take { appliance, token, desired, handed, suspect } => {
-                    if !self.profile.drivers.contains(&desired.driver) {
-                        self.holdings.declined(appliance, token);
-                        self.outgoing.decline(
-                            appliance,
-                            token,
-                            format!("driver {} is not offered here", desired.driver),
-                        );
-                        continue;
-                    }
-                    let span = info_span!("adopt", %appliance, worker = %self.name, %token);
-                    telemetry::set_parent(&span, traceparent);
-                    let _entered = span.enter();
-                    self.gate.admit(appliance, token, clock::now() + handed.hold);
-                    self.outgoing.granted(appliance, token);
-                    self.command(Command::Take {
-                        appliance,
-                        token,
-                        desired,
-                        progress: handed.progress,
-                        hold: handed.hold,
-                        suspect,
-                        traceparent: traceparent.to_owned(),
-                    });
-                    debug!("taken");
-                }
-                Effect::Decline(appliance, token) => {
-                    self.outgoing.decline(appliance, token, "it is not free here".to_owned());
-                }
-                Effect::Fence(appliance, token) => {
-                    // Before the lease is extended by the welcome that said so.
-                    warn!(%appliance, %token, "held, but not kept by the leader: the gate is shut for it");
-                    self.gate.dismiss(appliance, token);
-                    self.command(Command::Release { appliance, token });
-                }
-                Effect::Release(appliance, token) => {
-                    let span = info_span!("release", %appliance, worker = %self.name, %token);
-                    telemetry::set_parent(&span, traceparent);
-                    self.releasing.insert((appliance, token), span);
-                    self.command(Command::Release { appliance, token });
-                }
-                Effect::Again(appliance, token, handed) => self.outgoing.released(appliance, token, handed),
-                Effect::Update { appliance, token, desired } => {
-                    self.command(Command::Update { appliance, token, desired });
-                }
-                Effect::Check(appliance, token, number) => {
-                    self.command(Command::Check { appliance, token, number });
-                }
-            }
-        }
-    }
-
-    /// An entry of a delta could not be read. An offer is declined with the reason; what is held stays as it was, and so
-    /// does the generation that is reported, by which people see that the newer one was not taken up.
-    fn set_aside(&mut self, appliance: ApplianceId, token: Token, problem: String) {
-        warn!(%appliance, %token, "an entry of a delta cannot be read: {problem}");
-        if self.holdings.is_news(appliance, token) {
-            self.outgoing.decline(appliance, token, problem);
-        }
-    }
-
     fn command(&mut self, command: Command) {
         self.commands.push_back(Queued::Command(Box::new(command)));
-    }
-
-    /// Takes in what the runner says. `Some` when the leader has to hear of it in a `Hello`.
-    fn on_event(&mut self, event: Event) -> Option<Ended> {
-        match event {
-            Event::Refused { appliance, token, newer } => return self.on_refused_token(appliance, token, newer),
-            Event::Released { appliance, token, progress, hold } => {
-                // The gate first: once the leader may hear of it, nothing here must be able to act.
-                self.gate.dismiss(appliance, token);
-                self.releasing.remove(&(appliance, token));
-                let handed = Handed { progress, hold };
-                if self.holdings.released(appliance, token, handed.clone()) {
-                    self.outgoing.forget(appliance);
-                    self.outgoing.released(appliance, token, handed);
-                }
-            }
-            Event::Gone { appliance, token } => {
-                self.gate.dismiss(appliance, token);
-                self.releasing.remove(&(appliance, token));
-                if self.holdings.gone(appliance, token) {
-                    self.outgoing.forget(appliance);
-                    self.outgoing.gone(appliance, token);
-                }
-            }
-            Event::Begins { appliance, token, number } => {
-                if self.holdings.is_held(appliance, token) {
-                    self.outgoing.begins(Step { appliance, token, number });
-                }
-            }
-            Event::Done { appliance, token, number } => {
-                if self.holdings.is_held(appliance, token) {
-                    self.outgoing.done(Step { appliance, token, number });
-                }
-            }
-            Event::Status { appliance, token, status, checked } => {
-                if self.holdings.is_held(appliance, token) {
-                    self.outgoing.report(appliance, token, status, checked);
-                }
-            }
-        }
-        None
-    }
-
-    /// The far side of an appliance has seen a newer token. When it is of a later term than the leader's, the store was
-    /// put back to an older state: the leader has to begin a term above it, which it does after a `Hello` that says so.
-    /// Once it has, grants of before are given up, so that new ones take their place.
-    fn on_refused_token(&mut self, appliance: ApplianceId, token: Token, newer: Token) -> Option<Ended> {
-        if self.holdings.met(newer.term) {
-            let now = clock::now();
-            if self.raised.is_some_and(|at| now.since(at) < RAISE_PAUSE) {
-                debug!(%appliance, %token, %newer, "refused for a token of a later term; the next hello says so");
-                return None;
-            }
-            self.raised = Some(now);
-            warn!(%appliance, %token, %newer, "refused for a token of a later term than the leader's; saying hello again");
-            return Some(Ended::Again(Duration::ZERO));
-        }
-        if self.holdings.give_up(appliance, token, newer) {
-            info!(%appliance, %token, %newer, "given up: only a newer grant can be acted on");
-            self.command(Command::Release { appliance, token });
-        }
-        None
     }
 
     /// Hands the oldest command over. `false` when the runner is gone.
@@ -572,33 +427,6 @@ async fn take_command(runner: Option<&Handle>, commands: &VecDeque<Queued>) -> O
         Some(runner) if !commands.is_empty() => runner.reserve().await,
         _ => std::future::pending().await,
     }
-}
-
-fn tells(delta: down::Delta) -> Vec<Tell<Arc<Desired>>> {
-    let mut tells = Vec::new();
-    tells.extend(delta.prepare.into_iter().map(|(appliance, _)| Tell::Prepare(appliance)));
-    tells.extend(delta.grant.into_iter().map(|g| Tell::Grant {
-        appliance: g.appliance,
-        token: g.token,
-        generation: g.desired.generation,
-        desired: desired(g.desired),
-        handed: Handed { progress: g.progress, hold: g.hold },
-        suspect: g.suspect,
-    }));
-    tells.extend(delta.release.into_iter().map(|(appliance, token)| Tell::Release(appliance, token)));
-    tells.extend(delta.update.into_iter().map(|u| Tell::Update {
-        appliance: u.appliance,
-        token: u.token,
-        generation: u.desired.generation,
-        desired: desired(u.desired),
-    }));
-    tells.extend(delta.check.into_iter().map(|c| Tell::Check(c.appliance, c.token, c.number)));
-    tells
-}
-
-fn desired(parts: DesiredParts) -> Arc<Desired> {
-    let DesiredParts { name, tenant, driver, generation, revision, deleting, spec } = parts;
-    Arc::new(Desired { name, tenant, driver, generation, revision, deleting, spec })
 }
 
 /// What a worker publishes about itself.

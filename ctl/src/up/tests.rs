@@ -125,7 +125,10 @@ fn worker_command_lines_name_everything() {
         "run --name worker-2 --coordinator http://127.0.0.1:7470 --state-dir {}/workers --host ",
         folder.root().display()
     );
-    assert!(words.starts_with(&start) && words.ends_with(" --driver process --driver simulated"), "{words}");
+    assert!(
+        words.starts_with(&start) && words.ends_with(" --on-stop leave --driver process --driver simulated"),
+        "{words}"
+    );
 }
 
 #[tokio::test]

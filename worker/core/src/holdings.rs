@@ -347,10 +347,34 @@ impl Holdings {
         Ok(())
     }
 
-    /// The life is over: everything that was held belongs to others now. The next `Hello` asks for a new life.
+    /// The life is over: everything that was held belongs to others now. The next `Hello` asks for a new life, unless
+    /// [`Holdings::begin_life`] brings one.
     pub fn end_life(&mut self) {
+        self.begin_life(None);
+    }
+
+    /// A new life begins and holds nothing. `incarnation` is `None` when the leader gives it, in answer to `Hello`;
+    /// otherwise a welcome that names another one does not count.
+    pub fn begin_life(&mut self, incarnation: Option<Incarnation>) {
         let highest_term = self.highest_term;
-        *self = Self { highest_term, ..Self::default() };
+        *self = Self { incarnation, highest_term, ..Self::default() };
+    }
+
+    /// Begins to give back what is held and is not being given back yet. Each is to be released, as if the leader had
+    /// asked for it.
+    pub fn give_back(&mut self) -> Vec<(ApplianceId, Token)> {
+        let kept = self.held.iter_mut().filter(|(_, holding)| !holding.releasing);
+        kept.map(|(id, holding)| {
+            holding.releasing = true;
+            (*id, holding.token)
+        })
+        .collect()
+    }
+
+    /// Whether nothing is held, and the leader has confirmed every release and removal.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.held.is_empty() && self.released.is_empty() && self.gone.is_empty()
     }
 
     /// Whether an appliance is held under this token.
@@ -579,5 +603,30 @@ mod tests {
         h.end_life();
         let hello = h.hello();
         assert_eq!((hello.incarnation, hello.held.len(), hello.highest_term), (None, 0, Term::new(1)));
+    }
+
+    #[test]
+    fn a_life_that_has_its_incarnation_takes_no_welcome_of_another() {
+        let (mut h, _) = welcomed();
+        let own = Incarnation::new(9);
+        h.begin_life(Some(own));
+        let hello = h.hello();
+        assert_eq!((hello.incarnation, hello.held.len(), hello.highest_term), (Some(own), 0, Term::new(1)));
+        let from = |incarnation| Envelope { term: Term::new(1), incarnation, stream: hello.stream };
+        assert_eq!(h.welcome::<()>(from(LIFE), &[]), Err(Refused::Stale));
+        assert_eq!(h.welcome::<()>(from(own), &[]), Ok(vec![]));
+    }
+
+    #[test]
+    fn what_is_given_back_is_settled_once_it_is_confirmed() {
+        let (mut h, from) = welcomed();
+        assert!(h.is_settled());
+        h.delta(from, 0, 1, vec![grant(1, 1), grant(2, 2), Tell::Release(id(1), token(1))]).expect("applies");
+        assert_eq!(h.give_back(), [(id(2), token(2))], "the other one is being released");
+        assert_eq!(h.give_back(), []);
+        assert!(h.released(id(1), token(1), Handed::default()) && h.gone(id(2), token(2)));
+        assert!(h.is_empty() && !h.is_settled(), "the leader may not have heard of it");
+        h.confirm(from, &[(id(1), token(1)), (id(2), token(2))]).expect("of this conversation");
+        assert!(h.is_settled());
     }
 }

@@ -51,3 +51,11 @@ impl Beat {
         self.sent.take().map(|sent| sent + self.lease)
     }
 }
+
+/// [`Beat::due`]; for ever when heartbeats do not ride on the stream.
+pub(super) async fn due(beat: Option<&mut Beat>) {
+    match beat {
+        Some(beat) => beat.due().await,
+        None => std::future::pending().await,
+    }
+}

@@ -4,14 +4,29 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+/// What a worker does about what it holds when it is asked to stop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum OnStop {
+    /// Others take it over, one appliance after the other, while this worker still keeps the rest.
+    #[default]
+    Drain,
+    /// It is given back with its progress and kept for this name for `departure_grace`: for a restart.
+    HandBack,
+    /// Nothing; others take it over once this worker has left. For a cluster that stops as a whole.
+    Leave,
+}
+
 /// Settings of the session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Addresses of coordinators, tried in turn.
+    /// Addresses of coordinators, tried in turn; not used with ZooKeeper, where the coordinators publish them.
     pub coordinators: Vec<String>,
-    /// How long this worker may act after a heartbeat that was answered. Longer rides out longer outages of the
-    /// coordinator, and makes a takeover after a crash wait longer.
+    /// How long this worker may act after a heartbeat that was answered; with ZooKeeper, that follows from the session
+    /// timeout instead. Longer rides out longer outages of the coordinator, and makes a takeover after a crash wait
+    /// longer.
     #[serde(with = "humantime_serde")]
     pub lease: Duration,
     /// How long one try to connect, and the answer to `Hello`, may take.
@@ -20,6 +35,12 @@ pub struct Config {
     /// Longest pause between two tries to connect.
     #[serde(with = "humantime_serde")]
     pub retry_cap: Duration,
+    /// What to do about what is held on SIGTERM.
+    pub on_stop: OnStop,
+    /// How long draining or handing back may take; what is left then goes to others as if `on_stop` were `leave`. Longer
+    /// lets more appliances move in good order, and holds the end of the process up.
+    #[serde(with = "humantime_serde")]
+    pub drain_timeout: Duration,
 }
 
 impl Default for Config {
@@ -29,6 +50,8 @@ impl Default for Config {
             lease: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(5),
             retry_cap: Duration::from_secs(2),
+            on_stop: OnStop::default(),
+            drain_timeout: Duration::from_secs(30),
         }
     }
 }
@@ -49,6 +72,9 @@ impl Config {
         }
         if !(Duration::from_millis(200)..=Duration::from_secs(120)).contains(&self.lease) {
             return Err("session.lease must be 200ms to 2m".to_owned());
+        }
+        if self.drain_timeout > Duration::from_secs(24 * 3600) {
+            return Err("session.drain_timeout must be 24h or less".to_owned());
         }
         Ok(())
     }

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use common::Profile;
 use common::status::Status;
 use common::{ApplianceId, Token, WorkerId};
-use common::Profile;
 use proto::convert::{Envelope, MAX_ENTRIES_PER_MESSAGE, Step, up};
 use proto::worker::v1::WorkerMessage;
 use worker_core::holdings::{Handed, Hello};
@@ -24,6 +24,9 @@ enum Answer {
 /// What waits to be told.
 #[derive(Debug, Default)]
 pub(super) struct Outgoing {
+    /// That this worker is about to stop, and whether it hands back; said before everything else, so that nothing comes
+    /// back that is given back.
+    drain: Option<bool>,
     /// One per grant that came, ended or was refused, so bounded by what is held.
     answers: VecDeque<Answer>,
     /// Steps of suspects that are to begin, and announced ones that are over: the newest of each appliance, so bounded by
@@ -65,6 +68,10 @@ impl Outgoing {
         self.done.insert(step.appliance, step);
     }
 
+    pub(super) const fn drain(&mut self, hand_back: bool) {
+        self.drain = Some(hand_back);
+    }
+
     pub(super) const fn applied(&mut self, version: u64) {
         self.version = version;
         self.applied = true;
@@ -73,6 +80,7 @@ impl Outgoing {
     /// A new stream begins: `Hello` says all that the answers of the old one said.
     pub(super) fn begin_stream(&mut self) {
         self.answers.clear();
+        self.drain = None;
         // What runs and what waits is announced anew after the welcome.
         self.begins.clear();
         self.done.clear();
@@ -92,7 +100,7 @@ impl Outgoing {
     }
 
     pub(super) fn is_waiting(&self) -> bool {
-        self.owes_an_answer() || !self.reports.is_empty()
+        self.drain.is_some() || self.owes_an_answer() || !self.reports.is_empty()
     }
 
     fn owes_an_answer(&self) -> bool {
@@ -101,6 +109,9 @@ impl Outgoing {
 
     /// The next message to say.
     pub(super) fn next(&mut self) -> Option<up::Up> {
+        if let Some(hand_back) = self.drain.take() {
+            return Some(up::Up::Drain { hand_back });
+        }
         if self.owes_an_answer() {
             self.applied = false;
             let mut ack = up::Ack { applied: self.version, ..up::Ack::default() };

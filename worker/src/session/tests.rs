@@ -1,17 +1,22 @@
 //! The session against a coordinator that says what each test wants, over a real stream.
 
+mod draining;
+mod lives;
+
 use std::pin::Pin;
 
 use common::appliance::{Custom, Kind, Name, Probe, Spec};
+use common::coordination::embedded::EmbeddedSeat;
 use common::status::Progress;
 use common::{Generation, Incarnation};
-use proto::convert::Envelope;
+use proto::convert::{DesiredParts, Envelope, down, up};
 use proto::worker::v1::session_server::{Session as Service, SessionServer};
 use proto::worker::v1::{CoordinatorMessage, WorkerMessage};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
+use worker_core::holdings::{Handed, Tell};
 
 use super::*;
 
@@ -79,42 +84,30 @@ impl Service for Coordinator {
     }
 }
 
-/// A session with everything around it.
-struct Bench {
+/// A coordinator that listens.
+struct Listening {
+    address: String,
     conns: mpsc::Receiver<Conn>,
-    commands: mpsc::Receiver<Command>,
-    events: mpsc::Sender<Event>,
-    stop: CancellationToken,
-    task: tokio::task::JoinHandle<()>,
 }
 
-impl Bench {
+impl Listening {
     async fn new() -> Self {
-        Self::with(DEADLINE, Holdings::default()).await
-    }
-
-    /// With `holdings` of before, and so much time to connect and to say `Hello`.
-    async fn with(connect_timeout: Duration, holdings: Holdings) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = format!("http://{}", listener.local_addr().expect("bound"));
         let (sender, conns) = mpsc::channel(4);
         let server = tonic::transport::Server::builder().add_service(SessionServer::new(Coordinator(sender)));
         tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
-        let config = Config { coordinators: vec![address], connect_timeout, ..Config::default() };
-        let (runner, commands) = Handle::detached();
-        let (events, inlet) = mpsc::channel(16);
-        let name = WorkerId::new("w1").expect("a valid name");
-        let profile = profile(1, String::new(), "h".into(), BTreeSet::from([Driver::Simulated]), config.lease);
-        let mut session = Session::new(config, name, profile, runner, inlet, watch::Sender::new(Term::new(0)));
-        session.holdings = holdings;
-        let stop = CancellationToken::new();
-        let task = tokio::spawn(session.run(stop.clone()));
-        Self { conns, commands, events, stop, task }
+        Self { address, conns }
+    }
+
+    /// The next stream.
+    async fn conn(&mut self) -> Conn {
+        tokio::time::timeout(DEADLINE, self.conns.recv()).await.expect("in time").expect("it listens")
     }
 
     /// The next stream, and what the worker says first on it.
     async fn hello(&mut self) -> (Conn, up::Hello) {
-        let mut conn = tokio::time::timeout(DEADLINE, self.conns.recv()).await.expect("in time").expect("it listens");
+        let mut conn = self.conn().await;
         let message = tokio::time::timeout(DEADLINE, conn.inbound.message()).await.expect("in time");
         let message = message.expect("the stream stands").expect("it says something");
         let (envelope, said) = up::up_from_wire(message).expect("readable");
@@ -124,12 +117,83 @@ impl Bench {
             other => panic!("not a hello: {other:?}"),
         }
     }
+}
+
+/// A session with everything around it.
+struct Bench {
+    coordinator: Listening,
+    commands: mpsc::Receiver<Command>,
+    events: mpsc::Sender<Event>,
+    stop: Stop,
+    task: tokio::task::JoinHandle<Result<(), coordination::Error>>,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        Self::with(Config { connect_timeout: DEADLINE, ..Config::default() }, Holdings::default()).await
+    }
+
+    /// Embedded, with `holdings` of before.
+    async fn with(config: Config, holdings: Holdings) -> Self {
+        let coordinator = Listening::new().await;
+        let seat = Arc::new(EmbeddedSeat::new(vec![coordinator.address.clone()]));
+        Self::seated(config, seat, coordinator, holdings)
+    }
+
+    fn seated(config: Config, seat: Arc<dyn Seat>, coordinator: Listening, holdings: Holdings) -> Self {
+        let (runner, commands) = Handle::detached();
+        let (events, inlet) = mpsc::channel(16);
+        let name = WorkerId::new("w1").expect("a valid name");
+        let profile = profile(1, String::new(), "h".into(), BTreeSet::from([Driver::Simulated]), config.lease);
+        let mut session = Session::new(config, seat, name, profile, runner, inlet, watch::Sender::new(Term::new(0)));
+        session.holdings = holdings;
+        let stop = Stop::new();
+        let task = tokio::spawn(session.run(stop.clone()));
+        Self { coordinator, commands, events, stop, task }
+    }
+
+    /// The next stream, and what the worker says first on it.
+    async fn hello(&mut self) -> (Conn, up::Hello) {
+        self.coordinator.hello().await
+    }
 
     /// Stops the worker and waits until it has.
     async fn finish(self) {
-        drop(self.events);
-        self.stop.cancel();
-        tokio::time::timeout(DEADLINE, self.task).await.expect("in time").expect("no panic");
+        self.stop.leave();
+        self.ended().await.expect("it was asked to");
+    }
+
+    /// Waits until the session has ended, as a runner does that has nothing to end.
+    async fn ended(mut self) -> Result<(), coordination::Error> {
+        let task = async {
+            while self.commands.recv().await.is_some() {}
+            drop(self.events);
+            self.task.await.expect("no panic")
+        };
+        tokio::time::timeout(DEADLINE, task).await.expect("in time")
+    }
+
+    /// Grants A on a stream that was welcomed.
+    async fn grant_a(&mut self, conn: &mut Conn) {
+        let delta = down::Delta { target: 1, grant: vec![grant(A, token(1, 1))], ..down::Delta::default() };
+        conn.send(down::Down::Delta(delta)).await;
+        assert_eq!(conn.ack().await.granted, [(A, token(1, 1))]);
+        assert!(matches!(self.command().await, Command::Take { .. }));
+    }
+
+    /// Gives A back, as a runner does.
+    async fn release_a(&self) {
+        let (progress, hold) = (Progress::default(), Duration::ZERO);
+        self.event(Event::Released { appliance: A, token: token(1, 1), progress, hold }).await;
+    }
+
+    /// Waits for the gate of the life that begins.
+    async fn begun(&mut self) -> Arc<Gate> {
+        loop {
+            if let Command::Begin { gate } = self.next_command().await {
+                return gate;
+            }
+        }
     }
 
     async fn event(&self, event: Event) {
@@ -197,9 +261,10 @@ fn very_many() -> Holdings {
 
 #[tokio::test]
 async fn a_stop_is_seen_while_nobody_reads_hello() {
-    let mut bench = Bench::with(Duration::from_secs(3_600), very_many()).await;
+    let config = Config { connect_timeout: Duration::from_secs(3_600), ..Config::default() };
+    let mut bench = Bench::with(config, very_many()).await;
     // Events are still taken: the channel is far shorter than this.
-    let _conn = tokio::time::timeout(DEADLINE, bench.conns.recv()).await.expect("in time").expect("it listens");
+    let _conn = bench.coordinator.conn().await;
     for _ in 0..1_000 {
         bench.event(Event::Gone { appliance: A, token: token(2, 1) }).await;
     }
@@ -208,10 +273,11 @@ async fn a_stop_is_seen_while_nobody_reads_hello() {
 
 #[tokio::test]
 async fn a_hello_that_nobody_reads_is_given_up() {
-    let mut bench = Bench::with(Duration::from_millis(500), very_many()).await;
+    let config = Config { connect_timeout: Duration::from_millis(500), ..Config::default() };
+    let mut bench = Bench::with(config, very_many()).await;
     let mut conns = Vec::new();
     for _ in 0..2 {
-        conns.push(tokio::time::timeout(DEADLINE, bench.conns.recv()).await.expect("in time").expect("it listens"));
+        conns.push(bench.coordinator.conn().await);
     }
     bench.finish().await;
 }

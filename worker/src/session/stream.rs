@@ -1,0 +1,225 @@
+//! One stream to a coordinator, from `Hello` to its end.
+//!
+//! Embedded, the heartbeats ride on it, and `Welcome` and their answers extend the lease. A life that keeps itself alive
+//! ([`Life::beats_on_stream`](common::coordination::Life::beats_on_stream)) is extended by nothing that is said here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::Timestamp;
+use common::runtime::clock;
+use proto::convert::{down, up};
+use tracing::{debug, info, warn};
+use worker_core::desired::Desired;
+
+use super::beat::{self, Beat};
+use super::config::OnStop;
+use super::interrupts::{Interrupt, Interrupts};
+use super::{Ended, Queued, Session, link, outgoing, take_command};
+use crate::runner::Command;
+
+/// How long the coordinator may take to hear a goodbye out.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+impl Session {
+    /// Talks on one stream until it ends.
+    pub(super) async fn converse(&mut self, mut link: link::Link, interrupts: &mut Interrupts<'_>) -> Ended {
+        let hello = self.holdings.hello();
+        self.outgoing.begin_stream();
+        self.commands.retain(|queued| matches!(queued, Queued::Command(_)));
+        let sent = clock::now();
+        info!(worker = %self.name, stream = %hello.stream, held = hello.held.len(), "saying hello");
+        let parts = outgoing::hello_parts(&self.name, &self.profile, hello);
+        let said = tokio::select! {
+            interrupt = interrupts.next() => return self.on_interrupt(interrupt),
+            said = link.out.send(parts, self.config.connect_timeout) => said,
+            () = self.pump() => return Ended::Stopping,
+        };
+        if let Err(problem) = said {
+            warn!("hello could not be said: {problem}");
+            return Ended::Again(Duration::ZERO);
+        }
+        let limit = self.config.connect_timeout;
+        match tokio::time::timeout(limit, self.await_welcome(&mut link, interrupts)).await {
+            Ok(Ok(lease)) => self.exchange(link, interrupts, sent, lease).await,
+            Ok(Err(ended)) => ended,
+            Err(_) => {
+                warn!("the coordinator did not answer hello in time");
+                Ended::Again(Duration::ZERO)
+            }
+        }
+    }
+
+    /// The lease that the leader grants; it means something only if heartbeats ride on the stream.
+    async fn await_welcome(
+        &mut self,
+        link: &mut link::Link,
+        interrupts: &mut Interrupts<'_>,
+    ) -> Result<Duration, Ended> {
+        let mut keep = Vec::new();
+        loop {
+            let message = tokio::select! {
+                interrupt = interrupts.next() => return Err(self.on_interrupt(interrupt)),
+                message = link.inlet.receive() => message,
+                () = self.pump() => return Err(Ended::Stopping),
+            };
+            let (envelope, said) = message.map_err(|problem| {
+                debug!("stream ended before the welcome: {problem}");
+                Ended::Again(Duration::ZERO)
+            })?;
+            match said {
+                down::Down::Welcome(part) => {
+                    keep.extend(part.keep);
+                    if part.more {
+                        continue;
+                    }
+                    let Some(from) = link::core_envelope(&envelope) else { continue };
+                    match self.holdings.welcome::<Arc<Desired>>(from, &keep) {
+                        Ok(effects) => {
+                            info!(term = %from.term, incarnation = %from.incarnation, kept = keep.len(), "welcomed");
+                            self.terms.send_replace(from.term);
+                            self.apply(effects, "");
+                            // Nobody confirms statuses: those on a stream that broke, and those a leader had not stored
+                            // when it died, are lost, and an appliance that is well has no news for a long time.
+                            self.command(Command::Restate);
+                            return Ok(part.lease.min(self.profile.lease));
+                        }
+                        Err(refused) => {
+                            warn!(term = %from.term, incarnation = %from.incarnation, "welcome dropped: {refused}");
+                            return Err(Ended::Again(Duration::from_millis(500)));
+                        }
+                    }
+                }
+                down::Down::Refused(refused) => return Err(self.on_refused(&refused)),
+                // Nothing applies between `Hello` and `Welcome`.
+                _ => {}
+            }
+        }
+    }
+
+    async fn exchange(
+        &mut self,
+        mut link: link::Link,
+        interrupts: &mut Interrupts<'_>,
+        sent: Timestamp,
+        lease: Duration,
+    ) -> Ended {
+        let mut beat = self.beats_on_stream.then(|| Beat::new(lease));
+        if beat.is_some() {
+            self.gate.extend(sent + lease);
+        }
+        interrupts.departure().accompanied();
+        if interrupts.departure().is_draining() {
+            self.begin_drain();
+        }
+        loop {
+            let waiting = self.outgoing.is_waiting();
+            if self.draining && !waiting && self.holdings.is_settled() {
+                info!("everything was given back");
+                self.say_goodbye(link).await;
+                return Ended::Stopping;
+            }
+            tokio::select! {
+                biased;
+                interrupt = interrupts.next() => match interrupt {
+                    Interrupt::Drain => self.begin_drain(),
+                    interrupt => {
+                        let ended = self.on_interrupt(interrupt);
+                        if matches!(ended, Ended::Stopping) {
+                            self.say_goodbye(link).await;
+                        }
+                        return ended;
+                    }
+                },
+                taken = take_command(self.runner.as_ref(), &self.commands) => {
+                    if !self.hand_over(taken) {
+                        return Ended::Stopping;
+                    }
+                }
+                () = beat::due(beat.as_mut()) => {
+                    if let Some(ended) = self.say_beat(&link.out, beat.as_mut(), interrupts, lease).await {
+                        return ended;
+                    }
+                }
+                message = link.inlet.receive() => match message {
+                    Ok((envelope, said)) => {
+                        if let Some(ended) = self.on_message(&envelope, said, beat.as_mut()) {
+                            return ended;
+                        }
+                    }
+                    Err(problem) => {
+                        info!("session ended: {problem}");
+                        return Ended::Again(Duration::ZERO);
+                    }
+                },
+                event = self.events.recv() => match event {
+                    Some(event) => {
+                        if let Some(ended) = self.on_event(event) {
+                            return ended;
+                        }
+                    }
+                    None => return Ended::Stopping,
+                },
+                room = link.out.room(), if waiting => match room {
+                    Ok(room) => {
+                        if let (Some(envelope), Some(up)) = (self.holdings.envelope(), self.outgoing.next()) {
+                            room.send(up::up_to_wire(&link::wire_envelope(envelope), up));
+                        }
+                    }
+                    Err(_) => return Ended::Again(Duration::ZERO),
+                },
+            }
+        }
+    }
+
+    /// Sends a heartbeat that is due. `Some` when the stream is of no use any more.
+    async fn say_beat(
+        &self,
+        out: &link::Outlet,
+        beat: Option<&mut Beat>,
+        interrupts: &mut Interrupts<'_>,
+        lease: Duration,
+    ) -> Option<Ended> {
+        let again = Some(Ended::Again(Duration::ZERO));
+        let (Some(envelope), Some(beat)) = (self.holdings.envelope(), beat) else { return again };
+        let Some(number) = beat.next() else {
+            warn!("heartbeats are not answered; opening another stream");
+            return again;
+        };
+        let message = up::up_to_wire(&link::wire_envelope(envelope), up::Up::Beat(number));
+        let said = tokio::select! {
+            interrupt = interrupts.next() => {
+                // Seen again by the caller, where a goodbye is said.
+                interrupts.put_back(interrupt);
+                return None;
+            }
+            said = out.send([message], lease) => said,
+        };
+        said.err().and_then(|problem| {
+            warn!("a heartbeat could not be sent; opening another stream: {problem}");
+            again
+        })
+    }
+
+    /// Tells the leader that this worker is about to stop; handing back, it gives up what it holds by itself.
+    fn begin_drain(&mut self) {
+        let hand_back = self.config.on_stop == OnStop::HandBack;
+        info!(worker = %self.name, held = self.holdings.len(), hand_back, "draining");
+        self.draining = true;
+        self.outgoing.drain(hand_back);
+        if hand_back {
+            for (appliance, token) in self.holdings.give_back() {
+                self.command(Command::Release { appliance, token });
+            }
+        }
+    }
+
+    async fn say_goodbye(&mut self, link: link::Link) {
+        self.end_work().await;
+        let Some(envelope) = self.holdings.envelope() else { return };
+        let leave = up::up_to_wire(&link::wire_envelope(envelope), up::Up::Leave);
+        if tokio::time::timeout(GOODBYE, link.finish(leave, GOODBYE)).await.is_err() {
+            debug!("the coordinator did not end the stream in time; it will wait for the lease to end");
+        }
+    }
+}
