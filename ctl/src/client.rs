@@ -1,14 +1,17 @@
 //! Speaking to a coordinator: where it is, how calls are made and repeated.
 //!
-//! Every call has a deadline. A server that does not answer (yet) is tried again with growing, jittered pauses until
-//! then. That is safe for all calls made here: those that change something carry a request id, which the server
-//! remembers, or name the state they want.
+//! Every call has a deadline. When a server does not answer (yet) the next one is tried, and when none does all of them
+//! again with growing, jittered pauses, until then. That is safe for all calls made here: those that change something
+//! carry a request id, which the server remembers, or name the state they want.
+
+mod servers;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use common::tls::{self, AddressError, ClientTls};
+use common::tls::{self, ClientTls};
 use proto::admin::v1;
 use proto::admin::v1::appliances_client::AppliancesClient;
 use proto::admin::v1::cluster_client::ClusterClient;
@@ -21,7 +24,10 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::error::{Exit, Failure};
+use crate::error::Failure;
+
+use servers::Servers;
+pub(crate) use servers::find_servers;
 
 /// Where a server is looked for when nothing says otherwise; what `rugctl up` listens on.
 pub(crate) const DEFAULT_SERVER: &str = "http://127.0.0.1:7470";
@@ -31,31 +37,6 @@ pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const PAGE: i32 = 500;
 /// Largest answer that is read: a page of the largest specs (256 KiB each) with room to spare.
 const MAX_ANSWER: usize = 192 << 20;
-
-/// Finds the server: flag or environment, else the endpoint file of a cluster that `rugctl up` runs in this folder or
-/// one above, else [`DEFAULT_SERVER`].
-///
-/// A name without a scheme gets the one that fits `secure`. The other two are clusters of this machine, which speak
-/// without TLS.
-pub(crate) fn find_server(named: Option<&str>, secure: bool, folder: &Path) -> Found {
-    if let Some(address) = named.filter(|name| !name.is_empty()) {
-        let scheme = if secure { "https" } else { "http" };
-        let address = if address.contains("://") { address.to_owned() } else { format!("{scheme}://{address}") };
-        return Found { address, local: false };
-    }
-    let files = folder.ancestors().map(|dir| dir.join(".rug").join("endpoint"));
-    let address = files.into_iter().find_map(|file| read_endpoint(&file)).unwrap_or_else(|| DEFAULT_SERVER.to_owned());
-    Found { address, local: true }
-}
-
-/// Where a server is.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Found {
-    /// Its address, with a scheme.
-    pub(crate) address: String,
-    /// Nobody named it: it is the cluster of this machine.
-    pub(crate) local: bool,
-}
 
 /// The address in an endpoint file.
 pub(crate) fn read_endpoint(file: &Path) -> Option<String> {
@@ -82,11 +63,10 @@ impl Backoff {
     }
 }
 
-/// Connection to one server. Cheap to clone; clones share the connection.
+/// Connection to the coordinators of a cluster. Cheap to clone; clones share the connections.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
-    channel: Channel,
-    address: String,
+    servers: Arc<Servers>,
     timeout: Duration,
     repeats: bool,
 }
@@ -121,52 +101,45 @@ pub(crate) fn request_id() -> String {
     uuid::Uuid::new_v4().to_string()
 }
 
+/// Whether a server is away, or cannot answer for now: it says so itself, or the transport does, in whatever code.
+fn is_lost(status: &Status) -> bool {
+    status.code() == Code::Unavailable || std::error::Error::source(status).is_some()
+}
+
 impl Client {
     /// A client of the server at this address, without TLS. Connects with the first call.
     ///
     /// # Errors
     /// The address is not one.
     pub(crate) fn new(address: &str, timeout: Duration) -> Result<Self, Failure> {
-        Self::with_tls(address, timeout, None)
+        Self::of(&[address], timeout, None)
     }
 
-    /// The same with TLS for a server whose address begins with `https://`.
+    /// A client of the coordinators at these addresses, with TLS for those that begin with `https://`.
     ///
     /// # Errors
-    /// The address is not one, or does not fit `tls`.
-    pub(crate) fn with_tls(address: &str, timeout: Duration, tls: Option<&ClientTls>) -> Result<Self, Failure> {
-        let endpoint = tls::endpoint(address, tls)
-            .map_err(|error| match error {
-                AddressError::Malformed(_) => {
-                    Failure::usage(format!("`{address}` is not the address of a server, such as {DEFAULT_SERVER}"))
-                }
-                AddressError::NoTls(_) => Failure::usage(format!(
-                    "{address}: https:// needs certificates: --ca, --cert and --key, or RUG_CA, RUG_CERT and RUG_KEY"
-                )),
-                AddressError::Plain(_) => Failure::usage(format!(
-                    "{address}: certificates are given (--ca or RUG_CA), and http:// would not use them; write https://"
-                )),
-            })?
-            .connect_timeout(Duration::from_secs(2))
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .keep_alive_timeout(Duration::from_secs(5))
-            .keep_alive_while_idle(true);
-        Ok(Self { channel: tls::connect_lazy(&endpoint, tls), address: address.to_owned(), timeout, repeats: true })
+    /// An address is not one, or does not fit `tls`.
+    pub(crate) fn of<A: AsRef<str>>(
+        addresses: &[A],
+        timeout: Duration,
+        tls: Option<&ClientTls>,
+    ) -> Result<Self, Failure> {
+        Ok(Self { servers: Arc::new(Servers::new(addresses, tls)?), timeout, repeats: true })
     }
 
-    /// The same connection with another limit for each call.
+    /// The same connections with another limit for each call.
     pub(crate) fn with_timeout(&self, timeout: Duration) -> Self {
         Self { timeout, ..self.clone() }
     }
 
-    /// The same connection for one look at a time: a server that is unavailable is not asked again.
+    /// The same connections for one look at a time: a server that is unavailable is not asked again.
     pub(crate) fn once(&self, timeout: Duration) -> Self {
         Self { timeout, repeats: false, ..self.clone() }
     }
 
-    /// Address of the server.
+    /// Address of the server that is asked.
     pub(crate) fn address(&self) -> &str {
-        &self.address
+        self.servers.address(self.servers.turn())
     }
 
     /// Makes a call and repeats it while the server is unavailable.
@@ -182,50 +155,42 @@ impl Client {
     {
         let deadline = Instant::now() + self.timeout;
         let mut backoff = Backoff::new();
+        // What each of the servers said in this round.
+        let mut told = Vec::new();
         loop {
+            let turn = self.servers.turn();
             let mut request = Request::new(message.clone());
             // The limit of a stream would end it, not only its opening.
             if !streaming {
                 request.set_timeout(deadline.saturating_duration_since(Instant::now()));
             }
-            let status = match timeout_at(deadline, send(self.channel.clone(), request)).await {
+            let status = match timeout_at(deadline, send(self.servers.channel(turn), request)).await {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
                 Ok(Err(status)) => status,
                 Err(_) => Status::deadline_exceeded("no answer in time"),
             };
-            if tls::refusal(&status).is_some() {
-                // The same certificates meet the same answer next time.
-                return Err(self.unreachable(&status));
-            }
-            let pause = backoff.next();
+            let over = Instant::now() >= deadline;
             match status.code() {
-                Code::Unavailable if self.repeats && Instant::now() + pause < deadline => sleep(pause).await,
-                Code::Unavailable | Code::DeadlineExceeded => return Err(self.unreachable(&status)),
+                Code::DeadlineExceeded => return Err(self.servers.unreachable(&[(turn, status)])),
                 // tonic reports a deadline of its own as CANCELLED.
-                Code::Cancelled if Instant::now() >= deadline => return Err(self.unreachable(&status)),
+                Code::Cancelled if over => return Err(self.servers.unreachable(&[(turn, status)])),
+                _ if is_lost(&status) => {}
                 _ => return Err(Failure::from(status)),
             }
+            self.servers.pass(turn);
+            told.push((turn, status));
+            if told.len() < self.servers.count() && !over {
+                continue;
+            }
+            // The same certificates meet the same answer next time.
+            let hopeless = told.iter().all(|(_, status)| tls::refusal(status).is_some());
+            let pause = backoff.next();
+            if hopeless || !self.repeats || Instant::now() + pause >= deadline {
+                return Err(self.servers.unreachable(&told));
+            }
+            sleep(pause).await;
+            told.clear();
         }
-    }
-
-    /// What to tell when the server did not answer.
-    fn unreachable(&self, status: &Status) -> Failure {
-        let mut reason = status.message().to_owned();
-        // The transport's own words ("tcp connect error") hide the operating system's at the end of the chain.
-        let mut source = std::error::Error::source(status);
-        while let Some(error) = source {
-            reason = error.to_string();
-            source = error.source();
-        }
-        if let Some(refusal) = tls::refusal(status) {
-            reason = refusal;
-        }
-        let hint = if reason.contains("refused") {
-            "\nstart a cluster with `rugctl up`, or name its address with --server or RUG_SERVER"
-        } else {
-            ""
-        };
-        Failure::new(Exit::Unreachable, format!("no answer from {}: {reason}{hint}", self.address))
     }
 
     fn appliances(channel: Channel) -> AppliancesClient<Channel> {
@@ -381,23 +346,7 @@ pub(crate) fn working_folder() -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_server_of_a_cluster_above_is_found() {
-        let top = tempfile::tempdir().expect("a folder");
-        let deep = top.path().join("a/b");
-        std::fs::create_dir_all(&deep).expect("folders");
-        std::fs::create_dir(top.path().join(".rug")).expect("folder");
-        std::fs::write(top.path().join(".rug/endpoint"), "http://127.0.0.1:7999\n").expect("file");
-        let found = |named, secure| find_server(named, secure, &deep).address;
-        assert_eq!(found(None, false), "http://127.0.0.1:7999");
-        assert_eq!(found(None, true), "http://127.0.0.1:7999", "`up` serves without TLS");
-        assert_eq!(found(Some("10.0.0.1:1"), false), "http://10.0.0.1:1");
-        assert_eq!(found(Some("10.0.0.1:1"), true), "https://10.0.0.1:1");
-        assert_eq!(found(Some("http://10.0.0.1:1"), true), "http://10.0.0.1:1", "refused later, but not changed");
-        std::fs::write(top.path().join(".rug/endpoint"), "").expect("file");
-        assert_eq!(found(None, false), DEFAULT_SERVER);
-    }
+    use crate::error::Exit;
 
     #[test]
     fn an_appliance_is_named_by_name_or_id() {

@@ -43,7 +43,7 @@ struct Cli {
 /// Flags of every command.
 #[derive(Args, Debug)]
 struct Global {
-    /// Address of a coordinator
+    /// Address of a coordinator; several with commas between them
     #[arg(long, global = true, env = "RUG_SERVER", value_name = "ADDRESS")]
     server: Option<String>,
     #[command(flatten)]
@@ -183,12 +183,12 @@ fn report(failure: &Failure) -> Exit {
 
 async fn call(ui: Ui, global: &Global, command: &Command) -> Result<(), Failure> {
     let tls = global.tls.load()?;
-    let found = client::find_server(global.server.as_deref(), tls.is_some(), &client::working_folder());
+    let found = client::find_servers(global.server.as_deref(), tls.is_some(), &client::working_folder());
     // Certificates in the environment are for another cluster than that of this machine, which has none.
     let tls = if found.local { None } else { tls };
     // Waiting has the limit to itself; one call out of many must not use it all up before the others.
     let timeout = global.timeout.unwrap_or(client::CALL_TIMEOUT);
-    let client = client::Client::with_tls(&found.address, timeout, tls.as_ref())?;
+    let client = client::Client::of(&found.addresses, timeout, tls.as_ref())?;
     let context = Context { client, ui, timeout: global.timeout };
     dispatch(&context, command).await
 }

@@ -1,0 +1,188 @@
+//! Which coordinators there are, and which of them is asked.
+//!
+//! Any coordinator answers any call, so one is as good as another: calls stay with the one that answered last, and go on
+//! to the next when it does not answer.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use common::tls::{self, AddressError, ClientTls};
+use tonic::Status;
+use tonic::transport::Channel;
+
+use super::{DEFAULT_SERVER, read_endpoint};
+use crate::error::{Exit, Failure};
+
+/// How long a connection may take to be made.
+const CONNECT: Duration = Duration::from_secs(2);
+/// A server that has not said for the second of these that it is there, when asked every first, is gone: early enough for
+/// another one to be asked within the usual limit of a call.
+const ALIVE: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(3));
+
+/// Finds the servers: flag or environment, else the endpoint file of a cluster that `rugctl up` runs in this folder or
+/// one above, else [`DEFAULT_SERVER`].
+///
+/// A name without a scheme gets the one that fits `secure`. The other two are clusters of this machine, which speak
+/// without TLS.
+pub(crate) fn find_servers(named: Option<&str>, secure: bool, folder: &Path) -> Found {
+    let names: Vec<_> = named.unwrap_or_default().split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
+    if !names.is_empty() {
+        let scheme = if secure { "https" } else { "http" };
+        let full = |name: &str| if name.contains("://") { name.to_owned() } else { format!("{scheme}://{name}") };
+        return Found { addresses: names.into_iter().map(full).collect(), local: false };
+    }
+    let files = folder.ancestors().map(|dir| dir.join(".rug").join("endpoint"));
+    let address = files.into_iter().find_map(|file| read_endpoint(&file)).unwrap_or_else(|| DEFAULT_SERVER.to_owned());
+    Found { addresses: vec![address], local: true }
+}
+
+/// Where servers are.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// Their addresses, with schemes; at least one.
+    pub(crate) addresses: Vec<String>,
+    /// Nobody named them: it is the cluster of this machine.
+    pub(crate) local: bool,
+}
+
+/// Connections to servers, made when they are first used.
+#[derive(Debug)]
+pub(super) struct Servers {
+    all: Vec<Server>,
+    /// Who is asked; may be beyond the end, and counts around.
+    turn: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Server {
+    address: String,
+    channel: Channel,
+}
+
+impl Servers {
+    /// # Errors
+    /// There is none, one is no address, or does not fit `tls`.
+    pub(super) fn new<A: AsRef<str>>(addresses: &[A], tls: Option<&ClientTls>) -> Result<Self, Failure> {
+        let all = addresses.iter().map(|address| Server::new(address.as_ref(), tls)).collect::<Result<Vec<_>, _>>()?;
+        if all.is_empty() {
+            return Err(Failure::usage("no address of a server is given"));
+        }
+        Ok(Self { all, turn: AtomicUsize::new(0) })
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Whose turn it is.
+    pub(super) fn turn(&self) -> usize {
+        self.turn.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn channel(&self, turn: usize) -> Channel {
+        self.at(turn).channel.clone()
+    }
+
+    pub(super) fn address(&self, turn: usize) -> &str {
+        &self.at(turn).address
+    }
+
+    fn at(&self, turn: usize) -> &Server {
+        &self.all[turn % self.all.len()]
+    }
+
+    /// Gives the next one the turn, unless another call has done so since `turn`.
+    pub(super) fn pass(&self, turn: usize) {
+        let _ = self.turn.compare_exchange(turn, turn.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// What to tell when none of those asked has answered; `told` is what each of them said last.
+    pub(super) fn unreachable(&self, told: &[(usize, Status)]) -> Failure {
+        let reasons: Vec<_> = told.iter().map(|(turn, status)| (self.address(*turn), reason(status))).collect();
+        let hint = if reasons.iter().all(|(_, reason)| reason.contains("refused")) {
+            "\nstart a cluster with `rugctl up`, or name its address with --server or RUG_SERVER"
+        } else {
+            ""
+        };
+        let text = match reasons.as_slice() {
+            [(address, reason)] => format!("no answer from {address}: {reason}"),
+            several => several
+                .iter()
+                .fold("no answer".to_owned(), |text, (address, reason)| format!("{text}\n  {address}: {reason}")),
+        };
+        Failure::new(Exit::Unreachable, text + hint)
+    }
+}
+
+impl Server {
+    fn new(address: &str, tls: Option<&ClientTls>) -> Result<Self, Failure> {
+        let endpoint = tls::endpoint(address, tls)
+            .map_err(|error| match error {
+                AddressError::Malformed(_) => {
+                    Failure::usage(format!("`{address}` is not the address of a server, such as {DEFAULT_SERVER}"))
+                }
+                AddressError::NoTls(_) => Failure::usage(format!(
+                    "{address}: https:// needs certificates: --ca, --cert and --key, or RUG_CA, RUG_CERT and RUG_KEY"
+                )),
+                AddressError::Plain(_) => Failure::usage(format!(
+                    "{address}: certificates are given (--ca or RUG_CA), and http:// would not use them; write https://"
+                )),
+            })?
+            .connect_timeout(CONNECT)
+            .http2_keep_alive_interval(ALIVE.0)
+            .keep_alive_timeout(ALIVE.1)
+            .keep_alive_while_idle(true);
+        Ok(Self { address: address.to_owned(), channel: tls::connect_lazy(&endpoint, tls) })
+    }
+}
+
+fn reason(status: &Status) -> String {
+    if let Some(refusal) = tls::refusal(status) {
+        return refusal;
+    }
+    let mut reason = status.message().to_owned();
+    // The transport's own words ("tcp connect error") hide the operating system's at the end of the chain.
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        reason = error.to_string();
+        source = error.source();
+    }
+    reason
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_are_named_or_found_above() {
+        let top = tempfile::tempdir().expect("a folder");
+        let deep = top.path().join("a/b");
+        std::fs::create_dir_all(&deep).expect("folders");
+        std::fs::create_dir(top.path().join(".rug")).expect("folder");
+        std::fs::write(top.path().join(".rug/endpoint"), "http://127.0.0.1:7999\n").expect("file");
+        let found =
+            |addresses: &[&str], local| Found { addresses: addresses.iter().map(ToString::to_string).collect(), local };
+        assert_eq!(find_servers(None, false, &deep), found(&["http://127.0.0.1:7999"], true));
+        assert_eq!(find_servers(Some(" ,"), true, &deep), found(&["http://127.0.0.1:7999"], true));
+        assert_eq!(find_servers(Some("10.0.0.1:1"), false, &deep), found(&["http://10.0.0.1:1"], false));
+        let several = found(&["https://a:1", "https://b:2", "http://c:3"], false);
+        assert_eq!(find_servers(Some("a:1, b:2,,http://c:3"), true, &deep), several);
+        std::fs::write(top.path().join(".rug/endpoint"), "").expect("file");
+        assert_eq!(find_servers(None, true, &deep), found(&[DEFAULT_SERVER], true));
+    }
+
+    #[tokio::test]
+    async fn the_turn_is_passed_on_once_for_all_who_failed() {
+        let servers = Servers::new(&["http://a:1", "http://b:2"], None).expect("addresses");
+        let turn = servers.turn();
+        servers.pass(turn);
+        servers.pass(turn);
+        assert_eq!(servers.address(servers.turn()), "http://b:2");
+        servers.pass(servers.turn());
+        assert_eq!(servers.address(servers.turn()), "http://a:1");
+        assert_eq!(Servers::new::<&str>(&[], None).expect_err("none").exit, Exit::Usage);
+        assert_eq!(Servers::new(&["http://a:1", "no address"], None).expect_err("odd").exit, Exit::Usage);
+    }
+}
