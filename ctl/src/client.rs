@@ -282,6 +282,23 @@ impl Client {
         self.call(request, true, |c, r| async move { WorkersClient::new(c).watch(r).await }).await
     }
 
+    /// Ends the lease of this life of a worker.
+    pub(crate) async fn evict(&self, request: v1::EvictWorkerRequest) -> Result<v1::Worker, Failure> {
+        self.call(request, false, |c, r| async move { WorkersClient::new(c).evict(r).await }).await
+    }
+
+    /// Stops all planning.
+    pub(crate) async fn pause(&self, reason: &str) -> Result<v1::PlacementState, Failure> {
+        let request = v1::PausePlacementRequest { reason: reason.to_owned() };
+        self.call(request, false, |c, r| async move { PlacementClient::new(c).pause(r).await }).await
+    }
+
+    /// Ends a pause and a freeze.
+    pub(crate) async fn resume(&self) -> Result<v1::PlacementState, Failure> {
+        let request = v1::ResumePlacementRequest {};
+        self.call(request, false, |c, r| async move { PlacementClient::new(c).resume(r).await }).await
+    }
+
     /// Where a key or an appliance belongs.
     pub(crate) async fn locate(&self, request: v1::LocateRequest) -> Result<v1::LocateResponse, Failure> {
         self.call(request, false, |c, r| async move { PlacementClient::new(c).locate(r).await }).await
@@ -328,6 +345,12 @@ impl Client {
     /// State of the cluster.
     pub(crate) async fn status(&self) -> Result<v1::ClusterStatus, Failure> {
         self.call(v1::ClusterStatusRequest {}, false, |c, r| async move { ClusterClient::new(c).status(r).await }).await
+    }
+
+    /// State of the cluster, whenever it differs.
+    pub(crate) async fn watch_cluster(&self) -> Result<Streaming<v1::ClusterStatus>, Failure> {
+        let request = v1::WatchClusterRequest {};
+        self.call(request, true, |c, r| async move { ClusterClient::new(c).watch(r).await }).await
     }
 
     /// Whether the server says it serves.

@@ -12,7 +12,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use common::tls::{self, ClientTls};
 
-use crate::commands::{Context, appliance, apply, cluster, delete, rebalance, ring, watch, worker};
+use crate::commands::{Context, appliance, apply, cluster, delete, placement, rebalance, ring, watch, worker};
 use crate::error::{Exit, Failure};
 use crate::output::{Format, Ui};
 
@@ -121,6 +121,9 @@ enum Command {
     /// Where keys belong
     #[command(subcommand)]
     Ring(ring::RingCommand),
+    /// Stop and resume all planning
+    #[command(subcommand)]
+    Placement(placement::PlacementCommand),
     /// The history of moves and their causes
     #[command(visible_alias = "history")]
     Rebalance(rebalance::RebalanceArgs),
@@ -206,6 +209,7 @@ async fn dispatch(context: &Context, command: &Command) -> Result<(), Failure> {
         Command::Check(args) => appliance::check(context, args).await,
         Command::Worker(command) => worker::run(context, command).await,
         Command::Ring(command) => ring::run(context, command).await,
+        Command::Placement(command) => placement::run(context, command).await,
         Command::Rebalance(args) => rebalance::run(context, args).await,
         Command::Cluster(command) => cluster::run(context, command).await,
         Command::Version { client } => cluster::version(context, *client).await,

@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use common::appliance::Driver;
+use futures::StreamExt;
 use proto::admin::v1;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::sleep;
 
 use crate::client::{Client, read_endpoint};
 use crate::commands::delete::delete_everything;
@@ -25,6 +26,7 @@ use crate::output::{Ui, count};
 
 use self::folder::{Folder, LastStart, Lock};
 use self::status::Line;
+pub(crate) use self::status::summary;
 use self::supervisor::{Event, Policy, Program, Supervisor};
 
 mod folder;
@@ -39,8 +41,6 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 const START_LOOK: Duration = Duration::from_millis(50);
 /// How long one look may take.
 const LOOK_LIMIT: Duration = Duration::from_secs(1);
-/// How often the status line is brought up to date.
-const STATUS_EVERY: Duration = Duration::from_millis(500);
 /// How long `--down` waits for an `up` that is starting or stopping; more than either may take.
 const CHANGE_LIMIT: Duration = Duration::from_secs(40);
 /// How long `--down` waits for the last appliance unless `--timeout` says otherwise.
@@ -360,14 +360,12 @@ impl Cluster {
     /// The coordinator cannot be kept running.
     async fn watch(&mut self, ui: &Ui, signals: &mut Signals) -> Result<(), Failure> {
         let mut line = Line::new(ui);
-        let mut ticks = interval(STATUS_EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let client = self.client.once(LOOK_LIMIT);
+        let mut states = std::pin::pin!(status::states(self.client.once(LOOK_LIMIT)));
         loop {
             tokio::select! {
                 () = signals.next() => return Ok(()),
                 event = self.supervisor.event() => self.tell(&line, event)?,
-                status = async { ticks.tick().await; client.status().await } => match status {
+                Some(state) = states.next() => match state {
                     Ok(status) => line.set(status::summary(&status)),
                     Err(failure) => line.set(failure.message.lines().next().unwrap_or_default().to_owned()),
                 },

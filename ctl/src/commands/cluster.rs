@@ -8,9 +8,10 @@ use clap::Subcommand;
 use proto::admin::v1;
 use serde::Serialize;
 
-use crate::commands::{Context, worker::phases};
+use crate::commands::placement::{why_frozen, why_paused};
+use crate::commands::{Context, watch, worker::phases};
 use crate::error::Failure;
-use crate::output::{Tone, age, one_line, view as shown};
+use crate::output::{Table, Tone, age, count, one_line, view as shown};
 
 /// How long `version` waits for a server that may well not run.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(1);
@@ -18,13 +19,17 @@ const VERSION_TIMEOUT: Duration = Duration::from_secs(1);
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ClusterCommand {
-    /// Leader, workers, appliances by phase, and what is under way
+    /// Leader, workers, appliances by phase, what is under way, and what needs a look
     Status,
+    /// The same in one line whenever it changes
+    Watch,
 }
 
 /// Runs the command.
 pub(crate) async fn run(context: &Context, command: &ClusterCommand) -> Result<(), Failure> {
-    let ClusterCommand::Status = command;
+    if let ClusterCommand::Watch = command {
+        return watch::cluster(context).await;
+    }
     let status = context.client.status().await?;
     if context.ui.format.is_structured() {
         return context.ui.print_value(&shown::Cluster::from(&status));
@@ -44,7 +49,11 @@ fn describe(context: &Context, status: &v1::ClusterStatus, now: SystemTime) -> S
     line("Coordinator", &format!("{} ({role}, term {})", status.coordinator, status.term));
     line("Version", &status.version);
     line("Up for", &age(status.start_time.as_ref(), now));
-    line("Coordination", &status.coordination);
+    let doubt = if status.coordination_state() == v1::CoordinationState::InDoubt { "in doubt" } else { "" };
+    line(
+        "Coordination",
+        &[&status.coordination, doubt].map(|t| one_line(t)).join(if doubt.is_empty() { "" } else { ", " }),
+    );
     line("Store", &status.store);
     line("Workers", &numbers(&status.workers));
     line("Appliances", &status.appliances.to_string());
@@ -52,9 +61,36 @@ fn describe(context: &Context, status: &v1::ClusterStatus, now: SystemTime) -> S
     line("Assignments", &numbers(&status.assignments));
     line("Moves", &format!("{} under way", status.moves_in_flight));
     line("Waiting", &context.ui.paint(Tone::Busy, &one_line(&status.waiting)));
+    if status.stalled_moves > 0 {
+        let stalled = format!("{} past the deadline, still going on", count(status.stalled_moves, "move"));
+        line("Stalled", &context.ui.paint(Tone::Busy, &stalled));
+    }
+    if let Some(frozen) = &status.frozen {
+        line("Frozen", &context.ui.paint(Tone::Bad, &why_frozen(frozen, now)));
+        line("", "nothing moves until they are back. If they will not come back: `rugctl placement resume`");
+    }
+    if let Some(paused) = &status.paused {
+        line("Paused", &context.ui.paint(Tone::Busy, &why_paused(paused, now)));
+        line("", "nothing is placed or moved until `rugctl placement resume`");
+    }
     let tone = if status.violations == 0 { Tone::Plain } else { Tone::Bad };
     line("Violations", &context.ui.paint(tone, &status.violations.to_string()));
+    for (n, note) in status.notes.iter().enumerate() {
+        line(if n == 0 { "Notes" } else { "" }, &context.ui.paint(Tone::Busy, &one_line(note)));
+    }
+    if status.coordinators.len() > 1 {
+        let _ = write!(text, "\n{}", coordinators(&status.coordinators).render(context.ui.colour));
+    }
     text
+}
+
+fn coordinators(all: &[v1::Coordinator]) -> Table {
+    let mut table = Table::new(&["COORDINATOR", "ROLE", "ADDRESS"]);
+    for c in all {
+        let role = if c.leading { ("leads", Tone::Good) } else { ("stands by", Tone::Plain) };
+        table.row([(c.id.as_str(), Tone::Plain), role, (c.address.as_str(), Tone::Plain)]);
+    }
+    table
 }
 
 fn numbers(map: &HashMap<String, u64>) -> String {
@@ -88,4 +124,57 @@ pub(crate) async fn version(context: &Context, client_only: bool) -> Result<(), 
         let _ = write!(text, "\nserver {server}");
     }
     context.ui.print(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::Client;
+    use crate::output::{Format, Ui};
+
+    #[tokio::test]
+    async fn what_needs_a_look_is_told_with_what_to_do() {
+        let client = Client::new("http://127.0.0.1:1", Duration::from_secs(1)).expect("an address");
+        let ui = Ui { format: Format::Table, colour: false, progress: false };
+        let context = Context { client, ui, timeout: None };
+        let coordinator =
+            |id: &str, leading| v1::Coordinator { id: id.into(), address: format!("https://{id}:7470"), leading };
+        let since = Some(prost_types::Timestamp { seconds: 10, nanos: 0 });
+        let status = v1::ClusterStatus {
+            coordinator: "c2".into(),
+            term: 7,
+            leading: true,
+            coordination: "zookeeper://zk:2181".into(),
+            coordination_state: v1::CoordinationState::InDoubt.into(),
+            coordinators: vec![coordinator("c1", false), coordinator("c2", true)],
+            frozen: Some(v1::Frozen {
+                reason: "3 of 4 vanished".into(),
+                since,
+                missing: vec!["w1".into()],
+                missing_count: 3,
+            }),
+            paused: Some(v1::Paused { reason: "network work".into(), since, by: "10.0.0.1:5".into() }),
+            stalled_moves: 1,
+            notes: vec!["first".into(), "second".into()],
+            ..v1::ClusterStatus::default()
+        };
+        let text = describe(&context, &status, SystemTime::UNIX_EPOCH + Duration::from_secs(20));
+        for line in [
+            "Coordinator     c2 (leads, term 7)",
+            "Coordination    zookeeper://zk:2181, in doubt",
+            "Stalled         1 move past the deadline, still going on",
+            "Frozen          3 of 4 vanished (10s ago); missing: w1 and 2 more",
+            "Paused          network work (by 10.0.0.1:5, 10s ago)",
+            "Notes           first",
+            "                second",
+            "c2           leads      https://c2:7470",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line:?} is not in\n{text}");
+        }
+        assert_eq!(text.matches("rugctl placement resume").count(), 2);
+        let calm = describe(&context, &v1::ClusterStatus::default(), SystemTime::UNIX_EPOCH);
+        for word in ["Stalled", "Frozen", "Paused", "Notes", "COORDINATOR"] {
+            assert!(!calm.contains(word), "{calm}");
+        }
+    }
 }

@@ -35,14 +35,20 @@ struct Fake {
 
 impl Fake {
     async fn start() -> (Self, Context) {
+        let (fake, address) = Self::serve().await;
+        let client = Client::new(&address, Duration::from_secs(10)).expect("an address");
+        let ui = Ui { format: Format::Table, colour: false, progress: false };
+        (fake, Context { client, ui, timeout: Some(Duration::from_secs(10)) })
+    }
+
+    /// A server, and its address.
+    async fn serve() -> (Self, String) {
         let fake = Self { state: Arc::default(), events: broadcast::Sender::new(64) };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = format!("http://{}", listener.local_addr().expect("its address"));
         let server = tonic::transport::Server::builder().add_service(AppliancesServer::new(fake.clone()));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-        let client = Client::new(&address, Duration::from_secs(10)).expect("an address");
-        let ui = Ui { format: Format::Table, colour: false, progress: false };
-        (fake, Context { client, ui, timeout: Some(Duration::from_secs(10)) })
+        (fake, address)
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -294,4 +300,47 @@ async fn answers_of_the_server_become_exit_codes() {
     ] {
         assert_eq!(rugctl(&context, line, "").await.expect_err(line).exit, exit, "{line}");
     }
+}
+
+/// An address at which nobody listens.
+async fn nobody() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    format!("http://{}", listener.local_addr().expect("its address"))
+}
+
+#[tokio::test]
+async fn another_coordinator_is_asked_when_one_is_away_or_has_no_leader() {
+    let (cut_off, first) = Fake::serve().await;
+    cut_off.state().unavailable = usize::MAX;
+    let (fake, context) = Fake::start().await;
+    let addresses = [nobody().await, first, context.client.address().to_owned()];
+    let client = Client::of(&addresses, Duration::from_secs(10), None).expect("addresses");
+    let context = Context { client, ..context };
+    rugctl(&context, "apply -f FILE", TWO).await.expect("the third answers");
+    assert_eq!((fake.state().changes, cut_off.state().changes), (2, 0));
+    assert_eq!(context.client.address(), addresses[2], "and is asked from then on");
+}
+
+#[tokio::test]
+async fn what_each_coordinator_said_is_told_when_none_answers() {
+    let (cut_off, address) = Fake::serve().await;
+    cut_off.state().unavailable = usize::MAX;
+    let addresses = [nobody().await, address];
+    let client = Client::of(&addresses, Duration::from_millis(500), None).expect("addresses");
+    let failure = client.update(v1::UpdateApplianceRequest::default()).await.expect_err("nobody answers");
+    assert_eq!(failure.exit, Exit::Unreachable);
+    let text = failure.to_string();
+    assert!(text.contains(&format!("\n  {}: ", addresses[0])) && text.contains("refused"), "{text}");
+    assert!(text.contains(&format!("\n  {}: no leader yet", addresses[1])), "{text}");
+}
+
+#[tokio::test]
+async fn one_look_asks_everybody_once() {
+    let (cut_off, address) = Fake::serve().await;
+    cut_off.state().unavailable = 1;
+    let client = Client::of(&[nobody().await, address], Duration::from_secs(10), None).expect("addresses");
+    let once = client.once(Duration::from_secs(10));
+    let failure = once.update(v1::UpdateApplianceRequest::default()).await.expect_err("not asked again");
+    assert_eq!(failure.exit, Exit::Unreachable);
+    assert_eq!(cut_off.state().unavailable, 0);
 }

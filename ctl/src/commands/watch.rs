@@ -1,4 +1,4 @@
-//! `rugctl watch` and `rugctl worker watch`: changes as they happen, one line each.
+//! `rugctl watch` and the `watch` of workers, rebalances and the cluster: changes as they happen, one line each.
 //!
 //! A stream that breaks is opened again. It then shows the state anew; only what differs from the last line of a thing
 //! is printed, so a loss shows as a note and not as a repetition of everything.
@@ -17,6 +17,7 @@ use crate::document::view;
 use crate::error::Failure;
 use crate::output::view as shown;
 use crate::output::{Tone, one_line};
+use crate::up::summary;
 use crate::wait::may_reopen;
 
 /// Arguments of `watch`.
@@ -218,6 +219,37 @@ fn show_rebalance(context: &Context, rebalance: &v1::Rebalance, told: &mut Told)
     );
     if told.is_news(&rebalance.id, &line) {
         ui.print(&format!("{}  {:<8}  {line}", clock(), rebalance.id))?;
+    }
+    Ok(())
+}
+
+/// Runs `cluster watch`.
+pub(crate) async fn cluster(context: &Context) -> Result<(), Failure> {
+    let mut told = Told::default();
+    let mut backoff = Backoff::new();
+    loop {
+        let mut stream = context.client.watch_cluster().await?;
+        let status = loop {
+            match stream.message().await {
+                Ok(Some(status)) => {
+                    backoff = Backoff::new();
+                    show_cluster(context, &status, &mut told)?;
+                }
+                Ok(None) => break None,
+                Err(status) => break Some(status),
+            }
+        };
+        lost(context, status, &mut backoff).await?;
+    }
+}
+
+fn show_cluster(context: &Context, status: &v1::ClusterStatus, told: &mut Told) -> Result<(), Failure> {
+    if context.ui.format.is_structured() {
+        return context.ui.print_event(&shown::Cluster::from(status));
+    }
+    let line = format!("{} leads in term {}; {}", status.coordinator, status.term, summary(status));
+    if told.is_news("", &line) {
+        context.ui.print(&format!("{}  {line}", clock()))?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use proto::admin::v1;
 use crate::commands::{Context, watch};
 use crate::document::view;
 use crate::error::Failure;
-use crate::output::{Format, Table, Tone, age, moment, one_line, view as shown};
+use crate::output::{Format, Table, Tone, age, count, moment, one_line, view as shown};
 
 /// Commands.
 #[derive(Debug, Subcommand)]
@@ -23,6 +23,14 @@ pub(crate) enum WorkerCommand {
     },
     /// Workers as they join, change and leave
     Watch,
+    /// End a worker's lease: its appliances go to others, and it comes back as a new life
+    Evict {
+        /// Name of the worker
+        name: String,
+        /// Why, for the audit trail
+        #[arg(long, default_value = "", hide_default_value = true)]
+        reason: String,
+    },
 }
 
 /// Runs the command.
@@ -31,7 +39,26 @@ pub(crate) async fn run(context: &Context, command: &WorkerCommand) -> Result<()
         WorkerCommand::List => list(context).await,
         WorkerCommand::Get { name } => get(context, name).await,
         WorkerCommand::Watch => watch::workers(context).await,
+        WorkerCommand::Evict { name, reason } => evict(context, name, reason).await,
     }
+}
+
+async fn evict(context: &Context, name: &str, reason: &str) -> Result<(), Failure> {
+    // The life it is in now is meant, also when the call has to be repeated and it lives its next one by then.
+    let before = context.client.worker(name).await?;
+    let request = v1::EvictWorkerRequest {
+        id: before.id.clone(),
+        reason: reason.to_owned(),
+        incarnation: before.incarnation.clone(),
+    };
+    let after = context.client.evict(request).await?;
+    if context.ui.format.is_structured() {
+        return context.ui.print_value(&shown::Worker::from(&after));
+    }
+    let held = count(before.appliances, "appliance");
+    context
+        .ui
+        .print(&format!("{} evicted; it held {held}, which others take over once it cannot act any more", after.id))
 }
 
 async fn list(context: &Context) -> Result<(), Failure> {
@@ -57,15 +84,16 @@ pub(crate) fn phases(phases: &std::collections::HashMap<String, u64>) -> String 
 fn table(workers: &[v1::Worker], wide: bool, now: SystemTime) -> Table {
     let mut header = vec!["NAME", "HEALTH", "APPLIANCES", "PHASES", "DRIVERS", "SEEN"];
     if wide {
-        header.extend(["HOST", "ZONE", "WEIGHT", "PID", "VERSION", "INCARNATION", "REASON"]);
+        header.extend(["HOST", "ZONE", "WEIGHT", "MEMBER", "PID", "VERSION", "INCARNATION", "REASON"]);
     }
     let mut table = Table::new(&header);
     for w in workers {
         let health = view::health(w.health());
+        let state = if w.draining { format!("{health}, draining") } else { health.to_owned() };
         let plain = |text: &str| (text.to_owned(), Tone::Plain);
         let mut row = vec![
             plain(&w.id),
-            (health.to_owned(), Tone::of(health)),
+            (state, Tone::of(health)),
             plain(&w.appliances.to_string()),
             plain(&phases(&w.phases)),
             plain(&w.drivers.join(",")),
@@ -76,6 +104,7 @@ fn table(workers: &[v1::Worker], wide: bool, now: SystemTime) -> Table {
                 plain(&w.host),
                 plain(&w.zone),
                 plain(&w.weight.to_string()),
+                plain(if w.member { "yes" } else { "no" }),
                 plain(&if w.pid == 0 { String::new() } else { w.pid.to_string() }),
                 plain(&w.version),
                 plain(&w.incarnation),
@@ -106,6 +135,7 @@ async fn get(context: &Context, name: &str) -> Result<(), Failure> {
     line("Phases", &phases(&w.phases));
     line("Drivers", &w.drivers.join(", "));
     line("Weight", &w.weight.to_string());
+    line("Member", if w.member { "yes" } else { "no: it is in no ring and is given nothing new" });
     line("Draining", if w.draining { "yes" } else { "" });
     line("Host", &w.host);
     line("Zone", &w.zone);

@@ -57,6 +57,7 @@ pub(crate) struct Worker {
     version: String,
     pid: u32,
     draining: bool,
+    member: bool,
 }
 
 impl From<&v1::Worker> for Worker {
@@ -79,6 +80,7 @@ impl From<&v1::Worker> for Worker {
             version: w.version,
             pid: w.pid,
             draining: w.draining,
+            member: w.member,
         }
     }
 }
@@ -253,12 +255,71 @@ pub(crate) struct Cluster {
     waiting: String,
     store: String,
     coordination: String,
+    coordination_state: &'static str,
+    coordinators: Vec<Coordinator>,
+    frozen: Option<Frozen>,
+    paused: Option<Paused>,
+    stalled_moves: u64,
+    notes: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Coordinator {
+    id: String,
+    address: String,
+    leading: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Frozen {
+    reason: String,
+    since: Option<String>,
+    missing: Vec<String>,
+    missing_count: u64,
+}
+
+impl From<v1::Frozen> for Frozen {
+    fn from(f: v1::Frozen) -> Self {
+        Self { reason: f.reason, since: time(f.since), missing: f.missing, missing_count: f.missing_count }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Paused {
+    reason: String,
+    since: Option<String>,
+    by: String,
+}
+
+impl From<v1::Paused> for Paused {
+    fn from(p: v1::Paused) -> Self {
+        Self { reason: p.reason, since: time(p.since), by: p.by }
+    }
+}
+
+/// What keeps the leader from planning.
+#[derive(Debug, Serialize)]
+pub(crate) struct Placement {
+    frozen: Option<Frozen>,
+    paused: Option<Paused>,
+}
+
+impl From<v1::PlacementState> for Placement {
+    fn from(state: v1::PlacementState) -> Self {
+        Self { frozen: state.frozen.map(Frozen::from), paused: state.paused.map(Paused::from) }
+    }
 }
 
 impl From<&v1::ClusterStatus> for Cluster {
     fn from(status: &v1::ClusterStatus) -> Self {
         let s = status.clone();
+        let coordinator = |c: v1::Coordinator| Coordinator { id: c.id, address: c.address, leading: c.leading };
         Self {
+            coordination_state: match s.coordination_state() {
+                v1::CoordinationState::Unspecified => "",
+                v1::CoordinationState::Connected => "connected",
+                v1::CoordinationState::InDoubt => "in_doubt",
+            },
             workers: lower(&s.workers),
             phases: lower(&s.phases),
             assignments: lower(&s.assignments),
@@ -273,6 +334,11 @@ impl From<&v1::ClusterStatus> for Cluster {
             waiting: s.waiting,
             store: s.store,
             coordination: s.coordination,
+            coordinators: s.coordinators.into_iter().map(coordinator).collect(),
+            frozen: s.frozen.map(Frozen::from),
+            paused: s.paused.map(Paused::from),
+            stalled_moves: s.stalled_moves,
+            notes: s.notes,
         }
     }
 }

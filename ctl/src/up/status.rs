@@ -2,11 +2,21 @@
 //!
 //! On a terminal it is one line that changes; elsewhere a line is printed at each change.
 
+use std::time::Duration;
+
 use common::status::Phase;
+use futures::stream::{self, Stream};
 use indicatif::ProgressBar;
 use proto::admin::v1;
+use tokio::time::sleep;
+use tonic::Streaming;
 
+use crate::client::{Backoff, Client};
+use crate::error::Failure;
 use crate::output::{Ui, count, one_line};
+
+/// Pause before a watch that could not be opened is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// What the cluster is doing, in one line.
 pub(crate) fn summary(status: &v1::ClusterStatus) -> String {
@@ -26,10 +36,41 @@ pub(crate) fn summary(status: &v1::ClusterStatus) -> String {
     if status.moves_in_flight > 0 {
         text = format!("{text}, {} under way", count(status.moves_in_flight, "move"));
     }
-    if !status.waiting.is_empty() {
+    if let Some(frozen) = &status.frozen {
+        text = format!("{text}, frozen: {}", one_line(&frozen.reason));
+    } else if status.paused.is_some() {
+        text = format!("{text}, paused");
+    } else if !status.waiting.is_empty() {
         text = format!("{text}, waiting: {}", one_line(&status.waiting));
     }
     text
+}
+
+/// How the cluster is, whenever that changes, for as long as somebody listens; and why it is not known, at most once a
+/// second.
+pub(crate) fn states(client: Client) -> impl Stream<Item = Result<v1::ClusterStatus, Failure>> {
+    let start = (client, None::<Streaming<v1::ClusterStatus>>, Backoff::new());
+    stream::unfold(start, |(client, open, mut backoff)| async move {
+        let mut open = match open {
+            Some(open) => open,
+            None => match client.watch_cluster().await {
+                Ok(open) => open,
+                Err(failure) => {
+                    sleep(TRY_AGAIN).await;
+                    return Some((Err(failure), (client, None, backoff)));
+                }
+            },
+        };
+        match open.message().await {
+            Ok(Some(status)) => Some((Ok(status), (client, Some(open), Backoff::new()))),
+            ended => {
+                sleep(backoff.next()).await;
+                let failure =
+                    ended.err().map_or_else(|| Failure::failed("the watch of the cluster ended"), Failure::from);
+                Some((Err(failure), (client, None, backoff)))
+            }
+        }
+    })
 }
 
 /// Appliances of which something runs.
@@ -102,6 +143,10 @@ mod tests {
             summary(&status()),
             "2 of 3 workers healthy, 12 appliances: 2 booting, 9 configured, 1 error, 1 move under way"
         );
+        let frozen = v1::Frozen { reason: "3 of 4 vanished".into(), ..v1::Frozen::default() };
+        let still =
+            v1::ClusterStatus { frozen: Some(frozen), waiting: "frozen".into(), ..v1::ClusterStatus::default() };
+        assert_eq!(summary(&still), "0 of 0 workers healthy, 0 appliances, frozen: 3 of 4 vanished");
         let empty = v1::ClusterStatus { waiting: "no workers".into(), ..v1::ClusterStatus::default() };
         assert_eq!(summary(&empty), "0 of 0 workers healthy, 0 appliances, waiting: no workers");
     }
