@@ -1,8 +1,8 @@
 //! Python with tooz and kazoo in a virtual environment of its own, for comparisons with the real thing.
 //!
-//! The environment is made once, in the folder that `RUG_VENV` names or in one that the caller gives, and used again
+//! The environment is made once, in the folder that `RUG_VENV` names or in one that all tests share, and used again
 //! after that, also by tests of other processes: making it is guarded by a lock, and a marker says that it is complete
-//! and of which packages. Scripts have a deadline and end with the test, however that ends.
+//! and of which packages. Where there is no package index, `RUG_SKIP_PEER=1` skips what needs it ([`is_skipped`]). Scripts have a deadline and end with the test, however that ends.
 
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
@@ -34,6 +34,16 @@ for wanted in sys.argv[1:]:
 import tooz.coordination, tooz.hashring, kazoo.client, msgpack
 ";
 
+/// Whether `RUG_SKIP_PEER=1` asks to leave out what needs Python; says so.
+#[must_use]
+pub fn is_skipped() -> bool {
+    let skipped = std::env::var_os("RUG_SKIP_PEER").is_some_and(|value| value == "1");
+    if skipped {
+        println!("skipped: RUG_SKIP_PEER=1");
+    }
+    skipped
+}
+
 /// A Python that can import tooz, kazoo and msgpack.
 #[derive(Clone, Debug)]
 pub struct Python {
@@ -41,13 +51,13 @@ pub struct Python {
 }
 
 impl Python {
-    /// Finds or makes the environment, in the folder that `RUG_VENV` names, otherwise in `folder`. An integration test
-    /// gives a folder below `CARGO_TARGET_TMPDIR`.
+    /// Finds or makes the environment, in the folder that `RUG_VENV` names, otherwise in one below `shared`, which all
+    /// tests share: `env!("CARGO_TARGET_TMPDIR")`, which Cargo gives to integration tests and benchmarks.
     ///
     /// # Errors
     /// When there is no Python 3 with its module `venv`, or a package cannot be installed.
-    pub async fn prepare(folder: &Path) -> Result<Self> {
-        let folder = std::env::var_os("RUG_VENV").map_or_else(|| folder.to_owned(), PathBuf::from);
+    pub async fn prepare(shared: impl AsRef<Path>) -> Result<Self> {
+        let folder = std::env::var_os("RUG_VENV").map_or_else(|| shared.as_ref().join("python"), PathBuf::from);
         // Scripts run elsewhere.
         let folder = std::path::absolute(folder)?;
         let python = Self { program: folder.join("bin/python") };

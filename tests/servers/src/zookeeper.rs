@@ -396,7 +396,17 @@ impl Node {
 
     async fn serves(&mut self) -> Result<()> {
         let address = format!("{}:{}", self.address, self.client.number());
-        self.server.ready(PATIENCE, async || mode(&address).await.map(drop)).await
+        let secure = self.secure.as_ref().map(|port| (self.address, port.number()));
+        self.server
+            .ready(PATIENCE, async || {
+                mode(&address).await?;
+                // It opens that port last.
+                if let Some(secure) = secure {
+                    TcpStream::connect(secure).await?;
+                }
+                Ok(())
+            })
+            .await
     }
 }
 

@@ -1,21 +1,18 @@
 //! Python with the packages that tests compare with.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use servers::python::Python;
+use servers::python::{Python, is_skipped};
 use servers::zookeeper::{Options, Standalone};
 
 const SOON: Duration = Duration::from_secs(60);
 
 async fn python() -> Result<Option<Python>> {
-    if std::env::var_os("RUG_SKIP_PEER").is_some_and(|value| value == "1") {
-        println!("skipped: RUG_SKIP_PEER=1");
+    if is_skipped() {
         return Ok(None);
     }
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python");
-    Python::prepare(&folder).await.map(Some).context("RUG_SKIP_PEER=1 skips what needs Python")
+    Python::prepare(env!("CARGO_TARGET_TMPDIR")).await.map(Some).context("RUG_SKIP_PEER=1 skips what needs Python")
 }
 
 #[tokio::test]
