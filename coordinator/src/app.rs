@@ -1,17 +1,19 @@
 //! Builds every part of the coordinator and states the order in which they start and stop.
 //!
-//! Start: state directory (its lock makes this the only leader), store, leader, services, health. A failure at any point
-//! ends the process with a message and the exit code of [`Failure`]. Stop: health says so, watches end, the leader takes
-//! farewells, the server closes, the store writes what it has.
+//! Start: state directory (embedded, its lock makes this the only leader), store, candidacy, services, then terms, one
+//! after the other. A failure at any point ends the process with a message and the exit code of [`Failure`]. Stop: health
+//! says so, the leader takes farewells and gives the lock up, watches end, the group is left, the server closes, the store
+//! writes what it has.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use common::coordination;
 use common::runtime::shutdown::Signals;
-use common::tls::ServerTls;
-use common::{ApplianceId, CoordinatorId, RebalanceId, Term};
+use common::tls::{ClientTls, ServerTls};
+use common::{ApplianceId, CoordinatorId, RebalanceId};
 use futures::future::BoxFuture;
 use proto::worker::v1::session_server::SessionServer;
 use tokio::net::TcpListener;
@@ -23,8 +25,9 @@ use tracing::{info, warn};
 use crate::api::{COMMAND_QUEUE, History, HistoryError};
 use crate::catalog::Catalog;
 use crate::config::Config;
-use crate::grpc::{self, AdminServices, TraceLayer};
-use crate::leader::{Ended, Identity, Inputs, Leader};
+use crate::grpc::{self, AdminServices, ForwardLayer, Role, TraceLayer};
+use crate::leader::{Identity, Inputs};
+use crate::leadership::{self, Terms};
 use crate::record::{MoveRecord, RebalanceRecord};
 use crate::sessions::Sessions;
 use crate::state_dir::{self, StateDir};
@@ -37,11 +40,8 @@ const SESSION_QUEUE: usize = 4_096;
 /// How long open calls may take to end when the server stops.
 const CLOSE: Duration = Duration::from_secs(3);
 
-/// How often a term is begun anew after a higher one was met, before giving up.
-const TERM_TRIES: u32 = 10;
-
-/// How long a term has to last for the count of those tries to start over.
-const LASTING: Duration = Duration::from_secs(60);
+/// How long leaving the coordinators' group may take.
+const LEAVE: Duration = Duration::from_secs(3);
 
 /// Why the process ends, with its documented exit code.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +52,12 @@ pub enum Failure {
     /// 4: the address cannot be listened at.
     #[error("listen at {0}: {1}")]
     Listen(SocketAddr, std::io::Error),
+    /// 6: a live coordinator has its name.
+    #[error("{0}")]
+    NameTaken(coordination::Error),
+    /// 1: the coordination service refuses this coordinator for good.
+    #[error("coordination: {0}")]
+    Coordination(coordination::Error),
     /// 5: the store was lost to another term, or an outcome could not be found out. Starting again is safe.
     #[error("stepping down: {0}")]
     StoreLost(store::Error),
@@ -65,10 +71,11 @@ impl Failure {
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
-            Self::Other(_) => 1,
+            Self::Other(_) | Self::Coordination(_) => 1,
             Self::State(_) => 3,
             Self::Listen(..) => 4,
             Self::StoreLost(_) => 5,
+            Self::NameTaken(_) => 6,
         })
     }
 }
@@ -103,17 +110,30 @@ pub fn dump(config: &Config) -> Result<(), Failure> {
 ///
 /// # Errors
 /// [`Failure`] says why it ended otherwise.
-pub async fn run(config: Config) -> Result<(), Failure> {
+pub async fn run(mut config: Config) -> Result<(), Failure> {
     let mut signals = Signals::catch().map_err(|e| Failure::Other(format!("catch signals: {e}")))?;
     let started = SystemTime::now();
-    let _lock = StateDir::take(&config.state_dir)?;
+    let embedded = config.coordination.is_embedded();
+    // Embedded, this lock is what makes the leader the only one.
+    let _lock = embedded.then(|| StateDir::take(&config.state_dir)).transpose()?;
     let tls = ServerTls::load(&config.tls).map_err(|e| Failure::Other(format!("tls.{e}")))?;
+    let client_tls = ClientTls::load(&config.tls).map_err(|e| Failure::Other(format!("tls.{e}")))?;
     let listener = TcpListener::bind(config.listen).await.map_err(|e| Failure::Listen(config.listen, e))?;
     let address = listener.local_addr().map_err(|e| Failure::Listen(config.listen, e))?;
     let store = Store::open(&config.store).await.map_err(|e| Failure::State(e.to_string()))?;
     let coordinator = CoordinatorId::new(&config.name).map_err(|e| Failure::Other(e.to_string()))?;
-    let identity =
-        Identity { coordinator, started, store: config.store.url.clone(), coordination: "embedded".to_owned() };
+    config.advertise = config.advertised(address);
+    let candidate = config
+        .coordination
+        .candidate(&coordinator, config.advertise.clone())
+        .map_err(|e| Failure::Other(format!("coordination: {e}")))?;
+    let identity = Identity {
+        coordinator: coordinator.clone(),
+        started,
+        store: store::shown_url(&config.store.url),
+        coordination: config.coordination.shown(),
+        address: config.advertise.clone(),
+    };
 
     let catalog = Arc::new(Catalog::new(config.catalog.clone()));
     let (commands_in, commands) = mpsc::channel(COMMAND_QUEUE);
@@ -121,8 +141,9 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let mut inputs = Inputs { commands, sessions };
     let stop = CancellationToken::new();
     let (stopping_in, stopping) = watch::channel(false);
+    let (leading_in, leading) = watch::channel(false);
+    let (role_in, role) = watch::channel(Role::Standby(None));
 
-    let leader = begin(&config, &store, &catalog, &identity, Term::default()).await?;
     let history: Arc<dyn History> = Arc::new(StoreHistory(store.clone()));
     let services = AdminServices::new(Arc::clone(&catalog), commands_in, history);
     let health = services.health();
@@ -134,71 +155,51 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         .http2_keepalive_interval(Some(Duration::from_secs(5)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .layer(TraceLayer)
+        .layer(ForwardLayer::new(coordinator.clone(), role.clone(), client_tls))
         .add_routes(routes)
         .add_service(SessionServer::new(Sessions::new(sessions_in, stopping)))
         .serve_with_incoming_shutdown(grpc::incoming(listener, tls), closing.clone().cancelled_owned());
     let server = tokio::spawn(server);
-    health.set_serving(true).await;
-    info!(%address, state_dir = %config.state_dir.display(), "serving");
+    let no_more = CancellationToken::new();
+    tokio::spawn(leadership::tell_role(Arc::clone(&candidate), leading, role_in, no_more.clone()));
+    tokio::spawn(async move { health.follow(&coordinator, role).await });
+    info!(%address, advertise = config.advertise, coordination = identity.coordination, "serving");
 
-    let mut leading = Box::pin(lead(&config, &store, &catalog, &identity, leader, &mut inputs, stop.clone()));
+    let terms = Terms {
+        machine: config.machine.clone(),
+        store: store.clone(),
+        catalog: Arc::clone(&catalog),
+        identity,
+        candidate: Arc::clone(&candidate),
+        embedded,
+        leading: leading_in,
+    };
+    let mut leading = Box::pin(terms.run(&mut inputs, stop.clone()));
     let ended = tokio::select! {
         ended = &mut leading => ended,
         signal = signals.next() => {
             info!("{signal}: stopping");
-            health.set_serving(false).await;
+            no_more.cancel();
             let _ = stopping_in.send(true);
             stop.cancel();
             leading.as_mut().await
         }
     };
     drop(leading);
+    no_more.cancel();
     let _ = stopping_in.send(true);
     catalog.close_watches();
     closing.cancel();
+    if tokio::time::timeout(LEAVE, candidate.leave()).await.is_err() {
+        warn!("the group could not be left in time; the member goes with its session");
+    }
     if tokio::time::timeout(CLOSE, server).await.is_err() {
         warn!("open calls did not end in time and are cut off");
     }
-    store.close().await;
-    ended
-}
-
-async fn begin(
-    config: &Config,
-    store: &Store,
-    catalog: &Arc<Catalog>,
-    identity: &Identity,
-    highest_seen: Term,
-) -> Result<Leader, Failure> {
-    Leader::begin(config.machine.clone(), store.clone(), Arc::clone(catalog), identity.clone(), highest_seen)
-        .await
-        .map_err(|e| Failure::State(format!("begin a term: {e}")))
-}
-
-async fn lead(
-    config: &Config,
-    store: &Store,
-    catalog: &Arc<Catalog>,
-    identity: &Identity,
-    mut leader: Leader,
-    inputs: &mut Inputs,
-    stop: CancellationToken,
-) -> Result<(), Failure> {
-    let mut tries = 0;
-    while tries < TERM_TRIES {
-        let began = tokio::time::Instant::now();
-        let ended = leader.run(inputs, stop.clone()).await;
-        tries = if began.elapsed() > LASTING { 0 } else { tries + 1 };
-        match ended {
-            Ended::Stopped => return Ok(()),
-            Ended::StoreLost(error) => return Err(Failure::StoreLost(error)),
-            Ended::HigherTerm(seen) => {
-                warn!(%seen, "a worker has met a higher term than this one; beginning a new one above it");
-                leader = begin(config, store, catalog, identity, seen).await?;
-            }
-        }
+    if tokio::time::timeout(CLOSE, store.close()).await.is_err() {
+        warn!("the store did not take what was left in time");
     }
-    Err(Failure::Other(format!("{TERM_TRIES} terms in a row met a higher one")))
+    ended
 }
 
 /// The history as the admin services read it.

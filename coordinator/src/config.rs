@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use common::coordination::url as coordination;
 use common::runtime::telemetry;
 use common::tls;
 use coordinator_core::machine;
@@ -18,12 +19,17 @@ pub struct Config {
     pub name: String,
     /// Address the APIs are served at.
     pub listen: SocketAddr,
+    /// Address under which workers and other coordinators reach the APIs, such as `https://c1.example:7470`; made of
+    /// `listen` when empty.
+    pub advertise: String,
     /// Serve beyond loopback without TLS. Anybody who can reach the address then commands the fleet.
     pub insecure: bool,
-    /// Directory of what this coordinator keeps; one process at a time.
+    /// Directory of what this coordinator keeps; one process at a time with embedded coordination.
     pub state_dir: PathBuf,
     /// The store. Its `url` defaults to `sqlite:<state_dir>/rug.db`.
     pub store: store::Config,
+    /// How coordinators and workers find each other, and who leads.
+    pub coordination: coordination::Config,
     /// Decisions.
     pub machine: machine::Config,
     /// What is kept in memory for readers.
@@ -39,9 +45,11 @@ impl Default for Config {
         Self {
             name: "coordinator-1".to_owned(),
             listen: SocketAddr::from(([127, 0, 0, 1], 7470)),
+            advertise: String::new(),
             insecure: false,
             state_dir: PathBuf::from("rug-coordinator"),
             store: store::Config { url: String::new(), ..store::Config::default() },
+            coordination: coordination::Config::default(),
             machine: machine::Config::default(),
             catalog: catalog::Config::default(),
             tls: tls::Config::default(),
@@ -67,11 +75,31 @@ impl Config {
             ));
         }
         self.tls.validate().map_err(|e| format!("tls.{e}"))?;
+        self.coordination.validate()?;
         self.store.validate().map_err(|e| e.to_string())?;
         self.machine.validate().map_err(|e| format!("machine.{e}"))?;
         self.catalog.validate().map_err(|e| format!("catalog.{e}"))?;
         common::CoordinatorId::new(&self.name).map_err(|e| format!("name: {e}"))?;
+        if !self.advertise.is_empty() {
+            tonic::transport::Endpoint::from_shared(self.advertise.clone()).map_err(|e| {
+                format!("advertise: `{}` is not an address like https://host:port: {e}", self.advertise)
+            })?;
+        }
         Ok(self)
+    }
+
+    /// Where others reach the APIs that are served at `address`.
+    #[must_use]
+    pub fn advertised(&self, address: SocketAddr) -> String {
+        if !self.advertise.is_empty() {
+            return self.advertise.clone();
+        }
+        let scheme = if self.tls.is_off() { "http" } else { "https" };
+        if address.ip().is_unspecified() {
+            let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+            return format!("{scheme}://{host}:{}", address.port());
+        }
+        format!("{scheme}://{address}")
     }
 }
 

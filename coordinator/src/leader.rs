@@ -7,15 +7,18 @@
 
 mod commands;
 mod history;
+mod members;
 mod wire;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use common::coordination::{self, Leadership, News};
 use common::runtime::clock;
 use common::{ApplianceId, CoordinatorId, Term, Timestamp, WorkerId};
 use coordinator_core::machine::{self, Action, Commit, Conn, Down, Event, Machine, Refusal, Restored};
+use coordinator_core::membership::{Authority, Life};
 use coordinator_core::table::Seed;
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -24,7 +27,7 @@ use proto::convert::down::RefusedReason;
 use proto::convert::{Envelope, up};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::api::{self, Reply};
 use crate::catalog::{self, Catalog, Fact};
@@ -51,12 +54,28 @@ pub enum Ended {
     HigherTerm(Term),
     /// The store is lost to another term, or an outcome could not be found out.
     StoreLost(store::Error),
+    /// The leadership is lost, or in doubt: campaign again.
+    LeadershipLost,
+}
+
+/// Why a term could not be begun.
+#[derive(Debug, thiserror::Error)]
+pub enum BeginError {
+    /// The store cannot be used, or is led by a higher term.
+    #[error("begin a term: {0}")]
+    Store(#[from] store::Error),
+    /// The coordination service did not take the term.
+    #[error("raise the term: {0}")]
+    Coordination(#[from] coordination::Error),
 }
 
 /// What a leader works with.
 #[derive(Debug)]
-pub struct Leader {
+pub struct Leader<'a> {
     machine: Machine,
+    leadership: &'a dyn Leadership,
+    /// News of the workers' nodes; `None` when this coordinator itself is the authority.
+    roster: Option<mpsc::Receiver<(Timestamp, News)>>,
     store: Store,
     catalog: Arc<Catalog>,
     identity: Identity,
@@ -64,12 +83,19 @@ pub struct Leader {
     writes: FuturesUnordered<BoxFuture<'static, Written>>,
     checks: HashMap<ApplianceId, Vec<(u64, Reply<()>)>>,
     next_check: u64,
+    /// Callers that wait for the end of a life's lease.
+    evictions: Vec<(Life, Reply<()>)>,
+    paused: Option<api::PausedView>,
+    /// What a person should look at: found when the term began, and contradictions met since.
+    notes: members::Notes,
     history: History,
     facts: Vec<Fact>,
     changed_workers: BTreeSet<WorkerId>,
     /// Moves and rebalances to be stored, in one change per turn.
     ended_moves: Vec<MoveRecord>,
     shown_ring: Option<u64>,
+    /// What the cluster's status shows is to be shown anew at once.
+    cluster_changed: bool,
     refreshed: Option<Timestamp>,
     end: Option<Ended>,
 }
@@ -83,8 +109,10 @@ pub struct Identity {
     pub started: SystemTime,
     /// The store, without credentials.
     pub store: String,
-    /// How the cluster is coordinated.
+    /// How the cluster is coordinated, without credentials.
     pub coordination: String,
+    /// Where others reach its APIs.
+    pub address: String,
 }
 
 #[derive(Debug)]
@@ -101,6 +129,8 @@ enum Written {
     Change(Box<catalog::Write>, Reply<api::Changed>, Result<(), store::Error>),
     /// A write nobody waits for.
     Note(&'static str, Result<(), store::Error>),
+    /// Not a write, but a call that ends as they do: a lease node was to be written over.
+    Evicted(Life, Result<(), coordination::Error>),
 }
 
 /// Where a leader's inputs come from. They outlive its term.
@@ -112,21 +142,41 @@ pub struct Inputs {
     pub sessions: mpsc::Receiver<(Timestamp, Input)>,
 }
 
-impl Leader {
-    /// Begins a term above `highest_seen`: raises it in the store and reads everything.
+impl<'a> Leader<'a> {
+    /// Begins a term above everything the coordination service, the store and `highest_seen` know: raises it there, then
+    /// in the store, and reads everything.
     ///
     /// # Errors
-    /// As [`Store::highest_term`] and [`Store::begin_term`].
+    /// [`BeginError`]; nothing was begun, or nothing that anybody was told of.
     pub async fn begin(
-        config: machine::Config,
+        mut config: machine::Config,
+        leadership: &'a dyn Leadership,
         store: Store,
         catalog: Arc<Catalog>,
         identity: Identity,
         highest_seen: Term,
-    ) -> Result<Self, store::Error> {
-        let term = store.highest_term().await?.max(highest_seen).next();
+    ) -> Result<Self, BeginError> {
+        let stored = store.highest_term().await?;
+        let raised = leadership.raise_term(stored.max(highest_seen)).await?;
+        let term = raised.term;
         let loaded = store.begin_term(&identity.coordinator, term).await?;
-        let store::Loaded { records, mut statuses, mut grants, members, requests, rebalances, last_seen: _ } = loaded;
+        let roster = leadership.roster();
+        config.authority = if roster.is_some() { Authority::External } else { Authority::Embedded };
+        let mut notes = members::Notes::found(stored, raised.found, roster.is_some(), highest_seen);
+        let store::Loaded {
+            records,
+            mut statuses,
+            mut grants,
+            members,
+            requests,
+            rebalances,
+            last_seen: _,
+            unreadable,
+        } = loaded;
+        for one in &unreadable {
+            error!(appliance = %one.id, tenant = one.tenant, name = one.name, "set aside, it cannot be read: {}", one.why);
+            notes.unreadable(one);
+        }
         info!(%term, appliances = records.len(), members = members.len(), "leading");
         let mut appliances = Vec::with_capacity(records.len());
         let mut entries = Vec::with_capacity(records.len());
@@ -145,6 +195,8 @@ impl Leader {
         let machine = Machine::new(config, term, clock::now(), Restored { appliances, members });
         let mut this = Self {
             machine,
+            leadership,
+            roster,
             store,
             catalog,
             identity,
@@ -152,11 +204,15 @@ impl Leader {
             writes: FuturesUnordered::new(),
             checks: HashMap::new(),
             next_check: 1,
+            evictions: Vec::new(),
+            paused: None,
+            notes,
             history,
             facts: Vec::new(),
             changed_workers: BTreeSet::new(),
             ended_moves: Vec::new(),
             shown_ring: None,
+            cluster_changed: true,
             refreshed: None,
             end: None,
         };
@@ -169,6 +225,7 @@ impl Leader {
     /// Leads until `stop`, or until the term ends.
     pub async fn run(mut self, inputs: &mut Inputs, stop: CancellationToken) -> Ended {
         let mut wake_at = Some(clock::now());
+        let lost = self.leadership.lost();
         loop {
             if self.end.is_none() {
                 tokio::select! {
@@ -177,6 +234,8 @@ impl Leader {
                         self.say_farewell(inputs).await;
                         return self.end.take().unwrap_or(Ended::Stopped);
                     }
+                    () = lost.cancelled() => self.end = Some(Ended::LeadershipLost),
+                    news = members::next(&mut self.roster) => self.on_news(news),
                     Some(written) = self.writes.next(), if !self.writes.is_empty() => self.on_written(written),
                     Some(input) = inputs.sessions.recv() => self.on_session(input),
                     Some(command) = inputs.commands.recv() => self.on_command(command),
@@ -200,6 +259,10 @@ impl Leader {
     fn drain(&mut self, inputs: &mut Inputs) {
         for _ in 0..BATCH {
             let mut idle = true;
+            if let Some(news) = self.roster.as_mut().and_then(|roster| roster.try_recv().ok()) {
+                self.on_news(Some(news));
+                idle = false;
+            }
             if let Some(Some(written)) = futures::FutureExt::now_or_never(self.writes.next()) {
                 self.on_written(written);
                 idle = false;
@@ -238,6 +301,7 @@ impl Leader {
             Action::Assigned(id) => self.show_assignment(id),
             Action::Removed(id) => self.facts.push(Fact::Removed(id)),
             Action::WorkerChanged(worker) => {
+                self.cluster_changed = true;
                 self.changed_workers.insert(worker);
             }
             Action::Rebalance(news) => {
@@ -251,7 +315,15 @@ impl Leader {
             Action::Quarantined(id, deaths) => {
                 warn!(appliance = %id, deaths, "quarantined: workers died while a step of it ran");
             }
-            Action::Violation(text) => warn!("refused: {text}"),
+            Action::Violation(text) => {
+                warn!("refused: {text}");
+                self.notes.violation(text);
+            }
+            Action::Evict(life) => {
+                info!(worker = %life.0, incarnation = %life.1, "evicting");
+                let marked = self.leadership.evict(life.0.clone(), life.1);
+                self.writes.push(Box::pin(async move { Written::Evicted(life, marked.await) }));
+            }
             Action::RaiseTerm(seen) => self.end = Some(Ended::HigherTerm(seen)),
         }
     }
@@ -294,6 +366,11 @@ impl Leader {
                 if lost(&error) {
                     self.end = Some(Ended::StoreLost(error));
                 }
+            }
+            Written::Evicted(_, Ok(())) => {}
+            // The machine asks again.
+            Written::Evicted(life, Err(error)) => {
+                warn!(worker = %life.0, "the lease node cannot be written over: {error}")
             }
             Written::Note(_, Ok(())) => {}
             Written::Note(what, Err(error)) => {
@@ -340,7 +417,10 @@ impl Leader {
                 self.step(Event::Answers(conn, envelope, wire::answers(ack)));
             }
             up::Up::Report(reports) => self.on_reports(conn, envelope, reports),
-            up::Up::Drain { hand_back } => debug!(conn, hand_back, "is about to stop"),
+            up::Up::Drain { hand_back } => {
+                info!(conn, worker = ?self.conns.get(&conn).map(|s| &s.worker), hand_back, "is about to stop");
+                self.step(Event::Drain(conn, envelope, hand_back));
+            }
             up::Up::Leave => {
                 info!(conn, worker = ?self.conns.get(&conn).map(|s| &s.worker), "leaves");
                 self.conns.remove(&conn);
@@ -421,6 +501,18 @@ impl Leader {
             Refusal::StoreUnavailable => {
                 (RefusedReason::NotLeading, "the store takes no changes".to_owned(), Some(Duration::from_millis(500)))
             }
+            Refusal::NoLife => (
+                RefusedReason::Malformed,
+                format!("this cluster is coordinated by {}; the worker is not", self.identity.coordination),
+                None,
+            ),
+            Refusal::UnknownLife => {
+                let detail = "no lease node of this life was seen".to_owned();
+                (RefusedReason::NotLeading, detail, Some(Duration::from_millis(500)))
+            }
+            Refusal::NotMember => {
+                (RefusedReason::IncarnationOver, "its member node was taken away, and it is drained".to_owned(), None)
+            }
         };
         info!(conn, worker = %session.worker, ?reason, "closing the session: {detail}");
         let _ = session.out.send(sessions::refused(&session.envelope, reason, detail, after));
@@ -429,6 +521,10 @@ impl Leader {
     /// The last words of a leader that stops: workers that stop at the same time get to say that they leave, so that the
     /// next leader need not wait for their leases. Nothing is planned any more.
     async fn say_farewell(&mut self, inputs: &mut Inputs) {
+        if self.roster.is_some() {
+            // The next leader waits for this one's lock only, and workers for neither.
+            return self.resign().await;
+        }
         let deadline = tokio::time::Instant::now() + FAREWELL;
         while self.end.is_none() && !(self.conns.is_empty() && self.writes.is_empty()) {
             tokio::select! {
@@ -467,10 +563,9 @@ impl Leader {
             }
         };
         let _ = tokio::time::timeout(Duration::from_secs(5), drained).await;
-        for (_, waiting) in self.checks.drain() {
-            for (_, reply) in waiting {
-                let _ = reply.send(Err(api::CommandError::Stopping));
-            }
+        let checks = self.checks.drain().flat_map(|(_, waiting)| waiting.into_iter().map(|(_, reply)| reply));
+        for reply in checks.chain(self.evictions.drain(..).map(|(_, reply)| reply)) {
+            let _ = reply.send(Err(api::CommandError::Stopping));
         }
         self.catalog.apply(self.facts.drain(..));
     }
@@ -502,10 +597,14 @@ impl Leader {
             self.shown_ring = Some(version);
             self.show_ring(version);
         }
+        if refresh || self.cluster_changed {
+            self.show_cluster(now);
+            self.cluster_changed = false;
+        }
         if refresh {
             self.refreshed = Some(now);
-            self.show_cluster(now);
         }
+        self.answer_evictions();
     }
 }
 

@@ -6,6 +6,7 @@ pub mod catalog;
 pub mod config;
 pub mod grpc;
 pub mod leader;
+pub mod leadership;
 pub mod record;
 pub mod sessions;
 pub mod state_dir;

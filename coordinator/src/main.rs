@@ -20,7 +20,7 @@ struct Args {
 
 const EXIT_CODES: &str = "Exit codes: 0 stopped by a signal, 1 failed, 2 bad usage or configuration, \
 3 the state directory or store cannot be used, 4 the address cannot be listened at, \
-5 the store was lost to another leader (starting again is safe).";
+5 the store was lost to another leader (starting again is safe), 6 another live coordinator has its name.";
 
 #[derive(Debug, Subcommand)]
 enum Command {

@@ -9,6 +9,7 @@
 //! The shell calls [`Machine::step`] for each event in order, carries out the actions in order, and sends `Event::Tick`
 //! when `wake_at` has come and whenever its input queue is empty.
 
+mod members;
 mod ownership;
 mod placement;
 mod sessions;
@@ -21,9 +22,10 @@ use common::status::Progress;
 use common::{ApplianceId, Generation, Incarnation, RebalanceId, StreamNumber, Term, Timestamp, Token, WorkerId};
 use serde::{Deserialize, Serialize};
 
+use crate::brake::{self, Brake};
 use crate::grants::{GrantOp, Granted, Profile, StoredGrant, StoredMember};
 use crate::handoff::{Handed, State};
-use crate::membership::{Authority, Life, Membership};
+use crate::membership::{Authority, LeaseNode, Life, Membership, Node};
 use crate::planner::{self, Planner, Slot};
 use crate::quarantine::{self, Quarantine};
 use crate::rebalance::{News, Rebalances};
@@ -54,7 +56,21 @@ pub struct Config {
     pub quarantine_strikes: u32,
     /// How long one worker has to hold an appliance whose former owner died for it to count as innocent, in milliseconds.
     pub suspect_probation_ms: u64,
-    /// Who ends leases.
+    /// Part of the live workers that may vanish within `freeze_window_ms` before nothing moves any more: more likely the
+    /// leader lost sight of them. Above 0, at most 1; 1 never freezes.
+    pub freeze_fraction: f64,
+    /// Losses further apart than this are not one event, in milliseconds.
+    pub freeze_window_ms: u64,
+    /// How long what a vanished worker held waits for its name to come back, in milliseconds. Longer saves moves when
+    /// workers restart, and leaves appliances unattended for as long when they do not.
+    pub departure_grace_ms: u64,
+    /// How long a worker may hold a lease without a session while a move waits on it, before it is evicted, in
+    /// milliseconds.
+    pub unreachable_after_ms: u64,
+    /// After how long a move counts as stalled: it is shown, and no longer counts against the limits, in milliseconds.
+    pub release_deadline_ms: u64,
+    /// Who ends leases. Follows from the coordination; not a setting.
+    #[serde(skip)]
     pub authority: Authority,
 }
 
@@ -69,6 +85,11 @@ impl Default for Config {
             decline_backoff_ms: 5_000,
             quarantine_strikes: 3,
             suspect_probation_ms: 60_000,
+            freeze_fraction: 0.5,
+            freeze_window_ms: 10_000,
+            departure_grace_ms: 0,
+            unreachable_after_ms: 60_000,
+            release_deadline_ms: 30_000,
             authority: Authority::Embedded,
         }
     }
@@ -93,7 +114,26 @@ impl Config {
         if self.quarantine_strikes == 0 {
             return Err("quarantine_strikes must be at least 1".to_owned());
         }
+        if !(self.freeze_fraction > 0.0 && self.freeze_fraction <= 1.0) {
+            return Err(format!("freeze_fraction must be above 0 and at most 1, is {}", self.freeze_fraction));
+        }
+        for (field, value) in
+            [("unreachable_after_ms", self.unreachable_after_ms), ("release_deadline_ms", self.release_deadline_ms)]
+        {
+            if value < 1_000 {
+                return Err(format!("{field} must be at least 1000"));
+            }
+        }
         Ok(())
+    }
+
+    fn brake(&self) -> brake::Config {
+        brake::Config {
+            fraction: self.freeze_fraction,
+            window: Duration::from_millis(self.freeze_window_ms),
+            grace: Duration::from_millis(self.departure_grace_ms),
+            settle: Duration::from_millis(self.debounce_ms) * 4,
+        }
     }
 }
 
@@ -199,10 +239,32 @@ pub enum Event {
     Beat(Conn, Envelope, u64),
     /// Answers of a worker.
     Answers(Conn, Envelope, Answers),
+    /// A worker is about to stop: it wants nothing new and gives up what it has, to others or (`hand_back`) to be kept
+    /// for its name.
+    Drain(Conn, Envelope, bool),
     /// A worker shut its gate for good.
     Leave(Conn, Envelope),
     /// A stream ended.
     Closed(Conn),
+    /// External: every node was read, after the connection was made anew. Nothing counts before the first of these.
+    Read {
+        /// The member nodes.
+        members: BTreeMap<WorkerId, Node>,
+        /// The lease nodes.
+        leases: BTreeMap<Life, LeaseNode>,
+    },
+    /// External: the member nodes, read after one came or went.
+    Members(BTreeMap<WorkerId, Node>),
+    /// External: a lease node was read, or a heartbeat seen.
+    Observed(Life, LeaseNode),
+    /// External: no further heartbeat of this life can arrive; all that did were told before.
+    Over(Life),
+    /// An operator wants the lease of a life ended.
+    Evict(Life),
+    /// An operator stops all planning, for this reason.
+    Pause(String),
+    /// An operator lets planning go on, also where the brake holds it.
+    Resume,
     /// The store has a batch.
     Durable(BatchId),
     /// The store surely does not have a batch.
@@ -298,6 +360,12 @@ pub enum Refusal {
     ImplausibleTerm(Term),
     /// The store cannot be written now.
     StoreUnavailable,
+    /// It names no life, though lives are taken from the coordination service.
+    NoLife,
+    /// No lease node of this life was seen.
+    UnknownLife,
+    /// Its member node was taken away, and it holds nothing any more: it may come back in a new life.
+    NotMember,
 }
 
 /// Writes to be made in one transaction.
@@ -338,6 +406,8 @@ pub enum Action {
     Quarantined(ApplianceId, u32),
     /// Somebody holds, or says, what contradicts the table. To be logged and counted.
     Violation(String),
+    /// Write over the lease node of a life, so that no further heartbeat of it commits.
+    Evict(Life),
     /// A higher term was met: begin a new one above it. Nothing this machine does counts any more.
     RaiseTerm(Term),
 }
@@ -357,8 +427,8 @@ enum Pending {
     Slot(Slot, Token),
     /// The member behind a stream that waits for its welcome.
     Member(Conn),
-    /// The removal of a member that is gone.
-    Departed(Life),
+    /// The end of a life: its row is removed, or (`true`) kept as that of a missed name.
+    Departed(Life, bool),
 }
 
 /// What the leader starts from.
@@ -408,12 +478,19 @@ pub struct Machine {
     confirm: BTreeMap<Conn, Vec<(ApplianceId, Token)>>,
     /// Writes that failed and are tried again.
     retries: BTreeSet<(Timestamp, Slot)>,
-    /// Lives that are gone and may still be in the store. Every commit removes them until one that did is durable: a
-    /// write that counts on their end must not outlive it, or the next leader would let them act again.
-    removing: BTreeSet<Life>,
-    /// When they are removed in a commit of their own.
+    /// Lives that are gone and may still be in the store as ones that act. Every commit ends them until one that did is
+    /// durable: a write that counts on their end must not outlive it, or the next leader would let them act again. With a
+    /// profile the row stays, as that of a missed name.
+    ending: BTreeMap<Life, Option<Profile>>,
+    /// Rows of missed names.
+    remembered: BTreeMap<WorkerId, BTreeSet<Incarnation>>,
+    /// When they are ended in a commit of their own.
     remove_at: Option<Timestamp>,
     quarantine: Quarantine,
+    brake: Brake,
+    /// Why an operator stopped all planning.
+    paused: Option<String>,
+    members: members::Watch,
     /// Announced steps to be confirmed to each stream in this step.
     clear: BTreeMap<Conn, Vec<Step>>,
     rebalances: Rebalances,
@@ -429,8 +506,16 @@ impl Machine {
     /// Begins `term` with what the store knows.
     #[must_use]
     pub fn new(config: Config, term: Term, now: Timestamp, restored: Restored) -> Self {
-        let awaited: BTreeSet<Life> = restored.members.iter().map(|m| (m.worker.clone(), m.incarnation)).collect();
-        let membership = Membership::restore(config.authority, now, restored.members);
+        let (missed, members): (Vec<_>, Vec<_>) = restored.members.into_iter().partition(|m| m.departed);
+        let awaited: BTreeSet<Life> = members.iter().map(|m| (m.worker.clone(), m.incarnation)).collect();
+        let live = members.iter().map(|m| m.worker.clone());
+        let brake = Brake::restore(config.brake(), now, live, missed.iter().map(|m| m.worker.clone()));
+        let mut remembered: BTreeMap<WorkerId, BTreeSet<Incarnation>> = BTreeMap::new();
+        for member in missed {
+            remembered.entry(member.worker).or_default().insert(member.incarnation);
+        }
+        let membership = Membership::restore(config.authority, now, members);
+        let membership_lives: Vec<Life> = membership.lives().cloned().collect();
         let mut this = Self {
             planner: Planner::new(config.planner.clone()),
             term,
@@ -450,12 +535,16 @@ impl Machine {
             commit_pending: Vec::new(),
             confirm: BTreeMap::new(),
             retries: BTreeSet::new(),
-            removing: BTreeSet::new(),
+            ending: BTreeMap::new(),
+            remembered,
             remove_at: None,
             quarantine: Quarantine::new(quarantine::Config {
                 strikes: config.quarantine_strikes,
                 probation: Duration::from_millis(config.suspect_probation_ms),
             }),
+            brake,
+            paused: None,
+            members: members::Watch::new(now, membership_lives, config.authority),
             clear: BTreeMap::new(),
             rebalances: Rebalances::new(term),
             placement: placement::Due::at_start(now, Duration::from_millis(config.reconnect_grace_ms), awaited),
@@ -466,6 +555,7 @@ impl Machine {
             actions: Vec::new(),
             config,
         };
+        this.forget_missed(now);
         this.refresh_members();
         for (seed, stored) in restored.appliances {
             this.restore(seed, stored);
@@ -544,8 +634,16 @@ impl Machine {
             Event::Hello(conn, hello) => self.hello(now, conn, *hello),
             Event::Beat(conn, envelope, number) => self.beat(now, conn, envelope, number),
             Event::Answers(conn, envelope, answers) => self.answers(now, conn, envelope, answers),
+            Event::Drain(conn, envelope, hand_back) => self.drain(now, conn, envelope, hand_back),
             Event::Leave(conn, envelope) => self.leave(now, conn, envelope),
-            Event::Closed(conn) => self.closed(conn),
+            Event::Read { members, leases } => self.read(now, members, &leases),
+            Event::Members(members) => self.members_changed(now, members),
+            Event::Observed(life, node) => self.observed(now, &life, node),
+            Event::Over(life) => self.over(now, &life),
+            Event::Evict(life) => self.evict(now, &life),
+            Event::Pause(why) => self.pause(now, why),
+            Event::Resume => self.resume(now),
+            Event::Closed(conn) => self.closed(now, conn),
             Event::Durable(batch) => self.written(now, batch, true),
             Event::Undone(batch) => self.written(now, batch, false),
             Event::Created(seed) => self.admit(seed, State::Unowned, None, None, false),
@@ -559,9 +657,10 @@ impl Machine {
     }
 
     fn tick(&mut self, now: Timestamp) {
-        for life in self.membership.take_gone(now) {
-            self.gone(now, &life, false);
+        for (life, profile) in self.membership.take_gone(now) {
+            self.gone(now, &life, profile, false);
         }
+        self.watch_members(now);
         self.quarantine.tick(now);
         while let Some(&(at, slot)) = self.retries.first()
             && at <= now
@@ -574,7 +673,11 @@ impl Machine {
     }
 
     fn wake_at(&self, now: Timestamp) -> Option<Timestamp> {
-        let watch = self.membership.next_end().map(|end| end.min(now + TICK));
+        let watched = self.membership.lives().next().is_some() || self.brake.missing().next().is_some();
+        let watch = watched.then(|| {
+            let end = self.membership.next_end().unwrap_or(now + TICK);
+            end.min(now + TICK)
+        });
         let retry = self.retries.first().map(|(at, _)| *at);
         let forgive = self.declined.values().flat_map(BTreeMap::values).min().copied();
         [watch, retry, self.remove_at, forgive, self.placement.due_at(now)].into_iter().flatten().min()
@@ -585,8 +688,18 @@ impl Machine {
         let removal_is_due = self.remove_at.is_some_and(|at| at <= now);
         if removal_is_due || !self.commit.is_empty() {
             self.remove_at = None;
-            self.commit.remove_members.extend(self.removing.iter().cloned());
-            self.commit_pending.extend(self.removing.iter().cloned().map(Pending::Departed));
+            for (life, missed) in &self.ending {
+                self.commit_pending.push(Pending::Departed(life.clone(), missed.is_some()));
+                match missed.clone() {
+                    None => self.commit.remove_members.push(life.clone()),
+                    Some(profile) => self.commit.put_members.push(StoredMember {
+                        worker: life.0.clone(),
+                        incarnation: life.1,
+                        profile,
+                        departed: true,
+                    }),
+                }
+            }
             let batch = self.next_batch;
             self.next_batch += 1;
             self.pending.insert(batch, std::mem::take(&mut self.commit_pending));
@@ -628,6 +741,8 @@ fn aged(handed: Handed) -> Option<Box<Handed>> {
     (handed != Handed::default()).then(|| Box::new(handed))
 }
 
+#[cfg(test)]
+mod external;
 #[cfg(test)]
 mod regressions;
 #[cfg(test)]

@@ -5,9 +5,11 @@
 //! lease node; embedded, the coordinator itself is the authority and closes a lease by no longer answering heartbeats.
 //! A worker that shut its gate and said so (`Leave`) is gone at once.
 //!
-//! One name can have several lives for a while: the newest is the member, the older ones only wait for their end.
+//! One name can have several lives for a while: one is the member, the others only wait for their end. With an external
+//! authority the member nodes say who is in the ring and the lease nodes who may act: a member without a lease is a
+//! Python service, a lease without a member node belongs to a worker that has to be drained.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use common::{Incarnation, Timestamp, WorkerId};
@@ -51,6 +53,8 @@ struct Lease {
     profile: Profile,
     /// It shall be given nothing new and gives up what it has.
     draining: bool,
+    /// The store knows of it, so that a next leader will wait for its end.
+    stored: bool,
 }
 
 impl Lease {
@@ -68,13 +72,53 @@ pub enum Beat {
     Over,
 }
 
+/// A member node of the coordination service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// The life it belongs to.
+    pub incarnation: Incarnation,
+    /// What it publishes.
+    pub profile: Profile,
+}
+
+/// A lease node of the coordination service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseNode {
+    /// How long the life may act after a heartbeat.
+    pub lease: Duration,
+    /// It was written over: no further heartbeat can commit.
+    pub evicted: bool,
+}
+
+/// A member of the ring.
+#[derive(Clone, Copy, Debug)]
+pub struct Member<'a> {
+    /// Its name.
+    pub worker: &'a WorkerId,
+    /// Its life.
+    pub incarnation: Incarnation,
+    /// What it published.
+    pub profile: &'a Profile,
+    /// It holds a lease that is not over; a Python service has none.
+    pub leased: bool,
+    /// It gives up what it has.
+    pub draining: bool,
+}
+
+/// Lives that are over and that late news of may still arrive; older ones are forgotten.
+const ENDED: usize = 4_096;
+
 /// The lives the leader knows of.
 #[derive(Clone, Debug)]
 pub struct Membership {
     authority: Authority,
     lives: BTreeMap<Life, Lease>,
-    /// The life that is the ring member under each name.
+    /// The life that is the ring member under each name. Embedded, the newest of each name.
     current: BTreeMap<WorkerId, Incarnation>,
+    /// External: what each member node publishes, with members that hold no lease.
+    nodes: BTreeMap<WorkerId, Profile>,
+    /// External: lives that are over for this leader though their nodes may be seen again.
+    ended: VecDeque<Life>,
 }
 
 impl Membership {
@@ -82,26 +126,95 @@ impl Membership {
     /// before it has watched for as long as the lease lasts.
     #[must_use]
     pub fn restore(authority: Authority, now: Timestamp, members: Vec<StoredMember>) -> Self {
-        let mut this = Self { authority, lives: BTreeMap::new(), current: BTreeMap::new() };
+        let mut this = Self {
+            authority,
+            lives: BTreeMap::new(),
+            current: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            ended: VecDeque::new(),
+        };
         for member in members {
-            this.join(now, member.worker, member.incarnation, member.profile);
+            let life = (member.worker, member.incarnation);
+            match authority {
+                Authority::Embedded => this.join(now, life.0.clone(), life.1, member.profile),
+                // Who is in the ring stands in the member nodes, which nobody has read yet.
+                Authority::External => _ = this.lives.insert(life.clone(), lease(now, member.profile)),
+            }
+            this.set_stored(&life);
         }
         this
     }
 
-    /// Adds a life, or renews what is known of it, and makes it the member of its name.
-    pub fn join(&mut self, now: Timestamp, worker: WorkerId, incarnation: Incarnation, profile: Profile) {
-        let length = profile.lease.clamp(LEASE_RANGE.0, LEASE_RANGE.1);
-        self.current.insert(worker.clone(), incarnation);
-        self.lives.insert((worker, incarnation), Lease { length, seen: now, closed: false, profile, draining: false });
+    /// Whether the coordinator itself ends leases.
+    #[must_use]
+    pub fn is_embedded(&self) -> bool {
+        self.authority == Authority::Embedded
     }
 
-    /// Notes a heartbeat.
+    /// Embedded: adds a life, or renews what is known of it, and makes it the member of its name.
+    pub fn join(&mut self, now: Timestamp, worker: WorkerId, incarnation: Incarnation, profile: Profile) {
+        self.current.insert(worker.clone(), incarnation);
+        self.lives.insert((worker, incarnation), lease(now, profile));
+    }
+
+    /// External: takes in that every lease node was read, so that whoever has none can send no further heartbeat. Every
+    /// wait starts anew: what happened while the connection was down was not seen (ownership.md section 2).
+    pub fn read_leases(&mut self, now: Timestamp, nodes: &BTreeMap<Life, LeaseNode>) {
+        for (life, node) in nodes {
+            self.beat_seen(now, life, *node);
+        }
+        for (life, lease) in self.lives.iter_mut().filter(|(_, lease)| !lease.closed) {
+            lease.seen = now;
+            lease.closed = nodes.get(life).is_none_or(|node| node.evicted);
+        }
+    }
+
+    /// External: a lease node was read, or its heartbeat seen. Returns whether the life is new.
+    pub fn beat_seen(&mut self, now: Timestamp, life: &Life, node: LeaseNode) -> bool {
+        let length = node.lease.clamp(LEASE_RANGE.0, LEASE_RANGE.1);
+        match self.lives.get_mut(life) {
+            Some(lease) if lease.closed => false,
+            Some(lease) => {
+                lease.seen = now;
+                lease.length = length;
+                lease.profile.lease = length;
+                lease.closed = node.evicted;
+                false
+            }
+            None if node.evicted || self.ended.contains(life) => false,
+            None => {
+                let published = self.nodes.get(&life.0).filter(|_| self.current.get(&life.0) == Some(&life.1));
+                let profile = Profile { lease: length, ..published.cloned().unwrap_or_else(nothing) };
+                self.lives.insert(life.clone(), lease(now, profile));
+                true
+            }
+        }
+    }
+
+    /// External: replaces the member nodes. Returns the names that came and those that went; a name under which another
+    /// life published itself did both.
+    pub fn set_nodes(&mut self, nodes: BTreeMap<WorkerId, Node>) -> (Vec<WorkerId>, Vec<WorkerId>) {
+        let same = |name: &WorkerId, life: Incarnation| self.current.get(name) == Some(&life);
+        let came = nodes.iter().filter(|(name, node)| !same(name, node.incarnation)).map(|(n, _)| n.clone()).collect();
+        let went =
+            |(name, life): &(&WorkerId, &Incarnation)| nodes.get(*name).is_none_or(|node| node.incarnation != **life);
+        let went = self.current.iter().filter(went).map(|(name, _)| name.clone()).collect();
+        self.current = nodes.iter().map(|(name, node)| (name.clone(), node.incarnation)).collect();
+        for (name, node) in &nodes {
+            if let Some(lease) = self.lives.get_mut(&(name.clone(), node.incarnation)) {
+                lease.profile = Profile { lease: lease.length, ..node.profile.clone() };
+            }
+        }
+        self.nodes = nodes.into_iter().map(|(name, node)| (name, node.profile)).collect();
+        (came, went)
+    }
+
+    /// Embedded: notes a heartbeat.
     pub fn beat(&mut self, now: Timestamp, life: &Life) -> Beat {
         match self.lives.get_mut(life) {
             // Expiry is final even when nobody has looked yet: what was not called gone in time must not be revived after
             // another beat could already have been refused.
-            Some(lease) if !lease.closed && (self.authority == Authority::External || now < lease.ends()) => {
+            Some(lease) if !lease.closed && now < lease.ends() => {
                 lease.seen = now;
                 Beat::Counts
             }
@@ -121,40 +234,62 @@ impl Membership {
         }
     }
 
-    /// Takes a life out of the ring (its member node went); what it holds stays its own until its lease ends.
-    pub fn leave_ring(&mut self, life: &Life) {
-        if self.current.get(&life.0) == Some(&life.1) {
-            self.current.remove(&life.0);
+    /// It is to be given nothing new, and what it has is taken from it.
+    pub fn drain(&mut self, life: &Life) {
+        if let Some(lease) = self.lives.get_mut(life) {
+            lease.draining = true;
         }
     }
 
-    /// Removes and returns the lives that are gone by now, in order.
-    pub fn take_gone(&mut self, now: Timestamp) -> Vec<Life> {
-        let authority = self.authority;
-        let gone: Vec<Life> = self
-            .lives
-            .iter()
-            .filter(|(_, lease)| (lease.closed || authority == Authority::Embedded) && now >= lease.ends())
-            .map(|(life, _)| life.clone())
-            .collect();
-        for life in &gone {
-            self.lives.remove(life);
-            self.leave_ring(life);
+    /// The store knows of this life.
+    pub fn set_stored(&mut self, life: &Life) {
+        if let Some(lease) = self.lives.get_mut(life) {
+            lease.stored = true;
         }
-        gone
+    }
+
+    /// Whether the store knows of this life.
+    #[must_use]
+    pub fn is_stored(&self, life: &Life) -> bool {
+        self.lives.get(life).is_some_and(|lease| lease.stored)
+    }
+
+    /// Removes and returns the lives that are gone by now, in order, with what they last published.
+    pub fn take_gone(&mut self, now: Timestamp) -> Vec<(Life, Profile)> {
+        let embedded = self.is_embedded();
+        let over = |lease: &Lease| (lease.closed || embedded) && now >= lease.ends();
+        let gone: Vec<Life> = self.lives.iter().filter(|(_, l)| over(l)).map(|(life, _)| life.clone()).collect();
+        let mut taken = Vec::with_capacity(gone.len());
+        for life in gone {
+            let Some(lease) = self.lives.remove(&life) else { continue };
+            if embedded {
+                if self.current.get(&life.0) == Some(&life.1) {
+                    self.current.remove(&life.0);
+                }
+            } else {
+                self.ended.push_back(life.clone());
+                if self.ended.len() > ENDED {
+                    self.ended.pop_front();
+                }
+            }
+            taken.push((life, lease.profile));
+        }
+        taken
     }
 
     /// When the next life may be gone.
     #[must_use]
     pub fn next_end(&self) -> Option<Timestamp> {
-        self.lives.values().filter(|lease| lease.closed || self.authority == Authority::Embedded).map(Lease::ends).min()
+        self.lives.values().filter(|lease| lease.closed || self.is_embedded()).map(Lease::ends).min()
     }
 
     /// Starts every wait anew. For a leader that did not run for a while: beats may lie unread in its sockets, and waiting
-    /// longer is always safe.
+    /// longer is always safe. Not needed where the end of a life is told in order with its heartbeats.
     pub fn start_waits_anew(&mut self, now: Timestamp) {
-        for lease in self.lives.values_mut().filter(|lease| !lease.closed) {
-            lease.seen = now;
+        if self.is_embedded() {
+            for lease in self.lives.values_mut().filter(|lease| !lease.closed) {
+                lease.seen = now;
+            }
         }
     }
 
@@ -162,6 +297,24 @@ impl Membership {
     #[must_use]
     pub fn is_alive(&self, life: &Life) -> bool {
         self.lives.get(life).is_some_and(|lease| !lease.closed)
+    }
+
+    /// Whether this life is known, over or not.
+    #[must_use]
+    pub fn is_known(&self, life: &Life) -> bool {
+        self.lives.contains_key(life)
+    }
+
+    /// Whether this life was called gone here not long ago.
+    #[must_use]
+    pub fn has_ended(&self, life: &Life) -> bool {
+        self.ended.contains(life)
+    }
+
+    /// Whether this life is the member under its name.
+    #[must_use]
+    pub fn is_member(&self, life: &Life) -> bool {
+        self.current.get(&life.0) == Some(&life.1)
     }
 
     /// Whether anybody under this name may still act.
@@ -177,10 +330,20 @@ impl Membership {
     }
 
     /// Members of the ring, by name.
-    pub fn members(&self) -> impl Iterator<Item = (&WorkerId, Incarnation, &Profile, bool)> {
+    pub fn members(&self) -> impl Iterator<Item = Member<'_>> {
         self.current.iter().filter_map(|(worker, incarnation)| {
-            let lease = self.lives.get(&(worker.clone(), *incarnation))?;
-            Some((worker, *incarnation, &lease.profile, lease.draining))
+            let lease = self.lives.get(&(worker.clone(), *incarnation));
+            let profile = match self.authority {
+                Authority::Embedded => &lease?.profile,
+                Authority::External => self.nodes.get(worker)?,
+            };
+            Some(Member {
+                worker,
+                incarnation: *incarnation,
+                profile,
+                leased: lease.is_some_and(|l| !l.closed),
+                draining: lease.is_some_and(|l| l.draining),
+            })
         })
     }
 
@@ -190,12 +353,20 @@ impl Membership {
         self.lives.get(life).map(|lease| &lease.profile)
     }
 
-    /// Replaces what a living worker published about itself. Returns whether anything changed.
+    /// Whether a life gives up what it has: it said so, or its member node was taken from it.
+    #[must_use]
+    pub fn is_draining(&self, life: &Life) -> bool {
+        self.lives.get(life).is_some_and(|lease| lease.draining)
+            || (!self.is_embedded() && self.is_alive(life) && !self.is_member(life))
+    }
+
+    /// Embedded: replaces what a living worker published about itself. Returns whether anything changed.
     pub fn publish(&mut self, life: &Life, profile: Profile) -> bool {
         match self.lives.get_mut(life) {
             Some(lease) if lease.profile != profile => {
                 lease.length = profile.lease.clamp(LEASE_RANGE.0, LEASE_RANGE.1);
                 lease.profile = profile;
+                lease.stored = false;
                 true
             }
             _ => false,
@@ -214,16 +385,38 @@ impl Membership {
         self.lives.get(life).map(|lease| (now.since(lease.seen), lease.length))
     }
 
+    /// Lives that are not over here but whose lease is over by their own clock: no heartbeat came for as long.
+    #[must_use]
+    pub fn overdue(&self, now: Timestamp) -> usize {
+        self.lives.values().filter(|lease| !lease.closed && now.since(lease.seen) > lease.length).count()
+    }
+
     /// Lives that are known, members or not.
-    pub fn lives(&self) -> impl Iterator<Item = &Life> {
+    pub fn lives(&self) -> impl DoubleEndedIterator<Item = &Life> {
         self.lives.keys()
+    }
+}
+
+fn lease(now: Timestamp, profile: Profile) -> Lease {
+    let length = profile.lease.clamp(LEASE_RANGE.0, LEASE_RANGE.1);
+    Lease { length, seen: now, closed: false, profile, draining: false, stored: false }
+}
+
+/// What is known of a life that published nothing.
+fn nothing() -> Profile {
+    Profile {
+        weight: 1,
+        zone: String::new(),
+        host: String::new(),
+        drivers: BTreeSet::new(),
+        version: String::new(),
+        pid: 0,
+        lease: Duration::ZERO,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     const L: Duration = Duration::from_secs(2);
@@ -244,6 +437,10 @@ mod tests {
         (WorkerId::new("w1").expect("valid"), Incarnation::new(1))
     }
 
+    fn gone(m: &mut Membership, now: Timestamp) -> Vec<Life> {
+        m.take_gone(now).into_iter().map(|(life, _)| life).collect()
+    }
+
     fn one(authority: Authority) -> Membership {
         let mut m = Membership::restore(authority, Timestamp::ZERO, vec![]);
         m.join(Timestamp::ZERO, w1().0, w1().1, profile());
@@ -254,30 +451,60 @@ mod tests {
     fn an_embedded_lease_ends_fifteen_percent_after_its_length_and_for_ever() {
         let mut m = one(Authority::Embedded);
         assert_eq!(m.beat(Timestamp::from_millis(1000), &w1()), Beat::Counts);
-        assert_eq!(m.take_gone(Timestamp::from_millis(3299)), vec![]);
+        assert_eq!(gone(&mut m, Timestamp::from_millis(3299)), vec![]);
         assert_eq!(m.beat(Timestamp::from_millis(3300), &w1()), Beat::Over, "expiry is final before anybody looked");
-        assert_eq!(m.take_gone(Timestamp::from_millis(3300)), vec![w1()]);
+        assert_eq!(gone(&mut m, Timestamp::from_millis(3300)), vec![w1()]);
         assert_eq!(m.beat(Timestamp::from_millis(3301), &w1()), Beat::Over);
         assert_eq!(m.current(&w1().0), None);
+    }
+
+    fn node(evicted: bool) -> LeaseNode {
+        LeaseNode { lease: L, evicted }
     }
 
     #[test]
     fn an_external_lease_ends_only_when_it_is_closed_and_the_wait_is_over() {
         let mut m = one(Authority::External);
         let late = Timestamp::from_millis(60_000);
-        assert_eq!(m.take_gone(late), vec![], "silence alone is no end");
-        assert_eq!(m.beat(late, &w1()), Beat::Counts);
+        assert_eq!(gone(&mut m, late), vec![], "silence alone is no end");
+        m.beat_seen(late, &w1(), node(false));
         m.close(late, &w1(), false);
-        assert_eq!(m.beat(late, &w1()), Beat::Over);
-        assert_eq!(m.take_gone(late + Duration::from_millis(2299)), vec![], "a deleted node alone is no end");
-        assert_eq!(m.take_gone(late + Duration::from_millis(2300)), vec![w1()]);
+        m.beat_seen(late + L, &w1(), node(false));
+        assert_eq!(gone(&mut m, late + Duration::from_millis(2299)), vec![], "a deleted node alone is no end");
+        assert_eq!(gone(&mut m, late + Duration::from_millis(2300)), vec![w1()]);
+        assert!(!m.beat_seen(late + L * 2, &w1(), node(false)), "late news does not revive it");
+        assert!(!m.is_known(&w1()));
+    }
+
+    #[test]
+    fn an_absent_or_evicted_lease_node_closes_and_the_wait_starts_at_the_read() {
+        let w2: Life = (WorkerId::new("w2").expect("valid"), Incarnation::new(2));
+        let mut m = one(Authority::External);
+        m.beat_seen(Timestamp::ZERO, &w2, node(false));
+        let read = Timestamp::from_millis(60_000);
+        m.read_leases(read, &BTreeMap::from([(w2.clone(), node(true))]));
+        assert_eq!(gone(&mut m, read + Duration::from_millis(2299)), vec![]);
+        assert_eq!(gone(&mut m, read + Duration::from_millis(2300)), vec![w1(), w2]);
+    }
+
+    #[test]
+    fn another_life_under_a_name_came_and_went() {
+        let mut m = one(Authority::External);
+        let member =
+            |life| BTreeMap::from([(w1().0, Node { incarnation: Incarnation::new(life), profile: profile() })]);
+        m.set_nodes(member(1));
+        assert_eq!(m.set_nodes(member(1)), (vec![], vec![]));
+        assert!(!m.is_draining(&w1()));
+        assert_eq!(m.set_nodes(member(2)), (vec![w1().0], vec![w1().0]));
+        assert!(m.is_draining(&w1()), "its node is another life's");
+        assert!(m.is_alive(&w1()), "which does not end its lease");
     }
 
     #[test]
     fn a_worker_that_shut_its_gate_is_gone_at_once() {
         let mut m = one(Authority::Embedded);
         m.close(Timestamp::from_millis(10), &w1(), true);
-        assert_eq!(m.take_gone(Timestamp::from_millis(10)), vec![w1()]);
+        assert_eq!(gone(&mut m, Timestamp::from_millis(10)), vec![w1()]);
     }
 
     #[test]
@@ -285,14 +512,14 @@ mod tests {
         let stored = StoredMember { worker: w1().0, incarnation: w1().1, profile: profile(), departed: false };
         let start = Timestamp::from_millis(500_000);
         let mut m = Membership::restore(Authority::Embedded, start, vec![stored]);
-        assert_eq!(m.take_gone(start + Duration::from_millis(2299)), vec![]);
-        assert_eq!(m.take_gone(start + Duration::from_millis(2300)), vec![w1()]);
+        assert_eq!(gone(&mut m, start + Duration::from_millis(2299)), vec![]);
+        assert_eq!(gone(&mut m, start + Duration::from_millis(2300)), vec![w1()]);
     }
 
     #[test]
     fn leaving_the_ring_does_not_end_the_lease() {
         let mut m = one(Authority::External);
-        m.leave_ring(&w1());
+        m.set_nodes(BTreeMap::new());
         assert_eq!(m.members().count(), 0);
         assert!(m.is_alive(&w1()));
     }

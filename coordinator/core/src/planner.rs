@@ -134,6 +134,10 @@ pub enum Unplaced {
     RingOwnerCannot(WorkerId),
     /// So many workers died while a step of it ran. The planner never says this, for it is not asked.
     Quarantined(u32),
+    /// Most workers vanished at once, its owner among them. Not the planner's word either.
+    Frozen(WorkerId),
+    /// Its owner vanished and may be back soon. Not the planner's word either.
+    WaitsFor(WorkerId),
 }
 
 /// One appliance to be taken to another member.

@@ -35,6 +35,11 @@ impl fmt::Display for Unplaced {
                 f,
                 "quarantined: {deaths} workers died while a step of it ran; update or rebuild it to try again"
             ),
+            Self::Frozen(worker) => write!(
+                f,
+                "its owner {worker} and most others vanished at once; nothing moves before they are back or placement is resumed"
+            ),
+            Self::WaitsFor(worker) => write!(f, "its owner {worker} is gone and may be back soon"),
             Self::RingOwnerCannot(worker) => write!(f, "the ring names {worker}, which cannot take it"),
         }
     }

@@ -9,7 +9,10 @@ use coordinator_core::machine::{self, Event};
 use tracing::debug;
 
 use super::{Leader, Written, seed, size};
-use crate::api::{AssignmentView, Changed, ClusterView, Command, CommandError, Explanation, Mutation, Outcome, Reply};
+use crate::api::{
+    AssignmentView, Changed, ClusterView, Command, CommandError, CoordinationState, CoordinatorView, Explanation,
+    Mutation, Outcome, Reply,
+};
 use crate::catalog::{Fact, Prepared, RingView};
 use crate::store::Write;
 
@@ -19,10 +22,13 @@ pub(super) fn refuse(command: Command) {
         Command::Change { reply, .. } => drop(reply.send(Err(CommandError::Stopping))),
         Command::Check { reply, .. } => drop(reply.send(Err(CommandError::Stopping))),
         Command::Explain { reply, .. } => drop(reply.send(Err(CommandError::Stopping))),
+        Command::Evict { reply, .. } | Command::Pause { reply, .. } | Command::Resume { reply, .. } => {
+            drop(reply.send(Err(CommandError::Stopping)));
+        }
     }
 }
 
-impl Leader {
+impl Leader<'_> {
     pub(super) fn on_command(&mut self, command: Command) {
         match command {
             Command::Change { mutation, reply } => self.change(&mutation, reply),
@@ -30,6 +36,9 @@ impl Leader {
             Command::Explain { appliance, reply } => {
                 let _ = reply.send(self.explain(appliance));
             }
+            Command::Evict { worker, incarnation, request, reply } => self.evict(worker, incarnation, &request, reply),
+            Command::Pause { request, reply } => self.pause(&request, reply),
+            Command::Resume { request, reply } => self.resume(&request, reply),
         }
     }
 
@@ -146,6 +155,16 @@ impl Leader {
             violations: counters.violations,
             store: self.identity.store.clone(),
             coordination: self.identity.coordination.clone(),
+            coordination_state: CoordinationState::Connected,
+            coordinators: vec![CoordinatorView {
+                id: self.identity.coordinator.clone(),
+                address: self.identity.address.clone(),
+                leading: true,
+            }],
+            frozen: self.frozen_view(now),
+            paused: self.paused.clone(),
+            stalled_moves: self.machine.stalled_moves(),
+            notes: self.notes.list(),
         });
     }
 }

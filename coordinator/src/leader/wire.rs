@@ -8,7 +8,6 @@ use common::appliance::Driver;
 use common::runtime::telemetry;
 use coordinator_core::grants::Profile;
 use coordinator_core::handoff::Handed;
-use coordinator_core::health::Health;
 use coordinator_core::machine::{self, Answers, Down, Hello, Said, Step, Tell};
 use coordinator_core::outbox::MAX_ENTRIES;
 use coordinator_core::planner;
@@ -138,7 +137,7 @@ fn desired(record: &Record) -> DesiredParts {
 }
 
 pub(super) fn worker_view(view: machine::WorkerView, now: SystemTime) -> WorkerView {
-    let machine::WorkerView { id, incarnation, health, profile, appliances: _, silent, draining } = view;
+    let machine::WorkerView { id, incarnation, health, profile, appliances: _, silent, draining, member } = view;
     let (weight, zone, host, drivers, version, pid) = profile.map_or_else(
         || (0, String::new(), String::new(), Vec::new(), String::new(), 0),
         |p| (p.weight, p.zone, p.host, p.drivers.iter().map(Driver::to_string).collect(), p.version, p.pid),
@@ -155,8 +154,7 @@ pub(super) fn worker_view(view: machine::WorkerView, now: SystemTime) -> WorkerV
         pid,
         last_seen: now.checked_sub(silent),
         draining,
-        // Who joined over the stream is in the ring until its life is over.
-        member: health != Health::Dead,
+        member,
     }
 }
 

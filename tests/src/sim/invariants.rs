@@ -1,12 +1,13 @@
 //! What must hold: after every step, and when the world has come to rest.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use common::{ApplianceId, Token, WorkerId};
 use coordinator_core::checks;
 use coordinator_core::handoff::State;
 use coordinator_core::health::Health;
-use coordinator_core::machine::Machine;
+use coordinator_core::machine::{Event, Machine};
 use coordinator_core::planner::{Needs, Strategy};
 use coordinator_core::table::Entry;
 
@@ -19,6 +20,9 @@ const PATIENCE: Time = 90_000_000_000;
 
 /// For how long it then has to stay that way.
 const CALM: Time = 3_000_000_000;
+
+/// How long the brake holds before the simulated operator lets it go.
+const OPERATOR: Duration = Duration::from_secs(20);
 
 impl World {
     /// What the machine keeps agrees with its table.
@@ -73,6 +77,13 @@ impl World {
     }
 
     pub(super) fn look_whether_settled(&mut self, calm_since: Option<Time>) {
+        // Those that never come back keep the brake on until an operator has looked.
+        let now = self.leader_clock.local(self.now);
+        let frozen = self.leader.as_ref().and_then(|l| l.machine.frozen(now));
+        if frozen.is_some_and(|f| f.since >= OPERATOR) {
+            self.note(|| "an operator resumes".to_owned());
+            self.leader_step(Event::Resume);
+        }
         let calm_since = match (self.unsettled(), calm_since) {
             (None, Some(since)) if self.now - since >= CALM => return self.finish(),
             (None, since) => Some(since.unwrap_or(self.now)),
@@ -113,7 +124,8 @@ impl World {
         let views = machine.workers(local);
         let living: BTreeSet<_> =
             views.iter().filter(|v| v.health != Health::Dead).map(|v| (v.id.clone(), v.incarnation)).collect();
-        let stored: BTreeSet<_> = self.store.members.keys().cloned().collect();
+        let stored: BTreeSet<_> =
+            self.store.members.iter().filter(|(_, m)| !m.departed).map(|(life, _)| life.clone()).collect();
         if stored != living {
             return Some(format!("the store has members {stored:?}, the leader {living:?}"));
         }

@@ -454,6 +454,9 @@ impl World {
             Refusal::Superseded => self.abandon(place, stream, 0),
             Refusal::ImplausibleTerm(term) => self.fail(format!("a worker is said to have met {term}")),
             Refusal::StoreUnavailable => self.abandon(place, stream, 500_000_000),
+            Refusal::NoLife | Refusal::UnknownLife | Refusal::NotMember => {
+                self.fail(format!("an embedded leader refuses with {refusal:?}"));
+            }
         }
     }
 

@@ -128,6 +128,8 @@ impl World {
         let machine = machine::Config {
             planner: planner::Config { strategy, ..planner::Config::default() },
             debounce_ms: [0, 100, 500][rng.index(3)],
+            freeze_fraction: [0.5, 1.0][rng.index(2)],
+            departure_grace_ms: [0, 0, 5_000][rng.index(3)],
             reconnect_grace_ms: [300, 2_000, 5_000][rng.index(3)],
             max_moves_in_flight: [1, 3, 512][rng.index(3)],
             max_moves_per_worker: [1, 2, 128][rng.index(3)],

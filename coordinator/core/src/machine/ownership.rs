@@ -6,7 +6,7 @@ use std::time::Duration;
 use common::{Timestamp, Token, WorkerId};
 
 use super::{Action, Machine, Pending, WRITE_RETRY};
-use crate::grants::GrantOp;
+use crate::grants::{GrantOp, Profile};
 use crate::handoff::{self, Effect, Handed, Refused, State};
 use crate::membership::Life;
 use crate::outbox::Entry;
@@ -206,13 +206,14 @@ impl Machine {
                     self.hand(now, slot, event);
                 }
                 Pending::Member(conn) => self.member_written(now, conn, durable),
-                Pending::Departed(life) if durable => {
-                    self.removing.remove(&life);
-                }
-                // Another commit may have removed it meanwhile.
-                Pending::Departed(life) => {
-                    if self.removing.contains(&life) {
-                        self.remove_at = Some(now + WRITE_RETRY);
+                // What becomes of the row may have been decided anew meanwhile, or another commit may have had it.
+                Pending::Departed(life, missed) => {
+                    if self.ending.get(&life).is_some_and(|profile| profile.is_some() == missed) {
+                        if durable {
+                            self.ending.remove(&life);
+                        } else {
+                            self.remove_at = Some(now + WRITE_RETRY);
+                        }
                     }
                 }
             }
@@ -221,7 +222,7 @@ impl Machine {
 
     /// The lease of a life is over: what it held is orphaned, what kept others waiting for it is free. With `farewell` it
     /// said itself that it leaves, so that nothing it held is suspected of having ended it.
-    pub(super) fn gone(&mut self, now: Timestamp, life: &Life, farewell: bool) {
+    pub(super) fn gone(&mut self, now: Timestamp, life: &Life, profile: Profile, farewell: bool) {
         self.close_session(life, super::Refusal::IncarnationOver);
         let slots = self.granted.get(life).cloned().unwrap_or_default();
         if !farewell {
@@ -238,9 +239,8 @@ impl Machine {
             }
             self.intruders_left(slot);
         }
-        self.removing.insert(life.clone());
-        self.remove_at = Some(now);
-        self.departed(now, life);
+        self.missed(now, life, &profile, farewell);
+        self.departed(now, life, profile);
         self.placement.lost(life);
         self.refresh_members();
         self.actions.push(Action::WorkerChanged(life.0.clone()));

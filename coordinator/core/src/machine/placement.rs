@@ -10,7 +10,7 @@ use crate::handoff::{self, State};
 use crate::health::Session;
 use crate::membership::Life;
 use crate::outbox::Entry;
-use crate::planner::{Member, Move, Reason, Slot};
+use crate::planner::{Member, Move, Reason, Slot, Unplaced};
 use crate::rebalance::Cause;
 
 /// Why and when the next plan is due.
@@ -18,6 +18,7 @@ use crate::rebalance::Cause;
 pub(super) struct Due {
     /// Members of the predecessor that have not spoken yet, until the grace is over.
     awaited: BTreeSet<Life>,
+    grace: Duration,
     grace_ends: Timestamp,
     joined: Vec<WorkerId>,
     joins_due: Option<Timestamp>,
@@ -33,6 +34,7 @@ impl Due {
     pub(super) fn at_start(now: Timestamp, grace: Duration, awaited: BTreeSet<Life>) -> Self {
         Self {
             awaited,
+            grace,
             grace_ends: now + grace,
             joined: Vec::new(),
             joins_due: None,
@@ -68,6 +70,33 @@ impl Due {
         self.dirty = true;
     }
 
+    /// External: everybody who is there is awaited, whether the store knew of them or not.
+    pub(super) fn await_members(&mut self, now: Timestamp, lives: impl Iterator<Item = Life>) {
+        self.awaited = lives.collect();
+        self.grace_ends = now + self.grace;
+        self.dirty = true;
+    }
+
+    /// A member came into the ring; it is gathered with others until `due`.
+    pub(super) fn joined(&mut self, due: Timestamp, name: WorkerId) {
+        if !self.joined.contains(&name) {
+            self.joined.push(name);
+        }
+        self.joins_due.get_or_insert(due);
+    }
+
+    /// A name that was missed is back: it is not gathered with newcomers.
+    pub(super) fn came_back(&mut self, name: &WorkerId) {
+        self.joined.retain(|joined| joined != name);
+        self.dirty = true;
+    }
+
+    /// A member that held no lease left the ring.
+    pub(super) fn left_ring(&mut self, name: WorkerId) {
+        self.lost.push(name);
+        self.dirty = true;
+    }
+
     fn waiting(&self, now: Timestamp) -> bool {
         !self.awaited.is_empty() && now < self.grace_ends
     }
@@ -99,35 +128,76 @@ impl Due {
     }
 }
 
+/// One move that has not ended.
+#[derive(Clone, Debug)]
+struct Moving {
+    from: WorkerId,
+    to: WorkerId,
+    since: Timestamp,
+    /// It took too long and no longer counts against the limits. Its state never changes by time alone.
+    stalled: bool,
+}
+
 /// Moves from one owner to another that have not ended.
 #[derive(Clone, Debug, Default)]
 pub(super) struct InFlight {
-    moves: BTreeMap<Slot, (WorkerId, WorkerId)>,
+    moves: BTreeMap<Slot, Moving>,
     per_worker: BTreeMap<WorkerId, usize>,
+    stalled: usize,
 }
 
 impl InFlight {
-    fn begin(&mut self, slot: Slot, from: WorkerId, to: WorkerId) {
+    fn begin(&mut self, now: Timestamp, slot: Slot, from: WorkerId, to: WorkerId) {
         self.end(slot);
         *self.per_worker.entry(from.clone()).or_default() += 1;
         *self.per_worker.entry(to.clone()).or_default() += 1;
-        self.moves.insert(slot, (from, to));
+        self.moves.insert(slot, Moving { from, to, since: now, stalled: false });
     }
 
     pub(super) fn end(&mut self, slot: Slot) {
-        let Some((from, to)) = self.moves.remove(&slot) else { return };
+        match self.moves.remove(&slot) {
+            None => {}
+            Some(moving) if moving.stalled => self.stalled -= 1,
+            Some(Moving { from, to, .. }) => self.uncount(&from, &to),
+        }
+    }
+
+    fn uncount(&mut self, from: &WorkerId, to: &WorkerId) {
         for worker in [from, to] {
-            if let Some(count) = self.per_worker.get_mut(&worker) {
+            if let Some(count) = self.per_worker.get_mut(worker) {
                 *count -= 1;
                 if *count == 0 {
-                    self.per_worker.remove(&worker);
+                    self.per_worker.remove(worker);
                 }
             }
         }
     }
 
+    /// Stops counting moves that are older than `deadline`. Returns whether there were any.
+    pub(super) fn stall(&mut self, now: Timestamp, deadline: Duration) -> bool {
+        let late = |m: &Moving| !m.stalled && now.since(m.since) >= deadline;
+        let late: Vec<Slot> = self.moves.iter().filter(|(_, m)| late(m)).map(|(slot, _)| *slot).collect();
+        for slot in &late {
+            let Some(moving) = self.moves.get_mut(slot) else { continue };
+            moving.stalled = true;
+            let (from, to) = (moving.from.clone(), moving.to.clone());
+            self.stalled += 1;
+            self.uncount(&from, &to);
+        }
+        !late.is_empty()
+    }
+
     fn of(&self, worker: &WorkerId) -> usize {
         self.per_worker.get(worker).copied().unwrap_or_default()
+    }
+
+    /// Moves that count against the limit.
+    fn counted(&self) -> usize {
+        self.moves.len() - self.stalled
+    }
+
+    pub(super) const fn stalled(&self) -> usize {
+        self.stalled
     }
 
     pub(super) fn len(&self) -> usize {
@@ -141,9 +211,8 @@ impl Machine {
     pub(super) fn settled_changed(&mut self, now: Timestamp, joined: Option<&WorkerId>) {
         match joined {
             Some(worker) => {
-                self.placement.joined.push(worker.clone());
                 let due = now + Duration::from_millis(self.config.debounce_ms);
-                self.placement.joins_due.get_or_insert(due);
+                self.placement.joined(due, worker.clone());
             }
             None => {
                 self.refresh_members();
@@ -157,15 +226,20 @@ impl Machine {
         let members: Vec<Member> = self
             .membership
             .members()
-            .filter(|(worker, ..)| !self.placement.joined.contains(worker))
-            .map(|(worker, incarnation, profile, draining)| Member {
-                id: worker.clone(),
-                weight: profile.weight,
-                zone: profile.zone.clone(),
-                host: profile.host.clone(),
-                drivers: profile.drivers.clone(),
-                connected: self.sessions.state(&(worker.clone(), incarnation)) == Session::Settled,
-                draining,
+            .filter(|member| {
+                // What it holds must not be taken for that of somebody who left the ring.
+                let holds = || self.granted.contains_key(&(member.worker.clone(), member.incarnation));
+                !self.placement.joined.contains(member.worker) || holds()
+            })
+            .map(|member| Member {
+                id: member.worker.clone(),
+                weight: member.profile.weight,
+                zone: member.profile.zone.clone(),
+                host: member.profile.host.clone(),
+                drivers: member.profile.drivers.clone(),
+                connected: member.leased
+                    && self.sessions.state(&(member.worker.clone(), member.incarnation)) == Session::Settled,
+                draining: member.draining,
             })
             .collect();
         if self.planner.members() != members {
@@ -176,7 +250,11 @@ impl Machine {
     /// Plans if it is due, and begins what the limits allow.
     pub(super) fn place(&mut self, now: Timestamp) {
         let joins_due = self.placement.joins_due.is_some_and(|at| at <= now);
-        if self.placement.waiting(now) || now < self.placement.not_before || !(self.placement.dirty || joins_due) {
+        let asked = self.placement.dirty || joins_due;
+        if self.placement.waiting(now) || now < self.placement.not_before || !asked || !self.members.has_read() {
+            return;
+        }
+        if self.paused.is_some() {
             return;
         }
         let mut cause = None;
@@ -187,13 +265,14 @@ impl Machine {
         }
         self.placement.dirty = false;
         self.counters.plans += 1;
+        self.return_home(now);
         let plan = self.planner.plan();
         for (slot, why) in plan.unplaced {
             self.note_unplaced(slot, Some(why));
             // It was on its way to somebody who cannot take it any more: others must not wait for that move.
             self.move_ended(slot, None);
         }
-        let moves: Vec<Move> = plan.moves.into_iter().filter(|m| !self.intruders.contains_key(&m.slot)).collect();
+        let moves: Vec<Move> = plan.moves.into_iter().filter(|m| self.allows(now, m)).collect();
         self.name_rebalance(cause, &moves);
         let mut begun = 0;
         for m in &moves {
@@ -203,6 +282,71 @@ impl Machine {
             let mut news = Vec::new();
             self.rebalances.nothing_left(&mut news);
             self.actions.extend(news.into_iter().map(Action::Rebalance));
+        }
+    }
+
+    /// Whether a move may be begun: nothing is taken from somebody while most are out of sight, or from or to one that is
+    /// waited for, and what a missed name held waits for it.
+    fn allows(&mut self, now: Timestamp, m: &Move) -> bool {
+        if self.intruders.contains_key(&m.slot) || self.members.is_handing_back(&m.to) {
+            return false;
+        }
+        let frozen = self.brake.frozen_since().is_some();
+        if let Some(from) = &m.from {
+            let life = self.table.get(m.slot).and_then(|e| e.state.grant()).map(|g| (g.worker.clone(), g.incarnation));
+            // One whose lease is over need not be asked, it is gone in a moment; nor one that nobody can ask: if it must
+            // give something up, it is evicted.
+            let answers = life
+                .is_some_and(|life| self.membership.is_alive(&life) && self.sessions.state(&life) == Session::Settled);
+            // A balance that a missing name upset is not mended before that name had its time.
+            let balance = matches!(m.reason, Reason::OverCeiling | Reason::UnderFloor | Reason::RingOwner);
+            let waits = frozen || (balance && self.brake.in_grace(now));
+            return answers && !waits && !self.members.is_handing_back(from);
+        }
+        let Some(former) = self.former(m.slot) else { return true };
+        if !self.brake.waits_for(now, &former) {
+            return true;
+        }
+        let why = if frozen { Unplaced::Frozen(former) } else { Unplaced::WaitsFor(former) };
+        self.note_unplaced(m.slot, Some(why));
+        false
+    }
+
+    /// The name that held an appliance last, or is to have it back.
+    fn former(&self, slot: Slot) -> Option<WorkerId> {
+        let entry = self.table.get(slot)?;
+        match &entry.state {
+            State::Orphaned(g) => Some(g.worker.clone()),
+            State::Unowned => entry.preferred.clone(),
+            _ => None,
+        }
+    }
+
+    /// Gives back to names that were missed what they held, if they still can take it.
+    fn return_home(&mut self, now: Timestamp) {
+        if !self.members.anybody_comes_home() {
+            return;
+        }
+        let mut moves = Vec::new();
+        for (slot, entry) in self.table.iter().filter(|(_, e)| e.state.wants_owner()) {
+            let Some(to) = self.former(slot).filter(|name| self.members.comes_home(name)) else { continue };
+            let Some(incarnation) = self.membership.current(&to) else { continue };
+            let life = (to.clone(), incarnation);
+            let Some(profile) = self.membership.profile(&life) else { continue };
+            let takes = self.sessions.state(&life) == Session::Settled
+                && !self.membership.is_draining(&life)
+                && !self.members.is_handing_back(&to)
+                && profile.drivers.contains(&entry.needs.driver)
+                && entry.needs.host.as_ref().is_none_or(|host| *host == profile.host)
+                && !self.declined.get(&slot).is_some_and(|by| by.contains_key(&to));
+            let barred = self.intruders.contains_key(&slot) || self.quarantine.quarantined(entry.id).is_some();
+            if takes && !barred {
+                moves.push(Move { slot, from: None, to, reason: Reason::Returned });
+            }
+        }
+        self.name_rebalance(None, &moves);
+        for m in &moves {
+            self.begin(now, m);
         }
     }
 
@@ -232,7 +376,7 @@ impl Machine {
         match &m.from {
             None => self.grant(now, m),
             Some(from) => {
-                if self.in_flight.len() >= self.config.max_moves_in_flight
+                if self.in_flight.counted() >= self.config.max_moves_in_flight
                     || self.in_flight.of(from) >= self.config.max_moves_per_worker
                     || self.in_flight.of(&m.to) >= self.config.max_moves_per_worker
                 {
@@ -289,12 +433,13 @@ impl Machine {
         }
         entry.preferred = Some(m.to.clone());
         entry.moved_from = Some(from.clone());
-        entry.reason = Some(m.reason);
+        // Whoever holds something and is no member any more is drained.
+        entry.reason = Some(if m.reason == Reason::Unowned { Reason::Draining } else { m.reason });
         if let Some(id) = rebalance {
             entry.rebalance = Some(id);
             self.rebalances.begin(id);
         }
-        self.in_flight.begin(m.slot, from, m.to.clone());
+        self.in_flight.begin(now, m.slot, from, m.to.clone());
         if !self.hand(now, m.slot, handoff::Event::Take) {
             return false;
         }

@@ -16,7 +16,6 @@ use crate::outbox::{Entry, Outbox};
 use crate::planner::Slot;
 use crate::quarantine::{Quarantine, Step};
 use crate::table::Table;
-use common::Incarnation;
 
 /// One connection, as the shell numbers them. Never used twice in a process.
 pub type Conn = u64;
@@ -85,24 +84,7 @@ impl Machine {
             self.actions.push(Action::RaiseTerm(self.term));
             return;
         }
-        let (life, is_new) = match hello.incarnation {
-            Some(incarnation) => ((hello.worker.clone(), incarnation), false),
-            None => {
-                if let Some(other) = self.membership.any_life_of(&hello.worker) {
-                    let wait = self.membership.remaining(now, &(hello.worker.clone(), other)).unwrap_or_default();
-                    self.actions.push(Action::Close(conn, Refusal::NameTaken(wait)));
-                    return;
-                }
-                let number = self.next_incarnation;
-                self.next_incarnation += 1;
-                ((hello.worker.clone(), Incarnation::embedded(self.term, number)), true)
-            }
-        };
-        // A `Hello` is a heartbeat too: it was sent after the last one that was answered.
-        if !is_new && self.membership.beat(now, &life) == Beat::Over {
-            self.actions.push(Action::Close(conn, Refusal::IncarnationOver));
-            return;
-        }
+        let Some((life, is_new)) = self.speaking_life(now, conn, &hello) else { return };
         if self.sessions.newest.get(&life).is_some_and(|newest| *newest >= hello.stream) {
             self.actions.push(Action::Close(conn, Refusal::Superseded));
             return;
@@ -112,17 +94,15 @@ impl Machine {
             self.sessions.remove(older);
             self.actions.push(Action::Close(older, Refusal::Superseded));
         }
-        let changed = is_new || self.membership.publish(&life, hello.profile.clone());
         if is_new {
             self.membership.join(now, life.0.clone(), life.1, hello.profile.clone());
+        } else if self.membership.is_embedded() {
+            self.membership.publish(&life, hello.profile.clone());
         }
-        if changed {
-            self.commit.put_members.push(StoredMember {
-                worker: life.0.clone(),
-                incarnation: life.1,
-                profile: hello.profile.clone(),
-                departed: false,
-            });
+        let changed = !self.membership.is_stored(&life);
+        if changed && let Some(profile) = self.membership.profile(&life).cloned() {
+            let (worker, incarnation) = life.clone();
+            self.commit.put_members.push(StoredMember { worker, incarnation, profile, departed: false });
             self.commit_pending.push(Pending::Member(conn));
         }
         self.sessions.by_life.insert(life.clone(), conn);
@@ -144,6 +124,7 @@ impl Machine {
             self.sessions.remove(conn);
             self.actions.push(Action::Close(conn, Refusal::IncarnationOver));
         } else if durable {
+            self.membership.set_stored(&life);
             self.settle(now, conn, &life, &hello);
         } else {
             self.sessions.remove(conn);
@@ -194,12 +175,13 @@ impl Machine {
             self.tell(life, slot, Entry::Update(token), None);
         }
         self.placement.spoke(life);
+        self.settled_member(now, life);
         self.settled_changed(now, hello.incarnation.is_none().then_some(&life.0));
         self.actions.push(Action::WorkerChanged(life.0.clone()));
     }
 
     /// The life behind a message, if it is the newest stream's, settled, and of this term.
-    fn speaker(&mut self, conn: Conn, envelope: Envelope) -> Option<Life> {
+    pub(super) fn speaker(&mut self, conn: Conn, envelope: Envelope) -> Option<Life> {
         let term = self.term;
         let life = self.sessions.by_conn.get(&conn).and_then(|s| {
             let right = s.waiting.is_none()
@@ -216,6 +198,11 @@ impl Machine {
 
     pub(super) fn beat(&mut self, now: Timestamp, conn: Conn, envelope: Envelope, number: u64) {
         let Some(life) = self.speaker(conn, envelope) else { return };
+        if !self.membership.is_embedded() {
+            // Its lease is kept elsewhere, and nothing said here may extend it.
+            self.counters.stale_messages += 1;
+            return;
+        }
         match self.membership.beat(now, &life) {
             Beat::Counts => self.actions.push(Action::Send(conn, Down::BeatAck(number))),
             Beat::Over => {
@@ -274,6 +261,13 @@ impl Machine {
         let granted = self.granted_to(life, said.token);
         match self.table.slot(said.appliance) {
             Some(slot) => {
+                if self.members.hands_back(life)
+                    && let Some(entry) = self.table.get_mut(slot)
+                    && matches!(&entry.state, State::Owned(g) if *g == granted)
+                {
+                    // Kept for its name while the grace lasts.
+                    entry.preferred = Some(life.0.clone());
+                }
                 self.intruder_ended(slot, life, said.token);
                 self.hand(now, slot, handoff::Event::Released(granted, said.handed));
             }
@@ -303,14 +297,16 @@ impl Machine {
         let Some(leaver) = self.speaker(conn, envelope) else { return };
         self.sessions.remove(conn);
         self.membership.close(now, &leaver, true);
-        for life in self.membership.take_gone(now) {
+        for (life, profile) in self.membership.take_gone(now) {
             let farewell = life == leaver;
-            self.gone(now, &life, farewell);
+            self.gone(now, &life, profile, farewell);
         }
     }
 
-    pub(super) fn closed(&mut self, conn: Conn) {
+    pub(super) fn closed(&mut self, now: Timestamp, conn: Conn) {
+        self.members.unpark(conn);
         let Some(session) = self.sessions.remove(conn) else { return };
+        self.members.lost_session(now, &session.life);
         self.actions.push(Action::WorkerChanged(session.life.0));
         self.refresh_members();
     }

@@ -8,17 +8,17 @@ use super::*;
 use crate::checks;
 use crate::planner::Needs;
 
-const L: Duration = Duration::from_secs(2);
+pub(super) const L: Duration = Duration::from_secs(2);
 
-fn id(n: u128) -> ApplianceId {
+pub(super) fn id(n: u128) -> ApplianceId {
     ApplianceId::from_u128(n)
 }
 
-fn worker(name: &str) -> WorkerId {
+pub(super) fn worker(name: &str) -> WorkerId {
     WorkerId::new(name).expect("valid")
 }
 
-fn profile() -> Profile {
+pub(super) fn profile() -> Profile {
     Profile {
         weight: 1,
         zone: String::new(),
@@ -30,7 +30,7 @@ fn profile() -> Profile {
     }
 }
 
-fn seed(n: u128) -> Seed {
+pub(super) fn seed(n: u128) -> Seed {
     Seed {
         id: id(n),
         placement_key: id(n).to_string(),
@@ -43,42 +43,49 @@ fn seed(n: u128) -> Seed {
 
 /// A worker of the test: takes every offer, gives up what it is asked for.
 #[derive(Debug, Default, Clone)]
-struct Puppet {
-    conn: Conn,
-    incarnation: Option<Incarnation>,
-    stream: StreamNumber,
-    version: u64,
-    held: BTreeMap<ApplianceId, Token>,
-    beats: u64,
+pub(super) struct Puppet {
+    pub(super) conn: Conn,
+    pub(super) incarnation: Option<Incarnation>,
+    pub(super) stream: StreamNumber,
+    pub(super) version: u64,
+    pub(super) held: BTreeMap<ApplianceId, Token>,
+    pub(super) beats: u64,
 }
 
-struct World {
-    machine: Machine,
-    now: Timestamp,
-    puppets: BTreeMap<WorkerId, Puppet>,
+pub(super) struct World {
+    pub(super) machine: Machine,
+    pub(super) now: Timestamp,
+    pub(super) puppets: BTreeMap<WorkerId, Puppet>,
     /// Commits are answered at once unless this holds them back.
-    hold_commits: bool,
-    commits: Vec<(BatchId, Commit)>,
-    sent: Vec<(Conn, Down)>,
-    closed: Vec<(Conn, Refusal)>,
-    news: Vec<News>,
-    removed: Vec<ApplianceId>,
-    raised: Option<Term>,
-    violations: Vec<String>,
-    quarantined: Vec<(ApplianceId, u32)>,
-    next_conn: Conn,
-    term: Term,
+    pub(super) hold_commits: bool,
+    pub(super) commits: Vec<(BatchId, Commit)>,
+    pub(super) sent: Vec<(Conn, Down)>,
+    pub(super) closed: Vec<(Conn, Refusal)>,
+    pub(super) news: Vec<News>,
+    pub(super) removed: Vec<ApplianceId>,
+    pub(super) raised: Option<Term>,
+    pub(super) violations: Vec<String>,
+    pub(super) quarantined: Vec<(ApplianceId, u32)>,
+    pub(super) evicted: Vec<Life>,
+    /// Every commit that was made, whether it was held back or not.
+    pub(super) stored: Vec<Commit>,
+    pub(super) next_conn: Conn,
+    pub(super) term: Term,
 }
 
 impl World {
-    fn new(restored: Restored) -> Self {
+    pub(super) fn new(restored: Restored) -> Self {
         Self::in_term(Term::new(1), restored)
     }
 
-    fn in_term(term: Term, restored: Restored) -> Self {
+    pub(super) fn in_term(term: Term, restored: Restored) -> Self {
+        Self::with(Config::default(), term, restored)
+    }
+
+    pub(super) fn with(config: Config, term: Term, restored: Restored) -> Self {
         let now = Timestamp::from_millis(1_000_000);
         Self {
-            machine: Machine::new(Config::default(), term, now, restored),
+            machine: Machine::new(config, term, now, restored),
             now,
             puppets: BTreeMap::new(),
             hold_commits: false,
@@ -90,19 +97,24 @@ impl World {
             raised: None,
             violations: vec![],
             quarantined: vec![],
+            evicted: vec![],
+            stored: vec![],
             next_conn: 1,
             term,
         }
     }
 
-    fn step(&mut self, event: Event) {
+    pub(super) fn step(&mut self, event: Event) {
         let output = self.machine.step(self.now, event);
         let wrong = checks::machine(&self.machine);
         assert_eq!(wrong, Vec::<String>::new());
         for action in output.actions {
             match action {
                 Action::Commit(batch, commit) if self.hold_commits => self.commits.push((batch, commit)),
-                Action::Commit(batch, _) => self.step(Event::Durable(batch)),
+                Action::Commit(batch, commit) => {
+                    self.stored.push(commit);
+                    self.step(Event::Durable(batch));
+                }
                 Action::Send(conn, down) => self.deliver(conn, down),
                 Action::Close(conn, refusal) => self.closed.push((conn, refusal)),
                 Action::Rebalance(news) => self.news.push(news),
@@ -110,13 +122,14 @@ impl World {
                 Action::RaiseTerm(term) => self.raised = Some(term),
                 Action::Violation(text) => self.violations.push(text),
                 Action::Quarantined(id, strikes) => self.quarantined.push((id, strikes)),
+                Action::Evict(life) => self.evicted.push(life),
                 Action::Assigned(_) | Action::WorkerChanged(_) => {}
             }
         }
     }
 
     /// A worker hears something and does as it is told.
-    fn deliver(&mut self, conn: Conn, down: Down) {
+    pub(super) fn deliver(&mut self, conn: Conn, down: Down) {
         self.sent.push((conn, down.clone()));
         let Some(puppet) = self.puppets.values_mut().find(|p| p.conn == conn) else { return };
         match down {
@@ -149,12 +162,12 @@ impl World {
         }
     }
 
-    fn envelope(&self, conn: Conn) -> Envelope {
+    pub(super) fn envelope(&self, conn: Conn) -> Envelope {
         let puppet = self.puppets.values().find(|p| p.conn == conn).expect("a puppet has this stream");
         Envelope { term: self.term, incarnation: puppet.incarnation.expect("welcomed"), stream: puppet.stream }
     }
 
-    fn hello_of(&self, name: &str, puppet: &Puppet) -> Hello {
+    pub(super) fn hello_of(&self, name: &str, puppet: &Puppet) -> Hello {
         Hello {
             worker: worker(name),
             incarnation: puppet.incarnation,
@@ -172,7 +185,7 @@ impl World {
     }
 
     /// A worker opens a stream, as a new process or as the one it was.
-    fn connect(&mut self, name: &str) -> Conn {
+    pub(super) fn connect(&mut self, name: &str) -> Conn {
         let conn = self.next_conn;
         self.next_conn += 1;
         let puppet = self.puppets.entry(worker(name)).or_default();
@@ -183,13 +196,13 @@ impl World {
         conn
     }
 
-    fn kill(&mut self, name: &str) {
+    pub(super) fn kill(&mut self, name: &str) {
         let puppet = self.puppets.remove(&worker(name)).expect("lives");
         self.step(Event::Closed(puppet.conn));
     }
 
     /// Lets time pass in small steps, with heartbeats of everybody who lives.
-    fn pass(&mut self, time: Duration) {
+    pub(super) fn pass(&mut self, time: Duration) {
         let end = self.now + time;
         while self.now < end {
             self.now = end.min(self.now + Duration::from_millis(100));
@@ -197,7 +210,9 @@ impl World {
                 let Some(puppet) = self.puppets.get_mut(&name) else { continue };
                 puppet.beats += 1;
                 let (conn, beats) = (puppet.conn, puppet.beats);
-                if puppet.incarnation.is_some() {
+                if let (false, Some(incarnation)) = (self.machine.membership().is_embedded(), puppet.incarnation) {
+                    self.step(Event::Observed((name, incarnation), LeaseNode { lease: L, evicted: false }));
+                } else if puppet.incarnation.is_some() {
                     let envelope = self.envelope(conn);
                     self.step(Event::Beat(conn, envelope, beats));
                 }
@@ -206,14 +221,14 @@ impl World {
         }
     }
 
-    fn create(&mut self, ids: impl IntoIterator<Item = u128>) {
+    pub(super) fn create(&mut self, ids: impl IntoIterator<Item = u128>) {
         for n in ids {
             self.step(Event::Created(seed(n)));
         }
         self.step(Event::Tick);
     }
 
-    fn holder(&self, n: u128) -> Option<&str> {
+    pub(super) fn holder(&self, n: u128) -> Option<&str> {
         let table = self.machine.table();
         let entry = table.get(table.slot(id(n))?)?;
         match &entry.state {
@@ -222,11 +237,11 @@ impl World {
         }
     }
 
-    fn loads(&self) -> Vec<usize> {
+    pub(super) fn loads(&self) -> Vec<usize> {
         self.puppets.values().map(|p| p.held.len()).collect()
     }
 
-    fn moved(&self) -> usize {
+    pub(super) fn moved(&self) -> usize {
         self.news.iter().filter(|n| matches!(n, News::Moved { .. })).count()
     }
 }
@@ -332,11 +347,11 @@ fn a_new_leader_moves_nothing_because_it_is_new() {
         let n = u128::from_be_bytes(*entry.id.as_bytes());
         restored.appliances.push((seed(n), stored));
     }
-    for (name, incarnation, profile, _) in w.machine.membership().members() {
+    for m in w.machine.membership().members() {
         restored.members.push(StoredMember {
-            worker: name.clone(),
-            incarnation,
-            profile: profile.clone(),
+            worker: m.worker.clone(),
+            incarnation: m.incarnation,
+            profile: m.profile.clone(),
             departed: false,
         });
     }
@@ -382,11 +397,11 @@ fn a_new_leader_gives_up_on_silent_members_when_their_lease_is_over() {
         let stored = StoredGrant { granted: entry.state.grant().cloned(), ..StoredGrant::default() };
         restored.appliances.push((seed(u128::from_be_bytes(*entry.id.as_bytes())), stored));
     }
-    for (name, incarnation, profile, _) in w.machine.membership().members() {
+    for m in w.machine.membership().members() {
         restored.members.push(StoredMember {
-            worker: name.clone(),
-            incarnation,
-            profile: profile.clone(),
+            worker: m.worker.clone(),
+            incarnation: m.incarnation,
+            profile: m.profile.clone(),
             departed: false,
         });
     }
@@ -522,6 +537,11 @@ fn a_leader_that_slept_calls_nobody_gone_for_it() {
     assert_eq!(w.closed, vec![]);
 }
 
+/// For tests in which one worker dies after the other.
+fn unbraked() -> Config {
+    Config { freeze_fraction: 1.0, ..Config::default() }
+}
+
 /// Which of the grants sent since the last call told their owner to announce its steps.
 fn grants(w: &mut World) -> BTreeMap<ApplianceId, bool> {
     let tells = w.sent.drain(..).filter_map(|(_, down)| match down {
@@ -553,7 +573,7 @@ fn announce(w: &mut World, name: &str, n: u128) -> Vec<Step> {
 
 #[test]
 fn what_kills_three_workers_is_given_to_no_fourth_until_it_is_changed() {
-    let mut w = World::new(Restored::default());
+    let mut w = World::with(unbraked(), Term::new(1), Restored::default());
     w.connect("w1");
     w.pass(Duration::from_secs(1));
     w.create(1..=3);
@@ -584,7 +604,7 @@ fn what_kills_three_workers_is_given_to_no_fourth_until_it_is_changed() {
 
 #[test]
 fn a_quarantined_appliance_that_is_deleted_is_granted_once_more() {
-    let mut w = World::new(Restored::default());
+    let mut w = World::with(unbraked(), Term::new(1), Restored::default());
     for name in ["w1", "w2", "w3"] {
         w.connect(name);
         w.pass(Duration::from_secs(4));

@@ -40,6 +40,19 @@ pub struct WorkerView {
     pub silent: Duration,
     /// It gets nothing new and gives up what it has.
     pub draining: bool,
+    /// It is a member of the ring.
+    pub member: bool,
+}
+
+/// What keeps the leader from moving anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frozen {
+    /// For how long.
+    pub since: Duration,
+    /// Names that are missed.
+    pub missing: Vec<WorkerId>,
+    /// Workers that are there.
+    pub live: usize,
 }
 
 /// Why an appliance is where it is.
@@ -52,9 +65,8 @@ pub struct Explanation {
 }
 
 impl Machine {
-    pub(super) fn departed(&mut self, now: Timestamp, life: &Life) {
-        let profile = self.membership.profile(life).cloned();
-        self.departed.insert(life.0.clone(), Departed { incarnation: life.1, profile, at: now });
+    pub(super) fn departed(&mut self, now: Timestamp, life: &Life, profile: Profile) {
+        self.departed.insert(life.0.clone(), Departed { incarnation: life.1, profile: Some(profile), at: now });
         self.departed.retain(|_, d| now.since(d.at) < DEPARTED.1);
         while self.departed.len() > DEPARTED.0 {
             self.departed.pop_first();
@@ -74,11 +86,12 @@ impl Machine {
                 appliances: 0,
                 silent: now.since(d.at),
                 draining: false,
+                member: false,
             };
             views.insert(id.clone(), view);
         }
         for life in self.membership.lives() {
-            let is_member = self.membership.current(&life.0) == Some(life.1);
+            let is_member = self.membership.is_member(life);
             if !is_member && views.get(&life.0).is_some_and(|v: &WorkerView| v.health != Health::Dead) {
                 continue;
             }
@@ -90,7 +103,8 @@ impl Machine {
                 profile: self.membership.profile(life).cloned(),
                 appliances: self.granted.get(life).map_or(0, |set| set.len() as u64),
                 silent: beat.map(|(age, _)| age).unwrap_or_default(),
-                draining: self.membership.members().any(|(w, i, _, draining)| *w == life.0 && i == life.1 && draining),
+                draining: self.membership.is_draining(life),
+                member: is_member,
             };
             views.insert(life.0.clone(), view);
         }
@@ -115,9 +129,58 @@ impl Machine {
     /// Why nothing is placed right now, if nothing is.
     #[must_use]
     pub fn waiting(&self, now: Timestamp) -> Option<String> {
+        if let Some(why) = &self.paused {
+            return Some(format!("paused: {why}"));
+        }
+        if !self.members.has_read() {
+            return Some("a new leader reads who is there".to_owned());
+        }
         let awaited = self.placement.awaited(now);
         let names: Vec<&str> = awaited.iter().take(5).map(WorkerId::as_str).collect();
         (!awaited.is_empty()).then(|| format!("a new leader waits for {} to say what it holds", names.join(", ")))
+    }
+
+    /// What the brake holds, if it does.
+    #[must_use]
+    pub fn frozen(&self, now: Timestamp) -> Option<Frozen> {
+        self.brake.frozen_since().map(|since| Frozen {
+            since: now.since(since),
+            missing: self.brake.missing().cloned().collect(),
+            live: self.brake.live(),
+        })
+    }
+
+    /// Why an operator paused planning.
+    #[must_use]
+    pub fn paused(&self) -> Option<&str> {
+        self.paused.as_deref()
+    }
+
+    /// Moves that did not end in time and no longer count against the limits.
+    #[must_use]
+    pub fn stalled_moves(&self) -> u64 {
+        self.in_flight.stalled() as u64
+    }
+
+    /// The life under this name that heartbeats still keep: the member's, or else any.
+    #[must_use]
+    pub fn life_of(&self, worker: &WorkerId) -> Option<Incarnation> {
+        let mut lives = self.membership.lives().filter(|l| l.0 == *worker && self.membership.is_alive(l));
+        let any = lives.next_back()?;
+        let member = self.membership.current(worker).filter(|i| self.membership.is_alive(&(worker.clone(), *i)));
+        Some(member.unwrap_or(any.1))
+    }
+
+    /// Whether heartbeats of a life still count.
+    #[must_use]
+    pub fn is_alive(&self, life: &Life) -> bool {
+        self.membership.is_alive(life)
+    }
+
+    /// Whether anybody of this name is known or was within the last hour.
+    #[must_use]
+    pub fn knows(&self, worker: &WorkerId) -> bool {
+        self.departed.contains_key(worker) || self.membership.any_life_of(worker).is_some()
     }
 
     /// The table, for readers and checks.
@@ -154,7 +217,7 @@ impl Machine {
     pub fn backlog(&self) -> [(&'static str, usize); 4] {
         [
             ("writes under way", self.pending.len()),
-            ("writes to be tried again", self.retries.len() + self.removing.len()),
+            ("writes to be tried again", self.retries.len() + self.ending.len()),
             ("entries waiting to be told", self.sessions.untold()),
             ("appliances held against the table", self.intruders.len()),
         ]

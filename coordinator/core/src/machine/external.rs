@@ -1,0 +1,388 @@
+//! Scenarios with lives that are taken from a coordination service, and of brake, grace, draining and eviction.
+
+use super::tests::*;
+use super::*;
+
+/// A cluster whose leader reads nodes; the test writes them.
+struct Service {
+    w: World,
+    nodes: BTreeMap<WorkerId, Node>,
+    next_life: u128,
+}
+
+impl Service {
+    fn new(config: Config, restored: Restored) -> Self {
+        Self::in_term(config, Term::new(1), restored)
+    }
+
+    fn in_term(config: Config, term: Term, restored: Restored) -> Self {
+        let config = Config { authority: Authority::External, ..config };
+        Self { w: World::with(config, term, restored), nodes: BTreeMap::new(), next_life: 1 }
+    }
+
+    fn read(&mut self) {
+        let leases = self.leases();
+        self.w.step(Event::Read { members: self.nodes.clone(), leases });
+        self.w.step(Event::Tick);
+    }
+
+    fn leases(&self) -> BTreeMap<Life, LeaseNode> {
+        let lease = LeaseNode { lease: L, evicted: false };
+        self.w.puppets.iter().filter_map(|(name, p)| Some(((name.clone(), p.incarnation?), lease))).collect()
+    }
+
+    /// A worker makes its nodes; the leader has not read them yet.
+    fn enrol(&mut self, name: &str) -> Life {
+        let incarnation = Incarnation::new(self.next_life);
+        self.next_life += 1;
+        self.nodes.insert(worker(name), Node { incarnation, profile: profile() });
+        let puppet = Puppet { incarnation: Some(incarnation), ..Puppet::default() };
+        self.w.puppets.insert(worker(name), puppet);
+        (worker(name), incarnation)
+    }
+
+    fn tell_nodes(&mut self, life: &Life) {
+        self.w.step(Event::Members(self.nodes.clone()));
+        self.w.step(Event::Observed(life.clone(), LeaseNode { lease: L, evicted: false }));
+    }
+
+    fn join(&mut self, name: &str) -> Life {
+        let life = self.enrol(name);
+        self.tell_nodes(&life);
+        self.w.connect(name);
+        life
+    }
+
+    /// The process dies; its session expires when the service says so.
+    fn kill(&mut self, name: &str) -> Life {
+        let incarnation = self.w.puppets[&worker(name)].incarnation.expect("enrolled");
+        self.w.kill(name);
+        (worker(name), incarnation)
+    }
+
+    /// The service deletes the nodes of a life.
+    fn expire(&mut self, life: &Life) {
+        self.nodes.remove(&life.0);
+        self.w.step(Event::Members(self.nodes.clone()));
+        self.w.step(Event::Over(life.clone()));
+        self.w.step(Event::Tick);
+    }
+
+    fn all_owned(&self, n: u128) -> bool {
+        (1..=n).all(|i| self.w.holder(i).is_some())
+    }
+}
+
+fn cluster(config: Config, names: &[&str], appliances: u128) -> Service {
+    let mut s = Service::new(config, Restored::default());
+    s.read();
+    for name in names {
+        s.join(name);
+    }
+    s.w.pass(Duration::from_secs(1));
+    s.w.create(1..=appliances);
+    s.w.pass(Duration::from_millis(200));
+    assert!(s.all_owned(appliances));
+    s
+}
+
+fn grace(ms: u64) -> Config {
+    Config { departure_grace_ms: ms, ..Config::default() }
+}
+
+fn restored_from(w: &World, departed: &[(&str, Incarnation)]) -> Restored {
+    let mut restored = Restored::default();
+    for (_, entry) in w.machine.table().iter() {
+        let stored = StoredGrant { granted: entry.state.grant().cloned(), ..StoredGrant::default() };
+        restored.appliances.push((seed(u128::from_be_bytes(*entry.id.as_bytes())), stored));
+    }
+    for life in w.machine.membership().lives() {
+        let (worker, incarnation) = life.clone();
+        restored.members.push(StoredMember { worker, incarnation, profile: profile(), departed: false });
+    }
+    for (name, incarnation) in departed {
+        let (worker, incarnation) = (worker(name), *incarnation);
+        restored.members.push(StoredMember { worker, incarnation, profile: profile(), departed: true });
+    }
+    restored
+}
+
+#[test]
+fn a_hello_that_is_faster_than_the_news_of_its_nodes_waits_for_it() {
+    let mut s = Service::new(Config::default(), Restored::default());
+    s.read();
+    let life = s.enrol("w1");
+    let conn = s.w.connect("w1");
+    assert_eq!(s.w.closed, vec![]);
+    assert!(!s.w.sent.iter().any(|(c, _)| *c == conn), "welcomed before its node was read");
+    s.tell_nodes(&life);
+    assert!(s.w.sent.iter().any(|(c, d)| *c == conn && matches!(d, Down::Welcome { .. })));
+    let stranger = s.enrol("w2");
+    let conn = s.w.connect("w2");
+    s.w.puppets.remove(&stranger.0);
+    s.w.pass(Duration::from_secs(6));
+    assert_eq!(s.w.closed, vec![(conn, Refusal::UnknownLife)], "not for ever");
+}
+
+#[test]
+fn a_hello_without_a_life_is_refused_and_one_of_an_ended_life_too() {
+    let mut s = cluster(Config::default(), &["w1", "w2"], 4);
+    s.w.puppets.insert(worker("w9"), Puppet::default());
+    let conn = s.w.connect("w9");
+    assert_eq!(s.w.closed.last(), Some(&(conn, Refusal::NoLife)));
+    s.w.puppets.remove(&worker("w9"));
+    let puppet = s.w.puppets[&worker("w1")].clone();
+    let life = s.kill("w1");
+    s.expire(&life);
+    s.w.pass(Duration::from_secs(3));
+    s.w.puppets.insert(worker("w1"), puppet);
+    let conn = s.w.connect("w1");
+    assert_eq!(s.w.closed.last(), Some(&(conn, Refusal::IncarnationOver)));
+}
+
+#[test]
+fn nothing_is_placed_before_everything_was_read() {
+    let mut s = Service::new(Config::default(), Restored::default());
+    let life = s.enrol("w1");
+    s.w.connect("w1");
+    s.w.create([1]);
+    s.w.pass(Duration::from_secs(4));
+    assert_eq!(s.w.holder(1), None);
+    s.read();
+    s.w.pass(Duration::from_secs(1));
+    assert_eq!(s.w.holder(1), Some("w1"), "{life:?}");
+}
+
+#[test]
+fn a_silent_worker_with_a_lease_node_keeps_what_it_holds() {
+    let mut s = cluster(Config::default(), &["w1", "w2"], 10);
+    s.kill("w1");
+    s.w.pass(Duration::from_secs(40));
+    assert_eq!(s.w.loads(), [5], "a broken stream and silence are no end");
+}
+
+#[test]
+fn a_deleted_lease_node_ends_a_life_once_the_wait_is_over() {
+    let mut s = cluster(Config::default(), &["w1", "w2", "w3"], 12);
+    let life = s.kill("w1");
+    s.expire(&life);
+    s.w.pass(Duration::from_millis(2_100));
+    assert_eq!(s.w.loads(), [4, 4], "its last heartbeat may be that young");
+    s.w.pass(Duration::from_millis(300));
+    assert_eq!(s.w.loads(), [6, 6]);
+    assert!(s.w.stored.iter().any(|c| c.remove_members.contains(&life) || c.put_members.iter().any(|m| m.departed)));
+}
+
+#[test]
+fn a_life_whose_heartbeats_are_long_past_is_over_with_its_node() {
+    let mut s = cluster(Config::default(), &["w1", "w2", "w3"], 12);
+    let life = s.kill("w1");
+    s.w.pass(Duration::from_secs(6));
+    s.expire(&life);
+    assert_eq!(s.w.loads(), [6, 6], "in the very step that told of it");
+}
+
+#[test]
+fn a_worker_without_member_node_is_drained_and_sent_home() {
+    let mut s = cluster(Config::default(), &["w1", "w2"], 10);
+    s.nodes.remove(&worker("w1"));
+    s.w.step(Event::Members(s.nodes.clone()));
+    let conn = s.w.puppets[&worker("w1")].conn;
+    s.w.pass(Duration::from_secs(1));
+    assert_eq!(s.w.loads(), [0, 10]);
+    assert_eq!(s.w.closed, vec![], "it may still come to be a member");
+    s.w.pass(Duration::from_secs(2));
+    assert_eq!(s.w.closed, vec![(conn, Refusal::NotMember)]);
+    assert_eq!(s.w.violations, Vec::<String>::new());
+}
+
+#[test]
+fn an_unreachable_worker_is_evicted_once_a_move_waits_on_it() {
+    let mut s = cluster(Config::default(), &["w1", "w2"], 10);
+    let life = s.kill("w1");
+    let beating = Puppet { incarnation: Some(life.1), conn: 999, ..Puppet::default() };
+    s.w.puppets.insert(worker("w1"), beating);
+    s.w.pass(Duration::from_secs(70));
+    assert_eq!(s.w.evicted, vec![], "it does no harm");
+    s.nodes.remove(&worker("w1"));
+    s.w.step(Event::Members(s.nodes.clone()));
+    s.w.pass(Duration::from_millis(300));
+    assert_eq!(s.w.evicted, vec![life.clone()], "it is to be drained");
+    s.w.puppets.remove(&worker("w1"));
+    s.w.step(Event::Over(life));
+    s.w.pass(Duration::from_secs(3));
+    assert_eq!(s.w.loads(), [10]);
+}
+
+#[test]
+fn an_operator_can_evict() {
+    let mut s = cluster(Config::default(), &["w1", "w2"], 10);
+    let life = s.w.machine.life_of(&worker("w1")).expect("lives");
+    s.w.step(Event::Evict((worker("w1"), life)));
+    assert_eq!(s.w.evicted, vec![(worker("w1"), life)]);
+    let mut w = World::new(Restored::default());
+    w.connect("w1");
+    w.connect("w2");
+    w.pass(Duration::from_secs(1));
+    w.create(1..=4);
+    let conn = w.puppets[&worker("w1")].conn;
+    let life = w.machine.life_of(&worker("w1")).expect("lives");
+    w.step(Event::Evict((worker("w1"), life)));
+    assert_eq!(w.closed.last(), Some(&(conn, Refusal::IncarnationOver)));
+    w.puppets.remove(&worker("w1"));
+    w.pass(Duration::from_millis(2_400));
+    assert_eq!(w.loads(), [4]);
+}
+
+#[test]
+fn a_draining_worker_gives_up_everything_and_gets_nothing() {
+    let mut s = cluster(Config::default(), &["w1", "w2", "w3"], 12);
+    let conn = s.w.puppets[&worker("w1")].conn;
+    let envelope = s.w.envelope(conn);
+    s.w.step(Event::Drain(conn, envelope, false));
+    s.w.pass(Duration::from_secs(1));
+    assert_eq!(s.w.loads(), [0, 6, 6]);
+    s.w.create(13..=20);
+    assert_eq!(s.w.loads(), [0, 10, 10]);
+    assert_eq!(s.w.moved(), 4);
+}
+
+#[test]
+fn most_workers_that_vanish_at_once_freeze_and_their_return_thaws() {
+    let names = ["w1", "w2", "w3", "w4", "w5"];
+    let mut s = cluster(Config::default(), &names, 20);
+    let before: Vec<_> = (1..=20).map(|n| s.w.holder(n).map(str::to_owned)).collect();
+    let lives: Vec<Life> = ["w1", "w2", "w3"].map(|name| s.kill(name)).to_vec();
+    s.w.pass(Duration::from_secs(6));
+    lives.iter().for_each(|life| s.expire(life));
+    s.w.pass(Duration::from_secs(60));
+    assert_eq!(s.w.loads(), [4, 4], "nothing moves");
+    let frozen = s.w.machine.frozen(s.w.now).expect("says so");
+    assert_eq!((frozen.missing.len(), frozen.live), (3, 2));
+    s.w.create(21..=22);
+    assert!(s.w.holder(21).is_some(), "what is new was never out of sight");
+    // A next leader starts frozen as well.
+    let departed: Vec<(&str, Incarnation)> = lives.iter().map(|(name, life)| (name.as_str(), *life)).collect();
+    let mut next = Service::in_term(Config::default(), Term::new(2), restored_from(&s.w, &departed));
+    next.nodes = s.nodes.clone();
+    next.next_life = 100;
+    next.w.puppets = s.w.puppets.clone();
+    next.read();
+    next.w.connect("w4");
+    next.w.connect("w5");
+    next.w.pass(Duration::from_secs(10));
+    assert_eq!(next.w.machine.frozen(next.w.now).map(|f| f.missing.len()), Some(3));
+    for name in ["w1", "w2", "w3"] {
+        next.join(name);
+    }
+    next.w.pass(Duration::from_secs(1));
+    let after: Vec<_> = (1..=20).map(|n| next.w.holder(n).map(str::to_owned)).collect();
+    assert_eq!(after, before, "each orphan went home, before the brake let go");
+    next.w.pass(Duration::from_secs(2));
+    assert_eq!(next.w.machine.frozen(next.w.now), None);
+}
+
+#[test]
+fn an_operator_resumes_what_the_brake_holds() {
+    let mut s = cluster(Config::default(), &["w1", "w2", "w3", "w4", "w5"], 20);
+    let lives: Vec<Life> = ["w1", "w2", "w3"].map(|name| s.kill(name)).to_vec();
+    s.w.pass(Duration::from_secs(6));
+    lives.iter().for_each(|life| s.expire(life));
+    assert!(s.w.machine.frozen(s.w.now).is_some());
+    s.w.stored.clear();
+    s.w.step(Event::Resume);
+    s.w.pass(Duration::from_millis(300));
+    assert_eq!(s.w.loads(), [10, 10]);
+    let removed: BTreeSet<Life> = s.w.stored.iter().flat_map(|c| c.remove_members.clone()).collect();
+    assert_eq!(removed, lives.into_iter().collect(), "the next leader must not start frozen");
+}
+
+#[test]
+fn a_name_that_is_back_within_its_grace_costs_no_move() {
+    let mut s = cluster(grace(5_000), &["w1", "w2", "w3"], 12);
+    let before: Vec<_> = (1..=12).map(|n| s.w.holder(n).map(str::to_owned)).collect();
+    let life = s.kill("w1");
+    s.w.pass(Duration::from_secs(6));
+    s.expire(&life);
+    s.w.pass(Duration::from_secs(4));
+    assert_eq!(s.w.loads(), [4, 4], "its share waits");
+    s.join("w1");
+    s.w.pass(Duration::from_millis(300));
+    let after: Vec<_> = (1..=12).map(|n| s.w.holder(n).map(str::to_owned)).collect();
+    assert_eq!(after, before);
+    let life = s.kill("w1");
+    s.w.pass(Duration::from_secs(6));
+    s.expire(&life);
+    s.w.pass(Duration::from_millis(5_300));
+    assert_eq!(s.w.loads(), [6, 6], "not for ever");
+}
+
+#[test]
+fn what_is_handed_back_waits_for_its_name() {
+    let mut s = cluster(grace(5_000), &["w1", "w2", "w3"], 12);
+    let before: Vec<_> = (1..=12).map(|n| s.w.holder(n).map(str::to_owned)).collect();
+    let puppet = s.w.puppets[&worker("w1")].clone();
+    let envelope = s.w.envelope(puppet.conn);
+    s.w.step(Event::Drain(puppet.conn, envelope, true));
+    let handed =
+        |(id, token): (&ApplianceId, &Token)| Said { appliance: *id, token: *token, handed: Handed::default() };
+    let released = puppet.held.iter().map(handed).collect();
+    s.w.puppets.get_mut(&worker("w1")).expect("lives").held.clear();
+    s.w.step(Event::Answers(
+        puppet.conn,
+        envelope,
+        Answers { applied: puppet.version, released, ..Answers::default() },
+    ));
+    s.w.pass(Duration::from_secs(1));
+    assert_eq!(s.w.loads(), [0, 4, 4], "nobody gets it, not even itself");
+    s.w.step(Event::Leave(puppet.conn, envelope));
+    s.w.puppets.remove(&worker("w1"));
+    s.nodes.remove(&worker("w1"));
+    s.w.step(Event::Members(s.nodes.clone()));
+    s.w.pass(Duration::from_secs(3));
+    assert_eq!(s.w.loads(), [4, 4]);
+    s.join("w1");
+    s.w.pass(Duration::from_millis(500));
+    let after: Vec<_> = (1..=12).map(|n| s.w.holder(n).map(str::to_owned)).collect();
+    assert_eq!(after, before);
+}
+
+#[test]
+fn a_python_member_is_in_the_ring_and_gets_nothing() {
+    let mut s = cluster(Config::default(), &["w1", "w2"], 10);
+    let bare = Profile { weight: 2, drivers: BTreeSet::new(), lease: Duration::ZERO, ..profile() };
+    s.nodes.insert(worker("py"), Node { incarnation: Incarnation::new(77), profile: bare });
+    s.w.step(Event::Members(s.nodes.clone()));
+    s.w.pass(Duration::from_secs(1));
+    assert_eq!(s.w.machine.planner().members().len(), 3);
+    assert_eq!(s.w.moved(), 0);
+    s.nodes.remove(&worker("py"));
+    s.w.step(Event::Members(s.nodes.clone()));
+    s.w.pass(Duration::from_secs(1));
+    assert_eq!(s.w.machine.planner().members().len(), 2);
+}
+
+#[test]
+fn a_new_life_under_a_name_does_not_end_the_former_one() {
+    let mut s = cluster(Config::default(), &["w1", "w2"], 10);
+    let former = s.kill("w1");
+    let life = s.join("w1");
+    s.w.pass(Duration::from_secs(1));
+    assert_eq!(s.w.loads(), [0, 5], "the former life may still act");
+    s.w.step(Event::Over(former));
+    s.w.pass(Duration::from_secs(3));
+    assert_eq!(s.w.loads(), [5, 5], "{life:?}");
+}
+
+#[test]
+fn a_paused_leader_places_nothing() {
+    let mut s = cluster(Config::default(), &["w1", "w2"], 10);
+    s.w.step(Event::Pause("maintenance".to_owned()));
+    s.w.create([11]);
+    s.w.pass(Duration::from_secs(1));
+    assert_eq!(s.w.holder(11), None);
+    assert_eq!(s.w.machine.waiting(s.w.now), Some("paused: maintenance".to_owned()));
+    s.w.step(Event::Resume);
+    s.w.pass(Duration::from_millis(300));
+    assert!(s.w.holder(11).is_some());
+}

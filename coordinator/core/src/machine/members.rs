@@ -1,0 +1,408 @@
+//! Who is there: what the coordination service tells of members and leases, goodbyes, evictions, and who is missed.
+//!
+//! Embedded, lives come from `Hello` and end by silence; nothing of the service's news applies. External, a life is known
+//! once its lease node was read, and a `Hello` that is faster than that news waits for it, for a bounded time. A worker
+//! whose member node was taken away keeps what it holds and is drained; one that cannot be reached while a move waits on
+//! it is evicted. Neither is ever called gone here: that is the membership's to say.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use common::{Timestamp, WorkerId};
+
+use super::{Action, Conn, Envelope, Hello, Incarnation, Machine, Profile, Refusal};
+use crate::brake::Departure;
+use crate::handoff::State;
+use crate::health::Session as SessionState;
+use crate::membership::{Authority, Beat, LeaseNode, Life, Node};
+
+/// How long a `Hello` waits for the news of its own lease node. Both come from the same commit; longer means that the
+/// leader's server lags far behind the worker's.
+const PARKED: Duration = Duration::from_secs(5);
+
+/// How long a life without a member node is looked at before it counts as taken away: the two nodes of a newcomer are read
+/// one after the other.
+const EXPELLED: Duration = Duration::from_secs(2);
+
+/// How often an eviction is tried again.
+const EVICT_AGAIN: Duration = Duration::from_secs(5);
+
+/// Most names that are kept for their return at once; a bound, not a tuning value.
+const HOMECOMING: usize = 100_000;
+
+#[derive(Clone, Debug)]
+struct Parked {
+    conn: Conn,
+    hello: Box<Hello>,
+    until: Timestamp,
+}
+
+/// What is watched of the lives besides their leases.
+#[derive(Clone, Debug)]
+pub(super) struct Watch {
+    /// Everything was read at least once; embedded there is nothing to read.
+    read: bool,
+    parked: BTreeMap<Life, Parked>,
+    /// Lives without a stream, and since when.
+    silent: BTreeMap<Life, Timestamp>,
+    /// Lives without a member node, and since when.
+    expelled: BTreeMap<Life, Timestamp>,
+    /// Lives that were to be evicted, and when that was last asked for.
+    evicting: BTreeMap<Life, Timestamp>,
+    /// Lives that hand back what they hold.
+    handing_back: BTreeSet<Life>,
+    /// Names that were missed and are back: what they held goes to them, whatever the band says. Until when.
+    homecoming: BTreeMap<WorkerId, Timestamp>,
+}
+
+impl Watch {
+    pub(super) fn new(now: Timestamp, lives: Vec<Life>, authority: Authority) -> Self {
+        Self {
+            read: authority == Authority::Embedded,
+            parked: BTreeMap::new(),
+            silent: lives.into_iter().map(|life| (life, now)).collect(),
+            expelled: BTreeMap::new(),
+            evicting: BTreeMap::new(),
+            handing_back: BTreeSet::new(),
+            homecoming: BTreeMap::new(),
+        }
+    }
+
+    pub(super) const fn has_read(&self) -> bool {
+        self.read
+    }
+
+    pub(super) fn hands_back(&self, life: &Life) -> bool {
+        self.handing_back.contains(life)
+    }
+
+    /// Whether a worker of this name is about to stop and hands back what it has.
+    pub(super) fn is_handing_back(&self, name: &WorkerId) -> bool {
+        self.handing_back.iter().any(|(worker, _)| worker == name)
+    }
+
+    pub(super) fn comes_home(&self, name: &WorkerId) -> bool {
+        self.homecoming.contains_key(name)
+    }
+
+    pub(super) fn anybody_comes_home(&self) -> bool {
+        !self.homecoming.is_empty()
+    }
+
+    pub(super) fn unpark(&mut self, conn: Conn) {
+        self.parked.retain(|_, parked| parked.conn != conn);
+    }
+
+    pub(super) fn lost_session(&mut self, now: Timestamp, life: &Life) {
+        self.silent.entry(life.clone()).or_insert(now);
+    }
+
+    fn forget(&mut self, life: &Life) {
+        self.silent.remove(life);
+        self.expelled.remove(life);
+        self.evicting.remove(life);
+        self.handing_back.remove(life);
+    }
+}
+
+impl Machine {
+    /// The life that speaks, and whether it begins with this `Hello`. `None` when it was refused, or waits.
+    pub(super) fn speaking_life(&mut self, now: Timestamp, conn: Conn, hello: &Hello) -> Option<(Life, bool)> {
+        let refusal = match (self.membership.is_embedded(), hello.incarnation) {
+            (true, None) => match self.membership.any_life_of(&hello.worker) {
+                None => {
+                    let number = self.next_incarnation;
+                    self.next_incarnation += 1;
+                    return Some(((hello.worker.clone(), Incarnation::embedded(self.term, number)), true));
+                }
+                Some(other) => {
+                    let wait = self.membership.remaining(now, &(hello.worker.clone(), other)).unwrap_or_default();
+                    Refusal::NameTaken(wait)
+                }
+            },
+            (true, Some(incarnation)) => {
+                let life = (hello.worker.clone(), incarnation);
+                // A `Hello` is a heartbeat too: it was sent after the last one that was answered.
+                if self.membership.beat(now, &life) == Beat::Counts {
+                    return Some((life, false));
+                }
+                Refusal::IncarnationOver
+            }
+            (false, None) => Refusal::NoLife,
+            (false, Some(incarnation)) => {
+                let life = (hello.worker.clone(), incarnation);
+                if self.members.read && self.membership.is_alive(&life) {
+                    return Some((life, false));
+                }
+                if !self.members.read || !(self.membership.is_known(&life) || self.membership.has_ended(&life)) {
+                    let parked = Parked { conn, hello: Box::new(hello.clone()), until: now + PARKED };
+                    if let Some(older) = self.members.parked.insert(life, parked) {
+                        self.actions.push(Action::Close(older.conn, Refusal::Superseded));
+                    }
+                    return None;
+                }
+                Refusal::IncarnationOver
+            }
+        };
+        self.actions.push(Action::Close(conn, refusal));
+        None
+    }
+
+    /// Every node was read anew.
+    pub(super) fn read(
+        &mut self,
+        now: Timestamp,
+        members: std::collections::BTreeMap<WorkerId, Node>,
+        leases: &BTreeMap<Life, LeaseNode>,
+    ) {
+        let first = !std::mem::replace(&mut self.members.read, true);
+        let (came, went) = self.membership.set_nodes(members);
+        self.membership.read_leases(now, leases);
+        if first {
+            let lives: Vec<Life> = self.membership.lives().cloned().collect();
+            let alive = lives.iter().filter(|life| self.membership.is_alive(life)).cloned();
+            self.placement.await_members(now, alive);
+        } else {
+            self.ring_changed(now, came, went);
+        }
+        self.after_news(now);
+    }
+
+    pub(super) fn members_changed(&mut self, now: Timestamp, members: BTreeMap<WorkerId, Node>) {
+        let (came, went) = self.membership.set_nodes(members);
+        self.ring_changed(now, came, went);
+        self.after_news(now);
+    }
+
+    /// Gathers newcomers, and notes the causes of what is planned next. A name that went and came is one gone, one
+    /// joined; where it holds a lease, the end of that tells.
+    fn ring_changed(&mut self, now: Timestamp, came: Vec<WorkerId>, went: Vec<WorkerId>) {
+        for name in came {
+            self.placement.joined(now + Duration::from_millis(self.config.debounce_ms), name);
+        }
+        for name in went {
+            self.actions.push(Action::WorkerChanged(name.clone()));
+            if self.membership.any_life_of(&name).is_none() {
+                self.placement.left_ring(name);
+            }
+        }
+    }
+
+    fn after_news(&mut self, now: Timestamp) {
+        let lives: Vec<Life> = self.membership.lives().cloned().collect();
+        for life in lives {
+            if self.sessions.state(&life) == SessionState::None {
+                self.members.lost_session(now, &life);
+            }
+            if self.membership.is_member(&life) || !self.membership.is_alive(&life) {
+                self.members.expelled.remove(&life);
+            } else {
+                self.members.expelled.entry(life).or_insert(now);
+            }
+        }
+        self.refresh_members();
+        self.placement.drifted();
+        self.greet_parked(now);
+    }
+
+    /// A heartbeat of a life was seen, or its node read for the first time.
+    pub(super) fn observed(&mut self, now: Timestamp, life: &Life, node: LeaseNode) {
+        if self.membership.beat_seen(now, life, node) {
+            self.actions.push(Action::WorkerChanged(life.0.clone()));
+            self.after_news(now);
+        }
+    }
+
+    /// No further heartbeat of this life can arrive.
+    pub(super) fn over(&mut self, now: Timestamp, life: &Life) {
+        if self.membership.is_alive(life) {
+            self.membership.close(now, life, false);
+            self.members.expelled.remove(life);
+            self.refresh_members();
+            self.actions.push(Action::WorkerChanged(life.0.clone()));
+        }
+    }
+
+    /// Hears those out whose lease node is known by now.
+    fn greet_parked(&mut self, now: Timestamp) {
+        if !self.members.read {
+            return;
+        }
+        let known = |life: &Life| self.membership.is_known(life) || self.membership.has_ended(life);
+        let due: Vec<Life> = self.members.parked.keys().filter(|life| known(life)).cloned().collect();
+        for life in due {
+            if let Some(parked) = self.members.parked.remove(&life) {
+                self.hello(now, parked.conn, *parked.hello);
+            }
+        }
+    }
+
+    /// A stream of this life was welcomed.
+    pub(super) fn settled_member(&mut self, now: Timestamp, life: &Life) {
+        self.members.silent.remove(life);
+        if self.brake.joined(now, &life.0) && self.members.homecoming.len() < HOMECOMING {
+            self.come_home(now, &life.0);
+        }
+        self.forget_missed(now);
+    }
+
+    /// What this name held goes to it from now on, until the last of its former lives must have ended.
+    fn come_home(&mut self, now: Timestamp, name: &WorkerId) {
+        let lives = self.membership.lives().filter(|(worker, _)| worker == name);
+        let last = lives.filter_map(|life| self.membership.remaining(now, life)).max().unwrap_or_default();
+        let settle = Duration::from_millis(self.config.debounce_ms) * 4;
+        self.members.homecoming.insert(name.clone(), now + last.max(settle));
+        self.placement.came_back(name);
+        self.refresh_members();
+    }
+
+    /// A life is gone: is its name missed?
+    pub(super) fn missed(&mut self, now: Timestamp, life: &Life, profile: &Profile, farewell: bool) {
+        let handed_back = self.members.hands_back(life);
+        self.members.forget(life);
+        let successor = self.membership.lives().find(|other| {
+            other.0 == life.0 && self.membership.is_alive(other) && self.sessions.state(other) == SessionState::Settled
+        });
+        if successor.is_none() {
+            let how = match (farewell, handed_back) {
+                (true, false) => Departure::Farewell,
+                (_, true) => Departure::HandedBack,
+                (false, false) => Departure::Lost,
+            };
+            let silent = self.membership.overdue(now);
+            self.brake.left(now, &life.0, how, silent);
+        } else if self.config.departure_grace_ms > 0 || self.brake.frozen_since().is_some() {
+            self.come_home(now, &life.0.clone());
+        }
+        let missed = self.brake.remembers(&life.0);
+        if missed {
+            self.remembered.entry(life.0.clone()).or_default().insert(life.1);
+        }
+        self.ending.insert(life.clone(), missed.then(|| profile.clone()));
+        self.remove_at = Some(now);
+        self.forget_missed(now);
+    }
+
+    /// Has rows removed of names that are not missed any more.
+    pub(super) fn forget_missed(&mut self, now: Timestamp) {
+        let forgotten: Vec<WorkerId> =
+            self.remembered.keys().filter(|name| !self.brake.remembers(name)).cloned().collect();
+        for name in forgotten {
+            for incarnation in self.remembered.remove(&name).unwrap_or_default() {
+                self.ending.insert((name.clone(), incarnation), None);
+                self.remove_at = Some(now);
+            }
+        }
+    }
+
+    pub(super) fn drain(&mut self, now: Timestamp, conn: Conn, envelope: Envelope, hand_back: bool) {
+        let Some(life) = self.speaker(conn, envelope) else { return };
+        if hand_back && self.config.departure_grace_ms > 0 {
+            self.members.handing_back.insert(life.clone());
+            self.brake.left(now, &life.0, Departure::HandedBack, 0);
+        } else {
+            self.membership.drain(&life);
+        }
+        self.refresh_members();
+        self.placement.drifted();
+        self.actions.push(Action::WorkerChanged(life.0));
+    }
+
+    /// Has no further heartbeat of a life count, as soon as the authority can see to it.
+    pub(super) fn evict(&mut self, now: Timestamp, life: &Life) {
+        if !self.membership.is_alive(life) {
+            return;
+        }
+        if self.membership.is_embedded() {
+            self.membership.close(now, life, false);
+            self.close_session(life, Refusal::IncarnationOver);
+            self.refresh_members();
+        } else {
+            self.members.evicting.insert(life.clone(), now);
+            self.actions.push(Action::Evict(life.clone()));
+        }
+        self.actions.push(Action::WorkerChanged(life.0.clone()));
+    }
+
+    pub(super) fn pause(&mut self, now: Timestamp, why: String) {
+        self.paused = Some(why);
+        self.forget_missed(now);
+    }
+
+    pub(super) fn resume(&mut self, now: Timestamp) {
+        self.paused = None;
+        self.brake.resume();
+        self.forget_missed(now);
+        self.placement.drifted();
+    }
+
+    /// What time brings about members.
+    pub(super) fn watch_members(&mut self, now: Timestamp) {
+        let silent = self.membership.overdue(now);
+        if self.brake.tick(now, silent) {
+            self.forget_missed(now);
+            self.placement.drifted();
+        }
+        self.members.homecoming.retain(|_, until| now < *until);
+        if self.in_flight.stall(now, Duration::from_millis(self.config.release_deadline_ms)) {
+            self.placement.drifted();
+        }
+        let late: Vec<Life> =
+            self.members.parked.iter().filter(|(_, p)| p.until <= now).map(|(life, _)| life.clone()).collect();
+        for life in late {
+            if let Some(parked) = self.members.parked.remove(&life) {
+                self.actions.push(Action::Close(parked.conn, Refusal::UnknownLife));
+            }
+        }
+        if self.membership.is_embedded() {
+            return;
+        }
+        self.send_expelled_home(now);
+        self.evict_unreachable(now);
+    }
+
+    /// A worker whose member node was taken away and that holds nothing any more may come back in a new life.
+    fn send_expelled_home(&mut self, now: Timestamp) {
+        let due = |(life, since): &(&Life, &Timestamp)| {
+            now.since(**since) >= EXPELLED
+                && !self.granted.contains_key(*life)
+                && self.sessions.state(life) == SessionState::Settled
+        };
+        let due: Vec<Life> = self.members.expelled.iter().filter(due).map(|(life, _)| life.clone()).collect();
+        for life in due {
+            self.close_session(&life, Refusal::NotMember);
+            self.members.lost_session(now, &life);
+            self.refresh_members();
+        }
+    }
+
+    fn evict_unreachable(&mut self, now: Timestamp) {
+        let limit = Duration::from_millis(self.config.unreachable_after_ms);
+        let mut due = Vec::new();
+        for (life, since) in &self.members.silent {
+            let asked = self.members.evicting.get(life).is_some_and(|at| now.since(*at) < EVICT_AGAIN);
+            let unreachable = now.since(*since) >= limit && self.membership.is_alive(life);
+            if unreachable && !asked && self.a_move_waits_on(life) {
+                due.push(life.clone());
+            }
+        }
+        // One that was to be evicted by command, and has not gone yet.
+        for (life, at) in &self.members.evicting {
+            if now.since(*at) >= EVICT_AGAIN && self.membership.is_alive(life) && !due.contains(life) {
+                due.push(life.clone());
+            }
+        }
+        for life in due {
+            self.evict(now, &life);
+        }
+    }
+
+    fn a_move_waits_on(&self, life: &Life) -> bool {
+        let draining = self.membership.is_draining(life);
+        self.granted.get(life).is_some_and(|slots| {
+            slots.iter().filter_map(|slot| self.table.get(*slot)).any(|entry| {
+                draining || matches!(entry.state, State::Releasing(_) | State::Offered(_) | State::Granting(_))
+            })
+        })
+    }
+}

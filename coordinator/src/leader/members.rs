@@ -1,0 +1,202 @@
+//! What the coordination service tells the leader, and what operators do to its members.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::SystemTime;
+
+use common::coordination::{LeaseNode, MemberNode, News};
+use common::runtime::clock;
+use common::{Incarnation, Term, Timestamp, WorkerId};
+use coordinator_core::machine::Event;
+use coordinator_core::membership::{self, Life, Node};
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use super::{Ended, Leader};
+use crate::api::{CommandError, FrozenView, Operator, PausedView, Reply};
+use crate::record::AuditEvent;
+use crate::store::{Unreadable, Write};
+
+/// Contradictions that are shown; older ones stand in the log.
+const VIOLATIONS: usize = 10;
+
+/// What a person should look at.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    found: Vec<String>,
+    violations: VecDeque<String>,
+}
+
+impl Notes {
+    /// What the terms tell: the store's, the service's, and one that a worker had met.
+    pub(super) fn found(stored: Term, service: Option<Term>, external: bool, met: Term) -> Self {
+        let mut found = Vec::new();
+        match service {
+            None if external && stored > Term::default() => found.push(format!(
+                "the coordination service knew no term, the database was at {stored}: its data is new, or was wiped"
+            )),
+            Some(term) if term < stored => found.push(format!(
+                "the coordination service was at {term}, the database at {stored}: its data comes from an older copy"
+            )),
+            // One ahead is a leader that ended between the two.
+            Some(term) if term.get() > stored.get().saturating_add(1) => found.push(format!(
+                "the database was at {stored}, the coordination service at {term}: the database comes from an older \
+                 copy, or leaders ended before they could write to it"
+            )),
+            _ => {}
+        }
+        if met > stored && service.is_none_or(|term| met > term) {
+            found.push(format!(
+                "a worker had met {met}, the database was at {stored}: the database comes from an older copy; what \
+                 workers hold under later tokens is taken from them and given anew"
+            ));
+        }
+        for note in &found {
+            warn!("{note}");
+        }
+        Self { found, violations: VecDeque::new() }
+    }
+
+    pub(super) fn unreadable(&mut self, one: &Unreadable) {
+        self.found.push(format!(
+            "appliance {} ({}/{}) is stored and cannot be read, so nobody looks after it: {}",
+            one.id, one.tenant, one.name, one.why
+        ));
+    }
+
+    pub(super) fn violation(&mut self, text: String) {
+        if self.violations.contains(&text) {
+            return;
+        }
+        if self.violations.len() == VIOLATIONS {
+            self.violations.pop_front();
+        }
+        self.violations.push_back(text);
+    }
+
+    pub(super) fn list(&self) -> Vec<String> {
+        self.found.iter().chain(&self.violations).cloned().collect()
+    }
+}
+
+/// The next news; never when this coordinator itself is the authority.
+pub(super) async fn next(roster: &mut Option<mpsc::Receiver<(Timestamp, News)>>) -> Option<(Timestamp, News)> {
+    match roster {
+        Some(roster) => roster.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn nodes(members: Vec<MemberNode>) -> BTreeMap<WorkerId, Node> {
+    let node = |m: MemberNode| (m.worker, Node { incarnation: m.incarnation, profile: m.profile });
+    members.into_iter().map(node).collect()
+}
+
+fn lease(node: LeaseNode) -> (Life, membership::LeaseNode) {
+    let LeaseNode { worker, incarnation, lease, evicted } = node;
+    ((worker, incarnation), membership::LeaseNode { lease, evicted })
+}
+
+impl Leader<'_> {
+    /// Takes news of the workers' nodes in. That they come in the order in which they reached this process is all that
+    /// counts: whoever hears of the end of a life has heard of each of its heartbeats.
+    pub(super) fn on_news(&mut self, news: Option<(Timestamp, News)>) {
+        let event = match news {
+            None => {
+                debug!("the coordination service tells nothing any more");
+                self.roster = None;
+                self.end = Some(Ended::LeadershipLost);
+                return;
+            }
+            Some((_, News::Read { members, leases })) => {
+                debug!(members = members.len(), leases = leases.len(), "nodes were read");
+                Event::Read { members: nodes(members), leases: leases.into_iter().map(lease).collect() }
+            }
+            Some((_, News::Members(members))) => Event::Members(nodes(members)),
+            Some((_, News::Beat(node))) => {
+                let (life, node) = lease(node);
+                Event::Observed(life, node)
+            }
+            Some((_, News::Ended(worker, incarnation))) => Event::Over((worker, incarnation)),
+        };
+        self.step(event);
+    }
+
+    pub(super) fn evict(
+        &mut self,
+        worker: WorkerId,
+        incarnation: Option<Incarnation>,
+        request: &Operator,
+        reply: Reply<()>,
+    ) {
+        let current = self.machine.life_of(&worker);
+        let life = match (incarnation, current) {
+            (None, Some(life)) => (worker.clone(), life),
+            (Some(asked), _) if self.machine.is_alive(&(worker.clone(), asked)) => (worker.clone(), asked),
+            (Some(_), current) if self.machine.knows(&worker) => {
+                return drop(reply.send(Err(CommandError::OtherLife { worker, current })));
+            }
+            (None, None) if self.machine.knows(&worker) => {
+                return drop(reply.send(Err(CommandError::NoLease(worker))));
+            }
+            _ => return drop(reply.send(Err(CommandError::NoWorker(worker)))),
+        };
+        self.audit("evict", worker.as_str(), request);
+        self.evictions.retain(|(_, reply)| !reply.is_closed());
+        self.evictions.push((life.clone(), reply));
+        self.step(Event::Evict(life));
+    }
+
+    /// Answers those whose eviction is certain.
+    pub(super) fn answer_evictions(&mut self) {
+        if self.evictions.is_empty() {
+            return;
+        }
+        let (waiting, done): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.evictions).into_iter().partition(|(life, _)| self.machine.is_alive(life));
+        self.evictions = waiting;
+        for (_, reply) in done {
+            let _ = reply.send(Ok(()));
+        }
+    }
+
+    pub(super) fn pause(&mut self, request: &Operator, reply: Reply<()>) {
+        self.audit("pause", "placement", request);
+        let Operator { reason, actor } = request.clone();
+        let why = if reason.is_empty() { format!("by {actor}") } else { reason.clone() };
+        self.paused = Some(PausedView { reason, since: SystemTime::now(), by: actor });
+        self.step(Event::Pause(why));
+        self.show_cluster(clock::now());
+        let _ = reply.send(Ok(()));
+    }
+
+    pub(super) fn resume(&mut self, request: &Operator, reply: Reply<()>) {
+        self.audit("resume", "placement", request);
+        self.paused = None;
+        self.step(Event::Resume);
+        self.show_cluster(clock::now());
+        let _ = reply.send(Ok(()));
+    }
+
+    fn audit(&mut self, action: &str, subject: &str, request: &Operator) {
+        let event = AuditEvent {
+            time: SystemTime::now(),
+            actor: request.actor.clone(),
+            action: action.to_owned(),
+            subject: subject.to_owned(),
+            detail: request.reason.clone(),
+        };
+        self.note("audit event", vec![Write::Event(event)]);
+    }
+
+    pub(super) fn frozen_view(&self, now: Timestamp) -> Option<FrozenView> {
+        self.machine.frozen(now).map(|frozen| FrozenView {
+            reason: format!(
+                "{} of {} workers vanished within a short time; nothing moves before they are back or placement is resumed",
+                frozen.missing.len(),
+                frozen.missing.len() + frozen.live
+            ),
+            since: SystemTime::now().checked_sub(frozen.since).unwrap_or_else(SystemTime::now),
+            missing: frozen.missing,
+        })
+    }
+}
