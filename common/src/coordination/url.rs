@@ -1,5 +1,6 @@
 //! The coordination URL and its options, as python-tooz has them.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,10 +11,15 @@ use super::{Candidate, Error, Seat, zookeeper};
 use crate::{CoordinatorId, WorkerId};
 
 /// Settings of coordination, the same for coordinators and workers of a cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// The URL may hold a password: `Debug` and [`Config::shown`] leave it out, serialization does not.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// `embedded`, or `zookeeper://[user:password@]host:port[,host:port...][/chroot][?timeout=6&namespace=tooz...]`.
+    /// Options, as python-tooz names them: `timeout` (session timeout in seconds, 0.5 to 100; a shorter one finds the
+    /// dead sooner and fences the slow more often), `namespace`, `hosts`, and for TLS `use_ssl`, `ca`, `certfile`,
+    /// `keyfile`.
     pub url: String,
     /// Name of the cluster: its groups are `<group>.workers` and `<group>.coordinators`.
     pub group: String,
@@ -26,6 +32,16 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self { url: "embedded".to_owned(), group: "rug".to_owned(), join_timeout: Duration::from_secs(10) }
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("url", &self.shown())
+            .field("group", &self.group)
+            .field("join_timeout", &self.join_timeout)
+            .finish()
     }
 }
 
@@ -44,13 +60,13 @@ impl Config {
         if self.is_embedded() {
             return Ok(());
         }
-        zookeeper::Config::parse(self).map(drop).map_err(|e| format!("coordination.url: {e}"))
+        zookeeper::Config::parse(self).map(drop).map_err(|e| format!("coordination: {e}"))
     }
 
     /// The URL without credentials, for people.
     #[must_use]
     pub fn shown(&self) -> String {
-        self.url.clone()
+        zookeeper::without_credentials(&self.url)
     }
 
     /// A worker's seat. `coordinators` are the addresses to try when coordination is embedded.
@@ -61,7 +77,7 @@ impl Config {
         if self.is_embedded() {
             return Ok(Arc::new(EmbeddedSeat::new(coordinators)));
         }
-        zookeeper::seat(zookeeper::Config::parse(self)?, name)
+        Ok(zookeeper::seat(zookeeper::Config::parse(self)?, name))
     }
 
     /// A coordinator's candidacy; `address` is where others reach its APIs.
@@ -72,6 +88,6 @@ impl Config {
         if self.is_embedded() {
             return Ok(Arc::new(EmbeddedCandidate::new(id.clone(), address)));
         }
-        zookeeper::candidate(zookeeper::Config::parse(self)?, id, address)
+        Ok(zookeeper::candidate(zookeeper::Config::parse(self)?, id, address))
     }
 }

@@ -1,36 +1,77 @@
 //! Coordination in ZooKeeper, in the layout of python-tooz.
+//!
+//! A member is two ephemeral nodes made in one transaction: the member node in a tooz group, which says who takes part,
+//! and the lease node beside it, which says who may act. Its owner writes a heartbeat into the lease node four times per
+//! lease; whoever watches that node sees every heartbeat that can count (ownership.md section 2 has the rules and the
+//! reasons). The leader is whoever stands first in a lock of kazoo's recipe, and writes terms under the protection of its
+//! own lock node (section 3).
+//!
+//! - [`config`]: the URL. [`layout`]: names and bytes. [`connection`]: a session and what calls come to.
+//! - [`entry`] and [`life`]: taking a name, and beating until the end. [`seat`]: the worker's part.
+//! - [`finder`]: who leads and where coordinators are. [`lock`]: the election. [`candidate`] and [`leadership`]: the
+//!   coordinator's part. [`roster`]: what becomes of the workers' nodes.
+//!
+//! The client does not renew persistent watches when it reconnects (it sends none of them with `SetWatches2`), so every
+//! user of one watches anew after each reconnection, and reads everything again anyway.
+
+mod candidate;
+mod config;
+mod connection;
+mod entry;
+mod finder;
+mod layout;
+mod leadership;
+mod life;
+mod lock;
+mod roster;
+mod seat;
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::{Candidate, Error, Seat, url};
-use crate::{CoordinatorId, WorkerId};
+pub use config::Config;
 
-/// A parsed URL.
-#[derive(Clone, Debug)]
-pub struct Config {}
+pub(super) use self::config::without_credentials;
+use super::{Candidate, Seat};
+use crate::runtime::clock;
+use crate::{CoordinatorId, Timestamp, WorkerId};
 
-impl Config {
-    /// Parses.
-    ///
-    /// # Errors
-    /// [`Error::Refused`].
-    pub fn parse(_: &url::Config) -> Result<Self, Error> {
-        Err(Error::Refused("not built yet".to_owned()))
+/// The lease as a part of the session timeout. Well below it, so that a member that is cut off has stopped long before
+/// its nodes go, and its successor hardly ever waits.
+const LEASE_PERCENT: u32 = 60;
+
+/// Heartbeats in the time of one lease: three may get lost or late before a member stops.
+const BEATS_PER_LEASE: u32 = 4;
+
+/// Longest lease, and what is assumed where a node does not tell. The leader waits no longer than its own bound on
+/// leases (120 s), so that ours have to stay below.
+const MAX_LEASE: Duration = Duration::from_secs(60);
+
+/// A worker's seat. Needs a Tokio runtime; it looks for coordinators from now on until it is dropped.
+#[must_use]
+pub fn seat(config: Config, name: &WorkerId) -> Arc<dyn Seat> {
+    Arc::new(seat::ZooKeeperSeat::new(config, name.clone()))
+}
+
+/// A coordinator's candidacy, reached by others at `address`. Needs a Tokio runtime; it joins the group of coordinators
+/// from now on until it is dropped or leaves.
+#[must_use]
+pub fn candidate(config: Config, id: &CoordinatorId, address: String) -> Arc<dyn Candidate> {
+    Arc::new(candidate::ZooKeeperCandidate::new(config, id.clone(), address))
+}
+
+/// Waits until the boot-time clock shows `at`. Timers stand still while a machine is suspended, so that it looks at least
+/// once a second.
+async fn until(at: Timestamp) {
+    loop {
+        let left = at.since(clock::now());
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(Duration::from_secs(1))).await;
     }
 }
 
-/// A worker's seat.
-///
-/// # Errors
-/// [`Error::Refused`].
-pub fn seat(_: Config, _: &WorkerId) -> Result<Arc<dyn Seat>, Error> {
-    Err(Error::Refused("not built yet".to_owned()))
-}
-
-/// A coordinator's candidacy.
-///
-/// # Errors
-/// [`Error::Refused`].
-pub fn candidate(_: Config, _: &CoordinatorId, _: String) -> Result<Arc<dyn Candidate>, Error> {
-    Err(Error::Refused("not built yet".to_owned()))
+async fn until_instant(at: tokio::time::Instant) {
+    tokio::time::sleep_until(at).await;
 }

@@ -1,0 +1,295 @@
+//! The coordinator's part until it leads: a member of the coordinators' group at all times, a contender when asked.
+//!
+//! A task of its own keeps the membership, through as many sessions as it takes. A campaign takes the session as it
+//! finds it, queues up, and is elected once it stands first *and* a heartbeat sent after that committed: then the lease
+//! stands, and the connection is no older than the election.
+//!
+//! A leadership that ended in doubt only (heartbeats did not commit in time, but the session lives) leaves its contender
+//! here: the next campaign of the same session goes on with it, so that a hiccup of ZooKeeper is not a change of leader
+//! for everybody. It is given up when no campaign takes it within a session timeout.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::config::Config;
+use super::connection::{Failure, Session};
+use super::entry::enter;
+use super::finder;
+use super::layout;
+use super::leadership::ZooKeeperLeadership;
+use super::life::{Claim, Former, Life};
+use super::lock::{Contender, Place};
+use super::until;
+use crate::coordination::{Candidate, Error, Guard, Leader, Leadership};
+use crate::runtime::clock;
+use crate::runtime::retry::Backoff;
+use crate::{CoordinatorId, Timestamp};
+
+/// Delays between tries to join, and between tries to be elected whose outcome is not known.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// A coordinator's candidacy.
+pub(super) struct ZooKeeperCandidate {
+    config: Arc<Config>,
+    id: CoordinatorId,
+    standing: watch::Receiver<Standing>,
+    leader: watch::Receiver<Option<Leader>>,
+    parked: Parked,
+    stop: CancellationToken,
+}
+
+/// How the membership is.
+#[derive(Clone, Debug)]
+enum Standing {
+    /// Not a member now; it is being tried.
+    Away,
+    /// Not a member, for a reason that waiting does not mend; it is tried all the same.
+    Failed(Error),
+    /// A member.
+    Member(Arc<Member>),
+    /// It left for good.
+    Left,
+}
+
+/// A membership, for as long as its session lasts.
+#[derive(Debug)]
+pub(super) struct Member {
+    /// Its session.
+    pub(super) session: Session,
+    /// How long after a heartbeat the leader may trust itself.
+    pub(super) lease: Duration,
+    /// When the last heartbeat that committed was sent.
+    pub(super) committed: watch::Receiver<Timestamp>,
+    /// Cancelled when it ends.
+    pub(super) over: CancellationToken,
+    kick: Arc<Notify>,
+}
+
+impl Member {
+    /// Waits until a heartbeat sent after this call has committed, making one at once. `false` when the membership ends
+    /// first.
+    pub(super) async fn fresh(&self) -> bool {
+        let now = clock::now();
+        self.kick.notify_one();
+        let mut committed = self.committed.clone();
+        let fresh = async { committed.wait_for(|sent| *sent >= now).await.is_ok() };
+        self.over.run_until_cancelled(fresh).await.unwrap_or(false)
+    }
+
+    /// Waits until heartbeats have not committed for as long as the lease.
+    pub(super) async fn doubtful(&self) {
+        loop {
+            let stands_until = *self.committed.borrow() + self.lease;
+            if clock::now() >= stands_until {
+                return;
+            }
+            until(stands_until).await;
+        }
+    }
+}
+
+/// A contender between two leaderships of the same session.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Parked(Arc<Mutex<Option<Contender>>>);
+
+impl Parked {
+    /// Keeps the contender for the next campaign, for a session timeout. Needs a Tokio runtime.
+    pub(super) fn put(&self, contender: Contender) {
+        let (path, patience) = (contender.path(), contender.session().timeout());
+        let former = self.swap(Some(contender));
+        drop(former);
+        let this = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(patience).await;
+            let mut slot = this.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let unused = slot.take_if(|contender| contender.path() == path);
+            drop(slot);
+            drop(unused);
+        });
+    }
+
+    fn swap(&self, contender: Option<Contender>) -> Option<Contender> {
+        std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), contender)
+    }
+
+    /// The contender, if it belongs to this session. Another session's is given up.
+    fn take(&self, session: &Session) -> Option<Contender> {
+        self.swap(None).filter(|contender| contender.session().id() == session.id())
+    }
+}
+
+/// The leader's lease opens no gate: it is read off the heartbeats.
+struct NoGate;
+
+impl Guard for NoGate {
+    fn extend(&self, _: Timestamp) {}
+
+    fn shut(&self) {}
+}
+
+impl fmt::Debug for ZooKeeperCandidate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ZooKeeperCandidate").field("id", &self.id).field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Drop for ZooKeeperCandidate {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl ZooKeeperCandidate {
+    pub(super) fn new(config: Config, id: CoordinatorId, address: String) -> Self {
+        let config = Arc::new(config);
+        let stop = CancellationToken::new();
+        let (told, leader) = watch::channel(None);
+        finder::spawn(Arc::clone(&config), stop.clone(), move |view| {
+            let leader = view.and_then(|view| view.leader);
+            told.send_if_modified(|known| {
+                let changed = *known != leader;
+                *known = leader;
+                changed
+            });
+        });
+        let (standing, seen) = watch::channel(Standing::Away);
+        let membership = Membership {
+            config: Arc::clone(&config),
+            id: id.clone(),
+            capabilities: layout::coordinator_capabilities(&address),
+            former: Former::default(),
+            standing,
+        };
+        tokio::spawn(membership.keep(stop.clone()));
+        Self { config, id, standing: seen, leader, parked: Parked::default(), stop }
+    }
+
+    async fn member(&self) -> Result<Arc<Member>, Error> {
+        let mut standing = self.standing.clone();
+        let settled = standing.wait_for(|standing| !matches!(standing, Standing::Away)).await;
+        match settled.as_deref() {
+            Ok(Standing::Member(member)) => Ok(Arc::clone(member)),
+            Ok(Standing::Failed(error)) => Err(error.clone()),
+            _ => Err(Error::Refused(format!("the coordinator {} has left its group", self.id))),
+        }
+    }
+
+    /// Contends in one session. `None` when it has to begin anew.
+    async fn contend(&self, member: &Arc<Member>) -> Result<Option<Contender>, Failure> {
+        let contender = match self.parked.take(&member.session) {
+            // Somebody may have deleted it meanwhile, and the listing below has to be no older than that.
+            Some(contender) => {
+                if !member.fresh().await {
+                    return Ok(None);
+                }
+                contender
+            }
+            None => {
+                let dir = self.config.layout.contenders();
+                Contender::enter(member.session.clone(), dir, self.id.as_str()).await?
+            }
+        };
+        let first = match member.over.run_until_cancelled(contender.first()).await {
+            Some(place) => place? == Place::First,
+            None => false,
+        };
+        Ok((first && member.fresh().await).then_some(contender))
+    }
+}
+
+#[async_trait]
+impl Candidate for ZooKeeperCandidate {
+    async fn campaign(&self) -> Result<Box<dyn Leadership>, Error> {
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        loop {
+            let member = self.member().await?;
+            match self.contend(&member).await {
+                Ok(Some(contender)) => {
+                    tracing::info!(coordinator = %self.id, lock = contender.path(), "elected");
+                    let config = Arc::clone(&self.config);
+                    let parked = self.parked.clone();
+                    return Ok(Box::new(ZooKeeperLeadership::new(config, self.id.clone(), member, contender, parked)));
+                }
+                Ok(None) | Err(Failure::Over(_) | Failure::Unknown(_)) => {}
+                Err(failure @ Failure::Said(_)) => match Error::from(failure) {
+                    error @ Error::Refused(_) => return Err(error),
+                    error => tracing::warn!(%error, "cannot contend for the leadership now"),
+                },
+            }
+            tokio::time::sleep(backoff.next_delay()).await;
+        }
+    }
+
+    fn leader(&self) -> watch::Receiver<Option<Leader>> {
+        self.leader.clone()
+    }
+
+    async fn leave(&self) {
+        self.stop.cancel();
+        drop(self.parked.swap(None));
+        _ = self.standing.clone().wait_for(|standing| matches!(standing, Standing::Left)).await;
+    }
+}
+
+/// The task that keeps the coordinator a member of its group.
+struct Membership {
+    config: Arc<Config>,
+    id: CoordinatorId,
+    capabilities: Vec<u8>,
+    former: Former,
+    standing: watch::Sender<Standing>,
+}
+
+impl Membership {
+    async fn keep(self, stop: CancellationToken) {
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        while !stop.is_cancelled() {
+            match stop.run_until_cancelled(self.join()).await {
+                None => break,
+                Some(Ok((member, life))) => {
+                    backoff.reset();
+                    let over = member.over.clone();
+                    self.standing.send_replace(Standing::Member(member));
+                    let ended = stop.run_until_cancelled(life.ended()).await;
+                    over.cancel();
+                    self.standing.send_replace(Standing::Away);
+                    match ended {
+                        Some(how) => tracing::warn!(coordinator = %self.id, %how, "no longer a member"),
+                        None => life.leave().await,
+                    }
+                }
+                Some(Err(error @ (Error::Refused(_) | Error::NameTaken { .. }))) => {
+                    tracing::error!(coordinator = %self.id, %error, "cannot join the group of coordinators");
+                    self.standing.send_replace(Standing::Failed(error));
+                }
+                Some(Err(error)) => {
+                    tracing::info!(coordinator = %self.id, %error, "cannot join the group of coordinators now");
+                    self.standing.send_replace(Standing::Away);
+                }
+            }
+            stop.run_until_cancelled(tokio::time::sleep(backoff.next_delay())).await;
+        }
+        self.standing.send_replace(Standing::Left);
+    }
+
+    async fn join(&self) -> Result<(Arc<Member>, Life), Error> {
+        let session = Session::open(&self.config).await?;
+        let claim = Claim { session: session.clone(), former: self.former.clone() };
+        let place = self.config.layout.coordinator(&self.id);
+        let life = enter(claim, place, &self.capabilities, self.config.join_timeout).await?.live(Arc::new(NoGate));
+        tracing::info!(coordinator = %self.id, incarnation = %life.incarnation, "joined");
+        let member = Member {
+            session,
+            lease: life.lease,
+            committed: life.committed.clone(),
+            over: CancellationToken::new(),
+            kick: Arc::clone(&life.kick),
+        };
+        Ok((Arc::new(member), life))
+    }
+}

@@ -1,0 +1,394 @@
+//! Where every node lies and what stands in it, byte for byte as python-tooz and kazoo write and read it.
+//!
+//! Reading is lenient: anybody may write into these nodes, so what cannot be understood is taken for as little as
+//! possible and never trusted. A lease node that holds anything but a heartbeat was written over; the version of the
+//! node has grown with that, so that no further heartbeat of its owner can commit.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rmpv::Value;
+use serde::Serialize;
+use zookeeper_client::Stat;
+
+use super::MAX_LEASE;
+use crate::appliance::Driver;
+use crate::{CoordinatorId, Incarnation, Profile, WorkerId};
+
+/// tooz's namespace when none is given.
+const DEFAULT_NAMESPACE: &str = "tooz";
+
+/// Root of what is Rug's alone, beside the namespace that Python services share.
+const OWN_ROOT: &str = "rug";
+
+/// Part of a contender's node name between its UUID and its sequence number; kazoo recognises contenders by it.
+pub(super) const LOCK_MARK: &str = "__lock__";
+
+/// The directory of contenders in a group; a name that no member may have.
+pub(super) const LEADER: &str = "leader";
+
+/// Number of the heartbeat that the transaction which makes the nodes stands for.
+pub(super) const FIRST_BEAT: u64 = 1;
+
+/// Digits of a sequence number in a node name.
+const SEQUENCE_DIGITS: usize = 10;
+
+/// Names of all nodes of one cluster. Paths are absolute: the chroot is their first part, so that it is created like any
+/// other directory when it does not exist.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    workers: String,
+    coordinators: String,
+    own: String,
+}
+
+impl Layout {
+    /// The layout under `chroot` (empty, or `/a/b`).
+    ///
+    /// # Errors
+    /// A sentence that names what cannot be a node.
+    pub(super) fn new(chroot: &str, namespace: Option<&str>, group: &str) -> Result<Self, String> {
+        if !chroot.is_empty() {
+            let parts = chroot.strip_prefix('/').unwrap_or(chroot).split('/');
+            for part in parts {
+                node_name(part).map_err(|e| format!("the chroot `{chroot}` is not a path: {e}"))?;
+            }
+            if chroot == "/zookeeper" || chroot.starts_with("/zookeeper/") {
+                return Err("the chroot `/zookeeper` belongs to ZooKeeper itself".to_owned());
+            }
+        }
+        let namespace = namespace.unwrap_or(DEFAULT_NAMESPACE);
+        node_name(namespace).map_err(|e| format!("the namespace cannot be a node: {e}"))?;
+        if chroot.is_empty() && namespace == "zookeeper" {
+            return Err("the namespace `zookeeper` belongs to ZooKeeper itself".to_owned());
+        }
+        WorkerId::new(group).map_err(|e| format!("the group cannot be a node: {e}"))?;
+        Ok(Self {
+            workers: format!("{chroot}/{namespace}/{group}.workers"),
+            coordinators: format!("{chroot}/{namespace}/{group}.coordinators"),
+            own: format!("{chroot}/{OWN_ROOT}/{group}"),
+        })
+    }
+
+    /// The group of workers.
+    pub(super) fn workers(&self) -> &str {
+        &self.workers
+    }
+
+    /// The group of coordinators.
+    pub(super) fn coordinators(&self) -> &str {
+        &self.coordinators
+    }
+
+    /// The directory of contenders for the leadership.
+    pub(super) fn contenders(&self) -> String {
+        format!("{}/{LEADER}", self.coordinators)
+    }
+
+    /// The node with the highest term.
+    pub(super) fn term(&self) -> String {
+        format!("{}/term", self.own)
+    }
+
+    /// Rug's own directory for this cluster.
+    pub(super) fn own(&self) -> &str {
+        &self.own
+    }
+
+    /// The directory of the workers' leases.
+    pub(super) fn leases(&self) -> String {
+        format!("{}/leases", self.own)
+    }
+
+    /// The two nodes of a worker's life.
+    pub(super) fn worker(&self, worker: &WorkerId) -> Place {
+        Place::new(self.workers.clone(), self.leases(), worker.as_str())
+    }
+
+    /// The two nodes of a coordinator's life. A directory of their own, so that a worker may have the same name.
+    pub(super) fn coordinator(&self, id: &CoordinatorId) -> Place {
+        Place::new(self.coordinators.clone(), format!("{}/coordinator-leases", self.own), id.as_str())
+    }
+}
+
+fn node_name(text: &str) -> Result<(), String> {
+    let usable =
+        !text.is_empty() && !matches!(text, "." | "..") && text.chars().all(|c| c.is_ascii_graphic() && c != '/');
+    usable.then_some(()).ok_or_else(|| format!("`{text}` is empty, `.`, `..` or not printable ASCII without `/`"))
+}
+
+/// Member node and lease node of one name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The group's directory.
+    pub(super) group: String,
+    /// The leases' directory.
+    pub(super) leases: String,
+    /// The name itself.
+    pub(super) name: String,
+}
+
+impl Place {
+    fn new(group: String, leases: String, name: &str) -> Self {
+        Self { group, leases, name: name.to_owned() }
+    }
+
+    /// Path of the member node.
+    pub(super) fn member(&self) -> String {
+        format!("{}/{}", self.group, self.name)
+    }
+
+    /// Path of the lease node.
+    pub(super) fn lease(&self) -> String {
+        format!("{}/{}", self.leases, self.name)
+    }
+}
+
+/// The life that made a node. Both nodes of a life were made in one transaction, so theirs are equal.
+pub(super) fn incarnation(stat: &Stat) -> Incarnation {
+    let (session, created) = (stat.ephemeral_owner.cast_unsigned(), stat.czxid.cast_unsigned());
+    Incarnation::new((u128::from(session) << 64) | u128::from(created))
+}
+
+#[derive(Serialize)]
+struct WorkerCapabilities<'a> {
+    weight: u32,
+    zone: &'a str,
+    drivers: Vec<&'static str>,
+    host: &'a str,
+    version: &'a str,
+    pid: u32,
+}
+
+#[derive(Serialize)]
+struct CoordinatorCapabilities<'a> {
+    address: &'a str,
+}
+
+#[derive(Serialize)]
+struct Heartbeat {
+    beat: u64,
+    lease_ms: u64,
+}
+
+#[derive(Serialize)]
+struct Eviction<'a> {
+    evicted: bool,
+    by: &'a str,
+    lease_ms: u64,
+}
+
+fn packed(value: &impl Serialize) -> Vec<u8> {
+    rmp_serde::to_vec_named(value).expect("numbers, texts and lists of texts always pack")
+}
+
+fn millis(lease: Duration) -> u64 {
+    u64::try_from(lease.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What a worker publishes.
+pub(super) fn worker_capabilities(profile: &Profile) -> Vec<u8> {
+    packed(&WorkerCapabilities {
+        // tooz takes no weight below 1.
+        weight: profile.weight.max(1),
+        zone: &profile.zone,
+        drivers: profile.drivers.iter().map(Driver::name).collect(),
+        host: &profile.host,
+        version: &profile.version,
+        pid: profile.pid,
+    })
+}
+
+/// What a coordinator publishes.
+pub(super) fn coordinator_capabilities(address: &str) -> Vec<u8> {
+    packed(&CoordinatorCapabilities { address })
+}
+
+/// The `beat`-th heartbeat of a life.
+pub(super) fn heartbeat(beat: u64, lease: Duration) -> Vec<u8> {
+    packed(&Heartbeat { beat, lease_ms: millis(lease) })
+}
+
+/// What the coordinator `by` writes over a lease node to evict its owner. The lease's length stays readable, because a
+/// next leader waits for it.
+pub(super) fn eviction(by: &CoordinatorId, lease: Duration) -> Vec<u8> {
+    packed(&Eviction { evicted: true, by: by.as_str(), lease_ms: millis(lease) })
+}
+
+/// What stands in a lease node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LeaseData {
+    /// Number of the heartbeat; `None` when it was written over.
+    pub(super) beat: Option<u64>,
+    /// How long its owner may act after a heartbeat; the longest possible when it does not say.
+    pub(super) lease: Duration,
+    /// A coordinator's mark, not just anybody's writing.
+    pub(super) evicted: bool,
+}
+
+impl LeaseData {
+    /// Reads the data of a lease node.
+    pub(super) fn read(data: &[u8]) -> Self {
+        let map = unpacked(data);
+        let number = |key: &str| map.get(key).and_then(Value::as_u64);
+        let lease = number("lease_ms").map_or(MAX_LEASE, |ms| Duration::from_millis(ms).min(MAX_LEASE));
+        // A person at ZooKeeper's shell writes plain text.
+        let evicted = map.get("evicted").and_then(Value::as_bool).unwrap_or(false) || data.starts_with(b"evicted");
+        Self { beat: number("beat").filter(|_| !evicted), lease, evicted }
+    }
+}
+
+/// The address in a coordinator's capabilities; empty when there is none.
+pub(super) fn address(data: &[u8]) -> String {
+    unpacked(data).text("address")
+}
+
+/// What a member published, whoever it is. Its lease is zero: that stands in its lease node.
+pub(super) fn profile(data: &[u8]) -> Profile {
+    let map = unpacked(data);
+    let drivers: BTreeSet<Driver> = map
+        .get("drivers")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(|name| name.as_str()?.parse().ok())
+        .collect();
+    Profile {
+        weight: weight(map.get("weight")),
+        zone: map.text("zone"),
+        host: map.text("host"),
+        drivers,
+        version: map.text("version"),
+        pid: map.get("pid").and_then(Value::as_u64).and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0),
+        lease: Duration::ZERO,
+    }
+}
+
+/// A weight as tooz's partitioner takes it: 1 when there is none, true is 1, and below 1 no points.
+fn weight(value: Option<&Value>) -> u32 {
+    match value {
+        Some(Value::Boolean(one)) => u32::from(*one),
+        Some(Value::Integer(n)) => n.as_u64().map_or(0, |n| u32::try_from(n).unwrap_or(u32::MAX)),
+        // tooz raises a TypeError for others, and for everybody.
+        _ => 1,
+    }
+}
+
+/// A msgpack map with keys of text; empty when the data are something else.
+struct Unpacked(Vec<(Value, Value)>);
+
+fn unpacked(mut data: &[u8]) -> Unpacked {
+    match rmpv::decode::read_value(&mut data) {
+        Ok(Value::Map(entries)) => Unpacked(entries),
+        _ => Unpacked(Vec::new()),
+    }
+}
+
+impl Unpacked {
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.0.iter().find(|(k, _)| k.as_str() == Some(key)).map(|(_, value)| value)
+    }
+
+    fn text(&self, key: &str) -> String {
+        self.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
+    }
+}
+
+/// The sequence number in the name of a contender's node, as kazoo finds it; `None` for other nodes.
+pub(super) fn sequence(name: &str) -> Option<i64> {
+    let (_, digits) = name.rsplit_once(LOCK_MARK)?;
+    let unsigned = digits.strip_prefix('-').unwrap_or(digits);
+    (unsigned.len() == SEQUENCE_DIGITS && unsigned.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok())?
+}
+
+/// Contenders in the order in which they came, whoever made them.
+pub(super) fn in_order(names: Vec<String>) -> Vec<String> {
+    let mut contenders: Vec<(i64, String)> =
+        names.into_iter().filter_map(|name| sequence(&name).map(|at| (at, name))).collect();
+    contenders.sort_unstable();
+    contenders.into_iter().map(|(_, name)| name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn a_profile() -> Profile {
+        Profile {
+            weight: 2,
+            zone: "a".to_owned(),
+            host: "h".to_owned(),
+            drivers: BTreeSet::from([Driver::Process]),
+            version: "1".to_owned(),
+            pid: 7,
+            lease: Duration::from_secs(1),
+        }
+    }
+
+    #[test]
+    fn capabilities_are_the_bytes_that_tooz_writes() {
+        // msgpack.packb({"weight": 2, "zone": "a", "drivers": ["process"], "host": "h", "version": "1", "pid": 7})
+        let expected =
+            b"\x86\xa6weight\x02\xa4zone\xa1a\xa7drivers\x91\xa7process\xa4host\xa1h\xa7version\xa11\xa3pid\x07";
+        assert_eq!(worker_capabilities(&a_profile()), expected);
+        assert_eq!(coordinator_capabilities("https://h:1"), b"\x81\xa7address\xabhttps://h:1");
+    }
+
+    #[test]
+    fn what_a_worker_publishes_reads_back_without_its_lease() {
+        let expected = Profile { lease: Duration::ZERO, ..a_profile() };
+        assert_eq!(profile(&worker_capabilities(&a_profile())), expected);
+        assert_eq!(address(&coordinator_capabilities("https://h:1")), "https://h:1");
+    }
+
+    #[test]
+    fn capabilities_of_python_members_are_read_leniently() {
+        // {"weight": 2}, None, {}, b"", {"weight": True}, {"weight": -3}, {"weight": "x"}, a list
+        for (data, weight) in [
+            (&b"\x81\xa6weight\x02"[..], 2),
+            (b"\xc0", 1),
+            (b"\x80", 1),
+            (b"", 1),
+            (b"\x81\xa6weight\xc3", 1),
+            (b"\x81\xa6weight\xfd", 0),
+            (b"\x81\xa6weight\xa1x", 1),
+            (b"\x93\x01\x02\x03", 1),
+            (b"\x81\xa6weight", 1),
+        ] {
+            let read = profile(data);
+            assert_eq!((read.weight, read.drivers.len()), (weight, 0), "{data:?}");
+        }
+        let unknown = b"\x82\xa7drivers\x92\xa7process\xa5other\xa6weight\x01";
+        assert_eq!(profile(unknown).drivers, BTreeSet::from([Driver::Process]));
+    }
+
+    #[test]
+    fn a_lease_node_holds_a_heartbeat_or_was_written_over() {
+        let lease = Duration::from_millis(1200);
+        assert_eq!(LeaseData::read(&heartbeat(9, lease)), LeaseData { beat: Some(9), lease, evicted: false });
+        let by = CoordinatorId::new("c1").expect("valid");
+        assert_eq!(LeaseData::read(&eviction(&by, lease)), LeaseData { beat: None, lease, evicted: true });
+        let unknown = LeaseData { beat: None, lease: MAX_LEASE, evicted: false };
+        assert_eq!(LeaseData::read(b"evicted by hand"), LeaseData { evicted: true, ..unknown });
+        assert_eq!(LeaseData::read(b""), unknown);
+        assert_eq!(LeaseData::read(b"hello"), unknown);
+    }
+
+    #[test]
+    fn contenders_are_those_of_kazoo_in_its_order() {
+        let names = ["b__lock__0000000010", "a__lock__0000000011", "x", "leader", "c__lock__0000000009", "d__lock__12"];
+        let ordered = in_order(names.map(str::to_owned).to_vec());
+        assert_eq!(ordered, ["c__lock__0000000009", "b__lock__0000000010", "a__lock__0000000011"]);
+    }
+
+    #[test]
+    fn nodes_lie_where_tooz_looks_for_them() {
+        let layout = Layout::new("", None, "g").expect("valid");
+        let worker = layout.worker(&WorkerId::new("w1").expect("valid"));
+        assert_eq!((worker.member(), worker.lease()), ("/tooz/g.workers/w1".into(), "/rug/g/leases/w1".into()));
+        let coordinator = layout.coordinator(&CoordinatorId::new("w1").expect("valid"));
+        assert_eq!(coordinator.member(), "/tooz/g.coordinators/w1");
+        assert_eq!(coordinator.lease(), "/rug/g/coordinator-leases/w1");
+        assert_eq!(layout.contenders(), "/tooz/g.coordinators/leader");
+    }
+}

@@ -1,0 +1,159 @@
+//! News that the leader has not taken yet.
+//!
+//! What is newer than something still waiting takes its place where nothing is lost by it: a heartbeat that of the same
+//! life, a list of members the former list, a full read everything of both. The end of a life is never dropped. So what
+//! waits grows with the number of lives, not with time.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::coordination::{LeaseNode, MemberNode, News};
+use crate::{Incarnation, Timestamp, WorkerId};
+
+/// News that may wait, before it is better to read everything anew. Only ends of lives can come to so many.
+const MOST: usize = 100_000;
+
+/// News in the order in which it is told.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    waiting: BTreeMap<u64, (Timestamp, News)>,
+    next: u64,
+    /// Where the last heartbeat of each life waits.
+    beats: HashMap<(WorkerId, Incarnation), u64>,
+    /// Where the list of members waits.
+    members: Option<u64>,
+}
+
+impl Outbox {
+    /// Whether nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Whether so much waits that beginning anew is cheaper.
+    pub(super) fn is_swollen(&self) -> bool {
+        self.waiting.len() > MOST
+    }
+
+    /// Takes the oldest.
+    pub(super) fn pop(&mut self) -> Option<(Timestamp, News)> {
+        let (at, (moment, news)) = self.waiting.pop_first()?;
+        match &news {
+            News::Beat(node) => _ = self.beats.remove(&(node.worker.clone(), node.incarnation)),
+            News::Members(_) => self.members = self.members.filter(|place| *place != at),
+            News::Read { .. } | News::Ended(..) => {}
+        }
+        Some((moment, news))
+    }
+
+    /// A heartbeat, or a lease node that is new.
+    pub(super) fn beat(&mut self, now: Timestamp, node: LeaseNode) {
+        let life = (node.worker.clone(), node.incarnation);
+        let place = self.push(now, News::Beat(node));
+        if let Some(former) = self.beats.insert(life, place) {
+            self.waiting.remove(&former);
+        }
+    }
+
+    /// All members.
+    pub(super) fn members(&mut self, now: Timestamp, members: Vec<MemberNode>) {
+        let place = self.push(now, News::Members(members));
+        if let Some(former) = self.members.replace(place) {
+            self.waiting.remove(&former);
+        }
+    }
+
+    /// The end of a life.
+    pub(super) fn ended(&mut self, now: Timestamp, worker: WorkerId, life: Incarnation) {
+        self.push(now, News::Ended(worker, life));
+    }
+
+    /// Everything, as it was just read.
+    pub(super) fn read(&mut self, now: Timestamp, members: Vec<MemberNode>, leases: Vec<LeaseNode>) {
+        self.silence();
+        self.push(now, News::Read { members, leases });
+    }
+
+    /// Drops what the next full read will tell anew; ends of lives stay.
+    pub(super) fn silence(&mut self) {
+        self.waiting.retain(|_, (_, news)| matches!(news, News::Ended(..)));
+        self.beats.clear();
+        self.members = None;
+    }
+
+    fn push(&mut self, now: Timestamp, news: News) -> u64 {
+        let place = self.next;
+        self.next += 1;
+        self.waiting.insert(place, (now, news));
+        place
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn node(life: u128) -> LeaseNode {
+        LeaseNode {
+            worker: WorkerId::new("w").expect("valid"),
+            incarnation: Incarnation::new(life),
+            lease: Duration::from_secs(1),
+            evicted: false,
+        }
+    }
+
+    fn at(ms: u64) -> Timestamp {
+        Timestamp::from_millis(ms)
+    }
+
+    fn drain(outbox: &mut Outbox) -> Vec<(Timestamp, News)> {
+        std::iter::from_fn(|| outbox.pop()).collect()
+    }
+
+    #[test]
+    fn the_last_heartbeat_of_each_life_is_told_and_every_end() {
+        let mut outbox = Outbox::default();
+        let worker = node(1).worker;
+        outbox.beat(at(1), node(1));
+        outbox.beat(at(2), node(2));
+        outbox.beat(at(3), node(1));
+        outbox.ended(at(4), worker.clone(), Incarnation::new(1));
+        outbox.beat(at(5), node(2));
+        let told = drain(&mut outbox);
+        let expected = [
+            (at(3), News::Beat(node(1))),
+            (at(4), News::Ended(worker, Incarnation::new(1))),
+            (at(5), News::Beat(node(2))),
+        ];
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn a_heartbeat_after_one_that_was_taken_is_told_as_well() {
+        let mut outbox = Outbox::default();
+        outbox.beat(at(1), node(1));
+        assert_eq!(outbox.pop(), Some((at(1), News::Beat(node(1)))));
+        outbox.beat(at(2), node(1));
+        assert_eq!(drain(&mut outbox), [(at(2), News::Beat(node(1)))]);
+    }
+
+    #[test]
+    fn a_full_read_takes_the_place_of_all_but_ends() {
+        let mut outbox = Outbox::default();
+        let worker = node(1).worker;
+        outbox.members(at(1), Vec::new());
+        outbox.beat(at(2), node(1));
+        outbox.ended(at(3), worker.clone(), Incarnation::new(9));
+        outbox.read(at(4), Vec::new(), vec![node(1)]);
+        outbox.members(at(5), Vec::new());
+        outbox.members(at(6), Vec::new());
+        let expected = [
+            (at(3), News::Ended(worker, Incarnation::new(9))),
+            (at(4), News::Read { members: Vec::new(), leases: vec![node(1)] }),
+            (at(6), News::Members(Vec::new())),
+        ];
+        assert_eq!(drain(&mut outbox), expected);
+        assert!(outbox.is_empty());
+    }
+}

@@ -1,0 +1,103 @@
+//! The worker's part: it joins under its name, one session per life, and knows where coordinators are.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::config::Config;
+use super::connection::Session;
+use super::entry::enter;
+use super::life::{Claim, Former, Life as Beating};
+use super::{finder, layout};
+use crate::coordination::{Ended, Error, Guard, Life, Seat};
+use crate::{Incarnation, Profile, WorkerId};
+
+/// A worker's seat.
+pub(super) struct ZooKeeperSeat {
+    config: Arc<Config>,
+    name: WorkerId,
+    former: Former,
+    coordinators: watch::Receiver<Vec<String>>,
+    _finding: DropGuard,
+}
+
+impl fmt::Debug for ZooKeeperSeat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ZooKeeperSeat").field("name", &self.name).field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl ZooKeeperSeat {
+    pub(super) fn new(config: Config, name: WorkerId) -> Self {
+        let config = Arc::new(config);
+        let (found, coordinators) = watch::channel(Vec::new());
+        let stop = CancellationToken::new();
+        // What was known last is worth trying while ZooKeeper is away.
+        finder::spawn(Arc::clone(&config), stop.clone(), move |view| {
+            if let Some(view) = view {
+                found.send_if_modified(|known| {
+                    let addresses = view.addresses();
+                    let changed = *known != addresses;
+                    *known = addresses;
+                    changed
+                });
+            }
+        });
+        Self { config, name, former: Former::default(), coordinators, _finding: stop.drop_guard() }
+    }
+}
+
+#[async_trait]
+impl Seat for ZooKeeperSeat {
+    async fn join(&self, profile: &Profile, guard: Arc<dyn Guard>) -> Result<Box<dyn Life>, Error> {
+        let session = Session::open(&self.config).await?;
+        // From here on the session may own nodes, also when this call is dropped.
+        let claim = Claim { session, former: self.former.clone() };
+        let place = self.config.layout.worker(&self.name);
+        let capabilities = layout::worker_capabilities(profile);
+        let entered = enter(claim, place, &capabilities, self.config.join_timeout).await?;
+        tracing::info!(worker = %self.name, incarnation = %entered.incarnation, "joined");
+        Ok(Box::new(ZooKeeperLife { worker: self.name.clone(), beating: entered.live(guard) }))
+    }
+
+    fn coordinators(&self) -> watch::Receiver<Vec<String>> {
+        self.coordinators.clone()
+    }
+}
+
+struct ZooKeeperLife {
+    worker: WorkerId,
+    beating: Beating,
+}
+
+impl fmt::Debug for ZooKeeperLife {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ZooKeeperLife")
+            .field("worker", &self.worker)
+            .field("incarnation", &self.beating.incarnation)
+            .finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Life for ZooKeeperLife {
+    fn incarnation(&self) -> Option<Incarnation> {
+        Some(self.beating.incarnation)
+    }
+
+    fn lease(&self) -> Duration {
+        self.beating.lease
+    }
+
+    async fn ended(&self) -> Ended {
+        self.beating.ended().await
+    }
+
+    async fn leave(self: Box<Self>) {
+        self.beating.leave().await;
+    }
+}

@@ -1,0 +1,51 @@
+//! Credentials.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use common::coordination::Error;
+use sha1::{Digest, Sha1};
+use std::sync::Arc;
+
+use crate::support::{Gate, Place, elected, join, profile, shared, within};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_credentials_everything_belongs_to_them_alone() {
+    let open = Place::new(shared().await, "digest", 4.0);
+    let mut place = open.clone();
+    place.config.url = place.config.url.replace("zookeeper://", "zookeeper://rug:s3cret@");
+    let (seat, candidate) = (place.seat("w1"), place.candidate("c"));
+    let (_life, gate) = join(&seat).await;
+    let leadership = elected(&candidate).await;
+    leadership.raise_term(common::Term::new(0)).await.expect("it leads");
+    gate.beats().await;
+
+    let stranger = open.client().await;
+    // As kazoo's `make_digest_acl("rug", "s3cret", all=True)`.
+    let id = format!("rug:{}", STANDARD.encode(Sha1::digest("rug:s3cret")));
+    for path in [
+        "/tooz",
+        "/tooz/g.workers",
+        "/tooz/g.workers/w1",
+        "/tooz/g.coordinators",
+        "/tooz/g.coordinators/c",
+        "/tooz/g.coordinators/leader",
+        "/rug",
+        "/rug/g/leases",
+        "/rug/g/leases/w1",
+        "/rug/g/coordinator-leases/c",
+        "/rug/g/term",
+    ] {
+        let owner = zookeeper_client::Client::connector().with_auth("digest", b"rug:s3cret");
+        let owner = owner.connect(&place.address).await.expect("ZooKeeper is up");
+        let owner = owner.chroot(place.chroot.clone()).expect("a valid chroot");
+        let (acls, _) = owner.get_acl(path).await.expect("it is there");
+        assert_eq!(acls.len(), 1, "{path}");
+        assert_eq!((acls[0].scheme(), acls[0].id()), ("digest", id.as_str()), "{path}");
+        assert_eq!(acls[0].permission(), zookeeper_client::Permission::ALL, "{path}");
+        assert_eq!(stranger.get_data(path).await.expect_err("it is not theirs"), zookeeper_client::Error::NoAuth);
+    }
+    let refused = within("it is decided", open.seat("w2").join(&profile(), Arc::new(Gate::default()))).await;
+    assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
+    let refused = within("it is decided", open.candidate("d").campaign()).await;
+    assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
+}
