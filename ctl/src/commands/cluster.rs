@@ -49,11 +49,8 @@ fn describe(context: &Context, status: &v1::ClusterStatus, now: SystemTime) -> S
     line("Coordinator", &format!("{} ({role}, term {})", status.coordinator, status.term));
     line("Version", &status.version);
     line("Up for", &age(status.start_time.as_ref(), now));
-    let doubt = if status.coordination_state() == v1::CoordinationState::InDoubt { "in doubt" } else { "" };
-    line(
-        "Coordination",
-        &[&status.coordination, doubt].map(|t| one_line(t)).join(if doubt.is_empty() { "" } else { ", " }),
-    );
+    let doubt = if status.coordination_state() == v1::CoordinationState::InDoubt { ", in doubt" } else { "" };
+    line("Coordination", &format!("{}{doubt}", one_line(&status.coordination)));
     line("Store", &status.store);
     line("Workers", &numbers(&status.workers));
     line("Appliances", &status.appliances.to_string());
