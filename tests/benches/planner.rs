@@ -3,9 +3,6 @@
 //! `cargo bench -p tests --bench planner -- [--appliances N] [--workers N] [--rounds N] [--without-python]`
 //! Times are wall clock, medians over the rounds; each round has another worker join or leave.
 
-#[path = "../peer/tooz.rs"]
-mod tooz;
-
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -14,6 +11,7 @@ use common::WorkerId;
 use common::appliance::Driver;
 use coordinator_core::planner::{Config, Member, Needs, Plan, Planner, Slot, Strategy};
 use serde_json::Value;
+use servers::python::Python;
 use uuid::Uuid;
 
 struct Options {
@@ -180,7 +178,8 @@ fn least_on_ring(options: &Options, planner: &Planner, before: &[Member]) -> u64
 fn recompute_by_tooz(options: &Options) -> Result<(f64, u64)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let answer = runtime.block_on(async {
-        let python = tooz::Python::with_tooz().await.context("--without-python leaves the comparison out")?;
+        let python = Python::prepare(env!("CARGO_TARGET_TMPDIR"));
+        let python = python.await.context("--without-python leaves the comparison out")?;
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/full_recompute.py");
         let arguments = [script, &options.appliances.to_string(), &options.workers.to_string()];
         python.run(&arguments, "", Duration::from_secs(1800)).await

@@ -3,16 +3,13 @@
 //! Needs Python 3 and a package index. Where these are missing, `RUG_SKIP_PEER=1` skips the comparisons, and the
 //! committed vectors in `tests/vectors` still hold.
 
-mod tooz;
-
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use common::WorkerId;
 use common::ring::{Ring, position};
+use servers::python::{Python, is_skipped};
 use uuid::Uuid;
-
-use crate::tooz::Python;
 
 const KEYS: usize = 100_000;
 
@@ -27,8 +24,7 @@ fn hosts(count: usize, weight: impl Fn(usize) -> u32) -> Vec<(String, u32)> {
 
 #[tokio::test]
 async fn a_hundred_thousand_keys_have_the_owners_that_tooz_names() -> Result<()> {
-    if std::env::var_os("RUG_SKIP_PEER").is_some_and(|value| value == "1") {
-        println!("skipped: RUG_SKIP_PEER=1");
+    if is_skipped() {
         return Ok(());
     }
     let sets = [
@@ -40,7 +36,9 @@ async fn a_hundred_thousand_keys_have_the_owners_that_tooz_names() -> Result<()>
         // Members whose points meet: in the order of names, the later one has them.
         vec![("w".into(), 1), ("ww".into(), 1), ("www".into(), 2), ("x".into(), 1)],
     ];
-    let python = Python::with_tooz().await.context("RUG_SKIP_PEER=1 skips the comparison with python-tooz")?;
+    let python = Python::prepare(env!("CARGO_TARGET_TMPDIR"))
+        .await
+        .context("RUG_SKIP_PEER=1 skips the comparison with python-tooz")?;
     let task = serde_json::json!({ "keys": KEYS, "sets": sets }).to_string();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/peer/owners.py");
     let answer = python.run(&[script], &task, Duration::from_secs(300)).await?;
