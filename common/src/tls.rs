@@ -11,6 +11,8 @@ mod client;
 mod files;
 mod identity;
 mod server;
+#[cfg(any(test, feature = "tls-testing"))]
+pub mod testing;
 mod verify;
 mod words;
 

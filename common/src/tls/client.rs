@@ -66,13 +66,13 @@ impl ClientTls {
         self.0.announce();
     }
 
-    async fn material(&self) -> Arc<Material> {
+    pub(super) async fn material(&self) -> Arc<Material> {
         let files = Arc::clone(&self.0);
         tokio::task::spawn_blocking(move || files.look()).await.unwrap_or_else(|_| self.0.current())
     }
 
     /// Connects and shakes hands.
-    async fn dial(&self, uri: &Uri) -> io::Result<Stream> {
+    pub(super) async fn dial(&self, uri: &Uri) -> io::Result<Stream> {
         let refused = |text: String| io::Error::new(io::ErrorKind::InvalidInput, marked(&text));
         let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
         let wanted = &self.0.config.server_name;
@@ -173,7 +173,7 @@ impl tower::Service<Uri> for Connector {
 
 /// A connection whose errors are in words: with TLS 1.3 a client learns only when it first reads that its certificate was
 /// refused.
-struct Stream {
+pub(super) struct Stream {
     stream: TlsStream<TcpStream>,
     side: Side,
 }

@@ -84,17 +84,25 @@ impl Files {
             std::thread::sleep(SETTLE);
             self.changed()
         });
+        if self.take_over(found) {
+            self.announce();
+        }
+        self.current()
+    }
+
+    /// Whether there is something new.
+    fn take_over(&self, found: Result<Option<(Raw, Material)>, Error>) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match found {
             Ok(None) => {
                 if state.complained.take().is_some() {
                     info!("the TLS files are what they were before");
                 }
+                false
             }
             Ok(Some((raw, material))) => {
                 *state = State { raw, material: Arc::new(material), complained: None };
-                drop(state);
-                self.announce();
+                true
             }
             Err(problem) => {
                 let problem = problem.to_string();
@@ -102,9 +110,9 @@ impl Files {
                     warn!("tls.{problem}; going on with what was there before: {}", state.material.identity);
                     state.complained = Some(problem);
                 }
+                false
             }
         }
-        self.current()
     }
 
     /// What the files hold, if that is something else than before.
