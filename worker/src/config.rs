@@ -109,6 +109,24 @@ mod tests {
     }
 
     #[test]
+    fn coordination_and_stopping_are_settings() {
+        let text = r#"{
+            "coordination": {"url": "zookeeper://a:2181,b:2181/rug", "group": "g"},
+            "session": {"on_stop": "hand_back", "drain_timeout": "5s"}
+        }"#;
+        let config: Config = serde_json::from_str(text).expect("readable");
+        let config = config.complete().expect("valid");
+        assert!(!config.coordination.is_embedded());
+        assert_eq!(config.session.on_stop, session::OnStop::HandBack);
+        assert_eq!(config.session.drain_timeout, std::time::Duration::from_secs(5));
+        let broken = Config {
+            coordination: coordination::Config { url: "etcd://a".to_owned(), ..coordination::Config::default() },
+            ..Config::default()
+        };
+        assert!(broken.complete().expect_err("refused").contains("coordination"));
+    }
+
+    #[test]
     fn a_bad_value_is_named() {
         let config = Config { weight: 0, ..Config::default() };
         assert!(config.complete().expect_err("refused").contains("weight"));
