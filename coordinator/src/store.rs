@@ -6,8 +6,9 @@
 //! no place and writes nothing. A new leader raises the term and reads everything in one transaction.
 //!
 //! Grants are a log of packed rows ([`ledger`]); observations (statuses, times) are merged and written when there is
-//! time. What the database could not take is an error that says whether to try again; an outcome that cannot be found
-//! out ends the store, and the process has to step down.
+//! time. What the database could not take is an error that says whether to try again. While it is away changes are
+//! refused at once, except those whose commit was not answered: they wait until the chain tells what became of them.
+//! [`dialect`] says why all of this holds on SQLite, PostgreSQL and MariaDB alike.
 
 mod batch;
 mod codec;
@@ -18,13 +19,18 @@ mod error;
 mod ledger;
 mod load;
 mod observations;
+mod readers;
 mod rows;
 mod schema;
+mod timed;
+mod transaction;
+mod url;
 mod writer;
 
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -37,7 +43,6 @@ use common::status::Status;
 use common::{ApplianceId, CoordinatorId, Incarnation, RebalanceId, Term, WorkerId};
 use coordinator_core::grants::{GrantOp, StoredMember};
 use sea_orm::DatabaseConnection;
-use sea_orm_migration::MigratorTrait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
@@ -45,17 +50,26 @@ use self::batch::Prepared;
 use self::dialect::Target;
 pub use self::dump::DumpError;
 pub use self::error::{Cause, Error};
-pub use self::load::Loaded;
+pub use self::load::{Loaded, Unreadable};
 use self::observations::Observations;
+use self::readers::Readers;
+pub use self::url::shown_url;
 use self::writer::{Command, Submission, Writer};
 use crate::record::{AuditEvent, MoveRecord, RebalanceRecord, Record, RequestRecord};
 
 /// Settings of the store.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Where it is: `sqlite:<path>`. Relative paths start at the working directory; the directory must exist.
+    /// Where it is: `sqlite:<path>` (relative paths start at the working directory; the directory must exist),
+    /// `postgres://user:password@host/database` or `mariadb://user:password@host/database`. With several coordinators it
+    /// is one of the latter.
     pub url: String,
+    /// Longest a statement may take before its connection is given up. Shorter notices a database that stands still
+    /// sooner; it has to be longer than the database's worst pause. A leader that stands still inside a transaction
+    /// keeps the next one waiting for about as long.
+    #[serde(with = "humantime_serde")]
+    pub statement_timeout: Duration,
     /// Changes that may wait; beyond it submissions are refused as [`Error::Busy`]. More ride out longer pauses of the
     /// disk at the price of memory and of a longer wait.
     pub queue: usize,
@@ -79,6 +93,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             url: "sqlite:rug.db".to_owned(),
+            statement_timeout: Duration::from_secs(10),
             queue: 16_384,
             observation_interval: Duration::from_millis(250),
             snapshot_after: 1024 * 1024,
@@ -89,17 +104,57 @@ impl Default for Config {
     }
 }
 
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The URL may have a password in it.
+        let Self {
+            url: _,
+            statement_timeout,
+            queue,
+            observation_interval,
+            snapshot_after,
+            keep_events,
+            keep_rebalances,
+            keep_requests,
+        } = self;
+        f.debug_struct("Config")
+            .field("url", &self.shown())
+            .field("statement_timeout", statement_timeout)
+            .field("queue", queue)
+            .field("observation_interval", observation_interval)
+            .field("snapshot_after", snapshot_after)
+            .field("keep_events", keep_events)
+            .field("keep_rebalances", keep_rebalances)
+            .field("keep_requests", keep_requests)
+            .finish()
+    }
+}
+
 impl Config {
+    /// The URL without credentials, as people and logs may see it.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        shown_url(&self.url)
+    }
+
+    /// Whether several coordinators can share the store: it is a database server, not a file.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        !self.url.starts_with("sqlite:")
+    }
+
     /// Checks every field.
     ///
     /// # Errors
     /// [`Error::Url`] or [`Error::Setting`] names the first field that is out of range.
     pub fn validate(&self) -> Result<(), Error> {
-        Target::parse(&self.url)?;
+        Target::parse(self)?;
         let within = |field, ok: bool, reason: &str| {
             if ok { Ok(()) } else { Err(Error::Setting { field, reason: reason.to_owned() }) }
         };
         within("queue", (1..=1_000_000).contains(&self.queue), "must be 1 to 1000000")?;
+        let timeout = Duration::from_secs(1)..=Duration::from_secs(600);
+        within("statement_timeout", timeout.contains(&self.statement_timeout), "must be 1s to 10m")?;
         let interval = Duration::from_millis(10)..=Duration::from_secs(60);
         within("observation_interval", interval.contains(&self.observation_interval), "must be 10ms to 60s")?;
         within("snapshot_after", self.snapshot_after > 0, "must be at least 1")?;
@@ -163,6 +218,8 @@ struct Shared {
     term: AtomicU64,
     /// That term is over.
     deposed: AtomicBool,
+    /// Why the database is away, while it is.
+    outage: Mutex<Option<Cause>>,
     observations: Mutex<Observations>,
 }
 
@@ -170,6 +227,21 @@ impl Shared {
     fn observations(&self) -> MutexGuard<'_, Observations> {
         // Nothing panics in between; should it ever, what is left is still a set of observations.
         self.observations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn outage(&self) -> Option<Cause> {
+        self.outage.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_outage(&self, cause: Option<Cause>) {
+        *self.outage.lock().unwrap_or_else(PoisonError::into_inner) = cause;
+    }
+
+    /// Notes what the database says by now, if it is away.
+    fn update_outage(&self, cause: &Cause) {
+        if let Some(known) = &mut *self.outage.lock().unwrap_or_else(PoisonError::into_inner) {
+            known.clone_from(cause);
+        }
     }
 }
 
@@ -179,7 +251,7 @@ impl Shared {
 pub struct Store {
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
-    readers: DatabaseConnection,
+    readers: Readers,
 }
 
 impl Store {
@@ -187,33 +259,54 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Url`] and [`Error::Setting`] for the configuration, [`Error::Open`] with its [`Cause`] when the database
-    /// cannot be used, [`Error::SchemaTooNew`], [`Error::Database`] when it is no database or damaged.
+    /// cannot be used, [`Error::InUse`] when another process has the file, [`Error::SchemaTooNew`], [`Error::Database`]
+    /// when it is no database or damaged.
     pub async fn open(config: &Config) -> Result<Self, Error> {
         config.validate()?;
-        Self::open_target(config, Target::parse(&config.url)?).await
+        Self::open_target(config, Target::parse(config)?).await
     }
 
     async fn open_target(config: &Config, target: Target) -> Result<Self, Error> {
         let open = |doing| {
-            let path = target.name();
+            let path = target.name().to_owned();
             move |e: sea_orm::DbErr| match dialect::cause(&e) {
                 Some(cause) => Error::Open { path: path.clone(), cause },
                 None => Error::Database { doing, reason: format!("{path}: {e}") },
             }
         };
+        let lock = target.lock()?;
         let db = target.connect_writer().await.map_err(open("open the store"))?;
-        migrate(&db, &target).await?;
-        // A file that may not be written opens all the same; a write that is taken back shows it now and not with the
-        // first change.
-        let probe = dialect::begin_write(&db).await.map_err(open("write to the store"))?;
-        dialect::lock_chain(&probe).await.map_err(open("write to the store"))?;
-        probe.rollback().await.map_err(open("write to the store"))?;
+        if let Err(error) = Self::prepare(&db, &target).await {
+            target.close(db).await;
+            return Err(error);
+        }
         let readers = target.connect_readers().await.map_err(open("open the store for reading"))?;
         let (commands, receiver) = mpsc::channel(config.queue);
         let shared = Arc::new(Shared::default());
-        let writer = Writer::new(target, config.clone(), shared.clone(), receiver, readers.clone(), db);
+        let readers = Readers::new(target.clone(), shared.clone(), readers);
+        let writer = Writer::new(target, config.clone(), shared.clone(), receiver, readers.clone(), (db, lock));
         tokio::spawn(writer.run());
         Ok(Self { commands, shared, readers })
+    }
+
+    /// Brings the schema up to date and finds out whether the database can be written.
+    async fn prepare(db: &DatabaseConnection, target: &Target) -> Result<(), Error> {
+        schema::migrate(db, target).await?;
+        // What may not be written opens all the same; a write that is taken back shows it now and not with the first
+        // change.
+        let probe = async {
+            let probe = target.begin(db, target.limits(target.statement_timeout())).await?;
+            match dialect::lock_chain(&probe).await {
+                // Another leader is at work, or stands still in the middle of it: then it can be written.
+                Err(e) if target.is_server() && dialect::cause(&e) == Some(Cause::Locked) => {}
+                locked => locked?,
+            }
+            dialect::rollback(probe).await
+        };
+        probe.await.map_err(|e| match dialect::cause(&e) {
+            Some(cause) => Error::Open { path: target.name().to_owned(), cause },
+            None => Error::Database { doing: "write to the store", reason: format!("{}: {e}", target.name()) },
+        })
     }
 
     /// The highest term that was ever begun in the store; 0 when none was. Another coordinator may begin a higher one
@@ -222,7 +315,7 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`], [`Error::Corrupt`].
     pub async fn highest_term(&self) -> Result<Term, Error> {
-        Ok(load::place(&self.readers).await?.0)
+        self.readers.read(|db| async move { Ok(load::place(&db).await?.0) }).await
     }
 
     /// Begins exactly `term` and reads everything in the same transaction. Changes that were submitted earlier and are
@@ -244,11 +337,15 @@ impl Store {
     ///
     /// # Errors
     /// Of the future: [`Error::Busy`] when [`Config::queue`] changes wait already (this one is not taken);
-    /// [`Error::Unavailable`] when the database takes nothing, for this change and all that wait behind it;
-    /// [`Error::Conflict`] for this change alone; [`Error::NotLeading`], [`Error::Deposed`], [`Error::Unresolved`] and
-    /// [`Error::Closed`] for good.
+    /// [`Error::Unavailable`] when the database takes nothing, for this change and all that wait behind it, and at once
+    /// while it is known to be away; [`Error::Conflict`] for this change alone; [`Error::NotLeading`],
+    /// [`Error::Deposed`], [`Error::Unresolved`] and [`Error::Closed`] for good. A change whose commit the database did
+    /// not answer stays pending until it has told what became of it.
     pub fn submit(&self, change: Vec<Write>) -> Pending {
         let term = Term::new(self.shared.term.load(Ordering::Acquire));
+        if let Some(cause) = self.shared.outage() {
+            return Pending(State::Refused(Error::Unavailable(cause)));
+        }
         self.forget_removed(&change);
         let change = change.into_iter().map(Prepared::from).collect();
         let (done, waiting) = oneshot::channel();
@@ -282,6 +379,12 @@ impl Store {
         self.shared.term.load(Ordering::Acquire) == term.get() && !self.shared.deposed.load(Ordering::Acquire)
     }
 
+    /// Why the database is away, while it is; changes are refused with it.
+    #[must_use]
+    pub fn outage(&self) -> Option<Cause> {
+        self.shared.outage()
+    }
+
     /// Takes what was last observed of appliances. Merged per appliance, written within some
     /// [`Config::observation_interval`]s, behind everything that is submitted; nobody is told.
     pub fn submit_statuses(&self, statuses: impl IntoIterator<Item = (ApplianceId, Status, SystemTime)>) {
@@ -298,7 +401,7 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`], [`Error::Corrupt`].
     pub async fn rebalances(&self, before: Option<RebalanceId>, limit: u64) -> Result<Vec<RebalanceRecord>, Error> {
-        load::rebalances_before(&self.readers, before, limit).await
+        self.readers.read(|db| async move { load::rebalances_before(&db, before, limit).await }).await
     }
 
     /// One rebalance and its moves, in the order they ended.
@@ -306,7 +409,7 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`], [`Error::Corrupt`].
     pub async fn rebalance(&self, id: RebalanceId) -> Result<Option<(RebalanceRecord, Vec<MoveRecord>)>, Error> {
-        load::rebalance(&self.readers, id).await
+        self.readers.read(|db| async move { load::rebalance(&db, id).await }).await
     }
 
     /// The last moves of an appliance, newest first; at most 1,000, and as far as the newest thousand rows of moves
@@ -315,7 +418,7 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`], [`Error::Corrupt`].
     pub async fn moves_of(&self, appliance: ApplianceId, limit: u64) -> Result<Vec<MoveRecord>, Error> {
-        load::moves_of(&self.readers, appliance, limit).await
+        self.readers.read(|db| async move { load::moves_of(&db, appliance, limit).await }).await
     }
 
     /// The newest audit events, newest first; at most 1,000.
@@ -323,7 +426,7 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn events(&self, limit: u64) -> Result<Vec<AuditEvent>, Error> {
-        load::events(&self.readers, limit).await
+        self.readers.read(|db| async move { load::events(&db, limit).await }).await
     }
 
     /// Prints table counts and the log of grants, for people.
@@ -331,7 +434,7 @@ impl Store {
     /// # Errors
     /// [`DumpError`]: the store cannot be read, or the output not written.
     pub async fn dump(&self, mut out: impl io::Write) -> Result<(), DumpError> {
-        dump::dump(&self.readers, &mut out).await
+        dump::dump(&self.readers.unhurried(), &mut out).await
     }
 
     /// [`Store::dump`] of a store that another process may have open: nothing is made, changed or locked.
@@ -339,16 +442,17 @@ impl Store {
     /// # Errors
     /// As [`Store::open`] and [`Store::dump`].
     pub async fn inspect(config: &Config, mut out: impl io::Write) -> Result<(), DumpError> {
-        let target = Target::parse(&config.url)?;
-        if !target.path().exists() {
-            return Err(Error::Open { path: target.name(), cause: Cause::CannotOpen }.into());
+        let target = Target::parse(config)?;
+        if target.path().is_some_and(|path| !path.exists()) {
+            return Err(Error::Open { path: target.name().to_owned(), cause: Cause::CannotOpen }.into());
         }
         let db = target.connect_readers().await.map_err(|e| match dialect::cause(&e) {
-            Some(cause) => Error::Open { path: target.name(), cause },
+            Some(cause) => Error::Open { path: target.name().to_owned(), cause },
             None => Error::Database { doing: "open the store", reason: e.to_string() },
         })?;
-        let result = dump::dump(&db, &mut out).await;
-        let _ = db.close().await;
+        let readers = Readers::new(target, Arc::default(), db);
+        let result = dump::dump(&readers.unhurried(), &mut out).await;
+        readers.close().await;
         result
     }
 
@@ -359,19 +463,4 @@ impl Store {
             let _ = done.await;
         }
     }
-}
-
-/// Brings the schema up to date, unless a later version of Rug was here.
-async fn migrate(db: &DatabaseConnection, target: &Target) -> Result<(), Error> {
-    let failed = |e: sea_orm::DbErr| match dialect::cause(&e) {
-        Some(cause) => Error::Open { path: target.name(), cause },
-        None => Error::Database { doing: "bring the schema of the store up to date", reason: e.to_string() },
-    };
-    schema::Migrator::install(db).await.map_err(failed)?;
-    let known = schema::Migrator::migrations();
-    let applied = schema::Migrator::get_migration_models(db).await.map_err(failed)?;
-    if let Some(unknown) = applied.into_iter().find(|a| known.iter().all(|k| k.name() != a.version)) {
-        return Err(Error::SchemaTooNew { path: target.name(), migration: unknown.version });
-    }
-    schema::Migrator::up(db, None).await.map_err(failed)
 }

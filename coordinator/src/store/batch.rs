@@ -22,6 +22,8 @@ use crate::record::MoveRecord;
 
 /// Rows per statement: times the widest table's twelve columns well below the 32,766 parameters of SQLite.
 const ROWS: usize = 512;
+/// Bytes of long texts per statement, about: well below the 16 MiB of one packet that MariaDB takes by default.
+const BYTES: usize = 2 * 1024 * 1024;
 
 /// A [`Write`] with its rows made, so that this work is done by the many who submit and not by the one who writes.
 #[derive(Debug)]
@@ -69,6 +71,48 @@ impl Prepared {
 
 /// Rows of one table by key; `None` is a row to delete.
 type Rows<K, M> = BTreeMap<K, Option<M>>;
+
+/// Rows that may have long texts.
+trait Bulky {
+    /// Bytes of those texts.
+    fn bytes(&self) -> usize {
+        0
+    }
+}
+
+impl Bulky for appliances::Model {
+    fn bytes(&self) -> usize {
+        self.spec.len() + self.labels.len() + self.placement_key.len()
+    }
+}
+
+impl Bulky for statuses::Model {
+    fn bytes(&self) -> usize {
+        self.instances.len() + self.last_error.as_ref().map_or(0, String::len)
+    }
+}
+
+impl Bulky for progress::Model {
+    fn bytes(&self) -> usize {
+        self.progress.len()
+    }
+}
+
+impl Bulky for members::Model {
+    fn bytes(&self) -> usize {
+        self.profile.len()
+    }
+}
+
+impl Bulky for events::ActiveModel {
+    fn bytes(&self) -> usize {
+        [&self.actor, &self.action, &self.subject, &self.detail].into_iter().map(|text| text.as_ref().len()).sum()
+    }
+}
+
+impl Bulky for workers::Model {}
+impl Bulky for rebalances::Model {}
+impl Bulky for requests::Model {}
 
 /// Everything one transaction writes.
 #[derive(Debug, Default)]
@@ -247,7 +291,7 @@ where
 async fn upsert<A, K>(db: &impl ConnectionTrait, rows: &Rows<K, <A::Entity as EntityTrait>::Model>) -> Result<(), DbErr>
 where
     A: ActiveModelTrait + Send,
-    <A::Entity as EntityTrait>::Model: IntoActiveModel<A> + Clone,
+    <A::Entity as EntityTrait>::Model: IntoActiveModel<A> + Bulky + Clone,
 {
     let keys: Vec<_> = <A::Entity as EntityTrait>::PrimaryKey::iter().map(|k| k.into_column()).collect();
     let is_key = |c: &<A::Entity as EntityTrait>::Column| keys.iter().any(|k| k.as_str() == c.as_str());
@@ -258,15 +302,22 @@ where
 
 async fn insert<A>(
     db: &impl ConnectionTrait,
-    rows: impl IntoIterator<Item = impl IntoActiveModel<A>>,
+    rows: impl IntoIterator<Item = impl IntoActiveModel<A> + Bulky>,
     conflict: Option<OnConflict>,
 ) -> Result<(), DbErr>
 where
     A: ActiveModelTrait + Send,
 {
-    let mut rows = rows.into_iter().map(IntoActiveModel::into_active_model).peekable();
+    let mut rows = rows.into_iter().peekable();
     while rows.peek().is_some() {
-        let mut statement = A::Entity::insert_many(rows.by_ref().take(ROWS).collect::<Vec<A>>());
+        let (mut some, mut bytes) = (Vec::<A>::new(), 0);
+        while some.len() < ROWS
+            && let Some(row) = rows.next_if(|row| some.is_empty() || bytes + row.bytes() <= BYTES)
+        {
+            bytes += row.bytes();
+            some.push(row.into_active_model());
+        }
+        let mut statement = A::Entity::insert_many(some);
         if let Some(conflict) = &conflict {
             statement = statement.on_conflict(conflict.clone());
         }

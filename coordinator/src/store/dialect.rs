@@ -1,40 +1,71 @@
 //! The one place that knows which database is behind the store: how it is connected to, how a write transaction locks
 //! out other leaders, and what its failures mean.
 //!
-//! SQLite: write-ahead log and `synchronous=FULL`, so that a commit that was acknowledged survives a power cut; a write
-//! transaction begins `IMMEDIATE`, so that it never fails half way because a reader became a writer. The writer has one
-//! connection of its own; readers have a small pool that may not write.
+//! # Why the chain is the same on all three
+//!
+//! Every write transaction begins by updating the one row of `leadership`, and holds the lock on it to its end; no table
+//! is written without it. So write transactions run one after the other, on SQLite because `BEGIN IMMEDIATE` takes the
+//! only write lock, on PostgreSQL and MariaDB because the second waits for the row.
+//!
+//! - *A batch takes its place or fails.* `UPDATE ... WHERE term = t AND batch = n - 1` is evaluated on the newest committed
+//!   row: under `READ COMMITTED`, which every session here sets, PostgreSQL evaluates the condition anew once the row it
+//!   waited for is free, and InnoDB's updates always read the newest version. (Under `REPEATABLE READ` PostgreSQL would
+//!   fail with a serialization error instead, and InnoDB would read the rest of the tables as they were at the first
+//!   plain read.)
+//! - *A new leader sees everything that was acknowledged.* Its first statement locks the row. What committed before has
+//!   released it and is visible to the statements that follow, each of which reads the newest committed rows; what has
+//!   not committed by then waits, and finds a later term. Nothing can commit between two of the leader's reads, so that
+//!   together they are one state.
+//! - *An outcome can be told.* `COMMIT` is sent only after the row was locked. Whoever has lost the answer locks the row
+//!   from another connection: by the time it has it, the first transaction has ended one way or the other.
+//! - *A lock that nobody ends is ended by the server.* A leader that is paused or cut off inside a transaction is thrown
+//!   out after the statement timeout (`idle_in_transaction_session_timeout`, `idle_transaction_timeout`); others wait for the
+//!   row no longer than half of that at a time, and come back.
 
-use std::path::{Path, PathBuf};
+mod cause;
+mod servers;
+mod sqlite;
+
+use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 use sea_orm::sea_query::Expr;
-use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
 use sea_orm::{
-    ColumnTrait, ConnectOptions, Database, DatabaseConnection, DatabaseTransaction, DbErr, EntityTrait, QueryFilter,
-    RuntimeErr, SqliteTransactionMode, SqlxError, SqlxSqliteError, TransactionOptions, TransactionTrait,
+    ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, EntityTrait, QueryFilter,
+    SqliteTransactionMode, TransactionOptions, TransactionTrait,
 };
 
+pub(super) use self::cause::{cause, failure, is_bad_value};
+pub(super) use self::sqlite::FileLock;
+use super::Config;
 use super::entities::leadership;
-use super::error::{Cause, Error};
+use super::error::Error;
+use super::timed::{Limits, Timed};
+use super::url::{self, Address};
 
-/// How long SQLite waits for a lock that another process holds.
-const BUSY_TIMEOUT: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(5) };
-/// Page cache of the writer in KiB: random UUID keys touch pages all over the tables, and with SQLite's default of 2 MiB
-/// inserts into 100,000 rows run at a third of the speed.
-const CACHE_KIB: u32 = 64 * 1024;
-/// Pages of the log that are gathered before they are copied to the main file (32 MiB). SQLite's default of 1,000 copies,
-/// and syncs the main file, eight times as often.
-const CHECKPOINT_PAGES: u32 = 8_000;
 /// Connections for lists. They are short and rare; more would only compete with the writer for the disk.
 const READERS: u32 = 2;
+/// Longest a connection may take to close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where the database is. `Clone` is cheap.
-#[derive(Clone, Debug)]
+/// A write transaction.
+pub(super) type Transaction = Timed<DatabaseTransaction>;
+
+/// Where the database is, and how long it may take to answer.
+#[derive(Clone)]
 pub(super) struct Target {
-    path: PathBuf,
+    address: Address,
+    name: String,
+    statement_timeout: Duration,
     #[cfg(test)]
     pub(super) faults: std::sync::Arc<Faults>,
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Target({})", self.name)
+    }
 }
 
 /// Faults that tests put into new connections.
@@ -49,158 +80,176 @@ pub(super) struct Faults {
     pub(super) lose_answers: std::sync::atomic::AtomicBool,
     /// No connection can be made.
     pub(super) unreachable: std::sync::atomic::AtomicBool,
+    /// The lock beside a file is not taken, as if a second machine had it.
+    pub(super) unlocked: std::sync::atomic::AtomicBool,
 }
 
 impl Target {
-    /// Understands `sqlite:<path>`, also with `//` after the colon.
-    pub(super) fn parse(url: &str) -> Result<Self, Error> {
-        let refuse = |reason: &str| Err(Error::Url { url: url.to_owned(), reason: reason.to_owned() });
-        let Some(rest) = url.strip_prefix("sqlite:") else {
-            return refuse("only `sqlite:<path>` is known to this version");
+    /// Understands the URL of a configuration.
+    pub(super) fn parse(config: &Config) -> Result<Self, Error> {
+        let address = url::parse(&config.url)?;
+        let name = match &address {
+            Address::Sqlite(path) => path.display().to_string(),
+            Address::Postgres(_) | Address::MySql(_) => url::shown_url(&config.url),
         };
-        let path = rest.strip_prefix("//").unwrap_or(rest);
-        if path.is_empty() || path == ":memory:" || path.contains('\0') {
-            return refuse("a path must follow `sqlite:`");
-        }
         Ok(Self {
-            path: PathBuf::from(path),
+            address,
+            name,
+            statement_timeout: config.statement_timeout,
             #[cfg(test)]
             faults: std::sync::Arc::default(),
         })
     }
 
-    /// The name for messages.
-    pub(super) fn name(&self) -> String {
-        self.path.display().to_string()
+    /// The name for messages, without credentials.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
-    /// The database file.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// The database file, if it is one.
+    pub(super) fn path(&self) -> Option<&Path> {
+        match &self.address {
+            Address::Sqlite(path) => Some(path),
+            Address::Postgres(_) | Address::MySql(_) => None,
+        }
+    }
+
+    /// Whether it is a server of its own, which may be away while this process is not.
+    pub(super) fn is_server(&self) -> bool {
+        self.path().is_none()
+    }
+
+    /// Limits for a piece of work that takes up to `all`, with the configured one for each statement.
+    pub(super) fn limits(&self, all: Duration) -> Limits {
+        Limits::new(self.statement_timeout, all)
+    }
+
+    /// The configured deadline of a statement.
+    pub(super) fn statement_timeout(&self) -> Duration {
+        self.statement_timeout
+    }
+
+    /// Keeps other processes from opening the same file for writing, until the answer is dropped. A database server has
+    /// no need of it.
+    pub(super) fn lock(&self) -> Result<Option<FileLock>, Error> {
+        #[cfg(test)]
+        if self.faults.unlocked.load(std::sync::atomic::Ordering::SeqCst) {
+            return Ok(None);
+        }
+        self.path().map(FileLock::take).transpose()
     }
 
     /// The one connection that writes; makes the file when there is none.
     pub(super) async fn connect_writer(&self) -> Result<DatabaseConnection, DbErr> {
-        self.connect(1, true).await
+        self.within_reach()?;
+        self.limits(self.statement_timeout)
+            .within(async {
+                match &self.address {
+                    Address::Sqlite(path) => sqlite::connect(self, path, 1, true).await,
+                    Address::Postgres(options) => servers::postgres_writer(self, options).await,
+                    Address::MySql(options) => servers::mysql_writer(self, options).await,
+                }
+            })
+            .await
     }
 
-    /// Connections that only read.
+    /// Connections that only read. Those to a server are made when they are needed.
     pub(super) async fn connect_readers(&self) -> Result<DatabaseConnection, DbErr> {
-        self.connect(READERS, false).await
+        self.within_reach()?;
+        match &self.address {
+            Address::Sqlite(path) => {
+                self.limits(self.statement_timeout).within(sqlite::connect(self, path, READERS, false)).await
+            }
+            Address::Postgres(options) => Ok(servers::postgres_readers(self, options)),
+            Address::MySql(options) => Ok(servers::mysql_readers(self, options)),
+        }
     }
 
-    async fn connect(&self, connections: u32, writes: bool) -> Result<DatabaseConnection, DbErr> {
+    fn within_reach(&self) -> Result<(), DbErr> {
         #[cfg(test)]
         if self.faults.unreachable.load(std::sync::atomic::Ordering::SeqCst) {
-            return Err(DbErr::Conn(RuntimeErr::SqlxError(std::sync::Arc::new(SqlxError::PoolTimedOut))));
+            return Err(super::timed::out_of_time());
         }
-        // The path goes in as a path: within the URL `?`, `#` and `%` would be read as something else.
-        let mut options = ConnectOptions::new("sqlite:rug");
-        options
-            .max_connections(connections)
-            .min_connections(1)
-            .acquire_timeout(Duration::from_secs(10))
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .test_before_acquire(false)
-            .sqlx_logging(false)
-            .record_stmt_in_spans(false);
-        let target = self.clone();
-        options.map_sqlx_sqlite_opts(move |options| {
-            let options = options
-                .filename(&target.path)
-                .create_if_missing(writes)
-                .journal_mode(SqliteJournalMode::Wal)
-                .synchronous(SqliteSynchronous::Full)
-                .busy_timeout(BUSY_TIMEOUT)
-                .foreign_keys(false)
-                .pragma("wal_autocheckpoint", CHECKPOINT_PAGES.to_string())
-                .thread_name(move |n| format!("store-{n}"));
-            let options = if writes {
-                options.pragma("cache_size", format!("-{CACHE_KIB}"))
-            } else {
-                options.pragma("query_only", "1")
-            };
-            #[cfg(test)]
-            let options = target.faults.inject(options, writes);
-            options
+        Ok(())
+    }
+
+    /// Begins a write transaction; on SQLite it holds the write lock from its start.
+    pub(super) async fn begin(&self, db: &DatabaseConnection, limits: Limits) -> Result<Transaction, DbErr> {
+        let begin = db.begin_with_options(TransactionOptions {
+            sqlite_transaction_mode: (!self.is_server()).then_some(SqliteTransactionMode::Immediate),
+            ..TransactionOptions::default()
         });
-        Database::connect(options).await
+        Ok(Timed { inner: limits.within(begin).await?, limits })
     }
-}
 
-#[cfg(test)]
-impl Faults {
-    fn inject(
-        &self,
-        options: sea_orm::sqlx::sqlite::SqliteConnectOptions,
-        writes: bool,
-    ) -> sea_orm::sqlx::sqlite::SqliteConnectOptions {
-        use std::sync::atomic::Ordering::SeqCst;
-        let options = match self.max_pages.load(SeqCst) {
-            0 => options,
-            pages if writes => options.pragma("max_page_count", pages.to_string()),
-            _ => options,
+    /// Gives a connection up. A file is closed on return, so that its locks are free; a server may be beyond reach, and is
+    /// not waited for.
+    pub(super) async fn close(&self, db: DatabaseConnection) {
+        let name = self.name.clone();
+        let close = async move {
+            if tokio::time::timeout(CLOSE_TIMEOUT, db.close()).await.is_err() {
+                tracing::debug!(store = %name, "a connection of the store did not close in time");
+            }
         };
-        if self.read_only.load(SeqCst) { options.read_only(true).create_if_missing(false) } else { options }
+        if self.is_server() { drop(tokio::spawn(close)) } else { close.await }
     }
 }
 
-/// Begins a transaction that holds the write lock from its start.
-pub(super) async fn begin_write(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
-    db.begin_with_options(TransactionOptions {
-        sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
-        ..TransactionOptions::default()
-    })
-    .await
+/// Commits. An error says nothing about the outcome.
+pub(super) async fn commit(tx: Transaction) -> Result<(), DbErr> {
+    tx.limits.within(tx.inner.commit()).await
+}
+
+/// Takes everything back. After an error the connection is not to be used any more.
+pub(super) async fn rollback(tx: Transaction) -> Result<(), DbErr> {
+    tx.limits.within(tx.inner.rollback()).await
 }
 
 /// Locks the row that every write transaction begins with, by writing it as it is. (SQLite has locked everything by now;
 /// there this shows whether the file can be written at all, since `BEGIN IMMEDIATE` passes on a read-only one.)
-pub(super) async fn lock_chain(tx: &DatabaseTransaction) -> Result<(), DbErr> {
+pub(super) async fn lock_chain(tx: &Transaction) -> Result<(), DbErr> {
     leadership::Entity::update_many()
-        .col_expr(leadership::Column::Batch, Expr::col(leadership::Column::Batch))
+        .col_expr(leadership::Column::Batch, Expr::col(leadership::Column::Batch).into())
         .filter(leadership::Column::Id.eq(leadership::ROW))
         .exec(tx)
         .await?;
     Ok(())
 }
 
-/// What a failure means, if it is one of the surroundings rather than of the statement.
-pub(super) fn cause(error: &DbErr) -> Option<Cause> {
-    let runtime = match error {
-        DbErr::Conn(e) | DbErr::Exec(e) | DbErr::Query(e) => e,
-        DbErr::ConnectionAcquire(_) => return Some(Cause::TimedOut),
-        _ => return None,
-    };
-    let RuntimeErr::SqlxError(error) = runtime else { return None };
-    match &**error {
-        SqlxError::Database(e) => {
-            let code: i32 = e.try_downcast_ref::<SqlxSqliteError>().and(e.code())?.parse().ok()?;
-            // The low byte is the primary result code, see sqlite.org/rescode.html.
-            match code & 0xff {
-                5 | 6 => Some(Cause::Locked),
-                8 => Some(Cause::ReadOnly),
-                10 => Some(Cause::Io(e.message().to_owned())),
-                13 => Some(Cause::Full),
-                14 => Some(Cause::CannotOpen),
-                _ => None,
-            }
-        }
-        SqlxError::Io(e) if e.kind() == std::io::ErrorKind::StorageFull => Some(Cause::Full),
-        SqlxError::Io(e) => Some(Cause::Io(e.to_string())),
-        SqlxError::PoolTimedOut => Some(Cause::TimedOut),
-        SqlxError::PoolClosed | SqlxError::WorkerCrashed | SqlxError::BeginFailed => {
-            Some(Cause::Lost(error.to_string()))
-        }
-        _ => None,
+/// Lets this transaction be idle for `time`: a new leader reads and parses a whole store inside one.
+pub(super) async fn allow_idle(tx: &Transaction, time: Duration) -> Result<(), DbErr> {
+    match tx.get_database_backend() {
+        DbBackend::Postgres => tx.execute_unprepared(&servers::postgres_idle(time)).await.map(drop),
+        DbBackend::MySql => tx.execute_unprepared(&servers::mysql_idle(time)).await.map(drop),
+        _ => Ok(()),
     }
 }
 
-/// The error of a store that was at work when the database said `error`.
-pub(super) fn failure(doing: &'static str, error: &DbErr) -> Error {
-    match cause(error) {
-        Some(cause) => Error::Unavailable(cause),
-        None => Error::Database { doing, reason: error.to_string() },
+/// Takes [`allow_idle`] back, where the end of the transaction does not.
+pub(super) async fn end_idle(target: &Target, db: &DatabaseConnection) {
+    if db.get_database_backend() == DbBackend::MySql {
+        let limit = servers::mysql_idle(target.statement_timeout);
+        if let Err(e) = target.limits(target.statement_timeout).within(db.execute_unprepared(&limit)).await {
+            // A connection that is broken shows it with the next batch.
+            tracing::debug!(store = %target.name, "the limit for idle transactions was not set back: {e}");
+        }
+    }
+}
+
+/// Waits until nobody else migrates the database, for as long as a lock is waited for.
+pub(super) async fn lock_migrations(tx: &Transaction, target: &Target) -> Result<(), DbErr> {
+    match &target.address {
+        // `BEGIN IMMEDIATE` has done it.
+        Address::Sqlite(_) => Ok(()),
+        Address::Postgres(_) => servers::postgres_lock_migrations(tx).await,
+        Address::MySql(_) => servers::mysql_lock_migrations(tx, target.statement_timeout / 2).await,
+    }
+}
+
+/// Ends what [`lock_migrations`] began, where the end of the transaction does not.
+pub(super) async fn unlock_migrations(tx: &Transaction, target: &Target) -> Result<(), DbErr> {
+    match &target.address {
+        Address::Sqlite(_) | Address::Postgres(_) => Ok(()),
+        Address::MySql(_) => servers::mysql_unlock_migrations(tx).await,
     }
 }

@@ -2,8 +2,8 @@
 
 use std::io::{self, Write};
 
+use sea_orm::ConnectionTrait;
 use sea_orm::entity::prelude::*;
-use sea_orm::{ConnectionTrait, DatabaseConnection};
 
 use super::dialect::failure;
 use super::entities::{
@@ -25,7 +25,7 @@ pub enum DumpError {
 
 /// Writes who leads, how many rows there are, and the log of grants. A row that cannot be read is named, and the dump
 /// goes on after it.
-pub(super) async fn dump(db: &DatabaseConnection, out: &mut impl Write) -> Result<(), DumpError> {
+pub(super) async fn dump(db: &impl ConnectionTrait, out: &mut impl Write) -> Result<(), DumpError> {
     if let Some(row) = leadership::Entity::find_by_id(leadership::ROW).one(db).await.map_err(|e| reading(&e))? {
         writeln!(out, "term {} batch {} coordinator {}", row.term, row.batch, row.coordinator)?;
     }

@@ -1,7 +1,7 @@
 //! What can go wrong in the store, as situations a caller tells apart.
 //!
 //! Three kinds matter to a leader: *try again* ([`Error::Unavailable`], [`Error::Busy`]), *this change is wrong*
-//! ([`Error::Conflict`]) and *step down* ([`Error::Deposed`], [`Error::Unresolved`]). Everything else ends the process or
+//! ([`Error::Conflict`]) and *step down* ([`Error::Deposed`]). Everything else ends the process or
 //! the command with its message.
 
 use std::fmt;
@@ -26,6 +26,8 @@ pub enum Cause {
     Lost(String),
     /// No answer within the deadline.
     TimedOut,
+    /// It answers, and does not let this user in: starting up, out of connections, wrong password, no such database.
+    Refused(String),
 }
 
 impl fmt::Display for Cause {
@@ -40,6 +42,7 @@ impl fmt::Display for Cause {
             Self::Io(reason) => write!(f, "reading or writing failed: {reason}"),
             Self::Lost(reason) => write!(f, "the connection broke: {reason}"),
             Self::TimedOut => f.write_str("it did not answer in time"),
+            Self::Refused(reason) => write!(f, "it refuses: {reason}"),
         }
     }
 }
@@ -50,7 +53,7 @@ pub enum Error {
     /// The URL cannot be understood, or names a database this version has no driver for.
     #[error("store url `{url}`: {reason}")]
     Url {
-        /// The URL as given.
+        /// The URL, without credentials.
         url: String,
         /// What is wrong with it.
         reason: String,
@@ -70,6 +73,14 @@ pub enum Error {
         path: String,
         /// Why.
         cause: Cause,
+    },
+    /// Another process has this file open as its store.
+    #[error("store {path} is in use by {by}")]
+    InUse {
+        /// Which.
+        path: String,
+        /// Who has it.
+        by: String,
     },
     /// A later version of Rug has changed the schema.
     #[error("store {path} was changed by a later version of rug: migration `{migration}` is not known here")]
@@ -96,13 +107,14 @@ pub enum Error {
     /// So many changes wait that this one was not taken.
     #[error("too many changes wait for the store")]
     Busy,
-    /// The database cannot be written now; it is tried anew with the next change.
+    /// The database cannot be written now. What was lost is connected to again by itself.
     #[error("the store takes no changes: {0}")]
     Unavailable(Cause),
-    /// A unique rule is broken. Only this change is refused.
+    /// A unique rule is broken, or a value has no place in its column. Only this change is refused.
     #[error("the change contradicts what is stored: {0}")]
     Conflict(String),
-    /// Whether a change was stored could not be found out. Nothing is accepted any more: the process has to step down.
+    /// The store was closed, with its database away, before it was found out whether this change was stored. Whoever
+    /// leads next reads it if it is.
     #[error("it could not be found out whether a change was stored")]
     Unresolved,
     /// Something stored cannot be understood.

@@ -339,15 +339,18 @@ fn after(place: Place) -> Condition {
         .add(Condition::all().add(grants::Column::Term.eq(place.term)).add(grants::Column::Batch.gt(place.batch)))
 }
 
+fn up_to(place: Place) -> Condition {
+    Condition::any()
+        .add(grants::Column::Term.lt(place.term))
+        .add(Condition::all().add(grants::Column::Term.eq(place.term)).add(grants::Column::Batch.lte(place.batch)))
+}
+
 /// Deletes up to a page of the rows that a snapshot covers, oldest first; says whether more may be there.
 pub(super) async fn delete_covered<C: ConnectionTrait>(db: &C, covers: Place) -> Result<bool, DbErr> {
-    let covered = Condition::any()
-        .add(grants::Column::Term.lt(covers.term))
-        .add(Condition::all().add(grants::Column::Term.eq(covers.term)).add(grants::Column::Batch.lte(covers.batch)));
     let page: Vec<(i64, i64)> = grants::Entity::find()
         .select_only()
         .columns([grants::Column::Term, grants::Column::Batch])
-        .filter(covered)
+        .filter(up_to(covers))
         .order_by_asc(grants::Column::Term)
         .order_by_asc(grants::Column::Batch)
         .limit(PAGE)
@@ -355,8 +358,7 @@ pub(super) async fn delete_covered<C: ConnectionTrait>(db: &C, covers: Place) ->
         .all(db)
         .await?;
     let Some(&(term, batch)) = page.last() else { return Ok(false) };
-    let upto = after(Place { term, batch }).not();
-    grants::Entity::delete_many().filter(upto).exec(db).await?;
+    grants::Entity::delete_many().filter(up_to(Place { term, batch })).exec(db).await?;
     Ok(page.len() as u64 == PAGE)
 }
 

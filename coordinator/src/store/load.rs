@@ -27,12 +27,27 @@ const MOVE_PAGE: u64 = 32;
 /// Most entries one list returns.
 const MAX_LIST: u64 = 1_000;
 
+/// An appliance whose rows cannot be understood. They stay as they are, and so does who holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Which.
+    pub id: ApplianceId,
+    /// Its owner, as stored.
+    pub tenant: String,
+    /// Its name, as stored. Nobody else in the tenant can take it.
+    pub name: String,
+    /// What is wrong.
+    pub why: String,
+}
+
 /// What a new leader begins with: everything the store knows, read in the transaction that raised the term.
 #[derive(Debug, Default)]
 pub struct Loaded {
     /// Appliances, in no order.
     pub records: Vec<Record>,
-    /// What was last reported of them, and when. May be some hundred milliseconds behind what was shown to users.
+    /// Appliances that are stored and cannot be understood. Their grants are in `grants` nevertheless.
+    pub unreadable: Vec<Unreadable>,
+    /// What was last reported of them, and when. One that cannot be understood is missing. May be some hundred milliseconds behind what was shown to users.
     pub statuses: HashMap<ApplianceId, (Status, SystemTime)>,
     /// Who holds what, with host, progress and hold. An appliance that is missing was never granted.
     pub grants: HashMap<ApplianceId, StoredGrant>,
@@ -50,25 +65,47 @@ pub struct Loaded {
 pub(super) async fn everything<C: ConnectionTrait>(db: &C) -> Result<(Loaded, Ledger), Error> {
     let mut ledger = Ledger::read(db).await?;
     let mut grants = std::mem::take(&mut ledger.table);
+    let mut odd_progress = HashMap::new();
     for row in progress::Entity::find().all(db).await.map_err(|e| failure("read progress", &e))? {
-        let (appliance, progress, hold) = rows::to_progress(&row)?;
-        let grant = grants.entry(appliance).or_default();
-        grant.progress = progress;
-        grant.hold = hold;
+        match rows::to_progress(&row) {
+            Ok((appliance, progress, hold)) => {
+                let grant = grants.entry(appliance).or_default();
+                grant.progress = progress;
+                grant.hold = hold;
+            }
+            Err(error) => drop(odd_progress.insert(row.appliance, error)),
+        }
     }
-    let records = appliances::Entity::find().all(db).await.map_err(|e| failure("read appliances", &e))?;
+    let stored = appliances::Entity::find().all(db).await.map_err(|e| failure("read appliances", &e))?;
     let statuses = statuses::Entity::find().all(db).await.map_err(|e| failure("read statuses", &e))?;
     let members = members::Entity::find().all(db).await.map_err(|e| failure("read members", &e))?;
     let requests = requests::Entity::find().all(db).await.map_err(|e| failure("read requests", &e))?;
     let workers = workers::Entity::find().all(db).await.map_err(|e| failure("read workers", &e))?;
-    let statuses = statuses.into_iter().map(|row| rows::to_status(row).map(|(id, s, t)| (id, (s, t))));
+    let rebalances = rebalances_before(db, None, RECENT_REBALANCES).await?;
+    let (mut records, mut unreadable) = (Vec::with_capacity(stored.len()), Vec::new());
+    for row in stored {
+        let (id, tenant, name) = (ApplianceId::new(row.id), row.tenant.clone(), row.name.clone());
+        let record = match odd_progress.remove(&row.id) {
+            Some(error) => Err(error),
+            None => rows::to_record(row),
+        };
+        match record {
+            Ok(record) => records.push(record),
+            Err(error) => unreadable.push(Unreadable { id, tenant, name, why: error.to_string() }),
+        }
+    }
+    let understood = |row| {
+        let status = rows::to_status(row);
+        status.inspect_err(|error| tracing::warn!("not shown until it is reported anew: {error}")).ok()
+    };
     let loaded = Loaded {
-        records: records.into_iter().map(rows::to_record).collect::<Result<_, _>>()?,
-        statuses: statuses.collect::<Result<_, _>>()?,
+        records,
+        unreadable,
+        statuses: statuses.into_iter().filter_map(understood).map(|(id, s, t)| (id, (s, t))).collect(),
         grants,
         members: members.iter().map(rows::to_member).collect::<Result<_, _>>()?,
         requests: requests.into_iter().map(rows::to_request).collect::<Result<_, _>>()?,
-        rebalances: rebalances_before(db, None, RECENT_REBALANCES).await?,
+        rebalances,
         last_seen: workers.iter().map(rows::to_seen).collect::<Result<_, _>>()?,
     };
     Ok((loaded, ledger))

@@ -38,6 +38,11 @@ fn json<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("plain data with text keys always has a JSON form")
 }
 
+/// Free text as every database takes it: PostgreSQL has no place for a zero character.
+fn plain(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}
+
 /// Says which row a reason belongs to.
 struct At<'a> {
     what: &'static str,
@@ -104,7 +109,7 @@ pub(super) fn from_status(appliance: ApplianceId, status: &Status, seen: SystemT
         observed_generation: status.observed_generation.get().cast_signed(),
         failed_boots: i64::from(status.failed_boots),
         instances: json(&status.instances),
-        last_error: status.last_error.clone(),
+        last_error: status.last_error.as_deref().map(plain),
         time_ns: nanos(seen),
     }
 }
@@ -160,16 +165,7 @@ pub(super) fn from_member(member: &StoredMember) -> members::Model {
     members::Model {
         worker: member.worker.as_str().to_owned(),
         incarnation: incarnation_text(member.incarnation),
-        profile: json(&ProfileRow {
-            weight,
-            zone,
-            host,
-            drivers,
-            version,
-            pid,
-            lease,
-            departed: member.departed,
-        }),
+        profile: json(&ProfileRow { weight, zone, host, drivers, version, pid, lease, departed: member.departed }),
     }
 }
 
@@ -205,8 +201,8 @@ pub(super) fn from_rebalance(record: &RebalanceRecord) -> rebalances::Model {
     rebalances::Model {
         term: record.id.term.get().cast_signed(),
         number: record.id.number.cast_signed(),
-        cause: record.cause.clone(),
-        trace_id: record.trace_id.clone(),
+        cause: plain(&record.cause),
+        trace_id: plain(&record.trace_id),
         started_ns: nanos(record.started),
         ended_ns: record.ended.map(nanos),
         outcome: outcome.to_owned(),
@@ -291,10 +287,10 @@ pub(super) fn from_event(event: &AuditEvent) -> events::ActiveModel {
     events::ActiveModel {
         id: NotSet,
         time_ns: Set(nanos(event.time)),
-        actor: Set(event.actor.clone()),
-        action: Set(event.action.clone()),
-        subject: Set(event.subject.clone()),
-        detail: Set(event.detail.clone()),
+        actor: Set(plain(&event.actor)),
+        action: Set(plain(&event.action)),
+        subject: Set(plain(&event.subject)),
+        detail: Set(plain(&event.detail)),
     }
 }
 

@@ -1,12 +1,21 @@
 //! The schema and its migrations. A migration that was released is never edited: the next change is the next one.
 //!
-//! Each runs in a transaction where the database can do that for DDL, so that an interrupted start leaves nothing half
-//! made. Byte strings and long texts get the types of MariaDB that hold more than 64 KiB.
+//! One process migrates at a time, under a lock that is waited for in bounded time, so that two coordinators may start
+//! at once. SQLite and PostgreSQL do it in one transaction. MariaDB commits at each statement that changes the schema;
+//! there a start that was interrupted is gone on with, so every statement must bear being repeated. On it byte strings and
+//! long texts get the types that hold more than 64 KiB, and names compare byte by byte as on the others.
 
-use sea_orm::{DbBackend, EntityTrait, Set};
+use std::time::Duration;
+
+use sea_orm::{DatabaseConnection, DbBackend, EntityTrait, Set};
 use sea_orm_migration::prelude::*;
 
+use super::dialect::{self, Target};
 use super::entities::leadership;
+use super::error::Error;
+
+/// Longest all migrations of one start may take.
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Every migration, oldest first.
 pub(super) struct Migrator;
@@ -30,7 +39,8 @@ impl MigrationName for First {
 #[async_trait::async_trait]
 impl MigrationTrait for First {
     fn use_transaction(&self) -> Option<bool> {
-        Some(true)
+        // All of them run in the transaction of `migrate`; a nested one would be lost on MariaDB.
+        Some(false)
     }
 
     #[allow(elided_lifetimes_in_paths, reason = "the trait, as async_trait writes it, elides it too")]
@@ -39,8 +49,10 @@ impl MigrationTrait for First {
         for table in tables(backend) {
             manager.create_table(table).await?;
         }
-        for index in indexes() {
-            manager.create_index(index).await?;
+        if backend != DbBackend::MySql {
+            for (_, index) in indexes() {
+                manager.create_index(index).await?;
+            }
         }
         let row = leadership::ActiveModel {
             id: Set(leadership::ROW),
@@ -49,8 +61,48 @@ impl MigrationTrait for First {
             coordinator: Set(String::new()),
             since_ns: Set(0),
         };
-        leadership::Entity::insert(row).exec_without_returning(manager.get_connection()).await?;
-        Ok(())
+        let ignore = OnConflict::column(leadership::Column::Id).do_nothing().to_owned();
+        let insert = leadership::Entity::insert(row).on_conflict(ignore);
+        match insert.exec_without_returning(manager.get_connection()).await {
+            Ok(_) | Err(DbErr::RecordNotInserted) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Brings the schema up to date, unless a later version of Rug was here.
+///
+/// # Errors
+/// [`Error::Open`] when the database cannot be used or is migrated by another process for too long,
+/// [`Error::SchemaTooNew`], [`Error::Database`].
+pub(super) async fn migrate(db: &DatabaseConnection, target: &Target) -> Result<(), Error> {
+    let failed = |e: DbErr| match dialect::cause(&e) {
+        Some(cause) => Error::Open { path: target.name().to_owned(), cause },
+        None => Error::Database { doing: "bring the schema of the store up to date", reason: e.to_string() },
+    };
+    let tx = target.begin(db, target.limits(MIGRATION_TIMEOUT)).await.map_err(failed)?;
+    dialect::lock_migrations(&tx, target).await.map_err(failed)?;
+    let work = async {
+        Migrator::install(&tx.inner).await.map_err(failed)?;
+        let known = Migrator::migrations();
+        let applied = Migrator::get_migration_models(&tx.inner).await.map_err(failed)?;
+        if let Some(unknown) = applied.into_iter().find(|a| known.iter().all(|k| k.name() != a.version)) {
+            return Err(Error::SchemaTooNew { path: target.name().to_owned(), migration: unknown.version });
+        }
+        Migrator::up(&tx.inner, None).await.map_err(failed)
+    };
+    let result = tokio::time::timeout(MIGRATION_TIMEOUT, work).await;
+    match result.unwrap_or_else(|_| Err(failed(super::timed::out_of_time()))) {
+        Ok(()) => {
+            dialect::unlock_migrations(&tx, target).await.map_err(failed)?;
+            dialect::commit(tx).await.map_err(failed)
+        }
+        Err(error) => {
+            // The caller closes the connection; this only frees the lock sooner.
+            let _ = dialect::unlock_migrations(&tx, target).await;
+            let _ = dialect::rollback(tx).await;
+            Err(error)
+        }
     }
 }
 
@@ -58,7 +110,7 @@ fn tables(backend: DbBackend) -> Vec<TableCreateStatement> {
     let bytes = || if backend == DbBackend::MySql { ColumnType::custom("longblob") } else { ColumnType::Blob };
     let long = || if backend == DbBackend::MySql { ColumnType::custom("longtext") } else { ColumnType::Text };
     let name = || ColumnType::string(Some(128));
-    vec![
+    let mut tables = vec![
         table(
             "leadership",
             &["id"],
@@ -170,7 +222,17 @@ fn tables(backend: DbBackend) -> Vec<TableCreateStatement> {
                 ("time_ns", ColumnType::BigInteger),
             ],
         ),
-    ]
+    ];
+    if backend == DbBackend::MySql {
+        for (table, statement) in &mut tables {
+            statement.engine("InnoDB").character_set("utf8mb4").collate("utf8mb4_bin");
+            // MySQL cannot make an index only if it is missing, but it can make it with its table.
+            for (_, mut index) in indexes().into_iter().filter(|(of, _)| of == table) {
+                statement.index(&mut index);
+            }
+        }
+    }
+    tables.into_iter().map(|(_, statement)| statement).collect()
 }
 
 /// Columns that may be NULL.
@@ -181,9 +243,9 @@ fn table<const N: usize>(
     name: &'static str,
     key: &[&'static str],
     columns: [(&'static str, ColumnType); N],
-) -> TableCreateStatement {
+) -> (&'static str, TableCreateStatement) {
     let mut table = Table::create();
-    table.table(Alias::new(name));
+    table.table(Alias::new(name)).if_not_exists();
     for (column, kind) in columns {
         let mut definition = ColumnDef::new_with_type(Alias::new(column), kind);
         if !NULLABLE.contains(&column) {
@@ -201,10 +263,11 @@ fn table<const N: usize>(
         }
         table.primary_key(&mut index);
     }
-    table
+    (name, table)
 }
 
-fn indexes() -> Vec<IndexCreateStatement> {
+/// Indexes, with the table of each.
+fn indexes() -> Vec<(&'static str, IndexCreateStatement)> {
     let index = |name: &'static str, table: &'static str, columns: &[&'static str]| {
         let mut index = Index::create();
         index.name(name).table(Alias::new(table));
@@ -216,8 +279,8 @@ fn indexes() -> Vec<IndexCreateStatement> {
     let mut names = index("appliances_tenant_name", "appliances", &["tenant", "name"]);
     names.unique();
     vec![
-        names,
-        index("moves_rebalance", "moves", &["term", "number"]),
-        index("requests_time", "requests", &["time_ns"]),
+        ("appliances", names),
+        ("moves", index("moves_rebalance", "moves", &["term", "number"])),
+        ("requests", index("requests_time", "requests", &["time_ns"])),
     ]
 }

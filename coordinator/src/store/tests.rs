@@ -1,10 +1,15 @@
-//! The store against a real SQLite file: what is acknowledged is there after everything was closed, dropped or killed.
+//! The store against real databases: what is acknowledged is there after everything was closed, dropped or killed. Tests
+//! that are not about files alone run on SQLite, PostgreSQL and MariaDB.
 
 mod faults;
+mod fixtures;
 mod log;
+mod outages;
+mod servers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::appliance::{Custom, Driver, Kind, Name, Probe, Spec};
@@ -14,11 +19,33 @@ use coordinator_core::grants::{Granted, Profile, StoredGrant};
 use sea_orm::ConnectionTrait;
 use tempfile::TempDir;
 
+use self::fixtures::*;
+use self::servers::Kind as Database;
 use super::dialect::Faults;
 use super::*;
 use crate::record::RebalanceOutcome;
 
-/// A store of its own, with its folder.
+/// Runs each of these tests on every database.
+macro_rules! on_every_database {
+    ($($test:ident),+ $(,)?) => {
+        on_every_database!(@ sqlite Sqlite $($test)+);
+        on_every_database!(@ postgres Postgres $($test)+);
+        on_every_database!(@ mariadb MariaDb $($test)+);
+    };
+    (@ $module:ident $kind:ident $($test:ident)+) => {
+        mod $module {
+            use crate::store::tests::servers::Kind;
+
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test(Kind::$kind).await;
+            })+
+        }
+    };
+}
+use on_every_database;
+
+/// A store of its own, with its folder or its database on the server all tests share.
 struct Home {
     dir: TempDir,
     config: Config,
@@ -26,24 +53,40 @@ struct Home {
 }
 
 impl Home {
-    fn new() -> Self {
+    async fn new(database: Database) -> Self {
         let dir = tempfile::tempdir().expect("a folder for temporary files");
+        let url = match database {
+            Database::Sqlite => format!("sqlite:{}", dir.path().join("rug.db").display()),
+            Database::Postgres | Database::MariaDb => servers::new_database(database).await,
+        };
+        Self::at(dir, url)
+    }
+
+    fn at(dir: TempDir, url: String) -> Self {
         let config = Config {
-            url: format!("sqlite:{}", dir.path().join("rug.db").display()),
+            url,
             observation_interval: Duration::from_millis(10),
+            statement_timeout: Duration::from_secs(4),
             ..Config::default()
         };
-        Self { dir, config, faults: Arc::default() }
+        let faults = Arc::new(Faults::default());
+        // Several leaders in one test are as many processes in earnest.
+        faults.unlocked.store(true, SeqCst);
+        Self { dir, config, faults }
+    }
+
+    fn target(&self) -> Target {
+        let mut target = Target::parse(&self.config).expect("the tests know how to write a URL");
+        target.faults = self.faults.clone();
+        target
     }
 
     async fn try_open(&self) -> Result<Store, Error> {
-        let mut target = Target::parse(&self.config.url)?;
-        target.faults = self.faults.clone();
-        Store::open_target(&self.config, target).await
+        Store::open_target(&self.config, self.target()).await
     }
 
     async fn open(&self) -> Store {
-        self.try_open().await.expect("a fresh folder can be used")
+        self.try_open().await.expect("a fresh database can be used")
     }
 
     /// Opens the store and begins a term.
@@ -53,9 +96,17 @@ impl Home {
         (store, term, loaded)
     }
 
+    /// A transaction behind the store's back that holds the lock on the chain.
+    async fn lock(&self) -> dialect::Transaction {
+        let (target, db) = (self.target(), self.raw().await);
+        let tx = target.begin(&db, target.limits(Duration::from_secs(60))).await.expect("the database is there");
+        dialect::lock_chain(&tx).await.expect("it is free");
+        tx
+    }
+
     /// A connection behind the store's back.
     async fn raw(&self) -> DatabaseConnection {
-        let target = Target::parse(&self.config.url).expect("it was opened with it");
+        let target = Target::parse(&self.config).expect("it was opened with it");
         target.connect_writer().await.expect("it was opened before")
     }
 
@@ -66,143 +117,49 @@ impl Home {
     }
 }
 
+/// Waits until something holds.
+async fn until(mut holds: impl FnMut() -> bool) {
+    until_async(async || holds()).await;
+}
+
+/// As [`until`].
+async fn until_async(mut holds: impl AsyncFnMut() -> bool) {
+    let limit = tokio::time::Instant::now() + Duration::from_secs(60);
+    while !holds().await {
+        assert!(tokio::time::Instant::now() < limit, "it has not come to hold in a minute");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits until the store takes changes again.
+async fn settle(store: &Store) {
+    until_async(async || match store.submit(vec![]).await {
+        Ok(()) => true,
+        Err(Error::Unavailable(_)) => false,
+        Err(error) => panic!("{error}"),
+    })
+    .await;
+}
+
 async fn begin(store: &Store) -> Result<(Term, Loaded), Error> {
     let term = store.highest_term().await?.next();
     Ok((term, store.begin_term(&CoordinatorId::new("c1").expect("a name"), term).await?))
 }
 
-fn at(seconds: u64) -> SystemTime {
-    UNIX_EPOCH + Duration::new(1_700_000_000 + seconds, 123_456_789)
-}
+on_every_database!(
+    everything_is_there_after_a_restart,
+    a_term_begins_only_above_the_stored_one,
+    nothing_is_written_before_a_term_nor_after_it_is_over,
+    changes_take_effect_in_the_order_of_submission,
+    a_broken_rule_fails_its_own_change_and_all_of_it,
+    a_full_queue_refuses_instead_of_growing,
+    observations_are_merged_and_end_with_their_appliance,
+    old_history_is_pruned_in_parts,
+    a_dump_shows_counts_and_grants_and_needs_no_term,
+);
 
-fn worker(n: u32) -> WorkerId {
-    WorkerId::new(&format!("w{n}")).expect("a name")
-}
-
-fn id(n: u128) -> ApplianceId {
-    ApplianceId::from_u128(n)
-}
-
-fn record(n: u128, name: &str) -> Record {
-    Record {
-        id: id(n),
-        tenant: Name::new("acme").expect("a name"),
-        name: Name::new(name).expect("a name"),
-        driver: Driver::Process,
-        placement_key: id(n).to_string(),
-        labels: BTreeMap::from([("tier".to_owned(), "web \u{1f980}".to_owned())]),
-        spec: Spec {
-            replicas: 2,
-            probe_interval: Some(Duration::from_millis(1500)),
-            image: None,
-            kind: Kind::Custom(Custom {
-                command: "server".into(),
-                args: vec!["--port".into(), "{port}".into()],
-                env: BTreeMap::new(),
-                port: Some(8080),
-                probe: Probe::Tcp,
-            }),
-        },
-        generation: Generation::new(3),
-        revision: 1,
-        deleting: false,
-        created: at(1),
-        updated: at(2),
-    }
-}
-
-fn granted(n: u32, sequence: u64) -> Granted {
-    Granted {
-        worker: worker(n),
-        incarnation: Incarnation::new(u128::MAX - 7),
-        token: Token::new(Term::new(1), sequence),
-    }
-}
-
-fn event(n: u64) -> AuditEvent {
-    AuditEvent {
-        time: at(n),
-        actor: "127.0.0.1".into(),
-        action: "create".into(),
-        subject: id(u128::from(n)).to_string(),
-        detail: String::new(),
-    }
-}
-
-fn rebalance(number: u64) -> RebalanceRecord {
-    RebalanceRecord {
-        id: RebalanceId { term: Term::new(1), number },
-        cause: "w1 joined".into(),
-        trace_id: "0".repeat(32),
-        started: at(3),
-        ended: None,
-        outcome: RebalanceOutcome::Running,
-        moves: 2,
-        done: 0,
-    }
-}
-
-fn moved(number: u64, n: u128, from: Option<u32>) -> MoveRecord {
-    MoveRecord {
-        rebalance: rebalance(number).id,
-        appliance: id(n),
-        from: from.map(worker),
-        to: worker(9),
-        reason: "UnderFloor".into(),
-        done: true,
-        time: at(number),
-    }
-}
-
-fn member(n: u32) -> StoredMember {
-    StoredMember {
-        worker: worker(n),
-        incarnation: Incarnation::embedded(Term::new(1), u64::from(n)),
-        profile: Profile {
-            weight: 2,
-            zone: "z".into(),
-            host: "h".into(),
-            drivers: [Driver::Process].into(),
-            version: "0.1".into(),
-            pid: 7,
-            lease: Duration::from_secs(2),
-        },
-        departed: n % 2 == 0,
-    }
-}
-
-fn status() -> Status {
-    Status {
-        phase: Phase::Degraded,
-        observed_generation: Generation::new(3),
-        instances: vec![InstanceStatus {
-            ordinal: 1,
-            name: "i".into(),
-            alive: Some(false),
-            pid: Some(1),
-            started_at_unix_ms: 5,
-            address: Some(([127, 0, 0, 1], 80).into()),
-            configured: None,
-        }],
-        last_error: Some("it fell over".into()),
-        failed_boots: 2,
-    }
-}
-
-fn progress() -> Progress {
-    Progress {
-        failed_boots: 1,
-        ends: 2,
-        attempts: vec![3, 1],
-        wait: Duration::from_millis(2_500),
-        cooling: true,
-        journal: vec![JournalEntry { step: "boot 0".into(), request_id: "r".into() }],
-    }
-}
-
-#[tokio::test]
-async fn everything_is_there_after_a_restart() {
-    let home = Home::new();
+async fn everything_is_there_after_a_restart(database: Database) {
+    let home = Home::new(database).await;
     let (store, term, empty) = home.lead().await;
     assert_eq!(term, Term::new(1));
     assert!(empty.records.is_empty() && empty.grants.is_empty() && empty.members.is_empty());
@@ -274,9 +231,8 @@ async fn everything_is_there_after_a_restart() {
     store.close().await;
 }
 
-#[tokio::test]
-async fn a_term_begins_only_above_the_stored_one() {
-    let home = Home::new();
+async fn a_term_begins_only_above_the_stored_one(database: Database) {
+    let home = Home::new(database).await;
     let store = home.open().await;
     let me = CoordinatorId::new("c1").expect("a name");
     let begun = async |term| store.begin_term(&me, Term::new(term)).await.map(drop);
@@ -290,9 +246,8 @@ async fn a_term_begins_only_above_the_stored_one() {
     assert_eq!(begun(43).await, Ok(()), "a refused begin changes nothing");
 }
 
-#[tokio::test]
-async fn nothing_is_written_before_a_term_nor_after_it_is_over() {
-    let home = Home::new();
+async fn nothing_is_written_before_a_term_nor_after_it_is_over(database: Database) {
+    let home = Home::new(database).await;
     let old = home.open().await;
     assert_eq!(old.submit(vec![Write::Event(event(1))]).await, Err(Error::NotLeading));
     let (term, _) = begin(&old).await.expect("alone");
@@ -314,9 +269,8 @@ async fn nothing_is_written_before_a_term_nor_after_it_is_over() {
     assert!(old.leads(term));
 }
 
-#[tokio::test]
-async fn changes_take_effect_in_the_order_of_submission() {
-    let home = Home::new();
+async fn changes_take_effect_in_the_order_of_submission(database: Database) {
+    let home = Home::new(database).await;
     let (store, _, _) = home.lead().await;
     let mut pending = Vec::new();
     for n in 1..=500_u64 {
@@ -344,9 +298,8 @@ async fn changes_take_effect_in_the_order_of_submission() {
     assert_eq!(loaded.grants[&id(1)].granted, Some(granted(0, 500)));
 }
 
-#[tokio::test]
-async fn a_broken_rule_fails_its_own_change_and_all_of_it() {
-    let home = Home::new();
+async fn a_broken_rule_fails_its_own_change_and_all_of_it(database: Database) {
+    let home = Home::new(database).await;
     let (store, _, _) = home.lead().await;
     store.submit(vec![Write::PutAppliance(record(1, "taken"))]).await.expect("stored");
     let names: Vec<_> = (2..40_u64).map(|n| if n % 9 == 0 { "taken".to_owned() } else { format!("a{n}") }).collect();
@@ -366,9 +319,8 @@ async fn a_broken_rule_fails_its_own_change_and_all_of_it() {
     store.submit(renamed).await.expect("a name is free once its appliance is gone");
 }
 
-#[tokio::test]
-async fn a_full_queue_refuses_instead_of_growing() {
-    let mut home = Home::new();
+async fn a_full_queue_refuses_instead_of_growing(database: Database) {
+    let mut home = Home::new(database).await;
     home.config.queue = 2;
     let (store, _, _) = home.lead().await;
     // The writer shares this thread, so that it takes nothing before the first await.
@@ -377,9 +329,8 @@ async fn a_full_queue_refuses_instead_of_growing() {
     assert_eq!((first.await, second.await), (Ok(()), Ok(())));
 }
 
-#[tokio::test]
-async fn observations_are_merged_and_end_with_their_appliance() {
-    let home = Home::new();
+async fn observations_are_merged_and_end_with_their_appliance(database: Database) {
+    let home = Home::new(database).await;
     let (store, _, _) = home.lead().await;
     store.submit(vec![Write::PutAppliance(record(1, "a"))]).await.expect("stored");
     for n in 0..3_000 {
@@ -392,9 +343,8 @@ async fn observations_are_merged_and_end_with_their_appliance() {
     assert_eq!(loaded.statuses[&id(1)].0.failed_boots, 2_999);
 }
 
-#[tokio::test]
-async fn old_history_is_pruned_in_parts() {
-    let home = Home::new();
+async fn old_history_is_pruned_in_parts(database: Database) {
+    let home = Home::new(database).await;
     let (store, _, _) = home.lead().await;
     let request =
         |n: u64| RequestRecord { id: uuid::Uuid::from_u128(n.into()), digest: [0; 16], appliance: id(1), time: at(n) };
@@ -420,9 +370,8 @@ async fn old_history_is_pruned_in_parts() {
     assert_eq!(loaded.requests.len(), 11);
 }
 
-#[tokio::test]
-async fn a_dump_shows_counts_and_grants_and_needs_no_term() {
-    let home = Home::new();
+async fn a_dump_shows_counts_and_grants_and_needs_no_term(database: Database) {
+    let home = Home::new(database).await;
     let (store, _, _) = home.lead().await;
     let grant = GrantOp::Grant { appliance: id(7), to: granted(1, 1), host: Some("h1".into()) };
     store.submit(vec![Write::PutAppliance(record(7, "a")), Write::Grants(vec![grant])]).await.expect("stored");

@@ -9,48 +9,45 @@
 //! | a unique rule broken | the group is halved and each half tried, until the change that breaks it is alone and refused |
 //! | no place in the chain | `Deposed`: nothing is written until the next term |
 //! | the database refuses | the group, and what waited behind it, is `Unavailable`; the connection is made anew |
-//! | commit not answered | the chain is read back: it was stored or it was not. If that cannot be found out in bounded time, `Unresolved`, for good |
+//! | the database is away | the same, and until it is back every change is refused at once ([`outage`]) |
+//! | commit not answered | the group waits until the chain, read back, tells whether it was stored; everything behind it is `Unavailable` |
 //!
-//! Background work (observations, snapshots, pruning) is done when nothing is submitted, in short transactions of its
-//! own, and once per interval when something always is.
+//! Background work ([`background`]) is done when nothing is submitted, and once per interval when something always is.
+
+mod background;
+mod outage;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use common::runtime::retry::Backoff;
 use common::{CoordinatorId, Term};
-use sea_orm::{DatabaseConnection, DbErr, EntityTrait, Set, SqlErr, Unchanged};
+use sea_orm::DatabaseConnection;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::batch::{Batch, Housekeeping, Prepared, take_place};
-use super::codec::ROW_BYTES;
-use super::dialect::{self, Target};
-use super::entities::leadership;
+use self::background::{Compaction, PRUNE_INTERVAL};
+use self::outage::Outage;
+use super::batch::{Batch, Prepared};
+use super::dialect::{self, FileLock, Target};
 use super::error::{Cause, Error};
-use super::ledger::{self, Ledger, Place};
-use super::load::{self, Keep, Loaded};
-use super::{Config, Shared, rows};
+use super::load::Loaded;
+use super::readers::Readers;
+use super::transaction::{self, Begun, Outcome, Position};
+use super::{Config, Shared};
 
 /// Rows in one group: bounds how long the newest submission waits behind others.
 const GROUP_WEIGHT: usize = 20_000;
 /// Changes in one group.
 const GROUP_CHANGES: usize = 2_048;
-/// Observations in one transaction: some ten milliseconds, which is what a grant may have to wait for one.
-const OBSERVATIONS: usize = 1_000;
-/// Longest a write transaction may take before its outcome counts as unknown.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest the begin of a term may take; it reads the whole store.
-const BEGIN_TIMEOUT: Duration = Duration::from_secs(120);
-/// Longest a connection may take to close.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Tries to find out what became of a commit, with growing pauses: some ten seconds in all, on top of the database's own.
-const RESOLVE_TRIES: u32 = 7;
-/// Time between two rounds of pruning.
-const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
-/// Pause of background work after a failure.
-const BACKGROUND_PAUSE: Duration = Duration::from_secs(1);
+/// How long the writer waits on the spot for a database that failed: most failures are over by then, and those who
+/// submitted in between notice nothing but a pause.
+const ON_THE_SPOT: Duration = Duration::from_millis(500);
+/// First pause before a lock that was waited for in vain is waited for again.
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+/// How long a closing store waits for the database, if there is something only it can tell.
+const CLOSE_WAIT: Duration = Duration::from_secs(5);
 
 /// A change and who waits for it.
 pub(super) struct Submission {
@@ -66,50 +63,26 @@ pub(super) enum Command {
     Close(oneshot::Sender<()>),
 }
 
-/// How far the cutting down of the log has come.
-enum Compaction {
-    Idle,
-    Reading(JoinHandle<Result<Draft, Error>>),
-    Writing { covers: Place, chunks: std::vec::IntoIter<Vec<u8>>, bytes: u64, log_before: u64 },
-    Deleting(Place),
-}
-
-/// A snapshot that is to be written.
-struct Draft {
-    covers: Place,
-    chunks: Vec<Vec<u8>>,
-}
-
-/// How a transaction ended.
-enum Outcome {
-    /// `true`: its housekeeping has more to do.
-    Committed(bool),
-    /// Rolled back; the connection is sound.
-    Refused(Error),
-    /// Not committed; the connection may be broken.
-    Failed(Error),
-    /// Nobody knows.
-    Unknown(Cause),
-}
-
 /// The task's state. Only it writes to the database.
 pub(super) struct Writer {
     target: Target,
     config: Config,
     shared: Arc<Shared>,
     commands: mpsc::Receiver<Command>,
-    readers: DatabaseConnection,
+    readers: Readers,
     db: Option<DatabaseConnection>,
     /// Term and number of the last batch, while this store leads.
-    chain: Option<(Term, u64)>,
-    /// The outcome of a batch is not known; nothing is done any more.
-    unresolved: bool,
+    chain: Option<Position>,
+    /// The database is away.
+    outage: Option<Outage>,
+    /// The end of it has been logged, or there was none.
     failing: bool,
     snapshot_bytes: u64,
     log_bytes: u64,
     compaction: Compaction,
     background_at: Instant,
     prune_at: Instant,
+    _lock: Option<FileLock>,
 }
 
 impl Writer {
@@ -118,8 +91,8 @@ impl Writer {
         config: Config,
         shared: Arc<Shared>,
         commands: mpsc::Receiver<Command>,
-        readers: DatabaseConnection,
-        db: DatabaseConnection,
+        readers: Readers,
+        (db, lock): (DatabaseConnection, Option<FileLock>),
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -130,13 +103,14 @@ impl Writer {
             readers,
             db: Some(db),
             chain: None,
-            unresolved: false,
+            outage: None,
             failing: false,
             snapshot_bytes: 0,
             log_bytes: 0,
             compaction: Compaction::Idle,
             background_at: now,
             prune_at: now + PRUNE_INTERVAL,
+            _lock: lock,
         }
     }
 
@@ -147,9 +121,13 @@ impl Writer {
             let command = match next.take() {
                 Some(command) => Some(command),
                 None => {
-                    let has_work = self.chain.is_some();
+                    let has_work = self.chain.is_some() && self.outage.is_none();
                     tokio::select! {
                         biased;
+                        (db, found) = outage::back(&mut self.outage) => {
+                            self.end_outage(db, found);
+                            continue;
+                        }
                         command = self.commands.recv() => command,
                         () = sleep_until(self.background_at), if has_work => {
                             self.background().await;
@@ -172,7 +150,8 @@ impl Writer {
                     next = self.write_group(group).await.or(next);
                 }
             }
-            if self.chain.is_some() && self.background_at + 2 * self.config.observation_interval < Instant::now() {
+            let due = self.background_at + 2 * self.config.observation_interval < Instant::now();
+            if due && self.chain.is_some() && self.outage.is_none() {
                 self.background().await;
             }
         };
@@ -188,14 +167,22 @@ impl Writer {
                 Command::Close(reply) => drop(reply.send(())),
             }
         }
-        if self.chain.is_some() {
+        if let Some(outage) = &self.outage
+            && outage.is_awaited()
+            && let Ok((db, found)) = timeout(CLOSE_WAIT, outage::back(&mut self.outage)).await
+        {
+            self.end_outage(db, found);
+        }
+        if let Some(outage) = self.outage.take() {
+            outage.give_up(&Error::Unresolved);
+        } else if self.chain.is_some() {
             while self.shared.observations().has_any() && self.write_observations().await.is_ok() {}
         }
         if let Compaction::Reading(task) = &self.compaction {
             task.abort();
         }
         self.disconnect().await;
-        let _ = timeout(CLOSE_TIMEOUT, self.readers.clone().close()).await;
+        self.readers.close().await;
         if let Some(reply) = reply {
             let _ = reply.send(());
         }
@@ -242,8 +229,12 @@ impl Writer {
                 }
                 Err(error @ Error::Conflict(_)) => part.into_iter().for_each(|s| drop(s.done.send(Err(error.clone())))),
                 Err(error) => {
-                    let rest = parts.into_iter().rev().flatten();
-                    part.into_iter().chain(rest).for_each(|s| drop(s.done.send(Err(error.clone()))));
+                    // Only the first part was sent to the database; what became of it may not be known yet.
+                    match self.outage.as_mut().filter(|outage| outage.is_unknown()) {
+                        Some(outage) => outage.wait(part, batch.log_bytes()),
+                        None => part.into_iter().for_each(|s| drop(s.done.send(Err(error.clone())))),
+                    }
+                    parts.into_iter().rev().flatten().for_each(|s| drop(s.done.send(Err(error.clone()))));
                     return self.turn_away(&error);
                 }
             }
@@ -253,10 +244,10 @@ impl Writer {
 
     /// Why a change of this term cannot be written, if it cannot.
     fn refusal(&self, term: Term) -> Option<Error> {
-        match self.chain {
-            _ if self.unresolved => Some(Error::Unresolved),
+        match (self.chain, &self.outage) {
             _ if term == Term::default() => Some(Error::NotLeading),
-            Some((current, _)) if current == term => None,
+            (Some((current, _)), Some(outage)) if current == term => Some(Error::Unavailable(outage.cause().clone())),
+            (Some((current, _)), None) if current == term => None,
             _ => Some(Error::Deposed { term }),
         }
     }
@@ -273,47 +264,114 @@ impl Writer {
     }
 
     /// Writes one batch at the next place of the chain; says whether its housekeeping, if it has any, has more to do.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] also when the outcome is not known yet; the outage says so then.
     async fn commit(&mut self, batch: &Batch) -> Result<bool, Error> {
         let Some((term, last)) = self.chain else { return Err(Error::NotLeading) };
         let result = match self.connection().await {
             Ok(db) => {
-                let outcome = timeout(WRITE_TIMEOUT, write(&db, term, last + 1, batch)).await;
-                let outcome = outcome.unwrap_or(Outcome::Unknown(Cause::TimedOut));
+                let outcome = transaction::write(&self.target, &db, (term, last + 1), batch).await;
                 #[cfg(test)]
                 let outcome = self.target.faults.distort(outcome);
-                self.settle(term, last + 1, outcome).await
+                self.settle((term, last + 1), outcome).await
             }
-            Err(error) => Err(error),
+            Err(error) => self.fail(error, None).await,
         };
         match &result {
+            // Read back from the chain, it has been noted there.
             Ok(_) => self.chain = Some((term, last + 1)),
-            Err(Error::Deposed { .. } | Error::Unresolved) => self.step_down(),
+            Err(Error::Deposed { .. }) => self.step_down(),
             Err(_) => {}
         }
-        self.note(&result);
+        self.note(result.as_ref().err());
         result
     }
 
-    async fn settle(&mut self, term: Term, batch: u64, outcome: Outcome) -> Result<bool, Error> {
+    async fn settle(&mut self, position: Position, outcome: Outcome) -> Result<bool, Error> {
         match outcome {
             Outcome::Committed(more) => Ok(more),
             Outcome::Refused(error) => Err(error),
             Outcome::Failed(error) => {
                 self.disconnect().await;
-                Err(error)
+                self.fail(error, None).await
             }
-            Outcome::Unknown(cause) => self.resolve(term, batch, cause).await.map(|()| true),
+            Outcome::Unknown(cause) => {
+                self.disconnect().await;
+                self.fail(Error::Unavailable(cause), Some(position.1)).await
+            }
         }
     }
 
-    /// Logs the begin and the end of an outage, once each.
-    fn note(&mut self, result: &Result<bool, Error>) {
-        match result {
-            Err(error @ Error::Unavailable(_)) if !self.failing => {
-                self.failing = true;
-                tracing::warn!(store = %self.target.name(), %error, "the store takes no changes; each one tries it anew");
+    /// After a failure: if the database may be away, or did not say what became of batch `unknown`, waits a moment for it
+    /// and otherwise begins an outage.
+    async fn fail(&mut self, error: Error, unknown: Option<u64>) -> Result<bool, Error> {
+        let Error::Unavailable(cause) = &error else { return Err(error) };
+        // A file that is full, locked or read-only answers; each change tries it anew.
+        let answers = matches!(cause, Cause::Full | Cause::Locked | Cause::ReadOnly | Cause::Io(_));
+        if unknown.is_none() && answers && !self.target.is_server() {
+            return Err(error);
+        }
+        self.outage = Some(Outage::begin(&self.target, &self.shared, cause.clone(), unknown));
+        match timeout(ON_THE_SPOT, outage::back(&mut self.outage)).await {
+            Ok((db, found)) => {
+                let result = self.take_back(db, found);
+                self.outage = None;
+                result.unwrap_or(Err(error))
             }
-            Ok(_) if self.failing => {
+            Err(_) => {
+                self.shared.set_outage(Some(cause.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    /// The database is back, with its chain at `found`: what became of the batch nobody knew of, if there is one.
+    fn take_back(&mut self, db: DatabaseConnection, found: Position) -> Option<Result<bool, Error>> {
+        let unknown = self.outage.as_ref().and_then(Outage::unknown);
+        self.db = Some(db);
+        let (term, last) = self.chain?;
+        match found {
+            (t, n) if t == term && Some(n) == unknown => Some(Ok(true)),
+            (t, n) if t == term && n == last => None,
+            _ => Some(Err(Error::Deposed { term })),
+        }
+    }
+
+    /// The database is back: those who waited are told, and everything goes on.
+    fn end_outage(&mut self, db: DatabaseConnection, found: Position) {
+        let result = self.take_back(db, found);
+        self.shared.set_outage(None);
+        let Some(outage) = self.outage.take() else { return };
+        self.background_at = Instant::now();
+        match result {
+            Some(Ok(_)) => {
+                if let Some((_, last)) = &mut self.chain {
+                    *last += 1;
+                }
+                self.log_bytes += outage.acknowledge();
+            }
+            None => {
+                let cause = outage.cause().clone();
+                outage.give_up(&Error::Unavailable(cause));
+            }
+            Some(Err(error)) => {
+                outage.give_up(&error);
+                self.step_down();
+                return;
+            }
+        }
+        self.note(None);
+    }
+
+    /// Logs the begin and the end of an outage, once each.
+    fn note(&mut self, error: Option<&Error>) {
+        match error {
+            Some(error @ Error::Unavailable(_)) if !self.failing => {
+                self.failing = true;
+                tracing::warn!(store = %self.target.name(), %error, "changes are refused until it can be written again");
+            }
+            None if self.failing => {
                 self.failing = false;
                 tracing::info!(store = %self.target.name(), "the store takes changes again");
             }
@@ -325,56 +383,56 @@ impl Writer {
         self.chain = None;
         self.shared.deposed.store(true, Ordering::Release);
         self.shared.observations().clear();
-        if let Compaction::Reading(task) = std::mem::replace(&mut self.compaction, Compaction::Idle) {
-            task.abort();
-        }
-    }
-
-    /// Finds out whether `batch` was stored, once the connection that wrote it is gone.
-    async fn resolve(&mut self, term: Term, batch: u64, cause: Cause) -> Result<(), Error> {
-        let mut pause = Duration::from_millis(50);
-        for attempt in 0..RESOLVE_TRIES {
-            if attempt > 0 {
-                sleep(pause).await;
-                pause *= 2;
-            }
-            self.disconnect().await;
-            let Ok(db) = self.connection().await else { continue };
-            let Ok(Ok(found)) = timeout(WRITE_TIMEOUT, settled_place(&db)).await else { continue };
-            return match found {
-                (t, b) if t == term && b == batch => Ok(()),
-                (t, b) if t == term && b + 1 == batch => Err(Error::Unavailable(cause)),
-                _ => Err(Error::Deposed { term }),
-            };
-        }
-        self.unresolved = true;
-        tracing::error!(store = %self.target.name(), %term, batch, "cannot find out whether a batch was stored");
-        Err(Error::Unresolved)
+        self.end_compaction();
     }
 
     async fn begin(&mut self, coordinator: &CoordinatorId, term: Term) -> Result<Loaded, Error> {
-        if self.unresolved {
-            return Err(Error::Unresolved);
+        // While the database is away, what is known of it comes from those who look for it.
+        let before = self.outage.as_ref().map(|outage| outage.cause().clone());
+        if let Some(cause) = before {
+            match timeout(ON_THE_SPOT, outage::back(&mut self.outage)).await {
+                Ok((db, found)) => self.end_outage(db, found),
+                Err(_) => return Err(Error::Unavailable(cause)),
+            }
         }
+        let (started, mut backoff) = (Instant::now(), Backoff::new(LOCK_PAUSE, 10 * LOCK_PAUSE));
+        // Twice as long as a leader that stands still in the middle of a transaction can keep the lock.
+        let patience = if self.target.is_server() { 2 * self.target.statement_timeout() } else { Duration::ZERO };
+        loop {
+            let result = match self.connection().await {
+                Ok(db) => transaction::begin(&self.target, &db, coordinator, term).await,
+                Err(error) => Err(error),
+            };
+            match result {
+                Ok(begun) => return Ok(self.led(term, begun)),
+                Err(error) => {
+                    // Should the commit have gone through after all, a term was skipped; nothing was written in it, and
+                    // the chain of the former one ends with its next batch.
+                    self.disconnect().await;
+                    if error == Error::Unavailable(Cause::Locked) && started.elapsed() < patience {
+                        sleep(backoff.next_delay()).await;
+                        continue;
+                    }
+                    if matches!(error, Error::Deposed { .. }) {
+                        self.step_down();
+                    }
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    fn led(&mut self, term: Term, begun: Begun) -> Loaded {
+        let Begun { loaded, ledger } = begun;
         self.step_down();
-        let db = self.connection().await?;
-        let began = timeout(BEGIN_TIMEOUT, begin(&db, coordinator, term)).await;
-        match began.unwrap_or(Err(Error::Unavailable(Cause::TimedOut))) {
-            Ok((loaded, ledger)) => {
-                self.chain = Some((term, 0));
-                self.snapshot_bytes = ledger.snapshot_bytes;
-                self.log_bytes = ledger.log_bytes;
-                self.background_at = Instant::now() + self.config.observation_interval;
-                self.shared.term.store(term.get(), Ordering::Release);
-                self.shared.deposed.store(false, Ordering::Release);
-                Ok(loaded)
-            }
-            Err(error) => {
-                // Should the commit have gone through after all, a term was skipped; nothing was written in it.
-                self.disconnect().await;
-                Err(error)
-            }
-        }
+        self.chain = Some((term, 0));
+        self.snapshot_bytes = ledger.snapshot_bytes;
+        self.log_bytes = ledger.log_bytes;
+        self.background_at = Instant::now() + self.config.observation_interval;
+        self.shared.term.store(term.get(), Ordering::Release);
+        self.shared.deposed.store(false, Ordering::Release);
+        self.note(None);
+        loaded
     }
 
     async fn connection(&mut self) -> Result<DatabaseConnection, Error> {
@@ -387,197 +445,10 @@ impl Writer {
     }
 
     async fn disconnect(&mut self) {
-        if let Some(db) = self.db.take()
-            && timeout(CLOSE_TIMEOUT, db.close()).await.is_err()
-        {
-            tracing::warn!(store = %self.target.name(), "a connection of the store did not close in time");
+        if let Some(db) = self.db.take() {
+            self.target.close(db).await;
         }
     }
-
-    // --------------------------------------------------------------------------------------------- background work
-
-    /// One step of each kind of background work that is due.
-    async fn background(&mut self) {
-        let started = Instant::now();
-        let result = async {
-            let more = self.write_observations().await?;
-            let more = self.compact().await? | more;
-            Ok::<_, Error>(self.prune().await? | more)
-        };
-        let pause = match result.await {
-            Ok(true) => Duration::ZERO,
-            Ok(false) => self.config.observation_interval,
-            Err(error) => {
-                if !matches!(error, Error::Unavailable(_) | Error::Deposed { .. }) {
-                    tracing::error!(%error, "background work of the store failed");
-                }
-                BACKGROUND_PAUSE
-            }
-        };
-        self.background_at = started + pause;
-    }
-
-    /// Writes some of the observations that wait; says whether there are more.
-    async fn write_observations(&mut self) -> Result<bool, Error> {
-        let (statuses, seen) = self.shared.observations().take(OBSERVATIONS);
-        if statuses.is_empty() && seen.is_empty() {
-            return Ok(false);
-        }
-        let batch = Batch::of_observations(
-            statuses.iter().map(|(id, (status, time))| rows::from_status(*id, status, *time)),
-            seen.iter().map(|(worker, time)| rows::from_seen(worker, *time)),
-        );
-        let result = self.commit(&batch).await;
-        if matches!(result, Err(Error::Unavailable(_))) {
-            self.shared.observations().put_back(statuses, seen);
-        }
-        result?;
-        Ok(self.shared.observations().has_any_of(OBSERVATIONS))
-    }
-
-    /// One step of cutting down the log; says whether the next one can follow at once.
-    async fn compact(&mut self) -> Result<bool, Error> {
-        match std::mem::replace(&mut self.compaction, Compaction::Idle) {
-            Compaction::Idle => {
-                if self.log_bytes > self.config.snapshot_after.max(2 * self.snapshot_bytes) {
-                    let readers = self.readers.clone();
-                    self.compaction = Compaction::Reading(tokio::spawn(async move { draft(&readers).await }));
-                }
-                Ok(false)
-            }
-            Compaction::Reading(task) if !task.is_finished() => {
-                self.compaction = Compaction::Reading(task);
-                Ok(false)
-            }
-            Compaction::Reading(task) => {
-                let draft = task.await.unwrap_or_else(|e| {
-                    Err(Error::Database { doing: "make a snapshot of the grants", reason: e.to_string() })
-                });
-                // What cannot be read now will hardly be in a second: the next try waits for as much log again.
-                let draft = draft.inspect_err(|_| self.log_bytes = 0)?;
-                let bytes = draft.chunks.iter().map(|c| c.len() as u64).sum();
-                let (covers, chunks) = (draft.covers, draft.chunks.into_iter());
-                self.compaction = Compaction::Writing { covers, chunks, bytes, log_before: self.log_bytes };
-                Ok(true)
-            }
-            Compaction::Writing { covers, mut chunks, bytes, log_before } => {
-                // An error ends this attempt: its chunks stay without a last one, and the next snapshot covers them.
-                if let Some(chunk) = chunks.next() {
-                    let format = chunk.first().copied().unwrap_or(ledger::CHUNK);
-                    self.commit(&Batch::of_chunk(format, chunk)).await?;
-                }
-                self.compaction = if chunks.len() > 0 {
-                    Compaction::Writing { covers, chunks, bytes, log_before }
-                } else {
-                    self.snapshot_bytes = bytes;
-                    self.log_bytes = self.log_bytes.saturating_sub(log_before);
-                    Compaction::Deleting(covers)
-                };
-                Ok(true)
-            }
-            Compaction::Deleting(covers) => {
-                let more = self.commit(&Batch::of_housekeeping(Housekeeping::DeleteCovered(covers))).await?;
-                if more {
-                    self.compaction = Compaction::Deleting(covers);
-                }
-                Ok(more)
-            }
-        }
-    }
-
-    async fn prune(&mut self) -> Result<bool, Error> {
-        if Instant::now() < self.prune_at {
-            return Ok(false);
-        }
-        let since = SystemTime::now().checked_sub(self.config.keep_requests).unwrap_or(SystemTime::UNIX_EPOCH);
-        let keep = Keep {
-            events: self.config.keep_events,
-            rebalances: self.config.keep_rebalances,
-            requests_since_ns: rows::nanos(since),
-        };
-        let more = self.commit(&Batch::of_housekeeping(Housekeeping::Prune(keep))).await?;
-        if !more {
-            self.prune_at = Instant::now() + PRUNE_INTERVAL;
-        }
-        Ok(more)
-    }
-}
-
-/// One write transaction.
-async fn write(db: &DatabaseConnection, term: Term, number: u64, batch: &Batch) -> Outcome {
-    let failed = |e: &DbErr| Outcome::Failed(dialect::failure("write a batch", e));
-    let tx = match dialect::begin_write(db).await {
-        Ok(tx) => tx,
-        Err(e) => return failed(&e),
-    };
-    let (t, n) = (term.get().cast_signed(), number.cast_signed());
-    let written = match take_place(&tx, t, n).await {
-        Ok(true) => batch.write(&tx, t, n).await,
-        Ok(false) => {
-            return match tx.rollback().await {
-                Ok(()) => Outcome::Refused(Error::Deposed { term }),
-                Err(_) => Outcome::Failed(Error::Deposed { term }),
-            };
-        }
-        Err(e) => Err(e),
-    };
-    match written {
-        Ok(more) => match tx.commit().await {
-            Ok(()) => Outcome::Committed(more),
-            Err(e) => Outcome::Unknown(dialect::cause(&e).unwrap_or_else(|| Cause::Lost(e.to_string()))),
-        },
-        // SQLite rolls back by itself on some failures, and the connection then counts its transactions wrong; so
-        // whatever is not an ordinary refusal costs the connection.
-        Err(e) => match (e.sql_err(), tx.rollback().await) {
-            (Some(SqlErr::UniqueConstraintViolation(rule)), Ok(())) => Outcome::Refused(Error::Conflict(rule)),
-            _ => failed(&e),
-        },
-    }
-}
-
-/// Where the chain stands, once no transaction of a connection that was given up can change it any more: whoever holds
-/// the write lock has ended by the time this one has it.
-async fn settled_place(db: &DatabaseConnection) -> Result<(Term, u64), Error> {
-    let failed = |e: &DbErr| dialect::failure("lock the chain", e);
-    let tx = dialect::begin_write(db).await.map_err(|e| failed(&e))?;
-    match dialect::lock_chain(&tx).await {
-        Ok(()) => {}
-        // Nobody at all can write, so nothing can change.
-        Err(e) if dialect::cause(&e) == Some(Cause::ReadOnly) => {}
-        Err(e) => return Err(failed(&e)),
-    }
-    let found = load::place(&tx).await?;
-    let _ = tx.rollback().await;
-    Ok(found)
-}
-
-/// Raises the term and reads everything, in one transaction.
-async fn begin(
-    db: &DatabaseConnection,
-    coordinator: &CoordinatorId,
-    term: Term,
-) -> Result<(Loaded, Ledger), Error> {
-    // The signed range is as far as the store can order terms.
-    let signed = i64::try_from(term.get()).map_err(|_| Error::TermsExhausted(term))?;
-    let failed = |e: &DbErr| dialect::failure("begin a term", e);
-    let tx = dialect::begin_write(db).await.map_err(|e| failed(&e))?;
-    dialect::lock_chain(&tx).await.map_err(|e| failed(&e))?;
-    let stored = load::place(&tx).await?.0;
-    if stored >= term {
-        return Err(Error::Deposed { term: stored });
-    }
-    let row = leadership::ActiveModel {
-        id: Unchanged(leadership::ROW),
-        term: Set(signed),
-        batch: Set(0),
-        coordinator: Set(coordinator.as_str().to_owned()),
-        since_ns: Set(rows::nanos(SystemTime::now())),
-    };
-    leadership::Entity::update(row).exec(&tx).await.map_err(|e| failed(&e))?;
-    load::sweep(&tx).await.map_err(|e| failed(&e))?;
-    let (loaded, ledger) = load::everything(&tx).await?;
-    tx.commit().await.map_err(|e| failed(&e))?;
-    Ok((loaded, ledger))
 }
 
 #[cfg(test)]
@@ -590,14 +461,4 @@ impl dialect::Faults {
             other => other,
         }
     }
-}
-
-async fn draft(readers: &DatabaseConnection) -> Result<Draft, Error> {
-    let ledger = Ledger::read(readers).await?;
-    let covers = ledger.last;
-    // A million grants take a good part of a second to sort and pack.
-    let chunks = tokio::task::spawn_blocking(move || ledger.snapshot(ROW_BYTES)).await;
-    let chunks =
-        chunks.map_err(|e| Error::Database { doing: "pack a snapshot of the grants", reason: e.to_string() })?;
-    Ok(Draft { covers, chunks })
 }

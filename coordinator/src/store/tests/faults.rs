@@ -1,8 +1,18 @@
-//! What the surroundings can do to a store: full and read-only disks, locks, lost answers, damaged rows, a crash.
-
-use std::sync::atomic::Ordering::SeqCst;
+//! What the surroundings can do to a store: full and read-only disks, locks, lost answers, damaged rows, a crash. What
+//! becomes of it when a server is away is in `outages`.
 
 use super::*;
+
+on_every_database!(
+    what_waits_behind_a_failure_fails_with_it,
+    a_lost_answer_is_found_out_from_the_chain,
+    a_change_waits_until_its_outcome_can_be_told,
+    an_outcome_that_was_not_told_before_the_end_is_no_success,
+    a_schema_of_a_later_version_is_left_alone,
+    a_damaged_row_is_named,
+    an_appliance_that_cannot_be_read_is_set_aside,
+    a_value_without_a_place_fails_its_own_change,
+);
 
 /// A row large enough that a few of them fill the pages a test leaves.
 fn bulky(n: u128) -> Record {
@@ -13,7 +23,7 @@ fn bulky(n: u128) -> Record {
 
 #[tokio::test]
 async fn a_full_disk_is_retryable_and_goes_by_without_a_restart() {
-    let home = Home::new();
+    let home = Home::new(Database::Sqlite).await;
     let (store, _, _) = home.lead().await;
     store.submit(vec![Write::PutAppliance(bulky(1))]).await.expect("there is room");
     store.close().await;
@@ -52,17 +62,20 @@ async fn a_database_that_cannot_be_used_says_why() {
     assert_eq!(opened(format!("sqlite:{path}")).await, Error::Open { path, cause: Cause::CannotOpen });
     let path = "/nowhere/at/all/rug.db".to_owned();
     assert_eq!(opened(format!("sqlite:{path}")).await, Error::Open { path, cause: Cause::CannotOpen });
-    assert!(matches!(opened("postgres://localhost/rug".into()).await, Error::Url { .. }));
+    assert!(matches!(opened("postgres://localhost".into()).await, Error::Url { .. }));
+    let nobody = opened("postgres://rug:hush@127.0.0.1:1/rug".into()).await;
+    assert!(matches!(nobody, Error::Open { cause: Cause::Lost(_), .. }), "{nobody}");
+    assert!(!nobody.to_string().contains("hush"), "{nobody}");
     assert!(matches!(opened("sqlite:".into()).await, Error::Url { .. }));
 
-    let home = Home::new();
+    let home = Home::new(Database::Sqlite).await;
     std::fs::write(home.dir.path().join("rug.db"), "no database at all, ".repeat(100)).expect("written");
     assert!(matches!(home.try_open().await, Err(Error::Database { .. })));
 }
 
 #[tokio::test]
 async fn a_read_only_file_is_found_at_the_start() {
-    let home = Home::new();
+    let home = Home::new(Database::Sqlite).await;
     home.open().await.close().await;
     home.faults.read_only.store(true, SeqCst);
     let error = home.try_open().await.map(drop).expect_err("it cannot be written");
@@ -72,35 +85,48 @@ async fn a_read_only_file_is_found_at_the_start() {
 
 #[tokio::test]
 async fn a_lock_of_another_process_is_told_and_waited_out() {
-    let home = Home::new();
+    let home = Home::new(Database::Sqlite).await;
     let (store, _, _) = home.lead().await;
-    let other = home.raw().await;
-    let lock = dialect::begin_write(&other).await.expect("free");
+    let lock = home.lock().await;
     assert_eq!(store.submit(vec![]).await, Err(Error::Unavailable(Cause::Locked)));
     let refused = home.try_open().await.map(drop);
     assert!(matches!(refused, Err(Error::Open { cause: Cause::Locked, .. })), "{refused:?}");
-    lock.rollback().await.expect("held");
+    dialect::rollback(lock).await.expect("held");
     store.submit(vec![Write::Event(event(1))]).await.expect("the lock is gone");
 }
 
 #[tokio::test]
-async fn what_waits_behind_a_failure_fails_with_it() {
-    let home = Home::new();
+async fn a_file_is_open_in_one_process_at_a_time() {
+    let home = Home::new(Database::Sqlite).await;
+    home.faults.unlocked.store(false, SeqCst);
+    let store = home.open().await;
+    let refused = home.try_open().await.map(drop).expect_err("it is open");
+    assert!(matches!(refused, Error::InUse { .. }), "{refused}");
+    assert!(refused.to_string().contains(&format!("process {}", std::process::id())), "{refused}");
+    let link = home.dir.path().join("link.db");
+    std::os::unix::fs::symlink(home.dir.path().join("rug.db"), &link).expect("a folder of its own");
+    let linked = Config { url: format!("sqlite:{}", link.display()), ..home.config.clone() };
+    assert!(matches!(Store::open(&linked).await.map(drop), Err(Error::InUse { .. })), "also by another name");
+    Store::inspect(&home.config, Vec::new()).await.expect("looking is free");
+    store.close().await;
+    home.open().await.close().await;
+}
+
+async fn what_waits_behind_a_failure_fails_with_it(database: Database) {
+    let home = Home::new(database).await;
     let (store, _, _) = home.lead().await;
-    let other = home.raw().await;
-    let lock = dialect::begin_write(&other).await.expect("free");
+    let lock = home.lock().await;
     let big = (0..30_000).map(|n| GrantOp::Remove { appliance: id(n) }).collect();
     let (first, second) = (store.submit(vec![Write::Grants(big)]), store.submit(vec![Write::Event(event(1))]));
     let failed = Err(Error::Unavailable(Cause::Locked));
     assert_eq!((first.await, second.await), (failed.clone(), failed), "the second may build on the first");
-    lock.rollback().await.expect("held");
-    store.submit(vec![]).await.expect("the lock is gone");
+    dialect::rollback(lock).await.expect("held");
+    settle(&store).await;
     assert_eq!(store.events(10).await, Ok(vec![]));
 }
 
-#[tokio::test]
-async fn a_lost_answer_is_found_out_from_the_chain() {
-    let home = Home::new();
+async fn a_lost_answer_is_found_out_from_the_chain(database: Database) {
+    let home = Home::new(database).await;
     let (store, term, _) = home.lead().await;
     home.faults.lose_answers.store(true, SeqCst);
     store.submit(vec![Write::Event(event(1))]).await.expect("it was stored, and that can be read");
@@ -108,48 +134,78 @@ async fn a_lost_answer_is_found_out_from_the_chain() {
     assert_eq!(store.events(10).await, Ok(vec![event(2), event(1)]));
 
     // The answer is lost and meanwhile another leader has begun a term.
-    home.sql("CREATE TRIGGER usurp AFTER INSERT ON events BEGIN UPDATE leadership SET term = 9; END").await;
-    assert_eq!(store.submit(vec![Write::Event(event(3))]).await, Err(Error::Deposed { term }));
+    home.faults.unreachable.store(true, SeqCst);
+    let third = store.submit(vec![Write::Event(event(3))]);
+    let second_leader = async {
+        until(|| store.outage().is_some()).await;
+        home.sql("UPDATE leadership SET term = 9").await;
+        home.faults.unreachable.store(false, SeqCst);
+    };
+    let (third, ()) = tokio::join!(third, second_leader);
+    assert_eq!(third, Err(Error::Deposed { term }));
+    assert!(!store.leads(term));
+    assert_eq!(store.submit(vec![]).await, Err(Error::Deposed { term }));
 }
 
-#[tokio::test]
-async fn an_answer_that_cannot_be_found_out_ends_the_store() {
-    let home = Home::new();
-    let (store, _, _) = home.lead().await;
-    store.submit(vec![]).await.expect("it leads");
+async fn a_change_waits_until_its_outcome_can_be_told(database: Database) {
+    let home = Home::new(database).await;
+    let (store, term, _) = home.lead().await;
     home.faults.lose_answers.store(true, SeqCst);
     home.faults.unreachable.store(true, SeqCst);
-    assert_eq!(store.submit(vec![Write::Event(event(1))]).await, Err(Error::Unresolved));
+    let mut first = store.submit(vec![Write::Event(event(1))]);
+    until(|| store.outage().is_some()).await;
+    let away = Err(Error::Unavailable(Cause::TimedOut));
+    until_async(async || store.submit(vec![Write::Event(event(2))]).await == away).await;
+    assert!(matches!(store.events(10).await, Err(Error::Unavailable(_))), "lists do not wait either");
+    assert!(matches!(begin(&store).await, Err(Error::Unavailable(_))), "nor does a new term");
+    assert!(futures::poll!(&mut first).is_pending(), "nobody knows yet");
     home.faults.unreachable.store(false, SeqCst);
-    assert_eq!(store.submit(vec![]).await, Err(Error::Unresolved), "also once the database is back");
-    assert_eq!(begin(&store).await.map(drop), Err(Error::Unresolved));
-    store.close().await;
+    first.await.expect("it was stored");
+    settle(&store).await;
+    assert!(store.leads(term));
+    assert_eq!(store.events(10).await, Ok(vec![event(1)]), "what was refused is not stored");
+    home.faults.lose_answers.store(false, SeqCst);
+    store.submit(vec![Write::Event(event(3))]).await.expect("everything goes on");
+    assert_eq!(store.events(10).await, Ok(vec![event(3), event(1)]));
 }
 
-#[tokio::test]
-async fn a_schema_of_a_later_version_is_left_alone() {
-    let home = Home::new();
+async fn an_outcome_that_was_not_told_before_the_end_is_no_success(database: Database) {
+    let home = Home::new(database).await;
+    let (store, _, _) = home.lead().await;
+    home.faults.lose_answers.store(true, SeqCst);
+    home.faults.unreachable.store(true, SeqCst);
+    let first = store.submit(vec![Write::Event(event(1))]);
+    until(|| store.outage().is_some()).await;
+    store.close().await;
+    assert_eq!(first.await, Err(Error::Unresolved));
+}
+
+async fn a_schema_of_a_later_version_is_left_alone(database: Database) {
+    let home = Home::new(database).await;
     home.open().await.close().await;
     home.sql("INSERT INTO seaql_migrations (version, applied_at) VALUES ('m0099_later', 0)").await;
     let error = home.try_open().await.map(drop).expect_err("it is too new");
     assert!(matches!(&error, Error::SchemaTooNew { migration, .. } if migration == "m0099_later"), "{error}");
 }
 
-#[tokio::test]
-async fn a_damaged_row_is_named() {
+async fn a_damaged_row_is_named(database: Database) {
+    let unknown_format = match database {
+        Database::Sqlite => "UPDATE grants SET data = x'09' || substr(data, 2)",
+        Database::Postgres => "UPDATE grants SET data = '\\x09'::bytea || substr(data, 2)",
+        Database::MariaDb => "UPDATE grants SET data = CONCAT(x'09', substr(data, 2))",
+    };
     let cases = [
         ("UPDATE grants SET data = substr(data, 1, length(data) - 3)", "stored grants (term 1, batch 1, part 0)"),
-        ("UPDATE grants SET data = x''", "stored grants (term 1, batch 1, part 0)"),
-        ("UPDATE grants SET data = x'09' || substr(data, 2)", "stored grants (term 1, batch 1, part 0)"),
+        ("UPDATE grants SET data = substr(data, 1, 0)", "stored grants (term 1, batch 1, part 0)"),
+        (unknown_format, "stored grants (term 1, batch 1, part 0)"),
         ("UPDATE grants SET format = 3", "stored grants (term 1, batch 1, part 0)"),
-        ("UPDATE appliances SET spec = '{\"replicas\": 0}'", "stored appliance 00000000-0000-0000-0000-000000000001"),
-        ("UPDATE appliances SET name = 'A B'", "name: `A B` is not a name"),
         ("UPDATE members SET profile = '[]'", "stored member w1"),
         ("UPDATE rebalances SET outcome = 'odd'", "stored rebalance r1-1"),
+        ("UPDATE leadership SET term = -1", "stored leadership 1"),
         ("DELETE FROM leadership", "stored leadership 1"),
     ];
     for (damage, named) in cases {
-        let home = Home::new();
+        let home = Home::new(database).await;
         let (store, _, _) = home.lead().await;
         let change = vec![
             Write::PutAppliance(record(1, "a")),
@@ -167,11 +223,69 @@ async fn a_damaged_row_is_named() {
     }
 }
 
+async fn an_appliance_that_cannot_be_read_is_set_aside(database: Database) {
+    let cases = [
+        ("UPDATE appliances SET spec = '{\"replicas\": 0}' WHERE name = 'odd'", "spec"),
+        ("UPDATE appliances SET tenant = 'A B' WHERE name = 'odd'", "tenant: `A B` is not a name"),
+        ("UPDATE progress SET progress = '[' WHERE hold_ns = 7", "stored progress"),
+    ];
+    for (damage, named) in cases {
+        let home = Home::new(database).await;
+        let (store, _, _) = home.lead().await;
+        let freed = GrantOp::Free { appliance: id(1), progress: progress(), hold: Duration::from_nanos(7) };
+        let change = vec![
+            Write::PutAppliance(record(1, "odd")),
+            Write::PutAppliance(record(2, "sound")),
+            Write::Grants(vec![freed, GrantOp::Grant { appliance: id(1), to: granted(1, 1), host: None }]),
+        ];
+        store.submit(change).await.expect("stored");
+        store.submit_statuses([(id(1), status(), at(4)), (id(2), status(), at(4))]);
+        store.close().await;
+        home.sql(damage).await;
+        home.sql("UPDATE statuses SET phase = 'unheard'").await;
+        for round in 0..2 {
+            let (store, _, loaded) = home.lead().await;
+            assert_eq!(loaded.records, [record(2, "sound")], "{damage}");
+            let [odd] = &*loaded.unreadable else { panic!("{damage}: {:?}", loaded.unreadable) };
+            assert_eq!((odd.id, &*odd.name), (id(1), "odd"));
+            assert!(odd.why.contains(named), "{damage}: {odd:?}");
+            assert_eq!(
+                loaded.grants[&id(1)].granted,
+                Some(granted(1, 1)),
+                "{damage}, round {round}: it keeps its owner"
+            );
+            assert!(loaded.statuses.is_empty(), "a status that cannot be read is missing until it is reported anew");
+            store.submit(vec![Write::Event(event(1))]).await.expect("everything else goes on");
+            store.close().await;
+        }
+    }
+}
+
+async fn a_value_without_a_place_fails_its_own_change(database: Database) {
+    let home = Home::new(database).await;
+    let (store, _, _) = home.lead().await;
+    let mut odd = record(1, "odd");
+    odd.placement_key = "a\0b".into();
+    let mut busy = status();
+    busy.last_error = Some("it said \0".into());
+    let (refused, stored) =
+        (store.submit(vec![Write::PutAppliance(odd)]), store.submit(vec![Write::PutAppliance(record(2, "sound"))]));
+    let refused = refused.await;
+    match database {
+        Database::Postgres => assert!(matches!(refused, Err(Error::Conflict(_))), "{refused:?}"),
+        Database::Sqlite | Database::MariaDb => assert_eq!(refused, Ok(())),
+    }
+    stored.await.expect("it shares nothing with the other");
+    store.submit_statuses([(id(2), busy, at(1))]);
+    store.close().await;
+    let (_, _, loaded) = home.lead().await;
+    assert_eq!(loaded.statuses[&id(2)].0.last_error.as_deref(), Some("it said \u{fffd}"));
+}
+
 /// The runtime goes down in the middle, as with `kill -9`: nothing is flushed, closed or rolled back in order.
-#[test]
-fn a_crash_loses_nothing_that_was_acknowledged() {
-    let home = Home::new();
+fn a_crash_loses_nothing_that_was_acknowledged(database: Database) {
     let runtime = || tokio::runtime::Runtime::new().expect("a runtime");
+    let home = runtime().block_on(Home::new(database));
     for round in 0..3_u64 {
         let crashing = runtime();
         let (store, _, _) = crashing.block_on(home.lead());
@@ -218,4 +332,19 @@ fn a_crash_loses_nothing_that_was_acknowledged() {
             store.close().await;
         });
     }
+}
+
+#[test]
+fn a_crash_beside_a_file_loses_nothing_that_was_acknowledged() {
+    a_crash_loses_nothing_that_was_acknowledged(Database::Sqlite);
+}
+
+#[test]
+fn a_crash_beside_postgres_loses_nothing_that_was_acknowledged() {
+    a_crash_loses_nothing_that_was_acknowledged(Database::Postgres);
+}
+
+#[test]
+fn a_crash_beside_mariadb_loses_nothing_that_was_acknowledged() {
+    a_crash_loses_nothing_that_was_acknowledged(Database::MariaDb);
 }

@@ -8,6 +8,8 @@ use super::super::entities::grants;
 use super::super::ledger::{self, Ledger, Place, Table};
 use super::*;
 
+on_every_database!(a_long_log_is_cut_down_while_work_goes_on, a_change_larger_than_a_row_is_one_batch);
+
 /// What happens to a log.
 #[derive(Clone, Debug)]
 enum Step {
@@ -74,7 +76,7 @@ impl Log {
 }
 
 async fn check(steps: Vec<Step>) {
-    let home = Home::new();
+    let home = Home::new(Database::Sqlite).await;
     home.open().await.close().await;
     let mut log = Log { db: home.raw().await, place: Place { term: 1, batch: 0 } };
     log.db.execute_unprepared("PRAGMA synchronous = OFF").await.expect("only this test's file");
@@ -126,9 +128,8 @@ proptest! {
     }
 }
 
-#[tokio::test]
-async fn a_long_log_is_cut_down_while_work_goes_on() {
-    let mut home = Home::new();
+async fn a_long_log_is_cut_down_while_work_goes_on(database: Database) {
+    let mut home = Home::new(database).await;
     home.config.snapshot_after = 2_000;
     let (store, _, _) = home.lead().await;
     let mut model = Table::new();
@@ -147,7 +148,7 @@ async fn a_long_log_is_cut_down_while_work_goes_on() {
         ops.iter().for_each(|op| apply(&mut model, op));
         store.submit(vec![Write::Grants(ops)]).await.expect("stored");
         if written > 10 {
-            let rows = grants::Entity::find().all(&store.readers).await.expect("read");
+            let rows = grants::Entity::find().all(&store.readers.now()).await.expect("read");
             let snapshot = rows.iter().any(|row| row.format == i32::from(ledger::LAST_CHUNK));
             if snapshot && rows.iter().all(|row| row.batch > 1) {
                 break;
@@ -161,16 +162,15 @@ async fn a_long_log_is_cut_down_while_work_goes_on() {
     store.close().await;
 }
 
-#[tokio::test]
-async fn a_change_larger_than_a_row_is_one_batch() {
-    let home = Home::new();
+async fn a_change_larger_than_a_row_is_one_batch(database: Database) {
+    let home = Home::new(database).await;
     let (store, _, _) = home.lead().await;
     let host = "h".repeat(100);
     let ops = (0..30_000_u64)
         .map(|n| GrantOp::Grant { appliance: id(n.into()), to: granted(1, n), host: Some(format!("{host}{n}")) })
         .collect();
     store.submit(vec![Write::Grants(ops)]).await.expect("stored");
-    let rows = grants::Entity::find().all(&store.readers).await.expect("read");
+    let rows = grants::Entity::find().all(&store.readers.now()).await.expect("read");
     assert!(rows.len() > 3 && rows.iter().all(|row| row.batch == 1 && row.data.len() < 2 * codec::ROW_BYTES));
     let (_, loaded) = begin(&store).await.expect("alone");
     assert_eq!(loaded.grants.len(), 30_000);

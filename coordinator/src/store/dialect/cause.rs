@@ -1,0 +1,113 @@
+//! What a database's failures mean, by its own codes.
+
+use sea_orm::{DbErr, RuntimeErr, SqlxError, SqlxMySqlError, SqlxPostgresError, SqlxSqliteError};
+
+use super::super::error::{Cause, Error};
+
+/// What a failure means, if it is one of the surroundings rather than of the statement.
+pub(in crate::store) fn cause(error: &DbErr) -> Option<Cause> {
+    let error = match error {
+        DbErr::Conn(e) | DbErr::Exec(e) | DbErr::Query(e) => sqlx(e)?,
+        DbErr::ConnectionAcquire(_) => return Some(Cause::TimedOut),
+        _ => return None,
+    };
+    match error {
+        SqlxError::Database(e) => {
+            if let Some(e) = e.try_downcast_ref::<SqlxPostgresError>() {
+                postgres(e.code(), e.message())
+            } else if let Some(e) = e.try_downcast_ref::<SqlxMySqlError>() {
+                mysql(e.number(), e.message())
+            } else {
+                sqlite(e.try_downcast_ref::<SqlxSqliteError>().and(e.code())?.parse().ok()?, e.message())
+            }
+        }
+        SqlxError::Io(e) if e.kind() == std::io::ErrorKind::StorageFull => Some(Cause::Full),
+        SqlxError::Io(e) => Some(Cause::Lost(e.to_string())),
+        SqlxError::Tls(e) => Some(Cause::Refused(format!("TLS: {e}"))),
+        SqlxError::Configuration(e) => Some(Cause::Refused(e.to_string())),
+        SqlxError::PoolTimedOut => Some(Cause::TimedOut),
+        SqlxError::Protocol(_) | SqlxError::PoolClosed | SqlxError::WorkerCrashed | SqlxError::BeginFailed => {
+            Some(Cause::Lost(error.to_string()))
+        }
+        _ => None,
+    }
+}
+
+/// Whether a value was refused (too long, a character the database has no place for): the fault of one change.
+pub(in crate::store) fn is_bad_value(error: &DbErr) -> bool {
+    let (DbErr::Exec(e) | DbErr::Query(e)) = error else { return false };
+    let Some(SqlxError::Database(e)) = sqlx(e) else { return false };
+    if let Some(e) = e.try_downcast_ref::<SqlxPostgresError>() {
+        // Class 22, data exception; 54000 and its kin, beyond a limit.
+        return e.code().starts_with("22") || e.code().starts_with("54");
+    }
+    // Out of range, wrong value for its column, too long.
+    e.try_downcast_ref::<SqlxMySqlError>().is_some_and(|e| matches!(e.number(), 1264 | 1366 | 1406))
+}
+
+fn sqlx(error: &RuntimeErr) -> Option<&SqlxError> {
+    match error {
+        RuntimeErr::SqlxError(e) => Some(e),
+        RuntimeErr::Internal(_) => None,
+    }
+}
+
+/// The low byte is the primary result code, see sqlite.org/rescode.html.
+fn sqlite(code: i32, message: &str) -> Option<Cause> {
+    match code & 0xff {
+        5 | 6 => Some(Cause::Locked),
+        8 => Some(Cause::ReadOnly),
+        10 => Some(Cause::Io(message.to_owned())),
+        13 => Some(Cause::Full),
+        14 => Some(Cause::CannotOpen),
+        _ => None,
+    }
+}
+
+/// See appendix A of PostgreSQL's manual.
+fn postgres(code: &str, message: &str) -> Option<Cause> {
+    let words = || message.to_owned();
+    Some(match code {
+        // Lock timeout, deadlock, serialization.
+        "55P03" | "40P01" | "40001" => Cause::Locked,
+        "57014" => Cause::TimedOut,
+        "25006" => Cause::ReadOnly,
+        "53100" => Cause::Full,
+        // Starting up or shutting down, and sessions that were idle inside a transaction.
+        "57P01" | "57P02" | "25P02" | "25P03" | "25P04" | "57P05" => Cause::Lost(words()),
+        // Not yet, no place left, no memory, no such role, password or database, no right to it.
+        "57P03" | "53000" | "53200" | "53300" | "53400" | "28000" | "28P01" | "3D000" | "42501" => {
+            Cause::Refused(words())
+        }
+        _ if code.starts_with("08") => Cause::Lost(words()),
+        _ if code.starts_with("58") || code == "XX001" || code == "XX002" => Cause::Io(words()),
+        _ => return None,
+    })
+}
+
+/// See MariaDB's list of error codes; MySQL shares those below 1900.
+fn mysql(number: u16, message: &str) -> Option<Cause> {
+    let words = || message.to_owned();
+    Some(match number {
+        // Lock wait timeout, deadlock, changed since it was read.
+        1205 | 1213 | 1020 => Cause::Locked,
+        // Statement times of MariaDB and MySQL.
+        1969 | 3024 => Cause::TimedOut,
+        1036 | 1290 | 1792 | 1836 => Cause::ReadOnly,
+        1021 | 1114 => Cause::Full,
+        3 | 1026 | 1030 => Cause::Io(words()),
+        // Shutting down, killed, idle for too long, broken off.
+        1053 | 1077 | 1152 | 1158..=1161 | 1184 | 1317 | 1927 | 1928 | 1429 | 4031 => Cause::Lost(words()),
+        // No place left, no such user, password or database, no right to it, not part of its cluster.
+        1040 | 1041 | 1044 | 1045 | 1047 | 1049 | 1129 | 1130 | 1142 | 1203 | 1226 | 1698 => Cause::Refused(words()),
+        _ => return None,
+    })
+}
+
+/// The error of a store that was at work when the database said `error`.
+pub(in crate::store) fn failure(doing: &'static str, error: &DbErr) -> Error {
+    match cause(error) {
+        Some(cause) => Error::Unavailable(cause),
+        None => Error::Database { doing, reason: error.to_string() },
+    }
+}

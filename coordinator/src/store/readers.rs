@@ -1,0 +1,85 @@
+//! Connections that only read, for lists that are not kept in memory.
+//!
+//! A pool whose statements time out or whose connections break is given up as a whole and made anew: what it still holds
+//! may hang for as long as the network lets it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sea_orm::DatabaseConnection;
+
+use super::Shared;
+use super::dialect::Target;
+use super::error::{Cause, Error};
+use super::timed::Timed;
+
+/// The readers' pool. Clones share it.
+#[derive(Clone, Debug)]
+pub(super) struct Readers {
+    target: Target,
+    shared: Arc<Shared>,
+    pool: Arc<Mutex<DatabaseConnection>>,
+}
+
+impl Readers {
+    pub(super) fn new(target: Target, shared: Arc<Shared>, pool: DatabaseConnection) -> Self {
+        Self { target, shared, pool: Arc::new(Mutex::new(pool)) }
+    }
+
+    /// The pool as it is now, with a deadline for each statement.
+    pub(super) fn now(&self) -> Timed<DatabaseConnection> {
+        let limit = self.target.statement_timeout();
+        Timed { inner: self.current(), limits: self.target.limits(limit * 3) }
+    }
+
+    /// The same for a reader of everything, who may take his time between statements.
+    pub(super) fn unhurried(&self) -> Timed<DatabaseConnection> {
+        Timed { inner: self.current(), limits: self.target.limits(Duration::from_secs(24 * 60 * 60)) }
+    }
+
+    fn current(&self) -> DatabaseConnection {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads something.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] at once while the database is known to be away; whatever `read` says.
+    pub(super) async fn read<T, F>(&self, read: impl Fn(Timed<DatabaseConnection>) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        if let Some(cause) = self.shared.outage() {
+            return Err(Error::Unavailable(cause));
+        }
+        let result = read(self.now()).await;
+        match &result {
+            // The server may have been away since the connection was last used.
+            Err(Error::Unavailable(Cause::Lost(_))) => {
+                self.renew().await;
+                read(self.now()).await
+            }
+            Err(Error::Unavailable(Cause::TimedOut)) => {
+                self.renew().await;
+                result
+            }
+            _ => result,
+        }
+    }
+
+    async fn renew(&self) {
+        // A file has no connections that hang, and its readers would have to be opened, not just planned.
+        if !self.target.is_server() {
+            return;
+        }
+        if let Ok(fresh) = self.target.connect_readers().await {
+            let old = std::mem::replace(&mut *self.pool.lock().unwrap_or_else(PoisonError::into_inner), fresh);
+            self.target.close(old).await;
+        }
+    }
+
+    /// Ends the connections.
+    pub(super) async fn close(&self) {
+        self.target.close(self.current()).await;
+    }
+}

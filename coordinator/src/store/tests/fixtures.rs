@@ -1,0 +1,132 @@
+//! Values to store.
+
+use super::*;
+
+pub(super) fn at(seconds: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::new(1_700_000_000 + seconds, 123_456_789)
+}
+
+pub(super) fn worker(n: u32) -> WorkerId {
+    WorkerId::new(&format!("w{n}")).expect("a name")
+}
+
+pub(super) fn id(n: u128) -> ApplianceId {
+    ApplianceId::from_u128(n)
+}
+
+pub(super) fn record(n: u128, name: &str) -> Record {
+    Record {
+        id: id(n),
+        tenant: Name::new("acme").expect("a name"),
+        name: Name::new(name).expect("a name"),
+        driver: Driver::Process,
+        placement_key: id(n).to_string(),
+        labels: BTreeMap::from([("tier".to_owned(), "web \u{1f980}".to_owned())]),
+        spec: Spec {
+            replicas: 2,
+            probe_interval: Some(Duration::from_millis(1500)),
+            image: None,
+            kind: Kind::Custom(Custom {
+                command: "server".into(),
+                args: vec!["--port".into(), "{port}".into()],
+                env: BTreeMap::new(),
+                port: Some(8080),
+                probe: Probe::Tcp,
+            }),
+        },
+        generation: Generation::new(3),
+        revision: 1,
+        deleting: false,
+        created: at(1),
+        updated: at(2),
+    }
+}
+
+pub(super) fn granted(n: u32, sequence: u64) -> Granted {
+    Granted {
+        worker: worker(n),
+        incarnation: Incarnation::new(u128::MAX - 7),
+        token: Token::new(Term::new(1), sequence),
+    }
+}
+
+pub(super) fn event(n: u64) -> AuditEvent {
+    AuditEvent {
+        time: at(n),
+        actor: "127.0.0.1".into(),
+        action: "create".into(),
+        subject: id(u128::from(n)).to_string(),
+        detail: String::new(),
+    }
+}
+
+pub(super) fn rebalance(number: u64) -> RebalanceRecord {
+    RebalanceRecord {
+        id: RebalanceId { term: Term::new(1), number },
+        cause: "w1 joined".into(),
+        trace_id: "0".repeat(32),
+        started: at(3),
+        ended: None,
+        outcome: RebalanceOutcome::Running,
+        moves: 2,
+        done: 0,
+    }
+}
+
+pub(super) fn moved(number: u64, n: u128, from: Option<u32>) -> MoveRecord {
+    MoveRecord {
+        rebalance: rebalance(number).id,
+        appliance: id(n),
+        from: from.map(worker),
+        to: worker(9),
+        reason: "UnderFloor".into(),
+        done: true,
+        time: at(number),
+    }
+}
+
+pub(super) fn member(n: u32) -> StoredMember {
+    StoredMember {
+        worker: worker(n),
+        incarnation: Incarnation::embedded(Term::new(1), u64::from(n)),
+        profile: Profile {
+            weight: 2,
+            zone: "z".into(),
+            host: "h".into(),
+            drivers: [Driver::Process].into(),
+            version: "0.1".into(),
+            pid: 7,
+            lease: Duration::from_secs(2),
+        },
+        departed: n % 2 == 0,
+    }
+}
+
+pub(super) fn status() -> Status {
+    Status {
+        phase: Phase::Degraded,
+        observed_generation: Generation::new(3),
+        instances: vec![InstanceStatus {
+            ordinal: 1,
+            name: "i".into(),
+            alive: Some(false),
+            pid: Some(1),
+            started_at_unix_ms: 5,
+            address: Some(([127, 0, 0, 1], 80).into()),
+            configured: None,
+        }],
+        last_error: Some("it fell over".into()),
+        failed_boots: 2,
+    }
+}
+
+pub(super) fn progress() -> Progress {
+    Progress {
+        failed_boots: 1,
+        ends: 2,
+        attempts: vec![3, 1],
+        wait: Duration::from_millis(2_500),
+        cooling: true,
+        journal: vec![JournalEntry { step: "boot 0".into(), request_id: "r".into() }],
+    }
+}

@@ -1,0 +1,68 @@
+//! A deadline for every statement, whatever the database is doing: a paused server or a network that swallows packets
+//! never answers, and no driver notices in useful time.
+//!
+//! A statement that ran out of time leaves its connection in an unknown state, so whoever gets
+//! [`Cause::TimedOut`](super::Cause::TimedOut) from here gives the connection up.
+
+use std::future::Future;
+use std::time::Duration;
+
+use sea_orm::{ConnAcquireErr, ConnectionTrait, DbBackend, DbErr, ExecResult, QueryResult, Statement};
+use tokio::time::{Instant, timeout_at};
+
+/// How long statements may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Each of them.
+    pub(super) each: Duration,
+    /// All together.
+    pub(super) until: Instant,
+}
+
+impl Limits {
+    /// Limits that start now.
+    pub(super) fn new(each: Duration, all: Duration) -> Self {
+        Self { each, until: Instant::now() + all }
+    }
+
+    /// Waits for one statement.
+    pub(super) async fn within<T>(self, work: impl Future<Output = Result<T, DbErr>>) -> Result<T, DbErr> {
+        let deadline = self.until.min(Instant::now() + self.each);
+        timeout_at(deadline, work).await.unwrap_or_else(|_| Err(out_of_time()))
+    }
+}
+
+/// The error of what did not answer in time.
+pub(super) fn out_of_time() -> DbErr {
+    DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)
+}
+
+/// A connection or transaction whose statements have deadlines.
+#[derive(Debug)]
+pub(super) struct Timed<C> {
+    pub(super) inner: C,
+    pub(super) limits: Limits,
+}
+
+#[async_trait::async_trait]
+impl<C: ConnectionTrait> ConnectionTrait for Timed<C> {
+    fn get_database_backend(&self) -> DbBackend {
+        self.inner.get_database_backend()
+    }
+
+    async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
+        self.limits.within(self.inner.execute_raw(statement)).await
+    }
+
+    async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
+        self.limits.within(self.inner.execute_unprepared(sql)).await
+    }
+
+    async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
+        self.limits.within(self.inner.query_one_raw(statement)).await
+    }
+
+    async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
+        self.limits.within(self.inner.query_all_raw(statement)).await
+    }
+}

@@ -1,0 +1,136 @@
+//! The three transactions of the writing connection: a batch, a look at the chain, and the begin of a term. Why they are
+//! right on every database is said in [`super::dialect`].
+
+use std::time::{Duration, SystemTime};
+
+use common::{CoordinatorId, Term};
+use sea_orm::{DatabaseConnection, DbErr, EntityTrait, Set, SqlErr, Unchanged};
+
+use super::batch::{Batch, take_place};
+use super::dialect::{self, Target};
+use super::entities::leadership;
+use super::error::{Cause, Error};
+use super::ledger::Ledger;
+use super::load::{self, Loaded};
+use super::rows;
+use super::timed::Limits;
+
+/// Longest a write transaction may take, all its statements together.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest the begin of a term may take; it reads the whole store.
+const BEGIN_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Term and number of a batch.
+pub(super) type Position = (Term, u64);
+
+/// How a write transaction ended.
+pub(super) enum Outcome {
+    /// `true`: its housekeeping has more to do.
+    Committed(bool),
+    /// Rolled back; the connection is sound.
+    Refused(Error),
+    /// Not committed; the connection may be broken.
+    Failed(Error),
+    /// `COMMIT` was sent and not answered. Nobody knows.
+    Unknown(Cause),
+}
+
+/// Writes one batch.
+pub(super) async fn write(
+    target: &Target,
+    db: &DatabaseConnection,
+    (term, number): Position,
+    batch: &Batch,
+) -> Outcome {
+    let failed = |e: &DbErr| Outcome::Failed(dialect::failure("write a batch", e));
+    let tx = match target.begin(db, target.limits(WRITE_TIMEOUT)).await {
+        Ok(tx) => tx,
+        Err(e) => return failed(&e),
+    };
+    let (t, n) = (term.get().cast_signed(), number.cast_signed());
+    let written = match take_place(&tx, t, n).await {
+        Ok(true) => batch.write(&tx, t, n).await,
+        Ok(false) => {
+            return match dialect::rollback(tx).await {
+                Ok(()) => Outcome::Refused(Error::Deposed { term }),
+                Err(_) => Outcome::Failed(Error::Deposed { term }),
+            };
+        }
+        Err(e) => Err(e),
+    };
+    match written {
+        Ok(more) => match dialect::commit(tx).await {
+            Ok(()) => Outcome::Committed(more),
+            Err(e) => Outcome::Unknown(dialect::cause(&e).unwrap_or_else(|| Cause::Lost(e.to_string()))),
+        },
+        // SQLite rolls back by itself on some failures, and the connection then counts its transactions wrong; so
+        // whatever is not an ordinary refusal costs the connection.
+        Err(e) => {
+            let rule = match e.sql_err() {
+                Some(SqlErr::UniqueConstraintViolation(rule)) => Some(rule),
+                _ => dialect::is_bad_value(&e).then(|| e.to_string()),
+            };
+            match (rule, dialect::rollback(tx).await) {
+                (Some(rule), Ok(())) => Outcome::Refused(Error::Conflict(rule)),
+                _ => failed(&e),
+            }
+        }
+    }
+}
+
+/// Where the chain stands, once no transaction of a connection that was given up can change it any more: whoever holds
+/// the write lock has ended by the time this one has it.
+pub(super) async fn settled_place(target: &Target, db: &DatabaseConnection) -> Result<Position, Error> {
+    let failed = |e: &DbErr| dialect::failure("lock the chain", e);
+    let tx = target.begin(db, target.limits(WRITE_TIMEOUT)).await.map_err(|e| failed(&e))?;
+    match dialect::lock_chain(&tx).await {
+        Ok(()) => {}
+        // Nobody at all can write this file, so nothing can change. A server that cannot be written is another matter: it
+        // may be a replica that was put in the place of the primary.
+        Err(e) if !target.is_server() && dialect::cause(&e) == Some(Cause::ReadOnly) => {}
+        Err(e) => return Err(failed(&e)),
+    }
+    let found = load::place(&tx).await?;
+    dialect::rollback(tx).await.map_err(|e| failed(&e))?;
+    Ok(found)
+}
+
+/// How the begin of a term ended.
+pub(super) struct Begun {
+    pub(super) loaded: Loaded,
+    pub(super) ledger: Ledger,
+}
+
+/// Raises the term and reads everything, in one transaction.
+pub(super) async fn begin(
+    target: &Target,
+    db: &DatabaseConnection,
+    coordinator: &CoordinatorId,
+    term: Term,
+) -> Result<Begun, Error> {
+    // The signed range is as far as the store can order terms.
+    let signed = i64::try_from(term.get()).map_err(|_| Error::TermsExhausted(term))?;
+    let failed = |e: &DbErr| dialect::failure("begin a term", e);
+    // Tables are read whole, each by one statement.
+    let limits = Limits::new(BEGIN_TIMEOUT, BEGIN_TIMEOUT);
+    let tx = target.begin(db, limits).await.map_err(|e| failed(&e))?;
+    dialect::lock_chain(&tx).await.map_err(|e| failed(&e))?;
+    let (stored, _) = load::place(&tx).await?;
+    if stored >= term {
+        return Err(Error::Deposed { term: stored });
+    }
+    dialect::allow_idle(&tx, BEGIN_TIMEOUT).await.map_err(|e| failed(&e))?;
+    let row = leadership::ActiveModel {
+        id: Unchanged(leadership::ROW),
+        term: Set(signed),
+        batch: Set(0),
+        coordinator: Set(coordinator.as_str().to_owned()),
+        since_ns: Set(rows::nanos(SystemTime::now())),
+    };
+    leadership::Entity::update(row).exec(&tx).await.map_err(|e| failed(&e))?;
+    load::sweep(&tx).await.map_err(|e| failed(&e))?;
+    let (loaded, ledger) = load::everything(&tx).await?;
+    dialect::commit(tx).await.map_err(|e| failed(&e))?;
+    dialect::end_idle(target, db).await;
+    Ok(Begun { loaded, ledger })
+}

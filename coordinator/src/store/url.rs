@@ -1,0 +1,199 @@
+//! Where a store is, as an operator writes it.
+//!
+//! `sqlite:<path>`, `postgres://user:password@host:port/database?sslmode=verify-full&sslrootcert=/ca.pem` (also
+//! `postgresql://`), `mysql://...` (also `mariadb://`). Parameters are those of sqlx; one that nobody would read is
+//! refused, because a misspelt `sslmode` must not go unnoticed. What is shown to people, in logs, errors or on the wire,
+//! goes through [`shown_url`].
+
+use std::path::PathBuf;
+
+use sea_orm::sqlx::mysql::MySqlConnectOptions;
+use sea_orm::sqlx::postgres::PgConnectOptions;
+use url::Url;
+
+use super::error::Error;
+
+/// Parameters of `postgres://`, besides `options[...]`.
+const POSTGRES: [&str; 18] = [
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+];
+/// Parameters of `mysql://`. Character set, collation and time zone are the store's own business.
+const MYSQL: [&str; 10] = [
+    "sslmode",
+    "ssl-mode",
+    "sslca",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "socket",
+    "statement-cache-capacity",
+];
+
+/// A URL that was understood.
+#[derive(Clone)]
+pub(super) enum Address {
+    Sqlite(PathBuf),
+    Postgres(Box<PgConnectOptions>),
+    /// MariaDB as well.
+    MySql(Box<MySqlConnectOptions>),
+}
+
+/// Understands a URL.
+///
+/// # Errors
+/// [`Error::Url`], without the password.
+pub(super) fn parse(url: &str) -> Result<Address, Error> {
+    let refuse = |reason: String| Error::Url { url: shown_url(url), reason };
+    let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
+    match scheme {
+        "sqlite" => {
+            let rest = &url["sqlite:".len()..];
+            let path = rest.strip_prefix("//").unwrap_or(rest);
+            if path.is_empty() || path == ":memory:" || path.contains('\0') {
+                return Err(refuse("a path must follow `sqlite:`".to_owned()));
+            }
+            Ok(Address::Sqlite(PathBuf::from(path)))
+        }
+        "postgres" | "postgresql" => {
+            let known = |key: &str| POSTGRES.contains(&key) || key.starts_with("options[");
+            let parsed = server(url, known).map_err(refuse)?;
+            let named_in_query = parsed.query_pairs().any(|(key, value)| key == "dbname" && !value.is_empty());
+            if !named_in_query && parsed.path().trim_matches('/').is_empty() {
+                return Err(refuse("it must name a database".to_owned()));
+            }
+            let options: PgConnectOptions = url.parse().map_err(|e| refuse(words(&e)))?;
+            Ok(Address::Postgres(Box::new(options)))
+        }
+        "mysql" | "mariadb" => {
+            let parsed = server(url, |key| MYSQL.contains(&key)).map_err(refuse)?;
+            if parsed.path().trim_matches('/').is_empty() {
+                return Err(refuse("it must name a database".to_owned()));
+            }
+            let options: MySqlConnectOptions = url.parse().map_err(|e| refuse(words(&e)))?;
+            Ok(Address::MySql(Box::new(options)))
+        }
+        _ => Err(refuse("it must begin with `sqlite:`, `postgres://`, `mysql://` or `mariadb://`".to_owned())),
+    }
+}
+
+fn server(url: &str, known: impl Fn(&str) -> bool) -> Result<Url, String> {
+    let parsed = Url::parse(url).map_err(|e| e.to_string())?;
+    if parsed.cannot_be_a_base() {
+        return Err("`//` must follow its scheme".to_owned());
+    }
+    match parsed.query_pairs().find(|(key, _)| !known(key)) {
+        Some((key, _)) => Err(format!("parameter `{key}` is not known")),
+        None => Ok(parsed),
+    }
+}
+
+/// What sqlx found wrong with a URL. Only its words for a configuration: they name a parameter's value, never the URL.
+fn words(error: &sea_orm::SqlxError) -> String {
+    match error {
+        sea_orm::SqlxError::Configuration(reason) => reason.to_string(),
+        _ => "it cannot be understood".to_owned(),
+    }
+}
+
+/// A store's URL as it may be shown: without user, password and parameters (one of them may be a password). What cannot
+/// be parsed is cut after its scheme.
+#[must_use]
+pub fn shown_url(url: &str) -> String {
+    if url.starts_with("sqlite:") {
+        return url.to_owned();
+    }
+    let Some((scheme, _)) = url.split_once(':') else { return "(no url)".to_owned() };
+    match Url::parse(url) {
+        // An `@` in the path is what is left of a password with a `/` in it.
+        Ok(parsed) if !parsed.cannot_be_a_base() && !parsed.path().contains('@') => {
+            let port = parsed.port().map(|port| format!(":{port}")).unwrap_or_default();
+            format!("{}://{}{port}{}", parsed.scheme(), parsed.host_str().unwrap_or(""), parsed.path())
+        }
+        // What stands before the first colon might be anything, a user's name for example.
+        _ if scheme.chars().all(|c| c.is_ascii_alphanumeric()) => format!("{scheme}:..."),
+        _ => "...".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(url: &str) -> String {
+        match parse(url) {
+            Ok(_) => panic!("{url} was understood"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn every_scheme_is_understood() {
+        assert!(matches!(parse("sqlite:///var/rug.db"), Ok(Address::Sqlite(path)) if path.ends_with("rug.db")));
+        for url in [
+            "postgres://rug:s@db:5433/rug?sslmode=verify-full&sslrootcert=/ca.pem",
+            "postgresql:///rug?host=/run/postgresql",
+            "postgres://db?dbname=rug&options[search_path]=rug",
+        ] {
+            assert!(matches!(parse(url), Ok(Address::Postgres(_))), "{url}");
+        }
+        for url in ["mysql://rug@db/rug?ssl-mode=required", "mariadb://rug:s@[::1]:3307/rug?socket=/run/m.sock"] {
+            assert!(matches!(parse(url), Ok(Address::MySql(_))), "{url}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_without_the_password() {
+        for (url, reason) in [
+            ("postgres://rug:hush@db", "must name a database"),
+            ("postgres://rug:hush@db/rug?sslmod=require", "parameter `sslmod` is not known"),
+            ("postgres://rug:hush@db/rug?sslmode=hushed", "sslmode"),
+            ("postgres://rug:hush@db:port/rug", "invalid port"),
+            ("postgres:rug:hush@db/rug", "`//` must follow"),
+            ("mysql://rug:hush@db", "must name a database"),
+            ("mysql://rug:hush@db/rug?charset=latin1", "parameter `charset` is not known"),
+            ("rug:hush@db", "must begin with"),
+            ("oracle://rug:hush@db/rug", "must begin with"),
+            ("hush", "must begin with"),
+            ("sqlite:", "a path must follow"),
+        ] {
+            let error = refused(url);
+            let shown = error.replace("hushed", "");
+            assert!(!shown.contains("hush"), "{error}");
+            assert!(error.replace('_', "").contains(reason), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_shown_url_has_no_credentials() {
+        for (url, shown) in [
+            ("sqlite:/var/rug.db", "sqlite:/var/rug.db"),
+            ("postgres://rug:hush@db:5433/rug?password=hush", "postgres://db:5433/rug"),
+            ("mariadb://rug:h%40sh@[::1]/rug", "mariadb://[::1]/rug"),
+            ("postgresql:///rug?host=/run/postgresql", "postgresql:///rug"),
+            ("postgres://rug:hu#sh@db/rug", "postgres:..."),
+        ] {
+            assert_eq!(shown_url(url), shown);
+        }
+        assert!(!shown_url("postgres://rug:hush@db:port/rug").contains("hush"));
+        assert!(!shown_url("postgres://rug:12/sh@db/rug").contains("sh@"));
+    }
+}

@@ -1,0 +1,162 @@
+//! What the writer does when nothing is submitted: observations, snapshots of the grants, pruning. Each step is a short
+//! transaction of its own, and each may be done twice without harm, since its outcome may stay unknown for a while.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::super::batch::{Batch, Housekeeping};
+use super::super::codec::ROW_BYTES;
+use super::super::error::Error;
+use super::super::ledger::{self, Ledger, Place};
+use super::super::load::Keep;
+use super::super::readers::Readers;
+use super::super::rows;
+use super::Writer;
+
+/// Observations in one transaction: some ten milliseconds, which is what a grant may have to wait for one.
+const OBSERVATIONS: usize = 1_000;
+/// Time between two rounds of pruning.
+pub(super) const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
+/// Pause of background work after a failure.
+const BACKGROUND_PAUSE: Duration = Duration::from_secs(1);
+
+/// How far the cutting down of the log has come.
+pub(super) enum Compaction {
+    Idle,
+    Reading(JoinHandle<Result<Draft, Error>>),
+    Writing { covers: Place, chunks: std::vec::IntoIter<Vec<u8>>, bytes: u64, log_before: u64 },
+    Deleting(Place),
+}
+
+/// A snapshot that is to be written.
+pub(super) struct Draft {
+    covers: Place,
+    chunks: Vec<Vec<u8>>,
+}
+
+impl Writer {
+    /// Gives up a snapshot that is being made.
+    pub(super) fn end_compaction(&mut self) {
+        if let Compaction::Reading(task) = std::mem::replace(&mut self.compaction, Compaction::Idle) {
+            task.abort();
+        }
+    }
+
+    /// One step of each kind of background work that is due.
+    pub(super) async fn background(&mut self) {
+        let started = Instant::now();
+        let result = async {
+            let more = self.write_observations().await?;
+            let more = self.compact().await? | more;
+            Ok::<_, Error>(self.prune().await? | more)
+        };
+        let pause = match result.await {
+            Ok(true) => Duration::ZERO,
+            Ok(false) => self.config.observation_interval,
+            Err(error) => {
+                if !matches!(error, Error::Unavailable(_) | Error::Deposed { .. }) {
+                    tracing::error!(%error, "background work of the store failed");
+                }
+                BACKGROUND_PAUSE
+            }
+        };
+        self.background_at = started + pause;
+    }
+
+    /// Writes some of the observations that wait; says whether there are more.
+    pub(super) async fn write_observations(&mut self) -> Result<bool, Error> {
+        let (statuses, seen) = self.shared.observations().take(OBSERVATIONS);
+        if statuses.is_empty() && seen.is_empty() {
+            return Ok(false);
+        }
+        let batch = Batch::of_observations(
+            statuses.iter().map(|(id, (status, time))| rows::from_status(*id, status, *time)),
+            seen.iter().map(|(worker, time)| rows::from_seen(worker, *time)),
+        );
+        let result = self.commit(&batch).await;
+        if matches!(result, Err(Error::Unavailable(_))) {
+            self.shared.observations().put_back(statuses, seen);
+        }
+        result?;
+        Ok(self.shared.observations().has_any_of(OBSERVATIONS))
+    }
+
+    /// One step of cutting down the log; says whether the next one can follow at once.
+    async fn compact(&mut self) -> Result<bool, Error> {
+        match std::mem::replace(&mut self.compaction, Compaction::Idle) {
+            Compaction::Idle => {
+                if self.log_bytes > self.config.snapshot_after.max(2 * self.snapshot_bytes) {
+                    let readers = self.readers.clone();
+                    self.compaction = Compaction::Reading(tokio::spawn(async move { draft(&readers).await }));
+                }
+                Ok(false)
+            }
+            Compaction::Reading(task) if !task.is_finished() => {
+                self.compaction = Compaction::Reading(task);
+                Ok(false)
+            }
+            Compaction::Reading(task) => {
+                let draft = task.await.unwrap_or_else(|e| {
+                    Err(Error::Database { doing: "make a snapshot of the grants", reason: e.to_string() })
+                });
+                // What cannot be read now will hardly be in a second: the next try waits for as much log again.
+                let draft = draft.inspect_err(|_| self.log_bytes = 0)?;
+                let bytes = draft.chunks.iter().map(|c| c.len() as u64).sum();
+                let (covers, chunks) = (draft.covers, draft.chunks.into_iter());
+                self.compaction = Compaction::Writing { covers, chunks, bytes, log_before: self.log_bytes };
+                Ok(true)
+            }
+            Compaction::Writing { covers, mut chunks, bytes, log_before } => {
+                // An error ends this attempt: its chunks stay without a last one, and the next snapshot covers them.
+                if let Some(chunk) = chunks.next() {
+                    let format = chunk.first().copied().unwrap_or(ledger::CHUNK);
+                    self.commit(&Batch::of_chunk(format, chunk)).await?;
+                }
+                self.compaction = if chunks.len() > 0 {
+                    Compaction::Writing { covers, chunks, bytes, log_before }
+                } else {
+                    self.snapshot_bytes = bytes;
+                    self.log_bytes = self.log_bytes.saturating_sub(log_before);
+                    Compaction::Deleting(covers)
+                };
+                Ok(true)
+            }
+            Compaction::Deleting(covers) => {
+                let more = self.commit(&Batch::of_housekeeping(Housekeeping::DeleteCovered(covers))).await?;
+                if more {
+                    self.compaction = Compaction::Deleting(covers);
+                }
+                Ok(more)
+            }
+        }
+    }
+
+    async fn prune(&mut self) -> Result<bool, Error> {
+        if Instant::now() < self.prune_at {
+            return Ok(false);
+        }
+        let since = SystemTime::now().checked_sub(self.config.keep_requests).unwrap_or(SystemTime::UNIX_EPOCH);
+        let keep = Keep {
+            events: self.config.keep_events,
+            rebalances: self.config.keep_rebalances,
+            requests_since_ns: rows::nanos(since),
+        };
+        let more = self.commit(&Batch::of_housekeeping(Housekeeping::Prune(keep))).await?;
+        if !more {
+            self.prune_at = Instant::now() + PRUNE_INTERVAL;
+        }
+        Ok(more)
+    }
+}
+
+async fn draft(readers: &Readers) -> Result<Draft, Error> {
+    let ledger = readers.read(|db| async move { Ledger::read(&db).await }).await?;
+    let covers = ledger.last;
+    // A million grants take a good part of a second to sort and pack.
+    let chunks = tokio::task::spawn_blocking(move || ledger.snapshot(ROW_BYTES)).await;
+    let chunks =
+        chunks.map_err(|e| Error::Database { doing: "pack a snapshot of the grants", reason: e.to_string() })?;
+    Ok(Draft { covers, chunks })
+}
