@@ -282,8 +282,8 @@ pub(super) fn actor(peer: Option<&Peer>, headers: &HeaderMap) -> String {
     let peer = peer.map_or_else(|| "local".to_owned(), Peer::to_string);
     let Some(by) = text(&FORWARDED_BY).and_then(|by| CoordinatorId::new(by).ok()) else { return peer };
     match text(&FORWARDED_FOR).filter(|caller| caller.len() <= MAX_CALLER) {
-        Some(caller) => format!("{caller} by way of {by} at {peer}"),
-        None => format!("somebody by way of {by} at {peer}"),
+        Some(caller) => format!("{caller} by way of {by} ({peer})"),
+        None => format!("somebody by way of {by} ({peer})"),
     }
 }
 

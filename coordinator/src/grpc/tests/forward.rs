@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 
 use common::CoordinatorId;
 use common::coordination::Leader;
+use common::tls::testing::Authority;
+use common::tls::{self, ClientTls, ServerTls};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -15,6 +17,7 @@ use super::*;
 /// A coordinator without the parts below its services. Changes are committed at once by who leads, unless it is mute.
 struct Node {
     id: CoordinatorId,
+    scheme: &'static str,
     address: SocketAddr,
     role: watch::Sender<Role>,
     channel: Channel,
@@ -27,6 +30,12 @@ struct Node {
 
 impl Node {
     async fn start(name: &str, role: Role, mute: bool) -> Self {
+        Self::start_with(name, role, mute, &tls::Config::default()).await
+    }
+
+    async fn start_with(name: &str, role: Role, mute: bool, tls: &tls::Config) -> Self {
+        let server_tls = ServerTls::load(tls).expect("files in order");
+        let client_tls = ClientTls::load(tls).expect("files in order");
         let id = CoordinatorId::new(name).expect("a valid name");
         let role = watch::Sender::new(role);
         let catalog = Arc::new(Catalog::new(Config::default()));
@@ -35,10 +44,10 @@ impl Node {
         let health = services.health();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
-        let forward = ForwardLayer::new(id.clone(), role.subscribe(), None);
+        let forward = ForwardLayer::new(id.clone(), role.subscribe(), client_tls.clone());
         let routes = services.routes().expect("descriptors are built in");
         let server = Server::builder().layer(TraceLayer).layer(forward).add_routes(routes);
-        tokio::spawn(server.serve_with_incoming(crate::grpc::incoming(listener, None)));
+        tokio::spawn(server.serve_with_incoming(crate::grpc::incoming(listener, server_tls)));
         let (own, roles) = (id.clone(), role.subscribe());
         tokio::spawn(async move { health.follow(&own, roles).await });
         let (actor, actors) = mpsc::unbounded_channel();
@@ -60,9 +69,10 @@ impl Node {
                 let _ = reply.send(answer);
             }
         });
-        let endpoint = Channel::from_shared(format!("http://{address}")).expect("a valid address");
-        let channel = endpoint.connect().await.expect("it listens");
-        Self { id, address, role, channel, actors, given_up, catalog }
+        let scheme = if tls.is_off() { "http" } else { "https" };
+        let endpoint = tls::endpoint(&format!("{scheme}://{address}"), client_tls.as_ref()).expect("a valid address");
+        let channel = tls::connect(&endpoint, client_tls.as_ref()).await.expect("it listens");
+        Self { id, scheme, address, role, channel, actors, given_up, catalog }
     }
 
     fn leader(&self) -> Leader {
@@ -70,7 +80,7 @@ impl Node {
     }
 
     fn leader_at(&self, address: SocketAddr) -> Leader {
-        Leader { id: self.id.clone(), address: format!("http://{address}") }
+        Leader { id: self.id.clone(), address: format!("{}://{address}", self.scheme) }
     }
 
     fn appliances(&self) -> AppliancesClient<Channel> {
@@ -116,12 +126,31 @@ async fn a_standby_has_the_leader_answer() {
     assert_eq!(leader.catalog.get(&by_name_target("web")).expect("made there").record.id.to_string(), made.id);
     assert!(standby.catalog.is_empty());
     let actor = leader.actors.recv().await.expect("one change");
-    assert!(actor.starts_with("127.0.0.1:") && actor.contains(" by way of c2 at 127.0.0.1:"), "{actor}");
+    assert!(actor.starts_with("127.0.0.1:") && actor.contains(" by way of c2 (127.0.0.1:"), "{actor}");
     // Errors arrive with their details.
     let missing = wire::GetApplianceRequest { appliance: by_name("nobody") };
     let status = standby.appliances().get(missing).await.expect_err("there is none");
     assert_eq!((status.code(), reason(&status).as_str()), (Code::NotFound, "NOT_FOUND"));
     assert!(status.get_error_details().resource_info().is_some());
+}
+
+#[tokio::test]
+async fn calls_are_passed_on_over_mutual_tls() {
+    tls::install_provider();
+    let ca = Authority::new("ca");
+    let folders = ["c1", "c2"].map(|name| (name, tempfile::tempdir().expect("a folder")));
+    let [first, second] = folders.each_ref().map(|(name, dir)| ca.issue(name, &["127.0.0.1"]).write(dir.path(), &ca));
+    let mut leader = Node::start_with("c1", Role::Leading, false, &first).await;
+    let standby = Node::start_with("c2", Role::Standby(Some(leader.leader())), false, &second).await;
+    standby.appliances().create(create("web")).await.expect("passed on");
+    let actor = leader.actors.recv().await.expect("one change");
+    // The client has the certificate of the standby here.
+    assert!(actor.starts_with("c2 at 127.0.0.1:") && actor.contains(" by way of c2 (c2 at 127.0.0.1:"), "{actor}");
+    let plain = Leader { address: format!("http://{}", leader.address), ..leader.leader() };
+    standby.role.send_replace(Role::Standby(Some(plain)));
+    let status = standby.appliances().create(create("web-2")).await.expect_err("not without TLS");
+    assert_eq!((status.code(), reason(&status)), unavailable("LEADER_UNREACHABLE"));
+    assert!(status.message().contains("https://"), "{status:?}");
 }
 
 #[tokio::test]
@@ -191,7 +220,6 @@ async fn the_leader_keeps_the_deadline_of_a_call_that_was_passed_on() {
     let mut request = Request::new(create("web"));
     request.set_timeout(Duration::from_secs(2));
     let status = standby.appliances().create(request).await.expect_err("nobody answers");
-    // tonic, which counts from an instant earlier than this side, says CANCELLED when it is first.
     assert_eq!((status.code(), reason(&status).as_str()), (Code::DeadlineExceeded, "DEADLINE"));
 }
 
