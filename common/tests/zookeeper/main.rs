@@ -5,6 +5,7 @@
 //! what.
 
 mod candidate;
+mod faults;
 mod roster;
 mod seat;
 mod secured;

@@ -11,21 +11,21 @@ use crate::support::{Place, elected, join, own, shared, within, worker};
 
 /// The leader's view, made of news alone.
 #[derive(Debug)]
-struct View {
+pub(crate) struct View {
     news: Receiver<(Timestamp, News)>,
-    reads: usize,
-    members: BTreeMap<WorkerId, MemberNode>,
-    leases: BTreeMap<WorkerId, LeaseNode>,
-    beats: usize,
-    ended: Vec<(WorkerId, Incarnation)>,
+    pub(crate) reads: usize,
+    pub(crate) members: BTreeMap<WorkerId, MemberNode>,
+    pub(crate) leases: BTreeMap<WorkerId, LeaseNode>,
+    pub(crate) beats: usize,
+    pub(crate) ended: Vec<(WorkerId, Incarnation)>,
 }
 
 impl View {
-    fn new(news: Receiver<(Timestamp, News)>) -> Self {
+    pub(crate) fn new(news: Receiver<(Timestamp, News)>) -> Self {
         Self { news, reads: 0, members: BTreeMap::new(), leases: BTreeMap::new(), beats: 0, ended: Vec::new() }
     }
 
-    async fn take(&mut self) {
+    pub(crate) async fn take(&mut self) {
         let (_, news) = within("there is news", self.news.recv()).await.expect("the leader is not lost");
         match news {
             News::Read { members, leases } => {
@@ -47,7 +47,7 @@ impl View {
         }
     }
 
-    async fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
+    pub(crate) async fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
         within(what, async {
             while !done(self) {
                 self.take().await;

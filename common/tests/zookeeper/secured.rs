@@ -1,10 +1,14 @@
-//! Credentials.
+//! Credentials and TLS.
+
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use common::coordination::Error;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use servers::Tls;
+use servers::zookeeper::{Options, Standalone};
 use sha1::{Digest, Sha1};
-use std::sync::Arc;
 
 use crate::support::{Gate, Place, elected, join, profile, shared, within};
 
@@ -48,4 +52,44 @@ async fn with_credentials_everything_belongs_to_them_alone() {
     assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
     let refused = within("it is decided", open.candidate("d").campaign()).await;
     assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_run_over_mutual_tls() {
+    let key = KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = params.self_signed(&key).expect("a certificate").pem();
+    let issuer = Issuer::new(params, key);
+    let issue = || {
+        let (mut params, key) = (CertificateParams::default(), KeyPair::generate().expect("a key"));
+        params.subject_alt_names = vec![SanType::IpAddress([127, 0, 0, 1].into())];
+        (params.signed_by(&key, &issuer).expect("a certificate").pem(), key.serialize_pem())
+    };
+    let (certificates, key) = issue();
+    let tls = Some(Tls { certificates, key, authorities: ca.clone() });
+    let server = Standalone::start(Options { tls, client_certificates: true, ..Options::default() }).await;
+    let server = server.expect("ZooKeeper starts");
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("the folder is ours");
+        path.display().to_string()
+    };
+    let (certificate, key) = issue();
+    let (ca, both) = (write("ca.pem", &ca), write("both.pem", &format!("{certificate}{key}")));
+    let mut place = Place::new(&server, "tls", 4.0);
+    let hosts = server.tls_connect_string();
+    place.config.url = format!("zookeeper://{hosts}/tls?timeout=4&use_ssl=true&ca={ca}&certfile={both}");
+    let (life, gate) = join(&place.seat("w1")).await;
+    gate.beats().await;
+    within("it has left", life.leave()).await;
+
+    place.config.url = format!("zookeeper://{hosts}?timeout=0.5&use_ssl=true&ca={ca}");
+    let stranger = within("it gives up", place.seat("w1").join(&profile(), Arc::new(Gate::default()))).await;
+    assert!(matches!(stranger, Err(Error::Unavailable(_))), "{stranger:?}");
+    place.config.url = format!("zookeeper://{hosts}?use_ssl=true&ca={}", write("none.pem", "nothing"));
+    let wrong = within("it is decided", place.seat("w1").join(&profile(), Arc::new(Gate::default()))).await;
+    assert!(matches!(wrong, Err(Error::Refused(_))), "{wrong:?}");
 }

@@ -42,7 +42,12 @@ pub(crate) struct Place {
 impl Place {
     /// A place of its own under `name`, with sessions of `seconds`.
     pub(crate) fn new(server: &Standalone, name: &str, seconds: f64) -> Self {
-        let (address, chroot) = (server.address(), format!("/{name}"));
+        Self::at(&server.address(), name, seconds)
+    }
+
+    /// The same on servers at `address`.
+    pub(crate) fn at(address: &str, name: &str, seconds: f64) -> Self {
+        let (address, chroot) = (address.to_owned(), format!("/{name}"));
         let config = Config {
             url: format!("zookeeper://{address}{chroot}?timeout={seconds}"),
             group: "g".to_owned(),
@@ -108,6 +113,10 @@ impl Guard for Gate {
 impl Gate {
     pub(crate) fn is_shut(&self) -> bool {
         self.shut.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn extended(&self) -> u64 {
+        self.extended.load(Ordering::SeqCst)
     }
 
     pub(crate) fn until(&self) -> Timestamp {

@@ -50,7 +50,7 @@ pub(super) struct Credentials {
     pub(super) digest: String,
 }
 
-/// PEM files, read anew for each session.
+/// PEM files. They are read anew for each session, and every minute while one lasts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Tls {
     /// Authorities that may sign the servers' certificates.

@@ -7,13 +7,19 @@
 
 use std::time::Duration;
 
-use zookeeper_client::{Acls, Client, CreateMode, Error as ZkError, SessionState, Stat, StateWatcher, TlsOptions};
+use zookeeper_client::{
+    Acls, Client, CreateMode, Error as ZkError, SessionState, Stat, StateWatcher, TlsCa, TlsCerts, TlsDynamicCerts,
+    TlsIdentity, TlsOptions,
+};
 
 use super::config::{Config, Tls};
 use crate::coordination::Error;
 
 /// Largest file that is read as PEM; far above any chain of certificates.
 const MAX_PEM: u64 = 1 << 20;
+
+/// How often TLS files are read anew for the connections that a session has yet to make.
+const TLS_REFRESH: Duration = Duration::from_secs(60);
 
 /// Why a call brought nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,8 +83,12 @@ impl Session {
         if let Some(credentials) = &config.credentials {
             connector = connector.with_auth("digest", credentials.digest.as_bytes());
         }
-        if let Some(tls) = &config.tls {
-            connector = connector.with_tls(read_tls(tls).await?);
+        let certs = match &config.tls {
+            Some(tls) => Some(TlsDynamicCerts::new(read_tls(tls).await?)),
+            None => None,
+        };
+        if let Some(certs) = &certs {
+            connector = connector.with_tls(TlsOptions::new().with_certs(certs.clone()));
         }
         let cluster = config.hosts.join(",");
         let connecting = async {
@@ -98,6 +108,9 @@ impl Session {
             Ok(Err(error)) => return Err(unreachable(&error.to_string())),
             Err(_) => return Err(unreachable("no answer")),
         };
+        if let (Some(tls), Some(certs)) = (&config.tls, certs) {
+            tokio::spawn(keep_fresh(tls.clone(), certs, client.state_watcher()));
+        }
         Ok(Self { client, secured: config.credentials.is_some() })
     }
 
@@ -182,15 +195,32 @@ pub(super) async fn over(mut states: StateWatcher) -> String {
     }
 }
 
-async fn read_tls(tls: &Tls) -> Result<TlsOptions, Error> {
-    let ca = read_pem(&tls.ca).await?;
+/// Gives the session's next connections the files as they are then, until it is over: it may outlive its certificate.
+async fn keep_fresh(tls: Tls, certs: TlsDynamicCerts, states: StateWatcher) {
+    let refresh = async {
+        loop {
+            tokio::time::sleep(TLS_REFRESH).await;
+            match read_tls(&tls).await {
+                Ok(read) => certs.update(read),
+                Err(error) => tracing::warn!(%error, "the certificates for zookeeper stay as they are"),
+            }
+        }
+    };
+    tokio::select! {
+        _ = over(states) => {}
+        () = refresh => {}
+    }
+}
+
+async fn read_tls(tls: &Tls) -> Result<TlsCerts, Error> {
     let refused = |error: ZkError| Error::Refused(format!("TLS files of zookeeper: {error}"));
-    let mut options = TlsOptions::new().with_pem_ca(&ca).map_err(refused)?;
+    let ca = TlsCa::from_pem(&read_pem(&tls.ca).await?).map_err(refused)?;
+    let mut certs = TlsCerts::builder().with_ca(ca);
     if let Some((cert, key)) = &tls.identity {
         let (cert, key) = (read_pem(cert).await?, read_pem(key).await?);
-        options = options.with_pem_identity(&cert, &key).map_err(refused)?;
+        certs = certs.with_identity(TlsIdentity::from_pem(&cert, &key).map_err(refused)?);
     }
-    Ok(options)
+    certs.build().map_err(refused)
 }
 
 async fn read_pem(path: &std::path::Path) -> Result<String, Error> {

@@ -49,22 +49,24 @@ impl Contender {
         let prefix = format!("{}{LOCK_MARK}", Uuid::new_v4().simple());
         let mut this = Self { session, dir, prefix, name: None, gone: false, removing: false };
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
-        loop {
-            let made = this.make(id).await;
-            match made {
-                Ok(name) => {
-                    this.name = Some(name);
-                    return Ok(this);
-                }
+        while this.name.is_none() {
+            match this.make(id).await {
+                Ok(name) => this.name = Some(name),
                 Err(Failure::Said(ZkError::NoNode)) => this.session.ensure(&this.dir).await?,
-                Err(Failure::Unknown(_)) => {
-                    tokio::time::sleep(backoff.next_delay()).await;
-                    if let Ok(Some(name)) = this.find().await {
-                        this.name = Some(name);
-                        return Ok(this);
-                    }
-                }
+                // Not before it is known that there is none: two of ours would wait for each other.
+                Err(Failure::Unknown(_)) => this.name = this.find_for_sure(&mut backoff).await?,
                 Err(failure) => return Err(failure),
+            }
+        }
+        Ok(this)
+    }
+
+    async fn find_for_sure(&self, backoff: &mut Backoff) -> Result<Option<String>, Failure> {
+        loop {
+            tokio::time::sleep(backoff.next_delay()).await;
+            match self.find().await {
+                Err(Failure::Unknown(_)) => {}
+                known => return known,
             }
         }
     }

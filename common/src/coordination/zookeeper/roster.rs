@@ -18,9 +18,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use zookeeper_client::{AddWatchMode, EventType, PersistentWatcher, SessionState, Stat, WatchedEvent};
@@ -116,6 +116,14 @@ struct Watches {
     leases: PersistentWatcher,
 }
 
+impl Watches {
+    /// An event that has arrived already.
+    fn waiting(&mut self) -> Option<(Kind, WatchedEvent)> {
+        let lease = self.leases.changed().now_or_never().map(|event| (Kind::Lease, event));
+        lease.or_else(|| self.members.changed().now_or_never().map(|event| (Kind::Member, event)))
+    }
+}
+
 struct Roster {
     config: Arc<Config>,
     member: Arc<Member>,
@@ -199,6 +207,8 @@ impl Roster {
                 reads.push(self.read(member, name));
             }
             tokio::select! {
+                // What the watches say comes first: it may be that the answers below are another connection's.
+                biased;
                 event = watches.leases.changed() => {
                     if let Err(stop) = self.on_event(clock::now(), Kind::Lease, &event, &mut known) {
                         return stop;
@@ -242,6 +252,7 @@ impl Roster {
             let mut reading = std::pin::pin!(reading);
             loop {
                 let (kind, event) = tokio::select! {
+                    biased;
                     event = watches.leases.changed() => (Kind::Lease, event),
                     event = watches.members.changed() => (Kind::Member, event),
                     read = &mut reading => break read?,
@@ -250,6 +261,11 @@ impl Roster {
                 touched.extend(self.subject(kind, &event.path).map(|name| (kind, name.to_owned())));
             }
         };
+        // The connection may have broken, and been made anew, while the last answers were taken.
+        while let Some((kind, event)) = watches.waiting() {
+            still_connected(&event)?;
+            touched.extend(self.subject(kind, &event.path).map(|name| (kind, name.to_owned())));
+        }
         let now = clock::now();
         for ((kind, name), data, stat) in read {
             let Some(worker) = self.worker(&name) else { continue };
