@@ -368,6 +368,8 @@ pub(crate) fn working_folder() -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use common::tls::testing::{self, Authority};
+
     use super::*;
     use crate::error::Exit;
 
@@ -410,5 +412,55 @@ mod tests {
         let address = format!("http://{}", mute.local_addr().expect("its address"));
         let client = Client::new(&address, Duration::from_millis(300)).expect("an address");
         assert_eq!(client.status().await.expect_err("no answer").exit, Exit::Unreachable);
+    }
+
+    /// A server with TLS that says it serves.
+    async fn healthy(ca: &Authority) -> String {
+        let (connections, address) = testing::serve(ca, &ca.issue("coordinator-1", &["127.0.0.1"])).await;
+        let (reporter, health) = tonic_health::server::health_reporter();
+        reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
+        let server = tonic::transport::Server::builder().add_service(health);
+        tokio::spawn(server.serve_with_incoming(tokio_stream::wrappers::ReceiverStream::new(connections)));
+        address
+    }
+
+    #[tokio::test]
+    async fn certificates_open_a_server_with_tls() {
+        let ca = Authority::new("ca");
+        let address = healthy(&ca).await;
+        let dir = tempfile::tempdir().expect("a folder");
+        let tls = ClientTls::load(&ca.issue("operator", &[]).write(dir.path(), &ca)).expect("good files");
+        let client = Client::of(&[&address], CALL_TIMEOUT, tls.as_ref()).expect("an address");
+        assert!(client.serves().await.expect("it answers"));
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_is_refused_is_reported_at_once() {
+        let (ca, other) = (Authority::new("ca"), Authority::new("other"));
+        let address = healthy(&ca).await;
+        let dir = tempfile::tempdir().expect("a folder");
+        let tls = ClientTls::load(&other.issue("operator", &[]).write(dir.path(), &ca)).expect("good files");
+        // So long that only a try that is not repeated ends in the time of the test.
+        let client = Client::of(&[&address], Duration::from_secs(3600), tls.as_ref()).expect("an address");
+        let failure = tokio::time::timeout(Duration::from_secs(30), client.serves()).await.expect("at once");
+        let failure = failure.expect_err("refused");
+        assert_eq!(failure.exit, Exit::Unreachable);
+        assert!(failure.to_string().contains("refuses this side's certificate"), "{failure}");
+
+        let plain = Client::new(&address.replace("https", "http"), Duration::from_secs(3600)).expect("an address");
+        let failure = tokio::time::timeout(Duration::from_secs(30), plain.serves()).await.expect("at once");
+        assert!(failure.expect_err("refused").to_string().contains("use https://"));
+    }
+
+    #[test]
+    fn address_and_certificates_have_to_fit() {
+        let ca = Authority::new("ca");
+        let dir = tempfile::tempdir().expect("a folder");
+        let tls = ClientTls::load(&ca.issue("operator", &[]).write(dir.path(), &ca)).expect("good files");
+        let refused = |address, tls| Client::of(&[address], CALL_TIMEOUT, tls).expect_err("refused");
+        let failure = refused("https://h:1", None);
+        assert!(failure.exit == Exit::Usage && failure.to_string().contains("RUG_CA"), "{failure}");
+        let failure = refused("http://h:1", tls.as_ref());
+        assert!(failure.exit == Exit::Usage && failure.to_string().contains("write https://"), "{failure}");
     }
 }

@@ -4,7 +4,10 @@ use std::path::Path;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 
-use super::Config;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use super::{Accepted, Config, ServerStream, ServerTls};
 
 /// A CA.
 #[derive(Debug)]
@@ -79,6 +82,31 @@ impl Authority {
             params.not_after = rcgen::date_time_ymd(2020, 2, 1);
         })
     }
+}
+
+/// Serves as `issued` at a free port of 127.0.0.1, one handshake after the other; yields the connections and the address.
+///
+/// # Panics
+/// When there is no free port, or no Tokio runtime.
+pub async fn serve(ca: &Authority, issued: &Issued) -> (mpsc::Receiver<std::io::Result<ServerStream>>, String) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let tls = ServerTls::load(&issued.write(dir.path(), ca)).expect("good files").expect("named");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = format!("https://{}", listener.local_addr().expect("bound"));
+    let (out, connections) = mpsc::channel(4);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            match tls.accept(stream).await {
+                Ok(Accepted { stream, .. }) => {
+                    if out.send(Ok(stream)).await.is_err() {
+                        return;
+                    }
+                }
+                Err(refused) => refused.take_leave().await,
+            }
+        }
+    });
+    (connections, address)
 }
 
 impl Issued {
