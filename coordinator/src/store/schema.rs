@@ -61,12 +61,11 @@ impl MigrationTrait for First {
             coordinator: Set(String::new()),
             since_ns: Set(0),
         };
-        let ignore = OnConflict::column(leadership::Column::Id).do_nothing().to_owned();
-        let insert = leadership::Entity::insert(row).on_conflict(ignore);
-        match insert.exec_without_returning(manager.get_connection()).await {
-            Ok(_) | Err(DbErr::RecordNotInserted) => Ok(()),
-            Err(error) => Err(error),
+        let db = manager.get_connection();
+        if leadership::Entity::find_by_id(leadership::ROW).one(db).await?.is_none() {
+            leadership::Entity::insert(row).exec_without_returning(db).await?;
         }
+        Ok(())
     }
 }
 
