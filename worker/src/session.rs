@@ -106,6 +106,8 @@ pub struct Session {
     outgoing: Outgoing,
     /// The leader was told, or is about to be, that this worker will stop.
     draining: bool,
+    /// The leader said that it takes nothing more.
+    drained: bool,
     /// When a stream was last ended because of a higher term.
     raised: Option<Timestamp>,
     /// Spans of releases under way, for the trace of their rebalance.
@@ -148,6 +150,7 @@ impl Session {
             commands: VecDeque::new(),
             outgoing: Outgoing::default(),
             draining: false,
+            drained: false,
             raised: None,
             releasing: HashMap::new(),
         }

@@ -33,6 +33,9 @@ pub struct Config {
 pub enum Departure {
     /// Its lease ended without a word, or it was evicted.
     Lost,
+    /// Its lease ended without a word in the midst of something that is known to end workers: the grace applies, but
+    /// that says nothing about what the leader sees.
+    Explained,
     /// It said goodbye.
     Farewell,
     /// It handed everything in and will be back: only the grace applies.
@@ -84,9 +87,10 @@ impl Brake {
         this
     }
 
-    /// A member may be given appliances. Returns whether its name had been missed.
+    /// A member may be given appliances. Returns whether its name had been waited for.
     pub fn joined(&mut self, now: Timestamp, name: &WorkerId) -> bool {
-        let missed = self.missing.remove(name).is_some();
+        let missed = self.waits_for(now, name);
+        self.missing.remove(name);
         if self.live.insert(name.clone())
             && let Some(frozen) = &mut self.frozen
         {
@@ -102,7 +106,7 @@ impl Brake {
         let waits = match how {
             Departure::Farewell => false,
             // What handed back before it left is waited for from the moment it is gone.
-            Departure::Lost => was_live,
+            Departure::Lost | Departure::Explained => was_live,
             Departure::HandedBack => was_live || self.missing.contains_key(name),
         };
         if waits {

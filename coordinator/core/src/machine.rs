@@ -345,6 +345,8 @@ pub enum Down {
     Confirm(Vec<(ApplianceId, Token)>),
     /// Announced steps that may begin.
     Clear(Vec<Step>),
+    /// To a worker that is about to stop: nothing more will be taken from it now.
+    Drained,
 }
 
 /// Why a stream is ended.

@@ -94,18 +94,20 @@ impl Quarantine {
         self.suspects.get(&appliance).filter(|suspect| suspect.quarantined).map(|suspect| suspect.strikes)
     }
 
-    /// A life that held all these ended without a word. Returns what is quarantined for it, with its strikes.
+    /// A life that held all these ended without a word. Returns what is quarantined for it, with its strikes, and whether an
+    /// announced step was under way, which then is the likely reason.
     pub fn died(
         &mut self,
         life: &Life,
         held: impl IntoIterator<Item = (ApplianceId, Token)>,
-    ) -> Vec<(ApplianceId, u32)> {
+    ) -> (Vec<(ApplianceId, u32)>, bool) {
         self.alone.remove(life);
-        let mut found = Vec::new();
+        let (mut found, mut explained) = (Vec::new(), false);
         for (appliance, token) in held {
             let suspect = self.suspects.entry(appliance).or_default();
             suspect.held = None;
             if suspect.begun.take().is_some_and(|step| step.token == token) {
+                explained = true;
                 suspect.strikes = suspect.strikes.saturating_add(1);
                 suspect.quarantined = suspect.strikes >= self.config.strikes;
                 if suspect.quarantined {
@@ -113,7 +115,7 @@ impl Quarantine {
                 }
             }
         }
-        found
+        (found, explained)
     }
 
     /// A life that holds `step.appliance` wants to begin. `true`: it may, now. `false`: [`Quarantine::ended`] will say so.
@@ -264,13 +266,13 @@ mod tests {
             q.arrived(T, appliance, token(n));
         }
         assert!(q.begins(&life(n), step(1, n, 1)));
-        q.died(&life(n), [(id(1), token(n)), (id(2), token(n))])
+        q.died(&life(n), [(id(1), token(n)), (id(2), token(n))]).0
     }
 
     #[test]
     fn the_first_death_makes_suspects_and_gives_no_strikes() {
         let mut q = new();
-        assert_eq!(q.died(&life(1), [(id(1), token(1)), (id(2), token(2))]), []);
+        assert_eq!(q.died(&life(1), [(id(1), token(1)), (id(2), token(2))]).0, []);
         assert!(q.is_suspect(id(1)) && q.is_suspect(id(2)) && !q.is_suspect(id(3)));
         assert_eq!(q.quarantined(id(1)), None);
     }
@@ -300,13 +302,13 @@ mod tests {
     #[test]
     fn a_step_that_ended_clears_who_has_no_strike() {
         let mut q = new();
-        q.died(&life(1), [(id(1), token(1))]);
+        q.died(&life(1), [(id(1), token(1))]).0;
         assert!(q.begins(&life(2), step(1, 2, 7)));
         q.ended(&life(2), step(1, 2, 6));
         assert!(q.is_suspect(id(1)), "word of an older step");
         q.ended(&life(2), step(1, 2, 7));
         assert!(!q.is_suspect(id(1)));
-        assert_eq!(q.died(&life(2), [(id(1), token(2))]), []);
+        assert_eq!(q.died(&life(2), [(id(1), token(2))]).0, []);
     }
 
     #[test]
@@ -334,7 +336,7 @@ mod tests {
         let mut q = new();
         let held = |t: u64| (1..=3).map(move |n| (id(n), token(t)));
         assert!((1..=3).all(|n| q.begins(&life(1), step(n, 1, n as u64))), "without strikes all of them run");
-        q.died(&life(1), held(1));
+        q.died(&life(1), held(1)).0;
         let begun: Vec<_> = (1..=3).map(|n| q.begins(&life(2), step(n, 2, n as u64))).collect();
         assert_eq!(begun, [true, false, false]);
         assert!(q.begins(&life(3), step(9, 3, 1)), "others are not concerned");
@@ -344,7 +346,7 @@ mod tests {
         assert!(!q.begins(&life(2), step(1, 2, 4)));
         assert_eq!(q.left(&life(2), id(3)), Some(step(1, 2, 4)));
         assert!(q.begins(&life(2), step(1, 2, 4)), "said again");
-        q.died(&life(2), held(2));
+        q.died(&life(2), held(2)).0;
         let strikes: Vec<_> = (1..=3).map(|n| q.suspects[&id(n)].strikes).collect();
         assert_eq!(strikes, [2, 1, 1], "only the one that ran");
     }
@@ -355,7 +357,7 @@ mod tests {
         dies_over_1(&mut q, 1);
         assert!(q.begins(&life(2), step(1, 2, 1)));
         q.greeted(&life(2), [id(1)]);
-        assert_eq!(q.died(&life(2), [(id(1), token(2))]), []);
+        assert_eq!(q.died(&life(2), [(id(1), token(2))]).0, []);
         assert_eq!(q.suspects[&id(1)].strikes, 1);
         assert!(q.begins(&life(3), step(1, 3, 1)));
     }

@@ -83,6 +83,7 @@ pub(super) fn down(
                 .collect()
         }
         Down::BeatAck(number) => one(down::Down::BeatAck(number)),
+        Down::Drained => one(down::Down::Drained),
         Down::Confirm(released) => one(down::Down::Confirm(down::Confirm { released, ..down::Confirm::default() })),
         Down::Clear(steps) => {
             let wire = |s: Step| proto::convert::Step { appliance: s.appliance, token: s.token, number: s.number };

@@ -31,6 +31,8 @@ pub enum Down {
     Confirm(Confirm),
     /// The stream ends.
     Refused(Refused),
+    /// To a worker that is about to stop: nothing more will be taken from it now.
+    Drained,
 }
 
 /// What a worker holds from now on. It stops acting on everything else at once and gives it back.
@@ -161,6 +163,7 @@ pub fn down_from_wire(wire: wire::CoordinatorMessage) -> Result<(Envelope, Down)
             Body::Delta(_) => "Delta",
             Body::Confirm(_) => "Confirm",
             Body::Refused(_) => "Refused",
+            Body::Drained(_) => "Drained",
         },
     };
     let envelope = reader.envelope(wire.envelope)?;
@@ -190,6 +193,7 @@ pub fn down_from_wire(wire: wire::CoordinatorMessage) -> Result<(Envelope, Down)
                 .map(|wait| reader.wait("retry_after".to_owned(), Some(wait)))
                 .transpose()?,
         }),
+        Body::Drained(wire::Drained {}) => Down::Drained,
     };
     Ok((envelope, down))
 }
@@ -281,6 +285,7 @@ pub fn down_to_wire(envelope: &Envelope, down: Down) -> wire::CoordinatorMessage
             detail: refused.detail,
             retry_after: refused.retry_after.map(super::scalar::duration_to_wire),
         }),
+        Down::Drained => Body::Drained(wire::Drained {}),
     };
     wire::CoordinatorMessage { envelope: Some(envelope_to_wire(envelope)), body: Some(body) }
 }

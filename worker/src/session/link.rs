@@ -138,6 +138,9 @@ pub(super) fn wire_envelope(envelope: holdings::Envelope) -> Envelope {
 
 #[cfg(test)]
 mod tests {
+    use common::tls::testing::{self, Authority};
+    use proto::worker::v1::session_server::{Session, SessionServer};
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -153,5 +156,52 @@ mod tests {
         assert_eq!(out.send([WorkerMessage::default()], limit).await, Ok(()));
         drop(messages);
         assert_eq!(out.send(pair(), limit).await, Err(Broken::Ended));
+    }
+
+    /// Answers every stream by ending it.
+    struct Ending;
+
+    #[tonic::async_trait]
+    impl Session for Ending {
+        type OpenStream = tokio_stream::Empty<Result<CoordinatorMessage, tonic::Status>>;
+
+        async fn open(
+            &self,
+            _: tonic::Request<Streaming<WorkerMessage>>,
+        ) -> Result<tonic::Response<Self::OpenStream>, tonic::Status> {
+            Ok(tonic::Response::new(tokio_stream::empty()))
+        }
+    }
+
+    /// A coordinator with TLS, reached at this address.
+    async fn coordinator(ca: &Authority) -> String {
+        let (connections, address) = testing::serve(ca, &ca.issue("coordinator-1", &["127.0.0.1"])).await;
+        let server = tonic::transport::Server::builder().add_service(SessionServer::new(Ending));
+        tokio::spawn(server.serve_with_incoming(ReceiverStream::new(connections)));
+        address
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_opened_over_tls() {
+        let ca = Authority::new("ca");
+        let address = coordinator(&ca).await;
+        let dir = tempfile::tempdir().expect("a folder");
+        let tls = ClientTls::load(&ca.issue("worker-1", &[]).write(dir.path(), &ca)).expect("good files");
+        let mut link = open(&address, Duration::from_secs(20), tls.as_ref()).await.expect("let in");
+        assert_eq!(link.inlet.receive().await.expect_err("ended"), "the coordinator closed it");
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_is_refused_is_named() {
+        let (ca, other) = (Authority::new("ca"), Authority::new("other"));
+        let address = coordinator(&ca).await;
+        let dir = tempfile::tempdir().expect("a folder");
+        let tls = ClientTls::load(&other.issue("worker-1", &[]).write(dir.path(), &ca)).expect("good files");
+        let problem = open(&address, Duration::from_secs(20), tls.as_ref()).await.expect_err("refused");
+        assert!(problem.contains("cert.pem (`worker-1`, valid until"), "{problem}");
+        let problem = open(&address.replace("https", "http"), Duration::from_secs(20), tls.as_ref()).await;
+        assert!(problem.expect_err("refused").contains("write https://"));
+        let problem = open(&address, Duration::from_secs(20), None).await.expect_err("refused");
+        assert!(problem.contains("https:// needs TLS"), "{problem}");
     }
 }

@@ -114,8 +114,8 @@ impl Session {
         }
         loop {
             let waiting = self.outgoing.is_waiting();
-            if self.draining && !waiting && self.holdings.is_settled() {
-                info!("everything was given back");
+            if self.draining && !waiting && (self.drained || self.holdings.is_settled()) {
+                info!(held = self.holdings.len(), "given back what anybody takes");
                 self.say_goodbye(link).await;
                 return Ended::Stopping;
             }
@@ -206,6 +206,7 @@ impl Session {
         let hand_back = self.config.on_stop == OnStop::HandBack;
         info!(worker = %self.name, held = self.holdings.len(), hand_back, "draining");
         self.draining = true;
+        self.drained = false;
         self.outgoing.drain(hand_back);
         if hand_back {
             for (appliance, token) in self.holdings.give_back() {

@@ -69,6 +69,10 @@ impl Session {
                 None
             }
             down::Down::Refused(refused) => Some(self.on_refused(&refused)),
+            down::Down::Drained => {
+                self.drained = self.draining && self.holdings.counts(from);
+                None
+            }
         }
     }
 

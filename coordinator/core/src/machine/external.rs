@@ -386,3 +386,18 @@ fn a_paused_leader_places_nothing() {
     s.w.pass(Duration::from_millis(300));
     assert!(s.w.holder(11).is_some());
 }
+
+#[test]
+fn a_worker_that_is_about_to_stop_hears_when_nobody_takes_what_it_has() {
+    let mut s = cluster(Config::default(), &["w1", "w2"], 10);
+    for name in ["w1", "w2"] {
+        let conn = s.w.puppets[&worker(name)].conn;
+        let envelope = s.w.envelope(conn);
+        s.w.sent.clear();
+        s.w.step(Event::Drain(conn, envelope, false));
+        s.w.pass(Duration::from_secs(1));
+        let told = s.w.sent.iter().any(|(c, d)| *c == conn && *d == Down::Drained);
+        assert_eq!(told, name == "w2", "{name}");
+    }
+    assert_eq!(s.w.loads(), [0, 10]);
+}

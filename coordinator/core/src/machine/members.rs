@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::{Timestamp, WorkerId};
 
-use super::{Action, Conn, Envelope, Hello, Incarnation, Machine, Profile, Refusal};
+use super::{Action, Conn, Down, Envelope, Hello, Incarnation, Machine, Profile, Refusal};
 use crate::brake::Departure;
 use crate::handoff::State;
 use crate::health::Session as SessionState;
@@ -49,7 +49,9 @@ pub(super) struct Watch {
     expelled: BTreeMap<Life, Timestamp>,
     /// Lives that were to be evicted, and when that was last asked for.
     evicting: BTreeMap<Life, Timestamp>,
-    /// Lives that hand back what they hold.
+    /// Lives that said they are about to stop, and whether they were told that nothing more is taken from them.
+    leaving: BTreeMap<Life, bool>,
+    /// Those of them that hand back what they hold.
     handing_back: BTreeSet<Life>,
     /// Names that were missed and are back: what they held goes to them, whatever the band says. Until when.
     homecoming: BTreeMap<WorkerId, Timestamp>,
@@ -63,6 +65,7 @@ impl Watch {
             silent: lives.into_iter().map(|life| (life, now)).collect(),
             expelled: BTreeMap::new(),
             evicting: BTreeMap::new(),
+            leaving: BTreeMap::new(),
             handing_back: BTreeSet::new(),
             homecoming: BTreeMap::new(),
         }
@@ -101,6 +104,7 @@ impl Watch {
         self.silent.remove(life);
         self.expelled.remove(life);
         self.evicting.remove(life);
+        self.leaving.remove(life);
         self.handing_back.remove(life);
     }
 }
@@ -240,7 +244,7 @@ impl Machine {
     /// A stream of this life was welcomed.
     pub(super) fn settled_member(&mut self, now: Timestamp, life: &Life) {
         self.members.silent.remove(life);
-        if self.brake.joined(now, &life.0) && self.members.homecoming.len() < HOMECOMING {
+        if self.brake.joined(now, &life.0) {
             self.come_home(now, &life.0);
         }
         self.forget_missed(now);
@@ -248,6 +252,9 @@ impl Machine {
 
     /// What this name held goes to it from now on, until the last of its former lives must have ended.
     fn come_home(&mut self, now: Timestamp, name: &WorkerId) {
+        if self.members.homecoming.len() >= HOMECOMING {
+            return;
+        }
         let lives = self.membership.lives().filter(|(worker, _)| worker == name);
         let last = lives.filter_map(|life| self.membership.remaining(now, life)).max().unwrap_or_default();
         let settle = Duration::from_millis(self.config.debounce_ms) * 4;
@@ -257,18 +264,13 @@ impl Machine {
     }
 
     /// A life is gone: is its name missed?
-    pub(super) fn missed(&mut self, now: Timestamp, life: &Life, profile: &Profile, farewell: bool) {
-        let handed_back = self.members.hands_back(life);
+    pub(super) fn missed(&mut self, now: Timestamp, life: &Life, profile: &Profile, how: Departure) {
+        let how = if self.members.hands_back(life) { Departure::HandedBack } else { how };
         self.members.forget(life);
         let successor = self.membership.lives().find(|other| {
             other.0 == life.0 && self.membership.is_alive(other) && self.sessions.state(other) == SessionState::Settled
         });
         if successor.is_none() {
-            let how = match (farewell, handed_back) {
-                (true, false) => Departure::Farewell,
-                (_, true) => Departure::HandedBack,
-                (false, false) => Departure::Lost,
-            };
             let silent = self.membership.overdue(now);
             self.brake.left(now, &life.0, how, silent);
         } else if self.config.departure_grace_ms > 0 || self.brake.frozen_since().is_some() {
@@ -297,6 +299,7 @@ impl Machine {
 
     pub(super) fn drain(&mut self, now: Timestamp, conn: Conn, envelope: Envelope, hand_back: bool) {
         let Some(life) = self.speaker(conn, envelope) else { return };
+        self.members.leaving.insert(life.clone(), false);
         if hand_back && self.config.departure_grace_ms > 0 {
             self.members.handing_back.insert(life.clone());
             self.brake.left(now, &life.0, Departure::HandedBack, 0);
@@ -306,6 +309,30 @@ impl Machine {
         self.refresh_members();
         self.placement.drifted();
         self.actions.push(Action::WorkerChanged(life.0));
+    }
+
+    /// Tells workers that are about to stop when nothing more will be taken from them: nobody takes what they have, or
+    /// nothing is moved now. `movers` are those that something is yet to be taken from.
+    pub(super) fn tell_leavers(&mut self, movers: &BTreeSet<WorkerId>) {
+        let done: Vec<Life> = self
+            .members
+            .leaving
+            .iter()
+            .filter(|(life, told)| {
+                !**told
+                    && !self.members.handing_back.contains(*life)
+                    && self.granted.contains_key(*life)
+                    && !movers.contains(&life.0)
+                    && !self.in_flight.concerns(&life.0)
+            })
+            .map(|(life, _)| life.clone())
+            .collect();
+        for life in done {
+            if let Some(conn) = self.sessions.settled_conn(&life) {
+                self.actions.push(Action::Send(conn, Down::Drained));
+                self.members.leaving.insert(life, true);
+            }
+        }
     }
 
     /// Has no further heartbeat of a life count, as soon as the authority can see to it.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use common::{Timestamp, Token, WorkerId};
 
 use super::{Action, Machine, Pending, WRITE_RETRY};
+use crate::brake::Departure;
 use crate::grants::{GrantOp, Profile};
 use crate::handoff::{self, Effect, Handed, Refused, State};
 use crate::membership::Life;
@@ -225,9 +226,7 @@ impl Machine {
     pub(super) fn gone(&mut self, now: Timestamp, life: &Life, profile: Profile, farewell: bool) {
         self.close_session(life, super::Refusal::IncarnationOver);
         let slots = self.granted.get(life).cloned().unwrap_or_default();
-        if !farewell {
-            self.suspect(life, &slots);
-        }
+        let explained = !farewell && self.suspect(life, &slots);
         for slot in slots {
             self.hand(now, slot, handoff::Event::Gone(life.0.clone(), life.1));
         }
@@ -239,25 +238,32 @@ impl Machine {
             }
             self.intruders_left(slot);
         }
-        self.missed(now, life, &profile, farewell);
+        let how = match (farewell, explained) {
+            (true, _) => Departure::Farewell,
+            (false, true) => Departure::Explained,
+            (false, false) => Departure::Lost,
+        };
+        self.missed(now, life, &profile, how);
         self.departed(now, life, profile);
         self.placement.lost(life);
         self.refresh_members();
         self.actions.push(Action::WorkerChanged(life.0.clone()));
     }
 
-    /// A life that held all these ended without a word.
-    fn suspect(&mut self, life: &Life, slots: &BTreeSet<Slot>) {
+    /// A life that held all these ended without a word. Returns whether a step that was announced is the likely reason.
+    fn suspect(&mut self, life: &Life, slots: &BTreeSet<Slot>) -> bool {
         let held = slots.iter().filter_map(|slot| {
             let entry = self.table.get(*slot)?;
             Some((entry.id, entry.state.holder()?.token))
         });
-        for (id, strikes) in self.quarantine.died(life, held) {
+        let (quarantined, explained) = self.quarantine.died(life, held);
+        for (id, strikes) in quarantined {
             if let Some(slot) = self.table.slot(id) {
                 self.note_unplaced(slot, Some(Unplaced::Quarantined(strikes)));
                 self.actions.push(Action::Quarantined(id, strikes));
             }
         }
+        explained
     }
 
     pub(super) fn intruder_ended(&mut self, slot: Slot, life: &Life, token: Token) {

@@ -21,6 +21,8 @@ pub(super) struct Due {
     grace: Duration,
     grace_ends: Timestamp,
     joined: Vec<WorkerId>,
+    /// Names that were waited for and are back. They are not gathered.
+    back: Vec<WorkerId>,
     joins_due: Option<Timestamp>,
     lost: Vec<WorkerId>,
     start: bool,
@@ -37,6 +39,7 @@ impl Due {
             grace,
             grace_ends: now + grace,
             joined: Vec::new(),
+            back: Vec::new(),
             joins_due: None,
             lost: Vec::new(),
             start: true,
@@ -88,6 +91,7 @@ impl Due {
     /// A name that was missed is back: it is not gathered with newcomers.
     pub(super) fn came_back(&mut self, name: &WorkerId) {
         self.joined.retain(|joined| joined != name);
+        self.back.push(name.clone());
         self.dirty = true;
     }
 
@@ -115,7 +119,8 @@ impl Due {
     }
 
     fn take_cause(&mut self) -> Option<Cause> {
-        let joined = std::mem::take(&mut self.joined);
+        let mut joined = std::mem::take(&mut self.joined);
+        joined.append(&mut self.back);
         let lost = std::mem::take(&mut self.lost);
         let start = std::mem::take(&mut self.start);
         match (joined.is_empty(), lost.is_empty()) {
@@ -191,6 +196,11 @@ impl InFlight {
         self.per_worker.get(worker).copied().unwrap_or_default()
     }
 
+    /// Whether a move from or to this worker is under way and not stalled.
+    pub(super) fn concerns(&self, worker: &WorkerId) -> bool {
+        self.of(worker) > 0
+    }
+
     /// Moves that count against the limit.
     fn counted(&self) -> usize {
         self.moves.len() - self.stalled
@@ -255,10 +265,12 @@ impl Machine {
             return;
         }
         if self.paused.is_some() {
+            self.tell_leavers(&BTreeSet::new());
             return;
         }
         let mut cause = None;
-        if joins_due || !self.placement.lost.is_empty() || self.placement.start {
+        let changed = !self.placement.lost.is_empty() || !self.placement.back.is_empty();
+        if joins_due || changed || self.placement.start {
             self.placement.joins_due = None;
             cause = self.placement.take_cause();
             self.refresh_members();
@@ -274,10 +286,12 @@ impl Machine {
         }
         let moves: Vec<Move> = plan.moves.into_iter().filter(|m| self.allows(now, m)).collect();
         self.name_rebalance(cause, &moves);
+        let movers = moves.iter().filter_map(|m| m.from.clone()).collect();
         let mut begun = 0;
         for m in &moves {
             begun += usize::from(self.begin(now, m));
         }
+        self.tell_leavers(&movers);
         if begun == 0 && self.in_flight.len() == 0 {
             let mut news = Vec::new();
             self.rebalances.nothing_left(&mut news);

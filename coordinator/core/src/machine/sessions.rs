@@ -60,6 +60,11 @@ impl Sessions {
         Some(session)
     }
 
+    pub(super) fn settled_conn(&self, life: &Life) -> Option<Conn> {
+        let conn = *self.by_life.get(life)?;
+        self.by_conn.get(&conn).filter(|session| session.waiting.is_none()).map(|_| conn)
+    }
+
     fn settled(&mut self, life: &Life) -> Option<(Conn, &mut Session)> {
         let conn = *self.by_life.get(life)?;
         let session = self.by_conn.get_mut(&conn)?;

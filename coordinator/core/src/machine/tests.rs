@@ -158,7 +158,7 @@ impl World {
                 let envelope = self.envelope(conn);
                 self.step(Event::Answers(conn, envelope, answers));
             }
-            Down::BeatAck(_) | Down::Confirm(_) | Down::Clear(_) => {}
+            Down::BeatAck(_) | Down::Confirm(_) | Down::Clear(_) | Down::Drained => {}
         }
     }
 
