@@ -27,8 +27,8 @@ use tracing::{debug, info, warn};
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Handshakes under way. Some thousand connections at once, when a leader changes, are through in a second of one core;
-/// each that stalls costs some ten KiB until its deadline.
-const MAX_HANDSHAKES: usize = 512;
+/// each that stalls costs a file descriptor and some ten KiB until its deadline.
+const MAX_HANDSHAKES: usize = 256;
 
 /// Connections that wait for the server to take them, which it does at once.
 const QUEUE: usize = 64;

@@ -1,1 +1,190 @@
+//! A server with TLS, and all who may and may not come in.
 
+use common::tls::testing::{Authority, Issued};
+use common::tls::{self, ClientTls};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tonic::transport::Server;
+use tonic::{Request, Response, Status};
+use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+
+use super::*;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Answers with nothing but tells the test who asked.
+struct Who(mpsc::Sender<Peer>);
+
+#[tonic::async_trait]
+impl Health for Who {
+    async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+        let peer = request.extensions().get::<Peer>().cloned().expect("every request knows its peer");
+        self.0.send(peer).await.expect("the test goes on");
+        Ok(Response::new(HealthCheckResponse::default()))
+    }
+
+    type WatchStream = tokio_stream::Empty<Result<HealthCheckResponse, Status>>;
+
+    async fn watch(&self, _: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+}
+
+/// A server, and the folder its files are in.
+struct Bench {
+    dir: TempDir,
+    address: SocketAddr,
+    peers: mpsc::Receiver<Peer>,
+}
+
+impl Bench {
+    async fn with(tls: Option<(&Authority, &Issued)>) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let tls = tls.and_then(|(ca, issued)| ServerTls::load(&issued.write(dir.path(), ca)).expect("good files"));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let (told, peers) = mpsc::channel(4);
+        let server = Server::builder().add_service(HealthServer::new(Who(told)));
+        tokio::spawn(server.serve_with_incoming(incoming(listener, tls)));
+        Self { dir, address, peers }
+    }
+
+    /// With a certificate of `ca` for its address.
+    async fn of(ca: &Authority) -> Self {
+        Self::with(Some((ca, &ca.issue("coordinator-1", &["127.0.0.1"])))).await
+    }
+
+    /// Asks on a connection of its own. Who the server says that was, or what the client hears.
+    async fn ask(&mut self, as_whom: Option<&ClientTls>) -> Result<Peer, String> {
+        let scheme = if as_whom.is_some() { "https" } else { "http" };
+        let endpoint = tls::endpoint(&format!("{scheme}://{}", self.address), as_whom).expect("an address");
+        let asked = async {
+            let channel = tls::connect(&endpoint, as_whom).await.map_err(|e| tls::chain(&e))?;
+            let answer = HealthClient::new(channel).check(HealthCheckRequest::default()).await;
+            answer.map_err(|status| tls::chain(&status))?;
+            Ok(self.peers.recv().await.expect("the server goes on"))
+        };
+        tokio::time::timeout(DEADLINE, asked).await.expect("in time")
+    }
+}
+
+/// A client that shows `issued`, trusts `ca`, and keeps its files.
+fn client(ca: &Authority, issued: &Issued) -> (ClientTls, TempDir) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let client = ClientTls::load(&issued.write(dir.path(), ca)).expect("good files").expect("named");
+    (client, dir)
+}
+
+#[tokio::test]
+async fn services_know_whose_certificate_was_shown() {
+    let ca = Authority::new("ca");
+    let mut bench = Bench::of(&ca).await;
+    let (worker, _dir) = client(&ca, &ca.issue("worker-1", &["worker-1.rug"]));
+    let peer = bench.ask(Some(&worker)).await.expect("let in");
+    let identity = peer.identity.clone().expect("TLS");
+    assert_eq!(identity.common_name.as_deref(), Some("worker-1"));
+    assert_eq!(identity.names, ["worker-1.rug"]);
+    assert_eq!(peer.to_string(), format!("worker-1 at {}", peer.address));
+}
+
+#[tokio::test]
+async fn without_tls_services_know_the_address() {
+    let mut bench = Bench::with(None).await;
+    let peer = bench.ask(None).await.expect("let in");
+    assert_eq!(peer.identity, None);
+    assert!(peer.address.ip().is_loopback());
+}
+
+#[tokio::test]
+async fn a_ca_that_changes_lets_others_in_without_a_restart() {
+    let (old_ca, new_ca) = (Authority::new("old"), Authority::new("new"));
+    let mut bench = Bench::of(&old_ca).await;
+    let (old, _old_dir) = client(&old_ca, &old_ca.issue("worker-1", &[]));
+    let (new, _new_dir) = client(&new_ca, &new_ca.issue("worker-1", &[]));
+    bench.ask(Some(&old)).await.expect("let in");
+    let words = bench.ask(Some(&new)).await.expect_err("not yet");
+    assert!(words.contains("the server's certificate `coordinator-1`"), "{words}");
+
+    let _ = new_ca.issue("coordinator-1", &["127.0.0.1"]).write(bench.dir.path(), &new_ca);
+    let changed = async {
+        // Each try is a connection of its own; the server looks at its files ten times a second.
+        while bench.ask(Some(&new)).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, changed).await.expect("the new files are taken over");
+    let words = bench.ask(Some(&old)).await.expect_err("no longer");
+    assert!(words.contains("was not issued by a CA in"), "{words}");
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_ca_is_refused_in_words() {
+    let (ca, other) = (Authority::new("ca"), Authority::new("other"));
+    let mut bench = Bench::of(&ca).await;
+    // It trusts the server, which does not trust it.
+    let (stranger, dir) = client(&ca, &other.issue("stranger", &[]));
+    let words = bench.ask(Some(&stranger)).await.expect_err("refused");
+    let file = dir.path().join("cert.pem");
+    assert!(words.starts_with("TLS: the server refuses this side's certificate"), "{words}");
+    assert!(words.contains(&*file.to_string_lossy()) && words.contains("does not trust the CA"), "{words}");
+}
+
+#[tokio::test]
+async fn a_client_without_tls_is_told_to_use_it() {
+    let ca = Authority::new("ca");
+    let mut bench = Bench::of(&ca).await;
+    let words = bench.ask(None).await.expect_err("refused");
+    assert!(words.contains("wants TLS with a client certificate; use https://"), "{words}");
+}
+
+#[tokio::test]
+async fn a_client_without_a_certificate_is_refused() {
+    let ca = Authority::new("ca");
+    let mut bench = Bench::of(&ca).await;
+    let pem = tonic::transport::Certificate::from_pem(ca.pem());
+    let config = tonic::transport::ClientTlsConfig::new().ca_certificate(pem);
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("https://{}", bench.address)).expect("an address");
+    let asked = async {
+        let channel = endpoint.tls_config(config).expect("a CA").connect().await.map_err(|e| tls::chain(&e))?;
+        let answer = HealthClient::new(channel).check(HealthCheckRequest::default()).await;
+        answer.map(drop).map_err(|status| tls::chain(&status))
+    };
+    let words = tokio::time::timeout(DEADLINE, asked).await.expect("in time").expect_err("refused");
+    assert!(words.contains("CertificateRequired"), "{words}");
+    assert!(bench.peers.try_recv().is_err(), "no call came through");
+}
+
+#[tokio::test]
+async fn clients_that_stall_hold_up_nobody() {
+    let ca = Authority::new("ca");
+    let mut bench = Bench::of(&ca).await;
+    let mut stalled = Vec::new();
+    for n in 0..MAX_HANDSHAKES + 8 {
+        let mut stream = TcpStream::connect(bench.address).await.expect("it listens");
+        // Some say nothing, some begin a record and go no further.
+        if n % 2 == 0 {
+            stream.write_all(&[22, 3, 1]).await.expect("sent");
+        }
+        stalled.push(stream);
+    }
+    let (worker, _dir) = client(&ca, &ca.issue("worker-1", &[]));
+    bench.ask(Some(&worker)).await.expect("let in");
+    // The oldest was given up for those that came after it.
+    let gone = tokio::time::timeout(DEADLINE, stalled[0].read(&mut [0; 64])).await.expect("in time");
+    assert!(matches!(gone, Ok(0) | Err(_)), "{gone:?}");
+}
+
+#[test]
+fn strangers_do_not_fill_the_log() {
+    let start = Instant::now();
+    let mut hush = Hush::new(start);
+    let said = (0..100).filter(|_| hush.at(start).is_some()).count();
+    assert_eq!(said, 10);
+    assert_eq!(hush.at(start + Hush::REFILL), Some(90));
+    assert_eq!(hush.at(start + Hush::REFILL), None);
+    let later = start + 100 * Hush::REFILL;
+    let said = (0..100).filter(|_| hush.at(later).is_some()).count();
+    assert_eq!(said, 10);
+}
