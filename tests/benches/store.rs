@@ -1,6 +1,7 @@
 //! The store's rates beside floors of the same run: what the disk syncs, and what SQLite takes as plain multi-row inserts.
 //!
-//! `cargo bench -p tests --bench store -- [--seconds N] [--clients N] [--dir PATH]`
+//! `cargo bench -p tests --bench store -- [--seconds N] [--clients N] [--dir PATH] [--url URL]`
+//! With `--url` (`postgres://`, `mariadb://`) the store of that URL is measured, which must be empty, and no floors.
 //! Times are wall clock. The folder decides what is measured: a `tmpfs` has no disk.
 
 use std::collections::BTreeMap;
@@ -27,10 +28,11 @@ struct Options {
     seconds: u64,
     clients: u64,
     dir: Option<String>,
+    url: Option<String>,
 }
 
 fn options() -> Result<Options> {
-    let mut options = Options { seconds: 5, clients: 64, dir: None };
+    let mut options = Options { seconds: 5, clients: 64, dir: None, url: None };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
@@ -38,6 +40,7 @@ fn options() -> Result<Options> {
             "--seconds" => options.seconds = value()?.parse().context("--seconds")?,
             "--clients" => options.clients = value()?.parse().context("--clients")?,
             "--dir" => options.dir = Some(value()?),
+            "--url" => options.url = Some(value()?),
             // What `cargo bench` adds.
             "--bench" => {}
             other => bail!("unknown argument {other}"),
@@ -57,9 +60,15 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let span = Duration::from_secs(options.seconds);
-        floor_of_syncs(dir.path(), span)?;
-        floor_of_inserts(dir.path(), span).await?;
-        let config = Config { url: format!("sqlite:{}", dir.path().join("store.db").display()), ..Config::default() };
+        let url = match options.url {
+            Some(url) => url,
+            None => {
+                floor_of_syncs(dir.path(), span)?;
+                floor_of_inserts(dir.path(), span).await?;
+                format!("sqlite:{}", dir.path().join("store.db").display())
+            }
+        };
+        let config = Config { url, ..Config::default() };
         let store = Store::open(&config).await?;
         let term = store.highest_term().await?.next();
         store.begin_term(&CoordinatorId::new("bench")?, term).await?;

@@ -209,7 +209,7 @@ pub(super) async fn rollback(tx: Transaction) -> Result<(), DbErr> {
 /// there this shows whether the file can be written at all, since `BEGIN IMMEDIATE` passes on a read-only one.)
 pub(super) async fn lock_chain(tx: &Transaction) -> Result<(), DbErr> {
     leadership::Entity::update_many()
-        .col_expr(leadership::Column::Batch, Expr::col(leadership::Column::Batch).into())
+        .col_expr(leadership::Column::Batch, Expr::col(leadership::Column::Batch))
         .filter(leadership::Column::Id.eq(leadership::ROW))
         .exec(tx)
         .await?;

@@ -6,6 +6,7 @@ mod fixtures;
 mod log;
 mod outages;
 mod servers;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -98,7 +98,7 @@ pub(super) fn member(n: u32) -> StoredMember {
             pid: 7,
             lease: Duration::from_secs(2),
         },
-        departed: n % 2 == 0,
+        departed: n.is_multiple_of(2),
     }
 }
 

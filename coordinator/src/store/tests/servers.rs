@@ -55,14 +55,19 @@ macro_rules! each {
 
 impl Server {
     pub(super) async fn start(kind: Kind) -> Self {
+        Self::start_with(kind, None).await
+    }
+
+    /// One that speaks TLS as well.
+    pub(super) async fn start_with(kind: Kind, tls: Option<::servers::Tls>) -> Self {
         match kind {
             Kind::Sqlite => unreachable!("a file has no server"),
             Kind::Postgres => {
-                let options = postgres::Options { fsync: false, ..postgres::Options::default() };
+                let options = postgres::Options { fsync: false, tls, ..postgres::Options::default() };
                 Self::Postgres(Postgres::start(options).await.expect("PostgreSQL starts"))
             }
             Kind::MariaDb => {
-                let options = mariadb::Options { fsync: false, ..mariadb::Options::default() };
+                let options = mariadb::Options { fsync: false, tls, ..mariadb::Options::default() };
                 Self::MariaDb(MariaDb::start(options).await.expect("MariaDB starts"))
             }
         }
