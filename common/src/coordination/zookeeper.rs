@@ -6,10 +6,10 @@
 //! reasons). The leader is whoever stands first in a lock of kazoo's recipe, and writes terms under the protection of its
 //! own lock node (section 3).
 //!
-//! - [`config`]: the URL. [`layout`]: names and bytes. [`connection`]: a session and what calls come to.
-//! - [`entry`] and [`life`]: taking a name, and beating until the end. [`seat`]: the worker's part.
-//! - [`finder`]: who leads and where coordinators are. [`lock`]: the election. [`candidate`] and [`leadership`]: the
-//!   coordinator's part. [`roster`]: what becomes of the workers' nodes.
+//! - `config`: the URL. `layout`: names and bytes. `connection`: a session and what calls come to.
+//! - `entry` and `life`: taking a name, and beating until the end. `seat`: the worker's part.
+//! - `finder`: who leads and where coordinators are. `lock`: the election. `candidate` and `leadership`: the
+//!   coordinator's part. `roster`: what becomes of the workers' nodes.
 //!
 //! The client does not renew persistent watches when it reconnects (it sends none of them with `SetWatches2`), so every
 //! user of one watches anew after each reconnection, and reads everything again anyway.

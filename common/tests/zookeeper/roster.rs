@@ -153,7 +153,7 @@ async fn python_members_their_changes_and_odd_names() {
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_break_everything_is_read_anew_and_nobody_who_lives_ended() {
     let mut server = own().await;
-    let place = Place::new(&server, "anew", 10.0);
+    let place = Place::new(&server, "anew", 30.0);
     let (life, gate) = join(&place.seat("w1")).await;
     let (gone, _gate) = join(&place.seat("w2")).await;
     let candidate = place.candidate("c");
@@ -167,7 +167,7 @@ async fn after_a_break_everything_is_read_anew_and_nobody_who_lives_ended() {
         assert_eq!(view.leases.len(), 2);
         // The watches are there again.
         let before = view.beats;
-        view.until("heartbeats are seen", |v| v.beats > before + 4).await;
+        view.until("heartbeats are seen", |v| v.beats > before + 1).await;
     }
     assert!(view.ended.is_empty());
     let incarnation = gone.incarnation().expect("it is known");

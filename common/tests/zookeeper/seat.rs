@@ -133,7 +133,7 @@ async fn a_lease_node_of_another_life_is_not_beaten_into() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_short_outage_is_survived_in_the_same_life() {
     let mut server = own().await;
-    let place = Place::new(&server, "short", 10.0);
+    let place = Place::new(&server, "short", 20.0);
     let (life, gate) = join(&place.seat("w1")).await;
     gate.beats().await;
     server.kill().expect("it runs");
