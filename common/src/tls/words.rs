@@ -157,14 +157,16 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
 #[must_use]
 pub fn refusal(error: &(dyn Error + 'static)) -> Option<String> {
     let mut next = Some(error);
+    let mut found = None;
     while let Some(cause) = next {
         let text = cause.to_string();
         if let Some(at) = text.find(MARK) {
-            return Some(text[at..].trim_end_matches(['"', ')']).to_owned());
+            // Outer errors quote inner ones, with more behind; no text of this module has a quotation mark in it.
+            found = text[at..].split('"').next().map(str::to_owned);
         }
         next = cause.source();
     }
-    None
+    found
 }
 
 /// The text of a refusal that is made here.

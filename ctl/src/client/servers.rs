@@ -100,7 +100,7 @@ impl Servers {
     /// What to tell when none of those asked has answered; `told` is what each of them said last.
     pub(super) fn unreachable(&self, told: &[(usize, Status)]) -> Failure {
         let reasons: Vec<_> = told.iter().map(|(turn, status)| (self.address(*turn), reason(status))).collect();
-        let hint = if reasons.iter().all(|(_, reason)| reason.contains("refused")) {
+        let hint = if reasons.iter().all(|(_, reason)| reason.contains("Connection refused")) {
             "\nstart a cluster with `rugctl up`, or name its address with --server or RUG_SERVER"
         } else {
             ""
