@@ -460,7 +460,7 @@ mod tests {
         let tls = ClientTls::load(&ca.issue("operator", &[]).write(dir.path(), &ca)).expect("good files");
         let refused = |address, tls| Client::of(&[address], CALL_TIMEOUT, tls).expect_err("refused");
         let failure = refused("https://h:1", None);
-        assert!(failure.exit == Exit::Usage && failure.to_string().contains("RUG_CA"), "{failure}");
+        assert!(failure.exit == Exit::Usage && failure.to_string().contains("RUG_TLS_CA"), "{failure}");
         let failure = refused("http://h:1", tls.as_ref());
         assert!(failure.exit == Exit::Usage && failure.to_string().contains("write https://"), "{failure}");
     }

@@ -63,16 +63,17 @@ struct Global {
 #[derive(Args, Debug)]
 struct TlsFlags {
     /// PEM file with the CAs that the server's certificate must be issued by
-    #[arg(long, global = true, env = "RUG_CA", value_name = "FILE")]
+    #[arg(long = "tls-ca", global = true, env = "RUG_TLS_CA", value_name = "FILE")]
     ca: Option<OsString>,
     /// PEM file with the certificate to show to the server
-    #[arg(long, global = true, env = "RUG_CERT", value_name = "FILE")]
+    #[arg(long = "tls-cert", global = true, env = "RUG_TLS_CERT", value_name = "FILE")]
     cert: Option<OsString>,
     /// PEM file with the key of the certificate
-    #[arg(long, global = true, env = "RUG_KEY", value_name = "FILE")]
+    // An id of its own, since `ring locate` has an argument `key`.
+    #[arg(long = "tls-key", id = "tls-key", global = true, env = "RUG_TLS_KEY", value_name = "FILE")]
     key: Option<OsString>,
     /// Name the server's certificate must have, instead of the host in its address
-    #[arg(long, global = true, env = "RUG_SERVER_NAME", value_name = "NAME")]
+    #[arg(long = "tls-server-name", global = true, env = "RUG_TLS_SERVER_NAME", value_name = "NAME")]
     server_name: Option<String>,
 }
 

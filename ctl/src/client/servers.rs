@@ -123,10 +123,10 @@ impl Server {
                     Failure::usage(format!("`{address}` is not the address of a server, such as {DEFAULT_SERVER}"))
                 }
                 AddressError::NoTls(_) => Failure::usage(format!(
-                    "{address}: https:// needs certificates: --ca, --cert and --key, or RUG_CA, RUG_CERT and RUG_KEY"
+                    "{address}: https:// needs certificates: --tls-ca, --tls-cert and --tls-key, or RUG_TLS_CA, RUG_TLS_CERT and RUG_TLS_KEY"
                 )),
                 AddressError::Plain(_) => Failure::usage(format!(
-                    "{address}: certificates are given (--ca or RUG_CA), and http:// would not use them; write https://"
+                    "{address}: certificates are given (--tls-ca or RUG_TLS_CA), and http:// would not use them; write https://"
                 )),
             })?
             .connect_timeout(CONNECT)
