@@ -199,7 +199,7 @@ impl Cluster {
     /// # Errors
     /// What does not hold.
     pub async fn finish(mut self) -> Result<()> {
-        checks::final_state(&self).await?;
+        checks::final_state(&self.api, self.root(), &self.state_dir()).await?;
         for daemon in std::iter::once(&mut self.coordinator).chain(&mut self.workers) {
             daemon.check()?;
         }

@@ -1,4 +1,5 @@
 //! What the tests of the whole share: clusters of real processes.
 
 pub mod cluster;
+pub mod fleet;
 pub mod sim;

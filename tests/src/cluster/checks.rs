@@ -8,18 +8,19 @@ use anyhow::{Context, Result, bail, ensure};
 use proto::admin::v1;
 use serde_json::Value;
 
+use super::api::{self, Api};
 use super::wait::until;
-use super::{Cluster, PATIENCE, api};
+use super::{PATIENCE, processes};
 
 /// Every appliance comes to rest with a living owner, no process runs that nobody asked for, and the journals show one
 /// owner at a time.
 ///
 /// # Errors
 /// What does not hold.
-pub async fn final_state(cluster: &Cluster) -> Result<()> {
+pub async fn final_state(api: &Api, root: &Path, state_dir: &Path) -> Result<()> {
     until(PATIENCE, "every appliance has a living owner", async || {
-        let workers = cluster.api.workers().await?;
-        for appliance in cluster.api.list().await? {
+        let workers = api.workers().await?;
+        for appliance in api.list().await? {
             let assignment = appliance.assignment.clone().unwrap_or_default();
             let alive = workers.iter().any(|w| w.id == assignment.worker && w.health() == v1::Health::Healthy);
             ensure!(alive && assignment.state == "owned", "{}", api::describe(&appliance));
@@ -27,18 +28,17 @@ pub async fn final_state(cluster: &Cluster) -> Result<()> {
         Ok(())
     })
     .await?;
-    until(PATIENCE, "no process runs that nobody asked for", async || no_stray_process(cluster).await).await?;
-    let status = cluster.api.status().await?;
+    until(PATIENCE, "no process runs that nobody asked for", async || no_stray_process(api, root).await).await?;
+    let status = api.status().await?;
     ensure!(status.violations == 0, "{} messages contradicted the table", status.violations);
-    journals(&cluster.state_dir())
+    journals(state_dir)
 }
 
 /// An ordinal has one process at most, and belongs to an appliance that exists.
-async fn no_stray_process(cluster: &Cluster) -> Result<()> {
-    let known: BTreeMap<String, v1::Appliance> =
-        cluster.api.list().await?.into_iter().map(|a| (a.id.clone(), a)).collect();
+async fn no_stray_process(api: &Api, root: &Path) -> Result<()> {
+    let known: BTreeMap<String, v1::Appliance> = api.list().await?.into_iter().map(|a| (a.id.clone(), a)).collect();
     let mut seen = BTreeMap::new();
-    for (name, process) in cluster.instances() {
+    for (name, process) in processes::instances(root) {
         // <appliance>-<ordinal>-<attempt>, and ids have hyphens of their own.
         let (slot, _) = name.rsplit_once('-').with_context(|| format!("odd instance name {name}"))?;
         let (id, _) = slot.rsplit_once('-').with_context(|| format!("odd instance name {name}"))?;

@@ -1,0 +1,3 @@
+//! Distributed clusters of real processes: ZooKeeper, PostgreSQL or MariaDB, coordinators, workers. One file per subject.
+
+mod membership;
