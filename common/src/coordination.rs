@@ -124,7 +124,7 @@ pub trait Life: fmt::Debug + Send + Sync + 'static {
     async fn leave(self: Box<Self>);
 }
 
-/// The leader, as others find it.
+/// A coordinator, most often the leader, as others find it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leader {
     /// Its name.
@@ -145,6 +145,9 @@ pub trait Candidate: fmt::Debug + Send + Sync + 'static {
 
     /// Who leads, as far as is known; `None` when nobody does or nobody can tell. Names this coordinator as well.
     fn leader(&self) -> watch::Receiver<Option<Leader>>;
+
+    /// Every coordinator that is there, the leader first, as far as is known now; this one among them.
+    fn coordinators(&self) -> watch::Receiver<Vec<Leader>>;
 
     /// Leaves the group and closes the session.
     async fn leave(&self);

@@ -133,6 +133,7 @@ pub async fn run(mut config: Config) -> Result<(), Failure> {
         store: store::shown_url(&config.store.url),
         coordination: config.coordination.shown(),
         address: config.advertise.clone(),
+        coordinators: candidate.coordinators(),
     };
 
     let catalog = Arc::new(Catalog::new(config.catalog.clone()));

@@ -25,7 +25,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use proto::convert::down::RefusedReason;
 use proto::convert::{Envelope, up};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -113,6 +113,8 @@ pub struct Identity {
     pub coordination: String,
     /// Where others reach its APIs.
     pub address: String,
+    /// The coordinators that are there.
+    pub coordinators: watch::Receiver<Vec<coordination::Leader>>,
 }
 
 #[derive(Debug)]

@@ -78,13 +78,15 @@ impl Life for EmbeddedLife {
 #[derive(Debug)]
 pub struct EmbeddedCandidate {
     leader: watch::Sender<Option<Leader>>,
+    all: watch::Sender<Vec<Leader>>,
 }
 
 impl EmbeddedCandidate {
     /// The coordinator `id`, reached at `address`.
     #[must_use]
     pub fn new(id: CoordinatorId, address: String) -> Self {
-        Self { leader: watch::Sender::new(Some(Leader { id, address })) }
+        let itself = Leader { id, address };
+        Self { leader: watch::Sender::new(Some(itself.clone())), all: watch::Sender::new(vec![itself]) }
     }
 }
 
@@ -96,6 +98,10 @@ impl Candidate for EmbeddedCandidate {
 
     fn leader(&self) -> watch::Receiver<Option<Leader>> {
         self.leader.subscribe()
+    }
+
+    fn coordinators(&self) -> watch::Receiver<Vec<Leader>> {
+        self.all.subscribe()
     }
 
     async fn leave(&self) {}

@@ -155,16 +155,38 @@ impl Leader<'_> {
             violations: counters.violations,
             store: self.identity.store.clone(),
             coordination: self.identity.coordination.clone(),
-            coordination_state: CoordinationState::Connected,
-            coordinators: vec![CoordinatorView {
-                id: self.identity.coordinator.clone(),
-                address: self.identity.address.clone(),
-                leading: true,
-            }],
+            coordination_state: self.coordination_state(),
+            coordinators: self.coordinators(),
             frozen: self.frozen_view(now),
             paused: self.paused.clone(),
             stalled_moves: self.machine.stalled_moves(),
-            notes: self.notes.list(),
+            notes: self.notes(),
         });
+    }
+
+    /// The coordinators that are there; this one, which leads, whatever the others' nodes tell so far.
+    fn coordinators(&self) -> Vec<CoordinatorView> {
+        let own = &self.identity.coordinator;
+        let mut all: Vec<_> =
+            self.identity.coordinators.borrow().iter().filter(|one| one.id != *own).cloned().collect();
+        all.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        let others = all.into_iter().map(|one| CoordinatorView { id: one.id, address: one.address, leading: false });
+        let itself = CoordinatorView { id: own.clone(), address: self.identity.address.clone(), leading: true };
+        std::iter::once(itself).chain(others).collect()
+    }
+
+    /// Whether the service that tells of coordinators could be read lately.
+    fn coordination_state(&self) -> CoordinationState {
+        let blind = self.roster.is_some() && self.identity.coordinators.borrow().is_empty();
+        if blind { CoordinationState::InDoubt } else { CoordinationState::Connected }
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let outage = self.store.outage().map(|cause| {
+            format!(
+                "the database does not answer ({cause}): reads go on from memory, changes are refused until it is back"
+            )
+        });
+        outage.into_iter().chain(self.notes.list()).collect()
     }
 }

@@ -39,6 +39,7 @@ pub(super) struct ZooKeeperCandidate {
     id: CoordinatorId,
     standing: watch::Receiver<Standing>,
     leader: watch::Receiver<Option<Leader>>,
+    all: watch::Receiver<Vec<Leader>>,
     parked: Parked,
     stop: CancellationToken,
 }
@@ -149,7 +150,9 @@ impl ZooKeeperCandidate {
         let config = Arc::new(config);
         let stop = CancellationToken::new();
         let (told, leader) = watch::channel(None);
+        let (told_all, all) = watch::channel(Vec::new());
         finder::spawn(Arc::clone(&config), stop.clone(), move |view| {
+            told_all.send_replace(view.as_ref().map(finder::View::all).unwrap_or_default());
             let leader = view.and_then(|view| view.leader);
             told.send_if_modified(|known| {
                 let changed = *known != leader;
@@ -166,7 +169,7 @@ impl ZooKeeperCandidate {
             standing,
         };
         tokio::spawn(membership.keep(stop.clone()));
-        Self { config, id, standing: seen, leader, parked: Parked::default(), stop }
+        Self { config, id, standing: seen, leader, all, parked: Parked::default(), stop }
     }
 
     async fn member(&self) -> Result<Arc<Member>, Error> {
@@ -227,6 +230,10 @@ impl Candidate for ZooKeeperCandidate {
 
     fn leader(&self) -> watch::Receiver<Option<Leader>> {
         self.leader.clone()
+    }
+
+    fn coordinators(&self) -> watch::Receiver<Vec<Leader>> {
+        self.all.clone()
     }
 
     async fn leave(&self) {

@@ -30,15 +30,20 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 pub(super) struct View {
     /// The leader; its address is empty when it published none, as a Python process.
     pub(super) leader: Option<Leader>,
-    /// Addresses of the other coordinators, in the order of their names.
-    others: Vec<String>,
+    /// The other coordinators, in the order of their names; a Python process among them has no address.
+    others: Vec<Leader>,
 }
 
 impl View {
+    /// All coordinators, the leader first.
+    pub(super) fn all(&self) -> Vec<Leader> {
+        self.leader.iter().chain(&self.others).cloned().collect()
+    }
+
     /// All addresses, the leader's first.
     pub(super) fn addresses(&self) -> Vec<String> {
-        let leader = self.leader.iter().map(|leader| leader.address.clone()).filter(|address| !address.is_empty());
-        leader.chain(self.others.iter().cloned()).collect()
+        let all = self.leader.iter().chain(&self.others);
+        all.map(|one| one.address.clone()).filter(|address| !address.is_empty()).collect()
     }
 }
 
@@ -193,8 +198,8 @@ async fn look(session: &Session, config: &Config) -> Result<View, Failure> {
         let found = layout::address(&data);
         if leader.as_ref().is_some_and(|leader| leader.as_str() == name) {
             address = found;
-        } else if !found.is_empty() {
-            others.push(found);
+        } else if let Ok(id) = CoordinatorId::new(name) {
+            others.push(Leader { id, address: found });
         }
     }
     Ok(View { leader: leader.map(|id| Leader { id, address }), others })
