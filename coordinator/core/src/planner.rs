@@ -68,7 +68,8 @@ impl Default for Config {
 pub struct Member {
     /// Its name.
     pub id: WorkerId,
-    /// Share of the appliances relative to others; at least 1.
+    /// Share of the appliances relative to others, as published. 0 counts as 1 for a fair share, and as no points on the
+    /// ring under [`Strategy::Ring`].
     pub weight: u32,
     /// Failure zone; empty when not given.
     pub zone: String,

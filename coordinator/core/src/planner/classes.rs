@@ -105,7 +105,7 @@ impl Band {
             let handle = roster.handle(*rank);
             groups.iter().filter_map(|g| g.held.get(&handle)).map(super::book::Held::count).sum()
         };
-        let weight = |rank: &u32| u64::from(roster.member(*rank).weight);
+        let weight = |rank: &u32| roster.weight(*rank);
         let load: Vec<u64> = class.takers.iter().map(held).collect();
         let total = load.iter().sum::<u64>() + homeless;
         let weights: u64 = class.takers.iter().map(weight).sum();

@@ -53,10 +53,6 @@ impl Roster {
 
     /// Takes over a new set of members and says which keys changed hands on the ring.
     pub(super) fn replace(&mut self, mut members: Vec<Member>, strategy: Strategy) -> Vec<RingArc> {
-        for member in &mut members {
-            // What is published may be anything; a fair share needs a weight, and the ring cuts it the same way.
-            member.weight = member.weight.clamp(1, ring::MAX_WEIGHT);
-        }
         members.sort_by(|a, b| a.id.cmp(&b.id));
         // Of two with one name the last counts.
         members.dedup_by(|later, kept| {
@@ -78,7 +74,14 @@ impl Roster {
         }
         // Under `ring` a draining member is one that leaves the group, also for the Python services that share it.
         let on_ring = |m: &Member| strategy == Strategy::Bounded || !m.draining;
-        let ring = self.ring.with_members(self.members.iter().filter(|m| on_ring(m)).map(|m| (m.id.clone(), m.weight)));
+        // tooz gives a member of weight 0 no points. Where the ring only states a preference, one that takes a share has to
+        // be met on it all the same.
+        let weight = |m: &Member| match strategy {
+            Strategy::Bounded if !m.drivers.is_empty() => m.weight.max(1),
+            _ => m.weight,
+        };
+        let ring =
+            self.ring.with_members(self.members.iter().filter(|m| on_ring(m)).map(|m| (m.id.clone(), weight(m))));
         self.ring_ranks = (0..).zip(&self.members).filter(|(_, m)| on_ring(m)).map(|(rank, _)| rank).collect();
         let changed = if strategy == Strategy::Ring { Ring::diff(&self.ring, &ring) } else { Vec::new() };
         self.ring = ring;
@@ -142,6 +145,12 @@ impl Roster {
 
     pub(super) fn member(&self, rank: u32) -> &Member {
         &self.members[rank as usize]
+    }
+
+    /// Its weight for a fair share, which is never nothing; cut as the ring cuts it, since what is published may be
+    /// anything.
+    pub(super) fn weight(&self, rank: u32) -> u64 {
+        u64::from(self.member(rank).weight.clamp(1, ring::MAX_WEIGHT))
     }
 
     pub(super) fn handle_count(&self) -> usize {

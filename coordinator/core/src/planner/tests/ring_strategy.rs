@@ -114,3 +114,26 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_member_of_weight_nothing_has_no_points_as_in_tooz() {
+    let mut members = fleet(3);
+    members[0].drivers.clear();
+    members[0].weight = 0;
+    let mut planner = settled(Strategy::Ring, members.clone(), 200);
+    assert_eq!(planner.ring().points().len(), 64);
+    assert_eq!(loads(&planner).iter().sum::<u64>(), 200, "nothing belongs to it");
+    assert_eq!(planner.members(), members, "it is kept as it was published, so that nobody tells it again and again");
+    // Nobody else is left.
+    planner.set_members(members[..1].to_vec());
+    assert_eq!(planner.plan().unplaced.len(), 200);
+    assert!(planner.plan().unplaced.iter().all(|(_, why)| *why == Unplaced::NoMembers));
+}
+
+#[test]
+fn one_of_weight_nothing_that_takes_a_share_is_met_where_the_ring_only_prefers() {
+    let mut members = fleet(2);
+    members[0].weight = 0;
+    let planner = settled(Strategy::Bounded, members, 100);
+    assert_eq!(loads(&planner), [50, 50]);
+}
