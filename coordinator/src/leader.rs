@@ -306,6 +306,10 @@ impl<'a> Leader<'a> {
                 self.cluster_changed = true;
                 self.changed_workers.insert(worker);
             }
+            Action::Gone((worker, incarnation), at) => {
+                // Beside the worker's `may_act_until_ns` of the same host it shows what the lease's margin comes to.
+                info!(%worker, %incarnation, at_ns = at.as_nanos(), "gone: its lease is over, or it left");
+            }
             Action::Rebalance(news) => {
                 let (put, moved) = self.history.take_in(news);
                 self.ended_moves.extend(moved);

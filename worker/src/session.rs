@@ -27,6 +27,7 @@ use std::time::Duration;
 use common::appliance::Driver;
 use common::coordination::{self, Life, Seat};
 use common::retry::Retryable as _;
+use common::runtime::clock;
 use common::runtime::retry::Backoff;
 use common::tls::ClientTls;
 use common::{ApplianceId, Profile, Term, Timestamp, Token, WorkerId};
@@ -277,7 +278,9 @@ impl Session {
     fn end_life(&mut self, why: &str) {
         self.gate.shut();
         self.fence = None;
-        warn!(worker = %self.name, held = self.holdings.len(), "this life is over: {why}");
+        // No later than this; the gate may have been shut for a while.
+        let may_act_until_ns = self.gate.deadline().min(clock::now()).as_nanos();
+        warn!(worker = %self.name, held = self.holdings.len(), may_act_until_ns, "this life is over: {why}");
         self.holdings.end_life();
         self.outgoing = Outgoing::default();
         self.releasing.clear();

@@ -402,6 +402,8 @@ pub enum Action {
     Removed(ApplianceId),
     /// A worker joined, changed or is gone, for readers.
     WorkerChanged(WorkerId),
+    /// A life is gone, decided at this moment: others may act on what it held from then on. To be logged.
+    Gone(Life, Timestamp),
     /// News of a rebalance.
     Rebalance(News),
     /// So many workers died while a step of this appliance ran; nobody is granted it any more.

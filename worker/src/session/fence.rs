@@ -34,7 +34,12 @@ async fn watch(worker: WorkerId, gate: Arc<Gate>) {
             return;
         }
         let since = gate.deadline();
-        warn!(%worker, "fenced: the lease has run out; nothing is changed until a heartbeat is answered, probes go on");
+        let deadline_ns = since.as_nanos();
+        warn!(
+            %worker,
+            deadline_ns,
+            "fenced: the lease has run out; nothing is changed until a heartbeat is answered, probes go on"
+        );
         gate.opens().await;
         let fenced_ms = u64::try_from(clock::now().since(since).as_millis()).unwrap_or(u64::MAX);
         info!(%worker, fenced_ms, "the lease stands again; steps that were refused are tried again");

@@ -224,6 +224,7 @@ impl Machine {
     /// The lease of a life is over: what it held is orphaned, what kept others waiting for it is free. With `farewell` it
     /// said itself that it leaves, so that nothing it held is suspected of having ended it.
     pub(super) fn gone(&mut self, now: Timestamp, life: &Life, profile: Profile, farewell: bool) {
+        self.actions.push(Action::Gone(life.clone(), now));
         self.close_session(life, super::Refusal::IncarnationOver);
         let slots = self.granted.get(life).cloned().unwrap_or_default();
         let explained = !farewell && self.suspect(life, &slots);

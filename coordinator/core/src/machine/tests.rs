@@ -67,6 +67,7 @@ pub(super) struct World {
     pub(super) violations: Vec<String>,
     pub(super) quarantined: Vec<(ApplianceId, u32)>,
     pub(super) evicted: Vec<Life>,
+    pub(super) gone: Vec<(Life, Timestamp)>,
     /// Every commit that was made, whether it was held back or not.
     pub(super) stored: Vec<Commit>,
     pub(super) next_conn: Conn,
@@ -98,6 +99,7 @@ impl World {
             violations: vec![],
             quarantined: vec![],
             evicted: vec![],
+            gone: vec![],
             stored: vec![],
             next_conn: 1,
             term,
@@ -123,6 +125,7 @@ impl World {
                 Action::Violation(text) => self.violations.push(text),
                 Action::Quarantined(id, strikes) => self.quarantined.push((id, strikes)),
                 Action::Evict(life) => self.evicted.push(life),
+                Action::Gone(life, at) => self.gone.push((life, at)),
                 Action::Assigned(_) | Action::WorkerChanged(_) => {}
             }
         }
@@ -309,8 +312,10 @@ fn a_dead_worker_loses_its_appliances_after_its_lease_and_not_before() {
     w.kill("w1");
     w.pass(Duration::from_millis(2200));
     assert_eq!(w.loads(), [5], "nobody may act on them yet");
+    assert_eq!(w.gone, []);
     w.pass(Duration::from_millis(200));
     assert_eq!(w.loads(), [10]);
+    assert!(matches!(&w.gone[..], [((name, _), _)] if *name == worker("w1")), "said once: {:?}", w.gone);
     assert_eq!(w.moved(), 5);
     assert!(matches!(w.news.last(), Some(News::Closed { done: 5, superseded: false, .. })), "{:?}", w.news);
 }
