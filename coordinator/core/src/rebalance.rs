@@ -23,6 +23,8 @@ pub enum Cause {
         /// Who is gone.
         gone: Vec<WorkerId>,
     },
+    /// Workers are about to stop, or were taken out of the ring.
+    Draining(Vec<WorkerId>),
     /// The table drifted out of the band, as after many deletions.
     Drift,
 }
@@ -43,6 +45,7 @@ impl fmt::Display for Cause {
             Self::Joined(j) => write!(f, "joined: {}", names(j)),
             Self::Gone(g) => write!(f, "gone: {}", names(g)),
             Self::Changed { joined, gone } => write!(f, "gone: {}; joined: {}", names(gone), names(joined)),
+            Self::Draining(d) => write!(f, "draining: {}", names(d)),
             Self::Drift => f.write_str("out of the band"),
         }
     }

@@ -241,6 +241,8 @@ fn a_draining_worker_gives_up_everything_and_gets_nothing() {
     let envelope = s.w.envelope(conn);
     s.w.step(Event::Drain(conn, envelope, false));
     s.w.pass(Duration::from_secs(1));
+    let caused = s.w.news.iter().any(|n| matches!(n, News::Opened { cause, .. } if cause.to_string() == "draining: w1"));
+    assert!(caused, "{:?}", s.w.news);
     assert_eq!(s.w.loads(), [0, 6, 6]);
     s.w.create(13..=20);
     assert_eq!(s.w.loads(), [0, 10, 10]);
@@ -400,4 +402,25 @@ fn a_worker_that_is_about_to_stop_hears_when_nobody_takes_what_it_has() {
         assert_eq!(told, name == "w2", "{name}");
     }
     assert_eq!(s.w.loads(), [0, 10]);
+}
+
+#[test]
+fn what_a_worker_has_at_a_later_generation_than_the_store_is_given_anew() {
+    let mut s = cluster(Config::default(), &["w1", "w2"], 4);
+    let mut next = Service::in_term(Config::default(), Term::new(2), restored_from(&s.w, &[]));
+    (next.nodes, next.w.puppets) = (std::mem::take(&mut s.nodes), s.w.puppets.clone());
+    next.read();
+    for (conn, name) in [(101, "w1"), (102, "w2")] {
+        let puppet = next.w.puppets.get_mut(&worker(name)).expect("lives");
+        (puppet.conn, puppet.stream) = (conn, puppet.stream.next());
+        let mut hello = next.w.hello_of(name, &next.w.puppets[&worker(name)].clone());
+        hello.held.iter_mut().filter(|held| held.appliance == id(1)).for_each(|h| h.generation = Generation::new(3));
+        next.w.step(Event::Hello(conn, Box::new(hello)));
+    }
+    next.w.pass(Duration::from_secs(1));
+    assert_eq!(next.w.violations.len(), 1, "{:?}", next.w.violations);
+    assert!(next.all_owned(4));
+    let token = |w: &World, n| w.puppets.values().find_map(|p| p.held.get(&id(n)).copied()).expect("held");
+    assert!(token(&next.w, 1) > token(&s.w, 1), "under a token of this term");
+    assert!((2..=4).all(|n| token(&next.w, n) == token(&s.w, n)), "the others stay where they are");
 }

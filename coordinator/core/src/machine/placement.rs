@@ -373,7 +373,11 @@ impl Machine {
         let cause = match (cause, self.rebalances.current()) {
             (Some(cause), _) => cause,
             (None, Some(_)) => return,
-            (None, None) => Cause::Drift,
+            (None, None) => {
+                let drained = moves.iter().filter(|m| matches!(m.reason, Reason::Draining | Reason::Unowned));
+                let drained: BTreeSet<WorkerId> = drained.filter_map(|m| m.from.clone()).collect();
+                if drained.is_empty() { Cause::Drift } else { Cause::Draining(drained.into_iter().collect()) }
+            }
         };
         let mut news = Vec::new();
         self.rebalances.open(cause, counted, &mut news);

@@ -3,9 +3,10 @@
 //! One stream per life at a time, the newest `Hello` closes older ones. A stream is *settled* once its `Hello` was
 //! answered; only then does anything else on it count, and only then is its worker given anything.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use common::{ApplianceId, StreamNumber, Timestamp, Token};
+use common::{ApplianceId, Generation, StreamNumber, Timestamp, Token};
 
 use super::{Action, Answers, Down, Envelope, Hello, Machine, Pending, Refusal, Tell};
 use crate::grants::{Granted, StoredMember};
@@ -152,7 +153,7 @@ impl Machine {
         self.quarantine.greeted(life, hello.held.iter().map(|held| held.appliance));
         let mut unsaid = self.granted.get(life).cloned().unwrap_or_default();
         let mut keep = Vec::with_capacity(hello.held.len());
-        let mut stale = Vec::new();
+        let (mut stale, mut ahead) = (Vec::new(), Vec::new());
         for held in &hello.held {
             let granted = self.granted_to(life, held.token);
             let Some(slot) = self.table.slot(held.appliance) else {
@@ -166,8 +167,10 @@ impl Machine {
             self.hand(now, slot, handoff::Event::Holds(granted.clone()));
             if self.table.get(slot).is_some_and(|e| e.state.holder() == Some(&granted)) {
                 keep.push((held.appliance, held.token));
-                if self.table.get(slot).is_some_and(|e| e.generation != held.generation) {
-                    stale.push((slot, held.token));
+                match self.table.get(slot).map(|e| e.generation.cmp(&held.generation)) {
+                    Some(Ordering::Greater) => stale.push((slot, held.token)),
+                    Some(Ordering::Less) => ahead.push((slot, held.generation)),
+                    Some(Ordering::Equal) | None => {}
                 }
             }
         }
@@ -179,10 +182,25 @@ impl Machine {
         for (slot, token) in stale {
             self.tell(life, slot, Entry::Update(token), None);
         }
+        for (slot, generation) in ahead {
+            self.take_what_is_ahead(now, life, slot, generation);
+        }
         self.placement.spoke(life);
         self.settled_member(now, life);
         self.settled_changed(now, hello.incarnation.is_none().then_some(&life.0));
         self.actions.push(Action::WorkerChanged(life.0.clone()));
+    }
+
+    /// A worker has a later generation than the store, which was put back to an older state. Generations are counted on
+    /// from what is stored, and the worker would take the next one for what it has: so it gives the appliance up, and
+    /// whoever gets it begins with what is stored.
+    fn take_what_is_ahead(&mut self, now: Timestamp, life: &Life, slot: Slot, held: Generation) {
+        let Some(entry) = self.table.get(slot) else { return };
+        let (id, stored, owned) = (entry.id, entry.generation, matches!(entry.state, State::Owned(_)));
+        self.violation(format!("{} holds {id} at {held}, and it is stored at {stored}: given anew as stored", life.0));
+        if owned {
+            self.hand(now, slot, handoff::Event::Take);
+        }
     }
 
     /// The life behind a message, if it is the newest stream's, settled, and of this term.
