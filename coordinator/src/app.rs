@@ -1,7 +1,7 @@
 //! Builds every part of the coordinator and states the order in which they start and stop.
 //!
-//! Start: state directory (embedded, its lock makes this the only leader), store, candidacy, services, then terms, one
-//! after the other. A failure at any point ends the process with a message and the exit code of [`Failure`]. Stop: health
+//! Start: state directory (embedded, its lock makes this the only leader) and store, candidacy, services, then terms, one
+//! after the other; in a cluster of coordinators the store is opened before the first campaign, and waited for. A failure at any point ends the process with a message and the exit code of [`Failure`]. Stop: health
 //! says so, the leader takes farewells and gives the lock up, watches end, the group is left, the server closes, the store
 //! writes what it has.
 
@@ -28,6 +28,7 @@ use crate::config::Config;
 use crate::grpc::{self, AdminServices, ForwardLayer, Role, TraceLayer};
 use crate::leader::{Identity, Inputs};
 use crate::leadership::{self, Terms};
+use crate::opening::Opening;
 use crate::record::{MoveRecord, RebalanceRecord};
 use crate::sessions::Sessions;
 use crate::state_dir::{self, StateDir};
@@ -120,7 +121,11 @@ pub async fn run(mut config: Config) -> Result<(), Failure> {
     let client_tls = ClientTls::load(&config.tls).map_err(|e| Failure::Other(format!("tls.{e}")))?;
     let listener = TcpListener::bind(config.listen).await.map_err(|e| Failure::Listen(config.listen, e))?;
     let address = listener.local_addr().map_err(|e| Failure::Listen(config.listen, e))?;
-    let store = Store::open(&config.store).await.map_err(|e| Failure::State(e.to_string()))?;
+    let store = if embedded {
+        Opening::now(&config.store).await.map_err(|e| Failure::State(e.to_string()))?
+    } else {
+        Opening::later(config.store.clone())
+    };
     let coordinator = CoordinatorId::new(&config.name).map_err(|e| Failure::Other(e.to_string()))?;
     config.advertise = config.advertised(address);
     let candidate = config
@@ -197,14 +202,22 @@ pub async fn run(mut config: Config) -> Result<(), Failure> {
     if tokio::time::timeout(CLOSE, server).await.is_err() {
         warn!("open calls did not end in time and are cut off");
     }
-    if tokio::time::timeout(CLOSE, store.close()).await.is_err() {
+    if let Some(store) = store.get()
+        && tokio::time::timeout(CLOSE, store.close()).await.is_err()
+    {
         warn!("the store did not take what was left in time");
     }
     ended
 }
 
 /// The history as the admin services read it.
-struct StoreHistory(Store);
+struct StoreHistory(Opening);
+
+impl StoreHistory {
+    fn store(&self) -> Result<Store, HistoryError> {
+        self.0.get().ok_or_else(|| HistoryError("the store is not open yet".to_owned()))
+    }
+}
 
 fn unreadable(error: store::Error) -> HistoryError {
     HistoryError(error.to_string())
@@ -216,17 +229,17 @@ impl History for StoreHistory {
         before: Option<RebalanceId>,
         limit: u64,
     ) -> BoxFuture<'_, Result<Vec<RebalanceRecord>, HistoryError>> {
-        Box::pin(async move { self.0.rebalances(before, limit).await.map_err(unreadable) })
+        Box::pin(async move { self.store()?.rebalances(before, limit).await.map_err(unreadable) })
     }
 
     fn rebalance(
         &self,
         id: RebalanceId,
     ) -> BoxFuture<'_, Result<Option<(RebalanceRecord, Vec<MoveRecord>)>, HistoryError>> {
-        Box::pin(async move { self.0.rebalance(id).await.map_err(unreadable) })
+        Box::pin(async move { self.store()?.rebalance(id).await.map_err(unreadable) })
     }
 
     fn moves_of(&self, appliance: ApplianceId, limit: u64) -> BoxFuture<'_, Result<Vec<MoveRecord>, HistoryError>> {
-        Box::pin(async move { self.0.moves_of(appliance, limit).await.map_err(unreadable) })
+        Box::pin(async move { self.store()?.moves_of(appliance, limit).await.map_err(unreadable) })
     }
 }

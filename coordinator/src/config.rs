@@ -77,6 +77,13 @@ impl Config {
         self.tls.validate().map_err(|e| format!("tls.{e}"))?;
         self.coordination.validate()?;
         self.store.validate().map_err(|e| e.to_string())?;
+        if !self.coordination.is_embedded() && !self.store.is_shared() {
+            return Err(format!(
+                "store.url: {} is a file, which coordinators cannot share, and coordination.url has them elect a leader \
+                 among them; set store.url to postgres://... or mariadb://...",
+                self.store.shown()
+            ));
+        }
         self.machine.validate().map_err(|e| format!("machine.{e}"))?;
         self.catalog.validate().map_err(|e| format!("catalog.{e}"))?;
         common::CoordinatorId::new(&self.name).map_err(|e| format!("name: {e}"))?;
@@ -111,6 +118,16 @@ mod tests {
     fn the_defaults_are_complete_and_keep_the_store_in_the_state_directory() {
         let config = Config::default().complete().expect("the defaults are valid");
         assert_eq!(config.store.url, "sqlite:rug-coordinator/rug.db");
+    }
+
+    #[test]
+    fn coordinators_that_elect_a_leader_share_a_store() {
+        let mut config = Config::default();
+        config.coordination.url = "zookeeper://zk1:2181".to_owned();
+        let refused = config.clone().complete().expect_err("every one of them would have a file of its own");
+        assert!(refused.starts_with("store.url: ") && refused.contains("postgres://"), "{refused}");
+        config.store.url = "postgres://rug:hush@db/rug".to_owned();
+        assert!(config.complete().is_ok());
     }
 
     #[test]

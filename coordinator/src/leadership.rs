@@ -21,6 +21,7 @@ use crate::app::Failure;
 use crate::catalog::Catalog;
 use crate::grpc::Role;
 use crate::leader::{BeginError, Ended, Identity, Inputs, Leader};
+use crate::opening::Opening;
 use crate::sessions::{self, Input};
 use crate::store::Store;
 
@@ -41,8 +42,8 @@ const RESIGN: Duration = Duration::from_secs(3);
 pub struct Terms {
     /// Settings of the machine.
     pub machine: machine::Config,
-    /// The store.
-    pub store: Store,
+    /// The store. Nobody campaigns before it is open.
+    pub store: Opening,
     /// What readers see.
     pub catalog: Arc<Catalog>,
     /// Who this coordinator is.
@@ -75,8 +76,8 @@ impl Terms {
         let mut backoff = Backoff::new(CAMPAIGN.0, CAMPAIGN.1);
         let mut pause = Duration::ZERO;
         loop {
-            let Some(leadership) = self.campaign(inputs, &stop, pause).await? else { break };
-            let next = self.lead(leadership.as_ref(), inputs, &stop).await;
+            let Some((leadership, store)) = self.campaign(inputs, &stop, pause).await? else { break };
+            let next = self.lead(leadership.as_ref(), &store, inputs, &stop).await;
             self.leading.send_replace(false);
             // Whoever watches asks again, and reaches the next leader.
             self.catalog.close_watches();
@@ -104,27 +105,28 @@ impl Terms {
         Ok(())
     }
 
-    /// Stands by until elected. `None` when it is to stop.
+    /// Stands by until the store is open and this coordinator elected. `None` when it is to stop.
     async fn campaign(
         &self,
         inputs: &mut Inputs,
         stop: &CancellationToken,
         pause: Duration,
-    ) -> Result<Option<Box<dyn Leadership>>, Failure> {
+    ) -> Result<Option<(Box<dyn Leadership>, Store)>, Failure> {
         let campaign = async {
             tokio::time::sleep(pause).await;
-            self.candidate.campaign().await
+            let store = self.store.wait().await.map_err(|e| Failure::State(e.to_string()))?;
+            let leadership = self.candidate.campaign().await.map_err(|error| match error {
+                coordination::Error::NameTaken { .. } => Failure::NameTaken(error),
+                error => Failure::Coordination(error),
+            })?;
+            Ok(Some((leadership, store)))
         };
         tokio::pin!(campaign);
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(None),
-                elected = &mut campaign => return match elected {
-                    Ok(leadership) => Ok(Some(leadership)),
-                    Err(error @ coordination::Error::NameTaken { .. }) => Err(Failure::NameTaken(error)),
-                    Err(error) => Err(Failure::Coordination(error)),
-                },
+                elected = &mut campaign => return elected,
                 Some((_, input)) = inputs.sessions.recv() => self.turn_away(input),
                 Some(command) = inputs.commands.recv() => self.refuse(command),
             }
@@ -134,6 +136,7 @@ impl Terms {
     async fn lead(
         &self,
         leadership: &dyn Leadership,
+        store: &Store,
         inputs: &mut Inputs,
         stop: &CancellationToken,
     ) -> Result<Next, Failure> {
@@ -141,7 +144,7 @@ impl Terms {
         let mut tries = 0;
         while tries < TERM_TRIES {
             let began = tokio::time::Instant::now();
-            match self.one_term(leadership, inputs, stop, highest_seen).await? {
+            match self.one_term(leadership, store, inputs, stop, highest_seen).await? {
                 Next::Above(seen) => {
                     warn!(%seen, "a higher term than this one was met; beginning a new one above it");
                     highest_seen = seen;
@@ -156,12 +159,13 @@ impl Terms {
     async fn one_term(
         &self,
         leadership: &dyn Leadership,
+        store: &Store,
         inputs: &mut Inputs,
         stop: &CancellationToken,
         highest_seen: Term,
     ) -> Result<Next, Failure> {
         let config = self.machine.clone();
-        let (store, catalog) = (self.store.clone(), Arc::clone(&self.catalog));
+        let (store, catalog) = (store.clone(), Arc::clone(&self.catalog));
         let begin = Leader::begin(config, leadership, store, catalog, self.identity.clone(), highest_seen);
         let begun = tokio::select! {
             biased;
