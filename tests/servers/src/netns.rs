@@ -24,9 +24,15 @@ const NOBODY: &str = "02:de:ad:de:ad:01";
 /// Removes the bridge `$1` and the namespaces after it.
 const GUARD: &str = r#"
 read -r _ || :
-ip link delete "$1"
+bridge=$1
+ip link delete "$bridge"
 shift
-for namespace in "$@"; do ip netns delete "$namespace"; done
+i=0
+for namespace in "$@"; do
+    ip link delete "$bridge-$i"
+    ip netns delete "$namespace"
+    i=$((i + 1))
+done
 "#;
 
 /// Hosts on a bridge. Dropping it removes them; end what runs there before.
@@ -169,7 +175,11 @@ impl Network {
 
     /// Also takes away what a former owner of the names left, when its guard was killed too.
     fn remove(&self) {
-        let _ = ip(&["link", "delete", &self.bridge], "");
+        // The links as well: they go with their namespaces, but some time after, and the next owner of the names may be
+        // quicker.
+        let links = (0..self.hosts.len()).map(|i| format!("link delete {}-{i}\n", self.bridge));
+        let lines: String = std::iter::once(format!("link delete {}\n", self.bridge)).chain(links).collect();
+        let _ = ip(&["-force", "-batch", "-"], &lines);
         for host in &self.hosts {
             let _ = ip(&["netns", "delete", host.namespace.as_deref().unwrap_or_default()], "");
         }

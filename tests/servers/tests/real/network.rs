@@ -170,6 +170,18 @@ async fn hosts_of_a_network_lose_each_other_on_command() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_network_can_be_made_as_soon_as_another_is_dropped() -> Result<()> {
+    if let Err(problem) = Network::available() {
+        println!("skipped: {problem}");
+        return Ok(());
+    }
+    for _ in 0..5 {
+        drop(Network::new(&["one", "two"])?);
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_target_that_is_away_breaks_connections() -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
