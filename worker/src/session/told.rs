@@ -170,6 +170,8 @@ impl Session {
             Event::Released { appliance, token, progress, hold } => {
                 // The gate first: once the leader may hear of it, nothing here must be able to act.
                 self.gate.dismiss(appliance, token);
+                // With `taken` of the next owner, this is how long nobody looked after it.
+                debug!(%appliance, %token, "released");
                 self.releasing.remove(&(appliance, token));
                 let handed = Handed { progress, hold };
                 if self.holdings.released(appliance, token, handed.clone()) {
