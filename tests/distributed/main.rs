@@ -3,4 +3,6 @@
 mod failover;
 mod membership;
 mod observed;
+mod python;
+mod tooz;
 mod zookeeper;
