@@ -1,9 +1,9 @@
 //! Builds every part of the coordinator and states the order in which they start and stop.
 //!
 //! Start: state directory (embedded, its lock makes this the only leader) and store, candidacy, services, then terms, one
-//! after the other; in a cluster of coordinators the store is opened before the first campaign, and waited for. A failure at any point ends the process with a message and the exit code of [`Failure`]. Stop: health
-//! says so, the leader takes farewells and gives the lock up, watches end, the group is left, the server closes, the store
-//! writes what it has.
+//! after the other; in a cluster of coordinators the store is opened before the first campaign, and waited for. A failure
+//! at any point ends the process with a message and the exit code of [`Failure`]. Stop: health says so, the leader takes
+//! farewells and gives the lock up, watches end, the group is left, the server closes, the store writes what it has.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -47,7 +47,7 @@ const LEAVE: Duration = Duration::from_secs(3);
 /// Why the process ends, with its documented exit code.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// 3: the state directory or the store in it cannot be used.
+    /// 3: the state directory or the store cannot be used, and waiting would not mend it.
     #[error("{0}")]
     State(String),
     /// 4: the address cannot be listened at.

@@ -398,6 +398,9 @@ impl<'a> Leader<'a> {
                 let session = Session { out, envelope, worker: hello.worker.clone() };
                 self.conns.insert(conn, session);
                 let hello = wire::hello(&envelope, *hello);
+                if hello.highest_term < self.machine.term() {
+                    self.notes.met(hello.highest_term);
+                }
                 self.step(Event::Hello(conn, Box::new(hello)));
             }
             Input::Message { conn, envelope, up } => self.on_message(conn, &envelope, up),

@@ -23,6 +23,10 @@ const VIOLATIONS: usize = 10;
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     found: Vec<String>,
+    /// The term of the database before this one.
+    stored: Term,
+    /// That a worker had met a later one is among them.
+    rewound: bool,
     violations: VecDeque<String>,
 }
 
@@ -44,16 +48,30 @@ impl Notes {
             )),
             _ => {}
         }
-        if met > stored && service.is_none_or(|term| met > term) {
-            found.push(format!(
-                "a worker had met {met}, the database was at {stored}: the database comes from an older copy; what \
-                 workers hold under later tokens is taken from them and given anew"
-            ));
-        }
         for note in &found {
             warn!("{note}");
         }
-        Self { found, violations: VecDeque::new() }
+        let mut notes = Self { found, stored, rewound: false, violations: VecDeque::new() };
+        if service.is_none_or(|term| met > term) {
+            notes.met(met);
+        }
+        notes
+    }
+
+    /// A worker had met this term of another leader. Leaders begin their term in the database before they speak to
+    /// anybody, so one that the database does not know was lost with what was written in it.
+    pub(super) fn met(&mut self, met: Term) {
+        if met <= self.stored || self.rewound {
+            return;
+        }
+        self.rewound = true;
+        let note = format!(
+            "a worker had met {met}, the database was at {}: the database comes from an older copy; what workers hold \
+             under later tokens is taken from them and given anew",
+            self.stored
+        );
+        warn!("{note}");
+        self.found.push(note);
     }
 
     pub(super) fn unreadable(&mut self, one: &Unreadable) {
@@ -198,5 +216,22 @@ impl Leader<'_> {
             since: SystemTime::now().checked_sub(frozen.since).unwrap_or_else(SystemTime::now),
             missing: frozen.missing,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_term_that_the_database_does_not_know_is_noted_once() {
+        let (stored, service) = (Term::new(3), Some(Term::new(4)));
+        let mut notes = Notes::found(stored, service, true, Term::default());
+        notes.met(Term::new(3));
+        assert_eq!(notes.list(), Vec::<String>::new(), "one ahead is a leader that ended before it could write");
+        notes.met(Term::new(4));
+        notes.met(Term::new(4));
+        let list = notes.list();
+        assert!(list.len() == 1 && list[0].contains("a worker had met t4, the database was at t3"), "{list:?}");
     }
 }

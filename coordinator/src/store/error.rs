@@ -95,7 +95,7 @@ pub enum Error {
     NotLeading,
     /// A later term is in the store. What of the former one is not acknowledged by now may or may not be stored; the
     /// new leader has read it if it is.
-    #[error("another coordinator leads in the store, at {term} or later")]
+    #[error("another coordinator leads in the store, at {term} or later, or the store was put back to an older state")]
     Deposed {
         /// Of a change: the term it was for, which is over. Of the begin of a term: the term the store has, which is no
         /// lower than the one that was to begin.
