@@ -1,8 +1,11 @@
 //! Distributed clusters of real processes: ZooKeeper, PostgreSQL or MariaDB, coordinators, workers. One file per subject.
 
 mod failover;
+mod lease;
+mod lives;
 mod membership;
 mod observed;
+mod partition;
 mod python;
 mod tooz;
 mod zookeeper;

@@ -32,6 +32,19 @@ pub enum Store {
     MariaDb,
 }
 
+/// Which parts of a fleet are on hosts of their own, in network namespaces; needs root. Coordinators, the database and the
+/// test stay together on [`Network::here`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hosts {
+    /// None: everything is on the loopback address.
+    #[default]
+    None,
+    /// ZooKeeper servers, `zk1` and so on.
+    ZooKeepers,
+    /// ZooKeeper servers and workers, `w1` and so on. An instance answers only on the host of the worker that started it.
+    All,
+}
+
 /// What a fleet is made of.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -49,9 +62,11 @@ pub struct Options {
     pub drivers: Vec<&'static str>,
     /// Session timeout of coordinators and workers.
     pub session: Duration,
-    /// ZooKeeper servers (`zk1`...) and workers (`w1`...) on hosts of their own; needs root. Coordinators, the database and
-    /// the test stay together on [`Network::here`].
-    pub hosts: bool,
+    /// Each worker knows one ZooKeeper server only, `w1` the first, `w2` the second, and so on in turns: it shares what
+    /// becomes of that server.
+    pub pinned: bool,
+    /// What is on hosts of its own.
+    pub hosts: Hosts,
     /// Further environment of each coordinator, such as `RUG_COORDINATOR_MACHINE__DEBOUNCE_MS`.
     pub coordinator_env: Vec<(&'static str, String)>,
     /// Further environment of each worker.
@@ -68,7 +83,8 @@ impl Default for Options {
             workers: 3,
             drivers: vec!["process"],
             session: Duration::from_secs(4),
-            hosts: false,
+            pinned: false,
+            hosts: Hosts::None,
             coordinator_env: Vec::new(),
             worker_env: Vec::new(),
         }
@@ -153,7 +169,7 @@ impl Fleet {
     /// When that does not happen within [`PATIENCE`], with the logs on standard error.
     pub async fn start(options: Options) -> Result<Self> {
         let sandbox = Sandbox::new()?;
-        let network = if options.hosts { Some(network(&options)?) } else { None };
+        let network = network(&options)?;
         let zookeeper = match &network {
             None => Ensemble::start(options.zookeepers, options.zookeeper.clone()).await?,
             Some(network) => {
@@ -163,8 +179,8 @@ impl Fleet {
             }
         };
         let (database, store_url) = Database::start(options.store).await?;
-        let coordination =
-            format!("zookeeper://{}/?timeout={}", zookeeper.connect_string(), options.session.as_secs_f64());
+        let url = |servers: &str| format!("zookeeper://{servers}/?timeout={}", options.session.as_secs_f64());
+        let coordination = url(&zookeeper.connect_string());
         let here = network.as_ref().map_or_else(|| "127.0.0.1".to_owned(), |n| n.here().address().to_string());
         let mut ports = Vec::new();
         let (mut apis, mut coordinators, mut workers) = (Vec::new(), Vec::new(), Vec::new());
@@ -188,14 +204,17 @@ impl Fleet {
         }
         for n in 1..=options.workers {
             let name = format!("w{n}");
-            let host = network.as_ref().map(|network| network.host(&name)).transpose()?;
+            let host = network.as_ref().filter(|_| options.hosts == Hosts::All);
+            let host = host.map(|network| network.host(&name)).transpose()?;
             let mut args = words(["run", "--name", &name, "--host", "test-host", "--state-dir"]);
             args.push(sandbox.path("workers").into_os_string());
             for driver in &options.drivers {
                 args.extend(words(["--driver", driver]));
             }
             let mut worker = daemon_on(host, &name, binaries::path("rug-worker")?, args, &sandbox);
-            worker.environment(&[("RUG_WORKER_COORDINATION__URL", coordination.clone())]);
+            let one = url(&zookeeper.address(usize::from(n - 1) % zookeeper.len()));
+            let known = if options.pinned { one } else { coordination.clone() };
+            worker.environment(&[("RUG_WORKER_COORDINATION__URL", known)]);
             worker.environment(&options.worker_env);
             workers.push(worker);
         }
@@ -395,11 +414,15 @@ fn words<const N: usize>(words: [&str; N]) -> Vec<OsString> {
     words.map(Into::into).to_vec()
 }
 
-fn network(options: &Options) -> Result<Network> {
+fn network(options: &Options) -> Result<Option<Network>> {
+    let workers = match options.hosts {
+        Hosts::None => return Ok(None),
+        Hosts::ZooKeepers => 0,
+        Hosts::All => options.workers,
+    };
     let zookeepers = (1..=options.zookeepers).map(|n| format!("zk{n}"));
-    let workers = (1..=options.workers).map(|n| format!("w{n}"));
-    let names: Vec<String> = zookeepers.chain(workers).collect();
-    Network::new(&names.iter().map(String::as_str).collect::<Vec<_>>())
+    let names: Vec<String> = zookeepers.chain((1..=workers).map(|n| format!("w{n}"))).collect();
+    Network::new(&names.iter().map(String::as_str).collect::<Vec<_>>()).map(Some)
 }
 
 /// A daemon that runs on a host, or here.
