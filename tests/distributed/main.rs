@@ -1,5 +1,6 @@
 //! Distributed clusters of real processes: ZooKeeper, PostgreSQL or MariaDB, coordinators, workers. One file per subject.
 
+mod example;
 mod failover;
 mod lease;
 mod lives;
