@@ -8,6 +8,7 @@ use common::runtime::clock;
 use proto::admin::v1;
 use rustix::process::Signal;
 use servers::netns::{Host, Network};
+use tests::cluster::processes::Identity;
 use tests::cluster::wait::until;
 use tests::cluster::{PATIENCE, api, processes, specs};
 use tests::fleet::{Fleet, Hosts, Options};
@@ -20,13 +21,13 @@ const LONER: &str = "w1";
 const KILL_EVERY: Duration = Duration::from_millis(400);
 
 /// A fleet on hosts with nine appliances, or `None` where there can be no hosts.
-async fn fleet() -> Result<Option<Fleet>> {
+async fn fleet(session: Duration) -> Result<Option<Fleet>> {
     if let Err(problem) = Network::available() {
         println!("skipped: {problem}");
         return Ok(None);
     }
     let fleet = Fleet::start(Options {
-        session: Duration::from_secs(3),
+        session,
         hosts: Hosts::All,
         worker_env: vec![("RUG_WORKER_SESSION__RETRY_CAP", "300ms".to_owned())],
         ..Options::default()
@@ -50,55 +51,67 @@ fn host(fleet: &Fleet, name: &str) -> Result<Host> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_without_a_coordinator_keeps_what_it_holds_alive_and_reports_later() -> Result<()> {
-    let Some(fleet) = fleet().await? else { return Ok(()) };
+    let Some(fleet) = fleet(Duration::from_secs(6)).await? else { return Ok(()) };
     let held = held_by(&fleet, LONER).await?;
     let owners = fleet.owners().await?;
     let rebalances = fleet.api().rebalances().await?.len();
-    let last = lives::effects(&fleet.state_dir())?.last().map_or(0, |effect| effect.at_ns);
     let (loner, here) = (host(&fleet, LONER)?, fleet.network.as_ref().context("a network")?.here().clone());
+    let both = [(&loner, &here), (&here, &loner)];
+    // In one direction: what it says is lost.
+    for cuts in [&both[..], &both[..1]] {
+        let began = clock::now().as_nanos();
+        for (from, to) in cuts {
+            from.cut(to)?;
+        }
+        until(PATIENCE, "the leader misses its session", async || {
+            let workers = fleet.api().workers().await?;
+            let found = workers.iter().find(|w| w.id == LONER).context("it is not listed")?;
+            ensure!(found.health() == v1::Health::Suspect, "{found:?}");
+            Ok(())
+        })
+        .await?;
+        let id = &held[0];
+        let (victim, successor) = killed_and_replaced(&fleet, id).await?;
+        let effects = lives::effects(&fleet.state_dir())?;
+        let done: Vec<_> = effects.into_iter().filter(|effect| effect.at_ns > began).collect();
+        ensure!(done.iter().any(|e| e.appliance == *id && e.action == "spawn"), "no spawn in {done:?}");
+        ensure!(done.iter().all(|e| e.worker == LONER), "others acted: {done:?}");
+        // Nobody heard of it yet, and nobody drew conclusions from that.
+        ensure!(api::pids(&fleet.api().get(id).await?) == [victim.pid], "the leader knows of the repair");
+        ensure!(fleet.owners().await? == owners, "appliances moved");
 
-    loner.cut(&here)?;
-    here.cut(&loner)?;
-    until(PATIENCE, "the leader misses its session", async || {
-        let workers = fleet.api().workers().await?;
-        let found = workers.iter().find(|w| w.id == LONER).context("it is not listed")?;
-        ensure!(found.health() == v1::Health::Suspect, "{found:?}");
-        Ok(())
-    })
-    .await?;
-    let id = &held[0];
-    let (name, victim) =
-        fleet.instances().into_iter().find(|(name, _)| name.starts_with(id)).context("it has an instance")?;
-    processes::signal(victim.pid, Signal::KILL);
-    let (_, successor) = until(PATIENCE, "the instance is replaced", async || {
-        let found = fleet.instances().into_iter().find(|(name, process)| name.starts_with(id) && *process != victim);
-        found.with_context(|| format!("{name} is dead and has no successor"))
-    })
-    .await?;
-    let done: Vec<_> = lives::effects(&fleet.state_dir())?.into_iter().filter(|e| e.at_ns > last).collect();
-    ensure!(done.iter().any(|e| e.appliance == *id && e.action == "spawn"), "no spawn in {done:?}");
-    ensure!(done.iter().all(|e| e.worker == LONER), "others acted: {done:?}");
-    // Nobody heard of it yet, and nobody drew conclusions from that.
-    ensure!(api::pids(&fleet.api().get(id).await?) == [victim.pid], "the leader knows of the repair");
-    ensure!(fleet.owners().await? == owners, "appliances moved");
-
-    loner.heal(&here)?;
-    here.heal(&loner)?;
-    until(PATIENCE, "the repair is reported", async || {
-        let found = fleet.api().get(id).await?;
-        ensure!(api::pids(&found) == [successor.pid] && api::is_configured(&found), "{}", api::describe(&found));
-        Ok(())
-    })
-    .await?;
+        for (from, to) in cuts {
+            from.heal(to)?;
+        }
+        until(PATIENCE, "the repair is reported", async || {
+            let found = fleet.api().get(id).await?;
+            ensure!(api::pids(&found) == [successor.pid] && api::is_configured(&found), "{}", api::describe(&found));
+            Ok(())
+        })
+        .await?;
+    }
     ensure!(fleet.owners().await? == owners, "appliances moved");
     ensure!(fleet.api().rebalances().await?.len() == rebalances, "there was a rebalance");
-    ensure!(lives::lives(&fleet).is_empty(), "its lease was in doubt: {:?}", lives::lives(&fleet));
+    let lives = lives::lives(&fleet);
+    ensure!(lives.values().all(|life| life.gone.is_none()), "somebody was called gone: {lives:?}");
     fleet.finish().await
+}
+
+/// Kills the instance of an appliance and waits for the next one.
+async fn killed_and_replaced(fleet: &Fleet, id: &str) -> Result<(Identity, Identity)> {
+    let instance = || fleet.instances().into_iter().find(|(name, _)| name.starts_with(id)).map(|(_, process)| process);
+    let victim = instance().context("it has an instance")?;
+    processes::signal(victim.pid, Signal::KILL);
+    let successor = until(PATIENCE, "the instance is replaced", async || {
+        instance().filter(|process| *process != victim).context("it has no successor")
+    })
+    .await?;
+    Ok((victim, successor))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_without_zookeeper_is_fenced_before_others_take_over() -> Result<()> {
-    let Some(mut fleet) = fleet().await? else { return Ok(()) };
+    let Some(mut fleet) = fleet(Duration::from_secs(3)).await? else { return Ok(()) };
     let (loner, zookeeper) = (host(&fleet, LONER)?, host(&fleet, "zk1")?);
     let everything = [(&loner, &zookeeper), (&zookeeper, &loner)];
     for cuts in [&everything[..], &everything[..1], &everything[1..]] {
