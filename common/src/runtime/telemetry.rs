@@ -37,7 +37,10 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { format: Format::Text, filter: "info,sqlx=warn,h2=warn,sea_orm_migration=warn".to_owned() }
+        // Libraries that tell of every try, where what follows from it is told here: a ZooKeeper that is away makes its
+        // client warn several times a second.
+        let filter = "info,sqlx=warn,h2=warn,sea_orm_migration=warn,zookeeper_client=error".to_owned();
+        Self { format: Format::Text, filter }
     }
 }
 
