@@ -66,6 +66,25 @@ async fn a_campaign_that_is_dropped_stops_contending() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_leader_whose_member_node_is_deleted_joins_anew_so_that_it_can_be_found() {
+    let place = Place::new(shared().await, "expelled", 4.0);
+    let client = place.client().await;
+    let a = place.candidate("a");
+    let first = elected(&a).await;
+    let mut seen = a.leader();
+    let found = |leader: &Option<Leader>| leader.as_ref().is_some_and(|l| l.address == "https://a:1");
+    within("it can be found", seen.wait_for(found)).await.expect("it goes on");
+    let (_, made) = client.get_data("/tooz/g.coordinators/a").await.expect("it is a member");
+    client.delete("/tooz/g.coordinators/a", None).await.expect("it is there");
+    within("it has no leadership any more", first.lost().cancelled()).await;
+    drop(first);
+    let _second = elected(&a).await;
+    within("it can be found again", seen.wait_for(found)).await.expect("it goes on");
+    let (_, stat) = client.get_data("/tooz/g.coordinators/a").await.expect("it is a member again");
+    assert_ne!(stat.ephemeral_owner, made.ephemeral_owner, "in another session");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_python_contender_excludes_and_is_named_without_an_address() {
     let place = Place::new(shared().await, "python", 4.0);
     let client = place.client().await;

@@ -25,10 +25,10 @@ use super::leadership::ZooKeeperLeadership;
 use super::life::{Claim, Former, Life};
 use super::lock::{Contender, Place};
 use super::until;
-use crate::coordination::{Candidate, Error, Guard, Leader, Leadership};
+use crate::coordination::{Candidate, Ended, Error, Guard, Leader, Leadership};
 use crate::runtime::clock;
 use crate::runtime::retry::Backoff;
-use crate::{CoordinatorId, Timestamp};
+use crate::{CoordinatorId, Incarnation, Timestamp};
 
 /// Delays between tries to join, and between tries to be elected whose outcome is not known.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -243,6 +243,23 @@ impl Candidate for ZooKeeperCandidate {
     }
 }
 
+/// How a membership ended.
+enum End {
+    /// With its life.
+    Life(Ended),
+    /// Somebody deleted the member node.
+    Expelled,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Life(how) => how.fmt(f),
+            Self::Expelled => f.write_str("somebody deleted the member node"),
+        }
+    }
+}
+
 /// The task that keeps the coordinator a member of its group.
 struct Membership {
     config: Arc<Config>,
@@ -261,13 +278,15 @@ impl Membership {
                 Some(Ok((member, life))) => {
                     backoff.reset();
                     let over = member.over.clone();
-                    self.standing.send_replace(Standing::Member(member));
-                    let ended = stop.run_until_cancelled(life.ended()).await;
+                    self.standing.send_replace(Standing::Member(Arc::clone(&member)));
+                    let ended = stop.run_until_cancelled(self.membership_ends(&member, &life)).await;
                     over.cancel();
                     self.standing.send_replace(Standing::Away);
-                    match ended {
-                        Some(how) => tracing::warn!(coordinator = %self.id, %how, "no longer a member"),
-                        None => life.leave().await,
+                    if let Some(how) = &ended {
+                        tracing::warn!(coordinator = %self.id, %how, "no longer a member");
+                    }
+                    if !matches!(ended, Some(End::Life(_))) {
+                        life.leave().await;
                     }
                 }
                 Some(Err(error @ (Error::Refused(_) | Error::NameTaken { .. }))) => {
@@ -282,6 +301,33 @@ impl Membership {
             stop.run_until_cancelled(tokio::time::sleep(backoff.next_delay())).await;
         }
         self.standing.send_replace(Standing::Left);
+    }
+
+    async fn membership_ends(&self, member: &Member, life: &Life) -> End {
+        tokio::select! {
+            how = life.ended() => End::Life(how),
+            () = self.expelled(&member.session, life.incarnation) => End::Expelled,
+        }
+    }
+
+    /// Waits until the member node is gone. It has the address at which everybody else looks for this coordinator; its
+    /// lease node and its lock say nothing of that.
+    async fn expelled(&self, session: &Session, incarnation: Incarnation) {
+        let path = self.config.layout.coordinator(&self.id).member();
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        loop {
+            // Never older than this session's own write of the node.
+            match session.call(session.client().check_and_watch_stat(&path)).await {
+                Ok((Some(stat), watcher)) if layout::incarnation(&stat) == incarnation => {
+                    backoff.reset();
+                    _ = watcher.changed().await;
+                }
+                Ok(_) => return,
+                // The life ends with the session.
+                Err(Failure::Over(_)) => std::future::pending().await,
+                Err(_) => tokio::time::sleep(backoff.next_delay()).await,
+            }
+        }
     }
 
     async fn join(&self) -> Result<(Arc<Member>, Life), Error> {
