@@ -8,5 +8,7 @@ mod membership;
 mod observed;
 mod partition;
 mod python;
+mod security;
+mod store;
 mod tooz;
 mod zookeeper;

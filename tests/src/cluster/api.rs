@@ -32,6 +32,12 @@ impl Api {
         Ok(Self { address: address.to_owned(), channel: endpoint.connect_lazy() })
     }
 
+    /// A client over a connection that was made otherwise, such as with TLS.
+    #[must_use]
+    pub fn over(address: &str, channel: Channel) -> Self {
+        Self { address: address.to_owned(), channel }
+    }
+
     /// Address of the coordinator.
     #[must_use]
     pub fn address(&self) -> &str {
