@@ -2,18 +2,22 @@
 //!
 //! Workers know one server each, so that their lease nodes freeze with it; the coordinators know all. A trial breaks one
 //! server in a way of its own at a random moment of the heartbeat, kills instances meanwhile so that the workers want to
-//! act, waits until a leader has called a worker of that server gone, and mends everything. `RUG_LEASE_TRIALS=30` makes as
-//! many trials of each kind; a few are enough to see that the rule is in force.
+//! act, and has one of the workers evicted, whose lease node then ends long before its session. Once a leader has called
+//! all workers of that server gone, everything is mended. `RUG_LEASE_TRIALS=30` makes as many trials of each kind; a few
+//! are enough to see that the rule is in force.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use common::runtime::clock;
+use proto::admin::v1::{self, workers_client::WorkersClient};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rustix::process::Signal;
 use servers::netns::{Host, Network};
+use servers::zookeeper;
+use tests::cluster::api::Api;
 use tests::cluster::daemon::Daemon;
 use tests::cluster::wait::until;
 use tests::cluster::{PATIENCE, api, processes, specs};
@@ -24,6 +28,8 @@ use crate::lives::{self, Lives};
 const SESSION: Duration = Duration::from_secs(2);
 /// Heartbeats follow each other in this part of a session timeout: a lease is 0.6 of it and has four of them.
 const BEAT: f64 = 0.15;
+/// Of the servers; they tell each other twice in it which sessions live.
+const TICK: Duration = Duration::from_millis(500);
 const SERVERS: usize = 3;
 const WORKERS: u16 = 6;
 /// How often an instance is killed while a server is broken.
@@ -55,7 +61,8 @@ struct Trial {
 impl Trial {
     fn new(kind: Kind, leader: usize, rng: &mut StdRng) -> Self {
         let follower = (leader + rng.random_range(1..SERVERS)) % SERVERS;
-        let moment = Some(SESSION.mul_f64(rng.random_range(0.25..1.5)));
+        // Short ones leave the connection as it is, so that heartbeats commit as the server wakes.
+        let moment = Some(SESSION.mul_f64(rng.random_range(0.1..1.25)));
         let short = rng.random_bool(0.5);
         match kind {
             Kind::CutFollower => Self { kind, server: follower, pause: None, cut: true },
@@ -82,6 +89,7 @@ async fn no_worker_acts_after_it_was_called_gone_whatever_freezes_its_lease_node
     let mut fleet = Fleet::start(Options {
         zookeepers: SERVERS,
         workers: WORKERS,
+        zookeeper: zookeeper::Options { tick_time: TICK, ..zookeeper::Options::default() },
         session: SESSION,
         pinned: true,
         hosts: Hosts::ZooKeepers,
@@ -130,13 +138,18 @@ async fn run(fleet: &mut Fleet, trial: Trial, rng: &mut StdRng) -> Result<()> {
         if let Some(moment) = moment {
             tokio::time::sleep(moment).await;
             fleet.zookeeper.resume(server)?;
+            // For an answer or two, and not for what keeps sessions alive.
+            tokio::time::sleep(TICK.mul_f64(rng.random_range(0.0..0.25))).await;
         }
     }
     if trial.cut {
         let (one, others) = hosts(fleet, trial.server)?;
         fleet.network.as_ref().context("a network")?.part(&[&one], &others.iter().collect::<Vec<_>>())?;
     }
+    // One of them is evicted: its lease node takes no more heartbeats long before its session ends, and it cannot know.
+    let evicting = tokio::spawn(evict(fleet.api().clone(), affected[rng.random_range(0..affected.len())].clone()));
     let gone = until_gone(fleet, &before, &affected, &owners, rng).await;
+    evicting.abort();
 
     if let Some((server, None)) = trial.pause {
         fleet.zookeeper.resume(server)?;
@@ -159,6 +172,14 @@ async fn run(fleet: &mut Fleet, trial: Trial, rng: &mut StdRng) -> Result<()> {
     fleet.healthy().await?;
     fleet.settled(PATIENCE, |_| true).await?;
     Ok(())
+}
+
+/// Asks for an eviction. Whoever leads may lose that in the meantime; then the session ends the life.
+async fn evict(api: Api, id: String) {
+    let request = v1::EvictWorkerRequest { id: id.clone(), reason: "trial".to_owned(), incarnation: String::new() };
+    if let Err(refused) = WorkersClient::new(api.channel()).evict(request).await {
+        println!("{id} is not evicted: {}", refused.message());
+    }
 }
 
 /// Waits until each of these workers was called gone since `before`, killing instances of theirs meanwhile.
