@@ -1,8 +1,12 @@
 //! News that the leader has not taken yet.
 //!
 //! What is newer than something still waiting takes its place where nothing is lost by it: a heartbeat that of the same
-//! life, a list of members the former list, a full read everything of both. The end of a life is never dropped. So what
+//! life, a list of members the former list, a full read everything but ends of lives. Together with an end goes the last
+//! heartbeat before it, told by itself or by a full read: the leader counts from that until the worker has stopped. So what
 //! waits grows with the number of lives, not with time.
+//!
+//! Before the first full read is taken, ends are dropped as well: to a leader that has heard nothing else, the next full
+//! read tells them better.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -21,6 +25,8 @@ pub(super) struct Outbox {
     beats: HashMap<(WorkerId, Incarnation), u64>,
     /// Where the list of members waits.
     members: Option<u64>,
+    /// A full read was taken.
+    begun: bool,
 }
 
 impl Outbox {
@@ -40,7 +46,8 @@ impl Outbox {
         match &news {
             News::Beat(node) => _ = self.beats.remove(&(node.worker.clone(), node.incarnation)),
             News::Members(_) => self.members = self.members.filter(|place| *place != at),
-            News::Read { .. } | News::Ended(..) => {}
+            News::Read { .. } => self.begun = true,
+            News::Ended(..) => {}
         }
         Some((moment, news))
     }
@@ -73,11 +80,35 @@ impl Outbox {
         self.push(now, News::Read { members, leases });
     }
 
-    /// Drops what the next full read will tell anew; ends of lives stay.
+    /// Drops what the next full read will tell anew: all but ends of lives, each with the last heartbeat before it. All
+    /// when so much waits that a read is cheaper: it tells ends too, later than they were.
     pub(super) fn silence(&mut self) {
-        self.waiting.retain(|_, (_, news)| matches!(news, News::Ended(..)));
+        let all = !self.begun || self.is_swollen();
+        let former = std::mem::take(&mut self.waiting);
         self.beats.clear();
         self.members = None;
+        if all {
+            return;
+        }
+        let mut last = HashMap::new();
+        for (now, news) in former.into_values() {
+            match news {
+                News::Beat(node) => _ = last.insert((node.worker.clone(), node.incarnation), (now, node)),
+                // To the leader, a life that was read has sent a heartbeat as late as that. One that was evicted by then
+                // has no end to come.
+                News::Read { leases, .. } => {
+                    let lives = leases.into_iter().filter(|node| !node.evicted);
+                    last.extend(lives.map(|node| ((node.worker.clone(), node.incarnation), (now, node))));
+                }
+                News::Ended(worker, life) => {
+                    if let Some((at, node)) = last.remove(&(worker.clone(), life)) {
+                        self.beat(at, node);
+                    }
+                    self.ended(now, worker, life);
+                }
+                News::Members(_) => {}
+            }
+        }
     }
 
     fn push(&mut self, now: Timestamp, news: News) -> u64 {
@@ -138,22 +169,72 @@ mod tests {
         assert_eq!(drain(&mut outbox), [(at(2), News::Beat(node(1)))]);
     }
 
-    #[test]
-    fn a_full_read_takes_the_place_of_all_but_ends() {
+    fn read(leases: Vec<LeaseNode>) -> News {
+        News::Read { members: Vec::new(), leases }
+    }
+
+    /// One whose first full read was taken.
+    fn begun() -> Outbox {
         let mut outbox = Outbox::default();
+        outbox.read(at(0), Vec::new(), Vec::new());
+        assert_eq!(drain(&mut outbox), [(at(0), read(Vec::new()))]);
+        outbox
+    }
+
+    #[test]
+    fn a_full_read_takes_the_place_of_all_but_ends_and_the_heartbeats_before_them() {
+        let mut outbox = begun();
         let worker = node(1).worker;
         outbox.members(at(1), Vec::new());
         outbox.beat(at(2), node(1));
-        outbox.ended(at(3), worker.clone(), Incarnation::new(9));
-        outbox.read(at(4), Vec::new(), vec![node(1)]);
-        outbox.members(at(5), Vec::new());
-        outbox.members(at(6), Vec::new());
+        outbox.beat(at(3), node(9));
+        outbox.beat(at(4), node(9));
+        outbox.ended(at(5), worker.clone(), Incarnation::new(9));
+        outbox.ended(at(6), worker.clone(), Incarnation::new(8));
+        outbox.read(at(7), Vec::new(), vec![node(1)]);
+        outbox.members(at(8), Vec::new());
+        outbox.members(at(9), Vec::new());
         let expected = [
-            (at(3), News::Ended(worker, Incarnation::new(9))),
-            (at(4), News::Read { members: Vec::new(), leases: vec![node(1)] }),
-            (at(6), News::Members(Vec::new())),
+            (at(4), News::Beat(node(9))),
+            (at(5), News::Ended(worker.clone(), Incarnation::new(9))),
+            (at(6), News::Ended(worker, Incarnation::new(8))),
+            (at(7), read(vec![node(1)])),
+            (at(9), News::Members(Vec::new())),
         ];
         assert_eq!(drain(&mut outbox), expected);
         assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn a_broken_connection_leaves_a_life_that_ended_its_last_heartbeat() {
+        let mut outbox = begun();
+        let worker = node(1).worker;
+        outbox.read(at(1), Vec::new(), vec![node(1), node(2), LeaseNode { evicted: true, ..node(3) }]);
+        outbox.beat(at(2), node(2));
+        for life in 1..4 {
+            outbox.ended(at(2 + life), worker.clone(), Incarnation::new(life.into()));
+        }
+        // A second break changes nothing more.
+        outbox.silence();
+        outbox.silence();
+        let expected = [
+            // As late as it was read: what it sent during an earlier break was not seen.
+            (at(1), News::Beat(node(1))),
+            (at(3), News::Ended(worker.clone(), Incarnation::new(1))),
+            (at(2), News::Beat(node(2))),
+            (at(4), News::Ended(worker.clone(), Incarnation::new(2))),
+            (at(5), News::Ended(worker, Incarnation::new(3))),
+        ];
+        assert_eq!(drain(&mut outbox), expected);
+    }
+
+    #[test]
+    fn a_leader_that_took_no_full_read_hears_nothing_before_it() {
+        let mut outbox = Outbox::default();
+        outbox.read(at(1), Vec::new(), vec![node(1)]);
+        outbox.beat(at(2), node(1));
+        outbox.ended(at(3), node(1).worker, Incarnation::new(1));
+        outbox.read(at(4), Vec::new(), vec![node(2)]);
+        assert_eq!(drain(&mut outbox), [(at(4), read(vec![node(2)]))]);
     }
 }
