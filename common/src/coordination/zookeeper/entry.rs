@@ -104,8 +104,21 @@ struct Entry<'a> {
     place: &'a Place,
     capabilities: &'a [u8],
     lease: Duration,
-    /// When the first of those transactions was sent that may have made the nodes.
+    /// A moment before the nodes were made, if this call made them.
     sent: Option<Timestamp>,
+}
+
+/// A moment before nodes of ours that are found from now on were made: `sent` is that of the last transaction, and
+/// `known` the same for those before it. `None` when none of them can have made any.
+fn not_later(known: Option<Timestamp>, sent: Timestamp, failure: Option<&Failure>) -> Option<Timestamp> {
+    match failure {
+        // Its nodes are there, or some that were made after them.
+        None => Some(sent),
+        // It made nothing itself; but the reason may be an earlier one whose outcome was not known, and which a look in
+        // between did not show yet.
+        Some(Failure::Said(_)) => known,
+        Some(Failure::Unknown(_) | Failure::Over(_)) => known.or(Some(sent)),
+    }
 }
 
 impl Entry<'_> {
@@ -144,14 +157,11 @@ impl Entry<'_> {
             writer.add_delete(path, Some(*version))?;
         }
         writer.add_create(&self.place.member(), self.capabilities, &options)?;
-        writer.add_create(&self.place.lease(), &layout::heartbeat(layout::FIRST_BEAT, self.lease), &options)?;
+        let first = layout::heartbeat(layout::FIRST_BEAT, self.lease, session.id());
+        writer.add_create(&self.place.lease(), &first, &options)?;
         let sent = clock::now();
         let made = session.call(writer.commit()).await;
-        match &made {
-            // Nothing was made, and whatever was unknown before has been decided by now.
-            Err(Failure::Said(_)) => self.sent = None,
-            _ => self.sent = self.sent.or(Some(sent)),
-        }
+        self.sent = not_later(self.sent, sent, made.as_ref().err());
         // The answer of a transaction has no usable stat before ZooKeeper 3.8.2: the next look reads it.
         made.map(drop)
     }
@@ -190,4 +200,23 @@ fn describe(capabilities: &[u8], stat: &Stat) -> String {
         by.push_str(&format!(" since {}", format_rfc3339_seconds(since)));
     }
     by
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_of_a_transaction_whose_answer_got_lost_count_from_when_it_was_sent() {
+        let at = Timestamp::from_millis;
+        let exists = Failure::Said(ZkError::NodeExists);
+        let lost = Failure::Unknown("the connection broke".to_owned());
+        assert_eq!(not_later(None, at(1), Some(&exists)), None, "another call's nodes are not ours");
+        let first = not_later(None, at(1), Some(&lost));
+        assert_eq!(first, Some(at(1)));
+        // The first commits late, after a look that did not see it, and makes the second fail.
+        assert_eq!(not_later(first, at(2), Some(&exists)), first);
+        assert_eq!(not_later(first, at(2), Some(&lost)), first);
+        assert_eq!(not_later(first, at(3), None), Some(at(3)));
+    }
 }

@@ -169,6 +169,7 @@ struct CoordinatorCapabilities<'a> {
 struct Heartbeat {
     beat: u64,
     lease_ms: u64,
+    session: i64,
 }
 
 #[derive(Serialize)]
@@ -204,9 +205,10 @@ pub(super) fn coordinator_capabilities(address: &str) -> Vec<u8> {
     packed(&CoordinatorCapabilities { address })
 }
 
-/// The `beat`-th heartbeat of a life.
-pub(super) fn heartbeat(beat: u64, lease: Duration) -> Vec<u8> {
-    packed(&Heartbeat { beat, lease_ms: millis(lease) })
+/// The `beat`-th heartbeat of the life that `session` leads. The session stands for the life, whose other half, the
+/// creation of the node, is not known when the node is made; a session leads one life only.
+pub(super) fn heartbeat(beat: u64, lease: Duration, session: i64) -> Vec<u8> {
+    packed(&Heartbeat { beat, lease_ms: millis(lease), session })
 }
 
 /// What the coordinator `by` writes over a lease node to evict its owner. The lease's length stays readable, because a
@@ -218,8 +220,8 @@ pub(super) fn eviction(by: &CoordinatorId, lease: Duration) -> Vec<u8> {
 /// What stands in a lease node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LeaseData {
-    /// Number of the heartbeat; `None` when it was written over.
-    pub(super) beat: Option<u64>,
+    /// Number of the heartbeat and the session that sent it; `None` when it was written over.
+    beat: Option<(u64, i64)>,
     /// How long its owner may act after a heartbeat; the longest possible when it does not say.
     pub(super) lease: Duration,
     /// A coordinator's mark, not just anybody's writing.
@@ -234,7 +236,14 @@ impl LeaseData {
         let lease = number("lease_ms").map_or(MAX_LEASE, |ms| Duration::from_millis(ms).min(MAX_LEASE));
         // A person at ZooKeeper's shell writes plain text.
         let evicted = map.get("evicted").and_then(Value::as_bool).unwrap_or(false) || data.starts_with(b"evicted");
-        Self { beat: number("beat").filter(|_| !evicted), lease, evicted }
+        let beat = number("beat").filter(|_| !evicted).zip(map.get("session").and_then(Value::as_i64));
+        Self { beat, lease, evicted }
+    }
+
+    /// Number of the heartbeat, if `session` sent it. A former life's may get into its successor's node when the versions
+    /// happen to be equal; that is written over like any other.
+    pub(super) fn beat_of(&self, session: i64) -> Option<u64> {
+        self.beat.filter(|(_, by)| *by == session).map(|(beat, _)| beat)
     }
 }
 
@@ -365,7 +374,9 @@ mod tests {
     #[test]
     fn a_lease_node_holds_a_heartbeat_or_was_written_over() {
         let lease = Duration::from_millis(1200);
-        assert_eq!(LeaseData::read(&heartbeat(9, lease)), LeaseData { beat: Some(9), lease, evicted: false });
+        let read = LeaseData::read(&heartbeat(9, lease, -7));
+        assert_eq!(read, LeaseData { beat: Some((9, -7)), lease, evicted: false });
+        assert_eq!((read.beat_of(-7), read.beat_of(7)), (Some(9), None));
         let by = CoordinatorId::new("c1").expect("valid");
         assert_eq!(LeaseData::read(&eviction(&by, lease)), LeaseData { beat: None, lease, evicted: true });
         let unknown = LeaseData { beat: None, lease: MAX_LEASE, evicted: false };

@@ -252,7 +252,7 @@ impl Beats {
         }
         self.pending.push_back((beat, sent));
         let session = &self.held.claim.session;
-        let data = layout::heartbeat(beat, self.lease);
+        let data = layout::heartbeat(beat, self.lease, session.id());
         match session.call(session.client().set_data(&self.path, &data, Some(self.version))).await {
             // Somebody deleted the node, and the one made since happened to have the same version.
             Ok(stat) if layout::incarnation(&stat) != self.incarnation => {
@@ -295,7 +295,8 @@ impl Beats {
         if stat.version == self.version {
             return Ok(Next::Beat);
         }
-        match self.pending.iter().find(|(beat, _)| read.beat == Some(*beat)) {
+        let beat = read.beat_of(self.held.claim.session.id());
+        match self.pending.iter().find(|(pending, _)| beat == Some(*pending)) {
             Some((_, sent)) => {
                 self.committed(*sent, stat.version);
                 Ok(Next::Beat)
