@@ -161,6 +161,54 @@ async fn a_worker_whose_lease_node_is_deleted_is_fenced_before_its_share_moves()
     fleet.finish().await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_whose_nodes_are_deleted_one_by_one_costs_no_move_and_can_be_found() -> Result<()> {
+    let mut fleet = Fleet::start(Options { workers: 2, session: Duration::from_secs(3), ..Options::default() }).await?;
+    fleet.create((1..=6).map(|n| specs::web(&format!("web-{n}"))).collect()).await?;
+    let (tokens, instances) = (tokens(&fleet).await?, fleet.instances());
+    let client = Client::connect(&fleet.zookeeper.connect_string()).await?;
+    for what in ["lock", "member", "lease"] {
+        let status = fleet.api().status().await?;
+        let path = match what {
+            "lock" => first_lock(&client).await?,
+            "member" => format!("/tooz/rug.coordinators/{}", status.coordinator),
+            _ => format!("/rug/rug/coordinator-leases/{}", status.coordinator),
+        };
+        client.delete(&path, None).await.with_context(|| format!("delete {path}"))?;
+        let (now, took) = timed(PATIENCE, "everybody finds a new leader", async || {
+            let mut found = Vec::new();
+            for api in &fleet.apis {
+                let now = api.status().await?;
+                ensure!(now.term > status.term && now.leading && now.coordinators.len() == 2, "{now:?}");
+                ensure!(now.coordinators.iter().all(|one| !one.address.is_empty()), "{now:?}");
+                found.push(now);
+            }
+            ensure!(found[0].coordinator == found[1].coordinator, "{found:?}");
+            Ok(found.remove(0))
+        })
+        .await?;
+        println!("{} leads after {}, {took:?} after its {what} node was deleted", now.coordinator, status.coordinator);
+        fleet.healthy().await?;
+    }
+    assert_eq!(self::tokens(&fleet).await?, tokens, "nothing moves because the leader changed");
+    assert_eq!(fleet.instances(), instances);
+    fleet.finish().await
+}
+
+/// The lock node of the leader.
+async fn first_lock(client: &Client) -> Result<String> {
+    const CONTENDERS: &str = "/tooz/rug.coordinators/leader";
+    let mut names = client.list_children(CONTENDERS).await?;
+    names.sort_by_key(|name| name.rsplit("__lock__").next().map(str::to_owned));
+    Ok(format!("{CONTENDERS}/{}", names.first().context("nobody leads")?))
+}
+
+/// Token of every appliance: who moves gets another one.
+async fn tokens(fleet: &Fleet) -> Result<BTreeMap<String, String>> {
+    let listed = fleet.api().list().await?;
+    Ok(listed.into_iter().map(|a| (a.id, a.assignment.unwrap_or_default().token)).collect())
+}
+
 /// Runs a program of this workspace beside the fleet until it ends by itself.
 async fn run(fleet: &Fleet, program: &str, args: &[&str], environment: &[(&str, String)]) -> Result<Output> {
     let program: PathBuf = binaries::path(program)?;
