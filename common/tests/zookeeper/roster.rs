@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use common::coordination::{Ended, LeaseNode, MemberNode, News};
 use common::{Incarnation, Timestamp, WorkerId};
 use tokio::sync::mpsc::Receiver;
-use zookeeper_client::{Acls, CreateMode};
+use zookeeper_client::{Acls, Client, CreateMode};
 
-use crate::support::{Place, elected, join, own, shared, within, worker};
+use crate::support::{Place, elected, heartbeat, join, own, shared, within, worker};
 
 /// The leader's view, made of news alone.
 #[derive(Debug)]
@@ -148,6 +148,65 @@ async fn python_members_their_changes_and_odd_names() {
     writer.commit().await.expect("both happen");
     view.until("it is another", |v| v.members.get(&py).is_some_and(|m| m.incarnation != before)).await;
     assert_eq!(view.reads, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mark_by_another_hand_ends_a_life_whose_node_stays() {
+    let place = Place::new(shared().await, "mark", 4.0);
+    let client = place.client().await;
+    let candidate = place.candidate("c");
+    let leadership = elected(&candidate).await;
+    let mut view = View::new(leadership.roster().expect("it watches"));
+    view.take().await;
+    // One that does not notice, so that nothing follows the mark.
+    let path = "/rug/g/leases/w9";
+    let ephemeral = CreateMode::Ephemeral.with_acls(Acls::anyone_all());
+    let alive = heartbeat(1, client.session_id().0);
+    client.create(path, &alive, &ephemeral).await.expect("anyone may");
+    let w9 = worker("w9");
+    view.until("it is known", |v| v.leases.contains_key(&w9)).await;
+    let life = view.leases[&w9].incarnation;
+    client.set_data(path, b"evicted", None).await.expect("anyone may write");
+    view.until("its end is told", |v| v.ended == [(w9.clone(), life)]).await;
+    // What another session writes is no heartbeat of its owner.
+    client.delete(path, None).await.expect("it is there");
+    client.create(path, &alive, &ephemeral).await.expect("anyone may");
+    view.until("it is back", |v| v.leases[&w9].incarnation != life).await;
+    let life = view.leases[&w9].incarnation;
+    client.set_data(path, &heartbeat(2, 1), None).await.expect("anyone may write");
+    view.until("its end is told", |v| v.ended.last() == Some(&(w9.clone(), life))).await;
+    client.check_stat(path).await.expect("ZooKeeper is up").expect("it is still there");
+    assert_eq!((view.reads, view.ended.len()), (1, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_not_be_read_is_no_member_but_may_be_a_life() {
+    let place = Place::new(shared().await, "unreadable", 4.0);
+    let (_life, gate) = join(&place.seat("w1")).await;
+    let stranger = Client::connector().with_auth("digest", b"someone:else").connect(&place.address).await;
+    let stranger = stranger.expect("ZooKeeper is up").chroot(place.chroot.clone()).expect("a valid chroot");
+    let closed = CreateMode::Ephemeral.with_acls(Acls::creator_all());
+    stranger.create("/tooz/g.workers/p1", b"\x80", &closed).await.expect("anyone may");
+    let candidate = place.candidate("c");
+    let leadership = elected(&candidate).await;
+    let mut view = View::new(leadership.roster().expect("it watches"));
+    view.take().await;
+    assert_eq!(view.members.keys().collect::<Vec<_>>(), [&worker("w1")]);
+    stranger.create("/tooz/g.workers/p2", b"\x80", &closed).await.expect("anyone may");
+    let (_other, _gate) = join(&place.seat("w2")).await;
+    let w2 = worker("w2");
+    view.until("it goes on", |v| v.members.contains_key(&w2) && v.leases.contains_key(&w2)).await;
+    assert_eq!((view.reads, view.members.len()), (1, 2));
+
+    // Whether the owner of a lease node lives cannot be told: nothing is, until it is gone.
+    stranger.create("/rug/g/leases/p1", b"", &closed).await.expect("anyone may");
+    let mut news = leadership.roster().expect("it watches");
+    gate.beats().await;
+    assert!(news.try_recv().is_err());
+    stranger.delete("/rug/g/leases/p1", None).await.expect("it is there");
+    let mut view = View::new(news);
+    view.take().await;
+    assert_eq!((view.reads, view.members.len(), view.leases.len()), (1, 2, 2));
 }
 
 #[tokio::test(flavor = "multi_thread")]

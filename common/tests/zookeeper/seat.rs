@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use common::coordination::{Ended, Error};
 use common::runtime::clock;
 use zookeeper_client::{Acls, Client, CreateMode};
 
-use crate::support::{Gate, Place, elected, eventually, join, own, profile, shared, within};
+use crate::support::{Gate, Place, elected, eventually, heartbeat, join, own, profile, shared, within};
 
 const MEMBER: &str = "/tooz/g.workers/w1";
 const LEASE: &str = "/rug/g/leases/w1";
@@ -98,6 +98,23 @@ async fn writing_over_the_lease_ends_the_life_and_the_same_seat_joins_again() {
         assert_ne!(next.incarnation(), life.incarnation());
         within("it has left", next.leave()).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_heartbeat_of_another_session_is_not_taken_for_the_own() {
+    let place = Place::new(shared().await, "former", 8.0);
+    let (seat, client) = (place.seat("w1"), place.client().await);
+    let (life, gate) = join(&seat).await;
+    // Where the next heartbeat was to go: equal in number, and the version has moved on as if it had committed.
+    eventually("nobody writes in between", async || {
+        let (data, stat) = client.get_data(LEASE).await.context("read")?;
+        ensure!(data.starts_with(b"\x83\xa4beat"), "{data:x?}");
+        client.set_data(LEASE, &heartbeat(data[6] + 1, 1), Some(stat.version)).await.context("write")?;
+        Ok(())
+    })
+    .await;
+    assert_eq!(within("it notices", life.ended()).await, Ended::LeaseTaken("it was written over".to_owned()));
+    assert!(gate.is_shut());
 }
 
 #[tokio::test(flavor = "multi_thread")]

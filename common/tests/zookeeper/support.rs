@@ -79,6 +79,12 @@ pub(crate) fn worker(name: &str) -> WorkerId {
     WorkerId::new(name).expect("valid")
 }
 
+/// The data of a lease node after the heartbeat `beat` (below 128) of `session`, with a lease of 1.2 s.
+pub(crate) fn heartbeat(beat: u8, session: i64) -> Vec<u8> {
+    let number = [&[0xd3][..], &session.to_be_bytes()].concat();
+    [&b"\x83\xa4beat"[..], &[beat], b"\xa8lease_ms\xcd\x04\xb0\xa7session", &number].concat()
+}
+
 pub(crate) fn profile() -> Profile {
     Profile {
         weight: 2,

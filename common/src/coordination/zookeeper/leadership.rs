@@ -189,6 +189,8 @@ impl Fence {
         Err(Error::Unavailable(format!("others keep writing to {path}")))
     }
 
+    /// An eviction of one term may commit in the next, when the same lock goes on: it ends a life that comes back as
+    /// another, and the roster finds a mark that it was not told to expect when nothing follows it.
     async fn evict(
         &self,
         by: &CoordinatorId,

@@ -3,7 +3,8 @@
 //! Two recursive watches, on the lease nodes and on the group, say *that* something happened to a name; what it is now is
 //! read. A life is known only from the answer of a read, never from an event, and a deletion is believed only when a read
 //! after it does not find that life: events of an earlier life may still be under way when a later one is read.
-//! Heartbeats alone are told from events, with the moment the event reached this process.
+//! Heartbeats alone are told from events, with the moment the event reached this process. The event of an eviction looks
+//! like theirs, but is the last one: a lease node that has fallen silent is read.
 //!
 //! When the connection breaks nothing more is said. On the new one both watches are set anew, then a heartbeat of this
 //! coordinator has to commit, so that its server is as new as that, then everything is read, and that is told as
@@ -11,10 +12,15 @@
 //!
 //! Invariants: one read per name at a time; every event after the sending of a read makes the name be read again, so
 //! that the last state is always seen; a life that was told and is gone is told as ended, once.
+//!
+//! A member node that may not be read is no member. A lease node that may not be read stops everything, since taking it
+//! for absent would be calling its owner gone.
 
+mod known;
 mod outbox;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -22,9 +28,13 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use zookeeper_client::{AddWatchMode, EventType, PersistentWatcher, SessionState, Stat, WatchedEvent};
+use zookeeper_client::{
+    AddWatchMode, Error as ZkError, EventType, PersistentWatcher, SessionState, Stat, WatchedEvent,
+};
 
+use self::known::{Kind, Known, Lease, Name};
 use self::outbox::Outbox;
 use super::candidate::Member;
 use super::config::Config;
@@ -45,6 +55,9 @@ const CHANNEL: usize = 64;
 /// Names that cannot be workers and were complained about; beyond, they are dropped in silence.
 const ODD_NAMES: usize = 256;
 
+/// How often lease nodes that have fallen silent are looked for.
+const SWEEP: Duration = Duration::from_millis(250);
+
 /// Delays between tries to begin.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
@@ -57,7 +70,8 @@ pub(super) fn spawn(
 ) -> mpsc::Receiver<(Timestamp, News)> {
     let (sender, receiver) = mpsc::channel(CHANNEL);
     let over = member.over.clone();
-    let roster = Roster { config, member, suspects, sender, outbox: Outbox::default(), odd: BTreeSet::new() };
+    let (outbox, odd) = (Outbox::default(), BTreeSet::new());
+    let roster = Roster { config, member, suspects, sender, outbox, odd, refused: None };
     tokio::spawn(async move {
         tokio::select! {
             () = done.cancelled() => {}
@@ -72,6 +86,8 @@ pub(super) fn spawn(
 enum Stop {
     /// The watches are gone, or a read failed: begin anew.
     Anew(String),
+    /// Something may not be read that has to be: begin anew, but it takes a person to mend it.
+    Refused(String),
     /// The session is over, or nobody listens.
     Over,
 }
@@ -81,35 +97,25 @@ impl From<Failure> for Stop {
         match failure {
             Failure::Over(_) => Self::Over,
             Failure::Unknown(why) => Self::Anew(why),
+            Failure::Said(error @ ZkError::NoAuth) => Self::Refused(error.to_string()),
             Failure::Said(error) => Self::Anew(error.to_string()),
         }
     }
 }
 
-/// Which of the two directories.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
-    Member,
-    Lease,
+impl Stop {
+    fn at(path: &str, failure: Failure) -> Self {
+        match Self::from(failure) {
+            Self::Refused(why) => Self::Refused(format!("{path}: {why}")),
+            stop => stop,
+        }
+    }
 }
-
-/// One node.
-type Name = (Kind, WorkerId);
 
 /// What a read found.
 type Found = Option<(Vec<u8>, Stat)>;
 
 type Reads<'a> = FuturesUnordered<BoxFuture<'a, (Name, Result<Found, Failure>)>>;
-
-/// What is known of one lease node.
-#[derive(Clone, Debug)]
-struct Lease {
-    node: LeaseNode,
-    /// It was told that it can take no further heartbeat.
-    ended: bool,
-    /// When it was read last.
-    read: Timestamp,
-}
 
 struct Watches {
     members: PersistentWatcher,
@@ -131,43 +137,8 @@ struct Roster {
     sender: mpsc::Sender<(Timestamp, News)>,
     outbox: Outbox,
     odd: BTreeSet<String>,
-}
-
-/// What is known between one full read and the next break.
-#[derive(Default)]
-struct Known {
-    members: BTreeMap<WorkerId, MemberNode>,
-    leases: BTreeMap<WorkerId, Lease>,
-    /// Names that are being read, or wait for it; true when they have to be read once more after that.
-    reading: BTreeMap<Name, bool>,
-    /// Those of them whose read has not been sent.
-    waiting: VecDeque<Name>,
-    /// Members changed since they were told.
-    changed: bool,
-}
-
-impl Known {
-    /// Makes a node be read, after whatever has happened so far.
-    fn read(&mut self, name: Name) {
-        match self.reading.get_mut(&name) {
-            Some(again) => *again = true,
-            None => {
-                self.reading.insert(name.clone(), false);
-                self.waiting.push_back(name);
-            }
-        }
-    }
-
-    /// A read was answered; it is repeated if something happened since it was sent.
-    fn answered(&mut self, name: &Name) {
-        if self.reading.remove(name) == Some(true) {
-            self.read(name.clone());
-        }
-    }
-
-    fn reads_members(&self) -> bool {
-        self.reading.keys().any(|(kind, _)| *kind == Kind::Member)
-    }
+    /// What may not be read and was complained about, until everything can be read again.
+    refused: Option<String>,
 }
 
 impl Roster {
@@ -178,6 +149,7 @@ impl Roster {
             match self.follow(&member, &mut backoff).await {
                 Stop::Over => return,
                 Stop::Anew(why) => tracing::info!(why, "the workers' nodes have to be read anew"),
+                Stop::Refused(why) => self.refused(why),
             }
             self.outbox.silence();
             tokio::time::sleep(backoff.next_delay()).await;
@@ -195,6 +167,9 @@ impl Roster {
             Err(stop) => return stop,
         };
         backoff.reset();
+        self.refused = None;
+        let mut sweep = tokio::time::interval(SWEEP);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut reads, sender) = (Reads::new(), self.sender.clone());
         loop {
             if known.changed && !known.reads_members() {
@@ -202,12 +177,12 @@ impl Roster {
                 self.outbox.members(clock::now(), known.members.values().cloned().collect());
             }
             while reads.len() < READS
-                && let Some(name) = known.waiting.pop_front()
+                && let Some(name) = known.next_read()
             {
                 reads.push(self.read(member, name));
             }
             tokio::select! {
-                // What the watches say comes first: it may be that the answers below are another connection's.
+                // What the watches say comes first: they tell of what was read, and of the connection's end.
                 biased;
                 event = watches.leases.changed() => {
                     if let Err(stop) = self.on_event(clock::now(), Kind::Lease, &event, &mut known) {
@@ -219,10 +194,12 @@ impl Roster {
                         return stop;
                     }
                 }
-                Some((name, found)) = reads.next() => match found {
-                    Ok(found) => self.on_read(clock::now(), name, found, &mut known),
-                    Err(failure) => return failure.into(),
-                },
+                Some((name, found)) = reads.next() => {
+                    if let Err(stop) = self.on_answer(&mut watches, name, found, &mut known) {
+                        return stop;
+                    }
+                }
+                _ = sweep.tick() => known.sweep(clock::now()),
                 permit = sender.reserve(), if !self.outbox.is_empty() => match permit {
                     Ok(permit) => if let Some(news) = self.outbox.pop() { permit.send(news) },
                     Err(_) => return Stop::Over,
@@ -267,14 +244,15 @@ impl Roster {
             touched.extend(self.subject(kind, &event.path).map(|name| (kind, name.to_owned())));
         }
         let now = clock::now();
-        for ((kind, name), data, stat) in read {
+        for (kind, name, found) in read {
+            let Some((data, stat)) = self.readable(kind, &name, found)? else { continue };
             let Some(worker) = self.worker(&name) else { continue };
             match kind {
                 Kind::Member => _ = known.members.insert(worker.clone(), member_node(worker, &data, &stat)),
                 Kind::Lease => {
                     if let Some(node) = lease_node(worker.clone(), &data, &stat) {
                         let ended = node.evicted;
-                        known.leases.insert(worker, Lease { node, ended, read: now });
+                        known.leases.insert(worker, Lease::new(node, ended, now));
                     }
                 }
             }
@@ -291,26 +269,33 @@ impl Roster {
     }
 
     /// Reads every node, after a write of our own has committed on this connection.
-    async fn read_all(&self, member: &Member) -> Result<Vec<((Kind, String), Vec<u8>, Stat)>, Stop> {
+    async fn read_all(&self, member: &Member) -> Result<Vec<(Kind, String, Result<Found, Failure>)>, Stop> {
         if !member.fresh().await {
             return Err(Stop::Over);
         }
         let session = &member.session;
         let mut names = Vec::new();
         for kind in [Kind::Lease, Kind::Member] {
-            let children = session.children(&self.dir(kind)).await?;
+            let dir = self.dir(kind);
+            let children = session.children(&dir).await.map_err(|failure| Stop::at(&dir, failure))?;
             names.extend(children.into_iter().filter(|name| name != LEADER).map(|name| (kind, name)));
         }
         let read = futures::stream::iter(names).map(async |(kind, name)| {
-            let found = session.read(&format!("{}/{name}", self.dir(kind))).await?;
-            Ok(found.map(|(data, stat)| ((kind, name), data, stat)))
+            let read = session.read(&format!("{}/{name}", self.dir(kind))).await;
+            (kind, name, read)
         });
-        let read: Vec<Result<_, Failure>> = read.buffer_unordered(READS).collect().await;
-        let mut found = Vec::with_capacity(read.len());
-        for node in read {
-            found.extend(node?);
+        Ok(read.buffer_unordered(READS).collect().await)
+    }
+
+    /// Takes a member node that may not be read for none.
+    fn readable(&mut self, kind: Kind, name: &str, read: Result<Found, Failure>) -> Result<Found, Stop> {
+        match read {
+            Err(Failure::Said(error @ ZkError::NoAuth)) if kind == Kind::Member => {
+                self.left_out(name, &error);
+                Ok(None)
+            }
+            read => read.map_err(|failure| Stop::at(&format!("{}/{name}", self.dir(kind)), failure)),
         }
-        Ok(found)
     }
 
     fn read<'a>(&self, member: &'a Member, name: Name) -> BoxFuture<'a, (Name, Result<Found, Failure>)> {
@@ -321,16 +306,34 @@ impl Roster {
         })
     }
 
+    /// A read was answered: perhaps by another connection, which the watches know by now.
+    fn on_answer(
+        &mut self,
+        watches: &mut Watches,
+        name: Name,
+        found: Result<Found, Failure>,
+        known: &mut Known,
+    ) -> Result<(), Stop> {
+        while let Some((kind, event)) = watches.waiting() {
+            self.on_event(clock::now(), kind, &event, known)?;
+        }
+        let (kind, worker) = &name;
+        let found = self.readable(*kind, worker.as_str(), found)?;
+        self.on_read(clock::now(), name, found, known);
+        Ok(())
+    }
+
     fn on_event(&mut self, now: Timestamp, kind: Kind, event: &WatchedEvent, known: &mut Known) -> Result<(), Stop> {
         still_connected(event)?;
         let Some(name) = self.subject(kind, &event.path).map(str::to_owned) else { return Ok(()) };
         let Some(worker) = self.worker(&name) else { return Ok(()) };
         let beat = kind == Kind::Lease && event.event_type == EventType::NodeDataChanged;
-        match known.leases.get(&worker).filter(|_| beat) {
+        match known.leases.get_mut(&worker).filter(|_| beat) {
             Some(lease) if lease.ended => {}
             Some(lease) => {
+                lease.changed(now);
                 self.outbox.beat(now, lease.node.clone());
-                // An eviction is a change like a heartbeat. Ours are looked at right away, others' within a lease.
+                // An eviction is a change like a heartbeat. Ours are looked at right away, others' when nothing follows.
                 let suspect = self.suspects.lock().unwrap_or_else(PoisonError::into_inner).contains(&worker);
                 if suspect || now.since(lease.read) >= lease.node.lease {
                     known.read((kind, worker));
@@ -370,7 +373,7 @@ impl Roster {
             self.end(now, &worker, former.node.incarnation, former.ended);
         }
         let Some(node) = node else { return };
-        let mut ended = same && former.is_some_and(|lease| lease.ended);
+        let mut ended = same && former.as_ref().is_some_and(|lease| lease.ended);
         if !same {
             self.outbox.beat(now, node.clone());
         }
@@ -378,7 +381,12 @@ impl Roster {
             self.end(now, &worker, node.incarnation, ended);
             ended = true;
         }
-        known.leases.insert(worker, Lease { node, ended, read: now });
+        let mut lease = Lease::new(node, ended, now);
+        if let Some(former) = former {
+            // That may have been of this life already.
+            lease.keep_unread(&former);
+        }
+        known.leases.insert(worker, lease);
     }
 
     fn end(&mut self, now: Timestamp, worker: &WorkerId, life: Incarnation, told: bool) {
@@ -402,14 +410,19 @@ impl Roster {
     }
 
     fn worker(&mut self, name: &str) -> Option<WorkerId> {
-        match WorkerId::new(name) {
-            Ok(worker) => Some(worker),
-            Err(error) => {
-                if self.odd.len() < ODD_NAMES && self.odd.insert(name.to_owned()) {
-                    tracing::warn!(%error, "a member is left out of the ring");
-                }
-                None
-            }
+        WorkerId::new(name).map_err(|error| self.left_out(name, &error)).ok()
+    }
+
+    fn left_out(&mut self, name: &str, why: &dyn fmt::Display) {
+        if self.odd.len() < ODD_NAMES && self.odd.insert(name.to_owned()) {
+            tracing::warn!(name, %why, "a member is left out of the ring");
+        }
+    }
+
+    fn refused(&mut self, why: String) {
+        if self.refused.as_ref() != Some(&why) {
+            tracing::error!(why, "no worker is known until this can be read");
+            self.refused = Some(why);
         }
     }
 }
@@ -428,13 +441,14 @@ fn member_node(worker: WorkerId, data: &[u8], stat: &Stat) -> MemberNode {
     MemberNode { worker, incarnation: layout::incarnation(stat), profile: layout::profile(data) }
 }
 
-/// `None` for a node of no session, which somebody made by hand: it is nobody's life and would never end.
+/// `None` for a node of no session, which somebody made by hand: it is nobody's life and would never end. Anything but a
+/// heartbeat of the node's own session was written over one, and with the version that it expects.
 fn lease_node(worker: WorkerId, data: &[u8], stat: &Stat) -> Option<LeaseNode> {
     let read = LeaseData::read(data);
     (stat.ephemeral_owner != 0).then(|| LeaseNode {
         worker,
         incarnation: layout::incarnation(stat),
         lease: read.lease,
-        evicted: read.beat.is_none(),
+        evicted: read.beat_of(stat.ephemeral_owner).is_none(),
     })
 }
