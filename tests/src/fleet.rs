@@ -315,16 +315,17 @@ impl Fleet {
     }
 
     /// Creates appliances, several at a time, and waits until all are configured. Answers with their ids, in no order.
+    /// While nobody leads, as may happen on a machine that is busy with other tests, it asks again.
     ///
     /// # Errors
-    /// When a call fails, or they are not configured within twice [`PATIENCE`].
+    /// When a call is refused, or they are not configured within twice [`PATIENCE`].
     pub async fn create(&self, appliances: Vec<v1::Appliance>) -> Result<Vec<String>> {
         const AT_ONCE: usize = 64;
         let wanted = appliances.len() as u64;
         let api = self.api().clone();
         let before = api.status().await?.appliances;
         let mut ids = Vec::with_capacity(appliances.len());
-        let mut running: tokio::task::JoinSet<Result<v1::Appliance, tonic::Status>> = tokio::task::JoinSet::new();
+        let mut running: tokio::task::JoinSet<Result<v1::Appliance>> = tokio::task::JoinSet::new();
         for appliance in appliances {
             if running.len() >= AT_ONCE
                 && let Some(created) = running.join_next().await
@@ -332,7 +333,7 @@ impl Fleet {
                 ids.push(created?.context("create")?.id);
             }
             let api = api.clone();
-            running.spawn(async move { api.create(appliance).await });
+            running.spawn(async move { create_once(&api, appliance).await });
         }
         while let Some(created) = running.join_next().await {
             ids.push(created?.context("create")?.id);
@@ -397,6 +398,23 @@ impl Fleet {
             daemon.check()?;
         }
         self.sandbox.finish(&self.tolerated)
+    }
+}
+
+/// Creates an appliance, asking again under the same request id until somebody who leads has answered.
+async fn create_once(api: &Api, appliance: v1::Appliance) -> Result<v1::Appliance> {
+    let request_id = uuid::Uuid::new_v4().to_string();
+    let request = v1::CreateApplianceRequest { appliance: Some(appliance), request_id, ..Default::default() };
+    let begun = Instant::now();
+    // Not `until`: its closure cannot be sent to another task.
+    loop {
+        match api.appliances().create(request.clone()).await {
+            Ok(created) => return Ok(created.into_inner()),
+            Err(status) if status.code() == tonic::Code::Unavailable && begun.elapsed() < PATIENCE => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Err(status) => return Err(status.into()),
+        }
     }
 }
 
