@@ -230,6 +230,8 @@ async fn follows_python_members(
     // One that publishes nothing counts with weight 1.
     member.ask(json!({ "do": "join", "capabilities": Value::Null })).await?;
     Ring::with(fleet, &with("py-3", 1)).await?.owners(peer, keys).await?;
+    member.ask(json!({ "do": "publish", "capabilities": { "weight": 3, "note": "anything" } })).await?;
+    Ring::with(fleet, &with("py-3", 3)).await?.owners(peer, keys).await?;
     member.ask(json!({ "do": "leave" })).await?;
     Ring::with(fleet, &rugs).await?;
     placed(fleet, &wanted).await

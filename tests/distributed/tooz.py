@@ -58,6 +58,9 @@ class Peer:
     def join(self, capabilities):
         self.tooz.join_group(self.groups["workers"], capabilities).get()
 
+    def publish(self, capabilities):
+        self.tooz.update_capabilities(self.groups["workers"], capabilities).get()
+
     def leave(self):
         self.tooz.leave_group(self.groups["workers"]).get()
 
