@@ -440,7 +440,7 @@ impl<'a> Leader<'a> {
 
     fn on_reports(&mut self, conn: Conn, envelope: machine::Envelope, reports: Vec<up::Report>) {
         let of: Vec<_> = reports.iter().map(|r| (r.appliance, r.token)).collect();
-        let count = self.machine.reports_count(conn, envelope, &of);
+        let count = self.machine.reports_count(clock::now(), conn, envelope, &of);
         let now = SystemTime::now();
         let mut stored = Vec::with_capacity(reports.len());
         for (report, counts) in reports.into_iter().zip(count) {

@@ -183,7 +183,18 @@ impl Terms {
             }
         };
         self.leading.send_replace(true);
-        let ended = leader.run(inputs, stop.clone()).await;
+        let lost = leadership.lost();
+        let run = leader.run(inputs, stop.clone());
+        tokio::pin!(run);
+        let ended = tokio::select! {
+            ended = &mut run => ended,
+            () = lost.cancelled() => {
+                // Ending the term may take seconds; what is answered from memory meanwhile may be old already.
+                self.leading.send_replace(false);
+                self.catalog.close_watches();
+                run.await
+            }
+        };
         Ok(match ended {
             Ended::Stopped => Next::Stop,
             Ended::HigherTerm(seen) => Next::Above(seen),

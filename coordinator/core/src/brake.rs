@@ -107,7 +107,7 @@ impl Brake {
             Departure::Farewell => false,
             // What handed back before it left is waited for from the moment it is gone.
             Departure::Lost | Departure::Explained => was_live,
-            Departure::HandedBack => was_live || self.missing.contains_key(name),
+            Departure::HandedBack => true,
         };
         if waits {
             let missing = Missing { since: now, lost, grace_ends: now + self.config.grace };

@@ -93,6 +93,12 @@ impl Outbox {
         self.waiting.push_back((slot, entry, rebalance, bytes));
     }
 
+    /// A message without entries, ahead of all others: base and target of it. For a new stream, to be acknowledged.
+    pub const fn empty(&mut self) -> (u64, u64) {
+        self.sent += 1;
+        (self.sent - 1, self.sent)
+    }
+
     /// The next message, if there is one and the window allows it.
     pub fn next_delta(&mut self) -> Option<Delta> {
         if self.sent - self.acknowledged >= WINDOW {

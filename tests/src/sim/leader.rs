@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use common::{ApplianceId, Generation, RebalanceId};
 use coordinator_core::machine::{self, Action, BatchId, Event, Machine, Restored};
+use coordinator_core::membership::Life;
 use coordinator_core::planner::Needs;
 use coordinator_core::rebalance;
 use coordinator_core::table::Seed;
@@ -35,6 +36,8 @@ pub(super) struct Leader {
     /// Appliances with a change under way: one at a time.
     pub(super) changing: BTreeSet<ApplianceId>,
     pub(super) rebalances: BTreeSet<RebalanceId>,
+    /// It has read the nodes of the service at least once.
+    pub(super) has_read: bool,
     conns: BTreeMap<usize, Option<Envelope>>,
     tick: (u64, Time),
 }
@@ -74,10 +77,14 @@ impl World {
             catalog: self.store.records.clone(),
             changing: BTreeSet::new(),
             rebalances: BTreeSet::new(),
+            has_read: false,
             conns: BTreeMap::new(),
             tick: (0, Time::MAX),
         });
         self.note(|| format!("leader starts {term}"));
+        if self.external() {
+            self.begin_feed();
+        }
         self.leader_step(Event::Tick);
     }
 
@@ -114,6 +121,7 @@ impl World {
             }
             Up::Beat(from, number) => Event::Beat(conn, from, number),
             Up::Answers(from, answers) => Event::Answers(conn, from, answers),
+            Up::Drain(from, hand_back) => Event::Drain(conn, from, hand_back),
             Up::Leave(from) => {
                 leader.conns.remove(&stream);
                 Event::Leave(conn, from)
@@ -135,6 +143,18 @@ impl World {
             self.note(|| format!("leader <- s{stream} {event:?}"));
         }
         self.leader_step(event);
+        self.tick_soon();
+    }
+
+    /// News of the service. `gone` is called gone at once, which only a mutant does.
+    pub(super) fn leader_told(&mut self, event: Event, gone: Option<Life>) {
+        self.leader_step(event);
+        if let Some(life) = gone {
+            let open = (0..self.streams.len()).rev().find(|&s| self.places[self.streams[s].place].name == life.0);
+            if let Some((stream, from)) = open.and_then(|s| Some((s, self.last_envelope(s)?))) {
+                self.leader_step(Event::Leave(stream as u64, from));
+            }
+        }
         self.tick_soon();
     }
 
@@ -227,6 +247,10 @@ impl World {
                 self.note(|| format!("leader closes s{stream}: {refusal:?}"));
                 self.put_down(stream, from, Down::Refused(refusal));
             }
+            Action::Evict(life) => {
+                let delay = self.delay();
+                self.after(delay, Ev::Evict(life));
+            }
             Action::Removed(id) => {
                 if let Some(leader) = &mut self.leader {
                     leader.catalog.remove(&id);
@@ -271,8 +295,9 @@ impl World {
                 });
                 Down::Delta { base, target, tells }
             }
+            machine::Down::Drained => Down::Drained,
             // Workers here announce no steps, so there is nothing to clear.
-            _ => return,
+            machine::Down::Clear(_) => return,
         };
         if !matches!(message, Down::BeatAck(_)) {
             self.note(|| format!("leader -> s{stream} {message:?}"));

@@ -15,6 +15,7 @@
 //! | `world`       | time, the queue of events, who takes which                |
 //! | `leader`      | a coordinator process around `Machine`                    |
 //! | `worker`      | a worker process around `Holdings`: session, gate, runner |
+//! | `service`     | the coordination service, for lives that are taken from it |
 //! | `store`, `net`, `clock`, `rng` | what both stand on                       |
 //! | `trouble`     | faults and load                                           |
 //! | `invariants`  | what must hold                                            |
@@ -24,6 +25,7 @@ mod invariants;
 mod leader;
 mod net;
 mod rng;
+mod service;
 mod store;
 mod trouble;
 mod worker;
@@ -53,11 +55,17 @@ pub enum Mutant {
     StandingClock,
     /// One gate for all grants of a worker: what it released it can still act on while it holds anything.
     GatePerWorker,
+    /// The leader calls a worker gone as soon as its lease node is.
+    GoneWithNode,
+    /// The leader goes on with what it knew of the nodes after its connection to the service broke.
+    CachedMembers,
+    /// Workers count their lease from the answer to a heartbeat.
+    LateLease,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::NoLease,
         Self::OldStreams,
         Self::OfferBeforeDurable,
@@ -66,6 +74,9 @@ impl Mutant {
         Self::EarlyRelease,
         Self::StandingClock,
         Self::GatePerWorker,
+        Self::GoneWithNode,
+        Self::CachedMembers,
+        Self::LateLease,
     ];
 }
 

@@ -25,6 +25,7 @@ pub(super) enum Up {
     Hello(Box<machine::Hello>),
     Beat(machine::Envelope, u64),
     Answers(machine::Envelope, machine::Answers),
+    Drain(machine::Envelope, bool),
     Leave(machine::Envelope),
     /// The end of the stream, as the leader sees it.
     End,
@@ -38,6 +39,7 @@ pub(super) enum Down {
     Delta { base: u64, target: u64, tells: Vec<Tell<Desired>> },
     Confirm(Vec<(ApplianceId, Token)>),
     Refused(machine::Refusal),
+    Drained,
 }
 
 /// One direction of a stream.

@@ -13,7 +13,7 @@ impl World {
             return;
         }
         let place = self.rng.index(self.places.len());
-        match self.rng.below(12) {
+        match self.rng.below(15) {
             0 | 1 => {
                 self.end_worker(place, false);
                 self.restart_worker(place);
@@ -54,6 +54,11 @@ impl World {
                 }
             }
             10 => self.cut(place),
+            11 => {
+                self.drain_worker(place);
+                self.restart_worker(place);
+            }
+            12 | 13 if self.external() => self.service_fault(),
             _ => {
                 self.store_refuses_until = self.now + self.rng.millis(50, 3_000);
                 self.note(|| "the store takes nothing for a while".to_owned());

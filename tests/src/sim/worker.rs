@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use common::appliance::Driver;
 use common::status::Progress;
-use common::{ApplianceId, Generation, Term, Timestamp, Token, WorkerId};
+use common::{ApplianceId, Generation, Incarnation, Term, Timestamp, Token, WorkerId};
 use coordinator_core::grants::Profile;
 use coordinator_core::handoff;
 use coordinator_core::machine::{self, Answers, Held, Refusal, Said};
@@ -15,13 +15,26 @@ use worker_core::holdings::{Effect, Envelope, Handed, Holdings, Refused};
 use super::clock::Clock;
 use super::net::{Desired, Down, Up};
 use super::rng::Rng;
+use super::service::{Answer, Ask};
 use super::world::{Ev, World};
 use super::{Mutant, Time};
+
+/// How often the transport asks whether the other side is there, with the time it waits for the answer.
+const KEEP_ALIVE: Time = 5_000_000_000;
 
 /// Something a worker waits for.
 #[derive(Clone, Debug)]
 pub(super) enum Timer {
     Connect,
+    /// Ask the service for a life.
+    Join,
+    /// A heartbeat of this life to the service.
+    ServiceBeat(Incarnation),
+    /// The transport asks whether the other side of this stream is there: the only sign of life where no heartbeats are on
+    /// it.
+    KeepAlive(usize),
+    /// A stopping worker has waited long enough.
+    DrainDue,
     /// `Hello` on this stream was not answered.
     WelcomeDue(usize),
     Beat(usize),
@@ -44,6 +57,8 @@ pub(super) struct Place {
     pub(super) paused_until: Time,
     /// Nobody is reached from here before.
     pub(super) cut_until: Time,
+    /// The service is not reached from here before, nor its answers.
+    pub(super) adrift_until: Time,
     /// It does not come back.
     pub(super) dead: bool,
     pub(super) process: Option<Process>,
@@ -92,6 +107,13 @@ pub(super) struct Process {
     waiting: bool,
     tasks: BTreeMap<ApplianceId, Task>,
     failures: u32,
+    /// Its life in the service, and the one before.
+    life: Option<Incarnation>,
+    former: Option<Incarnation>,
+    /// When what is asked of the service was sent; one thing at a time.
+    asked: Option<(u64, Timestamp)>,
+    asks: u64,
+    draining: bool,
     /// Highest term whose messages were applied (I5).
     term: Term,
 }
@@ -118,6 +140,7 @@ impl Place {
             clock: Clock::new(rng),
             paused_until: 0,
             cut_until: 0,
+            adrift_until: 0,
             dead: false,
             process: None,
             processes: 0,
@@ -182,11 +205,17 @@ impl World {
             waiting: false,
             tasks: BTreeMap::new(),
             failures: 0,
+            life: None,
+            former: None,
+            asked: None,
+            asks: 0,
+            draining: false,
             term: Term::default(),
         });
         let name = p.name.clone();
         self.note(|| format!("{name} starts"));
-        self.timer(place, 0, Timer::Connect);
+        let first = if self.external() { Timer::Join } else { Timer::Connect };
+        self.timer(place, 0, first);
     }
 
     /// Kills a process, or with `farewell` stops it in order.
@@ -197,11 +226,18 @@ impl World {
         let name = p.name.clone();
         self.note(|| format!("{name} {}", if farewell { "stops" } else { "is killed" }));
         process.gate.ended = true;
+        if let Some(life) = process.life.filter(|_| farewell) {
+            self.ask(place, process.number, Ask::Close(life));
+        }
         if let Some(link) = &process.link
             && farewell
             && let Some(from) = process.holdings.envelope()
         {
             self.send_up(link.stream, Up::Leave(machine_envelope(from)));
+        }
+        if process.draining && !self.faulty() {
+            // Whoever drained into the time of peace comes back.
+            self.after(100_000_000, Ev::StartWorker(place));
         }
         for stream in 0..self.streams.len() {
             if self.streams[stream].place == place {
@@ -234,6 +270,10 @@ impl World {
     pub(super) fn worker_timer(&mut self, place: usize, timer: Timer) {
         match timer {
             Timer::Connect => self.connect(place),
+            Timer::Join => self.join(place),
+            Timer::ServiceBeat(life) => self.service_beat(place, life),
+            Timer::KeepAlive(stream) => self.keep_alive(place, stream),
+            Timer::DrainDue => self.end_worker(place, true),
             Timer::WelcomeDue(stream) => {
                 if self.link(place, stream).is_some_and(|link| !link.welcomed) {
                     self.abandon(place, stream, 0);
@@ -251,7 +291,11 @@ impl World {
     fn connect(&mut self, place: usize) {
         let (now, p) = (self.now, &self.places[place]);
         let reachable = now >= p.cut_until;
+        let external = self.external();
         let Some(process) = p.process.as_ref().filter(|process| process.link.is_none()) else { return };
+        if external && process.life.is_none() {
+            return;
+        }
         let number = process.number;
         let Some(instance) = self.leader.as_ref().map(|l| l.instance).filter(|_| reachable) else {
             return self.connect_later(place, 0);
@@ -293,6 +337,124 @@ impl World {
         self.send_up(stream, Up::Hello(Box::new(message)));
         let patience = self.settings.connect_timeout;
         self.local_timer(place, patience, Timer::WelcomeDue(stream));
+    }
+
+    fn keep_alive(&mut self, place: usize, stream: usize) {
+        if self.link(place, stream).is_none() {
+            return;
+        }
+        if self.streams[stream].broken || self.now < self.places[place].cut_until {
+            return self.abandon(place, stream, 0);
+        }
+        self.timer(place, KEEP_ALIVE, Timer::KeepAlive(stream));
+    }
+
+    /// Sends something to the service, if it can be reached.
+    fn ask(&mut self, place: usize, process: u64, ask: Ask) {
+        if self.now >= self.places[place].adrift_until {
+            let delay = self.delay();
+            self.after(delay, Ev::Asked { place, process, ask });
+        }
+    }
+
+    fn join(&mut self, place: usize) {
+        let now = self.places[place].clock.local(self.now);
+        let Some(process) = self.process(place).filter(|p| p.life.is_none()) else { return };
+        process.asks += 1;
+        process.asked = Some((process.asks, now));
+        let (number, former) = (process.number, process.former);
+        self.ask(place, number, Ask::Join(former));
+        // Again, should nothing come of it.
+        let again = self.rng.millis(300, 900);
+        self.timer(place, again, Timer::Join);
+    }
+
+    fn service_beat(&mut self, place: usize, life: Incarnation) {
+        let lease = self.places[place].profile.lease;
+        let now = self.places[place].clock.local(self.now);
+        let Some(process) = self.process(place).filter(|p| p.life == Some(life)) else { return };
+        if now.since(process.gate.deadline) > lease * 2 {
+            // Fenced for a whole session timeout.
+            return self.end_life(place);
+        }
+        // One at a time; one without an answer is given up after a while, whatever became of it.
+        if process.asked.is_none_or(|(_, sent)| now.since(sent) >= lease) {
+            process.asks += 1;
+            process.asked = Some((process.asks, now));
+            let (number, beat) = (process.number, process.asks);
+            self.ask(place, number, Ask::Beat(life, beat));
+        }
+        self.local_timer(place, lease / 4, Timer::ServiceBeat(life));
+    }
+
+    /// The service has answered.
+    pub(super) fn worker_answered(&mut self, place: usize, answer: &Answer) {
+        let lease = self.places[place].profile.lease;
+        let mut keeps = self.mutant == Some(Mutant::LateLease);
+        let now = self.places[place].clock.local(self.now);
+        let Some(process) = self.process(place) else { return };
+        match answer {
+            Answer::Joined(incarnation) if process.life.is_none() => {
+                let Some((_, sent)) = process.asked.take() else { return };
+                process.life = Some(*incarnation);
+                process.former = Some(*incarnation);
+                process.gate = Gate::default();
+                process.gate.deadline = sent + lease;
+                process.holdings.begin_life(Some(*incarnation));
+                self.timer(place, 0, Timer::Connect);
+                self.local_timer(place, lease / 4, Timer::ServiceBeat(*incarnation));
+            }
+            Answer::Committed(number) => {
+                if let Some((_, sent)) = process.asked.take_if(|(asked, _)| asked == number) {
+                    keeps &= process.life.is_some();
+                    let from = if keeps { now } else { sent };
+                    process.gate.deadline = process.gate.deadline.max(from + lease);
+                }
+            }
+            Answer::Over if process.life.is_some() => self.end_life(place),
+            Answer::Taken | Answer::Joined(_) | Answer::Over => {}
+        }
+        self.check_gates();
+    }
+
+    /// The life is over: nothing of it acts any more, and the service is asked for another one.
+    fn end_life(&mut self, place: usize) {
+        let Some(process) = self.process(place) else { return };
+        process.gate = Gate { ended: true, ..Gate::default() };
+        process.holdings.end_life();
+        process.tasks.clear();
+        process.answers = Answers::default();
+        process.waiting = false;
+        process.failures = 0;
+        process.asked = None;
+        let (number, life) = (process.number, process.life.take());
+        if let Some(link) = process.link.take() {
+            self.break_stream(link.stream, false);
+        }
+        self.note(|| format!("worker {} begins another life", place + 1));
+        if let Some(life) = life
+            && self.rng.chance(50)
+        {
+            self.ask(place, number, Ask::Close(life));
+        }
+        let delay = self.rng.millis(0, 200);
+        self.timer(place, delay, Timer::Join);
+    }
+
+    /// Stops a worker in good order: what it holds is handed over first.
+    pub(super) fn drain_worker(&mut self, place: usize) {
+        let Some(process) = self.process(place) else { return };
+        if std::mem::replace(&mut process.draining, true) {
+            return;
+        }
+        let said = process.link.as_ref().filter(|link| link.welcomed).map(|link| link.stream);
+        let from = process.holdings.envelope();
+        self.note(|| format!("worker {} drains", place + 1));
+        if let (Some(stream), Some(from)) = (said, from) {
+            self.send_up(stream, Up::Drain(machine_envelope(from), false));
+        }
+        let patience = self.rng.millis(200, 5_000);
+        self.timer(place, patience, Timer::DrainDue);
     }
 
     fn connect_later(&mut self, place: usize, at_least: Time) {
@@ -418,6 +580,14 @@ impl World {
                 if process.holdings.confirm(from, &list).is_ok() {
                     self.applied(place, from.term);
                 }
+                if self.process(place).is_some_and(|p| p.draining && p.holdings.is_settled() && !p.waiting) {
+                    self.end_worker(place, true);
+                }
+            }
+            Down::Drained => {
+                if from.zip(self.process(place)).is_some_and(|(from, p)| p.draining && p.holdings.counts(from)) {
+                    self.end_worker(place, true);
+                }
             }
         }
         self.check_gates();
@@ -433,6 +603,7 @@ impl World {
 
     fn refused(&mut self, place: usize, stream: usize, refusal: &Refusal) {
         match refusal {
+            Refusal::IncarnationOver | Refusal::NotMember if self.external() => self.end_life(place),
             Refusal::IncarnationOver => {
                 let Some(process) = self.process(place) else { return };
                 process.gate = Gate::default();
@@ -454,8 +625,9 @@ impl World {
             Refusal::Superseded => self.abandon(place, stream, 0),
             Refusal::ImplausibleTerm(term) => self.fail(format!("a worker is said to have met {term}")),
             Refusal::StoreUnavailable => self.abandon(place, stream, 500_000_000),
+            Refusal::UnknownLife if self.external() => self.abandon(place, stream, 500_000_000),
             Refusal::NoLife | Refusal::UnknownLife | Refusal::NotMember => {
-                self.fail(format!("an embedded leader refuses with {refusal:?}"));
+                self.fail(format!("a worker is refused with {refusal:?}"));
             }
         }
     }
@@ -486,6 +658,18 @@ impl World {
         self.applied(place, from.term);
         // The gate is shut for what is not kept before the lease is extended.
         self.apply(place, effects);
+        if self.external() {
+            // Only the service extends the lease.
+            let draining = self.process(place).is_some_and(|p| p.draining);
+            self.timer(place, KEEP_ALIVE, Timer::KeepAlive(current));
+            if draining {
+                self.send_up(stream, Up::Drain(machine_envelope(from), false));
+            }
+            if self.process(place).is_some_and(|p| p.waiting) {
+                self.flush_soon(place);
+            }
+            return;
+        }
         if let Some(process) = self.process(place) {
             process.gate.deadline = process.gate.deadline.max(deadline);
         }
@@ -542,7 +726,8 @@ impl World {
 
     fn take_grant(&mut self, place: usize, id: ApplianceId, token: Token, desired: Desired, handed: Handed) {
         self.check_taken(place, id, token);
-        let unwilling = self.faulty() && self.rng.chance(2);
+        let draining = self.process(place).is_some_and(|p| p.draining);
+        let unwilling = draining || (self.faulty() && self.rng.chance(2));
         if unwilling || !self.places[place].profile.drivers.contains(&desired.driver) {
             if let Some(process) = self.process(place) {
                 process.holdings.declined(id, token);

@@ -7,13 +7,14 @@ use common::appliance::Driver;
 use common::{ApplianceId, Token};
 use coordinator_core::grants::GrantOp;
 use coordinator_core::machine;
-use coordinator_core::membership::Authority;
+use coordinator_core::membership::{Authority, Life};
 use coordinator_core::planner::{self, Strategy};
 
 use super::clock::Clock;
 use super::leader::{Leader, News};
 use super::net::{Lane, Stream, Up};
 use super::rng::Rng;
+use super::service::{Answer, Ask, Service};
 use super::store::{Store, Write};
 use super::worker::{Place, Timer};
 use super::{Mutant, Outcome, Time};
@@ -46,6 +47,26 @@ pub(super) enum Ev {
     },
     StartLeader,
     StartWorker(usize),
+    /// A worker's call reaches the coordination service.
+    Asked {
+        place: usize,
+        process: u64,
+        ask: Ask,
+    },
+    /// The service's answer reaches the worker.
+    Answered {
+        place: usize,
+        process: u64,
+        answer: Answer,
+    },
+    /// The service looks whether a session is over.
+    Expiry(Life),
+    /// The leader's wish to evict reaches the service.
+    Evict(Life),
+    /// The leader's connection to the service stands again.
+    FeedBegins(u64),
+    /// A change reaches the leader.
+    Fed(u64),
     Timer {
         place: usize,
         process: u64,
@@ -107,6 +128,7 @@ pub(super) struct World {
     pub(super) leader_paused_until: Time,
     pub(super) instances: u64,
     pub(super) store: Store,
+    pub(super) service: Service,
     pub(super) store_refuses_until: Time,
     pub(super) commit_scheduled: bool,
     pub(super) last_news: Time,
@@ -134,7 +156,9 @@ impl World {
             max_moves_in_flight: [1, 3, 512][rng.index(3)],
             max_moves_per_worker: [1, 2, 128][rng.index(3)],
             decline_backoff_ms: [500, 5_000][rng.index(2)],
-            authority: Authority::Embedded,
+            authority: if rng.chance(50) { Authority::Embedded } else { Authority::External },
+            unreachable_after_ms: [1_000, 5_000, 60_000][rng.index(3)],
+            release_deadline_ms: [1_000, 30_000][rng.index(2)],
             ..machine::Config::default()
         };
         let settings = Settings {
@@ -165,6 +189,7 @@ impl World {
             leader_paused_until: 0,
             instances: 0,
             store: Store::default(),
+            service: Service::default(),
             store_refuses_until: 0,
             commit_scheduled: false,
             last_news: 0,
@@ -230,6 +255,16 @@ impl World {
             Ev::News { instance, news } => self.leader_news(instance, news),
             Ev::StartLeader => self.start_leader(),
             Ev::StartWorker(place) => self.start_worker(place),
+            Ev::Asked { place, process, ask } => self.service_asked(place, process, &ask),
+            Ev::Answered { place, process, answer } => {
+                if self.places[place].is_running(process) {
+                    self.worker_answered(place, &answer);
+                }
+            }
+            Ev::Expiry(life) => self.expiry(&life),
+            Ev::Evict(life) => self.service_evicts(&life),
+            Ev::FeedBegins(instance) => self.feed_begins(instance),
+            Ev::Fed(instance) => self.fed(instance),
             Ev::Timer { place, process, timer } => {
                 if self.places[place].is_running(process) {
                     self.worker_timer(place, timer);
@@ -244,10 +279,14 @@ impl World {
 
     fn paused_until(&self, event: &Ev) -> Option<Time> {
         match event {
-            Ev::Up(_) | Ev::Tick { .. } | Ev::News { .. } => Some(self.leader_paused_until),
+            Ev::Up(_) | Ev::Tick { .. } | Ev::News { .. } | Ev::Fed(_) => Some(self.leader_paused_until),
             Ev::Down(stream) | Ev::Broken(stream) => Some(self.places[self.streams[*stream].place].paused_until),
-            Ev::Timer { place, .. } => Some(self.places[*place].paused_until),
+            Ev::Timer { place, .. } | Ev::Answered { place, .. } => Some(self.places[*place].paused_until),
             Ev::Commit
+            | Ev::Asked { .. }
+            | Ev::Expiry(_)
+            | Ev::Evict(_)
+            | Ev::FeedBegins(_)
             | Ev::StartLeader
             | Ev::StartWorker(_)
             | Ev::Fault
@@ -264,6 +303,11 @@ impl World {
 
     pub(super) fn after(&mut self, delay: Time, event: Ev) {
         self.at(self.now + delay, event);
+    }
+
+    /// Lives are taken from the coordination service.
+    pub(super) fn external(&self) -> bool {
+        self.settings.machine.authority == Authority::External
     }
 
     pub(super) fn faulty(&self) -> bool {

@@ -241,7 +241,8 @@ fn a_draining_worker_gives_up_everything_and_gets_nothing() {
     let envelope = s.w.envelope(conn);
     s.w.step(Event::Drain(conn, envelope, false));
     s.w.pass(Duration::from_secs(1));
-    let caused = s.w.news.iter().any(|n| matches!(n, News::Opened { cause, .. } if cause.to_string() == "draining: w1"));
+    let caused =
+        s.w.news.iter().any(|n| matches!(n, News::Opened { cause, .. } if cause.to_string() == "draining: w1"));
     assert!(caused, "{:?}", s.w.news);
     assert_eq!(s.w.loads(), [0, 6, 6]);
     s.w.create(13..=20);
@@ -423,4 +424,51 @@ fn what_a_worker_has_at_a_later_generation_than_the_store_is_given_anew() {
     let token = |w: &World, n| w.puppets.values().find_map(|p| p.held.get(&id(n)).copied()).expect("held");
     assert!(token(&next.w, 1) > token(&s.w, 1), "under a token of this term");
     assert!((2..=4).all(|n| token(&next.w, n) == token(&s.w, n)), "the others stay where they are");
+}
+
+/// A `Hello` that was stuck while a newer stream and a change of term passed it by must take nothing from anybody.
+#[test]
+fn a_hello_from_before_the_term_takes_nothing_before_its_stream_answers() {
+    let s = cluster(Config::default(), &["w1", "w2"], 10);
+    let mut next = Service::in_term(Config::default(), Term::new(2), restored_from(&s.w, &[]));
+    next.nodes = s.nodes.clone();
+    next.w.puppets = s.w.puppets.clone();
+    next.w.next_conn = 100;
+    next.read();
+    next.w.connect("w2");
+    let late = Hello { held: vec![], ..next.w.hello_of("w1", &s.w.puppets[&worker("w1")]) };
+    next.w.step(Event::Hello(77, Box::new(late)));
+    next.w.step(Event::Tick);
+    next.w.step(Event::Closed(77));
+    next.w.pass(Duration::from_secs(10));
+    assert_eq!(next.w.loads(), [5, 5], "what it held was given to somebody else");
+    next.w.puppets.get_mut(&worker("w1")).expect("lives").stream = StreamNumber::new(5);
+    next.w.connect("w1");
+    next.w.pass(Duration::from_secs(1));
+    assert_eq!((next.w.loads(), next.w.violations.len()), (vec![5, 5], 0));
+}
+
+/// It is the leader that is cut off; with everybody fenced, the brake would come too late.
+#[test]
+fn a_leader_that_reaches_nobody_evicts_nobody() {
+    let mut s = cluster(Config::default(), &["w1", "w2", "w3", "w4"], 12);
+    for (n, name) in ["w1", "w2", "w3", "w4"].into_iter().enumerate() {
+        let life = s.kill(name);
+        let beating = Puppet { incarnation: Some(life.1), conn: 900 + n as u64, ..Puppet::default() };
+        s.w.puppets.insert(worker(name), beating);
+        s.nodes.remove(&worker(name));
+    }
+    s.w.step(Event::Members(s.nodes.clone()));
+    s.w.pass(Duration::from_secs(90));
+    assert_eq!(s.w.evicted, vec![]);
+}
+
+#[test]
+fn what_is_handed_back_too_slowly_goes_to_others() {
+    let mut s = cluster(grace(2_000), &["w1", "w2", "w3"], 12);
+    let conn = s.w.puppets[&worker("w1")].conn;
+    let envelope = s.w.envelope(conn);
+    s.w.step(Event::Drain(conn, envelope, true));
+    s.w.pass(Duration::from_secs(4));
+    assert_eq!(s.w.loads(), [0, 6, 6], "drained like any other once the grace was over");
 }

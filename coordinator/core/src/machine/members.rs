@@ -298,7 +298,7 @@ impl Machine {
     }
 
     pub(super) fn drain(&mut self, now: Timestamp, conn: Conn, envelope: Envelope, hand_back: bool) {
-        let Some(life) = self.speaker(conn, envelope) else { return };
+        let Some(life) = self.speaker(now, conn, envelope) else { return };
         self.members.leaving.insert(life.clone(), false);
         if hand_back && self.config.departure_grace_ms > 0 {
             self.members.handing_back.insert(life.clone());
@@ -371,6 +371,7 @@ impl Machine {
             self.placement.drifted();
         }
         self.members.homecoming.retain(|_, until| now < *until);
+        self.end_handing_back(now);
         if self.in_flight.stall(now, Duration::from_millis(self.config.release_deadline_ms)) {
             self.placement.drifted();
         }
@@ -386,6 +387,19 @@ impl Machine {
         }
         self.send_expelled_home(now);
         self.evict_unreachable(now);
+    }
+
+    /// A worker that has not handed everything back within the grace is drained like any other: what it gave up is waited
+    /// for no more.
+    fn end_handing_back(&mut self, now: Timestamp) {
+        let late = |life: &&Life| !self.brake.waits_for(now, &life.0);
+        let late: Vec<Life> = self.members.handing_back.iter().filter(late).cloned().collect();
+        for life in late {
+            self.members.handing_back.remove(&life);
+            self.membership.drain(&life);
+            self.refresh_members();
+            self.placement.drifted();
+        }
     }
 
     /// A worker whose member node was taken away and that holds nothing any more may come back in a new life.
@@ -406,10 +420,17 @@ impl Machine {
     fn evict_unreachable(&mut self, now: Timestamp) {
         let limit = Duration::from_millis(self.config.unreachable_after_ms);
         let mut due = Vec::new();
+        let alive = self.membership.lives().filter(|life| self.membership.is_alive(life));
+        let (alive, silent) = alive.fold((0_usize, 0_usize), |(alive, silent), life| {
+            (alive + 1, silent + usize::from(self.members.silent.contains_key(life)))
+        });
+        // Where most cannot be reached, it is the leader that is cut off; and one at a time, so that the brake can hold.
+        let most = silent as f64 > self.config.freeze_fraction * alive as f64;
+        let one_goes = self.members.evicting.keys().any(|life| self.membership.is_alive(life));
         for (life, since) in &self.members.silent {
             let asked = self.members.evicting.get(life).is_some_and(|at| now.since(*at) < EVICT_AGAIN);
             let unreachable = now.since(*since) >= limit && self.membership.is_alive(life);
-            if unreachable && !asked && self.a_move_waits_on(life) {
+            if unreachable && !asked && !most && !one_goes && due.is_empty() && self.a_move_waits_on(life) {
                 due.push(life.clone());
             }
         }

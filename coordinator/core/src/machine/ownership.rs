@@ -267,6 +267,22 @@ impl Machine {
         explained
     }
 
+    /// A life says what it holds: whatever else it held against the table has ended.
+    pub(super) fn forget_intrusions(&mut self, life: &Life, held: &[super::Held]) {
+        let ended: Vec<(Slot, Token)> = self
+            .intruders
+            .iter()
+            .flat_map(|(slot, by)| by.iter().filter(|(l, _)| l == life).map(|(_, token)| (*slot, *token)))
+            .filter(|(slot, token)| {
+                let id = self.table.get(*slot).map(|e| e.id);
+                !held.iter().any(|h| Some(h.appliance) == id && h.token == *token)
+            })
+            .collect();
+        for (slot, token) in ended {
+            self.intruder_ended(slot, life, token);
+        }
+    }
+
     pub(super) fn intruder_ended(&mut self, slot: Slot, life: &Life, token: Token) {
         if let Some(by) = self.intruders.get_mut(&slot) {
             by.remove(&(life.clone(), token));

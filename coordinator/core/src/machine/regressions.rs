@@ -88,7 +88,14 @@ impl Bench {
             _ => None,
         });
         let incarnation = life.expect("a new worker is welcomed");
-        Envelope { term: Term::new(1), incarnation, stream: StreamNumber::new(1) }
+        let from = Envelope { term: Term::new(1), incarnation, stream: StreamNumber::new(1) };
+        self.answer(conn, from);
+        from
+    }
+
+    /// The worker shows that its stream is alive.
+    fn answer(&mut self, conn: Conn, from: Envelope) -> Vec<(Conn, Down)> {
+        self.play(Event::Answers(conn, from, Answers { applied: 1, ..Answers::default() }))
     }
 
     fn create(&mut self, n: u128) -> Vec<(Conn, Down)> {
@@ -114,7 +121,8 @@ impl Bench {
 
     fn take(&mut self, conn: Conn, from: Envelope, applied: u64, n: u128) {
         let granted = vec![(id(n), self.token(n))];
-        self.play(Event::Answers(conn, from, Answers { applied, granted, ..Answers::default() }));
+        // The empty delta of the welcome was the first.
+        self.play(Event::Answers(conn, from, Answers { applied: applied + 1, granted, ..Answers::default() }));
     }
 
     fn after(&mut self, duration: Duration) {
@@ -135,6 +143,7 @@ fn a_hello_that_was_overtaken_is_refused_even_after_the_newer_stream_ended() {
     b.step(Event::Closed(1));
     // Stream 2 is stuck in the network; stream 3 overtakes it, gets a grant, and ends.
     b.play(Event::Hello(3, hello("w1", "h", Some(from.incarnation), 3, vec![])));
+    b.answer(3, Envelope { stream: StreamNumber::new(3), ..from });
     b.create(1);
     b.take(3, Envelope { stream: StreamNumber::new(3), ..from }, 1, 1);
     assert!(matches!(b.state(1), State::Owned(_)));
@@ -245,6 +254,8 @@ fn a_grant_that_was_never_durable_binds_to_no_host() {
     b.step(Event::Leave(1, from));
     b.now = b.now + super::WRITE_RETRY;
     b.play(Event::Tick);
-    let sent = b.play(Event::Hello(2, hello("w2", "elsewhere", None, 1, vec![])));
+    let welcomed = b.play(Event::Hello(2, hello("w2", "elsewhere", None, 1, vec![])));
+    let Some((_, Down::Welcome { incarnation, .. })) = welcomed.first() else { panic!("{welcomed:?}") };
+    let sent = b.answer(2, Envelope { incarnation: *incarnation, ..from });
     assert!(sent.iter().any(|(_, down)| matches!(down, Down::Delta { .. })), "w2 is given it: {sent:?}");
 }

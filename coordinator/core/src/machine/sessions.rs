@@ -1,7 +1,9 @@
 //! Streams of workers: who speaks on which, and whether it counts.
 //!
-//! One stream per life at a time, the newest `Hello` closes older ones. A stream is *settled* once its `Hello` was
-//! answered; only then does anything else on it count, and only then is its worker given anything.
+//! One stream per life at a time, the newest `Hello` closes older ones. A stream is *settled* once the worker has answered
+//! the welcome to its `Hello`; only then is what it said it holds compared with the table, and only then is it given
+//! anything. A `Hello` alone proves nothing: it may have been stuck in the network while a newer stream, and a whole
+//! term, passed it by, and whoever believes it takes away what the worker was granted since. A dead stream cannot answer.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -22,12 +24,27 @@ use crate::table::Table;
 pub type Conn = u64;
 
 #[derive(Clone, Debug)]
+enum Stage {
+    /// The member behind it is being made durable.
+    Storing(Box<Hello>),
+    /// Welcomed, and asked for an answer by an empty delta.
+    Welcomed(Box<Hello>),
+    /// The worker has answered: what its `Hello` said is true of now.
+    Settled,
+}
+
+#[derive(Clone, Debug)]
 pub(super) struct Session {
     life: Life,
     stream: StreamNumber,
-    /// `Hello`, until its member is durable.
-    waiting: Option<Box<Hello>>,
+    stage: Stage,
     outbox: Outbox,
+}
+
+impl Session {
+    const fn is_settled(&self) -> bool {
+        matches!(self.stage, Stage::Settled)
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -43,8 +60,8 @@ impl Sessions {
     pub(super) fn state(&self, life: &Life) -> SessionState {
         match self.by_life.get(life).and_then(|conn| self.by_conn.get(conn)) {
             None => SessionState::None,
-            Some(session) if session.waiting.is_some() => SessionState::Unsettled,
-            Some(_) => SessionState::Settled,
+            Some(session) if session.is_settled() => SessionState::Settled,
+            Some(_) => SessionState::Unsettled,
         }
     }
 
@@ -63,13 +80,13 @@ impl Sessions {
 
     pub(super) fn settled_conn(&self, life: &Life) -> Option<Conn> {
         let conn = *self.by_life.get(life)?;
-        self.by_conn.get(&conn).filter(|session| session.waiting.is_none()).map(|_| conn)
+        self.by_conn.get(&conn).filter(|session| session.is_settled()).map(|_| conn)
     }
 
     fn settled(&mut self, life: &Life) -> Option<(Conn, &mut Session)> {
         let conn = *self.by_life.get(life)?;
         let session = self.by_conn.get_mut(&conn)?;
-        session.waiting.is_none().then_some((conn, session))
+        session.is_settled().then_some((conn, session))
     }
 }
 
@@ -95,7 +112,8 @@ impl Machine {
             self.actions.push(Action::Close(conn, Refusal::Superseded));
             return;
         }
-        self.sessions.newest.insert(life.clone(), hello.stream);
+        let stream = hello.stream;
+        self.sessions.newest.insert(life.clone(), stream);
         if let Some(&older) = self.sessions.by_life.get(&life) {
             self.sessions.remove(older);
             self.actions.push(Action::Close(older, Refusal::Superseded));
@@ -112,29 +130,29 @@ impl Machine {
             self.commit_pending.push(Pending::Member(conn));
         }
         self.sessions.by_life.insert(life.clone(), conn);
-        let waiting = changed.then(|| Box::new(hello.clone()));
-        let session = Session { life: life.clone(), stream: hello.stream, waiting, outbox: Outbox::default() };
+        let stage = Stage::Storing(Box::new(hello));
+        let session = Session { life: life.clone(), stream, stage, outbox: Outbox::default() };
         self.sessions.by_conn.insert(conn, session);
         self.actions.push(Action::WorkerChanged(life.0.clone()));
         if !changed {
-            self.settle(now, conn, &life, &hello);
+            self.welcome(now, conn);
         }
     }
 
     /// The member behind `conn` is durable, or surely is not.
     pub(super) fn member_written(&mut self, now: Timestamp, conn: Conn, durable: bool) {
-        let Some(session) = self.sessions.by_conn.get_mut(&conn) else { return };
-        let Some(hello) = session.waiting.take() else { return };
-        let life = session.life.clone();
+        let Some(session) = self.sessions.by_conn.get(&conn) else { return };
+        let Stage::Storing(hello) = &session.stage else { return };
+        let (life, is_new) = (session.life.clone(), hello.incarnation.is_none());
         if !self.membership.is_alive(&life) {
             self.sessions.remove(conn);
             self.actions.push(Action::Close(conn, Refusal::IncarnationOver));
         } else if durable {
             self.membership.set_stored(&life);
-            self.settle(now, conn, &life, &hello);
+            self.welcome(now, conn);
         } else {
             self.sessions.remove(conn);
-            if hello.incarnation.is_none() {
+            if is_new {
                 // Nobody was told of this life, so nobody can act in it.
                 self.membership.close(now, &life, true);
             }
@@ -142,32 +160,66 @@ impl Machine {
         }
     }
 
-    /// Compares what the worker holds with the table, answers, and makes it eligible.
-    fn settle(&mut self, now: Timestamp, conn: Conn, life: &Life, hello: &Hello) {
+    /// Answers a `Hello` with what stands, and asks for a sign that the stream is alive. Nothing is taken from the worker
+    /// by this: what it no longer acts on it says itself, and what it holds against the table is given to nobody else.
+    fn welcome(&mut self, now: Timestamp, conn: Conn) {
+        let Some(session) = self.sessions.by_conn.get_mut(&conn) else { return };
+        let Stage::Storing(hello) = std::mem::replace(&mut session.stage, Stage::Settled) else { return };
+        session.stage = Stage::Welcomed(hello.clone());
+        let life = session.life.clone();
         for said in &hello.released {
-            self.released(now, conn, life, said.clone());
+            self.released(now, conn, &life, said.clone());
         }
         for &(appliance, token) in &hello.gone {
-            self.deleted(now, conn, life, appliance, token);
+            self.deleted(now, conn, &life, appliance, token);
         }
-        self.quarantine.greeted(life, hello.held.iter().map(|held| held.appliance));
-        let mut unsaid = self.granted.get(life).cloned().unwrap_or_default();
+        self.forget_intrusions(&life, &hello.held);
         let mut keep = Vec::with_capacity(hello.held.len());
-        let (mut stale, mut ahead) = (Vec::new(), Vec::new());
         for held in &hello.held {
-            let granted = self.granted_to(life, held.token);
-            let Some(slot) = self.table.slot(held.appliance) else {
+            let entry = self.table.slot(held.appliance).and_then(|slot| Some((slot, self.table.get(slot)?)));
+            let Some((slot, entry)) = entry else {
                 self.violation(format!(
                     "{} holds {}, which does not exist, under {}",
                     life.0, held.appliance, held.token
                 ));
                 continue;
             };
-            unsaid.remove(&slot);
-            self.hand(now, slot, handoff::Event::Holds(granted.clone()));
-            if self.table.get(slot).is_some_and(|e| e.state.holder() == Some(&granted)) {
+            if entry.state.holder().is_some_and(|g| g.is_of(&life.0, life.1)) {
                 keep.push((held.appliance, held.token));
-                match self.table.get(slot).map(|e| e.generation.cmp(&held.generation)) {
+            } else {
+                let granted = self.granted_to(&life, held.token);
+                self.hand(now, slot, handoff::Event::Holds(granted));
+            }
+        }
+        let lease = self.membership.last_beat(now, &life).map(|(_, lease)| lease).unwrap_or_default();
+        let stream = hello.stream;
+        self.actions.push(Action::Send(conn, Down::Welcome { incarnation: life.1, stream, keep, lease }));
+        if let Some(session) = self.sessions.by_conn.get_mut(&conn) {
+            let (base, target) = session.outbox.empty();
+            self.actions.push(Action::Send(conn, Down::Delta { base, target, rebalance: None, tell: vec![] }));
+        }
+    }
+
+    /// The worker has answered its welcome: compares what it holds with the table, and makes it eligible.
+    fn settle(&mut self, now: Timestamp, conn: Conn) {
+        let Some(session) = self.sessions.by_conn.get_mut(&conn) else { return };
+        if !matches!(session.stage, Stage::Welcomed(_)) {
+            return;
+        }
+        let Stage::Welcomed(hello) = std::mem::replace(&mut session.stage, Stage::Settled) else { return };
+        let life = &session.life.clone();
+        self.quarantine.greeted(life, hello.held.iter().map(|held| held.appliance));
+        let mut unsaid = self.granted.get(life).cloned().unwrap_or_default();
+        let (mut stale, mut ahead) = (Vec::new(), Vec::new());
+        for held in &hello.held {
+            let granted = self.granted_to(life, held.token);
+            let Some(slot) = self.table.slot(held.appliance) else { continue };
+            unsaid.remove(&slot);
+            let theirs = |e: &crate::table::Entry| e.state.holder().is_some_and(|g| g.is_of(&life.0, life.1));
+            if self.table.get(slot).is_some_and(theirs) {
+                self.hand(now, slot, handoff::Event::Holds(granted.clone()));
+                let entry = self.table.get(slot).filter(|e| e.state.holder() == Some(&granted));
+                match entry.map(|e| e.generation.cmp(&held.generation)) {
                     Some(Ordering::Greater) => stale.push((slot, held.token)),
                     Some(Ordering::Less) => ahead.push((slot, held.generation)),
                     Some(Ordering::Equal) | None => {}
@@ -177,8 +229,6 @@ impl Machine {
         for slot in unsaid {
             self.hand(now, slot, handoff::Event::HoldsNothing(life.0.clone(), life.1));
         }
-        let lease = self.membership.last_beat(now, life).map(|(_, lease)| lease).unwrap_or_default();
-        self.actions.push(Action::Send(conn, Down::Welcome { incarnation: life.1, stream: hello.stream, keep, lease }));
         for (slot, token) in stale {
             self.tell(life, slot, Entry::Update(token), None);
         }
@@ -204,23 +254,25 @@ impl Machine {
     }
 
     /// The life behind a message, if it is the newest stream's, settled, and of this term.
-    pub(super) fn speaker(&mut self, conn: Conn, envelope: Envelope) -> Option<Life> {
+    pub(super) fn speaker(&mut self, now: Timestamp, conn: Conn, envelope: Envelope) -> Option<Life> {
         let term = self.term;
         let life = self.sessions.by_conn.get(&conn).and_then(|s| {
-            let right = s.waiting.is_none()
+            let right = !matches!(s.stage, Stage::Storing(_))
                 && envelope.term == term
                 && envelope.incarnation == s.life.1
                 && envelope.stream == s.stream;
             right.then(|| s.life.clone())
         });
-        if life.is_none() {
-            self.counters.stale_messages += 1;
+        match life {
+            // Only who was welcomed knows the term.
+            Some(_) => self.settle(now, conn),
+            None => self.counters.stale_messages += 1,
         }
         life
     }
 
     pub(super) fn beat(&mut self, now: Timestamp, conn: Conn, envelope: Envelope, number: u64) {
-        let Some(life) = self.speaker(conn, envelope) else { return };
+        let Some(life) = self.speaker(now, conn, envelope) else { return };
         if !self.membership.is_embedded() {
             // Its lease is kept elsewhere, and nothing said here may extend it.
             self.counters.stale_messages += 1;
@@ -236,7 +288,7 @@ impl Machine {
     }
 
     pub(super) fn answers(&mut self, now: Timestamp, conn: Conn, envelope: Envelope, answers: Answers) {
-        let Some(life) = self.speaker(conn, envelope) else { return };
+        let Some(life) = self.speaker(now, conn, envelope) else { return };
         let known = self.sessions.by_conn.get_mut(&conn).is_some_and(|s| s.outbox.acknowledge(answers.applied));
         if !known {
             self.violation(format!("{} applied version {}, which was never sent", life.0, answers.applied));
@@ -247,17 +299,18 @@ impl Machine {
                 self.hand(now, slot, handoff::Event::Ack(granted));
             }
         }
-        for (appliance, token) in answers.declined {
-            if let Some(slot) = self.table.slot(appliance) {
-                let granted = self.granted_to(&life, token);
-                self.hand(now, slot, handoff::Event::Declined(granted));
-            }
-        }
         for said in answers.released {
             self.released(now, conn, &life, said);
         }
         for (appliance, token) in answers.gone {
             self.deleted(now, conn, &life, appliance, token);
+        }
+        // Last: a release that crossed with its confirmation is declined, and must not free what is being removed.
+        for (appliance, token) in answers.declined {
+            if let Some(slot) = self.table.slot(appliance) {
+                let granted = self.granted_to(&life, token);
+                self.hand(now, slot, handoff::Event::Declined(granted));
+            }
         }
         for step in answers.ended {
             if let Some(next) = self.quarantine.ended(&life, step) {
@@ -317,7 +370,7 @@ impl Machine {
     }
 
     pub(super) fn leave(&mut self, now: Timestamp, conn: Conn, envelope: Envelope) {
-        let Some(leaver) = self.speaker(conn, envelope) else { return };
+        let Some(leaver) = self.speaker(now, conn, envelope) else { return };
         self.sessions.remove(conn);
         self.membership.close(now, &leaver, true);
         for (life, profile) in self.membership.take_gone(now) {
@@ -364,7 +417,7 @@ impl Machine {
     pub(super) fn flush_outboxes(&mut self) {
         let (table, quarantine) = (&self.table, &self.quarantine);
         for (&conn, session) in &mut self.sessions.by_conn {
-            if session.waiting.is_some() {
+            if !session.is_settled() {
                 continue;
             }
             while let Some(delta) = session.outbox.next_delta() {
@@ -383,8 +436,14 @@ impl Machine {
     }
 
     /// Whether a report under this token comes from its owner. Reports of anybody else are dropped and counted.
-    pub fn reports_count(&mut self, conn: Conn, envelope: Envelope, of: &[(ApplianceId, Token)]) -> Vec<bool> {
-        let Some(life) = self.speaker(conn, envelope) else { return vec![false; of.len()] };
+    pub fn reports_count(
+        &mut self,
+        now: Timestamp,
+        conn: Conn,
+        envelope: Envelope,
+        of: &[(ApplianceId, Token)],
+    ) -> Vec<bool> {
+        let Some(life) = self.speaker(now, conn, envelope) else { return vec![false; of.len()] };
         of.iter()
             .map(|&(appliance, token)| {
                 self.table

@@ -486,13 +486,13 @@ fn a_worker_that_declines_is_left_out_for_a_while() {
     // The puppet would take it; this worker refuses.
     let puppet = w.puppets.remove(&worker("w1")).expect("lives");
     w.step(Event::Durable(batch));
-    w.puppets.insert(worker("w1"), Puppet { version: 1, ..puppet });
+    w.puppets.insert(worker("w1"), Puppet { version: 2, ..puppet });
     w.hold_commits = false;
     let envelope = w.envelope(conn);
     w.step(Event::Answers(
         conn,
         envelope,
-        Answers { applied: 1, declined: vec![(id(1), token)], ..Answers::default() },
+        Answers { applied: 2, declined: vec![(id(1), token)], ..Answers::default() },
     ));
     w.pass(Duration::from_secs(1));
     assert_eq!(w.holder(1), None);
