@@ -684,7 +684,9 @@ impl Machine {
         });
         let retry = self.retries.first().map(|(at, _)| *at);
         let forgive = self.declined.values().flat_map(BTreeMap::values).min().copied();
-        [watch, retry, self.remove_at, forgive, self.placement.due_at(now)].into_iter().flatten().min()
+        // What keeps everything from being planned ends by an event, not by time.
+        let plan = self.placement.due_at(now).filter(|_| self.members.has_read() && self.paused.is_none());
+        [watch, retry, self.remove_at, forgive, plan].into_iter().flatten().min()
     }
 
     /// Sends what this step collected: writes first, so that nothing on the wire precedes its write.

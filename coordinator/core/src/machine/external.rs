@@ -385,6 +385,8 @@ fn a_paused_leader_places_nothing() {
     s.w.pass(Duration::from_secs(1));
     assert_eq!(s.w.holder(11), None);
     assert_eq!(s.w.machine.waiting(s.w.now), Some("paused: maintenance".to_owned()));
+    let wake_at = s.w.machine.step(s.w.now, Event::Tick).wake_at;
+    assert!(wake_at.is_some_and(|at| at > s.w.now), "it would be asked again as fast as it answers");
     s.w.step(Event::Resume);
     s.w.pass(Duration::from_millis(300));
     assert!(s.w.holder(11).is_some());
