@@ -12,7 +12,7 @@ use tests::sim::{self, Mutant};
 const DEFAULT_SEEDS: u64 = 600;
 
 /// Seeds in which every mutant has to be found.
-const MUTANT_SEEDS: u64 = 300;
+const MUTANT_SEEDS: u64 = 400;
 
 fn setting(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;

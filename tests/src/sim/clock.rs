@@ -36,7 +36,7 @@ impl Clock {
     /// What it shows at a moment of the world.
     pub(super) fn local(&self, at: Time) -> Timestamp {
         let stood: Time = self.stops.iter().map(|&(from, to)| at.clamp(from, to) - from).sum();
-        Timestamp::from_nanos(self.origin + (at - stood) / 1_000 * self.rate_ppm / 1_000)
+        Timestamp::from_nanos(self.origin + at.saturating_sub(stood) / 1_000 * self.rate_ppm / 1_000)
     }
 
     /// The first moment, not before `now`, at which it shows `local` or later.

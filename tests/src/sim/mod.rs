@@ -59,13 +59,11 @@ pub enum Mutant {
     GoneWithNode,
     /// The leader goes on with what it knew of the nodes after its connection to the service broke.
     CachedMembers,
-    /// Workers count their lease from the answer to a heartbeat.
-    LateLease,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 10] = [
         Self::NoLease,
         Self::OldStreams,
         Self::OfferBeforeDurable,
@@ -76,7 +74,6 @@ impl Mutant {
         Self::GatePerWorker,
         Self::GoneWithNode,
         Self::CachedMembers,
-        Self::LateLease,
     ];
 }
 

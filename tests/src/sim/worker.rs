@@ -390,8 +390,6 @@ impl World {
     /// The service has answered.
     pub(super) fn worker_answered(&mut self, place: usize, answer: &Answer) {
         let lease = self.places[place].profile.lease;
-        let mut keeps = self.mutant == Some(Mutant::LateLease);
-        let now = self.places[place].clock.local(self.now);
         let Some(process) = self.process(place) else { return };
         match answer {
             Answer::Joined(incarnation) if process.life.is_none() => {
@@ -406,9 +404,7 @@ impl World {
             }
             Answer::Committed(number) => {
                 if let Some((_, sent)) = process.asked.take_if(|(asked, _)| asked == number) {
-                    keeps &= process.life.is_some();
-                    let from = if keeps { now } else { sent };
-                    process.gate.deadline = process.gate.deadline.max(from + lease);
+                    process.gate.deadline = process.gate.deadline.max(sent + lease);
                 }
             }
             Answer::Over if process.life.is_some() => self.end_life(place),

@@ -474,3 +474,18 @@ fn what_is_handed_back_too_slowly_goes_to_others() {
     s.w.pass(Duration::from_secs(4));
     assert_eq!(s.w.loads(), [0, 6, 6], "drained like any other once the grace was over");
 }
+
+#[test]
+fn the_only_worker_without_member_node_begins_another_life() {
+    let mut s = cluster(Config::default(), &["w1"], 5);
+    let conn = s.w.puppets[&worker("w1")].conn;
+    s.nodes.clear();
+    s.w.step(Event::Members(s.nodes.clone()));
+    s.w.pass(Duration::from_secs(3));
+    assert_eq!(s.w.closed, vec![(conn, Refusal::NotMember)], "nobody will ever take what it holds");
+    let former = s.kill("w1");
+    s.w.step(Event::Over(former));
+    s.join("w1");
+    s.w.pass(Duration::from_secs(8));
+    assert_eq!(s.w.loads(), [5]);
+}

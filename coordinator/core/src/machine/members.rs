@@ -47,6 +47,8 @@ pub(super) struct Watch {
     silent: BTreeMap<Life, Timestamp>,
     /// Lives without a member node, and since when.
     expelled: BTreeMap<Life, Timestamp>,
+    /// Those of them that hold what nobody takes.
+    stuck: BTreeSet<Life>,
     /// Lives that were to be evicted, and when that was last asked for.
     evicting: BTreeMap<Life, Timestamp>,
     /// Lives that said they are about to stop, and whether they were told that nothing more is taken from them.
@@ -64,6 +66,7 @@ impl Watch {
             parked: BTreeMap::new(),
             silent: lives.into_iter().map(|life| (life, now)).collect(),
             expelled: BTreeMap::new(),
+            stuck: BTreeSet::new(),
             evicting: BTreeMap::new(),
             leaving: BTreeMap::new(),
             handing_back: BTreeSet::new(),
@@ -103,6 +106,7 @@ impl Watch {
     fn forget(&mut self, life: &Life) {
         self.silent.remove(life);
         self.expelled.remove(life);
+        self.stuck.remove(life);
         self.evicting.remove(life);
         self.leaving.remove(life);
         self.handing_back.remove(life);
@@ -402,11 +406,19 @@ impl Machine {
         }
     }
 
-    /// A worker whose member node was taken away and that holds nothing any more may come back in a new life.
+    /// Notes which workers without a member node hold what nobody takes, after a plan of which `movers` are to give
+    /// something up: waiting longer would not make them members again.
+    pub(super) fn note_stuck(&mut self, movers: &BTreeSet<WorkerId>) {
+        let frozen = self.brake.frozen_since().is_some();
+        let stuck = |life: &&Life| !frozen && !movers.contains(&life.0) && !self.in_flight.concerns(&life.0);
+        self.members.stuck = self.members.expelled.keys().filter(stuck).cloned().collect();
+    }
+
+    /// A worker whose member node was taken away and that nothing more can be taken from may come back in a new life.
     fn send_expelled_home(&mut self, now: Timestamp) {
         let due = |(life, since): &(&Life, &Timestamp)| {
             now.since(**since) >= EXPELLED
-                && !self.granted.contains_key(*life)
+                && (!self.granted.contains_key(*life) || self.members.stuck.contains(*life))
                 && self.sessions.state(life) == SessionState::Settled
         };
         let due: Vec<Life> = self.members.expelled.iter().filter(due).map(|(life, _)| life.clone()).collect();

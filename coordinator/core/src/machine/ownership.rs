@@ -226,6 +226,7 @@ impl Machine {
     pub(super) fn gone(&mut self, now: Timestamp, life: &Life, profile: Profile, farewell: bool) {
         self.actions.push(Action::Gone(life.clone(), now));
         self.close_session(life, super::Refusal::IncarnationOver);
+        self.forget_streams(life);
         let slots = self.granted.get(life).cloned().unwrap_or_default();
         let explained = !farewell && self.suspect(life, &slots);
         for slot in slots {

@@ -292,6 +292,7 @@ impl Machine {
             begun += usize::from(self.begin(now, m));
         }
         self.tell_leavers(&movers);
+        self.note_stuck(&movers);
         if begun == 0 && self.in_flight.len() == 0 {
             let mut news = Vec::new();
             self.rebalances.nothing_left(&mut news);

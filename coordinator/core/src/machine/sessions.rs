@@ -387,9 +387,13 @@ impl Machine {
         self.refresh_members();
     }
 
-    /// Ends the stream of a life that is gone.
-    pub(super) fn close_session(&mut self, life: &Life, refusal: Refusal) {
+    /// A life is gone: no `Hello` of it counts any more.
+    pub(super) fn forget_streams(&mut self, life: &Life) {
         self.sessions.newest.remove(life);
+    }
+
+    /// Ends the stream of a life.
+    pub(super) fn close_session(&mut self, life: &Life, refusal: Refusal) {
         if let Some(&conn) = self.sessions.by_life.get(life) {
             self.sessions.remove(conn);
             self.actions.push(Action::Close(conn, refusal));
