@@ -20,10 +20,11 @@ build: deps-build ## Build the release binaries into target/release.
 	@echo "==> building release binaries (from nothing, about nine minutes on two cores)"
 	$(CARGO) build --release --locked $(BINS)
 
-test: deps-test ## Run every test, with real processes and a real python-tooz.
+test: deps-test ## Run every test, with real processes, servers and python-tooz.
 	@echo "==> building the binaries that the cluster tests start"
 	$(CARGO) build --locked $(BINS)
-	@echo "==> running all tests; one installs python-tooz with pip into a virtual environment below target/tmp"
+	@echo "==> running all tests; some start ZooKeeper, PostgreSQL and MariaDB for themselves, on free ports of the loopback"
+	@echo "    address, and one installs python-tooz and kazoo with pip into a virtual environment below target/tmp"
 	$(CARGO) test --locked --workspace
 
 lint: deps-build ## Check formatting and lints; warnings are errors.

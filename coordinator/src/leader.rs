@@ -574,7 +574,7 @@ impl<'a> Leader<'a> {
         let _ = tokio::time::timeout(Duration::from_secs(5), drained).await;
         let checks = self.checks.drain().flat_map(|(_, waiting)| waiting.into_iter().map(|(_, reply)| reply));
         for reply in checks.chain(self.evictions.drain(..).map(|(_, reply)| reply)) {
-            let _ = reply.send(Err(api::CommandError::Stopping));
+            let _ = reply.send(Err(api::CommandError::NotLeading(None)));
         }
         self.catalog.apply(self.facts.drain(..));
     }

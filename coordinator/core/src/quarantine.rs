@@ -302,7 +302,7 @@ mod tests {
     #[test]
     fn a_step_that_ended_clears_who_has_no_strike() {
         let mut q = new();
-        q.died(&life(1), [(id(1), token(1))]).0;
+        drop(q.died(&life(1), [(id(1), token(1))]));
         assert!(q.begins(&life(2), step(1, 2, 7)));
         q.ended(&life(2), step(1, 2, 6));
         assert!(q.is_suspect(id(1)), "word of an older step");
@@ -336,7 +336,7 @@ mod tests {
         let mut q = new();
         let held = |t: u64| (1..=3).map(move |n| (id(n), token(t)));
         assert!((1..=3).all(|n| q.begins(&life(1), step(n, 1, n as u64))), "without strikes all of them run");
-        q.died(&life(1), held(1)).0;
+        drop(q.died(&life(1), held(1)));
         let begun: Vec<_> = (1..=3).map(|n| q.begins(&life(2), step(n, 2, n as u64))).collect();
         assert_eq!(begun, [true, false, false]);
         assert!(q.begins(&life(3), step(9, 3, 1)), "others are not concerned");
@@ -346,7 +346,7 @@ mod tests {
         assert!(!q.begins(&life(2), step(1, 2, 4)));
         assert_eq!(q.left(&life(2), id(3)), Some(step(1, 2, 4)));
         assert!(q.begins(&life(2), step(1, 2, 4)), "said again");
-        q.died(&life(2), held(2)).0;
+        drop(q.died(&life(2), held(2)));
         let strikes: Vec<_> = (1..=3).map(|n| q.suspects[&id(n)].strikes).collect();
         assert_eq!(strikes, [2, 1, 1], "only the one that ran");
     }
