@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime};
 use common::coordination::{self, Leadership, News};
 use common::runtime::clock;
 use common::{ApplianceId, CoordinatorId, Term, Timestamp, WorkerId};
+use coordinator_core::grants::StoredGrant;
 use coordinator_core::machine::{self, Action, Commit, Conn, Down, Event, Machine, Refusal, Restored};
 use coordinator_core::membership::{Authority, Life};
 use coordinator_core::table::Seed;
@@ -183,7 +184,8 @@ impl<'a> Leader<'a> {
         let mut appliances = Vec::with_capacity(records.len());
         let mut entries = Vec::with_capacity(records.len());
         for record in records {
-            let stored = grants.remove(&record.id).unwrap_or_default();
+            let stored = grants.remove(&record.id);
+            let stored = StoredGrant { ever: stored.is_some(), ..stored.unwrap_or_default() };
             appliances.push((seed(&record), stored));
             let status = statuses.remove(&record.id).map(|(status, at)| (Arc::new(status), at));
             entries.push(catalog::Entry {

@@ -28,6 +28,8 @@ pub struct StoredGrant {
     pub progress: Progress,
     /// Remaining time during which calls of a former owner may still take effect.
     pub hold: Duration,
+    /// A worker was granted it at least once, so that instances may exist, whatever else is known.
+    pub ever: bool,
 }
 
 /// One change of ownership, to be made durable before anybody is told (I4).

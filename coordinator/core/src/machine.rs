@@ -578,7 +578,8 @@ impl Machine {
         if stored.host.is_some() {
             needs.host = stored.host;
         }
-        let granted_before = state.grant().is_some() || needs.host.is_some() || stored.progress != Progress::default();
+        let granted_before =
+            stored.ever || state.grant().is_some() || needs.host.is_some() || stored.progress != Progress::default();
         let preferred = state.grant().map(|g| g.worker.clone());
         let handed = Handed { progress: stored.progress, hold: stored.hold };
         let handed = match state {

@@ -209,6 +209,7 @@ async fn everything_is_there_after_a_restart(database: Database) {
     loaded.records.sort_by_key(|r| r.id);
     assert_eq!(loaded.records, [record(1, "web"), lb]);
     let freed = StoredGrant {
+        ever: false,
         granted: None,
         host: Some("h1".into()),
         progress: progress(),

@@ -489,3 +489,17 @@ fn the_only_worker_without_member_node_begins_another_life() {
     s.w.pass(Duration::from_secs(8));
     assert_eq!(s.w.loads(), [5]);
 }
+
+/// Given up without a trace, then deleted under another leader: somebody has to look for its instances all the same.
+#[test]
+fn what_was_ever_granted_is_removed_by_a_worker() {
+    let mut restored = Restored::default();
+    restored
+        .appliances
+        .push((Seed { deleting: true, ..seed(1) }, StoredGrant { ever: true, ..StoredGrant::default() }));
+    let mut s = Service::in_term(Config::default(), Term::new(2), restored);
+    s.read();
+    s.join("w1");
+    s.w.pass(Duration::from_secs(2));
+    assert_eq!((s.w.holder(1), s.w.removed.len()), (Some("w1"), 0), "its owner removes it");
+}
