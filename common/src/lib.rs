@@ -6,6 +6,7 @@
 
 pub mod appliance;
 pub mod id;
+pub mod mutant;
 pub mod profile;
 pub mod retry;
 pub mod ring;

@@ -47,7 +47,7 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 7470)),
             advertise: String::new(),
             insecure: false,
-            state_dir: PathBuf::from("rug-coordinator"),
+            state_dir: PathBuf::from("rug-coordinator-state"),
             store: store::Config { url: String::new(), ..store::Config::default() },
             coordination: coordination::Config::default(),
             machine: machine::Config::default(),

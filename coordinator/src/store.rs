@@ -263,7 +263,8 @@ impl Store {
     /// when it is no database or damaged.
     pub async fn open(config: &Config) -> Result<Self, Error> {
         config.validate()?;
-        Self::open_target(config, Target::parse(config)?).await
+        // Boxed: with all that sea-orm awaits inside, the types around it nest deeper than the compiler follows.
+        Box::pin(Self::open_target(config, Target::parse(config)?)).await
     }
 
     async fn open_target(config: &Config, target: Target) -> Result<Self, Error> {

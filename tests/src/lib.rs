@@ -2,4 +2,3 @@
 
 pub mod cluster;
 pub mod fleet;
-pub mod sim;

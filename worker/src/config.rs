@@ -53,7 +53,7 @@ impl Default for Config {
             zone: String::new(),
             weight: 1,
             drivers: BTreeSet::from([Driver::Process]),
-            state_dir: PathBuf::from("rug-worker"),
+            state_dir: PathBuf::from("rug-worker-state"),
             coordination: coordination::Config::default(),
             session: session::Config::default(),
             runner: runner::Config::default(),

@@ -1,4 +1,4 @@
-//! Randomised runs of both cores under a virtual clock. See `tests::sim` for what is modelled.
+//! Randomised runs of both cores under a virtual clock. See `sim` for what is modelled.
 //!
 //! `RUG_SIM_SEED=n` runs one seed, with its log if it fails; `RUG_SIM_SEEDS=n` runs that many, from the first; the
 //! default takes about 20 s unoptimised. With `RUG_SIM_SURVEY=1` every failing seed is listed, from `RUG_SIM_SEED` on.
@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tests::sim::{self, Mutant};
+use sim::Mutant;
 
 /// Seeds of a run without settings.
 const DEFAULT_SEEDS: u64 = 600;

@@ -112,7 +112,7 @@ pub fn check(seed: u64) -> Result<Outcome, String> {
     let replayed = run(seed, None, true);
     let repeatable = if replayed.digest == outcome.digest { "" } else { "(the replay went another way!)\n" };
     Err(format!(
-        "{}\n{repeatable}seed {seed}, step {}: {failure}\nreplay: RUG_SIM_SEED={seed} cargo test -p tests --test sim",
+        "{}\n{repeatable}seed {seed}, step {}: {failure}\nreplay: RUG_SIM_SEED={seed} cargo test --profile sim -p sim",
         replayed.log.join("\n"),
         outcome.steps,
     ))
