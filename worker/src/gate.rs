@@ -1,70 +1,60 @@
 //! The gate: every call that changes the world passes here first.
 //!
-//! Asked per *grant* (appliance, token, incarnation), never per worker: a worker that lost one appliance must not act on
-//! it because it still holds another. It opens only while this incarnation's lease stands, the grant is held and its hold
-//! is over. Shutting it for an incarnation is final; a new incarnation gets a new gate.
-//!
-//! The gate owns the lease deadline. Tasks of the former incarnation keep their [`Permit`]s, which point at the old,
-//! shut gate, so nothing they still do can pass.
+//! A thin wrapper around [`worker_core::gate`], which decides: it brings the clock, a lock, and word of changes to those
+//! who wait. Shutting it for an incarnation is final; a new incarnation gets a new gate. Tasks of the former one keep
+//! their [`Permit`]s, which point at the old, shut gate, so nothing they still do can pass.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use common::coordination::Guard;
 use common::runtime::clock;
 use common::{ApplianceId, Timestamp, Token};
 use tokio::sync::Notify;
-
-/// Why the gate is shut for a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Shut {
-    /// The lease has run out, or the incarnation has ended.
-    #[error("the lease has run out")]
-    Fenced,
-    /// The grant is not held (any more).
-    #[error("the grant is not held any more")]
-    NotHeld,
-    /// Calls of the former owner may still take effect.
-    #[error("calls of the former owner may still take effect")]
-    Held,
-}
-
-#[derive(Debug)]
-struct Grant {
-    token: Token,
-    hold_until: Timestamp,
-}
+use worker_core::gate as decision;
+pub use worker_core::gate::{ACT_MARGIN, Shut};
 
 /// The gate of one incarnation.
 #[derive(Debug, Default)]
 pub struct Gate {
-    /// Nanoseconds of the boot-time clock until which the lease stands; 0 is shut. Only [`Gate::shut`] and
-    /// [`Gate::extend`] write it.
-    deadline: AtomicU64,
-    /// Set once; nothing opens the gate after it.
-    ended: std::sync::atomic::AtomicBool,
-    grants: Mutex<HashMap<ApplianceId, Grant>>,
+    decision: Mutex<decision::Gate>,
+    /// Copies of what the decision has, for those who only want to know whether the lease stands. Written under its lock.
+    deadline_ns: AtomicU64,
+    ended: AtomicBool,
     /// Told of every [`Gate::extend`] and [`Gate::shut`].
     changed: Notify,
 }
 
 impl Gate {
-    /// A gate that is shut until [`Gate::extend`].
+    /// A gate that is shut until [`Gate::extend`], with the usual [`ACT_MARGIN`].
     #[must_use]
     pub fn new() -> Arc<Self> {
         Arc::new(Self::default())
     }
 
+    /// The same; calls without token stop to start `margin` before the end of the lease.
+    #[must_use]
+    pub fn with_margin(margin: Duration) -> Arc<Self> {
+        Arc::new(Self { decision: Mutex::new(decision::Gate::with_margin(margin)), ..Self::default() })
+    }
+
     /// Lets the lease stand until `deadline`. An earlier deadline than the present one changes nothing.
     pub fn extend(&self, deadline: Timestamp) {
-        self.deadline.fetch_max(deadline.as_nanos(), Ordering::AcqRel);
-        self.changed.notify_one();
+        self.change(|decision| decision.extend(deadline));
     }
 
     /// Ends the incarnation: nothing passes any more, for ever.
     pub fn shut(&self) {
-        self.ended.store(true, Ordering::Release);
+        self.change(decision::Gate::shut);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut decision::Gate)) {
+        let mut decision = self.lock();
+        change(&mut decision);
+        self.deadline_ns.store(decision.deadline().as_nanos(), Ordering::Release);
+        self.ended.store(decision.is_shut(), Ordering::Release);
+        drop(decision);
         self.changed.notify_one();
     }
 
@@ -77,7 +67,7 @@ impl Gate {
     /// Until when the lease stands.
     #[must_use]
     pub fn deadline(&self) -> Timestamp {
-        Timestamp::from_nanos(self.deadline.load(Ordering::Acquire))
+        Timestamp::from_nanos(self.deadline_ns.load(Ordering::Acquire))
     }
 
     /// Whether the lease stands now.
@@ -102,17 +92,15 @@ impl Gate {
         }
     }
 
-    /// Notes that a grant is held from now on; calls may start after `hold_until`.
-    pub fn admit(&self, appliance: ApplianceId, token: Token, hold_until: Timestamp) {
-        self.lock().insert(appliance, Grant { token, hold_until });
+    /// Notes that a grant is held from now on; calls may start once `hold` is over.
+    pub fn admit(&self, appliance: ApplianceId, token: Token, hold: Duration) {
+        let mut decision = self.lock();
+        decision.admit(clock::now(), appliance, token, hold);
     }
 
     /// Notes that a grant is not held any more. A newer grant of the same appliance stays.
     pub fn dismiss(&self, appliance: ApplianceId, token: Token) {
-        let mut grants = self.lock();
-        if grants.get(&appliance).is_some_and(|g| g.token == token) {
-            grants.remove(&appliance);
-        }
+        self.lock().dismiss(appliance, token);
     }
 
     /// Asks for the right to act on `appliance` under `token`.
@@ -125,9 +113,9 @@ impl Gate {
         Ok(permit)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ApplianceId, Grant>> {
-        // The map is only ever changed by single insertions and removals, so a panic elsewhere leaves it whole.
-        self.grants.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, decision::Gate> {
+        // Each change is one assignment, insertion or removal, so a panic elsewhere leaves the decision whole.
+        self.decision.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -163,31 +151,29 @@ impl Permit {
         self.token
     }
 
-    /// Asks the gate again.
+    /// Asks the gate again: for a call whose far side refuses an older token.
     ///
     /// # Errors
     /// [`Shut`] says why the right is gone.
     pub fn check(&self) -> Result<(), Shut> {
-        if !self.gate.lease_stands() {
-            return Err(Shut::Fenced);
-        }
-        match self.gate.lock().get(&self.appliance) {
-            Some(grant) if grant.token == self.token => {
-                if clock::now() < grant.hold_until {
-                    Err(Shut::Held)
-                } else {
-                    Ok(())
-                }
-            }
-            _ => Err(Shut::NotHeld),
-        }
+        let decision = self.gate.lock();
+        // Read behind the lock: waiting for it must not make the answer older.
+        decision.pass(clock::now(), self.appliance, self.token)
+    }
+
+    /// Asks the gate again: for a call that no token fences. To be asked once the connection is there, as the last thing
+    /// before the request is sent: the lease has to stand for the margin longer than that.
+    ///
+    /// # Errors
+    /// [`Shut`] says why the right is gone.
+    pub fn check_unfenced(&self) -> Result<(), Shut> {
+        let decision = self.gate.lock();
+        decision.pass_unfenced(clock::now(), self.appliance, self.token)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use common::Term;
 
     use super::*;
@@ -200,13 +186,13 @@ mod tests {
     fn opens_only_for_the_grant_that_is_held_and_only_while_the_lease_stands() {
         let gate = Gate::new();
         let a = ApplianceId::from_u128(1);
-        gate.admit(a, token(1), Timestamp::ZERO);
+        gate.admit(a, token(1), Duration::ZERO);
         assert_eq!(gate.pass(a, token(1)).err(), Some(Shut::Fenced));
         gate.extend(clock::now() + Duration::from_secs(60));
         let permit = gate.pass(a, token(1)).expect("lease stands and grant is held");
         assert_eq!(gate.pass(a, token(2)).err(), Some(Shut::NotHeld));
         assert_eq!(gate.pass(ApplianceId::from_u128(2), token(1)).err(), Some(Shut::NotHeld));
-        gate.admit(a, token(2), Timestamp::ZERO);
+        gate.admit(a, token(2), Duration::ZERO);
         assert_eq!(permit.check(), Err(Shut::NotHeld), "a permit of an older grant must not pass");
         gate.dismiss(a, token(1));
         assert!(gate.pass(a, token(2)).is_ok(), "dismissing the old grant must leave the new one");
@@ -232,7 +218,19 @@ mod tests {
         let gate = Gate::new();
         let a = ApplianceId::from_u128(1);
         gate.extend(clock::now() + Duration::from_secs(60));
-        gate.admit(a, token(1), clock::now() + Duration::from_secs(30));
-        assert_eq!(gate.pass(a, token(1)).err(), Some(Shut::Held));
+        gate.admit(a, token(1), Duration::from_secs(3_600));
+        assert!(matches!(gate.pass(a, token(1)), Err(Shut::Held(left)) if left > Duration::from_secs(1_800)));
+    }
+
+    #[test]
+    fn a_call_without_token_is_refused_within_the_margin() {
+        let gate = Gate::with_margin(Duration::from_secs(3_600));
+        let a = ApplianceId::from_u128(1);
+        gate.admit(a, token(1), Duration::ZERO);
+        gate.extend(clock::now() + Duration::from_secs(1_800));
+        let permit = gate.pass(a, token(1)).expect("with a token there is time enough");
+        assert_eq!(permit.check_unfenced(), Err(Shut::Fenced));
+        gate.extend(clock::now() + Duration::from_secs(7_200));
+        assert_eq!(permit.check_unfenced(), Ok(()));
     }
 }

@@ -31,7 +31,7 @@ use tokio::sync::mpsc;
 use worker_core::desired::Desired;
 use worker_core::lifecycle;
 
-use crate::drivers::Driver;
+use crate::drivers::{Driver, Fencing};
 use crate::gate::Gate;
 use crate::kinds::Kind;
 
@@ -226,6 +226,16 @@ impl Drivers {
         kind_of: impl Fn(&Desired) -> Arc<dyn Kind> + Send + Sync + 'static,
     ) -> Self {
         Self { offered: Arc::new(offered), kind_of: Arc::new(kind_of) }
+    }
+
+    /// How long calls through those of them may take effect that no token fences, for the leader to know.
+    #[must_use]
+    pub fn holds(&self) -> BTreeMap<appliance::Driver, Duration> {
+        let hold = |driver: &Arc<dyn Driver>| match driver.fencing() {
+            Fencing::Token => None,
+            Fencing::Hold(hold) => Some(hold),
+        };
+        self.offered.iter().filter_map(|(name, driver)| Some((name.clone(), hold(driver)?))).collect()
     }
 
     fn driver(&self, name: &appliance::Driver) -> Option<&Arc<dyn Driver>> {

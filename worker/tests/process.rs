@@ -10,7 +10,7 @@ use std::time::Duration;
 use common::appliance::{Custom, Driver as DriverName, HealthCheck, Kind, Listener, LoadBalancer, Member, Name};
 use common::appliance::{Probe, Spec};
 use common::runtime::clock;
-use common::{ApplianceId, Generation, Term, Timestamp, Token, WorkerId};
+use common::{ApplianceId, Generation, Term, Token, WorkerId};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -86,7 +86,7 @@ fn permit(sequence: u64) -> Permit {
 fn permit_with_gate(sequence: u64) -> (Permit, Arc<Gate>) {
     let (gate, token) = (Gate::new(), Token::new(Term::new(1), sequence));
     gate.extend(clock::now() + Duration::from_secs(600));
-    gate.admit(A, token, Timestamp::ZERO);
+    gate.admit(A, token, Duration::ZERO);
     (gate.pass(A, token).expect("the gate is open"), gate)
 }
 

@@ -4,6 +4,7 @@
 
 pub mod backoff;
 pub mod desired;
+pub mod gate;
 pub mod holdings;
 pub mod instance;
 pub mod lifecycle;

@@ -22,6 +22,8 @@
 //! | Running, leaving | any outcome as above, then Released instead of plan |
 //! | Released, Gone | everything -> stays |
 //!
+//! Taken on with a hold ([`Lifecycle::hold`]) it only looks and probes until that is over, and then looks again.
+//!
 //! Patience differs: an instance whose boot is not over has `boot_timeout` to answer; one that has answered, or was found
 //! running at a takeover, has `restart_probe_failures` probes. What ends soon after every boot waits as failed boots do.
 
@@ -139,6 +141,8 @@ pub struct Lifecycle {
     removals: Retry,
     /// The gate was shut: nothing that changes the world before this moment.
     fenced_until: Timestamp,
+    /// Calls of a former owner may take effect until then; what was seen before has to be looked at again.
+    held_until: Option<Timestamp>,
     /// An instance that had answered was lost and not all is well again.
     lost: bool,
     /// Instances are being replaced by ones with another digest.
@@ -173,6 +177,7 @@ impl Lifecycle {
             looks: Retry::default(),
             removals: Retry::default(),
             fenced_until: Timestamp::ZERO,
+            held_until: None,
             lost: false,
             replacing: false,
             last_error: None,
@@ -185,6 +190,13 @@ impl Lifecycle {
                 trigger: Trigger::Create,
             },
         }
+    }
+
+    /// Calls of a former owner, which no token fences, may take effect until then. What is found before is shown and
+    /// probed, but nothing is done about it: it is looked at again afterwards.
+    pub fn hold(&mut self, until: Timestamp) {
+        self.held_until = Some(until);
+        self.fenced_until = self.fenced_until.max(until);
     }
 
     /// The appliance.

@@ -17,7 +17,9 @@ pub mod simulated;
 pub enum Fencing {
     /// The far side refuses an older token.
     Token,
-    /// Nobody there checks tokens: a new owner waits this long (longest request plus the backend's own completion bound).
+    /// Nobody there checks tokens: each call asks [`Permit::check_unfenced`] last, and a new owner waits this long (longest
+    /// request plus the backend's own completion bound) after the lease of the former one, and after its own call that
+    /// timed out or failed.
     Hold(Duration),
 }
 

@@ -24,7 +24,7 @@ pub(super) enum Stage {
 pub(super) struct Entry {
     pub(super) lifecycle: Lifecycle,
     pub(super) token: Token,
-    /// Calls of former owners, or of ours that timed out, may take effect until then.
+    /// Calls of former owners, or of ours that were not answered, may take effect until then.
     pub(super) hold_until: Timestamp,
     /// The far side knows our token.
     pub(super) claimed: bool,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use common::{ApplianceId, Timestamp, Token};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
+use worker_core::gate::{hold_left, hold_until};
 use worker_core::lifecycle::{End, Event as Fact, Lifecycle, Outcome, Output, Step};
 use worker_core::report::{Entry as Report, Reports};
 
@@ -137,10 +138,15 @@ impl Scheduler {
             Command::Begin { gate } => self.begin(gate),
             Command::Take { appliance, token, desired, progress, hold, suspect, traceparent } => {
                 let now = self.now();
+                let hold_until = hold_until(now, hold);
+                let mut lifecycle = Lifecycle::new(appliance, desired, progress, now, &self.config.lifecycle);
+                if !hold.is_zero() {
+                    lifecycle.hold(hold_until);
+                }
                 let entry = Entry {
-                    lifecycle: Lifecycle::new(appliance, desired, progress, now, &self.config.lifecycle),
+                    lifecycle,
                     token,
-                    hold_until: now + hold,
+                    hold_until,
                     claimed: false,
                     suspect,
                     announced: None,
@@ -255,12 +261,12 @@ impl Scheduler {
         }
         let changes = entry.lifecycle.running().is_some_and(Step::changes_the_world);
         if changes
-            && outcome == Outcome::TimedOut
+            && matches!(outcome, Outcome::TimedOut | Outcome::Failed(_))
             && let Some(driver) = self.drivers.driver(&entry.lifecycle.desired().driver)
             && let Fencing::Hold(hold) = driver.fencing()
         {
-            // The call may still take effect, also for the next owner.
-            entry.hold_until = entry.hold_until.max(now + hold);
+            // Without an answer that says otherwise, the call may still take effect, also for the next owner.
+            entry.hold_until = entry.hold_until.max(hold_until(now, hold));
         }
         self.drive(appliance, Fact::Ended(outcome));
     }
@@ -349,7 +355,7 @@ impl Scheduler {
             self.reports.push(appliance, token, entry.lifecycle.status(), output.checked.unwrap_or(0));
         }
         let Some(end) = output.end else { return };
-        let hold = entry.hold_until.since(now);
+        let hold = hold_left(now, entry.hold_until);
         self.entries.remove(&appliance);
         self.refused.remove(&appliance);
         if let Some(gate) = &self.gate {
@@ -407,7 +413,6 @@ impl Scheduler {
 
     /// Starts the step of a machine, for which there is room and nothing else to wait for.
     fn launch(&mut self, appliance: ApplianceId) {
-        let now = self.now();
         let Some(gate) = &self.gate else { return };
         let Some(entry) = self.entries.get_mut(&appliance) else { return };
         let Some(step) = entry.lifecycle.running() else { return };
@@ -425,7 +430,7 @@ impl Scheduler {
             Err(_) if step == Step::Observe => None,
             Err(shut) => {
                 entry.stage = Stage::Idle;
-                let outcome = fenced(shut, entry.hold_until.since(now));
+                let outcome = fenced(shut);
                 return self.drive(appliance, Fact::Ended(outcome));
             }
         };
@@ -439,11 +444,10 @@ impl Scheduler {
             instance: step.ordinal().and_then(|n| entry.lifecycle.instance(n, attempt)).cloned(),
             driver,
             permit,
-            hold_until: entry.hold_until,
             traceparent: if step == Step::Observe { entry.traceparent.take() } else { None },
         };
         let set = if step.changes_the_world() { &mut self.changes } else { &mut self.looks };
-        let run = task.run(self.config.lifecycle.clone(), Arc::clone(&self.clock));
+        let run = task.run(self.config.lifecycle.clone());
         entry.stage = Stage::Running(set.spawn(run));
     }
 

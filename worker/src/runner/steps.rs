@@ -5,8 +5,8 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::ApplianceId;
 use common::appliance::MAX_TEXT;
-use common::{ApplianceId, Timestamp};
 use futures::FutureExt as _;
 use proto::convert::scalar::clip;
 use tracing::{Instrument as _, Span, field};
@@ -43,16 +43,14 @@ pub(super) struct Task {
     pub(super) kind: Arc<dyn Kind>,
     /// Always there for steps that change the world; for a first look, it lets the token be raised.
     pub(super) permit: Option<Permit>,
-    /// When a hold of this grant ends.
-    pub(super) hold_until: Timestamp,
     pub(super) traceparent: Option<Box<str>>,
 }
 
 impl Task {
     /// Runs the step within its time-out. A panic of a driver counts as a failure of the step.
-    pub(super) async fn run(self, config: Config, clock: super::Clock) -> Done {
+    pub(super) async fn run(self, config: Config) -> Done {
         let span = self.span();
-        let (appliance, serial, step, hold_until) = (self.appliance, self.serial, self.step, self.hold_until);
+        let (appliance, serial, step) = (self.appliance, self.serial, self.step);
         let mut claimed = self.permit.is_some();
         async move {
             let work = AssertUnwindSafe(self.carry_out(&config)).catch_unwind();
@@ -61,7 +59,7 @@ impl Task {
                 Ok(Ok(Ok(outcome))) => outcome,
                 Ok(Ok(Err(error))) => {
                     claimed = false;
-                    outcome_of(error, hold_until.since(clock()))
+                    outcome_of(error)
                 }
                 Ok(Err(_panic)) => Outcome::Failed("the driver panicked; see the log".to_owned()),
                 Err(_elapsed) => Outcome::TimedOut,
@@ -181,9 +179,9 @@ async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> 
 }
 
 /// What an error means to the machine.
-fn outcome_of(error: Error, hold: Duration) -> Outcome {
+fn outcome_of(error: Error) -> Outcome {
     match error {
-        Error::Shut(shut) => fenced(shut, hold),
+        Error::Shut(shut) => fenced(shut),
         Error::Superseded(newer) => Outcome::Superseded(newer),
         Error::FenceBusy(text) => Outcome::Busy(text),
         Error::Refused(text) => Outcome::Refused(text),
@@ -205,10 +203,10 @@ fn clipped(outcome: Outcome) -> Outcome {
     }
 }
 
-/// The gate was shut; a hold of which `hold` is left is waited for.
-pub(super) fn fenced(shut: Shut, hold: Duration) -> Outcome {
+/// The gate was shut; a hold is waited for.
+pub(super) fn fenced(shut: Shut) -> Outcome {
     match shut {
-        Shut::Held => Outcome::Fenced { retry_after: Some(hold.max(Duration::from_millis(10))) },
+        Shut::Held(left) => Outcome::Fenced { retry_after: Some(left.max(Duration::from_millis(10))) },
         Shut::Fenced | Shut::NotHeld => Outcome::Fenced { retry_after: None },
     }
 }

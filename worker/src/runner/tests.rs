@@ -271,7 +271,7 @@ impl Bench {
 
     async fn take_with(&self, n: u128, sequence: u64, desired: Arc<Desired>, progress: Progress) {
         let (appliance, token) = (id(n), token(sequence));
-        self.gate.admit(appliance, token, Timestamp::ZERO);
+        self.gate.admit(appliance, token, Duration::ZERO);
         self.handle.send(Self::grant(appliance, token, desired, progress)).await.expect("it runs");
     }
 
@@ -280,10 +280,22 @@ impl Bench {
         Command::Take { appliance, token, desired, progress, hold, suspect: false, traceparent }
     }
 
+    /// Takes an appliance of whose former owner calls may still take effect. Only the runner waits for them here: the gate
+    /// goes by the real clock.
+    async fn take_held(&self, n: u128, sequence: u64, held: Duration) {
+        let (appliance, token) = (id(n), token(sequence));
+        self.gate.admit(appliance, token, Duration::ZERO);
+        let mut take = Self::grant(appliance, token, desired(1, |_| {}), Progress::default());
+        if let Command::Take { hold, .. } = &mut take {
+            *hold = held;
+        }
+        self.handle.send(take).await.expect("it runs");
+    }
+
     /// Takes an appliance whose former owner died.
     async fn take_suspect(&self, n: u128, sequence: u64, desired: Arc<Desired>) {
         let (appliance, token) = (id(n), token(sequence));
-        self.gate.admit(appliance, token, Timestamp::ZERO);
+        self.gate.admit(appliance, token, Duration::ZERO);
         let mut take = Self::grant(appliance, token, desired, Progress::default());
         if let Command::Take { suspect, .. } = &mut take {
             *suspect = true;
@@ -524,6 +536,42 @@ async fn a_call_that_timed_out_leaves_a_hold_behind() {
     bench.release(1, 1).await;
     let (_, hold) = bench.released().await;
     assert!(hold > Duration::from_secs(10), "{hold:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_failed_leaves_a_hold_behind_only_where_no_token_fences_it() {
+    let mut bench = Bench::new().await;
+    bench.world.boots_panic.store(true, Ordering::Relaxed);
+    bench.take(1, 1, desired(1, |_| {})).await;
+    bench.status(|status| status.failed_boots == 1).await;
+    bench.release(1, 1).await;
+    let (_, hold) = bench.released().await;
+    assert!(hold > Duration::from_secs(10), "{hold:?}");
+
+    bench.world.boots_panic.store(false, Ordering::Relaxed);
+    bench.world.boots_fail.store(true, Ordering::Relaxed);
+    bench.take(2, 2, desired(1, |_| {})).await;
+    bench.status(|status| status.failed_boots == 1).await;
+    bench.release(2, 2).await;
+    assert_eq!(bench.released().await.1, Duration::ZERO, "it was refused, so it will not take effect");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hold_is_waited_out_and_what_is_left_of_it_is_handed_on() {
+    let mut bench = Bench::new().await;
+    bench.take_held(1, 1, Duration::from_secs(20)).await;
+    bench.pass(Duration::from_secs(10)).await;
+    bench.release(1, 1).await;
+    let (_, left) = bench.released().await;
+    assert!((Duration::from_secs(10)..Duration::from_secs(12)).contains(&left), "{left:?}");
+    assert_eq!(bench.world.calls(), Vec::<String>::new(), "calls of the former owner may still take effect");
+
+    let begun = Instant::now();
+    bench.take_held(1, 2, left).await;
+    bench.phase(Phase::Configured).await;
+    assert!(begun.elapsed() >= left);
+    bench.release(1, 2).await;
+    assert_eq!(bench.released().await.1, Duration::ZERO, "served, and every call was answered");
 }
 
 #[tokio::test(start_paused = true)]

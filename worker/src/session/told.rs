@@ -115,7 +115,7 @@ impl Session {
                     let span = info_span!("adopt", %appliance, worker = %self.name, %token);
                     telemetry::set_parent(&span, traceparent);
                     let _entered = span.enter();
-                    self.gate.admit(appliance, token, clock::now() + handed.hold);
+                    self.gate.admit(appliance, token, handed.hold);
                     self.outgoing.granted(appliance, token);
                     self.command(Command::Take {
                         appliance,

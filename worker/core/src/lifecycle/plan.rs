@@ -53,6 +53,10 @@ impl Lifecycle {
         {
             self.boots = Boots::NONE;
         }
+        if self.held_until.is_some_and(|until| until <= now) {
+            self.held_until = None;
+            self.fleet.known = false;
+        }
         // Also one that was booted while the wish for it was withdrawn.
         self.fleet.condemn_from(if self.desired.deleting { 0 } else { self.desired.spec.replicas });
         let mut wake = Wake { now, at: None };

@@ -407,6 +407,46 @@ fn a_shut_gate_is_no_failure() {
 }
 
 #[test]
+fn what_is_seen_during_a_hold_is_looked_at_again_before_anything_is_done_about_it() {
+    let d = desired(1, 1, |_| {});
+    let mut bench = Bench::new(&d);
+    bench.life.hold(bench.now + Duration::from_secs(40));
+    bench.play(vec![(Event::Tick, OBSERVE, Phase::Down), (found(&[]), None, Phase::Down)]);
+    assert_eq!(bench.wake(), Duration::from_secs(40), "it is missing, and nothing is done about that");
+    bench.play(vec![
+        (Event::Tick, OBSERVE, Phase::Down),
+        // The former owner's boot took effect meanwhile.
+        (found(&[instance(0, 1, &d)]), probe(0), Phase::Booting),
+    ]);
+}
+
+#[test]
+fn an_appliance_that_is_well_during_a_hold_is_looked_at_again_all_the_same() {
+    let d = desired(1, 1, |_| {});
+    let mut bench = Bench::new(&d);
+    bench.life.hold(bench.now + Duration::from_secs(1));
+    bench.play(vec![
+        (Event::Tick, OBSERVE, Phase::Down),
+        (found(&[instance(0, 1, &d)]), probe(0), Phase::Down),
+        (ended(Outcome::Answered), None, Phase::Up),
+    ]);
+    assert_eq!(bench.wake(), Duration::from_secs(1), "a configuration waits");
+    let double = found(&[instance(0, 1, &d), instance(0, 2, &d)]);
+    bench.play(vec![(Event::Tick, OBSERVE, Phase::Up), (double, destroy(0, 2), Phase::Up)]);
+}
+
+#[test]
+fn a_deletion_waits_for_the_end_of_a_hold() {
+    let d = desired(1, 1, |d| d.deleting = true);
+    let mut bench = Bench::new(&d);
+    bench.life.hold(bench.now + Duration::from_secs(5));
+    bench.play(vec![(Event::Tick, OBSERVE, Phase::Deleting), (found(&[]), None, Phase::Deleting)]);
+    assert_eq!(bench.wake(), Duration::from_secs(5));
+    let late = found(&[instance(0, 1, &d)]);
+    bench.play(vec![(Event::Tick, OBSERVE, Phase::Deleting), (late, destroy(0, 1), Phase::Deleting)]);
+}
+
+#[test]
 fn a_newer_token_is_no_failed_boot_and_is_told() {
     let mut bench = Bench::new(&desired(1, 1, |_| {}));
     bench.feed(Event::Tick);

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use common::appliance::{Custom, Driver as DriverName, Kind as SpecKind, Name, Probe, Spec};
-use common::{Generation, Term, Timestamp};
+use common::{Generation, Term};
 
 use super::*;
 use crate::gate::Gate;
@@ -10,7 +10,7 @@ fn permit(appliance: ApplianceId, sequence: u64) -> Permit {
     let gate = Gate::new();
     let token = Token::new(Term::new(1), sequence);
     gate.extend(clock::now() + Duration::from_secs(60));
-    gate.admit(appliance, token, Timestamp::ZERO);
+    gate.admit(appliance, token, Duration::ZERO);
     Arc::clone(&gate).pass(appliance, token).expect("the gate is open")
 }
 

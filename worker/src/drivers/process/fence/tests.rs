@@ -1,5 +1,3 @@
-use common::Timestamp;
-
 use super::*;
 use crate::gate::Gate;
 use common::runtime::clock;
@@ -8,7 +6,7 @@ fn permit(sequence: u64) -> Permit {
     let gate = Gate::new();
     let (appliance, token) = (ApplianceId::from_u128(1), Token::new(Term::new(1), sequence));
     gate.extend(clock::now() + Duration::from_secs(60));
-    gate.admit(appliance, token, Timestamp::ZERO);
+    gate.admit(appliance, token, Duration::ZERO);
     gate.pass(appliance, token).expect("the gate is open")
 }
 

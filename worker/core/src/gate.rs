@@ -1,0 +1,263 @@
+//! The gate's decision: whether a call that changes the world may start now.
+//!
+//! Asked per *grant* (appliance, token), never per worker: a worker that lost one appliance must not act on it because it
+//! still holds another. It opens only while the lease of this life stands, the grant is held, and nothing of a former
+//! owner can take effect any more (its *hold* is over). One gate belongs to one life; shutting it is final.
+//!
+//! A hold is a remaining time, counted here from the moment of [`Gate::admit`] and a little longer than told: clocks of
+//! different hosts may differ in their rate, see [`SLACK`]. Pure: the shell brings clock and locks.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use common::mutant::{self, Mutant};
+use common::{ApplianceId, Timestamp, Token};
+
+/// How long before the end of the lease calls without token stop to start, if nothing else is set. Covers the time a
+/// thread may sleep between its last check and its send; several times what a scheduler under load takes, and short
+/// beside the usual lease of seconds.
+pub const ACT_MARGIN: Duration = Duration::from_millis(500);
+
+/// A hold is waited out this part longer, in hundredths. It was named in time of the backend and of whoever called it, and
+/// is waited for by another clock; rates may differ by 5 % each way, as with leases. What is left of one is handed on
+/// without this part ([`hold_left`]), so that it does not grow from owner to owner.
+pub const SLACK: u64 = 15;
+
+/// Why the gate is shut for a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Shut {
+    /// The lease has run out, or is about to for a call without token, or the life has ended.
+    #[error("the lease has run out")]
+    Fenced,
+    /// The grant is not held (any more).
+    #[error("the grant is not held any more")]
+    NotHeld,
+    /// Calls of a former owner may still take effect, for this long.
+    #[error("calls of the former owner may still take effect")]
+    Held(Duration),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Grant {
+    token: Token,
+    hold_until: Timestamp,
+}
+
+/// The gate of one life.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Gate {
+    /// Until when the lease stands.
+    deadline: Timestamp,
+    /// The life has ended; nothing opens the gate after that.
+    ended: bool,
+    margin: Duration,
+    grants: BTreeMap<ApplianceId, Grant>,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self::with_margin(ACT_MARGIN)
+    }
+}
+
+impl Gate {
+    /// A gate that is shut until [`Gate::extend`]. `margin` is how long before the end of the lease calls without token
+    /// stop to start.
+    #[must_use]
+    pub const fn with_margin(margin: Duration) -> Self {
+        Self { deadline: Timestamp::ZERO, ended: false, margin, grants: BTreeMap::new() }
+    }
+
+    /// Lets the lease stand until `deadline`. An earlier one than the present changes nothing, and neither does any after
+    /// [`Gate::shut`].
+    pub fn extend(&mut self, deadline: Timestamp) {
+        self.deadline = self.deadline.max(deadline);
+    }
+
+    /// Ends the life: nothing passes any more, for ever.
+    pub const fn shut(&mut self) {
+        self.ended = true;
+    }
+
+    /// Whether the life has ended.
+    #[must_use]
+    pub const fn is_shut(&self) -> bool {
+        self.ended
+    }
+
+    /// Until when the lease stands, unless the life has ended.
+    #[must_use]
+    pub const fn deadline(&self) -> Timestamp {
+        self.deadline
+    }
+
+    /// Whether the lease stands at `now`.
+    #[must_use]
+    pub fn lease_stands(&self, now: Timestamp) -> bool {
+        !self.ended && (now < self.deadline || mutant::is(Mutant::NoLease))
+    }
+
+    /// Notes at `now` that a grant is held, of which calls may start once `hold` is over.
+    pub fn admit(&mut self, now: Timestamp, appliance: ApplianceId, token: Token, hold: Duration) {
+        self.grants.insert(appliance, Grant { token, hold_until: hold_until(now, hold) });
+    }
+
+    /// Notes that a grant is not held any more. A newer grant of the same appliance stays.
+    pub fn dismiss(&mut self, appliance: ApplianceId, token: Token) {
+        if self.grants.get(&appliance).is_some_and(|grant| grant.token == token) {
+            self.grants.remove(&appliance);
+        }
+    }
+
+    /// Whether a call for this grant may start at `now`, for calls whose far side refuses older tokens.
+    ///
+    /// # Errors
+    /// [`Shut`] says why not.
+    pub fn pass(&self, now: Timestamp, appliance: ApplianceId, token: Token) -> Result<(), Shut> {
+        if !self.lease_stands(now) {
+            return Err(Shut::Fenced);
+        }
+        match self.grants.get(&appliance) {
+            Some(grant) if grant.token == token => {
+                let left = grant.hold_until.since(now);
+                if left.is_zero() { Ok(()) } else { Err(Shut::Held(left)) }
+            }
+            _ if mutant::is(Mutant::GatePerWorker) => Ok(()),
+            _ => Err(Shut::NotHeld),
+        }
+    }
+
+    /// Whether a call for this grant may start at `now` whose far side looks at no token. The lease has to stand for the
+    /// margin longer, because the call is sent only after the question was answered.
+    ///
+    /// # Errors
+    /// [`Shut`] says why not.
+    pub fn pass_unfenced(&self, now: Timestamp, appliance: ApplianceId, token: Token) -> Result<(), Shut> {
+        self.pass(now, appliance, token)?;
+        if self.lease_stands(now + self.margin) { Ok(()) } else { Err(Shut::Fenced) }
+    }
+
+    /// Whether this grant is held, whatever the lease and its hold say.
+    #[must_use]
+    pub fn is_held(&self, appliance: ApplianceId, token: Token) -> bool {
+        self.grants.get(&appliance).is_some_and(|grant| grant.token == token)
+    }
+
+    /// Everything that is held, with the token and the moment from which calls may start, by appliance.
+    pub fn held(&self) -> impl Iterator<Item = (ApplianceId, Token, Timestamp)> {
+        self.grants.iter().map(|(appliance, grant)| (*appliance, grant.token, grant.hold_until))
+    }
+}
+
+/// When a hold that was told at `now` is over, by whatever clock `now` is of.
+#[must_use]
+pub fn hold_until(now: Timestamp, hold: Duration) -> Timestamp {
+    let nanos = hold.as_nanos().saturating_mul(u128::from(100 + SLACK)).div_ceil(100);
+    now + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+/// What is left at `now` of a hold that is over at `until` here: what somebody else has to be told.
+#[must_use]
+pub fn hold_left(now: Timestamp, until: Timestamp) -> Duration {
+    let nanos = (until.since(now).as_nanos() * 100).div_ceil(u128::from(100 + SLACK));
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use common::Term;
+
+    use super::*;
+
+    const LIFE: Timestamp = Timestamp::from_millis(60_000);
+
+    fn a(n: u128) -> ApplianceId {
+        ApplianceId::from_u128(n)
+    }
+
+    fn token(n: u64) -> Token {
+        Token::new(Term::new(1), n)
+    }
+
+    fn at(millis: u64) -> Timestamp {
+        Timestamp::from_millis(millis)
+    }
+
+    fn open() -> Gate {
+        let mut gate = Gate::with_margin(Duration::from_millis(500));
+        gate.extend(LIFE);
+        gate
+    }
+
+    #[test]
+    fn opens_only_for_the_grant_that_is_held() {
+        let mut gate = open();
+        gate.admit(at(0), a(1), token(1), Duration::ZERO);
+        assert_eq!(gate.pass(at(0), a(1), token(1)), Ok(()));
+        assert_eq!(gate.pass(at(0), a(1), token(2)), Err(Shut::NotHeld));
+        assert_eq!(gate.pass(at(0), a(2), token(1)), Err(Shut::NotHeld));
+        gate.admit(at(0), a(1), token(2), Duration::ZERO);
+        assert_eq!(gate.pass(at(0), a(1), token(1)), Err(Shut::NotHeld), "an older grant must not pass");
+        gate.dismiss(a(1), token(1));
+        assert_eq!(gate.pass(at(0), a(1), token(2)), Ok(()), "dismissing the old grant leaves the new one");
+        gate.dismiss(a(1), token(2));
+        assert_eq!(gate.pass(at(0), a(1), token(2)), Err(Shut::NotHeld));
+    }
+
+    #[test]
+    fn opens_only_while_the_lease_stands_and_shutting_is_final() {
+        let mut gate = Gate::default();
+        gate.admit(at(0), a(1), token(1), Duration::ZERO);
+        assert_eq!(gate.pass(at(0), a(1), token(1)), Err(Shut::Fenced), "nothing was extended yet");
+        gate.extend(at(1_000));
+        gate.extend(at(900));
+        assert_eq!(gate.deadline(), at(1_000), "an earlier deadline changes nothing");
+        assert_eq!(gate.pass(at(999), a(1), token(1)), Ok(()));
+        assert_eq!(gate.pass(at(1_000), a(1), token(1)), Err(Shut::Fenced));
+        gate.extend(at(2_000));
+        assert_eq!(gate.pass(at(1_000), a(1), token(1)), Ok(()), "grants of the same life stand again");
+        gate.shut();
+        gate.extend(at(3_000));
+        assert_eq!(gate.pass(at(1_000), a(1), token(1)), Err(Shut::Fenced));
+    }
+
+    #[test]
+    fn a_call_without_token_needs_the_lease_for_the_margin_longer() {
+        let mut gate = open();
+        gate.admit(at(0), a(1), token(1), Duration::ZERO);
+        assert_eq!(gate.pass_unfenced(at(59_499), a(1), token(1)), Ok(()));
+        assert_eq!(gate.pass_unfenced(at(59_500), a(1), token(1)), Err(Shut::Fenced));
+        assert_eq!(gate.pass(at(59_500), a(1), token(1)), Ok(()), "with a token the far side decides");
+        assert_eq!(gate.pass_unfenced(at(0), a(2), token(1)), Err(Shut::NotHeld));
+    }
+
+    #[test]
+    fn a_hold_is_waited_out_with_slack_and_begins_anew_with_a_new_grant() {
+        let mut gate = open();
+        gate.admit(at(0), a(1), token(1), Duration::from_secs(10));
+        assert_eq!(gate.pass(at(1_500), a(1), token(1)), Err(Shut::Held(Duration::from_secs(10))));
+        assert_eq!(gate.pass(at(11_499), a(1), token(1)), Err(Shut::Held(Duration::from_millis(1))));
+        assert_eq!(gate.pass(at(11_500), a(1), token(1)), Ok(()));
+        assert_eq!(gate.pass_unfenced(at(11_499), a(1), token(1)), Err(Shut::Held(Duration::from_millis(1))));
+        gate.admit(at(12_000), a(1), token(2), Duration::from_secs(1));
+        assert_eq!(gate.pass(at(12_000), a(1), token(2)), Err(Shut::Held(Duration::from_millis(1_150))));
+        assert_eq!(gate.held().collect::<Vec<_>>(), [(a(1), token(2), at(13_150))]);
+    }
+
+    #[test]
+    fn what_is_left_of_a_hold_does_not_grow_from_owner_to_owner() {
+        let mut hold = Duration::from_secs(10);
+        for _ in 0..100 {
+            hold = hold_left(at(5), hold_until(at(5), hold));
+        }
+        assert_eq!(hold, Duration::from_secs(10), "nobody waited");
+        let until = hold_until(at(0), hold);
+        assert!(hold_left(at(5_000), until) > Duration::from_secs(5), "a clock may be fast");
+        assert_eq!(hold_left(until, until), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_hold_without_end_does_not_wrap() {
+        assert_eq!(hold_until(at(1), Duration::MAX), Timestamp::from_nanos(u64::MAX));
+    }
+}
