@@ -7,7 +7,7 @@ BINS  := -p coordinator -p worker -p ctl --bins
 MODELS := -p sim
 UP    ?=
 
-.PHONY: help up down build test lint fmt bench sim deps-build deps-test clean
+.PHONY: help up down build test lint fmt bench sim drill deps-build deps-test clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -40,6 +40,10 @@ fmt: ## Format the code.
 
 sim: deps-build ## Run the simulator over many seeds: make sim SEEDS=20000.
 	RUG_SIM_SEEDS=$(or $(SEEDS),2000) $(CARGO) test --profile sim --locked -p sim -- --nocapture
+
+drill: deps-test build ## Break a cluster on hosts of its own (needs root): make drill SEED=7 MINUTES=60. Without SEED a random one.
+	$(CARGO) build --release --locked -p tests --bins
+	target/release/drill $(if $(SEED),--seed $(SEED)) --minutes $(or $(MINUTES),3) --report target/drill.json
 
 bench: deps-test build ## Run the benchmarks; each prints what it compares with.
 	$(CARGO) bench --locked -p tests --bench planner

@@ -22,8 +22,8 @@ use tests::cluster::daemon::Daemon;
 use tests::cluster::wait::until;
 use tests::cluster::{PATIENCE, api, processes, specs};
 use tests::fleet::{Fleet, Hosts, Options};
-
-use crate::lives::{self, Lives};
+use tests::journal;
+use tests::lives::{self, Lives};
 
 const SESSION: Duration = Duration::from_secs(2);
 /// Heartbeats follow each other in this part of a session timeout: a lease is 0.6 of it and has four of them.
@@ -111,7 +111,7 @@ async fn no_worker_acts_after_it_was_called_gone_whatever_freezes_its_lease_node
         }
     }
     let lives = lives::lives(&fleet);
-    let slacks = lives::nobody_acts_once_gone(&lives, &lives::effects(&fleet.state_dir())?)?;
+    let slacks = lives::nobody_acts_once_gone(&lives, &journal::effects(&fleet.state_dir())?)?;
     for kind in [Kind::CutFollower, Kind::PausedFollower, Kind::PausedLeader] {
         let of = |at: &u64| begun.iter().rev().find(|(began, _)| began <= at).is_some_and(|(_, t)| t.kind == kind);
         let mut found: Vec<Duration> = slacks.iter().filter(|(at, _)| of(at)).map(|(_, slack)| *slack).collect();

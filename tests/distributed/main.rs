@@ -1,9 +1,9 @@
 //! Distributed clusters of real processes: ZooKeeper, PostgreSQL or MariaDB, coordinators, workers. One file per subject.
 
+mod drill;
 mod example;
 mod failover;
 mod lease;
-mod lives;
 mod membership;
 mod observed;
 mod partition;

@@ -14,10 +14,10 @@ use tests::cluster::processes::{self, Identity, ROOT_VARIABLE};
 use tests::cluster::wait::until;
 use tests::cluster::{PATIENCE, api, binaries, specs};
 use tests::fleet::{Database, Fleet, Options, timed};
+use tests::journal::effects;
+use tests::lives::{lives, nobody_acts_once_gone};
 use tokio::process::Command;
 use zookeeper_client::Client;
-
-use crate::lives::{effects, lives, nobody_acts_once_gone};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_worker_loses_its_share_once_its_session_is_over_and_gets_it_back() -> Result<()> {

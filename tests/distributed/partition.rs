@@ -12,8 +12,7 @@ use tests::cluster::processes::Identity;
 use tests::cluster::wait::until;
 use tests::cluster::{PATIENCE, api, processes, specs};
 use tests::fleet::{Fleet, Hosts, Options};
-
-use crate::lives;
+use tests::{journal, lives};
 
 /// Who is cut off.
 const LONER: &str = "w1";
@@ -72,7 +71,7 @@ async fn a_worker_without_a_coordinator_keeps_what_it_holds_alive_and_reports_la
         .await?;
         let id = &held[0];
         let (victim, successor) = killed_and_replaced(&fleet, id).await?;
-        let effects = lives::effects(&fleet.state_dir())?;
+        let effects = journal::effects(&fleet.state_dir())?;
         let done: Vec<_> = effects.into_iter().filter(|effect| effect.at_ns > began).collect();
         ensure!(done.iter().any(|e| e.appliance == *id && e.action == "spawn"), "no spawn in {done:?}");
         ensure!(done.iter().all(|e| e.worker == LONER), "others acted: {done:?}");
@@ -143,7 +142,7 @@ async fn a_worker_without_zookeeper_is_fenced_before_others_take_over() -> Resul
         // An instance that still runs is replaced only once it was missed: it answers on the host it was started on. Before
         // the cut is healed: afterwards the loner is back within a tenth of a second, and gets a share of its own.
         until(PATIENCE, "others have acted on all of them", async || {
-            let effects = lives::effects(&fleet.state_dir())?;
+            let effects = journal::effects(&fleet.state_dir())?;
             let acted =
                 |id: &String| effects.iter().any(|e| e.at_ns > began && e.appliance == *id && e.worker != LONER);
             let left: Vec<_> = held.iter().filter(|id| !acted(id)).collect();
@@ -176,7 +175,7 @@ fn in_good_order(fleet: &Fleet, held: &[String], began: u64) -> Result<()> {
     ensure!(worker == LONER, "{worker} {incarnation} was called gone");
     let (until, gone) = (life.until.context("it is over")?, life.gone.context("it is gone")?);
     ensure!(until <= gone, "{LONER} might act until {until} and was called gone at {gone}");
-    let effects = lives::effects(&fleet.state_dir())?;
+    let effects = journal::effects(&fleet.state_dir())?;
     lives::nobody_acts_once_gone(&lives, &effects)?;
     let (mut last, mut first) = (BTreeMap::new(), BTreeMap::new());
     for effect in effects.iter().filter(|effect| effect.at_ns > began && held.contains(&effect.appliance)) {

@@ -252,6 +252,20 @@ impl Sandbox {
         &self.root
     }
 
+    /// Ends everything. With `keep` its files stay, otherwise they are removed.
+    ///
+    /// # Errors
+    /// A process that cannot be ended.
+    pub fn dismantle(mut self, keep: bool) -> Result<()> {
+        processes::end_all(&self.root)?;
+        self.finished = true;
+        if keep {
+            let kept = self.dir.take().map(TempDir::keep).unwrap_or_default();
+            eprintln!("its files are kept in {}", kept.display());
+        }
+        Ok(())
+    }
+
     /// Checks the logs and ends everything. `tolerated` texts may stand in error lines.
     ///
     /// # Errors

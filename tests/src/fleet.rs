@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use servers::mariadb::{self, MariaDb};
 use servers::netns::{Host, Network};
 use servers::ports::Port;
 use servers::postgres::{self, Postgres};
+use servers::proxy::Proxy;
 use servers::zookeeper::{self, Ensemble};
 
 use crate::cluster::api::{self, Api};
@@ -32,8 +34,8 @@ pub enum Store {
     MariaDb,
 }
 
-/// Which parts of a fleet are on hosts of their own, in network namespaces; needs root. Coordinators, the database and the
-/// test stay together on [`Network::here`].
+/// Which parts of a fleet are on hosts of their own, in network namespaces; needs root. What is on none stays together on
+/// [`Network::here`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Hosts {
     /// None: everything is on the loopback address.
@@ -43,6 +45,19 @@ pub enum Hosts {
     ZooKeepers,
     /// ZooKeeper servers and workers, `w1` and so on. An instance answers only on the host of the worker that started it.
     All,
+    /// As [`Hosts::All`], and coordinators, `c1` and so on, so that only the database and the test are left here.
+    Each,
+}
+
+/// Forwarders that can delay what passes; see [`Options::proxies`]. In the order of the servers behind them.
+#[derive(Debug, Default)]
+pub struct Proxies {
+    /// In front of each ZooKeeper server, on its host.
+    pub zookeepers: Vec<Proxy>,
+    /// In front of each coordinator, on its host: what workers and other coordinators say passes here.
+    pub coordinators: Vec<Proxy>,
+    /// Between each coordinator and the database.
+    pub databases: Vec<Proxy>,
 }
 
 /// What a fleet is made of.
@@ -67,6 +82,8 @@ pub struct Options {
     pub pinned: bool,
     /// What is on hosts of its own.
     pub hosts: Hosts,
+    /// Whether [`Proxies`] stand between the parts; needs [`Hosts::Each`].
+    pub proxies: bool,
     /// Further environment of each coordinator, such as `RUG_COORDINATOR_MACHINE__DEBOUNCE_MS`.
     pub coordinator_env: Vec<(&'static str, String)>,
     /// Further environment of each worker.
@@ -85,6 +102,7 @@ impl Default for Options {
             session: Duration::from_secs(4),
             pinned: false,
             hosts: Hosts::None,
+            proxies: false,
             coordinator_env: Vec::new(),
             worker_env: Vec::new(),
         }
@@ -115,6 +133,16 @@ impl Database {
                 (Self::MariaDb(Box::new(server)), url)
             }
         })
+    }
+
+    /// Where it listens, `ip:port`.
+    #[must_use]
+    pub fn address(&self) -> String {
+        let port = match self {
+            Self::Postgres(server) => server.port(),
+            Self::MariaDb(server) => server.port(),
+        };
+        format!("127.0.0.1:{port}")
     }
 
     /// `kill -9`.
@@ -153,10 +181,14 @@ pub struct Fleet {
     pub zookeeper: Ensemble,
     /// The database.
     pub database: Database,
+    /// What stands between the parts, if anything does.
+    pub proxies: Proxies,
     /// Hosts, when there are any.
     pub network: Option<Network>,
     /// Coordination URL of the fleet.
     pub coordination: String,
+    /// URL of its store, without a proxy.
+    pub store: String,
     sandbox: Sandbox,
     tolerated: Vec<String>,
     _ports: Vec<Port>,
@@ -178,24 +210,48 @@ impl Fleet {
                 Ensemble::start_on(&hosts, options.zookeeper.clone()).await?
             }
         };
-        let (database, store_url) = Database::start(options.store).await?;
+        let (database, store) = Database::start(options.store).await?;
+        let mut proxies = Proxies::default();
+        if options.proxies {
+            let network = network.as_ref().context("proxies need hosts")?;
+            for n in 0..options.zookeepers {
+                let proxy = Proxy::start_on(network.host(&format!("zk{}", n + 1))?, &zookeeper.address(n))?;
+                proxies.zookeepers.push(proxy);
+            }
+        }
         let url = |servers: &str| format!("zookeeper://{servers}/?timeout={}", options.session.as_secs_f64());
-        let coordination = url(&zookeeper.connect_string());
-        let here = network.as_ref().map_or_else(|| "127.0.0.1".to_owned(), |n| n.here().address().to_string());
+        let zookeepers: Vec<String> = (0..options.zookeepers)
+            .map(|n| proxies.zookeepers.get(n).map_or_else(|| zookeeper.address(n), Proxy::address))
+            .collect();
+        let coordination = url(&zookeepers.join(","));
         let mut ports = Vec::new();
         let (mut apis, mut coordinators, mut workers) = (Vec::new(), Vec::new(), Vec::new());
         for n in 1..=options.coordinators {
             let port = Port::free()?;
-            let (name, listen) = (format!("c{n}"), format!("{here}:{}", port.number()));
+            let name = format!("c{n}");
+            let host = network.as_ref().filter(|_| options.hosts == Hosts::Each);
+            let host = host.map(|network| network.host(&name)).transpose()?;
+            let ip = host.or(network.as_ref().map(Network::here)).map_or(IpAddr::from([127, 0, 0, 1]), Host::address);
+            let listen = format!("{ip}:{}", port.number());
             let mut args = words(["run", "--name", &name, "--listen", &listen, "--state-dir"]);
             args.push(sandbox.path(&name).into_os_string());
             if network.is_some() {
                 args.push("--insecure".into());
             }
-            let mut coordinator = Daemon::new(&name, binaries::path("rug-coordinator")?, args, &sandbox);
+            let mut coordinator = daemon_on(host, &name, binaries::path("rug-coordinator")?, args, &sandbox);
+            let mut store_url = store.clone();
+            if options.proxies {
+                let (network, host) = (network.as_ref().context("hosts")?, host.context("coordinators on hosts")?);
+                let to_database = Proxy::start_at(network.here().address(), &database.address()).await?;
+                store_url = store_url.replace(&database.address(), &to_database.address());
+                let before = Proxy::start_on(host, &listen)?;
+                coordinator.environment(&[("RUG_COORDINATOR_ADVERTISE", format!("http://{}", before.address()))]);
+                proxies.databases.push(to_database);
+                proxies.coordinators.push(before);
+            }
             coordinator.environment(&[
                 ("RUG_COORDINATOR_COORDINATION__URL", coordination.clone()),
-                ("RUG_COORDINATOR_STORE__URL", store_url.clone()),
+                ("RUG_COORDINATOR_STORE__URL", store_url),
             ]);
             coordinator.environment(&options.coordinator_env);
             coordinators.push(coordinator);
@@ -204,7 +260,7 @@ impl Fleet {
         }
         for n in 1..=options.workers {
             let name = format!("w{n}");
-            let host = network.as_ref().filter(|_| options.hosts == Hosts::All);
+            let host = network.as_ref().filter(|_| matches!(options.hosts, Hosts::All | Hosts::Each));
             let host = host.map(|network| network.host(&name)).transpose()?;
             let mut args = words(["run", "--name", &name, "--host", "test-host", "--state-dir"]);
             args.push(sandbox.path("workers").into_os_string());
@@ -212,7 +268,7 @@ impl Fleet {
                 args.extend(words(["--driver", driver]));
             }
             let mut worker = daemon_on(host, &name, binaries::path("rug-worker")?, args, &sandbox);
-            let one = url(&zookeeper.address(usize::from(n - 1) % zookeeper.len()));
+            let one = url(&zookeepers[usize::from(n - 1) % zookeepers.len()]);
             let known = if options.pinned { one } else { coordination.clone() };
             worker.environment(&[("RUG_WORKER_COORDINATION__URL", known)]);
             worker.environment(&options.worker_env);
@@ -224,8 +280,10 @@ impl Fleet {
             workers,
             zookeeper,
             database,
+            proxies,
             network,
             coordination,
+            store,
             sandbox,
             tolerated: Vec::new(),
             _ports: ports,
@@ -388,6 +446,14 @@ impl Fleet {
         rugctl::run(self.root(), &args, input).await
     }
 
+    /// Ends and removes everything without any check: for those that have made their own. With `keep` its files stay.
+    ///
+    /// # Errors
+    /// When a process cannot be ended.
+    pub fn dismantle(self, keep: bool) -> Result<()> {
+        self.sandbox.dismantle(keep)
+    }
+
     /// Checks what must hold at the end of every test, and removes everything.
     ///
     /// # Errors
@@ -433,13 +499,15 @@ fn words<const N: usize>(words: [&str; N]) -> Vec<OsString> {
 }
 
 fn network(options: &Options) -> Result<Option<Network>> {
-    let workers = match options.hosts {
+    let (coordinators, workers) = match options.hosts {
         Hosts::None => return Ok(None),
-        Hosts::ZooKeepers => 0,
-        Hosts::All => options.workers,
+        Hosts::ZooKeepers => (0, 0),
+        Hosts::All => (0, options.workers),
+        Hosts::Each => (options.coordinators, options.workers),
     };
     let zookeepers = (1..=options.zookeepers).map(|n| format!("zk{n}"));
-    let names: Vec<String> = zookeepers.chain((1..=workers).map(|n| format!("w{n}"))).collect();
+    let workers = (1..=workers).map(|n| format!("w{n}"));
+    let names: Vec<String> = zookeepers.chain(workers).chain((1..=coordinators).map(|n| format!("c{n}"))).collect();
     Network::new(&names.iter().map(String::as_str).collect::<Vec<_>>()).map(Some)
 }
 

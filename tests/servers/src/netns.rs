@@ -5,13 +5,16 @@
 //! well ([`Network::here`]), which is where programs outside of any namespace, such as the test's own clients, live.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::folder::Guard;
 use crate::ports::Claim;
@@ -222,6 +225,18 @@ impl Host {
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]);
         command
+    }
+
+    /// Moves the calling thread to this host: sockets it makes from now on are this host's. For threads of their own.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn enter(&self) -> Result<()> {
+        let Some(namespace) = &self.namespace else { return Ok(()) };
+        let path = format!("/run/netns/{namespace}");
+        let file = File::open(&path).with_context(|| format!("open {path}"))?;
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+            .with_context(|| format!("enter {path}"))
     }
 
     /// From now on, packets from here to `to` vanish.

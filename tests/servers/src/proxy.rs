@@ -5,17 +5,21 @@
 //! accepted by the kernel, and hangs then.
 
 use std::io;
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{Semaphore, mpsc as pieces, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
+use crate::netns::Host;
 use crate::ports::Port;
 
 /// Connections at a time; more wait to be accepted.
@@ -55,9 +59,11 @@ impl Weather {
 /// A running forwarder; ends, with its connections, when dropped.
 #[derive(Debug)]
 pub struct Proxy {
+    ip: IpAddr,
     port: Port,
     weather: watch::Sender<Weather>,
-    listening: JoinHandle<()>,
+    /// Absent for one that runs on a host: its thread ends when nobody is left to make weather.
+    listening: Option<JoinHandle<()>>,
 }
 
 impl Proxy {
@@ -66,20 +72,57 @@ impl Proxy {
     /// # Errors
     /// When it cannot listen.
     pub async fn start(target: &str) -> Result<Self> {
+        Self::start_at(IpAddr::from([127, 0, 0, 1]), target).await
+    }
+
+    /// [`Proxy::start`] at another address of this machine.
+    ///
+    /// # Errors
+    /// When it cannot listen.
+    pub async fn start_at(ip: IpAddr, target: &str) -> Result<Self> {
         let port = Port::free()?;
-        let listener = TcpListener::bind(("127.0.0.1", port.number())).await.context("listen for the proxy")?;
+        let listener = TcpListener::bind((ip, port.number())).await.context("listen for the proxy")?;
         let (weather, seen) = watch::channel(Weather::default());
         let listening = tokio::spawn(listen(listener, target.to_owned(), seen));
-        Ok(Self { port, weather, listening })
+        Ok(Self { ip, port, weather, listening: Some(listening) })
     }
 
-    /// Where it listens, `127.0.0.1:port`.
+    /// Listens at a free port of a host and forwards from there, on a thread of its own.
+    ///
+    /// # Errors
+    /// When the host cannot be entered, or the proxy cannot listen there.
+    pub fn start_on(host: &Host, target: &str) -> Result<Self> {
+        let (ip, port) = (host.address(), Port::free()?);
+        let (weather, seen) = watch::channel(Weather::default());
+        let (tell, told) = mpsc::sync_channel(1);
+        let (host, number, target) = (host.clone(), port.number(), target.to_owned());
+        let work = move || {
+            let listening = || -> Result<(Runtime, TcpListener)> {
+                host.enter()?;
+                let runtime = Builder::new_current_thread().enable_all().build()?;
+                let listener = runtime.block_on(TcpListener::bind((ip, number))).context("listen for the proxy")?;
+                Ok((runtime, listener))
+            };
+            match listening() {
+                Ok((runtime, listener)) => {
+                    let _ = tell.send(Ok(()));
+                    runtime.block_on(listen(listener, target, seen));
+                }
+                Err(problem) => _ = tell.send(Err(problem)),
+            }
+        };
+        thread::Builder::new().name("proxy".to_owned()).spawn(work).context("start a thread")?;
+        told.recv().context("the proxy's thread ended")??;
+        Ok(Self { ip, port, weather, listening: None })
+    }
+
+    /// Where it listens, `ip:port`.
     #[must_use]
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port.number())
+        format!("{}:{}", self.ip, self.port.number())
     }
 
-    /// Its port at 127.0.0.1.
+    /// Its port.
     #[must_use]
     pub const fn port(&self) -> u16 {
         self.port.number()
@@ -119,7 +162,9 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         // Its connections are tasks of a set that it owns.
-        self.listening.abort();
+        if let Some(listening) = &self.listening {
+            listening.abort();
+        }
     }
 }
 
@@ -201,7 +246,7 @@ async fn forward(
     way: Way,
     weather: watch::Receiver<Weather>,
 ) -> io::Result<()> {
-    let (pieces, mut under_way) = mpsc::channel::<(Instant, Vec<u8>)>(PIECES);
+    let (sender, mut under_way) = pieces::channel::<(Instant, Vec<u8>)>(PIECES);
     let mut passes = weather.clone();
     let write = async {
         while let Some((due, piece)) = under_way.recv().await {
@@ -213,12 +258,12 @@ async fn forward(
         open(&mut passes, way).await?;
         to.shutdown().await
     };
-    tokio::try_join!(read(from, pieces, way, weather), write).map(drop)
+    tokio::try_join!(read(from, sender, way, weather), write).map(drop)
 }
 
 async fn read(
     mut from: ReadHalf<'_>,
-    pieces: mpsc::Sender<(Instant, Vec<u8>)>,
+    sender: pieces::Sender<(Instant, Vec<u8>)>,
     way: Way,
     mut weather: watch::Receiver<Weather>,
 ) -> io::Result<()> {
@@ -230,7 +275,7 @@ async fn read(
             return Ok(());
         }
         let due = Instant::now() + weather.borrow().delay;
-        if pieces.send((due, buffer[..count].to_vec())).await.is_err() {
+        if sender.send((due, buffer[..count].to_vec())).await.is_err() {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
     }

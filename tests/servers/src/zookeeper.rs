@@ -293,6 +293,14 @@ impl Ensemble {
         Ok(())
     }
 
+    /// Starts a killed server with its data and ports, and does not wait until it serves.
+    ///
+    /// # Errors
+    /// When it runs.
+    pub fn launch(&mut self, i: usize) -> Result<()> {
+        self.nodes[i].launch()
+    }
+
     /// SIGSTOP; has stopped on return.
     ///
     /// # Errors

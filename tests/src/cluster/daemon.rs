@@ -110,6 +110,19 @@ impl Daemon {
         Ok(())
     }
 
+    /// How it ended, if it did so by itself since it was started; it can be started again then.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn ended_by_itself(&mut self) -> Result<Option<ExitStatus>> {
+        let Some(child) = &mut self.child else { return Ok(None) };
+        let status = child.try_wait()?;
+        if status.is_some() {
+            self.child = None;
+        }
+        Ok(status)
+    }
+
     /// `kill -9`.
     ///
     /// # Errors
