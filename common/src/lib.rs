@@ -5,6 +5,7 @@
 //! telemetry, signals) sits behind the feature `runtime` and is used by the binaries only.
 
 pub mod appliance;
+pub mod digest;
 pub mod id;
 pub mod mutant;
 pub mod profile;
@@ -23,6 +24,7 @@ pub mod runtime;
 #[cfg(feature = "tls")]
 pub mod tls;
 
+pub use digest::Digest;
 pub use id::{ApplianceId, CoordinatorId, RebalanceId, WorkerId};
 pub use profile::Profile;
 pub use time::Timestamp;

@@ -427,7 +427,12 @@ impl<'a> Leader<'a> {
                 }
                 self.step(Event::Answers(conn, envelope, wire::answers(ack)));
             }
-            up::Up::Report(reports) => self.on_reports(conn, envelope, reports),
+            up::Up::Report(reports, holdings) => {
+                self.on_reports(conn, envelope, reports);
+                if let Some(holdings) = holdings {
+                    self.step(Event::Holds(conn, envelope, wire::claim(holdings)));
+                }
+            }
             up::Up::Drain { hand_back } => {
                 info!(conn, worker = ?self.conns.get(&conn).map(|s| &s.worker), hand_back, "is about to stop");
                 self.step(Event::Drain(conn, envelope, hand_back));
@@ -520,6 +525,9 @@ impl<'a> Leader<'a> {
             Refusal::UnknownLife => {
                 let detail = "no lease node of this life was seen".to_owned();
                 (RefusedReason::NotLeading, detail, Some(Duration::from_millis(500)))
+            }
+            Refusal::Differs => {
+                (RefusedReason::HoldingsDiffer, "what it holds differs from the table".to_owned(), None)
             }
             Refusal::NotMember => {
                 (RefusedReason::IncarnationOver, "its member node was taken away, and it is drained".to_owned(), None)

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::handoff::State;
 use crate::machine::Machine;
+use crate::unowned::has_owner;
 
 /// Everything that is wrong, one sentence each; empty when all is well.
 #[must_use]
@@ -13,6 +14,7 @@ pub fn machine(machine: &Machine) -> Vec<String> {
     let mut tokens = BTreeSet::new();
     let mut granted: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
     let mut states: BTreeMap<&'static str, u64> = BTreeMap::new();
+    let mut held: BTreeMap<_, u64> = BTreeMap::new();
     for (slot, entry) in machine.table().iter() {
         *states.entry(entry.state.name()).or_default() += 1;
         if let Some(g) = entry.state.grant() {
@@ -24,6 +26,16 @@ pub fn machine(machine: &Machine) -> Vec<String> {
             {
                 wrong.push(format!("{} has token {}, which was never given", entry.id, g.token));
             }
+        }
+        if machine.unowned().since(slot).is_some() == has_owner(&entry.state) {
+            wrong.push(format!(
+                "{} is {}, which is not what the list of unowned ones says",
+                entry.id,
+                entry.state.name()
+            ));
+        }
+        if let Some(g) = entry.state.holder() {
+            *held.entry((g.worker.clone(), g.incarnation)).or_default() += 1;
         }
         match &entry.state {
             State::Granting(g) | State::Offered(g) | State::Owned(g) | State::Releasing(g) => {
@@ -47,6 +59,13 @@ pub fn machine(machine: &Machine) -> Vec<String> {
     }
     if *machine.granted() != granted {
         wrong.push("the lists of what each life was granted differ from the table".to_owned());
+    }
+    // Only the numbers: hashing everything after every step would cost more than all other checks.
+    for life in machine.membership().lives() {
+        let (expected, held) = (machine.expected(life).count, held.get(life).copied().unwrap_or_default());
+        if expected != held {
+            wrong.push(format!("{} should hold {expected} by its digest, {held} by the table", life.0));
+        }
     }
     let counted: BTreeMap<_, _> = machine.states().collect();
     if counted != states {

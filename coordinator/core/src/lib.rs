@@ -3,6 +3,7 @@
 //! Free of IO, clock and randomness: time arrives as an argument, effects leave as values. [`machine::Machine`] composes
 //! the parts; the shell feeds it events and carries out its actions.
 
+pub mod audit;
 pub mod brake;
 pub mod checks;
 pub mod grants;
@@ -15,4 +16,6 @@ pub mod planner;
 pub mod quarantine;
 pub mod rebalance;
 pub mod table;
+pub mod unowned;
+pub mod violation;
 mod words;

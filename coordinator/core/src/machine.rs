@@ -22,6 +22,7 @@ use common::status::Progress;
 use common::{ApplianceId, Generation, Incarnation, RebalanceId, StreamNumber, Term, Timestamp, Token, WorkerId};
 use serde::{Deserialize, Serialize};
 
+use crate::audit::{Audit, Claim};
 use crate::brake::{self, Brake};
 use crate::grants::{GrantOp, Granted, Profile, StoredGrant, StoredMember};
 use crate::handoff::{Handed, State};
@@ -30,6 +31,8 @@ use crate::planner::{self, Planner, Slot};
 use crate::quarantine::{self, Quarantine};
 use crate::rebalance::{News, Rebalances};
 use crate::table::{Entry, Seed, Table};
+use crate::unowned::{self, Unowned};
+use crate::violation::{self, Kind};
 
 pub use crate::quarantine::Step;
 pub use sessions::Conn;
@@ -239,6 +242,8 @@ pub enum Event {
     Beat(Conn, Envelope, u64),
     /// Answers of a worker.
     Answers(Conn, Envelope, Answers),
+    /// A digest of what a worker holds.
+    Holds(Conn, Envelope, Claim),
     /// A worker is about to stop: it wants nothing new and gives up what it has, to others or (`hand_back`) to be kept
     /// for its name.
     Drain(Conn, Envelope, bool),
@@ -366,6 +371,8 @@ pub enum Refusal {
     NoLife,
     /// No lease node of this life was seen.
     UnknownLife,
+    /// What it holds differs from the table: it shall say `Hello` again, which settles it.
+    Differs,
     /// Its member node was taken away, and it holds nothing any more: it may come back in a new life.
     NotMember,
 }
@@ -423,6 +430,8 @@ pub struct Output {
     pub actions: Vec<Action>,
     /// When to send `Event::Tick` at the latest.
     pub wake_at: Option<Timestamp>,
+    /// For how long appliances had no owner that got one in this step.
+    pub regained: Vec<Duration>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -449,6 +458,8 @@ pub struct Restored {
 pub struct Counters {
     /// Contradictions met.
     pub violations: u64,
+    /// The same by kind.
+    pub kinds: violation::Counts,
     /// Messages dropped because they named another stream, life or term.
     pub stale_messages: u64,
     /// Plans made.
@@ -503,6 +514,10 @@ pub struct Machine {
     states: HashMap<&'static str, u64>,
     departed: BTreeMap<WorkerId, view::Departed>,
     counters: Counters,
+    audit: Audit,
+    unowned: Unowned,
+    /// Durations without an owner that ended in this step.
+    regained: Vec<Duration>,
     actions: Vec<Action>,
 }
 
@@ -556,6 +571,9 @@ impl Machine {
             states: HashMap::new(),
             departed: BTreeMap::new(),
             counters: Counters::default(),
+            audit: Audit::default(),
+            unowned: Unowned::default(),
+            regained: Vec::new(),
             actions: Vec::new(),
             config,
         };
@@ -616,11 +634,14 @@ impl Machine {
         };
         let id = entry.id;
         let Some(slot) = self.table.insert(entry) else {
-            self.violation(format!("appliance {id} was created twice"));
+            self.violation(Kind::CreatedTwice, format!("appliance {id} was created twice"));
             return;
         };
         *self.states.entry(State::Unowned.name()).or_default() += 1;
         self.planner.insert(slot, &seed.placement_key, seed.needs, None, preferred.as_ref());
+        if !unowned::has_owner(&state) {
+            self.unowned.begin(self.last_step, slot);
+        }
         if state != State::Unowned {
             self.set_state(slot, state);
         }
@@ -639,6 +660,7 @@ impl Machine {
             Event::Hello(conn, hello) => self.hello(now, conn, *hello),
             Event::Beat(conn, envelope, number) => self.beat(now, conn, envelope, number),
             Event::Answers(conn, envelope, answers) => self.answers(now, conn, envelope, answers),
+            Event::Holds(conn, envelope, claim) => self.audit(now, conn, envelope, claim),
             Event::Drain(conn, envelope, hand_back) => self.drain(now, conn, envelope, hand_back),
             Event::Leave(conn, envelope) => self.leave(now, conn, envelope),
             Event::Read { members, leases } => self.read(now, members, &leases),
@@ -658,7 +680,11 @@ impl Machine {
             Event::Tick => self.tick(now),
         }
         self.flush(now);
-        Output { actions: std::mem::take(&mut self.actions), wake_at: self.wake_at(now) }
+        Output {
+            actions: std::mem::take(&mut self.actions),
+            wake_at: self.wake_at(now),
+            regained: std::mem::take(&mut self.regained),
+        }
     }
 
     fn tick(&mut self, now: Timestamp) {
@@ -725,8 +751,9 @@ impl Machine {
         self.flush_outboxes();
     }
 
-    fn violation(&mut self, text: String) {
+    fn violation(&mut self, kind: Kind, text: String) {
         self.counters.violations += 1;
+        self.counters.kinds.add(kind);
         self.actions.push(Action::Violation(text));
     }
 
@@ -748,6 +775,8 @@ fn aged(handed: Handed) -> Option<Box<Handed>> {
     (handed != Handed::default()).then(|| Box::new(handed))
 }
 
+#[cfg(test)]
+mod audited;
 #[cfg(test)]
 mod external;
 #[cfg(test)]

@@ -146,6 +146,12 @@ impl Outbox {
         true
     }
 
+    /// The version everything that was sent leads to; `None` while more waits to be sent.
+    #[must_use]
+    pub fn level(&self) -> Option<u64> {
+        self.waiting.is_empty().then_some(self.sent)
+    }
+
     /// Entries that wait.
     #[must_use]
     pub fn len(&self) -> usize {

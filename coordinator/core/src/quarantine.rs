@@ -94,6 +94,13 @@ impl Quarantine {
         self.suspects.get(&appliance).filter(|suspect| suspect.quarantined).map(|suspect| suspect.strikes)
     }
 
+    /// How many suspects there are, and how many of them are granted to nobody.
+    #[must_use]
+    pub fn counts(&self) -> (u64, u64) {
+        let quarantined = self.suspects.values().filter(|suspect| suspect.quarantined).count();
+        (self.suspects.len() as u64, quarantined as u64)
+    }
+
     /// A life that held all these ended without a word. Returns what is quarantined for it, with its strikes, and whether an
     /// announced step was under way, which then is the likely reason.
     pub fn died(

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use common::ApplianceId;
 use common::appliance::Driver;
 use common::runtime::telemetry;
+use coordinator_core::audit::Claim;
 use coordinator_core::grants::Profile;
 use coordinator_core::handoff::Handed;
 use coordinator_core::machine::{self, Answers, Down, Hello, Said, Step, Tell};
@@ -56,6 +57,10 @@ pub(super) fn answers(ack: up::Ack) -> Answers {
         begun: ack.begun.into_iter().map(step).collect(),
         ended: ack.ended.into_iter().map(step).collect(),
     }
+}
+
+pub(super) const fn claim(holdings: up::Holdings) -> Claim {
+    Claim { applied: holdings.applied, held: holdings.digest }
 }
 
 const fn step(step: proto::convert::Step) -> Step {

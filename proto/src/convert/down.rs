@@ -145,6 +145,8 @@ pub enum RefusedReason {
     Superseded,
     /// The coordinator is stopping.
     Stopping,
+    /// What the worker holds differs from the leader's table: it shall say `Hello` again.
+    HoldingsDiffer,
 }
 
 /// Reads a message of the leader. A grant or update that cannot be used goes to [`Delta::unreadable`], because one odd
@@ -334,6 +336,7 @@ fn reason_from_wire(reason: wire::refused::Reason) -> RefusedReason {
         wire::refused::Reason::Malformed => RefusedReason::Malformed,
         wire::refused::Reason::Superseded => RefusedReason::Superseded,
         wire::refused::Reason::Stopping => RefusedReason::Stopping,
+        wire::refused::Reason::HoldingsDiffer => RefusedReason::HoldingsDiffer,
     }
 }
 
@@ -346,5 +349,6 @@ fn reason_to_wire(reason: RefusedReason) -> wire::refused::Reason {
         RefusedReason::Malformed => wire::refused::Reason::Malformed,
         RefusedReason::Superseded => wire::refused::Reason::Superseded,
         RefusedReason::Stopping => wire::refused::Reason::Stopping,
+        RefusedReason::HoldingsDiffer => wire::refused::Reason::HoldingsDiffer,
     }
 }

@@ -12,7 +12,7 @@ use common::appliance::{
 };
 use common::ring::MAX_WEIGHT;
 use common::status::{InstanceStatus, JournalEntry, Phase, Progress, Status};
-use common::{ApplianceId, Generation, Incarnation, StreamNumber, Term, Token, WorkerId};
+use common::{ApplianceId, Digest, Generation, Incarnation, StreamNumber, Term, Token, WorkerId};
 use proptest::prelude::*;
 use prost::Message;
 
@@ -169,11 +169,15 @@ fn up() -> impl Strategy<Value = Up> {
         status,
         checked,
     });
+    let holdings = any::<(u64, u64, u128)>().prop_map(|(applied, count, sum)| up::Holdings {
+        applied,
+        digest: Digest { count, sum },
+    });
     prop_oneof![
         hello,
         any::<u64>().prop_map(Up::Beat),
         ack,
-        prop::collection::vec(report, 0..4).prop_map(Up::Report),
+        (prop::collection::vec(report, 0..4), prop::option::of(holdings)).prop_map(|(r, h)| Up::Report(r, h)),
         any::<bool>().prop_map(|hand_back| Up::Drain { hand_back }),
         Just(Up::Leave),
     ]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use common::appliance::MAX_TEXT;
 use common::status::{Progress, Status};
-use common::{ApplianceId, Generation, Profile, Term, Token, WorkerId};
+use common::{ApplianceId, Digest, Generation, Profile, Term, Token, WorkerId};
 
 use super::admin::{status_from_wire, status_to_wire};
 use super::scalar::clip;
@@ -24,8 +24,8 @@ pub enum Up {
     Beat(u64),
     /// What became of what it was told.
     Ack(Ack),
-    /// States that changed.
-    Report(Vec<Report>),
+    /// States that changed, and what it holds.
+    Report(Vec<Report>, Option<Holdings>),
     /// It is about to stop, and is to be given nothing new; what it holds is asked back.
     Drain {
         /// It gives everything back by itself, to have it kept for its name.
@@ -112,6 +112,15 @@ pub struct Ack {
     pub ended: Vec<Step>,
 }
 
+/// What a worker holds, to be compared with the leader's table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holdings {
+    /// Version of the holdings after the newest delta applied.
+    pub applied: u64,
+    /// Of everything the leader granted or kept.
+    pub digest: Digest,
+}
+
 /// State of one appliance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
@@ -150,7 +159,8 @@ pub fn up_from_wire(wire: wire::WorkerMessage) -> Result<(Envelope, Up), WireErr
         Body::Ack(ack) => Up::Ack(read_ack(reader, ack)?),
         Body::Report(report) => {
             reader.bounded(report.appliances.len())?;
-            Up::Report(read_reports(reader, report.appliances)?)
+            let holdings = report.holdings.map(|h| read_holdings(reader, &h)).transpose()?;
+            Up::Report(read_reports(reader, report.appliances)?, holdings)
         }
         Body::Drain(drain) => Up::Drain { hand_back: drain.hand_back },
         Body::Leave(_) => Up::Leave,
@@ -236,6 +246,13 @@ fn read_reports(reader: Reader, wire: Vec<wire::ApplianceReport>) -> Result<Vec<
     Ok(reports)
 }
 
+fn read_holdings(reader: Reader, wire: &wire::Holdings) -> Result<Holdings, WireError> {
+    let bytes = <[u8; 16]>::try_from(&wire.digest[..])
+        .map_err(|_| reader.error("holdings.digest", format!("has {} bytes, not 16", wire.digest.len())))?;
+    let digest = Digest { count: wire.count, sum: u128::from_be_bytes(bytes) };
+    Ok(Holdings { applied: wire.applied, digest })
+}
+
 fn read_status(reader: Reader, at: &At<'_>, wire: Option<wire_admin::Status>) -> Result<Status, WireError> {
     let status = wire.ok_or_else(|| reader.error(at.field("status"), "is missing"))?;
     status_from_wire(status).map_err(|v| reader.error(at.field(&format!("status.{}", v.field)), v.description))
@@ -266,9 +283,10 @@ pub fn up_to_wire(envelope: &Envelope, up: Up) -> wire::WorkerMessage {
             begun: steps_to_wire(ack.begun),
             ended: steps_to_wire(ack.ended),
         }),
-        Up::Report(reports) => {
-            Body::Report(wire::Report { appliances: reports.into_iter().map(report_to_wire).collect() })
-        }
+        Up::Report(reports, holdings) => Body::Report(wire::Report {
+            appliances: reports.into_iter().map(report_to_wire).collect(),
+            holdings: holdings.map(holdings_to_wire),
+        }),
         Up::Drain { hand_back } => Body::Drain(wire::Drain { hand_back }),
         Up::Leave => Body::Leave(wire::Leave {}),
     };
@@ -300,6 +318,11 @@ fn declined_to_wire(declined: Declined) -> wire::Declined {
         token: Some(token_to_wire(declined.token)),
         reason: declined.reason,
     }
+}
+
+fn holdings_to_wire(holdings: Holdings) -> wire::Holdings {
+    let Holdings { applied, digest } = holdings;
+    wire::Holdings { applied, count: digest.count, digest: digest.sum.to_be_bytes().to_vec() }
 }
 
 fn report_to_wire(report: Report) -> wire::ApplianceReport {

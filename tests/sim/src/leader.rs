@@ -121,6 +121,7 @@ impl World {
             }
             Up::Beat(from, number) => Event::Beat(conn, from, number),
             Up::Answers(from, answers) => Event::Answers(conn, from, answers),
+            Up::Holds(from, claim) => Event::Holds(conn, from, claim),
             Up::Drain(from, hand_back) => Event::Drain(conn, from, hand_back),
             Up::Leave(from) => {
                 leader.conns.remove(&stream);
@@ -139,7 +140,7 @@ impl World {
                 Event::Closed(conn)
             }
         };
-        if !matches!(event, Event::Beat(..)) {
+        if !matches!(event, Event::Beat(..) | Event::Holds(..)) {
             self.note(|| format!("leader <- s{stream} {event:?}"));
         }
         self.leader_step(event);

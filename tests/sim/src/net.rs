@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use common::appliance::Driver;
 use common::{ApplianceId, Token};
+use coordinator_core::audit::Claim;
 use coordinator_core::machine;
 use worker_core::holdings::{Envelope, Tell};
 
@@ -25,6 +26,8 @@ pub(super) enum Up {
     Hello(Box<machine::Hello>),
     Beat(machine::Envelope, u64),
     Answers(machine::Envelope, machine::Answers),
+    /// A digest of what the worker holds.
+    Holds(machine::Envelope, Claim),
     Drain(machine::Envelope, bool),
     Leave(machine::Envelope),
     /// The end of the stream, as the leader sees it.

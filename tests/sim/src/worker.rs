@@ -7,6 +7,7 @@ use std::time::Duration;
 use common::appliance::Driver;
 use common::status::Progress;
 use common::{ApplianceId, Generation, Incarnation, Term, Timestamp, Token, WorkerId};
+use coordinator_core::audit::Claim;
 use coordinator_core::grants::Profile;
 use coordinator_core::handoff;
 use coordinator_core::machine::{self, Answers, Held, Refusal, Said};
@@ -346,6 +347,7 @@ impl World {
         if self.streams[stream].broken || self.now < self.places[place].cut_until {
             return self.abandon(place, stream, 0);
         }
+        self.say_holdings(place, stream);
         self.timer(place, KEEP_ALIVE, Timer::KeepAlive(stream));
     }
 
@@ -490,6 +492,7 @@ impl World {
                 link.beat_sent = Some(now);
                 let number = link.beat;
                 self.send_up(stream, Up::Beat(machine_envelope(from), number));
+                self.say_holdings(place, stream);
             }
         }
         self.local_timer(place, lease / 4, Timer::Beat(stream));
@@ -504,7 +507,19 @@ impl World {
             let applied = process.answers.applied;
             let answers = std::mem::replace(&mut process.answers, Answers { applied, ..Answers::default() });
             self.send_up(stream, Up::Answers(machine_envelope(from), answers));
+            self.say_holdings(place, stream);
         }
+    }
+
+    /// Says what is held, sometimes: it has to agree with the leader's table whenever that compares it.
+    fn say_holdings(&mut self, place: usize, stream: usize) {
+        if !self.rng.chance(30) {
+            return;
+        }
+        let Some(process) = self.process(place).filter(|p| !p.waiting) else { return };
+        let Some(from) = process.holdings.envelope() else { return };
+        let claim = Claim { applied: process.holdings.version(), held: process.holdings.digest() };
+        self.send_up(stream, Up::Holds(machine_envelope(from), claim));
     }
 
     fn say(&mut self, place: usize, add: impl FnOnce(&mut Answers)) {
@@ -622,7 +637,7 @@ impl World {
             Refusal::ImplausibleTerm(term) => self.fail(format!("a worker is said to have met {term}")),
             Refusal::StoreUnavailable => self.abandon(place, stream, 500_000_000),
             Refusal::UnknownLife if self.external() => self.abandon(place, stream, 500_000_000),
-            Refusal::NoLife | Refusal::UnknownLife | Refusal::NotMember => {
+            Refusal::NoLife | Refusal::UnknownLife | Refusal::NotMember | Refusal::Differs => {
                 self.fail(format!("a worker is refused with {refusal:?}"));
             }
         }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use common::status::Progress;
-use common::{ApplianceId, Generation, Incarnation, StreamNumber, Term, Token};
+use common::{ApplianceId, Digest, Generation, Incarnation, StreamNumber, Term, Token};
 
 /// How far above the leader's own a term may be that something claims to have met. Terms grow by one with each election:
 /// a larger step is nonsense, and the leader closes the stream of a worker that says it.
@@ -163,6 +163,10 @@ pub struct Holdings {
     version: u64,
     highest_term: Term,
     held: BTreeMap<ApplianceId, Holding>,
+    /// What is held and the leader did not keep: it is not in the leader's table, and ends soon.
+    disowned: BTreeSet<ApplianceId>,
+    /// Of everything held that is not disowned.
+    digest: Digest,
     released: BTreeMap<(ApplianceId, Token), Handed>,
     gone: BTreeSet<(ApplianceId, Token)>,
     /// Highest token met per appliance on this stream. Messages of older streams are dropped whole, so older entries
@@ -204,9 +208,13 @@ impl Holdings {
         self.version = 0;
         let keep: BTreeSet<_> = keep.iter().copied().collect();
         let mut effects = Vec::new();
+        (self.disowned, self.digest) = (BTreeSet::new(), Digest::default());
         for (id, holding) in &mut self.held {
-            if !keep.contains(&(*id, holding.token)) {
+            if keep.contains(&(*id, holding.token)) {
+                self.digest.add(*id, holding.token);
+            } else {
                 holding.releasing = true;
+                self.disowned.insert(*id);
                 effects.push(Effect::Fence(*id, holding.token));
             }
         }
@@ -255,6 +263,7 @@ impl Holdings {
                 }
                 self.seen.insert(appliance, token);
                 self.held.insert(appliance, Holding { token, generation, releasing: false });
+                self.digest.add(appliance, token);
                 Some(Effect::Take { appliance, token, desired, handed, suspect })
             }
             Tell::Release(appliance, token) => match self.held.get_mut(&appliance) {
@@ -286,21 +295,31 @@ impl Holdings {
 
     /// Notes that nothing of this worker acts on an appliance any more. `false` when it was not held under this token.
     pub fn released(&mut self, appliance: ApplianceId, token: Token, handed: Handed) -> bool {
-        if !self.is_held(appliance, token) {
-            return false;
+        let ended = self.end(appliance, token);
+        if ended {
+            self.released.insert((appliance, token), handed);
         }
-        self.held.remove(&appliance);
-        self.released.insert((appliance, token), handed);
-        true
+        ended
     }
 
     /// Notes that an appliance was removed to the last trace. `false` when it was not held under this token.
     pub fn gone(&mut self, appliance: ApplianceId, token: Token) -> bool {
+        let ended = self.end(appliance, token);
+        if ended {
+            self.gone.insert((appliance, token));
+        }
+        ended
+    }
+
+    /// Holds an appliance no more. `false` when it was not held under this token.
+    fn end(&mut self, appliance: ApplianceId, token: Token) -> bool {
         if !self.is_held(appliance, token) {
             return false;
         }
         self.held.remove(&appliance);
-        self.gone.insert((appliance, token));
+        if !self.disowned.remove(&appliance) {
+            self.digest.remove(appliance, token);
+        }
         true
     }
 
@@ -331,7 +350,7 @@ impl Holdings {
 
     /// Notes that an offer was refused after all. `false` when it was not held under this token.
     pub fn declined(&mut self, appliance: ApplianceId, token: Token) -> bool {
-        self.is_held(appliance, token) && self.held.remove(&appliance).is_some()
+        self.end(appliance, token)
     }
 
     /// Forgets releases and removals that the store has.
@@ -400,6 +419,14 @@ impl Holdings {
     pub fn envelope(&self) -> Option<Envelope> {
         let incarnation = self.incarnation.filter(|_| self.welcomed)?;
         Some(Envelope { term: self.term, incarnation, stream: self.stream })
+    }
+
+    /// Digest of what is held and was granted or kept by the leader of this stream, for it to compare with its table. It
+    /// means the moment after the delta of [`Holdings::version`] and everything that was told since: it may be sent only
+    /// when no answer waits, on the stream on which they went.
+    #[must_use]
+    pub const fn digest(&self) -> Digest {
+        self.digest
     }
 
     /// Version after the newest delta that was applied.
@@ -615,6 +642,28 @@ mod tests {
         let from = |incarnation| Envelope { term: Term::new(1), incarnation, stream: hello.stream };
         assert_eq!(h.welcome::<()>(from(LIFE), &[]), Err(Refused::Stale));
         assert_eq!(h.welcome::<()>(from(own), &[]), Ok(vec![]));
+    }
+
+    #[test]
+    fn the_digest_is_that_of_what_the_leader_knows_to_be_held() {
+        let (mut h, from) = welcomed();
+        let of = |held: &[(u128, u64)]| held.iter().map(|(n, t)| (id(*n), token(*t))).collect::<Digest>();
+        h.delta(from, 0, 1, vec![grant(1, 1), grant(2, 2), grant(3, 3), grant(4, 4)]).expect("applies");
+        assert_eq!(h.digest(), of(&[(1, 1), (2, 2), (3, 3), (4, 4)]));
+        h.delta::<()>(from, 1, 2, vec![Tell::Release(id(1), token(1))]).expect("applies");
+        assert_eq!(h.digest().count, 4, "held until it is released");
+        assert!(h.released(id(1), token(1), Handed::default()) && !h.released(id(1), token(1), Handed::default()));
+        assert!(h.gone(id(2), token(2)) && h.declined(id(3), token(3)) && !h.gone(id(4), token(5)));
+        assert_eq!(h.digest(), of(&[(4, 4)]));
+
+        h.delta(from, 2, 3, vec![grant(5, 5)]).expect("applies");
+        let next = Envelope { stream: h.hello().stream, ..from };
+        h.welcome::<()>(next, &[(id(5), token(5)), (id(9), token(9))]).expect("answers this hello");
+        assert_eq!(h.digest(), of(&[(5, 5)]), "what was not kept is in nobody's table");
+        assert!(h.released(id(4), token(4), Handed::default()));
+        assert_eq!(h.digest(), of(&[(5, 5)]));
+        h.end_life();
+        assert_eq!(h.digest(), Digest::default());
     }
 
     #[test]

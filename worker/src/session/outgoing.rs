@@ -37,6 +37,8 @@ pub(super) struct Outgoing {
     version: u64,
     /// `version` was not told yet.
     applied: bool,
+    /// What is held is to be told, whether or not there is anything to report.
+    holdings: bool,
     reports: super::Waiting,
 }
 
@@ -86,6 +88,12 @@ impl Outgoing {
         self.done.clear();
         self.version = 0;
         self.applied = false;
+        self.holdings = true;
+    }
+
+    /// It is time to tell again what is held.
+    pub(super) const fn holdings_due(&mut self) {
+        self.holdings = true;
     }
 
     pub(super) fn report(&mut self, appliance: ApplianceId, token: Token, status: Status, checked: u64) {
@@ -100,15 +108,16 @@ impl Outgoing {
     }
 
     pub(super) fn is_waiting(&self) -> bool {
-        self.drain.is_some() || self.owes_an_answer() || !self.reports.is_empty()
+        self.drain.is_some() || self.owes_an_answer() || self.holdings || !self.reports.is_empty()
     }
 
     fn owes_an_answer(&self) -> bool {
         self.applied || !(self.answers.is_empty() && self.begins.is_empty() && self.done.is_empty())
     }
 
-    /// The next message to say.
-    pub(super) fn next(&mut self) -> Option<up::Up> {
+    /// The next message to say. What is held now goes with statuses, which come after all answers, so that it means the
+    /// same on the other side.
+    pub(super) fn next(&mut self, held: up::Holdings) -> Option<up::Up> {
         if let Some(hand_back) = self.drain.take() {
             return Some(up::Up::Drain { hand_back });
         }
@@ -133,11 +142,12 @@ impl Outgoing {
             }
             return Some(up::Up::Ack(ack));
         }
+        let due = std::mem::take(&mut self.holdings);
         let entries = self.reports.take(REPORTS_PER_MESSAGE);
-        (!entries.is_empty()).then(|| {
+        (due || !entries.is_empty()).then(|| {
             let report =
                 |e: Entry| up::Report { appliance: e.appliance, token: e.token, status: e.status, checked: e.checked };
-            up::Up::Report(entries.into_iter().map(report).collect())
+            up::Up::Report(entries.into_iter().map(report).collect(), Some(held))
         })
     }
 }
@@ -208,7 +218,7 @@ mod tests {
     }
 
     fn ack(outgoing: &mut Outgoing) -> up::Ack {
-        match outgoing.next() {
+        match outgoing.next(up::Holdings::default()) {
             Some(up::Up::Ack(ack)) => ack,
             other => panic!("steps are said in an ack, not {other:?}"),
         }
@@ -230,6 +240,20 @@ mod tests {
         outgoing.begins(step(2, 6));
         outgoing.forget(step(2, 6).appliance);
         assert!(!outgoing.is_waiting(), "it is not held any more");
+    }
+
+    #[test]
+    fn what_is_held_is_said_after_every_answer_and_also_when_nothing_is_new() {
+        let held = up::Holdings { applied: 7, ..up::Holdings::default() };
+        let mut outgoing = Outgoing::default();
+        outgoing.begin_stream();
+        outgoing.applied(7);
+        assert!(matches!(outgoing.next(held), Some(up::Up::Ack(up::Ack { applied: 7, .. }))));
+        assert_eq!(outgoing.next(held), Some(up::Up::Report(vec![], Some(held))), "once on each stream");
+        assert!(!outgoing.is_waiting() && outgoing.next(held).is_none());
+        outgoing.holdings_due();
+        assert!(outgoing.is_waiting());
+        assert_eq!(outgoing.next(held), Some(up::Up::Report(vec![], Some(held))));
     }
 
     #[test]

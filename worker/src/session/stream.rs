@@ -9,6 +9,7 @@ use std::time::Duration;
 use common::Timestamp;
 use common::runtime::clock;
 use proto::convert::{down, up};
+use tokio::time::MissedTickBehavior;
 use tracing::{debug, info, warn};
 use worker_core::desired::Desired;
 
@@ -17,6 +18,10 @@ use super::config::OnStop;
 use super::interrupts::{Interrupt, Interrupts};
 use super::{Ended, Queued, Session, link, outgoing, take_command};
 use crate::runner::Command;
+
+/// How often the leader is told what is held, for it to compare, when there is nothing else to tell. It bounds for how long
+/// a grant that one side lost stays unnoticed, and costs a message of 50 bytes.
+const AUDIT: Duration = Duration::from_secs(5);
 
 /// How long the coordinator may take to hear a goodbye out.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -112,6 +117,8 @@ impl Session {
         if interrupts.departure().is_draining() {
             self.begin_drain();
         }
+        let mut audit = tokio::time::interval(AUDIT);
+        audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let waiting = self.outgoing.is_waiting();
             if self.draining && !waiting && (self.drained || self.holdings.is_settled()) {
@@ -141,6 +148,7 @@ impl Session {
                         return ended;
                     }
                 }
+                _ = audit.tick() => self.outgoing.holdings_due(),
                 message = link.inlet.receive() => match message {
                     Ok((envelope, said)) => {
                         if let Some(ended) = self.on_message(&envelope, said, beat.as_mut()) {
@@ -162,7 +170,9 @@ impl Session {
                 },
                 room = link.out.room(), if waiting => match room {
                     Ok(room) => {
-                        if let (Some(envelope), Some(up)) = (self.holdings.envelope(), self.outgoing.next()) {
+                        let digest = self.holdings.digest();
+                        let held = up::Holdings { applied: self.holdings.version(), digest };
+                        if let (Some(envelope), Some(up)) = (self.holdings.envelope(), self.outgoing.next(held)) {
                             room.send(up::up_to_wire(&link::wire_envelope(envelope), up));
                         }
                     }

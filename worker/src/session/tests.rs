@@ -44,13 +44,28 @@ impl Conn {
         self.send(down::Down::Welcome(down::Welcome { keep: keep.to_vec(), more: false, lease })).await;
     }
 
-    /// The next message that is no heartbeat; `None` when the worker ended the stream.
+    /// The next message that is more than a sign of life; `None` when the worker ended the stream.
     async fn receive(&mut self) -> Option<up::Up> {
         loop {
             let message = tokio::time::timeout(DEADLINE, self.inbound.message()).await.expect("in time");
             let (_, said) = up::up_from_wire(message.ok()??).expect("readable");
-            if !matches!(said, up::Up::Beat(_)) {
-                return Some(said);
+            match said {
+                up::Up::Beat(_) => {}
+                up::Up::Report(statuses, _) if statuses.is_empty() => {}
+                said => return Some(said),
+            }
+        }
+    }
+
+    /// What it says it holds, once it has applied `version`.
+    async fn holdings(&mut self, version: u64) -> common::Digest {
+        loop {
+            let message = tokio::time::timeout(DEADLINE, self.inbound.message()).await.expect("in time");
+            let message = message.expect("the stream stands").expect("it goes on");
+            if let (_, up::Up::Report(_, Some(held))) = up::up_from_wire(message).expect("readable")
+                && held.applied == version
+            {
+                return held.digest;
             }
         }
     }
@@ -326,6 +341,27 @@ async fn a_grant_that_cannot_be_read_is_declined_and_an_update_leaves_what_is_he
     let delta = down::Delta { base: 2, target: 3, check: vec![check], ..down::Delta::default() };
     conn.send(down::Down::Delta(delta)).await;
     assert!(matches!(bench.command().await, Command::Check { number: 5, .. }));
+    drop(conn);
+    bench.finish().await;
+}
+
+#[tokio::test]
+async fn what_is_held_is_told_and_said_again_when_the_leader_finds_it_different() {
+    let mut bench = Bench::new().await;
+    let (mut conn, _) = bench.hello().await;
+    conn.welcome(1, &[]).await;
+    let delta = down::Delta { target: 1, grant: vec![grant(A, token(1, 1))], ..down::Delta::default() };
+    conn.send(down::Down::Delta(delta)).await;
+    assert!(matches!(bench.command().await, Command::Take { .. }));
+    assert_eq!(conn.holdings(1).await, [(A, token(1, 1))].into_iter().collect());
+
+    let (reason, detail) = (down::RefusedReason::HoldingsDiffer, "1 and not 2".to_owned());
+    conn.send(down::Down::Refused(down::Refused { reason, detail, retry_after: None })).await;
+    let (mut conn, hello) = bench.hello().await;
+    assert_eq!((hello.held.len(), hello.held[0].token), (1, token(1, 1)));
+    conn.welcome(1, &[]).await;
+    assert!(matches!(bench.command().await, Command::Release { .. }), "it was not kept");
+    assert_eq!(conn.holdings(0).await, common::Digest::default(), "and is in no table any more");
     drop(conn);
     bench.finish().await;
 }

@@ -84,6 +84,9 @@ impl Session {
             Reason::NameTaken => {
                 warn!(worker = %self.name, "another worker of this name may still act: {}", refused.detail);
             }
+            Reason::HoldingsDiffer => {
+                error!(held = self.holdings.len(), "the leader's table says something else: {}", refused.detail);
+            }
             Reason::Malformed => error!("the coordinator cannot read what this worker says: {}", refused.detail),
             // The only coordinator there is.
             Reason::Stopping if self.draining && self.beats_on_stream => {

@@ -13,6 +13,8 @@ use crate::membership::Life;
 use crate::outbox::Entry;
 use crate::planner::{Slot, Unplaced};
 use crate::rebalance::News;
+use crate::unowned;
+use crate::violation::Kind;
 
 impl Machine {
     /// Applies a hand-off event to an appliance. Returns whether it counted.
@@ -38,6 +40,15 @@ impl Machine {
             return;
         }
         let id = entry.id;
+        self.audit.moved(id, &former, &entry.state);
+        match (unowned::has_owner(&former), unowned::has_owner(&entry.state)) {
+            (true, false) => self.unowned.begin(self.last_step, slot),
+            (false, true) => {
+                let lasted = self.unowned.end(self.last_step, slot);
+                self.regained.extend(lasted.filter(|_| matches!(entry.state, State::Owned(_))));
+            }
+            _ => {}
+        }
         let untaken = match (&former, &entry.state) {
             (State::Granting(g), State::Unowned | State::Orphaned(_)) | (State::Offered(g), State::Unowned) => {
                 entry.binding.is_some_and(|by| by == g.token)
@@ -151,7 +162,8 @@ impl Machine {
             }
             (Effect::Intruder(by), _) => {
                 let life = (by.worker.clone(), by.incarnation);
-                self.violation(format!("{} holds {id} under {} against the table", by.worker, by.token));
+                let text = format!("{} holds {id} under {} against the table", by.worker, by.token);
+                self.violation(Kind::HeldAgainstTable, text);
                 self.intruders.entry(slot).or_default().insert((life, by.token));
                 self.tell_planner(slot);
             }
@@ -227,6 +239,7 @@ impl Machine {
         self.actions.push(Action::Gone(life.clone(), now));
         self.close_session(life, super::Refusal::IncarnationOver);
         self.forget_streams(life);
+        self.audit.forget(life);
         let slots = self.granted.get(life).cloned().unwrap_or_default();
         let explained = !farewell && self.suspect(life, &slots);
         for slot in slots {
@@ -344,6 +357,7 @@ impl Machine {
 
     fn removed(&mut self, slot: Slot) {
         self.move_ended(slot, None);
+        self.unowned.end(self.last_step, slot);
         self.intruders.remove(&slot);
         self.declined.remove(&slot);
         if let Some(count) = self.states.get_mut(State::Unowned.name()) {

@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 
 use common::{ApplianceId, Generation, StreamNumber, Timestamp, Token};
 
-use super::{Action, Answers, Down, Envelope, Hello, Machine, Pending, Refusal, Tell};
+use super::{Action, Answers, Claim, Down, Envelope, Held, Hello, Machine, Pending, Refusal, Tell};
+use crate::audit::Verdict;
 use crate::grants::{Granted, StoredMember};
 use crate::handoff::{self, State};
 use crate::health::Session as SessionState;
@@ -19,6 +20,10 @@ use crate::outbox::{Entry, Outbox};
 use crate::planner::Slot;
 use crate::quarantine::{Quarantine, Step};
 use crate::table::Table;
+use crate::violation::Kind;
+
+/// Most appliances named in one violation.
+const LOST_SHOWN: usize = 5;
 
 /// One connection, as the shell numbers them. Never used twice in a process.
 pub type Conn = u64;
@@ -93,7 +98,8 @@ impl Sessions {
 impl Machine {
     pub(super) fn hello(&mut self, now: Timestamp, conn: Conn, hello: Hello) {
         if hello.highest_term.get().saturating_sub(self.term.get()) > super::PLAUSIBLE_TERMS {
-            self.violation(format!("{} claims to have met {}", hello.worker, hello.highest_term));
+            let text = format!("{} claims to have met {}", hello.worker, hello.highest_term);
+            self.violation(Kind::ImplausibleTerm, text);
             self.actions.push(Action::Close(conn, Refusal::ImplausibleTerm(hello.highest_term)));
             return;
         }
@@ -178,10 +184,8 @@ impl Machine {
         for held in &hello.held {
             let entry = self.table.slot(held.appliance).and_then(|slot| Some((slot, self.table.get(slot)?)));
             let Some((slot, entry)) = entry else {
-                self.violation(format!(
-                    "{} holds {}, which does not exist, under {}",
-                    life.0, held.appliance, held.token
-                ));
+                let text = format!("{} holds {}, which does not exist, under {}", life.0, held.appliance, held.token);
+                self.violation(Kind::UnknownAppliance, text);
                 continue;
             };
             if entry.state.holder().is_some_and(|g| g.is_of(&life.0, life.1)) {
@@ -209,6 +213,9 @@ impl Machine {
         let Stage::Welcomed(hello) = std::mem::replace(&mut session.stage, Stage::Settled) else { return };
         let life = &session.life.clone();
         self.quarantine.greeted(life, hello.held.iter().map(|held| held.appliance));
+        if self.audit.greeted(life) {
+            self.tell_lost(life, &hello.held);
+        }
         let mut unsaid = self.granted.get(life).cloned().unwrap_or_default();
         let (mut stale, mut ahead) = (Vec::new(), Vec::new());
         for held in &hello.held {
@@ -247,7 +254,8 @@ impl Machine {
     fn take_what_is_ahead(&mut self, now: Timestamp, life: &Life, slot: Slot, held: Generation) {
         let Some(entry) = self.table.get(slot) else { return };
         let (id, stored, owned) = (entry.id, entry.generation, matches!(entry.state, State::Owned(_)));
-        self.violation(format!("{} holds {id} at {held}, and it is stored at {stored}: given anew as stored", life.0));
+        let text = format!("{} holds {id} at {held}, and it is stored at {stored}: given anew as stored", life.0);
+        self.violation(Kind::GenerationAhead, text);
         if owned {
             self.hand(now, slot, handoff::Event::Take);
         }
@@ -291,7 +299,8 @@ impl Machine {
         let Some(life) = self.speaker(now, conn, envelope) else { return };
         let known = self.sessions.by_conn.get_mut(&conn).is_some_and(|s| s.outbox.acknowledge(answers.applied));
         if !known {
-            self.violation(format!("{} applied version {}, which was never sent", life.0, answers.applied));
+            let text = format!("{} applied version {}, which was never sent", life.0, answers.applied);
+            self.violation(Kind::ImpossibleVersion, text);
         }
         for (appliance, token) in answers.granted {
             if let Some(slot) = self.table.slot(appliance) {
@@ -359,7 +368,8 @@ impl Machine {
                 self.intruder_ended(slot, life, token);
                 if self.table.get(slot).is_some_and(|e| !e.deleting && e.state.holder() == Some(&granted)) {
                     // A user's appliance goes only when a user said so.
-                    self.violation(format!("{} removed {appliance}, which nobody deleted", life.0));
+                    let text = format!("{} removed {appliance}, which nobody deleted", life.0);
+                    self.violation(Kind::RemovedUndeleted, text);
                     self.hand(now, slot, handoff::Event::Released(granted, handoff::Handed::default()));
                     return;
                 }
@@ -436,6 +446,51 @@ impl Machine {
                 };
                 self.actions.push(Action::Send(conn, down));
             }
+        }
+    }
+
+    /// Compares a digest of what a worker holds with the table. One that differs costs it its stream: the `Hello` on the
+    /// next one settles whatever it is.
+    pub(super) fn audit(&mut self, now: Timestamp, conn: Conn, envelope: Envelope, claim: Claim) {
+        let Some(life) = self.speaker(now, conn, envelope) else { return };
+        let Some(session) = self.sessions.by_conn.get(&conn) else { return };
+        let Verdict::Differs { expected, heal: true } = self.audit.judge(now, &life, claim, session.outbox.level())
+        else {
+            return;
+        };
+        let text = format!(
+            "{} holds {} appliances with digest {:032x} at version {} of {}, the table says {} with {:032x}: it has to \
+             say hello again",
+            life.0, claim.held.count, claim.held.sum, claim.applied, session.stream, expected.count, expected.sum
+        );
+        self.violation(Kind::DigestDiffers, text);
+        self.sessions.remove(conn);
+        self.members.lost_session(now, &life);
+        self.actions.push(Action::Close(conn, Refusal::Differs));
+        self.actions.push(Action::WorkerChanged(life.0));
+        self.refresh_members();
+    }
+
+    /// Names what a worker had taken and, as its `Hello` shows, holds no more, or under another token. What it holds beyond
+    /// that is told as what everybody holds against the table.
+    fn tell_lost(&mut self, life: &Life, held: &[Held]) {
+        let held: BTreeMap<ApplianceId, Token> = held.iter().map(|h| (h.appliance, h.token)).collect();
+        let slots = self.granted.get(life).into_iter().flatten();
+        let taken = slots.filter_map(|slot| {
+            let entry = self.table.get(*slot)?;
+            let token = match &entry.state {
+                State::Owned(g) | State::Releasing(g) => g.token,
+                _ => return None,
+            };
+            (held.get(&entry.id) != Some(&token)).then_some((entry.id, token))
+        });
+        let mut lost: Vec<_> = taken.map(|(id, token)| format!("{id} under {token}")).collect();
+        if !lost.is_empty() {
+            let more = lost.len().saturating_sub(LOST_SHOWN);
+            lost.truncate(LOST_SHOWN);
+            let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+            let text = format!("{} had taken and does not hold any more: {}{more}", life.0, lost.join(", "));
+            self.violation(Kind::GrantLost, text);
         }
     }
 

@@ -68,6 +68,7 @@ pub(super) struct World {
     pub(super) quarantined: Vec<(ApplianceId, u32)>,
     pub(super) evicted: Vec<Life>,
     pub(super) gone: Vec<(Life, Timestamp)>,
+    pub(super) regained: Vec<Duration>,
     /// Every commit that was made, whether it was held back or not.
     pub(super) stored: Vec<Commit>,
     pub(super) next_conn: Conn,
@@ -100,6 +101,7 @@ impl World {
             quarantined: vec![],
             evicted: vec![],
             gone: vec![],
+            regained: vec![],
             stored: vec![],
             next_conn: 1,
             term,
@@ -110,6 +112,7 @@ impl World {
         let output = self.machine.step(self.now, event);
         let wrong = checks::machine(&self.machine);
         assert_eq!(wrong, Vec::<String>::new());
+        self.regained.extend(output.regained);
         for action in output.actions {
             match action {
                 Action::Commit(batch, commit) if self.hold_commits => self.commits.push((batch, commit)),

@@ -7,11 +7,13 @@ use std::time::Duration;
 use common::{ApplianceId, Incarnation, Timestamp, WorkerId};
 
 use super::{Counters, Machine};
+use crate::audit;
 use crate::grants::Profile;
 use crate::health::{self, Health};
 use crate::membership::Life;
 use crate::planner::{Candidate, Planner};
 use crate::table::{Entry, Table};
+use crate::unowned::Unowned;
 
 /// Most workers that are remembered after they are gone, and for how long.
 const DEPARTED: (usize, Duration) = (1_000, Duration::from_secs(3600));
@@ -223,6 +225,24 @@ impl Machine {
         ]
     }
 
+    /// Appliances without an owner.
+    #[must_use]
+    pub const fn unowned(&self) -> &Unowned {
+        &self.unowned
+    }
+
+    /// Appliances whose steps are announced because a former owner died, and those of them nobody is granted.
+    #[must_use]
+    pub fn suspects(&self) -> (u64, u64) {
+        self.quarantine.counts()
+    }
+
+    /// What comparing workers' digests with the table came to.
+    #[must_use]
+    pub const fn audits(&self) -> audit::Counts {
+        self.audit.counts()
+    }
+
     /// Counters for metrics.
     #[must_use]
     pub const fn counters(&self) -> Counters {
@@ -245,6 +265,10 @@ impl Machine {
 
     pub(crate) fn is_intruded(&self, slot: crate::planner::Slot) -> bool {
         self.intruders.contains_key(&slot)
+    }
+
+    pub(crate) fn expected(&self, life: &Life) -> common::Digest {
+        self.audit.expected(life)
     }
 
     pub(crate) fn is_quarantined(&self, id: ApplianceId) -> bool {

@@ -148,7 +148,7 @@ fn a_status_that_cannot_be_read_is_left_out_of_its_report() {
         checked: 0,
     };
     let spoiled = |spoil: fn(&mut Vec<worker_wire::ApplianceReport>)| {
-        let mut message = up_to_wire(&first_envelope(), Up::Report(vec![report(1), report(2), report(3)]));
+        let mut message = up_to_wire(&first_envelope(), Up::Report(vec![report(1), report(2), report(3)], None));
         match &mut message.body {
             Some(worker_wire::worker_message::Body::Report(report)) => spoil(&mut report.appliances),
             other => panic!("not a report: {other:?}"),
@@ -160,8 +160,21 @@ fn a_status_that_cannot_be_read_is_left_out_of_its_report() {
             all[0].status = None;
             all[2].status.as_mut().expect("it has one").phase = 99;
         }),
-        Ok(Up::Report(vec![report(2)]))
+        Ok(Up::Report(vec![report(2)], None))
     );
     let refused = spoiled(|all| all[1].token = None).expect_err("whose status it is stays open");
     assert_eq!(refused.to_string(), "Report: appliances[1].token: is missing");
+}
+
+#[test]
+fn a_digest_that_is_none_is_refused() {
+    let mut message = up_to_wire(&first_envelope(), Up::Report(vec![], Some(up::Holdings::default())));
+    match &mut message.body {
+        Some(worker_wire::worker_message::Body::Report(report)) => {
+            report.holdings.as_mut().expect("it was given").digest.truncate(15);
+        }
+        other => panic!("not a report: {other:?}"),
+    }
+    let refused = up_from_wire(message).expect_err("what it means stays open");
+    assert_eq!(refused.to_string(), "Report: holdings.digest: has 15 bytes, not 16");
 }

@@ -1,0 +1,88 @@
+//! Contradictions: what workers hold or say that the table does not allow, by kind.
+
+/// What kind of contradiction it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// A worker holds what the table gives to nobody or to somebody else.
+    HeldAgainstTable,
+    /// A worker holds an appliance that does not exist.
+    UnknownAppliance,
+    /// A worker removed an appliance that nobody deleted.
+    RemovedUndeleted,
+    /// A worker knows a later generation than the store.
+    GenerationAhead,
+    /// The digest of what a worker holds is not that of the table.
+    DigestDiffers,
+    /// A worker does not hold what it had taken, or holds it under another token; found after its digest differed.
+    GrantLost,
+    /// A worker claims to have met a term that no cluster reaches.
+    ImplausibleTerm,
+    /// A worker has applied a version that was never sent.
+    ImpossibleVersion,
+    /// An appliance was created twice.
+    CreatedTwice,
+}
+
+impl Kind {
+    /// All of them, in the order of the declaration.
+    pub const ALL: [Self; 9] = [
+        Self::HeldAgainstTable,
+        Self::UnknownAppliance,
+        Self::RemovedUndeleted,
+        Self::GenerationAhead,
+        Self::DigestDiffers,
+        Self::GrantLost,
+        Self::ImplausibleTerm,
+        Self::ImpossibleVersion,
+        Self::CreatedTwice,
+    ];
+
+    /// The name in metrics and the API.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::HeldAgainstTable => "held_against_table",
+            Self::UnknownAppliance => "unknown_appliance",
+            Self::RemovedUndeleted => "removed_undeleted",
+            Self::GenerationAhead => "generation_ahead",
+            Self::DigestDiffers => "digest_differs",
+            Self::GrantLost => "grant_lost",
+            Self::ImplausibleTerm => "implausible_term",
+            Self::ImpossibleVersion => "impossible_version",
+            Self::CreatedTwice => "created_twice",
+        }
+    }
+}
+
+/// How many of each kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts([u64; Kind::ALL.len()]);
+
+impl Counts {
+    /// Counts one.
+    pub const fn add(&mut self, kind: Kind) {
+        self.0[kind as usize] += 1;
+    }
+
+    /// Every kind, and how many of it.
+    pub fn iter(&self) -> impl Iterator<Item = (Kind, u64)> + '_ {
+        Kind::ALL.into_iter().zip(self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_has_a_count_and_a_name_of_its_own() {
+        let mut counts = Counts::default();
+        for (n, kind) in Kind::ALL.into_iter().enumerate() {
+            (0..=n).for_each(|_| counts.add(kind));
+        }
+        let counted: Vec<_> = counts.iter().map(|(_, n)| n).collect();
+        assert_eq!(counted, (1..=Kind::ALL.len() as u64).collect::<Vec<_>>());
+        let names: std::collections::BTreeSet<_> = Kind::ALL.into_iter().map(Kind::name).collect();
+        assert_eq!(names.len(), Kind::ALL.len());
+    }
+}
