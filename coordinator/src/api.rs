@@ -427,7 +427,48 @@ pub struct ClusterView {
     /// What a person should look at: what differs after a restored database or a wiped ZooKeeper, stored appliances
     /// that cannot be read. The first [`MAX_NOTES`] are shown.
     pub notes: Vec<String>,
+    /// What was refused by kind; every kind there is.
+    pub violation_kinds: Vec<(&'static str, u64)>,
+    /// When something was last refused in this term.
+    pub last_violation: Option<SystemTime>,
+    /// Appliances without an owner.
+    pub unowned: UnownedView,
+    /// Appliances whose former owner died while it held them.
+    pub suspects: u64,
+    /// Those of them that nobody is granted any more.
+    pub quarantined: u64,
+    /// Why the store takes no changes.
+    pub store_problem: Option<String>,
 }
+
+/// Appliances that nobody acts on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UnownedView {
+    /// How many.
+    pub appliances: u64,
+    /// Those without an owner for longest, at most [`MAX_UNOWNED`], the longest first.
+    pub oldest: Vec<UnownedAppliance>,
+}
+
+/// One of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnownedAppliance {
+    /// Its identity.
+    pub id: ApplianceId,
+    /// Its tenant.
+    pub tenant: Name,
+    /// Its name.
+    pub name: Name,
+    /// Since when it has no owner, as far as the leader knows.
+    pub since: SystemTime,
+    /// State of the hand-off machine.
+    pub state: &'static str,
+    /// Why it is in it.
+    pub reason: Cow<'static, str>,
+}
+
+/// Most appliances without an owner that are shown with the cluster.
+pub const MAX_UNOWNED: usize = 10;
 
 /// Most notes that are shown.
 pub const MAX_NOTES: usize = 20;

@@ -28,6 +28,7 @@ use crate::config::Config;
 use crate::grpc::{self, AdminServices, ForwardLayer, Role, TraceLayer};
 use crate::leader::{Identity, Inputs};
 use crate::leadership::{self, Terms};
+use crate::metrics::{self, Metrics};
 use crate::opening::Opening;
 use crate::record::{MoveRecord, RebalanceRecord};
 use crate::sessions::Sessions;
@@ -121,6 +122,10 @@ pub async fn run(mut config: Config) -> Result<(), Failure> {
     let client_tls = ClientTls::load(&config.tls).map_err(|e| Failure::Other(format!("tls.{e}")))?;
     let listener = TcpListener::bind(config.listen).await.map_err(|e| Failure::Listen(config.listen, e))?;
     let address = listener.local_addr().map_err(|e| Failure::Listen(config.listen, e))?;
+    let metrics_listener = match config.metrics.listen {
+        None => None,
+        Some(at) => Some(TcpListener::bind(at).await.map_err(|e| Failure::Listen(at, e))?),
+    };
     let store = if embedded {
         Opening::now(&config.store).await.map_err(|e| Failure::State(e.to_string()))?
     } else {
@@ -150,6 +155,8 @@ pub async fn run(mut config: Config) -> Result<(), Failure> {
     let (leading_in, leading) = watch::channel(false);
     let (role_in, role) = watch::channel(Role::Standby(None));
 
+    let metrics =
+        Metrics::new(&config.name, Arc::clone(&catalog), leading.clone()).map_err(|e| Failure::Other(e.to_string()))?;
     let history: Arc<dyn History> = Arc::new(StoreHistory(store.clone()));
     let services = AdminServices::new(Arc::clone(&catalog), commands_in, history);
     let health = services.health();
@@ -166,6 +173,11 @@ pub async fn run(mut config: Config) -> Result<(), Failure> {
         .add_service(SessionServer::new(Sessions::new(sessions_in, stopping)))
         .serve_with_incoming_shutdown(grpc::incoming(listener, tls), closing.clone().cancelled_owned());
     let server = tokio::spawn(server);
+    let scraped = metrics_listener.map(|listener| {
+        let address = listener.local_addr().map(|a| a.to_string()).unwrap_or_default();
+        info!(address, "metrics at /metrics");
+        tokio::spawn(metrics::serve(listener, Arc::clone(&metrics), closing.clone()))
+    });
     let no_more = CancellationToken::new();
     tokio::spawn(leadership::tell_role(Arc::clone(&candidate), leading, role_in, no_more.clone()));
     tokio::spawn(async move { health.follow(&coordinator, role).await });
@@ -177,6 +189,7 @@ pub async fn run(mut config: Config) -> Result<(), Failure> {
         catalog: Arc::clone(&catalog),
         identity,
         candidate: Arc::clone(&candidate),
+        metrics,
         embedded,
         leading: leading_in,
     };
@@ -201,6 +214,10 @@ pub async fn run(mut config: Config) -> Result<(), Failure> {
     }
     if tokio::time::timeout(CLOSE, server).await.is_err() {
         warn!("open calls did not end in time and are cut off");
+    }
+    if let Some(scraped) = scraped {
+        // Ends by itself soon after `closing`.
+        let _ = scraped.await;
     }
     if let Some(store) = store.get()
         && tokio::time::timeout(CLOSE, store.close()).await.is_err()

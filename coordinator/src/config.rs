@@ -9,7 +9,7 @@ use common::tls;
 use coordinator_core::machine;
 use serde::{Deserialize, Serialize};
 
-use crate::{catalog, store};
+use crate::{catalog, metrics, store};
 
 /// Everything that can be set, in `rug-coordinator.toml`, by `RUG_COORDINATOR_<SECTION>__<FIELD>`, or by flags.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,6 +38,8 @@ pub struct Config {
     pub tls: tls::Config,
     /// Logs.
     pub log: telemetry::Config,
+    /// Metrics.
+    pub metrics: metrics::Config,
 }
 
 impl Default for Config {
@@ -54,6 +56,7 @@ impl Default for Config {
             catalog: catalog::Config::default(),
             tls: tls::Config::default(),
             log: telemetry::Config::default(),
+            metrics: metrics::Config::default(),
         }
     }
 }
@@ -74,6 +77,7 @@ impl Config {
                 self.listen
             ));
         }
+        self.metrics.validate().map_err(|e| format!("metrics.{e}"))?;
         self.tls.validate().map_err(|e| format!("tls.{e}"))?;
         self.coordination.validate()?;
         self.store.validate().map_err(|e| e.to_string())?;
@@ -117,7 +121,7 @@ mod tests {
     #[test]
     fn the_defaults_are_complete_and_keep_the_store_in_the_state_directory() {
         let config = Config::default().complete().expect("the defaults are valid");
-        assert_eq!(config.store.url, "sqlite:rug-coordinator/rug.db");
+        assert_eq!(config.store.url, "sqlite:rug-coordinator-state/rug.db");
     }
 
     #[test]
@@ -135,5 +139,12 @@ mod tests {
         let open = Config { listen: SocketAddr::from(([0, 0, 0, 0], 7470)), ..Config::default() };
         assert!(open.clone().complete().expect_err("refused").contains("insecure = true"));
         assert!(Config { insecure: true, ..open }.complete().is_ok());
+        let listen = Some(SocketAddr::from(([0, 0, 0, 0], 9464)));
+        let metrics = metrics::Config { listen, insecure: false };
+        let open = Config { insecure: true, metrics: metrics.clone(), ..Config::default() };
+        let refused = open.clone().complete().expect_err("that word is for the APIs");
+        assert!(refused.starts_with("metrics.listen: ") && refused.contains("metrics.insecure = true"), "{refused}");
+        let metrics = metrics::Config { insecure: true, ..metrics };
+        assert!(Config { metrics, ..open }.complete().is_ok());
     }
 }

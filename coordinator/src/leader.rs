@@ -32,6 +32,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::api::{self, Reply};
 use crate::catalog::{self, Catalog, Fact};
+use crate::metrics::Metrics;
 use crate::record::{MoveRecord, Record};
 use crate::sessions::{self, Input, Out};
 use crate::store::{self, Store, Write};
@@ -89,6 +90,10 @@ pub struct Leader<'a> {
     paused: Option<api::PausedView>,
     /// What a person should look at: found when the term began, and contradictions met since.
     notes: members::Notes,
+    last_violation: Option<SystemTime>,
+    /// When the term began, by both clocks.
+    began: (Timestamp, SystemTime),
+    metrics: Arc<Metrics>,
     history: History,
     facts: Vec<Fact>,
     changed_workers: BTreeSet<WorkerId>,
@@ -157,6 +162,7 @@ impl<'a> Leader<'a> {
         store: Store,
         catalog: Arc<Catalog>,
         identity: Identity,
+        metrics: Arc<Metrics>,
         highest_seen: Term,
     ) -> Result<Self, BeginError> {
         let stored = store.highest_term().await?;
@@ -196,7 +202,9 @@ impl<'a> Leader<'a> {
         }
         let (history, interrupted) = History::restore(rebalances);
         catalog.load(catalog::Loaded { entries, requests, rebalances: history.views() });
-        let machine = Machine::new(config, term, clock::now(), Restored { appliances, members });
+        let began = (clock::now(), SystemTime::now());
+        let machine = Machine::new(config, term, began.0, Restored { appliances, members });
+        metrics.begin_term();
         let mut this = Self {
             machine,
             leadership,
@@ -211,6 +219,9 @@ impl<'a> Leader<'a> {
             evictions: Vec::new(),
             paused: None,
             notes,
+            last_violation: None,
+            began,
+            metrics,
             history,
             facts: Vec::new(),
             changed_workers: BTreeSet::new(),
@@ -288,6 +299,7 @@ impl<'a> Leader<'a> {
     /// Feeds the machine one event and carries out what follows.
     fn step(&mut self, event: Event) -> Option<Timestamp> {
         let output = self.machine.step(clock::now(), event);
+        self.metrics.regained(&output.regained);
         for action in output.actions {
             self.carry_out(action);
         }
@@ -325,6 +337,8 @@ impl<'a> Leader<'a> {
             }
             Action::Violation(text) => {
                 warn!("refused: {text}");
+                self.last_violation = Some(SystemTime::now());
+                self.cluster_changed = true;
                 self.notes.violation(text);
             }
             Action::Evict(life) => {
@@ -598,6 +612,7 @@ impl<'a> Leader<'a> {
         for view in self.history.take_changed() {
             self.catalog.set_rebalance(view);
         }
+        self.metrics.count(&self.machine.counters(), &self.machine.audits());
         let now = clock::now();
         let refresh = self.refreshed.is_none_or(|at| now.since(at) >= REFRESH);
         if refresh || !self.changed_workers.is_empty() {

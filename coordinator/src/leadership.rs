@@ -21,6 +21,7 @@ use crate::app::Failure;
 use crate::catalog::Catalog;
 use crate::grpc::Role;
 use crate::leader::{BeginError, Ended, Identity, Inputs, Leader};
+use crate::metrics::Metrics;
 use crate::opening::Opening;
 use crate::sessions::{self, Input};
 use crate::store::Store;
@@ -50,6 +51,8 @@ pub struct Terms {
     pub identity: Identity,
     /// How it is elected.
     pub candidate: Arc<dyn Candidate>,
+    /// What is measured.
+    pub metrics: Arc<Metrics>,
     /// The coordinator itself is the authority, and the only one.
     pub embedded: bool,
     /// Whether calls are answered here, for [`tell_role`].
@@ -166,7 +169,8 @@ impl Terms {
     ) -> Result<Next, Failure> {
         let config = self.machine.clone();
         let (store, catalog) = (store.clone(), Arc::clone(&self.catalog));
-        let begin = Leader::begin(config, leadership, store, catalog, self.identity.clone(), highest_seen);
+        let metrics = Arc::clone(&self.metrics);
+        let begin = Leader::begin(config, leadership, store, catalog, self.identity.clone(), metrics, highest_seen);
         let begun = tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(Next::Stop),

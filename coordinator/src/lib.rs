@@ -7,6 +7,7 @@ pub mod config;
 pub mod grpc;
 pub mod leader;
 pub mod leadership;
+pub mod metrics;
 pub mod opening;
 pub mod record;
 pub mod sessions;

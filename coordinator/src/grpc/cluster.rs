@@ -4,10 +4,11 @@
 //! change with every report of a worker, and who watches wants a picture and no history.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::stream::{self, BoxStream, StreamExt};
 use proto::admin::v1 as wire;
+use proto::convert::scalar::time_to_wire;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tonic::{Request, Response, Status};
@@ -41,7 +42,9 @@ impl wire::cluster_server::Cluster for Service {
         &self,
         _request: Request<wire::ClusterStatusRequest>,
     ) -> Result<Response<wire::ClusterStatus>, Status> {
-        Ok(Response::new(state(&self.caller.catalog)?))
+        // Not in `state`: a watch tells what differs, and the time always does.
+        let time = Some(time_to_wire(SystemTime::now()));
+        Ok(Response::new(wire::ClusterStatus { time, ..state(&self.caller.catalog)? }))
     }
 
     type WatchStream = BoxStream<'static, Result<wire::ClusterStatus, Status>>;

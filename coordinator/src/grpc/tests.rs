@@ -21,7 +21,7 @@ use tonic_types::StatusExt;
 
 use super::{AdminServices, TraceLayer};
 use crate::api::{
-    AssignmentView, COMMAND_QUEUE, ClusterView, Command, CoordinationState, History, HistoryAnswer, WorkerView,
+    AssignmentView, COMMAND_QUEUE, ClusterView, Command, CoordinationState, History, HistoryAnswer, UnownedView, WorkerView,
 };
 use crate::catalog::{Catalog, Config, Fact, Prepared, RingView};
 use crate::record::{MoveRecord, RebalanceOutcome, RebalanceRecord};
@@ -352,6 +352,12 @@ async fn the_ring_and_the_cluster_answer_once_they_are_known() {
         paused: None,
         stalled_moves: 0,
         notes: vec![],
+        violation_kinds: vec![("digest_differs", 0), ("grant_lost", 0)],
+        last_violation: None,
+        unowned: UnownedView::default(),
+        suspects: 0,
+        quarantined: 0,
+        store_problem: None,
     });
     fixture.appliances().create(create("web")).await.expect("in order");
     let status = cluster.status(wire::ClusterStatusRequest {}).await.expect("known now").into_inner();

@@ -16,7 +16,7 @@ use tonic::Status;
 use super::status;
 use crate::api::{
     AssignmentView, Candidate, ClusterView, CoordinationState, CoordinatorView, FrozenView, MAX_MISSING, MAX_NOTES,
-    MoveView, Outcome, PausedView, RebalanceView, WorkerView,
+    MoveView, Outcome, PausedView, RebalanceView, UnownedAppliance, UnownedView, WorkerView,
 };
 use crate::catalog::{Counts, Entry, Filter, PhaseCounts};
 use crate::record::{MoveRecord, RebalanceOutcome, RebalanceRecord};
@@ -140,7 +140,26 @@ pub(super) fn cluster(view: &ClusterView, counts: &Counts, members: &[Arc<Worker
         stalled_moves: view.stalled_moves,
         notes: view.notes.iter().take(MAX_NOTES).map(|note| clip(note, MAX_NOTE)).collect(),
         coordination_state: coordination_state.into(),
+        violation_kinds: view.violation_kinds.iter().map(|(kind, n)| ((*kind).to_owned(), *n)).collect(),
+        last_violation_time: view.last_violation.map(time_to_wire),
+        unowned: Some(unowned(&view.unowned)),
+        suspects: view.suspects,
+        quarantined: view.quarantined,
+        time: None,
+        store_problem: view.store_problem.clone().unwrap_or_default(),
     }
+}
+
+fn unowned(view: &UnownedView) -> wire::Unowned {
+    let one = |one: &UnownedAppliance| wire::UnownedAppliance {
+        id: one.id.to_string(),
+        tenant: one.tenant.to_string(),
+        name: one.name.to_string(),
+        since: Some(time_to_wire(one.since)),
+        state: one.state.to_owned(),
+        reason: one.reason.to_string(),
+    };
+    wire::Unowned { appliances: view.appliances, oldest: view.oldest.iter().map(one).collect() }
 }
 
 pub(super) fn candidate(candidate: Candidate) -> wire::Candidate {

@@ -11,7 +11,7 @@ use tracing::debug;
 use super::{Leader, Written, seed, size};
 use crate::api::{
     AssignmentView, Changed, ClusterView, Command, CommandError, CoordinationState, CoordinatorView, Explanation,
-    Mutation, Outcome, Reply,
+    MAX_UNOWNED, Mutation, Outcome, Reply, UnownedAppliance, UnownedView,
 };
 use crate::catalog::{Fact, Prepared, RingView};
 use crate::store::Write;
@@ -145,6 +145,7 @@ impl Leader<'_> {
 
     pub(super) fn show_cluster(&self, now: Timestamp) {
         let counters = self.machine.counters();
+        let (suspects, quarantined) = self.machine.suspects();
         self.catalog.set_cluster(ClusterView {
             coordinator: self.identity.coordinator.clone(),
             term: self.machine.term(),
@@ -161,7 +162,36 @@ impl Leader<'_> {
             paused: self.paused.clone(),
             stalled_moves: self.machine.stalled_moves(),
             notes: self.notes(),
+            violation_kinds: counters.kinds.iter().map(|(kind, n)| (kind.name(), n)).collect(),
+            last_violation: self.last_violation,
+            unowned: self.unowned_view(),
+            suspects,
+            quarantined,
+            store_problem: self.store.outage().map(|cause| cause.to_string()),
         });
+    }
+
+    fn unowned_view(&self) -> UnownedView {
+        let (unowned, table) = (self.machine.unowned(), self.machine.table());
+        let oldest = unowned.oldest().filter_map(|(since, slot)| {
+            let entry = table.get(slot)?;
+            let shown = self.catalog.get(&proto::convert::admin::Target::Id(entry.id))?;
+            Some(UnownedAppliance {
+                id: entry.id,
+                tenant: shown.record.tenant.clone(),
+                name: shown.record.name.clone(),
+                since: self.wall(since),
+                state: entry.state.name(),
+                reason: machine::reason(entry),
+            })
+        });
+        UnownedView { appliances: unowned.len() as u64, oldest: oldest.take(MAX_UNOWNED).collect() }
+    }
+
+    /// A moment of this term by the wall clock as it was when the term began: the same whenever it is asked for.
+    fn wall(&self, at: Timestamp) -> SystemTime {
+        let (began, wall) = self.began;
+        wall.checked_add(at.since(began)).unwrap_or(wall)
     }
 
     /// The coordinators that are there; this one, which leads, whatever the others' nodes tell so far.

@@ -3,7 +3,7 @@
 use common::Incarnation;
 
 use super::*;
-use crate::api::{CommandError, FrozenView, Operator, PausedView};
+use crate::api::{CommandError, FrozenView, Operator, PausedView, UnownedAppliance};
 use wire::cluster_client::ClusterClient;
 use wire::placement_client::PlacementClient;
 use wire::workers_client::WorkersClient;
@@ -25,6 +25,12 @@ fn cluster() -> ClusterView {
         paused: None,
         stalled_moves: 0,
         notes: vec![],
+        violation_kinds: vec![("digest_differs", 0), ("grant_lost", 0)],
+        last_violation: None,
+        unowned: UnownedView::default(),
+        suspects: 0,
+        quarantined: 0,
+        store_problem: None,
     }
 }
 
@@ -145,6 +151,24 @@ async fn a_watch_of_the_cluster_tells_what_differs() {
     let state = next(&mut states).await;
     let frozen = state.frozen.expect("it is frozen");
     assert_eq!((frozen.missing.len(), frozen.missing_count, state.notes.len(), state.stalled_moves), (20, 30, 20, 2));
+    let one = UnownedAppliance {
+        id: common::ApplianceId::from_u128(7),
+        tenant: "demo".parse().expect("a valid name"),
+        name: "web".parse().expect("a valid name"),
+        since: SystemTime::UNIX_EPOCH + Duration::from_secs(5),
+        state: "unowned",
+        reason: "nobody offers its driver".into(),
+    };
+    let unowned = UnownedView { appliances: 12, oldest: vec![one] };
+    let kinds = vec![("digest_differs", 3), ("grant_lost", 0)];
+    catalog.set_cluster(ClusterView { unowned, violation_kinds: kinds, violations: 3, ..cluster() });
+    let state = next(&mut states).await;
+    let unowned = state.unowned.expect("always told");
+    assert_eq!((unowned.appliances, unowned.oldest[0].name.as_str()), (12, "web"));
+    assert_eq!(unowned.oldest[0].since.map(|t| t.seconds), Some(5));
+    assert_eq!((state.violation_kinds["digest_differs"], state.violation_kinds["grant_lost"]), (3, 0));
+    assert_eq!(state.time, None, "it always differs");
+    assert!(client.status(wire::ClusterStatusRequest {}).await.expect("known").into_inner().time.is_some());
     catalog.close_watches();
     let end = states.message().await.expect_err("the watch is over");
     assert_eq!((end.code(), reason(&end).as_str()), (Code::Unavailable, "WATCH_OVER"));

@@ -1,0 +1,153 @@
+use std::time::SystemTime;
+
+use common::Term;
+use coordinator_core::violation::Kind;
+
+use super::*;
+use crate::api::{ClusterView, CoordinationState, UnownedAppliance, UnownedView};
+use crate::catalog;
+
+fn cluster() -> ClusterView {
+    let oldest = UnownedAppliance {
+        id: common::ApplianceId::from_u128(7),
+        tenant: "demo".parse().expect("a valid name"),
+        name: "web".parse().expect("a valid name"),
+        since: SystemTime::now() - Duration::from_secs(90),
+        state: "orphaned",
+        reason: "waits for the next plan".into(),
+    };
+    ClusterView {
+        coordinator: "c1".parse().expect("a valid name"),
+        term: Term::new(4),
+        leading: true,
+        started: SystemTime::UNIX_EPOCH,
+        waiting: String::new(),
+        moves_in_flight: 3,
+        violations: 0,
+        store: "sqlite".into(),
+        coordination: "embedded".into(),
+        coordination_state: CoordinationState::Connected,
+        coordinators: vec![],
+        frozen: None,
+        paused: None,
+        stalled_moves: 1,
+        notes: vec![],
+        violation_kinds: vec![],
+        last_violation: None,
+        unowned: UnownedView { appliances: 2, oldest: vec![oldest] },
+        suspects: 5,
+        quarantined: 1,
+        store_problem: Some("gone".into()),
+    }
+}
+
+/// Metrics of a leader, which stops to lead when the sender is dropped or says so.
+fn leader() -> (Arc<Metrics>, watch::Sender<bool>) {
+    let catalog = Arc::new(Catalog::new(catalog::Config::default()));
+    catalog.set_cluster(cluster());
+    let (tell, leading) = watch::channel(true);
+    (Metrics::new("c1", catalog, leading).expect("builds"), tell)
+}
+
+/// The value of a line that begins with this, less its labels' order.
+fn value(text: &str, begins: &str) -> f64 {
+    let line = text.lines().find(|l| l.starts_with(begins)).unwrap_or_else(|| panic!("no {begins} in\n{text}"));
+    line.rsplit(' ').next().and_then(|v| v.parse().ok()).expect("a number")
+}
+
+#[test]
+fn what_the_leader_knows_is_shown_under_the_names_alerts_are_made_of() {
+    let (metrics, _tell) = leader();
+    let text = metrics.text().expect("shows");
+    for (name, expected) in [
+        ("rug_leader ", 1.0),
+        ("rug_term ", 4.0),
+        ("rug_unowned_appliances ", 2.0),
+        ("rug_appliances_suspect ", 5.0),
+        ("rug_appliances_quarantined ", 1.0),
+        ("rug_moves_in_flight ", 3.0),
+        ("rug_moves_stalled ", 1.0),
+        ("rug_frozen ", 0.0),
+        ("rug_paused ", 0.0),
+        ("rug_store_available ", 0.0),
+        ("rug_workers{health=\"dead\"}", 0.0),
+        ("rug_ownership_violations_total{kind=\"digest_differs\"}", 0.0),
+        ("rug_ownership_audits_total{outcome=\"agreed\"}", 0.0),
+        ("rug_plans_total ", 0.0),
+        ("rug_messages_stale_total ", 0.0),
+    ] {
+        assert_eq!(value(&text, name), expected, "{name}");
+    }
+    let oldest = value(&text, "rug_unowned_oldest_seconds ");
+    assert!((90.0..600.0).contains(&oldest), "{oldest}");
+    assert!(text.contains("# TYPE rug_unowned_appliances gauge"), "{text}");
+    assert!(text.contains("service_instance_id=\"c1\""), "{text}");
+}
+
+#[test]
+fn who_stands_by_shows_that_and_nothing_it_does_not_know() {
+    let catalog = Arc::new(Catalog::new(catalog::Config::default()));
+    catalog.set_cluster(cluster());
+    let (_tell, leading) = watch::channel(false);
+    let text = Metrics::new("c2", catalog, leading).expect("builds").text().expect("shows");
+    assert_eq!(value(&text, "rug_leader "), 0.0);
+    assert!(!text.contains("rug_term") && !text.contains("rug_unowned_appliances"), "{text}");
+}
+
+#[test]
+fn counts_go_on_over_terms() {
+    let (metrics, _tell) = leader();
+    for _ in 0..2 {
+        metrics.begin_term();
+        let mut counters = Counters::default();
+        for plans in 1..=3 {
+            counters.kinds.add(Kind::DigestDiffers);
+            counters.plans = plans;
+            metrics.count(&counters, &audit::Counts { agreed: plans * 10, ..audit::Counts::default() });
+            metrics.count(&counters, &audit::Counts { agreed: plans * 10, ..audit::Counts::default() });
+        }
+    }
+    let text = metrics.text().expect("shows");
+    assert_eq!(value(&text, "rug_ownership_violations_total{kind=\"digest_differs\"}"), 6.0);
+    assert_eq!(value(&text, "rug_ownership_violations_total{kind=\"grant_lost\"}"), 0.0);
+    assert_eq!(value(&text, "rug_ownership_audits_total{outcome=\"agreed\"}"), 60.0);
+    assert_eq!(value(&text, "rug_plans_total "), 6.0);
+}
+
+#[test]
+fn times_without_an_owner_fall_into_buckets_that_tell_a_hand_off_from_an_outage() {
+    let (metrics, _tell) = leader();
+    metrics.regained(&[Duration::from_micros(400), Duration::from_millis(7), Duration::from_secs(4)]);
+    let text = metrics.text().expect("shows");
+    assert_eq!(value(&text, "rug_unowned_seconds_bucket{le=\"0.001\"}"), 1.0);
+    assert_eq!(value(&text, "rug_unowned_seconds_bucket{le=\"0.01\"}"), 2.0);
+    assert_eq!(value(&text, "rug_unowned_seconds_bucket{le=\"5\"}"), 3.0);
+    assert_eq!(value(&text, "rug_unowned_seconds_count "), 3.0);
+}
+
+#[tokio::test]
+async fn prometheus_reads_it_over_http_until_the_coordinator_stops() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (metrics, _tell) = leader();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let closing = CancellationToken::new();
+    let server = tokio::spawn(serve(listener, metrics, closing.clone()));
+    let ask = async |path: &str| {
+        let mut stream = tokio::net::TcpStream::connect(address).await.expect("it listens");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: rug\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("it answers");
+        answer
+    };
+    let answer = ask("/metrics").await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("text/plain; version=0.0.4"), "{answer}");
+    assert!(answer.contains("\nrug_leader "), "{answer}");
+    assert!(ask("/").await.starts_with("HTTP/1.1 404"));
+    // One that never says what it wants does not hold the stop up.
+    let idle = tokio::net::TcpStream::connect(address).await.expect("it listens");
+    closing.cancel();
+    tokio::time::timeout(Duration::from_secs(20), server).await.expect("it stops").expect("in order");
+    drop(idle);
+}
