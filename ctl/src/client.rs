@@ -137,6 +137,11 @@ impl Client {
         Self { timeout, repeats: false, ..self.clone() }
     }
 
+    /// A client of each server alone, in the order in which they were named.
+    pub(crate) fn each(&self) -> Vec<Self> {
+        self.servers.each().map(|one| Self { servers: Arc::new(one), ..self.clone() }).collect()
+    }
+
     /// Address of the server that is asked.
     pub(crate) fn address(&self) -> &str {
         self.servers.address(self.servers.turn())
@@ -351,6 +356,13 @@ impl Client {
     pub(crate) async fn watch_cluster(&self) -> Result<Streaming<v1::ClusterStatus>, Failure> {
         let request = v1::WatchClusterRequest {};
         self.call(request, true, |c, r| async move { ClusterClient::new(c).watch(r).await }).await
+    }
+
+    /// Whether the server says that it leads, of itself: this call is never passed on.
+    pub(crate) async fn leads(&self) -> Result<bool, Failure> {
+        let request = tonic_health::pb::HealthCheckRequest { service: "rug.leader".to_owned() };
+        let answer = self.call(request, false, |c, r| async move { HealthClient::new(c).check(r).await }).await?;
+        Ok(answer.status() == ServingStatus::Serving)
     }
 
     /// Whether the server says it serves.

@@ -11,6 +11,7 @@ pub(crate) mod appliance;
 pub(crate) mod apply;
 pub(crate) mod cluster;
 pub(crate) mod delete;
+pub(crate) mod doctor;
 pub(crate) mod placement;
 pub(crate) mod rebalance;
 pub(crate) mod ring;

@@ -12,7 +12,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use common::tls::{self, ClientTls};
 
-use crate::commands::{Context, appliance, apply, cluster, delete, placement, rebalance, ring, watch, worker};
+use crate::commands::{Context, appliance, apply, cluster, delete, doctor, placement, rebalance, ring, watch, worker};
 use crate::error::{Exit, Failure};
 use crate::output::{Format, Ui};
 
@@ -128,6 +128,10 @@ enum Command {
     /// The history of moves and their causes
     #[command(visible_alias = "history")]
     Rebalance(rebalance::RebalanceArgs),
+    /// What is wrong with the cluster, and what to do about it
+    ///
+    /// Asks every coordinator of --server, and exits with 1 when anything is a problem.
+    Doctor,
     /// How the cluster is doing
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
@@ -212,6 +216,7 @@ async fn dispatch(context: &Context, command: &Command) -> Result<(), Failure> {
         Command::Ring(command) => ring::run(context, command).await,
         Command::Placement(command) => placement::run(context, command).await,
         Command::Rebalance(args) => rebalance::run(context, args).await,
+        Command::Doctor => doctor::run(context).await,
         Command::Cluster(command) => cluster::run(context, command).await,
         Command::Version { client } => cluster::version(context, *client).await,
         Command::Up(_) | Command::Completion { .. } => unreachable!("handled without a server"),

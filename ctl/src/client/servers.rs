@@ -54,7 +54,7 @@ pub(super) struct Servers {
     turn: AtomicUsize,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Server {
     address: String,
     channel: Channel,
@@ -69,6 +69,11 @@ impl Servers {
             return Err(Failure::usage("no address of a server is given"));
         }
         Ok(Self { all, turn: AtomicUsize::new(0) })
+    }
+
+    /// Each of them alone, with the connection it has.
+    pub(super) fn each(&self) -> impl Iterator<Item = Self> + '_ {
+        self.all.iter().map(|one| Self { all: vec![one.clone()], turn: AtomicUsize::new(0) })
     }
 
     pub(super) fn count(&self) -> usize {

@@ -56,6 +56,15 @@ fn describe(context: &Context, status: &v1::ClusterStatus, now: SystemTime) -> S
     line("Appliances", &status.appliances.to_string());
     line("Phases", &phases(&status.phases));
     line("Assignments", &numbers(&status.assignments));
+    if let Some(unowned) = status.unowned.as_ref().filter(|unowned| unowned.appliances > 0) {
+        let oldest = unowned.oldest.first().map(|oldest| age(oldest.since.as_ref(), now)).unwrap_or_default();
+        let text = format!("{}, the oldest for {oldest}", count(unowned.appliances, "appliance"));
+        line("Unowned", &context.ui.paint(Tone::Busy, &text));
+    }
+    if status.quarantined > 0 {
+        let text = format!("{}, granted to nobody", count(status.quarantined, "appliance"));
+        line("Quarantined", &context.ui.paint(Tone::Bad, &text));
+    }
     line("Moves", &format!("{} under way", status.moves_in_flight));
     line("Waiting", &context.ui.paint(Tone::Busy, &one_line(&status.waiting)));
     if status.stalled_moves > 0 {
@@ -71,7 +80,9 @@ fn describe(context: &Context, status: &v1::ClusterStatus, now: SystemTime) -> S
         line("", "nothing is placed or moved until `rugctl placement resume`");
     }
     let tone = if status.violations == 0 { Tone::Plain } else { Tone::Bad };
-    line("Violations", &context.ui.paint(tone, &status.violations.to_string()));
+    let last = status.last_violation_time.as_ref().map(|at| format!(", the last {} ago", age(Some(at), now)));
+    let violations = format!("{}{}", status.violations, last.unwrap_or_default());
+    line("Violations", &context.ui.paint(tone, &violations));
     for (n, note) in status.notes.iter().enumerate() {
         line(if n == 0 { "Notes" } else { "" }, &context.ui.paint(Tone::Busy, &one_line(note)));
     }

@@ -261,6 +261,42 @@ pub(crate) struct Cluster {
     paused: Option<Paused>,
     stalled_moves: u64,
     notes: Vec<String>,
+    violation_kinds: BTreeMap<String, u64>,
+    last_violation_time: Option<String>,
+    unowned: Unowned,
+    suspects: u64,
+    quarantined: u64,
+    store_problem: String,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Unowned {
+    appliances: u64,
+    oldest: Vec<UnownedAppliance>,
+}
+
+#[derive(Debug, Serialize)]
+struct UnownedAppliance {
+    id: String,
+    tenant: String,
+    name: String,
+    since: Option<String>,
+    state: String,
+    reason: String,
+}
+
+impl From<v1::Unowned> for Unowned {
+    fn from(unowned: v1::Unowned) -> Self {
+        let one = |a: v1::UnownedAppliance| UnownedAppliance {
+            id: a.id,
+            tenant: a.tenant,
+            name: a.name,
+            since: time(a.since),
+            state: a.state,
+            reason: a.reason,
+        };
+        Self { appliances: unowned.appliances, oldest: unowned.oldest.into_iter().map(one).collect() }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -339,6 +375,12 @@ impl From<&v1::ClusterStatus> for Cluster {
             paused: s.paused.map(Paused::from),
             stalled_moves: s.stalled_moves,
             notes: s.notes,
+            violation_kinds: s.violation_kinds.into_iter().collect(),
+            last_violation_time: time(s.last_violation_time),
+            unowned: s.unowned.map(Unowned::from).unwrap_or_default(),
+            suspects: s.suspects,
+            quarantined: s.quarantined,
+            store_problem: s.store_problem,
         }
     }
 }

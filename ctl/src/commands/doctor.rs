@@ -1,0 +1,169 @@
+//! `rugctl doctor`: what is wrong, why, and which command helps.
+//!
+//! Looks once at every coordinator it was given, the state of the cluster and its workers, and judges what it saw in
+//! [`checks`]. Nothing is changed. A *problem* is what an operator should act on now: appliances nobody looks after, a
+//! promise that was not kept, parts that do not answer; the exit code says whether there is one.
+
+mod checks;
+
+use std::fmt::Write as _;
+use std::time::{Duration, SystemTime};
+
+use futures::future::join_all;
+use proto::admin::v1;
+use serde::Serialize;
+
+use crate::commands::Context;
+use crate::error::{Exit, Failure};
+use crate::output::{Tone, Ui, count, one_line, width, wrap};
+
+/// How long one coordinator may take to answer, unless `--timeout` says otherwise: one that is away must not keep the
+/// others from being judged.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Columns before the text: that of the states and that of the names.
+const INDENT: (usize, usize) = (9, 14);
+
+/// Narrowest column of text. A terminal with less is not worth breaking words for.
+const NARROWEST: usize = 30;
+
+/// How something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    Ok,
+    Warning,
+    Problem,
+}
+
+impl State {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Problem => "problem",
+        }
+    }
+
+    const fn tone(self) -> Tone {
+        match self {
+            Self::Ok => Tone::Good,
+            Self::Warning => Tone::Busy,
+            Self::Problem => Tone::Bad,
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Check {
+    check: &'static str,
+    state: State,
+    /// One sentence.
+    summary: String,
+    /// What it is about, one each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    details: Vec<String>,
+    /// Commands and measures that help.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    advice: Vec<String>,
+}
+
+/// One coordinator that was asked.
+#[derive(Debug)]
+struct Server {
+    address: String,
+    /// Whether it leads, and how the cluster is; or why it did not answer.
+    answer: Result<Answer, String>,
+}
+
+#[derive(Debug)]
+struct Answer {
+    leads: bool,
+    /// Also of one that stands by, which passes the question on; or why nobody answered that.
+    status: Result<v1::ClusterStatus, String>,
+}
+
+/// Everything that was seen.
+#[derive(Debug)]
+struct Seen {
+    servers: Vec<Server>,
+    workers: Result<Vec<v1::Worker>, String>,
+    now: SystemTime,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    problems: usize,
+    warnings: usize,
+    checks: Vec<Check>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A [`Failure`] without a message when there is a problem.
+pub(crate) async fn run(context: &Context) -> Result<(), Failure> {
+    let checks = checks::judge(&look(context).await);
+    let number = |state| checks.iter().filter(|check| check.state == state).count();
+    let report = Report { problems: number(State::Problem), warnings: number(State::Warning), checks };
+    if context.ui.format.is_structured() {
+        context.ui.print_value(&report)?;
+    } else {
+        context.ui.print(&render(&context.ui, &report, width()))?;
+    }
+    if report.problems > 0 { Err(Failure::new(Exit::Failed, "")) } else { Ok(()) }
+}
+
+async fn look(context: &Context) -> Seen {
+    let client = context.client.once(context.timeout.unwrap_or(LOOK));
+    let ask = async |one: crate::client::Client| {
+        let address = one.address().to_owned();
+        let (leads, status) = tokio::join!(one.leads(), one.status());
+        let told = |failure: Failure| one_line(&failure.to_string());
+        let answer = match (leads, status) {
+            (Ok(leads), status) => Ok(Answer { leads, status: status.map_err(told) }),
+            // It answers one question and not the other: too old to be asked whether it leads.
+            (Err(_), Ok(status)) => Ok(Answer { leads: false, status: Ok(status) }),
+            (Err(failure), Err(_)) => Err(told(failure)),
+        };
+        Server { address, answer }
+    };
+    let (servers, workers) = tokio::join!(join_all(client.each().into_iter().map(ask)), client.workers());
+    let workers = workers.map_err(|failure| one_line(&failure.to_string()));
+    Seen { servers, workers, now: SystemTime::now() }
+}
+
+fn render(ui: &Ui, report: &Report, width: Option<usize>) -> String {
+    let indent = INDENT.0 + INDENT.1;
+    let room = width.map_or(usize::MAX, |width| width.saturating_sub(indent).max(NARROWEST));
+    let mut text = String::new();
+    for check in &report.checks {
+        let state = format!("{:<1$}", check.state.word(), INDENT.0);
+        let head = format!("{}{:<2$}", ui.paint(check.state.tone(), &state), check.check, INDENT.1);
+        for (n, line) in wrap(&one_line(&check.summary), room).into_iter().enumerate() {
+            let _ = writeln!(text, "{}{line}", if n == 0 { head.clone() } else { " ".repeat(indent) });
+        }
+        let hanging = |text: &mut String, mark: &str, line: &str| {
+            for (n, line) in wrap(&one_line(line), room.saturating_sub(mark.len())).into_iter().enumerate() {
+                let mark = if n == 0 { mark.to_owned() } else { " ".repeat(mark.len()) };
+                let _ = writeln!(text, "{:indent$}{mark}{line}", "");
+            }
+        };
+        check.details.iter().for_each(|line| hanging(&mut text, "- ", line));
+        check.advice.iter().for_each(|line| hanging(&mut text, "> ", line));
+    }
+    let (problems, warnings) = (report.problems as u64, report.warnings as u64);
+    let verdict = match (problems, warnings) {
+        (0, 0) => "nothing is wrong".to_owned(),
+        (0, _) => count(warnings, "warning"),
+        (_, 0) => count(problems, "problem"),
+        _ => format!("{}, {}", count(problems, "problem"), count(warnings, "warning")),
+    };
+    let worst = report.checks.iter().map(|check| check.state).max().unwrap_or(State::Ok);
+    let _ = write!(text, "\n{}", ui.paint(worst.tone(), &verdict));
+    text
+}
+
+#[cfg(test)]
+mod tests;
