@@ -23,6 +23,7 @@ use futures::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use crate::roster::{LeaseNode, MemberNode, News};
 use crate::{CoordinatorId, Incarnation, Profile, Term, Timestamp, WorkerId};
 
 /// Why coordination failed.
@@ -186,48 +187,4 @@ pub trait Leadership: fmt::Debug + Send + Sync + 'static {
 
     /// Gives the leadership up so that others can take it at once. The coordinator stays a member of its group.
     async fn resign(self: Box<Self>);
-}
-
-/// A member of the workers group: what `get_members` and `get_member_capabilities` of python-tooz see.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MemberNode {
-    /// Its name.
-    pub worker: WorkerId,
-    /// The life the node belongs to: session and creation of the node. Equal to that of the lease node made with it.
-    pub incarnation: Incarnation,
-    /// What it published, read leniently: a member of another kind (a Python service) has a weight and nothing else.
-    /// `lease` is zero; it stands in the lease node.
-    pub profile: Profile,
-}
-
-/// A lease node as it was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LeaseNode {
-    /// Whose it is.
-    pub worker: WorkerId,
-    /// Which life.
-    pub incarnation: Incarnation,
-    /// How long that life may act after a heartbeat.
-    pub lease: Duration,
-    /// It was written over: no further heartbeat can commit.
-    pub evicted: bool,
-}
-
-/// What became of the workers' nodes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum News {
-    /// Everything, read after the connection was made (anew) and a write of this reader's own had committed.
-    Read {
-        /// Every member node.
-        members: Vec<MemberNode>,
-        /// Every lease node.
-        leases: Vec<LeaseNode>,
-    },
-    /// Every member node, read after one came or went.
-    Members(Vec<MemberNode>),
-    /// A lease node that is new here was read, or a heartbeat was seen.
-    Beat(LeaseNode),
-    /// A lease node was deleted or written over: no further heartbeat of this life can commit, and every one that did was
-    /// told before.
-    Ended(WorkerId, Incarnation),
 }

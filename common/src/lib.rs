@@ -11,6 +11,7 @@ pub mod mutant;
 pub mod profile;
 pub mod retry;
 pub mod ring;
+pub mod roster;
 pub mod status;
 pub mod time;
 pub mod version;

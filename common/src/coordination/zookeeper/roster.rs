@@ -1,23 +1,11 @@
-//! What becomes of the workers' nodes, as the leader has to know it (ownership.md section 2).
+//! Carries out what [`crate::roster`] decides: sets its watches, sends its reads, hands it events and answers.
 //!
-//! Two recursive watches, on the lease nodes and on the group, say *that* something happened to a name; what it is now is
-//! read. A life is known only from the answer of a read, never from an event, and a deletion is believed only when a read
-//! after it does not find that life: events of an earlier life may still be under way when a later one is read.
-//! Heartbeats alone are told from events, with the moment the event reached this process. The event of an eviction looks
-//! like theirs, but is the last one: a lease node that has fallen silent is read.
-//!
-//! When the connection breaks nothing more is said. On the new one both watches are set anew, then a heartbeat of this
-//! coordinator has to commit, so that its server is as new as that, then everything is read, and that is told as
-//! [`News::Read`]. Events that arrive during the read make their names be read once more.
-//!
-//! Invariants: one read per name at a time; every event after the sending of a read makes the name be read again, so
-//! that the last state is always seen; a life that was told and is gone is told as ended, once.
+//! Two recursive watches, on the lease nodes and on the group. The client does not renew them when it reconnects, so that
+//! following ends with the connection: a new one begins with new watches. "A write of the reader's own" is a heartbeat of
+//! this coordinator.
 //!
 //! A member node that may not be read is no member. A lease node that may not be read stops everything, since taking it
 //! for absent would be calling its owner gone.
-
-mod known;
-mod outbox;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -34,20 +22,15 @@ use zookeeper_client::{
     AddWatchMode, Error as ZkError, EventType, PersistentWatcher, SessionState, Stat, WatchedEvent,
 };
 
-use self::known::{Kind, Known, Lease, Name};
-use self::outbox::Outbox;
 use super::candidate::Member;
 use super::config::Config;
 use super::connection::Failure;
 use super::layout::{self, LEADER, LeaseData};
 use super::leadership::Suspects;
-use crate::coordination::{LeaseNode, MemberNode, News};
+use crate::roster::{Answer, Ask, Change, Kind, LeaseNode, MemberNode, News, Node, Roster, What};
 use crate::runtime::clock;
 use crate::runtime::retry::Backoff;
-use crate::{Incarnation, Timestamp, WorkerId};
-
-/// Reads under way at once: enough to keep the connection busy, few enough not to hold up our own heartbeat.
-const READS: usize = 64;
+use crate::{Timestamp, WorkerId};
 
 /// News on its way to the leader. When it is slower than that, beats are told once per life, however many there were.
 const CHANNEL: usize = 64;
@@ -70,13 +53,13 @@ pub(super) fn spawn(
 ) -> mpsc::Receiver<(Timestamp, News)> {
     let (sender, receiver) = mpsc::channel(CHANNEL);
     let over = member.over.clone();
-    let (outbox, odd) = (Outbox::default(), BTreeSet::new());
-    let roster = Roster { config, member, suspects, sender, outbox, odd, refused: None };
+    let (roster, odd) = (Roster::new(), BTreeSet::new());
+    let shell = Shell { config, member, suspects, sender, roster, odd, refused: None };
     tokio::spawn(async move {
         tokio::select! {
             () = done.cancelled() => {}
             () = over.cancelled() => {}
-            () = roster.run() => {}
+            () = shell.run() => {}
         }
     });
     receiver
@@ -115,7 +98,15 @@ impl Stop {
 /// What a read found.
 type Found = Option<(Vec<u8>, Stat)>;
 
-type Reads<'a> = FuturesUnordered<BoxFuture<'a, (Name, Result<Found, Failure>)>>;
+/// What became of something that was asked.
+enum Sent {
+    /// The write: `false` when the membership ended first.
+    Written(bool),
+    Listed(Result<Vec<String>, Failure>),
+    Read(Result<Found, Failure>),
+}
+
+type Asks<'a> = FuturesUnordered<BoxFuture<'a, (Ask, Sent)>>;
 
 struct Watches {
     members: PersistentWatcher,
@@ -130,18 +121,18 @@ impl Watches {
     }
 }
 
-struct Roster {
+struct Shell {
     config: Arc<Config>,
     member: Arc<Member>,
     suspects: Suspects,
     sender: mpsc::Sender<(Timestamp, News)>,
-    outbox: Outbox,
+    roster: Roster,
     odd: BTreeSet<String>,
     /// What may not be read and was complained about, until everything can be read again.
     refused: Option<String>,
 }
 
-impl Roster {
+impl Shell {
     async fn run(mut self) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
@@ -151,7 +142,7 @@ impl Roster {
                 Stop::Anew(why) => tracing::info!(why, "the workers' nodes have to be read anew"),
                 Stop::Refused(why) => self.refused(why),
             }
-            self.outbox.silence();
+            self.roster.broken();
             tokio::time::sleep(backoff.next_delay()).await;
         }
     }
@@ -162,50 +153,45 @@ impl Roster {
             Ok(watches) => watches,
             Err(stop) => return stop,
         };
-        let mut known = match self.begin(member, &mut watches).await {
-            Ok(known) => known,
-            Err(stop) => return stop,
-        };
-        backoff.reset();
-        self.refused = None;
+        self.roster.connected();
         let mut sweep = tokio::time::interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut reads, sender) = (Reads::new(), self.sender.clone());
+        let (mut asks, sender) = (Asks::new(), self.sender.clone());
         loop {
-            if known.changed && !known.reads_members() {
-                known.changed = false;
-                self.outbox.members(clock::now(), known.members.values().cloned().collect());
+            if self.roster.is_following() {
+                backoff.reset();
+                self.refused = None;
             }
-            while reads.len() < READS
-                && let Some(name) = known.next_read()
-            {
-                reads.push(self.read(member, name));
+            // Bounded by the roster.
+            while let Some(ask) = self.roster.next_ask() {
+                asks.push(self.send(member, ask));
             }
+            let news = self.roster.has_news(clock::now());
             tokio::select! {
                 // What the watches say comes first: they tell of what was read, and of the connection's end.
                 biased;
                 event = watches.leases.changed() => {
-                    if let Err(stop) = self.on_event(clock::now(), Kind::Lease, &event, &mut known) {
+                    if let Err(stop) = self.on_event(clock::now(), Kind::Lease, &event) {
                         return stop;
                     }
                 }
                 event = watches.members.changed() => {
-                    if let Err(stop) = self.on_event(clock::now(), Kind::Member, &event, &mut known) {
+                    if let Err(stop) = self.on_event(clock::now(), Kind::Member, &event) {
                         return stop;
                     }
                 }
-                Some((name, found)) = reads.next() => {
-                    if let Err(stop) = self.on_answer(&mut watches, name, found, &mut known) {
+                Some((ask, sent)) = asks.next() => {
+                    if let Err(stop) = self.on_answer(&mut watches, ask, sent) {
                         return stop;
                     }
                 }
-                _ = sweep.tick() => known.sweep(clock::now()),
-                permit = sender.reserve(), if !self.outbox.is_empty() => match permit {
-                    Ok(permit) => if let Some(news) = self.outbox.pop() { permit.send(news) },
+                _ = sweep.tick() => self.roster.tick(clock::now()),
+                permit = sender.reserve(), if news => match permit {
+                    Ok(permit) => if let Some(news) = self.roster.next_news(clock::now()) { permit.send(news) },
                     Err(_) => return Stop::Over,
                 },
             }
-            if self.outbox.is_swollen() {
+            if self.roster.is_swollen() {
                 return Stop::Anew("the leader does not listen".to_owned());
             }
         }
@@ -220,180 +206,72 @@ impl Roster {
         Ok(Watches { members, leases })
     }
 
-    /// The full read, with what happened during it still to be read again.
-    async fn begin(&mut self, member: &Member, watches: &mut Watches) -> Result<Known, Stop> {
-        let mut known = Known::default();
-        let mut touched = BTreeSet::new();
-        let read = {
-            let reading = self.read_all(member);
-            let mut reading = std::pin::pin!(reading);
-            loop {
-                let (kind, event) = tokio::select! {
-                    biased;
-                    event = watches.leases.changed() => (Kind::Lease, event),
-                    event = watches.members.changed() => (Kind::Member, event),
-                    read = &mut reading => break read?,
-                };
-                still_connected(&event)?;
-                touched.extend(self.subject(kind, &event.path).map(|name| (kind, name.to_owned())));
-            }
+    fn send<'a>(&self, member: &'a Member, ask: Ask) -> BoxFuture<'a, (Ask, Sent)> {
+        let path = match &ask.what {
+            What::Write => String::new(),
+            What::List(kind) => self.dir(*kind),
+            What::Read((kind, worker)) => format!("{}/{worker}", self.dir(*kind)),
         };
-        // The connection may have broken, and been made anew, while the last answers were taken.
-        while let Some((kind, event)) = watches.waiting() {
-            still_connected(&event)?;
-            touched.extend(self.subject(kind, &event.path).map(|name| (kind, name.to_owned())));
-        }
-        let now = clock::now();
-        for (kind, name, found) in read {
-            let Some((data, stat)) = self.readable(kind, &name, found)? else { continue };
-            let Some(worker) = self.worker(&name) else { continue };
-            match kind {
-                Kind::Member => _ = known.members.insert(worker.clone(), member_node(worker, &data, &stat)),
-                Kind::Lease => {
-                    if let Some(node) = lease_node(worker.clone(), &data, &stat) {
-                        let ended = node.evicted;
-                        known.leases.insert(worker, Lease::new(node, ended, now));
-                    }
-                }
-            }
-        }
-        let members = known.members.values().cloned().collect();
-        let leases = known.leases.values().map(|lease| lease.node.clone()).collect();
-        self.outbox.read(now, members, leases);
-        for (kind, name) in touched {
-            if let Some(worker) = self.worker(&name) {
-                known.read((kind, worker));
-            }
-        }
-        Ok(known)
-    }
-
-    /// Reads every node, after a write of our own has committed on this connection.
-    async fn read_all(&self, member: &Member) -> Result<Vec<(Kind, String, Result<Found, Failure>)>, Stop> {
-        if !member.fresh().await {
-            return Err(Stop::Over);
-        }
-        let session = &member.session;
-        let mut names = Vec::new();
-        for kind in [Kind::Lease, Kind::Member] {
-            let dir = self.dir(kind);
-            let children = session.children(&dir).await.map_err(|failure| Stop::at(&dir, failure))?;
-            names.extend(children.into_iter().filter(|name| name != LEADER).map(|name| (kind, name)));
-        }
-        let read = futures::stream::iter(names).map(async |(kind, name)| {
-            let read = session.read(&format!("{}/{name}", self.dir(kind))).await;
-            (kind, name, read)
-        });
-        Ok(read.buffer_unordered(READS).collect().await)
-    }
-
-    /// Takes a member node that may not be read for none.
-    fn readable(&mut self, kind: Kind, name: &str, read: Result<Found, Failure>) -> Result<Found, Stop> {
-        match read {
-            Err(Failure::Said(error @ ZkError::NoAuth)) if kind == Kind::Member => {
-                self.left_out(name, &error);
-                Ok(None)
-            }
-            read => read.map_err(|failure| Stop::at(&format!("{}/{name}", self.dir(kind)), failure)),
-        }
-    }
-
-    fn read<'a>(&self, member: &'a Member, name: Name) -> BoxFuture<'a, (Name, Result<Found, Failure>)> {
-        let path = format!("{}/{}", self.dir(name.0), name.1);
         Box::pin(async move {
-            let found = member.session.read(&path).await;
-            (name, found)
+            let sent = match &ask.what {
+                What::Write => Sent::Written(member.fresh().await),
+                What::List(_) => Sent::Listed(member.session.children(&path).await),
+                What::Read(_) => Sent::Read(member.session.read(&path).await),
+            };
+            (ask, sent)
         })
     }
 
-    /// A read was answered: perhaps by another connection, which the watches know by now.
-    fn on_answer(
-        &mut self,
-        watches: &mut Watches,
-        name: Name,
-        found: Result<Found, Failure>,
-        known: &mut Known,
-    ) -> Result<(), Stop> {
+    /// Something was answered: perhaps by another connection, which the watches know by now.
+    fn on_answer(&mut self, watches: &mut Watches, ask: Ask, sent: Sent) -> Result<(), Stop> {
         while let Some((kind, event)) = watches.waiting() {
-            self.on_event(clock::now(), kind, &event, known)?;
+            self.on_event(clock::now(), kind, &event)?;
         }
-        let (kind, worker) = &name;
-        let found = self.readable(*kind, worker.as_str(), found)?;
-        self.on_read(clock::now(), name, found, known);
+        let answer = match (&ask.what, sent) {
+            (_, Sent::Written(true)) => Answer::Written,
+            (What::List(kind), Sent::Listed(names)) => {
+                let names = names.map_err(|failure| Stop::at(&self.dir(*kind), failure))?;
+                let names = names.into_iter().filter(|name| name != LEADER);
+                Answer::Listed(names.filter_map(|name| self.worker(&name)).collect())
+            }
+            (What::Read((kind, worker)), Sent::Read(read)) => Answer::Found(self.node(*kind, worker, read)?),
+            // The membership ended.
+            _ => return Err(Stop::Over),
+        };
+        self.roster.answered(clock::now(), ask, answer);
         Ok(())
     }
 
-    fn on_event(&mut self, now: Timestamp, kind: Kind, event: &WatchedEvent, known: &mut Known) -> Result<(), Stop> {
+    /// Takes a member node that may not be read for none.
+    fn node(&mut self, kind: Kind, worker: &WorkerId, read: Result<Found, Failure>) -> Result<Option<Node>, Stop> {
+        let found = match read {
+            Err(Failure::Said(error @ ZkError::NoAuth)) if kind == Kind::Member => {
+                self.left_out(worker.as_str(), &error);
+                None
+            }
+            read => read.map_err(|failure| Stop::at(&format!("{}/{worker}", self.dir(kind)), failure))?,
+        };
+        let worker = worker.clone();
+        Ok(found.and_then(|(data, stat)| match kind {
+            Kind::Member => Some(Node::Member(member_node(worker, &data, &stat))),
+            Kind::Lease => lease_node(worker, &data, &stat).map(Node::Lease),
+        }))
+    }
+
+    fn on_event(&mut self, now: Timestamp, kind: Kind, event: &WatchedEvent) -> Result<(), Stop> {
         still_connected(event)?;
+        let change = match event.event_type {
+            EventType::NodeCreated => Change::Created,
+            EventType::NodeDeleted => Change::Deleted,
+            _ => Change::Changed,
+        };
         let Some(name) = self.subject(kind, &event.path).map(str::to_owned) else { return Ok(()) };
         let Some(worker) = self.worker(&name) else { return Ok(()) };
-        let beat = kind == Kind::Lease && event.event_type == EventType::NodeDataChanged;
-        match known.leases.get_mut(&worker).filter(|_| beat) {
-            Some(lease) if lease.ended => {}
-            Some(lease) => {
-                lease.changed(now);
-                self.outbox.beat(now, lease.node.clone());
-                // An eviction is a change like a heartbeat. Ours are looked at right away, others' when nothing follows.
-                let suspect = self.suspects.lock().unwrap_or_else(PoisonError::into_inner).contains(&worker);
-                if suspect || now.since(lease.read) >= lease.node.lease {
-                    known.read((kind, worker));
-                }
-            }
-            None => known.read((kind, worker)),
+        for suspect in std::mem::take(&mut *self.suspects.lock().unwrap_or_else(PoisonError::into_inner)) {
+            self.roster.suspect(suspect);
         }
+        self.roster.event(now, (kind, worker), change);
         Ok(())
-    }
-
-    fn on_read(&mut self, now: Timestamp, name: Name, found: Found, known: &mut Known) {
-        known.answered(&name);
-        let (kind, worker) = name;
-        match kind {
-            Kind::Member => {
-                let node = found.map(|(data, stat)| member_node(worker.clone(), &data, &stat));
-                if known.members.get(&worker) != node.as_ref() {
-                    known.changed = true;
-                    match node {
-                        Some(node) => known.members.insert(worker, node),
-                        None => known.members.remove(&worker),
-                    };
-                }
-            }
-            Kind::Lease => {
-                let node = found.and_then(|(data, stat)| lease_node(worker.clone(), &data, &stat));
-                self.on_lease(now, worker, node, known);
-            }
-        }
-    }
-
-    fn on_lease(&mut self, now: Timestamp, worker: WorkerId, node: Option<LeaseNode>, known: &mut Known) {
-        let life = node.as_ref().map(|node| node.incarnation);
-        let former = known.leases.remove(&worker);
-        let same = former.as_ref().is_some_and(|lease| Some(lease.node.incarnation) == life);
-        if let Some(former) = former.as_ref().filter(|_| !same) {
-            self.end(now, &worker, former.node.incarnation, former.ended);
-        }
-        let Some(node) = node else { return };
-        let mut ended = same && former.as_ref().is_some_and(|lease| lease.ended);
-        if !same {
-            self.outbox.beat(now, node.clone());
-        }
-        if node.evicted {
-            self.end(now, &worker, node.incarnation, ended);
-            ended = true;
-        }
-        let mut lease = Lease::new(node, ended, now);
-        if let Some(former) = former {
-            // That may have been of this life already.
-            lease.keep_unread(&former);
-        }
-        known.leases.insert(worker, lease);
-    }
-
-    fn end(&mut self, now: Timestamp, worker: &WorkerId, life: Incarnation, told: bool) {
-        if !told {
-            self.suspects.lock().unwrap_or_else(PoisonError::into_inner).remove(worker);
-            self.outbox.ended(now, worker.clone(), life);
-        }
     }
 
     fn dir(&self, kind: Kind) -> String {

@@ -7,22 +7,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::coordination::{LeaseNode, MemberNode};
+use super::{Kind, LeaseNode, MemberNode, Name};
 use crate::{Timestamp, WorkerId};
 
 /// How long a lease node changes no more before it is read, in percent of its lease: longer than a living worker leaves
 /// out, and not later than a life that has ended would be over.
 const SILENT_PERCENT: u32 = 115;
-
-/// Which of the two directories.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Kind {
-    Member,
-    Lease,
-}
-
-/// One node.
-pub(super) type Name = (Kind, WorkerId);
 
 /// What is known of one lease node.
 #[derive(Clone, Debug)]
@@ -64,7 +54,7 @@ impl Lease {
 }
 
 /// What is known between one full read and the next break.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Known {
     pub(super) members: BTreeMap<WorkerId, MemberNode>,
     pub(super) leases: BTreeMap<WorkerId, Lease>,

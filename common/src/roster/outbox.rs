@@ -10,14 +10,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::coordination::{LeaseNode, MemberNode, News};
+use super::{LeaseNode, MemberNode, News};
 use crate::{Incarnation, Timestamp, WorkerId};
 
 /// News that may wait, before it is better to read everything anew. Only ends of lives can come to so many.
 const MOST: usize = 100_000;
 
 /// News in the order in which it is told.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Outbox {
     waiting: BTreeMap<u64, (Timestamp, News)>,
     next: u64,
