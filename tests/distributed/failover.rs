@@ -164,7 +164,7 @@ async fn a_rebalance_outlives_its_leader_and_nothing_moves_because_of_that() -> 
     }
     // The bands of three equal workers; all is at the first one.
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    let least = count - (count as f64 / 3.0 * BAND).ceil() as usize;
+    let least = count - (count as f64 / 3.0 * BAND - 1e-6).ceil() as usize;
     let done = until(PATIENCE, "the rebalance is under way", async || {
         let rebalances = fleet.api().rebalances().await?;
         let running = rebalances.iter().find(|r| r.outcome == "running" && r.moves_done > 0);
