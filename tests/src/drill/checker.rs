@@ -337,6 +337,8 @@ pub fn store_agrees(resting: &BTreeMap<String, Resting>, stored: &BTreeMap<Strin
 pub struct Gap {
     /// The appliance.
     pub appliance: String,
+    /// When it began.
+    pub since_ns: u64,
     /// How long, in nanoseconds.
     pub ns: u64,
 }
@@ -348,8 +350,9 @@ pub struct Gap {
 pub fn unowned(evidence: &Evidence) -> Vec<Gap> {
     let mut found = Vec::new();
     for (appliance, tenures) in &evidence.tenures {
-        let mut gap =
-            |from: u64, to: u64| found.push(Gap { appliance: appliance.clone(), ns: to.saturating_sub(from) });
+        let mut gap = |since_ns: u64, to: u64| {
+            found.push(Gap { appliance: appliance.clone(), since_ns, ns: to.saturating_sub(since_ns) });
+        };
         for (i, tenure) in tenures.iter().enumerate() {
             let life = evidence.lives.get(&(tenure.worker.clone(), tenure.incarnation.clone()));
             let next = tenures.get(i + 1).map(|next| next.taken_ns);

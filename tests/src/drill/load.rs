@@ -114,7 +114,7 @@ impl Load {
         self.book.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits until no call is under way; none is begun until [`Load::work`].
+    /// Waits until no call is under way and what was to be asked again was; none is begun until [`Load::work`].
     pub async fn rest(&self) {
         self.wanted.send_replace(Wanted::Rest);
         let clients = self.clients.len();
@@ -235,6 +235,7 @@ impl Client {
             match now {
                 Wanted::Stop => return,
                 Wanted::Rest => {
+                    self.settle().await;
                     resting.send_modify(|count| *count += 1);
                     let changed = wanted.wait_for(|wanted| *wanted != Wanted::Rest).await.is_ok();
                     resting.send_modify(|count| *count -= 1);
@@ -263,6 +264,17 @@ impl Client {
                 book.contradictions.push(text);
             }
         });
+    }
+
+    /// Asks once more what was to be asked again.
+    async fn settle(&mut self) {
+        for at in 0..self.slots.len() {
+            let mut slot = self.slots[at].clone();
+            if let Some((op, call)) = slot.pending.take() {
+                self.ask(&mut slot, op, call).await;
+                self.slots[at] = slot;
+            }
+        }
     }
 
     /// One call about one appliance.

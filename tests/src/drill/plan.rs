@@ -227,8 +227,8 @@ impl Iterator for Storms {
 
     fn next(&mut self) -> Option<Storm> {
         self.count += 1;
-        let window = Duration::from_secs_f64(self.rng.random_range(3.0..12.0));
-        let wanted = [1, 2, 2, 3, 3, 4][self.rng.random_range(0..6)];
+        let window = Duration::from_secs_f64(self.rng.random_range(3.0..10.0));
+        let wanted = [1, 2, 3, 3, 4, 5][self.rng.random_range(0..6)];
         let mut faults: Vec<Planned> = Vec::new();
         for _ in 0..wanted {
             for _ in 0..DRAWS {
@@ -250,7 +250,7 @@ impl Iterator for Storms {
         }
         faults.sort_by_key(|planned| planned.after);
         let recovers = self.count.is_multiple_of(RECOVERY_EVERY);
-        Some(Storm { faults, calm: Duration::from_secs_f64(self.rng.random_range(0.5..6.0)), recovers })
+        Some(Storm { faults, calm: Duration::from_secs_f64(self.rng.random_range(0.3..4.0)), recovers })
     }
 }
 

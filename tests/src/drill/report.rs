@@ -47,6 +47,20 @@ impl fmt::Display for Spread {
     }
 }
 
+/// Longest times without an owner that a report lists, for those who want to know what they come from.
+pub const LONGEST: usize = 10;
+
+/// One long time without an owner.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Longest {
+    /// The appliance.
+    pub appliance: String,
+    /// When it began, in milliseconds since the drill did.
+    pub at_ms: u64,
+    /// How long it was.
+    pub ms: u64,
+}
+
 /// What a drill came to.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
@@ -66,6 +80,8 @@ pub struct Report {
     pub hand_overs: usize,
     /// Times without an owner, see [`checker::unowned`].
     pub unowned: Spread,
+    /// The longest of them, at most [`LONGEST`].
+    pub longest: Vec<Longest>,
     /// Lives of workers, those that leaders called gone, and how long before that each could act last.
     pub lives: usize,
     /// See there.
@@ -117,11 +133,18 @@ impl Report {
         self.violations.is_empty()
     }
 
-    /// Takes in what was done.
-    pub fn judge(&mut self, evidence: &Evidence) {
+    /// Takes in what was done in a drill that began at this moment of CLOCK_BOOTTIME.
+    pub fn judge(&mut self, evidence: &Evidence, begun_ns: u64) {
         self.actions = checker::actions(evidence);
         self.hand_overs = evidence.tenures.values().map(|tenures| tenures.len().saturating_sub(1)).sum();
-        let gaps = checker::unowned(evidence);
+        let mut gaps = checker::unowned(evidence);
+        gaps.sort_by_key(|gap| std::cmp::Reverse(gap.ns));
+        let longest = gaps.iter().take(LONGEST).map(|gap| Longest {
+            appliance: gap.appliance.clone(),
+            at_ms: gap.since_ns.saturating_sub(begun_ns) / 1_000_000,
+            ms: gap.ns / 1_000_000,
+        });
+        self.longest = longest.collect();
         self.unowned = Spread::of(gaps.iter().map(|gap| Duration::from_nanos(gap.ns)).collect());
         self.lives = evidence.lives.len();
         let slacks = evidence.lives.values().filter_map(|life| u64::try_from(life.slack_ns()?).ok());
