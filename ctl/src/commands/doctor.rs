@@ -120,7 +120,7 @@ async fn look(context: &Context) -> Seen {
     let ask = async |one: crate::client::Client| {
         let address = one.address().to_owned();
         let (leads, status) = tokio::join!(one.leads(), one.status());
-        let told = |failure: Failure| one_line(&failure.to_string());
+        let told = |failure: Failure| why(&address, &failure);
         let answer = match (leads, status) {
             (Ok(leads), status) => Ok(Answer { leads, status: status.map_err(told) }),
             // It answers one question and not the other: too old to be asked whether it leads.
@@ -132,6 +132,14 @@ async fn look(context: &Context) -> Seen {
     let (servers, workers) = tokio::join!(join_all(client.each().into_iter().map(ask)), client.workers());
     let workers = workers.map_err(|failure| one_line(&failure.to_string()));
     Seen { servers, workers, now: SystemTime::now() }
+}
+
+/// Why a coordinator did not answer: without its address, which stands beside it, and without what is advised to whoever
+/// looks for one.
+fn why(address: &str, failure: &Failure) -> String {
+    let text = failure.to_string();
+    let first = text.lines().next().unwrap_or_default();
+    one_line(first.strip_prefix(&format!("no answer from {address}: ")).unwrap_or(first))
 }
 
 fn render(ui: &Ui, report: &Report, width: Option<usize>) -> String {

@@ -236,7 +236,7 @@ async fn nobody_who_answers_is_a_problem_and_not_an_error() {
     let ui = Ui { format: Format::Json, colour: false, progress: false };
     let context = Context { client, ui, timeout: Some(Duration::from_millis(300)) };
     let seen = look(&context).await;
-    assert!(seen.servers[0].answer.as_ref().is_err_and(|why| why.contains("refused")), "{seen:?}");
+    assert!(seen.servers[0].answer.as_ref().is_err_and(|why| why.starts_with("Connection refused")), "{seen:?}");
     let failure = run(&context).await.expect_err("a problem");
     assert_eq!((failure.exit, failure.message.as_str()), (Exit::Failed, ""));
 }
