@@ -1,45 +1,46 @@
-//! A coordinator process around the machine, after `coordinator::leader`: events in, actions out, writes through the
-//! store, a tick after every input and whenever it is due.
+//! What leads one term, after `coordinator::leader`: events into the machine, actions out, writes through the store, a
+//! tick after every input and whenever it is due.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use common::{ApplianceId, Generation, RebalanceId};
-use coordinator_core::machine::{self, Action, BatchId, Event, Machine, Restored};
-use coordinator_core::membership::Life;
+use common::{ApplianceId, Generation, RebalanceId, Term, Timestamp};
+use coordinator_core::machine::{self, Action, Event, Machine, Restored};
 use coordinator_core::planner::Needs;
 use coordinator_core::rebalance;
 use coordinator_core::table::Seed;
 use worker_core::holdings::{self, Envelope, Tell};
 
+use super::Time;
+use super::database::{Record, Rows, Write};
 use super::net::{Desired, Down, Up};
-use super::store::{Record, Write};
-use super::world::{Ev, World};
-use super::{Mutant, Time};
+use super::seat::{Role, Timer};
+use super::world::World;
+use super::writer::{Fate, News};
 
 /// The longest the runner sleeps, as in `coordinator::leader`.
 const REFRESH: Duration = Duration::from_secs(1);
 
-/// What became of a write.
-#[derive(Clone, Debug)]
-pub(super) enum News {
-    Batch(BatchId, bool),
-    Put(Record, bool),
-}
-
-/// A coordinator process.
+/// The leader of one term.
 #[derive(Debug)]
 pub(super) struct Leader {
-    pub(super) instance: u64,
+    pub(super) reign: u64,
     pub(super) machine: Machine,
     pub(super) catalog: BTreeMap<ApplianceId, Record>,
     /// Appliances with a change under way: one at a time.
     pub(super) changing: BTreeSet<ApplianceId>,
     pub(super) rebalances: BTreeSet<RebalanceId>,
-    /// It has read the nodes of the service at least once.
-    pub(super) has_read: bool,
     conns: BTreeMap<usize, Option<Envelope>>,
+    /// Number of the newest tick, and when it is due.
     tick: (u64, Time),
+    steps: u64,
+}
+
+impl Leader {
+    /// The streams that are open to it.
+    pub(super) fn into_streams(self) -> impl Iterator<Item = usize> {
+        self.conns.into_keys()
+    }
 }
 
 fn seed(record: &Record) -> Seed {
@@ -54,65 +55,65 @@ fn seed(record: &Record) -> Seed {
 }
 
 impl World {
-    pub(super) fn start_leader(&mut self) {
-        if self.leader.is_some() {
-            return;
-        }
-        self.instances += 1;
-        let term = self.store.term.next();
-        self.store.term = term;
-        let mut members: Vec<_> = self.store.members.values().cloned().collect();
+    /// Begins to lead with what the store has.
+    pub(super) fn lead(&mut self, seat: usize, term: Term, rows: Rows) {
+        self.reigns += 1;
+        let reign = self.reigns;
+        let mut members: Vec<_> = rows.members.into_values().collect();
         // The database promises no order.
         for n in (1..members.len()).rev() {
             members.swap(n, self.rng.index(n + 1));
         }
-        let appliances = self.store.records.values();
-        let appliances =
-            appliances.map(|r| (seed(r), self.store.grants.get(&r.id).cloned().unwrap_or_default())).collect();
-        let now = self.leader_clock.local(self.now);
+        let stored = |r: &Record| {
+            let grant = rows.grants.get(&r.id);
+            machine_grant(grant)
+        };
+        let appliances = rows.records.values().map(|r| (seed(r), stored(r))).collect();
+        let now = self.seats[seat].clock.local(self.now);
         let machine = Machine::new(self.settings.machine.clone(), term, now, Restored { appliances, members });
-        self.leader = Some(Leader {
-            instance: self.instances,
+        if !self.begun.insert(term) && !self.database.restored {
+            self.fail(format!("I5: {term} is begun twice"));
+        }
+        let leader = Leader {
+            reign,
             machine,
-            catalog: self.store.records.clone(),
+            catalog: rows.records,
             changing: BTreeSet::new(),
             rebalances: BTreeSet::new(),
-            has_read: false,
             conns: BTreeMap::new(),
             tick: (0, Time::MAX),
-        });
-        self.note(|| format!("leader starts {term}"));
-        if self.external() {
-            self.begin_feed();
+            steps: 0,
+        };
+        if let Some(process) = &mut self.seats[seat].process {
+            process.role = Role::Leading(Box::new(leader));
         }
-        self.leader_step(Event::Tick);
+        self.note(|| format!("c{seat} leads {term}"));
+        self.count_leaders();
+        self.leader_step(seat, Event::Tick);
+        self.write_seen(seat, reign);
     }
 
-    pub(super) fn kill_leader(&mut self) {
-        let Some(leader) = self.leader.take() else { return };
-        self.note(|| "leader is killed".to_owned());
-        self.leader_paused_until = 0;
-        for stream in 0..self.streams.len() {
-            if self.streams[stream].instance == leader.instance {
-                self.streams[stream].up.lose_all();
-                // Some workers get no word of it and have to find out by themselves.
-                let told = self.rng.chance(80);
-                self.break_stream(stream, told);
-                self.streams[stream].up.lose_all();
-            }
-        }
-        // Of what was submitted, some is on disk, and nobody was told.
-        let durable = self.rng.index(self.store.pending.len() + 1);
-        for (n, (term, write)) in std::mem::take(&mut self.store.pending).into_iter().enumerate() {
-            if n < durable {
-                self.make_durable(term, &write);
-            }
-        }
+    /// Writes now and then when nothing else is written: a leader whose store was put back, or is led by another one,
+    /// learns of it.
+    pub(super) fn write_seen(&mut self, seat: usize, reign: u64) {
+        let Some(leader) = self.seats[seat].leader().filter(|leader| leader.reign == reign) else { return };
+        let term = leader.machine.term();
+        self.submit(seat, reign, term, Write::Seen);
+        let delay = self.rng.millis(1_000, 2_000);
+        self.seat_timer_after(seat, delay, Timer::Seen(reign));
     }
 
     pub(super) fn leader_receives(&mut self, stream: usize, message: Up) {
-        let instance = self.streams[stream].instance;
-        let Some(leader) = self.leader.as_mut().filter(|l| l.instance == instance) else { return };
+        let (seat, instance) = (self.streams[stream].seat, self.streams[stream].instance);
+        if !self.seats[seat].is_running(instance) {
+            return;
+        }
+        let Some(leader) = self.seats[seat].leader_mut() else {
+            if matches!(message, Up::Hello(_)) {
+                self.send_down(stream, None, Down::NotLeading);
+            }
+            return;
+        };
         let conn = stream as u64;
         let event = match message {
             Up::Hello(hello) => {
@@ -128,152 +129,135 @@ impl World {
                 Event::Leave(conn, from)
             }
             Up::End => {
-                let known = leader.conns.remove(&stream).is_some();
-                if self.mutant == Some(Mutant::GoneWithStream)
-                    && let Some(from) = self.last_envelope(stream)
-                {
-                    self.leader_step(Event::Leave(conn, from));
-                }
-                if !known {
+                if leader.conns.remove(&stream).is_none() {
                     return;
                 }
                 Event::Closed(conn)
             }
         };
         if !matches!(event, Event::Beat(..) | Event::Holds(..)) {
-            self.note(|| format!("leader <- s{stream} {event:?}"));
+            self.note(|| format!("c{seat} <- s{stream} {event:?}"));
         }
-        self.leader_step(event);
-        self.tick_soon();
+        self.leader_step(seat, event);
+        self.tick_soon(seat);
     }
 
-    /// News of the service. `gone` is called gone at once, which only a mutant does.
-    pub(super) fn leader_told(&mut self, event: Event, gone: Option<Life>) {
-        self.leader_step(event);
-        if let Some(life) = gone {
-            let open = (0..self.streams.len()).rev().find(|&s| self.places[self.streams[s].place].name == life.0);
-            if let Some((stream, from)) = open.and_then(|s| Some((s, self.last_envelope(s)?))) {
-                self.leader_step(Event::Leave(stream as u64, from));
-            }
+    /// News of the service.
+    pub(super) fn leader_told(&mut self, seat: usize, event: Event) {
+        if !matches!(event, Event::Observed(..)) {
+            self.note(|| format!("c{seat}: {event:?}"));
         }
-        self.tick_soon();
+        self.leader_step(seat, event);
+        self.tick_soon(seat);
     }
 
-    /// What the worker of a stream would sign with, for the mutant that forges its farewell.
-    fn last_envelope(&self, stream: usize) -> Option<machine::Envelope> {
-        let s = &self.streams[stream];
-        let process = self.places[s.place].process.as_ref().filter(|p| p.number == s.process)?;
-        let from = process.holdings.envelope()?;
-        Some(machine::Envelope { term: from.term, incarnation: from.incarnation, stream: from.stream })
-    }
-
-    pub(super) fn leader_news(&mut self, instance: u64, news: News) {
-        let Some(leader) = self.leader.as_mut().filter(|l| l.instance == instance) else { return };
+    pub(super) fn leader_news(&mut self, seat: usize, reign: u64, news: News) {
+        let Some(leader) = self.seats[seat].leader_mut().filter(|leader| leader.reign == reign) else { return };
         let event = match news {
-            News::Batch(batch, true) => Event::Durable(batch),
-            News::Batch(batch, false) => Event::Undone(batch),
-            News::Put(record, durable) => {
+            News::Batch(_, Fate::Lost) | News::Put(_, Fate::Lost) | News::Seen(Fate::Lost) => {
+                self.note(|| format!("c{seat} has lost the store"));
+                return self.give_up(seat);
+            }
+            News::Seen(_) => return,
+            News::Batch(batch, Fate::Durable) => Event::Durable(batch),
+            News::Batch(batch, Fate::Undone) => Event::Undone(batch),
+            News::Put(record, fate) => {
                 leader.changing.remove(&record.id);
-                if !durable {
+                if fate == Fate::Undone {
                     return;
                 }
                 let created = record.generation == Generation::new(1);
+                let Record { id, generation, deleting, .. } = record.clone();
                 let event = if created {
                     Event::Created(seed(&record))
                 } else {
-                    let Record { id, generation, deleting, .. } = record.clone();
                     Event::Updated { id, generation, size: 200, deleting }
                 };
                 if created || leader.catalog.contains_key(&record.id) {
                     leader.catalog.insert(record.id, record);
                 }
+                self.acknowledged.insert(id, generation);
                 event
             }
         };
-        self.note(|| format!("leader: {event:?}"));
-        self.leader_step(event);
-        self.tick_soon();
+        self.note(|| format!("c{seat}: {event:?}"));
+        self.leader_step(seat, event);
+        self.tick_soon(seat);
     }
 
-    pub(super) fn leader_tick(&mut self, instance: u64, number: u64) {
-        if self.leader.as_ref().is_some_and(|l| l.instance == instance && l.tick.0 == number) {
-            self.leader_step(Event::Tick);
+    pub(super) fn leader_tick(&mut self, seat: usize, reign: u64, number: u64) {
+        if self.seats[seat].leader().is_some_and(|l| l.reign == reign && l.tick.0 == number) {
+            self.leader_step(seat, Event::Tick);
         }
     }
 
-    fn tick_soon(&mut self) {
+    fn tick_soon(&mut self, seat: usize) {
         let at = self.now + self.rng.micros(1, 500);
-        self.tick_at(at);
+        self.tick_at(seat, at);
     }
 
-    fn tick_at(&mut self, at: Time) {
-        let Some(leader) = &mut self.leader else { return };
-        if at < leader.tick.1 || leader.tick.1 <= self.now {
+    fn tick_at(&mut self, seat: usize, at: Time) {
+        let now = self.now;
+        let Some(leader) = self.seats[seat].leader_mut() else { return };
+        if at < leader.tick.1 || leader.tick.1 <= now {
             leader.tick = (leader.tick.0 + 1, at);
-            let (instance, number) = (leader.instance, leader.tick.0);
-            self.at(at, Ev::Tick { instance, number });
+            let (reign, number) = (leader.reign, leader.tick.0);
+            self.seat_timer_after(seat, at - now, Timer::Tick { reign, number });
         }
     }
 
-    pub(super) fn leader_step(&mut self, event: Event) {
-        let local = self.leader_clock.local(self.now);
-        let Some(leader) = &mut self.leader else { return };
+    pub(super) fn leader_step(&mut self, seat: usize, event: Event) {
+        let local = self.seats[seat].clock.local(self.now);
+        let Some(leader) = self.seats[seat].leader_mut() else { return };
         let was_tick = event == Event::Tick;
         let output = leader.machine.step(local, event);
+        leader.steps += 1;
         if was_tick {
             leader.tick.1 = Time::MAX;
         }
+        let (reign, steps) = (leader.reign, leader.steps);
         for action in output.actions {
-            self.carry_out(action);
+            self.carry_out(seat, reign, action);
         }
         let wake = output.wake_at.unwrap_or(local + REFRESH).as_nanos().min((local + REFRESH).as_nanos());
-        let at = self.leader_clock.world(self.now, common::Timestamp::from_nanos(wake)).max(self.now + 20_000);
-        self.tick_at(at);
-        self.check_leader();
+        let at = self.seats[seat].clock.world(self.now, Timestamp::from_nanos(wake)).max(self.now + 20_000);
+        self.tick_at(seat, at);
+        self.check_leader(seat, steps);
     }
 
-    fn carry_out(&mut self, action: Action) {
+    fn carry_out(&mut self, seat: usize, reign: u64, action: Action) {
+        // What follows the end of the term in the same step has no place any more.
+        let Some(leader) = self.seats[seat].leader_mut().filter(|leader| leader.reign == reign) else { return };
         match action {
             Action::Commit(batch, commit) => {
-                self.submit(Write::Batch(batch, commit));
-                if self.mutant == Some(Mutant::OfferBeforeDurable) {
-                    self.leader_step(Event::Durable(batch));
-                }
+                let term = leader.machine.term();
+                self.submit(seat, reign, term, Write::Batch(batch, commit));
             }
-            Action::Send(conn, down) => self.leader_sends(conn as usize, down),
+            Action::Send(conn, down) => self.leader_sends(seat, conn as usize, down),
             Action::Close(conn, refusal) => {
                 let stream = conn as usize;
-                let Some(leader) = &mut self.leader else { return };
                 let Some(from) = leader.conns.remove(&stream) else { return };
-                self.note(|| format!("leader closes s{stream}: {refusal:?}"));
-                self.put_down(stream, from, Down::Refused(refusal));
+                self.note(|| format!("c{seat} closes s{stream}: {refusal:?}"));
+                self.send_down(stream, from, Down::Refused(refusal));
             }
-            Action::Evict(life) => {
-                let delay = self.delay();
-                self.after(delay, Ev::Evict(life));
-            }
-            Action::Removed(id) => {
-                if let Some(leader) = &mut self.leader {
-                    leader.catalog.remove(&id);
-                }
-            }
-            Action::Rebalance(news) => {
-                let Some(leader) = &mut self.leader else { return };
-                match news {
-                    rebalance::News::Opened { id, .. } => drop(leader.rebalances.insert(id)),
-                    rebalance::News::Closed { id, .. } => drop(leader.rebalances.remove(&id)),
-                    rebalance::News::Moved { .. } => {}
-                }
-            }
-            Action::Violation(text) => self.fail(format!("the machine reports a violation: {text}")),
-            Action::RaiseTerm(term) => self.fail(format!("the machine wants a term above {term}")),
+            Action::Evict(life) => self.candidate_evicts(seat, life),
+            Action::Removed(id) => drop(leader.catalog.remove(&id)),
+            Action::Rebalance(news) => match news {
+                rebalance::News::Opened { id, .. } => drop(leader.rebalances.insert(id)),
+                rebalance::News::Closed { id, .. } => drop(leader.rebalances.remove(&id)),
+                rebalance::News::Moved { .. } => {}
+            },
+            // What a worker holds that the copy of the store knows nothing of.
+            Action::Violation(text) if self.database.restored => self.note(|| format!("c{seat}: violation: {text}")),
+            Action::Violation(text) => self.fail(format!("violation: {text}")),
+            Action::RaiseTerm(met) => self.raise_above(seat, met),
             // For readers only.
             _ => {}
         }
     }
 
-    fn leader_sends(&mut self, stream: usize, down: machine::Down) {
-        let Some(leader) = &mut self.leader else { return };
+    fn leader_sends(&mut self, seat: usize, stream: usize, down: machine::Down) {
+        let Some(leader) = self.seats[seat].leader_mut() else { return };
         let term = leader.machine.term();
         let Some(envelope) = leader.conns.get_mut(&stream) else { return };
         if let machine::Down::Welcome { incarnation, stream, .. } = &down {
@@ -294,6 +278,7 @@ impl World {
                     Tell::Update { .. } => 3,
                     Tell::Check(..) => 4,
                 });
+                self.check_offers(&tells);
                 Down::Delta { base, target, tells }
             }
             machine::Down::Drained => Down::Drained,
@@ -301,19 +286,15 @@ impl World {
             machine::Down::Clear(_) => return,
         };
         if !matches!(message, Down::BeatAck(_)) {
-            self.note(|| format!("leader -> s{stream} {message:?}"));
+            self.note(|| format!("c{seat} -> s{stream} {message:?}"));
         }
-        self.put_down(stream, from, message);
+        self.send_down(stream, from, message);
     }
+}
 
-    fn put_down(&mut self, stream: usize, from: Option<Envelope>, message: Down) {
-        let at = self.now + self.delay();
-        let s = &mut self.streams[stream];
-        if !s.broken {
-            let at = s.down.push(at, (from, message));
-            self.at(at, Ev::Down(stream));
-        }
-    }
+/// What the store has of an appliance's ownership, as `coordinator::leader` hands it to the machine.
+fn machine_grant(stored: Option<&coordinator_core::grants::StoredGrant>) -> coordinator_core::grants::StoredGrant {
+    coordinator_core::grants::StoredGrant { ever: stored.is_some(), ..stored.cloned().unwrap_or_default() }
 }
 
 /// An instruction with the specification as it is when the message is made.

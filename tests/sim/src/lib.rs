@@ -1,119 +1,117 @@
 //! A deterministic simulation of both cores: the coordinator's machine and the workers' holdings run as they ship, and
 //! everything around them is a model that a seed drives.
 //!
-//! Modelled: clocks of different rates, streams that delay, stall, break and deliver late, workers that are killed,
-//! stopped and paused, a coordinator that is killed and paused, a store that is slow, refuses, or commits without the
-//! coordinator living to hear of it. The shells are modelled after `worker::session` and `coordinator::leader`: what they
-//! do besides moving messages (gates, lease deadlines, coalescing) is written again here in its simplest form.
+//! Modelled: several coordinator processes of which one leads, or thinks so; workers; clocks of different rates; streams
+//! that delay, stall, break and deliver late; nodes that are killed, paused, and cut off from each other, one way too; a
+//! coordination service; a store whose commits come late, or with an outcome nobody learns, and that is put back to older
+//! copies; and what the drivers call, slow, with and without tokens. The shells are modelled after `worker::session` and
+//! `coordinator::{leadership, leader, store}`: what they do besides moving messages is written again here in its simplest
+//! form.
 //!
 //! After every step the promises I1 and I3 to I5 of the ownership rules are checked; when the faults are over the world
-//! has to come to rest with everything placed (I2). A run depends on its seed alone, so a failure is replayed with its
-//! log by running the seed again.
+//! has to come to rest with everything placed (I2). A run depends on its [`Case`] alone: a seed, and the faults and the
+//! load that it comes to or that are given. One that fails is run again with ever fewer of those ([`minimise`]) and told
+//! with its log.
 //!
-//! | file          | what it models                                            |
-//! |---------------|-----------------------------------------------------------|
-//! | `world`       | time, the queue of events, who takes which                |
-//! | `leader`      | a coordinator process around `Machine`                    |
-//! | `worker`      | a worker process around `Holdings`: session, gate, runner |
-//! | `service`     | the coordination service, for lives that are taken from it |
-//! | `store`, `net`, `clock`, `rng` | what both stand on                       |
-//! | `trouble`     | faults and load                                           |
-//! | `invariants`  | what must hold                                            |
+//! | file          | what it models                                                   |
+//! |---------------|------------------------------------------------------------------|
+//! | `world`       | time, the queue of events, who takes which                       |
+//! | `plan`, `trouble` | faults and load: as a list, and as they are carried out      |
+//! | `seat`        | a coordinator process: elections, terms, stepping down           |
+//! | `leader`      | what leads one term: the machine, its actions                    |
+//! | `writer`, `database` | the coordinator's and the database's half of the store    |
+//! | `worker`, `told`, `life`, `tasks` | a worker process: session, life, what it does with grants |
+//! | `backend`     | what the drivers call                                            |
+//! | `service`     | the coordination service                                         |
+//! | `net`, `clock`, `rng` | what all stand on                                        |
+//! | `invariants`, `rest` | what must hold after each step, and when all is over      |
 
+mod backend;
 mod clock;
+mod database;
 mod invariants;
 mod leader;
+mod life;
+mod minimise;
 mod net;
+mod plan;
+mod rest;
 mod rng;
+mod seat;
 mod service;
-mod store;
+mod tasks;
+mod told;
 mod trouble;
 mod worker;
 mod world;
+mod writer;
 
+use common::mutant::{self, Mutant};
+
+pub use minimise::minimise;
+pub use plan::{Case, Decision, What};
 pub use rng::Rng;
 
 /// Nanoseconds of the world, which only the simulation itself can see.
 pub type Time = u64;
 
-/// A deliberate mistake in the simulated shells, to show that the checks find it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mutant {
-    /// Workers act whether or not their lease stands.
-    NoLease,
-    /// Workers take messages of streams they have left for messages of the present one.
-    OldStreams,
-    /// The leader says a write is durable before it is.
-    OfferBeforeDurable,
-    /// The store loses grants it said it has.
-    ForgetfulStore,
-    /// The leader calls a worker gone when its stream breaks.
-    GoneWithStream,
-    /// Workers say that they released while a step still runs.
-    EarlyRelease,
-    /// Workers use a clock that stands still while they are paused.
-    StandingClock,
-    /// One gate for all grants of a worker: what it released it can still act on while it holds anything.
-    GatePerWorker,
-    /// The leader calls a worker gone as soon as its lease node is.
-    GoneWithNode,
-    /// The leader goes on with what it knew of the nodes after its connection to the service broke.
-    CachedMembers,
-}
-
-impl Mutant {
-    /// All of them.
-    pub const ALL: [Self; 10] = [
-        Self::NoLease,
-        Self::OldStreams,
-        Self::OfferBeforeDurable,
-        Self::ForgetfulStore,
-        Self::GoneWithStream,
-        Self::EarlyRelease,
-        Self::StandingClock,
-        Self::GatePerWorker,
-        Self::GoneWithNode,
-        Self::CachedMembers,
-    ];
-}
-
 /// How one run ended.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// What it was run with.
-    pub seed: u64,
     /// Events that were taken.
     pub steps: u64,
     /// Simulated time.
     pub time: Time,
-    /// Side effects the workers had.
+    /// Calls that took effect.
     pub effects: u64,
+    /// Terms that were begun.
+    pub terms: u64,
+    /// Most coordinators that led, or thought so, at the same time.
+    pub leaders: usize,
     /// Stands for everything that happened, in order.
     pub digest: u64,
     /// What did not hold, if something did not.
     pub failure: Option<String>,
+    /// What was decided, as far as it was asked for or the run failed.
+    pub decisions: Vec<Decision>,
     /// The last events, when they were asked for.
     pub log: Vec<String>,
 }
 
-/// Runs one seed to its end. Recording the log takes longer and changes nothing else.
+/// Runs one case to its end. Recording the log takes longer and changes nothing else.
 #[must_use]
-pub fn run(seed: u64, mutant: Option<Mutant>, record: bool) -> Outcome {
-    world::World::new(seed, mutant, record).run()
+pub fn run(case: &Case, mutant: Option<Mutant>, record: bool) -> Outcome {
+    mutant::with(mutant, || world::World::new(case, record).run())
 }
 
-/// Runs one seed; if something did not hold, runs it again with its log.
+/// Runs one case; if something did not hold, looks for a shorter one and runs that with its log.
 ///
 /// # Errors
 /// What did not hold, the last events before it, and how to replay them.
-pub fn check(seed: u64) -> Result<Outcome, String> {
-    let outcome = run(seed, None, false);
-    let Some(failure) = &outcome.failure else { return Ok(outcome) };
-    let replayed = run(seed, None, true);
-    let repeatable = if replayed.digest == outcome.digest { "" } else { "(the replay went another way!)\n" };
-    Err(format!(
-        "{}\n{repeatable}seed {seed}, step {}: {failure}\nreplay: RUG_SIM_SEED={seed} cargo test --profile sim -p sim",
+pub fn check(case: &Case) -> Result<Outcome, String> {
+    let outcome = run(case, None, false);
+    if outcome.failure.is_none() {
+        return Ok(outcome);
+    }
+    Err(report(case, None, &outcome))
+}
+
+/// What to tell of a run that failed.
+#[must_use]
+pub fn report(case: &Case, mutant: Option<Mutant>, outcome: &Outcome) -> String {
+    let shorter = minimise(case, mutant, outcome);
+    let replayed = run(&shorter, mutant, true);
+    let decisions = shorter.decisions.as_deref().unwrap_or_default();
+    format!(
+        "{}\nseed {}, step {}: {}\nthe same with {} of {} decisions, step {}: {}\nreplay: RUG_SIM_REPLAY='{shorter}' \
+         cargo test --profile sim -p sim -- --nocapture replay",
         replayed.log.join("\n"),
+        case.seed,
         outcome.steps,
-    ))
+        outcome.failure.as_deref().unwrap_or_default(),
+        decisions.len(),
+        outcome.decisions.len(),
+        replayed.steps,
+        replayed.failure.as_deref().unwrap_or("(it went another way)"),
+    )
 }

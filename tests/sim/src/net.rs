@@ -12,6 +12,7 @@ use worker_core::holdings::{Envelope, Tell};
 
 use super::Time;
 use super::rng::Rng;
+use super::world::{Ev, Node, World};
 
 /// What a worker is told of an appliance it is granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,11 +38,20 @@ pub(super) enum Up {
 /// From the leader to a worker.
 #[derive(Clone, Debug)]
 pub(super) enum Down {
-    Welcome { keep: Vec<(ApplianceId, Token)>, lease: Duration },
+    Welcome {
+        keep: Vec<(ApplianceId, Token)>,
+        lease: Duration,
+    },
     BeatAck(u64),
-    Delta { base: u64, target: u64, tells: Vec<Tell<Desired>> },
+    Delta {
+        base: u64,
+        target: u64,
+        tells: Vec<Tell<Desired>>,
+    },
     Confirm(Vec<(ApplianceId, Token)>),
     Refused(machine::Refusal),
+    /// This coordinator does not lead, or not any more.
+    NotLeading,
     Drained,
 }
 
@@ -92,6 +102,10 @@ impl<M> Lane<M> {
     pub(super) fn lose_all(&mut self) {
         self.queue.clear();
     }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
 }
 
 /// One stream, from its `Hello` to its end.
@@ -100,10 +114,105 @@ pub(super) struct Stream {
     pub(super) place: usize,
     /// Process of the worker that opened it.
     pub(super) process: u64,
+    pub(super) seat: usize,
     /// Process of the coordinator it leads to.
     pub(super) instance: u64,
     pub(super) up: Lane<Up>,
     pub(super) down: Lane<(Option<Envelope>, Down)>,
     /// What is sent from now on vanishes.
     pub(super) broken: bool,
+}
+
+impl World {
+    pub(super) fn open_stream(&mut self, place: usize, process: u64, seat: usize, instance: u64) -> usize {
+        let (up, down) = (Lane::default(), Lane::default());
+        self.streams.push(Stream { place, process, seat, instance, up, down, broken: false });
+        let number = self.streams.len() - 1;
+        self.open.insert(number);
+        number
+    }
+
+    pub(super) fn send_up(&mut self, stream: usize, message: Up) {
+        if self.streams[stream].broken {
+            return;
+        }
+        let at = self.now + self.delay();
+        let at = self.streams[stream].up.push(at, message);
+        self.at(at, Ev::Up(stream));
+    }
+
+    pub(super) fn send_down(&mut self, stream: usize, from: Option<Envelope>, message: Down) {
+        if self.streams[stream].broken {
+            return;
+        }
+        let at = self.now + self.delay();
+        let at = self.streams[stream].down.push(at, (from, message));
+        self.at(at, Ev::Down(stream));
+    }
+
+    pub(super) fn arrive_up(&mut self, stream: usize) {
+        let s = &mut self.streams[stream];
+        let (from, to) = (Node::Place(s.place), Node::Seat(s.seat));
+        let until = self.cut_until(from, to);
+        self.streams[stream].up.stall(until);
+        match self.streams[stream].up.pop(self.now) {
+            Ok(message) => self.leader_receives(stream, message),
+            Err(Some(later)) => self.at(later, Ev::Up(stream)),
+            Err(None) => self.forget_stream(stream),
+        }
+    }
+
+    pub(super) fn arrive_down(&mut self, stream: usize) {
+        let s = &mut self.streams[stream];
+        let (from, to) = (Node::Seat(s.seat), Node::Place(s.place));
+        let until = self.cut_until(from, to);
+        self.streams[stream].down.stall(until);
+        match self.streams[stream].down.pop(self.now) {
+            Ok((from, message)) => self.worker_receives(stream, from, message),
+            Err(Some(later)) => self.at(later, Ev::Down(stream)),
+            Err(None) => self.forget_stream(stream),
+        }
+    }
+
+    fn forget_stream(&mut self, stream: usize) {
+        let s = &self.streams[stream];
+        if s.broken && s.up.is_empty() && s.down.is_empty() {
+            self.open.remove(&stream);
+        }
+    }
+
+    /// Ends a stream: what is under way in each direction is lost from some point on, or arrives late, or as if nothing
+    /// had happened. The leader learns of the end after everything else.
+    pub(super) fn break_stream(&mut self, stream: usize, tell_worker: bool) {
+        if self.streams[stream].broken {
+            return;
+        }
+        self.streams[stream].broken = true;
+        let late = [self.lateness(), self.lateness()];
+        let lost = [self.rng.chance(40), self.rng.chance(40)];
+        let (now, rng, s) = (self.now, &mut self.rng, &mut self.streams[stream]);
+        s.up.stall(now + late[0]);
+        s.down.stall(now + late[1]);
+        if lost[0] {
+            s.up.lose_tail(rng);
+        }
+        if lost[1] {
+            s.down.lose_tail(rng);
+        }
+        let at = s.up.push(now + late[0], Up::End);
+        self.at(at, Ev::Up(stream));
+        if tell_worker {
+            let delay = self.rng.millis(0, 400);
+            self.after(delay, Ev::Broken(stream));
+        }
+    }
+
+    fn lateness(&mut self) -> Time {
+        if self.faulty() && self.rng.chance(30) { self.rng.millis(10, 5_000) } else { self.rng.micros(10, 500) }
+    }
+
+    pub(super) fn any_stream(&self, who: u32) -> Option<usize> {
+        let open: Vec<usize> = self.open.iter().copied().filter(|&n| !self.streams[n].broken).collect();
+        (!open.is_empty()).then(|| open[who as usize % open.len()])
+    }
 }

@@ -1,268 +1,346 @@
-//! A coordination service, after ZooKeeper as the coordinators and workers use it: nodes that change one after the other,
-//! conditional heartbeats, sessions that end whenever the service likes, and one ordered feed of changes to the leader that
-//! breaks and begins anew with a read of everything.
+//! The coordination service, after ZooKeeper: an ensemble of servers with one log, and what the products do with it.
 //!
-//! Nothing is promised about when a session ends: an idle one may last, a busy one may be over. What is promised is that
-//! an ended one takes no more heartbeats, and that on a feed that stays up the leader sees every change in order.
+//! | file         | what it models                                                                         |
+//! |--------------|----------------------------------------------------------------------------------------|
+//! | `tree`       | nodes, sessions, transactions                                                          |
+//! | `ensemble`   | servers: quorum writes, followers that lag, elections, expiry of sessions              |
+//! | `connection` | a server's side of a connection: order of calls, watches                               |
+//! | `client`     | the client library: reconnections, sessions that are over                              |
+//! | `life`       | nodes and heartbeats of a member                                                       |
+//! | `seat`       | a worker: joins, beats, leaves                                                         |
+//! | `candidate`  | a coordinator: contends, raises terms, evicts                                          |
+//! | `feed`       | the roster that ships, around it a client                                              |
+//! | `faults`     | what happens to servers, to the ways between, and to nodes                             |
+//!
+//! Nothing of this knows the world's appliances or streams. It has a chance of its own, so that a fault less elsewhere
+//! changes nothing in here. What was measured of ZooKeeper, and is kept here: a write through a follower does not keep its
+//! session alive; a leader that was paused may end sessions before it takes what waits; a server that was cut off answers
+//! from what it has; events carry no number of a transaction.
+
+mod candidate;
+mod client;
+mod connection;
+mod ensemble;
+mod faults;
+mod feed;
+mod life;
+mod seat;
+mod tree;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use common::{Incarnation, WorkerId};
-use coordinator_core::grants::Profile;
-use coordinator_core::machine::Event;
-use coordinator_core::membership::{LeaseNode, Life, Node};
+use common::Term;
+use coordinator_core::membership::Life;
 
-use super::world::{Ev, World};
-use super::{Mutant, Time};
+use self::candidate::Candidate;
+pub(super) use self::candidate::CandidateNews;
+use self::client::{Client, Told};
+use self::connection::Connection;
+use self::ensemble::{Peer, Server};
+use self::seat::Seat;
+pub(super) use self::seat::{Answer, Ask};
+use super::Time;
+use super::net::Lane;
+use super::rng::Rng;
+use super::world::{self, World};
 
-/// How long a session lasts without a word, at least; from then on it may end any time.
-const SESSION: Time = 4_000_000_000;
-
-/// The nodes of one life.
-#[derive(Clone, Debug)]
-struct Nodes {
-    profile: Profile,
-    /// The member node is there.
-    member: bool,
-    evicted: bool,
-    heard: Time,
+/// Whose client it is: it pauses and is cut off with its host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Who {
+    Worker(usize),
+    Coordinator(usize),
 }
 
-/// What a worker asks of the service.
-#[derive(Clone, Debug)]
-pub(super) enum Ask {
-    /// Make the nodes of a new life; those of an earlier life of this very process go.
-    Join(Option<Incarnation>),
-    /// A heartbeat.
-    Beat(Incarnation, u64),
-    /// The session is closed.
-    Close(Incarnation),
+/// A way that messages take; each can be cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Link {
+    Up(Who, usize),
+    Down(usize, Who),
+    Servers(usize, usize),
 }
 
-/// What it answers.
-#[derive(Clone, Debug)]
-pub(super) enum Answer {
-    Joined(Incarnation),
-    /// Somebody else's nodes stand in the way.
-    Taken,
-    Committed(u64),
-    /// The node is gone or was written over.
-    Over,
+/// Something that happens in the service, or to its clients.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Ev {
+    /// A message from one server reaches another.
+    Peer(usize, usize),
+    /// A message of a connection reaches its server.
+    Up(usize),
+    /// A message of a connection reaches its client.
+    Down(Who, usize),
+    /// A server looks at the time.
+    Tick(usize),
+    Elect,
+    /// Something happens to the nodes of a worker.
+    Strike(u64),
+    StartServer(usize),
+    /// A client looks at the time.
+    Client(Who, usize),
+    /// A client tries another server.
+    Connect(Who, usize),
+    /// A coordinator looks at the time, in this round.
+    Candidate(usize, u64),
 }
 
-/// A change on its way to the leader.
-#[derive(Clone, Debug)]
-pub(super) enum Change {
-    Read,
-    Members,
-    Beat(Life),
-    Over(Life),
+impl Ev {
+    /// Whose process takes it; `None` when it is not a process of the world.
+    pub(super) const fn owner(self) -> Option<Who> {
+        match self {
+            Self::Down(who, _) | Self::Client(who, _) | Self::Connect(who, _) => Some(who),
+            Self::Candidate(n, _) => Some(Who::Coordinator(n)),
+            Self::Peer(..) | Self::Up(_) | Self::Tick(_) | Self::Elect | Self::Strike(_) | Self::StartServer(_) => None,
+        }
+    }
+}
+
+/// What processes are told.
+#[derive(Debug)]
+enum News {
+    Worker { place: usize, process: u64, answer: Answer },
+    Coordinator(usize, CandidateNews),
 }
 
 /// The service.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Service {
-    nodes: BTreeMap<Life, Nodes>,
-    next: u128,
-    /// Events made from the state at the time of each change.
-    feed: VecDeque<(Time, Event)>,
-    last: Time,
-    /// Nothing is fed before the read that begins anew.
-    broken: bool,
+    now: Time,
+    rng: Rng,
+    faulty: bool,
+    /// Percent of messages that are much slower than others.
+    slow: u64,
+    tick: Time,
+    servers: Vec<Server>,
+    /// From each server to each other one.
+    peers: Vec<Lane<(u64, Peer)>>,
+    connections: Vec<Connection>,
+    clients: Vec<Client>,
+    seats: BTreeMap<usize, Seat>,
+    candidates: BTreeMap<usize, Candidate>,
+    /// Until when nothing gets through.
+    cuts: BTreeMap<Link, Time>,
+    electing: bool,
+    joinings: u64,
+    sessions: u64,
+    marks: u64,
+    rounds: u64,
+    /// Who each host believes to lead.
+    shown: BTreeMap<Who, usize>,
+    told: VecDeque<(usize, Told)>,
+    news: VecDeque<News>,
+    out: Vec<(Time, Ev)>,
+    notes: Option<Vec<String>>,
+}
+
+impl Default for Service {
+    fn default() -> Self {
+        Self {
+            now: 0,
+            rng: Rng::new(0),
+            faulty: false,
+            slow: 0,
+            tick: 200_000_000,
+            servers: Vec::new(),
+            peers: Vec::new(),
+            connections: Vec::new(),
+            clients: Vec::new(),
+            seats: BTreeMap::new(),
+            candidates: BTreeMap::new(),
+            cuts: BTreeMap::new(),
+            electing: false,
+            joinings: 0,
+            sessions: 0,
+            marks: 0,
+            rounds: 0,
+            shown: BTreeMap::new(),
+            told: VecDeque::new(),
+            news: VecDeque::new(),
+            out: Vec::new(),
+            notes: None,
+        }
+    }
+}
+
+impl Service {
+    /// The service of a seed, with its servers.
+    fn new(seed: u64, slow: u64, record: bool) -> Self {
+        let mut rng = Rng::new(seed ^ 0x7a6f_6f6b);
+        let servers = [1, 3, 3, 3, 3, 3, 5][rng.index(7)];
+        let tick = [100, 200, 400][rng.index(3)] * 1_000_000;
+        Self {
+            rng,
+            slow,
+            tick,
+            servers: (0..servers).map(|_| Server::new()).collect(),
+            peers: (0..servers * servers).map(|_| Lane::default()).collect(),
+            notes: record.then(Vec::new),
+            ..Self::default()
+        }
+    }
+
+    fn note(&mut self, text: impl FnOnce() -> String) {
+        if let Some(notes) = &mut self.notes {
+            notes.push(text());
+        }
+    }
+
+    fn delay(&mut self) -> Time {
+        if self.faulty && self.rng.chance(self.slow) { self.rng.millis(5, 900) } else { self.rng.micros(50, 1_500) }
+    }
+
+    fn tell(&mut self, client: usize, told: Told) {
+        self.told.push_back((client, told));
+    }
+
+    fn take(&mut self, event: Ev) {
+        let server = match event {
+            Ev::Peer(_, to) => Some(to),
+            Ev::Up(connection) => Some(self.connections[connection].server),
+            Ev::Tick(server) => Some(server),
+            _ => None,
+        };
+        if let Some(resumes) = server.map(|n| self.servers[n].paused_until).filter(|until| *until > self.now) {
+            return self.out.push((resumes, event));
+        }
+        match event {
+            Ev::Peer(from, to) => self.peer_arrives(from, to),
+            Ev::Up(connection) => self.up_arrives(connection),
+            Ev::Down(_, connection) => self.down_arrives(connection),
+            Ev::Tick(server) => self.tick(server),
+            Ev::Elect => self.elect(),
+            Ev::Strike(place) => {
+                if self.faulty {
+                    self.strike(place);
+                }
+            }
+            Ev::StartServer(server) => self.start_server(server),
+            Ev::Client(_, client) => self.client_tick(client),
+            Ev::Connect(_, client) => self.connect_again(client),
+            Ev::Candidate(n, round) => self.candidate_looks(n, round),
+        }
+    }
+
+    /// Has the users of clients hear what they were told, until nobody says anything any more.
+    fn settle(&mut self) {
+        while let Some((client, told)) = self.told.pop_front() {
+            match self.clients[client].who {
+                Who::Worker(place) => self.seat_told(place, client, told),
+                Who::Coordinator(n) => self.candidate_told(n, client, told),
+            }
+        }
+    }
+
+    /// The coordinator that stands first, as the server has it that this host's client is connected to.
+    fn look_who_leads(&mut self, who: Who) -> Option<usize> {
+        let client = match who {
+            Who::Worker(place) => self.seat_client(place),
+            Who::Coordinator(n) => self.candidates.get(&n).map(|candidate| candidate.client),
+        };
+        let client = client.map(|client| &self.clients[client]).filter(|client| client.connected);
+        let server = client.and_then(|client| client.connection).map(|number| self.connections[number].server);
+        if let Some(first) = server.and_then(|server| self.servers[server].tree.first_contender()) {
+            self.shown.insert(who, first);
+        }
+        self.shown.get(&who).copied()
+    }
 }
 
 impl World {
-    fn members(&self) -> BTreeMap<WorkerId, Node> {
-        let standing = self.service.nodes.iter().filter(|(_, nodes)| nodes.member);
-        standing
-            .map(|((name, incarnation), nodes)| {
-                (name.clone(), Node { incarnation: *incarnation, profile: nodes.profile.clone() })
-            })
-            .collect()
-    }
-
-    /// A worker's call reaches the service.
-    pub(super) fn service_asked(&mut self, place: usize, process: u64, ask: &Ask) {
-        let name = self.places[place].name.clone();
-        let answer = match ask {
-            Ask::Join(former) => {
-                if let Some(former) = former {
-                    self.delete(&(name.clone(), *former));
-                }
-                if self.service.nodes.keys().any(|life| life.0 == name) {
-                    Answer::Taken
-                } else {
-                    self.service.next += 1;
-                    let incarnation = Incarnation::new(self.service.next);
-                    let life = (name, incarnation);
-                    let profile = self.places[place].profile.clone();
-                    let nodes = Nodes { profile, member: true, evicted: false, heard: self.now };
-                    self.service.nodes.insert(life.clone(), nodes);
-                    // One reads the members, the other the lease node: whichever comes first.
-                    let mut both = [Change::Members, Change::Beat(life.clone())];
-                    if self.rng.chance(50) {
-                        both.reverse();
+    /// Does something with the service, and sees to what follows.
+    fn with_service<T>(&mut self, act: impl FnOnce(&mut Service) -> T) -> T {
+        self.service.now = self.now;
+        self.service.faulty = self.faulty();
+        let result = act(&mut self.service);
+        self.service.settle();
+        for (at, event) in std::mem::take(&mut self.service.out) {
+            self.at(at, world::Ev::Service(event));
+        }
+        if let Some(notes) = self.service.notes.as_mut().map(std::mem::take) {
+            notes.into_iter().for_each(|text| self.note(|| text));
+        }
+        while let Some(news) = self.service.news.pop_front() {
+            match news {
+                News::Worker { place, process, answer } => {
+                    if self.places[place].is_running(process) {
+                        self.worker_answered(place, &answer);
                     }
-                    both.into_iter().for_each(|change| self.feed(&change));
-                    self.expire_later(&life);
-                    Answer::Joined(incarnation)
                 }
-            }
-            Ask::Beat(incarnation, number) => {
-                let life = (name, *incarnation);
-                match self.service.nodes.get_mut(&life).filter(|nodes| !nodes.evicted) {
-                    Some(nodes) => {
-                        nodes.heard = self.now;
-                        self.feed(&Change::Beat(life));
-                        Answer::Committed(*number)
-                    }
-                    None => Answer::Over,
-                }
-            }
-            Ask::Close(incarnation) => return self.delete(&(name, *incarnation)),
-        };
-        if self.now >= self.places[place].adrift_until && !(self.faulty() && self.rng.chance(3)) {
-            let delay = self.delay();
-            self.after(delay, Ev::Answered { place, process, answer });
-        }
-    }
-
-    fn expire_later(&mut self, life: &Life) {
-        let delay = SESSION + self.rng.millis(0, 2_000);
-        self.after(delay, Ev::Expiry(life.clone()));
-    }
-
-    /// A session is looked at: over when nothing was heard for too long.
-    pub(super) fn expiry(&mut self, life: &Life) {
-        let Some(nodes) = self.service.nodes.get(life) else { return };
-        if self.now - nodes.heard >= SESSION {
-            self.note(|| format!("the session of {} {} is over", life.0, life.1));
-            self.delete(life);
-        } else {
-            self.expire_later(life);
-        }
-    }
-
-    fn delete(&mut self, life: &Life) {
-        let Some(nodes) = self.service.nodes.remove(life) else { return };
-        let mut both = vec![Change::Over(life.clone())];
-        if nodes.member {
-            both.push(Change::Members);
-            if self.rng.chance(50) {
-                both.reverse();
+                News::Coordinator(n, news) => self.candidate_told(n, news),
             }
         }
-        both.iter().for_each(|change| self.feed(change));
+        result
     }
 
-    /// The leader's wish reaches the service.
-    pub(super) fn service_evicts(&mut self, life: &Life) {
-        if let Some(nodes) = self.service.nodes.get_mut(life)
-            && !std::mem::replace(&mut nodes.evicted, true)
-        {
-            self.note(|| format!("{} {} is evicted", life.0, life.1));
-            self.feed(&Change::Over(life.clone()));
-        }
+    /// The service starts.
+    pub(super) fn begin_service(&mut self) {
+        self.service = Service::new(self.seed, self.settings.slow_messages, self.is_recorded());
+        self.with_service(Service::start_ensemble);
     }
 
-    /// Something happens to the service, or to somebody's nodes.
-    pub(super) fn service_fault(&mut self) {
-        let lives: Vec<Life> = self.service.nodes.keys().cloned().collect();
-        match self.rng.below(4) {
-            0 if !lives.is_empty() => {
-                // A session that ends too early, or a node that somebody deletes: it is all the same.
-                let life = &lives[self.rng.index(lives.len())];
-                self.note(|| format!("somebody deletes the nodes of {} {}", life.0, life.1));
-                self.delete(life);
-            }
-            1 if !lives.is_empty() => {
-                let life = lives[self.rng.index(lives.len())].clone();
-                if let Some(nodes) = self.service.nodes.get_mut(&life) {
-                    nodes.member = false;
-                    self.note(|| format!("somebody deletes the member node of {} {}", life.0, life.1));
-                    self.feed(&Change::Members);
-                }
-            }
-            2 => {
-                let place = self.rng.index(self.places.len());
-                self.places[place].adrift_until = self.now + self.rng.millis(100, 8_000);
-                self.note(|| format!("worker {} is cut off from the service", place + 1));
-            }
-            _ => self.break_feed(),
-        }
+    pub(super) fn service_event(&mut self, event: Ev) {
+        self.with_service(|service| service.take(event));
     }
 
-    /// What is on its way to the leader is lost; after a while it reads everything anew.
-    pub(super) fn break_feed(&mut self) {
-        if self.service.broken {
-            return;
-        }
-        self.note(|| "the leader's connection to the service breaks".to_owned());
-        self.begin_feed();
+    /// Somebody's nodes, the servers, or the ways between: `what` says what happens to which, for so many milliseconds.
+    pub(super) fn service_fault(&mut self, what: u32, amount: u32) {
+        self.with_service(|service| service.fault(what, amount));
     }
 
-    /// A leader begins, or its connection is made anew: a read, then every change.
-    pub(super) fn begin_feed(&mut self) {
-        let keep = self.mutant == Some(Mutant::CachedMembers) && self.service.broken;
-        self.service.feed.clear();
-        self.service.broken = true;
-        let delay = if self.faulty() { self.rng.millis(1, 3_000) } else { self.rng.millis(1, 50) };
-        let instance = self.instances;
-        if !keep {
-            self.after(delay, Ev::FeedBegins(instance));
-        }
+    /// A host reaches no server, and is reached by none, before `until`.
+    pub(super) fn service_cut_off(&mut self, who: Who, until: Time) {
+        self.with_service(|service| service.cut_off(who, until));
     }
 
-    pub(super) fn feed_begins(&mut self, instance: u64) {
-        if instance != self.instances || !self.service.broken {
-            return;
-        }
-        self.service.broken = false;
-        if self.mutant != Some(Mutant::CachedMembers) || self.leader.as_ref().is_some_and(|l| !l.has_read) {
-            self.feed(&Change::Read);
-        }
+    /// Everything works from now on.
+    pub(super) fn heal_service(&mut self) {
+        self.with_service(Service::heal);
     }
 
-    fn feed(&mut self, change: &Change) {
-        if self.service.broken || self.leader.is_none() {
-            return;
-        }
-        let lease = |nodes: &Nodes| LeaseNode { lease: nodes.profile.lease, evicted: nodes.evicted };
-        let event = match change {
-            Change::Read => Event::Read {
-                members: self.members(),
-                leases: self.service.nodes.iter().map(|(life, nodes)| (life.clone(), lease(nodes))).collect(),
-            },
-            Change::Members => Event::Members(self.members()),
-            Change::Beat(life) => match self.service.nodes.get(life) {
-                Some(nodes) => Event::Observed(life.clone(), lease(nodes)),
-                None => return,
-            },
-            Change::Over(life) => Event::Over(life.clone()),
-        };
-        let at = (self.now + self.delay()).max(self.service.last);
-        self.service.last = at;
-        self.service.feed.push_back((at, event));
-        let instance = self.instances;
-        self.at(at, Ev::Fed(instance));
+    /// A worker asks something of the service.
+    pub(super) fn ask(&mut self, place: usize, process: u64, ask: Ask) {
+        let profile = self.places[place].profile.clone();
+        self.with_service(|service| service.seat_asked(place, process, ask, &profile));
     }
 
-    /// The oldest change has reached the leader.
-    pub(super) fn fed(&mut self, instance: u64) {
-        if instance != self.instances || self.service.feed.front().is_none_or(|(at, _)| *at > self.now) {
-            return;
-        }
-        let Some((_, event)) = self.service.feed.pop_front() else { return };
-        if let Some(leader) = &mut self.leader {
-            leader.has_read |= matches!(event, Event::Read { .. });
-        }
-        if !matches!(event, Event::Observed(..)) {
-            self.note(|| format!("leader: {event:?}"));
-        }
-        let gone = match (&event, self.mutant) {
-            (Event::Over(life), Some(Mutant::GoneWithNode)) => Some(life.clone()),
-            _ => None,
-        };
-        self.leader_told(event, gone);
+    /// The process of a worker is gone.
+    pub(super) fn seat_dies(&mut self, place: usize) {
+        self.with_service(|service| service.seat_dies(place));
+    }
+
+    /// The coordinator that a host believes to lead, which may not be so any more.
+    pub(super) fn shown_leader(&mut self, who: Who) -> Option<usize> {
+        self.with_service(|service| service.look_who_leads(who))
+    }
+
+    /// The process of a coordinator begins to contend.
+    pub(super) fn candidate_starts(&mut self, n: usize) {
+        self.with_service(|service| service.candidate_starts(n));
+    }
+
+    /// It ends, in good order or not.
+    pub(super) fn candidate_ends(&mut self, n: usize, farewell: bool) {
+        self.with_service(|service| service.candidate_ends(n, farewell));
+    }
+
+    /// An elected coordinator raises the term above `above` and the service's own.
+    pub(super) fn candidate_raises(&mut self, n: usize, above: Term) {
+        self.with_service(|service| service.candidate_raises(n, above));
+    }
+
+    /// It wants to hear what becomes of the workers' nodes.
+    pub(super) fn candidate_follows(&mut self, n: usize) {
+        self.with_service(|service| service.candidate_follows(n));
+    }
+
+    /// It evicts a life.
+    pub(super) fn candidate_evicts(&mut self, n: usize, life: Life) {
+        self.with_service(|service| service.candidate_evicts(n, &life.0, life.1));
+    }
+
+    /// It gives the leadership up, and contends anew.
+    pub(super) fn candidate_resigns(&mut self, n: usize) {
+        self.with_service(|service| service.candidate_resigns(n));
     }
 }

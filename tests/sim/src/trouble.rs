@@ -1,50 +1,57 @@
-//! Faults and load, at random moments and in a random mix.
+//! Faults and load as they are carried out. Whatever a decision leaves open is drawn from the world's chance.
 
-use common::{ApplianceId, Generation};
+use common::ApplianceId;
+use common::Generation;
+use common::mutant::{self, Mutant};
 use coordinator_core::machine::Event;
 
-use super::Mutant;
-use super::store::{Record, Write};
-use super::world::{Ev, World};
+use super::Time;
+use super::database::{Record, Write};
+use super::plan::What;
+use super::service::Who;
+use super::world::{Ev, Node, World};
 
 impl World {
-    pub(super) fn fault(&mut self) {
-        if !self.faulty() {
-            return;
-        }
-        let place = self.rng.index(self.places.len());
-        match self.rng.below(15) {
-            0 | 1 => {
-                self.end_worker(place, false);
-                self.restart_worker(place);
+    pub(super) fn carry_out_decision(&mut self, number: usize) {
+        let decision = self.decisions[number].clone();
+        let (who, amount) = (decision.who, Time::from(decision.amount) * 1_000_000);
+        let until = self.now + amount;
+        let place = who as usize % self.places.len();
+        let seat = (who >> 8) as usize % self.seats.len();
+        self.note(|| format!("-- {decision}"));
+        match decision.what {
+            What::KillWorker | What::StopWorker => {
+                self.end_worker(place, decision.what == What::StopWorker);
+                self.after(amount, Ev::StartWorker(place));
             }
-            2 => {
-                self.end_worker(place, true);
-                self.restart_worker(place);
+            What::DrainWorker => {
+                self.drain_worker(place);
+                self.after(amount, Ev::StartWorker(place));
             }
-            3 | 4 => self.pause_worker(place),
-            5 => {
-                self.kill_leader();
-                let away = self.rng.millis(0, 5_000);
-                self.after(away, Ev::StartLeader);
+            What::PauseWorker => self.pause_worker(place, until),
+            What::KillCoordinator => {
+                self.kill_seat(seat);
+                self.after(amount, Ev::StartSeat(seat));
             }
-            6 => {
-                let until = self.now + self.rng.millis(50, 5_000);
-                self.leader_paused_until = self.leader_paused_until.max(until);
-                self.note(|| "leader is paused".to_owned());
+            What::PauseCoordinator => {
+                self.seats[seat].paused_until = self.seats[seat].paused_until.max(until);
             }
-            7 | 8 => {
-                if let Some(stream) = self.any_stream() {
-                    self.note(|| format!("s{stream} breaks"));
-                    let told = self.rng.chance(80);
-                    self.break_stream(stream, told);
+            What::Resign => {
+                if self.external()
+                    && let Some(seat) = self.leading(who)
+                {
+                    self.end_term(seat);
+                    self.candidate_resigns(seat);
                 }
             }
-            9 => {
-                if let Some(stream) = self.any_stream() {
-                    let until = self.now + self.rng.millis(10, 6_000);
-                    let sides = self.rng.below(3);
-                    self.note(|| format!("s{stream} stalls ({sides})"));
+            What::BreakStream => {
+                if let Some(stream) = self.any_stream(who) {
+                    self.break_stream(stream, who % 5 != 0);
+                }
+            }
+            What::StallStream => {
+                if let Some(stream) = self.any_stream(who) {
+                    let sides = (who >> 16) % 3;
                     if sides != 1 {
                         self.streams[stream].up.stall(until);
                     }
@@ -53,78 +60,104 @@ impl World {
                     }
                 }
             }
-            10 => self.cut(place),
-            11 => {
-                self.drain_worker(place);
-                self.restart_worker(place);
+            What::CutSession => self.cut_ways(who, Node::Place(place), Node::Seat(seat), until),
+            What::CutStore => self.cut_ways(who, Node::Seat(seat), Node::Database, until),
+            What::CutWorker => {
+                for seat in 0..self.seats.len() {
+                    self.cut_ways(0, Node::Place(place), Node::Seat(seat), until);
+                }
+                if self.external() {
+                    self.service_cut_off(Who::Worker(place), until);
+                }
             }
-            12 | 13 if self.external() => self.service_fault(),
-            _ => {
-                self.store_refuses_until = self.now + self.rng.millis(50, 3_000);
-                self.note(|| "the store takes nothing for a while".to_owned());
+            What::CutCoordinator => {
+                for place in 0..self.places.len() {
+                    self.cut_ways(0, Node::Place(place), Node::Seat(seat), until);
+                }
+                if self.external() {
+                    self.service_cut_off(Who::Coordinator(seat), until);
+                }
+                if who % 2 == 0 {
+                    self.cut_ways(0, Node::Seat(seat), Node::Database, until);
+                }
+            }
+            What::Service => {
+                if self.external() {
+                    self.service_fault(who, decision.amount);
+                }
+            }
+            What::StoreRefuses => self.database.refuses_until = self.database.refuses_until.max(until),
+            // The embedded store is what the terms themselves are kept in: who puts it back gives the promises up.
+            What::Backup if self.external() => self.database.copy = Some(self.database.rows.clone()),
+            What::Restore if self.external() => self.restore_database(),
+            What::Backup | What::Restore => {}
+            What::Evict => self.evict(who),
+            What::SlowBackend => self.slow_backend_until = self.slow_backend_until.max(until),
+            What::Create | What::Update | What::Delete | What::Check => self.load(decision.what, who),
+            What::LoseWorker => self.lose_worker(who),
+            What::LoseCoordinator => {
+                if self.seats.iter().filter(|seat| !seat.lost).count() > 1 {
+                    self.kill_seat(seat);
+                    self.seats[seat].lost = true;
+                }
             }
         }
-        let next = self.rng.millis(20, self.settings.calm_ms);
-        self.after(next, Ev::Fault);
     }
 
-    fn restart_worker(&mut self, place: usize) {
-        let away = if self.rng.chance(30) { self.rng.millis(0, 200) } else { self.rng.millis(200, 8_000) };
-        self.after(away, Ev::StartWorker(place));
+    /// A coordinator that leads, or thinks so.
+    fn leading(&self, who: u32) -> Option<usize> {
+        let leading: Vec<usize> = (0..self.seats.len()).filter(|&seat| self.seats[seat].leader().is_some()).collect();
+        (!leading.is_empty()).then(|| leading[who as usize % leading.len()])
     }
 
-    fn pause_worker(&mut self, place: usize) {
-        let until = self.now + self.rng.millis(50, 6_000);
+    fn cut_ways(&mut self, who: u32, a: Node, b: Node, until: Time) {
+        let ways = (who >> 16) % 3;
+        if ways != 1 {
+            self.cut(a, b, until);
+        }
+        if ways != 2 {
+            self.cut(b, a, until);
+        }
+    }
+
+    fn pause_worker(&mut self, place: usize, until: Time) {
         let from = self.now.max(self.places[place].paused_until);
         if self.places[place].process.is_none() || until <= from {
             return;
         }
         self.places[place].paused_until = until;
-        if self.mutant == Some(Mutant::StandingClock) {
+        if mutant::is(Mutant::StandingClock) {
             self.places[place].clock.stop(from, until);
         }
-        self.note(|| format!("worker {} is paused", place + 1));
     }
 
-    /// A place reaches nobody, and nobody learns it from the network.
-    fn cut(&mut self, place: usize) {
-        let until = self.now + self.rng.millis(100, 6_000);
-        self.places[place].cut_until = until;
-        self.note(|| format!("worker {} is cut off", place + 1));
-        for stream in self.streams.iter_mut().filter(|s| s.place == place && !s.broken) {
-            stream.up.stall(until);
-            stream.down.stall(until);
-        }
-    }
-
-    fn any_stream(&mut self) -> Option<usize> {
-        let open: Vec<usize> = (0..self.streams.len()).filter(|&n| !self.streams[n].broken).collect();
-        (!open.is_empty()).then(|| open[self.rng.index(open.len())])
-    }
-
-    pub(super) fn load(&mut self) {
-        if !self.faulty() {
+    fn evict(&mut self, who: u32) {
+        let Some(seat) = self.leading(who >> 8).filter(|&seat| self.seats[seat].paused_until <= self.now) else {
             return;
-        }
-        self.load_once();
-        let next = if self.rng.chance(20) { self.rng.millis(1, 50) } else { self.rng.millis(50, 1_500) };
-        self.after(next, Ev::Load);
+        };
+        let name = self.places[who as usize % self.places.len()].name.clone();
+        let Some(life) = self.seats[seat].leader().and_then(|leader| leader.machine.life_of(&name)) else { return };
+        self.leader_step(seat, Event::Evict((name, life)));
     }
 
-    fn load_once(&mut self) {
-        if self.leader_paused_until > self.now {
+    fn load(&mut self, what: What, who: u32) {
+        // Callers reach whoever thinks to lead.
+        let Some(seat) = self.leading(who >> 8).filter(|&seat| self.seats[seat].paused_until <= self.now) else {
             return;
-        }
-        let what = self.rng.below(10);
-        let driver = Self::any_driver(&mut self.rng);
-        let max = self.settings.max_appliances as usize;
-        let Some(leader) = &mut self.leader else { return };
-        if what < 5 {
+        };
+        let max = self.settings.max_appliances;
+        let Some(leader) = self.seats[seat].leader_mut() else { return };
+        let (term, reign) = (leader.machine.term(), leader.reign);
+        if what == What::Create {
             if leader.catalog.len() < max {
                 self.created += 1;
                 let id = ApplianceId::from_u128(self.created | (u128::from(self.seed) << 64));
-                leader.changing.insert(id);
-                self.submit(Write::Put(Record { id, driver, generation: Generation::new(1), deleting: false }));
+                let driver = Self::any_driver(&mut self.rng);
+                let record = Record { id, driver, generation: Generation::new(1), deleting: false };
+                if let Some(leader) = self.seats[seat].leader_mut() {
+                    leader.changing.insert(id);
+                }
+                self.submit(seat, reign, term, Write::Put(record));
             }
             return;
         }
@@ -133,35 +166,46 @@ impl World {
         if candidates.is_empty() {
             return;
         }
-        let id = candidates[self.rng.index(candidates.len())];
-        if what == 9 {
+        let id = candidates[who as usize % candidates.len()];
+        if what == What::Check {
             self.checks_asked += 1;
-            return self.leader_step(Event::Check(id, self.checks_asked));
+            let number = self.checks_asked;
+            return self.leader_step(seat, Event::Check(id, number));
         }
         let record = &leader.catalog[&id];
         if record.deleting {
             return;
         }
-        let changed = Record { generation: record.generation.next(), deleting: what == 8, ..record.clone() };
+        let changed = Record { generation: record.generation.next(), deleting: what == What::Delete, ..record.clone() };
         leader.changing.insert(id);
-        self.submit(Write::Put(changed));
+        self.submit(seat, reign, term, Write::Put(changed));
+    }
+
+    /// A worker never comes back: what it held has to find others, or a reason why it cannot.
+    fn lose_worker(&mut self, who: u32) {
+        let Some(place) = self.places.get(who as usize) else { return };
+        if place.lost || self.places.iter().filter(|place| !place.lost).count() == 1 {
+            return;
+        }
+        self.end_worker(who as usize, false);
+        self.places[who as usize].lost = true;
     }
 
     /// From now on everything works, and the world has to come to rest.
     pub(super) fn end_faults(&mut self) {
-        self.note(|| "no more faults".to_owned());
-        self.store_refuses_until = 0;
-        for place in 0..self.places.len() {
-            // Some workers never come back: what they held has to find others, or a reason why it cannot.
-            let spared = self.places.iter().filter(|p| !p.dead).count() == 1;
-            if !spared && self.rng.chance(15) {
-                self.end_worker(place, false);
-                self.places[place].dead = true;
-            } else {
-                self.after(0, Ev::StartWorker(place));
-            }
+        self.note(|| "-- no more faults".to_owned());
+        self.database.refuses_until = 0;
+        self.slow_backend_until = 0;
+        self.heal();
+        if self.external() {
+            self.heal_service();
         }
-        self.after(0, Ev::StartLeader);
+        for place in 0..self.places.len() {
+            self.after(0, Ev::StartWorker(place));
+        }
+        for seat in 0..self.seats.len() {
+            self.after(0, Ev::StartSeat(seat));
+        }
         self.after(2_000_000_000, Ev::Settled { calm_since: None });
     }
 }

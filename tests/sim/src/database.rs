@@ -1,0 +1,327 @@
+//! The database under the store: transactions one after the other, each beginning with its place in the chain of the
+//! leading term; requests and answers that are late or lost; and older copies that it is put back to.
+//!
+//! A transaction holds the lock on its place from its first statement until it ends, however long its commit takes, and
+//! whoever else wants the lock waits. So what is read under the lock is not changed by transactions of connections that
+//! were given up. What is asked with a connection from before a copy was put back has no effect.
+
+use std::collections::BTreeMap;
+
+use common::appliance::Driver;
+use common::mutant::{self, Mutant};
+use common::{ApplianceId, Generation, Term, Token};
+use coordinator_core::grants::{GrantOp, Granted, StoredGrant, StoredMember};
+use coordinator_core::machine::{BatchId, Commit};
+use coordinator_core::membership::Life;
+
+use super::Time;
+use super::world::{Ev, Node, World};
+
+/// Term and number of a batch.
+pub(super) type Position = (Term, u64);
+
+/// An appliance as the store has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Record {
+    pub(super) id: ApplianceId,
+    pub(super) driver: Driver,
+    pub(super) generation: Generation,
+    pub(super) deleting: bool,
+}
+
+/// What is to be stored.
+#[derive(Clone, Debug)]
+pub(super) enum Write {
+    Batch(BatchId, Commit),
+    Put(Record),
+    /// When workers were last seen, which nothing depends on.
+    Seen,
+}
+
+/// A write and who wants to hear of it.
+#[derive(Clone, Debug)]
+pub(super) struct Submission {
+    pub(super) term: Term,
+    pub(super) reign: u64,
+    /// Rises with every submission of the world.
+    pub(super) order: u64,
+    pub(super) write: Write,
+}
+
+/// A request of a coordinator.
+#[derive(Clone, Debug)]
+pub(super) struct Ask {
+    /// Its number within the process.
+    pub(super) number: u64,
+    pub(super) epoch: u64,
+    pub(super) request: Request,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Request {
+    HighestTerm,
+    Begin(Term),
+    /// Where the chain stands, once nothing of an earlier connection can change it.
+    Settle,
+    Write(Position, Vec<Submission>),
+    /// The transaction of a batch, which holds the lock, ends.
+    Commit(Position, Vec<Submission>),
+}
+
+/// What the database says to a request.
+#[derive(Clone, Debug)]
+pub(super) struct Answer {
+    pub(super) number: u64,
+    pub(super) reply: Reply,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Reply {
+    HighestTerm(Term),
+    Begun(Box<Rows>),
+    Settled(Position),
+    Written,
+    /// Another term leads, or the place in the chain is taken.
+    Deposed,
+    /// Surely nothing was done.
+    Refused,
+}
+
+/// What is stored.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Rows {
+    pub(super) place: Position,
+    pub(super) records: BTreeMap<ApplianceId, Record>,
+    pub(super) grants: BTreeMap<ApplianceId, StoredGrant>,
+    pub(super) members: BTreeMap<Life, StoredMember>,
+}
+
+/// The database, and what the checks remember of it.
+#[derive(Debug, Default)]
+pub(super) struct Database {
+    pub(super) rows: Rows,
+    pub(super) copy: Option<Rows>,
+    /// Connections from before a copy was put back are of an earlier one.
+    pub(super) epoch: u64,
+    pub(super) restored: bool,
+    pub(super) refuses_until: Time,
+    /// A transaction holds the lock until then.
+    locked_until: Time,
+    /// Every grant that was ever durable (I4).
+    pub(super) ever: BTreeMap<Token, (ApplianceId, Granted)>,
+    newest: BTreeMap<ApplianceId, Token>,
+    /// Term and order of the last write (I5).
+    last: (Term, u64),
+}
+
+impl Database {
+    /// Writes a batch, whose place has been taken. Returns what was removed.
+    ///
+    /// # Errors
+    /// What promise it breaks.
+    fn write(&mut self, submissions: &[Submission]) -> Result<Vec<ApplianceId>, String> {
+        let mut removed = Vec::new();
+        for submission in submissions {
+            let now = (submission.term, submission.order);
+            if now < self.last {
+                return Err(format!("I5: write {now:?} follows {:?} in the store", self.last));
+            }
+            self.last = now;
+            match &submission.write {
+                Write::Seen => {}
+                Write::Put(record) => self.put(record)?,
+                Write::Batch(_, commit) => {
+                    for life in &commit.remove_members {
+                        self.rows.members.remove(life);
+                    }
+                    for member in &commit.put_members {
+                        self.rows.members.insert((member.worker.clone(), member.incarnation), member.clone());
+                    }
+                    for op in &commit.grants {
+                        self.grant(op, &mut removed)?;
+                    }
+                }
+            }
+        }
+        Ok(removed)
+    }
+
+    fn put(&mut self, record: &Record) -> Result<(), String> {
+        let stored = self.rows.records.get(&record.id);
+        let before = stored.map_or(Generation::default(), |stored| stored.generation);
+        if record.generation != before.next() || stored.is_some_and(|stored| stored.deleting && !record.deleting) {
+            return Err(format!("lost change: {record:?} is put over {stored:?}"));
+        }
+        self.rows.records.insert(record.id, record.clone());
+        Ok(())
+    }
+
+    fn grant(&mut self, op: &GrantOp, removed: &mut Vec<ApplianceId>) -> Result<(), String> {
+        match op {
+            GrantOp::Grant { appliance, to, host, hold } => {
+                if let Some(newest) = self.newest.get(appliance)
+                    && *newest >= to.token
+                {
+                    return Err(format!("I3: the store gets {} for {appliance} after {newest}", to.token));
+                }
+                if !self.rows.records.contains_key(appliance) {
+                    return Err(format!("store: {appliance} is granted and has no row"));
+                }
+                self.newest.insert(*appliance, to.token);
+                if let Some((other, _)) = self.ever.insert(to.token, (*appliance, to.clone())) {
+                    return Err(format!("I3: {} was used twice, for {other} and for {appliance}", to.token));
+                }
+                let grant = self.rows.grants.entry(*appliance).or_default();
+                grant.granted = Some(to.clone());
+                grant.host.clone_from(host);
+                grant.hold = *hold;
+            }
+            GrantOp::Free { appliance, progress, hold } => {
+                let grant = self.rows.grants.entry(*appliance).or_default();
+                grant.granted = None;
+                grant.progress = progress.clone();
+                grant.hold = *hold;
+            }
+            GrantOp::Remove { appliance } => {
+                self.rows.records.remove(appliance);
+                self.rows.grants.remove(appliance);
+                removed.push(*appliance);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl World {
+    /// Sends a request on its way.
+    pub(super) fn ask_database(&mut self, seat: usize, instance: u64, ask: Ask) {
+        let until = self.cut_until(Node::Seat(seat), Node::Database);
+        let mut delay = self.rng.micros(50, 2_000);
+        if until > self.now {
+            match self.rng.below(4) {
+                // It lies in somebody's buffers until then.
+                0 => delay += until - self.now,
+                // Only the end of the transaction was lost: the lock is held until the database gives up.
+                1 if matches!(ask.request, Request::Write(..)) => {
+                    let held = self.now + self.rng.millis(500, 3_000);
+                    self.database.locked_until = self.database.locked_until.max(held);
+                    return;
+                }
+                _ => return,
+            }
+        }
+        self.after(delay, Ev::Asked { seat, instance, ask: Box::new(ask) });
+    }
+
+    pub(super) fn database_asked(&mut self, seat: usize, instance: u64, ask: Ask) {
+        let Ask { number, epoch, request } = ask;
+        if epoch != self.database.epoch {
+            return;
+        }
+        let (commits, reads) = (matches!(request, Request::Commit(..)), matches!(request, Request::HighestTerm));
+        if !commits && !reads && self.now < self.database.locked_until {
+            let later = self.database.locked_until + self.rng.micros(1, 500);
+            let ask = Box::new(Ask { number, epoch, request });
+            return self.at(later, Ev::Asked { seat, instance, ask });
+        }
+        if commits && !self.seats[seat].is_running(instance) && self.rng.chance(50) {
+            // It was killed before it had said the last word.
+            return;
+        }
+        let refuses =
+            self.now < self.database.refuses_until || (self.faulty() && self.rng.chance(self.settings.failing_commits));
+        let reply = if refuses {
+            self.note(|| format!("the store refuses request {number} of c{seat}"));
+            Reply::Refused
+        } else {
+            match self.database_does(request) {
+                Ok(reply) => reply,
+                Err(commit) => {
+                    // Placed; the end of the transaction follows.
+                    let slow = self.faulty() && self.rng.chance(self.settings.slow_commits);
+                    let takes = if slow { self.rng.millis(20, 2_500) } else { self.rng.micros(50, 2_000) };
+                    self.database.locked_until = self.now + takes;
+                    let ask = Box::new(Ask { number, epoch, request: commit });
+                    return self.after(takes, Ev::Asked { seat, instance, ask });
+                }
+            }
+        };
+        let until = self.cut_until(Node::Database, Node::Seat(seat));
+        let lost = until > self.now || (self.faulty() && self.rng.chance(self.settings.lost_answers));
+        if lost {
+            self.note(|| format!("the answer to request {number} of c{seat} is lost"));
+        } else {
+            let delay = self.rng.micros(20, 2_000);
+            let answer = Box::new(Answer { number, reply });
+            self.after(delay, Ev::Answered { seat, instance, answer });
+        }
+    }
+
+    /// Answers, or begins a transaction and says how it ends.
+    fn database_does(&mut self, request: Request) -> Result<Reply, Request> {
+        let (term, last) = self.database.rows.place;
+        Ok(match request {
+            Request::HighestTerm => Reply::HighestTerm(term),
+            Request::Settle => Reply::Settled((term, last)),
+            Request::Begin(new) if new <= term => Reply::Deposed,
+            Request::Begin(new) => {
+                self.database.rows.place = (new, 0);
+                Reply::Begun(Box::new(self.database.rows.clone()))
+            }
+            Request::Write((of, number), submissions) => {
+                let leads = of == term || mutant::is(Mutant::NoTermCheck);
+                let follows = of != term || number == last + 1 || mutant::is(Mutant::UnchainedBatches);
+                if leads && follows {
+                    return Err(Request::Commit((of, number), submissions));
+                }
+                self.note(|| format!("batch {of}/{number} has no place after {term}/{last}"));
+                Reply::Deposed
+            }
+            Request::Commit((of, number), submissions) => {
+                self.database.rows.place = (term, if of == term { number } else { last });
+                self.make_durable(of, number, &submissions);
+                Reply::Written
+            }
+        })
+    }
+
+    fn make_durable(&mut self, term: Term, number: u64, submissions: &[Submission]) {
+        for submission in submissions {
+            if !matches!(submission.write, Write::Seen) {
+                self.note(|| format!("batch {term}/{number}: {:?}", submission.write));
+            }
+            let Write::Batch(_, commit) = &submission.write else { continue };
+            for op in &commit.grants {
+                if let GrantOp::Grant { appliance, host: Some(_), .. } = op {
+                    self.journals.entry(*appliance).or_default().may_be_bound = true;
+                }
+            }
+        }
+        match self.database.write(submissions) {
+            Ok(removed) => removed.into_iter().for_each(|id| self.removed(id)),
+            Err(broken) => self.fail(broken),
+        }
+    }
+
+    fn removed(&mut self, id: ApplianceId) {
+        let restored = self.database.restored;
+        let journal = self.journals.entry(id).or_default();
+        journal.removed = true;
+        if journal.exists && !restored {
+            self.fail(format!("removed: {id} goes from the store while its instances may exist"));
+        }
+    }
+
+    /// Puts the store back to the last copy that was made, if one was: what the store keeps no longer counts, what tokens
+    /// fence still does.
+    pub(super) fn restore_database(&mut self) {
+        let Some(copy) = self.database.copy.take() else { return };
+        self.note(|| format!("the store is put back to a copy of {}", copy.place.0));
+        for id in copy.records.keys() {
+            self.journals.entry(*id).or_default().removed = false;
+        }
+        self.database.rows = copy;
+        self.database.epoch += 1;
+        self.database.restored = true;
+    }
+}

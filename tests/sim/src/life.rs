@@ -1,0 +1,151 @@
+//! The lives of a worker and its lease, after `worker::session` and `common::coordination`: taken from the service and kept
+//! by heartbeats there, or (embedded) given by the leader and kept by heartbeats on the stream.
+
+use common::{Incarnation, Timestamp};
+use coordinator_core::machine::Answers;
+use worker_core::gate::Gate;
+
+use super::net::Up;
+use super::service::{Answer, Ask};
+use super::worker::{Process, Timer, machine_envelope};
+use super::world::World;
+
+/// A worker's life in the service; nothing of it is used embedded.
+#[derive(Debug, Default)]
+pub(super) struct Life {
+    incarnation: Option<Incarnation>,
+    /// Counts the lives of the process, for its timers.
+    number: u64,
+    /// When the heartbeat was sent that is not answered yet; one at a time.
+    asked: Option<Timestamp>,
+}
+
+impl Life {
+    pub(super) const fn has_begun(&self) -> bool {
+        self.incarnation.is_some()
+    }
+}
+
+impl World {
+    /// The lease stands until `deadline`.
+    pub(super) fn extend(&mut self, place: usize, deadline: Timestamp) {
+        let now = self.places[place].clock.local(self.now);
+        let Some(process) = self.process(place) else { return };
+        let stood = process.gate.lease_stands(now);
+        process.gate.extend(deadline);
+        if !stood {
+            // Whatever stood all along was looked at when others began.
+            let held: Vec<_> = process.gate.held().map(|(id, ..)| id).collect();
+            held.into_iter().for_each(|id| self.check_held(place, id));
+        }
+    }
+
+    pub(super) fn join(&mut self, place: usize) {
+        let Some(process) = self.process(place).filter(|p| !p.life.has_begun()) else { return };
+        let number = process.number;
+        self.ask(place, number, Ask::Join);
+        // Again, should nothing come of it.
+        let again = self.rng.millis(300, 900);
+        self.timer(place, again, Timer::Join);
+    }
+
+    pub(super) fn service_beat(&mut self, place: usize, number: u64) {
+        let lease = self.places[place].profile.lease;
+        let now = self.places[place].clock.local(self.now);
+        let Some(process) = self.process(place).filter(|p| p.life.has_begun() && p.life.number == number) else {
+            return;
+        };
+        if now.since(process.gate.deadline()) > lease * 2 {
+            // Fenced for a whole session timeout.
+            return self.end_life(place);
+        }
+        // One at a time; one without an answer is given up after a while, whatever became of it.
+        if process.life.asked.is_none_or(|sent| now.since(sent) >= lease) {
+            process.life.asked = Some(now);
+            let of = process.number;
+            self.ask(place, of, Ask::Beat);
+        }
+        self.local_timer(place, lease / 4, Timer::ServiceBeat(number));
+        self.look_who_leads(place);
+    }
+
+    /// The service has answered.
+    pub(super) fn worker_answered(&mut self, place: usize, answer: &Answer) {
+        let lease = self.places[place].profile.lease;
+        let margin = self.places[place].margin;
+        let clock = self.places[place].clock.clone();
+        let Some(process) = self.process(place) else { return };
+        match answer {
+            Answer::Joined(incarnation, sent) if !process.life.has_begun() => {
+                process.life.incarnation = Some(*incarnation);
+                process.life.number += 1;
+                process.life.asked = None;
+                process.gate = Gate::with_margin(margin);
+                process.gate.extend(clock.local(*sent) + lease);
+                process.holdings.begin_life(Some(*incarnation));
+                let number = process.life.number;
+                self.note(|| format!("w{} begins life {incarnation}", place + 1));
+                self.timer(place, 0, Timer::Connect);
+                self.local_timer(place, lease / 4, Timer::ServiceBeat(number));
+            }
+            Answer::Committed(sent) => {
+                process.life.asked = None;
+                self.extend(place, clock.local(*sent) + lease);
+            }
+            Answer::Over if process.life.has_begun() => self.end_life(place),
+            Answer::Taken | Answer::Joined(..) | Answer::Over => {}
+        }
+    }
+
+    /// Whatever was held in the life that ends belongs to others.
+    pub(super) fn forget_life(&mut self, place: usize) {
+        let margin = self.places[place].margin;
+        let Some(process) = self.process(place) else { return };
+        process.gate = Gate::with_margin(margin);
+        process.holdings.end_life();
+        process.tasks.clear();
+        process.answers = Answers::default();
+        process.waiting = false;
+        process.failures = 0;
+    }
+
+    /// The life is over: nothing of it acts any more, and the service is asked for another one.
+    pub(super) fn end_life(&mut self, place: usize) {
+        self.forget_life(place);
+        let Some(process) = self.process(place) else { return };
+        let number = process.number;
+        process.life.asked = None;
+        process.life.incarnation = None;
+        if let Some(link) = process.link.take() {
+            self.break_stream(link.stream, false);
+        }
+        self.note(|| format!("w{} begins another life", place + 1));
+        self.ask(place, number, Ask::Close);
+        let delay = self.rng.millis(0, 200);
+        self.timer(place, delay, Timer::Join);
+    }
+
+    /// A process ends: its session is closed, or is heard of no more.
+    pub(super) fn leave_service(&mut self, place: usize, process: &Process, farewell: bool) {
+        if farewell {
+            self.ask(place, process.number, Ask::Close);
+        }
+        self.seat_dies(place);
+    }
+
+    /// Stops a worker in good order: what it holds is handed over first.
+    pub(super) fn drain_worker(&mut self, place: usize) {
+        let Some(process) = self.process(place) else { return };
+        if std::mem::replace(&mut process.draining, true) {
+            return;
+        }
+        let said = process.link.as_ref().filter(|link| link.welcomed).map(|link| link.stream);
+        let from = process.holdings.envelope();
+        self.note(|| format!("w{} drains", place + 1));
+        if let (Some(stream), Some(from)) = (said, from) {
+            self.send_up(stream, Up::Drain(machine_envelope(from), false));
+        }
+        let patience = self.rng.millis(200, 5_000);
+        self.timer(place, patience, Timer::DrainDue);
+    }
+}

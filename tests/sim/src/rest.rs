@@ -1,0 +1,224 @@
+//! What must hold when all is over (I2): one leader, everything placed, table, store and workers of one mind, and nothing
+//! of what was acknowledged lost.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use common::{ApplianceId, Generation, WorkerId};
+use coordinator_core::handoff::State;
+use coordinator_core::health::Health;
+use coordinator_core::machine::{Event, Machine};
+use coordinator_core::planner::{Needs, Strategy};
+use coordinator_core::table::Entry;
+
+use super::Time;
+use super::world::{Ev, World};
+
+/// How long after the last fault the world may take to come to rest. Leases, graces and back-offs are a few seconds
+/// each, and one can follow another.
+const PATIENCE: Time = 90_000_000_000;
+
+/// For how long it then has to stay that way.
+const CALM: Time = 3_000_000_000;
+
+/// How long the brake holds before the simulated operator lets it go.
+const OPERATOR: Duration = Duration::from_secs(20);
+
+impl World {
+    pub(super) fn look_whether_settled(&mut self, calm_since: Option<Time>) {
+        // Those that never come back keep the brake on until an operator has looked.
+        for seat in 0..self.seats.len() {
+            let now = self.seats[seat].clock.local(self.now);
+            let frozen = self.seats[seat].leader().and_then(|leader| leader.machine.frozen(now));
+            if frozen.is_some_and(|frozen| frozen.since >= OPERATOR) {
+                self.note(|| "an operator resumes".to_owned());
+                self.leader_step(seat, Event::Resume);
+            }
+        }
+        let calm_since = match (self.unsettled(), calm_since) {
+            (None, Some(since)) if self.now - since >= CALM => {
+                self.check_everything();
+                return self.finish();
+            }
+            (None, since) => Some(since.unwrap_or(self.now)),
+            (Some(why), _) if self.now > self.settings.faults_end + PATIENCE => {
+                return self.fail(format!("I2: the world does not come to rest: {why}"));
+            }
+            (Some(why), Some(_)) => {
+                self.note(|| format!("was at rest, but: {why}"));
+                None
+            }
+            (Some(_), None) => None,
+        };
+        self.after(250_000_000, Ev::Settled { calm_since });
+    }
+
+    /// Why the world is not at rest (I2), if it is not.
+    fn unsettled(&self) -> Option<String> {
+        let mut leading = (0..self.seats.len()).filter(|&seat| self.seats[seat].leader().is_some());
+        let (Some(seat), None) = (leading.next(), leading.next()) else {
+            let roles = self.seats.iter().map(|seat| seat.process.as_ref().map(|process| process.role.name()));
+            return Some(format!("there is not one leader: {:?}", roles.collect::<Vec<_>>()));
+        };
+        let seats = self.seats.iter();
+        if seats.filter(|seat| !seat.lost).any(|seat| seat.process.is_none()) {
+            return Some("a coordinator is away".to_owned());
+        }
+        let Some(leader) = self.seats[seat].leader() else { return Some("there is no leader".to_owned()) };
+        let machine = &leader.machine;
+        if self.is_writing(seat) || !leader.changing.is_empty() {
+            return Some("writes are under way".to_owned());
+        }
+        let rows = &self.database.rows;
+        if machine.term() != rows.place.0 {
+            return Some(format!("{} leads, the store is at {}", machine.term(), rows.place.0));
+        }
+        let table: BTreeMap<ApplianceId, &Entry> = machine.table().iter().map(|(_, e)| (e.id, e)).collect();
+        if !table.keys().eq(rows.records.keys()) || !table.keys().eq(leader.catalog.keys()) {
+            return Some("table, catalog and store have different appliances".to_owned());
+        }
+        self.acknowledged_lost()
+            .or_else(|| self.members_unsettled(seat, machine))
+            .or_else(|| table.values().find_map(|entry| self.entry_unsettled(machine, entry)))
+            .or_else(|| self.places.iter().enumerate().find_map(|(n, _)| self.worker_unsettled(n, &table)))
+            .or_else(|| self.band_unsettled(machine, &table))
+            .or_else(|| (!leader.rebalances.is_empty()).then(|| format!("{:?} is still open", leader.rebalances)))
+            .or_else(|| (machine.moves_in_flight() > 0).then(|| "moves are counted as under way".to_owned()))
+            .or_else(|| machine.backlog().into_iter().find(|(_, n)| *n > 0).map(|(what, n)| format!("{n} {what}")))
+    }
+
+    /// A change that was acknowledged and is not there any more.
+    fn acknowledged_lost(&self) -> Option<String> {
+        let removed = |id| self.journals.get(id).is_some_and(|journal| journal.removed);
+        let kept = |id, generation: Generation| {
+            self.database.rows.records.get(id).is_some_and(|record| record.generation >= generation)
+        };
+        let mut acknowledged = self.acknowledged.iter().filter(|_| !self.database.restored);
+        let lost = acknowledged.find(|(id, generation)| !removed(id) && !kept(id, **generation));
+        lost.map(|(id, generation)| format!("{id} was acknowledged at {generation} and is lost"))
+    }
+
+    fn members_unsettled(&self, seat: usize, machine: &Machine) -> Option<String> {
+        let local = self.seats[seat].clock.local(self.now);
+        let views = machine.workers(local);
+        let living: BTreeSet<_> =
+            views.iter().filter(|v| v.health != Health::Dead).map(|v| (v.id.clone(), v.incarnation)).collect();
+        let stored: BTreeSet<_> =
+            self.database.rows.members.iter().filter(|(_, m)| !m.departed).map(|(life, _)| life.clone()).collect();
+        if stored != living {
+            return Some(format!("the store has members {stored:?}, the leader {living:?}"));
+        }
+        let mut real = BTreeSet::new();
+        for place in self.places.iter().filter(|p| !p.lost) {
+            let process = place.process.as_ref();
+            let Some(from) = process.and_then(|p| p.holdings.envelope()) else {
+                return Some(format!("{} has no session", place.name));
+            };
+            real.insert((place.name.clone(), from.incarnation));
+        }
+        if real != living {
+            return Some(format!("the living are {real:?}, the leader thinks {living:?}"));
+        }
+        let members = machine.planner().members();
+        (members.len() != real.len() || members.iter().any(|m| !m.connected))
+            .then(|| format!("the planner knows {members:?}"))
+    }
+
+    /// Workers that could hold an appliance with these needs, whatever they hold.
+    fn eligible(&self, needs: &Needs) -> BTreeSet<WorkerId> {
+        let able = self.places.iter().filter(|p| !p.lost).filter(|p| {
+            p.profile.drivers.contains(&needs.driver) && needs.host.as_ref().is_none_or(|h| *h == p.profile.host)
+        });
+        able.map(|p| p.name.clone()).collect()
+    }
+
+    fn entry_unsettled(&self, machine: &Machine, entry: &Entry) -> Option<String> {
+        let id = entry.id;
+        let (may_be, is) = self.journals.get(&id).map_or((false, false), |j| (j.may_be_bound, j.is_bound));
+        let known = !self.database.restored;
+        if known && ((entry.needs.host.is_some() && !may_be) || (entry.needs.host.is_none() && is)) {
+            return Some(format!("{id} is kept on {:?}; was it taken anywhere: {is}", entry.needs.host));
+        }
+        let able = self.eligible(&entry.needs);
+        let mut eligible = able.clone();
+        if machine.config().planner.strategy == Strategy::Ring {
+            let owner = machine.planner().ring().owner(&id.to_string()).cloned();
+            eligible.retain(|w| Some(w) == owner.as_ref());
+        }
+        let record = &self.database.rows.records[&id];
+        if eligible.is_empty() {
+            let idle = entry.state.wants_owner() && entry.unplaced.is_some();
+            // What the ring cannot place stays where it is while its owner lives.
+            let stays = matches!(&entry.state, State::Owned(g) if able.contains(&g.worker)) && !record.deleting;
+            return (!idle && !stays).then(|| format!("{id}, which nobody can take, is {}", entry.state.name()));
+        }
+        if record.deleting && !known {
+            // Generations are counted on from the copy, so that an owner may take a change for one it has: issue 4.
+            return None;
+        }
+        if record.deleting {
+            return Some(format!("{id} is still being removed: {:?}", entry.state));
+        }
+        let State::Owned(g) = &entry.state else {
+            return Some(format!("{id} is {:?}, {eligible:?} could take it", entry.state));
+        };
+        if !eligible.contains(&g.worker) {
+            return Some(format!("{id} is with {}, eligible are {eligible:?}", g.worker));
+        }
+        if self.database.rows.grants.get(&id).and_then(|s| s.granted.as_ref()) != Some(g) {
+            return Some(format!("{id} is held under {}, but not in the store", g.token));
+        }
+        if record.generation != entry.generation {
+            return Some(format!("{id} is at {}, the store at {}", entry.generation, record.generation));
+        }
+        let place = self.places.iter().find(|p| p.name == g.worker)?;
+        let acts = place.able(self.now, id) == Some(g.token);
+        let knows = place.process.as_ref().and_then(|p| p.generation(id));
+        if !acts || knows != Some(entry.generation) {
+            return Some(format!("{} holds {id} at {knows:?}, may act: {acts}", g.worker));
+        }
+        None
+    }
+
+    fn worker_unsettled(&self, n: usize, table: &BTreeMap<ApplianceId, &Entry>) -> Option<String> {
+        let place = &self.places[n];
+        let process = place.process.as_ref()?;
+        for (id, held) in process.holdings.iter() {
+            let holder = table.get(&id).and_then(|e| e.state.holder());
+            if holder.is_none_or(|g| g.token != held.token || g.worker != place.name) {
+                return Some(format!("{} holds {id} under {} against the table", place.name, held.token));
+            }
+        }
+        let unsaid = process.holdings.clone().hello();
+        if !unsaid.released.is_empty() || !unsaid.gone.is_empty() {
+            return Some(format!("{} still repeats {:?} {:?}", place.name, unsaid.released, unsaid.gone));
+        }
+        process.is_busy().then(|| format!("{} is busy", place.name))
+    }
+
+    /// Every eligible worker holds its share, give or take the band.
+    fn band_unsettled(&self, machine: &Machine, table: &BTreeMap<ApplianceId, &Entry>) -> Option<String> {
+        let config = &machine.config().planner;
+        if config.strategy == Strategy::Ring {
+            return None;
+        }
+        let mut classes: BTreeMap<BTreeSet<WorkerId>, Vec<&Entry>> = BTreeMap::new();
+        for entry in table.values() {
+            classes.entry(self.eligible(&entry.needs)).or_default().push(entry);
+        }
+        for (eligible, entries) in classes.iter().filter(|(eligible, _)| !eligible.is_empty()) {
+            let weight =
+                |w: &WorkerId| self.places.iter().find(|p| p.name == *w).map_or(0.0, |p| f64::from(p.profile.weight));
+            let weights: f64 = eligible.iter().map(weight).sum();
+            for worker in eligible {
+                let fair = entries.len() as f64 * weight(worker) / weights;
+                let load = entries.iter().filter(|e| e.state.holder().is_some_and(|g| g.worker == *worker)).count();
+                let (floor, ceiling) = ((fair / config.band - 1e-9).floor(), (fair * config.band + 1e-9).ceil());
+                if (load as f64) < floor || load as f64 > ceiling {
+                    return Some(format!("{worker} holds {load}, its band is {floor} to {ceiling} of {eligible:?}"));
+                }
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,282 @@
+//! What was measured of ZooKeeper, asked of its model.
+
+use std::time::Duration;
+
+use super::connection::{Call, Reply};
+use super::ensemble::Role;
+use super::tree::{Data, Dir, Failure, Op, TERM};
+use super::*;
+
+const SECOND: Time = 1_000_000_000;
+
+/// A service alone, whose clients are led by hand.
+struct Bench {
+    service: Service,
+    queue: BTreeMap<(Time, u64), Ev>,
+    sequence: u64,
+    told: Vec<(Time, usize, Told)>,
+}
+
+impl Bench {
+    fn new(servers: usize) -> Self {
+        let mut service = Service::new(1, 0, false);
+        service.servers = (0..servers).map(|_| Server::new()).collect();
+        service.peers = (0..servers * servers).map(|_| Lane::default()).collect();
+        service.tick = SECOND / 5;
+        let mut this = Self { service, queue: BTreeMap::new(), sequence: 0, told: Vec::new() };
+        this.service.start_ensemble();
+        this
+    }
+
+    fn run(&mut self, time: Time) {
+        let end = self.service.now + time;
+        loop {
+            for (at, event) in std::mem::take(&mut self.service.out) {
+                self.sequence += 1;
+                self.queue.insert((at.max(self.service.now), self.sequence), event);
+            }
+            let now = self.service.now;
+            self.told
+                .extend(std::mem::take(&mut self.service.told).into_iter().map(|(client, told)| (now, client, told)));
+            match self.queue.first_entry() {
+                Some(first) if first.key().0 <= end => {
+                    let ((at, _), event) = first.remove_entry();
+                    self.service.now = at;
+                    self.service.take(event);
+                }
+                _ => break,
+            }
+        }
+        self.service.now = end;
+    }
+
+    fn leader(&self) -> usize {
+        let leads = |server: &Server| matches!(server.role, Role::Leading(_));
+        self.service.servers.iter().position(leads).expect("one leads")
+    }
+
+    /// A client that is connected to this server.
+    fn client_at(&mut self, server: usize, timeout: Time) -> usize {
+        let number = self.service.clients.len();
+        let client = self.service.open_client(Who::Worker(number), timeout);
+        for _ in 0..100 {
+            self.run(SECOND / 20);
+            let at = self.service.clients[client].connection.map(|c| self.service.connections[c].server);
+            if at == Some(server) && self.service.clients[client].connected {
+                return client;
+            }
+            if at.is_some() && self.service.clients[client].connected {
+                self.service.disconnect(client);
+            }
+        }
+        panic!("it does not get to server {server}");
+    }
+
+    /// Asks, and waits for the answer.
+    fn ask(&mut self, client: usize, call: Call) -> Result<Reply, Failure> {
+        let id = self.service.call(client, call);
+        for _ in 0..200 {
+            self.run(SECOND / 100);
+            let answer =
+                |(_, of, told): &(Time, usize, Told)| *of == client && matches!(told, Told::Answer(n, _) if *n == id);
+            if let Some(at) = self.told.iter().position(answer)
+                && let (_, _, Told::Answer(_, answer)) = self.told.remove(at)
+            {
+                return answer;
+            }
+        }
+        panic!("no answer");
+    }
+
+    fn write(&mut self, client: usize, ops: Vec<Op>) -> Result<(), Failure> {
+        self.ask(client, Call::Write(ops)).and_then(Reply::wrote).map(drop)
+    }
+
+    fn term(&mut self, client: usize) -> Option<Term> {
+        match self.ask(client, Call::Read(TERM)).ok()?.node()?.data {
+            Data::Term(term) => Some(term),
+            _ => None,
+        }
+    }
+
+    fn cut(&mut self, server: usize, until: Time) {
+        for other in (0..self.service.servers.len()).filter(|other| *other != server) {
+            self.service.cuts.insert(Link::Servers(server, other), until);
+            self.service.cuts.insert(Link::Servers(other, server), until);
+        }
+    }
+}
+
+fn term(n: u64, version: Option<u32>) -> Op {
+    match version {
+        None => Op::Create { path: TERM, data: Data::Term(Term::new(n)), ephemeral: false },
+        version => Op::Set { path: TERM, data: Data::Term(Term::new(n)), version },
+    }
+}
+
+#[test]
+fn a_server_that_is_cut_off_answers_from_what_it_has_until_it_notices_and_its_clients_never_go_back() {
+    let mut bench = Bench::new(3);
+    bench.run(SECOND);
+    let (leader, cut, other) = (bench.leader(), (bench.leader() + 1) % 3, (bench.leader() + 2) % 3);
+    let (behind, ahead) = (bench.client_at(cut, 10 * SECOND), bench.client_at(other, 10 * SECOND));
+    assert_eq!(bench.write(ahead, vec![term(1, None)]), Ok(()));
+    bench.run(SECOND / 10);
+    let until = bench.service.now + 20 * SECOND;
+    bench.cut(cut, until);
+    assert_eq!(bench.write(ahead, vec![term(2, Some(0))]), Ok(()));
+    assert_eq!((bench.term(behind), bench.term(ahead)), (Some(Term::new(1)), Some(Term::new(2))), "it lags");
+    // Whoever has seen more is refused there.
+    bench.service.clients[ahead].last_server = (cut + 2) % 3;
+    bench.service.disconnect(ahead);
+    bench.run(SECOND / 2);
+    assert_ne!(bench.service.connections[bench.service.clients[ahead].connection.expect("it tries")].server, cut);
+    bench.run(3 * SECOND);
+    assert!(matches!(bench.service.servers[cut].role, Role::Looking), "it has noticed");
+    assert_eq!((bench.term(behind), bench.leader()), (Some(Term::new(2)), leader), "elsewhere it sees more");
+}
+
+#[test]
+fn a_leader_that_lost_its_quorum_commits_nothing_and_what_it_took_may_be_lost() {
+    let mut bench = Bench::new(3);
+    bench.run(SECOND);
+    let old = bench.leader();
+    let (with, other) = (bench.client_at(old, 20 * SECOND), bench.client_at((old + 1) % 3, 20 * SECOND));
+    assert_eq!(bench.write(other, vec![term(1, None)]), Ok(()));
+    let until = bench.service.now + 4 * SECOND;
+    bench.cut(old, until);
+    bench.service.call(with, Call::Write(vec![term(7, Some(0))]));
+    bench.run(3 * SECOND);
+    assert_ne!(bench.leader(), old);
+    assert_eq!(bench.write(other, vec![term(2, Some(0))]), Ok(()), "the other write is not there");
+    let lost =
+        bench.told.iter().any(|(_, of, told)| *of == with && matches!(told, Told::Answer(_, Err(Failure::Unknown))));
+    assert!(lost, "nobody knows what became of it");
+    bench.run(3 * SECOND);
+    assert_eq!(bench.term(with), Some(Term::new(2)));
+}
+
+#[test]
+fn what_a_session_made_goes_at_once_when_it_is_over_and_a_deleted_node_takes_no_write() {
+    let mut bench = Bench::new(3);
+    bench.run(SECOND);
+    let (dies, sees) = (bench.client_at(0, SECOND), bench.client_at(1, 10 * SECOND));
+    let node = |dir| Op::Create { path: (dir, 5), data: Data::Contender(5), ephemeral: true };
+    assert_eq!(bench.write(dies, vec![node(Dir::Members), node(Dir::Leases)]), Ok(()));
+    assert!(bench.ask(sees, Call::Watch(Dir::Members)).is_ok() && bench.ask(sees, Call::Watch(Dir::Leases)).is_ok());
+    bench.told.clear();
+    bench.service.kill_client(dies);
+    bench.run(3 * SECOND);
+    let zxids = |bench: &Bench| bench.service.servers[1].tree.nodes.len();
+    assert_eq!(zxids(&bench), 0);
+    let events: Vec<_> =
+        bench.told.iter().filter_map(|(_, of, told)| matches!(told, Told::Event(..)).then_some(*of)).collect();
+    assert_eq!(events, [sees, sees]);
+    let beat = Op::Set { path: (Dir::Leases, 5), data: Data::Contender(5), version: Some(0) };
+    assert_eq!(bench.write(sees, vec![beat]), Err(Failure::NoNode));
+}
+
+#[test]
+fn a_change_is_told_before_any_answer_that_shows_it() {
+    let mut bench = Bench::new(3);
+    bench.run(SECOND);
+    let (writes, reads) = (bench.client_at(0, 10 * SECOND), bench.client_at(2, 10 * SECOND));
+    assert_eq!(bench.write(writes, vec![term(1, None)]), Ok(()));
+    assert!(bench.ask(reads, Call::Watch(Dir::Own)).is_ok());
+    for n in 0..20 {
+        bench.told.clear();
+        bench.service.call(writes, Call::Write(vec![term(2, Some(n))]));
+        for _ in 0..20 {
+            bench.service.call(reads, Call::Read(TERM));
+            bench.run(SECOND / 1_000);
+        }
+        bench.run(SECOND);
+        let mut told = false;
+        for (_, _, what) in bench.told.iter().filter(|(_, of, _)| *of == reads) {
+            match what {
+                Told::Event(..) => told = true,
+                Told::Answer(_, Ok(Reply::Read(Some(node)))) => assert!(node.version == n || told),
+                _ => {}
+            }
+        }
+        assert!(told);
+    }
+}
+
+#[test]
+fn a_write_through_a_follower_does_not_keep_its_session_alive() {
+    let mut bench = Bench::new(3);
+    bench.run(SECOND);
+    let leader = bench.leader();
+    let follower = (leader + 1) % 3;
+    let client = bench.client_at(follower, 2 * SECOND);
+    let node = Op::Create { path: (Dir::Leases, 5), data: Data::Contender(5), ephemeral: true };
+    assert_eq!(bench.write(client, vec![node]), Ok(()));
+    // The follower hears no ping, so that it passes nothing on, but what it sends arrives.
+    let session = bench.service.clients[client].session.expect("it has one");
+    let before = bench.service.now;
+    for server in &mut bench.service.servers {
+        if let Some(leading) = server.leading() {
+            assert!(leading.sessions.contains_key(&session));
+        }
+    }
+    bench.service.cuts.insert(Link::Servers(leader, follower), before + SECOND);
+    bench
+        .service
+        .call(client, Call::Write(vec![Op::Set { path: (Dir::Leases, 5), data: Data::Contender(6), version: None }]));
+    bench.run(SECOND / 10);
+    let tracked = bench.service.servers[leader].leading().and_then(|l| l.sessions.get(&session)).map(|t| t.touched);
+    assert!(tracked.is_some_and(|touched| touched <= before), "a forwarded write touches nothing");
+    assert_eq!(bench.service.servers[leader].tree.nodes[&(Dir::Leases, 5)].data, Data::Contender(6), "but commits");
+}
+
+#[test]
+fn members_beat_and_leave_and_one_coordinator_after_the_other_leads() {
+    let mut bench = Bench::new(3);
+    bench.run(SECOND);
+    let profile = common::Profile {
+        weight: 1,
+        zone: String::new(),
+        host: String::new(),
+        drivers: Default::default(),
+        version: String::new(),
+        pid: 0,
+        lease: Duration::from_secs(1),
+        holds: BTreeMap::new(),
+    };
+    let run = |bench: &mut Bench, steps: u32| {
+        for _ in 0..steps {
+            bench.run(SECOND / 100);
+            for (_, client, told) in std::mem::take(&mut bench.told) {
+                match bench.service.clients[client].who {
+                    Who::Worker(place) => bench.service.seat_told(place, client, told),
+                    Who::Coordinator(n) => bench.service.candidate_told(n, client, told),
+                }
+            }
+        }
+    };
+    bench.service.candidate_starts(0);
+    run(&mut bench, 300);
+    bench.service.candidate_starts(1);
+    bench.service.seat_asked(0, 1, Ask::Join, &profile);
+    run(&mut bench, 300);
+    let elected = |bench: &mut Bench| {
+        let news = std::mem::take(&mut bench.service.news);
+        let elected = news.iter().filter_map(|news| match news {
+            News::Coordinator(n, CandidateNews::Elected) => Some(*n),
+            _ => None,
+        });
+        elected.collect::<Vec<_>>()
+    };
+    assert!(bench.service.news.iter().any(|news| matches!(news, News::Worker { answer: Answer::Joined(..), .. })));
+    assert_eq!(elected(&mut bench), [0]);
+    bench.service.candidate_raises(0, Term::new(4));
+    run(&mut bench, 100);
+    let raised =
+        |news: &News| matches!(news, News::Coordinator(0, CandidateNews::Raised { term }) if *term == Term::new(5));
+    assert!(bench.service.news.iter().any(raised));
+    bench.service.candidate_ends(0, false);
+    run(&mut bench, 800);
+    assert_eq!(elected(&mut bench), [1]);
+    assert_eq!(bench.service.look_who_leads(Who::Worker(0)), Some(1));
+}

@@ -1,0 +1,300 @@
+//! What a worker does with what it holds, after `worker::runner`: one step at a time for each appliance, each a call
+//! through the gate that is answered, or given up after a while; and giving up, once the running step has ended.
+
+use std::time::Duration;
+
+use common::appliance::Driver;
+use common::mutant::{self, Mutant};
+use common::status::Progress;
+use common::{ApplianceId, Generation, Timestamp, Token};
+use worker_core::gate::{self, Shut};
+use worker_core::holdings::{Effect, Handed};
+
+use super::backend::Call;
+use super::net::Desired;
+use super::worker::{Timer, said};
+use super::world::{Ev, World};
+
+/// How a call was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    Done,
+    /// Refused: a newer token is known there.
+    Newer(Token),
+}
+
+/// One appliance that is worked on.
+#[derive(Debug)]
+pub(super) struct Task {
+    pub(super) token: Token,
+    pub(super) generation: Generation,
+    driver: Driver,
+    deleting: bool,
+    destroyed: bool,
+    pub(super) releasing: bool,
+    progress: Progress,
+    /// The call under way.
+    running: Option<(u64, bool)>,
+    /// Until when calls may still take effect that nobody has an answer to, by this host's clock.
+    hold_until: Timestamp,
+}
+
+impl World {
+    pub(super) fn apply(&mut self, place: usize, effects: Vec<Effect<Desired>>) {
+        for effect in effects {
+            match effect {
+                Effect::Take { appliance, token, desired, handed, .. } => {
+                    self.take_grant(place, appliance, token, &desired, handed);
+                }
+                Effect::Decline(id, token) => self.say(place, |a| a.declined.push((id, token))),
+                Effect::Fence(id, token) => {
+                    if let Some(process) = self.process(place) {
+                        process.gate.dismiss(id, token);
+                    }
+                    self.begin_release(place, id, token);
+                }
+                Effect::Release(id, token) => self.begin_release(place, id, token),
+                Effect::Again(id, token, handed) => self.say(place, |a| a.released.push(said(id, token, handed))),
+                Effect::Update { appliance, token, desired } => {
+                    let Some(process) = self.process(place) else { continue };
+                    let generation =
+                        process.holdings.iter().find(|(id, _)| *id == appliance).map(|(_, h)| h.generation);
+                    let Some(task) = process.tasks.get_mut(&appliance) else { continue };
+                    task.generation = generation.unwrap_or(task.generation);
+                    if desired.deleting && !std::mem::replace(&mut task.deleting, true) {
+                        let delay = self.rng.millis(1, 300);
+                        self.timer(place, delay, Timer::Act(appliance, token));
+                    }
+                }
+                Effect::Check(..) => {}
+            }
+        }
+    }
+
+    fn take_grant(&mut self, place: usize, id: ApplianceId, token: Token, desired: &Desired, handed: Handed) {
+        self.check_taken(place, id, token);
+        let draining = self.process(place).is_some_and(|p| p.draining);
+        let unwilling = draining || (self.faulty() && self.rng.chance(self.settings.unwilling));
+        if unwilling || !self.places[place].profile.drivers.contains(&desired.driver) {
+            if let Some(process) = self.process(place) {
+                process.holdings.declined(id, token);
+            }
+            return self.say(place, |a| a.declined.push((id, token)));
+        }
+        if desired.driver.is_host_bound() {
+            self.journals.entry(id).or_default().is_bound = true;
+        }
+        let now = self.places[place].clock.local(self.now);
+        let Some(process) = self.process(place) else { return };
+        let generation = process.holdings.iter().find(|(held, _)| *held == id).map(|(_, h)| h.generation);
+        let task = Task {
+            token,
+            generation: generation.unwrap_or_default(),
+            driver: desired.driver.clone(),
+            deleting: desired.deleting,
+            destroyed: false,
+            releasing: false,
+            progress: handed.progress,
+            running: None,
+            hold_until: gate::hold_until(now, handed.hold),
+        };
+        process.gate.admit(now, id, token, handed.hold);
+        if process.tasks.insert(id, task).is_some() {
+            self.fail(format!("task: w{} takes {id} while it still has a task for it", place + 1));
+        }
+        self.check_held(place, id);
+        self.say(place, |a| a.granted.push((id, token)));
+        let delay = self.rng.millis(0, 300);
+        self.timer(place, delay, Timer::Act(id, token));
+    }
+
+    pub(super) fn begin_release(&mut self, place: usize, id: ApplianceId, token: Token) {
+        let Some(task) = self.process(place).and_then(|p| p.tasks.get_mut(&id)).filter(|t| t.token == token) else {
+            return self.fail(format!("task: w{} has none for {id} under {token}", place + 1));
+        };
+        let again = std::mem::replace(&mut task.releasing, true);
+        let running = task.running.is_some();
+        if mutant::is(Mutant::EarlyRelease) {
+            self.say_released(place, id, token);
+        }
+        if !running && !again {
+            self.release_soon(place, id, token);
+        }
+    }
+
+    fn release_soon(&mut self, place: usize, id: ApplianceId, token: Token) {
+        let takes = if self.rng.chance(10) { self.rng.millis(200, 3_000) } else { self.rng.millis(0, 100) };
+        self.timer(place, takes, Timer::ReleaseDone(id, token));
+    }
+
+    fn say_released(&mut self, place: usize, id: ApplianceId, token: Token) {
+        let now = self.places[place].clock.local(self.now);
+        let Some(process) = self.process(place) else { return };
+        let Some(task) = process.tasks.get(&id) else { return };
+        let handed = Handed { progress: task.progress.clone(), hold: gate::hold_left(now, task.hold_until) };
+        if process.holdings.released(id, token, handed.clone()) {
+            self.say(place, |a| a.released.push(said(id, token, handed)));
+        }
+    }
+
+    pub(super) fn release_done(&mut self, place: usize, id: ApplianceId, token: Token) {
+        if self.task(place, id, token).is_none() {
+            return;
+        }
+        self.say_released(place, id, token);
+        if let Some(process) = self.process(place) {
+            process.gate.dismiss(id, token);
+            process.tasks.remove(&id);
+        }
+        if self.faulty() && self.rng.chance(30) {
+            // Something of it runs on and has not noticed: the gate has to hold it back.
+            let delay = self.rng.millis(1, 1_500);
+            self.timer(place, delay, Timer::Straggles(id, token));
+        }
+    }
+
+    fn task(&mut self, place: usize, id: ApplianceId, token: Token) -> Option<&mut Task> {
+        self.process(place)?.tasks.get_mut(&id).filter(|task| task.token == token)
+    }
+
+    fn hold_of(&self, driver: &Driver) -> Option<Duration> {
+        self.settings.hold.filter(|_| *driver == Driver::Simulated)
+    }
+
+    /// Begins a step, if the gate lets it.
+    pub(super) fn act(&mut self, place: usize, id: ApplianceId, token: Token) {
+        let now = self.places[place].clock.local(self.now);
+        let Some(task) = self.task(place, id, token) else { return };
+        if task.running.is_some() || task.destroyed || task.releasing {
+            return;
+        }
+        let (driver, destroys, hold_until) = (task.driver.clone(), task.deleting, task.hold_until);
+        let hold = self.hold_of(&driver);
+        let Some(process) = self.process(place) else { return };
+        let passed = match hold {
+            Some(_) if now < hold_until => Err(Shut::Held(hold_until.since(now))),
+            Some(_) => process.gate.pass_unfenced(now, id, token),
+            None => process.gate.pass(now, id, token),
+        };
+        if let Err(shut) = passed {
+            let delay = match shut {
+                Shut::Held(left) => (left.as_nanos() as u64).min(2_000_000_000) + self.rng.micros(10, 2_000),
+                Shut::Fenced | Shut::NotHeld => self.rng.millis(20, 400),
+            };
+            return self.timer(place, delay, Timer::Act(id, token));
+        }
+        let process = process.number;
+        self.calls += 1;
+        let number = self.calls;
+        let call = Call { number, place, process, id, token, destroys, hold };
+        if let Some(task) = self.task(place, id, token) {
+            task.running = Some((number, destroys));
+        }
+        self.pass(call);
+        let patience = match hold {
+            Some(hold) => hold.mul_f64(0.2 + 0.01 * self.rng.below(60) as f64),
+            None => self.rng.duration(300, 3_000),
+        };
+        self.local_timer(place, patience, Timer::CallDue(id, token, number));
+    }
+
+    /// The gate has let a call pass, which leaves a little later.
+    fn pass(&mut self, call: Call) {
+        self.check_passed(call.place, call.id, call.token);
+        if call.hold.is_some() {
+            // Whoever is paused here for longer than the margin breaks what was assumed.
+            let margin = self.places[call.place].margin.as_nanos() as u64;
+            let delay = self.rng.below(margin * 9 / 10);
+            return self.after(delay, Ev::Starts(Box::new(call)));
+        }
+        let dozes = self.faulty() && self.rng.chance(3);
+        let delay = if dozes { self.rng.millis(5, 2_500) } else { self.rng.micros(10, 2_000) };
+        self.timer(call.place, delay, Timer::Send(Box::new(call)));
+    }
+
+    /// What was told to stop tries once more.
+    pub(super) fn straggles(&mut self, place: usize, id: ApplianceId, token: Token) {
+        let now = self.places[place].clock.local(self.now);
+        let Some(process) = self.process(place).filter(|p| !p.gate.is_held(id, token)) else { return };
+        if process.gate.pass(now, id, token).is_ok() {
+            let process = process.number;
+            self.calls += 1;
+            let number = self.calls;
+            self.pass(Call { number, place, process, id, token, destroys: false, hold: None });
+        }
+    }
+
+    /// A call was answered.
+    pub(super) fn called(&mut self, place: usize, of: (ApplianceId, Token, u64), how: Said) {
+        let (id, token, number) = of;
+        let Some(task) = self.task(place, id, token) else { return };
+        let Some((_, destroys)) = task.running.take_if(|(running, _)| *running == number) else { return };
+        match how {
+            Said::Done => {
+                task.destroyed = destroys;
+                if task.progress.attempts.is_empty() {
+                    task.progress.attempts.push(1);
+                }
+            }
+            Said::Newer(newer) => {
+                let Some(process) = self.process(place) else { return };
+                let met = process.holdings.met(newer.term);
+                let given_up = process.holdings.give_up(id, token, newer);
+                if met {
+                    // The next `Hello` tells the leader.
+                    self.say_hello_again(place);
+                }
+                if given_up {
+                    self.begin_release(place, id, token);
+                }
+            }
+        }
+        self.step_ended(place, id, token);
+    }
+
+    /// A call was not answered in time.
+    pub(super) fn call_due(&mut self, place: usize, id: ApplianceId, token: Token, number: u64) {
+        let now = self.places[place].clock.local(self.now);
+        let Some(task) = self.task(place, id, token) else { return };
+        if task.running.take_if(|(running, _)| *running == number).is_none() {
+            return;
+        }
+        let driver = task.driver.clone();
+        if let Some(hold) = self.hold_of(&driver)
+            && let Some(task) = self.task(place, id, token)
+        {
+            task.hold_until = task.hold_until.max(gate::hold_until(now, hold));
+        }
+        self.step_ended(place, id, token);
+    }
+
+    fn step_ended(&mut self, place: usize, id: ApplianceId, token: Token) {
+        let Some(task) = self.task(place, id, token) else { return };
+        if task.releasing {
+            return self.release_soon(place, id, token);
+        }
+        if task.destroyed {
+            let delay = self.rng.millis(0, 100);
+            return self.timer(place, delay, Timer::DestroyDone(id, token));
+        }
+        let (deleting, quiet) = (task.deleting, !self.faulty());
+        let delay = match (deleting, quiet) {
+            (true, _) => self.rng.millis(1, 100),
+            (false, true) => self.rng.millis(200, 2_000),
+            (false, false) => self.rng.millis(20, 1_000),
+        };
+        self.timer(place, delay, Timer::Act(id, token));
+    }
+
+    pub(super) fn destroy_done(&mut self, place: usize, id: ApplianceId, token: Token) {
+        if self.task(place, id, token).is_none_or(|task| !task.destroyed || task.releasing) {
+            return;
+        }
+        let Some(process) = self.process(place) else { return };
+        process.gate.dismiss(id, token);
+        process.tasks.remove(&id);
+        if process.holdings.gone(id, token) {
+            self.say(place, |a| a.gone.push((id, token)));
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! What the leader says, as a worker takes it, after `worker::session::told`: dropped when it is stale, refused when it
+//! does not follow what came before, applied otherwise.
+
+use std::time::Duration;
+
+use common::mutant::{self, Mutant};
+use common::{ApplianceId, Term, Token};
+use coordinator_core::machine::Refusal;
+use worker_core::holdings::{Effect, Envelope, Refused, Tell};
+
+use super::Time;
+use super::net::{Desired, Down, Up};
+use super::worker::{KEEP_ALIVE, Timer, machine_envelope};
+use super::world::World;
+
+impl World {
+    pub(super) fn worker_receives(&mut self, stream: usize, from: Option<Envelope>, message: Down) {
+        let (place, number) = (self.streams[stream].place, self.streams[stream].process);
+        let Some(process) = self.process(place).filter(|p| p.number == number) else { return };
+        // Without a stream nobody reads.
+        let Some(link) = &process.link else { return };
+        let late = link.stream != stream;
+        let welcomed = link.welcomed;
+        if late && matches!(message, Down::Refused(_) | Down::NotLeading) {
+            return;
+        }
+        if !late && !matches!(message, Down::BeatAck(_)) {
+            self.note(|| format!("w{} <- s{stream} {message:?}", place + 1));
+        }
+        match message {
+            Down::Refused(refusal) => self.refused(place, stream, &refusal),
+            Down::NotLeading => self.not_leading(place, stream),
+            Down::Welcome { keep, lease } => self.welcomed(place, stream, from, &keep, lease),
+            // Nothing applies between `Hello` and `Welcome`; what is late still has to be refused by the holdings.
+            _ if !welcomed && !late => {}
+            Down::BeatAck(answered) => self.beat_answered(place, from, answered),
+            Down::Delta { base, target, tells } => {
+                let Some((from, process)) = from.zip(self.process(place)) else { return };
+                let again = mutant::is(Mutant::OldTokens).then(|| tells.clone());
+                match process.holdings.delta(from, base, target, tells) {
+                    Ok(effects) => {
+                        if let Some(tells) = again {
+                            self.deliver_again(place, stream, tells);
+                        }
+                        let Some(process) = self.process(place) else { return };
+                        process.answers.applied = process.holdings.version();
+                        process.waiting = true;
+                        self.applied(place, from.term);
+                        self.apply(place, effects);
+                        self.flush_soon(place);
+                    }
+                    Err(Refused::Stale) => {}
+                    Err(Refused::Base { .. }) => {
+                        if !late {
+                            self.fail(format!("base: a delta on s{stream} does not apply to what came before it"));
+                        }
+                        self.abandon(place, stream, 0);
+                    }
+                }
+            }
+            Down::Confirm(list) => {
+                let Some((from, process)) = from.zip(self.process(place)) else { return };
+                if process.holdings.confirm(from, &list).is_ok() {
+                    self.applied(place, from.term);
+                }
+                if self.process(place).is_some_and(|p| p.draining && p.holdings.is_settled() && !p.waiting) {
+                    self.end_worker(place, true);
+                }
+            }
+            Down::Drained => {
+                if from.zip(self.process(place)).is_some_and(|(from, p)| p.draining && p.holdings.counts(from)) {
+                    self.end_worker(place, true);
+                }
+            }
+        }
+    }
+
+    /// Only for a mutant: what was applied comes once more, a good while later, as if the leader had sent it again. Streams
+    /// and versions keep such a thing out everywhere else, so that without it the rule for tokens is never put to the test.
+    fn deliver_again(&mut self, place: usize, stream: usize, tells: Vec<Tell<Desired>>) {
+        let delay = self.rng.millis(10, 5_000);
+        self.timer(place, delay, Timer::Again(stream, tells));
+    }
+
+    pub(super) fn delivered_again(&mut self, place: usize, stream: usize, tells: Vec<Tell<Desired>>) {
+        let Some(process) = self.process(place) else { return };
+        let Some(from) = process.holdings.envelope() else { return };
+        if process.link.as_ref().is_some_and(|link| link.stream == stream) {
+            // The version is the leader's to count, and is left out of this.
+            let mut holdings = process.holdings.clone();
+            let version = holdings.version();
+            if let Ok(effects) = holdings.delta(from, version, version + 1, tells) {
+                let taken = effects.into_iter().filter(|effect| matches!(effect, Effect::Take { .. }));
+                self.apply(place, taken.collect());
+            }
+        }
+    }
+
+    fn applied(&mut self, place: usize, term: Term) {
+        let Some(process) = self.process(place) else { return };
+        let highest = process.term.max(term);
+        process.term = highest;
+        if term < highest {
+            self.fail(format!("I5: w{} applies a message of {term} after one of {highest}", place + 1));
+        }
+    }
+
+    /// The other side does not lead: at once to the next one, with a pause once all were tried.
+    fn not_leading(&mut self, place: usize, stream: usize) {
+        self.abandon(place, stream, 0);
+    }
+
+    fn refused(&mut self, place: usize, stream: usize, refusal: &Refusal) {
+        match refusal {
+            Refusal::IncarnationOver | Refusal::NotMember if self.external() => self.end_life(place),
+            Refusal::IncarnationOver => {
+                self.forget_life(place);
+                self.break_stream(stream, false);
+                if let Some(process) = self.process(place) {
+                    process.link = None;
+                }
+                self.timer(place, 0, Timer::Connect);
+            }
+            Refusal::NameTaken(wait) => {
+                let wait = u64::try_from(wait.as_nanos()).unwrap_or(Time::MAX).min(30_000_000_000);
+                self.abandon(place, stream, wait);
+            }
+            Refusal::Superseded => self.abandon(place, stream, 0),
+            // Said together with a violation, which is one here.
+            Refusal::Differs => self.abandon(place, stream, 0),
+            Refusal::ImplausibleTerm(term) => self.fail(format!("refusal: a worker is said to have met {term}")),
+            Refusal::StoreUnavailable => self.abandon(place, stream, 500_000_000),
+            Refusal::UnknownLife if self.external() => self.abandon(place, stream, 500_000_000),
+            Refusal::NoLife | Refusal::UnknownLife | Refusal::NotMember => {
+                self.fail(format!("refusal: a worker is refused with {refusal:?}"));
+            }
+        }
+    }
+
+    fn welcomed(
+        &mut self,
+        place: usize,
+        stream: usize,
+        from: Option<Envelope>,
+        keep: &[(ApplianceId, Token)],
+        lease: Duration,
+    ) {
+        let own = self.places[place].profile.lease;
+        let Some((from, process)) = from.zip(self.process(place)) else { return };
+        let Ok(effects) = process.holdings.welcome(from, keep) else {
+            if self.link(place, stream).is_some() {
+                self.abandon(place, stream, 500_000_000);
+            }
+            return;
+        };
+        let Some(link) = &mut process.link else { return };
+        let lease = lease.min(own);
+        link.welcomed = true;
+        link.lease = lease;
+        let current = link.stream;
+        process.failures = 0;
+        process.aim = 0;
+        let deadline = link.hello_sent + lease;
+        self.applied(place, from.term);
+        // The gate is shut for what is not kept before the lease is extended.
+        self.apply(place, effects);
+        self.timer(place, 0, Timer::Claim(current));
+        if self.external() {
+            // Only the service extends the lease.
+            let draining = self.process(place).is_some_and(|p| p.draining);
+            self.timer(place, KEEP_ALIVE, Timer::KeepAlive(current));
+            if draining {
+                self.send_up(stream, Up::Drain(machine_envelope(from), false));
+            }
+        } else {
+            self.extend(place, deadline);
+            self.timer(place, 0, Timer::Beat(current));
+        }
+        if self.process(place).is_some_and(|p| p.waiting) {
+            self.flush_soon(place);
+        }
+    }
+
+    fn beat_answered(&mut self, place: usize, from: Option<Envelope>, number: u64) {
+        let Some((from, process)) = from.zip(self.process(place)) else { return };
+        if !process.holdings.counts(from) {
+            return;
+        }
+        let Some(link) = process.link.as_mut().filter(|link| link.beat == number) else { return };
+        let lease = link.lease;
+        if let Some(sent) = link.beat_sent.take() {
+            self.extend(place, sent + lease);
+            self.applied(place, from.term);
+        }
+    }
+}
