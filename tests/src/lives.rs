@@ -13,7 +13,8 @@ use crate::journal::Entry;
 /// One life of a worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Life {
-    /// The newest deadline after which it was fenced, or the moment its gate was shut for good if that came before.
+    /// The deadline after which it is fenced, or the moment its gate was shut for good if that came before; absent while
+    /// its lease stands, and for one that was killed.
     pub until: Option<u64>,
     /// It ended at the worker: no gate of it opens again.
     pub over: bool,
@@ -74,6 +75,8 @@ fn told(worker: &str, log: &str, lives: &mut Lives) {
         life.fenced.extend(fenced.map(|since| (since, None)));
         if let (Some(ms), Some((since, end))) = (number(line, "fenced_ms"), life.fenced.last_mut()) {
             *end = Some(*since + ms * 1_000_000);
+            // It may act again, nobody knows until when.
+            life.until = None;
         }
     }
 }
@@ -179,6 +182,18 @@ mod tests {
         let life = |name: &str| ("w1".to_owned(), name.to_owned());
         let newer = Life { number: 1, ..Life::default() };
         assert_eq!(lives, Lives::from([(life("ia"), former), (life("ib"), newer)]));
+    }
+
+    #[test]
+    fn a_lease_that_stands_again_has_no_known_end() {
+        let log = "\
+            INFO seat: joined worker=w1 incarnation=ia\n\
+            WARN fence: fenced: the lease has run out worker=w1 deadline_ns=1000\n\
+            INFO fence: the lease stands again worker=w1 fenced_ms=2\n";
+        let mut lives = Lives::new();
+        told("w1", log, &mut lives);
+        let life = lives.values().next().expect("one joined");
+        assert_eq!((life.until, life.fenced.as_slice()), (None, [(1_000, Some(2_001_000))].as_slice()));
     }
 
     #[test]
