@@ -43,8 +43,6 @@ pub enum Mutant {
     NameWithoutSession,
     /// Nodes are taken from what events say, and not from a read that follows.
     MembersFromEvents,
-    /// After a reconnect, or as a new leader, what a server shows counts before a write of the reader's own has committed.
-    StaleRead,
     /// After a reconnect, or as a new leader, lives are judged by when they were heard of before.
     SeenNotReset,
     /// Workers use a clock that stands still while they are suspended.
@@ -53,7 +51,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 20] = [
         Self::NoTermCheck,
         Self::GrantNotPersisted,
         Self::GoneWithStream,
@@ -72,7 +70,6 @@ impl Mutant {
         Self::CachedMembers,
         Self::NameWithoutSession,
         Self::MembersFromEvents,
-        Self::StaleRead,
         Self::SeenNotReset,
         Self::StandingClock,
     ];

@@ -208,10 +208,6 @@ impl Roster {
         if matches!(self.stage, Stage::Broken) {
             self.stage = Stage::Proving;
             self.asks.push_back(What::Write);
-            if mutant::is(Mutant::StaleRead) {
-                self.asks.clear();
-                self.read_everything();
-            }
         }
     }
 

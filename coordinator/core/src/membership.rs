@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use common::mutant::{self, Mutant};
 use common::{Incarnation, Timestamp, WorkerId};
 use serde::{Deserialize, Serialize};
 
@@ -164,8 +165,13 @@ impl Membership {
             self.beat_seen(now, life, *node);
         }
         for (life, lease) in self.lives.iter_mut().filter(|(_, lease)| !lease.closed) {
-            lease.seen = now;
+            if !mutant::is(Mutant::SeenNotReset) {
+                lease.seen = now;
+            }
             lease.closed = nodes.get(life).is_none_or(|node| node.evicted);
+            if mutant::is(Mutant::NameWithoutSession) && nodes.keys().any(|(name, _)| *name == life.0) {
+                lease.closed = false;
+            }
         }
     }
 
@@ -193,7 +199,17 @@ impl Membership {
 
     /// External: replaces the member nodes. Returns the names that came and those that went; a name under which another
     /// life published itself did both.
-    pub fn set_nodes(&mut self, nodes: BTreeMap<WorkerId, Node>) -> (Vec<WorkerId>, Vec<WorkerId>) {
+    pub fn set_nodes(&mut self, mut nodes: BTreeMap<WorkerId, Node>) -> (Vec<WorkerId>, Vec<WorkerId>) {
+        if mutant::is(Mutant::NameWithoutSession) {
+            for (name, node) in &mut nodes {
+                node.incarnation = self.current.get(name).copied().unwrap_or(node.incarnation);
+            }
+        }
+        if mutant::is(Mutant::GoneByMemberNode) {
+            let absent = |life: &Life| !nodes.contains_key(&life.0);
+            let gone: Vec<Life> = self.current.clone().into_iter().filter(absent).collect();
+            gone.iter().for_each(|life| self.close(Timestamp::ZERO, life, true));
+        }
         let same = |name: &WorkerId, life: Incarnation| self.current.get(name) == Some(&life);
         let came = nodes.iter().filter(|(name, node)| !same(name, node.incarnation)).map(|(n, _)| n.clone()).collect();
         let went =
