@@ -1,6 +1,6 @@
 //! What a worker tells about itself.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::appliance::Driver;
@@ -22,4 +22,18 @@ pub struct Profile {
     pub pid: u32,
     /// How long it may act after a heartbeat.
     pub lease: Duration,
+    /// For drivers whose calls no token fences: how long after they were sent they may take effect, which is also how
+    /// long after its lease. A driver that is missing is fenced by tokens.
+    pub holds: BTreeMap<Driver, Duration>,
+}
+
+/// Longest hold that makes sense; anything longer is a unit mix-up, and is taken for this.
+pub const MAX_HOLD: Duration = Duration::from_secs(24 * 3600);
+
+impl Profile {
+    /// How long after the lease of this worker calls through `driver` may take effect; zero when tokens fence them.
+    #[must_use]
+    pub fn hold_of(&self, driver: &Driver) -> Duration {
+        self.holds.get(driver).copied().unwrap_or_default().min(MAX_HOLD)
+    }
 }

@@ -13,7 +13,7 @@ use common::appliance::Driver as Name;
 use common::coordination;
 use common::runtime::shutdown::Signals;
 use common::tls::ClientTls;
-use common::{ApplianceId, Term, WorkerId};
+use common::{ApplianceId, Profile, Term, WorkerId};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -104,8 +104,9 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let _ended_with_this = beside.clone().drop_guard();
     let (terms, newest_term) = watch::channel(Term::default());
     let drivers = build(&config, &name, &newest_term, &beside)?;
-    let profile =
-        profile(config.weight, config.zone.clone(), config.host.clone(), config.drivers.clone(), config.session.lease);
+    let (zone, host) = (config.zone.clone(), config.host.clone());
+    let profile = profile(config.weight, zone, host, config.drivers.clone(), config.session.lease);
+    let profile = Profile { holds: drivers.holds(), ..profile };
     let coordination = config.coordination.shown();
     info!(worker = %name, host = config.host, coordination, coordinators = ?config.session.coordinators, "starting");
     let (runner, events) = Runner::start(config.runner.clone(), drivers);

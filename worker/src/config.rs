@@ -10,7 +10,7 @@ use common::runtime::telemetry;
 use common::tls;
 use serde::{Deserialize, Serialize};
 
-use crate::drivers::{process, simulated};
+use crate::drivers::{Fencing, process, simulated};
 use crate::{runner, session};
 
 /// Everything that can be set, in `rug-worker.toml`, by `RUG_WORKER_<SECTION>__<FIELD>`, or by flags.
@@ -87,6 +87,14 @@ impl Config {
         self.coordination.validate()?;
         self.session.validate()?;
         self.tls.validate().map_err(|e| format!("tls.{e}"))?;
+        let unfenced = self.drivers.contains(&Driver::Simulated) && self.simulated.fencing() != Fencing::Token;
+        // With ZooKeeper the length of the lease is known only once it has agreed to a session timeout.
+        if unfenced
+            && self.coordination.is_embedded()
+            && let Some(problem) = self.session.margin_problem(self.session.lease)
+        {
+            return Err(problem);
+        }
         let runner = self.runner.validate().into_iter().map(|v| format!("runner.{v}"));
         let process = self.process.validate().into_iter().map(|v| format!("process.{v}"));
         let simulated = self.simulated.validate().into_iter().map(|v| format!("simulated.{v}"));
@@ -124,6 +132,20 @@ mod tests {
             ..Config::default()
         };
         assert!(broken.complete().expect_err("refused").contains("coordination"));
+    }
+
+    #[test]
+    fn a_lease_that_leaves_no_time_for_calls_without_token_is_refused() {
+        let config = |margin, fencing| {
+            let text = format!(
+                r#"{{"drivers": ["simulated"], "session": {{"lease": "1s", "act_margin": "{margin}"}},
+                    "simulated": {{"fencing": "{fencing}", "hold": "2s"}}}}"#
+            );
+            serde_json::from_str::<Config>(&text).expect("readable").complete()
+        };
+        assert!(config("501ms", "hold").expect_err("refused").contains("session.act_margin"));
+        config("500ms", "hold").expect("half of it is enough");
+        config("501ms", "token").expect("tokens need no margin");
     }
 
     #[test]

@@ -20,7 +20,7 @@ mod told;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -135,6 +135,7 @@ impl Session {
         events: mpsc::Receiver<Event>,
         terms: watch::Sender<Term>,
     ) -> Self {
+        let gate = Gate::with_margin(config.act_margin);
         Self {
             config,
             seat,
@@ -143,7 +144,7 @@ impl Session {
             profile,
             beats_on_stream: true,
             holdings: Holdings::default(),
-            gate: Gate::new(),
+            gate,
             fence: None,
             runner: Some(runner),
             events,
@@ -224,7 +225,7 @@ impl Session {
         let (seat, profile) = (Arc::clone(&self.seat), self.profile.clone());
         loop {
             // One that was handed over before may have been shut.
-            let gate = Gate::new();
+            let gate = Gate::with_margin(self.config.act_margin);
             departure.alone(Duration::ZERO);
             let joined = tokio::select! {
                 _ = departure.due() => return Ok(None),
@@ -268,6 +269,11 @@ impl Session {
         self.profile.lease = life.lease();
         if let Some(incarnation) = life.incarnation() {
             info!(worker = %self.name, %incarnation, lease = ?self.profile.lease, "joined");
+            if !self.profile.holds.is_empty()
+                && let Some(problem) = self.config.margin_problem(self.profile.lease)
+            {
+                warn!(worker = %self.name, "{problem}");
+            }
             self.holdings.begin_life(Some(incarnation));
         }
         self.fence = Some(fence::Watch::start(self.name.clone(), Arc::clone(&self.gate)));
@@ -439,7 +445,8 @@ async fn take_command(runner: Option<&Handle>, commands: &VecDeque<Queued>) -> O
 #[must_use]
 pub fn profile(weight: u32, zone: String, host: String, drivers: BTreeSet<Driver>, lease: Duration) -> Profile {
     let version = env!("CARGO_PKG_VERSION").to_owned();
-    Profile { weight, zone, host, drivers, version, pid: std::process::id(), lease }
+    let holds = BTreeMap::new();
+    Profile { weight, zone, host, drivers, version, pid: std::process::id(), lease, holds }
 }
 
 /// Statuses that wait to be told; see [`Reports`].

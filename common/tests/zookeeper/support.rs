@@ -1,6 +1,6 @@
 //! What the tests share: servers, settings, a guard that records, and a plain client beside the one under test.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -94,6 +94,7 @@ pub(crate) fn profile() -> Profile {
         version: "1.0".to_owned(),
         pid: 4711,
         lease: Duration::ZERO,
+        holds: BTreeMap::new(),
     }
 }
 

@@ -51,6 +51,9 @@ pub fn machine(machine: &Machine) -> Vec<String> {
                     wrong.push(format!("{} is being granted while an intruder acts on it", entry.id));
                 }
             }
+            State::Orphaned(_) if entry.hold() < entry.hold_if_lost => {
+                wrong.push(format!("{} lost its owner without the hold of {:?}", entry.id, entry.hold_if_lost));
+            }
             State::Unowned | State::Freeing(_) | State::Orphaned(_) | State::Removing(_) => {}
         }
         if machine.table().slot(entry.id) != Some(slot) {

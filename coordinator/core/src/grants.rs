@@ -26,7 +26,8 @@ pub struct StoredGrant {
     pub host: Option<String>,
     /// What the last owner handed in.
     pub progress: Progress,
-    /// Remaining time during which calls of a former owner may still take effect.
+    /// How long the next owner has to wait before calls that no token fences: of what is free, what its last owner handed
+    /// in; of what is granted, counted from the loss of its owner, whose calls may be the ones that are waited for.
     pub hold: Duration,
     /// A worker was granted it at least once, so that instances may exist, whatever else is known.
     pub ever: bool,
@@ -35,7 +36,7 @@ pub struct StoredGrant {
 /// One change of ownership, to be made durable before anybody is told (I4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GrantOp {
-    /// Granted to a worker; the stored progress and hold stay.
+    /// Granted to a worker; the stored progress stays.
     Grant {
         /// The appliance.
         appliance: ApplianceId,
@@ -43,6 +44,8 @@ pub enum GrantOp {
         to: Granted,
         /// Host its instances are bound to from now on.
         host: Option<String>,
+        /// What the next owner has to wait if this one is lost.
+        hold: Duration,
     },
     /// Given up by its owner, with what the next one needs.
     Free {

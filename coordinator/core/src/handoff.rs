@@ -17,6 +17,7 @@
 
 use std::time::Duration;
 
+use common::mutant::{self, Mutant};
 use common::status::Progress;
 use common::{Incarnation, Token, WorkerId};
 
@@ -199,6 +200,8 @@ pub fn step(state: &State, event: Event) -> Result<(State, Vec<Effect>), Refused
         }
         (_, E::Declined(_)) => Err(Refused),
         (S::Offered(g) | S::Owned(g) | S::Releasing(g), E::Released(by, handed)) if *g == by => {
+            let lost = mutant::is(Mutant::HoldLostOnRelease);
+            let handed = if lost { Handed { hold: Duration::ZERO, ..handed } } else { handed };
             Ok((S::Freeing(by), vec![Effect::PersistFree(handed)]))
         }
         (S::Offered(g) | S::Owned(g) | S::Releasing(g), E::Deleted(by)) if *g == by => {

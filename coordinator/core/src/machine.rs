@@ -9,6 +9,7 @@
 //! The shell calls [`Machine::step`] for each event in order, carries out the actions in order, and sends `Event::Tick`
 //! when `wake_at` has come and whenever its input queue is empty.
 
+mod holds;
 mod members;
 mod ownership;
 mod placement;
@@ -623,6 +624,7 @@ impl Machine {
             deleting: seed.deleting,
             state: State::Unowned,
             retry: false,
+            hold_if_lost: handed.as_ref().filter(|_| state != State::Unowned).map_or(Duration::ZERO, |h| h.hold),
             handed,
             preferred: preferred.clone(),
             moved_from: None,
@@ -779,6 +781,8 @@ fn aged(handed: Handed) -> Option<Box<Handed>> {
 mod audited;
 #[cfg(test)]
 mod external;
+#[cfg(test)]
+mod held;
 #[cfg(test)]
 mod regressions;
 #[cfg(test)]

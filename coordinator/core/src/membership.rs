@@ -428,6 +428,7 @@ fn nothing() -> Profile {
         version: String::new(),
         pid: 0,
         lease: Duration::ZERO,
+        holds: BTreeMap::new(),
     }
 }
 
@@ -446,6 +447,7 @@ mod tests {
             version: String::new(),
             pid: 1,
             lease: L,
+            holds: BTreeMap::new(),
         }
     }
 

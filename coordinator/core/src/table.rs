@@ -2,8 +2,14 @@
 //!
 //! Slots are small numbers that the planner shares; one is used again after its appliance is gone, so whatever outlives a
 //! step (outbox entries, pending writes) names the token as well, and tokens are never used twice.
+//!
+//! Each entry also keeps the account of its *hold*: how long the next owner has to wait because calls of former ones, which
+//! no token fences, may still take effect. The leader never counts a hold down, not even while nobody has the appliance:
+//! who holds it does, by one clock, and hands in what is left. Waiting longer is always safe, a leader's clock would be one
+//! more to trust, and what a new leader reads in the store is right without knowing since when it stands there.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use common::{ApplianceId, Generation, RebalanceId, Token, WorkerId};
 
@@ -46,6 +52,9 @@ pub struct Entry {
     pub retry: bool,
     /// What its last owner handed in; given to the next one.
     pub handed: Option<Box<Handed>>,
+    /// The hold that is left to the next owner if the present one is lost: how long its calls may take effect after its
+    /// lease, and at least what it was told to wait itself.
+    pub hold_if_lost: Duration,
     /// Worker it is on its way to, while `Releasing` or `Freeing`; afterwards the name that is preferred.
     pub preferred: Option<WorkerId>,
     /// Owner before the move under way.
@@ -60,6 +69,40 @@ pub struct Entry {
     pub binding: Option<Token>,
     /// It was granted at some time, so instances may exist.
     pub granted_before: bool,
+}
+
+impl Entry {
+    /// How long the next owner has to wait before calls that no token fences.
+    #[must_use]
+    pub fn hold(&self) -> Duration {
+        self.handed.as_ref().map_or(Duration::ZERO, |handed| handed.hold)
+    }
+
+    /// It is being granted to somebody whose calls may take effect for `hold` after its lease.
+    pub(crate) fn granted_with(&mut self, hold: Duration) {
+        self.hold_if_lost = hold.max(self.hold());
+    }
+
+    /// Its owner may have acted, and nobody has said what came of it: the hold starts in full.
+    pub(crate) fn hold_in_full(&mut self) {
+        self.raise_hold(self.hold_if_lost);
+    }
+
+    /// Makes the next owner wait for at least `hold`. Returns whether that is longer than before.
+    pub(crate) fn raise_hold(&mut self, hold: Duration) -> bool {
+        let raised = hold > self.hold();
+        if raised {
+            self.handed.get_or_insert_default().hold = hold;
+        }
+        raised
+    }
+
+    /// Forgets the hold, which only a mutant does.
+    pub(crate) fn lose_hold(&mut self) {
+        if let Some(handed) = &mut self.handed {
+            handed.hold = Duration::ZERO;
+        }
+    }
 }
 
 /// All appliances.

@@ -81,8 +81,9 @@ fn describe(row: &grants::Model, out: &mut impl Write) -> io::Result<()> {
 fn line(entry: &Entry) -> String {
     let on = |host: &Option<String>| host.as_ref().map(|host| format!(" on {host}")).unwrap_or_default();
     match entry {
-        Entry::Grant { appliance, to, host } => {
-            format!("{appliance} granted to {} {} with {}{}", to.worker, to.incarnation, to.token, on(host))
+        Entry::Grant { appliance, to, host, hold } => {
+            let held = if hold.is_zero() { String::new() } else { format!(", then held for {hold:?}") };
+            format!("{appliance} granted to {} {} with {}{}{held}", to.worker, to.incarnation, to.token, on(host))
         }
         Entry::Free { appliance } => format!("{appliance} free"),
         Entry::Remove { appliance } => format!("{appliance} removed"),

@@ -11,9 +11,11 @@
 //! | 2 | chunk | covered term, covered batch, index |
 //! | 3 | last chunk | the same |
 //!
-//! Progress and hold live in a table of their own and are no part of this.
+//! A grant carries the hold its successor has to wait out if its owner is lost. What an owner handed in, progress and
+//! hold, lives in a table of its own and is no part of this.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use common::{ApplianceId, Incarnation, Term, Token, WorkerId};
 use coordinator_core::grants::{GrantOp, Granted, StoredGrant};
@@ -36,6 +38,8 @@ const GRANT: u8 = 1;
 const FREE: u8 = 2;
 const REMOVE: u8 = 3;
 const FREE_ON_HOST: u8 = 4;
+/// A grant with a hold, which most have not.
+const GRANT_WITH_HOLD: u8 = 5;
 
 /// Rows read at once: bounds the memory of reading to some 8 MiB.
 const PAGE: u64 = 32;
@@ -47,7 +51,7 @@ pub(super) struct Place {
     pub(super) batch: i64,
 }
 
-/// Who holds what, as a map.
+/// Who holds what, as a map. The holds of what is free are not known here.
 pub(super) type Table = HashMap<ApplianceId, StoredGrant>;
 
 /// Packs changes into log rows of bounded size.
@@ -61,7 +65,9 @@ impl LogPacker {
     /// Appends one change.
     pub(super) fn push(&mut self, op: &GrantOp) {
         match op {
-            GrantOp::Grant { appliance, to, host } => put_grant(&mut self.packer, *appliance, to, host.as_deref()),
+            GrantOp::Grant { appliance, to, host, hold } => {
+                put_grant(&mut self.packer, *appliance, to, host.as_deref(), *hold);
+            }
             GrantOp::Free { appliance, .. } => {
                 self.packer.entry(FREE).bytes(appliance.as_bytes());
             }
@@ -83,23 +89,26 @@ impl LogPacker {
     }
 }
 
-fn put_grant(packer: &mut Packer, appliance: ApplianceId, to: &Granted, host: Option<&str>) {
+fn put_grant(packer: &mut Packer, appliance: ApplianceId, to: &Granted, host: Option<&str>, hold: Duration) {
     // Worker and life are one name: a worker has one life in most rows, and sixteen bytes per entry are saved.
     let mut holder = to.incarnation.get().to_le_bytes().to_vec();
     holder.extend_from_slice(to.worker.as_str().as_bytes());
     packer
-        .entry(GRANT)
+        .entry(if hold.is_zero() { GRANT } else { GRANT_WITH_HOLD })
         .bytes(appliance.as_bytes())
         .name(&holder)
         .number(to.token.term.get())
         .number(to.token.sequence)
         .optional_name(host.map(str::as_bytes));
+    if !hold.is_zero() {
+        packer.number(u64::try_from(hold.as_nanos()).unwrap_or(u64::MAX));
+    }
 }
 
 /// One entry of a row, as printed and applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
-    Grant { appliance: ApplianceId, to: Granted, host: Option<String> },
+    Grant { appliance: ApplianceId, to: Granted, host: Option<String>, hold: Duration },
     Free { appliance: ApplianceId },
     Remove { appliance: ApplianceId },
     FreeOnHost { appliance: ApplianceId, host: Option<String> },
@@ -108,16 +117,22 @@ pub(super) enum Entry {
 impl Entry {
     fn apply(self, table: &mut Table) {
         match self {
-            Self::Grant { appliance, to, host } => {
+            Self::Grant { appliance, to, host, hold } => {
                 let grant = table.entry(appliance).or_default();
                 grant.granted = Some(to);
                 grant.host = host;
+                grant.hold = hold;
             }
-            Self::Free { appliance } => table.entry(appliance).or_default().granted = None,
+            Self::Free { appliance } => {
+                let grant = table.entry(appliance).or_default();
+                grant.granted = None;
+                grant.hold = Duration::ZERO;
+            }
             Self::Remove { appliance } => drop(table.remove(&appliance)),
             Self::FreeOnHost { appliance, host } => {
                 let grant = table.entry(appliance).or_default();
                 grant.granted = None;
+                grant.hold = Duration::ZERO;
                 grant.host = host;
             }
         }
@@ -149,7 +164,7 @@ pub(super) fn read_row(data: &[u8], mut each: impl FnMut(Entry)) -> Result<Optio
     while let Some(tag) = it.next_entry()? {
         let appliance = ApplianceId::from_bytes(it.array()?);
         each(match tag {
-            GRANT => {
+            GRANT | GRANT_WITH_HOLD => {
                 let holder = it.name_index()?;
                 let (worker, incarnation) = match &holders[holder] {
                     Some(known) => known.clone(),
@@ -157,7 +172,8 @@ pub(super) fn read_row(data: &[u8], mut each: impl FnMut(Entry)) -> Result<Optio
                 };
                 let token = Token::new(Term::new(it.number()?), it.number()?);
                 let host = read_host(&mut it)?;
-                Entry::Grant { appliance, to: Granted { worker, incarnation, token }, host }
+                let hold = if tag == GRANT { Duration::ZERO } else { Duration::from_nanos(it.number()?) };
+                Entry::Grant { appliance, to: Granted { worker, incarnation, token }, host, hold }
             }
             FREE => Entry::Free { appliance },
             REMOVE => Entry::Remove { appliance },
@@ -275,7 +291,7 @@ impl Ledger {
             }
             let (Some(packer), Some(grant)) = (packers.last_mut(), self.table.get(&id)) else { continue };
             match &grant.granted {
-                Some(to) => put_grant(packer, id, to, grant.host.as_deref()),
+                Some(to) => put_grant(packer, id, to, grant.host.as_deref(), grant.hold),
                 None => {
                     packer
                         .entry(FREE_ON_HOST)

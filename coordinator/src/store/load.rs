@@ -71,7 +71,10 @@ pub(super) async fn everything<C: ConnectionTrait>(db: &C) -> Result<(Loaded, Le
             Ok((appliance, progress, hold)) => {
                 let grant = grants.entry(appliance).or_default();
                 grant.progress = progress;
-                grant.hold = hold;
+                // Once it is granted again, the grant says what comes after it.
+                if grant.granted.is_none() {
+                    grant.hold = hold;
+                }
             }
             Err(error) => drop(odd_progress.insert(row.appliance, error)),
         }

@@ -151,6 +151,8 @@ struct ProfileRow {
     version: String,
     pid: u32,
     lease: Duration,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    holds: BTreeMap<Driver, Duration>,
     #[serde(default)]
     departed: bool,
 }
@@ -161,22 +163,24 @@ pub(super) fn incarnation_text(incarnation: Incarnation) -> String {
 }
 
 pub(super) fn from_member(member: &StoredMember) -> members::Model {
-    let Profile { weight, zone, host, drivers, version, pid, lease } = member.profile.clone();
+    let Profile { weight, zone, host, drivers, version, pid, lease, holds } = member.profile.clone();
+    let row = ProfileRow { weight, zone, host, drivers, version, pid, lease, holds, departed: member.departed };
     members::Model {
         worker: member.worker.as_str().to_owned(),
         incarnation: incarnation_text(member.incarnation),
-        profile: json(&ProfileRow { weight, zone, host, drivers, version, pid, lease, departed: member.departed }),
+        profile: json(&row),
     }
 }
 
 pub(super) fn to_member(row: &members::Model) -> Result<StoredMember, Error> {
     let at = At { what: "member", key: &row.worker };
-    let ProfileRow { weight, zone, host, drivers, version, pid, lease, departed } = at.json("profile", &row.profile)?;
+    let ProfileRow { weight, zone, host, drivers, version, pid, lease, holds, departed } =
+        at.json("profile", &row.profile)?;
     let incarnation = u128::from_str_radix(&row.incarnation, 16).map_err(|e| at.corrupt(e))?;
     Ok(StoredMember {
         worker: at.parse("worker", &row.worker)?,
         incarnation: Incarnation::new(incarnation),
-        profile: Profile { weight, zone, host, drivers, version, pid, lease },
+        profile: Profile { weight, zone, host, drivers, version, pid, lease, holds },
         departed,
     })
 }

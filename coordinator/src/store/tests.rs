@@ -178,9 +178,15 @@ async fn everything_is_there_after_a_restart(database: Database) {
         Write::PutAppliance(lb.clone()),
         Write::PutAppliance(record(3, "gone")),
         Write::Grants(vec![
-            GrantOp::Grant { appliance: id(1), to: granted(1, 1), host: Some("h1".into()) },
-            GrantOp::Grant { appliance: id(2), to: granted(2, u64::MAX), host: None },
-            GrantOp::Grant { appliance: id(3), to: granted(2, 3), host: None },
+            GrantOp::Grant {
+                appliance: id(1),
+                to: granted(1, 1),
+                host: Some("h1".into()),
+                hold: Duration::from_secs(9),
+            },
+            GrantOp::Free { appliance: id(2), progress: progress(), hold: Duration::from_secs(7) },
+            GrantOp::Grant { appliance: id(2), to: granted(2, u64::MAX), host: None, hold: Duration::from_secs(5) },
+            GrantOp::Grant { appliance: id(3), to: granted(2, 3), host: None, hold: Duration::ZERO },
             GrantOp::Free { appliance: id(1), progress: progress(), hold: Duration::from_millis(1_234) },
         ]),
         Write::PutMember(member(1)),
@@ -215,7 +221,12 @@ async fn everything_is_there_after_a_restart(database: Database) {
         progress: progress(),
         hold: Duration::from_millis(1_234),
     };
-    let held = StoredGrant { granted: Some(granted(2, u64::MAX)), ..StoredGrant::default() };
+    let held = StoredGrant {
+        granted: Some(granted(2, u64::MAX)),
+        progress: progress(),
+        hold: Duration::from_secs(5),
+        ..StoredGrant::default()
+    };
     assert_eq!(loaded.grants, [(id(1), freed), (id(2), held)].into());
     assert_eq!(loaded.statuses, [(id(1), (status(), at(4)))].into());
     assert_eq!(loaded.members, [member(1)]);
@@ -279,7 +290,7 @@ async fn changes_take_effect_in_the_order_of_submission(database: Database) {
         let mut changed = record(1, "web");
         changed.revision = n;
         let to = granted(u32::try_from(n % 5).expect("small"), n);
-        let grant = GrantOp::Grant { appliance: id(1), to, host: None };
+        let grant = GrantOp::Grant { appliance: id(1), to, host: None, hold: Duration::ZERO };
         pending.push(store.submit(vec![
             Write::PutAppliance(changed),
             Write::Grants(vec![grant]),
@@ -375,13 +386,15 @@ async fn old_history_is_pruned_in_parts(database: Database) {
 async fn a_dump_shows_counts_and_grants_and_needs_no_term(database: Database) {
     let home = Home::new(database).await;
     let (store, _, _) = home.lead().await;
-    let grant = GrantOp::Grant { appliance: id(7), to: granted(1, 1), host: Some("h1".into()) };
+    let hold = Duration::from_millis(1_500);
+    let grant = GrantOp::Grant { appliance: id(7), to: granted(1, 1), host: Some("h1".into()), hold };
     store.submit(vec![Write::PutAppliance(record(7, "a")), Write::Grants(vec![grant])]).await.expect("stored");
     let mut out = Vec::new();
     Store::inspect(&home.config, &mut out).await.expect("readable beside the running store");
     let text = String::from_utf8(out).expect("text");
     assert!(text.starts_with("term 1 batch 1 coordinator c1\n"), "{text}");
     assert!(text.contains("appliances           1\n"), "{text}");
-    let line = format!("  {} granted to w1 {} with t1/1 on h1\n", id(7), granted(1, 1).incarnation);
+    let to = granted(1, 1).incarnation;
+    let line = format!("  {} granted to w1 {to} with t1/1 on h1, then held for 1.5s\n", id(7));
     assert!(text.contains(&line), "{text}");
 }

@@ -148,6 +148,7 @@ fn up() -> impl Strategy<Value = Up> {
                     version: "1".into(),
                     pid: 7,
                     lease: Duration::from_secs(2),
+                    holds: BTreeMap::from([(Driver::Simulated, Duration::from_secs(u64::from(weight)))]),
                 },
                 held,
                 released,
@@ -513,9 +514,11 @@ fn drivers_of_a_newer_worker_are_ignored() {
         version: "9".into(),
         pid: 1,
         lease: Duration::from_secs(1),
+        holds: BTreeMap::from([(Driver::Process, Duration::from_millis(1_500))]),
     };
     let mut message = super::worker::profile_to_wire(profile.clone());
     message.drivers.push("hovercraft".into());
+    message.holds.insert("hovercraft".into(), prost_types::Duration { seconds: 5, nanos: 0 });
     assert_eq!(super::worker::Reader { message: "Hello" }.profile(Some(message)), Ok(profile));
 }
 

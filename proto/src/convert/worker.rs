@@ -1,5 +1,6 @@
 //! What both directions of a worker's session share: envelope, tokens, progress, and how errors are told.
 
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ pub const MAX_ENTRIES_PER_MESSAGE: usize = 1_000;
 /// Most attempts counters and journal entries of one progress.
 const MAX_PROGRESS: usize = 64;
 /// Longest lease or hold that makes sense; anything longer is a unit mix-up.
-const MAX_WAIT: Duration = Duration::from_secs(24 * 3600);
+const MAX_WAIT: Duration = common::profile::MAX_HOLD;
 
 /// A message of a session that cannot be used. The stream it came from ends.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -197,7 +198,19 @@ impl Reader {
             version: self.text("profile.version", wire.version, 64)?,
             pid: wire.pid,
             lease,
+            holds: self.holds(wire.holds)?,
         })
+    }
+
+    /// Holds of drivers that this version knows.
+    fn holds(self, wire: HashMap<String, prost_types::Duration>) -> Result<BTreeMap<Driver, Duration>, WireError> {
+        let mut holds = BTreeMap::new();
+        for (name, hold) in wire {
+            if let Ok(driver) = name.parse() {
+                holds.insert(driver, self.wait(format!("profile.holds[{name}]"), Some(hold))?);
+            }
+        }
+        Ok(holds)
     }
 
     pub(super) fn desired(self, at: &At<'_>, wire: Option<wire::Desired>) -> Result<DesiredParts, WireError> {
@@ -292,6 +305,7 @@ pub(super) fn profile_to_wire(profile: Profile) -> wire::Profile {
         version: profile.version,
         pid: profile.pid,
         lease: Some(duration_to_wire(profile.lease)),
+        holds: profile.holds.iter().map(|(d, hold)| (d.name().to_owned(), duration_to_wire(*hold))).collect(),
     }
 }
 

@@ -11,7 +11,9 @@
 //!   do; every worker of the world may end up knowing all of it.
 //!
 //! A token older than the newest one seen for the appliance is refused, in a shared world across workers: as far as
-//! their files have been read, which is good enough for something that is not real.
+//! their files have been read, which is good enough for something that is not real. With `fencing = "hold"` it stands for
+//! a backend that knows no tokens: a call asks the gate before it starts, and then takes effect whoever owns the appliance
+//! by the time it does.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -33,6 +35,17 @@ use crate::gate::Permit;
 use crate::kinds::Kind;
 use common::runtime::clock;
 
+/// How calls are kept from taking effect once their caller is no longer the owner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FencedBy {
+    /// Older tokens are refused.
+    #[default]
+    Token,
+    /// By nothing: the next owner waits for `hold`.
+    Hold,
+}
+
 /// Settings of the driver.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -52,7 +65,16 @@ pub struct Config {
     pub seed: u64,
     /// Directory of a world shared by workers of one host; a private one when absent.
     pub world: Option<PathBuf>,
+    /// What fences its calls.
+    pub fencing: FencedBy,
+    /// With `fencing = "hold"`: how long after they were sent calls may take effect. At least as long as the longest of
+    /// the latencies; longer keeps the next owner of an appliance waiting longer.
+    #[serde(with = "humantime_serde")]
+    pub hold: Duration,
 }
+
+/// Longest `hold`.
+const MAX_HOLD: Duration = Duration::from_secs(3600);
 
 impl Config {
     /// Every setting that cannot work, by name.
@@ -62,7 +84,20 @@ impl Config {
         if !(0.0..=1.0).contains(&self.failure_rate) {
             found.push(FieldViolation::new("failure_rate", format!("must be 0 to 1, is {}", self.failure_rate)));
         }
+        let longest = self.boot_latency.max(self.configure_latency).max(Duration::from_millis(1));
+        if self.fencing == FencedBy::Hold && !(longest..=MAX_HOLD).contains(&self.hold) {
+            found.push(FieldViolation::new("hold", format!("must be {longest:?} to 1h, is {:?}", self.hold)));
+        }
         found
+    }
+
+    /// How its calls are fenced.
+    #[must_use]
+    pub const fn fencing(&self) -> Fencing {
+        match self.fencing {
+            FencedBy::Token => Fencing::Token,
+            FencedBy::Hold => Fencing::Hold(self.hold),
+        }
     }
 }
 
@@ -143,6 +178,22 @@ impl Simulated {
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A call is sent: the last moment at which one without token can be kept from happening.
+    fn send(&self, permit: &Permit) -> Result<(), Error> {
+        match self.config.fencing {
+            FencedBy::Token => Ok(()),
+            FencedBy::Hold => Ok(permit.check_unfenced()?),
+        }
+    }
+
+    /// A call takes effect, unless its token is refused.
+    fn arrive(&self, world: &mut World, permit: &Permit) -> Result<(), Error> {
+        match self.config.fencing {
+            FencedBy::Token => world.raise(permit),
+            FencedBy::Hold => Ok(()),
+        }
+    }
+
     /// Takes the time of a call and draws whether it fails.
     async fn take(&self, latency: Duration, what: &str) -> Result<(), Error> {
         if !latency.is_zero() {
@@ -170,13 +221,14 @@ impl Simulated {
 #[async_trait]
 impl Driver for Simulated {
     fn fencing(&self) -> Fencing {
-        Fencing::Token
+        self.config.fencing()
     }
 
     async fn claim(&self, permit: &Permit) -> Result<(), Error> {
+        self.send(permit)?;
         let mut world = self.world();
         world.refresh()?;
-        world.raise(permit)
+        self.arrive(&mut world, permit)
     }
 
     async fn observe(&self, appliance: ApplianceId) -> Result<Vec<Instance>, Error> {
@@ -186,10 +238,11 @@ impl Driver for Simulated {
     }
 
     async fn ensure(&self, permit: &Permit, wanted: Wanted<'_>) -> Result<Instance, Error> {
+        self.send(permit)?;
         self.take(self.config.boot_latency, "boot").await?;
         let mut world = self.world();
         world.refresh()?;
-        world.raise(permit)?;
+        self.arrive(&mut world, permit)?;
         let running = world.appliances.get(&permit.appliance()).map(Entry::running).unwrap_or_default();
         if let Some(instance) = running.into_iter().find(|i| i.ordinal == wanted.ordinal) {
             return if instance.attempt == wanted.attempt {
@@ -211,10 +264,11 @@ impl Driver for Simulated {
     }
 
     async fn destroy(&self, permit: &Permit, instance: &Instance) -> Result<(), Error> {
+        self.send(permit)?;
         self.take(self.config.boot_latency, "removal").await?;
         let mut world = self.world();
         world.refresh()?;
-        world.raise(permit)?;
+        self.arrive(&mut world, permit)?;
         let known = world.appliances.get(&permit.appliance()).map(Entry::running).unwrap_or_default();
         if !known.iter().any(|i| (i.ordinal, i.attempt) == (instance.ordinal, instance.attempt)) {
             return Ok(());
@@ -242,9 +296,10 @@ impl Driver for Simulated {
     }
 
     async fn forget(&self, permit: &Permit) -> Result<(), Error> {
+        self.send(permit)?;
         let mut world = self.world();
         world.refresh()?;
-        world.raise(permit)?;
+        self.arrive(&mut world, permit)?;
         if world.appliances.get(&permit.appliance()).is_some_and(|entry| !entry.running().is_empty()) {
             return Err(Error::Failed("an instance still runs".into()));
         }
@@ -257,9 +312,10 @@ impl Driver for Simulated {
 #[async_trait]
 impl Kind for Simulated {
     async fn configure(&self, permit: &Permit, instance: &Instance, _: &Desired) -> Result<(), Error> {
+        self.send(permit)?;
         self.take(self.config.configure_latency, "configuration").await?;
         let mut world = self.world();
-        world.raise(permit)?;
+        self.arrive(&mut world, permit)?;
         let running = world.appliances.get(&permit.appliance()).map(Entry::running).unwrap_or_default();
         if running.iter().any(|i| (i.ordinal, i.attempt) == (instance.ordinal, instance.attempt)) {
             Ok(())

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::gate::ACT_MARGIN;
+
 /// What a worker does about what it holds when it is asked to stop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -29,6 +31,11 @@ pub struct Config {
     /// longer.
     #[serde(with = "humantime_serde")]
     pub lease: Duration,
+    /// How long before the end of its lease this worker stops to start calls that no token fences: longer than a thread may
+    /// sleep between its last look at the lease and its send. Longer bears a busier host, and leaves less of a lease to
+    /// act in; more than half of one leaves hardly anything.
+    #[serde(with = "humantime_serde")]
+    pub act_margin: Duration,
     /// How long one try to connect, and the answer to `Hello`, may take.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
@@ -48,6 +55,7 @@ impl Default for Config {
         Self {
             coordinators: vec!["http://127.0.0.1:7470".to_owned()],
             lease: Duration::from_secs(2),
+            act_margin: ACT_MARGIN,
             connect_timeout: Duration::from_secs(5),
             retry_cap: Duration::from_secs(2),
             on_stop: OnStop::default(),
@@ -76,6 +84,22 @@ impl Config {
         if self.drain_timeout > Duration::from_secs(24 * 3600) {
             return Err("session.drain_timeout must be 24h or less".to_owned());
         }
+        if !(Duration::from_millis(10)..=Duration::from_secs(60)).contains(&self.act_margin) {
+            return Err("session.act_margin must be 10ms to 1m".to_owned());
+        }
         Ok(())
+    }
+
+    /// Why calls without token would hardly ever start: a lease of this length, of which a quarter passes between two
+    /// heartbeats, is too short for the margin.
+    #[must_use]
+    pub fn margin_problem(&self, lease: Duration) -> Option<String> {
+        let margin = self.act_margin;
+        (margin > lease / 2).then(|| {
+            format!(
+                "session.act_margin is {margin:?}, more than half of the lease of {lease:?}: drivers without tokens would \
+                 hardly get to act"
+            )
+        })
     }
 }

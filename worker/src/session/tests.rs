@@ -1,6 +1,7 @@
 //! The session against a coordinator that says what each test wants, over a real stream.
 
 mod draining;
+mod holds;
 mod lives;
 
 use std::pin::Pin;

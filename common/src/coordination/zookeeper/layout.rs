@@ -4,7 +4,7 @@
 //! possible and never trusted. A lease node that holds anything but a heartbeat was written over; the version of the
 //! node has grown with that, so that no further heartbeat of its owner can commit.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rmpv::Value;
@@ -13,6 +13,7 @@ use zookeeper_client::Stat;
 
 use super::MAX_LEASE;
 use crate::appliance::Driver;
+use crate::profile::MAX_HOLD;
 use crate::{CoordinatorId, Incarnation, Profile, WorkerId};
 
 /// tooz's namespace when none is given.
@@ -158,6 +159,8 @@ struct WorkerCapabilities<'a> {
     host: &'a str,
     version: &'a str,
     pid: u32,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    hold_ms: BTreeMap<&'static str, u64>,
 }
 
 #[derive(Serialize)]
@@ -187,6 +190,11 @@ fn millis(lease: Duration) -> u64 {
     u64::try_from(lease.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Rounded up: a shorter hold than the driver's would let the next owner act too early.
+fn millis_above(hold: Duration) -> u64 {
+    u64::try_from(hold.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
 /// What a worker publishes.
 pub(super) fn worker_capabilities(profile: &Profile) -> Vec<u8> {
     packed(&WorkerCapabilities {
@@ -197,6 +205,7 @@ pub(super) fn worker_capabilities(profile: &Profile) -> Vec<u8> {
         host: &profile.host,
         version: &profile.version,
         pid: profile.pid,
+        hold_ms: profile.holds.iter().map(|(driver, hold)| (driver.name(), millis_above(*hold))).collect(),
     })
 }
 
@@ -270,7 +279,15 @@ pub(super) fn profile(data: &[u8]) -> Profile {
         version: map.text("version"),
         pid: map.get("pid").and_then(Value::as_u64).and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0),
         lease: Duration::ZERO,
+        holds: holds(map.get("hold_ms")),
     }
+}
+
+/// Holds by driver. One that cannot be read counts as the longest: its driver has one, and nobody knows which.
+fn holds(value: Option<&Value>) -> BTreeMap<Driver, Duration> {
+    let entries = value.and_then(Value::as_map).into_iter().flatten();
+    let known = entries.filter_map(|(driver, hold)| Some((driver.as_str()?.parse().ok()?, hold)));
+    known.map(|(driver, hold)| (driver, hold.as_u64().map_or(MAX_HOLD, Duration::from_millis).min(MAX_HOLD))).collect()
 }
 
 /// A weight as tooz's partitioner takes it: 1 when there is none, true is 1, and below 1 no points.
@@ -331,6 +348,7 @@ mod tests {
             version: "1".to_owned(),
             pid: 7,
             lease: Duration::from_secs(1),
+            holds: BTreeMap::new(),
         }
     }
 
@@ -369,6 +387,19 @@ mod tests {
         }
         let unknown = b"\x82\xa7drivers\x92\xa7process\xa5other\xa6weight\x01";
         assert_eq!(profile(unknown).drivers, BTreeSet::from([Driver::Process]));
+    }
+
+    #[test]
+    fn holds_are_published_rounded_up_and_unreadable_ones_are_the_longest() {
+        let hold = |millis| BTreeMap::from([(Driver::Process, Duration::from_millis(millis))]);
+        let read = |holds| profile(&worker_capabilities(&Profile { holds, ..a_profile() })).holds;
+        assert_eq!(read(hold(2_000)), hold(2_000));
+        assert_eq!(read(BTreeMap::from([(Driver::Process, Duration::from_nanos(1))])), hold(1));
+        assert_eq!(read(BTreeMap::from([(Driver::Process, Duration::MAX)]))[&Driver::Process], MAX_HOLD);
+        // {"hold_ms": {"process": "x", "other": 1}}, {"hold_ms": 1}
+        let odd = profile(b"\x81\xa7hold_ms\x82\xa7process\xa1x\xa5other\x01").holds;
+        assert_eq!(odd, BTreeMap::from([(Driver::Process, MAX_HOLD)]));
+        assert_eq!(profile(b"\x81\xa7hold_ms\x01").holds, BTreeMap::new());
     }
 
     #[test]

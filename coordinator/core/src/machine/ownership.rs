@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use common::mutant::{self, Mutant};
 use common::{Timestamp, Token, WorkerId};
 
 use super::{Action, Machine, Pending, WRITE_RETRY};
@@ -61,6 +62,12 @@ impl Machine {
             entry.needs.host = None;
             let needs = entry.needs.clone();
             self.planner.set_needs(slot, needs);
+        }
+        if entry.state == State::Unowned {
+            entry.hold_if_lost = Duration::ZERO;
+            if mutant::is(Mutant::HoldLostOnOffer) && matches!(former, State::Offered(_)) {
+                entry.lose_hold();
+            }
         }
         let Some(entry) = self.table.get(slot) else { return };
         let acting = |state: &State| match state {
@@ -124,9 +131,9 @@ impl Machine {
         let grant = entry.state.grant().cloned();
         match (effect, grant) {
             (Effect::PersistGrant, Some(to)) => {
-                let host = entry.needs.host.clone();
+                let (host, hold) = (entry.needs.host.clone(), entry.hold_if_lost);
                 let token = to.token;
-                self.write(slot, token, GrantOp::Grant { appliance: id, to, host });
+                self.write(slot, token, GrantOp::Grant { appliance: id, to, host, hold });
             }
             (Effect::Offer, Some(g)) => {
                 let rebalance = entry.rebalance;
@@ -156,8 +163,9 @@ impl Machine {
                 self.move_ended(slot, None);
             }
             (Effect::StartHold, _) => {
-                // Every driver so far is fenced by token, so nothing has to be waited for; the progress the store has
-                // stays as it is.
+                if let Some(entry) = self.table.get_mut(slot) {
+                    entry.hold_in_full();
+                }
                 self.move_ended(slot, None);
             }
             (Effect::Intruder(by), _) => {
@@ -248,6 +256,7 @@ impl Machine {
         let intruded: Vec<Slot> =
             self.intruders.iter().filter(|(_, by)| by.iter().any(|(l, _)| l == life)).map(|(s, _)| *s).collect();
         for slot in intruded {
+            self.intruder_lost(slot, &profile);
             if let Some(by) = self.intruders.get_mut(&slot) {
                 by.retain(|(l, _)| l != life);
             }
@@ -378,6 +387,8 @@ impl Machine {
         self.quarantine.arrived(now, entry.id, token);
         // Should its owner die, this is the newest that is known: what the store has, as after a restart.
         entry.handed = entry.handed.take().and_then(|handed| super::aged(*handed));
+        // It may act from now on, and end without a word.
+        entry.hold_in_full();
         entry.binding = None;
         self.move_ended(slot, Some(worker));
         // It may be picked again: what had to leave it out, or knew its host not yet, is looked at anew.

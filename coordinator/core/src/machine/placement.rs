@@ -440,6 +440,7 @@ impl Machine {
             self.planner.set_needs(m.slot, needs);
         }
         self.note_unplaced(m.slot, None);
+        self.note_grant(m.slot, &(m.to.clone(), incarnation));
         let granted = self.granted_to(&(m.to.clone(), incarnation), token);
         self.hand(now, m.slot, handoff::Event::Assign(granted))
     }

@@ -1,6 +1,6 @@
 //! Mistakes the simulation found (`tests::sim`), each as the shortest story that shows it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::appliance::Driver;
 
@@ -32,6 +32,7 @@ fn hello(worker: &str, host: &str, incarnation: Option<Incarnation>, stream: u64
         version: String::new(),
         pid: 1,
         lease: L,
+        holds: BTreeMap::new(),
     };
     Box::new(Hello {
         worker: name(worker),

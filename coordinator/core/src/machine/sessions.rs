@@ -224,6 +224,7 @@ impl Machine {
             unsaid.remove(&slot);
             let theirs = |e: &crate::table::Entry| e.state.holder().is_some_and(|g| g.is_of(&life.0, life.1));
             if self.table.get(slot).is_some_and(theirs) {
+                self.note_held(slot, life);
                 self.hand(now, slot, handoff::Event::Holds(granted.clone()));
                 let entry = self.table.get(slot).filter(|e| e.state.holder() == Some(&granted));
                 match entry.map(|e| e.generation.cmp(&held.generation)) {
@@ -354,6 +355,7 @@ impl Machine {
                     entry.preferred = Some(life.0.clone());
                 }
                 self.intruder_ended(slot, life, said.token);
+                self.hold_at_least(slot, said.handed.hold);
                 self.hand(now, slot, handoff::Event::Released(granted, said.handed));
             }
             // Gone meanwhile: it need not be said again.
@@ -370,7 +372,8 @@ impl Machine {
                     // A user's appliance goes only when a user said so.
                     let text = format!("{} removed {appliance}, which nobody deleted", life.0);
                     self.violation(Kind::RemovedUndeleted, text);
-                    self.hand(now, slot, handoff::Event::Released(granted, handoff::Handed::default()));
+                    let handed = self.nothing_handed_in(slot);
+                    self.hand(now, slot, handoff::Event::Released(granted, handed));
                     return;
                 }
                 self.hand(now, slot, handoff::Event::Deleted(granted));

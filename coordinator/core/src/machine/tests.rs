@@ -27,6 +27,7 @@ pub(super) fn profile() -> Profile {
         version: "0".into(),
         pid: 1,
         lease: L,
+        holds: BTreeMap::new(),
     }
 }
 

@@ -209,7 +209,12 @@ async fn a_damaged_row_is_named(database: Database) {
         let (store, _, _) = home.lead().await;
         let change = vec![
             Write::PutAppliance(record(1, "a")),
-            Write::Grants(vec![GrantOp::Grant { appliance: id(1), to: granted(1, 1), host: None }]),
+            Write::Grants(vec![GrantOp::Grant {
+                appliance: id(1),
+                to: granted(1, 1),
+                host: None,
+                hold: Duration::ZERO,
+            }]),
             Write::PutMember(member(1)),
             Write::PutRebalance(rebalance(1)),
         ];
@@ -236,7 +241,10 @@ async fn an_appliance_that_cannot_be_read_is_set_aside(database: Database) {
         let change = vec![
             Write::PutAppliance(record(1, "odd")),
             Write::PutAppliance(record(2, "sound")),
-            Write::Grants(vec![freed, GrantOp::Grant { appliance: id(1), to: granted(1, 1), host: None }]),
+            Write::Grants(vec![
+                freed,
+                GrantOp::Grant { appliance: id(1), to: granted(1, 1), host: None, hold: Duration::ZERO },
+            ]),
         ];
         store.submit(change).await.expect("stored");
         store.submit_statuses([(id(1), status(), at(4)), (id(2), status(), at(4))]);
@@ -295,7 +303,8 @@ fn a_crash_loses_nothing_that_was_acknowledged(database: Database) {
             crashing.spawn(async move {
                 for n in 0.. {
                     let number = round * 1_000_000 + task * 100_000 + n;
-                    let grant = GrantOp::Grant { appliance: id(number.into()), to: granted(1, number), host: None };
+                    let (appliance, to) = (id(number.into()), granted(1, number));
+                    let grant = GrantOp::Grant { appliance, to, host: None, hold: Duration::ZERO };
                     let change = vec![
                         Write::PutAppliance(record(number.into(), &format!("a{number}"))),
                         Write::Grants(vec![grant]),

@@ -97,6 +97,7 @@ pub(super) fn member(n: u32) -> StoredMember {
             version: "0.1".into(),
             pid: 7,
             lease: Duration::from_secs(2),
+            holds: [(Driver::Simulated, Duration::from_secs(n.into()))].into(),
         },
         departed: n.is_multiple_of(2),
     }

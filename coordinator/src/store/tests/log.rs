@@ -25,11 +25,13 @@ enum Step {
 
 fn op() -> impl Strategy<Value = GrantOp> {
     let host = proptest::option::of((0..3_u8).prop_map(|n| format!("host-{n}")));
+    let hold = prop_oneof![Just(0), any::<u64>()].prop_map(Duration::from_nanos);
     prop_oneof![
-        6 => (0..40_u128, 0..4_u32, any::<u64>(), host).prop_map(|(n, w, sequence, host)| GrantOp::Grant {
+        6 => (0..40_u128, 0..4_u32, any::<u64>(), host, hold).prop_map(|(n, w, sequence, host, hold)| GrantOp::Grant {
             appliance: id(n),
             to: granted(w, sequence),
             host,
+            hold,
         }),
         2 => (0..40_u128).prop_map(|n| GrantOp::Free {
             appliance: id(n),
@@ -52,12 +54,17 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn apply(model: &mut Table, op: &GrantOp) {
     match op {
-        GrantOp::Grant { appliance, to, host } => {
+        GrantOp::Grant { appliance, to, host, hold } => {
             let grant = model.entry(*appliance).or_default();
             grant.granted = Some(to.clone());
             grant.host.clone_from(host);
+            grant.hold = *hold;
         }
-        GrantOp::Free { appliance, .. } => model.entry(*appliance).or_default().granted = None,
+        GrantOp::Free { appliance, .. } => {
+            let grant = model.entry(*appliance).or_default();
+            grant.granted = None;
+            grant.hold = Duration::ZERO;
+        }
         GrantOp::Remove { appliance } => drop(model.remove(appliance)),
     }
 }
@@ -143,6 +150,7 @@ async fn a_long_log_is_cut_down_while_work_goes_on(database: Database) {
                 appliance: id(u128::from(written * 7 + n) % 90),
                 to: granted(1, written * 100 + n),
                 host: Some("h".into()),
+                hold: Duration::from_secs(n),
             })
             .collect();
         ops.iter().for_each(|op| apply(&mut model, op));
@@ -167,7 +175,12 @@ async fn a_change_larger_than_a_row_is_one_batch(database: Database) {
     let (store, _, _) = home.lead().await;
     let host = "h".repeat(100);
     let ops = (0..30_000_u64)
-        .map(|n| GrantOp::Grant { appliance: id(n.into()), to: granted(1, n), host: Some(format!("{host}{n}")) })
+        .map(|n| GrantOp::Grant {
+            appliance: id(n.into()),
+            to: granted(1, n),
+            host: Some(format!("{host}{n}")),
+            hold: Duration::ZERO,
+        })
         .collect();
     store.submit(vec![Write::Grants(ops)]).await.expect("stored");
     let rows = grants::Entity::find().all(&store.readers.now()).await.expect("read");

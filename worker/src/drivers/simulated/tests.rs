@@ -4,7 +4,7 @@ use common::appliance::{Custom, Driver as DriverName, Kind as SpecKind, Name, Pr
 use common::{Generation, Term};
 
 use super::*;
-use crate::gate::Gate;
+use crate::gate::{Gate, Shut};
 
 fn permit(appliance: ApplianceId, sequence: u64) -> Permit {
     let gate = Gate::new();
@@ -93,4 +93,55 @@ async fn failures_come_at_their_rate_and_again_with_the_same_seed() {
     assert_eq!(run(Simulated::new(config).expect("valid")).await, first);
     let odd = Simulated::new(Config { failure_rate: 1.5, ..Config::default() });
     assert!(matches!(odd, Err(Error::Refused(_))));
+}
+
+fn unfenced(latency: Duration) -> Simulated {
+    let hold = Duration::from_secs(2);
+    Simulated::new(Config { fencing: FencedBy::Hold, hold, boot_latency: latency, ..Config::default() }).expect("valid")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_without_token_takes_effect_once_it_was_sent_whoever_owns_the_appliance_by_then() {
+    let driver = unfenced(Duration::from_secs(1));
+    assert_eq!(driver.fencing(), Fencing::Hold(Duration::from_secs(2)));
+    let (a, spec) = (ApplianceId::from_u128(1), desired());
+    driver.claim(&permit(a, 2)).await.expect("nobody there remembers it");
+    let (gate, token) = (Gate::new(), Token::new(Term::new(1), 1));
+    gate.extend(clock::now() + Duration::from_secs(60));
+    gate.admit(a, token, Duration::ZERO);
+    let permit = gate.pass(a, token).expect("the gate is open");
+    let lost = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        gate.shut();
+    };
+    let (made, ()) = tokio::join!(driver.ensure(&permit, wanted(&spec, 1)), lost);
+    assert_eq!(driver.observe(a).await.expect("readable"), [made.expect("it was sent in time")]);
+    let late = driver.ensure(&permit, wanted(&spec, 1)).await;
+    assert!(matches!(late, Err(Error::Shut(Shut::Fenced))), "{late:?}");
+}
+
+#[tokio::test]
+async fn a_call_without_token_is_not_sent_shortly_before_the_lease_ends() {
+    let driver = unfenced(Duration::ZERO);
+    let (a, spec) = (ApplianceId::from_u128(1), desired());
+    let (gate, token) = (Gate::with_margin(Duration::from_secs(3_600)), Token::new(Term::new(1), 1));
+    gate.extend(clock::now() + Duration::from_secs(1_800));
+    gate.admit(a, token, Duration::ZERO);
+    let permit = gate.pass(a, token).expect("the lease stands");
+    let refused = driver.ensure(&permit, wanted(&spec, 1)).await;
+    assert!(matches!(refused, Err(Error::Shut(Shut::Fenced))), "{refused:?}");
+    assert_eq!(driver.observe(a).await.expect("readable"), []);
+}
+
+#[test]
+fn a_hold_covers_the_longest_call() {
+    let config = |hold| Config {
+        fencing: FencedBy::Hold,
+        hold: Duration::from_millis(hold),
+        configure_latency: Duration::from_millis(500),
+        ..Config::default()
+    };
+    assert_eq!(config(499).validate().first().map(|v| v.field.clone()), Some("hold".to_owned()));
+    assert_eq!(config(500).validate(), []);
+    assert_eq!(Config { fencing: FencedBy::Token, ..config(0) }.validate(), []);
 }

@@ -1,0 +1,226 @@
+//! Holds from owner to owner: who leaves how much, what is stored of it, and what the next owner is told.
+
+use std::time::Duration;
+
+use common::appliance::Driver;
+
+use super::tests::{Puppet, World, id, profile, seed, worker};
+use super::*;
+
+const HOLD: Duration = Duration::from_secs(10);
+
+/// A worker opens a stream whose calls may take effect for `hold` after its lease.
+fn connect(w: &mut World, name: &str, hold: Duration) -> Conn {
+    let conn = w.next_conn;
+    w.next_conn += 1;
+    let puppet = w.puppets.entry(worker(name)).or_default();
+    puppet.conn = conn;
+    puppet.stream = puppet.stream.next();
+    let puppet = w.puppets[&worker(name)].clone();
+    let hello = Hello { profile: unfenced(hold), ..w.hello_of(name, &puppet) };
+    w.step(Event::Hello(conn, Box::new(hello)));
+    conn
+}
+
+fn unfenced(hold: Duration) -> Profile {
+    Profile { holds: [(Driver::Simulated, hold)].into(), ..profile() }
+}
+
+/// A worker without tokens that has appliance 1.
+fn owned() -> World {
+    let mut w = World::new(Restored::default());
+    connect(&mut w, "w1", HOLD);
+    w.pass(Duration::from_secs(1));
+    w.create([1]);
+    assert_eq!((w.holder(1), told(&w)), (Some("w1"), vec![Duration::ZERO]));
+    w
+}
+
+/// Has a worker say something about the appliance, which it then holds no more.
+fn say(w: &mut World, name: &str, answers: impl FnOnce(ApplianceId, Token) -> Answers) {
+    let puppet = w.puppets.get_mut(&worker(name)).expect("lives");
+    let token = puppet.held.remove(&id(1)).expect("it holds the appliance");
+    let (conn, applied) = (puppet.conn, puppet.version);
+    let envelope = w.envelope(conn);
+    w.step(Event::Answers(conn, envelope, Answers { applied, ..answers(id(1), token) }));
+}
+
+fn release(w: &mut World, name: &str, hold: Duration) {
+    say(w, name, |appliance, token| {
+        let handed = Handed { hold, ..Handed::default() };
+        Answers { released: vec![Said { appliance, token, handed }], ..Answers::default() }
+    });
+}
+
+/// The holds that owners of the appliance were told, one after the other.
+fn told(w: &World) -> Vec<Duration> {
+    let tells =
+        w.sent.iter().filter_map(|(_, down)| if let Down::Delta { tell, .. } = down { Some(tell) } else { None });
+    let hold = |tell: &Tell| if let Tell::Grant { handed, .. } = tell { Some(handed.hold) } else { None };
+    tells.flatten().filter_map(hold).collect()
+}
+
+/// What the store was told: `true` for a grant.
+fn stored(w: &World) -> Vec<(bool, Duration)> {
+    let ops = w.stored.iter().flat_map(|commit| &commit.grants);
+    ops.filter_map(|op| match op {
+        GrantOp::Grant { hold, .. } => Some((true, *hold)),
+        GrantOp::Free { hold, .. } => Some((false, *hold)),
+        GrantOp::Remove { .. } => None,
+    })
+    .collect()
+}
+
+#[test]
+fn an_owner_that_is_lost_leaves_its_hold_in_full() {
+    let mut w = owned();
+    assert_eq!(stored(&w), [(true, HOLD)], "known to whoever leads when it is lost");
+    w.kill("w1");
+    connect(&mut w, "w2", Duration::from_secs(3));
+    w.pass(Duration::from_secs(3));
+    assert_eq!((w.holder(1), told(&w)), (Some("w2"), vec![Duration::ZERO, HOLD]));
+    assert_eq!(stored(&w)[1], (true, HOLD), "lost at once, it leaves what it had to wait itself");
+}
+
+#[test]
+fn an_owner_that_tokens_fence_leaves_none_of_its_own() {
+    let mut w = World::new(Restored::default());
+    w.connect("w1");
+    w.pass(Duration::from_secs(1));
+    w.create([1]);
+    w.kill("w1");
+    w.connect("w2");
+    w.pass(Duration::from_secs(4));
+    assert_eq!((w.holder(1), told(&w)), (Some("w2"), vec![Duration::ZERO; 2]));
+    assert_eq!(stored(&w), [(true, Duration::ZERO); 2]);
+}
+
+#[test]
+fn a_release_says_what_is_left_and_nobody_counts_it_down() {
+    let mut w = owned();
+    let left = Duration::from_secs(4);
+    w.pass(Duration::from_secs(1));
+    let conn = w.puppets[&worker("w1")].conn;
+    let envelope = w.envelope(conn);
+    w.step(Event::Pause("so that nobody takes it".to_owned()));
+    release(&mut w, "w1", left);
+    w.step(Event::Leave(conn, envelope));
+    w.puppets.clear();
+    w.pass(Duration::from_secs(3_600));
+    w.step(Event::Resume);
+    connect(&mut w, "w2", HOLD);
+    w.pass(Duration::from_secs(1));
+    assert_eq!((w.holder(1), told(&w)), (Some("w2"), vec![Duration::ZERO, left]));
+    assert_eq!(stored(&w), [(true, HOLD), (false, left), (true, HOLD)]);
+    release(&mut w, "w2", Duration::ZERO);
+    w.pass(Duration::from_secs(1));
+    assert_eq!(told(&w).last(), Some(&Duration::ZERO), "who held it has served it");
+}
+
+#[test]
+fn an_offer_that_nobody_took_keeps_the_hold() {
+    let mut w = owned();
+    let left = Duration::from_secs(4);
+    w.hold_commits = true;
+    release(&mut w, "w1", left);
+    let (batch, _) = w.commits.remove(0);
+    w.step(Event::Durable(batch));
+    w.pass(Duration::from_millis(100));
+    // Stored, and its stream breaks before it is told.
+    let (batch, _) = w.commits.remove(0);
+    let conn = w.puppets[&worker("w1")].conn;
+    w.step(Event::Closed(conn));
+    w.hold_commits = false;
+    w.step(Event::Durable(batch));
+    assert_eq!(told(&w).len(), 1);
+    connect(&mut w, "w1", HOLD);
+    w.pass(Duration::from_secs(1));
+    assert_eq!((w.holder(1), told(&w)), (Some("w1"), vec![Duration::ZERO, left]));
+
+    // Told, and declined.
+    release(&mut w, "w1", left);
+    w.pass(Duration::from_millis(100));
+    assert_eq!(w.holder(1), Some("w1"));
+    let before = told(&w).len();
+    w.hold_commits = true;
+    release(&mut w, "w1", left);
+    let (batch, _) = w.commits.remove(0);
+    w.step(Event::Durable(batch));
+    w.pass(Duration::from_millis(100));
+    let (batch, commit) = w.commits.remove(0);
+    let Some(GrantOp::Grant { to, .. }) = commit.grants.first() else { panic!("a grant is written") };
+    let token = to.token;
+    w.hold_commits = false;
+    let puppet = w.puppets.remove(&worker("w1")).expect("lives");
+    w.step(Event::Durable(batch));
+    let version = puppet.version + 1;
+    w.puppets.insert(worker("w1"), Puppet { version, ..puppet });
+    let conn = w.puppets[&worker("w1")].conn;
+    let envelope = w.envelope(conn);
+    let declined = Answers { applied: version, declined: vec![(id(1), token)], ..Answers::default() };
+    w.step(Event::Answers(conn, envelope, declined));
+    w.pass(Duration::from_secs(6));
+    assert_eq!(w.holder(1), Some("w1"));
+    assert_eq!(told(&w)[before..], [left, left], "offered, declined, offered again");
+}
+
+#[test]
+fn an_owner_that_forgot_its_grant_leaves_its_hold_in_full() {
+    let mut w = owned();
+    w.puppets.get_mut(&worker("w1")).expect("lives").held.clear();
+    connect(&mut w, "w1", HOLD);
+    w.pass(Duration::from_secs(1));
+    assert_eq!((w.holder(1), told(&w)), (Some("w1"), vec![Duration::ZERO, HOLD]), "it may have acted");
+}
+
+#[test]
+fn a_removal_that_nobody_asked_for_leaves_the_hold_in_full() {
+    let mut w = owned();
+    say(&mut w, "w1", |appliance, token| Answers { gone: vec![(appliance, token)], ..Answers::default() });
+    w.pass(Duration::from_secs(1));
+    assert_eq!((w.holder(1), told(&w)), (Some("w1"), vec![Duration::ZERO, HOLD]));
+}
+
+/// What the store has of the appliance.
+fn restored(grant: StoredGrant) -> Restored {
+    Restored { appliances: vec![(seed(1), StoredGrant { ever: true, ..grant })], ..Restored::default() }
+}
+
+#[test]
+fn a_new_leader_knows_the_hold_of_an_owner_of_which_nothing_is_left() {
+    let lost = Granted { worker: worker("w0"), incarnation: Incarnation::new(7), token: Token::new(Term::new(1), 1) };
+    for (granted, hold) in [(Some(lost), HOLD), (None, Duration::from_secs(4))] {
+        let grant = StoredGrant { granted, hold, ..StoredGrant::default() };
+        let mut w = World::in_term(Term::new(2), restored(grant));
+        connect(&mut w, "w1", Duration::from_secs(1));
+        w.pass(Duration::from_secs(6));
+        assert_eq!((w.holder(1), told(&w)), (Some("w1"), vec![hold]));
+        assert_eq!(stored(&w), [(true, hold)]);
+    }
+}
+
+#[test]
+fn who_acted_against_the_table_leaves_a_hold_as_well() {
+    let left = Duration::from_secs(7);
+    for lost in [false, true] {
+        // Known to nobody's table: as after a store was put back to an older state.
+        let intruder = Token::new(Term::new(0), 9);
+        let mut w = World::new(restored(StoredGrant::default()));
+        w.puppets.insert(worker("w1"), Puppet { held: [(id(1), intruder)].into(), ..Puppet::default() });
+        connect(&mut w, "w1", HOLD);
+        w.pass(Duration::from_secs(6));
+        assert_eq!((w.holder(1), told(&w)), (None, vec![]), "somebody acts on it");
+        if lost {
+            w.kill("w1");
+        } else {
+            // The welcome told it to give up what is not its own.
+            w.puppets.get_mut(&worker("w1")).expect("lives").held.insert(id(1), intruder);
+            release(&mut w, "w1", left);
+        }
+        connect(&mut w, "w2", HOLD);
+        w.pass(Duration::from_secs(4));
+        let hold = if lost { HOLD } else { left };
+        assert_eq!(told(&w), [hold]);
+        assert_eq!(stored(&w), [(false, hold), (true, HOLD)], "for a leader that comes in between");
+    }
+}

@@ -1,0 +1,57 @@
+//! Holds: how long the next owner of an appliance waits because calls that no token fences may still take effect.
+//!
+//! What is kept, for each appliance, is in [`crate::table`]. A grant is stored with the hold that its loss would leave, so
+//! that it is known whoever leads then and whether or not anything of its owner is left. An offer that nobody took leaves
+//! the hold as it was; an owner that may have acted and says nothing of it (its lease ended, or its `Hello` lists nothing)
+//! leaves it in full; a release says what is left. Who acted against the table leaves one as well.
+
+use std::time::Duration;
+
+use super::Machine;
+use crate::grants::{GrantOp, Profile};
+use crate::handoff::Handed;
+use crate::membership::Life;
+use crate::planner::Slot;
+
+impl Machine {
+    /// An appliance is about to be granted to this life.
+    pub(super) fn note_grant(&mut self, slot: Slot, life: &Life) {
+        let Some(entry) = self.table.get_mut(slot) else { return };
+        let hold = self.membership.profile(life).map_or(Duration::ZERO, |p| p.hold_of(&entry.needs.driver));
+        entry.granted_with(hold);
+    }
+
+    /// A life says that it holds an appliance as its grant. The store may be of before that grant, or of before its owner
+    /// was set up otherwise.
+    pub(super) fn note_held(&mut self, slot: Slot, life: &Life) {
+        let Some(entry) = self.table.get_mut(slot) else { return };
+        let hold = self.membership.profile(life).map_or(Duration::ZERO, |p| p.hold_of(&entry.needs.driver));
+        entry.hold_if_lost = entry.hold_if_lost.max(hold);
+    }
+
+    /// What an owner leaves that hands nothing in.
+    pub(super) fn nothing_handed_in(&self, slot: Slot) -> Handed {
+        let hold = self.table.get(slot).map_or(Duration::ZERO, |entry| entry.hold_if_lost);
+        Handed { hold, ..Handed::default() }
+    }
+
+    /// A life that held an appliance against the table has ended.
+    pub(super) fn intruder_lost(&mut self, slot: Slot, profile: &Profile) {
+        if let Some(entry) = self.table.get(slot) {
+            let hold = profile.hold_of(&entry.needs.driver);
+            self.hold_at_least(slot, hold);
+        }
+    }
+
+    /// Makes the next owner of what nobody has wait for at least `hold`, whoever leads then. For what is said by others than
+    /// its holder: of somebody who acted against the table, or said again; a hold that is known already changes nothing.
+    pub(super) fn hold_at_least(&mut self, slot: Slot, hold: Duration) {
+        let Some(entry) = self.table.get_mut(slot) else { return };
+        if !entry.state.wants_owner() || !entry.raise_hold(hold) {
+            return;
+        }
+        let Handed { progress, hold } = entry.handed.as_deref().cloned().unwrap_or_default();
+        // Not waited for: it happens only after the store was put back to an older state, and is remembered here.
+        self.commit.grants.push(GrantOp::Free { appliance: entry.id, progress, hold });
+    }
+}
