@@ -4,10 +4,10 @@
 CARGO ?= cargo
 BINS  := -p coordinator -p worker -p ctl --bins
 # What breaks the cores on purpose is built on its own, so that nothing of it gets into the binaries.
-MODELS := -p sim
+MODELS := -p sim -p model
 UP    ?=
 
-.PHONY: help up down build test lint fmt bench sim drill deps-build deps-test clean
+.PHONY: help up down build test lint fmt bench sim model drill deps-build deps-test clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ sim: deps-build ## Run the simulator over many seeds: make sim SEEDS=20000.
 drill: deps-test build ## Break a cluster on hosts of its own (needs root): make drill SEED=7 MINUTES=60. Without SEED a random one.
 	$(CARGO) build --release --locked -p tests --bins
 	target/release/drill $(if $(SEED),--seed $(SEED)) --minutes $(or $(MINUTES),3) --report target/drill.json
+
+model: deps-build ## Check every state of every setup of the hand-off model; takes hours and some 10 GB.
+	RUG_MODEL_FULL=1 $(CARGO) test --profile sim --locked -p model -- --nocapture
 
 bench: deps-test build ## Run the benchmarks; each prints what it compares with.
 	$(CARGO) bench --locked -p tests --bench planner

@@ -5,6 +5,8 @@
 //! telemetry, signals) sits behind the feature `runtime` and is used by the binaries only.
 
 pub mod appliance;
+#[cfg(feature = "canon")]
+pub mod canon;
 pub mod digest;
 pub mod id;
 pub mod mutant;

@@ -10,6 +10,9 @@
 //! vanished while one is decided on: sessions that were lost together end one after the other, and the first ones must
 //! not be given away before the others are noticed. Workers that say goodbye are not missed.
 
+#[cfg(feature = "canon")]
+mod canon;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 

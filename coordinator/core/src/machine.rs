@@ -9,6 +9,8 @@
 //! The shell calls [`Machine::step`] for each event in order, carries out the actions in order, and sends `Event::Tick`
 //! when `wake_at` has come and whenever its input queue is empty.
 
+#[cfg(feature = "canon")]
+mod canon;
 mod holds;
 mod members;
 mod ownership;
@@ -468,7 +470,7 @@ pub struct Counters {
 }
 
 /// The coordinator while it leads one term.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Machine {
     config: Config,
     term: Term,

@@ -9,6 +9,9 @@
 //! authority the member nodes say who is in the ring and the lease nodes who may act: a member without a lease is a
 //! Python service, a lease without a member node belongs to a worker that has to be drained.
 
+#[cfg(feature = "canon")]
+mod canon;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 

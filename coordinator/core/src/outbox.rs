@@ -4,6 +4,9 @@
 //! the worker's acknowledgements. Entries wait here without a bound of their own because each stands for an appliance of
 //! the table: an appliance has at most one entry of each sort at a time.
 
+#[cfg(feature = "canon")]
+mod canon;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use common::{RebalanceId, Token};

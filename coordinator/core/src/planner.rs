@@ -12,6 +12,8 @@
 
 mod book;
 mod bounded;
+#[cfg(feature = "canon")]
+mod canon;
 mod classes;
 mod exact;
 mod explain;

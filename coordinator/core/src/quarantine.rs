@@ -14,6 +14,9 @@
 //! announced: what a worker dies of there is not found. All of this is memory of one leader: a new one starts without
 //! suspicion, strikes or quarantines, and hears of running steps anew.
 
+#[cfg(feature = "canon")]
+mod canon;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 

@@ -1,5 +1,8 @@
 //! Which moves belong together: one rebalance per cause, open until its last move has ended.
 
+#[cfg(feature = "canon")]
+mod canon;
+
 use std::collections::BTreeMap;
 use std::fmt;
 

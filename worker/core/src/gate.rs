@@ -7,6 +7,9 @@
 //! A hold is a remaining time, counted here from the moment of [`Gate::admit`] and a little longer than told: clocks of
 //! different hosts may differ in their rate, see [`SLACK`]. Pure: the shell brings clock and locks.
 
+#[cfg(feature = "canon")]
+mod canon;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

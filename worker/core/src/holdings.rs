@@ -5,6 +5,9 @@
 //! delta applies only on its base; for one appliance tokens only rise; a release or removal is said again after each
 //! `Hello` until the leader confirms that the store has it.
 
+#[cfg(feature = "canon")]
+mod canon;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 

@@ -5,6 +5,9 @@
 //! whose member node was taken away keeps what it holds and is drained; one that cannot be reached while a move waits on
 //! it is evicted. Neither is ever called gone here: that is the membership's to say.
 
+#[cfg(feature = "canon")]
+mod canon;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 

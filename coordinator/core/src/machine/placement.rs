@@ -1,5 +1,8 @@
 //! When to plan, and how a plan becomes hand-offs under the limits on what may be under way.
 
+#[cfg(feature = "canon")]
+mod canon;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 

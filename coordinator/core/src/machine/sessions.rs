@@ -5,6 +5,9 @@
 //! anything. A `Hello` alone proves nothing: it may have been stuck in the network while a newer stream, and a whole
 //! term, passed it by, and whoever believes it takes away what the worker was granted since. A dead stream cannot answer.
 
+#[cfg(feature = "canon")]
+mod canon;
+
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 

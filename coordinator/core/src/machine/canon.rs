@@ -1,0 +1,209 @@
+//! What the machine's behaviour depends on, in canonical form (see [`common::canon`]).
+//!
+//! Left out, with the reason beside each: what is only for people, what is counted from the rest, settings, and the
+//! number of the next batch, incarnation and rebalance, which only have to be new. Lists every field, so that a new one
+//! has to be thought of.
+
+use common::canon::{Canon, Canonical};
+
+use super::{Commit, Machine, Pending, STALL, TICK};
+use crate::grants::{GrantOp, Granted, StoredGrant, StoredMember};
+use crate::handoff::{Handed, State};
+use crate::table::Entry;
+
+impl Canonical for Machine {
+    fn canon(&self, to: &mut Canon) {
+        let Self {
+            // Does not change within a run.
+            config: _,
+            term,
+            next_sequence,
+            next_incarnation: _,
+            next_batch: _,
+            last_step,
+            // For people.
+            started: _,
+            table,
+            planner,
+            membership,
+            sessions,
+            // Made of the table; `checks` compares them.
+            granted: _,
+            intruders,
+            declined,
+            pending,
+            commit,
+            commit_pending,
+            confirm,
+            retries,
+            ending,
+            remembered,
+            remove_at,
+            quarantine,
+            brake,
+            paused,
+            members: _,
+            clear,
+            rebalances,
+            placement: _,
+            in_flight: _,
+            // Made of the table; `checks` compares them.
+            states: _,
+            // For people.
+            departed: _,
+            counters: _,
+            // Made of the table, but for what digests of workers set off; those of a model say none.
+            audit: _,
+            unowned: _,
+            regained: _,
+            actions,
+        } = self;
+        debug_assert!(actions.is_empty() && confirm.is_empty() && clear.is_empty(), "between two steps nothing waits");
+        to.put(term);
+        to.put(&common::Token::new(*term, *next_sequence));
+        if membership.is_embedded() {
+            to.after(*last_step, TICK + STALL + std::time::Duration::from_nanos(1));
+        }
+        to.put(&table.len());
+        for (slot, entry) in table.iter() {
+            to.put(&slot.0);
+            to.put(entry);
+        }
+        to.put(planner);
+        to.put(membership);
+        to.put(sessions);
+        to.list(intruders.iter().map(|(slot, by)| (slot.0, by)));
+        to.put(&declined.len());
+        for (slot, by) in declined {
+            to.put(&slot.0);
+            to.list(by.keys());
+            by.values().for_each(|until| to.until(*until));
+        }
+        to.put(&pending.len());
+        for (batch, pending) in pending {
+            to.batch(*batch);
+            to.put(pending);
+        }
+        to.put(commit);
+        to.put(commit_pending);
+        to.put(&retries.len());
+        for (at, slot) in retries {
+            to.until(*at);
+            to.put(&slot.0);
+        }
+        to.list(ending.iter().map(|(life, profile)| (life, profile.is_some())));
+        to.put(remembered);
+        to.put(&remove_at.is_some());
+        if let Some(at) = remove_at {
+            to.until(*at);
+        }
+        to.put(quarantine);
+        to.put(brake);
+        to.put(&paused.is_some());
+        self.canon_members(to);
+        to.put(rebalances);
+        self.canon_placement(to);
+    }
+}
+
+impl Canonical for Pending {
+    fn canon(&self, to: &mut Canon) {
+        match self {
+            Self::Slot(slot, token) => to.put(&(0_u32, slot.0, token)),
+            Self::Member(conn) => {
+                to.plain(1);
+                to.conn(*conn);
+            }
+            Self::Departed(life, missed) => to.put(&(2_u32, life, missed)),
+        }
+    }
+}
+
+impl Canonical for Entry {
+    fn canon(&self, to: &mut Canon) {
+        let Self {
+            id,
+            needs,
+            generation,
+            size,
+            deleting,
+            state,
+            retry,
+            handed,
+            hold_if_lost,
+            preferred,
+            moved_from,
+            // Why it is where it is: for people, but for whether it is known to be unplaced, which changes what is said.
+            reason: _,
+            unplaced: _,
+            rebalance,
+            binding,
+            granted_before,
+        } = self;
+        to.put(&(id, needs, generation));
+        to.put(&(size, deleting, retry));
+        to.put(state);
+        to.put(handed);
+        to.put(hold_if_lost);
+        to.put(&(preferred, moved_from, rebalance));
+        to.put(&(binding, granted_before));
+    }
+}
+
+impl Canonical for State {
+    fn canon(&self, to: &mut Canon) {
+        to.text(self.name());
+        to.put(&self.grant());
+    }
+}
+
+impl Canonical for Granted {
+    fn canon(&self, to: &mut Canon) {
+        let Self { worker, incarnation, token } = self;
+        to.put(&(worker, incarnation, token));
+    }
+}
+
+impl Canonical for Handed {
+    fn canon(&self, to: &mut Canon) {
+        let Self { progress, hold } = self;
+        to.put(&(progress, hold));
+    }
+}
+
+impl Canonical for Commit {
+    fn canon(&self, to: &mut Canon) {
+        let Self { grants, put_members, remove_members } = self;
+        to.put(grants);
+        to.put(put_members);
+        to.put(remove_members);
+    }
+}
+
+impl Canonical for GrantOp {
+    fn canon(&self, to: &mut Canon) {
+        match self {
+            Self::Grant { appliance, to: granted, host, hold } => {
+                to.put(&((0_u32, appliance), granted, host));
+                to.put(hold);
+            }
+            Self::Free { appliance, progress, hold } => to.put(&((1_u32, appliance), progress, hold)),
+            Self::Remove { appliance } => to.put(&(2_u32, appliance)),
+        }
+    }
+}
+
+impl Canonical for StoredMember {
+    fn canon(&self, to: &mut Canon) {
+        let Self { worker, incarnation, profile, departed } = self;
+        to.put(&((worker, incarnation), profile, departed));
+    }
+}
+
+impl Canonical for StoredGrant {
+    fn canon(&self, to: &mut Canon) {
+        let Self { granted, host, progress, hold, ever } = self;
+        to.put(&(granted, host, progress));
+        to.put(&(hold, ever));
+    }
+}

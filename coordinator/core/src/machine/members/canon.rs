@@ -1,0 +1,33 @@
+//! What the behaviour of the watch over members depends on.
+
+use std::time::Duration;
+
+use common::canon::Canon;
+
+use super::{EVICT_AGAIN, EXPELLED, Machine, Parked, Watch};
+
+impl Machine {
+    /// Writes down what is watched of the lives besides their leases.
+    pub(in crate::machine) fn canon_members(&self, to: &mut Canon) {
+        let Watch { read, parked, silent, expelled, stuck, evicting, leaving, handing_back, homecoming } =
+            &self.members;
+        to.put(read);
+        to.put(&parked.len());
+        for (life, Parked { conn, hello, until }) in parked {
+            to.put(life);
+            to.conn(*conn);
+            to.put(hello);
+            to.until(*until);
+        }
+        let unreachable = Duration::from_millis(self.config.unreachable_after_ms);
+        for (limit, lives) in [(unreachable, silent), (EXPELLED, expelled), (EVICT_AGAIN, evicting)] {
+            to.list(lives.keys());
+            lives.values().for_each(|since| to.after(*since, limit));
+        }
+        to.put(stuck);
+        to.put(leaving);
+        to.put(handing_back);
+        to.list(homecoming.keys());
+        homecoming.values().for_each(|until| to.until(*until));
+    }
+}

@@ -1,0 +1,39 @@
+//! What the behaviour of plans and of moves under way depends on.
+
+use common::canon::{Canon, Canonical};
+
+use super::{Due, InFlight, Machine, Moving};
+
+impl Machine {
+    /// Writes down when the next plan is due, and what is on its way.
+    pub(in crate::machine) fn canon_placement(&self, to: &mut Canon) {
+        to.put(&self.placement);
+        // How many there are per worker, and how many stalled, is counted from the moves.
+        let InFlight { moves, per_worker: _, stalled: _ } = &self.in_flight;
+        to.put(&moves.len());
+        for (slot, Moving { from, to: target, since, stalled }) in moves {
+            to.put(&slot.0);
+            to.put(&(from, target, stalled));
+            to.after(*since, std::time::Duration::from_millis(self.config.release_deadline_ms));
+        }
+    }
+}
+
+impl Canonical for Due {
+    fn canon(&self, to: &mut Canon) {
+        let Self { awaited, grace: _, grace_ends, joined, back, joins_due, lost, start, dirty, not_before } = self;
+        to.put(awaited);
+        if !awaited.is_empty() {
+            to.until(*grace_ends);
+        }
+        to.put(joined);
+        to.put(&joins_due.is_some());
+        if let Some(due) = joins_due {
+            to.until(*due);
+        }
+        // The names are for people; that there are any asks for a plan.
+        to.put(&(!back.is_empty(), !lost.is_empty()));
+        to.put(&(start, dirty));
+        to.until(*not_before);
+    }
+}

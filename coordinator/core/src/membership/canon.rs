@@ -1,0 +1,41 @@
+//! What the membership's behaviour depends on.
+
+use common::canon::{Canon, Canonical};
+
+use super::{Lease, LeaseNode, Membership, Node, lease_wait};
+
+impl Canonical for Membership {
+    fn canon(&self, to: &mut Canon) {
+        let Self { authority, lives, current, nodes, ended } = self;
+        to.put(&(*authority == super::Authority::Embedded));
+        to.put(lives);
+        to.put(current);
+        to.put(nodes);
+        to.put(ended);
+    }
+}
+
+impl Canonical for Lease {
+    fn canon(&self, to: &mut Canon) {
+        let Self { length, seen, closed, profile, draining, stored } = self;
+        to.put(length);
+        // When it was seen matters up to the end of the wait, which is later than the end of the lease itself.
+        to.after(*seen, lease_wait(*length));
+        to.put(closed);
+        to.put(profile);
+        to.put(draining);
+        to.put(stored);
+    }
+}
+
+impl Canonical for Node {
+    fn canon(&self, to: &mut Canon) {
+        to.put(&(&self.incarnation, &self.profile));
+    }
+}
+
+impl Canonical for LeaseNode {
+    fn canon(&self, to: &mut Canon) {
+        to.put(&(&self.lease, &self.evicted));
+    }
+}

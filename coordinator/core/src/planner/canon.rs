@@ -1,0 +1,37 @@
+//! What plans depend on: the members, and where each appliance is counted. Left out: the order in which names and groups
+//! came, and everything made of the rest ("equal tables and members give equal plans, whatever happened before"); under
+//! `Strategy::Ring` also which arcs are unsettled, so that such planners are not to be compared.
+
+use common::canon::{Canon, Canonical};
+
+use super::{Member, Needs, Planner, Slot, Strategy};
+
+impl Canonical for Planner {
+    fn canon(&self, to: &mut Canon) {
+        debug_assert_eq!(self.config.strategy, Strategy::Bounded, "the unsettled arcs of a ring are not written");
+        to.list(&self.roster.members);
+        for slot in 0..self.book.slot_limit() {
+            let slot = Slot(u32::try_from(slot).expect("fewer than 2^32 slots"));
+            let Some(entry) = self.book.entry(slot) else { continue };
+            to.put(&slot.0);
+            to.put(&self.book.group(entry.group).needs);
+            to.put(&(self.roster.name(entry.owner), self.roster.name(entry.former), entry.movable));
+            to.put(&self.book.excluded.get(&slot));
+        }
+    }
+}
+
+impl Canonical for Member {
+    fn canon(&self, to: &mut Canon) {
+        let Self { id, weight, zone, host, drivers, connected, draining } = self;
+        to.put(&(id, weight, zone));
+        to.put(&(host, connected, draining));
+        to.list(drivers.iter().map(common::appliance::Driver::name));
+    }
+}
+
+impl Canonical for Needs {
+    fn canon(&self, to: &mut Canon) {
+        to.put(&(self.driver.name(), &self.host));
+    }
+}

@@ -1,0 +1,15 @@
+//! What of the rebalances decides anything: which one moves belong to now, and which have moves under way. Left out: how
+//! many moves each made and whether it was superseded, which is history.
+
+use common::canon::{Canon, Canonical};
+
+use super::Rebalances;
+
+impl Canonical for Rebalances {
+    fn canon(&self, to: &mut Canon) {
+        // `last` only makes the next identity a new one.
+        let Self { term: _, last: _, open, current } = self;
+        to.list(open.iter().map(|(id, open)| (id, open.under_way)));
+        to.put(current);
+    }
+}

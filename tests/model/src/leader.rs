@@ -1,0 +1,278 @@
+//! A coordinator process around the machine, after `coordinator::leader` and `coordinator::leadership`: what it hears goes
+//! in one by one, what comes out is carried out in order, writes go through the store one after the other.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use common::canon::{Canon, Canonical};
+use common::{Term, Token};
+use coordinator_core::checks;
+use coordinator_core::grants::GrantOp;
+use coordinator_core::machine::{self, Action, BatchId, Commit, Event, Machine};
+use worker_core::holdings::{Envelope, Handed};
+
+use crate::promises::{Promise, Wrong};
+use crate::service::Feed;
+use crate::setup::Setup;
+use crate::state::{Part, State};
+use crate::store::Floating;
+use crate::stream::{Down, Tell, Up};
+
+/// What becomes of a commit whose outcome its writer does not know at first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// It was made.
+    Made,
+    /// It was not.
+    Lost,
+    /// It was not when the writer looked, and may be yet.
+    Late,
+}
+
+/// A coordinator that believes it leads.
+#[derive(Clone, Debug)]
+pub(crate) struct Leader {
+    pub(crate) term: Term,
+    pub(crate) machine: Arc<Part<Machine>>,
+    pub(crate) feed: Feed,
+    /// Number of its newest batch in the store, as far as it knows.
+    pub(crate) written: u64,
+    /// What is to be written.
+    pub(crate) writes: VecDeque<(BatchId, Arc<Commit>)>,
+    /// Writes that were made or lost, of which it has not heard yet.
+    pub(crate) answers: VecDeque<(BatchId, Arc<Commit>, bool)>,
+}
+
+impl Canonical for Leader {
+    fn canon(&self, to: &mut Canon) {
+        let Self { term, machine, feed, written: _, writes, answers } = self;
+        to.put(term);
+        to.put(&**machine);
+        to.put(feed);
+        to.put(&(writes.len(), answers.len()));
+        for (batch, commit) in writes {
+            to.batch(*batch);
+            to.put(&**commit);
+        }
+        for (batch, commit, durable) in answers {
+            to.batch(*batch);
+            to.put(&**commit);
+            to.put(durable);
+        }
+    }
+}
+
+impl State {
+    /// A coordinator begins to lead: it raises the term, reads the store, and has yet to read the nodes.
+    pub(crate) fn campaign(&mut self, setup: &Setup) {
+        let (term, restored) = Part::edit(&mut self.store).begin(setup);
+        let machine = Machine::new(setup.machine(), term, self.now, restored);
+        self.leaders.push(Leader {
+            term,
+            machine: Part::new(machine),
+            feed: Feed::unread(),
+            written: 0,
+            writes: VecDeque::new(),
+            answers: VecDeque::new(),
+        });
+        self.lead(self.leaders.len() - 1, Event::Tick, &[]);
+    }
+
+    /// Another coordinator begins to lead while the present leader lives; of what that one has submitted, the first
+    /// `made` writes were made before.
+    pub(crate) fn depose(&mut self, setup: &Setup, made: usize) {
+        for _ in 0..made {
+            let Some(leader) = self.leaders.last_mut() else { return };
+            let Some((batch, commit)) = leader.writes.pop_front() else { break };
+            leader.written += 1;
+            leader.answers.push_back((batch, Arc::clone(&commit), true));
+            let (term, number) = (leader.term, leader.written);
+            let applied = Part::edit(&mut self.store).apply(term, number, &commit);
+            self.note(applied);
+        }
+        self.campaign(setup);
+    }
+
+    /// A leader learns that it leads no more.
+    pub(crate) fn step_down(&mut self, l: usize) {
+        let term = self.leaders.remove(l).term;
+        self.streams.iter_mut().filter(|stream| stream.term == term && stream.heard).for_each(|s| s.close(None));
+    }
+
+    /// The oldest write of a leader reaches the store, which answers.
+    pub(crate) fn write(&mut self, l: usize) {
+        let leader = &mut self.leaders[l];
+        let Some((batch, commit)) = leader.writes.pop_front() else { return };
+        let (term, number) = (leader.term, leader.written + 1);
+        if !self.store.value.takes(term, number) {
+            return self.step_down(l);
+        }
+        leader.written = number;
+        let applied = Part::edit(&mut self.store).apply(term, number, &commit);
+        self.note(applied);
+        self.answered(l, batch, &commit, true);
+    }
+
+    /// The connection breaks while the oldest write of a leader is committed; what was submitted behind it is refused.
+    pub(crate) fn lose_answer(&mut self, l: usize, outcome: Outcome) {
+        let leader = &mut self.leaders[l];
+        let Some((batch, commit)) = leader.writes.pop_front() else { return };
+        let (term, number) = (leader.term, leader.written + 1);
+        let made = outcome == Outcome::Made;
+        leader.answers.push_back((batch, Arc::clone(&commit), made));
+        let behind = std::mem::take(&mut leader.writes);
+        leader.answers.extend(behind.into_iter().map(|(batch, commit)| (batch, commit, false)));
+        if !self.store.value.takes(term, number) {
+            return self.step_down(l);
+        }
+        match outcome {
+            Outcome::Made => {
+                self.leaders[l].written = number;
+                let applied = Part::edit(&mut self.store).apply(term, number, &commit);
+                self.note(applied);
+            }
+            Outcome::Lost => {}
+            Outcome::Late => Part::edit(&mut self.store).floating.push(Floating { term, number, commit }),
+        }
+    }
+
+    /// A commit that was given up takes place, if the chain lets it.
+    pub(crate) fn commit_late(&mut self, index: usize) {
+        let store = Part::edit(&mut self.store);
+        let Floating { term, number, commit } = store.floating.remove(index);
+        if store.takes(term, number) {
+            let applied = store.apply(term, number, &commit);
+            self.note(applied);
+        }
+    }
+
+    /// A leader hears what became of its oldest write.
+    pub(crate) fn hear_answer(&mut self, l: usize) {
+        if let Some((batch, commit, durable)) = self.leaders[l].answers.pop_front() {
+            self.answered(l, batch, &commit, durable);
+        }
+    }
+
+    fn answered(&mut self, l: usize, batch: BatchId, commit: &Commit, durable: bool) {
+        if !durable {
+            return self.lead(l, Event::Undone(batch), &[]);
+        }
+        let granted = commit.grants.iter().filter_map(|op| match op {
+            GrantOp::Grant { to, .. } => Some(to.token),
+            GrantOp::Free { .. } | GrantOp::Remove { .. } => None,
+        });
+        self.lead(l, Event::Durable(batch), &granted.collect::<Vec<_>>());
+    }
+
+    /// A leader takes in one thing and looks at the time. What it offers has to be in `durable`, the grants it was just
+    /// told to be stored (I4): there are too few messages under way for an offer to wait for its turn.
+    pub(crate) fn lead(&mut self, l: usize, event: Event, durable: &[Token]) {
+        let now = self.now;
+        let leader = &mut self.leaders[l];
+        let term = leader.term;
+        let machine = Part::edit(&mut leader.machine);
+        let mut actions = machine.step(now, event).actions;
+        actions.extend(machine.step(now, Event::Tick).actions);
+        if let Some(wrong) = checks::machine(machine).into_iter().next() {
+            self.note(Err(Wrong::new(Promise::Checks, wrong)));
+        }
+        for action in actions {
+            self.carry_out(term, action, durable);
+        }
+    }
+
+    fn carry_out(&mut self, term: Term, action: Action, durable: &[Token]) {
+        let Some(l) = self.leaders.iter().position(|leader| leader.term == term) else { return };
+        match action {
+            Action::Commit(batch, commit) => self.leaders[l].writes.push_back((batch, Arc::new(commit))),
+            Action::Send(conn, down) => {
+                if let machine::Down::Delta { tell, .. } = &down {
+                    for tell in tell {
+                        if let machine::Tell::Grant { token, .. } = tell
+                            && !durable.contains(token)
+                        {
+                            let text = format!("{token} is offered, of which the store did not say that it has it");
+                            self.note(Err(Wrong::new(Promise::I4, text)));
+                        }
+                    }
+                }
+                self.send(conn, term, down);
+            }
+            Action::Close(conn, why) => {
+                if let Some(stream) = self.streams.iter_mut().find(|s| s.conn == conn && s.heard) {
+                    stream.close(Some(why));
+                }
+            }
+            Action::Violation(text) => self.note(Err(Wrong::new(Promise::Contradiction, text))),
+            Action::RaiseTerm(_) => self.step_down(l),
+            // For readers, or (evictions) never asked for with these settings.
+            Action::Assigned(_)
+            | Action::Removed(_)
+            | Action::WorkerChanged(_)
+            | Action::Gone(..)
+            | Action::Rebalance(_)
+            | Action::Quarantined(..)
+            | Action::Evict(_) => {}
+        }
+    }
+
+    fn send(&mut self, conn: machine::Conn, term: Term, down: machine::Down) {
+        let Some(stream) = self.streams.iter_mut().find(|s| s.conn == conn && s.heard) else { return };
+        if let machine::Down::Welcome { incarnation, stream: number, .. } = &down {
+            stream.envelope = Some(Envelope { term, incarnation: *incarnation, stream: *number });
+        }
+        let Some(from) = stream.envelope.filter(|_| stream.read) else { return };
+        let down = match down {
+            machine::Down::Welcome { keep, .. } => Down::Welcome(from, keep),
+            machine::Down::Delta { base, target, tell, .. } => {
+                Down::Delta(from, base, target, tell.into_iter().filter_map(told).collect())
+            }
+            machine::Down::Confirm(list) => Down::Confirm(from, list),
+            // Steps are not announced here, beats are not on the stream, and nobody drains.
+            machine::Down::BeatAck(_) | machine::Down::Clear(_) | machine::Down::Drained => return,
+        };
+        stream.down.push_back(down);
+    }
+
+    /// The oldest message of a stream reaches the leader.
+    pub(crate) fn deliver_up(&mut self, conn: machine::Conn) {
+        let Some(at) = self.streams.iter().position(|s| s.conn == conn) else { return };
+        let stream = &mut self.streams[at];
+        let term = stream.term;
+        let event = match stream.up.pop_front() {
+            Some(Up::Hello(hello)) => Event::Hello(conn, hello),
+            Some(Up::Answers(from, answers)) => Event::Answers(conn, from, answers),
+            Some(Up::End) => {
+                stream.close(None);
+                Event::Closed(conn)
+            }
+            None => return,
+        };
+        if let Some(l) = self.leaders.iter().position(|leader| leader.term == term) {
+            self.lead(l, event, &[]);
+        }
+    }
+
+    /// The leader's side of a stream breaks: what was on its way to it is lost.
+    pub(crate) fn lose_stream(&mut self, conn: machine::Conn) {
+        let Some(stream) = self.streams.iter_mut().find(|s| s.conn == conn) else { return };
+        stream.close(None);
+        let term = stream.term;
+        if let Some(l) = self.leaders.iter().position(|leader| leader.term == term) {
+            self.lead(l, Event::Closed(conn), &[]);
+        }
+    }
+}
+
+/// What a worker takes from one entry. Whether an appliance is suspect is not said: workers announce no steps here.
+fn told(tell: machine::Tell) -> Option<Tell> {
+    match tell {
+        machine::Tell::Prepare(id) => Some(Tell::Prepare(id)),
+        machine::Tell::Grant { appliance, token, handed, .. } => {
+            Some(Tell::Grant(appliance, token, Handed { progress: handed.progress, hold: handed.hold }))
+        }
+        machine::Tell::Release(id, token) => Some(Tell::Release(id, token)),
+        // Nothing changes, and nobody asks for a check.
+        machine::Tell::Update(..) | machine::Tell::Check(..) => None,
+    }
+}

@@ -1,0 +1,179 @@
+//! The coordination service in its simplest sound form, and time: nodes that change one after the other, one ordered feed
+//! of changes for each leader, heartbeats that commit as long as the node stands.
+//!
+//! A heartbeat reaches a leader that has heard everything else at once: news of it that came later would only make that
+//! leader wait for longer, as late news of the end of the life does too. For the same reason one heartbeat stands for all
+//! of a life that wait in a feed.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use common::canon::{Canon, Canonical};
+use coordinator_core::machine::Event;
+use coordinator_core::membership::{LeaseNode, Life, Node};
+
+use crate::setup::{LEASE, LEASE_SEEN, Setup};
+use crate::state::{Part, State};
+
+/// A change on its way to a leader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum News {
+    /// Member nodes came or went: the leader reads them.
+    Members,
+    /// A lease node was made, or a heartbeat committed.
+    Beat(Life),
+    /// A lease node is gone.
+    Over(Life),
+}
+
+/// What a leader is told, in order.
+#[derive(Clone, Debug)]
+pub(crate) struct Feed {
+    /// It has yet to read everything; nothing is told before.
+    pub(crate) unread: bool,
+    pub(crate) news: VecDeque<News>,
+}
+
+impl Feed {
+    pub(crate) const fn unread() -> Self {
+        Self { unread: true, news: VecDeque::new() }
+    }
+
+    fn push(&mut self, news: News) {
+        if !self.unread && (matches!(news, News::Over(_)) || !self.news.contains(&news)) {
+            self.news.push_back(news);
+        }
+    }
+}
+
+/// The nodes of one life.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Nodes {
+    /// Number of the worker.
+    pub(crate) worker: usize,
+    pub(crate) member: bool,
+}
+
+const NODE: LeaseNode = LeaseNode { lease: LEASE, evicted: false };
+
+impl State {
+    fn feed(&mut self, news: &News) {
+        self.leaders.iter_mut().for_each(|leader| leader.feed.push(news.clone()));
+    }
+
+    fn members(&self, setup: &Setup) -> BTreeMap<common::WorkerId, Node> {
+        let members = self.nodes.iter().filter(|(_, nodes)| nodes.member);
+        let node = |((name, incarnation), nodes): (&Life, &Nodes)| {
+            (name.clone(), Node { incarnation: *incarnation, profile: setup.profile(nodes.worker) })
+        };
+        members.map(node).collect()
+    }
+
+    /// The oldest change reaches a leader, or the leader reads everything.
+    pub(crate) fn tell(&mut self, setup: &Setup, l: usize) {
+        let leader = &mut self.leaders[l];
+        let event = if std::mem::replace(&mut leader.feed.unread, false) {
+            let leases = self.nodes.keys().map(|life| (life.clone(), NODE)).collect();
+            Event::Read { members: self.members(setup), leases }
+        } else {
+            match leader.feed.news.pop_front() {
+                Some(News::Members) => Event::Members(self.members(setup)),
+                Some(News::Beat(life)) => Event::Observed(life, NODE),
+                Some(News::Over(life)) => Event::Over(life),
+                None => return,
+            }
+        };
+        self.lead(l, event, &[]);
+    }
+
+    /// Both nodes of a life are made at once.
+    pub(crate) fn make_nodes(&mut self, worker: usize, life: &Life) {
+        self.nodes.insert(life.clone(), Nodes { worker, member: true });
+        self.feed(&News::Members);
+        self.feed(&News::Beat(life.clone()));
+    }
+
+    /// Both nodes of a life go at once.
+    pub(crate) fn delete_nodes(&mut self, life: &Life) {
+        let Some(nodes) = self.nodes.remove(life) else { return };
+        // Heartbeats that a leader has not heard of stay in front of the news of the end.
+        self.feed(&News::Over(life.clone()));
+        if nodes.member {
+            self.feed(&News::Members);
+        }
+    }
+
+    /// Somebody deletes a member node.
+    pub(crate) fn delete_member(&mut self, life: &Life) {
+        if let Some(nodes) = self.nodes.get_mut(life) {
+            nodes.member = false;
+            self.feed(&News::Members);
+        }
+    }
+
+    /// A leader is cut off from the service, and connects anew.
+    pub(crate) fn cut_leader(&mut self, l: usize) {
+        self.leaders[l].feed = Feed::unread();
+    }
+
+    /// A step of time passes. Heartbeats are committed of whoever is not cut off, and every leader looks at its clock.
+    pub(crate) fn pass(&mut self, setup: &Setup) {
+        self.now = self.now + setup.step();
+        let now = self.now;
+        self.calls.retain(|call| now < call.over);
+        let mut beats = Vec::new();
+        for worker in &mut self.workers {
+            let over = worker.value.tasks.values().any(|task| task.running.is_some_and(|over| over <= now));
+            if over {
+                // The longest request has ended.
+                for task in Part::edit(worker).tasks.values_mut() {
+                    task.running = task.running.filter(|over| now < *over);
+                }
+            }
+            let Some(life) = worker.value.life() else { continue };
+            if !worker.value.cut && self.nodes.contains_key(&life) {
+                Part::edit(worker).gate.extend(now + LEASE_SEEN);
+                beats.push(life);
+            }
+        }
+        let mut l = 0;
+        while l < self.leaders.len() {
+            let term = self.leaders[l].term;
+            let feed = &mut self.leaders[l].feed;
+            let at_once = !feed.unread && feed.news.is_empty();
+            if at_once {
+                for life in &beats {
+                    self.lead(l, Event::Observed(life.clone(), NODE), &[]);
+                }
+            } else {
+                beats.iter().for_each(|life| feed.push(News::Beat(life.clone())));
+            }
+            self.lead(l, Event::Tick, &[]);
+            l += usize::from(self.leaders.get(l).is_some_and(|leader| leader.term == term));
+        }
+        self.end_releases();
+    }
+}
+
+impl Canonical for Feed {
+    fn canon(&self, to: &mut Canon) {
+        let Self { unread, news } = self;
+        to.put(unread);
+        to.put(news);
+    }
+}
+
+impl Canonical for News {
+    fn canon(&self, to: &mut Canon) {
+        match self {
+            Self::Members => to.plain(0),
+            Self::Beat(life) => to.put(&(1_u32, life)),
+            Self::Over(life) => to.put(&(2_u32, life)),
+        }
+    }
+}
+
+impl Canonical for Nodes {
+    fn canon(&self, to: &mut Canon) {
+        to.put(&(self.worker, self.member));
+    }
+}

@@ -1,0 +1,183 @@
+//! How many of what there is, and what may go wrong.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use common::appliance::Driver;
+use common::canon::NEVER;
+use common::mutant::Mutant;
+use common::{ApplianceId, Generation, Profile, Timestamp, WorkerId};
+use coordinator_core::machine;
+use coordinator_core::membership::{Authority, lease_wait};
+use coordinator_core::planner::Needs;
+use coordinator_core::table::Seed;
+
+/// Lease of every worker, by its own clock.
+pub(crate) const LEASE: Duration = Duration::from_millis(1_000);
+
+/// The same by a leader's clock at most: the worker's is 5 % slow, the leader's 5 % fast.
+pub(crate) const LEASE_SEEN: Duration = Duration::from_millis(1_106);
+
+/// How long a call without token may go on to take effect. Waited out with the slack of the gate, that is two waits for a
+/// lease.
+pub(crate) const HOLD: Duration = Duration::from_millis(2_000);
+
+/// Something that goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fault {
+    /// A worker is killed. Its session ends some time after.
+    Crash,
+    /// The session of a worker that lives ends.
+    LeaseEnd,
+    /// Somebody deletes the member node of a worker.
+    NodeDeleted,
+    /// A stream breaks; what was on it may still arrive, on either side.
+    Break,
+    /// A worker is cut off from the service, and for a while its heartbeats are lost.
+    Cut,
+    /// A leader is cut off from the service: what it would have been told is lost, and it reads everything anew.
+    LeaderCut,
+    /// The outcome of a commit is not known to whoever made it.
+    Unknown,
+    /// Another coordinator begins to lead, and the former leader does not know it yet.
+    Deposed,
+    /// A call times out at the worker and takes effect later.
+    Late,
+}
+
+impl Fault {
+    /// Everything that can strike a single leader.
+    pub const ALL: [Self; 9] = [
+        Self::Crash,
+        Self::LeaseEnd,
+        Self::NodeDeleted,
+        Self::Break,
+        Self::Cut,
+        Self::LeaderCut,
+        Self::Unknown,
+        Self::Deposed,
+        Self::Late,
+    ];
+}
+
+/// What keeps apart the calls of two owners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fencing {
+    /// What the appliance runs on refuses older tokens.
+    Tokens,
+    /// It looks at no token: a new owner waits.
+    Holds,
+}
+
+/// How many of what there is, and what may go wrong.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// For people.
+    pub name: &'static str,
+    /// Workers, at most 9.
+    pub workers: usize,
+    /// Appliances.
+    pub appliances: usize,
+    /// Faults per run, at most.
+    pub budget: u8,
+    /// Which faults there are.
+    pub faults: &'static [Fault],
+    /// What keeps calls apart.
+    pub fencing: Fencing,
+    /// Killed workers come back under their name.
+    pub restart: bool,
+    /// Steps of time in which the wait for a lease is over.
+    pub steps: u32,
+    /// Steps of time that may pass while anything is on its way, until nothing is.
+    pub delay: u8,
+    /// Calls are looked at one by one, and not only whether they may start.
+    pub calls: bool,
+    /// A rule to be broken.
+    pub mutant: Option<Mutant>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            name: "",
+            workers: 2,
+            appliances: 1,
+            budget: 1,
+            faults: &Fault::ALL,
+            fencing: Fencing::Tokens,
+            restart: false,
+            steps: 1,
+            delay: 2,
+            calls: true,
+            mutant: None,
+        }
+    }
+}
+
+impl Setup {
+    pub(crate) fn step(&self) -> Duration {
+        lease_wait(LEASE) / self.steps
+    }
+
+    pub(crate) fn allows(&self, fault: Fault) -> bool {
+        self.faults.contains(&fault)
+    }
+
+    pub(crate) fn machine(&self) -> machine::Config {
+        let never = u64::try_from(NEVER.as_millis()).unwrap_or(u64::MAX);
+        let step = u64::try_from(self.step().as_millis()).unwrap_or(never);
+        machine::Config {
+            debounce_ms: 0,
+            // A leader waits a step for the workers to say what they hold.
+            reconnect_grace_ms: step,
+            decline_backoff_ms: step,
+            suspect_probation_ms: 0,
+            freeze_fraction: 1.0,
+            freeze_window_ms: 0,
+            departure_grace_ms: 0,
+            unreachable_after_ms: never,
+            release_deadline_ms: never,
+            quarantine_strikes: u32::MAX,
+            authority: Authority::External,
+            ..machine::Config::default()
+        }
+    }
+
+    pub(crate) fn worker(number: usize) -> WorkerId {
+        WorkerId::new(&format!("w{}", number + 1)).expect("letters and digits")
+    }
+
+    pub(crate) fn profile(&self, number: usize) -> Profile {
+        Profile {
+            weight: 1,
+            zone: String::new(),
+            host: format!("h{}", number + 1),
+            drivers: [Driver::Simulated].into(),
+            version: String::new(),
+            pid: 1,
+            lease: LEASE,
+            holds: match self.fencing {
+                Fencing::Tokens => BTreeMap::new(),
+                Fencing::Holds => [(Driver::Simulated, HOLD)].into(),
+            },
+        }
+    }
+
+    pub(crate) fn ids(&self) -> impl Iterator<Item = ApplianceId> + use<> {
+        (1..=self.appliances as u128).map(ApplianceId::from_u128)
+    }
+
+    pub(crate) fn seed(id: ApplianceId) -> Seed {
+        Seed {
+            id,
+            placement_key: id.to_string(),
+            needs: Needs { driver: Driver::Simulated, host: None },
+            generation: Generation::new(1),
+            size: 200,
+            deleting: false,
+        }
+    }
+}
+
+/// The moment at which every run begins.
+pub(crate) const START: Timestamp = Timestamp::from_millis(1_000_000);

@@ -1,0 +1,223 @@
+//! The whole at one moment, and its canonical form, by which the checker tells states apart.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, OnceLock};
+
+use common::canon::{self, Canon, Canonical, Sort};
+use common::{ApplianceId, Timestamp, Token};
+use coordinator_core::machine::Conn;
+use coordinator_core::membership::Life;
+
+use crate::leader::Leader;
+use crate::promises::Wrong;
+use crate::service::Nodes;
+use crate::setup::{START, Setup};
+use crate::store::Store;
+use crate::stream::Stream;
+use crate::worker::{Worker, put_over};
+
+/// A part that many states share, with its words.
+pub(crate) struct Part<T> {
+    pub(crate) value: T,
+    words: OnceLock<Vec<u64>>,
+}
+
+impl<T: Clone> Clone for Part<T> {
+    fn clone(&self) -> Self {
+        // It is cloned to be changed.
+        Self { value: self.value.clone(), words: OnceLock::new() }
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Part<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.value.fmt(f)
+    }
+}
+
+impl<T: Canonical> Canonical for Part<T> {
+    fn canon(&self, to: &mut Canon) {
+        to.words(self.words.get_or_init(|| Canon::of(&self.value).into_words()));
+    }
+}
+
+impl<T: Clone> Part<T> {
+    pub(crate) fn new(value: T) -> Arc<Self> {
+        Arc::new(Self { value, words: OnceLock::new() })
+    }
+
+    /// The part, to be changed in this state only.
+    pub(crate) fn edit(this: &mut Arc<Self>) -> &mut T {
+        let part = Arc::make_mut(this);
+        part.words.take();
+        &mut part.value
+    }
+}
+
+/// A call that nobody waits for and that may take effect before `over`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Call {
+    pub(crate) appliance: ApplianceId,
+    pub(crate) token: Token,
+    pub(crate) over: Timestamp,
+}
+
+/// Everything there is.
+#[derive(Clone, Debug)]
+pub struct State {
+    pub(crate) now: Timestamp,
+    /// Faults that may strike yet.
+    pub(crate) budget: u8,
+    /// Steps of time that may pass before what is on its way has to arrive.
+    pub(crate) delay: u8,
+    /// Coordinators that believe they lead, the newest last.
+    pub(crate) leaders: Vec<Leader>,
+    pub(crate) workers: Vec<Arc<Part<Worker>>>,
+    pub(crate) streams: Vec<Stream>,
+    pub(crate) nodes: BTreeMap<Life, Nodes>,
+    pub(crate) store: Arc<Part<Store>>,
+    /// What the appliances run on: the highest token that came, or with holds that of the newest owner who started a call.
+    pub(crate) things: BTreeMap<ApplianceId, Token>,
+    pub(crate) calls: Vec<Call>,
+    pub(crate) next_conn: Conn,
+    pub(crate) next_life: u128,
+    pub(crate) wrong: Option<Wrong>,
+}
+
+impl State {
+    /// One leader, workers without a life, appliances without an owner.
+    pub(crate) fn new(setup: &Setup) -> Self {
+        let mut this = Self {
+            now: START,
+            budget: setup.budget,
+            delay: setup.delay,
+            leaders: Vec::new(),
+            workers: (0..setup.workers).map(|n| Part::new(Worker::new(n))).collect(),
+            streams: Vec::new(),
+            nodes: BTreeMap::new(),
+            store: Part::new(Store::default()),
+            things: BTreeMap::new(),
+            calls: Vec::new(),
+            next_conn: 0,
+            next_life: 0,
+            wrong: None,
+        };
+        this.campaign(setup);
+        this
+    }
+
+    /// Notes the first promise that was broken.
+    pub(crate) fn note(&mut self, result: Result<(), Wrong>) {
+        if let Err(wrong) = result {
+            self.wrong.get_or_insert(wrong);
+        }
+    }
+
+    /// Drops what nothing can come of.
+    pub(crate) fn tidy(&mut self) {
+        self.streams.retain(|stream| !stream.is_over());
+        self.calls.sort_unstable();
+        let store = &self.store.value;
+        if store.floating.iter().any(|f| !store.takes(f.term, f.number)) {
+            let store = Part::edit(&mut self.store);
+            let (term, batch) = (store.term, store.batch);
+            let mut kept = std::mem::take(&mut store.floating);
+            // The chain only goes on.
+            kept.retain(|f| store.takes(f.term, f.number) || (f.term, f.number) > (term, batch + 1));
+            store.floating = kept;
+        }
+    }
+
+    /// Whether anything is on its way.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.streams.iter().any(|s| !s.up.is_empty() || !s.down.is_empty())
+            || self.leaders.iter().any(|leader| {
+                let Leader { feed, writes, answers, .. } = leader;
+                feed.unread || !feed.news.is_empty() || !writes.is_empty() || !answers.is_empty()
+            })
+    }
+
+    /// The leader of the newest term, if it still leads.
+    pub(crate) fn leader(&self) -> Option<&Leader> {
+        self.leaders.last().filter(|leader| leader.term == self.store.value.term)
+    }
+
+    /// The words of everything, moments in relation to now and numbers to each other.
+    fn words(&self) -> Vec<u64> {
+        let Self {
+            now,
+            budget,
+            delay,
+            leaders,
+            workers,
+            streams,
+            nodes,
+            store,
+            things,
+            calls,
+            // Only have to be new.
+            next_conn: _,
+            next_life: _,
+            wrong,
+        } = self;
+        let mut canon = Canon::default();
+        canon.put(&(u32::from(*budget), u32::from(*delay)));
+        canon.put(leaders);
+        canon.list(leaders.iter().map(|l| l.term == store.value.term && l.written == store.value.batch));
+        canon.list(workers.iter().map(|worker| &**worker));
+        canon.put(streams);
+        canon.put(nodes);
+        canon.put(&**store);
+        canon.put(things);
+        canon.put(&calls.len());
+        for Call { appliance, token, over } in calls {
+            canon.put(&(appliance, token));
+            put_over(Some(*over), &mut canon);
+        }
+        canon.put(&wrong.as_ref().map(|wrong| wrong.promise as u32));
+        relate(canon.into_words(), *now)
+    }
+}
+
+/// Puts moments in relation to now, and numbers in relation to each other.
+fn relate(mut words: Vec<u64>, now: Timestamp) -> Vec<u64> {
+    let mut known: [Vec<u64>; Sort::ALL.len()] = Default::default();
+    for word in &words {
+        match Sort::of(*word) {
+            Sort::Plain | Sort::Until => {}
+            sort => known[sort as usize].push(*word),
+        }
+    }
+    for list in &mut known {
+        list.sort_unstable();
+        list.dedup();
+    }
+    let now = now.as_nanos() / 1_000;
+    for word in &mut words {
+        let sort = Sort::of(*word);
+        *word = match sort {
+            Sort::Plain => *word,
+            Sort::Until => canon::value(*word).saturating_sub(now) | (sort as u64) << 60,
+            Sort::Token | Sort::Rebalance | Sort::Life | Sort::Conn | Sort::Stream | Sort::Batch => {
+                let rank = known[sort as usize].binary_search(word).unwrap_or_default() as u64;
+                let term = if matches!(sort, Sort::Token | Sort::Rebalance) { canon::term(*word) } else { 0 };
+                rank | term << 32 | (sort as u64) << 60
+            }
+        };
+    }
+    words
+}
+
+impl Hash for State {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.words().iter().for_each(|word| state.write_u64(*word));
+    }
+}
+
+impl PartialEq for State {
+    fn eq(&self, other: &Self) -> bool {
+        self.words() == other.words()
+    }
+}

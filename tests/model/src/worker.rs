@@ -1,0 +1,493 @@
+//! A worker process around the holdings and the gate, after `worker::session` and `worker::runner`: one stream at a time,
+//! one life after the other, and calls that start when the gate lets them and take effect when they like.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use common::canon::{Canon, Canonical};
+use common::mutant::{self, Mutant};
+use common::{ApplianceId, Generation, Incarnation, Term, Timestamp, Token, WorkerId};
+use coordinator_core::handoff;
+use coordinator_core::machine::{self, Answers, Conn, Held, Said};
+use coordinator_core::membership::Life;
+use worker_core::gate::{Gate, hold_left, hold_until};
+use worker_core::holdings::{self, Effect, Envelope, Handed, Holdings};
+
+use crate::promises::{Promise, Wrong};
+use crate::setup::{Fencing, HOLD, LEASE_SEEN, Setup};
+use crate::state::{Call, Part, State};
+use crate::stream::{Down, Stream, Tell, Up, ends_life};
+
+/// A call that may take effect at any time.
+pub(crate) const FOREVER: Timestamp = Timestamp::from_nanos(u64::MAX);
+
+/// What a worker does about one appliance.
+#[derive(Clone, Debug)]
+pub(crate) struct Task {
+    pub(crate) token: Token,
+    /// A call runs, and has ended at this moment at the latest.
+    pub(crate) running: Option<Timestamp>,
+    /// It is to be given up when no call runs.
+    pub(crate) releasing: bool,
+    /// A call that timed out has taken effect by then.
+    pub(crate) late: Option<Timestamp>,
+    /// It was given up, and only a mutant goes on with it.
+    pub(crate) over: bool,
+}
+
+/// A worker: what belongs to its name, and the process while there is one.
+#[derive(Clone, Debug)]
+pub(crate) struct Worker {
+    pub(crate) name: WorkerId,
+    /// The process exists.
+    pub(crate) runs: bool,
+    /// The service is not reached.
+    pub(crate) cut: bool,
+    /// Its life in the service, and the one before.
+    pub(crate) incarnation: Option<Incarnation>,
+    pub(crate) former: Option<Incarnation>,
+    /// Term of the newest leader the service told it of; it turns to no older one.
+    pub(crate) knows: Term,
+    pub(crate) holdings: Holdings,
+    pub(crate) gate: Gate,
+    /// The stream it is at the end of.
+    pub(crate) link: Option<Conn>,
+    pub(crate) welcomed: bool,
+    pub(crate) tasks: BTreeMap<ApplianceId, Task>,
+    /// Highest token taken under this name, by appliance (I3).
+    newest: BTreeMap<ApplianceId, Token>,
+    /// Highest term whose messages this process applied (I5).
+    term: Term,
+}
+
+impl Worker {
+    pub(crate) fn new(number: usize) -> Self {
+        Self {
+            name: Setup::worker(number),
+            runs: true,
+            cut: false,
+            incarnation: None,
+            former: None,
+            knows: Term::default(),
+            holdings: Holdings::default(),
+            gate: Gate::with_margin(Duration::ZERO),
+            link: None,
+            welcomed: false,
+            tasks: BTreeMap::new(),
+            newest: BTreeMap::new(),
+            term: Term::default(),
+        }
+    }
+
+    /// The life of the process, if there is one.
+    pub(crate) fn life(&self) -> Option<Life> {
+        self.incarnation.filter(|_| self.runs).map(|incarnation| (self.name.clone(), incarnation))
+    }
+
+    /// Whether a call of this task may start.
+    pub(crate) fn may_begin(&self, now: Timestamp, id: ApplianceId, fencing: Fencing) -> bool {
+        self.tasks.get(&id).is_some_and(|task| {
+            let gate = match fencing {
+                Fencing::Tokens => self.gate.pass(now, id, task.token),
+                Fencing::Holds => self.gate.pass_unfenced(now, id, task.token),
+            };
+            self.runs && task.running.is_none() && !task.releasing && gate.is_ok()
+        })
+    }
+
+    /// Whether this worker acts: calls may start, or one runs under a lease that stands.
+    pub(crate) fn acts(&self, now: Timestamp, id: ApplianceId) -> bool {
+        self.runs
+            && self.tasks.get(&id).is_some_and(|task| {
+                self.gate.pass(now, id, task.token).is_ok() || (task.running.is_some() && self.gate.lease_stands(now))
+            })
+    }
+
+    /// What is left of the time in which calls may still take effect after this task is given up.
+    fn hold(&self, now: Timestamp, id: ApplianceId, token: Token) -> Duration {
+        let served = self.gate.held().find(|(held, of, _)| (*held, *of) == (id, token)).map(|(_, _, until)| until);
+        let late = self.tasks.get(&id).and_then(|task| task.late);
+        served.into_iter().chain(late).map(|until| hold_left(now, until)).max().unwrap_or_default()
+    }
+
+    /// Ends what a process of this name did. Calls that run go on without it.
+    fn end(&mut self, calls: &mut Vec<Call>) {
+        for (id, task) in std::mem::take(&mut self.tasks) {
+            calls.extend(task.running.map(|over| Call { appliance: id, token: task.token, over }));
+        }
+        self.link = None;
+        self.welcomed = false;
+    }
+}
+
+impl State {
+    pub(crate) fn worker(&mut self, w: usize) -> &mut Worker {
+        Part::edit(&mut self.workers[w])
+    }
+
+    /// A process without a life makes its nodes; those of its former life go.
+    pub(crate) fn join(&mut self, w: usize) {
+        self.next_life += 1;
+        let incarnation = Incarnation::new(self.next_life);
+        let now = self.now;
+        let worker = self.worker(w);
+        let (name, former) = (worker.name.clone(), worker.former.replace(incarnation));
+        worker.incarnation = Some(incarnation);
+        worker.holdings.begin_life(Some(incarnation));
+        worker.gate = Gate::with_margin(Duration::ZERO);
+        worker.gate.extend(now + LEASE_SEEN);
+        if let Some(former) = former {
+            self.delete_nodes(&(name.clone(), former));
+        }
+        self.make_nodes(w, &(name, incarnation));
+    }
+
+    /// A life is over for its process: nothing of it acts any more.
+    pub(crate) fn end_life(&mut self, w: usize) {
+        self.leave_stream(w, false);
+        let mut calls = std::mem::take(&mut self.calls);
+        let worker = self.worker(w);
+        worker.gate.shut();
+        worker.end(&mut calls);
+        worker.holdings.end_life();
+        worker.incarnation = None;
+        self.calls = calls;
+    }
+
+    /// A process is killed.
+    pub(crate) fn crash(&mut self, w: usize) {
+        self.leave_stream(w, false);
+        let mut calls = std::mem::take(&mut self.calls);
+        let worker = self.worker(w);
+        worker.gate = Gate::with_margin(Duration::ZERO);
+        worker.end(&mut calls);
+        worker.runs = false;
+        worker.cut = false;
+        worker.holdings = Holdings::default();
+        worker.incarnation = None;
+        worker.former = None;
+        worker.knows = Term::default();
+        worker.term = Term::default();
+        self.calls = calls;
+    }
+
+    /// The process is started anew.
+    pub(crate) fn restart(&mut self, w: usize) {
+        self.worker(w).runs = true;
+    }
+
+    /// A worker opens a stream to a leader and says what it holds.
+    pub(crate) fn connect(&mut self, setup: &Setup, w: usize, l: usize) {
+        self.next_conn += 1;
+        let conn = self.next_conn;
+        let worker = self.worker(w);
+        let hello = worker.holdings.hello();
+        worker.link = Some(conn);
+        worker.welcomed = false;
+        let held = hello.held.into_iter();
+        let released = hello.released.into_iter();
+        let hello = machine::Hello {
+            worker: worker.name.clone(),
+            incarnation: hello.incarnation,
+            stream: hello.stream,
+            profile: setup.profile(w),
+            held: held.map(|(appliance, h)| Held { appliance, token: h.token, generation: h.generation }).collect(),
+            released: released.map(|(id, token, handed)| said(id, token, handed)).collect(),
+            gone: hello.gone,
+            highest_term: hello.highest_term,
+        };
+        self.streams.push(Stream {
+            conn,
+            worker: w,
+            term: self.leaders[l].term,
+            envelope: None,
+            read: true,
+            heard: true,
+            up: [Up::Hello(Box::new(hello))].into(),
+            down: [].into(),
+        });
+    }
+
+    /// A worker leaves its stream, or with `late` it breaks and what was on it may still arrive.
+    pub(crate) fn leave_stream(&mut self, w: usize, late: bool) {
+        let worker = self.worker(w);
+        worker.welcomed = false;
+        if let Some(conn) = worker.link.take()
+            && let Some(stream) = self.streams.iter_mut().find(|s| s.conn == conn)
+        {
+            stream.leave(late);
+        }
+    }
+
+    /// A worker hears of the newest leader, and leaves the one before.
+    pub(crate) fn turn(&mut self, w: usize) {
+        let newest = self.store.value.term;
+        self.worker(w).knows = newest;
+        self.leave_stream(w, false);
+    }
+
+    /// The oldest message of a stream reaches the worker.
+    pub(crate) fn deliver_down(&mut self, conn: Conn) {
+        let Some(stream) = self.streams.iter_mut().find(|s| s.conn == conn) else { return };
+        let w = stream.worker;
+        let Some(down) = stream.down.pop_front() else { return };
+        let worker = self.worker(w);
+        let late = worker.link != Some(conn);
+        if !worker.runs || worker.incarnation.is_none() {
+            return;
+        }
+        match down {
+            Down::Welcome(from, keep) => match worker.holdings.welcome(from, &keep) {
+                Ok(effects) => {
+                    worker.welcomed = true;
+                    self.applied(w, from);
+                    let answers = self.apply(w, effects);
+                    if answers != Answers::default() {
+                        self.answer(w, answers);
+                    }
+                }
+                Err(_) if late => {}
+                Err(_) => self.leave_stream(w, false),
+            },
+            // Nothing applies between `Hello` and `Welcome`; what is late still has to be refused by the holdings.
+            Down::Delta(..) | Down::Confirm(..) if !late && !worker.welcomed => {}
+            Down::Delta(from, base, target, tells) => {
+                let tells = tells.into_iter().map(tell).collect();
+                match worker.holdings.delta(from, base, target, tells) {
+                    Ok(effects) => {
+                        self.applied(w, from);
+                        let answers = self.apply(w, effects);
+                        self.answer(w, answers);
+                    }
+                    Err(holdings::Refused::Stale) => {}
+                    Err(holdings::Refused::Base { .. }) => self.leave_stream(w, false),
+                }
+            }
+            Down::Confirm(from, list) => {
+                if worker.holdings.confirm(from, &list).is_ok() {
+                    self.applied(w, from);
+                }
+            }
+            Down::End(_) if late => {}
+            Down::End(why) => {
+                self.leave_stream(w, false);
+                if ends_life(why.as_ref()) {
+                    self.end_life(w);
+                }
+            }
+        }
+    }
+
+    fn applied(&mut self, w: usize, from: Envelope) {
+        let worker = self.worker(w);
+        let highest = std::mem::replace(&mut worker.term, from.term);
+        if from.term < highest {
+            let text = format!("{} applies a message of {} after one of {highest}", worker.name, from.term);
+            self.note(Err(Wrong::new(Promise::I5, text)));
+        }
+    }
+
+    /// Says something on the present stream; without one, the next `Hello` says it.
+    fn answer(&mut self, w: usize, answers: Answers) {
+        let worker = &self.workers[w].value;
+        let Some(from) = worker.holdings.envelope().filter(|_| worker.welcomed) else { return };
+        let answers = Answers { applied: worker.holdings.version(), ..answers };
+        let Some(stream) = self.streams.iter_mut().find(|s| Some(s.conn) == worker.link && s.heard) else { return };
+        let from = machine::Envelope { term: from.term, incarnation: from.incarnation, stream: from.stream };
+        stream.up.push_back(Up::Answers(from, answers));
+    }
+
+    fn apply(&mut self, w: usize, effects: Vec<Effect<()>>) -> Answers {
+        let mut answers = Answers::default();
+        for effect in effects {
+            match effect {
+                Effect::Take { appliance, token, handed, .. } => {
+                    self.take(w, appliance, token, handed.hold);
+                    answers.granted.push((appliance, token));
+                }
+                Effect::Decline(id, token) => answers.declined.push((id, token)),
+                Effect::Fence(id, token) => {
+                    // Before the lease is extended.
+                    self.worker(w).gate.dismiss(id, token);
+                    answers.released.extend(self.begin_release(w, id, token));
+                }
+                Effect::Release(id, token) => answers.released.extend(self.begin_release(w, id, token)),
+                Effect::Again(id, token, handed) => answers.released.push(said(id, token, handed)),
+                Effect::Update { .. } | Effect::Check(..) => {}
+            }
+        }
+        answers
+    }
+
+    fn take(&mut self, w: usize, id: ApplianceId, token: Token, hold: Duration) {
+        let now = self.now;
+        let worker = self.worker(w);
+        let newest = worker.newest.insert(id, token);
+        let task = Task { token, running: None, releasing: false, late: None, over: false };
+        let former = worker.tasks.insert(id, task);
+        worker.gate.admit(now, id, token, hold);
+        let name = worker.name.clone();
+        if let Some(newest) = newest
+            && newest >= token
+        {
+            self.note(Err(Wrong::new(Promise::I3, format!("{name} takes {id} under {token} after {newest}"))));
+        }
+        if former.is_some_and(|task| !task.over) {
+            let text = format!("{name} takes {id} under {token} while it acts on it");
+            self.note(Err(Wrong::new(Promise::I1, text)));
+        }
+    }
+
+    fn begin_release(&mut self, w: usize, id: ApplianceId, token: Token) -> Option<Said> {
+        let task = self.worker(w).tasks.get_mut(&id).filter(|task| task.token == token)?;
+        task.releasing = true;
+        let waits = task.running.is_some() && !mutant::is(Mutant::EarlyRelease);
+        if waits { None } else { self.release(w, id, token) }
+    }
+
+    /// Nothing acts on it any more, which is said as soon as there is a stream.
+    fn release(&mut self, w: usize, id: ApplianceId, token: Token) -> Option<Said> {
+        let now = self.now;
+        let worker = self.worker(w);
+        let handed = Handed { hold: worker.hold(now, id, token), ..Handed::default() };
+        worker.gate.dismiss(id, token);
+        match worker.tasks.get_mut(&id) {
+            // What runs on although it was told to stop: only the gate holds it back.
+            Some(task) if mutant::is(Mutant::GatePerWorker) || task.running.is_some() => {
+                (task.releasing, task.over) = (false, true);
+            }
+            _ => _ = worker.tasks.remove(&id),
+        }
+        worker.holdings.released(id, token, handed.clone()).then(|| said(id, token, handed))
+    }
+
+    /// Gives up what is to be given up and has no call that runs.
+    pub(crate) fn end_releases(&mut self) {
+        for w in 0..self.workers.len() {
+            let due = |task: &Task| task.releasing && task.running.is_none();
+            let tasks = &self.workers[w].value.tasks;
+            let due: Vec<(ApplianceId, Token)> =
+                tasks.iter().filter(|(_, task)| due(task)).map(|(id, task)| (*id, task.token)).collect();
+            for (id, token) in due {
+                let released: Vec<Said> = self.release(w, id, token).into_iter().collect();
+                if !released.is_empty() {
+                    self.answer(w, Answers { released, ..Answers::default() });
+                }
+            }
+        }
+    }
+
+    /// A call starts.
+    pub(crate) fn begin_call(&mut self, setup: &Setup, w: usize, id: ApplianceId) {
+        let over = match setup.fencing {
+            Fencing::Tokens => FOREVER,
+            Fencing::Holds => hold_until(self.now, HOLD),
+        };
+        let Some(task) = self.worker(w).tasks.get_mut(&id) else { return };
+        task.running = Some(over);
+        let token = task.token;
+        if setup.fencing == Fencing::Holds {
+            // Nobody looks at the token but the check: from now on nothing of a former owner may take effect.
+            let thing = self.things.entry(id).or_default();
+            *thing = (*thing).max(token);
+        }
+    }
+
+    /// A call takes effect and has ended.
+    pub(crate) fn end_call(&mut self, setup: &Setup, w: usize, id: ApplianceId) {
+        let Some(task) = self.worker(w).tasks.get_mut(&id) else { return };
+        task.running = None;
+        let token = task.token;
+        if task.over && !mutant::is(Mutant::GatePerWorker) {
+            self.worker(w).tasks.remove(&id);
+        }
+        self.effect(setup, id, token);
+        self.end_releases();
+    }
+
+    /// The worker waits for a call no longer. It has not taken effect.
+    pub(crate) fn give_up_call(&mut self, w: usize, id: ApplianceId) {
+        let Some(task) = self.worker(w).tasks.get_mut(&id) else { return };
+        let Some(over) = task.running.take() else { return };
+        task.late = (over != FOREVER).then_some(over).max(task.late);
+        let token = task.token;
+        self.calls.push(Call { appliance: id, token, over });
+        self.end_releases();
+    }
+
+    /// A call takes effect that nobody waits for.
+    pub(crate) fn late_effect(&mut self, setup: &Setup, index: usize) {
+        let call = self.calls.remove(index);
+        self.effect(setup, call.appliance, call.token);
+    }
+
+    fn effect(&mut self, setup: &Setup, id: ApplianceId, token: Token) {
+        let thing = self.things.entry(id).or_default();
+        let newest = *thing;
+        match setup.fencing {
+            // Refused.
+            Fencing::Tokens if token < newest && !mutant::is(Mutant::BackendIgnoresTokens) => {}
+            Fencing::Tokens => {
+                *thing = newest.max(token);
+                if token < newest {
+                    let text = format!("a call under {token} takes effect on {id} after one under {newest}");
+                    self.note(Err(Wrong::new(Promise::I3, text)));
+                }
+            }
+            Fencing::Holds => {
+                if token < newest {
+                    let text = format!("a call under {token} takes effect on {id} after one under {newest} started");
+                    self.note(Err(Wrong::new(Promise::LateEffect, text)));
+                }
+            }
+        }
+    }
+}
+
+fn tell(tell: Tell) -> holdings::Tell<()> {
+    match tell {
+        Tell::Prepare(id) => holdings::Tell::Prepare(id),
+        Tell::Grant(appliance, token, handed) => {
+            let generation = Generation::new(1);
+            holdings::Tell::Grant { appliance, token, generation, desired: (), handed, suspect: false }
+        }
+        Tell::Release(id, token) => holdings::Tell::Release(id, token),
+    }
+}
+
+fn said(appliance: ApplianceId, token: Token, handed: Handed) -> Said {
+    Said { appliance, token, handed: handoff::Handed { progress: handed.progress, hold: handed.hold } }
+}
+
+/// Writes when a call is over, unless it never is.
+pub(crate) fn put_over(over: Option<Timestamp>, to: &mut Canon) {
+    to.put(&over.is_some());
+    if let Some(over) = over.filter(|over| *over != FOREVER) {
+        to.until(over);
+    }
+}
+
+impl Canonical for Worker {
+    fn canon(&self, to: &mut Canon) {
+        let Self { name, runs, cut, incarnation, former, knows, holdings, gate, link, welcomed, tasks, newest, term } =
+            self;
+        to.put(&(name, runs, cut));
+        to.put(&(incarnation, former, knows));
+        to.put(holdings);
+        to.put(gate);
+        to.put(&link.is_some());
+        if let Some(conn) = link {
+            to.conn(*conn);
+        }
+        to.put(welcomed);
+        to.put(&tasks.len());
+        for (id, Task { token, running, releasing, late, over }) in tasks {
+            to.put(&(id, token));
+            put_over(*running, to);
+            put_over(*late, to);
+            to.put(&(releasing, over));
+        }
+        to.put(newest);
+        to.put(term);
+    }
+}

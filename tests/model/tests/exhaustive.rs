@@ -1,0 +1,76 @@
+//! Every state of every setup that fits into a run of the tests; with `RUG_MODEL_FULL=1` also of those that do not.
+//! `RUG_MODEL_ONLY=text` checks the setups whose name holds this text, whatever their size.
+
+use model::{Fault, Fencing, Setup, exhaust};
+
+/// Faults while one coordinator leads, other than of calls.
+const PLAIN: &[Fault] =
+    &[Fault::Crash, Fault::LeaseEnd, Fault::NodeDeleted, Fault::Break, Fault::Cut, Fault::LeaderCut, Fault::Unknown];
+
+/// The same where a second coordinator comes to lead.
+const DEPOSING: &[Fault] =
+    &[Fault::Crash, Fault::LeaseEnd, Fault::NodeDeleted, Fault::Break, Fault::Cut, Fault::Unknown, Fault::Deposed];
+
+/// With calls that take effect late.
+const LATE: &[Fault] =
+    &[Fault::Crash, Fault::LeaseEnd, Fault::NodeDeleted, Fault::Break, Fault::Cut, Fault::Unknown, Fault::Late];
+
+/// Setups, and whether they take more than a run of the tests has.
+fn setups() -> Vec<(Setup, bool)> {
+    let gates = Setup { calls: false, faults: PLAIN, ..Setup::default() };
+    let holds = Setup { fencing: Fencing::Holds, faults: LATE, ..Setup::default() };
+    vec![
+        (Setup { name: "2 workers, 1 appliance, tokens, no fault", budget: 0, ..Setup::default() }, false),
+        (Setup { name: "2 workers, 1 appliance, tokens and calls, 1 fault", ..Setup::default() }, false),
+        (Setup { name: "2 workers, 1 appliance, holds, 1 fault", ..holds.clone() }, false),
+        (Setup { name: "2 workers, 1 appliance, half steps, 1 fault", steps: 2, ..gates.clone() }, false),
+        (Setup { name: "2 workers that restart, 1 appliance, 1 fault", restart: true, ..gates.clone() }, false),
+        (Setup { name: "3 workers, 1 appliance, 1 fault", workers: 3, ..gates.clone() }, false),
+        (Setup { name: "2 workers, 2 appliances, 1 fault", appliances: 2, ..gates.clone() }, false),
+        (Setup { name: "2 coordinators, 2 workers, 1 appliance, 1 fault", faults: DEPOSING, ..gates.clone() }, false),
+        (Setup { name: "2 workers, 1 appliance, tokens, 2 faults", budget: 2, delay: 1, ..gates.clone() }, false),
+        (Setup { name: "2 workers, 1 appliance, holds, 2 faults", budget: 2, ..holds.clone() }, true),
+        (
+            Setup {
+                name: "2 coordinators, 2 workers, 1 appliance, 2 faults",
+                budget: 2,
+                delay: 1,
+                faults: DEPOSING,
+                ..gates.clone()
+            },
+            true,
+        ),
+        (Setup { name: "2 workers, 1 appliance, 3 faults", budget: 3, delay: 1, ..gates.clone() }, true),
+        (Setup { name: "3 workers, 1 appliance, 2 faults", workers: 3, budget: 2, delay: 1, ..gates.clone() }, true),
+        (Setup { name: "2 workers, 2 appliances, 2 faults", appliances: 2, budget: 2, delay: 1, ..gates }, true),
+    ]
+}
+
+#[test]
+fn ownership_holds_in_every_state() {
+    let full = std::env::var_os("RUG_MODEL_FULL").is_some();
+    let only = std::env::var("RUG_MODEL_ONLY").ok();
+    let mut total = 0;
+    for (setup, large) in setups() {
+        let wanted = match &only {
+            Some(text) => setup.name.contains(text.as_str()),
+            None => full || !large,
+        };
+        if !wanted {
+            continue;
+        }
+        let name = setup.name;
+        match exhaust(setup) {
+            Ok(s) => {
+                total += s.unique;
+                let rate = s.generated as f64 / s.took.as_secs_f64();
+                println!(
+                    "{name}: {} states, {} made, depth {}, {:.1?}, {rate:.0} made per second",
+                    s.unique, s.generated, s.depth, s.took
+                );
+            }
+            Err(finding) => panic!("{name}: {}", finding.text),
+        }
+    }
+    println!("{total} states in all, none that breaks a promise");
+}
