@@ -34,6 +34,8 @@ pub(super) struct Leader {
     /// Number of the newest tick, and when it is due.
     tick: (u64, Time),
     steps: u64,
+    /// The stream whose message is being taken in.
+    hears: Option<usize>,
 }
 
 impl Leader {
@@ -83,6 +85,7 @@ impl World {
             conns: BTreeMap::new(),
             tick: (0, Time::MAX),
             steps: 0,
+            hears: None,
         };
         if let Some(process) = &mut self.seats[seat].process {
             process.role = Role::Leading(Box::new(leader));
@@ -138,7 +141,13 @@ impl World {
         if !matches!(event, Event::Beat(..) | Event::Holds(..)) {
             self.note(|| format!("c{seat} <- s{stream} {event:?}"));
         }
+        if let Some(leader) = self.seats[seat].leader_mut() {
+            leader.hears = Some(stream);
+        }
         self.leader_step(seat, event);
+        if let Some(leader) = self.seats[seat].leader_mut() {
+            leader.hears = None;
+        }
         self.tick_soon(seat);
     }
 
@@ -249,6 +258,11 @@ impl World {
             },
             // What a worker holds that the copy of the store knows nothing of.
             Action::Violation(text) if self.database.restored => self.note(|| format!("c{seat}: violation: {text}")),
+            // A `Hello` that was stuck since before this term may claim anything: it takes nothing from anybody, but it is
+            // told of before its stream has to prove that it is alive.
+            Action::Violation(text) if leader.hears.is_some_and(|stream| self.streams[stream].broken) => {
+                self.note(|| format!("c{seat}: violation, said late: {text}"));
+            }
             Action::Violation(text) => self.fail(format!("violation: {text}")),
             Action::RaiseTerm(met) => self.raise_above(seat, met),
             // For readers only.

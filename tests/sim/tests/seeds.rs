@@ -156,7 +156,10 @@ fn every_mutant_is_found() {
         }
         let find = |seed| {
             let outcome = sim::run(&Case::from(seed), Some(mutant), false);
-            outcome.failure.map(|failure| (outcome.steps, failure))
+            let failure = outcome.failure?;
+            // The mutant, and nothing else, has to be what fails.
+            let without = sim::run(&Case::from(seed), None, false);
+            without.failure.is_none().then_some((outcome.steps, failure))
         };
         match each(1..MUTANT_SEEDS + 1, find, true).first() {
             Some((seed, (steps, failure))) => println!("{mutant:?}: seed {seed}, step {steps}: {failure}"),
