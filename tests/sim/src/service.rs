@@ -280,6 +280,16 @@ impl World {
     }
 
     pub(super) fn service_event(&mut self, event: Ev) {
+        if let Ev::Strike(place) = event
+            && self.faulty()
+        {
+            // Nobody tells it either.
+            for seat in 0..self.seats.len() {
+                let (there, back) = (world::Node::Place(place as usize), world::Node::Seat(seat));
+                self.cut(there, back, self.now + faults::STRUCK);
+                self.cut(back, there, self.now + faults::STRUCK);
+            }
+        }
         self.with_service(|service| service.take(event));
     }
 

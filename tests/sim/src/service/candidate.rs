@@ -393,11 +393,12 @@ impl Service {
                 },
                 _ => self.find(n, own),
             },
-            Purpose::Step => match answer {
-                Ok(Reply::Listed(names)) => self.stepped(n, &names),
-                // Looked at again when the connection stands.
-                _ => {}
-            },
+            Purpose::Step => {
+                // What failed is looked at again when the connection stands.
+                if let Ok(Reply::Listed(names)) = answer {
+                    self.stepped(n, &names);
+                }
+            }
             Purpose::Before(path) => {
                 if let Ok(reply) = answer {
                     let there = reply.node().is_some();

@@ -5,6 +5,9 @@ use super::tree::{Data, Dir, Op};
 use super::{Ev, Link, Service, Who};
 use crate::Time;
 
+/// How long a worker whose nodes are deleted unseen is told nothing.
+pub(super) const STRUCK: Time = 2_000_000_000;
+
 impl Service {
     /// A fault; `what` says which and to whom, reduced to what there is, and `amount` for how many milliseconds.
     pub(super) fn fault(&mut self, what: u32, amount: u32) {
@@ -63,7 +66,7 @@ impl Service {
         }
     }
 
-    /// Whoever leads is cut off for a while. Near the end of that a worker is cut off as well, and its nodes are deleted: it
+    /// Whoever leads loses its connection, and has no other for a while. Near the end of that a worker is cut off as well, and its nodes are deleted: it
     /// has sent heartbeats that the leader did not see, and does not know that it is over.
     fn strike_unseen(&mut self, pick: usize, amount: u32) {
         let Some(leader) = self.newest().first_contender() else { return };
@@ -71,13 +74,18 @@ impl Service {
         let Some(place) = workers.get(pick % workers.len().max(1)).copied() else { return };
         let away = self.rng.millis(100, 1_500).min(Time::from(amount) * 1_000_000 + 100_000_000);
         let before = self.rng.millis(0, 200).min(away);
-        self.cut_off(Who::Coordinator(leader), self.now + away);
+        let Some(client) = self.candidates.get(&leader).map(|candidate| candidate.client) else { return };
+        for server in 0..self.servers.len() {
+            self.cut(Link::Up(Who::Coordinator(leader), server), self.now + away);
+        }
+        // It learns of this at once, so that its lease may stand until it is back.
+        self.break_connection(client);
         self.out.push((self.now + away - before, Ev::Strike(place)));
     }
 
     /// A worker is cut off, and its nodes are deleted.
     pub(super) fn strike(&mut self, place: u64) {
-        self.cut_off(Who::Worker(place as usize), self.now + 2_000_000_000);
+        self.cut_off(Who::Worker(place as usize), self.now + STRUCK);
         self.note(|| format!("somebody deletes the nodes of w{}", place + 1));
         for dir in [Dir::Leases, Dir::Members] {
             self.somebody_writes(vec![Op::Delete { path: (dir, place), version: None }]);
