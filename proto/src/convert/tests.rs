@@ -127,15 +127,12 @@ fn releases() -> impl Strategy<Value = Vec<up::Release>> {
 }
 
 fn up() -> impl Strategy<Value = Up> {
-    let held = (grip(), any::<u64>(), any::<bool>(), duration(0..=99_000)).prop_map(
-        |((appliance, token), generation, releasing, hold)| up::Held {
-            appliance,
-            token,
-            generation: Generation::new(generation),
-            releasing,
-            hold,
-        },
-    );
+    let held = (grip(), any::<u64>(), any::<bool>()).prop_map(|((appliance, token), generation, releasing)| up::Held {
+        appliance,
+        token,
+        generation: Generation::new(generation),
+        releasing,
+    });
     let hello = (prop::collection::vec(held, 0..4), releases(), any::<u64>(), grips(), 1..=MAX_WEIGHT).prop_map(
         |(held, released, term, gone, weight)| {
             Up::Hello(Box::new(Hello {

@@ -65,8 +65,6 @@ pub struct Held {
     pub generation: Generation,
     /// A release was asked for and has not ended.
     pub releasing: bool,
-    /// Hold that is left.
-    pub hold: Duration,
 }
 
 /// A grant given back.
@@ -177,7 +175,6 @@ fn read_hello(reader: Reader, wire: wire::Hello) -> Result<Hello, WireError> {
             token: reader.token(&at, h.token)?,
             generation: Generation::new(h.generation),
             releasing: h.releasing,
-            hold: reader.wait(at.field("hold"), h.hold)?,
         })
     });
     Ok(Hello {
@@ -299,7 +296,6 @@ fn held_to_wire(held: Held) -> wire::Held {
         token: Some(token_to_wire(held.token)),
         generation: held.generation.get(),
         releasing: held.releasing,
-        hold: wait_to_wire(held.hold),
     }
 }
 

@@ -183,7 +183,7 @@ fn how_long_it_had_no_owner_is_told_when_it_gets_one() {
     w.pass(Duration::from_secs(1));
     w.create([1]);
     w.pass(Duration::from_secs(2));
-    assert_eq!(w.regained, []);
+    assert!(w.regained.is_empty());
     w.connect("w1");
     w.pass(Duration::from_secs(1));
     assert_eq!(w.regained.len(), 1);
