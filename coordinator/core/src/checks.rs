@@ -38,7 +38,11 @@ pub fn machine(machine: &Machine) -> Vec<String> {
             *held.entry((g.worker.clone(), g.incarnation)).or_default() += 1;
         }
         match &entry.state {
-            State::Granting(g) | State::Offered(g) | State::Owned(g) | State::Releasing(g) => {
+            State::Granting(g)
+            | State::Passing { to: g, .. }
+            | State::Offered(g)
+            | State::Owned(g)
+            | State::Releasing(g) => {
                 let life = (g.worker.clone(), g.incarnation);
                 if !machine.membership().lives().any(|l| *l == life) {
                     wrong.push(format!("{} is {} to {}, which is gone", entry.id, entry.state.name(), g.worker));
@@ -47,7 +51,7 @@ pub fn machine(machine: &Machine) -> Vec<String> {
                 if machine.is_quarantined(entry.id) {
                     wrong.push(format!("{} is {} although it is quarantined", entry.id, entry.state.name()));
                 }
-                if matches!(entry.state, State::Granting(_)) && machine.is_intruded(slot) {
+                if matches!(entry.state, State::Granting(_) | State::Passing { .. }) && machine.is_intruded(slot) {
                     wrong.push(format!("{} is being granted while an intruder acts on it", entry.id));
                 }
             }

@@ -7,13 +7,18 @@
 //! | Offered   | .        | Releasing | .        | .        | Owned | Unowned  | Freeing  | Removing | Orphaned | Owned, Releasing    | Unowned      |
 //! | Owned     | .        | Releasing | .        | .        | .     | .        | Freeing  | Removing | Orphaned | Owned, Releasing    | Unowned      |
 //! | Releasing | .        | .         | .        | .        | .     | Unowned  | Freeing  | Removing | Orphaned | Releasing           | Unowned      |
-//! | Freeing   | .        | .         | Unowned  | retry    | .     | .        | .        | .        | .        | intruder            | .            |
+//! | Freeing   | Passing  | .         | Unowned  | retry    | .     | .        | .        | .        | .        | intruder            | .            |
+//! | Passing   | .        | .         | Offered  | Freeing  | .     | .        | confirm  | confirm  | Freeing  | intruder            | .            |
 //! | Orphaned  | Granting | .         | .        | .        | .     | .        | confirm  | confirm  | .        | intruder            | .            |
 //! | Removing  | .        | .         | removed  | retry    | .     | .        | .        | .        | .        | intruder            | .            |
 //!
 //! `.` is refused without any change. Answers of workers count only if worker, incarnation and token all equal the
 //! state's; everything else is treated as said by a stranger (last column of ownership.md section 5). Nothing here is
 //! ever ended by time: an offer and a release end by the worker's word or by the end of its lease.
+//!
+//! `Passing` is `Freeing` and `Granting` in one: what was handed in and the next grant are made durable by one write, so
+//! that nobody looks after the appliance for as long as one commit takes, and not two. Answers of the next owner are
+//! those of `Granting`, answers of the former one those of `Freeing`.
 
 use std::time::Duration;
 
@@ -38,6 +43,13 @@ pub enum State {
     Releasing(Granted),
     /// Given up; what the owner handed in is being made durable.
     Freeing(Granted),
+    /// Given up, and what the owner handed in is being made durable together with the next grant; nobody was told.
+    Passing {
+        /// The owner that gave it up, and waits for the confirmation.
+        from: Granted,
+        /// The next one.
+        to: Granted,
+    },
     /// Its owner is gone: nobody acts, and the store still names the former owner.
     Orphaned(Granted),
     /// Its owner removed every trace; its rows are being removed.
@@ -55,6 +67,7 @@ impl State {
             | Self::Owned(g)
             | Self::Releasing(g)
             | Self::Freeing(g)
+            | Self::Passing { to: g, .. }
             | Self::Orphaned(g)
             | Self::Removing(g) => Some(g),
         }
@@ -65,14 +78,19 @@ impl State {
     pub const fn holder(&self) -> Option<&Granted> {
         match self {
             Self::Offered(g) | Self::Owned(g) | Self::Releasing(g) => Some(g),
-            Self::Unowned | Self::Granting(_) | Self::Freeing(_) | Self::Orphaned(_) | Self::Removing(_) => None,
+            Self::Unowned
+            | Self::Granting(_)
+            | Self::Freeing(_)
+            | Self::Passing { .. }
+            | Self::Orphaned(_)
+            | Self::Removing(_) => None,
         }
     }
 
     /// Whether the planner may give the appliance to somebody.
     #[must_use]
     pub const fn wants_owner(&self) -> bool {
-        matches!(self, Self::Unowned | Self::Orphaned(_))
+        matches!(self, Self::Unowned | Self::Freeing(_) | Self::Orphaned(_))
     }
 
     /// The name in tables and the API.
@@ -80,7 +98,7 @@ impl State {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Unowned => "unowned",
-            Self::Granting(_) => "granting",
+            Self::Granting(_) | Self::Passing { .. } => "granting",
             Self::Offered(_) => "offered",
             Self::Owned(_) => "owned",
             Self::Releasing(_) => "releasing",
@@ -132,6 +150,8 @@ pub struct Handed {
 pub enum Effect {
     /// Make the grant durable.
     PersistGrant,
+    /// Make what was handed in and the grant durable, in one write.
+    PersistPass,
     /// Tell the worker, once.
     Offer,
     /// Ask the worker to give it up.
@@ -171,14 +191,22 @@ pub fn step(state: &State, event: Event) -> Result<(State, Vec<Effect>), Refused
     match (state, event) {
         // --- the planner
         (S::Unowned | S::Orphaned(_), E::Assign(to)) => Ok((S::Granting(to), vec![Effect::PersistGrant])),
+        (S::Freeing(from), E::Assign(to)) => Ok((S::Passing { from: from.clone(), to }, vec![Effect::PersistPass])),
         (
-            S::Granting(_) | S::Offered(_) | S::Owned(_) | S::Releasing(_) | S::Freeing(_) | S::Removing(_),
+            S::Granting(_) | S::Offered(_) | S::Owned(_) | S::Releasing(_) | S::Passing { .. } | S::Removing(_),
             E::Assign(_),
         ) => Err(Refused),
         (S::Owned(g) | S::Offered(g), E::Take) => Ok((S::Releasing(g.clone()), vec![Effect::AskRelease])),
-        (S::Unowned | S::Granting(_) | S::Releasing(_) | S::Freeing(_) | S::Orphaned(_) | S::Removing(_), E::Take) => {
-            Err(Refused)
-        }
+        (
+            S::Unowned
+            | S::Granting(_)
+            | S::Releasing(_)
+            | S::Freeing(_)
+            | S::Passing { .. }
+            | S::Orphaned(_)
+            | S::Removing(_),
+            E::Take,
+        ) => Err(Refused),
 
         // --- the store
         (S::Granting(g), E::Durable(t)) if g.token == t => Ok((S::Offered(g.clone()), vec![Effect::Offer])),
@@ -186,6 +214,14 @@ pub fn step(state: &State, event: Event) -> Result<(State, Vec<Effect>), Refused
         (S::Removing(g), E::Durable(t)) if g.token == t => {
             Ok((S::Unowned, vec![Effect::Confirm(g.clone()), Effect::Removed]))
         }
+        (S::Passing { from, to }, E::Durable(t)) if to.token == t => {
+            Ok((S::Offered(to.clone()), vec![Effect::Confirm(from.clone()), Effect::Offer]))
+        }
+        // What was handed in is in the store by a write of its own; the grant is not yet.
+        (S::Passing { from, to }, E::Durable(t)) if from.token == t => {
+            Ok((S::Granting(to.clone()), vec![Effect::Confirm(from.clone())]))
+        }
+        (S::Passing { from, to }, E::Undone(t)) if to.token == t => Ok((S::Freeing(from.clone()), vec![Effect::Retry])),
         // The token is burnt: the sequence never goes back.
         (S::Granting(g), E::Undone(t)) if g.token == t => next(S::Unowned),
         (S::Freeing(g) | S::Removing(g), E::Undone(t)) if g.token == t => Ok((state.clone(), vec![Effect::Retry])),
@@ -208,13 +244,21 @@ pub fn step(state: &State, event: Event) -> Result<(State, Vec<Effect>), Refused
             Ok((S::Removing(by), vec![Effect::PersistRemoval]))
         }
         // Being made durable: the confirmation follows.
-        (S::Freeing(g), E::Released(by, _)) | (S::Removing(g), E::Deleted(by)) if *g == by => Err(Refused),
+        (S::Freeing(g) | S::Passing { from: g, .. }, E::Released(by, _)) | (S::Removing(g), E::Deleted(by))
+            if *g == by =>
+        {
+            Err(Refused)
+        }
         // Said again by somebody who holds nothing any more: it need not be said a third time.
         (_, E::Released(by, _) | E::Deleted(by)) => Ok((state.clone(), vec![Effect::Confirm(by)])),
 
         // --- the end of a lease
         (S::Granting(g) | S::Offered(g) | S::Owned(g) | S::Releasing(g), E::Gone(w, i)) if g.is_of(&w, i) => {
             Ok((S::Orphaned(g.clone()), vec![Effect::StartHold]))
+        }
+        // The grant is void, and what was handed in must not be lost with it.
+        (S::Passing { from, to }, E::Gone(w, i)) if to.is_of(&w, i) => {
+            Ok((S::Freeing(from.clone()), vec![Effect::Retry]))
         }
         // Both end in a write that is under way and that nobody but the leader can undo.
         (S::Freeing(_) | S::Removing(_), E::Gone(..)) => Err(Refused),

@@ -494,6 +494,8 @@ pub struct Machine {
     commit_pending: Vec<Pending>,
     /// Releases to be confirmed to each stream in this step.
     confirm: BTreeMap<Conn, Vec<(ApplianceId, Token)>>,
+    /// Given up since the last plan: what was handed in is written with the next grant if that plan makes one.
+    freed: BTreeSet<Slot>,
     /// Writes that failed and are tried again.
     retries: BTreeSet<(Timestamp, Slot)>,
     /// Lives that are gone and may still be in the store as ones that act. Every commit ends them until one that did is
@@ -556,6 +558,7 @@ impl Machine {
             commit: Commit::default(),
             commit_pending: Vec::new(),
             confirm: BTreeMap::new(),
+            freed: BTreeSet::new(),
             retries: BTreeSet::new(),
             ending: BTreeMap::new(),
             remembered,
@@ -705,6 +708,7 @@ impl Machine {
         }
         self.forgive(now);
         self.place(now);
+        self.write_freed();
     }
 
     fn wake_at(&self, now: Timestamp) -> Option<Timestamp> {
@@ -713,11 +717,12 @@ impl Machine {
             let end = self.membership.next_end().unwrap_or(now + TICK);
             end.min(now + TICK)
         });
+        let freed = (!self.freed.is_empty()).then_some(now);
         let retry = self.retries.first().map(|(at, _)| *at);
         let forgive = self.declined.values().flat_map(BTreeMap::values).min().copied();
         // What keeps everything from being planned ends by an event, not by time.
         let plan = self.placement.due_at(now).filter(|_| self.members.has_read() && self.paused.is_none());
-        [watch, retry, self.remove_at, forgive, plan].into_iter().flatten().min()
+        [watch, freed, retry, self.remove_at, forgive, plan].into_iter().flatten().min()
     }
 
     /// Sends what this step collected: writes first, so that nothing on the wire precedes its write.
@@ -785,6 +790,8 @@ mod audited;
 mod external;
 #[cfg(test)]
 mod held;
+#[cfg(test)]
+mod passing;
 #[cfg(test)]
 mod regressions;
 #[cfg(test)]

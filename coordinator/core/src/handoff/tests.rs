@@ -21,6 +21,7 @@ fn states() -> Vec<State> {
         State::Owned(g.clone()),
         State::Releasing(g.clone()),
         State::Freeing(g.clone()),
+        State::Passing { from: granted("w9", 9), to: g.clone() },
         State::Orphaned(g.clone()),
         State::Removing(g),
     ]
@@ -57,13 +58,23 @@ fn every_pair_does_what_the_table_says() {
         ("nothing", Event::HoldsNothing(own.worker.clone(), own.incarnation)),
     ];
     let expected = [
-        // Unowned, Granting, Offered, Owned, Releasing, Freeing, Orphaned, Removing
-        ["granting PersistGrant", ".", ".", ".", ".", ".", "granting PersistGrant", "."],
-        [".", ".", "releasing AskRelease", "releasing AskRelease", ".", ".", ".", "."],
-        [".", "offered Offer", ".", ".", ".", "unowned Confirm", ".", "unowned Confirm+Removed"],
-        [".", "unowned", ".", ".", ".", "freeing Retry", ".", "removing Retry"],
-        [".", ".", "owned Arrived", ".", ".", ".", ".", "."],
-        [".", ".", "unowned LeaveOut", ".", "unowned LeaveOut", ".", ".", "."],
+        // Unowned, Granting, Offered, Owned, Releasing, Freeing, Passing, Orphaned, Removing
+        ["granting PersistGrant", ".", ".", ".", ".", "granting PersistPass", ".", "granting PersistGrant", "."],
+        [".", ".", "releasing AskRelease", "releasing AskRelease", ".", ".", ".", ".", "."],
+        [
+            ".",
+            "offered Offer",
+            ".",
+            ".",
+            ".",
+            "unowned Confirm",
+            "offered Confirm+Offer",
+            ".",
+            "unowned Confirm+Removed",
+        ],
+        [".", "unowned", ".", ".", ".", "freeing Retry", "freeing Retry", ".", "removing Retry"],
+        [".", ".", "owned Arrived", ".", ".", ".", ".", ".", "."],
+        [".", ".", "unowned LeaveOut", ".", "unowned LeaveOut", ".", ".", ".", "."],
         [
             "unowned Confirm",
             "granting Confirm",
@@ -71,6 +82,7 @@ fn every_pair_does_what_the_table_says() {
             "freeing PersistFree",
             "freeing PersistFree",
             ".",
+            "granting Confirm",
             "orphaned Confirm",
             "removing Confirm",
         ],
@@ -81,10 +93,21 @@ fn every_pair_does_what_the_table_says() {
             "removing PersistRemoval",
             "removing PersistRemoval",
             "freeing Confirm",
+            "granting Confirm",
             "orphaned Confirm",
             ".",
         ],
-        [".", "orphaned StartHold", "orphaned StartHold", "orphaned StartHold", "orphaned StartHold", ".", ".", "."],
+        [
+            ".",
+            "orphaned StartHold",
+            "orphaned StartHold",
+            "orphaned StartHold",
+            "orphaned StartHold",
+            ".",
+            "freeing Retry",
+            ".",
+            ".",
+        ],
         [
             "unowned Intruder",
             "granting Intruder",
@@ -92,10 +115,11 @@ fn every_pair_does_what_the_table_says() {
             "owned Arrived",
             "releasing AskRelease",
             "freeing Intruder",
+            "granting Intruder",
             "orphaned Intruder",
             "removing Intruder",
         ],
-        [".", ".", "unowned", "unowned", "unowned", ".", ".", "."],
+        [".", ".", "unowned", "unowned", "unowned", ".", ".", ".", "."],
     ];
     for ((name, event), row) in events.into_iter().zip(expected) {
         for (state, want) in states().iter().zip(row) {
@@ -141,4 +165,21 @@ fn a_worker_that_holds_another_token_is_asked_to_end_it_before_anything_else() {
 #[test]
 fn a_late_durable_of_an_older_grant_does_not_offer_the_newer_one() {
     assert_eq!(step(&State::Granting(granted("w1", 2)), Event::Durable(granted("w1", 1).token)), Err(Refused));
+}
+
+#[test]
+fn the_former_owner_is_confirmed_with_whichever_write_has_its_release() {
+    let (from, to) = (granted("w1", 1), granted("w2", 2));
+    let passing = State::Passing { from: from.clone(), to: to.clone() };
+    let said_again = Event::Released(from.clone(), Handed::default());
+    assert_eq!(step(&passing, said_again), Err(Refused), "the confirmation follows");
+    assert_eq!(step(&passing, Event::Gone(from.worker.clone(), from.incarnation)), Err(Refused), "it holds nothing");
+    let (next, effects) = step(&passing, Event::Durable(from.token)).expect("a write of its own came first");
+    assert_eq!((next.clone(), effects), (State::Granting(to.clone()), vec![Effect::Confirm(from.clone())]));
+    assert_eq!(step(&next, Event::Durable(to.token)), Ok((State::Offered(to.clone()), vec![Effect::Offer])));
+    // That write failed: the one under way has it as well.
+    assert_eq!(step(&passing, Event::Undone(from.token)), Err(Refused));
+    // Both failed: what was handed in is written again before anything else.
+    let undone = step(&passing, Event::Undone(to.token));
+    assert_eq!(undone, Ok((State::Freeing(from), vec![Effect::Retry])));
 }

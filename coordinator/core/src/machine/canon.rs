@@ -35,6 +35,7 @@ impl Canonical for Machine {
             commit,
             commit_pending,
             confirm,
+            freed,
             retries,
             ending,
             remembered,
@@ -86,6 +87,7 @@ impl Canonical for Machine {
         }
         to.put(commit);
         to.put(commit_pending);
+        to.list(freed.iter().map(|slot| slot.0));
         to.put(&retries.len());
         for (at, slot) in retries {
             to.until(*at);
@@ -154,6 +156,8 @@ impl Canonical for State {
     fn canon(&self, to: &mut Canon) {
         to.text(self.name());
         to.put(&self.grant());
+        let from = if let Self::Passing { from, .. } = self { Some(from) } else { None };
+        to.put(&from);
     }
 }
 

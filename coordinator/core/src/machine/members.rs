@@ -464,7 +464,8 @@ impl Machine {
         let draining = self.membership.is_draining(life);
         self.granted.get(life).is_some_and(|slots| {
             slots.iter().filter_map(|slot| self.table.get(*slot)).any(|entry| {
-                draining || matches!(entry.state, State::Releasing(_) | State::Offered(_) | State::Granting(_))
+                let given = matches!(entry.state, State::Offered(_) | State::Granting(_) | State::Passing { .. });
+                draining || given || matches!(entry.state, State::Releasing(_))
             })
         })
     }

@@ -54,6 +54,7 @@ impl Machine {
             (State::Granting(g), State::Unowned | State::Orphaned(_)) | (State::Offered(g), State::Unowned) => {
                 entry.binding.is_some_and(|by| by == g.token)
             }
+            (State::Passing { to, .. }, State::Freeing(_)) => entry.binding.is_some_and(|by| by == to.token),
             _ => false,
         };
         if untaken {
@@ -71,9 +72,11 @@ impl Machine {
         }
         let Some(entry) = self.table.get(slot) else { return };
         let acting = |state: &State| match state {
-            State::Granting(g) | State::Offered(g) | State::Owned(g) | State::Releasing(g) => {
-                Some((g.worker.clone(), g.incarnation))
-            }
+            State::Granting(g)
+            | State::Passing { to: g, .. }
+            | State::Offered(g)
+            | State::Owned(g)
+            | State::Releasing(g) => Some((g.worker.clone(), g.incarnation)),
             State::Unowned | State::Freeing(_) | State::Orphaned(_) | State::Removing(_) => None,
         };
         let (before, after) = (acting(&former), acting(&entry.state));
@@ -110,14 +113,18 @@ impl Machine {
         let Some(entry) = self.table.get(slot) else { return };
         let preferred = entry.preferred.as_ref();
         let (owner, former): (Option<&WorkerId>, Option<&WorkerId>) = match &entry.state {
-            State::Unowned => (None, preferred),
+            State::Unowned | State::Freeing(_) => (None, preferred),
             State::Orphaned(g) => (None, Some(&g.worker)),
-            State::Granting(g) | State::Offered(g) | State::Owned(g) | State::Removing(g) => (Some(&g.worker), None),
+            State::Granting(g)
+            | State::Passing { to: g, .. }
+            | State::Offered(g)
+            | State::Owned(g)
+            | State::Removing(g) => (Some(&g.worker), None),
             // On its way: counted where it goes, so that no second appliance is sent to fill the same place.
-            State::Releasing(g) | State::Freeing(g) => (Some(preferred.unwrap_or(&g.worker)), None),
+            State::Releasing(g) => (Some(preferred.unwrap_or(&g.worker)), None),
         };
         let barred = self.intruders.contains_key(&slot) || self.quarantine.quarantined(entry.id).is_some();
-        let movable = !barred && matches!(entry.state, State::Unowned | State::Orphaned(_) | State::Owned(_));
+        let movable = !barred && (entry.state.wants_owner() || matches!(entry.state, State::Owned(_)));
         self.planner.set_owner(slot, owner, former);
         self.planner.set_movable(slot, movable);
         if entry.state.wants_owner() {
@@ -143,12 +150,19 @@ impl Machine {
                 let rebalance = entry.rebalance;
                 self.tell(&(g.worker, g.incarnation), slot, Entry::Release(g.token), rebalance);
             }
-            (Effect::PersistFree(handed), Some(g)) => {
-                let op = GrantOp::Free { appliance: id, progress: handed.progress.clone(), hold: handed.hold };
+            (Effect::PersistPass, Some(to)) => {
+                let (host, hold_if_lost) = (entry.needs.host.clone(), entry.hold_if_lost);
+                let token = to.token;
+                let Handed { progress, hold } = entry.handed.as_deref().cloned().unwrap_or_default();
+                self.freed.remove(&slot);
+                self.commit.grants.push(GrantOp::Free { appliance: id, progress, hold });
+                self.write(slot, token, GrantOp::Grant { appliance: id, to, host, hold: hold_if_lost });
+            }
+            (Effect::PersistFree(handed), Some(_)) => {
                 if let Some(entry) = self.table.get_mut(slot) {
                     entry.handed = (handed != Handed::default()).then(|| Box::new(handed));
                 }
-                self.write(slot, g.token, op);
+                self.freed.insert(slot);
             }
             (Effect::PersistRemoval, Some(g)) => self.write(slot, g.token, GrantOp::Remove { appliance: id }),
             (Effect::Retry, Some(_)) => {
@@ -178,6 +192,7 @@ impl Machine {
             (Effect::Removed, _) => self.removed(slot),
             (
                 Effect::PersistGrant
+                | Effect::PersistPass
                 | Effect::Offer
                 | Effect::AskRelease
                 | Effect::PersistFree(_)
@@ -193,6 +208,14 @@ impl Machine {
         self.commit_pending.push(Pending::Slot(slot, token));
     }
 
+    /// Makes durable what was handed in and found no next owner in the plan just made.
+    pub(super) fn write_freed(&mut self) {
+        for slot in std::mem::take(&mut self.freed) {
+            self.write_again(slot);
+        }
+    }
+
+    /// Writes what the end of a grant leaves, unless the appliance went on meanwhile.
     pub(super) fn write_again(&mut self, slot: Slot) {
         let Some(entry) = self.table.get(slot) else { return };
         let id = entry.id;
@@ -205,6 +228,7 @@ impl Machine {
             State::Removing(g) => self.write(slot, g.token, GrantOp::Remove { appliance: id }),
             State::Unowned
             | State::Granting(_)
+            | State::Passing { .. }
             | State::Offered(_)
             | State::Owned(_)
             | State::Releasing(_)
@@ -216,7 +240,8 @@ impl Machine {
         for pending in self.pending.remove(&batch).unwrap_or_default() {
             match pending {
                 Pending::Slot(slot, token) => {
-                    let granting = self.table.under(slot, token).is_some_and(|e| matches!(e.state, State::Granting(_)));
+                    let granting = |state: &State| matches!(state, State::Granting(_) | State::Passing { .. });
+                    let granting = self.table.under(slot, token).is_some_and(|e| granting(&e.state));
                     if granting && !durable {
                         self.placement.hold_back(now + WRITE_RETRY);
                     }

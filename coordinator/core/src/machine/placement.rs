@@ -335,7 +335,7 @@ impl Machine {
         let entry = self.table.get(slot)?;
         match &entry.state {
             State::Orphaned(g) => Some(g.worker.clone()),
-            State::Unowned => entry.preferred.clone(),
+            State::Unowned | State::Freeing(_) => entry.preferred.clone(),
             _ => None,
         }
     }

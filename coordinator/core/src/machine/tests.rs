@@ -254,7 +254,7 @@ impl World {
 }
 
 /// Two workers with ten appliances between them.
-fn two() -> World {
+pub(super) fn two() -> World {
     let mut w = World::new(Restored::default());
     w.connect("w1");
     w.connect("w2");
