@@ -12,7 +12,7 @@
 //! | the database is away | the same, and until it is back every change is refused at once ([`outage`]) |
 //! | commit not answered | the group waits until the chain, read back, tells whether it was stored; everything behind it is `Unavailable` |
 //!
-//! Background work ([`background`]) is done when nothing is submitted, and once per interval when something always is.
+//! Background work ([`background`]) is done when nothing is submitted, and in turns when something always is.
 
 mod background;
 mod outage;
@@ -81,6 +81,10 @@ pub(super) struct Writer {
     log_bytes: u64,
     compaction: Compaction,
     background_at: Instant,
+    /// It was put off for too long, and is now done in turns with what is submitted.
+    catching_up: bool,
+    /// When a group was written last.
+    written_at: Instant,
     prune_at: Instant,
     _lock: Option<FileLock>,
 }
@@ -109,6 +113,8 @@ impl Writer {
             log_bytes: 0,
             compaction: Compaction::Idle,
             background_at: now,
+            catching_up: false,
+            written_at: now,
             prune_at: now + PRUNE_INTERVAL,
             _lock: lock,
         }
@@ -121,6 +127,7 @@ impl Writer {
             let command = match next.take() {
                 Some(command) => Some(command),
                 None => {
+                    let background_at = self.next_background();
                     let has_work = self.chain.is_some() && self.outage.is_none();
                     tokio::select! {
                         biased;
@@ -129,7 +136,7 @@ impl Writer {
                             continue;
                         }
                         command = self.commands.recv() => command,
-                        () = sleep_until(self.background_at), if has_work => {
+                        () = sleep_until(background_at), if has_work => {
                             self.background().await;
                             continue;
                         }
@@ -148,11 +155,8 @@ impl Writer {
                     let (group, other) = self.gather(first);
                     next = other;
                     next = self.write_group(group).await.or(next);
+                    self.background_in_turn().await;
                 }
-            }
-            let due = self.background_at + 2 * self.config.observation_interval < Instant::now();
-            if due && self.chain.is_some() && self.outage.is_none() {
-                self.background().await;
             }
         };
         self.stop(closed).await;

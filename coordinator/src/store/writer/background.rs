@@ -15,8 +15,13 @@ use super::super::readers::Readers;
 use super::super::rows;
 use super::Writer;
 
-/// Observations in one transaction: some ten milliseconds, which is what a grant may have to wait for one.
-const OBSERVATIONS: usize = 1_000;
+/// Observations in one transaction: a millisecond or two, since a hand-off may have to wait for one while nobody manages
+/// its appliance.
+const OBSERVATIONS: usize = 32;
+/// How long nothing has to be submitted before background work is done: a hand-off is a chain of submissions.
+const QUIET: Duration = Duration::from_millis(20);
+/// How long it waits for such a pause; from then on it is done in turns with what is submitted, until it has caught up.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Time between two rounds of pruning.
 pub(super) const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 /// Pause of background work after a failure.
@@ -44,6 +49,20 @@ impl Writer {
         }
     }
 
+    /// When the next step of background work may be done, if nothing is submitted until then.
+    pub(super) fn next_background(&self) -> Instant {
+        self.background_at.max(self.written_at + QUIET)
+    }
+
+    /// After a group: does a step if it has been put off for too long.
+    pub(super) async fn background_in_turn(&mut self) {
+        self.written_at = Instant::now();
+        self.catching_up |= self.background_at + PATIENCE < self.written_at;
+        if self.catching_up && self.chain.is_some() && self.outage.is_none() {
+            self.background().await;
+        }
+    }
+
     /// One step of each kind of background work that is due.
     pub(super) async fn background(&mut self) {
         let started = Instant::now();
@@ -52,7 +71,9 @@ impl Writer {
             let more = self.compact().await? | more;
             Ok::<_, Error>(self.prune().await? | more)
         };
-        let pause = match result.await {
+        let result = result.await;
+        self.catching_up &= matches!(result, Ok(true));
+        let pause = match result {
             Ok(true) => Duration::ZERO,
             Ok(false) => self.config.observation_interval,
             Err(error) => {
