@@ -66,7 +66,9 @@ impl Machine {
         }
         if entry.state == State::Unowned {
             entry.hold_if_lost = Duration::ZERO;
-            if mutant::is(Mutant::HoldLostOnOffer) && matches!(former, State::Offered(_)) {
+            // Neither a grant that was refused nor an offer that nobody took changes what is handed on.
+            let taken_back = matches!(former, State::Granting(_) | State::Offered(_) | State::Releasing(_));
+            if taken_back && mutant::is(Mutant::HoldLostOnOffer) {
                 entry.lose_hold();
             }
         }
