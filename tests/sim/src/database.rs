@@ -200,7 +200,7 @@ impl World {
         if until > self.now {
             match self.rng.below(4) {
                 // It lies in somebody's buffers until then.
-                0 => delay += until - self.now,
+                0 if !matches!(ask.request, Request::Write(..)) => delay += until - self.now,
                 // Only the end of the transaction was lost: the lock is held until the database gives up.
                 1 if matches!(ask.request, Request::Write(..)) => {
                     let held = self.now + self.rng.millis(500, 3_000);
@@ -223,6 +223,10 @@ impl World {
             let later = self.database.locked_until + self.rng.micros(1, 500);
             let ask = Box::new(Ask { number, epoch, request });
             return self.at(later, Ev::Asked { seat, instance, ask });
+        }
+        if matches!(request, Request::Write(..)) && !self.is_waited_for(seat, instance, number) {
+            // The word that would end the transaction follows the answer to its begin, which nobody waits for any more.
+            return;
         }
         if commits && !self.seats[seat].is_running(instance) && self.rng.chance(50) {
             // It was killed before it had said the last word.

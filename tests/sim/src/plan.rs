@@ -40,6 +40,8 @@ whats! {
     KillCoordinator = "kill-coordinator" 2,
     /// A coordinator does not run for a while.
     PauseCoordinator = "pause-coordinator" 2,
+    /// The leader does not run for so long that another one is elected, and goes on.
+    PauseLeader = "pause-leader" 3,
     /// The leader gives the leadership up.
     Resign = "resign" 1,
     /// A stream breaks.
@@ -143,8 +145,10 @@ pub(super) fn decide(seed: u64, faults_end: Time) -> Vec<Decision> {
         .map(|(what, _, w)| (*what, *w))
         .collect();
     let total: u64 = faults.iter().map(|(_, weight)| weight).sum();
-    let calm_ms = [200, 700, 2_000, 5_000][rng.index(4)];
-    let mut at = rng.millis(300, 3_000);
+    let calm_ms = [400, 1_500, 4_000, 8_000][rng.index(4)];
+    // Where faults are long and come one upon the other, nothing happens besides.
+    let longest_ms = [600, 2_500, 8_000][rng.index(3)];
+    let mut at = rng.millis(500, 5_000);
     while at < faults_end && total > 0 {
         let mut left = rng.below(total);
         let what = faults.iter().find(|(_, weight)| {
@@ -156,10 +160,11 @@ pub(super) fn decide(seed: u64, faults_end: Time) -> Vec<Decision> {
             let amount =
                 match what {
                     What::KillWorker | What::StopWorker | What::DrainWorker | What::KillCoordinator => {
-                        if rng.chance(30) { rng.below(200) } else { 200 + rng.below(7_800) }
+                        if rng.chance(30) { rng.below(200) } else { 200 + rng.below(longest_ms) }
                     }
-                    What::StoreRefuses => 50 + rng.below(3_000),
-                    _ => 50 + if rng.chance(30) { rng.below(800) } else { rng.below(8_000) },
+                    What::PauseLeader => 4_000 + rng.below(8_000),
+                    What::StoreRefuses => 50 + rng.below(longest_ms.min(3_000)),
+                    _ => 50 + if rng.chance(30) { rng.below(600) } else { rng.below(longest_ms) },
                 };
             if *what == What::Restore {
                 let copied = rng.below(at.max(1) / 1_000) * 1_000;

@@ -18,7 +18,9 @@ impl World {
         let until = self.now + amount;
         let place = who as usize % self.places.len();
         let seat = (who >> 8) as usize % self.seats.len();
-        self.note(|| format!("-- {decision}"));
+        if self.now == decision.at {
+            self.note(|| format!("-- {decision}"));
+        }
         match decision.what {
             What::KillWorker | What::StopWorker => {
                 self.end_worker(place, decision.what == What::StopWorker);
@@ -35,6 +37,11 @@ impl World {
             }
             What::PauseCoordinator => {
                 self.seats[seat].paused_until = self.seats[seat].paused_until.max(until);
+            }
+            What::PauseLeader => {
+                if let Some(seat) = self.leading(who) {
+                    self.seats[seat].paused_until = self.seats[seat].paused_until.max(until);
+                }
             }
             What::Resign => {
                 if self.external()
@@ -93,7 +100,7 @@ impl World {
             What::Backup | What::Restore => {}
             What::Evict => self.evict(who),
             What::SlowBackend => self.slow_backend_until = self.slow_backend_until.max(until),
-            What::Create | What::Update | What::Delete | What::Check => self.load(decision.what, who),
+            What::Create | What::Update | What::Delete | What::Check => self.load(number, decision.what, who),
             What::LoseWorker => self.lose_worker(who),
             What::LoseCoordinator => {
                 if self.seats.iter().filter(|seat| !seat.lost).count() > 1 {
@@ -140,9 +147,13 @@ impl World {
         self.leader_step(seat, Event::Evict((name, life)));
     }
 
-    fn load(&mut self, what: What, who: u32) {
-        // Callers reach whoever thinks to lead.
+    fn load(&mut self, number: usize, what: What, who: u32) {
+        // Callers reach whoever thinks to lead, and try again when nobody does.
         let Some(seat) = self.leading(who >> 8).filter(|&seat| self.seats[seat].paused_until <= self.now) else {
+            if self.faulty() {
+                let delay = self.rng.millis(100, 600);
+                self.after(delay, Ev::Decided(number));
+            }
             return;
         };
         let max = self.settings.max_appliances;

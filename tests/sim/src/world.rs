@@ -171,7 +171,7 @@ fn settings(rng: &mut Rng) -> Settings {
     Settings {
         machine,
         max_appliances: 1 + rng.index(20),
-        faults_end: rng.millis(8_000, 30_000),
+        faults_end: rng.millis(10_000, 35_000),
         connect_timeout: Duration::from_millis([300, 1_000, 5_000][rng.index(3)]),
         store_timeout: Duration::from_millis([200, 1_000, 3_000][rng.index(3)]),
         slow_messages: [0, 2, 20][rng.index(3)],

@@ -257,6 +257,12 @@ impl World {
         self.write_next(seat);
     }
 
+    /// Whether a process still waits for what becomes of a batch.
+    pub(super) fn is_waited_for(&self, seat: usize, instance: u64, number: u64) -> bool {
+        let process = self.seats[seat].process.as_ref().filter(|process| process.instance == instance);
+        process.and_then(|p| p.writer.running.as_ref()).is_some_and(|running| running.request == number)
+    }
+
     /// Whether a coordinator has something to be stored.
     pub(super) fn is_writing(&self, seat: usize) -> bool {
         self.seats[seat].process.as_ref().is_some_and(|p| !p.writer.is_idle() || !p.writer.queue.is_empty())
