@@ -78,6 +78,17 @@ fn one_acts(model: &Hypothesis, state: &State) -> bool {
     })
 }
 
+/// Whether a state that is left to itself comes to rest in good order. Asked of some states only.
+fn left_to_itself(model: &Hypothesis, state: &State) -> bool {
+    state.wrong.is_some()
+        || !state.is_sampled(model.setup.sample)
+        || mutant::with(model.setup.mutant, || {
+            let rest = model.rest_of(state.clone());
+            // Other promises are looked at where the checker comes by.
+            rest.wrong.is_some() || (model.rests(&rest) && unsettled(model, &rest).is_none())
+        })
+}
+
 /// What a state that came to rest lacks, if anything.
 pub(crate) fn unsettled(model: &Hypothesis, state: &State) -> Option<String> {
     let now: Timestamp = state.now;
@@ -109,6 +120,7 @@ pub(crate) fn properties() -> Vec<Property<Hypothesis>> {
         Property::always(Promise::I1.name(), |model, state| kept(state, Promise::I1) && one_acts(model, state)),
         Property::always(Promise::LateEffect.name(), |_, state| kept(state, Promise::LateEffect)),
         Property::always(Promise::I2.name(), |model, state| !model.rests(state) || unsettled(model, state).is_none()),
+        Property::always("I2: left to itself, everything gets an owner", left_to_itself),
         Property::always(Promise::I3.name(), |_, state| kept(state, Promise::I3)),
         Property::always(Promise::I4.name(), |_, state| kept(state, Promise::I4)),
         Property::always(Promise::I5.name(), |_, state| kept(state, Promise::I5)),

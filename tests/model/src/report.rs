@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use stateright::{Checker, HasDiscoveries, Model};
 
 use crate::checker::{Action, Hypothesis};
+use crate::promises::unsettled;
 use crate::setup::Setup;
 use crate::state::State;
 
@@ -47,7 +48,7 @@ fn finding(checker: &impl Checker<Hypothesis>) -> Option<Finding> {
     let mut text = String::new();
     let why = match &last.wrong {
         Some(wrong) => format!("{wrong:?}"),
-        None => crate::promises::unsettled(checker.model(), &last).unwrap_or_default(),
+        None => unsettled(checker.model(), &last).unwrap_or_default(),
     };
     _ = writeln!(text, "{promise}\n{why}");
     for (number, action) in path.iter().enumerate() {

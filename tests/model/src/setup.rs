@@ -92,6 +92,8 @@ pub struct Setup {
     pub delay: u8,
     /// Calls are looked at one by one, and not only whether they may start.
     pub calls: bool,
+    /// One in so many states is left to itself, to see whether it comes to rest in good order.
+    pub sample: u64,
     /// A rule to be broken.
     pub mutant: Option<Mutant>,
 }
@@ -109,6 +111,7 @@ impl Default for Setup {
             steps: 1,
             delay: 2,
             calls: true,
+            sample: 32,
             mutant: None,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::hash::{Hash, Hasher};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, OnceLock};
 
 use common::canon::{self, Canon, Canonical, Sort};
@@ -142,6 +142,13 @@ impl State {
     /// The leader of the newest term, if it still leads.
     pub(crate) fn leader(&self) -> Option<&Leader> {
         self.leaders.last().filter(|leader| leader.term == self.store.value.term)
+    }
+
+    /// Whether this is one of the states that are left to themselves, of which there is one in `sample`.
+    pub(crate) fn is_sampled(&self, sample: u64) -> bool {
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        hasher.finish().is_multiple_of(sample.max(1))
     }
 
     /// The words of everything, moments in relation to now and numbers to each other.

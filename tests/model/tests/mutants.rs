@@ -10,7 +10,7 @@ const LIMIT: usize = 1_000_000;
 
 /// What of each mutant is enough to see it, and why the others cannot be seen here.
 fn setup(mutant: Mutant) -> Result<Setup, &'static str> {
-    let base = Setup { mutant: Some(mutant), calls: false, ..Setup::default() };
+    let base = Setup { mutant: Some(mutant), calls: false, sample: 8, ..Setup::default() };
     let one = |faults| Setup { faults, budget: 1, ..base.clone() };
     let two = |faults| Setup { faults, budget: 2, ..base.clone() };
     let called = |setup| Setup { calls: true, ..setup };
@@ -31,7 +31,7 @@ fn setup(mutant: Mutant) -> Result<Setup, &'static str> {
         Mutant::UnchainedBatches => two(&[Fault::Crash, Fault::Unknown]),
         Mutant::SeenNotReset => two(&[Fault::LeaderCut, Fault::LeaseEnd]),
         Mutant::NameWithoutSession => Setup { restart: true, ..two(&[Fault::Crash, Fault::LeaderCut]) },
-        Mutant::OfferEndedByTime => Setup { workers: 3, ..one(&[Fault::Crash]) },
+        Mutant::OfferEndedByTime => Setup { workers: 3, ..two(&[Fault::Crash, Fault::Break]) },
         Mutant::OldTokens => return Err("a message would have to arrive twice on one stream"),
         Mutant::StandingClock => return Err("nobody is suspended here, and there is one clock"),
         // Cached members, members from events, and what else is about reading nodes.
