@@ -325,6 +325,9 @@ impl World {
             self.journals.entry(*id).or_default().removed = false;
         }
         self.database.rows = copy;
+        // A leader of the copy's term that does not know yet that it was deposed finds its place in the chain again, and
+        // writes until it knows: only what is stopped before its store is put back cannot.
+        self.database.last = (Term::default(), 0);
         self.database.epoch += 1;
         self.database.restored = true;
     }

@@ -180,7 +180,8 @@ fn settings(rng: &mut Rng) -> Settings {
         lost_answers: [0, 2, 20][rng.index(3)],
         slow_calls: [0, 5, 30][rng.index(3)],
         unwilling: [0, 2, 30][rng.index(3)],
-        hold: rng.chance(50).then(|| rng.duration(200, 4_000)),
+        // Longer than leases and sessions last, or shorter.
+        hold: [None, Some(2_000), Some(12_000)][rng.index(3)].map(|longest| rng.duration(200, longest)),
     }
 }
 

@@ -17,7 +17,7 @@ use sim::Case;
 const DEFAULT_SEEDS: u64 = 20_000;
 
 /// Seeds in which every mutant has to be found.
-const MUTANT_SEEDS: u64 = 2_000;
+const MUTANT_SEEDS: u64 = 6_000;
 
 /// Mutants that the model has to find, each with the reason.
 const UNSEEN: [(Mutant, &str); 0] = [];
