@@ -43,7 +43,7 @@ fn run_all(first: u64, count: u64) {
             let outcome = sim::run(&Case::from(seed), None, false);
             if outcome.failure.is_some() {
                 next.store(first + count, Ordering::Relaxed);
-                return Err((seed, outcome));
+                return Err((seed, Box::new(outcome)));
             }
             for (total, of) in totals.iter().zip([outcome.steps, outcome.effects, outcome.time, outcome.terms]) {
                 total.fetch_add(of, Ordering::Relaxed);
