@@ -190,6 +190,9 @@ pub fn step(state: &State, event: Event) -> Result<(State, Vec<Effect>), Refused
     let next = |state: State| Ok((state, vec![]));
     match (state, event) {
         // --- the planner
+        (S::Unowned | S::Orphaned(_), E::Assign(to)) if mutant::is(Mutant::GrantNotPersisted) => {
+            Ok((S::Offered(to), vec![Effect::PersistGrant, Effect::Offer]))
+        }
         (S::Unowned | S::Orphaned(_), E::Assign(to)) => Ok((S::Granting(to), vec![Effect::PersistGrant])),
         (S::Freeing(from), E::Assign(to)) => Ok((S::Passing { from: from.clone(), to }, vec![Effect::PersistPass])),
         (
@@ -272,6 +275,9 @@ pub fn step(state: &State, event: Event) -> Result<(State, Vec<Effect>), Refused
             Ok((S::Releasing(by), vec![Effect::AskRelease]))
         }
         (_, E::Holds(by)) => Ok((state.clone(), vec![Effect::Intruder(by)])),
+        (S::Offered(g), E::HoldsNothing(w, i)) if mutant::is(Mutant::TokenOfferedTwice) && g.is_of(&w, i) => {
+            Ok((state.clone(), vec![Effect::Offer]))
+        }
         // The offer went down with its stream. It is void: the next one gets a new token.
         (S::Offered(g) | S::Owned(g) | S::Releasing(g), E::HoldsNothing(w, i)) if g.is_of(&w, i) => next(S::Unowned),
         // Not told yet, so it cannot hold it; the offer will go out on the new stream.

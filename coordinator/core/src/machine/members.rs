@@ -11,6 +11,7 @@ mod canon;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use common::mutant::{self, Mutant};
 use common::{Timestamp, WorkerId};
 
 use super::{Action, Conn, Down, Envelope, Hello, Incarnation, Machine, Profile, Refusal};
@@ -18,6 +19,7 @@ use crate::brake::Departure;
 use crate::handoff::State;
 use crate::health::Session as SessionState;
 use crate::membership::{Authority, Beat, LeaseNode, Life, Node};
+use crate::planner::Slot;
 
 /// How long a `Hello` waits for the news of its own lease node. Both come from the same commit; longer means that the
 /// leader's server lags far behind the worker's.
@@ -379,6 +381,9 @@ impl Machine {
         }
         self.members.homecoming.retain(|_, until| now < *until);
         self.end_handing_back(now);
+        if mutant::is(Mutant::OfferEndedByTime) {
+            self.end_offers(now);
+        }
         if self.in_flight.stall(now, Duration::from_millis(self.config.release_deadline_ms)) {
             self.placement.drifted();
         }
@@ -394,6 +399,16 @@ impl Machine {
         }
         self.send_expelled_home(now);
         self.evict_unreachable(now);
+    }
+
+    /// What must not be: takes back what was offered and is not answered for a while.
+    fn end_offers(&mut self, now: Timestamp) {
+        let late = |slot: &Slot| self.unowned.since(*slot).is_some_and(|s| now.since(s) >= Duration::from_millis(500));
+        let offered = |slot: &Slot| self.table.get(*slot).is_some_and(|e| matches!(e.state, State::Offered(_)));
+        let slots: Vec<Slot> = self.granted.values().flatten().copied().filter(|s| offered(s) && late(s)).collect();
+        for slot in slots {
+            self.set_state(slot, State::Unowned);
+        }
     }
 
     /// A worker that has not handed everything back within the grace is drained like any other: what it gave up is waited

@@ -11,6 +11,7 @@ mod canon;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
+use common::mutant::{self, Mutant};
 use common::{ApplianceId, Generation, StreamNumber, Timestamp, Token};
 
 use super::{Action, Answers, Claim, Down, Envelope, Held, Hello, Machine, Pending, Refusal, Tell};
@@ -399,6 +400,9 @@ impl Machine {
         self.members.unpark(conn);
         let Some(session) = self.sessions.remove(conn) else { return };
         self.members.lost_session(now, &session.life);
+        if mutant::is(Mutant::GoneWithStream) {
+            self.membership.close(now, &session.life, true);
+        }
         self.actions.push(Action::WorkerChanged(session.life.0));
         self.refresh_members();
     }
