@@ -55,6 +55,10 @@ pub struct Config {
     pub max_moves_in_flight: usize,
     /// Most of them that leave, or come to, one worker.
     pub max_moves_per_worker: usize,
+    /// Most of those that began in the last quarter of a second. Whoever moves at once shares commits and waits for
+    /// them: more moves more per second, and leaves each unattended for longer. One whose owner has to end a step first
+    /// is attended meanwhile, and does not keep others from moving.
+    pub moves_at_once: usize,
     /// How long a worker that declined an appliance is not asked again, in milliseconds.
     pub decline_backoff_ms: u64,
     /// Workers that may die during an announced step of one appliance before nobody is granted it any more. Fewer spare
@@ -88,6 +92,7 @@ impl Default for Config {
             reconnect_grace_ms: 5_000,
             max_moves_in_flight: 512,
             max_moves_per_worker: 128,
+            moves_at_once: 4,
             decline_backoff_ms: 5_000,
             quarantine_strikes: 3,
             suspect_probation_ms: 60_000,
@@ -110,9 +115,11 @@ impl Config {
         if !self.planner.band.is_finite() || self.planner.band < 1.0 {
             return Err(format!("planner.band must be at least 1, is {}", self.planner.band));
         }
-        for (field, value) in
-            [("max_moves_in_flight", self.max_moves_in_flight), ("max_moves_per_worker", self.max_moves_per_worker)]
-        {
+        for (field, value) in [
+            ("max_moves_in_flight", self.max_moves_in_flight),
+            ("max_moves_per_worker", self.max_moves_per_worker),
+            ("moves_at_once", self.moves_at_once),
+        ] {
             if value == 0 {
                 return Err(format!("{field} must be at least 1"));
             }

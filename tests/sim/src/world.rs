@@ -162,6 +162,7 @@ fn settings(rng: &mut Rng) -> Settings {
         reconnect_grace_ms: [300, 2_000, 5_000][rng.index(3)],
         max_moves_in_flight: [1, 3, 512][rng.index(3)],
         max_moves_per_worker: [1, 2, 128][rng.index(3)],
+        moves_at_once: [1, 4, 128][rng.index(3)],
         decline_backoff_ms: [500, 5_000][rng.index(2)],
         authority: if rng.chance(30) { Authority::Embedded } else { Authority::External },
         unreachable_after_ms: [1_000, 5_000, 60_000][rng.index(3)],

@@ -14,6 +14,7 @@ use std::time::Duration;
 use common::mutant::{self, Mutant};
 use common::{Timestamp, WorkerId};
 
+use super::placement::SLOW;
 use super::{Action, Conn, Down, Envelope, Hello, Incarnation, Machine, Profile, Refusal};
 use crate::brake::Departure;
 use crate::handoff::State;
@@ -384,7 +385,7 @@ impl Machine {
         if mutant::is(Mutant::OfferEndedByTime) {
             self.end_offers(now);
         }
-        if self.in_flight.stall(now, Duration::from_millis(self.config.release_deadline_ms)) {
+        if self.in_flight.age(now, SLOW, Duration::from_millis(self.config.release_deadline_ms)) {
             self.placement.drifted();
         }
         let late: Vec<Life> =

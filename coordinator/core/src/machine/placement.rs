@@ -16,6 +16,9 @@ use crate::outbox::Entry;
 use crate::planner::{Member, Move, Reason, Slot, Unplaced};
 use crate::rebalance::Cause;
 
+/// From what age a move is slow: many times what one takes whose owner can give up at once.
+pub(super) const SLOW: Duration = Duration::from_millis(250);
+
 /// Why and when the next plan is due.
 #[derive(Clone, Debug)]
 pub(super) struct Due {
@@ -136,72 +139,105 @@ impl Due {
     }
 }
 
+/// How long a move has been under way already. Its state never changes by time alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Pace {
+    /// It counts against every limit.
+    Fresh,
+    /// It waits for a step of its owner, who looks after it until then: others need not wait with it.
+    Slow,
+    /// It took too long and no longer counts against any limit.
+    Stalled,
+}
+
 /// One move that has not ended.
 #[derive(Clone, Debug)]
 struct Moving {
     from: WorkerId,
     to: WorkerId,
     since: Timestamp,
-    /// It took too long and no longer counts against the limits. Its state never changes by time alone.
-    stalled: bool,
+    pace: Pace,
+}
+
+/// Moves from and to one worker.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    fresh: usize,
+    /// Fresh and slow ones.
+    counted: usize,
 }
 
 /// Moves from one owner to another that have not ended.
 #[derive(Clone, Debug, Default)]
 pub(super) struct InFlight {
     moves: BTreeMap<Slot, Moving>,
-    per_worker: BTreeMap<WorkerId, usize>,
+    per_worker: BTreeMap<WorkerId, Counts>,
     stalled: usize,
 }
 
 impl InFlight {
     fn begin(&mut self, now: Timestamp, slot: Slot, from: WorkerId, to: WorkerId) {
         self.end(slot);
-        *self.per_worker.entry(from.clone()).or_default() += 1;
-        *self.per_worker.entry(to.clone()).or_default() += 1;
-        self.moves.insert(slot, Moving { from, to, since: now, stalled: false });
+        for worker in [&from, &to] {
+            let counts = self.per_worker.entry(worker.clone()).or_default();
+            counts.fresh += 1;
+            counts.counted += 1;
+        }
+        self.moves.insert(slot, Moving { from, to, since: now, pace: Pace::Fresh });
     }
 
     pub(super) fn end(&mut self, slot: Slot) {
-        match self.moves.remove(&slot) {
-            None => {}
-            Some(moving) if moving.stalled => self.stalled -= 1,
-            Some(Moving { from, to, .. }) => self.uncount(&from, &to),
-        }
+        let Some(moving) = self.moves.remove(&slot) else { return };
+        self.uncount(&moving);
+        self.stalled -= usize::from(moving.pace == Pace::Stalled);
     }
 
-    fn uncount(&mut self, from: &WorkerId, to: &WorkerId) {
-        for worker in [from, to] {
-            if let Some(count) = self.per_worker.get_mut(worker) {
-                *count -= 1;
-                if *count == 0 {
-                    self.per_worker.remove(worker);
-                }
+    /// Takes a move out of the counts that its pace puts it into.
+    fn uncount(&mut self, moving: &Moving) {
+        for worker in [&moving.from, &moving.to] {
+            let Some(counts) = self.per_worker.get_mut(worker) else { continue };
+            counts.fresh -= usize::from(moving.pace == Pace::Fresh);
+            counts.counted -= usize::from(moving.pace < Pace::Stalled);
+            if counts.counted == 0 {
+                self.per_worker.remove(worker);
             }
         }
     }
 
-    /// Stops counting moves that are older than `deadline`. Returns whether there were any.
-    pub(super) fn stall(&mut self, now: Timestamp, deadline: Duration) -> bool {
-        let late = |m: &Moving| !m.stalled && now.since(m.since) >= deadline;
-        let late: Vec<Slot> = self.moves.iter().filter(|(_, m)| late(m)).map(|(slot, _)| *slot).collect();
-        for slot in &late {
-            let Some(moving) = self.moves.get_mut(slot) else { continue };
-            moving.stalled = true;
-            let (from, to) = (moving.from.clone(), moving.to.clone());
-            self.stalled += 1;
-            self.uncount(&from, &to);
+    /// Looks how old moves are: those of `slow` and more let others begin, those of `stalled` and more no longer count at
+    /// all. Returns whether that made room.
+    pub(super) fn age(&mut self, now: Timestamp, slow: Duration, stalled: Duration) -> bool {
+        let pace = |m: &Moving| match now.since(m.since) {
+            age if age >= stalled => Pace::Stalled,
+            age if age >= slow => Pace::Slow,
+            _ => Pace::Fresh,
+        };
+        let aged: Vec<(Slot, Pace)> =
+            self.moves.iter().filter(|(_, m)| pace(m) > m.pace).map(|(slot, m)| (*slot, pace(m))).collect();
+        for (slot, pace) in &aged {
+            let Some(moving) = self.moves.get(slot).cloned() else { continue };
+            self.uncount(&moving);
+            if *pace == Pace::Stalled {
+                self.stalled += 1;
+            } else {
+                for worker in [&moving.from, &moving.to] {
+                    self.per_worker.entry(worker.clone()).or_default().counted += 1;
+                }
+            }
+            self.moves.insert(*slot, Moving { pace: *pace, ..moving });
         }
-        !late.is_empty()
+        !aged.is_empty()
     }
 
-    fn of(&self, worker: &WorkerId) -> usize {
-        self.per_worker.get(worker).copied().unwrap_or_default()
+    /// Whether a worker may give up or get one more, with so many fresh ones and so many in all.
+    fn has_room(&self, worker: &WorkerId, fresh: usize, counted: usize) -> bool {
+        let counts = self.per_worker.get(worker).copied().unwrap_or_default();
+        counts.fresh < fresh && counts.counted < counted
     }
 
     /// Whether a move from or to this worker is under way and not stalled.
     pub(super) fn concerns(&self, worker: &WorkerId) -> bool {
-        self.of(worker) > 0
+        self.per_worker.contains_key(worker)
     }
 
     /// Moves that count against the limit.
@@ -398,10 +434,9 @@ impl Machine {
         match &m.from {
             None => self.grant(now, m),
             Some(from) => {
-                if self.in_flight.counted() >= self.config.max_moves_in_flight
-                    || self.in_flight.of(from) >= self.config.max_moves_per_worker
-                    || self.in_flight.of(&m.to) >= self.config.max_moves_per_worker
-                {
+                let (fresh, counted) = (self.config.moves_at_once, self.config.max_moves_per_worker);
+                let has_room = |worker| self.in_flight.has_room(worker, fresh, counted);
+                if self.in_flight.counted() >= self.config.max_moves_in_flight || !has_room(from) || !has_room(&m.to) {
                     return false;
                 }
                 self.take(now, m, from.clone())
@@ -501,5 +536,39 @@ impl Machine {
     pub(super) fn tell_excluded(&mut self, slot: Slot) {
         let members = self.declined.get(&slot).map(|by| by.keys().cloned().collect()).unwrap_or_default();
         self.planner.set_excluded(slot, members);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STALLED: Duration = Duration::from_secs(30);
+
+    fn worker(name: &str) -> WorkerId {
+        WorkerId::new(name).expect("valid")
+    }
+
+    #[test]
+    fn a_slow_move_lets_others_begin_and_a_stalled_one_counts_no_more() {
+        let (from, to) = (worker("w1"), worker("w2"));
+        let mut it = InFlight::default();
+        let begin = |it: &mut InFlight, at: Timestamp, slot| it.begin(at, Slot(slot), from.clone(), to.clone());
+        let (start, slow) = (Timestamp::from_millis(1_000), Timestamp::from_millis(1_000) + SLOW);
+        begin(&mut it, start, 1);
+        begin(&mut it, start, 2);
+        assert!(!it.has_room(&from, 2, 3) && !it.has_room(&to, 2, 3) && it.has_room(&from, 3, 3));
+        assert!(!it.age(Timestamp::from_millis(1_100), SLOW, STALLED));
+        assert!(it.age(slow, SLOW, STALLED));
+        assert!(it.has_room(&from, 2, 3) && it.has_room(&to, 2, 3), "both are slow");
+        begin(&mut it, slow, 3);
+        assert!(!it.has_room(&from, 2, 3), "slow ones count among all");
+        assert!(it.age(start + STALLED, SLOW, STALLED));
+        assert_eq!((it.counted(), it.stalled(), it.len()), (1, 2, 3));
+        for slot in 1..=3 {
+            it.end(Slot(slot));
+        }
+        assert!(!it.concerns(&from) && !it.concerns(&to));
+        assert_eq!((it.counted(), it.stalled(), it.len()), (0, 0, 0));
     }
 }

@@ -2,7 +2,7 @@
 
 use common::canon::{Canon, Canonical};
 
-use super::{Due, InFlight, Machine, Moving};
+use super::{Due, InFlight, Machine, Moving, SLOW};
 
 impl Machine {
     /// Writes down when the next plan is due, and what is on its way.
@@ -11,9 +11,10 @@ impl Machine {
         // How many there are per worker, and how many stalled, is counted from the moves.
         let InFlight { moves, per_worker: _, stalled: _ } = &self.in_flight;
         to.put(&moves.len());
-        for (slot, Moving { from, to: target, since, stalled }) in moves {
+        for (slot, Moving { from, to: target, since, pace }) in moves {
             to.put(&slot.0);
-            to.put(&(from, target, stalled));
+            to.put(&(from, target, *pace as u32));
+            to.after(*since, SLOW);
             to.after(*since, std::time::Duration::from_millis(self.config.release_deadline_ms));
         }
     }
