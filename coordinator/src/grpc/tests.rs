@@ -21,7 +21,8 @@ use tonic_types::StatusExt;
 
 use super::{AdminServices, TraceLayer};
 use crate::api::{
-    AssignmentView, COMMAND_QUEUE, ClusterView, Command, CoordinationState, History, HistoryAnswer, UnownedView, WorkerView,
+    AssignmentView, COMMAND_QUEUE, ClusterView, Command, CoordinationState, History, HistoryAnswer, UnownedView,
+    WorkerView,
 };
 use crate::catalog::{Catalog, Config, Fact, Prepared, RingView};
 use crate::record::{MoveRecord, RebalanceOutcome, RebalanceRecord};

@@ -167,10 +167,8 @@ fn up() -> impl Strategy<Value = Up> {
         status,
         checked,
     });
-    let holdings = any::<(u64, u64, u128)>().prop_map(|(applied, count, sum)| up::Holdings {
-        applied,
-        digest: Digest { count, sum },
-    });
+    let holdings = any::<(u64, u64, u128)>()
+        .prop_map(|(applied, count, sum)| up::Holdings { applied, digest: Digest { count, sum } });
     prop_oneof![
         hello,
         any::<u64>().prop_map(Up::Beat),
