@@ -40,19 +40,30 @@ pub enum Sort {
     Stream,
     /// Order and equality.
     Batch,
+    /// Order and equality: a place in the chain of batches of a store.
+    Place,
     /// Equality, within its term.
     Rebalance,
 }
 
 impl Sort {
     /// All of them.
-    pub const ALL: [Self; 8] =
-        [Self::Plain, Self::Until, Self::Token, Self::Life, Self::Conn, Self::Stream, Self::Batch, Self::Rebalance];
+    pub const ALL: [Self; 9] = [
+        Self::Plain,
+        Self::Until,
+        Self::Token,
+        Self::Life,
+        Self::Conn,
+        Self::Stream,
+        Self::Batch,
+        Self::Place,
+        Self::Rebalance,
+    ];
 
     /// The sort of a word.
     #[must_use]
     pub const fn of(word: u64) -> Self {
-        Self::ALL[(word >> SORT_SHIFT) as usize & 7]
+        Self::ALL[(word >> SORT_SHIFT) as usize]
     }
 }
 
@@ -132,6 +143,11 @@ impl Canon {
     /// A group of writes.
     pub fn batch(&mut self, batch: u64) {
         self.push(Sort::Batch, batch);
+    }
+
+    /// A place in the chain of batches.
+    pub fn place(&mut self, number: u64) {
+        self.push(Sort::Place, number);
     }
 
     /// Anything that can write itself.

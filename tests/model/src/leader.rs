@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use common::canon::{Canon, Canonical};
 use common::{Term, Token};
-use coordinator_core::checks;
 use coordinator_core::grants::GrantOp;
 use coordinator_core::machine::{self, Action, BatchId, Commit, Event, Machine};
 use worker_core::holdings::{Envelope, Handed};
@@ -45,10 +44,11 @@ pub(crate) struct Leader {
 
 impl Canonical for Leader {
     fn canon(&self, to: &mut Canon) {
-        let Self { term, machine, feed, written: _, writes, answers } = self;
+        let Self { term, machine, feed, written, writes, answers } = self;
         to.put(term);
         to.put(&**machine);
         to.put(feed);
+        to.place(*written);
         to.put(&(writes.len(), answers.len()));
         for (batch, commit) in writes {
             to.batch(*batch);
@@ -66,7 +66,8 @@ impl State {
     /// A coordinator begins to lead: it raises the term, reads the store, and has yet to read the nodes.
     pub(crate) fn campaign(&mut self, setup: &Setup) {
         let (term, restored) = Part::edit(&mut self.store).begin(setup);
-        let machine = Machine::new(setup.machine(), term, self.now, restored);
+        let mut machine = Machine::new(setup.machine(), term, self.now, restored);
+        let actions = machine.step(self.now, Event::Tick).actions;
         self.leaders.push(Leader {
             term,
             machine: Part::new(machine),
@@ -75,7 +76,7 @@ impl State {
             writes: VecDeque::new(),
             answers: VecDeque::new(),
         });
-        self.lead(self.leaders.len() - 1, Event::Tick, &[]);
+        actions.into_iter().for_each(|action| self.carry_out(term, action, &[]));
     }
 
     /// Another coordinator begins to lead while the present leader lives; of what that one has submitted, the first
@@ -167,17 +168,15 @@ impl State {
     /// A leader takes in one thing and looks at the time. What it offers has to be in `durable`, the grants it was just
     /// told to be stored (I4): there are too few messages under way for an offer to wait for its turn.
     pub(crate) fn lead(&mut self, l: usize, event: Event, durable: &[Token]) {
-        let now = self.now;
         let leader = &mut self.leaders[l];
         let term = leader.term;
-        let machine = Part::edit(&mut leader.machine);
-        let mut actions = machine.step(now, event).actions;
-        actions.extend(machine.step(now, Event::Tick).actions);
-        if let Some(wrong) = checks::machine(machine).into_iter().next() {
-            self.note(Err(Wrong::new(Promise::Checks, wrong)));
+        let step = self.shared.step(&leader.machine, self.now, event);
+        leader.machine = step.machine;
+        if let Some(wrong) = step.wrong {
+            self.note(Err(Wrong::new(Promise::Checks, wrong.to_string())));
         }
-        for action in actions {
-            self.carry_out(term, action, durable);
+        for action in step.actions.iter() {
+            self.carry_out(term, action.clone(), durable);
         }
     }
 

@@ -26,6 +26,7 @@
 //! | `service`  | nodes, feeds, time                                            |
 //! | `store`    | what is durable, and what became of a commit                  |
 //! | `stream`   | messages, in order within a stream                            |
+//! | `shared`   | what states have in common, to save memory and time             |
 //! | `promises` | what must hold                                                |
 
 mod checker;
@@ -34,6 +35,7 @@ mod promises;
 mod report;
 mod service;
 mod setup;
+mod shared;
 mod state;
 mod store;
 mod stream;

@@ -111,7 +111,7 @@ impl Default for Setup {
             steps: 1,
             delay: 2,
             calls: true,
-            sample: 32,
+            sample: 64,
             mutant: None,
         }
     }

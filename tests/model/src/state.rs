@@ -14,6 +14,7 @@ use crate::leader::Leader;
 use crate::promises::Wrong;
 use crate::service::Nodes;
 use crate::setup::{START, Setup};
+use crate::shared::Shared;
 use crate::store::Store;
 use crate::stream::Stream;
 use crate::worker::{Worker, put_over};
@@ -39,7 +40,19 @@ impl<T: fmt::Debug> fmt::Debug for Part<T> {
 
 impl<T: Canonical> Canonical for Part<T> {
     fn canon(&self, to: &mut Canon) {
-        to.words(self.words.get_or_init(|| Canon::of(&self.value).into_words()));
+        to.words(self.words());
+    }
+}
+
+impl<T: Canonical> Part<T> {
+    /// Its words, as they are.
+    pub(crate) fn words(&self) -> &[u64] {
+        self.words.get_or_init(|| Canon::of(&self.value).into_words())
+    }
+
+    /// Whether its words are known: nobody asked for them since it was changed.
+    pub(crate) fn is_written(&self) -> bool {
+        self.words.get().is_some()
     }
 }
 
@@ -81,6 +94,7 @@ pub struct State {
     /// What the appliances run on: the highest token that came, or with holds that of the newest owner who started a call.
     pub(crate) things: BTreeMap<ApplianceId, Token>,
     pub(crate) calls: Vec<Call>,
+    pub(crate) shared: Arc<Shared>,
     pub(crate) next_conn: Conn,
     pub(crate) next_life: u128,
     pub(crate) wrong: Option<Wrong>,
@@ -100,6 +114,7 @@ impl State {
             store: Part::new(Store::default()),
             things: BTreeMap::new(),
             calls: Vec::new(),
+            shared: Arc::default(),
             next_conn: 0,
             next_life: 0,
             wrong: None,
@@ -115,7 +130,7 @@ impl State {
         }
     }
 
-    /// Drops what nothing can come of.
+    /// Drops what nothing can come of, and shares what is equal with other states.
     pub(crate) fn tidy(&mut self) {
         self.streams.retain(|stream| !stream.is_over());
         self.calls.sort_unstable();
@@ -128,6 +143,8 @@ impl State {
             kept.retain(|f| store.takes(f.term, f.number) || (f.term, f.number) > (term, batch + 1));
             store.floating = kept;
         }
+        self.workers.iter_mut().for_each(|worker| self.shared.worker(worker));
+        self.shared.store(&mut self.store);
     }
 
     /// Whether anything is on its way.
@@ -164,6 +181,8 @@ impl State {
             store,
             things,
             calls,
+            // Nothing depends on it.
+            shared: _,
             // Only have to be new.
             next_conn: _,
             next_life: _,
@@ -172,7 +191,6 @@ impl State {
         let mut canon = Canon::default();
         canon.put(&(u32::from(*budget), u32::from(*delay)));
         canon.put(leaders);
-        canon.list(leaders.iter().map(|l| l.term == store.value.term && l.written == store.value.batch));
         canon.list(workers.iter().map(|worker| &**worker));
         canon.put(streams);
         canon.put(nodes);
@@ -207,7 +225,7 @@ fn relate(mut words: Vec<u64>, now: Timestamp) -> Vec<u64> {
         *word = match sort {
             Sort::Plain => *word,
             Sort::Until => canon::value(*word).saturating_sub(now) | (sort as u64) << 60,
-            Sort::Token | Sort::Rebalance | Sort::Life | Sort::Conn | Sort::Stream | Sort::Batch => {
+            Sort::Token | Sort::Rebalance | Sort::Life | Sort::Conn | Sort::Stream | Sort::Batch | Sort::Place => {
                 let rank = known[sort as usize].binary_search(word).unwrap_or_default() as u64;
                 let term = if matches!(sort, Sort::Token | Sort::Rebalance) { canon::term(*word) } else { 0 };
                 rank | term << 32 | (sort as u64) << 60

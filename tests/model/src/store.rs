@@ -104,8 +104,13 @@ impl Canonical for Store {
     fn canon(&self, to: &mut Canon) {
         let Self { term, batch, grants, members, newest, floating } = self;
         to.put(term);
-        // How far a leader is behind the chain is written with the leader.
-        to.list(floating.iter().map(|f| ((f.term, f.number.saturating_sub(*batch)), &*f.commit)));
+        to.place(*batch);
+        to.put(&floating.len());
+        for Floating { term, number, commit } in floating {
+            to.put(term);
+            to.place(*number);
+            to.put(&**commit);
+        }
         to.put(grants);
         to.put(members);
         to.put(newest);

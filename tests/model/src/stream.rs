@@ -98,16 +98,20 @@ impl Canonical for Up {
         match self {
             Self::Hello(hello) => to.put(&(0_u32, hello)),
             Self::Answers(from, answers) => {
-                to.put(&(1_u32, from.term));
-                to.put(&(from.incarnation, from.stream));
-                let Answers { applied, granted, declined, released, gone, begun, ended } = answers;
-                to.put(&(applied, granted, declined));
-                to.put(&(released, gone));
-                to.put(&(begun, ended));
+                to.plain(1);
+                put_answers(from, answers, to);
             }
             Self::End => to.plain(2),
         }
     }
+}
+
+pub(crate) fn put_answers(from: &machine::Envelope, answers: &Answers, to: &mut Canon) {
+    to.put(&(from.term, from.incarnation, from.stream));
+    let Answers { applied, granted, declined, released, gone, begun, ended } = answers;
+    to.put(&(applied, granted, declined));
+    to.put(&(released, gone));
+    to.put(&(begun, ended));
 }
 
 impl Canonical for Tell {
