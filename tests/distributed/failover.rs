@@ -188,7 +188,13 @@ async fn a_rebalance_outlives_its_leader_and_nothing_moves_because_of_that() -> 
     println!(
         "leader killed after {done} of {least} moves: admin answers after {answered:?}, session timeout + 1 s is {limit:?}"
     );
-    let owners = at_rest(&fleet, PATIENCE * 2, |_| true).await?;
+    // Nothing is open either before the next leader has begun.
+    let owners = until(PATIENCE * 2, "the next leader finishes it", async || {
+        let owners = at_rest(&fleet, PATIENCE, |_| true).await?;
+        ensure!(loads(&owners)["w1"] <= count - least, "{:?}", loads(&owners));
+        Ok(owners)
+    })
+    .await?;
     println!("leader killed: all settled after {:?}, {:?}", killed.elapsed(), loads(&owners));
     ensure!(owners.len() == count, "{} of {count} are left", owners.len());
     let rebalances = fleet.api().rebalances().await?;

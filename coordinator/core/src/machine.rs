@@ -92,7 +92,7 @@ impl Default for Config {
             reconnect_grace_ms: 5_000,
             max_moves_in_flight: 512,
             max_moves_per_worker: 128,
-            moves_at_once: 4,
+            moves_at_once: 2,
             decline_backoff_ms: 5_000,
             quarantine_strikes: 3,
             suspect_probation_ms: 60_000,
