@@ -255,7 +255,9 @@ impl World {
 
 /// Two workers with ten appliances between them.
 pub(super) fn two() -> World {
-    let mut w = World::new(Restored::default());
+    // So many at once that a plan is carried out in one step.
+    let config = Config { moves_at_once: 128, ..Config::default() };
+    let mut w = World::with(config, Term::new(1), Restored::default());
     w.connect("w1");
     w.connect("w2");
     w.pass(Duration::from_secs(1));
