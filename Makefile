@@ -19,7 +19,7 @@ down: build ## Remove every appliance of the cluster that `make up` runs here.
 	@exec target/release/rugctl up --down
 
 build: deps-build ## Build the release binaries into target/release.
-	@echo "==> building release binaries (from nothing, about nine minutes on two cores)"
+	@echo "==> building release binaries (from nothing, about ten minutes on two cores)"
 	$(CARGO) build --release --locked $(BINS)
 
 test: deps-test ## Run every test, with real processes, servers and python-tooz.
