@@ -28,7 +28,11 @@ fn ring_fleet() -> Options {
         workers: 4,
         drivers: vec!["simulated"],
         session: SESSION,
-        coordinator_env: vec![("RUG_COORDINATOR_MACHINE__PLANNER__STRATEGY", "ring".into())],
+        coordinator_env: vec![
+            ("RUG_COORDINATOR_MACHINE__PLANNER__STRATEGY", "ring".into()),
+            // Who gets what is asked here, not how gently.
+            ("RUG_COORDINATOR_MACHINE__MOVES_AT_ONCE", "128".into()),
+        ],
         ..Options::default()
     }
 }
