@@ -98,7 +98,6 @@ async fn what_a_killed_worker_held_is_owned_again_soon_after_its_node_is_gone() 
         coordinator_env: vec![
             ("RUG_COORDINATOR_MACHINE__MAX_MOVES_IN_FLIGHT", "20000".to_owned()),
             ("RUG_COORDINATOR_MACHINE__MAX_MOVES_PER_WORKER", "20000".to_owned()),
-            ("RUG_COORDINATOR_MACHINE__MOVES_AT_ONCE", "20000".to_owned()),
         ],
         ..Options::default()
     })
