@@ -165,14 +165,16 @@ impl<'a> Leader<'a> {
         metrics: Arc<Metrics>,
         highest_seen: Term,
     ) -> Result<Self, BeginError> {
-        let stored = store.highest_term().await?;
-        let raised = leadership.raise_term(stored.max(highest_seen)).await?;
+        let highest = store.highest_term().await?.max(highest_seen);
+        let raised = leadership.raise_term(highest).await?;
         let term = raised.term;
         let loaded = store.begin_term(&identity.coordinator, term).await?;
         let roster = leadership.roster();
         config.authority = if roster.is_some() { Authority::External } else { Authority::Embedded };
-        let mut notes = members::Notes::found(stored, raised.found, roster.is_some(), highest_seen);
+        // Not `highest`: the database may have been swapped for an older copy since that was read.
+        let mut notes = members::Notes::found(loaded.former, raised.found, roster.is_some(), highest_seen);
         let store::Loaded {
+            former: _,
             records,
             mut statuses,
             mut grants,

@@ -43,6 +43,8 @@ pub struct Unreadable {
 /// What a new leader begins with: everything the store knows, read in the transaction that raised the term.
 #[derive(Debug, Default)]
 pub struct Loaded {
+    /// The term before the one that begins, as the transaction found it.
+    pub former: Term,
     /// Appliances, in no order.
     pub records: Vec<Record>,
     /// Appliances that are stored and cannot be understood. Their grants are in `grants` nevertheless.
@@ -61,8 +63,8 @@ pub struct Loaded {
     pub last_seen: HashMap<WorkerId, SystemTime>,
 }
 
-/// Reads everything. Also says how long the log of grants is.
-pub(super) async fn everything<C: ConnectionTrait>(db: &C) -> Result<(Loaded, Ledger), Error> {
+/// Reads everything for the leader after `former`. Also says how long the log of grants is.
+pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Result<(Loaded, Ledger), Error> {
     let mut ledger = Ledger::read(db).await?;
     let mut grants = std::mem::take(&mut ledger.table);
     let mut odd_progress = HashMap::new();
@@ -102,6 +104,7 @@ pub(super) async fn everything<C: ConnectionTrait>(db: &C) -> Result<(Loaded, Le
         status.inspect_err(|error| tracing::warn!("not shown until it is reported anew: {error}")).ok()
     };
     let loaded = Loaded {
+        former,
         records,
         unreadable,
         statuses: statuses.into_iter().filter_map(understood).map(|(id, s, t)| (id, (s, t))).collect(),

@@ -129,7 +129,7 @@ pub(super) async fn begin(
     };
     leadership::Entity::update(row).exec(&tx).await.map_err(|e| failed(&e))?;
     load::sweep(&tx).await.map_err(|e| failed(&e))?;
-    let (loaded, ledger) = load::everything(&tx).await?;
+    let (loaded, ledger) = load::everything(&tx, stored).await?;
     dialect::commit(tx).await.map_err(|e| failed(&e))?;
     dialect::end_idle(target, db).await;
     Ok(Begun { loaded, ledger })
