@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::status::{JournalEntry, Progress};
 use crate::{
-    ApplianceId, Generation, Incarnation, Profile, RebalanceId, StreamNumber, Term, Timestamp, Token, WorkerId,
+    ApplianceId, Edition, Generation, Incarnation, Profile, RebalanceId, StreamNumber, Term, Timestamp, Token, WorkerId,
 };
 
 /// A time that no run reaches: what happens after so long is left out of the canonical form.
@@ -299,6 +299,13 @@ impl Canonical for ApplianceId {
 impl Canonical for Generation {
     fn canon(&self, to: &mut Canon) {
         to.plain(self.get());
+    }
+}
+
+impl Canonical for Edition {
+    fn canon(&self, to: &mut Canon) {
+        let Self { generation, term } = self;
+        to.put(&(generation, term));
     }
 }
 

@@ -31,4 +31,4 @@ pub use digest::Digest;
 pub use id::{ApplianceId, CoordinatorId, RebalanceId, WorkerId};
 pub use profile::Profile;
 pub use time::Timestamp;
-pub use version::{Generation, Incarnation, StreamNumber, Term, Token};
+pub use version::{Edition, Generation, Incarnation, StreamNumber, Term, Token};

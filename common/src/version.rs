@@ -55,6 +55,31 @@ counter! {
     StreamNumber, "s"
 }
 
+/// One state of what an appliance shall be. Where a database was put back to an older copy, generations are counted on from
+/// the copy, so that one number can mean two things; the term it was written in tells them apart, since every term is
+/// higher than any before and writes a generation once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Edition {
+    /// Its number.
+    pub generation: Generation,
+    /// The term it was written in.
+    pub term: Term,
+}
+
+impl Edition {
+    /// `generation` as written in `term`.
+    #[must_use]
+    pub const fn new(generation: Generation, term: Term) -> Self {
+        Self { generation, term }
+    }
+}
+
+impl fmt::Display for Edition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}", self.generation, self.term)
+    }
+}
+
 /// The right of one worker to act on one appliance, once. Unique, offered once, ordered by term first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Token {

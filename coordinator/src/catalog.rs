@@ -25,7 +25,7 @@ use std::time::SystemTime;
 use common::appliance::Name;
 use common::ring::Ring;
 use common::status::{Phase, Status};
-use common::{ApplianceId, RebalanceId, WorkerId};
+use common::{ApplianceId, RebalanceId, Term, WorkerId};
 use coordinator_core::planner::Strategy;
 use proto::convert::admin::Target;
 use serde::{Deserialize, Serialize};
@@ -160,6 +160,8 @@ pub struct RingView {
 /// What a new leader starts from.
 #[derive(Clone, Debug, Default)]
 pub struct Loaded {
+    /// The term that begins.
+    pub term: Term,
     /// All appliances.
     pub entries: Vec<Entry>,
     /// Idempotent calls of the last 24 h.
@@ -192,6 +194,8 @@ struct State {
     ring: Option<Arc<RingView>>,
     cluster: Option<Arc<ClusterView>>,
     news: News,
+    /// The term that writes.
+    term: Term,
     /// Raised by each load; a write prepared before it cannot be committed after.
     epoch: u64,
 }
@@ -245,6 +249,7 @@ impl State {
             ring: None,
             cluster: None,
             news: News::new(config.watch_buffer),
+            term: Term::default(),
             epoch: 0,
         }
     }
@@ -315,6 +320,7 @@ impl Catalog {
     /// Replaces everything by what the store has, as a new leader does. Watches end; their clients watch again.
     pub fn load(&self, loaded: Loaded) {
         let mut fresh = State::new(&self.config);
+        fresh.term = loaded.term;
         for entry in loaded.entries {
             let id = entry.record.id;
             fresh.names.insert(entry.key(), id);

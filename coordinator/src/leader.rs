@@ -203,7 +203,7 @@ impl<'a> Leader<'a> {
             });
         }
         let (history, interrupted) = History::restore(rebalances);
-        catalog.load(catalog::Loaded { entries, requests, rebalances: history.views() });
+        catalog.load(catalog::Loaded { term, entries, requests, rebalances: history.views() });
         let began = (clock::now(), SystemTime::now());
         let machine = Machine::new(config, term, began.0, Restored { appliances, members });
         metrics.begin_term();
@@ -659,7 +659,7 @@ fn seed(record: &Record) -> Seed {
         id: record.id,
         placement_key: record.placement_key.clone(),
         needs: coordinator_core::planner::Needs { driver: record.driver.clone(), host: None },
-        generation: record.generation,
+        edition: record.edition(),
         size: size(record),
         deleting: record.deleting,
     }

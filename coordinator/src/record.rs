@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use common::appliance::{Driver, Name, Spec};
-use common::{ApplianceId, Generation, RebalanceId, WorkerId};
+use common::{ApplianceId, Edition, Generation, RebalanceId, Term, WorkerId};
 use serde::{Deserialize, Serialize};
 
 /// An appliance as it is stored.
@@ -26,6 +26,8 @@ pub struct Record {
     pub spec: Spec,
     /// Counts the changes of `spec`, `revision` and `deleting`.
     pub generation: Generation,
+    /// The term this generation was written in.
+    pub written: Term,
     /// Raised by each rebuild.
     pub revision: u64,
     /// It is to be removed.
@@ -34,6 +36,14 @@ pub struct Record {
     pub created: SystemTime,
     /// When it was last changed by a user.
     pub updated: SystemTime,
+}
+
+impl Record {
+    /// Its generation and the term that wrote it.
+    #[must_use]
+    pub const fn edition(&self) -> Edition {
+        Edition::new(self.generation, self.written)
+    }
 }
 
 /// How a rebalance ended, or that it goes on.

@@ -171,6 +171,7 @@ fn create() -> Result<Vec<Write>> {
             }),
         },
         generation: Generation::new(1),
+        written: Term::new(1),
         revision: 0,
         deleting: false,
         created: now,

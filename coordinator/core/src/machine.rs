@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use common::status::Progress;
-use common::{ApplianceId, Generation, Incarnation, RebalanceId, StreamNumber, Term, Timestamp, Token, WorkerId};
+use common::{ApplianceId, Edition, Incarnation, RebalanceId, StreamNumber, Term, Timestamp, Token, WorkerId};
 use serde::{Deserialize, Serialize};
 
 use crate::audit::{Audit, Claim};
@@ -177,8 +177,8 @@ pub struct Held {
     pub appliance: ApplianceId,
     /// Under which token.
     pub token: Token,
-    /// Which generation it knows.
-    pub generation: Generation,
+    /// Which edition it knows.
+    pub edition: Edition,
 }
 
 /// A release as a worker says it.
@@ -290,8 +290,8 @@ pub enum Event {
     Updated {
         /// The appliance.
         id: ApplianceId,
-        /// Its new generation.
-        generation: Generation,
+        /// Its new edition.
+        edition: Edition,
         /// About how many bytes its specification has on the wire.
         size: usize,
         /// It is to be removed.
@@ -631,7 +631,7 @@ impl Machine {
         let entry = Entry {
             id: seed.id,
             needs: seed.needs.clone(),
-            generation: seed.generation,
+            edition: seed.edition,
             size: seed.size,
             deleting: seed.deleting,
             state: State::Unowned,
@@ -688,7 +688,7 @@ impl Machine {
             Event::Durable(batch) => self.written(now, batch, true),
             Event::Undone(batch) => self.written(now, batch, false),
             Event::Created(seed) => self.admit(seed, State::Unowned, None, None, false),
-            Event::Updated { id, generation, size, deleting } => self.updated(id, generation, size, deleting),
+            Event::Updated { id, edition, size, deleting } => self.updated(id, edition, size, deleting),
             Event::Check(id, number) => self.check(id, number),
             Event::FellBehind => self.membership.start_waits_anew(now),
             Event::Tick => self.tick(now),

@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use common::{ApplianceId, Generation, RebalanceId, Token, WorkerId};
+use common::{ApplianceId, Edition, RebalanceId, Token, WorkerId};
 
 use crate::handoff::{Handed, State};
 use crate::planner::{Needs, Reason, Slot, Unplaced};
@@ -25,8 +25,8 @@ pub struct Seed {
     pub placement_key: String,
     /// What it needs of a worker.
     pub needs: Needs,
-    /// Generation in force.
-    pub generation: Generation,
+    /// Edition in force.
+    pub edition: Edition,
     /// About how many bytes its specification has on the wire.
     pub size: usize,
     /// It is to be removed.
@@ -40,8 +40,8 @@ pub struct Entry {
     pub id: ApplianceId,
     /// What it needs of a worker.
     pub needs: Needs,
-    /// Generation in force.
-    pub generation: Generation,
+    /// Edition in force.
+    pub edition: Edition,
     /// About how many bytes its specification has on the wire.
     pub size: usize,
     /// It is to be removed.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use common::appliance::{FieldViolation, MAX_SPEC, Spec};
-use common::{ApplianceId, Generation};
+use common::{ApplianceId, Generation, Term};
 use proto::convert::admin::{Draft, Target};
 use proto::convert::patch::Update;
 
@@ -137,7 +137,7 @@ impl State {
                     let mut draw = Draw::unchanged(entry);
                     if !entry.record.deleting {
                         draw.record.deleting = true;
-                        draw.raise(now);
+                        draw.raise(now, self.term);
                     }
                     Ok(found(draw))
                 }
@@ -157,7 +157,7 @@ impl State {
                         return Err(CommandError::Invalid(wrong));
                     }
                 }
-                draw.raise(now);
+                draw.raise(now, self.term);
                 Ok(found(draw))
             }
         }
@@ -197,6 +197,7 @@ impl State {
             labels: draft.labels.clone(),
             spec: draft.spec.clone(),
             generation: Generation::new(1),
+            written: self.term,
             revision: 0,
             deleting: false,
             created: now,
@@ -231,7 +232,7 @@ impl State {
         self.check_ports(record)?;
         // The owner knows the name (it replaces `{name}`), but not the labels.
         if record.spec != current.spec || record.name != current.name {
-            draw.raise(now);
+            draw.raise(now, self.term);
         } else {
             record.updated = now;
             draw.outcome = Outcome::Changed;
@@ -310,8 +311,9 @@ impl Draw {
         }
     }
 
-    fn raise(&mut self, now: SystemTime) {
+    fn raise(&mut self, now: SystemTime, term: Term) {
         self.record.generation = self.record.generation.next();
+        self.record.written = term;
         self.record.updated = now;
         self.outcome = Outcome::Changed;
     }

@@ -349,7 +349,7 @@ fn requests_are_remembered_over_a_restart() {
     let (request, record) = (write.request().cloned().expect("it has an id"), Arc::clone(write.record().expect("new")));
     let restarted = self::catalog();
     let entry = Entry { record, status: None, assignment: AssignmentView::default() };
-    restarted.load(Loaded { entries: vec![entry], requests: vec![request], rebalances: vec![] });
+    restarted.load(Loaded { term: Term::new(2), entries: vec![entry], requests: vec![request], rebalances: vec![] });
     let again = run(&restarted, &call).expect("a repeat");
     assert_eq!((again.outcome, again.entry.expect("the first one").record.id), (Outcome::Created, id(1)));
 }

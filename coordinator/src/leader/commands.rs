@@ -73,7 +73,7 @@ impl Leader<'_> {
             Outcome::Created => Event::Created(seed(record)),
             Outcome::Changed | Outcome::Unchanged => Event::Updated {
                 id: record.id,
-                generation: record.generation,
+                edition: record.edition(),
                 size: size(record),
                 deleting: record.deleting,
             },

@@ -34,7 +34,7 @@ pub(super) fn hello(envelope: &Envelope, hello: up::Hello) -> Hello {
         profile: Profile { weight: profile.weight.clamp(1, common::ring::MAX_WEIGHT), ..profile },
         held: held
             .into_iter()
-            .map(|h| machine::Held { appliance: h.appliance, token: h.token, generation: h.generation })
+            .map(|h| machine::Held { appliance: h.appliance, token: h.token, edition: h.edition })
             .collect(),
         released: released.into_iter().map(said).collect(),
         gone,
@@ -135,7 +135,7 @@ fn desired(record: &Record) -> DesiredParts {
         name: record.name.clone(),
         tenant: record.tenant.clone(),
         driver: record.driver.clone(),
-        generation: record.generation,
+        edition: record.edition(),
         revision: record.revision,
         deleting: record.deleting,
         spec: record.spec.clone(),

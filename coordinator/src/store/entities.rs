@@ -49,6 +49,7 @@ pub(super) mod appliances {
         #[sea_orm(column_type = "Text")]
         pub spec: String,
         pub generation: i64,
+        pub written_term: i64,
         pub revision: i64,
         pub deleting: bool,
         pub created_ns: i64,

@@ -23,7 +23,7 @@ pub(super) struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(First)]
+        vec![Box::new(First), Box::new(WrittenTerm)]
     }
 }
 
@@ -66,6 +66,33 @@ impl MigrationTrait for First {
             leadership::Entity::insert(row).exec_without_returning(db).await?;
         }
         Ok(())
+    }
+}
+
+/// The term each appliance's generation was written in; 0 where that is not known.
+struct WrittenTerm;
+
+impl MigrationName for WrittenTerm {
+    fn name(&self) -> &'static str {
+        "m0002_written_term"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for WrittenTerm {
+    fn use_transaction(&self) -> Option<bool> {
+        Some(false)
+    }
+
+    #[allow(elided_lifetimes_in_paths, reason = "the trait, as async_trait writes it, elides it too")]
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        // MySQL, unlike the others, has no word for adding a column only if it is missing.
+        if manager.has_column("appliances", "written_term").await? {
+            return Ok(());
+        }
+        let mut column = ColumnDef::new_with_type(Alias::new("written_term"), ColumnType::BigInteger);
+        column.not_null().default(0);
+        manager.alter_table(Table::alter().table(Alias::new("appliances")).add_column(column).to_owned()).await
     }
 }
 

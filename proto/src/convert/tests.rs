@@ -12,7 +12,7 @@ use common::appliance::{
 };
 use common::ring::MAX_WEIGHT;
 use common::status::{InstanceStatus, JournalEntry, Phase, Progress, Status};
-use common::{ApplianceId, Digest, Generation, Incarnation, StreamNumber, Term, Token, WorkerId};
+use common::{ApplianceId, Digest, Edition, Generation, Incarnation, StreamNumber, Term, Token, WorkerId};
 use proptest::prelude::*;
 use prost::Message;
 
@@ -126,11 +126,15 @@ fn releases() -> impl Strategy<Value = Vec<up::Release>> {
     })
 }
 
+fn edition() -> impl Strategy<Value = Edition> {
+    (any::<u64>(), any::<u64>()).prop_map(|(number, term)| Edition::new(Generation::new(number), Term::new(term)))
+}
+
 fn up() -> impl Strategy<Value = Up> {
-    let held = (grip(), any::<u64>(), any::<bool>()).prop_map(|((appliance, token), generation, releasing)| up::Held {
+    let held = (grip(), edition(), any::<bool>()).prop_map(|((appliance, token), edition, releasing)| up::Held {
         appliance,
         token,
-        generation: Generation::new(generation),
+        edition,
         releasing,
     });
     let hello = (prop::collection::vec(held, 0..4), releases(), any::<u64>(), grips(), 1..=MAX_WEIGHT).prop_map(
@@ -180,12 +184,12 @@ fn up() -> impl Strategy<Value = Up> {
 }
 
 fn desired() -> impl Strategy<Value = DesiredParts> {
-    ("[a-z]{1,9}", any::<u64>(), any::<u64>(), any::<bool>(), spec()).prop_map(
-        |(name, generation, revision, deleting, spec)| DesiredParts {
+    ("[a-z]{1,9}", edition(), any::<u64>(), any::<bool>(), spec()).prop_map(
+        |(name, edition, revision, deleting, spec)| DesiredParts {
             name: Name::new(&name).expect("lower-case letters"),
             tenant: Name::new("default").expect("a valid name"),
             driver: Driver::Simulated,
-            generation: Generation::new(generation),
+            edition,
             revision,
             deleting,
             spec,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use common::appliance::MAX_TEXT;
 use common::status::{Progress, Status};
-use common::{ApplianceId, Digest, Generation, Profile, Term, Token, WorkerId};
+use common::{ApplianceId, Digest, Edition, Generation, Profile, Term, Token, WorkerId};
 
 use super::admin::{status_from_wire, status_to_wire};
 use super::scalar::clip;
@@ -61,8 +61,8 @@ pub struct Held {
     pub appliance: ApplianceId,
     /// Under which token.
     pub token: Token,
-    /// Generation it was last told.
-    pub generation: Generation,
+    /// Edition it was last told.
+    pub edition: Edition,
     /// A release was asked for and has not ended.
     pub releasing: bool,
 }
@@ -173,7 +173,7 @@ fn read_hello(reader: Reader, wire: wire::Hello) -> Result<Hello, WireError> {
         Ok(Held {
             appliance: reader.appliance(&at, &h.appliance)?,
             token: reader.token(&at, h.token)?,
-            generation: Generation::new(h.generation),
+            edition: Edition::new(Generation::new(h.generation), Term::new(h.written_term)),
             releasing: h.releasing,
         })
     });
@@ -294,8 +294,9 @@ fn held_to_wire(held: Held) -> wire::Held {
     wire::Held {
         appliance: id_to_wire(held.appliance),
         token: Some(token_to_wire(held.token)),
-        generation: held.generation.get(),
+        generation: held.edition.generation.get(),
         releasing: held.releasing,
+        written_term: held.edition.term.get(),
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::appliance::{Driver, MAX_TEXT, Name, Spec};
 use common::ring::MAX_WEIGHT;
 use common::status::{JournalEntry, Progress};
-use common::{ApplianceId, Generation, Incarnation, Profile, StreamNumber, Term, Token};
+use common::{ApplianceId, Edition, Generation, Incarnation, Profile, StreamNumber, Term, Token};
 
 use super::scalar::{clip, duration_from_wire, duration_to_wire};
 use super::spec::{spec_from_wire, spec_to_wire};
@@ -70,7 +70,7 @@ pub struct DesiredParts {
     /// Where its instances run.
     pub driver: Driver,
     /// Counts its changes.
-    pub generation: Generation,
+    pub edition: Edition,
     /// Raised by each rebuild.
     pub revision: u64,
     /// It shall be removed.
@@ -220,7 +220,7 @@ impl Reader {
             name: Name::new(&wire.name).map_err(|e| self.error(at.field("desired.name"), e))?,
             tenant: Name::new(&wire.tenant).map_err(|e| self.error(at.field("desired.tenant"), e))?,
             driver: wire.driver.parse().map_err(|e| self.error(at.field("desired.driver"), e))?,
-            generation: Generation::new(wire.generation),
+            edition: Edition::new(Generation::new(wire.generation), Term::new(wire.written_term)),
             revision: wire.revision,
             deleting: wire.deleting,
             spec: spec_from_wire(spec, &at.field("desired.spec")).map_err(|violations| {
@@ -314,9 +314,10 @@ pub(super) fn desired_to_wire(desired: &DesiredParts) -> wire::Desired {
         name: desired.name.to_string(),
         tenant: desired.tenant.to_string(),
         driver: desired.driver.name().to_owned(),
-        generation: desired.generation.get(),
+        generation: desired.edition.generation.get(),
         revision: desired.revision,
         deleting: desired.deleting,
         spec: Some(spec_to_wire(&desired.spec)),
+        written_term: desired.edition.term.get(),
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use common::appliance::Driver;
 use common::canon::NEVER;
 use common::mutant::Mutant;
-use common::{ApplianceId, Generation, Profile, Timestamp, WorkerId};
+use common::{ApplianceId, Edition, Generation, Profile, Term, Timestamp, WorkerId};
 use coordinator_core::machine;
 use coordinator_core::membership::{Authority, lease_wait};
 use coordinator_core::planner::Needs;
@@ -175,7 +175,7 @@ impl Setup {
             id,
             placement_key: id.to_string(),
             needs: Needs { driver: Driver::Simulated, host: None },
-            generation: Generation::new(1),
+            edition: Edition::new(Generation::new(1), Term::new(1)),
             size: 200,
             deleting: false,
         }

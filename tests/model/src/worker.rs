@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use common::canon::{Canon, Canonical};
 use common::mutant::{self, Mutant};
-use common::{ApplianceId, Generation, Incarnation, Term, Timestamp, Token, WorkerId};
+use common::{ApplianceId, Edition, Generation, Incarnation, Term, Timestamp, Token, WorkerId};
 use coordinator_core::handoff;
 use coordinator_core::machine::{self, Answers, Conn, Held, Said};
 use coordinator_core::membership::Life;
@@ -191,7 +191,7 @@ impl State {
             incarnation: hello.incarnation,
             stream: hello.stream,
             profile: setup.profile(w),
-            held: held.map(|(appliance, h)| Held { appliance, token: h.token, generation: h.generation }).collect(),
+            held: held.map(|(appliance, h)| Held { appliance, token: h.token, edition: h.edition }).collect(),
             released: released.map(|(id, token, handed)| said(id, token, handed)).collect(),
             gone: hello.gone,
             highest_term: hello.highest_term,
@@ -448,8 +448,8 @@ fn tell(tell: Tell) -> holdings::Tell<()> {
     match tell {
         Tell::Prepare(id) => holdings::Tell::Prepare(id),
         Tell::Grant(appliance, token, handed) => {
-            let generation = Generation::new(1);
-            holdings::Tell::Grant { appliance, token, generation, desired: (), handed, suspect: false }
+            let edition = Edition::new(Generation::new(1), Term::new(1));
+            holdings::Tell::Grant { appliance, token, edition, desired: (), handed, suspect: false }
         }
         Tell::Release(id, token) => holdings::Tell::Release(id, token),
     }

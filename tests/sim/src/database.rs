@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use common::appliance::Driver;
 use common::mutant::{self, Mutant};
-use common::{ApplianceId, Generation, Term, Token};
+use common::{ApplianceId, Edition, Generation, Term, Token};
 use coordinator_core::grants::{GrantOp, Granted, StoredGrant, StoredMember};
 use coordinator_core::machine::{BatchId, Commit};
 use coordinator_core::membership::Life;
@@ -25,7 +25,7 @@ pub(super) type Position = (Term, u64);
 pub(super) struct Record {
     pub(super) id: ApplianceId,
     pub(super) driver: Driver,
-    pub(super) generation: Generation,
+    pub(super) edition: Edition,
     pub(super) deleting: bool,
 }
 
@@ -148,8 +148,10 @@ impl Database {
 
     fn put(&mut self, record: &Record) -> Result<(), String> {
         let stored = self.rows.records.get(&record.id);
-        let before = stored.map_or(Generation::default(), |stored| stored.generation);
-        if record.generation != before.next() || stored.is_some_and(|stored| stored.deleting && !record.deleting) {
+        let before = stored.map_or(Generation::default(), |stored| stored.edition.generation);
+        if record.edition.generation != before.next()
+            || stored.is_some_and(|stored| stored.deleting && !record.deleting)
+        {
             return Err(format!("lost change: {record:?} is put over {stored:?}"));
         }
         self.rows.records.insert(record.id, record.clone());

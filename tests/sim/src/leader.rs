@@ -50,7 +50,7 @@ fn seed(record: &Record) -> Seed {
         id: record.id,
         placement_key: record.id.to_string(),
         needs: Needs { driver: record.driver.clone(), host: None },
-        generation: record.generation,
+        edition: record.edition,
         size: 200,
         deleting: record.deleting,
     }
@@ -175,17 +175,17 @@ impl World {
                 if fate == Fate::Undone {
                     return;
                 }
-                let created = record.generation == Generation::new(1);
-                let Record { id, generation, deleting, .. } = record.clone();
+                let created = record.edition.generation == Generation::new(1);
+                let Record { id, edition, deleting, .. } = record.clone();
                 let event = if created {
                     Event::Created(seed(&record))
                 } else {
-                    Event::Updated { id, generation, size: 200, deleting }
+                    Event::Updated { id, edition, size: 200, deleting }
                 };
                 if created || leader.catalog.contains_key(&record.id) {
                     leader.catalog.insert(record.id, record);
                 }
-                self.acknowledged.insert(id, generation);
+                self.acknowledged.insert(id, edition.generation);
                 event
             }
         };
@@ -315,19 +315,19 @@ fn machine_grant(stored: Option<&coordinator_core::grants::StoredGrant>) -> coor
 fn content(catalog: &BTreeMap<ApplianceId, Record>, tell: machine::Tell) -> Option<Tell<Desired>> {
     let desired = |id: &ApplianceId| {
         let record = catalog.get(id)?;
-        Some((record.generation, Desired { driver: record.driver.clone(), deleting: record.deleting }))
+        Some((record.edition, Desired { driver: record.driver.clone(), deleting: record.deleting }))
     };
     Some(match tell {
         machine::Tell::Prepare(id) => Tell::Prepare(id),
         machine::Tell::Grant { appliance, token, handed, suspect } => {
-            let (generation, desired) = desired(&appliance)?;
+            let (edition, desired) = desired(&appliance)?;
             let handed = holdings::Handed { progress: handed.progress, hold: handed.hold };
-            Tell::Grant { appliance, token, generation, desired, handed, suspect }
+            Tell::Grant { appliance, token, edition, desired, handed, suspect }
         }
         machine::Tell::Release(id, token) => Tell::Release(id, token),
         machine::Tell::Update(appliance, token) => {
-            let (generation, desired) = desired(&appliance)?;
-            Tell::Update { appliance, token, generation, desired }
+            let (edition, desired) = desired(&appliance)?;
+            Tell::Update { appliance, token, edition, desired }
         }
         machine::Tell::Check(id, token, number) => Tell::Check(id, token, number),
     })

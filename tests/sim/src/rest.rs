@@ -91,7 +91,7 @@ impl World {
     fn acknowledged_lost(&self) -> Option<String> {
         let removed = |id| self.journals.get(id).is_some_and(|journal| journal.removed);
         let kept = |id, generation: Generation| {
-            self.database.rows.records.get(id).is_some_and(|record| record.generation >= generation)
+            self.database.rows.records.get(id).is_some_and(|record| record.edition.generation >= generation)
         };
         let mut acknowledged = self.acknowledged.iter().filter(|_| !self.database.restored);
         let lost = acknowledged.find(|(id, generation)| !removed(id) && !kept(id, **generation));
@@ -152,10 +152,6 @@ impl World {
             let stays = matches!(&entry.state, State::Owned(g) if able.contains(&g.worker)) && !record.deleting;
             return (!idle && !stays).then(|| format!("{id}, which nobody can take, is {}", entry.state.name()));
         }
-        if record.deleting && !known {
-            // Generations are counted on from the copy, so that an owner may take a change for one it has: issue 4.
-            return None;
-        }
         if record.deleting {
             return Some(format!("{id} is still being removed: {:?}", entry.state));
         }
@@ -168,13 +164,13 @@ impl World {
         if self.database.rows.grants.get(&id).and_then(|s| s.granted.as_ref()) != Some(g) {
             return Some(format!("{id} is held under {}, but not in the store", g.token));
         }
-        if record.generation != entry.generation {
-            return Some(format!("{id} is at {}, the store at {}", entry.generation, record.generation));
+        if record.edition != entry.edition {
+            return Some(format!("{id} is at {}, the store at {}", entry.edition, record.edition));
         }
         let place = self.places.iter().find(|p| p.name == g.worker)?;
         let acts = place.able(self.now, id) == Some(g.token);
-        let knows = place.process.as_ref().and_then(|p| p.generation(id));
-        if !acts || knows != Some(entry.generation) {
+        let knows = place.process.as_ref().and_then(|p| p.edition(id));
+        if !acts || knows != Some(entry.edition) {
             return Some(format!("{} holds {id} at {knows:?}, may act: {acts}", g.worker));
         }
         None

@@ -6,7 +6,7 @@ use std::time::Duration;
 use common::appliance::Driver;
 use common::mutant::{self, Mutant};
 use common::status::Progress;
-use common::{ApplianceId, Generation, Timestamp, Token};
+use common::{ApplianceId, Edition, Timestamp, Token};
 use worker_core::gate::{self, Shut};
 use worker_core::holdings::{Effect, Handed};
 
@@ -27,7 +27,7 @@ pub(super) enum Said {
 #[derive(Debug)]
 pub(super) struct Task {
     pub(super) token: Token,
-    pub(super) generation: Generation,
+    pub(super) edition: Edition,
     driver: Driver,
     deleting: bool,
     destroyed: bool,
@@ -57,10 +57,9 @@ impl World {
                 Effect::Again(id, token, handed) => self.say(place, |a| a.released.push(said(id, token, handed))),
                 Effect::Update { appliance, token, desired } => {
                     let Some(process) = self.process(place) else { continue };
-                    let generation =
-                        process.holdings.iter().find(|(id, _)| *id == appliance).map(|(_, h)| h.generation);
+                    let edition = process.holdings.iter().find(|(id, _)| *id == appliance).map(|(_, h)| h.edition);
                     let Some(task) = process.tasks.get_mut(&appliance) else { continue };
-                    task.generation = generation.unwrap_or(task.generation);
+                    task.edition = edition.unwrap_or(task.edition);
                     if desired.deleting && !std::mem::replace(&mut task.deleting, true) {
                         let delay = self.rng.millis(1, 300);
                         self.timer(place, delay, Timer::Act(appliance, token));
@@ -86,10 +85,10 @@ impl World {
         }
         let now = self.places[place].clock.local(self.now);
         let Some(process) = self.process(place) else { return };
-        let generation = process.holdings.iter().find(|(held, _)| *held == id).map(|(_, h)| h.generation);
+        let edition = process.holdings.iter().find(|(held, _)| *held == id).map(|(_, h)| h.edition);
         let task = Task {
             token,
-            generation: generation.unwrap_or_default(),
+            edition: edition.unwrap_or_default(),
             driver: desired.driver.clone(),
             deleting: desired.deleting,
             destroyed: false,

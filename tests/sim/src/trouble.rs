@@ -1,8 +1,8 @@
 //! Faults and load as they are carried out. Whatever a decision leaves open is drawn from the world's chance.
 
 use common::ApplianceId;
-use common::Generation;
 use common::mutant::{self, Mutant};
+use common::{Edition, Generation};
 use coordinator_core::machine::Event;
 
 use super::Time;
@@ -164,7 +164,7 @@ impl World {
                 self.created += 1;
                 let id = ApplianceId::from_u128(self.created | (u128::from(self.seed) << 64));
                 let driver = Self::any_driver(&mut self.rng);
-                let record = Record { id, driver, generation: Generation::new(1), deleting: false };
+                let record = Record { id, driver, edition: Edition::new(Generation::new(1), term), deleting: false };
                 if let Some(leader) = self.seats[seat].leader_mut() {
                     leader.changing.insert(id);
                 }
@@ -187,7 +187,8 @@ impl World {
         if record.deleting {
             return;
         }
-        let changed = Record { generation: record.generation.next(), deleting: what == What::Delete, ..record.clone() };
+        let edition = Edition::new(record.edition.generation.next(), term);
+        let changed = Record { edition, deleting: what == What::Delete, ..record.clone() };
         leader.changing.insert(id);
         self.submit(seat, reign, term, Write::Put(changed));
     }

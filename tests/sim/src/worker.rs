@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::appliance::Driver;
-use common::{ApplianceId, Generation, Term, Timestamp, Token, WorkerId};
+use common::{ApplianceId, Edition, Term, Timestamp, Token, WorkerId};
 use coordinator_core::audit::Claim;
 use coordinator_core::grants::Profile;
 use coordinator_core::handoff;
@@ -155,9 +155,9 @@ impl Place {
 }
 
 impl Process {
-    /// The generation a task knows.
-    pub(super) fn generation(&self, id: ApplianceId) -> Option<Generation> {
-        self.tasks.get(&id).map(|task| task.generation)
+    /// The edition a task knows.
+    pub(super) fn edition(&self, id: ApplianceId) -> Option<Edition> {
+        self.tasks.get(&id).map(|task| task.edition)
     }
 
     pub(super) fn is_busy(&self) -> bool {
@@ -346,7 +346,7 @@ impl World {
             incarnation: hello.incarnation,
             stream: hello.stream,
             profile,
-            held: held.map(|(id, h)| Held { appliance: *id, token: h.token, generation: h.generation }).collect(),
+            held: held.map(|(id, h)| Held { appliance: *id, token: h.token, edition: h.edition }).collect(),
             released: released.map(|(appliance, token, handed)| said(appliance, token, handed)).collect(),
             gone: hello.gone,
             highest_term: hello.highest_term,

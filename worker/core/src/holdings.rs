@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use common::mutant::{self, Mutant};
 use common::status::Progress;
-use common::{ApplianceId, Digest, Generation, Incarnation, StreamNumber, Term, Token};
+use common::{ApplianceId, Digest, Edition, Incarnation, StreamNumber, Term, Token};
 
 /// How far above the leader's own a term may be that something claims to have met. Terms grow by one with each election:
 /// a larger step is nonsense, and the leader closes the stream of a worker that says it.
@@ -35,8 +35,8 @@ pub struct Envelope {
 pub struct Holding {
     /// Under which token.
     pub token: Token,
-    /// Generation known here.
-    pub generation: Generation,
+    /// Edition known here.
+    pub edition: Edition,
     /// It is being given up.
     pub releasing: bool,
 }
@@ -61,8 +61,8 @@ pub enum Tell<D> {
         appliance: ApplianceId,
         /// Under which token.
         token: Token,
-        /// Generation of `desired`.
-        generation: Generation,
+        /// Edition of `desired`.
+        edition: Edition,
         /// What it shall be.
         desired: D,
         /// What the last owner handed in.
@@ -78,8 +78,8 @@ pub enum Tell<D> {
         appliance: ApplianceId,
         /// Under which token.
         token: Token,
-        /// Generation of `desired`.
-        generation: Generation,
+        /// Edition of `desired`.
+        edition: Edition,
         /// What it shall be.
         desired: D,
     },
@@ -265,7 +265,7 @@ impl Holdings {
     fn tell<D>(&mut self, tell: Tell<D>) -> Option<Effect<D>> {
         match tell {
             Tell::Prepare(_) => None,
-            Tell::Grant { appliance, token, generation, desired, handed, suspect } => {
+            Tell::Grant { appliance, token, edition, desired, handed, suspect } => {
                 let newest = self.seen.get(&appliance).copied();
                 if newest.is_some_and(|seen| token <= seen) && !mutant::is(Mutant::OldTokens) {
                     // Of a token that was in force here before: acting on it again could meet its successor.
@@ -276,7 +276,7 @@ impl Holdings {
                     return Some(Effect::Decline(appliance, token));
                 }
                 self.seen.insert(appliance, token);
-                self.held.insert(appliance, Holding { token, generation, releasing: false });
+                self.held.insert(appliance, Holding { token, edition, releasing: false });
                 self.digest.add(appliance, token);
                 Some(Effect::Take { appliance, token, desired, handed, suspect })
             }
@@ -293,12 +293,12 @@ impl Holdings {
                     None => Some(Effect::Decline(appliance, token)),
                 },
             },
-            Tell::Update { appliance, token, generation, desired } => {
+            Tell::Update { appliance, token, edition, desired } => {
                 let holding = self.held.get_mut(&appliance).filter(|h| h.token == token)?;
-                if generation <= holding.generation {
+                if edition.generation <= holding.edition.generation {
                     return None;
                 }
-                holding.generation = generation;
+                holding.edition = edition;
                 Some(Effect::Update { appliance, token, desired })
             }
             Tell::Check(appliance, token, number) => {
@@ -469,6 +469,8 @@ impl Holdings {
 
 #[cfg(test)]
 mod tests {
+    use common::Generation;
+
     use super::*;
 
     const LIFE: Incarnation = Incarnation::new(7);
@@ -485,7 +487,7 @@ mod tests {
         Tell::Grant {
             appliance: id(n),
             token: token(t),
-            generation: Generation::new(1),
+            edition: Edition::new(Generation::new(1), Term::new(1)),
             desired: (),
             handed: Handed::default(),
             suspect: false,

@@ -183,7 +183,7 @@ pub(super) fn hello_parts(worker: &WorkerId, profile: &Profile, hello: Hello) ->
         parts.len() - 1
     };
     for (appliance, h) in hello.held {
-        let held = up::Held { appliance, token: h.token, generation: h.generation, releasing: h.releasing };
+        let held = up::Held { appliance, token: h.token, edition: h.edition, releasing: h.releasing };
         let at = room(&mut parts);
         parts[at].held.push(held);
     }

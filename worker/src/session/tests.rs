@@ -9,7 +9,7 @@ use std::pin::Pin;
 use common::appliance::{Custom, Kind, Name, Probe, Spec};
 use common::coordination::embedded::EmbeddedSeat;
 use common::status::Progress;
-use common::{Generation, Incarnation};
+use common::{Edition, Generation, Incarnation};
 use proto::convert::{DesiredParts, Envelope, down, up};
 use proto::worker::v1::session_server::{Session as Service, SessionServer};
 use proto::worker::v1::{CoordinatorMessage, WorkerMessage};
@@ -249,7 +249,7 @@ fn grant(appliance: ApplianceId, token: Token) -> down::Grant {
         name: Name::new("web").expect("a valid name"),
         tenant: Name::new("default").expect("a valid name"),
         driver: Driver::Simulated,
-        generation: Generation::new(1),
+        edition: Edition::new(Generation::new(1), Term::new(1)),
         revision: 0,
         deleting: false,
         spec: Spec { replicas: 1, probe_interval: None, image: None, kind },
@@ -266,7 +266,7 @@ fn very_many() -> Holdings {
     let tells = (0..200_000).map(|n| Tell::Grant {
         appliance: ApplianceId::from_u128(n),
         token: token(1, 1),
-        generation: Generation::new(1),
+        edition: Edition::new(Generation::new(1), Term::new(1)),
         desired: (),
         handed: Handed::default(),
         suspect: false,

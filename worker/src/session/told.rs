@@ -237,7 +237,7 @@ fn tells(delta: down::Delta) -> Vec<Tell<Arc<Desired>>> {
     tells.extend(delta.grant.into_iter().map(|g| Tell::Grant {
         appliance: g.appliance,
         token: g.token,
-        generation: g.desired.generation,
+        edition: g.desired.edition,
         desired: desired(g.desired),
         handed: Handed { progress: g.progress, hold: g.hold },
         suspect: g.suspect,
@@ -246,7 +246,7 @@ fn tells(delta: down::Delta) -> Vec<Tell<Arc<Desired>>> {
     tells.extend(delta.update.into_iter().map(|u| Tell::Update {
         appliance: u.appliance,
         token: u.token,
-        generation: u.desired.generation,
+        edition: u.desired.edition,
         desired: desired(u.desired),
     }));
     tells.extend(delta.check.into_iter().map(|c| Tell::Check(c.appliance, c.token, c.number)));
@@ -254,6 +254,6 @@ fn tells(delta: down::Delta) -> Vec<Tell<Arc<Desired>>> {
 }
 
 fn desired(parts: DesiredParts) -> Arc<Desired> {
-    let DesiredParts { name, tenant, driver, generation, revision, deleting, spec } = parts;
-    Arc::new(Desired { name, tenant, driver, generation, revision, deleting, spec })
+    let DesiredParts { name, tenant, driver, edition, revision, deleting, spec } = parts;
+    Arc::new(Desired { name, tenant, driver, generation: edition.generation, revision, deleting, spec })
 }

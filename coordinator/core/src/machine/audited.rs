@@ -1,6 +1,6 @@
 //! Digests of what workers hold, compared with the table; and since when appliances have no owner.
 
-use super::tests::{L, World, id, worker};
+use super::tests::{L, World, edition, id, worker};
 use super::*;
 use crate::audit::{Counts, PAUSE};
 use crate::violation::Kind;
@@ -169,7 +169,7 @@ fn time_without_an_owner_counts_from_when_the_leader_knows_until_a_worker_took_i
     w.pass(Duration::from_secs(1));
     assert_eq!(w.unowned().len(), 2);
     assert!(w.unowned().iter().all(|(_, age)| (500..1_000).contains(age)), "{:?}", w.unowned());
-    w.step(Event::Updated { id: id(1), generation: Generation::new(2), size: 1, deleting: true });
+    w.step(Event::Updated { id: id(1), edition: edition(2), size: 1, deleting: true });
     w.connect("w2");
     // Its only worker vanished, so that the brake holds.
     w.step(Event::Resume);

@@ -126,7 +126,7 @@ impl Canonical for Entry {
         let Self {
             id,
             needs,
-            generation,
+            edition,
             size,
             deleting,
             state,
@@ -142,7 +142,7 @@ impl Canonical for Entry {
             binding,
             granted_before,
         } = self;
-        to.put(&(id, needs, generation));
+        to.put(&(id, needs, edition));
         to.put(&(size, deleting, retry));
         to.put(state);
         to.put(handed);

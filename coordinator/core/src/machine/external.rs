@@ -409,6 +409,16 @@ fn a_worker_that_is_about_to_stop_hears_when_nobody_takes_what_it_has() {
 
 #[test]
 fn what_a_worker_has_at_a_later_generation_than_the_store_is_given_anew() {
+    given_anew(edition(3));
+}
+
+#[test]
+fn what_a_worker_has_at_a_generation_that_was_written_twice_is_given_anew() {
+    given_anew(Edition { term: Term::new(7), ..edition(1) });
+}
+
+/// One worker of a cluster whose database was put back has an appliance as `held`, and not as stored.
+fn given_anew(held: Edition) {
     let mut s = cluster(Config::default(), &["w1", "w2"], 4);
     let mut next = Service::in_term(Config::default(), Term::new(2), restored_from(&s.w, &[]));
     (next.nodes, next.w.puppets) = (std::mem::take(&mut s.nodes), s.w.puppets.clone());
@@ -417,7 +427,7 @@ fn what_a_worker_has_at_a_later_generation_than_the_store_is_given_anew() {
         let puppet = next.w.puppets.get_mut(&worker(name)).expect("lives");
         (puppet.conn, puppet.stream) = (conn, puppet.stream.next());
         let mut hello = next.w.hello_of(name, &next.w.puppets[&worker(name)].clone());
-        hello.held.iter_mut().filter(|held| held.appliance == id(1)).for_each(|h| h.generation = Generation::new(3));
+        hello.held.iter_mut().filter(|h| h.appliance == id(1)).for_each(|h| h.edition = held);
         next.w.step(Event::Hello(conn, Box::new(hello)));
     }
     next.w.pass(Duration::from_secs(1));

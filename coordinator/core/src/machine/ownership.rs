@@ -347,17 +347,11 @@ impl Machine {
         }
     }
 
-    pub(super) fn updated(
-        &mut self,
-        id: common::ApplianceId,
-        generation: common::Generation,
-        size: usize,
-        deleting: bool,
-    ) {
+    pub(super) fn updated(&mut self, id: common::ApplianceId, edition: common::Edition, size: usize, deleting: bool) {
         let Some(slot) = self.table.slot(id) else { return };
         let Some(entry) = self.table.get_mut(slot) else { return };
-        let newer = generation > entry.generation;
-        entry.generation = generation;
+        let newer = edition.generation > entry.edition.generation;
+        entry.edition = edition;
         entry.size = size;
         entry.deleting = deleting;
         if newer && self.quarantine.changed(id, deleting) {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use common::appliance::Driver;
 
+use super::tests::edition;
 use super::*;
 use crate::planner::Needs;
 
@@ -104,7 +105,7 @@ impl Bench {
             id: id(n),
             placement_key: n.to_string(),
             needs: Needs { driver: Driver::Process, host: None },
-            generation: Generation::new(1),
+            edition: edition(1),
             size: 100,
             deleting: false,
         };
@@ -242,7 +243,7 @@ fn a_grant_that_was_never_durable_binds_to_no_host() {
         id: id(1),
         placement_key: "1".into(),
         needs: Needs { driver: Driver::Process, host: None },
-        generation: Generation::new(1),
+        edition: edition(1),
         size: 100,
         deleting: false,
     };

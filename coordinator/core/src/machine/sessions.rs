@@ -8,11 +8,10 @@
 #[cfg(feature = "canon")]
 mod canon;
 
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use common::mutant::{self, Mutant};
-use common::{ApplianceId, Generation, StreamNumber, Timestamp, Token};
+use common::{ApplianceId, Edition, StreamNumber, Timestamp, Token};
 
 use super::{Action, Answers, Claim, Down, Envelope, Held, Hello, Machine, Pending, Refusal, Tell};
 use crate::audit::Verdict;
@@ -231,10 +230,11 @@ impl Machine {
                 self.note_held(slot, life);
                 self.hand(now, slot, handoff::Event::Holds(granted.clone()));
                 let entry = self.table.get(slot).filter(|e| e.state.holder() == Some(&granted));
-                match entry.map(|e| e.generation.cmp(&held.generation)) {
-                    Some(Ordering::Greater) => stale.push((slot, held.token)),
-                    Some(Ordering::Less) => ahead.push((slot, held.generation)),
-                    Some(Ordering::Equal) | None => {}
+                match entry.map(|e| e.edition) {
+                    Some(stored) if stored == held.edition => {}
+                    Some(stored) if stored.generation > held.edition.generation => stale.push((slot, held.token)),
+                    Some(_) => ahead.push((slot, held.edition)),
+                    None => {}
                 }
             }
         }
@@ -244,8 +244,8 @@ impl Machine {
         for (slot, token) in stale {
             self.tell(life, slot, Entry::Update(token), None);
         }
-        for (slot, generation) in ahead {
-            self.take_what_is_ahead(now, life, slot, generation);
+        for (slot, edition) in ahead {
+            self.take_what_is_ahead(now, life, slot, edition);
         }
         self.placement.spoke(life);
         self.settled_member(now, life);
@@ -253,12 +253,12 @@ impl Machine {
         self.actions.push(Action::WorkerChanged(life.0.clone()));
     }
 
-    /// A worker has a later generation than the store, which was put back to an older state. Generations are counted on
-    /// from what is stored, and the worker would take the next one for what it has: so it gives the appliance up, and
-    /// whoever gets it begins with what is stored.
-    fn take_what_is_ahead(&mut self, now: Timestamp, life: &Life, slot: Slot, held: Generation) {
+    /// A worker has a later generation than the store, or this one as another term wrote it: the store was put back to an
+    /// older state. Generations are counted on from what is stored, and the worker would take one of them for what it has:
+    /// so it gives the appliance up, and whoever gets it begins with what is stored.
+    fn take_what_is_ahead(&mut self, now: Timestamp, life: &Life, slot: Slot, held: Edition) {
         let Some(entry) = self.table.get(slot) else { return };
-        let (id, stored, owned) = (entry.id, entry.generation, matches!(entry.state, State::Owned(_)));
+        let (id, stored, owned) = (entry.id, entry.edition, matches!(entry.state, State::Owned(_)));
         let text = format!("{} holds {id} at {held}, and it is stored at {stored}: given anew as stored", life.0);
         self.violation(Kind::GenerationAhead, text);
         if owned {

@@ -1,6 +1,7 @@
 //! Scenarios of the whole machine with an obedient store and hand-written workers. What chance may do to it is the
 //! simulator's part.
 
+use common::Generation;
 use common::appliance::Driver;
 use common::status::Progress;
 
@@ -31,12 +32,17 @@ pub(super) fn profile() -> Profile {
     }
 }
 
+/// The n-th generation, as the first term wrote it.
+pub(super) fn edition(n: u64) -> Edition {
+    Edition::new(Generation::new(n), Term::new(1))
+}
+
 pub(super) fn seed(n: u128) -> Seed {
     Seed {
         id: id(n),
         placement_key: id(n).to_string(),
         needs: Needs { driver: Driver::Simulated, host: None },
-        generation: Generation::new(1),
+        edition: edition(1),
         size: 100,
         deleting: false,
     }
@@ -183,7 +189,7 @@ impl World {
             held: puppet
                 .held
                 .iter()
-                .map(|(id, token)| Held { appliance: *id, token: *token, generation: Generation::new(1) })
+                .map(|(id, token)| Held { appliance: *id, token: *token, edition: edition(1) })
                 .collect(),
             released: vec![],
             gone: vec![],
@@ -513,7 +519,7 @@ fn a_worker_that_declines_is_left_out_for_a_while() {
 fn what_no_worker_ever_heard_of_is_deleted_without_one() {
     let mut w = World::new(Restored::default());
     w.create([1]);
-    w.step(Event::Updated { id: id(1), generation: Generation::new(2), size: 10, deleting: true });
+    w.step(Event::Updated { id: id(1), edition: edition(2), size: 10, deleting: true });
     assert_eq!(w.removed, [id(1)]);
     assert!(w.machine.table().is_empty());
 }
@@ -607,7 +613,7 @@ fn what_kills_three_workers_is_given_to_no_fourth_until_it_is_changed() {
     w.pass(Duration::from_secs(120));
     assert_eq!(w.holder(1), None, "time alone does not lift it");
 
-    w.step(Event::Updated { id: id(1), generation: Generation::new(2), size: 10, deleting: false });
+    w.step(Event::Updated { id: id(1), edition: edition(2), size: 10, deleting: false });
     w.pass(Duration::from_secs(1));
     assert_eq!(w.holder(1), Some("w5"));
     assert!(grants(&mut w)[&id(1)], "its owner is warned all the same");
@@ -626,7 +632,7 @@ fn a_quarantined_appliance_that_is_deleted_is_granted_once_more() {
     w.connect("w5");
     w.pass(Duration::from_secs(4));
     assert_eq!(w.quarantined, [(id(1), 3)]);
-    w.step(Event::Updated { id: id(1), generation: Generation::new(2), size: 10, deleting: true });
+    w.step(Event::Updated { id: id(1), edition: edition(2), size: 10, deleting: true });
     w.pass(Duration::from_secs(1));
     assert_eq!(w.holder(1), Some("w5"));
     announce(&mut w, "w5", 1);

@@ -35,6 +35,7 @@ pub(super) fn record(n: u128, name: &str) -> Record {
             }),
         },
         generation: Generation::new(3),
+        written: Term::new(2),
         revision: 1,
         deleting: false,
         created: at(1),

@@ -41,7 +41,7 @@ fn delta_on_the_wire() -> worker_wire::CoordinatorMessage {
         name: Name::new("web").expect("a valid name"),
         tenant: Name::new("default").expect("a valid name"),
         driver: Driver::Process,
-        generation: Generation::new(2),
+        edition: Edition::new(Generation::new(2), Term::new(1)),
         revision: 0,
         deleting: false,
         spec: draft_from_wire(Some(custom_appliance())).expect("valid").spec,

@@ -35,8 +35,8 @@ impl Canonical for Holdings {
 
 impl Canonical for Holding {
     fn canon(&self, to: &mut Canon) {
-        let Self { token, generation, releasing } = self;
-        to.put(&(token, generation, releasing));
+        let Self { token, edition, releasing } = self;
+        to.put(&(token, edition, releasing));
     }
 }
 

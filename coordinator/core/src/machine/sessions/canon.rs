@@ -30,7 +30,7 @@ impl Canonical for Hello {
         let Self { worker, incarnation, stream, profile, held, released, gone, highest_term } = self;
         to.put(&(worker, incarnation, stream));
         to.put(profile);
-        to.list(held.iter().map(|Held { appliance, token, generation }| (appliance, token, generation)));
+        to.list(held.iter().map(|Held { appliance, token, edition }| (appliance, token, edition)));
         to.put(released);
         to.put(gone);
         to.put(highest_term);
