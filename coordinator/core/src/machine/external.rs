@@ -293,9 +293,11 @@ fn an_operator_resumes_what_the_brake_holds() {
     lives.iter().for_each(|life| s.expire(life));
     assert!(s.w.machine.frozen(s.w.now).is_some());
     s.w.stored.clear();
+    s.w.news.clear();
     s.w.step(Event::Resume);
     s.w.pass(Duration::from_millis(300));
     assert_eq!(s.w.loads(), [10, 10]);
+    assert_eq!(s.w.causes(), ["gone: w1, w2, w3"], "though that was long before");
     let removed: BTreeSet<Life> = s.w.stored.iter().flat_map(|c| c.remove_members.clone()).collect();
     assert_eq!(removed, lives.into_iter().collect(), "the next leader must not start frozen");
 }
@@ -315,9 +317,11 @@ fn a_name_that_is_back_within_its_grace_costs_no_move() {
     assert_eq!(after, before);
     let life = s.kill("w1");
     s.w.pass(Duration::from_secs(6));
+    s.w.news.clear();
     s.expire(&life);
     s.w.pass(Duration::from_millis(5_300));
     assert_eq!(s.w.loads(), [6, 6], "not for ever");
+    assert_eq!(s.w.causes(), ["gone: w1"], "though the plan that its end set off moved nothing");
 }
 
 #[test]

@@ -413,15 +413,27 @@ impl Machine {
         let cause = match (cause, self.rebalances.current()) {
             (Some(cause), _) => cause,
             (None, Some(_)) => return,
-            (None, None) => {
-                let drained = moves.iter().filter(|m| matches!(m.reason, Reason::Draining | Reason::Unowned));
-                let drained: BTreeSet<WorkerId> = drained.filter_map(|m| m.from.clone()).collect();
-                if drained.is_empty() { Cause::Drift } else { Cause::Draining(drained.into_iter().collect()) }
-            }
+            (None, None) => self.cause_of(moves),
         };
         let mut news = Vec::new();
         self.rebalances.open(cause, counted, &mut news);
         self.actions.extend(news.into_iter().map(Action::Rebalance));
+    }
+
+    /// The cause that moves show themselves. Those that waited for a name, in its grace or while the brake held, are made
+    /// long after the plan that its loss set off.
+    fn cause_of(&self, moves: &[Move]) -> Cause {
+        let lost = |m: &Move| match self.table.get(m.slot).map(|entry| &entry.state) {
+            Some(State::Orphaned(former)) => Some(former.worker.clone()),
+            _ => None,
+        };
+        let gone: BTreeSet<WorkerId> = moves.iter().filter_map(lost).collect();
+        if !gone.is_empty() {
+            return Cause::Gone(gone.into_iter().collect());
+        }
+        let drained = moves.iter().filter(|m| matches!(m.reason, Reason::Draining | Reason::Unowned));
+        let drained: BTreeSet<WorkerId> = drained.filter_map(|m| m.from.clone()).collect();
+        if drained.is_empty() { Cause::Drift } else { Cause::Draining(drained.into_iter().collect()) }
     }
 
     fn belongs_to_rebalance(&self, m: &Move) -> bool {

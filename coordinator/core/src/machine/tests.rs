@@ -257,6 +257,15 @@ impl World {
     pub(super) fn moved(&self) -> usize {
         self.news.iter().filter(|n| matches!(n, News::Moved { .. })).count()
     }
+
+    /// What set off the rebalances that were told of.
+    pub(super) fn causes(&self) -> Vec<String> {
+        let opened = self.news.iter().filter_map(|n| match n {
+            News::Opened { cause, .. } => Some(cause.to_string()),
+            _ => None,
+        });
+        opened.collect()
+    }
 }
 
 /// Two workers with ten appliances between them.

@@ -318,8 +318,15 @@ proptest! {
             let answered = usize::from(moved.contains(&Slot(slot))) + usize::from(unplaced.contains(&Slot(slot)));
             prop_assert!(!homeless || answered == 1, "slot {} is neither placed nor unplaced", slot);
         }
-        carry_out(&mut planner, &plan);
-        let again = planner.plan();
-        prop_assert_eq!(again.moves.len(), 0, "{:?}", again);
+        // What somebody declined may have to go where something else could have made room for it: then that something
+        // follows with a later plan, one for each at most.
+        let mut late = 0;
+        let mut plan = plan;
+        while !plan.moves.is_empty() {
+            carry_out(&mut planner, &plan);
+            plan = planner.plan();
+            late += plan.moves.len();
+            prop_assert!(late <= declined.len(), "{late} moves after the first plan: {plan:?}");
+        }
     }
 }
