@@ -159,7 +159,7 @@ pub trait Candidate: fmt::Debug + Send + Sync + 'static {
 pub struct Raised {
     /// The term; higher than `above` and than every one the service had.
     pub term: Term,
-    /// What the service had; `None` when it had none (a new or wiped one), or keeps none (embedded).
+    /// What the service had; `None` when it had none: it is new, or was wiped.
     pub found: Option<Term>,
 }
 

@@ -55,6 +55,22 @@ counter! {
     StreamNumber, "s"
 }
 
+/// How many terms are left out where nothing tells the highest one that was begun. A leader that lives begins one every few
+/// hours at most, and a copy of a database is rarely older than weeks.
+const LEFT_OUT: u64 = 1_000;
+
+impl Term {
+    /// The term to begin above `above`, where the coordination service has `found`. A service that has none while others
+    /// were begun has lost it: if the database was put back as well, the terms between its copy and now are known to
+    /// nobody, and one of them must not be begun a second time. `None` when there is no term left.
+    #[must_use]
+    pub fn following(found: Option<Self>, above: Self) -> Option<Self> {
+        let left_out = if found.is_none() && above > Self::default() { LEFT_OUT } else { 0 };
+        let highest = found.unwrap_or_default().max(above);
+        highest.0.checked_add(1)?.checked_add(left_out).map(Self)
+    }
+}
+
 /// One state of what an appliance shall be. Where a database was put back to an older copy, generations are counted on from
 /// the copy, so that one number can mean two things; the term it was written in tells them apart, since every term is
 /// higher than any before and writes a generation once.

@@ -135,7 +135,7 @@ pub async fn run(mut config: Config) -> Result<(), Failure> {
     config.advertise = config.advertised(address);
     let candidate = config
         .coordination
-        .candidate(&coordinator, config.advertise.clone())
+        .candidate(&coordinator, config.advertise.clone(), &config.state_dir)
         .map_err(|e| Failure::Other(format!("coordination: {e}")))?;
     let identity = Identity {
         coordinator: coordinator.clone(),

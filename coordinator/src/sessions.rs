@@ -12,7 +12,7 @@ use common::Timestamp;
 use common::runtime::clock;
 use coordinator_core::machine::Conn;
 use proto::convert::down::{self, RefusedReason};
-use proto::convert::{Envelope, up};
+use proto::convert::{Envelope, MAX_ENTRIES_PER_MESSAGE, up};
 use proto::worker::v1::session_server::Session;
 use proto::worker::v1::{CoordinatorMessage, WorkerMessage};
 use tokio::sync::{mpsc, watch};
@@ -22,8 +22,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, warn};
 
-/// Messages of one stream that wait for the transport: a window of deltas, and the answers that come between.
-const OUT_QUEUE: usize = 256;
+/// Messages of one stream that wait for the transport: a window of deltas, the answers that come between, and what answers
+/// the longest `Hello`, a welcome and the confirmation of what was released, all at once.
+const OUT_QUEUE: usize = 256 + 2 * MAX_HELLO.div_ceil(MAX_ENTRIES_PER_MESSAGE);
 
 /// How long a worker may take to say `Hello` in full.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);

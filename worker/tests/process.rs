@@ -402,6 +402,12 @@ async fn the_contract_refuses_what_it_does_not_understand() {
     assert_eq!(put(Some("1/3"), r#"{"generation":5,"listeners":[]}"#.into()).await.0, 204);
     assert_eq!(put(Some("1/2"), r#"{"generation":6,"listeners":[]}"#.into()).await.0, 409);
     assert_eq!(put(Some("1/3"), r#"{"generation":4,"listeners":[]}"#.into()).await.0, 412);
+    let name = Instance::name(A, 0, made.attempt);
+    for (meant, status) in [(name.as_str(), 204), ("somebody-else-0-1", 421)] {
+        let request = client.put(format!("{base}/v1/system/config")).header("Rug-Token", "1/3");
+        let request = request.header("Rug-Instance", meant).body(r#"{"generation":5,"listeners":[]}"#);
+        assert_eq!(request.send().await.expect("an answer").status().as_u16(), status, "{meant}");
+    }
     let get = async |path: &str| client.get(format!("{base}{path}")).send().await.expect("an answer");
     assert_eq!(get("/v1/status").await.status().as_u16(), 200);
     let text = get("/v1/system/interfaces").await.text().await.expect("a body");

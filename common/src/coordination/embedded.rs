@@ -1,7 +1,10 @@
 //! Coordination inside the one coordinator: it always leads, is the authority on leases, and gives lives at `Hello`.
 //!
-//! That it is alone is kept by the exclusive lock on its state directory, not here.
+//! That it is alone is kept by the exclusive lock on its state directory, not here. Beside that lock stands the highest
+//! term, in the file `term`: with a database that is put back to an older copy, what was begun since would be begun again.
 
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{Candidate, Ended, Error, Guard, Leader, Leadership, Life, News, Raised, Seat};
+use crate::runtime::file::write_atomic;
 use crate::{CoordinatorId, Incarnation, Profile, Term, Timestamp, WorkerId};
 
 /// A worker that is told its coordinators' addresses.
@@ -79,21 +83,26 @@ impl Life for EmbeddedLife {
 pub struct EmbeddedCandidate {
     leader: watch::Sender<Option<Leader>>,
     all: watch::Sender<Vec<Leader>>,
+    terms: PathBuf,
 }
 
 impl EmbeddedCandidate {
-    /// The coordinator `id`, reached at `address`.
+    /// The coordinator `id`, reached at `address`, which keeps its highest term in `state_dir`.
     #[must_use]
-    pub fn new(id: CoordinatorId, address: String) -> Self {
+    pub fn new(id: CoordinatorId, address: String, state_dir: &Path) -> Self {
         let itself = Leader { id, address };
-        Self { leader: watch::Sender::new(Some(itself.clone())), all: watch::Sender::new(vec![itself]) }
+        Self {
+            leader: watch::Sender::new(Some(itself.clone())),
+            all: watch::Sender::new(vec![itself]),
+            terms: state_dir.join("term"),
+        }
     }
 }
 
 #[async_trait]
 impl Candidate for EmbeddedCandidate {
     async fn campaign(&self) -> Result<Box<dyn Leadership>, Error> {
-        Ok(Box::new(EmbeddedLeadership(CancellationToken::new())))
+        Ok(Box::new(EmbeddedLeadership { terms: self.terms.clone(), lost: CancellationToken::new() }))
     }
 
     fn leader(&self) -> watch::Receiver<Option<Leader>> {
@@ -108,19 +117,36 @@ impl Candidate for EmbeddedCandidate {
 }
 
 #[derive(Debug)]
-struct EmbeddedLeadership(CancellationToken);
+struct EmbeddedLeadership {
+    terms: PathBuf,
+    lost: CancellationToken,
+}
+
+/// Raises the term in `file`.
+fn raise(file: &Path, above: Term) -> Result<Raised, Error> {
+    let refused = |what: &str| Error::Refused(format!("{}: {what}", file.display()));
+    let found = match std::fs::read_to_string(file) {
+        Ok(text) => Some(Term::new(text.trim().parse().map_err(|_| {
+            refused("does not hold a term; without the file, terms go on far above those of the database")
+        })?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(refused(&error.to_string())),
+    };
+    let term = Term::following(found, above).ok_or_else(|| refused(&format!("there is no term above {above}")))?;
+    write_atomic(file, format!("{}\n", term.get()).as_bytes()).map_err(|error| refused(&error.to_string()))?;
+    Ok(Raised { term, found })
+}
 
 #[async_trait]
 impl Leadership for EmbeddedLeadership {
     async fn raise_term(&self, above: Term) -> Result<Raised, Error> {
-        match above.get().checked_add(1) {
-            Some(term) => Ok(Raised { term: Term::new(term), found: None }),
-            None => Err(Error::Refused(format!("there is no term above {above}"))),
-        }
+        let file = self.terms.clone();
+        let raised = tokio::task::spawn_blocking(move || raise(&file, above)).await;
+        raised.unwrap_or_else(|error| Err(Error::Refused(error.to_string())))
     }
 
     fn lost(&self) -> CancellationToken {
-        self.0.clone()
+        self.lost.clone()
     }
 
     fn roster(&self) -> Option<mpsc::Receiver<(Timestamp, News)>> {
@@ -133,4 +159,25 @@ impl Leadership for EmbeddedLeadership {
     }
 
     async fn resign(self: Box<Self>) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_term_is_begun_once_whatever_becomes_of_the_database() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("term");
+        let raise =
+            |above| raise(&file, Term::new(above)).map(|raised| (raised.term.get(), raised.found.map(Term::get)));
+        assert_eq!(raise(0), Ok((1, None)));
+        assert_eq!(raise(1), Ok((2, Some(1))));
+        assert_eq!(raise(7), Ok((8, Some(2))), "a worker had met a later one");
+        assert_eq!(raise(1), Ok((9, Some(8))), "the database was put back");
+        std::fs::write(&file, "soon").expect("it is a file");
+        assert!(raise(9).is_err_and(|error| matches!(error, Error::Refused(_))));
+        std::fs::remove_file(&file).expect("it is a file");
+        assert!(raise(1).is_ok_and(|(term, found)| term > 100 && found.is_none()), "nobody knows what was begun since");
+    }
 }

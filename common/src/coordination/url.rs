@@ -1,6 +1,7 @@
 //! The coordination URL and its options, as python-tooz has them.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,13 +81,19 @@ impl Config {
         Ok(zookeeper::seat(zookeeper::Config::parse(self)?, name))
     }
 
-    /// A coordinator's candidacy; `address` is where others reach its APIs.
+    /// A coordinator's candidacy; `address` is where others reach its APIs, `state_dir` where it keeps what it must not
+    /// forget when coordination is embedded.
     ///
     /// # Errors
     /// As [`Config::seat`].
-    pub fn candidate(&self, id: &CoordinatorId, address: String) -> Result<Arc<dyn Candidate>, Error> {
+    pub fn candidate(
+        &self,
+        id: &CoordinatorId,
+        address: String,
+        state_dir: &Path,
+    ) -> Result<Arc<dyn Candidate>, Error> {
         if self.is_embedded() {
-            return Ok(Arc::new(EmbeddedCandidate::new(id.clone(), address)));
+            return Ok(Arc::new(EmbeddedCandidate::new(id.clone(), address, state_dir)));
         }
         Ok(zookeeper::candidate(zookeeper::Config::parse(self)?, id, address))
     }

@@ -149,8 +149,8 @@ async fn doubt_ends_a_leadership_and_the_same_lock_leads_again() {
     drop(leadership);
     let leadership = elected(&a).await;
     assert_eq!(contenders(&client, 1).await, lock);
-    let raised = leadership.raise_term(Term::new(6)).await.expect("it leads");
-    assert_eq!(raised.term, Term::new(7));
+    let raised = leadership.raise_term(Term::new(0)).await.expect("it leads");
+    assert_eq!(raised.term, Term::new(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -167,7 +167,8 @@ async fn a_wiped_server_has_no_term_and_everybody_comes_back() {
     server.start_again().await.expect("it starts");
     let leadership = elected(&a).await;
     let raised = leadership.raise_term(Term::new(10)).await.expect("it leads");
-    assert_eq!((raised.term, raised.found), (Term::new(11), None));
+    assert_eq!(raised.found, None);
+    assert!(raised.term > Term::new(11), "nobody knows what was begun since, {}", raised.term);
     let client = place.client().await;
     eventually("both are members again", async || {
         ensure!(client.check_stat("/tooz/g.coordinators/a").await?.is_some());

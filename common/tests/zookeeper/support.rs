@@ -62,7 +62,9 @@ impl Place {
 
     pub(crate) fn candidate(&self, name: &str) -> Arc<dyn Candidate> {
         let id = CoordinatorId::new(name).expect("valid");
-        self.config.candidate(&id, format!("https://{name}:1")).expect("the settings are valid")
+        self.config
+            .candidate(&id, format!("https://{name}:1"), std::path::Path::new("."))
+            .expect("the settings are valid")
     }
 
     /// A plain client that sees the place as its root.

@@ -35,7 +35,7 @@ use super::error::{Cause, Error};
 use super::load::Loaded;
 use super::readers::Readers;
 use super::transaction::{self, Begun, Outcome, Position};
-use super::{Config, Shared};
+use super::{Config, Shared, schema};
 
 /// Rows in one group: bounds how long the newest submission waits behind others.
 const GROUP_WEIGHT: usize = 20_000;
@@ -404,7 +404,7 @@ impl Writer {
         let patience = if self.target.is_server() { 2 * self.target.statement_timeout() } else { Duration::ZERO };
         loop {
             let result = match self.connection().await {
-                Ok(db) => transaction::begin(&self.target, &db, coordinator, term).await,
+                Ok(db) => self.begin_on(&db, coordinator, term).await,
                 Err(error) => Err(error),
             };
             match result {
@@ -424,6 +424,17 @@ impl Writer {
                 }
             }
         }
+    }
+
+    async fn begin_on(&self, db: &DatabaseConnection, coordinator: &CoordinatorId, term: Term) -> Result<Begun, Error> {
+        if self.target.is_server() {
+            // Whatever was put back meanwhile may come from before an upgrade.
+            schema::migrate(db, &self.target).await.map_err(|error| match error {
+                Error::Open { cause, .. } => Error::Unavailable(cause),
+                other => other,
+            })?;
+        }
+        transaction::begin(&self.target, db, coordinator, term).await
     }
 
     fn led(&mut self, term: Term, begun: Begun) -> Loaded {

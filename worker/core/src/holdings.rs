@@ -19,6 +19,10 @@ use common::{ApplianceId, Digest, Edition, Incarnation, StreamNumber, Term, Toke
 /// a larger step is nonsense, and the leader closes the stream of a worker that says it.
 const PLAUSIBLE_TERMS: u64 = 1 << 32;
 
+/// Refusals for a newer token of the same term after which an appliance is given up. Steps are tried again after some
+/// `fence_retry` each, so this is several times what the leader's word takes.
+const REFUSALS: u8 = 10;
+
 /// Which conversation a message belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Envelope {
@@ -39,6 +43,8 @@ pub struct Holding {
     pub edition: Edition,
     /// It is being given up.
     pub releasing: bool,
+    /// How often its token was refused for a newer one of the same term.
+    refused: u8,
 }
 
 /// What is handed in with a release.
@@ -276,7 +282,7 @@ impl Holdings {
                     return Some(Effect::Decline(appliance, token));
                 }
                 self.seen.insert(appliance, token);
-                self.held.insert(appliance, Holding { token, edition, releasing: false });
+                self.held.insert(appliance, Holding { token, edition, releasing: false, refused: 0 });
                 self.digest.add(appliance, token);
                 Some(Effect::Take { appliance, token, desired, handed, suspect })
             }
@@ -349,17 +355,18 @@ impl Holdings {
     }
 
     /// Whether to give an appliance up whose token was refused for a `newer` one: only under another token can anybody
-    /// act on it, and the leader is of a term that can make one. `false` also when that was said before, and when the
-    /// newer token is of the same term: then the leader has given it, and its word is under way.
+    /// act on it, and the leader is of a term that can make one. `false` also when that was said before. A newer token
+    /// of the same term was given by the leader, and its word is under way; one that goes on to be refused for it waits
+    /// for a word that never comes.
     pub fn give_up(&mut self, appliance: ApplianceId, token: Token, newer: Token) -> bool {
+        let Some(holding) = self.held.get_mut(&appliance).filter(|h| h.token == token && !h.releasing) else {
+            return false;
+        };
+        let of_the_same_term = token.term == newer.term && token < newer;
+        holding.refused = holding.refused.saturating_add(u8::from(of_the_same_term));
         let outdated = token.term < newer.term && newer.term <= self.term;
-        match self.held.get_mut(&appliance) {
-            Some(holding) if outdated && holding.token == token && !holding.releasing => {
-                holding.releasing = true;
-                true
-            }
-            _ => false,
-        }
+        holding.releasing = outdated || holding.refused >= REFUSALS;
+        holding.releasing
     }
 
     /// Notes that an offer was refused after all. `false` when it was not held under this token.
@@ -637,6 +644,16 @@ mod tests {
         assert!(!h.give_up(id(1), token(4), newer), "not what is held");
         assert!(h.give_up(id(1), token(5), newer));
         assert!(!h.give_up(id(1), token(5), newer), "it is under way");
+    }
+
+    #[test]
+    fn a_grant_refused_again_and_again_for_a_token_of_its_own_term_is_given_up() {
+        let (mut h, from) = welcomed();
+        h.delta(from, 0, 1, vec![grant(1, 5)]).expect("applies");
+        let given_up: Vec<bool> = (0..=REFUSALS).map(|_| h.give_up(id(1), token(5), token(6))).collect();
+        let (last, before) = (given_up[usize::from(REFUSALS) - 1], &given_up[..usize::from(REFUSALS) - 1]);
+        assert!(last && before.iter().all(|given_up| !given_up), "{given_up:?}");
+        assert!(!given_up[usize::from(REFUSALS)], "it is under way");
     }
 
     #[test]

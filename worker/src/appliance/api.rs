@@ -14,6 +14,10 @@ use serde::{Deserialize, Serialize};
 /// Header of every call that changes something: `Rug-Token: <term>/<sequence>`, both decimal.
 pub const TOKEN_HEADER: &str = "rug-token";
 
+/// Header that says which instance a call is meant for: `Rug-Instance: <appliance>-<ordinal>-<attempt>`. Addresses are used
+/// again, and tokens order only the owners of one appliance: an instance must refuse what is meant for another.
+pub const INSTANCE_HEADER: &str = "rug-instance";
+
 /// Paths of the contract.
 pub mod path {
     /// `GET`: 200 means alive.

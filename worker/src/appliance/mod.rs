@@ -11,11 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use common::runtime::file::write_atomic;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::balancer::Balancer;
-use crate::drivers::process::record::write_atomic;
 
 pub mod api;
 pub mod balancer;
@@ -31,6 +31,8 @@ pub const MANAGEMENT_FILE: &str = "management";
 /// How one appliance is run.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// Which instance this is; calls that are meant for another are refused.
+    pub name: Option<String>,
     /// Where its files are; made when missing.
     pub state_dir: PathBuf,
     /// Where the REST contract is served; port 0 picks one.
@@ -61,7 +63,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}", config.management))?;
     let address = management.local_addr().context("the management address is gone")?;
     let balancer = Arc::new(Balancer::new(config.max_connections));
-    let router = rest::router(rest::State::open(&config.state_dir, Arc::clone(&balancer))?);
+    let router = rest::router(rest::State::open(&config.state_dir, config.name, Arc::clone(&balancer))?);
     let file = config.state_dir.join(MANAGEMENT_FILE);
     write_atomic(&file, format!("{address}\n").as_bytes())
         .with_context(|| format!("cannot write {}", file.display()))?;

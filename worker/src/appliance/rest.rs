@@ -12,13 +12,15 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
+use common::runtime::file::write_atomic;
 use common::{Generation, Token};
 use tokio::sync::Mutex;
 
-use super::api::{Config, Interfaces, Labels, Problem, TOKEN_HEADER, path, token_from_header, token_to_header};
+use super::api::{
+    Config, INSTANCE_HEADER, Interfaces, Labels, Problem, TOKEN_HEADER, path, token_from_header, token_to_header,
+};
 use super::balancer::Balancer;
 use super::interfaces;
-use crate::drivers::process::record::write_atomic;
 
 /// Largest body that is read.
 const MOST: usize = 1024 * 1024;
@@ -26,6 +28,8 @@ const MOST: usize = 1024 * 1024;
 /// What the handlers share.
 #[derive(Debug)]
 pub(super) struct State {
+    /// Which instance this is, if it was told.
+    name: Option<String>,
     balancer: Arc<Balancer>,
     token_file: PathBuf,
     /// Locked over a whole change, so that changes take effect in the order in which their tokens were accepted.
@@ -42,7 +46,7 @@ struct Owner {
 
 impl State {
     /// Reads the newest token seen in a former life of this instance, if any.
-    pub(super) fn open(state_dir: &Path, balancer: Arc<Balancer>) -> anyhow::Result<Arc<Self>> {
+    pub(super) fn open(state_dir: &Path, name: Option<String>, balancer: Arc<Balancer>) -> anyhow::Result<Arc<Self>> {
         let token_file = state_dir.join("token");
         let token = match std::fs::read_to_string(&token_file) {
             Ok(text) => token_from_header(text.trim())
@@ -51,7 +55,7 @@ impl State {
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", token_file.display())),
         };
         let owner = Mutex::new(Owner { token, generation: Generation::default() });
-        Ok(Arc::new(Self { balancer, token_file, owner }))
+        Ok(Arc::new(Self { name, balancer, token_file, owner }))
     }
 
     async fn change(&self, token: Token, config: Config) -> Result<(), Refusal> {
@@ -69,6 +73,16 @@ impl State {
         })?;
         owner.generation = generation;
         Ok(())
+    }
+
+    /// Refuses what is meant for another instance, and says so with the status that HTTP has for it.
+    fn addressed(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let (Some(meant), Some(name)) = (headers.get(INSTANCE_HEADER), &self.name) else { return Ok(()) };
+        if meant.as_bytes() == name.as_bytes() {
+            return Ok(());
+        }
+        let meant = String::from_utf8_lossy(meant.as_bytes());
+        Err(Refusal::new(StatusCode::MISDIRECTED_REQUEST, format!("this is {name}, and not {meant}")))
     }
 
     /// Refuses an older token and keeps a newer one, on disk first.
@@ -144,6 +158,7 @@ async fn put_config(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<StatusCode, Refusal> {
+    state.addressed(&headers)?;
     let token = headers
         .get(TOKEN_HEADER)
         .ok_or_else(|| Refusal::new(StatusCode::PRECONDITION_REQUIRED, "the header Rug-Token is missing"))?;

@@ -30,9 +30,9 @@ struct Flags {
     /// Seconds connections may go on after SIGTERM.
     #[arg(long, default_value_t = 8)]
     drain_grace: u64,
-    /// Name of the instance, for people who look at process lists.
-    #[arg(long, default_value = "")]
-    name: String,
+    /// Name of the instance: shown in process lists, and calls that are meant for another are refused.
+    #[arg(long)]
+    name: Option<String>,
     #[command(subcommand)]
     command: Option<Action>,
 }
@@ -56,8 +56,9 @@ fn main() -> ExitCode {
     // Standard error is the log of the instance; the colours of a terminal do not belong there.
     let filter = EnvFilter::try_from_env("RUG_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    tracing::info!(name = flags.name, "starting");
+    tracing::info!(name = flags.name.as_deref().unwrap_or_default(), "starting");
     let config = Config {
+        name: flags.name,
         state_dir: flags.state_dir,
         management: flags.management,
         insecure: flags.insecure,

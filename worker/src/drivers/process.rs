@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use common::appliance::FieldViolation;
+use common::runtime::file::write_atomic;
 use common::{ApplianceId, Term, WorkerId};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
@@ -36,7 +37,7 @@ use crate::gate::Permit;
 pub mod fence;
 mod known;
 mod launch;
-pub(crate) mod record;
+mod record;
 mod system;
 
 /// How long an instance that somebody else started may take to open its management address before it is shown without.
@@ -155,7 +156,7 @@ impl Process {
             std::fs::create_dir_all(&instances)?;
             let fences = Fences::open(state_dir.join("fences"), worker, config.lock_wait)?;
             let probe = state_dir.join(format!(".writable.{}", std::process::id()));
-            record::write_atomic(&probe, b"")?;
+            write_atomic(&probe, b"")?;
             std::fs::remove_file(&probe)?;
             Ok((state_dir, fences))
         };

@@ -50,11 +50,12 @@ impl Client {
         &self,
         address: SocketAddr,
         path: &str,
-        extra: (&str, String),
+        headers: [(&str, String); 2],
         body: Vec<u8>,
     ) -> Result<Answer, Error> {
-        let json = (header::CONTENT_TYPE, "application/json");
-        Self::send(self.0.put(url(address, path)).header(extra.0, extra.1).header(json.0, json.1).body(body)).await
+        let request = self.0.put(url(address, path)).header(header::CONTENT_TYPE, "application/json");
+        let request = headers.into_iter().fold(request, |request, (name, value)| request.header(name, value));
+        Self::send(request.body(body)).await
     }
 
     async fn send(request: reqwest::RequestBuilder) -> Result<Answer, Error> {
@@ -116,7 +117,8 @@ mod tests {
     async fn of_a_refusal_only_the_beginning_is_read() {
         let address = serve().await;
         let client = Client::new().expect("a client");
-        let put = client.put(address, "/refuses", ("rug-token", "1/1".into()), vec![]);
+        let headers = [("rug-token", "1/1".into()), ("rug-instance", "1".into())];
+        let put = client.put(address, "/refuses", headers, vec![]);
         let answer = tokio::time::timeout(Duration::from_secs(20), put).await.expect("in time").expect("it answers");
         assert_eq!((answer.status, answer.body.len()), (StatusCode::CONFLICT, MOST_OF_REFUSAL));
     }

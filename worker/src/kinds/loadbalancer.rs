@@ -13,7 +13,7 @@ use worker_core::instance::Instance;
 
 use super::http::{Answer, Client};
 use crate::appliance::api::{
-    Config, Interfaces, Labels, Problem, TOKEN_HEADER, path, token_from_header, token_to_header,
+    Config, INSTANCE_HEADER, Interfaces, Labels, Problem, TOKEN_HEADER, path, token_from_header, token_to_header,
 };
 use crate::drivers::Error;
 use crate::gate::Permit;
@@ -60,8 +60,9 @@ impl Kind for LoadBalancer {
         let body = serde_json::to_vec(&config).map_err(|error| Error::Refused(error.to_string()))?;
         let address = management(instance)?;
         permit.check()?;
-        let header = (TOKEN_HEADER, token_to_header(permit.token()));
-        let answer = self.client.put(address, path::CONFIG, header, body).await?;
+        let name = Instance::name(permit.appliance(), instance.ordinal, instance.attempt);
+        let headers = [(TOKEN_HEADER, token_to_header(permit.token())), (INSTANCE_HEADER, name)];
+        let answer = self.client.put(address, path::CONFIG, headers, body).await?;
         match answer.status.as_u16() {
             200..300 => Ok(()),
             409 => Err(Error::Superseded(in_force(&answer.body, permit.token()))),

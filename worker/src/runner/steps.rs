@@ -109,6 +109,10 @@ impl Task {
                 Ok(Outcome::Booted(self.driver.ensure(permit, wanted).await?))
             }
             (Step::Configure { .. }, Some(permit), Some(instance)) => {
+                // As with a probe: another instance may have taken the address of a dead one.
+                if self.is_alive(instance).await == Some(false) {
+                    return Ok(Outcome::Vanished("it does not run any more".to_owned()));
+                }
                 self.kind.configure(permit, instance, &self.desired).await?;
                 Ok(Outcome::Configured)
             }

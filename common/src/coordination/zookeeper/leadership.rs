@@ -168,10 +168,9 @@ impl Fence {
             self.session.ensure(layout.own()).await?;
             let read = self.session.read(&path).await?;
             let found = read.as_ref().map(|(data, _)| parse_term(&path, data)).transpose()?;
-            let highest = found.unwrap_or_default().max(above).get();
-            let term =
-                highest.checked_add(1).ok_or_else(|| Error::Refused(format!("there is no term above {above}")))?;
-            let text = term.to_string();
+            let term = Term::following(found, above)
+                .ok_or_else(|| Error::Refused(format!("there is no term above {above}")))?;
+            let text = term.get().to_string();
             let acls = self.session.acls();
             let wrote = self
                 .write(|writer| match &read {
@@ -180,7 +179,7 @@ impl Fence {
                 })
                 .await?;
             if let Wrote::Done = wrote {
-                return Ok(Raised { term: Term::new(term), found });
+                return Ok(Raised { term, found });
             }
             // What was read may have been an older state of a server that lags.
             self.session.call(self.session.client().sync(&path)).await?;

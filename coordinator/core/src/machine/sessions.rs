@@ -232,6 +232,8 @@ impl Machine {
                 let entry = self.table.get(slot).filter(|e| e.state.holder() == Some(&granted));
                 match entry.map(|e| e.edition) {
                     Some(stored) if stored == held.edition => {}
+                    // A worker from before editions says only the generation.
+                    Some(stored) if stored.generation == held.edition.generation && held.edition.term.get() == 0 => {}
                     Some(stored) if stored.generation > held.edition.generation => stale.push((slot, held.token)),
                     Some(_) => ahead.push((slot, held.edition)),
                     None => {}

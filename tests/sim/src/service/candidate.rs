@@ -531,7 +531,7 @@ impl Service {
             Data::Term(term) => Some(term),
             _ => None,
         });
-        let term = found.unwrap_or_default().max(above).next();
+        let Some(term) = Term::following(found, above) else { return self.give_up(n) };
         let write = match node {
             Some(node) => Op::Set { path: TERM, data: Data::Term(term), version: Some(node.version) },
             None => Op::Create { path: TERM, data: Data::Term(term), ephemeral: false },

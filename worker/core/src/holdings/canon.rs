@@ -35,8 +35,9 @@ impl Canonical for Holdings {
 
 impl Canonical for Holding {
     fn canon(&self, to: &mut Canon) {
-        let Self { token, edition, releasing } = self;
+        let Self { token, edition, releasing, refused } = self;
         to.put(&(token, edition, releasing));
+        to.put(&u32::from(*refused));
     }
 }
 

@@ -1,5 +1,4 @@
-//! What is kept on disk about the instance at one ordinal, and how files are written so that a crash leaves the old
-//! content or the new one.
+//! What is kept on disk about the instance at one ordinal.
 //!
 //! ```text
 //! <state_dir>/instances/<appliance>/<ordinal>/instance.json   the record
@@ -9,11 +8,12 @@
 //! ```
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use common::ApplianceId;
+use common::runtime::file::write_atomic;
 use serde::{Deserialize, Serialize};
 use worker_core::instance::Instance;
 
@@ -143,21 +143,6 @@ fn entries<T: std::str::FromStr>(folder: &Path) -> io::Result<Vec<T>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),
     }
-}
-
-/// Writes a file beside its place, flushes it, and moves it there.
-pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("file");
-    // The pid keeps two processes that write the same file from tearing each other's temporary one.
-    let beside = folder.join(format!(".{name}.{}", std::process::id()));
-    let mut file = File::create(&beside)?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&beside, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&beside);
-        return written;
-    }
-    File::open(folder)?.sync_all()
 }
 
 /// The last lines of a log, for error messages: at most `lines` of them and 2 KiB.
