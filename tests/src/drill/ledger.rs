@@ -177,6 +177,8 @@ impl Record {
             match op.outcome {
                 Outcome::Unknown => unknown += 1,
                 Outcome::Refused => {}
+                // A repeat of a deletion that had come to its end by then: what is gone has no generation to be shown.
+                Outcome::Acknowledged(0) if op.change == Change::Delete => {}
                 Outcome::Acknowledged(generation) => {
                     if generation <= last || generation > last + 1 + unknown {
                         found.push(format!(
@@ -261,6 +263,10 @@ mod tests {
         let gone = record(&[op(Create, Some(1), Acknowledged(1)), op(Delete, None, Acknowledged(2))]);
         assert_eq!(gone.contradictions(None), Vec::<String>::new());
         finds(&gone, Some(&shown(2, 1)), "deletion was acknowledged");
+        // Repeated, and answered after it had come to its end.
+        let repeated = record(&[op(Create, Some(1), Acknowledged(1)), op(Delete, None, Acknowledged(0))]);
+        assert_eq!(repeated.contradictions(None), Vec::<String>::new());
+        finds(&repeated, Some(&shown(2, 1)), "deletion was acknowledged");
         let never = record(&[op(Create, Some(1), Refused)]);
         finds(&never, Some(&shown(1, 1)), "creation was refused");
         assert_eq!(record(&[op(Create, Some(1), Unknown)]).existence(), Existence::May);
