@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use crate::status::{JournalEntry, Progress};
 use crate::{
-    ApplianceId, Edition, Generation, Incarnation, Profile, RebalanceId, StreamNumber, Term, Timestamp, Token, WorkerId,
+    ApplianceId, Edition, Generation, Incarnation, Profile, RebalanceId, Site, StreamNumber, Term, Timestamp, Token,
+    WorkerId,
 };
 
 /// A time that no run reaches: what happens after so long is left out of the canonical form.
@@ -285,6 +286,12 @@ impl Canonical for WorkerId {
     }
 }
 
+impl Canonical for Site {
+    fn canon(&self, to: &mut Canon) {
+        to.text(self.as_str());
+    }
+}
+
 impl Canonical for ApplianceId {
     fn canon(&self, to: &mut Canon) {
         // Models number their appliances; whoever does not is told apart by the hash all the same.
@@ -341,8 +348,9 @@ impl Canonical for Incarnation {
 
 impl Canonical for Profile {
     fn canon(&self, to: &mut Canon) {
-        let Self { weight, zone, host, drivers, version, pid, lease, holds } = self;
+        let Self { weight, zone, host, state_dir, drivers, version, pid, lease, holds } = self;
         to.put(&(weight, zone, host));
+        to.put(state_dir);
         to.list(drivers.iter().map(crate::appliance::Driver::name));
         to.put(&(version, pid, lease));
         to.list(holds.iter().map(|(driver, hold)| (driver.name(), hold)));

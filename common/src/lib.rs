@@ -29,6 +29,6 @@ pub mod tls;
 
 pub use digest::Digest;
 pub use id::{ApplianceId, CoordinatorId, RebalanceId, WorkerId};
-pub use profile::Profile;
+pub use profile::{Profile, Site};
 pub use time::Timestamp;
 pub use version::{Edition, Generation, Incarnation, StreamNumber, Term, Token};

@@ -1,12 +1,13 @@
 //! What a worker tells about itself.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::Duration;
 
 use crate::appliance::Driver;
 
 /// What a worker publishes about itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Profile {
     /// Share of the appliances relative to others; at least 1.
     pub weight: u32,
@@ -14,6 +15,8 @@ pub struct Profile {
     pub zone: String,
     /// Host it runs on.
     pub host: String,
+    /// Where it keeps instances of host-bound drivers, as an absolute path; empty when it offers no such driver.
+    pub state_dir: String,
     /// Drivers it offers.
     pub drivers: BTreeSet<Driver>,
     /// Version of the program.
@@ -27,13 +30,116 @@ pub struct Profile {
     pub holds: BTreeMap<Driver, Duration>,
 }
 
+/// Longest path of a state directory, in bytes.
+pub const MAX_STATE_DIR: usize = 1024;
+
 /// Longest hold that makes sense; anything longer is a unit mix-up, and is taken for this.
 pub const MAX_HOLD: Duration = Duration::from_secs(24 * 3600);
 
 impl Profile {
+    /// Where its instances of host-bound drivers are kept.
+    #[must_use]
+    pub fn site(&self) -> Site {
+        Site::new(&self.host, &self.state_dir)
+    }
+
     /// How long after the lease of this worker calls through `driver` may take effect; zero when tokens fence them.
     #[must_use]
     pub fn hold_of(&self, driver: &Driver) -> Duration {
         self.holds.get(driver).copied().unwrap_or_default().min(MAX_HOLD)
+    }
+}
+
+/// Where instances of a host-bound driver are kept: a host, and a state directory on it. Only a worker of that very site
+/// can tell what runs there, so that an appliance stays on the site where it was first placed.
+///
+/// As text it is `host:/directory`, or the host alone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Site(String);
+
+impl Site {
+    /// The site of a state directory, given as an absolute path, or empty for none.
+    #[must_use]
+    pub fn new(host: &str, state_dir: &str) -> Self {
+        if state_dir.is_empty() { Self(host.to_owned()) } else { Self(format!("{host}:{state_dir}")) }
+    }
+
+    /// The host.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        self.parts().0
+    }
+
+    /// The directory; empty when there is none.
+    #[must_use]
+    pub fn state_dir(&self) -> &str {
+        self.parts().1
+    }
+
+    /// Its text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Host names hold no `/`; see [`is_host`].
+    fn parts(&self) -> (&str, &str) {
+        match self.0.find(":/") {
+            Some(at) => (&self.0[..at], &self.0[at + 1..]),
+            None => (&self.0, ""),
+        }
+    }
+}
+
+impl From<String> for Site {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl From<&str> for Site {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// Whether this can be the name of a host: not empty, and nothing that could be taken for a path in a [`Site`].
+#[must_use]
+pub fn is_host(name: &str) -> bool {
+    !name.is_empty() && name.len() <= 255 && !name.contains(|c: char| c == '/' || c.is_control())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sites_read_back_and_differ_by_host_and_directory() {
+        for (host, dir, text) in [
+            ("h1", "/var/lib/rug", "h1:/var/lib/rug"),
+            ("rug-host-1:4711", "/a:/b", "rug-host-1:4711:/a:/b"),
+            ("fe80::1", "", "fe80::1"),
+            ("", "", ""),
+        ] {
+            let site = Site::new(host, dir);
+            assert_eq!((site.host(), site.state_dir(), site.as_str()), (host, dir, text));
+            assert_eq!(Site::from(text), site);
+        }
+        assert_ne!(Site::new("h", "/a"), Site::new("h", "/b"));
+        assert_ne!(Site::new("h", "/a"), Site::new("h", ""));
+    }
+
+    #[test]
+    fn a_host_is_no_path() {
+        assert!(is_host("rug-host-1:4711"));
+        for name in ["", "a/b", "h:/x", "a\nb", &"h".repeat(256)] {
+            assert!(!is_host(name), "{name:?}");
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use common::appliance::{FieldViolation, Name};
-use common::{ApplianceId, CoordinatorId, Generation, Incarnation, RebalanceId, Term, Token, WorkerId};
+use common::{ApplianceId, CoordinatorId, Generation, Incarnation, RebalanceId, Site, Term, Token, WorkerId};
 use coordinator_core::health::Health;
 use futures::future::BoxFuture;
 use proto::convert::admin::{Draft, Target};
@@ -328,6 +328,8 @@ pub struct WorkerView {
     pub health: Health,
     /// Host it runs on.
     pub host: String,
+    /// Where it keeps instances of host-bound drivers; empty when it offers none.
+    pub state_dir: String,
     /// Failure zone.
     pub zone: String,
     /// Share of the appliances relative to others.
@@ -357,13 +359,13 @@ pub struct AssignmentView {
     pub token: Option<Token>,
     /// Why it is there, or is nowhere.
     pub reason: Cow<'static, str>,
-    /// Host its instances are bound to.
-    pub host: Option<Arc<str>>,
+    /// Where its instances are kept, once they are bound to it.
+    pub site: Option<Arc<Site>>,
 }
 
 impl Default for AssignmentView {
     fn default() -> Self {
-        Self { state: "unowned", worker: None, token: None, reason: Cow::Borrowed("new"), host: None }
+        Self { state: "unowned", worker: None, token: None, reason: Cow::Borrowed("new"), site: None }
     }
 }
 

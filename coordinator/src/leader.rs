@@ -658,7 +658,7 @@ fn seed(record: &Record) -> Seed {
     Seed {
         id: record.id,
         placement_key: record.placement_key.clone(),
-        needs: coordinator_core::planner::Needs { driver: record.driver.clone(), host: None },
+        needs: coordinator_core::planner::Needs { driver: record.driver.clone(), site: None },
         edition: record.edition(),
         size: size(record),
         deleting: record.deleting,

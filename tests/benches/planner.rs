@@ -66,7 +66,7 @@ fn fleet(workers: impl Iterator<Item = usize>) -> Vec<Member> {
         id: WorkerId::new(&format!("rug-host-{n:04}.example")).expect("a valid name"),
         weight: 1,
         zone: String::new(),
-        host: format!("host-{n}"),
+        site: format!("host-{n}").into(),
         drivers: BTreeSet::from([Driver::Simulated]),
         connected: true,
         draining: false,
@@ -86,7 +86,7 @@ fn carry_out(planner: &mut Planner, plan: &Plan) {
 
 /// Prints one strategy; the answer is the median of a join.
 fn measure(options: &Options, strategy: Strategy) -> Result<Duration> {
-    let needs = Needs { driver: Driver::Simulated, host: None };
+    let needs = Needs { driver: Driver::Simulated, site: None };
     let mut planner = Planner::new(Config { strategy, ..Config::default() });
     planner.set_members(fleet(0..options.workers));
     let started = Instant::now();

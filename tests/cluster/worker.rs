@@ -120,6 +120,68 @@ async fn a_worker_that_stops_hands_over_at_once_and_without_a_restart() -> Resul
     cluster.finish().await
 }
 
+/// Who uses another directory cannot see what still runs, and would start it a second time.
+#[tokio::test]
+async fn what_runs_in_one_state_directory_waits_for_a_worker_that_uses_it() -> Result<()> {
+    let mut cluster = Cluster::start(Options { workers: 2, ..Options::default() }).await?;
+    cluster.worker("worker-2")?.stop(Duration::from_secs(10)).await?;
+    let fleet = cluster.fleet((1..=4).map(|n| specs::web(&format!("web-{n}"))).collect()).await?;
+    let running = cluster.instances();
+    let elsewhere = cluster.root().join("elsewhere");
+    let setting = ("RUG_WORKER_PROCESS__STATE_DIR", elsewhere.to_string_lossy().into_owned());
+    let other = cluster.worker("worker-2")?;
+    other.environment(&[setting]);
+    other.start()?;
+    cluster.healthy().await?;
+
+    cluster.worker("worker-1")?.kill()?;
+    let waits = format!("its instances are kept on host test-host in {}, which no worker uses", {
+        let kept = cluster.state_dir().canonicalize()?;
+        kept.display().to_string()
+    });
+    until(PATIENCE, "everything waits for its directory", async || {
+        for appliance in cluster.api.list().await? {
+            let assignment = appliance.assignment.clone().context("no assignment")?;
+            ensure!(assignment.reason == waits && api::owner(&appliance).is_empty(), "{assignment:?}");
+        }
+        Ok(())
+    })
+    .await?;
+    // What is new has a place.
+    let newest = cluster.fleet(vec![specs::web("web-5")]).await?.remove(0);
+    ensure!(api::owner(&newest) == "worker-2", "{}", api::describe(&newest));
+    let now = cluster.instances();
+    ensure!(running.iter().all(|(name, identity)| now.get(name) == Some(identity)), "{running:?} became {now:?}");
+    ensure!(now.len() == running.len() + 1, "something runs twice: {now:?}");
+
+    let shown = cluster.rugctl(&["get", "web-1", "-o", "json"], "").await?.json()?;
+    ensure!(shown["status"]["assignment"]["state_dir"].as_str().is_some_and(|dir| waits.contains(dir)), "{shown}");
+    let shown = cluster.rugctl(&["worker", "get", "worker-2", "-o", "json"], "").await?.json()?;
+    ensure!(shown["state_dir"] == elsewhere.canonicalize()?.to_string_lossy().as_ref(), "{shown}");
+
+    cluster.worker("worker-1")?.start()?;
+    until(PATIENCE, "its worker is back", async || {
+        for appliance in cluster.api.list().await?.iter().filter(|a| a.id != newest.id) {
+            ensure!(
+                api::owner(appliance) == "worker-1" && api::is_configured(appliance),
+                "{}",
+                api::describe(appliance)
+            );
+        }
+        Ok(())
+    })
+    .await?;
+    ensure!(cluster.instances() == now, "something was restarted: {now:?}");
+    cluster.api.delete(&newest.id).await?;
+    until(PATIENCE, "it is deleted", async || {
+        let left = cluster.api.list().await?;
+        ensure!(left.len() == fleet.len(), "{} are left", left.len());
+        Ok(())
+    })
+    .await?;
+    cluster.finish().await
+}
+
 #[tokio::test]
 async fn a_worker_without_a_coordinator_says_so_keeps_trying_and_stops_when_asked() -> Result<()> {
     let sandbox = Sandbox::new()?;

@@ -106,7 +106,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let drivers = build(&config, &name, &newest_term, &beside)?;
     let (zone, host) = (config.zone.clone(), config.host.clone());
     let profile = profile(config.weight, zone, host, config.drivers.clone(), config.session.lease);
-    let profile = Profile { holds: drivers.holds(), ..profile };
+    let profile = Profile { holds: drivers.holds(), state_dir: drivers.state_dir(), ..profile };
     let coordination = config.coordination.shown();
     info!(worker = %name, host = config.host, coordination, coordinators = ?config.session.coordinators, "starting");
     let (runner, events) = Runner::start(config.runner.clone(), drivers);

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use common::WorkerId;
 use common::appliance::Driver;
 use common::coordination::url as coordination;
+use common::profile::is_host;
 use common::runtime::telemetry;
 use common::tls;
 use serde::{Deserialize, Serialize};
@@ -19,7 +20,8 @@ use crate::{runner, session};
 pub struct Config {
     /// Name of this worker, stable over restarts and unique in the cluster.
     pub name: String,
-    /// Host it runs on; the system's host name when empty. Instances of the process driver stay on their host.
+    /// Host it runs on; the system's host name when empty. Instances of the process driver stay on their host and in
+    /// their `state_dir`: one name must not stand for two machines, or containers that do not see each other's processes.
     pub host: String,
     /// Failure zone.
     pub zone: String,
@@ -27,7 +29,8 @@ pub struct Config {
     pub weight: u32,
     /// Drivers it offers.
     pub drivers: BTreeSet<Driver>,
-    /// Directory of what the drivers keep. Workers on one host share it, to adopt from each other.
+    /// Directory of what the drivers keep. Only workers that share it adopt each other's instances: those of one host
+    /// should. What was started from another directory waits for a worker that uses that one.
     pub state_dir: PathBuf,
     /// How this worker takes part: by the coordinator itself, or by ZooKeeper.
     pub coordination: coordination::Config,
@@ -76,6 +79,9 @@ impl Config {
         }
         if self.process.state_dir.as_os_str().is_empty() {
             self.process.state_dir.clone_from(&self.state_dir);
+        }
+        if !is_host(&self.host) {
+            return Err("host must have 1 to 255 bytes, no `/` and no control characters".to_owned());
         }
         WorkerId::new(&self.name).map_err(|e| format!("name: {e}"))?;
         if !(1..=1_000).contains(&self.weight) {

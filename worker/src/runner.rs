@@ -238,6 +238,12 @@ impl Drivers {
         self.offered.iter().filter_map(|(name, driver)| Some((name.clone(), hold(driver)?))).collect()
     }
 
+    /// Where instances of host-bound drivers are kept, as an absolute path; empty when none is offered.
+    #[must_use]
+    pub fn state_dir(&self) -> String {
+        self.offered.values().find_map(|driver| driver.state_dir()).unwrap_or_default().to_owned()
+    }
+
     fn driver(&self, name: &appliance::Driver) -> Option<&Arc<dyn Driver>> {
         self.offered.get(name)
     }

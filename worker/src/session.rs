@@ -20,7 +20,7 @@ mod told;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -445,8 +445,7 @@ async fn take_command(runner: Option<&Handle>, commands: &VecDeque<Queued>) -> O
 #[must_use]
 pub fn profile(weight: u32, zone: String, host: String, drivers: BTreeSet<Driver>, lease: Duration) -> Profile {
     let version = env!("CARGO_PKG_VERSION").to_owned();
-    let holds = BTreeMap::new();
-    Profile { weight, zone, host, drivers, version, pid: std::process::id(), lease, holds }
+    Profile { weight, zone, host, drivers, version, pid: std::process::id(), lease, ..Profile::default() }
 }
 
 /// Statuses that wait to be told; see [`Reports`].

@@ -301,6 +301,24 @@ async fn mistakes_are_named_and_nothing_is_left_of_them() {
 }
 
 #[tokio::test]
+async fn what_is_published_is_the_path_that_processes_are_found_by() {
+    let world = World::new();
+    let kept = world.folder.path().canonicalize().expect("it is there");
+    let beside = tempfile::tempdir().expect("a folder");
+    let link = beside.path().join("link");
+    std::os::unix::fs::symlink(&kept, &link).expect("writable");
+    let open = |state_dir: PathBuf| {
+        let appliance_binary = PathBuf::from(env!("CARGO_BIN_EXE_rug-appliance"));
+        Process::new(Config { state_dir, appliance_binary, ..Config::default() }, WorkerId::new("w1").expect("a name"))
+    };
+    assert_eq!(open(link).expect("writable").state_dir(), kept.to_str());
+    for (name, shown) in [("a\nb", r"a\nb"), (&"d/".repeat(600), "d/d")] {
+        let text = refusal(open(kept.join(name)));
+        assert!(text.contains(shown) && text.contains("UTF-8 of at most 1024 bytes"), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn a_process_that_ignores_sigterm_is_killed() {
     let world = World::new();
     let config = Config {

@@ -16,16 +16,7 @@ fn lease(name: &str, life: u128) -> LeaseNode {
 }
 
 fn member(name: &str, life: u128) -> MemberNode {
-    let profile = Profile {
-        weight: 1,
-        zone: String::new(),
-        host: String::new(),
-        drivers: BTreeSet::new(),
-        version: String::new(),
-        pid: 0,
-        lease: Duration::ZERO,
-        holds: std::collections::BTreeMap::new(),
-    };
+    let profile = Profile { weight: 1, ..Profile::default() };
     MemberNode { worker: worker(name), incarnation: Incarnation::new(life), profile }
 }
 

@@ -92,6 +92,7 @@ pub(crate) fn profile() -> Profile {
         weight: 2,
         zone: "a".to_owned(),
         host: "h1".to_owned(),
+        state_dir: "/var/lib/rug".to_owned(),
         drivers: BTreeSet::from([Driver::Process]),
         version: "1.0".to_owned(),
         pid: 4711,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 pub use common::Profile;
 use common::status::Progress;
-use common::{ApplianceId, Incarnation, Token, WorkerId};
+use common::{ApplianceId, Incarnation, Site, Token, WorkerId};
 
 /// A grant as the store has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,8 +22,8 @@ pub struct Granted {
 pub struct StoredGrant {
     /// Who holds it; `None` is Free.
     pub granted: Option<Granted>,
-    /// Host its instances are bound to, for drivers that bind them.
-    pub host: Option<String>,
+    /// Where its instances are kept, for drivers that are bound to their host.
+    pub site: Option<Site>,
     /// What the last owner handed in.
     pub progress: Progress,
     /// How long the next owner has to wait before calls that no token fences: of what is free, what its last owner handed
@@ -42,8 +42,8 @@ pub enum GrantOp {
         appliance: ApplianceId,
         /// To whom, in which life, under which token.
         to: Granted,
-        /// Host its instances are bound to from now on.
-        host: Option<String>,
+        /// Where its instances are kept from now on.
+        site: Option<Site>,
         /// What the next owner has to wait if this one is lost.
         hold: Duration,
     },

@@ -606,11 +606,11 @@ impl Machine {
             Some(g) => State::Orphaned(g),
         };
         let mut needs = seed.needs.clone();
-        if stored.host.is_some() {
-            needs.host = stored.host;
+        if stored.site.is_some() {
+            needs.site = stored.site;
         }
         let granted_before =
-            stored.ever || state.grant().is_some() || needs.host.is_some() || stored.progress != Progress::default();
+            stored.ever || state.grant().is_some() || needs.site.is_some() || stored.progress != Progress::default();
         let preferred = state.grant().map(|g| g.worker.clone());
         let handed = Handed { progress: stored.progress, hold: stored.hold };
         let handed = match state {

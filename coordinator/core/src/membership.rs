@@ -12,7 +12,7 @@
 #[cfg(feature = "canon")]
 mod canon;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use common::mutant::{self, Mutant};
@@ -423,16 +423,7 @@ fn lease(now: Timestamp, profile: Profile) -> Lease {
 
 /// What is known of a life that published nothing.
 fn nothing() -> Profile {
-    Profile {
-        weight: 1,
-        zone: String::new(),
-        host: String::new(),
-        drivers: BTreeSet::new(),
-        version: String::new(),
-        pid: 0,
-        lease: Duration::ZERO,
-        holds: BTreeMap::new(),
-    }
+    Profile { weight: 1, ..Profile::default() }
 }
 
 #[cfg(test)]
@@ -442,16 +433,7 @@ mod tests {
     const L: Duration = Duration::from_secs(2);
 
     fn profile() -> Profile {
-        Profile {
-            weight: 1,
-            zone: String::new(),
-            host: "h".into(),
-            drivers: BTreeSet::new(),
-            version: String::new(),
-            pid: 1,
-            lease: L,
-            holds: BTreeMap::new(),
-        }
+        Profile { weight: 1, host: "h".into(), pid: 1, lease: L, ..Profile::default() }
     }
 
     fn w1() -> Life {

@@ -5,7 +5,7 @@
 //! go; until then the next plan lists them again. An appliance is counted at one member at most, so once a hand-off has
 //! begun it is set to its new owner and marked as not movable, lest the next plan finds the old owner still too full.
 //!
-//! Rules in their order: live and connected, driver, host, not drained, ceiling of the band, floor of the band, ring
+//! Rules in their order: live and connected, driver, site, not drained, ceiling of the band, floor of the band, ring
 //! preference; pins and zones will stand before the ceiling and after it. Under [`Strategy::Ring`] the ring alone
 //! decides. See `bounded.rs` and `exact.rs` for the two strategies. Equal tables and members give equal plans, whatever
 //! happened before.
@@ -23,9 +23,9 @@ mod walk;
 
 use std::collections::BTreeSet;
 
-use common::WorkerId;
 use common::appliance::Driver;
 use common::ring::{self, Ring};
+use common::{Site, WorkerId};
 use serde::{Deserialize, Serialize};
 
 use book::{Book, Entry};
@@ -75,8 +75,8 @@ pub struct Member {
     pub weight: u32,
     /// Failure zone; empty when not given.
     pub zone: String,
-    /// Host it runs on.
-    pub host: String,
+    /// Where its instances of host-bound drivers are kept.
+    pub site: Site,
     /// Drivers it offers. Empty: a member of the ring that takes no share (a Python service).
     pub drivers: BTreeSet<Driver>,
     /// Live and with a settled stream: may be given appliances. One that is not keeps what it has, and is neither asked
@@ -91,8 +91,8 @@ pub struct Member {
 pub struct Needs {
     /// The driver it uses.
     pub driver: Driver,
-    /// Host its instances are bound to, once they are.
-    pub host: Option<String>,
+    /// Where its instances are kept, once they are bound to it.
+    pub site: Option<Site>,
 }
 
 /// Why an appliance is to move.
@@ -125,8 +125,8 @@ pub enum Unplaced {
     NoMembers,
     /// No member offers the driver.
     NoDriver(Driver),
-    /// No member runs on the host its instances are bound to.
-    HostGone(String),
+    /// No member is of the site where its instances are kept.
+    SiteGone(Site),
     /// Members that could take it are not connected.
     NotConnected,
     /// Members that could take it drain.
@@ -189,8 +189,8 @@ pub struct Plan {
 pub enum Refusal {
     /// It does not offer the driver.
     NoDriver,
-    /// It runs on another host than the instances are bound to.
-    OtherHost,
+    /// It is of another site than where the instances are kept.
+    OtherSite,
     /// It has no settled stream.
     NotConnected,
     /// It drains.
@@ -270,7 +270,7 @@ impl Planner {
         }
     }
 
-    /// Changes what an appliance needs, as when its instances become bound to a host.
+    /// Changes what an appliance needs, as when its instances become bound to a site.
     pub fn set_needs(&mut self, slot: Slot, needs: Needs) {
         if self.book.entry(slot).is_none_or(|entry| self.book.group(entry.group).needs == needs) {
             return;

@@ -65,7 +65,7 @@ pub struct Entry {
     pub unplaced: Option<Unplaced>,
     /// Rebalance its move belongs to.
     pub rebalance: Option<RebalanceId>,
-    /// The grant that bound it to its host, until it has arrived: one that nobody took binds nothing.
+    /// The grant that bound it to its site, until it has arrived: one that nobody took binds nothing.
     pub binding: Option<Token>,
     /// It was granted at some time, so instances may exist.
     pub granted_before: bool,

@@ -27,7 +27,15 @@ impl fmt::Display for Unplaced {
         match self {
             Self::NoMembers => f.write_str("there are no workers"),
             Self::NoDriver(driver) => write!(f, "no worker offers driver {driver}"),
-            Self::HostGone(host) => write!(f, "its instances are bound to host {host}, which has no worker"),
+            Self::SiteGone(site) if site.state_dir().is_empty() => {
+                write!(f, "its instances are bound to host {}, which has no worker", site.host())
+            }
+            Self::SiteGone(site) => write!(
+                f,
+                "its instances are kept on host {} in {}, which no worker uses",
+                site.host(),
+                site.state_dir()
+            ),
             Self::NotConnected => f.write_str("the workers that could take it have no session with the leader"),
             Self::AllDraining => f.write_str("the workers that could take it drain"),
             Self::Declined => f.write_str("the workers that could take it declined it recently"),
@@ -49,7 +57,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NoDriver => "it does not offer the driver",
-            Self::OtherHost => "it runs on another host than the instances are bound to",
+            Self::OtherSite => "it runs on another host, or uses another state directory, than the instances",
             Self::NotConnected => "it has no session with the leader",
             Self::Draining => "it drains",
             Self::Declined => "it declined the appliance recently",

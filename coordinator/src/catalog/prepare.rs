@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use common::appliance::{FieldViolation, MAX_SPEC, Spec};
-use common::{ApplianceId, Generation, Term};
+use common::{ApplianceId, Generation, Site, Term};
 use proto::convert::admin::{Draft, Target};
 use proto::convert::patch::Update;
 
@@ -256,16 +256,13 @@ impl State {
     /// Refuses ports that another appliance has. Appliances are taken to share a host unless both are bound to
     /// different ones.
     fn check_ports(&self, record: &Record) -> Result<(), CommandError> {
-        let host = self.entries.get(&record.id).and_then(|e| e.assignment.host.clone());
+        let host = |id| self.entries.get(id).and_then(|e| e.assignment.site.as_deref()).map(Site::host);
+        let ours = host(&record.id);
         let mut wrong: Vec<FieldViolation> = Vec::new();
         for (port, field) in ports::claimed(record) {
             for other in self.ports.claims(port).iter().filter(|id| **id != record.id) {
                 let holder = self.entries.get(other);
-                let elsewhere = holder
-                    .and_then(|e| e.assignment.host.as_ref())
-                    .zip(host.as_ref())
-                    .is_some_and(|(theirs, ours)| theirs != ours);
-                if elsewhere {
+                if host(other).zip(ours).is_some_and(|(theirs, ours)| theirs != ours) {
                     continue;
                 }
                 // Whoever claims it may still be being written and fail; then this one is fine.

@@ -140,14 +140,16 @@ fn what_is_taken_is_refused_with_its_holder() {
 }
 
 #[test]
-fn ports_of_different_hosts_do_not_meet() {
+fn ports_of_different_hosts_do_not_meet_and_those_of_directories_do() {
     let catalog = catalog();
-    for (n, text, port, host) in [(1, "a", 80, "h1"), (2, "b", 81, "h2")] {
+    for (n, text, port, site) in [(1, "a", 80, "h1:/a"), (2, "b", 81, "h2:/a"), (3, "c", 82, "h1:/b")] {
         made(&catalog, n, text, Some(port));
-        let assignment = AssignmentView { host: Some(host.into()), ..AssignmentView::default() };
+        let assignment = AssignmentView { site: Some(Arc::new(site.into())), ..AssignmentView::default() };
         catalog.apply([Fact::Assignment(id(n), assignment)]);
     }
     let port = |port| Patch { spec: Some(spec(Some(port))), ..Patch::default() };
+    let (_, description) = violation(refused(&catalog, &patch(Target::Id(id(3)), port(80))));
+    assert!(description.contains("default/a"), "{description}");
     run(&catalog, &patch(Target::Id(id(2)), port(80))).expect("they run on different hosts");
 }
 

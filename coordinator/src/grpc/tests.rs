@@ -371,6 +371,7 @@ fn worker(name: &str) -> WorkerView {
         incarnation: None,
         health: Health::Healthy,
         host: "h".into(),
+        state_dir: "/var/lib/rug".into(),
         zone: String::new(),
         weight: 1,
         drivers: vec!["process".into()],

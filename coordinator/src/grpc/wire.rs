@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use common::ApplianceId;
 use common::appliance::{Driver, FieldViolation, Name};
+use common::{ApplianceId, Site};
 use coordinator_core::health::Health;
 use coordinator_core::planner::Strategy;
 use proto::admin::v1 as wire;
@@ -55,7 +55,8 @@ pub(super) fn assignment(view: &AssignmentView) -> wire::Assignment {
         worker: view.worker.as_ref().map(ToString::to_string).unwrap_or_default(),
         token: view.token.map(|t| t.to_string()).unwrap_or_default(),
         reason: view.reason.to_string(),
-        host: view.host.as_deref().unwrap_or_default().to_owned(),
+        host: view.site.as_deref().map_or("", Site::host).to_owned(),
+        state_dir: view.site.as_deref().map_or("", Site::state_dir).to_owned(),
     }
 }
 
@@ -89,6 +90,7 @@ pub(super) fn worker(view: &WorkerView, counts: &PhaseCounts) -> wire::Worker {
         pid: view.pid,
         draining: view.draining,
         member: view.member,
+        state_dir: view.state_dir.clone(),
     }
 }
 

@@ -126,7 +126,7 @@ impl Leader<'_> {
             worker: acting.map(|g| g.worker.clone()),
             token: acting.map(|g| g.token),
             reason: machine::reason(entry),
-            host: entry.needs.host.as_deref().map(Arc::from),
+            site: entry.needs.site.clone().map(Arc::new),
         };
         debug!(appliance = %id, state = view.state, worker = ?view.worker, token = ?view.token, "assignment");
         self.facts.push(Fact::Assignment(id, view));

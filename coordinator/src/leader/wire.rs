@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use common::ApplianceId;
 use common::appliance::Driver;
 use common::runtime::telemetry;
+use common::{ApplianceId, Profile};
 use coordinator_core::audit::Claim;
-use coordinator_core::grants::Profile;
 use coordinator_core::handoff::Handed;
 use coordinator_core::machine::{self, Answers, Down, Hello, Said, Step, Tell};
 use coordinator_core::outbox::MAX_ENTRIES;
@@ -144,18 +143,16 @@ fn desired(record: &Record) -> DesiredParts {
 
 pub(super) fn worker_view(view: machine::WorkerView, now: SystemTime) -> WorkerView {
     let machine::WorkerView { id, incarnation, health, profile, appliances: _, silent, draining, member } = view;
-    let (weight, zone, host, drivers, version, pid) = profile.map_or_else(
-        || (0, String::new(), String::new(), Vec::new(), String::new(), 0),
-        |p| (p.weight, p.zone, p.host, p.drivers.iter().map(Driver::to_string).collect(), p.version, p.pid),
-    );
+    let Profile { weight, zone, host, state_dir, drivers, version, pid, .. } = profile.unwrap_or_default();
     WorkerView {
         id,
         incarnation: Some(incarnation),
         health,
         host,
+        state_dir,
         zone,
         weight,
-        drivers,
+        drivers: drivers.iter().map(Driver::to_string).collect(),
         version,
         pid,
         last_seen: now.checked_sub(silent),

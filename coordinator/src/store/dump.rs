@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use common::Site;
 use sea_orm::ConnectionTrait;
 use sea_orm::entity::prelude::*;
 
@@ -79,14 +80,14 @@ fn describe(row: &grants::Model, out: &mut impl Write) -> io::Result<()> {
 }
 
 fn line(entry: &Entry) -> String {
-    let on = |host: &Option<String>| host.as_ref().map(|host| format!(" on {host}")).unwrap_or_default();
+    let on = |site: &Option<Site>| site.as_ref().map(|site| format!(" on {site}")).unwrap_or_default();
     match entry {
-        Entry::Grant { appliance, to, host, hold } => {
+        Entry::Grant { appliance, to, site, hold } => {
             let held = if hold.is_zero() { String::new() } else { format!(", then held for {hold:?}") };
-            format!("{appliance} granted to {} {} with {}{}{held}", to.worker, to.incarnation, to.token, on(host))
+            format!("{appliance} granted to {} {} with {}{}{held}", to.worker, to.incarnation, to.token, on(site))
         }
         Entry::Free { appliance } => format!("{appliance} free"),
         Entry::Remove { appliance } => format!("{appliance} removed"),
-        Entry::FreeOnHost { appliance, host } => format!("{appliance} free{}", on(host)),
+        Entry::FreeOnSite { appliance, site } => format!("{appliance} free{}", on(site)),
     }
 }

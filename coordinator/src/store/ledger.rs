@@ -17,7 +17,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use common::{ApplianceId, Incarnation, Term, Token, WorkerId};
+use common::{ApplianceId, Incarnation, Site, Term, Token, WorkerId};
 use coordinator_core::grants::{GrantOp, Granted, StoredGrant};
 use sea_orm::entity::prelude::*;
 use sea_orm::{Condition, ConnectionTrait, QueryOrder, QuerySelect};
@@ -37,7 +37,7 @@ pub(super) const LAST_CHUNK: u8 = 3;
 const GRANT: u8 = 1;
 const FREE: u8 = 2;
 const REMOVE: u8 = 3;
-const FREE_ON_HOST: u8 = 4;
+const FREE_ON_SITE: u8 = 4;
 /// A grant with a hold, which most have not.
 const GRANT_WITH_HOLD: u8 = 5;
 
@@ -65,8 +65,8 @@ impl LogPacker {
     /// Appends one change.
     pub(super) fn push(&mut self, op: &GrantOp) {
         match op {
-            GrantOp::Grant { appliance, to, host, hold } => {
-                put_grant(&mut self.packer, *appliance, to, host.as_deref(), *hold);
+            GrantOp::Grant { appliance, to, site, hold } => {
+                put_grant(&mut self.packer, *appliance, to, site.as_ref(), *hold);
             }
             GrantOp::Free { appliance, .. } => {
                 self.packer.entry(FREE).bytes(appliance.as_bytes());
@@ -89,7 +89,7 @@ impl LogPacker {
     }
 }
 
-fn put_grant(packer: &mut Packer, appliance: ApplianceId, to: &Granted, host: Option<&str>, hold: Duration) {
+fn put_grant(packer: &mut Packer, appliance: ApplianceId, to: &Granted, site: Option<&Site>, hold: Duration) {
     // Worker and life are one name: a worker has one life in most rows, and sixteen bytes per entry are saved.
     let mut holder = to.incarnation.get().to_le_bytes().to_vec();
     holder.extend_from_slice(to.worker.as_str().as_bytes());
@@ -99,7 +99,7 @@ fn put_grant(packer: &mut Packer, appliance: ApplianceId, to: &Granted, host: Op
         .name(&holder)
         .number(to.token.term.get())
         .number(to.token.sequence)
-        .optional_name(host.map(str::as_bytes));
+        .optional_name(site.map(|site| site.as_str().as_bytes()));
     if !hold.is_zero() {
         packer.number(u64::try_from(hold.as_nanos()).unwrap_or(u64::MAX));
     }
@@ -108,19 +108,19 @@ fn put_grant(packer: &mut Packer, appliance: ApplianceId, to: &Granted, host: Op
 /// One entry of a row, as printed and applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
-    Grant { appliance: ApplianceId, to: Granted, host: Option<String>, hold: Duration },
+    Grant { appliance: ApplianceId, to: Granted, site: Option<Site>, hold: Duration },
     Free { appliance: ApplianceId },
     Remove { appliance: ApplianceId },
-    FreeOnHost { appliance: ApplianceId, host: Option<String> },
+    FreeOnSite { appliance: ApplianceId, site: Option<Site> },
 }
 
 impl Entry {
     fn apply(self, table: &mut Table) {
         match self {
-            Self::Grant { appliance, to, host, hold } => {
+            Self::Grant { appliance, to, site, hold } => {
                 let grant = table.entry(appliance).or_default();
                 grant.granted = Some(to);
-                grant.host = host;
+                grant.site = site;
                 grant.hold = hold;
             }
             Self::Free { appliance } => {
@@ -129,11 +129,11 @@ impl Entry {
                 grant.hold = Duration::ZERO;
             }
             Self::Remove { appliance } => drop(table.remove(&appliance)),
-            Self::FreeOnHost { appliance, host } => {
+            Self::FreeOnSite { appliance, site } => {
                 let grant = table.entry(appliance).or_default();
                 grant.granted = None;
                 grant.hold = Duration::ZERO;
-                grant.host = host;
+                grant.site = site;
             }
         }
     }
@@ -171,13 +171,13 @@ pub(super) fn read_row(data: &[u8], mut each: impl FnMut(Entry)) -> Result<Optio
                     None => holders[holder].insert(read_holder(it.names()[holder])?).clone(),
                 };
                 let token = Token::new(Term::new(it.number()?), it.number()?);
-                let host = read_host(&mut it)?;
+                let site = read_site(&mut it)?;
                 let hold = if tag == GRANT { Duration::ZERO } else { Duration::from_nanos(it.number()?) };
-                Entry::Grant { appliance, to: Granted { worker, incarnation, token }, host, hold }
+                Entry::Grant { appliance, to: Granted { worker, incarnation, token }, site, hold }
             }
             FREE => Entry::Free { appliance },
             REMOVE => Entry::Remove { appliance },
-            FREE_ON_HOST => Entry::FreeOnHost { appliance, host: read_host(&mut it)? },
+            FREE_ON_SITE => Entry::FreeOnSite { appliance, site: read_site(&mut it)? },
             _ => return Err(Odd(format!("entry of unknown kind {tag}"))),
         });
     }
@@ -191,9 +191,9 @@ fn read_holder(name: &[u8]) -> Result<(WorkerId, Incarnation), Odd> {
     Ok((worker, Incarnation::new(u128::from_le_bytes(*incarnation))))
 }
 
-fn read_host(it: &mut Unpacker<'_>) -> Result<Option<String>, Odd> {
+fn read_site(it: &mut Unpacker<'_>) -> Result<Option<Site>, Odd> {
     let Some(at) = it.optional_name_index()? else { return Ok(None) };
-    Ok(Some(codec::text(it.names()[at])?.to_owned()))
+    Ok(Some(codec::text(it.names()[at])?.into()))
 }
 
 /// What the log comes to.
@@ -291,12 +291,12 @@ impl Ledger {
             }
             let (Some(packer), Some(grant)) = (packers.last_mut(), self.table.get(&id)) else { continue };
             match &grant.granted {
-                Some(to) => put_grant(packer, id, to, grant.host.as_deref(), grant.hold),
+                Some(to) => put_grant(packer, id, to, grant.site.as_ref(), grant.hold),
                 None => {
                     packer
-                        .entry(FREE_ON_HOST)
+                        .entry(FREE_ON_SITE)
                         .bytes(id.as_bytes())
-                        .optional_name(grant.host.as_deref().map(str::as_bytes));
+                        .optional_name(grant.site.as_ref().map(|site| site.as_str().as_bytes()));
                 }
             }
         }

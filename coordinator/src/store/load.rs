@@ -51,7 +51,7 @@ pub struct Loaded {
     pub unreadable: Vec<Unreadable>,
     /// What was last reported of them, and when. One that cannot be understood is missing. May be some hundred milliseconds behind what was shown to users.
     pub statuses: HashMap<ApplianceId, (Status, SystemTime)>,
-    /// Who holds what, with host, progress and hold. An appliance that is missing was never granted.
+    /// Who holds what, with site, progress and hold. An appliance that is missing was never granted.
     pub grants: HashMap<ApplianceId, StoredGrant>,
     /// The last live set.
     pub members: Vec<StoredMember>,

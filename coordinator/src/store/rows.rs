@@ -149,6 +149,8 @@ struct ProfileRow {
     weight: u32,
     zone: String,
     host: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    state_dir: String,
     drivers: BTreeSet<Driver>,
     version: String,
     pid: u32,
@@ -165,8 +167,9 @@ pub(super) fn incarnation_text(incarnation: Incarnation) -> String {
 }
 
 pub(super) fn from_member(member: &StoredMember) -> members::Model {
-    let Profile { weight, zone, host, drivers, version, pid, lease, holds } = member.profile.clone();
-    let row = ProfileRow { weight, zone, host, drivers, version, pid, lease, holds, departed: member.departed };
+    let Profile { weight, zone, host, state_dir, drivers, version, pid, lease, holds } = member.profile.clone();
+    let row =
+        ProfileRow { weight, zone, host, state_dir, drivers, version, pid, lease, holds, departed: member.departed };
     members::Model {
         worker: member.worker.as_str().to_owned(),
         incarnation: incarnation_text(member.incarnation),
@@ -176,13 +179,13 @@ pub(super) fn from_member(member: &StoredMember) -> members::Model {
 
 pub(super) fn to_member(row: &members::Model) -> Result<StoredMember, Error> {
     let at = At { what: "member", key: &row.worker };
-    let ProfileRow { weight, zone, host, drivers, version, pid, lease, holds, departed } =
+    let ProfileRow { weight, zone, host, state_dir, drivers, version, pid, lease, holds, departed } =
         at.json("profile", &row.profile)?;
     let incarnation = u128::from_str_radix(&row.incarnation, 16).map_err(|e| at.corrupt(e))?;
     Ok(StoredMember {
         worker: at.parse("worker", &row.worker)?,
         incarnation: Incarnation::new(incarnation),
-        profile: Profile { weight, zone, host, drivers, version, pid, lease, holds },
+        profile: Profile { weight, zone, host, state_dir, drivers, version, pid, lease, holds },
         departed,
     })
 }

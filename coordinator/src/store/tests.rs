@@ -181,12 +181,12 @@ async fn everything_is_there_after_a_restart(database: Database) {
             GrantOp::Grant {
                 appliance: id(1),
                 to: granted(1, 1),
-                host: Some("h1".into()),
+                site: Some("h1".into()),
                 hold: Duration::from_secs(9),
             },
             GrantOp::Free { appliance: id(2), progress: progress(), hold: Duration::from_secs(7) },
-            GrantOp::Grant { appliance: id(2), to: granted(2, u64::MAX), host: None, hold: Duration::from_secs(5) },
-            GrantOp::Grant { appliance: id(3), to: granted(2, 3), host: None, hold: Duration::ZERO },
+            GrantOp::Grant { appliance: id(2), to: granted(2, u64::MAX), site: None, hold: Duration::from_secs(5) },
+            GrantOp::Grant { appliance: id(3), to: granted(2, 3), site: None, hold: Duration::ZERO },
             GrantOp::Free { appliance: id(1), progress: progress(), hold: Duration::from_millis(1_234) },
         ]),
         Write::PutMember(member(1)),
@@ -217,7 +217,7 @@ async fn everything_is_there_after_a_restart(database: Database) {
     let freed = StoredGrant {
         ever: false,
         granted: None,
-        host: Some("h1".into()),
+        site: Some("h1".into()),
         progress: progress(),
         hold: Duration::from_millis(1_234),
     };
@@ -290,7 +290,7 @@ async fn changes_take_effect_in_the_order_of_submission(database: Database) {
         let mut changed = record(1, "web");
         changed.revision = n;
         let to = granted(u32::try_from(n % 5).expect("small"), n);
-        let grant = GrantOp::Grant { appliance: id(1), to, host: None, hold: Duration::ZERO };
+        let grant = GrantOp::Grant { appliance: id(1), to, site: None, hold: Duration::ZERO };
         pending.push(store.submit(vec![
             Write::PutAppliance(changed),
             Write::Grants(vec![grant]),
@@ -387,7 +387,7 @@ async fn a_dump_shows_counts_and_grants_and_needs_no_term(database: Database) {
     let home = Home::new(database).await;
     let (store, _, _) = home.lead().await;
     let hold = Duration::from_millis(1_500);
-    let grant = GrantOp::Grant { appliance: id(7), to: granted(1, 1), host: Some("h1".into()), hold };
+    let grant = GrantOp::Grant { appliance: id(7), to: granted(1, 1), site: Some("h1".into()), hold };
     store.submit(vec![Write::PutAppliance(record(7, "a")), Write::Grants(vec![grant])]).await.expect("stored");
     let mut out = Vec::new();
     Store::inspect(&home.config, &mut out).await.expect("readable beside the running store");

@@ -268,6 +268,7 @@ fn description(
     line("Worker", &assignment.worker);
     line("Assignment", [placement(&assignment), assignment.token.clone()].join(" ").trim());
     line("Host", &assignment.host);
+    line("State dir", &assignment.state_dir);
     line("Why there", &one_line(&explained.summary));
 
     let _ = writeln!(text, "\nSpec");

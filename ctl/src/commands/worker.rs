@@ -138,6 +138,7 @@ async fn get(context: &Context, name: &str) -> Result<(), Failure> {
     line("Member", if w.member { "yes" } else { "no: it is in no ring and is given nothing new" });
     line("Draining", if w.draining { "yes" } else { "" });
     line("Host", &w.host);
+    line("State dir", &w.state_dir);
     line("Zone", &w.zone);
     line("Pid", &if w.pid == 0 { String::new() } else { w.pid.to_string() });
     line("Version", &w.version);

@@ -177,12 +177,14 @@ pub(crate) struct Assignment {
     token: String,
     reason: String,
     host: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    state_dir: String,
 }
 
 impl From<&v1::Assignment> for Assignment {
     fn from(assignment: &v1::Assignment) -> Self {
-        let v1::Assignment { state, worker, token, reason, host } = assignment.clone();
-        Self { state, worker, token, reason, host }
+        let v1::Assignment { state, worker, token, reason, host, state_dir } = assignment.clone();
+        Self { state, worker, token, reason, host, state_dir }
     }
 }
 

@@ -48,6 +48,8 @@ pub(crate) struct Worker {
     health: &'static str,
     reason: String,
     host: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    state_dir: String,
     zone: String,
     weight: u32,
     drivers: Vec<String>,
@@ -71,6 +73,7 @@ impl From<&v1::Worker> for Worker {
             health,
             reason: w.reason,
             host: w.host,
+            state_dir: w.state_dir,
             zone: w.zone,
             weight: w.weight,
             drivers: w.drivers,

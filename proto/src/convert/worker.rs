@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use common::appliance::{Driver, MAX_TEXT, Name, Spec};
+use common::profile::{MAX_STATE_DIR, is_host};
 use common::ring::MAX_WEIGHT;
 use common::status::{JournalEntry, Progress};
 use common::{ApplianceId, Edition, Generation, Incarnation, Profile, StreamNumber, Term, Token};
@@ -181,9 +182,12 @@ impl Reader {
         if !(1..=MAX_WEIGHT).contains(&wire.weight) {
             return Err(self.error("profile.weight", format!("must be 1 to {MAX_WEIGHT}, is {}", wire.weight)));
         }
-        let host = self.text("profile.host", wire.host, 255)?;
-        if host.is_empty() {
-            return Err(self.error("profile.host", "must not be empty"));
+        if !is_host(&wire.host) {
+            return Err(self.error("profile.host", "must have 1 to 255 bytes, no `/` and no control characters"));
+        }
+        let state_dir = self.text("profile.state_dir", wire.state_dir, MAX_STATE_DIR)?;
+        if !state_dir.is_empty() && !state_dir.starts_with('/') {
+            return Err(self.error("profile.state_dir", "must be an absolute path"));
         }
         let lease = self.wait("profile.lease".to_owned(), wire.lease)?;
         if lease.is_zero() {
@@ -192,7 +196,8 @@ impl Reader {
         Ok(Profile {
             weight: wire.weight,
             zone: self.text("profile.zone", wire.zone, 255)?,
-            host,
+            host: wire.host,
+            state_dir,
             // A newer worker may offer drivers that this version has never heard of: nothing is placed on them here.
             drivers: wire.drivers.iter().filter_map(|d| d.parse().ok()).collect(),
             version: self.text("profile.version", wire.version, 64)?,
@@ -301,6 +306,7 @@ pub(super) fn profile_to_wire(profile: Profile) -> wire::Profile {
         weight: profile.weight,
         zone: profile.zone,
         host: profile.host,
+        state_dir: profile.state_dir,
         drivers: profile.drivers.iter().map(|d| d.name().to_owned()).collect(),
         version: profile.version,
         pid: profile.pid,

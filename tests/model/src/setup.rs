@@ -155,6 +155,7 @@ impl Setup {
             weight: 1,
             zone: String::new(),
             host: format!("h{}", number + 1),
+            state_dir: String::new(),
             drivers: [Driver::Simulated].into(),
             version: String::new(),
             pid: 1,
@@ -174,7 +175,7 @@ impl Setup {
         Seed {
             id,
             placement_key: id.to_string(),
-            needs: Needs { driver: Driver::Simulated, host: None },
+            needs: Needs { driver: Driver::Simulated, site: None },
             edition: Edition::new(Generation::new(1), Term::new(1)),
             size: 200,
             deleting: false,

@@ -65,14 +65,14 @@ impl Store {
         }
         for op in &commit.grants {
             match op {
-                GrantOp::Grant { appliance, to, host, hold } => {
+                GrantOp::Grant { appliance, to, site, hold } => {
                     if self.newest.get(appliance).is_some_and(|newest| *newest >= to.token) {
                         return Err(Wrong::new(Promise::I3, format!("the store gets {} for {appliance}", to.token)));
                     }
                     self.newest.insert(*appliance, to.token);
                     let row = self.grants.entry(*appliance).or_default();
                     row.granted = Some(to.clone());
-                    row.host.clone_from(host);
+                    row.site.clone_from(site);
                     row.hold = *hold;
                     row.ever = true;
                 }

@@ -160,7 +160,7 @@ impl Database {
 
     fn grant(&mut self, op: &GrantOp, removed: &mut Vec<ApplianceId>) -> Result<(), String> {
         match op {
-            GrantOp::Grant { appliance, to, host, hold } => {
+            GrantOp::Grant { appliance, to, site, hold } => {
                 if let Some(newest) = self.newest.get(appliance)
                     && *newest >= to.token
                 {
@@ -175,7 +175,7 @@ impl Database {
                 }
                 let grant = self.rows.grants.entry(*appliance).or_default();
                 grant.granted = Some(to.clone());
-                grant.host.clone_from(host);
+                grant.site.clone_from(site);
                 grant.hold = *hold;
             }
             GrantOp::Free { appliance, progress, hold } => {
@@ -298,7 +298,7 @@ impl World {
             }
             let Write::Batch(_, commit) = &submission.write else { continue };
             for op in &commit.grants {
-                if let GrantOp::Grant { appliance, host: Some(_), .. } = op {
+                if let GrantOp::Grant { appliance, site: Some(_), .. } = op {
                     self.journals.entry(*appliance).or_default().may_be_bound = true;
                 }
             }

@@ -49,7 +49,7 @@ fn seed(record: &Record) -> Seed {
     Seed {
         id: record.id,
         placement_key: record.id.to_string(),
-        needs: Needs { driver: record.driver.clone(), host: None },
+        needs: Needs { driver: record.driver.clone(), site: None },
         edition: record.edition,
         size: 200,
         deleting: record.deleting,

@@ -127,7 +127,7 @@ impl World {
     /// Workers that could hold an appliance with these needs, whatever they hold.
     fn eligible(&self, needs: &Needs) -> BTreeSet<WorkerId> {
         let able = self.places.iter().filter(|p| !p.lost).filter(|p| {
-            p.profile.drivers.contains(&needs.driver) && needs.host.as_ref().is_none_or(|h| *h == p.profile.host)
+            p.profile.drivers.contains(&needs.driver) && needs.site.as_ref().is_none_or(|s| *s == p.profile.site())
         });
         able.map(|p| p.name.clone()).collect()
     }
@@ -136,8 +136,8 @@ impl World {
         let id = entry.id;
         let (may_be, is) = self.journals.get(&id).map_or((false, false), |j| (j.may_be_bound, j.is_bound));
         let known = !self.database.restored;
-        if known && ((entry.needs.host.is_some() && !may_be) || (entry.needs.host.is_none() && is)) {
-            return Some(format!("{id} is kept on {:?}; was it taken anywhere: {is}", entry.needs.host));
+        if known && ((entry.needs.site.is_some() && !may_be) || (entry.needs.site.is_none() && is)) {
+            return Some(format!("{id} is kept on {:?}; was it taken anywhere: {is}", entry.needs.site));
         }
         let able = self.eligible(&entry.needs);
         let mut eligible = able.clone();

@@ -123,6 +123,7 @@ impl Place {
             weight: 1 + rng.below(3) as u32,
             zone: String::new(),
             host: format!("host-{}", rng.below(2)),
+            state_dir: String::new(),
             drivers,
             version: String::new(),
             pid: 1,

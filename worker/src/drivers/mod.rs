@@ -66,6 +66,12 @@ pub trait Driver: Send + Sync + 'static {
     /// How its calls are fenced.
     fn fencing(&self) -> Fencing;
 
+    /// Where it keeps its instances on this host, as an absolute path, when only workers that use it can tell what runs
+    /// there. Such a driver is host-bound, and its appliances stay with workers of this host and path.
+    fn state_dir(&self) -> Option<&str> {
+        None
+    }
+
     /// Raises the token at the far side, so that nothing its former owner still has under way can take effect. Meant to
     /// be called once per grant, before anything else; every call that changes the world does it as well.
     async fn claim(&self, permit: &Permit) -> Result<(), Error> {

@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use common::appliance::FieldViolation;
+use common::profile::MAX_STATE_DIR;
 use common::runtime::file::write_atomic;
 use common::{ApplianceId, Term, WorkerId};
 use rustix::process::Signal;
@@ -123,6 +124,8 @@ pub struct Process {
 #[derive(Debug)]
 struct Inner {
     config: Config,
+    /// The state directory as text.
+    state_dir: String,
     instances: PathBuf,
     fences: Arc<Fences>,
     known: Known,
@@ -140,7 +143,8 @@ impl Process {
     /// Opens the state directory, which is made when missing.
     ///
     /// # Errors
-    /// [`Error::Refused`] when the directory cannot be written or the launcher is missing; the text names the path.
+    /// [`Error::Refused`] when the directory cannot be written, its path cannot be published, or the launcher is missing;
+    /// the text names the path.
     pub fn new(config: Config, worker: WorkerId) -> Result<Self, Error> {
         if let Some(violation) = config.validate().first() {
             return Err(Error::Refused(violation.to_string()));
@@ -161,12 +165,23 @@ impl Process {
             Ok((state_dir, fences))
         };
         let (state_dir, fences) = open().map_err(|error| refused(&config.state_dir, &error))?;
+        let published = state_dir.to_str().filter(|path| {
+            // What the coordinator takes.
+            path.len() <= MAX_STATE_DIR && !path.contains(char::is_control)
+        });
+        let Some(published) = published.map(str::to_owned) else {
+            return Err(Error::Refused(format!(
+                "state directory {state_dir:?} cannot be used: its path must be UTF-8 of at most {MAX_STATE_DIR} bytes \
+                 without control characters"
+            )));
+        };
         let appliance_binary = config.appliance_binary.canonicalize().map_err(|error| {
             Error::Refused(format!("{} cannot be used: {error}", config.appliance_binary.display()))
         })?;
         let instances = state_dir.join("instances");
         let config = Config { state_dir, appliance_binary, ..config };
-        Ok(Self { inner: Arc::new(Inner { config, instances, fences: Arc::new(fences), known: Known::default() }) })
+        let (state_dir, fences, known) = (published, Arc::new(fences), Known::default());
+        Ok(Self { inner: Arc::new(Inner { config, state_dir, instances, fences, known }) })
     }
 
     /// Removes token files of appliances that were deleted more than seven days and two terms ago. Returns how many.
@@ -256,6 +271,10 @@ impl Process {
 impl Driver for Process {
     fn fencing(&self) -> Fencing {
         Fencing::Token
+    }
+
+    fn state_dir(&self) -> Option<&str> {
+        Some(&self.inner.state_dir)
     }
 
     async fn claim(&self, permit: &Permit) -> Result<(), Error> {

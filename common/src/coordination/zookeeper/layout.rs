@@ -157,6 +157,8 @@ struct WorkerCapabilities<'a> {
     zone: &'a str,
     drivers: Vec<&'static str>,
     host: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    state_dir: &'a str,
     version: &'a str,
     pid: u32,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -203,6 +205,7 @@ pub(super) fn worker_capabilities(profile: &Profile) -> Vec<u8> {
         zone: &profile.zone,
         drivers: profile.drivers.iter().map(Driver::name).collect(),
         host: &profile.host,
+        state_dir: &profile.state_dir,
         version: &profile.version,
         pid: profile.pid,
         hold_ms: profile.holds.iter().map(|(driver, hold)| (driver.name(), millis_above(*hold))).collect(),
@@ -275,6 +278,7 @@ pub(super) fn profile(data: &[u8]) -> Profile {
         weight: weight(map.get("weight")),
         zone: map.text("zone"),
         host: map.text("host"),
+        state_dir: Some(map.text("state_dir")).filter(|dir| dir.starts_with('/')).unwrap_or_default(),
         drivers,
         version: map.text("version"),
         pid: map.get("pid").and_then(Value::as_u64).and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0),
@@ -344,6 +348,7 @@ mod tests {
             weight: 2,
             zone: "a".to_owned(),
             host: "h".to_owned(),
+            state_dir: String::new(),
             drivers: BTreeSet::from([Driver::Process]),
             version: "1".to_owned(),
             pid: 7,

@@ -187,8 +187,8 @@ impl Canonical for Commit {
 impl Canonical for GrantOp {
     fn canon(&self, to: &mut Canon) {
         match self {
-            Self::Grant { appliance, to: granted, host, hold } => {
-                to.put(&((0_u32, appliance), granted, host));
+            Self::Grant { appliance, to: granted, site, hold } => {
+                to.put(&((0_u32, appliance), granted, site));
                 to.put(hold);
             }
             Self::Free { appliance, progress, hold } => to.put(&((1_u32, appliance), progress, hold)),
@@ -206,8 +206,8 @@ impl Canonical for StoredMember {
 
 impl Canonical for StoredGrant {
     fn canon(&self, to: &mut Canon) {
-        let Self { granted, host, progress, hold, ever } = self;
-        to.put(&(granted, host, progress));
+        let Self { granted, site, progress, hold, ever } = self;
+        to.put(&(granted, site, progress));
         to.put(&(hold, ever));
     }
 }

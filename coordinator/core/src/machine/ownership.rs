@@ -58,9 +58,9 @@ impl Machine {
             _ => false,
         };
         if untaken {
-            // Nothing ever ran there, and that host may never come back.
+            // Nothing ever ran there, and that site may never come back.
             entry.binding = None;
-            entry.needs.host = None;
+            entry.needs.site = None;
             let needs = entry.needs.clone();
             self.planner.set_needs(slot, needs);
         }
@@ -140,9 +140,9 @@ impl Machine {
         let grant = entry.state.grant().cloned();
         match (effect, grant) {
             (Effect::PersistGrant, Some(to)) => {
-                let (host, hold) = (entry.needs.host.clone(), entry.hold_if_lost);
+                let (site, hold) = (entry.needs.site.clone(), entry.hold_if_lost);
                 let token = to.token;
-                self.write(slot, token, GrantOp::Grant { appliance: id, to, host, hold });
+                self.write(slot, token, GrantOp::Grant { appliance: id, to, site, hold });
             }
             (Effect::Offer, Some(g)) => {
                 let rebalance = entry.rebalance;
@@ -153,12 +153,12 @@ impl Machine {
                 self.tell(&(g.worker, g.incarnation), slot, Entry::Release(g.token), rebalance);
             }
             (Effect::PersistPass, Some(to)) => {
-                let (host, hold_if_lost) = (entry.needs.host.clone(), entry.hold_if_lost);
+                let (site, hold_if_lost) = (entry.needs.site.clone(), entry.hold_if_lost);
                 let token = to.token;
                 let Handed { progress, hold } = entry.handed.as_deref().cloned().unwrap_or_default();
                 self.freed.remove(&slot);
                 self.commit.grants.push(GrantOp::Free { appliance: id, progress, hold });
-                self.write(slot, token, GrantOp::Grant { appliance: id, to, host, hold: hold_if_lost });
+                self.write(slot, token, GrantOp::Grant { appliance: id, to, site, hold: hold_if_lost });
             }
             (Effect::PersistFree(handed), Some(_)) => {
                 if let Some(entry) = self.table.get_mut(slot) {
@@ -412,7 +412,7 @@ impl Machine {
         entry.hold_in_full();
         entry.binding = None;
         self.move_ended(slot, Some(worker));
-        // It may be picked again: what had to leave it out, or knew its host not yet, is looked at anew.
+        // It may be picked again: what had to leave it out, or knew its site not yet, is looked at anew.
         self.placement.drifted();
         self.declined.remove(&slot);
         self.tell_excluded(slot);

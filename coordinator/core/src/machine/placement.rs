@@ -6,7 +6,7 @@ mod canon;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use common::{Timestamp, Token, WorkerId};
+use common::{Profile, Timestamp, Token, WorkerId};
 
 use super::{Action, Machine};
 use crate::handoff::{self, State};
@@ -284,7 +284,7 @@ impl Machine {
                 id: member.worker.clone(),
                 weight: member.profile.weight,
                 zone: member.profile.zone.clone(),
-                host: member.profile.host.clone(),
+                site: member.profile.site(),
                 drivers: member.profile.drivers.clone(),
                 connected: member.leased
                     && self.sessions.state(&(member.worker.clone(), member.incarnation)) == Session::Settled,
@@ -391,7 +391,7 @@ impl Machine {
                 && !self.membership.is_draining(&life)
                 && !self.members.is_handing_back(&to)
                 && profile.drivers.contains(&entry.needs.driver)
-                && entry.needs.host.as_ref().is_none_or(|host| *host == profile.host)
+                && entry.needs.site.as_ref().is_none_or(|site| *site == profile.site())
                 && !self.declined.get(&slot).is_some_and(|by| by.contains_key(&to));
             let barred = self.intruders.contains_key(&slot) || self.quarantine.quarantined(entry.id).is_some();
             if takes && !barred {
@@ -459,7 +459,7 @@ impl Machine {
     fn grant(&mut self, now: Timestamp, m: &Move) -> bool {
         let Some(incarnation) = self.membership.current(&m.to) else { return false };
         let counted = self.belongs_to_rebalance(m);
-        let host = self.membership.profile(&(m.to.clone(), incarnation)).map(|p| p.host.clone());
+        let site = self.membership.profile(&(m.to.clone(), incarnation)).map(Profile::site);
         let token = Token::new(self.term, self.next_sequence);
         self.next_sequence += 1;
         let rebalance = self.rebalances.current();
@@ -483,8 +483,8 @@ impl Machine {
             self.rebalances.begin(id);
         }
         entry.granted_before = true;
-        if entry.needs.driver.is_host_bound() && entry.needs.host.is_none() {
-            entry.needs.host = host;
+        if entry.needs.driver.is_host_bound() && entry.needs.site.is_none() {
+            entry.needs.site = site;
             entry.binding = Some(token);
             let needs = entry.needs.clone();
             self.planner.set_needs(m.slot, needs);

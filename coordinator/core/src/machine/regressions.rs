@@ -1,7 +1,8 @@
 //! Mistakes the simulation found (`tests::sim`), each as the shortest story that shows it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
+use common::Site;
 use common::appliance::Driver;
 
 use super::tests::edition;
@@ -24,16 +25,15 @@ fn id(n: u128) -> ApplianceId {
     ApplianceId::from_u128(n)
 }
 
-fn hello(worker: &str, host: &str, incarnation: Option<Incarnation>, stream: u64, held: Vec<Held>) -> Box<Hello> {
+fn hello(worker: &str, site: &str, incarnation: Option<Incarnation>, stream: u64, held: Vec<Held>) -> Box<Hello> {
+    let site = Site::from(site);
     let profile = Profile {
         weight: 1,
-        zone: String::new(),
-        host: host.into(),
+        host: site.host().into(),
+        state_dir: site.state_dir().into(),
         drivers: BTreeSet::from([Driver::Process]),
-        version: String::new(),
-        pid: 1,
         lease: L,
-        holds: BTreeMap::new(),
+        ..Profile::default()
     };
     Box::new(Hello {
         worker: name(worker),
@@ -84,7 +84,11 @@ impl Bench {
     }
 
     fn join(&mut self, conn: Conn, worker: &str) -> Envelope {
-        let sent = self.play(Event::Hello(conn, hello(worker, "h", None, 1, vec![])));
+        self.join_at("h", conn, worker)
+    }
+
+    fn join_at(&mut self, site: &str, conn: Conn, worker: &str) -> Envelope {
+        let sent = self.play(Event::Hello(conn, hello(worker, site, None, 1, vec![])));
         let life = sent.iter().find_map(|(_, down)| match down {
             Down::Welcome { incarnation, .. } => Some(*incarnation),
             _ => None,
@@ -104,7 +108,7 @@ impl Bench {
         let seed = Seed {
             id: id(n),
             placement_key: n.to_string(),
-            needs: Needs { driver: Driver::Process, host: None },
+            needs: Needs { driver: Driver::Process, site: None },
             edition: edition(1),
             size: 100,
             deleting: false,
@@ -242,7 +246,7 @@ fn a_grant_that_was_never_durable_binds_to_no_host() {
     let seed = Seed {
         id: id(1),
         placement_key: "1".into(),
-        needs: Needs { driver: Driver::Process, host: None },
+        needs: Needs { driver: Driver::Process, site: None },
         edition: edition(1),
         size: 100,
         deleting: false,
@@ -260,4 +264,21 @@ fn a_grant_that_was_never_durable_binds_to_no_host() {
     let Some((_, Down::Welcome { incarnation, .. })) = welcomed.first() else { panic!("{welcomed:?}") };
     let sent = b.answer(2, Envelope { incarnation: *incarnation, ..from });
     assert!(sent.iter().any(|(_, down)| matches!(down, Down::Delta { .. })), "w2 is given it: {sent:?}");
+}
+
+/// A worker of the same host took over from one that used another state directory. It could not see the instance that
+/// still ran, and started a second one.
+#[test]
+fn what_runs_in_one_state_directory_is_not_given_to_a_worker_of_another() {
+    let mut b = Bench::new();
+    let first = b.join_at("h:/a", 1, "w1");
+    b.create(1);
+    b.take(1, first, 1, 1);
+    b.play(Event::Leave(1, first));
+    b.join_at("h:/b", 2, "w2");
+    assert_eq!(b.state(1).name(), "orphaned");
+    let explained = b.machine.explain(b.now, id(1)).expect("it exists");
+    assert_eq!(explained.summary, "its instances are kept on host h in /a, which no worker uses");
+    b.join_at("h:/a", 3, "w3");
+    assert_eq!(b.state(1).grant().expect("it is granted").worker, name("w3"));
 }

@@ -24,6 +24,7 @@ pub(super) fn profile() -> Profile {
         weight: 1,
         zone: String::new(),
         host: "h1".into(),
+        state_dir: String::new(),
         drivers: BTreeSet::from([Driver::Process, Driver::Simulated]),
         version: "0".into(),
         pid: 1,
@@ -41,7 +42,7 @@ pub(super) fn seed(n: u128) -> Seed {
     Seed {
         id: id(n),
         placement_key: id(n).to_string(),
-        needs: Needs { driver: Driver::Simulated, host: None },
+        needs: Needs { driver: Driver::Simulated, site: None },
         edition: edition(1),
         size: 100,
         deleting: false,

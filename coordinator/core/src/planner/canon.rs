@@ -23,15 +23,15 @@ impl Canonical for Planner {
 
 impl Canonical for Member {
     fn canon(&self, to: &mut Canon) {
-        let Self { id, weight, zone, host, drivers, connected, draining } = self;
+        let Self { id, weight, zone, site, drivers, connected, draining } = self;
         to.put(&(id, weight, zone));
-        to.put(&(host, connected, draining));
+        to.put(&(site, connected, draining));
         to.list(drivers.iter().map(common::appliance::Driver::name));
     }
 }
 
 impl Canonical for Needs {
     fn canon(&self, to: &mut Canon) {
-        to.put(&(self.driver.name(), &self.host));
+        to.put(&(self.driver.name(), &self.site));
     }
 }

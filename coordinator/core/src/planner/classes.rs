@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use common::Site;
 use common::ring;
 
 use super::book::{Book, Group};
@@ -48,15 +49,15 @@ impl Class {
 
 /// Puts the groups into classes.
 pub(super) fn classify(roster: &Roster, book: &Book) -> Vec<Class> {
-    let mut on_host: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+    let mut on_site: BTreeMap<&Site, Vec<u32>> = BTreeMap::new();
     for (rank, member) in (0u32..).zip(&roster.members) {
-        on_host.entry(&member.host).or_default().push(rank);
+        on_site.entry(&member.site).or_default().push(rank);
     }
     let everyone: Vec<u32> = (0..narrow(roster.members.len())).collect();
     let mut classes: BTreeMap<(Vec<u32>, Vec<u32>), Vec<u32>> = BTreeMap::new();
     for (at, group) in book.groups() {
-        let nearby = match &group.needs.host {
-            Some(host) => on_host.get(host.as_str()).map_or(&[][..], Vec::as_slice),
+        let nearby = match &group.needs.site {
+            Some(site) => on_site.get(site).map_or(&[][..], Vec::as_slice),
             None => &everyone,
         };
         let able = nearby.iter().copied().filter(|&rank| roster.is_able(rank, &group.needs));
@@ -75,8 +76,8 @@ pub(super) fn why_unplaced(roster: &Roster, needs: &Needs) -> Unplaced {
         Unplaced::NoMembers
     } else if !roster.members.iter().any(|m| m.drivers.contains(&needs.driver)) {
         Unplaced::NoDriver(needs.driver.clone())
-    } else if let Some(host) = needs.host.as_ref().filter(|_| !ranks().any(|rank| roster.is_able(rank, needs))) {
-        Unplaced::HostGone(host.clone())
+    } else if let Some(site) = needs.site.as_ref().filter(|_| !ranks().any(|rank| roster.is_able(rank, needs))) {
+        Unplaced::SiteGone(site.clone())
     } else if ranks().any(|rank| roster.is_able(rank, needs) && !roster.member(rank).draining) {
         Unplaced::NotConnected
     } else {

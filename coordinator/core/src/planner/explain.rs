@@ -68,7 +68,7 @@ fn refusal(roster: &Roster, book: &Book, config: &Config, slot: Slot, entry: &En
     if !member.drivers.contains(&needs.driver) {
         Some(Refusal::NoDriver)
     } else if !roster.is_able(rank, needs) {
-        Some(Refusal::OtherHost)
+        Some(Refusal::OtherSite)
     } else if !member.connected {
         Some(Refusal::NotConnected)
     } else if member.draining {

@@ -176,7 +176,7 @@ impl Roster {
     /// Whether the member has what the appliance needs, whatever its state.
     pub(super) fn is_able(&self, rank: u32, needs: &Needs) -> bool {
         let member = self.member(rank);
-        member.drivers.contains(&needs.driver) && needs.host.as_ref().is_none_or(|host| *host == member.host)
+        member.drivers.contains(&needs.driver) && needs.site.as_ref().is_none_or(|site| *site == member.site)
     }
 
     /// Whether the member can be given such an appliance now.

@@ -19,7 +19,7 @@ fn member(name: &str) -> Member {
         id: worker(name),
         weight: 1,
         zone: String::new(),
-        host: "h1".into(),
+        site: "h1".into(),
         drivers: Driver::ALL.into_iter().collect(),
         connected: true,
         draining: false,
@@ -31,11 +31,11 @@ fn fleet(size: usize) -> Vec<Member> {
 }
 
 fn anywhere() -> Needs {
-    Needs { driver: Driver::Simulated, host: None }
+    Needs { driver: Driver::Simulated, site: None }
 }
 
-fn on_host(host: &str) -> Needs {
-    Needs { driver: Driver::Process, host: Some(host.into()) }
+fn on_site(site: &str) -> Needs {
+    Needs { driver: Driver::Process, site: Some(site.into()) }
 }
 
 fn planner(strategy: Strategy, members: Vec<Member>) -> Planner {

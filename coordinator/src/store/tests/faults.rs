@@ -227,7 +227,7 @@ async fn a_damaged_row_is_named(database: Database) {
             Write::Grants(vec![GrantOp::Grant {
                 appliance: id(1),
                 to: granted(1, 1),
-                host: None,
+                site: None,
                 hold: Duration::ZERO,
             }]),
             Write::PutMember(member(1)),
@@ -258,7 +258,7 @@ async fn an_appliance_that_cannot_be_read_is_set_aside(database: Database) {
             Write::PutAppliance(record(2, "sound")),
             Write::Grants(vec![
                 freed,
-                GrantOp::Grant { appliance: id(1), to: granted(1, 1), host: None, hold: Duration::ZERO },
+                GrantOp::Grant { appliance: id(1), to: granted(1, 1), site: None, hold: Duration::ZERO },
             ]),
         ];
         store.submit(change).await.expect("stored");
@@ -319,7 +319,7 @@ fn a_crash_loses_nothing_that_was_acknowledged(database: Database) {
                 for n in 0.. {
                     let number = round * 1_000_000 + task * 100_000 + n;
                     let (appliance, to) = (id(number.into()), granted(1, number));
-                    let grant = GrantOp::Grant { appliance, to, host: None, hold: Duration::ZERO };
+                    let grant = GrantOp::Grant { appliance, to, site: None, hold: Duration::ZERO };
                     let change = vec![
                         Write::PutAppliance(record(number.into(), &format!("a{number}"))),
                         Write::Grants(vec![grant]),

@@ -94,6 +94,7 @@ pub(super) fn member(n: u32) -> StoredMember {
             weight: 2,
             zone: "z".into(),
             host: "h".into(),
+            state_dir: "/var/lib/rug".into(),
             drivers: [Driver::Process].into(),
             version: "0.1".into(),
             pid: 7,

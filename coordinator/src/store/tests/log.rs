@@ -1,5 +1,6 @@
 //! The log of grants against a model: whatever was logged, packed into snapshots and deleted, what is read is the same.
 
+use common::Site;
 use proptest::prelude::*;
 use sea_orm::EntityTrait;
 
@@ -24,13 +25,13 @@ enum Step {
 }
 
 fn op() -> impl Strategy<Value = GrantOp> {
-    let host = proptest::option::of((0..3_u8).prop_map(|n| format!("host-{n}")));
+    let site = proptest::option::of((0..3_u8).prop_map(|n| Site::from(format!("host-{n}"))));
     let hold = prop_oneof![Just(0), any::<u64>()].prop_map(Duration::from_nanos);
     prop_oneof![
-        6 => (0..40_u128, 0..4_u32, any::<u64>(), host, hold).prop_map(|(n, w, sequence, host, hold)| GrantOp::Grant {
+        6 => (0..40_u128, 0..4_u32, any::<u64>(), site, hold).prop_map(|(n, w, sequence, site, hold)| GrantOp::Grant {
             appliance: id(n),
             to: granted(w, sequence),
-            host,
+            site,
             hold,
         }),
         2 => (0..40_u128).prop_map(|n| GrantOp::Free {
@@ -54,10 +55,10 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn apply(model: &mut Table, op: &GrantOp) {
     match op {
-        GrantOp::Grant { appliance, to, host, hold } => {
+        GrantOp::Grant { appliance, to, site, hold } => {
             let grant = model.entry(*appliance).or_default();
             grant.granted = Some(to.clone());
-            grant.host.clone_from(host);
+            grant.site.clone_from(site);
             grant.hold = *hold;
         }
         GrantOp::Free { appliance, .. } => {
@@ -149,7 +150,7 @@ async fn a_long_log_is_cut_down_while_work_goes_on(database: Database) {
             .map(|n| GrantOp::Grant {
                 appliance: id(u128::from(written * 7 + n) % 90),
                 to: granted(1, written * 100 + n),
-                host: Some("h".into()),
+                site: Some("h".into()),
                 hold: Duration::from_secs(n),
             })
             .collect();
@@ -178,7 +179,7 @@ async fn a_change_larger_than_a_row_is_one_batch(database: Database) {
         .map(|n| GrantOp::Grant {
             appliance: id(n.into()),
             to: granted(1, n),
-            host: Some(format!("{host}{n}")),
+            site: Some(format!("{host}{n}").into()),
             hold: Duration::ZERO,
         })
         .collect();

@@ -147,6 +147,7 @@ impl Service {
             weight: 1,
             zone: String::new(),
             host: String::new(),
+            state_dir: String::new(),
             drivers: BTreeSet::new(),
             version: String::new(),
             pid: 0,

@@ -238,6 +238,7 @@ fn members_beat_and_leave_and_one_coordinator_after_the_other_leads() {
         weight: 1,
         zone: String::new(),
         host: String::new(),
+        state_dir: String::new(),
         drivers: Default::default(),
         version: String::new(),
         pid: 0,

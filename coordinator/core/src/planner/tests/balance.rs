@@ -113,12 +113,12 @@ fn a_drained_member_ends_with_nothing_and_the_others_in_their_band() {
 fn appliances_bound_to_hosts_are_balanced_over_the_workers_of_their_host() {
     let mut members = fleet(6);
     for (n, m) in members.iter_mut().enumerate() {
-        m.host = format!("h{}", n % 2);
+        m.site = format!("h{}", n % 2).into();
     }
     let mut planner = planner(Strategy::Bounded, members);
     for slot in 0..600 {
         // Two thirds on h0: 400 over w0, w2, w4.
-        planner.insert(Slot(slot), &format!("k{slot}"), on_host(if slot % 3 == 0 { "h1" } else { "h0" }), None, None);
+        planner.insert(Slot(slot), &format!("k{slot}"), on_site(if slot % 3 == 0 { "h1" } else { "h0" }), None, None);
     }
     settle(&mut planner);
     for (n, load) in loads(&planner).into_iter().enumerate() {
@@ -131,13 +131,13 @@ fn appliances_bound_to_hosts_are_balanced_over_the_workers_of_their_host() {
 fn needs_that_the_same_members_meet_share_a_band() {
     let mut planner = planner(Strategy::Bounded, fleet(4));
     for slot in 0..400 {
-        let needs = if slot % 2 == 0 { anywhere() } else { on_host("h1") };
+        let needs = if slot % 2 == 0 { anywhere() } else { on_site("h1") };
         planner.insert(Slot(slot), &format!("k{slot}"), needs, None, None);
     }
     settle(&mut planner);
     assert_in_band(&planner);
-    // Binding an appliance to the host it is on anyway moves nothing.
-    (0..400).for_each(|slot| planner.set_needs(Slot(slot), on_host("h1")));
+    // Binding an appliance to the site it is on anyway moves nothing.
+    (0..400).for_each(|slot| planner.set_needs(Slot(slot), on_site("h1")));
     assert_eq!(planner.plan(), Plan::default());
 }
 
@@ -268,9 +268,9 @@ proptest! {
         members in proptest::collection::vec((0u8..3, 0u8..4, 0u8..8, 1u32..3), 1..8),
         declines in proptest::collection::vec((0u32..250, 0usize..8), 0..20),
     ) {
-        let members: Vec<Member> = members.into_iter().enumerate().map(|(n, (host, drivers, state, weight))| Member {
+        let members: Vec<Member> = members.into_iter().enumerate().map(|(n, (site, drivers, state, weight))| Member {
             weight,
-            host: format!("h{host}"),
+            site: format!("h{site}").into(),
             drivers: Driver::ALL.into_iter().enumerate().filter(|(d, _)| drivers >> d & 1 == 1).map(|(_, d)| d).collect(),
             connected: state != 0,
             draining: state == 1,
@@ -278,11 +278,11 @@ proptest! {
         }).collect();
         let mut planner = planner(Strategy::Bounded, members.clone());
         let mut needs = Vec::new();
-        for (slot, &(driver, host, movable, owner)) in (0u32..).zip(&kinds) {
+        for (slot, &(driver, site, movable, owner)) in (0u32..).zip(&kinds) {
             let need = match driver {
                 0 => anywhere(),
-                1 => on_host(&format!("h{host}")),
-                _ => Needs { driver: Driver::Process, host: None },
+                1 => on_site(&format!("h{site}")),
+                _ => Needs { driver: Driver::Process, site: None },
             };
             // Some have no owner, some one that is gone, or that cannot hold them.
             let owner = (owner > 0).then(|| worker(&format!("w{}", u32::from(owner) + slot % 5)));
@@ -307,7 +307,7 @@ proptest! {
             prop_assert!(*movable && moved.insert(m.slot));
             prop_assert_eq!(&m.from, owner);
             prop_assert!(to.connected && !to.draining && to.drivers.contains(&need.driver));
-            prop_assert!(need.host.as_ref().is_none_or(|host| *host == to.host));
+            prop_assert!(need.site.as_ref().is_none_or(|site| *site == to.site));
             prop_assert!(!declined.get(&m.slot).is_some_and(|members| members.contains(&m.to)));
             // A member without a stream gives up nothing.
             prop_assert!(owner.as_ref().and_then(&find).is_none_or(|from| from.connected));

@@ -19,8 +19,8 @@ fn what_nobody_can_take_is_unplaced_with_the_reason() {
     let rows: [(&str, Vec<Member>, Needs, Unplaced); 7] = [
         ("nobody is there", vec![], anywhere(), Unplaced::NoMembers),
         ("a Python member takes no share", vec![python()], anywhere(), Unplaced::NoDriver(Driver::Simulated)),
-        ("the driver is missing", vec![simulates()], on_host("h1"), Unplaced::NoDriver(Driver::Process)),
-        ("the host is gone", vec![member("w1")], on_host("h9"), Unplaced::HostGone("h9".into())),
+        ("the driver is missing", vec![simulates()], on_site("h1"), Unplaced::NoDriver(Driver::Process)),
+        ("the site is gone", vec![member("w1")], on_site("h9"), Unplaced::SiteGone("h9".into())),
         ("no stream", vec![away(), python()], anywhere(), Unplaced::NotConnected),
         ("all drain", vec![drains()], anywhere(), Unplaced::AllDraining),
         (
@@ -56,9 +56,9 @@ fn a_move_says_why() {
             None,
         ),
         (
-            "wrong host",
-            vec![w(1), Member { host: "h2".into(), ..w(2) }],
-            on_host("h2"),
+            "wrong site",
+            vec![w(1), Member { site: "h2".into(), ..w(2) }],
+            on_site("h2"),
             Some("w1"),
             None,
             Some(Reason::Ineligible),
@@ -131,10 +131,10 @@ fn explain_lists_every_member_with_what_speaks_against_it() {
     members[0].drivers.clear();
     members[1].connected = false;
     members[2].draining = true;
-    members[3].host = "h2".into();
+    members[3].site = "h2".into();
     let mut planner = planner(Strategy::Bounded, members);
-    planner.insert(Slot(0), "a", on_host("h1"), Some(&worker("w004")), None);
-    planner.insert(Slot(1), "b", on_host("h1"), None, None);
+    planner.insert(Slot(0), "a", on_site("h1"), Some(&worker("w004")), None);
+    planner.insert(Slot(1), "b", on_site("h1"), None, None);
     planner.set_excluded(Slot(1), [worker("w005")].into());
     let explained = |slot| -> BTreeMap<WorkerId, Candidate> {
         planner.explain(slot).into_iter().map(|c| (c.member.clone(), c)).collect()
@@ -145,7 +145,7 @@ fn explain_lists_every_member_with_what_speaks_against_it() {
         Some(Refusal::NoDriver),
         Some(Refusal::NotConnected),
         Some(Refusal::Draining),
-        Some(Refusal::OtherHost),
+        Some(Refusal::OtherSite),
         None,
         Some(Refusal::Declined),
     ];
@@ -174,7 +174,7 @@ fn changes_to_slots_without_an_appliance_do_nothing() {
     let mut planner = planner(Strategy::Bounded, fleet(2));
     planner.remove(Slot(7));
     planner.set_owner(Slot(7), Some(&worker("w000")), None);
-    planner.set_needs(Slot(7), on_host("h1"));
+    planner.set_needs(Slot(7), on_site("h1"));
     planner.set_movable(Slot(7), false);
     planner.set_excluded(Slot(7), [worker("w000")].into());
     assert_eq!(planner.plan(), Plan::default());
