@@ -22,7 +22,8 @@
 //! | Running, leaving | any outcome as above, then Released instead of plan |
 //! | Released, Gone | everything -> stays |
 //!
-//! Taken on with a hold ([`Lifecycle::hold`]) it only looks and probes until that is over, and then looks again.
+//! Taken on with a hold ([`Lifecycle::hold`]) it only looks and probes until that is over, and then looks again. After a
+//! call that may still take effect ([`Lifecycle::unanswered`]) it goes on, looks again then, and forgets nothing before.
 //!
 //! Patience differs: an instance whose boot is not over has `boot_timeout` to answer; one that has answered, or was found
 //! running at a takeover, has `restart_probe_failures` probes. What ends soon after every boot waits as failed boots do.
@@ -143,6 +144,8 @@ pub struct Lifecycle {
     fenced_until: Timestamp,
     /// Calls of a former owner may take effect until then; what was seen before has to be looked at again.
     held_until: Option<Timestamp>,
+    /// Calls of its own that nobody answered may take effect until then, and leave something to be looked at.
+    unanswered_until: Option<Timestamp>,
     /// An instance that had answered was lost and not all is well again.
     lost: bool,
     /// Instances are being replaced by ones with another digest.
@@ -178,6 +181,7 @@ impl Lifecycle {
             removals: Retry::default(),
             fenced_until: Timestamp::ZERO,
             held_until: None,
+            unanswered_until: None,
             lost: false,
             replacing: false,
             last_error: None,
@@ -197,6 +201,12 @@ impl Lifecycle {
     pub fn hold(&mut self, until: Timestamp) {
         self.held_until = Some(until);
         self.fenced_until = self.fenced_until.max(until);
+    }
+
+    /// A call of its own, which no token fences, was not answered and may take effect until then. It goes on, looks again
+    /// afterwards, and ends no deletion before: what such a call makes late would outlive the appliance.
+    pub fn unanswered(&mut self, until: Timestamp) {
+        self.unanswered_until = self.unanswered_until.max(Some(until));
     }
 
     /// The appliance.

@@ -266,7 +266,9 @@ impl Scheduler {
             && let Fencing::Hold(hold) = driver.fencing()
         {
             // Without an answer that says otherwise, the call may still take effect, also for the next owner.
-            entry.hold_until = entry.hold_until.max(hold_until(now, hold));
+            let until = hold_until(now, hold);
+            entry.hold_until = entry.hold_until.max(until);
+            entry.lifecycle.unanswered(until);
         }
         self.drive(appliance, Fact::Ended(outcome));
     }

@@ -539,6 +539,18 @@ async fn a_call_that_timed_out_leaves_a_hold_behind() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_deletion_outlasts_a_call_that_timed_out() {
+    let mut bench = Bench::new().await;
+    *bench.world.boot_takes.lock().expect("no panic") = HOUR;
+    bench.take(1, 1, desired(1, |_| {})).await;
+    bench.status(|status| status.failed_boots == 1).await;
+    let asked = Instant::now();
+    bench.update(1, 1, desired(2, |d| d.deleting = true)).await;
+    while !matches!(bench.event().await, Event::Gone { .. }) {}
+    assert!(asked.elapsed() > Duration::from_secs(19), "it was gone after {:?}", asked.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_call_that_failed_leaves_a_hold_behind_only_where_no_token_fences_it() {
     let mut bench = Bench::new().await;
     bench.world.boots_panic.store(true, Ordering::Relaxed);

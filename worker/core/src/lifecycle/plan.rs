@@ -53,14 +53,18 @@ impl Lifecycle {
         {
             self.boots = Boots::NONE;
         }
-        if self.held_until.is_some_and(|until| until <= now) {
-            self.held_until = None;
-            self.fleet.known = false;
+        for until in [&mut self.held_until, &mut self.unanswered_until] {
+            if until.is_some_and(|until| until <= now) {
+                *until = None;
+                self.fleet.known = false;
+            }
         }
         // Also one that was booted while the wish for it was withdrawn.
         self.fleet.condemn_from(if self.desired.deleting { 0 } else { self.desired.spec.replicas });
         let mut wake = Wake { now, at: None };
-        let choice = if self.desired.deleting { self.next_removal(&mut wake) } else { self.next_repair(&mut wake) };
+        let settled = self.unanswered_until.is_none_or(|until| wake.due(until));
+        let choice =
+            if self.desired.deleting { self.next_removal(&mut wake, settled) } else { self.next_repair(&mut wake) };
         let step = match choice {
             Some(Choice::Do(step)) => Some(step),
             Some(Choice::Boot(ordinal)) => Some(Step::Boot { ordinal, attempt: self.fleet.next_attempt(ordinal) }),
@@ -83,12 +87,13 @@ impl Lifecycle {
         }
     }
 
-    fn next_removal(&self, wake: &mut Wake) -> Option<Choice> {
+    fn next_removal(&self, wake: &mut Wake, settled: bool) -> Option<Choice> {
         if !self.fleet.known {
             return wake.due(self.looks.at).then_some(Choice::Do(Step::Observe));
         }
         let ready = wake.due(self.fenced_until.max(self.removals.at));
-        ready.then(|| Choice::Do(self.doomed_step().unwrap_or(Step::Forget)))
+        let last = settled.then_some(Step::Forget);
+        self.doomed_step().or(last).filter(|_| ready).map(Choice::Do)
     }
 
     fn next_repair(&self, wake: &mut Wake) -> Option<Choice> {

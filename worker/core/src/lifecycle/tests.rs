@@ -446,6 +446,46 @@ fn a_deletion_waits_for_the_end_of_a_hold() {
     bench.play(vec![(Event::Tick, OBSERVE, Phase::Deleting), (late, destroy(0, 1), Phase::Deleting)]);
 }
 
+/// What a boot made after nobody looked any more stayed for ever.
+#[test]
+fn a_deletion_ends_after_calls_that_nobody_answered() {
+    let d = desired(2, 1, |d| d.deleting = true);
+    let mut bench = Bench::new(&desired(1, 1, |_| {}));
+    bench.play(vec![(Event::Tick, OBSERVE, Phase::Down), (found(&[]), boot(0, 1), Phase::Booting)]);
+    bench.life.unanswered(bench.now + Duration::from_secs(20));
+    bench.feed(ended(Outcome::TimedOut));
+    bench.play(vec![(Event::Change(d.clone()), None, Phase::Deleting), (found(&[]), None, Phase::Deleting)]);
+    assert_eq!(bench.wake(), Duration::from_secs(20));
+    bench.play(vec![
+        (Event::Tick, OBSERVE, Phase::Deleting),
+        (found(&[instance(0, 1, &d)]), destroy(0, 1), Phase::Deleting),
+        (ended(Outcome::Destroyed), Some(Step::Forget), Phase::Deleting),
+    ]);
+}
+
+#[test]
+fn what_calls_that_nobody_answered_have_made_is_looked_for() {
+    let d = desired(1, 1, |_| {});
+    let mut bench = Bench::configured(&d);
+    let (until, wait) = (bench.now + Duration::from_secs(40), Duration::from_secs(40));
+    bench.life.unanswered(until);
+    bench.feed(Event::Tick);
+    let mut waited = Duration::ZERO;
+    while bench.last.action != OBSERVE {
+        match bench.last.action {
+            Some(Step::Probe { .. }) => bench.feed(ended(Outcome::Answered)),
+            None => {
+                waited += bench.wake();
+                bench.feed(Event::Tick)
+            }
+            other => panic!("all is well: {other:?}"),
+        };
+    }
+    assert_eq!(waited, wait);
+    let double = found(&[instance(0, 1, &d), instance(0, 2, &d)]);
+    bench.play(vec![(double, destroy(0, 2), Phase::Configured)]);
+}
+
 #[test]
 fn a_newer_token_is_no_failed_boot_and_is_told() {
     let mut bench = Bench::new(&desired(1, 1, |_| {}));
