@@ -23,6 +23,9 @@ const VALUE: u64 = (1 << SORT_SHIFT) - 1;
 /// Tokens and rebalances carry their term in these bits.
 const TERM_SHIFT: u32 = 44;
 
+/// Streams carry their life above these bits.
+const STREAM_SHIFT: u32 = 32;
+
 /// What of a number matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
@@ -37,7 +40,7 @@ pub enum Sort {
     Life,
     /// Order and equality.
     Conn,
-    /// Order and equality.
+    /// Order and equality, within its life.
     Stream,
     /// Order and equality.
     Batch,
@@ -134,6 +137,12 @@ impl Canon {
         if limit < NEVER {
             self.until(since + limit);
         }
+    }
+
+    /// A stream of a life. Streams of different lives are never put in relation to each other.
+    pub fn stream(&mut self, of: Option<Incarnation>, stream: StreamNumber) {
+        let life = of.map_or(0, |life| u64::try_from(life.get()).unwrap_or(VALUE)) & (VALUE >> STREAM_SHIFT);
+        self.push(Sort::Stream, life << STREAM_SHIFT | stream.get());
     }
 
     /// A connection, as the shell numbers them.
@@ -331,12 +340,6 @@ impl Canonical for Token {
 impl Canonical for RebalanceId {
     fn canon(&self, to: &mut Canon) {
         to.push(Sort::Rebalance, self.term.get() << TERM_SHIFT | self.number);
-    }
-}
-
-impl Canonical for StreamNumber {
-    fn canon(&self, to: &mut Canon) {
-        to.push(Sort::Stream, self.get());
     }
 }
 

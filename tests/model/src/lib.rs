@@ -43,6 +43,6 @@ mod worker;
 
 pub use checker::{Action, Hypothesis};
 pub use promises::Promise;
-pub use report::{Finding, Summary, exhaust, find};
+pub use report::{Finding, Summary, alike, exhaust, find};
 pub use setup::{Fault, Fencing, Setup};
 pub use state::State;

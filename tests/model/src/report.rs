@@ -1,6 +1,9 @@
 //! Runs the checker, and tells what it found so that people can follow it.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt::Write as _;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use stateright::{Checker, HasDiscoveries, Model};
@@ -12,6 +15,9 @@ use crate::state::State;
 
 /// Threads of the checker.
 const THREADS: usize = 2;
+
+/// States that may be made to find a shorter way to a promise that fell.
+const SHORT: usize = 10_000_000;
 
 /// What was exhausted.
 #[derive(Clone, Copy, Debug)]
@@ -57,16 +63,17 @@ fn finding(checker: &impl Checker<Hypothesis>) -> Option<Finding> {
     Some(Finding { promise, path, text, unique: checker.unique_state_count() })
 }
 
-/// Checks every state there is.
+/// Checks every state there is. Goes deep first, which keeps a tenth of the states in memory or less.
 ///
 /// # Errors
 /// A promise that does not hold.
 pub fn exhaust(setup: Setup) -> Result<Summary, Box<Finding>> {
     let started = Instant::now();
-    let checker = Hypothesis::new(setup).checker().finish_when(HasDiscoveries::AnyFailures).threads(THREADS);
-    let checker = checker.spawn_bfs().join();
-    if let Some(finding) = finding(&checker) {
-        return Err(Box::new(finding));
+    let model = Hypothesis::new(setup.clone());
+    let checker = model.checker().finish_when(HasDiscoveries::AnyFailures).threads(THREADS).spawn_dfs().join();
+    if let Some(deep) = finding(&checker) {
+        // The way there is a long one; where there is a short one, tell that.
+        return Err(Box::new(find(setup, SHORT).unwrap_or(deep)));
     }
     checker.assert_properties();
     Ok(Summary {
@@ -75,6 +82,49 @@ pub fn exhaust(setup: Setup) -> Result<Summary, Box<Finding>> {
         depth: checker.max_depth(),
         took: started.elapsed(),
     })
+}
+
+/// Checks that states which are told to be equal go on to equal states: only then does a state stand for all that equal
+/// it, whichever was met first. Answers how many were met.
+///
+/// # Errors
+/// Two states that are told to be equal and do not go on alike, with what happens in only one of them.
+pub fn alike(setup: Setup) -> Result<usize, String> {
+    let model = Hypothesis::new(setup);
+    let print = |state: &State| {
+        let mut hasher = DefaultHasher::new();
+        state.hash(&mut hasher);
+        hasher.finish()
+    };
+    let follow = |state: &State| {
+        let mut actions = Vec::new();
+        model.actions(state, &mut actions);
+        let next = actions.into_iter().filter_map(|action| Some((model.next_state(state, action.clone())?, action)));
+        let mut next: Vec<_> = next.map(|(next, action)| (print(&next), action, next)).collect();
+        next.sort_by_key(|(print, ..)| *print);
+        next
+    };
+    let mut met = 0;
+    let mut known: HashMap<u64, (State, Vec<u64>)> = HashMap::new();
+    let mut pending = model.init_states();
+    while let Some(state) = pending.pop() {
+        met += 1;
+        let next = follow(&state);
+        let prints: Vec<u64> = next.iter().map(|(print, ..)| *print).collect();
+        match known.entry(print(&state)) {
+            Entry::Vacant(free) => {
+                free.insert((state, prints));
+                pending.extend(next.into_iter().map(|(.., next)| next));
+            }
+            Entry::Occupied(first) if first.get().1 == prints => {}
+            Entry::Occupied(first) => {
+                let (equal, theirs) = first.get();
+                let only: Vec<_> = next.iter().filter(|n| !theirs.contains(&n.0)).map(|n| &n.1).collect();
+                return Err(format!("{only:?} of\n{state:#?}\nis not possible in\n{equal:#?}"));
+            }
+        }
+    }
+    Ok(met)
 }
 
 /// Looks for a promise that does not hold, in at most so many states that are made.

@@ -107,7 +107,8 @@ impl Canonical for Up {
 }
 
 pub(crate) fn put_answers(from: &machine::Envelope, answers: &Answers, to: &mut Canon) {
-    to.put(&(from.term, from.incarnation, from.stream));
+    to.put(&(from.term, from.incarnation));
+    to.stream(Some(from.incarnation), from.stream);
     let Answers { applied, granted, declined, released, gone, begun, ended } = answers;
     to.put(&(applied, granted, declined));
     to.put(&(released, gone));

@@ -1,7 +1,7 @@
 //! Every state of every setup that fits into a run of the tests; with `RUG_MODEL_FULL=1` also of those that do not.
 //! `RUG_MODEL_ONLY=text` checks the setups whose name holds this text, whatever their size.
 
-use model::{Fault, Fencing, Setup, exhaust};
+use model::{Fault, Fencing, Setup, alike, exhaust};
 
 /// Faults while one coordinator leads, other than of calls.
 const PLAIN: &[Fault] =
@@ -73,4 +73,20 @@ fn ownership_holds_in_every_state() {
         }
     }
     println!("{total} states in all, none that breaks a promise");
+}
+
+/// The state space is as small as it is because states that differ in nothing that matters are taken for one.
+#[test]
+fn states_that_are_told_to_be_equal_go_on_alike() {
+    for (setup, large) in setups() {
+        // The larger ones hold more of the same.
+        if large || setup.budget > 1 {
+            continue;
+        }
+        let name = setup.name;
+        match alike(setup) {
+            Ok(met) => println!("{name}: {met} states were met"),
+            Err(text) => panic!("{name}: {text}"),
+        }
+    }
 }

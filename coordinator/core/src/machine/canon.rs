@@ -93,7 +93,7 @@ impl Canonical for Machine {
             to.until(*at);
             to.put(&slot.0);
         }
-        to.list(ending.iter().map(|(life, profile)| (life, profile.is_some())));
+        to.put(ending);
         to.put(remembered);
         to.put(&remove_at.is_some());
         if let Some(at) = remove_at {

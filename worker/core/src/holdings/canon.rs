@@ -23,7 +23,8 @@ impl Canonical for Holdings {
             gone,
             seen,
         } = self;
-        to.put(&(incarnation, term, stream));
+        to.put(&(incarnation, term));
+        to.stream(*incarnation, *stream);
         to.put(&(welcomed, version, highest_term));
         to.put(held);
         to.put(disowned);
@@ -51,6 +52,7 @@ impl Canonical for Handed {
 impl Canonical for Envelope {
     fn canon(&self, to: &mut Canon) {
         let Self { term, incarnation, stream } = self;
-        to.put(&(term, incarnation, stream));
+        to.put(&(term, incarnation));
+        to.stream(Some(*incarnation), *stream);
     }
 }

@@ -13,7 +13,8 @@ impl Canonical for Sessions {
         for (conn, Session { life, stream, stage, outbox }) in by_conn {
             to.conn(*conn);
             to.put(&(by_life.get(life) == Some(conn)));
-            to.put(&(life, stream));
+            to.put(life);
+            to.stream(Some(life.1), *stream);
             match stage {
                 Stage::Storing(hello) => to.put(&(0_u32, hello)),
                 Stage::Welcomed(hello) => to.put(&(1_u32, hello)),
@@ -21,14 +22,19 @@ impl Canonical for Sessions {
             }
             to.put(outbox);
         }
-        to.put(newest);
+        to.put(&newest.len());
+        for (life, stream) in newest {
+            to.put(life);
+            to.stream(Some(life.1), *stream);
+        }
     }
 }
 
 impl Canonical for Hello {
     fn canon(&self, to: &mut Canon) {
         let Self { worker, incarnation, stream, profile, held, released, gone, highest_term } = self;
-        to.put(&(worker, incarnation, stream));
+        to.put(&(worker, incarnation));
+        to.stream(*incarnation, *stream);
         to.put(profile);
         to.list(held.iter().map(|Held { appliance, token, edition }| (appliance, token, edition)));
         to.put(released);
