@@ -368,8 +368,11 @@ mod tests {
 
     #[test]
     fn what_a_worker_publishes_reads_back_without_its_lease() {
-        let expected = Profile { lease: Duration::ZERO, ..a_profile() };
-        assert_eq!(profile(&worker_capabilities(&a_profile())), expected);
+        for state_dir in ["", "/var/lib/rug"] {
+            let published = Profile { state_dir: state_dir.to_owned(), ..a_profile() };
+            let expected = Profile { lease: Duration::ZERO, ..published.clone() };
+            assert_eq!(profile(&worker_capabilities(&published)), expected);
+        }
         assert_eq!(address(&coordinator_capabilities("https://h:1")), "https://h:1");
     }
 
