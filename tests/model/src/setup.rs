@@ -9,7 +9,7 @@ use common::mutant::Mutant;
 use common::{ApplianceId, Edition, Generation, Profile, Term, Timestamp, WorkerId};
 use coordinator_core::machine;
 use coordinator_core::membership::{Authority, lease_wait};
-use coordinator_core::planner::Needs;
+use coordinator_core::planner::{self, Needs};
 use coordinator_core::table::Seed;
 
 /// Lease of every worker, by its own clock.
@@ -142,6 +142,9 @@ impl Setup {
             release_deadline_ms: never,
             quarantine_strikes: u32::MAX,
             authority: Authority::External,
+            // Two appliances of two workers are held by one each, and move as soon as that is not so. In a wider band they
+            // would stay together for good, and two would show no more than one.
+            planner: planner::Config { band: 1.0, ..planner::Config::default() },
             ..machine::Config::default()
         }
     }

@@ -27,7 +27,25 @@ fn setups() -> Vec<(Setup, bool)> {
         (Setup { name: "2 workers that restart, 1 appliance, 1 fault", restart: true, ..gates.clone() }, false),
         (Setup { name: "3 workers, 1 appliance, 1 fault", workers: 3, ..gates.clone() }, false),
         (Setup { name: "2 workers, 2 appliances, 1 fault", appliances: 2, ..gates.clone() }, false),
+        (
+            Setup {
+                name: "2 workers that restart, 2 appliances, 1 fault",
+                appliances: 2,
+                restart: true,
+                ..gates.clone()
+            },
+            false,
+        ),
         (Setup { name: "2 coordinators, 2 workers, 1 appliance, 1 fault", faults: DEPOSING, ..gates.clone() }, false),
+        (
+            Setup {
+                name: "2 coordinators, 2 workers, 2 appliances, 1 fault",
+                appliances: 2,
+                faults: DEPOSING,
+                ..gates.clone()
+            },
+            false,
+        ),
         (Setup { name: "2 workers, 1 appliance, tokens, 2 faults", budget: 2, delay: 1, ..gates.clone() }, false),
         (Setup { name: "2 workers, 1 appliance, holds, 2 faults", budget: 2, ..holds.clone() }, true),
         (
