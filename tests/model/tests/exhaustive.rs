@@ -59,6 +59,17 @@ fn setups() -> Vec<(Setup, bool)> {
             true,
         ),
         (Setup { name: "2 workers, 1 appliance, 3 faults", budget: 3, delay: 1, ..gates.clone() }, true),
+        (Setup { name: "2 workers, 1 appliance, 3 faults, in time", budget: 3, delay: 0, ..gates.clone() }, true),
+        (
+            Setup {
+                name: "2 coordinators, 2 workers, 1 appliance, 3 faults, in time",
+                budget: 3,
+                delay: 0,
+                faults: DEPOSING,
+                ..gates.clone()
+            },
+            true,
+        ),
         (Setup { name: "3 workers, 1 appliance, 2 faults", workers: 3, budget: 2, delay: 1, ..gates.clone() }, true),
         (Setup { name: "2 workers, 2 appliances, 2 faults", appliances: 2, budget: 2, delay: 1, ..gates }, true),
     ]
