@@ -45,7 +45,7 @@ drill: deps-test build ## Break a cluster on hosts of its own (needs root): make
 	$(CARGO) build --release --locked -p tests --bins
 	target/release/drill $(if $(SEED),--seed $(SEED)) --minutes $(or $(MINUTES),3) --report target/drill.json
 
-model: deps-build ## Check every state of every setup of the hand-off model; takes some two hours and 2 GB.
+model: deps-build ## Check every state of every setup of the hand-off model; takes hours.
 	RUG_MODEL_FULL=1 $(CARGO) test --profile sim --locked -p model -- --nocapture
 
 bench: deps-test build ## Run the benchmarks; each prints what it compares with.

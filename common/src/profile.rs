@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::appliance::Driver;
@@ -30,8 +31,11 @@ pub struct Profile {
     pub holds: BTreeMap<Driver, Duration>,
 }
 
-/// Longest path of a state directory, in bytes.
-pub const MAX_STATE_DIR: usize = 1024;
+/// What [`is_host`] asks for, for messages.
+pub const HOST_RULE: &str = "must have 1 to 255 bytes, no `/` and no control characters";
+
+/// What [`is_state_dir`] asks for, for messages.
+pub const STATE_DIR_RULE: &str = "must be an absolute path of at most 1024 bytes without control characters";
 
 /// Longest hold that makes sense; anything longer is a unit mix-up, and is taken for this.
 pub const MAX_HOLD: Duration = Duration::from_secs(24 * 3600);
@@ -55,13 +59,13 @@ impl Profile {
 ///
 /// As text it is `host:/directory`, or the host alone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Site(String);
+pub struct Site(Arc<str>);
 
 impl Site {
     /// The site of a state directory, given as an absolute path, or empty for none.
     #[must_use]
     pub fn new(host: &str, state_dir: &str) -> Self {
-        if state_dir.is_empty() { Self(host.to_owned()) } else { Self(format!("{host}:{state_dir}")) }
+        if state_dir.is_empty() { host.into() } else { format!("{host}:{state_dir}").into() }
     }
 
     /// The host.
@@ -93,13 +97,13 @@ impl Site {
 
 impl From<String> for Site {
     fn from(text: String) -> Self {
-        Self(text)
+        Self(text.into())
     }
 }
 
 impl From<&str> for Site {
     fn from(text: &str) -> Self {
-        Self(text.to_owned())
+        Self(text.into())
     }
 }
 
@@ -113,6 +117,12 @@ impl fmt::Display for Site {
 #[must_use]
 pub fn is_host(name: &str) -> bool {
     !name.is_empty() && name.len() <= 255 && !name.contains(|c: char| c == '/' || c.is_control())
+}
+
+/// Whether this can be the path of a state directory.
+#[must_use]
+pub fn is_state_dir(path: &str) -> bool {
+    path.starts_with('/') && path.len() <= 1024 && !path.contains(char::is_control)
 }
 
 #[cfg(test)]
@@ -140,6 +150,14 @@ mod tests {
         assert!(is_host("rug-host-1:4711"));
         for name in ["", "a/b", "h:/x", "a\nb", &"h".repeat(256)] {
             assert!(!is_host(name), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_state_directory_is_an_absolute_path() {
+        assert!(is_state_dir("/var/lib/rug"));
+        for path in ["", "rug", "/a\nb", &format!("/{}", "d".repeat(1024))] {
+            assert!(!is_state_dir(path), "{path:?}");
         }
     }
 }

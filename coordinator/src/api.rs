@@ -360,7 +360,7 @@ pub struct AssignmentView {
     /// Why it is there, or is nowhere.
     pub reason: Cow<'static, str>,
     /// Where its instances are kept, once they are bound to it.
-    pub site: Option<Arc<Site>>,
+    pub site: Option<Site>,
 }
 
 impl Default for AssignmentView {

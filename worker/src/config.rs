@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use common::WorkerId;
 use common::appliance::Driver;
 use common::coordination::url as coordination;
-use common::profile::is_host;
+use common::profile::{HOST_RULE, is_host};
 use common::runtime::telemetry;
 use common::tls;
 use serde::{Deserialize, Serialize};
@@ -81,7 +81,7 @@ impl Config {
             self.process.state_dir.clone_from(&self.state_dir);
         }
         if !is_host(&self.host) {
-            return Err("host must have 1 to 255 bytes, no `/` and no control characters".to_owned());
+            return Err(format!("host {HOST_RULE}"));
         }
         WorkerId::new(&self.name).map_err(|e| format!("name: {e}"))?;
         if !(1..=1_000).contains(&self.weight) {

@@ -314,7 +314,10 @@ async fn what_is_published_is_the_path_that_processes_are_found_by() {
     assert_eq!(open(link).expect("writable").state_dir(), kept.to_str());
     for (name, shown) in [("a\nb", r"a\nb"), (&"d/".repeat(600), "d/d")] {
         let text = refusal(open(kept.join(name)));
-        assert!(text.contains(shown) && text.contains("UTF-8 of at most 1024 bytes"), "{text}");
+        assert!(
+            text.contains(shown) && text.contains("at most 1024 bytes without control characters, in UTF-8"),
+            "{text}"
+        );
     }
 }
 

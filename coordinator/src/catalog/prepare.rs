@@ -256,7 +256,7 @@ impl State {
     /// Refuses ports that another appliance has. Appliances are taken to share a host unless both are bound to
     /// different ones.
     fn check_ports(&self, record: &Record) -> Result<(), CommandError> {
-        let host = |id| self.entries.get(id).and_then(|e| e.assignment.site.as_deref()).map(Site::host);
+        let host = |id| self.entries.get(id).and_then(|e| e.assignment.site.as_ref()).map(Site::host);
         let ours = host(&record.id);
         let mut wrong: Vec<FieldViolation> = Vec::new();
         for (port, field) in ports::claimed(record) {

@@ -144,7 +144,7 @@ fn ports_of_different_hosts_do_not_meet_and_those_of_directories_do() {
     let catalog = catalog();
     for (n, text, port, site) in [(1, "a", 80, "h1:/a"), (2, "b", 81, "h2:/a"), (3, "c", 82, "h1:/b")] {
         made(&catalog, n, text, Some(port));
-        let assignment = AssignmentView { site: Some(Arc::new(site.into())), ..AssignmentView::default() };
+        let assignment = AssignmentView { site: Some(site.into()), ..AssignmentView::default() };
         catalog.apply([Fact::Assignment(id(n), assignment)]);
     }
     let port = |port| Patch { spec: Some(spec(Some(port))), ..Patch::default() };

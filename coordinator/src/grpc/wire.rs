@@ -55,8 +55,8 @@ pub(super) fn assignment(view: &AssignmentView) -> wire::Assignment {
         worker: view.worker.as_ref().map(ToString::to_string).unwrap_or_default(),
         token: view.token.map(|t| t.to_string()).unwrap_or_default(),
         reason: view.reason.to_string(),
-        host: view.site.as_deref().map_or("", Site::host).to_owned(),
-        state_dir: view.site.as_deref().map_or("", Site::state_dir).to_owned(),
+        host: view.site.as_ref().map_or("", Site::host).to_owned(),
+        state_dir: view.site.as_ref().map_or("", Site::state_dir).to_owned(),
     }
 }
 

@@ -126,7 +126,7 @@ impl Leader<'_> {
             worker: acting.map(|g| g.worker.clone()),
             token: acting.map(|g| g.token),
             reason: machine::reason(entry),
-            site: entry.needs.site.clone().map(Arc::new),
+            site: entry.needs.site.clone(),
         };
         debug!(appliance = %id, state = view.state, worker = ?view.worker, token = ?view.token, "assignment");
         self.facts.push(Fact::Assignment(id, view));

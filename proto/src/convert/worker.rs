@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use common::appliance::{Driver, MAX_TEXT, Name, Spec};
-use common::profile::{MAX_STATE_DIR, is_host};
+use common::profile::{HOST_RULE, STATE_DIR_RULE, is_host, is_state_dir};
 use common::ring::MAX_WEIGHT;
 use common::status::{JournalEntry, Progress};
 use common::{ApplianceId, Edition, Generation, Incarnation, Profile, StreamNumber, Term, Token};
@@ -183,11 +183,10 @@ impl Reader {
             return Err(self.error("profile.weight", format!("must be 1 to {MAX_WEIGHT}, is {}", wire.weight)));
         }
         if !is_host(&wire.host) {
-            return Err(self.error("profile.host", "must have 1 to 255 bytes, no `/` and no control characters"));
+            return Err(self.error("profile.host", HOST_RULE));
         }
-        let state_dir = self.text("profile.state_dir", wire.state_dir, MAX_STATE_DIR)?;
-        if !state_dir.is_empty() && !state_dir.starts_with('/') {
-            return Err(self.error("profile.state_dir", "must be an absolute path"));
+        if !wire.state_dir.is_empty() && !is_state_dir(&wire.state_dir) {
+            return Err(self.error("profile.state_dir", STATE_DIR_RULE));
         }
         let lease = self.wait("profile.lease".to_owned(), wire.lease)?;
         if lease.is_zero() {
@@ -197,7 +196,7 @@ impl Reader {
             weight: wire.weight,
             zone: self.text("profile.zone", wire.zone, 255)?,
             host: wire.host,
-            state_dir,
+            state_dir: wire.state_dir,
             // A newer worker may offer drivers that this version has never heard of: nothing is placed on them here.
             drivers: wire.drivers.iter().filter_map(|d| d.parse().ok()).collect(),
             version: self.text("profile.version", wire.version, 64)?,

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt::Write as _;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use stateright::{Checker, HasDiscoveries, Model};
@@ -11,6 +10,7 @@ use stateright::{Checker, HasDiscoveries, Model};
 use crate::checker::{Action, Hypothesis};
 use crate::promises::unsettled;
 use crate::setup::Setup;
+use crate::shared::hash;
 use crate::state::State;
 
 /// Threads of the checker.
@@ -63,7 +63,7 @@ fn finding(checker: &impl Checker<Hypothesis>) -> Option<Finding> {
     Some(Finding { promise, path, text, unique: checker.unique_state_count() })
 }
 
-/// Checks every state there is. Goes deep first, which keeps a tenth of the states in memory or less.
+/// Checks every state there is. Goes deep first, so that few states wait in memory.
 ///
 /// # Errors
 /// A promise that does not hold.
@@ -91,16 +91,11 @@ pub fn exhaust(setup: Setup) -> Result<Summary, Box<Finding>> {
 /// Two states that are told to be equal and do not go on alike, with what happens in only one of them.
 pub fn alike(setup: Setup) -> Result<usize, String> {
     let model = Hypothesis::new(setup);
-    let print = |state: &State| {
-        let mut hasher = DefaultHasher::new();
-        state.hash(&mut hasher);
-        hasher.finish()
-    };
     let follow = |state: &State| {
         let mut actions = Vec::new();
         model.actions(state, &mut actions);
         let next = actions.into_iter().filter_map(|action| Some((model.next_state(state, action.clone())?, action)));
-        let mut next: Vec<_> = next.map(|(next, action)| (print(&next), action, next)).collect();
+        let mut next: Vec<_> = next.map(|(next, action)| (hash(&next), action, next)).collect();
         next.sort_by_key(|(print, ..)| *print);
         next
     };
@@ -111,7 +106,7 @@ pub fn alike(setup: Setup) -> Result<usize, String> {
         met += 1;
         let next = follow(&state);
         let prints: Vec<u64> = next.iter().map(|(print, ..)| *print).collect();
-        match known.entry(print(&state)) {
+        match known.entry(hash(&state)) {
             Entry::Vacant(free) => {
                 free.insert((state, prints));
                 pending.extend(next.into_iter().map(|(.., next)| next));
@@ -120,7 +115,9 @@ pub fn alike(setup: Setup) -> Result<usize, String> {
             Entry::Occupied(first) => {
                 let (equal, theirs) = first.get();
                 let only: Vec<_> = next.iter().filter(|n| !theirs.contains(&n.0)).map(|n| &n.1).collect();
-                return Err(format!("{only:?} of\n{state:#?}\nis not possible in\n{equal:#?}"));
+                let others = follow(equal);
+                let lacks: Vec<_> = others.iter().filter(|n| !prints.contains(&n.0)).map(|n| &n.1).collect();
+                return Err(format!("only {only:?} leads on from\n{state:#?}\nand only {lacks:?} from\n{equal:#?}"));
             }
         }
     }

@@ -125,7 +125,7 @@ impl Shared {
     }
 }
 
-fn hash<T: Hash + ?Sized>(what: &T) -> u64 {
+pub(crate) fn hash<T: Hash + ?Sized>(what: &T) -> u64 {
     let mut hasher = DefaultHasher::new();
     what.hash(&mut hasher);
     hasher.finish()

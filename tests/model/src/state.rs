@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 use std::sync::{Arc, OnceLock};
 
 use common::canon::{self, Canon, Canonical, Sort};
@@ -14,7 +14,7 @@ use crate::leader::Leader;
 use crate::promises::Wrong;
 use crate::service::Nodes;
 use crate::setup::{START, Setup};
-use crate::shared::Shared;
+use crate::shared::{Shared, hash};
 use crate::store::Store;
 use crate::stream::Stream;
 use crate::worker::{Worker, put_over};
@@ -163,9 +163,7 @@ impl State {
 
     /// Whether this is one of the states that are left to themselves, of which there is one in `sample`.
     pub(crate) fn is_sampled(&self, sample: u64) -> bool {
-        let mut hasher = DefaultHasher::new();
-        self.hash(&mut hasher);
-        hasher.finish().is_multiple_of(sample.max(1))
+        hash(self).is_multiple_of(sample.max(1))
     }
 
     /// The words of everything, moments in relation to now and numbers to each other.

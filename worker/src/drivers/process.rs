@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use common::appliance::FieldViolation;
-use common::profile::MAX_STATE_DIR;
+use common::profile::{STATE_DIR_RULE, is_state_dir};
 use common::runtime::file::write_atomic;
 use common::{ApplianceId, Term, WorkerId};
 use rustix::process::Signal;
@@ -165,15 +165,9 @@ impl Process {
             Ok((state_dir, fences))
         };
         let (state_dir, fences) = open().map_err(|error| refused(&config.state_dir, &error))?;
-        let published = state_dir.to_str().filter(|path| {
-            // What the coordinator takes.
-            path.len() <= MAX_STATE_DIR && !path.contains(char::is_control)
-        });
-        let Some(published) = published.map(str::to_owned) else {
-            return Err(Error::Refused(format!(
-                "state directory {state_dir:?} cannot be used: its path must be UTF-8 of at most {MAX_STATE_DIR} bytes \
-                 without control characters"
-            )));
+        let Some(published) = state_dir.to_str().filter(|path| is_state_dir(path)).map(str::to_owned) else {
+            let text = format!("state directory {state_dir:?} cannot be used: its path {STATE_DIR_RULE}, in UTF-8");
+            return Err(Error::Refused(text));
         };
         let appliance_binary = config.appliance_binary.canonicalize().map_err(|error| {
             Error::Refused(format!("{} cannot be used: {error}", config.appliance_binary.display()))

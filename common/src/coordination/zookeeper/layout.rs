@@ -13,7 +13,7 @@ use zookeeper_client::Stat;
 
 use super::MAX_LEASE;
 use crate::appliance::Driver;
-use crate::profile::MAX_HOLD;
+use crate::profile::{MAX_HOLD, is_state_dir};
 use crate::{CoordinatorId, Incarnation, Profile, WorkerId};
 
 /// tooz's namespace when none is given.
@@ -278,7 +278,7 @@ pub(super) fn profile(data: &[u8]) -> Profile {
         weight: weight(map.get("weight")),
         zone: map.text("zone"),
         host: map.text("host"),
-        state_dir: Some(map.text("state_dir")).filter(|dir| dir.starts_with('/')).unwrap_or_default(),
+        state_dir: Some(map.text("state_dir")).filter(|dir| is_state_dir(dir)).unwrap_or_default(),
         drivers,
         version: map.text("version"),
         pid: map.get("pid").and_then(Value::as_u64).and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0),
