@@ -5,7 +5,7 @@
 //! tells what becomes of the workers' nodes ([`News`]) and evicts. Both traits have two implementations, [`embedded`] and
 //! [`zookeeper`]; nothing else knows which one it talks to.
 //!
-//! The rules are those of ownership.md section 2 (leases as observed heartbeats) and 3 (terms). In short: a life ends for
+//! The rules are those of docs/protocol.md (Leases and lives, Terms). In short: a life ends for
 //! good when its lease node can take no further heartbeat; a worker may act until `sent(last committed heartbeat) + lease`
 //! and the [`Guard`] it hands over is extended by nothing else; the guard is shut before a session is closed, also when
 //! the task that owns it panics.

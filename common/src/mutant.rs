@@ -1,4 +1,4 @@
-//! Deliberate mistakes, to show that the checks of the ownership protocol can fail.
+//! Deliberate mistakes, to show that the checks of the ownership protocol (docs/protocol.md) can fail.
 //!
 //! Each stands for a rule: the code that keeps the rule asks [`is`] whether it shall be broken on this thread. Without the
 //! feature `mutants`, which only the simulation and the model switch on, the answer is a constant `false` and nothing of

@@ -4,7 +4,7 @@
 //! a name; what it is now is read. A life is known only from the answer of a read, never from an event, and a deletion is
 //! believed only when a read after it does not find that life. Heartbeats alone are told from events, with the moment the
 //! event arrived. The event of an eviction looks like theirs, but is the last one: a lease node that has fallen silent is
-//! read. The rules, and why, are in ownership.md section 2.
+//! read. The rules, and why, are in docs/protocol.md, Membership and lock in ZooKeeper.
 //!
 //! When the connection breaks nothing more is said. On the next one a write of the reader's own has to commit, so that its
 //! server is as new as everything it was told before, then everything is read, and that is told as [`News::Read`]. Names

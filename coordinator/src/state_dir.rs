@@ -1,7 +1,7 @@
 //! The directory a coordinator keeps its state in, held by one process at a time.
 //!
-//! With embedded coordination this lock is what makes the leader the only one (ownership.md section 2), so it is taken
-//! before anything else and kept until the process ends; the kernel releases it with the process.
+//! With embedded coordination this lock is what makes the leader the only one (docs/protocol.md, Leases and lives), so it
+//! is taken before anything else and kept until the process ends; the kernel releases it with the process.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};

@@ -2,9 +2,9 @@
 //!
 //! A member is two ephemeral nodes made in one transaction: the member node in a tooz group, which says who takes part,
 //! and the lease node beside it, which says who may act. Its owner writes a heartbeat into the lease node four times per
-//! lease; whoever watches that node sees every heartbeat that can count (ownership.md section 2 has the rules and the
-//! reasons). The leader is whoever stands first in a lock of kazoo's recipe, and writes terms under the protection of its
-//! own lock node (section 3).
+//! lease; whoever watches that node sees every heartbeat that can count (docs/protocol.md, Leases and lives, has the
+//! rules and the reasons). The leader is whoever stands first in a lock of kazoo's recipe, and writes terms under the
+//! protection of its own lock node (docs/protocol.md, Terms).
 //!
 //! - `config`: the URL. `layout`: names and bytes. `connection`: a session and what calls come to.
 //! - `entry` and `life`: taking a name, and beating until the end. `seat`: the worker's part.

@@ -13,8 +13,8 @@
 //! | Removing  | .        | .         | removed  | retry    | .     | .        | .        | .        | .        | intruder            | .            |
 //!
 //! `.` is refused without any change. Answers of workers count only if worker, incarnation and token all equal the
-//! state's; everything else is treated as said by a stranger (last column of ownership.md section 5). Nothing here is
-//! ever ended by time: an offer and a release end by the worker's word or by the end of its lease.
+//! state's; everything else is treated as sent by a worker that is not the owner (docs/protocol.md, Tokens and grants).
+//! Nothing here is ever ended by time: an offer and a release end by the worker's word or by the end of its lease.
 //!
 //! `Passing` is `Freeing` and `Granting` in one: what was handed in and the next grant are made durable by one write, so
 //! that nobody looks after the appliance for as long as one commit takes, and not two. Answers of the next owner are
@@ -128,7 +128,7 @@ pub enum Event {
     Released(Granted, Handed),
     /// A worker removed the appliance to the last trace.
     Deleted(Granted),
-    /// A worker's lease is over in the sense of ownership.md section 2.
+    /// A life is gone (docs/protocol.md, Leases and lives).
     Gone(WorkerId, Incarnation),
     /// A worker's `Hello` lists it.
     Holds(Granted),

@@ -1,9 +1,9 @@
 //! Live workers: their lives (worker and incarnation), leases, and whether each is gone.
 //!
 //! A life counts as gone only when no further heartbeat of it can arrive *and* 1.15 times its lease passed since the last
-//! one was seen (ownership.md section 2). With an external authority (ZooKeeper) the first half is the deletion of its
-//! lease node; embedded, the coordinator itself is the authority and closes a lease by no longer answering heartbeats.
-//! A worker that shut its gate and said so (`Leave`) is gone at once.
+//! one was seen (docs/protocol.md, Leases and lives). With an external authority (ZooKeeper) the first half is the
+//! deletion of its lease node; embedded, the coordinator itself is the authority and closes a lease by no longer
+//! answering heartbeats. A worker that shut its gate and said so (`Leave`) is gone at once.
 //!
 //! One name can have several lives for a while: one is the member, the others only wait for their end. With an external
 //! authority the member nodes say who is in the ring and the lease nodes who may act: a member without a lease is a
@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::grants::{Profile, StoredMember};
 
 /// How much longer than its lease a life is waited for: clock rates differ by less than 5 % each way, and the worker's
-/// own check and send lie in between (ownership.md section 2).
+/// own check and send lie in between (docs/protocol.md, Leases and lives).
 const LEASE_WAIT_PERCENT: u32 = 115;
 
 /// Shortest and longest lease a worker may ask for. Below, a scheduling hiccup fences; above, a failover takes minutes.
@@ -162,7 +162,7 @@ impl Membership {
     }
 
     /// External: takes in that every lease node was read, so that whoever has none can send no further heartbeat. Every
-    /// wait starts anew: what happened while the connection was down was not seen (ownership.md section 2).
+    /// wait starts anew: what happened while the connection was down was not seen (docs/protocol.md, Leases and lives).
     pub fn read_leases(&mut self, now: Timestamp, nodes: &BTreeMap<Life, LeaseNode>) {
         for (life, node) in nodes {
             self.beat_seen(now, life, *node);

@@ -13,9 +13,9 @@ use common::{RebalanceId, Token};
 
 use crate::planner::Slot;
 
-/// Most entries of one message (design section 5).
+/// Most entries of one message (docs/protocol.md, Streams and Hello).
 pub const MAX_ENTRIES: usize = 1_000;
-/// Most bytes of one message, by the size of the specs in it (design section 5).
+/// Most bytes of one message, by the size of the specs in it (docs/protocol.md, Streams and Hello).
 pub const MAX_BYTES: usize = 1 << 20;
 /// Messages that may be under way without an acknowledgement. Enough to keep a stream busy over a slow link, few enough
 /// that a worker which stops reading holds at most 8 MiB of ours.

@@ -10,7 +10,7 @@ use stateright::Property;
 use crate::checker::Hypothesis;
 use crate::state::State;
 
-/// A promise of the ownership rules, or what follows from them.
+/// A promise of docs/protocol.md, or what follows from them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Promise {
     /// At most one worker acts on an appliance.

@@ -5,7 +5,7 @@ use common::Timestamp;
 use super::Time;
 use super::rng::Rng;
 
-/// Largest error of a clock's rate, in parts per million: two clocks differ by what ownership.md assumes at most, and
+/// Largest error of a clock's rate, in parts per million: two clocks differ by what docs/safety.md assumes at most, and
 /// by both together in the worst pair.
 const MAX_ERROR_PPM: u64 = 50_000;
 

@@ -8,7 +8,7 @@
 //! `coordinator::{leadership, leader, store}`: what they do besides moving messages is written again here in its simplest
 //! form.
 //!
-//! After every step the promises I1 and I3 to I5 of the ownership rules are checked; when the faults are over the world
+//! After every step the promises I1 and I3 to I5 of docs/protocol.md are checked; when the faults are over the world
 //! has to come to rest with everything placed (I2). A run depends on its [`Case`] alone: a seed, and the faults and the
 //! load that it comes to or that are given. One that fails is run again with ever fewer of those ([`minimise`]) and told
 //! with its log.
