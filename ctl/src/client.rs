@@ -65,7 +65,7 @@ impl Backoff {
 
 /// Connection to the coordinators of a cluster. Cheap to clone; clones share the connections.
 #[derive(Clone, Debug)]
-pub(crate) struct Client {
+pub(crate) struct AdminClient {
     servers: Arc<Servers>,
     timeout: Duration,
     repeats: bool,
@@ -106,7 +106,7 @@ fn is_lost(status: &Status) -> bool {
     status.code() == Code::Unavailable || std::error::Error::source(status).is_some()
 }
 
-impl Client {
+impl AdminClient {
     /// A client of the server at this address, without TLS. Connects with the first call.
     ///
     /// # Errors
@@ -410,7 +410,7 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_is_not_there_is_reported_within_the_timeout() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
-        let client = Client::new(&format!("http://{free}"), Duration::from_millis(300)).expect("an address");
+        let client = AdminClient::new(&format!("http://{free}"), Duration::from_millis(300)).expect("an address");
         let started = Instant::now();
         let failure = client.status().await.expect_err("nobody listens");
         assert_eq!(failure.exit, Exit::Unreachable);
@@ -422,7 +422,7 @@ mod tests {
     async fn a_server_that_never_answers_is_reported_within_the_timeout() {
         let mute = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = format!("http://{}", mute.local_addr().expect("its address"));
-        let client = Client::new(&address, Duration::from_millis(300)).expect("an address");
+        let client = AdminClient::new(&address, Duration::from_millis(300)).expect("an address");
         assert_eq!(client.status().await.expect_err("no answer").exit, Exit::Unreachable);
     }
 
@@ -442,7 +442,7 @@ mod tests {
         let address = healthy(&ca).await;
         let dir = tempfile::tempdir().expect("a folder");
         let tls = ClientTls::load(&ca.issue("operator", &[]).write(dir.path(), &ca)).expect("good files");
-        let client = Client::of(&[&address], CALL_TIMEOUT, tls.as_ref()).expect("an address");
+        let client = AdminClient::of(&[&address], CALL_TIMEOUT, tls.as_ref()).expect("an address");
         assert!(client.serves().await.expect("it answers"));
     }
 
@@ -453,14 +453,14 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let tls = ClientTls::load(&other.issue("operator", &[]).write(dir.path(), &ca)).expect("good files");
         // So long that only a try that is not repeated ends in the time of the test.
-        let client = Client::of(&[&address], Duration::from_secs(3600), tls.as_ref()).expect("an address");
+        let client = AdminClient::of(&[&address], Duration::from_secs(3600), tls.as_ref()).expect("an address");
         let failure = tokio::time::timeout(Duration::from_secs(30), client.serves()).await.expect("at once");
         let failure = failure.expect_err("refused");
         assert_eq!(failure.exit, Exit::Unreachable);
         assert!(failure.to_string().contains("refuses this side's certificate"), "{failure}");
         assert!(failure.to_string().ends_with("does not trust the CA that issued it"), "{failure}");
 
-        let plain = Client::new(&address.replace("https", "http"), Duration::from_secs(3600)).expect("an address");
+        let plain = AdminClient::new(&address.replace("https", "http"), Duration::from_secs(3600)).expect("an address");
         let failure = tokio::time::timeout(Duration::from_secs(30), plain.serves()).await.expect("at once");
         assert!(failure.expect_err("refused").to_string().ends_with("use https://"));
     }
@@ -470,7 +470,7 @@ mod tests {
         let ca = Authority::new("ca");
         let dir = tempfile::tempdir().expect("a folder");
         let tls = ClientTls::load(&ca.issue("operator", &[]).write(dir.path(), &ca)).expect("good files");
-        let refused = |address, tls| Client::of(&[address], CALL_TIMEOUT, tls).expect_err("refused");
+        let refused = |address, tls| AdminClient::of(&[address], CALL_TIMEOUT, tls).expect_err("refused");
         let failure = refused("https://h:1", None);
         assert!(failure.exit == Exit::Usage && failure.to_string().contains("RUG_TLS_CA"), "{failure}");
         let failure = refused("http://h:1", tls.as_ref());

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::client::Client;
+use crate::client::AdminClient;
 use crate::output::Ui;
 
 pub(crate) mod appliance;
@@ -25,16 +25,16 @@ pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What every command is given.
 #[derive(Clone, Debug)]
-pub(crate) struct Context {
+pub(crate) struct CommandContext {
     /// The server.
-    pub(crate) client: Client,
+    pub(crate) client: AdminClient,
     /// The terminal.
     pub(crate) ui: Ui,
     /// `--timeout`, where given.
     pub(crate) timeout: Option<Duration>,
 }
 
-impl Context {
+impl CommandContext {
     /// How long to wait for an effect.
     pub(crate) fn wait(&self) -> Duration {
         self.timeout.unwrap_or(WAIT_TIMEOUT)

@@ -18,7 +18,7 @@ use serde_saphyr::{budget, options};
 
 use crate::error::Failure;
 
-use self::yaml::{Field, Fields, Node, Problem, Report, Value};
+use self::yaml::{Field, Fields, ReadReport, Value, YamlNode, YamlProblem};
 
 #[cfg(test)]
 mod tests;
@@ -157,7 +157,7 @@ pub(crate) fn parse(source: &str, text: &str) -> Result<Vec<Document>, Vec<Strin
         strict_booleans: true,
         budget: budget! { max_documents: 65_536, max_nodes: 4_000_000, max_events: 8_000_000 },
     };
-    let nodes: Vec<Node> = serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
+    let nodes: Vec<YamlNode> = serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
         let reason = error.without_snippet().to_string();
         let Some(at) = error.location() else { return vec![format!("{source}: {reason}")] };
         let place = format!(" at line {}, column {}", at.line(), at.column());
@@ -166,8 +166,8 @@ pub(crate) fn parse(source: &str, text: &str) -> Result<Vec<Document>, Vec<Strin
     })?;
     let mut documents = Vec::new();
     let mut problems = Vec::new();
-    let mut keep = |node: Node, path: &str| {
-        let mut report = Report::default();
+    let mut keep = |node: YamlNode, path: &str| {
+        let mut report = ReadReport::default();
         let line = node.line;
         let appliance = appliance(Field { path: path.to_owned(), node }, &mut report);
         match (appliance, report.problems.is_empty()) {
@@ -193,7 +193,7 @@ pub(crate) fn parse(source: &str, text: &str) -> Result<Vec<Document>, Vec<Strin
     Err(problems.iter().map(|problem| describe(source, problem)).collect())
 }
 
-fn describe(source: &str, Problem { line, field, message }: &Problem) -> String {
+fn describe(source: &str, YamlProblem { line, field, message }: &YamlProblem) -> String {
     let separator = if field.is_empty() { "" } else { ": " };
     format!("{source}:{line}: {field}{separator}{message}")
 }
@@ -215,7 +215,7 @@ fn find_duplicates(documents: &[Document], problems: &mut Vec<String>) {
     }
 }
 
-fn appliance(field: Field, report: &mut Report) -> Option<v1::Appliance> {
+fn appliance(field: Field, report: &mut ReadReport) -> Option<v1::Appliance> {
     let mut fields = field.fields(report)?;
     let name = fields.require("name", report).and_then(|f| checked(&f, report, Name::new));
     let tenant = match fields.take("tenant", report) {
@@ -260,14 +260,14 @@ fn appliance(field: Field, report: &mut Report) -> Option<v1::Appliance> {
 /// Text that must pass a parser of the domain.
 fn checked<T, E: std::fmt::Display>(
     field: &Field,
-    report: &mut Report,
+    report: &mut ReadReport,
     parse: impl FnOnce(&str) -> Result<T, E>,
 ) -> Option<T> {
     let text = field.text(report)?;
     parse(&text).map_err(|e| report.problem(field.line(), &field.path, e.to_string())).ok()
 }
 
-fn spec(kind: &str, line: u64, fields: &mut Fields, report: &mut Report) -> Option<v1::spec::Kind> {
+fn spec(kind: &str, line: u64, fields: &mut Fields, report: &mut ReadReport) -> Option<v1::spec::Kind> {
     match kind {
         "loadbalancer" => {
             let fields = fields.require("spec", report)?.fields(report)?;
@@ -286,14 +286,14 @@ fn spec(kind: &str, line: u64, fields: &mut Fields, report: &mut Report) -> Opti
     }
 }
 
-fn load_balancer(mut fields: Fields, report: &mut Report) -> v1::LoadBalancer {
+fn load_balancer(mut fields: Fields, report: &mut ReadReport) -> v1::LoadBalancer {
     let listeners = fields.require("listeners", report).map(|f| f.list(report)).unwrap_or_default();
     let listeners = listeners.into_iter().filter_map(|field| listener(field, report)).collect();
     fields.finish(report);
     v1::LoadBalancer { listeners }
 }
 
-fn listener(field: Field, report: &mut Report) -> Option<v1::Listener> {
+fn listener(field: Field, report: &mut ReadReport) -> Option<v1::Listener> {
     let mut fields = field.fields(report)?;
     let name = fields.take("name", report).and_then(|f| f.text(report));
     let address = address(&mut fields, report);
@@ -305,7 +305,7 @@ fn listener(field: Field, report: &mut Report) -> Option<v1::Listener> {
     Some(v1::Listener { name: name.unwrap_or_default(), address, port: port?, members, health_check })
 }
 
-fn member(field: Field, report: &mut Report) -> Option<v1::Member> {
+fn member(field: Field, report: &mut ReadReport) -> Option<v1::Member> {
     let mut fields = field.fields(report)?;
     let address = address(&mut fields, report);
     let port = port(fields.require("port", report), report);
@@ -313,7 +313,7 @@ fn member(field: Field, report: &mut Report) -> Option<v1::Member> {
     Some(v1::Member { address, port: port? })
 }
 
-fn address(fields: &mut Fields, report: &mut Report) -> String {
+fn address(fields: &mut Fields, report: &mut ReadReport) -> String {
     let field = fields.take("address", report);
     let address = field.and_then(|f| {
         checked(&f, report, |text| {
@@ -323,11 +323,11 @@ fn address(fields: &mut Fields, report: &mut Report) -> String {
     address.map(|a| a.to_string()).unwrap_or_default()
 }
 
-fn port(field: Option<Field>, report: &mut Report) -> Option<u32> {
+fn port(field: Option<Field>, report: &mut ReadReport) -> Option<u32> {
     field?.whole(1..=u32::from(u16::MAX), report)
 }
 
-fn health_check(field: Field, report: &mut Report) -> Option<v1::HealthCheck> {
+fn health_check(field: Field, report: &mut ReadReport) -> Option<v1::HealthCheck> {
     let mut fields = field.fields(report)?;
     let interval = fields.take("interval", report).and_then(|f| f.duration(report)).and_then(wire_duration);
     let timeout = fields.take("timeout", report).and_then(|f| f.duration(report)).and_then(wire_duration);
@@ -337,7 +337,7 @@ fn health_check(field: Field, report: &mut Report) -> Option<v1::HealthCheck> {
     Some(v1::HealthCheck { interval, timeout, fall, rise })
 }
 
-fn custom(mut fields: Fields, report: &mut Report) -> Option<v1::Custom> {
+fn custom(mut fields: Fields, report: &mut ReadReport) -> Option<v1::Custom> {
     let command = fields.require("command", report).and_then(|f| f.text(report));
     let args = fields.take("args", report).map(|f| f.list(report)).unwrap_or_default();
     let args = args.iter().filter_map(|field| field.text(report)).collect();
@@ -349,7 +349,7 @@ fn custom(mut fields: Fields, report: &mut Report) -> Option<v1::Custom> {
 }
 
 /// `tcp`, `http`, `{tcp: {}}` or `{http: {path: /}}`.
-fn probe(field: Field, report: &mut Report) -> Option<v1::Probe> {
+fn probe(field: Field, report: &mut ReadReport) -> Option<v1::Probe> {
     let wire = |probe| Some(v1::Probe { probe: Some(probe) });
     let tcp = || wire(v1::probe::Probe::Tcp(v1::TcpProbe {}));
     let http = |path: Option<String>| {

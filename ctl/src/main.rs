@@ -12,9 +12,11 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use common::tls::{self, ClientTls};
 
-use crate::commands::{Context, appliance, apply, cluster, delete, doctor, placement, rebalance, ring, watch, worker};
+use crate::commands::{
+    CommandContext, appliance, apply, cluster, delete, doctor, placement, rebalance, ring, watch, worker,
+};
 use crate::error::{Exit, Failure};
-use crate::output::{Format, Ui};
+use crate::output::{OutputFormat, Ui};
 
 mod client;
 mod commands;
@@ -37,7 +39,7 @@ struct Cli {
     #[command(flatten)]
     global: Global,
     #[command(subcommand)]
-    command: Command,
+    command: RugctlCommand,
 }
 
 /// Flags of every command.
@@ -50,7 +52,7 @@ struct Global {
     tls: TlsFlags,
     /// Form of results
     #[arg(short, long, global = true, value_enum, default_value_t)]
-    output: Format,
+    output: OutputFormat,
     /// Limit for each call (default 10s) and for waiting (default 60s; 2m for `up --down`)
     #[arg(long, global = true, value_name = "DURATION", value_parser = parse_timeout)]
     timeout: Option<Duration>,
@@ -94,7 +96,7 @@ impl TlsFlags {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum RugctlCommand {
     /// Run a cluster on this machine
     Up(up::UpArgs),
     /// Create or change appliances from YAML files
@@ -171,8 +173,8 @@ async fn run(cli: Cli) -> Exit {
     let ui = Ui::new(cli.global.output, cli.global.no_color);
     let result = match &cli.command {
         // Minds signals itself.
-        Command::Up(args) => up::run(&ui, args, cli.global.timeout).await,
-        Command::Completion { shell } => completion(&ui, *shell),
+        RugctlCommand::Up(args) => up::run(&ui, args, cli.global.timeout).await,
+        RugctlCommand::Completion { shell } => completion(&ui, *shell),
         command => tokio::select! {
             result = call(ui, &cli.global, command) => result,
             _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Interrupted, "interrupted")),
@@ -189,37 +191,37 @@ fn report(failure: &Failure) -> Exit {
     failure.exit
 }
 
-async fn call(ui: Ui, global: &Global, command: &Command) -> Result<(), Failure> {
+async fn call(ui: Ui, global: &Global, command: &RugctlCommand) -> Result<(), Failure> {
     let tls = global.tls.load()?;
     let found = client::find_servers(global.server.as_deref(), tls.is_some(), &client::working_folder());
     // Certificates in the environment are for another cluster than that of this machine, which has none.
     let tls = if found.local { None } else { tls };
     // Waiting has the limit to itself; one call out of many must not use it all up before the others.
     let timeout = global.timeout.unwrap_or(client::CALL_TIMEOUT);
-    let client = client::Client::of(&found.addresses, timeout, tls.as_ref())?;
-    let context = Context { client, ui, timeout: global.timeout };
+    let client = client::AdminClient::of(&found.addresses, timeout, tls.as_ref())?;
+    let context = CommandContext { client, ui, timeout: global.timeout };
     dispatch(&context, command).await
 }
 
-async fn dispatch(context: &Context, command: &Command) -> Result<(), Failure> {
+async fn dispatch(context: &CommandContext, command: &RugctlCommand) -> Result<(), Failure> {
     match command {
-        Command::Apply(args) => apply::run(context, args).await,
-        Command::Get(args) => appliance::get(context, args).await,
-        Command::List(args) => appliance::list(context, args).await,
-        Command::Describe(args) => appliance::describe(context, args).await,
-        Command::Explain(args) => appliance::explain(context, args).await,
-        Command::Watch(args) => watch::run(context, args).await,
-        Command::Delete(args) => delete::run(context, args).await,
-        Command::Rebuild(args) => appliance::rebuild(context, args).await,
-        Command::Check(args) => appliance::check(context, args).await,
-        Command::Worker(command) => worker::run(context, command).await,
-        Command::Ring(command) => ring::run(context, command).await,
-        Command::Placement(command) => placement::run(context, command).await,
-        Command::Rebalance(args) => rebalance::run(context, args).await,
-        Command::Doctor => doctor::run(context).await,
-        Command::Cluster(command) => cluster::run(context, command).await,
-        Command::Version { client } => cluster::version(context, *client).await,
-        Command::Up(_) | Command::Completion { .. } => unreachable!("handled without a server"),
+        RugctlCommand::Apply(args) => apply::run(context, args).await,
+        RugctlCommand::Get(args) => appliance::get(context, args).await,
+        RugctlCommand::List(args) => appliance::list(context, args).await,
+        RugctlCommand::Describe(args) => appliance::describe(context, args).await,
+        RugctlCommand::Explain(args) => appliance::explain(context, args).await,
+        RugctlCommand::Watch(args) => watch::run(context, args).await,
+        RugctlCommand::Delete(args) => delete::run(context, args).await,
+        RugctlCommand::Rebuild(args) => appliance::rebuild(context, args).await,
+        RugctlCommand::Check(args) => appliance::check(context, args).await,
+        RugctlCommand::Worker(command) => worker::run(context, command).await,
+        RugctlCommand::Ring(command) => ring::run(context, command).await,
+        RugctlCommand::Placement(command) => placement::run(context, command).await,
+        RugctlCommand::Rebalance(args) => rebalance::run(context, args).await,
+        RugctlCommand::Doctor => doctor::run(context).await,
+        RugctlCommand::Cluster(command) => cluster::run(context, command).await,
+        RugctlCommand::Version { client } => cluster::version(context, *client).await,
+        RugctlCommand::Up(_) | RugctlCommand::Completion { .. } => unreachable!("handled without a server"),
     }
 }
 
@@ -261,7 +263,7 @@ mod tests {
     #[test]
     fn global_flags_may_stand_behind_the_command() {
         let cli = Cli::try_parse_from("rugctl list -o json --server h:1 --timeout 1m".split(' ')).expect("valid");
-        assert_eq!(cli.global.output, Format::Json);
+        assert_eq!(cli.global.output, OutputFormat::Json);
         assert_eq!(cli.global.server.as_deref(), Some("h:1"));
         assert_eq!(cli.global.timeout, Some(Duration::from_secs(60)));
     }

@@ -19,7 +19,7 @@ pub(crate) mod view;
 
 /// Form of results.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
+pub(crate) enum OutputFormat {
     /// Columns for people.
     #[default]
     Table,
@@ -31,7 +31,7 @@ pub(crate) enum Format {
     Yaml,
 }
 
-impl Format {
+impl OutputFormat {
     /// For programs rather than for people.
     pub(crate) fn is_structured(self) -> bool {
         matches!(self, Self::Json | Self::Yaml)
@@ -87,7 +87,7 @@ impl Tone {
 #[derive(Clone, Debug)]
 pub(crate) struct Ui {
     /// Form of results.
-    pub(crate) format: Format,
+    pub(crate) format: OutputFormat,
     /// Whether stdout takes colour.
     pub(crate) colour: bool,
     /// Whether stderr takes progress bars and colour.
@@ -96,7 +96,7 @@ pub(crate) struct Ui {
 
 impl Ui {
     /// From the flags and from where the streams lead.
-    pub(crate) fn new(format: Format, no_colour: bool) -> Self {
+    pub(crate) fn new(format: OutputFormat, no_colour: bool) -> Self {
         // https://no-color.org: present and not empty.
         let plain = no_colour || std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
         Self {
@@ -134,13 +134,13 @@ impl Ui {
     /// Writes one event of a stream: a line of JSON, or a YAML document of its own.
     pub(crate) fn print_event(&self, value: &impl Serialize) -> Result<(), Failure> {
         match self.format {
-            Format::Yaml => self.print(&format!("---\n{}", render(Format::Yaml, value)?)),
+            OutputFormat::Yaml => self.print(&format!("---\n{}", render(OutputFormat::Yaml, value)?)),
             _ => self.print(&serde_json::to_string(value).map_err(|e| Failure::failed(format!("write JSON: {e}")))?),
         }
     }
 
     /// Writes a table.
-    pub(crate) fn print_table(&self, table: &Table) -> Result<(), Failure> {
+    pub(crate) fn print_table(&self, table: &TextTable) -> Result<(), Failure> {
         self.print(&table.render(self.colour))
     }
 
@@ -174,21 +174,21 @@ impl Ui {
 }
 
 /// A value as text.
-pub(crate) fn render(format: Format, value: &impl Serialize) -> Result<String, Failure> {
+pub(crate) fn render(format: OutputFormat, value: &impl Serialize) -> Result<String, Failure> {
     match format {
-        Format::Yaml => serde_saphyr::to_string(value).map_err(|e| Failure::failed(format!("write YAML: {e}"))),
+        OutputFormat::Yaml => serde_saphyr::to_string(value).map_err(|e| Failure::failed(format!("write YAML: {e}"))),
         _ => serde_json::to_string_pretty(value).map_err(|e| Failure::failed(format!("write JSON: {e}"))),
     }
 }
 
 /// Columns for people: a header, cells, two spaces between them, no frame.
 #[derive(Debug)]
-pub(crate) struct Table {
+pub(crate) struct TextTable {
     header: Vec<&'static str>,
     rows: Vec<Vec<(String, Tone)>>,
 }
 
-impl Table {
+impl TextTable {
     /// A table without rows.
     pub(crate) fn new(header: &[&'static str]) -> Self {
         Self { header: header.to_vec(), rows: Vec::new() }

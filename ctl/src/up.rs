@@ -18,16 +18,16 @@ use proto::admin::v1;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::sleep;
 
-use crate::client::{Client, read_endpoint};
+use crate::client::{AdminClient, read_endpoint};
 use crate::commands::delete::delete_everything;
 use crate::document::view;
 use crate::error::{Exit, Failure};
 use crate::output::{Ui, count};
 
-use self::folder::{Folder, LastStart, Lock};
-use self::status::Line;
+use self::folder::{FolderLock, LastStart, StateFolder};
+use self::status::StatusLine;
 pub(crate) use self::status::summary;
-use self::supervisor::{Event, Policy, Program, Supervisor};
+use self::supervisor::{ChildEvent, Policy, Program, Supervisor};
 
 mod folder;
 mod status;
@@ -81,12 +81,12 @@ pub(crate) async fn run(ui: &Ui, args: &UpArgs, timeout: Option<Duration>) -> Re
 }
 
 async fn stay_up(ui: &Ui, args: &UpArgs) -> Result<(), Failure> {
-    let mut signals = Signals::new()?;
-    let folder = Folder::open(&args.state_dir)?;
+    let mut signals = StopSignals::new()?;
+    let folder = StateFolder::open(&args.state_dir)?;
     let _lock = folder.lock()?;
     let drivers = if args.drivers.is_empty() { vec![Driver::Process] } else { args.drivers.clone() };
     folder.remember(&LastStart { drivers: drivers.iter().map(ToString::to_string).collect() })?;
-    let mut cluster = Cluster::new(folder, args, args.listen, &drivers)?;
+    let mut cluster = LocalCluster::new(folder, args, args.listen, &drivers)?;
     ui.note(&format!("state and logs in {}", cluster.folder.root().display()));
     let tell = |text: &str| ui.note(text);
     let started = tokio::select! {
@@ -119,29 +119,29 @@ async fn stay_up(ui: &Ui, args: &UpArgs) -> Result<(), Failure> {
 }
 
 async fn down(ui: &Ui, args: &UpArgs, timeout: Option<Duration>) -> Result<(), Failure> {
-    if !Folder::has_cluster(&args.state_dir) {
+    if !StateFolder::has_cluster(&args.state_dir) {
         ui.note(&format!("nothing to remove: {} holds no cluster", args.state_dir.display()));
         return Ok(());
     }
     let limit = timeout.unwrap_or(DOWN_LIMIT);
-    let folder = Folder::open(&args.state_dir)?;
+    let folder = StateFolder::open(&args.state_dir)?;
     let _lock = match lock_or_address(&folder).await? {
         Ok(lock) => lock,
         Err((holder, address)) => {
-            let client = Client::new(&address, crate::client::CALL_TIMEOUT)?;
+            let client = AdminClient::new(&address, crate::client::CALL_TIMEOUT)?;
             let removed = delete_everything(&client, ui, limit).await?;
             let who = holder.map_or_else(String::new, |pid| format!(" (pid {pid})"));
             ui.note(&format!("removed {}; `rugctl up`{who} goes on", count(removed, "appliance")));
             return Ok(());
         }
     };
-    let mut signals = Signals::new()?;
+    let mut signals = StopSignals::new()?;
     let mut drivers = args.drivers.clone();
     drivers.extend(folder.last_start().drivers.iter().filter_map(|d| d.parse::<Driver>().ok()));
     drivers.push(Driver::Process);
     drivers.sort();
     drivers.dedup();
-    let mut cluster = Cluster::new(folder, args, usable_address(args.listen)?, &drivers)?;
+    let mut cluster = LocalCluster::new(folder, args, usable_address(args.listen)?, &drivers)?;
     let work = async {
         cluster.start(&|_| {}).await?;
         delete_everything(&cluster.client, ui, limit).await
@@ -156,7 +156,7 @@ async fn down(ui: &Ui, args: &UpArgs, timeout: Option<Duration>) -> Result<(), F
 }
 
 /// The lock, or pid and address of the cluster that runs here. One that is just starting or stopping is waited for.
-async fn lock_or_address(folder: &Folder) -> Result<Result<Lock, (Option<u32>, String)>, Failure> {
+async fn lock_or_address(folder: &StateFolder) -> Result<Result<FolderLock, (Option<u32>, String)>, Failure> {
     let deadline = Instant::now() + CHANGE_LIMIT;
     loop {
         let holder = match folder.try_lock()? {
@@ -182,9 +182,9 @@ fn usable_address(wanted: SocketAddr) -> Result<SocketAddr, Failure> {
 }
 
 /// Requests to stop, from the terminal or from another process.
-struct Signals([Signal; 3]);
+struct StopSignals([Signal; 3]);
 
-impl Signals {
+impl StopSignals {
     fn new() -> Result<Self, Failure> {
         let listen = |kind| signal(kind).map_err(|e| Failure::failed(format!("listen to signals: {e}")));
         Ok(Self([
@@ -207,11 +207,11 @@ impl Signals {
 }
 
 /// The processes of an embedded cluster and the way to speak to it.
-struct Cluster {
-    folder: Folder,
+struct LocalCluster {
+    folder: StateFolder,
     supervisor: Supervisor,
     policy: Policy,
-    client: Client,
+    client: AdminClient,
     listen: SocketAddr,
     coordinator: Program,
     workers: Vec<Program>,
@@ -219,12 +219,12 @@ struct Cluster {
 
 const COORDINATOR: &str = "coordinator-1";
 
-impl Cluster {
+impl LocalCluster {
     /// Nothing runs yet.
-    fn new(folder: Folder, args: &UpArgs, listen: SocketAddr, drivers: &[Driver]) -> Result<Self, Failure> {
+    fn new(folder: StateFolder, args: &UpArgs, listen: SocketAddr, drivers: &[Driver]) -> Result<Self, Failure> {
         let coordinator_binary = binary(args.coordinator_binary.as_ref(), "rug-coordinator")?;
         let worker_binary = binary(args.worker_binary.as_ref(), "rug-worker")?;
-        let client = Client::new(&format!("http://{listen}"), crate::client::CALL_TIMEOUT)?;
+        let client = AdminClient::new(&format!("http://{listen}"), crate::client::CALL_TIMEOUT)?;
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let text = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
         let path = |name: &str| folder.path(name).to_string_lossy().into_owned();
@@ -332,8 +332,8 @@ impl Cluster {
         let died = async {
             loop {
                 match self.supervisor.event().await {
-                    Event::Started { name, pid } => tell(&format!("{name} runs with pid {pid}")),
-                    Event::Died { name, how, .. } | Event::GivenUp { name, how } => return (name, how),
+                    ChildEvent::Started { name, pid } => tell(&format!("{name} runs with pid {pid}")),
+                    ChildEvent::Died { name, how, .. } | ChildEvent::GivenUp { name, how } => return (name, how),
                 }
             }
         };
@@ -358,8 +358,8 @@ impl Cluster {
     ///
     /// # Errors
     /// The coordinator cannot be kept running.
-    async fn watch(&mut self, ui: &Ui, signals: &mut Signals) -> Result<(), Failure> {
-        let mut line = Line::new(ui);
+    async fn watch(&mut self, ui: &Ui, signals: &mut StopSignals) -> Result<(), Failure> {
+        let mut line = StatusLine::new(ui);
         let mut states = std::pin::pin!(status::states(self.client.once(LOOK_LIMIT)));
         loop {
             tokio::select! {
@@ -373,13 +373,13 @@ impl Cluster {
         }
     }
 
-    fn tell(&self, line: &Line, event: Event) -> Result<(), Failure> {
+    fn tell(&self, line: &StatusLine, event: ChildEvent) -> Result<(), Failure> {
         match event {
-            Event::Started { name, pid } => line.tell(&format!("{name} runs with pid {pid}")),
-            Event::Died { name, how, pause } => {
+            ChildEvent::Started { name, pid } => line.tell(&format!("{name} runs with pid {pid}")),
+            ChildEvent::Died { name, how, pause } => {
                 line.tell(&format!("{name} {how}; starting it again in {}", humantime::format_duration(pause)));
             }
-            Event::GivenUp { name, how } => {
+            ChildEvent::GivenUp { name, how } => {
                 let log = self.folder.log(&name);
                 let text = format!("{name} {how}, too often to start it again; the end of {}:", log.display());
                 let text = format!("{text}\n{}", self.folder.tail(&name)).trim_end().to_owned();

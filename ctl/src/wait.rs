@@ -12,7 +12,7 @@ use proto::admin::v1;
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::Code;
 
-use crate::client::{Backoff, Client};
+use crate::client::{AdminClient, Backoff};
 use crate::document::view;
 use crate::error::Failure;
 use crate::output::{Ui, one_line};
@@ -33,17 +33,17 @@ pub(crate) enum Goal {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum State {
+enum GoalState {
     Waiting,
     Reached,
     Failed,
 }
 
 #[derive(Debug)]
-struct Target {
+struct WaitTarget {
     label: String,
     goal: Goal,
-    state: State,
+    state: GoalState,
     /// Seen since the stream was opened.
     seen: bool,
     phase: &'static str,
@@ -51,7 +51,7 @@ struct Target {
     error: String,
 }
 
-impl Target {
+impl WaitTarget {
     fn describe(&self) -> String {
         let error = if self.error.is_empty() { String::new() } else { format!(": {}", self.error) };
         format!("{}: {}{error}", self.label, self.phase)
@@ -61,7 +61,7 @@ impl Target {
 /// The appliances that are waited for.
 #[derive(Debug)]
 pub(crate) struct Tracker {
-    targets: BTreeMap<String, Target>,
+    targets: BTreeMap<String, WaitTarget>,
     tenants: Vec<String>,
 }
 
@@ -74,10 +74,10 @@ impl Tracker {
             if !tenants.contains(&appliance.tenant) {
                 tenants.push(appliance.tenant.clone());
             }
-            let target = Target {
+            let target = WaitTarget {
                 label: view::label(appliance),
                 goal,
-                state: State::Waiting,
+                state: GoalState::Waiting,
                 seen: false,
                 phase: view::phase(appliance),
                 error: String::new(),
@@ -118,24 +118,25 @@ impl Tracker {
         let status = appliance.status.clone().unwrap_or_default();
         let error = one_line(&status.last_error);
         let state = match target.goal {
-            Goal::Gone => State::Waiting,
+            Goal::Gone => GoalState::Waiting,
             Goal::Configured { generation } => match status.phase() {
-                _ if appliance.deleting => State::Failed,
-                v1::Phase::Configured if status.observed_generation >= generation => State::Reached,
-                v1::Phase::Error if status.observed_generation >= generation => State::Failed,
-                _ => State::Waiting,
+                _ if appliance.deleting => GoalState::Failed,
+                v1::Phase::Configured if status.observed_generation >= generation => GoalState::Reached,
+                v1::Phase::Error if status.observed_generation >= generation => GoalState::Failed,
+                _ => GoalState::Waiting,
             },
         };
-        let error = if state == State::Reached { String::new() } else { error };
+        let error = if state == GoalState::Reached { String::new() } else { error };
         let news = state != target.state || (!error.is_empty() && error != target.error);
         target.phase = view::phase(appliance);
-        target.error = if appliance.deleting && state == State::Failed { "is being deleted".to_owned() } else { error };
+        target.error =
+            if appliance.deleting && state == GoalState::Failed { "is being deleted".to_owned() } else { error };
         target.state = state;
         news.then(|| target.describe())
     }
 
-    fn gone(target: &mut Target) -> Option<String> {
-        let state = if target.goal == Goal::Gone { State::Reached } else { State::Failed };
+    fn gone(target: &mut WaitTarget) -> Option<String> {
+        let state = if target.goal == Goal::Gone { GoalState::Reached } else { GoalState::Failed };
         let news = target.state != state;
         target.state = state;
         target.phase = "Gone";
@@ -144,18 +145,18 @@ impl Tracker {
     }
 
     fn reached(&self) -> u64 {
-        self.targets.values().filter(|t| t.state == State::Reached).count() as u64
+        self.targets.values().filter(|t| t.state == GoalState::Reached).count() as u64
     }
 
     fn is_settled(&self) -> bool {
-        self.targets.values().all(|t| t.state != State::Waiting)
+        self.targets.values().all(|t| t.state != GoalState::Waiting)
     }
 
     /// A line for each appliance that is not where it shall be.
     fn missing(&self) -> Vec<String> {
-        let mut missing: Vec<_> = self.targets.values().filter(|t| t.state != State::Reached).collect();
+        let mut missing: Vec<_> = self.targets.values().filter(|t| t.state != GoalState::Reached).collect();
         missing.sort_by(|a, b| a.label.cmp(&b.label));
-        missing.into_iter().map(Target::describe).collect()
+        missing.into_iter().map(WaitTarget::describe).collect()
     }
 }
 
@@ -163,7 +164,12 @@ impl Tracker {
 ///
 /// # Errors
 /// Exit code 1 with a line for each appliance that failed or is not there after `limit`.
-pub(crate) async fn settle(client: &Client, ui: &Ui, mut tracker: Tracker, limit: Duration) -> Result<(), Failure> {
+pub(crate) async fn settle(
+    client: &AdminClient,
+    ui: &Ui,
+    mut tracker: Tracker,
+    limit: Duration,
+) -> Result<(), Failure> {
     let deadline = Instant::now() + limit;
     let bar = ui.bar(tracker.targets.len() as u64);
     let result = match timeout_at(deadline, follow(client, ui, &bar, &mut tracker)).await {
@@ -182,7 +188,7 @@ pub(crate) async fn settle(client: &Client, ui: &Ui, mut tracker: Tracker, limit
     }
 }
 
-async fn follow(client: &Client, ui: &Ui, bar: &ProgressBar, tracker: &mut Tracker) -> Result<(), Failure> {
+async fn follow(client: &AdminClient, ui: &Ui, bar: &ProgressBar, tracker: &mut Tracker) -> Result<(), Failure> {
     let mut backoff = Backoff::new();
     while !tracker.is_settled() {
         let mut stream = client.watch(tracker.filter()).await?;

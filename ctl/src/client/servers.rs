@@ -25,21 +25,21 @@ const ALIVE: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs
 ///
 /// A name without a scheme gets the one that fits `secure`. The other two are clusters of this machine, which speak
 /// without TLS.
-pub(crate) fn find_servers(named: Option<&str>, secure: bool, folder: &Path) -> Found {
+pub(crate) fn find_servers(named: Option<&str>, secure: bool, folder: &Path) -> ServerAddresses {
     let names: Vec<_> = named.unwrap_or_default().split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
     if !names.is_empty() {
         let scheme = if secure { "https" } else { "http" };
         let full = |name: &str| if name.contains("://") { name.to_owned() } else { format!("{scheme}://{name}") };
-        return Found { addresses: names.into_iter().map(full).collect(), local: false };
+        return ServerAddresses { addresses: names.into_iter().map(full).collect(), local: false };
     }
     let files = folder.ancestors().map(|dir| dir.join(".rug").join("endpoint"));
     let address = files.into_iter().find_map(|file| read_endpoint(&file)).unwrap_or_else(|| DEFAULT_SERVER.to_owned());
-    Found { addresses: vec![address], local: true }
+    ServerAddresses { addresses: vec![address], local: true }
 }
 
 /// Where servers are.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Found {
+pub(crate) struct ServerAddresses {
     /// Their addresses, with schemes; at least one.
     pub(crate) addresses: Vec<String>,
     /// Nobody named them: it is the cluster of this machine.
@@ -49,13 +49,13 @@ pub(crate) struct Found {
 /// Connections to servers, made when they are first used.
 #[derive(Debug)]
 pub(super) struct Servers {
-    all: Vec<Server>,
+    all: Vec<ServerChannel>,
     /// Who is asked; may be beyond the end, and counts around.
     turn: AtomicUsize,
 }
 
 #[derive(Clone, Debug)]
-struct Server {
+struct ServerChannel {
     address: String,
     channel: Channel,
 }
@@ -64,7 +64,8 @@ impl Servers {
     /// # Errors
     /// There is none, one is no address, or does not fit `tls`.
     pub(super) fn new<A: AsRef<str>>(addresses: &[A], tls: Option<&ClientTls>) -> Result<Self, Failure> {
-        let all = addresses.iter().map(|address| Server::new(address.as_ref(), tls)).collect::<Result<Vec<_>, _>>()?;
+        let all =
+            addresses.iter().map(|address| ServerChannel::new(address.as_ref(), tls)).collect::<Result<Vec<_>, _>>()?;
         if all.is_empty() {
             return Err(Failure::usage("no address of a server is given"));
         }
@@ -93,7 +94,7 @@ impl Servers {
         &self.at(turn).address
     }
 
-    fn at(&self, turn: usize) -> &Server {
+    fn at(&self, turn: usize) -> &ServerChannel {
         &self.all[turn % self.all.len()]
     }
 
@@ -120,7 +121,7 @@ impl Servers {
     }
 }
 
-impl Server {
+impl ServerChannel {
     fn new(address: &str, tls: Option<&ClientTls>) -> Result<Self, Failure> {
         let endpoint = tls::endpoint(address, tls)
             .map_err(|error| match error {
@@ -167,8 +168,10 @@ mod tests {
         std::fs::create_dir_all(&deep).expect("folders");
         std::fs::create_dir(top.path().join(".rug")).expect("folder");
         std::fs::write(top.path().join(".rug/endpoint"), "http://127.0.0.1:7999\n").expect("file");
-        let found =
-            |addresses: &[&str], local| Found { addresses: addresses.iter().map(ToString::to_string).collect(), local };
+        let found = |addresses: &[&str], local| ServerAddresses {
+            addresses: addresses.iter().map(ToString::to_string).collect(),
+            local,
+        };
         assert_eq!(find_servers(None, false, &deep), found(&["http://127.0.0.1:7999"], true));
         assert_eq!(find_servers(Some(" ,"), true, &deep), found(&["http://127.0.0.1:7999"], true));
         assert_eq!(find_servers(Some("10.0.0.1:1"), false, &deep), found(&["http://10.0.0.1:1"], false));

@@ -9,11 +9,11 @@ use common::status::Phase;
 use proto::admin::v1;
 
 use crate::client::{by_id, reference, request_id};
-use crate::commands::{Context, Tenant, Wait};
+use crate::commands::{CommandContext, Tenant, Wait};
 use crate::document::view;
 use crate::error::Failure;
 use crate::output::view::Explanation;
-use crate::output::{Format, Table, Tone, age, count, moment, one_line};
+use crate::output::{OutputFormat, TextTable, Tone, age, count, moment, one_line};
 use crate::wait::{Goal, Tracker, settle};
 
 /// Arguments of commands about one appliance.
@@ -43,7 +43,7 @@ pub(crate) struct GetArgs {
 
 /// Order of a list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Sort {
+enum ListOrder {
     /// Tenant and name
     #[default]
     Name,
@@ -81,7 +81,7 @@ pub(crate) struct ListArgs {
     name_prefix: Option<String>,
     /// Order
     #[arg(long, value_enum, default_value_t)]
-    sort: Sort,
+    sort: ListOrder,
 }
 
 /// Arguments of `rebuild`.
@@ -115,21 +115,21 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
 }
 
 /// Runs `get`.
-pub(crate) async fn get(context: &Context, args: &GetArgs) -> Result<(), Failure> {
+pub(crate) async fn get(context: &CommandContext, args: &GetArgs) -> Result<(), Failure> {
     let references: Result<Vec<_>, _> = args.names.iter().map(|n| reference(&args.tenant.tenant, n)).collect();
     let mut found = Vec::new();
     for reference in references? {
         found.push(context.client.get(reference).await?);
     }
     match (found.as_slice(), context.ui.format) {
-        ([one], Format::Json) => context.ui.print_value(&view::Appliance::full(one)),
-        ([one], Format::Yaml) => context.ui.print_value(&view::Appliance::document(one)),
+        ([one], OutputFormat::Json) => context.ui.print_value(&view::Appliance::full(one)),
+        ([one], OutputFormat::Yaml) => context.ui.print_value(&view::Appliance::document(one)),
         _ => show(context, &found),
     }
 }
 
 /// Runs `list`.
-pub(crate) async fn list(context: &Context, args: &ListArgs) -> Result<(), Failure> {
+pub(crate) async fn list(context: &CommandContext, args: &ListArgs) -> Result<(), Failure> {
     let filter = v1::ApplianceFilter {
         tenant: args.tenant.clone().unwrap_or_default(),
         kind: args.kind.clone().unwrap_or_default(),
@@ -148,23 +148,25 @@ pub(crate) async fn list(context: &Context, args: &ListArgs) -> Result<(), Failu
     show(context, &found)
 }
 
-fn sort(appliances: &mut [v1::Appliance], by: Sort) {
+fn sort(appliances: &mut [v1::Appliance], by: ListOrder) {
     appliances.sort_by(|a, b| (&a.tenant, &a.name).cmp(&(&b.tenant, &b.name)));
     let worker = |a: &v1::Appliance| a.assignment.as_ref().map(|x| x.worker.clone()).unwrap_or_default();
     let created = |a: &v1::Appliance| a.create_time.map(|t| (t.seconds, t.nanos));
     match by {
-        Sort::Name => {}
-        Sort::Phase => appliances.sort_by_key(|a| a.status.as_ref().map_or(0, |s| s.phase)),
-        Sort::Worker => appliances.sort_by_key(worker),
-        Sort::Age => appliances.sort_by_key(|a| std::cmp::Reverse(created(a))),
+        ListOrder::Name => {}
+        ListOrder::Phase => appliances.sort_by_key(|a| a.status.as_ref().map_or(0, |s| s.phase)),
+        ListOrder::Worker => appliances.sort_by_key(worker),
+        ListOrder::Age => appliances.sort_by_key(|a| std::cmp::Reverse(created(a))),
     }
 }
 
-fn show(context: &Context, appliances: &[v1::Appliance]) -> Result<(), Failure> {
+fn show(context: &CommandContext, appliances: &[v1::Appliance]) -> Result<(), Failure> {
     match context.ui.format {
-        Format::Json => context.ui.print_value(&appliances.iter().map(view::Appliance::full).collect::<Vec<_>>()),
-        Format::Yaml => context.ui.print_value(&appliances.iter().map(view::Appliance::document).collect::<Vec<_>>()),
-        format => context.ui.print_table(&table(appliances, format == Format::Wide, SystemTime::now())),
+        OutputFormat::Json => context.ui.print_value(&appliances.iter().map(view::Appliance::full).collect::<Vec<_>>()),
+        OutputFormat::Yaml => {
+            context.ui.print_value(&appliances.iter().map(view::Appliance::document).collect::<Vec<_>>())
+        }
+        format => context.ui.print_table(&table(appliances, format == OutputFormat::Wide, SystemTime::now())),
     }
 }
 
@@ -175,12 +177,12 @@ fn ready(appliance: &v1::Appliance) -> String {
 }
 
 /// The table of `list`.
-pub(crate) fn table(appliances: &[v1::Appliance], wide: bool, now: SystemTime) -> Table {
+pub(crate) fn table(appliances: &[v1::Appliance], wide: bool, now: SystemTime) -> TextTable {
     let mut header = vec!["TENANT", "NAME", "KIND", "DRIVER", "PHASE", "READY", "WORKER", "AGE"];
     if wide {
         header.extend(["ID", "GENERATION", "HOST", "ADDRESSES", "PIDS", "PLACEMENT", "LAST ERROR"]);
     }
-    let mut table = Table::new(&header);
+    let mut table = TextTable::new(&header);
     for a in appliances {
         let phase = view::phase(a);
         let assignment = a.assignment.clone().unwrap_or_default();
@@ -221,7 +223,7 @@ fn placement(assignment: &v1::Assignment) -> String {
 }
 
 /// Runs `describe`.
-pub(crate) async fn describe(context: &Context, args: &One) -> Result<(), Failure> {
+pub(crate) async fn describe(context: &CommandContext, args: &One) -> Result<(), Failure> {
     let explained = context.client.explain(args.reference()?).await?;
     let appliance = explained.appliance.clone().unwrap_or_default();
     if context.ui.format.is_structured() {
@@ -232,7 +234,7 @@ pub(crate) async fn describe(context: &Context, args: &One) -> Result<(), Failur
 
 /// Everything about one appliance, in sections.
 fn description(
-    context: &Context,
+    context: &CommandContext,
     a: &v1::Appliance,
     explained: &v1::ExplainApplianceResponse,
     now: SystemTime,
@@ -272,7 +274,7 @@ fn description(
     line("Why there", &one_line(&explained.summary));
 
     let _ = writeln!(text, "\nSpec");
-    let spec = crate::output::render(Format::Yaml, &view::Appliance::document(a))?;
+    let spec = crate::output::render(OutputFormat::Yaml, &view::Appliance::document(a))?;
     // Name, tenant and the like stand above already.
     let body = spec
         .lines()
@@ -307,8 +309,8 @@ fn ago(time: Option<&prost_types::Timestamp>, now: SystemTime) -> String {
     }
 }
 
-fn instances(instances: &[v1::Instance], now: SystemTime) -> Table {
-    let mut table = Table::new(&["ORDINAL", "NAME", "ALIVE", "PID", "ADDRESS", "CONFIGURED", "AGE"]);
+fn instances(instances: &[v1::Instance], now: SystemTime) -> TextTable {
+    let mut table = TextTable::new(&["ORDINAL", "NAME", "ALIVE", "PID", "ADDRESS", "CONFIGURED", "AGE"]);
     for i in instances {
         let (alive, tone) = match i.alive {
             Some(true) => ("yes", Tone::Good),
@@ -330,12 +332,12 @@ fn instances(instances: &[v1::Instance], now: SystemTime) -> Table {
 }
 
 /// Moves, with the appliance unless it is known.
-pub(crate) fn moves(moves: &[v1::Move], appliance: bool) -> Table {
+pub(crate) fn moves(moves: &[v1::Move], appliance: bool) -> TextTable {
     let mut header = vec!["TIME", "FROM", "TO", "STATE", "REBALANCE", "REASON"];
     if appliance {
         header.insert(1, "APPLIANCE");
     }
-    let mut table = Table::new(&header);
+    let mut table = TextTable::new(&header);
     for m in moves {
         let plain = |text: &str| (text.to_owned(), Tone::Plain);
         let mut row = vec![
@@ -355,7 +357,7 @@ pub(crate) fn moves(moves: &[v1::Move], appliance: bool) -> Table {
 }
 
 /// Runs `explain`.
-pub(crate) async fn explain(context: &Context, args: &One) -> Result<(), Failure> {
+pub(crate) async fn explain(context: &CommandContext, args: &One) -> Result<(), Failure> {
     let explained = context.client.explain(args.reference()?).await?;
     if context.ui.format.is_structured() {
         return context.ui.print_value(&Explanation::from(&explained));
@@ -363,7 +365,7 @@ pub(crate) async fn explain(context: &Context, args: &One) -> Result<(), Failure
     let mut text = String::new();
     let _ = writeln!(text, "{}", one_line(&explained.summary));
     let _ = writeln!(text, "\nring position {}\n", explained.ring_position);
-    let mut table = Table::new(&["PREFERENCE", "WORKER", "ELIGIBLE", "LOAD", "BAND", "REASON"]);
+    let mut table = TextTable::new(&["PREFERENCE", "WORKER", "ELIGIBLE", "LOAD", "BAND", "REASON"]);
     for (i, c) in explained.candidates.iter().enumerate() {
         let (eligible, tone) = if c.eligible { ("yes", Tone::Good) } else { ("no", Tone::Bad) };
         table.row([
@@ -383,7 +385,7 @@ pub(crate) async fn explain(context: &Context, args: &One) -> Result<(), Failure
 }
 
 /// Runs `rebuild`.
-pub(crate) async fn rebuild(context: &Context, args: &RebuildArgs) -> Result<(), Failure> {
+pub(crate) async fn rebuild(context: &CommandContext, args: &RebuildArgs) -> Result<(), Failure> {
     let request = v1::RebuildApplianceRequest {
         appliance: Some(args.one.reference()?),
         image: args.image.clone().unwrap_or_default(),
@@ -406,7 +408,7 @@ pub(crate) async fn rebuild(context: &Context, args: &RebuildArgs) -> Result<(),
 ///
 /// # Errors
 /// Exit code 1 when an instance is missing or does not answer.
-pub(crate) async fn check(context: &Context, args: &One) -> Result<(), Failure> {
+pub(crate) async fn check(context: &CommandContext, args: &One) -> Result<(), Failure> {
     let appliance = context.client.check(args.reference()?).await?;
     let status = appliance.status.clone().unwrap_or_default();
     if context.ui.format.is_structured() {
@@ -477,10 +479,10 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_secs(1000)
     }
 
-    fn context() -> Context {
-        let ui = crate::output::Ui { format: Format::Table, colour: false, progress: false };
-        let client = crate::client::Client::new("http://127.0.0.1:1", Duration::from_secs(1)).expect("an address");
-        Context { client, ui, timeout: None }
+    fn context() -> CommandContext {
+        let ui = crate::output::Ui { format: OutputFormat::Table, colour: false, progress: false };
+        let client = crate::client::AdminClient::new("http://127.0.0.1:1", Duration::from_secs(1)).expect("an address");
+        CommandContext { client, ui, timeout: None }
     }
 
     #[test]
@@ -551,10 +553,10 @@ mod tests {
             sort(&mut fleet, by);
             fleet.iter().map(|a| a.name.as_str()).collect::<String>()
         };
-        assert_eq!(order(Sort::Name), "abc");
-        assert_eq!(order(Sort::Phase), "cba");
-        assert_eq!(order(Sort::Worker), "bca");
-        assert_eq!(order(Sort::Age), "cab");
+        assert_eq!(order(ListOrder::Name), "abc");
+        assert_eq!(order(ListOrder::Phase), "cba");
+        assert_eq!(order(ListOrder::Worker), "bca");
+        assert_eq!(order(ListOrder::Age), "cab");
     }
 
     #[test]

@@ -9,8 +9,8 @@ use clap::Args;
 use futures::{StreamExt, stream};
 use proto::admin::v1;
 
-use crate::client::{Client, request_id};
-use crate::commands::{Context, Wait};
+use crate::client::{AdminClient, request_id};
+use crate::commands::{CommandContext, Wait};
 use crate::document::{self, Document};
 use crate::error::{Exit, Failure};
 use crate::output::{Tone, count, view::Applied};
@@ -33,7 +33,7 @@ pub(crate) struct ApplyArgs {
 }
 
 /// Runs the command.
-pub(crate) async fn run(context: &Context, args: &ApplyArgs) -> Result<(), Failure> {
+pub(crate) async fn run(context: &CommandContext, args: &ApplyArgs) -> Result<(), Failure> {
     let files = args.files.clone();
     let documents = tokio::task::spawn_blocking(move || document::read(&files))
         .await
@@ -63,10 +63,10 @@ pub(crate) async fn run(context: &Context, args: &ApplyArgs) -> Result<(), Failu
     settle(&context.client, &context.ui, Tracker::new(targets), context.wait()).await
 }
 
-type Answers = Vec<Option<v1::UpdateApplianceResponse>>;
+type UpdateResponses = Vec<Option<v1::UpdateApplianceResponse>>;
 
 /// Sends all documents; answers in their order, and the refusals.
-async fn send(client: &Client, documents: &[Document], validate_only: bool) -> (Answers, Vec<Failure>) {
+async fn send(client: &AdminClient, documents: &[Document], validate_only: bool) -> (UpdateResponses, Vec<Failure>) {
     let calls = documents.iter().map(|document| async move {
         let request = v1::UpdateApplianceRequest {
             appliance: Some(document.appliance.clone()),
@@ -85,7 +85,7 @@ async fn send(client: &Client, documents: &[Document], validate_only: bool) -> (
 
 /// Ports that two of the documents claim. The server sees one document at a time, and would refuse the second one after
 /// the first was created. As there, only appliances that are bound to different hosts can share a port.
-fn port_clashes(documents: &[Document], answers: &Answers) -> Vec<Failure> {
+fn port_clashes(documents: &[Document], answers: &UpdateResponses) -> Vec<Failure> {
     let mut claims: BTreeMap<u32, Vec<(&Document, &str)>> = BTreeMap::new();
     let mut clashes = Vec::new();
     for (document, answer) in documents.iter().zip(answers) {
@@ -134,7 +134,12 @@ fn all_refused(mut refused: Vec<Failure>, outcome: &str) -> Failure {
     Failure::new(exit, lines.join("\n"))
 }
 
-fn show(context: &Context, documents: &[Document], answers: &Answers, dry_run: bool) -> Result<(), Failure> {
+fn show(
+    context: &CommandContext,
+    documents: &[Document],
+    answers: &UpdateResponses,
+    dry_run: bool,
+) -> Result<(), Failure> {
     let answered = documents.iter().zip(answers).filter_map(|(d, answer)| answer.as_ref().map(|a| (d, a)));
     let applied: Vec<_> =
         answered.map(|(document, answer)| (document.label(), applied(document, answer, dry_run))).collect();

@@ -9,9 +9,9 @@ use proto::admin::v1;
 use serde::Serialize;
 
 use crate::commands::placement::{why_frozen, why_paused};
-use crate::commands::{Context, watch, worker::phases};
+use crate::commands::{CommandContext, watch, worker::phases};
 use crate::error::Failure;
-use crate::output::{Table, Tone, age, count, one_line, view as shown};
+use crate::output::{TextTable, Tone, age, count, one_line, view as shown};
 
 /// How long `version` waits for a server that may well not run.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(1);
@@ -26,18 +26,18 @@ pub(crate) enum ClusterCommand {
 }
 
 /// Runs the command.
-pub(crate) async fn run(context: &Context, command: &ClusterCommand) -> Result<(), Failure> {
+pub(crate) async fn run(context: &CommandContext, command: &ClusterCommand) -> Result<(), Failure> {
     if let ClusterCommand::Watch = command {
         return watch::cluster(context).await;
     }
     let status = context.client.status().await?;
     if context.ui.format.is_structured() {
-        return context.ui.print_value(&shown::Cluster::from(&status));
+        return context.ui.print_value(&shown::ClusterStatus::from(&status));
     }
     context.ui.print(&describe(context, &status, SystemTime::now()))
 }
 
-fn describe(context: &Context, status: &v1::ClusterStatus, now: SystemTime) -> String {
+fn describe(context: &CommandContext, status: &v1::ClusterStatus, now: SystemTime) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
         if !value.is_empty() {
@@ -92,8 +92,8 @@ fn describe(context: &Context, status: &v1::ClusterStatus, now: SystemTime) -> S
     text
 }
 
-fn coordinators(all: &[v1::Coordinator]) -> Table {
-    let mut table = Table::new(&["COORDINATOR", "ROLE", "ADDRESS"]);
+fn coordinators(all: &[v1::Coordinator]) -> TextTable {
+    let mut table = TextTable::new(&["COORDINATOR", "ROLE", "ADDRESS"]);
     for c in all {
         let role = if c.leading { ("leads", Tone::Good) } else { ("stands by", Tone::Plain) };
         table.row([(c.id.as_str(), Tone::Plain), role, (c.address.as_str(), Tone::Plain)]);
@@ -115,7 +115,7 @@ struct Versions {
 }
 
 /// Runs `version`. A server that does not answer is no failure.
-pub(crate) async fn version(context: &Context, client_only: bool) -> Result<(), Failure> {
+pub(crate) async fn version(context: &CommandContext, client_only: bool) -> Result<(), Failure> {
     let client = env!("CARGO_PKG_VERSION");
     let server = if client_only {
         None
@@ -137,14 +137,14 @@ pub(crate) async fn version(context: &Context, client_only: bool) -> Result<(), 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::Client;
-    use crate::output::{Format, Ui};
+    use crate::client::AdminClient;
+    use crate::output::{OutputFormat, Ui};
 
     #[tokio::test]
     async fn what_needs_a_look_is_told_with_what_to_do() {
-        let client = Client::new("http://127.0.0.1:1", Duration::from_secs(1)).expect("an address");
-        let ui = Ui { format: Format::Table, colour: false, progress: false };
-        let context = Context { client, ui, timeout: None };
+        let client = AdminClient::new("http://127.0.0.1:1", Duration::from_secs(1)).expect("an address");
+        let ui = Ui { format: OutputFormat::Table, colour: false, progress: false };
+        let context = CommandContext { client, ui, timeout: None };
         let coordinator =
             |id: &str, leading| v1::Coordinator { id: id.into(), address: format!("https://{id}:7470"), leading };
         let since = Some(prost_types::Timestamp { seconds: 10, nanos: 0 });

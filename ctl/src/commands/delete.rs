@@ -8,8 +8,8 @@ use clap::Args;
 use futures::{StreamExt, TryStreamExt, stream};
 use proto::admin::v1;
 
-use crate::client::{Client, by_id, reference, request_id};
-use crate::commands::{Context, Wait};
+use crate::client::{AdminClient, by_id, reference, request_id};
+use crate::commands::{CommandContext, Wait};
 use crate::document::{self, view};
 use crate::error::{Exit, Failure};
 use crate::output::{Ui, count};
@@ -44,7 +44,7 @@ pub(crate) struct DeleteArgs {
 }
 
 /// Runs the command.
-pub(crate) async fn run(context: &Context, args: &DeleteArgs) -> Result<(), Failure> {
+pub(crate) async fn run(context: &CommandContext, args: &DeleteArgs) -> Result<(), Failure> {
     let client = &context.client;
     let appliances = if args.all {
         let tenant = args.tenant.clone().unwrap_or_default();
@@ -69,7 +69,7 @@ pub(crate) async fn run(context: &Context, args: &DeleteArgs) -> Result<(), Fail
 }
 
 /// Looks every name up before anything is deleted: a name that does not exist deletes nothing.
-async fn named(context: &Context, args: &DeleteArgs) -> Result<Vec<v1::Appliance>, Failure> {
+async fn named(context: &CommandContext, args: &DeleteArgs) -> Result<Vec<v1::Appliance>, Failure> {
     let tenant = args.tenant.as_deref().unwrap_or("default");
     let mut references = Vec::new();
     for name in &args.names {
@@ -100,7 +100,7 @@ async fn named(context: &Context, args: &DeleteArgs) -> Result<Vec<v1::Appliance
 }
 
 /// Asks for the deletion of all of these.
-async fn delete(client: &Client, appliances: Vec<v1::Appliance>) -> Result<Vec<v1::Appliance>, Failure> {
+async fn delete(client: &AdminClient, appliances: Vec<v1::Appliance>) -> Result<Vec<v1::Appliance>, Failure> {
     let calls = appliances.into_iter().map(|appliance| async move {
         let request = v1::DeleteApplianceRequest {
             appliance: Some(by_id(&appliance.id)),
@@ -121,7 +121,7 @@ fn gone(appliances: &[v1::Appliance]) -> Tracker {
 }
 
 /// Deletes every appliance the server knows and waits until all are gone. Answers with how many there were.
-pub(crate) async fn delete_everything(client: &Client, ui: &Ui, limit: Duration) -> Result<u64, Failure> {
+pub(crate) async fn delete_everything(client: &AdminClient, ui: &Ui, limit: Duration) -> Result<u64, Failure> {
     let deleted = delete(client, client.list(v1::ApplianceFilter::default()).await?).await?;
     settle(client, ui, gone(&deleted), limit).await?;
     Ok(deleted.len() as u64)

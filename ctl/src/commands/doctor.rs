@@ -13,7 +13,7 @@ use futures::future::join_all;
 use proto::admin::v1;
 use serde::Serialize;
 
-use crate::commands::Context;
+use crate::commands::CommandContext;
 use crate::error::{Exit, Failure};
 use crate::output::{Tone, Ui, count, one_line, width, wrap};
 
@@ -30,13 +30,13 @@ const NARROWEST: usize = 30;
 /// How something is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum State {
+enum Severity {
     Ok,
     Warning,
     Problem,
 }
 
-impl State {
+impl Severity {
     const fn word(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -56,9 +56,9 @@ impl State {
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Check {
+struct Finding {
     check: &'static str,
-    state: State,
+    state: Severity,
     /// One sentence.
     summary: String,
     /// What it is about, one each.
@@ -71,14 +71,14 @@ struct Check {
 
 /// One coordinator that was asked.
 #[derive(Debug)]
-struct Server {
+struct CoordinatorReply {
     address: String,
     /// Whether it leads, and how the cluster is; or why it did not answer.
-    answer: Result<Answer, String>,
+    answer: Result<LeadAndStatus, String>,
 }
 
 #[derive(Debug)]
-struct Answer {
+struct LeadAndStatus {
     leads: bool,
     /// Also of one that stands by, which passes the question on; or why nobody answered that.
     status: Result<v1::ClusterStatus, String>,
@@ -86,27 +86,27 @@ struct Answer {
 
 /// Everything that was seen.
 #[derive(Debug)]
-struct Seen {
-    servers: Vec<Server>,
+struct Inspection {
+    servers: Vec<CoordinatorReply>,
     workers: Result<Vec<v1::Worker>, String>,
     now: SystemTime,
 }
 
 #[derive(Debug, Serialize)]
-struct Report {
+struct DoctorReport {
     problems: usize,
     warnings: usize,
-    checks: Vec<Check>,
+    checks: Vec<Finding>,
 }
 
 /// Runs the command.
 ///
 /// # Errors
 /// A [`Failure`] without a message when there is a problem.
-pub(crate) async fn run(context: &Context) -> Result<(), Failure> {
+pub(crate) async fn run(context: &CommandContext) -> Result<(), Failure> {
     let checks = checks::judge(&look(context).await);
     let number = |state| checks.iter().filter(|check| check.state == state).count();
-    let report = Report { problems: number(State::Problem), warnings: number(State::Warning), checks };
+    let report = DoctorReport { problems: number(Severity::Problem), warnings: number(Severity::Warning), checks };
     if context.ui.format.is_structured() {
         context.ui.print_value(&report)?;
     } else {
@@ -115,23 +115,23 @@ pub(crate) async fn run(context: &Context) -> Result<(), Failure> {
     if report.problems > 0 { Err(Failure::new(Exit::Failed, "")) } else { Ok(()) }
 }
 
-async fn look(context: &Context) -> Seen {
+async fn look(context: &CommandContext) -> Inspection {
     let client = context.client.once(context.timeout.unwrap_or(LOOK));
-    let ask = async |one: crate::client::Client| {
+    let ask = async |one: crate::client::AdminClient| {
         let address = one.address().to_owned();
         let (leads, status) = tokio::join!(one.leads(), one.status());
         let told = |failure: Failure| why(&address, &failure);
         let answer = match (leads, status) {
-            (Ok(leads), status) => Ok(Answer { leads, status: status.map_err(told) }),
+            (Ok(leads), status) => Ok(LeadAndStatus { leads, status: status.map_err(told) }),
             // It answers one question and not the other: too old to be asked whether it leads.
-            (Err(_), Ok(status)) => Ok(Answer { leads: false, status: Ok(status) }),
+            (Err(_), Ok(status)) => Ok(LeadAndStatus { leads: false, status: Ok(status) }),
             (Err(failure), Err(_)) => Err(told(failure)),
         };
-        Server { address, answer }
+        CoordinatorReply { address, answer }
     };
     let (servers, workers) = tokio::join!(join_all(client.each().into_iter().map(ask)), client.workers());
     let workers = workers.map_err(|failure| one_line(&failure.to_string()));
-    Seen { servers, workers, now: SystemTime::now() }
+    Inspection { servers, workers, now: SystemTime::now() }
 }
 
 /// Why a coordinator did not answer: without its address, which stands beside it, and without what is advised to whoever
@@ -142,7 +142,7 @@ fn why(address: &str, failure: &Failure) -> String {
     one_line(first.strip_prefix(&format!("no answer from {address}: ")).unwrap_or(first))
 }
 
-fn render(ui: &Ui, report: &Report, width: Option<usize>) -> String {
+fn render(ui: &Ui, report: &DoctorReport, width: Option<usize>) -> String {
     let indent = INDENT.0 + INDENT.1;
     let room = width.map_or(usize::MAX, |width| width.saturating_sub(indent).max(NARROWEST));
     let mut text = String::new();
@@ -168,7 +168,7 @@ fn render(ui: &Ui, report: &Report, width: Option<usize>) -> String {
         (_, 0) => count(problems, "problem"),
         _ => format!("{}, {}", count(problems, "problem"), count(warnings, "warning")),
     };
-    let worst = report.checks.iter().map(|check| check.state).max().unwrap_or(State::Ok);
+    let worst = report.checks.iter().map(|check| check.state).max().unwrap_or(Severity::Ok);
     let _ = write!(text, "\n{}", ui.paint(worst.tone(), &verdict));
     text
 }

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use clap::Subcommand;
 use proto::admin::v1;
 
-use crate::commands::Context;
+use crate::commands::CommandContext;
 use crate::error::Failure;
 use crate::output::{age, one_line, view as shown};
 
@@ -24,7 +24,7 @@ pub(crate) enum PlacementCommand {
 }
 
 /// Runs the command.
-pub(crate) async fn run(context: &Context, command: &PlacementCommand) -> Result<(), Failure> {
+pub(crate) async fn run(context: &CommandContext, command: &PlacementCommand) -> Result<(), Failure> {
     let state = match command {
         PlacementCommand::Pause { reason } => context.client.pause(reason).await?,
         PlacementCommand::Resume => context.client.resume().await?,

@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 use clap::{Args, Subcommand};
 use proto::admin::v1;
 
-use crate::commands::{Context, appliance, watch};
+use crate::commands::{CommandContext, appliance, watch};
 use crate::error::Failure;
-use crate::output::{Table, Tone, age, moment, one_line, view as shown};
+use crate::output::{TextTable, Tone, age, moment, one_line, view as shown};
 
 /// Arguments; without a command the history is listed.
 #[derive(Args, Debug)]
@@ -36,7 +36,7 @@ enum RebalanceCommand {
 }
 
 /// Runs the command.
-pub(crate) async fn run(context: &Context, args: &RebalanceArgs) -> Result<(), Failure> {
+pub(crate) async fn run(context: &CommandContext, args: &RebalanceArgs) -> Result<(), Failure> {
     match &args.command {
         None => list(context, 50).await,
         Some(RebalanceCommand::List { limit }) => list(context, *limit as usize).await,
@@ -45,7 +45,7 @@ pub(crate) async fn run(context: &Context, args: &RebalanceArgs) -> Result<(), F
     }
 }
 
-async fn list(context: &Context, limit: usize) -> Result<(), Failure> {
+async fn list(context: &CommandContext, limit: usize) -> Result<(), Failure> {
     let rebalances = context.client.rebalances(limit).await?;
     if context.ui.format.is_structured() {
         return context.ui.print_value(&rebalances.iter().map(shown::Rebalance::from).collect::<Vec<_>>());
@@ -67,8 +67,8 @@ fn duration(rebalance: &v1::Rebalance, now: SystemTime) -> String {
     humantime::format_duration(took).to_string()
 }
 
-fn table(rebalances: &[v1::Rebalance], now: SystemTime) -> Table {
-    let mut table = Table::new(&["ID", "CAUSE", "MOVES", "AGE", "DURATION", "OUTCOME", "TRACE"]);
+fn table(rebalances: &[v1::Rebalance], now: SystemTime) -> TextTable {
+    let mut table = TextTable::new(&["ID", "CAUSE", "MOVES", "AGE", "DURATION", "OUTCOME", "TRACE"]);
     for r in rebalances {
         let plain = |text: &str| (text.to_owned(), Tone::Plain);
         table.row([
@@ -84,7 +84,7 @@ fn table(rebalances: &[v1::Rebalance], now: SystemTime) -> Table {
     table
 }
 
-async fn get(context: &Context, id: &str) -> Result<(), Failure> {
+async fn get(context: &CommandContext, id: &str) -> Result<(), Failure> {
     let rebalance = context.client.rebalance(id).await?;
     if context.ui.format.is_structured() {
         return context.ui.print_value(&shown::Rebalance::from(&rebalance));

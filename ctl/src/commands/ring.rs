@@ -6,9 +6,9 @@ use clap::{Args, Subcommand};
 use proto::admin::v1;
 
 use crate::client::reference;
-use crate::commands::{Context, Tenant};
+use crate::commands::{CommandContext, Tenant};
 use crate::error::{Exit, Failure};
-use crate::output::{Table, Tone, view as shown};
+use crate::output::{TextTable, Tone, view as shown};
 
 /// Commands.
 #[derive(Debug, Subcommand)]
@@ -39,14 +39,14 @@ pub(crate) struct LocateArgs {
 }
 
 /// Runs the command.
-pub(crate) async fn run(context: &Context, command: &RingCommand) -> Result<(), Failure> {
+pub(crate) async fn run(context: &CommandContext, command: &RingCommand) -> Result<(), Failure> {
     match command {
         RingCommand::Locate(args) => locate(context, args).await,
         RingCommand::Show { points } => show(context, *points).await,
     }
 }
 
-async fn locate(context: &Context, args: &LocateArgs) -> Result<(), Failure> {
+async fn locate(context: &CommandContext, args: &LocateArgs) -> Result<(), Failure> {
     use v1::locate_request::What;
 
     let count = args.count;
@@ -80,13 +80,13 @@ async fn locate(context: &Context, args: &LocateArgs) -> Result<(), Failure> {
     context.ui.print(&text)
 }
 
-async fn show(context: &Context, points: bool) -> Result<(), Failure> {
+async fn show(context: &CommandContext, points: bool) -> Result<(), Failure> {
     let ring = context.client.ring(points).await?;
     if context.ui.format.is_structured() {
-        return context.ui.print_value(&shown::Ring::from(&ring));
+        return context.ui.print_value(&shown::RingView::from(&ring));
     }
     let mut text = format!("version {}, strategy {}, band {:.2}\n\n", ring.version, ring.strategy, ring.band);
-    let mut table = Table::new(&["MEMBER", "WEIGHT", "SHARE", "APPLIANCES"]);
+    let mut table = TextTable::new(&["MEMBER", "WEIGHT", "SHARE", "APPLIANCES"]);
     for member in &ring.members {
         let share = format!("{:.1} %", member.share * 100.0);
         let cells = [member.id.clone(), member.weight.to_string(), share, member.appliances.to_string()];
@@ -94,7 +94,7 @@ async fn show(context: &Context, points: bool) -> Result<(), Failure> {
     }
     text += &table.render(context.ui.colour);
     if points {
-        let mut table = Table::new(&["POSITION", "MEMBER"]);
+        let mut table = TextTable::new(&["POSITION", "MEMBER"]);
         for point in &ring.points {
             table.row([point.position.as_str(), point.member.as_str()].map(|cell| (cell, Tone::Plain)));
         }

@@ -14,10 +14,10 @@ use tonic_types::{ErrorDetails, StatusExt};
 use super::*;
 use crate::client::request_id;
 use crate::error::{Exit, Failure};
-use crate::output::Format;
+use crate::output::OutputFormat;
 
 #[derive(Debug, Default)]
-struct State {
+struct FakeState {
     appliances: BTreeMap<String, v1::Appliance>,
     /// Updates received that were not only to be checked.
     changes: usize,
@@ -29,16 +29,16 @@ struct State {
 
 #[derive(Clone, Debug)]
 struct Fake {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<FakeState>>,
     events: broadcast::Sender<v1::ApplianceEvent>,
 }
 
 impl Fake {
-    async fn start() -> (Self, Context) {
+    async fn start() -> (Self, CommandContext) {
         let (fake, address) = Self::serve().await;
-        let client = Client::new(&address, Duration::from_secs(10)).expect("an address");
-        let ui = Ui { format: Format::Table, colour: false, progress: false };
-        (fake, Context { client, ui, timeout: Some(Duration::from_secs(10)) })
+        let client = AdminClient::new(&address, Duration::from_secs(10)).expect("an address");
+        let ui = Ui { format: OutputFormat::Table, colour: false, progress: false };
+        (fake, CommandContext { client, ui, timeout: Some(Duration::from_secs(10)) })
     }
 
     /// A server, and its address.
@@ -51,7 +51,7 @@ impl Fake {
         (fake, address)
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> std::sync::MutexGuard<'_, FakeState> {
         self.state.lock().expect("no test panics with the lock")
     }
 
@@ -72,11 +72,11 @@ impl Fake {
     }
 }
 
-type Stream<T> = std::pin::Pin<Box<dyn futures::Stream<Item = Result<T, Status>> + Send>>;
+type WatchStream<T> = std::pin::Pin<Box<dyn futures::Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl Appliances for Fake {
-    type WatchStream = Stream<v1::ApplianceEvent>;
+    type WatchStream = WatchStream<v1::ApplianceEvent>;
 
     async fn create(&self, _: Request<v1::CreateApplianceRequest>) -> Result<Response<v1::Appliance>, Status> {
         Err(Status::unimplemented("not used"))
@@ -176,7 +176,7 @@ impl Appliances for Fake {
 const TWO: &str = "name: a\nkind: custom\nspec: {command: x}\n---\nname: b\nkind: custom\nspec: {command: y}\n";
 
 /// Runs a command line, without its `rugctl`, on a file of this text.
-async fn rugctl(context: &Context, line: &str, file: &str) -> Result<(), Failure> {
+async fn rugctl(context: &CommandContext, line: &str, file: &str) -> Result<(), Failure> {
     use clap::Parser;
 
     let dir = tempfile::tempdir().expect("a folder");
@@ -240,7 +240,7 @@ async fn an_appliance_in_error_fails_the_wait_with_its_last_error() {
 async fn what_takes_too_long_is_told_with_its_trouble() {
     let (fake, context) = Fake::start().await;
     fake.state().trouble = Some((v1::Phase::Booting, "port 8080 is in use".into()));
-    let context = Context { timeout: Some(Duration::from_millis(300)), ..context };
+    let context = CommandContext { timeout: Some(Duration::from_millis(300)), ..context };
     let failure = rugctl(&context, "apply -f FILE", TWO).await.expect_err("never configured");
     assert_eq!(failure.exit, Exit::Failed);
     assert!(
@@ -278,9 +278,9 @@ async fn lists_have_all_pages() {
     let all = context.client.list(v1::ApplianceFilter::default()).await.expect("listed");
     assert_eq!(all.len(), 2);
     for line in ["list", "list --sort phase", "get a", "get a b"] {
-        for format in [Format::Table, Format::Wide, Format::Json, Format::Yaml] {
+        for format in [OutputFormat::Table, OutputFormat::Wide, OutputFormat::Json, OutputFormat::Yaml] {
             let ui = Ui { format, ..context.ui.clone() };
-            rugctl(&Context { ui, ..context.clone() }, line, "").await.expect("printed");
+            rugctl(&CommandContext { ui, ..context.clone() }, line, "").await.expect("printed");
         }
     }
 }
@@ -314,8 +314,8 @@ async fn another_coordinator_is_asked_when_one_is_away_or_has_no_leader() {
     cut_off.state().unavailable = usize::MAX;
     let (fake, context) = Fake::start().await;
     let addresses = [nobody().await, first, context.client.address().to_owned()];
-    let client = Client::of(&addresses, Duration::from_secs(10), None).expect("addresses");
-    let context = Context { client, ..context };
+    let client = AdminClient::of(&addresses, Duration::from_secs(10), None).expect("addresses");
+    let context = CommandContext { client, ..context };
     rugctl(&context, "apply -f FILE", TWO).await.expect("the third answers");
     assert_eq!((fake.state().changes, cut_off.state().changes), (2, 0));
     assert_eq!(context.client.address(), addresses[2], "and is asked from then on");
@@ -326,7 +326,7 @@ async fn what_each_coordinator_said_is_told_when_none_answers() {
     let (cut_off, address) = Fake::serve().await;
     cut_off.state().unavailable = usize::MAX;
     let addresses = [nobody().await, address];
-    let client = Client::of(&addresses, Duration::from_millis(500), None).expect("addresses");
+    let client = AdminClient::of(&addresses, Duration::from_millis(500), None).expect("addresses");
     let failure = client.update(v1::UpdateApplianceRequest::default()).await.expect_err("nobody answers");
     assert_eq!(failure.exit, Exit::Unreachable);
     let text = failure.to_string();
@@ -338,7 +338,7 @@ async fn what_each_coordinator_said_is_told_when_none_answers() {
 async fn one_look_asks_everybody_once() {
     let (cut_off, address) = Fake::serve().await;
     cut_off.state().unavailable = 1;
-    let client = Client::of(&[nobody().await, address], Duration::from_secs(10), None).expect("addresses");
+    let client = AdminClient::of(&[nobody().await, address], Duration::from_secs(10), None).expect("addresses");
     let once = client.once(Duration::from_secs(10));
     let failure = once.update(v1::UpdateApplianceRequest::default()).await.expect_err("not asked again");
     assert_eq!(failure.exit, Exit::Unreachable);

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use tonic::{Code, Status};
 
 use crate::client::{Backoff, reference};
-use crate::commands::{Context, Tenant};
+use crate::commands::{CommandContext, Tenant};
 use crate::document::view;
 use crate::error::Failure;
 use crate::output::view as shown;
@@ -31,9 +31,9 @@ pub(crate) struct WatchArgs {
 
 /// What has been printed of each thing, so that nothing is told twice.
 #[derive(Debug, Default)]
-struct Told(BTreeMap<String, String>);
+struct PrintedLines(BTreeMap<String, String>);
 
-impl Told {
+impl PrintedLines {
     fn is_news(&mut self, id: &str, line: &str) -> bool {
         self.0.insert(id.to_owned(), line.to_owned()).is_none_or(|before| before != line)
     }
@@ -46,7 +46,7 @@ fn clock() -> String {
 }
 
 /// Decides about a stream that ended: a note and a pause, or the failure.
-async fn lost(context: &Context, status: Option<Status>, backoff: &mut Backoff) -> Result<(), Failure> {
+async fn lost(context: &CommandContext, status: Option<Status>, backoff: &mut Backoff) -> Result<(), Failure> {
     match status {
         Some(status) if !may_reopen(status.code()) => Err(status.into()),
         status => {
@@ -61,7 +61,7 @@ async fn lost(context: &Context, status: Option<Status>, backoff: &mut Backoff) 
 }
 
 /// Runs `watch`.
-pub(crate) async fn run(context: &Context, args: &WatchArgs) -> Result<(), Failure> {
+pub(crate) async fn run(context: &CommandContext, args: &WatchArgs) -> Result<(), Failure> {
     let (filter, only) = match &args.name {
         None => (v1::ApplianceFilter::default(), None),
         Some(name) => {
@@ -71,7 +71,7 @@ pub(crate) async fn run(context: &Context, args: &WatchArgs) -> Result<(), Failu
             (filter, Some(one.id))
         }
     };
-    let mut told = Told::default();
+    let mut told = PrintedLines::default();
     let mut backoff = Backoff::new();
     loop {
         let mut stream = context.client.watch(filter.clone()).await?;
@@ -93,7 +93,7 @@ pub(crate) async fn run(context: &Context, args: &WatchArgs) -> Result<(), Failu
 }
 
 /// Prints an event; `true` when the appliance is gone.
-fn show(context: &Context, event: &v1::ApplianceEvent, told: &mut Told) -> Result<bool, Failure> {
+fn show(context: &CommandContext, event: &v1::ApplianceEvent, told: &mut PrintedLines) -> Result<bool, Failure> {
     use v1::appliance_event::Type;
 
     let Some(appliance) = &event.appliance else { return Ok(false) };
@@ -108,7 +108,7 @@ fn show(context: &Context, event: &v1::ApplianceEvent, told: &mut Told) -> Resul
     let ui = &context.ui;
     if ui.format.is_structured() {
         let subject = shown::ApplianceEvent { appliance: view::Appliance::full(appliance) };
-        ui.print_event(&shown::Event { kind, subject })?;
+        ui.print_event(&shown::WatchEvent { kind, subject })?;
         return Ok(gone);
     }
     let line = if gone { "gone".to_owned() } else { appliance_line(context, appliance) };
@@ -118,7 +118,7 @@ fn show(context: &Context, event: &v1::ApplianceEvent, told: &mut Told) -> Resul
     Ok(gone)
 }
 
-fn appliance_line(context: &Context, appliance: &v1::Appliance) -> String {
+fn appliance_line(context: &CommandContext, appliance: &v1::Appliance) -> String {
     let phase = view::phase(appliance);
     let assignment = appliance.assignment.clone().unwrap_or_default();
     let status = appliance.status.clone().unwrap_or_default();
@@ -137,8 +137,8 @@ fn appliance_line(context: &Context, appliance: &v1::Appliance) -> String {
 }
 
 /// Runs `worker watch`.
-pub(crate) async fn workers(context: &Context) -> Result<(), Failure> {
-    let mut told = Told::default();
+pub(crate) async fn workers(context: &CommandContext) -> Result<(), Failure> {
+    let mut told = PrintedLines::default();
     let mut backoff = Backoff::new();
     loop {
         let mut stream = context.client.watch_workers().await?;
@@ -156,7 +156,7 @@ pub(crate) async fn workers(context: &Context) -> Result<(), Failure> {
     }
 }
 
-fn show_worker(context: &Context, event: &v1::WorkerEvent, told: &mut Told) -> Result<(), Failure> {
+fn show_worker(context: &CommandContext, event: &v1::WorkerEvent, told: &mut PrintedLines) -> Result<(), Failure> {
     use v1::worker_event::Type;
 
     let Some(worker) = &event.worker else { return Ok(()) };
@@ -169,7 +169,7 @@ fn show_worker(context: &Context, event: &v1::WorkerEvent, told: &mut Told) -> R
     };
     let ui = &context.ui;
     if ui.format.is_structured() {
-        return ui.print_event(&shown::Event { kind, subject: shown::WorkerEvent { worker: worker.into() } });
+        return ui.print_event(&shown::WatchEvent { kind, subject: shown::WorkerEvent { worker: worker.into() } });
     }
     let health = view::health(worker.health());
     let line = if kind == "gone" {
@@ -186,8 +186,8 @@ fn show_worker(context: &Context, event: &v1::WorkerEvent, told: &mut Told) -> R
 }
 
 /// Runs `rebalance watch`.
-pub(crate) async fn rebalances(context: &Context) -> Result<(), Failure> {
-    let mut told = Told::default();
+pub(crate) async fn rebalances(context: &CommandContext) -> Result<(), Failure> {
+    let mut told = PrintedLines::default();
     let mut backoff = Backoff::new();
     loop {
         let mut stream = context.client.watch_rebalances().await?;
@@ -205,7 +205,7 @@ pub(crate) async fn rebalances(context: &Context) -> Result<(), Failure> {
     }
 }
 
-fn show_rebalance(context: &Context, rebalance: &v1::Rebalance, told: &mut Told) -> Result<(), Failure> {
+fn show_rebalance(context: &CommandContext, rebalance: &v1::Rebalance, told: &mut PrintedLines) -> Result<(), Failure> {
     let ui = &context.ui;
     if ui.format.is_structured() {
         return ui.print_event(&shown::Rebalance::from(rebalance));
@@ -224,8 +224,8 @@ fn show_rebalance(context: &Context, rebalance: &v1::Rebalance, told: &mut Told)
 }
 
 /// Runs `cluster watch`.
-pub(crate) async fn cluster(context: &Context) -> Result<(), Failure> {
-    let mut told = Told::default();
+pub(crate) async fn cluster(context: &CommandContext) -> Result<(), Failure> {
+    let mut told = PrintedLines::default();
     let mut backoff = Backoff::new();
     loop {
         let mut stream = context.client.watch_cluster().await?;
@@ -243,9 +243,9 @@ pub(crate) async fn cluster(context: &Context) -> Result<(), Failure> {
     }
 }
 
-fn show_cluster(context: &Context, status: &v1::ClusterStatus, told: &mut Told) -> Result<(), Failure> {
+fn show_cluster(context: &CommandContext, status: &v1::ClusterStatus, told: &mut PrintedLines) -> Result<(), Failure> {
     if context.ui.format.is_structured() {
-        return context.ui.print_event(&shown::Cluster::from(status));
+        return context.ui.print_event(&shown::ClusterStatus::from(status));
     }
     let line = format!("{} leads in term {}; {}", status.coordinator, status.term, summary(status));
     if told.is_news("", &line) {
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn nothing_is_told_twice() {
-        let mut told = Told::default();
+        let mut told = PrintedLines::default();
         assert!(told.is_news("a", "Up"));
         assert!(!told.is_news("a", "Up"));
         assert!(told.is_news("a", "Configured"));

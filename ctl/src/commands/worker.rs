@@ -6,10 +6,10 @@ use std::time::SystemTime;
 use clap::Subcommand;
 use proto::admin::v1;
 
-use crate::commands::{Context, watch};
+use crate::commands::{CommandContext, watch};
 use crate::document::view;
 use crate::error::Failure;
-use crate::output::{Format, Table, Tone, age, count, moment, one_line, view as shown};
+use crate::output::{OutputFormat, TextTable, Tone, age, count, moment, one_line, view as shown};
 
 /// Commands.
 #[derive(Debug, Subcommand)]
@@ -34,7 +34,7 @@ pub(crate) enum WorkerCommand {
 }
 
 /// Runs the command.
-pub(crate) async fn run(context: &Context, command: &WorkerCommand) -> Result<(), Failure> {
+pub(crate) async fn run(context: &CommandContext, command: &WorkerCommand) -> Result<(), Failure> {
     match command {
         WorkerCommand::List => list(context).await,
         WorkerCommand::Get { name } => get(context, name).await,
@@ -43,7 +43,7 @@ pub(crate) async fn run(context: &Context, command: &WorkerCommand) -> Result<()
     }
 }
 
-async fn evict(context: &Context, name: &str, reason: &str) -> Result<(), Failure> {
+async fn evict(context: &CommandContext, name: &str, reason: &str) -> Result<(), Failure> {
     // The life it is in now is meant, also when the call has to be repeated and it lives its next one by then.
     let before = context.client.worker(name).await?;
     let request = v1::EvictWorkerRequest {
@@ -61,7 +61,7 @@ async fn evict(context: &Context, name: &str, reason: &str) -> Result<(), Failur
         .print(&format!("{} evicted; it held {held}, which others take over once it cannot act any more", after.id))
 }
 
-async fn list(context: &Context) -> Result<(), Failure> {
+async fn list(context: &CommandContext) -> Result<(), Failure> {
     let mut workers = context.client.workers().await?;
     workers.sort_by(|a, b| a.id.cmp(&b.id));
     if context.ui.format.is_structured() {
@@ -71,7 +71,7 @@ async fn list(context: &Context) -> Result<(), Failure> {
         context.ui.note("no workers");
         return Ok(());
     }
-    context.ui.print_table(&table(&workers, context.ui.format == Format::Wide, SystemTime::now()))
+    context.ui.print_table(&table(&workers, context.ui.format == OutputFormat::Wide, SystemTime::now()))
 }
 
 /// Phases by number, the most common first: `12 configured, 1 booting`.
@@ -81,12 +81,12 @@ pub(crate) fn phases(phases: &std::collections::HashMap<String, u64>) -> String 
     each.iter().map(|(name, n)| format!("{n} {}", name.to_lowercase())).collect::<Vec<_>>().join(", ")
 }
 
-fn table(workers: &[v1::Worker], wide: bool, now: SystemTime) -> Table {
+fn table(workers: &[v1::Worker], wide: bool, now: SystemTime) -> TextTable {
     let mut header = vec!["NAME", "HEALTH", "APPLIANCES", "PHASES", "DRIVERS", "SEEN"];
     if wide {
         header.extend(["HOST", "ZONE", "WEIGHT", "MEMBER", "PID", "VERSION", "INCARNATION", "REASON"]);
     }
-    let mut table = Table::new(&header);
+    let mut table = TextTable::new(&header);
     for w in workers {
         let health = view::health(w.health());
         let state = if w.draining { format!("{health}, draining") } else { health.to_owned() };
@@ -116,7 +116,7 @@ fn table(workers: &[v1::Worker], wide: bool, now: SystemTime) -> Table {
     table
 }
 
-async fn get(context: &Context, name: &str) -> Result<(), Failure> {
+async fn get(context: &CommandContext, name: &str) -> Result<(), Failure> {
     let w = context.client.worker(name).await?;
     if context.ui.format.is_structured() {
         return context.ui.print_value(&shown::Worker::from(&w));

@@ -1,7 +1,7 @@
 //! A YAML document as a tree that remembers lines, and typed access to it that collects every problem.
 //!
 //! Reading straight into serde types would stop at the first problem and could not name the path of a field; and which
-//! type `spec` has depends on `kind`, which may come after it. So the parser fills a [`Node`] tree and the reader in the
+//! type `spec` has depends on `kind`, which may come after it. So the parser fills a [`YamlNode`] tree and the reader in the
 //! parent module takes it apart, field by field. A field nobody took is unknown, and that is a problem too.
 
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use serde_saphyr::Spanned;
 
 /// One value and the line it starts in, counted from 1.
 #[derive(Clone, Debug)]
-pub(super) struct Node {
+pub(super) struct YamlNode {
     pub(super) line: u64,
     pub(super) value: Value,
 }
@@ -28,8 +28,8 @@ pub(super) enum Value {
     Int(i128),
     Float(f64),
     Text(String),
-    List(Vec<Node>),
-    Map(Vec<(String, u64, Node)>),
+    List(Vec<YamlNode>),
+    Map(Vec<(String, u64, YamlNode)>),
 }
 
 impl Value {
@@ -47,7 +47,7 @@ impl Value {
     }
 }
 
-impl<'de> Deserialize<'de> for Node {
+impl<'de> Deserialize<'de> for YamlNode {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Value>::deserialize(deserializer)?;
         Ok(Self { line: spanned.referenced.line(), value: spanned.value })
@@ -120,7 +120,7 @@ impl<'de> Deserialize<'de> for Value {
 
 /// One thing that is wrong, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Problem {
+pub(super) struct YamlProblem {
     pub(super) line: u64,
     /// Path as the document spells it; empty for the document as a whole.
     pub(super) field: String,
@@ -130,15 +130,15 @@ pub(super) struct Problem {
 /// Collects what is read from one document: the problems, and the line of each field, so that what the server says later
 /// can be placed too.
 #[derive(Debug, Default)]
-pub(super) struct Report {
-    pub(super) problems: Vec<Problem>,
+pub(super) struct ReadReport {
+    pub(super) problems: Vec<YamlProblem>,
     pub(super) lines: BTreeMap<String, u64>,
 }
 
-impl Report {
+impl ReadReport {
     /// Notes a problem.
     pub(super) fn problem(&mut self, line: u64, field: &str, message: impl Into<String>) {
-        self.problems.push(Problem { line, field: field.to_owned(), message: message.into() });
+        self.problems.push(YamlProblem { line, field: field.to_owned(), message: message.into() });
     }
 
     fn wrong_type(&mut self, at: &Field, wanted: &str) {
@@ -150,7 +150,7 @@ impl Report {
 #[derive(Debug)]
 pub(super) struct Field {
     pub(super) path: String,
-    pub(super) node: Node,
+    pub(super) node: YamlNode,
 }
 
 impl Field {
@@ -160,7 +160,7 @@ impl Field {
     }
 
     /// Text. A number is refused rather than guessed at: `1.10` would come back as `1.1`.
-    pub(super) fn text(&self, report: &mut Report) -> Option<String> {
+    pub(super) fn text(&self, report: &mut ReadReport) -> Option<String> {
         match &self.node.value {
             Value::Text(text) => Some(text.clone()),
             Value::Int(_) | Value::Float(_) | Value::Bool(_) => {
@@ -175,7 +175,7 @@ impl Field {
     }
 
     /// A whole number within `range`.
-    pub(super) fn whole(&self, range: RangeInclusive<u32>, report: &mut Report) -> Option<u32> {
+    pub(super) fn whole(&self, range: RangeInclusive<u32>, report: &mut ReadReport) -> Option<u32> {
         if let Value::Int(value) = self.node.value
             && let Ok(value) = u32::try_from(value)
             && range.contains(&value)
@@ -187,7 +187,7 @@ impl Field {
     }
 
     /// A length of time such as `1m 30s`.
-    pub(super) fn duration(&self, report: &mut Report) -> Option<Duration> {
+    pub(super) fn duration(&self, report: &mut ReadReport) -> Option<Duration> {
         if let Value::Text(text) = &self.node.value
             && let Ok(duration) = humantime::parse_duration(text)
         {
@@ -198,11 +198,11 @@ impl Field {
     }
 
     /// The entries of a list; nothing when it is left empty.
-    pub(super) fn list(self, report: &mut Report) -> Vec<Self> {
+    pub(super) fn list(self, report: &mut ReadReport) -> Vec<Self> {
         match self.node.value {
             Value::List(nodes) => {
                 let path = self.path;
-                let entry = |(i, node): (usize, Node)| {
+                let entry = |(i, node): (usize, YamlNode)| {
                     let path = format!("{path}[{i}]");
                     report.lines.insert(path.clone(), node.line);
                     Self { path, node }
@@ -218,7 +218,7 @@ impl Field {
     }
 
     /// A mapping from names to texts.
-    pub(super) fn texts(self, report: &mut Report) -> BTreeMap<String, String> {
+    pub(super) fn texts(self, report: &mut ReadReport) -> BTreeMap<String, String> {
         match self.node.value {
             Value::Map(entries) => {
                 let mut texts = BTreeMap::new();
@@ -240,7 +240,7 @@ impl Field {
     }
 
     /// The fields of a mapping.
-    pub(super) fn fields(self, report: &mut Report) -> Option<Fields> {
+    pub(super) fn fields(self, report: &mut ReadReport) -> Option<Fields> {
         let line = self.line();
         match self.node.value {
             Value::Map(entries) => Some(Fields { path: self.path, line, entries, known: vec![] }),
@@ -257,7 +257,7 @@ impl Field {
 pub(super) struct Fields {
     path: String,
     line: u64,
-    entries: Vec<(String, u64, Node)>,
+    entries: Vec<(String, u64, YamlNode)>,
     known: Vec<&'static str>,
 }
 
@@ -268,7 +268,7 @@ impl Fields {
     }
 
     /// Takes a field out; `None` when it is absent or left empty.
-    pub(super) fn take(&mut self, name: &'static str, report: &mut Report) -> Option<Field> {
+    pub(super) fn take(&mut self, name: &'static str, report: &mut ReadReport) -> Option<Field> {
         self.known.push(name);
         let index = self.entries.iter().position(|(key, ..)| key == name)?;
         let (_, line, node) = self.entries.swap_remove(index);
@@ -278,7 +278,7 @@ impl Fields {
     }
 
     /// Takes a field out and notes a problem when it is absent or left empty.
-    pub(super) fn require(&mut self, name: &'static str, report: &mut Report) -> Option<Field> {
+    pub(super) fn require(&mut self, name: &'static str, report: &mut ReadReport) -> Option<Field> {
         let field = self.take(name, report);
         if field.is_none() {
             let path = self.path_of(name);
@@ -289,7 +289,7 @@ impl Fields {
     }
 
     /// Notes a problem for each field that was not taken.
-    pub(super) fn finish(mut self, report: &mut Report) {
+    pub(super) fn finish(mut self, report: &mut ReadReport) {
         self.entries.sort_by_key(|(_, line, _)| *line);
         for (key, line, _) in &self.entries {
             report.problem(*line, &self.path_of(key), format!("unknown field; known are {}", self.known.join(", ")));

@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn tables_are_aligned_and_one_line_per_row() {
-    let mut table = Table::new(&["NAME", "WHAT"]);
+    let mut table = TextTable::new(&["NAME", "WHAT"]);
     table.row([("a", Tone::Plain), ("two\nlines\x1b[31m", Tone::Bad)]);
     table.row([("longer", Tone::Good), ("", Tone::Plain)]);
     assert_eq!(table.render(false), "NAME    WHAT\na       two lines [31m\nlonger  -");
@@ -12,18 +12,18 @@ fn tables_are_aligned_and_one_line_per_row() {
 
 #[test]
 fn colour_appears_only_when_asked_for() {
-    let mut table = Table::new(&["PHASE"]);
+    let mut table = TextTable::new(&["PHASE"]);
     table.row([("Error", Tone::Bad)]);
     assert!(table.render(true).contains("\x1b["), "{:?}", table.render(true));
     assert!(!table.render(false).contains('\x1b'));
-    let ui = |colour| Ui { format: Format::Table, colour, progress: false };
+    let ui = |colour| Ui { format: OutputFormat::Table, colour, progress: false };
     assert_eq!(ui(true).paint(Tone::Good, "ok"), "\x1b[32mok\x1b[0m");
     assert_eq!(ui(false).paint(Tone::Good, "ok"), "ok");
 }
 
 #[test]
 fn wide_characters_and_long_cells_do_not_wrap() {
-    let mut table = Table::new(&["A", "B"]);
+    let mut table = TextTable::new(&["A", "B"]);
     table.row([("x".repeat(300), Tone::Plain), ("y".to_owned(), Tone::Plain)]);
     assert_eq!(table.render(false).lines().count(), 2);
 }
@@ -62,11 +62,11 @@ fn values_use_the_names_of_the_api() {
         last_seen: Some(prost_types::Timestamp { seconds: 1, nanos: 0 }),
         ..proto::admin::v1::Worker::default()
     };
-    let text = render(Format::Json, &view::Worker::from(&worker)).expect("plain data");
+    let text = render(OutputFormat::Json, &view::Worker::from(&worker)).expect("plain data");
     let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!(value["health"], "suspect");
     assert_eq!(value["phases"]["configured"], 2);
     assert_eq!(value["last_seen"], "1970-01-01T00:00:01Z");
-    let text = render(Format::Yaml, &view::Worker::from(&worker)).expect("plain data");
+    let text = render(OutputFormat::Yaml, &view::Worker::from(&worker)).expect("plain data");
     assert!(text.starts_with("id: worker-1\n"), "{text}");
 }

@@ -21,7 +21,7 @@ fn lower(map: &std::collections::HashMap<String, u64>) -> BTreeMap<String, u64> 
 
 /// One event of a watch.
 #[derive(Debug, Serialize)]
-pub(crate) struct Event<T: Serialize> {
+pub(crate) struct WatchEvent<T: Serialize> {
     /// `current`, `created`, `changed`, `joined` or `gone`.
     #[serde(rename = "type")]
     pub(crate) kind: &'static str,
@@ -149,12 +149,12 @@ pub(crate) struct Explanation {
     summary: String,
     ring_position: String,
     appliance: Option<view::Appliance>,
-    candidates: Vec<Candidate>,
+    candidates: Vec<PlacementCandidate>,
     moves: Vec<Move>,
 }
 
 #[derive(Debug, Serialize)]
-struct Candidate {
+struct PlacementCandidate {
     worker: String,
     eligible: bool,
     reason: String,
@@ -166,7 +166,7 @@ struct Candidate {
 impl From<&v1::ExplainApplianceResponse> for Explanation {
     fn from(explained: &v1::ExplainApplianceResponse) -> Self {
         let e = explained.clone();
-        let candidate = |c: v1::Candidate| Candidate {
+        let candidate = |c: v1::Candidate| PlacementCandidate {
             worker: c.worker,
             eligible: c.eligible,
             reason: c.reason,
@@ -204,7 +204,7 @@ impl From<&v1::LocateResponse> for Location {
 }
 
 #[derive(Debug, Serialize)]
-pub(crate) struct Ring {
+pub(crate) struct RingView {
     version: u64,
     strategy: String,
     band: f64,
@@ -227,7 +227,7 @@ struct RingPoint {
     member: String,
 }
 
-impl From<&v1::Ring> for Ring {
+impl From<&v1::Ring> for RingView {
     fn from(ring: &v1::Ring) -> Self {
         let r = ring.clone();
         let member =
@@ -243,7 +243,7 @@ impl From<&v1::Ring> for Ring {
 }
 
 #[derive(Debug, Serialize)]
-pub(crate) struct Cluster {
+pub(crate) struct ClusterStatus {
     coordinator: String,
     term: u64,
     leading: bool,
@@ -349,7 +349,7 @@ impl From<v1::PlacementState> for Placement {
     }
 }
 
-impl From<&v1::ClusterStatus> for Cluster {
+impl From<&v1::ClusterStatus> for ClusterStatus {
     fn from(status: &v1::ClusterStatus) -> Self {
         let s = status.clone();
         let coordinator = |c: v1::Coordinator| Coordinator { id: c.id, address: c.address, leading: c.leading };

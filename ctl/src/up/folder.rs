@@ -29,13 +29,13 @@ const TAIL_BYTES: u64 = 16 << 10;
 
 /// A state folder; exists once it was opened.
 #[derive(Clone, Debug)]
-pub(crate) struct Folder {
+pub(crate) struct StateFolder {
     root: PathBuf,
 }
 
 /// The right to run a cluster in a folder, for as long as it lives.
 #[derive(Debug)]
-pub(crate) struct Lock {
+pub(crate) struct FolderLock {
     _file: File,
 }
 
@@ -46,7 +46,7 @@ pub(crate) struct LastStart {
     pub(crate) drivers: Vec<String>,
 }
 
-impl Folder {
+impl StateFolder {
     /// Creates the folder where it does not exist.
     pub(crate) fn open(root: &Path) -> Result<Self, Failure> {
         let create = || {
@@ -75,7 +75,7 @@ impl Folder {
     }
 
     /// Takes the lock; `Err` with the holder's pid, where it is known, when another process has it.
-    pub(crate) fn try_lock(&self) -> Result<Result<Lock, Option<u32>>, Failure> {
+    pub(crate) fn try_lock(&self) -> Result<Result<FolderLock, Option<u32>>, Failure> {
         let path = self.path("lock");
         let failed = |e: io::Error| Failure::failed(format!("{}: {e}", path.display()));
         let mut file =
@@ -94,11 +94,11 @@ impl Folder {
             writeln!(file, "{}", std::process::id())
         };
         write(&mut file).map_err(failed)?;
-        Ok(Ok(Lock { _file: file }))
+        Ok(Ok(FolderLock { _file: file }))
     }
 
     /// Takes the lock or says who has it.
-    pub(crate) fn lock(&self) -> Result<Lock, Failure> {
+    pub(crate) fn lock(&self) -> Result<FolderLock, Failure> {
         self.try_lock()?.map_err(|holder| {
             let who = holder.map_or_else(String::new, |pid| format!(" with pid {pid}"));
             Failure::new(
@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn a_second_lock_is_refused_and_names_the_holder() {
         let dir = tempfile::tempdir().expect("a folder");
-        let folder = Folder::open(&dir.path().join("state")).expect("writable");
+        let folder = StateFolder::open(&dir.path().join("state")).expect("writable");
         let held = folder.lock().expect("free");
         let failure = folder.lock().expect_err("held");
         assert_eq!(failure.exit, Exit::Conflict);
@@ -194,7 +194,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let file = dir.path().join("file");
         fs::write(&file, "").expect("file");
-        let failure = Folder::open(&file.join("state")).expect_err("below a file");
+        let failure = StateFolder::open(&file.join("state")).expect_err("below a file");
         assert_eq!(failure.exit, Exit::Failed);
         assert!(failure.to_string().contains("file/state"), "{failure}");
     }
@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn the_tail_of_a_log_is_its_last_lines() {
         let dir = tempfile::tempdir().expect("a folder");
-        let folder = Folder::open(dir.path()).expect("writable");
+        let folder = StateFolder::open(dir.path()).expect("writable");
         let text: String = (0..5000).map(|i| format!("line {i}\n")).collect();
         fs::write(folder.log("w"), text).expect("file");
         let tail = folder.tail("w");
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn the_last_start_is_remembered() {
         let dir = tempfile::tempdir().expect("a folder");
-        let folder = Folder::open(dir.path()).expect("writable");
+        let folder = StateFolder::open(dir.path()).expect("writable");
         assert_eq!(folder.last_start(), LastStart::default());
         let start = LastStart { drivers: vec!["process".into(), "simulated".into()] };
         folder.remember(&start).expect("writable");

@@ -11,7 +11,7 @@ use proto::admin::v1;
 use tokio::time::sleep;
 use tonic::Streaming;
 
-use crate::client::{Backoff, Client};
+use crate::client::{AdminClient, Backoff};
 use crate::error::Failure;
 use crate::output::{Ui, count, one_line};
 
@@ -48,7 +48,7 @@ pub(crate) fn summary(status: &v1::ClusterStatus) -> String {
 
 /// How the cluster is, whenever that changes, for as long as somebody listens; and why it is not known, at most once a
 /// second.
-pub(crate) fn states(client: Client) -> impl Stream<Item = Result<v1::ClusterStatus, Failure>> {
+pub(crate) fn states(client: AdminClient) -> impl Stream<Item = Result<v1::ClusterStatus, Failure>> {
     let start = (client, None::<Streaming<v1::ClusterStatus>>, Backoff::new());
     stream::unfold(start, |(client, open, mut backoff)| async move {
         let mut open = match open {
@@ -86,13 +86,13 @@ fn number(map: &std::collections::HashMap<String, u64>, name: &str) -> u64 {
 
 /// Where the summary is shown.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub(crate) struct StatusLine {
     ui: Ui,
     bar: ProgressBar,
     last: String,
 }
 
-impl Line {
+impl StatusLine {
     /// An empty line.
     pub(crate) fn new(ui: &Ui) -> Self {
         Self { ui: ui.clone(), bar: ui.spinner(), last: String::new() }
@@ -117,7 +117,7 @@ impl Line {
     }
 }
 
-impl Drop for Line {
+impl Drop for StatusLine {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }

@@ -71,7 +71,7 @@ impl Default for Policy {
 
 /// What happened to a child.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Event {
+pub(crate) enum ChildEvent {
     /// It runs.
     Started {
         /// Its name.
@@ -98,7 +98,7 @@ pub(crate) enum Event {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stop {
+enum StopRequest {
     No,
     Gracefully,
     Now,
@@ -108,9 +108,9 @@ enum Stop {
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     policy: Policy,
-    events: mpsc::Receiver<Event>,
-    report: mpsc::Sender<Event>,
-    stop: watch::Sender<Stop>,
+    events: mpsc::Receiver<ChildEvent>,
+    report: mpsc::Sender<ChildEvent>,
+    stop: watch::Sender<StopRequest>,
     children: Vec<JoinHandle<()>>,
 }
 
@@ -118,7 +118,7 @@ impl Supervisor {
     /// Without children.
     pub(crate) fn new(policy: Policy) -> Self {
         let (report, events) = mpsc::channel(EVENTS);
-        Self { policy, events, report, stop: watch::Sender::new(Stop::No), children: Vec::new() }
+        Self { policy, events, report, stop: watch::Sender::new(StopRequest::No), children: Vec::new() }
     }
 
     /// Starts a child and looks after it from now on.
@@ -134,7 +134,7 @@ impl Supervisor {
     }
 
     /// The next thing that happens to a child. Never ends by itself. Cancel safe.
-    pub(crate) async fn event(&mut self) -> Event {
+    pub(crate) async fn event(&mut self) -> ChildEvent {
         match self.events.recv().await {
             Some(event) => event,
             // Not reached while `self.report` lives.
@@ -145,14 +145,14 @@ impl Supervisor {
     /// Stops all children at the same time and waits for the last; those that take longer than the grace, or than
     /// `hurry` takes to complete, are killed.
     pub(crate) async fn stop(self, hurry: impl Future<Output = ()>) {
-        self.stop.send_replace(Stop::Gracefully);
+        self.stop.send_replace(StopRequest::Gracefully);
         let mut children = futures::future::join_all(self.children);
         let mut hurry = std::pin::pin!(hurry);
         tokio::select! {
             _ = &mut children => return,
             () = &mut hurry => {}
         }
-        self.stop.send_replace(Stop::Now);
+        self.stop.send_replace(StopRequest::Now);
         children.await;
     }
 }
@@ -161,20 +161,20 @@ impl Supervisor {
 struct Keeper {
     program: Program,
     policy: Policy,
-    report: mpsc::Sender<Event>,
-    stop: watch::Receiver<Stop>,
+    report: mpsc::Sender<ChildEvent>,
+    stop: watch::Receiver<StopRequest>,
     /// In a row, each before the child was steady.
     deaths: u32,
 }
 
 impl Keeper {
     async fn run(mut self) {
-        while *self.stop.borrow() == Stop::No {
+        while *self.stop.borrow() == StopRequest::No {
             let started = Instant::now();
             let how = match self.spawn() {
                 Ok(mut child) => {
                     let pid = child.id().unwrap_or_default();
-                    self.tell(Event::Started { name: self.program.name.clone(), pid });
+                    self.tell(ChildEvent::Started { name: self.program.name.clone(), pid });
                     tokio::select! {
                         status = child.wait() => status.map_or_else(|e| e.to_string(), describe),
                         () = stopping(&mut self.stop) => {
@@ -190,11 +190,11 @@ impl Keeper {
             self.deaths = if started.elapsed() >= self.policy.steady_after { 1 } else { self.deaths + 1 };
             let name = self.program.name.clone();
             if self.deaths >= self.policy.limit {
-                self.tell(Event::GivenUp { name, how });
+                self.tell(ChildEvent::GivenUp { name, how });
                 return;
             }
             let pause = self.pause();
-            self.tell(Event::Died { name, how, pause });
+            self.tell(ChildEvent::Died { name, how, pause });
             tokio::select! {
                 () = sleep(pause) => {}
                 () = stopping(&mut self.stop) => return,
@@ -207,7 +207,7 @@ impl Keeper {
         (self.policy.first_pause * 2u32.pow(doublings)).min(self.policy.longest_pause)
     }
 
-    fn tell(&self, event: Event) {
+    fn tell(&self, event: ChildEvent) {
         // Full means that nobody looks; the log has it all.
         let _ = self.report.try_send(event);
     }
@@ -224,7 +224,8 @@ impl Keeper {
             .spawn()?;
         if let Some(pid) = child.id() {
             // Only needed to find the child again after a crash of `rugctl` itself.
-            let _ = fs::write(&self.program.pid_file, Process::of(pid).map(|p| p.to_line()).unwrap_or_default());
+            let _ =
+                fs::write(&self.program.pid_file, ProcessIdentity::of(pid).map(|p| p.to_line()).unwrap_or_default());
         }
         Ok(child)
     }
@@ -242,13 +243,13 @@ impl Keeper {
     }
 }
 
-async fn stopping(stop: &mut watch::Receiver<Stop>) {
+async fn stopping(stop: &mut watch::Receiver<StopRequest>) {
     // The sender only goes away after everything was stopped, or with the whole process.
-    let _ = stop.wait_for(|stop| *stop != Stop::No).await;
+    let _ = stop.wait_for(|stop| *stop != StopRequest::No).await;
 }
 
-async fn hurried(stop: &mut watch::Receiver<Stop>) {
-    if stop.wait_for(|stop| *stop == Stop::Now).await.is_err() {
+async fn hurried(stop: &mut watch::Receiver<StopRequest>) {
+    if stop.wait_for(|stop| *stop == StopRequest::Now).await.is_err() {
         std::future::pending::<()>().await;
     }
 }
@@ -278,13 +279,13 @@ fn describe(status: ExitStatus) -> String {
 
 /// A process for certain: pids are used again, a pid with a start time is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Process {
+pub(crate) struct ProcessIdentity {
     pid: u32,
     /// Clock ticks since boot.
     start: u64,
 }
 
-impl Process {
+impl ProcessIdentity {
     /// The process that has this pid now.
     fn of(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -312,12 +313,12 @@ impl Process {
 }
 
 /// Processes of an earlier `rugctl up` that was killed before it could stop them, by name.
-pub(crate) fn leftovers(run: &Path) -> Vec<(String, Process)> {
+pub(crate) fn leftovers(run: &Path) -> Vec<(String, ProcessIdentity)> {
     let Ok(entries) = fs::read_dir(run) else { return Vec::new() };
     let mut found = Vec::new();
     for path in entries.flatten().map(|entry| entry.path()) {
         let name = path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let process = fs::read_to_string(&path).ok().and_then(|line| Process::parse(&line));
+        let process = fs::read_to_string(&path).ok().and_then(|line| ProcessIdentity::parse(&line));
         match process.filter(|p| p.is_alive()) {
             Some(process) => found.push((name, process)),
             // Dead, or never written to the end.
@@ -329,7 +330,7 @@ pub(crate) fn leftovers(run: &Path) -> Vec<(String, Process)> {
 }
 
 /// Stops leftovers as [`Supervisor::stop`] does; they are not our children, so their end is found by looking.
-pub(crate) async fn stop_leftovers(processes: &[Process], grace: Duration) {
+pub(crate) async fn stop_leftovers(processes: &[ProcessIdentity], grace: Duration) {
     const LOOK: Duration = Duration::from_millis(20);
 
     processes.iter().for_each(|p| signal(p.pid, Signal::TERM));

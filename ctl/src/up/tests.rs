@@ -25,7 +25,7 @@ fn args(dir: &Path, coordinator: &str) -> UpArgs {
 }
 
 fn ui() -> Ui {
-    Ui { format: crate::output::Format::Table, colour: false, progress: false }
+    Ui { format: crate::output::OutputFormat::Table, colour: false, progress: false }
 }
 
 #[tokio::test]
@@ -70,7 +70,7 @@ async fn a_missing_binary_is_named() {
 async fn a_second_up_on_the_same_folder_is_refused() {
     let dir = tempfile::tempdir().expect("a folder");
     let args = args(dir.path(), "");
-    let folder = Folder::open(&args.state_dir).expect("writable");
+    let folder = StateFolder::open(&args.state_dir).expect("writable");
     let _lock = folder.lock().expect("free");
     let failure = run(&ui(), &args, None).await.expect_err("held");
     assert_eq!(failure.exit, Exit::Conflict);
@@ -115,11 +115,12 @@ fn workers_that_are_not_healthy_are_named() {
 fn worker_command_lines_name_everything() {
     let dir = tempfile::tempdir().expect("a folder");
     let args = args(dir.path(), "");
-    let folder = Folder::open(&args.state_dir).expect("writable");
+    let folder = StateFolder::open(&args.state_dir).expect("writable");
     let listen = "127.0.0.1:7470".parse().expect("an address");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let _inside = runtime.enter();
-    let cluster = Cluster::new(folder.clone(), &args, listen, &[Driver::Process, Driver::Simulated]).expect("valid");
+    let cluster =
+        LocalCluster::new(folder.clone(), &args, listen, &[Driver::Process, Driver::Simulated]).expect("valid");
     let words = cluster.workers[1].args.join(" ");
     let start = format!(
         "run --name worker-2 --coordinator http://127.0.0.1:7470 --state-dir {}/workers --host ",
@@ -134,7 +135,7 @@ fn worker_command_lines_name_everything() {
 #[tokio::test]
 async fn removing_waits_for_a_cluster_that_is_just_stopping() {
     let dir = tempfile::tempdir().expect("a folder");
-    let folder = Folder::open(dir.path()).expect("writable");
+    let folder = StateFolder::open(dir.path()).expect("writable");
     let held = folder.lock().expect("free");
     let mut waiting = std::pin::pin!(lock_or_address(&folder));
     assert!(futures::poll!(waiting.as_mut()).is_pending());

@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::output::Format;
+use crate::output::OutputFormat;
 
 const NOW: u64 = 1_000_000;
 
@@ -40,12 +40,12 @@ fn status() -> v1::ClusterStatus {
     }
 }
 
-fn server(address: &str, leads: bool, status: v1::ClusterStatus) -> Server {
-    Server { address: address.into(), answer: Ok(Answer { leads, status: Ok(status) }) }
+fn server(address: &str, leads: bool, status: v1::ClusterStatus) -> CoordinatorReply {
+    CoordinatorReply { address: address.into(), answer: Ok(LeadAndStatus { leads, status: Ok(status) }) }
 }
 
-fn seen(status: v1::ClusterStatus) -> Seen {
-    Seen {
+fn seen(status: v1::ClusterStatus) -> Inspection {
+    Inspection {
         servers: vec![server("http://c1", true, status.clone()), server("http://c2", false, status)],
         workers: Ok(vec![worker("w1", v1::Health::Healthy), worker("w2", v1::Health::Healthy)]),
         now: SystemTime::UNIX_EPOCH + Duration::from_secs(NOW),
@@ -53,17 +53,17 @@ fn seen(status: v1::ClusterStatus) -> Seen {
 }
 
 /// What differs from a cluster with nothing wrong.
-fn findings(seen: &Seen) -> Vec<Check> {
+fn findings(seen: &Inspection) -> Vec<Finding> {
     let calm = checks::judge(&self::seen(status()));
     checks::judge(seen).into_iter().filter(|check| !calm.contains(check)).collect()
 }
 
 /// The only thing that differs, as its name, its state and its summary.
-fn finding(seen: &Seen) -> (&'static str, State, String) {
+fn finding(seen: &Inspection) -> (&'static str, Severity, String) {
     let mut all = findings(seen);
     assert_eq!(all.len(), 1, "{all:#?}");
     let check = all.remove(0);
-    assert!(check.state == State::Ok || !check.advice.is_empty() || check.check == "notes", "no advice: {check:#?}");
+    assert!(check.state == Severity::Ok || !check.advice.is_empty() || check.check == "notes", "no advice: {check:#?}");
     (check.check, check.state, check.summary)
 }
 
@@ -82,59 +82,59 @@ fn unowned(number: u64, seconds: u64) -> v1::Unowned {
 #[test]
 fn a_cluster_with_nothing_wrong_has_only_good_news() {
     let checks = checks::judge(&seen(status()));
-    assert!(checks.iter().all(|check| check.state == State::Ok && check.advice.is_empty()), "{checks:#?}");
+    assert!(checks.iter().all(|check| check.state == Severity::Ok && check.advice.is_empty()), "{checks:#?}");
     assert_eq!(checks[0].summary, "c1 leads in term 7; 1 other stands by");
 }
 
 #[test]
 fn coordinators_that_are_away_disagree_or_are_alone_are_told_apart() {
-    let away = |address: &str| Server { address: address.into(), answer: Err("connection refused".into()) };
-    let nobody = Seen { servers: vec![away("http://c1")], workers: Err("away".into()), ..seen(status()) };
+    let away = |address: &str| CoordinatorReply { address: address.into(), answer: Err("connection refused".into()) };
+    let nobody = Inspection { servers: vec![away("http://c1")], workers: Err("away".into()), ..seen(status()) };
     let checks = checks::judge(&nobody);
-    assert_eq!((checks.len(), checks[0].state), (1, State::Problem));
+    assert_eq!((checks.len(), checks[0].state), (1, Severity::Problem));
     assert_eq!(checks[0].details, ["http://c1: connection refused"]);
 
     let mut one_away = seen(status());
     one_away.servers[1] = away("http://c2");
     let (_, state, summary) = finding(&one_away);
-    assert_eq!((state, summary.as_str()), (State::Warning, "c1 leads in term 7; 1 of 2 does not answer"));
+    assert_eq!((state, summary.as_str()), (Severity::Warning, "c1 leads in term 7; 1 of 2 does not answer"));
 
     let mut two = seen(status());
     two.servers[1] = server("http://c2", true, v1::ClusterStatus { coordinator: "c2".into(), term: 8, ..status() });
-    assert_eq!(finding(&two).1, State::Problem, "both lead");
+    assert_eq!(finding(&two).1, Severity::Problem, "both lead");
 
     let mut apart = seen(status());
     apart.servers[1] = server("http://c2", false, v1::ClusterStatus { coordinator: "c3".into(), term: 8, ..status() });
-    assert_eq!(finding(&apart), ("coordinators", State::Warning, "they do not name the same leader".into()));
+    assert_eq!(finding(&apart), ("coordinators", Severity::Warning, "they do not name the same leader".into()));
 
     let mut leaderless = seen(status());
     for server in &mut leaderless.servers {
-        server.answer = Ok(Answer { leads: false, status: Err("nobody leads".into()) });
+        server.answer = Ok(LeadAndStatus { leads: false, status: Err("nobody leads".into()) });
     }
     let checks = checks::judge(&leaderless);
-    assert_eq!((checks.len(), checks[0].state), (1, State::Problem));
+    assert_eq!((checks.len(), checks[0].state), (1, Severity::Problem));
     assert!(checks[0].summary.starts_with("nobody leads"), "{checks:#?}");
 
     let mut alone = status();
     alone.coordinators.truncate(1);
     let mut alone_seen = seen(alone.clone());
     alone_seen.servers.truncate(1);
-    assert_eq!(finding(&alone_seen).1, State::Warning);
+    assert_eq!(finding(&alone_seen).1, Severity::Warning);
     alone.coordination = "embedded".into();
     let mut embedded = seen(alone);
     embedded.servers.truncate(1);
-    assert!(findings(&embedded).iter().all(|check| check.state == State::Ok), "on one machine there is only one");
+    assert!(findings(&embedded).iter().all(|check| check.state == Severity::Ok), "on one machine there is only one");
 }
 
 #[test]
 fn appliances_without_an_owner_are_worse_the_longer_they_have_none() {
     let lasting = |seconds| seen(v1::ClusterStatus { unowned: Some(unowned(1, seconds)), ..status() });
-    assert_eq!(finding(&lasting(2)).1, State::Ok, "on its way");
+    assert_eq!(finding(&lasting(2)).1, Severity::Ok, "on its way");
     assert_eq!(
         finding(&lasting(20)),
-        ("unowned", State::Warning, "1 appliance has no owner, the oldest for 20s".into())
+        ("unowned", Severity::Warning, "1 appliance has no owner, the oldest for 20s".into())
     );
-    assert_eq!(finding(&lasting(90)).1, State::Problem);
+    assert_eq!(finding(&lasting(90)).1, Severity::Problem);
     let many = findings(&seen(v1::ClusterStatus { unowned: Some(unowned(25, 90)), ..status() }));
     assert_eq!(many[0].details.len(), 11);
     assert_eq!(many[0].details[0], "demo/web-0 for 1m30s: no worker offers driver openstack");
@@ -150,17 +150,17 @@ fn workers_that_are_gone_ill_or_in_no_ring_are_named() {
     let outside = v1::Worker { member: false, ..worker("w5", v1::Health::Healthy) };
     ill.workers.as_mut().expect("listed").extend([dead, suspect, outside]);
     let (_, state, summary) = finding(&ill);
-    assert_eq!((state, summary.as_str()), (State::Warning, "3 healthy, 1 suspect, 1 dead"));
+    assert_eq!((state, summary.as_str()), (Severity::Warning, "3 healthy, 1 suspect, 1 dead"));
     let found = &findings(&ill)[0];
     assert_eq!(found.details[0], "w3 is dead, last seen 4m10s ago, on h3");
     assert!(found.details[1].ends_with("no session") && found.details[2].contains("in no ring"), "{found:#?}");
     assert!(found.advice.contains(&"rugctl worker get w3".to_owned()));
 
-    let none = Seen { workers: Ok(vec![]), ..seen(status()) };
-    assert_eq!(finding(&none), ("workers", State::Problem, "none is healthy, for 10 appliances".into()));
+    let none = Inspection { workers: Ok(vec![]), ..seen(status()) };
+    assert_eq!(finding(&none), ("workers", Severity::Problem, "none is healthy, for 10 appliances".into()));
     let draining = v1::Worker { draining: true, member: false, ..worker("w1", v1::Health::Healthy) };
-    let leaving = Seen { workers: Ok(vec![draining, worker("w2", v1::Health::Healthy)]), ..seen(status()) };
-    assert_eq!(finding(&leaving), ("workers", State::Ok, "2 healthy, 1 of them draining".into()));
+    let leaving = Inspection { workers: Ok(vec![draining, worker("w2", v1::Health::Healthy)]), ..seen(status()) };
+    assert_eq!(finding(&leaving), ("workers", Severity::Ok, "2 healthy, 1 of them draining".into()));
 }
 
 #[test]
@@ -169,27 +169,31 @@ fn each_other_trouble_is_found_with_what_helps() {
     let frozen =
         v1::Frozen { reason: "3 of 4 workers vanished".into(), since, missing: vec!["w1".into()], missing_count: 1 };
     let paused = v1::Paused { reason: "network work".into(), since, by: "10.0.0.1:5".into() };
-    let cases: [(v1::ClusterStatus, &str, State); 13] = [
-        (v1::ClusterStatus { frozen: Some(frozen), ..status() }, "placement", State::Problem),
-        (v1::ClusterStatus { paused: Some(paused), ..status() }, "placement", State::Warning),
-        (v1::ClusterStatus { waiting: "a new leader reads".into(), ..status() }, "placement", State::Warning),
-        (v1::ClusterStatus { store_problem: "refused".into(), ..status() }, "store", State::Problem),
-        (v1::ClusterStatus { quarantined: 2, suspects: 5, ..status() }, "quarantine", State::Problem),
-        (v1::ClusterStatus { suspects: 5, ..status() }, "quarantine", State::Ok),
-        (v1::ClusterStatus { stalled_moves: 1, ..status() }, "moves", State::Warning),
-        (v1::ClusterStatus { violations: 2, last_violation_time: ago(30), ..status() }, "ownership", State::Problem),
-        (v1::ClusterStatus { violations: 2, last_violation_time: ago(900), ..status() }, "ownership", State::Warning),
+    let cases: [(v1::ClusterStatus, &str, Severity); 13] = [
+        (v1::ClusterStatus { frozen: Some(frozen), ..status() }, "placement", Severity::Problem),
+        (v1::ClusterStatus { paused: Some(paused), ..status() }, "placement", Severity::Warning),
+        (v1::ClusterStatus { waiting: "a new leader reads".into(), ..status() }, "placement", Severity::Warning),
+        (v1::ClusterStatus { store_problem: "refused".into(), ..status() }, "store", Severity::Problem),
+        (v1::ClusterStatus { quarantined: 2, suspects: 5, ..status() }, "quarantine", Severity::Problem),
+        (v1::ClusterStatus { suspects: 5, ..status() }, "quarantine", Severity::Ok),
+        (v1::ClusterStatus { stalled_moves: 1, ..status() }, "moves", Severity::Warning),
+        (v1::ClusterStatus { violations: 2, last_violation_time: ago(30), ..status() }, "ownership", Severity::Problem),
+        (
+            v1::ClusterStatus { violations: 2, last_violation_time: ago(900), ..status() },
+            "ownership",
+            Severity::Warning,
+        ),
         (
             v1::ClusterStatus { phases: HashMap::from([("Error".to_owned(), 1)]), ..status() },
             "appliances",
-            State::Warning,
+            Severity::Warning,
         ),
-        (v1::ClusterStatus { notes: vec!["restored".into()], ..status() }, "notes", State::Warning),
-        (v1::ClusterStatus { time: ago(40), ..status() }, "clocks", State::Warning),
+        (v1::ClusterStatus { notes: vec!["restored".into()], ..status() }, "notes", Severity::Warning),
+        (v1::ClusterStatus { time: ago(40), ..status() }, "clocks", Severity::Warning),
         (
             v1::ClusterStatus { coordination_state: v1::CoordinationState::InDoubt.into(), ..status() },
             "coordination",
-            State::Problem,
+            Severity::Problem,
         ),
     ];
     for (status, name, state) in cases {
@@ -207,15 +211,15 @@ fn each_other_trouble_is_found_with_what_helps() {
 #[test]
 fn one_that_does_not_know_what_is_new_is_not_blamed_for_it() {
     let old = v1::ClusterStatus { unowned: None, time: None, ..status() };
-    assert!(checks::judge(&seen(old)).iter().all(|check| check.state == State::Ok));
+    assert!(checks::judge(&seen(old)).iter().all(|check| check.state == Severity::Ok));
 }
 
 #[test]
 fn the_report_fits_the_terminal_and_ends_with_the_verdict() {
-    let ui = Ui { format: Format::Table, colour: false, progress: false };
+    let ui = Ui { format: OutputFormat::Table, colour: false, progress: false };
     let status = v1::ClusterStatus { unowned: Some(unowned(3, 90)), stalled_moves: 1, ..status() };
     let checks = checks::judge(&seen(status));
-    let report = Report { problems: 1, warnings: 1, checks };
+    let report = DoctorReport { problems: 1, warnings: 1, checks };
     for width in [80, 120] {
         let text = render(&ui, &report, Some(width));
         assert!(text.lines().all(|line| line.chars().count() <= width && line.trim_end() == line), "{text}");
@@ -225,16 +229,17 @@ fn the_report_fits_the_terminal_and_ends_with_the_verdict() {
     }
     let unbroken = render(&ui, &report, None);
     assert_eq!(unbroken.lines().filter(|line| line.starts_with("warning")).count(), 1, "{unbroken}");
-    let calm = Report { problems: 0, warnings: 0, checks: checks::judge(&seen(self::status())) };
+    let calm = DoctorReport { problems: 0, warnings: 0, checks: checks::judge(&seen(self::status())) };
     assert!(render(&ui, &calm, Some(80)).ends_with("\n\nnothing is wrong"));
 }
 
 #[tokio::test]
 async fn nobody_who_answers_is_a_problem_and_not_an_error() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
-    let client = crate::client::Client::new(&format!("http://{free}"), Duration::from_millis(300)).expect("an address");
-    let ui = Ui { format: Format::Json, colour: false, progress: false };
-    let context = Context { client, ui, timeout: Some(Duration::from_millis(300)) };
+    let client =
+        crate::client::AdminClient::new(&format!("http://{free}"), Duration::from_millis(300)).expect("an address");
+    let ui = Ui { format: OutputFormat::Json, colour: false, progress: false };
+    let context = CommandContext { client, ui, timeout: Some(Duration::from_millis(300)) };
     let seen = look(&context).await;
     assert!(seen.servers[0].answer.as_ref().is_err_and(|why| why.starts_with("Connection refused")), "{seen:?}");
     let failure = run(&context).await.expect_err("a problem");

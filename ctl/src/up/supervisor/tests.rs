@@ -7,11 +7,11 @@ use super::*;
 /// Far more than any step takes; only a failing test waits this long.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-struct Bench {
+struct SupervisorTest {
     dir: tempfile::TempDir,
 }
 
-impl Bench {
+impl SupervisorTest {
     fn new() -> Self {
         Self { dir: tempfile::tempdir().expect("a folder") }
     }
@@ -51,7 +51,7 @@ fn quick() -> Policy {
     }
 }
 
-async fn next(supervisor: &mut Supervisor) -> Event {
+async fn next(supervisor: &mut Supervisor) -> ChildEvent {
     tokio::time::timeout(PATIENCE, supervisor.event()).await.expect("something happens")
 }
 
@@ -60,15 +60,15 @@ const STUBBORN: &str = "trap '' TERM; echo ready; while :; do sleep 0.02; done";
 
 #[tokio::test]
 async fn a_child_that_dies_is_started_again_with_growing_pauses_and_then_given_up() {
-    let bench = Bench::new();
+    let bench = SupervisorTest::new();
     let mut supervisor = Supervisor::new(quick());
     supervisor.start(bench.program("w", "echo run; exit 3"));
     let mut pauses = Vec::new();
     let how = loop {
         match next(&mut supervisor).await {
-            Event::Started { .. } => {}
-            Event::Died { pause, .. } => pauses.push(pause.as_millis()),
-            Event::GivenUp { how, .. } => break how,
+            ChildEvent::Started { .. } => {}
+            ChildEvent::Died { pause, .. } => pauses.push(pause.as_millis()),
+            ChildEvent::GivenUp { how, .. } => break how,
         }
     };
     assert_eq!(pauses, [10, 20, 40]);
@@ -79,22 +79,22 @@ async fn a_child_that_dies_is_started_again_with_growing_pauses_and_then_given_u
 
 #[tokio::test]
 async fn a_killed_child_gets_a_new_process() {
-    let bench = Bench::new();
+    let bench = SupervisorTest::new();
     let mut supervisor = Supervisor::new(quick());
     supervisor.start(bench.program("w", OBEDIENT));
-    let Event::Started { pid, .. } = next(&mut supervisor).await else { panic!("not started") };
+    let ChildEvent::Started { pid, .. } = next(&mut supervisor).await else { panic!("not started") };
     signal(pid, Signal::KILL);
-    let Event::Died { how, .. } = next(&mut supervisor).await else { panic!("not dead") };
+    let ChildEvent::Died { how, .. } = next(&mut supervisor).await else { panic!("not dead") };
     assert_eq!(how, "was ended by signal 9");
-    let Event::Started { pid: second, .. } = next(&mut supervisor).await else { panic!("not started again") };
+    let ChildEvent::Started { pid: second, .. } = next(&mut supervisor).await else { panic!("not started again") };
     assert_ne!(pid, second);
     supervisor.stop(pending()).await;
-    assert_eq!(Process::of(second), None);
+    assert_eq!(ProcessIdentity::of(second), None);
 }
 
 #[tokio::test]
 async fn stopping_asks_first_and_removes_the_pid_file() {
-    let bench = Bench::new();
+    let bench = SupervisorTest::new();
     let mut supervisor = Supervisor::new(quick());
     for name in ["a", "b"] {
         supervisor.start(bench.program(name, OBEDIENT));
@@ -112,18 +112,18 @@ async fn stopping_asks_first_and_removes_the_pid_file() {
 
 #[tokio::test]
 async fn a_child_that_does_not_stop_in_time_is_killed() {
-    let bench = Bench::new();
+    let bench = SupervisorTest::new();
     let mut supervisor = Supervisor::new(Policy { stop_grace: Duration::from_millis(50), ..quick() });
     supervisor.start(bench.program("w", STUBBORN));
     bench.written("w", "ready").await;
-    let Event::Started { pid, .. } = next(&mut supervisor).await else { panic!("not started") };
+    let ChildEvent::Started { pid, .. } = next(&mut supervisor).await else { panic!("not started") };
     tokio::time::timeout(PATIENCE, supervisor.stop(pending())).await.expect("bounded");
-    assert_eq!(Process::of(pid), None);
+    assert_eq!(ProcessIdentity::of(pid), None);
 }
 
 #[tokio::test]
 async fn a_second_request_to_stop_does_not_wait_for_the_grace() {
-    let bench = Bench::new();
+    let bench = SupervisorTest::new();
     let mut supervisor = Supervisor::new(quick());
     supervisor.start(bench.program("w", STUBBORN));
     bench.written("w", "ready").await;
@@ -135,17 +135,17 @@ async fn a_second_request_to_stop_does_not_wait_for_the_grace() {
 
 #[tokio::test]
 async fn a_binary_that_is_not_there_is_given_up() {
-    let bench = Bench::new();
+    let bench = SupervisorTest::new();
     let mut supervisor = Supervisor::new(Policy { limit: 1, ..quick() });
     supervisor.start(Program { binary: "/nonexistent/rug-worker".into(), ..bench.program("w", "") });
-    let Event::GivenUp { how, .. } = next(&mut supervisor).await else { panic!("started") };
+    let ChildEvent::GivenUp { how, .. } = next(&mut supervisor).await else { panic!("started") };
     assert!(how.starts_with("cannot be started: /nonexistent/rug-worker: "), "{how}");
     supervisor.stop(pending()).await;
 }
 
 #[tokio::test]
 async fn leftovers_of_a_crash_are_found_and_stopped() {
-    let bench = Bench::new();
+    let bench = SupervisorTest::new();
     let run = bench.dir.path().join("run");
     fs::create_dir(&run).expect("folder");
     let log = bench.dir.path().join("old.log");
@@ -156,10 +156,11 @@ async fn leftovers_of_a_crash_are_found_and_stopped() {
         .spawn()
         .expect("sh");
     bench.written("old", "ready").await;
-    let process = Process::of(child.id().expect("runs")).expect("runs");
+    let process = ProcessIdentity::of(child.id().expect("runs")).expect("runs");
     fs::write(run.join("worker-1.pid"), process.to_line()).expect("file");
     // The same pid in an earlier life, and a file that was not written to the end.
-    fs::write(run.join("worker-2.pid"), Process { start: process.start - 1, ..process }.to_line()).expect("file");
+    fs::write(run.join("worker-2.pid"), ProcessIdentity { start: process.start - 1, ..process }.to_line())
+        .expect("file");
     fs::write(run.join("worker-3.pid"), "12").expect("file");
 
     let found = leftovers(&run);
