@@ -25,7 +25,7 @@ use tracing::{info, warn};
 use crate::api::{COMMAND_QUEUE, History, HistoryError};
 use crate::catalog::Catalog;
 use crate::config::Config;
-use crate::grpc::{self, AdminServices, ForwardLayer, Role, TraceLayer};
+use crate::grpc::{self, AdminServices, ForwardLayer, ServingRole, TraceLayer};
 use crate::leader::{Identity, Inputs};
 use crate::leadership::{self, Terms};
 use crate::metrics::{self, Metrics};
@@ -153,7 +153,7 @@ pub async fn run(mut config: Config) -> Result<(), Failure> {
     let stop = CancellationToken::new();
     let (stopping_in, stopping) = watch::channel(false);
     let (leading_in, leading) = watch::channel(false);
-    let (role_in, role) = watch::channel(Role::Standby(None));
+    let (role_in, role) = watch::channel(ServingRole::Standby(None));
 
     let metrics =
         Metrics::new(&config.name, Arc::clone(&catalog), leading.clone()).map_err(|e| Failure::Other(e.to_string()))?;

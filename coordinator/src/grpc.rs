@@ -32,8 +32,8 @@ use tonic_health::server::HealthReporter;
 use crate::api::{Command, History};
 use crate::catalog::Catalog;
 
-pub use forward::{Forward, ForwardLayer, Role, WAIT};
-pub use incoming::{Connection, Incoming, Peer, incoming};
+pub use forward::{Forward, ForwardLayer, ServingRole, WAIT};
+pub use incoming::{Incoming, IncomingConnection, PeerInfo, incoming};
 pub use trace::{Trace, TraceLayer};
 
 use call::Caller;
@@ -54,7 +54,7 @@ pub const LEADER: &str = "rug.leader";
 /// Builds the services of the admin API.
 pub struct AdminServices {
     caller: Caller,
-    health: Health,
+    health: HealthService,
 }
 
 /// Tells clients and load balancers whether calls make sense. Starts as "not serving".
@@ -64,21 +64,21 @@ pub struct AdminServices {
 /// | `""` and those of `rug.admin.v1` | this coordinator answers calls, itself or by passing them on |
 /// | [`LEADER`] | this coordinator leads |
 #[derive(Clone, Debug)]
-pub struct Health {
+pub struct HealthService {
     reporter: HealthReporter,
 }
 
-impl Health {
+impl HealthService {
     /// Says whether the services answer calls, of a coordinator that leads whenever they do.
     pub async fn set_serving(&self, serving: bool) {
         self.set(serving, serving).await;
     }
 
     /// Says what follows from the role of the coordinator `own`, until nobody tells the role any more.
-    pub async fn follow(&self, own: &CoordinatorId, mut role: watch::Receiver<Role>) {
+    pub async fn follow(&self, own: &CoordinatorId, mut role: watch::Receiver<ServingRole>) {
         loop {
             let seen = role.borrow_and_update().clone();
-            self.set(seen.answers(own), seen == Role::Leading).await;
+            self.set(seen.answers(own), seen == ServingRole::Leading).await;
             if role.changed().await.is_err() {
                 return self.set(false, false).await;
             }
@@ -98,13 +98,13 @@ impl AdminServices {
     /// Services that read `catalog` and `history` and send what changes something to `commands`.
     #[must_use]
     pub fn new(catalog: Arc<Catalog>, commands: mpsc::Sender<Command>, history: Arc<dyn History>) -> Self {
-        let health = Health { reporter: HealthReporter::new() };
+        let health = HealthService { reporter: HealthReporter::new() };
         Self { caller: Caller::new(catalog, commands, history), health }
     }
 
     /// What tells clients whether calls make sense.
     #[must_use]
-    pub fn health(&self) -> Health {
+    pub fn health(&self) -> HealthService {
         self.health.clone()
     }
 
@@ -123,11 +123,15 @@ impl AdminServices {
         let Self { caller, health } = self;
         let mut routes = Routes::builder();
         routes
-            .add_service(api::appliances_server::AppliancesServer::new(appliances::Service::new(caller.clone())))
-            .add_service(api::workers_server::WorkersServer::new(workers::Service::new(caller.clone())))
-            .add_service(api::placement_server::PlacementServer::new(placement::Service::new(caller.clone())))
-            .add_service(api::rebalances_server::RebalancesServer::new(rebalances::Service::new(caller.clone())))
-            .add_service(api::cluster_server::ClusterServer::new(cluster::Service::new(caller)))
+            .add_service(api::appliances_server::AppliancesServer::new(appliances::AppliancesService::new(
+                caller.clone(),
+            )))
+            .add_service(api::workers_server::WorkersServer::new(workers::WorkersService::new(caller.clone())))
+            .add_service(api::placement_server::PlacementServer::new(placement::PlacementService::new(caller.clone())))
+            .add_service(api::rebalances_server::RebalancesServer::new(rebalances::RebalancesService::new(
+                caller.clone(),
+            )))
+            .add_service(api::cluster_server::ClusterServer::new(cluster::ClusterService::new(caller)))
             .add_service(tonic_health::pb::health_server::HealthServer::new(
                 tonic_health::server::HealthService::from_health_reporter(health.reporter),
             ))

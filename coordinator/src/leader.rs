@@ -35,7 +35,7 @@ use crate::catalog::{self, Catalog, Fact};
 use crate::metrics::Metrics;
 use crate::record::{MoveRecord, Record};
 use crate::sessions::{self, Input, Out};
-use crate::store::{self, Store, Write};
+use crate::store::{self, Store, StoreWrite};
 use history::History;
 
 /// Inputs taken before the machine is asked to plan, so that calls that come together are placed together.
@@ -173,7 +173,7 @@ impl<'a> Leader<'a> {
         config.authority = if roster.is_some() { Authority::External } else { Authority::Embedded };
         // Not `highest`: the database may have been swapped for an older copy since that was read.
         let mut notes = members::Notes::found(loaded.former, raised.found, roster.is_some(), highest_seen);
-        let store::Loaded {
+        let store::StoredState {
             former: _,
             records,
             mut statuses,
@@ -234,7 +234,7 @@ impl<'a> Leader<'a> {
             end: None,
         };
         for record in interrupted {
-            this.note("rebalance", vec![Write::PutRebalance(record)]);
+            this.note("rebalance", vec![StoreWrite::PutRebalance(record)]);
         }
         Ok(this)
     }
@@ -331,7 +331,7 @@ impl<'a> Leader<'a> {
                 self.ended_moves.extend(moved);
                 if let Some(record) = put {
                     self.flush_moves();
-                    self.note("rebalance", vec![Write::PutRebalance(record)]);
+                    self.note("rebalance", vec![StoreWrite::PutRebalance(record)]);
                 }
             }
             Action::Quarantined(id, deaths) => {
@@ -352,7 +352,7 @@ impl<'a> Leader<'a> {
         }
     }
 
-    fn note(&mut self, what: &'static str, change: Vec<Write>) {
+    fn note(&mut self, what: &'static str, change: Vec<StoreWrite>) {
         let pending = self.store.submit(change);
         self.writes.push(Box::pin(async move { Written::Note(what, pending.await) }));
     }
@@ -360,7 +360,7 @@ impl<'a> Leader<'a> {
     fn flush_moves(&mut self) {
         if !self.ended_moves.is_empty() {
             let moves = std::mem::take(&mut self.ended_moves);
-            self.note("moves", vec![Write::Moves(moves)]);
+            self.note("moves", vec![StoreWrite::Moves(moves)]);
         }
     }
 
@@ -665,13 +665,14 @@ fn seed(record: &Record) -> Seed {
     }
 }
 
-fn writes(commit: Commit) -> Vec<Write> {
+fn writes(commit: Commit) -> Vec<StoreWrite> {
     let Commit { grants, put_members, remove_members } = commit;
-    let mut writes: Vec<Write> = Vec::new();
-    writes.extend(remove_members.into_iter().map(|(worker, incarnation)| Write::RemoveMember(worker, incarnation)));
-    writes.extend(put_members.into_iter().map(Write::PutMember));
+    let mut writes: Vec<StoreWrite> = Vec::new();
+    writes
+        .extend(remove_members.into_iter().map(|(worker, incarnation)| StoreWrite::RemoveMember(worker, incarnation)));
+    writes.extend(put_members.into_iter().map(StoreWrite::PutMember));
     if !grants.is_empty() {
-        writes.push(Write::Grants(grants));
+        writes.push(StoreWrite::Grants(grants));
     }
     writes
 }

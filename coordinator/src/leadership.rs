@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use crate::api::{Command, CommandError};
 use crate::app::Failure;
 use crate::catalog::Catalog;
-use crate::grpc::Role;
+use crate::grpc::ServingRole;
 use crate::leader::{BeginError, Ended, Identity, Inputs, Leader};
 use crate::metrics::Metrics;
 use crate::opening::Opening;
@@ -253,7 +253,7 @@ async fn resign(leadership: Box<dyn Leadership>) {
 pub async fn tell_role(
     candidate: Arc<dyn Candidate>,
     mut leading: watch::Receiver<bool>,
-    role: watch::Sender<Role>,
+    role: watch::Sender<ServingRole>,
     stopping: CancellationToken,
 ) {
     let mut leader = candidate.leader();
@@ -261,7 +261,7 @@ pub async fn tell_role(
     loop {
         let is = *leading.borrow_and_update();
         let known = leader.borrow_and_update().clone();
-        let now = if is { Role::Leading } else { Role::Standby(known) };
+        let now = if is { ServingRole::Leading } else { ServingRole::Standby(known) };
         role.send_if_modified(|role| {
             let changed = *role != now;
             *role = now;
@@ -273,7 +273,7 @@ pub async fn tell_role(
             changed = leader.changed() => changed.is_ok(),
         };
         if !more {
-            role.send_replace(Role::Stopping);
+            role.send_replace(ServingRole::Stopping);
             return;
         }
     }

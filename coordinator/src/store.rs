@@ -46,15 +46,15 @@ use sea_orm::DatabaseConnection;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use self::batch::Prepared;
-use self::dialect::Target;
+use self::batch::PreparedWrite;
+use self::dialect::DatabaseTarget;
 pub use self::dump::DumpError;
-pub use self::error::{Cause, Error};
-pub use self::load::{Loaded, Unreadable};
+pub use self::error::{Error, OutageCause};
+pub use self::load::{StoredState, Unreadable};
 use self::observations::Observations;
 use self::readers::Readers;
 pub use self::url::shown_url;
-use self::writer::{Command, Submission, Writer};
+use self::writer::{Submission, Writer, WriterCommand};
 use crate::record::{AuditEvent, MoveRecord, RebalanceRecord, Record, RequestRecord};
 
 /// Settings of the store.
@@ -148,7 +148,7 @@ impl Config {
     /// # Errors
     /// [`Error::Url`] or [`Error::Setting`] names the first field that is out of range.
     pub fn validate(&self) -> Result<(), Error> {
-        Target::parse(self)?;
+        DatabaseTarget::parse(self)?;
         let within = |field, ok: bool, reason: &str| {
             if ok { Ok(()) } else { Err(Error::Setting { field, reason: reason.to_owned() }) }
         };
@@ -166,7 +166,7 @@ impl Config {
 
 /// One write; several make a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Write {
+pub enum StoreWrite {
     /// Stores an appliance, new or changed.
     PutAppliance(Record),
     /// Removes an appliance with its status, progress and grant. [`GrantOp::Remove`] does the same.
@@ -191,54 +191,54 @@ pub enum Write {
 /// Waits until a change is durable. Dropping it does not take the change back.
 #[derive(Debug)]
 #[must_use = "nobody may be told of a change before it is stored"]
-pub struct Pending(State);
+pub struct PendingWrite(PendingState);
 
 #[derive(Debug)]
-enum State {
+enum PendingState {
     Waiting(oneshot::Receiver<Result<(), Error>>),
     Refused(Error),
 }
 
-impl Future for Pending {
+impl Future for PendingWrite {
     type Output = Result<(), Error>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
             // The writer ends without an answer only when the runtime is being torn down.
-            State::Waiting(done) => Pin::new(done).poll(context).map(|done| done.unwrap_or(Err(Error::Closed))),
-            State::Refused(error) => Poll::Ready(Err(error.clone())),
+            PendingState::Waiting(done) => Pin::new(done).poll(context).map(|done| done.unwrap_or(Err(Error::Closed))),
+            PendingState::Refused(error) => Poll::Ready(Err(error.clone())),
         }
     }
 }
 
 /// What submitters and the writer share.
 #[derive(Debug, Default)]
-struct Shared {
+struct StoreShared {
     /// The term that changes are submitted in; 0 before the first.
     term: AtomicU64,
     /// That term is over.
     deposed: AtomicBool,
     /// Why the database is away, while it is.
-    outage: Mutex<Option<Cause>>,
+    outage: Mutex<Option<OutageCause>>,
     observations: Mutex<Observations>,
 }
 
-impl Shared {
+impl StoreShared {
     fn observations(&self) -> MutexGuard<'_, Observations> {
         // Nothing panics in between; should it ever, what is left is still a set of observations.
         self.observations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn outage(&self) -> Option<Cause> {
+    fn outage(&self) -> Option<OutageCause> {
         self.outage.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set_outage(&self, cause: Option<Cause>) {
+    fn set_outage(&self, cause: Option<OutageCause>) {
         *self.outage.lock().unwrap_or_else(PoisonError::into_inner) = cause;
     }
 
     /// Notes what the database says by now, if it is away.
-    fn update_outage(&self, cause: &Cause) {
+    fn update_outage(&self, cause: &OutageCause) {
         if let Some(known) = &mut *self.outage.lock().unwrap_or_else(PoisonError::into_inner) {
             known.clone_from(cause);
         }
@@ -249,8 +249,8 @@ impl Shared {
 /// or with the last clone.
 #[derive(Clone, Debug)]
 pub struct Store {
-    commands: mpsc::Sender<Command>,
-    shared: Arc<Shared>,
+    commands: mpsc::Sender<WriterCommand>,
+    shared: Arc<StoreShared>,
     readers: Readers,
 }
 
@@ -258,16 +258,16 @@ impl Store {
     /// Connects, brings the schema up to date and checks that the database can be written. Needs a Tokio runtime.
     ///
     /// # Errors
-    /// [`Error::Url`] and [`Error::Setting`] for the configuration, [`Error::Open`] with its [`Cause`] when the database
+    /// [`Error::Url`] and [`Error::Setting`] for the configuration, [`Error::Open`] with its [`OutageCause`] when the database
     /// cannot be used, [`Error::InUse`] when another process has the file, [`Error::SchemaTooNew`], [`Error::Database`]
     /// when it is no database or damaged.
     pub async fn open(config: &Config) -> Result<Self, Error> {
         config.validate()?;
         // Boxed: with all that sea-orm awaits inside, the types around it nest deeper than the compiler follows.
-        Box::pin(Self::open_target(config, Target::parse(config)?)).await
+        Box::pin(Self::open_target(config, DatabaseTarget::parse(config)?)).await
     }
 
-    async fn open_target(config: &Config, target: Target) -> Result<Self, Error> {
+    async fn open_target(config: &Config, target: DatabaseTarget) -> Result<Self, Error> {
         let open = |doing| {
             let path = target.name().to_owned();
             move |e: sea_orm::DbErr| match dialect::cause(&e) {
@@ -283,7 +283,7 @@ impl Store {
         }
         let readers = target.connect_readers().await.map_err(open("open the store for reading"))?;
         let (commands, receiver) = mpsc::channel(config.queue);
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(StoreShared::default());
         let readers = Readers::new(target.clone(), shared.clone(), readers);
         let writer = Writer::new(target, config.clone(), shared.clone(), receiver, readers.clone(), (db, lock));
         tokio::spawn(writer.run());
@@ -291,7 +291,7 @@ impl Store {
     }
 
     /// Brings the schema up to date and finds out whether the database can be written.
-    async fn prepare(db: &DatabaseConnection, target: &Target) -> Result<(), Error> {
+    async fn prepare(db: &DatabaseConnection, target: &DatabaseTarget) -> Result<(), Error> {
         schema::migrate(db, target).await?;
         // What may not be written opens all the same; a write that is taken back shows it now and not with the first
         // change.
@@ -299,7 +299,7 @@ impl Store {
             let probe = target.begin(db, target.limits(target.statement_timeout())).await?;
             match dialect::lock_chain(&probe).await {
                 // Another leader is at work, or stands still in the middle of it: then it can be written.
-                Err(e) if target.is_server() && dialect::cause(&e) == Some(Cause::Locked) => {}
+                Err(e) if target.is_server() && dialect::cause(&e) == Some(OutageCause::Locked) => {}
                 locked => locked?,
             }
             dialect::rollback(probe).await
@@ -326,9 +326,9 @@ impl Store {
     /// [`Error::Deposed`] names the stored term when that is `term` or a higher one; [`Error::Unavailable`];
     /// [`Error::Corrupt`] names the row that cannot be read; [`Error::TermsExhausted`] when `term` is beyond what can be
     /// stored.
-    pub async fn begin_term(&self, coordinator: &CoordinatorId, term: Term) -> Result<Loaded, Error> {
+    pub async fn begin_term(&self, coordinator: &CoordinatorId, term: Term) -> Result<StoredState, Error> {
         let (reply, answer) = oneshot::channel();
-        let command = Command::Begin { coordinator: coordinator.clone(), term, reply };
+        let command = WriterCommand::Begin { coordinator: coordinator.clone(), term, reply };
         self.commands.send(command).await.map_err(|_| Error::Closed)?;
         answer.await.map_err(|_| Error::Closed)?
     }
@@ -342,26 +342,26 @@ impl Store {
     /// while it is known to be away; [`Error::Conflict`] for this change alone; [`Error::NotLeading`],
     /// [`Error::Deposed`], [`Error::Unresolved`] and [`Error::Closed`] for good. A change whose commit the database did
     /// not answer stays pending until it has told what became of it.
-    pub fn submit(&self, change: Vec<Write>) -> Pending {
+    pub fn submit(&self, change: Vec<StoreWrite>) -> PendingWrite {
         let term = Term::new(self.shared.term.load(Ordering::Acquire));
         if let Some(cause) = self.shared.outage() {
-            return Pending(State::Refused(Error::Unavailable(cause)));
+            return PendingWrite(PendingState::Refused(Error::Unavailable(cause)));
         }
         self.forget_removed(&change);
-        let change = change.into_iter().map(Prepared::from).collect();
+        let change = change.into_iter().map(PreparedWrite::from).collect();
         let (done, waiting) = oneshot::channel();
-        match self.commands.try_send(Command::Change(Submission { term, change, done })) {
-            Ok(()) => Pending(State::Waiting(waiting)),
-            Err(mpsc::error::TrySendError::Full(_)) => Pending(State::Refused(Error::Busy)),
-            Err(mpsc::error::TrySendError::Closed(_)) => Pending(State::Refused(Error::Closed)),
+        match self.commands.try_send(WriterCommand::Change(Submission { term, change, done })) {
+            Ok(()) => PendingWrite(PendingState::Waiting(waiting)),
+            Err(mpsc::error::TrySendError::Full(_)) => PendingWrite(PendingState::Refused(Error::Busy)),
+            Err(mpsc::error::TrySendError::Closed(_)) => PendingWrite(PendingState::Refused(Error::Closed)),
         }
     }
 
-    fn forget_removed(&self, change: &[Write]) {
+    fn forget_removed(&self, change: &[StoreWrite]) {
         for write in change {
             match write {
-                Write::RemoveAppliance(id) => self.shared.observations().forget(*id),
-                Write::Grants(ops) => {
+                StoreWrite::RemoveAppliance(id) => self.shared.observations().forget(*id),
+                StoreWrite::Grants(ops) => {
                     for op in ops {
                         if let GrantOp::Remove { appliance } = op {
                             self.shared.observations().forget(*appliance);
@@ -382,7 +382,7 @@ impl Store {
 
     /// Why the database is away, while it is; changes are refused with it.
     #[must_use]
-    pub fn outage(&self) -> Option<Cause> {
+    pub fn outage(&self) -> Option<OutageCause> {
         self.shared.outage()
     }
 
@@ -443,9 +443,9 @@ impl Store {
     /// # Errors
     /// As [`Store::open`] and [`Store::dump`].
     pub async fn inspect(config: &Config, mut out: impl io::Write) -> Result<(), DumpError> {
-        let target = Target::parse(config)?;
+        let target = DatabaseTarget::parse(config)?;
         if target.path().is_some_and(|path| !path.exists()) {
-            return Err(Error::Open { path: target.name().to_owned(), cause: Cause::CannotOpen }.into());
+            return Err(Error::Open { path: target.name().to_owned(), cause: OutageCause::CannotOpen }.into());
         }
         let db = target.connect_readers().await.map_err(|e| match dialect::cause(&e) {
             Some(cause) => Error::Open { path: target.name().to_owned(), cause },
@@ -460,7 +460,7 @@ impl Store {
     /// Writes what was submitted, then ends the store and its connections. Later submissions are [`Error::Closed`].
     pub async fn close(self) {
         let (reply, done) = oneshot::channel();
-        if self.commands.send(Command::Close(reply)).await.is_ok() {
+        if self.commands.send(WriterCommand::Close(reply)).await.is_ok() {
             let _ = done.await;
         }
     }

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use common::appliance::{Custom, Driver, Kind, Name, Probe, Spec};
 use common::{ApplianceId, CoordinatorId, Generation, Incarnation, Term, Token, WorkerId};
 use coordinator::record::{AuditEvent, Record, RequestRecord};
-use coordinator::store::{Config, Store, Write};
+use coordinator::store::{Config, Store, StoreWrite};
 use coordinator_core::grants::{GrantOp, Granted};
 use sea_orm::sea_query::{Alias, Query};
 use sea_orm::{ConnectionTrait, Database, TransactionTrait};
@@ -149,7 +149,7 @@ async fn floor_of_inserts(dir: &Path, span: Duration) -> Result<()> {
     Ok(())
 }
 
-fn create() -> Result<Vec<Write>> {
+fn create() -> Result<Vec<StoreWrite>> {
     let (id, now) = (ApplianceId::new(Uuid::new_v4()), SystemTime::now());
     let record = Record {
         id,
@@ -185,7 +185,7 @@ fn create() -> Result<Vec<Write>> {
         detail: String::new(),
     };
     let request = RequestRecord { id: Uuid::new_v4(), digest: [0; 16], appliance: id, time: now };
-    Ok(vec![Write::PutAppliance(record), Write::Request(request), Write::Event(event)])
+    Ok(vec![StoreWrite::PutAppliance(record), StoreWrite::Request(request), StoreWrite::Event(event)])
 }
 
 /// `clients` that each create one appliance after the other.
@@ -232,7 +232,7 @@ async fn bulk_grants(store: &Store, term: Term, rounds: u64) -> Result<()> {
             .collect();
         let ops = ops?;
         let began = Instant::now();
-        store.submit(vec![Write::Grants(ops)]).await?;
+        store.submit(vec![StoreWrite::Grants(ops)]).await?;
         times.push(began.elapsed());
     }
     latencies("10,000 grants", times)

@@ -11,8 +11,8 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tonic::{Request, Response, Status};
 
-use super::call::{Caller, Context, MAX_PAGE_BYTES, canonical, fresh_id, request_key, target};
-use super::page::{self, Position};
+use super::call::{CallContext, Caller, MAX_PAGE_BYTES, canonical, fresh_id, request_key, target};
+use super::page::{self, PageStart};
 use super::status;
 use super::wire as to_wire;
 use crate::api::{Change, Changed, Command};
@@ -21,11 +21,11 @@ use crate::catalog::{ApplianceChange, Entry, Filter};
 /// Moves of one appliance that `Explain` shows.
 const EXPLAINED_MOVES: usize = 20;
 
-pub(super) struct Service {
+pub(super) struct AppliancesService {
     caller: Caller,
 }
 
-impl Service {
+impl AppliancesService {
     pub(super) const fn new(caller: Caller) -> Self {
         Self { caller }
     }
@@ -46,12 +46,12 @@ fn gone(target: Target) -> wire::Appliance {
 }
 
 #[tonic::async_trait]
-impl wire::appliances_server::Appliances for Service {
+impl wire::appliances_server::Appliances for AppliancesService {
     async fn create(
         &self,
         request: Request<wire::CreateApplianceRequest>,
     ) -> Result<Response<wire::Appliance>, Status> {
-        let context = Context::of(&request);
+        let context = CallContext::of(&request);
         let mut message = request.into_inner();
         let id = std::mem::take(&mut message.request_id);
         let key = request_key(&id, || canonical("Create", message.clone(), |m| m.appliance.as_mut()))?;
@@ -73,7 +73,7 @@ impl wire::appliances_server::Appliances for Service {
         let message = request.into_inner();
         let size = page::size(message.page_size)?;
         let filter = to_wire::filter(message.filter)?;
-        let position = Position::read(&message.page_token, &filter)?;
+        let position = PageStart::read(&message.page_token, &filter)?;
         Ok(Response::new(self.page(&filter, position, size).await))
     }
 
@@ -81,7 +81,7 @@ impl wire::appliances_server::Appliances for Service {
         &self,
         request: Request<wire::UpdateApplianceRequest>,
     ) -> Result<Response<wire::UpdateApplianceResponse>, Status> {
-        let context = Context::of(&request);
+        let context = CallContext::of(&request);
         let mut message = request.into_inner();
         let id = std::mem::take(&mut message.request_id);
         let key = request_key(&id, || canonical("Update", message.clone(), |m| m.appliance.as_mut()))?;
@@ -99,7 +99,7 @@ impl wire::appliances_server::Appliances for Service {
         &self,
         request: Request<wire::DeleteApplianceRequest>,
     ) -> Result<Response<wire::Appliance>, Status> {
-        let context = Context::of(&request);
+        let context = CallContext::of(&request);
         let mut message = request.into_inner();
         let id = std::mem::take(&mut message.request_id);
         let key = request_key(&id, || canonical("Delete", message.clone(), |_| None))?;
@@ -118,7 +118,7 @@ impl wire::appliances_server::Appliances for Service {
         &self,
         request: Request<wire::RebuildApplianceRequest>,
     ) -> Result<Response<wire::Appliance>, Status> {
-        let context = Context::of(&request);
+        let context = CallContext::of(&request);
         let mut message = request.into_inner();
         let id = std::mem::take(&mut message.request_id);
         let key = request_key(&id, || canonical("Rebuild", message.clone(), |_| None))?;
@@ -129,7 +129,7 @@ impl wire::appliances_server::Appliances for Service {
     }
 
     async fn check(&self, request: Request<wire::CheckApplianceRequest>) -> Result<Response<wire::Appliance>, Status> {
-        let context = Context::of(&request);
+        let context = CallContext::of(&request);
         let entry = self.caller.find(request.into_inner().appliance)?;
         let id = entry.record.id;
         let checked = self.caller.ask(&context, |reply| Command::Check { appliance: id, reply }).await?;
@@ -156,7 +156,7 @@ impl wire::appliances_server::Appliances for Service {
         &self,
         request: Request<wire::ExplainApplianceRequest>,
     ) -> Result<Response<wire::ExplainApplianceResponse>, Status> {
-        let context = Context::of(&request);
+        let context = CallContext::of(&request);
         let entry = self.caller.find(request.into_inner().appliance)?;
         let id = entry.record.id;
         let explained = self.caller.ask(&context, |reply| Command::Explain { appliance: id, reply }).await?;
@@ -177,9 +177,9 @@ impl wire::appliances_server::Appliances for Service {
     }
 }
 
-impl Service {
+impl AppliancesService {
     /// One page, of at most `size` appliances and about 3 MiB.
-    async fn page(&self, filter: &Filter, position: Option<Position>, size: usize) -> wire::ListAppliancesResponse {
+    async fn page(&self, filter: &Filter, position: Option<PageStart>, size: usize) -> wire::ListAppliancesResponse {
         let catalog = &self.caller.catalog;
         let (mut from, counted) = position.map_or((None, None), |p| (Some(p.after), Some(p.total)));
         // Only the first page of a list with conditions has to look at everything.
@@ -214,7 +214,7 @@ impl Service {
         }
         let shown = appliances.len();
         let more = (shown < found.len()).then(|| shown.checked_sub(1).and_then(|last| found.get(last))).flatten();
-        let next_page_token = more.map(|last| Position { after: last.key(), total }.token(filter)).unwrap_or_default();
+        let next_page_token = more.map(|last| PageStart { after: last.key(), total }.token(filter)).unwrap_or_default();
         wire::ListAppliancesResponse { appliances, next_page_token, total_size: total }
     }
 }

@@ -14,7 +14,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
 use uuid::Uuid;
 
-use super::{Peer, forward, status};
+use super::{PeerInfo, forward, status};
 use crate::api::{Change, Changed, Command, CommandError, History, MAX_REASON, Mutation, Operator, Reply, RequestKey};
 use crate::catalog::{Catalog, Entry};
 
@@ -36,14 +36,14 @@ pub(super) struct Caller {
 }
 
 /// What is known of a call besides its message.
-pub(super) struct Context {
+pub(super) struct CallContext {
     deadline: Instant,
     actor: String,
 }
 
-impl Context {
+impl CallContext {
     pub(super) fn of<T>(request: &Request<T>) -> Self {
-        let actor = forward::actor(request.extensions().get::<Peer>(), request.metadata().as_ref());
+        let actor = forward::actor(request.extensions().get::<PeerInfo>(), request.metadata().as_ref());
         Self { deadline: Instant::now() + allowed(request.metadata()), actor }
     }
 }
@@ -56,7 +56,7 @@ impl Caller {
     /// Asks the runner and waits for its answer, at most until the deadline.
     pub(super) async fn ask<T>(
         &self,
-        context: &Context,
+        context: &CallContext,
         command: impl FnOnce(Reply<T>) -> Command,
     ) -> Result<Result<T, CommandError>, Status> {
         let (reply, answer) = oneshot::channel();
@@ -70,7 +70,7 @@ impl Caller {
     /// Has a change made, waiting its turn behind another one of the same appliance.
     pub(super) async fn change(
         &self,
-        context: Context,
+        context: CallContext,
         change: Change,
         validate_only: bool,
         request: Option<RequestKey>,
@@ -103,7 +103,7 @@ pub(super) fn target(reference: Option<wire::ApplianceRef>) -> Result<Target, St
 }
 
 /// Reads an operator's reason; control characters would reach terminals and logs.
-pub(super) fn operator(context: &Context, reason: String) -> Result<Operator, Status> {
+pub(super) fn operator(context: &CallContext, reason: String) -> Result<Operator, Status> {
     if reason.len() > MAX_REASON || reason.contains(char::is_control) {
         let problem = format!("has at most {MAX_REASON} bytes and no control characters");
         return Err(status::invalid(&[FieldViolation::new("reason", problem)]));

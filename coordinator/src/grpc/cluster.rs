@@ -21,11 +21,11 @@ use crate::catalog::Catalog;
 /// Shortest time between two answers of a watch.
 const PACE: Duration = Duration::from_millis(250);
 
-pub(super) struct Service {
+pub(super) struct ClusterService {
     caller: Caller,
 }
 
-impl Service {
+impl ClusterService {
     pub(super) const fn new(caller: Caller) -> Self {
         Self { caller }
     }
@@ -37,7 +37,7 @@ fn state(catalog: &Catalog) -> Result<wire::ClusterStatus, Status> {
 }
 
 #[tonic::async_trait]
-impl wire::cluster_server::Cluster for Service {
+impl wire::cluster_server::Cluster for ClusterService {
     async fn status(
         &self,
         _request: Request<wire::ClusterStatusRequest>,
@@ -54,7 +54,7 @@ impl wire::cluster_server::Cluster for Service {
         let changes = catalog.watch_cluster();
         // Nothing to show yet is an answer to the call, not the end of a stream.
         let first = state(&catalog)?;
-        let watch = Watch { catalog, changes, said: first.clone(), not_before: Instant::now() + PACE };
+        let watch = ClusterWatch { catalog, changes, said: first.clone(), not_before: Instant::now() + PACE };
         let rest = stream::unfold(Some(watch), |watch| async {
             let mut watch = watch?;
             match watch.next().await {
@@ -67,14 +67,14 @@ impl wire::cluster_server::Cluster for Service {
 }
 
 /// One watch, and what it said last.
-struct Watch {
+struct ClusterWatch {
     catalog: Arc<Catalog>,
     changes: watch::Receiver<()>,
     said: wire::ClusterStatus,
     not_before: Instant,
 }
 
-impl Watch {
+impl ClusterWatch {
     /// The next state that differs.
     async fn next(&mut self) -> Result<wire::ClusterStatus, Status> {
         loop {

@@ -38,7 +38,7 @@ use tower::{Layer, Service, ServiceExt};
 use tracing::debug;
 
 use super::call::{DEFAULT, LONGEST, parse_timeout};
-use super::{Peer, status};
+use super::{PeerInfo, status};
 
 /// Which coordinator passed a call on. A call that has it is never passed on again.
 pub(super) const FORWARDED_BY: HeaderName = HeaderName::from_static("rug-forwarded-by");
@@ -65,7 +65,7 @@ const MAX_CALLER: usize = 200;
 
 /// What this coordinator is, as far as calls are concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Role {
+pub enum ServingRole {
     /// It leads, its term is raised, and its catalog is loaded: it answers calls.
     Leading,
     /// It stands by. Who leads, as far as is known; also this coordinator itself, when it is elected and not ready yet.
@@ -74,7 +74,7 @@ pub enum Role {
     Stopping,
 }
 
-impl Role {
+impl ServingRole {
     /// Whether a call that came to `own` would be answered, here or by another.
     #[must_use]
     pub fn answers(&self, own: &CoordinatorId) -> bool {
@@ -88,13 +88,13 @@ impl Role {
 
 /// Passes admin calls on while this coordinator does not lead. Goes inside of [`TraceLayer`](super::TraceLayer).
 #[derive(Clone, Debug)]
-pub struct ForwardLayer(Arc<Shared>);
+pub struct ForwardLayer(Arc<Forwarder>);
 
 impl ForwardLayer {
     /// A layer for the coordinator `own`, whose role is told by `role`. Connections to the leader are made with `tls`.
     #[must_use]
-    pub fn new(own: CoordinatorId, role: watch::Receiver<Role>, tls: Option<ClientTls>) -> Self {
-        Self(Arc::new(Shared { own, role, tls, connection: Mutex::default() }))
+    pub fn new(own: CoordinatorId, role: watch::Receiver<ServingRole>, tls: Option<ClientTls>) -> Self {
+        Self(Arc::new(Forwarder { own, role, tls, connection: Mutex::default() }))
     }
 }
 
@@ -110,7 +110,7 @@ impl<S> Layer<S> for ForwardLayer {
 #[derive(Clone, Debug)]
 pub struct Forward<S> {
     inner: S,
-    shared: Arc<Shared>,
+    shared: Arc<Forwarder>,
 }
 
 impl<S, B> Service<Request<Body>> for Forward<S>
@@ -133,7 +133,7 @@ where
             return self.inner.call(request).map(|answer| answer.map(|a| a.map(Body::new))).boxed();
         }
         let shared = Arc::clone(&self.shared);
-        if *shared.role.borrow() == Role::Leading {
+        if *shared.role.borrow() == ServingRole::Leading {
             let answer = self.inner.call(request);
             return async move { Ok(shared.ours(answer.await?)) }.boxed();
         }
@@ -160,21 +160,21 @@ enum Where {
     There(Leader),
 }
 
-struct Shared {
+struct Forwarder {
     own: CoordinatorId,
-    role: watch::Receiver<Role>,
+    role: watch::Receiver<ServingRole>,
     tls: Option<ClientTls>,
     /// To the leader's address. Kept while the address is the same: it makes a new connection when one is lost.
     connection: Mutex<Option<(String, Channel)>>,
 }
 
-impl fmt::Debug for Shared {
+impl fmt::Debug for Forwarder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("own", &self.own).field("role", &*self.role.borrow()).finish_non_exhaustive()
+        f.debug_struct("Forwarder").field("own", &self.own).field("role", &*self.role.borrow()).finish_non_exhaustive()
     }
 }
 
-impl Shared {
+impl Forwarder {
     /// Who is to answer a call with these headers; waits for an election to end.
     async fn find(&self, headers: &HeaderMap, limit: &Limit) -> Result<Where, Status> {
         let until = limit.answer_by.min(Instant::now() + WAIT);
@@ -182,14 +182,14 @@ impl Shared {
         loop {
             let seen = role.borrow_and_update().clone();
             match seen {
-                Role::Leading => return Ok(Where::Here),
-                Role::Stopping => return Err(status::stopping()),
-                Role::Standby(Some(leader)) if leader.id != self.own => {
+                ServingRole::Leading => return Ok(Where::Here),
+                ServingRole::Stopping => return Err(status::stopping()),
+                ServingRole::Standby(Some(leader)) if leader.id != self.own => {
                     let nowhere = headers.contains_key(FORWARDED_BY) || leader.address.is_empty();
                     return if nowhere { Err(status::not_leading(Some(&leader))) } else { Ok(Where::There(leader)) };
                 }
                 // Nobody yet; or this coordinator, about to lead.
-                Role::Standby(_) => {}
+                ServingRole::Standby(_) => {}
             }
             match timeout_at(until, role.changed()).await {
                 Ok(Ok(())) => {}
@@ -205,7 +205,7 @@ impl Shared {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        answer.map(|body| Body::new(Answer::new(Body::new(body), None, self.role.clone())))
+        answer.map(|body| Body::new(RoleBoundBody::new(Body::new(body), None, self.role.clone())))
     }
 
     /// Has the leader answer a call.
@@ -225,7 +225,7 @@ impl Shared {
             _ = replaced => return Err(status::leader_unreachable(&leader, "another one leads now")),
         };
         let answer = answer.map_err(|e| unreachable(&e))?;
-        let body = |body| Body::new(Answer::new(body, Some(leader.clone()), self.role.clone()));
+        let body = |body| Body::new(RoleBoundBody::new(body, Some(leader.clone()), self.role.clone()));
         Ok(answer.map(body))
     }
 
@@ -266,7 +266,7 @@ impl Shared {
         }
         // What the client itself may have put there is worth nothing.
         headers.remove(FORWARDED_FOR);
-        let peer = parts.extensions.get::<Peer>().and_then(|peer| HeaderValue::from_str(&peer.to_string()).ok());
+        let peer = parts.extensions.get::<PeerInfo>().and_then(|peer| HeaderValue::from_str(&peer.to_string()).ok());
         if let Some(peer) = peer {
             headers.insert(FORWARDED_FOR, peer);
         }
@@ -277,9 +277,9 @@ impl Shared {
 
 /// The caller of a call, for the audit trail: who is connected, and when that is a coordinator that passes the call on,
 /// whom it names. Anybody may claim to be one, which is why whoever is connected is named in any case.
-pub(super) fn actor(peer: Option<&Peer>, headers: &HeaderMap) -> String {
+pub(super) fn actor(peer: Option<&PeerInfo>, headers: &HeaderMap) -> String {
     let text = |name: &HeaderName| headers.get(name).and_then(|v| v.to_str().ok());
-    let peer = peer.map_or_else(|| "local".to_owned(), Peer::to_string);
+    let peer = peer.map_or_else(|| "local".to_owned(), PeerInfo::to_string);
     let Some(by) = text(&FORWARDED_BY).and_then(|by| CoordinatorId::new(by).ok()) else { return peer };
     match text(&FORWARDED_FOR).filter(|caller| caller.len() <= MAX_CALLER) {
         Some(caller) => format!("{caller} by way of {by} ({peer})"),
@@ -317,27 +317,27 @@ impl Limit {
 
 /// Whether answers of `leader` (`None`: of this coordinator) still count in a role. While nobody is known to lead they
 /// do: that may be this coordinator's ignorance, and a leader that stops leading ends its answers itself.
-fn from(role: &Role, leader: Option<&Leader>) -> bool {
+fn from(role: &ServingRole, leader: Option<&Leader>) -> bool {
     match (role, leader) {
-        (Role::Leading, None) | (Role::Standby(None), Some(_)) => true,
-        (Role::Standby(Some(leads)), Some(leader)) => leads == leader,
+        (ServingRole::Leading, None) | (ServingRole::Standby(None), Some(_)) => true,
+        (ServingRole::Standby(Some(leads)), Some(leader)) => leads == leader,
         _ => false,
     }
 }
 
 /// An answer on its way to the client.
-struct Answer {
+struct RoleBoundBody {
     body: Body,
     /// Whose it is; `None` for this coordinator.
     leader: Option<Leader>,
-    role: watch::Receiver<Role>,
+    role: watch::Receiver<ServingRole>,
     /// Made when there is nothing to send for the first time, which is never for most calls.
-    changes: Option<WatchStream<Role>>,
+    changes: Option<WatchStream<ServingRole>>,
     over: bool,
 }
 
-impl Answer {
-    fn new(body: Body, leader: Option<Leader>, role: watch::Receiver<Role>) -> Self {
+impl RoleBoundBody {
+    fn new(body: Body, leader: Option<Leader>, role: watch::Receiver<ServingRole>) -> Self {
         Self { body, leader, role, changes: None, over: false }
     }
 
@@ -354,7 +354,7 @@ impl Answer {
     }
 }
 
-impl http_body::Body for Answer {
+impl http_body::Body for RoleBoundBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -375,7 +375,9 @@ impl http_body::Body for Answer {
         loop {
             match changes.poll_next_unpin(cx) {
                 Poll::Ready(Some(role)) if from(&role, this.leader.as_ref()) => {}
-                Poll::Ready(Some(Role::Stopping)) => return Poll::Ready(Some(Ok(this.end(&status::stopping())))),
+                Poll::Ready(Some(ServingRole::Stopping)) => {
+                    return Poll::Ready(Some(Ok(this.end(&status::stopping()))));
+                }
                 Poll::Ready(Some(_)) => return Poll::Ready(Some(Ok(this.end(&status::leader_changed())))),
                 // Nobody tells the role any more: this process ends, and its connections with it.
                 Poll::Ready(None) | Poll::Pending => return Poll::Pending,

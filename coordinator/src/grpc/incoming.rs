@@ -38,14 +38,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Who is at the other end of a connection. An extension of every request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Peer {
+pub struct PeerInfo {
     /// Where it is.
     pub address: SocketAddr,
     /// Whom its certificate names; `None` without TLS.
     pub identity: Option<Arc<Identity>>,
 }
 
-impl fmt::Display for Peer {
+impl fmt::Display for PeerInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.identity {
             Some(identity) => {
@@ -71,12 +71,12 @@ pub fn incoming(listener: TcpListener, tls: Option<ServerTls>) -> Incoming {
 /// See [`incoming`].
 #[derive(Debug)]
 pub struct Incoming {
-    connections: mpsc::Receiver<Connection>,
+    connections: mpsc::Receiver<IncomingConnection>,
     task: AbortHandle,
 }
 
 impl Stream for Incoming {
-    type Item = io::Result<Connection>;
+    type Item = io::Result<IncomingConnection>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.connections.poll_recv(cx).map(|connection| connection.map(Ok))
@@ -89,7 +89,7 @@ impl Drop for Incoming {
     }
 }
 
-async fn accept(listener: TcpListener, tls: Option<ServerTls>, out: mpsc::Sender<Connection>) {
+async fn accept(listener: TcpListener, tls: Option<ServerTls>, out: mpsc::Sender<IncomingConnection>) {
     let mut handshakes = Handshakes::default();
     let mut chores = JoinSet::new();
     if let Some(tls) = tls.clone() {
@@ -117,7 +117,8 @@ async fn accept(listener: TcpListener, tls: Option<ServerTls>, out: mpsc::Sender
         }
         match &tls {
             None => {
-                let connection = Connection { io: Io::Plain(stream), peer: Peer { address, identity: None } };
+                let connection =
+                    IncomingConnection { io: Io::Plain(stream), peer: PeerInfo { address, identity: None } };
                 if out.send(connection).await.is_err() {
                     return;
                 }
@@ -147,16 +148,16 @@ async fn shake(
     tls: ServerTls,
     stream: TcpStream,
     address: SocketAddr,
-    out: mpsc::Sender<Connection>,
+    out: mpsc::Sender<IncomingConnection>,
     hush: Arc<Mutex<Hush>>,
 ) {
     let shaken = async {
         match tls.accept(stream).await {
             Ok(Accepted { stream, peer }) => {
-                let peer = Peer { address, identity: Some(peer) };
+                let peer = PeerInfo { address, identity: Some(peer) };
                 debug!(%peer, "connected");
                 // Fails only when the server stops.
-                let _ = out.send(Connection { io: Io::Tls(Box::new(stream)), peer }).await;
+                let _ = out.send(IncomingConnection { io: Io::Tls(Box::new(stream)), peer }).await;
             }
             Err(refused) if refused.said_nothing() => debug!(peer = %address, "connected and hung up"),
             Err(refused) => {
@@ -242,9 +243,9 @@ impl Hush {
 
 /// One connection.
 #[derive(Debug)]
-pub struct Connection {
+pub struct IncomingConnection {
     io: Io,
-    peer: Peer,
+    peer: PeerInfo,
 }
 
 #[derive(Debug)]
@@ -253,15 +254,15 @@ enum Io {
     Tls(Box<ServerStream>),
 }
 
-impl Connected for Connection {
-    type ConnectInfo = Peer;
+impl Connected for IncomingConnection {
+    type ConnectInfo = PeerInfo;
 
-    fn connect_info(&self) -> Peer {
+    fn connect_info(&self) -> PeerInfo {
         self.peer.clone()
     }
 }
 
-impl AsyncRead for Connection {
+impl AsyncRead for IncomingConnection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut self.io {
             Io::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
@@ -270,7 +271,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl AsyncWrite for IncomingConnection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.io {
             Io::Plain(stream) => Pin::new(stream).poll_write(cx, buf),

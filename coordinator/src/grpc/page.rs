@@ -26,7 +26,7 @@ pub(super) fn size(size: i32) -> Result<usize, Status> {
 
 /// Where a page of appliances begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Position {
+pub(super) struct PageStart {
     /// Last entry of the page before.
     pub(super) after: Key,
     /// Matches on all pages, as counted for the first one: counting again for each page would make a walk through all
@@ -34,7 +34,7 @@ pub(super) struct Position {
     pub(super) total: u64,
 }
 
-impl Position {
+impl PageStart {
     pub(super) fn token(&self, filter: &Filter) -> String {
         seal(&format!("{}/{}/{}/{}", digest(filter), self.total, self.after.0, self.after.1))
     }
@@ -101,16 +101,16 @@ mod tests {
     #[test]
     fn a_token_reads_back_and_only_with_its_filter() {
         let filter = Filter { tenant: Some(name("a")), ..Filter::default() };
-        let position = Position { after: (name("a"), name("web-1")), total: 17 };
+        let position = PageStart { after: (name("a"), name("web-1")), total: 17 };
         let token = position.token(&filter);
-        assert_eq!(Position::read(&token, &filter).expect("just made"), Some(position));
-        assert!(Position::read(&token, &Filter::default()).is_err());
+        assert_eq!(PageStart::read(&token, &filter).expect("just made"), Some(position));
+        assert!(PageStart::read(&token, &Filter::default()).is_err());
     }
 
     #[test]
     fn odd_tokens_are_refused_and_never_panic() {
         for token in ["x", "zz", "ä", "61", "612f622f63", &"00".repeat(600)] {
-            assert!(Position::read(token, &Filter::default()).is_err(), "{token:?}");
+            assert!(PageStart::read(token, &Filter::default()).is_err(), "{token:?}");
         }
     }
 

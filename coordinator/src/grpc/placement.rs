@@ -5,7 +5,7 @@ use common::ring::position;
 use proto::admin::v1 as wire;
 use tonic::{Request, Response, Status};
 
-use super::call::{Caller, Context, operator};
+use super::call::{CallContext, Caller, operator};
 use super::status;
 use super::wire as to_wire;
 use crate::api::{Command, Reply};
@@ -19,18 +19,18 @@ const MAX_KEY: usize = 4096;
 /// Points of the ring in one answer: what fits into a message.
 const MAX_POINTS: usize = 50_000;
 
-pub(super) struct Service {
+pub(super) struct PlacementService {
     caller: Caller,
 }
 
-impl Service {
+impl PlacementService {
     pub(super) const fn new(caller: Caller) -> Self {
         Self { caller }
     }
 }
 
 #[tonic::async_trait]
-impl wire::placement_server::Placement for Service {
+impl wire::placement_server::Placement for PlacementService {
     async fn locate(&self, request: Request<wire::LocateRequest>) -> Result<Response<wire::LocateResponse>, Status> {
         use wire::locate_request::What;
         let message = request.into_inner();
@@ -93,7 +93,7 @@ impl wire::placement_server::Placement for Service {
         &self,
         request: Request<wire::PausePlacementRequest>,
     ) -> Result<Response<wire::PlacementState>, Status> {
-        let context = Context::of(&request);
+        let context = CallContext::of(&request);
         let asked = operator(&context, request.into_inner().reason)?;
         self.have_done(&context, |reply| Command::Pause { request: asked, reply }).await
     }
@@ -102,17 +102,17 @@ impl wire::placement_server::Placement for Service {
         &self,
         request: Request<wire::ResumePlacementRequest>,
     ) -> Result<Response<wire::PlacementState>, Status> {
-        let context = Context::of(&request);
+        let context = CallContext::of(&request);
         let asked = operator(&context, String::new())?;
         self.have_done(&context, |reply| Command::Resume { request: asked, reply }).await
     }
 }
 
-impl Service {
+impl PlacementService {
     /// Has the leader do something about planning, and says how it is afterwards.
     async fn have_done(
         &self,
-        context: &Context,
+        context: &CallContext,
         command: impl FnOnce(Reply<()>) -> Command,
     ) -> Result<Response<wire::PlacementState>, Status> {
         self.caller.ask(context, command).await?.map_err(|e| status::from_command(&e))?;

@@ -16,18 +16,18 @@ use super::wire as to_wire;
 use super::{page, status};
 use crate::api::RebalanceView;
 
-pub(super) struct Service {
+pub(super) struct RebalancesService {
     caller: Caller,
 }
 
-impl Service {
+impl RebalancesService {
     pub(super) const fn new(caller: Caller) -> Self {
         Self { caller }
     }
 }
 
 #[tonic::async_trait]
-impl wire::rebalances_server::Rebalances for Service {
+impl wire::rebalances_server::Rebalances for RebalancesService {
     async fn list(
         &self,
         request: Request<wire::ListRebalancesRequest>,

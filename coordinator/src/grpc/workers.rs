@@ -13,7 +13,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tonic::{Request, Response, Status};
 
-use super::call::{Caller, Context, operator};
+use super::call::{CallContext, Caller, operator};
 use super::wire as to_wire;
 use super::{page, status};
 use crate::api::Command;
@@ -24,11 +24,11 @@ use wire::worker_event::Type as Kind;
 /// each change.
 const COUNTS_EVERY: Duration = Duration::from_secs(1);
 
-pub(super) struct Service {
+pub(super) struct WorkersService {
     caller: Caller,
 }
 
-impl Service {
+impl WorkersService {
     pub(super) const fn new(caller: Caller) -> Self {
         Self { caller }
     }
@@ -39,7 +39,7 @@ fn worker_id(field: &str, text: &str) -> Result<WorkerId, Status> {
 }
 
 #[tonic::async_trait]
-impl wire::workers_server::Workers for Service {
+impl wire::workers_server::Workers for WorkersService {
     async fn list(
         &self,
         request: Request<wire::ListWorkersRequest>,
@@ -68,11 +68,11 @@ impl wire::workers_server::Workers for Service {
     type WatchStream = BoxStream<'static, Result<wire::WorkerEvent, Status>>;
 
     async fn watch(&self, _request: Request<wire::WatchWorkersRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        Ok(Response::new(Watch::stream(Arc::clone(&self.caller.catalog)).boxed()))
+        Ok(Response::new(WorkersWatch::stream(Arc::clone(&self.caller.catalog)).boxed()))
     }
 
     async fn evict(&self, request: Request<wire::EvictWorkerRequest>) -> Result<Response<wire::Worker>, Status> {
-        let context = Context::of(&request);
+        let context = CallContext::of(&request);
         let message = request.into_inner();
         let id = worker_id("id", &message.id)?;
         let asked = operator(&context, message.reason)?;
@@ -90,7 +90,7 @@ impl wire::workers_server::Workers for Service {
 }
 
 /// One watch: events that are due, and what its client knows of the counts.
-struct Watch {
+struct WorkersWatch {
     catalog: Arc<Catalog>,
     changes: Receiver<WorkerChange>,
     counts: BTreeMap<WorkerId, PhaseCounts>,
@@ -104,7 +104,7 @@ fn event(kind: Kind, worker: Option<wire::Worker>) -> wire::WorkerEvent {
     wire::WorkerEvent { r#type: kind.into(), worker }
 }
 
-impl Watch {
+impl WorkersWatch {
     fn stream(catalog: Arc<Catalog>) -> impl futures::Stream<Item = Result<wire::WorkerEvent, Status>> + Send {
         let (workers, changes) = catalog.watch_workers();
         let mut due: VecDeque<_> =

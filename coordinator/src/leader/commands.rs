@@ -14,7 +14,7 @@ use crate::api::{
     MAX_UNOWNED, Mutation, Outcome, Reply, UnownedAppliance, UnownedView,
 };
 use crate::catalog::{Fact, Prepared, RingView};
-use crate::store::Write;
+use crate::store::StoreWrite;
 
 /// Answers a command that comes while the leader stops.
 pub(super) fn refuse(command: Command) {
@@ -53,10 +53,10 @@ impl Leader<'_> {
             Ok(Prepared::Write(write)) => {
                 let mut change = Vec::with_capacity(3);
                 if let Some(record) = write.record() {
-                    change.push(Write::PutAppliance(record.as_ref().clone()));
-                    change.push(Write::Event(write.audit().clone()));
+                    change.push(StoreWrite::PutAppliance(record.as_ref().clone()));
+                    change.push(StoreWrite::Event(write.audit().clone()));
                 }
-                change.extend(write.request().cloned().map(Write::Request));
+                change.extend(write.request().cloned().map(StoreWrite::Request));
                 let pending = self.store.submit(change);
                 let write = Box::new(write);
                 self.writes.push(Box::pin(async move {

@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 use super::{Ended, Leader};
 use crate::api::{CommandError, FrozenView, Operator, PausedView, Reply};
 use crate::record::AuditEvent;
-use crate::store::{Unreadable, Write};
+use crate::store::{StoreWrite, Unreadable};
 
 /// Contradictions that are shown; older ones stand in the log.
 const VIOLATIONS: usize = 10;
@@ -203,7 +203,7 @@ impl Leader<'_> {
             subject: subject.to_owned(),
             detail: request.reason.clone(),
         };
-        self.note("audit event", vec![Write::Event(event)]);
+        self.note("audit event", vec![StoreWrite::Event(event)]);
     }
 
     pub(super) fn frozen_view(&self, now: Timestamp) -> Option<FrozenView> {

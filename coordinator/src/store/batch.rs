@@ -11,11 +11,11 @@ use sea_orm::entity::prelude::*;
 use sea_orm::sea_query::OnConflict;
 use sea_orm::{ActiveModelTrait, ConnectionTrait, IntoActiveModel, Iterable, PrimaryKeyToColumn, Set};
 
-use super::Write;
+use super::StoreWrite;
 use super::entities::{
     appliances, events, grants, leadership, members, moves, progress, rebalances, requests, statuses, workers,
 };
-use super::ledger::{self, LogPacker, Place};
+use super::ledger::{self, LogPacker, LogPosition};
 use super::load::{self, Keep};
 use super::rows;
 use crate::record::MoveRecord;
@@ -25,9 +25,9 @@ const ROWS: usize = 512;
 /// Bytes of long texts per statement, about: well below the 16 MiB of one packet that MariaDB takes by default.
 const BYTES: usize = 2 * 1024 * 1024;
 
-/// A [`Write`] with its rows made, so that this work is done by the many who submit and not by the one who writes.
+/// A [`StoreWrite`] with its rows made, so that this work is done by the many who submit and not by the one who writes.
 #[derive(Debug)]
-pub(super) enum Prepared {
+pub(super) enum PreparedWrite {
     PutAppliance(Box<appliances::Model>),
     RemoveAppliance(ApplianceId),
     Grants(Vec<GrantOp>),
@@ -39,26 +39,26 @@ pub(super) enum Prepared {
     Request(requests::Model),
 }
 
-impl From<Write> for Prepared {
-    fn from(write: Write) -> Self {
+impl From<StoreWrite> for PreparedWrite {
+    fn from(write: StoreWrite) -> Self {
         match write {
-            Write::PutAppliance(record) => Self::PutAppliance(Box::new(rows::from_record(&record))),
-            Write::RemoveAppliance(id) => Self::RemoveAppliance(id),
-            Write::Grants(ops) => Self::Grants(ops),
-            Write::PutMember(member) => Self::PutMember(rows::from_member(&member)),
-            Write::RemoveMember(worker, incarnation) => Self::RemoveMember {
+            StoreWrite::PutAppliance(record) => Self::PutAppliance(Box::new(rows::from_record(&record))),
+            StoreWrite::RemoveAppliance(id) => Self::RemoveAppliance(id),
+            StoreWrite::Grants(ops) => Self::Grants(ops),
+            StoreWrite::PutMember(member) => Self::PutMember(rows::from_member(&member)),
+            StoreWrite::RemoveMember(worker, incarnation) => Self::RemoveMember {
                 worker: worker.as_str().to_owned(),
                 incarnation: rows::incarnation_text(incarnation),
             },
-            Write::PutRebalance(record) => Self::PutRebalance(Box::new(rows::from_rebalance(&record))),
-            Write::Moves(moves) => Self::Moves(moves),
-            Write::Event(event) => Self::Event(Box::new(rows::from_event(&event))),
-            Write::Request(request) => Self::Request(rows::from_request(&request)),
+            StoreWrite::PutRebalance(record) => Self::PutRebalance(Box::new(rows::from_rebalance(&record))),
+            StoreWrite::Moves(moves) => Self::Moves(moves),
+            StoreWrite::Event(event) => Self::Event(Box::new(rows::from_event(&event))),
+            StoreWrite::Request(request) => Self::Request(rows::from_request(&request)),
         }
     }
 }
 
-impl Prepared {
+impl PreparedWrite {
     /// How much work it is, in rows.
     pub(super) fn weight(&self) -> usize {
         match self {
@@ -70,7 +70,7 @@ impl Prepared {
 }
 
 /// Rows of one table by key; `None` is a row to delete.
-type Rows<K, M> = BTreeMap<K, Option<M>>;
+type RowChanges<K, M> = BTreeMap<K, Option<M>>;
 
 /// Rows that may have long texts.
 trait Bulky {
@@ -117,13 +117,13 @@ impl Bulky for requests::Model {}
 /// Everything one transaction writes.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    appliances: Rows<Uuid, appliances::Model>,
-    statuses: Rows<Uuid, statuses::Model>,
-    progress: Rows<Uuid, progress::Model>,
-    members: Rows<(String, String), members::Model>,
-    workers: Rows<String, workers::Model>,
-    rebalances: Rows<(i64, i64), rebalances::Model>,
-    requests: Rows<Uuid, requests::Model>,
+    appliances: RowChanges<Uuid, appliances::Model>,
+    statuses: RowChanges<Uuid, statuses::Model>,
+    progress: RowChanges<Uuid, progress::Model>,
+    members: RowChanges<(String, String), members::Model>,
+    workers: RowChanges<String, workers::Model>,
+    rebalances: RowChanges<(i64, i64), rebalances::Model>,
+    requests: RowChanges<Uuid, requests::Model>,
     moves: Vec<(i64, i64, Vec<u8>)>,
     events: Vec<events::ActiveModel>,
     grants: Vec<(u8, Vec<u8>)>,
@@ -134,34 +134,34 @@ pub(super) struct Batch {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Housekeeping {
     /// Rows of the log that a snapshot covers.
-    DeleteCovered(Place),
+    DeleteCovered(LogPosition),
     /// History that is too old.
     Prune(Keep),
 }
 
 impl Batch {
     /// The changes of a group, in their order.
-    pub(super) fn of<'a>(changes: impl IntoIterator<Item = &'a Prepared>) -> Self {
+    pub(super) fn of<'a>(changes: impl IntoIterator<Item = &'a PreparedWrite>) -> Self {
         let mut batch = Self::default();
         let mut log = LogPacker::default();
         let mut moves = Vec::new();
         for change in changes {
             match change {
-                Prepared::PutAppliance(row) => drop(batch.appliances.insert(row.id, Some((**row).clone()))),
-                Prepared::RemoveAppliance(id) => batch.remove(*id, &mut log),
-                Prepared::Grants(ops) => ops.iter().for_each(|op| batch.grant(op, &mut log)),
-                Prepared::PutMember(row) => {
+                PreparedWrite::PutAppliance(row) => drop(batch.appliances.insert(row.id, Some((**row).clone()))),
+                PreparedWrite::RemoveAppliance(id) => batch.remove(*id, &mut log),
+                PreparedWrite::Grants(ops) => ops.iter().for_each(|op| batch.grant(op, &mut log)),
+                PreparedWrite::PutMember(row) => {
                     batch.members.insert((row.worker.clone(), row.incarnation.clone()), Some(row.clone()));
                 }
-                Prepared::RemoveMember { worker, incarnation } => {
+                PreparedWrite::RemoveMember { worker, incarnation } => {
                     batch.members.insert((worker.clone(), incarnation.clone()), None);
                 }
-                Prepared::PutRebalance(row) => {
+                PreparedWrite::PutRebalance(row) => {
                     batch.rebalances.insert((row.term, row.number), Some((**row).clone()));
                 }
-                Prepared::Moves(some) => moves.extend(some),
-                Prepared::Event(row) => batch.events.push((**row).clone()),
-                Prepared::Request(row) => drop(batch.requests.insert(row.id, Some(row.clone()))),
+                PreparedWrite::Moves(some) => moves.extend(some),
+                PreparedWrite::Event(row) => batch.events.push((**row).clone()),
+                PreparedWrite::Request(row) => drop(batch.requests.insert(row.id, Some(row.clone()))),
             }
         }
         let moves = rows::from_moves(moves).into_iter();
@@ -272,7 +272,7 @@ pub(super) async fn take_place<C: ConnectionTrait>(db: &C, term: i64, batch: i64
     Ok(done.rows_affected == 1)
 }
 
-fn gone<K: Clone, M>(rows: &Rows<K, M>) -> Vec<K> {
+fn gone<K: Clone, M>(rows: &RowChanges<K, M>) -> Vec<K> {
     rows.iter().filter(|(_, row)| row.is_none()).map(|(key, _)| key.clone()).collect()
 }
 
@@ -288,7 +288,10 @@ where
 }
 
 /// Inserts rows, or replaces those with the same primary key.
-async fn upsert<A, K>(db: &impl ConnectionTrait, rows: &Rows<K, <A::Entity as EntityTrait>::Model>) -> Result<(), DbErr>
+async fn upsert<A, K>(
+    db: &impl ConnectionTrait,
+    rows: &RowChanges<K, <A::Entity as EntityTrait>::Model>,
+) -> Result<(), DbErr>
 where
     A: ActiveModelTrait + Send,
     <A::Entity as EntityTrait>::Model: IntoActiveModel<A> + Bulky + Clone,

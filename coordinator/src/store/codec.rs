@@ -229,9 +229,9 @@ mod tests {
         packer.seal(7, &[5, u64::MAX])
     }
 
-    type Entry = (u8, String, u64, Option<usize>);
+    type GrantLogEntry = (u8, String, u64, Option<usize>);
 
-    fn read(row: &[u8]) -> Result<Vec<Entry>, Odd> {
+    fn read(row: &[u8]) -> Result<Vec<GrantLogEntry>, Odd> {
         let (_, _, mut it) = Unpacker::open::<2>(row, &[7])?;
         let mut found = Vec::new();
         while let Some(tag) = it.next_entry()? {

@@ -54,7 +54,7 @@ pub(super) type Transaction = Timed<DatabaseTransaction>;
 
 /// Where the database is, and how long it may take to answer.
 #[derive(Clone)]
-pub(super) struct Target {
+pub(super) struct DatabaseTarget {
     address: Address,
     name: String,
     statement_timeout: Duration,
@@ -62,9 +62,9 @@ pub(super) struct Target {
     pub(super) faults: std::sync::Arc<Faults>,
 }
 
-impl fmt::Debug for Target {
+impl fmt::Debug for DatabaseTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Target({})", self.name)
+        write!(f, "DatabaseTarget({})", self.name)
     }
 }
 
@@ -84,7 +84,7 @@ pub(super) struct Faults {
     pub(super) unlocked: std::sync::atomic::AtomicBool,
 }
 
-impl Target {
+impl DatabaseTarget {
     /// Understands the URL of a configuration.
     pub(super) fn parse(config: &Config) -> Result<Self, Error> {
         let address = url::parse(&config.url)?;
@@ -226,7 +226,7 @@ pub(super) async fn allow_idle(tx: &Transaction, time: Duration) -> Result<(), D
 }
 
 /// Takes [`allow_idle`] back, where the end of the transaction does not.
-pub(super) async fn end_idle(target: &Target, db: &DatabaseConnection) {
+pub(super) async fn end_idle(target: &DatabaseTarget, db: &DatabaseConnection) {
     if db.get_database_backend() == DbBackend::MySql {
         let limit = servers::mysql_idle(target.statement_timeout);
         if let Err(e) = target.limits(target.statement_timeout).within(db.execute_unprepared(&limit)).await {
@@ -237,7 +237,7 @@ pub(super) async fn end_idle(target: &Target, db: &DatabaseConnection) {
 }
 
 /// Waits until nobody else migrates the database, for as long as a lock is waited for.
-pub(super) async fn lock_migrations(tx: &Transaction, target: &Target) -> Result<(), DbErr> {
+pub(super) async fn lock_migrations(tx: &Transaction, target: &DatabaseTarget) -> Result<(), DbErr> {
     match &target.address {
         // `BEGIN IMMEDIATE` has done it.
         Address::Sqlite(_) => Ok(()),
@@ -247,7 +247,7 @@ pub(super) async fn lock_migrations(tx: &Transaction, target: &Target) -> Result
 }
 
 /// Ends what [`lock_migrations`] began, where the end of the transaction does not.
-pub(super) async fn unlock_migrations(tx: &Transaction, target: &Target) -> Result<(), DbErr> {
+pub(super) async fn unlock_migrations(tx: &Transaction, target: &DatabaseTarget) -> Result<(), DbErr> {
     match &target.address {
         Address::Sqlite(_) | Address::Postgres(_) => Ok(()),
         Address::MySql(_) => servers::mysql_unlock_migrations(tx).await,

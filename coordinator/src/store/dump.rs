@@ -11,7 +11,7 @@ use super::entities::{
     appliances, events, grants, leadership, members, moves, progress, rebalances, requests, statuses, workers,
 };
 use super::error::Error;
-use super::ledger::{self, Chunk, Entry, Pages, Place};
+use super::ledger::{self, Chunk, GrantLogEntry, LogPosition, Pages};
 
 /// Why a dump ended early.
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +40,7 @@ pub(super) async fn dump(db: &impl ConnectionTrait, out: &mut impl Write) -> Res
     count::<events::Entity>(db, out).await?;
     count::<requests::Entity>(db, out).await?;
     count::<grants::Entity>(db, out).await?;
-    let mut pages = Pages::after(Place::default(), &[ledger::LOG, ledger::CHUNK, ledger::LAST_CHUNK]);
+    let mut pages = Pages::after(LogPosition::default(), &[ledger::LOG, ledger::CHUNK, ledger::LAST_CHUNK]);
     while let Some(rows) = pages.next(db).await? {
         for row in rows {
             describe(&row, out)?;
@@ -71,7 +71,7 @@ fn describe(row: &grants::Model, out: &mut impl Write) -> io::Result<()> {
         Ok(None) => writeln!(out, ", log, {} entries", lines.len())?,
         Ok(Some(Chunk { covers, index })) => {
             let last = if row.format == i32::from(ledger::LAST_CHUNK) { ", the last" } else { "" };
-            let Place { term, batch } = covers;
+            let LogPosition { term, batch } = covers;
             writeln!(out, ", chunk {index}{last} of the snapshot up to term {term} batch {batch}")?;
         }
         Err(reason) => writeln!(out, ", CANNOT BE READ: {}", reason.0)?,
@@ -79,15 +79,15 @@ fn describe(row: &grants::Model, out: &mut impl Write) -> io::Result<()> {
     lines.iter().try_for_each(|line| writeln!(out, "  {line}"))
 }
 
-fn line(entry: &Entry) -> String {
+fn line(entry: &GrantLogEntry) -> String {
     let on = |site: &Option<Site>| site.as_ref().map(|site| format!(" on {site}")).unwrap_or_default();
     match entry {
-        Entry::Grant { appliance, to, site, hold } => {
+        GrantLogEntry::Grant { appliance, to, site, hold } => {
             let held = if hold.is_zero() { String::new() } else { format!(", then held for {hold:?}") };
             format!("{appliance} granted to {} {} with {}{}{held}", to.worker, to.incarnation, to.token, on(site))
         }
-        Entry::Free { appliance } => format!("{appliance} free"),
-        Entry::Remove { appliance } => format!("{appliance} removed"),
-        Entry::FreeOnSite { appliance, site } => format!("{appliance} free{}", on(site)),
+        GrantLogEntry::Free { appliance } => format!("{appliance} free"),
+        GrantLogEntry::Remove { appliance } => format!("{appliance} removed"),
+        GrantLogEntry::FreeOnSite { appliance, site } => format!("{appliance} free{}", on(site)),
     }
 }

@@ -11,7 +11,7 @@ use common::retry::Retryable;
 
 /// Why the database does not do what is asked of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cause {
+pub enum OutageCause {
     /// The file, or the file system below it, cannot be written.
     ReadOnly,
     /// No space is left.
@@ -30,7 +30,7 @@ pub enum Cause {
     Refused(String),
 }
 
-impl fmt::Display for Cause {
+impl fmt::Display for OutageCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ReadOnly => f.write_str("it is read-only"),
@@ -72,7 +72,7 @@ pub enum Error {
         /// Which.
         path: String,
         /// Why.
-        cause: Cause,
+        cause: OutageCause,
     },
     /// Another process has this file open as its store.
     #[error("store {path} is in use by {by}")]
@@ -109,7 +109,7 @@ pub enum Error {
     Busy,
     /// The database cannot be written now. What was lost is connected to again by itself.
     #[error("the store takes no changes: {0}")]
-    Unavailable(Cause),
+    Unavailable(OutageCause),
     /// A unique rule is broken, or a value has no place in its column. Only this change is refused.
     #[error("the change contradicts what is stored: {0}")]
     Conflict(String),

@@ -44,15 +44,15 @@ const GRANT_WITH_HOLD: u8 = 5;
 /// Rows read at once: bounds the memory of reading to some 8 MiB.
 const PAGE: u64 = 32;
 
-/// Place of a batch in the chain.
+/// Position of a batch in the chain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
+pub(super) struct LogPosition {
     pub(super) term: i64,
     pub(super) batch: i64,
 }
 
 /// Who holds what, as a map. The holds of what is free are not known here.
-pub(super) type Table = HashMap<ApplianceId, StoredGrant>;
+pub(super) type GrantTable = HashMap<ApplianceId, StoredGrant>;
 
 /// Packs changes into log rows of bounded size.
 #[derive(Debug, Default)]
@@ -107,15 +107,15 @@ fn put_grant(packer: &mut Packer, appliance: ApplianceId, to: &Granted, site: Op
 
 /// One entry of a row, as printed and applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Entry {
+pub(super) enum GrantLogEntry {
     Grant { appliance: ApplianceId, to: Granted, site: Option<Site>, hold: Duration },
     Free { appliance: ApplianceId },
     Remove { appliance: ApplianceId },
     FreeOnSite { appliance: ApplianceId, site: Option<Site> },
 }
 
-impl Entry {
-    fn apply(self, table: &mut Table) {
+impl GrantLogEntry {
+    fn apply(self, table: &mut GrantTable) {
         match self {
             Self::Grant { appliance, to, site, hold } => {
                 let grant = table.entry(appliance).or_default();
@@ -142,16 +142,16 @@ impl Entry {
 /// What the header of a snapshot's chunk says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Chunk {
-    pub(super) covers: Place,
+    pub(super) covers: LogPosition,
     pub(super) index: u64,
 }
 
 /// Reads a row, entry by entry. `None` as chunk: it is a log row.
-pub(super) fn read_row(data: &[u8], mut each: impl FnMut(Entry)) -> Result<Option<Chunk>, Odd> {
+pub(super) fn read_row(data: &[u8], mut each: impl FnMut(GrantLogEntry)) -> Result<Option<Chunk>, Odd> {
     let (chunk, mut it) = match data.first() {
         Some(&(CHUNK | LAST_CHUNK)) => {
             let (_, [term, batch, index], it) = Unpacker::open(data, &[CHUNK, LAST_CHUNK])?;
-            let covers = Place { term: term.cast_signed(), batch: batch.cast_signed() };
+            let covers = LogPosition { term: term.cast_signed(), batch: batch.cast_signed() };
             (Some(Chunk { covers, index }), it)
         }
         _ => {
@@ -173,11 +173,11 @@ pub(super) fn read_row(data: &[u8], mut each: impl FnMut(Entry)) -> Result<Optio
                 let token = Token::new(Term::new(it.number()?), it.number()?);
                 let site = read_site(&mut it)?;
                 let hold = if tag == GRANT { Duration::ZERO } else { Duration::from_nanos(it.number()?) };
-                Entry::Grant { appliance, to: Granted { worker, incarnation, token }, site, hold }
+                GrantLogEntry::Grant { appliance, to: Granted { worker, incarnation, token }, site, hold }
             }
-            FREE => Entry::Free { appliance },
-            REMOVE => Entry::Remove { appliance },
-            FREE_ON_SITE => Entry::FreeOnSite { appliance, site: read_site(&mut it)? },
+            FREE => GrantLogEntry::Free { appliance },
+            REMOVE => GrantLogEntry::Remove { appliance },
+            FREE_ON_SITE => GrantLogEntry::FreeOnSite { appliance, site: read_site(&mut it)? },
             _ => return Err(Odd(format!("entry of unknown kind {tag}"))),
         });
     }
@@ -198,17 +198,17 @@ fn read_site(it: &mut Unpacker<'_>) -> Result<Option<Site>, Odd> {
 
 /// What the log comes to.
 #[derive(Debug, Default)]
-pub(super) struct Ledger {
-    pub(super) table: Table,
+pub(super) struct ReplayedLog {
+    pub(super) table: GrantTable,
     /// The newest batch that was read.
-    pub(super) last: Place,
+    pub(super) last: LogPosition,
     /// Bytes of the snapshot it began with.
     pub(super) snapshot_bytes: u64,
     /// Bytes of the log rows after it.
     pub(super) log_bytes: u64,
 }
 
-impl Ledger {
+impl ReplayedLog {
     /// Reads the newest complete snapshot and the log after it. Right also while rows are appended and superfluous ones
     /// are deleted: rows never change, and what is appended meanwhile is read or not, batch by batch.
     pub(super) async fn read<C: ConnectionTrait>(db: &C) -> Result<Self, Error> {
@@ -221,7 +221,7 @@ impl Ledger {
             .one(db)
             .await
             .map_err(|e| dialect::failure("read the newest snapshot of grants", &e))?;
-        let mut covered = Place::default();
+        let mut covered = LogPosition::default();
         if let Some(row) = newest {
             let last = read_row(&row.data, drop).map_err(|e| corrupt(&row, &e))?;
             let last = last.ok_or_else(|| corrupt(&row, &Odd::new("it is no chunk of a snapshot")))?;
@@ -260,13 +260,13 @@ impl Ledger {
         Ok(())
     }
 
-    async fn read_log<C: ConnectionTrait>(&mut self, db: &C, covered: Place) -> Result<(), Error> {
+    async fn read_log<C: ConnectionTrait>(&mut self, db: &C, covered: LogPosition) -> Result<(), Error> {
         // Chunk rows are read along (and skipped), so that `last` is the newest row of all.
         let mut pages = Pages::after(covered, &[LOG, CHUNK, LAST_CHUNK]);
         self.last = covered;
         while let Some(rows) = pages.next(db).await? {
             for row in rows {
-                self.last = Place { term: row.term, batch: row.batch };
+                self.last = LogPosition { term: row.term, batch: row.batch };
                 if row.format != i32::from(LOG) {
                     continue;
                 }
@@ -312,13 +312,13 @@ impl Ledger {
 /// Rows after a batch, page by page.
 pub(super) struct Pages {
     formats: Vec<i32>,
-    after: Option<(Place, i32)>,
+    after: Option<(LogPosition, i32)>,
     done: bool,
 }
 
 impl Pages {
     /// The rows of these formats that lie after `place`.
-    pub(super) fn after(place: Place, formats: &[u8]) -> Self {
+    pub(super) fn after(place: LogPosition, formats: &[u8]) -> Self {
         let formats = formats.iter().map(|f| i32::from(*f)).collect();
         Self { formats, after: Some((place, i32::MAX)), done: false }
     }
@@ -344,25 +344,25 @@ impl Pages {
             .await
             .map_err(|e| dialect::failure("read the log of grants", &e))?;
         self.done = (rows.len() as u64) < PAGE;
-        self.after = rows.last().map(|row| (Place { term: row.term, batch: row.batch }, row.part)).or(self.after);
+        self.after = rows.last().map(|row| (LogPosition { term: row.term, batch: row.batch }, row.part)).or(self.after);
         Ok(Some(rows))
     }
 }
 
-fn after(place: Place) -> Condition {
+fn after(place: LogPosition) -> Condition {
     Condition::any()
         .add(grants::Column::Term.gt(place.term))
         .add(Condition::all().add(grants::Column::Term.eq(place.term)).add(grants::Column::Batch.gt(place.batch)))
 }
 
-fn up_to(place: Place) -> Condition {
+fn up_to(place: LogPosition) -> Condition {
     Condition::any()
         .add(grants::Column::Term.lt(place.term))
         .add(Condition::all().add(grants::Column::Term.eq(place.term)).add(grants::Column::Batch.lte(place.batch)))
 }
 
 /// Deletes up to a page of the rows that a snapshot covers, oldest first; says whether more may be there.
-pub(super) async fn delete_covered<C: ConnectionTrait>(db: &C, covers: Place) -> Result<bool, DbErr> {
+pub(super) async fn delete_covered<C: ConnectionTrait>(db: &C, covers: LogPosition) -> Result<bool, DbErr> {
     let page: Vec<(i64, i64)> = grants::Entity::find()
         .select_only()
         .columns([grants::Column::Term, grants::Column::Batch])
@@ -374,7 +374,7 @@ pub(super) async fn delete_covered<C: ConnectionTrait>(db: &C, covers: Place) ->
         .all(db)
         .await?;
     let Some(&(term, batch)) = page.last() else { return Ok(false) };
-    grants::Entity::delete_many().filter(up_to(Place { term, batch })).exec(db).await?;
+    grants::Entity::delete_many().filter(up_to(LogPosition { term, batch })).exec(db).await?;
     Ok(page.len() as u64 == PAGE)
 }
 

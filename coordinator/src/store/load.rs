@@ -14,7 +14,7 @@ use super::entities::{
     appliances, events, leadership, members, moves, progress, rebalances, requests, statuses, workers,
 };
 use super::error::Error;
-use super::ledger::Ledger;
+use super::ledger::ReplayedLog;
 use super::rows;
 use crate::record::{AuditEvent, MoveRecord, RebalanceRecord, Record, RequestRecord};
 
@@ -42,7 +42,7 @@ pub struct Unreadable {
 
 /// What a new leader begins with: everything the store knows, read in the transaction that raised the term.
 #[derive(Debug, Default)]
-pub struct Loaded {
+pub struct StoredState {
     /// The term before the one that begins, as the transaction found it.
     pub former: Term,
     /// Appliances, in no order.
@@ -64,8 +64,8 @@ pub struct Loaded {
 }
 
 /// Reads everything for the leader after `former`. Also says how long the log of grants is.
-pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Result<(Loaded, Ledger), Error> {
-    let mut ledger = Ledger::read(db).await?;
+pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Result<(StoredState, ReplayedLog), Error> {
+    let mut ledger = ReplayedLog::read(db).await?;
     let mut grants = std::mem::take(&mut ledger.table);
     let mut odd_progress = HashMap::new();
     for row in progress::Entity::find().all(db).await.map_err(|e| failure("read progress", &e))? {
@@ -103,7 +103,7 @@ pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Resu
         let status = rows::to_status(row);
         status.inspect_err(|error| tracing::warn!("not shown until it is reported anew: {error}")).ok()
     };
-    let loaded = Loaded {
+    let loaded = StoredState {
         former,
         records,
         unreadable,

@@ -10,13 +10,13 @@ use common::{ApplianceId, WorkerId};
 /// Statuses by appliance.
 pub(super) type Statuses = BTreeMap<ApplianceId, (Status, SystemTime)>;
 /// Times by worker.
-pub(super) type Seen = BTreeMap<WorkerId, SystemTime>;
+pub(super) type LastSeen = BTreeMap<WorkerId, SystemTime>;
 
 /// The waiting observations.
 #[derive(Debug, Default)]
 pub(super) struct Observations {
     statuses: Statuses,
-    seen: Seen,
+    seen: LastSeen,
     /// Where the next part is taken from: in rounds over all appliances, so that none is written over and over while
     /// others wait.
     next: Option<ApplianceId>,
@@ -37,7 +37,7 @@ impl Observations {
     }
 
     /// Takes out up to `limit` statuses and all times.
-    pub(super) fn take(&mut self, limit: usize) -> (Statuses, Seen) {
+    pub(super) fn take(&mut self, limit: usize) -> (Statuses, LastSeen) {
         let seen = std::mem::take(&mut self.seen);
         if self.statuses.len() <= limit {
             self.next = None;
@@ -54,7 +54,7 @@ impl Observations {
     }
 
     /// Puts back what could not be written, unless something newer has come.
-    pub(super) fn put_back(&mut self, statuses: Statuses, seen: Seen) {
+    pub(super) fn put_back(&mut self, statuses: Statuses, seen: LastSeen) {
         for (id, status) in statuses {
             self.statuses.entry(id).or_insert(status);
         }

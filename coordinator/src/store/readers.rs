@@ -8,21 +8,21 @@ use std::time::Duration;
 
 use sea_orm::DatabaseConnection;
 
-use super::Shared;
-use super::dialect::Target;
-use super::error::{Cause, Error};
+use super::StoreShared;
+use super::dialect::DatabaseTarget;
+use super::error::{Error, OutageCause};
 use super::timed::Timed;
 
 /// The readers' pool. Clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct Readers {
-    target: Target,
-    shared: Arc<Shared>,
+    target: DatabaseTarget,
+    shared: Arc<StoreShared>,
     pool: Arc<Mutex<DatabaseConnection>>,
 }
 
 impl Readers {
-    pub(super) fn new(target: Target, shared: Arc<Shared>, pool: DatabaseConnection) -> Self {
+    pub(super) fn new(target: DatabaseTarget, shared: Arc<StoreShared>, pool: DatabaseConnection) -> Self {
         Self { target, shared, pool: Arc::new(Mutex::new(pool)) }
     }
 
@@ -55,11 +55,11 @@ impl Readers {
         let result = read(self.now()).await;
         match &result {
             // The server may have been away since the connection was last used.
-            Err(Error::Unavailable(Cause::Lost(_))) => {
+            Err(Error::Unavailable(OutageCause::Lost(_))) => {
                 self.renew().await;
                 read(self.now()).await
             }
-            Err(Error::Unavailable(Cause::TimedOut)) => {
+            Err(Error::Unavailable(OutageCause::TimedOut)) => {
                 self.renew().await;
                 result
             }

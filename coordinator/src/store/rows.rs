@@ -44,12 +44,12 @@ fn plain(text: &str) -> String {
 }
 
 /// Says which row a reason belongs to.
-struct At<'a> {
+struct RowName<'a> {
     what: &'static str,
     key: &'a dyn std::fmt::Display,
 }
 
-impl At<'_> {
+impl RowName<'_> {
     fn corrupt(&self, reason: impl std::fmt::Display) -> Error {
         Error::Corrupt { what: self.what, key: self.key.to_string(), reason: reason.to_string() }
     }
@@ -82,7 +82,7 @@ pub(super) fn from_record(record: &Record) -> appliances::Model {
 }
 
 pub(super) fn to_record(row: appliances::Model) -> Result<Record, Error> {
-    let at = At { what: "appliance", key: &row.id };
+    let at = RowName { what: "appliance", key: &row.id };
     let spec: Spec = at.json("spec", &row.spec)?;
     if let Some(violation) = spec.validate().first() {
         return Err(at.corrupt(violation));
@@ -117,7 +117,7 @@ pub(super) fn from_status(appliance: ApplianceId, status: &Status, seen: SystemT
 }
 
 pub(super) fn to_status(row: statuses::Model) -> Result<(ApplianceId, Status, SystemTime), Error> {
-    let at = At { what: "status", key: &row.appliance };
+    let at = RowName { what: "status", key: &row.appliance };
     let phase = Phase::ALL.into_iter().find(|p| p.name() == row.phase);
     let status = Status {
         phase: phase.ok_or_else(|| at.corrupt(format_args!("phase `{}` is not known", row.phase)))?,
@@ -138,7 +138,7 @@ pub(super) fn from_progress(appliance: ApplianceId, progress: &Progress, hold: D
 }
 
 pub(super) fn to_progress(row: &progress::Model) -> Result<(ApplianceId, Progress, Duration), Error> {
-    let at = At { what: "progress", key: &row.appliance };
+    let at = RowName { what: "progress", key: &row.appliance };
     let hold = u64::try_from(row.hold_ns).map_err(|e| at.corrupt(format_args!("hold_ns: {e}")))?;
     Ok((ApplianceId::new(row.appliance), at.json("progress", &row.progress)?, Duration::from_nanos(hold)))
 }
@@ -178,7 +178,7 @@ pub(super) fn from_member(member: &StoredMember) -> members::Model {
 }
 
 pub(super) fn to_member(row: &members::Model) -> Result<StoredMember, Error> {
-    let at = At { what: "member", key: &row.worker };
+    let at = RowName { what: "member", key: &row.worker };
     let ProfileRow { weight, zone, host, state_dir, drivers, version, pid, lease, holds, departed } =
         at.json("profile", &row.profile)?;
     let incarnation = u128::from_str_radix(&row.incarnation, 16).map_err(|e| at.corrupt(e))?;
@@ -195,7 +195,7 @@ pub(super) fn from_seen(worker: &WorkerId, seen: SystemTime) -> workers::Model {
 }
 
 pub(super) fn to_seen(row: &workers::Model) -> Result<(WorkerId, SystemTime), Error> {
-    Ok((At { what: "worker", key: &row.worker }.parse("worker", &row.worker)?, time(row.seen_ns)))
+    Ok((RowName { what: "worker", key: &row.worker }.parse("worker", &row.worker)?, time(row.seen_ns)))
 }
 
 const OUTCOMES: [(RebalanceOutcome, &str); 4] = [
@@ -228,7 +228,7 @@ pub(super) fn rebalance_id(term: i64, number: i64) -> RebalanceId {
 pub(super) fn to_rebalance(row: rebalances::Model) -> Result<RebalanceRecord, Error> {
     let id = rebalance_id(row.term, row.number);
     let outcome = OUTCOMES.iter().find(|(_, name)| *name == row.outcome).map(|(outcome, _)| *outcome);
-    let at = At { what: "rebalance", key: &id };
+    let at = RowName { what: "rebalance", key: &id };
     Ok(RebalanceRecord {
         id,
         outcome: outcome.ok_or_else(|| at.corrupt(format_args!("outcome `{}` is not known", row.outcome)))?,
@@ -288,7 +288,7 @@ pub(super) fn to_moves(row: &moves::Model) -> Result<Vec<MoveRecord>, Error> {
         }
         Ok(found)
     };
-    read().map_err(|e| At { what: "moves", key: &format_args!("{} of {rebalance}", row.id) }.corrupt(e.0))
+    read().map_err(|e| RowName { what: "moves", key: &format_args!("{} of {rebalance}", row.id) }.corrupt(e.0))
 }
 
 pub(super) fn from_event(event: &AuditEvent) -> events::ActiveModel {
@@ -318,7 +318,7 @@ pub(super) fn from_request(request: &RequestRecord) -> requests::Model {
 }
 
 pub(super) fn to_request(row: requests::Model) -> Result<RequestRecord, Error> {
-    let at = At { what: "request", key: &row.id };
+    let at = RowName { what: "request", key: &row.id };
     let digest = row.digest.try_into().map_err(|_| at.corrupt("digest: it has not sixteen bytes"))?;
     Ok(RequestRecord { id: row.id, digest, appliance: ApplianceId::new(row.appliance), time: time(row.time_ns) })
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use sea_orm::{DatabaseConnection, DbBackend, EntityTrait, Set};
 use sea_orm_migration::prelude::*;
 
-use super::dialect::{self, Target};
+use super::dialect::{self, DatabaseTarget};
 use super::entities::leadership;
 use super::error::Error;
 
@@ -101,7 +101,7 @@ impl MigrationTrait for WrittenTerm {
 /// # Errors
 /// [`Error::Open`] when the database cannot be used or is migrated by another process for too long,
 /// [`Error::SchemaTooNew`], [`Error::Database`].
-pub(super) async fn migrate(db: &DatabaseConnection, target: &Target) -> Result<(), Error> {
+pub(super) async fn migrate(db: &DatabaseConnection, target: &DatabaseTarget) -> Result<(), Error> {
     let failed = |e: DbErr| match dialect::cause(&e) {
         Some(cause) => Error::Open { path: target.name().to_owned(), cause },
         None => Error::Database { doing: "bring the schema of the store up to date", reason: e.to_string() },

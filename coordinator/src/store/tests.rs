@@ -21,7 +21,7 @@ use sea_orm::ConnectionTrait;
 use tempfile::TempDir;
 
 use self::fixtures::*;
-use self::servers::Kind as Database;
+use self::servers::DatabaseKind;
 use super::dialect::Faults;
 use super::*;
 use crate::record::RebalanceOutcome;
@@ -35,11 +35,11 @@ macro_rules! on_every_database {
     };
     (@ $module:ident $kind:ident $($test:ident)+) => {
         mod $module {
-            use crate::store::tests::servers::Kind;
+            use crate::store::tests::servers::DatabaseKind;
 
             $(#[tokio::test]
             async fn $test() {
-                super::$test(Kind::$kind).await;
+                super::$test(DatabaseKind::$kind).await;
             })+
         }
     };
@@ -54,11 +54,11 @@ struct Home {
 }
 
 impl Home {
-    async fn new(database: Database) -> Self {
+    async fn new(database: DatabaseKind) -> Self {
         let dir = tempfile::tempdir().expect("a folder for temporary files");
         let url = match database {
-            Database::Sqlite => format!("sqlite:{}", dir.path().join("rug.db").display()),
-            Database::Postgres | Database::MariaDb => servers::new_database(database).await,
+            DatabaseKind::Sqlite => format!("sqlite:{}", dir.path().join("rug.db").display()),
+            DatabaseKind::Postgres | DatabaseKind::MariaDb => servers::new_database(database).await,
         };
         Self::at(dir, url)
     }
@@ -76,8 +76,8 @@ impl Home {
         Self { dir, config, faults }
     }
 
-    fn target(&self) -> Target {
-        let mut target = Target::parse(&self.config).expect("the tests know how to write a URL");
+    fn target(&self) -> DatabaseTarget {
+        let mut target = DatabaseTarget::parse(&self.config).expect("the tests know how to write a URL");
         target.faults = self.faults.clone();
         target
     }
@@ -91,7 +91,7 @@ impl Home {
     }
 
     /// Opens the store and begins a term.
-    async fn lead(&self) -> (Store, Term, Loaded) {
+    async fn lead(&self) -> (Store, Term, StoredState) {
         let store = self.open().await;
         let (term, loaded) = begin(&store).await.expect("nobody else leads");
         (store, term, loaded)
@@ -107,7 +107,7 @@ impl Home {
 
     /// A connection behind the store's back.
     async fn raw(&self) -> DatabaseConnection {
-        let target = Target::parse(&self.config).expect("it was opened with it");
+        let target = DatabaseTarget::parse(&self.config).expect("it was opened with it");
         target.connect_writer().await.expect("it was opened before")
     }
 
@@ -142,7 +142,7 @@ async fn settle(store: &Store) {
     .await;
 }
 
-async fn begin(store: &Store) -> Result<(Term, Loaded), Error> {
+async fn begin(store: &Store) -> Result<(Term, StoredState), Error> {
     let term = store.highest_term().await?.next();
     Ok((term, store.begin_term(&CoordinatorId::new("c1").expect("a name"), term).await?))
 }
@@ -159,7 +159,7 @@ on_every_database!(
     a_dump_shows_counts_and_grants_and_needs_no_term,
 );
 
-async fn everything_is_there_after_a_restart(database: Database) {
+async fn everything_is_there_after_a_restart(database: DatabaseKind) {
     let home = Home::new(database).await;
     let (store, term, empty) = home.lead().await;
     assert_eq!(term, Term::new(1));
@@ -174,10 +174,10 @@ async fn everything_is_there_after_a_restart(database: Database) {
     lb.deleting = true;
     lb.created = UNIX_EPOCH - Duration::new(5, 1);
     let change = vec![
-        Write::PutAppliance(record(1, "web")),
-        Write::PutAppliance(lb.clone()),
-        Write::PutAppliance(record(3, "gone")),
-        Write::Grants(vec![
+        StoreWrite::PutAppliance(record(1, "web")),
+        StoreWrite::PutAppliance(lb.clone()),
+        StoreWrite::PutAppliance(record(3, "gone")),
+        StoreWrite::Grants(vec![
             GrantOp::Grant {
                 appliance: id(1),
                 to: granted(1, 1),
@@ -189,23 +189,23 @@ async fn everything_is_there_after_a_restart(database: Database) {
             GrantOp::Grant { appliance: id(3), to: granted(2, 3), site: None, hold: Duration::ZERO },
             GrantOp::Free { appliance: id(1), progress: progress(), hold: Duration::from_millis(1_234) },
         ]),
-        Write::PutMember(member(1)),
-        Write::PutMember(member(2)),
-        Write::PutRebalance(rebalance(1)),
-        Write::PutRebalance(rebalance(2)),
-        Write::Moves(vec![moved(1, 1, None), moved(2, 1, Some(4)), moved(1, 2, Some(5))]),
-        Write::Event(event(1)),
-        Write::Request(request.clone()),
+        StoreWrite::PutMember(member(1)),
+        StoreWrite::PutMember(member(2)),
+        StoreWrite::PutRebalance(rebalance(1)),
+        StoreWrite::PutRebalance(rebalance(2)),
+        StoreWrite::Moves(vec![moved(1, 1, None), moved(2, 1, Some(4)), moved(1, 2, Some(5))]),
+        StoreWrite::Event(event(1)),
+        StoreWrite::Request(request.clone()),
     ];
     store.submit(change).await.expect("stored");
     let ended = RebalanceRecord { ended: Some(at(9)), outcome: RebalanceOutcome::Completed, done: 2, ..rebalance(2) };
     store.submit_statuses([(id(1), status(), at(4)), (id(3), status(), at(4))]);
     store.submit_seen(worker(1), at(5));
     let change = vec![
-        Write::RemoveAppliance(id(3)),
-        Write::RemoveMember(worker(2), member(2).incarnation),
-        Write::RemoveMember(worker(1), Incarnation::new(99)),
-        Write::PutRebalance(ended.clone()),
+        StoreWrite::RemoveAppliance(id(3)),
+        StoreWrite::RemoveMember(worker(2), member(2).incarnation),
+        StoreWrite::RemoveMember(worker(1), Incarnation::new(99)),
+        StoreWrite::PutRebalance(ended.clone()),
     ];
     store.submit(change).await.expect("stored");
     store.close().await;
@@ -244,7 +244,7 @@ async fn everything_is_there_after_a_restart(database: Database) {
     store.close().await;
 }
 
-async fn a_term_begins_only_above_the_stored_one(database: Database) {
+async fn a_term_begins_only_above_the_stored_one(database: DatabaseKind) {
     let home = Home::new(database).await;
     let store = home.open().await;
     let me = CoordinatorId::new("c1").expect("a name");
@@ -259,22 +259,22 @@ async fn a_term_begins_only_above_the_stored_one(database: Database) {
     assert_eq!(begun(43).await, Ok(()), "a refused begin changes nothing");
 }
 
-async fn nothing_is_written_before_a_term_nor_after_it_is_over(database: Database) {
+async fn nothing_is_written_before_a_term_nor_after_it_is_over(database: DatabaseKind) {
     let home = Home::new(database).await;
     let old = home.open().await;
-    assert_eq!(old.submit(vec![Write::Event(event(1))]).await, Err(Error::NotLeading));
+    assert_eq!(old.submit(vec![StoreWrite::Event(event(1))]).await, Err(Error::NotLeading));
     let (term, _) = begin(&old).await.expect("alone");
-    old.submit(vec![Write::Event(event(2))]).await.expect("it leads");
+    old.submit(vec![StoreWrite::Event(event(2))]).await.expect("it leads");
 
     let new = home.open().await;
     let (_, loaded) = begin(&new).await.expect("a later term is always possible");
     assert_eq!(loaded.records, []);
-    let late = vec![Write::PutAppliance(record(1, "late")), Write::Event(event(3))];
+    let late = vec![StoreWrite::PutAppliance(record(1, "late")), StoreWrite::Event(event(3))];
     assert!(old.leads(term), "it has heard of nothing yet");
     assert_eq!(old.submit(late).await, Err(Error::Deposed { term }));
     assert!(!old.leads(term));
     assert_eq!(old.submit(vec![]).await, Err(Error::Deposed { term }));
-    new.submit(vec![Write::Event(event(4))]).await.expect("it leads");
+    new.submit(vec![StoreWrite::Event(event(4))]).await.expect("it leads");
     assert_eq!(new.events(10).await, Ok(vec![event(4), event(2)]));
 
     let (term, _) = begin(&old).await.expect("it may lead again");
@@ -282,7 +282,7 @@ async fn nothing_is_written_before_a_term_nor_after_it_is_over(database: Databas
     assert!(old.leads(term));
 }
 
-async fn changes_take_effect_in_the_order_of_submission(database: Database) {
+async fn changes_take_effect_in_the_order_of_submission(database: DatabaseKind) {
     let home = Home::new(database).await;
     let (store, _, _) = home.lead().await;
     let mut pending = Vec::new();
@@ -292,9 +292,9 @@ async fn changes_take_effect_in_the_order_of_submission(database: Database) {
         let to = granted(u32::try_from(n % 5).expect("small"), n);
         let grant = GrantOp::Grant { appliance: id(1), to, site: None, hold: Duration::ZERO };
         pending.push(store.submit(vec![
-            Write::PutAppliance(changed),
-            Write::Grants(vec![grant]),
-            Write::Event(event(n)),
+            StoreWrite::PutAppliance(changed),
+            StoreWrite::Grants(vec![grant]),
+            StoreWrite::Event(event(n)),
         ]));
         if n % 50 == 0 {
             tokio::task::yield_now().await;
@@ -311,14 +311,16 @@ async fn changes_take_effect_in_the_order_of_submission(database: Database) {
     assert_eq!(loaded.grants[&id(1)].granted, Some(granted(0, 500)));
 }
 
-async fn a_broken_rule_fails_its_own_change_and_all_of_it(database: Database) {
+async fn a_broken_rule_fails_its_own_change_and_all_of_it(database: DatabaseKind) {
     let home = Home::new(database).await;
     let (store, _, _) = home.lead().await;
-    store.submit(vec![Write::PutAppliance(record(1, "taken"))]).await.expect("stored");
+    store.submit(vec![StoreWrite::PutAppliance(record(1, "taken"))]).await.expect("stored");
     let names: Vec<_> = (2..40_u64).map(|n| if n % 9 == 0 { "taken".to_owned() } else { format!("a{n}") }).collect();
     let pending: Vec<_> = (2..)
         .zip(&names)
-        .map(|(n, name)| store.submit(vec![Write::Event(event(n)), Write::PutAppliance(record(n.into(), name))]))
+        .map(|(n, name)| {
+            store.submit(vec![StoreWrite::Event(event(n)), StoreWrite::PutAppliance(record(n.into(), name))])
+        })
         .collect();
     for (pending, name) in pending.into_iter().zip(&names) {
         let result = pending.await;
@@ -328,11 +330,11 @@ async fn a_broken_rule_fails_its_own_change_and_all_of_it(database: Database) {
     let stored = store.events(100).await.expect("read");
     let expected: Vec<_> = (2..40).rev().filter(|n| n % 9 != 0).map(event).collect();
     assert_eq!(stored, expected, "a refused change leaves nothing behind, the others keep their order");
-    let renamed = vec![Write::RemoveAppliance(id(1)), Write::PutAppliance(record(9, "taken"))];
+    let renamed = vec![StoreWrite::RemoveAppliance(id(1)), StoreWrite::PutAppliance(record(9, "taken"))];
     store.submit(renamed).await.expect("a name is free once its appliance is gone");
 }
 
-async fn a_full_queue_refuses_instead_of_growing(database: Database) {
+async fn a_full_queue_refuses_instead_of_growing(database: DatabaseKind) {
     let mut home = Home::new(database).await;
     home.config.queue = 2;
     let (store, _, _) = home.lead().await;
@@ -342,10 +344,10 @@ async fn a_full_queue_refuses_instead_of_growing(database: Database) {
     assert_eq!((first.await, second.await), (Ok(()), Ok(())));
 }
 
-async fn observations_are_merged_and_end_with_their_appliance(database: Database) {
+async fn observations_are_merged_and_end_with_their_appliance(database: DatabaseKind) {
     let home = Home::new(database).await;
     let (store, _, _) = home.lead().await;
-    store.submit(vec![Write::PutAppliance(record(1, "a"))]).await.expect("stored");
+    store.submit(vec![StoreWrite::PutAppliance(record(1, "a"))]).await.expect("stored");
     for n in 0..3_000 {
         let status = Status { failed_boots: n, ..Status::default() };
         store.submit_statuses([(id(1), status, at(n.into())), (id(2), Status::default(), at(0))]);
@@ -356,17 +358,18 @@ async fn observations_are_merged_and_end_with_their_appliance(database: Database
     assert_eq!(loaded.statuses[&id(1)].0.failed_boots, 2_999);
 }
 
-async fn old_history_is_pruned_in_parts(database: Database) {
+async fn old_history_is_pruned_in_parts(database: DatabaseKind) {
     let home = Home::new(database).await;
     let (store, _, _) = home.lead().await;
     let request =
         |n: u64| RequestRecord { id: uuid::Uuid::from_u128(n.into()), digest: [0; 16], appliance: id(1), time: at(n) };
     for part in 0..5 {
         let numbers = part * 1_000 + 1..=(part + 1) * 1_000;
-        let change = numbers.flat_map(|n| [Write::Event(event(n)), Write::Request(request(n))]);
+        let change = numbers.flat_map(|n| [StoreWrite::Event(event(n)), StoreWrite::Request(request(n))]);
         store.submit(change.collect()).await.expect("stored");
     }
-    let history = (1..=9).flat_map(|n| [Write::PutRebalance(rebalance(n)), Write::Moves(vec![moved(n, 1, None)])]);
+    let history =
+        (1..=9).flat_map(|n| [StoreWrite::PutRebalance(rebalance(n)), StoreWrite::Moves(vec![moved(n, 1, None)])]);
     store.submit(history.collect()).await.expect("stored");
     let db = home.raw().await;
     let since = rows::nanos(at(4_990));
@@ -383,12 +386,15 @@ async fn old_history_is_pruned_in_parts(database: Database) {
     assert_eq!(loaded.requests.len(), 11);
 }
 
-async fn a_dump_shows_counts_and_grants_and_needs_no_term(database: Database) {
+async fn a_dump_shows_counts_and_grants_and_needs_no_term(database: DatabaseKind) {
     let home = Home::new(database).await;
     let (store, _, _) = home.lead().await;
     let hold = Duration::from_millis(1_500);
     let grant = GrantOp::Grant { appliance: id(7), to: granted(1, 1), site: Some("h1".into()), hold };
-    store.submit(vec![Write::PutAppliance(record(7, "a")), Write::Grants(vec![grant])]).await.expect("stored");
+    store
+        .submit(vec![StoreWrite::PutAppliance(record(7, "a")), StoreWrite::Grants(vec![grant])])
+        .await
+        .expect("stored");
     let mut out = Vec::new();
     Store::inspect(&home.config, &mut out).await.expect("readable beside the running store");
     let text = String::from_utf8(out).expect("text");

@@ -2,7 +2,7 @@
 //! never answers, and no driver notices in useful time.
 //!
 //! A statement that ran out of time leaves its connection in an unknown state, so whoever gets
-//! [`Cause::TimedOut`](super::Cause::TimedOut) from here gives the connection up.
+//! [`OutageCause::TimedOut`](super::OutageCause::TimedOut) from here gives the connection up.
 
 use std::future::Future;
 use std::time::Duration;

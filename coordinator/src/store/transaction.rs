@@ -7,11 +7,11 @@ use common::{CoordinatorId, Term};
 use sea_orm::{DatabaseConnection, DbErr, EntityTrait, Set, SqlErr, Unchanged};
 
 use super::batch::{Batch, take_place};
-use super::dialect::{self, Target};
+use super::dialect::{self, DatabaseTarget};
 use super::entities::leadership;
-use super::error::{Cause, Error};
-use super::ledger::Ledger;
-use super::load::{self, Loaded};
+use super::error::{Error, OutageCause};
+use super::ledger::ReplayedLog;
+use super::load::{self, StoredState};
 use super::rows;
 use super::timed::Limits;
 
@@ -21,10 +21,10 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Term and number of a batch.
-pub(super) type Position = (Term, u64);
+pub(super) type ChainPosition = (Term, u64);
 
 /// How a write transaction ended.
-pub(super) enum Outcome {
+pub(super) enum TransactionOutcome {
     /// `true`: its housekeeping has more to do.
     Committed(bool),
     /// Rolled back; the connection is sound.
@@ -32,17 +32,17 @@ pub(super) enum Outcome {
     /// Not committed; the connection may be broken.
     Failed(Error),
     /// `COMMIT` was sent and not answered. Nobody knows.
-    Unknown(Cause),
+    Unknown(OutageCause),
 }
 
 /// Writes one batch.
 pub(super) async fn write(
-    target: &Target,
+    target: &DatabaseTarget,
     db: &DatabaseConnection,
-    (term, number): Position,
+    (term, number): ChainPosition,
     batch: &Batch,
-) -> Outcome {
-    let failed = |e: &DbErr| Outcome::Failed(dialect::failure("write a batch", e));
+) -> TransactionOutcome {
+    let failed = |e: &DbErr| TransactionOutcome::Failed(dialect::failure("write a batch", e));
     let tx = match target.begin(db, target.limits(WRITE_TIMEOUT)).await {
         Ok(tx) => tx,
         Err(e) => return failed(&e),
@@ -52,16 +52,18 @@ pub(super) async fn write(
         Ok(true) => batch.write(&tx, t, n).await,
         Ok(false) => {
             return match dialect::rollback(tx).await {
-                Ok(()) => Outcome::Refused(Error::Deposed { term }),
-                Err(_) => Outcome::Failed(Error::Deposed { term }),
+                Ok(()) => TransactionOutcome::Refused(Error::Deposed { term }),
+                Err(_) => TransactionOutcome::Failed(Error::Deposed { term }),
             };
         }
         Err(e) => Err(e),
     };
     match written {
         Ok(more) => match dialect::commit(tx).await {
-            Ok(()) => Outcome::Committed(more),
-            Err(e) => Outcome::Unknown(dialect::cause(&e).unwrap_or_else(|| Cause::Lost(e.to_string()))),
+            Ok(()) => TransactionOutcome::Committed(more),
+            Err(e) => {
+                TransactionOutcome::Unknown(dialect::cause(&e).unwrap_or_else(|| OutageCause::Lost(e.to_string())))
+            }
         },
         // SQLite rolls back by itself on some failures, and the connection then counts its transactions wrong; so
         // whatever is not an ordinary refusal costs the connection.
@@ -71,7 +73,7 @@ pub(super) async fn write(
                 _ => dialect::is_bad_value(&e).then(|| e.to_string()),
             };
             match (rule, dialect::rollback(tx).await) {
-                (Some(rule), Ok(())) => Outcome::Refused(Error::Conflict(rule)),
+                (Some(rule), Ok(())) => TransactionOutcome::Refused(Error::Conflict(rule)),
                 _ => failed(&e),
             }
         }
@@ -80,14 +82,14 @@ pub(super) async fn write(
 
 /// Where the chain stands, once no transaction of a connection that was given up can change it any more: whoever holds
 /// the write lock has ended by the time this one has it.
-pub(super) async fn settled_place(target: &Target, db: &DatabaseConnection) -> Result<Position, Error> {
+pub(super) async fn settled_place(target: &DatabaseTarget, db: &DatabaseConnection) -> Result<ChainPosition, Error> {
     let failed = |e: &DbErr| dialect::failure("lock the chain", e);
     let tx = target.begin(db, target.limits(WRITE_TIMEOUT)).await.map_err(|e| failed(&e))?;
     match dialect::lock_chain(&tx).await {
         Ok(()) => {}
         // Nobody at all can write this file, so nothing can change. A server that cannot be written is another matter: it
         // may be a replica that was put in the place of the primary.
-        Err(e) if !target.is_server() && dialect::cause(&e) == Some(Cause::ReadOnly) => {}
+        Err(e) if !target.is_server() && dialect::cause(&e) == Some(OutageCause::ReadOnly) => {}
         Err(e) => return Err(failed(&e)),
     }
     let found = load::place(&tx).await?;
@@ -97,13 +99,13 @@ pub(super) async fn settled_place(target: &Target, db: &DatabaseConnection) -> R
 
 /// How the begin of a term ended.
 pub(super) struct Begun {
-    pub(super) loaded: Loaded,
-    pub(super) ledger: Ledger,
+    pub(super) loaded: StoredState,
+    pub(super) ledger: ReplayedLog,
 }
 
 /// Raises the term and reads everything, in one transaction.
 pub(super) async fn begin(
-    target: &Target,
+    target: &DatabaseTarget,
     db: &DatabaseConnection,
     coordinator: &CoordinatorId,
     term: Term,

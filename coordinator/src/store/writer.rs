@@ -28,14 +28,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use self::background::{Compaction, PRUNE_INTERVAL};
-use self::outage::Outage;
-use super::batch::{Batch, Prepared};
-use super::dialect::{self, FileLock, Target};
-use super::error::{Cause, Error};
-use super::load::Loaded;
+use self::outage::StoreOutage;
+use super::batch::{Batch, PreparedWrite};
+use super::dialect::{self, DatabaseTarget, FileLock};
+use super::error::{Error, OutageCause};
+use super::load::StoredState;
 use super::readers::Readers;
-use super::transaction::{self, Begun, Outcome, Position};
-use super::{Config, Shared, schema};
+use super::transaction::{self, Begun, ChainPosition, TransactionOutcome};
+use super::{Config, StoreShared, schema};
 
 /// Rows in one group: bounds how long the newest submission waits behind others.
 const GROUP_WEIGHT: usize = 20_000;
@@ -52,29 +52,29 @@ const CLOSE_WAIT: Duration = Duration::from_secs(5);
 /// A change and who waits for it.
 pub(super) struct Submission {
     pub(super) term: Term,
-    pub(super) change: Vec<Prepared>,
+    pub(super) change: Vec<PreparedWrite>,
     pub(super) done: oneshot::Sender<Result<(), Error>>,
 }
 
 /// What the task is asked to do.
-pub(super) enum Command {
+pub(super) enum WriterCommand {
     Change(Submission),
-    Begin { coordinator: CoordinatorId, term: Term, reply: oneshot::Sender<Result<Loaded, Error>> },
+    Begin { coordinator: CoordinatorId, term: Term, reply: oneshot::Sender<Result<StoredState, Error>> },
     Close(oneshot::Sender<()>),
 }
 
 /// The task's state. Only it writes to the database.
 pub(super) struct Writer {
-    target: Target,
+    target: DatabaseTarget,
     config: Config,
-    shared: Arc<Shared>,
-    commands: mpsc::Receiver<Command>,
+    shared: Arc<StoreShared>,
+    commands: mpsc::Receiver<WriterCommand>,
     readers: Readers,
     db: Option<DatabaseConnection>,
     /// Term and number of the last batch, while this store leads.
-    chain: Option<Position>,
+    chain: Option<ChainPosition>,
     /// The database is away.
-    outage: Option<Outage>,
+    outage: Option<StoreOutage>,
     /// The end of it has been logged, or there was none.
     failing: bool,
     snapshot_bytes: u64,
@@ -91,10 +91,10 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(
-        target: Target,
+        target: DatabaseTarget,
         config: Config,
-        shared: Arc<Shared>,
-        commands: mpsc::Receiver<Command>,
+        shared: Arc<StoreShared>,
+        commands: mpsc::Receiver<WriterCommand>,
         readers: Readers,
         (db, lock): (DatabaseConnection, Option<FileLock>),
     ) -> Self {
@@ -145,11 +145,11 @@ impl Writer {
             };
             match command {
                 None => break None,
-                Some(Command::Close(reply)) => break Some(reply),
-                Some(Command::Begin { coordinator, term, reply }) => {
+                Some(WriterCommand::Close(reply)) => break Some(reply),
+                Some(WriterCommand::Begin { coordinator, term, reply }) => {
                     let _ = reply.send(self.begin(&coordinator, term).await);
                 }
-                Some(Command::Change(first)) => {
+                Some(WriterCommand::Change(first)) => {
                     // Those who were woken by the last commit get to submit before the next one begins.
                     tokio::task::yield_now().await;
                     let (group, other) = self.gather(first);
@@ -166,9 +166,9 @@ impl Writer {
         self.commands.close();
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::Change(submission) => drop(submission.done.send(Err(Error::Closed))),
-                Command::Begin { reply, .. } => drop(reply.send(Err(Error::Closed))),
-                Command::Close(reply) => drop(reply.send(())),
+                WriterCommand::Change(submission) => drop(submission.done.send(Err(Error::Closed))),
+                WriterCommand::Begin { reply, .. } => drop(reply.send(Err(Error::Closed))),
+                WriterCommand::Close(reply) => drop(reply.send(())),
             }
         }
         if let Some(outage) = &self.outage
@@ -193,13 +193,13 @@ impl Writer {
     }
 
     /// Everything that is submitted by now, up to a bound and to the next command of another kind.
-    fn gather(&mut self, first: Submission) -> (Vec<Submission>, Option<Command>) {
-        let mut weight: usize = first.change.iter().map(Prepared::weight).sum();
+    fn gather(&mut self, first: Submission) -> (Vec<Submission>, Option<WriterCommand>) {
+        let mut weight: usize = first.change.iter().map(PreparedWrite::weight).sum();
         let mut group = vec![first];
         while weight < GROUP_WEIGHT && group.len() < GROUP_CHANGES {
             match self.commands.try_recv() {
-                Ok(Command::Change(next)) => {
-                    weight += next.change.iter().map(Prepared::weight).sum::<usize>();
+                Ok(WriterCommand::Change(next)) => {
+                    weight += next.change.iter().map(PreparedWrite::weight).sum::<usize>();
                     group.push(next);
                 }
                 Ok(other) => return (group, Some(other)),
@@ -211,7 +211,7 @@ impl Writer {
 
     /// Writes a group and tells everybody. A command of another kind that was met while turning away those behind a
     /// failure is handed back.
-    async fn write_group(&mut self, group: Vec<Submission>) -> Option<Command> {
+    async fn write_group(&mut self, group: Vec<Submission>) -> Option<WriterCommand> {
         let (group, refused): (Vec<_>, Vec<_>) = group.into_iter().partition(|s| self.refusal(s.term).is_none());
         for submission in refused {
             let error = self.refusal(submission.term).unwrap_or(Error::NotLeading);
@@ -257,10 +257,10 @@ impl Writer {
     }
 
     /// After a failure: what was submitted behind it may build on it, and is turned away with it.
-    fn turn_away(&mut self, error: &Error) -> Option<Command> {
+    fn turn_away(&mut self, error: &Error) -> Option<WriterCommand> {
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::Change(submission) => drop(submission.done.send(Err(error.clone()))),
+                WriterCommand::Change(submission) => drop(submission.done.send(Err(error.clone()))),
                 other => return Some(other),
             }
         }
@@ -292,15 +292,15 @@ impl Writer {
         result
     }
 
-    async fn settle(&mut self, position: Position, outcome: Outcome) -> Result<bool, Error> {
+    async fn settle(&mut self, position: ChainPosition, outcome: TransactionOutcome) -> Result<bool, Error> {
         match outcome {
-            Outcome::Committed(more) => Ok(more),
-            Outcome::Refused(error) => Err(error),
-            Outcome::Failed(error) => {
+            TransactionOutcome::Committed(more) => Ok(more),
+            TransactionOutcome::Refused(error) => Err(error),
+            TransactionOutcome::Failed(error) => {
                 self.disconnect().await;
                 self.fail(error, None).await
             }
-            Outcome::Unknown(cause) => {
+            TransactionOutcome::Unknown(cause) => {
                 self.disconnect().await;
                 self.fail(Error::Unavailable(cause), Some(position.1)).await
             }
@@ -312,11 +312,12 @@ impl Writer {
     async fn fail(&mut self, error: Error, unknown: Option<u64>) -> Result<bool, Error> {
         let Error::Unavailable(cause) = &error else { return Err(error) };
         // A file that is full, locked or read-only answers; each change tries it anew.
-        let answers = matches!(cause, Cause::Full | Cause::Locked | Cause::ReadOnly | Cause::Io(_));
+        let answers =
+            matches!(cause, OutageCause::Full | OutageCause::Locked | OutageCause::ReadOnly | OutageCause::Io(_));
         if unknown.is_none() && answers && !self.target.is_server() {
             return Err(error);
         }
-        self.outage = Some(Outage::begin(&self.target, &self.shared, cause.clone(), unknown));
+        self.outage = Some(StoreOutage::begin(&self.target, &self.shared, cause.clone(), unknown));
         match timeout(ON_THE_SPOT, outage::back(&mut self.outage)).await {
             Ok((db, found)) => {
                 let result = self.take_back(db, found);
@@ -331,8 +332,8 @@ impl Writer {
     }
 
     /// The database is back, with its chain at `found`: what became of the batch nobody knew of, if there is one.
-    fn take_back(&mut self, db: DatabaseConnection, found: Position) -> Option<Result<bool, Error>> {
-        let unknown = self.outage.as_ref().and_then(Outage::unknown);
+    fn take_back(&mut self, db: DatabaseConnection, found: ChainPosition) -> Option<Result<bool, Error>> {
+        let unknown = self.outage.as_ref().and_then(StoreOutage::unknown);
         self.db = Some(db);
         let (term, last) = self.chain?;
         match found {
@@ -343,7 +344,7 @@ impl Writer {
     }
 
     /// The database is back: those who waited are told, and everything goes on.
-    fn end_outage(&mut self, db: DatabaseConnection, found: Position) {
+    fn end_outage(&mut self, db: DatabaseConnection, found: ChainPosition) {
         let result = self.take_back(db, found);
         self.shared.set_outage(None);
         let Some(outage) = self.outage.take() else { return };
@@ -390,7 +391,7 @@ impl Writer {
         self.end_compaction();
     }
 
-    async fn begin(&mut self, coordinator: &CoordinatorId, term: Term) -> Result<Loaded, Error> {
+    async fn begin(&mut self, coordinator: &CoordinatorId, term: Term) -> Result<StoredState, Error> {
         // While the database is away, what is known of it comes from those who look for it.
         let before = self.outage.as_ref().map(|outage| outage.cause().clone());
         if let Some(cause) = before {
@@ -413,7 +414,7 @@ impl Writer {
                     // Should the commit have gone through after all, a term was skipped; nothing was written in it, and
                     // the chain of the former one ends with its next batch.
                     self.disconnect().await;
-                    if error == Error::Unavailable(Cause::Locked) && started.elapsed() < patience {
+                    if error == Error::Unavailable(OutageCause::Locked) && started.elapsed() < patience {
                         sleep(backoff.next_delay()).await;
                         continue;
                     }
@@ -437,7 +438,7 @@ impl Writer {
         transaction::begin(&self.target, db, coordinator, term).await
     }
 
-    fn led(&mut self, term: Term, begun: Begun) -> Loaded {
+    fn led(&mut self, term: Term, begun: Begun) -> StoredState {
         let Begun { loaded, ledger } = begun;
         self.step_down();
         self.chain = Some((term, 0));
@@ -468,10 +469,10 @@ impl Writer {
 
 #[cfg(test)]
 impl dialect::Faults {
-    fn distort(&self, outcome: Outcome) -> Outcome {
+    fn distort(&self, outcome: TransactionOutcome) -> TransactionOutcome {
         match outcome {
-            Outcome::Committed(_) if self.lose_answers.load(Ordering::SeqCst) => {
-                Outcome::Unknown(Cause::Lost("a test took the answer".to_owned()))
+            TransactionOutcome::Committed(_) if self.lose_answers.load(Ordering::SeqCst) => {
+                TransactionOutcome::Unknown(OutageCause::Lost("a test took the answer".to_owned()))
             }
             other => other,
         }

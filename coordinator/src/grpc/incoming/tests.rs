@@ -15,12 +15,12 @@ use super::*;
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Answers with nothing but tells the test who asked.
-struct Who(mpsc::Sender<Peer>);
+struct PeerRecorder(mpsc::Sender<PeerInfo>);
 
 #[tonic::async_trait]
-impl Health for Who {
+impl Health for PeerRecorder {
     async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
-        let peer = request.extensions().get::<Peer>().cloned().expect("every request knows its peer");
+        let peer = request.extensions().get::<PeerInfo>().cloned().expect("every request knows its peer");
         self.0.send(peer).await.expect("the test goes on");
         Ok(Response::new(HealthCheckResponse::default()))
     }
@@ -33,20 +33,20 @@ impl Health for Who {
 }
 
 /// A server, and the folder its files are in.
-struct Bench {
+struct TlsServer {
     dir: TempDir,
     address: SocketAddr,
-    peers: mpsc::Receiver<Peer>,
+    peers: mpsc::Receiver<PeerInfo>,
 }
 
-impl Bench {
+impl TlsServer {
     async fn with(tls: Option<(&Authority, &Issued)>) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let tls = tls.and_then(|(ca, issued)| ServerTls::load(&issued.write(dir.path(), ca)).expect("good files"));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let (told, peers) = mpsc::channel(4);
-        let server = Server::builder().add_service(HealthServer::new(Who(told)));
+        let server = Server::builder().add_service(HealthServer::new(PeerRecorder(told)));
         tokio::spawn(server.serve_with_incoming(incoming(listener, tls)));
         Self { dir, address, peers }
     }
@@ -57,7 +57,7 @@ impl Bench {
     }
 
     /// Asks on a connection of its own. Who the server says that was, or what the client hears.
-    async fn ask(&mut self, as_whom: Option<&ClientTls>) -> Result<Peer, String> {
+    async fn ask(&mut self, as_whom: Option<&ClientTls>) -> Result<PeerInfo, String> {
         let scheme = if as_whom.is_some() { "https" } else { "http" };
         let endpoint = tls::endpoint(&format!("{scheme}://{}", self.address), as_whom).expect("an address");
         let asked = async {
@@ -80,7 +80,7 @@ fn client(ca: &Authority, issued: &Issued) -> (ClientTls, TempDir) {
 #[tokio::test]
 async fn services_know_whose_certificate_was_shown() {
     let ca = Authority::new("ca");
-    let mut bench = Bench::of(&ca).await;
+    let mut bench = TlsServer::of(&ca).await;
     let (worker, _dir) = client(&ca, &ca.issue("worker-1", &["worker-1.rug"]));
     let peer = bench.ask(Some(&worker)).await.expect("let in");
     let identity = peer.identity.clone().expect("TLS");
@@ -91,7 +91,7 @@ async fn services_know_whose_certificate_was_shown() {
 
 #[tokio::test]
 async fn without_tls_services_know_the_address() {
-    let mut bench = Bench::with(None).await;
+    let mut bench = TlsServer::with(None).await;
     let peer = bench.ask(None).await.expect("let in");
     assert_eq!(peer.identity, None);
     assert!(peer.address.ip().is_loopback());
@@ -100,7 +100,7 @@ async fn without_tls_services_know_the_address() {
 #[tokio::test]
 async fn a_ca_that_changes_lets_others_in_without_a_restart() {
     let (old_ca, new_ca) = (Authority::new("old"), Authority::new("new"));
-    let mut bench = Bench::of(&old_ca).await;
+    let mut bench = TlsServer::of(&old_ca).await;
     let (old, old_dir) = client(&old_ca, &old_ca.issue("worker-1", &[]));
     let (new, _new_dir) = client(&new_ca, &new_ca.issue("worker-1", &[]));
     bench.ask(Some(&old)).await.expect("let in");
@@ -125,7 +125,7 @@ async fn a_ca_that_changes_lets_others_in_without_a_restart() {
 #[tokio::test]
 async fn a_certificate_of_another_ca_is_refused_in_words() {
     let (ca, other) = (Authority::new("ca"), Authority::new("other"));
-    let mut bench = Bench::of(&ca).await;
+    let mut bench = TlsServer::of(&ca).await;
     // It trusts the server, which does not trust it.
     let (stranger, dir) = client(&ca, &other.issue("stranger", &[]));
     let words = bench.ask(Some(&stranger)).await.expect_err("refused");
@@ -140,7 +140,7 @@ async fn a_certificate_of_another_ca_is_refused_in_words() {
 #[tokio::test]
 async fn a_client_without_tls_is_told_to_use_it() {
     let ca = Authority::new("ca");
-    let mut bench = Bench::of(&ca).await;
+    let mut bench = TlsServer::of(&ca).await;
     let words = bench.ask(None).await.expect_err("refused");
     assert_eq!(words, "TLS: this address wants TLS with a client certificate; use https://");
 }
@@ -148,7 +148,7 @@ async fn a_client_without_tls_is_told_to_use_it() {
 #[tokio::test]
 async fn a_client_without_a_certificate_is_refused() {
     let ca = Authority::new("ca");
-    let mut bench = Bench::of(&ca).await;
+    let mut bench = TlsServer::of(&ca).await;
     let pem = tonic::transport::Certificate::from_pem(ca.pem());
     let config = tonic::transport::ClientTlsConfig::new().ca_certificate(pem);
     let endpoint = tonic::transport::Endpoint::from_shared(format!("https://{}", bench.address)).expect("an address");
@@ -165,7 +165,7 @@ async fn a_client_without_a_certificate_is_refused() {
 #[tokio::test]
 async fn clients_that_stall_hold_up_nobody() {
     let ca = Authority::new("ca");
-    let mut bench = Bench::of(&ca).await;
+    let mut bench = TlsServer::of(&ca).await;
     let mut stalled = Vec::new();
     for n in 0..MAX_HANDSHAKES + 8 {
         let mut stream = TcpStream::connect(bench.address).await.expect("it listens");

@@ -11,15 +11,15 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
-use super::super::{ForwardLayer, LEADER, Role};
+use super::super::{ForwardLayer, LEADER, ServingRole};
 use super::*;
 
 /// A coordinator without the parts below its services. Changes are committed at once by who leads, unless it is mute.
-struct Node {
+struct TestCoordinator {
     id: CoordinatorId,
     scheme: &'static str,
     address: SocketAddr,
-    role: watch::Sender<Role>,
+    role: watch::Sender<ServingRole>,
     channel: Channel,
     /// Who asked for changes, in order.
     actors: mpsc::UnboundedReceiver<String>,
@@ -28,12 +28,12 @@ struct Node {
     catalog: Arc<Catalog>,
 }
 
-impl Node {
-    async fn start(name: &str, role: Role, mute: bool) -> Self {
+impl TestCoordinator {
+    async fn start(name: &str, role: ServingRole, mute: bool) -> Self {
         Self::start_with(name, role, mute, &tls::Config::default()).await
     }
 
-    async fn start_with(name: &str, role: Role, mute: bool, tls: &tls::Config) -> Self {
+    async fn start_with(name: &str, role: ServingRole, mute: bool, tls: &tls::Config) -> Self {
         let server_tls = ServerTls::load(tls).expect("files in order");
         let client_tls = ClientTls::load(tls).expect("files in order");
         let id = CoordinatorId::new(name).expect("a valid name");
@@ -94,9 +94,9 @@ impl Node {
 }
 
 /// One that leads and one that stands by.
-async fn pair() -> (Node, Node) {
-    let leader = Node::start("c1", Role::Leading, false).await;
-    let standby = Node::start("c2", Role::Standby(Some(leader.leader())), false).await;
+async fn pair() -> (TestCoordinator, TestCoordinator) {
+    let leader = TestCoordinator::start("c1", ServingRole::Leading, false).await;
+    let standby = TestCoordinator::start("c2", ServingRole::Standby(Some(leader.leader())), false).await;
     (leader, standby)
 }
 
@@ -140,14 +140,14 @@ async fn calls_are_passed_on_over_mutual_tls() {
     let ca = Authority::new("ca");
     let folders = ["c1", "c2"].map(|name| (name, tempfile::tempdir().expect("a folder")));
     let [first, second] = folders.each_ref().map(|(name, dir)| ca.issue(name, &["127.0.0.1"]).write(dir.path(), &ca));
-    let mut leader = Node::start_with("c1", Role::Leading, false, &first).await;
-    let standby = Node::start_with("c2", Role::Standby(Some(leader.leader())), false, &second).await;
+    let mut leader = TestCoordinator::start_with("c1", ServingRole::Leading, false, &first).await;
+    let standby = TestCoordinator::start_with("c2", ServingRole::Standby(Some(leader.leader())), false, &second).await;
     standby.appliances().create(create("web")).await.expect("passed on");
     let actor = leader.actors.recv().await.expect("one change");
     // The client has the certificate of the standby here.
     assert!(actor.starts_with("c2 at 127.0.0.1:") && actor.contains(" by way of c2 (c2 at 127.0.0.1:"), "{actor}");
     let plain = Leader { address: format!("http://{}", leader.address), ..leader.leader() };
-    standby.role.send_replace(Role::Standby(Some(plain)));
+    standby.role.send_replace(ServingRole::Standby(Some(plain)));
     let status = standby.appliances().create(create("web-2")).await.expect_err("not without TLS");
     assert_eq!((status.code(), reason(&status)), unavailable("LEADER_UNREACHABLE"));
     assert!(status.message().contains("https://"), "{status:?}");
@@ -177,7 +177,7 @@ async fn a_watch_goes_through_a_standby_until_the_leader_leads_no_more() {
     leader.appliances().create(create("web")).await.expect("answered");
     assert_eq!(soon(events.message()).await.expect("no error").expect("no end").r#type(), EventType::Created);
     let mut own = leader.watch().await;
-    leader.role.send_replace(Role::Standby(None));
+    leader.role.send_replace(ServingRole::Standby(None));
     assert_eq!(end_of(&mut events).await, unavailable("LEADER_CHANGED"));
     assert_eq!(end_of(&mut own).await, unavailable("LEADER_CHANGED"));
 }
@@ -189,34 +189,34 @@ async fn a_watch_ends_when_the_standby_hears_of_another_leader() {
     let (leader, standby) = pair().await;
     let mut events = standby.watch().await;
     // Not knowing is no reason: the leader may be well.
-    standby.role.send_replace(Role::Standby(None));
+    standby.role.send_replace(ServingRole::Standby(None));
     leader.appliances().create(create("web")).await.expect("answered");
     for expected in [EventType::Synced, EventType::Created] {
         assert_eq!(soon(events.message()).await.expect("no error").expect("no end").r#type(), expected);
     }
-    standby.role.send_replace(Role::Leading);
+    standby.role.send_replace(ServingRole::Leading);
     assert_eq!(end_of(&mut events).await, unavailable("LEADER_CHANGED"));
     let mut events = standby.watch().await;
-    standby.role.send_replace(Role::Stopping);
+    standby.role.send_replace(ServingRole::Stopping);
     assert_eq!(end_of(&mut events).await, unavailable("STOPPING"));
 }
 
 #[tokio::test]
 async fn a_call_under_way_is_told_when_another_one_leads() {
-    let mut mute = Node::start("c1", Role::Leading, true).await;
-    let standby = Node::start("c2", Role::Standby(Some(mute.leader())), false).await;
+    let mut mute = TestCoordinator::start("c1", ServingRole::Leading, true).await;
+    let standby = TestCoordinator::start("c2", ServingRole::Standby(Some(mute.leader())), false).await;
     let mut client = standby.appliances();
     let call = tokio::spawn(async move { client.create(create("web")).await });
     soon(mute.actors.recv()).await.expect("it has arrived");
-    standby.role.send_replace(Role::Leading);
+    standby.role.send_replace(ServingRole::Leading);
     let status = soon(call).await.expect("no panic").expect_err("not answered");
     assert_eq!((status.code(), reason(&status)), unavailable("LEADER_UNREACHABLE"));
 }
 
 #[tokio::test]
 async fn the_leader_keeps_the_deadline_of_a_call_that_was_passed_on() {
-    let mute = Node::start("c1", Role::Leading, true).await;
-    let standby = Node::start("c2", Role::Standby(Some(mute.leader())), false).await;
+    let mute = TestCoordinator::start("c1", ServingRole::Leading, true).await;
+    let standby = TestCoordinator::start("c2", ServingRole::Standby(Some(mute.leader())), false).await;
     let mut request = Request::new(create("web"));
     request.set_timeout(Duration::from_secs(2));
     let status = standby.appliances().create(request).await.expect_err("nobody answers");
@@ -225,8 +225,8 @@ async fn the_leader_keeps_the_deadline_of_a_call_that_was_passed_on() {
 
 #[tokio::test]
 async fn a_caller_that_goes_away_is_gone_at_the_leader_too() {
-    let mut mute = Node::start("c1", Role::Leading, true).await;
-    let standby = Node::start("c2", Role::Standby(Some(mute.leader())), false).await;
+    let mut mute = TestCoordinator::start("c1", ServingRole::Leading, true).await;
+    let standby = TestCoordinator::start("c2", ServingRole::Standby(Some(mute.leader())), false).await;
     let mut client = standby.appliances();
     let call = tokio::spawn(async move { client.create(create("web")).await });
     soon(mute.actors.recv()).await.expect("it has arrived");
@@ -236,9 +236,9 @@ async fn a_caller_that_goes_away_is_gone_at_the_leader_too() {
 
 #[tokio::test]
 async fn nothing_is_passed_on_twice() {
-    let first = Node::start("c1", Role::Standby(None), false).await;
-    let second = Node::start("c2", Role::Standby(Some(first.leader())), false).await;
-    first.role.send_replace(Role::Standby(Some(second.leader())));
+    let first = TestCoordinator::start("c1", ServingRole::Standby(None), false).await;
+    let second = TestCoordinator::start("c2", ServingRole::Standby(Some(first.leader())), false).await;
+    first.role.send_replace(ServingRole::Standby(Some(second.leader())));
     for node in [&first, &second] {
         let status = node.appliances().create(create("web")).await.expect_err("neither leads");
         assert_eq!((status.code(), reason(&status)), unavailable("NOT_LEADING"));
@@ -251,19 +251,19 @@ async fn nothing_is_passed_on_twice() {
 
 #[tokio::test]
 async fn a_call_waits_for_an_election_to_end() {
-    let node = Node::start("c1", Role::Standby(None), false).await;
+    let node = TestCoordinator::start("c1", ServingRole::Standby(None), false).await;
     let mut client = node.appliances();
     let mut call = tokio::spawn(async move { client.create(create("web")).await });
     // It waits, also once this coordinator is elected, until it is ready.
-    node.role.send_replace(Role::Standby(Some(node.leader())));
+    node.role.send_replace(ServingRole::Standby(Some(node.leader())));
     assert!(tokio::time::timeout(Duration::from_millis(50), &mut call).await.is_err());
-    node.role.send_replace(Role::Leading);
+    node.role.send_replace(ServingRole::Leading);
     soon(call).await.expect("no panic").expect("answered");
 }
 
 #[tokio::test]
 async fn without_a_leader_a_call_is_answered_before_its_deadline() {
-    let node = Node::start("c1", Role::Standby(None), false).await;
+    let node = TestCoordinator::start("c1", ServingRole::Standby(None), false).await;
     let mut request = Request::new(create("web"));
     request.set_timeout(Duration::from_secs(1));
     let status = node.appliances().create(request).await.expect_err("nobody leads");
@@ -275,16 +275,16 @@ async fn without_a_leader_a_call_is_answered_before_its_deadline() {
 async fn a_leader_that_does_not_listen_is_named() {
     let (leader, standby) = pair().await;
     let closed = TcpListener::bind("127.0.0.1:0").await.expect("a free port").local_addr().expect("it is bound");
-    standby.role.send_replace(Role::Standby(Some(leader.leader_at(closed))));
+    standby.role.send_replace(ServingRole::Standby(Some(leader.leader_at(closed))));
     let status = standby.appliances().create(create("web")).await.expect_err("refused");
     assert_eq!((status.code(), reason(&status)), unavailable("LEADER_UNREACHABLE"));
     assert!(status.message().contains("c1") && status.message().contains("refused"), "{status:?}");
     assert!(status.get_error_details().retry_info().is_some());
     // The next one is found at its own address.
-    standby.role.send_replace(Role::Standby(Some(leader.leader())));
+    standby.role.send_replace(ServingRole::Standby(Some(leader.leader())));
     standby.appliances().create(create("web")).await.expect("passed on");
     let silent = Leader { address: String::new(), ..leader.leader() };
-    standby.role.send_replace(Role::Standby(Some(silent)));
+    standby.role.send_replace(ServingRole::Standby(Some(silent)));
     let status = standby.appliances().create(create("web")).await.expect_err("it told no address");
     assert_eq!((status.code(), reason(&status)), unavailable("NOT_LEADING"));
 }
@@ -309,7 +309,7 @@ async fn wire_to(address: SocketAddr) -> (SocketAddr, JoinHandle<()>) {
 async fn a_connection_that_breaks_ends_streams_in_an_orderly_way() {
     let (leader, standby) = pair().await;
     let (address, wire) = wire_to(leader.address).await;
-    standby.role.send_replace(Role::Standby(Some(leader.leader_at(address))));
+    standby.role.send_replace(ServingRole::Standby(Some(leader.leader_at(address))));
     let mut events = standby.watch().await;
     soon(events.message()).await.expect("no error").expect("no end");
     wire.abort();
@@ -319,12 +319,12 @@ async fn a_connection_that_breaks_ends_streams_in_an_orderly_way() {
 #[tokio::test]
 async fn health_tells_serving_from_leading() {
     let (leader, standby) = pair().await;
-    let health = |node: &Node, service: &str| {
+    let health = |node: &TestCoordinator, service: &str| {
         let mut client = HealthClient::new(node.channel.clone());
         let request = HealthCheckRequest { service: service.to_owned() };
         async move { client.check(request).await.expect("known").into_inner().status() }
     };
-    let becomes = async |node: &Node, serving: bool, leading: bool| {
+    let becomes = async |node: &TestCoordinator, serving: bool, leading: bool| {
         let status = |is| if is { ServingStatus::Serving } else { ServingStatus::NotServing };
         let wanted = [("", serving), ("rug.admin.v1.Cluster", serving), (LEADER, leading)];
         soon(async {
@@ -338,12 +338,12 @@ async fn health_tells_serving_from_leading() {
     };
     becomes(&leader, true, true).await;
     becomes(&standby, true, false).await;
-    standby.role.send_replace(Role::Standby(None));
+    standby.role.send_replace(ServingRole::Standby(None));
     becomes(&standby, false, false).await;
-    standby.role.send_replace(Role::Standby(Some(standby.leader())));
+    standby.role.send_replace(ServingRole::Standby(Some(standby.leader())));
     becomes(&standby, false, false).await;
-    standby.role.send_replace(Role::Leading);
+    standby.role.send_replace(ServingRole::Leading);
     becomes(&standby, true, true).await;
-    standby.role.send_replace(Role::Stopping);
+    standby.role.send_replace(ServingRole::Stopping);
     becomes(&standby, false, false).await;
 }

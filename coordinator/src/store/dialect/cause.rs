@@ -2,13 +2,13 @@
 
 use sea_orm::{DbErr, RuntimeErr, SqlxError, SqlxMySqlError, SqlxPostgresError, SqlxSqliteError};
 
-use super::super::error::{Cause, Error};
+use super::super::error::{Error, OutageCause};
 
 /// What a failure means, if it is one of the surroundings rather than of the statement.
-pub(in crate::store) fn cause(error: &DbErr) -> Option<Cause> {
+pub(in crate::store) fn cause(error: &DbErr) -> Option<OutageCause> {
     let error = match error {
         DbErr::Conn(e) | DbErr::Exec(e) | DbErr::Query(e) => sqlx(e)?,
-        DbErr::ConnectionAcquire(_) => return Some(Cause::TimedOut),
+        DbErr::ConnectionAcquire(_) => return Some(OutageCause::TimedOut),
         _ => return None,
     };
     match error {
@@ -21,13 +21,13 @@ pub(in crate::store) fn cause(error: &DbErr) -> Option<Cause> {
                 sqlite(e.try_downcast_ref::<SqlxSqliteError>().and(e.code())?.parse().ok()?, e.message())
             }
         }
-        SqlxError::Io(e) if e.kind() == std::io::ErrorKind::StorageFull => Some(Cause::Full),
-        SqlxError::Io(e) => Some(Cause::Lost(e.to_string())),
-        SqlxError::Tls(e) => Some(Cause::Refused(format!("TLS: {e}"))),
-        SqlxError::Configuration(e) => Some(Cause::Refused(e.to_string())),
-        SqlxError::PoolTimedOut => Some(Cause::TimedOut),
+        SqlxError::Io(e) if e.kind() == std::io::ErrorKind::StorageFull => Some(OutageCause::Full),
+        SqlxError::Io(e) => Some(OutageCause::Lost(e.to_string())),
+        SqlxError::Tls(e) => Some(OutageCause::Refused(format!("TLS: {e}"))),
+        SqlxError::Configuration(e) => Some(OutageCause::Refused(e.to_string())),
+        SqlxError::PoolTimedOut => Some(OutageCause::TimedOut),
         SqlxError::Protocol(_) | SqlxError::PoolClosed | SqlxError::WorkerCrashed | SqlxError::BeginFailed => {
-            Some(Cause::Lost(error.to_string()))
+            Some(OutageCause::Lost(error.to_string()))
         }
         _ => None,
     }
@@ -53,53 +53,55 @@ fn sqlx(error: &RuntimeErr) -> Option<&SqlxError> {
 }
 
 /// The low byte is the primary result code, see sqlite.org/rescode.html.
-fn sqlite(code: i32, message: &str) -> Option<Cause> {
+fn sqlite(code: i32, message: &str) -> Option<OutageCause> {
     match code & 0xff {
-        5 | 6 => Some(Cause::Locked),
-        8 => Some(Cause::ReadOnly),
-        10 => Some(Cause::Io(message.to_owned())),
-        13 => Some(Cause::Full),
-        14 => Some(Cause::CannotOpen),
+        5 | 6 => Some(OutageCause::Locked),
+        8 => Some(OutageCause::ReadOnly),
+        10 => Some(OutageCause::Io(message.to_owned())),
+        13 => Some(OutageCause::Full),
+        14 => Some(OutageCause::CannotOpen),
         _ => None,
     }
 }
 
 /// See appendix A of PostgreSQL's manual.
-fn postgres(code: &str, message: &str) -> Option<Cause> {
+fn postgres(code: &str, message: &str) -> Option<OutageCause> {
     let words = || message.to_owned();
     Some(match code {
         // Lock timeout, deadlock, serialization.
-        "55P03" | "40P01" | "40001" => Cause::Locked,
-        "57014" => Cause::TimedOut,
-        "25006" => Cause::ReadOnly,
-        "53100" => Cause::Full,
+        "55P03" | "40P01" | "40001" => OutageCause::Locked,
+        "57014" => OutageCause::TimedOut,
+        "25006" => OutageCause::ReadOnly,
+        "53100" => OutageCause::Full,
         // Starting up or shutting down, and sessions that were idle inside a transaction.
-        "57P01" | "57P02" | "25P02" | "25P03" | "25P04" | "57P05" => Cause::Lost(words()),
+        "57P01" | "57P02" | "25P02" | "25P03" | "25P04" | "57P05" => OutageCause::Lost(words()),
         // Not yet, no place left, no memory, no such role, password or database, no right to it.
         "57P03" | "53000" | "53200" | "53300" | "53400" | "28000" | "28P01" | "3D000" | "42501" => {
-            Cause::Refused(words())
+            OutageCause::Refused(words())
         }
-        _ if code.starts_with("08") => Cause::Lost(words()),
-        _ if code.starts_with("58") || code == "XX001" || code == "XX002" => Cause::Io(words()),
+        _ if code.starts_with("08") => OutageCause::Lost(words()),
+        _ if code.starts_with("58") || code == "XX001" || code == "XX002" => OutageCause::Io(words()),
         _ => return None,
     })
 }
 
 /// See MariaDB's list of error codes; MySQL shares those below 1900.
-fn mysql(number: u16, message: &str) -> Option<Cause> {
+fn mysql(number: u16, message: &str) -> Option<OutageCause> {
     let words = || message.to_owned();
     Some(match number {
         // Lock wait timeout, deadlock, changed since it was read.
-        1205 | 1213 | 1020 => Cause::Locked,
+        1205 | 1213 | 1020 => OutageCause::Locked,
         // Statement times of MariaDB and MySQL.
-        1969 | 3024 => Cause::TimedOut,
-        1036 | 1290 | 1792 | 1836 => Cause::ReadOnly,
-        1021 | 1114 => Cause::Full,
-        3 | 1026 | 1030 => Cause::Io(words()),
+        1969 | 3024 => OutageCause::TimedOut,
+        1036 | 1290 | 1792 | 1836 => OutageCause::ReadOnly,
+        1021 | 1114 => OutageCause::Full,
+        3 | 1026 | 1030 => OutageCause::Io(words()),
         // Shutting down, killed, idle for too long, broken off.
-        1053 | 1077 | 1152 | 1158..=1161 | 1184 | 1317 | 1927 | 1928 | 1429 | 4031 => Cause::Lost(words()),
+        1053 | 1077 | 1152 | 1158..=1161 | 1184 | 1317 | 1927 | 1928 | 1429 | 4031 => OutageCause::Lost(words()),
         // No place left, no such user, password or database, no right to it, not part of its cluster.
-        1040 | 1041 | 1044 | 1045 | 1047 | 1049 | 1129 | 1130 | 1142 | 1203 | 1226 | 1698 => Cause::Refused(words()),
+        1040 | 1041 | 1044 | 1045 | 1047 | 1049 | 1129 | 1130 | 1142 | 1203 | 1226 | 1698 => {
+            OutageCause::Refused(words())
+        }
         _ => return None,
     })
 }

@@ -16,7 +16,7 @@ use sea_orm::{
     SqlxPostgresConnector, Statement,
 };
 
-use super::{READERS, Target, Transaction};
+use super::{DatabaseTarget, READERS, Transaction};
 
 /// A connection that was idle for longer is asked for a sign of life before it is used.
 const IDLE_CHECK: Duration = Duration::from_secs(1);
@@ -25,7 +25,7 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Key of PostgreSQL's advisory lock around migrations: "rug" and a number in ASCII.
 const MIGRATION_LOCK: i64 = 0x7275_6701;
 
-fn pool<DB: sqlx::Database>(target: &Target, connections: u32) -> PoolOptions<DB> {
+fn pool<DB: sqlx::Database>(target: &DatabaseTarget, connections: u32) -> PoolOptions<DB> {
     PoolOptions::<DB>::new()
         .max_connections(connections)
         .min_connections(0)
@@ -58,7 +58,7 @@ fn seconds(time: Duration) -> u64 {
 
 // ------------------------------------------------------------------------------------------------------- PostgreSQL
 
-fn postgres_session(target: &Target, options: &PgConnectOptions) -> PgConnectOptions {
+fn postgres_session(target: &DatabaseTarget, options: &PgConnectOptions) -> PgConnectOptions {
     let timeout = target.statement_timeout();
     let millis = |time: Duration| time.as_millis().to_string();
     options.clone().options([
@@ -72,7 +72,10 @@ fn postgres_session(target: &Target, options: &PgConnectOptions) -> PgConnectOpt
     ])
 }
 
-pub(super) async fn postgres_writer(target: &Target, options: &PgConnectOptions) -> Result<DatabaseConnection, DbErr> {
+pub(super) async fn postgres_writer(
+    target: &DatabaseTarget,
+    options: &PgConnectOptions,
+) -> Result<DatabaseConnection, DbErr> {
     use sqlx::ConnectOptions;
 
     let options = postgres_session(target, options).disable_statement_logging();
@@ -94,7 +97,7 @@ pub(super) async fn postgres_writer(target: &Target, options: &PgConnectOptions)
     Ok(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
 }
 
-pub(super) fn postgres_readers(target: &Target, options: &PgConnectOptions) -> DatabaseConnection {
+pub(super) fn postgres_readers(target: &DatabaseTarget, options: &PgConnectOptions) -> DatabaseConnection {
     use sqlx::ConnectOptions;
 
     let timeout = target.statement_timeout().as_millis().to_string();
@@ -117,7 +120,7 @@ pub(super) async fn postgres_lock_migrations(tx: &Transaction) -> Result<(), DbE
 
 /// `/*M! ... */` is read by MariaDB alone, `/*!80000 ... */` by MySQL alone, which has no limit for idle transactions
 /// but one for idle connections.
-fn mysql_session(target: &Target) -> [String; 2] {
+fn mysql_session(target: &DatabaseTarget) -> [String; 2] {
     let (lock, idle) = (seconds(target.statement_timeout() / 2), seconds(target.statement_timeout()));
     [
         format!(
@@ -130,7 +133,7 @@ fn mysql_session(target: &Target) -> [String; 2] {
     ]
 }
 
-fn mysql_pool(target: &Target, connections: u32, statements: Vec<String>) -> MySqlPoolOptions {
+fn mysql_pool(target: &DatabaseTarget, connections: u32, statements: Vec<String>) -> MySqlPoolOptions {
     let statements = std::sync::Arc::new(statements);
     pool::<MySql>(target, connections).after_connect(move |connection, _| {
         let statements = statements.clone();
@@ -143,7 +146,10 @@ fn mysql_pool(target: &Target, connections: u32, statements: Vec<String>) -> MyS
     })
 }
 
-pub(super) async fn mysql_writer(target: &Target, options: &MySqlConnectOptions) -> Result<DatabaseConnection, DbErr> {
+pub(super) async fn mysql_writer(
+    target: &DatabaseTarget,
+    options: &MySqlConnectOptions,
+) -> Result<DatabaseConnection, DbErr> {
     use sqlx::ConnectOptions;
 
     let options = options.clone().charset("utf8mb4").disable_statement_logging();
@@ -162,7 +168,7 @@ pub(super) async fn mysql_writer(target: &Target, options: &MySqlConnectOptions)
     Ok(SqlxMySqlConnector::from_sqlx_mysql_pool(pool))
 }
 
-pub(super) fn mysql_readers(target: &Target, options: &MySqlConnectOptions) -> DatabaseConnection {
+pub(super) fn mysql_readers(target: &DatabaseTarget, options: &MySqlConnectOptions) -> DatabaseConnection {
     use sqlx::ConnectOptions;
 
     let options = options.clone().charset("utf8mb4").disable_statement_logging();

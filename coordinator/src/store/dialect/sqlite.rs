@@ -14,8 +14,8 @@ use rustix::fs::{FlockOperation, flock};
 use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
 use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr};
 
-use super::super::error::{Cause, Error};
-use super::Target;
+use super::super::error::{Error, OutageCause};
+use super::DatabaseTarget;
 
 /// How long SQLite waits for a lock that another process holds.
 const BUSY_TIMEOUT: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(5) };
@@ -27,7 +27,7 @@ const CACHE_KIB: u32 = 64 * 1024;
 const CHECKPOINT_PAGES: u32 = 8_000;
 
 pub(super) async fn connect(
-    target: &Target,
+    target: &DatabaseTarget,
     path: &Path,
     connections: u32,
     writes: bool,
@@ -132,11 +132,13 @@ fn lock_path(database: &Path) -> PathBuf {
     path.into()
 }
 
-fn cause(error: &io::Error) -> Cause {
+fn cause(error: &io::Error) -> OutageCause {
     match error.kind() {
-        io::ErrorKind::ReadOnlyFilesystem => Cause::ReadOnly,
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Cause::Full,
-        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::IsADirectory => Cause::CannotOpen,
-        _ => Cause::Io(error.to_string()),
+        io::ErrorKind::ReadOnlyFilesystem => OutageCause::ReadOnly,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => OutageCause::Full,
+        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::IsADirectory => {
+            OutageCause::CannotOpen
+        }
+        _ => OutageCause::Io(error.to_string()),
     }
 }

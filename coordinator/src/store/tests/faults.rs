@@ -24,9 +24,9 @@ fn bulky(n: u128) -> Record {
 
 #[tokio::test]
 async fn a_full_disk_is_retryable_and_goes_by_without_a_restart() {
-    let home = Home::new(Database::Sqlite).await;
+    let home = Home::new(DatabaseKind::Sqlite).await;
     let (store, _, _) = home.lead().await;
-    store.submit(vec![Write::PutAppliance(bulky(1))]).await.expect("there is room");
+    store.submit(vec![StoreWrite::PutAppliance(bulky(1))]).await.expect("there is room");
     store.close().await;
 
     home.faults.max_pages.store(80, SeqCst);
@@ -34,17 +34,20 @@ async fn a_full_disk_is_retryable_and_goes_by_without_a_restart() {
     let mut stored = vec![1];
     let full = loop {
         let n = stored.len() as u128 + 1;
-        match store.submit(vec![Write::PutAppliance(bulky(n))]).await {
+        match store.submit(vec![StoreWrite::PutAppliance(bulky(n))]).await {
             Ok(()) => stored.push(n),
             Err(error) => break error,
         }
     };
-    assert_eq!(full, Error::Unavailable(Cause::Full));
+    assert_eq!(full, Error::Unavailable(OutageCause::Full));
     assert!(common::retry::Retryable::is_retryable(&full));
-    assert_eq!(store.submit(vec![Write::PutAppliance(bulky(500))]).await, Err(Error::Unavailable(Cause::Full)));
+    assert_eq!(
+        store.submit(vec![StoreWrite::PutAppliance(bulky(500))]).await,
+        Err(Error::Unavailable(OutageCause::Full))
+    );
 
     home.faults.max_pages.store(0, SeqCst);
-    store.submit(vec![Write::PutAppliance(bulky(600))]).await.expect("there is room again");
+    store.submit(vec![StoreWrite::PutAppliance(bulky(600))]).await.expect("there is room again");
     stored.push(600);
     store.close().await;
     let (_, _, loaded) = home.lead().await;
@@ -60,45 +63,45 @@ async fn a_database_that_cannot_be_used_says_why() {
         Store::open(&config).await.map(drop).expect_err("it cannot be used")
     };
     let path = "/proc/rug.db".to_owned();
-    assert_eq!(opened(format!("sqlite:{path}")).await, Error::Open { path, cause: Cause::CannotOpen });
+    assert_eq!(opened(format!("sqlite:{path}")).await, Error::Open { path, cause: OutageCause::CannotOpen });
     let path = "/nowhere/at/all/rug.db".to_owned();
-    assert_eq!(opened(format!("sqlite:{path}")).await, Error::Open { path, cause: Cause::CannotOpen });
+    assert_eq!(opened(format!("sqlite:{path}")).await, Error::Open { path, cause: OutageCause::CannotOpen });
     assert!(matches!(opened("postgres://localhost".into()).await, Error::Url { .. }));
     let nobody = opened("postgres://rug:hush@127.0.0.1:1/rug".into()).await;
-    assert!(matches!(nobody, Error::Open { cause: Cause::Lost(_), .. }), "{nobody}");
+    assert!(matches!(nobody, Error::Open { cause: OutageCause::Lost(_), .. }), "{nobody}");
     assert!(!nobody.to_string().contains("hush"), "{nobody}");
     assert!(matches!(opened("sqlite:".into()).await, Error::Url { .. }));
 
-    let home = Home::new(Database::Sqlite).await;
+    let home = Home::new(DatabaseKind::Sqlite).await;
     std::fs::write(home.dir.path().join("rug.db"), "no database at all, ".repeat(100)).expect("written");
     assert!(matches!(home.try_open().await, Err(Error::Database { .. })));
 }
 
 #[tokio::test]
 async fn a_read_only_file_is_found_at_the_start() {
-    let home = Home::new(Database::Sqlite).await;
+    let home = Home::new(DatabaseKind::Sqlite).await;
     home.open().await.close().await;
     home.faults.read_only.store(true, SeqCst);
     let error = home.try_open().await.map(drop).expect_err("it cannot be written");
-    assert!(matches!(error, Error::Open { cause: Cause::ReadOnly, .. }), "{error}");
+    assert!(matches!(error, Error::Open { cause: OutageCause::ReadOnly, .. }), "{error}");
     assert!(error.to_string().contains("read-only"), "{error}");
 }
 
 #[tokio::test]
 async fn a_lock_of_another_process_is_told_and_waited_out() {
-    let home = Home::new(Database::Sqlite).await;
+    let home = Home::new(DatabaseKind::Sqlite).await;
     let (store, _, _) = home.lead().await;
     let lock = home.lock().await;
-    assert_eq!(store.submit(vec![]).await, Err(Error::Unavailable(Cause::Locked)));
+    assert_eq!(store.submit(vec![]).await, Err(Error::Unavailable(OutageCause::Locked)));
     let refused = home.try_open().await.map(drop);
-    assert!(matches!(refused, Err(Error::Open { cause: Cause::Locked, .. })), "{refused:?}");
+    assert!(matches!(refused, Err(Error::Open { cause: OutageCause::Locked, .. })), "{refused:?}");
     dialect::rollback(lock).await.expect("held");
-    store.submit(vec![Write::Event(event(1))]).await.expect("the lock is gone");
+    store.submit(vec![StoreWrite::Event(event(1))]).await.expect("the lock is gone");
 }
 
 #[tokio::test]
 async fn a_file_is_open_in_one_process_at_a_time() {
-    let home = Home::new(Database::Sqlite).await;
+    let home = Home::new(DatabaseKind::Sqlite).await;
     home.faults.unlocked.store(false, SeqCst);
     let store = home.open().await;
     let refused = home.try_open().await.map(drop).expect_err("it is open");
@@ -113,30 +116,31 @@ async fn a_file_is_open_in_one_process_at_a_time() {
     home.open().await.close().await;
 }
 
-async fn what_waits_behind_a_failure_fails_with_it(database: Database) {
+async fn what_waits_behind_a_failure_fails_with_it(database: DatabaseKind) {
     let home = Home::new(database).await;
     let (store, _, _) = home.lead().await;
     let lock = home.lock().await;
     let big = (0..30_000).map(|n| GrantOp::Remove { appliance: id(n) }).collect();
-    let (first, second) = (store.submit(vec![Write::Grants(big)]), store.submit(vec![Write::Event(event(1))]));
-    let failed = Err(Error::Unavailable(Cause::Locked));
+    let (first, second) =
+        (store.submit(vec![StoreWrite::Grants(big)]), store.submit(vec![StoreWrite::Event(event(1))]));
+    let failed = Err(Error::Unavailable(OutageCause::Locked));
     assert_eq!((first.await, second.await), (failed.clone(), failed), "the second may build on the first");
     dialect::rollback(lock).await.expect("held");
     settle(&store).await;
     assert_eq!(store.events(10).await, Ok(vec![]));
 }
 
-async fn a_lost_answer_is_found_out_from_the_chain(database: Database) {
+async fn a_lost_answer_is_found_out_from_the_chain(database: DatabaseKind) {
     let home = Home::new(database).await;
     let (store, term, _) = home.lead().await;
     home.faults.lose_answers.store(true, SeqCst);
-    store.submit(vec![Write::Event(event(1))]).await.expect("it was stored, and that can be read");
-    store.submit(vec![Write::Event(event(2))]).await.expect("the chain goes on");
+    store.submit(vec![StoreWrite::Event(event(1))]).await.expect("it was stored, and that can be read");
+    store.submit(vec![StoreWrite::Event(event(2))]).await.expect("the chain goes on");
     assert_eq!(store.events(10).await, Ok(vec![event(2), event(1)]));
 
     // The answer is lost and meanwhile another leader has begun a term.
     home.faults.unreachable.store(true, SeqCst);
-    let third = store.submit(vec![Write::Event(event(3))]);
+    let third = store.submit(vec![StoreWrite::Event(event(3))]);
     let second_leader = async {
         until(|| store.outage().is_some()).await;
         home.sql("UPDATE leadership SET term = 9").await;
@@ -148,15 +152,15 @@ async fn a_lost_answer_is_found_out_from_the_chain(database: Database) {
     assert_eq!(store.submit(vec![]).await, Err(Error::Deposed { term }));
 }
 
-async fn a_change_waits_until_its_outcome_can_be_told(database: Database) {
+async fn a_change_waits_until_its_outcome_can_be_told(database: DatabaseKind) {
     let home = Home::new(database).await;
     let (store, term, _) = home.lead().await;
     home.faults.lose_answers.store(true, SeqCst);
     home.faults.unreachable.store(true, SeqCst);
-    let mut first = store.submit(vec![Write::Event(event(1))]);
+    let mut first = store.submit(vec![StoreWrite::Event(event(1))]);
     until(|| store.outage().is_some()).await;
-    let away = Err(Error::Unavailable(Cause::TimedOut));
-    until_async(async || store.submit(vec![Write::Event(event(2))]).await == away).await;
+    let away = Err(Error::Unavailable(OutageCause::TimedOut));
+    until_async(async || store.submit(vec![StoreWrite::Event(event(2))]).await == away).await;
     assert!(matches!(store.events(10).await, Err(Error::Unavailable(_))), "lists do not wait either");
     assert!(matches!(begin(&store).await, Err(Error::Unavailable(_))), "nor does a new term");
     assert!(futures::poll!(&mut first).is_pending(), "nobody knows yet");
@@ -166,22 +170,22 @@ async fn a_change_waits_until_its_outcome_can_be_told(database: Database) {
     assert!(store.leads(term));
     assert_eq!(store.events(10).await, Ok(vec![event(1)]), "what was refused is not stored");
     home.faults.lose_answers.store(false, SeqCst);
-    store.submit(vec![Write::Event(event(3))]).await.expect("everything goes on");
+    store.submit(vec![StoreWrite::Event(event(3))]).await.expect("everything goes on");
     assert_eq!(store.events(10).await, Ok(vec![event(3), event(1)]));
 }
 
-async fn an_outcome_that_was_not_told_before_the_end_is_no_success(database: Database) {
+async fn an_outcome_that_was_not_told_before_the_end_is_no_success(database: DatabaseKind) {
     let home = Home::new(database).await;
     let (store, _, _) = home.lead().await;
     home.faults.lose_answers.store(true, SeqCst);
     home.faults.unreachable.store(true, SeqCst);
-    let first = store.submit(vec![Write::Event(event(1))]);
+    let first = store.submit(vec![StoreWrite::Event(event(1))]);
     until(|| store.outage().is_some()).await;
     store.close().await;
     assert_eq!(first.await, Err(Error::Unresolved));
 }
 
-async fn a_schema_of_a_later_version_is_left_alone(database: Database) {
+async fn a_schema_of_a_later_version_is_left_alone(database: DatabaseKind) {
     let home = Home::new(database).await;
     home.open().await.close().await;
     home.sql("INSERT INTO seaql_migrations (version, applied_at) VALUES ('m0099_later', 0)").await;
@@ -190,8 +194,8 @@ async fn a_schema_of_a_later_version_is_left_alone(database: Database) {
 }
 
 /// The dump that was put back may be older than the last upgrade of the coordinators that run on.
-async fn a_term_begins_on_a_copy_from_before_the_last_migration(database: Database) {
-    if database == Database::Sqlite {
+async fn a_term_begins_on_a_copy_from_before_the_last_migration(database: DatabaseKind) {
+    if database == DatabaseKind::Sqlite {
         // Its file is put back while nobody has it open, and opening it migrates.
         return;
     }
@@ -203,11 +207,11 @@ async fn a_term_begins_on_a_copy_from_before_the_last_migration(database: Databa
     assert!(store.leads(next) && next > term);
 }
 
-async fn a_damaged_row_is_named(database: Database) {
+async fn a_damaged_row_is_named(database: DatabaseKind) {
     let unknown_format = match database {
-        Database::Sqlite => "UPDATE grants SET data = x'09' || substr(data, 2)",
-        Database::Postgres => "UPDATE grants SET data = '\\x09'::bytea || substr(data, 2)",
-        Database::MariaDb => "UPDATE grants SET data = CONCAT(x'09', substr(data, 2))",
+        DatabaseKind::Sqlite => "UPDATE grants SET data = x'09' || substr(data, 2)",
+        DatabaseKind::Postgres => "UPDATE grants SET data = '\\x09'::bytea || substr(data, 2)",
+        DatabaseKind::MariaDb => "UPDATE grants SET data = CONCAT(x'09', substr(data, 2))",
     };
     let cases = [
         ("UPDATE grants SET data = substr(data, 1, length(data) - 3)", "stored grants (term 1, batch 1, part 0)"),
@@ -223,15 +227,15 @@ async fn a_damaged_row_is_named(database: Database) {
         let home = Home::new(database).await;
         let (store, _, _) = home.lead().await;
         let change = vec![
-            Write::PutAppliance(record(1, "a")),
-            Write::Grants(vec![GrantOp::Grant {
+            StoreWrite::PutAppliance(record(1, "a")),
+            StoreWrite::Grants(vec![GrantOp::Grant {
                 appliance: id(1),
                 to: granted(1, 1),
                 site: None,
                 hold: Duration::ZERO,
             }]),
-            Write::PutMember(member(1)),
-            Write::PutRebalance(rebalance(1)),
+            StoreWrite::PutMember(member(1)),
+            StoreWrite::PutRebalance(rebalance(1)),
         ];
         store.submit(change).await.expect("stored");
         home.sql(damage).await;
@@ -243,7 +247,7 @@ async fn a_damaged_row_is_named(database: Database) {
     }
 }
 
-async fn an_appliance_that_cannot_be_read_is_set_aside(database: Database) {
+async fn an_appliance_that_cannot_be_read_is_set_aside(database: DatabaseKind) {
     let cases = [
         ("UPDATE appliances SET spec = '{\"replicas\": 0}' WHERE name = 'odd'", "spec"),
         ("UPDATE appliances SET tenant = 'A B' WHERE name = 'odd'", "tenant: `A B` is not a name"),
@@ -254,9 +258,9 @@ async fn an_appliance_that_cannot_be_read_is_set_aside(database: Database) {
         let (store, _, _) = home.lead().await;
         let freed = GrantOp::Free { appliance: id(1), progress: progress(), hold: Duration::from_nanos(7) };
         let change = vec![
-            Write::PutAppliance(record(1, "odd")),
-            Write::PutAppliance(record(2, "sound")),
-            Write::Grants(vec![
+            StoreWrite::PutAppliance(record(1, "odd")),
+            StoreWrite::PutAppliance(record(2, "sound")),
+            StoreWrite::Grants(vec![
                 freed,
                 GrantOp::Grant { appliance: id(1), to: granted(1, 1), site: None, hold: Duration::ZERO },
             ]),
@@ -278,25 +282,27 @@ async fn an_appliance_that_cannot_be_read_is_set_aside(database: Database) {
                 "{damage}, round {round}: it keeps its owner"
             );
             assert!(loaded.statuses.is_empty(), "a status that cannot be read is missing until it is reported anew");
-            store.submit(vec![Write::Event(event(1))]).await.expect("everything else goes on");
+            store.submit(vec![StoreWrite::Event(event(1))]).await.expect("everything else goes on");
             store.close().await;
         }
     }
 }
 
-async fn a_value_without_a_place_fails_its_own_change(database: Database) {
+async fn a_value_without_a_place_fails_its_own_change(database: DatabaseKind) {
     let home = Home::new(database).await;
     let (store, _, _) = home.lead().await;
     let mut odd = record(1, "odd");
     odd.placement_key = "a\0b".into();
     let mut busy = status();
     busy.last_error = Some("it said \0".into());
-    let (refused, stored) =
-        (store.submit(vec![Write::PutAppliance(odd)]), store.submit(vec![Write::PutAppliance(record(2, "sound"))]));
+    let (refused, stored) = (
+        store.submit(vec![StoreWrite::PutAppliance(odd)]),
+        store.submit(vec![StoreWrite::PutAppliance(record(2, "sound"))]),
+    );
     let refused = refused.await;
     match database {
-        Database::Postgres => assert!(matches!(refused, Err(Error::Conflict(_))), "{refused:?}"),
-        Database::Sqlite | Database::MariaDb => assert_eq!(refused, Ok(())),
+        DatabaseKind::Postgres => assert!(matches!(refused, Err(Error::Conflict(_))), "{refused:?}"),
+        DatabaseKind::Sqlite | DatabaseKind::MariaDb => assert_eq!(refused, Ok(())),
     }
     stored.await.expect("it shares nothing with the other");
     store.submit_statuses([(id(2), busy, at(1))]);
@@ -306,7 +312,7 @@ async fn a_value_without_a_place_fails_its_own_change(database: Database) {
 }
 
 /// The runtime goes down in the middle, as with `kill -9`: nothing is flushed, closed or rolled back in order.
-fn a_crash_loses_nothing_that_was_acknowledged(database: Database) {
+fn a_crash_loses_nothing_that_was_acknowledged(database: DatabaseKind) {
     let runtime = || tokio::runtime::Runtime::new().expect("a runtime");
     let home = runtime().block_on(Home::new(database));
     for round in 0..3_u64 {
@@ -321,8 +327,8 @@ fn a_crash_loses_nothing_that_was_acknowledged(database: Database) {
                     let (appliance, to) = (id(number.into()), granted(1, number));
                     let grant = GrantOp::Grant { appliance, to, site: None, hold: Duration::ZERO };
                     let change = vec![
-                        Write::PutAppliance(record(number.into(), &format!("a{number}"))),
-                        Write::Grants(vec![grant]),
+                        StoreWrite::PutAppliance(record(number.into(), &format!("a{number}"))),
+                        StoreWrite::Grants(vec![grant]),
                     ];
                     if store.submit(change).await.is_err() || acknowledged.send(number).is_err() {
                         return;
@@ -340,7 +346,7 @@ fn a_crash_loses_nothing_that_was_acknowledged(database: Database) {
                 loop {
                     match home.try_open().await {
                         Ok(store) => break store,
-                        Err(Error::Open { cause: Cause::Locked, .. }) => {}
+                        Err(Error::Open { cause: OutageCause::Locked, .. }) => {}
                         Err(error) => panic!("{error}"),
                     }
                 }
@@ -360,15 +366,15 @@ fn a_crash_loses_nothing_that_was_acknowledged(database: Database) {
 
 #[test]
 fn a_crash_beside_a_file_loses_nothing_that_was_acknowledged() {
-    a_crash_loses_nothing_that_was_acknowledged(Database::Sqlite);
+    a_crash_loses_nothing_that_was_acknowledged(DatabaseKind::Sqlite);
 }
 
 #[test]
 fn a_crash_beside_postgres_loses_nothing_that_was_acknowledged() {
-    a_crash_loses_nothing_that_was_acknowledged(Database::Postgres);
+    a_crash_loses_nothing_that_was_acknowledged(DatabaseKind::Postgres);
 }
 
 #[test]
 fn a_crash_beside_mariadb_loses_nothing_that_was_acknowledged() {
-    a_crash_loses_nothing_that_was_acknowledged(Database::MariaDb);
+    a_crash_loses_nothing_that_was_acknowledged(DatabaseKind::MariaDb);
 }

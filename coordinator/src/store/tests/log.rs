@@ -6,14 +6,14 @@ use sea_orm::EntityTrait;
 
 use super::super::batch::Batch;
 use super::super::entities::grants;
-use super::super::ledger::{self, Ledger, Place, Table};
+use super::super::ledger::{self, GrantTable, LogPosition, ReplayedLog};
 use super::*;
 
 on_every_database!(a_long_log_is_cut_down_while_work_goes_on, a_change_larger_than_a_row_is_one_batch);
 
 /// What happens to a log.
 #[derive(Clone, Debug)]
-enum Step {
+enum LogStep {
     Log(Vec<GrantOp>),
     /// A snapshot is read; what was left of an earlier one is given up.
     Draft,
@@ -43,17 +43,17 @@ fn op() -> impl Strategy<Value = GrantOp> {
     ]
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = LogStep> {
     prop_oneof![
-        5 => proptest::collection::vec(op(), 1..12).prop_map(Step::Log),
-        2 => Just(Step::Draft),
-        6 => Just(Step::Chunk),
-        1 => Just(Step::Delete),
-        1 => Just(Step::NewTerm),
+        5 => proptest::collection::vec(op(), 1..12).prop_map(LogStep::Log),
+        2 => Just(LogStep::Draft),
+        6 => Just(LogStep::Chunk),
+        1 => Just(LogStep::Delete),
+        1 => Just(LogStep::NewTerm),
     ]
 }
 
-fn apply(model: &mut Table, op: &GrantOp) {
+fn apply(model: &mut GrantTable, op: &GrantOp) {
     match op {
         GrantOp::Grant { appliance, to, site, hold } => {
             let grant = model.entry(*appliance).or_default();
@@ -73,7 +73,7 @@ fn apply(model: &mut Table, op: &GrantOp) {
 /// A log that is written to directly, one batch after the other.
 struct Log {
     db: DatabaseConnection,
-    place: Place,
+    place: LogPosition,
 }
 
 impl Log {
@@ -83,27 +83,27 @@ impl Log {
     }
 }
 
-async fn check(steps: Vec<Step>) {
-    let home = Home::new(Database::Sqlite).await;
+async fn check(steps: Vec<LogStep>) {
+    let home = Home::new(DatabaseKind::Sqlite).await;
     home.open().await.close().await;
-    let mut log = Log { db: home.raw().await, place: Place { term: 1, batch: 0 } };
+    let mut log = Log { db: home.raw().await, place: LogPosition { term: 1, batch: 0 } };
     log.db.execute_unprepared("PRAGMA synchronous = OFF").await.expect("only this test's file");
-    let mut model = Table::new();
-    let mut draft: Option<(Place, std::vec::IntoIter<Vec<u8>>)> = None;
+    let mut model = GrantTable::new();
+    let mut draft: Option<(LogPosition, std::vec::IntoIter<Vec<u8>>)> = None;
     let mut complete = None;
     for step in steps {
         match step {
-            Step::Log(ops) => {
+            LogStep::Log(ops) => {
                 ops.iter().for_each(|op| apply(&mut model, op));
-                log.write(&Batch::of(&[super::super::batch::Prepared::Grants(ops)])).await;
+                log.write(&Batch::of(&[super::super::batch::PreparedWrite::Grants(ops)])).await;
             }
-            Step::Draft => {
-                let ledger = Ledger::read(&log.db).await.expect("sound");
+            LogStep::Draft => {
+                let ledger = ReplayedLog::read(&log.db).await.expect("sound");
                 let chunks = ledger.snapshot(120);
                 // Nothing to cover is not worth a snapshot; the writer's threshold sees to that.
-                draft = (ledger.last > Place::default()).then(|| (ledger.last, chunks.into_iter()));
+                draft = (ledger.last > LogPosition::default()).then(|| (ledger.last, chunks.into_iter()));
             }
-            Step::Chunk => {
+            LogStep::Chunk => {
                 let Some((covers, chunks)) = &mut draft else { continue };
                 let Some(chunk) = chunks.next() else { continue };
                 let last = chunks.len() == 0;
@@ -112,16 +112,16 @@ async fn check(steps: Vec<Step>) {
                     complete = Some(*covers);
                 }
             }
-            Step::Delete => {
+            LogStep::Delete => {
                 let Some(covers) = complete else { continue };
                 while ledger::delete_covered(&log.db, covers).await.expect("deleted") {}
             }
-            Step::NewTerm => {
-                log.place = Place { term: log.place.term + 1, batch: 0 };
+            LogStep::NewTerm => {
+                log.place = LogPosition { term: log.place.term + 1, batch: 0 };
                 draft = None;
             }
         }
-        let read = Ledger::read(&log.db).await.expect("sound").table;
+        let read = ReplayedLog::read(&log.db).await.expect("sound").table;
         assert_eq!(read, model);
     }
 }
@@ -136,11 +136,11 @@ proptest! {
     }
 }
 
-async fn a_long_log_is_cut_down_while_work_goes_on(database: Database) {
+async fn a_long_log_is_cut_down_while_work_goes_on(database: DatabaseKind) {
     let mut home = Home::new(database).await;
     home.config.snapshot_after = 2_000;
     let (store, _, _) = home.lead().await;
-    let mut model = Table::new();
+    let mut model = GrantTable::new();
     let mut written = 0;
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     // Until a snapshot is there and what it covers, beginning with the first batch, is gone.
@@ -155,7 +155,7 @@ async fn a_long_log_is_cut_down_while_work_goes_on(database: Database) {
             })
             .collect();
         ops.iter().for_each(|op| apply(&mut model, op));
-        store.submit(vec![Write::Grants(ops)]).await.expect("stored");
+        store.submit(vec![StoreWrite::Grants(ops)]).await.expect("stored");
         if written > 10 {
             let rows = grants::Entity::find().all(&store.readers.now()).await.expect("read");
             let snapshot = rows.iter().any(|row| row.format == i32::from(ledger::LAST_CHUNK));
@@ -171,7 +171,7 @@ async fn a_long_log_is_cut_down_while_work_goes_on(database: Database) {
     store.close().await;
 }
 
-async fn a_change_larger_than_a_row_is_one_batch(database: Database) {
+async fn a_change_larger_than_a_row_is_one_batch(database: DatabaseKind) {
     let home = Home::new(database).await;
     let (store, _, _) = home.lead().await;
     let host = "h".repeat(100);
@@ -183,7 +183,7 @@ async fn a_change_larger_than_a_row_is_one_batch(database: Database) {
             hold: Duration::ZERO,
         })
         .collect();
-    store.submit(vec![Write::Grants(ops)]).await.expect("stored");
+    store.submit(vec![StoreWrite::Grants(ops)]).await.expect("stored");
     let rows = grants::Entity::find().all(&store.readers.now()).await.expect("read");
     assert!(rows.len() > 3 && rows.iter().all(|row| row.batch == 1 && row.data.len() < 2 * codec::ROW_BYTES));
     let (_, loaded) = begin(&store).await.expect("alone");

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use ::servers::proxy::Proxy;
 
-use super::servers::Server;
+use super::servers::DatabaseServer;
 use super::*;
 
 /// What became of changes.
@@ -29,7 +29,7 @@ impl Tally {
                 return;
             }
             let grant = GrantOp::Grant { appliance: id(n), to: granted(1, 1), site: None, hold: Duration::ZERO };
-            let change = vec![Write::PutAppliance(record(n, &format!("a{n}"))), Write::Grants(vec![grant])];
+            let change = vec![StoreWrite::PutAppliance(record(n, &format!("a{n}"))), StoreWrite::Grants(vec![grant])];
             match store.submit(change).await {
                 Ok(()) => self.stored.lock().expect("nobody panicked").push(n),
                 Err(Error::Unavailable(_)) => {
@@ -91,8 +91,8 @@ fn short(url: String) -> Home {
     home
 }
 
-async fn a_server_may_stop_die_and_stand_still(kind: Database) {
-    let mut server = Server::start(kind).await;
+async fn a_server_may_stop_die_and_stand_still(kind: DatabaseKind) {
+    let mut server = DatabaseServer::start(kind).await;
     let home = short(server.create_database("rug").await);
     under_load(&home, async |store, tally| {
         server.stop().await;
@@ -118,7 +118,7 @@ async fn a_server_may_stop_die_and_stand_still(kind: Database) {
     .await;
 }
 
-async fn connections_may_break_at_any_moment(kind: Database) {
+async fn connections_may_break_at_any_moment(kind: DatabaseKind) {
     let url = servers::new_database(kind).await;
     let parsed = ::url::Url::parse(&url).expect("the server's own");
     let proxy =
@@ -150,7 +150,7 @@ async fn connections_may_break_at_any_moment(kind: Database) {
 /// A trigger that runs inside `COMMIT` keeps it from answering, until the connection is gone.
 #[tokio::test]
 async fn a_commit_that_is_cut_off_is_told_from_the_chain() {
-    let url = servers::new_database(Database::Postgres).await;
+    let url = servers::new_database(DatabaseKind::Postgres).await;
     let parsed = ::url::Url::parse(&url).expect("the server's own");
     let proxy =
         Proxy::start(&format!("127.0.0.1:{}", parsed.port().expect("it has one"))).await.expect("a port is free");
@@ -171,7 +171,7 @@ async fn a_commit_that_is_cut_off_is_told_from_the_chain() {
         let statement = sea_orm::Statement::from_string(sea_orm::DbBackend::Postgres, sql);
         watch.query_one_raw(statement).await.expect("the server is there").is_some()
     };
-    let first = store.submit(vec![Write::Event(event(1))]);
+    let first = store.submit(vec![StoreWrite::Event(event(1))]);
     let (first, ()) = tokio::join!(first, async {
         until_async(committing).await;
         proxy.reset();
@@ -180,7 +180,7 @@ async fn a_commit_that_is_cut_off_is_told_from_the_chain() {
     assert_eq!(store.events(10).await, Ok(vec![event(1)]));
 
     // The server is killed half way: it was not stored.
-    let second = store.submit(vec![Write::Event(event(2))]);
+    let second = store.submit(vec![StoreWrite::Event(event(2))]);
     let (second, ()) = tokio::join!(second, async {
         until_async(committing).await;
         direct.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = 'COMMIT'").await;
@@ -192,22 +192,22 @@ async fn a_commit_that_is_cut_off_is_told_from_the_chain() {
     store.close().await;
 }
 
-async fn a_new_leader_gets_past_one_that_stands_still(kind: Database) {
+async fn a_new_leader_gets_past_one_that_stands_still(kind: DatabaseKind) {
     let home = short(servers::new_database(kind).await);
     let (old, term, _) = home.lead().await;
-    old.submit(vec![Write::Event(event(1))]).await.expect("it leads");
+    old.submit(vec![StoreWrite::Event(event(1))]).await.expect("it leads");
     // What a leader leaves that was stopped in the middle of a transaction: the lock, and a connection that is alive.
     let still = home.lock().await;
     let new = home.open().await;
     let me = CoordinatorId::new("c2").expect("a name");
     new.begin_term(&me, term.next()).await.expect("the server ends what stands still");
-    new.submit(vec![Write::Event(event(2))]).await.expect("it leads");
+    new.submit(vec![StoreWrite::Event(event(2))]).await.expect("it leads");
     assert!(dialect::commit(still).await.is_err(), "its transaction is over");
     until_async(async || old.submit(vec![]).await == Err(Error::Deposed { term })).await;
     assert_eq!(new.events(10).await, Ok(vec![event(2), event(1)]));
 }
 
-async fn many_may_bring_the_schema_up_to_date_at_once(kind: Database) {
+async fn many_may_bring_the_schema_up_to_date_at_once(kind: DatabaseKind) {
     let home = Home::new(kind).await;
     let opened = futures::future::join_all((0..4).map(|_| home.try_open())).await;
     for store in opened {
@@ -216,7 +216,7 @@ async fn many_may_bring_the_schema_up_to_date_at_once(kind: Database) {
 }
 
 mod postgres {
-    use super::super::servers::Kind::Postgres;
+    use super::super::servers::DatabaseKind::Postgres;
 
     #[tokio::test]
     async fn a_server_may_stop_die_and_stand_still() {
@@ -240,7 +240,7 @@ mod postgres {
 }
 
 mod mariadb {
-    use super::super::servers::Kind::MariaDb;
+    use super::super::servers::DatabaseKind::MariaDb;
 
     #[tokio::test]
     async fn a_server_may_stop_die_and_stand_still() {

@@ -13,23 +13,23 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// Which database a test is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum DatabaseKind {
     Sqlite,
     Postgres,
     MariaDb,
 }
 
 /// The URL of an empty database on the shared server. The server ends with the test run.
-pub(super) async fn new_database(kind: Kind) -> String {
+pub(super) async fn new_database(kind: DatabaseKind) -> String {
     let name = format!("rug_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
     let made = match kind {
-        Kind::Sqlite => unreachable!("a file has no server"),
-        Kind::Postgres => {
+        DatabaseKind::Sqlite => unreachable!("a file has no server"),
+        DatabaseKind::Postgres => {
             let options = postgres::Options { fsync: false, ..postgres::Options::default() };
             let server = POSTGRES.get_or_try_init(|| Postgres::start(options)).await.expect("PostgreSQL starts");
             server.create_database(&name).await
         }
-        Kind::MariaDb => {
+        DatabaseKind::MariaDb => {
             let options = mariadb::Options { fsync: false, ..mariadb::Options::default() };
             let server = MARIADB.get_or_try_init(|| MariaDb::start(options)).await.expect("MariaDB starts");
             server.create_database(&name).await
@@ -39,7 +39,7 @@ pub(super) async fn new_database(kind: Kind) -> String {
 }
 
 /// A server of one's own.
-pub(super) enum Server {
+pub(super) enum DatabaseServer {
     Postgres(Postgres),
     MariaDb(MariaDb),
 }
@@ -53,20 +53,20 @@ macro_rules! each {
     };
 }
 
-impl Server {
-    pub(super) async fn start(kind: Kind) -> Self {
+impl DatabaseServer {
+    pub(super) async fn start(kind: DatabaseKind) -> Self {
         Self::start_with(kind, None).await
     }
 
     /// One that speaks TLS as well.
-    pub(super) async fn start_with(kind: Kind, tls: Option<::servers::Tls>) -> Self {
+    pub(super) async fn start_with(kind: DatabaseKind, tls: Option<::servers::Tls>) -> Self {
         match kind {
-            Kind::Sqlite => unreachable!("a file has no server"),
-            Kind::Postgres => {
+            DatabaseKind::Sqlite => unreachable!("a file has no server"),
+            DatabaseKind::Postgres => {
                 let options = postgres::Options { fsync: false, tls, ..postgres::Options::default() };
                 Self::Postgres(Postgres::start(options).await.expect("PostgreSQL starts"))
             }
-            Kind::MariaDb => {
+            DatabaseKind::MariaDb => {
                 let options = mariadb::Options { fsync: false, tls, ..mariadb::Options::default() };
                 Self::MariaDb(MariaDb::start(options).await.expect("MariaDB starts"))
             }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::super::batch::{Batch, Housekeeping};
 use super::super::codec::ROW_BYTES;
 use super::super::error::Error;
-use super::super::ledger::{self, Ledger, Place};
+use super::super::ledger::{self, LogPosition, ReplayedLog};
 use super::super::load::Keep;
 use super::super::readers::Readers;
 use super::super::rows;
@@ -30,14 +30,14 @@ const BACKGROUND_PAUSE: Duration = Duration::from_secs(1);
 /// How far the cutting down of the log has come.
 pub(super) enum Compaction {
     Idle,
-    Reading(JoinHandle<Result<Draft, Error>>),
-    Writing { covers: Place, chunks: std::vec::IntoIter<Vec<u8>>, bytes: u64, log_before: u64 },
-    Deleting(Place),
+    Reading(JoinHandle<Result<SnapshotDraft, Error>>),
+    Writing { covers: LogPosition, chunks: std::vec::IntoIter<Vec<u8>>, bytes: u64, log_before: u64 },
+    Deleting(LogPosition),
 }
 
 /// A snapshot that is to be written.
-pub(super) struct Draft {
-    covers: Place,
+pub(super) struct SnapshotDraft {
+    covers: LogPosition,
     chunks: Vec<Vec<u8>>,
 }
 
@@ -172,12 +172,12 @@ impl Writer {
     }
 }
 
-async fn draft(readers: &Readers) -> Result<Draft, Error> {
-    let ledger = readers.read(|db| async move { Ledger::read(&db).await }).await?;
+async fn draft(readers: &Readers) -> Result<SnapshotDraft, Error> {
+    let ledger = readers.read(|db| async move { ReplayedLog::read(&db).await }).await?;
     let covers = ledger.last;
     // A million grants take a good part of a second to sort and pack.
     let chunks = tokio::task::spawn_blocking(move || ledger.snapshot(ROW_BYTES)).await;
     let chunks =
         chunks.map_err(|e| Error::Database { doing: "pack a snapshot of the grants", reason: e.to_string() })?;
-    Ok(Draft { covers, chunks })
+    Ok(SnapshotDraft { covers, chunks })
 }

@@ -12,10 +12,10 @@ use common::runtime::retry::Backoff;
 use sea_orm::DatabaseConnection;
 use tokio::task::JoinHandle;
 
-use super::super::Shared;
-use super::super::dialect::{self, Target};
-use super::super::error::{Cause, Error};
-use super::super::transaction::{self, Position};
+use super::super::StoreShared;
+use super::super::dialect::{self, DatabaseTarget};
+use super::super::error::{Error, OutageCause};
+use super::super::transaction::{self, ChainPosition};
 use super::Submission;
 
 /// Pause after the first failed look; doubled after each further one.
@@ -24,31 +24,36 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// An outage under way. Dropping it ends the search.
-pub(super) struct Outage {
-    cause: Cause,
+pub(super) struct StoreOutage {
+    cause: OutageCause,
     /// Number of the batch whose commit was not answered.
     unknown: Option<u64>,
     /// Who wrote it.
     waiting: Vec<Submission>,
     log_bytes: u64,
-    search: JoinHandle<(DatabaseConnection, Position)>,
+    search: JoinHandle<(DatabaseConnection, ChainPosition)>,
 }
 
-impl Drop for Outage {
+impl Drop for StoreOutage {
     fn drop(&mut self) {
         self.search.abort();
     }
 }
 
-impl Outage {
+impl StoreOutage {
     /// Begins to look for the database.
-    pub(super) fn begin(target: &Target, shared: &Arc<Shared>, cause: Cause, unknown: Option<u64>) -> Self {
+    pub(super) fn begin(
+        target: &DatabaseTarget,
+        shared: &Arc<StoreShared>,
+        cause: OutageCause,
+        unknown: Option<u64>,
+    ) -> Self {
         let search = tokio::spawn(search(target.clone(), Arc::clone(shared)));
         Self { cause, unknown, waiting: Vec::new(), log_bytes: 0, search }
     }
 
     /// How it began.
-    pub(super) fn cause(&self) -> &Cause {
+    pub(super) fn cause(&self) -> &OutageCause {
         &self.cause
     }
 
@@ -84,7 +89,7 @@ impl Outage {
 }
 
 /// Waits for the end of an outage; for ever, if there is none. What it answers it answers once.
-pub(super) async fn back(outage: &mut Option<Outage>) -> (DatabaseConnection, Position) {
+pub(super) async fn back(outage: &mut Option<StoreOutage>) -> (DatabaseConnection, ChainPosition) {
     match outage {
         Some(outage) => match (&mut outage.search).await {
             Ok(found) => found,
@@ -95,7 +100,7 @@ pub(super) async fn back(outage: &mut Option<Outage>) -> (DatabaseConnection, Po
     }
 }
 
-async fn search(target: Target, shared: Arc<Shared>) -> (DatabaseConnection, Position) {
+async fn search(target: DatabaseTarget, shared: Arc<StoreShared>) -> (DatabaseConnection, ChainPosition) {
     let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
     let mut told = None;
     loop {
@@ -114,7 +119,7 @@ async fn search(target: Target, shared: Arc<Shared>) -> (DatabaseConnection, Pos
     }
 }
 
-async fn look(target: &Target) -> Result<(DatabaseConnection, Position), Error> {
+async fn look(target: &DatabaseTarget) -> Result<(DatabaseConnection, ChainPosition), Error> {
     let db = target.connect_writer().await.map_err(|e| dialect::failure("connect to the store", &e))?;
     match transaction::settled_place(target, &db).await {
         Ok(found) => Ok((db, found)),
