@@ -31,14 +31,14 @@ const LIMIT: Duration = Duration::from_secs(300);
 const BOUND: f64 = 3_000.0;
 
 #[derive(Clone, Copy)]
-struct Load {
+struct ApiLoad {
     appliances: u32,
     in_flight: u32,
     failover: u32,
 }
 
-fn load(arguments: &[String]) -> Result<Load> {
-    let mut load = Load { appliances: 5_000, in_flight: 64, failover: 10_000 };
+fn load(arguments: &[String]) -> Result<ApiLoad> {
+    let mut load = ApiLoad { appliances: 5_000, in_flight: 64, failover: 10_000 };
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
         let field = match argument.as_str() {
@@ -64,7 +64,7 @@ fn main() -> Result<()> {
     runtime.block_on(run(load(&arguments)?))
 }
 
-async fn run(load: Load) -> Result<()> {
+async fn run(load: ApiLoad) -> Result<()> {
     let options = Options { drivers: vec!["simulated"], ..Options::default() };
     let mut cluster = Cluster::start(options).await?;
 
@@ -112,7 +112,7 @@ async fn run(load: Load) -> Result<()> {
 }
 
 /// Makes `total` calls with as many in flight as asked; calls per second.
-async fn calls<F>(load: Load, total: u32, call: impl Fn(u32) -> F + Clone + Send + Sync + 'static) -> Result<f64>
+async fn calls<F>(load: ApiLoad, total: u32, call: impl Fn(u32) -> F + Clone + Send + Sync + 'static) -> Result<f64>
 where
     F: Future<Output = Result<(), Status>> + Send,
 {
@@ -139,7 +139,7 @@ where
 }
 
 /// Creates `count` appliances; creates per second, and the time from the first call until all are configured.
-async fn create(cluster: &Cluster, load: Load, count: u32, prefix: &'static str) -> Result<(f64, Duration)> {
+async fn create(cluster: &Cluster, load: ApiLoad, count: u32, prefix: &'static str) -> Result<(f64, Duration)> {
     let began = Instant::now();
     let api = cluster.api.clone();
     let rate = calls(load, count, move |n| {
@@ -203,8 +203,8 @@ async fn failover(cluster: &mut Cluster) -> Result<Failover> {
 }
 
 /// A service that does nothing, in a process of its own: calls per second.
-async fn empty_service(load: Load) -> Result<f64> {
-    let mut server = Server(
+async fn empty_service(load: ApiLoad) -> Result<f64> {
+    let mut server = BenchCoordinator(
         Command::new(std::env::current_exe()?)
             .arg("--serve-nothing")
             .stdin(Stdio::piped())
@@ -225,9 +225,9 @@ async fn empty_service(load: Load) -> Result<f64> {
     calls(load, load.appliances, one).await
 }
 
-struct Server(Child);
+struct BenchCoordinator(Child);
 
-impl Drop for Server {
+impl Drop for BenchCoordinator {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();

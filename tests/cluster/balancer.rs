@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
-use tests::cluster::http::{self, Connection};
+use tests::cluster::http::{self, HttpConnection};
 use tests::cluster::processes;
 use tests::cluster::wait::until;
 use tests::cluster::{Cluster, Options, PATIENCE, api, ports, specs};
@@ -47,7 +47,7 @@ async fn a_load_balancer_alternates_is_changed_while_it_runs_and_outlives_its_me
     ensure!(found.windows(2).all(|pair| pair[0] != pair[1]), "not in turn: {found:?}");
 
     // Changed while a connection is open: the connection stays, the process stays, new connections go elsewhere.
-    let mut open = Connection::open(front).await?;
+    let mut open = HttpConnection::open(front).await?;
     let server = open.get().await?;
     let pids = api::pids(&cluster.api.get("front").await?);
     let document = format!(
@@ -95,7 +95,7 @@ async fn a_load_balancer_goes_on_without_rug_and_is_adopted_with_its_connections
     cluster.fleet(vec![specs::web_at("back", back), specs::balancer("front", front, &[back])]).await?;
     served_by(front, &["back"]).await?;
     let running = cluster.instances();
-    let mut open = Connection::open(front).await?;
+    let mut open = HttpConnection::open(front).await?;
     ensure!(open.get().await? == "back");
     cluster.worker("worker-1")?.kill()?;
     cluster.coordinator.stop(Duration::from_secs(15)).await?;

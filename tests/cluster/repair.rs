@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use proto::admin::v1;
 use rustix::process::Signal;
-use tests::cluster::processes::{self, Identity};
+use tests::cluster::processes::{self, ProcessIdentity};
 use tests::cluster::wait::until;
 use tests::cluster::{Cluster, Options, PATIENCE, api, ports, specs};
 
@@ -14,7 +14,7 @@ use tests::cluster::{Cluster, Options, PATIENCE, api, ports, specs};
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Instances except those of `appliance`.
-fn others(cluster: &Cluster, appliance: &v1::Appliance) -> BTreeMap<String, Identity> {
+fn others(cluster: &Cluster, appliance: &v1::Appliance) -> BTreeMap<String, ProcessIdentity> {
     cluster.instances().into_iter().filter(|(name, _)| !name.starts_with(&appliance.id)).collect()
 }
 

@@ -10,7 +10,7 @@ use tests::cluster::wait::until;
 use tests::cluster::{PATIENCE, Sandbox, binaries, ports, processes, rugctl};
 
 /// Runs a command in the sandbox, where it finds the server by itself.
-async fn run(sandbox: &Sandbox, args: &[&str], input: &str) -> Result<rugctl::Outcome> {
+async fn run(sandbox: &Sandbox, args: &[&str], input: &str) -> Result<rugctl::CommandOutput> {
     rugctl::run(sandbox.root(), args, input).await
 }
 

@@ -37,7 +37,7 @@ const KILL_EVERY: Duration = Duration::from_millis(200);
 
 /// How a lease node is frozen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
+enum FreezeKind {
     /// The follower is cut off from the other servers; it goes on to speak to its clients for a while.
     CutFollower,
     /// The follower is paused: for good, or for a moment after which it is cut off with what it has not sent yet.
@@ -49,7 +49,7 @@ enum Kind {
 /// What one trial does.
 #[derive(Clone, Copy, Debug)]
 struct Trial {
-    kind: Kind,
+    kind: FreezeKind,
     /// Server whose clients lose their leases.
     server: usize,
     /// The server that is paused, and for how long; `None` until the end.
@@ -59,19 +59,21 @@ struct Trial {
 }
 
 impl Trial {
-    fn new(kind: Kind, leader: usize, rng: &mut StdRng) -> Self {
+    fn new(kind: FreezeKind, leader: usize, rng: &mut StdRng) -> Self {
         let follower = (leader + rng.random_range(1..SERVERS)) % SERVERS;
         // Short ones leave the connection as it is, so that heartbeats commit as the server wakes.
         let moment = Some(SESSION.mul_f64(rng.random_range(0.1..1.25)));
         let short = rng.random_bool(0.5);
         match kind {
-            Kind::CutFollower => Self { kind, server: follower, pause: None, cut: true },
-            Kind::PausedFollower if short => {
+            FreezeKind::CutFollower => Self { kind, server: follower, pause: None, cut: true },
+            FreezeKind::PausedFollower if short => {
                 Self { kind, server: follower, pause: Some((follower, moment)), cut: true }
             }
-            Kind::PausedFollower => Self { kind, server: follower, pause: Some((follower, None)), cut: false },
-            Kind::PausedLeader if short => Self { kind, server: follower, pause: Some((leader, moment)), cut: true },
-            Kind::PausedLeader => Self { kind, server: leader, pause: Some((leader, None)), cut: false },
+            FreezeKind::PausedFollower => Self { kind, server: follower, pause: Some((follower, None)), cut: false },
+            FreezeKind::PausedLeader if short => {
+                Self { kind, server: follower, pause: Some((leader, moment)), cut: true }
+            }
+            FreezeKind::PausedLeader => Self { kind, server: leader, pause: Some((leader, None)), cut: false },
         }
     }
 }
@@ -103,7 +105,7 @@ async fn no_worker_acts_after_it_was_called_gone_whatever_freezes_its_lease_node
 
     let mut begun: Vec<(u64, Trial)> = Vec::new();
     for _ in 0..trials {
-        for kind in [Kind::CutFollower, Kind::PausedFollower, Kind::PausedLeader] {
+        for kind in [FreezeKind::CutFollower, FreezeKind::PausedFollower, FreezeKind::PausedLeader] {
             let trial = Trial::new(kind, fleet.zookeeper.leader().await?, &mut rng);
             begun.push((clock::now().as_nanos(), trial));
             let number = begun.len();
@@ -112,7 +114,7 @@ async fn no_worker_acts_after_it_was_called_gone_whatever_freezes_its_lease_node
     }
     let lives = lives::lives(&fleet);
     let slacks = lives::nobody_acts_once_gone(&lives, &journal::effects(&fleet.state_dir())?)?;
-    for kind in [Kind::CutFollower, Kind::PausedFollower, Kind::PausedLeader] {
+    for kind in [FreezeKind::CutFollower, FreezeKind::PausedFollower, FreezeKind::PausedLeader] {
         let of = |at: &u64| begun.iter().rev().find(|(began, _)| began <= at).is_some_and(|(_, t)| t.kind == kind);
         let mut found: Vec<Duration> = slacks.iter().filter(|(at, _)| of(at)).map(|(_, slack)| *slack).collect();
         found.sort_unstable();
@@ -194,7 +196,7 @@ async fn until_gone(
     loop {
         let lives = lives::lives(fleet);
         let gone = |worker: &String| {
-            let is = |(life, now): (&(String, String), &lives::Life)| {
+            let is = |(life, now): (&(String, String), &lives::LoggedLife)| {
                 life.0 == *worker && now.gone.is_some() && before.get(life).is_none_or(|was| was.gone.is_none())
             };
             lives.iter().any(is)

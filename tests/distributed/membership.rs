@@ -10,10 +10,10 @@ use anyhow::{Context, Result, bail, ensure};
 use common::runtime::clock;
 use proto::admin::v1;
 use rustix::process::Signal;
-use tests::cluster::processes::{self, Identity, ROOT_VARIABLE};
+use tests::cluster::processes::{self, ProcessIdentity, ROOT_VARIABLE};
 use tests::cluster::wait::until;
 use tests::cluster::{PATIENCE, api, binaries, specs};
-use tests::fleet::{Database, Fleet, Options, timed};
+use tests::fleet::{Fleet, FleetDatabase, Options, timed};
 use tests::journal::effects;
 use tests::lives::{lives, nobody_acts_once_gone};
 use tokio::process::Command;
@@ -52,7 +52,7 @@ async fn held(fleet: &Fleet, worker: &str) -> Result<BTreeMap<String, String>> {
 }
 
 /// Live instances of these appliances.
-fn instances_of<'a>(fleet: &Fleet, ids: impl IntoIterator<Item = &'a String>) -> Vec<Identity> {
+fn instances_of<'a>(fleet: &Fleet, ids: impl IntoIterator<Item = &'a String>) -> Vec<ProcessIdentity> {
     let ids: Vec<&String> = ids.into_iter().collect();
     let of_one = |name: &String| ids.iter().any(|id| name.starts_with(id.as_str()));
     fleet.instances().into_iter().filter(|(name, _)| of_one(name)).map(|(_, identity)| identity).collect()
@@ -251,7 +251,7 @@ async fn a_name_that_a_live_session_has_is_refused_with_its_holder() -> Result<(
     let mut coordinator: Vec<(&str, String)> =
         coordinator.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
     // It reads no table of the cluster before it leads.
-    let Database::Postgres(database) = &fleet.database else { bail!("the fleet is on PostgreSQL") };
+    let FleetDatabase::Postgres(database) = &fleet.database else { bail!("the fleet is on PostgreSQL") };
     coordinator.push(("RUG_COORDINATOR_STORE__URL", database.create_database("twin").await?));
     let args = ["run", "--name", "c1", "--listen", "127.0.0.1:0", "--state-dir", &state];
     let twin = run(&fleet, "rug-coordinator", &args, &coordinator).await?;

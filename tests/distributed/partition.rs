@@ -8,7 +8,7 @@ use common::runtime::clock;
 use proto::admin::v1;
 use rustix::process::Signal;
 use servers::netns::{Host, Network};
-use tests::cluster::processes::Identity;
+use tests::cluster::processes::ProcessIdentity;
 use tests::cluster::wait::until;
 use tests::cluster::{PATIENCE, api, processes, specs};
 use tests::fleet::{Fleet, Hosts, Options};
@@ -97,7 +97,7 @@ async fn a_worker_without_a_coordinator_keeps_what_it_holds_alive_and_reports_la
 }
 
 /// Kills the instance of an appliance and waits for the next one.
-async fn killed_and_replaced(fleet: &Fleet, id: &str) -> Result<(Identity, Identity)> {
+async fn killed_and_replaced(fleet: &Fleet, id: &str) -> Result<(ProcessIdentity, ProcessIdentity)> {
     let instance = || fleet.instances().into_iter().find(|(name, _)| name.starts_with(id)).map(|(_, process)| process);
     let victim = instance().context("it has an instance")?;
     processes::signal(victim.pid, Signal::KILL);

@@ -38,12 +38,12 @@ fn ring_fleet() -> Options {
 }
 
 /// The ring as Rug tells it.
-struct Ring {
+struct ReportedRing {
     weights: BTreeMap<String, u32>,
     points: Vec<(u128, String)>,
 }
 
-impl Ring {
+impl ReportedRing {
     async fn of(fleet: &Fleet) -> Result<Self> {
         let ring = fleet.api().placement().get_ring(v1::GetRingRequest { points: true }).await?.into_inner();
         let point = |p: v1::RingPoint| Ok((u128::from_str_radix(&p.position, 16)?, p.member));
@@ -112,7 +112,7 @@ async fn tooz_and_rug_agree_on_members_weights_leader_and_ten_thousand_owners() 
     println!("{APPLIANCES} appliances created and configured in {:?}", began.elapsed());
     let keys: Vec<&String> = ids.iter().collect();
     let rugs = [("w1", 1), ("w2", 1), ("w3", 3), ("w4", 1)];
-    let before = Ring::with(&fleet, &rugs).await?.owners(&mut peer, &keys).await?;
+    let before = ReportedRing::with(&fleet, &rugs).await?.owners(&mut peer, &keys).await?;
     placed(&fleet, &before).await?;
 
     follows_python_members(&fleet, &mut peer, &keys, &before).await?;
@@ -122,7 +122,7 @@ async fn tooz_and_rug_agree_on_members_weights_leader_and_ten_thousand_owners() 
     peer.ask(json!({ "do": "poll" })).await?;
     fleet.worker("w4")?.stop(PATIENCE).await?;
     fleet.start_all().await?;
-    Ring::with(&fleet, &rugs).await?;
+    ReportedRing::with(&fleet, &rugs).await?;
     ensure!(peer.members("workers").await?.contains(&"leader".to_owned()));
     ensure!(peer.owners(&keys[..1]).await.is_err(), "tooz got over it: docs/tooz.md says it does not");
     fleet.finish().await
@@ -177,7 +177,7 @@ async fn follows_python_members(
     let held = tokens(fleet, keys).await?;
     let mut member = Tooz::start(fleet, "py-2").await?;
     member.ask(json!({ "do": "join", "capabilities": { "weight": 2 } })).await?;
-    let ring = Ring::with(fleet, &with("py-2", 2)).await?;
+    let ring = ReportedRing::with(fleet, &with("py-2", 2)).await?;
     let owners = ring.owners(peer, keys).await?;
     let taken = owners.values().filter(|owner| *owner == "py-2").count();
     println!("tooz names py-2 for {taken} of {} appliances", keys.len());
@@ -215,7 +215,7 @@ async fn follows_python_members(
     // It dies: what it kept unplaced goes to whom tooz names then.
     let began = Instant::now();
     member.kill().await?;
-    let ring = Ring::with(fleet, &rugs).await?;
+    let ring = ReportedRing::with(fleet, &rugs).await?;
     println!("the ring is without py-2 {:?} after its death (session {SESSION:?})", began.elapsed());
     wanted = ring.owners(peer, &later.iter().collect::<Vec<_>>()).await?;
     wanted.extend(before.clone());
@@ -225,19 +225,19 @@ async fn follows_python_members(
     let mut member = Tooz::start(fleet, "py-3").await?;
     for weight in [2, 0] {
         member.ask(json!({ "do": "join", "capabilities": { "weight": weight } })).await?;
-        let ring = Ring::with(fleet, &with("py-3", weight)).await?;
+        let ring = ReportedRing::with(fleet, &with("py-3", weight)).await?;
         let owners = ring.owners(peer, keys).await?;
         ensure!(owners.values().any(|owner| owner == "py-3") == (weight > 0), "weight {weight}");
         member.ask(json!({ "do": "leave" })).await?;
-        Ring::with(fleet, &rugs).await?;
+        ReportedRing::with(fleet, &rugs).await?;
     }
     // One that publishes nothing counts with weight 1.
     member.ask(json!({ "do": "join", "capabilities": Value::Null })).await?;
-    Ring::with(fleet, &with("py-3", 1)).await?.owners(peer, keys).await?;
+    ReportedRing::with(fleet, &with("py-3", 1)).await?.owners(peer, keys).await?;
     member.ask(json!({ "do": "publish", "capabilities": { "weight": 3, "note": "anything" } })).await?;
-    Ring::with(fleet, &with("py-3", 3)).await?.owners(peer, keys).await?;
+    ReportedRing::with(fleet, &with("py-3", 3)).await?.owners(peer, keys).await?;
     member.ask(json!({ "do": "leave" })).await?;
-    Ring::with(fleet, &rugs).await?;
+    ReportedRing::with(fleet, &rugs).await?;
     placed(fleet, &wanted).await
 }
 
@@ -253,7 +253,7 @@ async fn a_python_member_takes_no_share_and_moves_nothing_inside_the_band() -> R
     let before = fleet.owners().await?;
     let mut member = Tooz::start(&fleet, "py-1").await?;
     member.ask(json!({ "do": "join", "capabilities": { "weight": 2 } })).await?;
-    Ring::with(&fleet, &[("py-1", 2), ("w1", 1), ("w2", 1), ("w3", 1)]).await?;
+    ReportedRing::with(&fleet, &[("py-1", 2), ("w1", 1), ("w2", 1), ("w3", 1)]).await?;
     fleet.create((1..=30).map(|n| specs::simulated(&format!("b-{n}"))).collect()).await?;
     let after = fleet.owners().await?;
     assert!(before.iter().all(|(id, owner)| after[id] == *owner));
@@ -263,7 +263,7 @@ async fn a_python_member_takes_no_share_and_moves_nothing_inside_the_band() -> R
     let shown = fleet.rugctl(&["ring", "show"], "").await?.success()?.stdout;
     assert!(shown.lines().any(|line| line.starts_with("py-1") && line.ends_with(" 0")), "{shown}");
     member.kill().await?;
-    Ring::with(&fleet, &[("w1", 1), ("w2", 1), ("w3", 1)]).await?;
+    ReportedRing::with(&fleet, &[("w1", 1), ("w2", 1), ("w3", 1)]).await?;
     assert_eq!(fleet.owners().await?, after);
     fleet.finish().await
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use common::tls::{self, ClientTls};
 use proto::admin::v1;
-use servers::Tls;
+use servers::ServerTlsFiles;
 use servers::ports::Port;
 use servers::postgres::{self, Postgres};
 use servers::zookeeper::{self, Ensemble};
@@ -43,9 +43,9 @@ impl Certificates {
     }
 
     /// As servers of others take them.
-    fn server(&self, name: &str) -> Result<Tls> {
+    fn server(&self, name: &str) -> Result<ServerTlsFiles> {
         let read = |file| std::fs::read_to_string(self.file(name, file)).context("read a certificate");
-        Ok(Tls { certificates: read("cert.pem")?, key: read("key.pem")?, authorities: read("ca.pem")? })
+        Ok(ServerTlsFiles { certificates: read("cert.pem")?, key: read("key.pem")?, authorities: read("ca.pem")? })
     }
 
     /// `[tls]` of a binary whose variables begin with `prefix`.
@@ -183,7 +183,7 @@ impl Secured {
         .await
     }
 
-    async fn rugctl(&self, flags: &[String]) -> Result<rugctl::Outcome> {
+    async fn rugctl(&self, flags: &[String]) -> Result<rugctl::CommandOutput> {
         let servers = self.addresses.join(",");
         let mut args = ["cluster", "status", "--server", &servers].map(ToOwned::to_owned).to_vec();
         args.extend_from_slice(flags);

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use proto::admin::v1;
 use tests::cluster::wait::until;
 use tests::cluster::{PATIENCE, api, specs};
-use tests::fleet::{Database, Fleet, Options};
+use tests::fleet::{Fleet, FleetDatabase, Options};
 use tokio::process::Command;
 
 use crate::observed;
@@ -96,7 +96,7 @@ async fn a_database_restored_from_an_old_copy_is_led_by_a_higher_term_and_ends_n
     let mut fleet = small(Options { session: Duration::from_secs(3), ..Options::default() }, 5).await?;
     let (changed, deleted) = (fleet.api().get("web-1").await?.id, fleet.api().get("web-2").await?.id);
     let copy = fleet.root().join("copy.sql");
-    let Database::Postgres(server) = &fleet.database else { anyhow::bail!("it is PostgreSQL") };
+    let FleetDatabase::Postgres(server) = &fleet.database else { anyhow::bail!("it is PostgreSQL") };
     dump(&server.url("rug"), &copy).await?;
 
     // What happens after the copy was made: changes, newcomers, a removal, other leaders, moves.
@@ -130,7 +130,7 @@ async fn a_database_restored_from_an_old_copy_is_led_by_a_higher_term_and_ends_n
     let before = fleet.instances();
 
     // As docs/operations.md says: restored beside, then swapped, under the feet of the coordinators.
-    let Database::Postgres(server) = &fleet.database else { anyhow::bail!("it is PostgreSQL") };
+    let FleetDatabase::Postgres(server) = &fleet.database else { anyhow::bail!("it is PostgreSQL") };
     server.create_database("rug_restored").await?;
     server.sql("rug_restored", &std::fs::read_to_string(&copy)?).await?;
     server.sql("postgres", "DROP DATABASE rug WITH (FORCE);\nALTER DATABASE rug_restored RENAME TO rug;").await?;

@@ -32,7 +32,7 @@ use tempfile::TempDir;
 
 use self::api::Api;
 use self::daemon::Daemon;
-use self::processes::Identity;
+use self::processes::ProcessIdentity;
 use self::wait::until;
 
 /// How long a cluster may take to start, to stop, or to settle, on a machine that is busy with other tests.
@@ -163,7 +163,7 @@ impl Cluster {
 
     /// Live instances by their name (appliance, ordinal and attempt), as the kernel shows them.
     #[must_use]
-    pub fn instances(&self) -> BTreeMap<String, Identity> {
+    pub fn instances(&self) -> BTreeMap<String, ProcessIdentity> {
         processes::instances(&self.sandbox.root)
     }
 

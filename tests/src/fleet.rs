@@ -21,13 +21,13 @@ use servers::zookeeper::{self, Ensemble};
 
 use crate::cluster::api::{self, Api};
 use crate::cluster::daemon::Daemon;
-use crate::cluster::processes::Identity;
+use crate::cluster::processes::ProcessIdentity;
 use crate::cluster::wait::until;
 use crate::cluster::{PATIENCE, Sandbox, binaries, checks, processes, rugctl};
 
 /// Which database the coordinators share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Store {
+pub enum DatabaseChoice {
     /// PostgreSQL.
     Postgres,
     /// MariaDB.
@@ -68,7 +68,7 @@ pub struct Options {
     /// How ZooKeeper is set up.
     pub zookeeper: zookeeper::Options,
     /// The database.
-    pub store: Store,
+    pub store: DatabaseChoice,
     /// Coordinators, named `c1` and so on.
     pub coordinators: u16,
     /// Workers, named `w1` and so on.
@@ -95,7 +95,7 @@ impl Default for Options {
         Self {
             zookeepers: 1,
             zookeeper: zookeeper::Options::default(),
-            store: Store::Postgres,
+            store: DatabaseChoice::Postgres,
             coordinators: 2,
             workers: 3,
             drivers: vec!["process"],
@@ -111,23 +111,23 @@ impl Default for Options {
 
 /// The database of a fleet.
 #[derive(Debug)]
-pub enum Database {
+pub enum FleetDatabase {
     /// PostgreSQL.
     Postgres(Box<Postgres>),
     /// MariaDB.
     MariaDb(Box<MariaDb>),
 }
 
-impl Database {
-    async fn start(store: Store) -> Result<(Self, String)> {
+impl FleetDatabase {
+    async fn start(store: DatabaseChoice) -> Result<(Self, String)> {
         Ok(match store {
-            Store::Postgres => {
+            DatabaseChoice::Postgres => {
                 let server =
                     Postgres::start(postgres::Options { fsync: false, ..postgres::Options::default() }).await?;
                 let url = server.create_database("rug").await?;
                 (Self::Postgres(Box::new(server)), url)
             }
-            Store::MariaDb => {
+            DatabaseChoice::MariaDb => {
                 let server = MariaDb::start(mariadb::Options { fsync: false, ..mariadb::Options::default() }).await?;
                 let url = server.create_database("rug").await?;
                 (Self::MariaDb(Box::new(server)), url)
@@ -180,7 +180,7 @@ pub struct Fleet {
     /// ZooKeeper.
     pub zookeeper: Ensemble,
     /// The database.
-    pub database: Database,
+    pub database: FleetDatabase,
     /// What stands between the parts, if anything does.
     pub proxies: Proxies,
     /// Hosts, when there are any.
@@ -210,7 +210,7 @@ impl Fleet {
                 Ensemble::start_on(&hosts, options.zookeeper.clone()).await?
             }
         };
-        let (database, store) = Database::start(options.store).await?;
+        let (database, store) = FleetDatabase::start(options.store).await?;
         let mut proxies = Proxies::default();
         if options.proxies {
             let network = network.as_ref().context("proxies need hosts")?;
@@ -363,7 +363,7 @@ impl Fleet {
 
     /// Live instances by their name, as the kernel shows them.
     #[must_use]
-    pub fn instances(&self) -> BTreeMap<String, Identity> {
+    pub fn instances(&self) -> BTreeMap<String, ProcessIdentity> {
         processes::instances(self.root())
     }
 
@@ -439,7 +439,7 @@ impl Fleet {
     ///
     /// # Errors
     /// When it cannot be run or does not end.
-    pub async fn rugctl(&self, args: &[&str], input: &str) -> Result<rugctl::Outcome> {
+    pub async fn rugctl(&self, args: &[&str], input: &str) -> Result<rugctl::CommandOutput> {
         let servers: Vec<&str> = self.apis.iter().map(Api::address).collect();
         let servers = servers.join(",");
         let args: Vec<&str> = args.iter().copied().chain(["--server", &servers]).collect();

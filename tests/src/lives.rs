@@ -8,11 +8,11 @@ use anyhow::{Context, Result, ensure};
 
 use crate::cluster::daemon::Daemon;
 use crate::fleet::Fleet;
-use crate::journal::Entry;
+use crate::journal::JournalEntry;
 
 /// One life of a worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Life {
+pub struct LoggedLife {
     /// The deadline after which it is fenced, or the moment its gate was shut for good if that came before; absent while
     /// its lease stands, and for one that was killed.
     pub until: Option<u64>,
@@ -26,7 +26,7 @@ pub struct Life {
     pub fenced: Vec<(u64, Option<u64>)>,
 }
 
-impl Life {
+impl LoggedLife {
     /// Time between the worker's last right to act and the leader's word that it is gone. Negative is a violation.
     #[must_use]
     pub fn slack_ns(&self) -> Option<i64> {
@@ -36,7 +36,7 @@ impl Life {
 }
 
 /// Lives by worker and incarnation.
-pub type Lives = BTreeMap<(String, String), Life>;
+pub type Lives = BTreeMap<(String, String), LoggedLife>;
 
 /// Everything the logs tell so far.
 #[must_use]
@@ -46,7 +46,7 @@ pub fn lives(fleet: &Fleet) -> Lives {
         told(worker.name(), &worker.log_text(), &mut lives);
     }
     for (worker, incarnation, at) in fleet.coordinators.iter().flat_map(called_gone) {
-        let life: &mut Life = lives.entry((worker, incarnation)).or_default();
+        let life: &mut LoggedLife = lives.entry((worker, incarnation)).or_default();
         life.gone = Some(life.gone.map_or(at, |earlier| earlier.min(at)));
     }
     lives
@@ -91,15 +91,15 @@ fn called_gone(coordinator: &Daemon) -> Vec<(String, String, u64)> {
 }
 
 /// Worker, appliance and token.
-type Grant<'a> = (&'a str, &'a str, (u64, u64));
+type LoggedGrant<'a> = (&'a str, &'a str, (u64, u64));
 
 /// No life acted after it was called gone: neither might it by its own gate, nor did it by the journals. Answers with the
 /// slack of each life that was called gone, with the moment of that.
 ///
 /// # Errors
 /// What contradicts that, and a life that was called gone while its worker has not noticed.
-pub fn nobody_acts_once_gone(lives: &Lives, effects: &[Entry]) -> Result<Vec<(u64, Duration)>> {
-    let mut uses = BTreeMap::<Grant<'_>, Vec<&Entry>>::new();
+pub fn nobody_acts_once_gone(lives: &Lives, effects: &[JournalEntry]) -> Result<Vec<(u64, Duration)>> {
+    let mut uses = BTreeMap::<LoggedGrant<'_>, Vec<&JournalEntry>>::new();
     for effect in effects {
         uses.entry((&effect.worker, &effect.appliance, effect.token)).or_default().push(effect);
     }
@@ -140,16 +140,16 @@ mod tests {
     #[test]
     fn a_life_that_acts_or_might_act_after_it_was_called_gone_is_found() {
         let of = |until, gone| {
-            let life = Life { until: Some(until), over: true, gone: Some(gone), ..Life::default() };
+            let life = LoggedLife { until: Some(until), over: true, gone: Some(gone), ..LoggedLife::default() };
             Lives::from([(("w1".to_owned(), "i1".to_owned()), life)])
         };
-        let effect = |at_ns, sequence| Entry {
+        let effect = |at_ns, sequence| JournalEntry {
             appliance: "a".to_owned(),
             worker: "w1".to_owned(),
             token: (1, sequence),
             action: "spawn".to_owned(),
             at_ns,
-            ..Entry::default()
+            ..JournalEntry::default()
         };
         let slacks =
             nobody_acts_once_gone(&of(10, 30), &[effect(5, 1), effect(40, 2)]).expect("the second is a new life's");
@@ -172,7 +172,7 @@ mod tests {
             INFO seat: joined worker=w1 incarnation=ib\n";
         let mut lives = Lives::new();
         told("w1", log, &mut lives);
-        let former = Life {
+        let former = LoggedLife {
             until: Some(9_000_000),
             over: true,
             gone: None,
@@ -180,7 +180,7 @@ mod tests {
             fenced: vec![(1_000, Some(2_001_000)), (9_000_000, None)],
         };
         let life = |name: &str| ("w1".to_owned(), name.to_owned());
-        let newer = Life { number: 1, ..Life::default() };
+        let newer = LoggedLife { number: 1, ..LoggedLife::default() };
         assert_eq!(lives, Lives::from([(life("ia"), former), (life("ib"), newer)]));
     }
 

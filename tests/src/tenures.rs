@@ -15,7 +15,7 @@ pub const TELL_TENURES: (&str, &str) = ("RUG_WORKER_LOG__FILTER", "info,sqlx=war
 
 /// One worker's time with one appliance.
 #[derive(Clone, Debug)]
-pub struct Tenure {
+pub struct LoggedTenure {
     /// The worker.
     pub worker: String,
     /// Its life, as the log names it; empty when the log does not.
@@ -32,8 +32,8 @@ pub struct Tenure {
 ///
 /// # Errors
 /// When a line cannot be read, or contradicts another.
-pub fn tenures(fleet: &Fleet) -> Result<BTreeMap<String, Vec<Tenure>>> {
-    let mut found: BTreeMap<String, BTreeMap<(u64, u64), Tenure>> = BTreeMap::new();
+pub fn tenures(fleet: &Fleet) -> Result<BTreeMap<String, Vec<LoggedTenure>>> {
+    let mut found: BTreeMap<String, BTreeMap<(u64, u64), LoggedTenure>> = BTreeMap::new();
     let mut ends = Vec::new();
     for worker in &fleet.workers {
         let mut incarnation = String::new();
@@ -54,7 +54,7 @@ pub fn tenures(fleet: &Fleet) -> Result<BTreeMap<String, Vec<Tenure>>> {
             let at = SystemTime::try_from(stamp).with_context(|| line.to_owned())?;
             if taken {
                 let (worker, incarnation) = (worker.name().to_owned(), incarnation.clone());
-                let tenure = Tenure { worker, incarnation, token, taken: at, released: None };
+                let tenure = LoggedTenure { worker, incarnation, token, taken: at, released: None };
                 let other = found.entry(appliance).or_default().insert(token, tenure);
                 ensure!(other.is_none(), "a token was taken twice: {line}");
             } else {
@@ -75,7 +75,7 @@ pub fn tenures(fleet: &Fleet) -> Result<BTreeMap<String, Vec<Tenure>>> {
 ///
 /// # Errors
 /// Two owners at once.
-pub fn gaps(tenures: &BTreeMap<String, Vec<Tenure>>) -> Result<Vec<Duration>> {
+pub fn gaps(tenures: &BTreeMap<String, Vec<LoggedTenure>>) -> Result<Vec<Duration>> {
     let mut found = Vec::new();
     for (appliance, tenures) in tenures {
         for pair in tenures.windows(2) {

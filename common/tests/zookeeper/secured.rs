@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use common::coordination::Error;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
-use servers::Tls;
+use servers::ServerTlsFiles;
 use servers::zookeeper::{Options, Standalone};
 use sha1::{Digest, Sha1};
 
@@ -67,7 +67,7 @@ async fn sessions_run_over_mutual_tls() {
         (params.signed_by(&key, &issuer).expect("a certificate").pem(), key.serialize_pem())
     };
     let (certificates, key) = issue();
-    let tls = Some(Tls { certificates, key, authorities: ca.clone() });
+    let tls = Some(ServerTlsFiles { certificates, key, authorities: ca.clone() });
     let server = Standalone::start(Options { tls, client_certificates: true, ..Options::default() }).await;
     let server = server.expect("ZooKeeper starts");
 

@@ -10,7 +10,7 @@ use proto::admin::v1;
 use tests::cluster::api::Api;
 use tests::cluster::wait::until;
 use tests::cluster::{PATIENCE, specs};
-use tests::fleet::{Database, Fleet, Options, Store};
+use tests::fleet::{DatabaseChoice, Fleet, FleetDatabase, Options};
 use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 
@@ -25,13 +25,13 @@ fn outage() -> Duration {
 }
 
 /// What a client that creates one appliance after the other was told.
-struct Load {
+struct CreateLoad {
     stop: Arc<AtomicBool>,
     stored: Arc<AtomicUsize>,
     client: JoinHandle<(Vec<String>, Vec<Status>)>,
 }
 
-impl Load {
+impl CreateLoad {
     fn start(api: Api, prefix: &'static str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let over = Arc::clone(&stop);
@@ -143,7 +143,7 @@ fn pids(fleet: &Fleet) -> Vec<Option<u32>> {
     fleet.coordinators.iter().chain(&fleet.workers).map(|daemon| daemon.pid()).collect()
 }
 
-async fn killed_and_paused(store: Store) -> Result<()> {
+async fn killed_and_paused(store: DatabaseChoice) -> Result<()> {
     let session = Duration::from_secs(3);
     let mut fleet = small(
         Options {
@@ -161,7 +161,7 @@ async fn killed_and_paused(store: Store) -> Result<()> {
 
     // Killed; a worker dies meanwhile.
     let processes = pids(&fleet);
-    let load = Load::start(fleet.api().clone(), "killed");
+    let load = CreateLoad::start(fleet.api().clone(), "killed");
     load.goes_on().await?;
     fleet.database.kill()?;
     refuses(&fleet).await?;
@@ -179,7 +179,7 @@ async fn killed_and_paused(store: Store) -> Result<()> {
     fleet.settled(PATIENCE, |_| true).await?;
 
     // Paused.
-    let load = Load::start(fleet.api().clone(), "paused");
+    let load = CreateLoad::start(fleet.api().clone(), "paused");
     load.goes_on().await?;
     pause(&mut fleet, true)?;
     refuses(&fleet).await?;
@@ -200,21 +200,21 @@ async fn killed_and_paused(store: Store) -> Result<()> {
 
 fn pause(fleet: &mut Fleet, pause: bool) -> Result<()> {
     match (&mut fleet.database, pause) {
-        (Database::Postgres(server), true) => server.pause(),
-        (Database::Postgres(server), false) => server.resume(),
-        (Database::MariaDb(server), true) => server.pause(),
-        (Database::MariaDb(server), false) => server.resume(),
+        (FleetDatabase::Postgres(server), true) => server.pause(),
+        (FleetDatabase::Postgres(server), false) => server.resume(),
+        (FleetDatabase::MariaDb(server), true) => server.pause(),
+        (FleetDatabase::MariaDb(server), false) => server.resume(),
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_acknowledged_is_lost_while_postgres_is_away() -> Result<()> {
-    killed_and_paused(Store::Postgres).await
+    killed_and_paused(DatabaseChoice::Postgres).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_acknowledged_is_lost_while_mariadb_is_away() -> Result<()> {
-    killed_and_paused(Store::MariaDb).await
+    killed_and_paused(DatabaseChoice::MariaDb).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

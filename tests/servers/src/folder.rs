@@ -36,20 +36,20 @@ rm -rf -- "$1"
 "#;
 
 #[derive(Debug)]
-pub(crate) struct Folder {
+pub(crate) struct ServerFolder {
     path: PathBuf,
-    guard: Guard,
+    guard: CleanupGuard,
     _dir: TempDir,
 }
 
-impl Folder {
+impl ServerFolder {
     /// An empty one, `rug-<kind>-...`.
     pub(crate) fn new(kind: &str) -> Result<Self> {
         let dir =
             tempfile::Builder::new().prefix(&format!("rug-{kind}-")).tempdir().context("make a temporary folder")?;
         // As the kernel will show it as a working directory.
         let path = dir.path().canonicalize()?;
-        let guard = Guard::start(GUARD, &[&path])?;
+        let guard = CleanupGuard::start(GUARD, &[&path])?;
         Ok(Self { path, guard, _dir: dir })
     }
 
@@ -58,7 +58,7 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
+impl Drop for ServerFolder {
     fn drop(&mut self) {
         // First the guard: what follows would make it act.
         self.guard.dismiss();
@@ -71,9 +71,9 @@ impl Drop for Folder {
 /// A shell that runs a script once this process is gone, unless it was dismissed. The script reads its standard input
 /// to the end first.
 #[derive(Debug)]
-pub(crate) struct Guard(Child);
+pub(crate) struct CleanupGuard(Child);
 
-impl Guard {
+impl CleanupGuard {
     pub(crate) fn start(script: &str, arguments: &[&Path]) -> Result<Self> {
         Command::new("sh")
             .args(["-c", script, "guard"])
@@ -96,7 +96,7 @@ impl Guard {
     }
 }
 
-impl Drop for Guard {
+impl Drop for CleanupGuard {
     fn drop(&mut self) {
         self.dismiss();
     }

@@ -27,7 +27,7 @@ pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// What a server shows to clients over TLS, as PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tls {
+pub struct ServerTlsFiles {
     /// Its certificate, followed by the intermediate ones.
     pub certificates: String,
     /// The key of the first of them, as PKCS #8.

@@ -9,10 +9,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
-use crate::folder::Folder;
+use crate::folder::ServerFolder;
 use crate::ports::Port;
-use crate::server::Server;
-use crate::{PATIENCE, Tls, client};
+use crate::server::ServerProcess;
+use crate::{PATIENCE, ServerTlsFiles, client};
 
 /// Name and password of the user.
 const USER: &str = "rug";
@@ -30,7 +30,7 @@ pub struct Options {
     /// Whether a commit waits for the disk. A killed server loses nothing either way, only a crashed machine does.
     pub fsync: bool,
     /// Makes it accept TLS as well.
-    pub tls: Option<Tls>,
+    pub tls: Option<ServerTlsFiles>,
     /// Further settings, as in `my.cnf`.
     pub settings: Vec<(String, String)>,
 }
@@ -44,10 +44,10 @@ impl Default for Options {
 /// A running, stopped or killed server.
 #[derive(Debug)]
 pub struct MariaDb {
-    server: Server,
+    server: ServerProcess,
     port: Port,
     arguments: Vec<String>,
-    _folder: Folder,
+    _folder: ServerFolder,
 }
 
 impl MariaDb {
@@ -69,7 +69,7 @@ impl MariaDb {
     }
 
     async fn prepare(options: &Options) -> Result<Self> {
-        let folder = Folder::new("mariadb")?;
+        let folder = ServerFolder::new("mariadb")?;
         let home = folder.path();
         let port = Port::free()?;
         fs::write(home.join("users.sql"), USERS)?;
@@ -112,7 +112,7 @@ impl MariaDb {
             .args(arguments.iter().filter(|argument| argument.starts_with("--user=")))
             .current_dir(home);
         client::run(install.into(), "", PATIENCE).await.context("make a MariaDB data folder")?;
-        Ok(Self { server: Server::new("MariaDB", home.to_owned()), port, arguments, _folder: folder })
+        Ok(Self { server: ServerProcess::new("MariaDB", home.to_owned()), port, arguments, _folder: folder })
     }
 
     /// Its port at 127.0.0.1.

@@ -16,8 +16,8 @@ use std::sync::OnceLock;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::folder::Guard;
-use crate::ports::Claim;
+use crate::folder::CleanupGuard;
+use crate::ports::PortClaim;
 
 /// Networks are 10.213.N.0/24.
 const NETWORKS: (u8, u8) = (10, 213);
@@ -44,8 +44,8 @@ pub struct Network {
     bridge: String,
     here: Host,
     hosts: Vec<Host>,
-    guard: Guard,
-    _claim: Claim,
+    guard: CleanupGuard,
+    _claim: PortClaim,
 }
 
 /// One host of a network.
@@ -77,7 +77,7 @@ impl Network {
         ensure!(rustix::process::geteuid().is_root(), "network namespaces need root");
         ensure!(names.len() <= 200, "a network has up to 200 hosts");
         let (number, claim) = (0..=u8::MAX)
-            .find_map(|number| Some((number, Claim::take(&format!("network-{number}"))?)))
+            .find_map(|number| Some((number, PortClaim::take(&format!("network-{number}"))?)))
             .context("all networks are taken")?;
         let host = |last: u8, name: &str, namespace: Option<String>, device: String| Host {
             name: name.to_owned(),
@@ -94,7 +94,7 @@ impl Network {
         let namespaces: Vec<&Path> = hosts.iter().filter_map(|host| host.namespace.as_deref().map(Path::new)).collect();
         let mut everything = vec![Path::new(&bridge)];
         everything.extend(namespaces);
-        let guard = Guard::start(GUARD, &everything)?;
+        let guard = CleanupGuard::start(GUARD, &everything)?;
         let network = Self { here: host(1, "here", None, bridge.clone()), bridge, hosts, guard, _claim: claim };
         network.remove();
         network.build()?;

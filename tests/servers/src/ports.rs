@@ -15,9 +15,9 @@ const RANGE: std::ops::Range<u16> = 30_000..32_700;
 
 /// Something only one process of this machine has at a time.
 #[derive(Debug)]
-pub(crate) struct Claim(#[expect(dead_code, reason = "held open, never used")] UnixListener);
+pub(crate) struct PortClaim(#[expect(dead_code, reason = "held open, never used")] UnixListener);
 
-impl Claim {
+impl PortClaim {
     /// `None` when somebody else has it.
     pub(crate) fn take(name: &str) -> Option<Self> {
         let address = SocketAddr::from_abstract_name(format!("rug-test-{name}")).ok()?;
@@ -29,7 +29,7 @@ impl Claim {
 #[derive(Debug)]
 pub struct Port {
     number: u16,
-    _claim: Claim,
+    _claim: PortClaim,
 }
 
 impl Port {
@@ -42,7 +42,7 @@ impl Port {
         (first..RANGE.end)
             .chain(RANGE.start..first)
             .find_map(|number| {
-                let claim = Claim::take(&format!("port-{number}"))?;
+                let claim = PortClaim::take(&format!("port-{number}"))?;
                 // Not only the loopback address: a server at any other could be in the way of one that wants them all.
                 TcpListener::bind(("0.0.0.0", number)).ok()?;
                 Some(Self { number, _claim: claim })
@@ -66,9 +66,9 @@ mod tests {
         let ports: Vec<Port> = (0..50).map(|_| Port::free().expect("fifty ports are free")).collect();
         let numbers: std::collections::BTreeSet<u16> = ports.iter().map(Port::number).collect();
         assert_eq!(numbers.len(), ports.len());
-        assert!(Claim::take(&format!("port-{}", ports[0].number())).is_none());
+        assert!(PortClaim::take(&format!("port-{}", ports[0].number())).is_none());
         let first = ports[0].number();
         drop(ports);
-        assert!(Claim::take(&format!("port-{first}")).is_some());
+        assert!(PortClaim::take(&format!("port-{first}")).is_some());
     }
 }

@@ -13,10 +13,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
-use crate::folder::Folder;
+use crate::folder::ServerFolder;
 use crate::ports::Port;
-use crate::server::Server;
-use crate::{PATIENCE, Tls, client};
+use crate::server::ServerProcess;
+use crate::{PATIENCE, ServerTlsFiles, client};
 
 /// Name and password of the superuser.
 const USER: &str = "rug";
@@ -31,7 +31,7 @@ pub struct Options {
     /// Whether a commit waits for the disk. A killed server loses nothing either way, only a crashed machine does.
     pub fsync: bool,
     /// Makes it accept TLS as well.
-    pub tls: Option<Tls>,
+    pub tls: Option<ServerTlsFiles>,
     /// Further settings, as in `postgresql.conf`.
     pub settings: Vec<(String, String)>,
 }
@@ -45,12 +45,12 @@ impl Default for Options {
 /// A running, stopped or killed server.
 #[derive(Debug)]
 pub struct Postgres {
-    server: Server,
+    server: ServerProcess,
     programs: Programs,
     account: Option<Account>,
     port: Port,
     settings: Vec<(String, String)>,
-    _folder: Folder,
+    _folder: ServerFolder,
 }
 
 impl Postgres {
@@ -74,7 +74,7 @@ impl Postgres {
     async fn prepare(options: &Options) -> Result<Self> {
         let programs = Programs::find()?;
         let account = Account::unprivileged()?;
-        let folder = Folder::new("postgres")?;
+        let folder = ServerFolder::new("postgres")?;
         let home = folder.path().to_owned();
         let file = |name: &str, text: &str| -> Result<()> {
             let path = home.join(name);
@@ -93,7 +93,7 @@ impl Postgres {
             account.own(&home)?;
         }
         let mut postgres = Self {
-            server: Server::new("PostgreSQL", home),
+            server: ServerProcess::new("PostgreSQL", home),
             programs,
             account,
             port: Port::free()?,

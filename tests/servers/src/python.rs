@@ -16,7 +16,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::client;
-use crate::folder::Folder;
+use crate::folder::ServerFolder;
 use crate::wait::until;
 
 /// The releases whose behaviour is compared with. tooz is also the one whose owners the committed vectors hold.
@@ -152,7 +152,7 @@ impl Python {
     /// # Errors
     /// When it cannot be started.
     pub fn spawn_behind(&self, prefix: &[OsString], code: &str, arguments: &[&str]) -> Result<Script> {
-        let folder = Folder::new("python")?;
+        let folder = ServerFolder::new("python")?;
         let script = folder.path().join("script.py");
         fs::write(&script, code)?;
         let mut words = prefix.to_vec();
@@ -179,7 +179,7 @@ pub struct Script {
     child: Child,
     input: Option<ChildStdin>,
     lines: Lines<BufReader<ChildStdout>>,
-    folder: Folder,
+    folder: ServerFolder,
 }
 
 impl Script {

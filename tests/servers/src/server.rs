@@ -18,7 +18,7 @@ const LOG_LINES: usize = 30;
 const LOOK: Duration = Duration::from_millis(20);
 
 #[derive(Debug)]
-pub(crate) struct Server {
+pub(crate) struct ServerProcess {
     name: String,
     home: PathBuf,
     log: PathBuf,
@@ -26,7 +26,7 @@ pub(crate) struct Server {
     paused: bool,
 }
 
-impl Server {
+impl ServerProcess {
     /// Does not run yet. `home` is its working directory, what runs there is part of it.
     pub(crate) fn new(name: impl Into<String>, home: PathBuf) -> Self {
         Self { name: name.into(), log: home.join("log"), home, child: None, paused: false }
@@ -154,7 +154,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for ServerProcess {
     fn drop(&mut self) {
         if self.runs()
             && let Err(problem) = self.kill()

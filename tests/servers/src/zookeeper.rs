@@ -13,12 +13,12 @@ use anyhow::{Context, Result, bail, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::folder::Folder;
+use crate::folder::ServerFolder;
 use crate::netns::Host;
 use crate::ports::Port;
-use crate::server::Server;
+use crate::server::ServerProcess;
 use crate::wait::until;
-use crate::{PATIENCE, Tls};
+use crate::{PATIENCE, ServerTlsFiles};
 
 const ZOOKEEPER_JAR: &str = "/usr/share/java/zookeeper.jar";
 /// Only makes the server log; without it, it runs silently.
@@ -47,7 +47,7 @@ pub struct Options {
     /// Whether writes wait for the disk. A killed process loses nothing either way, only a crashed machine does.
     pub fsync: bool,
     /// Opens a second port with TLS on every server.
-    pub tls: Option<Tls>,
+    pub tls: Option<ServerTlsFiles>,
     /// Whether clients must show a certificate at that port.
     pub client_certificates: bool,
     /// Further lines of `zoo.cfg`.
@@ -75,13 +75,13 @@ impl Default for Options {
 /// Servers are named by their index from 0.
 #[derive(Debug)]
 pub struct Ensemble {
-    nodes: Vec<Node>,
-    _folder: Folder,
+    nodes: Vec<ServerNode>,
+    _folder: ServerFolder,
 }
 
 #[derive(Debug)]
-struct Node {
-    server: Server,
+struct ServerNode {
+    server: ServerProcess,
     address: IpAddr,
     client: Port,
     secure: Option<Port>,
@@ -122,13 +122,13 @@ impl Ensemble {
     }
 
     fn prepare(hosts: Vec<Option<Host>>, options: &Options) -> Result<Self> {
-        let folder = Folder::new("zookeeper")?;
+        let folder = ServerFolder::new("zookeeper")?;
         let mut nodes = Vec::new();
         for (i, host) in hosts.into_iter().enumerate() {
             let home = folder.path().join(format!("server-{}", i + 1));
             fs::create_dir_all(&home)?;
-            nodes.push(Node {
-                server: Server::new(format!("ZooKeeper server {i}"), home),
+            nodes.push(ServerNode {
+                server: ServerProcess::new(format!("ZooKeeper server {i}"), home),
                 address: host.as_ref().map_or(IpAddr::from([127, 0, 0, 1]), Host::address),
                 client: Port::free()?,
                 secure: options.tls.is_some().then(Port::free).transpose()?,
@@ -387,7 +387,7 @@ impl Ensemble {
     }
 }
 
-impl Node {
+impl ServerNode {
     fn launch(&mut self) -> Result<()> {
         ensure!(Path::new(ZOOKEEPER_JAR).exists(), "{ZOOKEEPER_JAR} is missing (Debian package zookeeper)");
         let home = self.server.home().to_owned();

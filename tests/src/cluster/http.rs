@@ -12,9 +12,9 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 /// A connection that is kept open.
 #[derive(Debug)]
-pub struct Connection(BufReader<TcpStream>);
+pub struct HttpConnection(BufReader<TcpStream>);
 
-impl Connection {
+impl HttpConnection {
     /// Connects.
     ///
     /// # Errors
@@ -58,5 +58,5 @@ impl Connection {
 /// # Errors
 /// When nobody answers with 200 there.
 pub async fn get(port: u16) -> Result<String> {
-    Connection::open(port).await?.get().await
+    HttpConnection::open(port).await?.get().await
 }

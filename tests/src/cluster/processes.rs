@@ -20,7 +20,7 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 
 /// A process for certain: a pid is used again, a pid with a start time is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Identity {
+pub struct ProcessIdentity {
     /// Process id.
     pub pid: u32,
     /// Clock ticks since boot.
@@ -36,14 +36,14 @@ pub fn signal(pid: u32, signal: Signal) {
 
 /// Live instances of a sandbox by name. Processes that an instance started itself are not listed.
 #[must_use]
-pub fn instances(root: &Path) -> BTreeMap<String, Identity> {
-    let of = |found: Found| Some((found.variables.get(INSTANCE_VARIABLE)?.clone(), found.identity));
+pub fn instances(root: &Path) -> BTreeMap<String, ProcessIdentity> {
+    let of = |found: FoundProcess| Some((found.variables.get(INSTANCE_VARIABLE)?.clone(), found.identity));
     all(root).filter(|p| p.session == p.identity.pid).filter_map(of).collect()
 }
 
 /// Whether exactly this process runs.
 #[must_use]
-pub fn is_alive(identity: Identity) -> bool {
+pub fn is_alive(identity: ProcessIdentity) -> bool {
     stat(identity.pid).is_some_and(|(found, _)| found == identity)
 }
 
@@ -66,32 +66,32 @@ pub fn end_all(root: &Path) -> Result<()> {
     }
 }
 
-struct Found {
-    identity: Identity,
+struct FoundProcess {
+    identity: ProcessIdentity,
     session: u32,
     variables: BTreeMap<String, String>,
 }
 
-fn all(root: &Path) -> impl Iterator<Item = Found> {
+fn all(root: &Path) -> impl Iterator<Item = FoundProcess> {
     let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = pids.filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
     pids.filter_map(move |pid| {
         let (identity, session) = stat(pid)?;
         let variables = variables(pid);
         let below = |name: &str| variables.get(name).is_some_and(|dir| Path::new(dir).starts_with(root));
-        (below(ROOT_VARIABLE) || below(STATE_VARIABLE)).then_some(Found { identity, session, variables })
+        (below(ROOT_VARIABLE) || below(STATE_VARIABLE)).then_some(FoundProcess { identity, session, variables })
     })
 }
 
 /// Identity and session of a live process; zombies have ended.
-fn stat(pid: u32) -> Option<(Identity, u32)> {
+fn stat(pid: u32) -> Option<(ProcessIdentity, u32)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name, in parentheses, may hold anything; the fields after it cannot.
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_ascii_whitespace().collect();
     if matches!(*fields.first()?, "Z" | "X") {
         return None;
     }
-    Some((Identity { pid, start_ticks: fields.get(19)?.parse().ok()? }, fields.get(3)?.parse().ok()?))
+    Some((ProcessIdentity { pid, start_ticks: fields.get(19)?.parse().ok()? }, fields.get(3)?.parse().ok()?))
 }
 
 fn variables(pid: u32) -> BTreeMap<String, String> {

@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(90);
 
 /// How a command ended.
 #[derive(Clone, Debug)]
-pub struct Outcome {
+pub struct CommandOutput {
     /// Exit code; -1 when a signal ended it.
     pub code: i32,
     /// What it printed.
@@ -27,7 +27,7 @@ pub struct Outcome {
     pub stderr: String,
 }
 
-impl Outcome {
+impl CommandOutput {
     /// Fails unless the command succeeded.
     ///
     /// # Errors
@@ -65,7 +65,7 @@ impl Outcome {
 ///
 /// # Errors
 /// When it cannot be run or does not end.
-pub async fn run<S: AsRef<OsStr>>(root: &Path, args: &[S], input: &str) -> Result<Outcome> {
+pub async fn run<S: AsRef<OsStr>>(root: &Path, args: &[S], input: &str) -> Result<CommandOutput> {
     let mut child = Command::new(binaries::path("rugctl")?)
         .args(args)
         .env(ROOT_VARIABLE, root)
@@ -85,7 +85,7 @@ pub async fn run<S: AsRef<OsStr>>(root: &Path, args: &[S], input: &str) -> Resul
     };
     let both = async { tokio::join!(feed, child.wait_with_output()).1 };
     let output = tokio::time::timeout(LIMIT, both).await.context("rugctl does not end")??;
-    Ok(Outcome {
+    Ok(CommandOutput {
         code: output.status.code().unwrap_or(-1),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
@@ -97,7 +97,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When it cannot be run or does not end.
-    pub async fn rugctl(&self, args: &[&str], input: &str) -> Result<Outcome> {
+    pub async fn rugctl(&self, args: &[&str], input: &str) -> Result<CommandOutput> {
         let server = ["--server", self.api.address()];
         let args: Vec<&str> = args.iter().copied().chain(server).collect();
         run(self.root(), &args, input).await

@@ -14,9 +14,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::ledger::{Existence, Ledger, Shown};
-use crate::journal::{Entry, Journals};
-use crate::lives::{Life, Lives};
+use super::ledger::{CallLedger, Existence, Shown};
+use crate::journal::{JournalEntry, Journals};
+use crate::lives::{Lives, LoggedLife};
 
 /// Something that must not be.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,7 +29,7 @@ pub struct Violation {
 
 /// The end of a process: not before this moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Exit {
+pub struct ProcessExit {
     /// Name of the daemon.
     pub name: String,
     /// The process.
@@ -72,7 +72,7 @@ pub struct Resting {
 
 /// An instance that exists now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Running {
+pub struct RunningInstance {
     /// Its appliance.
     pub appliance: String,
     /// Its ordinal.
@@ -102,20 +102,20 @@ pub struct Evidence {
     /// Who had what, by appliance and in the order of tokens.
     pub tenures: BTreeMap<String, Vec<Tenure>>,
     /// Ends of processes.
-    pub exits: Vec<Exit>,
+    pub exits: Vec<ProcessExit>,
 }
 
 /// What is there at the end, once all is calm.
 #[derive(Clone, Debug, Default)]
-pub struct End {
+pub struct FinalState {
     /// What clients know.
-    pub ledger: Ledger,
+    pub ledger: CallLedger,
     /// Appliances as the API shows them.
     pub shown: BTreeMap<String, Shown>,
     /// The same, as far as their instances go.
     pub resting: BTreeMap<String, Resting>,
     /// What runs.
-    pub running: Vec<Running>,
+    pub running: Vec<RunningInstance>,
     /// What is stored.
     pub stored: BTreeMap<String, Stored>,
 }
@@ -139,7 +139,7 @@ pub fn check(evidence: &Evidence) -> Vec<Violation> {
 
 /// All rules about what is there at the end.
 #[must_use]
-pub fn check_end(end: &End) -> Vec<Violation> {
+pub fn check_end(end: &FinalState) -> Vec<Violation> {
     let mut found = no_change_is_lost(&end.ledger, &end.shown);
     found.extend(ends_where_the_api_says(&end.resting, &end.running));
     found.extend(store_agrees(&end.resting, &end.stored));
@@ -159,12 +159,12 @@ fn violation(rule: &'static str, text: String) -> Violation {
 /// In one journal, in the order in which it was written: time and tokens never fall, a token is one process's, and no
 /// action begins before the one before it is done or its process is.
 #[must_use]
-pub fn one_owner_at_a_time(entries: &[Entry], exits: &[Exit]) -> Vec<Violation> {
+pub fn one_owner_at_a_time(entries: &[JournalEntry], exits: &[ProcessExit]) -> Vec<Violation> {
     const RULE: &str = "one owner at a time";
     let mut found = Vec::new();
     let mut owners: BTreeMap<(u64, u64), (&str, u32)> = BTreeMap::new();
-    let mut newest: Option<&Entry> = None;
-    let mut open: Option<&Entry> = None;
+    let mut newest: Option<&JournalEntry> = None;
+    let mut open: Option<&JournalEntry> = None;
     for entry in entries {
         let owner = *owners.entry(entry.token).or_insert((&entry.worker, entry.pid));
         if owner != (entry.worker.as_str(), entry.pid) {
@@ -195,7 +195,7 @@ pub fn one_owner_at_a_time(entries: &[Entry], exits: &[Exit]) -> Vec<Violation> 
 
 /// Whether an action without an end was over when the next one began: it is over as soon as it has begun, or its process
 /// was on its way out by then.
-fn may_be_left_open(open: &Entry, next: &Entry, exits: &[Exit]) -> bool {
+fn may_be_left_open(open: &JournalEntry, next: &JournalEntry, exits: &[ProcessExit]) -> bool {
     // A signal is sent at once; what is given up at a time-out is only the wait for its effect. A sweep notes no end, and
     // the simulated driver notes what it has done.
     let at_once = matches!(open.action.as_str(), "terminate" | "kill" | "sweep" | "boot" | "end");
@@ -203,7 +203,7 @@ fn may_be_left_open(open: &Entry, next: &Entry, exits: &[Exit]) -> bool {
 }
 
 /// Every action is one of the life that took the appliance with that token, and of no life that is gone.
-fn acted_as_taken(entries: &[Entry], evidence: &Evidence) -> Vec<Violation> {
+fn acted_as_taken(entries: &[JournalEntry], evidence: &Evidence) -> Vec<Violation> {
     const RULE: &str = "nobody acts once gone";
     let mut found = Vec::new();
     for entry in entries.iter().filter(|entry| entry.begins()) {
@@ -263,7 +263,7 @@ pub fn tenures_follow(appliance: &str, tenures: &[Tenure], lives: &Lives) -> Vec
 
 /// Everything is what its clients were told, and nothing else is there.
 #[must_use]
-pub fn no_change_is_lost(ledger: &Ledger, shown: &BTreeMap<String, Shown>) -> Vec<Violation> {
+pub fn no_change_is_lost(ledger: &CallLedger, shown: &BTreeMap<String, Shown>) -> Vec<Violation> {
     const RULE: &str = "no acknowledged change is lost";
     let mut found = Vec::new();
     for (id, record) in ledger {
@@ -285,10 +285,10 @@ pub fn no_change_is_lost(ledger: &Ledger, shown: &BTreeMap<String, Shown>) -> Ve
 
 /// Every instance that runs is one the API shows, once, and the other way round.
 #[must_use]
-pub fn ends_where_the_api_says(resting: &BTreeMap<String, Resting>, running: &[Running]) -> Vec<Violation> {
+pub fn ends_where_the_api_says(resting: &BTreeMap<String, Resting>, running: &[RunningInstance]) -> Vec<Violation> {
     const RULE: &str = "everything ends where the API says";
     let mut found = Vec::new();
-    let mut by_appliance: BTreeMap<&str, Vec<&Running>> = BTreeMap::new();
+    let mut by_appliance: BTreeMap<&str, Vec<&RunningInstance>> = BTreeMap::new();
     for one in running {
         by_appliance.entry(&one.appliance).or_default().push(one);
         if !resting.contains_key(&one.appliance) {
@@ -373,15 +373,15 @@ pub fn unowned(evidence: &Evidence) -> Vec<Gap> {
     found
 }
 
-fn ended(tenure: &Tenure, life: Option<&Life>, next: Option<u64>, exits: &[Exit]) -> Option<u64> {
+fn ended(tenure: &Tenure, life: Option<&LoggedLife>, next: Option<u64>, exits: &[ProcessExit]) -> Option<u64> {
     let over = life.filter(|life| life.over || life.gone.is_some()).and_then(|life| life.until);
     let killed = exits.iter().filter(|exit| exit.name == tenure.worker && exit.at_ns > tenure.taken_ns);
     let killed = killed.map(|exit| exit.at_ns).min().filter(|at| next.is_none_or(|next| *at <= next));
     tenure.released_ns.into_iter().chain(over.filter(|over| *over >= tenure.taken_ns)).chain(killed).min()
 }
 
-fn brief(entry: &Entry) -> String {
-    let Entry { appliance, at_ns, worker, pid, token: (term, sequence), action, outcome, .. } = entry;
+fn brief(entry: &JournalEntry) -> String {
+    let JournalEntry { appliance, at_ns, worker, pid, token: (term, sequence), action, outcome, .. } = entry;
     format!("{worker} ({pid}) with t{term}/{sequence} on {appliance} ({action}, {outcome}) at {at_ns}")
 }
 

@@ -11,12 +11,12 @@ use proto::admin::v1;
 use serde_json::Value;
 use tokio::process::Command;
 
-use super::checker::{End, Evidence, Exit, Resting, Running, Stored, Tenure};
-use super::ledger::{Content, Ledger, Shown};
+use super::checker::{Evidence, FinalState, ProcessExit, Resting, RunningInstance, Stored, Tenure};
+use super::ledger::{CallLedger, Content, Shown};
 use crate::cluster::api::{self, Api};
 use crate::cluster::{binaries, processes};
-use crate::fleet::{Database, Fleet};
-use crate::journal::{self, BEGUN, Entry, Journals};
+use crate::fleet::{Fleet, FleetDatabase};
+use crate::journal::{self, BEGUN, JournalEntry, Journals};
 use crate::{lives, tenures};
 
 /// Variable in the environment of every appliance of a drill: which specification it is.
@@ -28,7 +28,7 @@ const DUMP_LIMIT: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// When a file cannot be read, or a log contradicts itself.
-pub fn gather(fleet: &Fleet, world: &Path, exits: &[Exit]) -> Result<Evidence> {
+pub fn gather(fleet: &Fleet, world: &Path, exits: &[ProcessExit]) -> Result<Evidence> {
     // First what is written last: an action whose tenure is not in the log yet would look like nobody's.
     let journals = journal::read(&fleet.state_dir())?;
     let simulated = simulated(world)?.0;
@@ -77,7 +77,7 @@ fn simulated(world: &Path) -> Result<(Journals, BTreeMap<String, BTreeSet<u64>>)
             if slot.0 <= at_ns {
                 *slot = (at_ns, runs);
             }
-            journals.entry(appliance.clone()).or_default().push(Entry {
+            journals.entry(appliance.clone()).or_default().push(JournalEntry {
                 appliance,
                 at_ns,
                 pid,
@@ -85,7 +85,7 @@ fn simulated(world: &Path) -> Result<(Journals, BTreeMap<String, BTreeSet<u64>>)
                 action: if runs { "boot" } else { "end" }.to_owned(),
                 instance: (ordinal, number(&line["attempt"])),
                 outcome: BEGUN.to_owned(),
-                ..Entry::default()
+                ..JournalEntry::default()
             });
         }
     }
@@ -122,12 +122,12 @@ pub fn show(appliance: &v1::Appliance) -> Shown {
 ///
 /// # Errors
 /// What is not at rest.
-pub async fn at_rest(api: &Api, root: &Path, world: &Path, ledger: &Ledger) -> Result<End> {
+pub async fn at_rest(api: &Api, root: &Path, world: &Path, ledger: &CallLedger) -> Result<FinalState> {
     let status = api.status().await?;
     ensure!(status.frozen.is_none() && status.waiting.is_empty(), "frozen {:?}, {}", status.frozen, status.waiting);
     let workers = api.workers().await?;
     let appliances = api.list().await?;
-    let mut end = End { ledger: ledger.clone(), ..End::default() };
+    let mut end = FinalState { ledger: ledger.clone(), ..FinalState::default() };
     end.running = running(root, world)?;
     for appliance in appliances {
         let assignment = appliance.assignment.clone().unwrap_or_default();
@@ -156,14 +156,14 @@ pub async fn at_rest(api: &Api, root: &Path, world: &Path, ledger: &Ledger) -> R
 }
 
 /// Every instance that exists.
-fn running(root: &Path, world: &Path) -> Result<Vec<Running>> {
+fn running(root: &Path, world: &Path) -> Result<Vec<RunningInstance>> {
     let mut found = Vec::new();
     for (name, process) in processes::instances(root) {
         let (appliance, ordinal) = slot(&name).with_context(|| format!("odd instance name {name}"))?;
-        found.push(Running { appliance: appliance.to_owned(), ordinal, pid: Some(process.pid) });
+        found.push(RunningInstance { appliance: appliance.to_owned(), ordinal, pid: Some(process.pid) });
     }
     for (appliance, ordinals) in simulated(world)?.1 {
-        found.extend(ordinals.iter().map(|ordinal| Running {
+        found.extend(ordinals.iter().map(|ordinal| RunningInstance {
             appliance: appliance.clone(),
             ordinal: *ordinal,
             pid: None,
@@ -185,7 +185,7 @@ pub fn slot(name: &str) -> Option<(&str, u64)> {
 /// # Errors
 /// When it cannot be read.
 pub async fn stored(fleet: &Fleet) -> Result<BTreeMap<String, Stored>> {
-    let Database::Postgres(server) = &fleet.database else { bail!("drills run on PostgreSQL") };
+    let FleetDatabase::Postgres(server) = &fleet.database else { bail!("drills run on PostgreSQL") };
     let rows = server.sql("rug", "SELECT id, generation FROM appliances").await?;
     let mut found = BTreeMap::new();
     for row in rows.lines() {

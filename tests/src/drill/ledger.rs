@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 /// What a call asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum CallKind {
     /// A new appliance.
     Create,
     /// Another specification.
@@ -21,7 +21,7 @@ pub enum Change {
 
 /// What became of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum CallOutcome {
     /// It is in force, with this generation.
     Acknowledged(u64),
     /// It was refused for good and never comes into force.
@@ -41,30 +41,30 @@ pub struct Content {
 
 /// One call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Op {
+pub struct RecordedCall {
     /// What it asked for.
-    pub change: Change,
+    pub change: CallKind,
     /// What the specification would be.
     pub content: Option<Content>,
     /// What became of it.
-    pub outcome: Outcome,
+    pub outcome: CallOutcome,
 }
 
 /// One appliance: everything its client asked for, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Record {
+pub struct ApplianceHistory {
     /// Name, for messages.
     pub name: String,
     /// Driver.
     pub driver: String,
     /// Calls in the order in which they were begun.
-    pub ops: Vec<Op>,
+    pub ops: Vec<RecordedCall>,
     /// Highest generation an answer showed.
     pub seen: u64,
 }
 
 /// Appliances by id.
-pub type Ledger = BTreeMap<String, Record>;
+pub type CallLedger = BTreeMap<String, ApplianceHistory>;
 
 /// Whether an appliance is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,16 +88,16 @@ pub struct Shown {
     pub content: Option<Content>,
 }
 
-impl Record {
-    fn acknowledged(&self) -> impl Iterator<Item = (&Op, u64)> {
+impl ApplianceHistory {
+    fn acknowledged(&self) -> impl Iterator<Item = (&RecordedCall, u64)> {
         self.ops.iter().filter_map(|op| match op.outcome {
-            Outcome::Acknowledged(generation) => Some((op, generation)),
-            Outcome::Refused | Outcome::Unknown => None,
+            CallOutcome::Acknowledged(generation) => Some((op, generation)),
+            CallOutcome::Refused | CallOutcome::Unknown => None,
         })
     }
 
-    fn unknown(&self) -> impl Iterator<Item = &Op> {
-        self.ops.iter().filter(|op| op.outcome == Outcome::Unknown)
+    fn unknown(&self) -> impl Iterator<Item = &RecordedCall> {
+        self.ops.iter().filter(|op| op.outcome == CallOutcome::Unknown)
     }
 
     /// Whether it has to be there.
@@ -105,11 +105,11 @@ impl Record {
     pub fn existence(&self) -> Existence {
         let acknowledged = |change| self.acknowledged().any(|(op, _)| op.change == change);
         let unknown = |change| self.unknown().any(|op| op.change == change);
-        if acknowledged(Change::Delete) {
+        if acknowledged(CallKind::Delete) {
             Existence::MustNot
-        } else if unknown(Change::Delete) || unknown(Change::Create) {
+        } else if unknown(CallKind::Delete) || unknown(CallKind::Create) {
             Existence::May
-        } else if acknowledged(Change::Create) {
+        } else if acknowledged(CallKind::Create) {
             Existence::Must
         } else {
             Existence::MustNot
@@ -132,7 +132,7 @@ impl Record {
                 found.push("it is being deleted, and nobody asked for that".to_owned());
             }
             (Existence::MustNot, Some(Shown { deleting: false, .. })) => {
-                let why = if self.ops.iter().any(|op| op.change == Change::Delete) {
+                let why = if self.ops.iter().any(|op| op.change == CallKind::Delete) {
                     "its deletion was acknowledged"
                 } else {
                     "its creation was refused"
@@ -163,8 +163,8 @@ impl Record {
     /// What its specification may be: the newest acknowledged one, and those of later calls without an answer.
     fn allowed(&self) -> Vec<Content> {
         let known =
-            self.ops.iter().rposition(|op| op.content.is_some() && matches!(op.outcome, Outcome::Acknowledged(_)));
-        let later = self.ops.iter().skip(known.unwrap_or_default()).filter(|op| op.outcome != Outcome::Refused);
+            self.ops.iter().rposition(|op| op.content.is_some() && matches!(op.outcome, CallOutcome::Acknowledged(_)));
+        let later = self.ops.iter().skip(known.unwrap_or_default()).filter(|op| op.outcome != CallOutcome::Refused);
         later.filter_map(|op| op.content).collect()
     }
 
@@ -175,11 +175,11 @@ impl Record {
         let (mut last, mut unknown) = (0, 0);
         for op in &self.ops {
             match op.outcome {
-                Outcome::Unknown => unknown += 1,
-                Outcome::Refused => {}
+                CallOutcome::Unknown => unknown += 1,
+                CallOutcome::Refused => {}
                 // A repeat of a deletion that had come to its end by then: what is gone has no generation to be shown.
-                Outcome::Acknowledged(0) if op.change == Change::Delete => {}
-                Outcome::Acknowledged(generation) => {
+                CallOutcome::Acknowledged(0) if op.change == CallKind::Delete => {}
+                CallOutcome::Acknowledged(generation) => {
                     if generation <= last || generation > last + 1 + unknown {
                         found.push(format!(
                             "{:?} was acknowledged with generation {generation} after {last} and {unknown} calls without \
@@ -199,26 +199,26 @@ impl Record {
 mod tests {
     use super::*;
 
-    fn op(change: Change, value: Option<u64>, outcome: Outcome) -> Op {
-        Op { change, content: value.map(content), outcome }
+    fn op(change: CallKind, value: Option<u64>, outcome: CallOutcome) -> RecordedCall {
+        RecordedCall { change, content: value.map(content), outcome }
     }
 
     const fn content(value: u64) -> Content {
         Content { value, replicas: 1 }
     }
 
-    fn record(ops: &[Op]) -> Record {
-        Record { ops: ops.to_vec(), ..Record::default() }
+    fn record(ops: &[RecordedCall]) -> ApplianceHistory {
+        ApplianceHistory { ops: ops.to_vec(), ..ApplianceHistory::default() }
     }
 
     fn shown(generation: u64, value: u64) -> Shown {
         Shown { generation, deleting: false, content: Some(content(value)) }
     }
 
-    use Change::{Create, Delete, Rebuild, Update};
-    use Outcome::{Acknowledged, Refused, Unknown};
+    use CallKind::{Create, Delete, Rebuild, Update};
+    use CallOutcome::{Acknowledged, Refused, Unknown};
 
-    fn finds(record: &Record, shown: Option<&Shown>, text: &str) {
+    fn finds(record: &ApplianceHistory, shown: Option<&Shown>, text: &str) {
         let found = record.contradictions(shown);
         assert!(found.iter().any(|one| one.contains(text)), "{text:?} is not in {found:?}");
     }
@@ -243,7 +243,7 @@ mod tests {
         }
         finds(&record, Some(&shown(3, 2)), "at most 2");
         // What was shown once has to stay.
-        finds(&Record { seen: 2, ..record }, Some(&shown(1, 1)), "told 2");
+        finds(&ApplianceHistory { seen: 2, ..record }, Some(&shown(1, 1)), "told 2");
     }
 
     #[test]

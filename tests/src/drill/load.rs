@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 use uuid::Uuid;
 
 use super::evidence::{self, VALUE};
-use super::ledger::{Change, Content, Existence, Ledger, Op, Outcome, Record};
+use super::ledger::{ApplianceHistory, CallKind, CallLedger, CallOutcome, Content, Existence, RecordedCall};
 use crate::cluster::api::{Api, reference};
 use crate::cluster::specs;
 
@@ -43,9 +43,9 @@ pub struct Size {
 
 /// What was asked for and told so far.
 #[derive(Clone, Debug, Default)]
-pub struct Book {
+pub struct LoadRecord {
     /// Every appliance there ever was.
-    pub ledger: Ledger,
+    pub ledger: CallLedger,
     /// Answers that contradict earlier ones.
     pub contradictions: Vec<String>,
     /// Calls by what became of them.
@@ -70,7 +70,7 @@ pub struct Figures {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wanted {
+enum LoadMode {
     Work,
     Rest,
     Stop,
@@ -79,8 +79,8 @@ enum Wanted {
 /// Running clients. They stop when this is dropped.
 #[derive(Debug)]
 pub struct Load {
-    book: Arc<Mutex<Book>>,
-    wanted: watch::Sender<Wanted>,
+    book: Arc<Mutex<LoadRecord>>,
+    wanted: watch::Sender<LoadMode>,
     /// Clients that are between two calls and wait.
     resting: watch::Sender<usize>,
     clients: JoinSet<()>,
@@ -90,12 +90,12 @@ impl Load {
     /// Starts clients that draw what they do from a seed.
     #[must_use]
     pub fn start(seed: u64, size: Size, apis: &[Api]) -> Self {
-        let (wanted, _) = watch::channel(Wanted::Work);
+        let (wanted, _) = watch::channel(LoadMode::Work);
         let (resting, _) = watch::channel(0);
-        let book = Arc::new(Mutex::new(Book::default()));
+        let book = Arc::new(Mutex::new(LoadRecord::default()));
         let mut clients = JoinSet::new();
         for n in 0..size.clients {
-            let client = Client {
+            let client = LoadClient {
                 rng: StdRng::seed_from_u64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(n as u64)),
                 apis: apis.to_vec(),
                 asks: n % apis.len().max(1),
@@ -110,13 +110,13 @@ impl Load {
 
     /// What was asked for and told so far.
     #[must_use]
-    pub fn book(&self) -> Book {
+    pub fn book(&self) -> LoadRecord {
         self.book.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Waits until no call is under way and what was to be asked again was; none is begun until [`Load::work`].
     pub async fn rest(&self) {
-        self.wanted.send_replace(Wanted::Rest);
+        self.wanted.send_replace(LoadMode::Rest);
         let clients = self.clients.len();
         // Each call ends within its patience.
         let _ = self.resting.subscribe().wait_for(|resting| *resting >= clients).await;
@@ -124,26 +124,26 @@ impl Load {
 
     /// Goes on.
     pub fn work(&self) {
-        self.wanted.send_replace(Wanted::Work);
+        self.wanted.send_replace(LoadMode::Work);
     }
 
     /// Ends the clients, each after its call, and answers with the book.
-    pub async fn stop(mut self) -> Book {
-        self.wanted.send_replace(Wanted::Stop);
+    pub async fn stop(mut self) -> LoadRecord {
+        self.wanted.send_replace(LoadMode::Stop);
         while self.clients.join_next().await.is_some() {}
         self.book()
     }
 }
 
-fn slots(client: usize, size: Size) -> Vec<Slot> {
+fn slots(client: usize, size: Size) -> Vec<LoadSlot> {
     let of = |driver: &'static str, count: usize| {
-        (0..count).map(move |n| Slot {
+        (0..count).map(move |n| LoadSlot {
             name: format!("{driver}-{client}-{n}"),
             driver,
             lives: 0,
             id: String::new(),
             generation: 0,
-            state: State::Absent,
+            state: ExpectedState::Absent,
             pending: None,
         })
     };
@@ -152,7 +152,7 @@ fn slots(client: usize, size: Size) -> Vec<Slot> {
 
 /// What a client believes of an appliance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum ExpectedState {
     Absent,
     Present,
     Deleting,
@@ -160,34 +160,34 @@ enum State {
 
 /// One appliance after the other, under names that begin the same.
 #[derive(Clone, Debug)]
-struct Slot {
+struct LoadSlot {
     name: String,
     driver: &'static str,
     lives: u32,
     id: String,
     /// The generation it was shown with last.
     generation: u64,
-    state: State,
+    state: ExpectedState,
     /// A call that is to be asked again before any other: its place in the record, and itself.
-    pending: Option<(usize, Call)>,
+    pending: Option<(usize, LoadCall)>,
 }
 
 /// A change with its request id.
 #[derive(Clone, Debug)]
-enum Call {
+enum LoadCall {
     Create(v1::CreateApplianceRequest),
     Update(v1::UpdateApplianceRequest),
     Rebuild(v1::RebuildApplianceRequest),
     Delete(v1::DeleteApplianceRequest),
 }
 
-impl Call {
-    const fn change(&self) -> Change {
+impl LoadCall {
+    const fn change(&self) -> CallKind {
         match self {
-            Self::Create(_) => Change::Create,
-            Self::Update(_) => Change::Update,
-            Self::Rebuild(_) => Change::Rebuild,
-            Self::Delete(_) => Change::Delete,
+            Self::Create(_) => CallKind::Create,
+            Self::Update(_) => CallKind::Update,
+            Self::Rebuild(_) => CallKind::Rebuild,
+            Self::Delete(_) => CallKind::Delete,
         }
     }
 
@@ -217,33 +217,33 @@ const fn is_open(code: Code) -> bool {
     matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown | Code::Internal)
 }
 
-struct Client {
+struct LoadClient {
     rng: StdRng,
     apis: Vec<Api>,
     /// The coordinator it asks, until that one does not answer.
     asks: usize,
-    book: Arc<Mutex<Book>>,
-    slots: Vec<Slot>,
+    book: Arc<Mutex<LoadRecord>>,
+    slots: Vec<LoadSlot>,
     /// Last value given to a specification.
     value: u64,
 }
 
-impl Client {
-    async fn run(mut self, mut wanted: watch::Receiver<Wanted>, resting: watch::Sender<usize>) {
+impl LoadClient {
+    async fn run(mut self, mut wanted: watch::Receiver<LoadMode>, resting: watch::Sender<usize>) {
         loop {
             let now = *wanted.borrow_and_update();
             match now {
-                Wanted::Stop => return,
-                Wanted::Rest => {
+                LoadMode::Stop => return,
+                LoadMode::Rest => {
                     self.settle().await;
                     resting.send_modify(|count| *count += 1);
-                    let changed = wanted.wait_for(|wanted| *wanted != Wanted::Rest).await.is_ok();
+                    let changed = wanted.wait_for(|wanted| *wanted != LoadMode::Rest).await.is_ok();
                     resting.send_modify(|count| *count -= 1);
                     if !changed {
                         return;
                     }
                 }
-                Wanted::Work => {
+                LoadMode::Work => {
                     self.step().await;
                     let pause = self.rng.random_range(PAUSE);
                     // Whoever wants it to rest need not wait for the end of the pause.
@@ -253,11 +253,11 @@ impl Client {
         }
     }
 
-    fn note(&self, write: impl FnOnce(&mut Book)) {
+    fn note(&self, write: impl FnOnce(&mut LoadRecord)) {
         write(&mut self.book.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    fn contradiction(&self, slot: &Slot, text: &str) {
+    fn contradiction(&self, slot: &LoadSlot, text: &str) {
         let text = format!("{} {}: {text}", slot.name, slot.id);
         self.note(|book| {
             if book.contradictions.len() < CONTRADICTIONS {
@@ -288,12 +288,12 @@ impl Client {
             self.ask(&mut slot, op, call).await;
         } else {
             match slot.state {
-                State::Absent => self.change(&mut slot, Change::Create).await,
-                State::Deleting => self.look(&mut slot).await,
-                State::Present => match self.rng.random_range(0..100) {
-                    0..40 => self.change(&mut slot, Change::Update).await,
-                    40..55 => self.change(&mut slot, Change::Rebuild).await,
-                    55..70 => self.change(&mut slot, Change::Delete).await,
+                ExpectedState::Absent => self.change(&mut slot, CallKind::Create).await,
+                ExpectedState::Deleting => self.look(&mut slot).await,
+                ExpectedState::Present => match self.rng.random_range(0..100) {
+                    0..40 => self.change(&mut slot, CallKind::Update).await,
+                    40..55 => self.change(&mut slot, CallKind::Rebuild).await,
+                    55..70 => self.change(&mut slot, CallKind::Delete).await,
                     70..78 => self.check(&slot).await,
                     _ => self.look(&mut slot).await,
                 },
@@ -303,14 +303,14 @@ impl Client {
     }
 
     /// Makes a change and writes down that it is about to.
-    async fn change(&mut self, slot: &mut Slot, change: Change) {
+    async fn change(&mut self, slot: &mut LoadSlot, change: CallKind) {
         let request_id = uuid(&mut self.rng);
         let mut content = None;
-        if matches!(change, Change::Create | Change::Update) {
+        if matches!(change, CallKind::Create | CallKind::Update) {
             self.value += 1;
             content = Some(Content { value: self.value, replicas: self.rng.random_range(1..=2) });
         }
-        if change == Change::Create {
+        if change == CallKind::Create {
             slot.lives += 1;
             slot.id = uuid(&mut self.rng);
         }
@@ -318,17 +318,21 @@ impl Client {
         let reference = Some(reference(&slot.id));
         let expected_generation = slot.generation;
         let call = match change {
-            Change::Create => Call::Create(v1::CreateApplianceRequest { appliance, request_id, ..Default::default() }),
-            Change::Update => Call::Update(v1::UpdateApplianceRequest {
+            CallKind::Create => {
+                LoadCall::Create(v1::CreateApplianceRequest { appliance, request_id, ..Default::default() })
+            }
+            CallKind::Update => LoadCall::Update(v1::UpdateApplianceRequest {
                 appliance,
                 expected_generation,
                 request_id,
                 ..Default::default()
             }),
-            Change::Rebuild => {
-                Call::Rebuild(v1::RebuildApplianceRequest { appliance: reference, request_id, ..Default::default() })
-            }
-            Change::Delete => Call::Delete(v1::DeleteApplianceRequest {
+            CallKind::Rebuild => LoadCall::Rebuild(v1::RebuildApplianceRequest {
+                appliance: reference,
+                request_id,
+                ..Default::default()
+            }),
+            CallKind::Delete => LoadCall::Delete(v1::DeleteApplianceRequest {
                 appliance: reference,
                 expected_generation,
                 request_id,
@@ -337,50 +341,52 @@ impl Client {
         };
         let mut op = 0;
         self.note(|book| {
-            let record = book.ledger.entry(slot.id.clone()).or_insert_with(|| Record {
+            let record = book.ledger.entry(slot.id.clone()).or_insert_with(|| ApplianceHistory {
                 name: format!("{}-{}", slot.name, slot.lives),
                 driver: slot.driver.to_owned(),
-                ..Record::default()
+                ..ApplianceHistory::default()
             });
             op = record.ops.len();
-            record.ops.push(Op { change, content, outcome: Outcome::Unknown });
+            record.ops.push(RecordedCall { change, content, outcome: CallOutcome::Unknown });
         });
         self.ask(slot, op, call).await;
     }
 
     /// Asks until there is an answer or patience is over, and draws the conclusions.
-    async fn ask(&mut self, slot: &mut Slot, op: usize, call: Call) {
+    async fn ask(&mut self, slot: &mut LoadSlot, op: usize, call: LoadCall) {
         let answer = self.answer(&call).await;
         let outcome = match &answer {
-            Ok(generation) => Outcome::Acknowledged(*generation),
-            Err(status) if is_open(status.code()) => Outcome::Unknown,
-            Err(_) => Outcome::Refused,
+            Ok(generation) => CallOutcome::Acknowledged(*generation),
+            Err(status) if is_open(status.code()) => CallOutcome::Unknown,
+            Err(_) => CallOutcome::Refused,
         };
         let id = slot.id.clone();
         self.note(|book| {
             match outcome {
-                Outcome::Acknowledged(_) => book.figures.acknowledged += 1,
-                Outcome::Refused => book.figures.refused += 1,
-                Outcome::Unknown => book.figures.unknown += 1,
+                CallOutcome::Acknowledged(_) => book.figures.acknowledged += 1,
+                CallOutcome::Refused => book.figures.refused += 1,
+                CallOutcome::Unknown => book.figures.unknown += 1,
             }
             if let Some(op) = book.ledger.get_mut(&id).and_then(|record| record.ops.get_mut(op)) {
                 op.outcome = outcome;
             }
         });
         match (call.change(), answer) {
-            (Change::Create, Ok(generation)) => (slot.state, slot.generation) = (State::Present, generation),
-            (Change::Update | Change::Rebuild, Ok(generation)) => slot.generation = generation,
-            (Change::Delete, Ok(_)) => slot.state = State::Deleting,
+            (CallKind::Create, Ok(generation)) => (slot.state, slot.generation) = (ExpectedState::Present, generation),
+            (CallKind::Update | CallKind::Rebuild, Ok(generation)) => slot.generation = generation,
+            (CallKind::Delete, Ok(_)) => slot.state = ExpectedState::Deleting,
             (change, Err(status)) if is_open(status.code()) => {
                 // Whether it is there has to be known before anything else is asked for.
-                if matches!(change, Change::Create | Change::Delete) || self.rng.random_bool(0.5) {
+                if matches!(change, CallKind::Create | CallKind::Delete) || self.rng.random_bool(0.5) {
                     slot.pending = Some((op, call));
                 } else {
                     self.look(slot).await;
                 }
             }
             // A call without an answer came into force meanwhile.
-            (Change::Update | Change::Delete, Err(status)) if status.code() == Code::Aborted => self.look(slot).await,
+            (CallKind::Update | CallKind::Delete, Err(status)) if status.code() == Code::Aborted => {
+                self.look(slot).await
+            }
             (change, Err(status)) => {
                 self.contradiction(slot, &format!("{change:?} was refused: {:?}: {}", status.code(), status.message()));
                 self.look(slot).await;
@@ -388,7 +394,7 @@ impl Client {
         }
     }
 
-    async fn answer(&mut self, call: &Call) -> Result<u64, Status> {
+    async fn answer(&mut self, call: &LoadCall) -> Result<u64, Status> {
         let begun = Instant::now();
         let mut pause = Duration::from_millis(50);
         loop {
@@ -404,7 +410,7 @@ impl Client {
         }
     }
 
-    async fn check(&mut self, slot: &Slot) {
+    async fn check(&mut self, slot: &LoadSlot) {
         let request = v1::CheckApplianceRequest { appliance: Some(reference(&slot.id)) };
         match self.apis[self.asks].appliances().check(timed(request)).await {
             Ok(_) => self.note(|book| book.figures.checks += 1),
@@ -415,10 +421,10 @@ impl Client {
     }
 
     /// Reads it, and compares with what was told before. What cannot be read now is read another time.
-    async fn look(&mut self, slot: &mut Slot) {
+    async fn look(&mut self, slot: &mut LoadSlot) {
         let request = v1::GetApplianceRequest { appliance: Some(reference(&slot.id)) };
         let answer = self.apis[self.asks].appliances().get(timed(request)).await;
-        let mut known = Record::default();
+        let mut known = ApplianceHistory::default();
         self.note(|book| known = book.ledger.get(&slot.id).cloned().unwrap_or_default());
         match answer {
             Ok(appliance) => {
@@ -438,8 +444,8 @@ impl Client {
                     self.contradiction(slot, "read: its creation was acknowledged, and it is not found");
                 }
                 self.note(|book| book.figures.reads += 1);
-                if slot.state == State::Deleting {
-                    slot.state = State::Absent;
+                if slot.state == ExpectedState::Deleting {
+                    slot.state = ExpectedState::Absent;
                 }
             }
             Err(_) => self.asks = (self.asks + 1) % self.apis.len(),
@@ -447,7 +453,7 @@ impl Client {
     }
 }
 
-fn appliance(slot: &Slot, content: Content) -> v1::Appliance {
+fn appliance(slot: &LoadSlot, content: Content) -> v1::Appliance {
     let name = format!("{}-{}", slot.name, slot.lives);
     let mut appliance = if slot.driver == "process" { specs::web(&name) } else { specs::simulated(&name) };
     appliance.id.clone_from(&slot.id);

@@ -30,12 +30,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use common::runtime::clock;
 
-use self::checker::{End, Evidence, Running, Violation};
+use self::checker::{Evidence, FinalState, RunningInstance, Violation};
 use self::load::{Load, Size};
 use self::nemesis::{Nemesis, millis};
 use self::plan::{Shape, Storms};
-use self::report::{Report, Spread};
-use self::watch::{Seen, Watch};
+use self::report::{DrillReport, Spread};
+use self::watch::{Observed, Observer};
 use crate::cluster::logs;
 use crate::fleet::{Fleet, Hosts, Options};
 use crate::tenures::TELL_TENURES;
@@ -90,7 +90,7 @@ impl Config {
 ///
 /// # Errors
 /// When it cannot be run. Violations are no errors, they are in the report.
-pub async fn run(config: &Config) -> Result<Report> {
+pub async fn run(config: &Config) -> Result<DrillReport> {
     let world = tempfile::tempdir().context("make a directory for the simulated driver")?;
     let mut fleet = Fleet::start(options(config, world.path())).await.context("start the cluster")?;
     let drill = Drill {
@@ -151,9 +151,9 @@ struct Drill<'a> {
 }
 
 impl Drill<'_> {
-    async fn run(mut self, fleet: &mut Fleet) -> Result<Report> {
+    async fn run(mut self, fleet: &mut Fleet) -> Result<DrillReport> {
         let load = Load::start(self.config.seed, self.config.size, &fleet.apis);
-        let watch = Watch::start(&fleet.apis, fleet.root());
+        let watch = Observer::start(&fleet.apis, fleet.root());
         self.nemesis.say(&format!("seed {}: the cluster is up, files in {}", self.config.seed, fleet.root().display()));
         let begun_ns = clock::now().as_nanos();
         let deadline = Instant::now() + self.config.length;
@@ -187,7 +187,7 @@ impl Drill<'_> {
         );
         self.violations.extend(std::mem::take(&mut self.nemesis.violations));
 
-        let mut report = Report { seed: self.config.seed, seconds, ..Report::default() };
+        let mut report = DrillReport { seed: self.config.seed, seconds, ..DrillReport::default() };
         report.appliances = book.ledger.len();
         report.calls = book.figures.into();
         report.names_taken = self.nemesis.names_taken;
@@ -204,7 +204,7 @@ impl Drill<'_> {
         let begun = Instant::now();
         let mut last = String::new();
         // Since when the same instances were there at every look.
-        let mut since: Option<(Instant, Vec<Running>)> = None;
+        let mut since: Option<(Instant, Vec<RunningInstance>)> = None;
         let end = loop {
             match self.at_rest(fleet, load).await {
                 Ok(end) => match &since {
@@ -245,7 +245,7 @@ impl Drill<'_> {
         Ok(true)
     }
 
-    async fn at_rest(&self, fleet: &Fleet, load: &Load) -> Result<End> {
+    async fn at_rest(&self, fleet: &Fleet, load: &Load) -> Result<FinalState> {
         let ledger = load.book().ledger;
         let mut last = None;
         for api in &fleet.apis {
@@ -280,7 +280,7 @@ impl Drill<'_> {
         }
     }
 
-    fn judge_seen(&mut self, seen: &Seen, root: &Path) {
+    fn judge_seen(&mut self, seen: &Observed, root: &Path) {
         let mut found = Vec::new();
         for text in &seen.doubles {
             found.push(Violation { rule: "no instance runs twice", text: text.clone() });

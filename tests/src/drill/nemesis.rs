@@ -15,11 +15,11 @@ use rustix::process::Signal;
 use serde::Serialize;
 use servers::netns::Host;
 
-use super::checker::{Exit, Violation};
-use super::plan::{Fault, Link, Part, Planned, Shape, Storm, everybody};
+use super::checker::{ProcessExit, Violation};
+use super::plan::{DrillFault, FaultTarget, ForwardedLink, Planned, Shape, Storm, everybody};
 use crate::cluster::daemon::Daemon;
 use crate::cluster::processes;
-use crate::fleet::{Database, Fleet};
+use crate::fleet::{Fleet, FleetDatabase};
 
 /// How often it looks whether something is due or has ended.
 const LOOK: Duration = Duration::from_millis(20);
@@ -32,7 +32,7 @@ const NAME_TAKEN: [i32; 2] = [4, 6];
 
 /// Something that was done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Event {
+pub struct DrillEvent {
     /// When, in milliseconds since the drill began.
     pub at_ms: u64,
     /// What kind of fault.
@@ -46,12 +46,12 @@ pub struct Event {
 /// How to mend what was broken.
 #[derive(Clone, Debug)]
 enum Mend {
-    Start(Part),
-    Resume(Part),
+    Start(FaultTarget),
+    Resume(FaultTarget),
     /// Started again once it has ended; since when it has been asked to.
-    AwaitEnd(Part, Instant),
+    AwaitEnd(FaultTarget, Instant),
     Heal(Vec<(Host, Host)>),
-    Undelay(Link),
+    Undelay(ForwardedLink),
 }
 
 /// Breaks a fleet.
@@ -64,9 +64,9 @@ pub struct Nemesis {
     /// Daemons that are down on purpose.
     down: BTreeSet<String>,
     /// What was done.
-    pub events: Vec<Event>,
+    pub events: Vec<DrillEvent>,
     /// Ends of processes.
-    pub exits: Vec<Exit>,
+    pub exits: Vec<ProcessExit>,
     /// Daemons that found their name taken and were started again.
     pub names_taken: u64,
     /// Daemons that ended otherwise.
@@ -159,7 +159,7 @@ impl Nemesis {
         let kind = planned.fault.kind();
         self.say(&format!("{kind}: {target}, {:.1} s", planned.lasts.as_secs_f64()));
         let at_ms = millis(self.begun.elapsed());
-        self.events.push(Event { at_ms, kind, target, lasts_ms: millis(planned.lasts) });
+        self.events.push(DrillEvent { at_ms, kind, target, lasts_ms: millis(planned.lasts) });
         if let Some(mend) = mend {
             self.broken.push((Instant::now() + planned.lasts, mend));
         }
@@ -167,23 +167,23 @@ impl Nemesis {
     }
 
     /// Breaks something. Answers with what it was and how it is mended; `None` when it is not there to be broken.
-    async fn break_it(&mut self, fleet: &mut Fleet, fault: Fault) -> Result<Option<(String, Option<Mend>)>> {
+    async fn break_it(&mut self, fleet: &mut Fleet, fault: DrillFault) -> Result<Option<(String, Option<Mend>)>> {
         Ok(match fault {
-            Fault::Kill(part) => {
+            DrillFault::Kill(part) => {
                 let part = self.who(fleet, part).await;
                 if !self.kill(fleet, part)? {
                     return Ok(None);
                 }
                 Some((part.to_string(), Some(Mend::Start(part))))
             }
-            Fault::Pause(part) => {
+            DrillFault::Pause(part) => {
                 let part = self.who(fleet, part).await;
                 if !pause(fleet, part)? {
                     return Ok(None);
                 }
                 Some((part.to_string(), Some(Mend::Resume(part))))
             }
-            Fault::Stop(part) => {
+            DrillFault::Stop(part) => {
                 let part = self.who(fleet, part).await;
                 let Some(daemon) = daemon(fleet, part) else { return Ok(None) };
                 if !daemon.runs() {
@@ -194,19 +194,19 @@ impl Nemesis {
                 daemon.signal(Signal::TERM)?;
                 Some((part.to_string(), Some(Mend::AwaitEnd(part, Instant::now()))))
             }
-            Fault::Cut(one, other) => {
+            DrillFault::Cut(one, other) => {
                 let (one, other) = (self.who(fleet, one).await, self.who(fleet, other).await);
                 let (a, b) = (host(fleet, one)?, host(fleet, other)?);
                 cut(&[(a.clone(), b.clone()), (b.clone(), a.clone())])?;
                 Some((format!("{one} - {other}"), Some(Mend::Heal(vec![(a.clone(), b.clone()), (b, a)]))))
             }
-            Fault::CutOneWay(from, to) => {
+            DrillFault::CutOneWay(from, to) => {
                 let (from, to) = (self.who(fleet, from).await, self.who(fleet, to).await);
                 let links = vec![(host(fleet, from)?, host(fleet, to)?)];
                 cut(&links)?;
                 Some((format!("{from} > {to}"), Some(Mend::Heal(links))))
             }
-            Fault::Isolate(part) => {
+            DrillFault::Isolate(part) => {
                 let part = self.who(fleet, part).await;
                 let own = host(fleet, part)?;
                 let mut links = Vec::new();
@@ -217,11 +217,11 @@ impl Nemesis {
                 cut(&links)?;
                 Some((part.to_string(), Some(Mend::Heal(links))))
             }
-            Fault::Delay(link, ms) => {
+            DrillFault::Delay(link, ms) => {
                 delay(fleet, link, Some(Duration::from_millis(ms)))?;
                 Some((format!("{link} by {ms} ms"), Some(Mend::Undelay(link))))
             }
-            Fault::KillInstance => {
+            DrillFault::KillInstance => {
                 let instances: Vec<_> = fleet.instances().into_iter().collect();
                 if instances.is_empty() {
                     return Ok(None);
@@ -234,27 +234,27 @@ impl Nemesis {
     }
 
     /// Finds out who leads, where the plan leaves that open.
-    async fn who(&self, fleet: &Fleet, part: Part) -> Part {
+    async fn who(&self, fleet: &Fleet, part: FaultTarget) -> FaultTarget {
         match part {
-            Part::Leader => Part::Coordinator(leader(fleet).await.unwrap_or(1)),
-            Part::ZooKeeperLeader => {
+            FaultTarget::Leader => FaultTarget::Coordinator(leader(fleet).await.unwrap_or(1)),
+            FaultTarget::ZooKeeperLeader => {
                 for n in 1..=self.shape.zookeepers {
                     if matches!(fleet.zookeeper.mode(usize::from(n) - 1).await.as_deref(), Ok("leader")) {
-                        return Part::ZooKeeper(n);
+                        return FaultTarget::ZooKeeper(n);
                     }
                 }
-                Part::ZooKeeper(1)
+                FaultTarget::ZooKeeper(1)
             }
             known => known,
         }
     }
 
     /// `kill -9`; whether it ran.
-    fn kill(&mut self, fleet: &mut Fleet, part: Part) -> Result<bool> {
+    fn kill(&mut self, fleet: &mut Fleet, part: FaultTarget) -> Result<bool> {
         match part {
-            Part::ZooKeeper(n) => fleet.zookeeper.kill(usize::from(n) - 1)?,
-            Part::EveryZooKeeper => (0..fleet.zookeeper.len()).try_for_each(|i| fleet.zookeeper.kill(i))?,
-            Part::Database => fleet.database.kill()?,
+            FaultTarget::ZooKeeper(n) => fleet.zookeeper.kill(usize::from(n) - 1)?,
+            FaultTarget::EveryZooKeeper => (0..fleet.zookeeper.len()).try_for_each(|i| fleet.zookeeper.kill(i))?,
+            FaultTarget::Database => fleet.database.kill()?,
             part => {
                 let Some(daemon) = daemon(fleet, part).filter(|daemon| daemon.runs()) else { return Ok(false) };
                 self.down.insert(daemon.name().to_owned());
@@ -286,12 +286,12 @@ impl Nemesis {
         Ok(())
     }
 
-    async fn start(&mut self, fleet: &mut Fleet, part: Part) -> Result<()> {
+    async fn start(&mut self, fleet: &mut Fleet, part: FaultTarget) -> Result<()> {
         match part {
             // What waits for it, waits; there may be no majority for it yet.
-            Part::ZooKeeper(n) => fleet.zookeeper.launch(usize::from(n) - 1)?,
-            Part::EveryZooKeeper => (0..fleet.zookeeper.len()).try_for_each(|i| fleet.zookeeper.launch(i))?,
-            Part::Database => fleet.database.start_again().await?,
+            FaultTarget::ZooKeeper(n) => fleet.zookeeper.launch(usize::from(n) - 1)?,
+            FaultTarget::EveryZooKeeper => (0..fleet.zookeeper.len()).try_for_each(|i| fleet.zookeeper.launch(i))?,
+            FaultTarget::Database => fleet.database.start_again().await?,
             part => {
                 let Some(daemon) = daemon(fleet, part) else { return Ok(()) };
                 self.down.remove(daemon.name());
@@ -301,7 +301,7 @@ impl Nemesis {
         Ok(())
     }
 
-    async fn start_once_ended(&mut self, fleet: &mut Fleet, part: Part, since: Instant) -> Result<()> {
+    async fn start_once_ended(&mut self, fleet: &mut Fleet, part: FaultTarget, since: Instant) -> Result<()> {
         let Some(daemon) = daemon(fleet, part) else { return Ok(()) };
         let name = daemon.name().to_owned();
         match daemon.ended_by_itself()? {
@@ -364,26 +364,26 @@ async fn leader(fleet: &Fleet) -> Option<u16> {
     None
 }
 
-fn daemon(fleet: &mut Fleet, part: Part) -> Option<&mut Daemon> {
+fn daemon(fleet: &mut Fleet, part: FaultTarget) -> Option<&mut Daemon> {
     match part {
-        Part::Worker(n) => fleet.workers.get_mut(usize::from(n) - 1),
-        Part::Coordinator(n) => fleet.coordinators.get_mut(usize::from(n) - 1),
+        FaultTarget::Worker(n) => fleet.workers.get_mut(usize::from(n) - 1),
+        FaultTarget::Coordinator(n) => fleet.coordinators.get_mut(usize::from(n) - 1),
         _ => None,
     }
 }
 
-fn exit(daemon: &Daemon) -> Option<Exit> {
-    Some(Exit { name: daemon.name().to_owned(), pid: daemon.pid()?, at_ns: clock::now().as_nanos() })
+fn exit(daemon: &Daemon) -> Option<ProcessExit> {
+    Some(ProcessExit { name: daemon.name().to_owned(), pid: daemon.pid()?, at_ns: clock::now().as_nanos() })
 }
 
 /// SIGSTOP; whether it ran.
-fn pause(fleet: &mut Fleet, part: Part) -> Result<bool> {
+fn pause(fleet: &mut Fleet, part: FaultTarget) -> Result<bool> {
     match part {
-        Part::ZooKeeper(n) => fleet.zookeeper.pause(usize::from(n) - 1)?,
-        Part::EveryZooKeeper => (0..fleet.zookeeper.len()).try_for_each(|i| fleet.zookeeper.pause(i))?,
-        Part::Database => match &mut fleet.database {
-            Database::Postgres(server) => server.pause()?,
-            Database::MariaDb(_) => bail!("drills run on PostgreSQL"),
+        FaultTarget::ZooKeeper(n) => fleet.zookeeper.pause(usize::from(n) - 1)?,
+        FaultTarget::EveryZooKeeper => (0..fleet.zookeeper.len()).try_for_each(|i| fleet.zookeeper.pause(i))?,
+        FaultTarget::Database => match &mut fleet.database {
+            FleetDatabase::Postgres(server) => server.pause()?,
+            FleetDatabase::MariaDb(_) => bail!("drills run on PostgreSQL"),
         },
         part => match daemon(fleet, part).filter(|daemon| daemon.runs()) {
             Some(daemon) => daemon.signal(Signal::STOP)?,
@@ -393,22 +393,22 @@ fn pause(fleet: &mut Fleet, part: Part) -> Result<bool> {
     Ok(true)
 }
 
-fn resume(fleet: &mut Fleet, part: Part) -> Result<()> {
+fn resume(fleet: &mut Fleet, part: FaultTarget) -> Result<()> {
     match part {
-        Part::ZooKeeper(n) => fleet.zookeeper.resume(usize::from(n) - 1),
-        Part::EveryZooKeeper => (0..fleet.zookeeper.len()).try_for_each(|i| fleet.zookeeper.resume(i)),
-        Part::Database => match &mut fleet.database {
-            Database::Postgres(server) => server.resume(),
-            Database::MariaDb(_) => bail!("drills run on PostgreSQL"),
+        FaultTarget::ZooKeeper(n) => fleet.zookeeper.resume(usize::from(n) - 1),
+        FaultTarget::EveryZooKeeper => (0..fleet.zookeeper.len()).try_for_each(|i| fleet.zookeeper.resume(i)),
+        FaultTarget::Database => match &mut fleet.database {
+            FleetDatabase::Postgres(server) => server.resume(),
+            FleetDatabase::MariaDb(_) => bail!("drills run on PostgreSQL"),
         },
         part => daemon(fleet, part).filter(|daemon| daemon.runs()).map_or(Ok(()), |d| d.signal(Signal::CONT)),
     }
 }
 
-fn host(fleet: &Fleet, part: Part) -> Result<Host> {
+fn host(fleet: &Fleet, part: FaultTarget) -> Result<Host> {
     let network = fleet.network.as_ref().context("drills run on hosts")?;
     match part {
-        Part::Database => Ok(network.here().clone()),
+        FaultTarget::Database => Ok(network.here().clone()),
         part => network.host(&part.to_string()).cloned(),
     }
 }
@@ -417,12 +417,12 @@ fn cut(links: &[(Host, Host)]) -> Result<()> {
     links.iter().try_for_each(|(from, to)| from.cut(to))
 }
 
-fn delay(fleet: &Fleet, link: Link, by: Option<Duration>) -> Result<()> {
+fn delay(fleet: &Fleet, link: ForwardedLink, by: Option<Duration>) -> Result<()> {
     let proxies = &fleet.proxies;
     let (proxies, n) = match link {
-        Link::ToCoordinator(n) => (&proxies.coordinators, n),
-        Link::ToDatabase(n) => (&proxies.databases, n),
-        Link::ToZooKeeper(n) => (&proxies.zookeepers, n),
+        ForwardedLink::ToCoordinator(n) => (&proxies.coordinators, n),
+        ForwardedLink::ToDatabase(n) => (&proxies.databases, n),
+        ForwardedLink::ToZooKeeper(n) => (&proxies.zookeepers, n),
     };
     let proxy = proxies.get(usize::from(n) - 1).with_context(|| format!("there is no proxy {link}"))?;
     match by {

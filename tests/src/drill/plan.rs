@@ -23,7 +23,7 @@ pub struct Shape {
 
 /// A part of the cluster. Who leads is found out when the fault begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum FaultTarget {
     /// A worker.
     Worker(u16),
     /// A coordinator.
@@ -42,7 +42,7 @@ pub enum Part {
 
 /// A forwarder that can delay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Link {
+pub enum ForwardedLink {
     /// What goes to one coordinator, from workers and other coordinators.
     ToCoordinator(u16),
     /// What goes from one coordinator to the database.
@@ -53,21 +53,21 @@ pub enum Link {
 
 /// One thing that goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum DrillFault {
     /// `kill -9`; started again afterwards.
-    Kill(Part),
+    Kill(FaultTarget),
     /// SIGSTOP; SIGCONT afterwards.
-    Pause(Part),
+    Pause(FaultTarget),
     /// SIGTERM; started again afterwards.
-    Stop(Part),
+    Stop(FaultTarget),
     /// Packets from one to the other vanish.
-    CutOneWay(Part, Part),
+    CutOneWay(FaultTarget, FaultTarget),
     /// Packets between the two vanish.
-    Cut(Part, Part),
+    Cut(FaultTarget, FaultTarget),
     /// All packets to and from it vanish.
-    Isolate(Part),
+    Isolate(FaultTarget),
     /// Everything on this way comes later, by so many milliseconds in each direction.
-    Delay(Link, u64),
+    Delay(ForwardedLink, u64),
     /// `kill -9` of a running instance: gives its owner, and whoever takes itself for it, a reason to act.
     KillInstance,
 }
@@ -80,7 +80,7 @@ pub struct Planned {
     /// How long it is in force.
     pub lasts: Duration,
     /// What goes wrong.
-    pub fault: Fault,
+    pub fault: DrillFault,
 }
 
 impl Planned {
@@ -125,32 +125,36 @@ impl Storms {
     fn draw(&mut self, window: Duration) -> Planned {
         let fault = self.fault();
         let lasts = match fault {
-            Fault::KillInstance => 0.0..=0.0,
-            Fault::Kill(Part::EveryZooKeeper) | Fault::Pause(Part::EveryZooKeeper) => 1.0..=8.0,
-            Fault::Kill(_) => 0.2..=9.0,
+            DrillFault::KillInstance => 0.0..=0.0,
+            DrillFault::Kill(FaultTarget::EveryZooKeeper) | DrillFault::Pause(FaultTarget::EveryZooKeeper) => 1.0..=8.0,
+            DrillFault::Kill(_) => 0.2..=9.0,
             // From a hiccup to beyond any lease and session.
-            Fault::Pause(_) if self.rng.random_bool(0.5) => 0.05..=2.0,
-            Fault::Pause(_) => 2.0..=10.0,
-            Fault::Stop(_) => 1.0..=12.0,
-            Fault::Cut(..) | Fault::CutOneWay(..) | Fault::Isolate(_) => 0.3..=14.0,
-            Fault::Delay(..) => 2.0..=12.0,
+            DrillFault::Pause(_) if self.rng.random_bool(0.5) => 0.05..=2.0,
+            DrillFault::Pause(_) => 2.0..=10.0,
+            DrillFault::Stop(_) => 1.0..=12.0,
+            DrillFault::Cut(..) | DrillFault::CutOneWay(..) | DrillFault::Isolate(_) => 0.3..=14.0,
+            DrillFault::Delay(..) => 2.0..=12.0,
         };
         let lasts = Duration::from_secs_f64(self.rng.random_range(lasts));
         Planned { after: window.mul_f64(self.rng.random_range(0.0..1.0)), lasts, fault }
     }
 
-    fn fault(&mut self) -> Fault {
+    fn fault(&mut self) -> DrillFault {
         match self.rng.random_range(0..100) {
-            0..20 => Fault::Kill(self.victim()),
-            20..40 => Fault::Pause(self.victim()),
-            40..47 => Fault::Stop(if self.rng.random_bool(0.6) { self.worker() } else { self.coordinator() }),
+            0..20 => DrillFault::Kill(self.victim()),
+            20..40 => DrillFault::Pause(self.victim()),
+            40..47 => DrillFault::Stop(if self.rng.random_bool(0.6) { self.worker() } else { self.coordinator() }),
             47..63 => {
                 let (one, other) = self.neighbours();
-                Fault::Cut(one, other)
+                DrillFault::Cut(one, other)
             }
             63..77 => {
                 let (one, other) = self.neighbours();
-                if self.rng.random_bool(0.5) { Fault::CutOneWay(one, other) } else { Fault::CutOneWay(other, one) }
+                if self.rng.random_bool(0.5) {
+                    DrillFault::CutOneWay(one, other)
+                } else {
+                    DrillFault::CutOneWay(other, one)
+                }
             }
             77..86 => {
                 let place = match self.rng.random_range(0..4) {
@@ -158,65 +162,65 @@ impl Storms {
                     1 => self.coordinator(),
                     _ => self.worker(),
                 };
-                Fault::Isolate(place)
+                DrillFault::Isolate(place)
             }
             _ => {
                 let link = match self.rng.random_range(0..3) {
-                    0 => Link::ToCoordinator(self.rng.random_range(1..=self.shape.coordinators)),
-                    1 => Link::ToDatabase(self.rng.random_range(1..=self.shape.coordinators)),
-                    _ => Link::ToZooKeeper(self.rng.random_range(1..=self.shape.zookeepers)),
+                    0 => ForwardedLink::ToCoordinator(self.rng.random_range(1..=self.shape.coordinators)),
+                    1 => ForwardedLink::ToDatabase(self.rng.random_range(1..=self.shape.coordinators)),
+                    _ => ForwardedLink::ToZooKeeper(self.rng.random_range(1..=self.shape.zookeepers)),
                 };
-                Fault::Delay(link, self.rng.random_range(20..=900))
+                DrillFault::Delay(link, self.rng.random_range(20..=900))
             }
         }
     }
 
     /// A process that is killed or paused.
-    fn victim(&mut self) -> Part {
+    fn victim(&mut self) -> FaultTarget {
         match self.rng.random_range(0..100) {
             0..45 => self.worker(),
             45..70 => self.coordinator(),
             70..90 => self.zookeeper(),
-            90..94 => Part::EveryZooKeeper,
-            _ => Part::Database,
+            90..94 => FaultTarget::EveryZooKeeper,
+            _ => FaultTarget::Database,
         }
     }
 
-    fn worker(&mut self) -> Part {
-        Part::Worker(self.rng.random_range(1..=self.shape.workers))
+    fn worker(&mut self) -> FaultTarget {
+        FaultTarget::Worker(self.rng.random_range(1..=self.shape.workers))
     }
 
     /// Half of the time whichever leads, about whom there is most to break.
-    fn coordinator(&mut self) -> Part {
+    fn coordinator(&mut self) -> FaultTarget {
         if self.rng.random_bool(0.5) {
-            Part::Leader
+            FaultTarget::Leader
         } else {
-            Part::Coordinator(self.rng.random_range(1..=self.shape.coordinators))
+            FaultTarget::Coordinator(self.rng.random_range(1..=self.shape.coordinators))
         }
     }
 
-    fn zookeeper(&mut self) -> Part {
+    fn zookeeper(&mut self) -> FaultTarget {
         if self.rng.random_bool(0.4) {
-            Part::ZooKeeperLeader
+            FaultTarget::ZooKeeperLeader
         } else {
-            Part::ZooKeeper(self.rng.random_range(1..=self.shape.zookeepers))
+            FaultTarget::ZooKeeper(self.rng.random_range(1..=self.shape.zookeepers))
         }
     }
 
     /// Two that speak to each other.
-    fn neighbours(&mut self) -> (Part, Part) {
+    fn neighbours(&mut self) -> (FaultTarget, FaultTarget) {
         match self.rng.random_range(0..100) {
             0..30 => (self.worker(), self.coordinator()),
             30..58 => (self.worker(), self.zookeeper()),
             58..73 => (self.coordinator(), self.zookeeper()),
-            73..85 => (self.coordinator(), Part::Database),
+            73..85 => (self.coordinator(), FaultTarget::Database),
             85..90 if self.shape.coordinators > 1 => {
                 let one = self.rng.random_range(1..=self.shape.coordinators);
-                (Part::Coordinator(one), Part::Coordinator(one % self.shape.coordinators + 1))
+                (FaultTarget::Coordinator(one), FaultTarget::Coordinator(one % self.shape.coordinators + 1))
             }
             _ => {
                 let one = self.rng.random_range(1..=self.shape.zookeepers);
-                (Part::ZooKeeper(one), Part::ZooKeeper(one % self.shape.zookeepers + 1))
+                (FaultTarget::ZooKeeper(one), FaultTarget::ZooKeeper(one % self.shape.zookeepers + 1))
             }
         }
     }
@@ -246,7 +250,7 @@ impl Iterator for Storms {
         let end = faults.iter().map(|f| f.after + f.lasts).max().unwrap_or(window);
         for _ in 0..self.rng.random_range(2..8) {
             let after = end.mul_f64(self.rng.random_range(0.0..1.0));
-            faults.push(Planned { after, lasts: Duration::ZERO, fault: Fault::KillInstance });
+            faults.push(Planned { after, lasts: Duration::ZERO, fault: DrillFault::KillInstance });
         }
         faults.sort_by_key(|planned| planned.after);
         let recovers = self.count.is_multiple_of(RECOVERY_EVERY);
@@ -256,80 +260,84 @@ impl Iterator for Storms {
 
 /// What a fault needs for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Broken {
-    Process(Part),
-    Link(Part, Part),
-    Forwarder(Link),
+enum BrokenPart {
+    Process(FaultTarget),
+    Link(FaultTarget, FaultTarget),
+    Forwarder(ForwardedLink),
     /// ZooKeeper's majority: whatever could cost it.
     Quorum,
 }
 
-fn share(some: &[Broken], others: &[Broken]) -> bool {
+fn share(some: &[BrokenPart], others: &[BrokenPart]) -> bool {
     some.iter().any(|one| others.contains(one))
 }
 
 /// What a fault needs for itself; a leader stands for everybody who may lead.
-fn breaks(fault: Fault, shape: Shape) -> Vec<Broken> {
+fn breaks(fault: DrillFault, shape: Shape) -> Vec<BrokenPart> {
     match fault {
-        Fault::Kill(part) | Fault::Pause(part) | Fault::Stop(part) => {
-            let mut broken: Vec<Broken> = candidates(part, shape).into_iter().map(Broken::Process).collect();
-            broken.extend(is_zookeeper(part).then_some(Broken::Quorum));
+        DrillFault::Kill(part) | DrillFault::Pause(part) | DrillFault::Stop(part) => {
+            let mut broken: Vec<BrokenPart> = candidates(part, shape).into_iter().map(BrokenPart::Process).collect();
+            broken.extend(is_zookeeper(part).then_some(BrokenPart::Quorum));
             broken
         }
-        Fault::Cut(one, other) | Fault::CutOneWay(one, other) => {
+        DrillFault::Cut(one, other) | DrillFault::CutOneWay(one, other) => {
             let mut broken = Vec::new();
             for a in candidates(one, shape) {
                 broken.extend(candidates(other, shape).into_iter().map(|b| link(a, b)));
             }
-            broken.extend((is_zookeeper(one) && is_zookeeper(other)).then_some(Broken::Quorum));
+            broken.extend((is_zookeeper(one) && is_zookeeper(other)).then_some(BrokenPart::Quorum));
             broken
         }
-        Fault::Isolate(part) => {
+        DrillFault::Isolate(part) => {
             let mut broken = Vec::new();
             for a in candidates(part, shape) {
                 broken.extend(everybody(shape).into_iter().filter(|b| *b != a).map(|b| link(a, b)));
             }
-            broken.extend(is_zookeeper(part).then_some(Broken::Quorum));
+            broken.extend(is_zookeeper(part).then_some(BrokenPart::Quorum));
             broken
         }
-        Fault::Delay(link, _) => vec![Broken::Forwarder(link)],
-        Fault::KillInstance => Vec::new(),
+        DrillFault::Delay(link, _) => vec![BrokenPart::Forwarder(link)],
+        DrillFault::KillInstance => Vec::new(),
     }
 }
 
-fn link(one: Part, other: Part) -> Broken {
-    let order = |part: Part| match part {
-        Part::Worker(n) => (0, n),
-        Part::Coordinator(n) => (1, n),
-        Part::ZooKeeper(n) => (2, n),
-        Part::Leader | Part::ZooKeeperLeader | Part::EveryZooKeeper | Part::Database => (3, 0),
+fn link(one: FaultTarget, other: FaultTarget) -> BrokenPart {
+    let order = |part: FaultTarget| match part {
+        FaultTarget::Worker(n) => (0, n),
+        FaultTarget::Coordinator(n) => (1, n),
+        FaultTarget::ZooKeeper(n) => (2, n),
+        FaultTarget::Leader | FaultTarget::ZooKeeperLeader | FaultTarget::EveryZooKeeper | FaultTarget::Database => {
+            (3, 0)
+        }
     };
-    if order(one) <= order(other) { Broken::Link(one, other) } else { Broken::Link(other, one) }
+    if order(one) <= order(other) { BrokenPart::Link(one, other) } else { BrokenPart::Link(other, one) }
 }
 
 /// Whom a part may turn out to be.
-fn candidates(part: Part, shape: Shape) -> Vec<Part> {
+fn candidates(part: FaultTarget, shape: Shape) -> Vec<FaultTarget> {
     match part {
-        Part::Leader => (1..=shape.coordinators).map(Part::Coordinator).collect(),
-        Part::ZooKeeperLeader | Part::EveryZooKeeper => (1..=shape.zookeepers).map(Part::ZooKeeper).collect(),
+        FaultTarget::Leader => (1..=shape.coordinators).map(FaultTarget::Coordinator).collect(),
+        FaultTarget::ZooKeeperLeader | FaultTarget::EveryZooKeeper => {
+            (1..=shape.zookeepers).map(FaultTarget::ZooKeeper).collect()
+        }
         known => vec![known],
     }
 }
 
 /// Every host.
 #[must_use]
-pub fn everybody(shape: Shape) -> Vec<Part> {
-    let workers = (1..=shape.workers).map(Part::Worker);
-    let coordinators = (1..=shape.coordinators).map(Part::Coordinator);
-    let zookeepers = (1..=shape.zookeepers).map(Part::ZooKeeper);
-    workers.chain(coordinators).chain(zookeepers).chain([Part::Database]).collect()
+pub fn everybody(shape: Shape) -> Vec<FaultTarget> {
+    let workers = (1..=shape.workers).map(FaultTarget::Worker);
+    let coordinators = (1..=shape.coordinators).map(FaultTarget::Coordinator);
+    let zookeepers = (1..=shape.zookeepers).map(FaultTarget::ZooKeeper);
+    workers.chain(coordinators).chain(zookeepers).chain([FaultTarget::Database]).collect()
 }
 
-const fn is_zookeeper(part: Part) -> bool {
-    matches!(part, Part::ZooKeeper(_) | Part::ZooKeeperLeader | Part::EveryZooKeeper)
+const fn is_zookeeper(part: FaultTarget) -> bool {
+    matches!(part, FaultTarget::ZooKeeper(_) | FaultTarget::ZooKeeperLeader | FaultTarget::EveryZooKeeper)
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for FaultTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Worker(n) => write!(f, "w{n}"),
@@ -343,7 +351,7 @@ impl fmt::Display for Part {
     }
 }
 
-impl fmt::Display for Link {
+impl fmt::Display for ForwardedLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ToCoordinator(n) => write!(f, "to c{n}"),
@@ -353,17 +361,17 @@ impl fmt::Display for Link {
     }
 }
 
-impl Fault {
+impl DrillFault {
     /// What kind of fault of what, as reports count them.
     #[must_use]
     pub fn kind(&self) -> String {
-        let what = |part: &Part| match part {
-            Part::Worker(_) => "worker",
-            Part::Coordinator(_) => "coordinator",
-            Part::Leader => "leader",
-            Part::ZooKeeper(_) | Part::ZooKeeperLeader => "ZooKeeper server",
-            Part::EveryZooKeeper => "all of ZooKeeper",
-            Part::Database => "database",
+        let what = |part: &FaultTarget| match part {
+            FaultTarget::Worker(_) => "worker",
+            FaultTarget::Coordinator(_) => "coordinator",
+            FaultTarget::Leader => "leader",
+            FaultTarget::ZooKeeper(_) | FaultTarget::ZooKeeperLeader => "ZooKeeper server",
+            FaultTarget::EveryZooKeeper => "all of ZooKeeper",
+            FaultTarget::Database => "database",
         };
         match self {
             Self::Kill(part) => format!("kill {}", what(part)),
@@ -372,9 +380,9 @@ impl Fault {
             Self::Cut(one, other) => format!("cut {} - {}", what(one), what(other)),
             Self::CutOneWay(from, to) => format!("cut {} > {}", what(from), what(to)),
             Self::Isolate(part) => format!("isolate {}", what(part)),
-            Self::Delay(Link::ToCoordinator(_), _) => "delay to coordinator".to_owned(),
-            Self::Delay(Link::ToDatabase(_), _) => "delay to database".to_owned(),
-            Self::Delay(Link::ToZooKeeper(_), _) => "delay to ZooKeeper server".to_owned(),
+            Self::Delay(ForwardedLink::ToCoordinator(_), _) => "delay to coordinator".to_owned(),
+            Self::Delay(ForwardedLink::ToDatabase(_), _) => "delay to database".to_owned(),
+            Self::Delay(ForwardedLink::ToZooKeeper(_), _) => "delay to ZooKeeper server".to_owned(),
             Self::KillInstance => "kill instance".to_owned(),
         }
     }

@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use super::checker::{self, Evidence, Violation};
 use super::load::Figures;
-use super::nemesis::{Event, millis};
-use super::watch::Seen;
+use super::nemesis::{DrillEvent, millis};
+use super::watch::Observed;
 use crate::tenures::percentile;
 
 /// Some durations of one kind, in milliseconds.
@@ -63,7 +63,7 @@ pub struct Longest {
 
 /// What a drill came to.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Report {
+pub struct DrillReport {
     /// Of everything that was drawn.
     pub seed: u64,
     /// How long faults were injected.
@@ -97,7 +97,7 @@ pub struct Report {
     /// How long it took, each time all faults were mended and clients rested, until everything was at rest.
     pub recoveries: Spread,
     /// Everything that was broken, in order.
-    pub events: Vec<Event>,
+    pub events: Vec<DrillEvent>,
     /// What must not be.
     pub violations: Vec<String>,
 }
@@ -126,7 +126,7 @@ impl From<Figures> for Calls {
     }
 }
 
-impl Report {
+impl DrillReport {
     /// Whether nothing was found that must not be.
     #[must_use]
     pub fn is_clean(&self) -> bool {
@@ -152,14 +152,14 @@ impl Report {
     }
 
     /// Takes in what was seen.
-    pub fn saw(&mut self, seen: &Seen) {
+    pub fn saw(&mut self, seen: &Observed) {
         self.rebalances = seen.rebalances.len();
         self.leader_changes = seen.leaders.len().saturating_sub(1);
         self.unanswered = (seen.looks.1, seen.looks.0);
     }
 
     /// Takes in what was broken.
-    pub fn broke(&mut self, events: &[Event]) {
+    pub fn broke(&mut self, events: &[DrillEvent]) {
         self.events = events.to_vec();
         for event in events {
             *self.faults.entry(event.kind.clone()).or_default() += 1;
@@ -184,7 +184,7 @@ impl Report {
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for DrillReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let calls = &self.calls;
         let mut row = |name: &str, value: &dyn fmt::Display| writeln!(f, "{name:<28}{value}");
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_report_names_its_figures_and_every_violation_once() {
-        let mut report = Report { seed: 7, ..Report::default() };
+        let mut report = DrillReport { seed: 7, ..DrillReport::default() };
         let violation = || Violation { rule: "one owner at a time", text: "w1 and w2".to_owned() };
         report.violated([violation(), violation()]);
         assert!(!report.is_clean());

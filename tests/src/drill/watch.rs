@@ -10,7 +10,7 @@ use tokio::task::AbortHandle;
 
 use super::evidence::slot;
 use crate::cluster::api::Api;
-use crate::cluster::processes::{self, Identity};
+use crate::cluster::processes::{self, ProcessIdentity};
 
 /// Between two looks.
 const PERIOD: Duration = Duration::from_millis(400);
@@ -21,7 +21,7 @@ const HISTORY: Duration = Duration::from_secs(4);
 
 /// What was seen.
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
+pub struct Observed {
     /// Who led each term.
     pub leaders: BTreeMap<u64, String>,
     /// Most contradictions the leader of each term had counted.
@@ -38,35 +38,35 @@ pub struct Seen {
 
 /// Looks until it is dropped.
 #[derive(Debug)]
-pub struct Watch {
-    seen: Arc<Mutex<Seen>>,
+pub struct Observer {
+    seen: Arc<Mutex<Observed>>,
     looking: AbortHandle,
 }
 
-impl Watch {
+impl Observer {
     /// Begins.
     #[must_use]
     pub fn start(apis: &[Api], root: &Path) -> Self {
-        let seen = Arc::new(Mutex::new(Seen::default()));
+        let seen = Arc::new(Mutex::new(Observed::default()));
         let looking = tokio::spawn(look(apis.to_vec(), root.to_owned(), Arc::clone(&seen))).abort_handle();
         Self { seen, looking }
     }
 
     /// What was seen so far.
     #[must_use]
-    pub fn seen(&self) -> Seen {
+    pub fn seen(&self) -> Observed {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-impl Drop for Watch {
+impl Drop for Observer {
     fn drop(&mut self) {
         self.looking.abort();
     }
 }
 
-async fn look(apis: Vec<Api>, root: PathBuf, seen: Arc<Mutex<Seen>>) {
-    let note = |write: &dyn Fn(&mut Seen)| write(&mut seen.lock().unwrap_or_else(PoisonError::into_inner));
+async fn look(apis: Vec<Api>, root: PathBuf, seen: Arc<Mutex<Observed>>) {
+    let note = |write: &dyn Fn(&mut Observed)| write(&mut seen.lock().unwrap_or_else(PoisonError::into_inner));
     let (mut ask, mut history) = (0, Instant::now());
     loop {
         tokio::time::sleep(PERIOD).await;
@@ -99,7 +99,7 @@ async fn look(apis: Vec<Api>, root: PathBuf, seen: Arc<Mutex<Seen>>) {
 
 /// Instances of one ordinal that run at the same time.
 fn doubles(root: &Path) -> Vec<String> {
-    let mut slots: BTreeMap<(String, u64), Vec<(String, Identity)>> = BTreeMap::new();
+    let mut slots: BTreeMap<(String, u64), Vec<(String, ProcessIdentity)>> = BTreeMap::new();
     for (name, process) in processes::instances(root) {
         if let Some((appliance, ordinal)) = slot(&name) {
             slots.entry((appliance.to_owned(), ordinal)).or_default().push((name, process));

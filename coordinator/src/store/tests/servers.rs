@@ -59,7 +59,7 @@ impl DatabaseServer {
     }
 
     /// One that speaks TLS as well.
-    pub(super) async fn start_with(kind: DatabaseKind, tls: Option<::servers::Tls>) -> Self {
+    pub(super) async fn start_with(kind: DatabaseKind, tls: Option<::servers::ServerTlsFiles>) -> Self {
         match kind {
             DatabaseKind::Sqlite => unreachable!("a file has no server"),
             DatabaseKind::Postgres => {

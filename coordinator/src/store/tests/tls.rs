@@ -8,7 +8,8 @@ use super::*;
 async fn a_server_is_trusted_by_its_authority_alone(kind: DatabaseKind) {
     let (ca, other) = (Authority::new("ours"), Authority::new("another"));
     let issued = ca.issue("database", &["127.0.0.1", "localhost"]);
-    let tls = ::servers::Tls { certificates: issued.cert, key: issued.key, authorities: ca.pem().to_owned() };
+    let tls =
+        ::servers::ServerTlsFiles { certificates: issued.cert, key: issued.key, authorities: ca.pem().to_owned() };
     let server = DatabaseServer::start_with(kind, Some(tls)).await;
     let url = server.create_database("rug").await;
     let dir = tempfile::tempdir().expect("a folder");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
-use servers::Tls;
+use servers::ServerTlsFiles;
 use servers::zookeeper::{Ensemble, Options, Standalone};
 use zookeeper_client::{Acls, Client, CreateMode, TlsOptions};
 
@@ -82,9 +82,9 @@ async fn an_ensemble_elects_another_leader_and_takes_the_former_one_back() -> Re
     Ok(())
 }
 
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+struct TestAuthority(CertifiedIssuer<'static, KeyPair>);
 
-impl Authority {
+impl TestAuthority {
     fn new() -> Result<Self> {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -104,14 +104,14 @@ impl Authority {
 
 #[tokio::test]
 async fn a_server_speaks_tls_and_refuses_whom_it_does_not_know() -> Result<()> {
-    let (ours, theirs) = (Authority::new()?, Authority::new()?);
+    let (ours, theirs) = (TestAuthority::new()?, TestAuthority::new()?);
     let (certificates, key) = ours.issue("server")?;
-    let tls = Tls { certificates, key, authorities: ours.0.pem() };
+    let tls = ServerTlsFiles { certificates, key, authorities: ours.0.pem() };
     for client_certificates in [false, true] {
         let options = Options { tls: Some(tls.clone()), client_certificates, ..Options::default() };
         let server = Standalone::start(options).await?;
         let tls_address = server.tls_connect_string();
-        let connector = |authority: &Authority, identity: Option<&Authority>| -> Result<_> {
+        let connector = |authority: &TestAuthority, identity: Option<&TestAuthority>| -> Result<_> {
             let mut options = TlsOptions::new().with_pem_ca(&authority.0.pem())?;
             if let Some(authority) = identity {
                 let (certificate, key) = authority.issue("client")?;

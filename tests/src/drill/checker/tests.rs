@@ -1,11 +1,11 @@
 //! The checker finds what it is there to find: made-up evidence, one rule broken in each.
 
 use super::*;
-use crate::drill::ledger::{Change, Content, Op, Outcome, Record};
+use crate::drill::ledger::{ApplianceHistory, CallKind, CallOutcome, Content, RecordedCall};
 
-fn entry(at_ns: u64, worker: &str, sequence: u64, action: &str, outcome: &str) -> Entry {
+fn entry(at_ns: u64, worker: &str, sequence: u64, action: &str, outcome: &str) -> JournalEntry {
     let pid = if worker == "w1" { 11 } else { 22 };
-    Entry {
+    JournalEntry {
         appliance: "a".to_owned(),
         at_ns,
         worker: worker.to_owned(),
@@ -13,12 +13,12 @@ fn entry(at_ns: u64, worker: &str, sequence: u64, action: &str, outcome: &str) -
         token: (1, sequence),
         action: action.to_owned(),
         outcome: outcome.to_owned(),
-        ..Entry::default()
+        ..JournalEntry::default()
     }
 }
 
 /// Two owners, one after the other.
-fn orderly() -> Vec<Entry> {
+fn orderly() -> Vec<JournalEntry> {
     vec![
         entry(10, "w1", 1, "spawn", "begun"),
         entry(20, "w1", 1, "spawn", "done"),
@@ -32,7 +32,7 @@ fn tenure(worker: &str, sequence: u64, taken_ns: u64, released_ns: Option<u64>) 
     Tenure { worker: worker.to_owned(), incarnation, token: (1, sequence), taken_ns, released_ns }
 }
 
-fn evidence(entries: Vec<Entry>) -> Evidence {
+fn evidence(entries: Vec<JournalEntry>) -> Evidence {
     let tenures = vec![tenure("w1", 1, 5, Some(25)), tenure("w2", 2, 28, None)];
     Evidence {
         journals: BTreeMap::from([("a".to_owned(), entries)]),
@@ -42,7 +42,7 @@ fn evidence(entries: Vec<Entry>) -> Evidence {
 }
 
 fn gone(worker: &str, at: u64) -> Lives {
-    let life = Life { gone: Some(at), ..Life::default() };
+    let life = LoggedLife { gone: Some(at), ..LoggedLife::default() };
     Lives::from([((worker.to_owned(), format!("i{worker}")), life)])
 }
 
@@ -79,7 +79,7 @@ fn an_older_token_after_a_newer_one_is_found() {
 fn an_action_that_begins_within_another_ones_is_found_unless_its_process_was_killed() {
     let cut_short = [entry(10, "w1", 1, "spawn", "begun"), entry(30, "w2", 2, "kill", "begun")];
     finds(&one_owner_at_a_time(&cut_short, &[]), &["began before"]);
-    let exit = |at_ns| [Exit { name: "w1".to_owned(), pid: 11, at_ns }];
+    let exit = |at_ns| [ProcessExit { name: "w1".to_owned(), pid: 11, at_ns }];
     finds(&one_owner_at_a_time(&cut_short, &exit(15)), &[]);
     finds(&one_owner_at_a_time(&cut_short, &exit(35)), &["began before"]);
     // Of a signal only the wait for its effect can be cut short.
@@ -146,11 +146,14 @@ fn a_tenure_that_begins_within_another_is_found() {
 #[test]
 fn what_is_lost_or_comes_from_nowhere_is_found() {
     let content = Some(Content { value: 1, replicas: 1 });
-    let op = |change, content, generation| Op { change, content, outcome: Outcome::Acknowledged(generation) };
-    let there = Record { ops: vec![op(Change::Create, content, 1)], ..Record::default() };
-    let deleted =
-        Record { ops: vec![op(Change::Create, content, 1), op(Change::Delete, None, 2)], ..Record::default() };
-    let ledger = Ledger::from([("a".to_owned(), there), ("b".to_owned(), deleted)]);
+    let op =
+        |change, content, generation| RecordedCall { change, content, outcome: CallOutcome::Acknowledged(generation) };
+    let there = ApplianceHistory { ops: vec![op(CallKind::Create, content, 1)], ..ApplianceHistory::default() };
+    let deleted = ApplianceHistory {
+        ops: vec![op(CallKind::Create, content, 1), op(CallKind::Delete, None, 2)],
+        ..ApplianceHistory::default()
+    };
+    let ledger = CallLedger::from([("a".to_owned(), there), ("b".to_owned(), deleted)]);
     let shown = Shown { generation: 1, deleting: false, content };
     let good = BTreeMap::from([("a".to_owned(), shown)]);
     finds(&no_change_is_lost(&ledger, &good), &[]);
@@ -172,7 +175,8 @@ fn resting(replicas: u32, pids: &[u32]) -> BTreeMap<String, Resting> {
 
 #[test]
 fn processes_that_are_not_what_the_api_shows_are_found() {
-    let runs = |appliance: &str, ordinal, pid| Running { appliance: appliance.to_owned(), ordinal, pid: Some(pid) };
+    let runs =
+        |appliance: &str, ordinal, pid| RunningInstance { appliance: appliance.to_owned(), ordinal, pid: Some(pid) };
     let both = [runs("a", 0, 7), runs("a", 1, 8)];
     finds(&ends_where_the_api_says(&resting(2, &[7, 8]), &both), &[]);
     finds(&ends_where_the_api_says(&resting(2, &[7, 9]), &both), &["the API shows"]);
@@ -202,11 +206,11 @@ fn nobody_owns_an_appliance_from_the_end_of_one_tenure_to_the_next() {
     assert_eq!(gaps(&evidence), [3]);
     // Killed before it could let go.
     evidence.tenures.get_mut("a").expect("made above")[0].released_ns = None;
-    evidence.exits = vec![Exit { name: "w1".to_owned(), pid: 11, at_ns: 14 }];
+    evidence.exits = vec![ProcessExit { name: "w1".to_owned(), pid: 11, at_ns: 14 }];
     assert_eq!(gaps(&evidence), [14]);
     // Its lease had run out before, and once before that for a while.
     let fenced = vec![(6, Some(8)), (12, None)];
-    let life = Life { until: Some(12), over: true, fenced, ..Life::default() };
+    let life = LoggedLife { until: Some(12), over: true, fenced, ..LoggedLife::default() };
     evidence.lives = Lives::from([(("w1".to_owned(), "iw1".to_owned()), life)]);
     assert_eq!(gaps(&evidence), [2, 16]);
 }
