@@ -1,8 +1,8 @@
 //! Vocabulary shared by every package of Rug.
 //!
 //! Names, versions and domain types live here, free of IO, clock and randomness, so that the pure cores
-//! (`coordinator-core`, `worker-core`) can depend on them. What needs a runtime (loading configuration, start-up of
-//! telemetry, signals) sits behind the feature `runtime` and is used by the binaries only.
+//! (`coordinator-core`, `worker-core`) can depend on them. Nothing here does IO behind any feature: what needs a runtime
+//! is in the packages `runtime` and `coordination`, which only binaries use.
 
 pub mod appliance;
 #[cfg(feature = "canon")]
@@ -17,15 +17,6 @@ pub mod roster;
 pub mod status;
 pub mod time;
 pub mod version;
-
-#[cfg(feature = "runtime")]
-pub mod config;
-#[cfg(feature = "coordination")]
-pub mod coordination;
-#[cfg(feature = "runtime")]
-pub mod runtime;
-#[cfg(feature = "tls")]
-pub mod tls;
 
 pub use digest::Digest;
 pub use id::{ApplianceId, CoordinatorId, RebalanceId, WorkerId};

@@ -10,12 +10,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use common::coordination;
-use common::runtime::shutdown::Signals;
-use common::tls::{ClientTls, ServerTls};
 use common::{ApplianceId, CoordinatorId, RebalanceId};
 use futures::future::BoxFuture;
 use proto::worker::v1::session_server::SessionServer;
+use runtime::shutdown::Signals;
+use runtime::tls::{ClientTls, ServerTls};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -89,7 +88,7 @@ impl From<state_dir::Error> for Failure {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    common::runtime::threads().map_err(|e| Failure::Other(format!("start the runtime: {e}")))
+    runtime::threads().map_err(|e| Failure::Other(format!("start the runtime: {e}")))
 }
 
 /// [`run`] on a runtime of its own. Not left to `main`, where the whole server would be compiled a second time.

@@ -3,10 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use common::coordination::url as coordination;
-use common::runtime::telemetry;
-use common::tls;
 use coordinator_core::machine;
+use runtime::{telemetry, tls};
 use serde::{Deserialize, Serialize};
 
 use crate::{catalog, metrics, store};
@@ -29,7 +27,7 @@ pub struct Config {
     /// The store. Its `url` defaults to `sqlite:<state_dir>/rug.db`.
     pub store: store::Config,
     /// How coordinators and workers find each other, and who leads.
-    pub coordination: coordination::Config,
+    pub coordination: coordination::url::Config,
     /// Decisions.
     pub machine: machine::Config,
     /// What is kept in memory for readers.
@@ -51,7 +49,7 @@ impl Default for Config {
             insecure: false,
             state_dir: PathBuf::from("rug-coordinator-state"),
             store: store::Config { url: String::new(), ..store::Config::default() },
-            coordination: coordination::Config::default(),
+            coordination: coordination::url::Config::default(),
             machine: machine::Config::default(),
             catalog: catalog::Config::default(),
             tls: tls::Config::default(),

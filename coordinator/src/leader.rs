@@ -14,9 +14,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use common::coordination::{self, Leadership, News};
-use common::runtime::clock;
 use common::{ApplianceId, CoordinatorId, Term, Timestamp, WorkerId};
+use coordination::{Leadership, News};
 use coordinator_core::grants::StoredGrant;
 use coordinator_core::machine::{self, Action, Commit, Conn, Down, Event, Machine, Refusal, Restored};
 use coordinator_core::membership::{Authority, Life};
@@ -26,6 +25,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use proto::convert::down::RefusedReason;
 use proto::convert::{Envelope, up};
+use runtime::clock;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::Term;
-use common::coordination::{self, Candidate, Leadership};
-use common::runtime::retry::Backoff;
+use coordination::{Candidate, Leadership};
 use coordinator_core::machine;
 use proto::convert::down::RefusedReason;
+use runtime::retry::Backoff;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};

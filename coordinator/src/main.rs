@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use common::runtime::telemetry;
 use coordinator::app;
 use coordinator::config::Config;
+use runtime::telemetry;
 use serde::Serialize;
 
 /// Keeps the table of who holds which appliance and tells workers what is theirs.
@@ -68,13 +68,13 @@ impl Flags {
     fn load(self) -> Result<Config, String> {
         let file = self.config.clone();
         let config: Config =
-            common::config::load(file.as_deref(), "RUG_COORDINATOR_", self).map_err(|e| e.to_string())?;
+            runtime::config::load(file.as_deref(), "RUG_COORDINATOR_", self).map_err(|e| e.to_string())?;
         config.complete()
     }
 }
 
 fn main() -> ExitCode {
-    common::tls::install_provider();
+    runtime::tls::install_provider();
     match Args::parse().command {
         Command::Run(flags) => start(flags, run),
         Command::Store { command: StoreCommand::Dump(flags) } => start(flags, dump),

@@ -8,7 +8,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use common::runtime::retry::Backoff;
+use runtime::retry::Backoff;
 use tokio::time::Instant;
 use tracing::{info, warn};
 

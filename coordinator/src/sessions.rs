@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::Timestamp;
-use common::runtime::clock;
 use coordinator_core::machine::Conn;
 use proto::convert::down::{self, RefusedReason};
 use proto::convert::{Envelope, MAX_ENTRIES_PER_MESSAGE, up};
 use proto::worker::v1::session_server::Session;
 use proto::worker::v1::{CoordinatorMessage, WorkerMessage};
+use runtime::clock;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;

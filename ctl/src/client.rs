@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::tls::{self, ClientTls};
 use proto::admin::v1;
 use proto::admin::v1::appliances_client::AppliancesClient;
 use proto::admin::v1::cluster_client::ClusterClient;
 use proto::admin::v1::placement_client::PlacementClient;
 use proto::admin::v1::rebalances_client::RebalancesClient;
 use proto::admin::v1::workers_client::WorkersClient;
+use runtime::tls::{self, ClientTls};
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -380,7 +380,7 @@ pub(crate) fn working_folder() -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use common::tls::testing::{self, Authority};
+    use runtime::tls::testing::{self, Authority};
 
     use super::*;
     use crate::error::Exit;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use common::tls::{self, ClientTls};
+use runtime::tls::{self, ClientTls};
 
 use crate::commands::{
     CommandContext, appliance, apply, cluster, delete, doctor, placement, rebalance, ring, watch, worker,

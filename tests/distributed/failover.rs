@@ -314,7 +314,7 @@ fn newest_of_others(fleet: &Fleet, pid: u32, until: Duration) -> Result<(Option<
 }
 
 fn boot_time() -> Duration {
-    Duration::from_nanos(common::runtime::clock::now().as_nanos())
+    Duration::from_nanos(runtime::clock::now().as_nanos())
 }
 
 #[tokio::test(flavor = "multi_thread")]

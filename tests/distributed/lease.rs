@@ -10,10 +10,10 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use common::runtime::clock;
 use proto::admin::v1::{self, workers_client::WorkersClient};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use runtime::clock;
 use rustix::process::Signal;
 use servers::netns::{Host, Network};
 use servers::zookeeper;

@@ -7,8 +7,8 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use common::runtime::clock;
 use proto::admin::v1;
+use runtime::clock;
 use rustix::process::Signal;
 use tests::cluster::processes::{self, ProcessIdentity, ROOT_VARIABLE};
 use tests::cluster::wait::until;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use common::runtime::clock;
 use proto::admin::v1;
+use runtime::clock;
 use rustix::process::Signal;
 use servers::netns::{Host, Network};
 use tests::cluster::processes::ProcessIdentity;

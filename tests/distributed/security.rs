@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use common::tls::{self, ClientTls};
 use proto::admin::v1;
+use runtime::tls::{self, ClientTls};
 use servers::ServerTlsFiles;
 use servers::ports::Port;
 use servers::postgres::{self, Postgres};

@@ -10,10 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::appliance::Driver as Name;
-use common::coordination;
-use common::runtime::shutdown::Signals;
-use common::tls::ClientTls;
 use common::{ApplianceId, Profile, Term, WorkerId};
+use runtime::shutdown::Signals;
+use runtime::tls::ClientTls;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -61,7 +60,7 @@ impl Failure {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    common::runtime::threads().map_err(|e| Failure::Other(format!("start the runtime: {e}")))
+    runtime::threads().map_err(|e| Failure::Other(format!("start the runtime: {e}")))
 }
 
 /// [`run`] on a runtime of its own. Not left to `main`, where the whole worker would be compiled a second time.

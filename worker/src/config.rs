@@ -5,10 +5,8 @@ use std::path::PathBuf;
 
 use common::WorkerId;
 use common::appliance::Driver;
-use common::coordination::url as coordination;
 use common::profile::{HOST_RULE, is_host};
-use common::runtime::telemetry;
-use common::tls;
+use runtime::{telemetry, tls};
 use serde::{Deserialize, Serialize};
 
 use crate::drivers::{Fencing, process, simulated};
@@ -33,7 +31,7 @@ pub struct Config {
     /// should. What was started from another directory waits for a worker that uses that one.
     pub state_dir: PathBuf,
     /// How this worker takes part: by the coordinator itself, or by ZooKeeper.
-    pub coordination: coordination::Config,
+    pub coordination: coordination::url::Config,
     /// The session with the coordinator.
     pub session: session::Config,
     /// How appliances are kept alive.
@@ -57,7 +55,7 @@ impl Default for Config {
             weight: 1,
             drivers: BTreeSet::from([Driver::Process]),
             state_dir: PathBuf::from("rug-worker-state"),
-            coordination: coordination::Config::default(),
+            coordination: coordination::url::Config::default(),
             session: session::Config::default(),
             runner: runner::Config::default(),
             process: process::Config { state_dir: PathBuf::new(), ..process::Config::default() },
@@ -134,7 +132,10 @@ mod tests {
         assert_eq!(config.session.on_stop, session::OnStop::HandBack);
         assert_eq!(config.session.drain_timeout, std::time::Duration::from_secs(5));
         let broken = Config {
-            coordination: coordination::Config { url: "etcd://a".to_owned(), ..coordination::Config::default() },
+            coordination: coordination::url::Config {
+                url: "etcd://a".to_owned(),
+                ..coordination::url::Config::default()
+            },
             ..Config::default()
         };
         assert!(broken.complete().expect_err("refused").contains("coordination"));

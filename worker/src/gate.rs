@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use common::coordination::Guard;
-use common::runtime::clock;
 use common::{ApplianceId, Timestamp, Token};
+use coordination::Guard;
+use runtime::clock;
 use tokio::sync::Notify;
 use worker_core::gate as decision;
 pub use worker_core::gate::{ACT_MARGIN, Shut};

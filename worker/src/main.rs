@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use common::runtime::telemetry;
+use runtime::telemetry;
 use serde::Serialize;
 use worker::app;
 use worker::config::Config;
@@ -74,7 +74,7 @@ impl Flags {
         let coordinators = self.coordinators.clone();
         let on_stop = self.on_stop;
         let mut config: Config =
-            common::config::load(file.as_deref(), "RUG_WORKER_", self).map_err(|e| e.to_string())?;
+            runtime::config::load(file.as_deref(), "RUG_WORKER_", self).map_err(|e| e.to_string())?;
         if !coordinators.is_empty() {
             config.session.coordinators = coordinators;
         }
@@ -84,7 +84,7 @@ impl Flags {
 }
 
 fn main() -> ExitCode {
-    common::tls::install_provider();
+    runtime::tls::install_provider();
     let (flags, main): (Flags, fn(Config) -> ExitCode) = match Args::parse().command {
         Command::Run(flags) => (flags, run),
         Command::Instances(flags) => (flags, instances),

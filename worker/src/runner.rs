@@ -303,7 +303,7 @@ impl Runner {
     /// Starts the runner within the current Tokio runtime. Its end shows in the receiver, which closes.
     #[must_use]
     pub fn start(config: Config, drivers: Drivers) -> (Handle, mpsc::Receiver<Event>) {
-        Self::start_at(config, drivers, Arc::new(common::runtime::clock::now))
+        Self::start_at(config, drivers, Arc::new(runtime::clock::now))
     }
 
     fn start_at(config: Config, drivers: Drivers, clock: Clock) -> (Handle, mpsc::Receiver<Event>) {

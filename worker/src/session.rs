@@ -3,7 +3,7 @@
 //! Owns the life, the holdings and the gate of each incarnation. Everything the leader says passes the holdings, which drop
 //! what is stale; everything the runner says waits here, coalesced, until there is a stream to say it on. A broken stream
 //! changes nothing about what this worker may do: only the lease does. Whether that is kept by heartbeats on the stream or
-//! by the life itself ([`common::coordination`]) makes a difference in [`stream`] and nowhere else.
+//! by the life itself ([`coordination`]) makes a difference in [`stream`] and nowhere else.
 //!
 //! Asked to stop, it drains: the leader asks back what is held while all else goes on as usual ([`departure`]).
 
@@ -25,12 +25,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::appliance::Driver;
-use common::coordination::{self, Life, Seat};
 use common::retry::Retryable as _;
-use common::runtime::clock;
-use common::runtime::retry::Backoff;
-use common::tls::ClientTls;
 use common::{ApplianceId, Profile, Term, Timestamp, Token, WorkerId};
+use coordination::{Life, Seat};
+use runtime::clock;
+use runtime::retry::Backoff;
+use runtime::tls::ClientTls;
 use tokio::sync::{mpsc, watch};
 use tracing::{Span, info, warn};
 use worker_core::holdings::Holdings;

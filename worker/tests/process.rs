@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use common::appliance::{Custom, Driver as DriverName, HealthCheck, Kind, Listener, LoadBalancer, Member, Name};
 use common::appliance::{Probe, Spec};
-use common::runtime::clock;
 use common::{ApplianceId, Generation, Term, Token, WorkerId};
+use runtime::clock;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

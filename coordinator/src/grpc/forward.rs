@@ -21,12 +21,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use common::CoordinatorId;
-use common::coordination::Leader;
-use common::tls::{self, ClientTls};
+use coordination::Leader;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, header};
 use http_body::Frame;
+use runtime::tls::{self, ClientTls};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tokio_stream::wrappers::WatchStream;

@@ -17,8 +17,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use common::appliance::FieldViolation;
-use common::coordination::Leader;
 use common::{Incarnation, WorkerId};
+use coordination::Leader;
 use proto::convert::scalar::clip;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};

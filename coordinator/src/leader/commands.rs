@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use common::runtime::clock;
 use common::{ApplianceId, Timestamp};
 use coordinator_core::machine::{self, Event};
+use runtime::clock;
 use tracing::debug;
 
 use super::{Leader, Written, seed, size};

@@ -6,10 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::SystemTime;
 
-use common::runtime::telemetry;
 use common::{ApplianceId, RebalanceId, WorkerId};
 use coordinator_core::machine::Tell;
 use coordinator_core::rebalance::News;
+use runtime::telemetry;
 use tracing::{Span, info, info_span};
 
 use crate::api::{MoveView, RebalanceView};

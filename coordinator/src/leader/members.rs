@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::SystemTime;
 
-use common::coordination::{LeaseNode, MemberNode, News};
-use common::runtime::clock;
 use common::{Incarnation, Term, Timestamp, WorkerId};
+use coordination::{LeaseNode, MemberNode, News};
 use coordinator_core::machine::Event;
 use coordinator_core::membership::{self, Life, Node};
+use runtime::clock;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 

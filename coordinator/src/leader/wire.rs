@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use common::appliance::Driver;
-use common::runtime::telemetry;
 use common::{ApplianceId, Profile};
 use coordinator_core::audit::Claim;
 use coordinator_core::handoff::Handed;
@@ -13,6 +12,7 @@ use coordinator_core::outbox::MAX_ENTRIES;
 use coordinator_core::planner;
 use proto::convert::{DesiredParts, Envelope, down, up};
 use proto::worker::v1::CoordinatorMessage;
+use runtime::telemetry;
 use tracing::Span;
 
 use crate::api::{Candidate, WorkerView};

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::tls::{self, AddressError, ClientTls};
+use runtime::tls::{self, AddressError, ClientTls};
 use tonic::Status;
 use tonic::transport::Channel;
 

@@ -1,4 +1,4 @@
-//! The lives of a worker and its lease, after `worker::session` and `common::coordination`: taken from the service and kept
+//! The lives of a worker and its lease, after `worker::session` and `coordination`: taken from the service and kept
 //! by heartbeats there, or (embedded) given by the leader and kept by heartbeats on the stream.
 
 use common::{Incarnation, Timestamp};

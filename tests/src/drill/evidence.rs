@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
-use common::runtime::clock;
 use proto::admin::v1;
+use runtime::clock;
 use serde_json::Value;
 use tokio::process::Command;
 

@@ -28,7 +28,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use common::runtime::clock;
+use runtime::clock;
 
 use self::checker::{Evidence, FinalState, RunningInstance, Violation};
 use self::load::{Load, Size};

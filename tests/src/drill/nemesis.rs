@@ -8,9 +8,9 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use common::runtime::clock;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use runtime::clock;
 use rustix::process::Signal;
 use serde::Serialize;
 use servers::netns::Host;

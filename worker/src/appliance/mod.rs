@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use common::runtime::file::write_atomic;
+use runtime::file::write_atomic;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 

@@ -12,8 +12,8 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
-use common::runtime::file::write_atomic;
 use common::{Generation, Token};
+use runtime::file::write_atomic;
 use tokio::sync::Mutex;
 
 use super::api::{

@@ -33,7 +33,7 @@ use worker_core::instance::Instance;
 use crate::drivers::{Driver, Error, Fencing, Wanted};
 use crate::gate::Permit;
 use crate::kinds::Kind;
-use common::runtime::clock;
+use runtime::clock;
 
 /// How calls are kept from taking effect once their caller is no longer the owner.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -88,7 +88,7 @@ impl Task {
             }
             Step::Observe if self.traceparent.is_some() => {
                 let span = tracing::info_span!("adopt", %appliance, %step, outcome = field::Empty);
-                common::runtime::telemetry::set_parent(&span, self.traceparent.as_deref().unwrap_or_default());
+                runtime::telemetry::set_parent(&span, self.traceparent.as_deref().unwrap_or_default());
                 span
             }
             _ => tracing::info_span!("lifecycle", %appliance, %step, outcome = field::Empty),

@@ -262,7 +262,7 @@ impl Bench {
 
     /// Lets the lease stand. The gate reads the real clock, which paused time does not move.
     fn open(&self) {
-        self.gate.extend(common::runtime::clock::now() + HOUR);
+        self.gate.extend(runtime::clock::now() + HOUR);
     }
 
     async fn take(&self, n: u128, sequence: u64, desired: Arc<Desired>) {

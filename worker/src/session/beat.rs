@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use common::Timestamp;
-use common::runtime::clock;
+use runtime::clock;
 
 /// The heartbeat of an embedded lease: one at a time, four in a lease.
 #[derive(Debug)]

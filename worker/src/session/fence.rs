@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use common::WorkerId;
-use common::runtime::clock;
+use runtime::clock;
 use tokio::task::AbortHandle;
 use tracing::{info, warn};
 

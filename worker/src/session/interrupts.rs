@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use common::coordination::{Ended, Life};
+use coordination::{Ended, Life};
 use futures::future::BoxFuture;
 use tokio::sync::watch;
 

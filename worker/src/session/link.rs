@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use common::runtime::telemetry;
-use common::tls::{self, ClientTls};
 use proto::convert::{Envelope, down};
 use proto::worker::v1::session_client::SessionClient;
 use proto::worker::v1::{CoordinatorMessage, WorkerMessage};
+use runtime::telemetry;
+use runtime::tls::{self, ClientTls};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -138,8 +138,8 @@ pub(super) fn wire_envelope(envelope: holdings::Envelope) -> Envelope {
 
 #[cfg(test)]
 mod tests {
-    use common::tls::testing::{self, Authority};
     use proto::worker::v1::session_server::{Session, SessionServer};
+    use runtime::tls::testing::{self, Authority};
 
     use super::*;
 

@@ -1,14 +1,14 @@
 //! One stream to a coordinator, from `Hello` to its end.
 //!
 //! Embedded, the heartbeats ride on it, and `Welcome` and their answers extend the lease. A life that keeps itself alive
-//! ([`Life::beats_on_stream`](common::coordination::Life::beats_on_stream)) is extended by nothing that is said here.
+//! ([`Life::beats_on_stream`](coordination::Life::beats_on_stream)) is extended by nothing that is said here.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use common::Timestamp;
-use common::runtime::clock;
 use proto::convert::{down, up};
+use runtime::clock;
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, info, warn};
 use worker_core::desired::Desired;

@@ -7,9 +7,9 @@ mod lives;
 use std::pin::Pin;
 
 use common::appliance::{Custom, Kind, Name, Probe, Spec};
-use common::coordination::embedded::EmbeddedSeat;
 use common::status::Progress;
 use common::{Edition, Generation, Incarnation};
+use coordination::embedded::EmbeddedSeat;
 use proto::convert::{DesiredParts, Envelope, down, up};
 use proto::worker::v1::session_server::{Session as Service, SessionServer};
 use proto::worker::v1::{CoordinatorMessage, WorkerMessage};

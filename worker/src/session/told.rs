@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::runtime::{clock, telemetry};
 use common::{ApplianceId, Token};
 use proto::convert::{DesiredParts, Envelope, Step, down};
+use runtime::{clock, telemetry};
 use tracing::{debug, error, info, info_span, warn};
 use worker_core::desired::Desired;
 use worker_core::holdings::{Effect, Handed, Refused, Tell};

@@ -1,7 +1,7 @@
 //! A server with TLS, and all who may and may not come in.
 
-use common::tls::testing::{Authority, Issued};
-use common::tls::{self, ClientTls};
+use runtime::tls::testing::{Authority, Issued};
+use runtime::tls::{self, ClientTls};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::transport::Server;

@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 
 use common::CoordinatorId;
-use common::coordination::Leader;
-use common::tls::testing::Authority;
-use common::tls::{self, ClientTls, ServerTls};
+use coordination::Leader;
+use runtime::tls::testing::Authority;
+use runtime::tls::{self, ClientTls, ServerTls};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};

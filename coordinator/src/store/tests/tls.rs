@@ -1,6 +1,6 @@
 //! TLS to the database, by the parameters of its URL.
 
-use common::tls::testing::Authority;
+use runtime::tls::testing::Authority;
 
 use super::servers::DatabaseServer;
 use super::*;

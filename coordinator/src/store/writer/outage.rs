@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::runtime::retry::Backoff;
+use runtime::retry::Backoff;
 use sea_orm::DatabaseConnection;
 use tokio::task::JoinHandle;
 

@@ -1,4 +1,4 @@
-//! A coordinator's part, after `common::coordination::zookeeper`'s `candidate`, `lock` and `leadership`: a member of its
+//! A coordinator's part, after `coordination::zookeeper`'s `candidate`, `lock` and `leadership`: a member of its
 //! group at all times, a contender in kazoo's lock, and, once it stands first and a heartbeat sent after that has
 //! committed, elected. What an elected one writes is written with a check of its own lock node.
 //!

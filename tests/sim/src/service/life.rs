@@ -1,4 +1,4 @@
-//! One life of a member, after `common::coordination::zookeeper`'s `entry` and `life`: it takes its name with both nodes in
+//! One life of a member, after `coordination::zookeeper`'s `entry` and `life`: it takes its name with both nodes in
 //! one transaction, then beats, and finds out by reading what became of whatever was not answered.
 //!
 //! Decides only: its user sends the calls and hands the answers back, one at a time.

@@ -1,4 +1,4 @@
-//! A worker's seat, after `common::coordination::zookeeper`'s `seat`: one session per life.
+//! A worker's seat, after `coordination::zookeeper`'s `seat`: one session per life.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::tree::{Dir, SessionId};
 use super::{News, Service, Who};
 use crate::Time;
 
-/// The lease as a part of the session timeout, as in `common::coordination::zookeeper`.
+/// The lease as a part of the session timeout, as in `coordination::zookeeper`.
 const LEASE_PERCENT: u64 = 60;
 
 /// What a worker asks of its seat.

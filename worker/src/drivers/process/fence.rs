@@ -221,7 +221,7 @@ impl Held {
         let token = self.permit.token();
         let entry = Entry {
             at_unix_ms: unix_ms(),
-            at_boot_ns: common::runtime::clock::now().as_nanos(),
+            at_boot_ns: runtime::clock::now().as_nanos(),
             worker: self.fences.worker.to_string(),
             actor_pid: self.fences.me.pid,
             term: token.term.get(),

@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use common::ApplianceId;
-use common::runtime::file::write_atomic;
+use runtime::file::write_atomic;
 use serde::{Deserialize, Serialize};
 use worker_core::instance::Instance;
 

@@ -1,6 +1,6 @@
 //! Lives that keep themselves alive, as with ZooKeeper: played by each test.
 
-use common::coordination::{Ended as LifeEnded, Error, Guard};
+use coordination::{Ended as LifeEnded, Error, Guard};
 use tokio::sync::oneshot;
 
 use super::*;

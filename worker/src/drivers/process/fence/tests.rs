@@ -1,6 +1,6 @@
 use super::*;
 use crate::gate::Gate;
-use common::runtime::clock;
+use runtime::clock;
 
 fn permit(sequence: u64) -> Permit {
     let gate = Gate::new();

@@ -15,10 +15,10 @@ use super::connection::Failure;
 use super::layout::{self, Place};
 use super::life::{Claim, Entered};
 use super::{MAX_LEASE, until_instant};
-use crate::coordination::Error;
-use crate::runtime::clock;
-use crate::runtime::retry::Backoff;
-use crate::{Incarnation, Timestamp};
+use crate::Error;
+use common::{Incarnation, Timestamp};
+use runtime::clock;
+use runtime::retry::Backoff;
 
 /// Delays between tries whose outcome is not known, or that met a change under way.
 const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));

@@ -1,4 +1,4 @@
-//! Carries out what [`crate::roster`] decides: sets its watches, sends its reads, hands it events and answers.
+//! Carries out what [`common::roster`] decides: sets its watches, sends its reads, hands it events and answers.
 //!
 //! Two recursive watches, on the lease nodes and on the group. The client does not renew them when it reconnects, so that
 //! following ends with the connection: a new one begins with new watches. "A write of the reader's own" is a heartbeat of
@@ -27,10 +27,10 @@ use super::config::Config;
 use super::connection::Failure;
 use super::layout::{self, LEADER, LeaseData};
 use super::leadership::Suspects;
-use crate::roster::{Answer, Ask, Change, Kind, LeaseNode, MemberNode, News, Node, Roster, What};
-use crate::runtime::clock;
-use crate::runtime::retry::Backoff;
-use crate::{Timestamp, WorkerId};
+use common::roster::{Answer, Ask, Change, Kind, LeaseNode, MemberNode, News, Node, Roster, What};
+use common::{Timestamp, WorkerId};
+use runtime::clock;
+use runtime::retry::Backoff;
 
 /// News on its way to the leader. When it is slower than that, beats are told once per life, however many there were.
 const CHANNEL: usize = 64;

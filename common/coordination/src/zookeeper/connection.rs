@@ -13,7 +13,7 @@ use zookeeper_client::{
 };
 
 use super::config::{Config, Tls};
-use crate::coordination::Error;
+use crate::Error;
 
 /// Largest file that is read as PEM; far above any chain of certificates.
 const MAX_PEM: u64 = 1 << 20;

@@ -25,10 +25,10 @@ use super::leadership::ZooKeeperLeadership;
 use super::life::{Claim, Former, Life};
 use super::lock::{Contender, Place};
 use super::until;
-use crate::coordination::{Candidate, Ended, Error, Guard, Leader, Leadership};
-use crate::runtime::clock;
-use crate::runtime::retry::Backoff;
-use crate::{CoordinatorId, Incarnation, Timestamp};
+use crate::{Candidate, Ended, Error, Guard, Leader, Leadership};
+use common::{CoordinatorId, Incarnation, Timestamp};
+use runtime::clock;
+use runtime::retry::Backoff;
 
 /// Delays between tries to join, and between tries to be elected whose outcome is not known.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::embedded::{EmbeddedCandidate, EmbeddedSeat};
 use super::{Candidate, Error, Seat, zookeeper};
-use crate::{CoordinatorId, WorkerId};
+use common::{CoordinatorId, WorkerId};
 
 /// Settings of coordination, the same for coordinators and workers of a cluster.
 ///

@@ -13,8 +13,8 @@ use super::connection::Session;
 use super::entry::enter;
 use super::life::{Claim, Former, Life as Beating};
 use super::{finder, layout};
-use crate::coordination::{Ended, Error, Guard, Life, Seat};
-use crate::{Incarnation, Profile, WorkerId};
+use crate::{Ended, Error, Guard, Life, Seat};
+use common::{Incarnation, Profile, WorkerId};
 
 /// A worker's seat.
 pub(super) struct ZooKeeperSeat {

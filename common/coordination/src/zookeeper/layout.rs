@@ -12,9 +12,9 @@ use serde::Serialize;
 use zookeeper_client::Stat;
 
 use super::MAX_LEASE;
-use crate::appliance::Driver;
-use crate::profile::{MAX_HOLD, is_state_dir};
-use crate::{CoordinatorId, Incarnation, Profile, WorkerId};
+use common::appliance::Driver;
+use common::profile::{MAX_HOLD, is_state_dir};
+use common::{CoordinatorId, Incarnation, Profile, WorkerId};
 
 /// tooz's namespace when none is given.
 const DEFAULT_NAMESPACE: &str = "tooz";

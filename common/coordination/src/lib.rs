@@ -23,8 +23,8 @@ use futures::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-pub use crate::roster::{LeaseNode, MemberNode, News};
-use crate::{CoordinatorId, Incarnation, Profile, Term, Timestamp, WorkerId};
+pub use common::roster::{LeaseNode, MemberNode, News};
+use common::{CoordinatorId, Incarnation, Profile, Term, Timestamp, WorkerId};
 
 /// Why coordination failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -48,7 +48,7 @@ pub enum Error {
     Lost(String),
 }
 
-impl crate::retry::Retryable for Error {
+impl common::retry::Retryable for Error {
     fn is_retryable(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Lost(_))
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use common::coordination::Error;
+use coordination::Error;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use servers::ServerTlsFiles;
 use servers::zookeeper::{Options, Standalone};

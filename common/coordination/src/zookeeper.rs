@@ -33,8 +33,8 @@ pub use config::Config;
 
 pub(super) use self::config::without_credentials;
 use super::{Candidate, Seat};
-use crate::runtime::clock;
-use crate::{CoordinatorId, Timestamp, WorkerId};
+use common::{CoordinatorId, Timestamp, WorkerId};
+use runtime::clock;
 
 /// The lease as a part of the session timeout. Well below it, so that a member that is cut off has stopped long before
 /// its nodes go, and its successor hardly ever waits.

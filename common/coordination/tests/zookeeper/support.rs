@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use common::appliance::Driver;
-use common::coordination::url::Config;
-use common::coordination::{Candidate, Guard, Leadership, Life, Seat};
-use common::runtime::clock;
 use common::{CoordinatorId, Profile, Timestamp, WorkerId};
+use coordination::url::Config;
+use coordination::{Candidate, Guard, Leadership, Life, Seat};
+use runtime::clock;
 use servers::wait::until;
 use servers::zookeeper::{Options, Standalone};
 use tokio::sync::OnceCell;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use common::coordination::{Ended, Error};
-use common::runtime::clock;
+use coordination::{Ended, Error};
+use runtime::clock;
 use zookeeper_client::{Acls, Client, CreateMode};
 
 use crate::support::{Gate, Place, elected, eventually, heartbeat, join, own, profile, shared, within};

@@ -2,7 +2,7 @@
 
 use anyhow::ensure;
 use common::Term;
-use common::coordination::{Error, Leader};
+use coordination::{Error, Leader};
 use zookeeper_client::{Acls, CreateMode};
 
 use crate::support::{PATIENCE, Place, contenders, elected, eventually, own, shared, within};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::time::Timestamp;
+use common::Timestamp;
 
 /// Now, on CLOCK_BOOTTIME: it goes on while the machine is suspended, so that a lease cannot outlive its owner's sleep.
 #[must_use]

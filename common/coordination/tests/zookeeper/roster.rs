@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use common::coordination::{Ended, LeaseNode, MemberNode, News};
 use common::{Incarnation, Timestamp, WorkerId};
+use coordination::{Ended, LeaseNode, MemberNode, News};
 use tokio::sync::mpsc::Receiver;
 use zookeeper_client::{Acls, Client, CreateMode};
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use url::form_urlencoded;
 
 use super::layout::Layout;
-use crate::coordination::{Error, url as settings};
+use crate::{Error, url as settings};
 
 /// Every option, for messages.
 const KNOWN: &str = "timeout, namespace, hosts, use_ssl, verify_certs, ca, certfile, keyfile, keyfile_password, \
@@ -111,7 +111,7 @@ impl<'a> Parts<'a> {
 }
 
 /// The URL with `***` in place of user and password.
-pub(in crate::coordination) fn without_credentials(url: &str) -> String {
+pub(crate) fn without_credentials(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     let (before_query, query) = rest.split_at(rest.find('?').unwrap_or(rest.len()));
     let (authority, path) = before_query.split_at(before_query.find('/').unwrap_or(before_query.len()));

@@ -11,7 +11,7 @@ mod client;
 mod files;
 mod identity;
 mod server;
-#[cfg(any(test, feature = "tls-testing"))]
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod verify;
 mod words;

@@ -18,9 +18,9 @@ use zookeeper_client::{Error as ZkError, StateWatcher};
 use super::connection::{Failure, Session, over};
 use super::layout::{self, LeaseData, Place};
 use super::until;
-use crate::coordination::{Ended, Guard};
-use crate::runtime::clock;
-use crate::{Incarnation, Timestamp};
+use crate::{Ended, Guard};
+use common::{Incarnation, Timestamp};
+use runtime::clock;
 
 /// Sessions that are remembered; a name is joined once in a session, and what is older has expired long ago.
 const FORMER: usize = 64;

@@ -14,8 +14,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{Candidate, Ended, Error, Guard, Leader, Leadership, Life, News, Raised, Seat};
-use crate::runtime::file::write_atomic;
-use crate::{CoordinatorId, Incarnation, Profile, Term, Timestamp, WorkerId};
+use common::{CoordinatorId, Incarnation, Profile, Term, Timestamp, WorkerId};
+use runtime::file::write_atomic;
 
 /// A worker that is told its coordinators' addresses.
 #[derive(Debug)]

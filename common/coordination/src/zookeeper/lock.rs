@@ -15,7 +15,7 @@ use zookeeper_client::{CreateMode, Error as ZkError};
 
 use super::connection::{Failure, Session};
 use super::layout::{self, LOCK_MARK};
-use crate::runtime::retry::Backoff;
+use runtime::retry::Backoff;
 
 /// Delays between tries whose outcome is not known.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));

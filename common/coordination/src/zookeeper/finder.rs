@@ -15,9 +15,9 @@ use zookeeper_client::{AddWatchMode, EventType, PersistentWatcher, SessionState}
 use super::config::Config;
 use super::connection::{Failure, Session};
 use super::layout::{self, LEADER};
-use crate::CoordinatorId;
-use crate::coordination::Leader;
-use crate::runtime::retry::Backoff;
+use crate::Leader;
+use common::CoordinatorId;
+use runtime::retry::Backoff;
 
 /// How long events are gathered before everything is read: bounds the reads that polling contenders cause.
 const GATHER: Duration = Duration::from_millis(20);

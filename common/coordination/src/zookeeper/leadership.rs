@@ -22,9 +22,9 @@ use super::connection::{Failure, Session};
 use super::layout::{self, LeaseData};
 use super::lock::Contender;
 use super::roster;
-use crate::coordination::{Error, Leadership, News, Raised};
-use crate::runtime::retry::Backoff;
-use crate::{CoordinatorId, Incarnation, Term, Timestamp, WorkerId};
+use crate::{Error, Leadership, News, Raised};
+use common::{CoordinatorId, Incarnation, Term, Timestamp, WorkerId};
+use runtime::retry::Backoff;
 
 /// Tries to write against others that write at the same time: a member's heartbeats come a few times a second, so that
 /// two in a row are rare.
