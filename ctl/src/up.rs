@@ -2,7 +2,8 @@
 //!
 //! One coordinator and some workers, the same binaries as in production, with their state under one folder. This module
 //! has the order of things: lock the folder, stop what a crash left, check binaries and port, coordinator, workers,
-//! watch, stop. [`supervisor`] keeps the processes running, [`folder`] owns the files, [`status`] the line on the screen.
+//! watch, stop. [`supervisor`] keeps the processes running, [`folder`] owns the files, [`status`] the line on the screen,
+//! [`inherited`] refuses settings of another cluster.
 //!
 //! Stopping Rug never stops appliances: they are processes of their own, and the next `up` takes them over.
 //! `up --down` removes them, through the API like everybody else.
@@ -30,6 +31,7 @@ pub(crate) use self::status::summary;
 use self::supervisor::{ChildEvent, Policy, Program, Supervisor};
 
 mod folder;
+mod inherited;
 mod status;
 mod supervisor;
 #[cfg(test)]
@@ -77,6 +79,7 @@ pub(crate) async fn run(ui: &Ui, args: &UpArgs, timeout: Option<Duration>) -> Re
     if !args.listen.ip().is_loopback() {
         return Err(Failure::usage(format!("--listen {}: an embedded cluster listens on loopback only", args.listen)));
     }
+    inherited::refuse(std::env::vars_os().map(|(name, _)| name))?;
     if args.down { down(ui, args, timeout).await } else { stay_up(ui, args).await }
 }
 

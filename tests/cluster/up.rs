@@ -94,3 +94,23 @@ async fn up_leaves_appliances_running_takes_them_over_again_and_removes_them_whe
     ensure!(left.is_empty(), "{left:?}");
     sandbox.finish(&[])
 }
+
+#[tokio::test]
+async fn settings_of_another_cluster_are_refused_before_anything_is_touched() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let state = sandbox.path(".rug");
+    // Without it `--down` has nothing to do.
+    std::fs::create_dir_all(state.join("coordinator"))?;
+    let store = sandbox.path("shared.db");
+    for words in [&["up", "--state-dir"][..], &["up", "--down", "--state-dir"]] {
+        let args = words.iter().map(Into::into).chain([state.clone().into_os_string()]).collect();
+        let mut up = Daemon::new("up", binaries::path("rugctl")?, args, &sandbox);
+        up.environment(&[("RUG_COORDINATOR_STORE__URL", format!("sqlite:{}", store.display()))]);
+        up.start()?;
+        let status = up.ended(PATIENCE).await?;
+        let log = up.log_text();
+        ensure!(status.code() == Some(2) && log.contains("unset RUG_COORDINATOR_STORE__URL"), "{status}:\n{log}");
+        ensure!(!store.exists() && !state.join("lock").exists(), "something was started");
+    }
+    sandbox.finish(&[])
+}
