@@ -1,8 +1,8 @@
-//! Speaking to a coordinator: where it is, how calls are made and repeated.
+//! Client of the admin API: finds coordinators, makes calls and retries them.
 //!
-//! Every call has a deadline. When a server does not answer (yet) the next one is tried, and when none does all of them
-//! again with growing, jittered pauses, until then. That is safe for all calls made here: those that change something
-//! carry a request id, which the server remembers, or name the state they want.
+//! Every call has a deadline. When a server is unavailable the next one is tried; after a round in which none answered,
+//! all are tried again with growing, jittered pauses, until the deadline. Retrying is safe for every call made here:
+//! those that change something carry a request id, which the server remembers, or state the desired result.
 
 mod servers;
 
@@ -29,13 +29,13 @@ use crate::error::Failure;
 use servers::Servers;
 pub(crate) use servers::find_servers;
 
-/// Where a server is looked for when nothing says otherwise; what `rugctl up` listens on.
+/// Default address of a server; `rugctl up` listens on it.
 pub(crate) const DEFAULT_SERVER: &str = "http://127.0.0.1:7470";
-/// How long one call may take, repetitions included, unless `--timeout` says otherwise.
+/// Default timeout of one call, retries included (`--timeout`).
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Entries asked for per page. Far below the server's 1,000, so that pages of large specs stay small messages.
+/// Entries per page. Far below the server's maximum of 1,000, so that pages of large specs stay small messages.
 const PAGE: i32 = 500;
-/// Largest answer that is read: a page of the largest specs (256 KiB each) with room to spare.
+/// Largest response that is accepted: a page of the largest specs (256 KiB each) with room to spare.
 const MAX_ANSWER: usize = 192 << 20;
 
 /// The address in an endpoint file.
@@ -45,7 +45,7 @@ pub(crate) fn read_endpoint(file: &Path) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-/// Pauses between tries: doubling up to a second, each between half and all of it.
+/// Pauses between attempts: doubling up to a second, each between half and all of it.
 #[derive(Debug)]
 pub(crate) struct Backoff(Duration);
 
@@ -63,7 +63,7 @@ impl Backoff {
     }
 }
 
-/// Connection to the coordinators of a cluster. Cheap to clone; clones share the connections.
+/// Client of the coordinators of a cluster. Cheap to clone; clones share the connections.
 #[derive(Clone, Debug)]
 pub(crate) struct AdminClient {
     servers: Arc<Servers>,
@@ -71,13 +71,13 @@ pub(crate) struct AdminClient {
     repeats: bool,
 }
 
-/// How an appliance is named on the command line.
+/// Reference to an appliance as given on the command line.
 pub(crate) fn reference(tenant: &str, text: &str) -> Result<v1::ApplianceRef, Failure> {
     use v1::appliance_ref::By;
 
     let name = match text.split_once('/') {
         None => text,
-        // As `apply` and `watch` print it, so that it can be pasted.
+        // The form `kind/name` that `apply` and `watch` print is accepted, so that it can be pasted.
         Some(("loadbalancer" | "custom", name)) => name,
         Some(_) => return Err(Failure::usage(format!("`{text}`: give a name or an id; a tenant goes to --tenant"))),
     };
@@ -91,7 +91,7 @@ pub(crate) fn reference(tenant: &str, text: &str) -> Result<v1::ApplianceRef, Fa
     Ok(v1::ApplianceRef { by: Some(by) })
 }
 
-/// Names an appliance the server told us about.
+/// Reference to an appliance that the server returned.
 pub(crate) fn by_id(id: &str) -> v1::ApplianceRef {
     v1::ApplianceRef { by: Some(v1::appliance_ref::By::Id(id.to_owned())) }
 }
@@ -101,7 +101,8 @@ pub(crate) fn request_id() -> String {
     uuid::Uuid::new_v4().to_string()
 }
 
-/// Whether a server is away, or cannot answer for now: it says so itself, or the transport does, in whatever code.
+/// Whether the server is unreachable or temporarily unable to answer, reported by the server or, under various codes,
+/// by the transport.
 fn is_lost(status: &Status) -> bool {
     status.code() == Code::Unavailable || std::error::Error::source(status).is_some()
 }
@@ -127,27 +128,27 @@ impl AdminClient {
         Ok(Self { servers: Arc::new(Servers::new(addresses, tls)?), timeout, repeats: true })
     }
 
-    /// The same connections with another limit for each call.
+    /// The same connections with another timeout for each call.
     pub(crate) fn with_timeout(&self, timeout: Duration) -> Self {
         Self { timeout, ..self.clone() }
     }
 
-    /// The same connections for one look at a time: a server that is unavailable is not asked again.
+    /// The same connections without retries: a server that is unavailable is asked once.
     pub(crate) fn once(&self, timeout: Duration) -> Self {
         Self { timeout, repeats: false, ..self.clone() }
     }
 
-    /// A client of each server alone, in the order in which they were named.
+    /// One client for each server, in the order in which they were named.
     pub(crate) fn each(&self) -> Vec<Self> {
         self.servers.each().map(|one| Self { servers: Arc::new(one), ..self.clone() }).collect()
     }
 
-    /// Address of the server that is asked.
+    /// Address of the server that is asked first.
     pub(crate) fn address(&self) -> &str {
         self.servers.address(self.servers.turn())
     }
 
-    /// Makes a call and repeats it while the server is unavailable.
+    /// Makes a call and retries it while the server is unavailable.
     async fn call<Q, R, F>(
         &self,
         message: Q,
@@ -160,12 +161,12 @@ impl AdminClient {
     {
         let deadline = Instant::now() + self.timeout;
         let mut backoff = Backoff::new();
-        // What each of the servers said in this round.
+        // Error of each server in this round.
         let mut told = Vec::new();
         loop {
             let turn = self.servers.turn();
             let mut request = Request::new(message.clone());
-            // The limit of a stream would end it, not only its opening.
+            // A timeout on the request would also end the stream, not only its opening.
             if !streaming {
                 request.set_timeout(deadline.saturating_duration_since(Instant::now()));
             }
@@ -187,7 +188,7 @@ impl AdminClient {
             if told.len() < self.servers.count() && !over {
                 continue;
             }
-            // The same certificates meet the same answer next time.
+            // The same certificates would be rejected again, so this is not retried.
             let hopeless = told.iter().all(|(_, status)| tls::refusal(status).is_some());
             let pause = backoff.next();
             if hopeless || !self.repeats || Instant::now() + pause >= deadline {
@@ -242,13 +243,13 @@ impl AdminClient {
         self.call(request, false, |c, r| async move { Self::appliances(c).rebuild(r).await }).await
     }
 
-    /// Has every instance probed.
+    /// Asks for a probe of every instance.
     pub(crate) async fn check(&self, appliance: v1::ApplianceRef) -> Result<v1::Appliance, Failure> {
         let request = v1::CheckApplianceRequest { appliance: Some(appliance) };
         self.call(request, false, |c, r| async move { Self::appliances(c).check(r).await }).await
     }
 
-    /// Why an appliance is where it is.
+    /// Why an appliance is on its worker, or on none.
     pub(crate) async fn explain(&self, appliance: v1::ApplianceRef) -> Result<v1::ExplainApplianceResponse, Failure> {
         let request = v1::ExplainApplianceRequest { appliance: Some(appliance) };
         self.call(request, false, |c, r| async move { Self::appliances(c).explain(r).await }).await
@@ -287,24 +288,24 @@ impl AdminClient {
         self.call(request, true, |c, r| async move { WorkersClient::new(c).watch(r).await }).await
     }
 
-    /// Ends the lease of this life of a worker.
+    /// Ends the lease of this incarnation of a worker.
     pub(crate) async fn evict(&self, request: v1::EvictWorkerRequest) -> Result<v1::Worker, Failure> {
         self.call(request, false, |c, r| async move { WorkersClient::new(c).evict(r).await }).await
     }
 
-    /// Stops all planning.
+    /// Pauses placement.
     pub(crate) async fn pause(&self, reason: &str) -> Result<v1::PlacementState, Failure> {
         let request = v1::PausePlacementRequest { reason: reason.to_owned() };
         self.call(request, false, |c, r| async move { PlacementClient::new(c).pause(r).await }).await
     }
 
-    /// Ends a pause and a freeze.
+    /// Resumes placement after a pause or a freeze.
     pub(crate) async fn resume(&self) -> Result<v1::PlacementState, Failure> {
         let request = v1::ResumePlacementRequest {};
         self.call(request, false, |c, r| async move { PlacementClient::new(c).resume(r).await }).await
     }
 
-    /// Where a key or an appliance belongs.
+    /// Which worker a key or an appliance belongs to.
     pub(crate) async fn locate(&self, request: v1::LocateRequest) -> Result<v1::LocateResponse, Failure> {
         self.call(request, false, |c, r| async move { PlacementClient::new(c).locate(r).await }).await
     }
@@ -358,14 +359,14 @@ impl AdminClient {
         self.call(request, true, |c, r| async move { ClusterClient::new(c).watch(r).await }).await
     }
 
-    /// Whether the server says that it leads, of itself: this call is never passed on.
+    /// Whether the server itself is the leader; this call is never forwarded.
     pub(crate) async fn leads(&self) -> Result<bool, Failure> {
         let request = tonic_health::pb::HealthCheckRequest { service: "rug.leader".to_owned() };
         let answer = self.call(request, false, |c, r| async move { HealthClient::new(c).check(r).await }).await?;
         Ok(answer.status() == ServingStatus::Serving)
     }
 
-    /// Whether the server says it serves.
+    /// Whether the server reports that it serves.
     pub(crate) async fn serves(&self) -> Result<bool, Failure> {
         let request = tonic_health::pb::HealthCheckRequest::default();
         let answer = self.call(request, false, |c, r| async move { HealthClient::new(c).check(r).await }).await?;
@@ -373,7 +374,7 @@ impl AdminClient {
     }
 }
 
-/// The folder commands are run in.
+/// The working directory.
 pub(crate) fn working_folder() -> PathBuf {
     std::env::current_dir().unwrap_or_default()
 }
@@ -386,7 +387,7 @@ mod tests {
     use crate::error::Exit;
 
     #[test]
-    fn an_appliance_is_named_by_name_or_id() {
+    fn an_appliance_is_referenced_by_name_or_id() {
         use v1::appliance_ref::By;
         let by = |text| reference("demo", text).map(|r| r.by.expect("set"));
         let named = By::Name(v1::TenantName { tenant: "demo".into(), name: "web".into() });
@@ -408,7 +409,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_that_is_not_there_is_reported_within_the_timeout() {
+    async fn an_unreachable_server_is_reported_within_the_timeout() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
         let client = AdminClient::new(&format!("http://{free}"), Duration::from_millis(300)).expect("an address");
         let started = Instant::now();
@@ -426,7 +427,7 @@ mod tests {
         assert_eq!(client.status().await.expect_err("no answer").exit, Exit::Unreachable);
     }
 
-    /// A server with TLS that says it serves.
+    /// A server with TLS that reports that it serves.
     async fn healthy(ca: &Authority) -> String {
         let (connections, address) = testing::serve(ca, &ca.issue("coordinator-1", &["127.0.0.1"])).await;
         let (reporter, health) = tonic_health::server::health_reporter();
@@ -437,7 +438,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn certificates_open_a_server_with_tls() {
+    async fn a_server_with_tls_accepts_valid_certificates() {
         let ca = Authority::new("ca");
         let address = healthy(&ca).await;
         let dir = tempfile::tempdir().expect("a folder");
@@ -447,12 +448,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_certificate_that_is_refused_is_reported_at_once() {
+    async fn a_rejected_certificate_is_reported_without_retries() {
         let (ca, other) = (Authority::new("ca"), Authority::new("other"));
         let address = healthy(&ca).await;
         let dir = tempfile::tempdir().expect("a folder");
         let tls = ClientTls::load(&other.issue("operator", &[]).write(dir.path(), &ca)).expect("good files");
-        // So long that only a try that is not repeated ends in the time of the test.
+        // Long enough that only a call without retries returns within the time of the test.
         let client = AdminClient::of(&[&address], Duration::from_secs(3600), tls.as_ref()).expect("an address");
         let failure = tokio::time::timeout(Duration::from_secs(30), client.serves()).await.expect("at once");
         let failure = failure.expect_err("refused");
@@ -466,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn address_and_certificates_have_to_fit() {
+    fn address_and_certificates_must_match() {
         let ca = Authority::new("ca");
         let dir = tempfile::tempdir().expect("a folder");
         let tls = ClientTls::load(&ca.issue("operator", &[]).write(dir.path(), &ca)).expect("good files");

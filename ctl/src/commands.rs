@@ -1,4 +1,4 @@
-//! The commands that are calls to the server, one file for each noun, and what they share.
+//! Commands that call the server, one file for each noun, and what they share.
 
 use std::time::Duration;
 
@@ -20,31 +20,31 @@ mod tests;
 pub(crate) mod watch;
 pub(crate) mod worker;
 
-/// How long commands wait for their effect unless `--timeout` says otherwise.
+/// Default time that commands wait for their effect (`--timeout`).
 pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What every command is given.
+/// What every command needs.
 #[derive(Clone, Debug)]
 pub(crate) struct CommandContext {
     /// The server.
     pub(crate) client: AdminClient,
     /// The terminal.
     pub(crate) ui: Ui,
-    /// `--timeout`, where given.
+    /// `--timeout`, when given.
     pub(crate) timeout: Option<Duration>,
 }
 
 impl CommandContext {
-    /// How long to wait for an effect.
+    /// How long to wait for the effect.
     pub(crate) fn wait(&self) -> Duration {
         self.timeout.unwrap_or(WAIT_TIMEOUT)
     }
 }
 
-/// The tenant names are looked up in.
+/// The tenant in which names are looked up.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Tenant {
-    /// Tenant the names belong to
+    /// Tenant of the names
     #[arg(short, long, default_value = "default")]
     pub(crate) tenant: String,
 }
@@ -52,7 +52,7 @@ pub(crate) struct Tenant {
 /// Whether to wait for the effect.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct Wait {
-    /// Return as soon as the server has accepted it
+    /// Return as soon as the server has accepted the change
     #[arg(long)]
     pub(crate) no_wait: bool,
 }

@@ -1,10 +1,10 @@
 //! Documents of `rugctl apply`: from YAML to the API's messages.
 //!
-//! A file is read completely and everything in it is checked before anything is sent. Each problem names the file, the
-//! line and the field. What only the server can know (ports in use, limits of its version) comes back from it under the
-//! API's field names, and [`Document::locate`] turns those into fields and lines of the file again.
+//! All files are read and validated before anything is sent. Each problem names the file, the line and the field.
+//! Errors that only the server can find (ports in use, limits of its version) name fields of the API, and
+//! [`Document::locate`] maps those back to fields and lines of the file.
 //!
-//! [`view`] is the other direction.
+//! [`view`] is the opposite direction.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -25,15 +25,15 @@ mod tests;
 pub(crate) mod view;
 mod yaml;
 
-/// Largest file that is read, in bytes. A fleet of 10,000 ordinary documents has less than half of it.
+/// Largest file that is read, in bytes. A fleet of 10,000 ordinary documents takes less than half of it.
 pub(crate) const MAX_FILE: usize = 4 * 1024 * 1024;
-/// Most problems that are printed; the rest is counted.
+/// Most problems that are printed; the others are counted.
 const MAX_PROBLEMS: usize = 20;
 
-/// One appliance as a file asks for it.
+/// One appliance as described by a file.
 #[derive(Debug)]
 pub(crate) struct Document {
-    /// What is sent. Name, tenant and kind are set.
+    /// The message to send. Name, tenant and kind are set.
     pub(crate) appliance: v1::Appliance,
     source: String,
     line: u64,
@@ -46,10 +46,10 @@ impl Document {
         view::label(&self.appliance)
     }
 
-    /// Where a field the server found at fault is in the file, as `file:line: field`.
+    /// Position in the file of a field that the server rejected, as `file:line: field`.
     pub(crate) fn locate(&self, api_field: &str) -> String {
         let field = document_field(api_field);
-        // A field that was left out has no line of its own; the nearest one around it has.
+        // An omitted field has no line of its own; use that of the nearest field around it.
         let mut around = field.as_str();
         let line = loop {
             if let Some(line) = self.lines.get(around) {
@@ -63,7 +63,7 @@ impl Document {
         format!("{}:{line}: {field}", self.source)
     }
 
-    /// Ports its instances take on the host they run on, with the API's name of the field that says so.
+    /// Ports that its instances claim on their host, with the API's name of the field they come from.
     pub(crate) fn claimed_ports(&self) -> Vec<(u32, String)> {
         let spec = self.appliance.spec.clone().unwrap_or_default();
         let driver = self.appliance.driver.parse().unwrap_or(Driver::Process);
@@ -88,7 +88,7 @@ impl Document {
     }
 }
 
-/// The API's path of a field in the spelling of documents.
+/// The field path of a document for a field path of the API.
 fn document_field(api_field: &str) -> String {
     let field = api_field.strip_prefix("appliance.").unwrap_or(api_field);
     for kind in ["loadbalancer", "custom"] {
@@ -108,8 +108,7 @@ fn document_field(api_field: &str) -> String {
 
 /// Reads and checks documents from files; `-` is standard input.
 ///
-/// # Errors
-/// Exit code 2 with one line for each problem. Nothing is returned unless everything is well.
+/// # Errors Exit code 2 with one line for each problem. Nothing is returned unless all documents are valid.
 pub(crate) fn read(paths: &[String]) -> Result<Vec<Document>, Failure> {
     let mut all = Vec::new();
     let mut problems = Vec::new();
@@ -151,7 +150,7 @@ fn load(source: &str, reader: impl Read) -> Result<String, Failure> {
 
 /// Every document of one file, or every problem in it as `file:line: field: message`.
 pub(crate) fn parse(source: &str, text: &str) -> Result<Vec<Document>, Vec<String>> {
-    // The size of the file bounds the work; the parser's own bounds on counts would refuse large fleets.
+    // The size of the file bounds the work; the parser's default limits on counts would refuse large fleets.
     let options = options! {
         // `command: y` and `env: {DEBUG: on}` are texts, as in YAML 1.2.
         strict_booleans: true,
@@ -185,7 +184,7 @@ pub(crate) fn parse(source: &str, text: &str) -> Result<Vec<Document>, Vec<Strin
         }
     }
     if documents.is_empty() && problems.is_empty() {
-        return Err(vec![format!("{source}: holds no document")]);
+        return Err(vec![format!("{source}: contains no document")]);
     }
     if problems.is_empty() {
         return Ok(documents);
@@ -237,7 +236,7 @@ fn appliance(field: Field, report: &mut ReadReport) -> Option<v1::Appliance> {
             None
         }
     };
-    // What Rug knows about the appliance; printed by `get -o json`, of no meaning here.
+    // Printed by `get -o json`, ignored here.
     fields.take("status", report);
     fields.finish(report);
     Some(v1::Appliance {
@@ -257,7 +256,7 @@ fn appliance(field: Field, report: &mut ReadReport) -> Option<v1::Appliance> {
     })
 }
 
-/// Text that must pass a parser of the domain.
+/// Text that is validated by a parser of the domain.
 fn checked<T, E: std::fmt::Display>(
     field: &Field,
     report: &mut ReadReport,

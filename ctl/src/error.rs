@@ -1,6 +1,6 @@
 //! How a command ends: the exit code and what is printed about it.
 //!
-//! Every error on its way to the user is a [`Failure`]. Scripts rely on the codes, so the mapping from gRPC codes sits
+//! Every error reported to the user is a [`Failure`]. Scripts rely on the exit codes, so gRPC codes are mapped to them
 //! here and nowhere else; docs/rugctl.md lists them.
 
 use std::fmt;
@@ -13,7 +13,7 @@ use tonic_types::StatusExt;
 /// Exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// All went well, or whoever read our output has seen enough.
+    /// Success. Also used when the reader of our output closed the pipe.
     Ok = 0,
     /// The operation, or the wait for its effect, failed.
     Failed = 1,
@@ -21,9 +21,9 @@ pub(crate) enum Exit {
     Usage = 2,
     /// The server did not answer.
     Unreachable = 3,
-    /// What was named does not exist.
+    /// The named object does not exist.
     NotFound = 4,
-    /// Somebody else was faster, or the name is taken.
+    /// A concurrent change won, or the name is taken.
     Conflict = 5,
     /// Ctrl-C.
     Interrupted = 130,
@@ -32,11 +32,11 @@ pub(crate) enum Exit {
 /// Why a command did not succeed.
 #[derive(Debug)]
 pub(crate) struct Failure {
-    /// What the process exits with.
+    /// Exit code of the process.
     pub(crate) exit: Exit,
-    /// What is printed, without a final line break; nothing is printed when it is empty.
+    /// Message without a final line break; when empty, nothing is printed.
     pub(crate) message: String,
-    /// Fields the server found at fault.
+    /// Fields that the server rejected.
     pub(crate) fields: Vec<FieldViolation>,
 }
 
@@ -56,7 +56,7 @@ impl Failure {
         Self::new(Exit::Usage, message)
     }
 
-    /// The same failure, saying first what was being done.
+    /// The same failure with the operation in front of its message.
     pub(crate) fn during(mut self, what: &str) -> Self {
         if !self.message.is_empty() {
             self.message = format!("{what}: {}", self.message);
@@ -91,7 +91,7 @@ impl From<Status> for Failure {
             })
             .unwrap_or_default();
         let message = match (fields.as_slice(), status.message()) {
-            // With one field at fault its line says it all.
+            // With a single invalid field, that field's message is enough.
             ([only], _) => only.to_string(),
             (_, "") => status.code().description().to_lowercase(),
             (_, text) => text.to_owned(),
@@ -101,7 +101,7 @@ impl From<Status> for Failure {
 }
 
 impl From<io::Error> for Failure {
-    /// For writes to stdout: a reader that went away (`| head`) is no failure.
+    /// For writes to stdout: a closed pipe (`| head`) is not a failure.
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::new(Exit::Ok, ""),
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn every_field_at_fault_gets_a_line() {
+    fn every_invalid_field_gets_a_line() {
         let details = ErrorDetails::with_bad_request(vec![
             Wire::new("spec.replicas", "must be 1 to 16, is 99"),
             Wire::new("name", "must not be empty"),
@@ -149,14 +149,14 @@ mod tests {
     }
 
     #[test]
-    fn a_single_field_at_fault_is_the_message() {
+    fn a_single_invalid_field_is_the_message() {
         let details = ErrorDetails::with_bad_request(vec![Wire::new("name", "must not be empty")]);
         let status = Status::with_error_details(Code::InvalidArgument, "bad request", details);
         assert_eq!(Failure::from(status).to_string(), "name: must not be empty");
     }
 
     #[test]
-    fn a_reader_that_went_away_is_no_failure() {
+    fn a_closed_pipe_is_no_failure() {
         assert_eq!(Failure::from(io::Error::from(io::ErrorKind::BrokenPipe)).exit, Exit::Ok);
     }
 }

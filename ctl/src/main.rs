@@ -1,7 +1,7 @@
 //! `rugctl`: the command line of Rug.
 //!
-//! Commands that speak to a server are in [`commands`]; `up` runs a whole cluster on this machine. Whatever happens ends
-//! in one exit code ([`error::Exit`]) and, if it is a failure, in a message on stderr.
+//! Commands that call a server are in [`commands`]; `up` runs a whole cluster on this machine. Every run ends in one
+//! exit code ([`error::Exit`]) and, on failure, in a message on stderr.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -32,7 +32,7 @@ Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 server unreachable, 4 not 
 The server is the one of --server or RUG_SERVER, else that of a cluster `rugctl up` runs in this folder or one above \
 (.rug/endpoint), else http://127.0.0.1:7470.";
 
-/// Keeps fleets of appliances alive: the command line
+/// Command line of Rug, which keeps fleets of appliances alive
 #[derive(Debug, Parser)]
 #[command(name = "rugctl", version, after_help = AFTER_HELP, propagate_version = false, disable_help_subcommand = true)]
 struct Cli {
@@ -45,15 +45,15 @@ struct Cli {
 /// Flags of every command.
 #[derive(Args, Debug)]
 struct Global {
-    /// Address of a coordinator; several with commas between them
+    /// Address of a coordinator; separate several with commas
     #[arg(long, global = true, env = "RUG_SERVER", value_name = "ADDRESS")]
     server: Option<String>,
     #[command(flatten)]
     tls: TlsFlags,
-    /// Form of results
+    /// Output format
     #[arg(short, long, global = true, value_enum, default_value_t)]
     output: OutputFormat,
-    /// Limit for each call (default 10s) and for waiting (default 60s; 2m for `up --down`)
+    /// Timeout of each call (default 10s) and of waiting (default 60s; 2m for `up --down`)
     #[arg(long, global = true, value_name = "DURATION", value_parser = parse_timeout)]
     timeout: Option<Duration>,
     /// No colour and no progress bar, as with NO_COLOR
@@ -71,7 +71,7 @@ struct TlsFlags {
     #[arg(long = "tls-cert", global = true, env = "RUG_TLS_CERT", value_name = "FILE")]
     cert: Option<OsString>,
     /// PEM file with the key of the certificate
-    // An id of its own, since `ring locate` has an argument `key`.
+    // The id differs from the default because `ring locate` has an argument `key`.
     #[arg(long = "tls-key", id = "tls-key", global = true, env = "RUG_TLS_KEY", value_name = "FILE")]
     key: Option<OsString>,
     /// Name the server's certificate must have, instead of the host in its address
@@ -81,7 +81,7 @@ struct TlsFlags {
 
 impl TlsFlags {
     fn load(&self) -> Result<Option<ClientTls>, Failure> {
-        // Variables that are set to nothing are as good as not set.
+        // A variable that is set to an empty text counts as not set.
         let path = |file: &Option<OsString>| file.clone().map(PathBuf::from).unwrap_or_default();
         let config = tls::Config {
             ca: path(&self.ca),
@@ -101,16 +101,16 @@ enum RugctlCommand {
     Up(up::UpArgs),
     /// Create or change appliances from YAML files
     Apply(apply::ApplyArgs),
-    /// Show appliances by name; as YAML in the form `apply` reads
+    /// Show appliances by name; `-o yaml` prints the form that `apply` reads
     Get(appliance::GetArgs),
     /// List appliances
     #[command(visible_alias = "ls")]
     List(appliance::ListArgs),
-    /// Everything about one appliance
+    /// Show everything about one appliance
     Describe(appliance::One),
-    /// Why an appliance is where it is
+    /// Explain why an appliance is on its worker, or on none
     Explain(appliance::One),
-    /// Appliances as they change
+    /// Watch appliances change
     Watch(watch::WatchArgs),
     /// Remove appliances
     Delete(delete::DeleteArgs),
@@ -118,23 +118,23 @@ enum RugctlCommand {
     Rebuild(appliance::RebuildArgs),
     /// Probe every instance of an appliance now
     Check(appliance::One),
-    /// Who does the work
+    /// Show, watch and evict workers
     #[command(subcommand)]
     Worker(worker::WorkerCommand),
-    /// Where keys belong
+    /// Show the ring and which worker a key belongs to
     #[command(subcommand)]
     Ring(ring::RingCommand),
-    /// Stop and resume all planning
+    /// Pause and resume placement
     #[command(subcommand)]
     Placement(placement::PlacementCommand),
-    /// The history of moves and their causes
+    /// Show the history of rebalances: moves and their causes
     #[command(visible_alias = "history")]
     Rebalance(rebalance::RebalanceArgs),
-    /// What is wrong with the cluster, and what to do about it
+    /// Diagnose the cluster: what is wrong and what to do about it
     ///
-    /// Asks every coordinator of --server, and exits with 1 when anything is a problem.
+    /// Asks every coordinator of --server. The exit code is 1 when there is a problem.
     Doctor,
-    /// How the cluster is doing
+    /// Show the state of the cluster
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
     /// Print a completion script for a shell
@@ -142,7 +142,7 @@ enum RugctlCommand {
         /// The shell
         shell: Shell,
     },
-    /// Versions of this program and of the server
+    /// Show the versions of this program and of the server
     Version {
         /// Do not ask the server
         #[arg(long)]
@@ -165,14 +165,14 @@ fn main() {
         Ok(runtime) => runtime.block_on(run(cli)),
         Err(error) => report(&Failure::failed(format!("start the async runtime: {error}"))),
     };
-    // Not a return from `main`: a thread that still reads standard input must not keep the process.
+    // `exit` rather than a return from `main`: a thread blocked on standard input must not keep the process alive.
     std::process::exit(exit as i32);
 }
 
 async fn run(cli: Cli) -> Exit {
     let ui = Ui::new(cli.global.output, cli.global.no_color);
     let result = match &cli.command {
-        // Minds signals itself.
+        // `up` handles signals itself.
         RugctlCommand::Up(args) => up::run(&ui, args, cli.global.timeout).await,
         RugctlCommand::Completion { shell } => completion(&ui, *shell),
         command => tokio::select! {
@@ -194,9 +194,10 @@ fn report(failure: &Failure) -> Exit {
 async fn call(ui: Ui, global: &Global, command: &RugctlCommand) -> Result<(), Failure> {
     let tls = global.tls.load()?;
     let found = client::find_servers(global.server.as_deref(), tls.is_some(), &client::working_folder());
-    // Certificates in the environment are for another cluster than that of this machine, which has none.
+    // Certificates in the environment belong to another cluster: the one on this machine uses no TLS.
     let tls = if found.local { None } else { tls };
-    // Waiting has the limit to itself; one call out of many must not use it all up before the others.
+    // `--timeout` as a whole applies to waiting; a single call keeps the default, so that one call cannot use up the
+    // time of the others.
     let timeout = global.timeout.unwrap_or(client::CALL_TIMEOUT);
     let client = client::AdminClient::of(&found.addresses, timeout, tls.as_ref())?;
     let context = CommandContext { client, ui, timeout: global.timeout };
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn global_flags_may_stand_behind_the_command() {
+    fn global_flags_are_accepted_after_the_command() {
         let cli = Cli::try_parse_from("rugctl list -o json --server h:1 --timeout 1m".split(' ')).expect("valid");
         assert_eq!(cli.global.output, OutputFormat::Json);
         assert_eq!(cli.global.server.as_deref(), Some("h:1"));
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_that_is_not_there_exits_with_3() {
+    async fn an_unreachable_server_exits_with_3() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
         let line = format!("rugctl list --server {free} --timeout 200ms");
         let cli = Cli::try_parse_from(line.split(' ')).expect("valid");

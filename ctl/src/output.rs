@@ -1,7 +1,7 @@
-//! What reaches the terminal: results on stdout as table, JSON or YAML; notes and progress on stderr.
+//! Terminal output: results on stdout as table, JSON or YAML; notes and progress on stderr.
 //!
-//! Colour and progress bars are for people: they appear on a terminal only, and not with `NO_COLOR` or `--no-color`.
-//! Text that comes from elsewhere (errors of appliances, names of hosts) loses its control characters first.
+//! Colour and progress bars appear on a terminal only, and not with `NO_COLOR` or `--no-color`. Control characters are
+//! removed from text of other origin (errors of appliances, names of hosts).
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, SystemTime};
@@ -17,28 +17,28 @@ use crate::error::Failure;
 mod tests;
 pub(crate) mod view;
 
-/// Form of results.
+/// Output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OutputFormat {
-    /// Columns for people.
+    /// A table
     #[default]
     Table,
-    /// Columns for people, with more of them.
+    /// A table with more columns
     Wide,
-    /// One JSON document.
+    /// One JSON document
     Json,
-    /// One YAML document.
+    /// One YAML document
     Yaml,
 }
 
 impl OutputFormat {
-    /// For programs rather than for people.
+    /// Whether the format is read by programs.
     pub(crate) fn is_structured(self) -> bool {
         matches!(self, Self::Json | Self::Yaml)
     }
 }
 
-/// How something is doing, which is what colours stand for.
+/// Meaning of a colour.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Tone {
     #[default]
@@ -50,7 +50,7 @@ pub(crate) enum Tone {
 }
 
 impl Tone {
-    /// Of a phase, a health or another state by its name.
+    /// Tone of a phase, a health or another state, by its name.
     pub(crate) fn of(state: &str) -> Self {
         match state.to_ascii_lowercase().as_str() {
             "configured" | "healthy" | "completed" | "owned" | "done" | "created" => Self::Good,
@@ -83,19 +83,19 @@ impl Tone {
     }
 }
 
-/// The terminal, as one command may use it.
+/// Terminal settings of one command.
 #[derive(Clone, Debug)]
 pub(crate) struct Ui {
-    /// Form of results.
+    /// Output format.
     pub(crate) format: OutputFormat,
-    /// Whether stdout takes colour.
+    /// Whether stdout gets colour.
     pub(crate) colour: bool,
-    /// Whether stderr takes progress bars and colour.
+    /// Whether stderr gets progress bars and colour.
     pub(crate) progress: bool,
 }
 
 impl Ui {
-    /// From the flags and from where the streams lead.
+    /// From the flags and from what the streams are connected to.
     pub(crate) fn new(format: OutputFormat, no_colour: bool) -> Self {
         // https://no-color.org: present and not empty.
         let plain = no_colour || std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
@@ -116,22 +116,22 @@ impl Ui {
         Ok(out.flush()?)
     }
 
-    /// Tells something that is not the result. Nobody may be listening, and that is fine.
+    /// Writes a note to stderr. A closed stderr is ignored.
     pub(crate) fn note(&self, text: &str) {
         let _ = writeln!(std::io::stderr().lock(), "{text}");
     }
 
-    /// Text in the colour of its meaning.
+    /// Text in the colour of its tone.
     pub(crate) fn paint(&self, tone: Tone, text: &str) -> String {
         if self.colour && tone != Tone::Plain { format!("{}{text}\x1b[0m", tone.code()) } else { text.to_owned() }
     }
 
-    /// Writes a value as JSON or YAML; as JSON also when the format is a table, which callers print themselves.
+    /// Writes a value as YAML or JSON; JSON also for table formats, whose tables are written by the callers.
     pub(crate) fn print_value(&self, value: &impl Serialize) -> Result<(), Failure> {
         self.print(&render(self.format, value)?)
     }
 
-    /// Writes one event of a stream: a line of JSON, or a YAML document of its own.
+    /// Writes one event of a stream: one line of JSON, or one YAML document.
     pub(crate) fn print_event(&self, value: &impl Serialize) -> Result<(), Failure> {
         match self.format {
             OutputFormat::Yaml => self.print(&format!("---\n{}", render(OutputFormat::Yaml, value)?)),
@@ -150,7 +150,7 @@ impl Ui {
         self.indicator(ProgressBar::new(length), style)
     }
 
-    /// A line that tells what is going on; hidden when stderr is not a terminal.
+    /// A line with the current activity; hidden when stderr is not a terminal.
     pub(crate) fn spinner(&self) -> ProgressBar {
         let bar =
             self.indicator(ProgressBar::new_spinner(), ProgressStyle::with_template("{spinner:.green} {wide_msg}"));
@@ -181,7 +181,7 @@ pub(crate) fn render(format: OutputFormat, value: &impl Serialize) -> Result<Str
     }
 }
 
-/// Columns for people: a header, cells, two spaces between them, no frame.
+/// A table: a header, cells, two spaces between columns, no frame.
 #[derive(Debug)]
 pub(crate) struct TextTable {
     header: Vec<&'static str>,
@@ -194,7 +194,7 @@ impl TextTable {
         Self { header: header.to_vec(), rows: Vec::new() }
     }
 
-    /// Adds a row. A cell without text shows as `-`; an empty column would shift the eye.
+    /// Adds a row. An empty cell shows as `-`, so that columns stay recognisable.
     pub(crate) fn row<T: Into<String>>(&mut self, cells: impl IntoIterator<Item = (T, Tone)>) {
         let cell = |(text, tone): (T, Tone)| {
             let text = one_line(&text.into());
@@ -203,7 +203,7 @@ impl TextTable {
         self.rows.push(cells.into_iter().map(cell).collect());
     }
 
-    /// The table as text, without a final line break and without spaces at the ends of lines.
+    /// The table as text, without a final line break and without trailing spaces.
     pub(crate) fn render(&self, colour: bool) -> String {
         let mut table = comfy_table::Table::new();
         table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
@@ -235,13 +235,13 @@ pub(crate) fn one_line(text: &str) -> String {
     text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// Columns of the terminal results go to; `None` when they go elsewhere.
+/// Width of the terminal that stdout is connected to, in columns; `None` when it is none.
 pub(crate) fn width() -> Option<usize> {
     let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
     (size.ws_col > 0).then_some(usize::from(size.ws_col))
 }
 
-/// Text in lines of at most `width` characters, broken at spaces; a word that is longer than that stands alone.
+/// Text in lines of at most `width` characters, broken at spaces; a longer word gets a line of its own.
 pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     let mut used = 0;
@@ -262,7 +262,7 @@ pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// A moment for people, to the second; empty when there is none.
+/// A time to the second; empty when there is none.
 pub(crate) fn moment(time: Option<prost_types::Timestamp>) -> String {
     time.map(|t| prost_types::Timestamp { nanos: 0, ..t }.to_string()).unwrap_or_default()
 }
@@ -273,7 +273,7 @@ pub(crate) fn age(since: Option<&prost_types::Timestamp>, now: SystemTime) -> St
     short(now.duration_since(since).unwrap_or_default())
 }
 
-/// A length of time with the two units that matter.
+/// A duration in its two largest units.
 pub(crate) fn short(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let pair = |big: u64, unit: &str, small: u64, small_unit: &str| match small {

@@ -1,12 +1,12 @@
 //! `rugctl up`: a whole cluster on this machine, as child processes.
 //!
 //! One coordinator and some workers, the same binaries as in production, with their state under one folder. This module
-//! has the order of things: lock the folder, stop what a crash left, check binaries and port, coordinator, workers,
-//! watch, stop. [`supervisor`] keeps the processes running, [`folder`] owns the files, [`status`] the line on the screen,
-//! [`inherited`] refuses settings of another cluster.
+//! defines the order: lock the folder, stop leftovers of a crash, check binaries and port, start coordinator and
+//! workers, watch, stop. [`supervisor`] keeps the processes running, [`folder`] owns the files, [`status`] the status
+//! line; [`inherited`] refuses settings of another cluster.
 //!
-//! Stopping Rug never stops appliances: they are processes of their own, and the next `up` takes them over.
-//! `up --down` removes them, through the API like everybody else.
+//! Stopping Rug never stops appliances: their instances are detached processes, which the next `up` adopts. `up --down`
+//! removes them through the admin API.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -37,27 +37,27 @@ mod supervisor;
 #[cfg(test)]
 mod tests;
 
-/// How long a cluster may take to be ready. An idle machine needs about a second; one that is compiling needs more.
+/// Deadline for the cluster to be ready. An idle machine needs about a second; one that is compiling needs more.
 const START_LIMIT: Duration = Duration::from_secs(30);
-/// How often to look whether it is ready.
+/// Interval of readiness checks.
 const START_LOOK: Duration = Duration::from_millis(50);
-/// How long one look may take.
+/// Timeout of one readiness check.
 const LOOK_LIMIT: Duration = Duration::from_secs(1);
 /// How long `--down` waits for an `up` that is starting or stopping; more than either may take.
 const CHANGE_LIMIT: Duration = Duration::from_secs(40);
-/// How long `--down` waits for the last appliance unless `--timeout` says otherwise.
+/// Default time that `--down` waits for the last appliance (`--timeout`).
 const DOWN_LIMIT: Duration = Duration::from_secs(120);
 
 /// Arguments.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct UpArgs {
-    /// Workers to start
+    /// Number of workers
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
     workers: u16,
     /// Folder for state and logs
     #[arg(long, default_value = ".rug", value_name = "DIR")]
     state_dir: PathBuf,
-    /// Driver the workers offer; repeat for several [default: process]
+    /// Driver that the workers offer; may be repeated [default: process]
     #[arg(long = "driver", value_name = "DRIVER")]
     drivers: Vec<Driver>,
     /// Loopback address of the coordinator
@@ -66,10 +66,10 @@ pub(crate) struct UpArgs {
     /// Remove every appliance of the state folder, then stop
     #[arg(long)]
     down: bool,
-    /// The coordinator's binary
+    /// Binary of the coordinator
     #[arg(long, hide = true)]
     coordinator_binary: Option<PathBuf>,
-    /// The workers' binary
+    /// Binary of the workers
     #[arg(long, hide = true)]
     worker_binary: Option<PathBuf>,
 }
@@ -158,7 +158,7 @@ async fn down(ui: &Ui, args: &UpArgs, timeout: Option<Duration>) -> Result<(), F
     Ok(())
 }
 
-/// The lock, or pid and address of the cluster that runs here. One that is just starting or stopping is waited for.
+/// The lock, or pid and address of the cluster that runs here. Waits for one that is starting or stopping.
 async fn lock_or_address(folder: &StateFolder) -> Result<Result<FolderLock, (Option<u32>, String)>, Failure> {
     let deadline = Instant::now() + CHANGE_LIMIT;
     loop {
@@ -176,7 +176,7 @@ async fn lock_or_address(folder: &StateFolder) -> Result<Result<FolderLock, (Opt
     }
 }
 
-/// The address, or one with another port when something listens there already.
+/// The address, or one with another port when that port is in use.
 fn usable_address(wanted: SocketAddr) -> Result<SocketAddr, Failure> {
     let any = SocketAddr::new(wanted.ip(), 0);
     let listener = TcpListener::bind(wanted).or_else(|_| TcpListener::bind(any));
@@ -193,7 +193,7 @@ impl StopSignals {
         Ok(Self([
             listen(SignalKind::interrupt())?,
             listen(SignalKind::terminate())?,
-            // The terminal was closed.
+            // SIGHUP: the terminal was closed.
             listen(SignalKind::hangup())?,
         ]))
     }
@@ -209,7 +209,7 @@ impl StopSignals {
     }
 }
 
-/// The processes of an embedded cluster and the way to speak to it.
+/// The processes of an embedded cluster and a client of it.
 struct LocalCluster {
     folder: StateFolder,
     supervisor: Supervisor,
@@ -223,7 +223,7 @@ struct LocalCluster {
 const COORDINATOR: &str = "coordinator-1";
 
 impl LocalCluster {
-    /// Nothing runs yet.
+    /// A cluster of which no process runs yet.
     fn new(folder: StateFolder, args: &UpArgs, listen: SocketAddr, drivers: &[Driver]) -> Result<Self, Failure> {
         let coordinator_binary = binary(args.coordinator_binary.as_ref(), "rug-coordinator")?;
         let worker_binary = binary(args.worker_binary.as_ref(), "rug-worker")?;
@@ -246,7 +246,7 @@ impl LocalCluster {
             let (state, address) = (path("workers"), format!("http://{listen}"));
             let mut words =
                 text(&["run", "--name", &name, "--coordinator", &address, "--state-dir", &state, "--host", &host]);
-            // Everything stops at once here, so nobody is left to take anything over.
+            // All workers stop together, so there is no other worker to hand appliances to.
             words.extend(text(&["--on-stop", "leave"]));
             words.extend(drivers.iter().flat_map(|driver| text(&["--driver", driver.name()])));
             program(&name, &worker_binary, words)
@@ -300,7 +300,7 @@ impl LocalCluster {
         supervisor::stop_leftovers(&processes, self.policy.stop_grace).await;
     }
 
-    /// Finds out before the coordinator does, which could only say so in its log.
+    /// Checked here because the coordinator could only report it in its log.
     async fn check_port(&self) -> Result<(), Failure> {
         let Err(error) = TcpListener::bind(self.listen) else { return Ok(()) };
         let other = self.client.once(LOOK_LIMIT).status().await.ok();
@@ -311,10 +311,9 @@ impl LocalCluster {
         Err(Failure::failed(format!("cannot listen on {}: {reason}; choose another with --listen", self.listen)))
     }
 
-    /// Looks until nothing is missing any more.
+    /// Checks until nothing is missing any more.
     ///
-    /// # Errors
-    /// A process died, or something is still missing at the deadline; with the ends of the logs.
+    /// # Errors A process exited, or something is still missing at the deadline; with the ends of the logs.
     async fn ready(
         &mut self,
         began: Instant,
@@ -357,10 +356,9 @@ impl LocalCluster {
         Err(Failure::failed(text.trim_end().to_owned()))
     }
 
-    /// Shows what goes on until a signal comes.
+    /// Shows the state of the cluster until a signal arrives.
     ///
-    /// # Errors
-    /// The coordinator cannot be kept running.
+    /// # Errors The coordinator cannot be kept running.
     async fn watch(&mut self, ui: &Ui, signals: &mut StopSignals) -> Result<(), Failure> {
         let mut line = StatusLine::new(ui);
         let mut states = std::pin::pin!(status::states(self.client.once(LOOK_LIMIT)));
@@ -378,9 +376,9 @@ impl LocalCluster {
 
     fn tell(&self, line: &StatusLine, event: ChildEvent) -> Result<(), Failure> {
         match event {
-            ChildEvent::Started { name, pid } => line.tell(&format!("{name} runs with pid {pid}")),
+            ChildEvent::Started { name, pid } => line.print(&format!("{name} runs with pid {pid}")),
             ChildEvent::Died { name, how, pause } => {
-                line.tell(&format!("{name} {how}; starting it again in {}", humantime::format_duration(pause)));
+                line.print(&format!("{name} {how}; starting it again in {}", humantime::format_duration(pause)));
             }
             ChildEvent::GivenUp { name, how } => {
                 let log = self.folder.log(&name);
@@ -389,20 +387,20 @@ impl LocalCluster {
                 if name == COORDINATOR {
                     return Err(Failure::failed(text));
                 }
-                line.tell(&text);
+                line.print(&text);
             }
         }
         Ok(())
     }
 
-    /// Stops all processes; at once when `hurry` completes.
+    /// Stops all processes; immediately when `hurry` completes.
     async fn stop(self, hurry: impl Future<Output = ()>) {
         self.folder.withdraw();
         self.supervisor.stop(hurry).await;
     }
 }
 
-/// Which of these workers are not healthy yet, and what is known about them.
+/// Which of these workers are not healthy yet, and why, as far as known.
 fn not_healthy(names: &[String], workers: &[v1::Worker]) -> Vec<(String, String)> {
     let state = |name: &String| match workers.iter().find(|w| w.id == *name) {
         None => Some((name.clone(), "has not joined yet".to_owned())),
@@ -412,7 +410,7 @@ fn not_healthy(names: &[String], workers: &[v1::Worker]) -> Vec<(String, String)
     names.iter().filter_map(state).collect()
 }
 
-/// A binary of the same build: beside this one, unless named.
+/// A binary of the same build: in the directory of this one, unless given.
 fn binary(named: Option<&PathBuf>, name: &str) -> Result<PathBuf, Failure> {
     let path = match named {
         Some(path) => path.clone(),

@@ -1,8 +1,8 @@
-//! Waiting until appliances are where a command wants them: configured, or gone.
+//! Waits until appliances have reached the goal of a command: configured, or gone.
 //!
-//! [`Tracker`] decides from watch events alone and knows neither time nor network; [`settle`] feeds it, keeps the stream
-//! open across losses and gives up at the deadline. Phase `Error` counts as a failure while it lasts: the worker's
-//! cooldown may end in success later, but whoever waits wants to hear of it now.
+//! [`Tracker`] decides from watch events alone, without time or network; [`settle`] feeds it, reopens broken streams
+//! and gives up at the deadline. Phase `Error` counts as a failure while it lasts: the worker may succeed after its
+//! cooldown, but a waiting user should see the error now.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,18 +17,18 @@ use crate::document::view;
 use crate::error::Failure;
 use crate::output::{Ui, one_line};
 
-/// Most appliances for which a line is printed at each step when there is no progress bar.
-const TELL_EACH: usize = 20;
+/// Without a progress bar, progress is printed for at most this many appliances.
+const MAX_LINES: usize = 20;
 
-/// What is waited for.
+/// The goal of waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Goal {
     /// Phase `Configured`, with this generation or a later one acted on.
     Configured {
-        /// The generation the command made or found.
+        /// The generation that the command created or found.
         generation: u64,
     },
-    /// Removed to the last trace.
+    /// Removed completely.
     Gone,
 }
 
@@ -44,10 +44,10 @@ struct WaitTarget {
     label: String,
     goal: Goal,
     state: GoalState,
-    /// Seen since the stream was opened.
+    /// Reported since the stream was opened.
     seen: bool,
     phase: &'static str,
-    /// What went wrong last.
+    /// The last error.
     error: String,
 }
 
@@ -66,7 +66,7 @@ pub(crate) struct Tracker {
 }
 
 impl Tracker {
-    /// Waits for each of these with its goal.
+    /// A tracker for these appliances and their goals.
     pub(crate) fn new<'a>(appliances: impl IntoIterator<Item = (&'a v1::Appliance, Goal)>) -> Self {
         let mut tenants = Vec::new();
         let mut targets = BTreeMap::new();
@@ -87,7 +87,7 @@ impl Tracker {
         Self { targets, tenants }
     }
 
-    /// What has to be watched to see them all.
+    /// Filter of a watch that covers them all.
     fn filter(&self) -> v1::ApplianceFilter {
         match self.tenants.as_slice() {
             [tenant] => v1::ApplianceFilter { tenant: tenant.clone(), ..v1::ApplianceFilter::default() },
@@ -95,12 +95,12 @@ impl Tracker {
         }
     }
 
-    /// A new stream begins: what it does not show by `SYNCED` is gone.
+    /// A new stream was opened: what it has not reported by `SYNCED` is gone.
     fn begin(&mut self) {
         self.targets.values_mut().for_each(|target| target.seen = false);
     }
 
-    /// Takes an event in; answers with a line when something worth telling has changed.
+    /// Applies an event; returns a line to print when something relevant has changed.
     fn observe(&mut self, event: &v1::ApplianceEvent) -> Option<String> {
         use v1::appliance_event::Type;
 
@@ -127,21 +127,21 @@ impl Tracker {
             },
         };
         let error = if state == GoalState::Reached { String::new() } else { error };
-        let news = state != target.state || (!error.is_empty() && error != target.error);
+        let changed = state != target.state || (!error.is_empty() && error != target.error);
         target.phase = view::phase(appliance);
         target.error =
             if appliance.deleting && state == GoalState::Failed { "is being deleted".to_owned() } else { error };
         target.state = state;
-        news.then(|| target.describe())
+        changed.then(|| target.describe())
     }
 
     fn gone(target: &mut WaitTarget) -> Option<String> {
         let state = if target.goal == Goal::Gone { GoalState::Reached } else { GoalState::Failed };
-        let news = target.state != state;
+        let changed = target.state != state;
         target.state = state;
         target.phase = "Gone";
         target.error = String::new();
-        news.then(|| target.describe())
+        changed.then(|| target.describe())
     }
 
     fn reached(&self) -> u64 {
@@ -152,7 +152,7 @@ impl Tracker {
         self.targets.values().all(|t| t.state != GoalState::Waiting)
     }
 
-    /// A line for each appliance that is not where it shall be.
+    /// A line for each appliance that has not reached its goal.
     fn missing(&self) -> Vec<String> {
         let mut missing: Vec<_> = self.targets.values().filter(|t| t.state != GoalState::Reached).collect();
         missing.sort_by(|a, b| a.label.cmp(&b.label));
@@ -202,7 +202,7 @@ async fn follow(client: &AdminClient, ui: &Ui, bar: &ProgressBar, tracker: &mut 
             };
             backoff = Backoff::new();
             if let Some(line) = tracker.observe(&event) {
-                tell(ui, bar, tracker, &line);
+                print_progress(ui, bar, tracker, &line);
             }
         }
         if !tracker.is_settled() {
@@ -212,7 +212,7 @@ async fn follow(client: &AdminClient, ui: &Ui, bar: &ProgressBar, tracker: &mut 
     Ok(())
 }
 
-/// Whether a stream that ended so is worth opening again: the server went away, or we were too slow for it.
+/// Whether a stream that ended with this code should be reopened: the server stopped, or this reader was too slow.
 pub(crate) fn may_reopen(code: Code) -> bool {
     matches!(
         code,
@@ -220,11 +220,11 @@ pub(crate) fn may_reopen(code: Code) -> bool {
     )
 }
 
-fn tell(ui: &Ui, bar: &ProgressBar, tracker: &Tracker, line: &str) {
+fn print_progress(ui: &Ui, bar: &ProgressBar, tracker: &Tracker, line: &str) {
     bar.set_position(tracker.reached());
-    let each = tracker.targets.len() <= TELL_EACH;
+    let each = tracker.targets.len() <= MAX_LINES;
     match (ui.progress, each) {
-        // Above the bar, where it stays when the bar is cleared.
+        // Printed above the bar, where it stays when the bar is cleared.
         (true, true) => bar.println(line),
         (true, false) => bar.set_message(line.lines().last().unwrap_or_default().to_owned()),
         (false, true) => ui.note(line),
@@ -273,18 +273,18 @@ mod tests {
         tracker.observe(&event(Type::Current, appliance("1", v1::Phase::Configured, 1, "")));
         tracker.observe(&synced());
         assert!(!tracker.is_settled());
-        let line = tracker.observe(&event(Type::Changed, appliance("1", v1::Phase::Configured, 2, "old trouble")));
+        let line = tracker.observe(&event(Type::Changed, appliance("1", v1::Phase::Configured, 2, "old error")));
         assert_eq!(line.as_deref(), Some("custom/n1: Configured"));
         assert!(tracker.is_settled() && tracker.missing().is_empty());
     }
 
     #[test]
-    fn trouble_is_told_while_waiting_and_error_fails() {
+    fn errors_are_printed_while_waiting_and_phase_error_fails() {
         let mut tracker = tracker(Goal::Configured { generation: 1 });
         let busy = appliance("1", v1::Phase::Booting, 1, "port 8080 is in use");
         let line = tracker.observe(&event(Type::Changed, busy.clone()));
         assert_eq!(line.as_deref(), Some("custom/n1: Booting: port 8080 is in use"));
-        assert_eq!(tracker.observe(&event(Type::Changed, busy)), None, "the same trouble is told once");
+        assert_eq!(tracker.observe(&event(Type::Changed, busy)), None, "the same error is printed once");
         tracker.observe(&event(Type::Changed, appliance("1", v1::Phase::Error, 1, "port 8080 is in use")));
         assert!(tracker.is_settled());
         assert_eq!(tracker.missing(), ["custom/n1: Error: port 8080 is in use"]);
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_synced_stream_does_not_show_is_gone() {
+    fn an_appliance_missing_at_synced_is_gone() {
         for (goal, missing) in [(Goal::Gone, 0), (Goal::Configured { generation: 1 }, 1)] {
             let mut tracker = tracker(goal);
             tracker.begin();
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn an_appliance_being_deleted_never_gets_configured() {
+    fn waiting_for_a_deleting_appliance_fails() {
         let mut tracker = tracker(Goal::Configured { generation: 1 });
         let mut deleted = appliance("1", v1::Phase::Configured, 1, "");
         deleted.deleting = true;
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn others_do_not_matter() {
+    fn events_of_other_appliances_are_ignored() {
         let mut tracker = tracker(Goal::Gone);
         assert_eq!(tracker.observe(&event(Type::Gone, appliance("9", v1::Phase::Gone, 1, ""))), None);
         assert!(!tracker.is_settled());

@@ -284,7 +284,7 @@ async fn when_most_workers_vanish_nothing_moves_before_they_are_back_or_somebody
     let began = vanish(&mut fleet, &owners).await?;
     println!("frozen again {began:?} after the first was killed");
     let said = fleet.rugctl(&["placement", "resume"], "").await?.success()?.stdout;
-    assert_eq!(said.trim(), "planning goes on");
+    assert_eq!(said.trim(), "placement resumed");
     let (after, took) = timed(PATIENCE, "their share is with the others", async || {
         let now = fleet.owners().await?;
         ensure!(now.values().all(|owner| ["w4", "w5"].contains(&owner.as_str())), "{now:?}");

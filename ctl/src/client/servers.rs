@@ -1,7 +1,7 @@
-//! Which coordinators there are, and which of them is asked.
+//! Addresses and connections of the coordinators, and which of them is asked first.
 //!
-//! Any coordinator answers any call, so one is as good as another: calls stay with the one that answered last, and go on
-//! to the next when it does not answer.
+//! Any coordinator answers any call, directly or by forwarding it: calls stay with the coordinator that answered last
+//! and fail over to the next when it does not answer.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,17 +14,17 @@ use tonic::transport::Channel;
 use super::{DEFAULT_SERVER, read_endpoint};
 use crate::error::{Exit, Failure};
 
-/// How long a connection may take to be made.
+/// Timeout of a connection attempt.
 const CONNECT: Duration = Duration::from_secs(2);
-/// A server that has not said for the second of these that it is there, when asked every first, is gone: early enough for
-/// another one to be asked within the usual limit of a call.
+/// Keep-alive: interval of pings and how long one may stay unanswered before the server counts as gone, early enough to
+/// ask another one within the default timeout of a call.
 const ALIVE: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(3));
 
 /// Finds the servers: flag or environment, else the endpoint file of a cluster that `rugctl up` runs in this folder or
-/// one above, else [`DEFAULT_SERVER`].
+/// a parent, else [`DEFAULT_SERVER`].
 ///
-/// A name without a scheme gets the one that fits `secure`. The other two are clusters of this machine, which speak
-/// without TLS.
+/// An address without a scheme gets the one that matches `secure`. Endpoint file and default are clusters on this
+/// machine, which use no TLS.
 pub(crate) fn find_servers(named: Option<&str>, secure: bool, folder: &Path) -> ServerAddresses {
     let names: Vec<_> = named.unwrap_or_default().split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
     if !names.is_empty() {
@@ -37,20 +37,20 @@ pub(crate) fn find_servers(named: Option<&str>, secure: bool, folder: &Path) -> 
     ServerAddresses { addresses: vec![address], local: true }
 }
 
-/// Where servers are.
+/// Addresses of servers and how they were found.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ServerAddresses {
     /// Their addresses, with schemes; at least one.
     pub(crate) addresses: Vec<String>,
-    /// Nobody named them: it is the cluster of this machine.
+    /// Found on this machine rather than configured.
     pub(crate) local: bool,
 }
 
-/// Connections to servers, made when they are first used.
+/// Connections to servers, opened on first use.
 #[derive(Debug)]
 pub(super) struct Servers {
     all: Vec<ServerChannel>,
-    /// Who is asked; may be beyond the end, and counts around.
+    /// Index of the server to ask first, modulo the number of servers.
     turn: AtomicUsize,
 }
 
@@ -61,8 +61,7 @@ struct ServerChannel {
 }
 
 impl Servers {
-    /// # Errors
-    /// There is none, one is no address, or does not fit `tls`.
+    /// # Errors The list is empty, an entry is no address, or it does not match `tls`.
     pub(super) fn new<A: AsRef<str>>(addresses: &[A], tls: Option<&ClientTls>) -> Result<Self, Failure> {
         let all =
             addresses.iter().map(|address| ServerChannel::new(address.as_ref(), tls)).collect::<Result<Vec<_>, _>>()?;
@@ -72,7 +71,7 @@ impl Servers {
         Ok(Self { all, turn: AtomicUsize::new(0) })
     }
 
-    /// Each of them alone, with the connection it has.
+    /// One value for each server, sharing its connection.
     pub(super) fn each(&self) -> impl Iterator<Item = Self> + '_ {
         self.all.iter().map(|one| Self { all: vec![one.clone()], turn: AtomicUsize::new(0) })
     }
@@ -81,7 +80,7 @@ impl Servers {
         self.all.len()
     }
 
-    /// Whose turn it is.
+    /// The server to ask first, with the index it was chosen by.
     pub(super) fn turn(&self) -> usize {
         self.turn.load(Ordering::Relaxed)
     }
@@ -98,14 +97,14 @@ impl Servers {
         &self.all[turn % self.all.len()]
     }
 
-    /// Gives the next one the turn, unless another call has done so since `turn`.
+    /// Makes the next server the first one, unless another call has done so since `turn`.
     pub(super) fn pass(&self, turn: usize) {
         let _ = self.turn.compare_exchange(turn, turn.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// What to tell when none of those asked has answered; `told` is what each of them said last.
-    pub(super) fn unreachable(&self, told: &[(usize, Status)]) -> Failure {
-        let reasons: Vec<_> = told.iter().map(|(turn, status)| (self.address(*turn), reason(status))).collect();
+    /// The failure when no server answered, from the last error of each.
+    pub(super) fn unreachable(&self, errors: &[(usize, Status)]) -> Failure {
+        let reasons: Vec<_> = errors.iter().map(|(turn, status)| (self.address(*turn), reason(status))).collect();
         let hint = if reasons.iter().all(|(_, reason)| reason.contains("Connection refused")) {
             "\nstart a cluster with `rugctl up`, or name its address with --server or RUG_SERVER"
         } else {
@@ -148,7 +147,7 @@ fn reason(status: &Status) -> String {
         return refusal;
     }
     let mut reason = status.message().to_owned();
-    // The transport's own words ("tcp connect error") hide the operating system's at the end of the chain.
+    // The transport's message ("tcp connect error") hides the operating system's at the end of the chain.
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {
         reason = error.to_string();
@@ -162,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn servers_are_named_or_found_above() {
+    fn servers_come_from_flags_or_from_a_parent_folder() {
         let top = tempfile::tempdir().expect("a folder");
         let deep = top.path().join("a/b");
         std::fs::create_dir_all(&deep).expect("folders");
@@ -182,7 +181,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_turn_is_passed_on_once_for_all_who_failed() {
+    async fn concurrent_failures_switch_servers_once() {
         let servers = Servers::new(&["http://a:1", "http://b:2"], None).expect("addresses");
         let turn = servers.turn();
         servers.pass(turn);

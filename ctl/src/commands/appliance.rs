@@ -1,4 +1,4 @@
-//! Commands about appliances that are already there: get, list, describe, explain, rebuild, check.
+//! Commands about existing appliances: get, list, describe, explain, rebuild, check.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -47,7 +47,7 @@ enum ListOrder {
     /// Tenant and name
     #[default]
     Name,
-    /// Phase in the order of a life, then name
+    /// Phase in lifecycle order, then name
     Phase,
     /// Worker, then name
     Worker,
@@ -67,7 +67,7 @@ pub(crate) struct ListArgs {
     /// Only on this driver
     #[arg(long)]
     driver: Option<String>,
-    /// Only held by this worker
+    /// Only owned by this worker
     #[arg(long)]
     worker: Option<String>,
     /// Only in this phase; repeat for any of several
@@ -76,10 +76,10 @@ pub(crate) struct ListArgs {
     /// Only with this label, as KEY=VALUE; repeat for all of several
     #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
     labels: Vec<(String, String)>,
-    /// Only names that start so
+    /// Only names with this prefix
     #[arg(long)]
     name_prefix: Option<String>,
-    /// Order
+    /// Sort order
     #[arg(long, value_enum, default_value_t)]
     sort: ListOrder,
 }
@@ -89,7 +89,7 @@ pub(crate) struct ListArgs {
 pub(crate) struct RebuildArgs {
     #[command(flatten)]
     one: One,
-    /// Image to boot from now on
+    /// New image
     #[arg(long)]
     image: Option<String>,
     #[command(flatten)]
@@ -275,7 +275,7 @@ fn description(
 
     let _ = writeln!(text, "\nSpec");
     let spec = crate::output::render(OutputFormat::Yaml, &view::Appliance::document(a))?;
-    // Name, tenant and the like stand above already.
+    // Name, tenant and the other identifying fields are printed above.
     let body = spec
         .lines()
         .skip_while(|l| !["replicas:", "probe_interval:", "image:", "spec:"].iter().any(|p| l.starts_with(p)));
@@ -331,7 +331,7 @@ fn instances(instances: &[v1::Instance], now: SystemTime) -> TextTable {
     table
 }
 
-/// Moves, with the appliance unless it is known.
+/// Moves; the appliance is a column unless all moves are of one appliance.
 pub(crate) fn moves(moves: &[v1::Move], appliance: bool) -> TextTable {
     let mut header = vec!["TIME", "FROM", "TO", "STATE", "REBALANCE", "REASON"];
     if appliance {
@@ -486,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_of_appliances_is_easy_to_cut() {
+    fn the_table_of_appliances_has_one_row_per_line() {
         let fleet =
             [appliance("web", v1::Phase::Configured, "worker-1", 900), appliance("w", v1::Phase::Error, "", 1000)];
         assert_eq!(
@@ -543,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_sorted_as_asked() {
+    fn lists_are_sorted_as_requested() {
         let mut fleet = vec![
             appliance("b", v1::Phase::Configured, "worker-1", 10),
             appliance("a", v1::Phase::Error, "worker-2", 20),
@@ -560,7 +560,7 @@ mod tests {
     }
 
     #[test]
-    fn filters_are_read_strictly() {
+    fn invalid_filters_are_refused() {
         assert_eq!(parse_phase("Configured"), Ok(v1::Phase::Configured));
         assert!(parse_phase("unspecified").expect_err("no phase").contains("down, booting"));
         assert_eq!(parse_label("app=a=b"), Ok(("app".into(), "a=b".into())));

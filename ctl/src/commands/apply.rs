@@ -1,7 +1,7 @@
-//! `rugctl apply`: make the fleet what files say.
+//! `rugctl apply`: create and change appliances so that they match the files.
 //!
-//! Everything is read and checked here, then checked by the server without a change, and only then sent: a document that
-//! is refused creates nothing. Calls run side by side, because the server lets concurrent ones share a transaction.
+//! All documents are validated here, then by the server in a dry run, and only then sent: a document that is refused
+//! means that nothing is changed. Calls run concurrently, so that the server commits several in one transaction.
 
 use std::collections::BTreeMap;
 
@@ -16,16 +16,16 @@ use crate::error::{Exit, Failure};
 use crate::output::{Tone, count, view::Applied};
 use crate::wait::{Goal, Tracker, settle};
 
-/// Calls in flight. Half of what saturates a server on two cores, so that one client leaves room for others.
+/// Calls in flight. Half of what saturates a server on two cores, so that one client leaves capacity for others.
 const IN_FLIGHT: usize = 32;
 
 /// Arguments.
 #[derive(Args, Debug)]
 pub(crate) struct ApplyArgs {
-    /// YAML file with one or more documents; - reads standard input; can be repeated
+    /// YAML file with one or more documents; - reads standard input; may be repeated
     #[arg(short, long = "file", value_name = "FILE", required = true)]
     files: Vec<String>,
-    /// Check everything, here and on the server, and change nothing
+    /// Validate everything, here and on the server, and change nothing
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -40,11 +40,11 @@ pub(crate) async fn run(context: &CommandContext, args: &ApplyArgs) -> Result<()
         .map_err(|e| Failure::failed(format!("read documents: {e}")))??;
     let (checked, refused) = send(&context.client, &documents, true).await;
     if !refused.is_empty() {
-        return Err(all_refused(refused, "nothing was changed"));
+        return Err(combine_failures(refused, "nothing was changed"));
     }
     let clashes = port_clashes(&documents, &checked);
     if !clashes.is_empty() {
-        return Err(all_refused(clashes, "nothing was changed"));
+        return Err(combine_failures(clashes, "nothing was changed"));
     }
     if args.dry_run {
         return show(context, &documents, &checked, true);
@@ -53,7 +53,7 @@ pub(crate) async fn run(context: &CommandContext, args: &ApplyArgs) -> Result<()
     show(context, &documents, &sent, false)?;
     if !refused.is_empty() {
         let done = sent.iter().flatten().count() as u64;
-        return Err(all_refused(refused, &format!("{} applied before that", count(done, "document"))));
+        return Err(combine_failures(refused, &format!("{} applied before that", count(done, "document"))));
     }
     if args.wait.no_wait {
         return Ok(());
@@ -65,7 +65,7 @@ pub(crate) async fn run(context: &CommandContext, args: &ApplyArgs) -> Result<()
 
 type UpdateResponses = Vec<Option<v1::UpdateApplianceResponse>>;
 
-/// Sends all documents; answers in their order, and the refusals.
+/// Sends all documents. Returns the responses in the order of the documents, and the failures.
 async fn send(client: &AdminClient, documents: &[Document], validate_only: bool) -> (UpdateResponses, Vec<Failure>) {
     let calls = documents.iter().map(|document| async move {
         let request = v1::UpdateApplianceRequest {
@@ -83,8 +83,8 @@ async fn send(client: &AdminClient, documents: &[Document], validate_only: bool)
     (answers, refused)
 }
 
-/// Ports that two of the documents claim. The server sees one document at a time, and would refuse the second one after
-/// the first was created. As there, only appliances that are bound to different hosts can share a port.
+/// Ports claimed by two of the documents. The server validates one document at a time and would refuse the second one
+/// after it created the first. As on the server, only appliances bound to different hosts may share a port.
 fn port_clashes(documents: &[Document], answers: &UpdateResponses) -> Vec<Failure> {
     let mut claims: BTreeMap<u32, Vec<(&Document, &str)>> = BTreeMap::new();
     let mut clashes = Vec::new();
@@ -107,7 +107,7 @@ fn port_clashes(documents: &[Document], answers: &UpdateResponses) -> Vec<Failur
     clashes
 }
 
-/// A server's refusal in terms of the file.
+/// The server's error in terms of the file.
 fn located(document: &Document, failure: Failure) -> Failure {
     if failure.exit == Exit::Unreachable {
         return failure;
@@ -120,10 +120,10 @@ fn located(document: &Document, failure: Failure) -> Failure {
     Failure::new(failure.exit, lines.join("\n"))
 }
 
-/// All refusals as one failure, with the code of the first.
-fn all_refused(mut refused: Vec<Failure>, outcome: &str) -> Failure {
+/// All failures as one, with the exit code of the first.
+fn combine_failures(mut refused: Vec<Failure>, outcome: &str) -> Failure {
     let exit = refused[0].exit;
-    // A server that went away refuses every document in the same words.
+    // A server that became unavailable yields the same message for every document.
     refused.dedup_by(|a, b| a.message == b.message);
     let more = refused.len().saturating_sub(20);
     let mut lines: Vec<_> = refused.iter().take(20).map(ToString::to_string).collect();
@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_of_the_server_names_file_line_and_field() {
+    fn an_error_of_the_server_names_file_line_and_field() {
         let text = "name: a\nkind: custom\nspec:\n  command: x\n  port: 8080\n";
         let documents = document::parse("f.yaml", text).expect("valid");
         let mut failure = Failure::usage("bad request");
@@ -213,9 +213,9 @@ mod tests {
     }
 
     #[test]
-    fn equal_refusals_are_told_once() {
+    fn equal_errors_are_printed_once() {
         let refused = (0..30).map(|_| Failure::new(Exit::Unreachable, "no answer")).collect();
-        let failure = all_refused(refused, "nothing was changed");
+        let failure = combine_failures(refused, "nothing was changed");
         assert_eq!(failure.to_string(), "no answer\nnothing was changed");
         assert_eq!(failure.exit, Exit::Unreachable);
     }

@@ -1,4 +1,4 @@
-//! `rugctl cluster`: how the cluster is doing as a whole; and `rugctl version`.
+//! `rugctl cluster`: state of the cluster as a whole; and `rugctl version`.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -13,15 +13,15 @@ use crate::commands::{CommandContext, watch, worker::phases};
 use crate::error::Failure;
 use crate::output::{TextTable, Tone, age, count, one_line, view as shown};
 
-/// How long `version` waits for a server that may well not run.
+/// Timeout of `version`: the server may well not be running.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ClusterCommand {
-    /// Leader, workers, appliances by phase, what is under way, and what needs a look
+    /// Show leader, workers, appliances by phase, moves in flight and warnings
     Status,
-    /// The same in one line whenever it changes
+    /// Print a one-line summary whenever it changes
     Watch,
 }
 
@@ -62,7 +62,7 @@ fn describe(context: &CommandContext, status: &v1::ClusterStatus, now: SystemTim
         line("Unowned", &context.ui.paint(Tone::Busy, &text));
     }
     if status.quarantined > 0 {
-        let text = format!("{}, granted to nobody", count(status.quarantined, "appliance"));
+        let text = format!("{}, granted to no worker", count(status.quarantined, "appliance"));
         line("Quarantined", &context.ui.paint(Tone::Bad, &text));
     }
     line("Moves", &format!("{} under way", status.moves_in_flight));
@@ -73,7 +73,7 @@ fn describe(context: &CommandContext, status: &v1::ClusterStatus, now: SystemTim
     }
     if let Some(frozen) = &status.frozen {
         line("Frozen", &context.ui.paint(Tone::Bad, &why_frozen(frozen, now)));
-        line("", "nothing moves until they are back. If they will not come back: `rugctl placement resume`");
+        line("", "no appliance is moved until they are back. If they will not come back: `rugctl placement resume`");
     }
     if let Some(paused) = &status.paused {
         line("Paused", &context.ui.paint(Tone::Busy, &why_paused(paused, now)));
@@ -114,7 +114,7 @@ struct Versions {
     server: Option<String>,
 }
 
-/// Runs `version`. A server that does not answer is no failure.
+/// Runs `version`. A server that does not answer is not a failure.
 pub(crate) async fn version(context: &CommandContext, client_only: bool) -> Result<(), Failure> {
     let client = env!("CARGO_PKG_VERSION");
     let server = if client_only {
@@ -141,7 +141,7 @@ mod tests {
     use crate::output::{OutputFormat, Ui};
 
     #[tokio::test]
-    async fn what_needs_a_look_is_told_with_what_to_do() {
+    async fn warnings_come_with_advice() {
         let client = AdminClient::new("http://127.0.0.1:1", Duration::from_secs(1)).expect("an address");
         let ui = Ui { format: OutputFormat::Table, colour: false, progress: false };
         let context = CommandContext { client, ui, timeout: None };

@@ -1,4 +1,4 @@
-//! `rugctl delete`: remove appliances and wait until nothing of them is left.
+//! `rugctl delete`: remove appliances and wait until they are gone.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, IsTerminal, Write};
@@ -15,7 +15,7 @@ use crate::error::{Exit, Failure};
 use crate::output::{Ui, count};
 use crate::wait::{Goal, Tracker, settle};
 
-/// Calls in flight, as for apply.
+/// Calls in flight, as in `apply`.
 const IN_FLIGHT: usize = 32;
 
 /// Arguments.
@@ -30,13 +30,13 @@ pub(crate) struct DeleteArgs {
     /// Every appliance, of the given tenant or of all tenants
     #[arg(long)]
     all: bool,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(short, long)]
     yes: bool,
-    /// Tenant the names belong to [default: default]
+    /// Tenant of the names [default: default]
     #[arg(short, long)]
     tenant: Option<String>,
-    /// Names that do not exist are no error
+    /// Ignore names that do not exist
     #[arg(long)]
     ignore_missing: bool,
     #[command(flatten)]
@@ -68,7 +68,7 @@ pub(crate) async fn run(context: &CommandContext, args: &DeleteArgs) -> Result<(
     if lines.is_empty() { Ok(()) } else { context.ui.print(&lines.join("\n")) }
 }
 
-/// Looks every name up before anything is deleted: a name that does not exist deletes nothing.
+/// Looks up every name before anything is deleted: when one does not exist, nothing is deleted.
 async fn named(context: &CommandContext, args: &DeleteArgs) -> Result<Vec<v1::Appliance>, Failure> {
     let tenant = args.tenant.as_deref().unwrap_or("default");
     let mut references = Vec::new();
@@ -120,7 +120,7 @@ fn gone(appliances: &[v1::Appliance]) -> Tracker {
     Tracker::new(appliances.iter().map(|a| (a, Goal::Gone)))
 }
 
-/// Deletes every appliance the server knows and waits until all are gone. Answers with how many there were.
+/// Deletes every appliance of the server and waits until all are gone. Returns their number.
 pub(crate) async fn delete_everything(client: &AdminClient, ui: &Ui, limit: Duration) -> Result<u64, Failure> {
     let deleted = delete(client, client.list(v1::ApplianceFilter::default()).await?).await?;
     settle(client, ui, gone(&deleted), limit).await?;
@@ -132,7 +132,7 @@ async fn confirm(question: &str) -> Result<(), Failure> {
         return Err(Failure::usage(format!("{question} answer with --yes")));
     }
     let _ = write!(std::io::stderr(), "{question} [y/N] ");
-    // On a thread of its own: Ctrl-C has to work while this waits.
+    // On a blocking thread, so that Ctrl-C works meanwhile.
     let answer = tokio::task::spawn_blocking(|| {
         let mut line = String::new();
         std::io::stdin().lock().read_line(&mut line).map(|_| line)

@@ -1,8 +1,8 @@
 //! `rugctl doctor`: what is wrong, why, and which command helps.
 //!
-//! Looks once at every coordinator it was given, the state of the cluster and its workers, and judges what it saw in
-//! [`checks`]. Nothing is changed. A *problem* is what an operator should act on now: appliances nobody looks after, a
-//! promise that was not kept, parts that do not answer; the exit code says whether there is one.
+//! Queries every configured coordinator, the cluster and its workers once, and evaluates the responses in [`checks`].
+//! Nothing is changed. A *problem* is what an operator should act on now: appliances without an owner, a violated
+//! invariant, components that do not answer; the exit code says whether there is one.
 
 mod checks;
 
@@ -17,17 +17,16 @@ use crate::commands::CommandContext;
 use crate::error::{Exit, Failure};
 use crate::output::{Tone, Ui, count, one_line, width, wrap};
 
-/// How long one coordinator may take to answer, unless `--timeout` says otherwise: one that is away must not keep the
-/// others from being judged.
+/// Default timeout for one coordinator (`--timeout`): one that does not answer must not delay the checks of the others.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Columns before the text: that of the states and that of the names.
+/// Widths of the first two columns: severity and name of the check.
 const INDENT: (usize, usize) = (9, 14);
 
-/// Narrowest column of text. A terminal with less is not worth breaking words for.
+/// Narrowest text column. In narrower terminals, breaking lines does not help.
 const NARROWEST: usize = 30;
 
-/// How something is.
+/// Result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Severity {
@@ -54,14 +53,14 @@ impl Severity {
     }
 }
 
-/// One thing that was looked at.
+/// Result of one check, as printed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Finding {
     check: &'static str,
     state: Severity,
     /// One sentence.
     summary: String,
-    /// What it is about, one each.
+    /// Affected objects, one per line.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     details: Vec<String>,
     /// Commands and measures that help.
@@ -69,22 +68,22 @@ struct Finding {
     advice: Vec<String>,
 }
 
-/// One coordinator that was asked.
+/// One coordinator and its response.
 #[derive(Debug)]
 struct CoordinatorReply {
     address: String,
-    /// Whether it leads, and how the cluster is; or why it did not answer.
+    /// Its role and the state of the cluster, or why it did not answer.
     answer: Result<LeadAndStatus, String>,
 }
 
 #[derive(Debug)]
 struct LeadAndStatus {
     leads: bool,
-    /// Also of one that stands by, which passes the question on; or why nobody answered that.
+    /// A standby forwards this query to the leader, so it can fail although the coordinator answers.
     status: Result<v1::ClusterStatus, String>,
 }
 
-/// Everything that was seen.
+/// All responses.
 #[derive(Debug)]
 struct Inspection {
     servers: Vec<CoordinatorReply>,
@@ -123,7 +122,7 @@ async fn look(context: &CommandContext) -> Inspection {
         let told = |failure: Failure| why(&address, &failure);
         let answer = match (leads, status) {
             (Ok(leads), status) => Ok(LeadAndStatus { leads, status: status.map_err(told) }),
-            // It answers one question and not the other: too old to be asked whether it leads.
+            // The role query failed and the status query did not: a version without the role query.
             (Err(_), Ok(status)) => Ok(LeadAndStatus { leads: false, status: Ok(status) }),
             (Err(failure), Err(_)) => Err(told(failure)),
         };
@@ -134,8 +133,7 @@ async fn look(context: &CommandContext) -> Inspection {
     Inspection { servers, workers, now: SystemTime::now() }
 }
 
-/// Why a coordinator did not answer: without its address, which stands beside it, and without what is advised to whoever
-/// looks for one.
+/// Why a coordinator did not answer, without its address, which is printed beside it, and without the general advice.
 fn why(address: &str, failure: &Failure) -> String {
     let text = failure.to_string();
     let first = text.lines().next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! `rugctl placement`: the operator's stop of all planning.
+//! `rugctl placement`: pause and resume placement.
 
 use std::fmt::Write as _;
 use std::time::SystemTime;
@@ -13,13 +13,13 @@ use crate::output::{age, one_line, view as shown};
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum PlacementCommand {
-    /// Stop all planning: nothing is placed, moved or released until `resume`
+    /// Pause placement: nothing is placed, moved or released until `resume`
     Pause {
-        /// Why, for those who wonder
+        /// Reason, shown to other operators
         #[arg(long, default_value = "", hide_default_value = true)]
         reason: String,
     },
-    /// Plan again, after `pause` or after too many workers vanished at once
+    /// Resume placement, after `pause` or after too many workers vanished at once
     Resume,
 }
 
@@ -43,10 +43,10 @@ fn describe(state: &v1::PlacementState, now: SystemTime) -> String {
     if let Some(paused) = &state.paused {
         let _ = writeln!(text, "paused: {}", why_paused(paused, now));
     }
-    if text.is_empty() { "planning goes on".to_owned() } else { text }
+    if text.is_empty() { "placement resumed".to_owned() } else { text }
 }
 
-/// Who vanished, and when.
+/// Why placement is frozen, since when, and which workers are missing.
 pub(crate) fn why_frozen(frozen: &v1::Frozen, now: SystemTime) -> String {
     let names = frozen.missing.iter().map(|name| one_line(name)).collect::<Vec<_>>().join(", ");
     let rest = frozen.missing_count.saturating_sub(frozen.missing.len() as u64);
@@ -55,7 +55,7 @@ pub(crate) fn why_frozen(frozen: &v1::Frozen, now: SystemTime) -> String {
     format!("{} ({} ago){missing}", one_line(&frozen.reason), age(frozen.since.as_ref(), now))
 }
 
-/// Who stopped it, when and why.
+/// Who paused placement, when and why.
 pub(crate) fn why_paused(paused: &v1::Paused, now: SystemTime) -> String {
     let reason = one_line(&paused.reason);
     let reason = if reason.is_empty() { "no reason given".to_owned() } else { reason };
@@ -69,10 +69,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_keeps_planning_from_going_on_is_told() {
+    fn reasons_for_a_halt_of_placement_are_shown() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(70);
         let since = Some(prost_types::Timestamp { seconds: 10, nanos: 0 });
-        assert_eq!(describe(&v1::PlacementState::default(), now), "planning goes on");
+        assert_eq!(describe(&v1::PlacementState::default(), now), "placement resumed");
         let frozen = v1::Frozen {
             reason: "3 of 4 workers vanished within 2s".into(),
             since,

@@ -1,4 +1,4 @@
-//! `rugctl rebalance`: the history of who moved where and why.
+//! `rugctl rebalance`: the history of moves and their causes.
 
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
@@ -20,18 +20,18 @@ pub(crate) struct RebalanceArgs {
 /// Commands.
 #[derive(Debug, Subcommand)]
 enum RebalanceCommand {
-    /// The history, newest first
+    /// List rebalances, newest first
     List {
         /// Most entries to show
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
     },
-    /// One rebalance with its moves
+    /// Show one rebalance with its moves
     Get {
         /// Id, such as r3-17
         id: String,
     },
-    /// Rebalances as they begin, go on and end
+    /// Watch rebalances begin, progress and end
     Watch,
 }
 
@@ -57,12 +57,12 @@ async fn list(context: &CommandContext, limit: usize) -> Result<(), Failure> {
     context.ui.print_table(&table(&rebalances, SystemTime::now()))
 }
 
-/// How long it took, or has been running for.
+/// How long it took, or has been running.
 fn duration(rebalance: &v1::Rebalance, now: SystemTime) -> String {
     let time = |t: Option<prost_types::Timestamp>| t.and_then(|t| SystemTime::try_from(t).ok());
     let Some(start) = time(rebalance.start_time) else { return String::new() };
     let took = time(rebalance.end_time).unwrap_or(now).duration_since(start).unwrap_or_default();
-    // Most take milliseconds, and the nanoseconds below are noise.
+    // Most take milliseconds; anything below is noise.
     let took = Duration::from_millis(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
     humantime::format_duration(took).to_string()
 }
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_history_names_cause_moves_and_trace() {
+    fn the_history_shows_cause_moves_and_trace() {
         let at = |seconds, nanos| Some(prost_types::Timestamp { seconds, nanos });
         let ended = v1::Rebalance {
             id: "r1-2".into(),

@@ -1,4 +1,4 @@
-//! `rugctl ring`: where keys belong.
+//! `rugctl ring`: the ring and which worker a key belongs to.
 
 use std::fmt::Write as _;
 
@@ -13,11 +13,11 @@ use crate::output::{TextTable, Tone, view as shown};
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum RingCommand {
-    /// Who owns an appliance or a key, and who would be asked next
+    /// Show the owner of an appliance or a key, and the next candidates
     Locate(LocateArgs),
-    /// The members of the ring and their shares
+    /// Show the members of the ring and their shares
     Show {
-        /// Also list every point
+        /// Also list every point of the ring
         #[arg(long)]
         points: bool,
     },
@@ -26,12 +26,12 @@ pub(crate) enum RingCommand {
 /// Arguments of `ring locate`.
 #[derive(Args, Debug)]
 pub(crate) struct LocateArgs {
-    /// Name or id of an appliance; any other text is taken as a key
+    /// Name or id of an appliance; any other text is used as a key
     what: String,
-    /// Take it as a key even if an appliance has that name
+    /// Use it as a key even if an appliance has that name
     #[arg(long)]
     key: bool,
-    /// Members to name
+    /// Number of members to show
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     count: u32,
     #[command(flatten)]
@@ -52,7 +52,7 @@ async fn locate(context: &CommandContext, args: &LocateArgs) -> Result<(), Failu
     let count = args.count;
     let request = |what| v1::LocateRequest { what: Some(what), count };
     let key = || request(What::Key(args.what.clone()));
-    // What cannot name an appliance is a key.
+    // A text that cannot be a name of an appliance is a key.
     let named = if args.key { None } else { reference(&args.tenant.tenant, &args.what).ok() };
     let located = match named {
         None => context.client.locate(key()).await?,

@@ -19,11 +19,11 @@ use crate::output::OutputFormat;
 #[derive(Debug, Default)]
 struct FakeState {
     appliances: BTreeMap<String, v1::Appliance>,
-    /// Updates received that were not only to be checked.
+    /// Updates received, without dry runs.
     changes: usize,
-    /// Answers UNAVAILABLE so many times before anything else.
+    /// Number of calls that are answered with UNAVAILABLE first.
     unavailable: usize,
-    /// What happens to appliances instead of getting configured.
+    /// Phase and error that appliances get instead of being configured.
     trouble: Option<(v1::Phase, String)>,
 }
 
@@ -56,7 +56,7 @@ impl Fake {
     }
 
     fn tell(&self, kind: Type, appliance: &v1::Appliance) {
-        // Without a watcher nobody listens.
+        // Fails when there is no watcher, which does not matter.
         let _ = self.events.send(v1::ApplianceEvent { r#type: kind.into(), appliance: Some(appliance.clone()) });
     }
 
@@ -90,7 +90,7 @@ impl Appliances for Fake {
         &self,
         request: Request<v1::ListAppliancesRequest>,
     ) -> Result<Response<v1::ListAppliancesResponse>, Status> {
-        // One appliance per page, so that following pages matters.
+        // One appliance per page, so that paging matters.
         let token = request.into_inner().page_token;
         let state = self.state();
         let mut rest = state.appliances.values().skip_while(|a| a.id <= token);
@@ -175,7 +175,7 @@ impl Appliances for Fake {
 
 const TWO: &str = "name: a\nkind: custom\nspec: {command: x}\n---\nname: b\nkind: custom\nspec: {command: y}\n";
 
-/// Runs a command line, without its `rugctl`, on a file of this text.
+/// Runs a command line, without its `rugctl`, on a file with this text.
 async fn rugctl(context: &CommandContext, line: &str, file: &str) -> Result<(), Failure> {
     use clap::Parser;
 
@@ -198,7 +198,7 @@ async fn apply_creates_waits_and_is_idempotent() {
 }
 
 #[tokio::test]
-async fn one_document_the_server_refuses_means_that_nothing_is_changed() {
+async fn nothing_is_changed_when_the_server_refuses_one_document() {
     let (fake, context) = Fake::start().await;
     let text = format!("{TWO}---\nname: refused\nkind: custom\nspec:\n  command: z\n  port: 8081\n");
     let failure = rugctl(&context, "apply -f FILE", &text).await.expect_err("refused");
@@ -210,7 +210,7 @@ async fn one_document_the_server_refuses_means_that_nothing_is_changed() {
 }
 
 #[tokio::test]
-async fn a_bad_document_is_refused_before_anything_is_sent() {
+async fn an_invalid_document_is_refused_before_anything_is_sent() {
     let (fake, context) = Fake::start().await;
     let text = format!("{TWO}---\nname: c\nkind: custom\nreplicas: -1\nspec: {{command: z}}\n");
     let failure = rugctl(&context, "apply -f FILE", &text).await.expect_err("refused");
@@ -237,7 +237,7 @@ async fn an_appliance_in_error_fails_the_wait_with_its_last_error() {
 }
 
 #[tokio::test]
-async fn what_takes_too_long_is_told_with_its_trouble() {
+async fn a_timeout_reports_the_last_error() {
     let (fake, context) = Fake::start().await;
     fake.state().trouble = Some((v1::Phase::Booting, "port 8080 is in use".into()));
     let context = CommandContext { timeout: Some(Duration::from_millis(300)), ..context };
@@ -250,7 +250,7 @@ async fn what_takes_too_long_is_told_with_its_trouble() {
 }
 
 #[tokio::test]
-async fn calls_are_repeated_while_the_server_has_no_leader() {
+async fn calls_are_retried_while_there_is_no_leader() {
     let (fake, context) = Fake::start().await;
     fake.state().unavailable = 3;
     rugctl(&context, "apply -f FILE", TWO).await.expect("accepted in the end");
@@ -272,7 +272,7 @@ async fn delete_waits_until_all_are_gone() {
 }
 
 #[tokio::test]
-async fn lists_have_all_pages() {
+async fn lists_contain_all_pages() {
     let (_fake, context) = Fake::start().await;
     rugctl(&context, "apply -f FILE", TWO).await.expect("accepted");
     let all = context.client.list(v1::ApplianceFilter::default()).await.expect("listed");
@@ -286,7 +286,7 @@ async fn lists_have_all_pages() {
 }
 
 #[tokio::test]
-async fn answers_of_the_server_become_exit_codes() {
+async fn errors_of_the_server_become_exit_codes() {
     let (_fake, context) = Fake::start().await;
     for (line, exit) in [
         ("get nobody", Exit::NotFound),
@@ -295,21 +295,21 @@ async fn answers_of_the_server_become_exit_codes() {
         ("rebuild nobody", Exit::Failed),
         ("explain nobody", Exit::Failed),
         ("delete nobody", Exit::NotFound),
-        // No such service: the server is older.
+        // No such service: an older server.
         ("worker list", Exit::Failed),
     ] {
         assert_eq!(rugctl(&context, line, "").await.expect_err(line).exit, exit, "{line}");
     }
 }
 
-/// An address at which nobody listens.
+/// An address without a listener.
 async fn nobody() -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     format!("http://{}", listener.local_addr().expect("its address"))
 }
 
 #[tokio::test]
-async fn another_coordinator_is_asked_when_one_is_away_or_has_no_leader() {
+async fn calls_fail_over_when_a_coordinator_is_down_or_has_no_leader() {
     let (cut_off, first) = Fake::serve().await;
     cut_off.state().unavailable = usize::MAX;
     let (fake, context) = Fake::start().await;
@@ -318,11 +318,11 @@ async fn another_coordinator_is_asked_when_one_is_away_or_has_no_leader() {
     let context = CommandContext { client, ..context };
     rugctl(&context, "apply -f FILE", TWO).await.expect("the third answers");
     assert_eq!((fake.state().changes, cut_off.state().changes), (2, 0));
-    assert_eq!(context.client.address(), addresses[2], "and is asked from then on");
+    assert_eq!(context.client.address(), addresses[2], "and stays the first one to be asked");
 }
 
 #[tokio::test]
-async fn what_each_coordinator_said_is_told_when_none_answers() {
+async fn the_error_of_each_coordinator_is_reported_when_none_answers() {
     let (cut_off, address) = Fake::serve().await;
     cut_off.state().unavailable = usize::MAX;
     let addresses = [nobody().await, address];
@@ -335,7 +335,7 @@ async fn what_each_coordinator_said_is_told_when_none_answers() {
 }
 
 #[tokio::test]
-async fn one_look_asks_everybody_once() {
+async fn without_retries_every_coordinator_is_asked_once() {
     let (cut_off, address) = Fake::serve().await;
     cut_off.state().unavailable = 1;
     let client = AdminClient::of(&[nobody().await, address], Duration::from_secs(10), None).expect("addresses");

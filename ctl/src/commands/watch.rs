@@ -1,7 +1,7 @@
-//! `rugctl watch` and the `watch` of workers, rebalances and the cluster: changes as they happen, one line each.
+//! `rugctl watch` and the `watch` of workers, rebalances and the cluster: one line for each change.
 //!
-//! A stream that breaks is opened again. It then shows the state anew; only what differs from the last line of a thing
-//! is printed, so a loss shows as a note and not as a repetition of everything.
+//! A broken stream is opened again and then lists the current state. Only lines that differ from the last one of the
+//! same object are printed, so a broken stream shows as a note and not as a repetition of everything.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -23,18 +23,18 @@ use crate::wait::may_reopen;
 /// Arguments of `watch`.
 #[derive(Args, Debug)]
 pub(crate) struct WatchArgs {
-    /// Name or id; all appliances of all tenants when absent
+    /// Name or id; all appliances of all tenants when omitted
     name: Option<String>,
     #[command(flatten)]
     tenant: Tenant,
 }
 
-/// What has been printed of each thing, so that nothing is told twice.
+/// The last line printed for each object, so that no line is repeated.
 #[derive(Debug, Default)]
 struct PrintedLines(BTreeMap<String, String>);
 
 impl PrintedLines {
-    fn is_news(&mut self, id: &str, line: &str) -> bool {
+    fn is_new(&mut self, id: &str, line: &str) -> bool {
         self.0.insert(id.to_owned(), line.to_owned()).is_none_or(|before| before != line)
     }
 }
@@ -45,12 +45,12 @@ fn clock() -> String {
     text.split_once('T').map(|(_, time)| time.to_owned()).unwrap_or(text)
 }
 
-/// Decides about a stream that ended: a note and a pause, or the failure.
+/// Handles the end of a stream: a note and a pause, or the failure.
 async fn lost(context: &CommandContext, status: Option<Status>, backoff: &mut Backoff) -> Result<(), Failure> {
     match status {
         Some(status) if !may_reopen(status.code()) => Err(status.into()),
         status => {
-            // ABORTED is how a server says that this reader was too slow; nothing is wrong with the server then.
+            // ABORTED means that this reader was too slow, not that anything is wrong with the server.
             if status.as_ref().is_none_or(|s| s.code() != Code::Aborted) {
                 context.ui.note("the watch was interrupted; opening it again");
             }
@@ -71,7 +71,7 @@ pub(crate) async fn run(context: &CommandContext, args: &WatchArgs) -> Result<()
             (filter, Some(one.id))
         }
     };
-    let mut told = PrintedLines::default();
+    let mut printed = PrintedLines::default();
     let mut backoff = Backoff::new();
     loop {
         let mut stream = context.client.watch(filter.clone()).await?;
@@ -80,7 +80,7 @@ pub(crate) async fn run(context: &CommandContext, args: &WatchArgs) -> Result<()
                 Ok(Some(event)) => {
                     backoff = Backoff::new();
                     let ours = event.appliance.as_ref().is_some_and(|a| only.as_ref().is_none_or(|id| *id == a.id));
-                    if ours && show(context, &event, &mut told)? && only.is_some() {
+                    if ours && show(context, &event, &mut printed)? && only.is_some() {
                         return Ok(());
                     }
                 }
@@ -93,7 +93,7 @@ pub(crate) async fn run(context: &CommandContext, args: &WatchArgs) -> Result<()
 }
 
 /// Prints an event; `true` when the appliance is gone.
-fn show(context: &CommandContext, event: &v1::ApplianceEvent, told: &mut PrintedLines) -> Result<bool, Failure> {
+fn show(context: &CommandContext, event: &v1::ApplianceEvent, printed: &mut PrintedLines) -> Result<bool, Failure> {
     use v1::appliance_event::Type;
 
     let Some(appliance) = &event.appliance else { return Ok(false) };
@@ -112,7 +112,7 @@ fn show(context: &CommandContext, event: &v1::ApplianceEvent, told: &mut Printed
         return Ok(gone);
     }
     let line = if gone { "gone".to_owned() } else { appliance_line(context, appliance) };
-    if told.is_news(&appliance.id, &line) {
+    if printed.is_new(&appliance.id, &line) {
         ui.print(&format!("{}  {kind:<7}  {:<28}  {line}", clock(), view::label(appliance)))?;
     }
     Ok(gone)
@@ -138,7 +138,7 @@ fn appliance_line(context: &CommandContext, appliance: &v1::Appliance) -> String
 
 /// Runs `worker watch`.
 pub(crate) async fn workers(context: &CommandContext) -> Result<(), Failure> {
-    let mut told = PrintedLines::default();
+    let mut printed = PrintedLines::default();
     let mut backoff = Backoff::new();
     loop {
         let mut stream = context.client.watch_workers().await?;
@@ -146,7 +146,7 @@ pub(crate) async fn workers(context: &CommandContext) -> Result<(), Failure> {
             match stream.message().await {
                 Ok(Some(event)) => {
                     backoff = Backoff::new();
-                    show_worker(context, &event, &mut told)?;
+                    show_worker(context, &event, &mut printed)?;
                 }
                 Ok(None) => break None,
                 Err(status) => break Some(status),
@@ -156,7 +156,7 @@ pub(crate) async fn workers(context: &CommandContext) -> Result<(), Failure> {
     }
 }
 
-fn show_worker(context: &CommandContext, event: &v1::WorkerEvent, told: &mut PrintedLines) -> Result<(), Failure> {
+fn show_worker(context: &CommandContext, event: &v1::WorkerEvent, printed: &mut PrintedLines) -> Result<(), Failure> {
     use v1::worker_event::Type;
 
     let Some(worker) = &event.worker else { return Ok(()) };
@@ -179,7 +179,7 @@ fn show_worker(context: &CommandContext, event: &v1::WorkerEvent, told: &mut Pri
         let appliances = crate::output::count(worker.appliances, "appliance");
         format!("{}  {appliances}{reason}", ui.paint(Tone::of(health), &format!("{health:<8}")))
     };
-    if told.is_news(&worker.id, &line) {
+    if printed.is_new(&worker.id, &line) {
         ui.print(&format!("{}  {kind:<7}  {:<16}  {line}", clock(), worker.id))?;
     }
     Ok(())
@@ -187,7 +187,7 @@ fn show_worker(context: &CommandContext, event: &v1::WorkerEvent, told: &mut Pri
 
 /// Runs `rebalance watch`.
 pub(crate) async fn rebalances(context: &CommandContext) -> Result<(), Failure> {
-    let mut told = PrintedLines::default();
+    let mut printed = PrintedLines::default();
     let mut backoff = Backoff::new();
     loop {
         let mut stream = context.client.watch_rebalances().await?;
@@ -195,7 +195,7 @@ pub(crate) async fn rebalances(context: &CommandContext) -> Result<(), Failure> 
             match stream.message().await {
                 Ok(Some(rebalance)) => {
                     backoff = Backoff::new();
-                    show_rebalance(context, &rebalance, &mut told)?;
+                    show_rebalance(context, &rebalance, &mut printed)?;
                 }
                 Ok(None) => break None,
                 Err(status) => break Some(status),
@@ -205,7 +205,11 @@ pub(crate) async fn rebalances(context: &CommandContext) -> Result<(), Failure> 
     }
 }
 
-fn show_rebalance(context: &CommandContext, rebalance: &v1::Rebalance, told: &mut PrintedLines) -> Result<(), Failure> {
+fn show_rebalance(
+    context: &CommandContext,
+    rebalance: &v1::Rebalance,
+    printed: &mut PrintedLines,
+) -> Result<(), Failure> {
     let ui = &context.ui;
     if ui.format.is_structured() {
         return ui.print_event(&shown::Rebalance::from(rebalance));
@@ -217,7 +221,7 @@ fn show_rebalance(context: &CommandContext, rebalance: &v1::Rebalance, told: &mu
         rebalance.moves,
         one_line(&rebalance.cause)
     );
-    if told.is_news(&rebalance.id, &line) {
+    if printed.is_new(&rebalance.id, &line) {
         ui.print(&format!("{}  {:<8}  {line}", clock(), rebalance.id))?;
     }
     Ok(())
@@ -225,7 +229,7 @@ fn show_rebalance(context: &CommandContext, rebalance: &v1::Rebalance, told: &mu
 
 /// Runs `cluster watch`.
 pub(crate) async fn cluster(context: &CommandContext) -> Result<(), Failure> {
-    let mut told = PrintedLines::default();
+    let mut printed = PrintedLines::default();
     let mut backoff = Backoff::new();
     loop {
         let mut stream = context.client.watch_cluster().await?;
@@ -233,7 +237,7 @@ pub(crate) async fn cluster(context: &CommandContext) -> Result<(), Failure> {
             match stream.message().await {
                 Ok(Some(status)) => {
                     backoff = Backoff::new();
-                    show_cluster(context, &status, &mut told)?;
+                    show_cluster(context, &status, &mut printed)?;
                 }
                 Ok(None) => break None,
                 Err(status) => break Some(status),
@@ -243,12 +247,16 @@ pub(crate) async fn cluster(context: &CommandContext) -> Result<(), Failure> {
     }
 }
 
-fn show_cluster(context: &CommandContext, status: &v1::ClusterStatus, told: &mut PrintedLines) -> Result<(), Failure> {
+fn show_cluster(
+    context: &CommandContext,
+    status: &v1::ClusterStatus,
+    printed: &mut PrintedLines,
+) -> Result<(), Failure> {
     if context.ui.format.is_structured() {
         return context.ui.print_event(&shown::ClusterStatus::from(status));
     }
     let line = format!("{} leads in term {}; {}", status.coordinator, status.term, summary(status));
-    if told.is_news("", &line) {
+    if printed.is_new("", &line) {
         context.ui.print(&format!("{}  {line}", clock()))?;
     }
     Ok(())
@@ -259,11 +267,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_told_twice() {
-        let mut told = PrintedLines::default();
-        assert!(told.is_news("a", "Up"));
-        assert!(!told.is_news("a", "Up"));
-        assert!(told.is_news("a", "Configured"));
-        assert!(told.is_news("b", "Up"));
+    fn no_line_is_printed_twice() {
+        let mut printed = PrintedLines::default();
+        assert!(printed.is_new("a", "Up"));
+        assert!(!printed.is_new("a", "Up"));
+        assert!(printed.is_new("a", "Configured"));
+        assert!(printed.is_new("b", "Up"));
     }
 }

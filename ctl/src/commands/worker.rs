@@ -1,4 +1,4 @@
-//! `rugctl worker`: who does the work.
+//! `rugctl worker`: list, show, watch and evict workers.
 
 use std::fmt::Write as _;
 use std::time::SystemTime;
@@ -14,20 +14,20 @@ use crate::output::{OutputFormat, TextTable, Tone, age, count, moment, one_line,
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum WorkerCommand {
-    /// All workers
+    /// List all workers
     List,
-    /// Everything about one worker
+    /// Show one worker
     Get {
         /// Name of the worker
         name: String,
     },
-    /// Workers as they join, change and leave
+    /// Watch workers join, change and leave
     Watch,
-    /// End a worker's lease: its appliances go to others, and it comes back as a new life
+    /// End a worker's lease: its appliances are given to others, and it rejoins with a new incarnation
     Evict {
         /// Name of the worker
         name: String,
-        /// Why, for the audit trail
+        /// Reason, for the audit trail
         #[arg(long, default_value = "", hide_default_value = true)]
         reason: String,
     },
@@ -44,7 +44,7 @@ pub(crate) async fn run(context: &CommandContext, command: &WorkerCommand) -> Re
 }
 
 async fn evict(context: &CommandContext, name: &str, reason: &str) -> Result<(), Failure> {
-    // The life it is in now is meant, also when the call has to be repeated and it lives its next one by then.
+    // Evicts the current incarnation only: a retried call must not evict the one that replaced it.
     let before = context.client.worker(name).await?;
     let request = v1::EvictWorkerRequest {
         id: before.id.clone(),
@@ -56,9 +56,7 @@ async fn evict(context: &CommandContext, name: &str, reason: &str) -> Result<(),
         return context.ui.print_value(&shown::Worker::from(&after));
     }
     let held = count(before.appliances, "appliance");
-    context
-        .ui
-        .print(&format!("{} evicted; it held {held}, which others take over once it cannot act any more", after.id))
+    context.ui.print(&format!("{} evicted; it owned {held}, which others take over once its lease has ended", after.id))
 }
 
 async fn list(context: &CommandContext) -> Result<(), Failure> {
@@ -74,7 +72,7 @@ async fn list(context: &CommandContext) -> Result<(), Failure> {
     context.ui.print_table(&table(&workers, context.ui.format == OutputFormat::Wide, SystemTime::now()))
 }
 
-/// Phases by number, the most common first: `12 configured, 1 booting`.
+/// Phases by number, most common first: `12 configured, 1 booting`.
 pub(crate) fn phases(phases: &std::collections::HashMap<String, u64>) -> String {
     let mut each: Vec<_> = phases.iter().filter(|(_, n)| **n > 0).collect();
     each.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
@@ -135,7 +133,7 @@ async fn get(context: &CommandContext, name: &str) -> Result<(), Failure> {
     line("Phases", &phases(&w.phases));
     line("Drivers", &w.drivers.join(", "));
     line("Weight", &w.weight.to_string());
-    line("Member", if w.member { "yes" } else { "no: it is in no ring and is given nothing new" });
+    line("Member", if w.member { "yes" } else { "no: it is not in the ring and is given no appliances" });
     line("Draining", if w.draining { "yes" } else { "" });
     line("Host", &w.host);
     line("State dir", &w.state_dir);
@@ -159,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_of_workers_shows_what_they_hold() {
+    fn the_table_of_workers_shows_their_appliances() {
         let worker = v1::Worker {
             id: "worker-1".into(),
             health: v1::Health::Healthy.into(),

@@ -1,4 +1,4 @@
-//! What is accepted, what is refused and with which words; and that what is printed can be read again.
+//! Which documents are accepted, which are refused and with which message; printed documents can be applied again.
 
 use super::*;
 
@@ -19,7 +19,7 @@ name: web-1
 spec: {command: python3, args: [-m, http.server, '{port}'], env: {LANG: C}, port: 8081, probe: {http: {path: /}}}
 ";
 
-/// The problems of a text, or none.
+/// The problems of a text; empty when it is valid.
 fn problems(text: &str) -> Vec<String> {
     parse("f.yaml", text).err().unwrap_or_default()
 }
@@ -29,7 +29,7 @@ fn custom_with(more: &str) -> String {
 }
 
 #[test]
-fn a_fleet_is_read_as_written() {
+fn all_fields_of_a_fleet_are_read() {
     let fleet = parse("f.yaml", FLEET).expect("valid");
     assert_eq!(fleet.iter().map(Document::label).collect::<Vec<_>>(), ["demo/loadbalancer/web", "custom/web-1"]);
     let spec = fleet[0].appliance.spec.as_ref().expect("set");
@@ -47,7 +47,7 @@ fn a_fleet_is_read_as_written() {
 }
 
 #[test]
-fn what_is_printed_can_be_applied_again() {
+fn printed_documents_can_be_applied_again() {
     for document in parse("f.yaml", FLEET).expect("valid") {
         let mut sent = document.appliance;
         sent.driver = "process".into();
@@ -80,7 +80,7 @@ fn probes_have_short_forms() {
 }
 
 #[test]
-fn bad_input_is_refused_with_line_and_field() {
+fn invalid_input_is_refused_with_line_and_field() {
     for (text, message) in [
         ("name: a\nkind: routr\nspec: {}\n", "f.yaml:2: kind: unknown kind `routr`; known are loadbalancer, custom"),
         (&custom_with("id: 12-34"), "f.yaml:3: id: `12-34` is not a UUID: invalid group count: expected 5, found 2"),
@@ -128,8 +128,8 @@ fn bad_input_is_refused_with_line_and_field() {
             "f.yaml:5: spec.listeners[0].address: `localhost` is not an IP address",
         ),
         ("- 1\n", "f.yaml:1: must be a mapping, is the number 1"),
-        ("", "f.yaml: holds no document"),
-        ("---\n---\n# nothing\n", "f.yaml: holds no document"),
+        ("", "f.yaml: contains no document"),
+        ("---\n---\n# nothing\n", "f.yaml: contains no document"),
     ] {
         assert_eq!(problems(text), [message], "{text}");
     }
@@ -153,14 +153,14 @@ fn broken_yaml_names_its_line() {
 }
 
 #[test]
-fn all_problems_of_all_documents_are_told_at_once() {
+fn all_problems_of_all_documents_are_reported_together() {
     let found = problems("name: a\nkind: custom\nreplicas: 0\nspec: {}\n---\nname: b\nkind: x\n");
     assert_eq!(found.len(), 3, "{found:?}");
     assert!(found[2].starts_with("f.yaml:7: kind: "), "{found:?}");
 }
 
 #[test]
-fn two_documents_of_one_name_or_id_are_refused() {
+fn duplicate_names_and_ids_are_refused() {
     let one = custom_with("");
     let id = "id: 6f1c9a52-0f5e-4f0a-9a3e-0d2b6a1c7e11";
     let text = format!("{one}---\n{one}---\n{}", custom_with(&format!("tenant: t\n{id}")));
@@ -189,14 +189,14 @@ fn files_are_read_up_to_four_mebibytes() {
 }
 
 #[test]
-fn a_missing_file_is_bad_input() {
+fn a_missing_file_is_a_usage_error() {
     let failure = read(&["/nonexistent/fleet.yaml".to_owned()]).expect_err("missing");
     assert_eq!(failure.exit, crate::error::Exit::Usage);
     assert!(failure.to_string().starts_with("/nonexistent/fleet.yaml: "), "{failure}");
 }
 
 #[test]
-fn fields_the_server_names_are_found_in_the_file() {
+fn fields_of_server_errors_are_located_in_the_file() {
     let fleet = parse("f.yaml", FLEET).expect("valid");
     for (document, api, place) in [
         (0, "spec.replicas", "f.yaml:5: replicas"),
@@ -212,7 +212,7 @@ fn fields_the_server_names_are_found_in_the_file() {
 }
 
 #[test]
-fn fleets_of_many_documents_fit() {
+fn files_with_many_documents_are_accepted() {
     let text: String = (0..6000).map(|i| format!("name: a{i}\nkind: custom\nspec: {{command: x}}\n---\n")).collect();
     assert_eq!(parse("f.yaml", &text).expect("valid").len(), 6000);
 }

@@ -1,7 +1,7 @@
-//! Appliances as they are printed: the form `apply` reads, with what Rug knows about them under `status`.
+//! Printed form of appliances: what `apply` reads, plus the observed state under `status`.
 //!
-//! Field names are those of the API, enums are lower-case words, durations and times are texts. Fields that a document
-//! may leave out are left out when they have no value, so that what is printed can be applied again.
+//! Field names are those of the API, enums are lower-case words, durations and times are texts. Optional fields without
+//! a value are omitted, so that printed documents can be applied again.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,7 +18,7 @@ pub(crate) fn label(appliance: &v1::Appliance) -> String {
     }
 }
 
-/// Kind name; empty when the server sent a kind this version does not know.
+/// Name of the kind; empty when the server sent a kind that this version does not know.
 pub(crate) fn kind(appliance: &v1::Appliance) -> &'static str {
     match appliance.spec.as_ref().and_then(|spec| spec.kind.as_ref()) {
         Some(v1::spec::Kind::Loadbalancer(_)) => "loadbalancer",
@@ -54,7 +54,7 @@ pub(crate) fn health(health: v1::Health) -> &'static str {
     }
 }
 
-/// A duration as documents spell it.
+/// A duration in the notation of documents.
 pub(crate) fn duration(duration: &prost_types::Duration) -> String {
     Duration::try_from(*duration).map(|d| humantime::format_duration(d).to_string()).unwrap_or_default()
 }
@@ -169,7 +169,7 @@ struct Instance {
     configured_generation: u64,
 }
 
-/// Who holds an appliance.
+/// The owner of an appliance.
 #[derive(Debug, Serialize)]
 pub(crate) struct Assignment {
     state: String,
@@ -189,7 +189,7 @@ impl From<&v1::Assignment> for Assignment {
 }
 
 impl Appliance {
-    /// Only what a document can ask for.
+    /// Only fields that a document may contain.
     pub(crate) fn document(appliance: &v1::Appliance) -> Self {
         let spec = appliance.spec.clone().unwrap_or_default();
         Self {
@@ -214,7 +214,7 @@ impl Appliance {
         }
     }
 
-    /// Everything that is known.
+    /// All fields.
     pub(crate) fn full(appliance: &v1::Appliance) -> Self {
         let status = appliance.status.clone().unwrap_or_default();
         let time = |t: Option<prost_types::Timestamp>| t.map(|t| t.to_string());

@@ -1,8 +1,8 @@
 //! A YAML document as a tree that remembers lines, and typed access to it that collects every problem.
 //!
-//! Reading straight into serde types would stop at the first problem and could not name the path of a field; and which
-//! type `spec` has depends on `kind`, which may come after it. So the parser fills a [`YamlNode`] tree and the reader in the
-//! parent module takes it apart, field by field. A field nobody took is unknown, and that is a problem too.
+//! Deserialising into serde types would stop at the first problem and could not name the path of a field; and the type
+//! of `spec` depends on `kind`, which may come after it. So the parser builds a [`YamlNode`] tree, from which the
+//! parent module takes field by field. Fields that are left over are unknown and reported.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -33,7 +33,7 @@ pub(super) enum Value {
 }
 
 impl Value {
-    /// What to call it in a message.
+    /// Name of the value in messages.
     fn describe(&self) -> String {
         match self {
             Self::Null => "empty".to_owned(),
@@ -118,17 +118,17 @@ impl<'de> Deserialize<'de> for Value {
     }
 }
 
-/// One thing that is wrong, and where.
+/// One problem and its position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct YamlProblem {
     pub(super) line: u64,
-    /// Path as the document spells it; empty for the document as a whole.
+    /// Path of the field in the document; empty for the document as a whole.
     pub(super) field: String,
     pub(super) message: String,
 }
 
-/// Collects what is read from one document: the problems, and the line of each field, so that what the server says later
-/// can be placed too.
+/// Collects the results of reading one document: the problems, and the line of each field, with which errors of the
+/// server are located later.
 #[derive(Debug, Default)]
 pub(super) struct ReadReport {
     pub(super) problems: Vec<YamlProblem>,
@@ -136,7 +136,7 @@ pub(super) struct ReadReport {
 }
 
 impl ReadReport {
-    /// Notes a problem.
+    /// Adds a problem.
     pub(super) fn problem(&mut self, line: u64, field: &str, message: impl Into<String>) {
         self.problems.push(YamlProblem { line, field: field.to_owned(), message: message.into() });
     }
@@ -159,7 +159,7 @@ impl Field {
         self.node.line
     }
 
-    /// Text. A number is refused rather than guessed at: `1.10` would come back as `1.1`.
+    /// Text. A number is refused rather than converted: `1.10` would become `1.1`.
     pub(super) fn text(&self, report: &mut ReadReport) -> Option<String> {
         match &self.node.value {
             Value::Text(text) => Some(text.clone()),
@@ -197,7 +197,7 @@ impl Field {
         None
     }
 
-    /// The entries of a list; nothing when it is left empty.
+    /// The entries of a list; none when it is empty.
     pub(super) fn list(self, report: &mut ReadReport) -> Vec<Self> {
         match self.node.value {
             Value::List(nodes) => {
@@ -252,7 +252,7 @@ impl Field {
     }
 }
 
-/// A mapping that is taken apart. [`Fields::finish`] reports what nobody asked for.
+/// A mapping whose fields are taken one by one. [`Fields::finish`] reports those that are left over.
 #[derive(Debug)]
 pub(super) struct Fields {
     path: String,
@@ -267,7 +267,7 @@ impl Fields {
         if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
     }
 
-    /// Takes a field out; `None` when it is absent or left empty.
+    /// Takes a field; `None` when it is absent or empty.
     pub(super) fn take(&mut self, name: &'static str, report: &mut ReadReport) -> Option<Field> {
         self.known.push(name);
         let index = self.entries.iter().position(|(key, ..)| key == name)?;
@@ -277,7 +277,7 @@ impl Fields {
         (!matches!(node.value, Value::Null)).then_some(Field { path, node })
     }
 
-    /// Takes a field out and notes a problem when it is absent or left empty.
+    /// Takes a field and adds a problem when it is absent or empty.
     pub(super) fn require(&mut self, name: &'static str, report: &mut ReadReport) -> Option<Field> {
         let field = self.take(name, report);
         if field.is_none() {
@@ -288,7 +288,7 @@ impl Fields {
         field
     }
 
-    /// Notes a problem for each field that was not taken.
+    /// Adds a problem for each field that was not taken.
     pub(super) fn finish(mut self, report: &mut ReadReport) {
         self.entries.sort_by_key(|(_, line, _)| *line);
         for (key, line, _) in &self.entries {

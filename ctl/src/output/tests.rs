@@ -1,4 +1,4 @@
-//! What tables, durations and values look like.
+//! Format of tables, durations and values.
 
 use super::*;
 
@@ -11,7 +11,7 @@ fn tables_are_aligned_and_one_line_per_row() {
 }
 
 #[test]
-fn colour_appears_only_when_asked_for() {
+fn colour_appears_only_when_enabled() {
     let mut table = TextTable::new(&["PHASE"]);
     table.row([("Error", Tone::Bad)]);
     assert!(table.render(true).contains("\x1b["), "{:?}", table.render(true));

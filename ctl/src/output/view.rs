@@ -1,5 +1,5 @@
-//! Workers, rebalances, rings and the cluster as JSON and YAML show them: field names of the API, enums as lower-case
-//! words, times as RFC 3339 texts.
+//! JSON and YAML form of workers, rebalances, rings and the cluster: field names of the API, enums as lower-case words,
+//! times as RFC 3339 texts.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ fn time(time: Time) -> Option<String> {
     time.map(|t| t.to_string())
 }
 
-/// Names in lower case, in order.
+/// Names in lower case, sorted.
 fn lower(map: &std::collections::HashMap<String, u64>) -> BTreeMap<String, u64> {
     map.iter().map(|(name, n)| (name.to_lowercase(), *n)).collect()
 }
@@ -336,7 +336,7 @@ impl From<v1::Paused> for Paused {
     }
 }
 
-/// What keeps the leader from planning.
+/// Why the leader does not plan.
 #[derive(Debug, Serialize)]
 pub(crate) struct Placement {
     frozen: Option<Frozen>,
@@ -394,7 +394,7 @@ pub(crate) struct Applied {
     pub(crate) tenant: String,
     pub(crate) name: String,
     pub(crate) id: String,
-    /// `created`, `changed` or `unchanged`; with `--dry-run` what it would be.
+    /// `created`, `changed` or `unchanged`; with `--dry-run` the result it would have.
     pub(crate) outcome: &'static str,
     pub(crate) generation: u64,
     pub(crate) dry_run: bool,

@@ -1,4 +1,4 @@
-//! The state folder of an embedded cluster, as far as `rugctl up` owns it.
+//! The state folder of an embedded cluster: files that `rugctl up` owns.
 //!
 //! ```text
 //! lock              held (flock) by the `up` that runs here; its pid inside
@@ -9,7 +9,8 @@
 //! coordinator/, workers/   theirs
 //! ```
 //!
-//! The lock belongs to the open file, not to its name: it ends with the process that holds it, however that ends.
+//! The lock belongs to the open file, not to its name: it ends with the process that holds it, however that process
+//! ends.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -20,34 +21,34 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Exit, Failure};
 
-/// A log of this size, in bytes, is put aside (one generation is kept) when its process starts anew.
+/// A log larger than this, in bytes, is rotated (one generation is kept) when its process is started.
 const LOG_ROTATE: u64 = 16 << 20;
-/// Lines of a log that are shown when its process failed.
+/// Lines of the log that are shown when a process failed.
 const TAIL_LINES: usize = 12;
-/// Bytes from the end of a log that are searched for those lines.
+/// Bytes at the end of a log that are searched for those lines.
 const TAIL_BYTES: u64 = 16 << 10;
 
-/// A state folder; exists once it was opened.
+/// A state folder; it exists once this value does.
 #[derive(Clone, Debug)]
 pub(crate) struct StateFolder {
     root: PathBuf,
 }
 
-/// The right to run a cluster in a folder, for as long as it lives.
+/// The right to run a cluster in a folder, while this value exists.
 #[derive(Debug)]
 pub(crate) struct FolderLock {
     _file: File,
 }
 
-/// What the last start was told, as far as a later `--down` needs it.
+/// Arguments of the last start, as far as a later `--down` needs them.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LastStart {
-    /// Drivers the workers offered.
+    /// Drivers that the workers offered.
     pub(crate) drivers: Vec<String>,
 }
 
 impl StateFolder {
-    /// Creates the folder where it does not exist.
+    /// Creates the folder unless it exists.
     pub(crate) fn open(root: &Path) -> Result<Self, Failure> {
         let create = || {
             fs::create_dir_all(root)?;
@@ -59,7 +60,7 @@ impl StateFolder {
         create().map_err(|e: io::Error| Failure::failed(format!("state directory {}: {e}", root.display())))
     }
 
-    /// Absolute path of something inside.
+    /// Absolute path of a file in the folder.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
@@ -69,12 +70,12 @@ impl StateFolder {
         &self.root
     }
 
-    /// Whether a coordinator has ever kept state here.
+    /// Whether a coordinator has ever stored state here.
     pub(crate) fn has_cluster(root: &Path) -> bool {
         root.join("coordinator").is_dir()
     }
 
-    /// Takes the lock; `Err` with the holder's pid, where it is known, when another process has it.
+    /// Takes the lock; `Err` with the holder's pid, if known, when another process has it.
     pub(crate) fn try_lock(&self) -> Result<Result<FolderLock, Option<u32>>, Failure> {
         let path = self.path("lock");
         let failed = |e: io::Error| Failure::failed(format!("{}: {e}", path.display()));
@@ -97,7 +98,7 @@ impl StateFolder {
         Ok(Ok(FolderLock { _file: file }))
     }
 
-    /// Takes the lock or says who has it.
+    /// Takes the lock or fails with the holder's pid.
     pub(crate) fn lock(&self) -> Result<FolderLock, Failure> {
         self.try_lock()?.map_err(|holder| {
             let who = holder.map_or_else(String::new, |pid| format!(" with pid {pid}"));
@@ -113,11 +114,11 @@ impl StateFolder {
         self.root.join("logs").join(format!("{name}.log"))
     }
 
-    /// Puts a log aside that has become large.
+    /// Rotates a log that has become large.
     pub(crate) fn rotate(&self, name: &str) {
         let log = self.log(name);
         if fs::metadata(&log).is_ok_and(|m| m.len() > LOG_ROTATE) {
-            // A log that cannot be moved goes on growing, which is no reason not to start.
+            // A log that cannot be renamed keeps growing, which is no reason not to start.
             let _ = fs::rename(&log, log.with_extension("log.1"));
         }
     }
@@ -140,12 +141,12 @@ impl StateFolder {
             .collect()
     }
 
-    /// Where the other commands look for the server.
+    /// Path of the endpoint file, in which other commands find the server.
     pub(crate) fn endpoint(&self) -> PathBuf {
         self.path("endpoint")
     }
 
-    /// Publishes the address of the server; readers see the old or the new one, never half of it.
+    /// Publishes the address of the server; readers see the old or the new address, never a part of one.
     pub(crate) fn publish(&self, address: &str) -> Result<(), Failure> {
         let path = self.endpoint();
         let draft = self.path("endpoint.new");
@@ -154,19 +155,19 @@ impl StateFolder {
             .map_err(|e| Failure::failed(format!("{}: {e}", path.display())))
     }
 
-    /// Takes the address back.
+    /// Removes the published address.
     pub(crate) fn withdraw(&self) {
         let _ = fs::remove_file(self.endpoint());
     }
 
-    /// Remembers what this start was told.
+    /// Stores the arguments of this start.
     pub(crate) fn remember(&self, start: &LastStart) -> Result<(), Failure> {
         let path = self.path("up.json");
         let text = serde_json::to_string(start).map_err(|e| Failure::failed(e.to_string()))?;
         fs::write(&path, text).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))
     }
 
-    /// What the last start was told; nothing when that is unknown.
+    /// Arguments of the last start; default values when unknown.
     pub(crate) fn last_start(&self) -> LastStart {
         let text = fs::read_to_string(self.path("up.json")).unwrap_or_default();
         serde_json::from_str(&text).unwrap_or_default()
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_cannot_be_made_is_named() {
+    fn an_error_names_the_folder_that_cannot_be_created() {
         let dir = tempfile::tempdir().expect("a folder");
         let file = dir.path().join("file");
         fs::write(&file, "").expect("file");
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_start_is_remembered() {
+    fn the_last_start_is_stored() {
         let dir = tempfile::tempdir().expect("a folder");
         let folder = StateFolder::open(dir.path()).expect("writable");
         assert_eq!(folder.last_start(), LastStart::default());

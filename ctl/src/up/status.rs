@@ -1,6 +1,6 @@
-//! The line `rugctl up` shows while it runs: workers, appliances by phase, moves under way.
+//! The status line of `rugctl up`: workers, appliances by phase, moves in flight.
 //!
-//! On a terminal it is one line that changes; elsewhere a line is printed at each change.
+//! On a terminal it is one line that is updated; elsewhere a line is printed for each change.
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ use crate::client::{AdminClient, Backoff};
 use crate::error::Failure;
 use crate::output::{Ui, count, one_line};
 
-/// Pause before a watch that could not be opened is tried again.
+/// Pause before a watch that could not be opened is retried.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
-/// What the cluster is doing, in one line.
+/// One-line summary of the cluster.
 pub(crate) fn summary(status: &v1::ClusterStatus) -> String {
     let healthy = number(&status.workers, "healthy");
     let known: u64 = status.workers.values().sum();
@@ -46,8 +46,7 @@ pub(crate) fn summary(status: &v1::ClusterStatus) -> String {
     text
 }
 
-/// How the cluster is, whenever that changes, for as long as somebody listens; and why it is not known, at most once a
-/// second.
+/// State of the cluster whenever it changes, or the error of the watch, at most once a second.
 pub(crate) fn states(client: AdminClient) -> impl Stream<Item = Result<v1::ClusterStatus, Failure>> {
     let start = (client, None::<Streaming<v1::ClusterStatus>>, Backoff::new());
     stream::unfold(start, |(client, open, mut backoff)| async move {
@@ -73,7 +72,7 @@ pub(crate) fn states(client: AdminClient) -> impl Stream<Item = Result<v1::Clust
     })
 }
 
-/// Appliances of which something runs.
+/// Number of appliances that have running instances.
 pub(crate) fn running(status: &v1::ClusterStatus) -> u64 {
     let idle: u64 = [Phase::Down, Phase::Error, Phase::Gone].iter().map(|p| number(&status.phases, p.name())).sum();
     let all: u64 = status.phases.values().sum();
@@ -84,7 +83,7 @@ fn number(map: &std::collections::HashMap<String, u64>, name: &str) -> u64 {
     map.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, n)| n).sum()
 }
 
-/// Where the summary is shown.
+/// Displays the summary.
 #[derive(Debug)]
 pub(crate) struct StatusLine {
     ui: Ui,
@@ -98,7 +97,7 @@ impl StatusLine {
         Self { ui: ui.clone(), bar: ui.spinner(), last: String::new() }
     }
 
-    /// Shows what is the case now.
+    /// Shows this text, if it differs from the current one.
     pub(crate) fn set(&mut self, text: String) {
         if text == self.last {
             return;
@@ -111,8 +110,8 @@ impl StatusLine {
         self.last = text;
     }
 
-    /// Tells something that stays on the screen.
-    pub(crate) fn tell(&self, text: &str) {
+    /// Prints a line that stays on the screen.
+    pub(crate) fn print(&self, text: &str) {
         self.bar.suspend(|| self.ui.note(text));
     }
 }
@@ -138,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn the_summary_shows_phases_in_the_order_of_a_life() {
+    fn the_summary_shows_phases_in_lifecycle_order() {
         assert_eq!(
             summary(&status()),
             "2 of 3 workers healthy, 12 appliances: 2 booting, 9 configured, 1 error, 1 move under way"
@@ -152,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_failed_does_not_run() {
+    fn failed_appliances_do_not_count_as_running() {
         assert_eq!(running(&status()), 11);
     }
 }

@@ -1,4 +1,4 @@
-//! Keeps child processes running: starts them, starts them again when they die, stops them all at the same time.
+//! Supervises child processes: starts them, restarts them when they exit, stops them together.
 //!
 //! ```text
 //! running --exit--> waiting (back-off) --time--> running
@@ -7,8 +7,8 @@
 //!                          --grace over, or asked to hurry--> SIGKILL to the group
 //! ```
 //!
-//! Each child leads a process group of its own, so that a Ctrl-C in the terminal reaches `rugctl` alone and the order
-//! of stopping stays here. One task owns one child; the tasks report through one bounded channel.
+//! Each child leads its own process group, so that Ctrl-C in the terminal reaches `rugctl` alone, which decides the
+//! order of stop_requested. One task owns one child; the tasks report through one bounded channel.
 
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -21,12 +21,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-/// Reports that wait to be read. A child reports a few times a minute at most; when nobody reads, the newest are lost.
+/// Events that wait to be read. A child reports a few times a minute at most; when the channel is full, the newest are
+/// lost.
 const EVENTS: usize = 256;
-/// How long a killed process may take to vanish; it only does not while the kernel is stuck in a device.
+/// Timeout after SIGKILL; it is only reached while the kernel is blocked in a device.
 const KILL_WAIT: Duration = Duration::from_secs(5);
 
-/// A program that shall run.
+/// A program to run.
 #[derive(Clone, Debug)]
 pub(crate) struct Program {
     /// Stable name, such as `worker-1`.
@@ -37,20 +38,20 @@ pub(crate) struct Program {
     pub(crate) args: Vec<String>,
     /// Receives stdout and stderr, appended.
     pub(crate) log: PathBuf,
-    /// Holds pid and start time while it runs.
+    /// Contains pid and start time while it runs.
     pub(crate) pid_file: PathBuf,
 }
 
-/// When and how often a child is started again.
+/// When and how often a child is restarted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Policy {
-    /// Pause after the first death; doubles with each that follows soon.
+    /// Pause after the first exit; doubles with each that follows soon.
     pub(crate) first_pause: Duration,
     /// Longest pause.
     pub(crate) longest_pause: Duration,
-    /// A child that ran this long starts with a clean record.
+    /// The count of exits starts over after a child ran this long.
     pub(crate) steady_after: Duration,
-    /// Deaths in a row after which it is given up.
+    /// Exits in a row after which the child is given up.
     pub(crate) limit: u32,
     /// How long it may take to stop after SIGTERM.
     pub(crate) stop_grace: Duration,
@@ -59,7 +60,7 @@ pub(crate) struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Self {
-            // Long enough not to spin, short enough that a worker is back before its appliances miss it much.
+            // Long enough not to spin, short enough that a worker is back before its absence matters.
             first_pause: Duration::from_secs(1),
             longest_pause: Duration::from_secs(30),
             steady_after: Duration::from_secs(20),
@@ -69,30 +70,30 @@ impl Default for Policy {
     }
 }
 
-/// What happened to a child.
+/// A change in the state of a child.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ChildEvent {
     /// It runs.
     Started {
         /// Its name.
         name: String,
-        /// Its process.
+        /// Its pid.
         pid: u32,
     },
-    /// It died and is started again after a pause.
+    /// It exited and is restarted after a pause.
     Died {
         /// Its name.
         name: String,
-        /// How it died.
+        /// How it exited.
         how: String,
         /// The pause.
         pause: Duration,
     },
-    /// It died too often, or cannot be started.
+    /// It exited too often, or cannot be started.
     GivenUp {
         /// Its name.
         name: String,
-        /// How it died the last time.
+        /// How it exited the last time.
         how: String,
     },
 }
@@ -104,7 +105,7 @@ enum StopRequest {
     Now,
 }
 
-/// All children of one `rugctl up`. Dropped without [`Supervisor::stop`], it leaves them running.
+/// All children of one `rugctl up`. They keep running when it is dropped without [`Supervisor::stop`].
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     policy: Policy,
@@ -115,13 +116,13 @@ pub(crate) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Without children.
+    /// A supervisor without children.
     pub(crate) fn new(policy: Policy) -> Self {
         let (report, events) = mpsc::channel(EVENTS);
         Self { policy, events, report, stop: watch::Sender::new(StopRequest::No), children: Vec::new() }
     }
 
-    /// Starts a child and looks after it from now on.
+    /// Starts a child and supervises it from now on.
     pub(crate) fn start(&mut self, program: Program) {
         let keeper = Keeper {
             program,
@@ -133,17 +134,17 @@ impl Supervisor {
         self.children.push(tokio::spawn(keeper.run()));
     }
 
-    /// The next thing that happens to a child. Never ends by itself. Cancel safe.
+    /// The next event. Pending for ever when there is none. Cancel safe.
     pub(crate) async fn event(&mut self) -> ChildEvent {
         match self.events.recv().await {
             Some(event) => event,
-            // Not reached while `self.report` lives.
+            // Not reached while `self.report` exists.
             None => std::future::pending().await,
         }
     }
 
-    /// Stops all children at the same time and waits for the last; those that take longer than the grace, or than
-    /// `hurry` takes to complete, are killed.
+    /// Stops all children together and waits for the last; those that need longer than the grace period are killed, all
+    /// of them when `hurry` completes.
     pub(crate) async fn stop(self, hurry: impl Future<Output = ()>) {
         self.stop.send_replace(StopRequest::Gracefully);
         let mut children = futures::future::join_all(self.children);
@@ -157,13 +158,13 @@ impl Supervisor {
     }
 }
 
-/// Looks after one child.
+/// Supervises one child.
 struct Keeper {
     program: Program,
     policy: Policy,
     report: mpsc::Sender<ChildEvent>,
     stop: watch::Receiver<StopRequest>,
-    /// In a row, each before the child was steady.
+    /// Exits in a row, each before the child ran for `steady_after`.
     deaths: u32,
 }
 
@@ -174,10 +175,10 @@ impl Keeper {
             let how = match self.spawn() {
                 Ok(mut child) => {
                     let pid = child.id().unwrap_or_default();
-                    self.tell(ChildEvent::Started { name: self.program.name.clone(), pid });
+                    self.report(ChildEvent::Started { name: self.program.name.clone(), pid });
                     tokio::select! {
                         status = child.wait() => status.map_or_else(|e| e.to_string(), describe),
-                        () = stopping(&mut self.stop) => {
+                        () = stop_requested(&mut self.stop) => {
                             self.end(&mut child, pid).await;
                             let _ = fs::remove_file(&self.program.pid_file);
                             return;
@@ -190,14 +191,14 @@ impl Keeper {
             self.deaths = if started.elapsed() >= self.policy.steady_after { 1 } else { self.deaths + 1 };
             let name = self.program.name.clone();
             if self.deaths >= self.policy.limit {
-                self.tell(ChildEvent::GivenUp { name, how });
+                self.report(ChildEvent::GivenUp { name, how });
                 return;
             }
             let pause = self.pause();
-            self.tell(ChildEvent::Died { name, how, pause });
+            self.report(ChildEvent::Died { name, how, pause });
             tokio::select! {
                 () = sleep(pause) => {}
-                () = stopping(&mut self.stop) => return,
+                () = stop_requested(&mut self.stop) => return,
             }
         }
     }
@@ -207,8 +208,8 @@ impl Keeper {
         (self.policy.first_pause * 2u32.pow(doublings)).min(self.policy.longest_pause)
     }
 
-    fn tell(&self, event: ChildEvent) {
-        // Full means that nobody looks; the log has it all.
+    fn report(&self, event: ChildEvent) {
+        // A full channel is not being read; the log of the child has the details.
         let _ = self.report.try_send(event);
     }
 
@@ -230,25 +231,25 @@ impl Keeper {
         Ok(child)
     }
 
-    /// SIGTERM, then SIGKILL to the whole group when the grace is over.
+    /// SIGTERM, then SIGKILL to the whole group after the grace period.
     async fn end(&mut self, child: &mut Child, pid: u32) {
         signal(pid, Signal::TERM);
         tokio::select! {
             _ = child.wait() => return,
             () = sleep(self.policy.stop_grace) => {}
-            () = hurried(&mut self.stop) => {}
+            () = hurry_requested(&mut self.stop) => {}
         }
         kill_group(pid);
         let _ = tokio::time::timeout(KILL_WAIT, child.wait()).await;
     }
 }
 
-async fn stopping(stop: &mut watch::Receiver<StopRequest>) {
-    // The sender only goes away after everything was stopped, or with the whole process.
+async fn stop_requested(stop: &mut watch::Receiver<StopRequest>) {
+    // The sender is only dropped after everything was stopped, or with the whole process.
     let _ = stop.wait_for(|stop| *stop != StopRequest::No).await;
 }
 
-async fn hurried(stop: &mut watch::Receiver<StopRequest>) {
+async fn hurry_requested(stop: &mut watch::Receiver<StopRequest>) {
     if stop.wait_for(|stop| *stop == StopRequest::Now).await.is_err() {
         std::future::pending::<()>().await;
     }
@@ -256,7 +257,7 @@ async fn hurried(stop: &mut watch::Receiver<StopRequest>) {
 
 fn signal(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-        // It may have just ended.
+        // Fails when the process has just ended.
         let _ = kill_process(pid, signal);
     }
 }
@@ -271,13 +272,13 @@ fn describe(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt;
 
     match (status.code(), status.signal()) {
-        (Some(code), _) => format!("ended with exit code {code}"),
-        (None, Some(signal)) => format!("was ended by signal {signal}"),
+        (Some(code), _) => format!("exited with code {code}"),
+        (None, Some(signal)) => format!("was killed by signal {signal}"),
         (None, None) => "ended".to_owned(),
     }
 }
 
-/// A process for certain: pids are used again, a pid with a start time is not.
+/// Identifies a process: pids are reused, a pid with a start time is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ProcessIdentity {
     pid: u32,
@@ -289,15 +290,15 @@ impl ProcessIdentity {
     /// The process that has this pid now.
     fn of(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name, in brackets, may hold anything; the fields after it cannot. State is the third of all fields,
-        // the start time the twenty-second.
+        // The name, in brackets, may contain anything; the fields after it cannot. State is the third field of all, the
+        // start time the twenty-second.
         let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
         let state = fields.next()?;
         let start = fields.nth(18)?.parse().ok()?;
         (state != "Z").then_some(Self { pid, start })
     }
 
-    /// The process a pid file names.
+    /// Parses the content of a pid file.
     fn parse(line: &str) -> Option<Self> {
         let (pid, start) = line.trim().split_once(' ')?;
         Some(Self { pid: pid.parse().ok()?, start: start.parse().ok()? })
@@ -321,7 +322,7 @@ pub(crate) fn leftovers(run: &Path) -> Vec<(String, ProcessIdentity)> {
         let process = fs::read_to_string(&path).ok().and_then(|line| ProcessIdentity::parse(&line));
         match process.filter(|p| p.is_alive()) {
             Some(process) => found.push((name, process)),
-            // Dead, or never written to the end.
+            // Not running any more, or incomplete.
             None => drop(fs::remove_file(&path)),
         }
     }
@@ -329,7 +330,7 @@ pub(crate) fn leftovers(run: &Path) -> Vec<(String, ProcessIdentity)> {
     found
 }
 
-/// Stops leftovers as [`Supervisor::stop`] does; they are not our children, so their end is found by looking.
+/// Stops leftovers as [`Supervisor::stop`] does; they are not our children, so their end is found by polling.
 pub(crate) async fn stop_leftovers(processes: &[ProcessIdentity], grace: Duration) {
     const LOOK: Duration = Duration::from_millis(20);
 

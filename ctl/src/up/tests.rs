@@ -1,4 +1,4 @@
-//! Starting, with small shell scripts in the place of the real binaries.
+//! Starting a cluster, with shell scripts in place of the real binaries.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -35,7 +35,7 @@ async fn a_coordinator_that_dies_at_the_start_is_shown_with_its_log() {
     let failure = run(&ui(), &args, None).await.expect_err("dies");
     assert_eq!(failure.exit, Exit::Failed);
     let text = failure.to_string();
-    assert!(text.starts_with("coordinator-1 ended with exit code 7; the end of "), "{text}");
+    assert!(text.starts_with("coordinator-1 exited with code 7; the end of "), "{text}");
     assert!(text.ends_with("  | error: disk is full"), "{text}");
     let expected = format!(
         "args: run --state-dir {}/state/coordinator --listen {} --name coordinator-1",
@@ -86,14 +86,14 @@ async fn nothing_to_remove_is_no_failure() {
 }
 
 #[tokio::test]
-async fn beyond_loopback_nothing_listens() {
+async fn addresses_beyond_loopback_are_refused() {
     let dir = tempfile::tempdir().expect("a folder");
     let args = UpArgs { listen: "0.0.0.0:7470".parse().expect("an address"), ..args(dir.path(), "") };
     assert_eq!(run(&ui(), &args, None).await.expect_err("refused").exit, Exit::Usage);
 }
 
 #[test]
-fn workers_that_are_not_healthy_are_named() {
+fn unhealthy_workers_are_listed() {
     let names = ["worker-1", "worker-2", "worker-3"].map(str::to_owned);
     let worker = |id: &str, health: v1::Health| v1::Worker {
         id: id.into(),
@@ -112,7 +112,7 @@ fn workers_that_are_not_healthy_are_named() {
 }
 
 #[test]
-fn worker_command_lines_name_everything() {
+fn worker_command_lines_contain_all_arguments() {
     let dir = tempfile::tempdir().expect("a folder");
     let args = args(dir.path(), "");
     let folder = StateFolder::open(&args.state_dir).expect("writable");
@@ -133,7 +133,7 @@ fn worker_command_lines_name_everything() {
 }
 
 #[tokio::test]
-async fn removing_waits_for_a_cluster_that_is_just_stopping() {
+async fn down_waits_for_a_cluster_that_is_stopping() {
     let dir = tempfile::tempdir().expect("a folder");
     let folder = StateFolder::open(dir.path()).expect("writable");
     let held = folder.lock().expect("free");

@@ -1,4 +1,4 @@
-//! The judgement: from what was seen to one line for each thing that matters. Pure, so that every sentence can be tested.
+//! Evaluates the responses: one line for each check. Pure, so that every sentence can be tested.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,26 +11,27 @@ use crate::commands::worker::phases;
 use crate::document::view;
 use crate::output::{age, count, one_line, short};
 
-/// Until when appliances without an owner are on their way to one: a hand-off takes milliseconds.
+/// Appliances without an owner for less than this are being handed off, which takes milliseconds.
 const ON_THEIR_WAY: Duration = Duration::from_secs(5);
 
-/// From when somebody has to look after them: whoever dies is followed by another within some seconds.
+/// Appliances without an owner for this long need an operator: after the loss of a worker, another takes over within
+/// seconds.
 const ABANDONED: Duration = Duration::from_secs(60);
 
-/// For how long a violation is a problem, and not only worth knowing.
+/// A violation younger than this is a problem, an older one a warning.
 const RECENT: Duration = Duration::from_secs(600);
 
-/// How far clocks may be apart before ages and expiries are hard to read.
+/// Clock difference above which ages and expiry times are misleading.
 const SKEW: Duration = Duration::from_secs(5);
 
-/// Most things of a kind that are named.
+/// Largest number of affected objects that are listed.
 const SHOWN: usize = 10;
 
-/// Everything that is judged, in the order of what depends on what.
+/// All checks, prerequisites first.
 pub(super) fn judge(seen: &Inspection) -> Vec<Finding> {
     let mut checks = vec![coordinators(seen)];
     let answers = || seen.servers.iter().filter_map(|server| server.answer.as_ref().ok());
-    // The leader's own words before those another passed on.
+    // Prefer the leader's own response over a forwarded one.
     let status = answers().filter(|a| a.leads).chain(answers()).find_map(|answer| answer.status.as_ref().ok());
     let Some(status) = status else { return checks };
     checks.push(coordination(status));
@@ -79,35 +80,33 @@ fn coordinators(seen: &Inspection) -> Finding {
         .filter_map(|server| server.answer.as_ref().err().map(|why| format!("{}: {why}", server.address)))
         .collect();
     if answers.is_empty() {
-        return check(name, Severity::Problem, "none answers: nothing can be said of the cluster")
+        return check(name, Severity::Problem, "no coordinator answers: the state of the cluster is unknown")
             .detail(silent)
-            .advise("look whether rug-coordinator runs, and what it says when it ends")
-            .advise("name its address with --server, or start a cluster on this machine: rugctl up");
+            .advise("check that rug-coordinator runs, and its log if it exited")
+            .advise("pass its address with --server, or start a cluster on this machine: rugctl up");
     }
     let leaders: Vec<&str> = answers.iter().filter(|(_, a)| a.leads).map(|(s, _)| s.address.as_str()).collect();
     let statuses: Vec<&v1::ClusterStatus> = answers.iter().filter_map(|(_, a)| a.status.as_ref().ok()).collect();
     let named: BTreeSet<(u64, &str)> = statuses.iter().map(|s| (s.term, s.coordinator.as_str())).collect();
     let Some(&(term, leader)) = named.last() else {
         let why = answers.iter().filter_map(|(s, a)| Some(format!("{}: {}", s.address, a.status.as_ref().err()?)));
-        return check(name, Severity::Problem, "nobody leads: nothing is placed, and no change is taken")
+        return check(name, Severity::Problem, "there is no leader: nothing is placed and no change is accepted")
             .detail(why.chain(silent))
-            .advise(
-                "ask again in a few seconds; then look into the coordinators' logs, and at ZooKeeper and the database",
-            )
-            .advise("workers go on with what they hold for as long as their leases stand");
+            .advise("retry in a few seconds; then check the coordinators' logs, ZooKeeper and the database")
+            .advise("workers continue with the appliances they own while their leases last");
     };
     if leaders.len() > 1 {
-        let says = leaders.iter().map(|address| format!("{address} says that it leads"));
-        return check(name, Severity::Problem, format!("{} say that they lead", leaders.len()))
+        let says = leaders.iter().map(|address| format!("{address} reports that it leads"));
+        return check(name, Severity::Problem, format!("{} report that they lead", leaders.len()))
             .detail(says.chain(silent))
-            .advise("ask again: one that was just followed may not have noticed yet; whatever it writes is refused")
-            .advise("if it stays so, stop the one with the lower term");
+            .advise("retry: a former leader may not have noticed yet that it was replaced; its writes are refused")
+            .advise("if this persists, stop the one with the lower term");
     }
     if named.len() > 1 {
         let says = named.iter().map(|(term, leader)| format!("{leader} in term {term}"));
-        return check(name, Severity::Warning, "they do not name the same leader")
+        return check(name, Severity::Warning, "they report different leaders")
             .detail(says.chain(silent))
-            .advise("the leader is changing: ask again in a few seconds");
+            .advise("the leader is changing: retry in a few seconds");
     }
     let known = statuses.iter().map(|s| s.coordinators.len()).max().unwrap_or_default();
     let leads = format!("{} leads in term {term}", one_line(leader));
@@ -117,14 +116,14 @@ fn coordinators(seen: &Inspection) -> Finding {
         let verb = if n == 1 { "does" } else { "do" };
         return check(name, Severity::Warning, format!("{leads}; {n} of {all} {verb} not answer"))
             .detail(silent)
-            .advise("one that is away cannot take over when the leader ends: look whether it runs and can be reached");
+            .advise("a coordinator that is down cannot take over: check that it runs and can be reached");
     }
     if known < 2 && !embedded {
-        return check(name, Severity::Warning, format!("{leads}, and there is no other one"))
-            .advise("start a second coordinator, so that another one can take over");
+        return check(name, Severity::Warning, format!("{leads}, without a standby"))
+            .advise("start a second coordinator that can take over");
     }
     let others = known.saturating_sub(1) as u64;
-    let stand = if others == 1 { "1 other stands by" } else { &format!("{others} others stand by") };
+    let stand = if others == 1 { "1 standby" } else { &format!("{others} standbys") };
     let more = if others == 0 { String::new() } else { format!("; {stand}") };
     check(name, Severity::Ok, leads + &more)
 }
@@ -136,9 +135,9 @@ fn coordination(status: &v1::ClusterStatus) -> Finding {
         v1::CoordinationState::InDoubt => check(
             name,
             Severity::Problem,
-            format!("no word from {service} for a while: the leader is about to step down"),
+            format!("no answer from {service} for a while: the leader is about to step down"),
         )
-        .advise("look whether the ZooKeeper servers run, have a majority, and can be reached from the coordinators"),
+        .advise("check that the ZooKeeper servers run, have a majority, and can be reached from the coordinators"),
         v1::CoordinationState::Connected | v1::CoordinationState::Unspecified => check(name, Severity::Ok, service),
     }
 }
@@ -148,22 +147,22 @@ fn store(status: &v1::ClusterStatus) -> Finding {
     if status.store_problem.is_empty() {
         return check(name, Severity::Ok, one_line(&status.store));
     }
-    check(name, Severity::Problem, format!("takes no changes: {}", one_line(&status.store_problem)))
+    check(name, Severity::Problem, format!("accepts no writes: {}", one_line(&status.store_problem)))
         .detail([one_line(&status.store)])
-        .advise("look after the database; until it is back nothing is placed or changed, and reads go on from memory")
+        .advise("repair the database; until then nothing is placed or changed, and reads are served from memory")
 }
 
 fn clocks(seen: &Inspection, status: &v1::ClusterStatus) -> Finding {
     let name = "clocks";
     let Some(theirs) = status.time.and_then(|time| std::time::SystemTime::try_from(time).ok()) else {
-        return check(name, Severity::Ok, "not told by this version of the coordinator");
+        return check(name, Severity::Ok, "not reported by this version of the coordinator");
     };
     let apart = seen.now.duration_since(theirs).unwrap_or_else(|e| e.duration());
     if apart <= SKEW {
-        return check(name, Severity::Ok, "this machine's and the coordinator's agree");
+        return check(name, Severity::Ok, "this machine's clock and the coordinator's agree");
     }
-    check(name, Severity::Warning, format!("this machine's and the coordinator's are {} apart", short(apart)))
-        .advise("no promise rests on it, but ages shown here are off by as much: look at the time service of both")
+    check(name, Severity::Warning, format!("this machine's clock and the coordinator's differ by {}", short(apart)))
+        .advise("safety does not depend on it, but ages shown here are wrong by as much: check time synchronisation on both")
 }
 
 fn versions(seen: &Inspection) -> Finding {
@@ -178,23 +177,23 @@ fn versions(seen: &Inspection) -> Finding {
         return check(name, Severity::Ok, client);
     }
     let all = each.into_iter().collect::<Vec<_>>().join(", ");
-    check(name, Severity::Warning, format!("several are in use: {all}"))
-        .advise("fine while an upgrade is under way; finish it with: rugctl worker list -o wide")
+    check(name, Severity::Warning, format!("several versions are in use: {all}"))
+        .advise("expected during an upgrade; find the others with: rugctl worker list -o wide")
 }
 
 fn placement(seen: &Inspection, status: &v1::ClusterStatus) -> Finding {
     let name = "placement";
     if let Some(frozen) = &status.frozen {
         return check(name, Severity::Problem, format!("frozen: {}", why_frozen(frozen, seen.now)))
-            .advise("bring the missing workers back, or look why the leader lost sight of them")
+            .advise("bring the missing workers back, or check why they lost their connection to the leader")
             .advise("if they will not come back: rugctl placement resume");
     }
     if let Some(paused) = &status.paused {
         return check(name, Severity::Warning, format!("paused: {}", why_paused(paused, seen.now)))
-            .advise("when that is over: rugctl placement resume");
+            .advise("when the reason no longer applies: rugctl placement resume");
     }
     if !status.waiting.is_empty() {
-        return check(name, Severity::Warning, one_line(&status.waiting)).advise("ask again in a few seconds");
+        return check(name, Severity::Warning, one_line(&status.waiting)).advise("retry in a few seconds");
     }
     check(name, Severity::Ok, "goes on")
 }
@@ -211,7 +210,7 @@ fn workers(seen: &Inspection, status: &v1::ClusterStatus) -> Finding {
         let state = if status.appliances > 0 { Severity::Problem } else { Severity::Warning };
         return check(name, state, format!("none is healthy, for {}", count(status.appliances, "appliance")))
             .detail(all.iter().map(|w| told(w, seen)))
-            .advise("start workers, or look why those that run do not reach a coordinator");
+            .advise("start workers, or check why those that run cannot reach a coordinator");
     }
     let ill: Vec<&v1::Worker> = all.iter().filter(|w| w.health() != v1::Health::Healthy).collect();
     let outside: Vec<&v1::Worker> = of(v1::Health::Healthy).filter(|w| !w.member && !w.draining).collect();
@@ -233,7 +232,7 @@ fn workers(seen: &Inspection, status: &v1::ClusterStatus) -> Finding {
     let mut found = check(name, Severity::Warning, summary).detail(ill.iter().chain(&outside).map(|w| told(w, seen)));
     if of(v1::Health::Dead).next().is_some() {
         found = found
-            .advise("what the dead held went to others; a dead one is shown for an hour, or until its name is back");
+            .advise("appliances of dead workers are given to others; a dead worker is listed for an hour, or until its name is back");
     }
     found.advise(format!("rugctl worker get {first}"))
 }
@@ -248,7 +247,7 @@ fn told(worker: &v1::Worker, seen: &Inspection) -> String {
         parts.push(format!("on {}", one_line(&worker.host)));
     }
     if worker.health() == v1::Health::Healthy && !worker.member {
-        parts.push("in no ring, so that it is given nothing".to_owned());
+        parts.push("not in the ring, so it is given no appliances".to_owned());
     }
     if !worker.reason.is_empty() {
         parts.push(one_line(&worker.reason));
@@ -259,7 +258,7 @@ fn told(worker: &v1::Worker, seen: &Inspection) -> String {
 fn unowned(seen: &Inspection, status: &v1::ClusterStatus) -> Finding {
     let name = "unowned";
     let Some(unowned) = status.unowned.as_ref() else {
-        return check(name, Severity::Ok, "not told by this version of the coordinator");
+        return check(name, Severity::Ok, "not reported by this version of the coordinator");
     };
     let Some(first) = unowned.oldest.first() else {
         return check(name, Severity::Ok, "every appliance has an owner");
@@ -269,7 +268,7 @@ fn unowned(seen: &Inspection, status: &v1::ClusterStatus) -> Finding {
     let verb = if unowned.appliances == 1 { "has" } else { "have" };
     let summary = format!("{} {verb} no owner", count(unowned.appliances, "appliance"));
     let state = match lasts {
-        lasts if lasts < ON_THEIR_WAY => return check(name, Severity::Ok, summary + " right now: on the way to one"),
+        lasts if lasts < ON_THEIR_WAY => return check(name, Severity::Ok, summary + " right now: being handed off"),
         lasts if lasts < ABANDONED => Severity::Warning,
         _ => Severity::Problem,
     };
@@ -278,7 +277,7 @@ fn unowned(seen: &Inspection, status: &v1::ClusterStatus) -> Finding {
         format!("{}/{} for {age}: {}", one_line(&a.tenant), one_line(&a.name), one_line(&a.reason))
     };
     let rest = unowned.appliances.saturating_sub(unowned.oldest.len() as u64);
-    let rest = (rest > 0).then(|| format!("and {rest} more, for less long"));
+    let rest = (rest > 0).then(|| format!("and {rest} more, for a shorter time"));
     check(name, state, format!("{summary}, the oldest for {}", short(lasts)))
         .detail(unowned.oldest.iter().take(SHOWN).map(line))
         .and(rest)
@@ -300,17 +299,20 @@ fn quarantine(status: &v1::ClusterStatus) -> Finding {
         return check(
             name,
             Severity::Problem,
-            format!("{many} granted to nobody, because workers died during steps of them"),
+            format!("{many} granted to no worker, because workers died during their steps"),
         )
-        .advise("find them by their reason: rugctl list -o wide")
-        .advise("once the cause is mended, let them be tried again: rugctl rebuild NAME, or a changed specification");
+        .advise("list them with their reason: rugctl list -o wide")
+        .advise("after fixing the cause, release them: rugctl rebuild NAME, or a changed specification");
     }
     match suspects {
-        0 => check(name, Severity::Ok, "nothing is suspected of ending workers"),
+        0 => check(name, Severity::Ok, "no appliance is suspected of crashing workers"),
         _ => check(
             name,
             Severity::Ok,
-            format!("{} suspect, because a worker died; each is watched", count(suspects, "appliance")),
+            format!(
+                "{} suspect, because a worker died; their steps are announced to the leader",
+                count(suspects, "appliance")
+            ),
         ),
     }
 }
@@ -318,7 +320,7 @@ fn quarantine(status: &v1::ClusterStatus) -> Finding {
 fn ownership(seen: &Inspection, status: &v1::ClusterStatus) -> Finding {
     let name = "ownership";
     if status.violations == 0 {
-        return check(name, Severity::Ok, "what workers hold agrees with the table");
+        return check(name, Severity::Ok, "what workers report agrees with the assignment table");
     }
     let last = status.last_violation_time.as_ref();
     let since = last.and_then(|time| std::time::SystemTime::try_from(*time).ok());
@@ -329,7 +331,9 @@ fn ownership(seen: &Inspection, status: &v1::ClusterStatus) -> Finding {
     let summary = format!("{} in this term{ago}", count(status.violations, "violation"));
     check(name, if recent { Severity::Problem } else { Severity::Warning }, summary)
         .detail(kinds.into_iter().map(|(kind, n)| format!("{n} {}", one_line(kind))))
-        .advise("what was refused, in words: rugctl cluster status; all of it: the leader's log, lines with `refused`")
+        .advise(
+            "the last violation in words: rugctl cluster status; all of them: the leader's log, lines with `refused`",
+        )
         .advise("expected after a store or ZooKeeper was restored from a copy; otherwise report it")
 }
 
@@ -339,9 +343,13 @@ fn moves(status: &v1::ClusterStatus) -> Finding {
         return check(name, Severity::Ok, format!("{} under way", status.moves_in_flight));
     }
     let stalled = count(status.stalled_moves, "move");
-    check(name, Severity::Warning, format!("{stalled} past the deadline; they go on, and count against no limit"))
-        .advise("see which, and from whom: rugctl rebalance list")
-        .advise("a worker that does not give up what it should, and will not: rugctl worker evict NAME")
+    check(
+        name,
+        Severity::Warning,
+        format!("{stalled} past the deadline; they continue and no longer count against the limits"),
+    )
+    .advise("list them: rugctl rebalance list")
+    .advise("if a worker does not release its appliances: rugctl worker evict NAME")
 }
 
 fn appliances(status: &v1::ClusterStatus) -> Finding {
@@ -357,12 +365,12 @@ fn appliances(status: &v1::ClusterStatus) -> Finding {
 }
 
 fn notes(status: &v1::ClusterStatus) -> Option<Finding> {
-    // Told by its own check.
+    // The store has a check of its own.
     let notes: Vec<_> =
         status.notes.iter().map(|n| one_line(n)).filter(|n| !n.starts_with("the database does not answer")).collect();
     (!notes.is_empty()).then(|| {
         let verb = if notes.len() == 1 { "needs" } else { "need" };
-        let summary = format!("{} {verb} a look", count(notes.len() as u64, "thing"));
+        let summary = format!("{} {verb} attention", count(notes.len() as u64, "thing"));
         check("notes", Severity::Warning, summary).detail(notes)
     })
 }

@@ -20,7 +20,7 @@ fn worker(id: &str, health: v1::Health) -> v1::Worker {
     }
 }
 
-/// A cluster with nothing wrong: two coordinators, two workers, ten appliances.
+/// A healthy cluster: two coordinators, two workers, ten appliances.
 fn status() -> v1::ClusterStatus {
     let coordinator = |id: &str, leading| v1::Coordinator { id: id.into(), address: format!("http://{id}"), leading };
     v1::ClusterStatus {
@@ -52,13 +52,13 @@ fn seen(status: v1::ClusterStatus) -> Inspection {
     }
 }
 
-/// What differs from a cluster with nothing wrong.
+/// The checks that are not ok.
 fn findings(seen: &Inspection) -> Vec<Finding> {
     let calm = checks::judge(&self::seen(status()));
     checks::judge(seen).into_iter().filter(|check| !calm.contains(check)).collect()
 }
 
-/// The only thing that differs, as its name, its state and its summary.
+/// The only check that is not ok, as its name, severity and summary.
 fn finding(seen: &Inspection) -> (&'static str, Severity, String) {
     let mut all = findings(seen);
     assert_eq!(all.len(), 1, "{all:#?}");
@@ -80,14 +80,14 @@ fn unowned(number: u64, seconds: u64) -> v1::Unowned {
 }
 
 #[test]
-fn a_cluster_with_nothing_wrong_has_only_good_news() {
+fn every_check_of_a_healthy_cluster_is_ok() {
     let checks = checks::judge(&seen(status()));
     assert!(checks.iter().all(|check| check.state == Severity::Ok && check.advice.is_empty()), "{checks:#?}");
-    assert_eq!(checks[0].summary, "c1 leads in term 7; 1 other stands by");
+    assert_eq!(checks[0].summary, "c1 leads in term 7; 1 standby");
 }
 
 #[test]
-fn coordinators_that_are_away_disagree_or_are_alone_are_told_apart() {
+fn missing_disagreeing_and_single_coordinators_are_distinguished() {
     let away = |address: &str| CoordinatorReply { address: address.into(), answer: Err("connection refused".into()) };
     let nobody = Inspection { servers: vec![away("http://c1")], workers: Err("away".into()), ..seen(status()) };
     let checks = checks::judge(&nobody);
@@ -105,15 +105,15 @@ fn coordinators_that_are_away_disagree_or_are_alone_are_told_apart() {
 
     let mut apart = seen(status());
     apart.servers[1] = server("http://c2", false, v1::ClusterStatus { coordinator: "c3".into(), term: 8, ..status() });
-    assert_eq!(finding(&apart), ("coordinators", Severity::Warning, "they do not name the same leader".into()));
+    assert_eq!(finding(&apart), ("coordinators", Severity::Warning, "they report different leaders".into()));
 
     let mut leaderless = seen(status());
     for server in &mut leaderless.servers {
-        server.answer = Ok(LeadAndStatus { leads: false, status: Err("nobody leads".into()) });
+        server.answer = Ok(LeadAndStatus { leads: false, status: Err("no leader".into()) });
     }
     let checks = checks::judge(&leaderless);
     assert_eq!((checks.len(), checks[0].state), (1, Severity::Problem));
-    assert!(checks[0].summary.starts_with("nobody leads"), "{checks:#?}");
+    assert!(checks[0].summary.starts_with("there is no leader"), "{checks:#?}");
 
     let mut alone = status();
     alone.coordinators.truncate(1);
@@ -123,13 +123,16 @@ fn coordinators_that_are_away_disagree_or_are_alone_are_told_apart() {
     alone.coordination = "embedded".into();
     let mut embedded = seen(alone);
     embedded.servers.truncate(1);
-    assert!(findings(&embedded).iter().all(|check| check.state == Severity::Ok), "on one machine there is only one");
+    assert!(
+        findings(&embedded).iter().all(|check| check.state == Severity::Ok),
+        "an embedded cluster has one coordinator"
+    );
 }
 
 #[test]
-fn appliances_without_an_owner_are_worse_the_longer_they_have_none() {
+fn severity_of_unowned_appliances_grows_with_time() {
     let lasting = |seconds| seen(v1::ClusterStatus { unowned: Some(unowned(1, seconds)), ..status() });
-    assert_eq!(finding(&lasting(2)).1, Severity::Ok, "on its way");
+    assert_eq!(finding(&lasting(2)).1, Severity::Ok, "handed off");
     assert_eq!(
         finding(&lasting(20)),
         ("unowned", Severity::Warning, "1 appliance has no owner, the oldest for 20s".into())
@@ -138,12 +141,12 @@ fn appliances_without_an_owner_are_worse_the_longer_they_have_none() {
     let many = findings(&seen(v1::ClusterStatus { unowned: Some(unowned(25, 90)), ..status() }));
     assert_eq!(many[0].details.len(), 11);
     assert_eq!(many[0].details[0], "demo/web-0 for 1m30s: no worker offers driver openstack");
-    assert_eq!(many[0].details[10], "and 15 more, for less long");
+    assert_eq!(many[0].details[10], "and 15 more, for a shorter time");
     assert_eq!(many[0].advice, ["rugctl explain --tenant demo web-0"]);
 }
 
 #[test]
-fn workers_that_are_gone_ill_or_in_no_ring_are_named() {
+fn dead_unhealthy_and_non_member_workers_are_listed() {
     let mut ill = seen(status());
     let dead = v1::Worker { last_seen: ago(250), host: "h3".into(), ..worker("w3", v1::Health::Dead) };
     let suspect = v1::Worker { reason: "no session".into(), ..worker("w4", v1::Health::Suspect) };
@@ -153,7 +156,7 @@ fn workers_that_are_gone_ill_or_in_no_ring_are_named() {
     assert_eq!((state, summary.as_str()), (Severity::Warning, "3 healthy, 1 suspect, 1 dead"));
     let found = &findings(&ill)[0];
     assert_eq!(found.details[0], "w3 is dead, last seen 4m10s ago, on h3");
-    assert!(found.details[1].ends_with("no session") && found.details[2].contains("in no ring"), "{found:#?}");
+    assert!(found.details[1].ends_with("no session") && found.details[2].contains("not in the ring"), "{found:#?}");
     assert!(found.advice.contains(&"rugctl worker get w3".to_owned()));
 
     let none = Inspection { workers: Ok(vec![]), ..seen(status()) };
@@ -164,7 +167,7 @@ fn workers_that_are_gone_ill_or_in_no_ring_are_named() {
 }
 
 #[test]
-fn each_other_trouble_is_found_with_what_helps() {
+fn every_other_fault_is_reported_with_advice() {
     let since = ago(60);
     let frozen =
         v1::Frozen { reason: "3 of 4 workers vanished".into(), since, missing: vec!["w1".into()], missing_count: 1 };
@@ -202,14 +205,14 @@ fn each_other_trouble_is_found_with_what_helps() {
     }
     let notes = vec!["the database does not answer (refused): reads go on".to_owned()];
     let twice = v1::ClusterStatus { store_problem: "refused".into(), notes, ..status() };
-    assert_eq!(finding(&seen(twice)).0, "store", "one trouble is told once");
+    assert_eq!(finding(&seen(twice)).0, "store", "one fault is reported once");
     let mut old = seen(status());
     old.workers.as_mut().expect("listed")[0].version = "0.0.9".into();
     assert_eq!(finding(&old).0, "versions");
 }
 
 #[test]
-fn one_that_does_not_know_what_is_new_is_not_blamed_for_it() {
+fn an_older_coordinator_without_new_fields_causes_no_warning() {
     let old = v1::ClusterStatus { unowned: None, time: None, ..status() };
     assert!(checks::judge(&seen(old)).iter().all(|check| check.state == Severity::Ok));
 }
@@ -234,7 +237,7 @@ fn the_report_fits_the_terminal_and_ends_with_the_verdict() {
 }
 
 #[tokio::test]
-async fn nobody_who_answers_is_a_problem_and_not_an_error() {
+async fn no_answering_coordinator_is_a_problem_and_not_an_error() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
     let client =
         crate::client::AdminClient::new(&format!("http://{free}"), Duration::from_millis(300)).expect("an address");

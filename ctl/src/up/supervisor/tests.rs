@@ -59,7 +59,7 @@ const OBEDIENT: &str = "trap 'echo bye; exit 0' TERM; echo ready; while :; do sl
 const STUBBORN: &str = "trap '' TERM; echo ready; while :; do sleep 0.02; done";
 
 #[tokio::test]
-async fn a_child_that_dies_is_started_again_with_growing_pauses_and_then_given_up() {
+async fn a_failing_child_is_restarted_with_growing_pauses_and_then_given_up() {
     let bench = SupervisorTest::new();
     let mut supervisor = Supervisor::new(quick());
     supervisor.start(bench.program("w", "echo run; exit 3"));
@@ -72,7 +72,7 @@ async fn a_child_that_dies_is_started_again_with_growing_pauses_and_then_given_u
         }
     };
     assert_eq!(pauses, [10, 20, 40]);
-    assert_eq!(how, "ended with exit code 3");
+    assert_eq!(how, "exited with code 3");
     assert_eq!(bench.log("w").lines().count(), 4, "the log is appended to");
     supervisor.stop(pending()).await;
 }
@@ -85,7 +85,7 @@ async fn a_killed_child_gets_a_new_process() {
     let ChildEvent::Started { pid, .. } = next(&mut supervisor).await else { panic!("not started") };
     signal(pid, Signal::KILL);
     let ChildEvent::Died { how, .. } = next(&mut supervisor).await else { panic!("not dead") };
-    assert_eq!(how, "was ended by signal 9");
+    assert_eq!(how, "was killed by signal 9");
     let ChildEvent::Started { pid: second, .. } = next(&mut supervisor).await else { panic!("not started again") };
     assert_ne!(pid, second);
     supervisor.stop(pending()).await;
@@ -93,7 +93,7 @@ async fn a_killed_child_gets_a_new_process() {
 }
 
 #[tokio::test]
-async fn stopping_asks_first_and_removes_the_pid_file() {
+async fn stopping_sends_sigterm_and_removes_the_pid_file() {
     let bench = SupervisorTest::new();
     let mut supervisor = Supervisor::new(quick());
     for name in ["a", "b"] {
@@ -134,7 +134,7 @@ async fn a_second_request_to_stop_does_not_wait_for_the_grace() {
 }
 
 #[tokio::test]
-async fn a_binary_that_is_not_there_is_given_up() {
+async fn a_missing_binary_is_given_up() {
     let bench = SupervisorTest::new();
     let mut supervisor = Supervisor::new(Policy { limit: 1, ..quick() });
     supervisor.start(Program { binary: "/nonexistent/rug-worker".into(), ..bench.program("w", "") });
