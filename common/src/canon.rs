@@ -9,10 +9,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use crate::session::{Ack, AnnouncedStep, Carryover, Declined, Envelope, GrantRef, Hello, OwnedGrant, Release};
 use crate::status::{JournalEntry, Progress};
 use crate::{
-    ApplianceId, Edition, Generation, Incarnation, Profile, RebalanceId, Site, StreamNumber, Term, Timestamp, Token,
-    WorkerId,
+    ApplianceId, Edition, Generation, Incarnation, Life, Profile, RebalanceId, Site, StreamNumber, Term, Timestamp,
+    Token, WorkerId,
 };
 
 /// A time that no run reaches: what happens after so long is left out of the canonical form.
@@ -349,6 +350,13 @@ impl Canonical for Incarnation {
     }
 }
 
+impl Canonical for Life {
+    fn canon(&self, to: &mut Canon) {
+        let Self { worker, incarnation } = self;
+        to.put(&(worker, incarnation));
+    }
+}
+
 impl Canonical for Profile {
     fn canon(&self, to: &mut Canon) {
         let Self { weight, zone, host, state_dir, drivers, version, pid, lease, holds } = self;
@@ -369,6 +377,78 @@ impl Canonical for Progress {
         to.put(wait);
         to.put(cooling);
         to.list(journal.iter().map(|JournalEntry { step, request_id }| (step, request_id)));
+    }
+}
+
+impl Canonical for Envelope {
+    fn canon(&self, to: &mut Canon) {
+        let Self { term, incarnation, stream } = self;
+        to.put(&(term, incarnation));
+        to.stream(*incarnation, *stream);
+    }
+}
+
+impl Canonical for GrantRef {
+    fn canon(&self, to: &mut Canon) {
+        let Self { appliance, token } = self;
+        to.put(&(appliance, token));
+    }
+}
+
+impl Canonical for OwnedGrant {
+    fn canon(&self, to: &mut Canon) {
+        let Self { appliance, token, edition } = self;
+        to.put(&(appliance, token, edition));
+    }
+}
+
+impl Canonical for Carryover {
+    fn canon(&self, to: &mut Canon) {
+        let Self { progress, fence_delay } = self;
+        to.put(&(progress, fence_delay));
+    }
+}
+
+impl Canonical for Release {
+    fn canon(&self, to: &mut Canon) {
+        let Self { appliance, token, carryover } = self;
+        to.put(&(appliance, token, carryover));
+    }
+}
+
+impl Canonical for Declined {
+    fn canon(&self, to: &mut Canon) {
+        // The reason is for people.
+        let Self { appliance, token, reason: _ } = self;
+        to.put(&(appliance, token));
+    }
+}
+
+impl Canonical for AnnouncedStep {
+    fn canon(&self, to: &mut Canon) {
+        let Self { appliance, token, number } = self;
+        to.put(&(appliance, token, number));
+    }
+}
+
+impl Canonical for Hello {
+    fn canon(&self, to: &mut Canon) {
+        let Self { worker, profile, owned, released, removed, highest_term } = self;
+        to.put(worker);
+        to.put(profile);
+        to.put(owned);
+        to.put(released);
+        to.put(removed);
+        to.put(highest_term);
+    }
+}
+
+impl Canonical for Ack {
+    fn canon(&self, to: &mut Canon) {
+        let Self { applied, granted, declined, released, removed, begun, ended } = self;
+        to.put(&(applied, granted, declined));
+        to.put(&(released, removed));
+        to.put(&(begun, ended));
     }
 }
 

@@ -14,18 +14,18 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use common::{ApplianceId, CoordinatorId, Term, Timestamp, WorkerId};
+use common::session::{Envelope, Refused, RefusedReason, StatusReport, ToCoordinator, ToWorker};
+use common::{ApplianceId, CoordinatorId, Life, Term, Timestamp, WorkerId};
 use coordination::{Leadership, News};
 use coordinator_core::grants::StoredGrant;
-use coordinator_core::machine::{self, Action, Commit, Conn, Down, Event, Machine, Refusal, Restored};
-use coordinator_core::membership::{Authority, Life};
+use coordinator_core::machine::{self, Action, Commit, Event, Machine, Refusal, Restored, StreamId};
+use coordinator_core::membership::Authority;
 use coordinator_core::table::Seed;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use proto::convert::down::RefusedReason;
-use proto::convert::{Envelope, up};
-use runtime::clock;
+use proto::convert::down;
+use runtime::{clock, telemetry};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -34,7 +34,7 @@ use crate::api::{self, Reply};
 use crate::catalog::{self, Catalog, Fact};
 use crate::metrics::Metrics;
 use crate::record::{MoveRecord, Record};
-use crate::sessions::{self, Input, Out};
+use crate::sessions::{Input, Out};
 use crate::store::{self, Store, StoreWrite};
 use history::History;
 
@@ -81,7 +81,7 @@ pub struct Leader<'a> {
     store: Store,
     catalog: Arc<Catalog>,
     identity: Identity,
-    conns: HashMap<Conn, Session>,
+    conns: HashMap<StreamId, Session>,
     writes: FuturesUnordered<BoxFuture<'static, Written>>,
     checks: HashMap<ApplianceId, Vec<(u64, Reply<()>)>>,
     next_check: u64,
@@ -314,7 +314,8 @@ impl<'a> Leader<'a> {
                 let pending = self.store.submit(writes(commit));
                 self.writes.push(Box::pin(async move { Written::Batch(batch, pending.await) }));
             }
-            Action::Send(conn, down) => self.send(conn, down),
+            Action::Send(conn, envelope, message) => self.send(conn, envelope, message),
+            Action::Reports(reports) => self.on_reports(reports),
             Action::Close(conn, refusal) => self.close(conn, &refusal),
             Action::Assigned(id) => self.show_assignment(id),
             Action::Removed(id) => self.facts.push(Fact::Removed(id)),
@@ -322,7 +323,7 @@ impl<'a> Leader<'a> {
                 self.cluster_changed = true;
                 self.changed_workers.insert(worker);
             }
-            Action::Gone((worker, incarnation), at) => {
+            Action::Gone(Life { worker, incarnation }, at) => {
                 // Beside the worker's `may_act_until_ns` of the same host it shows what the lease's margin comes to.
                 info!(%worker, %incarnation, at_ns = at.as_nanos(), "gone: its lease is over, or it left");
             }
@@ -344,8 +345,8 @@ impl<'a> Leader<'a> {
                 self.notes.violation(text);
             }
             Action::Evict(life) => {
-                info!(worker = %life.0, incarnation = %life.1, "evicting");
-                let marked = self.leadership.evict(life.0.clone(), life.1);
+                info!(worker = %life.worker, incarnation = %life.incarnation, "evicting");
+                let marked = self.leadership.evict(life.worker.clone(), life.incarnation);
                 self.writes.push(Box::pin(async move { Written::Evicted(life, marked.await) }));
             }
             Action::RaiseTerm(seen) => self.end = Some(Ended::HigherTerm(seen)),
@@ -394,7 +395,7 @@ impl<'a> Leader<'a> {
             Written::Evicted(_, Ok(())) => {}
             // The machine asks again.
             Written::Evicted(life, Err(error)) => {
-                warn!(worker = %life.0, "the lease node cannot be written over: {error}")
+                warn!(worker = %life.worker, "the lease node cannot be written over: {error}")
             }
             Written::Note(_, Ok(())) => {}
             Written::Note(what, Err(error)) => {
@@ -412,16 +413,15 @@ impl<'a> Leader<'a> {
         }
         match input {
             Input::Hello { conn, envelope, hello, out } => {
-                info!(worker = %hello.worker, conn, held = hello.held.len(), "hello");
+                info!(worker = %hello.worker, conn, owned = hello.owned.len(), "hello");
                 let session = Session { out, envelope, worker: hello.worker.clone() };
                 self.conns.insert(conn, session);
-                let hello = wire::hello(&envelope, *hello);
                 if hello.highest_term < self.machine.term() {
                     self.notes.met(hello.highest_term);
                 }
-                self.step(Event::Hello(conn, Box::new(hello)));
+                self.step(Event::Received(conn, envelope, ToCoordinator::Hello(hello)));
             }
-            Input::Message { conn, envelope, up } => self.on_message(conn, &envelope, up),
+            Input::Message { conn, envelope, message } => self.on_message(conn, envelope, message),
             Input::Closed(conn) => {
                 if self.conns.remove(&conn).is_some() {
                     self.step(Event::Closed(conn));
@@ -430,46 +430,31 @@ impl<'a> Leader<'a> {
         }
     }
 
-    fn on_message(&mut self, conn: Conn, envelope: &Envelope, up: up::Up) {
-        let Some(envelope) = wire::envelope(envelope) else { return };
-        match up {
-            up::Up::Hello(_) => debug!(conn, "a second hello on one stream was dropped"),
-            up::Up::Beat(number) => {
-                self.step(Event::Beat(conn, envelope, number));
-            }
-            up::Up::Ack(ack) => {
+    fn on_message(&mut self, conn: StreamId, envelope: Envelope, message: ToCoordinator) {
+        match &message {
+            ToCoordinator::Hello(_) => return debug!(conn, "a second hello on one stream was dropped"),
+            ToCoordinator::Beat(_) | ToCoordinator::Report(_) => {}
+            ToCoordinator::Ack(ack) => {
                 for declined in &ack.declined {
                     info!(appliance = %declined.appliance, conn, "an offer was declined: {}", declined.reason);
                 }
-                self.step(Event::Answers(conn, envelope, wire::answers(ack)));
             }
-            up::Up::Report(reports, holdings) => {
-                self.on_reports(conn, envelope, reports);
-                if let Some(holdings) = holdings {
-                    self.step(Event::Holds(conn, envelope, wire::claim(holdings)));
-                }
-            }
-            up::Up::Drain { hand_back } => {
+            ToCoordinator::Drain { hand_back } => {
                 info!(conn, worker = ?self.conns.get(&conn).map(|s| &s.worker), hand_back, "is about to stop");
-                self.step(Event::Drain(conn, envelope, hand_back));
             }
-            up::Up::Leave => {
+            ToCoordinator::Leave => {
                 info!(conn, worker = ?self.conns.get(&conn).map(|s| &s.worker), "leaves");
                 self.conns.remove(&conn);
-                self.step(Event::Leave(conn, envelope));
             }
         }
+        self.step(Event::Received(conn, envelope, message));
     }
 
-    fn on_reports(&mut self, conn: Conn, envelope: machine::Envelope, reports: Vec<up::Report>) {
-        let of: Vec<_> = reports.iter().map(|r| (r.appliance, r.token)).collect();
-        let count = self.machine.reports_count(clock::now(), conn, envelope, &of);
+    /// Stores and shows statuses that come from the owners of their appliances.
+    fn on_reports(&mut self, reports: Vec<StatusReport>) {
         let now = SystemTime::now();
         let mut stored = Vec::with_capacity(reports.len());
-        for (report, counts) in reports.into_iter().zip(count) {
-            if !counts {
-                continue;
-            }
+        for report in reports {
             self.facts.push(Fact::Status(report.appliance, Arc::new(report.status.clone()), now));
             stored.push((report.appliance, report.status, now));
             if report.checked > 0 {
@@ -493,22 +478,22 @@ impl<'a> Leader<'a> {
         }
     }
 
-    fn send(&mut self, conn: Conn, down: Down) {
-        if let Down::Delta { rebalance: Some(id), tell, .. } = &down {
-            self.history.under_way(*id, tell, self.conns.get(&conn).map(|s| &s.worker));
+    fn send(&mut self, conn: StreamId, envelope: Envelope, message: ToWorker<()>) {
+        let mut traceparent = String::new();
+        if let ToWorker::Delta(delta) = &message
+            && let Some(id) = delta.rebalance
+        {
+            self.history.under_way(id, &delta.entries, self.conns.get(&conn).map(|s| &s.worker));
+            let span = self.history.delta_span(id, delta.entries.len());
+            traceparent = span.as_ref().map(telemetry::traceparent).unwrap_or_default();
         }
-        let span = match &down {
-            Down::Delta { rebalance: Some(id), tell, .. } => self.history.delta_span(*id, tell.len()),
-            _ => None,
-        };
-        let Some(session) = self.conns.get_mut(&conn) else { return };
-        if let Down::Welcome { incarnation, stream, .. } = &down {
-            session.envelope = Envelope { term: self.machine.term(), incarnation: Some(*incarnation), stream: *stream };
-        }
-        let catalog = &self.catalog;
-        let messages = wire::down(&session.envelope, down, span.as_ref(), |id| {
-            catalog.get(&proto::convert::admin::Target::Id(id)).map(|e| Arc::clone(&e.record))
+        let message = message.fill(|id| {
+            let entry = self.catalog.get(&proto::convert::admin::Target::Id(id))?;
+            Some(Arc::new(wire::desired(&entry.record)))
         });
+        let Some(session) = self.conns.get_mut(&conn) else { return };
+        session.envelope = envelope;
+        let messages = down::down_to_wire(&envelope, message, &traceparent);
         let whole = messages.into_iter().all(|message| session.out.send(message));
         if !whole {
             warn!(conn, worker = %session.worker, "the worker does not read its stream; closing it");
@@ -517,7 +502,7 @@ impl<'a> Leader<'a> {
         }
     }
 
-    fn close(&mut self, conn: Conn, refusal: &Refusal) {
+    fn close(&mut self, conn: StreamId, refusal: &Refusal) {
         let Some(session) = self.conns.remove(&conn) else { return };
         let (reason, detail, after) = match refusal {
             Refusal::IncarnationOver => (RefusedReason::IncarnationOver, "its lease is over".to_owned(), None),
@@ -543,14 +528,15 @@ impl<'a> Leader<'a> {
                 (RefusedReason::NotLeading, detail, Some(Duration::from_millis(500)))
             }
             Refusal::Differs => {
-                (RefusedReason::HoldingsDiffer, "what it holds differs from the table".to_owned(), None)
+                (RefusedReason::AssignmentsDiffer, "what it holds differs from the table".to_owned(), None)
             }
             Refusal::NotMember => {
                 (RefusedReason::IncarnationOver, "its member node was taken away, and it is drained".to_owned(), None)
             }
         };
         info!(conn, worker = %session.worker, ?reason, "closing the session: {detail}");
-        let _ = session.out.send(sessions::refused(&session.envelope, reason, detail, after));
+        let _ =
+            session.out.send(down::refused_to_wire(&session.envelope, Refused { reason, detail, retry_after: after }));
     }
 
     /// The last words of a leader that stops: workers that stop at the same time get to say that they leave, so that the
@@ -568,7 +554,8 @@ impl<'a> Leader<'a> {
                 Some(input) = inputs.sessions.recv() => match input {
                     (_, Input::Hello { envelope, out, .. }) => {
                         let detail = "the coordinator is stopping".to_owned();
-                        let _ = out.send(sessions::refused(&envelope, RefusedReason::Stopping, detail, None));
+                        let refused = Refused { reason: RefusedReason::Stopping, detail, retry_after: None };
+                        let _ = out.send(down::refused_to_wire(&envelope, refused));
                     }
                     input => self.on_session(input),
                 },
@@ -583,7 +570,8 @@ impl<'a> Leader<'a> {
     async fn resign(&mut self) {
         for (_, session) in self.conns.drain() {
             let detail = "this coordinator does not lead any more".to_owned();
-            let _ = session.out.send(sessions::refused(&session.envelope, RefusedReason::NotLeading, detail, None));
+            let refused = Refused { reason: RefusedReason::NotLeading, detail, retry_after: None };
+            let _ = session.out.send(down::refused_to_wire(&session.envelope, refused));
         }
         self.flush_moves();
         let drained = async {
@@ -668,8 +656,7 @@ fn seed(record: &Record) -> Seed {
 fn writes(commit: Commit) -> Vec<StoreWrite> {
     let Commit { grants, put_members, remove_members } = commit;
     let mut writes: Vec<StoreWrite> = Vec::new();
-    writes
-        .extend(remove_members.into_iter().map(|(worker, incarnation)| StoreWrite::RemoveMember(worker, incarnation)));
+    writes.extend(remove_members.into_iter().map(|life| StoreWrite::RemoveMember(life.worker, life.incarnation)));
     writes.extend(put_members.into_iter().map(StoreWrite::PutMember));
     if !grants.is_empty() {
         writes.push(StoreWrite::Grants(grants));

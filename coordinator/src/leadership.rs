@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::Term;
+use common::session::{Refused, RefusedReason};
 use coordination::{Candidate, Leadership};
 use coordinator_core::machine;
-use proto::convert::down::RefusedReason;
+use proto::convert::down;
 use runtime::retry::Backoff;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +24,7 @@ use crate::grpc::ServingRole;
 use crate::leader::{BeginError, Ended, Identity, Inputs, Leader};
 use crate::metrics::Metrics;
 use crate::opening::Opening;
-use crate::sessions::{self, Input};
+use crate::sessions::Input;
 use crate::store::Store;
 
 /// How often a term is begun anew after a higher one was met, before giving up.
@@ -225,7 +226,8 @@ impl Terms {
                 Some(leader) => format!("{} leads", leader.id),
                 None => "this coordinator does not lead, and knows nobody who does".to_owned(),
             };
-            let _ = out.send(sessions::refused(&envelope, RefusedReason::NotLeading, detail, None));
+            let refused = Refused { reason: RefusedReason::NotLeading, detail, retry_after: None };
+            let _ = out.send(down::refused_to_wire(&envelope, refused));
         }
     }
 

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::Timestamp;
-use coordinator_core::machine::Conn;
-use proto::convert::down::{self, RefusedReason};
-use proto::convert::{Envelope, MAX_ENTRIES_PER_MESSAGE, up};
+use common::session::{Envelope, Hello, Refused, RefusedReason, ToCoordinator};
+use coordinator_core::machine::StreamId;
+use proto::convert::{MAX_ENTRIES_PER_MESSAGE, down, up};
 use proto::worker::v1::session_server::Session;
 use proto::worker::v1::{CoordinatorMessage, WorkerMessage};
 use runtime::clock;
@@ -38,25 +38,25 @@ pub enum Input {
     /// A worker said `Hello`. What is sent to it goes through `out`.
     Hello {
         /// The stream.
-        conn: Conn,
+        conn: StreamId,
         /// Life and number of the stream, as the worker names them.
         envelope: Envelope,
         /// All parts of it as one.
-        hello: Box<up::Hello>,
+        hello: Box<Hello>,
         /// The way back.
         out: Out,
     },
     /// A worker said something else.
     Message {
         /// The stream.
-        conn: Conn,
+        conn: StreamId,
         /// What it claims to belong to.
         envelope: Envelope,
-        /// What it said.
-        up: up::Up,
+        /// What it says.
+        message: ToCoordinator,
     },
     /// The stream ended.
-    Closed(Conn),
+    Closed(StreamId),
 }
 
 /// The way back to a worker. Dropping it ends the stream.
@@ -91,17 +91,6 @@ impl Sessions {
     }
 }
 
-/// A message that ends a stream.
-#[must_use]
-pub fn refused(
-    envelope: &Envelope,
-    reason: RefusedReason,
-    detail: String,
-    after: Option<Duration>,
-) -> CoordinatorMessage {
-    down::down_to_wire(envelope, down::Down::Refused(down::Refused { reason, detail, retry_after: after }))
-}
-
 #[tonic::async_trait]
 impl Session for Sessions {
     type OpenStream = Pin<Box<dyn Stream<Item = Result<CoordinatorMessage, Status>> + Send>>;
@@ -119,7 +108,7 @@ impl Session for Sessions {
 }
 
 struct Reader {
-    conn: Conn,
+    conn: StreamId,
     leader: mpsc::Sender<(Timestamp, Input)>,
     inbound: Streaming<WorkerMessage>,
 }
@@ -141,8 +130,7 @@ impl Reader {
             }
             Ok(Err(problem)) => {
                 warn!(conn, "hello refused: {problem}");
-                let none = no_envelope();
-                let _ = out.send(Ok(refused(&none, RefusedReason::Malformed, problem, None))).await;
+                let _ = out.send(Ok(malformed(problem))).await;
                 return;
             }
             Err(_) => {
@@ -157,17 +145,16 @@ impl Reader {
             };
             match message {
                 Ok(Some(message)) => match up::up_from_wire(message) {
-                    Ok((envelope, up)) => {
-                        if self.leader.send((clock::now(), Input::Message { conn, envelope, up })).await.is_err() {
+                    Ok(up::FromWorker { envelope, message, more: _ }) => {
+                        let input = Input::Message { conn, envelope, message };
+                        if self.leader.send((clock::now(), input)).await.is_err() {
                             return;
                         }
                     }
                     Err(problem) => {
                         warn!(conn, "message refused: {problem}");
                         if let Some(out) = weak.upgrade() {
-                            let none = no_envelope();
-                            let message = refused(&none, RefusedReason::Malformed, problem.to_string(), None);
-                            let _ = out.try_send(Ok(message));
+                            let _ = out.try_send(Ok(malformed(problem.to_string())));
                         }
                         break;
                     }
@@ -183,37 +170,40 @@ impl Reader {
     }
 
     /// Reads all parts of `Hello` as one.
-    async fn hello(&mut self) -> Result<(Envelope, up::Hello), String> {
-        let mut whole: Option<(Envelope, up::Hello)> = None;
+    async fn hello(&mut self) -> Result<(Envelope, Hello), String> {
+        let mut whole: Option<(Envelope, Hello)> = None;
         loop {
             let message = match self.inbound.message().await {
                 Ok(Some(message)) => message,
                 Ok(None) => return Err("the stream ended before hello was complete".to_owned()),
                 Err(status) => return Err(status.message().to_owned()),
             };
-            let (envelope, up) = up::up_from_wire(message).map_err(|e| e.to_string())?;
-            let up::Up::Hello(part) = up else { return Err("the first message must be Hello".to_owned()) };
-            let more = part.more;
-            let (_, hello) = match &mut whole {
-                None => whole
-                    .insert((envelope, up::Hello { held: vec![], released: vec![], gone: vec![], ..(*part).clone() })),
-                Some(whole) if whole.0 == envelope && whole.1.worker == part.worker => whole,
-                Some(_) => return Err("a part of Hello names another worker or stream".to_owned()),
+            let part = up::up_from_wire(message).map_err(|e| e.to_string())?;
+            let ToCoordinator::Hello(hello) = part.message else {
+                return Err("the first message must be Hello".to_owned());
             };
-            hello.held.extend(part.held);
-            hello.released.extend(part.released);
-            hello.gone.extend(part.gone);
-            if hello.held.len() + hello.released.len() + hello.gone.len() > MAX_HELLO {
-                return Err(format!("Hello has more than {MAX_HELLO} entries"));
+            match &mut whole {
+                None => whole = Some((part.envelope, *hello)),
+                Some((envelope, first)) => {
+                    if *envelope != part.envelope || !up::extend_hello(first, *hello) {
+                        return Err("a part of Hello names another worker or stream".to_owned());
+                    }
+                }
             }
-            if !more {
-                break;
+            match whole {
+                Some((_, hello)) if hello.owned.len() + hello.released.len() + hello.removed.len() > MAX_HELLO => {
+                    return Err(format!("Hello has more than {MAX_HELLO} entries"));
+                }
+                Some(whole) if !part.more => return Ok(whole),
+                partial => whole = partial,
             }
         }
-        whole.ok_or_else(|| "Hello is missing".to_owned())
     }
 }
 
-const fn no_envelope() -> Envelope {
-    Envelope { term: common::Term::new(0), incarnation: None, stream: common::StreamNumber::new(0) }
+/// Ends a stream whose messages cannot be used, before it is known whose it is.
+fn malformed(problem: String) -> CoordinatorMessage {
+    let none = Envelope { term: common::Term::new(0), incarnation: None, stream: common::StreamNumber::new(0) };
+    let refused = Refused { reason: RefusedReason::Malformed, detail: problem, retry_after: None };
+    down::refused_to_wire(&none, refused)
 }

@@ -11,11 +11,11 @@ mod beat;
 mod config;
 mod departure;
 mod fence;
+mod incoming;
 mod interrupts;
 mod link;
 mod outgoing;
 mod stream;
-mod told;
 
 #[cfg(test)]
 mod tests;
@@ -33,7 +33,7 @@ use runtime::retry::Backoff;
 use runtime::tls::ClientTls;
 use tokio::sync::{mpsc, watch};
 use tracing::{Span, info, warn};
-use worker_core::holdings::Holdings;
+use worker_core::assignments::Assignments;
 use worker_core::report::Reports;
 
 use crate::gate::Gate;
@@ -93,7 +93,7 @@ pub struct Session {
     profile: Profile,
     /// The present life is kept by heartbeats on the stream.
     beats_on_stream: bool,
-    holdings: Holdings,
+    assignments: Assignments,
     gate: Arc<Gate>,
     /// Tells of fences of the present life.
     fence: Option<fence::Watch>,
@@ -143,7 +143,7 @@ impl Session {
             name,
             profile,
             beats_on_stream: true,
-            holdings: Holdings::default(),
+            assignments: Assignments::default(),
             gate,
             fence: None,
             runner: Some(runner),
@@ -201,7 +201,7 @@ impl Session {
             }
         };
         self.end_work().await;
-        info!(held = self.holdings.len(), "the gate is shut; what was held goes to others");
+        info!(held = self.assignments.len(), "the gate is shut; what was held goes to others");
         if let Some(life) = ended?
             && tokio::time::timeout(LEAVE, life.leave()).await.is_err()
         {
@@ -274,7 +274,7 @@ impl Session {
             {
                 warn!(worker = %self.name, "{problem}");
             }
-            self.holdings.begin_life(Some(incarnation));
+            self.assignments.begin_life(Some(incarnation));
         }
         self.fence = Some(fence::Watch::start(self.name.clone(), Arc::clone(&self.gate)));
         self.command(Command::Begin { gate: Arc::clone(&self.gate) });
@@ -286,8 +286,8 @@ impl Session {
         self.fence = None;
         // No later than this; the gate may have been shut for a while.
         let may_act_until_ns = self.gate.deadline().min(clock::now()).as_nanos();
-        warn!(worker = %self.name, held = self.holdings.len(), may_act_until_ns, "this life is over: {why}");
-        self.holdings.end_life();
+        warn!(worker = %self.name, held = self.assignments.len(), may_act_until_ns, "this life is over: {why}");
+        self.assignments.end_life();
         self.outgoing = Outgoing::default();
         self.releasing.clear();
         self.commands.clear();
@@ -321,7 +321,7 @@ impl Session {
                     match opened {
                         Ok(Ok(link)) => {
                             let ended = self.converse(link, &mut interrupts).await;
-                            if self.holdings.envelope().is_some() {
+                            if self.assignments.envelope().is_some() {
                                 backoff.reset();
                                 failures = 0;
                                 welcomed = true;
@@ -335,7 +335,7 @@ impl Session {
                             // The first failure and then ever rarer ones: a coordinator that is away for an hour is one
                             // fact.
                             if failures.is_power_of_two() {
-                                let held = self.holdings.len();
+                                let held = self.assignments.len();
                                 warn!(coordinator = address, failures, held, "no session: {problem}");
                             }
                             next += 1;
@@ -368,14 +368,14 @@ impl Session {
 
     /// How long draining may go without a stream.
     fn endurance(&self) -> Duration {
-        if self.holdings.is_settled() { Duration::ZERO } else { ALONE }
+        if self.assignments.is_settled() { Duration::ZERO } else { ALONE }
     }
 
     /// What follows from an interrupt, but for the goodbye to be said where there is a stream.
     fn on_interrupt(&self, interrupt: Interrupt) -> Ended {
         match interrupt {
             Interrupt::Leave(why) => {
-                info!(worker = %self.name, held = self.holdings.len(), "leaving: {why}");
+                info!(worker = %self.name, held = self.assignments.len(), "leaving: {why}");
                 Ended::Stopping
             }
             Interrupt::Over(ended) => Ended::LifeOver(ended.to_string()),

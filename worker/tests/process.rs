@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::appliance::{Custom, Driver as DriverName, HealthCheck, Kind, Listener, LoadBalancer, Member, Name};
 use common::appliance::{Probe, Spec};
-use common::{ApplianceId, Generation, Term, Token, WorkerId};
+use common::{ApplianceId, Edition, Generation, Term, Token, WorkerId};
 use runtime::clock;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -96,7 +96,7 @@ fn desired(kind: Kind) -> Desired {
         name: name.clone(),
         tenant: name,
         driver: DriverName::Process,
-        generation: Generation::new(1),
+        edition: Edition::new(Generation::new(1), Term::new(1)),
         revision: 0,
         deleting: false,
         spec: Spec { replicas: 1, probe_interval: None, image: None, kind },
@@ -368,7 +368,7 @@ async fn a_load_balancer_is_started_configured_probed_and_drained() {
     let late = kind.configure(&permit(1), &made, &spec).await;
     assert!(matches!(late, Err(Error::Superseded(token)) if token == permit(2).token()), "{late:?}");
     let taken = balanced(address.port(), &[]);
-    let taken = Desired { generation: Generation::new(2), ..taken };
+    let taken = Desired { edition: Edition::new(Generation::new(2), Term::new(1)), ..taken };
     let text = refusal(kind.configure(&permit(2), &made, &taken).await);
     assert_eq!(text, format!("listeners[0].port: port {} is in use", address.port()));
     let mut client = TcpStream::connect(("127.0.0.1", port)).await.expect("it listens");

@@ -12,25 +12,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::{ApplianceId, Digest, Timestamp};
+use common::session::OwnedDigest;
+use common::{ApplianceId, Digest, Life, Timestamp};
 
-use crate::grants::Granted;
 use crate::handoff::State;
-use crate::membership::Life;
 
 /// How long a life is not made to say `Hello` again because of its digest: this long after the first time, doubled with
 /// each further one up to the second value. A new stream takes a few round trips and settles every difference there can
 /// be; one that remains is a mistake in the program, for a person to look at.
 pub const PAUSE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(480));
-
-/// What a worker says of itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Claim {
-    /// Version of what it holds after the newest delta it applied.
-    pub applied: u64,
-    /// Digest of what it holds.
-    pub held: Digest,
-}
 
 /// What a comparison came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +72,7 @@ impl Audit {
             return;
         }
         if let Some(g) = from.holder() {
-            let life = life(g);
+            let life = g.life();
             if let Some(digest) = self.expected.get_mut(&life) {
                 digest.remove(appliance, g.token);
                 if digest.is_empty() {
@@ -91,7 +81,7 @@ impl Audit {
             }
         }
         if let Some(g) = to.holder() {
-            self.expected.entry(life(g)).or_default().add(appliance, g.token);
+            self.expected.entry(g.life()).or_default().add(appliance, g.token);
         }
     }
 
@@ -102,13 +92,13 @@ impl Audit {
     }
 
     /// Compares. `sent` is the version everything that was sent to the worker leads to; `None` while more waits.
-    pub fn judge(&mut self, now: Timestamp, life: &Life, claim: Claim, sent: Option<u64>) -> Verdict {
+    pub fn judge(&mut self, now: Timestamp, life: &Life, claim: OwnedDigest, sent: Option<u64>) -> Verdict {
         if sent != Some(claim.applied) {
             self.counts.in_flight += 1;
             return Verdict::InFlight;
         }
         let expected = self.expected(life);
-        if claim.held == expected {
+        if claim.digest == expected {
             self.counts.agreed += 1;
             if self.healing.get(life).is_some_and(|h| now.since(h.last) >= PAUSE.1) {
                 self.healing.remove(life);
@@ -147,15 +137,12 @@ impl Audit {
     }
 }
 
-fn life(granted: &Granted) -> Life {
-    (granted.worker.clone(), granted.incarnation)
-}
-
 #[cfg(test)]
 mod tests {
     use common::{Incarnation, Term, Token, WorkerId};
 
     use super::*;
+    use crate::grants::Granted;
 
     fn granted(n: u64) -> Granted {
         let worker = WorkerId::new("w1").expect("valid");
@@ -163,7 +150,7 @@ mod tests {
     }
 
     fn w1() -> Life {
-        life(&granted(1))
+        granted(1).life()
     }
 
     fn id(n: u128) -> ApplianceId {
@@ -203,11 +190,11 @@ mod tests {
     #[test]
     fn only_what_means_the_same_moment_is_compared() {
         let mut audit = two();
-        let wrong = Claim { applied: 7, held: Digest::default() };
+        let wrong = OwnedDigest { applied: 7, digest: Digest::default() };
         assert_eq!(audit.judge(NOW, &w1(), wrong, None), Verdict::InFlight, "more waits to be sent");
         assert_eq!(audit.judge(NOW, &w1(), wrong, Some(8)), Verdict::InFlight, "not everything was applied");
         assert_eq!(audit.judge(NOW, &w1(), wrong, Some(6)), Verdict::InFlight, "a version that was never sent");
-        let right = Claim { applied: 7, held: digest(&[(1, 1), (2, 2)]) };
+        let right = OwnedDigest { applied: 7, digest: digest(&[(1, 1), (2, 2)]) };
         assert_eq!(audit.judge(NOW, &w1(), right, Some(7)), Verdict::Agrees);
         assert_eq!(audit.counts(), Counts { agreed: 1, in_flight: 3, differed: 0 });
     }
@@ -216,7 +203,7 @@ mod tests {
     fn each_kind_of_difference_is_found() {
         let expected = digest(&[(1, 1), (2, 2)]);
         for held in [&[(1, 1)][..], &[(1, 1), (2, 2), (3, 3)], &[(1, 1), (2, 3)], &[(1, 2), (2, 1)], &[]] {
-            let claim = Claim { applied: 1, held: digest(held) };
+            let claim = OwnedDigest { applied: 1, digest: digest(held) };
             let verdict = two().judge(NOW, &w1(), claim, Some(1));
             assert_eq!(verdict, Verdict::Differs { expected, heal: true }, "{held:?}");
         }
@@ -225,7 +212,7 @@ mod tests {
     #[test]
     fn one_that_goes_on_to_differ_is_healed_ever_more_rarely() {
         let mut audit = two();
-        let claim = Claim { applied: 1, held: Digest::default() };
+        let claim = OwnedDigest { applied: 1, digest: Digest::default() };
         let mut healed = Vec::new();
         for second in 0..1_800 {
             let now = NOW + Duration::from_secs(second);
@@ -235,7 +222,7 @@ mod tests {
             }
         }
         assert_eq!(healed, [0, 30, 90, 210, 450, 930, 1_410]);
-        let right = Claim { applied: 1, held: digest(&[(1, 1), (2, 2)]) };
+        let right = OwnedDigest { applied: 1, digest: digest(&[(1, 1), (2, 2)]) };
         let now = NOW + Duration::from_secs(1_800);
         assert_eq!(audit.judge(now, &w1(), right, Some(1)), Verdict::Agrees);
         let heals = |audit: &mut Audit, now| audit.judge(now, &w1(), claim, Some(1));

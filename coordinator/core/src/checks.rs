@@ -35,7 +35,7 @@ pub fn machine(machine: &Machine) -> Vec<String> {
             ));
         }
         if let Some(g) = entry.state.holder() {
-            *held.entry((g.worker.clone(), g.incarnation)).or_default() += 1;
+            *held.entry(g.life()).or_default() += 1;
         }
         match &entry.state {
             State::Granting(g)
@@ -43,7 +43,7 @@ pub fn machine(machine: &Machine) -> Vec<String> {
             | State::Offered(g)
             | State::Owned(g)
             | State::Releasing(g) => {
-                let life = (g.worker.clone(), g.incarnation);
+                let life = g.life();
                 if !machine.membership().lives().any(|l| *l == life) {
                     wrong.push(format!("{} is {} to {}, which is gone", entry.id, entry.state.name(), g.worker));
                 }
@@ -71,7 +71,7 @@ pub fn machine(machine: &Machine) -> Vec<String> {
     for life in machine.membership().lives() {
         let (expected, held) = (machine.expected(life).count, held.get(life).copied().unwrap_or_default());
         if expected != held {
-            wrong.push(format!("{} should hold {expected} by its digest, {held} by the table", life.0));
+            wrong.push(format!("{} should hold {expected} by its digest, {held} by the table", life.worker));
         }
     }
     let counted: BTreeMap<_, _> = machine.states().collect();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 pub use common::Profile;
 use common::status::Progress;
-use common::{ApplianceId, Incarnation, Site, Token, WorkerId};
+use common::{ApplianceId, Incarnation, Life, Site, Token, WorkerId};
 
 /// A grant as the store has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +15,20 @@ pub struct Granted {
     pub incarnation: Incarnation,
     /// Under which token.
     pub token: Token,
+}
+
+impl Granted {
+    /// The life it was granted to.
+    #[must_use]
+    pub fn life(&self) -> Life {
+        Life::new(self.worker.clone(), self.incarnation)
+    }
+
+    /// Whether it was granted to this life.
+    #[must_use]
+    pub fn is_of(&self, life: &Life) -> bool {
+        self.worker == life.worker && self.incarnation == life.incarnation
+    }
 }
 
 /// The durable state of one appliance's ownership.
@@ -76,4 +90,12 @@ pub struct StoredMember {
     /// Its lease is over, so that it may not act any more; the row only tells a next leader that the name was live (see
     /// [`crate::brake`]).
     pub departed: bool,
+}
+
+impl StoredMember {
+    /// The life it is about.
+    #[must_use]
+    pub fn life(&self) -> Life {
+        Life::new(self.worker.clone(), self.incarnation)
+    }
 }

@@ -23,8 +23,8 @@
 use std::time::Duration;
 
 use common::mutant::{self, Mutant};
-use common::status::Progress;
-use common::{Incarnation, Token, WorkerId};
+use common::session::Carryover;
+use common::{Life, Token, WorkerId};
 
 use crate::grants::Granted;
 
@@ -125,24 +125,15 @@ pub enum Event {
     /// A worker refused the offer.
     Declined(Granted),
     /// A worker stopped acting.
-    Released(Granted, Handed),
+    Released(Granted, Carryover),
     /// A worker removed the appliance to the last trace.
     Deleted(Granted),
     /// A life is gone (docs/protocol.md, Leases and lives).
-    Gone(WorkerId, Incarnation),
+    Gone(Life),
     /// A worker's `Hello` lists it.
     Holds(Granted),
     /// A worker's `Hello` does not list it.
-    HoldsNothing(WorkerId, Incarnation),
-}
-
-/// What an owner hands in with its release.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Handed {
-    /// Attempts, cooldown, step journal.
-    pub progress: Progress,
-    /// Remaining time during which its calls may still take effect.
-    pub hold: Duration,
+    HoldsNothing(Life),
 }
 
 /// What has to be done because of a transition.
@@ -157,7 +148,7 @@ pub enum Effect {
     /// Ask the worker to give it up.
     AskRelease,
     /// Make what was handed in durable, and the appliance free.
-    PersistFree(Handed),
+    PersistFree(Carryover),
     /// Remove the appliance's rows.
     PersistRemoval,
     /// Try the last write again.
@@ -240,7 +231,7 @@ pub fn step(state: &State, event: Event) -> Result<(State, Vec<Effect>), Refused
         (_, E::Declined(_)) => Err(Refused),
         (S::Offered(g) | S::Owned(g) | S::Releasing(g), E::Released(by, handed)) if *g == by => {
             let lost = mutant::is(Mutant::HoldLostOnRelease);
-            let handed = if lost { Handed { hold: Duration::ZERO, ..handed } } else { handed };
+            let handed = if lost { Carryover { fence_delay: Duration::ZERO, ..handed } } else { handed };
             Ok((S::Freeing(by), vec![Effect::PersistFree(handed)]))
         }
         (S::Offered(g) | S::Owned(g) | S::Releasing(g), E::Deleted(by)) if *g == by => {
@@ -256,11 +247,11 @@ pub fn step(state: &State, event: Event) -> Result<(State, Vec<Effect>), Refused
         (_, E::Released(by, _) | E::Deleted(by)) => Ok((state.clone(), vec![Effect::Confirm(by)])),
 
         // --- the end of a lease
-        (S::Granting(g) | S::Offered(g) | S::Owned(g) | S::Releasing(g), E::Gone(w, i)) if g.is_of(&w, i) => {
+        (S::Granting(g) | S::Offered(g) | S::Owned(g) | S::Releasing(g), E::Gone(life)) if g.is_of(&life) => {
             Ok((S::Orphaned(g.clone()), vec![Effect::StartHold]))
         }
         // The grant is void, and what was handed in must not be lost with it.
-        (S::Passing { from, to }, E::Gone(w, i)) if to.is_of(&w, i) => {
+        (S::Passing { from, to }, E::Gone(life)) if to.is_of(&life) => {
             Ok((S::Freeing(from.clone()), vec![Effect::Retry]))
         }
         // Both end in a write that is under way and that nobody but the leader can undo.
@@ -271,26 +262,18 @@ pub fn step(state: &State, event: Event) -> Result<(State, Vec<Effect>), Refused
         (S::Offered(g) | S::Owned(g), E::Holds(by)) if *g == by => Ok((S::Owned(by), vec![Effect::Arrived])),
         (S::Releasing(g), E::Holds(by)) if *g == by => Ok((S::Releasing(by), vec![Effect::AskRelease])),
         // The same worker under another token: what it holds has to end before it gets a new one.
-        (S::Offered(g) | S::Owned(g) | S::Releasing(g), E::Holds(by)) if g.is_of(&by.worker, by.incarnation) => {
+        (S::Offered(g) | S::Owned(g) | S::Releasing(g), E::Holds(by)) if g.is_of(&by.life()) => {
             Ok((S::Releasing(by), vec![Effect::AskRelease]))
         }
         (_, E::Holds(by)) => Ok((state.clone(), vec![Effect::Intruder(by)])),
-        (S::Offered(g), E::HoldsNothing(w, i)) if mutant::is(Mutant::TokenOfferedTwice) && g.is_of(&w, i) => {
+        (S::Offered(g), E::HoldsNothing(life)) if mutant::is(Mutant::TokenOfferedTwice) && g.is_of(&life) => {
             Ok((state.clone(), vec![Effect::Offer]))
         }
         // The offer went down with its stream. It is void: the next one gets a new token.
-        (S::Offered(g) | S::Owned(g) | S::Releasing(g), E::HoldsNothing(w, i)) if g.is_of(&w, i) => next(S::Unowned),
+        (S::Offered(g) | S::Owned(g) | S::Releasing(g), E::HoldsNothing(life)) if g.is_of(&life) => next(S::Unowned),
         // Not told yet, so it cannot hold it; the offer will go out on the new stream.
         (S::Granting(_), E::HoldsNothing(..)) => Err(Refused),
         (_, E::HoldsNothing(..)) => Err(Refused),
-    }
-}
-
-impl Granted {
-    /// Whether it was granted to this life of this worker.
-    #[must_use]
-    pub fn is_of(&self, worker: &WorkerId, incarnation: Incarnation) -> bool {
-        self.worker == *worker && self.incarnation == incarnation
     }
 }
 

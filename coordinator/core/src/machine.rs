@@ -21,24 +21,24 @@ mod view;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
+use common::session::{AnnouncedStep, Carryover, Confirm, Envelope, GrantRef, StatusReport, ToCoordinator, ToWorker};
 use common::status::Progress;
-use common::{ApplianceId, Edition, Incarnation, RebalanceId, StreamNumber, Term, Timestamp, Token, WorkerId};
+use common::{ApplianceId, Edition, Incarnation, Life, Term, Timestamp, Token, WorkerId};
 use serde::{Deserialize, Serialize};
 
-use crate::audit::{Audit, Claim};
+use crate::audit::Audit;
 use crate::brake::{self, Brake};
 use crate::grants::{GrantOp, Granted, Profile, StoredGrant, StoredMember};
-use crate::handoff::{Handed, State};
-use crate::membership::{Authority, LeaseNode, Life, Membership, Node};
+use crate::handoff::State;
+use crate::membership::{Authority, LeaseNode, Membership, Node};
 use crate::planner::{self, Planner, Slot};
 use crate::quarantine::{self, Quarantine};
 use crate::rebalance::{News, Rebalances};
-use crate::table::{Entry, Seed, Table};
+use crate::table::{Seed, Table, TableRow};
 use crate::unowned::{self, Unowned};
 use crate::violation::{self, Kind};
 
-pub use crate::quarantine::Step;
-pub use sessions::Conn;
+pub use sessions::StreamId;
 pub use view::{Explanation, WorkerView, reason};
 
 /// Settings of the machine.
@@ -170,97 +170,13 @@ const WRITE_RETRY: Duration = Duration::from_millis(500);
 /// Number of one group of writes.
 pub type BatchId = u64;
 
-/// Something a worker says it holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
-    /// The appliance.
-    pub appliance: ApplianceId,
-    /// Under which token.
-    pub token: Token,
-    /// Which edition it knows.
-    pub edition: Edition,
-}
-
-/// A release as a worker says it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Said {
-    /// The appliance.
-    pub appliance: ApplianceId,
-    /// Under which token.
-    pub token: Token,
-    /// What it hands in.
-    pub handed: Handed,
-}
-
-/// First message of a stream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hello {
-    /// Who speaks.
-    pub worker: WorkerId,
-    /// In which life; `None` when it asks for one (embedded).
-    pub incarnation: Option<Incarnation>,
-    /// Number of the stream within the life.
-    pub stream: StreamNumber,
-    /// What it offers.
-    pub profile: Profile,
-    /// Everything it holds.
-    pub held: Vec<Held>,
-    /// Releases it was not told to be stored.
-    pub released: Vec<Said>,
-    /// Removals it was not told to be stored.
-    pub gone: Vec<(ApplianceId, Token)>,
-    /// Highest term it ever saw.
-    pub highest_term: Term,
-}
-
-/// Which conversation a message claims to belong to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Envelope {
-    /// Term of the leader it is meant for.
-    pub term: Term,
-    /// Life of the worker that speaks.
-    pub incarnation: Incarnation,
-    /// Number of the stream.
-    pub stream: StreamNumber,
-}
-
-/// What a worker answers to a delta.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Answers {
-    /// Version of what it holds after the newest delta it applied.
-    pub applied: u64,
-    /// Offers it took.
-    pub granted: Vec<(ApplianceId, Token)>,
-    /// Offers it refused.
-    pub declined: Vec<(ApplianceId, Token)>,
-    /// What it stopped acting on.
-    pub released: Vec<Said>,
-    /// What it removed to the last trace.
-    pub gone: Vec<(ApplianceId, Token)>,
-    /// Steps of suspects it wants to begin.
-    pub begun: Vec<Step>,
-    /// Steps of suspects that have ended, or will not be begun.
-    pub ended: Vec<Step>,
-}
-
 /// A fact.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A stream opened and said `Hello`.
-    Hello(Conn, Box<Hello>),
-    /// An embedded heartbeat.
-    Beat(Conn, Envelope, u64),
-    /// Answers of a worker.
-    Answers(Conn, Envelope, Answers),
-    /// A digest of what a worker holds.
-    Holds(Conn, Envelope, Claim),
-    /// A worker is about to stop: it wants nothing new and gives up what it has, to others or (`hand_back`) to be kept
-    /// for its name.
-    Drain(Conn, Envelope, bool),
-    /// A worker shut its gate for good.
-    Leave(Conn, Envelope),
+    /// A worker sent a message: the stream it came on, which conversation it names, and what it says.
+    Received(StreamId, Envelope, ToCoordinator),
     /// A stream ended.
-    Closed(Conn),
+    Closed(StreamId),
     /// External: every node was read, after the connection was made anew. Nothing counts before the first of these.
     Read {
         /// The member nodes.
@@ -303,65 +219,6 @@ pub enum Event {
     FellBehind,
     /// Nothing but time has passed.
     Tick,
-}
-
-/// One thing to tell a worker in a delta.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Tell {
-    /// It may be granted soon.
-    Prepare(ApplianceId),
-    /// It is granted.
-    Grant {
-        /// The appliance.
-        appliance: ApplianceId,
-        /// Under which token.
-        token: Token,
-        /// What the last owner handed in.
-        handed: Handed,
-        /// Its steps are to be announced (see [`crate::quarantine`]).
-        suspect: bool,
-    },
-    /// It shall be given up.
-    Release(ApplianceId, Token),
-    /// It shall be something else.
-    Update(ApplianceId, Token),
-    /// It shall be probed now.
-    Check(ApplianceId, Token, u64),
-}
-
-/// A message to a worker.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Down {
-    /// Answer to `Hello`: what stands, and in which life.
-    Welcome {
-        /// Life of the worker.
-        incarnation: Incarnation,
-        /// Number of the stream.
-        stream: StreamNumber,
-        /// Grants that stand; everything else it holds must end.
-        keep: Vec<(ApplianceId, Token)>,
-        /// Length of its lease.
-        lease: Duration,
-    },
-    /// A heartbeat counts.
-    BeatAck(u64),
-    /// A change of what it holds.
-    Delta {
-        /// Version it applies to.
-        base: u64,
-        /// Version it leads to.
-        target: u64,
-        /// Rebalance it belongs to.
-        rebalance: Option<RebalanceId>,
-        /// What to do, in order.
-        tell: Vec<Tell>,
-    },
-    /// Releases and removals that the store has.
-    Confirm(Vec<(ApplianceId, Token)>),
-    /// Announced steps that may begin.
-    Clear(Vec<Step>),
-    /// To a worker that is about to stop: nothing more will be taken from it now.
-    Drained,
 }
 
 /// Why a stream is ended.
@@ -409,10 +266,12 @@ impl Commit {
 pub enum Action {
     /// Make durable, then say `Event::Durable` or `Event::Undone`. Batches are committed in order.
     Commit(BatchId, Commit),
-    /// Send to a worker. Nothing is owed when the stream broke.
-    Send(Conn, Down),
+    /// Send to a worker, as part of this conversation. Nothing is owed when the stream broke.
+    Send(StreamId, Envelope, ToWorker<()>),
     /// End a stream.
-    Close(Conn, Refusal),
+    Close(StreamId, Refusal),
+    /// Statuses that come from the owners of their appliances: to be stored, and shown to readers.
+    Reports(Vec<StatusReport>),
     /// Ownership of an appliance changed, for readers.
     Assigned(ApplianceId),
     /// An appliance is gone for ever and its rows with it.
@@ -449,7 +308,7 @@ enum Pending {
     /// A grant, a release or a removal under this token.
     Slot(Slot, Token),
     /// The member behind a stream that waits for its welcome.
-    Member(Conn),
+    Member(StreamId),
     /// The end of a life: its row is removed, or (`true`) kept as that of a missed name.
     Departed(Life, bool),
 }
@@ -500,7 +359,7 @@ pub struct Machine {
     commit: Commit,
     commit_pending: Vec<Pending>,
     /// Releases to be confirmed to each stream in this step.
-    confirm: BTreeMap<Conn, Vec<(ApplianceId, Token)>>,
+    confirm: BTreeMap<StreamId, Vec<GrantRef>>,
     /// Given up since the last plan: what was handed in is written with the next grant if that plan makes one.
     freed: BTreeSet<Slot>,
     /// Writes that failed and are tried again.
@@ -519,7 +378,7 @@ pub struct Machine {
     paused: Option<String>,
     members: members::Watch,
     /// Announced steps to be confirmed to each stream in this step.
-    clear: BTreeMap<Conn, Vec<Step>>,
+    clear: BTreeMap<StreamId, Vec<AnnouncedStep>>,
     rebalances: Rebalances,
     placement: placement::Due,
     in_flight: placement::InFlight,
@@ -538,7 +397,7 @@ impl Machine {
     #[must_use]
     pub fn new(config: Config, term: Term, now: Timestamp, restored: Restored) -> Self {
         let (missed, members): (Vec<_>, Vec<_>) = restored.members.into_iter().partition(|m| m.departed);
-        let awaited: BTreeSet<Life> = members.iter().map(|m| (m.worker.clone(), m.incarnation)).collect();
+        let awaited: BTreeSet<Life> = members.iter().map(|m| m.life()).collect();
         let live = members.iter().map(|m| m.worker.clone());
         let brake = Brake::restore(config.brake(), now, live, missed.iter().map(|m| m.worker.clone()));
         let mut remembered: BTreeMap<WorkerId, BTreeSet<Incarnation>> = BTreeMap::new();
@@ -602,7 +461,7 @@ impl Machine {
         let state = match stored.granted {
             None => State::Unowned,
             // Taken for owned until its worker says `Hello` or its lease ends.
-            Some(g) if self.membership.is_alive(&(g.worker.clone(), g.incarnation)) => State::Owned(g),
+            Some(g) if self.membership.is_alive(&g.life()) => State::Owned(g),
             Some(g) => State::Orphaned(g),
         };
         let mut needs = seed.needs.clone();
@@ -612,9 +471,9 @@ impl Machine {
         let granted_before =
             stored.ever || state.grant().is_some() || needs.site.is_some() || stored.progress != Progress::default();
         let preferred = state.grant().map(|g| g.worker.clone());
-        let handed = Handed { progress: stored.progress, hold: stored.hold };
+        let handed = Carryover { progress: stored.progress, fence_delay: stored.hold };
         let handed = match state {
-            State::Unowned => (handed != Handed::default()).then(|| Box::new(handed)),
+            State::Unowned => (handed != Carryover::default()).then(|| Box::new(handed)),
             _ => aged(handed),
         };
         self.admit(Seed { needs, ..seed }, state, handed, preferred, granted_before);
@@ -624,19 +483,18 @@ impl Machine {
         &mut self,
         seed: Seed,
         state: State,
-        handed: Option<Box<Handed>>,
+        handed: Option<Box<Carryover>>,
         preferred: Option<WorkerId>,
         granted_before: bool,
     ) {
-        let entry = Entry {
+        let entry = TableRow {
             id: seed.id,
             needs: seed.needs.clone(),
             edition: seed.edition,
             size: seed.size,
             deleting: seed.deleting,
             state: State::Unowned,
-            retry: false,
-            hold_if_lost: handed.as_ref().filter(|_| state != State::Unowned).map_or(Duration::ZERO, |h| h.hold),
+            hold_if_lost: handed.as_ref().filter(|_| state != State::Unowned).map_or(Duration::ZERO, |h| h.fence_delay),
             handed,
             preferred: preferred.clone(),
             moved_from: None,
@@ -671,12 +529,7 @@ impl Machine {
         }
         self.last_step = self.last_step.max(now);
         match event {
-            Event::Hello(conn, hello) => self.hello(now, conn, *hello),
-            Event::Beat(conn, envelope, number) => self.beat(now, conn, envelope, number),
-            Event::Answers(conn, envelope, answers) => self.answers(now, conn, envelope, answers),
-            Event::Holds(conn, envelope, claim) => self.audit(now, conn, envelope, claim),
-            Event::Drain(conn, envelope, hand_back) => self.drain(now, conn, envelope, hand_back),
-            Event::Leave(conn, envelope) => self.leave(now, conn, envelope),
+            Event::Received(stream, envelope, message) => self.received(now, stream, envelope, message),
             Event::Read { members, leases } => self.read(now, members, &leases),
             Event::Members(members) => self.members_changed(now, members),
             Event::Observed(life, node) => self.observed(now, &life, node),
@@ -742,8 +595,8 @@ impl Machine {
                 match missed.clone() {
                     None => self.commit.remove_members.push(life.clone()),
                     Some(profile) => self.commit.put_members.push(StoredMember {
-                        worker: life.0.clone(),
-                        incarnation: life.1,
+                        worker: life.worker.clone(),
+                        incarnation: life.incarnation,
                         profile,
                         departed: true,
                     }),
@@ -756,12 +609,12 @@ impl Machine {
         }
         for (conn, released) in std::mem::take(&mut self.confirm) {
             for part in released.chunks(crate::outbox::MAX_ENTRIES) {
-                self.actions.push(Action::Send(conn, Down::Confirm(part.to_vec())));
+                self.send(conn, ToWorker::Confirm(Confirm { released: part.to_vec(), ..Confirm::default() }));
             }
         }
         for (conn, steps) in std::mem::take(&mut self.clear) {
             for part in steps.chunks(crate::outbox::MAX_ENTRIES) {
-                self.actions.push(Action::Send(conn, Down::Clear(part.to_vec())));
+                self.send(conn, ToWorker::Confirm(Confirm { begin: part.to_vec(), ..Confirm::default() }));
             }
         }
         self.flush_outboxes();
@@ -774,7 +627,7 @@ impl Machine {
     }
 
     fn granted_to(&self, life: &Life, token: Token) -> Granted {
-        Granted { worker: life.0.clone(), incarnation: life.1, token }
+        Granted { worker: life.worker.clone(), incarnation: life.incarnation, token }
     }
 
     /// The term this machine leads.
@@ -785,10 +638,10 @@ impl Machine {
 }
 
 /// What was handed in before the present owner took over: its counts stand, its waits are long over.
-fn aged(handed: Handed) -> Option<Box<Handed>> {
+fn aged(handed: Carryover) -> Option<Box<Carryover>> {
     let progress = Progress { wait: Duration::ZERO, cooling: false, ..handed.progress };
-    let handed = Handed { progress, hold: handed.hold };
-    (handed != Handed::default()).then(|| Box::new(handed))
+    let handed = Carryover { progress, fence_delay: handed.fence_delay };
+    (handed != Carryover::default()).then(|| Box::new(handed))
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use common::mutant::{self, Mutant};
-use common::{Incarnation, Timestamp, WorkerId};
+use common::{Incarnation, Life, Timestamp, WorkerId};
 use serde::{Deserialize, Serialize};
 
 use crate::grants::{Profile, StoredMember};
@@ -38,9 +38,6 @@ pub enum Authority {
     /// The coordination service, by deleting the lease node.
     External,
 }
-
-/// One life of one worker.
-pub type Life = (WorkerId, Incarnation);
 
 /// How long a life is waited for after its last heartbeat was seen.
 #[must_use]
@@ -109,6 +106,14 @@ pub struct Member<'a> {
     pub draining: bool,
 }
 
+impl Member<'_> {
+    /// Its life.
+    #[must_use]
+    pub fn life(&self) -> Life {
+        Life::new(self.worker.clone(), self.incarnation)
+    }
+}
+
 /// Lives that are over and that late news of may still arrive; older ones are forgotten.
 const ENDED: usize = 4_096;
 
@@ -138,9 +143,9 @@ impl Membership {
             ended: VecDeque::new(),
         };
         for member in members {
-            let life = (member.worker, member.incarnation);
+            let life = Life::new(member.worker, member.incarnation);
             match authority {
-                Authority::Embedded => this.join(now, life.0.clone(), life.1, member.profile),
+                Authority::Embedded => this.join(now, life.worker.clone(), life.incarnation, member.profile),
                 // Who is in the ring stands in the member nodes, which nobody has read yet.
                 Authority::External => _ = this.lives.insert(life.clone(), lease(now, member.profile)),
             }
@@ -158,7 +163,7 @@ impl Membership {
     /// Embedded: adds a life, or renews what is known of it, and makes it the member of its name.
     pub fn join(&mut self, now: Timestamp, worker: WorkerId, incarnation: Incarnation, profile: Profile) {
         self.current.insert(worker.clone(), incarnation);
-        self.lives.insert((worker, incarnation), lease(now, profile));
+        self.lives.insert(Life::new(worker, incarnation), lease(now, profile));
     }
 
     /// External: takes in that every lease node was read, so that whoever has none can send no further heartbeat. Every
@@ -172,7 +177,7 @@ impl Membership {
                 lease.seen = now;
             }
             lease.closed = nodes.get(life).is_none_or(|node| node.evicted);
-            if mutant::is(Mutant::NameWithoutSession) && nodes.keys().any(|(name, _)| *name == life.0) {
+            if mutant::is(Mutant::NameWithoutSession) && nodes.keys().any(|known| known.worker == life.worker) {
                 lease.closed = false;
             }
         }
@@ -192,7 +197,8 @@ impl Membership {
             }
             None if node.evicted || self.ended.contains(life) => false,
             None => {
-                let published = self.nodes.get(&life.0).filter(|_| self.current.get(&life.0) == Some(&life.1));
+                let published =
+                    self.nodes.get(&life.worker).filter(|_| self.current.get(&life.worker) == Some(&life.incarnation));
                 let profile = Profile { lease: length, ..published.cloned().unwrap_or_else(nothing) };
                 self.lives.insert(life.clone(), lease(now, profile));
                 true
@@ -209,8 +215,8 @@ impl Membership {
             }
         }
         if mutant::is(Mutant::GoneByMemberNode) {
-            let absent = |life: &Life| !nodes.contains_key(&life.0);
-            let gone: Vec<Life> = self.current.clone().into_iter().filter(absent).collect();
+            let lives = self.current.iter().map(|(name, incarnation)| Life::new(name.clone(), *incarnation));
+            let gone: Vec<Life> = lives.filter(|life| !nodes.contains_key(&life.worker)).collect();
             gone.iter().for_each(|life| self.close(Timestamp::ZERO, life, true));
         }
         let same = |name: &WorkerId, life: Incarnation| self.current.get(name) == Some(&life);
@@ -220,7 +226,7 @@ impl Membership {
         let went = self.current.iter().filter(went).map(|(name, _)| name.clone()).collect();
         self.current = nodes.iter().map(|(name, node)| (name.clone(), node.incarnation)).collect();
         for (name, node) in &nodes {
-            if let Some(lease) = self.lives.get_mut(&(name.clone(), node.incarnation)) {
+            if let Some(lease) = self.lives.get_mut(&Life::new(name.clone(), node.incarnation)) {
                 lease.profile = Profile { lease: lease.length, ..node.profile.clone() };
             }
         }
@@ -282,8 +288,8 @@ impl Membership {
         for life in gone {
             let Some(lease) = self.lives.remove(&life) else { continue };
             if embedded {
-                if self.current.get(&life.0) == Some(&life.1) {
-                    self.current.remove(&life.0);
+                if self.current.get(&life.worker) == Some(&life.incarnation) {
+                    self.current.remove(&life.worker);
                 }
             } else {
                 self.ended.push_back(life.clone());
@@ -333,13 +339,13 @@ impl Membership {
     /// Whether this life is the member under its name.
     #[must_use]
     pub fn is_member(&self, life: &Life) -> bool {
-        self.current.get(&life.0) == Some(&life.1)
+        self.current.get(&life.worker) == Some(&life.incarnation)
     }
 
     /// Whether anybody under this name may still act.
     #[must_use]
     pub fn any_life_of(&self, worker: &WorkerId) -> Option<Incarnation> {
-        self.lives.keys().find(|(w, _)| w == worker).map(|(_, i)| *i)
+        self.lives.keys().find(|life| life.worker == *worker).map(|life| life.incarnation)
     }
 
     /// The life that is the member under this name.
@@ -351,7 +357,7 @@ impl Membership {
     /// Members of the ring, by name.
     pub fn members(&self) -> impl Iterator<Item = Member<'_>> {
         self.current.iter().filter_map(|(worker, incarnation)| {
-            let lease = self.lives.get(&(worker.clone(), *incarnation));
+            let lease = self.lives.get(&Life::new(worker.clone(), *incarnation));
             let profile = match self.authority {
                 Authority::Embedded => &lease?.profile,
                 Authority::External => self.nodes.get(worker)?,
@@ -437,7 +443,7 @@ mod tests {
     }
 
     fn w1() -> Life {
-        (WorkerId::new("w1").expect("valid"), Incarnation::new(1))
+        Life::new(WorkerId::new("w1").expect("valid"), Incarnation::new(1))
     }
 
     fn gone(m: &mut Membership, now: Timestamp) -> Vec<Life> {
@@ -446,7 +452,7 @@ mod tests {
 
     fn one(authority: Authority) -> Membership {
         let mut m = Membership::restore(authority, Timestamp::ZERO, vec![]);
-        m.join(Timestamp::ZERO, w1().0, w1().1, profile());
+        m.join(Timestamp::ZERO, w1().worker, w1().incarnation, profile());
         m
     }
 
@@ -458,7 +464,7 @@ mod tests {
         assert_eq!(m.beat(Timestamp::from_millis(3300), &w1()), Beat::Over, "expiry is final before anybody looked");
         assert_eq!(gone(&mut m, Timestamp::from_millis(3300)), vec![w1()]);
         assert_eq!(m.beat(Timestamp::from_millis(3301), &w1()), Beat::Over);
-        assert_eq!(m.current(&w1().0), None);
+        assert_eq!(m.current(&w1().worker), None);
     }
 
     fn node(evicted: bool) -> LeaseNode {
@@ -481,7 +487,7 @@ mod tests {
 
     #[test]
     fn an_absent_or_evicted_lease_node_closes_and_the_wait_starts_at_the_read() {
-        let w2: Life = (WorkerId::new("w2").expect("valid"), Incarnation::new(2));
+        let w2 = Life::new(WorkerId::new("w2").expect("valid"), Incarnation::new(2));
         let mut m = one(Authority::External);
         m.beat_seen(Timestamp::ZERO, &w2, node(false));
         let read = Timestamp::from_millis(60_000);
@@ -494,11 +500,11 @@ mod tests {
     fn another_life_under_a_name_came_and_went() {
         let mut m = one(Authority::External);
         let member =
-            |life| BTreeMap::from([(w1().0, Node { incarnation: Incarnation::new(life), profile: profile() })]);
+            |life| BTreeMap::from([(w1().worker, Node { incarnation: Incarnation::new(life), profile: profile() })]);
         m.set_nodes(member(1));
         assert_eq!(m.set_nodes(member(1)), (vec![], vec![]));
         assert!(!m.is_draining(&w1()));
-        assert_eq!(m.set_nodes(member(2)), (vec![w1().0], vec![w1().0]));
+        assert_eq!(m.set_nodes(member(2)), (vec![w1().worker], vec![w1().worker]));
         assert!(m.is_draining(&w1()), "its node is another life's");
         assert!(m.is_alive(&w1()), "which does not end its lease");
     }
@@ -512,7 +518,8 @@ mod tests {
 
     #[test]
     fn a_restored_member_is_waited_for_from_the_start_of_the_leader() {
-        let stored = StoredMember { worker: w1().0, incarnation: w1().1, profile: profile(), departed: false };
+        let stored =
+            StoredMember { worker: w1().worker, incarnation: w1().incarnation, profile: profile(), departed: false };
         let start = Timestamp::from_millis(500_000);
         let mut m = Membership::restore(Authority::Embedded, start, vec![stored]);
         assert_eq!(gone(&mut m, start + Duration::from_millis(2299)), vec![]);

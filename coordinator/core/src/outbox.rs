@@ -1,4 +1,4 @@
-//! What one worker still has to be told, in order, in bounded messages, under flow control.
+//! Entries of deltas that wait to be sent to one worker: in order, in bounded messages, under flow control.
 //!
 //! Each delta names the version it applies to and the one it leads to; the stream is at most [`WINDOW`] messages ahead of
 //! the worker's acknowledgements. Entries wait here without a bound of their own because each stands for an appliance of
@@ -21,11 +21,9 @@ pub const MAX_BYTES: usize = 1 << 20;
 /// that a worker which stops reading holds at most 8 MiB of ours.
 pub const WINDOW: u64 = 8;
 
-/// One thing to tell a worker about one appliance.
+/// One entry about one appliance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Entry {
-    /// It may be granted soon.
-    Prepare,
+pub enum OutboxEntry {
     /// It is granted under this token.
     Grant(Token),
     /// It shall be given up.
@@ -36,17 +34,17 @@ pub enum Entry {
     Check(Token, u64),
 }
 
-/// A message to be sent.
+/// The next delta to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Delta {
+pub struct NextDelta {
     /// Version it applies to.
     pub base: u64,
     /// Version it leads to.
     pub target: u64,
     /// Rebalance the entries belong to.
     pub rebalance: Option<RebalanceId>,
-    /// What to tell, in order.
-    pub entries: Vec<(Slot, Entry)>,
+    /// Its entries, in order.
+    pub entries: Vec<(Slot, OutboxEntry)>,
 }
 
 /// What waits for one appliance and is replaced by what comes after it.
@@ -65,7 +63,7 @@ impl Replaceable {
 /// The outbox of one stream.
 #[derive(Clone, Debug, Default)]
 pub struct Outbox {
-    waiting: VecDeque<(Slot, Entry, Option<RebalanceId>, usize)>,
+    waiting: VecDeque<(Slot, OutboxEntry, Option<RebalanceId>, usize)>,
     /// Updates and checks that wait, so that further ones of the same appliance replace them.
     replaceable: BTreeMap<Slot, Replaceable>,
     sent: u64,
@@ -74,21 +72,21 @@ pub struct Outbox {
 
 impl Outbox {
     /// Queues an entry of about `bytes` on the wire.
-    pub fn push(&mut self, slot: Slot, entry: Entry, rebalance: Option<RebalanceId>, bytes: usize) {
+    pub fn push(&mut self, slot: Slot, entry: OutboxEntry, rebalance: Option<RebalanceId>, bytes: usize) {
         let replaceable = self.replaceable.entry(slot).or_default();
         match entry {
-            Entry::Update(token) => {
+            OutboxEntry::Update(token) => {
                 // The content is read when the message is made, so one waiting update carries all changes so far.
                 if replaceable.update.replace(token).is_some() {
                     return;
                 }
             }
-            Entry::Check(token, number) => {
+            OutboxEntry::Check(token, number) => {
                 if replaceable.check.replace((token, number)).is_some() {
                     return;
                 }
             }
-            Entry::Prepare | Entry::Grant(_) | Entry::Release(_) => {}
+            OutboxEntry::Grant(_) | OutboxEntry::Release(_) => {}
         }
         if replaceable.is_empty() {
             self.replaceable.remove(&slot);
@@ -103,7 +101,7 @@ impl Outbox {
     }
 
     /// The next message, if there is one and the window allows it.
-    pub fn next_delta(&mut self) -> Option<Delta> {
+    pub fn next_delta(&mut self) -> Option<NextDelta> {
         if self.sent - self.acknowledged >= WINDOW {
             return None;
         }
@@ -121,18 +119,18 @@ impl Outbox {
         }
         let base = self.sent;
         self.sent += 1;
-        Some(Delta { base, target: self.sent, rebalance, entries })
+        Some(NextDelta { base, target: self.sent, rebalance, entries })
     }
 
-    fn take_latest(&mut self, slot: Slot, entry: Entry) -> Entry {
+    fn take_latest(&mut self, slot: Slot, entry: OutboxEntry) -> OutboxEntry {
         let Some(replaceable) = self.replaceable.get_mut(&slot) else { return entry };
         let latest = match entry {
-            Entry::Update(token) => Entry::Update(replaceable.update.take().unwrap_or(token)),
-            Entry::Check(token, number) => {
+            OutboxEntry::Update(token) => OutboxEntry::Update(replaceable.update.take().unwrap_or(token)),
+            OutboxEntry::Check(token, number) => {
                 let (token, number) = replaceable.check.take().unwrap_or((token, number));
-                Entry::Check(token, number)
+                OutboxEntry::Check(token, number)
             }
-            Entry::Prepare | Entry::Grant(_) | Entry::Release(_) => entry,
+            OutboxEntry::Grant(_) | OutboxEntry::Release(_) => entry,
         };
         if replaceable.is_empty() {
             self.replaceable.remove(&slot);
@@ -182,7 +180,7 @@ mod tests {
     fn versions_chain_and_the_window_holds_back_what_is_not_acknowledged() {
         let mut outbox = Outbox::default();
         for n in 0..(WINDOW as u32 + 1) * MAX_ENTRIES as u32 {
-            outbox.push(Slot(n), Entry::Grant(token(u64::from(n))), None, 100);
+            outbox.push(Slot(n), OutboxEntry::Grant(token(u64::from(n))), None, 100);
         }
         let mut version = 0;
         for _ in 0..WINDOW {
@@ -201,9 +199,9 @@ mod tests {
     fn messages_stay_below_their_size_and_hold_one_rebalance() {
         let mut outbox = Outbox::default();
         let r = Some(RebalanceId { term: Term::new(1), number: 1 });
-        outbox.push(Slot(1), Entry::Grant(token(1)), None, MAX_BYTES - 10);
-        outbox.push(Slot(2), Entry::Grant(token(2)), None, 11);
-        outbox.push(Slot(3), Entry::Grant(token(3)), r, 11);
+        outbox.push(Slot(1), OutboxEntry::Grant(token(1)), None, MAX_BYTES - 10);
+        outbox.push(Slot(2), OutboxEntry::Grant(token(2)), None, 11);
+        outbox.push(Slot(3), OutboxEntry::Grant(token(3)), r, 11);
         let sizes: Vec<_> =
             std::iter::from_fn(|| outbox.next_delta()).map(|d| (d.entries.len(), d.rebalance)).collect();
         assert_eq!(sizes, [(1, None), (1, None), (1, r)]);
@@ -212,13 +210,16 @@ mod tests {
     #[test]
     fn waiting_updates_and_checks_of_one_appliance_become_one() {
         let mut outbox = Outbox::default();
-        outbox.push(Slot(1), Entry::Update(token(1)), None, 10);
-        outbox.push(Slot(1), Entry::Update(token(1)), None, 10);
-        outbox.push(Slot(1), Entry::Check(token(1), 1), None, 10);
-        outbox.push(Slot(1), Entry::Check(token(1), 2), None, 10);
+        outbox.push(Slot(1), OutboxEntry::Update(token(1)), None, 10);
+        outbox.push(Slot(1), OutboxEntry::Update(token(1)), None, 10);
+        outbox.push(Slot(1), OutboxEntry::Check(token(1), 1), None, 10);
+        outbox.push(Slot(1), OutboxEntry::Check(token(1), 2), None, 10);
         let delta = outbox.next_delta().expect("something waits");
-        assert_eq!(delta.entries, [(Slot(1), Entry::Update(token(1))), (Slot(1), Entry::Check(token(1), 2))]);
-        outbox.push(Slot(1), Entry::Update(token(1)), None, 10);
+        assert_eq!(
+            delta.entries,
+            [(Slot(1), OutboxEntry::Update(token(1))), (Slot(1), OutboxEntry::Check(token(1), 2))]
+        );
+        outbox.push(Slot(1), OutboxEntry::Update(token(1)), None, 10);
         assert_eq!(outbox.len(), 1, "what was sent does not swallow what comes after it");
     }
 }

@@ -20,9 +20,8 @@ mod canon;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use common::{ApplianceId, Timestamp, Token};
-
-use crate::membership::Life;
+use common::session::AnnouncedStep;
+use common::{ApplianceId, Life, Timestamp, Token};
 
 /// Settings of the quarantine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,22 +32,9 @@ pub struct Config {
     pub probation: Duration,
 }
 
-/// A step that changes the world, as its worker announces it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Step {
-    /// The appliance it changes.
-    pub appliance: ApplianceId,
-    /// Token of the grant it is done under.
-    pub token: Token,
-    /// Grows with every step of a worker.
-    pub number: u64,
-}
-
-impl Step {
-    /// Whether `self` is over once `other` is: the same one, or an older one of the same grant.
-    fn ends_with(&self, other: &Self) -> bool {
-        (self.appliance, self.token) == (other.appliance, other.token) && self.number <= other.number
-    }
+/// Whether an announced step is over once `other` is: the same one, or an older one of the same grant.
+fn ends_with(step: &AnnouncedStep, other: &AnnouncedStep) -> bool {
+    (step.appliance, step.token) == (other.appliance, other.token) && step.number <= other.number
 }
 
 #[derive(Clone, Debug, Default)]
@@ -58,14 +44,14 @@ struct Suspect {
     /// Grant of the life that holds it.
     held: Option<Token>,
     /// The step its owner was told to go on with.
-    begun: Option<Step>,
+    begun: Option<AnnouncedStep>,
 }
 
 /// The one appliance with strikes that runs a step on a worker, and those that wait for it to end.
 #[derive(Clone, Debug)]
 struct Alone {
-    running: Step,
-    waiting: VecDeque<Step>,
+    running: AnnouncedStep,
+    waiting: VecDeque<AnnouncedStep>,
 }
 
 /// Every suspect there is. Bounded by the appliances of the table.
@@ -129,7 +115,7 @@ impl Quarantine {
     }
 
     /// A life that holds `step.appliance` wants to begin. `true`: it may, now. `false`: [`Quarantine::ended`] will say so.
-    pub fn begins(&mut self, life: &Life, step: Step) -> bool {
+    pub fn begins(&mut self, life: &Life, step: AnnouncedStep) -> bool {
         let suspect = self.suspects.entry(step.appliance).or_default();
         if suspect.begun == Some(step) {
             return true;
@@ -152,27 +138,27 @@ impl Quarantine {
     }
 
     /// An announced step has ended, or will not be begun. Returns another one of this life that may begin for it.
-    pub fn ended(&mut self, life: &Life, step: Step) -> Option<Step> {
+    pub fn ended(&mut self, life: &Life, step: AnnouncedStep) -> Option<AnnouncedStep> {
         if let Some(suspect) = self.suspects.get_mut(&step.appliance)
-            && suspect.begun.is_some_and(|begun| begun.ends_with(&step))
+            && suspect.begun.is_some_and(|begun| ends_with(&begun, &step))
         {
             suspect.begun = None;
             if suspect.strikes == 0 {
                 self.suspects.remove(&step.appliance);
             }
         }
-        self.withdraw(life, |other| other.ends_with(&step))
+        self.withdraw(life, |other| ends_with(other, &step))
     }
 
     /// A life that lives on does not hold an appliance any more. Returns a step of it that may begin for that.
-    pub fn left(&mut self, life: &Life, appliance: ApplianceId) -> Option<Step> {
+    pub fn left(&mut self, life: &Life, appliance: ApplianceId) -> Option<AnnouncedStep> {
         let suspect = self.suspects.get_mut(&appliance)?;
         suspect.held = None;
         suspect.begun = None;
         self.withdraw(life, |other| other.appliance == appliance)
     }
 
-    fn withdraw(&mut self, life: &Life, over: impl Fn(&Step) -> bool) -> Option<Step> {
+    fn withdraw(&mut self, life: &Life, over: impl Fn(&AnnouncedStep) -> bool) -> Option<AnnouncedStep> {
         let alone = self.alone.get_mut(life)?;
         alone.waiting.retain(|waiting| !over(waiting));
         if !over(&alone.running) {
@@ -255,15 +241,15 @@ mod tests {
     }
 
     fn life(n: u64) -> Life {
-        (WorkerId::new(&format!("w{n}")).expect("valid"), Incarnation::new(u128::from(n)))
+        Life::new(WorkerId::new(&format!("w{n}")).expect("valid"), Incarnation::new(u128::from(n)))
     }
 
     fn token(n: u64) -> Token {
         Token::new(Term::new(1), n)
     }
 
-    fn step(n: u128, t: u64, number: u64) -> Step {
-        Step { appliance: id(n), token: token(t), number }
+    fn step(n: u128, t: u64, number: u64) -> AnnouncedStep {
+        AnnouncedStep { appliance: id(n), token: token(t), number }
     }
 
     fn new() -> Quarantine {

@@ -11,9 +11,10 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use common::session::Carryover;
 use common::{ApplianceId, Edition, RebalanceId, Token, WorkerId};
 
-use crate::handoff::{Handed, State};
+use crate::handoff::State;
 use crate::planner::{Needs, Reason, Slot, Unplaced};
 
 /// An appliance as the table takes it in.
@@ -35,7 +36,7 @@ pub struct Seed {
 
 /// One appliance of the table.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct TableRow {
     /// Identity.
     pub id: ApplianceId,
     /// What it needs of a worker.
@@ -48,10 +49,8 @@ pub struct Entry {
     pub deleting: bool,
     /// Where its ownership stands.
     pub state: State,
-    /// Under which token a write is under way, and whether it has to be tried again.
-    pub retry: bool,
     /// What its last owner handed in; given to the next one.
-    pub handed: Option<Box<Handed>>,
+    pub handed: Option<Box<Carryover>>,
     /// The hold that is left to the next owner if the present one is lost: how long its calls may take effect after its
     /// lease, and at least what it was told to wait itself.
     pub hold_if_lost: Duration,
@@ -71,11 +70,11 @@ pub struct Entry {
     pub granted_before: bool,
 }
 
-impl Entry {
+impl TableRow {
     /// How long the next owner has to wait before calls that no token fences.
     #[must_use]
     pub fn hold(&self) -> Duration {
-        self.handed.as_ref().map_or(Duration::ZERO, |handed| handed.hold)
+        self.handed.as_ref().map_or(Duration::ZERO, |handed| handed.fence_delay)
     }
 
     /// It is being granted to somebody whose calls may take effect for `hold` after its lease.
@@ -92,7 +91,7 @@ impl Entry {
     pub(crate) fn raise_hold(&mut self, hold: Duration) -> bool {
         let raised = hold > self.hold();
         if raised {
-            self.handed.get_or_insert_default().hold = hold;
+            self.handed.get_or_insert_default().fence_delay = hold;
         }
         raised
     }
@@ -100,7 +99,7 @@ impl Entry {
     /// Forgets the hold, which only a mutant does.
     pub(crate) fn lose_hold(&mut self) {
         if let Some(handed) = &mut self.handed {
-            handed.hold = Duration::ZERO;
+            handed.fence_delay = Duration::ZERO;
         }
     }
 }
@@ -108,14 +107,14 @@ impl Entry {
 /// All appliances.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
-    entries: Vec<Option<Entry>>,
+    entries: Vec<Option<TableRow>>,
     free: Vec<u32>,
     index: HashMap<ApplianceId, Slot>,
 }
 
 impl Table {
     /// Takes in an appliance; `None` when its id is known.
-    pub fn insert(&mut self, entry: Entry) -> Option<Slot> {
+    pub fn insert(&mut self, entry: TableRow) -> Option<Slot> {
         if self.index.contains_key(&entry.id) {
             return None;
         }
@@ -132,7 +131,7 @@ impl Table {
     }
 
     /// Removes an appliance.
-    pub fn remove(&mut self, slot: Slot) -> Option<Entry> {
+    pub fn remove(&mut self, slot: Slot) -> Option<TableRow> {
         let entry = self.entries.get_mut(slot.0 as usize)?.take()?;
         self.index.remove(&entry.id);
         self.free.push(slot.0);
@@ -147,23 +146,23 @@ impl Table {
 
     /// The appliance in a slot.
     #[must_use]
-    pub fn get(&self, slot: Slot) -> Option<&Entry> {
+    pub fn get(&self, slot: Slot) -> Option<&TableRow> {
         self.entries.get(slot.0 as usize)?.as_ref()
     }
 
     /// The appliance in a slot, to be changed.
-    pub fn get_mut(&mut self, slot: Slot) -> Option<&mut Entry> {
+    pub fn get_mut(&mut self, slot: Slot) -> Option<&mut TableRow> {
         self.entries.get_mut(slot.0 as usize)?.as_mut()
     }
 
     /// The appliance in a slot, if the grant it is about has this token.
     #[must_use]
-    pub fn under(&self, slot: Slot, token: Token) -> Option<&Entry> {
+    pub fn under(&self, slot: Slot, token: Token) -> Option<&TableRow> {
         self.get(slot).filter(|e| e.state.grant().is_some_and(|g| g.token == token))
     }
 
     /// Every appliance, by slot.
-    pub fn iter(&self) -> impl Iterator<Item = (Slot, &Entry)> {
+    pub fn iter(&self) -> impl Iterator<Item = (Slot, &TableRow)> {
         self.entries.iter().enumerate().filter_map(|(n, e)| Some((Slot(n as u32), e.as_ref()?)))
     }
 

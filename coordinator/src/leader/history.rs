@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::SystemTime;
 
+use common::session::DeltaEntry;
 use common::{ApplianceId, RebalanceId, WorkerId};
-use coordinator_core::machine::Tell;
 use coordinator_core::rebalance::News;
 use runtime::telemetry;
 use tracing::{Span, info, info_span};
@@ -119,14 +119,14 @@ impl History {
     }
 
     /// Notes what a delta of a rebalance asks of a worker.
-    pub(super) fn under_way(&mut self, id: RebalanceId, tell: &[Tell], worker: Option<&WorkerId>) {
+    pub(super) fn under_way(&mut self, id: RebalanceId, entries: &[DeltaEntry<()>], worker: Option<&WorkerId>) {
         let (Some(open), Some(worker)) = (self.open.get_mut(&id), worker) else { return };
         let now = SystemTime::now();
-        for tell in tell {
-            let (appliance, state) = match tell {
-                Tell::Release(appliance, _) => (*appliance, "releasing"),
-                Tell::Grant { appliance, .. } => (*appliance, "granting"),
-                Tell::Prepare(_) | Tell::Update(..) | Tell::Check(..) => continue,
+        for entry in entries {
+            let (appliance, state) = match entry {
+                DeltaEntry::Release(grant) => (grant.appliance, "releasing"),
+                DeltaEntry::Grant { appliance, .. } => (*appliance, "granting"),
+                DeltaEntry::Update { .. } | DeltaEntry::Check { .. } => continue,
             };
             if let Some((at, _)) = open.followed.get(&appliance) {
                 let shown = &mut open.view.moves[*at];

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::SystemTime;
 
+use common::Life;
 use common::{Incarnation, Term, Timestamp, WorkerId};
 use coordination::{LeaseNode, MemberNode, News};
 use coordinator_core::machine::Event;
-use coordinator_core::membership::{self, Life, Node};
+use coordinator_core::membership::{self, Node};
 use runtime::clock;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
@@ -111,7 +112,7 @@ fn nodes(members: Vec<MemberNode>) -> BTreeMap<WorkerId, Node> {
 
 fn lease(node: LeaseNode) -> (Life, membership::LeaseNode) {
     let LeaseNode { worker, incarnation, lease, evicted } = node;
-    ((worker, incarnation), membership::LeaseNode { lease, evicted })
+    (Life::new(worker, incarnation), membership::LeaseNode { lease, evicted })
 }
 
 impl Leader<'_> {
@@ -134,7 +135,7 @@ impl Leader<'_> {
                 let (life, node) = lease(node);
                 Event::Observed(life, node)
             }
-            Some((_, News::Ended(worker, incarnation))) => Event::Over((worker, incarnation)),
+            Some((_, News::Ended(worker, incarnation))) => Event::Over(Life::new(worker, incarnation)),
         };
         self.step(event);
     }
@@ -148,8 +149,10 @@ impl Leader<'_> {
     ) {
         let current = self.machine.life_of(&worker);
         let life = match (incarnation, current) {
-            (None, Some(life)) => (worker.clone(), life),
-            (Some(asked), _) if self.machine.is_alive(&(worker.clone(), asked)) => (worker.clone(), asked),
+            (None, Some(life)) => Life::new(worker.clone(), life),
+            (Some(asked), _) if self.machine.is_alive(&Life::new(worker.clone(), asked)) => {
+                Life::new(worker.clone(), asked)
+            }
             (Some(_), current) if self.machine.knows(&worker) => {
                 return drop(reply.send(Err(CommandError::OtherLife { worker, current })));
             }

@@ -4,6 +4,7 @@ mod session;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::Profile;
@@ -11,15 +12,19 @@ use common::appliance::{
     Custom, Driver, FieldViolation, HealthCheck, Kind, Listener, LoadBalancer, Member, Name, Probe, Spec,
 };
 use common::ring::MAX_WEIGHT;
+use common::session::{
+    Ack, AnnouncedStep, Carryover, Confirm, Declined, Delta, DeltaEntry, Desired, Envelope, GrantRef, Hello,
+    OwnedDigest, OwnedGrant, Refused, RefusedReason, Release, Report, StatusReport, ToCoordinator, ToWorker, Welcome,
+};
 use common::status::{InstanceStatus, JournalEntry, Phase, Progress, Status};
 use common::{ApplianceId, Digest, Edition, Generation, Incarnation, StreamNumber, Term, Token, WorkerId};
 use proptest::prelude::*;
 use prost::Message;
 
 use super::admin::{draft_from_wire, status_from_wire, status_to_wire, target_from_wire};
-use super::down::{self, Delta, Down, down_from_wire, down_to_wire};
+use super::down::{FromCoordinator, down_from_wire, down_to_wire};
 use super::patch::update_from_wire;
-use super::up::{self, Ack, Hello, Up, up_from_wire, up_to_wire};
+use super::up::{FromWorker, up_from_wire, up_to_wire};
 use super::*;
 use crate::admin::v1 as wire;
 use crate::worker::v1 as worker_wire;
@@ -65,12 +70,13 @@ fn grip() -> impl Strategy<Value = (ApplianceId, Token)> {
         .prop_map(|(id, term, n)| (ApplianceId::from_u128(id), Token::new(Term::new(term), n)))
 }
 
-fn grips() -> impl Strategy<Value = Vec<(ApplianceId, Token)>> {
-    prop::collection::vec(grip(), 0..4)
+fn grips() -> impl Strategy<Value = Vec<GrantRef>> {
+    prop::collection::vec(grip().prop_map(|(appliance, token)| GrantRef::new(appliance, token)), 0..4)
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let one = (grip(), any::<u64>()).prop_map(|((appliance, token), number)| Step { appliance, token, number });
+fn steps() -> impl Strategy<Value = Vec<AnnouncedStep>> {
+    let one =
+        (grip(), any::<u64>()).prop_map(|((appliance, token), number)| AnnouncedStep { appliance, token, number });
     prop::collection::vec(one, 0..4)
 }
 
@@ -119,9 +125,13 @@ fn envelope() -> impl Strategy<Value = Envelope> {
     })
 }
 
-fn releases() -> impl Strategy<Value = Vec<up::Release>> {
+fn releases() -> impl Strategy<Value = Vec<Release>> {
     prop::collection::vec((grip(), progress(), duration(0..=99_000)), 0..4).prop_map(|all| {
-        let one = |((appliance, token), progress, hold)| up::Release { appliance, token, progress, hold };
+        let one = |((appliance, token), progress, fence_delay)| Release {
+            appliance,
+            token,
+            carryover: Carryover { progress, fence_delay },
+        };
         all.into_iter().map(one).collect()
     })
 }
@@ -130,16 +140,11 @@ fn edition() -> impl Strategy<Value = Edition> {
     (any::<u64>(), any::<u64>()).prop_map(|(number, term)| Edition::new(Generation::new(number), Term::new(term)))
 }
 
-fn up() -> impl Strategy<Value = Up> {
-    let held = (grip(), edition(), any::<bool>()).prop_map(|((appliance, token), edition, releasing)| up::Held {
-        appliance,
-        token,
-        edition,
-        releasing,
-    });
-    let hello = (prop::collection::vec(held, 0..4), releases(), any::<u64>(), grips(), 1..=MAX_WEIGHT).prop_map(
-        |(held, released, term, gone, weight)| {
-            Up::Hello(Box::new(Hello {
+fn up() -> impl Strategy<Value = ToCoordinator> {
+    let owned = (grip(), edition()).prop_map(|((appliance, token), edition)| OwnedGrant { appliance, token, edition });
+    let hello = (prop::collection::vec(owned, 0..4), releases(), any::<u64>(), grips(), 1..=MAX_WEIGHT).prop_map(
+        |(owned, released, term, removed, weight)| {
+            ToCoordinator::Hello(Box::new(Hello {
                 worker: WorkerId::new("w1").expect("a valid name"),
                 profile: Profile {
                     weight,
@@ -152,41 +157,41 @@ fn up() -> impl Strategy<Value = Up> {
                     lease: Duration::from_secs(2),
                     holds: BTreeMap::from([(Driver::Simulated, Duration::from_secs(u64::from(weight)))]),
                 },
-                held,
+                owned,
                 released,
+                removed,
                 highest_term: Term::new(term),
-                more: gone.is_empty(),
-                gone,
             }))
         },
     );
     let declined =
-        (grip(), "[ -~]{0,9}").prop_map(|((appliance, token), reason)| up::Declined { appliance, token, reason });
+        (grip(), "[ -~]{0,9}").prop_map(|((appliance, token), reason)| Declined { appliance, token, reason });
     let ack = (any::<u64>(), grips(), prop::collection::vec(declined, 0..3), releases(), grips(), [steps(), steps()])
-        .prop_map(|(applied, granted, declined, released, gone, [begun, ended])| {
-            Up::Ack(Ack { applied, granted, declined, released, gone, begun, ended })
+        .prop_map(|(applied, granted, declined, released, removed, [begun, ended])| {
+            ToCoordinator::Ack(Ack { applied, granted, declined, released, removed, begun, ended })
         });
-    let report = (grip(), status(), any::<u64>()).prop_map(|((appliance, token), status, checked)| up::Report {
+    let report = (grip(), status(), any::<u64>()).prop_map(|((appliance, token), status, checked)| StatusReport {
         appliance,
         token,
         status,
         checked,
     });
     let holdings = any::<(u64, u64, u128)>()
-        .prop_map(|(applied, count, sum)| up::Holdings { applied, digest: Digest { count, sum } });
+        .prop_map(|(applied, count, sum)| OwnedDigest { applied, digest: Digest { count, sum } });
     prop_oneof![
         hello,
-        any::<u64>().prop_map(Up::Beat),
+        any::<u64>().prop_map(ToCoordinator::Beat),
         ack,
-        (prop::collection::vec(report, 0..4), prop::option::of(holdings)).prop_map(|(r, h)| Up::Report(r, h)),
-        any::<bool>().prop_map(|hand_back| Up::Drain { hand_back }),
-        Just(Up::Leave),
+        (prop::collection::vec(report, 0..4), prop::option::of(holdings))
+            .prop_map(|(statuses, owned)| ToCoordinator::Report(Report { statuses, owned })),
+        any::<bool>().prop_map(|hand_back| ToCoordinator::Drain { hand_back }),
+        Just(ToCoordinator::Leave),
     ]
 }
 
-fn desired() -> impl Strategy<Value = DesiredParts> {
+fn desired() -> impl Strategy<Value = Desired> {
     ("[a-z]{1,9}", edition(), any::<u64>(), any::<bool>(), spec()).prop_map(
-        |(name, edition, revision, deleting, spec)| DesiredParts {
+        |(name, edition, revision, deleting, spec)| Desired {
             name: Name::new(&name).expect("lower-case letters"),
             tenant: Name::new("default").expect("a valid name"),
             driver: Driver::Simulated,
@@ -198,60 +203,50 @@ fn desired() -> impl Strategy<Value = DesiredParts> {
     )
 }
 
-fn down() -> impl Strategy<Value = Down> {
+fn down() -> impl Strategy<Value = ToWorker> {
     let grant = (grip(), desired(), progress(), duration(0..=99_000), any::<bool>()).prop_map(
-        |((appliance, token), desired, progress, hold, suspect)| down::Grant {
+        |((appliance, token), desired, progress, fence_delay, suspect)| DeltaEntry::Grant {
             appliance,
             token,
-            desired,
-            progress,
-            hold,
+            desired: Arc::new(desired),
+            carryover: Carryover { progress, fence_delay },
             suspect,
         },
     );
-    let update =
-        (grip(), desired()).prop_map(|((appliance, token), desired)| down::Update { appliance, token, desired });
+    let release = grip().prop_map(|(appliance, token)| DeltaEntry::Release(GrantRef::new(appliance, token)));
+    let update = (grip(), desired()).prop_map(|((appliance, token), desired)| DeltaEntry::Update {
+        appliance,
+        token,
+        desired: Arc::new(desired),
+    });
     let check =
-        (grip(), any::<u64>()).prop_map(|((appliance, token), number)| down::Check { appliance, token, number });
-    let prepare = grip().prop_map(|(id, token)| (id, Generation::new(token.sequence)));
+        (grip(), any::<u64>()).prop_map(|((appliance, token), number)| DeltaEntry::Check { appliance, token, number });
+    // The wire has one list for each sort, in this order.
     let delta = (
         any::<u64>(),
-        prop::collection::vec(prepare, 0..3),
         prop::collection::vec(grant, 0..3),
-        grips(),
+        prop::collection::vec(release, 0..4),
         prop::collection::vec(update, 0..3),
         prop::collection::vec(check, 0..3),
     )
-        .prop_map(|(base, prepare, grant, release, update, check)| {
-            let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned();
-            Down::Delta(Delta {
-                base,
-                target: base,
-                prepare,
-                grant,
-                release,
-                update,
-                check,
-                unreadable: vec![],
-                traceparent,
-            })
+        .prop_map(|(base, grants, releases, updates, checks)| {
+            let entries = [grants, releases, updates, checks].concat();
+            ToWorker::Delta(Delta { base, target: base, rebalance: None, entries })
         });
     prop_oneof![
-        (grips(), any::<bool>(), duration(0..=9_000)).prop_map(|(keep, more, lease)| Down::Welcome(down::Welcome {
-            keep,
-            more,
-            lease
-        })),
-        any::<u64>().prop_map(Down::BeatAck),
+        (grips(), duration(0..=9_000)).prop_map(|(keep, lease)| ToWorker::Welcome(Welcome { keep, lease })),
+        any::<u64>().prop_map(ToWorker::BeatAck),
         delta,
-        (grips(), steps()).prop_map(|(released, begun)| Down::Confirm(down::Confirm { released, begun })),
-        Just(Down::Refused(down::Refused {
-            reason: down::RefusedReason::NameTaken,
+        (grips(), steps()).prop_map(|(released, begin)| ToWorker::Confirm(Confirm { released, begin })),
+        Just(ToWorker::Refused(Refused {
+            reason: RefusedReason::NameTaken,
             detail: "w1 lives".into(),
             retry_after: Some(Duration::from_secs(1)),
         })),
     ]
 }
+
+const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
 // ------------------------------------------------------------------------------------------------------ properties
 
@@ -298,20 +293,55 @@ proptest! {
     fn messages_of_a_worker_survive_the_wire(envelope in envelope(), up in up()) {
         let bytes = up_to_wire(&envelope, up.clone()).encode_to_vec();
         let decoded = worker_wire::WorkerMessage::decode(bytes.as_slice()).expect("just encoded");
-        prop_assert_eq!(up_from_wire(decoded), Ok((envelope, up)));
+        prop_assert_eq!(up_from_wire(decoded), Ok(FromWorker { envelope, message: up, more: false }));
     }
 
     #[test]
     fn messages_of_the_leader_survive_the_wire(envelope in envelope(), down in down()) {
         let specs_valid = match &down {
-            Down::Delta(d) => d.grant.iter().map(|g| &g.desired).chain(d.update.iter().map(|u| &u.desired))
-                .all(|d| d.spec.validate().is_empty()),
+            ToWorker::Delta(delta) => delta.entries.iter().all(|entry| match entry {
+                DeltaEntry::Grant { desired, .. } | DeltaEntry::Update { desired, .. } => {
+                    desired.spec.validate().is_empty()
+                }
+                DeltaEntry::Release(_) | DeltaEntry::Check { .. } => true,
+            }),
             _ => true,
         };
         prop_assume!(specs_valid);
-        let bytes = down_to_wire(&envelope, down.clone()).encode_to_vec();
+        let traceparent = if matches!(&down, ToWorker::Delta(_)) { TRACEPARENT } else { "" };
+        let bytes = down_to_wire(&envelope, down.clone(), traceparent).remove(0).encode_to_vec();
         let decoded = worker_wire::CoordinatorMessage::decode(bytes.as_slice()).expect("just encoded");
-        prop_assert_eq!(down_from_wire(decoded), Ok((envelope, down)));
+        let traceparent = traceparent.to_owned();
+        let read = FromCoordinator { envelope, message: down, more: false, unreadable: vec![], traceparent };
+        prop_assert_eq!(down_from_wire(decoded), Ok(read));
+    }
+
+    #[test]
+    fn a_long_hello_is_split_and_joined(owned in 0..2_500_usize, removed in 0..1_500_usize) {
+        let grant = |n: usize| GrantRef::new(ApplianceId::from_u128(n as u128), Token::new(Term::new(1), n as u64));
+        let one = |g: GrantRef| OwnedGrant { appliance: g.appliance, token: g.token, edition: Edition::default() };
+        let hello = Hello {
+            worker: WorkerId::new("w1").expect("a valid name"),
+            profile: Profile { weight: 1, host: "h".into(), lease: Duration::from_secs(1), ..Profile::default() },
+            owned: (0..owned).map(grant).map(one).collect(),
+            released: vec![],
+            removed: (0..removed).map(grant).collect(),
+            highest_term: Term::new(1),
+        };
+        let envelope = Envelope { term: Term::new(1), incarnation: None, stream: StreamNumber::new(1) };
+        let messages = super::up::hello_to_wire(&envelope, hello.clone());
+        let count = messages.len();
+        let mut parts = messages.into_iter().enumerate().map(|(n, message)| {
+            let part = up_from_wire(message).expect("just written");
+            assert_eq!((part.envelope, part.more), (envelope, n + 1 < count));
+            match part.message {
+                ToCoordinator::Hello(hello) => *hello,
+                other => panic!("not a hello: {other:?}"),
+            }
+        });
+        let mut whole = parts.next().expect("at least one");
+        assert!(parts.all(|part| super::up::extend_hello(&mut whole, part)));
+        prop_assert_eq!(whole, hello);
     }
 
     #[test]
@@ -333,7 +363,7 @@ proptest! {
         };
         for mut bytes in [
             up_to_wire(&envelope, up).encode_to_vec(),
-            down_to_wire(&envelope, down).encode_to_vec(),
+            down_to_wire(&envelope, down, TRACEPARENT).remove(0).encode_to_vec(),
             update.encode_to_vec(),
         ] {
             let at = at.index(bytes.len());

@@ -1,135 +1,30 @@
 //! Messages from a worker to the leader.
 
-use std::time::Duration;
-
 use common::appliance::MAX_TEXT;
-use common::status::{Progress, Status};
-use common::{ApplianceId, Digest, Edition, Generation, Profile, Term, Token, WorkerId};
+use common::session::{
+    Ack, Carryover, Declined, Envelope, Hello, OwnedDigest, OwnedGrant, Release, Report, StatusReport, ToCoordinator,
+};
+use common::status::Status;
+use common::{Digest, Edition, Generation, Term, WorkerId};
 
 use super::admin::{status_from_wire, status_to_wire};
 use super::scalar::clip;
 use super::worker::{
-    At, Envelope, Reader, Step, WireError, envelope_to_wire, granted_to_wire, id_to_wire, profile_to_wire,
+    At, MAX_ENTRIES_PER_MESSAGE, Reader, WireError, envelope_to_wire, grants_to_wire, id_to_wire, profile_to_wire,
     progress_to_wire, steps_to_wire, token_to_wire, wait_to_wire,
 };
 use crate::admin::v1 as wire_admin;
 use crate::worker::v1 as wire;
 
-/// What a worker says.
+/// A message of a worker as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Up {
-    /// Who it is and what it holds.
-    Hello(Box<Hello>),
-    /// Heartbeat of an embedded lease, with its number.
-    Beat(u64),
-    /// What became of what it was told.
-    Ack(Ack),
-    /// States that changed, and what it holds.
-    Report(Vec<Report>, Option<Holdings>),
-    /// It is about to stop, and is to be given nothing new; what it holds is asked back.
-    Drain {
-        /// It gives everything back by itself, to have it kept for its name.
-        hand_back: bool,
-    },
-    /// Its gate is shut for good and it goes.
-    Leave,
-}
-
-/// First message of a stream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hello {
-    /// Its name.
-    pub worker: WorkerId,
-    /// What it publishes.
-    pub profile: Profile,
-    /// Everything it holds, or a part when `more`.
-    pub held: Vec<Held>,
-    /// Releases that were not confirmed yet.
-    pub released: Vec<Release>,
-    /// Highest term it ever saw.
-    pub highest_term: Term,
-    /// Another `Hello` with further entries follows.
+pub struct FromWorker {
+    /// Which conversation it names.
+    pub envelope: Envelope,
+    /// What it says.
+    pub message: ToCoordinator,
+    /// It is a part of a `Hello`, and another part follows.
     pub more: bool,
-    /// Removals that were not confirmed yet.
-    pub gone: Vec<(ApplianceId, Token)>,
-}
-
-/// A grant a worker holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
-    /// The appliance.
-    pub appliance: ApplianceId,
-    /// Under which token.
-    pub token: Token,
-    /// Edition it was last told.
-    pub edition: Edition,
-    /// A release was asked for and has not ended.
-    pub releasing: bool,
-}
-
-/// A grant given back.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Release {
-    /// The appliance.
-    pub appliance: ApplianceId,
-    /// The token it was held under.
-    pub token: Token,
-    /// What the next owner needs.
-    pub progress: Progress,
-    /// Hold that is left.
-    pub hold: Duration,
-}
-
-/// A grant that was not taken.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Declined {
-    /// The appliance.
-    pub appliance: ApplianceId,
-    /// The token it was offered under.
-    pub token: Token,
-    /// Why.
-    pub reason: String,
-}
-
-/// What became of what the leader asked for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ack {
-    /// Version of the holdings after the newest delta applied.
-    pub applied: u64,
-    /// Grants taken.
-    pub granted: Vec<(ApplianceId, Token)>,
-    /// Grants not taken.
-    pub declined: Vec<Declined>,
-    /// Grants given back.
-    pub released: Vec<Release>,
-    /// Grants whose appliance was removed to the last trace.
-    pub gone: Vec<(ApplianceId, Token)>,
-    /// Steps of suspects that are to begin.
-    pub begun: Vec<Step>,
-    /// Announced steps that have ended, or will not be begun.
-    pub ended: Vec<Step>,
-}
-
-/// What a worker holds, to be compared with the leader's table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Holdings {
-    /// Version of the holdings after the newest delta applied.
-    pub applied: u64,
-    /// Of everything the leader granted or kept.
-    pub digest: Digest,
-}
-
-/// State of one appliance.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
-    /// The appliance.
-    pub appliance: ApplianceId,
-    /// The token it is held under.
-    pub token: Token,
-    /// What its owner sees.
-    pub status: Status,
-    /// Newest check this answers; 0 when none.
-    pub checked: u64,
 }
 
 /// Reads a message of a worker. Statuses that cannot be used are left out and logged: the next one of the same appliance
@@ -137,7 +32,7 @@ pub struct Report {
 ///
 /// # Errors
 /// The first field of anything else that cannot be used.
-pub fn up_from_wire(wire: wire::WorkerMessage) -> Result<(Envelope, Up), WireError> {
+pub fn up_from_wire(wire: wire::WorkerMessage) -> Result<FromWorker, WireError> {
     use wire::worker_message::Body;
     let body = wire.body.ok_or_else(|| Reader { message: "WorkerMessage" }.error("body", "is missing or unknown"))?;
     let reader = Reader {
@@ -151,40 +46,39 @@ pub fn up_from_wire(wire: wire::WorkerMessage) -> Result<(Envelope, Up), WireErr
         },
     };
     let envelope = reader.envelope(wire.envelope)?;
-    let up = match body {
-        Body::Hello(hello) => Up::Hello(Box::new(read_hello(reader, hello)?)),
-        Body::Beat(beat) => Up::Beat(beat.number),
-        Body::Ack(ack) => Up::Ack(read_ack(reader, ack)?),
+    let more = matches!(&body, Body::Hello(hello) if hello.more);
+    let message = match body {
+        Body::Hello(hello) => ToCoordinator::Hello(Box::new(read_hello(reader, hello)?)),
+        Body::Beat(beat) => ToCoordinator::Beat(beat.number),
+        Body::Ack(ack) => ToCoordinator::Ack(read_ack(reader, ack)?),
         Body::Report(report) => {
             reader.bounded(report.appliances.len())?;
-            let holdings = report.holdings.map(|h| read_holdings(reader, &h)).transpose()?;
-            Up::Report(read_reports(reader, report.appliances)?, holdings)
+            let owned = report.holdings.map(|h| read_digest(reader, &h)).transpose()?;
+            ToCoordinator::Report(Report { statuses: read_statuses(reader, report.appliances)?, owned })
         }
-        Body::Drain(drain) => Up::Drain { hand_back: drain.hand_back },
-        Body::Leave(_) => Up::Leave,
+        Body::Drain(drain) => ToCoordinator::Drain { hand_back: drain.hand_back },
+        Body::Leave(_) => ToCoordinator::Leave,
     };
-    Ok((envelope, up))
+    Ok(FromWorker { envelope, message, more })
 }
 
 fn read_hello(reader: Reader, wire: wire::Hello) -> Result<Hello, WireError> {
     reader.bounded(wire.held.len() + wire.released.len() + wire.gone.len())?;
-    let held = wire.held.into_iter().enumerate().map(|(i, h)| {
+    let owned = wire.held.into_iter().enumerate().map(|(i, h)| {
         let at = At("held", i);
-        Ok(Held {
+        Ok(OwnedGrant {
             appliance: reader.appliance(&at, &h.appliance)?,
             token: reader.token(&at, h.token)?,
             edition: Edition::new(Generation::new(h.generation), Term::new(h.written_term)),
-            releasing: h.releasing,
         })
     });
     Ok(Hello {
         worker: WorkerId::new(&wire.worker).map_err(|e| reader.error("worker", e))?,
         profile: reader.profile(wire.profile)?,
-        held: held.collect::<Result<_, _>>()?,
+        owned: owned.collect::<Result<_, _>>()?,
         released: read_releases(reader, wire.released)?,
         highest_term: Term::new(wire.highest_term),
-        more: wire.more,
-        gone: reader.granted("gone", wire.gone)?,
+        removed: reader.grants("gone", wire.gone)?,
     })
 }
 
@@ -194,8 +88,10 @@ fn read_releases(reader: Reader, wire: Vec<wire::Release>) -> Result<Vec<Release
         Ok(Release {
             appliance: reader.appliance(&at, &r.appliance)?,
             token: reader.token(&at, r.token)?,
-            progress: reader.progress(&at, r.progress)?,
-            hold: reader.wait(at.field("hold"), r.hold)?,
+            carryover: Carryover {
+                progress: reader.progress(&at, r.progress)?,
+                fence_delay: reader.wait(at.field("hold"), r.hold)?,
+            },
         })
     };
     wire.into_iter().enumerate().map(one).collect()
@@ -214,23 +110,23 @@ fn read_ack(reader: Reader, wire: wire::Ack) -> Result<Ack, WireError> {
     });
     Ok(Ack {
         applied: wire.applied,
-        granted: reader.granted("granted", wire.granted)?,
+        granted: reader.grants("granted", wire.granted)?,
         declined: declined.collect::<Result<_, _>>()?,
         released: read_releases(reader, wire.released)?,
-        gone: reader.granted("gone", wire.gone)?,
+        removed: reader.grants("gone", wire.gone)?,
         begun: reader.steps("begun", wire.begun)?,
         ended: reader.steps("ended", wire.ended)?,
     })
 }
 
-fn read_reports(reader: Reader, wire: Vec<wire::ApplianceReport>) -> Result<Vec<Report>, WireError> {
+fn read_statuses(reader: Reader, wire: Vec<wire::ApplianceReport>) -> Result<Vec<StatusReport>, WireError> {
     let mut reports = Vec::with_capacity(wire.len());
     let (mut dropped, mut first) = (0_u32, None);
     for (i, r) in wire.into_iter().enumerate() {
         let at = At("appliances", i);
         let (appliance, token) = (reader.appliance(&at, &r.appliance)?, reader.token(&at, r.token)?);
         match read_status(reader, &at, r.status) {
-            Ok(status) => reports.push(Report { appliance, token, status, checked: r.checked }),
+            Ok(status) => reports.push(StatusReport { appliance, token, status, checked: r.checked }),
             Err(error) => {
                 dropped += 1;
                 first.get_or_insert((appliance, error));
@@ -238,16 +134,16 @@ fn read_reports(reader: Reader, wire: Vec<wire::ApplianceReport>) -> Result<Vec<
         }
     }
     if let Some((appliance, error)) = first {
-        tracing::warn!(dropped, %appliance, "statuses that cannot be read were dropped, the first because of: {error}");
+        tracing::warn!(dropped, %appliance, "dropping statuses that do not parse; the first one: {error}");
     }
     Ok(reports)
 }
 
-fn read_holdings(reader: Reader, wire: &wire::Holdings) -> Result<Holdings, WireError> {
+fn read_digest(reader: Reader, wire: &wire::Holdings) -> Result<OwnedDigest, WireError> {
     let bytes = <[u8; 16]>::try_from(&wire.digest[..])
         .map_err(|_| reader.error("holdings.digest", format!("has {} bytes, not 16", wire.digest.len())))?;
     let digest = Digest { count: wire.count, sum: u128::from_be_bytes(bytes) };
-    Ok(Holdings { applied: wire.applied, digest })
+    Ok(OwnedDigest { applied: wire.applied, digest })
 }
 
 fn read_status(reader: Reader, at: &At<'_>, wire: Option<wire_admin::Status>) -> Result<Status, WireError> {
@@ -255,57 +151,104 @@ fn read_status(reader: Reader, at: &At<'_>, wire: Option<wire_admin::Status>) ->
     status_from_wire(status).map_err(|v| reader.error(at.field(&format!("status.{}", v.field)), v.description))
 }
 
-/// Writes a message of a worker. The caller keeps each message within
-/// [`MAX_ENTRIES_PER_MESSAGE`](super::MAX_ENTRIES_PER_MESSAGE).
+/// Writes a message of a worker that fits into one of the wire: [`hello_to_wire`] splits those that may not.
+/// The caller keeps acks and reports within [`MAX_ENTRIES_PER_MESSAGE`].
 #[must_use]
-pub fn up_to_wire(envelope: &Envelope, up: Up) -> wire::WorkerMessage {
+pub fn up_to_wire(envelope: &Envelope, message: ToCoordinator) -> wire::WorkerMessage {
     use wire::worker_message::Body;
-    let body = match up {
-        Up::Hello(hello) => Body::Hello(wire::Hello {
-            worker: hello.worker.to_string(),
-            profile: Some(profile_to_wire(hello.profile)),
-            held: hello.held.into_iter().map(held_to_wire).collect(),
-            released: hello.released.into_iter().map(release_to_wire).collect(),
-            highest_term: hello.highest_term.get(),
-            more: hello.more,
-            gone: granted_to_wire(hello.gone),
-        }),
-        Up::Beat(number) => Body::Beat(wire::Beat { number }),
-        Up::Ack(ack) => Body::Ack(wire::Ack {
+    let body = match message {
+        ToCoordinator::Hello(hello) => Body::Hello(hello_part(*hello, false)),
+        ToCoordinator::Beat(number) => Body::Beat(wire::Beat { number }),
+        ToCoordinator::Ack(ack) => Body::Ack(wire::Ack {
             applied: ack.applied,
-            granted: granted_to_wire(ack.granted),
+            granted: grants_to_wire(ack.granted),
             declined: ack.declined.into_iter().map(declined_to_wire).collect(),
             released: ack.released.into_iter().map(release_to_wire).collect(),
-            gone: granted_to_wire(ack.gone),
+            gone: grants_to_wire(ack.removed),
             begun: steps_to_wire(ack.begun),
             ended: steps_to_wire(ack.ended),
         }),
-        Up::Report(reports, holdings) => Body::Report(wire::Report {
-            appliances: reports.into_iter().map(report_to_wire).collect(),
-            holdings: holdings.map(holdings_to_wire),
+        ToCoordinator::Report(report) => Body::Report(wire::Report {
+            appliances: report.statuses.into_iter().map(status_report_to_wire).collect(),
+            holdings: report.owned.map(digest_to_wire),
         }),
-        Up::Drain { hand_back } => Body::Drain(wire::Drain { hand_back }),
-        Up::Leave => Body::Leave(wire::Leave {}),
+        ToCoordinator::Drain { hand_back } => Body::Drain(wire::Drain { hand_back }),
+        ToCoordinator::Leave => Body::Leave(wire::Leave {}),
     };
     wire::WorkerMessage { envelope: Some(envelope_to_wire(envelope)), body: Some(body) }
 }
 
-fn held_to_wire(held: Held) -> wire::Held {
+/// Writes a `Hello` in as many messages as its entries need.
+#[must_use]
+pub fn hello_to_wire(envelope: &Envelope, hello: Hello) -> Vec<wire::WorkerMessage> {
+    let Hello { worker, profile, owned, released, removed, highest_term } = hello;
+    let (mut owned, mut released, mut removed) = (owned.into_iter(), released.into_iter(), removed.into_iter());
+    let mut messages = Vec::new();
+    loop {
+        let mut room = MAX_ENTRIES_PER_MESSAGE;
+        let part = Hello {
+            worker: worker.clone(),
+            profile: profile.clone(),
+            owned: take_some(&mut owned, &mut room),
+            released: take_some(&mut released, &mut room),
+            removed: take_some(&mut removed, &mut room),
+            highest_term,
+        };
+        let more = owned.len() + released.len() + removed.len() > 0;
+        let body = wire::worker_message::Body::Hello(hello_part(part, more));
+        messages.push(wire::WorkerMessage { envelope: Some(envelope_to_wire(envelope)), body: Some(body) });
+        if !more {
+            return messages;
+        }
+    }
+}
+
+fn take_some<T>(items: &mut impl Iterator<Item = T>, room: &mut usize) -> Vec<T> {
+    let taken: Vec<T> = items.take(*room).collect();
+    *room -= taken.len();
+    taken
+}
+
+/// Adds a further part to a `Hello`. `false` when the part is of another one.
+#[must_use]
+pub fn extend_hello(whole: &mut Hello, part: Hello) -> bool {
+    if whole.worker != part.worker {
+        return false;
+    }
+    whole.owned.extend(part.owned);
+    whole.released.extend(part.released);
+    whole.removed.extend(part.removed);
+    true
+}
+
+fn hello_part(part: Hello, more: bool) -> wire::Hello {
+    wire::Hello {
+        worker: part.worker.to_string(),
+        profile: Some(profile_to_wire(part.profile)),
+        held: part.owned.into_iter().map(owned_to_wire).collect(),
+        released: part.released.into_iter().map(release_to_wire).collect(),
+        highest_term: part.highest_term.get(),
+        more,
+        gone: grants_to_wire(part.removed),
+    }
+}
+
+fn owned_to_wire(owned: OwnedGrant) -> wire::Held {
     wire::Held {
-        appliance: id_to_wire(held.appliance),
-        token: Some(token_to_wire(held.token)),
-        generation: held.edition.generation.get(),
-        releasing: held.releasing,
-        written_term: held.edition.term.get(),
+        appliance: id_to_wire(owned.appliance),
+        token: Some(token_to_wire(owned.token)),
+        generation: owned.edition.generation.get(),
+        written_term: owned.edition.term.get(),
     }
 }
 
 fn release_to_wire(release: Release) -> wire::Release {
+    let Carryover { progress, fence_delay } = release.carryover;
     wire::Release {
         appliance: id_to_wire(release.appliance),
         token: Some(token_to_wire(release.token)),
-        progress: progress_to_wire(release.progress),
-        hold: wait_to_wire(release.hold),
+        progress: progress_to_wire(progress),
+        hold: wait_to_wire(fence_delay),
     }
 }
 
@@ -317,12 +260,12 @@ fn declined_to_wire(declined: Declined) -> wire::Declined {
     }
 }
 
-fn holdings_to_wire(holdings: Holdings) -> wire::Holdings {
-    let Holdings { applied, digest } = holdings;
+fn digest_to_wire(owned: OwnedDigest) -> wire::Holdings {
+    let OwnedDigest { applied, digest } = owned;
     wire::Holdings { applied, count: digest.count, digest: digest.sum.to_be_bytes().to_vec() }
 }
 
-fn report_to_wire(report: Report) -> wire::ApplianceReport {
+fn status_report_to_wire(report: StatusReport) -> wire::ApplianceReport {
     wire::ApplianceReport {
         appliance: id_to_wire(report.appliance),
         token: Some(token_to_wire(report.token)),

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::time::Duration;
 
-use common::appliance::{Driver, MAX_TEXT, Name, Spec};
+use common::appliance::{Driver, MAX_TEXT, Name};
 use common::profile::{HOST_RULE, STATE_DIR_RULE, is_host, is_state_dir};
 use common::ring::MAX_WEIGHT;
+use common::session::{AnnouncedStep, Desired, Envelope, GrantRef};
 use common::status::{JournalEntry, Progress};
 use common::{ApplianceId, Edition, Generation, Incarnation, Profile, StreamNumber, Term, Token};
 
@@ -37,47 +38,6 @@ pub struct WireError {
 #[derive(Clone, Copy)]
 pub(super) struct Reader {
     pub(super) message: &'static str,
-}
-
-/// Which conversation a message belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Envelope {
-    /// Term of the leader it is said to or by.
-    pub term: Term,
-    /// Life of the worker; `None` in the first `Hello` of an embedded worker.
-    pub incarnation: Option<Incarnation>,
-    /// Which of the worker's streams.
-    pub stream: StreamNumber,
-}
-
-/// A step of a suspect appliance that changes the world.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// The appliance it changes.
-    pub appliance: ApplianceId,
-    /// Token of the grant it is done under.
-    pub token: Token,
-    /// Grows with every step of a worker.
-    pub number: u64,
-}
-
-/// What an appliance shall be, as a grant or update says it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DesiredParts {
-    /// Its name.
-    pub name: Name,
-    /// Its tenant.
-    pub tenant: Name,
-    /// Where its instances run.
-    pub driver: Driver,
-    /// Counts its changes.
-    pub edition: Edition,
-    /// Raised by each rebuild.
-    pub revision: u64,
-    /// It shall be removed.
-    pub deleting: bool,
-    /// What it does.
-    pub spec: Spec,
 }
 
 impl Reader {
@@ -118,14 +78,10 @@ impl Reader {
         Ok(Token::new(Term::new(token.term), token.sequence))
     }
 
-    pub(super) fn granted(
-        self,
-        list: &'static str,
-        wire: Vec<wire::Granted>,
-    ) -> Result<Vec<(ApplianceId, Token)>, WireError> {
+    pub(super) fn grants(self, list: &'static str, wire: Vec<wire::Granted>) -> Result<Vec<GrantRef>, WireError> {
         let one = |(i, g): (usize, wire::Granted)| {
             let at = At(list, i);
-            Ok((self.appliance(&at, &g.appliance)?, self.token(&at, g.token)?))
+            Ok(GrantRef::new(self.appliance(&at, &g.appliance)?, self.token(&at, g.token)?))
         };
         wire.into_iter().enumerate().map(one).collect()
     }
@@ -147,11 +103,11 @@ impl Reader {
         Ok(text)
     }
 
-    pub(super) fn steps(self, field: &str, wire: Vec<wire::Step>) -> Result<Vec<Step>, WireError> {
+    pub(super) fn steps(self, field: &str, wire: Vec<wire::Step>) -> Result<Vec<AnnouncedStep>, WireError> {
         let one = |(i, s): (usize, wire::Step)| {
             let at = At(field, i);
             let (appliance, token) = (self.appliance(&at, &s.appliance)?, self.token(&at, s.token)?);
-            Ok(Step { appliance, token, number: s.number })
+            Ok(AnnouncedStep { appliance, token, number: s.number })
         };
         wire.into_iter().enumerate().map(one).collect()
     }
@@ -217,10 +173,10 @@ impl Reader {
         Ok(holds)
     }
 
-    pub(super) fn desired(self, at: &At<'_>, wire: Option<wire::Desired>) -> Result<DesiredParts, WireError> {
+    pub(super) fn desired(self, at: &At<'_>, wire: Option<wire::Desired>) -> Result<Desired, WireError> {
         let wire = wire.ok_or_else(|| self.error(at.field("desired"), "is missing"))?;
         let spec = wire.spec.ok_or_else(|| self.error(at.field("desired.spec"), "is missing"))?;
-        Ok(DesiredParts {
+        Ok(Desired {
             name: Name::new(&wire.name).map_err(|e| self.error(at.field("desired.name"), e))?,
             tenant: Name::new(&wire.tenant).map_err(|e| self.error(at.field("desired.tenant"), e))?,
             driver: wire.driver.parse().map_err(|e| self.error(at.field("desired.driver"), e))?,
@@ -263,15 +219,13 @@ pub(super) fn id_to_wire(appliance: ApplianceId) -> Vec<u8> {
     appliance.as_bytes().to_vec()
 }
 
-pub(super) fn granted_to_wire(granted: Vec<(ApplianceId, Token)>) -> Vec<wire::Granted> {
-    let one =
-        |(appliance, token)| wire::Granted { appliance: id_to_wire(appliance), token: Some(token_to_wire(token)) };
-    granted.into_iter().map(one).collect()
+pub(super) fn grants_to_wire(grants: Vec<GrantRef>) -> Vec<wire::Granted> {
+    let one = |g: GrantRef| wire::Granted { appliance: id_to_wire(g.appliance), token: Some(token_to_wire(g.token)) };
+    grants.into_iter().map(one).collect()
 }
 
-/// A remaining time; none is left out.
-pub(super) fn steps_to_wire(steps: Vec<Step>) -> Vec<wire::Step> {
-    let one = |s: Step| wire::Step {
+pub(super) fn steps_to_wire(steps: Vec<AnnouncedStep>) -> Vec<wire::Step> {
+    let one = |s: AnnouncedStep| wire::Step {
         appliance: id_to_wire(s.appliance),
         token: Some(token_to_wire(s.token)),
         number: s.number,
@@ -279,6 +233,7 @@ pub(super) fn steps_to_wire(steps: Vec<Step>) -> Vec<wire::Step> {
     steps.into_iter().map(one).collect()
 }
 
+/// A remaining time; zero is left out.
 pub(super) fn wait_to_wire(wait: Duration) -> Option<prost_types::Duration> {
     (!wait.is_zero()).then(|| duration_to_wire(wait))
 }
@@ -314,7 +269,7 @@ pub(super) fn profile_to_wire(profile: Profile) -> wire::Profile {
     }
 }
 
-pub(super) fn desired_to_wire(desired: &DesiredParts) -> wire::Desired {
+pub(super) fn desired_to_wire(desired: &Desired) -> wire::Desired {
     wire::Desired {
         name: desired.name.to_string(),
         tenant: desired.tenant.to_string(),

@@ -1,9 +1,10 @@
 //! The model as `stateright` sees it: what can happen in a state, and what comes of it.
 
 use common::ApplianceId;
+use common::Life;
 use common::mutant;
-use coordinator_core::machine::Conn;
-use coordinator_core::membership::Life;
+use common::session::ToCoordinator;
+use coordinator_core::machine::StreamId;
 use stateright::{Model, Property};
 
 use crate::leader::Outcome;
@@ -26,9 +27,9 @@ pub enum Action {
     /// A commit that was given up takes place, if the chain lets it.
     CommitLate(usize),
     /// The oldest message of a stream reaches the leader.
-    Up(Conn),
+    Up(StreamId),
     /// The oldest message of a stream reaches the worker.
-    Down(Conn),
+    Down(StreamId),
     /// A worker opens a stream to a leader.
     Connect(usize, usize),
     /// A worker leaves the stream to a leader whose successor it knows.
@@ -60,9 +61,9 @@ pub enum Action {
     /// Fault: somebody deletes the member node of a worker.
     DeleteMember(usize),
     /// Fault: a stream breaks, and what was on it may still arrive.
-    Break(Conn),
+    Break(StreamId),
     /// Fault: a stream breaks at the leader's end first.
-    Lose(Conn),
+    Lose(StreamId),
     /// Fault: a worker does not reach the service any more.
     Cut(usize),
     /// Fault: a leader has to connect to the service anew.
@@ -129,8 +130,10 @@ impl Hypothesis {
             }
             match worker.life() {
                 None => {
-                    let in_the_way =
-                        state.nodes.keys().any(|life| life.0 == worker.name && Some(life.1) != worker.former);
+                    let in_the_way = state
+                        .nodes
+                        .keys()
+                        .any(|life| life.worker == worker.name && Some(life.incarnation) != worker.former);
                     if !worker.cut && !in_the_way {
                         to.push(Action::Join(w));
                     }
@@ -203,7 +206,7 @@ impl Hypothesis {
         for stream in state.streams.iter().filter(|s| s.read && s.heard && allows(Fault::Break)) {
             // A stream that breaks before anything arrived is one that was never opened, unless its first word is late.
             to.push(Action::Break(stream.conn));
-            if !matches!(stream.up.front(), Some(Up::Hello(_))) {
+            if !matches!(stream.up.front(), Some(Up::Message(_, ToCoordinator::Hello(_)))) {
                 to.push(Action::Lose(stream.conn));
             }
         }

@@ -5,17 +5,17 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use common::canon::{Canon, Canonical};
-use common::{Term, Token};
+use common::session::{Delta, DeltaEntry, Envelope, ToWorker};
+use common::{Edition, Generation, Term, Token};
 use coordinator_core::grants::GrantOp;
-use coordinator_core::machine::{self, Action, BatchId, Commit, Event, Machine};
-use worker_core::holdings::{Envelope, Handed};
+use coordinator_core::machine::{Action, BatchId, Commit, Event, Machine, StreamId};
 
 use crate::promises::{Promise, Wrong};
 use crate::service::Feed;
 use crate::setup::Setup;
 use crate::state::{Part, State};
 use crate::store::Floating;
-use crate::stream::{Down, Tell, Up};
+use crate::stream::{Down, Up};
 
 /// What becomes of a commit whose outcome its writer does not know at first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -184,10 +184,10 @@ impl State {
         let Some(l) = self.leaders.iter().position(|leader| leader.term == term) else { return };
         match action {
             Action::Commit(batch, commit) => self.leaders[l].writes.push_back((batch, Arc::new(commit))),
-            Action::Send(conn, down) => {
-                if let machine::Down::Delta { tell, .. } = &down {
-                    for tell in tell {
-                        if let machine::Tell::Grant { token, .. } = tell
+            Action::Send(conn, from, message) => {
+                if let ToWorker::Delta(delta) = &message {
+                    for entry in &delta.entries {
+                        if let DeltaEntry::Grant { token, .. } = entry
                             && !durable.contains(token)
                         {
                             let text = format!("{token} is offered, of which the store did not say that it has it");
@@ -195,7 +195,7 @@ impl State {
                         }
                     }
                 }
-                self.send(conn, term, down);
+                self.send(conn, from, message);
             }
             Action::Close(conn, why) => {
                 if let Some(stream) = self.streams.iter_mut().find(|s| s.conn == conn && s.heard) {
@@ -205,7 +205,8 @@ impl State {
             Action::Violation(text) => self.note(Err(Wrong::new(Promise::Contradiction, text))),
             Action::RaiseTerm(_) => self.step_down(l),
             // For readers, or (evictions) never asked for with these settings.
-            Action::Assigned(_)
+            Action::Reports(_)
+            | Action::Assigned(_)
             | Action::Removed(_)
             | Action::WorkerChanged(_)
             | Action::Gone(..)
@@ -215,32 +216,34 @@ impl State {
         }
     }
 
-    fn send(&mut self, conn: machine::Conn, term: Term, down: machine::Down) {
+    fn send(&mut self, conn: StreamId, from: Envelope, message: ToWorker<()>) {
         let Some(stream) = self.streams.iter_mut().find(|s| s.conn == conn && s.heard) else { return };
-        if let machine::Down::Welcome { incarnation, stream: number, .. } = &down {
-            stream.envelope = Some(Envelope { term, incarnation: *incarnation, stream: *number });
+        if let ToWorker::Welcome(_) = &message {
+            stream.envelope = Some(from);
         }
-        let Some(from) = stream.envelope.filter(|_| stream.read) else { return };
-        let down = match down {
-            machine::Down::Welcome { keep, .. } => Down::Welcome(from, keep),
-            machine::Down::Delta { base, target, tell, .. } => {
-                Down::Delta(from, base, target, tell.into_iter().filter_map(told).collect())
+        // Before the welcome a worker takes nothing.
+        if stream.envelope.is_none() || !stream.read {
+            return;
+        }
+        stream.down.push_back(match message {
+            ToWorker::Welcome(welcome) => Down::Welcome(from, welcome),
+            ToWorker::Delta(Delta { base, target, rebalance, entries }) => {
+                let entries = entries.into_iter().filter_map(taken).collect();
+                Down::Delta(from, Delta { base, target, rebalance, entries })
             }
-            machine::Down::Confirm(list) => Down::Confirm(from, list),
-            // Steps are not announced here, beats are not on the stream, and nobody drains.
-            machine::Down::BeatAck(_) | machine::Down::Clear(_) | machine::Down::Drained => return,
-        };
-        stream.down.push_back(down);
+            ToWorker::Confirm(confirm) if !confirm.released.is_empty() => Down::Confirm(from, confirm.released),
+            // Steps are not announced here, beats are not on the stream, and no worker drains.
+            ToWorker::BeatAck(_) | ToWorker::Confirm(_) | ToWorker::Refused(_) | ToWorker::Drained => return,
+        });
     }
 
     /// The oldest message of a stream reaches the leader.
-    pub(crate) fn deliver_up(&mut self, conn: machine::Conn) {
+    pub(crate) fn deliver_up(&mut self, conn: StreamId) {
         let Some(at) = self.streams.iter().position(|s| s.conn == conn) else { return };
         let stream = &mut self.streams[at];
         let term = stream.term;
         let event = match stream.up.pop_front() {
-            Some(Up::Hello(hello)) => Event::Hello(conn, hello),
-            Some(Up::Answers(from, answers)) => Event::Answers(conn, from, answers),
+            Some(Up::Message(from, message)) => Event::Received(conn, from, message),
             Some(Up::End) => {
                 stream.close(None);
                 Event::Closed(conn)
@@ -253,7 +256,7 @@ impl State {
     }
 
     /// The leader's side of a stream breaks: what was on its way to it is lost.
-    pub(crate) fn lose_stream(&mut self, conn: machine::Conn) {
+    pub(crate) fn lose_stream(&mut self, conn: StreamId) {
         let Some(stream) = self.streams.iter_mut().find(|s| s.conn == conn) else { return };
         stream.close(None);
         let term = stream.term;
@@ -264,14 +267,14 @@ impl State {
 }
 
 /// What a worker takes from one entry. Whether an appliance is suspect is not said: workers announce no steps here.
-fn told(tell: machine::Tell) -> Option<Tell> {
-    match tell {
-        machine::Tell::Prepare(id) => Some(Tell::Prepare(id)),
-        machine::Tell::Grant { appliance, token, handed, .. } => {
-            Some(Tell::Grant(appliance, token, Handed { progress: handed.progress, hold: handed.hold }))
+fn taken(entry: DeltaEntry<()>) -> Option<DeltaEntry<Edition>> {
+    match entry {
+        DeltaEntry::Grant { appliance, token, desired: (), carryover, suspect: _ } => {
+            let desired = Edition::new(Generation::new(1), Term::new(1));
+            Some(DeltaEntry::Grant { appliance, token, desired, carryover, suspect: false })
         }
-        machine::Tell::Release(id, token) => Some(Tell::Release(id, token)),
-        // Nothing changes, and nobody asks for a check.
-        machine::Tell::Update(..) | machine::Tell::Check(..) => None,
+        DeltaEntry::Release(grant) => Some(DeltaEntry::Release(grant)),
+        // Nothing changes, and no client asks for a check.
+        DeltaEntry::Update { .. } | DeltaEntry::Check { .. } => None,
     }
 }

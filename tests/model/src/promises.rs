@@ -110,7 +110,10 @@ pub(crate) fn unsettled(model: &Hypothesis, state: &State) -> Option<String> {
             return Some(format!("{} may not act on {}", granted.worker, entry.id));
         }
     }
-    let unsaid = state.workers.iter().find(|w| !w.value.holdings.clone().hello().released.is_empty());
+    let unsaid = state
+        .workers
+        .iter()
+        .find(|w| !w.value.assignments.clone().hello(&w.value.name, &common::Profile::default()).1.released.is_empty());
     unsaid.map(|worker| format!("{} still repeats a release", worker.value.name))
 }
 

@@ -7,9 +7,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use common::Life;
 use common::canon::{Canon, Canonical};
 use coordinator_core::machine::Event;
-use coordinator_core::membership::{LeaseNode, Life, Node};
+use coordinator_core::membership::{LeaseNode, Node};
 
 use crate::setup::{LEASE, LEASE_SEEN, Setup};
 use crate::state::{Part, State};
@@ -62,7 +63,7 @@ impl State {
 
     fn members(&self, setup: &Setup) -> BTreeMap<common::WorkerId, Node> {
         let members = self.nodes.iter().filter(|(_, nodes)| nodes.member);
-        let node = |((name, incarnation), nodes): (&Life, &Nodes)| {
+        let node = |(Life { worker: name, incarnation }, nodes): (&Life, &Nodes)| {
             (name.clone(), Node { incarnation: *incarnation, profile: setup.profile(nodes.worker) })
         };
         members.map(node).collect()

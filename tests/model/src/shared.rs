@@ -17,7 +17,7 @@ use coordinator_core::machine::{Action, Event, Machine};
 
 use crate::state::Part;
 use crate::store::Store;
-use crate::stream::put_answers;
+use crate::stream::put_message;
 use crate::worker::Worker;
 
 /// Parts of the tables, so that the threads of the checker seldom wait for each other.
@@ -133,15 +133,11 @@ pub(crate) fn hash<T: Hash + ?Sized>(what: &T) -> u64 {
 
 fn put_event(event: &Event, to: &mut Canon) {
     match event {
-        Event::Hello(conn, hello) => {
+        Event::Received(conn, from, message) => {
             to.plain(0);
             to.conn(*conn);
-            to.put(hello);
-        }
-        Event::Answers(conn, from, answers) => {
-            to.plain(1);
-            to.conn(*conn);
-            put_answers(from, answers, to);
+            to.put(from);
+            put_message(message, to);
         }
         Event::Closed(conn) => {
             to.plain(2);

@@ -5,10 +5,10 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, OnceLock};
 
+use common::Life;
 use common::canon::{self, Canon, Canonical, Sort};
 use common::{ApplianceId, Timestamp, Token};
-use coordinator_core::machine::Conn;
-use coordinator_core::membership::Life;
+use coordinator_core::machine::StreamId;
 
 use crate::leader::Leader;
 use crate::promises::Wrong;
@@ -95,7 +95,7 @@ pub struct State {
     pub(crate) things: BTreeMap<ApplianceId, Token>,
     pub(crate) calls: Vec<Call>,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) next_conn: Conn,
+    pub(crate) next_conn: StreamId,
     pub(crate) next_life: u128,
     pub(crate) wrong: Option<Wrong>,
 }

@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use common::Life;
 use common::canon::{Canon, Canonical};
 use common::mutant::{self, Mutant};
 use common::{ApplianceId, Term, Token};
 use coordinator_core::grants::{GrantOp, StoredGrant, StoredMember};
 use coordinator_core::machine::{Commit, Restored};
-use coordinator_core::membership::Life;
 
 use crate::promises::{Promise, Wrong};
 use crate::setup::Setup;
@@ -61,7 +61,7 @@ impl Store {
             self.members.remove(life);
         }
         for member in &commit.put_members {
-            self.members.insert((member.worker.clone(), member.incarnation), member.clone());
+            self.members.insert(member.life(), member.clone());
         }
         for op in &commit.grants {
             match op {

@@ -2,34 +2,26 @@
 
 use std::collections::VecDeque;
 
+use common::Edition;
 use common::canon::{Canon, Canonical};
-use common::{ApplianceId, Token};
-use coordinator_core::machine::{self, Answers, Conn, Refusal};
-use worker_core::holdings::{Envelope, Handed};
+use common::session::{Delta, DeltaEntry, Envelope, GrantRef, ToCoordinator, Welcome};
+use coordinator_core::machine::{Refusal, StreamId};
 
 /// A message to a coordinator.
 #[derive(Clone, Debug)]
 pub(crate) enum Up {
-    Hello(Box<machine::Hello>),
-    Answers(machine::Envelope, Answers),
+    Message(Envelope, ToCoordinator),
     /// The worker's side of the stream has ended.
     End,
-}
-
-/// One thing a worker is told of an appliance.
-#[derive(Clone, Debug)]
-pub(crate) enum Tell {
-    Prepare(ApplianceId),
-    Grant(ApplianceId, Token, Handed),
-    Release(ApplianceId, Token),
 }
 
 /// A message to a worker.
 #[derive(Clone, Debug)]
 pub(crate) enum Down {
-    Welcome(Envelope, Vec<(ApplianceId, Token)>),
-    Delta(Envelope, u64, u64, Vec<Tell>),
-    Confirm(Envelope, Vec<(ApplianceId, Token)>),
+    Welcome(Envelope, Welcome),
+    Delta(Envelope, Delta<Edition>),
+    /// Releases that the store has.
+    Confirm(Envelope, Vec<GrantRef>),
     /// The coordinator ends the stream, for a reason or because it leads no more.
     End(Option<Refusal>),
 }
@@ -37,7 +29,7 @@ pub(crate) enum Down {
 /// One stream.
 #[derive(Clone, Debug)]
 pub(crate) struct Stream {
-    pub(crate) conn: Conn,
+    pub(crate) conn: StreamId,
     /// Which worker opened it.
     pub(crate) worker: usize,
     /// Term of the leader it was opened to.
@@ -96,42 +88,39 @@ impl Canonical for Stream {
 impl Canonical for Up {
     fn canon(&self, to: &mut Canon) {
         match self {
-            Self::Hello(hello) => to.put(&(0_u32, hello)),
-            Self::Answers(from, answers) => {
-                to.plain(1);
-                put_answers(from, answers, to);
+            Self::Message(from, message) => {
+                to.put(&(0_u32, from));
+                put_message(message, to);
             }
             Self::End => to.plain(2),
         }
     }
 }
 
-pub(crate) fn put_answers(from: &machine::Envelope, answers: &Answers, to: &mut Canon) {
-    to.put(&(from.term, from.incarnation));
-    to.stream(Some(from.incarnation), from.stream);
-    let Answers { applied, granted, declined, released, gone, begun, ended } = answers;
-    to.put(&(applied, granted, declined));
-    to.put(&(released, gone));
-    to.put(&(begun, ended));
+pub(crate) fn put_message(message: &ToCoordinator, to: &mut Canon) {
+    match message {
+        ToCoordinator::Hello(hello) => to.put(&(0_u32, hello)),
+        ToCoordinator::Ack(ack) => to.put(&(1_u32, ack)),
+        other => unreachable!("{other:?} is not sent here"),
+    }
 }
 
-impl Canonical for Tell {
-    fn canon(&self, to: &mut Canon) {
-        match self {
-            Self::Prepare(id) => to.put(&(0_u32, id)),
-            Self::Grant(id, token, handed) => to.put(&((1_u32, id), token, handed)),
-            Self::Release(id, token) => to.put(&(2_u32, id, token)),
-        }
+fn put_entry(entry: &DeltaEntry<Edition>, to: &mut Canon) {
+    match entry {
+        DeltaEntry::Grant { appliance, token, carryover, .. } => to.put(&((1_u32, appliance), token, carryover)),
+        DeltaEntry::Release(grant) => to.put(&(2_u32, grant)),
+        other => unreachable!("{other:?} is not sent here"),
     }
 }
 
 impl Canonical for Down {
     fn canon(&self, to: &mut Canon) {
         match self {
-            Self::Welcome(from, keep) => to.put(&(0_u32, from, keep)),
-            Self::Delta(from, base, target, tells) => {
+            Self::Welcome(from, welcome) => to.put(&(0_u32, from, &welcome.keep)),
+            Self::Delta(from, Delta { base, target, rebalance: _, entries }) => {
                 to.put(&(1_u32, from));
-                to.put(&(base, target, tells));
+                to.put(&(base, target, entries.len()));
+                entries.iter().for_each(|entry| put_entry(entry, to));
             }
             Self::Confirm(from, list) => to.put(&(2_u32, from, list)),
             // What a worker makes of a reason is one of two things.

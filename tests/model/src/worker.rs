@@ -6,17 +6,16 @@ use std::time::Duration;
 
 use common::canon::{Canon, Canonical};
 use common::mutant::{self, Mutant};
-use common::{ApplianceId, Edition, Generation, Incarnation, Term, Timestamp, Token, WorkerId};
-use coordinator_core::handoff;
-use coordinator_core::machine::{self, Answers, Conn, Held, Said};
-use coordinator_core::membership::Life;
+use common::session::{Ack, Carryover, Declined, Envelope, GrantRef, Release, ToCoordinator};
+use common::{ApplianceId, Edition, Incarnation, Life, Term, Timestamp, Token, WorkerId};
+use coordinator_core::machine::StreamId;
+use worker_core::assignments::{Assignments, Effect, Refused};
 use worker_core::gate::{Gate, hold_left, hold_until};
-use worker_core::holdings::{self, Effect, Envelope, Handed, Holdings};
 
 use crate::promises::{Promise, Wrong};
 use crate::setup::{Fencing, HOLD, LEASE_SEEN, Setup};
 use crate::state::{Call, Part, State};
-use crate::stream::{Down, Stream, Tell, Up, ends_life};
+use crate::stream::{Down, Stream, Up, ends_life};
 
 /// A call that may take effect at any time.
 pub(crate) const FOREVER: Timestamp = Timestamp::from_nanos(u64::MAX);
@@ -48,10 +47,10 @@ pub(crate) struct Worker {
     pub(crate) former: Option<Incarnation>,
     /// Term of the newest leader the service told it of; it turns to no older one.
     pub(crate) knows: Term,
-    pub(crate) holdings: Holdings,
+    pub(crate) assignments: Assignments,
     pub(crate) gate: Gate,
     /// The stream it is at the end of.
-    pub(crate) link: Option<Conn>,
+    pub(crate) link: Option<StreamId>,
     pub(crate) welcomed: bool,
     pub(crate) tasks: BTreeMap<ApplianceId, Task>,
     /// Highest token taken under this name, by appliance (I3).
@@ -69,7 +68,7 @@ impl Worker {
             incarnation: None,
             former: None,
             knows: Term::default(),
-            holdings: Holdings::default(),
+            assignments: Assignments::default(),
             gate: Gate::with_margin(Duration::ZERO),
             link: None,
             welcomed: false,
@@ -81,7 +80,7 @@ impl Worker {
 
     /// The life of the process, if there is one.
     pub(crate) fn life(&self) -> Option<Life> {
-        self.incarnation.filter(|_| self.runs).map(|incarnation| (self.name.clone(), incarnation))
+        self.incarnation.filter(|_| self.runs).map(|incarnation| Life::new(self.name.clone(), incarnation))
     }
 
     /// Whether a call of this task may start.
@@ -133,13 +132,13 @@ impl State {
         let worker = self.worker(w);
         let (name, former) = (worker.name.clone(), worker.former.replace(incarnation));
         worker.incarnation = Some(incarnation);
-        worker.holdings.begin_life(Some(incarnation));
+        worker.assignments.begin_life(Some(incarnation));
         worker.gate = Gate::with_margin(Duration::ZERO);
         worker.gate.extend(now + LEASE_SEEN);
         if let Some(former) = former {
-            self.delete_nodes(&(name.clone(), former));
+            self.delete_nodes(&Life::new(name.clone(), former));
         }
-        self.make_nodes(w, &(name, incarnation));
+        self.make_nodes(w, &Life::new(name, incarnation));
     }
 
     /// A life is over for its process: nothing of it acts any more.
@@ -149,7 +148,7 @@ impl State {
         let worker = self.worker(w);
         worker.gate.shut();
         worker.end(&mut calls);
-        worker.holdings.end_life();
+        worker.assignments.end_life();
         worker.incarnation = None;
         self.calls = calls;
     }
@@ -163,7 +162,7 @@ impl State {
         worker.end(&mut calls);
         worker.runs = false;
         worker.cut = false;
-        worker.holdings = Holdings::default();
+        worker.assignments = Assignments::default();
         worker.incarnation = None;
         worker.former = None;
         worker.knows = Term::default();
@@ -181,21 +180,10 @@ impl State {
         self.next_conn += 1;
         let conn = self.next_conn;
         let worker = self.worker(w);
-        let hello = worker.holdings.hello();
+        let name = worker.name.clone();
+        let (from, hello) = worker.assignments.hello(&name, &setup.profile(w));
         worker.link = Some(conn);
         worker.welcomed = false;
-        let held = hello.held.into_iter();
-        let released = hello.released.into_iter();
-        let hello = machine::Hello {
-            worker: worker.name.clone(),
-            incarnation: hello.incarnation,
-            stream: hello.stream,
-            profile: setup.profile(w),
-            held: held.map(|(appliance, h)| Held { appliance, token: h.token, edition: h.edition }).collect(),
-            released: released.map(|(id, token, handed)| said(id, token, handed)).collect(),
-            gone: hello.gone,
-            highest_term: hello.highest_term,
-        };
         self.streams.push(Stream {
             conn,
             worker: w,
@@ -203,7 +191,7 @@ impl State {
             envelope: None,
             read: true,
             heard: true,
-            up: [Up::Hello(Box::new(hello))].into(),
+            up: [Up::Message(from, ToCoordinator::Hello(Box::new(hello)))].into(),
             down: [].into(),
         });
     }
@@ -227,7 +215,7 @@ impl State {
     }
 
     /// The oldest message of a stream reaches the worker.
-    pub(crate) fn deliver_down(&mut self, conn: Conn) {
+    pub(crate) fn deliver_down(&mut self, conn: StreamId) {
         let Some(stream) = self.streams.iter_mut().find(|s| s.conn == conn) else { return };
         let w = stream.worker;
         let Some(down) = stream.down.pop_front() else { return };
@@ -237,12 +225,12 @@ impl State {
             return;
         }
         match down {
-            Down::Welcome(from, keep) => match worker.holdings.welcome(from, &keep) {
+            Down::Welcome(from, welcome) => match worker.assignments.welcome(from, &welcome.keep) {
                 Ok(effects) => {
                     worker.welcomed = true;
                     self.applied(w, from);
                     let answers = self.apply(w, effects);
-                    if answers != Answers::default() {
+                    if answers != Ack::default() {
                         self.answer(w, answers);
                     }
                 }
@@ -251,20 +239,17 @@ impl State {
             },
             // Nothing applies between `Hello` and `Welcome`; what is late still has to be refused by the holdings.
             Down::Delta(..) | Down::Confirm(..) if !late && !worker.welcomed => {}
-            Down::Delta(from, base, target, tells) => {
-                let tells = tells.into_iter().map(tell).collect();
-                match worker.holdings.delta(from, base, target, tells) {
-                    Ok(effects) => {
-                        self.applied(w, from);
-                        let answers = self.apply(w, effects);
-                        self.answer(w, answers);
-                    }
-                    Err(holdings::Refused::Stale) => {}
-                    Err(holdings::Refused::Base { .. }) => self.leave_stream(w, false),
+            Down::Delta(from, delta) => match worker.assignments.delta(from, delta) {
+                Ok(effects) => {
+                    self.applied(w, from);
+                    let answers = self.apply(w, effects);
+                    self.answer(w, answers);
                 }
-            }
+                Err(Refused::Stale) => {}
+                Err(Refused::Base { .. }) => self.leave_stream(w, false),
+            },
             Down::Confirm(from, list) => {
-                if worker.holdings.confirm(from, &list).is_ok() {
+                if worker.assignments.confirm(from, &list).is_ok() {
                     self.applied(w, from);
                 }
             }
@@ -288,31 +273,32 @@ impl State {
     }
 
     /// Says something on the present stream; without one, the next `Hello` says it.
-    fn answer(&mut self, w: usize, answers: Answers) {
+    fn answer(&mut self, w: usize, answers: Ack) {
         let worker = &self.workers[w].value;
-        let Some(from) = worker.holdings.envelope().filter(|_| worker.welcomed) else { return };
-        let answers = Answers { applied: worker.holdings.version(), ..answers };
+        let Some(from) = worker.assignments.envelope().filter(|_| worker.welcomed) else { return };
+        let answers = Ack { applied: worker.assignments.version(), ..answers };
         let Some(stream) = self.streams.iter_mut().find(|s| Some(s.conn) == worker.link && s.heard) else { return };
-        let from = machine::Envelope { term: from.term, incarnation: from.incarnation, stream: from.stream };
-        stream.up.push_back(Up::Answers(from, answers));
+        stream.up.push_back(Up::Message(from, ToCoordinator::Ack(answers)));
     }
 
-    fn apply(&mut self, w: usize, effects: Vec<Effect<()>>) -> Answers {
-        let mut answers = Answers::default();
+    fn apply(&mut self, w: usize, effects: Vec<Effect<Edition>>) -> Ack {
+        let mut answers = Ack::default();
         for effect in effects {
             match effect {
-                Effect::Take { appliance, token, handed, .. } => {
-                    self.take(w, appliance, token, handed.hold);
-                    answers.granted.push((appliance, token));
+                Effect::Take { appliance, token, carryover, .. } => {
+                    self.take(w, appliance, token, carryover.fence_delay);
+                    answers.granted.push(GrantRef::new(appliance, token));
                 }
-                Effect::Decline(id, token) => answers.declined.push((id, token)),
+                Effect::Decline(appliance, token) => {
+                    answers.declined.push(Declined { appliance, token, reason: String::new() });
+                }
                 Effect::Fence(id, token) => {
                     // Before the lease is extended.
                     self.worker(w).gate.dismiss(id, token);
                     answers.released.extend(self.begin_release(w, id, token));
                 }
                 Effect::Release(id, token) => answers.released.extend(self.begin_release(w, id, token)),
-                Effect::Again(id, token, handed) => answers.released.push(said(id, token, handed)),
+                Effect::Again(release) => answers.released.push(release),
                 Effect::Update { .. } | Effect::Check(..) => {}
             }
         }
@@ -338,7 +324,7 @@ impl State {
         }
     }
 
-    fn begin_release(&mut self, w: usize, id: ApplianceId, token: Token) -> Option<Said> {
+    fn begin_release(&mut self, w: usize, id: ApplianceId, token: Token) -> Option<Release> {
         let task = self.worker(w).tasks.get_mut(&id).filter(|task| task.token == token)?;
         task.releasing = true;
         let waits = task.running.is_some() && !mutant::is(Mutant::EarlyRelease);
@@ -346,10 +332,10 @@ impl State {
     }
 
     /// Nothing acts on it any more, which is said as soon as there is a stream.
-    fn release(&mut self, w: usize, id: ApplianceId, token: Token) -> Option<Said> {
+    fn release(&mut self, w: usize, id: ApplianceId, token: Token) -> Option<Release> {
         let now = self.now;
         let worker = self.worker(w);
-        let handed = Handed { hold: worker.hold(now, id, token), ..Handed::default() };
+        let carryover = Carryover { fence_delay: worker.hold(now, id, token), ..Carryover::default() };
         worker.gate.dismiss(id, token);
         match worker.tasks.get_mut(&id) {
             // What runs on although it was told to stop: only the gate holds it back.
@@ -358,7 +344,8 @@ impl State {
             }
             _ => _ = worker.tasks.remove(&id),
         }
-        worker.holdings.released(id, token, handed.clone()).then(|| said(id, token, handed))
+        let released = worker.assignments.released(id, token, carryover.clone());
+        released.then_some(Release { appliance: id, token, carryover })
     }
 
     /// Gives up what is to be given up and has no call that runs.
@@ -369,9 +356,9 @@ impl State {
             let due: Vec<(ApplianceId, Token)> =
                 tasks.iter().filter(|(_, task)| due(task)).map(|(id, task)| (*id, task.token)).collect();
             for (id, token) in due {
-                let released: Vec<Said> = self.release(w, id, token).into_iter().collect();
+                let released: Vec<Release> = self.release(w, id, token).into_iter().collect();
                 if !released.is_empty() {
-                    self.answer(w, Answers { released, ..Answers::default() });
+                    self.answer(w, Ack { released, ..Ack::default() });
                 }
             }
         }
@@ -444,21 +431,6 @@ impl State {
     }
 }
 
-fn tell(tell: Tell) -> holdings::Tell<()> {
-    match tell {
-        Tell::Prepare(id) => holdings::Tell::Prepare(id),
-        Tell::Grant(appliance, token, handed) => {
-            let edition = Edition::new(Generation::new(1), Term::new(1));
-            holdings::Tell::Grant { appliance, token, edition, desired: (), handed, suspect: false }
-        }
-        Tell::Release(id, token) => holdings::Tell::Release(id, token),
-    }
-}
-
-fn said(appliance: ApplianceId, token: Token, handed: Handed) -> Said {
-    Said { appliance, token, handed: handoff::Handed { progress: handed.progress, hold: handed.hold } }
-}
-
 /// Writes when a call is over, unless it never is.
 pub(crate) fn put_over(over: Option<Timestamp>, to: &mut Canon) {
     to.put(&over.is_some());
@@ -469,11 +441,24 @@ pub(crate) fn put_over(over: Option<Timestamp>, to: &mut Canon) {
 
 impl Canonical for Worker {
     fn canon(&self, to: &mut Canon) {
-        let Self { name, runs, cut, incarnation, former, knows, holdings, gate, link, welcomed, tasks, newest, term } =
-            self;
+        let Self {
+            name,
+            runs,
+            cut,
+            incarnation,
+            former,
+            knows,
+            assignments,
+            gate,
+            link,
+            welcomed,
+            tasks,
+            newest,
+            term,
+        } = self;
         to.put(&(name, runs, cut));
         to.put(&(incarnation, former, knows));
-        to.put(holdings);
+        to.put(assignments);
         to.put(gate);
         to.put(&link.is_some());
         if let Some(conn) = link {

@@ -7,12 +7,12 @@
 
 use std::collections::BTreeMap;
 
+use common::Life;
 use common::appliance::Driver;
 use common::mutant::{self, Mutant};
 use common::{ApplianceId, Edition, Generation, Term, Token};
 use coordinator_core::grants::{GrantOp, Granted, StoredGrant, StoredMember};
 use coordinator_core::machine::{BatchId, Commit};
-use coordinator_core::membership::Life;
 
 use super::Time;
 use super::world::{Ev, Node, World};
@@ -135,7 +135,7 @@ impl Database {
                         self.rows.members.remove(life);
                     }
                     for member in &commit.put_members {
-                        self.rows.members.insert((member.worker.clone(), member.incarnation), member.clone());
+                        self.rows.members.insert(member.life(), member.clone());
                     }
                     for op in &commit.grants {
                         self.grant(op, &mut removed)?;

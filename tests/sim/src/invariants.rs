@@ -6,9 +6,9 @@
 
 use std::collections::BTreeSet;
 
+use common::session::DeltaEntry;
 use common::{ApplianceId, Token};
 use coordinator_core::checks;
-use worker_core::holdings::Tell;
 
 use super::net::Desired;
 use super::world::World;
@@ -69,9 +69,9 @@ impl World {
     }
 
     /// A token is offered once.
-    pub(super) fn check_offers(&mut self, tells: &[Tell<Desired>]) {
-        for tell in tells {
-            if let Tell::Grant { appliance, token, .. } = tell
+    pub(super) fn check_offers(&mut self, entries: &[DeltaEntry<Desired>]) {
+        for entry in entries {
+            if let DeltaEntry::Grant { appliance, token, .. } = entry
                 && !self.offered.insert(*token)
             {
                 self.fail(format!("I3: {token} is offered a second time, of {appliance}"));

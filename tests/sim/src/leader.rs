@@ -4,12 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use common::session::{DeltaEntry, Envelope, ToCoordinator, ToWorker};
 use common::{ApplianceId, Generation, RebalanceId, Term, Timestamp};
-use coordinator_core::machine::{self, Action, Event, Machine, Restored};
+use coordinator_core::machine::{Action, Event, Machine, Restored};
 use coordinator_core::planner::Needs;
 use coordinator_core::rebalance;
 use coordinator_core::table::Seed;
-use worker_core::holdings::{self, Envelope, Tell};
 
 use super::Time;
 use super::database::{Record, Rows, Write};
@@ -30,7 +30,7 @@ pub(super) struct Leader {
     /// Appliances with a change under way: one at a time.
     pub(super) changing: BTreeSet<ApplianceId>,
     pub(super) rebalances: BTreeSet<RebalanceId>,
-    conns: BTreeMap<usize, Option<Envelope>>,
+    streams: BTreeSet<usize>,
     /// Number of the newest tick, and when it is due.
     tick: (u64, Time),
     steps: u64,
@@ -41,7 +41,7 @@ pub(super) struct Leader {
 impl Leader {
     /// The streams that are open to it.
     pub(super) fn into_streams(self) -> impl Iterator<Item = usize> {
-        self.conns.into_keys()
+        self.streams.into_iter()
     }
 }
 
@@ -82,7 +82,7 @@ impl World {
             catalog: rows.records,
             changing: BTreeSet::new(),
             rebalances: BTreeSet::new(),
-            conns: BTreeMap::new(),
+            streams: BTreeSet::new(),
             tick: (0, Time::MAX),
             steps: 0,
             hears: None,
@@ -112,33 +112,29 @@ impl World {
             return;
         }
         let Some(leader) = self.seats[seat].leader_mut() else {
-            if matches!(message, Up::Hello(_)) {
-                self.send_down(stream, None, Down::NotLeading);
+            if matches!(message, Up::Message(_, ToCoordinator::Hello(_))) {
+                self.send_down(stream, Down::NotLeading);
             }
             return;
         };
-        let conn = stream as u64;
+        let id = stream as u64;
         let event = match message {
-            Up::Hello(hello) => {
-                leader.conns.insert(stream, None);
-                Event::Hello(conn, hello)
-            }
-            Up::Beat(from, number) => Event::Beat(conn, from, number),
-            Up::Answers(from, answers) => Event::Answers(conn, from, answers),
-            Up::Holds(from, claim) => Event::Holds(conn, from, claim),
-            Up::Drain(from, hand_back) => Event::Drain(conn, from, hand_back),
-            Up::Leave(from) => {
-                leader.conns.remove(&stream);
-                Event::Leave(conn, from)
+            Up::Message(from, message) => {
+                match &message {
+                    ToCoordinator::Hello(_) => _ = leader.streams.insert(stream),
+                    ToCoordinator::Leave => _ = leader.streams.remove(&stream),
+                    _ => {}
+                }
+                Event::Received(id, from, message)
             }
             Up::End => {
-                if leader.conns.remove(&stream).is_none() {
+                if !leader.streams.remove(&stream) {
                     return;
                 }
-                Event::Closed(conn)
+                Event::Closed(id)
             }
         };
-        if !matches!(event, Event::Beat(..) | Event::Holds(..)) {
+        if !matches!(event, Event::Received(_, _, ToCoordinator::Beat(_) | ToCoordinator::Report(_))) {
             self.note(|| format!("c{seat} <- s{stream} {event:?}"));
         }
         if let Some(leader) = self.seats[seat].leader_mut() {
@@ -242,12 +238,14 @@ impl World {
                 let term = leader.machine.term();
                 self.submit(seat, reign, term, Write::Batch(batch, commit));
             }
-            Action::Send(conn, down) => self.leader_sends(seat, conn as usize, down),
-            Action::Close(conn, refusal) => {
-                let stream = conn as usize;
-                let Some(from) = leader.conns.remove(&stream) else { return };
+            Action::Send(id, from, message) => self.leader_sends(seat, id as usize, from, message),
+            Action::Close(id, refusal) => {
+                let stream = id as usize;
+                if !leader.streams.remove(&stream) {
+                    return;
+                }
                 self.note(|| format!("c{seat} closes s{stream}: {refusal:?}"));
-                self.send_down(stream, from, Down::Refused(refusal));
+                self.send_down(stream, Down::Refused(refusal));
             }
             Action::Evict(life) => self.candidate_evicts(seat, life),
             Action::Removed(id) => drop(leader.catalog.remove(&id)),
@@ -270,65 +268,34 @@ impl World {
         }
     }
 
-    fn leader_sends(&mut self, seat: usize, stream: usize, down: machine::Down) {
-        let Some(leader) = self.seats[seat].leader_mut() else { return };
-        let term = leader.machine.term();
-        let Some(envelope) = leader.conns.get_mut(&stream) else { return };
-        if let machine::Down::Welcome { incarnation, stream, .. } = &down {
-            *envelope = Some(Envelope { term, incarnation: *incarnation, stream: *stream });
-        }
-        let from = *envelope;
-        let message = match down {
-            machine::Down::Welcome { keep, lease, .. } => Down::Welcome { keep, lease },
-            machine::Down::BeatAck(number) => Down::BeatAck(number),
-            machine::Down::Confirm(list) => Down::Confirm(list),
-            machine::Down::Delta { base, target, tell, .. } => {
-                let mut tells: Vec<_> = tell.into_iter().filter_map(|t| content(&leader.catalog, t)).collect();
-                // The wire has one list for each sort, in this order.
-                tells.sort_by_key(|tell| match tell {
-                    Tell::Prepare(_) => 0,
-                    Tell::Grant { .. } => 1,
-                    Tell::Release(..) => 2,
-                    Tell::Update { .. } => 3,
-                    Tell::Check(..) => 4,
-                });
-                self.check_offers(&tells);
-                Down::Delta { base, target, tells }
-            }
-            machine::Down::Drained => Down::Drained,
-            // Workers here announce no steps, so there is nothing to clear.
-            machine::Down::Clear(_) => return,
+    fn leader_sends(&mut self, seat: usize, stream: usize, from: Envelope, message: ToWorker<()>) {
+        let Some(leader) = self.seats[seat].leader_mut().filter(|leader| leader.streams.contains(&stream)) else {
+            return;
         };
-        if !matches!(message, Down::BeatAck(_)) {
+        let mut message = message.fill(|id| leader.catalog.get(&id).map(desired));
+        if let ToWorker::Delta(delta) = &mut message {
+            // The wire has one list for each sort, in this order.
+            delta.entries.sort_by_key(|entry| match entry {
+                DeltaEntry::Grant { .. } => 1,
+                DeltaEntry::Release(_) => 2,
+                DeltaEntry::Update { .. } => 3,
+                DeltaEntry::Check { .. } => 4,
+            });
+            self.check_offers(&delta.entries);
+        }
+        if !matches!(message, ToWorker::BeatAck(_)) {
             self.note(|| format!("c{seat} -> s{stream} {message:?}"));
         }
-        self.send_down(stream, from, message);
+        self.send_down(stream, Down::Message(from, message));
     }
+}
+
+/// What an appliance shall be, as it is when the message is made.
+fn desired(record: &Record) -> Desired {
+    Desired { edition: record.edition, driver: record.driver.clone(), deleting: record.deleting }
 }
 
 /// What the store has of an appliance's ownership, as `coordinator::leader` hands it to the machine.
 fn machine_grant(stored: Option<&coordinator_core::grants::StoredGrant>) -> coordinator_core::grants::StoredGrant {
     coordinator_core::grants::StoredGrant { ever: stored.is_some(), ..stored.cloned().unwrap_or_default() }
-}
-
-/// An instruction with the specification as it is when the message is made.
-fn content(catalog: &BTreeMap<ApplianceId, Record>, tell: machine::Tell) -> Option<Tell<Desired>> {
-    let desired = |id: &ApplianceId| {
-        let record = catalog.get(id)?;
-        Some((record.edition, Desired { driver: record.driver.clone(), deleting: record.deleting }))
-    };
-    Some(match tell {
-        machine::Tell::Prepare(id) => Tell::Prepare(id),
-        machine::Tell::Grant { appliance, token, handed, suspect } => {
-            let (edition, desired) = desired(&appliance)?;
-            let handed = holdings::Handed { progress: handed.progress, hold: handed.hold };
-            Tell::Grant { appliance, token, edition, desired, handed, suspect }
-        }
-        machine::Tell::Release(id, token) => Tell::Release(id, token),
-        machine::Tell::Update(appliance, token) => {
-            let (edition, desired) = desired(&appliance)?;
-            Tell::Update { appliance, token, edition, desired }
-        }
-        machine::Tell::Check(id, token, number) => Tell::Check(id, token, number),
-    })
 }

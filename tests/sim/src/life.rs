@@ -1,13 +1,13 @@
 //! The lives of a worker and its lease, after `worker::session` and `coordination`: taken from the service and kept
 //! by heartbeats there, or (embedded) given by the leader and kept by heartbeats on the stream.
 
+use common::session::{Ack, ToCoordinator};
 use common::{Incarnation, Timestamp};
-use coordinator_core::machine::Answers;
 use worker_core::gate::Gate;
 
 use super::net::Up;
 use super::service::{Answer, Ask};
-use super::worker::{Process, Timer, machine_envelope};
+use super::worker::{Process, Timer};
 use super::world::World;
 
 /// A worker's life in the service; nothing of it is used embedded.
@@ -82,7 +82,7 @@ impl World {
                 process.life.asked = None;
                 process.gate = Gate::with_margin(margin);
                 process.gate.extend(clock.local(*sent) + lease);
-                process.holdings.begin_life(Some(*incarnation));
+                process.assignments.begin_life(Some(*incarnation));
                 let number = process.life.number;
                 self.note(|| format!("w{} begins life {incarnation}", place + 1));
                 self.timer(place, 0, Timer::Connect);
@@ -102,9 +102,9 @@ impl World {
         let margin = self.places[place].margin;
         let Some(process) = self.process(place) else { return };
         process.gate = Gate::with_margin(margin);
-        process.holdings.end_life();
+        process.assignments.end_life();
         process.tasks.clear();
-        process.answers = Answers::default();
+        process.ack = Ack::default();
         process.waiting = false;
         process.failures = 0;
     }
@@ -140,10 +140,10 @@ impl World {
             return;
         }
         let said = process.link.as_ref().filter(|link| link.welcomed).map(|link| link.stream);
-        let from = process.holdings.envelope();
+        let from = process.assignments.envelope();
         self.note(|| format!("w{} drains", place + 1));
         if let (Some(stream), Some(from)) = (said, from) {
-            self.send_up(stream, Up::Drain(machine_envelope(from), false));
+            self.send_up(stream, Up::Message(from, ToCoordinator::Drain { hand_back: false }));
         }
         let patience = self.rng.millis(200, 5_000);
         self.timer(place, patience, Timer::DrainDue);

@@ -2,35 +2,35 @@
 //! arrives later, perhaps after the next stream was opened.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
+use common::Edition;
 use common::appliance::Driver;
-use common::{ApplianceId, Token};
-use coordinator_core::audit::Claim;
+use common::session::{Envelope, ToCoordinator, ToWorker};
 use coordinator_core::machine;
-use worker_core::holdings::{Envelope, Tell};
+use worker_core::assignments::Editioned;
 
 use super::Time;
 use super::rng::Rng;
 use super::world::{Ev, Node, World};
 
-/// What a worker is told of an appliance it is granted.
+/// What an appliance shall be, as far as workers here tell it apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Desired {
+    pub(super) edition: Edition,
     pub(super) driver: Driver,
     pub(super) deleting: bool,
+}
+
+impl Editioned for Desired {
+    fn edition(&self) -> Edition {
+        self.edition
+    }
 }
 
 /// From a worker to the leader.
 #[derive(Clone, Debug)]
 pub(super) enum Up {
-    Hello(Box<machine::Hello>),
-    Beat(machine::Envelope, u64),
-    Answers(machine::Envelope, machine::Answers),
-    /// A digest of what the worker holds.
-    Holds(machine::Envelope, Claim),
-    Drain(machine::Envelope, bool),
-    Leave(machine::Envelope),
+    Message(Envelope, ToCoordinator),
     /// The end of the stream, as the leader sees it.
     End,
 }
@@ -38,21 +38,10 @@ pub(super) enum Up {
 /// From the leader to a worker.
 #[derive(Clone, Debug)]
 pub(super) enum Down {
-    Welcome {
-        keep: Vec<(ApplianceId, Token)>,
-        lease: Duration,
-    },
-    BeatAck(u64),
-    Delta {
-        base: u64,
-        target: u64,
-        tells: Vec<Tell<Desired>>,
-    },
-    Confirm(Vec<(ApplianceId, Token)>),
+    Message(Envelope, ToWorker<Desired>),
     Refused(machine::Refusal),
     /// This coordinator does not lead, or not any more.
     NotLeading,
-    Drained,
 }
 
 /// One direction of a stream.
@@ -118,7 +107,7 @@ pub(super) struct Stream {
     /// Process of the coordinator it leads to.
     pub(super) instance: u64,
     pub(super) up: Lane<Up>,
-    pub(super) down: Lane<(Option<Envelope>, Down)>,
+    pub(super) down: Lane<Down>,
     /// What is sent from now on vanishes.
     pub(super) broken: bool,
 }
@@ -141,12 +130,12 @@ impl World {
         self.at(at, Ev::Up(stream));
     }
 
-    pub(super) fn send_down(&mut self, stream: usize, from: Option<Envelope>, message: Down) {
+    pub(super) fn send_down(&mut self, stream: usize, message: Down) {
         if self.streams[stream].broken {
             return;
         }
         let at = self.now + self.delay();
-        let at = self.streams[stream].down.push(at, (from, message));
+        let at = self.streams[stream].down.push(at, message);
         self.at(at, Ev::Down(stream));
     }
 
@@ -168,7 +157,7 @@ impl World {
         let until = self.cut_until(from, to);
         self.streams[stream].down.stall(until);
         match self.streams[stream].down.pop(self.now) {
-            Ok((from, message)) => self.worker_receives(stream, from, message),
+            Ok(message) => self.worker_receives(stream, message),
             Err(Some(later)) => self.at(later, Ev::Down(stream)),
             Err(None) => self.forget_stream(stream),
         }

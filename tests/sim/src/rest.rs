@@ -4,12 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use common::{ApplianceId, Generation, WorkerId};
+use common::{ApplianceId, Generation, Life, WorkerId};
 use coordinator_core::handoff::State;
 use coordinator_core::health::Health;
 use coordinator_core::machine::{Event, Machine};
 use coordinator_core::planner::{Needs, Strategy};
-use coordinator_core::table::Entry;
+use coordinator_core::table::TableRow;
 
 use super::Time;
 use super::world::{Ev, World};
@@ -73,7 +73,7 @@ impl World {
         if machine.term() != rows.place.0 {
             return Some(format!("{} leads, the store is at {}", machine.term(), rows.place.0));
         }
-        let table: BTreeMap<ApplianceId, &Entry> = machine.table().iter().map(|(_, e)| (e.id, e)).collect();
+        let table: BTreeMap<ApplianceId, &TableRow> = machine.table().iter().map(|(_, e)| (e.id, e)).collect();
         if !table.keys().eq(rows.records.keys()) || !table.keys().eq(leader.catalog.keys()) {
             return Some("table, catalog and store have different appliances".to_owned());
         }
@@ -102,7 +102,7 @@ impl World {
         let local = self.seats[seat].clock.local(self.now);
         let views = machine.workers(local);
         let living: BTreeSet<_> =
-            views.iter().filter(|v| v.health != Health::Dead).map(|v| (v.id.clone(), v.incarnation)).collect();
+            views.iter().filter(|v| v.health != Health::Dead).map(|v| Life::new(v.id.clone(), v.incarnation)).collect();
         let stored: BTreeSet<_> =
             self.database.rows.members.iter().filter(|(_, m)| !m.departed).map(|(life, _)| life.clone()).collect();
         if stored != living {
@@ -111,10 +111,10 @@ impl World {
         let mut real = BTreeSet::new();
         for place in self.places.iter().filter(|p| !p.lost) {
             let process = place.process.as_ref();
-            let Some(from) = process.and_then(|p| p.holdings.envelope()) else {
+            let Some(incarnation) = process.and_then(|p| p.assignments.envelope()?.incarnation) else {
                 return Some(format!("{} has no session", place.name));
             };
-            real.insert((place.name.clone(), from.incarnation));
+            real.insert(Life::new(place.name.clone(), incarnation));
         }
         if real != living {
             return Some(format!("the living are {real:?}, the leader thinks {living:?}"));
@@ -132,7 +132,7 @@ impl World {
         able.map(|p| p.name.clone()).collect()
     }
 
-    fn entry_unsettled(&self, machine: &Machine, entry: &Entry) -> Option<String> {
+    fn entry_unsettled(&self, machine: &Machine, entry: &TableRow) -> Option<String> {
         let id = entry.id;
         let (may_be, is) = self.journals.get(&id).map_or((false, false), |j| (j.may_be_bound, j.is_bound));
         let known = !self.database.restored;
@@ -176,29 +176,29 @@ impl World {
         None
     }
 
-    fn worker_unsettled(&self, n: usize, table: &BTreeMap<ApplianceId, &Entry>) -> Option<String> {
+    fn worker_unsettled(&self, n: usize, table: &BTreeMap<ApplianceId, &TableRow>) -> Option<String> {
         let place = &self.places[n];
         let process = place.process.as_ref()?;
-        for (id, held) in process.holdings.iter() {
+        for (id, held) in process.assignments.iter() {
             let holder = table.get(&id).and_then(|e| e.state.holder());
             if holder.is_none_or(|g| g.token != held.token || g.worker != place.name) {
                 return Some(format!("{} holds {id} under {} against the table", place.name, held.token));
             }
         }
-        let unsaid = process.holdings.clone().hello();
-        if !unsaid.released.is_empty() || !unsaid.gone.is_empty() {
-            return Some(format!("{} still repeats {:?} {:?}", place.name, unsaid.released, unsaid.gone));
+        let (_, unsaid) = process.assignments.clone().hello(&place.name, &place.profile);
+        if !unsaid.released.is_empty() || !unsaid.removed.is_empty() {
+            return Some(format!("{} still repeats {:?} {:?}", place.name, unsaid.released, unsaid.removed));
         }
         process.is_busy().then(|| format!("{} is busy", place.name))
     }
 
     /// Every eligible worker holds its share, give or take the band.
-    fn band_unsettled(&self, machine: &Machine, table: &BTreeMap<ApplianceId, &Entry>) -> Option<String> {
+    fn band_unsettled(&self, machine: &Machine, table: &BTreeMap<ApplianceId, &TableRow>) -> Option<String> {
         let config = &machine.config().planner;
         if config.strategy == Strategy::Ring {
             return None;
         }
-        let mut classes: BTreeMap<BTreeSet<WorkerId>, Vec<&Entry>> = BTreeMap::new();
+        let mut classes: BTreeMap<BTreeSet<WorkerId>, Vec<&TableRow>> = BTreeMap::new();
         for entry in table.values() {
             classes.entry(self.eligible(&entry.needs)).or_default().push(entry);
         }

@@ -295,7 +295,7 @@ impl World {
         let Role::Leading(leader) = role else { return };
         self.note(|| format!("c{seat} steps down from {}", leader.machine.term()));
         for stream in leader.into_streams() {
-            self.send_down(stream, None, Down::NotLeading);
+            self.send_down(stream, Down::NotLeading);
         }
     }
 }

@@ -32,8 +32,8 @@ mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 
+use common::Life;
 use common::Term;
-use coordinator_core::membership::Life;
 
 use self::candidate::Candidate;
 pub(super) use self::candidate::CandidateNews;
@@ -346,7 +346,7 @@ impl World {
 
     /// It evicts a life.
     pub(super) fn candidate_evicts(&mut self, n: usize, life: Life) {
-        self.with_service(|service| service.candidate_evicts(n, &life.0, life.1));
+        self.with_service(|service| service.candidate_evicts(n, &life.worker, life.incarnation));
     }
 
     /// It gives the leadership up, and contends anew.

@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use common::appliance::Driver;
 use common::mutant::{self, Mutant};
+use common::session::{Carryover, Declined, GrantRef, Release};
 use common::status::Progress;
 use common::{ApplianceId, Edition, Timestamp, Token};
+use worker_core::assignments::Effect;
 use worker_core::gate::{self, Shut};
-use worker_core::holdings::{Effect, Handed};
 
 use super::backend::Call;
 use super::net::Desired;
-use super::worker::{Timer, said};
+use super::worker::Timer;
 use super::world::{Ev, World};
 
 /// How a call was answered.
@@ -43,10 +44,10 @@ impl World {
     pub(super) fn apply(&mut self, place: usize, effects: Vec<Effect<Desired>>) {
         for effect in effects {
             match effect {
-                Effect::Take { appliance, token, desired, handed, .. } => {
-                    self.take_grant(place, appliance, token, &desired, handed);
+                Effect::Take { appliance, token, desired, carryover, .. } => {
+                    self.take_grant(place, appliance, token, &desired, carryover);
                 }
-                Effect::Decline(id, token) => self.say(place, |a| a.declined.push((id, token))),
+                Effect::Decline(id, token) => self.say(place, |a| a.declined.push(declined(id, token))),
                 Effect::Fence(id, token) => {
                     if let Some(process) = self.process(place) {
                         process.gate.dismiss(id, token);
@@ -54,10 +55,10 @@ impl World {
                     self.begin_release(place, id, token);
                 }
                 Effect::Release(id, token) => self.begin_release(place, id, token),
-                Effect::Again(id, token, handed) => self.say(place, |a| a.released.push(said(id, token, handed))),
+                Effect::Again(release) => self.say(place, |a| a.released.push(release)),
                 Effect::Update { appliance, token, desired } => {
                     let Some(process) = self.process(place) else { continue };
-                    let edition = process.holdings.iter().find(|(id, _)| *id == appliance).map(|(_, h)| h.edition);
+                    let edition = process.assignments.iter().find(|(id, _)| *id == appliance).map(|(_, h)| h.edition);
                     let Some(task) = process.tasks.get_mut(&appliance) else { continue };
                     task.edition = edition.unwrap_or(task.edition);
                     if desired.deleting && !std::mem::replace(&mut task.deleting, true) {
@@ -70,22 +71,22 @@ impl World {
         }
     }
 
-    fn take_grant(&mut self, place: usize, id: ApplianceId, token: Token, desired: &Desired, handed: Handed) {
+    fn take_grant(&mut self, place: usize, id: ApplianceId, token: Token, desired: &Desired, carryover: Carryover) {
         self.check_taken(place, id, token);
         let draining = self.process(place).is_some_and(|p| p.draining);
         let unwilling = draining || (self.faulty() && self.rng.chance(self.settings.unwilling));
         if unwilling || !self.places[place].profile.drivers.contains(&desired.driver) {
             if let Some(process) = self.process(place) {
-                process.holdings.declined(id, token);
+                process.assignments.declined(id, token);
             }
-            return self.say(place, |a| a.declined.push((id, token)));
+            return self.say(place, |a| a.declined.push(declined(id, token)));
         }
         if desired.driver.is_host_bound() {
             self.journals.entry(id).or_default().is_bound = true;
         }
         let now = self.places[place].clock.local(self.now);
         let Some(process) = self.process(place) else { return };
-        let edition = process.holdings.iter().find(|(held, _)| *held == id).map(|(_, h)| h.edition);
+        let edition = process.assignments.iter().find(|(held, _)| *held == id).map(|(_, h)| h.edition);
         let task = Task {
             token,
             edition: edition.unwrap_or_default(),
@@ -93,16 +94,16 @@ impl World {
             deleting: desired.deleting,
             destroyed: false,
             releasing: false,
-            progress: handed.progress,
+            progress: carryover.progress,
             running: None,
-            hold_until: gate::hold_until(now, handed.hold),
+            hold_until: gate::hold_until(now, carryover.fence_delay),
         };
-        process.gate.admit(now, id, token, handed.hold);
+        process.gate.admit(now, id, token, carryover.fence_delay);
         if process.tasks.insert(id, task).is_some() {
             self.fail(format!("task: w{} takes {id} while it still has a task for it", place + 1));
         }
         self.check_held(place, id);
-        self.say(place, |a| a.granted.push((id, token)));
+        self.say(place, |a| a.granted.push(GrantRef::new(id, token)));
         let delay = self.rng.millis(0, 300);
         self.timer(place, delay, Timer::Act(id, token));
     }
@@ -130,9 +131,10 @@ impl World {
         let now = self.places[place].clock.local(self.now);
         let Some(process) = self.process(place) else { return };
         let Some(task) = process.tasks.get(&id) else { return };
-        let handed = Handed { progress: task.progress.clone(), hold: gate::hold_left(now, task.hold_until) };
-        if process.holdings.released(id, token, handed.clone()) {
-            self.say(place, |a| a.released.push(said(id, token, handed)));
+        let fence_delay = gate::hold_left(now, task.hold_until);
+        let carryover = Carryover { progress: task.progress.clone(), fence_delay };
+        if process.assignments.released(id, token, carryover.clone()) {
+            self.say(place, |a| a.released.push(Release { appliance: id, token, carryover }));
         }
     }
 
@@ -237,8 +239,8 @@ impl World {
             }
             Said::Newer(newer) => {
                 let Some(process) = self.process(place) else { return };
-                let met = process.holdings.met(newer.term);
-                let given_up = process.holdings.give_up(id, token, newer);
+                let met = process.assignments.met(newer.term);
+                let given_up = process.assignments.give_up(id, token, newer);
                 if met {
                     // The next `Hello` tells the leader.
                     self.say_hello_again(place);
@@ -292,8 +294,12 @@ impl World {
         let Some(process) = self.process(place) else { return };
         process.gate.dismiss(id, token);
         process.tasks.remove(&id);
-        if process.holdings.gone(id, token) {
-            self.say(place, |a| a.gone.push((id, token)));
+        if process.assignments.removed(id, token) {
+            self.say(place, |a| a.removed.push(GrantRef::new(id, token)));
         }
     }
+}
+
+fn declined(appliance: ApplianceId, token: Token) -> Declined {
+    Declined { appliance, token, reason: String::new() }
 }

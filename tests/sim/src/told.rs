@@ -1,20 +1,19 @@
 //! What the leader says, as a worker takes it, after `worker::session::told`: dropped when it is stale, refused when it
 //! does not follow what came before, applied otherwise.
 
-use std::time::Duration;
-
+use common::Term;
 use common::mutant::{self, Mutant};
-use common::{ApplianceId, Term, Token};
+use common::session::{Delta, DeltaEntry, Envelope, ToCoordinator, ToWorker, Welcome};
 use coordinator_core::machine::Refusal;
-use worker_core::holdings::{Effect, Envelope, Refused, Tell};
+use worker_core::assignments::{Effect, Refused};
 
 use super::Time;
 use super::net::{Desired, Down, Up};
-use super::worker::{KEEP_ALIVE, Timer, machine_envelope};
+use super::worker::{KEEP_ALIVE, Timer};
 use super::world::World;
 
 impl World {
-    pub(super) fn worker_receives(&mut self, stream: usize, from: Option<Envelope>, message: Down) {
+    pub(super) fn worker_receives(&mut self, stream: usize, message: Down) {
         let (place, number) = (self.streams[stream].place, self.streams[stream].process);
         let Some(process) = self.process(place).filter(|p| p.number == number) else { return };
         // Without a stream nobody reads.
@@ -24,26 +23,32 @@ impl World {
         if late && matches!(message, Down::Refused(_) | Down::NotLeading) {
             return;
         }
-        if !late && !matches!(message, Down::BeatAck(_)) {
+        if !late && !matches!(message, Down::Message(_, ToWorker::BeatAck(_))) {
             self.note(|| format!("w{} <- s{stream} {message:?}", place + 1));
         }
         match message {
             Down::Refused(refusal) => self.refused(place, stream, &refusal),
             Down::NotLeading => self.not_leading(place, stream),
-            Down::Welcome { keep, lease } => self.welcomed(place, stream, from, &keep, lease),
-            // Nothing applies between `Hello` and `Welcome`; what is late still has to be refused by the holdings.
-            _ if !welcomed && !late => {}
-            Down::BeatAck(answered) => self.beat_answered(place, from, answered),
-            Down::Delta { base, target, tells } => {
-                let Some((from, process)) = from.zip(self.process(place)) else { return };
-                let again = mutant::is(Mutant::OldTokens).then(|| tells.clone());
-                match process.holdings.delta(from, base, target, tells) {
+            Down::Message(from, ToWorker::Welcome(welcome)) => self.welcomed(place, stream, from, welcome),
+            // Nothing applies between `Hello` and `Welcome`; what is late still has to be refused by the assignments.
+            Down::Message(..) if !welcomed && !late => {}
+            Down::Message(from, message) => self.worker_takes(place, stream, late, from, message),
+        }
+    }
+
+    fn worker_takes(&mut self, place: usize, stream: usize, late: bool, from: Envelope, message: ToWorker<Desired>) {
+        let Some(process) = self.process(place) else { return };
+        match message {
+            ToWorker::BeatAck(answered) => self.beat_answered(place, from, answered),
+            ToWorker::Delta(delta) => {
+                let again = mutant::is(Mutant::OldTokens).then(|| delta.entries.clone());
+                match process.assignments.delta(from, delta) {
                     Ok(effects) => {
-                        if let Some(tells) = again {
-                            self.deliver_again(place, stream, tells);
+                        if let Some(entries) = again {
+                            self.deliver_again(place, stream, entries);
                         }
                         let Some(process) = self.process(place) else { return };
-                        process.answers.applied = process.holdings.version();
+                        process.ack.applied = process.assignments.version();
                         process.waiting = true;
                         self.applied(place, from.term);
                         self.apply(place, effects);
@@ -58,38 +63,39 @@ impl World {
                     }
                 }
             }
-            Down::Confirm(list) => {
-                let Some((from, process)) = from.zip(self.process(place)) else { return };
-                if process.holdings.confirm(from, &list).is_ok() {
+            ToWorker::Confirm(confirm) => {
+                if process.assignments.confirm(from, &confirm.released).is_ok() {
                     self.applied(place, from.term);
                 }
-                if self.process(place).is_some_and(|p| p.draining && p.holdings.is_settled() && !p.waiting) {
+                if self.process(place).is_some_and(|p| p.draining && p.assignments.is_settled() && !p.waiting) {
                     self.end_worker(place, true);
                 }
             }
-            Down::Drained => {
-                if from.zip(self.process(place)).is_some_and(|(from, p)| p.draining && p.holdings.counts(from)) {
+            ToWorker::Drained => {
+                if process.draining && process.assignments.counts(from) {
                     self.end_worker(place, true);
                 }
             }
+            ToWorker::Welcome(_) | ToWorker::Refused(_) => {}
         }
     }
 
     /// Only for a mutant: what was applied comes once more, a good while later, as if the leader had sent it again. Streams
     /// and versions keep such a thing out everywhere else, so that without it the rule for tokens is never put to the test.
-    fn deliver_again(&mut self, place: usize, stream: usize, tells: Vec<Tell<Desired>>) {
+    fn deliver_again(&mut self, place: usize, stream: usize, entries: Vec<DeltaEntry<Desired>>) {
         let delay = self.rng.millis(10, 5_000);
-        self.timer(place, delay, Timer::Again(stream, tells));
+        self.timer(place, delay, Timer::Again(stream, entries));
     }
 
-    pub(super) fn delivered_again(&mut self, place: usize, stream: usize, tells: Vec<Tell<Desired>>) {
+    pub(super) fn delivered_again(&mut self, place: usize, stream: usize, entries: Vec<DeltaEntry<Desired>>) {
         let Some(process) = self.process(place) else { return };
-        let Some(from) = process.holdings.envelope() else { return };
+        let Some(from) = process.assignments.envelope() else { return };
         if process.link.as_ref().is_some_and(|link| link.stream == stream) {
             // The version is the leader's to count, and is left out of this.
-            let mut holdings = process.holdings.clone();
-            let version = holdings.version();
-            if let Ok(effects) = holdings.delta(from, version, version + 1, tells) {
+            let mut assignments = process.assignments.clone();
+            let version = assignments.version();
+            let delta = Delta { base: version, target: version + 1, rebalance: None, entries };
+            if let Ok(effects) = assignments.delta(from, delta) {
                 let taken = effects.into_iter().filter(|effect| matches!(effect, Effect::Take { .. }));
                 self.apply(place, taken.collect());
             }
@@ -137,17 +143,11 @@ impl World {
         }
     }
 
-    fn welcomed(
-        &mut self,
-        place: usize,
-        stream: usize,
-        from: Option<Envelope>,
-        keep: &[(ApplianceId, Token)],
-        lease: Duration,
-    ) {
+    fn welcomed(&mut self, place: usize, stream: usize, from: Envelope, welcome: Welcome) {
+        let Welcome { keep, lease } = welcome;
         let own = self.places[place].profile.lease;
-        let Some((from, process)) = from.zip(self.process(place)) else { return };
-        let Ok(effects) = process.holdings.welcome(from, keep) else {
+        let Some(process) = self.process(place) else { return };
+        let Ok(effects) = process.assignments.welcome(from, &keep) else {
             if self.link(place, stream).is_some() {
                 self.abandon(place, stream, 500_000_000);
             }
@@ -170,7 +170,7 @@ impl World {
             let draining = self.process(place).is_some_and(|p| p.draining);
             self.timer(place, KEEP_ALIVE, Timer::KeepAlive(current));
             if draining {
-                self.send_up(stream, Up::Drain(machine_envelope(from), false));
+                self.send_up(stream, Up::Message(from, ToCoordinator::Drain { hand_back: false }));
             }
         } else {
             self.extend(place, deadline);
@@ -181,9 +181,9 @@ impl World {
         }
     }
 
-    fn beat_answered(&mut self, place: usize, from: Option<Envelope>, number: u64) {
-        let Some((from, process)) = from.zip(self.process(place)) else { return };
-        if !process.holdings.counts(from) {
+    fn beat_answered(&mut self, place: usize, from: Envelope, number: u64) {
+        let Some(process) = self.process(place) else { return };
+        if !process.assignments.counts(from) {
             return;
         }
         let Some(link) = process.link.as_mut().filter(|link| link.beat == number) else { return };

@@ -2,7 +2,7 @@
 
 use common::ApplianceId;
 use common::mutant::{self, Mutant};
-use common::{Edition, Generation};
+use common::{Edition, Generation, Life};
 use coordinator_core::machine::Event;
 
 use super::Time;
@@ -144,7 +144,7 @@ impl World {
         };
         let name = self.places[who as usize % self.places.len()].name.clone();
         let Some(life) = self.seats[seat].leader().and_then(|leader| leader.machine.life_of(&name)) else { return };
-        self.leader_step(seat, Event::Evict((name, life)));
+        self.leader_step(seat, Event::Evict(Life::new(name, life)));
     }
 
     fn load(&mut self, number: usize, what: What, who: u32) {

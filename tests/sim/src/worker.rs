@@ -5,13 +5,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::appliance::Driver;
-use common::{ApplianceId, Edition, Term, Timestamp, Token, WorkerId};
-use coordinator_core::audit::Claim;
-use coordinator_core::grants::Profile;
-use coordinator_core::handoff;
-use coordinator_core::machine::{self, Answers, Held};
+use common::session::{Ack, DeltaEntry, Report, ToCoordinator};
+use common::{ApplianceId, Edition, Profile, Term, Timestamp, Token, WorkerId};
+use worker_core::assignments::Assignments;
 use worker_core::gate::Gate;
-use worker_core::holdings::{Envelope, Handed, Holdings, Tell};
 
 use super::Time;
 use super::backend::Call;
@@ -60,7 +57,7 @@ pub(super) enum Timer {
     /// Everything of it is removed.
     DestroyDone(ApplianceId, Token),
     /// For a mutant: these instructions come again.
-    Again(usize, Vec<Tell<Desired>>),
+    Again(usize, Vec<DeltaEntry<Desired>>),
 }
 
 /// Where a worker runs: its name, host and clock outlive its processes.
@@ -96,10 +93,10 @@ pub(super) struct Link {
 #[derive(Debug)]
 pub(super) struct Process {
     pub(super) number: u64,
-    pub(super) holdings: Holdings,
+    pub(super) assignments: Assignments,
     pub(super) gate: Gate,
     pub(super) link: Option<Link>,
-    pub(super) answers: Answers,
+    pub(super) ack: Ack,
     pub(super) waiting: bool,
     pub(super) tasks: BTreeMap<ApplianceId, Task>,
     pub(super) failures: u32,
@@ -185,10 +182,10 @@ impl World {
         }
         p.process = Some(Process {
             number: p.processes,
-            holdings: Holdings::default(),
+            assignments: Assignments::default(),
             gate: Gate::with_margin(p.margin),
             link: None,
-            answers: Answers::default(),
+            ack: Ack::default(),
             waiting: false,
             tasks: BTreeMap::new(),
             failures: 0,
@@ -213,9 +210,9 @@ impl World {
         }
         if let Some(link) = &process.link
             && farewell
-            && let Some(from) = process.holdings.envelope()
+            && let Some(from) = process.assignments.envelope()
         {
-            self.send_up(link.stream, Up::Leave(machine_envelope(from)));
+            self.send_up(link.stream, Up::Message(from, ToCoordinator::Leave));
         }
         if process.draining && !self.faulty() {
             // Whoever drained into the time of peace comes back.
@@ -327,8 +324,8 @@ impl World {
         let sent = self.places[place].clock.local(self.now);
         let (worker, profile) = (self.places[place].name.clone(), self.places[place].profile.clone());
         let Some(process) = self.process(place) else { return };
-        let hello = process.holdings.hello();
-        process.answers = Answers::default();
+        let (from, hello) = process.assignments.hello(&worker, &profile);
+        process.ack = Ack::default();
         process.waiting = false;
         process.link = Some(Link {
             stream,
@@ -340,20 +337,8 @@ impl World {
             beat_sent: None,
             flush_due: false,
         });
-        let held = hello.held.iter();
-        let released = hello.released.into_iter();
-        let message = machine::Hello {
-            worker,
-            incarnation: hello.incarnation,
-            stream: hello.stream,
-            profile,
-            held: held.map(|(id, h)| Held { appliance: *id, token: h.token, edition: h.edition }).collect(),
-            released: released.map(|(appliance, token, handed)| said(appliance, token, handed)).collect(),
-            gone: hello.gone,
-            highest_term: hello.highest_term,
-        };
-        self.note(|| format!("{} hello on s{stream} ({}) to c{seat}", message.worker, message.stream));
-        self.send_up(stream, Up::Hello(Box::new(message)));
+        self.note(|| format!("{worker} hello on s{stream} ({}) to c{seat}", from.stream));
+        self.send_up(stream, Up::Message(from, ToCoordinator::Hello(Box::new(hello))));
         let patience = self.settings.connect_timeout;
         self.local_timer(place, patience, Timer::WelcomeDue(stream));
     }
@@ -401,7 +386,7 @@ impl World {
     fn beat(&mut self, place: usize, stream: usize) {
         let now = self.places[place].clock.local(self.now);
         let Some(process) = self.process(place) else { return };
-        let Some(from) = process.holdings.envelope() else { return };
+        let Some(from) = process.assignments.envelope() else { return };
         let Some(link) = process.link.as_mut().filter(|link| link.stream == stream) else { return };
         let lease = link.lease;
         match link.beat_sent {
@@ -411,7 +396,7 @@ impl World {
                 link.beat += 1;
                 link.beat_sent = Some(now);
                 let number = link.beat;
-                self.send_up(stream, Up::Beat(machine_envelope(from), number));
+                self.send_up(stream, Up::Message(from, ToCoordinator::Beat(number)));
             }
         }
         self.local_timer(place, lease / 4, Timer::Beat(stream));
@@ -419,34 +404,34 @@ impl World {
 
     fn flush(&mut self, place: usize, stream: usize) {
         let Some(process) = self.process(place) else { return };
-        let Some(from) = process.holdings.envelope() else { return };
+        let Some(from) = process.assignments.envelope() else { return };
         let Some(link) = process.link.as_mut().filter(|link| link.stream == stream) else { return };
         link.flush_due = false;
         if std::mem::take(&mut process.waiting) {
-            let applied = process.answers.applied;
-            let answers = std::mem::replace(&mut process.answers, Answers { applied, ..Answers::default() });
-            self.send_up(stream, Up::Answers(machine_envelope(from), answers));
+            let applied = process.ack.applied;
+            let ack = std::mem::replace(&mut process.ack, Ack { applied, ..Ack::default() });
+            self.send_up(stream, Up::Message(from, ToCoordinator::Ack(ack)));
         }
     }
 
     /// Says what is held in short; after everything that was said of it.
     fn claim(&mut self, place: usize, stream: usize) {
         let Some(process) = self.process(place) else { return };
-        let Some(from) = process.holdings.envelope() else { return };
+        let Some(from) = process.assignments.envelope() else { return };
         if process.link.as_ref().is_none_or(|link| link.stream != stream) {
             return;
         }
         if !process.waiting {
-            let claim = Claim { applied: process.holdings.version(), held: process.holdings.digest() };
-            self.send_up(stream, Up::Holds(machine_envelope(from), claim));
+            let report = Report { statuses: Vec::new(), owned: Some(process.assignments.digest()) };
+            self.send_up(stream, Up::Message(from, ToCoordinator::Report(report)));
         }
         let next = self.rng.millis(500, 1_500);
         self.timer(place, next, Timer::Claim(stream));
     }
 
-    pub(super) fn say(&mut self, place: usize, add: impl FnOnce(&mut Answers)) {
+    pub(super) fn say(&mut self, place: usize, add: impl FnOnce(&mut Ack)) {
         let Some(process) = self.process(place) else { return };
-        add(&mut process.answers);
+        add(&mut process.ack);
         process.waiting = true;
         self.flush_soon(place);
     }
@@ -460,12 +445,4 @@ impl World {
             self.timer(place, delay, Timer::Flush(stream));
         }
     }
-}
-
-pub(super) fn machine_envelope(from: Envelope) -> machine::Envelope {
-    machine::Envelope { term: from.term, incarnation: from.incarnation, stream: from.stream }
-}
-
-pub(super) fn said(appliance: ApplianceId, token: Token, handed: Handed) -> machine::Said {
-    machine::Said { appliance, token, handed: handoff::Handed { progress: handed.progress, hold: handed.hold } }
 }

@@ -12,7 +12,7 @@ pub struct Instance {
     pub ordinal: u16,
     /// Which attempt at this ordinal started it, from 1.
     pub attempt: u32,
-    /// [`crate::desired::Desired::boot_digest`] it was started with.
+    /// [`crate::desired::boot_digest`] it was started with.
     pub boot_digest: String,
     /// Process id, where the driver has one.
     pub pid: Option<u32>,

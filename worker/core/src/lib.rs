@@ -2,10 +2,10 @@
 //!
 //! Free of IO, clock and randomness: time and jitter arrive as arguments, effects leave as values.
 
+pub mod assignments;
 pub mod backoff;
 pub mod desired;
 pub mod gate;
-pub mod holdings;
 pub mod instance;
 pub mod lifecycle;
 pub mod report;

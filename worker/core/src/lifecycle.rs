@@ -48,7 +48,7 @@ pub use self::config::Config;
 use self::fleet::{Fleet, Slot};
 pub use self::vocabulary::{Cause, End, Event, Outcome, Output, Step, Transition, Trigger};
 use crate::backoff::Retry;
-use crate::desired::Desired;
+use crate::desired::{self, Desired};
 use crate::instance::Instance;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,7 +172,7 @@ impl Lifecycle {
         };
         Self {
             appliance,
-            digest: desired.boot_digest().into_boxed_str(),
+            digest: desired::boot_digest(&desired).into_boxed_str(),
             desired,
             state: State::Idle,
             fleet: Fleet::new(progress.attempts, boots_of(appliance, &progress.journal)),
@@ -411,11 +411,11 @@ impl Lifecycle {
     /// Takes in what the appliance shall be. Older news, and any after the deletion, change nothing.
     fn accept(&mut self, desired: Arc<Desired>, now: Timestamp) {
         let old = &self.desired;
-        if desired.generation <= old.generation || (old.deleting && !desired.deleting) {
+        if desired.edition.generation <= old.edition.generation || (old.deleting && !desired.deleting) {
             return;
         }
         self.news.trigger = self.news.trigger.max(Trigger::of(old, &desired));
-        self.digest = desired.boot_digest().into_boxed_str();
+        self.digest = desired::boot_digest(&desired).into_boxed_str();
         self.desired = desired;
         self.fleet.condemn_from(self.desired.spec.replicas);
         // An explicit command leads out of every wait that stands for "it will not work before something changes".
@@ -501,7 +501,7 @@ impl Lifecycle {
         });
         Status {
             phase: self.news.phase,
-            observed_generation: self.desired.generation,
+            observed_generation: self.desired.edition.generation,
             instances: instances.collect(),
             last_error: self.last_error.as_deref().map(str::to_owned),
             failed_boots: self.boots.in_vain(),

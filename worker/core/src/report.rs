@@ -7,26 +7,14 @@
 use std::collections::hash_map::Entry as MapEntry;
 use std::collections::{HashMap, VecDeque};
 
+use common::session::StatusReport;
 use common::status::Status;
 use common::{ApplianceId, Token};
-
-/// Newest news of one appliance.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// The appliance.
-    pub appliance: ApplianceId,
-    /// Token of the grant under which it was seen.
-    pub token: Token,
-    /// What was seen.
-    pub status: Status,
-    /// Newest check the status answers; 0 when none.
-    pub checked: u64,
-}
 
 /// News that were not handed on yet.
 #[derive(Debug, Default)]
 pub struct Reports {
-    newest: HashMap<ApplianceId, Entry>,
+    newest: HashMap<ApplianceId, StatusReport>,
     /// Appliances in order of their first change. Names of some that were removed stay behind until they come up, which
     /// spares a search; they are swept once they outnumber the rest.
     order: VecDeque<ApplianceId>,
@@ -37,7 +25,7 @@ impl Reports {
     pub fn push(&mut self, appliance: ApplianceId, token: Token, status: Status, checked: u64) {
         match self.newest.entry(appliance) {
             MapEntry::Vacant(vacant) => {
-                vacant.insert(Entry { appliance, token, status, checked });
+                vacant.insert(StatusReport { appliance, token, status, checked });
                 self.order.push_back(appliance);
             }
             MapEntry::Occupied(mut queued) => {
@@ -46,14 +34,14 @@ impl Reports {
                     queued.status = status;
                     queued.checked = queued.checked.max(checked);
                 } else if token > queued.token {
-                    *queued = Entry { appliance, token, status, checked };
+                    *queued = StatusReport { appliance, token, status, checked };
                 }
             }
         }
     }
 
     /// Takes up to `max` entries, oldest change first.
-    pub fn take(&mut self, max: usize) -> Vec<Entry> {
+    pub fn take(&mut self, max: usize) -> Vec<StatusReport> {
         let mut taken = Vec::with_capacity(max.min(self.newest.len()));
         while taken.len() < max {
             let Some(appliance) = self.order.pop_front() else { break };
@@ -63,7 +51,7 @@ impl Reports {
     }
 
     /// Puts entries back that could not be handed on; newer news of the same appliance win.
-    pub fn restore(&mut self, entries: Vec<Entry>) {
+    pub fn restore(&mut self, entries: Vec<StatusReport>) {
         for old in entries.into_iter().rev() {
             match self.newest.entry(old.appliance) {
                 MapEntry::Vacant(vacant) => {
@@ -81,7 +69,7 @@ impl Reports {
     }
 
     /// Takes out what is queued for one appliance.
-    pub fn remove(&mut self, appliance: ApplianceId) -> Option<Entry> {
+    pub fn remove(&mut self, appliance: ApplianceId) -> Option<StatusReport> {
         let entry = self.newest.remove(&appliance)?;
         if self.order.len() > 2 * self.newest.len() + 1_024 {
             self.order.retain(|queued| self.newest.contains_key(queued));

@@ -59,8 +59,8 @@ mod tests {
     use axum::Router;
     use axum::http::StatusCode;
     use axum::routing::get;
-    use common::Generation;
     use common::appliance::{Custom as CustomSpec, Driver, Name, Spec};
+    use common::{Edition, Generation, Term};
     use tokio::net::TcpListener;
 
     use super::*;
@@ -73,7 +73,7 @@ mod tests {
             name: name.clone(),
             tenant: name,
             driver: Driver::Process,
-            generation: Generation::new(1),
+            edition: Edition::new(Generation::new(1), Term::new(1)),
             revision: 0,
             deleting: false,
             spec: Spec { replicas: 1, probe_interval: None, image: None, kind },

@@ -55,7 +55,7 @@ impl Kind for LoadBalancer {
         let SpecKind::Loadbalancer(lb) = &desired.spec.kind else {
             return Err(Error::Refused(format!("`{}` is not a load balancer", desired.name)));
         };
-        let config = Config::new(desired.generation, lb, instance.ordinal)
+        let config = Config::new(desired.edition.generation, lb, instance.ordinal)
             .ok_or_else(|| Error::Refused(format!("a port plus {} goes beyond 65535", instance.ordinal)))?;
         let body = serde_json::to_vec(&config).map_err(|error| Error::Refused(error.to_string()))?;
         let address = management(instance)?;

@@ -8,12 +8,13 @@ use std::collections::hash_map::Entry as MapEntry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
+use common::session::StatusReport;
 use common::{ApplianceId, Timestamp, Token};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use worker_core::gate::{hold_left, hold_until};
 use worker_core::lifecycle::{End, Event as Fact, Lifecycle, Outcome, Output, Step};
-use worker_core::report::{Entry as Report, Reports};
+use worker_core::report::Reports;
 
 use super::announced::{Announced, PATIENCE};
 use super::entry::{Entry, Stage};
@@ -472,8 +473,8 @@ impl Scheduler {
     }
 }
 
-fn status_event(report: Report) -> Event {
-    let Report { appliance, token, status, checked } = report;
+fn status_event(report: StatusReport) -> Event {
+    let StatusReport { appliance, token, status, checked } = report;
     Event::Status { appliance, token, status, checked }
 }
 

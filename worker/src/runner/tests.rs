@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use async_trait::async_trait;
 use common::appliance::{Custom, Name, Probe, Spec};
 use common::status::Phase;
-use common::{Generation, Term};
+use common::{Edition, Generation, Term};
 use tokio::time::Instant;
 use worker_core::instance::Instance;
 
@@ -33,7 +33,7 @@ fn desired(generation: u64, change: impl FnOnce(&mut Desired)) -> Arc<Desired> {
         name: name("web"),
         tenant: name("default"),
         driver: appliance::Driver::Simulated,
-        generation: Generation::new(generation),
+        edition: Edition::new(Generation::new(generation), Term::new(1)),
         revision: 0,
         deleting: false,
         spec: Spec {
@@ -119,7 +119,7 @@ impl World {
         let instance = Instance {
             ordinal,
             attempt,
-            boot_digest: desired.boot_digest(),
+            boot_digest: worker_core::desired::boot_digest(&desired),
             pid: Some(attempt),
             started_at_unix_ms: 0,
             management: None,
@@ -201,7 +201,7 @@ struct Speaker(Arc<World>);
 impl Kind for Speaker {
     async fn configure(&self, permit: &Permit, instance: &Instance, desired: &Desired) -> Result<(), Error> {
         let _acting = self.0.act(permit)?;
-        self.0.note(format!("configure {}/{} {}", instance.ordinal, instance.attempt, desired.generation));
+        self.0.note(format!("configure {}/{} {}", instance.ordinal, instance.attempt, desired.edition.generation));
         Ok(())
     }
 

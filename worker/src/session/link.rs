@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use proto::convert::{Envelope, down};
+use proto::convert::down::{self, FromCoordinator};
 use proto::worker::v1::session_client::SessionClient;
 use proto::worker::v1::{CoordinatorMessage, WorkerMessage};
 use runtime::telemetry;
@@ -10,7 +10,6 @@ use runtime::tls::{self, ClientTls};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use worker_core::holdings;
 
 /// Messages that wait for the transport. Few, so that a heartbeat never stands behind many reports.
 const QUEUE: usize = 4;
@@ -101,7 +100,7 @@ impl Inlet {
     ///
     /// # Errors
     /// Why there is none: the stream ended, broke, or carried something that cannot be read.
-    pub(super) async fn receive(&mut self) -> Result<(Envelope, down::Down), String> {
+    pub(super) async fn receive(&mut self) -> Result<FromCoordinator, String> {
         match self.0.message().await {
             Ok(Some(message)) => down::down_from_wire(message).map_err(|e| e.to_string()),
             Ok(None) => Err("the coordinator closed it".to_owned()),
@@ -123,17 +122,6 @@ impl Link {
 /// Why a call failed. What the transport says about TLS is more than the status has.
 fn reason(status: &tonic::Status) -> String {
     tls::refusal(status).unwrap_or_else(|| status.message().to_owned())
-}
-
-/// The envelope as the holdings know it; `None` without an incarnation.
-pub(super) fn core_envelope(envelope: &Envelope) -> Option<holdings::Envelope> {
-    let incarnation = envelope.incarnation?;
-    Some(holdings::Envelope { term: envelope.term, incarnation, stream: envelope.stream })
-}
-
-/// The envelope as the wire has it.
-pub(super) fn wire_envelope(envelope: holdings::Envelope) -> Envelope {
-    Envelope { term: envelope.term, incarnation: Some(envelope.incarnation), stream: envelope.stream }
 }
 
 #[cfg(test)]

@@ -2,23 +2,20 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use common::Profile;
+use common::session::{Ack, AnnouncedStep, Declined, GrantRef, OwnedDigest, Release, Report, ToCoordinator};
 use common::status::Status;
-use common::{ApplianceId, Token, WorkerId};
-use proto::convert::{Envelope, MAX_ENTRIES_PER_MESSAGE, Step, up};
-use proto::worker::v1::WorkerMessage;
-use worker_core::holdings::{Handed, Hello};
-use worker_core::report::Entry;
+use common::{ApplianceId, Token};
+use proto::convert::MAX_ENTRIES_PER_MESSAGE;
 
 /// Statuses in one message. Each carries its instances and perhaps a long error, so fewer than of small entries.
 const REPORTS_PER_MESSAGE: usize = 200;
 
 #[derive(Debug)]
 enum Answer {
-    Granted(ApplianceId, Token),
-    Declined(up::Declined),
-    Released(up::Release),
-    Gone(ApplianceId, Token),
+    Granted(GrantRef),
+    Declined(Declined),
+    Released(Release),
+    Removed(GrantRef),
 }
 
 /// What waits to be told.
@@ -31,39 +28,39 @@ pub(super) struct Outgoing {
     answers: VecDeque<Answer>,
     /// Steps of suspects that are to begin, and announced ones that are over: the newest of each appliance, so bounded by
     /// what is held also while there is no stream.
-    begins: BTreeMap<ApplianceId, Step>,
-    done: BTreeMap<ApplianceId, Step>,
+    begins: BTreeMap<ApplianceId, AnnouncedStep>,
+    done: BTreeMap<ApplianceId, AnnouncedStep>,
     /// Version after the newest delta whose commands the runner took.
     version: u64,
     /// `version` was not told yet.
     applied: bool,
-    /// What is held is to be told, whether or not there is anything to report.
-    holdings: bool,
+    /// The digest of what is owned is to be sent, whether or not there is anything to report.
+    digest: bool,
     reports: super::Waiting,
 }
 
 impl Outgoing {
     pub(super) fn granted(&mut self, appliance: ApplianceId, token: Token) {
-        self.answers.push_back(Answer::Granted(appliance, token));
+        self.answers.push_back(Answer::Granted(GrantRef::new(appliance, token)));
     }
 
     pub(super) fn decline(&mut self, appliance: ApplianceId, token: Token, reason: String) {
-        self.answers.push_back(Answer::Declined(up::Declined { appliance, token, reason }));
+        self.answers.push_back(Answer::Declined(Declined { appliance, token, reason }));
     }
 
-    pub(super) fn released(&mut self, appliance: ApplianceId, token: Token, handed: Handed) {
-        self.answers.push_back(Answer::Released(release(appliance, token, handed)));
+    pub(super) fn released(&mut self, release: Release) {
+        self.answers.push_back(Answer::Released(release));
     }
 
-    pub(super) fn gone(&mut self, appliance: ApplianceId, token: Token) {
-        self.answers.push_back(Answer::Gone(appliance, token));
+    pub(super) fn removed(&mut self, grant: GrantRef) {
+        self.answers.push_back(Answer::Removed(grant));
     }
 
-    pub(super) fn begins(&mut self, step: Step) {
+    pub(super) fn begins(&mut self, step: AnnouncedStep) {
         self.begins.insert(step.appliance, step);
     }
 
-    pub(super) fn done(&mut self, step: Step) {
+    pub(super) fn done(&mut self, step: AnnouncedStep) {
         if self.begins.get(&step.appliance).is_some_and(|begins| begins.number <= step.number) {
             self.begins.remove(&step.appliance);
         }
@@ -88,12 +85,12 @@ impl Outgoing {
         self.done.clear();
         self.version = 0;
         self.applied = false;
-        self.holdings = true;
+        self.digest = true;
     }
 
     /// It is time to tell again what is held.
-    pub(super) const fn holdings_due(&mut self) {
-        self.holdings = true;
+    pub(super) const fn digest_due(&mut self) {
+        self.digest = true;
     }
 
     pub(super) fn report(&mut self, appliance: ApplianceId, token: Token, status: Status, checked: u64) {
@@ -108,7 +105,7 @@ impl Outgoing {
     }
 
     pub(super) fn is_waiting(&self) -> bool {
-        self.drain.is_some() || self.owes_an_answer() || self.holdings || !self.reports.is_empty()
+        self.drain.is_some() || self.owes_an_answer() || self.digest || !self.reports.is_empty()
     }
 
     fn owes_an_answer(&self) -> bool {
@@ -117,21 +114,21 @@ impl Outgoing {
 
     /// The next message to say. What is held now goes with statuses, which come after all answers, so that it means the
     /// same on the other side.
-    pub(super) fn next(&mut self, held: up::Holdings) -> Option<up::Up> {
+    pub(super) fn next(&mut self, owned: OwnedDigest) -> Option<ToCoordinator> {
         if let Some(hand_back) = self.drain.take() {
-            return Some(up::Up::Drain { hand_back });
+            return Some(ToCoordinator::Drain { hand_back });
         }
         if self.owes_an_answer() {
             self.applied = false;
-            let mut ack = up::Ack { applied: self.version, ..up::Ack::default() };
+            let mut ack = Ack { applied: self.version, ..Ack::default() };
             let answers = self.answers.len().min(MAX_ENTRIES_PER_MESSAGE);
             let mut room = MAX_ENTRIES_PER_MESSAGE - answers;
             for answer in self.answers.drain(..answers) {
                 match answer {
-                    Answer::Granted(appliance, token) => ack.granted.push((appliance, token)),
+                    Answer::Granted(grant) => ack.granted.push(grant),
                     Answer::Declined(declined) => ack.declined.push(declined),
                     Answer::Released(release) => ack.released.push(release),
-                    Answer::Gone(appliance, token) => ack.gone.push((appliance, token)),
+                    Answer::Removed(grant) => ack.removed.push(grant),
                 }
             }
             // What is over goes first, so that one message never names a later step before an earlier one is done.
@@ -140,65 +137,17 @@ impl Outgoing {
             if self.done.is_empty() {
                 ack.begun = take(&mut self.begins, room);
             }
-            return Some(up::Up::Ack(ack));
+            return Some(ToCoordinator::Ack(ack));
         }
-        let due = std::mem::take(&mut self.holdings);
-        let entries = self.reports.take(REPORTS_PER_MESSAGE);
-        (due || !entries.is_empty()).then(|| {
-            let report =
-                |e: Entry| up::Report { appliance: e.appliance, token: e.token, status: e.status, checked: e.checked };
-            up::Up::Report(entries.into_iter().map(report).collect(), Some(held))
-        })
+        let due = std::mem::take(&mut self.digest);
+        let statuses = self.reports.take(REPORTS_PER_MESSAGE);
+        let is_due = due || !statuses.is_empty();
+        is_due.then_some(ToCoordinator::Report(Report { statuses, owned: Some(owned) }))
     }
 }
 
-fn take(steps: &mut BTreeMap<ApplianceId, Step>, most: usize) -> Vec<Step> {
+fn take(steps: &mut BTreeMap<ApplianceId, AnnouncedStep>, most: usize) -> Vec<AnnouncedStep> {
     std::iter::from_fn(|| steps.pop_first()).take(most).map(|(_, step)| step).collect()
-}
-
-fn release(appliance: ApplianceId, token: Token, handed: Handed) -> up::Release {
-    up::Release { appliance, token, progress: handed.progress, hold: handed.hold }
-}
-
-/// `Hello` in as many messages as its entries need.
-pub(super) fn hello_parts(worker: &WorkerId, profile: &Profile, hello: Hello) -> Vec<WorkerMessage> {
-    let envelope = Envelope { term: hello.highest_term, incarnation: hello.incarnation, stream: hello.stream };
-    let part = || up::Hello {
-        worker: worker.clone(),
-        profile: profile.clone(),
-        held: Vec::new(),
-        released: Vec::new(),
-        gone: Vec::new(),
-        highest_term: hello.highest_term,
-        more: true,
-    };
-    let mut parts = vec![part()];
-    let mut entries = 0;
-    let mut room = |parts: &mut Vec<up::Hello>| {
-        if entries == MAX_ENTRIES_PER_MESSAGE {
-            parts.push(part());
-            entries = 0;
-        }
-        entries += 1;
-        parts.len() - 1
-    };
-    for (appliance, h) in hello.held {
-        let held = up::Held { appliance, token: h.token, edition: h.edition, releasing: h.releasing };
-        let at = room(&mut parts);
-        parts[at].held.push(held);
-    }
-    for (appliance, token, handed) in hello.released {
-        let at = room(&mut parts);
-        parts[at].released.push(release(appliance, token, handed));
-    }
-    for gone in hello.gone {
-        let at = room(&mut parts);
-        parts[at].gone.push(gone);
-    }
-    if let Some(last) = parts.last_mut() {
-        last.more = false;
-    }
-    parts.into_iter().map(|part| up::up_to_wire(&envelope, up::Up::Hello(Box::new(part)))).collect()
 }
 
 #[cfg(test)]
@@ -207,13 +156,13 @@ mod tests {
 
     use super::*;
 
-    fn step(appliance: u128, number: u64) -> Step {
-        Step { appliance: ApplianceId::from_u128(appliance), token: Token::new(Term::new(1), 1), number }
+    fn step(appliance: u128, number: u64) -> AnnouncedStep {
+        AnnouncedStep { appliance: ApplianceId::from_u128(appliance), token: Token::new(Term::new(1), 1), number }
     }
 
-    fn ack(outgoing: &mut Outgoing) -> up::Ack {
-        match outgoing.next(up::Holdings::default()) {
-            Some(up::Up::Ack(ack)) => ack,
+    fn ack(outgoing: &mut Outgoing) -> Ack {
+        match outgoing.next(OwnedDigest::default()) {
+            Some(ToCoordinator::Ack(ack)) => ack,
             other => panic!("steps are said in an ack, not {other:?}"),
         }
     }
@@ -238,16 +187,20 @@ mod tests {
 
     #[test]
     fn what_is_held_is_said_after_every_answer_and_also_when_nothing_is_new() {
-        let held = up::Holdings { applied: 7, ..up::Holdings::default() };
+        let held = OwnedDigest { applied: 7, ..OwnedDigest::default() };
         let mut outgoing = Outgoing::default();
         outgoing.begin_stream();
         outgoing.applied(7);
-        assert!(matches!(outgoing.next(held), Some(up::Up::Ack(up::Ack { applied: 7, .. }))));
-        assert_eq!(outgoing.next(held), Some(up::Up::Report(vec![], Some(held))), "once on each stream");
+        assert!(matches!(outgoing.next(held), Some(ToCoordinator::Ack(Ack { applied: 7, .. }))));
+        assert_eq!(
+            outgoing.next(held),
+            Some(ToCoordinator::Report(Report { statuses: vec![], owned: Some(held) })),
+            "once on each stream"
+        );
         assert!(!outgoing.is_waiting() && outgoing.next(held).is_none());
-        outgoing.holdings_due();
+        outgoing.digest_due();
         assert!(outgoing.is_waiting());
-        assert_eq!(outgoing.next(held), Some(up::Up::Report(vec![], Some(held))));
+        assert_eq!(outgoing.next(held), Some(ToCoordinator::Report(Report { statuses: vec![], owned: Some(held) })));
     }
 
     #[test]

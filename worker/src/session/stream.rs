@@ -7,16 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::Timestamp;
-use proto::convert::{down, up};
+use common::session::{Desired, GrantRef, ToCoordinator, ToWorker};
+use proto::convert::up;
 use runtime::clock;
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, info, warn};
-use worker_core::desired::Desired;
 
 use super::beat::{self, Beat};
 use super::config::OnStop;
 use super::interrupts::{Interrupt, Interrupts};
-use super::{Ended, Queued, Session, link, outgoing, take_command};
+use super::{Ended, Queued, Session, link, take_command};
 use crate::runner::Command;
 
 /// How often the leader is told what is held, for it to compare, when there is nothing else to tell. It bounds for how long
@@ -29,12 +29,12 @@ const GOODBYE: Duration = Duration::from_secs(1);
 impl Session {
     /// Talks on one stream until it ends.
     pub(super) async fn converse(&mut self, mut link: link::Link, interrupts: &mut Interrupts<'_>) -> Ended {
-        let hello = self.holdings.hello();
+        let (envelope, hello) = self.assignments.hello(&self.name, &self.profile);
         self.outgoing.begin_stream();
         self.commands.retain(|queued| matches!(queued, Queued::Command(_)));
         let sent = clock::now();
-        info!(worker = %self.name, stream = %hello.stream, held = hello.held.len(), "saying hello");
-        let parts = outgoing::hello_parts(&self.name, &self.profile, hello);
+        info!(worker = %self.name, stream = %envelope.stream, owned = hello.owned.len(), "sending hello");
+        let parts = up::hello_to_wire(&envelope, hello);
         let said = tokio::select! {
             interrupt = interrupts.next() => return self.on_interrupt(interrupt),
             said = link.out.send(parts, self.config.connect_timeout) => said,
@@ -68,20 +68,20 @@ impl Session {
                 message = link.inlet.receive() => message,
                 () = self.pump() => return Err(Ended::Stopping),
             };
-            let (envelope, said) = message.map_err(|problem| {
+            let received = message.map_err(|problem| {
                 debug!("stream ended before the welcome: {problem}");
                 Ended::Again(Duration::ZERO)
             })?;
-            match said {
-                down::Down::Welcome(part) => {
+            let from = received.envelope;
+            match received.message {
+                ToWorker::Welcome(part) => {
                     keep.extend(part.keep);
-                    if part.more {
+                    if received.more {
                         continue;
                     }
-                    let Some(from) = link::core_envelope(&envelope) else { continue };
-                    match self.holdings.welcome::<Arc<Desired>>(from, &keep) {
+                    match self.assignments.welcome::<Arc<Desired>>(from, &keep) {
                         Ok(effects) => {
-                            info!(term = %from.term, incarnation = %from.incarnation, kept = keep.len(), "welcomed");
+                            info!(term = %from.term, incarnation = ?from.incarnation, kept = keep.len(), "welcomed");
                             self.terms.send_replace(from.term);
                             self.apply(effects, "");
                             // Nobody confirms statuses: those on a stream that broke, and those a leader had not stored
@@ -90,12 +90,12 @@ impl Session {
                             return Ok(part.lease.min(self.profile.lease));
                         }
                         Err(refused) => {
-                            warn!(term = %from.term, incarnation = %from.incarnation, "welcome dropped: {refused}");
+                            warn!(term = %from.term, incarnation = ?from.incarnation, "welcome dropped: {refused}");
                             return Err(Ended::Again(Duration::from_millis(500)));
                         }
                     }
                 }
-                down::Down::Refused(refused) => return Err(self.on_refused(&refused)),
+                ToWorker::Refused(refused) => return Err(self.on_refused(&refused)),
                 // Nothing applies between `Hello` and `Welcome`.
                 _ => {}
             }
@@ -121,8 +121,8 @@ impl Session {
         audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let waiting = self.outgoing.is_waiting();
-            if self.draining && !waiting && (self.drained || self.holdings.is_settled()) {
-                info!(held = self.holdings.len(), "given back what anybody takes");
+            if self.draining && !waiting && (self.drained || self.assignments.is_settled()) {
+                info!(held = self.assignments.len(), "given back what anybody takes");
                 self.say_goodbye(link).await;
                 return Ended::Stopping;
             }
@@ -148,10 +148,10 @@ impl Session {
                         return ended;
                     }
                 }
-                _ = audit.tick() => self.outgoing.holdings_due(),
+                _ = audit.tick() => self.outgoing.digest_due(),
                 message = link.inlet.receive() => match message {
-                    Ok((envelope, said)) => {
-                        if let Some(ended) = self.on_message(&envelope, said, beat.as_mut()) {
+                    Ok(received) => {
+                        if let Some(ended) = self.on_message(received, beat.as_mut()) {
                             return ended;
                         }
                     }
@@ -170,10 +170,9 @@ impl Session {
                 },
                 room = link.out.room(), if waiting => match room {
                     Ok(room) => {
-                        let digest = self.holdings.digest();
-                        let held = up::Holdings { applied: self.holdings.version(), digest };
-                        if let (Some(envelope), Some(up)) = (self.holdings.envelope(), self.outgoing.next(held)) {
-                            room.send(up::up_to_wire(&link::wire_envelope(envelope), up));
+                        let owned = self.assignments.digest();
+                        if let (Some(envelope), Some(next)) = (self.assignments.envelope(), self.outgoing.next(owned)) {
+                            room.send(up::up_to_wire(&envelope, next));
                         }
                     }
                     Err(_) => return Ended::Again(Duration::ZERO),
@@ -191,12 +190,12 @@ impl Session {
         lease: Duration,
     ) -> Option<Ended> {
         let again = Some(Ended::Again(Duration::ZERO));
-        let (Some(envelope), Some(beat)) = (self.holdings.envelope(), beat) else { return again };
+        let (Some(envelope), Some(beat)) = (self.assignments.envelope(), beat) else { return again };
         let Some(number) = beat.next() else {
             warn!("heartbeats are not answered; opening another stream");
             return again;
         };
-        let message = up::up_to_wire(&link::wire_envelope(envelope), up::Up::Beat(number));
+        let message = up::up_to_wire(&envelope, ToCoordinator::Beat(number));
         let said = tokio::select! {
             interrupt = interrupts.next() => {
                 // Seen again by the caller, where a goodbye is said.
@@ -214,12 +213,12 @@ impl Session {
     /// Tells the leader that this worker is about to stop; handing back, it gives up what it holds by itself.
     fn begin_drain(&mut self) {
         let hand_back = self.config.on_stop == OnStop::HandBack;
-        info!(worker = %self.name, held = self.holdings.len(), hand_back, "draining");
+        info!(worker = %self.name, held = self.assignments.len(), hand_back, "draining");
         self.draining = true;
         self.drained = false;
         self.outgoing.drain(hand_back);
         if hand_back {
-            for (appliance, token) in self.holdings.give_back() {
+            for GrantRef { appliance, token } in self.assignments.give_back() {
                 self.command(Command::Release { appliance, token });
             }
         }
@@ -227,8 +226,8 @@ impl Session {
 
     async fn say_goodbye(&mut self, link: link::Link) {
         self.end_work().await;
-        let Some(envelope) = self.holdings.envelope() else { return };
-        let leave = up::up_to_wire(&link::wire_envelope(envelope), up::Up::Leave);
+        let Some(envelope) = self.assignments.envelope() else { return };
+        let leave = up::up_to_wire(&envelope, ToCoordinator::Leave);
         if tokio::time::timeout(GOODBYE, link.finish(leave, GOODBYE)).await.is_err() {
             debug!("the coordinator did not end the stream in time; it will wait for the lease to end");
         }

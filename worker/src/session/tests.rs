@@ -7,17 +7,20 @@ mod lives;
 use std::pin::Pin;
 
 use common::appliance::{Custom, Kind, Name, Probe, Spec};
+use common::session::{
+    Ack, Carryover, Confirm, Declined, Delta, DeltaEntry, Desired, Envelope, GrantRef, Hello, Refused, RefusedReason,
+    Report, ToCoordinator, ToWorker, Welcome,
+};
 use common::status::Progress;
 use common::{Edition, Generation, Incarnation};
 use coordination::embedded::EmbeddedSeat;
-use proto::convert::{DesiredParts, Envelope, down, up};
+use proto::convert::{down, up};
 use proto::worker::v1::session_server::{Session as Service, SessionServer};
 use proto::worker::v1::{CoordinatorMessage, WorkerMessage};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
-use worker_core::holdings::{Handed, Tell};
 
 use super::*;
 
@@ -33,26 +36,27 @@ struct Conn {
 }
 
 impl Conn {
-    async fn send(&self, said: down::Down) {
-        self.out.send(Ok(down::down_to_wire(&self.envelope, said))).await.expect("the worker reads");
+    async fn send(&self, message: ToWorker) {
+        for part in down::down_to_wire(&self.envelope, message, "") {
+            self.out.send(Ok(part)).await.expect("the worker reads");
+        }
     }
 
     /// Answers `Hello` in the name of the leader of `term`.
-    async fn welcome(&mut self, term: u64, keep: &[(ApplianceId, Token)]) {
+    async fn welcome(&mut self, term: u64, keep: &[GrantRef]) {
         self.envelope.term = Term::new(term);
         self.envelope.incarnation = Some(LIFE);
         let lease = Duration::from_secs(2);
-        self.send(down::Down::Welcome(down::Welcome { keep: keep.to_vec(), more: false, lease })).await;
+        self.send(ToWorker::Welcome(Welcome { keep: keep.to_vec(), lease })).await;
     }
 
     /// The next message that is more than a sign of life; `None` when the worker ended the stream.
-    async fn receive(&mut self) -> Option<up::Up> {
+    async fn receive(&mut self) -> Option<ToCoordinator> {
         loop {
             let message = tokio::time::timeout(DEADLINE, self.inbound.message()).await.expect("in time");
-            let (_, said) = up::up_from_wire(message.ok()??).expect("readable");
-            match said {
-                up::Up::Beat(_) => {}
-                up::Up::Report(statuses, _) if statuses.is_empty() => {}
+            match up::up_from_wire(message.ok()??).expect("readable").message {
+                ToCoordinator::Beat(_) => {}
+                ToCoordinator::Report(report) if report.statuses.is_empty() => {}
                 said => return Some(said),
             }
         }
@@ -63,7 +67,8 @@ impl Conn {
         loop {
             let message = tokio::time::timeout(DEADLINE, self.inbound.message()).await.expect("in time");
             let message = message.expect("the stream stands").expect("it goes on");
-            if let (_, up::Up::Report(_, Some(held))) = up::up_from_wire(message).expect("readable")
+            if let ToCoordinator::Report(Report { owned: Some(held), .. }) =
+                up::up_from_wire(message).expect("readable").message
                 && held.applied == version
             {
                 return held.digest;
@@ -71,9 +76,9 @@ impl Conn {
         }
     }
 
-    async fn ack(&mut self) -> up::Ack {
+    async fn ack(&mut self) -> Ack {
         loop {
-            if let up::Up::Ack(ack) = self.receive().await.expect("the stream goes on") {
+            if let ToCoordinator::Ack(ack) = self.receive().await.expect("the stream goes on") {
                 return ack;
             }
         }
@@ -122,14 +127,14 @@ impl Listening {
     }
 
     /// The next stream, and what the worker says first on it.
-    async fn hello(&mut self) -> (Conn, up::Hello) {
+    async fn hello(&mut self) -> (Conn, Hello) {
         let mut conn = self.conn().await;
         let message = tokio::time::timeout(DEADLINE, conn.inbound.message()).await.expect("in time");
         let message = message.expect("the stream stands").expect("it says something");
-        let (envelope, said) = up::up_from_wire(message).expect("readable");
-        conn.envelope = envelope;
-        match said {
-            up::Up::Hello(hello) => (conn, *hello),
+        let hello = up::up_from_wire(message).expect("readable");
+        conn.envelope = hello.envelope;
+        match hello.message {
+            ToCoordinator::Hello(hello) => (conn, *hello),
             other => panic!("not a hello: {other:?}"),
         }
     }
@@ -146,30 +151,30 @@ struct Bench {
 
 impl Bench {
     async fn new() -> Self {
-        Self::with(Config { connect_timeout: DEADLINE, ..Config::default() }, Holdings::default()).await
+        Self::with(Config { connect_timeout: DEADLINE, ..Config::default() }, Assignments::default()).await
     }
 
     /// Embedded, with `holdings` of before.
-    async fn with(config: Config, holdings: Holdings) -> Self {
+    async fn with(config: Config, assignments: Assignments) -> Self {
         let coordinator = Listening::new().await;
         let seat = Arc::new(EmbeddedSeat::new(vec![coordinator.address.clone()]));
-        Self::seated(config, seat, coordinator, holdings)
+        Self::seated(config, seat, coordinator, assignments)
     }
 
-    fn seated(config: Config, seat: Arc<dyn Seat>, coordinator: Listening, holdings: Holdings) -> Self {
+    fn seated(config: Config, seat: Arc<dyn Seat>, coordinator: Listening, assignments: Assignments) -> Self {
         let (runner, commands) = Handle::detached();
         let (events, inlet) = mpsc::channel(16);
         let name = WorkerId::new("w1").expect("a valid name");
         let profile = profile(1, String::new(), "h".into(), BTreeSet::from([Driver::Simulated]), config.lease);
         let mut session = Session::new(config, seat, name, profile, runner, inlet, watch::Sender::new(Term::new(0)));
-        session.holdings = holdings;
+        session.assignments = assignments;
         let stop = Stop::new();
         let task = tokio::spawn(session.run(stop.clone()));
         Self { coordinator, commands, events, stop, task }
     }
 
     /// The next stream, and what the worker says first on it.
-    async fn hello(&mut self) -> (Conn, up::Hello) {
+    async fn hello(&mut self) -> (Conn, Hello) {
         self.coordinator.hello().await
     }
 
@@ -191,9 +196,9 @@ impl Bench {
 
     /// Grants A on a stream that was welcomed.
     async fn grant_a(&mut self, conn: &mut Conn) {
-        let delta = down::Delta { target: 1, grant: vec![grant(A, token(1, 1))], ..down::Delta::default() };
-        conn.send(down::Down::Delta(delta)).await;
-        assert_eq!(conn.ack().await.granted, [(A, token(1, 1))]);
+        let delta = change(0, 1, vec![grant(A, token(1, 1))]);
+        conn.send(delta).await;
+        assert_eq!(conn.ack().await.granted, [GrantRef::new(A, token(1, 1))]);
         assert!(matches!(self.command().await, Command::Take { .. }));
     }
 
@@ -242,10 +247,15 @@ fn token(term: u64, sequence: u64) -> Token {
     Token::new(Term::new(term), sequence)
 }
 
-fn grant(appliance: ApplianceId, token: Token) -> down::Grant {
+/// A change from version `base` to `target`.
+fn change(base: u64, target: u64, entries: Vec<DeltaEntry>) -> ToWorker {
+    ToWorker::Delta(Delta { base, target, rebalance: None, entries })
+}
+
+fn desired() -> Arc<Desired> {
     let probe = Probe::Tcp;
     let kind = Kind::Custom(Custom { command: "x".into(), args: vec![], env: [].into(), port: None, probe });
-    let desired = DesiredParts {
+    Arc::new(Desired {
         name: Name::new("web").expect("a valid name"),
         tenant: Name::new("default").expect("a valid name"),
         driver: Driver::Simulated,
@@ -253,26 +263,34 @@ fn grant(appliance: ApplianceId, token: Token) -> down::Grant {
         revision: 0,
         deleting: false,
         spec: Spec { replicas: 1, probe_interval: None, image: None, kind },
-    };
-    down::Grant { appliance, token, desired, progress: Progress::default(), hold: Duration::ZERO, suspect: false }
+    })
+}
+
+fn grant(appliance: ApplianceId, token: Token) -> DeltaEntry {
+    grant_after(appliance, token, Carryover::default())
+}
+
+/// A grant with what the former owner handed over.
+fn grant_after(appliance: ApplianceId, token: Token, carryover: Carryover) -> DeltaEntry {
+    DeltaEntry::Grant { appliance, token, desired: desired(), carryover, suspect: false }
 }
 
 /// So many grants that `Hello` does not fit into what a transport takes while nobody reads.
-fn very_many() -> Holdings {
-    let mut holdings = Holdings::default();
-    let stream = holdings.hello().stream;
-    let from = worker_core::holdings::Envelope { term: Term::new(1), incarnation: LIFE, stream };
-    holdings.welcome::<()>(from, &[]).expect("answers the hello");
-    let tells = (0..200_000).map(|n| Tell::Grant {
+fn very_many() -> Assignments {
+    let mut assignments = Assignments::default();
+    let (hello, _) = assignments.hello(&WorkerId::new("w1").expect("a valid name"), &Profile::default());
+    let from = Envelope { term: Term::new(1), incarnation: Some(LIFE), stream: hello.stream };
+    assignments.welcome::<Edition>(from, &[]).expect("answers the hello");
+    let grants = (0..200_000).map(|n| DeltaEntry::Grant {
         appliance: ApplianceId::from_u128(n),
         token: token(1, 1),
-        edition: Edition::new(Generation::new(1), Term::new(1)),
-        desired: (),
-        handed: Handed::default(),
+        desired: Edition::new(Generation::new(1), Term::new(1)),
+        carryover: Carryover::default(),
         suspect: false,
     });
-    holdings.delta(from, 0, 1, tells.collect()).expect("applies");
-    holdings
+    let delta = Delta { base: 0, target: 1, rebalance: None, entries: grants.collect() };
+    assignments.delta(from, delta).expect("applies");
+    assignments
 }
 
 #[tokio::test]
@@ -304,20 +322,14 @@ async fn a_grant_that_cannot_be_read_is_declined_and_an_update_leaves_what_is_he
     let mut bench = Bench::new().await;
     let (mut conn, _) = bench.hello().await;
     conn.welcome(1, &[]).await;
-    let delta = down::Delta { target: 1, grant: vec![grant(A, token(1, 1))], ..down::Delta::default() };
-    conn.send(down::Down::Delta(delta)).await;
-    assert_eq!(conn.ack().await.granted, [(A, token(1, 1))]);
+    let delta = change(0, 1, vec![grant(A, token(1, 1))]);
+    conn.send(delta).await;
+    assert_eq!(conn.ack().await.granted, [GrantRef::new(A, token(1, 1))]);
     assert!(matches!(bench.command().await, Command::Take { .. }));
 
-    let update = down::Update { appliance: A, token: token(1, 1), desired: grant(A, token(1, 1)).desired };
-    let delta = down::Delta {
-        base: 1,
-        target: 2,
-        grant: vec![grant(B, token(1, 2))],
-        update: vec![update],
-        ..down::Delta::default()
-    };
-    let mut message = down::down_to_wire(&conn.envelope, down::Down::Delta(delta));
+    let update = DeltaEntry::Update { appliance: A, token: token(1, 1), desired: desired() };
+    let delta = change(1, 2, vec![grant(B, token(1, 2)), update]);
+    let mut message = down::down_to_wire(&conn.envelope, delta, "").remove(0);
     match &mut message.body {
         Some(proto::worker::v1::coordinator_message::Body::Delta(delta)) => {
             delta.grant[0].desired = None;
@@ -335,12 +347,12 @@ async fn a_grant_that_cannot_be_read_is_declined_and_an_update_leaves_what_is_he
         }
     }
     let reason = "Delta: grant[0].desired: is missing".to_owned();
-    assert_eq!(declined, [up::Declined { appliance: B, token: token(1, 2), reason }]);
+    assert_eq!(declined, [Declined { appliance: B, token: token(1, 2), reason }]);
 
     // The stream goes on, and so does what is held.
-    let check = down::Check { appliance: A, token: token(1, 1), number: 5 };
-    let delta = down::Delta { base: 2, target: 3, check: vec![check], ..down::Delta::default() };
-    conn.send(down::Down::Delta(delta)).await;
+    let check = DeltaEntry::Check { appliance: A, token: token(1, 1), number: 5 };
+    let delta = change(2, 3, vec![check]);
+    conn.send(delta).await;
     assert!(matches!(bench.command().await, Command::Check { number: 5, .. }));
     drop(conn);
     bench.finish().await;
@@ -351,15 +363,15 @@ async fn what_is_held_is_told_and_said_again_when_the_leader_finds_it_different(
     let mut bench = Bench::new().await;
     let (mut conn, _) = bench.hello().await;
     conn.welcome(1, &[]).await;
-    let delta = down::Delta { target: 1, grant: vec![grant(A, token(1, 1))], ..down::Delta::default() };
-    conn.send(down::Down::Delta(delta)).await;
+    let delta = change(0, 1, vec![grant(A, token(1, 1))]);
+    conn.send(delta).await;
     assert!(matches!(bench.command().await, Command::Take { .. }));
     assert_eq!(conn.holdings(1).await, [(A, token(1, 1))].into_iter().collect());
 
-    let (reason, detail) = (down::RefusedReason::HoldingsDiffer, "1 and not 2".to_owned());
-    conn.send(down::Down::Refused(down::Refused { reason, detail, retry_after: None })).await;
+    let (reason, detail) = (RefusedReason::AssignmentsDiffer, "1 and not 2".to_owned());
+    conn.send(ToWorker::Refused(Refused { reason, detail, retry_after: None })).await;
     let (mut conn, hello) = bench.hello().await;
-    assert_eq!((hello.held.len(), hello.held[0].token), (1, token(1, 1)));
+    assert_eq!((hello.owned.len(), hello.owned[0].token), (1, token(1, 1)));
     conn.welcome(1, &[]).await;
     assert!(matches!(bench.command().await, Command::Release { .. }), "it was not kept");
     assert_eq!(conn.holdings(0).await, common::Digest::default(), "and is in no table any more");
@@ -373,9 +385,9 @@ async fn a_token_of_a_later_term_reaches_the_leader_and_the_grant_is_renewed() {
     let (mut conn, hello) = bench.hello().await;
     assert_eq!(hello.highest_term, Term::new(0));
     conn.welcome(3, &[]).await;
-    let delta = down::Delta { target: 1, grant: vec![grant(A, token(3, 1))], ..down::Delta::default() };
-    conn.send(down::Down::Delta(delta)).await;
-    assert_eq!(conn.ack().await.granted, [(A, token(3, 1))]);
+    let delta = change(0, 1, vec![grant(A, token(3, 1))]);
+    conn.send(delta).await;
+    assert_eq!(conn.ack().await.granted, [GrantRef::new(A, token(3, 1))]);
     assert!(matches!(bench.command().await, Command::Take { .. }));
 
     // Of the leader's own term: it has given that token, so there is nothing to tell it.
@@ -384,8 +396,8 @@ async fn a_token_of_a_later_term_reaches_the_leader_and_the_grant_is_renewed() {
     bench.event(refused()).await;
     conn.ended().await;
     let (mut conn, hello) = bench.hello().await;
-    assert_eq!((hello.highest_term, hello.held.len()), (Term::new(9), 1));
-    conn.welcome(10, &[(A, token(3, 1))]).await;
+    assert_eq!((hello.highest_term, hello.owned.len()), (Term::new(9), 1));
+    conn.welcome(10, &[GrantRef::new(A, token(3, 1))]).await;
     bench.welcomed().await;
 
     // The leader can give a token that is accepted now, and does once the old grant is given back.
@@ -400,8 +412,8 @@ async fn a_token_of_a_later_term_reaches_the_leader_and_the_grant_is_renewed() {
         Event::Released { appliance: A, token: token(3, 1), progress: Progress::default(), hold: Duration::ZERO };
     bench.event(event).await;
     assert_eq!(conn.ack().await.released.len(), 1);
-    let delta = down::Delta { target: 1, grant: vec![grant(A, token(10, 1))], ..down::Delta::default() };
-    conn.send(down::Down::Delta(delta)).await;
+    let delta = change(0, 1, vec![grant(A, token(10, 1))]);
+    conn.send(delta).await;
     let taken = bench.command().await;
     assert!(matches!(taken, Command::Take { token: t, .. } if t == token(10, 1)), "{taken:?}");
     drop(conn);

@@ -1,6 +1,6 @@
 //! The table of the module header, pair by pair, and the answers of strangers.
 
-use common::Term;
+use common::{Incarnation, Term};
 
 use super::*;
 
@@ -51,11 +51,11 @@ fn every_pair_does_what_the_table_says() {
         ("undone", Event::Undone(own.token)),
         ("ack", Event::Ack(own.clone())),
         ("declined", Event::Declined(own.clone())),
-        ("released", Event::Released(own.clone(), Handed::default())),
+        ("released", Event::Released(own.clone(), Carryover::default())),
         ("deleted", Event::Deleted(own.clone())),
-        ("gone", Event::Gone(own.worker.clone(), own.incarnation)),
+        ("gone", Event::Gone(own.life())),
         ("holds", Event::Holds(own.clone())),
-        ("nothing", Event::HoldsNothing(own.worker.clone(), own.incarnation)),
+        ("nothing", Event::HoldsNothing(own.life())),
     ];
     let expected = [
         // Unowned, Granting, Offered, Owned, Releasing, Freeing, Passing, Orphaned, Removing
@@ -137,7 +137,7 @@ fn answers_under_another_token_or_incarnation_do_not_count() {
             for event in [Event::Ack(who.clone()), Event::Declined(who.clone())] {
                 assert_eq!(step(&state, event), Err(Refused));
             }
-            for event in [Event::Released(who.clone(), Handed::default()), Event::Deleted(who.clone())] {
+            for event in [Event::Released(who.clone(), Carryover::default()), Event::Deleted(who.clone())] {
                 let (next, effects) = step(&state, event).expect("confirmed again");
                 assert_eq!((next, effects), (state.clone(), vec![Effect::Confirm(who.clone())]));
             }
@@ -148,7 +148,10 @@ fn answers_under_another_token_or_incarnation_do_not_count() {
 #[test]
 fn the_lease_end_of_another_life_leaves_the_owner_alone() {
     for state in states() {
-        assert_eq!(step(&state, Event::Gone(WorkerId::new("w1").expect("valid"), Incarnation::new(9))), Err(Refused));
+        assert_eq!(
+            step(&state, Event::Gone(Life::new(WorkerId::new("w1").expect("valid"), Incarnation::new(9)))),
+            Err(Refused)
+        );
     }
 }
 
@@ -171,9 +174,9 @@ fn a_late_durable_of_an_older_grant_does_not_offer_the_newer_one() {
 fn the_former_owner_is_confirmed_with_whichever_write_has_its_release() {
     let (from, to) = (granted("w1", 1), granted("w2", 2));
     let passing = State::Passing { from: from.clone(), to: to.clone() };
-    let said_again = Event::Released(from.clone(), Handed::default());
+    let said_again = Event::Released(from.clone(), Carryover::default());
     assert_eq!(step(&passing, said_again), Err(Refused), "the confirmation follows");
-    assert_eq!(step(&passing, Event::Gone(from.worker.clone(), from.incarnation)), Err(Refused), "it holds nothing");
+    assert_eq!(step(&passing, Event::Gone(from.life())), Err(Refused), "it holds nothing");
     let (next, effects) = step(&passing, Event::Durable(from.token)).expect("a write of its own came first");
     assert_eq!((next.clone(), effects), (State::Granting(to.clone()), vec![Effect::Confirm(from.clone())]));
     assert_eq!(step(&next, Event::Durable(to.token)), Ok((State::Offered(to.clone()), vec![Effect::Offer])));

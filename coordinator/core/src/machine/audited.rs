@@ -1,10 +1,11 @@
 //! Digests of what workers hold, compared with the table; and since when appliances have no owner.
 
-use super::tests::{L, World, edition, id, worker};
+use super::tests::{L, World, digest_report, edition, id, worker};
 use super::*;
 use crate::audit::{Counts, PAUSE};
 use crate::violation::Kind;
 use common::Digest;
+use common::session::OwnedDigest;
 
 impl World {
     /// A worker with three appliances.
@@ -18,16 +19,16 @@ impl World {
         w
     }
 
-    fn claim(&self, name: &str) -> Claim {
+    fn claim(&self, name: &str) -> OwnedDigest {
         let puppet = &self.puppets[&worker(name)];
-        Claim { applied: puppet.version, held: puppet.held.iter().map(|(id, token)| (*id, *token)).collect() }
+        OwnedDigest { applied: puppet.version, digest: puppet.held.iter().map(|(id, token)| (*id, *token)).collect() }
     }
 
     /// A worker says what it holds.
-    fn audit(&mut self, name: &str, claim: Claim) {
+    fn audit(&mut self, name: &str, claim: OwnedDigest) {
         let conn = self.puppets[&worker(name)].conn;
         let envelope = self.envelope(conn);
-        self.step(Event::Holds(conn, envelope, claim));
+        self.step(Event::Received(conn, envelope, digest_report(claim)));
     }
 
     fn kinds(&self) -> Vec<(Kind, u64)> {
@@ -68,18 +69,18 @@ fn what_was_not_applied_yet_is_not_compared() {
     let before = w.claim("w1");
     w.create([4]);
     w.audit("w1", before);
-    w.audit("w1", Claim { applied: before.applied + 100, held: Digest::default() });
+    w.audit("w1", OwnedDigest { applied: before.applied + 100, digest: Digest::default() });
     assert_eq!((w.machine.audits().in_flight, w.closed.len()), (2, 0));
 }
 
 #[test]
 fn a_digest_of_another_stream_or_term_does_not_count() {
     let mut w = World::three();
-    let wrong = Claim { held: Digest::default(), ..w.claim("w1") };
+    let wrong = OwnedDigest { digest: Digest::default(), ..w.claim("w1") };
     let conn = w.puppets[&worker("w1")].conn;
     let envelope = w.envelope(conn);
-    w.step(Event::Holds(conn, Envelope { stream: envelope.stream.next(), ..envelope }, wrong));
-    w.step(Event::Holds(conn, Envelope { term: Term::new(9), ..envelope }, wrong));
+    w.step(Event::Received(conn, Envelope { stream: envelope.stream.next(), ..envelope }, digest_report(wrong)));
+    w.step(Event::Received(conn, Envelope { term: Term::new(9), ..envelope }, digest_report(wrong)));
     assert_eq!((w.machine.audits(), w.machine.counters().stale_messages), (Counts::default(), 2));
     assert_eq!(w.closed, []);
 }
@@ -137,7 +138,7 @@ fn a_grant_too_many_is_ended_before_anybody_gets_it() {
 #[test]
 fn a_worker_that_cannot_count_is_not_sent_round_in_circles() {
     let mut w = World::three();
-    let wrong = |w: &World| Claim { held: Digest { count: 1, sum: 1 }, ..w.claim("w1") };
+    let wrong = |w: &World| OwnedDigest { digest: Digest { count: 1, sum: 1 }, ..w.claim("w1") };
     let seconds = 4 * PAUSE.0.as_secs();
     for _ in 0..seconds {
         w.audit("w1", wrong(&w));

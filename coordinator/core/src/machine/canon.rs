@@ -8,8 +8,8 @@ use common::canon::{Canon, Canonical};
 
 use super::{Commit, Machine, Pending, STALL, TICK};
 use crate::grants::{GrantOp, Granted, StoredGrant, StoredMember};
-use crate::handoff::{Handed, State};
-use crate::table::Entry;
+use crate::handoff::State;
+use crate::table::TableRow;
 
 impl Canonical for Machine {
     fn canon(&self, to: &mut Canon) {
@@ -121,7 +121,7 @@ impl Canonical for Pending {
     }
 }
 
-impl Canonical for Entry {
+impl Canonical for TableRow {
     fn canon(&self, to: &mut Canon) {
         let Self {
             id,
@@ -130,7 +130,6 @@ impl Canonical for Entry {
             size,
             deleting,
             state,
-            retry,
             handed,
             hold_if_lost,
             preferred,
@@ -143,7 +142,7 @@ impl Canonical for Entry {
             granted_before,
         } = self;
         to.put(&(id, needs, edition));
-        to.put(&(size, deleting, retry));
+        to.put(&(size, deleting));
         to.put(state);
         to.put(handed);
         to.put(hold_if_lost);
@@ -165,13 +164,6 @@ impl Canonical for Granted {
     fn canon(&self, to: &mut Canon) {
         let Self { worker, incarnation, token } = self;
         to.put(&(worker, incarnation, token));
-    }
-}
-
-impl Canonical for Handed {
-    fn canon(&self, to: &mut Canon) {
-        let Self { progress, hold } = self;
-        to.put(&(progress, hold));
     }
 }
 

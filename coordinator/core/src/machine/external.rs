@@ -1,5 +1,8 @@
 //! Scenarios with lives that are taken from a coordination service, and of brake, grace, draining and eviction.
 
+use common::StreamNumber;
+use common::session::{Ack, Hello, Release};
+
 use super::tests::*;
 use super::*;
 
@@ -28,7 +31,7 @@ impl Service {
 
     fn leases(&self) -> BTreeMap<Life, LeaseNode> {
         let lease = LeaseNode { lease: L, evicted: false };
-        self.w.puppets.iter().filter_map(|(name, p)| Some(((name.clone(), p.incarnation?), lease))).collect()
+        self.w.puppets.iter().filter_map(|(name, p)| Some((Life::new(name.clone(), p.incarnation?), lease))).collect()
     }
 
     /// A worker makes its nodes; the leader has not read them yet.
@@ -38,7 +41,7 @@ impl Service {
         self.nodes.insert(worker(name), Node { incarnation, profile: profile() });
         let puppet = Puppet { incarnation: Some(incarnation), ..Puppet::default() };
         self.w.puppets.insert(worker(name), puppet);
-        (worker(name), incarnation)
+        Life::new(worker(name), incarnation)
     }
 
     fn tell_nodes(&mut self, life: &Life) {
@@ -57,12 +60,12 @@ impl Service {
     fn kill(&mut self, name: &str) -> Life {
         let incarnation = self.w.puppets[&worker(name)].incarnation.expect("enrolled");
         self.w.kill(name);
-        (worker(name), incarnation)
+        Life::new(worker(name), incarnation)
     }
 
     /// The service deletes the nodes of a life.
     fn expire(&mut self, life: &Life) {
-        self.nodes.remove(&life.0);
+        self.nodes.remove(&life.worker);
         self.w.step(Event::Members(self.nodes.clone()));
         self.w.step(Event::Over(life.clone()));
         self.w.step(Event::Tick);
@@ -97,7 +100,7 @@ fn restored_from(w: &World, departed: &[(&str, Incarnation)]) -> Restored {
         restored.appliances.push((seed(u128::from_be_bytes(*entry.id.as_bytes())), stored));
     }
     for life in w.machine.membership().lives() {
-        let (worker, incarnation) = life.clone();
+        let Life { worker, incarnation } = life.clone();
         restored.members.push(StoredMember { worker, incarnation, profile: profile(), departed: false });
     }
     for (name, incarnation) in departed {
@@ -116,10 +119,10 @@ fn a_hello_that_is_faster_than_the_news_of_its_nodes_waits_for_it() {
     assert_eq!(s.w.closed, vec![]);
     assert!(!s.w.sent.iter().any(|(c, _)| *c == conn), "welcomed before its node was read");
     s.tell_nodes(&life);
-    assert!(s.w.sent.iter().any(|(c, d)| *c == conn && matches!(d, Down::Welcome { .. })));
+    assert!(s.w.sent.iter().any(|(c, d)| *c == conn && matches!(d, ToWorker::Welcome(_))));
     let stranger = s.enrol("w2");
     let conn = s.w.connect("w2");
-    s.w.puppets.remove(&stranger.0);
+    s.w.puppets.remove(&stranger.worker);
     s.w.pass(Duration::from_secs(6));
     assert_eq!(s.w.closed, vec![(conn, Refusal::UnknownLife)], "not for ever");
 }
@@ -200,7 +203,7 @@ fn a_worker_without_member_node_is_drained_and_sent_home() {
 fn an_unreachable_worker_is_evicted_once_a_move_waits_on_it() {
     let mut s = cluster(Config::default(), &["w1", "w2"], 10);
     let life = s.kill("w1");
-    let beating = Puppet { incarnation: Some(life.1), conn: 999, ..Puppet::default() };
+    let beating = Puppet { incarnation: Some(life.incarnation), conn: 999, ..Puppet::default() };
     s.w.puppets.insert(worker("w1"), beating);
     s.w.pass(Duration::from_secs(70));
     assert_eq!(s.w.evicted, vec![], "it does no harm");
@@ -218,8 +221,8 @@ fn an_unreachable_worker_is_evicted_once_a_move_waits_on_it() {
 fn an_operator_can_evict() {
     let mut s = cluster(Config::default(), &["w1", "w2"], 10);
     let life = s.w.machine.life_of(&worker("w1")).expect("lives");
-    s.w.step(Event::Evict((worker("w1"), life)));
-    assert_eq!(s.w.evicted, vec![(worker("w1"), life)]);
+    s.w.step(Event::Evict(Life::new(worker("w1"), life)));
+    assert_eq!(s.w.evicted, vec![Life::new(worker("w1"), life)]);
     let mut w = World::new(Restored::default());
     w.connect("w1");
     w.connect("w2");
@@ -227,7 +230,7 @@ fn an_operator_can_evict() {
     w.create(1..=4);
     let conn = w.puppets[&worker("w1")].conn;
     let life = w.machine.life_of(&worker("w1")).expect("lives");
-    w.step(Event::Evict((worker("w1"), life)));
+    w.step(Event::Evict(Life::new(worker("w1"), life)));
     assert_eq!(w.closed.last(), Some(&(conn, Refusal::IncarnationOver)));
     w.puppets.remove(&worker("w1"));
     w.pass(Duration::from_millis(2_400));
@@ -239,7 +242,7 @@ fn a_draining_worker_gives_up_everything_and_gets_nothing() {
     let mut s = cluster(Config::default(), &["w1", "w2", "w3"], 12);
     let conn = s.w.puppets[&worker("w1")].conn;
     let envelope = s.w.envelope(conn);
-    s.w.step(Event::Drain(conn, envelope, false));
+    s.w.step(Event::Received(conn, envelope, ToCoordinator::Drain { hand_back: false }));
     s.w.pass(Duration::from_secs(1));
     let caused =
         s.w.news.iter().any(|n| matches!(n, News::Opened { cause, .. } if cause.to_string() == "draining: w1"));
@@ -265,7 +268,7 @@ fn most_workers_that_vanish_at_once_freeze_and_their_return_thaws() {
     s.w.create(21..=22);
     assert!(s.w.holder(21).is_some(), "what is new was never out of sight");
     // A next leader starts frozen as well.
-    let departed: Vec<(&str, Incarnation)> = lives.iter().map(|(name, life)| (name.as_str(), *life)).collect();
+    let departed: Vec<(&str, Incarnation)> = lives.iter().map(|l| (l.worker.as_str(), l.incarnation)).collect();
     let mut next = Service::in_term(Config::default(), Term::new(2), restored_from(&s.w, &departed));
     next.nodes = s.nodes.clone();
     next.next_life = 100;
@@ -330,19 +333,22 @@ fn what_is_handed_back_waits_for_its_name() {
     let before: Vec<_> = (1..=12).map(|n| s.w.holder(n).map(str::to_owned)).collect();
     let puppet = s.w.puppets[&worker("w1")].clone();
     let envelope = s.w.envelope(puppet.conn);
-    s.w.step(Event::Drain(puppet.conn, envelope, true));
-    let handed =
-        |(id, token): (&ApplianceId, &Token)| Said { appliance: *id, token: *token, handed: Handed::default() };
+    s.w.step(Event::Received(puppet.conn, envelope, ToCoordinator::Drain { hand_back: true }));
+    let handed = |(id, token): (&ApplianceId, &Token)| Release {
+        appliance: *id,
+        token: *token,
+        carryover: Carryover::default(),
+    };
     let released = puppet.held.iter().map(handed).collect();
     s.w.puppets.get_mut(&worker("w1")).expect("lives").held.clear();
-    s.w.step(Event::Answers(
+    s.w.step(Event::Received(
         puppet.conn,
         envelope,
-        Answers { applied: puppet.version, released, ..Answers::default() },
+        ToCoordinator::Ack(Ack { applied: puppet.version, released, ..Ack::default() }),
     ));
     s.w.pass(Duration::from_secs(1));
     assert_eq!(s.w.loads(), [0, 4, 4], "nobody gets it, not even itself");
-    s.w.step(Event::Leave(puppet.conn, envelope));
+    s.w.step(Event::Received(puppet.conn, envelope, ToCoordinator::Leave));
     s.w.puppets.remove(&worker("w1"));
     s.nodes.remove(&worker("w1"));
     s.w.step(Event::Members(s.nodes.clone()));
@@ -403,9 +409,9 @@ fn a_worker_that_is_about_to_stop_hears_when_nobody_takes_what_it_has() {
         let conn = s.w.puppets[&worker(name)].conn;
         let envelope = s.w.envelope(conn);
         s.w.sent.clear();
-        s.w.step(Event::Drain(conn, envelope, false));
+        s.w.step(Event::Received(conn, envelope, ToCoordinator::Drain { hand_back: false }));
         s.w.pass(Duration::from_secs(1));
-        let told = s.w.sent.iter().any(|(c, d)| *c == conn && *d == Down::Drained);
+        let told = s.w.sent.iter().any(|(c, d)| *c == conn && *d == ToWorker::Drained);
         assert_eq!(told, name == "w2", "{name}");
     }
     assert_eq!(s.w.loads(), [0, 10]);
@@ -448,9 +454,10 @@ fn greeted_with(held: Edition) -> (Service, Service) {
     for (conn, name) in [(101, "w1"), (102, "w2")] {
         let puppet = next.w.puppets.get_mut(&worker(name)).expect("lives");
         (puppet.conn, puppet.stream) = (conn, puppet.stream.next());
-        let mut hello = next.w.hello_of(name, &next.w.puppets[&worker(name)].clone());
-        hello.held.iter_mut().filter(|h| h.appliance == id(1)).for_each(|h| h.edition = held);
-        next.w.step(Event::Hello(conn, Box::new(hello)));
+        let puppet = next.w.puppets[&worker(name)].clone();
+        let mut hello = next.w.hello_of(name, &puppet);
+        hello.owned.iter_mut().filter(|h| h.appliance == id(1)).for_each(|h| h.edition = held);
+        next.w.say_hello(conn, &puppet, hello);
     }
     next.w.pass(Duration::from_secs(1));
     assert!(next.all_owned(4));
@@ -467,8 +474,9 @@ fn a_hello_from_before_the_term_takes_nothing_before_its_stream_answers() {
     next.w.next_conn = 100;
     next.read();
     next.w.connect("w2");
-    let late = Hello { held: vec![], ..next.w.hello_of("w1", &s.w.puppets[&worker("w1")]) };
-    next.w.step(Event::Hello(77, Box::new(late)));
+    let puppet = &s.w.puppets[&worker("w1")];
+    let late = Hello { owned: vec![], ..next.w.hello_of("w1", puppet) };
+    next.w.say_hello(77, puppet, late);
     next.w.step(Event::Tick);
     next.w.step(Event::Closed(77));
     next.w.pass(Duration::from_secs(10));
@@ -485,7 +493,7 @@ fn a_leader_that_reaches_nobody_evicts_nobody() {
     let mut s = cluster(Config::default(), &["w1", "w2", "w3", "w4"], 12);
     for (n, name) in ["w1", "w2", "w3", "w4"].into_iter().enumerate() {
         let life = s.kill(name);
-        let beating = Puppet { incarnation: Some(life.1), conn: 900 + n as u64, ..Puppet::default() };
+        let beating = Puppet { incarnation: Some(life.incarnation), conn: 900 + n as u64, ..Puppet::default() };
         s.w.puppets.insert(worker(name), beating);
         s.nodes.remove(&worker(name));
     }
@@ -499,7 +507,7 @@ fn what_is_handed_back_too_slowly_goes_to_others() {
     let mut s = cluster(grace(2_000), &["w1", "w2", "w3"], 12);
     let conn = s.w.puppets[&worker("w1")].conn;
     let envelope = s.w.envelope(conn);
-    s.w.step(Event::Drain(conn, envelope, true));
+    s.w.step(Event::Received(conn, envelope, ToCoordinator::Drain { hand_back: true }));
     s.w.pass(Duration::from_secs(4));
     assert_eq!(s.w.loads(), [0, 6, 6], "drained like any other once the grace was over");
 }

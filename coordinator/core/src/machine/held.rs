@@ -1,5 +1,6 @@
 //! Holds from owner to owner: who leaves how much, what is stored of it, and what the next owner is told.
 
+use common::session::{Ack, Declined, DeltaEntry, Hello, Release};
 use std::time::Duration;
 
 use common::appliance::Driver;
@@ -10,7 +11,7 @@ use super::*;
 const HOLD: Duration = Duration::from_secs(10);
 
 /// A worker opens a stream whose calls may take effect for `hold` after its lease.
-fn connect(w: &mut World, name: &str, hold: Duration) -> Conn {
+fn connect(w: &mut World, name: &str, hold: Duration) -> StreamId {
     let conn = w.next_conn;
     w.next_conn += 1;
     let puppet = w.puppets.entry(worker(name)).or_default();
@@ -18,7 +19,7 @@ fn connect(w: &mut World, name: &str, hold: Duration) -> Conn {
     puppet.stream = puppet.stream.next();
     let puppet = w.puppets[&worker(name)].clone();
     let hello = Hello { profile: unfenced(hold), ..w.hello_of(name, &puppet) };
-    w.step(Event::Hello(conn, Box::new(hello)));
+    w.say_hello(conn, &puppet, hello);
     conn
 }
 
@@ -37,27 +38,30 @@ fn owned() -> World {
 }
 
 /// Has a worker say something about the appliance, which it then holds no more.
-fn say(w: &mut World, name: &str, answers: impl FnOnce(ApplianceId, Token) -> Answers) {
+fn say(w: &mut World, name: &str, answers: impl FnOnce(ApplianceId, Token) -> Ack) {
     let puppet = w.puppets.get_mut(&worker(name)).expect("lives");
     let token = puppet.held.remove(&id(1)).expect("it holds the appliance");
     let (conn, applied) = (puppet.conn, puppet.version);
     let envelope = w.envelope(conn);
-    w.step(Event::Answers(conn, envelope, Answers { applied, ..answers(id(1), token) }));
+    w.step(Event::Received(conn, envelope, ToCoordinator::Ack(Ack { applied, ..answers(id(1), token) })));
 }
 
 fn release(w: &mut World, name: &str, hold: Duration) {
     say(w, name, |appliance, token| {
-        let handed = Handed { hold, ..Handed::default() };
-        Answers { released: vec![Said { appliance, token, handed }], ..Answers::default() }
+        let carryover = Carryover { fence_delay: hold, ..Carryover::default() };
+        Ack { released: vec![Release { appliance, token, carryover }], ..Ack::default() }
     });
 }
 
 /// The holds that owners of the appliance were told, one after the other.
 fn told(w: &World) -> Vec<Duration> {
-    let tells =
-        w.sent.iter().filter_map(|(_, down)| if let Down::Delta { tell, .. } = down { Some(tell) } else { None });
-    let hold = |tell: &Tell| if let Tell::Grant { handed, .. } = tell { Some(handed.hold) } else { None };
-    tells.flatten().filter_map(hold).collect()
+    let deltas =
+        w.sent.iter().filter_map(|(_, message)| if let ToWorker::Delta(d) = message { Some(&d.entries) } else { None });
+    let hold = |entry: &DeltaEntry<()>| match entry {
+        DeltaEntry::Grant { carryover, .. } => Some(carryover.fence_delay),
+        _ => None,
+    };
+    deltas.flatten().filter_map(hold).collect()
 }
 
 /// What the store was told: `true` for a grant.
@@ -104,7 +108,7 @@ fn a_release_says_what_is_left_and_nobody_counts_it_down() {
     let envelope = w.envelope(conn);
     w.step(Event::Pause("so that nobody takes it".to_owned()));
     release(&mut w, "w1", left);
-    w.step(Event::Leave(conn, envelope));
+    w.step(Event::Received(conn, envelope, ToCoordinator::Leave));
     w.puppets.clear();
     w.pass(Duration::from_secs(3_600));
     w.step(Event::Resume);
@@ -153,8 +157,12 @@ fn an_offer_that_nobody_took_keeps_the_hold() {
     w.puppets.insert(worker("w1"), Puppet { version, ..puppet });
     let conn = w.puppets[&worker("w1")].conn;
     let envelope = w.envelope(conn);
-    let declined = Answers { applied: version, declined: vec![(id(1), token)], ..Answers::default() };
-    w.step(Event::Answers(conn, envelope, declined));
+    let declined = Ack {
+        applied: version,
+        declined: vec![Declined { appliance: id(1), token, reason: String::new() }],
+        ..Ack::default()
+    };
+    w.step(Event::Received(conn, envelope, ToCoordinator::Ack(declined)));
     w.pass(Duration::from_secs(6));
     assert_eq!(w.holder(1), Some("w1"));
     assert_eq!(told(&w)[before..], [left, left], "offered, declined, offered again");
@@ -172,7 +180,7 @@ fn an_owner_that_forgot_its_grant_leaves_its_hold_in_full() {
 #[test]
 fn a_removal_that_nobody_asked_for_leaves_the_hold_in_full() {
     let mut w = owned();
-    say(&mut w, "w1", |appliance, token| Answers { gone: vec![(appliance, token)], ..Answers::default() });
+    say(&mut w, "w1", |appliance, token| Ack { removed: vec![GrantRef::new(appliance, token)], ..Ack::default() });
     w.pass(Duration::from_secs(1));
     assert_eq!((w.holder(1), told(&w)), (Some("w1"), vec![Duration::ZERO, HOLD]));
 }

@@ -7,10 +7,11 @@
 
 use std::time::Duration;
 
+use common::Life;
+use common::session::Carryover;
+
 use super::Machine;
 use crate::grants::{GrantOp, Profile};
-use crate::handoff::Handed;
-use crate::membership::Life;
 use crate::planner::Slot;
 
 impl Machine {
@@ -30,9 +31,9 @@ impl Machine {
     }
 
     /// What an owner leaves that hands nothing in.
-    pub(super) fn nothing_handed_in(&self, slot: Slot) -> Handed {
+    pub(super) fn nothing_handed_in(&self, slot: Slot) -> Carryover {
         let hold = self.table.get(slot).map_or(Duration::ZERO, |entry| entry.hold_if_lost);
-        Handed { hold, ..Handed::default() }
+        Carryover { fence_delay: hold, ..Carryover::default() }
     }
 
     /// A life that held an appliance against the table has ended.
@@ -50,7 +51,7 @@ impl Machine {
         if !entry.state.wants_owner() || !entry.raise_hold(hold) {
             return;
         }
-        let Handed { progress, hold } = entry.handed.as_deref().cloned().unwrap_or_default();
+        let Carryover { progress, fence_delay: hold } = entry.handed.as_deref().cloned().unwrap_or_default();
         // Not waited for: it happens only after the store was put back to an older state, and is remembered here.
         self.commit.grants.push(GrantOp::Free { appliance: entry.id, progress, hold });
     }

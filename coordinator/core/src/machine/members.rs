@@ -12,14 +12,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use common::mutant::{self, Mutant};
-use common::{Timestamp, WorkerId};
+use common::session::{Envelope, Hello, ToWorker};
+use common::{Life, Timestamp, WorkerId};
 
 use super::placement::SLOW;
-use super::{Action, Conn, Down, Envelope, Hello, Incarnation, Machine, Profile, Refusal};
+use super::{Action, Incarnation, Machine, Profile, Refusal, StreamId};
 use crate::brake::Departure;
 use crate::handoff::State;
 use crate::health::Session as SessionState;
-use crate::membership::{Authority, Beat, LeaseNode, Life, Node};
+use crate::membership::{Authority, Beat, LeaseNode, Node};
 use crate::planner::Slot;
 
 /// How long a `Hello` waits for the news of its own lease node. Both come from the same commit; longer means that the
@@ -38,7 +39,8 @@ const HOMECOMING: usize = 100_000;
 
 #[derive(Clone, Debug)]
 struct Parked {
-    conn: Conn,
+    conn: StreamId,
+    envelope: Envelope,
     hello: Box<Hello>,
     until: Timestamp,
 }
@@ -90,7 +92,7 @@ impl Watch {
 
     /// Whether a worker of this name is about to stop and hands back what it has.
     pub(super) fn is_handing_back(&self, name: &WorkerId) -> bool {
-        self.handing_back.iter().any(|(worker, _)| worker == name)
+        self.handing_back.iter().any(|life| life.worker == *name)
     }
 
     pub(super) fn comes_home(&self, name: &WorkerId) -> bool {
@@ -101,7 +103,7 @@ impl Watch {
         !self.homecoming.is_empty()
     }
 
-    pub(super) fn unpark(&mut self, conn: Conn) {
+    pub(super) fn unpark(&mut self, conn: StreamId) {
         self.parked.retain(|_, parked| parked.conn != conn);
     }
 
@@ -121,21 +123,28 @@ impl Watch {
 
 impl Machine {
     /// The life that speaks, and whether it begins with this `Hello`. `None` when it was refused, or waits.
-    pub(super) fn speaking_life(&mut self, now: Timestamp, conn: Conn, hello: &Hello) -> Option<(Life, bool)> {
-        let refusal = match (self.membership.is_embedded(), hello.incarnation) {
+    pub(super) fn speaking_life(
+        &mut self,
+        now: Timestamp,
+        conn: StreamId,
+        envelope: Envelope,
+        hello: &Hello,
+    ) -> Option<(Life, bool)> {
+        let refusal = match (self.membership.is_embedded(), envelope.incarnation) {
             (true, None) => match self.membership.any_life_of(&hello.worker) {
                 None => {
                     let number = self.next_incarnation;
                     self.next_incarnation += 1;
-                    return Some(((hello.worker.clone(), Incarnation::embedded(self.term, number)), true));
+                    return Some((Life::new(hello.worker.clone(), Incarnation::embedded(self.term, number)), true));
                 }
                 Some(other) => {
-                    let wait = self.membership.remaining(now, &(hello.worker.clone(), other)).unwrap_or_default();
+                    let wait =
+                        self.membership.remaining(now, &Life::new(hello.worker.clone(), other)).unwrap_or_default();
                     Refusal::NameTaken(wait)
                 }
             },
             (true, Some(incarnation)) => {
-                let life = (hello.worker.clone(), incarnation);
+                let life = Life::new(hello.worker.clone(), incarnation);
                 // A `Hello` is a heartbeat too: it was sent after the last one that was answered.
                 if self.membership.beat(now, &life) == Beat::Counts {
                     return Some((life, false));
@@ -144,12 +153,12 @@ impl Machine {
             }
             (false, None) => Refusal::NoLife,
             (false, Some(incarnation)) => {
-                let life = (hello.worker.clone(), incarnation);
+                let life = Life::new(hello.worker.clone(), incarnation);
                 if self.members.read && self.membership.is_alive(&life) {
                     return Some((life, false));
                 }
                 if !self.members.read || !(self.membership.is_known(&life) || self.membership.has_ended(&life)) {
-                    let parked = Parked { conn, hello: Box::new(hello.clone()), until: now + PARKED };
+                    let parked = Parked { conn, envelope, hello: Box::new(hello.clone()), until: now + PARKED };
                     if let Some(older) = self.members.parked.insert(life, parked) {
                         self.actions.push(Action::Close(older.conn, Refusal::Superseded));
                     }
@@ -222,7 +231,7 @@ impl Machine {
     /// A heartbeat of a life was seen, or its node read for the first time.
     pub(super) fn observed(&mut self, now: Timestamp, life: &Life, node: LeaseNode) {
         if self.membership.beat_seen(now, life, node) {
-            self.actions.push(Action::WorkerChanged(life.0.clone()));
+            self.actions.push(Action::WorkerChanged(life.worker.clone()));
             self.after_news(now);
         }
     }
@@ -233,7 +242,7 @@ impl Machine {
             self.membership.close(now, life, false);
             self.members.expelled.remove(life);
             self.refresh_members();
-            self.actions.push(Action::WorkerChanged(life.0.clone()));
+            self.actions.push(Action::WorkerChanged(life.worker.clone()));
         }
     }
 
@@ -246,7 +255,7 @@ impl Machine {
         let due: Vec<Life> = self.members.parked.keys().filter(|life| known(life)).cloned().collect();
         for life in due {
             if let Some(parked) = self.members.parked.remove(&life) {
-                self.hello(now, parked.conn, *parked.hello);
+                self.hello(now, parked.conn, parked.envelope, *parked.hello);
             }
         }
     }
@@ -254,8 +263,8 @@ impl Machine {
     /// A stream of this life was welcomed.
     pub(super) fn settled_member(&mut self, now: Timestamp, life: &Life) {
         self.members.silent.remove(life);
-        if self.brake.joined(now, &life.0) {
-            self.come_home(now, &life.0);
+        if self.brake.joined(now, &life.worker) {
+            self.come_home(now, &life.worker);
         }
         self.forget_missed(now);
     }
@@ -265,7 +274,7 @@ impl Machine {
         if self.members.homecoming.len() >= HOMECOMING {
             return;
         }
-        let lives = self.membership.lives().filter(|(worker, _)| worker == name);
+        let lives = self.membership.lives().filter(|life| life.worker == *name);
         let last = lives.filter_map(|life| self.membership.remaining(now, life)).max().unwrap_or_default();
         let settle = Duration::from_millis(self.config.debounce_ms) * 4;
         self.members.homecoming.insert(name.clone(), now + last.max(settle));
@@ -278,17 +287,19 @@ impl Machine {
         let how = if self.members.hands_back(life) { Departure::HandedBack } else { how };
         self.members.forget(life);
         let successor = self.membership.lives().find(|other| {
-            other.0 == life.0 && self.membership.is_alive(other) && self.sessions.state(other) == SessionState::Settled
+            other.worker == life.worker
+                && self.membership.is_alive(other)
+                && self.sessions.state(other) == SessionState::Settled
         });
         if successor.is_none() {
             let silent = self.membership.overdue(now);
-            self.brake.left(now, &life.0, how, silent);
+            self.brake.left(now, &life.worker, how, silent);
         } else if self.config.departure_grace_ms > 0 || self.brake.frozen_since().is_some() {
-            self.come_home(now, &life.0.clone());
+            self.come_home(now, &life.worker.clone());
         }
-        let missed = self.brake.remembers(&life.0);
+        let missed = self.brake.remembers(&life.worker);
         if missed {
-            self.remembered.entry(life.0.clone()).or_default().insert(life.1);
+            self.remembered.entry(life.worker.clone()).or_default().insert(life.incarnation);
         }
         self.ending.insert(life.clone(), missed.then(|| profile.clone()));
         self.remove_at = Some(now);
@@ -301,24 +312,24 @@ impl Machine {
             self.remembered.keys().filter(|name| !self.brake.remembers(name)).cloned().collect();
         for name in forgotten {
             for incarnation in self.remembered.remove(&name).unwrap_or_default() {
-                self.ending.insert((name.clone(), incarnation), None);
+                self.ending.insert(Life::new(name.clone(), incarnation), None);
                 self.remove_at = Some(now);
             }
         }
     }
 
-    pub(super) fn drain(&mut self, now: Timestamp, conn: Conn, envelope: Envelope, hand_back: bool) {
+    pub(super) fn drain(&mut self, now: Timestamp, conn: StreamId, envelope: Envelope, hand_back: bool) {
         let Some(life) = self.speaker(now, conn, envelope) else { return };
         self.members.leaving.insert(life.clone(), false);
         if hand_back && self.config.departure_grace_ms > 0 {
             self.members.handing_back.insert(life.clone());
-            self.brake.left(now, &life.0, Departure::HandedBack, 0);
+            self.brake.left(now, &life.worker, Departure::HandedBack, 0);
         } else {
             self.membership.drain(&life);
         }
         self.refresh_members();
         self.placement.drifted();
-        self.actions.push(Action::WorkerChanged(life.0));
+        self.actions.push(Action::WorkerChanged(life.worker));
     }
 
     /// Tells workers that are about to stop when nothing more will be taken from them: nobody takes what they have, or
@@ -332,14 +343,14 @@ impl Machine {
                 !**told
                     && !self.members.handing_back.contains(*life)
                     && self.granted.contains_key(*life)
-                    && !movers.contains(&life.0)
-                    && !self.in_flight.concerns(&life.0)
+                    && !movers.contains(&life.worker)
+                    && !self.in_flight.concerns(&life.worker)
             })
             .map(|(life, _)| life.clone())
             .collect();
         for life in done {
             if let Some(conn) = self.sessions.settled_conn(&life) {
-                self.actions.push(Action::Send(conn, Down::Drained));
+                self.send(conn, ToWorker::Drained);
                 self.members.leaving.insert(life, true);
             }
         }
@@ -358,7 +369,7 @@ impl Machine {
             self.members.evicting.insert(life.clone(), now);
             self.actions.push(Action::Evict(life.clone()));
         }
-        self.actions.push(Action::WorkerChanged(life.0.clone()));
+        self.actions.push(Action::WorkerChanged(life.worker.clone()));
     }
 
     pub(super) fn pause(&mut self, now: Timestamp, why: String) {
@@ -415,7 +426,7 @@ impl Machine {
     /// A worker that has not handed everything back within the grace is drained like any other: what it gave up is waited
     /// for no more.
     fn end_handing_back(&mut self, now: Timestamp) {
-        let late = |life: &&Life| !self.brake.waits_for(now, &life.0);
+        let late = |life: &&Life| !self.brake.waits_for(now, &life.worker);
         let late: Vec<Life> = self.members.handing_back.iter().filter(late).cloned().collect();
         for life in late {
             self.members.handing_back.remove(&life);
@@ -429,7 +440,7 @@ impl Machine {
     /// something up: waiting longer would not make them members again.
     pub(super) fn note_stuck(&mut self, movers: &BTreeSet<WorkerId>) {
         let frozen = self.brake.frozen_since().is_some();
-        let stuck = |life: &&Life| !frozen && !movers.contains(&life.0) && !self.in_flight.concerns(&life.0);
+        let stuck = |life: &&Life| !frozen && !movers.contains(&life.worker) && !self.in_flight.concerns(&life.worker);
         self.members.stuck = self.members.expelled.keys().filter(stuck).cloned().collect();
     }
 

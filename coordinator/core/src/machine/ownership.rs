@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use common::mutant::{self, Mutant};
-use common::{Timestamp, Token, WorkerId};
+use common::session::{Carryover, OwnedGrant};
+use common::{Life, Timestamp, Token, WorkerId};
 
 use super::{Action, Machine, Pending, WRITE_RETRY};
 use crate::brake::Departure;
 use crate::grants::{GrantOp, Profile};
-use crate::handoff::{self, Effect, Handed, Refused, State};
-use crate::membership::Life;
-use crate::outbox::Entry;
+use crate::handoff::{self, Effect, Refused, State};
+use crate::outbox::OutboxEntry;
 use crate::planner::{Slot, Unplaced};
 use crate::rebalance::News;
 use crate::unowned;
@@ -78,7 +78,7 @@ impl Machine {
             | State::Passing { to: g, .. }
             | State::Offered(g)
             | State::Owned(g)
-            | State::Releasing(g) => Some((g.worker.clone(), g.incarnation)),
+            | State::Releasing(g) => Some(g.life()),
             State::Unowned | State::Freeing(_) | State::Orphaned(_) | State::Removing(_) => None,
         };
         let (before, after) = (acting(&former), acting(&entry.state));
@@ -146,23 +146,23 @@ impl Machine {
             }
             (Effect::Offer, Some(g)) => {
                 let rebalance = entry.rebalance;
-                self.tell(&(g.worker, g.incarnation), slot, Entry::Grant(g.token), rebalance);
+                self.tell(&g.life(), slot, OutboxEntry::Grant(g.token), rebalance);
             }
             (Effect::AskRelease, Some(g)) => {
                 let rebalance = entry.rebalance;
-                self.tell(&(g.worker, g.incarnation), slot, Entry::Release(g.token), rebalance);
+                self.tell(&g.life(), slot, OutboxEntry::Release(g.token), rebalance);
             }
             (Effect::PersistPass, Some(to)) => {
                 let (site, hold_if_lost) = (entry.needs.site.clone(), entry.hold_if_lost);
                 let token = to.token;
-                let Handed { progress, hold } = entry.handed.as_deref().cloned().unwrap_or_default();
+                let Carryover { progress, fence_delay: hold } = entry.handed.as_deref().cloned().unwrap_or_default();
                 self.freed.remove(&slot);
                 self.commit.grants.push(GrantOp::Free { appliance: id, progress, hold });
                 self.write(slot, token, GrantOp::Grant { appliance: id, to, site, hold: hold_if_lost });
             }
             (Effect::PersistFree(handed), Some(_)) => {
                 if let Some(entry) = self.table.get_mut(slot) {
-                    entry.handed = (handed != Handed::default()).then(|| Box::new(handed));
+                    entry.handed = (handed != Carryover::default()).then(|| Box::new(handed));
                 }
                 self.freed.insert(slot);
             }
@@ -185,7 +185,7 @@ impl Machine {
                 self.move_ended(slot, None);
             }
             (Effect::Intruder(by), _) => {
-                let life = (by.worker.clone(), by.incarnation);
+                let life = by.life();
                 let text = format!("{} holds {id} under {} against the table", by.worker, by.token);
                 self.violation(Kind::HeldAgainstTable, text);
                 self.intruders.entry(slot).or_default().insert((life, by.token));
@@ -224,7 +224,7 @@ impl Machine {
         let handed = entry.handed.as_deref().cloned().unwrap_or_default();
         match entry.state.clone() {
             State::Freeing(g) => {
-                let op = GrantOp::Free { appliance: id, progress: handed.progress, hold: handed.hold };
+                let op = GrantOp::Free { appliance: id, progress: handed.progress, hold: handed.fence_delay };
                 self.write(slot, g.token, op);
             }
             State::Removing(g) => self.write(slot, g.token, GrantOp::Remove { appliance: id }),
@@ -278,7 +278,7 @@ impl Machine {
         let slots = self.granted.get(life).cloned().unwrap_or_default();
         let explained = !farewell && self.suspect(life, &slots);
         for slot in slots {
-            self.hand(now, slot, handoff::Event::Gone(life.0.clone(), life.1));
+            self.hand(now, slot, handoff::Event::Gone(life.clone()));
         }
         let intruded: Vec<Slot> =
             self.intruders.iter().filter(|(_, by)| by.iter().any(|(l, _)| l == life)).map(|(s, _)| *s).collect();
@@ -298,7 +298,7 @@ impl Machine {
         self.departed(now, life, profile);
         self.placement.lost(life);
         self.refresh_members();
-        self.actions.push(Action::WorkerChanged(life.0.clone()));
+        self.actions.push(Action::WorkerChanged(life.worker.clone()));
     }
 
     /// A life that held all these ended without a word. Returns whether a step that was announced is the likely reason.
@@ -318,7 +318,7 @@ impl Machine {
     }
 
     /// A life says what it holds: whatever else it held against the table has ended.
-    pub(super) fn forget_intrusions(&mut self, life: &Life, held: &[super::Held]) {
+    pub(super) fn forget_intrusions(&mut self, life: &Life, held: &[OwnedGrant]) {
         let ended: Vec<(Slot, Token)> = self
             .intruders
             .iter()
@@ -375,14 +375,14 @@ impl Machine {
             return;
         }
         if let Some(g) = entry.state.holder().cloned() {
-            self.tell(&(g.worker, g.incarnation), slot, Entry::Update(g.token), None);
+            self.tell(&g.life(), slot, OutboxEntry::Update(g.token), None);
         }
     }
 
     pub(super) fn check(&mut self, id: common::ApplianceId, number: u64) {
         let Some(slot) = self.table.slot(id) else { return };
         let Some(g) = self.table.get(slot).and_then(|e| e.state.holder().cloned()) else { return };
-        self.tell(&(g.worker, g.incarnation), slot, Entry::Check(g.token, number), None);
+        self.tell(&g.life(), slot, OutboxEntry::Check(g.token, number), None);
     }
 
     fn removed(&mut self, slot: Slot) {

@@ -11,10 +11,9 @@ use common::{Profile, Timestamp, Token, WorkerId};
 use super::{Action, Machine};
 use crate::handoff::{self, State};
 use crate::health::Session;
-use crate::membership::Life;
-use crate::outbox::Entry;
 use crate::planner::{Member, Move, Reason, Slot, Unplaced};
 use crate::rebalance::Cause;
+use common::Life;
 
 /// From what age a move is slow: many times what one takes whose owner can give up at once.
 pub(super) const SLOW: Duration = Duration::from_millis(250);
@@ -75,7 +74,7 @@ impl Due {
 
     pub(super) fn lost(&mut self, life: &Life) {
         self.awaited.remove(life);
-        self.lost.push(life.0.clone());
+        self.lost.push(life.worker.clone());
         self.dirty = true;
     }
 
@@ -121,7 +120,7 @@ impl Due {
 
     /// Names of the members a new leader still waits for.
     pub(super) fn awaited(&self, now: Timestamp) -> Vec<WorkerId> {
-        if self.waiting(now) { self.awaited.iter().map(|(w, _)| w.clone()).collect() } else { Vec::new() }
+        if self.waiting(now) { self.awaited.iter().map(|life| life.worker.clone()).collect() } else { Vec::new() }
     }
 
     fn take_cause(&mut self) -> Option<Cause> {
@@ -277,7 +276,7 @@ impl Machine {
             .members()
             .filter(|member| {
                 // What it holds must not be taken for that of somebody who left the ring.
-                let holds = || self.granted.contains_key(&(member.worker.clone(), member.incarnation));
+                let holds = || self.granted.contains_key(&member.life());
                 !self.placement.joined.contains(member.worker) || holds()
             })
             .map(|member| Member {
@@ -286,8 +285,7 @@ impl Machine {
                 zone: member.profile.zone.clone(),
                 site: member.profile.site(),
                 drivers: member.profile.drivers.clone(),
-                connected: member.leased
-                    && self.sessions.state(&(member.worker.clone(), member.incarnation)) == Session::Settled,
+                connected: member.leased && self.sessions.state(&member.life()) == Session::Settled,
                 draining: member.draining,
             })
             .collect();
@@ -347,7 +345,7 @@ impl Machine {
         }
         let frozen = self.brake.frozen_since().is_some();
         if let Some(from) = &m.from {
-            let life = self.table.get(m.slot).and_then(|e| e.state.grant()).map(|g| (g.worker.clone(), g.incarnation));
+            let life = self.table.get(m.slot).and_then(|e| e.state.grant()).map(|g| g.life());
             // One whose lease is over need not be asked, it is gone in a moment; nor one that nobody can ask: if it must
             // give something up, it is evicted.
             let answers = life
@@ -385,7 +383,7 @@ impl Machine {
         for (slot, entry) in self.table.iter().filter(|(_, e)| e.state.wants_owner()) {
             let Some(to) = self.former(slot).filter(|name| self.members.comes_home(name)) else { continue };
             let Some(incarnation) = self.membership.current(&to) else { continue };
-            let life = (to.clone(), incarnation);
+            let life = Life::new(to.clone(), incarnation);
             let Some(profile) = self.membership.profile(&life) else { continue };
             let takes = self.sessions.state(&life) == Session::Settled
                 && !self.membership.is_draining(&life)
@@ -459,7 +457,7 @@ impl Machine {
     fn grant(&mut self, now: Timestamp, m: &Move) -> bool {
         let Some(incarnation) = self.membership.current(&m.to) else { return false };
         let counted = self.belongs_to_rebalance(m);
-        let site = self.membership.profile(&(m.to.clone(), incarnation)).map(Profile::site);
+        let site = self.membership.profile(&Life::new(m.to.clone(), incarnation)).map(Profile::site);
         let token = Token::new(self.term, self.next_sequence);
         self.next_sequence += 1;
         let rebalance = self.rebalances.current();
@@ -490,8 +488,8 @@ impl Machine {
             self.planner.set_needs(m.slot, needs);
         }
         self.note_unplaced(m.slot, None);
-        self.note_grant(m.slot, &(m.to.clone(), incarnation));
-        let granted = self.granted_to(&(m.to.clone(), incarnation), token);
+        self.note_grant(m.slot, &Life::new(m.to.clone(), incarnation));
+        let granted = self.granted_to(&Life::new(m.to.clone(), incarnation), token);
         self.hand(now, m.slot, handoff::Event::Assign(granted))
     }
 
@@ -510,13 +508,7 @@ impl Machine {
             self.rebalances.begin(id);
         }
         self.in_flight.begin(now, m.slot, from, m.to.clone());
-        if !self.hand(now, m.slot, handoff::Event::Take) {
-            return false;
-        }
-        if let Some(incarnation) = self.membership.current(&m.to) {
-            self.tell(&(m.to.clone(), incarnation), m.slot, Entry::Prepare, rebalance);
-        }
-        true
+        self.hand(now, m.slot, handoff::Event::Take)
     }
 
     pub(super) fn note_unplaced(&mut self, slot: Slot, why: Option<crate::planner::Unplaced>) {

@@ -1,9 +1,10 @@
 //! Mistakes the simulation found (`tests::sim`), each as the shortest story that shows it.
 
+use common::session::{Ack, Hello, OwnedGrant, Release};
 use std::collections::BTreeSet;
 
-use common::Site;
 use common::appliance::Driver;
+use common::{Site, StreamNumber};
 
 use super::tests::edition;
 use super::*;
@@ -25,7 +26,13 @@ fn id(n: u128) -> ApplianceId {
     ApplianceId::from_u128(n)
 }
 
-fn hello(worker: &str, site: &str, incarnation: Option<Incarnation>, stream: u64, held: Vec<Held>) -> Box<Hello> {
+fn hello(
+    worker: &str,
+    site: &str,
+    incarnation: Option<Incarnation>,
+    stream: u64,
+    owned: Vec<OwnedGrant>,
+) -> (Envelope, ToCoordinator) {
     let site = Site::from(site);
     let profile = Profile {
         weight: 1,
@@ -35,16 +42,14 @@ fn hello(worker: &str, site: &str, incarnation: Option<Incarnation>, stream: u64
         lease: L,
         ..Profile::default()
     };
-    Box::new(Hello {
-        worker: name(worker),
-        incarnation,
-        stream: StreamNumber::new(stream),
-        profile,
-        held,
-        released: vec![],
-        gone: vec![],
-        highest_term: Term::new(1),
-    })
+    let highest_term = Term::new(1);
+    let hello = Hello { worker: name(worker), profile, owned, released: vec![], removed: vec![], highest_term };
+    let envelope = Envelope { term: highest_term, incarnation, stream: StreamNumber::new(stream) };
+    (envelope, ToCoordinator::Hello(Box::new(hello)))
+}
+
+fn hello_event(conn: StreamId, (envelope, hello): (Envelope, ToCoordinator)) -> Event {
+    Event::Received(conn, envelope, hello)
 }
 
 impl Bench {
@@ -61,7 +66,7 @@ impl Bench {
     }
 
     /// Takes an event, then all that follows while the store works; returns what was sent.
-    fn play(&mut self, event: Event) -> Vec<(Conn, Down)> {
+    fn play(&mut self, event: Event) -> Vec<(StreamId, Envelope, ToWorker<()>)> {
         let mut sent = Vec::new();
         let mut events = vec![event];
         while let Some(event) = events.pop() {
@@ -71,7 +76,7 @@ impl Bench {
             for action in actions {
                 match action {
                     Action::Commit(batch, _) => events.push(Event::Durable(batch)),
-                    Action::Send(conn, down) => sent.push((conn, down)),
+                    Action::Send(conn, from, message) => sent.push((conn, from, message)),
                     _ => {}
                 }
             }
@@ -83,28 +88,24 @@ impl Bench {
         sent
     }
 
-    fn join(&mut self, conn: Conn, worker: &str) -> Envelope {
+    fn join(&mut self, conn: StreamId, worker: &str) -> Envelope {
         self.join_at("h", conn, worker)
     }
 
-    fn join_at(&mut self, site: &str, conn: Conn, worker: &str) -> Envelope {
-        let sent = self.play(Event::Hello(conn, hello(worker, site, None, 1, vec![])));
-        let life = sent.iter().find_map(|(_, down)| match down {
-            Down::Welcome { incarnation, .. } => Some(*incarnation),
-            _ => None,
-        });
-        let incarnation = life.expect("a new worker is welcomed");
-        let from = Envelope { term: Term::new(1), incarnation, stream: StreamNumber::new(1) };
+    fn join_at(&mut self, site: &str, conn: StreamId, worker: &str) -> Envelope {
+        let sent = self.play(hello_event(conn, hello(worker, site, None, 1, vec![])));
+        let welcomed = sent.iter().find(|(_, _, message)| matches!(message, ToWorker::Welcome(_)));
+        let from = welcomed.expect("a new worker is welcomed").1;
         self.answer(conn, from);
         from
     }
 
     /// The worker shows that its stream is alive.
-    fn answer(&mut self, conn: Conn, from: Envelope) -> Vec<(Conn, Down)> {
-        self.play(Event::Answers(conn, from, Answers { applied: 1, ..Answers::default() }))
+    fn answer(&mut self, conn: StreamId, from: Envelope) -> Vec<(StreamId, Envelope, ToWorker<()>)> {
+        self.play(Event::Received(conn, from, ToCoordinator::Ack(Ack { applied: 1, ..Ack::default() })))
     }
 
-    fn create(&mut self, n: u128) -> Vec<(Conn, Down)> {
+    fn create(&mut self, n: u128) -> Vec<(StreamId, Envelope, ToWorker<()>)> {
         let seed = Seed {
             id: id(n),
             placement_key: n.to_string(),
@@ -125,10 +126,14 @@ impl Bench {
         self.state(n).grant().expect("it is granted").token
     }
 
-    fn take(&mut self, conn: Conn, from: Envelope, applied: u64, n: u128) {
-        let granted = vec![(id(n), self.token(n))];
+    fn take(&mut self, conn: StreamId, from: Envelope, applied: u64, n: u128) {
+        let granted = vec![GrantRef::new(id(n), self.token(n))];
         // The empty delta of the welcome was the first.
-        self.play(Event::Answers(conn, from, Answers { applied: applied + 1, granted, ..Answers::default() }));
+        self.play(Event::Received(
+            conn,
+            from,
+            ToCoordinator::Ack(Ack { applied: applied + 1, granted, ..Ack::default() }),
+        ));
     }
 
     fn after(&mut self, duration: Duration) {
@@ -148,13 +153,13 @@ fn a_hello_that_was_overtaken_is_refused_even_after_the_newer_stream_ended() {
     let from = b.join(1, "w1");
     b.step(Event::Closed(1));
     // Stream 2 is stuck in the network; stream 3 overtakes it, gets a grant, and ends.
-    b.play(Event::Hello(3, hello("w1", "h", Some(from.incarnation), 3, vec![])));
+    b.play(hello_event(3, hello("w1", "h", from.incarnation, 3, vec![])));
     b.answer(3, Envelope { stream: StreamNumber::new(3), ..from });
     b.create(1);
     b.take(3, Envelope { stream: StreamNumber::new(3), ..from }, 1, 1);
     assert!(matches!(b.state(1), State::Owned(_)));
     b.step(Event::Closed(3));
-    let actions = b.step(Event::Hello(2, hello("w1", "h", Some(from.incarnation), 2, vec![])));
+    let actions = b.step(hello_event(2, hello("w1", "h", from.incarnation, 2, vec![])));
     assert!(actions.contains(&Action::Close(2, Refusal::Superseded)), "{actions:?}");
     assert!(matches!(b.state(1), State::Owned(_)));
 }
@@ -170,18 +175,18 @@ fn a_life_that_is_gone_is_ended_with_every_write_until_one_of_them_is_durable() 
     let mut commits = Vec::new();
     for beat in 0..12 {
         b.now = b.now + Duration::from_millis(250);
-        for event in [Event::Beat(2, second, beat), Event::Tick] {
+        for event in [Event::Received(2, second, ToCoordinator::Beat(beat)), Event::Tick] {
             commits.extend(b.step(event).into_iter().filter_map(|a| match a {
                 Action::Commit(batch, commit) => Some((batch, commit)),
                 _ => None,
             }));
         }
     }
-    let gone = (name("w1"), first.incarnation);
+    let gone = Life::new(name("w1"), first.incarnation.expect("welcomed"));
     let (batch, commit) = commits.pop().expect("the end of a life is written");
     // Its name is missed for a while; the row says that it may not act.
     let ended = |commit: &Commit| {
-        let departed = commit.put_members.iter().filter(|m| m.departed).map(|m| (m.worker.clone(), m.incarnation));
+        let departed = commit.put_members.iter().filter(|m| m.departed).map(|m| m.life());
         departed.collect::<Vec<_>>()
     };
     assert_eq!((commits.len(), ended(&commit)), (0, vec![gone.clone()]));
@@ -205,9 +210,11 @@ fn a_plan_is_due_when_a_grant_has_come_to_its_owner() {
     let mut b = Bench::new();
     let from = b.join(1, "w1");
     b.create(1);
-    let granted = vec![(id(1), b.token(1))];
+    let granted = vec![GrantRef::new(id(1), b.token(1))];
     let now = b.now;
-    let output = b.machine.step(now, Event::Answers(1, from, Answers { applied: 1, granted, ..Answers::default() }));
+    let output = b
+        .machine
+        .step(now, Event::Received(1, from, ToCoordinator::Ack(Ack { applied: 1, granted, ..Ack::default() })));
     assert_eq!(output.wake_at, Some(now));
 }
 
@@ -224,11 +231,11 @@ fn a_move_that_ends_with_nobody_is_not_counted_as_under_way() {
     let moving = (1..=4).find(|n| matches!(b.state(*n), State::Releasing(_))).expect("the newcomer gets a share");
     assert_eq!(b.machine.moves_in_flight(), 1);
     // Both may go before it arrives; its instances are bound to their host.
-    let said = Said { appliance: id(moving), token: b.token(moving), handed: Handed::default() };
-    b.step(Event::Leave(2, second));
-    let answers = Answers { applied: 5, released: vec![said], ..Answers::default() };
-    let actions = b.step(Event::Answers(1, first, answers));
-    b.step(Event::Leave(1, first));
+    let said = Release { appliance: id(moving), token: b.token(moving), carryover: Carryover::default() };
+    b.step(Event::Received(2, second, ToCoordinator::Leave));
+    let answers = Ack { applied: 5, released: vec![said], ..Ack::default() };
+    let actions = b.step(Event::Received(1, first, ToCoordinator::Ack(answers)));
+    b.step(Event::Received(1, first, ToCoordinator::Leave));
     for action in actions {
         if let Action::Commit(batch, _) = action {
             b.play(Event::Durable(batch));
@@ -257,13 +264,13 @@ fn a_grant_that_was_never_durable_binds_to_no_host() {
         panic!("it is granted: {actions:?}");
     };
     b.step(Event::Undone(*batch));
-    b.step(Event::Leave(1, from));
+    b.step(Event::Received(1, from, ToCoordinator::Leave));
     b.now = b.now + super::WRITE_RETRY;
     b.play(Event::Tick);
-    let welcomed = b.play(Event::Hello(2, hello("w2", "elsewhere", None, 1, vec![])));
-    let Some((_, Down::Welcome { incarnation, .. })) = welcomed.first() else { panic!("{welcomed:?}") };
-    let sent = b.answer(2, Envelope { incarnation: *incarnation, ..from });
-    assert!(sent.iter().any(|(_, down)| matches!(down, Down::Delta { .. })), "w2 is given it: {sent:?}");
+    let welcomed = b.play(hello_event(2, hello("w2", "elsewhere", None, 1, vec![])));
+    let Some((_, envelope, ToWorker::Welcome(_))) = welcomed.first() else { panic!("{welcomed:?}") };
+    let sent = b.answer(2, *envelope);
+    assert!(sent.iter().any(|(_, _, down)| matches!(down, ToWorker::Delta(_))), "w2 is given it: {sent:?}");
 }
 
 /// A worker of the same host took over from one that used another state directory. It could not see the instance that
@@ -274,7 +281,7 @@ fn what_runs_in_one_state_directory_is_not_given_to_a_worker_of_another() {
     let first = b.join_at("h:/a", 1, "w1");
     b.create(1);
     b.take(1, first, 1, 1);
-    b.play(Event::Leave(1, first));
+    b.play(Event::Received(1, first, ToCoordinator::Leave));
     b.join_at("h:/b", 2, "w2");
     assert_eq!(b.state(1).name(), "orphaned");
     let explained = b.machine.explain(b.now, id(1)).expect("it exists");

@@ -11,25 +11,29 @@ mod canon;
 use std::collections::BTreeMap;
 
 use common::mutant::{self, Mutant};
-use common::{ApplianceId, Edition, StreamNumber, Timestamp, Token};
+use common::session::{
+    Ack, AnnouncedStep, Declined, Delta, DeltaEntry, Envelope, GrantRef, Hello, OwnedDigest, OwnedGrant, Release,
+    Report, StatusReport, ToCoordinator, ToWorker, Welcome,
+};
+use common::{ApplianceId, Edition, Life, StreamNumber, Term, Timestamp, Token};
 
-use super::{Action, Answers, Claim, Down, Envelope, Held, Hello, Machine, Pending, Refusal, Tell};
+use super::{Action, Machine, Pending, Refusal};
 use crate::audit::Verdict;
 use crate::grants::{Granted, StoredMember};
 use crate::handoff::{self, State};
 use crate::health::Session as SessionState;
-use crate::membership::{Beat, Life};
-use crate::outbox::{Entry, Outbox};
+use crate::membership::Beat;
+use crate::outbox::{Outbox, OutboxEntry};
 use crate::planner::Slot;
-use crate::quarantine::{Quarantine, Step};
+use crate::quarantine::Quarantine;
 use crate::table::Table;
 use crate::violation::Kind;
 
 /// Most appliances named in one violation.
 const LOST_SHOWN: usize = 5;
 
-/// One connection, as the shell numbers them. Never used twice in a process.
-pub type Conn = u64;
+/// One stream, as the shell numbers them. Never used twice in a process.
+pub type StreamId = u64;
 
 #[derive(Clone, Debug)]
 enum Stage {
@@ -45,6 +49,8 @@ enum Stage {
 pub(super) struct Session {
     life: Life,
     stream: StreamNumber,
+    /// Its life began with the `Hello` of this stream, and nothing outside has been told of it before the welcome.
+    is_new: bool,
     stage: Stage,
     outbox: Outbox,
 }
@@ -53,12 +59,16 @@ impl Session {
     const fn is_settled(&self) -> bool {
         matches!(self.stage, Stage::Settled)
     }
+
+    const fn envelope(&self, term: Term) -> Envelope {
+        Envelope { term, incarnation: Some(self.life.incarnation), stream: self.stream }
+    }
 }
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sessions {
-    by_conn: BTreeMap<Conn, Session>,
-    by_life: BTreeMap<Life, Conn>,
+    by_conn: BTreeMap<StreamId, Session>,
+    by_life: BTreeMap<Life, StreamId>,
     /// Highest stream each life said `Hello` on. Outlives its session: a `Hello` that was stuck in the network must not
     /// be taken for news after the stream that overtook it has ended as well.
     newest: BTreeMap<Life, StreamNumber>,
@@ -78,7 +88,7 @@ impl Sessions {
         self.by_conn.values().map(|session| session.outbox.len()).sum()
     }
 
-    fn remove(&mut self, conn: Conn) -> Option<Session> {
+    fn remove(&mut self, conn: StreamId) -> Option<Session> {
         let session = self.by_conn.remove(&conn)?;
         if self.by_life.get(&session.life) == Some(&conn) {
             self.by_life.remove(&session.life);
@@ -86,12 +96,12 @@ impl Sessions {
         Some(session)
     }
 
-    pub(super) fn settled_conn(&self, life: &Life) -> Option<Conn> {
+    pub(super) fn settled_conn(&self, life: &Life) -> Option<StreamId> {
         let conn = *self.by_life.get(life)?;
         self.by_conn.get(&conn).filter(|session| session.is_settled()).map(|_| conn)
     }
 
-    fn settled(&mut self, life: &Life) -> Option<(Conn, &mut Session)> {
+    fn settled(&mut self, life: &Life) -> Option<(StreamId, &mut Session)> {
         let conn = *self.by_life.get(life)?;
         let session = self.by_conn.get_mut(&conn)?;
         session.is_settled().then_some((conn, session))
@@ -99,7 +109,26 @@ impl Sessions {
 }
 
 impl Machine {
-    pub(super) fn hello(&mut self, now: Timestamp, conn: Conn, hello: Hello) {
+    /// Takes in a message of a worker.
+    pub(super) fn received(&mut self, now: Timestamp, conn: StreamId, envelope: Envelope, message: ToCoordinator) {
+        match message {
+            ToCoordinator::Hello(hello) => self.hello(now, conn, envelope, *hello),
+            ToCoordinator::Beat(number) => self.beat(now, conn, envelope, number),
+            ToCoordinator::Ack(ack) => self.acknowledged(now, conn, envelope, ack),
+            ToCoordinator::Report(report) => self.reported(now, conn, envelope, report),
+            ToCoordinator::Drain { hand_back } => self.drain(now, conn, envelope, hand_back),
+            ToCoordinator::Leave => self.leave(now, conn, envelope),
+        }
+    }
+
+    /// Sends a message on a stream that is open.
+    pub(super) fn send(&mut self, conn: StreamId, message: ToWorker<()>) {
+        if let Some(session) = self.sessions.by_conn.get(&conn) {
+            self.actions.push(Action::Send(conn, session.envelope(self.term), message));
+        }
+    }
+
+    pub(super) fn hello(&mut self, now: Timestamp, conn: StreamId, envelope: Envelope, hello: Hello) {
         if hello.highest_term.get().saturating_sub(self.term.get()) > super::PLAUSIBLE_TERMS {
             let text = format!("{} claims to have met {}", hello.worker, hello.highest_term);
             self.violation(Kind::ImplausibleTerm, text);
@@ -110,49 +139,49 @@ impl Machine {
             self.actions.push(Action::RaiseTerm(hello.highest_term));
             return;
         }
-        let newest = hello.held.iter().map(|h| h.token).max();
+        let newest = hello.owned.iter().map(|h| h.token).max();
         if newest.is_some_and(|t| t.term == self.term && t.sequence >= self.next_sequence) {
             // A token of this term that this leader never gave: the store was put back to an older state.
             self.actions.push(Action::RaiseTerm(self.term));
             return;
         }
-        let Some((life, is_new)) = self.speaking_life(now, conn, &hello) else { return };
-        if self.sessions.newest.get(&life).is_some_and(|newest| *newest >= hello.stream) {
+        let Some((life, is_new)) = self.speaking_life(now, conn, envelope, &hello) else { return };
+        if self.sessions.newest.get(&life).is_some_and(|newest| *newest >= envelope.stream) {
             self.actions.push(Action::Close(conn, Refusal::Superseded));
             return;
         }
-        let stream = hello.stream;
+        let stream = envelope.stream;
         self.sessions.newest.insert(life.clone(), stream);
         if let Some(&older) = self.sessions.by_life.get(&life) {
             self.sessions.remove(older);
             self.actions.push(Action::Close(older, Refusal::Superseded));
         }
         if is_new {
-            self.membership.join(now, life.0.clone(), life.1, hello.profile.clone());
+            self.membership.join(now, life.worker.clone(), life.incarnation, hello.profile.clone());
         } else if self.membership.is_embedded() {
             self.membership.publish(&life, hello.profile.clone());
         }
         let changed = !self.membership.is_stored(&life);
         if changed && let Some(profile) = self.membership.profile(&life).cloned() {
-            let (worker, incarnation) = life.clone();
+            let Life { worker, incarnation } = life.clone();
             self.commit.put_members.push(StoredMember { worker, incarnation, profile, departed: false });
             self.commit_pending.push(Pending::Member(conn));
         }
         self.sessions.by_life.insert(life.clone(), conn);
         let stage = Stage::Storing(Box::new(hello));
-        let session = Session { life: life.clone(), stream, stage, outbox: Outbox::default() };
+        let session = Session { life: life.clone(), stream, is_new, stage, outbox: Outbox::default() };
         self.sessions.by_conn.insert(conn, session);
-        self.actions.push(Action::WorkerChanged(life.0.clone()));
+        self.actions.push(Action::WorkerChanged(life.worker.clone()));
         if !changed {
             self.welcome(now, conn);
         }
     }
 
     /// The member behind `conn` is durable, or surely is not.
-    pub(super) fn member_written(&mut self, now: Timestamp, conn: Conn, durable: bool) {
+    pub(super) fn member_written(&mut self, now: Timestamp, conn: StreamId, durable: bool) {
         let Some(session) = self.sessions.by_conn.get(&conn) else { return };
-        let Stage::Storing(hello) = &session.stage else { return };
-        let (life, is_new) = (session.life.clone(), hello.incarnation.is_none());
+        let Stage::Storing(_) = &session.stage else { return };
+        let (life, is_new) = (session.life.clone(), session.is_new);
         if !self.membership.is_alive(&life) {
             self.sessions.remove(conn);
             self.actions.push(Action::Close(conn, Refusal::IncarnationOver));
@@ -171,61 +200,61 @@ impl Machine {
 
     /// Answers a `Hello` with what stands, and asks for a sign that the stream is alive. Nothing is taken from the worker
     /// by this: what it no longer acts on it says itself, and what it holds against the table is given to nobody else.
-    fn welcome(&mut self, now: Timestamp, conn: Conn) {
+    fn welcome(&mut self, now: Timestamp, conn: StreamId) {
         let Some(session) = self.sessions.by_conn.get_mut(&conn) else { return };
         let Stage::Storing(hello) = std::mem::replace(&mut session.stage, Stage::Settled) else { return };
         session.stage = Stage::Welcomed(hello.clone());
         let life = session.life.clone();
-        for said in &hello.released {
-            self.released(now, conn, &life, said.clone());
+        for release in &hello.released {
+            self.released(now, conn, &life, release.clone());
         }
-        for &(appliance, token) in &hello.gone {
-            self.deleted(now, conn, &life, appliance, token);
+        for &grant in &hello.removed {
+            self.deleted(now, conn, &life, grant);
         }
-        self.forget_intrusions(&life, &hello.held);
-        let mut keep = Vec::with_capacity(hello.held.len());
-        for held in &hello.held {
+        self.forget_intrusions(&life, &hello.owned);
+        let mut keep = Vec::with_capacity(hello.owned.len());
+        for held in &hello.owned {
             let entry = self.table.slot(held.appliance).and_then(|slot| Some((slot, self.table.get(slot)?)));
             let Some((slot, entry)) = entry else {
-                let text = format!("{} holds {}, which does not exist, under {}", life.0, held.appliance, held.token);
+                let text =
+                    format!("{} holds {}, which does not exist, under {}", life.worker, held.appliance, held.token);
                 self.violation(Kind::UnknownAppliance, text);
                 continue;
             };
-            if entry.state.holder().is_some_and(|g| g.is_of(&life.0, life.1)) {
-                keep.push((held.appliance, held.token));
+            if entry.state.holder().is_some_and(|g| g.is_of(&life)) {
+                keep.push(GrantRef::new(held.appliance, held.token));
             } else {
                 let granted = self.granted_to(&life, held.token);
                 self.hand(now, slot, handoff::Event::Holds(granted));
             }
         }
         let lease = self.membership.last_beat(now, &life).map(|(_, lease)| lease).unwrap_or_default();
-        let stream = hello.stream;
-        self.actions.push(Action::Send(conn, Down::Welcome { incarnation: life.1, stream, keep, lease }));
+        self.send(conn, ToWorker::Welcome(Welcome { keep, lease }));
         if let Some(session) = self.sessions.by_conn.get_mut(&conn) {
             let (base, target) = session.outbox.empty();
-            self.actions.push(Action::Send(conn, Down::Delta { base, target, rebalance: None, tell: vec![] }));
+            self.send(conn, ToWorker::Delta(Delta { base, target, rebalance: None, entries: vec![] }));
         }
     }
 
     /// The worker has answered its welcome: compares what it holds with the table, and makes it eligible.
-    fn settle(&mut self, now: Timestamp, conn: Conn) {
+    fn settle(&mut self, now: Timestamp, conn: StreamId) {
         let Some(session) = self.sessions.by_conn.get_mut(&conn) else { return };
         if !matches!(session.stage, Stage::Welcomed(_)) {
             return;
         }
         let Stage::Welcomed(hello) = std::mem::replace(&mut session.stage, Stage::Settled) else { return };
-        let life = &session.life.clone();
-        self.quarantine.greeted(life, hello.held.iter().map(|held| held.appliance));
+        let (life, is_new) = (&session.life.clone(), session.is_new);
+        self.quarantine.greeted(life, hello.owned.iter().map(|held| held.appliance));
         if self.audit.greeted(life) {
-            self.tell_lost(life, &hello.held);
+            self.tell_lost(life, &hello.owned);
         }
         let mut unsaid = self.granted.get(life).cloned().unwrap_or_default();
         let (mut stale, mut ahead) = (Vec::new(), Vec::new());
-        for held in &hello.held {
+        for held in &hello.owned {
             let granted = self.granted_to(life, held.token);
             let Some(slot) = self.table.slot(held.appliance) else { continue };
             unsaid.remove(&slot);
-            let theirs = |e: &crate::table::Entry| e.state.holder().is_some_and(|g| g.is_of(&life.0, life.1));
+            let theirs = |e: &crate::table::TableRow| e.state.holder().is_some_and(|g| g.is_of(life));
             if self.table.get(slot).is_some_and(theirs) {
                 self.note_held(slot, life);
                 self.hand(now, slot, handoff::Event::Holds(granted.clone()));
@@ -241,18 +270,18 @@ impl Machine {
             }
         }
         for slot in unsaid {
-            self.hand(now, slot, handoff::Event::HoldsNothing(life.0.clone(), life.1));
+            self.hand(now, slot, handoff::Event::HoldsNothing(life.clone()));
         }
         for (slot, token) in stale {
-            self.tell(life, slot, Entry::Update(token), None);
+            self.tell(life, slot, OutboxEntry::Update(token), None);
         }
         for (slot, edition) in ahead {
             self.take_what_is_ahead(now, life, slot, edition);
         }
         self.placement.spoke(life);
         self.settled_member(now, life);
-        self.settled_changed(now, hello.incarnation.is_none().then_some(&life.0));
-        self.actions.push(Action::WorkerChanged(life.0.clone()));
+        self.settled_changed(now, is_new.then_some(&life.worker));
+        self.actions.push(Action::WorkerChanged(life.worker.clone()));
     }
 
     /// A worker has a later generation than the store, or this one as another term wrote it: the store was put back to an
@@ -261,7 +290,7 @@ impl Machine {
     fn take_what_is_ahead(&mut self, now: Timestamp, life: &Life, slot: Slot, held: Edition) {
         let Some(entry) = self.table.get(slot) else { return };
         let (id, stored, owned) = (entry.id, entry.edition, matches!(entry.state, State::Owned(_)));
-        let text = format!("{} holds {id} at {held}, and it is stored at {stored}: given anew as stored", life.0);
+        let text = format!("{} holds {id} at {held}, and it is stored at {stored}: given anew as stored", life.worker);
         self.violation(Kind::GenerationAhead, text);
         if owned {
             self.hand(now, slot, handoff::Event::Take);
@@ -269,12 +298,12 @@ impl Machine {
     }
 
     /// The life behind a message, if it is the newest stream's, settled, and of this term.
-    pub(super) fn speaker(&mut self, now: Timestamp, conn: Conn, envelope: Envelope) -> Option<Life> {
+    pub(super) fn speaker(&mut self, now: Timestamp, conn: StreamId, envelope: Envelope) -> Option<Life> {
         let term = self.term;
         let life = self.sessions.by_conn.get(&conn).and_then(|s| {
             let right = !matches!(s.stage, Stage::Storing(_))
                 && envelope.term == term
-                && envelope.incarnation == s.life.1
+                && envelope.incarnation == Some(s.life.incarnation)
                 && envelope.stream == s.stream;
             right.then(|| s.life.clone())
         });
@@ -286,7 +315,7 @@ impl Machine {
         life
     }
 
-    pub(super) fn beat(&mut self, now: Timestamp, conn: Conn, envelope: Envelope, number: u64) {
+    pub(super) fn beat(&mut self, now: Timestamp, conn: StreamId, envelope: Envelope, number: u64) {
         let Some(life) = self.speaker(now, conn, envelope) else { return };
         if !self.membership.is_embedded() {
             // Its lease is kept elsewhere, and nothing said here may extend it.
@@ -294,7 +323,7 @@ impl Machine {
             return;
         }
         match self.membership.beat(now, &life) {
-            Beat::Counts => self.actions.push(Action::Send(conn, Down::BeatAck(number))),
+            Beat::Counts => self.send(conn, ToWorker::BeatAck(number)),
             Beat::Over => {
                 self.sessions.remove(conn);
                 self.actions.push(Action::Close(conn, Refusal::IncarnationOver));
@@ -302,38 +331,38 @@ impl Machine {
         }
     }
 
-    pub(super) fn answers(&mut self, now: Timestamp, conn: Conn, envelope: Envelope, answers: Answers) {
+    fn acknowledged(&mut self, now: Timestamp, conn: StreamId, envelope: Envelope, ack: Ack) {
         let Some(life) = self.speaker(now, conn, envelope) else { return };
-        let known = self.sessions.by_conn.get_mut(&conn).is_some_and(|s| s.outbox.acknowledge(answers.applied));
+        let known = self.sessions.by_conn.get_mut(&conn).is_some_and(|s| s.outbox.acknowledge(ack.applied));
         if !known {
-            let text = format!("{} applied version {}, which was never sent", life.0, answers.applied);
+            let text = format!("{} applied version {}, which was never sent", life.worker, ack.applied);
             self.violation(Kind::ImpossibleVersion, text);
         }
-        for (appliance, token) in answers.granted {
+        for GrantRef { appliance, token } in ack.granted {
             if let Some(slot) = self.table.slot(appliance) {
                 let granted = self.granted_to(&life, token);
                 self.hand(now, slot, handoff::Event::Ack(granted));
             }
         }
-        for said in answers.released {
-            self.released(now, conn, &life, said);
+        for release in ack.released {
+            self.released(now, conn, &life, release);
         }
-        for (appliance, token) in answers.gone {
-            self.deleted(now, conn, &life, appliance, token);
+        for grant in ack.removed {
+            self.deleted(now, conn, &life, grant);
         }
         // Last: a release that crossed with its confirmation is declined, and must not free what is being removed.
-        for (appliance, token) in answers.declined {
+        for Declined { appliance, token, reason: _ } in ack.declined {
             if let Some(slot) = self.table.slot(appliance) {
                 let granted = self.granted_to(&life, token);
                 self.hand(now, slot, handoff::Event::Declined(granted));
             }
         }
-        for step in answers.ended {
+        for step in ack.ended {
             if let Some(next) = self.quarantine.ended(&life, step) {
                 self.clear_step(&life, next);
             }
         }
-        for step in answers.begun {
+        for step in ack.begun {
             let granted = self.granted_to(&life, step.token);
             let entry = self.table.slot(step.appliance).and_then(|slot| self.table.get(slot));
             if entry.is_some_and(|e| e.state.holder() == Some(&granted)) && self.quarantine.begins(&life, step) {
@@ -343,40 +372,41 @@ impl Machine {
     }
 
     /// Tells a worker that an announced step may begin.
-    pub(super) fn clear_step(&mut self, life: &Life, step: Step) {
+    pub(super) fn clear_step(&mut self, life: &Life, step: AnnouncedStep) {
         if let Some((conn, _)) = self.sessions.settled(life) {
             self.clear.entry(conn).or_default().push(step);
         }
     }
 
-    fn released(&mut self, now: Timestamp, conn: Conn, life: &Life, said: super::Said) {
-        let granted = self.granted_to(life, said.token);
-        match self.table.slot(said.appliance) {
+    fn released(&mut self, now: Timestamp, conn: StreamId, life: &Life, release: Release) {
+        let granted = self.granted_to(life, release.token);
+        match self.table.slot(release.appliance) {
             Some(slot) => {
                 if self.members.hands_back(life)
                     && let Some(entry) = self.table.get_mut(slot)
                     && matches!(&entry.state, State::Owned(g) if *g == granted)
                 {
                     // Kept for its name while the grace lasts.
-                    entry.preferred = Some(life.0.clone());
+                    entry.preferred = Some(life.worker.clone());
                 }
-                self.intruder_ended(slot, life, said.token);
-                self.hold_at_least(slot, said.handed.hold);
-                self.hand(now, slot, handoff::Event::Released(granted, said.handed));
+                self.intruder_ended(slot, life, release.token);
+                self.hold_at_least(slot, release.carryover.fence_delay);
+                self.hand(now, slot, handoff::Event::Released(granted, release.carryover));
             }
             // Gone meanwhile: it need not be said again.
-            None => self.confirm.entry(conn).or_default().push((said.appliance, said.token)),
+            None => self.confirm.entry(conn).or_default().push(GrantRef::new(release.appliance, release.token)),
         }
     }
 
-    fn deleted(&mut self, now: Timestamp, conn: Conn, life: &Life, appliance: ApplianceId, token: Token) {
+    fn deleted(&mut self, now: Timestamp, conn: StreamId, life: &Life, grant: GrantRef) {
+        let GrantRef { appliance, token } = grant;
         let granted = self.granted_to(life, token);
         match self.table.slot(appliance) {
             Some(slot) => {
                 self.intruder_ended(slot, life, token);
                 if self.table.get(slot).is_some_and(|e| !e.deleting && e.state.holder() == Some(&granted)) {
                     // A user's appliance goes only when a user said so.
-                    let text = format!("{} removed {appliance}, which nobody deleted", life.0);
+                    let text = format!("{} removed {appliance}, which nobody deleted", life.worker);
                     self.violation(Kind::RemovedUndeleted, text);
                     let handed = self.nothing_handed_in(slot);
                     self.hand(now, slot, handoff::Event::Released(granted, handed));
@@ -384,11 +414,11 @@ impl Machine {
                 }
                 self.hand(now, slot, handoff::Event::Deleted(granted));
             }
-            None => self.confirm.entry(conn).or_default().push((appliance, token)),
+            None => self.confirm.entry(conn).or_default().push(grant),
         }
     }
 
-    pub(super) fn leave(&mut self, now: Timestamp, conn: Conn, envelope: Envelope) {
+    pub(super) fn leave(&mut self, now: Timestamp, conn: StreamId, envelope: Envelope) {
         let Some(leaver) = self.speaker(now, conn, envelope) else { return };
         self.sessions.remove(conn);
         self.membership.close(now, &leaver, true);
@@ -398,14 +428,14 @@ impl Machine {
         }
     }
 
-    pub(super) fn closed(&mut self, now: Timestamp, conn: Conn) {
+    pub(super) fn closed(&mut self, now: Timestamp, conn: StreamId) {
         self.members.unpark(conn);
         let Some(session) = self.sessions.remove(conn) else { return };
         self.members.lost_session(now, &session.life);
         if mutant::is(Mutant::GoneWithStream) {
             self.membership.close(now, &session.life, true);
         }
-        self.actions.push(Action::WorkerChanged(session.life.0));
+        self.actions.push(Action::WorkerChanged(session.life.worker));
         self.refresh_members();
     }
 
@@ -423,10 +453,10 @@ impl Machine {
     }
 
     /// Queues an entry for the stream of `life`; without one, `Hello` will bring things in order.
-    pub(super) fn tell(&mut self, life: &Life, slot: Slot, entry: Entry, rebalance: Option<common::RebalanceId>) {
+    pub(super) fn tell(&mut self, life: &Life, slot: Slot, entry: OutboxEntry, rebalance: Option<common::RebalanceId>) {
         let bytes = match entry {
-            Entry::Grant(_) | Entry::Update(_) => self.table.get(slot).map_or(0, |e| e.size) + 128,
-            Entry::Prepare | Entry::Release(_) | Entry::Check(..) => 64,
+            OutboxEntry::Grant(_) | OutboxEntry::Update(_) => self.table.get(slot).map_or(0, |e| e.size) + 128,
+            OutboxEntry::Release(_) | OutboxEntry::Check(..) => 64,
         };
         if let Some((_, session)) = self.sessions.settled(life) {
             session.outbox.push(slot, entry, rebalance, bytes);
@@ -434,9 +464,8 @@ impl Machine {
     }
 
     pub(super) fn confirm_to(&mut self, granted: &Granted, appliance: ApplianceId) {
-        let life = (granted.worker.clone(), granted.incarnation);
-        if let Some(&conn) = self.sessions.by_life.get(&life) {
-            self.confirm.entry(conn).or_default().push((appliance, granted.token));
+        if let Some(&conn) = self.sessions.by_life.get(&granted.life()) {
+            self.confirm.entry(conn).or_default().push(GrantRef::new(appliance, granted.token));
         }
     }
 
@@ -448,23 +477,21 @@ impl Machine {
             }
             while let Some(delta) = session.outbox.next_delta() {
                 // What was overtaken while it waited is not said any more; the version goes on all the same.
-                let tell =
-                    delta.entries.into_iter().filter_map(|(slot, entry)| telling(table, quarantine, slot, entry));
-                let down = Down::Delta {
+                let entries = delta.entries.into_iter();
+                let message = ToWorker::Delta(Delta {
                     base: delta.base,
                     target: delta.target,
                     rebalance: delta.rebalance,
-                    tell: tell.collect(),
-                };
-                self.actions.push(Action::Send(conn, down));
+                    entries: entries.filter_map(|(slot, entry)| current(table, quarantine, slot, entry)).collect(),
+                });
+                self.actions.push(Action::Send(conn, session.envelope(self.term), message));
             }
         }
     }
 
     /// Compares a digest of what a worker holds with the table. One that differs costs it its stream: the `Hello` on the
     /// next one settles whatever it is.
-    pub(super) fn audit(&mut self, now: Timestamp, conn: Conn, envelope: Envelope, claim: Claim) {
-        let Some(life) = self.speaker(now, conn, envelope) else { return };
+    fn audit(&mut self, now: Timestamp, conn: StreamId, life: Life, claim: OwnedDigest) {
         let Some(session) = self.sessions.by_conn.get(&conn) else { return };
         let Verdict::Differs { expected, heal: true } = self.audit.judge(now, &life, claim, session.outbox.level())
         else {
@@ -473,19 +500,25 @@ impl Machine {
         let text = format!(
             "{} holds {} appliances with digest {:032x} at version {} of {}, the table says {} with {:032x}: it has to \
              say hello again",
-            life.0, claim.held.count, claim.held.sum, claim.applied, session.stream, expected.count, expected.sum
+            life.worker,
+            claim.digest.count,
+            claim.digest.sum,
+            claim.applied,
+            session.stream,
+            expected.count,
+            expected.sum
         );
         self.violation(Kind::DigestDiffers, text);
         self.sessions.remove(conn);
         self.members.lost_session(now, &life);
         self.actions.push(Action::Close(conn, Refusal::Differs));
-        self.actions.push(Action::WorkerChanged(life.0));
+        self.actions.push(Action::WorkerChanged(life.worker));
         self.refresh_members();
     }
 
     /// Names what a worker had taken and, as its `Hello` shows, holds no more, or under another token. What it holds beyond
     /// that is told as what everybody holds against the table.
-    fn tell_lost(&mut self, life: &Life, held: &[Held]) {
+    fn tell_lost(&mut self, life: &Life, held: &[OwnedGrant]) {
         let held: BTreeMap<ApplianceId, Token> = held.iter().map(|h| (h.appliance, h.token)).collect();
         let slots = self.granted.get(life).into_iter().flatten();
         let taken = slots.filter_map(|slot| {
@@ -501,47 +534,48 @@ impl Machine {
             let more = lost.len().saturating_sub(LOST_SHOWN);
             lost.truncate(LOST_SHOWN);
             let more = if more == 0 { String::new() } else { format!(" and {more} more") };
-            let text = format!("{} had taken and does not hold any more: {}{more}", life.0, lost.join(", "));
+            let text = format!("{} had taken and does not hold any more: {}{more}", life.worker, lost.join(", "));
             self.violation(Kind::GrantLost, text);
         }
     }
 
-    /// Whether a report under this token comes from its owner. Reports of anybody else are dropped and counted.
-    pub fn reports_count(
-        &mut self,
-        now: Timestamp,
-        conn: Conn,
-        envelope: Envelope,
-        of: &[(ApplianceId, Token)],
-    ) -> Vec<bool> {
-        let Some(life) = self.speaker(now, conn, envelope) else { return vec![false; of.len()] };
-        of.iter()
-            .map(|&(appliance, token)| {
-                self.table
-                    .slot(appliance)
-                    .and_then(|slot| self.table.get(slot))
-                    .is_some_and(|e| e.state.holder().is_some_and(|g| g.token == token && g.is_of(&life.0, life.1)))
-            })
-            .collect()
+    /// Takes statuses that come from the owners of their appliances, and compares the digest with the table.
+    fn reported(&mut self, now: Timestamp, conn: StreamId, envelope: Envelope, report: Report) {
+        let Some(life) = self.speaker(now, conn, envelope) else { return };
+        let Report { mut statuses, owned } = report;
+        statuses.retain(|status: &StatusReport| {
+            let row = self.table.slot(status.appliance).and_then(|slot| self.table.get(slot));
+            let holder = row.and_then(|row| row.state.holder());
+            holder.is_some_and(|g| g.token == status.token && g.is_of(&life))
+        });
+        if !statuses.is_empty() {
+            self.actions.push(Action::Reports(statuses));
+        }
+        if let Some(owned) = owned {
+            self.audit(now, conn, life, owned);
+        }
     }
 }
 
-fn telling(table: &Table, quarantine: &Quarantine, slot: Slot, entry: Entry) -> Option<Tell> {
+/// The entry as it is to be sent now; `None` when the table has gone past it.
+fn current(table: &Table, quarantine: &Quarantine, slot: Slot, entry: OutboxEntry) -> Option<DeltaEntry<()>> {
+    let owned = |token| table.under(slot, token).filter(|row| row.state.holder().is_some());
     match entry {
-        Entry::Prepare => table.get(slot).map(|e| Tell::Prepare(e.id)),
-        Entry::Grant(token) => table.under(slot, token).filter(|e| matches!(e.state, State::Offered(_))).map(|e| {
-            let handed = e.handed.as_deref().cloned().unwrap_or_default();
-            Tell::Grant { appliance: e.id, token, handed, suspect: quarantine.is_suspect(e.id) }
-        }),
-        Entry::Release(token) => table
-            .under(slot, token)
-            .filter(|e| matches!(e.state, State::Releasing(_)))
-            .map(|e| Tell::Release(e.id, token)),
-        Entry::Update(token) => {
-            table.under(slot, token).filter(|e| e.state.holder().is_some()).map(|e| Tell::Update(e.id, token))
+        OutboxEntry::Grant(token) => {
+            let row = table.under(slot, token).filter(|row| matches!(row.state, State::Offered(_)))?;
+            let carryover = row.handed.as_deref().cloned().unwrap_or_default();
+            let suspect = quarantine.is_suspect(row.id);
+            Some(DeltaEntry::Grant { appliance: row.id, token, desired: (), carryover, suspect })
         }
-        Entry::Check(token, number) => {
-            table.under(slot, token).filter(|e| e.state.holder().is_some()).map(|e| Tell::Check(e.id, token, number))
+        OutboxEntry::Release(token) => {
+            let row = table.under(slot, token).filter(|row| matches!(row.state, State::Releasing(_)))?;
+            Some(DeltaEntry::Release(GrantRef::new(row.id, token)))
+        }
+        OutboxEntry::Update(token) => {
+            owned(token).map(|row| DeltaEntry::Update { appliance: row.id, token, desired: () })
+        }
+        OutboxEntry::Check(token, number) => {
+            owned(token).map(|row| DeltaEntry::Check { appliance: row.id, token, number })
         }
     }
 }

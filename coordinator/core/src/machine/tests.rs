@@ -1,9 +1,10 @@
 //! Scenarios of the whole machine with an obedient store and hand-written workers. What chance may do to it is the
 //! simulator's part.
 
-use common::Generation;
 use common::appliance::Driver;
+use common::session::{Ack, Declined, Delta, DeltaEntry, Hello, OwnedDigest, OwnedGrant, Release, Report};
 use common::status::Progress;
+use common::{Generation, StreamNumber};
 
 use super::*;
 use crate::checks;
@@ -52,7 +53,7 @@ pub(super) fn seed(n: u128) -> Seed {
 /// A worker of the test: takes every offer, gives up what it is asked for.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Puppet {
-    pub(super) conn: Conn,
+    pub(super) conn: StreamId,
     pub(super) incarnation: Option<Incarnation>,
     pub(super) stream: StreamNumber,
     pub(super) version: u64,
@@ -67,8 +68,8 @@ pub(super) struct World {
     /// Commits are answered at once unless this holds them back.
     pub(super) hold_commits: bool,
     pub(super) commits: Vec<(BatchId, Commit)>,
-    pub(super) sent: Vec<(Conn, Down)>,
-    pub(super) closed: Vec<(Conn, Refusal)>,
+    pub(super) sent: Vec<(StreamId, ToWorker<()>)>,
+    pub(super) closed: Vec<(StreamId, Refusal)>,
     pub(super) news: Vec<News>,
     pub(super) removed: Vec<ApplianceId>,
     pub(super) raised: Option<Term>,
@@ -77,9 +78,10 @@ pub(super) struct World {
     pub(super) evicted: Vec<Life>,
     pub(super) gone: Vec<(Life, Timestamp)>,
     pub(super) regained: Vec<Duration>,
+    pub(super) reports: Vec<StatusReport>,
     /// Every commit that was made, whether it was held back or not.
     pub(super) stored: Vec<Commit>,
-    pub(super) next_conn: Conn,
+    pub(super) next_conn: StreamId,
     pub(super) term: Term,
 }
 
@@ -110,6 +112,7 @@ impl World {
             evicted: vec![],
             gone: vec![],
             regained: vec![],
+            reports: vec![],
             stored: vec![],
             next_conn: 1,
             term,
@@ -128,7 +131,8 @@ impl World {
                     self.stored.push(commit);
                     self.step(Event::Durable(batch));
                 }
-                Action::Send(conn, down) => self.deliver(conn, down),
+                Action::Send(conn, from, message) => self.deliver(conn, from, message),
+                Action::Reports(statuses) => self.reports.extend(statuses),
                 Action::Close(conn, refusal) => self.closed.push((conn, refusal)),
                 Action::Rebalance(news) => self.news.push(news),
                 Action::Removed(id) => self.removed.push(id),
@@ -143,70 +147,74 @@ impl World {
     }
 
     /// A worker hears something and does as it is told.
-    pub(super) fn deliver(&mut self, conn: Conn, down: Down) {
-        self.sent.push((conn, down.clone()));
+    pub(super) fn deliver(&mut self, conn: StreamId, from: Envelope, message: ToWorker<()>) {
+        self.sent.push((conn, message.clone()));
         let Some(puppet) = self.puppets.values_mut().find(|p| p.conn == conn) else { return };
-        match down {
-            Down::Welcome { incarnation, keep, .. } => {
-                puppet.incarnation = Some(incarnation);
+        match message {
+            ToWorker::Welcome(welcome) => {
+                puppet.incarnation = from.incarnation;
                 puppet.version = 0;
-                puppet.held.retain(|id, token| keep.contains(&(*id, *token)));
+                puppet.held.retain(|id, token| welcome.keep.contains(&GrantRef::new(*id, *token)));
             }
-            Down::Delta { base, target, tell, .. } => {
+            ToWorker::Delta(Delta { base, target, entries, .. }) => {
                 assert_eq!(base, puppet.version, "deltas chain");
                 puppet.version = target;
-                let mut answers = Answers { applied: target, ..Answers::default() };
-                for tell in tell {
-                    match tell {
-                        Tell::Grant { appliance, token, .. } => {
+                let mut answers = Ack { applied: target, ..Ack::default() };
+                for entry in entries {
+                    match entry {
+                        DeltaEntry::Grant { appliance, token, .. } => {
                             assert!(puppet.held.insert(appliance, token).is_none(), "granted twice");
-                            answers.granted.push((appliance, token));
+                            answers.granted.push(GrantRef::new(appliance, token));
                         }
-                        Tell::Release(appliance, token) => {
+                        DeltaEntry::Release(GrantRef { appliance, token }) => {
                             assert_eq!(puppet.held.remove(&appliance), Some(token));
-                            answers.released.push(Said { appliance, token, handed: Handed::default() });
+                            answers.released.push(Release { appliance, token, carryover: Carryover::default() });
                         }
-                        Tell::Prepare(_) | Tell::Update(..) | Tell::Check(..) => {}
+                        DeltaEntry::Update { .. } | DeltaEntry::Check { .. } => {}
                     }
                 }
                 let envelope = self.envelope(conn);
-                self.step(Event::Answers(conn, envelope, answers));
+                self.step(Event::Received(conn, envelope, ToCoordinator::Ack(answers)));
             }
-            Down::BeatAck(_) | Down::Confirm(_) | Down::Clear(_) | Down::Drained => {}
+            ToWorker::BeatAck(_) | ToWorker::Confirm(_) | ToWorker::Refused(_) | ToWorker::Drained => {}
         }
     }
 
-    pub(super) fn envelope(&self, conn: Conn) -> Envelope {
+    pub(super) fn envelope(&self, conn: StreamId) -> Envelope {
         let puppet = self.puppets.values().find(|p| p.conn == conn).expect("a puppet has this stream");
-        Envelope { term: self.term, incarnation: puppet.incarnation.expect("welcomed"), stream: puppet.stream }
+        Envelope { term: self.term, incarnation: puppet.incarnation, stream: puppet.stream }
     }
 
     pub(super) fn hello_of(&self, name: &str, puppet: &Puppet) -> Hello {
         Hello {
             worker: worker(name),
-            incarnation: puppet.incarnation,
-            stream: puppet.stream,
             profile: profile(),
-            held: puppet
+            owned: puppet
                 .held
                 .iter()
-                .map(|(id, token)| Held { appliance: *id, token: *token, edition: edition(1) })
+                .map(|(id, token)| OwnedGrant { appliance: *id, token: *token, edition: edition(1) })
                 .collect(),
             released: vec![],
-            gone: vec![],
+            removed: vec![],
             highest_term: Term::new(0),
         }
     }
 
+    /// A worker says this on a stream it opened.
+    pub(super) fn say_hello(&mut self, conn: StreamId, puppet: &Puppet, hello: Hello) {
+        let envelope = Envelope { term: hello.highest_term, incarnation: puppet.incarnation, stream: puppet.stream };
+        self.step(Event::Received(conn, envelope, ToCoordinator::Hello(Box::new(hello))));
+    }
+
     /// A worker opens a stream, as a new process or as the one it was.
-    pub(super) fn connect(&mut self, name: &str) -> Conn {
+    pub(super) fn connect(&mut self, name: &str) -> StreamId {
         let conn = self.next_conn;
         self.next_conn += 1;
         let puppet = self.puppets.entry(worker(name)).or_default();
         puppet.conn = conn;
         puppet.stream = puppet.stream.next();
-        let hello = self.hello_of(name, &self.puppets[&worker(name)].clone());
-        self.step(Event::Hello(conn, Box::new(hello)));
+        let puppet = self.puppets[&worker(name)].clone();
+        self.say_hello(conn, &puppet, self.hello_of(name, &puppet));
         conn
     }
 
@@ -225,10 +233,10 @@ impl World {
                 puppet.beats += 1;
                 let (conn, beats) = (puppet.conn, puppet.beats);
                 if let (false, Some(incarnation)) = (self.machine.membership().is_embedded(), puppet.incarnation) {
-                    self.step(Event::Observed((name, incarnation), LeaseNode { lease: L, evicted: false }));
+                    self.step(Event::Observed(Life::new(name, incarnation), LeaseNode { lease: L, evicted: false }));
                 } else if puppet.incarnation.is_some() {
                     let envelope = self.envelope(conn);
-                    self.step(Event::Beat(conn, envelope, beats));
+                    self.step(Event::Received(conn, envelope, ToCoordinator::Beat(beats)));
                 }
             }
             self.step(Event::Tick);
@@ -269,6 +277,11 @@ impl World {
     }
 }
 
+/// A report that says only what is owned.
+pub(super) fn digest_report(owned: OwnedDigest) -> ToCoordinator {
+    ToCoordinator::Report(Report { statuses: vec![], owned: Some(owned) })
+}
+
 /// Two workers with ten appliances between them.
 pub(super) fn two() -> World {
     // So many at once that a plan is carried out in one step.
@@ -292,7 +305,7 @@ fn a_grant_is_on_the_wire_only_after_it_is_durable() {
     w.sent.clear();
     w.create([1]);
     assert_eq!(w.commits.len(), 1);
-    assert!(!w.sent.iter().any(|(_, d)| matches!(d, Down::Delta { .. })), "told before it was stored");
+    assert!(!w.sent.iter().any(|(_, d)| matches!(d, ToWorker::Delta(_))), "told before it was stored");
     let (batch, _) = w.commits.remove(0);
     w.step(Event::Durable(batch));
     assert_eq!(w.holder(1), Some("w1"));
@@ -337,7 +350,7 @@ fn a_dead_worker_loses_its_appliances_after_its_lease_and_not_before() {
     assert_eq!(w.gone, []);
     w.pass(Duration::from_millis(200));
     assert_eq!(w.loads(), [10]);
-    assert!(matches!(&w.gone[..], [((name, _), _)] if *name == worker("w1")), "said once: {:?}", w.gone);
+    assert!(matches!(&w.gone[..], [(life, _)] if life.worker == worker("w1")), "said once: {:?}", w.gone);
     assert_eq!(w.moved(), 5);
     assert!(matches!(w.news.last(), Some(News::Closed { done: 5, superseded: false, .. })), "{:?}", w.news);
 }
@@ -346,8 +359,8 @@ fn a_dead_worker_loses_its_appliances_after_its_lease_and_not_before() {
 fn a_worker_that_says_it_leaves_is_gone_at_once() {
     let mut w = two();
     let puppet = w.puppets.remove(&worker("w1")).expect("lives");
-    let envelope = Envelope { term: w.term, incarnation: puppet.incarnation.expect("welcomed"), stream: puppet.stream };
-    w.step(Event::Leave(puppet.conn, envelope));
+    let envelope = Envelope { term: w.term, incarnation: puppet.incarnation, stream: puppet.stream };
+    w.step(Event::Received(puppet.conn, envelope, ToCoordinator::Leave));
     w.step(Event::Tick);
     assert_eq!(w.loads(), [10]);
 }
@@ -446,7 +459,7 @@ fn a_new_leader_gives_up_on_silent_members_when_their_lease_is_over() {
 fn a_higher_term_is_never_acted_against() {
     let mut w = World::new(Restored::default());
     let hello = Hello { highest_term: Term::new(7), ..w.hello_of("w1", &Puppet::default()) };
-    w.step(Event::Hello(1, Box::new(hello)));
+    w.say_hello(1, &Puppet::default(), hello);
     assert_eq!(w.raised, Some(Term::new(7)));
 }
 
@@ -484,13 +497,20 @@ fn an_intruder_keeps_an_appliance_from_everybody_until_it_has_ended() {
     w.pass(Duration::from_secs(1));
     assert_eq!(w.holder(1), None, "granted although somebody acts on it");
     let envelope = w.envelope(conn);
-    let said = Said {
+    let said = Release {
         appliance: id(1),
         token: intruder,
-        handed: Handed { progress: Progress { failed_boots: 3, ..Progress::default() }, hold: Duration::ZERO },
+        carryover: Carryover {
+            progress: Progress { failed_boots: 3, ..Progress::default() },
+            fence_delay: Duration::ZERO,
+        },
     };
     let applied = w.puppets[&worker("w1")].version;
-    w.step(Event::Answers(conn, envelope, Answers { applied, released: vec![said], ..Answers::default() }));
+    w.step(Event::Received(
+        conn,
+        envelope,
+        ToCoordinator::Ack(Ack { applied, released: vec![said], ..Ack::default() }),
+    ));
     w.pass(Duration::from_secs(1));
     assert_eq!(w.holder(1), Some("w1"));
 }
@@ -511,10 +531,14 @@ fn a_worker_that_declines_is_left_out_for_a_while() {
     w.puppets.insert(worker("w1"), Puppet { version: 2, ..puppet });
     w.hold_commits = false;
     let envelope = w.envelope(conn);
-    w.step(Event::Answers(
+    w.step(Event::Received(
         conn,
         envelope,
-        Answers { applied: 2, declined: vec![(id(1), token)], ..Answers::default() },
+        ToCoordinator::Ack(Ack {
+            applied: 2,
+            declined: vec![Declined { appliance: id(1), token, reason: String::new() }],
+            ..Ack::default()
+        }),
     ));
     w.pass(Duration::from_secs(1));
     assert_eq!(w.holder(1), None);
@@ -541,13 +565,13 @@ fn messages_of_other_streams_and_terms_are_dropped_and_counted() {
     let right = w.envelope(conn);
     for wrong in [
         Envelope { term: Term::new(9), ..right },
-        Envelope { incarnation: Incarnation::new(9), ..right },
+        Envelope { incarnation: Some(Incarnation::new(9)), ..right },
         Envelope { stream: StreamNumber::new(9), ..right },
     ] {
         let (appliance, token) =
             w.puppets[&worker("w1")].held.iter().map(|(a, t)| (*a, *t)).next().expect("holds some");
-        let said = Said { appliance, token, handed: Handed::default() };
-        w.step(Event::Answers(conn, wrong, Answers { released: vec![said], ..Answers::default() }));
+        let said = Release { appliance, token, carryover: Carryover::default() };
+        w.step(Event::Received(conn, wrong, ToCoordinator::Ack(Ack { released: vec![said], ..Ack::default() })));
     }
     assert_eq!(w.machine.counters().stale_messages, 3);
     w.pass(Duration::from_secs(1));
@@ -572,27 +596,27 @@ fn unbraked() -> Config {
 /// Which of the grants sent since the last call told their owner to announce its steps.
 fn grants(w: &mut World) -> BTreeMap<ApplianceId, bool> {
     let tells = w.sent.drain(..).filter_map(|(_, down)| match down {
-        Down::Delta { tell, .. } => Some(tell),
+        ToWorker::Delta(delta) => Some(delta.entries),
         _ => None,
     });
     tells
         .flatten()
         .filter_map(|tell| match tell {
-            Tell::Grant { appliance, suspect, .. } => Some((appliance, suspect)),
+            DeltaEntry::Grant { appliance, suspect, .. } => Some((appliance, suspect)),
             _ => None,
         })
         .collect()
 }
 
 /// The worker announces a step of appliance `n`; gives back what it is told it may begin.
-fn announce(w: &mut World, name: &str, n: u128) -> Vec<Step> {
+fn announce(w: &mut World, name: &str, n: u128) -> Vec<AnnouncedStep> {
     let puppet = w.puppets[&worker(name)].clone();
-    let step = Step { appliance: id(n), token: puppet.held[&id(n)], number: 1 };
-    let answers = Answers { applied: puppet.version, begun: vec![step], ..Answers::default() };
+    let step = AnnouncedStep { appliance: id(n), token: puppet.held[&id(n)], number: 1 };
+    let answers = Ack { applied: puppet.version, begun: vec![step], ..Ack::default() };
     w.sent.clear();
-    w.step(Event::Answers(puppet.conn, w.envelope(puppet.conn), answers));
+    w.step(Event::Received(puppet.conn, w.envelope(puppet.conn), ToCoordinator::Ack(answers)));
     let cleared = w.sent.drain(..).filter_map(|(conn, down)| match down {
-        Down::Clear(steps) if conn == puppet.conn => Some(steps),
+        ToWorker::Confirm(confirm) if conn == puppet.conn => Some(confirm.begin),
         _ => None,
     });
     cleared.flatten().collect()
@@ -658,7 +682,7 @@ fn who_leaves_in_order_or_lives_on_makes_nothing_suspect() {
     let conn = w.puppets[&worker("w1")].conn;
     let envelope = w.envelope(conn);
     w.sent.clear();
-    w.step(Event::Leave(conn, envelope));
+    w.step(Event::Received(conn, envelope, ToCoordinator::Leave));
     w.puppets.remove(&worker("w1"));
     w.pass(Duration::from_secs(1));
     let grants = grants(&mut w);
@@ -671,7 +695,7 @@ fn who_leaves_in_order_or_lives_on_makes_nothing_suspect() {
 fn a_term_that_no_cluster_reaches_is_refused() {
     let mut w = World::new(Restored::default());
     let hello = Hello { highest_term: Term::new(u64::MAX), ..w.hello_of("w1", &Puppet::default()) };
-    w.step(Event::Hello(1, Box::new(hello)));
+    w.say_hello(1, &Puppet::default(), hello);
     assert_eq!(w.raised, None);
     assert_eq!(w.closed, [(1, Refusal::ImplausibleTerm(Term::new(u64::MAX)))]);
 }
@@ -685,7 +709,11 @@ fn an_appliance_that_nobody_deleted_survives_a_worker_that_says_it_is_gone() {
     let puppet = w.puppets.get_mut(&worker("w1")).expect("lives");
     puppet.held.remove(&appliance);
     let applied = puppet.version;
-    w.step(Event::Answers(conn, envelope, Answers { applied, gone: vec![(appliance, token)], ..Answers::default() }));
+    w.step(Event::Received(
+        conn,
+        envelope,
+        ToCoordinator::Ack(Ack { applied, removed: vec![GrantRef::new(appliance, token)], ..Ack::default() }),
+    ));
     w.pass(Duration::from_secs(1));
     assert_eq!((w.removed.len(), w.violations.len()), (0, 1));
     assert_eq!(w.loads(), [5, 5]);

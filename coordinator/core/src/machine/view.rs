@@ -4,15 +4,14 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::{ApplianceId, Incarnation, Timestamp, WorkerId};
+use common::{ApplianceId, Incarnation, Life, Timestamp, WorkerId};
 
 use super::{Counters, Machine};
 use crate::audit;
 use crate::grants::Profile;
 use crate::health::{self, Health};
-use crate::membership::Life;
 use crate::planner::{Candidate, Planner};
-use crate::table::{Entry, Table};
+use crate::table::{Table, TableRow};
 use crate::unowned::Unowned;
 
 /// Most workers that are remembered after they are gone, and for how long.
@@ -68,7 +67,8 @@ pub struct Explanation {
 
 impl Machine {
     pub(super) fn departed(&mut self, now: Timestamp, life: &Life, profile: Profile) {
-        self.departed.insert(life.0.clone(), Departed { incarnation: life.1, profile: Some(profile), at: now });
+        self.departed
+            .insert(life.worker.clone(), Departed { incarnation: life.incarnation, profile: Some(profile), at: now });
         self.departed.retain(|_, d| now.since(d.at) < DEPARTED.1);
         while self.departed.len() > DEPARTED.0 {
             self.departed.pop_first();
@@ -94,13 +94,13 @@ impl Machine {
         }
         for life in self.membership.lives() {
             let is_member = self.membership.is_member(life);
-            if !is_member && views.get(&life.0).is_some_and(|v: &WorkerView| v.health != Health::Dead) {
+            if !is_member && views.get(&life.worker).is_some_and(|v: &WorkerView| v.health != Health::Dead) {
                 continue;
             }
             let beat = self.membership.last_beat(now, life);
             let view = WorkerView {
-                id: life.0.clone(),
-                incarnation: life.1,
+                id: life.worker.clone(),
+                incarnation: life.incarnation,
                 health: health::judge(beat, self.sessions.state(life)),
                 profile: self.membership.profile(life).cloned(),
                 appliances: self.granted.get(life).map_or(0, |set| set.len() as u64),
@@ -108,7 +108,7 @@ impl Machine {
                 draining: self.membership.is_draining(life),
                 member: is_member,
             };
-            views.insert(life.0.clone(), view);
+            views.insert(life.worker.clone(), view);
         }
         views.into_values().collect()
     }
@@ -119,7 +119,7 @@ impl Machine {
         let slot = self.table.slot(id)?;
         let entry = self.table.get(slot)?;
         let summary = if let Some(by) = self.intruders.get(&slot).and_then(|by| by.first()) {
-            format!("{} still holds it against the table; nobody else gets it before that ended", by.0.0)
+            format!("{} still holds it against the table; nobody else gets it before that ended", by.0.worker)
         } else if entry.state.wants_owner() && self.waiting(now).is_some() {
             self.waiting(now).unwrap_or_default()
         } else {
@@ -167,10 +167,11 @@ impl Machine {
     /// The life under this name that heartbeats still keep: the member's, or else any.
     #[must_use]
     pub fn life_of(&self, worker: &WorkerId) -> Option<Incarnation> {
-        let mut lives = self.membership.lives().filter(|l| l.0 == *worker && self.membership.is_alive(l));
+        let mut lives = self.membership.lives().filter(|l| l.worker == *worker && self.membership.is_alive(l));
         let any = lives.next_back()?;
-        let member = self.membership.current(worker).filter(|i| self.membership.is_alive(&(worker.clone(), *i)));
-        Some(member.unwrap_or(any.1))
+        let member =
+            self.membership.current(worker).filter(|i| self.membership.is_alive(&Life::new(worker.clone(), *i)));
+        Some(member.unwrap_or(any.incarnation))
     }
 
     /// Whether heartbeats of a life still count.
@@ -282,7 +283,7 @@ impl Machine {
 
 /// Why an entry is where it is, in one clause.
 #[must_use]
-pub fn reason(entry: &Entry) -> Cow<'static, str> {
+pub fn reason(entry: &TableRow) -> Cow<'static, str> {
     match (&entry.unplaced, entry.reason, entry.state.wants_owner()) {
         (Some(why), _, true) => Cow::Owned(why.to_string()),
         (None, _, true) => Cow::Borrowed("waits for the next plan"),

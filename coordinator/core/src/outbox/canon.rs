@@ -2,7 +2,7 @@
 
 use common::canon::{Canon, Canonical};
 
-use super::{Entry, Outbox, Replaceable};
+use super::{Outbox, OutboxEntry, Replaceable};
 
 impl Canonical for Outbox {
     fn canon(&self, to: &mut Canon) {
@@ -14,10 +14,9 @@ impl Canonical for Outbox {
     }
 }
 
-impl Canonical for Entry {
+impl Canonical for OutboxEntry {
     fn canon(&self, to: &mut Canon) {
         match self {
-            Self::Prepare => to.plain(0),
             Self::Grant(token) => to.put(&(1_u32, token)),
             Self::Release(token) => to.put(&(2_u32, token)),
             Self::Update(token) => to.put(&(3_u32, token)),

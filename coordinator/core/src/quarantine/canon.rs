@@ -4,7 +4,7 @@
 
 use common::canon::{Canon, Canonical};
 
-use super::{Alone, Quarantine, Step, Suspect};
+use super::{Alone, Quarantine, Suspect};
 
 impl Canonical for Quarantine {
     fn canon(&self, to: &mut Canon) {
@@ -21,11 +21,5 @@ impl Canonical for Quarantine {
             }
         }
         to.list(alone.iter().map(|(life, Alone { running, waiting })| (life, running, waiting)));
-    }
-}
-
-impl Canonical for Step {
-    fn canon(&self, to: &mut Canon) {
-        to.put(&(self.appliance, self.token, self.number));
     }
 }

@@ -1,5 +1,6 @@
 //! What ends a session's stream, and what costs only the entry it is about.
 
+use super::super::down::Unreadable;
 use super::*;
 
 fn first_envelope() -> Envelope {
@@ -37,27 +38,28 @@ fn refusals_of_the_session_name_message_and_field() {
 
 /// A delta with two grants and an update, in reading order.
 fn delta_on_the_wire() -> worker_wire::CoordinatorMessage {
-    let desired = || DesiredParts {
-        name: Name::new("web").expect("a valid name"),
-        tenant: Name::new("default").expect("a valid name"),
-        driver: Driver::Process,
-        edition: Edition::new(Generation::new(2), Term::new(1)),
-        revision: 0,
-        deleting: false,
-        spec: draft_from_wire(Some(custom_appliance())).expect("valid").spec,
+    let desired = || {
+        Arc::new(Desired {
+            name: Name::new("web").expect("a valid name"),
+            tenant: Name::new("default").expect("a valid name"),
+            driver: Driver::Process,
+            edition: Edition::new(Generation::new(2), Term::new(1)),
+            revision: 0,
+            deleting: false,
+            spec: draft_from_wire(Some(custom_appliance())).expect("valid").spec,
+        })
     };
-    let grant = |n| down::Grant {
+    let grant = |n| DeltaEntry::Grant {
         appliance: ApplianceId::from_u128(n),
         token: Token::new(Term::new(1), 1),
         desired: desired(),
-        progress: Progress::default(),
-        hold: Duration::ZERO,
+        carryover: Carryover::default(),
         suspect: false,
     };
     let (appliance, token) = (ApplianceId::from_u128(3), Token::new(Term::new(1), 1));
-    let update = down::Update { appliance, token, desired: desired() };
-    let delta = Delta { target: 1, grant: vec![grant(1), grant(2)], update: vec![update], ..Delta::default() };
-    down_to_wire(&first_envelope(), Down::Delta(delta))
+    let update = DeltaEntry::Update { appliance, token, desired: desired() };
+    let delta = Delta { base: 0, target: 1, rebalance: None, entries: vec![grant(1), grant(2), update] };
+    down_to_wire(&first_envelope(), ToWorker::Delta(delta), "").remove(0)
 }
 
 fn delta_of(message: &mut worker_wire::CoordinatorMessage) -> &mut worker_wire::Delta {
@@ -89,12 +91,12 @@ fn an_appliance_that_cannot_be_read_is_set_aside_and_the_others_are_not() {
     for (spoil, appliance, text) in cases {
         let mut message = delta_on_the_wire();
         spoil(delta_of(&mut message));
-        let (_, read) = down_from_wire(message).expect("the rest is fine");
-        let Down::Delta(delta) = read else { panic!("not a delta") };
-        let [(id, token, problem)] = &delta.unreadable[..] else { panic!("{text}: {:?}", delta.unreadable) };
-        assert_eq!((id, *token), (appliance, Token::new(Term::new(1), 1)));
+        let read = down_from_wire(message).expect("the rest is fine");
+        let ToWorker::Delta(delta) = read.message else { panic!("not a delta") };
+        let [Unreadable { grant, problem }] = &read.unreadable[..] else { panic!("{text}: {:?}", read.unreadable) };
+        assert_eq!(*grant, GrantRef::new(*appliance, Token::new(Term::new(1), 1)));
         assert!(problem.starts_with(text) && problem.len() <= 256, "{problem}");
-        assert_eq!((delta.target, delta.grant.len() + delta.update.len()), (1, 2));
+        assert_eq!((delta.target, delta.entries.len()), (1, 2));
     }
 }
 
@@ -132,6 +134,10 @@ fn a_long_error_is_sent_in_part() {
     assert_eq!(status_to_wire(&status).last_error, "é".repeat(common::appliance::MAX_TEXT / 2));
 }
 
+fn reports(statuses: Vec<StatusReport>) -> ToCoordinator {
+    ToCoordinator::Report(Report { statuses, owned: None })
+}
+
 #[test]
 fn a_status_that_cannot_be_read_is_left_out_of_its_report() {
     let status = Status {
@@ -141,26 +147,26 @@ fn a_status_that_cannot_be_read_is_left_out_of_its_report() {
         last_error: None,
         failed_boots: 0,
     };
-    let report = |n| up::Report {
+    let report = |n| StatusReport {
         appliance: ApplianceId::from_u128(n),
         token: Token::new(Term::new(1), 1),
         status: status.clone(),
         checked: 0,
     };
     let spoiled = |spoil: fn(&mut Vec<worker_wire::ApplianceReport>)| {
-        let mut message = up_to_wire(&first_envelope(), Up::Report(vec![report(1), report(2), report(3)], None));
+        let mut message = up_to_wire(&first_envelope(), reports(vec![report(1), report(2), report(3)]));
         match &mut message.body {
             Some(worker_wire::worker_message::Body::Report(report)) => spoil(&mut report.appliances),
             other => panic!("not a report: {other:?}"),
         }
-        up_from_wire(message).map(|(_, said)| said)
+        up_from_wire(message).map(|read| read.message)
     };
     assert_eq!(
         spoiled(|all| {
             all[0].status = None;
             all[2].status.as_mut().expect("it has one").phase = 99;
         }),
-        Ok(Up::Report(vec![report(2)], None))
+        Ok(reports(vec![report(2)]))
     );
     let refused = spoiled(|all| all[1].token = None).expect_err("whose status it is stays open");
     assert_eq!(refused.to_string(), "Report: appliances[1].token: is missing");
@@ -168,7 +174,10 @@ fn a_status_that_cannot_be_read_is_left_out_of_its_report() {
 
 #[test]
 fn a_digest_that_is_none_is_refused() {
-    let mut message = up_to_wire(&first_envelope(), Up::Report(vec![], Some(up::Holdings::default())));
+    let mut message = up_to_wire(
+        &first_envelope(),
+        ToCoordinator::Report(Report { statuses: vec![], owned: Some(OwnedDigest::default()) }),
+    );
     match &mut message.body {
         Some(worker_wire::worker_message::Body::Report(report)) => {
             report.holdings.as_mut().expect("it was given").digest.truncate(15);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use common::Life;
 use common::roster::{Answer, Ask, Change, Kind, LeaseNode, MemberNode, News as Told, Node, Roster, What};
 use common::{Profile, Timestamp, WorkerId};
 use coordinator_core::machine::Event;
@@ -70,7 +71,7 @@ fn node(kind: Kind, worker: &WorkerId, node: &tree::Node) -> Option<Node> {
 fn event(news: Told) -> Event {
     let lease = |node: LeaseNode| {
         let LeaseNode { worker, incarnation, lease, evicted } = node;
-        ((worker, incarnation), membership::LeaseNode { lease, evicted })
+        (Life::new(worker, incarnation), membership::LeaseNode { lease, evicted })
     };
     let member = |m: MemberNode| (m.worker, membership::Node { incarnation: m.incarnation, profile: m.profile });
     match news {
@@ -83,7 +84,7 @@ fn event(news: Told) -> Event {
             let (life, node) = lease(node);
             Event::Observed(life, node)
         }
-        Told::Ended(worker, incarnation) => Event::Over((worker, incarnation)),
+        Told::Ended(worker, incarnation) => Event::Over(Life::new(worker, incarnation)),
     }
 }
 

@@ -152,7 +152,7 @@ impl Lifecycle {
     /// What one living instance needs.
     fn tend(&self, slot: &Slot, wake: &mut Wake) -> Option<Choice> {
         let ordinal = slot.instance.ordinal;
-        let generation = self.desired.generation;
+        let generation = self.desired.edition.generation;
         let step = if !slot.is_alive() {
             return None;
         } else if slot.replug {
@@ -170,7 +170,7 @@ impl Lifecycle {
         let slots = &self.fleet.slots;
         // One that does not serve yet costs nothing.
         let idle = slots.iter().find(|slot| self.is_stale(slot) && !slot.is_alive());
-        let settled = |slot: &Slot| slot.is_alive() && slot.configured == Some(self.desired.generation);
+        let settled = |slot: &Slot| slot.is_alive() && slot.configured == Some(self.desired.edition.generation);
         let rest_serves = slots.len() == usize::from(self.desired.spec.replicas)
             && slots.iter().all(|slot| self.is_stale(slot) || settled(slot));
         let next = idle.or_else(|| slots.iter().find(|slot| rest_serves && self.is_stale(slot)));
@@ -218,15 +218,15 @@ impl Lifecycle {
     fn is_settled(&self) -> bool {
         let slots = &self.fleet.slots;
         slots.len() == usize::from(self.desired.spec.replicas)
-            && slots
-                .iter()
-                .all(|slot| slot.is_alive() && slot.configured == Some(self.desired.generation) && !self.is_stale(slot))
+            && slots.iter().all(|slot| {
+                slot.is_alive() && slot.configured == Some(self.desired.edition.generation) && !self.is_stale(slot)
+            })
     }
 
     /// Changes whenever the status does (but for one chance in 2^64), without the cost of building it.
     pub(super) fn fingerprint(&self) -> u64 {
         let mut hash = DefaultHasher::new();
-        (self.news.phase, self.desired.generation, &self.last_error, self.boots.in_vain()).hash(&mut hash);
+        (self.news.phase, self.desired.edition.generation, &self.last_error, self.boots.in_vain()).hash(&mut hash);
         for slot in &self.fleet.slots {
             let i = &slot.instance;
             (i.ordinal, i.attempt, i.pid, i.started_at_unix_ms, i.address, slot.answered(), slot.configured)

@@ -151,7 +151,7 @@ impl World {
                 }
             }
             Op::Change { replicas, rebuild, delete } => {
-                let next = desired(self.desired.generation.get() + 1, replicas, |next| {
+                let next = desired(self.desired.edition.generation.get() + 1, replicas, |next| {
                     next.revision = self.desired.revision + u64::from(rebuild);
                     next.deleting = delete || self.desired.deleting;
                 });

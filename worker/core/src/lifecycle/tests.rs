@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::appliance::{Custom, Driver, HealthCheck, Kind, Listener, LoadBalancer, Name, Probe, Spec};
-use common::{Generation, Term, Token};
+use common::{Edition, Generation, Term, Token};
 
 use super::*;
 
@@ -16,7 +16,7 @@ pub(super) fn desired(generation: u64, replicas: u16, change: impl FnOnce(&mut D
         name: name("web"),
         tenant: name("default"),
         driver: Driver::Simulated,
-        generation: Generation::new(generation),
+        edition: Edition::new(Generation::new(generation), Term::new(1)),
         revision: 0,
         deleting: false,
         spec: Spec {
@@ -40,7 +40,7 @@ pub(super) fn instance(ordinal: u16, attempt: u32, desired: &Desired) -> Instanc
     Instance {
         ordinal,
         attempt,
-        boot_digest: desired.boot_digest(),
+        boot_digest: crate::desired::boot_digest(&desired),
         pid: Some(1000 + u32::from(ordinal) * 100 + attempt),
         started_at_unix_ms: 1,
         management: None,
@@ -621,7 +621,7 @@ fn a_backlog_warns_once() {
     let warnings: Vec<_> =
         (0..150).filter_map(|n| bench.feed(Event::Change(desired(2 + n, 1, |_| {}))).backlog).collect();
     assert_eq!(warnings, [100]);
-    assert_eq!(bench.life.desired().generation, Generation::new(151), "the newest is what counts");
+    assert_eq!(bench.life.desired().edition.generation, Generation::new(151), "the newest is what counts");
 }
 
 #[test]

@@ -47,7 +47,7 @@ impl Order {
             ordinal: wanted.ordinal,
             attempt: wanted.attempt,
             name: wanted.desired.name.to_string(),
-            boot_digest: wanted.desired.boot_digest(),
+            boot_digest: worker_core::desired::boot_digest(&wanted.desired),
             kind: wanted.desired.spec.kind.clone(),
         }
     }

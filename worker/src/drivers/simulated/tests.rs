@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use common::appliance::{Custom, Driver as DriverName, Kind as SpecKind, Name, Probe, Spec};
-use common::{Generation, Term};
+use common::{Edition, Generation, Term};
 
 use super::*;
 use crate::gate::{Gate, Shut};
@@ -27,7 +27,7 @@ fn desired() -> Desired {
         name: name.clone(),
         tenant: name,
         driver: DriverName::Simulated,
-        generation: Generation::new(1),
+        edition: Edition::new(Generation::new(1), Term::new(1)),
         revision: 0,
         deleting: false,
         spec: Spec { replicas: 1, probe_interval: None, image: None, kind },

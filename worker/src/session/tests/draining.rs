@@ -7,7 +7,7 @@ const B: ApplianceId = ApplianceId::from_u128(0xb);
 impl Bench {
     /// One that holds A on a stream.
     async fn holding(config: Config) -> (Self, Conn) {
-        let mut bench = Self::with(config, Holdings::default()).await;
+        let mut bench = Self::with(config, Assignments::default()).await;
         let (mut conn, _) = bench.hello().await;
         conn.welcome(1, &[]).await;
         bench.grant_a(&mut conn).await;
@@ -21,35 +21,35 @@ fn config(on_stop: OnStop) -> Config {
 }
 
 async fn confirm_a(conn: &Conn) {
-    conn.send(down::Down::Confirm(down::Confirm { released: vec![(A, token(1, 1))], begun: vec![] })).await;
+    conn.send(ToWorker::Confirm(Confirm { released: vec![GrantRef::new(A, token(1, 1))], begin: vec![] })).await;
 }
 
 #[tokio::test]
 async fn a_draining_worker_goes_on_until_everything_was_taken_over() {
     let (mut bench, mut conn) = Bench::holding(config(OnStop::Drain)).await;
     bench.stop.drain();
-    assert_eq!(conn.receive().await, Some(up::Up::Drain { hand_back: false }));
+    assert_eq!(conn.receive().await, Some(ToCoordinator::Drain { hand_back: false }));
 
     // What was offered before the leader heard of it.
-    let delta = down::Delta { base: 1, target: 2, grant: vec![grant(B, token(1, 2))], ..down::Delta::default() };
-    conn.send(down::Down::Delta(delta)).await;
+    let delta = change(1, 2, vec![grant(B, token(1, 2))]);
+    conn.send(delta).await;
     let declined = conn.ack().await.declined;
     assert_eq!((declined.len(), declined[0].appliance), (1, B));
 
     // What it keeps is kept alive as ever.
-    let check = down::Check { appliance: A, token: token(1, 1), number: 5 };
-    let delta = down::Delta { base: 2, target: 3, check: vec![check], ..down::Delta::default() };
-    conn.send(down::Down::Delta(delta)).await;
+    let check = DeltaEntry::Check { appliance: A, token: token(1, 1), number: 5 };
+    let delta = change(2, 3, vec![check]);
+    conn.send(delta).await;
     assert!(matches!(bench.command().await, Command::Check { number: 5, .. }));
 
-    let delta = down::Delta { base: 3, target: 4, release: vec![(A, token(1, 1))], ..down::Delta::default() };
-    conn.send(down::Down::Delta(delta)).await;
+    let delta = change(3, 4, vec![DeltaEntry::Release(GrantRef::new(A, token(1, 1)))]);
+    conn.send(delta).await;
     assert!(matches!(bench.command().await, Command::Release { .. }));
     bench.release_a().await;
     while conn.ack().await.released.is_empty() {}
     confirm_a(&conn).await;
     let (last, ended) = tokio::join!(conn.receive(), bench.ended());
-    assert_eq!((last, ended), (Some(up::Up::Leave), Ok(())));
+    assert_eq!((last, ended), (Some(ToCoordinator::Leave), Ok(())));
 }
 
 #[tokio::test]
@@ -58,18 +58,18 @@ async fn handing_back_a_worker_releases_by_itself_and_says_drain_first() {
     bench.stop.drain();
     assert!(matches!(bench.command().await, Command::Release { appliance: A, .. }));
     bench.release_a().await;
-    assert_eq!(conn.receive().await, Some(up::Up::Drain { hand_back: true }));
+    assert_eq!(conn.receive().await, Some(ToCoordinator::Drain { hand_back: true }));
     assert_eq!(conn.ack().await.released.len(), 1);
 
     // The leader went away before it had stored that: said again, the drain as well.
     drop(conn);
     let (mut conn, hello) = bench.hello().await;
-    assert_eq!((hello.held.len(), hello.released.len()), (0, 1));
+    assert_eq!((hello.owned.len(), hello.released.len()), (0, 1));
     conn.welcome(1, &[]).await;
-    assert_eq!(conn.receive().await, Some(up::Up::Drain { hand_back: true }));
+    assert_eq!(conn.receive().await, Some(ToCoordinator::Drain { hand_back: true }));
     confirm_a(&conn).await;
     let (last, ended) = tokio::join!(conn.receive(), bench.ended());
-    assert_eq!((last, ended), (Some(up::Up::Leave), Ok(())));
+    assert_eq!((last, ended), (Some(ToCoordinator::Leave), Ok(())));
 }
 
 #[tokio::test]
@@ -77,28 +77,28 @@ async fn draining_ends_with_its_timeout() {
     let config = Config { drain_timeout: Duration::from_millis(300), ..config(OnStop::Drain) };
     let (bench, mut conn) = Bench::holding(config).await;
     bench.stop.drain();
-    assert_eq!(conn.receive().await, Some(up::Up::Drain { hand_back: false }));
+    assert_eq!(conn.receive().await, Some(ToCoordinator::Drain { hand_back: false }));
     let (last, ended) = tokio::join!(conn.receive(), bench.ended());
-    assert_eq!((last, ended), (Some(up::Up::Leave), Ok(())));
+    assert_eq!((last, ended), (Some(ToCoordinator::Leave), Ok(())));
 }
 
 #[tokio::test]
 async fn a_second_request_ends_draining() {
     let (bench, mut conn) = Bench::holding(config(OnStop::Drain)).await;
     bench.stop.drain();
-    assert_eq!(conn.receive().await, Some(up::Up::Drain { hand_back: false }));
+    assert_eq!(conn.receive().await, Some(ToCoordinator::Drain { hand_back: false }));
     bench.stop.leave();
     let (last, ended) = tokio::join!(conn.receive(), bench.ended());
-    assert_eq!((last, ended), (Some(up::Up::Leave), Ok(())));
+    assert_eq!((last, ended), (Some(ToCoordinator::Leave), Ok(())));
 }
 
 #[tokio::test]
 async fn a_coordinator_that_stops_as_well_is_not_waited_for() {
     let (bench, mut conn) = Bench::holding(config(OnStop::Drain)).await;
     bench.stop.drain();
-    assert_eq!(conn.receive().await, Some(up::Up::Drain { hand_back: false }));
-    let (reason, detail) = (down::RefusedReason::Stopping, String::new());
-    conn.send(down::Down::Refused(down::Refused { reason, detail, retry_after: None })).await;
+    assert_eq!(conn.receive().await, Some(ToCoordinator::Drain { hand_back: false }));
+    let (reason, detail) = (RefusedReason::Stopping, String::new());
+    conn.send(ToWorker::Refused(Refused { reason, detail, retry_after: None })).await;
     bench.ended().await.expect("it was asked to");
 }
 

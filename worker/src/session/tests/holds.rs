@@ -11,9 +11,9 @@ async fn a_hold_shuts_the_gate_and_what_is_left_of_it_travels_with_the_release()
     assert_eq!(hello.profile.holds, std::collections::BTreeMap::new());
     let gate = bench.begun().await;
     conn.welcome(1, &[]).await;
-    let granted = down::Grant { hold: told, ..grant(A, token(1, 1)) };
-    conn.send(down::Down::Delta(down::Delta { target: 1, grant: vec![granted], ..down::Delta::default() })).await;
-    assert_eq!(conn.ack().await.granted, [(A, token(1, 1))]);
+    let granted = grant_after(A, token(1, 1), Carryover { fence_delay: told, ..Carryover::default() });
+    conn.send(change(0, 1, vec![granted])).await;
+    assert_eq!(conn.ack().await.granted, [GrantRef::new(A, token(1, 1))]);
     let Command::Take { hold, .. } = bench.command().await else { panic!("it is taken") };
     assert_eq!(hold, told);
     assert!(matches!(gate.pass(A, token(1, 1)), Err(Shut::Held(wait)) if wait > told / 2), "{gate:?}");
@@ -21,7 +21,7 @@ async fn a_hold_shuts_the_gate_and_what_is_left_of_it_travels_with_the_release()
     let progress = Progress::default();
     bench.event(Event::Released { appliance: A, token: token(1, 1), progress, hold: left }).await;
     let said = conn.ack().await.released;
-    assert_eq!(said.iter().map(|r| (r.appliance, r.hold)).collect::<Vec<_>>(), [(A, left)]);
+    assert_eq!(said.iter().map(|r| (r.appliance, r.carryover.fence_delay)).collect::<Vec<_>>(), [(A, left)]);
     assert!(matches!(gate.pass(A, token(1, 1)), Err(Shut::NotHeld)));
     drop(conn);
     let (_conn, hello) = bench.hello().await;
@@ -33,7 +33,7 @@ async fn a_hold_shuts_the_gate_and_what_is_left_of_it_travels_with_the_release()
 async fn the_margin_of_calls_without_token_is_a_setting() {
     let margin = Duration::from_secs(30);
     let config = Config { act_margin: margin, connect_timeout: DEADLINE, ..Config::default() };
-    let mut bench = Bench::with(config, Holdings::default()).await;
+    let mut bench = Bench::with(config, Assignments::default()).await;
     let (mut conn, _) = bench.hello().await;
     let gate = bench.begun().await;
     conn.welcome(1, &[]).await;

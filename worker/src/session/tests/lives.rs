@@ -126,7 +126,7 @@ async fn bench() -> (Bench, Service) {
     let coordinator = Listening::new().await;
     let service = Service::new(vec![coordinator.address.clone()]);
     let seat = Arc::clone(&service.seat);
-    (Bench::seated(config(), seat, coordinator, Holdings::default()), service)
+    (Bench::seated(config(), seat, coordinator, Assignments::default()), service)
 }
 
 /// A place that takes connections and says nothing on them.
@@ -148,16 +148,16 @@ async fn nothing_on_the_stream_keeps_a_life_that_keeps_itself() {
     let (mut conn, hello) = bench.hello().await;
     assert_eq!((conn.envelope.incarnation, hello.profile.lease), (Some(LIFE), LEASE));
     conn.welcome(1, &[]).await;
-    let delta = down::Delta { target: 1, grant: vec![grant(A, token(1, 1))], ..down::Delta::default() };
-    conn.send(down::Down::Delta(delta)).await;
-    conn.send(down::Down::BeatAck(1)).await;
+    let delta = change(0, 1, vec![grant(A, token(1, 1))]);
+    conn.send(delta).await;
+    conn.send(ToWorker::BeatAck(1)).await;
     // The first heartbeat of a stream that carries them comes before anything else.
     let message = tokio::time::timeout(DEADLINE, conn.inbound.message()).await.expect("in time");
-    let (_, said) = up::up_from_wire(message.expect("it stands").expect("it goes on")).expect("readable");
-    assert!(matches!(said, up::Up::Ack(_)), "{said:?}");
-    let update = down::Update { appliance: A, token: token(1, 1), desired: grant(A, token(1, 1)).desired };
-    let delta = down::Delta { base: 1, target: 2, update: vec![update], ..down::Delta::default() };
-    conn.send(down::Down::Delta(delta)).await;
+    let said = up::up_from_wire(message.expect("it stands").expect("it goes on")).expect("readable").message;
+    assert!(matches!(said, ToCoordinator::Ack(_)), "{said:?}");
+    let update = DeltaEntry::Update { appliance: A, token: token(1, 1), desired: desired() };
+    let delta = change(1, 2, vec![update]);
+    conn.send(delta).await;
     while conn.ack().await.applied < 2 {}
     assert_eq!(gate.deadline(), Timestamp::ZERO, "only the life extends it");
     guard.extend(Timestamp::from_nanos(u64::MAX));
@@ -166,7 +166,7 @@ async fn nothing_on_the_stream_keeps_a_life_that_keeps_itself() {
 
     bench.stop.leave();
     let (last, ended) = tokio::join!(conn.receive(), bench.ended());
-    assert_eq!((last, ended), (Some(up::Up::Leave), Ok(())));
+    assert_eq!((last, ended), (Some(ToCoordinator::Leave), Ok(())));
     assert!(gate.is_shut());
     service.left.1.try_recv().expect("the life was left");
 }
@@ -189,7 +189,7 @@ async fn a_life_that_ends_while_connected_is_followed_by_another_that_holds_noth
     let gate = bench.begun().await;
     assert!(!Arc::ptr_eq(&empty, &gate) && !gate.is_shut());
     let (mut conn, hello) = bench.hello().await;
-    assert_eq!((conn.envelope.incarnation, hello.held.len(), hello.highest_term), (Some(next), 0, Term::new(1)));
+    assert_eq!((conn.envelope.incarnation, hello.owned.len(), hello.highest_term), (Some(next), 0, Term::new(1)));
 
     // A welcome to the former life does not count.
     conn.welcome(1, &[]).await;
@@ -205,8 +205,8 @@ async fn a_leader_that_says_so_ends_a_life() {
     let gate = bench.begun().await;
     guard.extend(Timestamp::from_nanos(u64::MAX));
     let (conn, _) = bench.hello().await;
-    let (reason, detail) = (down::RefusedReason::IncarnationOver, "evicted".to_owned());
-    conn.send(down::Down::Refused(down::Refused { reason, detail, retry_after: None })).await;
+    let (reason, detail) = (RefusedReason::IncarnationOver, "evicted".to_owned());
+    conn.send(ToWorker::Refused(Refused { reason, detail, retry_after: None })).await;
     service.admit(Incarnation::new(8)).await;
     assert!(gate.is_shut());
     bench.finish().await;
@@ -218,7 +218,7 @@ async fn the_end_of_a_life_is_seen_while_connecting_and_without_a_coordinator() 
     let mut service = Service::new(vec![address]);
     let config = Config { connect_timeout: LEASE, retry_cap: LEASE, ..config() };
     let seat = Arc::clone(&service.seat);
-    let mut bench = Bench::seated(config, seat, Listening::new().await, Holdings::default());
+    let mut bench = Bench::seated(config, seat, Listening::new().await, Assignments::default());
     service.admit(LIFE).await;
     let gate = bench.begun().await;
     let _unanswered = accept(&listener).await;
@@ -242,8 +242,8 @@ async fn a_worker_follows_the_leader_with_what_it_holds() {
     service.admit(LIFE).await;
     // Nobody leads here.
     let (conn, _) = bench.hello().await;
-    let (reason, detail) = (down::RefusedReason::NotLeading, String::new());
-    conn.send(down::Down::Refused(down::Refused { reason, detail, retry_after: Some(LEASE) })).await;
+    let (reason, detail) = (RefusedReason::NotLeading, String::new());
+    conn.send(ToWorker::Refused(Refused { reason, detail, retry_after: Some(LEASE) })).await;
     let first = std::mem::replace(&mut bench.coordinator, Listening::new().await);
     let addresses = vec![bench.coordinator.address.clone(), first.address.clone()];
     service.seat.coordinators.send_replace(addresses);
@@ -259,8 +259,8 @@ async fn a_worker_follows_the_leader_with_what_it_holds() {
     service.seat.coordinators.send_replace(vec![first.address.clone()]);
     bench.coordinator = first;
     let (mut conn, hello) = bench.hello().await;
-    assert_eq!(hello.held.len(), 1);
-    conn.welcome(2, &[(A, token(1, 1))]).await;
+    assert_eq!(hello.owned.len(), 1);
+    conn.welcome(2, &[GrantRef::new(A, token(1, 1))]).await;
 
     // News of others, and of nobody, change nothing.
     let own = bench.coordinator.address.clone();
@@ -268,8 +268,8 @@ async fn a_worker_follows_the_leader_with_what_it_holds() {
     service.seat.coordinators.send_replace(vec![]);
     service.seat.coordinators.send_replace(vec![own]);
     bench.welcomed().await;
-    let check = down::Check { appliance: A, token: token(1, 1), number: 5 };
-    conn.send(down::Down::Delta(down::Delta { target: 1, check: vec![check], ..down::Delta::default() })).await;
+    let check = DeltaEntry::Check { appliance: A, token: token(1, 1), number: 5 };
+    conn.send(change(0, 1, vec![check])).await;
     assert!(matches!(bench.command().await, Command::Check { .. }));
     bench.finish().await;
 }
@@ -282,8 +282,8 @@ async fn a_standby_is_not_asked_twice_in_a_row() {
     service.seat.coordinators.send_replace(addresses);
     service.admit(LIFE).await;
     let (conn, _) = bench.hello().await;
-    let (reason, detail) = (down::RefusedReason::NotLeading, String::new());
-    conn.send(down::Down::Refused(down::Refused { reason, detail, retry_after: None })).await;
+    let (reason, detail) = (RefusedReason::NotLeading, String::new());
+    conn.send(ToWorker::Refused(Refused { reason, detail, retry_after: None })).await;
     let (mut conn, _) = other.hello().await;
     conn.welcome(1, &[]).await;
     bench.welcomed().await;

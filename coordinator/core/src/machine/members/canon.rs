@@ -13,9 +13,10 @@ impl Machine {
             &self.members;
         to.put(read);
         to.put(&parked.len());
-        for (life, Parked { conn, hello, until }) in parked {
+        for (life, Parked { conn, envelope, hello, until }) in parked {
             to.put(life);
             to.conn(*conn);
+            to.put(envelope);
             to.put(hello);
             to.until(*until);
         }

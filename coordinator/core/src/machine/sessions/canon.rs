@@ -2,7 +2,6 @@
 
 use common::canon::{Canon, Canonical};
 
-use super::super::{Held, Hello, Said};
 use super::{Session, Sessions, Stage};
 
 impl Canonical for Sessions {
@@ -10,11 +9,12 @@ impl Canonical for Sessions {
         // `by_life` lists the same streams once more.
         let Self { by_conn, by_life, newest } = self;
         to.put(&by_conn.len());
-        for (conn, Session { life, stream, stage, outbox }) in by_conn {
+        for (conn, Session { life, stream, is_new, stage, outbox }) in by_conn {
             to.conn(*conn);
             to.put(&(by_life.get(life) == Some(conn)));
             to.put(life);
-            to.stream(Some(life.1), *stream);
+            to.stream(Some(life.incarnation), *stream);
+            to.put(is_new);
             match stage {
                 Stage::Storing(hello) => to.put(&(0_u32, hello)),
                 Stage::Welcomed(hello) => to.put(&(1_u32, hello)),
@@ -25,26 +25,7 @@ impl Canonical for Sessions {
         to.put(&newest.len());
         for (life, stream) in newest {
             to.put(life);
-            to.stream(Some(life.1), *stream);
+            to.stream(Some(life.incarnation), *stream);
         }
-    }
-}
-
-impl Canonical for Hello {
-    fn canon(&self, to: &mut Canon) {
-        let Self { worker, incarnation, stream, profile, held, released, gone, highest_term } = self;
-        to.put(&(worker, incarnation));
-        to.stream(*incarnation, *stream);
-        to.put(profile);
-        to.list(held.iter().map(|Held { appliance, token, edition }| (appliance, token, edition)));
-        to.put(released);
-        to.put(gone);
-        to.put(highest_term);
-    }
-}
-
-impl Canonical for Said {
-    fn canon(&self, to: &mut Canon) {
-        to.put(&(self.appliance, self.token, &self.handed));
     }
 }

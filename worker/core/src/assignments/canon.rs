@@ -1,12 +1,12 @@
-//! What the behaviour of the holdings depends on, in canonical form (see [`common::canon`]).
+//! What the behaviour of the assignments depends on, in canonical form (see [`common::canon`]).
 
 use std::collections::BTreeMap;
 
 use common::canon::{Canon, Canonical};
 
-use super::{Envelope, Handed, Holding, Holdings};
+use super::{Assignment, Assignments};
 
-impl Canonical for Holdings {
+impl Canonical for Assignments {
     fn canon(&self, to: &mut Canon) {
         let Self {
             incarnation,
@@ -20,7 +20,7 @@ impl Canonical for Holdings {
             // Made of the held ones that are not disowned.
             digest: _,
             released,
-            gone,
+            removed,
             seen,
         } = self;
         to.put(&(incarnation, term));
@@ -29,30 +29,15 @@ impl Canonical for Holdings {
         to.put(held);
         to.put(disowned);
         to.put(released);
-        to.put(gone);
+        to.put(removed);
         to.put(&seen.iter().map(|(id, token)| (*id, *token)).collect::<BTreeMap<_, _>>());
     }
 }
 
-impl Canonical for Holding {
+impl Canonical for Assignment {
     fn canon(&self, to: &mut Canon) {
         let Self { token, edition, releasing, refused } = self;
         to.put(&(token, edition, releasing));
         to.put(&u32::from(*refused));
-    }
-}
-
-impl Canonical for Handed {
-    fn canon(&self, to: &mut Canon) {
-        let Self { progress, hold } = self;
-        to.put(&(progress, hold));
-    }
-}
-
-impl Canonical for Envelope {
-    fn canon(&self, to: &mut Canon) {
-        let Self { term, incarnation, stream } = self;
-        to.put(&(term, incarnation));
-        to.stream(Some(*incarnation), *stream);
     }
 }

@@ -1,17 +1,17 @@
-//! What a session does about what it is told: by the leader on a stream, and by the runner at any time.
+//! What a session does about messages of the leader, and about events of the runner.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::session::{self, AnnouncedStep, Carryover, Delta, Desired, GrantRef, RefusedReason, ToWorker};
 use common::{ApplianceId, Token};
-use proto::convert::{DesiredParts, Envelope, Step, down};
+use proto::convert::down::{FromCoordinator, Unreadable};
 use runtime::{clock, telemetry};
 use tracing::{debug, error, info, info_span, warn};
-use worker_core::desired::Desired;
-use worker_core::holdings::{Effect, Handed, Refused, Tell};
+use worker_core::assignments::{Effect, Refused};
 
 use super::beat::Beat;
-use super::{Ended, Queued, Session, link};
+use super::{Ended, Queued, Session};
 use crate::runner::{Command, Event};
 
 /// How often a stream is ended because something knows of a higher term than the leader's. Each costs the leader an
@@ -21,71 +21,71 @@ const RAISE_PAUSE: Duration = Duration::from_secs(120);
 
 impl Session {
     /// Takes in a message of the leader. `Some` when the stream ends because of it.
-    pub(super) fn on_message(
-        &mut self,
-        envelope: &Envelope,
-        said: down::Down,
-        beat: Option<&mut Beat>,
-    ) -> Option<Ended> {
-        let from = link::core_envelope(envelope)?;
-        match said {
-            down::Down::Welcome(_) => None,
-            down::Down::BeatAck(number) => {
-                if self.holdings.counts(from)
+    pub(super) fn on_message(&mut self, received: FromCoordinator, beat: Option<&mut Beat>) -> Option<Ended> {
+        let FromCoordinator { envelope: from, message, more: _, unreadable, traceparent } = received;
+        match message {
+            ToWorker::Welcome(_) => None,
+            ToWorker::BeatAck(number) => {
+                if self.assignments.counts(from)
                     && let Some(deadline) = beat.and_then(|beat| beat.answered(number))
                 {
                     self.gate.extend(deadline);
                 }
                 None
             }
-            down::Down::Delta(delta) => {
-                let mut delta = delta;
-                let target = delta.target;
-                let traceparent = std::mem::take(&mut delta.traceparent);
-                let unreadable = std::mem::take(&mut delta.unreadable);
-                match self.holdings.delta(from, delta.base, target, tells(delta)) {
-                    Ok(effects) => {
-                        self.apply(effects, &traceparent);
-                        unreadable.into_iter().for_each(|(id, token, problem)| self.set_aside(id, token, problem));
-                        self.commands.push_back(Queued::Applied(target));
-                        None
-                    }
-                    Err(Refused::Stale) => {
-                        debug!("a delta of another conversation was dropped");
-                        None
-                    }
-                    Err(refused @ Refused::Base { .. }) => {
-                        warn!("{refused}; saying hello again");
-                        Some(Ended::Again(Duration::ZERO))
-                    }
-                }
-            }
-            down::Down::Confirm(confirm) => {
-                if self.holdings.confirm(from, &confirm.released).is_ok() {
-                    for Step { appliance, token, number } in confirm.begun {
+            ToWorker::Delta(delta) => self.on_delta(from, delta, unreadable, &traceparent),
+            ToWorker::Confirm(confirm) => {
+                if self.assignments.confirm(from, &confirm.released).is_ok() {
+                    for AnnouncedStep { appliance, token, number } in confirm.begin {
                         self.command(Command::Clear { appliance, token, number });
                     }
                 }
                 None
             }
-            down::Down::Refused(refused) => Some(self.on_refused(&refused)),
-            down::Down::Drained => {
-                self.drained = self.draining && self.holdings.counts(from);
+            ToWorker::Refused(refused) => Some(self.on_refused(&refused)),
+            ToWorker::Drained => {
+                self.drained = self.draining && self.assignments.counts(from);
                 None
             }
         }
     }
 
-    pub(super) fn on_refused(&self, refused: &down::Refused) -> Ended {
-        use down::RefusedReason as Reason;
+    fn on_delta(
+        &mut self,
+        from: session::Envelope,
+        delta: Delta,
+        unreadable: Vec<Unreadable>,
+        traceparent: &str,
+    ) -> Option<Ended> {
+        let target = delta.target;
+        match self.assignments.delta(from, delta) {
+            Ok(effects) => {
+                self.apply(effects, traceparent);
+                unreadable.into_iter().for_each(|entry| self.skip(entry));
+                self.commands.push_back(Queued::Applied(target));
+                None
+            }
+            Err(Refused::Stale) => {
+                debug!("a delta of another conversation was dropped");
+                None
+            }
+            Err(refused @ Refused::Base { .. }) => {
+                warn!("{refused}; sending hello again");
+                Some(Ended::Again(Duration::ZERO))
+            }
+        }
+    }
+
+    pub(super) fn on_refused(&self, refused: &session::Refused) -> Ended {
+        use RefusedReason as Reason;
         let later = refused.retry_after.unwrap_or_default().min(Duration::from_secs(30));
         match refused.reason {
             Reason::IncarnationOver => return Ended::LifeOver(format!("the leader says so: {}", refused.detail)),
             Reason::NameTaken => {
                 warn!(worker = %self.name, "another worker of this name may still act: {}", refused.detail);
             }
-            Reason::HoldingsDiffer => {
-                error!(held = self.holdings.len(), "the leader's table says something else: {}", refused.detail);
+            Reason::AssignmentsDiffer => {
+                error!(held = self.assignments.len(), "the leader's table says something else: {}", refused.detail);
             }
             Reason::Malformed => error!("the coordinator cannot read what this worker says: {}", refused.detail),
             // The only coordinator there is.
@@ -103,7 +103,7 @@ impl Session {
     pub(super) fn apply(&mut self, effects: Vec<Effect<Arc<Desired>>>, traceparent: &str) {
         for effect in effects {
             match effect {
-                Effect::Take { appliance, token, desired, handed, suspect } => {
+                Effect::Take { appliance, token, desired, carryover, suspect } => {
                     let unwanted = if !self.profile.drivers.contains(&desired.driver) {
                         Some(format!("driver {} is not offered here", desired.driver))
                     } else {
@@ -111,21 +111,21 @@ impl Session {
                         self.draining.then(|| "this worker is about to stop".to_owned())
                     };
                     if let Some(reason) = unwanted {
-                        self.holdings.declined(appliance, token);
+                        self.assignments.declined(appliance, token);
                         self.outgoing.decline(appliance, token, reason);
                         continue;
                     }
                     let span = info_span!("adopt", %appliance, worker = %self.name, %token);
                     telemetry::set_parent(&span, traceparent);
                     let _entered = span.enter();
-                    self.gate.admit(appliance, token, handed.hold);
+                    self.gate.admit(appliance, token, carryover.fence_delay);
                     self.outgoing.granted(appliance, token);
                     self.command(Command::Take {
                         appliance,
                         token,
                         desired,
-                        progress: handed.progress,
-                        hold: handed.hold,
+                        progress: carryover.progress,
+                        hold: carryover.fence_delay,
                         suspect,
                         traceparent: traceparent.to_owned(),
                     });
@@ -146,7 +146,7 @@ impl Session {
                     self.releasing.insert((appliance, token), span);
                     self.command(Command::Release { appliance, token });
                 }
-                Effect::Again(appliance, token, handed) => self.outgoing.released(appliance, token, handed),
+                Effect::Again(release) => self.outgoing.released(release),
                 Effect::Update { appliance, token, desired } => {
                     self.command(Command::Update { appliance, token, desired });
                 }
@@ -159,9 +159,10 @@ impl Session {
 
     /// An entry of a delta could not be read. An offer is declined with the reason; what is held stays as it was, and so
     /// does the generation that is reported, by which people see that the newer one was not taken up.
-    fn set_aside(&mut self, appliance: ApplianceId, token: Token, problem: String) {
-        warn!(%appliance, %token, "an entry of a delta cannot be read: {problem}");
-        if self.holdings.is_news(appliance, token) {
+    fn skip(&mut self, entry: Unreadable) {
+        let Unreadable { grant: GrantRef { appliance, token }, problem } = entry;
+        warn!(%appliance, %token, "skipping an entry of a delta that does not parse: {problem}");
+        if self.assignments.is_news(appliance, token) {
             self.outgoing.decline(appliance, token, problem);
         }
     }
@@ -176,32 +177,32 @@ impl Session {
                 // With `taken` of the next owner, this is how long nobody looked after it.
                 debug!(%appliance, %token, "released");
                 self.releasing.remove(&(appliance, token));
-                let handed = Handed { progress, hold };
-                if self.holdings.released(appliance, token, handed.clone()) {
+                let carryover = Carryover { progress, fence_delay: hold };
+                if self.assignments.released(appliance, token, carryover.clone()) {
                     self.outgoing.forget(appliance);
-                    self.outgoing.released(appliance, token, handed);
+                    self.outgoing.released(session::Release { appliance, token, carryover });
                 }
             }
             Event::Gone { appliance, token } => {
                 self.gate.dismiss(appliance, token);
                 self.releasing.remove(&(appliance, token));
-                if self.holdings.gone(appliance, token) {
+                if self.assignments.removed(appliance, token) {
                     self.outgoing.forget(appliance);
-                    self.outgoing.gone(appliance, token);
+                    self.outgoing.removed(GrantRef::new(appliance, token));
                 }
             }
             Event::Begins { appliance, token, number } => {
-                if self.holdings.is_held(appliance, token) {
-                    self.outgoing.begins(Step { appliance, token, number });
+                if self.assignments.is_held(appliance, token) {
+                    self.outgoing.begins(AnnouncedStep { appliance, token, number });
                 }
             }
             Event::Done { appliance, token, number } => {
-                if self.holdings.is_held(appliance, token) {
-                    self.outgoing.done(Step { appliance, token, number });
+                if self.assignments.is_held(appliance, token) {
+                    self.outgoing.done(AnnouncedStep { appliance, token, number });
                 }
             }
             Event::Status { appliance, token, status, checked } => {
-                if self.holdings.is_held(appliance, token) {
+                if self.assignments.is_held(appliance, token) {
                     self.outgoing.report(appliance, token, status, checked);
                 }
             }
@@ -213,7 +214,7 @@ impl Session {
     /// put back to an older state: the leader has to begin a term above it, which it does after a `Hello` that says so.
     /// Once it has, grants of before are given up, so that new ones take their place.
     fn on_refused_token(&mut self, appliance: ApplianceId, token: Token, newer: Token) -> Option<Ended> {
-        if self.holdings.met(newer.term) {
+        if self.assignments.met(newer.term) {
             let now = clock::now();
             if self.raised.is_some_and(|at| now.since(at) < RAISE_PAUSE) {
                 debug!(%appliance, %token, %newer, "refused for a token of a later term; the next hello says so");
@@ -223,37 +224,10 @@ impl Session {
             warn!(%appliance, %token, %newer, "refused for a token of a later term than the leader's; saying hello again");
             return Some(Ended::Again(Duration::ZERO));
         }
-        if self.holdings.give_up(appliance, token, newer) {
+        if self.assignments.give_up(appliance, token, newer) {
             info!(%appliance, %token, %newer, "given up: only a newer grant can be acted on");
             self.command(Command::Release { appliance, token });
         }
         None
     }
-}
-
-fn tells(delta: down::Delta) -> Vec<Tell<Arc<Desired>>> {
-    let mut tells = Vec::new();
-    tells.extend(delta.prepare.into_iter().map(|(appliance, _)| Tell::Prepare(appliance)));
-    tells.extend(delta.grant.into_iter().map(|g| Tell::Grant {
-        appliance: g.appliance,
-        token: g.token,
-        edition: g.desired.edition,
-        desired: desired(g.desired),
-        handed: Handed { progress: g.progress, hold: g.hold },
-        suspect: g.suspect,
-    }));
-    tells.extend(delta.release.into_iter().map(|(appliance, token)| Tell::Release(appliance, token)));
-    tells.extend(delta.update.into_iter().map(|u| Tell::Update {
-        appliance: u.appliance,
-        token: u.token,
-        edition: u.desired.edition,
-        desired: desired(u.desired),
-    }));
-    tells.extend(delta.check.into_iter().map(|c| Tell::Check(c.appliance, c.token, c.number)));
-    tells
-}
-
-fn desired(parts: DesiredParts) -> Arc<Desired> {
-    let DesiredParts { name, tenant, driver, edition, revision, deleting, spec } = parts;
-    Arc::new(Desired { name, tenant, driver, generation: edition.generation, revision, deleting, spec })
 }

@@ -9,11 +9,13 @@
 mod canon;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::time::Duration;
+use std::sync::Arc;
 
 use common::mutant::{self, Mutant};
-use common::status::Progress;
-use common::{ApplianceId, Digest, Edition, Incarnation, StreamNumber, Term, Token};
+use common::session::{
+    Carryover, Delta, DeltaEntry, Desired, Envelope, GrantRef, Hello, OwnedDigest, OwnedGrant, Release,
+};
+use common::{ApplianceId, Digest, Edition, Incarnation, Profile, StreamNumber, Term, Token, WorkerId};
 
 /// How far above the leader's own a term may be that something claims to have met. Terms grow by one with each election:
 /// a larger step is nonsense, and the leader closes the stream of a worker that says it.
@@ -23,20 +25,9 @@ const PLAUSIBLE_TERMS: u64 = 1 << 32;
 /// `fence_retry` each, so this is several times what the leader's word takes.
 const REFUSALS: u8 = 10;
 
-/// Which conversation a message belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Envelope {
-    /// Term of the leader.
-    pub term: Term,
-    /// Life of the worker.
-    pub incarnation: Incarnation,
-    /// Number of the stream within the life.
-    pub stream: StreamNumber,
-}
-
 /// One appliance that is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Holding {
+pub struct Assignment {
     /// Under which token.
     pub token: Token,
     /// Edition known here.
@@ -47,50 +38,23 @@ pub struct Holding {
     refused: u8,
 }
 
-/// What is handed in with a release.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Handed {
-    /// Attempts, cooldown, step journal.
-    pub progress: Progress,
-    /// Remaining time during which calls may still take effect.
-    pub hold: Duration,
+/// What describes the wanted state of an appliance: it says which edition it is of.
+pub trait Editioned {
+    /// Its edition.
+    fn edition(&self) -> Edition;
 }
 
-/// One instruction of a delta; `D` is whatever describes the wanted state.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Tell<D> {
-    /// It may be granted soon.
-    Prepare(ApplianceId),
-    /// It is granted.
-    Grant {
-        /// The appliance.
-        appliance: ApplianceId,
-        /// Under which token.
-        token: Token,
-        /// Edition of `desired`.
-        edition: Edition,
-        /// What it shall be.
-        desired: D,
-        /// What the last owner handed in.
-        handed: Handed,
-        /// A former owner died while it held this: steps are to be announced.
-        suspect: bool,
-    },
-    /// It shall be given up.
-    Release(ApplianceId, Token),
-    /// It shall be something else.
-    Update {
-        /// The appliance.
-        appliance: ApplianceId,
-        /// Under which token.
-        token: Token,
-        /// Edition of `desired`.
-        edition: Edition,
-        /// What it shall be.
-        desired: D,
-    },
-    /// It shall be probed now.
-    Check(ApplianceId, Token, u64),
+/// Where nothing else about the wanted state matters, as in the model.
+impl Editioned for Edition {
+    fn edition(&self) -> Edition {
+        *self
+    }
+}
+
+impl Editioned for Arc<Desired> {
+    fn edition(&self) -> Edition {
+        self.edition
+    }
 }
 
 /// What follows from a message.
@@ -104,8 +68,8 @@ pub enum Effect<D> {
         token: Token,
         /// What it shall be.
         desired: D,
-        /// What the last owner handed in.
-        handed: Handed,
+        /// What the last owner handed over.
+        carryover: Carryover,
         /// Steps are to be announced.
         suspect: bool,
     },
@@ -115,8 +79,8 @@ pub enum Effect<D> {
     Release(ApplianceId, Token),
     /// Shut the gate for it at once, before the lease is extended: it may be somebody else's. The answer is a release.
     Fence(ApplianceId, Token),
-    /// Say a release again that was said before.
-    Again(ApplianceId, Token, Handed),
+    /// Send a release again that was sent before.
+    Again(Release),
     /// Change what it shall be.
     Update {
         /// The appliance.
@@ -146,58 +110,45 @@ pub enum Refused {
     },
 }
 
-/// What `Hello` says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Hello {
-    /// Life of the worker; `None` asks for one.
-    pub incarnation: Option<Incarnation>,
-    /// Number of the stream.
-    pub stream: StreamNumber,
-    /// Everything held.
-    pub held: Vec<(ApplianceId, Holding)>,
-    /// Releases that were not confirmed.
-    pub released: Vec<(ApplianceId, Token, Handed)>,
-    /// Removals that were not confirmed.
-    pub gone: Vec<(ApplianceId, Token)>,
-    /// Highest term ever seen.
-    pub highest_term: Term,
-}
-
 /// What this worker holds.
 #[derive(Clone, Debug, Default)]
-pub struct Holdings {
+pub struct Assignments {
     incarnation: Option<Incarnation>,
     term: Term,
     stream: StreamNumber,
     welcomed: bool,
     version: u64,
     highest_term: Term,
-    held: BTreeMap<ApplianceId, Holding>,
+    held: BTreeMap<ApplianceId, Assignment>,
     /// What is held and the leader did not keep: it is not in the leader's table, and ends soon.
     disowned: BTreeSet<ApplianceId>,
     /// Of everything held that is not disowned.
     digest: Digest,
-    released: BTreeMap<(ApplianceId, Token), Handed>,
-    gone: BTreeSet<(ApplianceId, Token)>,
+    released: BTreeMap<GrantRef, Carryover>,
+    removed: BTreeSet<GrantRef>,
     /// Highest token met per appliance on this stream. Messages of older streams are dropped whole, so older entries
     /// would never be asked for.
     seen: HashMap<ApplianceId, Token>,
 }
 
-impl Holdings {
-    /// Opens a stream: what to say first. Nothing applies until the answer.
-    pub fn hello(&mut self) -> Hello {
+impl Assignments {
+    /// Opens a stream: the envelope and the first message on it. Nothing applies until the answer.
+    pub fn hello(&mut self, worker: &WorkerId, profile: &Profile) -> (Envelope, Hello) {
         self.stream = self.stream.next();
         self.welcomed = false;
         self.seen = self.held.iter().map(|(id, h)| (*id, h.token)).collect();
-        Hello {
-            incarnation: self.incarnation,
-            stream: self.stream,
-            held: self.held.iter().map(|(id, h)| (*id, *h)).collect(),
-            released: self.released.iter().map(|((id, token), handed)| (*id, *token, handed.clone())).collect(),
-            gone: self.gone.iter().copied().collect(),
+        let owned =
+            |(id, h): (&ApplianceId, &Assignment)| OwnedGrant { appliance: *id, token: h.token, edition: h.edition };
+        let hello = Hello {
+            worker: worker.clone(),
+            profile: profile.clone(),
+            owned: self.held.iter().map(owned).collect(),
+            released: self.released.iter().map(|(grant, carryover)| release(*grant, carryover.clone())).collect(),
+            removed: self.removed.iter().copied().collect(),
             highest_term: self.highest_term,
-        }
+        };
+        let envelope = Envelope { term: self.highest_term, incarnation: self.incarnation, stream: self.stream };
+        (envelope, hello)
     }
 
     /// Takes the answer to `Hello`. Whatever is held and not kept has to end at once: the leader may have given it to
@@ -206,14 +157,15 @@ impl Holdings {
     /// # Errors
     /// [`Refused::Stale`] when it answers another `Hello`, names another life, or comes from a leader older than one
     /// already met.
-    pub fn welcome<D>(&mut self, from: Envelope, keep: &[(ApplianceId, Token)]) -> Result<Vec<Effect<D>>, Refused> {
-        let known = self.incarnation.is_none_or(|i| i == from.incarnation);
+    pub fn welcome<D>(&mut self, from: Envelope, keep: &[GrantRef]) -> Result<Vec<Effect<D>>, Refused> {
+        let Some(incarnation) = from.incarnation else { return Err(Refused::Stale) };
+        let known = self.incarnation.is_none_or(|own| own == incarnation);
         let old = from.term < self.highest_term && !mutant::is(Mutant::NoTermCheck);
         if self.welcomed || from.stream != self.stream || !known || old {
             return Err(Refused::Stale);
         }
         self.welcomed = true;
-        self.incarnation = Some(from.incarnation);
+        self.incarnation = Some(incarnation);
         self.term = from.term;
         self.highest_term = from.term;
         self.version = 0;
@@ -221,7 +173,7 @@ impl Holdings {
         let mut effects = Vec::new();
         (self.disowned, self.digest) = (BTreeSet::new(), Digest::default());
         for (id, holding) in &mut self.held {
-            if keep.contains(&(*id, holding.token)) {
+            if keep.contains(&GrantRef::new(*id, holding.token)) {
                 self.digest.add(*id, holding.token);
             } else {
                 holding.releasing = true;
@@ -234,7 +186,7 @@ impl Holdings {
 
     fn check(&self, from: Envelope) -> Result<(), Refused> {
         let right = self.welcomed
-            && self.incarnation == Some(from.incarnation)
+            && self.incarnation == from.incarnation
             && (from.term == self.term || mutant::is(Mutant::NoTermCheck))
             && from.stream == self.stream;
         if right { Ok(()) } else { Err(Refused::Stale) }
@@ -242,7 +194,7 @@ impl Holdings {
 
     /// Whether a message belongs to a stream that was left, within this life and term.
     fn is_late(&self, from: Envelope) -> bool {
-        let (life, term) = (self.incarnation == Some(from.incarnation), from.term == self.term);
+        let (life, term) = (self.incarnation == from.incarnation, from.term == self.term);
         self.welcomed && life && term && from.stream < self.stream
     }
 
@@ -250,56 +202,40 @@ impl Holdings {
     ///
     /// # Errors
     /// [`Refused`]; nothing was applied then.
-    pub fn delta<D>(
-        &mut self,
-        from: Envelope,
-        base: u64,
-        target: u64,
-        tells: Vec<Tell<D>>,
-    ) -> Result<Vec<Effect<D>>, Refused> {
+    pub fn delta<D: Editioned>(&mut self, from: Envelope, delta: Delta<D>) -> Result<Vec<Effect<D>>, Refused> {
+        let Delta { base, target, rebalance: _, entries } = delta;
         if mutant::is(Mutant::LateGrant) && self.is_late(from) {
-            return Ok(tells.into_iter().filter_map(|tell| self.tell(tell)).collect());
+            return Ok(entries.into_iter().filter_map(|entry| self.apply(entry)).collect());
         }
         self.check(from)?;
         if base != self.version || target <= base {
             return Err(Refused::Base { base, have: self.version });
         }
         self.version = target;
-        Ok(tells.into_iter().filter_map(|tell| self.tell(tell)).collect())
+        Ok(entries.into_iter().filter_map(|entry| self.apply(entry)).collect())
     }
 
-    fn tell<D>(&mut self, tell: Tell<D>) -> Option<Effect<D>> {
-        match tell {
-            Tell::Prepare(_) => None,
-            Tell::Grant { appliance, token, edition, desired, handed, suspect } => {
+    fn apply<D: Editioned>(&mut self, entry: DeltaEntry<D>) -> Option<Effect<D>> {
+        match entry {
+            DeltaEntry::Grant { appliance, token, desired, carryover, suspect } => {
                 let newest = self.seen.get(&appliance).copied();
                 if newest.is_some_and(|seen| token <= seen) && !mutant::is(Mutant::OldTokens) {
                     // Of a token that was in force here before: acting on it again could meet its successor.
                     return None;
                 }
                 if self.held.contains_key(&appliance) {
-                    // The leader grants only what nobody holds; until the older one has ended this cannot start.
+                    // The leader grants only what no worker owns; until the older grant has ended this cannot start.
                     return Some(Effect::Decline(appliance, token));
                 }
                 self.seen.insert(appliance, token);
-                self.held.insert(appliance, Holding { token, edition, releasing: false, refused: 0 });
+                let edition = desired.edition();
+                self.held.insert(appliance, Assignment { token, edition, releasing: false, refused: 0 });
                 self.digest.add(appliance, token);
-                Some(Effect::Take { appliance, token, desired, handed, suspect })
+                Some(Effect::Take { appliance, token, desired, carryover, suspect })
             }
-            Tell::Release(appliance, token) => match self.held.get_mut(&appliance) {
-                Some(holding) if holding.token == token => {
-                    if holding.releasing {
-                        return None;
-                    }
-                    holding.releasing = true;
-                    Some(Effect::Release(appliance, token))
-                }
-                _ => match self.released.get(&(appliance, token)) {
-                    Some(handed) => Some(Effect::Again(appliance, token, handed.clone())),
-                    None => Some(Effect::Decline(appliance, token)),
-                },
-            },
-            Tell::Update { appliance, token, edition, desired } => {
+            DeltaEntry::Release(grant) => self.release(grant),
+            DeltaEntry::Update { appliance, token, desired } => {
+                let edition = desired.edition();
                 let holding = self.held.get_mut(&appliance).filter(|h| h.token == token)?;
                 if edition.generation <= holding.edition.generation {
                     return None;
@@ -307,26 +243,43 @@ impl Holdings {
                 holding.edition = edition;
                 Some(Effect::Update { appliance, token, desired })
             }
-            Tell::Check(appliance, token, number) => {
+            DeltaEntry::Check { appliance, token, number } => {
                 self.held.get(&appliance).filter(|h| h.token == token).map(|_| Effect::Check(appliance, token, number))
             }
         }
     }
 
+    fn release<D>(&mut self, grant: GrantRef) -> Option<Effect<D>> {
+        let GrantRef { appliance, token } = grant;
+        match self.held.get_mut(&appliance) {
+            Some(holding) if holding.token == token => {
+                if holding.releasing {
+                    return None;
+                }
+                holding.releasing = true;
+                Some(Effect::Release(appliance, token))
+            }
+            _ => match self.released.get(&grant) {
+                Some(carryover) => Some(Effect::Again(release(grant, carryover.clone()))),
+                None => Some(Effect::Decline(appliance, token)),
+            },
+        }
+    }
+
     /// Notes that nothing of this worker acts on an appliance any more. `false` when it was not held under this token.
-    pub fn released(&mut self, appliance: ApplianceId, token: Token, handed: Handed) -> bool {
+    pub fn released(&mut self, appliance: ApplianceId, token: Token, carryover: Carryover) -> bool {
         let ended = self.end(appliance, token);
         if ended {
-            self.released.insert((appliance, token), handed);
+            self.released.insert(GrantRef::new(appliance, token), carryover);
         }
         ended
     }
 
     /// Notes that an appliance was removed to the last trace. `false` when it was not held under this token.
-    pub fn gone(&mut self, appliance: ApplianceId, token: Token) -> bool {
+    pub fn removed(&mut self, appliance: ApplianceId, token: Token) -> bool {
         let ended = self.end(appliance, token);
         if ended {
-            self.gone.insert((appliance, token));
+            self.removed.insert(GrantRef::new(appliance, token));
         }
         ended
     }
@@ -378,17 +331,17 @@ impl Holdings {
     ///
     /// # Errors
     /// [`Refused::Stale`] for a message of another conversation.
-    pub fn confirm(&mut self, from: Envelope, list: &[(ApplianceId, Token)]) -> Result<(), Refused> {
+    pub fn confirm(&mut self, from: Envelope, list: &[GrantRef]) -> Result<(), Refused> {
         self.check(from)?;
         for key in list {
             self.released.remove(key);
-            self.gone.remove(key);
+            self.removed.remove(key);
         }
         Ok(())
     }
 
     /// The life is over: everything that was held belongs to others now. The next `Hello` asks for a new life, unless
-    /// [`Holdings::begin_life`] brings one.
+    /// [`Assignments::begin_life`] brings one.
     pub fn end_life(&mut self) {
         self.begin_life(None);
     }
@@ -402,11 +355,11 @@ impl Holdings {
 
     /// Begins to give back what is held and is not being given back yet. Each is to be released, as if the leader had
     /// asked for it.
-    pub fn give_back(&mut self) -> Vec<(ApplianceId, Token)> {
+    pub fn give_back(&mut self) -> Vec<GrantRef> {
         let kept = self.held.iter_mut().filter(|(_, holding)| !holding.releasing);
         kept.map(|(id, holding)| {
             holding.releasing = true;
-            (*id, holding.token)
+            GrantRef::new(*id, holding.token)
         })
         .collect()
     }
@@ -414,7 +367,7 @@ impl Holdings {
     /// Whether nothing is held, and the leader has confirmed every release and removal.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        self.held.is_empty() && self.released.is_empty() && self.gone.is_empty()
+        self.held.is_empty() && self.released.is_empty() && self.removed.is_empty()
     }
 
     /// Whether an appliance is held under this token.
@@ -439,15 +392,15 @@ impl Holdings {
     #[must_use]
     pub fn envelope(&self) -> Option<Envelope> {
         let incarnation = self.incarnation.filter(|_| self.welcomed)?;
-        Some(Envelope { term: self.term, incarnation, stream: self.stream })
+        Some(Envelope { term: self.term, incarnation: Some(incarnation), stream: self.stream })
     }
 
     /// Digest of what is held and was granted or kept by the leader of this stream, for it to compare with its table. It
-    /// means the moment after the delta of [`Holdings::version`] and everything that was told since: it may be sent only
+    /// means the moment after the delta of [`Assignments::version`] and everything that was told since: it may be sent only
     /// when no answer waits, on the stream on which they went.
     #[must_use]
-    pub const fn digest(&self) -> Digest {
-        self.digest
+    pub const fn digest(&self) -> OwnedDigest {
+        OwnedDigest { applied: self.version, digest: self.digest }
     }
 
     /// Version after the newest delta that was applied.
@@ -469,9 +422,13 @@ impl Holdings {
     }
 
     /// Everything that is held, by id.
-    pub fn iter(&self) -> impl Iterator<Item = (ApplianceId, Holding)> {
+    pub fn iter(&self) -> impl Iterator<Item = (ApplianceId, Assignment)> {
         self.held.iter().map(|(id, h)| (*id, *h))
     }
+}
+
+fn release(grant: GrantRef, carryover: Carryover) -> Release {
+    Release { appliance: grant.appliance, token: grant.token, carryover }
 }
 
 #[cfg(test)]
@@ -490,59 +447,80 @@ mod tests {
         ApplianceId::from_u128(n)
     }
 
-    fn grant(n: u128, t: u64) -> Tell<()> {
-        Tell::Grant {
+    fn grant(n: u128, t: u64) -> DeltaEntry<Edition> {
+        DeltaEntry::Grant {
             appliance: id(n),
             token: token(t),
-            edition: Edition::new(Generation::new(1), Term::new(1)),
-            desired: (),
-            handed: Handed::default(),
+            desired: Edition::new(Generation::new(1), Term::new(1)),
+            carryover: Carryover::default(),
             suspect: false,
         }
     }
 
-    /// Holdings after `Hello` and `Welcome`, and the envelope of their stream.
-    fn welcomed() -> (Holdings, Envelope) {
-        let mut h = Holdings::default();
-        let stream = h.hello().stream;
-        let from = Envelope { term: Term::new(1), incarnation: LIFE, stream };
-        assert_eq!(h.welcome::<()>(from, &[]), Ok(vec![]));
+    fn say_hello(h: &mut Assignments) -> (Envelope, Hello) {
+        h.hello(&WorkerId::new("w1").expect("valid"), &Profile::default())
+    }
+
+    fn apply(
+        h: &mut Assignments,
+        from: Envelope,
+        base: u64,
+        target: u64,
+        entries: Vec<DeltaEntry<Edition>>,
+    ) -> Result<Vec<Effect<Edition>>, Refused> {
+        h.delta(from, Delta { base, target, rebalance: None, entries })
+    }
+
+    fn grants(of: &[(u128, u64)]) -> Vec<GrantRef> {
+        of.iter().map(|(n, t)| GrantRef::new(id(*n), token(*t))).collect()
+    }
+
+    /// Assignments after `Hello` and `Welcome`, and the envelope of their stream.
+    fn welcomed() -> (Assignments, Envelope) {
+        let mut h = Assignments::default();
+        let stream = say_hello(&mut h).0.stream;
+        let from = Envelope { term: Term::new(1), incarnation: Some(LIFE), stream };
+        assert_eq!(h.welcome::<Edition>(from, &[]), Ok(vec![]));
         (h, from)
     }
 
     #[test]
     fn nothing_applies_between_hello_and_welcome() {
         let (mut h, from) = welcomed();
-        let stream = h.hello().stream;
+        let stream = say_hello(&mut h).0.stream;
         let next = Envelope { stream, ..from };
-        assert_eq!(h.delta(next, 0, 1, vec![grant(1, 1)]), Err(Refused::Stale));
-        assert_eq!(h.delta(from, 0, 1, vec![grant(1, 1)]), Err(Refused::Stale), "a late message of the old stream");
-        h.welcome::<()>(next, &[]).expect("answers this hello");
-        assert_eq!(h.delta(next, 0, 1, vec![grant(1, 1)]).map(|e| e.len()), Ok(1));
+        assert_eq!(apply(&mut h, next, 0, 1, vec![grant(1, 1)]), Err(Refused::Stale));
+        assert_eq!(
+            apply(&mut h, from, 0, 1, vec![grant(1, 1)]),
+            Err(Refused::Stale),
+            "a late message of the old stream"
+        );
+        h.welcome::<Edition>(next, &[]).expect("answers this hello");
+        assert_eq!(apply(&mut h, next, 0, 1, vec![grant(1, 1)]).map(|e| e.len()), Ok(1));
     }
 
     #[test]
     fn a_delta_on_another_base_is_refused_as_a_whole() {
         let (mut h, from) = welcomed();
-        assert_eq!(h.delta(from, 1, 2, vec![grant(1, 1)]), Err(Refused::Base { base: 1, have: 0 }));
+        assert_eq!(apply(&mut h, from, 1, 2, vec![grant(1, 1)]), Err(Refused::Base { base: 1, have: 0 }));
         assert!(h.is_empty());
     }
 
     #[test]
     fn an_old_token_is_refused_after_a_newer_one_was_in_force() {
         let (mut h, from) = welcomed();
-        h.delta(from, 0, 1, vec![grant(1, 5)]).expect("applies");
-        assert!(h.released(id(1), token(5), Handed::default()));
-        assert_eq!(h.delta(from, 1, 2, vec![grant(1, 4), grant(1, 5)]), Ok(vec![]));
+        apply(&mut h, from, 0, 1, vec![grant(1, 5)]).expect("applies");
+        assert!(h.released(id(1), token(5), Carryover::default()));
+        assert_eq!(apply(&mut h, from, 1, 2, vec![grant(1, 4), grant(1, 5)]), Ok(vec![]));
         assert!(h.is_empty());
     }
 
     #[test]
     fn only_a_token_that_was_never_met_is_news() {
         let (mut h, from) = welcomed();
-        h.delta(from, 0, 1, vec![grant(1, 5)]).expect("applies");
+        apply(&mut h, from, 0, 1, vec![grant(1, 5)]).expect("applies");
         assert_eq!([4, 5, 6].map(|n| h.is_news(id(1), token(n))), [false, false, true]);
-        h.released(id(1), token(5), Handed::default());
+        h.released(id(1), token(5), Carryover::default());
         assert!(!h.is_news(id(1), token(5)));
         assert!(h.is_news(id(2), token(1)));
     }
@@ -550,62 +528,64 @@ mod tests {
     #[test]
     fn a_grant_of_something_held_is_declined() {
         let (mut h, from) = welcomed();
-        h.delta(from, 0, 1, vec![grant(1, 5)]).expect("applies");
-        assert_eq!(h.delta(from, 1, 2, vec![grant(1, 6)]), Ok(vec![Effect::Decline(id(1), token(6))]));
+        apply(&mut h, from, 0, 1, vec![grant(1, 5)]).expect("applies");
+        assert_eq!(apply(&mut h, from, 1, 2, vec![grant(1, 6)]), Ok(vec![Effect::Decline(id(1), token(6))]));
         assert!(h.is_held(id(1), token(5)));
     }
 
     #[test]
     fn what_the_leader_does_not_keep_has_to_end() {
         let (mut h, from) = welcomed();
-        h.delta(from, 0, 1, vec![grant(1, 1), grant(2, 2)]).expect("applies");
-        let stream = h.hello().stream;
+        apply(&mut h, from, 0, 1, vec![grant(1, 1), grant(2, 2)]).expect("applies");
+        let stream = say_hello(&mut h).0.stream;
         let next = Envelope { stream, ..from };
-        let effects = h.welcome::<()>(next, &[(id(1), token(1))]).expect("answers this hello");
+        let effects = h.welcome::<Edition>(next, &grants(&[(1, 1)])).expect("answers this hello");
         assert_eq!(effects, [Effect::Fence(id(2), token(2))]);
     }
 
     #[test]
     fn what_is_not_kept_is_fenced_even_while_it_is_being_released() {
         let (mut h, from) = welcomed();
-        h.delta(from, 0, 1, vec![grant(1, 1)]).expect("applies");
-        h.delta::<()>(from, 1, 2, vec![Tell::Release(id(1), token(1))]).expect("applies");
-        let stream = h.hello().stream;
-        let effects = h.welcome::<()>(Envelope { stream, ..from }, &[]).expect("answers this hello");
+        apply(&mut h, from, 0, 1, vec![grant(1, 1)]).expect("applies");
+        apply(&mut h, from, 1, 2, vec![DeltaEntry::Release(GrantRef::new(id(1), token(1)))]).expect("applies");
+        let stream = say_hello(&mut h).0.stream;
+        let effects = h.welcome::<Edition>(Envelope { stream, ..from }, &[]).expect("answers this hello");
         assert_eq!(effects, [Effect::Fence(id(1), token(1))]);
     }
 
     #[test]
     fn a_release_is_said_again_until_it_is_confirmed() {
         let (mut h, from) = welcomed();
-        h.delta(from, 0, 1, vec![grant(1, 1), grant(2, 2)]).expect("applies");
-        h.released(id(1), token(1), Handed::default());
-        h.gone(id(2), token(2));
-        let again: Vec<Effect<()>> = h.delta(from, 1, 2, vec![Tell::Release(id(1), token(1))]).expect("applies");
-        assert_eq!(again, [Effect::Again(id(1), token(1), Handed::default())]);
-        let hello = h.hello();
-        assert_eq!((hello.released.len(), hello.gone.len()), (1, 1));
-        let next = Envelope { stream: hello.stream, ..from };
-        h.welcome::<()>(next, &[]).expect("answers this hello");
-        h.confirm(next, &[(id(1), token(1)), (id(2), token(2))]).expect("counts");
-        let hello = h.hello();
-        assert_eq!((hello.released.len(), hello.gone.len()), (0, 0));
+        apply(&mut h, from, 0, 1, vec![grant(1, 1), grant(2, 2)]).expect("applies");
+        h.released(id(1), token(1), Carryover::default());
+        h.removed(id(2), token(2));
+        let again: Vec<Effect<Edition>> =
+            apply(&mut h, from, 1, 2, vec![DeltaEntry::Release(GrantRef::new(id(1), token(1)))]).expect("applies");
+        assert_eq!(again, [Effect::Again(release(GrantRef::new(id(1), token(1)), Carryover::default()))]);
+        let (envelope, hello) = say_hello(&mut h);
+        assert_eq!((hello.released.len(), hello.removed.len()), (1, 1));
+        let next = Envelope { stream: envelope.stream, ..from };
+        h.welcome::<Edition>(next, &[]).expect("answers this hello");
+        h.confirm(next, &grants(&[(1, 1), (2, 2)])).expect("counts");
+        let (_, hello) = say_hello(&mut h);
+        assert_eq!((hello.released.len(), hello.removed.len()), (0, 0));
     }
 
     #[test]
     fn a_release_of_something_never_held_is_declined() {
         let (mut h, from) = welcomed();
-        let effects: Vec<Effect<()>> = h.delta(from, 0, 1, vec![Tell::Release(id(1), token(1))]).expect("applies");
+        let effects: Vec<Effect<Edition>> =
+            apply(&mut h, from, 0, 1, vec![DeltaEntry::Release(GrantRef::new(id(1), token(1)))]).expect("applies");
         assert_eq!(effects, [Effect::Decline(id(1), token(1))]);
     }
 
     #[test]
     fn an_older_leader_is_not_listened_to() {
         let (mut h, from) = welcomed();
-        let stream = h.hello().stream;
-        h.welcome::<()>(Envelope { term: Term::new(5), stream, ..from }, &[]).expect("a newer leader");
-        let stream = h.hello().stream;
-        assert_eq!(h.welcome::<()>(Envelope { term: Term::new(4), stream, ..from }, &[]), Err(Refused::Stale));
+        let stream = say_hello(&mut h).0.stream;
+        h.welcome::<Edition>(Envelope { term: Term::new(5), stream, ..from }, &[]).expect("a newer leader");
+        let stream = say_hello(&mut h).0.stream;
+        assert_eq!(h.welcome::<Edition>(Envelope { term: Term::new(4), stream, ..from }, &[]), Err(Refused::Stale));
     }
 
     #[test]
@@ -615,11 +595,11 @@ mod tests {
         assert!(h.met(Term::new(9)));
         assert!(h.met(Term::new(5)), "still above the leader's");
         assert!(h.counts(from), "the conversation itself goes on");
-        let hello = h.hello();
+        let (envelope, hello) = say_hello(&mut h);
         assert_eq!(hello.highest_term, Term::new(9));
-        let next = Envelope { stream: hello.stream, ..from };
-        assert_eq!(h.welcome::<()>(next, &[]), Err(Refused::Stale));
-        h.welcome::<()>(Envelope { term: Term::new(10), ..next }, &[]).expect("above what was met");
+        let next = Envelope { stream: envelope.stream, ..from };
+        assert_eq!(h.welcome::<Edition>(next, &[]), Err(Refused::Stale));
+        h.welcome::<Edition>(Envelope { term: Term::new(10), ..next }, &[]).expect("above what was met");
         assert!(!h.met(Term::new(9)));
     }
 
@@ -628,18 +608,18 @@ mod tests {
         let (mut h, _) = welcomed();
         assert!(!h.met(Term::new(u64::MAX)));
         assert!(!h.met(Term::new(2 + PLAUSIBLE_TERMS)));
-        assert_eq!(h.hello().highest_term, Term::new(1));
+        assert_eq!(say_hello(&mut h).1.highest_term, Term::new(1));
     }
 
     #[test]
     fn a_grant_refused_for_a_token_of_a_term_in_between_is_given_up_once() {
         let (mut h, from) = welcomed();
-        h.delta(from, 0, 1, vec![grant(1, 5)]).expect("applies");
+        apply(&mut h, from, 0, 1, vec![grant(1, 5)]).expect("applies");
         let newer = Token::new(Term::new(9), 3);
         assert!(!h.give_up(id(1), token(5), newer), "the leader could not make a token above it");
-        let stream = h.hello().stream;
+        let stream = say_hello(&mut h).0.stream;
         let next = Envelope { term: Term::new(10), stream, ..from };
-        h.welcome::<()>(next, &[(id(1), token(5))]).expect("a newer leader");
+        h.welcome::<Edition>(next, &grants(&[(1, 5)])).expect("a newer leader");
         assert!(!h.give_up(id(1), token(5), token(6)), "the leader knows of it");
         assert!(!h.give_up(id(1), token(4), newer), "not what is held");
         assert!(h.give_up(id(1), token(5), newer));
@@ -649,7 +629,7 @@ mod tests {
     #[test]
     fn a_grant_refused_again_and_again_for_a_token_of_its_own_term_is_given_up() {
         let (mut h, from) = welcomed();
-        h.delta(from, 0, 1, vec![grant(1, 5)]).expect("applies");
+        apply(&mut h, from, 0, 1, vec![grant(1, 5)]).expect("applies");
         let given_up: Vec<bool> = (0..=REFUSALS).map(|_| h.give_up(id(1), token(5), token(6))).collect();
         let (last, before) = (given_up[usize::from(REFUSALS) - 1], &given_up[..usize::from(REFUSALS) - 1]);
         assert!(last && before.iter().all(|given_up| !given_up), "{given_up:?}");
@@ -659,10 +639,10 @@ mod tests {
     #[test]
     fn a_new_life_holds_nothing_but_remembers_the_highest_term() {
         let (mut h, from) = welcomed();
-        h.delta(from, 0, 1, vec![grant(1, 1)]).expect("applies");
+        apply(&mut h, from, 0, 1, vec![grant(1, 1)]).expect("applies");
         h.end_life();
-        let hello = h.hello();
-        assert_eq!((hello.incarnation, hello.held.len(), hello.highest_term), (None, 0, Term::new(1)));
+        let (envelope, hello) = say_hello(&mut h);
+        assert_eq!((envelope.incarnation, hello.owned.len(), hello.highest_term), (None, 0, Term::new(1)));
     }
 
     #[test]
@@ -670,45 +650,48 @@ mod tests {
         let (mut h, _) = welcomed();
         let own = Incarnation::new(9);
         h.begin_life(Some(own));
-        let hello = h.hello();
-        assert_eq!((hello.incarnation, hello.held.len(), hello.highest_term), (Some(own), 0, Term::new(1)));
-        let from = |incarnation| Envelope { term: Term::new(1), incarnation, stream: hello.stream };
-        assert_eq!(h.welcome::<()>(from(LIFE), &[]), Err(Refused::Stale));
-        assert_eq!(h.welcome::<()>(from(own), &[]), Ok(vec![]));
+        let (envelope, hello) = say_hello(&mut h);
+        assert_eq!((envelope.incarnation, hello.owned.len(), hello.highest_term), (Some(own), 0, Term::new(1)));
+        let from = |incarnation| Envelope { term: Term::new(1), incarnation, stream: envelope.stream };
+        assert_eq!(h.welcome::<Edition>(from(Some(LIFE)), &[]), Err(Refused::Stale));
+        assert_eq!(h.welcome::<Edition>(from(Some(own)), &[]), Ok(vec![]));
     }
 
     #[test]
     fn the_digest_is_that_of_what_the_leader_knows_to_be_held() {
         let (mut h, from) = welcomed();
         let of = |held: &[(u128, u64)]| held.iter().map(|(n, t)| (id(*n), token(*t))).collect::<Digest>();
-        h.delta(from, 0, 1, vec![grant(1, 1), grant(2, 2), grant(3, 3), grant(4, 4)]).expect("applies");
-        assert_eq!(h.digest(), of(&[(1, 1), (2, 2), (3, 3), (4, 4)]));
-        h.delta::<()>(from, 1, 2, vec![Tell::Release(id(1), token(1))]).expect("applies");
-        assert_eq!(h.digest().count, 4, "held until it is released");
-        assert!(h.released(id(1), token(1), Handed::default()) && !h.released(id(1), token(1), Handed::default()));
-        assert!(h.gone(id(2), token(2)) && h.declined(id(3), token(3)) && !h.gone(id(4), token(5)));
-        assert_eq!(h.digest(), of(&[(4, 4)]));
+        apply(&mut h, from, 0, 1, vec![grant(1, 1), grant(2, 2), grant(3, 3), grant(4, 4)]).expect("applies");
+        assert_eq!(h.digest().digest, of(&[(1, 1), (2, 2), (3, 3), (4, 4)]));
+        apply(&mut h, from, 1, 2, vec![DeltaEntry::Release(GrantRef::new(id(1), token(1)))]).expect("applies");
+        assert_eq!(h.digest().digest.count, 4, "held until it is released");
+        assert!(
+            h.released(id(1), token(1), Carryover::default()) && !h.released(id(1), token(1), Carryover::default())
+        );
+        assert!(h.removed(id(2), token(2)) && h.declined(id(3), token(3)) && !h.removed(id(4), token(5)));
+        assert_eq!(h.digest().digest, of(&[(4, 4)]));
 
-        h.delta(from, 2, 3, vec![grant(5, 5)]).expect("applies");
-        let next = Envelope { stream: h.hello().stream, ..from };
-        h.welcome::<()>(next, &[(id(5), token(5)), (id(9), token(9))]).expect("answers this hello");
-        assert_eq!(h.digest(), of(&[(5, 5)]), "what was not kept is in nobody's table");
-        assert!(h.released(id(4), token(4), Handed::default()));
-        assert_eq!(h.digest(), of(&[(5, 5)]));
+        apply(&mut h, from, 2, 3, vec![grant(5, 5)]).expect("applies");
+        let next = Envelope { stream: say_hello(&mut h).0.stream, ..from };
+        h.welcome::<Edition>(next, &grants(&[(5, 5), (9, 9)])).expect("answers this hello");
+        assert_eq!(h.digest().digest, of(&[(5, 5)]), "what was not kept is in nobody's table");
+        assert!(h.released(id(4), token(4), Carryover::default()));
+        assert_eq!(h.digest().digest, of(&[(5, 5)]));
         h.end_life();
-        assert_eq!(h.digest(), Digest::default());
+        assert_eq!(h.digest().digest, Digest::default());
     }
 
     #[test]
     fn what_is_given_back_is_settled_once_it_is_confirmed() {
         let (mut h, from) = welcomed();
         assert!(h.is_settled());
-        h.delta(from, 0, 1, vec![grant(1, 1), grant(2, 2), Tell::Release(id(1), token(1))]).expect("applies");
-        assert_eq!(h.give_back(), [(id(2), token(2))], "the other one is being released");
+        apply(&mut h, from, 0, 1, vec![grant(1, 1), grant(2, 2), DeltaEntry::Release(GrantRef::new(id(1), token(1)))])
+            .expect("applies");
+        assert_eq!(h.give_back(), grants(&[(2, 2)]), "the other one is being released");
         assert_eq!(h.give_back(), []);
-        assert!(h.released(id(1), token(1), Handed::default()) && h.gone(id(2), token(2)));
+        assert!(h.released(id(1), token(1), Carryover::default()) && h.removed(id(2), token(2)));
         assert!(h.is_empty() && !h.is_settled(), "the leader may not have heard of it");
-        h.confirm(from, &[(id(1), token(1)), (id(2), token(2))]).expect("of this conversation");
+        h.confirm(from, &grants(&[(1, 1), (2, 2)])).expect("of this conversation");
         assert!(h.is_settled());
     }
 }
