@@ -1,14 +1,14 @@
-//! The store: everything that has to outlive the coordinator, through sea-orm. Nothing else knows SQL.
+//! The store: all state that survives the coordinator, through sea-orm. No other module uses SQL.
 //!
-//! Writes are changes, each atomic, queued in the order of [`Store::submit`] and acknowledged once they are durable;
-//! those that wait at the same time share a transaction. Every transaction takes the next place in a chain
-//! `(term, batch)`, which the row `leadership` holds: a store whose term is over, or whose last batch arrives late, finds
-//! no place and writes nothing. A new leader raises the term and reads everything in one transaction.
+//! Writes are grouped into changes, each atomic, queued in the order of [`Store::submit`] and acknowledged once they
+//! are durable; changes that wait at the same time share a transaction. Every transaction takes the next position in a
+//! chain `(term, batch)`, which the row `leadership` stores: a store whose term has ended, or whose last batch arrives
+//! late, finds no position and writes nothing. A new leader raises the term and reads everything in one transaction.
 //!
-//! Grants are a log of packed rows ([`ledger`]); observations (statuses, times) are merged and written when there is
-//! time. What the database could not take is an error that says whether to try again. While it is away changes are
-//! refused at once, except those whose commit was not answered: they wait until the chain tells what became of them.
-//! [`dialect`] says why all of this holds on SQLite, PostgreSQL and MariaDB alike.
+//! Grants are a log of packed rows ([`ledger`]); observations (statuses, times) are merged and written in the
+//! background. A failed write yields an error that says whether to retry. During an outage of the database changes are
+//! refused at once, except those whose commit was not answered: they wait until the chain shows whether they were
+//! stored. [`dialect`] explains why this holds on SQLite, PostgreSQL and MariaDB alike.
 
 mod batch;
 mod codec;
@@ -61,24 +61,24 @@ use crate::record::{AuditEvent, MoveRecord, RebalanceRecord, Record, RequestReco
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Where it is: `sqlite:<path>` (relative paths start at the working directory; the directory must exist),
-    /// `postgres://user:password@host/database` or `mariadb://user:password@host/database`. With several coordinators it
-    /// is one of the latter.
+    /// URL: `sqlite:<path>` (relative paths start at the working directory; the directory must exist),
+    /// `postgres://user:password@host/database` or `mariadb://user:password@host/database`. Several coordinators need
+    /// one of the latter two.
     pub url: String,
-    /// Longest a statement may take before its connection is given up. Shorter notices a database that stands still
-    /// sooner; it has to be longer than the database's worst pause. A leader that stands still inside a transaction
-    /// keeps the next one waiting for about as long.
+    /// Deadline of a statement, after which its connection is given up. A shorter one detects a database that hangs
+    /// sooner; it has to be longer than the database's worst pause. A leader that is paused inside a transaction blocks
+    /// the next leader for about as long.
     #[serde(with = "humantime_serde")]
     pub statement_timeout: Duration,
-    /// Changes that may wait; beyond it submissions are refused as [`Error::Busy`]. More ride out longer pauses of the
-    /// disk at the price of memory and of a longer wait.
+    /// Changes that may wait; beyond it submissions are refused as [`Error::Busy`]. A larger queue bridges longer
+    /// pauses of the disk at the price of memory and latency.
     pub queue: usize,
-    /// Time between two writes of observations. Longer merges more of them; after a crash that much of what was last
-    /// seen is missing until workers report again.
+    /// Time between two writes of observations. A longer one merges more of them; after a crash, observations of that
+    /// period are missing until workers report again.
     #[serde(with = "humantime_serde")]
     pub observation_interval: Duration,
-    /// Bytes of log of grants after which a snapshot is made, if they also are twice the last snapshot. Less makes the
-    /// next leader start faster and writes more.
+    /// Size of the grant log, in bytes, from which a snapshot is made, provided that it is also twice the size of the
+    /// last snapshot. A smaller value makes the next leader start faster and writes more.
     pub snapshot_after: u64,
     /// Audit events that are kept.
     pub keep_events: u64,
@@ -106,7 +106,7 @@ impl Default for Config {
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The URL may have a password in it.
+        // The URL may contain a password.
         let Self {
             url: _,
             statement_timeout,
@@ -131,7 +131,7 @@ impl fmt::Debug for Config {
 }
 
 impl Config {
-    /// The URL without credentials, as people and logs may see it.
+    /// The URL without credentials, for messages and logs.
     #[must_use]
     pub fn shown(&self) -> String {
         shown_url(&self.url)
@@ -171,12 +171,12 @@ pub enum StoreWrite {
     PutAppliance(Record),
     /// Removes an appliance with its status, progress and grant. [`GrantOp::Remove`] does the same.
     RemoveAppliance(ApplianceId),
-    /// Changes of ownership, in their order. Progress and hold of a [`GrantOp::Free`] replace the stored ones; the host
-    /// stays.
+    /// Changes of ownership, in order. Progress and hold of a [`GrantOp::Free`] replace the stored ones; the host is
+    /// kept.
     Grants(Vec<GrantOp>),
     /// Stores a live member.
     PutMember(StoredMember),
-    /// Removes one life of a member.
+    /// Removes one incarnation of a member.
     RemoveMember(WorkerId, Incarnation),
     /// Stores a rebalance, new or changed.
     PutRebalance(RebalanceRecord),
@@ -188,9 +188,9 @@ pub enum StoreWrite {
     Request(RequestRecord),
 }
 
-/// Waits until a change is durable. Dropping it does not take the change back.
+/// Resolves when a change is durable. Dropping it does not cancel the change.
 #[derive(Debug)]
-#[must_use = "nobody may be told of a change before it is stored"]
+#[must_use = "a change must not be reported before it is stored"]
 pub struct PendingWrite(PendingState);
 
 #[derive(Debug)]
@@ -204,7 +204,7 @@ impl Future for PendingWrite {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
-            // The writer ends without an answer only when the runtime is being torn down.
+            // The writer drops the sender only while the runtime shuts down.
             PendingState::Waiting(done) => Pin::new(done).poll(context).map(|done| done.unwrap_or(Err(Error::Closed))),
             PendingState::Refused(error) => Poll::Ready(Err(error.clone())),
         }
@@ -216,16 +216,16 @@ impl Future for PendingWrite {
 struct StoreShared {
     /// The term that changes are submitted in; 0 before the first.
     term: AtomicU64,
-    /// That term is over.
+    /// That term has ended.
     deposed: AtomicBool,
-    /// Why the database is away, while it is.
+    /// Why the database is unavailable, during an outage.
     outage: Mutex<Option<OutageCause>>,
     observations: Mutex<Observations>,
 }
 
 impl StoreShared {
     fn observations(&self) -> MutexGuard<'_, Observations> {
-        // Nothing panics in between; should it ever, what is left is still a set of observations.
+        // No code under the lock panics; even if it did, what is left is a valid set of observations.
         self.observations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -237,7 +237,7 @@ impl StoreShared {
         *self.outage.lock().unwrap_or_else(PoisonError::into_inner) = cause;
     }
 
-    /// Notes what the database says by now, if it is away.
+    /// Updates the cause of an outage, if there is one.
     fn update_outage(&self, cause: &OutageCause) {
         if let Some(known) = &mut *self.outage.lock().unwrap_or_else(PoisonError::into_inner) {
             known.clone_from(cause);
@@ -293,12 +293,12 @@ impl Store {
     /// Brings the schema up to date and finds out whether the database can be written.
     async fn prepare(db: &DatabaseConnection, target: &DatabaseTarget) -> Result<(), Error> {
         schema::migrate(db, target).await?;
-        // What may not be written opens all the same; a write that is taken back shows it now and not with the first
-        // change.
+        // Opening succeeds on a read-only database as well; this write, which is rolled back, finds that out before the
+        // first change.
         let probe = async {
             let probe = target.begin(db, target.limits(target.statement_timeout())).await?;
             match dialect::lock_chain(&probe).await {
-                // Another leader is at work, or stands still in the middle of it: then it can be written.
+                // Another leader holds the lock, working or paused: so the database can be written.
                 Err(e) if target.is_server() && dialect::cause(&e) == Some(OutageCause::Locked) => {}
                 locked => locked?,
             }
@@ -310,8 +310,8 @@ impl Store {
         })
     }
 
-    /// The highest term that was ever begun in the store; 0 when none was. Another coordinator may begin a higher one
-    /// at any moment.
+    /// The highest term that was ever begun in the store; 0 if none. Another coordinator may begin a higher one at any
+    /// moment.
     ///
     /// # Errors
     /// [`Error::Unavailable`], [`Error::Corrupt`].
@@ -320,7 +320,7 @@ impl Store {
     }
 
     /// Begins exactly `term` and reads everything in the same transaction. Changes that were submitted earlier and are
-    /// not written yet are refused, also when this fails: what was led before is over.
+    /// not written yet are refused, also when this fails: the former term has ended.
     ///
     /// # Errors
     /// [`Error::Deposed`] names the stored term when that is `term` or a higher one; [`Error::Unavailable`];
@@ -336,12 +336,11 @@ impl Store {
     /// Queues one atomic change and returns at once; changes are written in the order of these calls. The future
     /// resolves when the change is durable.
     ///
-    /// # Errors
-    /// Of the future: [`Error::Busy`] when [`Config::queue`] changes wait already (this one is not taken);
-    /// [`Error::Unavailable`] when the database takes nothing, for this change and all that wait behind it, and at once
-    /// while it is known to be away; [`Error::Conflict`] for this change alone; [`Error::NotLeading`],
-    /// [`Error::Deposed`], [`Error::Unresolved`] and [`Error::Closed`] for good. A change whose commit the database did
-    /// not answer stays pending until it has told what became of it.
+    /// # Errors Of the future: [`Error::Busy`] when [`Config::queue`] changes wait already (this one is not accepted);
+    /// [`Error::Unavailable`] when the database fails, for this change and all that wait behind it, and at once during
+    /// a known outage; [`Error::Conflict`] for this change alone; [`Error::NotLeading`], [`Error::Deposed`],
+    /// [`Error::Unresolved`] and [`Error::Closed`] are final. A change whose commit was not answered stays pending
+    /// until its outcome is known.
     pub fn submit(&self, change: Vec<StoreWrite>) -> PendingWrite {
         let term = Term::new(self.shared.term.load(Ordering::Acquire));
         if let Some(cause) = self.shared.outage() {
@@ -373,26 +372,26 @@ impl Store {
         }
     }
 
-    /// Whether the term that was begun here is still the store's, as far as is known: a leader that submits nothing learns
-    /// from this that another one took over, since observations are written all the time.
+    /// Whether the term that was begun here is still the store's, as far as known: a leader that submits nothing learns
+    /// from this that another one took over, since observations are written continually.
     #[must_use]
     pub fn leads(&self, term: Term) -> bool {
         self.shared.term.load(Ordering::Acquire) == term.get() && !self.shared.deposed.load(Ordering::Acquire)
     }
 
-    /// Why the database is away, while it is; changes are refused with it.
+    /// Why the database is unavailable, during an outage; changes are refused with it.
     #[must_use]
     pub fn outage(&self) -> Option<OutageCause> {
         self.shared.outage()
     }
 
-    /// Takes what was last observed of appliances. Merged per appliance, written within some
-    /// [`Config::observation_interval`]s, behind everything that is submitted; nobody is told.
+    /// Queues the last observed statuses of appliances. They are merged per appliance and written within a few
+    /// [`Config::observation_interval`]s, after everything that is submitted, without an acknowledgement.
     pub fn submit_statuses(&self, statuses: impl IntoIterator<Item = (ApplianceId, Status, SystemTime)>) {
         self.shared.observations().add_statuses(statuses);
     }
 
-    /// Takes when a worker was last seen; as [`Store::submit_statuses`].
+    /// Queues when a worker was last seen, like [`Store::submit_statuses`].
     pub fn submit_seen(&self, worker: WorkerId, time: SystemTime) {
         self.shared.observations().add_seen(worker, time);
     }
@@ -413,8 +412,7 @@ impl Store {
         self.readers.read(|db| async move { load::rebalance(&db, id).await }).await
     }
 
-    /// The last moves of an appliance, newest first; at most 1,000, and as far as the newest thousand rows of moves
-    /// tell.
+    /// The last moves of an appliance, newest first; at most 1,000, from the newest thousand rows of moves.
     ///
     /// # Errors
     /// [`Error::Unavailable`], [`Error::Corrupt`].
@@ -438,7 +436,7 @@ impl Store {
         dump::dump(&self.readers.unhurried(), &mut out).await
     }
 
-    /// [`Store::dump`] of a store that another process may have open: nothing is made, changed or locked.
+    /// [`Store::dump`] of a store that another process may have open: nothing is created, changed or locked.
     ///
     /// # Errors
     /// As [`Store::open`] and [`Store::dump`].

@@ -1,7 +1,7 @@
-//! What one transaction writes: the changes of a group, brought together per table.
+//! Content of one transaction: the changes of a group, merged per table.
 //!
-//! Of several writes to one row only the last counts, since all of them become visible together. What is left goes out
-//! as one statement per table for up to [`ROWS`] rows, because a statement costs more than a row.
+//! Of several writes to one row only the last is kept, since all become visible together. The result is one statement
+//! per table for up to [`ROWS`] rows, because a statement costs more than a row.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ const ROWS: usize = 512;
 /// Bytes of long texts per statement, about: well below the 16 MiB of one packet that MariaDB takes by default.
 const BYTES: usize = 2 * 1024 * 1024;
 
-/// A [`StoreWrite`] with its rows made, so that this work is done by the many who submit and not by the one who writes.
+/// A [`StoreWrite`] converted to rows; the submitters do this work, so that the single writer does not have to.
 #[derive(Debug)]
 pub(super) enum PreparedWrite {
     PutAppliance(Box<appliances::Model>),
@@ -59,7 +59,7 @@ impl From<StoreWrite> for PreparedWrite {
 }
 
 impl PreparedWrite {
-    /// How much work it is, in rows.
+    /// Its cost, in rows.
     pub(super) fn weight(&self) -> usize {
         match self {
             Self::Grants(ops) => ops.len(),
@@ -114,7 +114,7 @@ impl Bulky for workers::Model {}
 impl Bulky for rebalances::Model {}
 impl Bulky for requests::Model {}
 
-/// Everything one transaction writes.
+/// Content of one transaction.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     appliances: RowChanges<Uuid, appliances::Model>,
@@ -130,7 +130,7 @@ pub(super) struct Batch {
     housekeeping: Option<Housekeeping>,
 }
 
-/// Deleting what nobody needs, a bounded part at a time. It stands in the chain like every other write.
+/// Deletes obsolete rows in bounded parts. It takes a position in the chain like every other write.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Housekeeping {
     /// Rows of the log that a snapshot covers.
@@ -140,7 +140,7 @@ pub(super) enum Housekeeping {
 }
 
 impl Batch {
-    /// The changes of a group, in their order.
+    /// The changes of a group, in order.
     pub(super) fn of<'a>(changes: impl IntoIterator<Item = &'a PreparedWrite>) -> Self {
         let mut batch = Self::default();
         let mut log = LogPacker::default();
@@ -192,7 +192,7 @@ impl Batch {
         }
     }
 
-    /// Bytes it adds to the log of grants.
+    /// Number of bytes it adds to the grant log.
     pub(super) fn log_bytes(&self) -> u64 {
         self.grants.iter().map(|(_, row)| row.len() as u64).sum()
     }
@@ -217,11 +217,11 @@ impl Batch {
         self.progress.insert(key, None);
     }
 
-    /// Writes everything as batch `batch` of `term`, into a transaction that the caller began; says whether its
+    /// Writes everything as batch `batch` of `term`, in a transaction that the caller began; returns whether its
     /// housekeeping has more to do.
     pub(super) async fn write<C: ConnectionTrait>(&self, db: &C, term: i64, batch: i64) -> Result<bool, DbErr> {
-        // Appliances have a second unique rule, so an upsert is not for them: MariaDB would take the row of another
-        // appliance with the same name for the one to be replaced.
+        // Appliances have a second unique key, so an upsert would be wrong: MariaDB would replace the row of another
+        // appliance with the same name.
         let keys: Vec<_> = self.appliances.keys().copied().collect();
         delete::<appliances::Entity, _>(db, appliances::Column::Id, &keys).await?;
         insert::<appliances::ActiveModel>(db, self.appliances.values().flatten().cloned(), None).await?;
@@ -260,7 +260,7 @@ impl Batch {
     }
 }
 
-/// Takes the next place in the chain; `false` when it is not there any more: a later term is in the store.
+/// Takes the next position in the chain; `false` when it is gone: a later term is in the store.
 pub(super) async fn take_place<C: ConnectionTrait>(db: &C, term: i64, batch: i64) -> Result<bool, DbErr> {
     let done = leadership::Entity::update_many()
         .col_expr(leadership::Column::Batch, Expr::value(batch))

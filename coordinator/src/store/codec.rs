@@ -4,16 +4,16 @@
 //! row    = format u8 · checksum u64 · header · names · entries
 //! names  = count · (length · bytes)*          entries = count · entry*
 //! ```
-//! Counts, lengths and numbers are LEB128; fixed-width numbers are little-endian; the checksum (FNV-1a) covers everything
-//! after it. Reading trusts nothing: whatever a damaged disk hands back ends in [`Odd`], never in a panic, and no length
-//! is believed before that many bytes are there.
+//! Counts, lengths and numbers are LEB128; fixed-width numbers are little-endian; the checksum (FNV-1a) covers
+//! everything after it. Data of a damaged disk is expected: invalid input ends in [`Odd`], never in a panic, and no
+//! buffer is allocated for a length before that many bytes are there.
 
 use std::collections::HashMap;
 
 /// Bytes of format and checksum.
 const PREFIX: usize = 9;
-/// Entries are cut into rows of about this many bytes: small enough for every database's limits and for a row to be
-/// cheap to move, large enough that a row's own cost vanishes.
+/// Entries are split into rows of about this many bytes: within the limits of every database and cheap to move, and
+/// large enough that the cost of a row itself is negligible.
 pub(super) const ROW_BYTES: usize = 256 * 1024;
 
 /// What is wrong with a packed row.
@@ -80,7 +80,7 @@ impl Packer {
         self.count == 0
     }
 
-    /// Bytes the row would have by now, about.
+    /// Approximate size of the row so far, in bytes.
     pub(super) fn len(&self) -> usize {
         self.names.len() + self.entries.len()
     }
@@ -119,7 +119,7 @@ impl<'a> Unpacker<'a> {
         };
         let format = prefix[0];
         if !formats.contains(&format) {
-            return Err(Odd(format!("format {format} is not known here")));
+            return Err(Odd(format!("format {format} is not known")));
         }
         let stored = prefix[1..].iter().rev().fold(0, |sum, byte| (sum << 8) | u64::from(*byte));
         if stored != checksum(format, rest) {
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn every_cut_and_every_flipped_bit_is_noticed() {
+    fn every_truncation_and_every_flipped_bit_is_detected() {
         let row = row();
         for end in 0..row.len() {
             assert!(read(&row[..end]).is_err(), "cut at {end}");
@@ -263,9 +263,9 @@ mod tests {
     }
 
     proptest! {
-        /// The checksum is made right, so that the parser itself meets the nonsense.
+        /// The checksum is made valid, so that the parser itself reads the invalid data.
         #[test]
-        fn nonsense_is_refused_without_a_panic(body in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn invalid_data_is_refused_without_a_panic(body in proptest::collection::vec(any::<u8>(), 0..64)) {
             let mut row = vec![7];
             row.extend_from_slice(&checksum(7, &body).to_le_bytes());
             row.extend_from_slice(&body);

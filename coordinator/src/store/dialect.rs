@@ -1,5 +1,5 @@
-//! The one place that knows which database is behind the store: how it is connected to, how a write transaction locks
-//! out other leaders, and what its failures mean.
+//! Everything that depends on the kind of database: how to connect, how a write transaction excludes other leaders, and
+//! what its errors mean.
 //!
 //! # Why the chain is the same on all three
 //!
@@ -13,14 +13,15 @@
 //!   fail with a serialization error instead, and InnoDB would read the rest of the tables as they were at the first
 //!   plain read.)
 //! - *A new leader sees everything that was acknowledged.* Its first statement locks the row. What committed before has
-//!   released it and is visible to the statements that follow, each of which reads the newest committed rows; what has
-//!   not committed by then waits, and finds a later term. Nothing can commit between two of the leader's reads, so that
-//!   together they are one state.
-//! - *An outcome can be told.* `COMMIT` is sent only after the row was locked. Whoever has lost the answer locks the row
-//!   from another connection: by the time it has it, the first transaction has ended one way or the other.
-//! - *A lock that nobody ends is ended by the server.* A leader that is paused or cut off inside a transaction is thrown
-//!   out after the statement timeout (`idle_in_transaction_session_timeout`, `idle_transaction_timeout`); others wait for the
-//!   row no longer than half of that at a time, and come back.
+//!   released the lock and is visible to the statements that follow, each of which reads the newest committed rows;
+//!   what has not committed by then waits, and then finds a later term. Nothing can commit between two of the leader's
+//!   reads, so that together they are one consistent state.
+//! - *An unknown outcome can be determined.* `COMMIT` is sent only after the row was locked. After a lost response the
+//!   row is locked from another connection: once that succeeds, the first transaction has been committed or rolled
+//!   back.
+//! - *A stale lock is released by the server.* A leader that is paused or cut off inside a transaction is disconnected
+//!   after the statement timeout (`idle_in_transaction_session_timeout`, `idle_transaction_timeout`); others wait for
+//!   the row no longer than half of that at a time, and retry.
 
 mod cause;
 mod servers;
@@ -44,7 +45,7 @@ use super::error::Error;
 use super::timed::{Limits, Timed};
 use super::url::{self, Address};
 
-/// Connections for lists. They are short and rare; more would only compete with the writer for the disk.
+/// Connections for lists. Such reads are short and rare; more connections would compete with the writer for the disk.
 const READERS: u32 = 2;
 /// Longest a connection may take to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,7 +53,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A write transaction.
 pub(super) type Transaction = Timed<DatabaseTransaction>;
 
-/// Where the database is, and how long it may take to answer.
+/// Address of the database and the deadline of its statements.
 #[derive(Clone)]
 pub(super) struct DatabaseTarget {
     address: Address,
@@ -68,24 +69,24 @@ impl fmt::Debug for DatabaseTarget {
     }
 }
 
-/// Faults that tests put into new connections.
+/// Faults that tests inject into new connections.
 #[cfg(test)]
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     /// Pages the file may grow to; 0 is no limit.
     pub(super) max_pages: std::sync::atomic::AtomicU32,
-    /// Writing is refused.
+    /// Writes fail.
     pub(super) read_only: std::sync::atomic::AtomicBool,
-    /// Commits are made, but not answered.
+    /// Commits succeed without a response.
     pub(super) lose_answers: std::sync::atomic::AtomicBool,
-    /// No connection can be made.
+    /// No connection can be opened.
     pub(super) unreachable: std::sync::atomic::AtomicBool,
-    /// The lock beside a file is not taken, as if a second machine had it.
+    /// The file lock is not taken, as if the file were open on a second machine.
     pub(super) unlocked: std::sync::atomic::AtomicBool,
 }
 
 impl DatabaseTarget {
-    /// Understands the URL of a configuration.
+    /// Parses the URL of a configuration.
     pub(super) fn parse(config: &Config) -> Result<Self, Error> {
         let address = url::parse(&config.url)?;
         let name = match &address {
@@ -114,7 +115,7 @@ impl DatabaseTarget {
         }
     }
 
-    /// Whether it is a server of its own, which may be away while this process is not.
+    /// Whether it is a database server, which may be unavailable while this process runs.
     pub(super) fn is_server(&self) -> bool {
         self.path().is_none()
     }
@@ -129,8 +130,8 @@ impl DatabaseTarget {
         self.statement_timeout
     }
 
-    /// Keeps other processes from opening the same file for writing, until the answer is dropped. A database server has
-    /// no need of it.
+    /// Keeps other processes from opening the same file for writing, until the result is dropped. Not needed for a
+    /// database server.
     pub(super) fn lock(&self) -> Result<Option<FileLock>, Error> {
         #[cfg(test)]
         if self.faults.unlocked.load(std::sync::atomic::Ordering::SeqCst) {
@@ -139,7 +140,7 @@ impl DatabaseTarget {
         self.path().map(FileLock::take).transpose()
     }
 
-    /// The one connection that writes; makes the file when there is none.
+    /// The one connection that writes; creates the file if missing.
     pub(super) async fn connect_writer(&self) -> Result<DatabaseConnection, DbErr> {
         self.within_reach()?;
         self.limits(self.statement_timeout)
@@ -153,7 +154,7 @@ impl DatabaseTarget {
             .await
     }
 
-    /// Connections that only read. Those to a server are made when they are needed.
+    /// Connections that only read. Those to a server are opened on demand.
     pub(super) async fn connect_readers(&self) -> Result<DatabaseConnection, DbErr> {
         self.within_reach()?;
         match &self.address {
@@ -182,7 +183,7 @@ impl DatabaseTarget {
         Ok(Timed { inner: limits.within(begin).await?, limits })
     }
 
-    /// Gives a connection up. A file is closed on return, so that its locks are free; a server may be beyond reach, and is
+    /// Closes a connection. A file is closed on return, so that its locks are free; a server may be unreachable and is
     /// not waited for.
     pub(super) async fn close(&self, db: DatabaseConnection) {
         let name = self.name.clone();
@@ -200,13 +201,14 @@ pub(super) async fn commit(tx: Transaction) -> Result<(), DbErr> {
     tx.limits.within(tx.inner.commit()).await
 }
 
-/// Takes everything back. After an error the connection is not to be used any more.
+/// Rolls back. After an error the connection must not be used any more.
 pub(super) async fn rollback(tx: Transaction) -> Result<(), DbErr> {
     tx.limits.within(tx.inner.rollback()).await
 }
 
-/// Locks the row that every write transaction begins with, by writing it as it is. (SQLite has locked everything by now;
-/// there this shows whether the file can be written at all, since `BEGIN IMMEDIATE` passes on a read-only one.)
+/// Locks the row that every write transaction begins with, by an update without a change. (SQLite has locked everything
+/// by now; there this shows whether the file can be written at all, since `BEGIN IMMEDIATE` succeeds on a read-only
+/// one.)
 pub(super) async fn lock_chain(tx: &Transaction) -> Result<(), DbErr> {
     leadership::Entity::update_many()
         .col_expr(leadership::Column::Batch, Expr::col(leadership::Column::Batch))
@@ -225,28 +227,28 @@ pub(super) async fn allow_idle(tx: &Transaction, time: Duration) -> Result<(), D
     }
 }
 
-/// Takes [`allow_idle`] back, where the end of the transaction does not.
+/// Reverts [`allow_idle`] where the end of the transaction does not.
 pub(super) async fn end_idle(target: &DatabaseTarget, db: &DatabaseConnection) {
     if db.get_database_backend() == DbBackend::MySql {
         let limit = servers::mysql_idle(target.statement_timeout);
         if let Err(e) = target.limits(target.statement_timeout).within(db.execute_unprepared(&limit)).await {
-            // A connection that is broken shows it with the next batch.
-            tracing::debug!(store = %target.name, "the limit for idle transactions was not set back: {e}");
+            // If the connection is broken, the next batch fails.
+            tracing::debug!(store = %target.name, "resetting the limit for idle transactions failed: {e}");
         }
     }
 }
 
-/// Waits until nobody else migrates the database, for as long as a lock is waited for.
+/// Waits until no other process migrates the database, at most as long as for any lock.
 pub(super) async fn lock_migrations(tx: &Transaction, target: &DatabaseTarget) -> Result<(), DbErr> {
     match &target.address {
-        // `BEGIN IMMEDIATE` has done it.
+        // `BEGIN IMMEDIATE` has taken the lock.
         Address::Sqlite(_) => Ok(()),
         Address::Postgres(_) => servers::postgres_lock_migrations(tx).await,
         Address::MySql(_) => servers::mysql_lock_migrations(tx, target.statement_timeout / 2).await,
     }
 }
 
-/// Ends what [`lock_migrations`] began, where the end of the transaction does not.
+/// Releases the lock of [`lock_migrations`] where the end of the transaction does not.
 pub(super) async fn unlock_migrations(tx: &Transaction, target: &DatabaseTarget) -> Result<(), DbErr> {
     match &target.address {
         Address::Sqlite(_) | Address::Postgres(_) => Ok(()),

@@ -1,4 +1,4 @@
-//! The store in words, for people: `rug-coordinator store dump`.
+//! Readable dump of the store: `rug-coordinator store dump`.
 
 use std::io::{self, Write};
 
@@ -24,8 +24,8 @@ pub enum DumpError {
     Output(#[from] io::Error),
 }
 
-/// Writes who leads, how many rows there are, and the log of grants. A row that cannot be read is named, and the dump
-/// goes on after it.
+/// Writes the leader, the number of rows of each table, and the grant log. A row that cannot be read is named, and the
+/// dump continues after it.
 pub(super) async fn dump(db: &impl ConnectionTrait, out: &mut impl Write) -> Result<(), DumpError> {
     if let Some(row) = leadership::Entity::find_by_id(leadership::ROW).one(db).await.map_err(|e| reading(&e))? {
         writeln!(out, "term {} batch {} coordinator {}", row.term, row.batch, row.coordinator)?;

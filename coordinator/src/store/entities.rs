@@ -1,12 +1,12 @@
 //! The tables as sea-orm entities, one module each.
 //!
-//! Kept to what SQLite, PostgreSQL and MariaDB share: 64-bit integers, text, UUIDs and byte strings. Unsigned counters
-//! are stored with the same bits as signed ones, times as nanoseconds since the Unix epoch, structured values that no
-//! query looks into as JSON text, and what changes in bulk as packed rows ([`super::codec`]).
+//! Limited to what SQLite, PostgreSQL and MariaDB share: 64-bit integers, text, UUIDs and byte strings. Unsigned
+//! counters are stored with the same bits as signed ones, times as nanoseconds since the Unix epoch, structured values
+//! that no query needs as JSON text, and bulk data as packed rows ([`super::codec`]).
 
 #![allow(unreachable_pub, reason = "sea-orm's derives need the entities to be plainly `pub`")]
 
-/// Who leads; one row. `batch` counts the write transactions of `term` and chains them.
+/// The leader; one row. `batch` counts the write transactions of `term` and chains them.
 pub(super) mod leadership {
     use sea_orm::entity::prelude::*;
 
@@ -30,7 +30,7 @@ pub(super) mod leadership {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// What users ask for.
+/// Desired state of appliances.
 pub(super) mod appliances {
     use sea_orm::entity::prelude::*;
 
@@ -62,7 +62,7 @@ pub(super) mod appliances {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// What owners last reported.
+/// Status last reported by the owner.
 pub(super) mod statuses {
     use sea_orm::entity::prelude::*;
 
@@ -87,7 +87,7 @@ pub(super) mod statuses {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// What the last owner handed in, and the hold that was left then.
+/// Progress and hold that the last owner released the appliance with.
 pub(super) mod progress {
     use sea_orm::entity::prelude::*;
 
@@ -118,7 +118,7 @@ pub(super) mod grants {
         pub term: i64,
         #[sea_orm(primary_key, auto_increment = false)]
         pub batch: i64,
-        /// Rows of one batch, from 0: a huge change is cut into rows of bounded size.
+        /// Rows of one batch, from 0: a huge change is split into rows of bounded size.
         #[sea_orm(primary_key, auto_increment = false)]
         pub part: i32,
         /// First byte of `data`, for queries.
@@ -133,7 +133,8 @@ pub(super) mod grants {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// The last live set. Keyed by life as well: a name may come back before its former life is known to be over.
+/// The last live members. The incarnation is part of the key: a name may come back before its former incarnation is
+/// known to have ended.
 pub(super) mod members {
     use sea_orm::entity::prelude::*;
 
@@ -155,7 +156,7 @@ pub(super) mod members {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// What is kept of a worker over all of its lives.
+/// Data of a worker across its incarnations.
 pub(super) mod workers {
     use sea_orm::entity::prelude::*;
 
@@ -173,7 +174,7 @@ pub(super) mod workers {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// Plans that were applied.
+/// Applied plans.
 pub(super) mod rebalances {
     use sea_orm::entity::prelude::*;
 
@@ -247,7 +248,7 @@ pub(super) mod events {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// Idempotent calls that were carried out.
+/// Idempotent calls that were executed.
 pub(super) mod requests {
     use sea_orm::entity::prelude::*;
 

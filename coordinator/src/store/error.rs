@@ -1,4 +1,4 @@
-//! What can go wrong in the store, as situations a caller tells apart.
+//! Errors of the store, by what a caller can do about them.
 //!
 //! Three kinds matter to a leader: *try again* ([`Error::Unavailable`], [`Error::Busy`]), *this change is wrong*
 //! ([`Error::Conflict`]) and *step down* ([`Error::Deposed`]). Everything else ends the process or
@@ -9,7 +9,7 @@ use std::fmt;
 use common::Term;
 use common::retry::Retryable;
 
-/// Why the database does not do what is asked of it.
+/// Why the database does not execute writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OutageCause {
     /// The file, or the file system below it, cannot be written.
@@ -24,9 +24,9 @@ pub enum OutageCause {
     Io(String),
     /// The connection broke.
     Lost(String),
-    /// No answer within the deadline.
+    /// No response within the deadline.
     TimedOut,
-    /// It answers, and does not let this user in: starting up, out of connections, wrong password, no such database.
+    /// The server refuses the connection: starting up, out of connections, wrong password, no such database.
     Refused(String),
 }
 
@@ -42,15 +42,15 @@ impl fmt::Display for OutageCause {
             Self::Io(reason) => write!(f, "reading or writing failed: {reason}"),
             Self::Lost(reason) => write!(f, "the connection broke: {reason}"),
             Self::TimedOut => f.write_str("it did not answer in time"),
-            Self::Refused(reason) => write!(f, "it refuses: {reason}"),
+            Self::Refused(reason) => write!(f, "it refuses the connection: {reason}"),
         }
     }
 }
 
-/// Why the store did not do what it was asked.
+/// Why the store did not execute a request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The URL cannot be understood, or names a database this version has no driver for.
+    /// The URL is invalid, or names a database that this version has no driver for.
     #[error("store url `{url}`: {reason}")]
     Url {
         /// The URL, without credentials.
@@ -83,7 +83,7 @@ pub enum Error {
         by: String,
     },
     /// A later version of Rug has changed the schema.
-    #[error("store {path} was changed by a later version of rug: migration `{migration}` is not known here")]
+    #[error("store {path} was changed by a later version of rug: migration `{migration}` is not known")]
     SchemaTooNew {
         /// Which.
         path: String,
@@ -93,31 +93,31 @@ pub enum Error {
     /// No term was begun with this store.
     #[error("this coordinator has begun no term in the store")]
     NotLeading,
-    /// A later term is in the store. What of the former one is not acknowledged by now may or may not be stored; the
-    /// new leader has read it if it is.
+    /// A later term is in the store. Unacknowledged changes of the former term may or may not be stored; the new leader
+    /// has read them if they are.
     #[error("another coordinator leads in the store, at {term} or later, or the store was put back to an older state")]
     Deposed {
-        /// Of a change: the term it was for, which is over. Of the begin of a term: the term the store has, which is no
-        /// lower than the one that was to begin.
+        /// For a change: its term, which has ended. For the begin of a term: the stored term, which is not lower than
+        /// the one to begin.
         term: Term,
     },
-    /// The store cannot hold this term: somebody sent nonsense.
-    #[error("no store can hold {0}")]
+    /// The store cannot represent this term: it was not made by a coordinator.
+    #[error("{0} exceeds the range of the store")]
     TermsExhausted(Term),
-    /// So many changes wait that this one was not taken.
+    /// The queue is full; this change was not accepted.
     #[error("too many changes wait for the store")]
     Busy,
-    /// The database cannot be written now. What was lost is connected to again by itself.
-    #[error("the store takes no changes: {0}")]
+    /// The database cannot be written now. The store reconnects by itself.
+    #[error("the store accepts no changes: {0}")]
     Unavailable(OutageCause),
-    /// A unique rule is broken, or a value has no place in its column. Only this change is refused.
-    #[error("the change contradicts what is stored: {0}")]
+    /// A unique key is violated, or a value does not fit into its column. Only this change is refused.
+    #[error("the change conflicts with stored data: {0}")]
     Conflict(String),
-    /// The store was closed, with its database away, before it was found out whether this change was stored. Whoever
-    /// leads next reads it if it is.
-    #[error("it could not be found out whether a change was stored")]
+    /// The store was closed during an outage, before the outcome of this change was known. The next leader reads it if
+    /// it was stored.
+    #[error("it is unknown whether the change was stored")]
     Unresolved,
-    /// Something stored cannot be understood.
+    /// Stored data is invalid.
     #[error("stored {what} {key} cannot be read: {reason}")]
     Corrupt {
         /// Kind of row.

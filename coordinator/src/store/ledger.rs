@@ -1,9 +1,9 @@
-//! The log of ownership: how grants are packed, replayed, and cut down to a snapshot.
+//! The grant log: how ownership is packed, replayed, and reduced to a snapshot.
 //!
-//! Rows lie in the order of the chain, `(term, batch, part)`. A *log* row holds changes; a *chunk* row holds a part of a
-//! snapshot, which says what all rows up to the batch it *covers* come to. Chunks are written between log rows while the
-//! leader goes on working, and count for nothing until their last one, of another format, is in the chain. Then
-//! everything up to the covered batch is superfluous and is deleted, also bit by bit.
+//! Rows are ordered by chain position, `(term, batch, part)`. A *log* row contains changes; a *chunk* row contains a
+//! part of a snapshot, which is the state after all rows up to the batch it *covers*. Chunks are written between log
+//! rows while the leader keeps working, and take effect when their last one, of another format, is in the chain. Then
+//! everything up to the covered batch is redundant and is deleted, possibly in steps.
 //!
 //! | format | row | header |
 //! |---|---|---|
@@ -11,8 +11,8 @@
 //! | 2 | chunk | covered term, covered batch, index |
 //! | 3 | last chunk | the same |
 //!
-//! A grant carries the hold its successor has to wait out if its owner is lost. What an owner handed in, progress and
-//! hold, lives in a table of its own and is no part of this.
+//! A grant carries the hold that its successor has to wait if the owner is lost. Progress and hold of a release are
+//! stored in another table.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -38,7 +38,7 @@ const GRANT: u8 = 1;
 const FREE: u8 = 2;
 const REMOVE: u8 = 3;
 const FREE_ON_SITE: u8 = 4;
-/// A grant with a hold, which most have not.
+/// A grant with a hold; most have none.
 const GRANT_WITH_HOLD: u8 = 5;
 
 /// Rows read at once: bounds the memory of reading to some 8 MiB.
@@ -51,7 +51,7 @@ pub(super) struct LogPosition {
     pub(super) batch: i64,
 }
 
-/// Who holds what, as a map. The holds of what is free are not known here.
+/// Owners by appliance. Holds of appliances without owner are not part of it.
 pub(super) type GrantTable = HashMap<ApplianceId, StoredGrant>;
 
 /// Packs changes into log rows of bounded size.
@@ -90,7 +90,8 @@ impl LogPacker {
 }
 
 fn put_grant(packer: &mut Packer, appliance: ApplianceId, to: &Granted, site: Option<&Site>, hold: Duration) {
-    // Worker and life are one name: a worker has one life in most rows, and sixteen bytes per entry are saved.
+    // Worker and incarnation form one name: a worker has one incarnation in most rows, which saves sixteen bytes per
+    // entry.
     let mut holder = to.incarnation.get().to_le_bytes().to_vec();
     holder.extend_from_slice(to.worker.as_str().as_bytes());
     packer
@@ -146,7 +147,7 @@ pub(super) struct Chunk {
     pub(super) index: u64,
 }
 
-/// Reads a row, entry by entry. `None` as chunk: it is a log row.
+/// Reads a row, entry by entry. Without a chunk header it is a log row.
 pub(super) fn read_row(data: &[u8], mut each: impl FnMut(GrantLogEntry)) -> Result<Option<Chunk>, Odd> {
     let (chunk, mut it) = match data.first() {
         Some(&(CHUNK | LAST_CHUNK)) => {
@@ -186,7 +187,7 @@ pub(super) fn read_row(data: &[u8], mut each: impl FnMut(GrantLogEntry)) -> Resu
 
 fn read_holder(name: &[u8]) -> Result<(WorkerId, Incarnation), Odd> {
     let (incarnation, worker) =
-        name.split_first_chunk::<16>().ok_or_else(|| Odd::new("a holder has no incarnation"))?;
+        name.split_first_chunk::<16>().ok_or_else(|| Odd::new("an owner has no incarnation"))?;
     let worker = WorkerId::new(codec::text(worker)?).map_err(|e| Odd(e.to_string()))?;
     Ok((worker, Incarnation::new(u128::from_le_bytes(*incarnation))))
 }
@@ -196,7 +197,7 @@ fn read_site(it: &mut Unpacker<'_>) -> Result<Option<Site>, Odd> {
     Ok(Some(codec::text(it.names()[at])?.into()))
 }
 
-/// What the log comes to.
+/// State after replaying the log.
 #[derive(Debug, Default)]
 pub(super) struct ReplayedLog {
     pub(super) table: GrantTable,
@@ -209,7 +210,7 @@ pub(super) struct ReplayedLog {
 }
 
 impl ReplayedLog {
-    /// Reads the newest complete snapshot and the log after it. Right also while rows are appended and superfluous ones
+    /// Reads the newest complete snapshot and the log after it. Correct also while rows are appended and redundant ones
     /// are deleted: rows never change, and what is appended meanwhile is read or not, batch by batch.
     pub(super) async fn read<C: ConnectionTrait>(db: &C) -> Result<Self, Error> {
         let mut ledger = Self::default();
@@ -246,7 +247,7 @@ impl ReplayedLog {
                 let chunk = read_row(&row.data, |e| entries.push(e)).map_err(|e| corrupt(&row, &e))?;
                 let Some(chunk) = chunk.filter(|chunk| chunk.covers == last.covers) else { continue };
                 if chunk.index != expected {
-                    let reason = format!("chunk {} stands where {expected} is due", chunk.index);
+                    let reason = format!("found chunk {}, expected {expected}", chunk.index);
                     return Err(corrupt(&row, &Odd(reason)));
                 }
                 expected += 1;
@@ -255,13 +256,13 @@ impl ReplayedLog {
             }
         }
         if expected != last.index + 1 {
-            return Err(corrupt(last_row, &Odd(format!("of {} chunks before it {expected} are there", last.index))));
+            return Err(corrupt(last_row, &Odd(format!("{} chunks precede it, {expected} were found", last.index))));
         }
         Ok(())
     }
 
     async fn read_log<C: ConnectionTrait>(&mut self, db: &C, covered: LogPosition) -> Result<(), Error> {
-        // Chunk rows are read along (and skipped), so that `last` is the newest row of all.
+        // Chunk rows are read as well (and skipped), so that `last` is the newest row of all.
         let mut pages = Pages::after(covered, &[LOG, CHUNK, LAST_CHUNK]);
         self.last = covered;
         while let Some(rows) = pages.next(db).await? {
@@ -361,7 +362,7 @@ fn up_to(place: LogPosition) -> Condition {
         .add(Condition::all().add(grants::Column::Term.eq(place.term)).add(grants::Column::Batch.lte(place.batch)))
 }
 
-/// Deletes up to a page of the rows that a snapshot covers, oldest first; says whether more may be there.
+/// Deletes up to a page of the rows that a snapshot covers, oldest first; returns whether more may be left.
 pub(super) async fn delete_covered<C: ConnectionTrait>(db: &C, covers: LogPosition) -> Result<bool, DbErr> {
     let page: Vec<(i64, i64)> = grants::Entity::find()
         .select_only()

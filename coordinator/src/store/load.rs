@@ -1,4 +1,4 @@
-//! What is read: everything at the begin of a term, and lists that are not kept in memory.
+//! Reads: everything at the begin of a term, and lists that are not kept in memory.
 
 use std::collections::HashMap;
 use std::time::SystemTime;
@@ -20,50 +20,51 @@ use crate::record::{AuditEvent, MoveRecord, RebalanceRecord, Record, RequestReco
 
 /// Rebalances that are kept in memory by a leader.
 const RECENT_REBALANCES: u64 = 100;
-/// Rows of moves that are looked through for one appliance; each has up to some 8,000 moves.
+/// Rows of moves that are searched for one appliance; each has up to some 8,000 moves.
 const MOVE_ROWS: u64 = 1_000;
 /// Rows of moves read at once.
 const MOVE_PAGE: u64 = 32;
 /// Most entries one list returns.
 const MAX_LIST: u64 = 1_000;
 
-/// An appliance whose rows cannot be understood. They stay as they are, and so does who holds it.
+/// An appliance whose rows cannot be parsed. The rows and its owner are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable {
     /// Which.
     pub id: ApplianceId,
     /// Its owner, as stored.
     pub tenant: String,
-    /// Its name, as stored. Nobody else in the tenant can take it.
+    /// Its name, as stored. It stays reserved in its tenant.
     pub name: String,
     /// What is wrong.
     pub why: String,
 }
 
-/// What a new leader begins with: everything the store knows, read in the transaction that raised the term.
+/// State that a new leader begins with: everything in the store, read in the transaction that raised the term.
 #[derive(Debug, Default)]
 pub struct StoredState {
     /// The term before the one that begins, as the transaction found it.
     pub former: Term,
     /// Appliances, in no order.
     pub records: Vec<Record>,
-    /// Appliances that are stored and cannot be understood. Their grants are in `grants` nevertheless.
+    /// Stored appliances that cannot be parsed. Their grants are in `grants` nevertheless.
     pub unreadable: Vec<Unreadable>,
-    /// What was last reported of them, and when. One that cannot be understood is missing. May be some hundred milliseconds behind what was shown to users.
+    /// Last reported statuses, and when they were reported. One that cannot be parsed is missing. May be some hundred
+    /// milliseconds behind what users saw.
     pub statuses: HashMap<ApplianceId, (Status, SystemTime)>,
-    /// Who holds what, with site, progress and hold. An appliance that is missing was never granted.
+    /// Owners, with site, progress and hold. An appliance that is missing was never granted.
     pub grants: HashMap<ApplianceId, StoredGrant>,
-    /// The last live set.
+    /// The last live members.
     pub members: Vec<StoredMember>,
     /// Idempotent calls that are still remembered.
     pub requests: Vec<RequestRecord>,
     /// The newest rebalances, newest first.
     pub rebalances: Vec<RebalanceRecord>,
-    /// When workers were last seen, also those that are gone.
+    /// When workers were last seen, including former ones.
     pub last_seen: HashMap<WorkerId, SystemTime>,
 }
 
-/// Reads everything for the leader after `former`. Also says how long the log of grants is.
+/// Reads everything for the leader after `former`, and the length of the grant log.
 pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Result<(StoredState, ReplayedLog), Error> {
     let mut ledger = ReplayedLog::read(db).await?;
     let mut grants = std::mem::take(&mut ledger.table);
@@ -73,7 +74,7 @@ pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Resu
             Ok((appliance, progress, hold)) => {
                 let grant = grants.entry(appliance).or_default();
                 grant.progress = progress;
-                // Once it is granted again, the grant says what comes after it.
+                // While it is granted, the hold of the grant applies.
                 if grant.granted.is_none() {
                     grant.hold = hold;
                 }
@@ -101,7 +102,7 @@ pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Resu
     }
     let understood = |row| {
         let status = rows::to_status(row);
-        status.inspect_err(|error| tracing::warn!("not shown until it is reported anew: {error}")).ok()
+        status.inspect_err(|error| tracing::warn!("ignoring stored status until the next report: {error}")).ok()
     };
     let loaded = StoredState {
         former,
@@ -117,7 +118,7 @@ pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Resu
     Ok((loaded, ledger))
 }
 
-/// Deletes what belongs to appliances that are gone: a status may have been on its way when its appliance was removed.
+/// Deletes rows of removed appliances: a status may have been queued when its appliance was removed.
 pub(super) async fn sweep<C: ConnectionTrait>(db: &C) -> Result<(), DbErr> {
     let mut living = sea_orm::sea_query::Query::select();
     living.column(appliances::Column::Id).from(appliances::Entity);
@@ -187,7 +188,7 @@ pub(super) async fn rebalance<C: ConnectionTrait>(
     Ok(Some((rows::to_rebalance(row)?, all)))
 }
 
-/// The last moves of one appliance, newest first, as far as the newest rows of moves tell.
+/// The last moves of one appliance, newest first, from the newest rows of moves.
 pub(super) async fn moves_of<C: ConnectionTrait>(
     db: &C,
     appliance: ApplianceId,
@@ -223,19 +224,19 @@ pub(super) async fn events<C: ConnectionTrait>(db: &C, limit: u64) -> Result<Vec
     Ok(found.map_err(|e| failure("read events", &e))?.into_iter().map(rows::to_event).collect())
 }
 
-/// What is kept of history.
+/// Limits of the history.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Keep {
     pub(super) events: u64,
     pub(super) rebalances: u64,
-    /// Requests older than this go.
+    /// Requests older than this are deleted.
     pub(super) requests_since_ns: i64,
 }
 
 /// Rows deleted in one go, so that no transaction of the housekeeping is long.
 const PRUNE_ROWS: u64 = 2_000;
 
-/// Deletes a bounded part of what is too old; says whether more may be left.
+/// Deletes a bounded part of the old history; returns whether more may be left.
 pub(super) async fn prune<C: ConnectionTrait>(db: &C, keep: Keep) -> Result<bool, DbErr> {
     let mut more = false;
     let newest: Option<i64> = events::Entity::find()

@@ -1,10 +1,10 @@
-//! What a database's failures mean, by its own codes.
+//! Meaning of database errors, by error code.
 
 use sea_orm::{DbErr, RuntimeErr, SqlxError, SqlxMySqlError, SqlxPostgresError, SqlxSqliteError};
 
 use super::super::error::{Error, OutageCause};
 
-/// What a failure means, if it is one of the surroundings rather than of the statement.
+/// The outage cause of an error, if the environment and not the statement is at fault.
 pub(in crate::store) fn cause(error: &DbErr) -> Option<OutageCause> {
     let error = match error {
         DbErr::Conn(e) | DbErr::Exec(e) | DbErr::Query(e) => sqlx(e)?,
@@ -33,7 +33,7 @@ pub(in crate::store) fn cause(error: &DbErr) -> Option<OutageCause> {
     }
 }
 
-/// Whether a value was refused (too long, a character the database has no place for): the fault of one change.
+/// Whether a value was refused (too long, a character the database cannot store): the fault of one change.
 pub(in crate::store) fn is_bad_value(error: &DbErr) -> bool {
     let (DbErr::Exec(e) | DbErr::Query(e)) = error else { return false };
     let Some(SqlxError::Database(e)) = sqlx(e) else { return false };
@@ -75,7 +75,7 @@ fn postgres(code: &str, message: &str) -> Option<OutageCause> {
         "53100" => OutageCause::Full,
         // Starting up or shutting down, and sessions that were idle inside a transaction.
         "57P01" | "57P02" | "25P02" | "25P03" | "25P04" | "57P05" => OutageCause::Lost(words()),
-        // Not yet, no place left, no memory, no such role, password or database, no right to it.
+        // Not yet supported, disk full, out of memory, no such role, password or database, no privilege.
         "57P03" | "53000" | "53200" | "53300" | "53400" | "28000" | "28P01" | "3D000" | "42501" => {
             OutageCause::Refused(words())
         }
@@ -98,7 +98,7 @@ fn mysql(number: u16, message: &str) -> Option<OutageCause> {
         3 | 1026 | 1030 => OutageCause::Io(words()),
         // Shutting down, killed, idle for too long, broken off.
         1053 | 1077 | 1152 | 1158..=1161 | 1184 | 1317 | 1927 | 1928 | 1429 | 4031 => OutageCause::Lost(words()),
-        // No place left, no such user, password or database, no right to it, not part of its cluster.
+        // Disk full, no such user, password or database, no privilege, not part of its cluster.
         1040 | 1041 | 1044 | 1045 | 1047 | 1049 | 1129 | 1130 | 1142 | 1203 | 1226 | 1698 => {
             OutageCause::Refused(words())
         }
@@ -106,7 +106,7 @@ fn mysql(number: u16, message: &str) -> Option<OutageCause> {
     })
 }
 
-/// The error of a store that was at work when the database said `error`.
+/// The store error for a database error during the operation.
 pub(in crate::store) fn failure(doing: &'static str, error: &DbErr) -> Error {
     match cause(error) {
         Some(cause) => Error::Unavailable(cause),

@@ -1,9 +1,9 @@
 //! PostgreSQL and MariaDB (or MySQL): sessions as the chain needs them, see [`super`], and checks of a server that is
 //! about to be trusted.
 //!
-//! Pools are made here rather than by sea-orm's `Database::connect`, which would write the URL with its password into
-//! traces. The writer has one connection, checked with a round trip when it was idle for a while; readers have a few that
-//! may not write. A first connection is made outside the pool, because a pool hides why it cannot connect.
+//! Pools are created here rather than by sea-orm's `Database::connect`, which would write the URL with its password
+//! into traces. The writer has one connection, checked with a round trip after it was idle for a while; readers have a
+//! few read-only ones. A first connection is opened outside the pool, because a pool hides why it cannot connect.
 
 use std::time::Duration;
 
@@ -18,9 +18,9 @@ use sea_orm::{
 
 use super::{DatabaseTarget, READERS, Transaction};
 
-/// A connection that was idle for longer is asked for a sign of life before it is used.
+/// A connection that was idle for longer is checked before it is used.
 const IDLE_CHECK: Duration = Duration::from_secs(1);
-/// How long that sign may take; without it a new connection is made.
+/// Timeout of that check, after which a new connection is opened.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Key of PostgreSQL's advisory lock around migrations: "rug" and a number in ASCII.
 const MIGRATION_LOCK: i64 = 0x7275_6701;
@@ -65,7 +65,7 @@ fn postgres_session(target: &DatabaseTarget, options: &PgConnectOptions) -> PgCo
         ("default_transaction_isolation", "read committed".to_owned()),
         ("lock_timeout", millis(timeout / 2)),
         ("idle_in_transaction_session_timeout", millis(timeout)),
-        // A client that is gone without a word is noticed by the server as well.
+        // Lets the server detect clients that vanished without closing the connection.
         ("tcp_keepalives_idle", "10".to_owned()),
         ("tcp_keepalives_interval", "5".to_owned()),
         ("tcp_keepalives_count", "3".to_owned()),
@@ -88,9 +88,9 @@ pub(super) async fn postgres_writer(
     let commits: String = row.try_get(1).map_err(connecting)?;
     let _ = first.close().await;
     if encoding != "UTF8" {
-        return Err(unfit(format!("its encoding is {encoding}, and a store needs UTF8")));
+        return Err(unfit(format!("its encoding is {encoding}; the store needs UTF8")));
     }
-    // What is acknowledged has to survive a crash of the server. A stronger setting is left as it is.
+    // Acknowledged writes have to survive a crash of the server. A stricter setting is kept.
     let options = if commits == "off" { options.options([("synchronous_commit", "on")]) } else { options };
     let pool: PgPoolOptions = pool::<Postgres>(target, 1);
     let pool = pool.connect_with(options).await.map_err(connecting)?;

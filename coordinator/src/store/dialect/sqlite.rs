@@ -2,8 +2,8 @@
 //! transaction begins `IMMEDIATE`, so that it never fails half way because a reader became a writer. The writer has one
 //! connection of its own; readers have a small pool that may not write.
 //!
-//! One process writes a file: [`FileLock`] is taken beside it, because two coordinators with state directories of their
-//! own would depose each other for ever.
+//! One process writes a file: [`FileLock`] enforces it, because two coordinators with different state directories would
+//! depose each other for ever.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -32,7 +32,7 @@ pub(super) async fn connect(
     connections: u32,
     writes: bool,
 ) -> Result<DatabaseConnection, DbErr> {
-    // The path goes in as a path: within the URL `?`, `#` and `%` would be read as something else.
+    // Passed as a path: within a URL `?`, `#` and `%` have other meanings.
     let mut options = ConnectOptions::new("sqlite:rug");
     options
         .max_connections(connections)
@@ -85,8 +85,8 @@ impl super::Faults {
     }
 }
 
-/// The right of one process to write a file, until it is dropped; the kernel ends it with the process. It lies on a file
-/// of its own, `<file>.lock`: SQLite's locks on the database would be lost when a second handle to it is closed.
+/// The right of one process to write a file, until it is dropped; the kernel ends it with the process. It is a lock on
+/// a separate file, `<file>.lock`: SQLite's locks on the database would be lost when a second handle to it is closed.
 #[derive(Debug)]
 pub(in crate::store) struct FileLock {
     _file: File,
