@@ -38,7 +38,7 @@ pub use trace::{Trace, TraceLayer};
 
 use call::Caller;
 
-/// Names of the services whose health is told; `""` is the server as a whole.
+/// Names of the services whose health is reported; `""` is the server as a whole.
 const SERVICES: [&str; 6] = [
     "",
     "rug.admin.v1.Appliances",
@@ -48,7 +48,7 @@ const SERVICES: [&str; 6] = [
     "rug.admin.v1.Cluster",
 ];
 
-/// Name of what is healthy at the one coordinator that leads.
+/// Health service name that only the leader reports as serving.
 pub const LEADER: &str = "rug.leader";
 
 /// Builds the services of the admin API.
@@ -57,11 +57,11 @@ pub struct AdminServices {
     health: HealthService,
 }
 
-/// Tells clients and load balancers whether calls make sense. Starts as "not serving".
+/// Health of the services, for clients and load balancers. Starts as "not serving".
 ///
 /// | service | serving while |
 /// |---|---|
-/// | `""` and those of `rug.admin.v1` | this coordinator answers calls, itself or by passing them on |
+/// | `""` and those of `rug.admin.v1` | this coordinator answers calls, itself or by forwarding them |
 /// | [`LEADER`] | this coordinator leads |
 #[derive(Clone, Debug)]
 pub struct HealthService {
@@ -69,12 +69,12 @@ pub struct HealthService {
 }
 
 impl HealthService {
-    /// Says whether the services answer calls, of a coordinator that leads whenever they do.
+    /// Sets whether the services answer calls, and whether this coordinator leads.
     pub async fn set_serving(&self, serving: bool) {
         self.set(serving, serving).await;
     }
 
-    /// Says what follows from the role of the coordinator `own`, until nobody tells the role any more.
+    /// Follows the role of the coordinator `own` until its sender is dropped.
     pub async fn follow(&self, own: &CoordinatorId, mut role: watch::Receiver<ServingRole>) {
         loop {
             let seen = role.borrow_and_update().clone();
@@ -95,14 +95,14 @@ impl HealthService {
 }
 
 impl AdminServices {
-    /// Services that read `catalog` and `history` and send what changes something to `commands`.
+    /// Services that read `catalog` and `history` and send changes to `commands`.
     #[must_use]
     pub fn new(catalog: Arc<Catalog>, commands: mpsc::Sender<Command>, history: Arc<dyn History>) -> Self {
         let health = HealthService { reporter: HealthReporter::new() };
         Self { caller: Caller::new(catalog, commands, history), health }
     }
 
-    /// What tells clients whether calls make sense.
+    /// The health of these services.
     #[must_use]
     pub fn health(&self) -> HealthService {
         self.health.clone()

@@ -31,12 +31,12 @@ impl AppliancesService {
     }
 }
 
-/// The appliance a change ended with. Only a `Delete` that found nothing has none, and answers with [`gone`].
+/// The appliance after a change. Only a `Delete` of a missing one has none, and answers with [`gone`].
 fn changed(changed: &Changed) -> wire::Appliance {
     changed.entry.as_deref().map(to_wire::appliance).unwrap_or_default()
 }
 
-/// What is said of an appliance that is not there any more: what the caller called it, and that it is being removed.
+/// Response for an appliance that does not exist any more: the reference of the caller, marked as deleting.
 fn gone(target: Target) -> wire::Appliance {
     let (id, tenant, name) = match target {
         Target::Id(id) => (id.to_string(), String::new(), String::new()),
@@ -134,7 +134,7 @@ impl wire::appliances_server::Appliances for AppliancesService {
         let id = entry.record.id;
         let checked = self.caller.ask(&context, |reply| Command::Check { appliance: id, reply }).await?;
         checked.map_err(|e| status::from_command(&e))?;
-        // As it is now: the owner's answer is in the catalog before the command is answered.
+        // Current state: the owner's response is in the catalog before the command is answered.
         let reference = wire::ApplianceRef { by: Some(wire::appliance_ref::By::Id(id.to_string())) };
         Ok(Response::new(to_wire::appliance(&*self.caller.find(Some(reference))?)))
     }
@@ -163,7 +163,7 @@ impl wire::appliances_server::Appliances for AppliancesService {
         let explanation = explained.map_err(|e| status::from_command(&e))?;
         let ended = self.caller.history.moves_of(id, EXPLAINED_MOVES as u64).await;
         let ended = ended.map_err(|e| status::from_history(&e))?;
-        // The store has a move once it has ended; what is under way is in memory.
+        // The store has moves that have ended; those in flight are in memory.
         let views = self.caller.catalog.rebalances(None);
         let under_way = views.iter().flat_map(|view| to_wire::moves_under_way(view, id));
         let moves = under_way.chain(ended.iter().map(to_wire::move_record)).take(EXPLAINED_MOVES);
@@ -182,14 +182,14 @@ impl AppliancesService {
     async fn page(&self, filter: &Filter, position: Option<PageStart>, size: usize) -> wire::ListAppliancesResponse {
         let catalog = &self.caller.catalog;
         let (mut from, counted) = position.map_or((None, None), |p| (Some(p.after), Some(p.total)));
-        // Only the first page of a list with conditions has to look at everything.
+        // Only the first page of a filtered list has to scan everything.
         let counted = counted.or_else(|| filter.is_empty().then(|| catalog.len() as u64));
         let mut found: Vec<Arc<Entry>> = Vec::with_capacity(size.min(128));
         let mut matches = 0;
         loop {
             from = catalog.scan(filter, from.as_ref(), |entry| {
                 matches += 1;
-                // One more than fits tells that there is another page.
+                // One more than fits shows that there is another page.
                 if found.len() <= size {
                     found.push(Arc::clone(entry));
                 }
@@ -198,7 +198,7 @@ impl AppliancesService {
             if from.is_none() {
                 break;
             }
-            // A long walk lets other calls on this thread have their turn.
+            // Yields during a long scan, so that other calls on this thread proceed.
             tokio::task::yield_now().await;
         }
         let total = counted.unwrap_or(matches);
@@ -225,7 +225,7 @@ fn event(kind: Kind, entry: Option<&Arc<Entry>>) -> wire::ApplianceEvent {
     wire::ApplianceEvent { r#type: kind.into(), appliance: entry.map(|e| to_wire::appliance(e)) }
 }
 
-/// What a change is to a watcher with `filter`; nothing when neither side of it matches.
+/// The event of a change for a watcher with `filter`; none when it matches neither before nor after.
 fn seen(filter: &Filter, change: &ApplianceChange) -> Option<wire::ApplianceEvent> {
     let matching = |entry: &Option<Arc<Entry>>| entry.clone().filter(|e| filter.matches(e));
     match (matching(&change.before), matching(&change.after)) {
@@ -236,8 +236,8 @@ fn seen(filter: &Filter, change: &ApplianceChange) -> Option<wire::ApplianceEven
     }
 }
 
-/// Changes as they come. Ends with `ABORTED` when the client reads too slowly, with `UNAVAILABLE` when this coordinator
-/// stops leading; after either the client watches again.
+/// Stream of changes. Ends with `ABORTED` when the client reads too slowly, with `UNAVAILABLE` when this coordinator
+/// stops leading; the client then opens a new watch.
 fn live(
     filter: Filter,
     changes: Receiver<ApplianceChange>,

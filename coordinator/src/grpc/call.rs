@@ -1,4 +1,4 @@
-//! One call: its deadline, its caller, its request id, and the way to the runner and back.
+//! One call: its deadline, its caller, its request id, and sending its command to the runner.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,13 +18,13 @@ use super::{PeerInfo, forward, status};
 use crate::api::{Change, Changed, Command, CommandError, History, MAX_REASON, Mutation, Operator, Reply, RequestKey};
 use crate::catalog::{Catalog, Entry};
 
-/// How long a call waits for the runner when its caller sets no deadline.
+/// Default time that a call without a deadline waits for the runner.
 pub(super) const DEFAULT: Duration = Duration::from_secs(30);
 /// Longest wait for the runner, whatever the caller allows.
 pub(super) const LONGEST: Duration = Duration::from_secs(600);
-/// Most that is kept of a caller's deadline for the way back.
+/// Largest part of a caller's deadline that is reserved for the response.
 const MARGIN: Duration = Duration::from_millis(250);
-/// Largest message a client of the other side's default settings takes, less room for what surrounds a page.
+/// Largest message that clients with default settings accept, less the overhead around a page.
 pub(super) const MAX_PAGE_BYTES: usize = 3 * 1024 * 1024;
 
 /// What the services share.
@@ -35,7 +35,7 @@ pub(super) struct Caller {
     pub(super) history: Arc<dyn History>,
 }
 
-/// What is known of a call besides its message.
+/// Metadata of a call.
 pub(super) struct CallContext {
     deadline: Instant,
     actor: String,
@@ -53,7 +53,7 @@ impl Caller {
         Self { catalog, commands, history }
     }
 
-    /// Asks the runner and waits for its answer, at most until the deadline.
+    /// Sends a command to the runner and waits for its result until the deadline.
     pub(super) async fn ask<T>(
         &self,
         context: &CallContext,
@@ -67,7 +67,7 @@ impl Caller {
         timeout_at(context.deadline, asked).await.map_err(|_| status::deadline())?
     }
 
-    /// Has a change made, waiting its turn behind another one of the same appliance.
+    /// Executes a change; it is retried after a concurrent change of the same appliance.
     pub(super) async fn change(
         &self,
         context: CallContext,
@@ -77,7 +77,7 @@ impl Caller {
     ) -> Result<Changed, Status> {
         let mutation = Arc::new(Mutation { change, validate_only, request, actor: context.actor.clone() });
         loop {
-            // Made before the command is sent, so that no change that settles in between is missed.
+            // Subscribed before the command is sent, so that no change that ends in between is missed.
             let settled = self.catalog.settled();
             let mutation = Arc::clone(&mutation);
             match self.ask(&context, |reply| Command::Change { mutation, reply }).await? {
@@ -90,19 +90,19 @@ impl Caller {
         }
     }
 
-    /// The appliance a request means.
+    /// The appliance a request refers to.
     pub(super) fn find(&self, reference: Option<wire::ApplianceRef>) -> Result<Arc<Entry>, Status> {
         let target = target(reference)?;
         self.catalog.get(&target).ok_or_else(|| status::not_found("appliance", &target.to_string()))
     }
 }
 
-/// Reads which appliance a request means.
+/// Parses the reference to an appliance.
 pub(super) fn target(reference: Option<wire::ApplianceRef>) -> Result<Target, Status> {
     target_from_wire(reference, "appliance").map_err(|v| status::invalid(&v))
 }
 
-/// Reads an operator's reason; control characters would reach terminals and logs.
+/// Parses an operator's reason; control characters would reach terminals and logs.
 pub(super) fn operator(context: &CallContext, reason: String) -> Result<Operator, Status> {
     if reason.len() > MAX_REASON || reason.contains(char::is_control) {
         let problem = format!("has at most {MAX_REASON} bytes and no control characters");
@@ -111,19 +111,19 @@ pub(super) fn operator(context: &CallContext, reason: String) -> Result<Operator
     Ok(Operator { reason, actor: context.actor.clone() })
 }
 
-/// An identity nobody has.
+/// An id that no appliance has.
 pub(super) fn fresh_id() -> ApplianceId {
     ApplianceId::new(Uuid::new_v4())
 }
 
-/// How long a call may wait for the runner. A little less than its caller allows: the transport would answer
-/// `CANCELLED` at that very moment, and DEADLINE_EXCEEDED tells the caller more.
+/// How long a call may wait for the runner. A little less than its caller allows: at the deadline the transport would
+/// answer `CANCELLED`, and DEADLINE_EXCEEDED is more informative.
 fn allowed(metadata: &MetadataMap) -> Duration {
     let given = metadata.get("grpc-timeout").and_then(|v| v.to_str().ok()).and_then(parse_timeout);
     given.map_or(DEFAULT, |d| (d - (d / 10).min(MARGIN)).min(LONGEST))
 }
 
-/// Reads `grpc-timeout`: up to 8 digits and a unit.
+/// Parses `grpc-timeout`: up to 8 digits and a unit.
 pub(super) fn parse_timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
@@ -141,7 +141,7 @@ pub(super) fn parse_timeout(text: &str) -> Option<Duration> {
     })
 }
 
-/// Reads a request id and makes the digest of the call's content. `content` is asked only when there is an id.
+/// Parses a request id and computes the digest of the call's content. `content` is only called when there is an id.
 pub(super) fn request_key(id: &str, content: impl FnOnce() -> Vec<u8>) -> Result<Option<RequestKey>, Status> {
     if id.is_empty() {
         return Ok(None);
@@ -152,8 +152,8 @@ pub(super) fn request_key(id: &str, content: impl FnOnce() -> Vec<u8>) -> Result
     Ok(Some(RequestKey { id, digest }))
 }
 
-/// Bytes that are equal for equal messages: maps are encoded in no order, so that they are taken out of the appliance
-/// and put behind the rest, sorted.
+/// Canonical encoding of a message: maps have no order on the wire, so they are taken out of the appliance and
+/// appended, sorted.
 pub(super) fn canonical<M: Message>(
     method: &str,
     mut message: M,
@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn timeouts_are_read_as_grpc_writes_them() {
+    fn grpc_timeouts_are_parsed() {
         for (text, timeout) in [
             ("5S", Some(Duration::from_secs(5))),
             ("100m", Some(Duration::from_millis(100))),

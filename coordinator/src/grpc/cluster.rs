@@ -1,7 +1,7 @@
 //! The service `Cluster`.
 //!
-//! A watch says how the cluster is whenever that differs from what it said last, at most 4 times a second: counts
-//! change with every report of a worker, and who watches wants a picture and no history.
+//! A watch sends the state of the cluster whenever it differs from the last one sent, at most 4 times a second: counts
+//! change with every report of a worker, and watchers need the current state rather than every change.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -18,7 +18,7 @@ use super::status;
 use super::wire as to_wire;
 use crate::catalog::Catalog;
 
-/// Shortest time between two answers of a watch.
+/// Shortest time between two messages of a watch.
 const PACE: Duration = Duration::from_millis(250);
 
 pub(super) struct ClusterService {
@@ -42,7 +42,7 @@ impl wire::cluster_server::Cluster for ClusterService {
         &self,
         _request: Request<wire::ClusterStatusRequest>,
     ) -> Result<Response<wire::ClusterStatus>, Status> {
-        // Not in `state`: a watch tells what differs, and the time always does.
+        // Not part of `state`, because the time always differs.
         let time = Some(time_to_wire(SystemTime::now()));
         Ok(Response::new(wire::ClusterStatus { time, ..state(&self.caller.catalog)? }))
     }
@@ -52,7 +52,7 @@ impl wire::cluster_server::Cluster for ClusterService {
     async fn watch(&self, _request: Request<wire::WatchClusterRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let catalog = Arc::clone(&self.caller.catalog);
         let changes = catalog.watch_cluster();
-        // Nothing to show yet is an answer to the call, not the end of a stream.
+        // No state yet is an error of the call, not the end of a stream.
         let first = state(&catalog)?;
         let watch = ClusterWatch { catalog, changes, said: first.clone(), not_before: Instant::now() + PACE };
         let rest = stream::unfold(Some(watch), |watch| async {
@@ -66,7 +66,7 @@ impl wire::cluster_server::Cluster for ClusterService {
     }
 }
 
-/// One watch, and what it said last.
+/// One watch, and the last state it sent.
 struct ClusterWatch {
     catalog: Arc<Catalog>,
     changes: watch::Receiver<()>,
@@ -80,7 +80,7 @@ impl ClusterWatch {
         loop {
             self.changes.changed().await.map_err(|_| status::watch_over())?;
             sleep_until(self.not_before).await;
-            // What changed during the pause is in what is read now.
+            // Changes during the pause are part of what is read now.
             self.changes.borrow_and_update();
             self.not_before = Instant::now() + PACE;
             let now = state(&self.catalog)?;

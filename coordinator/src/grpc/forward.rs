@@ -1,18 +1,18 @@
-//! Every coordinator answers every admin call: one that does not lead passes calls on to the one that does.
+//! Every coordinator answers every admin call: a standby forwards calls to the leader.
 //!
-//! A layer around all services; only the paths of `rug.admin.v1` concern it. Calls are passed on as they are, message by
-//! message: metadata, trailers, streams, cancellation and deadline, the latter less what passed here. So the leader's
-//! answer is the caller's answer, and this file knows no method.
+//! A layer around all services, for the paths of `rug.admin.v1` only. Calls are forwarded unchanged, message by
+//! message: metadata, trailers, streams, cancellation and deadline, the latter less the time spent here. The leader's
+//! response is the caller's response, and this file does not know any method.
 //!
-//! | this coordinator | call of a client | call passed on by another |
+//! | this coordinator | call of a client | call forwarded by another |
 //! |---|---|---|
 //! | leads | answered | answered |
-//! | stands by, another leads | passed on | `UNAVAILABLE`, names the leader: nothing is passed on twice |
-//! | stands by, nobody leads (yet) | waits until somebody does, at most [`WAIT`], then `UNAVAILABLE` | the same |
+//! | stands by, another leads | forwarded | `UNAVAILABLE`, names the leader: a call is forwarded once at most |
+//! | stands by, no leader known | waits for a leader, at most [`WAIT`], then `UNAVAILABLE` | the same |
 //! | stops | `UNAVAILABLE` | `UNAVAILABLE` |
 //!
-//! An answer that is still going on (a watch) ends with `UNAVAILABLE` when the coordinator it comes from leads no more,
-//! so that the client asks again and reaches whoever does.
+//! A response that is still being streamed (a watch) ends with `UNAVAILABLE` when the coordinator it comes from stops
+//! leading, so that the client calls again and reaches the new leader.
 
 use std::fmt;
 use std::pin::Pin;
@@ -40,42 +40,42 @@ use tracing::debug;
 use super::call::{DEFAULT, LONGEST, parse_timeout};
 use super::{PeerInfo, status};
 
-/// Which coordinator passed a call on. A call that has it is never passed on again.
+/// Header: the coordinator that forwarded a call. A call with this header is not forwarded again.
 pub(super) const FORWARDED_BY: HeaderName = HeaderName::from_static("rug-forwarded-by");
-/// Whose call it was, in the words of the coordinator that passed it on.
+/// Header: the caller of a forwarded call, as the forwarding coordinator identified it.
 pub(super) const FORWARDED_FOR: HeaderName = HeaderName::from_static("rug-forwarded-for");
 const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
-/// How long a call waits for a coordinator that leads. An election that goes well takes less; one that does not is
-/// better told to the client, which may ask another coordinator.
+/// How long a call waits for a leader. A successful election takes less; otherwise it is better to report to the
+/// client, which may ask another coordinator.
 pub const WAIT: Duration = Duration::from_secs(2);
-/// How long a connection to the leader may take to be made: as [`WAIT`], and for the same reason.
+/// Timeout of connecting to the leader: as [`WAIT`], for the same reason.
 const CONNECT: Duration = Duration::from_secs(2);
-/// A leader that is asked every so often whether it is there, and does not say so for that long, is cut off: calls are
-/// answered before the 10 s are over that most clients allow.
+/// Keep-alive of the connection to the leader: without a response for this long it is closed, so that calls are
+/// answered within the 10 s that most clients allow.
 const ALIVE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(3));
-/// What may be under way on one stream, and on the connection all calls share, until a client reads it: 512 clients that
-/// do not read at all leave the others room, and cost 64 MiB.
+/// Flow-control windows of one stream and of the connection that all calls share: 512 clients that do not read at all
+/// leave room for the others, and cost 64 MiB.
 const WINDOWS: (u32, u32) = (128 << 10, 64 << 20);
-/// A call is given up here before its deadline by a twentieth, at most by this: later than the leader does, who has more
-/// to say about it, and before the transport, which has nothing to say.
+/// A call is given up here before its deadline by a twentieth, at most by this: later than on the leader, whose error
+/// is more precise, and earlier than in the transport, whose error is less so.
 const MARGIN: Duration = Duration::from_millis(100);
-/// Longest caller's name that is taken from another coordinator.
+/// Longest caller's name that is accepted from another coordinator.
 const MAX_CALLER: usize = 200;
 
-/// What this coordinator is, as far as calls are concerned.
+/// Role of this coordinator in serving calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServingRole {
-    /// It leads, its term is raised, and its catalog is loaded: it answers calls.
+    /// It leads, its term has begun, and its catalog is loaded: it answers calls.
     Leading,
-    /// It stands by. Who leads, as far as is known; also this coordinator itself, when it is elected and not ready yet.
+    /// It stands by, with the leader if known; that can be this coordinator itself, elected and not ready yet.
     Standby(Option<Leader>),
-    /// It stops and takes no more calls.
+    /// It is stopping and accepts no more calls.
     Stopping,
 }
 
 impl ServingRole {
-    /// Whether a call that came to `own` would be answered, here or by another.
+    /// Whether a call to `own` would be answered, here or by another.
     #[must_use]
     pub fn answers(&self, own: &CoordinatorId) -> bool {
         match self {
@@ -86,12 +86,12 @@ impl ServingRole {
     }
 }
 
-/// Passes admin calls on while this coordinator does not lead. Goes inside of [`TraceLayer`](super::TraceLayer).
+/// Forwards admin calls while this coordinator does not lead. Goes inside of [`TraceLayer`](super::TraceLayer).
 #[derive(Clone, Debug)]
 pub struct ForwardLayer(Arc<Forwarder>);
 
 impl ForwardLayer {
-    /// A layer for the coordinator `own`, whose role is told by `role`. Connections to the leader are made with `tls`.
+    /// A layer for the coordinator `own`, which follows `role`. Connections to the leader are made with `tls`.
     #[must_use]
     pub fn new(own: CoordinatorId, role: watch::Receiver<ServingRole>, tls: Option<ClientTls>) -> Self {
         Self(Arc::new(Forwarder { own, role, tls, connection: Mutex::default() }))
@@ -137,7 +137,7 @@ where
             let answer = self.inner.call(request);
             return async move { Ok(shared.ours(answer.await?)) }.boxed();
         }
-        // The service that was asked whether it is ready is the one to be called.
+        // The instance of the service that reported readiness has to be the one that is called.
         let fresh = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, fresh);
         let limit = Limit::of(request.headers());
@@ -154,7 +154,7 @@ where
     }
 }
 
-/// Who answers a call.
+/// Which coordinator answers a call.
 enum Where {
     Here,
     There(Leader),
@@ -164,7 +164,7 @@ struct Forwarder {
     own: CoordinatorId,
     role: watch::Receiver<ServingRole>,
     tls: Option<ClientTls>,
-    /// To the leader's address. Kept while the address is the same: it makes a new connection when one is lost.
+    /// Connection to the leader's address. Kept while the address is the same; it reconnects by itself.
     connection: Mutex<Option<(String, Channel)>>,
 }
 
@@ -175,7 +175,7 @@ impl fmt::Debug for Forwarder {
 }
 
 impl Forwarder {
-    /// Who is to answer a call with these headers; waits for an election to end.
+    /// Chooses the coordinator that answers a call with these headers; waits for an election to end.
     async fn find(&self, headers: &HeaderMap, limit: &Limit) -> Result<Where, Status> {
         let until = limit.answer_by.min(Instant::now() + WAIT);
         let mut role = self.role.clone();
@@ -188,7 +188,7 @@ impl Forwarder {
                     let nowhere = headers.contains_key(FORWARDED_BY) || leader.address.is_empty();
                     return if nowhere { Err(status::not_leading(Some(&leader))) } else { Ok(Where::There(leader)) };
                 }
-                // Nobody yet; or this coordinator, about to lead.
+                // There is no leader yet, or it is this coordinator, which is not ready.
                 ServingRole::Standby(_) => {}
             }
             match timeout_at(until, role.changed()).await {
@@ -199,7 +199,7 @@ impl Forwarder {
         }
     }
 
-    /// An answer of this coordinator, which counts only while it leads.
+    /// A response of this coordinator, valid only while it leads.
     fn ours<B>(&self, answer: Response<B>) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -208,13 +208,13 @@ impl Forwarder {
         answer.map(|body| Body::new(RoleBoundBody::new(Body::new(body), None, self.role.clone())))
     }
 
-    /// Has the leader answer a call.
+    /// Forwards a call to the leader.
     async fn pass_on(&self, leader: Leader, request: Request<Body>, limit: &Limit) -> Result<Response<Body>, Status> {
         let mut channel = self.channel(&leader)?;
         let request = self.onward(request, limit);
         let unreachable = |error: &tonic::transport::Error| {
             let why = tls::chain(error);
-            debug!(leader = %leader.id, address = leader.address, "a call was not passed on: {why}");
+            debug!(leader = %leader.id, address = leader.address, "forwarding a call failed: {why}");
             status::leader_unreachable(&leader, &why)
         };
         let asked = async { channel.ready().await?.call(request).await };
@@ -243,12 +243,12 @@ impl Forwarder {
             .initial_stream_window_size(WINDOWS.0)
             .initial_connection_window_size(WINDOWS.1);
         let channel = tls::connect_lazy(&endpoint, self.tls.as_ref());
-        // Calls that are under way on the former connection keep it until they end.
+        // Calls in flight on the former connection keep it until they end.
         *connection = Some((leader.address.clone(), channel.clone()));
         Ok(channel)
     }
 
-    /// The call as the leader gets it.
+    /// The request as it is sent to the leader.
     fn onward(&self, request: Request<Body>, limit: &Limit) -> Request<Body> {
         let (parts, body) = request.into_parts();
         let mut onward = Request::new(body);
@@ -264,7 +264,7 @@ impl Forwarder {
         if let Some(left) = limit.left() {
             headers.insert(TIMEOUT, left);
         }
-        // What the client itself may have put there is worth nothing.
+        // Values set by the client itself are not trusted.
         headers.remove(FORWARDED_FOR);
         let peer = parts.extensions.get::<PeerInfo>().and_then(|peer| HeaderValue::from_str(&peer.to_string()).ok());
         if let Some(peer) = peer {
@@ -275,23 +275,23 @@ impl Forwarder {
     }
 }
 
-/// The caller of a call, for the audit trail: who is connected, and when that is a coordinator that passes the call on,
-/// whom it names. Anybody may claim to be one, which is why whoever is connected is named in any case.
+/// The caller of a call, for the audit trail: the peer, and, when that is a coordinator that forwards the call, the
+/// caller it names. Any client can pretend to be a coordinator, which is why the peer is always named.
 pub(super) fn actor(peer: Option<&PeerInfo>, headers: &HeaderMap) -> String {
     let text = |name: &HeaderName| headers.get(name).and_then(|v| v.to_str().ok());
     let peer = peer.map_or_else(|| "local".to_owned(), PeerInfo::to_string);
     let Some(by) = text(&FORWARDED_BY).and_then(|by| CoordinatorId::new(by).ok()) else { return peer };
     match text(&FORWARDED_FOR).filter(|caller| caller.len() <= MAX_CALLER) {
         Some(caller) => format!("{caller} by way of {by} ({peer})"),
-        None => format!("somebody by way of {by} ({peer})"),
+        None => format!("unknown caller by way of {by} ({peer})"),
     }
 }
 
 /// How long a call may take.
 struct Limit {
-    /// When the caller gives up; `None` if it did not say.
+    /// The caller's deadline; `None` if there is none.
     deadline: Option<Instant>,
-    /// When this coordinator gives up waiting for an answer to begin.
+    /// When this coordinator gives up waiting for the response to begin.
     answer_by: Instant,
 }
 
@@ -303,20 +303,20 @@ impl Limit {
                 let given = given.min(LONGEST);
                 Self { deadline: Some(now + given), answer_by: now + (given - (given / 20).min(MARGIN)) }
             }
-            // The leader gives up after its own default.
+            // The leader applies its own default.
             None => Self { deadline: None, answer_by: now + DEFAULT + CONNECT },
         }
     }
 
-    /// What is left for the leader, as gRPC writes it.
+    /// Time left for the leader, as a `grpc-timeout`.
     fn left(&self) -> Option<HeaderValue> {
         let left = self.deadline?.saturating_duration_since(Instant::now());
         HeaderValue::from_str(&format!("{}m", left.as_millis().max(1))).ok()
     }
 }
 
-/// Whether answers of `leader` (`None`: of this coordinator) still count in a role. While nobody is known to lead they
-/// do: that may be this coordinator's ignorance, and a leader that stops leading ends its answers itself.
+/// Whether responses of `leader` (`None`: of this coordinator) are still valid in a role. While no leader is known they
+/// are: this coordinator may merely not know it, and a leader that stops leading ends its responses itself.
 fn from(role: &ServingRole, leader: Option<&Leader>) -> bool {
     match (role, leader) {
         (ServingRole::Leading, None) | (ServingRole::Standby(None), Some(_)) => true,
@@ -325,13 +325,13 @@ fn from(role: &ServingRole, leader: Option<&Leader>) -> bool {
     }
 }
 
-/// An answer on its way to the client.
+/// A response body that ends when its coordinator stops leading.
 struct RoleBoundBody {
     body: Body,
-    /// Whose it is; `None` for this coordinator.
+    /// The coordinator it comes from; `None` for this one.
     leader: Option<Leader>,
     role: watch::Receiver<ServingRole>,
-    /// Made when there is nothing to send for the first time, which is never for most calls.
+    /// Created when there is nothing to send for the first time, which is never for most calls.
     changes: Option<WatchStream<ServingRole>>,
     over: bool,
 }
@@ -341,13 +341,13 @@ impl RoleBoundBody {
         Self { body, leader, role, changes: None, over: false }
     }
 
-    /// Ends the answer with a status, and the call at its source with it.
+    /// Ends the response with a status, and cancels the call at its source.
     fn end(&mut self, status: &Status) -> Frame<Bytes> {
         self.over = true;
         self.body = Body::empty();
         let mut trailers = HeaderMap::new();
         if status.add_header(&mut trailers).is_err() {
-            // Only texts that cannot be in a header fail; the code alone can.
+            // Only a message that cannot be a header value fails; a status without it cannot.
             trailers.insert(Status::GRPC_STATUS, HeaderValue::from(status.code() as i32));
         }
         Frame::trailers(trailers)
@@ -379,7 +379,7 @@ impl http_body::Body for RoleBoundBody {
                     return Poll::Ready(Some(Ok(this.end(&status::stopping()))));
                 }
                 Poll::Ready(Some(_)) => return Poll::Ready(Some(Ok(this.end(&status::leader_changed())))),
-                // Nobody tells the role any more: this process ends, and its connections with it.
+                // The sender of the role is gone: this process ends, and its connections with it.
                 Poll::Ready(None) | Poll::Pending => return Poll::Pending,
             }
         }

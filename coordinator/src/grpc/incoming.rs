@@ -1,8 +1,7 @@
-//! Connections as the services get them: plain, or after the handshake of mutual TLS, and knowing who is at the other end.
+//! Incoming connections: plain, or after the handshake of mutual TLS, with the identity of the peer.
 //!
-//! Each handshake is a task of its own with a deadline, so that a client that stalls holds up nobody. Their number is
-//! bounded; when there are more, the oldest is given up, because those that go well take milliseconds. Nothing that
-//! happens to a connection ends the listener.
+//! Each handshake is a task with a deadline, so that a stalled client delays no other. Their number is bounded; above
+//! it the oldest is given up, because successful ones take milliseconds. No error of a connection ends the listener.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -23,25 +22,25 @@ use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 use tracing::{debug, info, warn};
 
-/// How long a handshake may take, with the time a refused client has to hear why.
+/// Deadline of a handshake, including the time in which a refused client receives the reason.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// Handshakes under way. Some thousand connections at once, when a leader changes, are through in a second of one core;
-/// each that stalls costs a file descriptor and some ten KiB until its deadline.
+/// Concurrent handshakes. Some thousand connections at once, when the leader changes, take a second of one core; each
+/// stalled one costs a file descriptor and some ten KiB until its deadline.
 const MAX_HANDSHAKES: usize = 256;
 
-/// Connections that wait for the server to take them, which it does at once.
+/// Connections that wait to be accepted by the server, which happens at once.
 const QUEUE: usize = 64;
 
-/// Pause after the system could not accept, which mostly is for want of file descriptors.
+/// Pause after accepting failed, mostly for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Who is at the other end of a connection. An extension of every request.
+/// The peer of a connection. An extension of every request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerInfo {
     /// Where it is.
     pub address: SocketAddr,
-    /// Whom its certificate names; `None` without TLS.
+    /// Identity of its certificate; `None` without TLS.
     pub identity: Option<Arc<Identity>>,
 }
 
@@ -49,7 +48,7 @@ impl fmt::Display for PeerInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.identity {
             Some(identity) => {
-                // Names come from a CA that is trusted, but they end up on terminals.
+                // Names come from a trusted CA, but they are printed on terminals.
                 let name: String = identity.name().chars().filter(|c| !c.is_control()).take(128).collect();
                 write!(f, "{name} at {}", self.address)
             }
@@ -58,9 +57,9 @@ impl fmt::Display for PeerInfo {
     }
 }
 
-/// Connections of a listener as the services need them: without Nagle's algorithm, which would hold back the second half
-/// of every answer larger than a packet for 40 ms, and with `tls` only from clients it lets in. Needs a Tokio runtime;
-/// dropping the result closes the listener.
+/// Connections of a listener: without Nagle's algorithm, which would delay the second half of every response larger
+/// than a packet by 40 ms, and with `tls` only from clients with a valid certificate. Needs a Tokio runtime; dropping
+/// the result closes the listener.
 #[must_use]
 pub fn incoming(listener: TcpListener, tls: Option<ServerTls>) -> Incoming {
     let (out, connections) = mpsc::channel(QUEUE);
@@ -135,7 +134,7 @@ async fn accept(listener: TcpListener, tls: Option<ServerTls>, out: mpsc::Sender
     }
 }
 
-/// Takes over certificates that change.
+/// Reloads certificates that changed.
 async fn refresh(tls: ServerTls) {
     loop {
         tokio::time::sleep(tls.reload_interval()).await;
@@ -143,7 +142,7 @@ async fn refresh(tls: ServerTls) {
     }
 }
 
-/// One handshake, with what is said about it.
+/// One handshake, with its log lines.
 async fn shake(
     tls: ServerTls,
     stream: TcpStream,
@@ -159,7 +158,9 @@ async fn shake(
                 // Fails only when the server stops.
                 let _ = out.send(IncomingConnection { io: Io::Tls(Box::new(stream)), peer }).await;
             }
-            Err(refused) if refused.said_nothing() => debug!(peer = %address, "connected and hung up"),
+            Err(refused) if refused.said_nothing() => {
+                debug!(peer = %address, "closed the connection before the handshake")
+            }
             Err(refused) => {
                 if let Some(skipped) = Hush::take(&hush) {
                     info!(peer = %address, skipped, "refused: {}", refused.error);
@@ -183,7 +184,7 @@ struct Handshakes {
 }
 
 impl Handshakes {
-    /// Begins one. Whether another was given up for it.
+    /// Begins a handshake; returns whether another one was given up for it.
     fn spawn(&mut self, handshake: impl Future<Output = ()> + Send + 'static) -> bool {
         if self.order.len() >= MAX_HANDSHAKES {
             self.order.retain(|task| !task.is_finished());
@@ -204,7 +205,7 @@ impl Handshakes {
     }
 }
 
-/// Keeps strangers from filling the log: ten lines at once, then one every three seconds.
+/// Limits log lines about failed connections: ten at once, then one every three seconds.
 struct Hush {
     allowed: u32,
     refilled: Instant,
@@ -219,7 +220,7 @@ impl Hush {
         Self { allowed: Self::BURST, refilled: now, skipped: 0 }
     }
 
-    /// Whether a line may be written now, and how many were not since the last.
+    /// Whether a line may be written now, and how many were suppressed since the last.
     fn take(hush: &Mutex<Self>) -> Option<u64> {
         hush.lock().unwrap_or_else(PoisonError::into_inner).at(Instant::now())
     }

@@ -1,5 +1,5 @@
-//! Pages of lists. A token says where the next page begins, by name and not by number, so that it stays good while
-//! things come and go; clients must not look into it.
+//! Pages of lists. A token identifies where the next page begins, by name and not by number, so that it stays valid
+//! while entries come and go; clients must treat it as opaque.
 
 use std::fmt::Write as _;
 
@@ -10,12 +10,12 @@ use uuid::Uuid;
 use super::status;
 use crate::catalog::{Filter, Key};
 
-/// Entries of a page whose caller does not say.
+/// Default size of a page.
 const DEFAULT: usize = 100;
 /// Most entries of one page.
 const MOST: usize = 1000;
 
-/// Reads a page size; more than the most is the most.
+/// Parses a page size; values above the maximum mean the maximum.
 pub(super) fn size(size: i32) -> Result<usize, Status> {
     match usize::try_from(size) {
         Ok(0) => Ok(DEFAULT),
@@ -29,8 +29,8 @@ pub(super) fn size(size: i32) -> Result<usize, Status> {
 pub(super) struct PageStart {
     /// Last entry of the page before.
     pub(super) after: Key,
-    /// Matches on all pages, as counted for the first one: counting again for each page would make a walk through all
-    /// pages quadratic.
+    /// Matches on all pages, as counted for the first one: counting again for each page would make reading all pages
+    /// quadratic.
     pub(super) total: u64,
 }
 
@@ -73,7 +73,7 @@ pub(super) fn open(token: &str) -> Option<String> {
     String::from_utf8(bytes.collect::<Option<Vec<_>>>()?).ok()
 }
 
-/// The refusal of a token that was not made here.
+/// The error for a token that was not made here.
 pub(super) fn odd() -> Status {
     status::invalid(&[FieldViolation::new("page_token", "was not made by this API")])
 }
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_tokens_are_refused_and_never_panic() {
+    fn invalid_tokens_are_refused_without_a_panic() {
         for token in ["x", "zz", "ä", "61", "612f622f63", &"00".repeat(600)] {
             assert!(PageStart::read(token, &Filter::default()).is_err(), "{token:?}");
         }

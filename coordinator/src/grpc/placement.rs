@@ -1,4 +1,4 @@
-//! The service `Placement`: questions about the ring, and the operator's stop of all planning.
+//! The service `Placement`: queries about the ring, and pausing placement.
 
 use common::appliance::FieldViolation;
 use common::ring::position;
@@ -10,13 +10,13 @@ use super::status;
 use super::wire as to_wire;
 use crate::api::{Command, Reply};
 
-/// Members a `Locate` names when its caller does not say.
+/// Default number of members in a `Locate` response.
 const DEFAULT_COUNT: usize = 3;
-/// Most members one `Locate` names.
+/// Largest number of members in a `Locate` response.
 const MAX_COUNT: usize = 100;
-/// Longest key that can be asked about, in bytes.
+/// Longest key of a query, in bytes.
 const MAX_KEY: usize = 4096;
-/// Points of the ring in one answer: what fits into a message.
+/// Points of the ring in one response: what fits into a message.
 const MAX_POINTS: usize = 50_000;
 
 pub(super) struct PlacementService {
@@ -109,7 +109,7 @@ impl wire::placement_server::Placement for PlacementService {
 }
 
 impl PlacementService {
-    /// Has the leader do something about planning, and says how it is afterwards.
+    /// Sends a placement command to the leader and returns the resulting state.
     async fn have_done(
         &self,
         context: &CallContext,

@@ -1,4 +1,4 @@
-//! The service `Rebalances`: the latest ones from memory, where those that run are, older ones from the store.
+//! The service `Rebalances`: recent ones from memory, including those in progress, older ones from the store.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ impl wire::rebalances_server::Rebalances for RebalancesService {
         let stored = stored.map_err(|e| status::from_history(&e))?;
         let mut found: BTreeMap<RebalanceId, wire::Rebalance> =
             stored.iter().map(|r| (r.id, to_wire::rebalance_record(r))).collect();
-        // What memory has is newer than what the store has. A rebalance between two stored ones is in the store.
+        // Memory is newer than the store. A rebalance between two stored ones is in the store.
         for view in self.caller.catalog.rebalances(before) {
             found.insert(view.record.id, to_wire::rebalance_record(&view.record));
         }
@@ -86,7 +86,7 @@ impl wire::rebalances_server::Rebalances for RebalancesService {
     }
 }
 
-/// Rebalances as they begin, go on and end; ends as a watch of appliances does.
+/// Rebalances as they begin, progress and end; ends like a watch of appliances.
 fn live(changes: Receiver<Arc<RebalanceView>>) -> impl futures::Stream<Item = Result<wire::Rebalance, Status>> + Send {
     stream::unfold(Some(changes), |changes| async move {
         let mut changes = changes?;

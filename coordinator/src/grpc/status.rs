@@ -5,13 +5,13 @@
 //! | bad input, request id reused | `INVALID_ARGUMENT` | `BadRequest` |
 //! | no such appliance, worker, rebalance | `NOT_FOUND` | `ResourceInfo` |
 //! | id or name taken | `ALREADY_EXISTS` | `ResourceInfo` |
-//! | stale generation, another life of a worker, watcher too slow | `ABORTED` | |
+//! | stale generation, another incarnation of a worker, watcher too slow | `ABORTED` | |
 //! | being deleted, no owner, no lease | `FAILED_PRECONDITION` | `PreconditionFailure` |
 //! | cluster full | `RESOURCE_EXHAUSTED` | `QuotaFailure` |
-//! | nobody leads or the leader cannot be reached, stopping, store or coordination away | `UNAVAILABLE` | `RetryInfo` |
+//! | no leader, or it cannot be reached; stopping; store or coordination unavailable | `UNAVAILABLE` | `RetryInfo` |
 //! | no answer in time | `DEADLINE_EXCEEDED` | |
 //!
-//! Every status has an `ErrorInfo` with domain `rug` and a reason in capitals that programs can compare.
+//! Every status has an `ErrorInfo` with domain `rug` and a reason in capitals for programs to compare.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -27,14 +27,14 @@ use crate::api::{CommandError, HistoryError};
 
 /// Domain of all error reasons.
 pub const DOMAIN: &str = "rug";
-/// Details travel in a header, of which clients take some 8 to 16 KiB in all.
+/// Details travel in a header; clients accept some 8 to 16 KiB of headers in all.
 const MAX_DETAILS: usize = 4096;
 /// Longest text of one violation.
 const MAX_TEXT: usize = 300;
-/// When to try again what the coordinator cannot do just now.
+/// Retry delay for temporary failures.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
-/// Tells a caller why a command was not carried out.
+/// The status of a command that failed.
 pub fn from_command(error: &CommandError) -> Status {
     let text = error.to_string();
     let status = |code, reason: &str, details| build(code, &text, reason, HashMap::new(), details);
@@ -76,7 +76,7 @@ pub fn from_command(error: &CommandError) -> Status {
     }
 }
 
-/// Names every field at fault.
+/// The status that names every invalid field.
 pub fn invalid(violations: &[FieldViolation]) -> Status {
     let mut details = ErrorDetails::new();
     let mut size = 0;
@@ -92,53 +92,53 @@ pub fn invalid(violations: &[FieldViolation]) -> Status {
     build(Code::InvalidArgument, &text, "INVALID", HashMap::new(), details)
 }
 
-/// Says that `name` does not exist.
+/// The status of a missing object.
 pub fn not_found(kind: &str, name: &str) -> Status {
     let text = format!("there is no {kind} {name}");
     build(Code::NotFound, &text, "NOT_FOUND", HashMap::new(), resource(kind, name, &text))
 }
 
-/// Says that a worker lives another life than the one that was meant.
+/// The status when a worker has another incarnation than the request named.
 pub fn other_life(worker: &WorkerId, current: Option<Incarnation>) -> Status {
     let text = CommandError::OtherLife { worker: worker.clone(), current }.to_string();
     let facts = current.map(|i| ("current".to_owned(), i.to_string())).into_iter().collect();
     build(Code::Aborted, &text, "OTHER_LIFE", facts, ErrorDetails::new())
 }
 
-/// Says that the store could not be read.
+/// The status when the store could not be read.
 pub fn from_history(error: &HistoryError) -> Status {
     build(Code::Unavailable, &error.to_string(), "STORE_UNAVAILABLE", HashMap::new(), retry())
 }
 
-/// Says that the runner did not answer before the deadline. The change may still be made.
+/// The status when the runner did not answer before the deadline. The change may still be made.
 pub fn deadline() -> Status {
     let text = "no answer before the deadline; the call may still be carried out";
     build(Code::DeadlineExceeded, text, "DEADLINE", HashMap::new(), ErrorDetails::new())
 }
 
-/// Says that the coordinator ended before it answered.
+/// The status when the coordinator ended before it answered.
 pub fn unanswered() -> Status {
     let text = "the coordinator stopped before it answered; the call may have been carried out";
     build(Code::Unavailable, text, "STOPPING", HashMap::new(), retry())
 }
 
-/// Says that nothing is known yet.
+/// The status while nothing is known yet.
 pub fn starting() -> Status {
     build(Code::Unavailable, "the coordinator is starting", "STARTING", HashMap::new(), retry())
 }
 
-/// Says that a watcher missed `missed` changes and has to watch again.
+/// The status when a watcher missed `missed` changes and has to watch again.
 pub fn lagged(missed: u64) -> Status {
     let text = format!("{missed} changes came faster than they were read; watch again");
     build(Code::Aborted, &text, "WATCH_LAGGED", HashMap::new(), ErrorDetails::new())
 }
 
-/// Says that a watch ended on this side.
+/// The status when a watch ended on this side.
 pub fn watch_over() -> Status {
     build(Code::Unavailable, "the coordinator ended the watch; watch again", "WATCH_OVER", HashMap::new(), retry())
 }
 
-/// Says that this coordinator does not lead, and who does as far as is known.
+/// The status of a coordinator that does not lead; names the leader if known.
 pub fn not_leading(leader: Option<&Leader>) -> Status {
     let text = match leader {
         Some(leader) => format!("this coordinator does not lead; {} does", leader.id),
@@ -147,19 +147,20 @@ pub fn not_leading(leader: Option<&Leader>) -> Status {
     build(Code::Unavailable, &text, "NOT_LEADING", leader.map(facts_of).unwrap_or_default(), retry())
 }
 
-/// Says that the leader could not be asked, or was lost before it had answered in full. A change may have been made.
+/// The status when the leader could not be reached, or was lost before its response was complete. A change may have
+/// been made.
 pub fn leader_unreachable(leader: &Leader, why: &str) -> Status {
     let text = format!("no answer from {}, which leads: {why}; the call may have been carried out", leader.id);
     build(Code::Unavailable, &text, "LEADER_UNREACHABLE", facts_of(leader), retry())
 }
 
-/// Says that a stream ended because another coordinator leads now, or is about to.
+/// The status when a stream ends because another coordinator leads now, or is about to.
 pub fn leader_changed() -> Status {
     let text = "the coordinator that answered this call does not lead any more; call again";
     build(Code::Unavailable, text, "LEADER_CHANGED", HashMap::new(), retry())
 }
 
-/// Says that this coordinator is stopping.
+/// The status of a coordinator that is stopping.
 pub fn stopping() -> Status {
     from_command(&CommandError::Stopping)
 }

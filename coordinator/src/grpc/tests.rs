@@ -130,7 +130,7 @@ fn reason(status: &Status) -> String {
 }
 
 #[tokio::test]
-async fn an_appliance_lives_and_goes_through_the_api() {
+async fn an_appliance_is_created_changed_and_deleted() {
     let fixture = serve(Config::default(), true).await;
     let mut client = fixture.appliances();
     let made = client.create(create("web")).await.expect("in order").into_inner();
@@ -149,7 +149,7 @@ async fn an_appliance_lives_and_goes_through_the_api() {
 }
 
 #[tokio::test]
-async fn bad_input_is_answered_with_the_fields_at_fault() {
+async fn invalid_input_is_answered_with_the_invalid_fields() {
     let fixture = serve(Config::default(), true).await;
     let mut appliance = custom("web");
     appliance.id = "no-uuid".into();
@@ -171,7 +171,7 @@ async fn bad_input_is_answered_with_the_fields_at_fault() {
 }
 
 #[tokio::test]
-async fn a_document_of_ten_mebibytes_is_refused_and_the_connection_goes_on() {
+async fn an_oversized_request_is_refused_and_the_connection_stays_usable() {
     let fixture = serve(Config::default(), true).await;
     let mut client = fixture.appliances();
     let sized = |bytes: usize| {
@@ -188,7 +188,7 @@ async fn a_document_of_ten_mebibytes_is_refused_and_the_connection_goes_on() {
 }
 
 #[tokio::test]
-async fn pages_meet_every_appliance_that_stays_once() {
+async fn pages_contain_every_lasting_appliance_once() {
     let fixture = serve(Config::default(), true).await;
     let mut client = fixture.appliances();
     for n in 0..25 {
@@ -233,7 +233,7 @@ async fn a_call_gives_up_at_its_deadline() {
 }
 
 #[tokio::test]
-async fn a_watch_says_what_is_there_then_what_changes() {
+async fn a_watch_lists_the_current_state_and_then_changes() {
     use wire::appliance_event::Type;
     let fixture = serve(Config::default(), true).await;
     let mut client = fixture.appliances();
@@ -263,7 +263,7 @@ async fn a_watch_says_what_is_there_then_what_changes() {
 }
 
 #[tokio::test]
-async fn a_watcher_that_falls_behind_is_told_to_watch_again() {
+async fn a_slow_watcher_is_aborted() {
     let fixture = serve(Config { watch_buffer: 16, ..Config::default() }, true).await;
     let mut client = fixture.appliances();
     let mut events = client.watch(wire::WatchAppliancesRequest::default()).await.expect("in order").into_inner();
@@ -278,7 +278,7 @@ async fn a_watcher_that_falls_behind_is_told_to_watch_again() {
     let end = loop {
         match events.message().await {
             Ok(Some(_)) => {}
-            Ok(None) => panic!("the stream ended without a word"),
+            Ok(None) => panic!("the stream ended without a status"),
             Err(status) => break status,
         }
     };
@@ -307,7 +307,7 @@ async fn history_comes_in_pages_newest_first() {
 }
 
 #[tokio::test]
-async fn health_tells_that_the_services_serve() {
+async fn health_reports_that_the_services_serve() {
     use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
     let fixture = serve(Config::default(), true).await;
     let mut client = HealthClient::new(fixture.channel.clone());
@@ -317,7 +317,7 @@ async fn health_tells_that_the_services_serve() {
 }
 
 #[tokio::test]
-async fn the_ring_and_the_cluster_answer_once_they_are_known() {
+async fn ring_and_cluster_are_served_once_known() {
     use wire::cluster_client::ClusterClient;
     use wire::placement_client::PlacementClient;
     let fixture = serve(Config::default(), true).await;

@@ -49,7 +49,7 @@ where
     }
 }
 
-/// Calls of the system's own plumbing are too many and too dull to be traced.
+/// Health checks and reflection are too frequent and uninteresting to be traced.
 fn is_plumbing(path: &str) -> bool {
     path.starts_with("/grpc.")
 }
@@ -70,13 +70,14 @@ fn span_of<B>(request: &Request<B>) -> Span {
     );
     if !span.is_disabled() && request.headers().contains_key("traceparent") {
         let parent = TraceContextPropagator::new().extract(&Headers(request.headers()));
-        // Refused only where no OpenTelemetry layer is installed; then nobody asks for the parent either.
+        // Fails only where no OpenTelemetry layer is installed; then the parent is not needed either.
         let _ = span.set_parent(parent);
     }
     span
 }
 
-/// Notes the code of a call that failed at once. Of others the code follows in the trailers, and is 0 for unary calls.
+/// Records the code of a call that failed at once. For others the code follows in the trailers, and is 0 for unary
+/// calls.
 fn note_code<R, E>(result: Result<Response<R>, E>) -> Result<Response<R>, E> {
     if let Ok(response) = &result {
         let code = response.headers().get("grpc-status").and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());

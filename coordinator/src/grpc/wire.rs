@@ -1,4 +1,4 @@
-//! What the coordinator knows, in the words of the API; and filters, the one thing that comes the other way.
+//! Domain values as messages of the admin API; and filters, the only conversion in the other direction.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -249,7 +249,7 @@ pub(super) fn position(position: u128) -> String {
     format!("{position:032x}")
 }
 
-/// Reads a filter; everything odd is named, because a condition that is silently ignored shows too much.
+/// Parses a filter; every invalid condition is an error, because ignoring one would return too much.
 pub(super) fn filter(wire: Option<wire::ApplianceFilter>) -> Result<Filter, Status> {
     let Some(wire) = wire else { return Ok(Filter::default()) };
     let mut wrong = Vec::new();

@@ -20,8 +20,8 @@ use crate::api::Command;
 use crate::catalog::{Catalog, PhaseCounts, WorkerChange};
 use wire::worker_event::Type as Kind;
 
-/// How often a watch looks whether workers hold more or less than before. Their appliances change far too often to say
-/// each change.
+/// Interval at which a watch checks whether workers own more or fewer appliances. The counts change far too often to
+/// send each change.
 const COUNTS_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) struct WorkersService {
@@ -81,7 +81,7 @@ impl wire::workers_server::Workers for WorkersService {
         if !message.incarnation.is_empty() && incarnation.map(|i| i.to_string()) != Some(message.incarnation) {
             return Err(status::other_life(&id, incarnation));
         }
-        // Named in any case: the life that was looked at is meant, not one that begins meanwhile.
+        // The incarnation is always given: a newer one that begins meanwhile must not be evicted.
         let command = |reply| Command::Evict { worker: id.clone(), incarnation, request: asked, reply };
         self.caller.ask(&context, command).await?.map_err(|e| status::from_command(&e))?;
         let (worker, counts) = find()?;
@@ -89,12 +89,12 @@ impl wire::workers_server::Workers for WorkersService {
     }
 }
 
-/// One watch: events that are due, and what its client knows of the counts.
+/// One watch: pending events, and the counts that its client has.
 struct WorkersWatch {
     catalog: Arc<Catalog>,
     changes: Receiver<WorkerChange>,
     counts: BTreeMap<WorkerId, PhaseCounts>,
-    /// At most one event per worker and look.
+    /// At most one event per worker and interval.
     due: VecDeque<wire::WorkerEvent>,
     ticks: Interval,
     over: bool,
@@ -159,10 +159,10 @@ impl WorkersWatch {
         self.due.push_back(event(kind, Some(to_wire::worker(&worker, &counts))));
     }
 
-    /// Notes workers that hold more or less than the client knows.
+    /// Adds events for workers whose counts differ from what the client has.
     fn look(&mut self) {
         for (worker, counts) in self.catalog.workers(None, usize::MAX) {
-            // A worker the client has not heard of is about to be told.
+            // An event for a worker that is new to the client is pending already.
             if let Some(known) = self.counts.get_mut(&worker.id).filter(|known| **known != counts) {
                 *known = counts;
                 self.due.push_back(event(Kind::Changed, Some(to_wire::worker(&worker, &counts))));

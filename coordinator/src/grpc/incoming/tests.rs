@@ -1,4 +1,4 @@
-//! A server with TLS, and all who may and may not come in.
+//! A server with TLS, and clients that may and may not connect.
 
 use runtime::tls::testing::{Authority, Issued};
 use runtime::tls::{self, ClientTls};
@@ -14,7 +14,7 @@ use super::*;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Answers with nothing but tells the test who asked.
+/// Sends the peer of each request to the test.
 struct PeerRecorder(mpsc::Sender<PeerInfo>);
 
 #[tonic::async_trait]
@@ -56,7 +56,7 @@ impl TlsServer {
         Self::with(Some((ca, &ca.issue("coordinator-1", &["127.0.0.1"])))).await
     }
 
-    /// Asks on a connection of its own. Who the server says that was, or what the client hears.
+    /// Calls over a new connection. Returns the peer that the server sees, or the error of the client.
     async fn ask(&mut self, as_whom: Option<&ClientTls>) -> Result<PeerInfo, String> {
         let scheme = if as_whom.is_some() { "https" } else { "http" };
         let endpoint = tls::endpoint(&format!("{scheme}://{}", self.address), as_whom).expect("an address");
@@ -78,7 +78,7 @@ fn client(ca: &Authority, issued: &Issued) -> (ClientTls, TempDir) {
 }
 
 #[tokio::test]
-async fn services_know_whose_certificate_was_shown() {
+async fn services_see_the_identity_of_the_certificate() {
     let ca = Authority::new("ca");
     let mut bench = TlsServer::of(&ca).await;
     let (worker, _dir) = client(&ca, &ca.issue("worker-1", &["worker-1.rug"]));
@@ -90,7 +90,7 @@ async fn services_know_whose_certificate_was_shown() {
 }
 
 #[tokio::test]
-async fn without_tls_services_know_the_address() {
+async fn without_tls_services_see_the_address() {
     let mut bench = TlsServer::with(None).await;
     let peer = bench.ask(None).await.expect("let in");
     assert_eq!(peer.identity, None);
@@ -98,7 +98,7 @@ async fn without_tls_services_know_the_address() {
 }
 
 #[tokio::test]
-async fn a_ca_that_changes_lets_others_in_without_a_restart() {
+async fn a_changed_ca_takes_effect_without_a_restart() {
     let (old_ca, new_ca) = (Authority::new("old"), Authority::new("new"));
     let mut bench = TlsServer::of(&old_ca).await;
     let (old, old_dir) = client(&old_ca, &old_ca.issue("worker-1", &[]));
@@ -109,7 +109,7 @@ async fn a_ca_that_changes_lets_others_in_without_a_restart() {
 
     let _ = new_ca.issue("coordinator-1", &["127.0.0.1"]).write(bench.dir.path(), &new_ca);
     let changed = async {
-        // Each try is a connection of its own; the server looks at its files ten times a second.
+        // Each attempt is a new connection; the server checks its files ten times a second.
         while bench.ask(Some(&new)).await.is_err() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -123,7 +123,7 @@ async fn a_ca_that_changes_lets_others_in_without_a_restart() {
 }
 
 #[tokio::test]
-async fn a_certificate_of_another_ca_is_refused_in_words() {
+async fn a_certificate_of_another_ca_is_refused_with_a_reason() {
     let (ca, other) = (Authority::new("ca"), Authority::new("other"));
     let mut bench = TlsServer::of(&ca).await;
     // It trusts the server, which does not trust it.
@@ -163,7 +163,7 @@ async fn a_client_without_a_certificate_is_refused() {
 }
 
 #[tokio::test]
-async fn clients_that_stall_hold_up_nobody() {
+async fn stalled_clients_delay_no_other() {
     let ca = Authority::new("ca");
     let mut bench = TlsServer::of(&ca).await;
     let mut stalled = Vec::new();
@@ -177,13 +177,13 @@ async fn clients_that_stall_hold_up_nobody() {
     }
     let (worker, _dir) = client(&ca, &ca.issue("worker-1", &[]));
     bench.ask(Some(&worker)).await.expect("let in");
-    // The oldest was given up for those that came after it.
+    // The oldest handshake was given up for newer ones.
     let gone = tokio::time::timeout(DEADLINE, stalled[0].read(&mut [0; 64])).await.expect("in time");
     assert!(matches!(gone, Ok(0) | Err(_)), "{gone:?}");
 }
 
 #[test]
-fn strangers_do_not_fill_the_log() {
+fn failed_connections_do_not_fill_the_log() {
     let start = Instant::now();
     let mut hush = Hush::new(start);
     let said = (0..100).filter(|_| hush.at(start).is_some()).count();

@@ -1,4 +1,4 @@
-//! Calls to a coordinator that stands by: two servers, and a role for each that the test sets.
+//! Calls to a standby: two servers, whose roles are set by the test.
 
 use std::net::SocketAddr;
 
@@ -14,16 +14,16 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 use super::super::{ForwardLayer, LEADER, ServingRole};
 use super::*;
 
-/// A coordinator without the parts below its services. Changes are committed at once by who leads, unless it is mute.
+/// A coordinator without the parts below its services. The leader commits changes at once, unless it is mute.
 struct TestCoordinator {
     id: CoordinatorId,
     scheme: &'static str,
     address: SocketAddr,
     role: watch::Sender<ServingRole>,
     channel: Channel,
-    /// Who asked for changes, in order.
+    /// Callers of changes, in order.
     actors: mpsc::UnboundedReceiver<String>,
-    /// A mute node's callers that went away.
+    /// Cancelled calls of a mute coordinator.
     given_up: mpsc::UnboundedReceiver<()>,
     catalog: Arc<Catalog>,
 }
@@ -109,7 +109,7 @@ async fn end_of<T: std::fmt::Debug>(stream: &mut tonic::Streaming<T>) -> (Code, 
     loop {
         match soon(stream.message()).await {
             Ok(Some(_)) => {}
-            Ok(None) => panic!("the stream ended without a word"),
+            Ok(None) => panic!("the stream ended without a status"),
             Err(status) => return (status.code(), reason(&status)),
         }
     }
@@ -120,7 +120,7 @@ fn unavailable(reason: &str) -> (Code, String) {
 }
 
 #[tokio::test]
-async fn a_standby_has_the_leader_answer() {
+async fn a_standby_forwards_calls_to_the_leader() {
     let (mut leader, standby) = pair().await;
     let made = standby.appliances().create(create("web")).await.expect("passed on").into_inner();
     assert_eq!(leader.catalog.get(&by_name_target("web")).expect("made there").record.id.to_string(), made.id);
@@ -135,7 +135,7 @@ async fn a_standby_has_the_leader_answer() {
 }
 
 #[tokio::test]
-async fn calls_are_passed_on_over_mutual_tls() {
+async fn calls_are_forwarded_over_mutual_tls() {
     tls::install_provider();
     let ca = Authority::new("ca");
     let folders = ["c1", "c2"].map(|name| (name, tempfile::tempdir().expect("a folder")));
@@ -154,7 +154,7 @@ async fn calls_are_passed_on_over_mutual_tls() {
 }
 
 #[tokio::test]
-async fn what_a_client_says_of_itself_is_not_passed_on() {
+async fn caller_headers_of_a_client_are_not_forwarded() {
     let (mut leader, standby) = pair().await;
     let mut request = Request::new(create("web"));
     request.metadata_mut().insert("rug-forwarded-for", "the king".parse().expect("ASCII"));
@@ -170,7 +170,7 @@ async fn what_a_client_says_of_itself_is_not_passed_on() {
 }
 
 #[tokio::test]
-async fn a_watch_goes_through_a_standby_until_the_leader_leads_no_more() {
+async fn a_watch_through_a_standby_ends_when_the_leader_steps_down() {
     let (leader, standby) = pair().await;
     let mut events = standby.watch().await;
     assert_eq!(soon(events.message()).await.expect("no error").expect("no end").r#type(), EventType::Synced);
@@ -185,10 +185,10 @@ async fn a_watch_goes_through_a_standby_until_the_leader_leads_no_more() {
 use wire::appliance_event::Type as EventType;
 
 #[tokio::test]
-async fn a_watch_ends_when_the_standby_hears_of_another_leader() {
+async fn a_watch_ends_when_the_standby_sees_another_leader() {
     let (leader, standby) = pair().await;
     let mut events = standby.watch().await;
-    // Not knowing is no reason: the leader may be well.
+    // An unknown leader is no reason: it may still lead.
     standby.role.send_replace(ServingRole::Standby(None));
     leader.appliances().create(create("web")).await.expect("answered");
     for expected in [EventType::Synced, EventType::Created] {
@@ -202,7 +202,7 @@ async fn a_watch_ends_when_the_standby_hears_of_another_leader() {
 }
 
 #[tokio::test]
-async fn a_call_under_way_is_told_when_another_one_leads() {
+async fn a_call_in_flight_fails_when_the_leader_changes() {
     let mut mute = TestCoordinator::start("c1", ServingRole::Leading, true).await;
     let standby = TestCoordinator::start("c2", ServingRole::Standby(Some(mute.leader())), false).await;
     let mut client = standby.appliances();
@@ -214,7 +214,7 @@ async fn a_call_under_way_is_told_when_another_one_leads() {
 }
 
 #[tokio::test]
-async fn the_leader_keeps_the_deadline_of_a_call_that_was_passed_on() {
+async fn the_leader_keeps_the_deadline_of_a_forwarded_call() {
     let mute = TestCoordinator::start("c1", ServingRole::Leading, true).await;
     let standby = TestCoordinator::start("c2", ServingRole::Standby(Some(mute.leader())), false).await;
     let mut request = Request::new(create("web"));
@@ -224,7 +224,7 @@ async fn the_leader_keeps_the_deadline_of_a_call_that_was_passed_on() {
 }
 
 #[tokio::test]
-async fn a_caller_that_goes_away_is_gone_at_the_leader_too() {
+async fn cancellation_is_forwarded_to_the_leader() {
     let mut mute = TestCoordinator::start("c1", ServingRole::Leading, true).await;
     let standby = TestCoordinator::start("c2", ServingRole::Standby(Some(mute.leader())), false).await;
     let mut client = standby.appliances();
@@ -235,7 +235,7 @@ async fn a_caller_that_goes_away_is_gone_at_the_leader_too() {
 }
 
 #[tokio::test]
-async fn nothing_is_passed_on_twice() {
+async fn no_call_is_forwarded_twice() {
     let first = TestCoordinator::start("c1", ServingRole::Standby(None), false).await;
     let second = TestCoordinator::start("c2", ServingRole::Standby(Some(first.leader())), false).await;
     first.role.send_replace(ServingRole::Standby(Some(second.leader())));
@@ -244,7 +244,7 @@ async fn nothing_is_passed_on_twice() {
         assert_eq!((status.code(), reason(&status)), unavailable("NOT_LEADING"));
         let details = status.get_error_details();
         let leader = details.error_info().expect("it has one").metadata.get("leader").cloned();
-        assert_eq!(leader.as_deref(), Some(node.id.as_str()), "as the other one believes");
+        assert_eq!(leader.as_deref(), Some(node.id.as_str()), "as the other one reports");
         assert!(details.retry_info().is_some());
     }
 }
@@ -272,7 +272,7 @@ async fn without_a_leader_a_call_is_answered_before_its_deadline() {
 }
 
 #[tokio::test]
-async fn a_leader_that_does_not_listen_is_named() {
+async fn an_unreachable_leader_is_named() {
     let (leader, standby) = pair().await;
     let closed = TcpListener::bind("127.0.0.1:0").await.expect("a free port").local_addr().expect("it is bound");
     standby.role.send_replace(ServingRole::Standby(Some(leader.leader_at(closed))));
@@ -285,7 +285,7 @@ async fn a_leader_that_does_not_listen_is_named() {
     standby.appliances().create(create("web")).await.expect("passed on");
     let silent = Leader { address: String::new(), ..leader.leader() };
     standby.role.send_replace(ServingRole::Standby(Some(silent)));
-    let status = standby.appliances().create(create("web")).await.expect_err("it told no address");
+    let status = standby.appliances().create(create("web")).await.expect_err("it has no address");
     assert_eq!((status.code(), reason(&status)), unavailable("NOT_LEADING"));
 }
 
@@ -306,7 +306,7 @@ async fn wire_to(address: SocketAddr) -> (SocketAddr, JoinHandle<()>) {
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_ends_streams_in_an_orderly_way() {
+async fn a_broken_connection_ends_streams_with_a_status() {
     let (leader, standby) = pair().await;
     let (address, wire) = wire_to(leader.address).await;
     standby.role.send_replace(ServingRole::Standby(Some(leader.leader_at(address))));
@@ -317,7 +317,7 @@ async fn a_connection_that_breaks_ends_streams_in_an_orderly_way() {
 }
 
 #[tokio::test]
-async fn health_tells_serving_from_leading() {
+async fn health_distinguishes_serving_from_leading() {
     let (leader, standby) = pair().await;
     let health = |node: &TestCoordinator, service: &str| {
         let mut client = HealthClient::new(node.channel.clone());

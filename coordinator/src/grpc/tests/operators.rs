@@ -1,4 +1,4 @@
-//! What operators do to the cluster, and how they see it.
+//! Operator calls and their visible effects.
 
 use common::Incarnation;
 
@@ -34,7 +34,7 @@ fn cluster() -> ClusterView {
     }
 }
 
-/// A runner that pauses, resumes, and evicts `w1` once; tells what it was asked for.
+/// A runner that pauses, resumes, and evicts `w1` once; records the commands.
 fn obey(catalog: &Arc<Catalog>, mut received: mpsc::Receiver<Command>) -> mpsc::UnboundedReceiver<Operator> {
     let catalog = Arc::clone(catalog);
     let (tell, told) = mpsc::unbounded_channel();
@@ -85,7 +85,7 @@ async fn start() -> (Arc<Catalog>, Channel, mpsc::UnboundedReceiver<Operator>) {
 }
 
 #[tokio::test]
-async fn planning_is_paused_and_resumed() {
+async fn placement_is_paused_and_resumed() {
     let (_catalog, channel, mut told) = start().await;
     let mut client = PlacementClient::new(channel);
     let pause = |reason: &str| wire::PausePlacementRequest { reason: reason.into() };
@@ -103,7 +103,7 @@ async fn planning_is_paused_and_resumed() {
 }
 
 #[tokio::test]
-async fn a_worker_is_evicted_in_the_life_that_is_meant() {
+async fn only_the_named_incarnation_is_evicted() {
     let (catalog, channel, mut told) = start().await;
     catalog.set_worker(WorkerView { incarnation: Some(Incarnation::new(7)), ..worker("w1") });
     let mut client = WorkersClient::new(channel);
@@ -128,7 +128,7 @@ async fn a_worker_is_evicted_in_the_life_that_is_meant() {
 }
 
 #[tokio::test]
-async fn a_watch_of_the_cluster_tells_what_differs() {
+async fn a_watch_of_the_cluster_sends_different_states() {
     let (catalog, channel, _told) = start().await;
     let mut client = ClusterClient::new(channel);
     let early = client.watch(wire::WatchClusterRequest {}).await.expect_err("no runner yet");
@@ -140,7 +140,7 @@ async fn a_watch_of_the_cluster_tells_what_differs() {
         next.expect("no error").expect("no end")
     };
     assert_eq!(next(&mut states).await.frozen, None);
-    // What is the same is not said again: the next state is the one that differs.
+    // Equal states are not sent again: the next state is the one that differs.
     catalog.set_cluster(cluster());
     catalog.set_worker(worker("w1"));
     assert_eq!(next(&mut states).await.workers.get("healthy"), Some(&1));
