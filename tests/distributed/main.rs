@@ -11,4 +11,5 @@ mod python;
 mod security;
 mod store;
 mod tooz;
+mod upgrade;
 mod zookeeper;

@@ -21,6 +21,7 @@ pub mod specs;
 pub mod wait;
 
 use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -212,6 +213,8 @@ impl Cluster {
 pub struct Sandbox {
     root: PathBuf,
     dir: Option<TempDir>,
+    /// Held by a sandbox at a fixed path, for as long as it is there.
+    _lock: Option<File>,
     /// Ends everything when its standard input closes, however this process ends.
     guard: Child,
     finished: bool,
@@ -224,9 +227,32 @@ impl Sandbox {
     /// When it cannot be made.
     pub fn new() -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("rug-test-").tempdir().context("make a temporary directory")?;
+        Self::of(dir, None)
+    }
+
+    /// An empty one at this path, for data that were recorded at that path. Waits until no other test uses it, and removes
+    /// what one that was killed left there.
+    ///
+    /// # Errors
+    /// When it cannot be made, or stays in use for longer than [`PATIENCE`].
+    pub async fn at(path: &Path) -> Result<Self> {
+        let lock = File::create(path.with_extension("lock")).with_context(|| format!("lock {}", path.display()))?;
+        until(PATIENCE, "the directory is free", async || Ok(lock.try_lock()?)).await?;
+        processes::end_all(path)?;
+        match fs::remove_dir_all(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        let parent = path.parent().context("it is below a directory")?;
+        let name = path.file_name().context("it has a name")?;
+        let dir = tempfile::Builder::new().prefix(name).rand_bytes(0).tempdir_in(parent)?;
+        Self::of(dir, Some(lock))
+    }
+
+    fn of(dir: TempDir, lock: Option<File>) -> Result<Self> {
         // As the kernel will show it in the environment of processes.
         let root = dir.path().canonicalize()?;
-        std::fs::create_dir_all(root.join("logs"))?;
+        fs::create_dir_all(root.join("logs"))?;
         let guard = Command::new(binaries::path("rug-test-helper")?)
             .arg("guard")
             .arg(&root)
@@ -237,7 +263,7 @@ impl Sandbox {
             .process_group(0)
             .spawn()
             .context("start the guard")?;
-        Ok(Self { root, dir: Some(dir), guard, finished: false })
+        Ok(Self { root, dir: Some(dir), _lock: lock, guard, finished: false })
     }
 
     /// A path inside.

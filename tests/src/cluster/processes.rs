@@ -41,6 +41,12 @@ pub fn instances(root: &Path) -> BTreeMap<String, ProcessIdentity> {
     all(root).filter(|p| p.session == p.identity.pid).filter_map(of).collect()
 }
 
+/// Who a process is; `None` when it has ended.
+#[must_use]
+pub fn identify(pid: u32) -> Option<Identity> {
+    stat(pid).map(|(identity, _)| identity)
+}
+
 /// Whether exactly this process runs.
 #[must_use]
 pub fn is_alive(identity: ProcessIdentity) -> bool {
