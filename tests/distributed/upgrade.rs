@@ -8,16 +8,14 @@ mod stage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use proto::admin::v1;
 use serde_json::Value;
-use tests::cluster::processes::{self, Identity, ROOT_VARIABLE};
+use tests::cluster::processes::{self, ProcessIdentity, ROOT_VARIABLE};
 use tests::cluster::wait::until;
-use tests::cluster::{PATIENCE, Sandbox, api, binaries};
+use tests::cluster::{PATIENCE, Sandbox, api, binaries, specs};
 
 use self::stage::{HOME, Kind, Process, Recorded, Stage, data, requested};
 
@@ -104,10 +102,10 @@ async fn is_read(kind: Kind) -> Result<()> {
     let refused = stage.api.appliances().create(other).await;
     ensure!(refused.is_err(), "a request id was taken for another request: {refused:?}");
     // What is written now follows what was written then.
-    let id = recorded.request.appliance;
-    let label = v1::Appliance { labels: [("upgraded".into(), "yes".into())].into(), ..created.clone() };
-    let changed = stage.api.apply(label).await?.appliance.context("it is there")?;
-    ensure!(changed.id == id && changed.generation == created.generation + 1, "{changed:?}");
+    let mut changed = requested("").appliance.context("it has one")?;
+    specs::custom(&mut changed).env = [("UPGRADED".into(), "yes".into())].into();
+    let changed = stage.api.apply(changed).await?.appliance.context("it is there")?;
+    ensure!(changed.id == created.id && changed.generation == created.generation + 1, "{changed:?}");
     stage.finish().await
 }
 
@@ -127,7 +125,7 @@ async fn a_mariadb_database_of_the_previous_version_is_read() -> Result<()> {
 }
 
 /// Starts a process the way the previous version's driver did. Answers who it is.
-fn start(process: &Process, sandbox: &Sandbox) -> Result<Identity> {
+fn start(process: &Process, sandbox: &Sandbox) -> Result<ProcessIdentity> {
     fs::create_dir_all(&process.directory)?;
     let appliance = binaries::path("rug-appliance")?;
     let mut command = Command::new(&appliance);
@@ -142,13 +140,12 @@ fn start(process: &Process, sandbox: &Sandbox) -> Result<Identity> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        .process_group(0)
         .spawn()?;
     processes::identify(child.id()).context("it has ended at once")
 }
 
 /// Puts the state directory in place, starts every process that is recorded in it, and fills in who they are.
-async fn revive(sandbox: &Sandbox) -> Result<BTreeMap<String, Identity>> {
+async fn revive(sandbox: &Sandbox) -> Result<BTreeMap<String, ProcessIdentity>> {
     let workers = sandbox.path("workers");
     stage::copy(&data("workers", ""), &workers)?;
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;

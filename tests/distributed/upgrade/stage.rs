@@ -14,7 +14,7 @@ use servers::mariadb::{self, MariaDb};
 use servers::postgres::{self, Postgres};
 use tests::cluster::api::Api;
 use tests::cluster::daemon::Daemon;
-use tests::cluster::processes::{self, Identity};
+use tests::cluster::processes::{self, ProcessIdentity};
 use tests::cluster::{Sandbox, binaries, ports, rugctl};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -313,7 +313,7 @@ impl Stage {
     }
 
     /// Instances that run.
-    pub(super) fn instances(&self) -> BTreeMap<String, Identity> {
+    pub(super) fn instances(&self) -> BTreeMap<String, ProcessIdentity> {
         processes::instances(self.sandbox.root())
     }
 

@@ -43,7 +43,7 @@ pub fn instances(root: &Path) -> BTreeMap<String, ProcessIdentity> {
 
 /// Who a process is; `None` when it has ended.
 #[must_use]
-pub fn identify(pid: u32) -> Option<Identity> {
+pub fn identify(pid: u32) -> Option<ProcessIdentity> {
     stat(pid).map(|(identity, _)| identity)
 }
 
