@@ -23,7 +23,7 @@ mod tests;
 
 use common::appliance::FieldViolation;
 
-pub use spec::{spec_from_wire, spec_to_wire};
+pub use spec::{spec_from_wire, spec_to_wire, take_maps};
 pub use worker::{MAX_ENTRIES_PER_MESSAGE, WireError};
 
 /// Most violations one answer carries. A document with more is broken as a whole, and an answer has to fit into the

@@ -10,7 +10,8 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
-use common::appliance::{Custom, Driver, Kind, Name, Probe, Spec};
+use common::appliance::{Driver, Name, Spec};
+use common::kind::{Custom, KindSpec, Probe};
 use common::{ApplianceId, CoordinatorId, Generation, Incarnation, Term, Token, WorkerId};
 use coordinator::record::{AuditEvent, Record, RequestRecord};
 use coordinator::store::{Config, Store, StoreWrite};
@@ -162,7 +163,7 @@ fn create() -> Result<Vec<StoreWrite>> {
             replicas: 1,
             probe_interval: None,
             image: None,
-            kind: Kind::Custom(Custom {
+            kind: KindSpec::Custom(Custom {
                 command: "sleep".into(),
                 args: vec!["infinity".into()],
                 env: BTreeMap::new(),

@@ -4,10 +4,7 @@
 //! gate is shut for good, running steps end or are given up, the coordinator and the coordination service are told, the
 //! process ends. Instances go on running.
 
-use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::Duration;
 
 use common::appliance::Driver as Name;
 use common::{ApplianceId, Profile, Term, WorkerId};
@@ -21,14 +18,10 @@ use worker_core::instance::Instance;
 
 use crate::config::Config;
 use crate::drivers::process::Process;
-use crate::drivers::simulated::Simulated;
-use crate::drivers::{self, Driver};
-use crate::kinds::{Kind, Kinds};
-use crate::runner::{Drivers, Runner};
+use crate::drivers::{self, Driver as _};
+use crate::offer;
+use crate::runner::Runner;
 use crate::session::{OnStop, Session, Stop, profile};
-
-/// How often what deleted appliances left behind as tombstones is looked through.
-const SWEEP: Duration = Duration::from_secs(3600);
 
 /// Why the process ends, with its documented exit code.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +95,8 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let beside = CancellationToken::new();
     let _ended_with_this = beside.clone().drop_guard();
     let (terms, newest_term) = watch::channel(Term::default());
-    let drivers = build(&config, &name, &newest_term, &beside)?;
+    let drivers = offer::build(&config, &name, &newest_term, &beside)
+        .map_err(|(driver, error)| Failure::Driver(driver, error))?;
     let (zone, host) = (config.zone.clone(), config.host.clone());
     let profile = profile(config.weight, zone, host, config.drivers.clone(), config.session.lease);
     let profile = Profile { holds: drivers.holds(), state_dir: drivers.state_dir(), ..profile };
@@ -152,53 +146,6 @@ async fn supervise(
                     }
                 }
             }
-        }
-    }
-}
-
-fn build(
-    config: &Config,
-    name: &WorkerId,
-    term: &watch::Receiver<Term>,
-    stop: &CancellationToken,
-) -> Result<Drivers, Failure> {
-    let kinds = Kinds::new().map_err(|e| Failure::Other(format!("set up probes: {e}")))?;
-    let mut offered: BTreeMap<Name, Arc<dyn Driver>> = BTreeMap::new();
-    let mut simulated_kind: Option<Arc<dyn Kind>> = None;
-    for driver in &config.drivers {
-        let failed = |e| Failure::Driver(driver.clone(), e);
-        match driver {
-            Name::Process => {
-                let process = Arc::new(Process::new(config.process.clone(), name.clone()).map_err(failed)?);
-                tokio::spawn(sweep(Arc::clone(&process), term.clone(), stop.clone()));
-                offered.insert(driver.clone(), process);
-            }
-            Name::Simulated => {
-                let simulated = Arc::new(Simulated::new(config.simulated.clone()).map_err(failed)?);
-                simulated_kind = Some(Arc::clone(&simulated) as Arc<dyn Kind>);
-                offered.insert(driver.clone(), simulated);
-            }
-        }
-    }
-    Ok(Drivers::new(offered, move |desired| match (&desired.driver, &simulated_kind) {
-        (Name::Simulated, Some(simulated)) => Arc::clone(simulated),
-        _ => kinds.of(&desired.spec),
-    }))
-}
-
-/// Removes tombstones of token files that nobody can need any more.
-async fn sweep(process: Arc<Process>, term: watch::Receiver<Term>, stop: CancellationToken) {
-    let mut timer = tokio::time::interval(SWEEP);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = timer.tick() => {}
-        }
-        let term = *term.borrow();
-        match process.cleanup(term).await {
-            Ok(0) => {}
-            Ok(removed) => info!(removed, "removed tombstones of deleted appliances"),
-            Err(problem) => warn!("look through tombstones: {problem}"),
         }
     }
 }

@@ -6,5 +6,6 @@ pub mod config;
 pub mod drivers;
 pub mod gate;
 pub mod kinds;
+pub mod offer;
 pub mod runner;
 pub mod session;

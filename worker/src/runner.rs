@@ -17,23 +17,20 @@ mod timers;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
-use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
 use common::appliance::FieldViolation;
 use common::status::{Progress, Status};
-use common::{ApplianceId, Timestamp, Token, appliance};
+use common::{ApplianceId, Timestamp, Token};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use worker_core::desired::Desired;
 use worker_core::lifecycle;
 
-use crate::drivers::{Driver, Fencing};
 use crate::gate::Gate;
-use crate::kinds::Kind;
+use crate::offer::Drivers;
 
 /// Commands that may wait. A delta has up to 1,000 entries; when it is full, the session reads on once the runner has
 /// caught up, which takes microseconds for each.
@@ -207,55 +204,6 @@ impl Config {
             found.push(FieldViolation::new("stop_grace", "must be 1h or less"));
         }
         found
-    }
-}
-
-type KindOf = dyn Fn(&Desired) -> Arc<dyn Kind> + Send + Sync;
-
-/// The drivers this worker offers, and how to speak to what they run.
-#[derive(Clone)]
-pub struct Drivers {
-    offered: Arc<BTreeMap<appliance::Driver, Arc<dyn Driver>>>,
-    kind_of: Arc<KindOf>,
-}
-
-impl Drivers {
-    /// These drivers; `kind_of` chooses the kind for what an appliance shall be.
-    pub fn new(
-        offered: BTreeMap<appliance::Driver, Arc<dyn Driver>>,
-        kind_of: impl Fn(&Desired) -> Arc<dyn Kind> + Send + Sync + 'static,
-    ) -> Self {
-        Self { offered: Arc::new(offered), kind_of: Arc::new(kind_of) }
-    }
-
-    /// How long calls through those of them may take effect that no token fences, for the leader to know.
-    #[must_use]
-    pub fn holds(&self) -> BTreeMap<appliance::Driver, Duration> {
-        let hold = |driver: &Arc<dyn Driver>| match driver.fencing() {
-            Fencing::Token => None,
-            Fencing::Hold(hold) => Some(hold),
-        };
-        self.offered.iter().filter_map(|(name, driver)| Some((name.clone(), hold(driver)?))).collect()
-    }
-
-    /// Where instances of host-bound drivers are kept, as an absolute path; empty when none is offered.
-    #[must_use]
-    pub fn state_dir(&self) -> String {
-        self.offered.values().find_map(|driver| driver.state_dir()).unwrap_or_default().to_owned()
-    }
-
-    fn driver(&self, name: &appliance::Driver) -> Option<&Arc<dyn Driver>> {
-        self.offered.get(name)
-    }
-
-    fn kind(&self, desired: &Desired) -> Arc<dyn Kind> {
-        (self.kind_of)(desired)
-    }
-}
-
-impl fmt::Debug for Drivers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.offered.keys()).finish()
     }
 }
 

@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::appliance::{Custom, Driver as DriverName, HealthCheck, Kind, Listener, LoadBalancer, Member, Name};
-use common::appliance::{Probe, Spec};
+use common::appliance::{Driver as DriverName, Name, Spec};
+use common::kind::{Custom, HealthCheck, KindSpec, Listener, LoadBalancer, Member, Probe};
 use common::{ApplianceId, Edition, Generation, Term, Token, WorkerId};
 use runtime::clock;
 use tempfile::TempDir;
@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout};
 use worker::drivers::process::{Config, Process, fence::Entry};
 use worker::drivers::{Driver, Error, Wanted};
 use worker::gate::{Gate, Permit};
-use worker::kinds::Kinds;
+use worker::kinds::{Protocol, Standard};
 use worker_core::desired::Desired;
 use worker_core::instance::Instance;
 
@@ -90,7 +90,7 @@ fn permit_with_gate(sequence: u64) -> (Permit, Arc<Gate>) {
     (gate.pass(A, token).expect("the gate is open"), gate)
 }
 
-fn desired(kind: Kind) -> Desired {
+fn desired(kind: KindSpec) -> Desired {
     let name = Name::new("web").expect("a name");
     Desired {
         name: name.clone(),
@@ -104,7 +104,7 @@ fn desired(kind: Kind) -> Desired {
 }
 
 fn custom(command: &str, args: &[&str], port: Option<u16>) -> Desired {
-    desired(Kind::Custom(Custom {
+    desired(KindSpec::Custom(Custom {
         command: command.into(),
         args: args.iter().map(|arg| (*arg).to_owned()).collect(),
         env: BTreeMap::from([("GREETING".to_owned(), "{name} {ordinal} {id}".to_owned())]),
@@ -348,7 +348,7 @@ fn balanced(port: u16, members: &[SocketAddr]) -> Desired {
         members: members.iter().map(|m| Member { address: m.ip(), port: m.port() }).collect(),
         health_check: HealthCheck::default(),
     };
-    desired(Kind::Loadbalancer(LoadBalancer { listeners: vec![listener] }))
+    desired(KindSpec::Loadbalancer(LoadBalancer { listeners: vec![listener] }))
 }
 
 #[tokio::test]
@@ -361,7 +361,7 @@ async fn a_load_balancer_is_started_configured_probed_and_drained() {
     let spec = balanced(port, &[address]);
     let made = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
     assert!(made.management.is_some() && made.address.is_some_and(|a| a.port() == port), "{made:?}");
-    let kind = Kinds::new().expect("a client").of(&spec.spec);
+    let kind = Standard::new().expect("a client");
     kind.probe(&made, &spec).await.expect("it answers");
     kind.configure(&permit(2), &made, &spec).await.expect("it takes the configuration");
     kind.configure(&permit(2), &made, &spec).await.expect("again");

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use common::appliance::{Custom, Driver, Kind, Probe, Spec};
+use common::appliance::{Driver, Spec};
+use common::kind::{Custom, KindSpec, Probe};
 use common::{Generation, Term, Token};
 use proto::convert::admin::Draft;
 use proto::convert::patch::{Fixed, Patch, SpecFields, Update};
@@ -24,7 +25,7 @@ fn id(n: u128) -> ApplianceId {
 
 fn spec(port: Option<u16>) -> Spec {
     let custom = Custom { command: "sleep".into(), args: vec![], env: BTreeMap::new(), port, probe: Probe::Tcp };
-    Spec { replicas: 1, probe_interval: None, image: None, kind: Kind::Custom(custom) }
+    Spec { replicas: 1, probe_interval: None, image: None, kind: KindSpec::Custom(custom) }
 }
 
 fn draft(text: &str, port: Option<u16>) -> Draft {
@@ -305,7 +306,7 @@ fn a_rebuild_raises_the_revision_and_takes_the_image() {
 #[test]
 fn a_spec_whose_stored_form_is_too_large_is_refused() {
     let mut large = draft("web", None);
-    let Kind::Custom(custom) = &mut large.spec.kind else { unreachable!("made above") };
+    let KindSpec::Custom(custom) = &mut large.spec.kind else { unreachable!("made above") };
     custom.args = vec!["\u{1}".repeat(4000); 100];
     let (field, description) = violation(refused(&catalog(), &create(1, large)));
     assert_eq!(field, "appliance.spec");

@@ -8,6 +8,7 @@ use common::appliance::FieldViolation;
 use prost::Message;
 use proto::admin::v1 as wire;
 use proto::convert::admin::{Target, target_from_wire};
+use proto::convert::take_maps;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tonic::metadata::MetadataMap;
@@ -162,9 +163,7 @@ pub(super) fn canonical<M: Message>(
     let mut maps = Vec::new();
     if let Some(appliance) = appliance(&mut message) {
         maps.push(std::mem::take(&mut appliance.labels));
-        if let Some(wire::spec::Kind::Custom(custom)) = appliance.spec.as_mut().and_then(|s| s.kind.as_mut()) {
-            maps.push(std::mem::take(&mut custom.env));
-        }
+        maps.extend(appliance.spec.as_mut().and_then(take_maps));
     }
     let mut bytes = method.as_bytes().to_vec();
     bytes.push(0);

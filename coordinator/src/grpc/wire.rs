@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use common::appliance::{Driver, FieldViolation, Name};
+use common::kind;
 use common::{ApplianceId, Site};
 use coordinator_core::health::Health;
 use coordinator_core::planner::Strategy;
@@ -21,8 +22,6 @@ use crate::api::{
 use crate::catalog::{Counts, Entry, Filter, PhaseCounts};
 use crate::record::{MoveRecord, RebalanceOutcome, RebalanceRecord};
 
-/// Kinds a filter can name.
-const KINDS: [&str; 2] = ["loadbalancer", "custom"];
 /// Longest note about the cluster, in bytes.
 const MAX_NOTE: usize = 500;
 
@@ -259,8 +258,8 @@ pub(super) fn filter(wire: Option<wire::ApplianceFilter>) -> Result<Filter, Stat
         filter.tenant = Name::new(&wire.tenant).map_err(|e| note("tenant", e.to_string())).ok();
     }
     if !wire.kind.is_empty() {
-        if !KINDS.contains(&wire.kind.as_str()) {
-            note("kind", format!("`{}` is none of {}", clip(&wire.kind, 64), KINDS.join(", ")));
+        if !kind::REGISTRY.iter().any(|kind| kind.name == wire.kind) {
+            note("kind", format!("`{}` is none of {}", clip(&wire.kind, 64), kind::names()));
         }
         filter.kind = Some(wire.kind);
     }

@@ -4,24 +4,23 @@
 //! the present one. So only the single writer has to look at both, and a patch of `spec.replicas` never writes back a
 //! stale copy of the other fields.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use common::Generation;
-use common::appliance::{Custom, Driver, FieldViolation, Kind, Name, Probe, Spec};
+use common::appliance::{Driver, FieldViolation, Name, Spec};
+use common::kind::{self, KindSpec};
 
 use super::admin::{Draft, Target, draft_from_wire, id_or_none, labels, placement_key, tenant};
-use super::scalar::port_from_wire;
+use super::scalar::clip;
 use super::{Found, spec};
 use crate::admin::v1 as wire;
 
+/// Path of the specification.
+const AT: &str = "appliance.spec";
 /// Most paths of one mask; there are not that many fields.
 const MAX_PATHS: usize = 64;
-/// Paths an update mask may name.
-const PATHS: &str = "known are name, labels, spec, spec.replicas, spec.probe_interval, spec.image, spec.loadbalancer, \
-                     spec.loadbalancer.listeners, spec.custom, spec.custom.command, spec.custom.args, \
-                     spec.custom.env, spec.custom.port, spec.custom.probe";
-
 /// Fields to change. `None` leaves a field as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Patch {
@@ -46,18 +45,19 @@ pub struct SpecFields {
     pub probe_interval: Option<Option<Duration>>,
     /// `spec.image`; inner `None` is no image.
     pub image: Option<Option<String>>,
-    /// `spec.loadbalancer` or `spec.custom`.
-    pub kind: Option<Kind>,
-    /// `spec.custom.command`.
-    pub command: Option<String>,
-    /// `spec.custom.args`.
-    pub args: Option<Vec<String>>,
-    /// `spec.custom.env`.
-    pub env: Option<BTreeMap<String, String>>,
-    /// `spec.custom.port`; inner `None` lets the worker choose.
-    pub port: Option<Option<u16>>,
-    /// `spec.custom.probe`.
-    pub probe: Option<Probe>,
+    /// The kind as a whole, such as `spec.custom`.
+    pub kind: Option<KindSpec>,
+    /// Fields of the kind, such as `spec.custom.port`.
+    pub of_kind: Option<KindFields>,
+}
+
+/// Fields of a kind to change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KindFields {
+    /// Has the new values.
+    pub source: KindSpec,
+    /// Which fields are taken from it.
+    pub names: BTreeSet<&'static str>,
 }
 
 /// Fields that cannot change, where the request names them.
@@ -153,7 +153,6 @@ struct Source {
 }
 
 fn masked(paths: &[String], source: Source, patch: &mut Patch, found: &mut Found) {
-    const AT: &str = "appliance.spec";
     if paths.len() > MAX_PATHS {
         found.add("update_mask", format!("has {} paths, at most {MAX_PATHS} are allowed", paths.len()));
         return;
@@ -161,10 +160,6 @@ fn masked(paths: &[String], source: Source, patch: &mut Patch, found: &mut Found
     if !spec::fits(&source.spec, AT, found) {
         return;
     }
-    let custom = match &source.spec.kind {
-        Some(wire::spec::Kind::Custom(custom)) => custom.clone(),
-        _ => wire::Custom::default(),
-    };
     for path in paths {
         let fields = &mut patch.fields;
         match path.as_str() {
@@ -181,30 +176,67 @@ fn masked(paths: &[String], source: Source, patch: &mut Patch, found: &mut Found
             "spec.image" => {
                 fields.image = Some((!source.spec.image.is_empty()).then(|| source.spec.image.clone()));
             }
-            "spec.loadbalancer" | "spec.loadbalancer.listeners" => match &source.spec.kind {
-                Some(wire::spec::Kind::Loadbalancer(_)) => {
-                    fields.kind = spec::read_kind(source.spec.kind.clone(), AT, found);
+            other => match field_of_kind(other) {
+                Some((kind, field)) => masked_kind(kind, field, &source.spec, fields, found),
+                None => {
+                    let known = known_paths();
+                    found.add("update_mask", format!("`{}` cannot be updated; known are {known}", clip(other, 64)));
                 }
-                _ => found.add("appliance.spec.loadbalancer", "is missing though the mask names it"),
             },
-            "spec.custom" => match &source.spec.kind {
-                Some(wire::spec::Kind::Custom(_)) => {
-                    fields.kind = spec::read_kind(source.spec.kind.clone(), AT, found);
-                }
-                _ => found.add("appliance.spec.custom", "is missing though the mask names it"),
-            },
-            "spec.custom.command" => fields.command = Some(custom.command.clone()),
-            "spec.custom.args" => fields.args = Some(custom.args.clone()),
-            "spec.custom.env" => fields.env = Some(custom.env.clone().into_iter().collect()),
-            "spec.custom.port" => {
-                fields.port =
-                    Some(custom.port.and_then(|p| found.take("appliance.spec.custom.port", port_from_wire(p))));
-            }
-            "spec.custom.probe" => fields.probe = Some(spec::read_probe(custom.probe.clone())),
-            other => {
-                found.add("update_mask", format!("`{}` cannot be updated; {PATHS}", super::scalar::clip(other, 64)))
-            }
         }
+    }
+}
+
+/// Paths an update mask may name.
+fn known_paths() -> String {
+    let mut known = "name, labels, spec, spec.replicas, spec.probe_interval, spec.image".to_owned();
+    for kind in kind::REGISTRY {
+        let _ = write!(known, ", spec.{}", kind.name);
+        for field in kind.fields {
+            let _ = write!(known, ", spec.{}.{field}", kind.name);
+        }
+    }
+    known
+}
+
+/// The kind a path names and, unless it names the kind as a whole, the field of it. The only field of a kind is the kind as
+/// a whole.
+fn field_of_kind(path: &str) -> Option<(&'static str, Option<&'static str>)> {
+    let path = path.strip_prefix("spec.")?;
+    let (name, field) = path.split_once('.').map_or((path, None), |(name, field)| (name, Some(field)));
+    let kind = kind::REGISTRY.iter().find(|kind| kind.name == name)?;
+    let Some(field) = field else { return Some((kind.name, None)) };
+    let field = kind.fields.iter().find(|known| **known == field)?;
+    Some((kind.name, Some(*field).filter(|_| kind.fields.len() > 1)))
+}
+
+/// Notes that the mask names a kind, or a field of it.
+fn masked_kind(
+    kind: &'static str,
+    field: Option<&'static str>,
+    source: &wire::Spec,
+    fields: &mut SpecFields,
+    found: &mut Found,
+) {
+    let at = format!("{AT}.{kind}");
+    let given = source.kind.clone().filter(|given| spec::kind_name(given) == kind);
+    let Some(field) = field else {
+        match given {
+            Some(_) => fields.kind = spec::read_kind(given, AT, found),
+            None => found.add(at, "is missing though the mask names it"),
+        }
+        return;
+    };
+    // Only what is said about the named field counts.
+    let mut notes = Found::default();
+    let source = spec::read_kind(given.or_else(|| spec::empty_kind(kind)), AT, &mut notes);
+    let below = format!("{at}.{field}");
+    notes.0.into_iter().filter(|note| note.field.starts_with(&below)).for_each(|note| found.add_if_new(note));
+    match (&mut fields.of_kind, source) {
+        (Some(of_kind), _) if of_kind.source.name() == kind => drop(of_kind.names.insert(field)),
+        (Some(_), _) => found.add("update_mask", "names fields of two kinds"),
+        (none, Some(source)) => *none = Some(KindFields { source, names: BTreeSet::from([field]) }),
+        (None, None) => {}
     }
 }
 
@@ -233,42 +265,18 @@ impl Patch {
         if let Some(kind) = &fields.kind {
             spec.kind = kind.clone();
         }
-        match &mut spec.kind {
-            Kind::Custom(custom) => fields.apply_custom(custom),
-            other if fields.touches_custom() => {
-                found.add("update_mask", format!("names fields of spec.custom, but the kind is {}", other.name()));
+        if let Some(KindFields { source, names }) = &fields.of_kind {
+            if spec.kind.name() == source.name() {
+                match spec.kind.with_fields(source, names) {
+                    Ok(kind) => spec.kind = kind,
+                    Err(error) => found.add("update_mask", error.to_string()),
+                }
+            } else {
+                let text = format!("names fields of spec.{}, but the kind is {}", source.name(), spec.kind.name());
+                found.add("update_mask", text);
             }
-            Kind::Loadbalancer(_) => {}
         }
         spec::check(&spec, "appliance.spec", &mut found);
         found.into_result(Some(spec))
-    }
-}
-
-impl SpecFields {
-    fn touches_custom(&self) -> bool {
-        self.command.is_some()
-            || self.args.is_some()
-            || self.env.is_some()
-            || self.port.is_some()
-            || self.probe.is_some()
-    }
-
-    fn apply_custom(&self, custom: &mut Custom) {
-        if let Some(command) = &self.command {
-            custom.command.clone_from(command);
-        }
-        if let Some(args) = &self.args {
-            custom.args.clone_from(args);
-        }
-        if let Some(env) = &self.env {
-            custom.env.clone_from(env);
-        }
-        if let Some(port) = self.port {
-            custom.port = port;
-        }
-        if let Some(probe) = &self.probe {
-            custom.probe = probe.clone();
-        }
     }
 }

@@ -1,19 +1,15 @@
 //! The specification of an appliance: every field is read, everything wrong is noted, then the whole is checked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use common::appliance::{
-    Custom, FieldViolation, HealthCheck, Kind, Listener, LoadBalancer, MAX_REPLICAS, MAX_SPEC, Member, Probe, Spec,
-};
+use common::appliance::{FieldViolation, MAX_REPLICAS, MAX_SPEC, Spec};
+use common::kind::{self, Custom, HealthCheck, KindSpec, Listener, LoadBalancer, Member, Probe};
 use prost::Message;
 
 use super::Found;
 use super::scalar::{address_from_wire, duration_from_wire, duration_to_wire, port_from_wire};
 use crate::admin::v1 as wire;
-
-/// Kinds this version knows, as a violation lists them.
-const KINDS: &str = "one of loadbalancer, custom is needed";
 
 /// Reads a specification whose path in the request is `at` (such as `appliance.spec`).
 ///
@@ -38,7 +34,7 @@ pub(super) fn read(wire: wire::Spec, at: &str, found: &mut Found) -> Option<Spec
     let readable = kind.is_some();
     // A missing kind gets a placeholder, so that one answer also has what is wrong with the other fields.
     let kind = kind.unwrap_or_else(|| {
-        Kind::Custom(Custom {
+        KindSpec::Custom(Custom {
             command: "-".to_owned(),
             args: Vec::new(),
             env: BTreeMap::new(),
@@ -82,19 +78,44 @@ pub(super) fn duration(wire: &prost_types::Duration, at: &str, found: &mut Found
     found.take(at, duration_from_wire(wire))
 }
 
-pub(super) fn read_kind(kind: Option<wire::spec::Kind>, at: &str, found: &mut Found) -> Option<Kind> {
+/// The name of the kind of a message.
+pub(super) const fn kind_name(kind: &wire::spec::Kind) -> &'static str {
+    match kind {
+        wire::spec::Kind::Loadbalancer(_) => "loadbalancer",
+        wire::spec::Kind::Custom(_) => "custom",
+    }
+}
+
+/// A message of this kind with nothing set.
+pub(super) fn empty_kind(name: &str) -> Option<wire::spec::Kind> {
+    match name {
+        "loadbalancer" => Some(wire::spec::Kind::Loadbalancer(wire::LoadBalancer::default())),
+        "custom" => Some(wire::spec::Kind::Custom(wire::Custom::default())),
+        _ => None,
+    }
+}
+
+/// Takes the maps out of a specification, which are encoded in no particular order.
+pub fn take_maps(spec: &mut wire::Spec) -> Option<HashMap<String, String>> {
+    match spec.kind.as_mut()? {
+        wire::spec::Kind::Custom(custom) => Some(std::mem::take(&mut custom.env)),
+        wire::spec::Kind::Loadbalancer(_) => None,
+    }
+}
+
+pub(super) fn read_kind(kind: Option<wire::spec::Kind>, at: &str, found: &mut Found) -> Option<KindSpec> {
     match kind {
         None => {
-            found.add(format!("{at}.kind"), KINDS);
+            found.add(format!("{at}.kind"), format!("one of {} is needed", kind::names()));
             None
         }
         Some(wire::spec::Kind::Loadbalancer(lb)) => {
             let at = format!("{at}.loadbalancer.listeners");
             let listeners =
                 lb.listeners.into_iter().enumerate().map(|(i, l)| read_listener(i, l, &at, found)).collect();
-            Some(Kind::Loadbalancer(LoadBalancer { listeners }))
+            Some(KindSpec::Loadbalancer(LoadBalancer { listeners }))
         }
-        Some(wire::spec::Kind::Custom(custom)) => Some(Kind::Custom(read_custom(custom, at, found))),
+        Some(wire::spec::Kind::Custom(custom)) => Some(KindSpec::Custom(read_custom(custom, at, found))),
     }
 }
 
@@ -142,7 +163,7 @@ fn read_custom(wire: wire::Custom, at: &str, found: &mut Found) -> Custom {
     }
 }
 
-pub(super) fn read_probe(wire: Option<wire::Probe>) -> Probe {
+fn read_probe(wire: Option<wire::Probe>) -> Probe {
     match wire.and_then(|p| p.probe) {
         None | Some(wire::probe::Probe::Tcp(_)) => Probe::Tcp,
         Some(wire::probe::Probe::Http(http)) => {
@@ -159,10 +180,10 @@ pub fn spec_to_wire(spec: &Spec) -> wire::Spec {
         probe_interval: spec.probe_interval.map(duration_to_wire),
         image: spec.image.clone().unwrap_or_default(),
         kind: Some(match &spec.kind {
-            Kind::Loadbalancer(lb) => wire::spec::Kind::Loadbalancer(wire::LoadBalancer {
+            KindSpec::Loadbalancer(lb) => wire::spec::Kind::Loadbalancer(wire::LoadBalancer {
                 listeners: lb.listeners.iter().map(listener_to_wire).collect(),
             }),
-            Kind::Custom(custom) => wire::spec::Kind::Custom(wire::Custom {
+            KindSpec::Custom(custom) => wire::spec::Kind::Custom(wire::Custom {
                 command: custom.command.clone(),
                 args: custom.args.clone(),
                 env: custom.env.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),

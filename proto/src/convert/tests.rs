@@ -8,9 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::Profile;
-use common::appliance::{
-    Custom, Driver, FieldViolation, HealthCheck, Kind, Listener, LoadBalancer, Member, Name, Probe, Spec,
-};
+use common::appliance::{Driver, FieldViolation, Name, Spec};
+use common::kind::{Custom, HealthCheck, KindSpec, Listener, LoadBalancer, Member, Probe};
 use common::ring::MAX_WEIGHT;
 use common::session::{
     Ack, AnnouncedStep, Carryover, Confirm, Declined, Delta, DeltaEntry, Desired, Envelope, GrantRef, Hello,
@@ -39,7 +38,7 @@ fn member() -> impl Strategy<Value = Member> {
     (any::<[u8; 4]>(), 1..=u16::MAX).prop_map(|(a, port)| Member { address: IpAddr::from(a), port })
 }
 
-fn kind() -> impl Strategy<Value = Kind> {
+fn kind() -> impl Strategy<Value = KindSpec> {
     let members = prop::collection::btree_set(member(), 0..4).prop_map(|m| m.into_iter().collect::<Vec<_>>());
     let check = (duration(50..=300_000), duration(50..=300_000), 1..=100u32, 1..=100u32)
         .prop_map(|(interval, timeout, fall, rise)| HealthCheck { interval, timeout, fall, rise });
@@ -51,12 +50,12 @@ fn kind() -> impl Strategy<Value = Kind> {
             members,
             health_check,
         };
-        Kind::Loadbalancer(LoadBalancer { listeners: all.into_iter().enumerate().map(listener).collect() })
+        KindSpec::Loadbalancer(LoadBalancer { listeners: all.into_iter().enumerate().map(listener).collect() })
     });
     let probe = prop_oneof![Just(Probe::Tcp), "/[a-z]{0,8}".prop_map(|path| Probe::Http { path })];
     let env = prop::collection::btree_map("[A-Z]{1,5}", "[ -~]{0,9}", 0..4);
     let custom = ("[a-z]{1,9}", prop::collection::vec("[ -~]{0,9}", 0..4), env, prop::option::of(1..60_000u16), probe)
-        .prop_map(|(command, args, env, port, probe)| Kind::Custom(Custom { command, args, env, port, probe }));
+        .prop_map(|(command, args, env, port, probe)| KindSpec::Custom(Custom { command, args, env, port, probe }));
     prop_oneof![listeners, custom]
 }
 
@@ -398,7 +397,7 @@ fn defaults_of_the_api_are_filled_in() {
     assert_eq!((draft.tenant.as_str(), draft.driver, draft.spec.replicas), ("default", Driver::Process, 1));
     let mut appliance = custom_appliance();
     appliance.spec.as_mut().expect("has one").kind = lb(wire::Listener { port: 80, ..Default::default() });
-    let Kind::Loadbalancer(lb) = draft_from_wire(Some(appliance)).expect("valid").spec.kind else {
+    let KindSpec::Loadbalancer(lb) = draft_from_wire(Some(appliance)).expect("valid").spec.kind else {
         panic!("the kind changed on the way");
     };
     assert_eq!(lb.listeners[0].name, "listener-0");
@@ -498,7 +497,7 @@ fn a_masked_update_changes_the_named_fields_and_no_others() {
     let update = update_from_wire(update(&["spec.replicas", "spec.custom.port"], appliance)).expect("valid");
     assert_eq!((update.patch.name.clone(), update.patch.labels.clone()), (None, None));
     let next = update.patch.apply(&current).expect("valid");
-    let Kind::Custom(custom) = &next.kind else { panic!("the kind changed on the way") };
+    let KindSpec::Custom(custom) = &next.kind else { panic!("the kind changed on the way") };
     assert_eq!((next.replicas, next.image.as_deref(), custom.port), (3, None, Some(8000)));
     assert_eq!(custom.command, "sleep");
 }
@@ -556,7 +555,7 @@ fn drivers_of_a_newer_worker_are_ignored() {
 #[test]
 fn the_environment_keeps_its_order_and_content() {
     let env = BTreeMap::from([("A".to_owned(), "1".to_owned()), ("B".to_owned(), String::new())]);
-    let kind = Kind::Custom(Custom { command: "x".into(), args: vec![], env, port: None, probe: Probe::Tcp });
+    let kind = KindSpec::Custom(Custom { command: "x".into(), args: vec![], env, port: None, probe: Probe::Tcp });
     let spec = Spec { replicas: 1, probe_interval: None, image: None, kind };
     assert_eq!(spec_from_wire(spec_to_wire(&spec), "spec"), Ok(spec));
 }

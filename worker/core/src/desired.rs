@@ -1,24 +1,9 @@
 //! What follows from the wanted state of an appliance for its instances.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 
-use common::appliance::{Custom, Kind};
 pub use common::session::Desired;
 use md5::{Digest, Md5};
-
-/// Where instance `ordinal` serves once it has this configuration, for kinds whose configuration says so: the first
-/// listener of a load balancer. `None` for the others, whose address is settled when they are started.
-#[must_use]
-pub fn address(desired: &Desired, ordinal: u16) -> Option<SocketAddr> {
-    match &desired.spec.kind {
-        Kind::Loadbalancer(lb) => {
-            let first = lb.listeners.first()?;
-            Some(SocketAddr::new(first.address, first.port.checked_add(ordinal)?))
-        }
-        Kind::Custom(_) => None,
-    }
-}
 
 /// Digest of everything an instance can only take on by being started anew. An instance with another digest is
 /// replaced; everything else is configured in place.
@@ -37,15 +22,7 @@ pub fn boot_digest(desired: &Desired) -> String {
     field("revision", &desired.revision.to_string());
     field("image", desired.spec.image.as_deref().unwrap_or(""));
     field("kind", desired.spec.kind.name());
-    if let Kind::Custom(Custom { command, args, env, port, probe: _ }) = &desired.spec.kind {
-        field("command", command);
-        args.iter().for_each(|arg| field("arg", arg));
-        env.iter().for_each(|(name, value)| {
-            field("variable", name);
-            field("value", value);
-        });
-        field("port", &port.map(|p| p.to_string()).unwrap_or_default());
-    }
+    desired.spec.kind.restart_inputs(&mut field);
     hash.finalize().iter().fold(String::with_capacity(32), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
@@ -56,25 +33,26 @@ pub fn boot_digest(desired: &Desired) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use common::appliance::{Driver, HealthCheck, Listener, LoadBalancer, Name, Probe, Spec};
     use common::Edition;
+    use common::appliance::{Driver, Name, Spec};
+    use common::kind::{Custom, HealthCheck, KindSpec, Listener, LoadBalancer, Probe};
 
     use super::*;
 
-    fn desired(revision: u64, image: Option<&str>, kind: Kind) -> Desired {
+    fn desired(revision: u64, image: Option<&str>, kind: KindSpec) -> Desired {
         let name = Name::new("a").expect("a name");
         let spec = Spec { replicas: 2, probe_interval: None, image: image.map(str::to_owned), kind };
         let (driver, edition) = (Driver::Process, Edition::default());
         Desired { name: name.clone(), tenant: name, driver, edition, revision, deleting: false, spec }
     }
 
-    fn custom(port: Option<u16>, probe: Probe) -> Kind {
+    fn custom(port: Option<u16>, probe: Probe) -> KindSpec {
         let env = BTreeMap::from([("B".to_owned(), "2".to_owned()), ("A".to_owned(), "{port}".to_owned())]);
         let args = vec!["-m".to_owned(), "http.server".to_owned(), "{port}".to_owned()];
-        Kind::Custom(Custom { command: "python3".into(), args, env, port, probe })
+        KindSpec::Custom(Custom { command: "python3".into(), args, env, port, probe })
     }
 
-    fn balancer() -> Kind {
+    fn balancer() -> KindSpec {
         let listener = Listener {
             name: "l".into(),
             address: [127, 0, 0, 1].into(),
@@ -82,7 +60,7 @@ mod tests {
             members: vec![],
             health_check: HealthCheck::default(),
         };
-        Kind::Loadbalancer(LoadBalancer { listeners: vec![listener] })
+        KindSpec::Loadbalancer(LoadBalancer { listeners: vec![listener] })
     }
 
     /// Instances that run were started with these. Another digest for the same specification would restart every one of

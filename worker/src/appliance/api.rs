@@ -1,14 +1,7 @@
-//! The REST contract, as both sides write it: the appliance serves it, kind `loadbalancer` calls it.
-//!
-//! Durations are milliseconds and ports are those to listen on (already shifted by the ordinal), so that the appliance
-//! knows nothing of replicas. Unknown fields are refused: a configuration that is only half understood must not count
-//! as in place.
+//! The REST contract, as both sides write it: the appliance serves it, [`crate::kinds::rest`] calls it.
 
-use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
-
-use common::appliance::{HealthCheck, LoadBalancer};
-use common::{Generation, Term, Token};
+pub use common::kind::loadbalancer::contract::{Check, Config, Listener, Member};
+use common::{Term, Token};
 use serde::{Deserialize, Serialize};
 
 /// Header of every call that changes something: `Rug-Token: <term>/<sequence>`, both decimal.
@@ -28,57 +21,6 @@ pub mod path {
     pub const CONFIG: &str = "/v1/system/config";
     /// `POST`: [`super::Labels`].
     pub const LABELS: &str = "/v1/firewall/labels";
-}
-
-/// A configuration, as a whole.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// Generation of the spec it was made from.
-    pub generation: Generation,
-    /// What is listened on.
-    pub listeners: Vec<Listener>,
-}
-
-/// One port and the members behind it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Listener {
-    /// Unique in a configuration.
-    pub name: String,
-    /// Where to listen.
-    pub address: IpAddr,
-    /// Where to listen.
-    pub port: u16,
-    /// Where connections go.
-    pub members: Vec<Member>,
-    /// How members are checked.
-    #[serde(default)]
-    pub health_check: Check,
-}
-
-/// One server.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Member {
-    /// Its address.
-    pub address: IpAddr,
-    /// Its port.
-    pub port: u16,
-}
-
-/// How members are checked: a TCP connection that is closed again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Check {
-    /// Time between two checks, in milliseconds.
-    pub interval_ms: u64,
-    /// How long one check may take, in milliseconds.
-    pub timeout_ms: u64,
-    /// Failures in a row that take a member out.
-    pub fall: u32,
-    /// Successes in a row that bring it back.
-    pub rise: u32,
 }
 
 /// Answer to [`path::INTERFACES`].
@@ -144,58 +86,6 @@ pub struct Problem {
     /// Token in force, when an older one was refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<Token>,
-}
-
-impl Config {
-    /// The configuration of instance `ordinal`. `None` when a port would go beyond 65535.
-    #[must_use]
-    pub fn new(generation: Generation, lb: &LoadBalancer, ordinal: u16) -> Option<Self> {
-        let listeners = lb.listeners.iter().map(|listener| {
-            Some(Listener {
-                name: listener.name.clone(),
-                address: listener.address,
-                port: listener.port.checked_add(ordinal)?,
-                members: listener.members.iter().map(|m| Member { address: m.address, port: m.port }).collect(),
-                health_check: Check::from(&listener.health_check),
-            })
-        });
-        Some(Self { generation, listeners: listeners.collect::<Option<_>>()? })
-    }
-}
-
-impl Member {
-    /// Address and port.
-    #[must_use]
-    pub const fn address(&self) -> SocketAddr {
-        SocketAddr::new(self.address, self.port)
-    }
-}
-
-impl Check {
-    /// Time between two checks.
-    #[must_use]
-    pub const fn interval(&self) -> Duration {
-        Duration::from_millis(self.interval_ms)
-    }
-
-    /// How long one check may take.
-    #[must_use]
-    pub const fn timeout(&self) -> Duration {
-        Duration::from_millis(self.timeout_ms)
-    }
-}
-
-impl Default for Check {
-    fn default() -> Self {
-        Self::from(&HealthCheck::default())
-    }
-}
-
-impl From<&HealthCheck> for Check {
-    fn from(check: &HealthCheck) -> Self {
-        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        Self { interval_ms: ms(check.interval), timeout_ms: ms(check.timeout), fall: check.fall, rise: check.rise }
-    }
 }
 
 /// The value of [`TOKEN_HEADER`].

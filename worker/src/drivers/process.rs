@@ -197,7 +197,7 @@ impl Process {
     async fn settle(&self, order: &Order, mut instance: Instance, child: Child) -> Result<Instance, Error> {
         let folder = self.inner.folder(order.appliance, order.ordinal);
         let mut exit = reap(child);
-        let has_management = matches!(order.kind, common::appliance::Kind::Loadbalancer(_));
+        let has_management = order.recipe.program.has_management();
         let wait = if has_management { self.inner.config.management_wait } else { self.inner.config.settle };
         let deadline = Instant::now() + wait;
         loop {
@@ -285,7 +285,7 @@ impl Driver for Process {
     }
 
     async fn ensure(&self, permit: &Permit, wanted: Wanted<'_>) -> Result<Instance, Error> {
-        let order = Order::new(permit.appliance(), &wanted);
+        let order = Order::new(permit.appliance(), &wanted)?;
         let held = self.inner.fences.acquire(permit).await?;
         let (inner, task) = (Arc::clone(&self.inner), order.clone());
         match off_thread(move || inner.start(&held, &task)).await? {
@@ -469,7 +469,7 @@ impl Inner {
                 address: launch.address,
             },
             picked_port: launch.picked_port,
-            serves_management: matches!(order.kind, common::appliance::Kind::Loadbalancer(_)),
+            serves_management: order.recipe.program.has_management(),
         };
         folder.write(&record)?;
         match self.spawn(held, order, &folder, &launch) {

@@ -1,4 +1,4 @@
-//! The `simulated` driver and kind: instances in memory, with latencies and failures from the settings. For benchmarks
+//! The `simulated` driver and its protocol: instances in memory, with latencies and failures from the settings. For benchmarks
 //! and soak runs only.
 //!
 //! Workers are separate processes, while a simulated instance is supposed to exist "in the world". There are two
@@ -32,7 +32,7 @@ use worker_core::instance::Instance;
 
 use crate::drivers::{Driver, Error, Fencing, Wanted};
 use crate::gate::Permit;
-use crate::kinds::Kind;
+use crate::kinds::Protocol;
 use runtime::clock;
 
 /// How calls are kept from taking effect once their caller is no longer the owner.
@@ -101,7 +101,7 @@ impl Config {
     }
 }
 
-/// The driver, and the kind that goes with it.
+/// The driver, and the protocol of its instances.
 #[derive(Debug)]
 pub struct Simulated {
     config: Config,
@@ -310,7 +310,7 @@ impl Driver for Simulated {
 }
 
 #[async_trait]
-impl Kind for Simulated {
+impl Protocol for Simulated {
     async fn configure(&self, permit: &Permit, instance: &Instance, _: &Desired) -> Result<(), Error> {
         self.send(permit)?;
         self.take(self.config.configure_latency, "configuration").await?;

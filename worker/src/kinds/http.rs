@@ -42,10 +42,6 @@ impl Client {
         Self::send(self.0.get(url(address, path))).await
     }
 
-    pub(super) async fn post(&self, address: SocketAddr, path: &str) -> Result<Answer, Error> {
-        Self::send(self.0.post(url(address, path))).await
-    }
-
     pub(super) async fn put(
         &self,
         address: SocketAddr,

@@ -1,22 +1,25 @@
-//! Kinds: how an instance is configured and probed once it runs.
-
-use std::sync::Arc;
+//! How instances are spoken to once they run: carries out what a kind describes ([`Configuration`], [`ProbeSpec`]) and
+//! knows no kind by name.
+//!
+//! A kind that needs a way of its own adds it to the descriptions in `common::kind`, a module like [`rest`] here that
+//! carries it out, and one arm in [`Standard`].
 
 use async_trait::async_trait;
-use common::appliance;
+use common::kind::{Configuration, ProbeSpec};
+use tokio::net::TcpStream;
 use worker_core::desired::Desired;
 use worker_core::instance::Instance;
 
+use self::http::Client;
 use crate::drivers::Error;
 use crate::gate::Permit;
 
-pub mod custom;
 mod http;
-pub mod loadbalancer;
+pub mod rest;
 
-/// How one kind of appliance is spoken to. Every call is bounded by the caller's time-out.
+/// How instances are configured and probed. Every call is bounded by the caller's time-out.
 #[async_trait]
-pub trait Kind: Send + Sync + 'static {
+pub trait Protocol: Send + Sync + 'static {
     /// Puts the configuration in place. Repeating it changes nothing.
     async fn configure(&self, permit: &Permit, instance: &Instance, desired: &Desired) -> Result<(), Error>;
 
@@ -24,38 +27,121 @@ pub trait Kind: Send + Sync + 'static {
     async fn probe(&self, instance: &Instance, desired: &Desired) -> Result<(), Error>;
 }
 
-/// The kinds there are, sharing one HTTP client. Appliances of the `simulated` driver use its own kind instead.
-#[derive(Clone)]
-pub struct Kinds {
-    custom: Arc<dyn Kind>,
-    loadbalancer: Arc<dyn Kind>,
+/// The protocol of real instances: does what their kind describes. Clones share one HTTP client.
+#[derive(Clone, Debug)]
+pub struct Standard {
+    client: Client,
 }
 
-impl Kinds {
-    /// Sets all kinds up.
+impl Standard {
+    /// Sets it up.
     ///
     /// # Errors
     /// [`Error::Failed`] when no HTTP client can be made.
     pub fn new() -> Result<Self, Error> {
-        let client = http::Client::new()?;
-        Ok(Self {
-            custom: Arc::new(custom::Custom::new(client.clone())),
-            loadbalancer: Arc::new(loadbalancer::LoadBalancer::new(client)),
-        })
+        Ok(Self { client: Client::new()? })
     }
 
-    /// The kind that goes with a spec.
-    #[must_use]
-    pub fn of(&self, spec: &appliance::Spec) -> Arc<dyn Kind> {
-        match &spec.kind {
-            appliance::Kind::Custom(_) => Arc::clone(&self.custom),
-            appliance::Kind::Loadbalancer(_) => Arc::clone(&self.loadbalancer),
+    async fn probe_http(&self, instance: &Instance, path: &str) -> Result<(), Error> {
+        let address = service(instance)?;
+        let answer = self.client.get(address, path).await;
+        match answer.map_err(|error| Error::Failed(format!("GET http://{address}{path}: {error}")))?.status {
+            status if status.as_u16() < 400 => Ok(()),
+            status => Err(Error::Failed(format!("GET http://{address}{path} answered {status}"))),
         }
     }
 }
 
-impl std::fmt::Debug for Kinds {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Kinds").finish_non_exhaustive()
+#[async_trait]
+impl Protocol for Standard {
+    async fn configure(&self, permit: &Permit, instance: &Instance, desired: &Desired) -> Result<(), Error> {
+        let configuration = desired.spec.kind.configuration(desired.edition.generation, instance.ordinal);
+        match configuration.map_err(|overflow| Error::Refused(overflow.to_string()))? {
+            Configuration::None => Ok(permit.check()?),
+            Configuration::Rest(body) => rest::configure(&self.client, permit, instance, &body).await,
+        }
+    }
+
+    async fn probe(&self, instance: &Instance, desired: &Desired) -> Result<(), Error> {
+        match desired.spec.kind.probe() {
+            ProbeSpec::Tcp => probe_tcp(instance).await,
+            ProbeSpec::Http { path } => self.probe_http(instance, &path).await,
+            ProbeSpec::Rest => rest::probe(&self.client, instance).await,
+        }
+    }
+}
+
+async fn probe_tcp(instance: &Instance) -> Result<(), Error> {
+    let address = service(instance)?;
+    match TcpStream::connect(address).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Error::Failed(format!("connect to {address}: {error}"))),
+    }
+}
+
+fn service(instance: &Instance) -> Result<std::net::SocketAddr, Error> {
+    instance.address.ok_or_else(|| Error::Failed("the instance has no address to probe".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::net::SocketAddr;
+
+    use axum::Router;
+    use axum::http::StatusCode;
+    use axum::routing::get;
+    use common::Edition;
+    use common::appliance::{Driver, Name, Spec};
+    use common::kind::{Custom, KindSpec, Probe};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    fn desired(probe: Probe) -> Desired {
+        let name = Name::new("a").expect("a name");
+        let kind =
+            KindSpec::Custom(Custom { command: "x".into(), args: vec![], env: BTreeMap::new(), port: None, probe });
+        Desired {
+            name: name.clone(),
+            tenant: name,
+            driver: Driver::Process,
+            edition: Edition::default(),
+            revision: 0,
+            deleting: false,
+            spec: Spec { replicas: 1, probe_interval: None, image: None, kind },
+        }
+    }
+
+    fn instance(address: SocketAddr) -> Instance {
+        Instance {
+            ordinal: 0,
+            attempt: 1,
+            boot_digest: String::new(),
+            pid: None,
+            started_at_unix_ms: 0,
+            management: None,
+            address: Some(address),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_http_probe_wants_a_status_below_400_and_a_tcp_probe_a_connection() {
+        let kind = Standard::new().expect("a client");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let running = instance(listener.local_addr().expect("bound"));
+        let router = Router::new()
+            .route("/moved", get(|| async { (StatusCode::FOUND, [("location", "http://192.0.2.1/")]) }))
+            .route("/broken", get(|| async { StatusCode::SERVICE_UNAVAILABLE }));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let http = |path: &str| desired(Probe::Http { path: path.into() });
+        kind.probe(&running, &http("/moved")).await.expect("302 is below 400 and is not followed");
+        let broken = kind.probe(&running, &http("/broken")).await.expect_err("503").to_string();
+        assert!(broken.ends_with("/broken answered 503 Service Unavailable"), "{broken}");
+        kind.probe(&running, &desired(Probe::Tcp)).await.expect("it listens");
+        let free = TcpListener::bind("127.0.0.1:0").await.and_then(|l| l.local_addr()).expect("a free port");
+        let refused = kind.probe(&instance(free), &http("/")).await.expect_err("no process listens").to_string();
+        assert!(refused.contains("refused"), "{refused}");
+        assert!(kind.probe(&instance(free), &desired(Probe::Tcp)).await.is_err());
     }
 }

@@ -20,9 +20,10 @@ use super::announced::{Announced, PATIENCE};
 use super::entry::{Entry, Stage};
 use super::steps::{Done, Task, fenced};
 use super::timers::Timers;
-use super::{Clock, Command, Config, Drivers, Event};
+use super::{Clock, Command, Config, Event};
 use crate::drivers::Fencing;
 use crate::gate::Gate;
+use crate::offer::{Drivers, Offer};
 
 /// Inputs of one sort that are taken in a row before the others get their turn.
 const BATCH: usize = 256;
@@ -263,7 +264,7 @@ impl Scheduler {
         let changes = entry.lifecycle.running().is_some_and(Step::changes_the_world);
         if changes
             && matches!(outcome, Outcome::TimedOut | Outcome::Failed(_))
-            && let Some(driver) = self.drivers.driver(&entry.lifecycle.desired().driver)
+            && let Some(Offer { driver, .. }) = self.drivers.offer(&entry.lifecycle.desired().driver)
             && let Fencing::Hold(hold) = driver.fencing()
         {
             // Without an answer that says otherwise, the call may still take effect, also for the next owner.
@@ -421,7 +422,7 @@ impl Scheduler {
         let Some(step) = entry.lifecycle.running() else { return };
         let serial = entry.serial;
         let desired = Arc::clone(entry.lifecycle.desired());
-        let Some(driver) = self.drivers.driver(&desired.driver).map(Arc::clone) else {
+        let Some(Offer { driver, protocol }) = self.drivers.offer(&desired.driver).cloned() else {
             entry.stage = Stage::Idle;
             let text = format!("this worker does not offer the driver `{}`", desired.driver);
             return self.drive(appliance, Fact::Ended(Outcome::Refused(text)));
@@ -442,10 +443,10 @@ impl Scheduler {
             appliance,
             serial,
             step,
-            kind: self.drivers.kind(&desired),
             desired,
             instance: step.ordinal().and_then(|n| entry.lifecycle.instance(n, attempt)).cloned(),
             driver,
+            protocol,
             permit,
             traceparent: if step == Step::Observe { entry.traceparent.take() } else { None },
         };

@@ -16,7 +16,7 @@ use worker_core::lifecycle::{Config, Outcome, Step};
 
 use crate::drivers::{Driver, Error, Wanted};
 use crate::gate::{Permit, Shut};
-use crate::kinds::Kind;
+use crate::kinds::Protocol;
 
 /// How long a probe may ask the driver, each time, whether the instance is still there.
 const ASK_DRIVER: Duration = Duration::from_secs(2);
@@ -40,7 +40,7 @@ pub(super) struct Task {
     /// The instance it is about, if there is one yet.
     pub(super) instance: Option<Instance>,
     pub(super) driver: Arc<dyn Driver>,
-    pub(super) kind: Arc<dyn Kind>,
+    pub(super) protocol: Arc<dyn Protocol>,
     /// Always there for steps that change the world; for a first look, it lets the token be raised.
     pub(super) permit: Option<Permit>,
     pub(super) traceparent: Option<Box<str>>,
@@ -113,7 +113,7 @@ impl Task {
                 if self.is_alive(instance).await == Some(false) {
                     return Ok(Outcome::Vanished("it does not run any more".to_owned()));
                 }
-                self.kind.configure(permit, instance, &self.desired).await?;
+                self.protocol.configure(permit, instance, &self.desired).await?;
                 Ok(Outcome::Configured)
             }
             // No driver of this version has ports that can be plugged apart from a boot, so they always are.
@@ -147,7 +147,7 @@ impl Task {
         if self.is_alive(instance).await == Some(false) {
             return Outcome::Vanished("it does not run any more".to_owned());
         }
-        let error = match within(config.probe_timeout, self.kind.probe(instance, &self.desired)).await {
+        let error = match within(config.probe_timeout, self.protocol.probe(instance, &self.desired)).await {
             Some(Ok(())) => return Outcome::Answered,
             Some(Err(error)) => error.to_string(),
             None => format!("no answer within {:?}", config.probe_timeout),

@@ -5,15 +5,18 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
-use common::appliance::{Custom, Name, Probe, Spec};
+use common::appliance::{Name, Spec};
+use common::kind::{Custom, KindSpec, Probe};
 use common::status::Phase;
 use common::{Edition, Generation, Term};
 use tokio::time::Instant;
 use worker_core::instance::Instance;
 
 use super::*;
-use crate::drivers::{Error, Fencing, Wanted};
+use crate::drivers::{Driver, Error, Fencing, Wanted};
 use crate::gate::Permit;
+use crate::kinds::Protocol;
+use crate::offer::Offer;
 
 mod suspects;
 
@@ -32,7 +35,7 @@ fn desired(generation: u64, change: impl FnOnce(&mut Desired)) -> Arc<Desired> {
     let mut desired = Desired {
         name: name("web"),
         tenant: name("default"),
-        driver: appliance::Driver::Simulated,
+        driver: common::appliance::Driver::Simulated,
         edition: Edition::new(Generation::new(generation), Term::new(1)),
         revision: 0,
         deleting: false,
@@ -40,7 +43,7 @@ fn desired(generation: u64, change: impl FnOnce(&mut Desired)) -> Arc<Desired> {
             replicas: 1,
             probe_interval: None,
             image: None,
-            kind: appliance::Kind::Custom(Custom {
+            kind: KindSpec::Custom(Custom {
                 command: "serve".into(),
                 args: vec![],
                 env: BTreeMap::new(),
@@ -198,7 +201,7 @@ impl Driver for World {
 struct Speaker(Arc<World>);
 
 #[async_trait]
-impl Kind for Speaker {
+impl Protocol for Speaker {
     async fn configure(&self, permit: &Permit, instance: &Instance, desired: &Desired) -> Result<(), Error> {
         let _acting = self.0.act(permit)?;
         self.0.note(format!("configure {}/{} {}", instance.ordinal, instance.attempt, desired.edition.generation));
@@ -249,9 +252,8 @@ impl Bench {
     async fn fenced() -> Self {
         let world = World::new();
         let driver: Arc<dyn Driver> = Arc::clone(&world) as _;
-        let speaker: Arc<dyn Kind> = Arc::new(Speaker(Arc::clone(&world)));
-        let drivers =
-            Drivers::new(BTreeMap::from([(appliance::Driver::Simulated, driver)]), move |_| Arc::clone(&speaker));
+        let offer = Offer { driver, protocol: Arc::new(Speaker(Arc::clone(&world))) };
+        let drivers = Drivers::from(BTreeMap::from([(common::appliance::Driver::Simulated, offer)]));
         let start = Instant::now();
         let clock = move || Timestamp::from_millis(1_000_000) + start.elapsed();
         let (handle, events) = Runner::start_at(Config::default(), drivers, Arc::new(clock));

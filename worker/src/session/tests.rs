@@ -6,7 +6,8 @@ mod lives;
 
 use std::pin::Pin;
 
-use common::appliance::{Custom, Kind, Name, Probe, Spec};
+use common::appliance::{Name, Spec};
+use common::kind::{Custom, KindSpec, Probe};
 use common::session::{
     Ack, Carryover, Confirm, Declined, Delta, DeltaEntry, Desired, Envelope, GrantRef, Hello, Refused, RefusedReason,
     Report, ToCoordinator, ToWorker, Welcome,
@@ -254,7 +255,7 @@ fn change(base: u64, target: u64, entries: Vec<DeltaEntry>) -> ToWorker {
 
 fn desired() -> Arc<Desired> {
     let probe = Probe::Tcp;
-    let kind = Kind::Custom(Custom { command: "x".into(), args: vec![], env: [].into(), port: None, probe });
+    let kind = KindSpec::Custom(Custom { command: "x".into(), args: vec![], env: [].into(), port: None, probe });
     Arc::new(Desired {
         name: Name::new("web").expect("a valid name"),
         tenant: Name::new("default").expect("a valid name"),

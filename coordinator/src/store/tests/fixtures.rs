@@ -26,7 +26,7 @@ pub(super) fn record(n: u128, name: &str) -> Record {
             replicas: 2,
             probe_interval: Some(Duration::from_millis(1500)),
             image: None,
-            kind: Kind::Custom(Custom {
+            kind: KindSpec::Custom(Custom {
                 command: "server".into(),
                 args: vec!["--port".into(), "{port}".into()],
                 env: BTreeMap::new(),

@@ -59,8 +59,8 @@ impl Lifecycle {
 
     pub(super) fn configured(&mut self, ordinal: u16, generation: Generation, now: Timestamp) {
         // What the configuration of an older generation said is not known any more; the newer one follows at once.
-        let address =
-            crate::desired::address(&self.desired, ordinal).filter(|_| generation == self.desired.edition.generation);
+        let address = self.desired.spec.kind.service_address(ordinal);
+        let address = address.filter(|_| generation == self.desired.edition.generation);
         let Some(slot) = self.fleet.slot_mut(ordinal) else { return };
         slot.configured = Some(generation);
         slot.serves_since.get_or_insert(now);

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::appliance::{Custom, Driver, HealthCheck, Kind, Listener, LoadBalancer, Name, Probe, Spec};
+use common::appliance::{Driver, Name, Spec};
+use common::kind::{Custom, HealthCheck, KindSpec, Listener, LoadBalancer, Probe};
 use common::{Edition, Generation, Term, Token};
 
 use super::*;
@@ -23,7 +24,7 @@ pub(super) fn desired(generation: u64, replicas: u16, change: impl FnOnce(&mut D
             replicas,
             probe_interval: None,
             image: None,
-            kind: Kind::Custom(Custom {
+            kind: KindSpec::Custom(Custom {
                 command: "serve".into(),
                 args: vec![],
                 env: BTreeMap::new(),
@@ -283,7 +284,7 @@ fn balancer(generation: u64, port: u16) -> Arc<Desired> {
         members: vec![],
         health_check: HealthCheck::default(),
     };
-    desired(generation, 2, |d| d.spec.kind = Kind::Loadbalancer(LoadBalancer { listeners: vec![listener] }))
+    desired(generation, 2, |d| d.spec.kind = KindSpec::Loadbalancer(LoadBalancer { listeners: vec![listener] }))
 }
 
 #[test]

@@ -6,14 +6,14 @@ use std::env;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 use common::ApplianceId;
-use common::appliance::{Custom, Kind, LoadBalancer};
+use common::kind::{LaunchRecipe, Listen, Program};
 use worker_core::instance::Instance;
 
 use super::record::Folder;
@@ -37,19 +37,20 @@ pub(super) struct Order {
     pub(super) attempt: u32,
     pub(super) name: String,
     pub(super) boot_digest: String,
-    pub(super) kind: Kind,
+    pub(super) recipe: LaunchRecipe,
 }
 
 impl Order {
-    pub(super) fn new(appliance: ApplianceId, wanted: &Wanted<'_>) -> Self {
-        Self {
+    pub(super) fn new(appliance: ApplianceId, wanted: &Wanted<'_>) -> Result<Self, Error> {
+        let recipe = wanted.desired.spec.kind.launch(wanted.ordinal);
+        Ok(Self {
             appliance,
             ordinal: wanted.ordinal,
             attempt: wanted.attempt,
             name: wanted.desired.name.to_string(),
-            boot_digest: worker_core::desired::boot_digest(&wanted.desired),
-            kind: wanted.desired.spec.kind.clone(),
-        }
+            boot_digest: worker_core::desired::boot_digest(wanted.desired),
+            recipe: recipe.map_err(|overflow| Error::Refused(overflow.to_string()))?,
+        })
     }
 
     /// Name of the instance.
@@ -74,68 +75,36 @@ impl Launch {
     /// Looks everything up and checks it. `kept_port` is the port the ordinal had before.
     ///
     /// # Errors
-    /// [`Error::Refused`] names what is wrong with the spec or the host.
+    /// [`Error::Refused`] with what is wrong with the recipe, or with the host.
     pub(super) fn plan(
         order: &Order,
         folder: &Folder,
         appliance_binary: &Path,
         kept_port: Option<u16>,
     ) -> Result<Self, Error> {
-        match &order.kind {
-            Kind::Custom(custom) => Self::custom(order, custom, kept_port),
-            Kind::Loadbalancer(lb) => Self::loadbalancer(order, lb, folder, appliance_binary),
-        }
-    }
-
-    fn custom(order: &Order, custom: &Custom, kept_port: Option<u16>) -> Result<Self, Error> {
-        let program = find_program(&custom.command, env::var_os("PATH").as_deref())?;
-        let loopback = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
-        let (address, picked_port) = if let Some(base) = custom.port {
-            let address = loopback(shifted(base, order.ordinal)?);
-            check_free(address)?;
-            (address, None)
-        } else {
-            let kept = kept_port.map(loopback).filter(|address| check_free(*address).is_ok());
-            let address = match kept {
-                Some(address) => address,
-                None => loopback(pick_port()?),
-            };
-            (address, Some(address.port()))
+        let recipe = &order.recipe;
+        let (program, mut args) = match &recipe.program {
+            Program::Command(command) => (find_program(command, env::var_os("PATH").as_deref())?, Vec::new()),
+            Program::Appliance => (appliance_binary.to_owned(), appliance_args(order, folder)),
         };
-        let fill = |text: &str| substitute(text, order, address.port());
-        Ok(Self {
-            program,
-            args: custom.args.iter().map(|arg| fill(arg).into()).collect(),
-            variables: custom.env.iter().map(|(name, value)| (name.clone(), fill(value))).collect(),
-            address: Some(address),
-            picked_port,
-        })
-    }
-
-    fn loadbalancer(order: &Order, lb: &LoadBalancer, folder: &Folder, binary: &Path) -> Result<Self, Error> {
-        // The listeners come with the configuration; checked here as well, because a port that is taken is better
+        // Checked here even where the instance binds them only once it is configured: a port that is taken is better
         // reported before a process is started for it.
-        let mut addresses = Vec::new();
-        for listener in &lb.listeners {
-            let address = SocketAddr::new(listener.address, shifted(listener.port, order.ordinal)?);
-            check_free(address)?;
-            addresses.push(address);
-        }
-        let args: [OsString; 6] = [
-            "--state-dir".into(),
-            folder.path().into(),
-            "--management".into(),
-            "127.0.0.1:0".into(),
-            "--name".into(),
-            order.instance().into(),
-        ];
-        Ok(Self {
-            program: binary.to_owned(),
-            args: args.to_vec(),
-            variables: BTreeMap::new(),
-            address: addresses.first().copied(),
-            picked_port: None,
-        })
+        let (address, picked_port) = match &recipe.listen {
+            Listen::At(addresses) => {
+                addresses.iter().try_for_each(|address| check_free(*address))?;
+                (addresses.first().copied(), None)
+            }
+            Listen::AnyPort => {
+                let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+                let kept = kept_port.map(loopback).filter(|address| check_free(*address).is_ok());
+                let address = kept.map_or_else(|| pick_port().map(loopback), Ok)?;
+                (Some(address), Some(address.port()))
+            }
+        };
+        let fill = |text: &str| substitute(text, order, address.map(|address| address.port()));
+        args.extend(recipe.args.iter().map(|arg| OsString::from(fill(arg))));
+        let variables = recipe.env.iter().map(|(name, value)| (name.clone(), fill(value))).collect();
+        Ok(Self { program, args, variables, address, picked_port })
     }
 
     /// The command that starts it: by way of the launcher, which puts it into a session of its own.
@@ -171,16 +140,18 @@ impl Launch {
     }
 }
 
-fn substitute(text: &str, order: &Order, port: u16) -> String {
-    // None of the values can hold a brace, so one replacement never makes another.
-    text.replace("{port}", &port.to_string())
-        .replace("{ordinal}", &order.ordinal.to_string())
-        .replace("{name}", &order.name)
-        .replace("{id}", &order.appliance.to_string())
+/// What the reference appliance is told about itself.
+fn appliance_args(order: &Order, folder: &Folder) -> Vec<OsString> {
+    let (folder, name) = (folder.path().into(), order.instance().into());
+    vec!["--state-dir".into(), folder, "--management".into(), "127.0.0.1:0".into(), "--name".into(), name]
 }
 
-fn shifted(port: u16, ordinal: u16) -> Result<u16, Error> {
-    port.checked_add(ordinal).ok_or_else(|| Error::Refused(format!("port {port} + {ordinal} goes beyond 65535")))
+fn substitute(text: &str, order: &Order, port: Option<u16>) -> String {
+    // None of the values can hold a brace, so one replacement never makes another.
+    let text = port.map_or_else(|| text.to_owned(), |port| text.replace("{port}", &port.to_string()));
+    text.replace("{ordinal}", &order.ordinal.to_string())
+        .replace("{name}", &order.name)
+        .replace("{id}", &order.appliance.to_string())
 }
 
 /// Finds a program as a shell would: a path as it is, a bare name in the folders of `path`.

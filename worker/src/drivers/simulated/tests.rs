@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
-use common::appliance::{Custom, Driver as DriverName, Kind as SpecKind, Name, Probe, Spec};
+use common::appliance::{Driver as DriverName, Name, Spec};
+use common::kind::{Custom, KindSpec, Probe};
 use common::{Edition, Generation, Term};
 
 use super::*;
@@ -16,7 +17,7 @@ fn permit(appliance: ApplianceId, sequence: u64) -> Permit {
 
 fn desired() -> Desired {
     let name = Name::new("a").expect("a name");
-    let kind = SpecKind::Custom(Custom {
+    let kind = KindSpec::Custom(Custom {
         command: "x".into(),
         args: vec![],
         env: std::collections::BTreeMap::new(),

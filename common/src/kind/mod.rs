@@ -1,0 +1,238 @@
+//! Kinds of appliances: one module for each, behind one trait.
+//!
+//! A kind is data and rules about it: what may be asked for, which ports it claims, what needs a restart, how an instance
+//! is launched, configured and probed. It describes; drivers carry out its [`LaunchRecipe`], and workers its
+//! [`Configuration`] and [`ProbeSpec`], none of them knowing which kind it is. So a kind that needs no new way to be
+//! launched or spoken to is this module, its line in [`kinds!`] below, and its form on the wire and in documents.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits::FieldViolation;
+use crate::version::Generation;
+
+pub mod custom;
+pub mod loadbalancer;
+
+pub use self::custom::{Custom, Probe};
+pub use self::loadbalancer::{HealthCheck, Listener, LoadBalancer, Member};
+
+/// What one kind knows. The value is what an appliance of this kind asks for, and has passed [`Kind::validate`].
+pub trait Kind {
+    /// Notes every rule that is broken, with field paths such as `spec.custom.port`.
+    fn validate(&self, replicas: u16, found: &mut Vec<FieldViolation>);
+
+    /// Ports that instance 0 listens on, each with the field that names it. Instance `n` takes `port + n`.
+    fn ports(&self) -> Vec<(u16, String)>;
+
+    /// Names and values of everything an instance can only take on by being started anew, in an order that never changes:
+    /// running instances are known by a digest of it.
+    fn restart_inputs(&self, input: &mut dyn FnMut(&str, &str));
+
+    /// How instance `ordinal` is launched.
+    ///
+    /// # Errors
+    /// [`PortOverflow`] when one of its ports would be too high.
+    fn launch(&self, ordinal: u16) -> Result<LaunchRecipe, PortOverflow>;
+
+    /// Where instance `ordinal` serves once it has its configuration, for kinds whose configuration says so.
+    fn service_address(&self, ordinal: u16) -> Option<SocketAddr>;
+
+    /// What is put in place at instance `ordinal` once it runs, and again for each generation.
+    ///
+    /// # Errors
+    /// [`PortOverflow`] when one of its ports would be too high.
+    fn configuration(&self, generation: Generation, ordinal: u16) -> Result<Configuration, PortOverflow>;
+
+    /// How to find out whether an instance is well.
+    fn probe(&self) -> ProbeSpec;
+}
+
+/// How an instance is launched: what a driver is asked for, whatever the kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaunchRecipe {
+    /// What is run.
+    pub program: Program,
+    /// Its arguments; `{port}`, `{ordinal}`, `{name}` and `{id}` are replaced by the driver.
+    pub args: Vec<String>,
+    /// Its environment on top of the driver's own; values are replaced as in `args`.
+    pub env: BTreeMap<String, String>,
+    /// Where it listens.
+    pub listen: Listen,
+}
+
+/// What an instance runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// The reference appliance, or an image that serves the same REST contract. It opens a management address, which the
+    /// driver waits for and reports.
+    Appliance,
+    /// A command: an absolute path, or a name to be looked up in the worker's `PATH`.
+    Command(String),
+}
+
+impl Program {
+    /// Whether it opens a management address.
+    #[must_use]
+    pub const fn has_management(&self) -> bool {
+        match self {
+            Self::Appliance => true,
+            Self::Command(_) => false,
+        }
+    }
+}
+
+/// Where an instance listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// At one address with a port that the driver picks.
+    AnyPort,
+    /// At these, which must be free. The first one is the address of its service.
+    At(Vec<SocketAddr>),
+}
+
+/// What an instance is configured with once it runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Configuration {
+    /// Nothing: everything it needs to know comes with its launch.
+    None,
+    /// This body, put in place at the management address by the REST contract.
+    Rest(serde_json::Value),
+}
+
+/// How to find out whether an instance is well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProbeSpec {
+    /// A connection to the address of its service can be opened.
+    Tcp,
+    /// `GET` of this path at the address of its service answers with a status below 400.
+    Http {
+        /// Path and query, starting with `/`.
+        path: String,
+    },
+    /// It answers at its management address, as the REST contract says.
+    Rest,
+}
+
+/// A port of an instance would be higher than ports go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("port {port} + {ordinal} goes beyond 65535")]
+pub struct PortOverflow {
+    /// Port of instance 0.
+    pub port: u16,
+    /// The instance.
+    pub ordinal: u16,
+}
+
+/// The port of instance `ordinal`.
+fn shifted(port: u16, ordinal: u16) -> Result<u16, PortOverflow> {
+    port.checked_add(ordinal).ok_or(PortOverflow { port, ordinal })
+}
+
+/// Lists the kinds: makes the type that holds any of them, and the registry. Nothing else has a list of kinds.
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $variant:ident($value:ty) = $name:literal [$($field:literal),*]),+ $(,)?) => {
+        /// What an appliance does: a value of one of the kinds.
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub enum KindSpec {
+            $($(#[$doc])* #[serde(rename = $name)] $variant($value),)+
+        }
+
+        /// Every kind there is.
+        pub const REGISTRY: &[KindInfo] = &[$(KindInfo { name: $name, fields: &[$($field),*] }),+];
+
+        impl KindSpec {
+            /// The name of its kind.
+            #[must_use]
+            pub const fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(_) => $name,)+
+                }
+            }
+        }
+
+        impl std::ops::Deref for KindSpec {
+            type Target = dyn Kind;
+
+            fn deref(&self) -> &Self::Target {
+                match self {
+                    $(Self::$variant(value) => value,)+
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// The reference appliance as a TCP load balancer.
+    Loadbalancer(LoadBalancer) = "loadbalancer" ["listeners"],
+    /// Any command.
+    Custom(Custom) = "custom" ["command", "args", "env", "port", "probe"],
+}
+
+/// A kind, as the registry lists it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KindInfo {
+    /// Its name in documents, tables, and paths of fields.
+    pub name: &'static str,
+    /// Fields that an update mask can name, as they are stored.
+    pub fields: &'static [&'static str],
+}
+
+/// Names of all kinds, for messages.
+#[must_use]
+pub fn names() -> String {
+    REGISTRY.iter().map(|kind| kind.name).collect::<Vec<_>>().join(", ")
+}
+
+impl KindSpec {
+    /// This value with the named fields taken from `other`, which is of the same kind.
+    ///
+    /// # Errors
+    /// What does not go together.
+    pub fn with_fields(&self, other: &Self, fields: &BTreeSet<&'static str>) -> Result<Self, serde_json::Error> {
+        let (mut merged, mut other) = (serde_json::to_value(self)?, serde_json::to_value(other)?);
+        for field in fields {
+            match other[self.name()].get_mut(field).map(serde_json::Value::take) {
+                Some(value) => merged[self.name()][*field] = value,
+                // A field without a value is not stored.
+                None => drop(merged[self.name()].as_object_mut().and_then(|fields| fields.remove(*field))),
+            }
+        }
+        serde_json::from_value(merged)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_those_that_are_stored() {
+        let probe = Probe::Http { path: "/".into() };
+        let custom = Custom { command: "x".into(), args: vec![], env: BTreeMap::new(), port: Some(1), probe };
+        for kind in [KindSpec::Custom(custom), KindSpec::Loadbalancer(LoadBalancer { listeners: vec![] })] {
+            let stored = serde_json::to_value(&kind).expect("plain data");
+            let stored: BTreeSet<_> = stored[kind.name()].as_object().expect("fields").keys().cloned().collect();
+            let info = REGISTRY.iter().find(|info| info.name == kind.name()).expect("listed");
+            assert_eq!(stored, info.fields.iter().map(|field| (*field).to_owned()).collect());
+        }
+    }
+
+    #[test]
+    fn named_fields_are_merged_and_no_others() {
+        let custom = |command: &str, port, probe| {
+            let command = command.to_owned();
+            KindSpec::Custom(Custom { command, args: vec![], env: BTreeMap::new(), port, probe })
+        };
+        let (a, b) = (custom("a", Some(1), Probe::Tcp), custom("b", None, Probe::Http { path: "/".into() }));
+        let KindSpec::Custom(merged) = a.with_fields(&b, &["port", "probe"].into()).expect("one kind") else {
+            unreachable!("of that kind")
+        };
+        assert_eq!((merged.command.as_str(), merged.port), ("a", None));
+        assert_eq!(merged.probe, Probe::Http { path: "/".into() });
+    }
+}

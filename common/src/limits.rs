@@ -1,0 +1,59 @@
+//! Limits of a specification, and what is reported of a field that exceeds them.
+
+use std::fmt;
+
+/// Most instances one appliance can ask for.
+pub const MAX_REPLICAS: u16 = 16;
+/// Most arguments, environment variables, listeners and members (each) of one spec.
+pub const MAX_ENTRIES: usize = 256;
+/// Longest single text in a spec, in bytes.
+pub const MAX_TEXT: usize = 4096;
+/// Largest spec, in bytes of its JSON form. Anything larger is refused before it is stored.
+pub const MAX_SPEC: usize = 256 * 1024;
+/// One thing that is wrong with a document, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldViolation {
+    /// Path of the field in the API's spelling, such as `spec.loadbalancer.listeners[0].port`.
+    pub field: String,
+    /// What is wrong, lower case, without a final stop.
+    pub description: String,
+}
+
+impl FieldViolation {
+    /// A violation of `field`.
+    pub fn new(field: impl Into<String>, description: impl Into<String>) -> Self {
+        Self { field: field.into(), description: description.into() }
+    }
+}
+
+impl fmt::Display for FieldViolation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.description)
+    }
+}
+
+pub(crate) fn check_text(found: &mut Vec<FieldViolation>, field: &str, text: &str, least: usize) {
+    if text.len() < least {
+        found.push(FieldViolation::new(field, "must not be empty"));
+    }
+    if text.len() > MAX_TEXT {
+        found.push(FieldViolation::new(field, format!("has {} bytes, at most {MAX_TEXT} are allowed", text.len())));
+    }
+    if text.contains('\0') {
+        found.push(FieldViolation::new(field, "must not hold a NUL character"));
+    }
+}
+
+pub(crate) fn check_count(found: &mut Vec<FieldViolation>, field: &str, count: usize) {
+    if count > MAX_ENTRIES {
+        found.push(FieldViolation::new(field, format!("has {count} entries, at most {MAX_ENTRIES} are allowed")));
+    }
+}
+
+pub(crate) fn check_port(found: &mut Vec<FieldViolation>, field: &str, port: u16, replicas: u16) {
+    if port == 0 {
+        found.push(FieldViolation::new(field, "must be 1 to 65535"));
+    } else if port.checked_add(replicas.saturating_sub(1)).is_none() {
+        found.push(FieldViolation::new(field, format!("{port} + {replicas} replicas goes beyond 65535")));
+    }
+}

@@ -1,0 +1,115 @@
+//! The drivers a worker offers, each with the protocol of its instances. The list of drivers there are is [`build`].
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::appliance::Driver as Name;
+use common::{Term, WorkerId};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::drivers::process::Process;
+use crate::drivers::simulated::Simulated;
+use crate::drivers::{Driver, Error, Fencing};
+use crate::kinds::{Protocol, Standard};
+
+/// How often tombstones of deleted appliances are looked through.
+const SWEEP: Duration = Duration::from_secs(3600);
+
+/// One driver that is offered.
+#[derive(Clone)]
+pub struct Offer {
+    /// Runs the instances.
+    pub driver: Arc<dyn Driver>,
+    /// Speaks to them.
+    pub protocol: Arc<dyn Protocol>,
+}
+
+/// The drivers a worker offers, by name. Clones share them.
+#[derive(Clone)]
+pub struct Drivers(Arc<BTreeMap<Name, Offer>>);
+
+impl Drivers {
+    /// How long calls through those of them may take effect that no token fences, for the leader to know.
+    #[must_use]
+    pub fn holds(&self) -> BTreeMap<Name, Duration> {
+        let hold = |offer: &Offer| match offer.driver.fencing() {
+            Fencing::Token => None,
+            Fencing::Hold(hold) => Some(hold),
+        };
+        self.0.iter().filter_map(|(name, offer)| Some((name.clone(), hold(offer)?))).collect()
+    }
+
+    /// Where instances of host-bound drivers are kept, as an absolute path; empty when none is offered.
+    #[must_use]
+    pub fn state_dir(&self) -> String {
+        self.0.values().find_map(|offer| offer.driver.state_dir()).unwrap_or_default().to_owned()
+    }
+
+    pub(crate) fn offer(&self, name: &Name) -> Option<&Offer> {
+        self.0.get(name)
+    }
+}
+
+impl From<BTreeMap<Name, Offer>> for Drivers {
+    fn from(offers: BTreeMap<Name, Offer>) -> Self {
+        Self(Arc::new(offers))
+    }
+}
+
+impl fmt::Debug for Drivers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// Sets up the drivers that the configuration names. `stop` ends what goes on beside them.
+///
+/// # Errors
+/// The driver that cannot be used, and why.
+pub(crate) fn build(
+    config: &Config,
+    worker: &WorkerId,
+    term: &watch::Receiver<Term>,
+    stop: &CancellationToken,
+) -> Result<Drivers, (Name, Error)> {
+    let mut offers = BTreeMap::new();
+    for name in &config.drivers {
+        let failed = |error| (name.clone(), error);
+        let offer = match name {
+            Name::Process => {
+                let process = Process::new(config.process.clone(), worker.clone()).map_err(failed)?;
+                tokio::spawn(sweep(process.clone(), term.clone(), stop.clone()));
+                let protocol = Standard::new().map_err(failed)?;
+                Offer { driver: Arc::new(process), protocol: Arc::new(protocol) }
+            }
+            Name::Simulated => {
+                let simulated = Arc::new(Simulated::new(config.simulated.clone()).map_err(failed)?);
+                Offer { driver: Arc::clone(&simulated) as _, protocol: simulated }
+            }
+        };
+        offers.insert(name.clone(), offer);
+    }
+    Ok(offers.into())
+}
+
+/// Removes tombstones of token files that no owner can need any more.
+async fn sweep(process: Process, term: watch::Receiver<Term>, stop: CancellationToken) {
+    let mut timer = tokio::time::interval(SWEEP);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = timer.tick() => {}
+        }
+        let term = *term.borrow();
+        match process.cleanup(term).await {
+            Ok(0) => {}
+            Ok(removed) => info!(removed, "removed tombstones of deleted appliances"),
+            Err(problem) => warn!("look through tombstones: {problem}"),
+        }
+    }
+}
