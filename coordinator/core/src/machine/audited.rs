@@ -5,7 +5,7 @@ use super::*;
 use crate::audit::{Counts, PAUSE};
 use crate::violation::Kind;
 use common::Digest;
-use common::session::OwnedDigest;
+use common::session::{Envelope, OwnedDigest};
 
 impl World {
     /// A worker with three appliances.

@@ -6,7 +6,9 @@
 
 use common::canon::{Canon, Canonical};
 
-use super::{Commit, Machine, Pending, STALL, TICK};
+use super::pacing::Pacing;
+use super::writes::{Pending, Writes};
+use super::{Commit, Machine, STALL, TICK};
 use crate::grants::{GrantOp, Granted, StoredGrant, StoredMember};
 use crate::handoff::State;
 use crate::table::TableRow;
@@ -16,54 +18,28 @@ impl Canonical for Machine {
         let Self {
             // Does not change within a run.
             config: _,
-            term,
-            next_sequence,
-            next_incarnation: _,
-            next_batch: _,
-            last_step,
-            // For people.
-            started: _,
+            epoch,
             table,
+            // Made of the table; `checks` compares them.
+            tallies: _,
             planner,
             membership,
-            sessions,
-            // Made of the table; `checks` compares them.
-            granted: _,
-            intruders,
-            declined,
-            pending,
-            commit,
-            commit_pending,
-            confirm,
-            freed,
-            retries,
-            ending,
-            remembered,
-            remove_at,
-            quarantine,
-            brake,
-            paused,
             members: _,
-            clear,
-            rebalances,
-            placement: _,
-            in_flight: _,
-            // Made of the table; `checks` compares them.
-            states: _,
+            sessions,
+            writes,
+            // Its audit is made of the table, but for what digests of workers set off; those of a model say none.
+            conflicts,
+            quarantine,
+            pacing,
+            out,
             // For people.
-            departed: _,
             counters: _,
-            // Made of the table, but for what digests of workers set off; those of a model say none.
-            audit: _,
-            unowned: _,
-            regained: _,
-            actions,
         } = self;
-        debug_assert!(actions.is_empty() && confirm.is_empty() && clear.is_empty(), "between two steps nothing waits");
-        to.put(term);
-        to.put(&common::Token::new(*term, *next_sequence));
+        debug_assert!(out.is_empty(), "between two steps nothing waits");
+        to.put(&epoch.term);
+        to.put(&common::Token::new(epoch.term, epoch.next_sequence));
         if membership.is_embedded() {
-            to.after(*last_step, TICK + STALL + std::time::Duration::from_nanos(1));
+            to.after(epoch.last_step, TICK + STALL + std::time::Duration::from_nanos(1));
         }
         to.put(&table.len());
         for (slot, entry) in table.iter() {
@@ -73,20 +49,35 @@ impl Canonical for Machine {
         to.put(planner);
         to.put(membership);
         to.put(sessions);
-        to.list(intruders.iter().map(|(slot, by)| (slot.0, by)));
+        to.list(conflicts.owners().iter().map(|(slot, by)| (slot.0, by)));
+        let Pacing { due: _, in_flight: _, declined, brake, rebalances, paused } = pacing;
         to.put(&declined.len());
         for (slot, by) in declined {
             to.put(&slot.0);
             to.list(by.keys());
             by.values().for_each(|until| to.until(*until));
         }
-        to.put(&pending.len());
-        for (batch, pending) in pending {
+        to.put(writes);
+        to.put(quarantine);
+        to.put(brake);
+        to.put(&paused.is_some());
+        self.canon_members(to);
+        to.put(rebalances);
+        self.canon_placement(to);
+    }
+}
+
+impl Canonical for Writes {
+    fn canon(&self, to: &mut Canon) {
+        // The number of the next batch only has to be new.
+        let Self { next_batch: _, under_way, commit, pending, freed, retries, ending, remembered, end_at } = self;
+        to.put(&under_way.len());
+        for (batch, pending) in under_way {
             to.batch(*batch);
             to.put(pending);
         }
         to.put(commit);
-        to.put(commit_pending);
+        to.put(pending);
         to.list(freed.iter().map(|slot| slot.0));
         to.put(&retries.len());
         for (at, slot) in retries {
@@ -95,16 +86,10 @@ impl Canonical for Machine {
         }
         to.put(ending);
         to.put(remembered);
-        to.put(&remove_at.is_some());
-        if let Some(at) = remove_at {
+        to.put(&end_at.is_some());
+        if let Some(at) = end_at {
             to.until(*at);
         }
-        to.put(quarantine);
-        to.put(brake);
-        to.put(&paused.is_some());
-        self.canon_members(to);
-        to.put(rebalances);
-        self.canon_placement(to);
     }
 }
 

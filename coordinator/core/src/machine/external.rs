@@ -1,10 +1,12 @@
 //! Scenarios with lives that are taken from a coordination service, and of brake, grace, draining and eviction.
 
-use common::StreamNumber;
-use common::session::{Ack, Hello, Release};
-
 use super::tests::*;
 use super::*;
+use crate::membership::{Authority, LeaseNode, Node};
+use crate::rebalance::News;
+use common::session::{Ack, Hello, Release, ToCoordinator};
+use common::{ApplianceId, Edition, Incarnation, StreamNumber};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A cluster whose leader reads nodes; the test writes them.
 struct Service {

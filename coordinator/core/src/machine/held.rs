@@ -1,6 +1,8 @@
 //! Holds from owner to owner: who leaves how much, what is stored of it, and what the next owner is told.
 
-use common::session::{Ack, Declined, DeltaEntry, Hello, Release};
+use crate::grants::GrantOp;
+use common::session::{Ack, Declined, DeltaEntry, GrantRef, Hello, Release, ToCoordinator};
+use common::{ApplianceId, Incarnation};
 use std::time::Duration;
 
 use common::appliance::Driver;

@@ -37,7 +37,7 @@ impl Machine {
     }
 
     /// A life that held an appliance against the table has ended.
-    pub(super) fn intruder_lost(&mut self, slot: Slot, profile: &Profile) {
+    pub(super) fn conflicting_owner_lost(&mut self, slot: Slot, profile: &Profile) {
         if let Some(entry) = self.table.get(slot) {
             let hold = profile.hold_of(&entry.needs.driver);
             self.hold_at_least(slot, hold);
@@ -53,6 +53,6 @@ impl Machine {
         }
         let Carryover { progress, fence_delay: hold } = entry.handed.as_deref().cloned().unwrap_or_default();
         // Not waited for: it happens only after the store was put back to an older state, and is remembered here.
-        self.commit.grants.push(GrantOp::Free { appliance: entry.id, progress, hold });
+        self.writes.note(GrantOp::Free { appliance: entry.id, progress, hold });
     }
 }

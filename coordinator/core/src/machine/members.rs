@@ -16,7 +16,8 @@ use common::session::{Envelope, Hello, ToWorker};
 use common::{Life, Timestamp, WorkerId};
 
 use super::placement::SLOW;
-use super::{Action, Incarnation, Machine, Profile, Refusal, StreamId};
+use super::view::Departed;
+use super::{Action, Machine, Profile, Refusal, StreamId};
 use crate::brake::Departure;
 use crate::handoff::State;
 use crate::health::Session as SessionState;
@@ -65,6 +66,8 @@ pub(super) struct Watch {
     handing_back: BTreeSet<Life>,
     /// Names that were missed and are back: what they held goes to them, whatever the band says. Until when.
     homecoming: BTreeMap<WorkerId, Timestamp>,
+    /// Names that left within the last hour, for people.
+    pub(super) departed: BTreeMap<WorkerId, Departed>,
 }
 
 impl Watch {
@@ -79,6 +82,7 @@ impl Watch {
             leaving: BTreeMap::new(),
             handing_back: BTreeSet::new(),
             homecoming: BTreeMap::new(),
+            departed: BTreeMap::new(),
         }
     }
 
@@ -133,9 +137,7 @@ impl Machine {
         let refusal = match (self.membership.is_embedded(), envelope.incarnation) {
             (true, None) => match self.membership.any_life_of(&hello.worker) {
                 None => {
-                    let number = self.next_incarnation;
-                    self.next_incarnation += 1;
-                    return Some((Life::new(hello.worker.clone(), Incarnation::embedded(self.term, number)), true));
+                    return Some((Life::new(hello.worker.clone(), self.epoch.next_incarnation()), true));
                 }
                 Some(other) => {
                     let wait =
@@ -160,14 +162,14 @@ impl Machine {
                 if !self.members.read || !(self.membership.is_known(&life) || self.membership.has_ended(&life)) {
                     let parked = Parked { conn, envelope, hello: Box::new(hello.clone()), until: now + PARKED };
                     if let Some(older) = self.members.parked.insert(life, parked) {
-                        self.actions.push(Action::Close(older.conn, Refusal::Superseded));
+                        self.out.close(older.conn, Refusal::Superseded);
                     }
                     return None;
                 }
                 Refusal::IncarnationOver
             }
         };
-        self.actions.push(Action::Close(conn, refusal));
+        self.out.close(conn, refusal);
         None
     }
 
@@ -184,7 +186,7 @@ impl Machine {
         if first {
             let lives: Vec<Life> = self.membership.lives().cloned().collect();
             let alive = lives.iter().filter(|life| self.membership.is_alive(life)).cloned();
-            self.placement.await_members(now, alive);
+            self.pacing.due.await_members(now, alive);
         } else {
             self.ring_changed(now, came, went);
         }
@@ -201,12 +203,12 @@ impl Machine {
     /// joined; where it holds a lease, the end of that tells.
     fn ring_changed(&mut self, now: Timestamp, came: Vec<WorkerId>, went: Vec<WorkerId>) {
         for name in came {
-            self.placement.joined(now + Duration::from_millis(self.config.debounce_ms), name);
+            self.pacing.due.joined(now + Duration::from_millis(self.config.debounce_ms), name);
         }
         for name in went {
-            self.actions.push(Action::WorkerChanged(name.clone()));
+            self.out.worker_changed(name.clone());
             if self.membership.any_life_of(&name).is_none() {
-                self.placement.left_ring(name);
+                self.pacing.due.left_ring(name);
             }
         }
     }
@@ -224,14 +226,14 @@ impl Machine {
             }
         }
         self.refresh_members();
-        self.placement.drifted();
+        self.pacing.due.drifted();
         self.greet_parked(now);
     }
 
     /// A heartbeat of a life was seen, or its node read for the first time.
     pub(super) fn observed(&mut self, now: Timestamp, life: &Life, node: LeaseNode) {
         if self.membership.beat_seen(now, life, node) {
-            self.actions.push(Action::WorkerChanged(life.worker.clone()));
+            self.out.worker_changed(life.worker.clone());
             self.after_news(now);
         }
     }
@@ -242,7 +244,7 @@ impl Machine {
             self.membership.close(now, life, false);
             self.members.expelled.remove(life);
             self.refresh_members();
-            self.actions.push(Action::WorkerChanged(life.worker.clone()));
+            self.out.worker_changed(life.worker.clone());
         }
     }
 
@@ -263,7 +265,7 @@ impl Machine {
     /// A stream of this life was welcomed.
     pub(super) fn settled_member(&mut self, now: Timestamp, life: &Life) {
         self.members.silent.remove(life);
-        if self.brake.joined(now, &life.worker) {
+        if self.pacing.brake.joined(now, &life.worker) {
             self.come_home(now, &life.worker);
         }
         self.forget_missed(now);
@@ -278,7 +280,7 @@ impl Machine {
         let last = lives.filter_map(|life| self.membership.remaining(now, life)).max().unwrap_or_default();
         let settle = Duration::from_millis(self.config.debounce_ms) * 4;
         self.members.homecoming.insert(name.clone(), now + last.max(settle));
-        self.placement.came_back(name);
+        self.pacing.due.came_back(name);
         self.refresh_members();
     }
 
@@ -293,29 +295,21 @@ impl Machine {
         });
         if successor.is_none() {
             let silent = self.membership.overdue(now);
-            self.brake.left(now, &life.worker, how, silent);
-        } else if self.config.departure_grace_ms > 0 || self.brake.frozen_since().is_some() {
+            self.pacing.brake.left(now, &life.worker, how, silent);
+        } else if self.config.departure_grace_ms > 0 || self.pacing.brake.frozen_since().is_some() {
             self.come_home(now, &life.worker.clone());
         }
-        let missed = self.brake.remembers(&life.worker);
+        let missed = self.pacing.brake.remembers(&life.worker);
         if missed {
-            self.remembered.entry(life.worker.clone()).or_default().insert(life.incarnation);
+            self.writes.remember(life.clone());
         }
-        self.ending.insert(life.clone(), missed.then(|| profile.clone()));
-        self.remove_at = Some(now);
+        self.writes.end(now, life.clone(), missed.then(|| profile.clone()));
         self.forget_missed(now);
     }
 
     /// Has rows removed of names that are not missed any more.
     pub(super) fn forget_missed(&mut self, now: Timestamp) {
-        let forgotten: Vec<WorkerId> =
-            self.remembered.keys().filter(|name| !self.brake.remembers(name)).cloned().collect();
-        for name in forgotten {
-            for incarnation in self.remembered.remove(&name).unwrap_or_default() {
-                self.ending.insert(Life::new(name.clone(), incarnation), None);
-                self.remove_at = Some(now);
-            }
-        }
+        self.writes.forget_names(now, |name| self.pacing.brake.remembers(name));
     }
 
     pub(super) fn drain(&mut self, now: Timestamp, conn: StreamId, envelope: Envelope, hand_back: bool) {
@@ -323,13 +317,13 @@ impl Machine {
         self.members.leaving.insert(life.clone(), false);
         if hand_back && self.config.departure_grace_ms > 0 {
             self.members.handing_back.insert(life.clone());
-            self.brake.left(now, &life.worker, Departure::HandedBack, 0);
+            self.pacing.brake.left(now, &life.worker, Departure::HandedBack, 0);
         } else {
             self.membership.drain(&life);
         }
         self.refresh_members();
-        self.placement.drifted();
-        self.actions.push(Action::WorkerChanged(life.worker));
+        self.pacing.due.drifted();
+        self.out.worker_changed(life.worker);
     }
 
     /// Tells workers that are about to stop when nothing more will be taken from them: nobody takes what they have, or
@@ -342,9 +336,9 @@ impl Machine {
             .filter(|(life, told)| {
                 !**told
                     && !self.members.handing_back.contains(*life)
-                    && self.granted.contains_key(*life)
+                    && self.tallies.granted.contains_key(*life)
                     && !movers.contains(&life.worker)
-                    && !self.in_flight.concerns(&life.worker)
+                    && !self.pacing.in_flight.concerns(&life.worker)
             })
             .map(|(life, _)| life.clone())
             .collect();
@@ -367,43 +361,43 @@ impl Machine {
             self.refresh_members();
         } else {
             self.members.evicting.insert(life.clone(), now);
-            self.actions.push(Action::Evict(life.clone()));
+            self.out.push(Action::Evict(life.clone()));
         }
-        self.actions.push(Action::WorkerChanged(life.worker.clone()));
+        self.out.worker_changed(life.worker.clone());
     }
 
     pub(super) fn pause(&mut self, now: Timestamp, why: String) {
-        self.paused = Some(why);
+        self.pacing.paused = Some(why);
         self.forget_missed(now);
     }
 
     pub(super) fn resume(&mut self, now: Timestamp) {
-        self.paused = None;
-        self.brake.resume();
+        self.pacing.paused = None;
+        self.pacing.brake.resume();
         self.forget_missed(now);
-        self.placement.drifted();
+        self.pacing.due.drifted();
     }
 
     /// What time brings about members.
     pub(super) fn watch_members(&mut self, now: Timestamp) {
         let silent = self.membership.overdue(now);
-        if self.brake.tick(now, silent) {
+        if self.pacing.brake.tick(now, silent) {
             self.forget_missed(now);
-            self.placement.drifted();
+            self.pacing.due.drifted();
         }
         self.members.homecoming.retain(|_, until| now < *until);
         self.end_handing_back(now);
         if mutant::is(Mutant::OfferEndedByTime) {
             self.end_offers(now);
         }
-        if self.in_flight.age(now, SLOW, Duration::from_millis(self.config.release_deadline_ms)) {
-            self.placement.drifted();
+        if self.pacing.in_flight.age(now, SLOW, Duration::from_millis(self.config.release_deadline_ms)) {
+            self.pacing.due.drifted();
         }
         let late: Vec<Life> =
             self.members.parked.iter().filter(|(_, p)| p.until <= now).map(|(life, _)| life.clone()).collect();
         for life in late {
             if let Some(parked) = self.members.parked.remove(&life) {
-                self.actions.push(Action::Close(parked.conn, Refusal::UnknownLife));
+                self.out.close(parked.conn, Refusal::UnknownLife);
             }
         }
         if self.membership.is_embedded() {
@@ -415,9 +409,11 @@ impl Machine {
 
     /// What must not be: takes back what was offered and is not answered for a while.
     fn end_offers(&mut self, now: Timestamp) {
-        let late = |slot: &Slot| self.unowned.since(*slot).is_some_and(|s| now.since(s) >= Duration::from_millis(500));
+        let late =
+            |slot: &Slot| self.tallies.unowned.since(*slot).is_some_and(|s| now.since(s) >= Duration::from_millis(500));
         let offered = |slot: &Slot| self.table.get(*slot).is_some_and(|e| matches!(e.state, State::Offered(_)));
-        let slots: Vec<Slot> = self.granted.values().flatten().copied().filter(|s| offered(s) && late(s)).collect();
+        let slots: Vec<Slot> =
+            self.tallies.granted.values().flatten().copied().filter(|s| offered(s) && late(s)).collect();
         for slot in slots {
             self.set_state(slot, State::Unowned);
         }
@@ -426,21 +422,22 @@ impl Machine {
     /// A worker that has not handed everything back within the grace is drained like any other: what it gave up is waited
     /// for no more.
     fn end_handing_back(&mut self, now: Timestamp) {
-        let late = |life: &&Life| !self.brake.waits_for(now, &life.worker);
+        let late = |life: &&Life| !self.pacing.brake.waits_for(now, &life.worker);
         let late: Vec<Life> = self.members.handing_back.iter().filter(late).cloned().collect();
         for life in late {
             self.members.handing_back.remove(&life);
             self.membership.drain(&life);
             self.refresh_members();
-            self.placement.drifted();
+            self.pacing.due.drifted();
         }
     }
 
     /// Notes which workers without a member node hold what nobody takes, after a plan of which `movers` are to give
     /// something up: waiting longer would not make them members again.
     pub(super) fn note_stuck(&mut self, movers: &BTreeSet<WorkerId>) {
-        let frozen = self.brake.frozen_since().is_some();
-        let stuck = |life: &&Life| !frozen && !movers.contains(&life.worker) && !self.in_flight.concerns(&life.worker);
+        let frozen = self.pacing.brake.frozen_since().is_some();
+        let stuck =
+            |life: &&Life| !frozen && !movers.contains(&life.worker) && !self.pacing.in_flight.concerns(&life.worker);
         self.members.stuck = self.members.expelled.keys().filter(stuck).cloned().collect();
     }
 
@@ -448,7 +445,7 @@ impl Machine {
     fn send_expelled_home(&mut self, now: Timestamp) {
         let due = |(life, since): &(&Life, &Timestamp)| {
             now.since(**since) >= EXPELLED
-                && (!self.granted.contains_key(*life) || self.members.stuck.contains(*life))
+                && (!self.tallies.granted.contains_key(*life) || self.members.stuck.contains(*life))
                 && self.sessions.state(life) == SessionState::Settled
         };
         let due: Vec<Life> = self.members.expelled.iter().filter(due).map(|(life, _)| life.clone()).collect();
@@ -489,7 +486,7 @@ impl Machine {
 
     fn a_move_waits_on(&self, life: &Life) -> bool {
         let draining = self.membership.is_draining(life);
-        self.granted.get(life).is_some_and(|slots| {
+        self.tallies.granted.get(life).is_some_and(|slots| {
             slots.iter().filter_map(|slot| self.table.get(*slot)).any(|entry| {
                 let given = matches!(entry.state, State::Offered(_) | State::Granting(_) | State::Passing { .. });
                 draining || given || matches!(entry.state, State::Releasing(_))

@@ -7,7 +7,8 @@ use common::mutant::{self, Mutant};
 use common::session::{Carryover, OwnedGrant};
 use common::{Life, Timestamp, Token, WorkerId};
 
-use super::{Action, Machine, Pending, WRITE_RETRY};
+use super::writes::Pending;
+use super::{Action, Machine, WRITE_RETRY};
 use crate::brake::Departure;
 use crate::grants::{GrantOp, Profile};
 use crate::handoff::{self, Effect, Refused, State};
@@ -41,12 +42,12 @@ impl Machine {
             return;
         }
         let id = entry.id;
-        self.audit.moved(id, &former, &entry.state);
+        self.conflicts.audit.moved(id, &former, &entry.state);
         match (unowned::has_owner(&former), unowned::has_owner(&entry.state)) {
-            (true, false) => self.unowned.begin(self.last_step, slot),
+            (true, false) => self.tallies.unowned.begin(self.epoch.last_step, slot),
             (false, true) => {
-                let lasted = self.unowned.end(self.last_step, slot);
-                self.regained.extend(lasted.filter(|_| matches!(entry.state, State::Owned(_))));
+                let lasted = self.tallies.unowned.end(self.epoch.last_step, slot);
+                self.out.regained(lasted.filter(|_| matches!(entry.state, State::Owned(_))));
             }
             _ => {}
         }
@@ -84,30 +85,17 @@ impl Machine {
         let (before, after) = (acting(&former), acting(&entry.state));
         let mut unblocked = None;
         if before != after {
-            if let Some(life) = before
-                && let Some(set) = self.granted.get_mut(&life)
-            {
-                set.remove(&slot);
-                if set.is_empty() {
-                    self.granted.remove(&life);
-                }
+            self.tallies.regrant(slot, before.as_ref(), after);
+            if let Some(life) = before {
                 unblocked = self.quarantine.left(&life, id).map(|step| (life, step));
             }
-            if let Some(life) = after {
-                self.granted.entry(life).or_default().insert(slot);
-            }
         }
-        if former.name() != entry.state.name() {
-            if let Some(count) = self.states.get_mut(former.name()) {
-                *count -= 1;
-            }
-            *self.states.entry(entry.state.name()).or_default() += 1;
-        }
+        self.tallies.moved(&former, &entry.state);
         if let Some((life, step)) = unblocked {
             self.clear_step(&life, step);
         }
         self.tell_planner(slot);
-        self.actions.push(Action::Assigned(id));
+        self.out.push(Action::Assigned(id));
     }
 
     /// Where the planner counts an appliance, and whether it may pick it.
@@ -125,12 +113,12 @@ impl Machine {
             // On its way: counted where it goes, so that no second appliance is sent to fill the same place.
             State::Releasing(g) => (Some(preferred.unwrap_or(&g.worker)), None),
         };
-        let barred = self.intruders.contains_key(&slot) || self.quarantine.quarantined(entry.id).is_some();
+        let barred = self.conflicts.concern(slot) || self.quarantine.quarantined(entry.id).is_some();
         let movable = !barred && (entry.state.wants_owner() || matches!(entry.state, State::Owned(_)));
         self.planner.set_owner(slot, owner, former);
         self.planner.set_movable(slot, movable);
         if entry.state.wants_owner() {
-            self.placement.want_owner();
+            self.pacing.due.want_owner();
         }
     }
 
@@ -142,7 +130,7 @@ impl Machine {
             (Effect::PersistGrant, Some(to)) => {
                 let (site, hold) = (entry.needs.site.clone(), entry.hold_if_lost);
                 let token = to.token;
-                self.write(slot, token, GrantOp::Grant { appliance: id, to, site, hold });
+                self.writes.change(slot, token, GrantOp::Grant { appliance: id, to, site, hold });
             }
             (Effect::Offer, Some(g)) => {
                 let rebalance = entry.rebalance;
@@ -156,25 +144,24 @@ impl Machine {
                 let (site, hold_if_lost) = (entry.needs.site.clone(), entry.hold_if_lost);
                 let token = to.token;
                 let Carryover { progress, fence_delay: hold } = entry.handed.as_deref().cloned().unwrap_or_default();
-                self.freed.remove(&slot);
-                self.commit.grants.push(GrantOp::Free { appliance: id, progress, hold });
-                self.write(slot, token, GrantOp::Grant { appliance: id, to, site, hold: hold_if_lost });
+                self.writes.free_with_grant(slot, GrantOp::Free { appliance: id, progress, hold });
+                self.writes.change(slot, token, GrantOp::Grant { appliance: id, to, site, hold: hold_if_lost });
             }
             (Effect::PersistFree(handed), Some(_)) => {
                 if let Some(entry) = self.table.get_mut(slot) {
                     entry.handed = (handed != Carryover::default()).then(|| Box::new(handed));
                 }
-                self.freed.insert(slot);
+                self.writes.free_later(slot);
             }
-            (Effect::PersistRemoval, Some(g)) => self.write(slot, g.token, GrantOp::Remove { appliance: id }),
+            (Effect::PersistRemoval, Some(g)) => self.writes.change(slot, g.token, GrantOp::Remove { appliance: id }),
             (Effect::Retry, Some(_)) => {
-                self.retries.insert((now + WRITE_RETRY, slot));
+                self.writes.retry(now + WRITE_RETRY, slot);
             }
             (Effect::Confirm(to), _) => self.confirm_to(&to, id),
             (Effect::Arrived, _) => self.arrived(now, slot),
             (Effect::LeaveOut(worker), _) => {
                 let until = now + Duration::from_millis(self.config.decline_backoff_ms);
-                self.declined.entry(slot).or_default().insert(worker, until);
+                self.pacing.declined(slot, worker, until);
                 self.tell_excluded(slot);
                 self.move_ended(slot, None);
             }
@@ -188,7 +175,7 @@ impl Machine {
                 let life = by.life();
                 let text = format!("{} holds {id} under {} against the table", by.worker, by.token);
                 self.violation(Kind::HeldAgainstTable, text);
-                self.intruders.entry(slot).or_default().insert((life, by.token));
+                self.conflicts.add(slot, life, by.token);
                 self.tell_planner(slot);
             }
             (Effect::Removed, _) => self.removed(slot),
@@ -205,14 +192,9 @@ impl Machine {
         }
     }
 
-    fn write(&mut self, slot: Slot, token: Token, op: GrantOp) {
-        self.commit.grants.push(op);
-        self.commit_pending.push(Pending::Slot(slot, token));
-    }
-
     /// Makes durable what was handed in and found no next owner in the plan just made.
     pub(super) fn write_freed(&mut self) {
-        for slot in std::mem::take(&mut self.freed) {
+        for slot in self.writes.take_freed() {
             self.write_again(slot);
         }
     }
@@ -225,9 +207,9 @@ impl Machine {
         match entry.state.clone() {
             State::Freeing(g) => {
                 let op = GrantOp::Free { appliance: id, progress: handed.progress, hold: handed.fence_delay };
-                self.write(slot, g.token, op);
+                self.writes.change(slot, g.token, op);
             }
-            State::Removing(g) => self.write(slot, g.token, GrantOp::Remove { appliance: id }),
+            State::Removing(g) => self.writes.change(slot, g.token, GrantOp::Remove { appliance: id }),
             State::Unowned
             | State::Granting(_)
             | State::Passing { .. }
@@ -239,30 +221,23 @@ impl Machine {
     }
 
     pub(super) fn written(&mut self, now: Timestamp, batch: super::BatchId, durable: bool) {
-        for pending in self.pending.remove(&batch).unwrap_or_default() {
+        for pending in self.writes.take_batch(batch) {
             match pending {
                 Pending::Slot(slot, token) => {
                     let granting = |state: &State| matches!(state, State::Granting(_) | State::Passing { .. });
                     let granting = self.table.under(slot, token).is_some_and(|e| granting(&e.state));
                     if granting && !durable {
-                        self.placement.hold_back(now + WRITE_RETRY);
+                        self.pacing.due.hold_back(now + WRITE_RETRY);
                     }
                     // Somebody was found acting on it while the grant was written: it must not be offered, and its token
                     // is burnt.
-                    let offered = durable && !(granting && self.intruders.contains_key(&slot));
+                    let offered = durable && !(granting && self.conflicts.concern(slot));
                     let event = if offered { handoff::Event::Durable(token) } else { handoff::Event::Undone(token) };
                     self.hand(now, slot, event);
                 }
                 Pending::Member(conn) => self.member_written(now, conn, durable),
-                // What becomes of the row may have been decided anew meanwhile, or another commit may have had it.
                 Pending::Departed(life, missed) => {
-                    if self.ending.get(&life).is_some_and(|profile| profile.is_some() == missed) {
-                        if durable {
-                            self.ending.remove(&life);
-                        } else {
-                            self.remove_at = Some(now + WRITE_RETRY);
-                        }
-                    }
+                    self.writes.life_written(&life, missed, durable, now + WRITE_RETRY);
                 }
             }
         }
@@ -271,23 +246,20 @@ impl Machine {
     /// The lease of a life is over: what it held is orphaned, what kept others waiting for it is free. With `farewell` it
     /// said itself that it leaves, so that nothing it held is suspected of having ended it.
     pub(super) fn gone(&mut self, now: Timestamp, life: &Life, profile: Profile, farewell: bool) {
-        self.actions.push(Action::Gone(life.clone(), now));
+        self.out.push(Action::Gone(life.clone(), now));
         self.close_session(life, super::Refusal::IncarnationOver);
         self.forget_streams(life);
-        self.audit.forget(life);
-        let slots = self.granted.get(life).cloned().unwrap_or_default();
+        self.conflicts.audit.forget(life);
+        let slots = self.tallies.of(life);
         let explained = !farewell && self.suspect(life, &slots);
         for slot in slots {
             self.hand(now, slot, handoff::Event::Gone(life.clone()));
         }
-        let intruded: Vec<Slot> =
-            self.intruders.iter().filter(|(_, by)| by.iter().any(|(l, _)| l == life)).map(|(s, _)| *s).collect();
-        for slot in intruded {
-            self.intruder_lost(slot, &profile);
-            if let Some(by) = self.intruders.get_mut(&slot) {
-                by.retain(|(l, _)| l != life);
+        for slot in self.conflicts.of(life) {
+            self.conflicting_owner_lost(slot, &profile);
+            if self.conflicts.end_life(slot, life) {
+                self.tell_planner(slot);
             }
-            self.intruders_left(slot);
         }
         let how = match (farewell, explained) {
             (true, _) => Departure::Farewell,
@@ -296,9 +268,9 @@ impl Machine {
         };
         self.missed(now, life, &profile, how);
         self.departed(now, life, profile);
-        self.placement.lost(life);
+        self.pacing.due.lost(life);
         self.refresh_members();
-        self.actions.push(Action::WorkerChanged(life.worker.clone()));
+        self.out.worker_changed(life.worker.clone());
     }
 
     /// A life that held all these ended without a word. Returns whether a step that was announced is the likely reason.
@@ -311,38 +283,23 @@ impl Machine {
         for (id, strikes) in quarantined {
             if let Some(slot) = self.table.slot(id) {
                 self.note_unplaced(slot, Some(Unplaced::Quarantined(strikes)));
-                self.actions.push(Action::Quarantined(id, strikes));
+                self.out.push(Action::Quarantined(id, strikes));
             }
         }
         explained
     }
 
     /// A life says what it holds: whatever else it held against the table has ended.
-    pub(super) fn forget_intrusions(&mut self, life: &Life, held: &[OwnedGrant]) {
-        let ended: Vec<(Slot, Token)> = self
-            .intruders
-            .iter()
-            .flat_map(|(slot, by)| by.iter().filter(|(l, _)| l == life).map(|(_, token)| (*slot, *token)))
-            .filter(|(slot, token)| {
-                let id = self.table.get(*slot).map(|e| e.id);
-                !held.iter().any(|h| Some(h.appliance) == id && h.token == *token)
-            })
-            .collect();
-        for (slot, token) in ended {
-            self.intruder_ended(slot, life, token);
+    pub(super) fn forget_conflicts(&mut self, life: &Life, owned: &[OwnedGrant]) {
+        let table = &self.table;
+        let is = |slot: Slot, grant: &OwnedGrant| table.get(slot).is_some_and(|row| row.id == grant.appliance);
+        for (slot, token) in self.conflicts.not_among(life, owned, is) {
+            self.conflict_ended(slot, life, token);
         }
     }
 
-    pub(super) fn intruder_ended(&mut self, slot: Slot, life: &Life, token: Token) {
-        if let Some(by) = self.intruders.get_mut(&slot) {
-            by.remove(&(life.clone(), token));
-            self.intruders_left(slot);
-        }
-    }
-
-    fn intruders_left(&mut self, slot: Slot) {
-        if self.intruders.get(&slot).is_some_and(BTreeSet::is_empty) {
-            self.intruders.remove(&slot);
+    pub(super) fn conflict_ended(&mut self, slot: Slot, life: &Life, token: Token) {
+        if self.conflicts.end(slot, life, token) {
             self.tell_planner(slot);
         }
     }
@@ -357,21 +314,17 @@ impl Machine {
         if newer && self.quarantine.changed(id, deleting) {
             entry.unplaced = None;
             self.tell_planner(slot);
-            self.actions.push(Action::Assigned(id));
+            self.out.push(Action::Assigned(id));
         }
         let Some(entry) = self.table.get(slot) else { return };
         if deleting && entry.state == State::Unowned && !entry.granted_before {
             // No worker ever heard of it: there is nothing to remove but its rows.
             let worker = WorkerId::new("nobody").expect("a valid name");
-            let nobody = super::Granted {
-                worker,
-                incarnation: common::Incarnation::new(0),
-                token: Token::new(self.term, self.next_sequence),
-            };
-            self.next_sequence += 1;
+            let nobody =
+                super::Granted { worker, incarnation: common::Incarnation::new(0), token: self.epoch.next_token() };
             let token = nobody.token;
             self.set_state(slot, State::Removing(nobody));
-            self.write(slot, token, GrantOp::Remove { appliance: id });
+            self.writes.change(slot, token, GrantOp::Remove { appliance: id });
             return;
         }
         if let Some(g) = entry.state.holder().cloned() {
@@ -387,18 +340,15 @@ impl Machine {
 
     fn removed(&mut self, slot: Slot) {
         self.move_ended(slot, None);
-        self.unowned.end(self.last_step, slot);
-        self.intruders.remove(&slot);
-        self.declined.remove(&slot);
-        if let Some(count) = self.states.get_mut(State::Unowned.name()) {
-            *count -= 1;
-        }
+        self.tallies.removed(self.epoch.last_step, slot);
+        self.conflicts.forget(slot);
+        self.pacing.declined.remove(&slot);
         self.planner.remove(slot);
         if let Some(entry) = self.table.remove(slot) {
             self.quarantine.forget(entry.id);
-            self.actions.push(Action::Removed(entry.id));
+            self.out.push(Action::Removed(entry.id));
         }
-        self.placement.drifted();
+        self.pacing.due.drifted();
     }
 
     /// The grant came to its owner.
@@ -413,8 +363,8 @@ impl Machine {
         entry.binding = None;
         self.move_ended(slot, Some(worker));
         // It may be picked again: what had to leave it out, or knew its site not yet, is looked at anew.
-        self.placement.drifted();
-        self.declined.remove(&slot);
+        self.pacing.due.drifted();
+        self.pacing.declined.remove(&slot);
         self.tell_excluded(slot);
     }
 
@@ -426,7 +376,7 @@ impl Machine {
         let id = entry.id;
         let rebalance = entry.rebalance.take();
         let reason = entry.reason;
-        self.in_flight.end(slot);
+        self.pacing.in_flight.end(slot);
         if to.is_none() {
             // Nobody has it, so the name it was meant for stays the preferred one.
             if let Some(entry) = self.table.get_mut(slot) {
@@ -438,8 +388,8 @@ impl Machine {
         if let (Some(to), Some(reason)) = (&to, reason) {
             news.push(News::Moved { id: rebalance, appliance: id, from, to: to.clone(), reason });
         }
-        self.rebalances.end(rebalance, to.is_some(), &mut news);
-        self.actions.extend(news.into_iter().map(Action::Rebalance));
-        self.placement.drifted();
+        self.pacing.rebalances.end(rebalance, to.is_some(), &mut news);
+        self.out.rebalance(news);
+        self.pacing.due.drifted();
     }
 }

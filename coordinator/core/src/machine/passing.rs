@@ -2,6 +2,8 @@
 
 use super::tests::{World, two};
 use super::*;
+use crate::grants::GrantOp;
+use common::ApplianceId;
 
 /// Appliances that a commit frees, those it grants, in order.
 fn freed_and_granted(commit: &Commit) -> (Vec<ApplianceId>, Vec<ApplianceId>) {

@@ -6,7 +6,7 @@ mod canon;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use common::{Profile, Timestamp, Token, WorkerId};
+use common::{Profile, Timestamp, WorkerId};
 
 use super::{Action, Machine};
 use crate::handoff::{self, State};
@@ -260,11 +260,11 @@ impl Machine {
         match joined {
             Some(worker) => {
                 let due = now + Duration::from_millis(self.config.debounce_ms);
-                self.placement.joined(due, worker.clone());
+                self.pacing.due.joined(due, worker.clone());
             }
             None => {
                 self.refresh_members();
-                self.placement.dirty = true;
+                self.pacing.due.dirty = true;
             }
         }
     }
@@ -276,8 +276,8 @@ impl Machine {
             .members()
             .filter(|member| {
                 // What it holds must not be taken for that of somebody who left the ring.
-                let holds = || self.granted.contains_key(&member.life());
-                !self.placement.joined.contains(member.worker) || holds()
+                let holds = || self.tallies.granted.contains_key(&member.life());
+                !self.pacing.due.joined.contains(member.worker) || holds()
             })
             .map(|member| Member {
                 id: member.worker.clone(),
@@ -296,23 +296,23 @@ impl Machine {
 
     /// Plans if it is due, and begins what the limits allow.
     pub(super) fn place(&mut self, now: Timestamp) {
-        let joins_due = self.placement.joins_due.is_some_and(|at| at <= now);
-        let asked = self.placement.dirty || joins_due;
-        if self.placement.waiting(now) || now < self.placement.not_before || !asked || !self.members.has_read() {
+        let joins_due = self.pacing.due.joins_due.is_some_and(|at| at <= now);
+        let asked = self.pacing.due.dirty || joins_due;
+        if self.pacing.due.waiting(now) || now < self.pacing.due.not_before || !asked || !self.members.has_read() {
             return;
         }
-        if self.paused.is_some() {
+        if self.pacing.paused.is_some() {
             self.tell_leavers(&BTreeSet::new());
             return;
         }
         let mut cause = None;
-        let changed = !self.placement.lost.is_empty() || !self.placement.back.is_empty();
-        if joins_due || changed || self.placement.start {
-            self.placement.joins_due = None;
-            cause = self.placement.take_cause();
+        let changed = !self.pacing.due.lost.is_empty() || !self.pacing.due.back.is_empty();
+        if joins_due || changed || self.pacing.due.start {
+            self.pacing.due.joins_due = None;
+            cause = self.pacing.due.take_cause();
             self.refresh_members();
         }
-        self.placement.dirty = false;
+        self.pacing.due.dirty = false;
         self.counters.plans += 1;
         self.return_home(now);
         let plan = self.planner.plan();
@@ -330,20 +330,20 @@ impl Machine {
         }
         self.tell_leavers(&movers);
         self.note_stuck(&movers);
-        if begun == 0 && self.in_flight.len() == 0 {
+        if begun == 0 && self.pacing.in_flight.len() == 0 {
             let mut news = Vec::new();
-            self.rebalances.nothing_left(&mut news);
-            self.actions.extend(news.into_iter().map(Action::Rebalance));
+            self.pacing.rebalances.nothing_left(&mut news);
+            self.out.rebalance(news);
         }
     }
 
     /// Whether a move may be begun: nothing is taken from somebody while most are out of sight, or from or to one that is
     /// waited for, and what a missed name held waits for it.
     fn allows(&mut self, now: Timestamp, m: &Move) -> bool {
-        if self.intruders.contains_key(&m.slot) || self.members.is_handing_back(&m.to) {
+        if self.conflicts.concern(m.slot) || self.members.is_handing_back(&m.to) {
             return false;
         }
-        let frozen = self.brake.frozen_since().is_some();
+        let frozen = self.pacing.brake.frozen_since().is_some();
         if let Some(from) = &m.from {
             let life = self.table.get(m.slot).and_then(|e| e.state.grant()).map(|g| g.life());
             // One whose lease is over need not be asked, it is gone in a moment; nor one that nobody can ask: if it must
@@ -352,11 +352,11 @@ impl Machine {
                 .is_some_and(|life| self.membership.is_alive(&life) && self.sessions.state(&life) == Session::Settled);
             // A balance that a missing name upset is not mended before that name had its time.
             let balance = matches!(m.reason, Reason::OverCeiling | Reason::UnderFloor | Reason::RingOwner);
-            let waits = frozen || (balance && self.brake.in_grace(now));
+            let waits = frozen || (balance && self.pacing.brake.in_grace(now));
             return answers && !waits && !self.members.is_handing_back(from);
         }
         let Some(former) = self.former(m.slot) else { return true };
-        if !self.brake.waits_for(now, &former) {
+        if !self.pacing.brake.waits_for(now, &former) {
             return true;
         }
         let why = if frozen { Unplaced::Frozen(former) } else { Unplaced::WaitsFor(former) };
@@ -390,8 +390,8 @@ impl Machine {
                 && !self.members.is_handing_back(&to)
                 && profile.drivers.contains(&entry.needs.driver)
                 && entry.needs.site.as_ref().is_none_or(|site| *site == profile.site())
-                && !self.declined.get(&slot).is_some_and(|by| by.contains_key(&to));
-            let barred = self.intruders.contains_key(&slot) || self.quarantine.quarantined(entry.id).is_some();
+                && !self.pacing.has_declined(slot, &to);
+            let barred = self.conflicts.concern(slot) || self.quarantine.quarantined(entry.id).is_some();
             if takes && !barred {
                 moves.push(Move { slot, from: None, to, reason: Reason::Returned });
             }
@@ -408,14 +408,14 @@ impl Machine {
         if counted == 0 {
             return;
         }
-        let cause = match (cause, self.rebalances.current()) {
+        let cause = match (cause, self.pacing.rebalances.current()) {
             (Some(cause), _) => cause,
             (None, Some(_)) => return,
             (None, None) => self.cause_of(moves),
         };
         let mut news = Vec::new();
-        self.rebalances.open(cause, counted, &mut news);
-        self.actions.extend(news.into_iter().map(Action::Rebalance));
+        self.pacing.rebalances.open(cause, counted, &mut news);
+        self.out.rebalance(news);
     }
 
     /// The cause that moves show themselves. Those that waited for a name, in its grace or while the brake held, are made
@@ -445,8 +445,11 @@ impl Machine {
             None => self.grant(now, m),
             Some(from) => {
                 let (fresh, counted) = (self.config.moves_at_once, self.config.max_moves_per_worker);
-                let has_room = |worker| self.in_flight.has_room(worker, fresh, counted);
-                if self.in_flight.counted() >= self.config.max_moves_in_flight || !has_room(from) || !has_room(&m.to) {
+                let has_room = |worker| self.pacing.in_flight.has_room(worker, fresh, counted);
+                if self.pacing.in_flight.counted() >= self.config.max_moves_in_flight
+                    || !has_room(from)
+                    || !has_room(&m.to)
+                {
                     return false;
                 }
                 self.take(now, m, from.clone())
@@ -458,9 +461,8 @@ impl Machine {
         let Some(incarnation) = self.membership.current(&m.to) else { return false };
         let counted = self.belongs_to_rebalance(m);
         let site = self.membership.profile(&Life::new(m.to.clone(), incarnation)).map(Profile::site);
-        let token = Token::new(self.term, self.next_sequence);
-        self.next_sequence += 1;
-        let rebalance = self.rebalances.current();
+        let token = self.epoch.next_token();
+        let rebalance = self.pacing.rebalances.current();
         let Some(entry) = self.table.get_mut(m.slot) else { return false };
         if !entry.state.wants_owner() {
             return false;
@@ -478,7 +480,7 @@ impl Machine {
         }
         if counted && let Some(id) = rebalance {
             entry.rebalance = Some(id);
-            self.rebalances.begin(id);
+            self.pacing.rebalances.begin(id);
         }
         entry.granted_before = true;
         if entry.needs.driver.is_host_bound() && entry.needs.site.is_none() {
@@ -494,7 +496,7 @@ impl Machine {
     }
 
     fn take(&mut self, now: Timestamp, m: &Move, from: WorkerId) -> bool {
-        let rebalance = self.rebalances.current();
+        let rebalance = self.pacing.rebalances.current();
         let Some(entry) = self.table.get_mut(m.slot) else { return false };
         if !matches!(&entry.state, State::Owned(g) if g.worker == from) {
             return false;
@@ -505,9 +507,9 @@ impl Machine {
         entry.reason = Some(if m.reason == Reason::Unowned { Reason::Draining } else { m.reason });
         if let Some(id) = rebalance {
             entry.rebalance = Some(id);
-            self.rebalances.begin(id);
+            self.pacing.rebalances.begin(id);
         }
-        self.in_flight.begin(now, m.slot, from, m.to.clone());
+        self.pacing.in_flight.begin(now, m.slot, from, m.to.clone());
         self.hand(now, m.slot, handoff::Event::Take)
     }
 
@@ -516,30 +518,21 @@ impl Machine {
         if entry.unplaced != why {
             entry.unplaced = why;
             if entry.unplaced.is_some() {
-                self.actions.push(Action::Assigned(entry.id));
+                self.out.push(Action::Assigned(entry.id));
             }
         }
     }
 
     /// Lets workers that declined an appliance some time ago take it again.
     pub(super) fn forgive(&mut self, now: Timestamp) {
-        let due: Vec<Slot> =
-            self.declined.iter().filter(|(_, by)| by.values().any(|until| *until <= now)).map(|(s, _)| *s).collect();
-        for slot in due {
-            if let Some(by) = self.declined.get_mut(&slot) {
-                by.retain(|_, until| *until > now);
-                if by.is_empty() {
-                    self.declined.remove(&slot);
-                }
-            }
+        for slot in self.pacing.forgive(now) {
             self.tell_excluded(slot);
-            self.placement.want_owner();
+            self.pacing.due.want_owner();
         }
     }
 
     pub(super) fn tell_excluded(&mut self, slot: Slot) {
-        let members = self.declined.get(&slot).map(|by| by.keys().cloned().collect()).unwrap_or_default();
-        self.planner.set_excluded(slot, members);
+        self.planner.set_excluded(slot, self.pacing.decliners(slot));
     }
 }
 

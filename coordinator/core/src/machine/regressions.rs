@@ -1,10 +1,9 @@
 //! Mistakes the simulation found (`tests::sim`), each as the shortest story that shows it.
 
-use common::session::{Ack, Hello, OwnedGrant, Release};
-use std::collections::BTreeSet;
-
 use common::appliance::Driver;
-use common::{Site, StreamNumber};
+use common::session::{Ack, Envelope, GrantRef, Hello, OwnedGrant, Release, ToCoordinator};
+use common::{ApplianceId, Incarnation, Site, StreamNumber};
+use std::collections::BTreeSet;
 
 use super::tests::edition;
 use super::*;

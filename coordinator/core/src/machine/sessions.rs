@@ -17,7 +17,7 @@ use common::session::{
 };
 use common::{ApplianceId, Edition, Life, StreamNumber, Term, Timestamp, Token};
 
-use super::{Action, Machine, Pending, Refusal};
+use super::{Action, Machine, Refusal};
 use crate::audit::Verdict;
 use crate::grants::{Granted, StoredMember};
 use crate::handoff::{self, State};
@@ -124,37 +124,37 @@ impl Machine {
     /// Sends a message on a stream that is open.
     pub(super) fn send(&mut self, conn: StreamId, message: ToWorker<()>) {
         if let Some(session) = self.sessions.by_conn.get(&conn) {
-            self.actions.push(Action::Send(conn, session.envelope(self.term), message));
+            self.out.push(Action::Send(conn, session.envelope(self.epoch.term), message));
         }
     }
 
     pub(super) fn hello(&mut self, now: Timestamp, conn: StreamId, envelope: Envelope, hello: Hello) {
-        if hello.highest_term.get().saturating_sub(self.term.get()) > super::PLAUSIBLE_TERMS {
+        if hello.highest_term.get().saturating_sub(self.epoch.term.get()) > super::PLAUSIBLE_TERMS {
             let text = format!("{} claims to have met {}", hello.worker, hello.highest_term);
             self.violation(Kind::ImplausibleTerm, text);
-            self.actions.push(Action::Close(conn, Refusal::ImplausibleTerm(hello.highest_term)));
+            self.out.close(conn, Refusal::ImplausibleTerm(hello.highest_term));
             return;
         }
-        if hello.highest_term > self.term {
-            self.actions.push(Action::RaiseTerm(hello.highest_term));
+        if hello.highest_term > self.epoch.term {
+            self.out.push(Action::RaiseTerm(hello.highest_term));
             return;
         }
         let newest = hello.owned.iter().map(|h| h.token).max();
-        if newest.is_some_and(|t| t.term == self.term && t.sequence >= self.next_sequence) {
+        if newest.is_some_and(|token| self.epoch.is_foreign(token)) {
             // A token of this term that this leader never gave: the store was put back to an older state.
-            self.actions.push(Action::RaiseTerm(self.term));
+            self.out.push(Action::RaiseTerm(self.epoch.term));
             return;
         }
         let Some((life, is_new)) = self.speaking_life(now, conn, envelope, &hello) else { return };
         if self.sessions.newest.get(&life).is_some_and(|newest| *newest >= envelope.stream) {
-            self.actions.push(Action::Close(conn, Refusal::Superseded));
+            self.out.close(conn, Refusal::Superseded);
             return;
         }
         let stream = envelope.stream;
         self.sessions.newest.insert(life.clone(), stream);
         if let Some(&older) = self.sessions.by_life.get(&life) {
             self.sessions.remove(older);
-            self.actions.push(Action::Close(older, Refusal::Superseded));
+            self.out.close(older, Refusal::Superseded);
         }
         if is_new {
             self.membership.join(now, life.worker.clone(), life.incarnation, hello.profile.clone());
@@ -164,14 +164,13 @@ impl Machine {
         let changed = !self.membership.is_stored(&life);
         if changed && let Some(profile) = self.membership.profile(&life).cloned() {
             let Life { worker, incarnation } = life.clone();
-            self.commit.put_members.push(StoredMember { worker, incarnation, profile, departed: false });
-            self.commit_pending.push(Pending::Member(conn));
+            self.writes.member(conn, StoredMember { worker, incarnation, profile, departed: false });
         }
         self.sessions.by_life.insert(life.clone(), conn);
         let stage = Stage::Storing(Box::new(hello));
         let session = Session { life: life.clone(), stream, is_new, stage, outbox: Outbox::default() };
         self.sessions.by_conn.insert(conn, session);
-        self.actions.push(Action::WorkerChanged(life.worker.clone()));
+        self.out.worker_changed(life.worker.clone());
         if !changed {
             self.welcome(now, conn);
         }
@@ -184,7 +183,7 @@ impl Machine {
         let (life, is_new) = (session.life.clone(), session.is_new);
         if !self.membership.is_alive(&life) {
             self.sessions.remove(conn);
-            self.actions.push(Action::Close(conn, Refusal::IncarnationOver));
+            self.out.close(conn, Refusal::IncarnationOver);
         } else if durable {
             self.membership.set_stored(&life);
             self.welcome(now, conn);
@@ -194,7 +193,7 @@ impl Machine {
                 // Nobody was told of this life, so nobody can act in it.
                 self.membership.close(now, &life, true);
             }
-            self.actions.push(Action::Close(conn, Refusal::StoreUnavailable));
+            self.out.close(conn, Refusal::StoreUnavailable);
         }
     }
 
@@ -211,7 +210,7 @@ impl Machine {
         for &grant in &hello.removed {
             self.deleted(now, conn, &life, grant);
         }
-        self.forget_intrusions(&life, &hello.owned);
+        self.forget_conflicts(&life, &hello.owned);
         let mut keep = Vec::with_capacity(hello.owned.len());
         for held in &hello.owned {
             let entry = self.table.slot(held.appliance).and_then(|slot| Some((slot, self.table.get(slot)?)));
@@ -245,10 +244,10 @@ impl Machine {
         let Stage::Welcomed(hello) = std::mem::replace(&mut session.stage, Stage::Settled) else { return };
         let (life, is_new) = (&session.life.clone(), session.is_new);
         self.quarantine.greeted(life, hello.owned.iter().map(|held| held.appliance));
-        if self.audit.greeted(life) {
+        if self.conflicts.audit.greeted(life) {
             self.tell_lost(life, &hello.owned);
         }
-        let mut unsaid = self.granted.get(life).cloned().unwrap_or_default();
+        let mut unsaid = self.tallies.of(life);
         let (mut stale, mut ahead) = (Vec::new(), Vec::new());
         for held in &hello.owned {
             let granted = self.granted_to(life, held.token);
@@ -278,10 +277,10 @@ impl Machine {
         for (slot, edition) in ahead {
             self.take_what_is_ahead(now, life, slot, edition);
         }
-        self.placement.spoke(life);
+        self.pacing.due.spoke(life);
         self.settled_member(now, life);
         self.settled_changed(now, is_new.then_some(&life.worker));
-        self.actions.push(Action::WorkerChanged(life.worker.clone()));
+        self.out.worker_changed(life.worker.clone());
     }
 
     /// A worker has a later generation than the store, or this one as another term wrote it: the store was put back to an
@@ -299,7 +298,7 @@ impl Machine {
 
     /// The life behind a message, if it is the newest stream's, settled, and of this term.
     pub(super) fn speaker(&mut self, now: Timestamp, conn: StreamId, envelope: Envelope) -> Option<Life> {
-        let term = self.term;
+        let term = self.epoch.term;
         let life = self.sessions.by_conn.get(&conn).and_then(|s| {
             let right = !matches!(s.stage, Stage::Storing(_))
                 && envelope.term == term
@@ -326,7 +325,7 @@ impl Machine {
             Beat::Counts => self.send(conn, ToWorker::BeatAck(number)),
             Beat::Over => {
                 self.sessions.remove(conn);
-                self.actions.push(Action::Close(conn, Refusal::IncarnationOver));
+                self.out.close(conn, Refusal::IncarnationOver);
             }
         }
     }
@@ -374,7 +373,7 @@ impl Machine {
     /// Tells a worker that an announced step may begin.
     pub(super) fn clear_step(&mut self, life: &Life, step: AnnouncedStep) {
         if let Some((conn, _)) = self.sessions.settled(life) {
-            self.clear.entry(conn).or_default().push(step);
+            self.out.may_begin(conn, step);
         }
     }
 
@@ -389,12 +388,12 @@ impl Machine {
                     // Kept for its name while the grace lasts.
                     entry.preferred = Some(life.worker.clone());
                 }
-                self.intruder_ended(slot, life, release.token);
+                self.conflict_ended(slot, life, release.token);
                 self.hold_at_least(slot, release.carryover.fence_delay);
                 self.hand(now, slot, handoff::Event::Released(granted, release.carryover));
             }
             // Gone meanwhile: it need not be said again.
-            None => self.confirm.entry(conn).or_default().push(GrantRef::new(release.appliance, release.token)),
+            None => self.out.confirm(conn, GrantRef::new(release.appliance, release.token)),
         }
     }
 
@@ -403,7 +402,7 @@ impl Machine {
         let granted = self.granted_to(life, token);
         match self.table.slot(appliance) {
             Some(slot) => {
-                self.intruder_ended(slot, life, token);
+                self.conflict_ended(slot, life, token);
                 if self.table.get(slot).is_some_and(|e| !e.deleting && e.state.holder() == Some(&granted)) {
                     // A user's appliance goes only when a user said so.
                     let text = format!("{} removed {appliance}, which nobody deleted", life.worker);
@@ -414,7 +413,7 @@ impl Machine {
                 }
                 self.hand(now, slot, handoff::Event::Deleted(granted));
             }
-            None => self.confirm.entry(conn).or_default().push(grant),
+            None => self.out.confirm(conn, grant),
         }
     }
 
@@ -435,7 +434,7 @@ impl Machine {
         if mutant::is(Mutant::GoneWithStream) {
             self.membership.close(now, &session.life, true);
         }
-        self.actions.push(Action::WorkerChanged(session.life.worker));
+        self.out.worker_changed(session.life.worker);
         self.refresh_members();
     }
 
@@ -448,7 +447,7 @@ impl Machine {
     pub(super) fn close_session(&mut self, life: &Life, refusal: Refusal) {
         if let Some(&conn) = self.sessions.by_life.get(life) {
             self.sessions.remove(conn);
-            self.actions.push(Action::Close(conn, refusal));
+            self.out.close(conn, refusal);
         }
     }
 
@@ -465,7 +464,7 @@ impl Machine {
 
     pub(super) fn confirm_to(&mut self, granted: &Granted, appliance: ApplianceId) {
         if let Some(&conn) = self.sessions.by_life.get(&granted.life()) {
-            self.confirm.entry(conn).or_default().push(GrantRef::new(appliance, granted.token));
+            self.out.confirm(conn, GrantRef::new(appliance, granted.token));
         }
     }
 
@@ -484,7 +483,7 @@ impl Machine {
                     rebalance: delta.rebalance,
                     entries: entries.filter_map(|(slot, entry)| current(table, quarantine, slot, entry)).collect(),
                 });
-                self.actions.push(Action::Send(conn, session.envelope(self.term), message));
+                self.out.push(Action::Send(conn, session.envelope(self.epoch.term), message));
             }
         }
     }
@@ -493,7 +492,8 @@ impl Machine {
     /// next one settles whatever it is.
     fn audit(&mut self, now: Timestamp, conn: StreamId, life: Life, claim: OwnedDigest) {
         let Some(session) = self.sessions.by_conn.get(&conn) else { return };
-        let Verdict::Differs { expected, heal: true } = self.audit.judge(now, &life, claim, session.outbox.level())
+        let Verdict::Differs { expected, heal: true } =
+            self.conflicts.audit.judge(now, &life, claim, session.outbox.level())
         else {
             return;
         };
@@ -511,8 +511,8 @@ impl Machine {
         self.violation(Kind::DigestDiffers, text);
         self.sessions.remove(conn);
         self.members.lost_session(now, &life);
-        self.actions.push(Action::Close(conn, Refusal::Differs));
-        self.actions.push(Action::WorkerChanged(life.worker));
+        self.out.close(conn, Refusal::Differs);
+        self.out.worker_changed(life.worker);
         self.refresh_members();
     }
 
@@ -520,7 +520,7 @@ impl Machine {
     /// that is told as what everybody holds against the table.
     fn tell_lost(&mut self, life: &Life, held: &[OwnedGrant]) {
         let held: BTreeMap<ApplianceId, Token> = held.iter().map(|h| (h.appliance, h.token)).collect();
-        let slots = self.granted.get(life).into_iter().flatten();
+        let slots = self.tallies.granted.get(life).into_iter().flatten();
         let taken = slots.filter_map(|slot| {
             let entry = self.table.get(*slot)?;
             let token = match &entry.state {
@@ -549,7 +549,7 @@ impl Machine {
             holder.is_some_and(|g| g.token == status.token && g.is_of(&life))
         });
         if !statuses.is_empty() {
-            self.actions.push(Action::Reports(statuses));
+            self.out.push(Action::Reports(statuses));
         }
         if let Some(owned) = owned {
             self.audit(now, conn, life, owned);

@@ -1,10 +1,17 @@
 //! Scenarios of the whole machine with an obedient store and hand-written workers. What chance may do to it is the
 //! simulator's part.
 
+use crate::grants::GrantOp;
+use crate::membership::LeaseNode;
+use crate::rebalance::News;
 use common::appliance::Driver;
-use common::session::{Ack, Declined, Delta, DeltaEntry, Hello, OwnedDigest, OwnedGrant, Release, Report};
+use common::session::{
+    Ack, AnnouncedStep, Declined, Delta, DeltaEntry, Envelope, GrantRef, Hello, OwnedDigest, OwnedGrant, Release,
+    Report, StatusReport, ToCoordinator,
+};
 use common::status::Progress;
-use common::{Generation, StreamNumber};
+use common::{ApplianceId, Edition, Generation, Incarnation, StreamNumber};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::checks;

@@ -67,11 +67,12 @@ pub struct Explanation {
 
 impl Machine {
     pub(super) fn departed(&mut self, now: Timestamp, life: &Life, profile: Profile) {
-        self.departed
+        self.members
+            .departed
             .insert(life.worker.clone(), Departed { incarnation: life.incarnation, profile: Some(profile), at: now });
-        self.departed.retain(|_, d| now.since(d.at) < DEPARTED.1);
-        while self.departed.len() > DEPARTED.0 {
-            self.departed.pop_first();
+        self.members.departed.retain(|_, d| now.since(d.at) < DEPARTED.1);
+        while self.members.departed.len() > DEPARTED.0 {
+            self.members.departed.pop_first();
         }
     }
 
@@ -79,7 +80,7 @@ impl Machine {
     #[must_use]
     pub fn workers(&self, now: Timestamp) -> Vec<WorkerView> {
         let mut views = BTreeMap::new();
-        for (id, d) in &self.departed {
+        for (id, d) in &self.members.departed {
             let view = WorkerView {
                 id: id.clone(),
                 incarnation: d.incarnation,
@@ -103,7 +104,7 @@ impl Machine {
                 incarnation: life.incarnation,
                 health: health::judge(beat, self.sessions.state(life)),
                 profile: self.membership.profile(life).cloned(),
-                appliances: self.granted.get(life).map_or(0, |set| set.len() as u64),
+                appliances: self.tallies.granted.get(life).map_or(0, |set| set.len() as u64),
                 silent: beat.map(|(age, _)| age).unwrap_or_default(),
                 draining: self.membership.is_draining(life),
                 member: is_member,
@@ -118,8 +119,8 @@ impl Machine {
     pub fn explain(&self, now: Timestamp, id: ApplianceId) -> Option<Explanation> {
         let slot = self.table.slot(id)?;
         let entry = self.table.get(slot)?;
-        let summary = if let Some(by) = self.intruders.get(&slot).and_then(|by| by.first()) {
-            format!("{} still holds it against the table; nobody else gets it before that ended", by.0.worker)
+        let summary = if let Some(by) = self.conflicts.owner(slot) {
+            format!("{} still holds it against the table; nobody else gets it before that ended", by.worker)
         } else if entry.state.wants_owner() && self.waiting(now).is_some() {
             self.waiting(now).unwrap_or_default()
         } else {
@@ -131,13 +132,13 @@ impl Machine {
     /// Why nothing is placed right now, if nothing is.
     #[must_use]
     pub fn waiting(&self, now: Timestamp) -> Option<String> {
-        if let Some(why) = &self.paused {
+        if let Some(why) = &self.pacing.paused {
             return Some(format!("paused: {why}"));
         }
         if !self.members.has_read() {
             return Some("a new leader reads who is there".to_owned());
         }
-        let awaited = self.placement.awaited(now);
+        let awaited = self.pacing.due.awaited(now);
         let names: Vec<&str> = awaited.iter().take(5).map(WorkerId::as_str).collect();
         (!awaited.is_empty()).then(|| format!("a new leader waits for {} to say what it holds", names.join(", ")))
     }
@@ -145,23 +146,23 @@ impl Machine {
     /// What the brake holds, if it does.
     #[must_use]
     pub fn frozen(&self, now: Timestamp) -> Option<Frozen> {
-        self.brake.frozen_since().map(|since| Frozen {
+        self.pacing.brake.frozen_since().map(|since| Frozen {
             since: now.since(since),
-            missing: self.brake.missing().cloned().collect(),
-            live: self.brake.live(),
+            missing: self.pacing.brake.missing().cloned().collect(),
+            live: self.pacing.brake.live(),
         })
     }
 
     /// Why an operator paused planning.
     #[must_use]
     pub fn paused(&self) -> Option<&str> {
-        self.paused.as_deref()
+        self.pacing.paused.as_deref()
     }
 
     /// Moves that did not end in time and no longer count against the limits.
     #[must_use]
     pub fn stalled_moves(&self) -> u64 {
-        self.in_flight.stalled() as u64
+        self.pacing.in_flight.stalled() as u64
     }
 
     /// The life under this name that heartbeats still keep: the member's, or else any.
@@ -183,7 +184,7 @@ impl Machine {
     /// Whether anybody of this name is known or was within the last hour.
     #[must_use]
     pub fn knows(&self, worker: &WorkerId) -> bool {
-        self.departed.contains_key(worker) || self.membership.any_life_of(worker).is_some()
+        self.members.departed.contains_key(worker) || self.membership.any_life_of(worker).is_some()
     }
 
     /// The table, for readers and checks.
@@ -206,30 +207,30 @@ impl Machine {
 
     /// Appliances by the state of their hand-off.
     pub fn states(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        self.states.iter().filter(|(_, n)| **n > 0).map(|(name, n)| (*name, *n))
+        self.tallies.states()
     }
 
     /// Moves under way.
     #[must_use]
     pub fn moves_in_flight(&self) -> u64 {
-        self.in_flight.len() as u64
+        self.pacing.in_flight.len() as u64
     }
 
     /// What was begun and has not ended, by sort: writes, retries, what workers still have to be told. All are 0 at rest.
     #[must_use]
     pub fn backlog(&self) -> [(&'static str, usize); 4] {
         [
-            ("writes under way", self.pending.len()),
-            ("writes to be tried again", self.retries.len() + self.ending.len()),
+            ("writes under way", self.writes.in_flight()),
+            ("writes to be tried again", self.writes.waiting()),
             ("entries waiting to be told", self.sessions.untold()),
-            ("appliances held against the table", self.intruders.len()),
+            ("appliances held against the table", self.conflicts.len()),
         ]
     }
 
     /// Appliances without an owner.
     #[must_use]
     pub const fn unowned(&self) -> &Unowned {
-        &self.unowned
+        &self.tallies.unowned
     }
 
     /// Appliances whose steps are announced because a former owner died, and those of them nobody is granted.
@@ -241,7 +242,7 @@ impl Machine {
     /// What comparing workers' digests with the table came to.
     #[must_use]
     pub const fn audits(&self) -> audit::Counts {
-        self.audit.counts()
+        self.conflicts.audit.counts()
     }
 
     /// Counters for metrics.
@@ -253,11 +254,11 @@ impl Machine {
     /// Time since this machine began its term.
     #[must_use]
     pub const fn age(&self, now: Timestamp) -> Duration {
-        now.since(self.started)
+        now.since(self.epoch.started)
     }
 
     pub(crate) fn granted(&self) -> &BTreeMap<Life, std::collections::BTreeSet<crate::planner::Slot>> {
-        &self.granted
+        &self.tallies.granted
     }
 
     pub(crate) fn membership(&self) -> &crate::membership::Membership {
@@ -265,11 +266,11 @@ impl Machine {
     }
 
     pub(crate) fn is_intruded(&self, slot: crate::planner::Slot) -> bool {
-        self.intruders.contains_key(&slot)
+        self.conflicts.concern(slot)
     }
 
     pub(crate) fn expected(&self, life: &Life) -> common::Digest {
-        self.audit.expected(life)
+        self.conflicts.audit.expected(life)
     }
 
     pub(crate) fn is_quarantined(&self, id: ApplianceId) -> bool {
@@ -277,7 +278,7 @@ impl Machine {
     }
 
     pub(crate) const fn next_sequence(&self) -> u64 {
-        self.next_sequence
+        self.epoch.next_sequence
     }
 }
 

@@ -9,7 +9,7 @@ use super::{EVICT_AGAIN, EXPELLED, Machine, Parked, Watch};
 impl Machine {
     /// Writes down what is watched of the lives besides their leases.
     pub(in crate::machine) fn canon_members(&self, to: &mut Canon) {
-        let Watch { read, parked, silent, expelled, stuck, evicting, leaving, handing_back, homecoming } =
+        let Watch { read, parked, silent, expelled, stuck, evicting, leaving, handing_back, homecoming, departed: _ } =
             &self.members;
         to.put(read);
         to.put(&parked.len());

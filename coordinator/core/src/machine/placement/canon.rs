@@ -7,9 +7,9 @@ use super::{Due, InFlight, Machine, Moving, SLOW};
 impl Machine {
     /// Writes down when the next plan is due, and what is on its way.
     pub(in crate::machine) fn canon_placement(&self, to: &mut Canon) {
-        to.put(&self.placement);
+        to.put(&self.pacing.due);
         // How many there are per worker, and how many stalled, is counted from the moves.
-        let InFlight { moves, per_worker: _, stalled: _ } = &self.in_flight;
+        let InFlight { moves, per_worker: _, stalled: _ } = &self.pacing.in_flight;
         to.put(&moves.len());
         for (slot, Moving { from, to: target, since, pace }) in moves {
             to.put(&slot.0);

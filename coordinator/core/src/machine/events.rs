@@ -1,0 +1,172 @@
+//! What goes into the machine and what comes out of it: events are facts, actions are to be carried out in order.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use common::session::{Envelope, StatusReport, ToCoordinator, ToWorker};
+use common::{ApplianceId, Edition, Life, Term, Timestamp, WorkerId};
+
+use super::StreamId;
+use crate::grants::{GrantOp, StoredGrant, StoredMember};
+use crate::membership::{LeaseNode, Node};
+use crate::rebalance::News;
+use crate::table::Seed;
+use crate::violation;
+
+/// Number of one group of writes.
+pub type BatchId = u64;
+
+/// A fact.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A worker sent a message: the stream it came on, which conversation it names, and what it says.
+    Received(StreamId, Envelope, ToCoordinator),
+    /// A stream ended.
+    Closed(StreamId),
+    /// External: every node was read, after the connection was made anew. Nothing counts before the first of these.
+    Read {
+        /// The member nodes.
+        members: BTreeMap<WorkerId, Node>,
+        /// The lease nodes.
+        leases: BTreeMap<Life, LeaseNode>,
+    },
+    /// External: the member nodes, read after one came or went.
+    Members(BTreeMap<WorkerId, Node>),
+    /// External: a lease node was read, or a heartbeat seen.
+    Observed(Life, LeaseNode),
+    /// External: no further heartbeat of this life can arrive; all that did were told before.
+    Over(Life),
+    /// An operator wants the lease of a life ended.
+    Evict(Life),
+    /// An operator stops all planning, for this reason.
+    Pause(String),
+    /// An operator lets planning go on, also where the brake holds it.
+    Resume,
+    /// The store has a batch.
+    Durable(BatchId),
+    /// The store surely does not have a batch.
+    Undone(BatchId),
+    /// An appliance was stored.
+    Created(Seed),
+    /// A stored appliance changed.
+    Updated {
+        /// The appliance.
+        id: ApplianceId,
+        /// Its new edition.
+        edition: Edition,
+        /// About how many bytes its specification has on the wire.
+        size: usize,
+        /// It is to be removed.
+        deleting: bool,
+    },
+    /// Somebody wants an appliance probed now.
+    Check(ApplianceId, u64),
+    /// What workers say has waited so long to be read that a lease may seem over which is not.
+    FellBehind,
+    /// Nothing but time has passed.
+    Tick,
+}
+
+/// Why a stream is ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The life's lease is over, or was never known.
+    IncarnationOver,
+    /// Somebody else under this name may still act, for at most this long if nothing is heard of it.
+    NameTaken(Duration),
+    /// A newer stream of the same life took over.
+    Superseded,
+    /// It claims to have met a term that no cluster reaches.
+    ImplausibleTerm(Term),
+    /// The store cannot be written now.
+    StoreUnavailable,
+    /// It names no life, though lives are taken from the coordination service.
+    NoLife,
+    /// No lease node of this life was seen.
+    UnknownLife,
+    /// What it holds differs from the table: it shall say `Hello` again, which settles it.
+    Differs,
+    /// Its member node was taken away, and it holds nothing any more: it may come back in a new life.
+    NotMember,
+}
+
+/// Writes to be made in one transaction.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Commit {
+    /// Changes of ownership.
+    pub grants: Vec<GrantOp>,
+    /// Members to be stored.
+    pub put_members: Vec<StoredMember>,
+    /// Members to be removed.
+    pub remove_members: Vec<Life>,
+}
+
+impl Commit {
+    pub(super) fn is_empty(&self) -> bool {
+        self.grants.is_empty() && self.put_members.is_empty() && self.remove_members.is_empty()
+    }
+}
+
+/// Something to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Make durable, then say `Event::Durable` or `Event::Undone`. Batches are committed in order.
+    Commit(BatchId, Commit),
+    /// Send to a worker, as part of this conversation. Nothing is owed when the stream broke.
+    Send(StreamId, Envelope, ToWorker<()>),
+    /// End a stream.
+    Close(StreamId, Refusal),
+    /// Statuses that come from the owners of their appliances: to be stored, and shown to readers.
+    Reports(Vec<StatusReport>),
+    /// Ownership of an appliance changed, for readers.
+    Assigned(ApplianceId),
+    /// An appliance is gone for ever and its rows with it.
+    Removed(ApplianceId),
+    /// A worker joined, changed or is gone, for readers.
+    WorkerChanged(WorkerId),
+    /// A life is gone, decided at this moment: others may act on what it held from then on. To be logged.
+    Gone(Life, Timestamp),
+    /// News of a rebalance.
+    Rebalance(News),
+    /// So many workers died while a step of this appliance ran; nobody is granted it any more.
+    Quarantined(ApplianceId, u32),
+    /// Somebody holds, or says, what contradicts the table. To be logged and counted.
+    Violation(String),
+    /// Write over the lease node of a life, so that no further heartbeat of it commits.
+    Evict(Life),
+    /// A higher term was met: begin a new one above it. Nothing this machine does counts any more.
+    RaiseTerm(Term),
+}
+
+/// What a step leads to.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// To be carried out in order.
+    pub actions: Vec<Action>,
+    /// When to send `Event::Tick` at the latest.
+    pub wake_at: Option<Timestamp>,
+    /// For how long appliances had no owner that got one in this step.
+    pub regained: Vec<Duration>,
+}
+
+/// What the leader starts from.
+#[derive(Clone, Debug, Default)]
+pub struct Restored {
+    /// Every appliance with what the store knows of its ownership.
+    pub appliances: Vec<(Seed, StoredGrant)>,
+    /// Members as of the last change.
+    pub members: Vec<StoredMember>,
+}
+
+/// Counters for metrics and `Cluster.Status`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Contradictions met.
+    pub violations: u64,
+    /// The same by kind.
+    pub kinds: violation::Counts,
+    /// Messages dropped because they named another stream, life or term.
+    pub stale_messages: u64,
+    /// Plans made.
+    pub plans: u64,
+}
