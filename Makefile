@@ -32,8 +32,13 @@ test: deps-test ## Run every test, with real processes, servers and python-tooz.
 	$(CARGO) test --profile sim --locked $(MODELS) -- --nocapture
 
 lint: deps-build ## Check formatting and lints; warnings are errors.
-	$(CARGO) fmt --all -- --check
-	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@if $(CARGO) fmt --version >/dev/null 2>&1; then set -x; $(CARGO) fmt --all -- --check; \
+	else echo "==> rustfmt is missing, formatting is not checked: rustup component add rustfmt"; fi
+	@echo "==> building each core package alone"
+	@CARGO=$(CARGO) scripts/check-cores
+	@if $(CARGO) clippy --version >/dev/null 2>&1; then set -x; \
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings; \
+	else echo "==> clippy is missing, lints are not checked: rustup component add clippy"; fi
 
 fmt: ## Format the code.
 	$(CARGO) fmt --all
