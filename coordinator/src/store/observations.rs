@@ -1,5 +1,5 @@
 //! Observations that wait to be written: only the latest of each appliance and worker, so that a flood of reports costs
-//! as many rows as there are appliances, not as there are reports. That is also the bound of this queue.
+//! as many rows as there are appliances. That also bounds this queue.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -17,8 +17,8 @@ pub(super) type LastSeen = BTreeMap<WorkerId, SystemTime>;
 pub(super) struct Observations {
     statuses: Statuses,
     seen: LastSeen,
-    /// Where the next part is taken from: in rounds over all appliances, so that none is written over and over while
-    /// others wait.
+    /// Key after which the next part starts: parts go round over all appliances, so that none is written repeatedly
+    /// while others wait.
     next: Option<ApplianceId>,
 }
 
@@ -31,12 +31,12 @@ impl Observations {
         self.seen.insert(worker, time);
     }
 
-    /// An appliance is being removed: what waits for it is not to follow.
+    /// Drops the waiting status of an appliance that is being removed.
     pub(super) fn forget(&mut self, appliance: ApplianceId) {
         self.statuses.remove(&appliance);
     }
 
-    /// Takes out up to `limit` statuses and all times.
+    /// Takes up to `limit` statuses and all times.
     pub(super) fn take(&mut self, limit: usize) -> (Statuses, LastSeen) {
         let seen = std::mem::take(&mut self.seen);
         if self.statuses.len() <= limit {
@@ -53,7 +53,7 @@ impl Observations {
         (taken, seen)
     }
 
-    /// Puts back what could not be written, unless something newer has come.
+    /// Puts back what could not be written, unless a newer value has arrived.
     pub(super) fn put_back(&mut self, statuses: Statuses, seen: LastSeen) {
         for (id, status) in statuses {
             self.statuses.entry(id).or_insert(status);
@@ -67,7 +67,7 @@ impl Observations {
         !self.statuses.is_empty() || !self.seen.is_empty()
     }
 
-    /// Whether so many wait that the next part is due at once.
+    /// Whether so many wait that the next part should be written at once.
     pub(super) fn has_any_of(&self, count: usize) -> bool {
         self.statuses.len() >= count
     }
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_go_round_so_that_every_appliance_has_its_turn() {
+    fn parts_are_taken_round_robin() {
         let mut it = Observations::default();
         let ids = |it: &Statuses| it.keys().map(|id| id.uuid().as_u128()).collect::<Vec<_>>();
         let all = |n| (ApplianceId::from_u128(n), status(0), SystemTime::UNIX_EPOCH);

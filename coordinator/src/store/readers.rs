@@ -1,7 +1,7 @@
 //! Connections that only read, for lists that are not kept in memory.
 //!
-//! A pool whose statements time out or whose connections break is given up as a whole and made anew: what it still holds
-//! may hang for as long as the network lets it.
+//! A pool whose statements time out or whose connections break is replaced as a whole: its other connections may hang
+//! for as long as the network lets them.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -26,13 +26,13 @@ impl Readers {
         Self { target, shared, pool: Arc::new(Mutex::new(pool)) }
     }
 
-    /// The pool as it is now, with a deadline for each statement.
+    /// The current pool, with a deadline for each statement.
     pub(super) fn now(&self) -> Timed<DatabaseConnection> {
         let limit = self.target.statement_timeout();
         Timed { inner: self.current(), limits: self.target.limits(limit * 3) }
     }
 
-    /// The same for a reader of everything, who may take his time between statements.
+    /// The same for a reader of everything, which may pause between statements.
     pub(super) fn unhurried(&self) -> Timed<DatabaseConnection> {
         Timed { inner: self.current(), limits: self.target.limits(Duration::from_secs(24 * 60 * 60)) }
     }
@@ -43,8 +43,7 @@ impl Readers {
 
     /// Reads something.
     ///
-    /// # Errors
-    /// [`Error::Unavailable`] at once while the database is known to be away; whatever `read` says.
+    /// # Errors [`Error::Unavailable`] at once during a known outage; errors of `read`.
     pub(super) async fn read<T, F>(&self, read: impl Fn(Timed<DatabaseConnection>) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
@@ -54,7 +53,7 @@ impl Readers {
         }
         let result = read(self.now()).await;
         match &result {
-            // The server may have been away since the connection was last used.
+            // The server may have been unavailable since the connection was last used.
             Err(Error::Unavailable(OutageCause::Lost(_))) => {
                 self.renew().await;
                 read(self.now()).await
@@ -68,7 +67,7 @@ impl Readers {
     }
 
     async fn renew(&self) {
-        // A file has no connections that hang, and its readers would have to be opened, not just planned.
+        // Connections to a file do not hang, and reopening its readers would not be lazy.
         if !self.target.is_server() {
             return;
         }

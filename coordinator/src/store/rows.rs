@@ -1,5 +1,5 @@
-//! Domain values to rows and back. What comes back is checked as strictly as what users send: a row that breaks a rule
-//! is [`Error::Corrupt`] with its key, never a half-understood value.
+//! Conversion between domain values and rows. Rows are checked as strictly as user input: one that breaks a rule is
+//! [`Error::Corrupt`] with its key, never a partially parsed value.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
@@ -38,12 +38,12 @@ fn json<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("plain data with text keys always has a JSON form")
 }
 
-/// Free text as every database takes it: PostgreSQL has no place for a zero character.
+/// Free text in a form that every database accepts: PostgreSQL cannot store a zero character.
 fn plain(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
 
-/// Says which row a reason belongs to.
+/// Names the row in errors.
 struct RowName<'a> {
     what: &'static str,
     key: &'a dyn std::fmt::Display,
@@ -143,7 +143,7 @@ pub(super) fn to_progress(row: &progress::Model) -> Result<(ApplianceId, Progres
     Ok((ApplianceId::new(row.appliance), at.json("progress", &row.progress)?, Duration::from_nanos(hold)))
 }
 
-/// Form of a [`Profile`] in the store, and whether the member only is remembered.
+/// Stored form of a [`Profile`], and whether the member is only remembered.
 #[derive(Serialize, Deserialize)]
 struct ProfileRow {
     weight: u32,
@@ -161,7 +161,7 @@ struct ProfileRow {
     departed: bool,
 }
 
-/// Form of an [`Incarnation`] in the store.
+/// Stored form of an [`Incarnation`].
 pub(super) fn incarnation_text(incarnation: Incarnation) -> String {
     format!("{:032x}", incarnation.get())
 }
@@ -220,7 +220,7 @@ pub(super) fn from_rebalance(record: &RebalanceRecord) -> rebalances::Model {
     }
 }
 
-/// The identity two columns make.
+/// The id made of two columns.
 pub(super) fn rebalance_id(term: i64, number: i64) -> RebalanceId {
     RebalanceId { term: Term::new(term.cast_unsigned()), number: number.cast_unsigned() }
 }
@@ -241,7 +241,7 @@ pub(super) fn to_rebalance(row: rebalances::Model) -> Result<RebalanceRecord, Er
     })
 }
 
-/// Packs moves, one or more rows per rebalance, in their order.
+/// Packs moves, one or more rows per rebalance, in order.
 pub(super) fn from_moves<'a>(all: impl IntoIterator<Item = &'a MoveRecord>) -> Vec<(RebalanceId, Vec<u8>)> {
     let mut open: BTreeMap<RebalanceId, Packer> = BTreeMap::new();
     let mut rows = Vec::new();
@@ -264,7 +264,7 @@ pub(super) fn from_moves<'a>(all: impl IntoIterator<Item = &'a MoveRecord>) -> V
     rows
 }
 
-/// Unpacks a row of moves, in their order.
+/// Unpacks a row of moves, in order.
 pub(super) fn to_moves(row: &moves::Model) -> Result<Vec<MoveRecord>, Error> {
     let rebalance = rebalance_id(row.term, row.number);
     let read = || -> Result<Vec<MoveRecord>, Odd> {

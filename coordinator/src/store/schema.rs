@@ -1,9 +1,9 @@
-//! The schema and its migrations. A migration that was released is never edited: the next change is the next one.
+//! The schema and its migrations. A released migration is never edited; changes are new migrations.
 //!
 //! One process migrates at a time, under a lock that is waited for in bounded time, so that two coordinators may start
-//! at once. SQLite and PostgreSQL do it in one transaction. MariaDB commits at each statement that changes the schema;
-//! there a start that was interrupted is gone on with, so every statement must bear being repeated. On it byte strings and
-//! long texts get the types that hold more than 64 KiB, and names compare byte by byte as on the others.
+//! at once. SQLite and PostgreSQL migrate in one transaction. MariaDB commits at each statement that changes the
+//! schema; an interrupted migration is continued there, so every statement must be repeatable. On MariaDB byte strings
+//! and long texts get the types that hold more than 64 KiB, and names compare byte by byte as on the others.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::dialect::{self, DatabaseTarget};
 use super::entities::leadership;
 use super::error::Error;
 
-/// Longest all migrations of one start may take.
+/// Deadline of all migrations of one start.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Every migration, oldest first.
@@ -86,7 +86,7 @@ impl MigrationTrait for WrittenTerm {
 
     #[allow(elided_lifetimes_in_paths, reason = "the trait, as async_trait writes it, elides it too")]
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        // MySQL, unlike the others, has no word for adding a column only if it is missing.
+        // MySQL, unlike the others, has no syntax for adding a column only if it is missing.
         if manager.has_column("appliances", "written_term").await? {
             return Ok(());
         }
@@ -96,7 +96,7 @@ impl MigrationTrait for WrittenTerm {
     }
 }
 
-/// Brings the schema up to date, unless a later version of Rug was here.
+/// Migrates the schema, unless a later version of Rug has changed it.
 ///
 /// # Errors
 /// [`Error::Open`] when the database cannot be used or is migrated by another process for too long,
@@ -252,7 +252,7 @@ fn tables(backend: DbBackend) -> Vec<TableCreateStatement> {
     if backend == DbBackend::MySql {
         for (table, statement) in &mut tables {
             statement.engine("InnoDB").character_set("utf8mb4").collate("utf8mb4_bin");
-            // MySQL cannot make an index only if it is missing, but it can make it with its table.
+            // MySQL cannot create an index only if it is missing, but it can create it with its table.
             for (_, mut index) in indexes().into_iter().filter(|(of, _)| of == table) {
                 statement.index(&mut index);
             }
@@ -264,7 +264,7 @@ fn tables(backend: DbBackend) -> Vec<TableCreateStatement> {
 /// Columns that may be NULL.
 const NULLABLE: [&str; 2] = ["last_error", "ended_ns"];
 
-/// A table. With no `key` named, its column `id` numbers the rows by itself.
+/// A table. Without a `key`, its column `id` is an automatic row number.
 fn table<const N: usize>(
     name: &'static str,
     key: &[&'static str],

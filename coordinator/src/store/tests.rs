@@ -1,5 +1,5 @@
-//! The store against real databases: what is acknowledged is there after everything was closed, dropped or killed. Tests
-//! that are not about files alone run on SQLite, PostgreSQL and MariaDB.
+//! The store against real databases: acknowledged changes survive closing, dropping and killing the store. Tests that
+//! are not about files alone run on SQLite, PostgreSQL and MariaDB.
 
 mod faults;
 mod fixtures;
@@ -47,7 +47,7 @@ macro_rules! on_every_database {
 }
 use on_every_database;
 
-/// A store of its own, with its folder or its database on the server all tests share.
+/// A store of one test, with its own folder, or its own database on the shared server.
 struct Home {
     dir: TempDir,
     config: Config,
@@ -72,7 +72,7 @@ impl Home {
             ..Config::default()
         };
         let faults = Arc::new(Faults::default());
-        // Several leaders in one test are as many processes in earnest.
+        // Several leaders in one test stand for as many processes.
         faults.unlocked.store(true, SeqCst);
         Self { dir, config, faults }
     }
@@ -98,7 +98,7 @@ impl Home {
         (store, term, loaded)
     }
 
-    /// A transaction behind the store's back that holds the lock on the chain.
+    /// A transaction of another connection that holds the lock on the chain.
     async fn lock(&self) -> dialect::Transaction {
         let (target, db) = (self.target(), self.raw().await);
         let tx = target.begin(&db, target.limits(Duration::from_secs(60))).await.expect("the database is there");
@@ -106,7 +106,7 @@ impl Home {
         tx
     }
 
-    /// A connection behind the store's back.
+    /// A connection of the test itself.
     async fn raw(&self) -> DatabaseConnection {
         let target = DatabaseTarget::parse(&self.config).expect("it was opened with it");
         target.connect_writer().await.expect("it was opened before")
@@ -119,7 +119,7 @@ impl Home {
     }
 }
 
-/// Waits until something holds.
+/// Waits until a condition holds.
 async fn until(mut holds: impl FnMut() -> bool) {
     until_async(async || holds()).await;
 }
@@ -133,7 +133,7 @@ async fn until_async(mut holds: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// Waits until the store takes changes again.
+/// Waits until the store accepts changes again.
 async fn settle(store: &Store) {
     until_async(async || match store.submit(vec![]).await {
         Ok(()) => true,
@@ -149,18 +149,18 @@ async fn begin(store: &Store) -> Result<(Term, StoredState), Error> {
 }
 
 on_every_database!(
-    everything_is_there_after_a_restart,
+    everything_survives_a_restart,
     a_term_begins_only_above_the_stored_one,
-    nothing_is_written_before_a_term_nor_after_it_is_over,
+    nothing_is_written_outside_of_a_term,
     changes_take_effect_in_the_order_of_submission,
-    a_broken_rule_fails_its_own_change_and_all_of_it,
-    a_full_queue_refuses_instead_of_growing,
+    a_constraint_violation_fails_its_own_change_as_a_whole,
+    a_full_queue_refuses_changes,
     observations_are_merged_and_end_with_their_appliance,
     old_history_is_pruned_in_parts,
     a_dump_shows_counts_and_grants_and_needs_no_term,
 );
 
-async fn everything_is_there_after_a_restart(database: DatabaseKind) {
+async fn everything_survives_a_restart(database: DatabaseKind) {
     let home = Home::new(database).await;
     let (store, term, empty) = home.lead().await;
     assert_eq!(term, Term::new(1));
@@ -260,7 +260,7 @@ async fn a_term_begins_only_above_the_stored_one(database: DatabaseKind) {
     assert_eq!(begun(43).await, Ok(()), "a refused begin changes nothing");
 }
 
-async fn nothing_is_written_before_a_term_nor_after_it_is_over(database: DatabaseKind) {
+async fn nothing_is_written_outside_of_a_term(database: DatabaseKind) {
     let home = Home::new(database).await;
     let old = home.open().await;
     assert_eq!(old.submit(vec![StoreWrite::Event(event(1))]).await, Err(Error::NotLeading));
@@ -312,7 +312,7 @@ async fn changes_take_effect_in_the_order_of_submission(database: DatabaseKind) 
     assert_eq!(loaded.grants[&id(1)].granted, Some(granted(0, 500)));
 }
 
-async fn a_broken_rule_fails_its_own_change_and_all_of_it(database: DatabaseKind) {
+async fn a_constraint_violation_fails_its_own_change_as_a_whole(database: DatabaseKind) {
     let home = Home::new(database).await;
     let (store, _, _) = home.lead().await;
     store.submit(vec![StoreWrite::PutAppliance(record(1, "taken"))]).await.expect("stored");
@@ -335,7 +335,7 @@ async fn a_broken_rule_fails_its_own_change_and_all_of_it(database: DatabaseKind
     store.submit(renamed).await.expect("a name is free once its appliance is gone");
 }
 
-async fn a_full_queue_refuses_instead_of_growing(database: DatabaseKind) {
+async fn a_full_queue_refuses_changes(database: DatabaseKind) {
     let mut home = Home::new(database).await;
     home.config.queue = 2;
     let (store, _, _) = home.lead().await;

@@ -1,8 +1,8 @@
-//! A deadline for every statement, whatever the database is doing: a paused server or a network that swallows packets
-//! never answers, and no driver notices in useful time.
+//! A deadline for every statement: a paused server or a network that drops packets never answers, and no driver notices
+//! within useful time.
 //!
-//! A statement that ran out of time leaves its connection in an unknown state, so whoever gets
-//! [`OutageCause::TimedOut`](super::OutageCause::TimedOut) from here gives the connection up.
+//! A statement that timed out leaves its connection in an unknown state, so callers that get
+//! [`OutageCause::TimedOut`](super::OutageCause::TimedOut) from here close the connection.
 
 use std::future::Future;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use std::time::Duration;
 use sea_orm::{ConnAcquireErr, ConnectionTrait, DbBackend, DbErr, ExecResult, QueryResult, Statement};
 use tokio::time::{Instant, timeout_at};
 
-/// How long statements may take.
+/// Limits on the duration of statements.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Each of them.
+    /// For each statement.
     pub(super) each: Duration,
-    /// All together.
+    /// For all together.
     pub(super) until: Instant,
 }
 
@@ -32,7 +32,7 @@ impl Limits {
     }
 }
 
-/// The error of what did not answer in time.
+/// The error of a statement that timed out.
 pub(super) fn out_of_time() -> DbErr {
     DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)
 }

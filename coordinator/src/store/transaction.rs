@@ -1,5 +1,5 @@
-//! The three transactions of the writing connection: a batch, a look at the chain, and the begin of a term. Why they are
-//! right on every database is said in [`super::dialect`].
+//! The three transactions of the writing connection: a batch, reading the chain, and the begin of a term.
+//! [`super::dialect`] explains why they are correct on every database.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,9 +15,9 @@ use super::load::{self, StoredState};
 use super::rows;
 use super::timed::Limits;
 
-/// Longest a write transaction may take, all its statements together.
+/// Deadline of a write transaction, all its statements together.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest the begin of a term may take; it reads the whole store.
+/// Deadline of the begin of a term, which reads the whole store.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Term and number of a batch.
@@ -27,11 +27,11 @@ pub(super) type ChainPosition = (Term, u64);
 pub(super) enum TransactionOutcome {
     /// `true`: its housekeeping has more to do.
     Committed(bool),
-    /// Rolled back; the connection is sound.
+    /// Rolled back; the connection is usable.
     Refused(Error),
     /// Not committed; the connection may be broken.
     Failed(Error),
-    /// `COMMIT` was sent and not answered. Nobody knows.
+    /// `COMMIT` was sent and not answered: the outcome is unknown.
     Unknown(OutageCause),
 }
 
@@ -65,8 +65,8 @@ pub(super) async fn write(
                 TransactionOutcome::Unknown(dialect::cause(&e).unwrap_or_else(|| OutageCause::Lost(e.to_string())))
             }
         },
-        // SQLite rolls back by itself on some failures, and the connection then counts its transactions wrong; so
-        // whatever is not an ordinary refusal costs the connection.
+        // SQLite rolls back by itself on some failures, and the connection then miscounts its transactions; so any
+        // failure but an ordinary refusal costs the connection.
         Err(e) => {
             let rule = match e.sql_err() {
                 Some(SqlErr::UniqueConstraintViolation(rule)) => Some(rule),
@@ -80,15 +80,15 @@ pub(super) async fn write(
     }
 }
 
-/// Where the chain stands, once no transaction of a connection that was given up can change it any more: whoever holds
-/// the write lock has ended by the time this one has it.
+/// The position of the chain, once no transaction of a closed connection can change it any more: any former holder of
+/// the write lock has ended when this one gets it.
 pub(super) async fn settled_place(target: &DatabaseTarget, db: &DatabaseConnection) -> Result<ChainPosition, Error> {
     let failed = |e: &DbErr| dialect::failure("lock the chain", e);
     let tx = target.begin(db, target.limits(WRITE_TIMEOUT)).await.map_err(|e| failed(&e))?;
     match dialect::lock_chain(&tx).await {
         Ok(()) => {}
-        // Nobody at all can write this file, so nothing can change. A server that cannot be written is another matter: it
-        // may be a replica that was put in the place of the primary.
+        // No process can write this file, so nothing can change. A read-only server is different: it may be a replica
+        // that replaced the primary.
         Err(e) if !target.is_server() && dialect::cause(&e) == Some(OutageCause::ReadOnly) => {}
         Err(e) => return Err(failed(&e)),
     }
@@ -110,7 +110,7 @@ pub(super) async fn begin(
     coordinator: &CoordinatorId,
     term: Term,
 ) -> Result<Begun, Error> {
-    // The signed range is as far as the store can order terms.
+    // The store can only order terms of the signed range.
     let signed = i64::try_from(term.get()).map_err(|_| Error::TermsExhausted(term))?;
     let failed = |e: &DbErr| dialect::failure("begin a term", e);
     // Tables are read whole, each by one statement.

@@ -1,9 +1,8 @@
-//! Where a store is, as an operator writes it.
+//! URLs of stores.
 //!
 //! `sqlite:<path>`, `postgres://user:password@host:port/database?sslmode=verify-full&sslrootcert=/ca.pem` (also
-//! `postgresql://`), `mysql://...` (also `mariadb://`). Parameters are those of sqlx; one that nobody would read is
-//! refused, because a misspelt `sslmode` must not go unnoticed. What is shown to people, in logs, errors or on the wire,
-//! goes through [`shown_url`].
+//! `postgresql://`), `mysql://...` (also `mariadb://`). Parameters are those of sqlx; unknown ones are refused, so that
+//! a misspelt `sslmode` does not go unnoticed. URLs in logs, errors and messages go through [`shown_url`].
 
 use std::path::PathBuf;
 
@@ -34,7 +33,7 @@ const POSTGRES: [&str; 18] = [
     "application_name",
     "options",
 ];
-/// Parameters of `mysql://`. Character set, collation and time zone are the store's own business.
+/// Parameters of `mysql://`. Character set, collation and time zone are set by the store.
 const MYSQL: [&str; 10] = [
     "sslmode",
     "ssl-mode",
@@ -48,7 +47,7 @@ const MYSQL: [&str; 10] = [
     "statement-cache-capacity",
 ];
 
-/// A URL that was understood.
+/// A parsed URL.
 #[derive(Clone)]
 pub(super) enum Address {
     Sqlite(PathBuf),
@@ -57,7 +56,7 @@ pub(super) enum Address {
     MySql(Box<MySqlConnectOptions>),
 }
 
-/// Understands a URL.
+/// Parses a URL.
 ///
 /// # Errors
 /// [`Error::Url`], without the password.
@@ -101,21 +100,21 @@ fn server(url: &str, known: impl Fn(&str) -> bool) -> Result<Url, String> {
         return Err("`//` must follow its scheme".to_owned());
     }
     match parsed.query_pairs().find(|(key, _)| !known(key)) {
-        Some((key, _)) => Err(format!("parameter `{key}` is not known")),
+        Some((key, _)) => Err(format!("parameter `{key}` is unknown")),
         None => Ok(parsed),
     }
 }
 
-/// What sqlx found wrong with a URL. Only its words for a configuration: they name a parameter's value, never the URL.
+/// sqlx's error for a URL. Only the message of a configuration error: it names a parameter's value, never the URL.
 fn words(error: &sea_orm::SqlxError) -> String {
     match error {
         sea_orm::SqlxError::Configuration(reason) => reason.to_string(),
-        _ => "it cannot be understood".to_owned(),
+        _ => "it is invalid".to_owned(),
     }
 }
 
-/// A store's URL as it may be shown: without user, password and parameters (one of them may be a password). What cannot
-/// be parsed is cut after its scheme.
+/// A store's URL without credentials: without user, password and parameters (one of them may be a password). Of an
+/// invalid URL only the scheme is kept.
 #[must_use]
 pub fn shown_url(url: &str) -> String {
     if url.starts_with("sqlite:") {
@@ -123,12 +122,12 @@ pub fn shown_url(url: &str) -> String {
     }
     let Some((scheme, _)) = url.split_once(':') else { return "(no url)".to_owned() };
     match Url::parse(url) {
-        // An `@` in the path is what is left of a password with a `/` in it.
+        // An `@` in the path is the rest of a password that contains a `/`.
         Ok(parsed) if !parsed.cannot_be_a_base() && !parsed.path().contains('@') => {
             let port = parsed.port().map(|port| format!(":{port}")).unwrap_or_default();
             format!("{}://{}{port}{}", parsed.scheme(), parsed.host_str().unwrap_or(""), parsed.path())
         }
-        // What stands before the first colon might be anything, a user's name for example.
+        // The text before the first colon may be anything, such as a user's name.
         _ if scheme.chars().all(|c| c.is_ascii_alphanumeric()) => format!("{scheme}:..."),
         _ => "...".to_owned(),
     }
@@ -146,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn every_scheme_is_understood() {
+    fn every_scheme_is_parsed() {
         assert!(matches!(parse("sqlite:///var/rug.db"), Ok(Address::Sqlite(path)) if path.ends_with("rug.db")));
         for url in [
             "postgres://rug:s@db:5433/rug?sslmode=verify-full&sslrootcert=/ca.pem",
@@ -161,15 +160,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_without_the_password() {
+    fn errors_do_not_contain_the_password() {
         for (url, reason) in [
             ("postgres://rug:hush@db", "must name a database"),
-            ("postgres://rug:hush@db/rug?sslmod=require", "parameter `sslmod` is not known"),
+            ("postgres://rug:hush@db/rug?sslmod=require", "parameter `sslmod` is unknown"),
             ("postgres://rug:hush@db/rug?sslmode=hushed", "sslmode"),
             ("postgres://rug:hush@db:port/rug", "invalid port"),
             ("postgres:rug:hush@db/rug", "`//` must follow"),
             ("mysql://rug:hush@db", "must name a database"),
-            ("mysql://rug:hush@db/rug?charset=latin1", "parameter `charset` is not known"),
+            ("mysql://rug:hush@db/rug?charset=latin1", "parameter `charset` is unknown"),
             ("rug:hush@db", "must begin with"),
             ("oracle://rug:hush@db/rug", "must begin with"),
             ("hush", "must begin with"),

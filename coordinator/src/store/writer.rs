@@ -1,18 +1,19 @@
 //! The task that owns the writing connection and the chain of batches.
 //!
-//! It takes what has been submitted by now as one group, writes it in one transaction, and acknowledges it; meanwhile the
-//! next group gathers. So one submission alone waits for one sync of the disk, and a thousand at once share one.
+//! It takes all changes submitted so far as one group, writes it in one transaction, and acknowledges it; meanwhile the
+//! next group gathers. So a single submission waits for one sync of the disk, and a thousand concurrent ones share one.
 //!
 //! | transaction ends with | then |
 //! |---|---|
 //! | commit | every change of the group is acknowledged |
-//! | a unique rule broken | the group is halved and each half tried, until the change that breaks it is alone and refused |
-//! | no place in the chain | `Deposed`: nothing is written until the next term |
-//! | the database refuses | the group, and what waited behind it, is `Unavailable`; the connection is made anew |
-//! | the database is away | the same, and until it is back every change is refused at once ([`outage`]) |
-//! | commit not answered | the group waits until the chain, read back, tells whether it was stored; everything behind it is `Unavailable` |
+//! | a unique key violated | the group is halved and each half tried, until the offending change is alone and refused |
+//! | no position in the chain | `Deposed`: nothing is written until the next term |
+//! | the database refuses | the group, and the changes queued behind it, are `Unavailable`; the writer reconnects |
+//! | the database is unavailable | the same, and until it is back every change is refused at once ([`outage`]) |
+//! | commit not answered | the group waits until the chain, read back, shows whether it was stored; everything behind
+//! it is `Unavailable` |
 //!
-//! Background work ([`background`]) is done when nothing is submitted, and in turns when something always is.
+//! Background work ([`background`]) is done when nothing is submitted, and alternates with groups under constant load.
 
 mod background;
 mod outage;
@@ -41,22 +42,22 @@ use super::{Config, StoreShared, schema};
 const GROUP_WEIGHT: usize = 20_000;
 /// Changes in one group.
 const GROUP_CHANGES: usize = 2_048;
-/// How long the writer waits on the spot for a database that failed: most failures are over by then, and those who
-/// submitted in between notice nothing but a pause.
+/// How long the writer waits in place for a database that failed: most failures are over by then, and submitters notice
+/// nothing but a pause.
 const ON_THE_SPOT: Duration = Duration::from_millis(500);
-/// First pause before a lock that was waited for in vain is waited for again.
+/// First pause before a lock that timed out is tried again.
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
-/// How long a closing store waits for the database, if there is something only it can tell.
+/// How long a closing store waits for the database, if the outcome of a commit is unknown.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
 
-/// A change and who waits for it.
+/// A change and its acknowledgement.
 pub(super) struct Submission {
     pub(super) term: Term,
     pub(super) change: Vec<PreparedWrite>,
     pub(super) done: oneshot::Sender<Result<(), Error>>,
 }
 
-/// What the task is asked to do.
+/// Requests to the task.
 pub(super) enum WriterCommand {
     Change(Submission),
     Begin { coordinator: CoordinatorId, term: Term, reply: oneshot::Sender<Result<StoredState, Error>> },
@@ -73,15 +74,15 @@ pub(super) struct Writer {
     db: Option<DatabaseConnection>,
     /// Term and number of the last batch, while this store leads.
     chain: Option<ChainPosition>,
-    /// The database is away.
+    /// The outage, while the database is unavailable.
     outage: Option<StoreOutage>,
-    /// The end of it has been logged, or there was none.
+    /// The end of the last outage has been logged, or there was none.
     failing: bool,
     snapshot_bytes: u64,
     log_bytes: u64,
     compaction: Compaction,
     background_at: Instant,
-    /// It was put off for too long, and is now done in turns with what is submitted.
+    /// It was postponed for too long and alternates with groups now.
     catching_up: bool,
     /// When a group was written last.
     written_at: Instant,
@@ -120,7 +121,7 @@ impl Writer {
         }
     }
 
-    /// Runs until the store is closed or nobody can submit any more; what was submitted before is written.
+    /// Runs until the store is closed or all handles are dropped; changes submitted before are written.
     pub(super) async fn run(mut self) {
         let mut next = None;
         let closed = loop {
@@ -150,7 +151,7 @@ impl Writer {
                     let _ = reply.send(self.begin(&coordinator, term).await);
                 }
                 Some(WriterCommand::Change(first)) => {
-                    // Those who were woken by the last commit get to submit before the next one begins.
+                    // Submitters that were woken by the last commit get to submit before the next one begins.
                     tokio::task::yield_now().await;
                     let (group, other) = self.gather(first);
                     next = other;
@@ -192,7 +193,7 @@ impl Writer {
         }
     }
 
-    /// Everything that is submitted by now, up to a bound and to the next command of another kind.
+    /// Everything submitted by now, up to a bound and to the next command of another kind.
     fn gather(&mut self, first: Submission) -> (Vec<Submission>, Option<WriterCommand>) {
         let mut weight: usize = first.change.iter().map(PreparedWrite::weight).sum();
         let mut group = vec![first];
@@ -209,8 +210,8 @@ impl Writer {
         (group, None)
     }
 
-    /// Writes a group and tells everybody. A command of another kind that was met while turning away those behind a
-    /// failure is handed back.
+    /// Writes a group and acknowledges it. Returns a command of another kind that was received while refusing the
+    /// changes behind a failure.
     async fn write_group(&mut self, group: Vec<Submission>) -> Option<WriterCommand> {
         let (group, refused): (Vec<_>, Vec<_>) = group.into_iter().partition(|s| self.refusal(s.term).is_none());
         for submission in refused {
@@ -233,7 +234,7 @@ impl Writer {
                 }
                 Err(error @ Error::Conflict(_)) => part.into_iter().for_each(|s| drop(s.done.send(Err(error.clone())))),
                 Err(error) => {
-                    // Only the first part was sent to the database; what became of it may not be known yet.
+                    // Only the first part was sent to the database; its outcome may not be known yet.
                     match self.outage.as_mut().filter(|outage| outage.is_unknown()) {
                         Some(outage) => outage.wait(part, batch.log_bytes()),
                         None => part.into_iter().for_each(|s| drop(s.done.send(Err(error.clone())))),
@@ -256,7 +257,7 @@ impl Writer {
         }
     }
 
-    /// After a failure: what was submitted behind it may build on it, and is turned away with it.
+    /// After a failure: changes queued behind it may build on it, and are refused with it.
     fn turn_away(&mut self, error: &Error) -> Option<WriterCommand> {
         while let Ok(command) = self.commands.try_recv() {
             match command {
@@ -267,10 +268,9 @@ impl Writer {
         None
     }
 
-    /// Writes one batch at the next place of the chain; says whether its housekeeping, if it has any, has more to do.
+    /// Writes one batch at the next position of the chain; returns whether its housekeeping, if any, has more to do.
     ///
-    /// # Errors
-    /// [`Error::Unavailable`] also when the outcome is not known yet; the outage says so then.
+    /// # Errors [`Error::Unavailable`] also when the outcome is not known yet; the outage records that then.
     async fn commit(&mut self, batch: &Batch) -> Result<bool, Error> {
         let Some((term, last)) = self.chain else { return Err(Error::NotLeading) };
         let result = match self.connection().await {
@@ -283,7 +283,7 @@ impl Writer {
             Err(error) => self.fail(error, None).await,
         };
         match &result {
-            // Read back from the chain, it has been noted there.
+            // Already recorded when it was read back from the chain.
             Ok(_) => self.chain = Some((term, last + 1)),
             Err(Error::Deposed { .. }) => self.step_down(),
             Err(_) => {}
@@ -307,11 +307,11 @@ impl Writer {
         }
     }
 
-    /// After a failure: if the database may be away, or did not say what became of batch `unknown`, waits a moment for it
-    /// and otherwise begins an outage.
+    /// After a failure: if the database may be unavailable, or the outcome of batch `unknown` is open, waits a moment
+    /// for it and otherwise begins an outage.
     async fn fail(&mut self, error: Error, unknown: Option<u64>) -> Result<bool, Error> {
         let Error::Unavailable(cause) = &error else { return Err(error) };
-        // A file that is full, locked or read-only answers; each change tries it anew.
+        // A file that is full, locked or read-only responds; each change tries it anew.
         let answers =
             matches!(cause, OutageCause::Full | OutageCause::Locked | OutageCause::ReadOnly | OutageCause::Io(_));
         if unknown.is_none() && answers && !self.target.is_server() {
@@ -331,7 +331,7 @@ impl Writer {
         }
     }
 
-    /// The database is back, with its chain at `found`: what became of the batch nobody knew of, if there is one.
+    /// The database is back, with its chain at `found`: determines the outcome of the unknown batch, if there is one.
     fn take_back(&mut self, db: DatabaseConnection, found: ChainPosition) -> Option<Result<bool, Error>> {
         let unknown = self.outage.as_ref().and_then(StoreOutage::unknown);
         self.db = Some(db);
@@ -343,7 +343,7 @@ impl Writer {
         }
     }
 
-    /// The database is back: those who waited are told, and everything goes on.
+    /// The database is back: waiting changes are answered, and writing continues.
     fn end_outage(&mut self, db: DatabaseConnection, found: ChainPosition) {
         let result = self.take_back(db, found);
         self.shared.set_outage(None);
@@ -378,7 +378,7 @@ impl Writer {
             }
             None if self.failing => {
                 self.failing = false;
-                tracing::info!(store = %self.target.name(), "the store takes changes again");
+                tracing::info!(store = %self.target.name(), "the store accepts changes again");
             }
             _ => {}
         }
@@ -392,7 +392,7 @@ impl Writer {
     }
 
     async fn begin(&mut self, coordinator: &CoordinatorId, term: Term) -> Result<StoredState, Error> {
-        // While the database is away, what is known of it comes from those who look for it.
+        // During an outage, only its search task knows the state of the database.
         let before = self.outage.as_ref().map(|outage| outage.cause().clone());
         if let Some(cause) = before {
             match timeout(ON_THE_SPOT, outage::back(&mut self.outage)).await {
@@ -401,7 +401,7 @@ impl Writer {
             }
         }
         let (started, mut backoff) = (Instant::now(), Backoff::new(LOCK_PAUSE, 10 * LOCK_PAUSE));
-        // Twice as long as a leader that stands still in the middle of a transaction can keep the lock.
+        // Twice as long as a leader paused in a transaction can hold the lock.
         let patience = if self.target.is_server() { 2 * self.target.statement_timeout() } else { Duration::ZERO };
         loop {
             let result = match self.connection().await {
@@ -411,8 +411,8 @@ impl Writer {
             match result {
                 Ok(begun) => return Ok(self.led(term, begun)),
                 Err(error) => {
-                    // Should the commit have gone through after all, a term was skipped; nothing was written in it, and
-                    // the chain of the former one ends with its next batch.
+                    // If the commit succeeded after all, a term was skipped; nothing was written in it, and the chain
+                    // of the former one ends with its next batch.
                     self.disconnect().await;
                     if error == Error::Unavailable(OutageCause::Locked) && started.elapsed() < patience {
                         sleep(backoff.next_delay()).await;
@@ -429,7 +429,7 @@ impl Writer {
 
     async fn begin_on(&self, db: &DatabaseConnection, coordinator: &CoordinatorId, term: Term) -> Result<Begun, Error> {
         if self.target.is_server() {
-            // Whatever was put back meanwhile may come from before an upgrade.
+            // A copy that was restored meanwhile may be older than an upgrade.
             schema::migrate(db, &self.target).await.map_err(|error| match error {
                 Error::Open { cause, .. } => Error::Unavailable(cause),
                 other => other,

@@ -4,15 +4,15 @@
 use super::*;
 
 on_every_database!(
-    what_waits_behind_a_failure_fails_with_it,
-    a_lost_answer_is_found_out_from_the_chain,
-    a_change_waits_until_its_outcome_can_be_told,
-    an_outcome_that_was_not_told_before_the_end_is_no_success,
+    changes_queued_behind_a_failure_fail_with_it,
+    an_unknown_commit_is_resolved_from_the_chain,
+    a_change_waits_until_its_outcome_is_known,
+    an_outcome_unknown_at_close_is_not_a_success,
     a_schema_of_a_later_version_is_left_alone,
     a_term_begins_on_a_copy_from_before_the_last_migration,
-    a_damaged_row_is_named,
-    an_appliance_that_cannot_be_read_is_set_aside,
-    a_value_without_a_place_fails_its_own_change,
+    a_damaged_row_is_named_in_the_error,
+    an_unreadable_appliance_is_skipped,
+    a_value_that_cannot_be_stored_fails_its_own_change,
 );
 
 /// A row large enough that a few of them fill the pages a test leaves.
@@ -23,7 +23,7 @@ fn bulky(n: u128) -> Record {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_retryable_and_goes_by_without_a_restart() {
+async fn a_full_disk_is_retryable_and_needs_no_restart() {
     let home = Home::new(DatabaseKind::Sqlite).await;
     let (store, _, _) = home.lead().await;
     store.submit(vec![StoreWrite::PutAppliance(bulky(1))]).await.expect("there is room");
@@ -57,7 +57,7 @@ async fn a_full_disk_is_retryable_and_goes_by_without_a_restart() {
 }
 
 #[tokio::test]
-async fn a_database_that_cannot_be_used_says_why() {
+async fn an_unusable_database_is_reported_with_the_cause() {
     let opened = async |url: String| {
         let config = Config { url, ..Config::default() };
         Store::open(&config).await.map(drop).expect_err("it cannot be used")
@@ -78,7 +78,7 @@ async fn a_database_that_cannot_be_used_says_why() {
 }
 
 #[tokio::test]
-async fn a_read_only_file_is_found_at_the_start() {
+async fn a_read_only_file_is_detected_when_opened() {
     let home = Home::new(DatabaseKind::Sqlite).await;
     home.open().await.close().await;
     home.faults.read_only.store(true, SeqCst);
@@ -88,7 +88,7 @@ async fn a_read_only_file_is_found_at_the_start() {
 }
 
 #[tokio::test]
-async fn a_lock_of_another_process_is_told_and_waited_out() {
+async fn a_lock_of_another_process_is_reported_and_waited_for() {
     let home = Home::new(DatabaseKind::Sqlite).await;
     let (store, _, _) = home.lead().await;
     let lock = home.lock().await;
@@ -116,7 +116,7 @@ async fn a_file_is_open_in_one_process_at_a_time() {
     home.open().await.close().await;
 }
 
-async fn what_waits_behind_a_failure_fails_with_it(database: DatabaseKind) {
+async fn changes_queued_behind_a_failure_fail_with_it(database: DatabaseKind) {
     let home = Home::new(database).await;
     let (store, _, _) = home.lead().await;
     let lock = home.lock().await;
@@ -130,7 +130,7 @@ async fn what_waits_behind_a_failure_fails_with_it(database: DatabaseKind) {
     assert_eq!(store.events(10).await, Ok(vec![]));
 }
 
-async fn a_lost_answer_is_found_out_from_the_chain(database: DatabaseKind) {
+async fn an_unknown_commit_is_resolved_from_the_chain(database: DatabaseKind) {
     let home = Home::new(database).await;
     let (store, term, _) = home.lead().await;
     home.faults.lose_answers.store(true, SeqCst);
@@ -152,7 +152,7 @@ async fn a_lost_answer_is_found_out_from_the_chain(database: DatabaseKind) {
     assert_eq!(store.submit(vec![]).await, Err(Error::Deposed { term }));
 }
 
-async fn a_change_waits_until_its_outcome_can_be_told(database: DatabaseKind) {
+async fn a_change_waits_until_its_outcome_is_known(database: DatabaseKind) {
     let home = Home::new(database).await;
     let (store, term, _) = home.lead().await;
     home.faults.lose_answers.store(true, SeqCst);
@@ -174,7 +174,7 @@ async fn a_change_waits_until_its_outcome_can_be_told(database: DatabaseKind) {
     assert_eq!(store.events(10).await, Ok(vec![event(3), event(1)]));
 }
 
-async fn an_outcome_that_was_not_told_before_the_end_is_no_success(database: DatabaseKind) {
+async fn an_outcome_unknown_at_close_is_not_a_success(database: DatabaseKind) {
     let home = Home::new(database).await;
     let (store, _, _) = home.lead().await;
     home.faults.lose_answers.store(true, SeqCst);
@@ -207,7 +207,7 @@ async fn a_term_begins_on_a_copy_from_before_the_last_migration(database: Databa
     assert!(store.leads(next) && next > term);
 }
 
-async fn a_damaged_row_is_named(database: DatabaseKind) {
+async fn a_damaged_row_is_named_in_the_error(database: DatabaseKind) {
     let unknown_format = match database {
         DatabaseKind::Sqlite => "UPDATE grants SET data = x'09' || substr(data, 2)",
         DatabaseKind::Postgres => "UPDATE grants SET data = '\\x09'::bytea || substr(data, 2)",
@@ -247,7 +247,7 @@ async fn a_damaged_row_is_named(database: DatabaseKind) {
     }
 }
 
-async fn an_appliance_that_cannot_be_read_is_set_aside(database: DatabaseKind) {
+async fn an_unreadable_appliance_is_skipped(database: DatabaseKind) {
     let cases = [
         ("UPDATE appliances SET spec = '{\"replicas\": 0}' WHERE name = 'odd'", "spec"),
         ("UPDATE appliances SET tenant = 'A B' WHERE name = 'odd'", "tenant: `A B` is not a name"),
@@ -288,7 +288,7 @@ async fn an_appliance_that_cannot_be_read_is_set_aside(database: DatabaseKind) {
     }
 }
 
-async fn a_value_without_a_place_fails_its_own_change(database: DatabaseKind) {
+async fn a_value_that_cannot_be_stored_fails_its_own_change(database: DatabaseKind) {
     let home = Home::new(database).await;
     let (store, _, _) = home.lead().await;
     let mut odd = record(1, "odd");

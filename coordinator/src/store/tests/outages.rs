@@ -1,5 +1,5 @@
-//! Servers that stop, are killed, stand still, are cut off or lose answers, under load: what was acknowledged is there,
-//! what was refused is not, and everything goes on without a restart.
+//! Servers that stop, are killed, hang, are cut off or lose responses, under load: acknowledged changes are stored,
+//! refused ones are not, and everything continues without a restart.
 
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
@@ -91,7 +91,7 @@ fn short(url: String) -> Home {
     home
 }
 
-async fn a_server_may_stop_die_and_stand_still(kind: DatabaseKind) {
+async fn a_server_may_stop_crash_and_hang(kind: DatabaseKind) {
     let mut server = DatabaseServer::start(kind).await;
     let home = short(server.create_database("rug").await);
     under_load(&home, async |store, tally| {
@@ -149,7 +149,7 @@ async fn connections_may_break_at_any_moment(kind: DatabaseKind) {
 
 /// A trigger that runs inside `COMMIT` keeps it from answering, until the connection is gone.
 #[tokio::test]
-async fn a_commit_that_is_cut_off_is_told_from_the_chain() {
+async fn an_interrupted_commit_is_resolved_from_the_chain() {
     let url = servers::new_database(DatabaseKind::Postgres).await;
     let parsed = ::url::Url::parse(&url).expect("the server's own");
     let proxy =
@@ -192,7 +192,7 @@ async fn a_commit_that_is_cut_off_is_told_from_the_chain() {
     store.close().await;
 }
 
-async fn a_new_leader_gets_past_one_that_stands_still(kind: DatabaseKind) {
+async fn a_new_leader_takes_over_from_a_paused_one(kind: DatabaseKind) {
     let home = short(servers::new_database(kind).await);
     let (old, term, _) = home.lead().await;
     old.submit(vec![StoreWrite::Event(event(1))]).await.expect("it leads");
@@ -207,7 +207,7 @@ async fn a_new_leader_gets_past_one_that_stands_still(kind: DatabaseKind) {
     assert_eq!(new.events(10).await, Ok(vec![event(2), event(1)]));
 }
 
-async fn many_may_bring_the_schema_up_to_date_at_once(kind: DatabaseKind) {
+async fn concurrent_migrations_succeed(kind: DatabaseKind) {
     let home = Home::new(kind).await;
     let opened = futures::future::join_all((0..4).map(|_| home.try_open())).await;
     for store in opened {
@@ -219,8 +219,8 @@ mod postgres {
     use super::super::servers::DatabaseKind::Postgres;
 
     #[tokio::test]
-    async fn a_server_may_stop_die_and_stand_still() {
-        super::a_server_may_stop_die_and_stand_still(Postgres).await;
+    async fn a_server_may_stop_crash_and_hang() {
+        super::a_server_may_stop_crash_and_hang(Postgres).await;
     }
 
     #[tokio::test]
@@ -229,13 +229,13 @@ mod postgres {
     }
 
     #[tokio::test]
-    async fn a_new_leader_gets_past_one_that_stands_still() {
-        super::a_new_leader_gets_past_one_that_stands_still(Postgres).await;
+    async fn a_new_leader_takes_over_from_a_paused_one() {
+        super::a_new_leader_takes_over_from_a_paused_one(Postgres).await;
     }
 
     #[tokio::test]
-    async fn many_may_bring_the_schema_up_to_date_at_once() {
-        super::many_may_bring_the_schema_up_to_date_at_once(Postgres).await;
+    async fn concurrent_migrations_succeed() {
+        super::concurrent_migrations_succeed(Postgres).await;
     }
 }
 
@@ -243,8 +243,8 @@ mod mariadb {
     use super::super::servers::DatabaseKind::MariaDb;
 
     #[tokio::test]
-    async fn a_server_may_stop_die_and_stand_still() {
-        super::a_server_may_stop_die_and_stand_still(MariaDb).await;
+    async fn a_server_may_stop_crash_and_hang() {
+        super::a_server_may_stop_crash_and_hang(MariaDb).await;
     }
 
     #[tokio::test]
@@ -253,12 +253,12 @@ mod mariadb {
     }
 
     #[tokio::test]
-    async fn a_new_leader_gets_past_one_that_stands_still() {
-        super::a_new_leader_gets_past_one_that_stands_still(MariaDb).await;
+    async fn a_new_leader_takes_over_from_a_paused_one() {
+        super::a_new_leader_takes_over_from_a_paused_one(MariaDb).await;
     }
 
     #[tokio::test]
-    async fn many_may_bring_the_schema_up_to_date_at_once() {
-        super::many_may_bring_the_schema_up_to_date_at_once(MariaDb).await;
+    async fn concurrent_migrations_succeed() {
+        super::concurrent_migrations_succeed(MariaDb).await;
     }
 }

@@ -1,5 +1,5 @@
-//! What the writer does when nothing is submitted: observations, snapshots of the grants, pruning. Each step is a short
-//! transaction of its own, and each may be done twice without harm, since its outcome may stay unknown for a while.
+//! Background work of the writer: observations, snapshots of the grants, pruning. Each step is a short transaction, and
+//! each may be repeated without harm, since its outcome may stay unknown for a while.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,19 +15,19 @@ use super::super::readers::Readers;
 use super::super::rows;
 use super::Writer;
 
-/// Observations in one transaction: a millisecond or two, since a hand-off may have to wait for one while nobody manages
-/// its appliance.
+/// Observations in one transaction: a millisecond or two, since a hand-off may have to wait for one while its appliance
+/// has no owner.
 const OBSERVATIONS: usize = 32;
-/// How long nothing has to be submitted before background work is done: a hand-off is a chain of submissions.
+/// Idle time before background work is done: a hand-off is a sequence of submissions.
 const QUIET: Duration = Duration::from_millis(20);
-/// How long it waits for such a pause; from then on it is done in turns with what is submitted, until it has caught up.
+/// Longest wait for such idle time; after that it alternates with groups until it has caught up.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Time between two rounds of pruning.
 pub(super) const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 /// Pause of background work after a failure.
 const BACKGROUND_PAUSE: Duration = Duration::from_secs(1);
 
-/// How far the cutting down of the log has come.
+/// Progress of compacting the log.
 pub(super) enum Compaction {
     Idle,
     Reading(JoinHandle<Result<SnapshotDraft, Error>>),
@@ -42,7 +42,7 @@ pub(super) struct SnapshotDraft {
 }
 
 impl Writer {
-    /// Gives up a snapshot that is being made.
+    /// Cancels a snapshot that is being made.
     pub(super) fn end_compaction(&mut self) {
         if let Compaction::Reading(task) = std::mem::replace(&mut self.compaction, Compaction::Idle) {
             task.abort();
@@ -54,7 +54,7 @@ impl Writer {
         self.background_at.max(self.written_at + QUIET)
     }
 
-    /// After a group: does a step if it has been put off for too long.
+    /// After a group: does a step if it has been postponed for too long.
     pub(super) async fn background_in_turn(&mut self) {
         self.written_at = Instant::now();
         self.catching_up |= self.background_at + PATIENCE < self.written_at;
@@ -86,7 +86,7 @@ impl Writer {
         self.background_at = started + pause;
     }
 
-    /// Writes some of the observations that wait; says whether there are more.
+    /// Writes some of the waiting observations; returns whether there are more.
     pub(super) async fn write_observations(&mut self) -> Result<bool, Error> {
         let (statuses, seen) = self.shared.observations().take(OBSERVATIONS);
         if statuses.is_empty() && seen.is_empty() {
@@ -104,7 +104,7 @@ impl Writer {
         Ok(self.shared.observations().has_any_of(OBSERVATIONS))
     }
 
-    /// One step of cutting down the log; says whether the next one can follow at once.
+    /// One step of compacting the log; returns whether the next one can follow at once.
     async fn compact(&mut self) -> Result<bool, Error> {
         match std::mem::replace(&mut self.compaction, Compaction::Idle) {
             Compaction::Idle => {
@@ -122,7 +122,8 @@ impl Writer {
                 let draft = task.await.unwrap_or_else(|e| {
                     Err(Error::Database { doing: "make a snapshot of the grants", reason: e.to_string() })
                 });
-                // What cannot be read now will hardly be in a second: the next try waits for as much log again.
+                // Data that cannot be read now will hardly be readable in a second: the next attempt waits for as much
+                // log again.
                 let draft = draft.inspect_err(|_| self.log_bytes = 0)?;
                 let bytes = draft.chunks.iter().map(|c| c.len() as u64).sum();
                 let (covers, chunks) = (draft.covers, draft.chunks.into_iter());
@@ -130,7 +131,7 @@ impl Writer {
                 Ok(true)
             }
             Compaction::Writing { covers, mut chunks, bytes, log_before } => {
-                // An error ends this attempt: its chunks stay without a last one, and the next snapshot covers them.
+                // An error ends this attempt: its chunks remain without a last one, and the next snapshot covers them.
                 if let Some(chunk) = chunks.next() {
                     let format = chunk.first().copied().unwrap_or(ledger::CHUNK);
                     self.commit(&Batch::of_chunk(format, chunk)).await?;

@@ -1,9 +1,9 @@
-//! A time without the database: it cannot be reached, does not answer, or has not said what became of a commit.
+//! An outage of the database: it cannot be reached, does not answer, or did not answer a commit.
 //!
-//! A task of its own looks for it, at a bounded rate with jitter and for as long as it takes, while the writer refuses
-//! everything at once. It has found the database when it has a connection *and* the lock on the chain, so that nothing
-//! of an earlier connection can still change what it then reads. Only the group whose commit was not answered waits
-//! meanwhile: telling it anything would be a guess.
+//! A task tries to reconnect, at a bounded rate with jitter, without end, while the writer refuses everything at once.
+//! The outage is over when the task has a connection *and* the lock on the chain, so that no earlier connection can
+//! still change what it then reads. Only the group whose commit was not answered waits meanwhile: any answer would be a
+//! guess.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,17 +18,17 @@ use super::super::error::{Error, OutageCause};
 use super::super::transaction::{self, ChainPosition};
 use super::Submission;
 
-/// Pause after the first failed look; doubled after each further one.
+/// Pause after the first failed attempt; doubled after each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Longest pause, and so about the longest a database is back without being noticed.
+/// Longest pause, and so about the longest time until a recovery is noticed.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// An outage under way. Dropping it ends the search.
+/// An outage in progress. Dropping it ends the search.
 pub(super) struct StoreOutage {
     cause: OutageCause,
     /// Number of the batch whose commit was not answered.
     unknown: Option<u64>,
-    /// Who wrote it.
+    /// The group that wrote it.
     waiting: Vec<Submission>,
     log_bytes: u64,
     search: JoinHandle<(DatabaseConnection, ChainPosition)>,
@@ -41,7 +41,7 @@ impl Drop for StoreOutage {
 }
 
 impl StoreOutage {
-    /// Begins to look for the database.
+    /// Starts the search for the database.
     pub(super) fn begin(
         target: &DatabaseTarget,
         shared: &Arc<StoreShared>,
@@ -52,7 +52,7 @@ impl StoreOutage {
         Self { cause, unknown, waiting: Vec::new(), log_bytes: 0, search }
     }
 
-    /// How it began.
+    /// Its cause when it began.
     pub(super) fn cause(&self) -> &OutageCause {
         &self.cause
     }
@@ -65,35 +65,35 @@ impl StoreOutage {
         self.unknown.is_some()
     }
 
-    /// Whether somebody waits for its end.
+    /// Whether changes wait for its end.
     pub(super) fn is_awaited(&self) -> bool {
         !self.waiting.is_empty()
     }
 
-    /// Lets those wait who wrote the unknown batch.
+    /// Keeps the changes of the unknown batch waiting.
     pub(super) fn wait(&mut self, group: Vec<Submission>, log_bytes: u64) {
         self.waiting = group;
         self.log_bytes = log_bytes;
     }
 
-    /// The unknown batch was stored. Answers the bytes it added to the log of grants.
+    /// The unknown batch was stored. Returns the bytes it added to the grant log.
     pub(super) fn acknowledge(mut self) -> u64 {
         self.waiting.drain(..).for_each(|s| drop(s.done.send(Ok(()))));
         self.log_bytes
     }
 
-    /// The unknown batch was not stored, or it will not be found out here.
+    /// The unknown batch was not stored, or its outcome cannot be determined here.
     pub(super) fn give_up(mut self, error: &Error) {
         self.waiting.drain(..).for_each(|s| drop(s.done.send(Err(error.clone()))));
     }
 }
 
-/// Waits for the end of an outage; for ever, if there is none. What it answers it answers once.
+/// Waits for the end of an outage; for ever, if there is none. The result is returned once.
 pub(super) async fn back(outage: &mut Option<StoreOutage>) -> (DatabaseConnection, ChainPosition) {
     match outage {
         Some(outage) => match (&mut outage.search).await {
             Ok(found) => found,
-            // The search neither panics nor is it aborted before the outage is dropped; the runtime is going down.
+            // The search does not panic, nor is it aborted before the outage is dropped: the runtime is shutting down.
             Err(_) => std::future::pending().await,
         },
         None => std::future::pending().await,
@@ -110,7 +110,7 @@ async fn search(target: DatabaseTarget, shared: Arc<StoreShared>) -> (DatabaseCo
                 if let Error::Unavailable(cause) = &error {
                     shared.update_outage(cause);
                 } else if told.as_ref() != Some(&error) {
-                    tracing::error!(store = %target.name(), %error, "the store is there again and cannot be used");
+                    tracing::error!(store = %target.name(), %error, "reconnected to the store, which cannot be used");
                     told = Some(error);
                 }
             }
