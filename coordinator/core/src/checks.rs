@@ -51,8 +51,8 @@ pub fn machine(machine: &Machine) -> Vec<String> {
                 if machine.is_quarantined(entry.id) {
                     wrong.push(format!("{} is {} although it is quarantined", entry.id, entry.state.name()));
                 }
-                if matches!(entry.state, State::Granting(_) | State::Passing { .. }) && machine.is_intruded(slot) {
-                    wrong.push(format!("{} is being granted while an intruder acts on it", entry.id));
+                if matches!(entry.state, State::Granting(_) | State::Passing { .. }) && machine.is_in_conflict(slot) {
+                    wrong.push(format!("{} is being granted while a worker acts on it against the table", entry.id));
                 }
             }
             State::Orphaned(_) if entry.hold() < entry.hold_if_lost => {

@@ -2,15 +2,15 @@
 //!
 //! | state     | Assign   | Take      | Durable  | Undone   | Ack   | Declined | Released | Deleted  | Gone     | Holds               | HoldsNothing |
 //! |-----------|----------|-----------|----------|----------|-------|----------|----------|----------|----------|---------------------|--------------|
-//! | Unowned   | Granting | .         | .        | .        | .     | .        | confirm  | confirm  | .        | intruder            | .            |
-//! | Granting  | .        | .         | Offered  | Unowned  | .     | .        | confirm  | confirm  | Orphaned | intruder            | .            |
+//! | Unowned   | Granting | .         | .        | .        | .     | .        | confirm  | confirm  | .        | conflict            | .            |
+//! | Granting  | .        | .         | Offered  | Unowned  | .     | .        | confirm  | confirm  | Orphaned | conflict            | .            |
 //! | Offered   | .        | Releasing | .        | .        | Owned | Unowned  | Freeing  | Removing | Orphaned | Owned, Releasing    | Unowned      |
 //! | Owned     | .        | Releasing | .        | .        | .     | .        | Freeing  | Removing | Orphaned | Owned, Releasing    | Unowned      |
 //! | Releasing | .        | .         | .        | .        | .     | Unowned  | Freeing  | Removing | Orphaned | Releasing           | Unowned      |
-//! | Freeing   | Passing  | .         | Unowned  | retry    | .     | .        | .        | .        | .        | intruder            | .            |
-//! | Passing   | .        | .         | Offered  | Freeing  | .     | .        | confirm  | confirm  | Freeing  | intruder            | .            |
-//! | Orphaned  | Granting | .         | .        | .        | .     | .        | confirm  | confirm  | .        | intruder            | .            |
-//! | Removing  | .        | .         | removed  | retry    | .     | .        | .        | .        | .        | intruder            | .            |
+//! | Freeing   | Passing  | .         | Unowned  | retry    | .     | .        | .        | .        | .        | conflict            | .            |
+//! | Passing   | .        | .         | Offered  | Freeing  | .     | .        | confirm  | confirm  | Freeing  | conflict            | .            |
+//! | Orphaned  | Granting | .         | .        | .        | .     | .        | confirm  | confirm  | .        | conflict            | .            |
+//! | Removing  | .        | .         | removed  | retry    | .     | .        | .        | .        | .        | conflict            | .            |
 //!
 //! `.` is refused without any change. Answers of workers count only if worker, incarnation and token all equal the
 //! state's; everything else is treated as sent by a worker that is not the owner (docs/protocol.md, Tokens and grants).
@@ -87,7 +87,20 @@ impl State {
         }
     }
 
-    /// Whether the planner may give the appliance to somebody.
+    /// The life that the appliance is granted to, from the moment the grant is being written.
+    #[must_use]
+    pub fn granted_to(&self) -> Option<Life> {
+        match self {
+            Self::Granting(g)
+            | Self::Passing { to: g, .. }
+            | Self::Offered(g)
+            | Self::Owned(g)
+            | Self::Releasing(g) => Some(g.life()),
+            Self::Unowned | Self::Freeing(_) | Self::Orphaned(_) | Self::Removing(_) => None,
+        }
+    }
+
+    /// Whether the planner may give the appliance to a worker.
     #[must_use]
     pub const fn wants_owner(&self) -> bool {
         matches!(self, Self::Unowned | Self::Freeing(_) | Self::Orphaned(_))
@@ -161,8 +174,8 @@ pub enum Effect {
     LeaveOut(WorkerId),
     /// Its owner is gone; the hold starts in full.
     StartHold,
-    /// Somebody acts who must not: nobody else may be granted it until that ended.
-    Intruder(Granted),
+    /// A worker acts on it against the table: no other worker may be granted it until that ended.
+    Conflict(Granted),
     /// It has gone for ever.
     Removed,
 }
@@ -265,7 +278,7 @@ pub fn step(state: &State, event: Event) -> Result<(State, Vec<Effect>), Refused
         (S::Offered(g) | S::Owned(g) | S::Releasing(g), E::Holds(by)) if g.is_of(&by.life()) => {
             Ok((S::Releasing(by), vec![Effect::AskRelease]))
         }
-        (_, E::Holds(by)) => Ok((state.clone(), vec![Effect::Intruder(by)])),
+        (_, E::Holds(by)) => Ok((state.clone(), vec![Effect::Conflict(by)])),
         (S::Offered(g), E::HoldsNothing(life)) if mutant::is(Mutant::TokenOfferedTwice) && g.is_of(&life) => {
             Ok((state.clone(), vec![Effect::Offer]))
         }

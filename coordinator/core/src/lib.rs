@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod brake;
 pub mod checks;
+mod display;
 pub mod grants;
 pub mod handoff;
 pub mod health;
@@ -18,4 +19,3 @@ pub mod rebalance;
 pub mod table;
 pub mod unowned;
 pub mod violation;
-mod words;

@@ -10,7 +10,7 @@ use common::{Life, Timestamp, Token, WorkerId};
 use super::writes::Pending;
 use super::{Action, Machine, WRITE_RETRY};
 use crate::brake::Departure;
-use crate::grants::{GrantOp, Profile};
+use crate::grants::{GrantOp, Granted, Profile};
 use crate::handoff::{self, Effect, Refused, State};
 use crate::outbox::OutboxEntry;
 use crate::planner::{Slot, Unplaced};
@@ -51,14 +51,7 @@ impl Machine {
             }
             _ => {}
         }
-        let untaken = match (&former, &entry.state) {
-            (State::Granting(g), State::Unowned | State::Orphaned(_)) | (State::Offered(g), State::Unowned) => {
-                entry.binding.is_some_and(|by| by == g.token)
-            }
-            (State::Passing { to, .. }, State::Freeing(_)) => entry.binding.is_some_and(|by| by == to.token),
-            _ => false,
-        };
-        if untaken {
+        if entry.binding.is_some() && entry.binding == untaken(&former, &entry.state) {
             // Nothing ever ran there, and that site may never come back.
             entry.binding = None;
             entry.needs.site = None;
@@ -74,15 +67,7 @@ impl Machine {
             }
         }
         let Some(entry) = self.table.get(slot) else { return };
-        let acting = |state: &State| match state {
-            State::Granting(g)
-            | State::Passing { to: g, .. }
-            | State::Offered(g)
-            | State::Owned(g)
-            | State::Releasing(g) => Some(g.life()),
-            State::Unowned | State::Freeing(_) | State::Orphaned(_) | State::Removing(_) => None,
-        };
-        let (before, after) = (acting(&former), acting(&entry.state));
+        let (before, after) = (former.granted_to(), entry.state.granted_to());
         let mut unblocked = None;
         if before != after {
             self.tallies.regrant(slot, before.as_ref(), after);
@@ -127,11 +112,7 @@ impl Machine {
         let id = entry.id;
         let grant = entry.state.grant().cloned();
         match (effect, grant) {
-            (Effect::PersistGrant, Some(to)) => {
-                let (site, hold) = (entry.needs.site.clone(), entry.hold_if_lost);
-                let token = to.token;
-                self.writes.change(slot, token, GrantOp::Grant { appliance: id, to, site, hold });
-            }
+            (Effect::PersistGrant, Some(to)) => self.write_grant(slot, to),
             (Effect::Offer, Some(g)) => {
                 let rebalance = entry.rebalance;
                 self.tell(&g.life(), slot, OutboxEntry::Grant(g.token), rebalance);
@@ -141,11 +122,9 @@ impl Machine {
                 self.tell(&g.life(), slot, OutboxEntry::Release(g.token), rebalance);
             }
             (Effect::PersistPass, Some(to)) => {
-                let (site, hold_if_lost) = (entry.needs.site.clone(), entry.hold_if_lost);
-                let token = to.token;
                 let Carryover { progress, fence_delay: hold } = entry.handed.as_deref().cloned().unwrap_or_default();
                 self.writes.free_with_grant(slot, GrantOp::Free { appliance: id, progress, hold });
-                self.writes.change(slot, token, GrantOp::Grant { appliance: id, to, site, hold: hold_if_lost });
+                self.write_grant(slot, to);
             }
             (Effect::PersistFree(handed), Some(_)) => {
                 if let Some(entry) = self.table.get_mut(slot) {
@@ -154,9 +133,7 @@ impl Machine {
                 self.writes.free_later(slot);
             }
             (Effect::PersistRemoval, Some(g)) => self.writes.change(slot, g.token, GrantOp::Remove { appliance: id }),
-            (Effect::Retry, Some(_)) => {
-                self.writes.retry(now + WRITE_RETRY, slot);
-            }
+            (Effect::Retry, Some(_)) => self.writes.retry(now + WRITE_RETRY, slot),
             (Effect::Confirm(to), _) => self.confirm_to(&to, id),
             (Effect::Arrived, _) => self.arrived(now, slot),
             (Effect::LeaveOut(worker), _) => {
@@ -171,11 +148,10 @@ impl Machine {
                 }
                 self.move_ended(slot, None);
             }
-            (Effect::Intruder(by), _) => {
-                let life = by.life();
+            (Effect::Conflict(by), _) => {
                 let text = format!("{} holds {id} under {} against the table", by.worker, by.token);
                 self.violation(Kind::HeldAgainstTable, text);
-                self.conflicts.add(slot, life, by.token);
+                self.conflicts.add(slot, by.life(), by.token);
                 self.tell_planner(slot);
             }
             (Effect::Removed, _) => self.removed(slot),
@@ -190,6 +166,12 @@ impl Machine {
                 None,
             ) => unreachable!("these effects belong to states that have a grant"),
         }
+    }
+
+    fn write_grant(&mut self, slot: Slot, to: Granted) {
+        let Some(row) = self.table.get(slot) else { return };
+        let (appliance, site, hold, token) = (row.id, row.needs.site.clone(), row.hold_if_lost, to.token);
+        self.writes.change(slot, token, GrantOp::Grant { appliance, to, site, hold });
     }
 
     /// Makes durable what was handed in and found no next owner in the plan just made.
@@ -391,5 +373,16 @@ impl Machine {
         self.pacing.rebalances.end(rebalance, to.is_some(), &mut news);
         self.out.rebalance(news);
         self.pacing.due.drifted();
+    }
+}
+
+/// Token of a grant that ended with this transition and that no worker took.
+fn untaken(from: &State, to: &State) -> Option<Token> {
+    match (from, to) {
+        (State::Granting(g), State::Unowned | State::Orphaned(_)) | (State::Offered(g), State::Unowned) => {
+            Some(g.token)
+        }
+        (State::Passing { to, .. }, State::Freeing(_)) => Some(to.token),
+        _ => None,
     }
 }

@@ -275,7 +275,7 @@ impl Machine {
             self.tell(life, slot, OutboxEntry::Update(token), None);
         }
         for (slot, edition) in ahead {
-            self.take_what_is_ahead(now, life, slot, edition);
+            self.adopt_newer_grants(now, life, slot, edition);
         }
         self.pacing.due.spoke(life);
         self.settled_member(now, life);
@@ -286,7 +286,7 @@ impl Machine {
     /// A worker has a later generation than the store, or this one as another term wrote it: the store was put back to an
     /// older state. Generations are counted on from what is stored, and the worker would take one of them for what it has:
     /// so it gives the appliance up, and whoever gets it begins with what is stored.
-    fn take_what_is_ahead(&mut self, now: Timestamp, life: &Life, slot: Slot, held: Edition) {
+    fn adopt_newer_grants(&mut self, now: Timestamp, life: &Life, slot: Slot, held: Edition) {
         let Some(entry) = self.table.get(slot) else { return };
         let (id, stored, owned) = (entry.id, entry.edition, matches!(entry.state, State::Owned(_)));
         let text = format!("{} holds {id} at {held}, and it is stored at {stored}: given anew as stored", life.worker);

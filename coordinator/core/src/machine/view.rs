@@ -265,7 +265,7 @@ impl Machine {
         &self.membership
     }
 
-    pub(crate) fn is_intruded(&self, slot: crate::planner::Slot) -> bool {
+    pub(crate) fn is_in_conflict(&self, slot: crate::planner::Slot) -> bool {
         self.conflicts.concern(slot)
     }
 

@@ -1,4 +1,4 @@
-//! The planner's reasons in words, for people, metrics and the API. Kept together so that they read alike.
+//! Texts of the planner's reasons, for people, metrics and the API. Kept together so that they read alike.
 
 use std::fmt;
 
