@@ -20,7 +20,7 @@
 //! | `seat`        | a coordinator process: elections, terms, stepping down           |
 //! | `leader`      | what leads one term: the machine, its actions                    |
 //! | `writer`, `database` | the coordinator's and the database's half of the store    |
-//! | `worker`, `told`, `life`, `tasks` | a worker process: session, life, what it does with grants |
+//! | `worker`, `incoming`, `life`, `tasks` | a worker process: session, life, what it does with grants |
 //! | `backend`     | what the drivers call                                            |
 //! | `service`     | the coordination service                                         |
 //! | `net`, `clock`, `rng` | what all stand on                                        |
@@ -29,6 +29,7 @@
 mod backend;
 mod clock;
 mod database;
+mod incoming;
 mod invariants;
 mod leader;
 mod life;
@@ -40,7 +41,6 @@ mod rng;
 mod seat;
 mod service;
 mod tasks;
-mod told;
 mod trouble;
 mod worker;
 mod world;

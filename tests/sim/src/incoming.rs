@@ -1,4 +1,4 @@
-//! What the leader says, as a worker takes it, after `worker::session::told`: dropped when it is stale, refused when it
+//! What the leader says, as a worker takes it, after `worker::session::incoming`: dropped when it is stale, refused when it
 //! does not follow what came before, applied otherwise.
 
 use common::Term;
