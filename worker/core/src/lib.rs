@@ -9,3 +9,4 @@ pub mod gate;
 pub mod instance;
 pub mod lifecycle;
 pub mod report;
+pub mod session;

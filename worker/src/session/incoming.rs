@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::session::{self, AnnouncedStep, Carryover, Delta, Desired, GrantRef, RefusedReason, ToWorker};
+use common::session::{self, AnnouncedStep, Carryover, Delta, Desired, GrantRef, RefusedReason, ToWorker, Welcome};
 use common::{ApplianceId, Token};
 use proto::convert::down::{FromCoordinator, Unreadable};
 use runtime::{clock, telemetry};
 use tracing::{debug, error, info, info_span, warn};
 use worker_core::assignments::{Effect, Refused};
+use worker_core::session::{ControlEvent, StreamEnd};
 
-use super::beat::Beat;
-use super::{Ended, Queued, Session};
+use super::{Queued, Session};
 use crate::runner::{Command, Event};
 
 /// How often a stream is ended because something knows of a higher term than the leader's. Each costs the leader an
@@ -19,20 +19,21 @@ use crate::runner::{Command, Event};
 /// are more than a minute apart.
 const RAISE_PAUSE: Duration = Duration::from_secs(120);
 
+/// How long to wait after a `Welcome` that answers another `Hello`, or comes from an older leader.
+const STALE_WELCOME_PAUSE: Duration = Duration::from_millis(500);
+
 impl Session {
-    /// Takes in a message of the leader. `Some` when the stream ends because of it.
-    pub(super) fn on_message(&mut self, received: FromCoordinator, beat: Option<&mut Beat>) -> Option<Ended> {
-        let FromCoordinator { envelope: from, message, more: _, unreadable, traceparent } = received;
+    /// Takes in a message of the leader, and says what that means for the stream.
+    pub(super) fn on_message(&mut self, received: FromCoordinator) -> Option<ControlEvent> {
+        let FromCoordinator { envelope: from, message, more, unreadable, traceparent } = received;
+        let streaming = self.control.is_streaming();
         match message {
+            ToWorker::Refused(refused) => Some(ControlEvent::StreamEnded(self.on_refused(&refused))),
+            ToWorker::Welcome(part) if !streaming => self.on_welcome(from, part, more),
             ToWorker::Welcome(_) => None,
-            ToWorker::BeatAck(number) => {
-                if self.assignments.counts(from)
-                    && let Some(deadline) = beat.and_then(|beat| beat.answered(number))
-                {
-                    self.gate.extend(deadline);
-                }
-                None
-            }
+            // Nothing else applies between `Hello` and `Welcome`.
+            _ if !streaming => None,
+            ToWorker::BeatAck(number) => self.assignments.counts(from).then_some(ControlEvent::BeatAnswered(number)),
             ToWorker::Delta(delta) => self.on_delta(from, delta, unreadable, &traceparent),
             ToWorker::Confirm(confirm) => {
                 if self.assignments.confirm(from, &confirm.released).is_ok() {
@@ -42,10 +43,33 @@ impl Session {
                 }
                 None
             }
-            ToWorker::Refused(refused) => Some(self.on_refused(&refused)),
             ToWorker::Drained => {
-                self.drained = self.draining && self.assignments.counts(from);
+                self.drained = self.control.is_draining() && self.assignments.counts(from);
                 None
+            }
+        }
+    }
+
+    /// Takes in one part of the answer to `Hello`.
+    fn on_welcome(&mut self, from: session::Envelope, part: Welcome, more: bool) -> Option<ControlEvent> {
+        self.pending.keep.extend(part.keep);
+        if more {
+            return None;
+        }
+        let keep = std::mem::take(&mut self.pending.keep);
+        match self.assignments.welcome::<Arc<Desired>>(from, &keep) {
+            Ok(effects) => {
+                info!(term = %from.term, incarnation = ?from.incarnation, kept = keep.len(), "welcomed");
+                self.terms.send_replace(from.term);
+                self.apply(effects, "");
+                // Statuses are not confirmed: those on a stream that broke, and those a leader had not stored when it
+                // died, are lost, and an appliance that is well reports nothing for a long time.
+                self.command(Command::Restate);
+                Some(ControlEvent::Welcomed(part.lease))
+            }
+            Err(refused) => {
+                warn!(term = %from.term, incarnation = ?from.incarnation, "welcome dropped: {refused}");
+                Some(ControlEvent::StreamEnded(StreamEnd::Again(STALE_WELCOME_PAUSE)))
             }
         }
     }
@@ -56,7 +80,7 @@ impl Session {
         delta: Delta,
         unreadable: Vec<Unreadable>,
         traceparent: &str,
-    ) -> Option<Ended> {
+    ) -> Option<ControlEvent> {
         let target = delta.target;
         match self.assignments.delta(from, delta) {
             Ok(effects) => {
@@ -71,33 +95,32 @@ impl Session {
             }
             Err(refused @ Refused::Base { .. }) => {
                 warn!("{refused}; sending hello again");
-                Some(Ended::Again(Duration::ZERO))
+                Some(ControlEvent::StreamEnded(StreamEnd::Again(Duration::ZERO)))
             }
         }
     }
 
-    pub(super) fn on_refused(&self, refused: &session::Refused) -> Ended {
+    fn on_refused(&self, refused: &session::Refused) -> StreamEnd {
         use RefusedReason as Reason;
         let later = refused.retry_after.unwrap_or_default().min(Duration::from_secs(30));
         match refused.reason {
-            Reason::IncarnationOver => return Ended::LifeOver(format!("the leader says so: {}", refused.detail)),
+            Reason::IncarnationOver => return StreamEnd::LifeOver(format!("the leader says so: {}", refused.detail)),
             Reason::NameTaken => {
                 warn!(worker = %self.name, "another worker of this name may still act: {}", refused.detail);
             }
             Reason::AssignmentsDiffer => {
-                error!(held = self.assignments.len(), "the leader's table says something else: {}", refused.detail);
+                let owned = self.assignments.len();
+                error!(owned, "the leader's table differs from what this worker owns: {}", refused.detail);
             }
-            Reason::Malformed => error!("the coordinator cannot read what this worker says: {}", refused.detail),
-            // The only coordinator there is.
-            Reason::Stopping if self.draining && self.beats_on_stream => {
-                info!("the coordinator stops as well");
-                return Ended::Stopping;
-            }
+            Reason::Malformed => error!("the coordinator cannot read a message of this worker: {}", refused.detail),
             Reason::NotLeading | Reason::Superseded | Reason::Stopping | Reason::Unknown => {
                 info!(reason = ?refused.reason, "the coordinator ended the session: {}", refused.detail);
             }
         }
-        Ended::Again(later)
+        match refused.reason {
+            Reason::Stopping => StreamEnd::CoordinatorStops(later),
+            _ => StreamEnd::Again(later),
+        }
     }
 
     pub(super) fn apply(&mut self, effects: Vec<Effect<Arc<Desired>>>, traceparent: &str) {
@@ -108,7 +131,7 @@ impl Session {
                         Some(format!("driver {} is not offered here", desired.driver))
                     } else {
                         // Offered before the leader heard of it.
-                        self.draining.then(|| "this worker is about to stop".to_owned())
+                        self.control.is_draining().then(|| "this worker is about to stop".to_owned())
                     };
                     if let Some(reason) = unwanted {
                         self.assignments.declined(appliance, token);
@@ -168,7 +191,7 @@ impl Session {
     }
 
     /// Takes in what the runner says. `Some` when the leader has to hear of it in a `Hello`.
-    pub(super) fn on_event(&mut self, event: Event) -> Option<Ended> {
+    pub(super) fn on_event(&mut self, event: Event) -> Option<StreamEnd> {
         match event {
             Event::Refused { appliance, token, newer } => return self.on_refused_token(appliance, token, newer),
             Event::Released { appliance, token, progress, hold } => {
@@ -213,7 +236,7 @@ impl Session {
     /// The far side of an appliance has seen a newer token. When it is of a later term than the leader's, the store was
     /// put back to an older state: the leader has to begin a term above it, which it does after a `Hello` that says so.
     /// Once it has, grants of before are given up, so that new ones take their place.
-    fn on_refused_token(&mut self, appliance: ApplianceId, token: Token, newer: Token) -> Option<Ended> {
+    fn on_refused_token(&mut self, appliance: ApplianceId, token: Token, newer: Token) -> Option<StreamEnd> {
         if self.assignments.met(newer.term) {
             let now = clock::now();
             if self.raised.is_some_and(|at| now.since(at) < RAISE_PAUSE) {
@@ -222,7 +245,7 @@ impl Session {
             }
             self.raised = Some(now);
             warn!(%appliance, %token, %newer, "refused for a token of a later term than the leader's; saying hello again");
-            return Some(Ended::Again(Duration::ZERO));
+            return Some(StreamEnd::Again(Duration::ZERO));
         }
         if self.assignments.give_up(appliance, token, newer) {
             info!(%appliance, %token, %newer, "given up: only a newer grant can be acted on");

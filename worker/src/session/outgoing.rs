@@ -1,14 +1,19 @@
 //! What waits to be told to the leader, in bounded messages: answers first, then the newest status of each appliance.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use common::session::{Ack, AnnouncedStep, Declined, GrantRef, OwnedDigest, Release, Report, ToCoordinator};
 use common::status::Status;
-use common::{ApplianceId, Token};
+use common::{ApplianceId, Timestamp, Token};
 use proto::convert::MAX_ENTRIES_PER_MESSAGE;
 
 /// Statuses in one message. Each carries its instances and perhaps a long error, so fewer than of small entries.
 const REPORTS_PER_MESSAGE: usize = 200;
+
+/// How often the digest of what is owned is sent when there is nothing else to report. It bounds for how long a grant that
+/// one side lost stays unnoticed, and costs a message of 50 bytes.
+const AUDIT: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 enum Answer {
@@ -36,6 +41,8 @@ pub(super) struct Outgoing {
     applied: bool,
     /// The digest of what is owned is to be sent, whether or not there is anything to report.
     digest: bool,
+    /// When it is sent again.
+    audit_at: Timestamp,
     reports: super::Waiting,
 }
 
@@ -77,7 +84,7 @@ impl Outgoing {
     }
 
     /// A new stream begins: `Hello` says all that the answers of the old one said.
-    pub(super) fn begin_stream(&mut self) {
+    pub(super) fn begin_stream(&mut self, now: Timestamp) {
         self.answers.clear();
         self.drain = None;
         // What runs and what waits is announced anew after the welcome.
@@ -86,11 +93,19 @@ impl Outgoing {
         self.version = 0;
         self.applied = false;
         self.digest = true;
+        self.audit_at = now + AUDIT;
     }
 
-    /// It is time to tell again what is held.
-    pub(super) const fn digest_due(&mut self) {
-        self.digest = true;
+    /// When it is time to send the digest again.
+    pub(super) const fn audit_at(&self) -> Timestamp {
+        self.audit_at
+    }
+
+    pub(super) fn let_time_pass(&mut self, now: Timestamp) {
+        if self.audit_at <= now {
+            self.audit_at = now + AUDIT;
+            self.digest = true;
+        }
     }
 
     pub(super) fn report(&mut self, appliance: ApplianceId, token: Token, status: Status, checked: u64) {
@@ -189,7 +204,7 @@ mod tests {
     fn what_is_held_is_said_after_every_answer_and_also_when_nothing_is_new() {
         let held = OwnedDigest { applied: 7, ..OwnedDigest::default() };
         let mut outgoing = Outgoing::default();
-        outgoing.begin_stream();
+        outgoing.begin_stream(Timestamp::ZERO);
         outgoing.applied(7);
         assert!(matches!(outgoing.next(held), Some(ToCoordinator::Ack(Ack { applied: 7, .. }))));
         assert_eq!(
@@ -198,7 +213,7 @@ mod tests {
             "once on each stream"
         );
         assert!(!outgoing.is_waiting() && outgoing.next(held).is_none());
-        outgoing.digest_due();
+        outgoing.let_time_pass(Timestamp::ZERO + AUDIT);
         assert!(outgoing.is_waiting());
         assert_eq!(outgoing.next(held), Some(ToCoordinator::Report(Report { statuses: vec![], owned: Some(held) })));
     }
