@@ -11,6 +11,7 @@ pub mod digest;
 pub mod id;
 pub mod kind;
 mod limits;
+pub mod membership;
 pub mod mutant;
 mod name;
 pub mod profile;

@@ -16,8 +16,6 @@ pub(super) struct Life {
     incarnation: Option<Incarnation>,
     /// Counts the lives of the process, for its timers.
     number: u64,
-    /// When the heartbeat was sent that is not answered yet; one at a time.
-    asked: Option<Timestamp>,
 }
 
 impl Life {
@@ -51,20 +49,11 @@ impl World {
 
     pub(super) fn service_beat(&mut self, place: usize, number: u64) {
         let lease = self.places[place].profile.lease;
-        let now = self.places[place].clock.local(self.now);
         let Some(process) = self.process(place).filter(|p| p.life.has_begun() && p.life.number == number) else {
             return;
         };
-        if now.since(process.gate.deadline()) > lease * 2 {
-            // Fenced for a whole session timeout.
-            return self.end_life(place);
-        }
-        // One at a time; one without an answer is given up after a while, whatever became of it.
-        if process.life.asked.is_none_or(|sent| now.since(sent) >= lease) {
-            process.life.asked = Some(now);
-            let of = process.number;
-            self.ask(place, of, Ask::Beat);
-        }
+        let of = process.number;
+        self.ask(place, of, Ask::Beat);
         self.local_timer(place, lease / 4, Timer::ServiceBeat(number));
         self.look_who_leads(place);
     }
@@ -79,7 +68,6 @@ impl World {
             Answer::Joined(incarnation, sent) if !process.life.has_begun() => {
                 process.life.incarnation = Some(*incarnation);
                 process.life.number += 1;
-                process.life.asked = None;
                 process.gate = Gate::with_margin(margin);
                 process.gate.extend(clock.local(*sent) + lease);
                 process.assignments.begin_life(Some(*incarnation));
@@ -88,12 +76,9 @@ impl World {
                 self.timer(place, 0, Timer::Connect);
                 self.local_timer(place, lease / 4, Timer::ServiceBeat(number));
             }
-            Answer::Committed(sent) => {
-                process.life.asked = None;
-                self.extend(place, clock.local(*sent) + lease);
-            }
+            Answer::Committed(sent) => self.extend(place, clock.local(*sent) + lease),
             Answer::Over if process.life.has_begun() => self.end_life(place),
-            Answer::Taken | Answer::Joined(..) | Answer::Over => {}
+            Answer::Joined(..) | Answer::Over => {}
         }
     }
 
@@ -114,7 +99,6 @@ impl World {
         self.forget_life(place);
         let Some(process) = self.process(place) else { return };
         let number = process.number;
-        process.life.asked = None;
         process.life.incarnation = None;
         if let Some(link) = process.link.take() {
             self.break_stream(link.stream, false);

@@ -96,11 +96,6 @@ pub(super) struct Candidate {
     life: Life,
     former: BTreeSet<SessionId>,
     lease: Duration,
-    /// When the last heartbeat that committed was sent, and the last at all.
-    committed: Time,
-    beaten: Time,
-    /// A heartbeat is wanted at once.
-    kicked: bool,
     lock: Lock,
     /// The contender whose change is waited for.
     before: Option<Path>,
@@ -125,8 +120,9 @@ impl Candidate {
         }
     }
 
-    fn stands_until(&self) -> Time {
-        self.committed + u64::try_from(self.lease.as_nanos()).unwrap_or(Time::MAX / 2)
+    /// How often it looks at the time.
+    fn pace(&self) -> Time {
+        u64::try_from(self.lease.as_nanos()).unwrap_or(Time::MAX) / 8
     }
 }
 
@@ -141,7 +137,8 @@ impl Service {
     fn candidate_enters(&mut self, n: usize, lease: Duration, former: BTreeSet<SessionId>) {
         self.rounds += 1;
         let round = self.rounds;
-        let client = self.open_client(Who::Coordinator(n), timeout(lease).max(self.tick * 2));
+        let timeout = timeout(lease).max(self.tick * 2);
+        let client = self.open_client(Who::Coordinator(n), timeout);
         let number = n as u64;
         let profile = Profile {
             weight: 1,
@@ -154,15 +151,13 @@ impl Service {
             lease: Duration::ZERO,
             holds: BTreeMap::new(),
         };
-        let life = Life::new((Dir::Coordinators, number), (Dir::CoordinatorLeases, number), Arc::new(profile), lease);
+        let places = ((Dir::Coordinators, number), (Dir::CoordinatorLeases, number));
+        let life = Life::new(places.0, places.1, Arc::new(profile), lease, timeout);
         let candidate = Candidate {
             client,
             life,
             former,
             lease,
-            committed: 0,
-            beaten: 0,
-            kicked: false,
             lock: Lock::None,
             before: None,
             calls: BTreeMap::new(),
@@ -242,7 +237,7 @@ impl Service {
         self.marks += 1;
         let mark = self.marks;
         let Some(candidate) = self.candidates.get_mut(&n) else { return };
-        if candidate.lock != Lock::None || candidate.life.incarnation.is_none() {
+        if candidate.lock != Lock::None || !candidate.life.has_begun() {
             return;
         }
         candidate.lock = Lock::Unknown;
@@ -256,30 +251,20 @@ impl Service {
 
     /// Has a heartbeat sent as soon as none is under way.
     pub(super) fn kick(&mut self, n: usize) {
-        if let Some(candidate) = self.candidates.get_mut(&n) {
-            candidate.kicked = true;
-            self.candidate_beats(n);
-        }
+        self.candidate_beats(n, true);
     }
 
-    fn candidate_beats(&mut self, n: usize) {
+    fn candidate_beats(&mut self, n: usize, wanted: bool) {
         let now = self.now;
         let Some(candidate) = self.candidates.get_mut(&n) else { return };
-        let due = now >= candidate.beaten + (candidate.stands_until() - candidate.committed) / 4;
         let session = self.clients[candidate.client].session.unwrap_or_default();
-        if (due || candidate.kicked)
-            && let Some(call) = candidate.life.beat(now, session)
-        {
-            candidate.kicked = false;
-            candidate.beaten = now;
-            self.ask_for(n, call, Purpose::Life);
-        }
+        let step = candidate.life.beat(now, session, wanted);
+        self.life_goes_on(n, step);
     }
 
     fn candidate_again(&mut self, n: usize) {
         let Some(candidate) = self.candidates.get(&n) else { return };
-        let pace = (candidate.stands_until() - candidate.committed) / 8;
-        let round = candidate.round;
+        let (pace, round) = (candidate.pace(), candidate.round);
         self.out.push((self.now + pace, Ev::Candidate(n, round)));
     }
 
@@ -287,20 +272,20 @@ impl Service {
     pub(super) fn candidate_looks(&mut self, n: usize, round: u64) {
         let now = self.now;
         let Some(candidate) = self.candidates.get_mut(&n).filter(|candidate| candidate.round == round) else { return };
-        if candidate.life.incarnation.is_some() && now >= candidate.stands_until() {
-            if now >= candidate.stands_until() + timeout(candidate.lease) {
-                return self.candidate_over(n);
-            }
-            if let Lock::Leading(name) | Lock::First(name, _) = candidate.lock {
-                candidate.lock = Lock::Parked(name, now);
-                candidate.kicked = true;
-                self.lost(n, "heartbeats have not committed for a lease");
-            }
+        if candidate.life.stands_until().is_some_and(|until| now >= until)
+            && let Lock::Leading(name) | Lock::First(name, _) = candidate.lock
+        {
+            candidate.lock = Lock::Parked(name, now);
+            self.lost(n, "heartbeats have not committed for a lease");
+            self.kick(n);
         }
-        self.candidate_beats(n);
+        self.candidate_beats(n, false);
+        if self.candidates.get(&n).is_none_or(|candidate| candidate.round != round) {
+            // Its life was over, and another one begins.
+            return;
+        }
         self.contend(n);
-        let connected = self.candidates.get(&n).is_some_and(|candidate| self.clients[candidate.client].connected);
-        if connected && self.candidates.get(&n).is_some_and(|c| c.life.incarnation.is_none() && !c.life.is_busy()) {
+        if self.candidates.get(&n).is_some_and(|candidate| self.clients[candidate.client].connected) {
             self.take_name(n);
         }
         self.feed_looks(n);
@@ -308,8 +293,8 @@ impl Service {
     }
 
     fn take_name(&mut self, n: usize) {
-        if let Some(candidate) = self.candidates.get_mut(&n) {
-            let call = candidate.life.look_for_name();
+        let now = self.now;
+        if let Some(call) = self.candidates.get_mut(&n).and_then(|candidate| candidate.life.enter(now)) {
             self.ask_for(n, call, Purpose::Life);
         }
     }
@@ -338,9 +323,7 @@ impl Service {
         };
         match told {
             Told::Connected => {
-                if candidate.life.incarnation.is_none() && !candidate.life.is_busy() {
-                    self.take_name(n);
-                }
+                self.take_name(n);
                 self.look_at_lock(n);
                 self.feed_begins(n);
             }
@@ -448,7 +431,11 @@ impl Service {
         let now = self.now;
         let Some(candidate) = self.candidates.get_mut(&n) else { return };
         let session = self.clients[candidate.client].session.unwrap_or_default();
-        let (call, news) = candidate.life.answered(now, session, &candidate.former, answer);
+        let step = candidate.life.answered(now, session, &candidate.former, answer);
+        self.life_goes_on(n, step);
+    }
+
+    fn life_goes_on(&mut self, n: usize, (call, news): (Option<Call>, Option<LifeNews>)) {
         if let Some(call) = call {
             self.ask_for(n, call, Purpose::Life);
         }
@@ -458,16 +445,13 @@ impl Service {
                 self.contend(n);
             }
             Some(LifeNews::Committed(sent)) => self.beat_committed(n, sent),
-            Some(LifeNews::Over) => return self.candidate_over(n),
-            // Looked at again with the next beat.
-            Some(LifeNews::Taken) | None => {}
+            Some(LifeNews::Over) => self.candidate_over(n),
+            None => {}
         }
-        self.candidate_beats(n);
     }
 
     fn beat_committed(&mut self, n: usize, sent: Time) {
         let Some(candidate) = self.candidates.get_mut(&n) else { return };
-        candidate.committed = candidate.committed.max(sent);
         match candidate.lock {
             Lock::First(name, since) if sent >= since => {
                 candidate.lock = Lock::Leading(name);

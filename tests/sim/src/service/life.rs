@@ -1,42 +1,40 @@
-//! One life of a member, after `coordination::zookeeper`'s `entry` and `life`: it takes its name with both nodes in
-//! one transaction, then beats, and finds out by reading what became of whatever was not answered.
-//!
-//! Decides only: its user sends the calls and hands the answers back, one at a time.
+//! One life of a member: carries out in the simulated service what [`common::membership`] decides, as
+//! `coordination::zookeeper` does in a real one.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Incarnation, Profile};
+use common::membership::{
+    CallFailure, EntryAction, EntryEvent, FIRST_BEAT, FoundNodes, GroupEntry, LeaseAction, LeaseCall, LeaseEvent,
+    LeaseKeeper, LeaseNodeState, NodeOwner, OwnNode, OwnNodeState,
+};
+use common::{Incarnation, Profile, Timestamp};
 
 use super::connection::{Call, Reply};
 use super::tree::{Data, Failure, Node, Op, Path, SessionId};
 use crate::Time;
-
-/// Heartbeats without an answer that are remembered.
-const PENDING: usize = 16;
-
-/// What a call is for.
-#[derive(Debug)]
-enum Purpose {
-    Member,
-    Lease(Option<Node>),
-    Make(Time),
-    Beat(Time),
-    Look,
-}
 
 /// What came of an answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum LifeNews {
     /// It begins; the nodes were made by a transaction sent then or later.
     Joined(Incarnation, Time),
-    /// Somebody else's nodes stand in the way.
-    Taken,
     /// A heartbeat sent then has committed.
     Committed(Time),
     /// It is over.
     Over,
+}
+
+/// What is under way.
+#[derive(Debug)]
+enum Asked {
+    Nothing,
+    Member,
+    Lease(Option<Node>),
+    Make,
+    Beat,
+    LookAtLease,
 }
 
 /// A life, or the attempt to begin one.
@@ -46,59 +44,62 @@ pub(super) struct Life {
     node: Path,
     profile: Arc<Profile>,
     lease: Duration,
-    purpose: Option<Purpose>,
-    /// A moment before the nodes were made, if this life made them.
-    made: Option<Time>,
-    /// Set once it has begun.
-    pub(super) incarnation: Option<Incarnation>,
-    version: u32,
-    beat: u64,
-    pending: Vec<(u64, Time)>,
+    timeout: Time,
+    asked: Asked,
+    entry: Option<GroupEntry>,
+    keeper: Option<LeaseKeeper>,
 }
 
 type Step = (Option<Call>, Option<LifeNews>);
 
+fn at(now: Time) -> Timestamp {
+    Timestamp::from_nanos(now)
+}
+
 impl Life {
-    /// One that has not begun, with nodes at these places.
-    pub(super) fn new(member: Path, node: Path, profile: Arc<Profile>, lease: Duration) -> Self {
-        Self {
-            member,
-            node,
-            profile,
-            lease,
-            purpose: None,
-            made: None,
-            incarnation: None,
-            version: 0,
-            beat: 1,
-            pending: Vec::new(),
-        }
+    /// One that has not begun, with nodes at these places, in a session with this timeout.
+    pub(super) fn new(member: Path, node: Path, profile: Arc<Profile>, lease: Duration, timeout: Time) -> Self {
+        Self { member, node, profile, lease, timeout, asked: Asked::Nothing, entry: None, keeper: None }
     }
 
     /// Whether a call is under way.
     pub(super) const fn is_busy(&self) -> bool {
-        self.purpose.is_some()
+        !matches!(self.asked, Asked::Nothing)
     }
 
-    /// Looks whether the name is free.
-    pub(super) fn look_for_name(&mut self) -> Call {
-        self.purpose = Some(Purpose::Member);
-        Call::Read(self.member)
+    pub(super) const fn has_begun(&self) -> bool {
+        self.keeper.is_some()
     }
 
-    /// A heartbeat, unless something is under way.
-    pub(super) fn beat(&mut self, now: Time, session: SessionId) -> Option<Call> {
-        if self.is_busy() || self.incarnation.is_none() {
+    /// Until when its lease stands.
+    pub(super) fn stands_until(&self) -> Option<Time> {
+        self.keeper.as_ref().map(|keeper| keeper.stands_until().as_nanos())
+    }
+
+    /// Begins the life, or goes on with that after a wait.
+    pub(super) fn enter(&mut self, now: Time) -> Option<Call> {
+        if self.is_busy() || self.has_begun() {
             return None;
         }
-        self.beat += 1;
-        if self.pending.len() == PENDING {
-            self.pending.remove(0);
-        }
-        self.pending.push((self.beat, now));
-        self.purpose = Some(Purpose::Beat(now));
-        let data = Data::Beat { number: self.beat, lease: self.lease, by: session };
-        Some(Call::Write(vec![Op::Set { path: self.node, data, version: Some(self.version) }]))
+        let action = match &mut self.entry {
+            None => {
+                // Here a name is waited for as long as it takes.
+                let (entry, action) = GroupEntry::new(Timestamp::from_nanos(u64::MAX));
+                self.entry = Some(entry);
+                Some(action)
+            }
+            Some(entry) => {
+                let changed = entry.step(at(now), EntryEvent::Changed(Ok(())));
+                changed.or_else(|| entry.step(at(now), EntryEvent::Tick))
+            }
+        };
+        self.go_on_entering(0, action).0
+    }
+
+    /// Time has passed; with `wanted`, a heartbeat is sent as soon as none is under way.
+    pub(super) fn beat(&mut self, now: Time, session: SessionId, wanted: bool) -> Step {
+        let event = if wanted { LeaseEvent::BeatNow } else { LeaseEvent::Tick };
+        self.keep(now, session, event)
     }
 
     /// The call was answered. `former` are sessions of this process that are done with.
@@ -109,89 +110,123 @@ impl Life {
         former: &BTreeSet<SessionId>,
         answer: Result<Reply, Failure>,
     ) -> Step {
-        let Some(purpose) = self.purpose.take() else { return (None, None) };
-        match (purpose, answer) {
-            (Purpose::Member, Ok(reply)) => {
-                self.purpose = Some(Purpose::Lease(reply.node()));
-                (Some(Call::Read(self.node)), None)
-            }
-            (Purpose::Lease(member), Ok(reply)) => self.found(now, session, former, member, reply.node()),
-            (Purpose::Make(sent), Ok(reply)) => {
-                if reply.wrote().is_ok() {
-                    self.made = Some(sent);
+        let event = match std::mem::replace(&mut self.asked, Asked::Nothing) {
+            Asked::Nothing => return (None, None),
+            Asked::Member => match answer {
+                Ok(reply) => {
+                    self.asked = Asked::Lease(reply.node());
+                    return (Some(Call::Read(self.node)), None);
                 }
-                (Some(self.look_for_name()), None)
-            }
-            (Purpose::Make(sent), Err(_)) => {
-                self.made = self.made.or(Some(sent));
-                (Some(self.look_for_name()), None)
-            }
-            (Purpose::Member | Purpose::Lease(_), Err(_)) => (Some(self.look_for_name()), None),
-            (Purpose::Beat(sent), Ok(reply)) => match reply.wrote().as_deref() {
-                Ok([(_, node)]) if Some(node.incarnation()) == self.incarnation => self.committed(sent, node.version),
-                Ok(_) | Err(Failure::Over) => (None, Some(LifeNews::Over)),
-                Err(_) => self.look(),
+                Err(failure) => EntryEvent::Found(Err(of(failure))),
             },
-            (Purpose::Look, Ok(reply)) => self.looked(session, reply.node()),
-            (Purpose::Beat(_) | Purpose::Look, Err(_)) => self.look(),
-        }
-    }
-
-    fn found(
-        &mut self,
-        now: Time,
-        session: SessionId,
-        former: &BTreeSet<SessionId>,
-        member: Option<Node>,
-        lease: Option<Node>,
-    ) -> Step {
-        if let (Some(m), Some(l), Some(sent)) = (&member, &lease, self.made)
-            && m.owner == session
-            && m.incarnation() == l.incarnation()
-        {
-            // As it was made: what was written over since has to be noticed.
-            self.incarnation = Some(l.incarnation());
-            self.version = 0;
-            return (None, Some(LifeNews::Joined(l.incarnation(), sent)));
-        }
-        let mut ops = Vec::new();
-        for (path, node) in [(self.member, member), (self.node, lease)] {
-            let Some(node) = node else { continue };
-            if node.owner != session && !former.contains(&node.owner) {
-                return (None, Some(LifeNews::Taken));
+            Asked::Lease(member) => EntryEvent::Found(answer.map_err(of).map(|reply| {
+                let state = |node: Node| own_node(&node, session, former);
+                FoundNodes { member: member.map(state), lease: reply.node().map(state) }
+            })),
+            Asked::Make => EntryEvent::Made(answer.and_then(Reply::wrote).map(drop).map_err(of)),
+            Asked::Beat => {
+                let wrote = answer.and_then(Reply::wrote).map_err(of).and_then(|wrote| match wrote.as_slice() {
+                    [(_, node)] => Ok((node.incarnation(), version(node))),
+                    _ => Err(CallFailure::Raced),
+                });
+                return self.keep(now, session, LeaseEvent::Wrote(wrote));
             }
-            ops.push(Op::Delete { path, version: Some(node.version) });
-        }
-        let first = Data::Beat { number: self.beat, lease: self.lease, by: session };
-        let profile = Data::Profile(Arc::clone(&self.profile));
-        ops.push(Op::Create { path: self.member, data: profile, ephemeral: true });
-        ops.push(Op::Create { path: self.node, data: first, ephemeral: true });
-        self.purpose = Some(Purpose::Make(now));
-        (Some(Call::Write(ops)), None)
-    }
-
-    fn look(&mut self) -> Step {
-        self.purpose = Some(Purpose::Look);
-        (Some(Call::Read(self.node)), None)
-    }
-
-    fn looked(&mut self, session: SessionId, node: Option<Node>) -> Step {
-        let Some(node) = node.filter(|node| Some(node.incarnation()) == self.incarnation) else {
-            return (None, Some(LifeNews::Over));
+            Asked::LookAtLease => {
+                let read = answer.map_err(of).map(|reply| reply.node().map(|node| lease_node(&node, session)));
+                return self.keep(now, session, LeaseEvent::Read(read));
+            }
         };
-        if node.version == self.version {
-            return (None, None);
-        }
-        let beat = node.data.beat_of(session);
-        match self.pending.iter().find(|(pending, _)| beat == Some(*pending)) {
-            Some(&(_, sent)) => self.committed(sent, node.version),
-            None => (None, Some(LifeNews::Over)),
+        let Some(entry) = &mut self.entry else { return (None, None) };
+        let action = entry.step(at(now), event);
+        self.go_on_entering(session, action)
+    }
+
+    fn go_on_entering(&mut self, session: SessionId, action: Option<EntryAction>) -> Step {
+        match action {
+            Some(EntryAction::Look) => {
+                self.asked = Asked::Member;
+                (Some(Call::Read(self.member)), None)
+            }
+            Some(EntryAction::Make { delete }) => {
+                self.asked = Asked::Make;
+                (Some(Call::Write(self.nodes(session, &delete))), None)
+            }
+            Some(EntryAction::Joined { incarnation, sent }) => {
+                let timeout = Duration::from_nanos(self.timeout);
+                self.keeper = Some(LeaseKeeper::new(incarnation, self.lease, timeout, sent));
+                (None, Some(LifeNews::Joined(incarnation, sent.as_nanos())))
+            }
+            // Looked at again with the next try to join.
+            Some(EntryAction::WaitFor(_) | EntryAction::Pause) | None => (None, None),
+            Some(EntryAction::Fail(_)) => {
+                self.entry = None;
+                (None, None)
+            }
         }
     }
 
-    fn committed(&mut self, sent: Time, version: u32) -> Step {
-        self.version = version;
-        self.pending.clear();
-        (None, Some(LifeNews::Committed(sent)))
+    /// What makes both nodes.
+    fn nodes(&self, session: SessionId, delete: &[(OwnNode, i32)]) -> Vec<Op> {
+        let path = |node| match node {
+            OwnNode::Member => self.member,
+            OwnNode::Lease => self.node,
+        };
+        let delete = delete.iter().map(|&(node, version)| Op::Delete { path: path(node), version: Some(version as u32) });
+        let first = Data::Beat { number: FIRST_BEAT, lease: self.lease, by: session };
+        let profile = Data::Profile(Arc::clone(&self.profile));
+        let make = [(self.member, profile), (self.node, first)];
+        delete.chain(make.map(|(path, data)| Op::Create { path, data, ephemeral: true })).collect()
+    }
+
+    fn keep(&mut self, now: Time, session: SessionId, event: LeaseEvent) -> Step {
+        let Some(keeper) = &mut self.keeper else { return (None, None) };
+        let (mut call, mut news) = (None, None);
+        for action in keeper.step(at(now), event) {
+            match action {
+                LeaseAction::Committed(sent) => news = Some(LifeNews::Committed(sent.as_nanos())),
+                LeaseAction::End(_) => news = Some(LifeNews::Over),
+                LeaseAction::Call(LeaseCall::Read) => {
+                    self.asked = Asked::LookAtLease;
+                    call = Some(Call::Read(self.node));
+                }
+                LeaseAction::Call(LeaseCall::Write { number, version }) => {
+                    self.asked = Asked::Beat;
+                    let data = Data::Beat { number, lease: self.lease, by: session };
+                    call = Some(Call::Write(vec![Op::Set { path: self.node, data, version: Some(version as u32) }]));
+                }
+            }
+        }
+        (call, news)
+    }
+}
+
+fn own_node(node: &Node, session: SessionId, former: &BTreeSet<SessionId>) -> OwnNodeState {
+    let owner = match node.owner {
+        owner if owner == session => NodeOwner::ThisSession,
+        owner if former.contains(&owner) => NodeOwner::FormerSession,
+        _ => NodeOwner::Other,
+    };
+    OwnNodeState { owner, incarnation: node.incarnation(), version: version(node) }
+}
+
+fn lease_node(node: &Node, session: SessionId) -> LeaseNodeState {
+    let evicted = matches!(node.data, Data::Evicted { .. });
+    LeaseNodeState {
+        incarnation: node.incarnation(),
+        version: version(node),
+        evicted,
+        beat: node.data.beat_of(session),
+    }
+}
+
+fn version(node: &Node) -> i32 {
+    node.version as i32
+}
+
+fn of(failure: Failure) -> CallFailure {
+    match failure {
+        Failure::NoNode | Failure::NodeExists | Failure::BadVersion | Failure::CheckFailed => CallFailure::Raced,
+        Failure::Unknown => CallFailure::Unknown(String::new()),
+        Failure::Over => CallFailure::SessionOver(String::new()),
     }
 }

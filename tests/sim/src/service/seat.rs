@@ -1,4 +1,4 @@
-//! A worker's seat, after `coordination::zookeeper`'s `seat`: one session per life.
+//! A worker's seat, after `coordination::zookeeper`'s `seat`: one session per life ([`Life`]).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -32,8 +32,6 @@ pub(crate) enum Ask {
 pub(crate) enum Answer {
     /// A life begins; its first heartbeat was sent then.
     Joined(Incarnation, Time),
-    /// Somebody else's nodes stand in the way.
-    Taken,
     /// A heartbeat sent then has committed.
     Committed(Time),
     /// The life is over.
@@ -74,9 +72,10 @@ impl Service {
                 let now = self.now;
                 if let Some(session) = self.seats.get_mut(&place).and_then(|seat| seat.session.as_mut())
                     && let Some(id) = self.clients[session.client].session
-                    && let Some(call) = session.life.beat(now, id)
                 {
-                    self.seat_calls(place, call);
+                    let wanted = !session.life.is_busy();
+                    let step = session.life.beat(now, id, wanted);
+                    self.seat_goes_on(place, step);
                 }
             }
             Ask::Close => {
@@ -102,9 +101,10 @@ impl Service {
     fn seat_joins(&mut self, place: usize, profile: &Profile) {
         let Some(seat) = self.seats.get_mut(&place) else { return };
         if let Some(session) = &mut seat.session {
-            if session.life.incarnation.is_none() {
-                if self.clients[session.client].connected && !session.life.is_busy() {
-                    let call = session.life.look_for_name();
+            if !session.life.has_begun() {
+                if self.clients[session.client].connected
+                    && let Some(call) = session.life.enter(self.now)
+                {
                     self.seat_calls(place, call);
                 }
                 return;
@@ -117,8 +117,9 @@ impl Service {
         let lease = profile.lease;
         let number = place as u64;
         let profile = Arc::new(profile.clone());
-        let life = Life::new((Dir::Members, number), (Dir::Leases, number), profile, lease);
-        let client = self.open_client(Who::Worker(place), timeout(lease).max(self.tick * 2));
+        let timeout = timeout(lease).max(self.tick * 2);
+        let life = Life::new((Dir::Members, number), (Dir::Leases, number), profile, lease, timeout);
+        let client = self.open_client(Who::Worker(place), timeout);
         if let Some(seat) = self.seats.get_mut(&place) {
             seat.session = Some(Session { client, life, call: 0 });
         }
@@ -140,6 +141,19 @@ impl Service {
         }
     }
 
+    fn seat_goes_on(&mut self, place: usize, (call, news): (Option<Call>, Option<LifeNews>)) {
+        if let Some(call) = call {
+            self.seat_calls(place, call);
+        }
+        let Some((process, news)) = self.seats.get(&place).map(|seat| seat.process).zip(news) else { return };
+        let answer = match news {
+            LifeNews::Joined(incarnation, sent) => Answer::Joined(incarnation, sent),
+            LifeNews::Committed(sent) => Answer::Committed(sent),
+            LifeNews::Over => Answer::Over,
+        };
+        self.news.push_back(News::Worker { place, process, answer });
+    }
+
     pub(super) fn seat_told(&mut self, place: usize, client: usize, told: Told) {
         let now = self.now;
         let Some(seat) = self.seats.get_mut(&place) else { return };
@@ -147,28 +161,17 @@ impl Service {
         let Some(session) = seat.session.as_mut().filter(|session| session.client == client) else { return };
         match told {
             Told::Connected => {
-                if session.life.incarnation.is_none() && !session.life.is_busy() {
-                    let call = session.life.look_for_name();
+                if let Some(call) = session.life.enter(now) {
                     self.seat_calls(place, call);
                 }
             }
             Told::Answer(id, answer) if id == session.call => {
                 let own = self.clients[client].session.unwrap_or_default();
-                let (call, news) = session.life.answered(now, own, &seat.former, answer);
-                if let Some(call) = call {
-                    self.seat_calls(place, call);
-                }
-                let answer = match news {
-                    None => return,
-                    Some(LifeNews::Joined(incarnation, sent)) => Answer::Joined(incarnation, sent),
-                    Some(LifeNews::Taken) => Answer::Taken,
-                    Some(LifeNews::Committed(sent)) => Answer::Committed(sent),
-                    Some(LifeNews::Over) => Answer::Over,
-                };
-                self.news.push_back(News::Worker { place, process, answer });
+                let step = session.life.answered(now, own, &seat.former, answer);
+                self.seat_goes_on(place, step);
             }
             Told::Over => {
-                let had_begun = session.life.incarnation.is_some();
+                let had_begun = session.life.has_begun();
                 self.seat_ends(place);
                 if had_begun {
                     self.news.push_back(News::Worker { place, process, answer: Answer::Over });
