@@ -13,7 +13,6 @@ mod keeper;
 
 use std::fmt;
 
-
 pub use entry::{EntryAction, EntryEvent, EntryFailure, FoundNodes, GroupEntry, NodeOwner, OwnNode, OwnNodeState};
 pub use keeper::{FIRST_BEAT, LeaseAction, LeaseCall, LeaseEvent, LeaseKeeper, LeaseNodeState};
 

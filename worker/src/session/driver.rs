@@ -19,8 +19,8 @@ use proto::worker::v1::WorkerMessage;
 use runtime::clock;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
-use worker_core::session::{ControlAction, ControlEvent, JoinFailure, Membership, Notice, Outcome, StopRequest};
 use worker_core::session::StreamEnd;
+use worker_core::session::{ControlAction, ControlEvent, JoinFailure, Membership, Notice, Outcome, StopRequest};
 
 use super::link::{Broken, Inlet, Link, Outlet};
 use super::stop::Requests;

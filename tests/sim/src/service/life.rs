@@ -171,7 +171,8 @@ impl Life {
             OwnNode::Member => self.member,
             OwnNode::Lease => self.node,
         };
-        let delete = delete.iter().map(|&(node, version)| Op::Delete { path: path(node), version: Some(version as u32) });
+        let delete =
+            delete.iter().map(|&(node, version)| Op::Delete { path: path(node), version: Some(version as u32) });
         let first = Data::Beat { number: FIRST_BEAT, lease: self.lease, by: session };
         let profile = Data::Profile(Arc::clone(&self.profile));
         let make = [(self.member, profile), (self.node, first)];

@@ -318,10 +318,7 @@ impl Control {
     /// Whether the worker is stopping for good, or has stopped.
     #[must_use]
     pub const fn is_ending(&self) -> bool {
-        matches!(
-            self.phase,
-            Phase::EndingWork { .. } | Phase::SayingLeave | Phase::LeavingGroup | Phase::Ended
-        )
+        matches!(self.phase, Phase::EndingWork { .. } | Phase::SayingLeave | Phase::LeavingGroup | Phase::Ended)
     }
 
     /// Whether no further event is awaited.
@@ -360,10 +357,9 @@ impl Control {
                 Phase::Pausing { .. } | Phase::Connecting | Phase::Greeting { .. } | Phase::Streaming { .. },
                 ControlEvent::LifeOver(why),
             )
-            | (
-                Phase::Greeting { .. } | Phase::Streaming { .. },
-                ControlEvent::StreamEnded(StreamEnd::LifeOver(why)),
-            ) => self.end_life(pass, why),
+            | (Phase::Greeting { .. } | Phase::Streaming { .. }, ControlEvent::StreamEnded(StreamEnd::LifeOver(why))) => {
+                self.end_life(pass, why)
+            }
             (Phase::Connecting, ControlEvent::ConnectFailed(problem)) => {
                 let failures = self.connecting.fail();
                 let target = self.targets.current().unwrap_or_default().to_owned();

@@ -117,9 +117,7 @@ fn a_name_that_is_taken_ends_the_worker_and_other_permanent_failures_only_the_fi
 #[test]
 fn coordinators_are_tried_in_turn_and_a_change_of_the_leader_starts_over() {
     let mut worker = Worker::joined(&["a", "b"], false);
-    let failed = |n: &str, failures| {
-        [note(Notice::ConnectFailed(n.to_owned(), failures, "no route".to_owned()))]
-    };
+    let failed = |n: &str, failures| [note(Notice::ConnectFailed(n.to_owned(), failures, "no route".to_owned()))];
     assert_eq!(worker.step(ControlEvent::ConnectFailed("no route".to_owned())), failed("a", 1));
     assert_eq!(worker.wake(), [connect("b")]);
     assert_eq!(worker.step(ControlEvent::ConnectFailed("no route".to_owned())), failed("b", 2));
@@ -224,10 +222,9 @@ fn a_drain_is_announced_on_each_stream_and_ends_when_everything_is_handed_over()
 
 #[test]
 fn a_drain_ends_with_its_timeout_or_a_second_request() {
-    for (wait, event, why) in [
-        (30_000, ControlEvent::Tick, LeaveReason::TimedOut),
-        (10, stop(StopRequest::Leave), LeaveReason::Asked),
-    ] {
+    for (wait, event, why) in
+        [(30_000, ControlEvent::Tick, LeaveReason::TimedOut), (10, stop(StopRequest::Leave), LeaveReason::Asked)]
+    {
         let mut worker = Worker::streaming(false);
         worker.settled = false;
         worker.step(stop(StopRequest::Drain));
