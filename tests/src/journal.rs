@@ -12,7 +12,7 @@ pub const BEGUN: &str = "begun";
 
 /// One line of a journal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct JournalEntry {
+pub struct JournalLine {
     /// Which appliance.
     pub appliance: String,
     /// When it was written, in nanoseconds of CLOCK_BOOTTIME.
@@ -33,7 +33,7 @@ pub struct JournalEntry {
     pub outcome: String,
 }
 
-impl JournalEntry {
+impl JournalLine {
     /// Whether it says that an action begins.
     #[must_use]
     pub fn begins(&self) -> bool {
@@ -42,7 +42,7 @@ impl JournalEntry {
 }
 
 /// Journals by appliance, each in the order in which it was written.
-pub type Journals = BTreeMap<String, Vec<JournalEntry>>;
+pub type Journals = BTreeMap<String, Vec<JournalLine>>;
 
 /// Reads all journals below a state directory.
 ///
@@ -68,17 +68,17 @@ pub fn read(state_dir: &Path) -> Result<Journals> {
 ///
 /// # Errors
 /// As [`read`].
-pub fn effects(state_dir: &Path) -> Result<Vec<JournalEntry>> {
-    let mut found: Vec<JournalEntry> = read(state_dir)?.into_values().flatten().filter(JournalEntry::begins).collect();
+pub fn effects(state_dir: &Path) -> Result<Vec<JournalLine>> {
+    let mut found: Vec<JournalLine> = read(state_dir)?.into_values().flatten().filter(JournalLine::begins).collect();
     found.sort_by_key(|effect| effect.at_ns);
     Ok(found)
 }
 
-fn entry(appliance: &str, line: &str) -> Option<JournalEntry> {
+fn entry(appliance: &str, line: &str) -> Option<JournalLine> {
     let entry = serde_json::from_str::<Value>(line).ok()?;
     let number = |name: &str| entry.get(name).and_then(Value::as_u64).unwrap_or_default();
     let text = |name: &str| entry.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-    Some(JournalEntry {
+    Some(JournalLine {
         appliance: appliance.to_owned(),
         at_ns: number("at_boot_ns"),
         worker: text("worker"),

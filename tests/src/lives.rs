@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::cluster::daemon::Daemon;
 use crate::fleet::Fleet;
-use crate::journal::JournalEntry;
+use crate::journal::JournalLine;
 
 /// One life of a worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -98,8 +98,8 @@ type LoggedGrant<'a> = (&'a str, &'a str, (u64, u64));
 ///
 /// # Errors
 /// What contradicts that, and a life that was called gone while its worker has not noticed.
-pub fn nobody_acts_once_gone(lives: &Lives, effects: &[JournalEntry]) -> Result<Vec<(u64, Duration)>> {
-    let mut uses = BTreeMap::<LoggedGrant<'_>, Vec<&JournalEntry>>::new();
+pub fn nobody_acts_once_gone(lives: &Lives, effects: &[JournalLine]) -> Result<Vec<(u64, Duration)>> {
+    let mut uses = BTreeMap::<LoggedGrant<'_>, Vec<&JournalLine>>::new();
     for effect in effects {
         uses.entry((&effect.worker, &effect.appliance, effect.token)).or_default().push(effect);
     }
@@ -143,13 +143,13 @@ mod tests {
             let life = LoggedLife { until: Some(until), over: true, gone: Some(gone), ..LoggedLife::default() };
             Lives::from([(("w1".to_owned(), "i1".to_owned()), life)])
         };
-        let effect = |at_ns, sequence| JournalEntry {
+        let effect = |at_ns, sequence| JournalLine {
             appliance: "a".to_owned(),
             worker: "w1".to_owned(),
             token: (1, sequence),
             action: "spawn".to_owned(),
             at_ns,
-            ..JournalEntry::default()
+            ..JournalLine::default()
         };
         let slacks =
             nobody_acts_once_gone(&of(10, 30), &[effect(5, 1), effect(40, 2)]).expect("the second is a new life's");

@@ -15,7 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::ledger::{CallLedger, Existence, Shown};
-use crate::journal::{JournalEntry, Journals};
+use crate::journal::{JournalLine, Journals};
 use crate::lives::{Lives, LoggedLife};
 
 /// Something that must not be.
@@ -159,12 +159,12 @@ fn violation(rule: &'static str, text: String) -> Violation {
 /// In one journal, in the order in which it was written: time and tokens never fall, a token is one process's, and no
 /// action begins before the one before it is done or its process is.
 #[must_use]
-pub fn one_owner_at_a_time(entries: &[JournalEntry], exits: &[ProcessExit]) -> Vec<Violation> {
+pub fn one_owner_at_a_time(entries: &[JournalLine], exits: &[ProcessExit]) -> Vec<Violation> {
     const RULE: &str = "one owner at a time";
     let mut found = Vec::new();
     let mut owners: BTreeMap<(u64, u64), (&str, u32)> = BTreeMap::new();
-    let mut newest: Option<&JournalEntry> = None;
-    let mut open: Option<&JournalEntry> = None;
+    let mut newest: Option<&JournalLine> = None;
+    let mut open: Option<&JournalLine> = None;
     for entry in entries {
         let owner = *owners.entry(entry.token).or_insert((&entry.worker, entry.pid));
         if owner != (entry.worker.as_str(), entry.pid) {
@@ -195,7 +195,7 @@ pub fn one_owner_at_a_time(entries: &[JournalEntry], exits: &[ProcessExit]) -> V
 
 /// Whether an action without an end was over when the next one began: it is over as soon as it has begun, or its process
 /// was on its way out by then.
-fn may_be_left_open(open: &JournalEntry, next: &JournalEntry, exits: &[ProcessExit]) -> bool {
+fn may_be_left_open(open: &JournalLine, next: &JournalLine, exits: &[ProcessExit]) -> bool {
     // A signal is sent at once; what is given up at a time-out is only the wait for its effect. A sweep notes no end, and
     // the simulated driver notes what it has done.
     let at_once = matches!(open.action.as_str(), "terminate" | "kill" | "sweep" | "boot" | "end");
@@ -203,7 +203,7 @@ fn may_be_left_open(open: &JournalEntry, next: &JournalEntry, exits: &[ProcessEx
 }
 
 /// Every action is one of the life that took the appliance with that token, and of no life that is gone.
-fn acted_as_taken(entries: &[JournalEntry], evidence: &Evidence) -> Vec<Violation> {
+fn acted_as_taken(entries: &[JournalLine], evidence: &Evidence) -> Vec<Violation> {
     const RULE: &str = "nobody acts once gone";
     let mut found = Vec::new();
     for entry in entries.iter().filter(|entry| entry.begins()) {
@@ -380,8 +380,8 @@ fn ended(tenure: &Tenure, life: Option<&LoggedLife>, next: Option<u64>, exits: &
     tenure.released_ns.into_iter().chain(over.filter(|over| *over >= tenure.taken_ns)).chain(killed).min()
 }
 
-fn brief(entry: &JournalEntry) -> String {
-    let JournalEntry { appliance, at_ns, worker, pid, token: (term, sequence), action, outcome, .. } = entry;
+fn brief(entry: &JournalLine) -> String {
+    let JournalLine { appliance, at_ns, worker, pid, token: (term, sequence), action, outcome, .. } = entry;
     format!("{worker} ({pid}) with t{term}/{sequence} on {appliance} ({action}, {outcome}) at {at_ns}")
 }
 

@@ -16,7 +16,7 @@ use super::ledger::{CallLedger, Content, Shown};
 use crate::cluster::api::{self, Api};
 use crate::cluster::{binaries, processes};
 use crate::fleet::{Fleet, FleetDatabase};
-use crate::journal::{self, BEGUN, JournalEntry, Journals};
+use crate::journal::{self, BEGUN, JournalLine, Journals};
 use crate::{lives, tenures};
 
 /// Variable in the environment of every appliance of a drill: which specification it is.
@@ -77,7 +77,7 @@ fn simulated(world: &Path) -> Result<(Journals, BTreeMap<String, BTreeSet<u64>>)
             if slot.0 <= at_ns {
                 *slot = (at_ns, runs);
             }
-            journals.entry(appliance.clone()).or_default().push(JournalEntry {
+            journals.entry(appliance.clone()).or_default().push(JournalLine {
                 appliance,
                 at_ns,
                 pid,
@@ -85,7 +85,7 @@ fn simulated(world: &Path) -> Result<(Journals, BTreeMap<String, BTreeSet<u64>>)
                 action: if runs { "boot" } else { "end" }.to_owned(),
                 instance: (ordinal, number(&line["attempt"])),
                 outcome: BEGUN.to_owned(),
-                ..JournalEntry::default()
+                ..JournalLine::default()
             });
         }
     }

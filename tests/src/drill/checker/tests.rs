@@ -3,9 +3,9 @@
 use super::*;
 use crate::drill::ledger::{ApplianceHistory, CallKind, CallOutcome, Content, RecordedCall};
 
-fn entry(at_ns: u64, worker: &str, sequence: u64, action: &str, outcome: &str) -> JournalEntry {
+fn entry(at_ns: u64, worker: &str, sequence: u64, action: &str, outcome: &str) -> JournalLine {
     let pid = if worker == "w1" { 11 } else { 22 };
-    JournalEntry {
+    JournalLine {
         appliance: "a".to_owned(),
         at_ns,
         worker: worker.to_owned(),
@@ -13,12 +13,12 @@ fn entry(at_ns: u64, worker: &str, sequence: u64, action: &str, outcome: &str) -
         token: (1, sequence),
         action: action.to_owned(),
         outcome: outcome.to_owned(),
-        ..JournalEntry::default()
+        ..JournalLine::default()
     }
 }
 
 /// Two owners, one after the other.
-fn orderly() -> Vec<JournalEntry> {
+fn orderly() -> Vec<JournalLine> {
     vec![
         entry(10, "w1", 1, "spawn", "begun"),
         entry(20, "w1", 1, "spawn", "done"),
@@ -32,7 +32,7 @@ fn tenure(worker: &str, sequence: u64, taken_ns: u64, released_ns: Option<u64>) 
     Tenure { worker: worker.to_owned(), incarnation, token: (1, sequence), taken_ns, released_ns }
 }
 
-fn evidence(entries: Vec<JournalEntry>) -> Evidence {
+fn evidence(entries: Vec<JournalLine>) -> Evidence {
     let tenures = vec![tenure("w1", 1, 5, Some(25)), tenure("w2", 2, 28, None)];
     Evidence {
         journals: BTreeMap::from([("a".to_owned(), entries)]),
