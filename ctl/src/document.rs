@@ -347,10 +347,11 @@ fn custom(mut fields: Fields, report: &mut ReadReport) -> Option<v1::Custom> {
     Some(v1::Custom { command: command?, args, env: env.into_iter().collect(), port, probe })
 }
 
-/// `tcp`, `http`, `{tcp: {}}` or `{http: {path: /}}`.
+/// `tcp`, `http`, `process`, `{tcp: {}}`, `{http: {path: /}}` or `{process: {}}`.
 fn probe(field: Field, report: &mut ReadReport) -> Option<v1::Probe> {
     let wire = |probe| Some(v1::Probe { probe: Some(probe) });
     let tcp = || wire(v1::probe::Probe::Tcp(v1::TcpProbe {}));
+    let process = || wire(v1::probe::Probe::Process(v1::ProcessProbe {}));
     let http = |path: Option<String>| {
         wire(v1::probe::Probe::Http(v1::HttpProbe { path: path.unwrap_or_else(|| "/".to_owned()) }))
     };
@@ -359,8 +360,9 @@ fn probe(field: Field, report: &mut ReadReport) -> Option<v1::Probe> {
         return match text.as_str() {
             "tcp" => tcp(),
             "http" => http(None),
+            "process" => process(),
             _ => {
-                report.problem(line, &path, format!("unknown probe `{text}`; known are tcp, http"));
+                report.problem(line, &path, format!("unknown probe `{text}`; known are tcp, http, process"));
                 None
             }
         };
@@ -368,20 +370,25 @@ fn probe(field: Field, report: &mut ReadReport) -> Option<v1::Probe> {
     let mut fields = field.fields(report)?;
     let tcp_fields = fields.take("tcp", report);
     let http_fields = fields.take("http", report);
+    let process_fields = fields.take("process", report);
     fields.finish(report);
-    match (tcp_fields, http_fields) {
-        (Some(field), None) => {
+    match (tcp_fields, http_fields, process_fields) {
+        (Some(field), None, None) => {
             field.fields(report)?.finish(report);
             tcp()
         }
-        (None, Some(field)) => {
+        (None, None, Some(field)) => {
+            field.fields(report)?.finish(report);
+            process()
+        }
+        (None, Some(field), None) => {
             let mut fields = field.fields(report)?;
             let path = fields.take("path", report).and_then(|f| f.text(report));
             fields.finish(report);
             http(path)
         }
         _ => {
-            report.problem(line, &path, "must be tcp, or http with a path");
+            report.problem(line, &path, "must be tcp, http with a path, or process");
             None
         }
     }

@@ -45,6 +45,24 @@ async fn a_killed_appliance_is_replaced_within_its_probe_interval_and_3_seconds(
 }
 
 #[tokio::test]
+async fn a_program_that_listens_nowhere_is_kept_by_its_process() -> Result<()> {
+    let cluster = Cluster::start(Options { workers: 1, ..Options::default() }).await?;
+    let sleeper = cluster.fleet(vec![specs::sleeper("sleeper")]).await?.remove(0);
+    let status = sleeper.status.clone().context("reported")?;
+    ensure!(status.instances.iter().all(|instance| instance.address.is_empty()), "{}", api::describe(&sleeper));
+    let pid = *api::pids(&sleeper).first().with_context(|| api::describe(&sleeper))?;
+    processes::signal(pid, Signal::KILL);
+    until(PATIENCE, "it is started again", async || {
+        let now = cluster.api.get("sleeper").await?;
+        let new = api::pids(&now).first().is_some_and(|new| *new != pid);
+        ensure!(new && api::is_configured(&now), "{}", api::describe(&now));
+        Ok(())
+    })
+    .await?;
+    cluster.finish().await
+}
+
+#[tokio::test]
 async fn every_instance_of_an_appliance_is_kept() -> Result<()> {
     let cluster = Cluster::start(Options { workers: 1, ..Options::default() }).await?;
     let mut pair = specs::web_at("pair", ports::free_run(2));

@@ -1,4 +1,4 @@
-//! Kind `custom`: any command with a TCP or HTTP probe. It has no configuration of its own: whatever changes its command
+//! Kind `custom`: any command with a TCP or HTTP probe, or none but that its process runs. It has no configuration of its own: whatever changes its command
 //! line makes a new instance.
 
 use std::collections::BTreeMap;
@@ -22,14 +22,15 @@ pub struct Custom {
     /// Environment on top of a minimal one (`PATH`, `HOME`, `LANG`); values are replaced as in `args`.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// Port the command listens on; instance `n` takes `port + n`. The worker picks free ones when absent.
+    /// Port the command listens on; instance `n` takes `port + n`. When absent, the worker picks free ones, or none for the
+    /// probe `process`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
     /// How to tell that an instance is alive.
     pub probe: Probe,
 }
 
-/// How an instance of kind `custom` is probed, on its own port at the loopback address.
+/// How an instance of kind `custom` is probed: on its own port at the loopback address, or by its process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Probe {
@@ -40,6 +41,15 @@ pub enum Probe {
         /// Path and query, starting with `/`.
         path: String,
     },
+    /// Its process runs. For programs that listen nowhere: without a port in the specification none is picked.
+    Process,
+}
+
+impl Custom {
+    /// Whether an instance has no port, neither from the specification nor from the worker.
+    fn listens_nowhere(&self) -> bool {
+        self.port.is_none() && self.probe == Probe::Process
+    }
 }
 
 impl Kind for Custom {
@@ -58,6 +68,16 @@ impl Kind for Custom {
         }
         if let Some(port) = self.port {
             check_port(found, "spec.custom.port", port, replicas);
+        }
+        if self.listens_nowhere() {
+            let args = self.args.iter().enumerate().map(|(i, arg)| (format!("spec.custom.args[{i}]"), arg));
+            let env = self.env.iter().map(|(name, value)| (format!("spec.custom.env[{name}]"), value));
+            for (field, _) in args.chain(env).filter(|(_, text)| text.contains("{port}")) {
+                found.push(FieldViolation::new(
+                    field,
+                    "has {port}, but with the probe `process` only spec.custom.port gives one",
+                ));
+            }
         }
         if let Probe::Http { path } = &self.probe {
             check_text(found, "spec.custom.probe.http.path", path, 1);
@@ -82,11 +102,16 @@ impl Kind for Custom {
             input("value", value);
         });
         input("port", &self.port.map(|port| port.to_string()).unwrap_or_default());
+        if self.listens_nowhere() {
+            // Another probe needs the port that such an instance was not given.
+            input("listen", "nowhere");
+        }
     }
 
     fn launch(&self, ordinal: u16) -> Result<LaunchRecipe, PortOverflow> {
         let listen = match self.port {
             Some(port) => Listen::At(vec![SocketAddr::from((Ipv4Addr::LOCALHOST, shifted(port, ordinal)?))]),
+            None if self.listens_nowhere() => Listen::Nowhere,
             None => Listen::AnyPort,
         };
         let program = Program::Command(self.command.clone());
@@ -106,6 +131,45 @@ impl Kind for Custom {
         match &self.probe {
             Probe::Tcp => ProbeSpec::Tcp,
             Probe::Http { path } => ProbeSpec::Http { path: path.clone() },
+            Probe::Process => ProbeSpec::Process,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn custom(port: Option<u16>, probe: Probe) -> Custom {
+        let env = BTreeMap::from([("AT".to_owned(), "{port}".to_owned())]);
+        Custom { command: "sleep".into(), args: vec!["{port}".into()], env, port, probe }
+    }
+
+    fn fields(custom: &Custom) -> Vec<String> {
+        let mut found = Vec::new();
+        custom.validate(1, &mut found);
+        found.into_iter().map(|violation| violation.field).collect()
+    }
+
+    #[test]
+    fn a_program_that_listens_nowhere_has_no_port_to_refer_to() {
+        assert_eq!(fields(&custom(None, Probe::Process)), ["spec.custom.args[0]", "spec.custom.env[AT]"]);
+        assert_eq!(fields(&custom(Some(80), Probe::Process)), Vec::<String>::new());
+        assert_eq!(fields(&custom(None, Probe::Tcp)), Vec::<String>::new());
+        let listen = |port, probe| custom(port, probe).launch(1).expect("in range").listen;
+        assert_eq!(listen(None, Probe::Process), Listen::Nowhere);
+        assert_eq!(listen(None, Probe::Tcp), Listen::AnyPort);
+        assert_eq!(listen(Some(80), Probe::Process), Listen::At(vec![([127, 0, 0, 1], 81).into()]));
+    }
+
+    #[test]
+    fn only_what_takes_or_gives_a_port_restarts_for_another_probe() {
+        let inputs = |port, probe| {
+            let mut inputs = Vec::new();
+            custom(port, probe).restart_inputs(&mut |name, value| inputs.push(format!("{name}={value}")));
+            inputs
+        };
+        assert_ne!(inputs(None, Probe::Process), inputs(None, Probe::Tcp));
+        assert_eq!(inputs(Some(80), Probe::Process), inputs(Some(80), Probe::Tcp));
     }
 }

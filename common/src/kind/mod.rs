@@ -87,6 +87,8 @@ impl Program {
 /// Where an instance listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listen {
+    /// At no address.
+    Nowhere,
     /// At one address with a port that the driver picks.
     AnyPort,
     /// At these, which must be free. The first one is the address of its service.
@@ -114,6 +116,8 @@ pub enum ProbeSpec {
     },
     /// It answers at its management address, as the REST contract says.
     Rest,
+    /// It runs, as far as its driver can tell; it is not asked itself.
+    Process,
 }
 
 /// A port of an instance would be higher than ports go.

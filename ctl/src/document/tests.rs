@@ -68,6 +68,8 @@ fn probes_have_short_forms() {
         ("tcp", v1::probe::Probe::Tcp(v1::TcpProbe {})),
         ("{tcp: {}}", v1::probe::Probe::Tcp(v1::TcpProbe {})),
         ("http", v1::probe::Probe::Http(v1::HttpProbe { path: "/".into() })),
+        ("process", v1::probe::Probe::Process(v1::ProcessProbe {})),
+        ("{process: {}}", v1::probe::Probe::Process(v1::ProcessProbe {})),
         ("{http: {path: /x}}", v1::probe::Probe::Http(v1::HttpProbe { path: "/x".into() })),
     ] {
         let text = format!("{}  probe: {text}\n", custom_with(""));
@@ -113,7 +115,7 @@ fn invalid_input_is_refused_with_line_and_field() {
         ),
         (
             "name: a\nkind: custom\nspec:\n  command: a\n  probe: ping\n",
-            "f.yaml:5: spec.probe: unknown probe `ping`; known are tcp, http",
+            "f.yaml:5: spec.probe: unknown probe `ping`; known are tcp, http, process",
         ),
         (
             "name: a\nkind: loadbalancer\nspec:\n  listeners:\n  - port: 80\n    members:\n    - prot: 80\n      port: 1\n",

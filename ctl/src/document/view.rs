@@ -141,6 +141,7 @@ struct Custom {
 enum Probe {
     Tcp {},
     Http { path: String },
+    Process {},
 }
 
 #[derive(Debug, Serialize)]
@@ -265,6 +266,7 @@ fn listener(listener: v1::Listener) -> Listener {
 fn custom(custom: v1::Custom) -> Custom {
     let probe = |probe: v1::Probe| match probe.probe? {
         v1::probe::Probe::Tcp(_) => Some(Probe::Tcp {}),
+        v1::probe::Probe::Process(_) => Some(Probe::Process {}),
         v1::probe::Probe::Http(http) => Some(Probe::Http { path: http.path }),
     };
     Custom {

@@ -166,6 +166,7 @@ fn read_custom(wire: wire::Custom, at: &str, found: &mut Found) -> Custom {
 fn read_probe(wire: Option<wire::Probe>) -> Probe {
     match wire.and_then(|p| p.probe) {
         None | Some(wire::probe::Probe::Tcp(_)) => Probe::Tcp,
+        Some(wire::probe::Probe::Process(_)) => Probe::Process,
         Some(wire::probe::Probe::Http(http)) => {
             Probe::Http { path: if http.path.is_empty() { "/".to_owned() } else { http.path } }
         }
@@ -218,6 +219,7 @@ fn probe_to_wire(probe: &Probe) -> wire::Probe {
     wire::Probe {
         probe: Some(match probe {
             Probe::Tcp => wire::probe::Probe::Tcp(wire::TcpProbe {}),
+            Probe::Process => wire::probe::Probe::Process(wire::ProcessProbe {}),
             Probe::Http { path } => wire::probe::Probe::Http(wire::HttpProbe { path: path.clone() }),
         }),
     }

@@ -52,9 +52,10 @@ fn kind() -> impl Strategy<Value = KindSpec> {
         };
         KindSpec::Loadbalancer(LoadBalancer { listeners: all.into_iter().enumerate().map(listener).collect() })
     });
-    let probe = prop_oneof![Just(Probe::Tcp), "/[a-z]{0,8}".prop_map(|path| Probe::Http { path })];
-    let env = prop::collection::btree_map("[A-Z]{1,5}", "[ -~]{0,9}", 0..4);
-    let custom = ("[a-z]{1,9}", prop::collection::vec("[ -~]{0,9}", 0..4), env, prop::option::of(1..60_000u16), probe)
+    let probe =
+        prop_oneof![Just(Probe::Tcp), Just(Probe::Process), "/[a-z]{0,8}".prop_map(|path| Probe::Http { path })];
+    let env = prop::collection::btree_map("[A-Z]{1,5}", "[ -z]{0,9}", 0..4);
+    let custom = ("[a-z]{1,9}", prop::collection::vec("[ -z]{0,9}", 0..4), env, prop::option::of(1..60_000u16), probe)
         .prop_map(|(command, args, env, port, probe)| KindSpec::Custom(Custom { command, args, env, port, probe }));
     prop_oneof![listeners, custom]
 }

@@ -22,6 +22,18 @@ pub fn web(name: &str) -> v1::Appliance {
     appliance(name, "process", v1::spec::Kind::Custom(custom))
 }
 
+/// A program that listens nowhere and is probed by its process, once a second.
+#[must_use]
+pub fn sleeper(name: &str) -> v1::Appliance {
+    let custom = v1::Custom {
+        command: "sleep".into(),
+        args: vec!["86400".into()],
+        probe: Some(v1::Probe { probe: Some(v1::probe::Probe::Process(v1::ProcessProbe {})) }),
+        ..v1::Custom::default()
+    };
+    appliance(name, "process", v1::spec::Kind::Custom(custom))
+}
+
 /// [`web`] on this port.
 #[must_use]
 pub fn web_at(name: &str, port: u16) -> v1::Appliance {

@@ -32,7 +32,7 @@ use worker_core::instance::Instance;
 
 use crate::drivers::{Driver, Error, Fencing, Wanted};
 use crate::gate::Permit;
-use crate::kinds::Protocol;
+use crate::kinds::{ProbeAnswer, Protocol};
 use runtime::clock;
 
 /// How calls are kept from taking effect once their caller is no longer the owner.
@@ -325,8 +325,9 @@ impl Protocol for Simulated {
     }
 
     /// Fails at the failure rate only: simulated instances do not die by themselves, they end by `destroy`.
-    async fn probe(&self, _: &Instance, _: &Desired) -> Result<(), Error> {
-        self.take(self.config.probe_latency, "probe").await
+    async fn probe(&self, _: &Instance, _: &Desired) -> Result<ProbeAnswer, Error> {
+        self.take(self.config.probe_latency, "probe").await?;
+        Ok(ProbeAnswer::Answered)
     }
 }
 

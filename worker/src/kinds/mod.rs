@@ -24,7 +24,16 @@ pub trait Protocol: Send + Sync + 'static {
     async fn configure(&self, permit: &Permit, instance: &Instance, desired: &Desired) -> Result<(), Error>;
 
     /// Whether the instance answers. `Err` says what is wrong with it.
-    async fn probe(&self, instance: &Instance, desired: &Desired) -> Result<(), Error>;
+    async fn probe(&self, instance: &Instance, desired: &Desired) -> Result<ProbeAnswer, Error>;
+}
+
+/// What a probe that found nothing wrong came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeAnswer {
+    /// The instance answered.
+    Answered,
+    /// The instance is not asked: it is well if its driver finds it.
+    LeftToDriver,
 }
 
 /// The protocol of real instances: does what their kind describes. Clones share one HTTP client.
@@ -62,12 +71,14 @@ impl Protocol for Standard {
         }
     }
 
-    async fn probe(&self, instance: &Instance, desired: &Desired) -> Result<(), Error> {
+    async fn probe(&self, instance: &Instance, desired: &Desired) -> Result<ProbeAnswer, Error> {
         match desired.spec.kind.probe() {
-            ProbeSpec::Tcp => probe_tcp(instance).await,
-            ProbeSpec::Http { path } => self.probe_http(instance, &path).await,
-            ProbeSpec::Rest => rest::probe(&self.client, instance).await,
+            ProbeSpec::Tcp => probe_tcp(instance).await?,
+            ProbeSpec::Http { path } => self.probe_http(instance, &path).await?,
+            ProbeSpec::Rest => rest::probe(&self.client, instance).await?,
+            ProbeSpec::Process => return Ok(ProbeAnswer::LeftToDriver),
         }
+        Ok(ProbeAnswer::Answered)
     }
 }
 
@@ -139,6 +150,8 @@ mod tests {
         let broken = kind.probe(&running, &http("/broken")).await.expect_err("503").to_string();
         assert!(broken.ends_with("/broken answered 503 Service Unavailable"), "{broken}");
         kind.probe(&running, &desired(Probe::Tcp)).await.expect("it listens");
+        let left = kind.probe(&running, &desired(Probe::Process)).await.expect("nothing is asked");
+        assert_eq!(left, ProbeAnswer::LeftToDriver);
         let free = TcpListener::bind("127.0.0.1:0").await.and_then(|l| l.local_addr()).expect("a free port");
         let refused = kind.probe(&instance(free), &http("/")).await.expect_err("no process listens").to_string();
         assert!(refused.contains("refused"), "{refused}");

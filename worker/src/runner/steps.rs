@@ -16,7 +16,7 @@ use worker_core::lifecycle::{Config, Outcome, Step};
 
 use crate::drivers::{Driver, Error, Wanted};
 use crate::gate::{Permit, Shut};
-use crate::kinds::Protocol;
+use crate::kinds::{ProbeAnswer, Protocol};
 
 /// How long a probe may ask the driver, each time, whether the instance is still there.
 const ASK_DRIVER: Duration = Duration::from_secs(2);
@@ -148,21 +148,32 @@ impl Task {
             return Outcome::Vanished("it does not run any more".to_owned());
         }
         let error = match within(config.probe_timeout, self.protocol.probe(instance, &self.desired)).await {
-            Some(Ok(())) => return Outcome::Answered,
+            Some(Ok(ProbeAnswer::Answered)) => return Outcome::Answered,
+            Some(Ok(ProbeAnswer::LeftToDriver)) => {
+                return match self.runs(instance).await {
+                    Some(true) => Outcome::Answered,
+                    Some(false) => Outcome::Vanished("it does not run any more".to_owned()),
+                    None => Outcome::Silent("its driver cannot tell whether it runs".to_owned()),
+                };
+            }
             Some(Err(error)) => error.to_string(),
             None => format!("no answer within {:?}", config.probe_timeout),
         };
         // Doubt is not death: an instance that hangs is replaced after several probes.
-        match self.is_alive(instance).await {
-            Some(true) => return Outcome::Silent(error),
-            Some(false) => return Outcome::Vanished(error),
-            None => {}
+        match self.runs(instance).await {
+            Some(false) => Outcome::Vanished(error),
+            Some(true) | None => Outcome::Silent(error),
+        }
+    }
+
+    /// Whether the instance runs, with all the effort the driver may need to tell. `None` when it could not.
+    async fn runs(&self, instance: &Instance) -> Option<bool> {
+        if let Some(alive) = self.is_alive(instance).await {
+            return Some(alive);
         }
         let same = |found: &Instance| (found.ordinal, found.attempt) == (instance.ordinal, instance.attempt);
-        match within(ASK_DRIVER, self.driver.observe(self.appliance)).await {
-            Some(Ok(found)) if !found.iter().any(same) => Outcome::Vanished(error),
-            Some(Ok(_) | Err(_)) | None => Outcome::Silent(error),
-        }
+        let found = within(ASK_DRIVER, self.driver.observe(self.appliance)).await?.ok()?;
+        Some(found.iter().any(same))
     }
 
     async fn is_alive(&self, instance: &Instance) -> Option<bool> {

@@ -15,7 +15,7 @@ use worker_core::instance::Instance;
 use super::*;
 use crate::drivers::{Driver, Error, Fencing, Wanted};
 use crate::gate::Permit;
-use crate::kinds::Protocol;
+use crate::kinds::{ProbeAnswer, Protocol};
 use crate::offer::Offer;
 
 mod suspects;
@@ -208,7 +208,7 @@ impl Protocol for Speaker {
         Ok(())
     }
 
-    async fn probe(&self, instance: &Instance, desired: &Desired) -> Result<(), Error> {
+    async fn probe(&self, instance: &Instance, desired: &Desired) -> Result<ProbeAnswer, Error> {
         if self.0.probes_hang.load(Ordering::Relaxed) {
             std::future::pending::<()>().await;
         }
@@ -216,7 +216,7 @@ impl Protocol for Speaker {
         let n: u128 = desired.name.as_str().trim_start_matches("web").parse().unwrap_or(1);
         self.0.probes.lock().expect("no panic").push((self.0.start.elapsed(), id(n)));
         if self.0.foreign.load(Ordering::Relaxed) || self.0.find(id(n)).contains(instance) {
-            Ok(())
+            Ok(ProbeAnswer::Answered)
         } else {
             Err(Error::Failed("connection refused".into()))
         }

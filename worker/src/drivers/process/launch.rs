@@ -94,6 +94,7 @@ impl Launch {
                 addresses.iter().try_for_each(|address| check_free(*address))?;
                 (addresses.first().copied(), None)
             }
+            Listen::Nowhere => (None, None),
             Listen::AnyPort => {
                 let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
                 let kept = kept_port.map(loopback).filter(|address| check_free(*address).is_ok());
