@@ -3,7 +3,7 @@
 //! A member is two ephemeral nodes, the member node and the lease node, made in one transaction, so that both carry the
 //! session and the transaction that made them: that pair is the life. [`GroupEntry`] makes them, [`LeaseKeeper`] writes
 //! heartbeats into the lease node until the life is over. Both say what to call next and take in what came of it; calls,
-//! paths and bytes belong to whoever drives them. The rules are in docs/protocol.md, Leases.
+//! paths and bytes belong to whoever drives them. The rules are in docs/protocol.md, Leases and lives.
 //!
 //! A call fails in one of five ways ([`CallFailure`]). What is not known to have failed may have happened, or may happen
 //! still: it is found out by reading before anything is built on it.
