@@ -7,7 +7,8 @@ use common::status::Status;
 use common::{ApplianceId, RebalanceId, Term, WorkerId};
 use coordinator_core::grants::{StoredGrant, StoredMember};
 use sea_orm::entity::prelude::*;
-use sea_orm::{Condition, ConnectionTrait, QueryOrder, QuerySelect};
+use sea_orm::sea_query::Query;
+use sea_orm::{Condition, ConnectionTrait, DeleteMany, QueryOrder, QuerySelect};
 
 use super::dialect::failure;
 use super::entities::{
@@ -120,10 +121,21 @@ pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Resu
 
 /// Deletes rows of removed appliances: a status may have been queued when its appliance was removed.
 pub(super) async fn sweep<C: ConnectionTrait>(db: &C) -> Result<(), DbErr> {
-    let mut living = sea_orm::sea_query::Query::select();
-    living.column(appliances::Column::Id).from(appliances::Entity);
-    statuses::Entity::delete_many().filter(statuses::Column::Appliance.not_in_subquery(living)).exec(db).await?;
+    orphaned_statuses().exec(db).await?;
     Ok(())
+}
+
+/// The statement that deletes statuses without an appliance. `NOT EXISTS`, never `NOT IN`: PostgreSQL plans the former as
+/// an anti join, while it goes through the whole list of the latter once per row as soon as that does not fit into
+/// `work_mem`, and no term begins any more.
+pub(super) fn orphaned_statuses() -> DeleteMany<statuses::Entity> {
+    use sea_orm::ExprTrait;
+
+    let mut same = Query::select();
+    same.expr(Expr::value(1))
+        .from(appliances::Entity)
+        .and_where(Expr::col(appliances::Column::Id.as_column_ref()).equals(statuses::Column::Appliance.as_column_ref()));
+    statuses::Entity::delete_many().filter(Expr::exists(same).not())
 }
 
 /// Term and batch as they are in the store.
