@@ -28,4 +28,4 @@ pub use id::{ApplianceId, CoordinatorId, RebalanceId, WorkerId};
 pub use profile::{Profile, Site};
 pub use session::Life;
 pub use time::Timestamp;
-pub use version::{Edition, Generation, Incarnation, StreamNumber, Term, Token};
+pub use version::{Edition, Generation, Incarnation, PLAUSIBLE_TERMS, StreamNumber, Term, Token};

@@ -46,6 +46,11 @@ counter! {
     /// The leader's epoch. Grows with every election; fences store writes and stream messages. 0 is "none yet".
     Term, "t"
 }
+/// How far above the leader's own a term may be that a worker, or what an appliance runs on, claims to have met. Terms grow
+/// by one with each election, and a million elections are one a second for twelve days: a larger step is nonsense, and
+/// taking it up would burn the terms that are left.
+pub const PLAUSIBLE_TERMS: u64 = 1 << 20;
+
 counter! {
     /// Counts the changes of one appliance's spec, from 1.
     Generation, "g"

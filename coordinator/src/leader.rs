@@ -71,6 +71,15 @@ pub enum BeginError {
     Coordination(#[from] coordination::Error),
 }
 
+/// What the terms before this one on this coordinator say about it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Former {
+    /// Highest term that a worker has met.
+    pub highest_seen: Term,
+    /// How long the new term lasts at least before a worker that has met a higher one ends it.
+    pub raise_after: Duration,
+}
+
 /// What a leader works with.
 #[derive(Debug)]
 pub struct Leader<'a> {
@@ -151,8 +160,8 @@ pub struct Inputs {
 }
 
 impl<'a> Leader<'a> {
-    /// Begins a term above everything the coordination service, the store and `highest_seen` know: raises it there, then
-    /// in the store, and reads everything.
+    /// Begins a term above everything the coordination service, the store and any worker have met: raises it there,
+    /// then in the store, and reads everything.
     ///
     /// # Errors
     /// [`BeginError`]; nothing was begun, or nothing that anybody was told of.
@@ -163,8 +172,9 @@ impl<'a> Leader<'a> {
         catalog: Arc<Catalog>,
         identity: Identity,
         metrics: Arc<Metrics>,
-        highest_seen: Term,
+        former: Former,
     ) -> Result<Self, BeginError> {
+        let Former { highest_seen, raise_after } = former;
         let highest = store.highest_term().await?.max(highest_seen);
         let raised = leadership.raise_term(highest).await?;
         let term = raised.term;
@@ -205,7 +215,7 @@ impl<'a> Leader<'a> {
         let (history, interrupted) = History::restore(rebalances);
         catalog.load(catalog::Loaded { term, entries, requests, rebalances: history.views() });
         let began = (clock::now(), SystemTime::now());
-        let machine = Machine::new(config, term, began.0, Restored { appliances, members });
+        let machine = Machine::new(config, term, began.0, Restored { appliances, members, raise_after });
         metrics.begin_term();
         let mut this = Self {
             machine,
@@ -513,6 +523,10 @@ impl<'a> Leader<'a> {
             ),
             Refusal::ImplausibleTerm(term) => {
                 (RefusedReason::Malformed, format!("no cluster reaches {term}, which it claims to have met"), None)
+            }
+            Refusal::TermAhead(met, wait) => {
+                let detail = format!("no term above {met}, which it has met, is begun within {wait:?}");
+                (RefusedReason::NotLeading, detail, Some(*wait))
             }
             Refusal::Superseded => (RefusedReason::Superseded, "a newer stream took over".to_owned(), None),
             Refusal::StoreUnavailable => {

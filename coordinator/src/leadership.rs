@@ -21,17 +21,18 @@ use crate::api::{Command, CommandError};
 use crate::app::Failure;
 use crate::catalog::Catalog;
 use crate::grpc::ServingRole;
-use crate::leader::{BeginError, Ended, Identity, Inputs, Leader};
+use crate::leader::{BeginError, Ended, Former, Identity, Inputs, Leader};
 use crate::metrics::Metrics;
 use crate::opening::Opening;
 use crate::sessions::Input;
 use crate::store::Store;
 
-/// How often a term is begun anew after a higher one was met, before giving up.
-const TERM_TRIES: u32 = 10;
+/// How long a term lasts at least when the one before was ended by a worker that had met a higher one: the first such wait
+/// and the longest. What a worker claims must not keep the others from being led: each new term interrupts all of them.
+const RAISE_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// How long a term has to last for the count of those tries to start over.
-const LASTING: Duration = Duration::from_secs(60);
+/// A term that lasted this long makes those waits start over.
+const LASTING: Duration = Duration::from_secs(600);
 
 /// Delays before the next campaign after one that came to nothing: the first lets others have the lock.
 const CAMPAIGN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
@@ -71,6 +72,20 @@ enum Next {
     Above(Term),
 }
 
+/// Paces the terms that are begun because workers claim to have met higher ones. The first is begun at once.
+#[derive(Debug, Default)]
+struct Raises {
+    wait: Duration,
+}
+
+impl Raises {
+    /// A claim ended a term that had lasted so long.
+    fn raised(&mut self, lasted: Duration) {
+        let (shortest, longest) = RAISE_AFTER;
+        self.wait = if lasted >= LASTING { shortest } else { (self.wait * 2).clamp(shortest, longest) };
+    }
+}
+
 impl Terms {
     /// Campaigns and leads until `stop`.
     ///
@@ -79,9 +94,10 @@ impl Terms {
     pub async fn run(self, inputs: &mut Inputs, stop: CancellationToken) -> Result<(), Failure> {
         let mut backoff = Backoff::new(CAMPAIGN.0, CAMPAIGN.1);
         let mut pause = Duration::ZERO;
+        let mut raises = Raises::default();
         loop {
             let Some((leadership, store)) = self.campaign(inputs, &stop, pause).await? else { break };
-            let next = self.lead(leadership.as_ref(), &store, inputs, &stop).await;
+            let next = self.lead(leadership.as_ref(), &store, inputs, &stop, &mut raises).await;
             self.leading.send_replace(false);
             // Whoever watches asks again, and reaches the next leader.
             self.catalog.close_watches();
@@ -143,21 +159,21 @@ impl Terms {
         store: &Store,
         inputs: &mut Inputs,
         stop: &CancellationToken,
+        raises: &mut Raises,
     ) -> Result<Next, Failure> {
         let mut highest_seen = Term::default();
-        let mut tries = 0;
-        while tries < TERM_TRIES {
+        loop {
             let began = tokio::time::Instant::now();
-            match self.one_term(leadership, store, inputs, stop, highest_seen).await? {
+            let former = Former { highest_seen, raise_after: raises.wait };
+            match self.one_term(leadership, store, inputs, stop, former).await? {
                 Next::Above(seen) => {
-                    warn!(%seen, "a higher term than this one was met; beginning a new one above it");
+                    raises.raised(began.elapsed());
+                    warn!(%seen, "a worker has met a higher term than this one; beginning a new one above it");
                     highest_seen = seen;
                 }
                 next => return Ok(next),
             }
-            tries = if began.elapsed() > LASTING { 0 } else { tries + 1 };
         }
-        Err(Failure::Other(format!("{TERM_TRIES} terms in a row met a higher one")))
     }
 
     async fn one_term(
@@ -166,12 +182,12 @@ impl Terms {
         store: &Store,
         inputs: &mut Inputs,
         stop: &CancellationToken,
-        highest_seen: Term,
+        former: Former,
     ) -> Result<Next, Failure> {
         let config = self.machine.clone();
         let (store, catalog) = (store.clone(), Arc::clone(&self.catalog));
         let metrics = Arc::clone(&self.metrics);
-        let begin = Leader::begin(config, leadership, store, catalog, self.identity.clone(), metrics, highest_seen);
+        let begin = Leader::begin(config, leadership, store, catalog, self.identity.clone(), metrics, former);
         let begun = tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(Next::Stop),
@@ -278,5 +294,25 @@ pub async fn tell_role(
             role.send_replace(ServingRole::Stopping);
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn terms_that_workers_ask_for_become_rare_and_never_end_the_process() {
+        let mut raises = Raises::default();
+        let waits: Vec<_> = std::iter::repeat_with(|| {
+            let wait = raises.wait;
+            raises.raised(wait);
+            wait.as_secs()
+        })
+        .take(10)
+        .collect();
+        assert_eq!(waits, [0, 1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        raises.raised(LASTING);
+        assert_eq!(raises.wait, RAISE_AFTER.0);
     }
 }

@@ -6,8 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use tokio_stream::StreamExt;
 use proto::admin::v1;
+use proto::worker::v1 as worker;
+use proto::worker::v1::session_client::SessionClient;
 use tests::cluster::api::Api;
 use tests::cluster::daemon::Daemon;
 use tests::cluster::processes::ROOT_VARIABLE;
@@ -205,5 +208,57 @@ async fn a_state_directory_or_address_in_use_is_named_and_bad_settings_end_with_
     let odd = "RUG_COORDINATOR_MACHINE__DEBOUNCE=soon;";
     refused(&run(&sandbox, &format!("export {odd}"), &dir, &listen).await?, 2, &["debounce"])?;
     sandbox.finish(&[])?;
+    cluster.finish().await
+}
+
+/// Says `Hello` as a new worker that has met `highest_term`, and answers with what ends the stream.
+async fn claim(cluster: &Cluster, highest_term: u64) -> Result<String> {
+    let hello = worker::Hello {
+        worker: "claimant".into(),
+        profile: Some(worker::Profile {
+            weight: 1,
+            host: "elsewhere".into(),
+            drivers: vec!["simulated".into()],
+            lease: Some(prost_types::Duration { seconds: 2, nanos: 0 }),
+            ..Default::default()
+        }),
+        highest_term,
+        ..Default::default()
+    };
+    let message = worker::WorkerMessage {
+        envelope: Some(worker::Envelope { stream: 1, ..Default::default() }),
+        body: Some(worker::worker_message::Body::Hello(hello)),
+    };
+    let mut session = SessionClient::new(cluster.api.channel());
+    let open = tokio_stream::once(message).chain(tokio_stream::pending());
+    let mut answers = session.open(open).await?.into_inner();
+    match answers.message().await?.and_then(|answer| answer.body) {
+        Some(worker::coordinator_message::Body::Refused(refused)) => Ok(refused.detail),
+        other => bail!("it is answered with {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn workers_that_claim_ever_higher_terms_end_no_coordinator() -> Result<()> {
+    let mut cluster = Cluster::start(Options::default()).await?;
+    let fleet = cluster.fleet((1..=3).map(|n| specs::web(&format!("web-{n}"))).collect()).await?;
+    let (first, pid) = (cluster.api.status().await?.term, cluster.coordinator.pid());
+    let mut details = Vec::new();
+    for _ in 0..10 {
+        let term = cluster.api.status().await?.term;
+        details.push(claim(&cluster, term + 5).await?);
+    }
+    cluster.coordinator.check()?;
+    ensure!(cluster.coordinator.pid() == pid, "the coordinator was started anew");
+    let put_off = details.iter().filter(|detail| detail.contains("is begun within")).count();
+    ensure!(put_off >= 5, "{details:?}");
+    until(PATIENCE, "a term above what was claimed is led", async || {
+        let term = cluster.api.status().await?.term;
+        ensure!(term > first + 5, "{term} is not above {first} + 5");
+        Ok(())
+    })
+    .await?;
+    cluster.healthy().await?;
+    ensure!(cluster.api.list().await?.len() == fleet.len());
     cluster.finish().await
 }

@@ -65,10 +65,6 @@ const STALL: Duration = Duration::from_millis(750);
 /// Age of an unread message from which the leader has fallen behind, as if it had not run (see [`Event::FellBehind`]).
 pub const BEHIND: Duration = Duration::from_secs(1);
 
-/// How far above the leader's own a term may be that a worker claims to have met. Terms grow by one with each election: a
-/// larger step is nonsense, and taking it up would burn the terms that are left.
-const PLAUSIBLE_TERMS: u64 = 1 << 32;
-
 /// After how long a write that failed is tried again.
 const WRITE_RETRY: Duration = Duration::from_millis(500);
 
@@ -113,7 +109,7 @@ impl Machine {
             tallies: Tallies::default(),
             membership,
             members: members::Watch::new(now, lives, config.authority),
-            sessions: sessions::Sessions::default(),
+            sessions: sessions::Sessions::new(now + restored.raise_after),
             writes,
             conflicts: Conflicts::default(),
             quarantine: Quarantine::new(quarantine::Config {

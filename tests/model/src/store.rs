@@ -96,7 +96,7 @@ impl Store {
         self.batch = 0;
         let appliances = setup.ids().map(|id| (Setup::seed(id), self.grants.get(&id).cloned().unwrap_or_default()));
         let members = self.members.values().cloned().collect();
-        (self.term, Restored { appliances: appliances.collect(), members })
+        (self.term, Restored { appliances: appliances.collect(), members, ..Restored::default() })
     }
 }
 

@@ -135,6 +135,10 @@ impl World {
             // Said together with a violation, which is one here.
             Refusal::Differs => self.abandon(place, stream, 0),
             Refusal::ImplausibleTerm(term) => self.fail(format!("refusal: a worker is said to have met {term}")),
+            Refusal::TermAhead(_, wait) => {
+                let wait = u64::try_from(wait.as_nanos()).unwrap_or(Time::MAX);
+                self.abandon(place, stream, wait);
+            }
             Refusal::StoreUnavailable => self.abandon(place, stream, 500_000_000),
             Refusal::UnknownLife if self.external() => self.abandon(place, stream, 500_000_000),
             Refusal::NoLife | Refusal::UnknownLife | Refusal::NotMember => {

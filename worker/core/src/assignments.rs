@@ -15,11 +15,7 @@ use common::mutant::{self, Mutant};
 use common::session::{
     Carryover, Delta, DeltaEntry, Desired, Envelope, GrantRef, Hello, OwnedDigest, OwnedGrant, Release,
 };
-use common::{ApplianceId, Digest, Edition, Incarnation, Profile, StreamNumber, Term, Token, WorkerId};
-
-/// How far above the leader's own a term may be that something claims to have met. Terms grow by one with each election:
-/// a larger step is nonsense, and the leader closes the stream of a worker that says it.
-const PLAUSIBLE_TERMS: u64 = 1 << 32;
+use common::{ApplianceId, Digest, Edition, Incarnation, PLAUSIBLE_TERMS, Profile, StreamNumber, Term, Token, WorkerId};
 
 /// Refusals for a newer token of the same term after which an appliance is given up. Steps are tried again after some
 /// `fence_retry` each, so this is several times what the leader's word takes.

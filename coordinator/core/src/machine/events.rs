@@ -84,6 +84,8 @@ pub enum Refusal {
     NoLife,
     /// No lease node of this life was seen.
     UnknownLife,
+    /// It has met this term, which is not below the leader's, and no term above it is begun before this time has passed.
+    TermAhead(Term, Duration),
     /// What it holds differs from the table: it shall say `Hello` again, which settles it.
     Differs,
     /// Its member node was taken away, and it holds nothing any more: it may come back in a new life.
@@ -156,6 +158,8 @@ pub struct Restored {
     pub appliances: Vec<(Seed, StoredGrant)>,
     /// Members as of the last change.
     pub members: Vec<StoredMember>,
+    /// How long this term lasts at least before a worker that has met a higher one ends it.
+    pub raise_after: Duration,
 }
 
 /// Counters for metrics and `Cluster.Status`.

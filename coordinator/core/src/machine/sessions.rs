@@ -15,7 +15,7 @@ use common::session::{
     Ack, AnnouncedStep, Declined, Delta, DeltaEntry, Envelope, GrantRef, Hello, OwnedDigest, OwnedGrant, Release,
     Report, StatusReport, ToCoordinator, ToWorker, Welcome,
 };
-use common::{ApplianceId, Edition, Life, StreamNumber, Term, Timestamp, Token};
+use common::{ApplianceId, Edition, Life, PLAUSIBLE_TERMS, StreamNumber, Term, Timestamp, Token};
 
 use super::{Action, Machine, Refusal};
 use crate::audit::Verdict;
@@ -72,9 +72,16 @@ pub(super) struct Sessions {
     /// Highest stream each life said `Hello` on. Outlives its session: a `Hello` that was stuck in the network must not
     /// be taken for news after the stream that overtook it has ended as well.
     newest: BTreeMap<Life, StreamNumber>,
+    /// From when on a worker's claim to have met a higher term ends this one.
+    claims_from: Timestamp,
 }
 
 impl Sessions {
+    /// No streams yet. Claims of higher terms count from `claims_from` on.
+    pub(super) fn new(claims_from: Timestamp) -> Self {
+        Self { claims_from, ..Self::default() }
+    }
+
     pub(super) fn state(&self, life: &Life) -> SessionState {
         match self.by_life.get(life).and_then(|conn| self.by_conn.get(conn)) {
             None => SessionState::None,
@@ -129,23 +136,17 @@ impl Machine {
     }
 
     pub(super) fn hello(&mut self, now: Timestamp, conn: StreamId, envelope: Envelope, hello: Hello) {
-        if hello.highest_term.get().saturating_sub(self.epoch.term.get()) > super::PLAUSIBLE_TERMS {
+        if hello.highest_term.get().saturating_sub(self.epoch.term.get()) > PLAUSIBLE_TERMS {
             let text = format!("{} claims to have met {}", hello.worker, hello.highest_term);
             self.violation(Kind::ImplausibleTerm, text);
             self.out.close(conn, Refusal::ImplausibleTerm(hello.highest_term));
             return;
         }
-        if hello.highest_term > self.epoch.term {
-            self.out.push(Action::RaiseTerm(hello.highest_term));
-            return;
-        }
-        let newest = hello.owned.iter().map(|h| h.token).max();
-        if newest.is_some_and(|token| self.epoch.is_foreign(token)) {
-            // A token of this term that this leader never gave: the store was put back to an older state.
-            self.out.push(Action::RaiseTerm(self.epoch.term));
-            return;
-        }
         let Some((life, is_new)) = self.speaking_life(now, conn, envelope, &hello) else { return };
+        if let Some(met) = self.term_met_by(&hello) {
+            self.raise_above(now, conn, met);
+            return;
+        }
         if self.sessions.newest.get(&life).is_some_and(|newest| *newest >= envelope.stream) {
             self.out.close(conn, Refusal::Superseded);
             return;
@@ -173,6 +174,25 @@ impl Machine {
         self.out.worker_changed(life.worker.clone());
         if !changed {
             self.welcome(now, conn);
+        }
+    }
+
+    /// The term that a worker has met and that this one does not lie above.
+    fn term_met_by(&self, hello: &Hello) -> Option<Term> {
+        let newest = hello.owned.iter().map(|owned| owned.token).max();
+        // A token of this term that this leader never gave: the store was put back to an older state.
+        let foreign = newest.is_some_and(|token| self.epoch.is_foreign(token));
+        (hello.highest_term > self.epoch.term).then_some(hello.highest_term).or(foreign.then_some(self.epoch.term))
+    }
+
+    /// A term that was met is begun above, but not more often than the shell says: whoever can open a stream can claim
+    /// anything, and each new term interrupts every worker. Until then the other workers are led as before.
+    fn raise_above(&mut self, now: Timestamp, conn: StreamId, met: Term) {
+        if now < self.sessions.claims_from {
+            let wait = self.sessions.claims_from.since(now);
+            self.out.close(conn, Refusal::TermAhead(met, wait));
+        } else {
+            self.out.push(Action::RaiseTerm(met));
         }
     }
 

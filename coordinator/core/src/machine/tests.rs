@@ -471,6 +471,29 @@ fn a_higher_term_is_never_acted_against() {
 }
 
 #[test]
+fn a_higher_term_is_begun_above_only_after_this_one_lasted() {
+    let raise_after = Duration::from_secs(2);
+    let mut w = World::new(Restored { raise_after, ..Restored::default() });
+    w.connect("w1");
+    let hello = Hello { highest_term: Term::new(7), ..w.hello_of("w2", &Puppet::default()) };
+    w.say_hello(9, &Puppet::default(), hello.clone());
+    assert_eq!((w.raised, w.closed.pop()), (None, Some((9, Refusal::TermAhead(Term::new(7), raise_after)))));
+    w.pass(raise_after);
+    assert_eq!(w.puppets[&worker("w1")].incarnation, Some(Incarnation::embedded(Term::new(1), 1)), "is led meanwhile");
+    w.say_hello(10, &Puppet::default(), hello);
+    assert_eq!(w.raised, Some(Term::new(7)));
+}
+
+#[test]
+fn a_life_that_is_not_known_raises_no_term() {
+    let mut w = World::new(Restored::default());
+    let unknown = Puppet { incarnation: Some(Incarnation::new(77)), ..Puppet::default() };
+    let hello = Hello { highest_term: Term::new(7), ..w.hello_of("w1", &unknown) };
+    w.say_hello(1, &unknown, hello);
+    assert_eq!((w.raised, w.closed), (None, vec![(1, Refusal::IncarnationOver)]));
+}
+
+#[test]
 fn joins_are_gathered_and_move_the_least_possible() {
     let mut w = two();
     w.connect("w3");
