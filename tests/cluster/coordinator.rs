@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use tokio_stream::StreamExt;
 use proto::admin::v1;
 use proto::worker::v1 as worker;
 use proto::worker::v1::session_client::SessionClient;
@@ -17,6 +16,7 @@ use tests::cluster::processes::ROOT_VARIABLE;
 use tests::cluster::wait::until;
 use tests::cluster::{Cluster, Options, PATIENCE, Sandbox, api, binaries, ports, specs};
 use tokio::process::Command;
+use tokio_stream::StreamExt;
 
 /// Creates appliances until told to stop; answers with those the server acknowledged.
 async fn create(api: Api, client: u32, stop: Arc<AtomicBool>) -> Vec<v1::Appliance> {

@@ -132,9 +132,9 @@ pub(super) fn orphaned_statuses() -> DeleteMany<statuses::Entity> {
     use sea_orm::ExprTrait;
 
     let mut same = Query::select();
-    same.expr(Expr::value(1))
-        .from(appliances::Entity)
-        .and_where(Expr::col(appliances::Column::Id.as_column_ref()).equals(statuses::Column::Appliance.as_column_ref()));
+    same.expr(Expr::value(1)).from(appliances::Entity).and_where(
+        Expr::col(appliances::Column::Id.as_column_ref()).equals(statuses::Column::Appliance.as_column_ref()),
+    );
     statuses::Entity::delete_many().filter(Expr::exists(same).not())
 }
 

@@ -72,7 +72,12 @@ impl World {
         };
         let appliances = rows.records.values().map(|r| (seed(r), stored(r))).collect();
         let now = self.seats[seat].clock.local(self.now);
-        let machine = Machine::new(self.settings.machine.clone(), term, now, Restored { appliances, members, ..Restored::default() });
+        let machine = Machine::new(
+            self.settings.machine.clone(),
+            term,
+            now,
+            Restored { appliances, members, ..Restored::default() },
+        );
         if !self.begun.insert(term) && !self.database.restored {
             self.fail(format!("I5: {term} is begun twice"));
         }

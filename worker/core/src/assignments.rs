@@ -15,7 +15,9 @@ use common::mutant::{self, Mutant};
 use common::session::{
     Carryover, Delta, DeltaEntry, Desired, Envelope, GrantRef, Hello, OwnedDigest, OwnedGrant, Release,
 };
-use common::{ApplianceId, Digest, Edition, Incarnation, PLAUSIBLE_TERMS, Profile, StreamNumber, Term, Token, WorkerId};
+use common::{
+    ApplianceId, Digest, Edition, Incarnation, PLAUSIBLE_TERMS, Profile, StreamNumber, Term, Token, WorkerId,
+};
 
 /// Refusals for a newer token of the same term after which an appliance is given up. Steps are tried again after some
 /// `fence_retry` each, so this is several times what the leader's word takes.
