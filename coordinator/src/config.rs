@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use coordinator_core::machine;
+use runtime::config::RenamedDuration;
 use runtime::{telemetry, tls};
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +40,18 @@ pub struct Config {
     /// Metrics.
     pub metrics: metrics::Config,
 }
+
+/// Settings whose old names are read for this one version.
+pub const RENAMED: [RenamedDuration; 8] = [
+    RenamedDuration { section: "machine", old: "debounce_ms", new: "debounce" },
+    RenamedDuration { section: "machine", old: "reconnect_grace_ms", new: "reconnect_grace" },
+    RenamedDuration { section: "machine", old: "decline_backoff_ms", new: "decline_backoff" },
+    RenamedDuration { section: "machine", old: "suspect_probation_ms", new: "suspect_probation" },
+    RenamedDuration { section: "machine", old: "freeze_window_ms", new: "freeze_window" },
+    RenamedDuration { section: "machine", old: "departure_grace_ms", new: "departure_grace" },
+    RenamedDuration { section: "machine", old: "unreachable_after_ms", new: "unreachable_after" },
+    RenamedDuration { section: "machine", old: "release_deadline_ms", new: "release_deadline" },
+];
 
 impl Default for Config {
     fn default() -> Self {

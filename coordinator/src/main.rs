@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use coordinator::app;
-use coordinator::config::Config;
+use coordinator::config::{Config, RENAMED};
+use runtime::config::{Loaded, load, warn_deprecated};
 use runtime::telemetry;
 use serde::Serialize;
 
@@ -65,11 +66,11 @@ struct Flags {
 }
 
 impl Flags {
-    fn load(self) -> Result<Config, String> {
+    fn load(self) -> Result<Loaded<Config>, String> {
         let file = self.config.clone();
-        let config: Config =
-            runtime::config::load(file.as_deref(), "RUG_COORDINATOR_", self).map_err(|e| e.to_string())?;
-        config.complete()
+        let loaded: Loaded<Config> =
+            load(file.as_deref(), "RUG_COORDINATOR_", self, &RENAMED).map_err(|e| e.to_string())?;
+        Ok(Loaded { config: loaded.config.complete()?, deprecated: loaded.deprecated })
     }
 }
 
@@ -81,9 +82,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(flags: Flags, main: impl FnOnce(Config) -> ExitCode) -> ExitCode {
+fn start(flags: Flags, main: impl FnOnce(Loaded<Config>) -> ExitCode) -> ExitCode {
     match flags.load() {
-        Ok(config) => main(config),
+        Ok(loaded) => main(loaded),
         Err(problem) => {
             eprintln!("rug-coordinator: {problem}");
             ExitCode::from(2)
@@ -91,7 +92,7 @@ fn start(flags: Flags, main: impl FnOnce(Config) -> ExitCode) -> ExitCode {
     }
 }
 
-fn run(config: Config) -> ExitCode {
+fn run(Loaded { config, deprecated }: Loaded<Config>) -> ExitCode {
     let _telemetry = match telemetry::init("rug-coordinator", &config.log) {
         Ok(telemetry) => telemetry,
         Err(problem) => {
@@ -99,6 +100,7 @@ fn run(config: Config) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    warn_deprecated(&deprecated);
     match app::run_blocking(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -108,7 +110,7 @@ fn run(config: Config) -> ExitCode {
     }
 }
 
-fn dump(config: Config) -> ExitCode {
+fn dump(Loaded { config, .. }: Loaded<Config>) -> ExitCode {
     match app::dump(&config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -46,7 +46,7 @@ pub struct Options {
     pub workers: u16,
     /// Drivers each of them offers.
     pub drivers: Vec<&'static str>,
-    /// Further environment of the coordinator, such as `RUG_COORDINATOR_MACHINE__DEBOUNCE_MS`.
+    /// Further environment of the coordinator, such as `RUG_COORDINATOR_MACHINE__DEBOUNCE`.
     pub coordinator_env: Vec<(&'static str, String)>,
     /// Further environment of each worker.
     pub worker_env: Vec<(&'static str, String)>,

@@ -84,7 +84,7 @@ pub struct Options {
     pub hosts: Hosts,
     /// Whether [`Proxies`] stand between the parts; needs [`Hosts::Each`].
     pub proxies: bool,
-    /// Further environment of each coordinator, such as `RUG_COORDINATOR_MACHINE__DEBOUNCE_MS`.
+    /// Further environment of each coordinator, such as `RUG_COORDINATOR_MACHINE__DEBOUNCE`.
     pub coordinator_env: Vec<(&'static str, String)>,
     /// Further environment of each worker.
     pub worker_env: Vec<(&'static str, String)>,

@@ -74,7 +74,7 @@ impl Flags {
         let coordinators = self.coordinators.clone();
         let on_stop = self.on_stop;
         let mut config: Config =
-            runtime::config::load(file.as_deref(), "RUG_WORKER_", self).map_err(|e| e.to_string())?;
+            runtime::config::load(file.as_deref(), "RUG_WORKER_", self, &[]).map_err(|e| e.to_string())?.config;
         if !coordinators.is_empty() {
             config.session.coordinators = coordinators;
         }

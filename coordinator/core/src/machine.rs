@@ -101,7 +101,7 @@ impl Machine {
         let writes = Writes::new(missed.iter().map(StoredMember::life));
         let membership = Membership::restore(config.authority, now, members);
         let lives: Vec<Life> = membership.lives().cloned().collect();
-        let due = placement::Due::at_start(now, Duration::from_millis(config.reconnect_grace_ms), awaited);
+        let due = placement::Due::at_start(now, config.reconnect_grace, awaited);
         let mut this = Self {
             planner: Planner::new(config.planner.clone()),
             epoch: Epoch::new(term, now),
@@ -114,7 +114,7 @@ impl Machine {
             conflicts: Conflicts::default(),
             quarantine: Quarantine::new(quarantine::Config {
                 strikes: config.quarantine_strikes,
-                probation: Duration::from_millis(config.suspect_probation_ms),
+                probation: config.suspect_probation,
             }),
             pacing: Pacing::new(due, brake, Rebalances::new(term)),
             out: Outgoing::default(),

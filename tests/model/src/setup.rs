@@ -127,19 +127,19 @@ impl Setup {
     }
 
     pub(crate) fn machine(&self) -> machine::Config {
-        let never = u64::try_from(NEVER.as_millis()).unwrap_or(u64::MAX);
-        let step = u64::try_from(self.step().as_millis()).unwrap_or(never);
+        let whole_millis = |time: Duration| Duration::from_millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        let (never, step) = (whole_millis(NEVER), whole_millis(self.step()));
         machine::Config {
-            debounce_ms: 0,
+            debounce: Duration::ZERO,
             // A leader waits a step for the workers to say what they hold.
-            reconnect_grace_ms: step,
-            decline_backoff_ms: step,
-            suspect_probation_ms: 0,
+            reconnect_grace: step,
+            decline_backoff: step,
+            suspect_probation: Duration::ZERO,
             freeze_fraction: 1.0,
-            freeze_window_ms: 0,
-            departure_grace_ms: 0,
-            unreachable_after_ms: never,
-            release_deadline_ms: never,
+            freeze_window: Duration::ZERO,
+            departure_grace: Duration::ZERO,
+            unreachable_after: never,
+            release_deadline: never,
             quarantine_strikes: u32::MAX,
             authority: Authority::External,
             // Two appliances of two workers are held by one each, and move as soon as that is not so. In a wider band they

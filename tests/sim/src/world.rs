@@ -156,17 +156,17 @@ fn settings(rng: &mut Rng) -> Settings {
     let strategy = if rng.chance(70) { Strategy::Bounded } else { Strategy::Ring };
     let machine = machine::Config {
         planner: planner::Config { strategy, ..planner::Config::default() },
-        debounce_ms: [0, 100, 500][rng.index(3)],
+        debounce: Duration::from_millis([0, 100, 500][rng.index(3)]),
         freeze_fraction: [0.5, 1.0][rng.index(2)],
-        departure_grace_ms: [0, 0, 5_000][rng.index(3)],
-        reconnect_grace_ms: [300, 2_000, 5_000][rng.index(3)],
+        departure_grace: Duration::from_millis([0, 0, 5_000][rng.index(3)]),
+        reconnect_grace: Duration::from_millis([300, 2_000, 5_000][rng.index(3)]),
         max_moves_in_flight: [1, 3, 512][rng.index(3)],
         max_moves_per_worker: [1, 2, 128][rng.index(3)],
         moves_at_once: [1, 4, 128][rng.index(3)],
-        decline_backoff_ms: [500, 5_000][rng.index(2)],
+        decline_backoff: Duration::from_millis([500, 5_000][rng.index(2)]),
         authority: if rng.chance(30) { Authority::Embedded } else { Authority::External },
-        unreachable_after_ms: [1_000, 5_000, 60_000][rng.index(3)],
-        release_deadline_ms: [1_000, 30_000][rng.index(2)],
+        unreachable_after: Duration::from_millis([1_000, 5_000, 60_000][rng.index(3)]),
+        release_deadline: Duration::from_millis([1_000, 30_000][rng.index(2)]),
         ..machine::Config::default()
     };
     Settings {

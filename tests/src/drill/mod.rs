@@ -121,7 +121,7 @@ fn options(config: &Config, world: &Path) -> Options {
             // It is the nemesis that kills workers, not an appliance.
             ("RUG_COORDINATOR_MACHINE__QUARANTINE_STRIKES", "1000000".to_owned()),
             // So that cuts between workers and coordinators come to evictions at times.
-            ("RUG_COORDINATOR_MACHINE__UNREACHABLE_AFTER_MS", "10000".to_owned()),
+            ("RUG_COORDINATOR_MACHINE__UNREACHABLE_AFTER", "10s".to_owned()),
         ],
         worker_env: vec![
             (TELL_TENURES.0, TELL_TENURES.1.to_owned()),

@@ -13,10 +13,12 @@ use crate::{brake, planner};
 pub struct Config {
     /// How members share the appliances.
     pub planner: planner::Config,
-    /// How long joins are gathered before anything moves to them, in milliseconds. Longer makes fewer, larger rebalances.
-    pub debounce_ms: u64,
-    /// How long a new leader waits for the members of its predecessor to say what they hold, in milliseconds.
-    pub reconnect_grace_ms: u64,
+    /// How long joins are gathered before anything moves to them. Longer makes fewer, larger rebalances.
+    #[serde(with = "humantime_serde")]
+    pub debounce: Duration,
+    /// How long a new leader waits for the members of its predecessor to say what they hold.
+    #[serde(with = "humantime_serde")]
+    pub reconnect_grace: Duration,
     /// Most appliances on the move from one owner to another at once. Orphans are exempt.
     pub max_moves_in_flight: usize,
     /// Most of them that leave, or come to, one worker.
@@ -25,26 +27,31 @@ pub struct Config {
     /// them: more moves more per second, and leaves each unattended for longer. One whose owner has to end a step first
     /// is attended meanwhile, and does not keep others from moving.
     pub moves_at_once: usize,
-    /// How long a worker that declined an appliance is not asked again, in milliseconds.
-    pub decline_backoff_ms: u64,
+    /// How long a worker that declined an appliance is not asked again.
+    #[serde(with = "humantime_serde")]
+    pub decline_backoff: Duration,
     /// Workers that may die during an announced step of one appliance before nobody is granted it any more. Fewer spare
     /// workers, more are fairer to an appliance that was struck by chance.
     pub quarantine_strikes: u32,
-    /// How long one worker has to hold an appliance whose former owner died for it to count as innocent, in milliseconds.
-    pub suspect_probation_ms: u64,
-    /// Part of the live workers that may vanish within `freeze_window_ms` before nothing moves any more: more likely the
+    /// How long one worker has to hold an appliance whose former owner died for it to count as innocent.
+    #[serde(with = "humantime_serde")]
+    pub suspect_probation: Duration,
+    /// Part of the live workers that may vanish within `freeze_window` before nothing moves any more: more likely the
     /// leader lost sight of them. Above 0, at most 1; 1 never freezes.
     pub freeze_fraction: f64,
-    /// Losses further apart than this are not one event, in milliseconds.
-    pub freeze_window_ms: u64,
-    /// How long what a vanished worker held waits for its name to come back, in milliseconds. Longer saves moves when
+    /// Losses further apart than this are not one event.
+    #[serde(with = "humantime_serde")]
+    pub freeze_window: Duration,
+    /// How long what a vanished worker held waits for its name to come back. Longer saves moves when
     /// workers restart, and leaves appliances unattended for as long when they do not.
-    pub departure_grace_ms: u64,
-    /// How long a worker may hold a lease without a session while a move waits on it, before it is evicted, in
-    /// milliseconds.
-    pub unreachable_after_ms: u64,
-    /// After how long a move counts as stalled: it is shown, and no longer counts against the limits, in milliseconds.
-    pub release_deadline_ms: u64,
+    #[serde(with = "humantime_serde")]
+    pub departure_grace: Duration,
+    /// How long a worker may hold a lease without a session while a move waits on it, before it is evicted.
+    #[serde(with = "humantime_serde")]
+    pub unreachable_after: Duration,
+    /// After how long a move counts as stalled: it is shown, and no longer counts against the limits.
+    #[serde(with = "humantime_serde")]
+    pub release_deadline: Duration,
     /// Who ends leases. Follows from the coordination; not a setting.
     #[serde(skip)]
     pub authority: Authority,
@@ -54,19 +61,19 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             planner: planner::Config::default(),
-            debounce_ms: 500,
-            reconnect_grace_ms: 5_000,
+            debounce: Duration::from_millis(500),
+            reconnect_grace: Duration::from_secs(5),
             max_moves_in_flight: 512,
             max_moves_per_worker: 128,
             moves_at_once: 2,
-            decline_backoff_ms: 5_000,
+            decline_backoff: Duration::from_secs(5),
             quarantine_strikes: 3,
-            suspect_probation_ms: 60_000,
+            suspect_probation: Duration::from_secs(60),
             freeze_fraction: 0.5,
-            freeze_window_ms: 10_000,
-            departure_grace_ms: 0,
-            unreachable_after_ms: 60_000,
-            release_deadline_ms: 30_000,
+            freeze_window: Duration::from_secs(10),
+            departure_grace: Duration::ZERO,
+            unreachable_after: Duration::from_secs(60),
+            release_deadline: Duration::from_secs(30),
             authority: Authority::Embedded,
         }
     }
@@ -97,10 +104,10 @@ impl Config {
             return Err(format!("freeze_fraction must be above 0 and at most 1, is {}", self.freeze_fraction));
         }
         for (field, value) in
-            [("unreachable_after_ms", self.unreachable_after_ms), ("release_deadline_ms", self.release_deadline_ms)]
+            [("unreachable_after", self.unreachable_after), ("release_deadline", self.release_deadline)]
         {
-            if value < 1_000 {
-                return Err(format!("{field} must be at least 1000"));
+            if value < Duration::from_secs(1) {
+                return Err(format!("{field} must be at least 1s"));
             }
         }
         Ok(())
@@ -109,9 +116,9 @@ impl Config {
     pub(super) fn brake(&self) -> brake::Config {
         brake::Config {
             fraction: self.freeze_fraction,
-            window: Duration::from_millis(self.freeze_window_ms),
-            grace: Duration::from_millis(self.departure_grace_ms),
-            settle: Duration::from_millis(self.debounce_ms) * 4,
+            window: self.freeze_window,
+            grace: self.departure_grace,
+            settle: self.debounce * 4,
         }
     }
 }

@@ -92,7 +92,7 @@ fn cluster(config: Config, names: &[&str], appliances: u128) -> Service {
 }
 
 fn grace(ms: u64) -> Config {
-    Config { departure_grace_ms: ms, ..Config::default() }
+    Config { departure_grace: Duration::from_millis(ms), ..Config::default() }
 }
 
 fn restored_from(w: &World, departed: &[(&str, Incarnation)]) -> Restored {

@@ -203,7 +203,7 @@ impl Machine {
     /// joined; where it holds a lease, the end of that tells.
     fn ring_changed(&mut self, now: Timestamp, came: Vec<WorkerId>, went: Vec<WorkerId>) {
         for name in came {
-            self.pacing.due.joined(now + Duration::from_millis(self.config.debounce_ms), name);
+            self.pacing.due.joined(now + self.config.debounce, name);
         }
         for name in went {
             self.out.worker_changed(name.clone());
@@ -278,7 +278,7 @@ impl Machine {
         }
         let lives = self.membership.lives().filter(|life| life.worker == *name);
         let last = lives.filter_map(|life| self.membership.remaining(now, life)).max().unwrap_or_default();
-        let settle = Duration::from_millis(self.config.debounce_ms) * 4;
+        let settle = self.config.debounce * 4;
         self.members.homecoming.insert(name.clone(), now + last.max(settle));
         self.pacing.due.came_back(name);
         self.refresh_members();
@@ -296,7 +296,7 @@ impl Machine {
         if successor.is_none() {
             let silent = self.membership.overdue(now);
             self.pacing.brake.left(now, &life.worker, how, silent);
-        } else if self.config.departure_grace_ms > 0 || self.pacing.brake.frozen_since().is_some() {
+        } else if !self.config.departure_grace.is_zero() || self.pacing.brake.frozen_since().is_some() {
             self.come_home(now, &life.worker.clone());
         }
         let missed = self.pacing.brake.remembers(&life.worker);
@@ -315,7 +315,7 @@ impl Machine {
     pub(super) fn drain(&mut self, now: Timestamp, conn: StreamId, envelope: Envelope, hand_back: bool) {
         let Some(life) = self.speaker(now, conn, envelope) else { return };
         self.members.leaving.insert(life.clone(), false);
-        if hand_back && self.config.departure_grace_ms > 0 {
+        if hand_back && !self.config.departure_grace.is_zero() {
             self.members.handing_back.insert(life.clone());
             self.pacing.brake.left(now, &life.worker, Departure::HandedBack, 0);
         } else {
@@ -390,7 +390,7 @@ impl Machine {
         if mutant::is(Mutant::OfferEndedByTime) {
             self.end_offers(now);
         }
-        if self.pacing.in_flight.age(now, SLOW, Duration::from_millis(self.config.release_deadline_ms)) {
+        if self.pacing.in_flight.age(now, SLOW, self.config.release_deadline) {
             self.pacing.due.drifted();
         }
         let late: Vec<Life> =
@@ -457,7 +457,7 @@ impl Machine {
     }
 
     fn evict_unreachable(&mut self, now: Timestamp) {
-        let limit = Duration::from_millis(self.config.unreachable_after_ms);
+        let limit = self.config.unreachable_after;
         let mut due = Vec::new();
         let alive = self.membership.lives().filter(|life| self.membership.is_alive(life));
         let (alive, silent) = alive.fold((0_usize, 0_usize), |(alive, silent), life| {

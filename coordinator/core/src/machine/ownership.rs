@@ -137,7 +137,7 @@ impl Machine {
             (Effect::Confirm(to), _) => self.confirm_to(&to, id),
             (Effect::Arrived, _) => self.arrived(now, slot),
             (Effect::LeaveOut(worker), _) => {
-                let until = now + Duration::from_millis(self.config.decline_backoff_ms);
+                let until = now + self.config.decline_backoff;
                 self.pacing.declined(slot, worker, until);
                 self.tell_excluded(slot);
                 self.move_ended(slot, None);

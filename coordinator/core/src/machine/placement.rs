@@ -259,7 +259,7 @@ impl Machine {
     pub(super) fn settled_changed(&mut self, now: Timestamp, joined: Option<&WorkerId>) {
         match joined {
             Some(worker) => {
-                let due = now + Duration::from_millis(self.config.debounce_ms);
+                let due = now + self.config.debounce;
                 self.pacing.due.joined(due, worker.clone());
             }
             None => {

@@ -53,7 +53,7 @@ fn hello_event(conn: StreamId, (envelope, hello): (Envelope, ToCoordinator)) -> 
 
 impl Bench {
     fn new() -> Self {
-        let config = Config { debounce_ms: 0, reconnect_grace_ms: 0, ..Config::default() };
+        let config = Config { debounce: Duration::ZERO, reconnect_grace: Duration::ZERO, ..Config::default() };
         let now = Timestamp::from_millis(1_000);
         Self { machine: Machine::new(config, Term::new(1), now, Restored::default()), now }
     }

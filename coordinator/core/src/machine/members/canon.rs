@@ -1,7 +1,5 @@
 //! What the behaviour of the watch over members depends on.
 
-use std::time::Duration;
-
 use common::canon::Canon;
 
 use super::{EVICT_AGAIN, EXPELLED, Machine, Parked, Watch};
@@ -20,7 +18,7 @@ impl Machine {
             to.put(hello);
             to.until(*until);
         }
-        let unreachable = Duration::from_millis(self.config.unreachable_after_ms);
+        let unreachable = self.config.unreachable_after;
         for (limit, lives) in [(unreachable, silent), (EXPELLED, expelled), (EVICT_AGAIN, evicting)] {
             to.list(lives.keys());
             lives.values().for_each(|since| to.after(*since, limit));

@@ -15,7 +15,7 @@ impl Machine {
             to.put(&slot.0);
             to.put(&(from, target, *pace as u32));
             to.after(*since, SLOW);
-            to.after(*since, std::time::Duration::from_millis(self.config.release_deadline_ms));
+            to.after(*since, self.config.release_deadline);
         }
     }
 }
