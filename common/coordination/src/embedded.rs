@@ -13,7 +13,7 @@ use futures::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Candidate, Ended, Error, Guard, Leader, Leadership, Life, News, Raised, Seat};
+use super::{Candidate, Error, Guard, Leader, Leadership, Life, MembershipEnd, News, Raised, Seat};
 use common::{CoordinatorId, Incarnation, Profile, Term, Timestamp, WorkerId};
 use runtime::file::write_atomic;
 
@@ -69,7 +69,7 @@ impl Life for EmbeddedLife {
         self.lease
     }
 
-    async fn ended(&self) -> Ended {
+    async fn ended(&self) -> MembershipEnd {
         std::future::pending().await
     }
 

@@ -23,6 +23,7 @@ use futures::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use common::membership::MembershipEnd;
 pub use common::roster::{LeaseNode, MemberNode, News};
 use common::{CoordinatorId, Incarnation, Profile, Term, Timestamp, WorkerId};
 
@@ -62,30 +63,6 @@ pub trait Guard: Send + Sync + 'static {
     fn shut(&self);
 }
 
-/// Why a life ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// The session expired, or was lost for longer than it lasts.
-    SessionOver(String),
-    /// Somebody deleted the lease node, or wrote over it.
-    LeaseTaken(String),
-    /// The leader evicted it.
-    Evicted,
-    /// Its own process left.
-    Left,
-}
-
-impl fmt::Display for Ended {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::SessionOver(why) => write!(f, "the session is over: {why}"),
-            Self::LeaseTaken(what) => write!(f, "the lease node was taken away: {what}"),
-            Self::Evicted => f.write_str("the leader evicted it"),
-            Self::Left => f.write_str("it left"),
-        }
-    }
-}
-
 /// A worker's part.
 #[async_trait]
 pub trait Seat: fmt::Debug + Send + Sync + 'static {
@@ -118,7 +95,7 @@ pub trait Life: fmt::Debug + Send + Sync + 'static {
 
     /// Waits until the life is over; the guard is shut by then. For ever when it never ends by itself (embedded).
     /// Cancel-safe.
-    async fn ended(&self) -> Ended;
+    async fn ended(&self) -> MembershipEnd;
 
     /// Ends the life: the guard is shut, the nodes are removed, the session is closed. Takes as long as the service takes
     /// to answer, which the caller bounds; cut short, the nodes go when the session expires.

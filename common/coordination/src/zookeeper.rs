@@ -40,9 +40,6 @@ use runtime::clock;
 /// its nodes go, and its successor hardly ever waits.
 const LEASE_PERCENT: u32 = 60;
 
-/// Heartbeats in the time of one lease: three may get lost or late before a member stops.
-const BEATS_PER_LEASE: u32 = 4;
-
 /// Longest lease, and what is assumed where a node does not tell. The leader waits no longer than its own bound on
 /// leases (120 s), so that ours have to stay below.
 const MAX_LEASE: Duration = Duration::from_secs(60);
@@ -70,8 +67,4 @@ async fn until(at: Timestamp) {
         }
         tokio::time::sleep(left.min(Duration::from_secs(1))).await;
     }
-}
-
-async fn until_instant(at: tokio::time::Instant) {
-    tokio::time::sleep_until(at).await;
 }

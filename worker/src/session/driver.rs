@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::Timestamp;
 use common::session::{GrantRef, ToCoordinator};
-use coordination::{Ended, Life};
+use coordination::{Life, MembershipEnd};
 use futures::future::BoxFuture;
 use proto::convert::down::FromCoordinator;
 use proto::convert::up;
@@ -73,7 +73,7 @@ pub(super) enum Boundary {
 /// Something that happened.
 enum Input {
     Stop(StopRequest),
-    LifeOver(Ended),
+    LifeOver(MembershipEnd),
     Coordinators(Vec<String>),
     Joined(Result<Box<dyn Life>, coordination::Error>),
     Opened(Result<Link, String>),
@@ -131,7 +131,7 @@ impl Session {
             && (self.drained || self.assignments.is_settled())
     }
 
-    async fn input(&mut self, over: Option<&mut BoxFuture<'_, Ended>>, signals: &mut Signals) -> Input {
+    async fn input(&mut self, over: Option<&mut BoxFuture<'_, MembershipEnd>>, signals: &mut Signals) -> Input {
         let streaming = self.control.is_streaming();
         let audit_at = streaming.then(|| self.outgoing.audit_at());
         let wake_at = self.control.wake_at().into_iter().chain(audit_at).min();

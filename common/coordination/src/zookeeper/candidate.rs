@@ -25,7 +25,7 @@ use super::leadership::ZooKeeperLeadership;
 use super::life::{Claim, Former, Life};
 use super::lock::{Contender, Place};
 use super::until;
-use crate::{Candidate, Ended, Error, Guard, Leader, Leadership};
+use crate::{Candidate, Error, Guard, Leader, Leadership, MembershipEnd};
 use common::{CoordinatorId, Incarnation, Timestamp};
 use runtime::clock;
 use runtime::retry::Backoff;
@@ -246,7 +246,7 @@ impl Candidate for ZooKeeperCandidate {
 /// How a membership ended.
 enum End {
     /// With its life.
-    Life(Ended),
+    Life(MembershipEnd),
     /// Somebody deleted the member node.
     Expelled,
 }

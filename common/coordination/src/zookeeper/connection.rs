@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use common::membership::CallFailure;
 use zookeeper_client::{
     Acls, Client, CreateMode, Error as ZkError, SessionState, Stat, StateWatcher, TlsCa, TlsCerts, TlsDynamicCerts,
     TlsIdentity, TlsOptions,
@@ -51,6 +52,18 @@ impl From<ZkError> for Failure {
             | ZkError::RuntimeInconsistent => Self::Said(error),
             // Also `Custom`: that is how the client says that pings were not answered.
             other => Self::Unknown(other.to_string()),
+        }
+    }
+}
+
+impl From<&Failure> for CallFailure {
+    fn from(failure: &Failure) -> Self {
+        match failure {
+            Failure::Said(ZkError::NoNode | ZkError::NodeExists | ZkError::BadVersion) => Self::Raced,
+            Failure::Said(error @ ZkError::NoAuth) => Self::Denied(error.to_string()),
+            Failure::Said(error) => Self::Refused(error.to_string()),
+            Failure::Over(why) => Self::SessionOver(why.clone()),
+            Failure::Unknown(why) => Self::Unknown(why.clone()),
         }
     }
 }

@@ -1,45 +1,28 @@
-//! Entering: how a member takes its name.
+//! Entering: carries out what [`GroupEntry`] decides, in a session of ZooKeeper.
 //!
 //! Both nodes are made in one transaction, so that they carry the same session and the same `czxid`: that pair is the
-//! life. Nodes of another session under the name are waited for within a bound, because a session that died may keep its
-//! nodes for up to a session timeout, and longer after an election of servers. Nodes that an earlier session of this
-//! process left are removed in the same transaction, its guard being shut.
+//! life. Which nodes are deleted, waited for or refused, and what an answer means, is decided there.
 
 use std::time::Duration;
 
+use common::Timestamp;
+use common::membership::{
+    CallFailure, EntryAction, EntryEvent, EntryFailure, FIRST_BEAT, FoundNodes, GroupEntry, NodeOwner, OwnNode,
+    OwnNodeState,
+};
 use humantime::format_rfc3339_seconds;
-use tokio::time::Instant;
-use zookeeper_client::{CreateMode, Error as ZkError, Stat};
+use runtime::clock;
+use runtime::retry::Backoff;
+use zookeeper_client::{CreateMode, Stat};
 
 use super::connection::Failure;
 use super::layout::{self, Place};
 use super::life::{Claim, Entered};
-use super::{MAX_LEASE, until_instant};
+use super::{MAX_LEASE, until};
 use crate::Error;
-use common::{Incarnation, Timestamp};
-use runtime::clock;
-use runtime::retry::Backoff;
 
 /// Delays between tries whose outcome is not known, or that met a change under way.
 const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
-
-/// Who keeps us out.
-struct Holder {
-    /// The node that is in the way.
-    path: String,
-    /// What it tells.
-    by: String,
-}
-
-/// What a look at the nodes came to.
-enum Found {
-    /// Both are ours, of one transaction.
-    Ours(Incarnation),
-    /// Nobody else's are there; these of ours have to go first.
-    Free(Vec<(String, i32)>),
-    /// Somebody has the name.
-    Held(Holder),
-}
 
 /// Makes the nodes of `place`, publishing `capabilities`. Waits for other sessions' nodes to go, at most for the session
 /// timeout and `patience`.
@@ -52,128 +35,124 @@ pub(super) async fn enter(
     capabilities: &[u8],
     patience: Duration,
 ) -> Result<Entered, Error> {
-    let deadline = Instant::now() + claim.session.timeout() + patience;
+    let deadline = clock::now() + claim.session.timeout() + patience;
     let lease = (claim.session.timeout() * super::LEASE_PERCENT / 100).min(MAX_LEASE);
-    let mut entry = Entry { claim: &claim, place: &place, capabilities, lease, sent: None };
+    let (mut entry, mut action) = GroupEntry::new(deadline);
+    let mut calls = EntryCalls { claim: &claim, place: &place, capabilities, lease, owner: None, failure: None };
     let mut backoff = Backoff::new(RETRY.0, RETRY.1);
-    let mut told = false;
+    let mut waits = 0_u32;
     let (incarnation, sent) = loop {
-        let failure = match entry.look().await {
-            Ok(Found::Ours(incarnation)) => {
-                // Made by an attempt of this call, the first of which is on record.
-                if let Some(sent) = entry.sent {
-                    break (incarnation, sent);
-                }
-                return Err(Error::Refused(format!("this session already has the name {}", place.name)));
+        let event = match action {
+            EntryAction::Look => {
+                let found = calls.look().await;
+                EntryEvent::Found(calls.outcome(found))
             }
-            Ok(Found::Free(former)) => entry.make(&former).await.err(),
-            Ok(Found::Held(holder)) => {
-                if Instant::now() >= deadline {
-                    return Err(Error::NameTaken { name: place.name.clone(), by: holder.by });
-                }
-                if !told {
-                    told = true;
-                    tracing::info!(name = place.name, by = holder.by, "waiting for the name to become free");
-                }
-                entry.wait(&holder, deadline).await.err()
+            EntryAction::Make { delete } => {
+                let made = calls.make(&delete).await;
+                EntryEvent::Made(calls.outcome(made))
             }
-            Err(failure) => Some(failure),
+            EntryAction::WaitFor(node) => {
+                waits += 1;
+                if waits == 1 {
+                    tracing::info!(name = place.name, by = calls.owner, "waiting for the name to become free");
+                }
+                let changed = calls.wait(node, deadline).await;
+                EntryEvent::Changed(calls.outcome(changed))
+            }
+            EntryAction::Pause => {
+                tokio::time::sleep(backoff.next_delay()).await;
+                EntryEvent::Tick
+            }
+            EntryAction::Joined { incarnation, sent } => break (incarnation, sent),
+            EntryAction::Fail(failure) => return Err(calls.error(failure)),
         };
-        match failure {
-            None => {}
-            Some(failure @ Failure::Unknown(_)) => {
-                if Instant::now() >= deadline {
-                    return Err(failure.into());
-                }
-                tokio::time::sleep(backoff.next_delay()).await;
-            }
-            // Somebody came, went or wrote between the look and the write.
-            Some(Failure::Said(ZkError::NodeExists | ZkError::NoNode | ZkError::BadVersion))
-                if Instant::now() < deadline =>
-            {
-                tokio::time::sleep(backoff.next_delay()).await;
-            }
-            Some(failure) => return Err(failure.into()),
-        }
+        action = entry.step(clock::now(), event).expect("the event answers the action before it");
     };
     Ok(Entered { claim, place, incarnation, sent, lease })
 }
 
-struct Entry<'a> {
+/// The calls of one attempt.
+struct EntryCalls<'a> {
     claim: &'a Claim,
     place: &'a Place,
     capabilities: &'a [u8],
     lease: Duration,
-    /// A moment before the nodes were made, if this call made them.
-    sent: Option<Timestamp>,
+    /// Who owns the node in the way, as the last look found it.
+    owner: Option<String>,
+    /// The last failure as the client reported it.
+    failure: Option<Failure>,
 }
 
-/// A moment before nodes of ours that are found from now on were made: `sent` is that of the last transaction, and
-/// `known` the same for those before it. `None` when none of them can have made any.
-fn not_later(known: Option<Timestamp>, sent: Timestamp, failure: Option<&Failure>) -> Option<Timestamp> {
-    match failure {
-        // Its nodes are there, or some that were made after them.
-        None => Some(sent),
-        // It made nothing itself; but the reason may be an earlier one whose outcome was not known, and which a look in
-        // between did not show yet.
-        Some(Failure::Said(_)) => known,
-        Some(Failure::Unknown(_) | Failure::Over(_)) => known.or(Some(sent)),
+impl EntryCalls<'_> {
+    fn path(&self, node: OwnNode) -> String {
+        match node {
+            OwnNode::Member => self.place.member(),
+            OwnNode::Lease => self.place.lease(),
+        }
     }
-}
 
-impl Entry<'_> {
-    async fn look(&self) -> Result<Found, Failure> {
+    fn outcome<T>(&mut self, result: Result<T, Failure>) -> Result<T, CallFailure> {
+        result.map_err(|failure| {
+            let kind = CallFailure::from(&failure);
+            self.failure = Some(failure);
+            kind
+        })
+    }
+
+    fn error(self, failure: EntryFailure) -> Error {
+        let name = self.place.name.clone();
+        match failure {
+            EntryFailure::NameTaken(_) => Error::NameTaken { name, by: self.owner.unwrap_or_default() },
+            EntryFailure::AlreadyMember => Error::Refused(format!("this session already has the name {name}")),
+            EntryFailure::Call(_) => match self.failure {
+                Some(failure) => failure.into(),
+                None => Error::Unavailable("zookeeper: no answer".to_owned()),
+            },
+        }
+    }
+
+    async fn look(&mut self) -> Result<FoundNodes, Failure> {
         let session = &self.claim.session;
         session.ensure(&self.place.group).await?;
         session.ensure(&self.place.leases).await?;
-        let (member_path, lease_path) = (self.place.member(), self.place.lease());
-        let member = session.read(&member_path).await?;
-        let lease = session.read(&lease_path).await?;
-        if let (Some((_, m)), Some((_, l))) = (&member, &lease)
-            && m.ephemeral_owner == session.id()
-            && layout::incarnation(m) == layout::incarnation(l)
-        {
-            return Ok(Found::Ours(layout::incarnation(m)));
-        }
-        let mut ours = Vec::new();
-        for (path, found) in [(member_path, &member), (lease_path, &lease)] {
-            let Some((_, stat)) = found else { continue };
-            let owner = stat.ephemeral_owner;
-            if owner == session.id() || self.claim.former.contains(owner) {
-                ours.push((path, stat.version));
-            } else {
-                let capabilities = member.as_ref().map_or(&[][..], |(data, _)| data);
-                return Ok(Found::Held(Holder { path, by: describe(capabilities, stat) }));
-            }
-        }
-        Ok(Found::Free(ours))
+        let member = session.read(&self.place.member()).await?;
+        let lease = session.read(&self.place.lease()).await?;
+        let capabilities = member.as_ref().map_or(&[][..], |(data, _)| data);
+        let state = |stat: &Stat| OwnNodeState {
+            owner: self.claim.owner(stat.ephemeral_owner),
+            incarnation: layout::incarnation(stat),
+            version: stat.version,
+        };
+        let stats = [&member, &lease].map(|node| node.as_ref().map(|(_, stat)| stat));
+        let other = stats.into_iter().flatten().find(|stat| state(stat).owner == NodeOwner::Other);
+        let owner = other.map(|stat| describe(capabilities, stat));
+        let [member, lease] = stats.map(|stat| stat.map(state));
+        self.owner = owner;
+        Ok(FoundNodes { member, lease })
     }
 
-    async fn make(&mut self, former: &[(String, i32)]) -> Result<(), Failure> {
+    async fn make(&self, delete: &[(OwnNode, i32)]) -> Result<(), Failure> {
         let session = &self.claim.session;
         let options = CreateMode::Ephemeral.with_acls(session.acls());
         let mut writer = session.client().new_multi_writer();
-        for (path, version) in former {
-            writer.add_delete(path, Some(*version))?;
+        for (node, version) in delete {
+            writer.add_delete(&self.path(*node), Some(*version))?;
         }
         writer.add_create(&self.place.member(), self.capabilities, &options)?;
-        let first = layout::heartbeat(layout::FIRST_BEAT, self.lease, session.id());
+        let first = layout::heartbeat(FIRST_BEAT, self.lease, session.id());
         writer.add_create(&self.place.lease(), &first, &options)?;
-        let sent = clock::now();
-        let made = session.call(writer.commit()).await;
-        self.sent = not_later(self.sent, sent, made.as_ref().err());
         // The answer of a transaction has no usable stat before ZooKeeper 3.8.2: the next look reads it.
-        made.map(drop)
+        session.call(writer.commit()).await.map(drop)
     }
 
     /// Waits until the node in the way changes.
-    async fn wait(&self, holder: &Holder, deadline: Instant) -> Result<(), Failure> {
+    async fn wait(&self, node: OwnNode, deadline: Timestamp) -> Result<(), Failure> {
         let session = &self.claim.session;
-        let (found, watcher) = session.call(session.client().check_and_watch_stat(&holder.path)).await?;
+        let (found, watcher) = session.call(session.client().check_and_watch_stat(&self.path(node))).await?;
         if found.is_some() {
             tokio::select! {
                 _ = watcher.changed() => {}
-                () = until_instant(deadline) => {}
+                () = until(deadline) => {}
             }
         }
         Ok(())
@@ -200,23 +179,4 @@ fn describe(capabilities: &[u8], stat: &Stat) -> String {
         by.push_str(&format!(" since {}", format_rfc3339_seconds(since)));
     }
     by
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nodes_of_a_transaction_whose_answer_got_lost_count_from_when_it_was_sent() {
-        let at = Timestamp::from_millis;
-        let exists = Failure::Said(ZkError::NodeExists);
-        let lost = Failure::Unknown("the connection broke".to_owned());
-        assert_eq!(not_later(None, at(1), Some(&exists)), None, "another call's nodes are not ours");
-        let first = not_later(None, at(1), Some(&lost));
-        assert_eq!(first, Some(at(1)));
-        // The first commits late, after a look that did not see it, and makes the second fail.
-        assert_eq!(not_later(first, at(2), Some(&exists)), first);
-        assert_eq!(not_later(first, at(2), Some(&lost)), first);
-        assert_eq!(not_later(first, at(3), None), Some(at(3)));
-    }
 }

@@ -28,9 +28,6 @@ pub(super) const LOCK_MARK: &str = "__lock__";
 /// The directory of contenders in a group; a name that no member may have.
 pub(super) const LEADER: &str = "leader";
 
-/// Number of the heartbeat that the transaction which makes the nodes stands for.
-pub(super) const FIRST_BEAT: u64 = 1;
-
 /// Digits of a sequence number in a node name.
 const SEQUENCE_DIGITS: usize = 10;
 

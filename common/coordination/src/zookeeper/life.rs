@@ -1,8 +1,7 @@
 //! One life of a member: it enters with a member node and a lease node made in one transaction, and beats until its end.
 //!
-//! A heartbeat is a `setData` on the lease node with the expected version, one at a time. What it proves counts from the
-//! moment before it was *sent*, and only once it is known to have committed: by its answer, or, when the answer got lost,
-//! by reading the very data it wrote. Nothing else extends the guard.
+//! [`LeaseKeeper`] decides when a heartbeat is written, with which version, and what an answer proves; here it is carried
+//! out, and only what is known to have committed extends the guard.
 //!
 //! The guard is shut before the session closes: both sit in [`Held`], whose `Drop` shuts first, whatever ends the task.
 //! Only after that may another life of this process remove the nodes this one left behind ([`Former`]).
@@ -11,23 +10,22 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
-use tokio_util::sync::CancellationToken;
-use zookeeper_client::{Error as ZkError, StateWatcher};
-
-use super::connection::{Failure, Session, over};
-use super::layout::{self, LeaseData, Place};
-use super::until;
-use crate::{Ended, Guard};
+use common::membership::{
+    CallFailure, LeaseAction, LeaseCall, LeaseEvent, LeaseKeeper, LeaseNodeState, MembershipEnd, NodeOwner,
+};
 use common::{Incarnation, Timestamp};
 use runtime::clock;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use zookeeper_client::StateWatcher;
+
+use super::connection::{Session, over};
+use super::layout::{self, LeaseData, Place};
+use super::until;
+use crate::Guard;
 
 /// Sessions that are remembered; a name is joined once in a session, and what is older has expired long ago.
 const FORMER: usize = 64;
-
-/// Unanswered heartbeats that are remembered. Each is looked up before the next is sent, so that there is hardly ever
-/// more than one.
-const PENDING: usize = 16;
 
 /// Sessions of this process that are done with: their guards are shut, so that nodes they left may be removed.
 #[derive(Clone, Debug, Default)]
@@ -43,7 +41,7 @@ impl Former {
     }
 
     /// Whether the session was one of ours and is done with.
-    pub(super) fn contains(&self, session: i64) -> bool {
+    fn contains(&self, session: i64) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&session)
     }
 }
@@ -53,6 +51,19 @@ impl Former {
 pub(super) struct Claim {
     pub(super) session: Session,
     pub(super) former: Former,
+}
+
+impl Claim {
+    /// Whose session this is.
+    pub(super) fn owner(&self, session: i64) -> NodeOwner {
+        if session == self.session.id() {
+            NodeOwner::ThisSession
+        } else if self.former.contains(session) {
+            NodeOwner::FormerSession
+        } else {
+            NodeOwner::Other
+        }
+    }
 }
 
 impl Drop for Claim {
@@ -110,13 +121,8 @@ impl Entered {
         let beats = Beats {
             path: self.place.lease(),
             place: self.place,
-            incarnation: self.incarnation,
             lease: self.lease,
-            version: 0,
-            beat: layout::FIRST_BEAT,
-            pending: VecDeque::new(),
-            stands_until: self.sent + self.lease,
-            last_sent: self.sent,
+            keeper: LeaseKeeper::new(self.incarnation, self.lease, self.claim.session.timeout(), self.sent),
             commits,
             kick,
             held: Held { guard, claim: self.claim },
@@ -143,7 +149,7 @@ pub(super) struct Life {
     states: StateWatcher,
     guard: Arc<dyn Guard>,
     stop: CancellationToken,
-    ended: watch::Receiver<Option<Ended>>,
+    ended: watch::Receiver<Option<MembershipEnd>>,
 }
 
 impl Drop for Life {
@@ -155,11 +161,11 @@ impl Drop for Life {
 
 impl Life {
     /// Waits for the end; the guard is shut by then.
-    pub(super) async fn ended(&self) -> Ended {
+    pub(super) async fn ended(&self) -> MembershipEnd {
         match self.ended.clone().wait_for(Option::is_some).await.as_deref() {
             Ok(Some(how)) => how.clone(),
             // The task panicked, and shut the guard while it unwound.
-            _ => Ended::SessionOver("its task ended".to_owned()),
+            _ => MembershipEnd::SessionOver("its task ended".to_owned()),
         }
     }
 
@@ -172,145 +178,99 @@ impl Life {
     }
 }
 
-/// What to do after a call.
-enum Next {
-    /// Beat when it is time.
-    Beat,
-    /// Find out what became of a heartbeat.
-    Look,
-    /// Find out, but not at once.
-    LookLater,
-}
-
-/// The task of a life.
+/// The task of a life: carries out what [`LeaseKeeper`] decides.
 struct Beats {
     place: Place,
     path: String,
-    incarnation: Incarnation,
     lease: Duration,
-    /// Of the lease node, as of the last heartbeat known to have committed.
-    version: i32,
-    /// Number of the last heartbeat sent; never used twice.
-    beat: u64,
-    /// Heartbeats whose outcome is not known, with the moments before they were sent.
-    pending: VecDeque<(u64, Timestamp)>,
-    stands_until: Timestamp,
-    last_sent: Timestamp,
+    keeper: LeaseKeeper,
     commits: watch::Sender<Timestamp>,
     kick: Arc<Notify>,
     held: Held,
 }
 
 impl Beats {
-    async fn run(mut self, stop: CancellationToken) -> Ended {
+    async fn run(mut self, stop: CancellationToken) -> MembershipEnd {
         let states = self.held.claim.session.states();
         let mut session_over = std::pin::pin!(over(states));
-        let how = loop {
-            // Moves only when a heartbeat commits, which ends the turn.
-            let given_up = self.stands_until + self.held.claim.session.timeout();
-            tokio::select! {
+        let mut call = None;
+        let how = 'life: loop {
+            let event = tokio::select! {
                 biased;
-                () = stop.cancelled() => break Ended::Left,
-                why = &mut session_over => break Ended::SessionOver(why),
-                () = until(given_up) => {
-                    break Ended::SessionOver("no heartbeat committed for a session timeout after the lease".to_owned());
+                () = stop.cancelled() => LeaseEvent::Leave,
+                why = &mut session_over => LeaseEvent::SessionOver(why),
+                event = self.next(call.take()) => event,
+            };
+            for action in self.keeper.step(clock::now(), event) {
+                match action {
+                    LeaseAction::Committed(sent) => {
+                        self.held.guard.extend(sent + self.lease);
+                        self.commits.send_replace(sent);
+                    }
+                    LeaseAction::Call(next) => call = Some(next),
+                    LeaseAction::End(how) => break 'life how,
                 }
-                turn = self.turn() => if let Err(how) = turn { break how },
             }
         };
         self.held.guard.shut();
-        if how == Ended::Left {
+        if how == MembershipEnd::Left {
             self.remove().await;
         }
         how
     }
 
-    /// One heartbeat with all that is needed to know what became of it.
-    async fn turn(&mut self) -> Result<(), Ended> {
-        let pause = self.lease / super::BEATS_PER_LEASE;
+    /// The answer to the call; without one, what comes next. A call is given up only at the end of the life.
+    async fn next(&self, call: Option<LeaseCall>) -> LeaseEvent {
+        let wake_at = self.keeper.wake_at();
         tokio::select! {
-            () = until(self.last_sent + pause) => {}
-            () = self.kick.notified() => {}
-        }
-        let mut next = self.send().await?;
-        loop {
-            match next {
-                Next::Beat => return Ok(()),
-                Next::Look => {}
-                Next::LookLater => tokio::time::sleep(pause).await,
-            }
-            next = self.look().await?;
+            biased;
+            event = self.make(call), if call.is_some() => event,
+            () = until(wake_at) => LeaseEvent::Tick,
+            () = self.kick.notified(), if call.is_none() => LeaseEvent::BeatNow,
         }
     }
 
-    async fn send(&mut self) -> Result<Next, Ended> {
-        self.beat += 1;
-        let (beat, sent) = (self.beat, clock::now());
-        self.last_sent = sent;
-        if self.pending.len() == PENDING {
-            self.pending.pop_front();
+    async fn make(&self, call: Option<LeaseCall>) -> LeaseEvent {
+        match call {
+            Some(LeaseCall::Write { number, version }) => LeaseEvent::Wrote(self.write(number, version).await),
+            Some(LeaseCall::Read) => LeaseEvent::Read(self.read().await),
+            None => std::future::pending().await,
         }
-        self.pending.push_back((beat, sent));
+    }
+
+    async fn write(&self, beat: u64, version: i32) -> Result<(Incarnation, i32), CallFailure> {
         let session = &self.held.claim.session;
         let data = layout::heartbeat(beat, self.lease, session.id());
-        match session.call(session.client().set_data(&self.path, &data, Some(self.version))).await {
-            // Somebody deleted the node, and the one made since happened to have the same version.
-            Ok(stat) if layout::incarnation(&stat) != self.incarnation => {
-                Err(Ended::LeaseTaken("made anew".to_owned()))
-            }
-            Ok(stat) => {
-                self.committed(sent, stat.version);
-                Ok(Next::Beat)
-            }
-            Err(Failure::Said(ZkError::BadVersion | ZkError::NoNode)) => Ok(Next::Look),
-            Err(Failure::Said(error @ ZkError::NoAuth)) => Err(Ended::LeaseTaken(error.to_string())),
-            Err(Failure::Over(why)) => Err(Ended::SessionOver(why)),
-            Err(Failure::Unknown(why)) => {
-                tracing::debug!(path = self.path, beat, why, "the outcome of a heartbeat is not known");
-                Ok(Next::Look)
-            }
-            // Quotas and throttling: nothing was changed, and it may be let through later.
-            Err(Failure::Said(error)) => {
-                tracing::warn!(path = self.path, beat, %error, "a heartbeat was refused");
-                Ok(Next::Beat)
+        match session.call(session.client().set_data(&self.path, &data, Some(version))).await {
+            Ok(stat) => Ok((layout::incarnation(&stat), stat.version)),
+            Err(failure) => {
+                let failure = CallFailure::from(&failure);
+                match &failure {
+                    CallFailure::Unknown(why) => {
+                        tracing::debug!(path = self.path, beat, why, "the outcome of a heartbeat is not known");
+                    }
+                    CallFailure::Refused(error) => {
+                        tracing::warn!(path = self.path, beat, error, "a heartbeat was refused");
+                    }
+                    _ => {}
+                }
+                Err(failure)
             }
         }
     }
 
-    async fn look(&mut self) -> Result<Next, Ended> {
-        let (data, stat) = match self.held.claim.session.read(&self.path).await {
-            Ok(Some(found)) => found,
-            // The session never reads from before its last answer, and the node was there then.
-            Ok(None) => return Err(Ended::LeaseTaken("it was deleted".to_owned())),
-            Err(Failure::Over(why)) => return Err(Ended::SessionOver(why)),
-            Err(_) => return Ok(Next::LookLater),
-        };
-        if layout::incarnation(&stat) != self.incarnation {
-            return Err(Ended::LeaseTaken(format!("session {:#x} made it anew", stat.ephemeral_owner)));
-        }
-        let read = LeaseData::read(&data);
-        if read.evicted {
-            return Err(Ended::Evicted);
-        }
-        if stat.version == self.version {
-            return Ok(Next::Beat);
-        }
-        let beat = read.beat_of(self.held.claim.session.id());
-        match self.pending.iter().find(|(pending, _)| beat == Some(*pending)) {
-            Some((_, sent)) => {
-                self.committed(*sent, stat.version);
-                Ok(Next::Beat)
+    async fn read(&self) -> Result<Option<LeaseNodeState>, CallFailure> {
+        let session = &self.held.claim.session;
+        let found = session.read(&self.path).await.map_err(|failure| CallFailure::from(&failure))?;
+        Ok(found.map(|(data, stat)| {
+            let read = LeaseData::read(&data);
+            LeaseNodeState {
+                incarnation: layout::incarnation(&stat),
+                version: stat.version,
+                evicted: read.evicted,
+                beat: read.beat_of(session.id()),
             }
-            None => Err(Ended::LeaseTaken("it was written over".to_owned())),
-        }
-    }
-
-    fn committed(&mut self, sent: Timestamp, version: i32) {
-        self.version = version;
-        self.pending.clear();
-        self.stands_until = self.stands_until.max(sent + self.lease);
-        self.held.guard.extend(sent + self.lease);
-        self.commits.send_replace(sent);
+        }))
     }
 
     /// Removes both nodes, as far as they are still ours. Closing the session would do that as well, but others may

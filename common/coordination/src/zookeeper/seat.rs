@@ -13,7 +13,7 @@ use super::connection::Session;
 use super::entry::enter;
 use super::life::{Claim, Former, Life as Beating};
 use super::{finder, layout};
-use crate::{Ended, Error, Guard, Life, Seat};
+use crate::{Error, Guard, Life, MembershipEnd, Seat};
 use common::{Incarnation, Profile, WorkerId};
 
 /// A worker's seat.
@@ -93,7 +93,7 @@ impl Life for ZooKeeperLife {
         self.beating.lease
     }
 
-    async fn ended(&self) -> Ended {
+    async fn ended(&self) -> MembershipEnd {
         self.beating.ended().await
     }
 

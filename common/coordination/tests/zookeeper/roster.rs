@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use common::{Incarnation, Timestamp, WorkerId};
-use coordination::{Ended, LeaseNode, MemberNode, News};
+use coordination::{LeaseNode, MemberNode, MembershipEnd, News};
 use tokio::sync::mpsc::Receiver;
 use zookeeper_client::{Acls, Client, CreateMode};
 
@@ -114,7 +114,7 @@ async fn an_evicted_life_ends_and_only_that_one() {
     leadership.evict(w1.clone(), incarnation).await.expect("it leads");
     leadership.evict(w1.clone(), incarnation).await.expect("twice is fine");
     view.until("its end is told", |v| v.ended == [(w1.clone(), incarnation)]).await;
-    assert_eq!(within("it notices", life.ended()).await, Ended::Evicted);
+    assert_eq!(within("it notices", life.ended()).await, MembershipEnd::Evicted);
     assert!(gate.is_shut());
     let (next, _gate) = join(&seat).await;
     let next = next.incarnation().expect("it is known");

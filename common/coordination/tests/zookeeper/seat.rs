@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use coordination::{Ended, Error};
+use coordination::{Error, MembershipEnd};
 use runtime::clock;
 use zookeeper_client::{Acls, Client, CreateMode};
 
@@ -85,9 +85,9 @@ async fn writing_over_the_lease_ends_the_life_and_the_same_seat_joins_again() {
     let place = Place::new(shared().await, "evicted", 4.0);
     let (seat, client) = (place.seat("w1"), place.client().await);
     for (data, expected) in [
-        (&b"evicted"[..], Ended::Evicted),
-        (b"\x81\xa7evicted\xc3", Ended::Evicted),
-        (b"anything", Ended::LeaseTaken("it was written over".to_owned())),
+        (&b"evicted"[..], MembershipEnd::Evicted),
+        (b"\x81\xa7evicted\xc3", MembershipEnd::Evicted),
+        (b"anything", MembershipEnd::LeaseTaken("it was written over".to_owned())),
     ] {
         let (life, gate) = join(&seat).await;
         client.set_data(LEASE, data, None).await.expect("anyone may write");
@@ -114,7 +114,7 @@ async fn a_heartbeat_of_another_session_is_not_taken_for_the_own() {
         Ok(())
     })
     .await;
-    assert_eq!(within("it notices", life.ended()).await, Ended::LeaseTaken("it was written over".to_owned()));
+    assert_eq!(within("it notices", life.ended()).await, MembershipEnd::LeaseTaken("it was written over".to_owned()));
     assert!(gate.is_shut());
 }
 
@@ -127,7 +127,7 @@ async fn a_deleted_lease_node_ends_the_life_and_a_deleted_member_node_does_not()
     gate.beats().await;
     assert!(gate.is_open());
     client.delete(LEASE, None).await.expect("it is there");
-    let expected = Ended::LeaseTaken("it was deleted".to_owned());
+    let expected = MembershipEnd::LeaseTaken("it was deleted".to_owned());
     assert_eq!(within("it notices", life.ended()).await, expected);
     assert!(gate.is_shut());
 }
@@ -144,7 +144,7 @@ async fn a_lease_node_of_another_life_is_not_beaten_into() {
     writer.add_create(LEASE, b"", &CreateMode::Ephemeral.with_acls(Acls::anyone_all())).expect("a valid path");
     writer.commit().await.expect("both happen");
     let how = within("it notices", life.ended()).await;
-    assert!(matches!(how, Ended::LeaseTaken(_)), "{how}");
+    assert!(matches!(how, MembershipEnd::LeaseTaken(_)), "{how}");
     assert!(gate.is_shut());
 }
 
@@ -180,7 +180,7 @@ async fn a_paused_server_fences_the_worker_then_ends_its_life_and_it_joins_again
     })
     .await;
     let how = within("the life ends", life.ended()).await;
-    assert!(matches!(how, Ended::SessionOver(_)), "{how}");
+    assert!(matches!(how, MembershipEnd::SessionOver(_)), "{how}");
     assert!(gate.is_shut());
     server.resume().expect("it is paused");
     let (next, gate) = join(&seat).await;

@@ -1,6 +1,6 @@
 //! Lives that keep themselves alive, as with ZooKeeper: played by each test.
 
-use coordination::{Ended as LifeEnded, Error, Guard};
+use coordination::{Error, Guard, MembershipEnd};
 use tokio::sync::oneshot;
 
 use super::*;
@@ -35,7 +35,7 @@ impl Seat for PlayedSeat {
 struct PlayedLife {
     incarnation: Incarnation,
     guard: Arc<dyn Guard>,
-    over: watch::Receiver<Option<LifeEnded>>,
+    over: watch::Receiver<Option<MembershipEnd>>,
     left: mpsc::Sender<()>,
 }
 
@@ -61,7 +61,7 @@ impl Life for PlayedLife {
         LEASE
     }
 
-    async fn ended(&self) -> LifeEnded {
+    async fn ended(&self) -> MembershipEnd {
         let mut over = self.over.clone();
         let ended = over.wait_for(Option::is_some).await.ok().and_then(|ended| ended.clone());
         match ended {
@@ -80,7 +80,7 @@ impl Life for PlayedLife {
 struct Service {
     joins: mpsc::Receiver<Join>,
     seat: Arc<PlayedSeat>,
-    over: watch::Sender<Option<LifeEnded>>,
+    over: watch::Sender<Option<MembershipEnd>>,
     left: (mpsc::Sender<()>, mpsc::Receiver<()>),
 }
 
@@ -114,7 +114,7 @@ impl Service {
     }
 
     fn end_life(&self) {
-        self.over.send_replace(Some(LifeEnded::Evicted));
+        self.over.send_replace(Some(MembershipEnd::Evicted));
     }
 }
 
