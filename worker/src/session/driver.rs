@@ -31,11 +31,14 @@ use crate::runner::{Command, Event};
 /// Longest sleep between two looks at the clock: timers of the runtime stand still while the machine is suspended.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// A try to begin a life.
+type Joining = BoxFuture<'static, Result<Box<dyn Life>, coordination::Error>>;
+
 /// IO under way: at most one of each.
 #[derive(Default)]
 pub(super) struct Pending {
     /// A try to begin a life, with the gate it was given.
-    joining: Option<(Arc<Gate>, BoxFuture<'static, Result<Box<dyn Life>, coordination::Error>>)>,
+    joining: Option<(Arc<Gate>, Joining)>,
     /// A try to open a stream.
     opening: Option<BoxFuture<'static, Result<Link, String>>>,
     link: Option<Link>,
