@@ -5,6 +5,11 @@ CARGO ?= cargo
 BINS  := -p coordinator -p worker -p ctl --bins
 # What breaks the cores on purpose is built on its own, so that nothing of it gets into the binaries.
 MODELS := -p sim -p model
+# Binaries for tests and the tests themselves are built from one selection of packages and targets: dev-dependencies add
+# features (test-util of tokio, testing of runtime), and with another selection tokio and all that uses it, our own
+# packages included, would be compiled a second time.
+TESTED := --workspace $(MODELS:-p=--exclude)
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 UP    ?=
 
 .PHONY: help up down build test lint fmt bench sim model drill deps-build deps-test clean
@@ -23,11 +28,11 @@ build: deps-build ## Build the release binaries into target/release.
 	$(CARGO) build --release --locked $(BINS)
 
 test: deps-test ## Run every test, with real processes, servers and python-tooz.
-	@echo "==> building the binaries that the cluster tests start"
-	$(CARGO) build --locked $(BINS)
+	@echo "==> building the tests and the binaries that the cluster tests start"
+	$(CARGO) build --locked $(TESTED) --bins --tests
 	@echo "==> running all tests; some start ZooKeeper, PostgreSQL and MariaDB for themselves, on free ports of the loopback"
 	@echo "    address, and one installs python-tooz and kazoo with pip into a virtual environment below target/tmp"
-	$(CARGO) test --locked --workspace $(MODELS:-p=--exclude)
+	RUG_TEST_BIN_DIR=$(TARGET)/debug $(CARGO) test --locked $(TESTED)
 	@echo "==> building the simulation with optimisation, and running it"
 	$(CARGO) test --profile sim --locked $(MODELS) -- --nocapture
 
@@ -47,7 +52,7 @@ sim: deps-build ## Run the simulator over many seeds: make sim SEEDS=20000.
 	RUG_SIM_SEEDS=$(or $(SEEDS),2000) $(CARGO) test --profile sim --locked -p sim -- --nocapture
 
 drill: deps-test build ## Break a cluster on hosts of its own (needs root): make drill SEED=7 MINUTES=60. Without SEED a random one.
-	$(CARGO) build --release --locked -p tests --bins
+	$(CARGO) build --release --locked $(BINS) -p tests
 	target/release/drill $(if $(SEED),--seed $(SEED)) --minutes $(or $(MINUTES),3) --report target/drill.json
 
 model: deps-build ## Check every state of every setup of the hand-off model; takes hours.

@@ -2,7 +2,8 @@
 //!
 //! `cargo test` builds the binaries of the tested package only, so the first test of a process has the others built: in
 //! the profile and target folder of the test itself, which costs a second when nothing changed. `RUG_TEST_BIN_DIR` names
-//! a folder of binaries that are used as they are, such as installed ones.
+//! a folder of binaries that are used as they are, such as installed ones; `make test` has built them with the tests and
+//! sets it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
