@@ -7,15 +7,15 @@ use common::session::ToCoordinator;
 use coordinator_core::machine::StreamId;
 use stateright::{Model, Property};
 
-use crate::leader::Outcome;
+use crate::leader::CommitOutcome;
 use crate::promises;
 use crate::setup::{Fault, Setup};
-use crate::state::State;
-use crate::stream::Up;
+use crate::state::ModelState;
+use crate::stream::UpMessage;
 
 /// Something that happens. Workers and leaders are told by their place, leaders by the order of their terms.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
+pub enum ModelAction {
     /// A step of time passes.
     Pass,
     /// A leader is told the next change of the nodes, or reads all of them.
@@ -69,7 +69,7 @@ pub enum Action {
     /// Fault: a leader has to connect to the service anew.
     CutLeader(usize),
     /// Fault: the outcome of the oldest write of a leader is not known to it.
-    Unknown(usize, Outcome),
+    Unknown(usize, CommitOutcome),
     /// Fault: another coordinator begins to lead, after so many writes of the present leader were made.
     Depose(usize),
     /// Fault: a worker waits for a call no longer.
@@ -90,43 +90,43 @@ impl Hypothesis {
     }
 
     /// What happens without any fault, but for time and calls.
-    fn course(&self, state: &State, to: &mut Vec<Action>) {
+    fn course(&self, state: &ModelState, to: &mut Vec<ModelAction>) {
         let newest = state.store.value.term;
         for (l, leader) in state.leaders.iter().enumerate() {
             if leader.feed.unread || !leader.feed.news.is_empty() {
-                to.push(Action::Told(l));
+                to.push(ModelAction::Told(l));
             }
             if !leader.answers.is_empty() {
-                to.push(Action::Answer(l));
+                to.push(ModelAction::Answer(l));
             } else if !leader.writes.is_empty() {
-                to.push(Action::Write(l));
+                to.push(ModelAction::Write(l));
             }
             if leader.term < newest {
-                to.push(Action::StepDown(l));
+                to.push(ModelAction::StepDown(l));
             }
         }
         if state.leader().is_none() {
-            to.push(Action::Campaign);
+            to.push(ModelAction::Campaign);
         }
-        to.extend((0..state.store.value.floating.len()).map(Action::CommitLate));
+        to.extend((0..state.store.value.floating.len()).map(ModelAction::CommitLate));
         for stream in &state.streams {
             if stream.heard && !stream.up.is_empty() {
-                to.push(Action::Up(stream.conn));
+                to.push(ModelAction::Up(stream.conn));
             }
             if !stream.down.is_empty() {
-                to.push(Action::Down(stream.conn));
+                to.push(ModelAction::Down(stream.conn));
             }
         }
         for (w, worker) in state.workers.iter().enumerate() {
             let worker = &worker.value;
             if !worker.runs {
                 if self.setup.restart {
-                    to.push(Action::Restart(w));
+                    to.push(ModelAction::Restart(w));
                 }
                 continue;
             }
             if worker.cut {
-                to.push(Action::Heal(w));
+                to.push(ModelAction::Heal(w));
             }
             match worker.life() {
                 None => {
@@ -135,22 +135,22 @@ impl Hypothesis {
                         .keys()
                         .any(|life| life.worker == worker.name && Some(life.incarnation) != worker.former);
                     if !worker.cut && !in_the_way {
-                        to.push(Action::Join(w));
+                        to.push(ModelAction::Join(w));
                     }
                 }
                 Some(life) => {
                     if !worker.cut && !state.nodes.contains_key(&life) {
-                        to.push(Action::Notice(w));
+                        to.push(ModelAction::Notice(w));
                     }
                     match worker.link {
                         None => {
                             let known = state.leaders.iter().enumerate().filter(|(_, l)| l.term >= worker.knows);
-                            to.extend(known.map(|(l, _)| Action::Connect(w, l)));
+                            to.extend(known.map(|(l, _)| ModelAction::Connect(w, l)));
                         }
                         Some(conn) => {
                             let term = state.streams.iter().find(|s| s.conn == conn).map(|s| s.term);
                             if term.is_some_and(|term| term < newest) && state.leader().is_some() {
-                                to.push(Action::Move(w));
+                                to.push(ModelAction::Move(w));
                             }
                         }
                     }
@@ -158,64 +158,67 @@ impl Hypothesis {
             }
             for (id, task) in &worker.tasks {
                 if task.running.is_some() {
-                    to.push(Action::End(w, *id));
+                    to.push(ModelAction::End(w, *id));
                 }
             }
         }
         for (life, nodes) in &state.nodes {
             if state.workers[nodes.worker].value.life().as_ref() != Some(life) {
-                to.push(Action::Expire(life.clone()));
+                to.push(ModelAction::Expire(life.clone()));
             }
         }
     }
 
     /// What may happen at any time and need not.
-    fn calls(&self, state: &State, to: &mut Vec<Action>) {
+    fn calls(&self, state: &ModelState, to: &mut Vec<ModelAction>) {
         for (w, worker) in state.workers.iter().enumerate() {
             for id in worker.value.tasks.keys() {
                 if worker.value.may_begin(state.now, *id, self.setup.fencing) {
-                    to.push(Action::Begin(w, *id));
+                    to.push(ModelAction::Begin(w, *id));
                 }
             }
         }
-        to.extend((0..state.calls.len()).map(Action::Effect));
+        to.extend((0..state.calls.len()).map(ModelAction::Effect));
     }
 
-    fn faults(&self, state: &State, to: &mut Vec<Action>) {
+    fn faults(&self, state: &ModelState, to: &mut Vec<ModelAction>) {
         let allows = |fault| self.setup.allows(fault);
         for (w, worker) in state.workers.iter().enumerate().filter(|(_, worker)| worker.value.runs) {
             let worker = &worker.value;
             if allows(Fault::Crash) {
-                to.push(Action::Crash(w));
+                to.push(ModelAction::Crash(w));
             }
             let nodes = worker.life().and_then(|life| state.nodes.get(&life));
             if nodes.is_some() && allows(Fault::LeaseEnd) {
-                to.push(Action::LeaseEnd(w));
+                to.push(ModelAction::LeaseEnd(w));
             }
             if nodes.is_some_and(|nodes| nodes.member) && allows(Fault::NodeDeleted) {
-                to.push(Action::DeleteMember(w));
+                to.push(ModelAction::DeleteMember(w));
             }
             if !worker.cut && allows(Fault::Cut) {
-                to.push(Action::Cut(w));
+                to.push(ModelAction::Cut(w));
             }
             if allows(Fault::Late) {
                 let running = worker.tasks.iter().filter(|(_, task)| task.running.is_some());
-                to.extend(running.map(|(id, _)| Action::GiveUp(w, *id)));
+                to.extend(running.map(|(id, _)| ModelAction::GiveUp(w, *id)));
             }
         }
         for stream in state.streams.iter().filter(|s| s.read && s.heard && allows(Fault::Break)) {
             // A stream that breaks before anything arrived is one that was never opened, unless its first word is late.
-            to.push(Action::Break(stream.conn));
-            if !matches!(stream.up.front(), Some(Up::Message(_, ToCoordinator::Hello(_)))) {
-                to.push(Action::Lose(stream.conn));
+            to.push(ModelAction::Break(stream.conn));
+            if !matches!(stream.up.front(), Some(UpMessage::Message(_, ToCoordinator::Hello(_)))) {
+                to.push(ModelAction::Lose(stream.conn));
             }
         }
         for (l, leader) in state.leaders.iter().enumerate() {
             if allows(Fault::LeaderCut) && !leader.feed.unread {
-                to.push(Action::CutLeader(l));
+                to.push(ModelAction::CutLeader(l));
             }
             if allows(Fault::Unknown) && !leader.writes.is_empty() && leader.answers.is_empty() {
-                to.extend([Outcome::Made, Outcome::Lost, Outcome::Late].map(|outcome| Action::Unknown(l, outcome)));
+                to.extend(
+                    [CommitOutcome::Made, CommitOutcome::Lost, CommitOutcome::Late]
+                        .map(|outcome| ModelAction::Unknown(l, outcome)),
+                );
             }
         }
         if allows(Fault::Deposed)
@@ -223,64 +226,64 @@ impl Hypothesis {
             && let Some(leader) = state.leader()
         {
             let writes = if leader.answers.is_empty() { leader.writes.len() } else { 0 };
-            to.extend((0..=writes).map(Action::Depose));
+            to.extend((0..=writes).map(ModelAction::Depose));
         }
     }
 
-    fn carry_out(&self, state: &mut State, action: &Action) {
+    fn carry_out(&self, state: &mut ModelState, action: &ModelAction) {
         let setup = &self.setup;
         match action {
-            Action::Pass => state.pass(setup),
-            Action::Told(l) => state.tell(setup, *l),
-            Action::Write(l) => state.write(*l),
-            Action::Answer(l) => state.hear_answer(*l),
-            Action::CommitLate(index) => state.commit_late(*index),
-            Action::Up(conn) => state.deliver_up(*conn),
-            Action::Down(conn) => state.deliver_down(*conn),
-            Action::Connect(w, l) => state.connect(setup, *w, *l),
-            Action::Move(w) => state.turn(*w),
-            Action::Join(w) => state.join(*w),
-            Action::Notice(w) => state.end_life(*w),
-            Action::Expire(life) => state.delete_nodes(life),
-            Action::Restart(w) => state.restart(*w),
-            Action::Heal(w) => state.worker(*w).cut = false,
-            Action::Begin(w, id) => state.begin_call(setup, *w, *id),
-            Action::End(w, id) => state.end_call(setup, *w, *id),
-            Action::Effect(index) => state.late_effect(setup, *index),
-            Action::StepDown(l) => state.step_down(*l),
-            Action::Campaign => state.campaign(setup),
-            Action::Crash(w) => state.crash(*w),
-            Action::LeaseEnd(w) => {
+            ModelAction::Pass => state.pass(setup),
+            ModelAction::Told(l) => state.tell(setup, *l),
+            ModelAction::Write(l) => state.write(*l),
+            ModelAction::Answer(l) => state.hear_answer(*l),
+            ModelAction::CommitLate(index) => state.commit_late(*index),
+            ModelAction::Up(conn) => state.deliver_up(*conn),
+            ModelAction::Down(conn) => state.deliver_down(*conn),
+            ModelAction::Connect(w, l) => state.connect(setup, *w, *l),
+            ModelAction::Move(w) => state.turn(*w),
+            ModelAction::Join(w) => state.join(*w),
+            ModelAction::Notice(w) => state.end_life(*w),
+            ModelAction::Expire(life) => state.delete_nodes(life),
+            ModelAction::Restart(w) => state.restart(*w),
+            ModelAction::Heal(w) => state.worker(*w).cut = false,
+            ModelAction::Begin(w, id) => state.begin_call(setup, *w, *id),
+            ModelAction::End(w, id) => state.end_call(setup, *w, *id),
+            ModelAction::Effect(index) => state.late_effect(setup, *index),
+            ModelAction::StepDown(l) => state.step_down(*l),
+            ModelAction::Campaign => state.campaign(setup),
+            ModelAction::Crash(w) => state.crash(*w),
+            ModelAction::LeaseEnd(w) => {
                 if let Some(life) = state.workers[*w].value.life() {
                     state.delete_nodes(&life);
                 }
             }
-            Action::DeleteMember(w) => {
+            ModelAction::DeleteMember(w) => {
                 if let Some(life) = state.workers[*w].value.life() {
                     state.delete_member(&life);
                 }
             }
-            Action::Break(conn) => {
+            ModelAction::Break(conn) => {
                 if let Some(w) = state.streams.iter().find(|s| s.conn == *conn).map(|s| s.worker) {
                     state.leave_stream(w, true);
                 }
             }
-            Action::Lose(conn) => state.lose_stream(*conn),
-            Action::Cut(w) => state.worker(*w).cut = true,
-            Action::CutLeader(l) => state.cut_leader(*l),
-            Action::Unknown(l, outcome) => state.lose_answer(*l, *outcome),
-            Action::Depose(made) => state.depose(setup, *made),
-            Action::GiveUp(w, id) => state.give_up_call(*w, *id),
+            ModelAction::Lose(conn) => state.lose_stream(*conn),
+            ModelAction::Cut(w) => state.worker(*w).cut = true,
+            ModelAction::CutLeader(l) => state.cut_leader(*l),
+            ModelAction::Unknown(l, outcome) => state.lose_answer(*l, *outcome),
+            ModelAction::Depose(made) => state.depose(setup, *made),
+            ModelAction::GiveUp(w, id) => state.give_up_call(*w, *id),
         }
         state.tidy();
     }
 
-    fn follow(&self, state: &State, action: &Action) -> State {
+    fn follow(&self, state: &ModelState, action: &ModelAction) -> ModelState {
         let mut next = state.clone();
         if is_fault(action) {
             next.budget -= 1;
         }
-        if *action == Action::Pass && state.is_busy() {
+        if *action == ModelAction::Pass && state.is_busy() {
             next.delay -= 1;
         }
         self.carry_out(&mut next, action);
@@ -291,22 +294,22 @@ impl Hypothesis {
     }
 
     /// Whether nothing but faults and calls can change this state any more, not even time.
-    pub(crate) fn rests(&self, state: &State) -> bool {
+    pub(crate) fn rests(&self, state: &ModelState) -> bool {
         let mut course = Vec::new();
         self.course(state, &mut course);
-        course.is_empty() && mutant::with(self.setup.mutant, || self.follow(state, &Action::Pass)) == *state
+        course.is_empty() && mutant::with(self.setup.mutant, || self.follow(state, &ModelAction::Pass)) == *state
     }
 
     /// Lets everything go on without a fault until it comes to rest, or has broken a promise. What does neither is given
     /// back as it is after far more steps than it should take.
-    pub(crate) fn rest_of(&self, mut state: State) -> State {
+    pub(crate) fn rest_of(&self, mut state: ModelState) -> ModelState {
         const STEPS: usize = 1_000;
         for _ in 0..STEPS {
             let mut course = Vec::new();
             self.course(&state, &mut course);
             // Nothing is promised that depends on the order, so any order will do.
-            let action = course.into_iter().next().unwrap_or(Action::Pass);
-            if action == Action::Pass && self.rests(&state) {
+            let action = course.into_iter().next().unwrap_or(ModelAction::Pass);
+            if action == ModelAction::Pass && self.rests(&state) {
                 break;
             }
             self.carry_out(&mut state, &action);
@@ -320,36 +323,36 @@ impl Hypothesis {
     }
 
     /// The state in which a run begins: everybody has joined, and everything has an owner.
-    fn settled(&self) -> State {
-        self.rest_of(State::new(&self.setup))
+    fn settled(&self) -> ModelState {
+        self.rest_of(ModelState::new(&self.setup))
     }
 }
 
-const fn is_fault(action: &Action) -> bool {
+const fn is_fault(action: &ModelAction) -> bool {
     matches!(
         action,
-        Action::Crash(_)
-            | Action::LeaseEnd(_)
-            | Action::DeleteMember(_)
-            | Action::Break(_)
-            | Action::Lose(_)
-            | Action::Cut(_)
-            | Action::CutLeader(_)
-            | Action::Unknown(..)
-            | Action::Depose(_)
-            | Action::GiveUp(..)
+        ModelAction::Crash(_)
+            | ModelAction::LeaseEnd(_)
+            | ModelAction::DeleteMember(_)
+            | ModelAction::Break(_)
+            | ModelAction::Lose(_)
+            | ModelAction::Cut(_)
+            | ModelAction::CutLeader(_)
+            | ModelAction::Unknown(..)
+            | ModelAction::Depose(_)
+            | ModelAction::GiveUp(..)
     )
 }
 
 impl Model for Hypothesis {
-    type State = State;
-    type Action = Action;
+    type State = ModelState;
+    type Action = ModelAction;
 
-    fn init_states(&self) -> Vec<State> {
+    fn init_states(&self) -> Vec<ModelState> {
         mutant::with(self.setup.mutant, || vec![self.settled()])
     }
 
-    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+    fn actions(&self, state: &ModelState, actions: &mut Vec<ModelAction>) {
         if state.wrong.is_some() {
             // What follows a broken promise tells nothing more.
             return;
@@ -360,7 +363,7 @@ impl Model for Hypothesis {
                 self.calls(state, actions);
             }
             if state.delay > 0 {
-                actions.push(Action::Pass);
+                actions.push(ModelAction::Pass);
             }
             if state.budget > 0 {
                 self.faults(state, actions);
@@ -368,7 +371,7 @@ impl Model for Hypothesis {
         });
     }
 
-    fn next_state(&self, state: &State, action: Action) -> Option<State> {
+    fn next_state(&self, state: &ModelState, action: ModelAction) -> Option<ModelState> {
         mutant::with(self.setup.mutant, || Some(self.follow(state, &action)))
     }
 

@@ -11,15 +11,15 @@ use coordinator_core::grants::GrantOp;
 use coordinator_core::machine::{Action, BatchId, Commit, Event, Machine, StreamId};
 
 use crate::promises::{Promise, Wrong};
-use crate::service::Feed;
+use crate::service::NodeFeed;
 use crate::setup::Setup;
-use crate::state::{Part, State};
+use crate::state::{ModelState, Part};
 use crate::store::Floating;
-use crate::stream::{Down, Up};
+use crate::stream::{DownMessage, UpMessage};
 
 /// What becomes of a commit whose outcome its writer does not know at first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Outcome {
+pub enum CommitOutcome {
     /// It was made.
     Made,
     /// It was not.
@@ -30,10 +30,10 @@ pub enum Outcome {
 
 /// A coordinator that believes it leads.
 #[derive(Clone, Debug)]
-pub(crate) struct Leader {
+pub(crate) struct ModelLeader {
     pub(crate) term: Term,
     pub(crate) machine: Arc<Part<Machine>>,
-    pub(crate) feed: Feed,
+    pub(crate) feed: NodeFeed,
     /// Number of its newest batch in the store, as far as it knows.
     pub(crate) written: u64,
     /// What is to be written.
@@ -42,7 +42,7 @@ pub(crate) struct Leader {
     pub(crate) answers: VecDeque<(BatchId, Arc<Commit>, bool)>,
 }
 
-impl Canonical for Leader {
+impl Canonical for ModelLeader {
     fn canon(&self, to: &mut Canon) {
         let Self { term, machine, feed, written, writes, answers } = self;
         to.put(term);
@@ -62,16 +62,16 @@ impl Canonical for Leader {
     }
 }
 
-impl State {
+impl ModelState {
     /// A coordinator begins to lead: it raises the term, reads the store, and has yet to read the nodes.
     pub(crate) fn campaign(&mut self, setup: &Setup) {
         let (term, restored) = Part::edit(&mut self.store).begin(setup);
         let mut machine = Machine::new(setup.machine(), term, self.now, restored);
         let actions = machine.step(self.now, Event::Tick).actions;
-        self.leaders.push(Leader {
+        self.leaders.push(ModelLeader {
             term,
             machine: Part::new(machine),
-            feed: Feed::unread(),
+            feed: NodeFeed::unread(),
             written: 0,
             writes: VecDeque::new(),
             answers: VecDeque::new(),
@@ -115,11 +115,11 @@ impl State {
     }
 
     /// The connection breaks while the oldest write of a leader is committed; what was submitted behind it is refused.
-    pub(crate) fn lose_answer(&mut self, l: usize, outcome: Outcome) {
+    pub(crate) fn lose_answer(&mut self, l: usize, outcome: CommitOutcome) {
         let leader = &mut self.leaders[l];
         let Some((batch, commit)) = leader.writes.pop_front() else { return };
         let (term, number) = (leader.term, leader.written + 1);
-        let made = outcome == Outcome::Made;
+        let made = outcome == CommitOutcome::Made;
         leader.answers.push_back((batch, Arc::clone(&commit), made));
         let behind = std::mem::take(&mut leader.writes);
         leader.answers.extend(behind.into_iter().map(|(batch, commit)| (batch, commit, false)));
@@ -127,13 +127,13 @@ impl State {
             return self.step_down(l);
         }
         match outcome {
-            Outcome::Made => {
+            CommitOutcome::Made => {
                 self.leaders[l].written = number;
                 let applied = Part::edit(&mut self.store).apply(term, number, &commit);
                 self.note(applied);
             }
-            Outcome::Lost => {}
-            Outcome::Late => Part::edit(&mut self.store).floating.push(Floating { term, number, commit }),
+            CommitOutcome::Lost => {}
+            CommitOutcome::Late => Part::edit(&mut self.store).floating.push(Floating { term, number, commit }),
         }
     }
 
@@ -226,12 +226,12 @@ impl State {
             return;
         }
         stream.down.push_back(match message {
-            ToWorker::Welcome(welcome) => Down::Welcome(from, welcome),
+            ToWorker::Welcome(welcome) => DownMessage::Welcome(from, welcome),
             ToWorker::Delta(Delta { base, target, rebalance, entries }) => {
                 let entries = entries.into_iter().filter_map(taken).collect();
-                Down::Delta(from, Delta { base, target, rebalance, entries })
+                DownMessage::Delta(from, Delta { base, target, rebalance, entries })
             }
-            ToWorker::Confirm(confirm) if !confirm.released.is_empty() => Down::Confirm(from, confirm.released),
+            ToWorker::Confirm(confirm) if !confirm.released.is_empty() => DownMessage::Confirm(from, confirm.released),
             // Steps are not announced here, beats are not on the stream, and no worker drains.
             ToWorker::BeatAck(_) | ToWorker::Confirm(_) | ToWorker::Refused(_) | ToWorker::Drained => return,
         });
@@ -243,8 +243,8 @@ impl State {
         let stream = &mut self.streams[at];
         let term = stream.term;
         let event = match stream.up.pop_front() {
-            Some(Up::Message(from, message)) => Event::Received(conn, from, message),
-            Some(Up::End) => {
+            Some(UpMessage::Message(from, message)) => Event::Received(conn, from, message),
+            Some(UpMessage::End) => {
                 stream.close(None);
                 Event::Closed(conn)
             }

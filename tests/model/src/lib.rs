@@ -41,8 +41,8 @@ mod store;
 mod stream;
 mod worker;
 
-pub use checker::{Action, Hypothesis};
+pub use checker::{Hypothesis, ModelAction};
 pub use promises::Promise;
-pub use report::{Finding, Summary, alike, exhaust, find};
-pub use setup::{Fault, Fencing, Setup};
-pub use state::State;
+pub use report::{BrokenPromise, Summary, alike, exhaust, find};
+pub use setup::{Fault, FencingMode, Setup};
+pub use state::ModelState;

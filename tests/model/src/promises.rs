@@ -8,7 +8,7 @@ use coordinator_core::handoff::State as Ownership;
 use stateright::Property;
 
 use crate::checker::Hypothesis;
-use crate::state::State;
+use crate::state::ModelState;
 
 /// A promise of docs/protocol.md, or what follows from them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -67,19 +67,19 @@ impl fmt::Debug for Wrong {
     }
 }
 
-fn kept(state: &State, promise: Promise) -> bool {
+fn kept(state: &ModelState, promise: Promise) -> bool {
     state.wrong.as_ref().is_none_or(|wrong| wrong.promise != promise)
 }
 
 /// Whether at most one worker acts on each appliance.
-fn one_acts(model: &Hypothesis, state: &State) -> bool {
+fn one_acts(model: &Hypothesis, state: &ModelState) -> bool {
     mutant::with(model.setup.mutant, || {
         model.setup.ids().all(|id| state.workers.iter().filter(|w| w.value.acts(state.now, id)).count() <= 1)
     })
 }
 
 /// Whether a state that is left to itself comes to rest in good order. Asked of some states only.
-fn left_to_itself(model: &Hypothesis, state: &State) -> bool {
+fn left_to_itself(model: &Hypothesis, state: &ModelState) -> bool {
     state.wrong.is_some()
         || !state.is_sampled(model.setup.sample)
         || mutant::with(model.setup.mutant, || {
@@ -90,7 +90,7 @@ fn left_to_itself(model: &Hypothesis, state: &State) -> bool {
 }
 
 /// What a state that came to rest lacks, if anything.
-pub(crate) fn unsettled(model: &Hypothesis, state: &State) -> Option<String> {
+pub(crate) fn unsettled(model: &Hypothesis, state: &ModelState) -> Option<String> {
     let now: Timestamp = state.now;
     if !state.workers.iter().any(|worker| worker.value.runs) {
         return None;

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use stateright::{Checker, HasDiscoveries, Model};
 
-use crate::checker::{Action, Hypothesis};
+use crate::checker::{Hypothesis, ModelAction};
 use crate::promises::unsettled;
 use crate::setup::Setup;
 use crate::shared::hash;
-use crate::state::State;
+use crate::state::ModelState;
 
 /// Threads of the checker.
 const THREADS: usize = 2;
@@ -34,22 +34,22 @@ pub struct Summary {
 
 /// A promise that does not hold, and the way there.
 #[derive(Clone, Debug)]
-pub struct Finding {
+pub struct BrokenPromise {
     /// What does not hold.
     pub promise: &'static str,
     /// What happened, in order.
-    pub path: Vec<Action>,
+    pub path: Vec<ModelAction>,
     /// How it was broken, and the state in which it was.
     pub text: String,
     /// Different states that were seen before.
     pub unique: usize,
 }
 
-fn finding(checker: &impl Checker<Hypothesis>) -> Option<Finding> {
+fn finding(checker: &impl Checker<Hypothesis>) -> Option<BrokenPromise> {
     let mut found: Vec<_> = checker.discoveries().into_iter().collect();
     found.sort_by_key(|(name, path)| (path.clone().into_actions().len(), *name));
     let (promise, path) = found.into_iter().next()?;
-    let last: State = path.last_state().clone();
+    let last: ModelState = path.last_state().clone();
     let path = path.into_actions();
     let mut text = String::new();
     let why = match &last.wrong {
@@ -60,14 +60,14 @@ fn finding(checker: &impl Checker<Hypothesis>) -> Option<Finding> {
     for (number, action) in path.iter().enumerate() {
         _ = writeln!(text, "{:>4}. {action:?}", number + 1);
     }
-    Some(Finding { promise, path, text, unique: checker.unique_state_count() })
+    Some(BrokenPromise { promise, path, text, unique: checker.unique_state_count() })
 }
 
 /// Checks every state there is. Goes deep first, so that few states wait in memory.
 ///
 /// # Errors
 /// A promise that does not hold.
-pub fn exhaust(setup: Setup) -> Result<Summary, Box<Finding>> {
+pub fn exhaust(setup: Setup) -> Result<Summary, Box<BrokenPromise>> {
     let started = Instant::now();
     let model = Hypothesis::new(setup.clone());
     let checker = model.checker().finish_when(HasDiscoveries::AnyFailures).threads(THREADS).spawn_dfs().join();
@@ -91,7 +91,7 @@ pub fn exhaust(setup: Setup) -> Result<Summary, Box<Finding>> {
 /// Two states that are told to be equal and do not go on alike, with what happens in only one of them.
 pub fn alike(setup: Setup) -> Result<usize, String> {
     let model = Hypothesis::new(setup);
-    let follow = |state: &State| {
+    let follow = |state: &ModelState| {
         let mut actions = Vec::new();
         model.actions(state, &mut actions);
         let next = actions.into_iter().filter_map(|action| Some((model.next_state(state, action.clone())?, action)));
@@ -100,7 +100,7 @@ pub fn alike(setup: Setup) -> Result<usize, String> {
         next
     };
     let mut met = 0;
-    let mut known: HashMap<u64, (State, Vec<u64>)> = HashMap::new();
+    let mut known: HashMap<u64, (ModelState, Vec<u64>)> = HashMap::new();
     let mut pending = model.init_states();
     while let Some(state) = pending.pop() {
         met += 1;
@@ -126,7 +126,7 @@ pub fn alike(setup: Setup) -> Result<usize, String> {
 
 /// Looks for a promise that does not hold, in at most so many states that are made.
 #[must_use]
-pub fn find(setup: Setup, limit: usize) -> Option<Finding> {
+pub fn find(setup: Setup, limit: usize) -> Option<BrokenPromise> {
     let checker = Hypothesis::new(setup).checker().finish_when(HasDiscoveries::AnyFailures);
     finding(&checker.threads(THREADS).target_state_count(limit).spawn_bfs().join())
 }

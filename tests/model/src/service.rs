@@ -13,11 +13,11 @@ use coordinator_core::machine::Event;
 use coordinator_core::membership::{LeaseNode, Node};
 
 use crate::setup::{LEASE, LEASE_SEEN, Setup};
-use crate::state::{Part, State};
+use crate::state::{ModelState, Part};
 
 /// A change on its way to a leader.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum News {
+pub(crate) enum NodeEvent {
     /// Member nodes came or went: the leader reads them.
     Members,
     /// A lease node was made, or a heartbeat committed.
@@ -28,19 +28,19 @@ pub(crate) enum News {
 
 /// What a leader is told, in order.
 #[derive(Clone, Debug)]
-pub(crate) struct Feed {
+pub(crate) struct NodeFeed {
     /// It has yet to read everything; nothing is told before.
     pub(crate) unread: bool,
-    pub(crate) news: VecDeque<News>,
+    pub(crate) news: VecDeque<NodeEvent>,
 }
 
-impl Feed {
+impl NodeFeed {
     pub(crate) const fn unread() -> Self {
         Self { unread: true, news: VecDeque::new() }
     }
 
-    fn push(&mut self, news: News) {
-        if !self.unread && (matches!(news, News::Over(_)) || !self.news.contains(&news)) {
+    fn push(&mut self, news: NodeEvent) {
+        if !self.unread && (matches!(news, NodeEvent::Over(_)) || !self.news.contains(&news)) {
             self.news.push_back(news);
         }
     }
@@ -48,7 +48,7 @@ impl Feed {
 
 /// The nodes of one life.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Nodes {
+pub(crate) struct LifeNodes {
     /// Number of the worker.
     pub(crate) worker: usize,
     pub(crate) member: bool,
@@ -56,14 +56,14 @@ pub(crate) struct Nodes {
 
 const NODE: LeaseNode = LeaseNode { lease: LEASE, evicted: false };
 
-impl State {
-    fn feed(&mut self, news: &News) {
+impl ModelState {
+    fn feed(&mut self, news: &NodeEvent) {
         self.leaders.iter_mut().for_each(|leader| leader.feed.push(news.clone()));
     }
 
     fn members(&self, setup: &Setup) -> BTreeMap<common::WorkerId, Node> {
         let members = self.nodes.iter().filter(|(_, nodes)| nodes.member);
-        let node = |(Life { worker: name, incarnation }, nodes): (&Life, &Nodes)| {
+        let node = |(Life { worker: name, incarnation }, nodes): (&Life, &LifeNodes)| {
             (name.clone(), Node { incarnation: *incarnation, profile: setup.profile(nodes.worker) })
         };
         members.map(node).collect()
@@ -77,9 +77,9 @@ impl State {
             Event::Read { members: self.members(setup), leases }
         } else {
             match leader.feed.news.pop_front() {
-                Some(News::Members) => Event::Members(self.members(setup)),
-                Some(News::Beat(life)) => Event::Observed(life, NODE),
-                Some(News::Over(life)) => Event::Over(life),
+                Some(NodeEvent::Members) => Event::Members(self.members(setup)),
+                Some(NodeEvent::Beat(life)) => Event::Observed(life, NODE),
+                Some(NodeEvent::Over(life)) => Event::Over(life),
                 None => return,
             }
         };
@@ -88,18 +88,18 @@ impl State {
 
     /// Both nodes of a life are made at once.
     pub(crate) fn make_nodes(&mut self, worker: usize, life: &Life) {
-        self.nodes.insert(life.clone(), Nodes { worker, member: true });
-        self.feed(&News::Members);
-        self.feed(&News::Beat(life.clone()));
+        self.nodes.insert(life.clone(), LifeNodes { worker, member: true });
+        self.feed(&NodeEvent::Members);
+        self.feed(&NodeEvent::Beat(life.clone()));
     }
 
     /// Both nodes of a life go at once.
     pub(crate) fn delete_nodes(&mut self, life: &Life) {
         let Some(nodes) = self.nodes.remove(life) else { return };
         // Heartbeats that a leader has not heard of stay in front of the news of the end.
-        self.feed(&News::Over(life.clone()));
+        self.feed(&NodeEvent::Over(life.clone()));
         if nodes.member {
-            self.feed(&News::Members);
+            self.feed(&NodeEvent::Members);
         }
     }
 
@@ -107,13 +107,13 @@ impl State {
     pub(crate) fn delete_member(&mut self, life: &Life) {
         if let Some(nodes) = self.nodes.get_mut(life) {
             nodes.member = false;
-            self.feed(&News::Members);
+            self.feed(&NodeEvent::Members);
         }
     }
 
     /// A leader is cut off from the service, and connects anew.
     pub(crate) fn cut_leader(&mut self, l: usize) {
-        self.leaders[l].feed = Feed::unread();
+        self.leaders[l].feed = NodeFeed::unread();
     }
 
     /// A step of time passes. Heartbeats are committed of whoever is not cut off, and every leader looks at its clock.
@@ -146,7 +146,7 @@ impl State {
                     self.lead(l, Event::Observed(life.clone(), NODE), &[]);
                 }
             } else {
-                beats.iter().for_each(|life| feed.push(News::Beat(life.clone())));
+                beats.iter().for_each(|life| feed.push(NodeEvent::Beat(life.clone())));
             }
             self.lead(l, Event::Tick, &[]);
             l += usize::from(self.leaders.get(l).is_some_and(|leader| leader.term == term));
@@ -155,7 +155,7 @@ impl State {
     }
 }
 
-impl Canonical for Feed {
+impl Canonical for NodeFeed {
     fn canon(&self, to: &mut Canon) {
         let Self { unread, news } = self;
         to.put(unread);
@@ -163,7 +163,7 @@ impl Canonical for Feed {
     }
 }
 
-impl Canonical for News {
+impl Canonical for NodeEvent {
     fn canon(&self, to: &mut Canon) {
         match self {
             Self::Members => to.plain(0),
@@ -173,7 +173,7 @@ impl Canonical for News {
     }
 }
 
-impl Canonical for Nodes {
+impl Canonical for LifeNodes {
     fn canon(&self, to: &mut Canon) {
         to.put(&(self.worker, self.member));
     }

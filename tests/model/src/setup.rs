@@ -62,7 +62,7 @@ impl Fault {
 
 /// What keeps apart the calls of two owners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Fencing {
+pub enum FencingMode {
     /// What the appliance runs on refuses older tokens.
     Tokens,
     /// It looks at no token: a new owner waits.
@@ -83,7 +83,7 @@ pub struct Setup {
     /// Which faults there are.
     pub faults: &'static [Fault],
     /// What keeps calls apart.
-    pub fencing: Fencing,
+    pub fencing: FencingMode,
     /// Killed workers come back under their name.
     pub restart: bool,
     /// Steps of time in which the wait for a lease is over.
@@ -106,7 +106,7 @@ impl Default for Setup {
             appliances: 1,
             budget: 1,
             faults: &Fault::ALL,
-            fencing: Fencing::Tokens,
+            fencing: FencingMode::Tokens,
             restart: false,
             steps: 1,
             delay: 2,
@@ -164,8 +164,8 @@ impl Setup {
             pid: 1,
             lease: LEASE,
             holds: match self.fencing {
-                Fencing::Tokens => BTreeMap::new(),
-                Fencing::Holds => [(Driver::Simulated, HOLD)].into(),
+                FencingMode::Tokens => BTreeMap::new(),
+                FencingMode::Holds => [(Driver::Simulated, HOLD)].into(),
             },
         }
     }

@@ -16,9 +16,9 @@ use coordinator_core::checks;
 use coordinator_core::machine::{Action, Event, Machine};
 
 use crate::state::Part;
-use crate::store::Store;
+use crate::store::ModelStore;
 use crate::stream::put_message;
-use crate::worker::Worker;
+use crate::worker::ModelWorker;
 
 /// Parts of the tables, so that the threads of the checker seldom wait for each other.
 const SHARDS: usize = 64;
@@ -28,22 +28,22 @@ const STEPS: usize = 1_024;
 
 /// What a step led to.
 #[derive(Clone)]
-pub(crate) struct Step {
+pub(crate) struct CachedStep {
     pub(crate) machine: Arc<Part<Machine>>,
     pub(crate) actions: Arc<Vec<Action>>,
     /// What the checks of the machine found.
     pub(crate) wrong: Option<Arc<str>>,
 }
 
-struct Table<V>(Vec<Mutex<HashMap<u64, V>>>);
+struct CacheTable<V>(Vec<Mutex<HashMap<u64, V>>>);
 
-impl<V> Default for Table<V> {
+impl<V> Default for CacheTable<V> {
     fn default() -> Self {
         Self((0..SHARDS).map(|_| Mutex::default()).collect())
     }
 }
 
-impl<V> Table<V> {
+impl<V> CacheTable<V> {
     fn with<R>(&self, key: u64, use_it: impl FnOnce(&mut HashMap<u64, V>) -> R) -> R {
         let shard = &self.0[key as usize % SHARDS];
         // Whole after any panic: it only ever changes by one insertion or removal.
@@ -51,7 +51,7 @@ impl<V> Table<V> {
     }
 }
 
-impl<T: Canonical> Table<Weak<Part<T>>> {
+impl<T: Canonical> CacheTable<Weak<Part<T>>> {
     /// Puts an equal part in the place of one that was changed, if there is one.
     fn unify(&self, part: &mut Arc<Part<T>>) {
         if part.is_written() {
@@ -74,25 +74,25 @@ impl<T: Canonical> Table<Weak<Part<T>>> {
 
 /// What the states of one check share.
 #[derive(Default)]
-pub(crate) struct Shared {
-    machines: Table<Weak<Part<Machine>>>,
-    workers: Table<Weak<Part<Worker>>>,
-    stores: Table<Weak<Part<Store>>>,
-    steps: Table<Step>,
+pub(crate) struct SharedParts {
+    machines: CacheTable<Weak<Part<Machine>>>,
+    workers: CacheTable<Weak<Part<ModelWorker>>>,
+    stores: CacheTable<Weak<Part<ModelStore>>>,
+    steps: CacheTable<CachedStep>,
 }
 
-impl fmt::Debug for Shared {
+impl fmt::Debug for SharedParts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Shared")
     }
 }
 
-impl Shared {
-    pub(crate) fn worker(&self, part: &mut Arc<Part<Worker>>) {
+impl SharedParts {
+    pub(crate) fn worker(&self, part: &mut Arc<Part<ModelWorker>>) {
         self.workers.unify(part);
     }
 
-    pub(crate) fn store(&self, part: &mut Arc<Part<Store>>) {
+    pub(crate) fn store(&self, part: &mut Arc<Part<ModelStore>>) {
         self.stores.unify(part);
     }
 
@@ -101,7 +101,7 @@ impl Shared {
     }
 
     /// A machine takes in one thing and looks at the time.
-    pub(crate) fn step(&self, machine: &Arc<Part<Machine>>, now: Timestamp, event: Event) -> Step {
+    pub(crate) fn step(&self, machine: &Arc<Part<Machine>>, now: Timestamp, event: Event) -> CachedStep {
         let mut happens = Canon::default();
         put_event(&event, &mut happens);
         let key = hash(&(machine.words(), now, happens.into_words()));
@@ -114,7 +114,7 @@ impl Shared {
         actions.extend(changed.step(now, Event::Tick).actions);
         let wrong = checks::machine(changed).into_iter().next().map(Arc::from);
         self.machine(&mut next);
-        let step = Step { machine: next, actions: Arc::new(actions), wrong };
+        let step = CachedStep { machine: next, actions: Arc::new(actions), wrong };
         self.steps.with(key, |steps| {
             if steps.len() >= STEPS {
                 steps.clear();

@@ -10,14 +10,14 @@ use common::canon::{self, Canon, Canonical, Sort};
 use common::{ApplianceId, Timestamp, Token};
 use coordinator_core::machine::StreamId;
 
-use crate::leader::Leader;
+use crate::leader::ModelLeader;
 use crate::promises::Wrong;
-use crate::service::Nodes;
+use crate::service::LifeNodes;
 use crate::setup::{START, Setup};
-use crate::shared::{Shared, hash};
-use crate::store::Store;
-use crate::stream::Stream;
-use crate::worker::{Worker, put_over};
+use crate::shared::{SharedParts, hash};
+use crate::store::ModelStore;
+use crate::stream::ModelStream;
+use crate::worker::{ModelWorker, put_over};
 
 /// A part that many states share, with its words.
 pub(crate) struct Part<T> {
@@ -71,7 +71,7 @@ impl<T: Clone> Part<T> {
 
 /// A call that nobody waits for and that may take effect before `over`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Call {
+pub(crate) struct PendingCall {
     pub(crate) appliance: ApplianceId,
     pub(crate) token: Token,
     pub(crate) over: Timestamp,
@@ -79,28 +79,28 @@ pub(crate) struct Call {
 
 /// Everything there is.
 #[derive(Clone, Debug)]
-pub struct State {
+pub struct ModelState {
     pub(crate) now: Timestamp,
     /// Faults that may strike yet.
     pub(crate) budget: u8,
     /// Steps of time that may pass before what is on its way has to arrive.
     pub(crate) delay: u8,
     /// Coordinators that believe they lead, the newest last.
-    pub(crate) leaders: Vec<Leader>,
-    pub(crate) workers: Vec<Arc<Part<Worker>>>,
-    pub(crate) streams: Vec<Stream>,
-    pub(crate) nodes: BTreeMap<Life, Nodes>,
-    pub(crate) store: Arc<Part<Store>>,
+    pub(crate) leaders: Vec<ModelLeader>,
+    pub(crate) workers: Vec<Arc<Part<ModelWorker>>>,
+    pub(crate) streams: Vec<ModelStream>,
+    pub(crate) nodes: BTreeMap<Life, LifeNodes>,
+    pub(crate) store: Arc<Part<ModelStore>>,
     /// What the appliances run on: the highest token that came, or with holds that of the newest owner who started a call.
     pub(crate) things: BTreeMap<ApplianceId, Token>,
-    pub(crate) calls: Vec<Call>,
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) calls: Vec<PendingCall>,
+    pub(crate) shared: Arc<SharedParts>,
     pub(crate) next_conn: StreamId,
     pub(crate) next_life: u128,
     pub(crate) wrong: Option<Wrong>,
 }
 
-impl State {
+impl ModelState {
     /// One leader, workers without a life, appliances without an owner.
     pub(crate) fn new(setup: &Setup) -> Self {
         let mut this = Self {
@@ -108,10 +108,10 @@ impl State {
             budget: setup.budget,
             delay: setup.delay,
             leaders: Vec::new(),
-            workers: (0..setup.workers).map(|n| Part::new(Worker::new(n))).collect(),
+            workers: (0..setup.workers).map(|n| Part::new(ModelWorker::new(n))).collect(),
             streams: Vec::new(),
             nodes: BTreeMap::new(),
-            store: Part::new(Store::default()),
+            store: Part::new(ModelStore::default()),
             things: BTreeMap::new(),
             calls: Vec::new(),
             shared: Arc::default(),
@@ -151,13 +151,13 @@ impl State {
     pub(crate) fn is_busy(&self) -> bool {
         self.streams.iter().any(|s| !s.up.is_empty() || !s.down.is_empty())
             || self.leaders.iter().any(|leader| {
-                let Leader { feed, writes, answers, .. } = leader;
+                let ModelLeader { feed, writes, answers, .. } = leader;
                 feed.unread || !feed.news.is_empty() || !writes.is_empty() || !answers.is_empty()
             })
     }
 
     /// The leader of the newest term, if it still leads.
-    pub(crate) fn leader(&self) -> Option<&Leader> {
+    pub(crate) fn leader(&self) -> Option<&ModelLeader> {
         self.leaders.last().filter(|leader| leader.term == self.store.value.term)
     }
 
@@ -195,7 +195,7 @@ impl State {
         canon.put(&**store);
         canon.put(things);
         canon.put(&calls.len());
-        for Call { appliance, token, over } in calls {
+        for PendingCall { appliance, token, over } in calls {
             canon.put(&(appliance, token));
             put_over(Some(*over), &mut canon);
         }
@@ -233,13 +233,13 @@ fn relate(mut words: Vec<u64>, now: Timestamp) -> Vec<u64> {
     words
 }
 
-impl Hash for State {
+impl Hash for ModelState {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.words().iter().for_each(|word| state.write_u64(*word));
     }
 }
 
-impl PartialEq for State {
+impl PartialEq for ModelState {
     fn eq(&self, other: &Self) -> bool {
         self.words() == other.words()
     }

@@ -24,7 +24,7 @@ pub(crate) struct Floating {
 
 /// What the disk has.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Store {
+pub(crate) struct ModelStore {
     pub(crate) term: Term,
     /// Number of the newest batch of the term.
     pub(crate) batch: u64,
@@ -35,7 +35,7 @@ pub(crate) struct Store {
     pub(crate) floating: Vec<Floating>,
 }
 
-impl Store {
+impl ModelStore {
     /// Whether batch `number` of `term` is the next in the chain.
     pub(crate) fn takes(&self, term: Term, number: u64) -> bool {
         if term == self.term {
@@ -100,7 +100,7 @@ impl Store {
     }
 }
 
-impl Canonical for Store {
+impl Canonical for ModelStore {
     fn canon(&self, to: &mut Canon) {
         let Self { term, batch, grants, members, newest, floating } = self;
         to.put(term);

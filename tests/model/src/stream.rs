@@ -9,7 +9,7 @@ use coordinator_core::machine::{Refusal, StreamId};
 
 /// A message to a coordinator.
 #[derive(Clone, Debug)]
-pub(crate) enum Up {
+pub(crate) enum UpMessage {
     Message(Envelope, ToCoordinator),
     /// The worker's side of the stream has ended.
     End,
@@ -17,7 +17,7 @@ pub(crate) enum Up {
 
 /// A message to a worker.
 #[derive(Clone, Debug)]
-pub(crate) enum Down {
+pub(crate) enum DownMessage {
     Welcome(Envelope, Welcome),
     Delta(Envelope, Delta<Edition>),
     /// Releases that the store has.
@@ -28,7 +28,7 @@ pub(crate) enum Down {
 
 /// One stream.
 #[derive(Clone, Debug)]
-pub(crate) struct Stream {
+pub(crate) struct ModelStream {
     pub(crate) conn: StreamId,
     /// Which worker opened it.
     pub(crate) worker: usize,
@@ -40,11 +40,11 @@ pub(crate) struct Stream {
     pub(crate) read: bool,
     /// The leader is at its end.
     pub(crate) heard: bool,
-    pub(crate) up: VecDeque<Up>,
-    pub(crate) down: VecDeque<Down>,
+    pub(crate) up: VecDeque<UpMessage>,
+    pub(crate) down: VecDeque<DownMessage>,
 }
 
-impl Stream {
+impl ModelStream {
     /// Nothing can come of it any more.
     pub(crate) fn is_over(&self) -> bool {
         !self.heard && !self.read && self.down.is_empty()
@@ -55,7 +55,7 @@ impl Stream {
         self.heard = false;
         self.up.clear();
         if self.read {
-            self.down.push_back(Down::End(why));
+            self.down.push_back(DownMessage::End(why));
         }
     }
 
@@ -64,17 +64,17 @@ impl Stream {
     pub(crate) fn leave(&mut self, late: bool) {
         self.read = false;
         if self.heard {
-            self.up.push_back(Up::End);
+            self.up.push_back(UpMessage::End);
         }
         if !late {
             self.down.clear();
         }
         // Whoever left learns nothing of the end.
-        self.down.retain(|down| !matches!(down, Down::End(_)));
+        self.down.retain(|down| !matches!(down, DownMessage::End(_)));
     }
 }
 
-impl Canonical for Stream {
+impl Canonical for ModelStream {
     fn canon(&self, to: &mut Canon) {
         let Self { conn, worker, term, envelope, read, heard, up, down } = self;
         to.conn(*conn);
@@ -85,7 +85,7 @@ impl Canonical for Stream {
     }
 }
 
-impl Canonical for Up {
+impl Canonical for UpMessage {
     fn canon(&self, to: &mut Canon) {
         match self {
             Self::Message(from, message) => {
@@ -113,7 +113,7 @@ fn put_entry(entry: &DeltaEntry<Edition>, to: &mut Canon) {
     }
 }
 
-impl Canonical for Down {
+impl Canonical for DownMessage {
     fn canon(&self, to: &mut Canon) {
         match self {
             Self::Welcome(from, welcome) => to.put(&(0_u32, from, &welcome.keep)),

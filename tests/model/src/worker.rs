@@ -13,16 +13,16 @@ use worker_core::assignments::{Assignments, Effect, Refused};
 use worker_core::gate::{Gate, hold_left, hold_until};
 
 use crate::promises::{Promise, Wrong};
-use crate::setup::{Fencing, HOLD, LEASE_SEEN, Setup};
-use crate::state::{Call, Part, State};
-use crate::stream::{Down, Stream, Up, ends_life};
+use crate::setup::{FencingMode, HOLD, LEASE_SEEN, Setup};
+use crate::state::{ModelState, Part, PendingCall};
+use crate::stream::{DownMessage, ModelStream, UpMessage, ends_life};
 
 /// A call that may take effect at any time.
 pub(crate) const FOREVER: Timestamp = Timestamp::from_nanos(u64::MAX);
 
 /// What a worker does about one appliance.
 #[derive(Clone, Debug)]
-pub(crate) struct Task {
+pub(crate) struct ModelTask {
     pub(crate) token: Token,
     /// A call runs, and has ended at this moment at the latest.
     pub(crate) running: Option<Timestamp>,
@@ -36,7 +36,7 @@ pub(crate) struct Task {
 
 /// A worker: what belongs to its name, and the process while there is one.
 #[derive(Clone, Debug)]
-pub(crate) struct Worker {
+pub(crate) struct ModelWorker {
     pub(crate) name: WorkerId,
     /// The process exists.
     pub(crate) runs: bool,
@@ -52,14 +52,14 @@ pub(crate) struct Worker {
     /// The stream it is at the end of.
     pub(crate) link: Option<StreamId>,
     pub(crate) welcomed: bool,
-    pub(crate) tasks: BTreeMap<ApplianceId, Task>,
+    pub(crate) tasks: BTreeMap<ApplianceId, ModelTask>,
     /// Highest token taken under this name, by appliance (I3).
     newest: BTreeMap<ApplianceId, Token>,
     /// Highest term whose messages this process applied (I5).
     term: Term,
 }
 
-impl Worker {
+impl ModelWorker {
     pub(crate) fn new(number: usize) -> Self {
         Self {
             name: Setup::worker(number),
@@ -84,11 +84,11 @@ impl Worker {
     }
 
     /// Whether a call of this task may start.
-    pub(crate) fn may_begin(&self, now: Timestamp, id: ApplianceId, fencing: Fencing) -> bool {
+    pub(crate) fn may_begin(&self, now: Timestamp, id: ApplianceId, fencing: FencingMode) -> bool {
         self.tasks.get(&id).is_some_and(|task| {
             let gate = match fencing {
-                Fencing::Tokens => self.gate.pass(now, id, task.token),
-                Fencing::Holds => self.gate.pass_unfenced(now, id, task.token),
+                FencingMode::Tokens => self.gate.pass(now, id, task.token),
+                FencingMode::Holds => self.gate.pass_unfenced(now, id, task.token),
             };
             self.runs && task.running.is_none() && !task.releasing && gate.is_ok()
         })
@@ -110,17 +110,17 @@ impl Worker {
     }
 
     /// Ends what a process of this name did. Calls that run go on without it.
-    fn end(&mut self, calls: &mut Vec<Call>) {
+    fn end(&mut self, calls: &mut Vec<PendingCall>) {
         for (id, task) in std::mem::take(&mut self.tasks) {
-            calls.extend(task.running.map(|over| Call { appliance: id, token: task.token, over }));
+            calls.extend(task.running.map(|over| PendingCall { appliance: id, token: task.token, over }));
         }
         self.link = None;
         self.welcomed = false;
     }
 }
 
-impl State {
-    pub(crate) fn worker(&mut self, w: usize) -> &mut Worker {
+impl ModelState {
+    pub(crate) fn worker(&mut self, w: usize) -> &mut ModelWorker {
         Part::edit(&mut self.workers[w])
     }
 
@@ -184,14 +184,14 @@ impl State {
         let (from, hello) = worker.assignments.hello(&name, &setup.profile(w));
         worker.link = Some(conn);
         worker.welcomed = false;
-        self.streams.push(Stream {
+        self.streams.push(ModelStream {
             conn,
             worker: w,
             term: self.leaders[l].term,
             envelope: None,
             read: true,
             heard: true,
-            up: [Up::Message(from, ToCoordinator::Hello(Box::new(hello)))].into(),
+            up: [UpMessage::Message(from, ToCoordinator::Hello(Box::new(hello)))].into(),
             down: [].into(),
         });
     }
@@ -225,7 +225,7 @@ impl State {
             return;
         }
         match down {
-            Down::Welcome(from, welcome) => match worker.assignments.welcome(from, &welcome.keep) {
+            DownMessage::Welcome(from, welcome) => match worker.assignments.welcome(from, &welcome.keep) {
                 Ok(effects) => {
                     worker.welcomed = true;
                     self.applied(w, from);
@@ -238,8 +238,8 @@ impl State {
                 Err(_) => self.leave_stream(w, false),
             },
             // Nothing applies between `Hello` and `Welcome`; what is late still has to be refused by the holdings.
-            Down::Delta(..) | Down::Confirm(..) if !late && !worker.welcomed => {}
-            Down::Delta(from, delta) => match worker.assignments.delta(from, delta) {
+            DownMessage::Delta(..) | DownMessage::Confirm(..) if !late && !worker.welcomed => {}
+            DownMessage::Delta(from, delta) => match worker.assignments.delta(from, delta) {
                 Ok(effects) => {
                     self.applied(w, from);
                     let answers = self.apply(w, effects);
@@ -248,13 +248,13 @@ impl State {
                 Err(Refused::Stale) => {}
                 Err(Refused::Base { .. }) => self.leave_stream(w, false),
             },
-            Down::Confirm(from, list) => {
+            DownMessage::Confirm(from, list) => {
                 if worker.assignments.confirm(from, &list).is_ok() {
                     self.applied(w, from);
                 }
             }
-            Down::End(_) if late => {}
-            Down::End(why) => {
+            DownMessage::End(_) if late => {}
+            DownMessage::End(why) => {
                 self.leave_stream(w, false);
                 if ends_life(why.as_ref()) {
                     self.end_life(w);
@@ -278,7 +278,7 @@ impl State {
         let Some(from) = worker.assignments.envelope().filter(|_| worker.welcomed) else { return };
         let answers = Ack { applied: worker.assignments.version(), ..answers };
         let Some(stream) = self.streams.iter_mut().find(|s| Some(s.conn) == worker.link && s.heard) else { return };
-        stream.up.push_back(Up::Message(from, ToCoordinator::Ack(answers)));
+        stream.up.push_back(UpMessage::Message(from, ToCoordinator::Ack(answers)));
     }
 
     fn apply(&mut self, w: usize, effects: Vec<Effect<Edition>>) -> Ack {
@@ -309,7 +309,7 @@ impl State {
         let now = self.now;
         let worker = self.worker(w);
         let newest = worker.newest.insert(id, token);
-        let task = Task { token, running: None, releasing: false, late: None, over: false };
+        let task = ModelTask { token, running: None, releasing: false, late: None, over: false };
         let former = worker.tasks.insert(id, task);
         worker.gate.admit(now, id, token, hold);
         let name = worker.name.clone();
@@ -351,7 +351,7 @@ impl State {
     /// Gives up what is to be given up and has no call that runs.
     pub(crate) fn end_releases(&mut self) {
         for w in 0..self.workers.len() {
-            let due = |task: &Task| task.releasing && task.running.is_none();
+            let due = |task: &ModelTask| task.releasing && task.running.is_none();
             let tasks = &self.workers[w].value.tasks;
             let due: Vec<(ApplianceId, Token)> =
                 tasks.iter().filter(|(_, task)| due(task)).map(|(id, task)| (*id, task.token)).collect();
@@ -367,13 +367,13 @@ impl State {
     /// A call starts.
     pub(crate) fn begin_call(&mut self, setup: &Setup, w: usize, id: ApplianceId) {
         let over = match setup.fencing {
-            Fencing::Tokens => FOREVER,
-            Fencing::Holds => hold_until(self.now, HOLD),
+            FencingMode::Tokens => FOREVER,
+            FencingMode::Holds => hold_until(self.now, HOLD),
         };
         let Some(task) = self.worker(w).tasks.get_mut(&id) else { return };
         task.running = Some(over);
         let token = task.token;
-        if setup.fencing == Fencing::Holds {
+        if setup.fencing == FencingMode::Holds {
             // Nobody looks at the token but the check: from now on nothing of a former owner may take effect.
             let thing = self.things.entry(id).or_default();
             *thing = (*thing).max(token);
@@ -398,7 +398,7 @@ impl State {
         let Some(over) = task.running.take() else { return };
         task.late = (over != FOREVER).then_some(over).max(task.late);
         let token = task.token;
-        self.calls.push(Call { appliance: id, token, over });
+        self.calls.push(PendingCall { appliance: id, token, over });
         self.end_releases();
     }
 
@@ -413,15 +413,15 @@ impl State {
         let newest = *thing;
         match setup.fencing {
             // Refused.
-            Fencing::Tokens if token < newest && !mutant::is(Mutant::BackendIgnoresTokens) => {}
-            Fencing::Tokens => {
+            FencingMode::Tokens if token < newest && !mutant::is(Mutant::BackendIgnoresTokens) => {}
+            FencingMode::Tokens => {
                 *thing = newest.max(token);
                 if token < newest {
                     let text = format!("a call under {token} takes effect on {id} after one under {newest}");
                     self.note(Err(Wrong::new(Promise::I3, text)));
                 }
             }
-            Fencing::Holds => {
+            FencingMode::Holds => {
                 if token < newest {
                     let text = format!("a call under {token} takes effect on {id} after one under {newest} started");
                     self.note(Err(Wrong::new(Promise::LateEffect, text)));
@@ -439,7 +439,7 @@ pub(crate) fn put_over(over: Option<Timestamp>, to: &mut Canon) {
     }
 }
 
-impl Canonical for Worker {
+impl Canonical for ModelWorker {
     fn canon(&self, to: &mut Canon) {
         let Self {
             name,
@@ -466,7 +466,7 @@ impl Canonical for Worker {
         }
         to.put(welcomed);
         to.put(&tasks.len());
-        for (id, Task { token, running, releasing, late, over }) in tasks {
+        for (id, ModelTask { token, running, releasing, late, over }) in tasks {
             to.put(&(id, token));
             put_over(*running, to);
             put_over(*late, to);

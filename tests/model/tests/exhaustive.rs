@@ -1,7 +1,7 @@
 //! Every state of every setup that fits into a run of the tests; with `RUG_MODEL_FULL=1` also of those that do not.
 //! `RUG_MODEL_ONLY=text` checks the setups whose name holds this text, whatever their size.
 
-use model::{Fault, Fencing, Setup, alike, exhaust};
+use model::{Fault, FencingMode, Setup, alike, exhaust};
 
 /// Faults while one coordinator leads, other than of calls.
 const PLAIN: &[Fault] =
@@ -18,7 +18,7 @@ const LATE: &[Fault] =
 /// Setups, and whether they take more than a run of the tests has.
 fn setups() -> Vec<(Setup, bool)> {
     let gates = Setup { calls: false, faults: PLAIN, ..Setup::default() };
-    let holds = Setup { fencing: Fencing::Holds, faults: LATE, ..Setup::default() };
+    let holds = Setup { fencing: FencingMode::Holds, faults: LATE, ..Setup::default() };
     vec![
         (Setup { name: "2 workers, 1 appliance, tokens, no fault", budget: 0, ..Setup::default() }, false),
         (Setup { name: "2 workers, 1 appliance, tokens and calls, 1 fault", ..Setup::default() }, false),

@@ -3,7 +3,7 @@
 //! `RUG_MODEL_MUTANT=Name` tries one of them; with `RUG_MODEL_PATHS=1` the ways to their mistakes are printed.
 
 use common::mutant::Mutant;
-use model::{Fault, Fencing, Setup, find};
+use model::{Fault, FencingMode, Setup, find};
 
 /// States that may be made before a mutant counts as not found.
 const LIMIT: usize = 1_000_000;
@@ -14,7 +14,7 @@ fn setup(mutant: Mutant) -> Result<Setup, &'static str> {
     let one = |faults| Setup { faults, budget: 1, ..base.clone() };
     let two = |faults| Setup { faults, budget: 2, ..base.clone() };
     let called = |setup| Setup { calls: true, ..setup };
-    let held = |setup| Setup { calls: true, fencing: Fencing::Holds, ..setup };
+    let held = |setup| Setup { calls: true, fencing: FencingMode::Holds, ..setup };
     Ok(match mutant {
         Mutant::NoTermCheck => two(&[Fault::Deposed, Fault::NodeDeleted]),
         Mutant::GrantNotPersisted => one(&[Fault::Crash]),

@@ -9,10 +9,10 @@ use std::time::Duration;
 use common::mutant::{self, Mutant};
 use common::{ApplianceId, Token};
 
-use super::Time;
-use super::tasks::Said;
-use super::worker::Timer;
-use super::world::{Ev, World};
+use super::SimTime;
+use super::tasks::CallReply;
+use super::worker::WorkerTimer;
+use super::world::{SimEvent, SimWorld};
 
 /// What happened to one appliance, as the appliance itself saw it.
 #[derive(Clone, Debug, Default)]
@@ -34,7 +34,7 @@ pub(super) struct Journal {
 
 /// One call that changes the world.
 #[derive(Clone, Debug)]
-pub(super) struct Call {
+pub(super) struct BackendCall {
     /// Rises with every call of the world.
     pub(super) number: u64,
     pub(super) place: usize,
@@ -46,25 +46,25 @@ pub(super) struct Call {
     pub(super) hold: Option<Duration>,
 }
 
-impl World {
+impl SimWorld {
     /// A call has left its worker.
-    pub(super) fn call_starts(&mut self, call: Call) {
+    pub(super) fn call_starts(&mut self, call: BackendCall) {
         if let Some(hold) = call.hold {
             let journal = self.journals.entry(call.id).or_default();
             let newest = journal.started;
             journal.started = newest.max(call.token);
             if call.token < newest && !self.database.restored {
-                let Call { place, id, token, .. } = call;
+                let BackendCall { place, id, token, .. } = call;
                 self.fail(format!("I1: w{} starts a call on {id} under {token} after one under {newest}", place + 1));
             }
-            let longest = hold.as_nanos() as Time;
+            let longest = hold.as_nanos() as SimTime;
             let slow = self.is_slow();
             let takes = if slow { self.rng.below(longest) } else { self.rng.micros(100, 20_000).min(longest) };
-            self.after(takes, Ev::Lands(Box::new(call)));
+            self.after(takes, SimEvent::Lands(Box::new(call)));
         } else {
             let slow = self.is_slow();
             let takes = if slow { self.rng.millis(20, 6_000) } else { self.rng.micros(100, 20_000) };
-            self.after(takes, Ev::Lands(Box::new(call)));
+            self.after(takes, SimEvent::Lands(Box::new(call)));
         }
     }
 
@@ -73,15 +73,15 @@ impl World {
     }
 
     /// A call takes effect, or is refused.
-    pub(super) fn call_lands(&mut self, call: Call) {
+    pub(super) fn call_lands(&mut self, call: BackendCall) {
         let restored = self.database.restored;
-        let Call { number, place, process, id, token, destroys, hold } = call;
+        let BackendCall { number, place, process, id, token, destroys, hold } = call;
         let journal = self.journals.entry(id).or_default();
         let newest = (journal.token, journal.call);
         let fenced = hold.is_none();
         if fenced && (token, number) < newest && !mutant::is(Mutant::BackendIgnoresTokens) {
             self.note(|| format!("{id} refuses call {number} of w{} under {token}: {} is newer", place + 1, newest.0));
-            let said = if token < newest.0 { Said::Newer(newest.0) } else { Said::Done };
+            let said = if token < newest.0 { CallReply::Newer(newest.0) } else { CallReply::Done };
             return self.answer_call(place, process, (id, token, number), said);
         }
         if fenced && token < newest.0 {
@@ -104,12 +104,12 @@ impl World {
             self.note(|| format!("call {number} of w{} on {id} under {token} takes effect", place + 1));
         }
         if !(self.faulty() && self.rng.chance(4)) {
-            self.answer_call(place, process, (id, token, number), Said::Done);
+            self.answer_call(place, process, (id, token, number), CallReply::Done);
         }
     }
 
-    fn answer_call(&mut self, place: usize, process: u64, of: (ApplianceId, Token, u64), said: Said) {
+    fn answer_call(&mut self, place: usize, process: u64, of: (ApplianceId, Token, u64), said: CallReply) {
         let delay = self.rng.micros(50, 2_000);
-        self.after(delay, Ev::Timer { place, process, timer: Timer::Called(of, said) });
+        self.after(delay, SimEvent::Timer { place, process, timer: WorkerTimer::Called(of, said) });
     }
 }

@@ -14,15 +14,15 @@ use common::{ApplianceId, Edition, Generation, Term, Token};
 use coordinator_core::grants::{GrantOp, Granted, StoredGrant, StoredMember};
 use coordinator_core::machine::{BatchId, Commit};
 
-use super::Time;
-use super::world::{Ev, Node, World};
+use super::SimTime;
+use super::world::{SimEvent, SimHost, SimWorld};
 
 /// Term and number of a batch.
 pub(super) type Position = (Term, u64);
 
 /// An appliance as the store has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Record {
+pub(super) struct ApplianceRow {
     pub(super) id: ApplianceId,
     pub(super) driver: Driver,
     pub(super) edition: Edition,
@@ -31,52 +31,52 @@ pub(super) struct Record {
 
 /// What is to be stored.
 #[derive(Clone, Debug)]
-pub(super) enum Write {
+pub(super) enum DatabaseWrite {
     Batch(BatchId, Commit),
-    Put(Record),
+    Put(ApplianceRow),
     /// When workers were last seen, which nothing depends on.
     Seen,
 }
 
 /// A write and who wants to hear of it.
 #[derive(Clone, Debug)]
-pub(super) struct Submission {
+pub(super) struct SubmittedWrite {
     pub(super) term: Term,
     pub(super) reign: u64,
     /// Rises with every submission of the world.
     pub(super) order: u64,
-    pub(super) write: Write,
+    pub(super) write: DatabaseWrite,
 }
 
 /// A request of a coordinator.
 #[derive(Clone, Debug)]
-pub(super) struct Ask {
+pub(super) struct DatabaseRequest {
     /// Its number within the process.
     pub(super) number: u64,
     pub(super) epoch: u64,
-    pub(super) request: Request,
+    pub(super) request: DatabaseCall,
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum Request {
+pub(super) enum DatabaseCall {
     HighestTerm,
     Begin(Term),
     /// Where the chain stands, once nothing of an earlier connection can change it.
     Settle,
-    Write(Position, Vec<Submission>),
+    Write(Position, Vec<SubmittedWrite>),
     /// The transaction of a batch, which holds the lock, ends.
-    Commit(Position, Vec<Submission>),
+    Commit(Position, Vec<SubmittedWrite>),
 }
 
 /// What the database says to a request.
 #[derive(Clone, Debug)]
-pub(super) struct Answer {
+pub(super) struct DatabaseReply {
     pub(super) number: u64,
-    pub(super) reply: Reply,
+    pub(super) reply: CallResult,
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum Reply {
+pub(super) enum CallResult {
     HighestTerm(Term),
     Begun(Box<Rows>),
     Settled(Position),
@@ -91,22 +91,22 @@ pub(super) enum Reply {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Rows {
     pub(super) place: Position,
-    pub(super) records: BTreeMap<ApplianceId, Record>,
+    pub(super) records: BTreeMap<ApplianceId, ApplianceRow>,
     pub(super) grants: BTreeMap<ApplianceId, StoredGrant>,
     pub(super) members: BTreeMap<Life, StoredMember>,
 }
 
 /// The database, and what the checks remember of it.
 #[derive(Debug, Default)]
-pub(super) struct Database {
+pub(super) struct SimDatabase {
     pub(super) rows: Rows,
     pub(super) copy: Option<Rows>,
     /// Connections from before a copy was put back are of an earlier one.
     pub(super) epoch: u64,
     pub(super) restored: bool,
-    pub(super) refuses_until: Time,
+    pub(super) refuses_until: SimTime,
     /// A transaction holds the lock until then.
-    locked_until: Time,
+    locked_until: SimTime,
     /// Every grant that was ever durable (I4).
     pub(super) ever: BTreeMap<Token, (ApplianceId, Granted)>,
     newest: BTreeMap<ApplianceId, Token>,
@@ -114,12 +114,12 @@ pub(super) struct Database {
     last: (Term, u64),
 }
 
-impl Database {
+impl SimDatabase {
     /// Writes a batch, whose place has been taken. Returns what was removed.
     ///
     /// # Errors
     /// What promise it breaks.
-    fn write(&mut self, submissions: &[Submission]) -> Result<Vec<ApplianceId>, String> {
+    fn write(&mut self, submissions: &[SubmittedWrite]) -> Result<Vec<ApplianceId>, String> {
         let mut removed = Vec::new();
         for submission in submissions {
             let now = (submission.term, submission.order);
@@ -128,9 +128,9 @@ impl Database {
             }
             self.last = now;
             match &submission.write {
-                Write::Seen => {}
-                Write::Put(record) => self.put(record)?,
-                Write::Batch(_, commit) => {
+                DatabaseWrite::Seen => {}
+                DatabaseWrite::Put(record) => self.put(record)?,
+                DatabaseWrite::Batch(_, commit) => {
                     for life in &commit.remove_members {
                         self.rows.members.remove(life);
                     }
@@ -146,7 +146,7 @@ impl Database {
         Ok(removed)
     }
 
-    fn put(&mut self, record: &Record) -> Result<(), String> {
+    fn put(&mut self, record: &ApplianceRow) -> Result<(), String> {
         let stored = self.rows.records.get(&record.id);
         let before = stored.map_or(Generation::default(), |stored| stored.edition.generation);
         if record.edition.generation != before.next()
@@ -194,17 +194,17 @@ impl Database {
     }
 }
 
-impl World {
+impl SimWorld {
     /// Sends a request on its way.
-    pub(super) fn ask_database(&mut self, seat: usize, instance: u64, ask: Ask) {
-        let until = self.cut_until(Node::Seat(seat), Node::Database);
+    pub(super) fn ask_database(&mut self, seat: usize, instance: u64, ask: DatabaseRequest) {
+        let until = self.cut_until(SimHost::Seat(seat), SimHost::Database);
         let mut delay = self.rng.micros(50, 2_000);
         if until > self.now {
             match self.rng.below(4) {
                 // It lies in somebody's buffers until then.
-                0 if !matches!(ask.request, Request::Write(..)) => delay += until - self.now,
+                0 if !matches!(ask.request, DatabaseCall::Write(..)) => delay += until - self.now,
                 // Only the end of the transaction was lost: the lock is held until the database gives up.
-                1 if matches!(ask.request, Request::Write(..)) => {
+                1 if matches!(ask.request, DatabaseCall::Write(..)) => {
                     let held = self.now + self.rng.millis(500, 3_000);
                     self.database.locked_until = self.database.locked_until.max(held);
                     return;
@@ -212,21 +212,22 @@ impl World {
                 _ => return,
             }
         }
-        self.after(delay, Ev::Asked { seat, instance, ask: Box::new(ask) });
+        self.after(delay, SimEvent::Asked { seat, instance, ask: Box::new(ask) });
     }
 
-    pub(super) fn database_asked(&mut self, seat: usize, instance: u64, ask: Ask) {
-        let Ask { number, epoch, request } = ask;
+    pub(super) fn database_asked(&mut self, seat: usize, instance: u64, ask: DatabaseRequest) {
+        let DatabaseRequest { number, epoch, request } = ask;
         if epoch != self.database.epoch {
             return;
         }
-        let (commits, reads) = (matches!(request, Request::Commit(..)), matches!(request, Request::HighestTerm));
+        let (commits, reads) =
+            (matches!(request, DatabaseCall::Commit(..)), matches!(request, DatabaseCall::HighestTerm));
         if !commits && !reads && self.now < self.database.locked_until {
             let later = self.database.locked_until + self.rng.micros(1, 500);
-            let ask = Box::new(Ask { number, epoch, request });
-            return self.at(later, Ev::Asked { seat, instance, ask });
+            let ask = Box::new(DatabaseRequest { number, epoch, request });
+            return self.at(later, SimEvent::Asked { seat, instance, ask });
         }
-        if matches!(request, Request::Write(..)) && !self.is_waited_for(seat, instance, number) {
+        if matches!(request, DatabaseCall::Write(..)) && !self.is_waited_for(seat, instance, number) {
             // The word that would end the transaction follows the answer to its begin, which nobody waits for any more.
             return;
         }
@@ -238,7 +239,7 @@ impl World {
             self.now < self.database.refuses_until || (self.faulty() && self.rng.chance(self.settings.failing_commits));
         let reply = if refuses {
             self.note(|| format!("the store refuses request {number} of c{seat}"));
-            Reply::Refused
+            CallResult::Refused
         } else {
             match self.database_does(request) {
                 Ok(reply) => reply,
@@ -247,56 +248,56 @@ impl World {
                     let slow = self.faulty() && self.rng.chance(self.settings.slow_commits);
                     let takes = if slow { self.rng.millis(20, 2_500) } else { self.rng.micros(50, 2_000) };
                     self.database.locked_until = self.now + takes;
-                    let ask = Box::new(Ask { number, epoch, request: commit });
-                    return self.after(takes, Ev::Asked { seat, instance, ask });
+                    let ask = Box::new(DatabaseRequest { number, epoch, request: commit });
+                    return self.after(takes, SimEvent::Asked { seat, instance, ask });
                 }
             }
         };
-        let until = self.cut_until(Node::Database, Node::Seat(seat));
+        let until = self.cut_until(SimHost::Database, SimHost::Seat(seat));
         let lost = until > self.now || (self.faulty() && self.rng.chance(self.settings.lost_answers));
         if lost {
             self.note(|| format!("the answer to request {number} of c{seat} is lost"));
         } else {
             let delay = self.rng.micros(20, 2_000);
-            let answer = Box::new(Answer { number, reply });
-            self.after(delay, Ev::Answered { seat, instance, answer });
+            let answer = Box::new(DatabaseReply { number, reply });
+            self.after(delay, SimEvent::Answered { seat, instance, answer });
         }
     }
 
     /// Answers, or begins a transaction and says how it ends.
-    fn database_does(&mut self, request: Request) -> Result<Reply, Request> {
+    fn database_does(&mut self, request: DatabaseCall) -> Result<CallResult, DatabaseCall> {
         let (term, last) = self.database.rows.place;
         Ok(match request {
-            Request::HighestTerm => Reply::HighestTerm(term),
-            Request::Settle => Reply::Settled((term, last)),
-            Request::Begin(new) if new <= term => Reply::Deposed,
-            Request::Begin(new) => {
+            DatabaseCall::HighestTerm => CallResult::HighestTerm(term),
+            DatabaseCall::Settle => CallResult::Settled((term, last)),
+            DatabaseCall::Begin(new) if new <= term => CallResult::Deposed,
+            DatabaseCall::Begin(new) => {
                 self.database.rows.place = (new, 0);
-                Reply::Begun(Box::new(self.database.rows.clone()))
+                CallResult::Begun(Box::new(self.database.rows.clone()))
             }
-            Request::Write((of, number), submissions) => {
+            DatabaseCall::Write((of, number), submissions) => {
                 let leads = of == term || mutant::is(Mutant::NoTermCheck);
                 let follows = of != term || number == last + 1 || mutant::is(Mutant::UnchainedBatches);
                 if leads && follows {
-                    return Err(Request::Commit((of, number), submissions));
+                    return Err(DatabaseCall::Commit((of, number), submissions));
                 }
                 self.note(|| format!("batch {of}/{number} has no place after {term}/{last}"));
-                Reply::Deposed
+                CallResult::Deposed
             }
-            Request::Commit((of, number), submissions) => {
+            DatabaseCall::Commit((of, number), submissions) => {
                 self.database.rows.place = (term, if of == term { number } else { last });
                 self.make_durable(of, number, &submissions);
-                Reply::Written
+                CallResult::Written
             }
         })
     }
 
-    fn make_durable(&mut self, term: Term, number: u64, submissions: &[Submission]) {
+    fn make_durable(&mut self, term: Term, number: u64, submissions: &[SubmittedWrite]) {
         for submission in submissions {
-            if !matches!(submission.write, Write::Seen) {
+            if !matches!(submission.write, DatabaseWrite::Seen) {
                 self.note(|| format!("batch {term}/{number}: {:?}", submission.write));
             }
-            let Write::Batch(_, commit) = &submission.write else { continue };
+            let DatabaseWrite::Batch(_, commit) = &submission.write else { continue };
             for op in &commit.grants {
                 if let GrantOp::Grant { appliance, site: Some(_), .. } = op {
                     self.journals.entry(*appliance).or_default().may_be_bound = true;

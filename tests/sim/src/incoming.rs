@@ -7,36 +7,36 @@ use common::session::{Delta, DeltaEntry, Envelope, ToCoordinator, ToWorker, Welc
 use coordinator_core::machine::Refusal;
 use worker_core::assignments::{Effect, Refused};
 
-use super::Time;
-use super::net::{Desired, Down, Up};
-use super::worker::{KEEP_ALIVE, Timer};
-use super::world::World;
+use super::SimTime;
+use super::net::{LeaderMessage, SimDesired, WorkerMessage};
+use super::worker::{KEEP_ALIVE, WorkerTimer};
+use super::world::SimWorld;
 
-impl World {
-    pub(super) fn worker_receives(&mut self, stream: usize, message: Down) {
+impl SimWorld {
+    pub(super) fn worker_receives(&mut self, stream: usize, message: LeaderMessage) {
         let (place, number) = (self.streams[stream].place, self.streams[stream].process);
         let Some(process) = self.process(place).filter(|p| p.number == number) else { return };
         // Without a stream nobody reads.
         let Some(link) = &process.link else { return };
         let late = link.stream != stream;
         let welcomed = link.welcomed;
-        if late && matches!(message, Down::Refused(_) | Down::NotLeading) {
+        if late && matches!(message, LeaderMessage::Refused(_) | LeaderMessage::NotLeading) {
             return;
         }
-        if !late && !matches!(message, Down::Message(_, ToWorker::BeatAck(_))) {
+        if !late && !matches!(message, LeaderMessage::Message(_, ToWorker::BeatAck(_))) {
             self.note(|| format!("w{} <- s{stream} {message:?}", place + 1));
         }
         match message {
-            Down::Refused(refusal) => self.refused(place, stream, &refusal),
-            Down::NotLeading => self.not_leading(place, stream),
-            Down::Message(from, ToWorker::Welcome(welcome)) => self.welcomed(place, stream, from, welcome),
+            LeaderMessage::Refused(refusal) => self.refused(place, stream, &refusal),
+            LeaderMessage::NotLeading => self.not_leading(place, stream),
+            LeaderMessage::Message(from, ToWorker::Welcome(welcome)) => self.welcomed(place, stream, from, welcome),
             // Nothing applies between `Hello` and `Welcome`; what is late still has to be refused by the assignments.
-            Down::Message(..) if !welcomed && !late => {}
-            Down::Message(from, message) => self.worker_takes(place, stream, late, from, message),
+            LeaderMessage::Message(..) if !welcomed && !late => {}
+            LeaderMessage::Message(from, message) => self.worker_takes(place, stream, late, from, message),
         }
     }
 
-    fn worker_takes(&mut self, place: usize, stream: usize, late: bool, from: Envelope, message: ToWorker<Desired>) {
+    fn worker_takes(&mut self, place: usize, stream: usize, late: bool, from: Envelope, message: ToWorker<SimDesired>) {
         let Some(process) = self.process(place) else { return };
         match message {
             ToWorker::BeatAck(answered) => self.beat_answered(place, from, answered),
@@ -82,12 +82,12 @@ impl World {
 
     /// Only for a mutant: what was applied comes once more, a good while later, as if the leader had sent it again. Streams
     /// and versions keep such a thing out everywhere else, so that without it the rule for tokens is never put to the test.
-    fn deliver_again(&mut self, place: usize, stream: usize, entries: Vec<DeltaEntry<Desired>>) {
+    fn deliver_again(&mut self, place: usize, stream: usize, entries: Vec<DeltaEntry<SimDesired>>) {
         let delay = self.rng.millis(10, 5_000);
-        self.timer(place, delay, Timer::Again(stream, entries));
+        self.timer(place, delay, WorkerTimer::Again(stream, entries));
     }
 
-    pub(super) fn delivered_again(&mut self, place: usize, stream: usize, entries: Vec<DeltaEntry<Desired>>) {
+    pub(super) fn delivered_again(&mut self, place: usize, stream: usize, entries: Vec<DeltaEntry<SimDesired>>) {
         let Some(process) = self.process(place) else { return };
         let Some(from) = process.assignments.envelope() else { return };
         if process.link.as_ref().is_some_and(|link| link.stream == stream) {
@@ -125,10 +125,10 @@ impl World {
                 if let Some(process) = self.process(place) {
                     process.link = None;
                 }
-                self.timer(place, 0, Timer::Connect);
+                self.timer(place, 0, WorkerTimer::Connect);
             }
             Refusal::NameTaken(wait) => {
-                let wait = u64::try_from(wait.as_nanos()).unwrap_or(Time::MAX).min(30_000_000_000);
+                let wait = u64::try_from(wait.as_nanos()).unwrap_or(SimTime::MAX).min(30_000_000_000);
                 self.abandon(place, stream, wait);
             }
             Refusal::Superseded => self.abandon(place, stream, 0),
@@ -136,7 +136,7 @@ impl World {
             Refusal::Differs => self.abandon(place, stream, 0),
             Refusal::ImplausibleTerm(term) => self.fail(format!("refusal: a worker is said to have met {term}")),
             Refusal::TermAhead(_, wait) => {
-                let wait = u64::try_from(wait.as_nanos()).unwrap_or(Time::MAX);
+                let wait = u64::try_from(wait.as_nanos()).unwrap_or(SimTime::MAX);
                 self.abandon(place, stream, wait);
             }
             Refusal::StoreUnavailable => self.abandon(place, stream, 500_000_000),
@@ -168,17 +168,17 @@ impl World {
         self.applied(place, from.term);
         // The gate is shut for what is not kept before the lease is extended.
         self.apply(place, effects);
-        self.timer(place, 0, Timer::Claim(current));
+        self.timer(place, 0, WorkerTimer::Claim(current));
         if self.external() {
             // Only the service extends the lease.
             let draining = self.process(place).is_some_and(|p| p.draining);
-            self.timer(place, KEEP_ALIVE, Timer::KeepAlive(current));
+            self.timer(place, KEEP_ALIVE, WorkerTimer::KeepAlive(current));
             if draining {
-                self.send_up(stream, Up::Message(from, ToCoordinator::Drain { hand_back: false }));
+                self.send_up(stream, WorkerMessage::Message(from, ToCoordinator::Drain { hand_back: false }));
             }
         } else {
             self.extend(place, deadline);
-            self.timer(place, 0, Timer::Beat(current));
+            self.timer(place, 0, WorkerTimer::Beat(current));
         }
         if self.process(place).is_some_and(|p| p.waiting) {
             self.flush_soon(place);

@@ -1,5 +1,5 @@
 //! What must hold after every step (I1, I3 to I5). Each is looked at where a step can have broken it; that this misses
-//! nothing is looked at now and then ([`World::check_everything`]).
+//! nothing is looked at now and then ([`SimWorld::check_everything`]).
 //!
 //! Once the store was put back to an older copy it does not keep what it committed, so that leases of owners it knows
 //! nothing of keep nobody away: what is promised then is that tokens still rise, and that they fence.
@@ -10,13 +10,13 @@ use common::session::DeltaEntry;
 use common::{ApplianceId, Token};
 use coordinator_core::checks;
 
-use super::net::Desired;
-use super::world::World;
+use super::net::SimDesired;
+use super::world::SimWorld;
 
 /// A machine is compared with its table once in so many of its steps, and at the end.
 const MACHINE_LOOKS: u64 = 32;
 
-impl World {
+impl SimWorld {
     /// What the machine keeps agrees with its table.
     pub(super) fn check_leader(&mut self, seat: usize, steps: u64) {
         // After a restore an owner that the copy does not know may turn up while its appliance is being granted; the grant
@@ -69,7 +69,7 @@ impl World {
     }
 
     /// A token is offered once.
-    pub(super) fn check_offers(&mut self, entries: &[DeltaEntry<Desired>]) {
+    pub(super) fn check_offers(&mut self, entries: &[DeltaEntry<SimDesired>]) {
         for entry in entries {
             if let DeltaEntry::Grant { appliance, token, .. } = entry
                 && !self.offered.insert(*token)

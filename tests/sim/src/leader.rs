@@ -11,41 +11,41 @@ use coordinator_core::planner::Needs;
 use coordinator_core::rebalance;
 use coordinator_core::table::Seed;
 
-use super::Time;
-use super::database::{Record, Rows, Write};
-use super::net::{Desired, Down, Up};
-use super::seat::{Role, Timer};
-use super::world::World;
-use super::writer::{Fate, News};
+use super::SimTime;
+use super::database::{ApplianceRow, DatabaseWrite, Rows};
+use super::net::{LeaderMessage, SimDesired, WorkerMessage};
+use super::seat::{CoordinatorRole, CoordinatorTimer};
+use super::world::SimWorld;
+use super::writer::{Fate, WriteResult};
 
 /// The longest the runner sleeps, as in `coordinator::leader`.
 const REFRESH: Duration = Duration::from_secs(1);
 
 /// The leader of one term.
 #[derive(Debug)]
-pub(super) struct Leader {
+pub(super) struct SimLeader {
     pub(super) reign: u64,
     pub(super) machine: Machine,
-    pub(super) catalog: BTreeMap<ApplianceId, Record>,
+    pub(super) catalog: BTreeMap<ApplianceId, ApplianceRow>,
     /// Appliances with a change under way: one at a time.
     pub(super) changing: BTreeSet<ApplianceId>,
     pub(super) rebalances: BTreeSet<RebalanceId>,
     streams: BTreeSet<usize>,
     /// Number of the newest tick, and when it is due.
-    tick: (u64, Time),
+    tick: (u64, SimTime),
     steps: u64,
     /// The stream whose message is being taken in.
     hears: Option<usize>,
 }
 
-impl Leader {
+impl SimLeader {
     /// The streams that are open to it.
     pub(super) fn into_streams(self) -> impl Iterator<Item = usize> {
         self.streams.into_iter()
     }
 }
 
-fn seed(record: &Record) -> Seed {
+fn seed(record: &ApplianceRow) -> Seed {
     Seed {
         id: record.id,
         placement_key: record.id.to_string(),
@@ -56,7 +56,7 @@ fn seed(record: &Record) -> Seed {
     }
 }
 
-impl World {
+impl SimWorld {
     /// Begins to lead with what the store has.
     pub(super) fn lead(&mut self, seat: usize, term: Term, rows: Rows) {
         self.reigns += 1;
@@ -66,7 +66,7 @@ impl World {
         for n in (1..members.len()).rev() {
             members.swap(n, self.rng.index(n + 1));
         }
-        let stored = |r: &Record| {
+        let stored = |r: &ApplianceRow| {
             let grant = rows.grants.get(&r.id);
             machine_grant(grant)
         };
@@ -81,19 +81,19 @@ impl World {
         if !self.begun.insert(term) && !self.database.restored {
             self.fail(format!("I5: {term} is begun twice"));
         }
-        let leader = Leader {
+        let leader = SimLeader {
             reign,
             machine,
             catalog: rows.records,
             changing: BTreeSet::new(),
             rebalances: BTreeSet::new(),
             streams: BTreeSet::new(),
-            tick: (0, Time::MAX),
+            tick: (0, SimTime::MAX),
             steps: 0,
             hears: None,
         };
         if let Some(process) = &mut self.seats[seat].process {
-            process.role = Role::Leading(Box::new(leader));
+            process.role = CoordinatorRole::Leading(Box::new(leader));
         }
         self.note(|| format!("c{seat} leads {term}"));
         self.count_leaders();
@@ -106,25 +106,25 @@ impl World {
     pub(super) fn write_seen(&mut self, seat: usize, reign: u64) {
         let Some(leader) = self.seats[seat].leader().filter(|leader| leader.reign == reign) else { return };
         let term = leader.machine.term();
-        self.submit(seat, reign, term, Write::Seen);
+        self.submit(seat, reign, term, DatabaseWrite::Seen);
         let delay = self.rng.millis(1_000, 2_000);
-        self.seat_timer_after(seat, delay, Timer::Seen(reign));
+        self.seat_timer_after(seat, delay, CoordinatorTimer::Seen(reign));
     }
 
-    pub(super) fn leader_receives(&mut self, stream: usize, message: Up) {
+    pub(super) fn leader_receives(&mut self, stream: usize, message: WorkerMessage) {
         let (seat, instance) = (self.streams[stream].seat, self.streams[stream].instance);
         if !self.seats[seat].is_running(instance) {
             return;
         }
         let Some(leader) = self.seats[seat].leader_mut() else {
-            if matches!(message, Up::Message(_, ToCoordinator::Hello(_))) {
-                self.send_down(stream, Down::NotLeading);
+            if matches!(message, WorkerMessage::Message(_, ToCoordinator::Hello(_))) {
+                self.send_down(stream, LeaderMessage::NotLeading);
             }
             return;
         };
         let id = stream as u64;
         let event = match message {
-            Up::Message(from, message) => {
+            WorkerMessage::Message(from, message) => {
                 match &message {
                     ToCoordinator::Hello(_) => _ = leader.streams.insert(stream),
                     ToCoordinator::Leave => _ = leader.streams.remove(&stream),
@@ -132,7 +132,7 @@ impl World {
                 }
                 Event::Received(id, from, message)
             }
-            Up::End => {
+            WorkerMessage::End => {
                 if !leader.streams.remove(&stream) {
                     return;
                 }
@@ -161,23 +161,23 @@ impl World {
         self.tick_soon(seat);
     }
 
-    pub(super) fn leader_news(&mut self, seat: usize, reign: u64, news: News) {
+    pub(super) fn leader_news(&mut self, seat: usize, reign: u64, news: WriteResult) {
         let Some(leader) = self.seats[seat].leader_mut().filter(|leader| leader.reign == reign) else { return };
         let event = match news {
-            News::Batch(_, Fate::Lost) | News::Put(_, Fate::Lost) | News::Seen(Fate::Lost) => {
+            WriteResult::Batch(_, Fate::Lost) | WriteResult::Put(_, Fate::Lost) | WriteResult::Seen(Fate::Lost) => {
                 self.note(|| format!("c{seat} has lost the store"));
                 return self.give_up(seat);
             }
-            News::Seen(_) => return,
-            News::Batch(batch, Fate::Durable) => Event::Durable(batch),
-            News::Batch(batch, Fate::Undone) => Event::Undone(batch),
-            News::Put(record, fate) => {
+            WriteResult::Seen(_) => return,
+            WriteResult::Batch(batch, Fate::Durable) => Event::Durable(batch),
+            WriteResult::Batch(batch, Fate::Undone) => Event::Undone(batch),
+            WriteResult::Put(record, fate) => {
                 leader.changing.remove(&record.id);
                 if fate == Fate::Undone {
                     return;
                 }
                 let created = record.edition.generation == Generation::new(1);
-                let Record { id, edition, deleting, .. } = record.clone();
+                let ApplianceRow { id, edition, deleting, .. } = record.clone();
                 let event = if created {
                     Event::Created(seed(&record))
                 } else {
@@ -206,13 +206,13 @@ impl World {
         self.tick_at(seat, at);
     }
 
-    fn tick_at(&mut self, seat: usize, at: Time) {
+    fn tick_at(&mut self, seat: usize, at: SimTime) {
         let now = self.now;
         let Some(leader) = self.seats[seat].leader_mut() else { return };
         if at < leader.tick.1 || leader.tick.1 <= now {
             leader.tick = (leader.tick.0 + 1, at);
             let (reign, number) = (leader.reign, leader.tick.0);
-            self.seat_timer_after(seat, at - now, Timer::Tick { reign, number });
+            self.seat_timer_after(seat, at - now, CoordinatorTimer::Tick { reign, number });
         }
     }
 
@@ -223,7 +223,7 @@ impl World {
         let output = leader.machine.step(local, event);
         leader.steps += 1;
         if was_tick {
-            leader.tick.1 = Time::MAX;
+            leader.tick.1 = SimTime::MAX;
         }
         let (reign, steps) = (leader.reign, leader.steps);
         for action in output.actions {
@@ -241,7 +241,7 @@ impl World {
         match action {
             Action::Commit(batch, commit) => {
                 let term = leader.machine.term();
-                self.submit(seat, reign, term, Write::Batch(batch, commit));
+                self.submit(seat, reign, term, DatabaseWrite::Batch(batch, commit));
             }
             Action::Send(id, from, message) => self.leader_sends(seat, id as usize, from, message),
             Action::Close(id, refusal) => {
@@ -250,7 +250,7 @@ impl World {
                     return;
                 }
                 self.note(|| format!("c{seat} closes s{stream}: {refusal:?}"));
-                self.send_down(stream, Down::Refused(refusal));
+                self.send_down(stream, LeaderMessage::Refused(refusal));
             }
             Action::Evict(life) => self.candidate_evicts(seat, life),
             Action::Removed(id) => drop(leader.catalog.remove(&id)),
@@ -291,13 +291,13 @@ impl World {
         if !matches!(message, ToWorker::BeatAck(_)) {
             self.note(|| format!("c{seat} -> s{stream} {message:?}"));
         }
-        self.send_down(stream, Down::Message(from, message));
+        self.send_down(stream, LeaderMessage::Message(from, message));
     }
 }
 
 /// What an appliance shall be, as it is when the message is made.
-fn desired(record: &Record) -> Desired {
-    Desired { edition: record.edition, driver: record.driver.clone(), deleting: record.deleting }
+fn desired(record: &ApplianceRow) -> SimDesired {
+    SimDesired { edition: record.edition, driver: record.driver.clone(), deleting: record.deleting }
 }
 
 /// What the store has of an appliance's ownership, as `coordinator::leader` hands it to the machine.

@@ -53,15 +53,15 @@ pub use plan::{Case, Decision, What};
 pub use rng::Rng;
 
 /// Nanoseconds of the world, which only the simulation itself can see.
-pub type Time = u64;
+pub type SimTime = u64;
 
 /// How one run ended.
 #[derive(Clone, Debug)]
-pub struct Outcome {
+pub struct RunOutcome {
     /// Events that were taken.
     pub steps: u64,
     /// Simulated time.
-    pub time: Time,
+    pub time: SimTime,
     /// Calls that took effect.
     pub effects: u64,
     /// Terms that were begun.
@@ -80,15 +80,15 @@ pub struct Outcome {
 
 /// Runs one case to its end. Recording the log takes longer and changes nothing else.
 #[must_use]
-pub fn run(case: &Case, mutant: Option<Mutant>, record: bool) -> Outcome {
-    mutant::with(mutant, || world::World::new(case, record).run())
+pub fn run(case: &Case, mutant: Option<Mutant>, record: bool) -> RunOutcome {
+    mutant::with(mutant, || world::SimWorld::new(case, record).run())
 }
 
 /// Runs one case; if something did not hold, looks for a shorter one and runs that with its log.
 ///
 /// # Errors
 /// What did not hold, the last events before it, and how to replay them.
-pub fn check(case: &Case) -> Result<Outcome, String> {
+pub fn check(case: &Case) -> Result<RunOutcome, String> {
     let outcome = run(case, None, false);
     if outcome.failure.is_none() {
         return Ok(outcome);
@@ -98,7 +98,7 @@ pub fn check(case: &Case) -> Result<Outcome, String> {
 
 /// What to tell of a run that failed.
 #[must_use]
-pub fn report(case: &Case, mutant: Option<Mutant>, outcome: &Outcome) -> String {
+pub fn report(case: &Case, mutant: Option<Mutant>, outcome: &RunOutcome) -> String {
     let shorter = minimise(case, mutant, outcome);
     let replayed = run(&shorter, mutant, true);
     let decisions = shorter.decisions.as_deref().unwrap_or_default();

@@ -5,26 +5,26 @@ use common::session::{Ack, ToCoordinator};
 use common::{Incarnation, Timestamp};
 use worker_core::gate::Gate;
 
-use super::net::Up;
-use super::service::{Answer, Ask};
-use super::worker::{Process, Timer};
-use super::world::World;
+use super::net::WorkerMessage;
+use super::service::{GroupReply, GroupRequest};
+use super::worker::{WorkerProcess, WorkerTimer};
+use super::world::SimWorld;
 
 /// A worker's life in the service; nothing of it is used embedded.
 #[derive(Debug, Default)]
-pub(super) struct Life {
+pub(super) struct WorkerLife {
     incarnation: Option<Incarnation>,
     /// Counts the lives of the process, for its timers.
     number: u64,
 }
 
-impl Life {
+impl WorkerLife {
     pub(super) const fn has_begun(&self) -> bool {
         self.incarnation.is_some()
     }
 }
 
-impl World {
+impl SimWorld {
     /// The lease stands until `deadline`.
     pub(super) fn extend(&mut self, place: usize, deadline: Timestamp) {
         let now = self.places[place].clock.local(self.now);
@@ -41,10 +41,10 @@ impl World {
     pub(super) fn join(&mut self, place: usize) {
         let Some(process) = self.process(place).filter(|p| !p.life.has_begun()) else { return };
         let number = process.number;
-        self.ask(place, number, Ask::Join);
+        self.ask(place, number, GroupRequest::Join);
         // Again, should nothing come of it.
         let again = self.rng.millis(300, 900);
-        self.timer(place, again, Timer::Join);
+        self.timer(place, again, WorkerTimer::Join);
     }
 
     pub(super) fn service_beat(&mut self, place: usize, number: u64) {
@@ -53,19 +53,19 @@ impl World {
             return;
         };
         let of = process.number;
-        self.ask(place, of, Ask::Beat);
-        self.local_timer(place, lease / 4, Timer::ServiceBeat(number));
+        self.ask(place, of, GroupRequest::Beat);
+        self.local_timer(place, lease / 4, WorkerTimer::ServiceBeat(number));
         self.look_who_leads(place);
     }
 
     /// The service has answered.
-    pub(super) fn worker_answered(&mut self, place: usize, answer: &Answer) {
+    pub(super) fn worker_answered(&mut self, place: usize, answer: &GroupReply) {
         let lease = self.places[place].profile.lease;
         let margin = self.places[place].margin;
         let clock = self.places[place].clock.clone();
         let Some(process) = self.process(place) else { return };
         match answer {
-            Answer::Joined(incarnation, sent) if !process.life.has_begun() => {
+            GroupReply::Joined(incarnation, sent) if !process.life.has_begun() => {
                 process.life.incarnation = Some(*incarnation);
                 process.life.number += 1;
                 process.gate = Gate::with_margin(margin);
@@ -73,12 +73,12 @@ impl World {
                 process.assignments.begin_life(Some(*incarnation));
                 let number = process.life.number;
                 self.note(|| format!("w{} begins life {incarnation}", place + 1));
-                self.timer(place, 0, Timer::Connect);
-                self.local_timer(place, lease / 4, Timer::ServiceBeat(number));
+                self.timer(place, 0, WorkerTimer::Connect);
+                self.local_timer(place, lease / 4, WorkerTimer::ServiceBeat(number));
             }
-            Answer::Committed(sent) => self.extend(place, clock.local(*sent) + lease),
-            Answer::Over if process.life.has_begun() => self.end_life(place),
-            Answer::Joined(..) | Answer::Over => {}
+            GroupReply::Committed(sent) => self.extend(place, clock.local(*sent) + lease),
+            GroupReply::Over if process.life.has_begun() => self.end_life(place),
+            GroupReply::Joined(..) | GroupReply::Over => {}
         }
     }
 
@@ -104,15 +104,15 @@ impl World {
             self.break_stream(link.stream, false);
         }
         self.note(|| format!("w{} begins another life", place + 1));
-        self.ask(place, number, Ask::Close);
+        self.ask(place, number, GroupRequest::Close);
         let delay = self.rng.millis(0, 200);
-        self.timer(place, delay, Timer::Join);
+        self.timer(place, delay, WorkerTimer::Join);
     }
 
     /// A process ends: its session is closed, or is heard of no more.
-    pub(super) fn leave_service(&mut self, place: usize, process: &Process, farewell: bool) {
+    pub(super) fn leave_service(&mut self, place: usize, process: &WorkerProcess, farewell: bool) {
         if farewell {
-            self.ask(place, process.number, Ask::Close);
+            self.ask(place, process.number, GroupRequest::Close);
         }
         self.seat_dies(place);
     }
@@ -127,9 +127,9 @@ impl World {
         let from = process.assignments.envelope();
         self.note(|| format!("w{} drains", place + 1));
         if let (Some(stream), Some(from)) = (said, from) {
-            self.send_up(stream, Up::Message(from, ToCoordinator::Drain { hand_back: false }));
+            self.send_up(stream, WorkerMessage::Message(from, ToCoordinator::Drain { hand_back: false }));
         }
         let patience = self.rng.millis(200, 5_000);
-        self.timer(place, patience, Timer::DrainDue);
+        self.timer(place, patience, WorkerTimer::DrainDue);
     }
 }

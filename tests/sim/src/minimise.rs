@@ -6,7 +6,7 @@
 use common::mutant::Mutant;
 
 use super::plan::{Case, Decision};
-use super::{Outcome, run};
+use super::{RunOutcome, run};
 
 /// Runs that are tried at most: some ten seconds.
 const TRIES: usize = 1_500;
@@ -18,7 +18,7 @@ pub(super) fn sort(failure: &str) -> &str {
 
 /// The shortest case found whose run fails in the same way as `outcome`, the run of `case`.
 #[must_use]
-pub fn minimise(case: &Case, mutant: Option<Mutant>, outcome: &Outcome) -> Case {
+pub fn minimise(case: &Case, mutant: Option<Mutant>, outcome: &RunOutcome) -> Case {
     let Some(failure) = &outcome.failure else { return case.clone() };
     let mut best = outcome.decisions.clone();
     let mut tries = 0;

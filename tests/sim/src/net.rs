@@ -9,19 +9,19 @@ use common::session::{Envelope, ToCoordinator, ToWorker};
 use coordinator_core::machine;
 use worker_core::assignments::Editioned;
 
-use super::Time;
+use super::SimTime;
 use super::rng::Rng;
-use super::world::{Ev, Node, World};
+use super::world::{SimEvent, SimHost, SimWorld};
 
 /// What an appliance shall be, as far as workers here tell it apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Desired {
+pub(super) struct SimDesired {
     pub(super) edition: Edition,
     pub(super) driver: Driver,
     pub(super) deleting: bool,
 }
 
-impl Editioned for Desired {
+impl Editioned for SimDesired {
     fn edition(&self) -> Edition {
         self.edition
     }
@@ -29,7 +29,7 @@ impl Editioned for Desired {
 
 /// From a worker to the leader.
 #[derive(Clone, Debug)]
-pub(super) enum Up {
+pub(super) enum WorkerMessage {
     Message(Envelope, ToCoordinator),
     /// The end of the stream, as the leader sees it.
     End,
@@ -37,8 +37,8 @@ pub(super) enum Up {
 
 /// From the leader to a worker.
 #[derive(Clone, Debug)]
-pub(super) enum Down {
-    Message(Envelope, ToWorker<Desired>),
+pub(super) enum LeaderMessage {
+    Message(Envelope, ToWorker<SimDesired>),
     Refused(machine::Refusal),
     /// This coordinator does not lead, or not any more.
     NotLeading,
@@ -47,10 +47,10 @@ pub(super) enum Down {
 /// One direction of a stream.
 #[derive(Debug)]
 pub(super) struct Lane<M> {
-    queue: VecDeque<(Time, M)>,
+    queue: VecDeque<(SimTime, M)>,
     /// Nothing arrives before: the lane is stalled.
-    not_before: Time,
-    last: Time,
+    not_before: SimTime,
+    last: SimTime,
 }
 
 impl<M> Default for Lane<M> {
@@ -61,14 +61,14 @@ impl<M> Default for Lane<M> {
 
 impl<M> Lane<M> {
     /// Puts a message under way; returns when it should be looked for.
-    pub(super) fn push(&mut self, at: Time, message: M) -> Time {
+    pub(super) fn push(&mut self, at: SimTime, message: M) -> SimTime {
         self.last = at.max(self.last).max(self.not_before);
         self.queue.push_back((self.last, message));
         self.last
     }
 
     /// The oldest message if it has arrived, or when to look again.
-    pub(super) fn pop(&mut self, now: Time) -> Result<M, Option<Time>> {
+    pub(super) fn pop(&mut self, now: SimTime) -> Result<M, Option<SimTime>> {
         let Some((at, _)) = self.queue.front() else { return Err(None) };
         let ready = (*at).max(self.not_before);
         if ready > now {
@@ -78,7 +78,7 @@ impl<M> Lane<M> {
     }
 
     /// Nothing arrives before `until`.
-    pub(super) fn stall(&mut self, until: Time) {
+    pub(super) fn stall(&mut self, until: SimTime) {
         self.not_before = self.not_before.max(until);
     }
 
@@ -99,66 +99,66 @@ impl<M> Lane<M> {
 
 /// One stream, from its `Hello` to its end.
 #[derive(Debug)]
-pub(super) struct Stream {
+pub(super) struct SimStream {
     pub(super) place: usize,
     /// Process of the worker that opened it.
     pub(super) process: u64,
     pub(super) seat: usize,
     /// Process of the coordinator it leads to.
     pub(super) instance: u64,
-    pub(super) up: Lane<Up>,
-    pub(super) down: Lane<Down>,
+    pub(super) up: Lane<WorkerMessage>,
+    pub(super) down: Lane<LeaderMessage>,
     /// What is sent from now on vanishes.
     pub(super) broken: bool,
 }
 
-impl World {
+impl SimWorld {
     pub(super) fn open_stream(&mut self, place: usize, process: u64, seat: usize, instance: u64) -> usize {
         let (up, down) = (Lane::default(), Lane::default());
-        self.streams.push(Stream { place, process, seat, instance, up, down, broken: false });
+        self.streams.push(SimStream { place, process, seat, instance, up, down, broken: false });
         let number = self.streams.len() - 1;
         self.open.insert(number);
         number
     }
 
-    pub(super) fn send_up(&mut self, stream: usize, message: Up) {
+    pub(super) fn send_up(&mut self, stream: usize, message: WorkerMessage) {
         if self.streams[stream].broken {
             return;
         }
         let at = self.now + self.delay();
         let at = self.streams[stream].up.push(at, message);
-        self.at(at, Ev::Up(stream));
+        self.at(at, SimEvent::Up(stream));
     }
 
-    pub(super) fn send_down(&mut self, stream: usize, message: Down) {
+    pub(super) fn send_down(&mut self, stream: usize, message: LeaderMessage) {
         if self.streams[stream].broken {
             return;
         }
         let at = self.now + self.delay();
         let at = self.streams[stream].down.push(at, message);
-        self.at(at, Ev::Down(stream));
+        self.at(at, SimEvent::Down(stream));
     }
 
     pub(super) fn arrive_up(&mut self, stream: usize) {
         let s = &mut self.streams[stream];
-        let (from, to) = (Node::Place(s.place), Node::Seat(s.seat));
+        let (from, to) = (SimHost::Place(s.place), SimHost::Seat(s.seat));
         let until = self.cut_until(from, to);
         self.streams[stream].up.stall(until);
         match self.streams[stream].up.pop(self.now) {
             Ok(message) => self.leader_receives(stream, message),
-            Err(Some(later)) => self.at(later, Ev::Up(stream)),
+            Err(Some(later)) => self.at(later, SimEvent::Up(stream)),
             Err(None) => self.forget_stream(stream),
         }
     }
 
     pub(super) fn arrive_down(&mut self, stream: usize) {
         let s = &mut self.streams[stream];
-        let (from, to) = (Node::Seat(s.seat), Node::Place(s.place));
+        let (from, to) = (SimHost::Seat(s.seat), SimHost::Place(s.place));
         let until = self.cut_until(from, to);
         self.streams[stream].down.stall(until);
         match self.streams[stream].down.pop(self.now) {
             Ok(message) => self.worker_receives(stream, message),
-            Err(Some(later)) => self.at(later, Ev::Down(stream)),
+            Err(Some(later)) => self.at(later, SimEvent::Down(stream)),
             Err(None) => self.forget_stream(stream),
         }
     }
@@ -188,15 +188,15 @@ impl World {
         if lost[1] {
             s.down.lose_tail(rng);
         }
-        let at = s.up.push(now + late[0], Up::End);
-        self.at(at, Ev::Up(stream));
+        let at = s.up.push(now + late[0], WorkerMessage::End);
+        self.at(at, SimEvent::Up(stream));
         if tell_worker {
             let delay = self.rng.millis(0, 400);
-            self.after(delay, Ev::Broken(stream));
+            self.after(delay, SimEvent::Broken(stream));
         }
     }
 
-    fn lateness(&mut self) -> Time {
+    fn lateness(&mut self) -> SimTime {
         if self.faulty() && self.rng.chance(30) { self.rng.millis(10, 5_000) } else { self.rng.micros(10, 500) }
     }
 

@@ -10,7 +10,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::Time;
+use super::SimTime;
 use super::rng::Rng;
 
 macro_rules! whats {
@@ -93,7 +93,7 @@ impl fmt::Display for What {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
     /// When.
-    pub at: Time,
+    pub at: SimTime,
     /// What.
     pub what: What,
     /// To whom, reduced to what there is.
@@ -134,7 +134,7 @@ impl FromStr for Decision {
 }
 
 /// Everything that is decided in the world of a seed, in order, until `faults_end`.
-pub(super) fn decide(seed: u64, faults_end: Time) -> Vec<Decision> {
+pub(super) fn decide(seed: u64, faults_end: SimTime) -> Vec<Decision> {
     let mut rng = Rng::new(seed ^ 0x6465_6369_6465);
     let mut decisions = Vec::new();
     let kept = [15, 40, 70][rng.index(3)];

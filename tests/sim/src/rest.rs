@@ -11,21 +11,21 @@ use coordinator_core::machine::{Event, Machine};
 use coordinator_core::planner::{Needs, Strategy};
 use coordinator_core::table::TableRow;
 
-use super::Time;
-use super::world::{Ev, World};
+use super::SimTime;
+use super::world::{SimEvent, SimWorld};
 
 /// How long after the last fault the world may take to come to rest. Leases, graces and back-offs are a few seconds
 /// each, and one can follow another.
-const PATIENCE: Time = 90_000_000_000;
+const PATIENCE: SimTime = 90_000_000_000;
 
 /// For how long it then has to stay that way.
-const CALM: Time = 3_000_000_000;
+const CALM: SimTime = 3_000_000_000;
 
 /// How long the brake holds before the simulated operator lets it go.
 const OPERATOR: Duration = Duration::from_secs(20);
 
-impl World {
-    pub(super) fn look_whether_settled(&mut self, calm_since: Option<Time>) {
+impl SimWorld {
+    pub(super) fn look_whether_settled(&mut self, calm_since: Option<SimTime>) {
         // Those that never come back keep the brake on until an operator has looked.
         for seat in 0..self.seats.len() {
             let now = self.seats[seat].clock.local(self.now);
@@ -50,7 +50,7 @@ impl World {
             }
             (Some(_), None) => None,
         };
-        self.after(250_000_000, Ev::Settled { calm_since });
+        self.after(250_000_000, SimEvent::Settled { calm_since });
     }
 
     /// Why the world is not at rest (I2), if it is not.

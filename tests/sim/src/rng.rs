@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::Time;
+use super::SimTime;
 
 /// A generator whose numbers depend on its seed alone.
 #[derive(Clone, Debug)]
@@ -54,12 +54,12 @@ impl Rng {
     }
 
     /// A span from `from` to `to` microseconds.
-    pub fn micros(&mut self, from: u64, to: u64) -> Time {
+    pub fn micros(&mut self, from: u64, to: u64) -> SimTime {
         (from + self.below(to - from + 1)) * 1_000
     }
 
     /// A span from `from` to `to` milliseconds.
-    pub fn millis(&mut self, from: u64, to: u64) -> Time {
+    pub fn millis(&mut self, from: u64, to: u64) -> SimTime {
         self.micros(from * 1_000, to * 1_000)
     }
 

@@ -1,5 +1,5 @@
 //! A coordinator process, after `coordinator::leadership`: it stands by until the service elects it, raises the term there
-//! and in the store, leads, and steps down. Everything only a leader may do hangs off its [`Leader`].
+//! and in the store, leads, and steps down. Everything only a leader may do hangs off its [`SimLeader`].
 //!
 //! | role      | waits for                                   | then                                       |
 //! |-----------|---------------------------------------------|--------------------------------------------|
@@ -16,19 +16,19 @@ use std::time::Duration;
 
 use common::Term;
 
-use super::Time;
-use super::clock::Clock;
-use super::database::{Reply, Request};
-use super::leader::Leader;
-use super::net::Down;
+use super::SimTime;
+use super::clock::DriftingClock;
+use super::database::{CallResult, DatabaseCall};
+use super::leader::SimLeader;
+use super::net::LeaderMessage;
 use super::rng::Rng;
 use super::service::CandidateNews;
-use super::world::{Ev, World};
-use super::writer::Writer;
+use super::world::{SimEvent, SimWorld};
+use super::writer::SimWriter;
 
 /// Something a coordinator waits for.
 #[derive(Clone, Debug)]
-pub(super) enum Timer {
+pub(super) enum CoordinatorTimer {
     /// The leader looks at the time; only the newest of these counts.
     Tick { reign: u64, number: u64 },
     /// A request to the store was not answered in time.
@@ -43,15 +43,15 @@ pub(super) enum Timer {
 
 /// What a coordinator process is.
 #[derive(Debug)]
-pub(super) enum Role {
+pub(super) enum CoordinatorRole {
     Standby,
     Reading,
     Raising,
     Beginning(Term),
-    Leading(Box<Leader>),
+    Leading(Box<SimLeader>),
 }
 
-impl Role {
+impl CoordinatorRole {
     pub(super) const fn name(&self) -> &'static str {
         match self {
             Self::Standby => "standby",
@@ -65,28 +65,28 @@ impl Role {
 
 /// One process of a coordinator.
 #[derive(Debug)]
-pub(super) struct Coordinator {
+pub(super) struct CoordinatorProcess {
     pub(super) instance: u64,
-    pub(super) role: Role,
-    pub(super) writer: Writer,
-    pub(super) last_news: Time,
+    pub(super) role: CoordinatorRole,
+    pub(super) writer: SimWriter,
+    pub(super) last_news: SimTime,
     /// Highest term it was told of.
     seen: Term,
 }
 
 /// Where a coordinator runs: its clock outlives its processes.
 #[derive(Debug)]
-pub(super) struct Seat {
-    pub(super) clock: Clock,
-    pub(super) paused_until: Time,
+pub(super) struct CoordinatorHost {
+    pub(super) clock: DriftingClock,
+    pub(super) paused_until: SimTime,
     /// It does not come back.
     pub(super) lost: bool,
-    pub(super) process: Option<Coordinator>,
+    pub(super) process: Option<CoordinatorProcess>,
 }
 
-impl Seat {
+impl CoordinatorHost {
     pub(super) fn new(rng: &mut Rng) -> Self {
-        Self { clock: Clock::new(rng), paused_until: 0, lost: false, process: None }
+        Self { clock: DriftingClock::new(rng), paused_until: 0, lost: false, process: None }
     }
 
     pub(super) fn is_running(&self, instance: u64) -> bool {
@@ -94,31 +94,31 @@ impl Seat {
     }
 
     /// What leads here, or thinks so.
-    pub(super) fn leader(&self) -> Option<&Leader> {
+    pub(super) fn leader(&self) -> Option<&SimLeader> {
         match self.process.as_ref().map(|process| &process.role) {
-            Some(Role::Leading(leader)) => Some(leader),
+            Some(CoordinatorRole::Leading(leader)) => Some(leader),
             _ => None,
         }
     }
 
-    pub(super) fn leader_mut(&mut self) -> Option<&mut Leader> {
+    pub(super) fn leader_mut(&mut self) -> Option<&mut SimLeader> {
         match self.process.as_mut().map(|process| &mut process.role) {
-            Some(Role::Leading(leader)) => Some(leader),
+            Some(CoordinatorRole::Leading(leader)) => Some(leader),
             _ => None,
         }
     }
 }
 
-impl World {
+impl SimWorld {
     pub(super) fn start_seat(&mut self, seat: usize) {
         if self.seats[seat].process.is_some() || self.seats[seat].lost {
             return;
         }
         self.instances += 1;
-        self.seats[seat].process = Some(Coordinator {
+        self.seats[seat].process = Some(CoordinatorProcess {
             instance: self.instances,
-            role: Role::Standby,
-            writer: Writer::default(),
+            role: CoordinatorRole::Standby,
+            writer: SimWriter::default(),
             last_news: 0,
             seen: Term::default(),
         });
@@ -149,33 +149,33 @@ impl World {
         }
     }
 
-    pub(super) fn seat_timer_after(&mut self, seat: usize, delay: Time, timer: Timer) {
+    pub(super) fn seat_timer_after(&mut self, seat: usize, delay: SimTime, timer: CoordinatorTimer) {
         let Some(instance) = self.seats[seat].process.as_ref().map(|process| process.instance) else { return };
-        self.after(delay, Ev::Seat { seat, instance, timer });
+        self.after(delay, SimEvent::Seat { seat, instance, timer });
     }
 
     /// A timer of the coordinator's own clock.
-    pub(super) fn seat_local_timer(&mut self, seat: usize, delay: Duration, timer: Timer) {
+    pub(super) fn seat_local_timer(&mut self, seat: usize, delay: Duration, timer: CoordinatorTimer) {
         let clock = &self.seats[seat].clock;
         let at = clock.world(self.now, clock.local(self.now) + delay);
         self.seat_timer_after(seat, at - self.now, timer);
     }
 
-    pub(super) fn seat_timer(&mut self, seat: usize, timer: Timer) {
+    pub(super) fn seat_timer(&mut self, seat: usize, timer: CoordinatorTimer) {
         match timer {
-            Timer::Tick { reign, number } => self.leader_tick(seat, reign, number),
-            Timer::StoreDue(number) => self.store_due(seat, number),
-            Timer::Seen(reign) => self.write_seen(seat, reign),
-            Timer::Look => self.look_for_database(seat),
-            Timer::Begin => self.begin_in_store(seat),
+            CoordinatorTimer::Tick { reign, number } => self.leader_tick(seat, reign, number),
+            CoordinatorTimer::StoreDue(number) => self.store_due(seat, number),
+            CoordinatorTimer::Seen(reign) => self.write_seen(seat, reign),
+            CoordinatorTimer::Look => self.look_for_database(seat),
+            CoordinatorTimer::Begin => self.begin_in_store(seat),
         }
     }
 
-    fn role(&self, seat: usize) -> Option<&Role> {
+    fn role(&self, seat: usize) -> Option<&CoordinatorRole> {
         self.seats[seat].process.as_ref().map(|process| &process.role)
     }
 
-    fn set_role(&mut self, seat: usize, role: Role) {
+    fn set_role(&mut self, seat: usize, role: CoordinatorRole) {
         if let Some(process) = &mut self.seats[seat].process {
             process.role = role;
         }
@@ -185,21 +185,21 @@ impl World {
     pub(super) fn candidate_told(&mut self, seat: usize, news: CandidateNews) {
         match (news, self.role(seat)) {
             (_, None) => {}
-            (CandidateNews::Elected, Some(Role::Standby)) => {
+            (CandidateNews::Elected, Some(CoordinatorRole::Standby)) => {
                 self.note(|| format!("c{seat} is elected"));
                 self.begin_reading(seat);
             }
-            (CandidateNews::Raised { term, .. }, Some(Role::Raising)) => {
-                self.set_role(seat, Role::Beginning(term));
+            (CandidateNews::Raised { term, .. }, Some(CoordinatorRole::Raising)) => {
+                self.set_role(seat, CoordinatorRole::Beginning(term));
                 self.begin_in_store(seat);
             }
             (CandidateNews::Lost(why), Some(role)) => {
-                if !matches!(role, Role::Standby) {
+                if !matches!(role, CoordinatorRole::Standby) {
                     self.note(|| format!("c{seat} loses the leadership: {why}"));
                 }
                 self.end_term(seat);
             }
-            (CandidateNews::News(event), Some(Role::Leading(_))) => self.leader_told(seat, event),
+            (CandidateNews::News(event), Some(CoordinatorRole::Leading(_))) => self.leader_told(seat, event),
             // Of a leadership that has ended meanwhile.
             (CandidateNews::Elected | CandidateNews::Raised { .. } | CandidateNews::News(_), Some(_)) => {}
         }
@@ -210,45 +210,45 @@ impl World {
             // The database has not said what became of a batch: leave the lead to somebody else.
             return self.give_up(seat);
         }
-        let number = self.request(seat, Request::HighestTerm);
+        let number = self.request(seat, DatabaseCall::HighestTerm);
         if let Some(process) = &mut self.seats[seat].process {
             process.writer.awaited = Some(number);
-            process.role = Role::Reading;
+            process.role = CoordinatorRole::Reading;
         }
     }
 
     fn begin_in_store(&mut self, seat: usize) {
         let Some(process) = &mut self.seats[seat].process else { return };
-        let Role::Beginning(term) = process.role else { return };
+        let CoordinatorRole::Beginning(term) = process.role else { return };
         if process.writer.awaited.is_some() {
             return;
         }
         if !process.writer.is_idle() {
             let delay = self.rng.millis(5, 50);
-            return self.seat_timer_after(seat, delay, Timer::Begin);
+            return self.seat_timer_after(seat, delay, CoordinatorTimer::Begin);
         }
-        let number = self.request(seat, Request::Begin(term));
+        let number = self.request(seat, DatabaseCall::Begin(term));
         if let Some(process) = &mut self.seats[seat].process {
             process.writer.awaited = Some(number);
         }
     }
 
     /// The store has answered what was asked of it for the begin of a term.
-    pub(super) fn seat_store_answered(&mut self, seat: usize, reply: Reply) {
+    pub(super) fn seat_store_answered(&mut self, seat: usize, reply: CallResult) {
         let external = self.external();
         let Some(process) = &mut self.seats[seat].process else { return };
         match (&process.role, reply) {
-            (Role::Reading, Reply::HighestTerm(stored)) => {
+            (CoordinatorRole::Reading, CallResult::HighestTerm(stored)) => {
                 let above = stored.max(process.seen);
                 if external {
-                    process.role = Role::Raising;
+                    process.role = CoordinatorRole::Raising;
                     self.candidate_raises(seat, above);
                 } else {
-                    process.role = Role::Beginning(above.next());
+                    process.role = CoordinatorRole::Beginning(above.next());
                     self.begin_in_store(seat);
                 }
             }
-            (Role::Beginning(term), Reply::Begun(rows)) => {
+            (CoordinatorRole::Beginning(term), CallResult::Begun(rows)) => {
                 let term = *term;
                 self.writer_leads(seat, term);
                 self.lead(seat, term, *rows);
@@ -256,12 +256,12 @@ impl World {
                     self.candidate_follows(seat);
                 }
             }
-            (Role::Reading | Role::Beginning(_), reply) => {
+            (CoordinatorRole::Reading | CoordinatorRole::Beginning(_), reply) => {
                 self.note(|| format!("c{seat} cannot begin a term: {reply:?}"));
                 self.give_up(seat);
             }
             // The lock was lost meanwhile.
-            (Role::Standby | Role::Raising | Role::Leading(_), _) => {}
+            (CoordinatorRole::Standby | CoordinatorRole::Raising | CoordinatorRole::Leading(_), _) => {}
         }
     }
 
@@ -273,7 +273,7 @@ impl World {
         } else {
             self.kill_seat(seat);
             let delay = self.rng.millis(100, 1_000);
-            self.after(delay, Ev::StartSeat(seat));
+            self.after(delay, SimEvent::StartSeat(seat));
         }
     }
 
@@ -291,11 +291,11 @@ impl World {
     pub(super) fn end_term(&mut self, seat: usize) {
         let Some(process) = &mut self.seats[seat].process else { return };
         process.writer.awaited = None;
-        let role = std::mem::replace(&mut process.role, Role::Standby);
-        let Role::Leading(leader) = role else { return };
+        let role = std::mem::replace(&mut process.role, CoordinatorRole::Standby);
+        let CoordinatorRole::Leading(leader) = role else { return };
         self.note(|| format!("c{seat} steps down from {}", leader.machine.term()));
         for stream in leader.into_streams() {
-            self.send_down(stream, Down::NotLeading);
+            self.send_down(stream, LeaderMessage::NotLeading);
         }
     }
 }

@@ -35,17 +35,17 @@ use std::collections::{BTreeMap, VecDeque};
 use common::Life;
 use common::Term;
 
-use self::candidate::Candidate;
+use self::candidate::Candidacy;
 pub(super) use self::candidate::CandidateNews;
-use self::client::{Client, Told};
+use self::client::{ClientEvent, ZkClient};
 use self::connection::Connection;
-use self::ensemble::{Peer, Server};
-use self::seat::Seat;
-pub(super) use self::seat::{Answer, Ask};
-use super::Time;
+use self::ensemble::{PeerMessage, ZkServer};
+use self::seat::GroupSeat;
+pub(super) use self::seat::{GroupReply, GroupRequest};
+use super::SimTime;
 use super::net::Lane;
 use super::rng::Rng;
-use super::world::{self, World};
+use super::world::{self, SimWorld};
 
 /// Whose client it is: it pauses and is cut off with its host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,7 +56,7 @@ pub(super) enum Who {
 
 /// A way that messages take; each can be cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Link {
+enum NetworkPath {
     Up(Who, usize),
     Down(usize, Who),
     Servers(usize, usize),
@@ -64,7 +64,7 @@ enum Link {
 
 /// Something that happens in the service, or to its clients.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Ev {
+pub(super) enum ServiceTask {
     /// A message from one server reaches another.
     Peer(usize, usize),
     /// A message of a connection reaches its server.
@@ -85,7 +85,7 @@ pub(super) enum Ev {
     Candidate(usize, u64),
 }
 
-impl Ev {
+impl ServiceTask {
     /// Whose process takes it; `None` when it is not a process of the world.
     pub(super) const fn owner(self) -> Option<Who> {
         match self {
@@ -98,29 +98,29 @@ impl Ev {
 
 /// What processes are told.
 #[derive(Debug)]
-enum News {
-    Worker { place: usize, process: u64, answer: Answer },
+enum ServiceEvent {
+    Worker { place: usize, process: u64, answer: GroupReply },
     Coordinator(usize, CandidateNews),
 }
 
 /// The service.
 #[derive(Debug)]
-pub(super) struct Service {
-    now: Time,
+pub(super) struct ZooKeeper {
+    now: SimTime,
     rng: Rng,
     faulty: bool,
     /// Percent of messages that are much slower than others.
     slow: u64,
-    tick: Time,
-    servers: Vec<Server>,
+    tick: SimTime,
+    servers: Vec<ZkServer>,
     /// From each server to each other one.
-    peers: Vec<Lane<(u64, Peer)>>,
+    peers: Vec<Lane<(u64, PeerMessage)>>,
     connections: Vec<Connection>,
-    clients: Vec<Client>,
-    seats: BTreeMap<usize, Seat>,
-    candidates: BTreeMap<usize, Candidate>,
+    clients: Vec<ZkClient>,
+    seats: BTreeMap<usize, GroupSeat>,
+    candidates: BTreeMap<usize, Candidacy>,
     /// Until when nothing gets through.
-    cuts: BTreeMap<Link, Time>,
+    cuts: BTreeMap<NetworkPath, SimTime>,
     electing: bool,
     joinings: u64,
     sessions: u64,
@@ -128,13 +128,13 @@ pub(super) struct Service {
     rounds: u64,
     /// Who each host believes to lead.
     shown: BTreeMap<Who, usize>,
-    told: VecDeque<(usize, Told)>,
-    news: VecDeque<News>,
-    out: Vec<(Time, Ev)>,
+    told: VecDeque<(usize, ClientEvent)>,
+    news: VecDeque<ServiceEvent>,
+    out: Vec<(SimTime, ServiceTask)>,
     notes: Option<Vec<String>>,
 }
 
-impl Default for Service {
+impl Default for ZooKeeper {
     fn default() -> Self {
         Self {
             now: 0,
@@ -163,7 +163,7 @@ impl Default for Service {
     }
 }
 
-impl Service {
+impl ZooKeeper {
     /// The service of a seed, with its servers.
     fn new(seed: u64, slow: u64, record: bool) -> Self {
         let mut rng = Rng::new(seed ^ 0x7a6f_6f6b);
@@ -173,7 +173,7 @@ impl Service {
             rng,
             slow,
             tick,
-            servers: (0..servers).map(|_| Server::new()).collect(),
+            servers: (0..servers).map(|_| ZkServer::new()).collect(),
             peers: (0..servers * servers).map(|_| Lane::default()).collect(),
             notes: record.then(Vec::new),
             ..Self::default()
@@ -186,39 +186,39 @@ impl Service {
         }
     }
 
-    fn delay(&mut self) -> Time {
+    fn delay(&mut self) -> SimTime {
         if self.faulty && self.rng.chance(self.slow) { self.rng.millis(5, 900) } else { self.rng.micros(50, 1_500) }
     }
 
-    fn tell(&mut self, client: usize, told: Told) {
+    fn tell(&mut self, client: usize, told: ClientEvent) {
         self.told.push_back((client, told));
     }
 
-    fn take(&mut self, event: Ev) {
+    fn take(&mut self, event: ServiceTask) {
         let server = match event {
-            Ev::Peer(_, to) => Some(to),
-            Ev::Up(connection) => Some(self.connections[connection].server),
-            Ev::Tick(server) => Some(server),
+            ServiceTask::Peer(_, to) => Some(to),
+            ServiceTask::Up(connection) => Some(self.connections[connection].server),
+            ServiceTask::Tick(server) => Some(server),
             _ => None,
         };
         if let Some(resumes) = server.map(|n| self.servers[n].paused_until).filter(|until| *until > self.now) {
             return self.out.push((resumes, event));
         }
         match event {
-            Ev::Peer(from, to) => self.peer_arrives(from, to),
-            Ev::Up(connection) => self.up_arrives(connection),
-            Ev::Down(_, connection) => self.down_arrives(connection),
-            Ev::Tick(server) => self.tick(server),
-            Ev::Elect => self.elect(),
-            Ev::Strike(place) => {
+            ServiceTask::Peer(from, to) => self.peer_arrives(from, to),
+            ServiceTask::Up(connection) => self.up_arrives(connection),
+            ServiceTask::Down(_, connection) => self.down_arrives(connection),
+            ServiceTask::Tick(server) => self.tick(server),
+            ServiceTask::Elect => self.elect(),
+            ServiceTask::Strike(place) => {
                 if self.faulty {
                     self.strike(place);
                 }
             }
-            Ev::StartServer(server) => self.start_server(server),
-            Ev::Client(_, client) => self.client_tick(client),
-            Ev::Connect(_, client) => self.connect_again(client),
-            Ev::Candidate(n, round) => self.candidate_looks(n, round),
+            ServiceTask::StartServer(server) => self.start_server(server),
+            ServiceTask::Client(_, client) => self.client_tick(client),
+            ServiceTask::Connect(_, client) => self.connect_again(client),
+            ServiceTask::Candidate(n, round) => self.candidate_looks(n, round),
         }
     }
 
@@ -247,27 +247,27 @@ impl Service {
     }
 }
 
-impl World {
+impl SimWorld {
     /// Does something with the service, and sees to what follows.
-    fn with_service<T>(&mut self, act: impl FnOnce(&mut Service) -> T) -> T {
+    fn with_service<T>(&mut self, act: impl FnOnce(&mut ZooKeeper) -> T) -> T {
         self.service.now = self.now;
         self.service.faulty = self.faulty();
         let result = act(&mut self.service);
         self.service.settle();
         for (at, event) in std::mem::take(&mut self.service.out) {
-            self.at(at, world::Ev::Service(event));
+            self.at(at, world::SimEvent::Service(event));
         }
         if let Some(notes) = self.service.notes.as_mut().map(std::mem::take) {
             notes.into_iter().for_each(|text| self.note(|| text));
         }
         while let Some(news) = self.service.news.pop_front() {
             match news {
-                News::Worker { place, process, answer } => {
+                ServiceEvent::Worker { place, process, answer } => {
                     if self.places[place].is_running(process) {
                         self.worker_answered(place, &answer);
                     }
                 }
-                News::Coordinator(n, news) => self.candidate_told(n, news),
+                ServiceEvent::Coordinator(n, news) => self.candidate_told(n, news),
             }
         }
         result
@@ -275,17 +275,17 @@ impl World {
 
     /// The service starts.
     pub(super) fn begin_service(&mut self) {
-        self.service = Service::new(self.seed, self.settings.slow_messages, self.is_recorded());
-        self.with_service(Service::start_ensemble);
+        self.service = ZooKeeper::new(self.seed, self.settings.slow_messages, self.is_recorded());
+        self.with_service(ZooKeeper::start_ensemble);
     }
 
-    pub(super) fn service_event(&mut self, event: Ev) {
-        if let Ev::Strike(place) = event
+    pub(super) fn service_event(&mut self, event: ServiceTask) {
+        if let ServiceTask::Strike(place) = event
             && self.faulty()
         {
             // Nobody tells it either.
             for seat in 0..self.seats.len() {
-                let (there, back) = (world::Node::Place(place as usize), world::Node::Seat(seat));
+                let (there, back) = (world::SimHost::Place(place as usize), world::SimHost::Seat(seat));
                 self.cut(there, back, self.now + faults::STRUCK);
                 self.cut(back, there, self.now + faults::STRUCK);
             }
@@ -299,17 +299,17 @@ impl World {
     }
 
     /// A host reaches no server, and is reached by none, before `until`.
-    pub(super) fn service_cut_off(&mut self, who: Who, until: Time) {
+    pub(super) fn service_cut_off(&mut self, who: Who, until: SimTime) {
         self.with_service(|service| service.cut_off(who, until));
     }
 
     /// Everything works from now on.
     pub(super) fn heal_service(&mut self) {
-        self.with_service(Service::heal);
+        self.with_service(ZooKeeper::heal);
     }
 
     /// A worker asks something of the service.
-    pub(super) fn ask(&mut self, place: usize, process: u64, ask: Ask) {
+    pub(super) fn ask(&mut self, place: usize, process: u64, ask: GroupRequest) {
         let profile = self.places[place].profile.clone();
         self.with_service(|service| service.seat_asked(place, process, ask, &profile));
     }

@@ -11,14 +11,14 @@ use common::{ApplianceId, Edition, Timestamp, Token};
 use worker_core::assignments::Effect;
 use worker_core::gate::{self, Shut};
 
-use super::backend::Call;
-use super::net::Desired;
-use super::worker::Timer;
-use super::world::{Ev, World};
+use super::backend::BackendCall;
+use super::net::SimDesired;
+use super::worker::WorkerTimer;
+use super::world::{SimEvent, SimWorld};
 
 /// How a call was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Said {
+pub(super) enum CallReply {
     Done,
     /// Refused: a newer token is known there.
     Newer(Token),
@@ -26,7 +26,7 @@ pub(super) enum Said {
 
 /// One appliance that is worked on.
 #[derive(Debug)]
-pub(super) struct Task {
+pub(super) struct SimTask {
     pub(super) token: Token,
     pub(super) edition: Edition,
     driver: Driver,
@@ -40,8 +40,8 @@ pub(super) struct Task {
     hold_until: Timestamp,
 }
 
-impl World {
-    pub(super) fn apply(&mut self, place: usize, effects: Vec<Effect<Desired>>) {
+impl SimWorld {
+    pub(super) fn apply(&mut self, place: usize, effects: Vec<Effect<SimDesired>>) {
         for effect in effects {
             match effect {
                 Effect::Take { appliance, token, desired, carryover, .. } => {
@@ -63,7 +63,7 @@ impl World {
                     task.edition = edition.unwrap_or(task.edition);
                     if desired.deleting && !std::mem::replace(&mut task.deleting, true) {
                         let delay = self.rng.millis(1, 300);
-                        self.timer(place, delay, Timer::Act(appliance, token));
+                        self.timer(place, delay, WorkerTimer::Act(appliance, token));
                     }
                 }
                 Effect::Check(..) => {}
@@ -71,7 +71,7 @@ impl World {
         }
     }
 
-    fn take_grant(&mut self, place: usize, id: ApplianceId, token: Token, desired: &Desired, carryover: Carryover) {
+    fn take_grant(&mut self, place: usize, id: ApplianceId, token: Token, desired: &SimDesired, carryover: Carryover) {
         self.check_taken(place, id, token);
         let draining = self.process(place).is_some_and(|p| p.draining);
         let unwilling = draining || (self.faulty() && self.rng.chance(self.settings.unwilling));
@@ -87,7 +87,7 @@ impl World {
         let now = self.places[place].clock.local(self.now);
         let Some(process) = self.process(place) else { return };
         let edition = process.assignments.iter().find(|(held, _)| *held == id).map(|(_, h)| h.edition);
-        let task = Task {
+        let task = SimTask {
             token,
             edition: edition.unwrap_or_default(),
             driver: desired.driver.clone(),
@@ -105,7 +105,7 @@ impl World {
         self.check_held(place, id);
         self.say(place, |a| a.granted.push(GrantRef::new(id, token)));
         let delay = self.rng.millis(0, 300);
-        self.timer(place, delay, Timer::Act(id, token));
+        self.timer(place, delay, WorkerTimer::Act(id, token));
     }
 
     pub(super) fn begin_release(&mut self, place: usize, id: ApplianceId, token: Token) {
@@ -124,7 +124,7 @@ impl World {
 
     fn release_soon(&mut self, place: usize, id: ApplianceId, token: Token) {
         let takes = if self.rng.chance(10) { self.rng.millis(200, 3_000) } else { self.rng.millis(0, 100) };
-        self.timer(place, takes, Timer::ReleaseDone(id, token));
+        self.timer(place, takes, WorkerTimer::ReleaseDone(id, token));
     }
 
     fn say_released(&mut self, place: usize, id: ApplianceId, token: Token) {
@@ -150,11 +150,11 @@ impl World {
         if self.faulty() && self.rng.chance(30) {
             // Something of it runs on and has not noticed: the gate has to hold it back.
             let delay = self.rng.millis(1, 1_500);
-            self.timer(place, delay, Timer::Straggles(id, token));
+            self.timer(place, delay, WorkerTimer::Straggles(id, token));
         }
     }
 
-    fn task(&mut self, place: usize, id: ApplianceId, token: Token) -> Option<&mut Task> {
+    fn task(&mut self, place: usize, id: ApplianceId, token: Token) -> Option<&mut SimTask> {
         self.process(place)?.tasks.get_mut(&id).filter(|task| task.token == token)
     }
 
@@ -182,12 +182,12 @@ impl World {
                 Shut::Held(left) => (left.as_nanos() as u64).min(2_000_000_000) + self.rng.micros(10, 2_000),
                 Shut::Fenced | Shut::NotHeld => self.rng.millis(20, 400),
             };
-            return self.timer(place, delay, Timer::Act(id, token));
+            return self.timer(place, delay, WorkerTimer::Act(id, token));
         }
         let process = process.number;
         self.calls += 1;
         let number = self.calls;
-        let call = Call { number, place, process, id, token, destroys, hold };
+        let call = BackendCall { number, place, process, id, token, destroys, hold };
         if let Some(task) = self.task(place, id, token) {
             task.running = Some((number, destroys));
         }
@@ -196,21 +196,21 @@ impl World {
             Some(hold) => hold.mul_f64(0.2 + 0.01 * self.rng.below(60) as f64),
             None => self.rng.duration(300, 3_000),
         };
-        self.local_timer(place, patience, Timer::CallDue(id, token, number));
+        self.local_timer(place, patience, WorkerTimer::CallDue(id, token, number));
     }
 
     /// The gate has let a call pass, which leaves a little later.
-    fn pass(&mut self, call: Call) {
+    fn pass(&mut self, call: BackendCall) {
         self.check_passed(call.place, call.id, call.token);
         if call.hold.is_some() {
             // Whoever is paused here for longer than the margin breaks what was assumed.
             let margin = self.places[call.place].margin.as_nanos() as u64;
             let delay = self.rng.below(margin * 9 / 10);
-            return self.after(delay, Ev::Starts(Box::new(call)));
+            return self.after(delay, SimEvent::Starts(Box::new(call)));
         }
         let dozes = self.faulty() && self.rng.chance(3);
         let delay = if dozes { self.rng.millis(5, 2_500) } else { self.rng.micros(10, 2_000) };
-        self.timer(call.place, delay, Timer::Send(Box::new(call)));
+        self.timer(call.place, delay, WorkerTimer::Send(Box::new(call)));
     }
 
     /// What was told to stop tries once more.
@@ -221,23 +221,23 @@ impl World {
             let process = process.number;
             self.calls += 1;
             let number = self.calls;
-            self.pass(Call { number, place, process, id, token, destroys: false, hold: None });
+            self.pass(BackendCall { number, place, process, id, token, destroys: false, hold: None });
         }
     }
 
     /// A call was answered.
-    pub(super) fn called(&mut self, place: usize, of: (ApplianceId, Token, u64), how: Said) {
+    pub(super) fn called(&mut self, place: usize, of: (ApplianceId, Token, u64), how: CallReply) {
         let (id, token, number) = of;
         let Some(task) = self.task(place, id, token) else { return };
         let Some((_, destroys)) = task.running.take_if(|(running, _)| *running == number) else { return };
         match how {
-            Said::Done => {
+            CallReply::Done => {
                 task.destroyed = destroys;
                 if task.progress.attempts.is_empty() {
                     task.progress.attempts.push(1);
                 }
             }
-            Said::Newer(newer) => {
+            CallReply::Newer(newer) => {
                 let Some(process) = self.process(place) else { return };
                 let met = process.assignments.met(newer.term);
                 let given_up = process.assignments.give_up(id, token, newer);
@@ -276,7 +276,7 @@ impl World {
         }
         if task.destroyed {
             let delay = self.rng.millis(0, 100);
-            return self.timer(place, delay, Timer::DestroyDone(id, token));
+            return self.timer(place, delay, WorkerTimer::DestroyDone(id, token));
         }
         let (deleting, quiet) = (task.deleting, !self.faulty());
         let delay = match (deleting, quiet) {
@@ -284,7 +284,7 @@ impl World {
             (false, true) => self.rng.millis(200, 2_000),
             (false, false) => self.rng.millis(20, 1_000),
         };
-        self.timer(place, delay, Timer::Act(id, token));
+        self.timer(place, delay, WorkerTimer::Act(id, token));
     }
 
     pub(super) fn destroy_done(&mut self, place: usize, id: ApplianceId, token: Token) {

@@ -5,16 +5,16 @@ use common::mutant::{self, Mutant};
 use common::{Edition, Generation, Life};
 use coordinator_core::machine::Event;
 
-use super::Time;
-use super::database::{Record, Write};
+use super::SimTime;
+use super::database::{ApplianceRow, DatabaseWrite};
 use super::plan::What;
 use super::service::Who;
-use super::world::{Ev, Node, World};
+use super::world::{SimEvent, SimHost, SimWorld};
 
-impl World {
+impl SimWorld {
     pub(super) fn carry_out_decision(&mut self, number: usize) {
         let decision = self.decisions[number].clone();
-        let (who, amount) = (decision.who, Time::from(decision.amount) * 1_000_000);
+        let (who, amount) = (decision.who, SimTime::from(decision.amount) * 1_000_000);
         let until = self.now + amount;
         let place = who as usize % self.places.len();
         let seat = (who >> 8) as usize % self.seats.len();
@@ -24,16 +24,16 @@ impl World {
         match decision.what {
             What::KillWorker | What::StopWorker => {
                 self.end_worker(place, decision.what == What::StopWorker);
-                self.after(amount, Ev::StartWorker(place));
+                self.after(amount, SimEvent::StartWorker(place));
             }
             What::DrainWorker => {
                 self.drain_worker(place);
-                self.after(amount, Ev::StartWorker(place));
+                self.after(amount, SimEvent::StartWorker(place));
             }
             What::PauseWorker => self.pause_worker(place, until),
             What::KillCoordinator => {
                 self.kill_seat(seat);
-                self.after(amount, Ev::StartSeat(seat));
+                self.after(amount, SimEvent::StartSeat(seat));
             }
             What::PauseCoordinator => {
                 self.seats[seat].paused_until = self.seats[seat].paused_until.max(until);
@@ -67,11 +67,11 @@ impl World {
                     }
                 }
             }
-            What::CutSession => self.cut_ways(who, Node::Place(place), Node::Seat(seat), until),
-            What::CutStore => self.cut_ways(who, Node::Seat(seat), Node::Database, until),
+            What::CutSession => self.cut_ways(who, SimHost::Place(place), SimHost::Seat(seat), until),
+            What::CutStore => self.cut_ways(who, SimHost::Seat(seat), SimHost::Database, until),
             What::CutWorker => {
                 for seat in 0..self.seats.len() {
-                    self.cut_ways(0, Node::Place(place), Node::Seat(seat), until);
+                    self.cut_ways(0, SimHost::Place(place), SimHost::Seat(seat), until);
                 }
                 if self.external() {
                     self.service_cut_off(Who::Worker(place), until);
@@ -79,13 +79,13 @@ impl World {
             }
             What::CutCoordinator => {
                 for place in 0..self.places.len() {
-                    self.cut_ways(0, Node::Place(place), Node::Seat(seat), until);
+                    self.cut_ways(0, SimHost::Place(place), SimHost::Seat(seat), until);
                 }
                 if self.external() {
                     self.service_cut_off(Who::Coordinator(seat), until);
                 }
                 if who % 2 == 0 {
-                    self.cut_ways(0, Node::Seat(seat), Node::Database, until);
+                    self.cut_ways(0, SimHost::Seat(seat), SimHost::Database, until);
                 }
             }
             What::Service => {
@@ -117,7 +117,7 @@ impl World {
         (!leading.is_empty()).then(|| leading[who as usize % leading.len()])
     }
 
-    fn cut_ways(&mut self, who: u32, a: Node, b: Node, until: Time) {
+    fn cut_ways(&mut self, who: u32, a: SimHost, b: SimHost, until: SimTime) {
         let ways = (who >> 16) % 3;
         if ways != 1 {
             self.cut(a, b, until);
@@ -127,7 +127,7 @@ impl World {
         }
     }
 
-    fn pause_worker(&mut self, place: usize, until: Time) {
+    fn pause_worker(&mut self, place: usize, until: SimTime) {
         let from = self.now.max(self.places[place].paused_until);
         if self.places[place].process.is_none() || until <= from {
             return;
@@ -152,7 +152,7 @@ impl World {
         let Some(seat) = self.leading(who >> 8).filter(|&seat| self.seats[seat].paused_until <= self.now) else {
             if self.faulty() {
                 let delay = self.rng.millis(100, 600);
-                self.after(delay, Ev::Decided(number));
+                self.after(delay, SimEvent::Decided(number));
             }
             return;
         };
@@ -164,11 +164,12 @@ impl World {
                 self.created += 1;
                 let id = ApplianceId::from_u128(self.created | (u128::from(self.seed) << 64));
                 let driver = Self::any_driver(&mut self.rng);
-                let record = Record { id, driver, edition: Edition::new(Generation::new(1), term), deleting: false };
+                let record =
+                    ApplianceRow { id, driver, edition: Edition::new(Generation::new(1), term), deleting: false };
                 if let Some(leader) = self.seats[seat].leader_mut() {
                     leader.changing.insert(id);
                 }
-                self.submit(seat, reign, term, Write::Put(record));
+                self.submit(seat, reign, term, DatabaseWrite::Put(record));
             }
             return;
         }
@@ -188,9 +189,9 @@ impl World {
             return;
         }
         let edition = Edition::new(record.edition.generation.next(), term);
-        let changed = Record { edition, deleting: what == What::Delete, ..record.clone() };
+        let changed = ApplianceRow { edition, deleting: what == What::Delete, ..record.clone() };
         leader.changing.insert(id);
-        self.submit(seat, reign, term, Write::Put(changed));
+        self.submit(seat, reign, term, DatabaseWrite::Put(changed));
     }
 
     /// A worker never comes back: what it held has to find others, or a reason why it cannot.
@@ -213,11 +214,11 @@ impl World {
             self.heal_service();
         }
         for place in 0..self.places.len() {
-            self.after(0, Ev::StartWorker(place));
+            self.after(0, SimEvent::StartWorker(place));
         }
         for seat in 0..self.seats.len() {
-            self.after(0, Ev::StartSeat(seat));
+            self.after(0, SimEvent::StartSeat(seat));
         }
-        self.after(2_000_000_000, Ev::Settled { calm_since: None });
+        self.after(2_000_000_000, SimEvent::Settled { calm_since: None });
     }
 }

@@ -10,22 +10,22 @@ use common::{ApplianceId, Edition, Profile, Term, Timestamp, Token, WorkerId};
 use worker_core::assignments::Assignments;
 use worker_core::gate::Gate;
 
-use super::Time;
-use super::backend::Call;
-use super::clock::Clock;
-use super::life::Life;
-use super::net::{Desired, Up};
+use super::SimTime;
+use super::backend::BackendCall;
+use super::clock::DriftingClock;
+use super::life::WorkerLife;
+use super::net::{SimDesired, WorkerMessage};
 use super::rng::Rng;
 use super::service::Who;
-use super::tasks::{Said, Task};
-use super::world::{Ev, Node, World};
+use super::tasks::{CallReply, SimTask};
+use super::world::{SimEvent, SimHost, SimWorld};
 
 /// How often the transport asks whether the other side is there, with the time it waits for the answer.
-pub(super) const KEEP_ALIVE: Time = 5_000_000_000;
+pub(super) const KEEP_ALIVE: SimTime = 5_000_000_000;
 
 /// Something a worker waits for.
 #[derive(Clone, Debug)]
-pub(super) enum Timer {
+pub(super) enum WorkerTimer {
     Connect,
     /// Begin a life, or see that one has begun.
     Join,
@@ -46,8 +46,8 @@ pub(super) enum Timer {
     /// Begin a step.
     Act(ApplianceId, Token),
     /// A call that has passed the gate is sent.
-    Send(Box<Call>),
-    Called((ApplianceId, Token, u64), Said),
+    Send(Box<BackendCall>),
+    Called((ApplianceId, Token, u64), CallReply),
     /// A call was not answered.
     CallDue(ApplianceId, Token, u64),
     /// Something that was told to stop tries once more.
@@ -57,28 +57,28 @@ pub(super) enum Timer {
     /// Everything of it is removed.
     DestroyDone(ApplianceId, Token),
     /// For a mutant: these instructions come again.
-    Again(usize, Vec<DeltaEntry<Desired>>),
+    Again(usize, Vec<DeltaEntry<SimDesired>>),
 }
 
 /// Where a worker runs: its name, host and clock outlive its processes.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct WorkerHost {
     pub(super) name: WorkerId,
     pub(super) profile: Profile,
-    pub(super) clock: Clock,
+    pub(super) clock: DriftingClock,
     /// How long before the end of its lease it stops to make calls without token.
     pub(super) margin: Duration,
-    pub(super) paused_until: Time,
+    pub(super) paused_until: SimTime,
     /// It does not come back.
     pub(super) lost: bool,
-    pub(super) process: Option<Process>,
+    pub(super) process: Option<WorkerProcess>,
     processes: u64,
     /// Highest token any process here took, by appliance (I3).
     pub(super) newest: BTreeMap<ApplianceId, Token>,
 }
 
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct WorkerLink {
     pub(super) stream: usize,
     pub(super) seat: usize,
     pub(super) hello_sent: Timestamp,
@@ -91,25 +91,25 @@ pub(super) struct Link {
 
 /// One process of a worker.
 #[derive(Debug)]
-pub(super) struct Process {
+pub(super) struct WorkerProcess {
     pub(super) number: u64,
     pub(super) assignments: Assignments,
     pub(super) gate: Gate,
-    pub(super) link: Option<Link>,
+    pub(super) link: Option<WorkerLink>,
     pub(super) ack: Ack,
     pub(super) waiting: bool,
-    pub(super) tasks: BTreeMap<ApplianceId, Task>,
+    pub(super) tasks: BTreeMap<ApplianceId, SimTask>,
     pub(super) failures: u32,
     /// Which of the known coordinators is tried next; the first is the one that seems to lead.
     pub(super) aim: usize,
     pub(super) shown: Option<usize>,
-    pub(super) life: Life,
+    pub(super) life: WorkerLife,
     pub(super) draining: bool,
     /// Highest term whose messages were applied (I5).
     pub(super) term: Term,
 }
 
-impl Place {
+impl WorkerHost {
     pub(super) fn new(n: usize, rng: &mut Rng, hold: Option<Duration>) -> Self {
         let drivers = match rng.below(4) {
             0 => [Driver::Process].into(),
@@ -130,7 +130,7 @@ impl Place {
         Self {
             name: WorkerId::new(&format!("w{}", n + 1)).expect("letters and digits"),
             profile,
-            clock: Clock::new(rng),
+            clock: DriftingClock::new(rng),
             margin: rng.duration(20, 120),
             paused_until: 0,
             lost: false,
@@ -145,14 +145,14 @@ impl Place {
     }
 
     /// Under which token it may act on an appliance at this moment of the world, holds aside.
-    pub(super) fn able(&self, now: Time, id: ApplianceId) -> Option<Token> {
+    pub(super) fn able(&self, now: SimTime, id: ApplianceId) -> Option<Token> {
         let process = self.process.as_ref()?;
         let token = process.tasks.get(&id)?.token;
         (process.gate.lease_stands(self.clock.local(now)) && process.gate.is_held(id, token)).then_some(token)
     }
 }
 
-impl Process {
+impl WorkerProcess {
     /// The edition a task knows.
     pub(super) fn edition(&self, id: ApplianceId) -> Option<Edition> {
         self.tasks.get(&id).map(|task| task.edition)
@@ -163,7 +163,7 @@ impl Process {
     }
 }
 
-impl World {
+impl SimWorld {
     pub(super) fn start_worker(&mut self, place: usize) {
         let external = self.external();
         let p = &mut self.places[place];
@@ -180,7 +180,7 @@ impl World {
                 p.profile.drivers.insert(Self::any_driver(&mut self.rng));
             }
         }
-        p.process = Some(Process {
+        p.process = Some(WorkerProcess {
             number: p.processes,
             assignments: Assignments::default(),
             gate: Gate::with_margin(p.margin),
@@ -191,12 +191,12 @@ impl World {
             failures: 0,
             aim: 0,
             shown: None,
-            life: Life::default(),
+            life: WorkerLife::default(),
             draining: false,
             term: Term::default(),
         });
         self.note(|| format!("w{} starts", place + 1));
-        self.timer(place, 0, if external { Timer::Join } else { Timer::Connect });
+        self.timer(place, 0, if external { WorkerTimer::Join } else { WorkerTimer::Connect });
     }
 
     /// Kills a process, or with `farewell` stops it in order.
@@ -212,11 +212,11 @@ impl World {
             && farewell
             && let Some(from) = process.assignments.envelope()
         {
-            self.send_up(link.stream, Up::Message(from, ToCoordinator::Leave));
+            self.send_up(link.stream, WorkerMessage::Message(from, ToCoordinator::Leave));
         }
         if process.draining && !self.faulty() {
             // Whoever drained into the time of peace comes back.
-            self.after(100_000_000, Ev::StartWorker(place));
+            self.after(100_000_000, SimEvent::StartWorker(place));
         }
         let open: Vec<usize> = self.open.iter().copied().filter(|&s| self.streams[s].place == place).collect();
         for stream in open {
@@ -225,49 +225,49 @@ impl World {
         }
     }
 
-    pub(super) fn timer(&mut self, place: usize, delay: Time, timer: Timer) {
+    pub(super) fn timer(&mut self, place: usize, delay: SimTime, timer: WorkerTimer) {
         let Some(process) = self.places[place].process.as_ref().map(|p| p.number) else { return };
-        self.after(delay, Ev::Timer { place, process, timer });
+        self.after(delay, SimEvent::Timer { place, process, timer });
     }
 
     /// A timer of the worker's own clock.
-    pub(super) fn local_timer(&mut self, place: usize, delay: Duration, timer: Timer) {
+    pub(super) fn local_timer(&mut self, place: usize, delay: Duration, timer: WorkerTimer) {
         let clock = &self.places[place].clock;
         let at = clock.world(self.now, clock.local(self.now) + delay);
         self.timer(place, at - self.now, timer);
     }
 
-    pub(super) fn process(&mut self, place: usize) -> Option<&mut Process> {
+    pub(super) fn process(&mut self, place: usize) -> Option<&mut WorkerProcess> {
         self.places[place].process.as_mut()
     }
 
-    pub(super) fn link(&mut self, place: usize, stream: usize) -> Option<&mut Link> {
+    pub(super) fn link(&mut self, place: usize, stream: usize) -> Option<&mut WorkerLink> {
         self.process(place)?.link.as_mut().filter(|link| link.stream == stream)
     }
 
-    pub(super) fn worker_timer(&mut self, place: usize, timer: Timer) {
+    pub(super) fn worker_timer(&mut self, place: usize, timer: WorkerTimer) {
         match timer {
-            Timer::Connect => self.connect(place),
-            Timer::Join => self.join(place),
-            Timer::ServiceBeat(life) => self.service_beat(place, life),
-            Timer::KeepAlive(stream) => self.keep_alive(place, stream),
-            Timer::DrainDue => self.end_worker(place, true),
-            Timer::WelcomeDue(stream) => {
+            WorkerTimer::Connect => self.connect(place),
+            WorkerTimer::Join => self.join(place),
+            WorkerTimer::ServiceBeat(life) => self.service_beat(place, life),
+            WorkerTimer::KeepAlive(stream) => self.keep_alive(place, stream),
+            WorkerTimer::DrainDue => self.end_worker(place, true),
+            WorkerTimer::WelcomeDue(stream) => {
                 if self.link(place, stream).is_some_and(|link| !link.welcomed) {
                     self.abandon(place, stream, 0);
                 }
             }
-            Timer::Beat(stream) => self.beat(place, stream),
-            Timer::Flush(stream) => self.flush(place, stream),
-            Timer::Claim(stream) => self.claim(place, stream),
-            Timer::Act(id, token) => self.act(place, id, token),
-            Timer::Send(call) => self.call_starts(*call),
-            Timer::Called(of, said) => self.called(place, of, said),
-            Timer::CallDue(id, token, number) => self.call_due(place, id, token, number),
-            Timer::Straggles(id, token) => self.straggles(place, id, token),
-            Timer::ReleaseDone(id, token) => self.release_done(place, id, token),
-            Timer::DestroyDone(id, token) => self.destroy_done(place, id, token),
-            Timer::Again(stream, tells) => self.delivered_again(place, stream, tells),
+            WorkerTimer::Beat(stream) => self.beat(place, stream),
+            WorkerTimer::Flush(stream) => self.flush(place, stream),
+            WorkerTimer::Claim(stream) => self.claim(place, stream),
+            WorkerTimer::Act(id, token) => self.act(place, id, token),
+            WorkerTimer::Send(call) => self.call_starts(*call),
+            WorkerTimer::Called(of, said) => self.called(place, of, said),
+            WorkerTimer::CallDue(id, token, number) => self.call_due(place, id, token, number),
+            WorkerTimer::Straggles(id, token) => self.straggles(place, id, token),
+            WorkerTimer::ReleaseDone(id, token) => self.release_done(place, id, token),
+            WorkerTimer::DestroyDone(id, token) => self.destroy_done(place, id, token),
+            WorkerTimer::Again(stream, tells) => self.delivered_again(place, stream, tells),
         }
     }
 
@@ -297,7 +297,7 @@ impl World {
             if let Some(process) = self.process(place) {
                 process.link = None;
             }
-            self.timer(place, 0, Timer::Connect);
+            self.timer(place, 0, WorkerTimer::Connect);
         }
     }
 
@@ -309,7 +309,7 @@ impl World {
         }
         let number = process.number;
         let seat = self.aim(place);
-        let (there, back) = (Node::Place(place), Node::Seat(seat));
+        let (there, back) = (SimHost::Place(place), SimHost::Seat(seat));
         let instance = self.seats[seat].process.as_ref().map(|process| process.instance);
         let reachable = self.reaches(there, back) && self.reaches(back, there);
         let Some(instance) = instance.filter(|_| reachable) else {
@@ -327,7 +327,7 @@ impl World {
         let (from, hello) = process.assignments.hello(&worker, &profile);
         process.ack = Ack::default();
         process.waiting = false;
-        process.link = Some(Link {
+        process.link = Some(WorkerLink {
             stream,
             seat,
             hello_sent: sent,
@@ -338,32 +338,32 @@ impl World {
             flush_due: false,
         });
         self.note(|| format!("{worker} hello on s{stream} ({}) to c{seat}", from.stream));
-        self.send_up(stream, Up::Message(from, ToCoordinator::Hello(Box::new(hello))));
+        self.send_up(stream, WorkerMessage::Message(from, ToCoordinator::Hello(Box::new(hello))));
         let patience = self.settings.connect_timeout;
-        self.local_timer(place, patience, Timer::WelcomeDue(stream));
+        self.local_timer(place, patience, WorkerTimer::WelcomeDue(stream));
     }
 
     fn keep_alive(&mut self, place: usize, stream: usize) {
         let Some(link) = self.link(place, stream) else { return };
-        let (here, there) = (Node::Place(place), Node::Seat(link.seat));
+        let (here, there) = (SimHost::Place(place), SimHost::Seat(link.seat));
         if self.streams[stream].broken || !self.reaches(here, there) || !self.reaches(there, here) {
             return self.abandon(place, stream, 0);
         }
-        self.timer(place, KEEP_ALIVE, Timer::KeepAlive(stream));
+        self.timer(place, KEEP_ALIVE, WorkerTimer::KeepAlive(stream));
     }
 
-    pub(super) fn connect_later(&mut self, place: usize, at_least: Time) {
+    pub(super) fn connect_later(&mut self, place: usize, at_least: SimTime) {
         let Some(process) = self.process(place) else { return };
         let welcomed = process.link.take().is_some_and(|link| link.welcomed);
         process.aim = if welcomed { 0 } else { process.aim + 1 };
         process.failures = (process.failures + 1).min(5);
         let cap = 100 << (process.failures - 1);
         let delay = self.rng.millis(cap / 2, cap).max(at_least);
-        self.timer(place, delay, Timer::Connect);
+        self.timer(place, delay, WorkerTimer::Connect);
     }
 
     /// The worker leaves a stream by itself and opens another one.
-    pub(super) fn abandon(&mut self, place: usize, stream: usize, at_least: Time) {
+    pub(super) fn abandon(&mut self, place: usize, stream: usize, at_least: SimTime) {
         self.note(|| format!("w{} leaves s{stream}", place + 1));
         self.break_stream(stream, false);
         self.connect_later(place, at_least);
@@ -396,10 +396,10 @@ impl World {
                 link.beat += 1;
                 link.beat_sent = Some(now);
                 let number = link.beat;
-                self.send_up(stream, Up::Message(from, ToCoordinator::Beat(number)));
+                self.send_up(stream, WorkerMessage::Message(from, ToCoordinator::Beat(number)));
             }
         }
-        self.local_timer(place, lease / 4, Timer::Beat(stream));
+        self.local_timer(place, lease / 4, WorkerTimer::Beat(stream));
     }
 
     fn flush(&mut self, place: usize, stream: usize) {
@@ -410,7 +410,7 @@ impl World {
         if std::mem::take(&mut process.waiting) {
             let applied = process.ack.applied;
             let ack = std::mem::replace(&mut process.ack, Ack { applied, ..Ack::default() });
-            self.send_up(stream, Up::Message(from, ToCoordinator::Ack(ack)));
+            self.send_up(stream, WorkerMessage::Message(from, ToCoordinator::Ack(ack)));
         }
     }
 
@@ -423,10 +423,10 @@ impl World {
         }
         if !process.waiting {
             let report = Report { statuses: Vec::new(), owned: Some(process.assignments.digest()) };
-            self.send_up(stream, Up::Message(from, ToCoordinator::Report(report)));
+            self.send_up(stream, WorkerMessage::Message(from, ToCoordinator::Report(report)));
         }
         let next = self.rng.millis(500, 1_500);
-        self.timer(place, next, Timer::Claim(stream));
+        self.timer(place, next, WorkerTimer::Claim(stream));
     }
 
     pub(super) fn say(&mut self, place: usize, add: impl FnOnce(&mut Ack)) {
@@ -442,7 +442,7 @@ impl World {
         if let Some(link) = process.link.as_mut().filter(|link| link.welcomed && !link.flush_due) {
             link.flush_due = true;
             let stream = link.stream;
-            self.timer(place, delay, Timer::Flush(stream));
+            self.timer(place, delay, WorkerTimer::Flush(stream));
         }
     }
 }

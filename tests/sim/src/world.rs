@@ -9,16 +9,16 @@ use coordinator_core::machine;
 use coordinator_core::membership::Authority;
 use coordinator_core::planner::{self, Strategy};
 
-use super::backend::{Call, Journal};
-use super::database::{self, Database};
-use super::net::Stream;
+use super::backend::{BackendCall, Journal};
+use super::database::{self, SimDatabase};
+use super::net::SimStream;
 use super::plan::{self, Case, Decision};
 use super::rng::Rng;
-use super::seat::{self, Seat};
-use super::service::{self, Service};
-use super::worker::{Place, Timer};
-use super::writer::News;
-use super::{Outcome, Time};
+use super::seat::{self, CoordinatorHost};
+use super::service::{self, ZooKeeper};
+use super::worker::{WorkerHost, WorkerTimer};
+use super::writer::WriteResult;
+use super::{RunOutcome, SimTime};
 
 /// Lines of log that are kept.
 const LOG_LINES: usize = 1_000;
@@ -31,7 +31,7 @@ const LOOK_AT_ALL: u64 = 512;
 
 /// Something that happens.
 #[derive(Debug)]
-pub(super) enum Ev {
+pub(super) enum SimEvent {
     /// A message of a stream arrives, unless it is stalled.
     Up(usize),
     Down(usize),
@@ -40,50 +40,50 @@ pub(super) enum Ev {
     StartWorker(usize),
     StartSeat(usize),
     /// Something of the coordination service.
-    Service(service::Ev),
+    Service(service::ServiceTask),
     /// Something a worker waits for.
     Timer {
         place: usize,
         process: u64,
-        timer: Timer,
+        timer: WorkerTimer,
     },
     /// Something a coordinator waits for.
     Seat {
         seat: usize,
         instance: u64,
-        timer: seat::Timer,
+        timer: seat::CoordinatorTimer,
     },
     /// The leader hears what became of a write.
     News {
         seat: usize,
         reign: u64,
-        news: Box<News>,
+        news: Box<WriteResult>,
     },
     /// A coordinator's request reaches the database.
     Asked {
         seat: usize,
         instance: u64,
-        ask: Box<database::Ask>,
+        ask: Box<database::DatabaseRequest>,
     },
     /// The database's answer reaches the coordinator.
     Answered {
         seat: usize,
         instance: u64,
-        answer: Box<database::Answer>,
+        answer: Box<database::DatabaseReply>,
     },
     /// A call leaves its worker, takes effect.
-    Starts(Box<Call>),
-    Lands(Box<Call>),
+    Starts(Box<BackendCall>),
+    Lands(Box<BackendCall>),
     Decided(usize),
     EndOfFaults,
     Settled {
-        calm_since: Option<Time>,
+        calm_since: Option<SimTime>,
     },
 }
 
 /// Who can be cut off from whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Node {
+pub(super) enum SimHost {
     Place(usize),
     Seat(usize),
     Database,
@@ -91,10 +91,10 @@ pub(super) enum Node {
 
 /// What differs between runs.
 #[derive(Clone, Debug)]
-pub(super) struct Settings {
+pub(super) struct SimSettings {
     pub(super) machine: machine::Config,
     pub(super) max_appliances: usize,
-    pub(super) faults_end: Time,
+    pub(super) faults_end: SimTime,
     /// How long `Hello` may stay without an answer, as in `worker::session::Config`.
     pub(super) connect_timeout: Duration,
     /// How long the database may take over a batch before its connection is given up.
@@ -114,26 +114,26 @@ pub(super) struct Settings {
 }
 
 #[derive(Debug)]
-pub(super) struct World {
+pub(super) struct SimWorld {
     pub(super) seed: u64,
-    pub(super) settings: Settings,
-    pub(super) now: Time,
+    pub(super) settings: SimSettings,
+    pub(super) now: SimTime,
     pub(super) rng: Rng,
-    queue: BTreeMap<(Time, u64), Ev>,
+    queue: BTreeMap<(SimTime, u64), SimEvent>,
     sequence: u64,
-    pub(super) streams: Vec<Stream>,
+    pub(super) streams: Vec<SimStream>,
     /// Streams that are not over, or whose messages may still arrive.
     pub(super) open: BTreeSet<usize>,
-    pub(super) places: Vec<Place>,
-    pub(super) seats: Vec<Seat>,
+    pub(super) places: Vec<WorkerHost>,
+    pub(super) seats: Vec<CoordinatorHost>,
     /// Coordinator processes and terms of them that were begun, each with a number of its own.
     pub(super) instances: u64,
     pub(super) reigns: u64,
     pub(super) begun: BTreeSet<Term>,
-    pub(super) database: Database,
-    pub(super) service: Service,
-    cuts: Vec<Time>,
-    pub(super) slow_backend_until: Time,
+    pub(super) database: SimDatabase,
+    pub(super) service: ZooKeeper,
+    cuts: Vec<SimTime>,
+    pub(super) slow_backend_until: SimTime,
     pub(super) journals: BTreeMap<ApplianceId, Journal>,
     pub(super) calls: u64,
     /// Tokens that were sent to somebody.
@@ -152,7 +152,7 @@ pub(super) struct World {
     log: Option<VecDeque<String>>,
 }
 
-fn settings(rng: &mut Rng) -> Settings {
+fn settings(rng: &mut Rng) -> SimSettings {
     let strategy = if rng.chance(70) { Strategy::Bounded } else { Strategy::Ring };
     let machine = machine::Config {
         planner: planner::Config { strategy, ..planner::Config::default() },
@@ -169,7 +169,7 @@ fn settings(rng: &mut Rng) -> Settings {
         release_deadline: Duration::from_millis([1_000, 30_000][rng.index(2)]),
         ..machine::Config::default()
     };
-    Settings {
+    SimSettings {
         machine,
         max_appliances: 1 + rng.index(20),
         faults_end: rng.millis(10_000, 35_000),
@@ -186,14 +186,14 @@ fn settings(rng: &mut Rng) -> Settings {
     }
 }
 
-impl World {
+impl SimWorld {
     pub(super) fn new(case: &Case, record: bool) -> Self {
         let mut rng = Rng::new(case.seed);
         let settings = settings(&mut rng);
         let decisions = case.decisions.clone().unwrap_or_else(|| plan::decide(case.seed, settings.faults_end));
         let seats = if settings.machine.authority == Authority::Embedded { 1 } else { 2 + rng.index(2) };
-        let places = (0..2 + rng.index(4)).map(|n| Place::new(n, &mut rng, settings.hold)).collect::<Vec<_>>();
-        let seats = (0..seats).map(|_| Seat::new(&mut rng)).collect::<Vec<_>>();
+        let places = (0..2 + rng.index(4)).map(|n| WorkerHost::new(n, &mut rng, settings.hold)).collect::<Vec<_>>();
+        let seats = (0..seats).map(|_| CoordinatorHost::new(&mut rng)).collect::<Vec<_>>();
         let mut this = Self {
             seed: case.seed,
             settings,
@@ -209,8 +209,8 @@ impl World {
             instances: 0,
             reigns: 0,
             begun: BTreeSet::new(),
-            database: Database::default(),
-            service: Service::default(),
+            database: SimDatabase::default(),
+            service: ZooKeeper::default(),
             slow_backend_until: 0,
             journals: BTreeMap::new(),
             calls: 0,
@@ -237,19 +237,19 @@ impl World {
         }
         for seat in 0..self.seats.len() {
             let delay = if seat == 0 { 0 } else { self.rng.millis(0, 1_500) };
-            self.after(delay, Ev::StartSeat(seat));
+            self.after(delay, SimEvent::StartSeat(seat));
         }
         for place in 0..self.places.len() {
             let delay = self.rng.millis(0, 1_500);
-            self.after(delay, Ev::StartWorker(place));
+            self.after(delay, SimEvent::StartWorker(place));
         }
         for n in 0..self.decisions.len() {
-            self.at(self.decisions[n].at, Ev::Decided(n));
+            self.at(self.decisions[n].at, SimEvent::Decided(n));
         }
-        self.at(self.settings.faults_end, Ev::EndOfFaults);
+        self.at(self.settings.faults_end, SimEvent::EndOfFaults);
     }
 
-    pub(super) fn run(mut self) -> Outcome {
+    pub(super) fn run(mut self) -> RunOutcome {
         while self.failure.is_none() && !self.done {
             let Some(((at, _), event)) = self.queue.pop_first() else {
                 self.fail("I2: nothing will ever happen again");
@@ -273,7 +273,7 @@ impl World {
             }
         }
         let failed = self.failure.is_some() || self.log.is_some();
-        Outcome {
+        RunOutcome {
             steps: self.steps,
             time: self.now,
             effects: self.effects,
@@ -286,68 +286,70 @@ impl World {
         }
     }
 
-    fn take(&mut self, event: Ev) {
+    fn take(&mut self, event: SimEvent) {
         match event {
-            Ev::Up(stream) => self.arrive_up(stream),
-            Ev::Down(stream) => self.arrive_down(stream),
-            Ev::Broken(stream) => self.worker_broken(stream),
-            Ev::StartWorker(place) => self.start_worker(place),
-            Ev::StartSeat(seat) => self.start_seat(seat),
-            Ev::Service(event) => self.service_event(event),
-            Ev::Timer { place, process, timer } => {
+            SimEvent::Up(stream) => self.arrive_up(stream),
+            SimEvent::Down(stream) => self.arrive_down(stream),
+            SimEvent::Broken(stream) => self.worker_broken(stream),
+            SimEvent::StartWorker(place) => self.start_worker(place),
+            SimEvent::StartSeat(seat) => self.start_seat(seat),
+            SimEvent::Service(event) => self.service_event(event),
+            SimEvent::Timer { place, process, timer } => {
                 if self.places[place].is_running(process) {
                     self.worker_timer(place, timer);
                 }
             }
-            Ev::Seat { seat, instance, timer } => {
+            SimEvent::Seat { seat, instance, timer } => {
                 if self.seats[seat].is_running(instance) {
                     self.seat_timer(seat, timer);
                 }
             }
-            Ev::News { seat, reign, news } => self.leader_news(seat, reign, *news),
-            Ev::Asked { seat, instance, ask } => self.database_asked(seat, instance, *ask),
-            Ev::Answered { seat, instance, answer } => {
+            SimEvent::News { seat, reign, news } => self.leader_news(seat, reign, *news),
+            SimEvent::Asked { seat, instance, ask } => self.database_asked(seat, instance, *ask),
+            SimEvent::Answered { seat, instance, answer } => {
                 if self.seats[seat].is_running(instance) {
                     self.database_answered(seat, *answer);
                 }
             }
-            Ev::Starts(call) => self.call_starts(*call),
-            Ev::Lands(call) => self.call_lands(*call),
-            Ev::Decided(n) => self.carry_out_decision(n),
-            Ev::EndOfFaults => self.end_faults(),
-            Ev::Settled { calm_since } => self.look_whether_settled(calm_since),
+            SimEvent::Starts(call) => self.call_starts(*call),
+            SimEvent::Lands(call) => self.call_lands(*call),
+            SimEvent::Decided(n) => self.carry_out_decision(n),
+            SimEvent::EndOfFaults => self.end_faults(),
+            SimEvent::Settled { calm_since } => self.look_whether_settled(calm_since),
         }
     }
 
-    fn paused_until(&self, event: &Ev) -> Option<Time> {
+    fn paused_until(&self, event: &SimEvent) -> Option<SimTime> {
         let seat = |n: usize| self.seats[n].paused_until;
         let place = |n: usize| self.places[n].paused_until;
         match event {
-            Ev::Up(stream) => Some(seat(self.streams[*stream].seat)),
-            Ev::Seat { seat: n, .. } | Ev::News { seat: n, .. } | Ev::Answered { seat: n, .. } => Some(seat(*n)),
-            Ev::Down(stream) | Ev::Broken(stream) => Some(place(self.streams[*stream].place)),
-            Ev::Timer { place: n, .. } => Some(place(*n)),
-            Ev::Service(event) => event.owner().map(|who| match who {
+            SimEvent::Up(stream) => Some(seat(self.streams[*stream].seat)),
+            SimEvent::Seat { seat: n, .. } | SimEvent::News { seat: n, .. } | SimEvent::Answered { seat: n, .. } => {
+                Some(seat(*n))
+            }
+            SimEvent::Down(stream) | SimEvent::Broken(stream) => Some(place(self.streams[*stream].place)),
+            SimEvent::Timer { place: n, .. } => Some(place(*n)),
+            SimEvent::Service(event) => event.owner().map(|who| match who {
                 service::Who::Worker(n) => place(n),
                 service::Who::Coordinator(n) => seat(n),
             }),
-            Ev::StartWorker(_)
-            | Ev::StartSeat(_)
-            | Ev::Asked { .. }
-            | Ev::Starts(_)
-            | Ev::Lands(_)
-            | Ev::Decided(_)
-            | Ev::EndOfFaults
-            | Ev::Settled { .. } => None,
+            SimEvent::StartWorker(_)
+            | SimEvent::StartSeat(_)
+            | SimEvent::Asked { .. }
+            | SimEvent::Starts(_)
+            | SimEvent::Lands(_)
+            | SimEvent::Decided(_)
+            | SimEvent::EndOfFaults
+            | SimEvent::Settled { .. } => None,
         }
     }
 
-    pub(super) fn at(&mut self, at: Time, event: Ev) {
+    pub(super) fn at(&mut self, at: SimTime, event: SimEvent) {
         self.sequence += 1;
         self.queue.insert((at.max(self.now), self.sequence), event);
     }
 
-    pub(super) fn after(&mut self, delay: Time, event: Ev) {
+    pub(super) fn after(&mut self, delay: SimTime, event: SimEvent) {
         self.at(self.now + delay, event);
     }
 
@@ -394,7 +396,7 @@ impl World {
     }
 
     /// How long a message is under way.
-    pub(super) fn delay(&mut self) -> Time {
+    pub(super) fn delay(&mut self) -> SimTime {
         if self.faulty() && self.rng.chance(self.settings.slow_messages) {
             self.rng.millis(5, 900)
         } else {
@@ -402,27 +404,27 @@ impl World {
         }
     }
 
-    fn pair(&self, from: Node, to: Node) -> usize {
+    fn pair(&self, from: SimHost, to: SimHost) -> usize {
         let number = |node| match node {
-            Node::Place(n) => n,
-            Node::Seat(n) => self.places.len() + n,
-            Node::Database => self.places.len() + self.seats.len(),
+            SimHost::Place(n) => n,
+            SimHost::Seat(n) => self.places.len() + n,
+            SimHost::Database => self.places.len() + self.seats.len(),
         };
         number(from) * (self.places.len() + self.seats.len() + 1) + number(to)
     }
 
     /// Nothing gets from one to the other before `until`.
-    pub(super) fn cut(&mut self, from: Node, to: Node, until: Time) {
+    pub(super) fn cut(&mut self, from: SimHost, to: SimHost, until: SimTime) {
         let pair = self.pair(from, to);
         self.cuts[pair] = self.cuts[pair].max(until);
     }
 
     /// Until when nothing gets from one to the other; in the past when something does.
-    pub(super) fn cut_until(&self, from: Node, to: Node) -> Time {
+    pub(super) fn cut_until(&self, from: SimHost, to: SimHost) -> SimTime {
         self.cuts[self.pair(from, to)]
     }
 
-    pub(super) fn reaches(&self, from: Node, to: Node) -> bool {
+    pub(super) fn reaches(&self, from: SimHost, to: SimHost) -> bool {
         self.cut_until(from, to) <= self.now
     }
 

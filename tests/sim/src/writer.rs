@@ -14,9 +14,11 @@ use common::Term;
 use common::mutant::{self, Mutant};
 use coordinator_core::machine::BatchId;
 
-use super::database::{Answer, Ask, Position, Record, Reply, Request, Submission, Write};
-use super::seat::Timer;
-use super::world::{Ev, World};
+use super::database::{
+    ApplianceRow, CallResult, DatabaseCall, DatabaseReply, DatabaseRequest, DatabaseWrite, Position, SubmittedWrite,
+};
+use super::seat::CoordinatorTimer;
+use super::world::{SimEvent, SimWorld};
 
 /// What became of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,17 +32,17 @@ pub(super) enum Fate {
 
 /// A write and what became of it.
 #[derive(Clone, Debug)]
-pub(super) enum News {
+pub(super) enum WriteResult {
     Batch(BatchId, Fate),
-    Put(Record, Fate),
+    Put(ApplianceRow, Fate),
     Seen(Fate),
 }
 
 #[derive(Debug)]
-struct Running {
+struct RunningBatch {
     request: u64,
     number: u64,
-    group: Vec<Submission>,
+    group: Vec<SubmittedWrite>,
 }
 
 /// A time without the database.
@@ -48,7 +50,7 @@ struct Running {
 struct Outage {
     /// The batch whose commit was not answered, and who waits for it.
     unknown: u64,
-    waiting: Vec<Submission>,
+    waiting: Vec<SubmittedWrite>,
     failures: u32,
     /// The look at the chain that is under way.
     look: Option<u64>,
@@ -56,18 +58,18 @@ struct Outage {
 
 /// The writing connection of one process.
 #[derive(Debug, Default)]
-pub(super) struct Writer {
+pub(super) struct SimWriter {
     /// Term and number of the last batch, while this process may write.
     chain: Option<Position>,
-    queue: VecDeque<Submission>,
-    running: Option<Running>,
+    queue: VecDeque<SubmittedWrite>,
+    running: Option<RunningBatch>,
     outage: Option<Outage>,
     requests: u64,
     /// The request of a begin of a term whose answer, or silence, is waited for.
     pub(super) awaited: Option<u64>,
 }
 
-impl Writer {
+impl SimWriter {
     /// Nothing is under way whose outcome is open.
     pub(super) const fn is_idle(&self) -> bool {
         self.running.is_none() && self.outage.is_none()
@@ -79,33 +81,33 @@ impl Writer {
     }
 
     /// A term was begun.
-    pub(super) fn led(&mut self, term: Term) -> Vec<Submission> {
+    pub(super) fn led(&mut self, term: Term) -> Vec<SubmittedWrite> {
         self.chain = Some((term, 0));
         self.queue.drain(..).collect()
     }
 }
 
-impl World {
-    fn writer(&mut self, seat: usize) -> Option<&mut Writer> {
+impl SimWorld {
+    fn writer(&mut self, seat: usize) -> Option<&mut SimWriter> {
         self.seats[seat].process.as_mut().map(|process| &mut process.writer)
     }
 
     /// Sends a request; it is given up after a while.
-    pub(super) fn request(&mut self, seat: usize, request: Request) -> u64 {
+    pub(super) fn request(&mut self, seat: usize, request: DatabaseCall) -> u64 {
         let epoch = self.database.epoch;
         let timeout = self.settings.store_timeout;
         let Some(process) = self.seats[seat].process.as_mut() else { return 0 };
         process.writer.requests += 1;
         let (number, instance) = (process.writer.requests, process.instance);
-        self.ask_database(seat, instance, Ask { number, epoch, request });
-        self.seat_local_timer(seat, timeout, Timer::StoreDue(number));
+        self.ask_database(seat, instance, DatabaseRequest { number, epoch, request });
+        self.seat_local_timer(seat, timeout, CoordinatorTimer::StoreDue(number));
         number
     }
 
-    pub(super) fn submit(&mut self, seat: usize, reign: u64, term: Term, write: Write) {
+    pub(super) fn submit(&mut self, seat: usize, reign: u64, term: Term, write: DatabaseWrite) {
         // Anything that rises will do.
         self.calls += 1;
-        let submission = Submission { term, reign, order: self.calls, write };
+        let submission = SubmittedWrite { term, reign, order: self.calls, write };
         let Some(writer) = self.writer(seat) else { return };
         let refused = match (writer.chain, &writer.outage) {
             (Some((current, _)), None) if current == term => None,
@@ -126,29 +128,29 @@ impl World {
         let Some(writer) = self.writer(seat).filter(|w| w.is_idle() && !w.queue.is_empty()) else { return };
         let Some((term, last)) = writer.chain else { return };
         let count = some.unwrap_or(writer.queue.len()).min(writer.queue.len());
-        let group: Vec<Submission> = writer.queue.drain(..count).collect();
+        let group: Vec<SubmittedWrite> = writer.queue.drain(..count).collect();
         let number = last + 1;
-        let request = self.request(seat, Request::Write((term, number), group.clone()));
+        let request = self.request(seat, DatabaseCall::Write((term, number), group.clone()));
         if let Some(writer) = self.writer(seat) {
-            writer.running = Some(Running { request, number, group });
+            writer.running = Some(RunningBatch { request, number, group });
         }
     }
 
-    fn tell_fate(&mut self, seat: usize, submission: Submission, fate: Fate) {
+    fn tell_fate(&mut self, seat: usize, submission: SubmittedWrite, fate: Fate) {
         let reign = submission.reign;
         let news = Box::new(match submission.write {
-            Write::Batch(batch, _) => News::Batch(batch, fate),
-            Write::Put(record) => News::Put(record, fate),
-            Write::Seen => News::Seen(fate),
+            DatabaseWrite::Batch(batch, _) => WriteResult::Batch(batch, fate),
+            DatabaseWrite::Put(record) => WriteResult::Put(record, fate),
+            DatabaseWrite::Seen => WriteResult::Seen(fate),
         });
         let delay = self.rng.micros(10, 1_000);
         let Some(process) = self.seats[seat].process.as_mut() else { return };
         process.last_news = (self.now + delay).max(process.last_news);
         let at = process.last_news;
-        self.at(at, Ev::News { seat, reign, news });
+        self.at(at, SimEvent::News { seat, reign, news });
     }
 
-    fn tell_all(&mut self, seat: usize, submissions: impl IntoIterator<Item = Submission>, fate: Fate) {
+    fn tell_all(&mut self, seat: usize, submissions: impl IntoIterator<Item = SubmittedWrite>, fate: Fate) {
         for submission in submissions {
             self.tell_fate(seat, submission, fate);
         }
@@ -160,8 +162,8 @@ impl World {
     }
 
     /// The database has answered a request.
-    pub(super) fn database_answered(&mut self, seat: usize, answer: Answer) {
-        let Answer { number, reply } = answer;
+    pub(super) fn database_answered(&mut self, seat: usize, answer: DatabaseReply) {
+        let DatabaseReply { number, reply } = answer;
         let Some(writer) = self.writer(seat) else { return };
         if let Some(running) = writer.running.take_if(|running| running.request == number) {
             return self.batch_answered(seat, running, &reply);
@@ -170,7 +172,7 @@ impl World {
             && outage.look.take_if(|look| *look == number).is_some()
         {
             return match reply {
-                Reply::Settled(found) => self.outage_over(seat, found),
+                CallResult::Settled(found) => self.outage_over(seat, found),
                 _ => self.look_again(seat),
             };
         }
@@ -179,10 +181,10 @@ impl World {
         }
     }
 
-    fn batch_answered(&mut self, seat: usize, running: Running, reply: &Reply) {
+    fn batch_answered(&mut self, seat: usize, running: RunningBatch, reply: &CallResult) {
         let fate = match reply {
-            Reply::Written => Fate::Durable,
-            Reply::Deposed => Fate::Lost,
+            CallResult::Written => Fate::Durable,
+            CallResult::Deposed => Fate::Lost,
             _ => Fate::Undone,
         };
         if let Some(writer) = self.writer(seat) {
@@ -214,7 +216,7 @@ impl World {
             return self.look_again(seat);
         }
         if writer.awaited.take_if(|awaited| *awaited == number).is_some() {
-            self.seat_store_answered(seat, Reply::Refused);
+            self.seat_store_answered(seat, CallResult::Refused);
         }
     }
 
@@ -223,13 +225,13 @@ impl World {
         outage.failures = (outage.failures + 1).min(5);
         let pause = 50 << outage.failures;
         let delay = self.rng.millis(pause / 2, pause);
-        self.seat_timer_after(seat, delay, Timer::Look);
+        self.seat_timer_after(seat, delay, CoordinatorTimer::Look);
     }
 
     /// Looks for the database, and for what became of the batch nobody knows of.
     pub(super) fn look_for_database(&mut self, seat: usize) {
         if self.writer(seat).and_then(|writer| writer.outage.as_ref()).is_some_and(|outage| outage.look.is_none()) {
-            let number = self.request(seat, Request::Settle);
+            let number = self.request(seat, DatabaseCall::Settle);
             if let Some(outage) = self.writer(seat).and_then(|writer| writer.outage.as_mut()) {
                 outage.look = Some(number);
             }

@@ -12,14 +12,14 @@ use std::time::Duration;
 use common::{Incarnation, Profile, Term, WorkerId};
 use coordinator_core::machine::Event;
 
-use super::client::Told;
-use super::connection::{Call, Reply};
-use super::feed::{self, Feed};
-use super::life::{Life, LifeNews};
+use super::client::ClientEvent;
+use super::connection::{ZkCall, ZkReply};
+use super::feed::{self, RosterFeed};
+use super::life::{LifeNews, ServiceLife};
 use super::seat::timeout;
-use super::tree::{Data, Dir, Failure, Op, Path, SessionId, TERM, mark};
-use super::{Ev, News, Service, Who};
-use crate::Time;
+use super::tree::{Data, Dir, Path, SessionId, TERM, TxnOp, ZkFailure, mark};
+use super::{ServiceEvent, ServiceTask, Who, ZooKeeper};
+use crate::SimTime;
 
 /// Tries to write against others that write at the same time, as in the product.
 const TRIES: u32 = 20;
@@ -82,30 +82,30 @@ enum Lock {
     /// It is being made, or looked for.
     Unknown,
     /// In doubt: a heartbeat has to commit before anybody looks where it stands.
-    Parked(u64, Time),
+    Parked(u64, SimTime),
     Queued(u64),
     /// First, since then; a heartbeat sent after that has to commit.
-    First(u64, Time),
+    First(u64, SimTime),
     Leading(u64),
 }
 
 /// A coordinator's candidacy, with its process.
 #[derive(Debug)]
-pub(super) struct Candidate {
+pub(super) struct Candidacy {
     pub(super) client: usize,
-    life: Life,
+    life: ServiceLife,
     former: BTreeSet<SessionId>,
     lease: Duration,
     lock: Lock,
     /// The contender whose change is waited for.
     before: Option<Path>,
     pub(super) calls: BTreeMap<u64, Purpose>,
-    pub(super) feed: Option<Feed>,
+    pub(super) feed: Option<RosterFeed>,
     /// Timers of former sessions do not count.
     round: u64,
 }
 
-impl Candidate {
+impl Candidacy {
     const fn name(&self) -> Option<u64> {
         match self.lock {
             Lock::None | Lock::Unknown => None,
@@ -121,12 +121,12 @@ impl Candidate {
     }
 
     /// How often it looks at the time.
-    fn pace(&self) -> Time {
-        u64::try_from(self.lease.as_nanos()).unwrap_or(Time::MAX) / 8
+    fn pace(&self) -> SimTime {
+        u64::try_from(self.lease.as_nanos()).unwrap_or(SimTime::MAX) / 8
     }
 }
 
-impl Service {
+impl ZooKeeper {
     /// The process of a coordinator begins.
     pub(super) fn candidate_starts(&mut self, n: usize) {
         self.candidate_ends(n, false);
@@ -152,8 +152,8 @@ impl Service {
             holds: BTreeMap::new(),
         };
         let places = ((Dir::Coordinators, number), (Dir::CoordinatorLeases, number));
-        let life = Life::new(places.0, places.1, Arc::new(profile), lease, timeout);
-        let candidate = Candidate {
+        let life = ServiceLife::new(places.0, places.1, Arc::new(profile), lease, timeout);
+        let candidate = Candidacy {
             client,
             life,
             former,
@@ -181,16 +181,16 @@ impl Service {
     /// Writes a new term, above `above` and the service's own.
     pub(super) fn candidate_raises(&mut self, n: usize, above: Term) {
         if self.candidates.get(&n).is_some_and(|candidate| candidate.leads().is_some()) {
-            self.ask_for(n, Call::Read(TERM), Purpose::RaiseRead { above, tries: TRIES });
+            self.ask_for(n, ZkCall::Read(TERM), Purpose::RaiseRead { above, tries: TRIES });
         } else {
-            self.news.push_back(News::Coordinator(n, CandidateNews::Lost("it did not lead any more")));
+            self.news.push_back(ServiceEvent::Coordinator(n, CandidateNews::Lost("it did not lead any more")));
         }
     }
 
     /// Begins to tell what becomes of the workers' nodes.
     pub(super) fn candidate_follows(&mut self, n: usize) {
         if let Some(candidate) = self.candidates.get_mut(&n).filter(|candidate| candidate.leads().is_some()) {
-            candidate.feed = Some(Feed::default());
+            candidate.feed = Some(RosterFeed::default());
             self.feed_begins(n);
         }
     }
@@ -203,7 +203,7 @@ impl Service {
             feed.suspect(worker);
         }
         let purpose = Purpose::EvictRead { place, incarnation, tries: TRIES };
-        self.ask_for(n, Call::Read((Dir::Leases, place as u64)), purpose);
+        self.ask_for(n, ZkCall::Read((Dir::Leases, place as u64)), purpose);
     }
 
     /// Gives the leadership up; it contends again, behind all others.
@@ -220,11 +220,11 @@ impl Service {
 
     /// Tried until it is known to be gone: what is forgotten there would keep everybody else from leading.
     fn remove_contender(&mut self, n: usize, path: Path) {
-        self.ask_for(n, Call::Write(vec![Op::Delete { path, version: None }]), Purpose::Remove(path));
+        self.ask_for(n, ZkCall::Write(vec![TxnOp::Delete { path, version: None }]), Purpose::Remove(path));
     }
 
     /// Asks something for a coordinator.
-    pub(super) fn ask_for(&mut self, n: usize, call: Call, purpose: Purpose) -> u64 {
+    pub(super) fn ask_for(&mut self, n: usize, call: ZkCall, purpose: Purpose) -> u64 {
         let Some(client) = self.candidates.get(&n).map(|candidate| candidate.client) else { return 0 };
         let id = self.call(client, call);
         if let Some(candidate) = self.candidates.get_mut(&n) {
@@ -241,12 +241,12 @@ impl Service {
             return;
         }
         candidate.lock = Lock::Unknown;
-        let ops = vec![Op::Contend { mark, data: Data::Contender(n) }];
-        self.ask_for(n, Call::Write(ops), Purpose::Contend(mark));
+        let ops = vec![TxnOp::Contend { mark, data: Data::Contender(n) }];
+        self.ask_for(n, ZkCall::Write(ops), Purpose::Contend(mark));
     }
 
     fn step(&mut self, n: usize) {
-        self.ask_for(n, Call::List(Dir::Locks), Purpose::Step);
+        self.ask_for(n, ZkCall::List(Dir::Locks), Purpose::Step);
     }
 
     /// Has a heartbeat sent as soon as none is under way.
@@ -265,7 +265,7 @@ impl Service {
     fn candidate_again(&mut self, n: usize) {
         let Some(candidate) = self.candidates.get(&n) else { return };
         let (pace, round) = (candidate.pace(), candidate.round);
-        self.out.push((self.now + pace, Ev::Candidate(n, round)));
+        self.out.push((self.now + pace, ServiceTask::Candidate(n, round)));
     }
 
     /// What time brings about for a coordinator.
@@ -303,7 +303,7 @@ impl Service {
         if let Some(candidate) = self.candidates.get_mut(&n) {
             candidate.feed = None;
         }
-        self.news.push_back(News::Coordinator(n, CandidateNews::Lost(why)));
+        self.news.push_back(ServiceEvent::Coordinator(n, CandidateNews::Lost(why)));
     }
 
     /// The life is over: another session begins another one.
@@ -317,19 +317,19 @@ impl Service {
         self.candidate_enters(n, candidate.lease, candidate.former);
     }
 
-    pub(super) fn candidate_told(&mut self, n: usize, client: usize, told: Told) {
+    pub(super) fn candidate_told(&mut self, n: usize, client: usize, told: ClientEvent) {
         let Some(candidate) = self.candidates.get_mut(&n).filter(|candidate| candidate.client == client) else {
             return;
         };
         match told {
-            Told::Connected => {
+            ClientEvent::Connected => {
                 self.take_name(n);
                 self.look_at_lock(n);
                 self.feed_begins(n);
             }
-            Told::Disconnected => self.feed_breaks(n),
-            Told::Over => self.candidate_over(n),
-            Told::Event(path, change) => {
+            ClientEvent::Disconnected => self.feed_breaks(n),
+            ClientEvent::Over => self.candidate_over(n),
+            ClientEvent::Event(path, change) => {
                 if candidate.before == Some(path) {
                     candidate.before = None;
                     self.look_at_lock(n);
@@ -337,7 +337,7 @@ impl Service {
                     self.feed_event(n, path, change);
                 }
             }
-            Told::Answer(id, answer) => {
+            ClientEvent::Answer(id, answer) => {
                 if let Some(purpose) = candidate.calls.remove(&id) {
                     self.candidate_answered(n, id, purpose, answer);
                 }
@@ -350,16 +350,16 @@ impl Service {
         match self.candidates.get(&n).map(|candidate| candidate.lock) {
             Some(Lock::Queued(_) | Lock::First(..)) => self.step(n),
             Some(Lock::Leading(name)) => {
-                self.ask_for(n, Call::ReadAndWatch((Dir::Locks, name)), Purpose::Own);
+                self.ask_for(n, ZkCall::ReadAndWatch((Dir::Locks, name)), Purpose::Own);
             }
             _ => {}
         }
     }
 
-    fn candidate_answered(&mut self, n: usize, id: u64, purpose: Purpose, answer: Result<Reply, Failure>) {
+    fn candidate_answered(&mut self, n: usize, id: u64, purpose: Purpose, answer: Result<ZkReply, ZkFailure>) {
         match purpose {
             Purpose::Life => self.life_answered(n, answer),
-            Purpose::Contend(mark) => match answer.map(Reply::wrote) {
+            Purpose::Contend(mark) => match answer.map(ZkReply::wrote) {
                 Ok(Ok(wrote)) => {
                     if let Some((path, _)) = wrote.first() {
                         self.queued(n, path.1);
@@ -371,7 +371,7 @@ impl Service {
                 Err(_) => self.find(n, mark),
             },
             Purpose::Find(own) => match answer {
-                Ok(Reply::Listed(names)) => match names.into_iter().find(|name| mark(*name) == own) {
+                Ok(ZkReply::Listed(names)) => match names.into_iter().find(|name| mark(*name) == own) {
                     Some(name) => self.queued(n, name),
                     None => self.set_lock(n, Lock::None),
                 },
@@ -379,7 +379,7 @@ impl Service {
             },
             Purpose::Step => {
                 // What failed is looked at again when the connection stands.
-                if let Ok(Reply::Listed(names)) = answer {
+                if let Ok(ZkReply::Listed(names)) = answer {
                     self.stepped(n, &names);
                 }
             }
@@ -412,9 +412,10 @@ impl Service {
             Purpose::Raise { above, term, tries } => self.raised(n, above, term, tries, answer),
             Purpose::EvictRead { place, incarnation, tries } => self.evict_read(n, place, incarnation, tries, answer),
             Purpose::Evict { place, incarnation, tries } => {
-                if let (Ok(Err(Failure::BadVersion)), Some(left)) = (answer.map(Reply::wrote), tries.checked_sub(1)) {
+                if let (Ok(Err(ZkFailure::BadVersion)), Some(left)) = (answer.map(ZkReply::wrote), tries.checked_sub(1))
+                {
                     let purpose = Purpose::EvictRead { place, incarnation, tries: left };
-                    self.ask_for(n, Call::Read((Dir::Leases, place as u64)), purpose);
+                    self.ask_for(n, ZkCall::Read((Dir::Leases, place as u64)), purpose);
                 }
             }
             Purpose::Remove(path) => {
@@ -427,7 +428,7 @@ impl Service {
         }
     }
 
-    fn life_answered(&mut self, n: usize, answer: Result<Reply, Failure>) {
+    fn life_answered(&mut self, n: usize, answer: Result<ZkReply, ZkFailure>) {
         let now = self.now;
         let Some(candidate) = self.candidates.get_mut(&n) else { return };
         let session = self.clients[candidate.client].session.unwrap_or_default();
@@ -435,7 +436,7 @@ impl Service {
         self.life_goes_on(n, step);
     }
 
-    fn life_goes_on(&mut self, n: usize, (call, news): (Option<Call>, Option<LifeNews>)) {
+    fn life_goes_on(&mut self, n: usize, (call, news): (Option<ZkCall>, Option<LifeNews>)) {
         if let Some(call) = call {
             self.ask_for(n, call, Purpose::Life);
         }
@@ -450,13 +451,13 @@ impl Service {
         }
     }
 
-    fn beat_committed(&mut self, n: usize, sent: Time) {
+    fn beat_committed(&mut self, n: usize, sent: SimTime) {
         let Some(candidate) = self.candidates.get_mut(&n) else { return };
         match candidate.lock {
             Lock::First(name, since) if sent >= since => {
                 candidate.lock = Lock::Leading(name);
                 self.note(|| format!("coordinator {n} is elected"));
-                self.news.push_back(News::Coordinator(n, CandidateNews::Elected));
+                self.news.push_back(ServiceEvent::Coordinator(n, CandidateNews::Elected));
                 self.look_at_lock(n);
             }
             Lock::Parked(name, since) if sent >= since => {
@@ -481,8 +482,8 @@ impl Service {
 
     /// Looks for a contender whose making had no answer, on a server that knows of everything committed before.
     fn find(&mut self, n: usize, mark: u64) {
-        self.ask_for(n, Call::Write(Vec::new()), Purpose::Nothing);
-        self.ask_for(n, Call::List(Dir::Locks), Purpose::Find(mark));
+        self.ask_for(n, ZkCall::Write(Vec::new()), Purpose::Nothing);
+        self.ask_for(n, ZkCall::List(Dir::Locks), Purpose::Find(mark));
     }
 
     fn stepped(&mut self, n: usize, names: &[u64]) {
@@ -503,13 +504,13 @@ impl Service {
             Some(at) => {
                 candidate.lock = Lock::Queued(own);
                 let before = (Dir::Locks, names[at - 1]);
-                self.ask_for(n, Call::ReadAndWatch(before), Purpose::Before(before));
+                self.ask_for(n, ZkCall::ReadAndWatch(before), Purpose::Before(before));
             }
         }
     }
 
-    fn raise_read(&mut self, n: usize, above: Term, tries: u32, answer: Result<Reply, Failure>) {
-        let Some(lock) = self.candidates.get(&n).and_then(Candidate::leads) else { return };
+    fn raise_read(&mut self, n: usize, above: Term, tries: u32, answer: Result<ZkReply, ZkFailure>) {
+        let Some(lock) = self.candidates.get(&n).and_then(Candidacy::leads) else { return };
         let Ok(reply) = answer else { return self.give_up(n) };
         let node = reply.node();
         let found = node.as_ref().and_then(|node| match node.data {
@@ -518,23 +519,23 @@ impl Service {
         });
         let Some(term) = Term::following(found, above) else { return self.give_up(n) };
         let write = match node {
-            Some(node) => Op::Set { path: TERM, data: Data::Term(term), version: Some(node.version) },
-            None => Op::Create { path: TERM, data: Data::Term(term), ephemeral: false },
+            Some(node) => TxnOp::Set { path: TERM, data: Data::Term(term), version: Some(node.version) },
+            None => TxnOp::Create { path: TERM, data: Data::Term(term), ephemeral: false },
         };
         let purpose = Purpose::Raise { above, term, tries };
-        self.ask_for(n, Call::Write(vec![Op::Check(lock), write]), purpose);
+        self.ask_for(n, ZkCall::Write(vec![TxnOp::Check(lock), write]), purpose);
     }
 
-    fn raised(&mut self, n: usize, above: Term, term: Term, tries: u32, answer: Result<Reply, Failure>) {
-        if self.candidates.get(&n).and_then(Candidate::leads).is_none() {
+    fn raised(&mut self, n: usize, above: Term, term: Term, tries: u32, answer: Result<ZkReply, ZkFailure>) {
+        if self.candidates.get(&n).and_then(Candidacy::leads).is_none() {
             return;
         }
-        match (answer.map(Reply::wrote), tries.checked_sub(1)) {
-            (Ok(Ok(_)), _) => self.news.push_back(News::Coordinator(n, CandidateNews::Raised { term })),
-            (Ok(Err(Failure::BadVersion | Failure::NodeExists | Failure::NoNode)), Some(tries)) => {
+        match (answer.map(ZkReply::wrote), tries.checked_sub(1)) {
+            (Ok(Ok(_)), _) => self.news.push_back(ServiceEvent::Coordinator(n, CandidateNews::Raised { term })),
+            (Ok(Err(ZkFailure::BadVersion | ZkFailure::NodeExists | ZkFailure::NoNode)), Some(tries)) => {
                 // What was read may have been an older state of a server that lags.
-                self.ask_for(n, Call::Write(Vec::new()), Purpose::Nothing);
-                self.ask_for(n, Call::Read(TERM), Purpose::RaiseRead { above, tries });
+                self.ask_for(n, ZkCall::Write(Vec::new()), Purpose::Nothing);
+                self.ask_for(n, ZkCall::Read(TERM), Purpose::RaiseRead { above, tries });
             }
             _ => self.give_up(n),
         }
@@ -552,16 +553,16 @@ impl Service {
         place: usize,
         incarnation: Incarnation,
         tries: u32,
-        answer: Result<Reply, Failure>,
+        answer: Result<ZkReply, ZkFailure>,
     ) {
-        let Some(lock) = self.candidates.get(&n).and_then(Candidate::leads) else { return };
-        let Some(node) = answer.ok().and_then(Reply::node).filter(|node| node.incarnation() == incarnation) else {
+        let Some(lock) = self.candidates.get(&n).and_then(Candidacy::leads) else { return };
+        let Some(node) = answer.ok().and_then(ZkReply::node).filter(|node| node.incarnation() == incarnation) else {
             return;
         };
         let Data::Beat { lease, .. } = node.data else { return };
         let path = (Dir::Leases, place as u64);
-        let mark = Op::Set { path, data: Data::Evicted { lease }, version: Some(node.version) };
+        let mark = TxnOp::Set { path, data: Data::Evicted { lease }, version: Some(node.version) };
         let purpose = Purpose::Evict { place, incarnation, tries };
-        self.ask_for(n, Call::Write(vec![Op::Check(lock), mark]), purpose);
+        self.ask_for(n, ZkCall::Write(vec![TxnOp::Check(lock), mark]), purpose);
     }
 }

@@ -9,22 +9,22 @@ use std::collections::{BTreeSet, VecDeque};
 
 use common::roster::Change;
 
-use super::connection::{Call, Down, Reply, Up};
-use super::tree::{Failure, Path, SessionId, Zxid};
-use super::{Ev, Link, Service, Who};
-use crate::Time;
+use super::connection::{ClientMessage, ServerMessage, ZkCall, ZkReply};
+use super::tree::{Path, SessionId, ZkFailure, Zxid};
+use super::{NetworkPath, ServiceTask, Who, ZooKeeper};
+use crate::SimTime;
 
 /// Calls that may wait for a connection. Users ask for one thing after the other, so that there are a few at most.
 const CALLS: usize = 256;
 
 /// What its user is told.
 #[derive(Debug)]
-pub(super) enum Told {
+pub(super) enum ClientEvent {
     /// A connection stands.
     Connected,
     /// It broke: watches are gone.
     Disconnected,
-    Answer(u64, Result<Reply, Failure>),
+    Answer(u64, Result<ZkReply, ZkFailure>),
     Event(Path, Change),
     /// The session is over.
     Over,
@@ -32,27 +32,27 @@ pub(super) enum Told {
 
 /// A client.
 #[derive(Debug)]
-pub(super) struct Client {
+pub(super) struct ZkClient {
     pub(super) who: Who,
     pub(super) session: Option<SessionId>,
-    timeout: Time,
+    timeout: SimTime,
     pub(super) connection: Option<usize>,
     pub(super) connected: bool,
     seen: Zxid,
-    heard: Time,
-    opened: Time,
+    heard: SimTime,
+    opened: SimTime,
     calls: u64,
     sent: BTreeSet<u64>,
-    waiting: VecDeque<(u64, Call)>,
+    waiting: VecDeque<(u64, ZkCall)>,
     pub(super) over: bool,
     pub(super) last_server: usize,
 }
 
-impl Service {
+impl ZooKeeper {
     /// A new client, which connects at once.
-    pub(super) fn open_client(&mut self, who: Who, timeout: Time) -> usize {
+    pub(super) fn open_client(&mut self, who: Who, timeout: SimTime) -> usize {
         let last_server = self.rng.index(self.servers.len());
-        self.clients.push(Client {
+        self.clients.push(ZkClient {
             who,
             session: None,
             timeout,
@@ -69,7 +69,7 @@ impl Service {
         });
         let number = self.clients.len() - 1;
         self.connect(number);
-        self.out.push((self.now + timeout / 3, Ev::Client(who, number)));
+        self.out.push((self.now + timeout / 3, ServiceTask::Client(who, number)));
         number
     }
 
@@ -82,21 +82,21 @@ impl Service {
         let seen = client.seen;
         let connection = self.open_connection(number, server);
         self.clients[number].connection = Some(connection);
-        self.send_up(connection, Up::Connect { session, seen });
+        self.send_up(connection, ClientMessage::Connect { session, seen });
     }
 
     /// Asks something. Answered under the number that is returned, unless the session ends before.
-    pub(super) fn call(&mut self, number: usize, call: Call) -> u64 {
+    pub(super) fn call(&mut self, number: usize, call: ZkCall) -> u64 {
         let client = &mut self.clients[number];
         client.calls += 1;
         let id = client.calls;
         match client.connection.filter(|_| client.connected) {
             Some(connection) => {
                 client.sent.insert(id);
-                self.send_up(connection, Up::Call(id, call));
+                self.send_up(connection, ClientMessage::Call(id, call));
             }
             None if client.waiting.len() < CALLS => client.waiting.push_back((id, call)),
-            None => self.tell(number, Told::Answer(id, Err(Failure::Unknown))),
+            None => self.tell(number, ClientEvent::Answer(id, Err(ZkFailure::Unknown))),
         }
         id
     }
@@ -104,7 +104,7 @@ impl Service {
     /// Closes the session in good order, if the server can be reached.
     pub(super) fn close_client(&mut self, number: usize) {
         if self.clients[number].connected {
-            self.call(number, Call::Close);
+            self.call(number, ZkCall::Close);
         }
         self.kill_client(number);
     }
@@ -116,7 +116,7 @@ impl Service {
         client.connected = false;
         client.waiting.clear();
         if let Some(connection) = client.connection.take() {
-            self.send_up(connection, Up::Closed);
+            self.send_up(connection, ClientMessage::Closed);
         }
     }
 
@@ -126,7 +126,7 @@ impl Service {
             Ok(message) => message,
             Err(Some(later)) => {
                 let who = self.clients[self.connections[connection].client].who;
-                return self.out.push((later, Ev::Down(who, connection)));
+                return self.out.push((later, ServiceTask::Down(who, connection)));
             }
             Err(None) => return,
         };
@@ -138,26 +138,26 @@ impl Service {
         }
         client.heard = now;
         match message {
-            Down::Connected(session) => {
+            ServerMessage::Connected(session) => {
                 client.session = Some(session);
                 client.connected = true;
                 let waiting = std::mem::take(&mut client.waiting);
                 client.sent.extend(waiting.iter().map(|(id, _)| *id));
                 for (id, call) in waiting {
-                    self.send_up(connection, Up::Call(id, call));
+                    self.send_up(connection, ClientMessage::Call(id, call));
                 }
-                self.tell(number, Told::Connected);
+                self.tell(number, ClientEvent::Connected);
             }
-            Down::Expired => self.end_client(number),
-            Down::Answer(id, zxid, reply) => {
+            ServerMessage::Expired => self.end_client(number),
+            ServerMessage::Answer(id, zxid, reply) => {
                 client.seen = client.seen.max(zxid);
                 if client.sent.remove(&id) {
-                    self.tell(number, Told::Answer(id, Ok(reply)));
+                    self.tell(number, ClientEvent::Answer(id, Ok(reply)));
                 }
             }
-            Down::Event(path, change) => self.tell(number, Told::Event(path, change)),
-            Down::Pong(zxid) => client.seen = client.seen.max(zxid),
-            Down::Closed => self.disconnect(number),
+            ServerMessage::Event(path, change) => self.tell(number, ClientEvent::Event(path, change)),
+            ServerMessage::Pong(zxid) => client.seen = client.seen.max(zxid),
+            ServerMessage::Closed => self.disconnect(number),
         }
     }
 
@@ -167,15 +167,15 @@ impl Service {
         let Some(connection) = client.connection.take() else { return };
         let stood = std::mem::replace(&mut client.connected, false);
         let sent = std::mem::take(&mut client.sent);
-        self.send_up(connection, Up::Closed);
+        self.send_up(connection, ClientMessage::Closed);
         let delay = self.rng.millis(1, 100);
         let who = self.clients[number].who;
-        self.out.push((self.now + delay, Ev::Connect(who, number)));
+        self.out.push((self.now + delay, ServiceTask::Connect(who, number)));
         if stood {
-            self.tell(number, Told::Disconnected);
+            self.tell(number, ClientEvent::Disconnected);
         }
         for id in sent {
-            self.tell(number, Told::Answer(id, Err(Failure::Unknown)));
+            self.tell(number, ClientEvent::Answer(id, Err(ZkFailure::Unknown)));
         }
     }
 
@@ -193,7 +193,7 @@ impl Service {
             return;
         }
         let (timeout, silent) = (client.timeout, self.now - client.heard);
-        let patience = timeout / (self.servers.len() as Time + 1);
+        let patience = timeout / (self.servers.len() as SimTime + 1);
         if client.session.is_some() && silent >= timeout * 7 / 5 {
             return self.end_client(number);
         }
@@ -202,17 +202,17 @@ impl Service {
         {
             self.disconnect(number);
         } else if let Some(connection) = client.connection.filter(|_| client.connected) {
-            self.send_up(connection, Up::Call(0, Call::Ping));
+            self.send_up(connection, ClientMessage::Call(0, ZkCall::Ping));
         }
         let who = self.clients[number].who;
-        self.out.push((self.now + timeout / 6, Ev::Client(who, number)));
+        self.out.push((self.now + timeout / 6, ServiceTask::Client(who, number)));
     }
 
     fn end_client(&mut self, number: usize) {
         let session = self.clients[number].session.unwrap_or_default();
         self.note(|| format!("session {session:x} is over for its client"));
         self.kill_client(number);
-        self.tell(number, Told::Over);
+        self.tell(number, ClientEvent::Over);
     }
 
     /// Breaks a connection in both directions at once; what is under way is lost from some point on.
@@ -226,7 +226,7 @@ impl Service {
     }
 
     /// When a one-way link lets the next message through.
-    pub(super) fn open_at(&self, link: Link) -> Time {
+    pub(super) fn open_at(&self, link: NetworkPath) -> SimTime {
         self.cuts.get(&link).copied().unwrap_or_default()
     }
 }

@@ -5,22 +5,22 @@ use std::collections::{BTreeSet, VecDeque};
 
 use common::roster::Change;
 
-use super::ensemble::{Peer, Role};
-use super::tree::{Data, Dir, Failure, Node, Op, Path, SessionId, Txn, Wrote, Zxid};
-use super::{Ev, Link, Service, Who};
-use crate::Time;
+use super::ensemble::{PeerMessage, ServerRole};
+use super::tree::{Data, Dir, Path, SessionId, Txn, TxnOp, TxnResult, ZkFailure, ZkNode, Zxid};
+use super::{NetworkPath, ServiceTask, Who, ZooKeeper};
+use crate::SimTime;
 use crate::net::Lane;
 
 /// What a client asks of a server.
 #[derive(Clone, Debug)]
-pub(super) enum Call {
+pub(super) enum ZkCall {
     Read(Path),
     /// Reads, and tells the next change of the node, once.
     ReadAndWatch(Path),
     List(Dir),
     /// Tells every change in a directory from now on, for as long as the connection lasts.
     Watch(Dir),
-    Write(Vec<Op>),
+    Write(Vec<TxnOp>),
     /// Ends the session.
     Close,
     Ping,
@@ -28,33 +28,33 @@ pub(super) enum Call {
 
 /// What it answers.
 #[derive(Clone, Debug)]
-pub(super) enum Reply {
-    Read(Option<Node>),
+pub(super) enum ZkReply {
+    Read(Option<ZkNode>),
     Listed(Vec<u64>),
     Watching,
-    Wrote(Wrote),
+    Wrote(TxnResult),
 }
 
 /// From a client.
 #[derive(Debug)]
-pub(super) enum Up {
+pub(super) enum ClientMessage {
     /// A session to go on with, or a new one that lasts so long; and the last transaction the client knows of.
     Connect {
-        session: Result<SessionId, Time>,
+        session: Result<SessionId, SimTime>,
         seen: Zxid,
     },
-    Call(u64, Call),
+    Call(u64, ZkCall),
     /// It has closed the connection.
     Closed,
 }
 
 /// To a client.
 #[derive(Debug)]
-pub(super) enum Down {
+pub(super) enum ServerMessage {
     Connected(SessionId),
     /// The session is over.
     Expired,
-    Answer(u64, Zxid, Reply),
+    Answer(u64, Zxid, ZkReply),
     Event(Path, Change),
     Pong(Zxid),
     /// The server has closed the connection.
@@ -66,12 +66,12 @@ pub(super) enum Down {
 pub(super) struct Connection {
     pub(super) client: usize,
     pub(super) server: usize,
-    pub(super) up: Lane<Up>,
-    pub(super) down: Lane<Down>,
+    pub(super) up: Lane<ClientMessage>,
+    pub(super) down: Lane<ServerMessage>,
     session: Option<SessionId>,
     /// Session that waits to be found standing, or to be made.
     waiting: Option<SessionId>,
-    calls: VecDeque<(u64, Call)>,
+    calls: VecDeque<(u64, ZkCall)>,
     /// The write that has to commit before anything else is taken.
     writing: Option<u64>,
     dirs: BTreeSet<Dir>,
@@ -80,7 +80,7 @@ pub(super) struct Connection {
     closed: bool,
 }
 
-impl Service {
+impl ZooKeeper {
     /// A client connects.
     pub(super) fn open_connection(&mut self, client: usize, server: usize) -> usize {
         self.connections.push(Connection {
@@ -104,25 +104,25 @@ impl Service {
         (self.clients[connection.client].who, connection.server)
     }
 
-    pub(super) fn send_up(&mut self, connection: usize, message: Up) {
+    pub(super) fn send_up(&mut self, connection: usize, message: ClientMessage) {
         let (who, server) = self.link(connection);
-        let at = (self.now + self.delay()).max(self.open_at(Link::Up(who, server)));
+        let at = (self.now + self.delay()).max(self.open_at(NetworkPath::Up(who, server)));
         let at = self.connections[connection].up.push(at, message);
-        self.out.push((at, Ev::Up(connection)));
+        self.out.push((at, ServiceTask::Up(connection)));
     }
 
-    fn send_down(&mut self, connection: usize, message: Down) {
+    fn send_down(&mut self, connection: usize, message: ServerMessage) {
         let (who, server) = self.link(connection);
-        let at = (self.now + self.delay()).max(self.open_at(Link::Down(server, who)));
+        let at = (self.now + self.delay()).max(self.open_at(NetworkPath::Down(server, who)));
         let at = self.connections[connection].down.push(at, message);
-        self.out.push((at, Ev::Down(who, connection)));
+        self.out.push((at, ServiceTask::Down(who, connection)));
     }
 
     /// The oldest message of a client reaches its server.
     pub(super) fn up_arrives(&mut self, number: usize) {
         let message = match self.connections[number].up.pop(self.now) {
             Ok(message) => message,
-            Err(Some(later)) => return self.out.push((later, Ev::Up(number))),
+            Err(Some(later)) => return self.out.push((later, ServiceTask::Up(number))),
             Err(None) => return,
         };
         let connection = &mut self.connections[number];
@@ -131,8 +131,8 @@ impl Service {
             return;
         }
         match message {
-            Up::Closed => self.drop_connection(number),
-            Up::Connect { session, seen } => {
+            ClientMessage::Closed => self.drop_connection(number),
+            ClientMessage::Connect { session, seen } => {
                 if !self.servers[server].serves() || self.servers[server].tree.zxid < seen {
                     // One that is behind what the client knows is no use to it.
                     return self.close_from_server(number);
@@ -140,7 +140,7 @@ impl Service {
                 self.servers[server].connections.insert(number);
                 self.greet(number, server, session);
             }
-            Up::Call(id, call) => {
+            ClientMessage::Call(id, call) => {
                 connection.calls.push_back((id, call));
                 if let Some(session) = connection.session {
                     self.touch(server, session);
@@ -150,25 +150,30 @@ impl Service {
         }
     }
 
-    fn greet(&mut self, number: usize, server: usize, session: Result<SessionId, Time>) {
+    fn greet(&mut self, number: usize, server: usize, session: Result<SessionId, SimTime>) {
         match session {
             Err(timeout) => {
                 self.sessions += 1;
                 let session = self.sessions;
                 self.connections[number].waiting = Some(session);
-                self.write(server, number, 0, vec![Op::Open(session, timeout)]);
+                self.write(server, number, 0, vec![TxnOp::Open(session, timeout)]);
             }
             Ok(session) => {
                 self.connections[number].waiting = Some(session);
                 match self.servers[server].role {
-                    Role::Leading(_) => {
+                    ServerRole::Leading(_) => {
                         let stands = self.revalidate_here(server, number, session);
                         self.revalidated(number, stands);
                     }
-                    Role::Following { leader, joining, .. } => {
-                        self.send_peer(server, leader, joining, Peer::Revalidate { connection: number, session });
+                    ServerRole::Following { leader, joining, .. } => {
+                        self.send_peer(
+                            server,
+                            leader,
+                            joining,
+                            PeerMessage::Revalidate { connection: number, session },
+                        );
                     }
-                    Role::Looking => {}
+                    ServerRole::Looking => {}
                 }
             }
         }
@@ -183,10 +188,10 @@ impl Service {
         let Some(session) = connection.waiting.take() else { return };
         if stands {
             connection.session = Some(session);
-            self.send_down(number, Down::Connected(session));
+            self.send_down(number, ServerMessage::Connected(session));
             self.serve(number);
         } else {
-            self.send_down(number, Down::Expired);
+            self.send_down(number, ServerMessage::Expired);
             self.close_from_server(number);
         }
     }
@@ -194,7 +199,7 @@ impl Service {
     /// The server closes a connection; the client learns of it if it can be reached.
     pub(super) fn close_from_server(&mut self, number: usize) {
         if !self.connections[number].closed {
-            self.send_down(number, Down::Closed);
+            self.send_down(number, ServerMessage::Closed);
             self.drop_connection(number);
         }
     }
@@ -217,30 +222,30 @@ impl Service {
             let tree = &self.servers[server].tree;
             let zxid = tree.zxid;
             let reply = match call {
-                Call::Read(path) => Reply::Read(tree.nodes.get(&path).cloned()),
-                Call::ReadAndWatch(path) => {
+                ZkCall::Read(path) => ZkReply::Read(tree.nodes.get(&path).cloned()),
+                ZkCall::ReadAndWatch(path) => {
                     connection.nodes.insert(path);
-                    Reply::Read(tree.nodes.get(&path).cloned())
+                    ZkReply::Read(tree.nodes.get(&path).cloned())
                 }
-                Call::List(dir) => Reply::Listed(tree.names(dir)),
-                Call::Watch(dir) => {
+                ZkCall::List(dir) => ZkReply::Listed(tree.names(dir)),
+                ZkCall::Watch(dir) => {
                     connection.dirs.insert(dir);
-                    Reply::Watching
+                    ZkReply::Watching
                 }
-                Call::Write(ops) => {
+                ZkCall::Write(ops) => {
                     connection.writing = Some(id);
                     return self.write(server, number, session, ops);
                 }
-                Call::Close => {
+                ZkCall::Close => {
                     connection.writing = Some(id);
-                    return self.write(server, number, session, vec![Op::Close(session)]);
+                    return self.write(server, number, session, vec![TxnOp::Close(session)]);
                 }
-                Call::Ping => {
-                    self.send_down(number, Down::Pong(zxid));
+                ZkCall::Ping => {
+                    self.send_down(number, ServerMessage::Pong(zxid));
                     continue;
                 }
             };
-            self.send_down(number, Down::Answer(id, zxid, reply));
+            self.send_down(number, ServerMessage::Answer(id, zxid, reply));
         }
     }
 
@@ -254,7 +259,7 @@ impl Service {
             for (path, change) in changes {
                 let connection = &mut self.connections[number];
                 if connection.nodes.remove(path) | connection.dirs.contains(&path.0) {
-                    self.send_down(number, Down::Event(*path, *change));
+                    self.send_down(number, ServerMessage::Event(*path, *change));
                 }
             }
         }
@@ -263,7 +268,7 @@ impl Service {
     /// A server has applied a write: whoever waits for it there is told.
     pub(super) fn tell_writer(&mut self, server: usize, txn: &Txn) {
         for op in &txn.ops {
-            if let Op::Close(session) = op {
+            if let TxnOp::Close(session) = op {
                 let over: Vec<usize> = self.servers[server].connections.iter().copied().collect();
                 for number in over {
                     if self.connections[number].session == Some(*session) {
@@ -277,31 +282,31 @@ impl Service {
         if connection.server != server || connection.closed {
             return;
         }
-        if let (Some(session), [Op::Open(..)]) = (connection.waiting, &txn.ops[..]) {
+        if let (Some(session), [TxnOp::Open(..)]) = (connection.waiting, &txn.ops[..]) {
             connection.waiting = None;
             connection.session = Some(session);
-            self.send_down(number, Down::Connected(session));
+            self.send_down(number, ServerMessage::Connected(session));
             return self.serve(number);
         }
         if let Some(id) = connection.writing.take() {
-            let reply = Reply::Wrote(txn.outcome.clone());
-            self.send_down(number, Down::Answer(id, txn.zxid, reply));
+            let reply = ZkReply::Wrote(txn.outcome.clone());
+            self.send_down(number, ServerMessage::Answer(id, txn.zxid, reply));
             self.serve(number);
         }
     }
 }
 
-impl Reply {
+impl ZkReply {
     /// What a write did.
-    pub(super) fn wrote(self) -> Wrote {
+    pub(super) fn wrote(self) -> TxnResult {
         match self {
             Self::Wrote(wrote) => wrote,
-            _ => Err(Failure::Unknown),
+            _ => Err(ZkFailure::Unknown),
         }
     }
 
     /// The node that was read.
-    pub(super) fn node(self) -> Option<Node> {
+    pub(super) fn node(self) -> Option<ZkNode> {
         match self {
             Self::Read(node) => node,
             _ => None,

@@ -11,9 +11,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::tree::{Op, SessionId, Tree, Txn, Zxid};
-use super::{Ev, Link, Service};
-use crate::Time;
+use super::tree::{SessionId, Tree, Txn, TxnOp, Zxid};
+use super::{NetworkPath, ServiceTask, ZooKeeper};
+use crate::SimTime;
 
 /// Ticks without a word after which servers give each other up.
 const SYNC_LIMIT: u64 = 5;
@@ -23,7 +23,7 @@ const COUNTER_BITS: u32 = 32;
 
 /// Between servers. All but the first two belong to one time of following, and are dropped after it.
 #[derive(Debug)]
-pub(super) enum Peer {
+pub(super) enum PeerMessage {
     Ping,
     /// The sessions heard of since the last answer.
     Pong(Vec<SessionId>),
@@ -31,7 +31,7 @@ pub(super) enum Peer {
     Forward {
         connection: usize,
         session: SessionId,
-        ops: Vec<Op>,
+        ops: Vec<TxnOp>,
     },
     Propose(Arc<Txn>),
     /// So many transactions are in the log.
@@ -51,13 +51,13 @@ pub(super) enum Peer {
 
 /// What a server is to the others.
 #[derive(Debug)]
-pub(super) enum Role {
+pub(super) enum ServerRole {
     Looking,
     Following {
         leader: usize,
         /// Which time of following.
         joining: u64,
-        heard: Time,
+        heard: SimTime,
     },
     Leading(Box<Leading>),
 }
@@ -76,36 +76,36 @@ pub(super) struct Leading {
 struct Follower {
     joining: u64,
     logged: usize,
-    heard: Time,
+    heard: SimTime,
 }
 
 /// A session as the leader tracks it.
 #[derive(Debug)]
 pub(super) struct Tracked {
-    timeout: Time,
-    pub(super) touched: Time,
+    timeout: SimTime,
+    pub(super) touched: SimTime,
     /// The connection it uses, as far as the leader has heard.
     connection: Option<usize>,
 }
 
 /// A server.
 #[derive(Debug)]
-pub(super) struct Server {
-    pub(super) role: Role,
+pub(super) struct ZkServer {
+    pub(super) role: ServerRole,
     epoch: u64,
     log: Vec<Arc<Txn>>,
     committed: usize,
     pub(super) tree: Tree,
     pub(super) connections: BTreeSet<usize>,
     touched: BTreeSet<SessionId>,
-    pub(super) paused_until: Time,
+    pub(super) paused_until: SimTime,
     pub(super) down: bool,
 }
 
-impl Server {
+impl ZkServer {
     pub(super) fn new() -> Self {
         Self {
-            role: Role::Looking,
+            role: ServerRole::Looking,
             epoch: 0,
             log: Vec::new(),
             committed: 0,
@@ -119,7 +119,7 @@ impl Server {
 
     /// Whether it answers clients.
     pub(super) const fn serves(&self) -> bool {
-        !self.down && !matches!(self.role, Role::Looking)
+        !self.down && !matches!(self.role, ServerRole::Looking)
     }
 
     fn last_logged(&self) -> Zxid {
@@ -128,23 +128,23 @@ impl Server {
 
     pub(super) fn leading(&mut self) -> Option<&mut Leading> {
         match &mut self.role {
-            Role::Leading(leading) => Some(leading),
+            ServerRole::Leading(leading) => Some(leading),
             _ => None,
         }
     }
 }
 
-impl Service {
+impl ZooKeeper {
     fn quorum(&self) -> usize {
         self.servers.len() / 2 + 1
     }
 
-    pub(super) fn send_peer(&mut self, from: usize, to: usize, joining: u64, message: Peer) {
+    pub(super) fn send_peer(&mut self, from: usize, to: usize, joining: u64, message: PeerMessage) {
         // Slow ones wait for no more than servers do for each other, most often.
-        let at = (self.now + self.delay().min(self.tick)).max(self.open_at(Link::Servers(from, to)));
+        let at = (self.now + self.delay().min(self.tick)).max(self.open_at(NetworkPath::Servers(from, to)));
         let index = from * self.servers.len() + to;
         let at = self.peers[index].push(at, (joining, message));
-        self.out.push((at, Ev::Peer(from, to)));
+        self.out.push((at, ServiceTask::Peer(from, to)));
     }
 
     /// The oldest message between two servers.
@@ -152,7 +152,7 @@ impl Service {
         let index = from * self.servers.len() + to;
         let (joining, message) = match self.peers[index].pop(self.now) {
             Ok(message) => message,
-            Err(Some(later)) => return self.out.push((later, Ev::Peer(from, to))),
+            Err(Some(later)) => return self.out.push((later, ServiceTask::Peer(from, to))),
             Err(None) => return,
         };
         let now = self.now;
@@ -161,13 +161,13 @@ impl Service {
             return;
         }
         match &mut server.role {
-            Role::Looking => {}
-            Role::Following { leader, joining: own, heard } if *leader == from && *own == joining => {
+            ServerRole::Looking => {}
+            ServerRole::Following { leader, joining: own, heard } if *leader == from && *own == joining => {
                 *heard = now;
                 self.follower_takes(to, from, joining, message);
             }
-            Role::Following { .. } => {}
-            Role::Leading(leading) => {
+            ServerRole::Following { .. } => {}
+            ServerRole::Leading(leading) => {
                 let Some(follower) = leading.followers.get_mut(&from).filter(|f| f.joining == joining) else { return };
                 follower.heard = now;
                 self.leader_takes(to, from, joining, message);
@@ -175,46 +175,49 @@ impl Service {
         }
     }
 
-    fn follower_takes(&mut self, server: usize, leader: usize, joining: u64, message: Peer) {
+    fn follower_takes(&mut self, server: usize, leader: usize, joining: u64, message: PeerMessage) {
         match message {
-            Peer::Ping => {
+            PeerMessage::Ping => {
                 let touched = std::mem::take(&mut self.servers[server].touched);
-                self.send_peer(server, leader, joining, Peer::Pong(touched.into_iter().collect()));
+                self.send_peer(server, leader, joining, PeerMessage::Pong(touched.into_iter().collect()));
             }
-            Peer::Propose(txn) => {
+            PeerMessage::Propose(txn) => {
                 self.servers[server].log.push(txn);
                 let logged = self.servers[server].log.len();
-                self.send_peer(server, leader, joining, Peer::Logged(logged));
+                self.send_peer(server, leader, joining, PeerMessage::Logged(logged));
             }
-            Peer::Commit(length) => self.commit_to(server, length),
-            Peer::Revalidated { connection, stands } => self.revalidated(connection, stands),
-            Peer::Pong(_) | Peer::Forward { .. } | Peer::Logged(_) | Peer::Revalidate { .. } => {}
+            PeerMessage::Commit(length) => self.commit_to(server, length),
+            PeerMessage::Revalidated { connection, stands } => self.revalidated(connection, stands),
+            PeerMessage::Pong(_)
+            | PeerMessage::Forward { .. }
+            | PeerMessage::Logged(_)
+            | PeerMessage::Revalidate { .. } => {}
         }
     }
 
-    fn leader_takes(&mut self, server: usize, from: usize, joining: u64, message: Peer) {
+    fn leader_takes(&mut self, server: usize, from: usize, joining: u64, message: PeerMessage) {
         let now = self.now;
         let Some(leading) = self.servers[server].leading() else { return };
         match message {
-            Peer::Pong(touched) => {
+            PeerMessage::Pong(touched) => {
                 for session in touched {
                     if let Some(tracked) = leading.sessions.get_mut(&session) {
                         tracked.touched = now;
                     }
                 }
             }
-            Peer::Forward { connection, session, ops } => self.propose(server, Some(connection), session, ops),
-            Peer::Logged(length) => {
+            PeerMessage::Forward { connection, session, ops } => self.propose(server, Some(connection), session, ops),
+            PeerMessage::Logged(length) => {
                 if let Some(follower) = leading.followers.get_mut(&from) {
                     follower.logged = length;
                 }
                 self.commit_logged(server);
             }
-            Peer::Revalidate { connection, session } => {
+            PeerMessage::Revalidate { connection, session } => {
                 let stands = self.revalidate_here(server, connection, session);
-                self.send_peer(server, from, joining, Peer::Revalidated { connection, stands });
+                self.send_peer(server, from, joining, PeerMessage::Revalidated { connection, stands });
             }
-            Peer::Ping | Peer::Propose(_) | Peer::Commit(_) | Peer::Revalidated { .. } => {}
+            PeerMessage::Ping | PeerMessage::Propose(_) | PeerMessage::Commit(_) | PeerMessage::Revalidated { .. } => {}
         }
     }
 
@@ -229,29 +232,29 @@ impl Service {
     pub(super) fn touch(&mut self, server: usize, session: SessionId) {
         let now = self.now;
         match &mut self.servers[server].role {
-            Role::Leading(leading) => {
+            ServerRole::Leading(leading) => {
                 if let Some(tracked) = leading.sessions.get_mut(&session) {
                     tracked.touched = now;
                 }
             }
-            Role::Following { .. } => _ = self.servers[server].touched.insert(session),
-            Role::Looking => {}
+            ServerRole::Following { .. } => _ = self.servers[server].touched.insert(session),
+            ServerRole::Looking => {}
         }
     }
 
     /// A write reaches the server its session is connected to.
-    pub(super) fn write(&mut self, server: usize, connection: usize, session: SessionId, ops: Vec<Op>) {
+    pub(super) fn write(&mut self, server: usize, connection: usize, session: SessionId, ops: Vec<TxnOp>) {
         match self.servers[server].role {
-            Role::Leading(_) => self.propose(server, Some(connection), session, ops),
-            Role::Following { leader, joining, .. } => {
-                self.send_peer(server, leader, joining, Peer::Forward { connection, session, ops });
+            ServerRole::Leading(_) => self.propose(server, Some(connection), session, ops),
+            ServerRole::Following { leader, joining, .. } => {
+                self.send_peer(server, leader, joining, PeerMessage::Forward { connection, session, ops });
             }
-            Role::Looking => {}
+            ServerRole::Looking => {}
         }
     }
 
     /// The leader takes a write in.
-    pub(super) fn propose(&mut self, server: usize, connection: Option<usize>, session: SessionId, ops: Vec<Op>) {
+    pub(super) fn propose(&mut self, server: usize, connection: Option<usize>, session: SessionId, ops: Vec<TxnOp>) {
         let (now, epoch) = (self.now, self.servers[server].epoch);
         let Some(leading) = self.servers[server].leading() else { return };
         if let Some(tracked) = leading.sessions.get(&session)
@@ -264,11 +267,11 @@ impl Service {
         let zxid = (epoch << COUNTER_BITS) | leading.counter;
         for op in &ops {
             match op {
-                Op::Open(session, timeout) => {
+                TxnOp::Open(session, timeout) => {
                     let tracked = Tracked { timeout: *timeout, touched: now, connection };
                     leading.sessions.insert(*session, tracked);
                 }
-                Op::Close(session) => _ = leading.sessions.remove(session),
+                TxnOp::Close(session) => _ = leading.sessions.remove(session),
                 _ => {}
             }
         }
@@ -276,7 +279,7 @@ impl Service {
         let followers: Vec<_> = leading.followers.iter().map(|(to, follower)| (*to, follower.joining)).collect();
         self.servers[server].log.push(Arc::clone(&txn));
         for (to, joining) in followers {
-            self.send_peer(server, to, joining, Peer::Propose(Arc::clone(&txn)));
+            self.send_peer(server, to, joining, PeerMessage::Propose(Arc::clone(&txn)));
         }
         self.commit_logged(server);
     }
@@ -296,7 +299,7 @@ impl Service {
         }
         self.commit_to(server, length);
         for (to, joining) in followers {
-            self.send_peer(server, to, joining, Peer::Commit(length));
+            self.send_peer(server, to, joining, PeerMessage::Commit(length));
         }
     }
 
@@ -316,20 +319,20 @@ impl Service {
     /// enough others are there.
     pub(super) fn tick(&mut self, server: usize) {
         let half = self.tick / 2;
-        self.out.push((self.now + half, Ev::Tick(server)));
+        self.out.push((self.now + half, ServiceTask::Tick(server)));
         let (now, limit, quorum) = (self.now, self.tick * SYNC_LIMIT, self.quorum());
         let this = &mut self.servers[server];
         if this.down {
             return;
         }
         match &mut this.role {
-            Role::Looking => {}
-            Role::Following { heard, .. } => {
+            ServerRole::Looking => {}
+            ServerRole::Following { heard, .. } => {
                 if now - *heard > limit {
                     self.look(server);
                 }
             }
-            Role::Leading(leading) => {
+            ServerRole::Leading(leading) => {
                 leading.followers.retain(|_, follower| now - follower.heard <= limit);
                 if leading.followers.len() + 1 < quorum {
                     return self.look(server);
@@ -338,11 +341,11 @@ impl Service {
                 let over = leading.sessions.iter().filter(|(_, session)| now >= session.touched + session.timeout);
                 let over: Vec<SessionId> = over.map(|(session, _)| *session).collect();
                 for (to, joining) in followers {
-                    self.send_peer(server, to, joining, Peer::Ping);
+                    self.send_peer(server, to, joining, PeerMessage::Ping);
                 }
                 for session in over {
                     self.note(|| format!("server {server} ends session {session:x}"));
-                    self.propose(server, None, 0, vec![Op::Close(session)]);
+                    self.propose(server, None, 0, vec![TxnOp::Close(session)]);
                 }
             }
         }
@@ -350,7 +353,7 @@ impl Service {
 
     /// A server has nobody to follow any more, or no quorum: it drops its clients and looks for a leader.
     pub(super) fn look(&mut self, server: usize) {
-        self.servers[server].role = Role::Looking;
+        self.servers[server].role = ServerRole::Looking;
         self.servers[server].touched.clear();
         self.note(|| format!("server {server} looks for a leader"));
         for connection in std::mem::take(&mut self.servers[server].connections) {
@@ -363,7 +366,7 @@ impl Service {
         if !self.electing {
             self.electing = true;
             let delay = if self.faulty { self.rng.millis(20, 600) } else { self.rng.millis(20, 100) };
-            self.out.push((self.now + delay, Ev::Elect));
+            self.out.push((self.now + delay, ServiceTask::Elect));
         }
     }
 
@@ -371,7 +374,8 @@ impl Service {
     pub(super) fn elect(&mut self) {
         self.electing = false;
         let count = self.servers.len();
-        let leaders: Vec<usize> = (0..count).filter(|&n| matches!(self.servers[n].role, Role::Leading(_))).collect();
+        let leaders: Vec<usize> =
+            (0..count).filter(|&n| matches!(self.servers[n].role, ServerRole::Leading(_))).collect();
         for server in self.looking() {
             // Never one of an earlier epoch: what was promised to a later one has to be kept.
             let fits = |&n: &usize| self.servers[n].epoch >= self.servers[server].epoch && self.both_open(server, n);
@@ -387,13 +391,13 @@ impl Service {
                 break;
             }
         }
-        if self.servers.iter().any(|server| !server.down && matches!(server.role, Role::Looking)) {
+        if self.servers.iter().any(|server| !server.down && matches!(server.role, ServerRole::Looking)) {
             self.elect_soon();
         }
     }
 
     fn looking(&self) -> Vec<usize> {
-        let looks = |&n: &usize| matches!(self.servers[n].role, Role::Looking) && !self.is_stopped(n);
+        let looks = |&n: &usize| matches!(self.servers[n].role, ServerRole::Looking) && !self.is_stopped(n);
         (0..self.servers.len()).filter(looks).collect()
     }
 
@@ -402,7 +406,7 @@ impl Service {
     }
 
     fn both_open(&self, a: usize, b: usize) -> bool {
-        a == b || [(a, b), (b, a)].into_iter().all(|(a, b)| self.open_at(Link::Servers(a, b)) <= self.now)
+        a == b || [(a, b), (b, a)].into_iter().all(|(a, b)| self.open_at(NetworkPath::Servers(a, b)) <= self.now)
     }
 
     /// A server leads those that look with it. All of its log is taken over by them, and so commits.
@@ -415,11 +419,11 @@ impl Service {
         for txn in &this.log[this.committed..] {
             head.apply(txn);
         }
-        let tracked = |(session, timeout): (&SessionId, &Time)| {
+        let tracked = |(session, timeout): (&SessionId, &SimTime)| {
             (*session, Tracked { timeout: *timeout, touched: now, connection: None })
         };
         let sessions = head.sessions.iter().map(tracked).collect();
-        this.role = Role::Leading(Box::new(Leading { head, counter: 0, followers: BTreeMap::new(), sessions }));
+        this.role = ServerRole::Leading(Box::new(Leading { head, counter: 0, followers: BTreeMap::new(), sessions }));
         self.note(|| format!("server {server} leads epoch {epoch}"));
         for other in with.into_iter().filter(|other| *other != server) {
             self.join(other, server);
@@ -440,7 +444,7 @@ impl Service {
         debug_assert!(this.committed <= logged, "a quorum has logged what has committed");
         this.log = log;
         this.epoch = epoch;
-        this.role = Role::Following { leader, joining, heard: now };
+        this.role = ServerRole::Following { leader, joining, heard: now };
         self.commit_to(server, committed);
         if let Some(leading) = self.servers[leader].leading() {
             leading.followers.insert(server, Follower { joining, logged, heard: now });
@@ -466,7 +470,7 @@ impl Service {
     /// Starts all servers; nobody is connected yet.
     pub(super) fn start_ensemble(&mut self) {
         for server in 0..self.servers.len() {
-            self.out.push((self.now, Ev::Tick(server)));
+            self.out.push((self.now, ServiceTask::Tick(server)));
         }
         self.elect();
     }

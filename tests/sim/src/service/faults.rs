@@ -1,17 +1,17 @@
 //! What happens to the service: to its servers, to the ways between them and to its clients, and to somebody's nodes.
 
-use super::ensemble::Role;
-use super::tree::{Data, Dir, Op};
-use super::{Ev, Link, Service, Who};
-use crate::Time;
+use super::ensemble::ServerRole;
+use super::tree::{Data, Dir, TxnOp};
+use super::{NetworkPath, ServiceTask, Who, ZooKeeper};
+use crate::SimTime;
 
 /// How long a worker whose nodes are deleted unseen is told nothing.
-pub(super) const STRUCK: Time = 2_000_000_000;
+pub(super) const STRUCK: SimTime = 2_000_000_000;
 
-impl Service {
+impl ZooKeeper {
     /// A fault; `what` says which and to whom, reduced to what there is, and `amount` for how many milliseconds.
     pub(super) fn fault(&mut self, what: u32, amount: u32) {
-        let until = self.now + Time::from(amount) * 1_000_000;
+        let until = self.now + SimTime::from(amount) * 1_000_000;
         let pick = what as usize >> 8;
         let count = self.servers.len();
         let (server, other) = (pick % count, (pick / count + 1) % count);
@@ -24,29 +24,39 @@ impl Service {
                 if let Some(who) = self.any_client(pick).map(|client| self.clients[client].who) {
                     let all = what & 64 != 0;
                     for server in (0..count).filter(|&n| all || n == server) {
-                        self.cut_ways(what >> 4, Link::Up(who, server), Link::Down(server, who), until);
+                        self.cut_ways(what >> 4, NetworkPath::Up(who, server), NetworkPath::Down(server, who), until);
                     }
                 }
             }
             6 => self.pause_server(server, until),
             7 => {
-                if let Some(leader) = (0..count).find(|&n| matches!(self.servers[n].role, Role::Leading(_))) {
+                if let Some(leader) = (0..count).find(|&n| matches!(self.servers[n].role, ServerRole::Leading(_))) {
                     self.pause_server(leader, until);
                 }
             }
             8 => {
                 if server != other {
-                    self.cut_ways(what >> 4, Link::Servers(server, other), Link::Servers(other, server), until);
+                    self.cut_ways(
+                        what >> 4,
+                        NetworkPath::Servers(server, other),
+                        NetworkPath::Servers(other, server),
+                        until,
+                    );
                 }
             }
             9 | 10 => {
                 for other in (0..count).filter(|&other| other != server) {
-                    self.cut_ways(what >> 4, Link::Servers(server, other), Link::Servers(other, server), until);
+                    self.cut_ways(
+                        what >> 4,
+                        NetworkPath::Servers(server, other),
+                        NetworkPath::Servers(other, server),
+                        until,
+                    );
                 }
             }
             11 => {
                 self.kill_server(server);
-                self.out.push((until, Ev::StartServer(server)));
+                self.out.push((until, ServiceTask::StartServer(server)));
             }
             12 => self.strike_unseen(pick, amount),
             _ => {
@@ -59,10 +69,10 @@ impl Service {
     }
 
     /// A host reaches no server, and none reaches it.
-    pub(super) fn cut_off(&mut self, who: Who, until: Time) {
+    pub(super) fn cut_off(&mut self, who: Who, until: SimTime) {
         for server in 0..self.servers.len() {
-            self.cut(Link::Up(who, server), until);
-            self.cut(Link::Down(server, who), until);
+            self.cut(NetworkPath::Up(who, server), until);
+            self.cut(NetworkPath::Down(server, who), until);
         }
     }
 
@@ -72,15 +82,15 @@ impl Service {
         let Some(leader) = self.newest().first_contender() else { return };
         let workers = self.newest().names(Dir::Leases);
         let Some(place) = workers.get(pick % workers.len().max(1)).copied() else { return };
-        let away = self.rng.millis(100, 1_500).min(Time::from(amount) * 1_000_000 + 100_000_000);
+        let away = self.rng.millis(100, 1_500).min(SimTime::from(amount) * 1_000_000 + 100_000_000);
         let before = self.rng.millis(0, 200).min(away);
         let Some(client) = self.candidates.get(&leader).map(|candidate| candidate.client) else { return };
         for server in 0..self.servers.len() {
-            self.cut(Link::Up(Who::Coordinator(leader), server), self.now + away);
+            self.cut(NetworkPath::Up(Who::Coordinator(leader), server), self.now + away);
         }
         // It learns of this at once, so that its lease may stand until it is back.
         self.break_connection(client);
-        self.out.push((self.now + away - before, Ev::Strike(place)));
+        self.out.push((self.now + away - before, ServiceTask::Strike(place)));
     }
 
     /// A worker is cut off, and its nodes are deleted.
@@ -88,7 +98,7 @@ impl Service {
         self.cut_off(Who::Worker(place as usize), self.now + STRUCK);
         self.note(|| format!("somebody deletes the nodes of w{}", place + 1));
         for dir in [Dir::Leases, Dir::Members] {
-            self.somebody_writes(vec![Op::Delete { path: (dir, place), version: None }]);
+            self.somebody_writes(vec![TxnOp::Delete { path: (dir, place), version: None }]);
         }
     }
 
@@ -106,13 +116,13 @@ impl Service {
         open.get(pick % open.len().max(1)).copied()
     }
 
-    fn pause_server(&mut self, server: usize, until: Time) {
+    fn pause_server(&mut self, server: usize, until: SimTime) {
         self.note(|| format!("server {server} is paused until {:.3}", until as f64 / 1e9));
         let paused = &mut self.servers[server].paused_until;
         *paused = until.max(*paused);
     }
 
-    fn cut_ways(&mut self, ways: u32, there: Link, back: Link, until: Time) {
+    fn cut_ways(&mut self, ways: u32, there: NetworkPath, back: NetworkPath, until: SimTime) {
         if ways % 3 != 1 {
             self.cut(there, until);
         }
@@ -121,19 +131,19 @@ impl Service {
         }
     }
 
-    fn cut(&mut self, link: Link, until: Time) {
+    fn cut(&mut self, link: NetworkPath, until: SimTime) {
         self.note(|| format!("cut: {link:?} until {:.3}", until as f64 / 1e9));
         let cut = self.cuts.entry(link).or_default();
         *cut = until.max(*cut);
         match link {
-            Link::Servers(from, to) => self.peers[from * self.servers.len() + to].stall(until),
-            Link::Up(who, server) | Link::Down(server, who) => {
+            NetworkPath::Servers(from, to) => self.peers[from * self.servers.len() + to].stall(until),
+            NetworkPath::Up(who, server) | NetworkPath::Down(server, who) => {
                 let on_it = self.clients.iter().filter(|client| client.who == who).filter_map(|c| c.connection);
                 for number in on_it {
                     let connection = &mut self.connections[number];
                     if connection.server == server {
                         match link {
-                            Link::Up(..) => connection.up.stall(until),
+                            NetworkPath::Up(..) => connection.up.stall(until),
                             _ => connection.down.stall(until),
                         }
                     }
@@ -143,8 +153,9 @@ impl Service {
     }
 
     /// A server that leads a quorum takes a write of nobody's session.
-    fn somebody_writes(&mut self, ops: Vec<Op>) {
-        if let Some(leader) = (0..self.servers.len()).find(|&n| matches!(self.servers[n].role, Role::Leading(_))) {
+    fn somebody_writes(&mut self, ops: Vec<TxnOp>) {
+        if let Some(leader) = (0..self.servers.len()).find(|&n| matches!(self.servers[n].role, ServerRole::Leading(_)))
+        {
             self.propose(leader, None, 0, ops);
         }
     }
@@ -155,7 +166,7 @@ impl Service {
         let Some(name) = names.get(pick % names.len().max(1)).copied() else { return };
         self.note(|| format!("somebody deletes {name:x} in {dirs:?}"));
         for dir in dirs {
-            self.somebody_writes(vec![Op::Delete { path: (*dir, name), version: None }]);
+            self.somebody_writes(vec![TxnOp::Delete { path: (*dir, name), version: None }]);
         }
     }
 
@@ -166,7 +177,7 @@ impl Service {
         let Some(Data::Beat { lease, .. }) = self.newest().nodes.get(&path).map(|node| &node.data) else { return };
         let data = Data::Evicted { lease: *lease };
         self.note(|| format!("somebody writes over the lease node {name}"));
-        self.somebody_writes(vec![Op::Set { path, data, version: None }]);
+        self.somebody_writes(vec![TxnOp::Set { path, data, version: None }]);
     }
 
     /// The state of the server that has applied the most.

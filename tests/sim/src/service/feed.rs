@@ -9,23 +9,23 @@ use coordinator_core::machine::Event;
 use coordinator_core::membership;
 
 use super::candidate::{CandidateNews, Purpose};
-use super::connection::{Call, Reply};
-use super::tree::{self, Data, Dir, Failure, Path};
-use super::{News, Service};
-use crate::Time;
+use super::connection::{ZkCall, ZkReply};
+use super::tree::{self, Data, Dir, Path, ZkFailure};
+use super::{ServiceEvent, ZooKeeper};
+use crate::SimTime;
 
 /// A roster with what it waits for.
 #[derive(Debug, Default)]
-pub(super) struct Feed {
+pub(super) struct RosterFeed {
     roster: Roster,
     asks: BTreeMap<u64, Ask>,
     /// Watches that have to be confirmed still, by call. Nothing is known while there are any.
     watches: Vec<u64>,
     /// A heartbeat sent from then on is waited for.
-    write: Option<(Ask, Time)>,
+    write: Option<(Ask, SimTime)>,
 }
 
-impl Feed {
+impl RosterFeed {
     pub(super) fn suspect(&mut self, worker: &WorkerId) {
         self.roster.suspect(worker.clone());
     }
@@ -49,7 +49,7 @@ pub(super) fn place(worker: &WorkerId) -> u64 {
     number.map_or(u64::MAX, |number| number.saturating_sub(1))
 }
 
-fn node(kind: Kind, worker: &WorkerId, node: &tree::Node) -> Option<Node> {
+fn node(kind: Kind, worker: &WorkerId, node: &tree::ZkNode) -> Option<Node> {
     let (worker, incarnation) = (worker.clone(), node.incarnation());
     Some(match (kind, &node.data) {
         (Kind::Member, Data::Profile(profile)) => {
@@ -88,12 +88,12 @@ fn event(news: Told) -> Event {
     }
 }
 
-impl Service {
+impl ZooKeeper {
     fn roster_now(&self) -> Timestamp {
         Timestamp::from_nanos(self.now)
     }
 
-    fn feed(&mut self, n: usize) -> Option<&mut Feed> {
+    fn feed(&mut self, n: usize) -> Option<&mut RosterFeed> {
         self.candidates.get_mut(&n)?.feed.as_mut()
     }
 
@@ -104,7 +104,7 @@ impl Service {
             return;
         }
         self.feed_breaks(n);
-        let watches = [Dir::Leases, Dir::Members].map(|dir| self.ask_for(n, Call::Watch(dir), Purpose::Feed));
+        let watches = [Dir::Leases, Dir::Members].map(|dir| self.ask_for(n, ZkCall::Watch(dir), Purpose::Feed));
         if let Some(feed) = self.feed(n) {
             feed.watches = watches.into();
         }
@@ -133,7 +133,7 @@ impl Service {
         }
     }
 
-    pub(super) fn feed_answered(&mut self, n: usize, id: u64, answer: Result<Reply, Failure>) {
+    pub(super) fn feed_answered(&mut self, n: usize, id: u64, answer: Result<ZkReply, ZkFailure>) {
         let now = self.roster_now();
         let Some(feed) = self.feed(n) else { return };
         // What failed, failed with the connection, and is asked again on the next.
@@ -145,8 +145,8 @@ impl Service {
             }
         } else if let Some(ask) = feed.asks.remove(&id) {
             let answer = match (&ask.what, reply) {
-                (What::List(_), Reply::Listed(names)) => Answer::Listed(names.into_iter().map(worker).collect()),
-                (What::Read((kind, worker)), Reply::Read(found)) => {
+                (What::List(_), ZkReply::Listed(names)) => Answer::Listed(names.into_iter().map(worker).collect()),
+                (What::Read((kind, worker)), ZkReply::Read(found)) => {
                     Answer::Found(found.and_then(|found| node(*kind, worker, &found)))
                 }
                 _ => return,
@@ -157,7 +157,7 @@ impl Service {
     }
 
     /// A heartbeat of the coordinator, sent at `sent`, has committed.
-    pub(super) fn feed_written(&mut self, n: usize, sent: Time) {
+    pub(super) fn feed_written(&mut self, n: usize, sent: SimTime) {
         let now = self.roster_now();
         let Some(feed) = self.feed(n) else { return };
         if let Some((ask, _)) = feed.write.take_if(|(_, since)| sent >= *since) {
@@ -188,8 +188,8 @@ impl Service {
                     write = true;
                     continue;
                 }
-                What::List(kind) => Call::List(dir(*kind)),
-                What::Read((kind, worker)) => Call::Read((dir(*kind), place(worker))),
+                What::List(kind) => ZkCall::List(dir(*kind)),
+                What::Read((kind, worker)) => ZkCall::Read((dir(*kind), place(worker))),
             };
             let id = self.ask_for(n, call, Purpose::Feed);
             if let Some(feed) = self.feed(n) {
@@ -197,7 +197,7 @@ impl Service {
             }
         }
         while let Some((_, news)) = self.feed(n).and_then(|feed| feed.roster.next_news(now)) {
-            self.news.push_back(News::Coordinator(n, CandidateNews::News(event(news))));
+            self.news.push_back(ServiceEvent::Coordinator(n, CandidateNews::News(event(news))));
         }
         if write {
             self.kick(n);

@@ -11,17 +11,17 @@ use common::membership::{
 };
 use common::{Incarnation, Profile, Timestamp};
 
-use super::connection::{Call, Reply};
-use super::tree::{Data, Failure, Node, Op, Path, SessionId};
-use crate::Time;
+use super::connection::{ZkCall, ZkReply};
+use super::tree::{Data, Path, SessionId, TxnOp, ZkFailure, ZkNode};
+use crate::SimTime;
 
 /// What came of an answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum LifeNews {
     /// It begins; the nodes were made by a transaction sent then or later.
-    Joined(Incarnation, Time),
+    Joined(Incarnation, SimTime),
     /// A heartbeat sent then has committed.
-    Committed(Time),
+    Committed(SimTime),
     /// It is over.
     Over,
 }
@@ -31,7 +31,7 @@ pub(super) enum LifeNews {
 enum Asked {
     Nothing,
     Member,
-    Lease(Option<Node>),
+    Lease(Option<ZkNode>),
     Make,
     Beat,
     LookAtLease,
@@ -39,26 +39,26 @@ enum Asked {
 
 /// A life, or the attempt to begin one.
 #[derive(Debug)]
-pub(super) struct Life {
+pub(super) struct ServiceLife {
     member: Path,
     node: Path,
     profile: Arc<Profile>,
     lease: Duration,
-    timeout: Time,
+    timeout: SimTime,
     asked: Asked,
     entry: Option<GroupEntry>,
     keeper: Option<LeaseKeeper>,
 }
 
-type Step = (Option<Call>, Option<LifeNews>);
+type LifeStep = (Option<ZkCall>, Option<LifeNews>);
 
-fn at(now: Time) -> Timestamp {
+fn at(now: SimTime) -> Timestamp {
     Timestamp::from_nanos(now)
 }
 
-impl Life {
+impl ServiceLife {
     /// One that has not begun, with nodes at these places, in a session with this timeout.
-    pub(super) fn new(member: Path, node: Path, profile: Arc<Profile>, lease: Duration, timeout: Time) -> Self {
+    pub(super) fn new(member: Path, node: Path, profile: Arc<Profile>, lease: Duration, timeout: SimTime) -> Self {
         Self { member, node, profile, lease, timeout, asked: Asked::Nothing, entry: None, keeper: None }
     }
 
@@ -72,12 +72,12 @@ impl Life {
     }
 
     /// Until when its lease stands.
-    pub(super) fn stands_until(&self) -> Option<Time> {
+    pub(super) fn stands_until(&self) -> Option<SimTime> {
         self.keeper.as_ref().map(|keeper| keeper.stands_until().as_nanos())
     }
 
     /// Begins the life, or goes on with that after a wait.
-    pub(super) fn enter(&mut self, now: Time) -> Option<Call> {
+    pub(super) fn enter(&mut self, now: SimTime) -> Option<ZkCall> {
         if self.is_busy() || self.has_begun() {
             return None;
         }
@@ -97,7 +97,7 @@ impl Life {
     }
 
     /// Time has passed; with `wanted`, a heartbeat is sent as soon as none is under way.
-    pub(super) fn beat(&mut self, now: Time, session: SessionId, wanted: bool) -> Step {
+    pub(super) fn beat(&mut self, now: SimTime, session: SessionId, wanted: bool) -> LifeStep {
         let event = if wanted { LeaseEvent::BeatNow } else { LeaseEvent::Tick };
         self.keep(now, session, event)
     }
@@ -105,27 +105,27 @@ impl Life {
     /// The call was answered. `former` are sessions of this process that are done with.
     pub(super) fn answered(
         &mut self,
-        now: Time,
+        now: SimTime,
         session: SessionId,
         former: &BTreeSet<SessionId>,
-        answer: Result<Reply, Failure>,
-    ) -> Step {
+        answer: Result<ZkReply, ZkFailure>,
+    ) -> LifeStep {
         let event = match std::mem::replace(&mut self.asked, Asked::Nothing) {
             Asked::Nothing => return (None, None),
             Asked::Member => match answer {
                 Ok(reply) => {
                     self.asked = Asked::Lease(reply.node());
-                    return (Some(Call::Read(self.node)), None);
+                    return (Some(ZkCall::Read(self.node)), None);
                 }
                 Err(failure) => EntryEvent::Found(Err(of(failure))),
             },
             Asked::Lease(member) => EntryEvent::Found(answer.map_err(of).map(|reply| {
-                let state = |node: Node| own_node(&node, session, former);
+                let state = |node: ZkNode| own_node(&node, session, former);
                 FoundNodes { member: member.map(state), lease: reply.node().map(state) }
             })),
-            Asked::Make => EntryEvent::Made(answer.and_then(Reply::wrote).map(drop).map_err(of)),
+            Asked::Make => EntryEvent::Made(answer.and_then(ZkReply::wrote).map(drop).map_err(of)),
             Asked::Beat => {
-                let wrote = answer.and_then(Reply::wrote).map_err(of).and_then(|wrote| match wrote.as_slice() {
+                let wrote = answer.and_then(ZkReply::wrote).map_err(of).and_then(|wrote| match wrote.as_slice() {
                     [(_, node)] => Ok((node.incarnation(), version(node))),
                     _ => Err(CallFailure::Raced),
                 });
@@ -141,15 +141,15 @@ impl Life {
         self.go_on_entering(session, action)
     }
 
-    fn go_on_entering(&mut self, session: SessionId, action: Option<EntryAction>) -> Step {
+    fn go_on_entering(&mut self, session: SessionId, action: Option<EntryAction>) -> LifeStep {
         match action {
             Some(EntryAction::Look) => {
                 self.asked = Asked::Member;
-                (Some(Call::Read(self.member)), None)
+                (Some(ZkCall::Read(self.member)), None)
             }
             Some(EntryAction::Make { delete }) => {
                 self.asked = Asked::Make;
-                (Some(Call::Write(self.nodes(session, &delete))), None)
+                (Some(ZkCall::Write(self.nodes(session, &delete))), None)
             }
             Some(EntryAction::Joined { incarnation, sent }) => {
                 let timeout = Duration::from_nanos(self.timeout);
@@ -166,20 +166,20 @@ impl Life {
     }
 
     /// What makes both nodes.
-    fn nodes(&self, session: SessionId, delete: &[(OwnNode, i32)]) -> Vec<Op> {
+    fn nodes(&self, session: SessionId, delete: &[(OwnNode, i32)]) -> Vec<TxnOp> {
         let path = |node| match node {
             OwnNode::Member => self.member,
             OwnNode::Lease => self.node,
         };
         let delete =
-            delete.iter().map(|&(node, version)| Op::Delete { path: path(node), version: Some(version as u32) });
+            delete.iter().map(|&(node, version)| TxnOp::Delete { path: path(node), version: Some(version as u32) });
         let first = Data::Beat { number: FIRST_BEAT, lease: self.lease, by: session };
         let profile = Data::Profile(Arc::clone(&self.profile));
         let make = [(self.member, profile), (self.node, first)];
-        delete.chain(make.map(|(path, data)| Op::Create { path, data, ephemeral: true })).collect()
+        delete.chain(make.map(|(path, data)| TxnOp::Create { path, data, ephemeral: true })).collect()
     }
 
-    fn keep(&mut self, now: Time, session: SessionId, event: LeaseEvent) -> Step {
+    fn keep(&mut self, now: SimTime, session: SessionId, event: LeaseEvent) -> LifeStep {
         let Some(keeper) = &mut self.keeper else { return (None, None) };
         let (mut call, mut news) = (None, None);
         for action in keeper.step(at(now), event) {
@@ -188,12 +188,13 @@ impl Life {
                 LeaseAction::End(_) => news = Some(LifeNews::Over),
                 LeaseAction::Call(LeaseCall::Read) => {
                     self.asked = Asked::LookAtLease;
-                    call = Some(Call::Read(self.node));
+                    call = Some(ZkCall::Read(self.node));
                 }
                 LeaseAction::Call(LeaseCall::Write { number, version }) => {
                     self.asked = Asked::Beat;
                     let data = Data::Beat { number, lease: self.lease, by: session };
-                    call = Some(Call::Write(vec![Op::Set { path: self.node, data, version: Some(version as u32) }]));
+                    call =
+                        Some(ZkCall::Write(vec![TxnOp::Set { path: self.node, data, version: Some(version as u32) }]));
                 }
             }
         }
@@ -201,7 +202,7 @@ impl Life {
     }
 }
 
-fn own_node(node: &Node, session: SessionId, former: &BTreeSet<SessionId>) -> OwnNodeState {
+fn own_node(node: &ZkNode, session: SessionId, former: &BTreeSet<SessionId>) -> OwnNodeState {
     let owner = match node.owner {
         owner if owner == session => NodeOwner::ThisSession,
         owner if former.contains(&owner) => NodeOwner::FormerSession,
@@ -210,7 +211,7 @@ fn own_node(node: &Node, session: SessionId, former: &BTreeSet<SessionId>) -> Ow
     OwnNodeState { owner, incarnation: node.incarnation(), version: version(node) }
 }
 
-fn lease_node(node: &Node, session: SessionId) -> LeaseNodeState {
+fn lease_node(node: &ZkNode, session: SessionId) -> LeaseNodeState {
     let evicted = matches!(node.data, Data::Evicted { .. });
     LeaseNodeState {
         incarnation: node.incarnation(),
@@ -220,14 +221,16 @@ fn lease_node(node: &Node, session: SessionId) -> LeaseNodeState {
     }
 }
 
-fn version(node: &Node) -> i32 {
+fn version(node: &ZkNode) -> i32 {
     node.version as i32
 }
 
-fn of(failure: Failure) -> CallFailure {
+fn of(failure: ZkFailure) -> CallFailure {
     match failure {
-        Failure::NoNode | Failure::NodeExists | Failure::BadVersion | Failure::CheckFailed => CallFailure::Raced,
-        Failure::Unknown => CallFailure::Unknown(String::new()),
-        Failure::Over => CallFailure::SessionOver(String::new()),
+        ZkFailure::NoNode | ZkFailure::NodeExists | ZkFailure::BadVersion | ZkFailure::CheckFailed => {
+            CallFailure::Raced
+        }
+        ZkFailure::Unknown => CallFailure::Unknown(String::new()),
+        ZkFailure::Over => CallFailure::SessionOver(String::new()),
     }
 }

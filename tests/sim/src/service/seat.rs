@@ -1,4 +1,4 @@
-//! A worker's seat, after `coordination::zookeeper`'s `seat`: one session per life ([`Life`]).
+//! A worker's seat, after `coordination::zookeeper`'s `seat`: one session per life ([`ServiceLife`]).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -6,19 +6,19 @@ use std::time::Duration;
 
 use common::{Incarnation, Profile};
 
-use super::client::Told;
-use super::connection::Call;
-use super::life::{Life, LifeNews};
+use super::client::ClientEvent;
+use super::connection::ZkCall;
+use super::life::{LifeNews, ServiceLife};
 use super::tree::{Dir, SessionId};
-use super::{News, Service, Who};
-use crate::Time;
+use super::{ServiceEvent, Who, ZooKeeper};
+use crate::SimTime;
 
 /// The lease as a part of the session timeout, as in `coordination::zookeeper`.
 const LEASE_PERCENT: u64 = 60;
 
 /// What a worker asks of its seat.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Ask {
+pub(crate) enum GroupRequest {
     /// A life; what an earlier one of this very process left is removed.
     Join,
     /// A heartbeat, unless one is under way.
@@ -29,46 +29,46 @@ pub(crate) enum Ask {
 
 /// What it is told.
 #[derive(Clone, Debug)]
-pub(crate) enum Answer {
+pub(crate) enum GroupReply {
     /// A life begins; its first heartbeat was sent then.
-    Joined(Incarnation, Time),
+    Joined(Incarnation, SimTime),
     /// A heartbeat sent then has committed.
-    Committed(Time),
+    Committed(SimTime),
     /// The life is over.
     Over,
 }
 
 /// The seat of one process.
 #[derive(Debug)]
-pub(super) struct Seat {
+pub(super) struct GroupSeat {
     process: u64,
     former: BTreeSet<SessionId>,
-    session: Option<Session>,
+    session: Option<SeatSession>,
 }
 
 #[derive(Debug)]
-struct Session {
+struct SeatSession {
     client: usize,
-    life: Life,
+    life: ServiceLife,
     /// The call of the life that is under way.
     call: u64,
 }
 
 /// The session timeout that goes with a lease.
-pub(super) fn timeout(lease: Duration) -> Time {
-    u64::try_from(lease.as_nanos()).unwrap_or(Time::MAX / 100) * 100 / LEASE_PERCENT
+pub(super) fn timeout(lease: Duration) -> SimTime {
+    u64::try_from(lease.as_nanos()).unwrap_or(SimTime::MAX / 100) * 100 / LEASE_PERCENT
 }
 
-impl Service {
+impl ZooKeeper {
     /// A worker's process asks something.
-    pub(super) fn seat_asked(&mut self, place: usize, process: u64, ask: Ask, profile: &Profile) {
+    pub(super) fn seat_asked(&mut self, place: usize, process: u64, ask: GroupRequest, profile: &Profile) {
         if self.seats.get(&place).is_none_or(|seat| seat.process != process) {
             self.seat_dies(place);
-            self.seats.insert(place, Seat { process, former: BTreeSet::new(), session: None });
+            self.seats.insert(place, GroupSeat { process, former: BTreeSet::new(), session: None });
         }
         match ask {
-            Ask::Join => self.seat_joins(place, profile),
-            Ask::Beat => {
+            GroupRequest::Join => self.seat_joins(place, profile),
+            GroupRequest::Beat => {
                 let now = self.now;
                 if let Some(session) = self.seats.get_mut(&place).and_then(|seat| seat.session.as_mut())
                     && let Some(id) = self.clients[session.client].session
@@ -78,7 +78,7 @@ impl Service {
                     self.seat_goes_on(place, step);
                 }
             }
-            Ask::Close => {
+            GroupRequest::Close => {
                 if let Some(client) = self.seat_ends(place) {
                     self.close_client(client);
                 }
@@ -118,10 +118,10 @@ impl Service {
         let number = place as u64;
         let profile = Arc::new(profile.clone());
         let timeout = timeout(lease).max(self.tick * 2);
-        let life = Life::new((Dir::Members, number), (Dir::Leases, number), profile, lease, timeout);
+        let life = ServiceLife::new((Dir::Members, number), (Dir::Leases, number), profile, lease, timeout);
         let client = self.open_client(Who::Worker(place), timeout);
         if let Some(seat) = self.seats.get_mut(&place) {
-            seat.session = Some(Session { client, life, call: 0 });
+            seat.session = Some(SeatSession { client, life, call: 0 });
         }
     }
 
@@ -133,7 +133,7 @@ impl Service {
         Some(client)
     }
 
-    fn seat_calls(&mut self, place: usize, call: Call) {
+    fn seat_calls(&mut self, place: usize, call: ZkCall) {
         let Some(client) = self.seat_client(place) else { return };
         let id = self.call(client, call);
         if let Some(session) = self.seats.get_mut(&place).and_then(|seat| seat.session.as_mut()) {
@@ -141,43 +141,43 @@ impl Service {
         }
     }
 
-    fn seat_goes_on(&mut self, place: usize, (call, news): (Option<Call>, Option<LifeNews>)) {
+    fn seat_goes_on(&mut self, place: usize, (call, news): (Option<ZkCall>, Option<LifeNews>)) {
         if let Some(call) = call {
             self.seat_calls(place, call);
         }
         let Some((process, news)) = self.seats.get(&place).map(|seat| seat.process).zip(news) else { return };
         let answer = match news {
-            LifeNews::Joined(incarnation, sent) => Answer::Joined(incarnation, sent),
-            LifeNews::Committed(sent) => Answer::Committed(sent),
-            LifeNews::Over => Answer::Over,
+            LifeNews::Joined(incarnation, sent) => GroupReply::Joined(incarnation, sent),
+            LifeNews::Committed(sent) => GroupReply::Committed(sent),
+            LifeNews::Over => GroupReply::Over,
         };
-        self.news.push_back(News::Worker { place, process, answer });
+        self.news.push_back(ServiceEvent::Worker { place, process, answer });
     }
 
-    pub(super) fn seat_told(&mut self, place: usize, client: usize, told: Told) {
+    pub(super) fn seat_told(&mut self, place: usize, client: usize, told: ClientEvent) {
         let now = self.now;
         let Some(seat) = self.seats.get_mut(&place) else { return };
         let process = seat.process;
         let Some(session) = seat.session.as_mut().filter(|session| session.client == client) else { return };
         match told {
-            Told::Connected => {
+            ClientEvent::Connected => {
                 if let Some(call) = session.life.enter(now) {
                     self.seat_calls(place, call);
                 }
             }
-            Told::Answer(id, answer) if id == session.call => {
+            ClientEvent::Answer(id, answer) if id == session.call => {
                 let own = self.clients[client].session.unwrap_or_default();
                 let step = session.life.answered(now, own, &seat.former, answer);
                 self.seat_goes_on(place, step);
             }
-            Told::Over => {
+            ClientEvent::Over => {
                 let had_begun = session.life.has_begun();
                 self.seat_ends(place);
                 if had_begun {
-                    self.news.push_back(News::Worker { place, process, answer: Answer::Over });
+                    self.news.push_back(ServiceEvent::Worker { place, process, answer: GroupReply::Over });
                 }
             }
-            Told::Answer(..) | Told::Event(..) | Told::Disconnected => {}
+            ClientEvent::Answer(..) | ClientEvent::Event(..) | ClientEvent::Disconnected => {}
         }
     }
 }

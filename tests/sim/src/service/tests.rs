@@ -2,25 +2,25 @@
 
 use std::time::Duration;
 
-use super::connection::{Call, Reply};
-use super::ensemble::Role;
-use super::tree::{Data, Dir, Failure, Op, TERM};
+use super::connection::{ZkCall, ZkReply};
+use super::ensemble::ServerRole;
+use super::tree::{Data, Dir, TERM, TxnOp, ZkFailure};
 use super::*;
 
-const SECOND: Time = 1_000_000_000;
+const SECOND: SimTime = 1_000_000_000;
 
 /// A service alone, whose clients are led by hand.
-struct Bench {
-    service: Service,
-    queue: BTreeMap<(Time, u64), Ev>,
+struct ServiceBench {
+    service: ZooKeeper,
+    queue: BTreeMap<(SimTime, u64), ServiceTask>,
     sequence: u64,
-    told: Vec<(Time, usize, Told)>,
+    told: Vec<(SimTime, usize, ClientEvent)>,
 }
 
-impl Bench {
+impl ServiceBench {
     fn new(servers: usize) -> Self {
-        let mut service = Service::new(1, 0, false);
-        service.servers = (0..servers).map(|_| Server::new()).collect();
+        let mut service = ZooKeeper::new(1, 0, false);
+        service.servers = (0..servers).map(|_| ZkServer::new()).collect();
         service.peers = (0..servers * servers).map(|_| Lane::default()).collect();
         service.tick = SECOND / 5;
         let mut this = Self { service, queue: BTreeMap::new(), sequence: 0, told: Vec::new() };
@@ -28,7 +28,7 @@ impl Bench {
         this
     }
 
-    fn run(&mut self, time: Time) {
+    fn run(&mut self, time: SimTime) {
         let end = self.service.now + time;
         loop {
             for (at, event) in std::mem::take(&mut self.service.out) {
@@ -51,12 +51,12 @@ impl Bench {
     }
 
     fn leader(&self) -> usize {
-        let leads = |server: &Server| matches!(server.role, Role::Leading(_));
+        let leads = |server: &ZkServer| matches!(server.role, ServerRole::Leading(_));
         self.service.servers.iter().position(leads).expect("one leads")
     }
 
     /// A client that is connected to this server.
-    fn client_at(&mut self, server: usize, timeout: Time) -> usize {
+    fn client_at(&mut self, server: usize, timeout: SimTime) -> usize {
         let number = self.service.clients.len();
         let client = self.service.open_client(Who::Worker(number), timeout);
         for _ in 0..100 {
@@ -73,14 +73,15 @@ impl Bench {
     }
 
     /// Asks, and waits for the answer.
-    fn ask(&mut self, client: usize, call: Call) -> Result<Reply, Failure> {
+    fn ask(&mut self, client: usize, call: ZkCall) -> Result<ZkReply, ZkFailure> {
         let id = self.service.call(client, call);
         for _ in 0..200 {
             self.run(SECOND / 100);
-            let answer =
-                |(_, of, told): &(Time, usize, Told)| *of == client && matches!(told, Told::Answer(n, _) if *n == id);
+            let answer = |(_, of, told): &(SimTime, usize, ClientEvent)| {
+                *of == client && matches!(told, ClientEvent::Answer(n, _) if *n == id)
+            };
             if let Some(at) = self.told.iter().position(answer)
-                && let (_, _, Told::Answer(_, answer)) = self.told.remove(at)
+                && let (_, _, ClientEvent::Answer(_, answer)) = self.told.remove(at)
             {
                 return answer;
             }
@@ -88,35 +89,35 @@ impl Bench {
         panic!("no answer");
     }
 
-    fn write(&mut self, client: usize, ops: Vec<Op>) -> Result<(), Failure> {
-        self.ask(client, Call::Write(ops)).and_then(Reply::wrote).map(drop)
+    fn write(&mut self, client: usize, ops: Vec<TxnOp>) -> Result<(), ZkFailure> {
+        self.ask(client, ZkCall::Write(ops)).and_then(ZkReply::wrote).map(drop)
     }
 
     fn term(&mut self, client: usize) -> Option<Term> {
-        match self.ask(client, Call::Read(TERM)).ok()?.node()?.data {
+        match self.ask(client, ZkCall::Read(TERM)).ok()?.node()?.data {
             Data::Term(term) => Some(term),
             _ => None,
         }
     }
 
-    fn cut(&mut self, server: usize, until: Time) {
+    fn cut(&mut self, server: usize, until: SimTime) {
         for other in (0..self.service.servers.len()).filter(|other| *other != server) {
-            self.service.cuts.insert(Link::Servers(server, other), until);
-            self.service.cuts.insert(Link::Servers(other, server), until);
+            self.service.cuts.insert(NetworkPath::Servers(server, other), until);
+            self.service.cuts.insert(NetworkPath::Servers(other, server), until);
         }
     }
 }
 
-fn term(n: u64, version: Option<u32>) -> Op {
+fn term(n: u64, version: Option<u32>) -> TxnOp {
     match version {
-        None => Op::Create { path: TERM, data: Data::Term(Term::new(n)), ephemeral: false },
-        version => Op::Set { path: TERM, data: Data::Term(Term::new(n)), version },
+        None => TxnOp::Create { path: TERM, data: Data::Term(Term::new(n)), ephemeral: false },
+        version => TxnOp::Set { path: TERM, data: Data::Term(Term::new(n)), version },
     }
 }
 
 #[test]
 fn a_server_that_is_cut_off_answers_from_what_it_has_until_it_notices_and_its_clients_never_go_back() {
-    let mut bench = Bench::new(3);
+    let mut bench = ServiceBench::new(3);
     bench.run(SECOND);
     let (leader, cut, other) = (bench.leader(), (bench.leader() + 1) % 3, (bench.leader() + 2) % 3);
     let (behind, ahead) = (bench.client_at(cut, 10 * SECOND), bench.client_at(other, 10 * SECOND));
@@ -132,25 +133,27 @@ fn a_server_that_is_cut_off_answers_from_what_it_has_until_it_notices_and_its_cl
     bench.run(SECOND / 2);
     assert_ne!(bench.service.connections[bench.service.clients[ahead].connection.expect("it tries")].server, cut);
     bench.run(3 * SECOND);
-    assert!(matches!(bench.service.servers[cut].role, Role::Looking), "it has noticed");
+    assert!(matches!(bench.service.servers[cut].role, ServerRole::Looking), "it has noticed");
     assert_eq!((bench.term(behind), bench.leader()), (Some(Term::new(2)), leader), "elsewhere it sees more");
 }
 
 #[test]
 fn a_leader_that_lost_its_quorum_commits_nothing_and_what_it_took_may_be_lost() {
-    let mut bench = Bench::new(3);
+    let mut bench = ServiceBench::new(3);
     bench.run(SECOND);
     let old = bench.leader();
     let (with, other) = (bench.client_at(old, 20 * SECOND), bench.client_at((old + 1) % 3, 20 * SECOND));
     assert_eq!(bench.write(other, vec![term(1, None)]), Ok(()));
     let until = bench.service.now + 4 * SECOND;
     bench.cut(old, until);
-    bench.service.call(with, Call::Write(vec![term(7, Some(0))]));
+    bench.service.call(with, ZkCall::Write(vec![term(7, Some(0))]));
     bench.run(3 * SECOND);
     assert_ne!(bench.leader(), old);
     assert_eq!(bench.write(other, vec![term(2, Some(0))]), Ok(()), "the other write is not there");
-    let lost =
-        bench.told.iter().any(|(_, of, told)| *of == with && matches!(told, Told::Answer(_, Err(Failure::Unknown))));
+    let lost = bench
+        .told
+        .iter()
+        .any(|(_, of, told)| *of == with && matches!(told, ClientEvent::Answer(_, Err(ZkFailure::Unknown))));
     assert!(lost, "nobody knows what became of it");
     bench.run(3 * SECOND);
     assert_eq!(bench.term(with), Some(Term::new(2)));
@@ -158,44 +161,46 @@ fn a_leader_that_lost_its_quorum_commits_nothing_and_what_it_took_may_be_lost() 
 
 #[test]
 fn what_a_session_made_goes_at_once_when_it_is_over_and_a_deleted_node_takes_no_write() {
-    let mut bench = Bench::new(3);
+    let mut bench = ServiceBench::new(3);
     bench.run(SECOND);
     let (dies, sees) = (bench.client_at(0, SECOND), bench.client_at(1, 10 * SECOND));
-    let node = |dir| Op::Create { path: (dir, 5), data: Data::Contender(5), ephemeral: true };
+    let node = |dir| TxnOp::Create { path: (dir, 5), data: Data::Contender(5), ephemeral: true };
     assert_eq!(bench.write(dies, vec![node(Dir::Members), node(Dir::Leases)]), Ok(()));
-    assert!(bench.ask(sees, Call::Watch(Dir::Members)).is_ok() && bench.ask(sees, Call::Watch(Dir::Leases)).is_ok());
+    assert!(
+        bench.ask(sees, ZkCall::Watch(Dir::Members)).is_ok() && bench.ask(sees, ZkCall::Watch(Dir::Leases)).is_ok()
+    );
     bench.told.clear();
     bench.service.kill_client(dies);
     bench.run(3 * SECOND);
-    let zxids = |bench: &Bench| bench.service.servers[1].tree.nodes.len();
+    let zxids = |bench: &ServiceBench| bench.service.servers[1].tree.nodes.len();
     assert_eq!(zxids(&bench), 0);
     let events: Vec<_> =
-        bench.told.iter().filter_map(|(_, of, told)| matches!(told, Told::Event(..)).then_some(*of)).collect();
+        bench.told.iter().filter_map(|(_, of, told)| matches!(told, ClientEvent::Event(..)).then_some(*of)).collect();
     assert_eq!(events, [sees, sees]);
-    let beat = Op::Set { path: (Dir::Leases, 5), data: Data::Contender(5), version: Some(0) };
-    assert_eq!(bench.write(sees, vec![beat]), Err(Failure::NoNode));
+    let beat = TxnOp::Set { path: (Dir::Leases, 5), data: Data::Contender(5), version: Some(0) };
+    assert_eq!(bench.write(sees, vec![beat]), Err(ZkFailure::NoNode));
 }
 
 #[test]
 fn a_change_is_told_before_any_answer_that_shows_it() {
-    let mut bench = Bench::new(3);
+    let mut bench = ServiceBench::new(3);
     bench.run(SECOND);
     let (writes, reads) = (bench.client_at(0, 10 * SECOND), bench.client_at(2, 10 * SECOND));
     assert_eq!(bench.write(writes, vec![term(1, None)]), Ok(()));
-    assert!(bench.ask(reads, Call::Watch(Dir::Own)).is_ok());
+    assert!(bench.ask(reads, ZkCall::Watch(Dir::Own)).is_ok());
     for n in 0..20 {
         bench.told.clear();
-        bench.service.call(writes, Call::Write(vec![term(2, Some(n))]));
+        bench.service.call(writes, ZkCall::Write(vec![term(2, Some(n))]));
         for _ in 0..20 {
-            bench.service.call(reads, Call::Read(TERM));
+            bench.service.call(reads, ZkCall::Read(TERM));
             bench.run(SECOND / 1_000);
         }
         bench.run(SECOND);
         let mut told = false;
         for (_, _, what) in bench.told.iter().filter(|(_, of, _)| *of == reads) {
             match what {
-                Told::Event(..) => told = true,
-                Told::Answer(_, Ok(Reply::Read(Some(node)))) => assert!(node.version == n || told),
+                ClientEvent::Event(..) => told = true,
+                ClientEvent::Answer(_, Ok(ZkReply::Read(Some(node)))) => assert!(node.version == n || told),
                 _ => {}
             }
         }
@@ -205,12 +210,12 @@ fn a_change_is_told_before_any_answer_that_shows_it() {
 
 #[test]
 fn a_write_through_a_follower_does_not_keep_its_session_alive() {
-    let mut bench = Bench::new(3);
+    let mut bench = ServiceBench::new(3);
     bench.run(SECOND);
     let leader = bench.leader();
     let follower = (leader + 1) % 3;
     let client = bench.client_at(follower, 2 * SECOND);
-    let node = Op::Create { path: (Dir::Leases, 5), data: Data::Contender(5), ephemeral: true };
+    let node = TxnOp::Create { path: (Dir::Leases, 5), data: Data::Contender(5), ephemeral: true };
     assert_eq!(bench.write(client, vec![node]), Ok(()));
     // The follower hears no ping, so that it passes nothing on, but what it sends arrives.
     let session = bench.service.clients[client].session.expect("it has one");
@@ -220,10 +225,11 @@ fn a_write_through_a_follower_does_not_keep_its_session_alive() {
             assert!(leading.sessions.contains_key(&session));
         }
     }
-    bench.service.cuts.insert(Link::Servers(leader, follower), before + SECOND);
-    bench
-        .service
-        .call(client, Call::Write(vec![Op::Set { path: (Dir::Leases, 5), data: Data::Contender(6), version: None }]));
+    bench.service.cuts.insert(NetworkPath::Servers(leader, follower), before + SECOND);
+    bench.service.call(
+        client,
+        ZkCall::Write(vec![TxnOp::Set { path: (Dir::Leases, 5), data: Data::Contender(6), version: None }]),
+    );
     bench.run(SECOND / 10);
     let tracked = bench.service.servers[leader].leading().and_then(|l| l.sessions.get(&session)).map(|t| t.touched);
     assert!(tracked.is_some_and(|touched| touched <= before), "a forwarded write touches nothing");
@@ -232,7 +238,7 @@ fn a_write_through_a_follower_does_not_keep_its_session_alive() {
 
 #[test]
 fn members_beat_and_leave_and_one_coordinator_after_the_other_leads() {
-    let mut bench = Bench::new(3);
+    let mut bench = ServiceBench::new(3);
     bench.run(SECOND);
     let profile = common::Profile {
         weight: 1,
@@ -245,7 +251,7 @@ fn members_beat_and_leave_and_one_coordinator_after_the_other_leads() {
         lease: Duration::from_secs(1),
         holds: BTreeMap::new(),
     };
-    let run = |bench: &mut Bench, steps: u32| {
+    let run = |bench: &mut ServiceBench, steps: u32| {
         for _ in 0..steps {
             bench.run(SECOND / 100);
             for (_, client, told) in std::mem::take(&mut bench.told) {
@@ -259,22 +265,27 @@ fn members_beat_and_leave_and_one_coordinator_after_the_other_leads() {
     bench.service.candidate_starts(0);
     run(&mut bench, 300);
     bench.service.candidate_starts(1);
-    bench.service.seat_asked(0, 1, Ask::Join, &profile);
+    bench.service.seat_asked(0, 1, GroupRequest::Join, &profile);
     run(&mut bench, 300);
-    let elected = |bench: &mut Bench| {
+    let elected = |bench: &mut ServiceBench| {
         let news = std::mem::take(&mut bench.service.news);
         let elected = news.iter().filter_map(|news| match news {
-            News::Coordinator(n, CandidateNews::Elected) => Some(*n),
+            ServiceEvent::Coordinator(n, CandidateNews::Elected) => Some(*n),
             _ => None,
         });
         elected.collect::<Vec<_>>()
     };
-    assert!(bench.service.news.iter().any(|news| matches!(news, News::Worker { answer: Answer::Joined(..), .. })));
+    assert!(
+        bench
+            .service
+            .news
+            .iter()
+            .any(|news| matches!(news, ServiceEvent::Worker { answer: GroupReply::Joined(..), .. }))
+    );
     assert_eq!(elected(&mut bench), [0]);
     bench.service.candidate_raises(0, Term::default());
     run(&mut bench, 100);
-    let raised =
-        |news: &News| matches!(news, News::Coordinator(0, CandidateNews::Raised { term }) if *term == Term::new(1));
+    let raised = |news: &ServiceEvent| matches!(news, ServiceEvent::Coordinator(0, CandidateNews::Raised { term }) if *term == Term::new(1));
     assert!(bench.service.news.iter().any(raised));
     bench.service.candidate_ends(0, false);
     run(&mut bench, 800);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use common::roster::Change;
 use common::{Incarnation, Profile, Term};
 
-use crate::Time;
+use crate::SimTime;
 
 /// Number of a transaction: epoch and counter.
 pub(crate) type Zxid = u64;
@@ -66,14 +66,14 @@ pub(crate) enum Data {
 
 /// A node as it is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Node {
+pub(crate) struct ZkNode {
     pub(crate) owner: SessionId,
     pub(crate) created: Zxid,
     pub(crate) version: u32,
     pub(crate) data: Data,
 }
 
-impl Node {
+impl ZkNode {
     /// The life that made it.
     pub(crate) fn incarnation(&self) -> Incarnation {
         Incarnation::new((u128::from(self.owner) << 64) | u128::from(self.created))
@@ -82,7 +82,7 @@ impl Node {
 
 /// One step of a write.
 #[derive(Clone, Debug)]
-pub(crate) enum Op {
+pub(crate) enum TxnOp {
     Create {
         path: Path,
         data: Data,
@@ -103,13 +103,13 @@ pub(crate) enum Op {
         version: Option<u32>,
     },
     Check(Path),
-    Open(SessionId, Time),
+    Open(SessionId, SimTime),
     Close(SessionId),
 }
 
 /// Why a call brought nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Failure {
+pub(crate) enum ZkFailure {
     NoNode,
     NodeExists,
     BadVersion,
@@ -122,15 +122,15 @@ pub(crate) enum Failure {
 }
 
 /// What a write did: the nodes it made or wrote, as they were then.
-pub(crate) type Wrote = Result<Vec<(Path, Node)>, Failure>;
+pub(crate) type TxnResult = Result<Vec<(Path, ZkNode)>, ZkFailure>;
 
 /// A transaction.
 #[derive(Debug)]
 pub(crate) struct Txn {
     pub(crate) zxid: Zxid,
-    pub(crate) ops: Vec<Op>,
+    pub(crate) ops: Vec<TxnOp>,
     pub(crate) by: SessionId,
-    pub(crate) outcome: Wrote,
+    pub(crate) outcome: TxnResult,
     /// The connection that waits for it.
     pub(crate) connection: Option<usize>,
 }
@@ -139,16 +139,16 @@ pub(crate) struct Txn {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tree {
     pub(crate) zxid: Zxid,
-    pub(crate) nodes: BTreeMap<Path, Node>,
-    pub(crate) sessions: BTreeMap<SessionId, Time>,
+    pub(crate) nodes: BTreeMap<Path, ZkNode>,
+    pub(crate) sessions: BTreeMap<SessionId, SimTime>,
     sequence: u64,
 }
 
 impl Tree {
     /// Checks a write and takes it in.
-    pub(crate) fn prepare(&mut self, zxid: Zxid, by: SessionId, ops: Vec<Op>, connection: Option<usize>) -> Txn {
+    pub(crate) fn prepare(&mut self, zxid: Zxid, by: SessionId, ops: Vec<TxnOp>, connection: Option<usize>) -> Txn {
         let known = by == 0 || self.sessions.contains_key(&by);
-        let outcome = if known { self.run(zxid, by, &ops) } else { Err(Failure::Over) };
+        let outcome = if known { self.run(zxid, by, &ops) } else { Err(ZkFailure::Over) };
         self.zxid = zxid;
         Txn { zxid, ops, by, outcome, connection }
     }
@@ -166,7 +166,7 @@ impl Tree {
         changes
     }
 
-    fn run(&mut self, zxid: Zxid, by: SessionId, ops: &[Op]) -> Wrote {
+    fn run(&mut self, zxid: Zxid, by: SessionId, ops: &[TxnOp]) -> TxnResult {
         let (mut wrote, mut changes) = (Vec::new(), Vec::new());
         if let [op] = ops {
             self.step(zxid, by, op, &mut wrote, &mut changes)?;
@@ -185,48 +185,48 @@ impl Tree {
         &mut self,
         zxid: Zxid,
         by: SessionId,
-        op: &Op,
-        wrote: &mut Vec<(Path, Node)>,
+        op: &TxnOp,
+        wrote: &mut Vec<(Path, ZkNode)>,
         changes: &mut Vec<(Path, Change)>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ZkFailure> {
         match op {
-            Op::Create { path, data, ephemeral } => {
+            TxnOp::Create { path, data, ephemeral } => {
                 if self.nodes.contains_key(path) {
-                    return Err(Failure::NodeExists);
+                    return Err(ZkFailure::NodeExists);
                 }
                 let owner = if *ephemeral { by } else { 0 };
                 self.create(zxid, *path, owner, data, wrote, changes);
             }
-            Op::Contend { mark, data } => {
+            TxnOp::Contend { mark, data } => {
                 let path = (Dir::Locks, (self.sequence << MARK_BITS) | mark);
                 self.sequence += 1;
                 self.create(zxid, path, by, data, wrote, changes);
             }
-            Op::Set { path, data, version } => {
-                let node = self.nodes.get_mut(path).ok_or(Failure::NoNode)?;
+            TxnOp::Set { path, data, version } => {
+                let node = self.nodes.get_mut(path).ok_or(ZkFailure::NoNode)?;
                 if version.is_some_and(|version| version != node.version) {
-                    return Err(Failure::BadVersion);
+                    return Err(ZkFailure::BadVersion);
                 }
                 node.version += 1;
                 node.data = data.clone();
                 wrote.push((*path, node.clone()));
                 changes.push((*path, Change::Changed));
             }
-            Op::Delete { path, version } => {
-                let node = self.nodes.get(path).ok_or(Failure::NoNode)?;
+            TxnOp::Delete { path, version } => {
+                let node = self.nodes.get(path).ok_or(ZkFailure::NoNode)?;
                 if version.is_some_and(|version| version != node.version) {
-                    return Err(Failure::BadVersion);
+                    return Err(ZkFailure::BadVersion);
                 }
                 self.nodes.remove(path);
                 changes.push((*path, Change::Deleted));
             }
-            Op::Check(path) => {
+            TxnOp::Check(path) => {
                 if !self.nodes.contains_key(path) {
-                    return Err(Failure::CheckFailed);
+                    return Err(ZkFailure::CheckFailed);
                 }
             }
-            Op::Open(session, timeout) => _ = self.sessions.insert(*session, *timeout),
-            Op::Close(session) => {
+            TxnOp::Open(session, timeout) => _ = self.sessions.insert(*session, *timeout),
+            TxnOp::Close(session) => {
                 self.sessions.remove(session);
                 let owned = self.nodes.iter().filter(|(_, node)| node.owner == *session);
                 let owned: BTreeSet<Path> = owned.map(|(path, _)| *path).collect();
@@ -245,10 +245,10 @@ impl Tree {
         path: Path,
         owner: SessionId,
         data: &Data,
-        wrote: &mut Vec<(Path, Node)>,
+        wrote: &mut Vec<(Path, ZkNode)>,
         changes: &mut Vec<(Path, Change)>,
     ) {
-        let node = Node { owner, created: zxid, version: 0, data: data.clone() };
+        let node = ZkNode { owner, created: zxid, version: 0, data: data.clone() };
         wrote.push((path, node.clone()));
         self.nodes.insert(path, node);
         changes.push((path, Change::Created));
