@@ -9,6 +9,7 @@ use coordinator_core::machine::{Refusal, StreamId};
 
 /// A message to a coordinator.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly every value is the large one, and a run makes millions of them")]
 pub(crate) enum UpMessage {
     Message(Envelope, ToCoordinator),
     /// The worker's side of the stream has ended.

@@ -29,6 +29,7 @@ impl Editioned for SimDesired {
 
 /// From a worker to the leader.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly every value is the large one, and a run makes millions of them")]
 pub(super) enum WorkerMessage {
     Message(Envelope, ToCoordinator),
     /// The end of the stream, as the leader sees it.

@@ -256,7 +256,7 @@ impl Driver for Simulated {
             attempt: wanted.attempt,
             started_at_unix_ms: unix_ms(),
             at_boot_ns: clock::now().as_nanos(),
-            boot_digest: Some(worker_core::desired::boot_digest(&wanted.desired).into()),
+            boot_digest: Some(worker_core::desired::boot_digest(wanted.desired).into()),
         };
         let instance = slot.instance().ok_or_else(|| Error::Failed("an instance without digest".into()))?;
         world.change(permit.appliance(), permit.token(), slot)?;

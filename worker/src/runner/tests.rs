@@ -122,7 +122,7 @@ impl World {
         let instance = Instance {
             ordinal,
             attempt,
-            boot_digest: worker_core::desired::boot_digest(&desired),
+            boot_digest: worker_core::desired::boot_digest(desired),
             pid: Some(attempt),
             started_at_unix_ms: 0,
             management: None,

@@ -26,6 +26,7 @@ const TRIES: u32 = 20;
 
 /// What a coordinator is told.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly every value is the large one, and a run makes millions of them")]
 pub(crate) enum CandidateNews {
     /// It leads, as far as anybody can tell; the term is to be raised.
     Elected,

@@ -41,7 +41,7 @@ pub(super) fn instance(ordinal: u16, attempt: u32, desired: &Desired) -> Instanc
     Instance {
         ordinal,
         attempt,
-        boot_digest: crate::desired::boot_digest(&desired),
+        boot_digest: crate::desired::boot_digest(desired),
         pid: Some(1000 + u32::from(ordinal) * 100 + attempt),
         started_at_unix_ms: 1,
         management: None,
