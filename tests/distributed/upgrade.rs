@@ -17,15 +17,15 @@ use tests::cluster::processes::{self, ProcessIdentity, ROOT_VARIABLE};
 use tests::cluster::wait::until;
 use tests::cluster::{PATIENCE, Sandbox, api, binaries, specs};
 
-use self::stage::{HOME, Kind, Process, Recorded, Stage, data, requested};
+use self::stage::{HOME, Recorded, StageProcess, StageProcessKind, UpgradeStage, data, requested};
 
 /// Fields of an appliance that belong to the memory of one leader.
 const MEMORY: [&str; 1] = ["/status/assignment/reason"];
 
 /// Starts a coordinator of this version on a database that the previous one wrote.
-async fn restored(kind: Kind, sandbox: Sandbox) -> Result<(Stage, Recorded)> {
+async fn restored(kind: StageProcessKind, sandbox: Sandbox) -> Result<(UpgradeStage, Recorded)> {
     let recorded: Recorded = serde_json::from_str(&fs::read_to_string(data(kind.name(), "json"))?)?;
-    let mut stage = Stage::prepare(kind, sandbox).await?;
+    let mut stage = UpgradeStage::prepare(kind, sandbox).await?;
     stage.database.load(&fs::read_to_string(data(kind.name(), "sql"))?).await?;
     // Beside the embedded coordinator's lock; part of its state as much as the database.
     fs::write(stage.coordinator_dir().join("term"), format!("{}", recorded.term))?;
@@ -70,7 +70,7 @@ fn by_id(list: &[Value]) -> BTreeMap<&str, &Value> {
 }
 
 /// Everything `rugctl` showed is shown as it was.
-async fn all_is_shown(stage: &Stage, recorded: &Recorded) -> Result<()> {
+async fn all_is_shown(stage: &UpgradeStage, recorded: &Recorded) -> Result<()> {
     let shown = stage.rugctl_list(&["list"]).await?;
     let (before, now) = (by_id(&recorded.appliances), by_id(&shown));
     ensure!(before.keys().eq(now.keys()), "other appliances: {:?}, it were {:?}", now.keys(), before.keys());
@@ -92,7 +92,7 @@ async fn all_is_shown(stage: &Stage, recorded: &Recorded) -> Result<()> {
 }
 
 /// A database of the previous version: all of it is there, and the same request is the same request.
-async fn is_read(kind: Kind) -> Result<()> {
+async fn is_read(kind: StageProcessKind) -> Result<()> {
     let (stage, recorded) = restored(kind, Sandbox::new()?).await?;
     all_is_shown(&stage, &recorded).await?;
     let created = stage.api.appliances().create(requested(&recorded.request.id)).await?.into_inner();
@@ -111,21 +111,21 @@ async fn is_read(kind: Kind) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sqlite_file_of_the_previous_version_is_read() -> Result<()> {
-    is_read(Kind::Sqlite).await
+    is_read(StageProcessKind::Sqlite).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_postgres_database_of_the_previous_version_is_read() -> Result<()> {
-    is_read(Kind::Postgres).await
+    is_read(StageProcessKind::Postgres).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mariadb_database_of_the_previous_version_is_read() -> Result<()> {
-    is_read(Kind::MariaDb).await
+    is_read(StageProcessKind::MariaDb).await
 }
 
 /// Starts a process the way the previous version's driver did. Answers who it is.
-fn start(process: &Process, sandbox: &Sandbox) -> Result<ProcessIdentity> {
+fn start(process: &StageProcess, sandbox: &Sandbox) -> Result<ProcessIdentity> {
     fs::create_dir_all(&process.directory)?;
     let appliance = binaries::path("rug-appliance")?;
     let mut command = Command::new(&appliance);
@@ -149,7 +149,7 @@ async fn revive(sandbox: &Sandbox) -> Result<BTreeMap<String, ProcessIdentity>> 
     let workers = sandbox.path("workers");
     stage::copy(&data("workers", ""), &workers)?;
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-    let recorded: Vec<Process> = serde_json::from_str(&fs::read_to_string(data("processes", "json"))?)?;
+    let recorded: Vec<StageProcess> = serde_json::from_str(&fs::read_to_string(data("processes", "json"))?)?;
     for process in &recorded {
         let identity = start(process, sandbox)?;
         let record = process.record(&workers)?;
@@ -175,7 +175,7 @@ async fn revive(sandbox: &Sandbox) -> Result<BTreeMap<String, ProcessIdentity>> 
 async fn instances_of_the_previous_version_are_adopted_as_they_run() -> Result<()> {
     let sandbox = Sandbox::at(Path::new(HOME)).await?;
     let before = revive(&sandbox).await?;
-    let (mut stage, recorded) = restored(Kind::Sqlite, sandbox).await?;
+    let (mut stage, recorded) = restored(StageProcessKind::Sqlite, sandbox).await?;
     stage.start_workers(&["w1", "w2"])?;
     let owner = |appliance: &Value| appliance["status"]["assignment"]["worker"].as_str().map(str::to_owned);
     let bound = |appliance: &&Value| appliance["driver"] == "process";

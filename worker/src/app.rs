@@ -17,11 +17,11 @@ use tracing::{info, warn};
 use worker_core::instance::Instance;
 
 use crate::config::Config;
-use crate::drivers::process::Process;
+use crate::drivers::process::ProcessDriver;
 use crate::drivers::{self, Driver as _};
 use crate::offer;
 use crate::runner::Runner;
-use crate::session::{OnStop, Session, Stop, profile};
+use crate::session::{OnStop, Session, StopHandle, profile};
 
 /// Why the process ends, with its documented exit code.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +75,7 @@ pub fn run_blocking(config: Config) -> Result<(), Failure> {
 pub fn instances(config: Config) -> Result<Vec<(ApplianceId, Instance)>, Failure> {
     let failed = |e| Failure::Driver(Name::Process, e);
     let name = WorkerId::new(&config.name).map_err(|e| Failure::Other(e.to_string()))?;
-    let driver = Process::new(config.process, name).map_err(failed)?;
+    let driver = ProcessDriver::new(config.process, name).map_err(failed)?;
     runtime()?.block_on(driver.list()).map_err(failed)
 }
 
@@ -104,7 +104,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     info!(worker = %name, host = config.host, coordination, coordinators = ?config.session.coordinators, "starting");
     let (runner, events) = Runner::start(config.runner.clone(), drivers);
     let session = Session::new(config.session.clone(), seat, name, profile, runner, events, terms).with_tls(tls);
-    let stop = Stop::new();
+    let stop = StopHandle::new();
     let session = tokio::spawn(session.run(stop.clone()));
     supervise(session, &mut signals, &stop, config.session.on_stop).await
 }
@@ -113,7 +113,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
 async fn supervise(
     mut session: JoinHandle<Result<(), coordination::Error>>,
     signals: &mut Signals,
-    stop: &Stop,
+    stop: &StopHandle,
     on_stop: OnStop,
 ) -> Result<(), Failure> {
     let mut asked = 0;

@@ -9,7 +9,7 @@ use common::profile::{HOST_RULE, is_host};
 use runtime::{telemetry, tls};
 use serde::{Deserialize, Serialize};
 
-use crate::drivers::{Fencing, process, simulated};
+use crate::drivers::{DriverFencing, process, simulated};
 use crate::{runner, session};
 
 /// Everything that can be set, in `rug-worker.toml`, by `RUG_WORKER_<SECTION>__<FIELD>`, or by flags.
@@ -91,7 +91,7 @@ impl Config {
         self.coordination.validate()?;
         self.session.validate()?;
         self.tls.validate().map_err(|e| format!("tls.{e}"))?;
-        let unfenced = self.drivers.contains(&Driver::Simulated) && self.simulated.fencing() != Fencing::Token;
+        let unfenced = self.drivers.contains(&Driver::Simulated) && self.simulated.fencing() != DriverFencing::Token;
         // With ZooKeeper the length of the lease is known only once it has agreed to a session timeout.
         if unfenced
             && self.coordination.is_embedded()

@@ -17,17 +17,17 @@ pub use worker_core::gate::{ACT_MARGIN, Shut};
 
 /// The gate of one incarnation.
 #[derive(Debug, Default)]
-pub struct Gate {
+pub struct SharedGate {
     decision: Mutex<decision::Gate>,
     /// Copies of what the decision has, for those who only want to know whether the lease stands. Written under its lock.
     deadline_ns: AtomicU64,
     ended: AtomicBool,
-    /// Told of every [`Gate::extend`] and [`Gate::shut`].
+    /// Told of every [`SharedGate::extend`] and [`SharedGate::shut`].
     changed: Notify,
 }
 
-impl Gate {
-    /// A gate that is shut until [`Gate::extend`], with the usual [`ACT_MARGIN`].
+impl SharedGate {
+    /// A gate that is shut until [`SharedGate::extend`], with the usual [`ACT_MARGIN`].
     #[must_use]
     pub fn new() -> Arc<Self> {
         Arc::new(Self::default())
@@ -76,7 +76,7 @@ impl Gate {
         !self.is_shut() && clock::now() < self.deadline()
     }
 
-    /// Waits until the lease stands; for ever once the gate is shut. For one task at a time, as is [`Gate::lapses`].
+    /// Waits until the lease stands; for ever once the gate is shut. For one task at a time, as is [`SharedGate::lapses`].
     pub(crate) async fn opens(&self) {
         while !self.lease_stands() {
             self.changed.notified().await;
@@ -119,7 +119,7 @@ impl Gate {
     }
 }
 
-impl Guard for Gate {
+impl Guard for SharedGate {
     fn extend(&self, until: Timestamp) {
         Self::extend(self, until);
     }
@@ -133,7 +133,7 @@ impl Guard for Gate {
 /// changes the world, and pass the token along where the far side refuses older ones.
 #[derive(Clone, Debug)]
 pub struct Permit {
-    gate: Arc<Gate>,
+    gate: Arc<SharedGate>,
     appliance: ApplianceId,
     token: Token,
 }
@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn opens_only_for_the_grant_that_is_held_and_only_while_the_lease_stands() {
-        let gate = Gate::new();
+        let gate = SharedGate::new();
         let a = ApplianceId::from_u128(1);
         gate.admit(a, token(1), Duration::ZERO);
         assert_eq!(gate.pass(a, token(1)).err(), Some(Shut::Fenced));
@@ -203,7 +203,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_lease_is_seen_to_run_out_and_to_stand_again() {
-        let gate = Gate::new();
+        let gate = SharedGate::new();
         gate.extend(clock::now() + Duration::from_millis(20));
         gate.lapses().await;
         assert!(!gate.lease_stands());
@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_hold_keeps_the_gate_shut_until_it_is_over() {
-        let gate = Gate::new();
+        let gate = SharedGate::new();
         let a = ApplianceId::from_u128(1);
         gate.extend(clock::now() + Duration::from_secs(60));
         gate.admit(a, token(1), Duration::from_secs(3_600));
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_call_without_token_is_refused_within_the_margin() {
-        let gate = Gate::with_margin(Duration::from_secs(3_600));
+        let gate = SharedGate::with_margin(Duration::from_secs(3_600));
         let a = ApplianceId::from_u128(1);
         gate.admit(a, token(1), Duration::ZERO);
         gate.extend(clock::now() + Duration::from_secs(1_800));

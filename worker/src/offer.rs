@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::Config;
-use crate::drivers::process::Process;
+use crate::drivers::process::ProcessDriver;
 use crate::drivers::simulated::Simulated;
-use crate::drivers::{Driver, Error, Fencing};
+use crate::drivers::{Driver, DriverFencing, Error};
 use crate::kinds::{Protocol, Standard};
 
 /// How often tombstones of deleted appliances are looked through.
@@ -38,8 +38,8 @@ impl Drivers {
     #[must_use]
     pub fn holds(&self) -> BTreeMap<Name, Duration> {
         let hold = |offer: &Offer| match offer.driver.fencing() {
-            Fencing::Token => None,
-            Fencing::Hold(hold) => Some(hold),
+            DriverFencing::Token => None,
+            DriverFencing::Hold(hold) => Some(hold),
         };
         self.0.iter().filter_map(|(name, offer)| Some((name.clone(), hold(offer)?))).collect()
     }
@@ -82,7 +82,7 @@ pub(crate) fn build(
         let failed = |error| (name.clone(), error);
         let offer = match name {
             Name::Process => {
-                let process = Process::new(config.process.clone(), worker.clone()).map_err(failed)?;
+                let process = ProcessDriver::new(config.process.clone(), worker.clone()).map_err(failed)?;
                 tokio::spawn(sweep(process.clone(), term.clone(), stop.clone()));
                 let protocol = Standard::new().map_err(failed)?;
                 Offer { driver: Arc::new(process), protocol: Arc::new(protocol) }
@@ -98,7 +98,7 @@ pub(crate) fn build(
 }
 
 /// Removes tombstones of token files that no owner can need any more.
-async fn sweep(process: Process, term: watch::Receiver<Term>, stop: CancellationToken) {
+async fn sweep(process: ProcessDriver, term: watch::Receiver<Term>, stop: CancellationToken) {
     let mut timer = tokio::time::interval(SWEEP);
     loop {
         tokio::select! {

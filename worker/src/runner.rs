@@ -2,10 +2,10 @@
 //!
 //! One task owns all machines and one queue of wake-ups, so that an idle appliance costs memory and a probe now and then,
 //! not a task. Steps run in tasks of their own, bounded in number, probes apart from what changes the world; everything
-//! that changes the world passes the [`Gate`] first. The session talks to it by [`Command`] and hears of it by [`Event`].
+//! that changes the world passes the [`SharedGate`] first. The session talks to it by [`RunnerCommand`] and hears of it by [`RunnerEvent`].
 //!
 //! Commands of another token than the one held are ignored, and so are those that come before the first
-//! [`Command::Begin`]. The runner ends once every [`Handle`] is dropped: looking is given up at once, running steps get
+//! [`RunnerCommand::Begin`]. The runner ends once every [`Handle`] is dropped: looking is given up at once, running steps get
 //! [`Config::stop_grace`]; the receiver of events closes after that.
 
 mod announced;
@@ -29,7 +29,7 @@ use tokio::sync::mpsc;
 use worker_core::desired::Desired;
 use worker_core::lifecycle;
 
-use crate::gate::Gate;
+use crate::gate::SharedGate;
 use crate::offer::Drivers;
 
 /// Commands that may wait. A delta has up to 1,000 entries; when it is full, the session reads on once the runner has
@@ -41,11 +41,11 @@ const EVENTS: usize = 1_024;
 
 /// What the session tells the runner.
 #[derive(Debug)]
-pub enum Command {
+pub enum RunnerCommand {
     /// A new incarnation begins: everything held under the former one is dropped without another side effect.
     Begin {
         /// Gate of the new incarnation.
-        gate: Arc<Gate>,
+        gate: Arc<SharedGate>,
     },
     /// Start to keep an appliance alive. The gate already admits the grant.
     Take {
@@ -59,8 +59,8 @@ pub enum Command {
         progress: Progress,
         /// Remaining time before calls that no token fences may start.
         hold: Duration,
-        /// A former owner died while it held this: each step that changes the world is announced by [`Event::Begins`] and
-        /// waits for [`Command::Clear`].
+        /// A former owner died while it held this: each step that changes the world is announced by [`RunnerEvent::Begins`] and
+        /// waits for [`RunnerCommand::Clear`].
         suspect: bool,
         /// W3C trace context of the rebalance that brought it; empty when there is none.
         traceparent: String,
@@ -74,7 +74,7 @@ pub enum Command {
         /// What it shall be now.
         desired: Arc<Desired>,
     },
-    /// Let the running step end (or cancel it at a safe point), then answer [`Event::Released`].
+    /// Let the running step end (or cancel it at a safe point), then answer [`RunnerEvent::Released`].
     Release {
         /// The appliance.
         appliance: ApplianceId,
@@ -90,7 +90,7 @@ pub enum Command {
         /// Number of the step.
         number: u64,
     },
-    /// Probe now; the answer is a [`Event::Status`] with this number.
+    /// Probe now; the answer is a [`RunnerEvent::Status`] with this number.
     Check {
         /// The appliance.
         appliance: ApplianceId,
@@ -105,7 +105,7 @@ pub enum Command {
 
 /// What the runner tells the session.
 #[derive(Debug)]
-pub enum Event {
+pub enum RunnerEvent {
     /// Nothing of this worker acts on the appliance any more.
     Released {
         /// The appliance.
@@ -124,7 +124,7 @@ pub enum Event {
         /// Token of the grant.
         token: Token,
     },
-    /// A step of a suspect wants to begin. Said again after [`Command::Restate`] for as long as it has not ended.
+    /// A step of a suspect wants to begin. Said again after [`RunnerCommand::Restate`] for as long as it has not ended.
     Begins {
         /// The appliance.
         appliance: ApplianceId,
@@ -210,18 +210,18 @@ impl Config {
 /// The runner has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the runner has ended")]
-pub struct Ended;
+pub struct RunnerEnded;
 
 /// Speaks to a runner. It goes on as long as one of them lives.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<RunnerCommand>,
 }
 
 impl Handle {
     /// A handle without a runner: what is sent comes out of the receiver.
     #[cfg(test)]
-    pub(crate) fn detached() -> (Self, mpsc::Receiver<Command>) {
+    pub(crate) fn detached() -> (Self, mpsc::Receiver<RunnerCommand>) {
         let (commands, inbox) = mpsc::channel(COMMANDS);
         (Self { commands }, inbox)
     }
@@ -229,19 +229,19 @@ impl Handle {
     /// Hands a command over; waits while too many are queued. Commands take effect in the order in which they are sent.
     ///
     /// # Errors
-    /// [`Ended`] when nobody will ever read it.
-    pub async fn send(&self, command: Command) -> Result<(), Ended> {
-        self.commands.send(command).await.map_err(|_| Ended)
+    /// [`RunnerEnded`] when nobody will ever read it.
+    pub async fn send(&self, command: RunnerCommand) -> Result<(), RunnerEnded> {
+        self.commands.send(command).await.map_err(|_| RunnerEnded)
     }
 
     /// Waits for room for one command, for callers that do other things meanwhile. `None` when nobody will ever read it.
-    pub async fn reserve(&self) -> Option<mpsc::OwnedPermit<Command>> {
+    pub async fn reserve(&self) -> Option<mpsc::OwnedPermit<RunnerCommand>> {
         self.commands.clone().reserve_owned().await.ok()
     }
 }
 
 /// How the runner tells the time; tests bring their own.
-type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+type RunnerClock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// The part of a worker that keeps appliances alive.
 #[derive(Debug)]
@@ -250,11 +250,11 @@ pub struct Runner;
 impl Runner {
     /// Starts the runner within the current Tokio runtime. Its end shows in the receiver, which closes.
     #[must_use]
-    pub fn start(config: Config, drivers: Drivers) -> (Handle, mpsc::Receiver<Event>) {
+    pub fn start(config: Config, drivers: Drivers) -> (Handle, mpsc::Receiver<RunnerEvent>) {
         Self::start_at(config, drivers, Arc::new(runtime::clock::now))
     }
 
-    fn start_at(config: Config, drivers: Drivers, clock: Clock) -> (Handle, mpsc::Receiver<Event>) {
+    fn start_at(config: Config, drivers: Drivers, clock: RunnerClock) -> (Handle, mpsc::Receiver<RunnerEvent>) {
         let (commands, inbox) = mpsc::channel(COMMANDS);
         let (outlet, events) = mpsc::channel(EVENTS);
         tokio::spawn(scheduler::Scheduler::new(config, drivers, clock).run(inbox, outlet));

@@ -31,13 +31,13 @@ use worker_core::assignments::Assignments;
 use worker_core::report::Reports;
 use worker_core::session::{Control, ControlAction, ControlEvent, Outcome, Settings};
 
-use crate::gate::Gate;
-use crate::runner::{Command, Event, Handle};
+use crate::gate::SharedGate;
+use crate::runner::{Handle, RunnerCommand, RunnerEvent};
 pub use config::{Config, OnStop};
-use driver::{Boundary, Pending, Signals};
-use outgoing::Outgoing;
-use stop::Requests;
-pub use stop::Stop;
+use driver::{Boundary, PendingIo, SessionSignals};
+use outgoing::PendingReports;
+pub use stop::StopHandle;
+use stop::StopRequests;
 
 /// The session task.
 #[derive(Debug)]
@@ -53,21 +53,21 @@ pub struct Session {
     control: Control,
     /// What [`Control`] asked for and is not carried out yet.
     actions: VecDeque<ControlAction>,
-    pending: Pending,
+    pending: PendingIo,
     /// Why the last try to join failed.
     failure: Option<coordination::Error>,
     assignments: Assignments,
-    gate: Arc<Gate>,
+    gate: Arc<SharedGate>,
     /// Tells of fences of the present life.
-    fence: Option<fence::Watch>,
+    fence: Option<fence::GateWatch>,
     /// `None` once this worker stops.
     runner: Option<Handle>,
-    events: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<RunnerEvent>,
     /// Term of the newest leader that welcomed this worker.
     terms: watch::Sender<Term>,
     /// Commands for the runner. Bounded by the leader's window: a delta is acknowledged once its commands were taken.
     commands: VecDeque<Queued>,
-    outgoing: Outgoing,
+    outgoing: PendingReports,
     /// The leader said that it takes nothing more.
     drained: bool,
     /// When a stream was last ended because of a higher term.
@@ -79,7 +79,7 @@ pub struct Session {
 /// A command on its way to the runner, or the version that is applied once those before it were taken.
 #[derive(Debug)]
 enum Queued {
-    Command(Box<Command>),
+    Command(Box<RunnerCommand>),
     Applied(u64),
 }
 
@@ -93,10 +93,10 @@ impl Session {
         name: WorkerId,
         profile: Profile,
         runner: Handle,
-        events: mpsc::Receiver<Event>,
+        events: mpsc::Receiver<RunnerEvent>,
         terms: watch::Sender<Term>,
     ) -> Self {
-        let gate = Gate::with_margin(config.act_margin);
+        let gate = SharedGate::with_margin(config.act_margin);
         let settings = Settings {
             connect_timeout: config.connect_timeout,
             retry_cap: config.retry_cap,
@@ -111,7 +111,7 @@ impl Session {
             profile,
             control,
             actions: actions.into(),
-            pending: Pending::default(),
+            pending: PendingIo::default(),
             failure: None,
             assignments: Assignments::default(),
             gate,
@@ -120,7 +120,7 @@ impl Session {
             events,
             terms,
             commands: VecDeque::new(),
-            outgoing: Outgoing::default(),
+            outgoing: PendingReports::default(),
             drained: false,
             raised: None,
             releasing: HashMap::new(),
@@ -139,8 +139,8 @@ impl Session {
     /// # Errors
     /// [`NameTaken`](coordination::Error::NameTaken) whenever a life cannot begin because of it, and other errors that
     /// waiting cannot mend when the first one cannot.
-    pub async fn run(mut self, stop: Stop) -> Result<(), coordination::Error> {
-        let mut signals = Signals { requests: Requests::new(stop), coordinators: self.seat.coordinators() };
+    pub async fn run(mut self, stop: StopHandle) -> Result<(), coordination::Error> {
+        let mut signals = SessionSignals { requests: StopRequests::new(stop), coordinators: self.seat.coordinators() };
         let addresses = signals.coordinators.borrow_and_update().clone();
         self.step(ControlEvent::Coordinators(addresses));
         let mut life: Option<Box<dyn Life>> = None;
@@ -173,8 +173,8 @@ impl Session {
             }
             self.assignments.begin_life(Some(incarnation));
         }
-        self.fence = Some(fence::Watch::start(self.name.clone(), Arc::clone(&self.gate)));
-        self.command(Command::Begin { gate: Arc::clone(&self.gate) });
+        self.fence = Some(fence::GateWatch::start(self.name.clone(), Arc::clone(&self.gate)));
+        self.command(RunnerCommand::Begin { gate: Arc::clone(&self.gate) });
     }
 
     /// The life is over: nothing of it may act any more, and it owns no grant.
@@ -185,11 +185,11 @@ impl Session {
         let may_act_until_ns = self.gate.deadline().min(clock::now()).as_nanos();
         warn!(worker = %self.name, owned = self.assignments.len(), may_act_until_ns, "this life is over: {why}");
         self.assignments.end_life();
-        self.outgoing = Outgoing::default();
+        self.outgoing = PendingReports::default();
         self.releasing.clear();
         self.commands.clear();
         // The runner forgets at once; the next life brings a gate that opens.
-        self.command(Command::Begin { gate: Gate::new() });
+        self.command(RunnerCommand::Begin { gate: SharedGate::new() });
     }
 
     /// Tells the leader that this worker is about to stop; handing back, it gives up its grants by itself.
@@ -200,7 +200,7 @@ impl Session {
         self.outgoing.drain(hand_back);
         if hand_back {
             for GrantRef { appliance, token } in self.assignments.give_back() {
-                self.command(Command::Release { appliance, token });
+                self.command(RunnerCommand::Release { appliance, token });
             }
         }
     }
@@ -215,12 +215,12 @@ impl Session {
         tokio::time::timeout(within, ended).await.is_ok()
     }
 
-    fn command(&mut self, command: Command) {
+    fn command(&mut self, command: RunnerCommand) {
         self.commands.push_back(Queued::Command(Box::new(command)));
     }
 
     /// Hands the oldest command over to the runner.
-    fn hand_over(&mut self, permit: mpsc::OwnedPermit<Command>) {
+    fn hand_over(&mut self, permit: mpsc::OwnedPermit<RunnerCommand>) {
         match self.commands.pop_front() {
             Some(Queued::Command(command)) => {
                 permit.send(*command);
@@ -232,7 +232,10 @@ impl Session {
 }
 
 /// Waits until the runner has room for the oldest command; for ever when there is none.
-async fn take_command(runner: Option<&Handle>, commands: &VecDeque<Queued>) -> Option<mpsc::OwnedPermit<Command>> {
+async fn take_command(
+    runner: Option<&Handle>,
+    commands: &VecDeque<Queued>,
+) -> Option<mpsc::OwnedPermit<RunnerCommand>> {
     match runner {
         Some(runner) if !commands.is_empty() => runner.reserve().await,
         _ => std::future::pending().await,

@@ -15,9 +15,9 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
-use worker::drivers::process::{Config, Process, fence::Entry};
+use worker::drivers::process::{Config, ProcessDriver, fence::FenceJournalEntry};
 use worker::drivers::{Driver, Error, Wanted};
-use worker::gate::{Gate, Permit};
+use worker::gate::{Permit, SharedGate};
 use worker::kinds::{Protocol, Standard};
 use worker_core::desired::Desired;
 use worker_core::instance::Instance;
@@ -26,23 +26,23 @@ const A: ApplianceId = ApplianceId::from_u128(0xa);
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A state directory; whatever still runs in it at the end is killed.
-struct World {
+struct DriverWorld {
     folder: TempDir,
 }
 
-impl World {
+impl DriverWorld {
     fn new() -> Self {
         Self { folder: tempfile::tempdir().expect("a temporary folder") }
     }
 
-    fn driver(&self, worker: &str) -> Process {
+    fn driver(&self, worker: &str) -> ProcessDriver {
         let config = Config {
             state_dir: self.folder.path().to_owned(),
             appliance_binary: PathBuf::from(env!("CARGO_BIN_EXE_rug-appliance")),
             stop_grace: Duration::from_secs(5),
             ..Config::default()
         };
-        Process::new(config, WorkerId::new(worker).expect("a name")).expect("a writable folder")
+        ProcessDriver::new(config, WorkerId::new(worker).expect("a name")).expect("a writable folder")
     }
 
     fn instance_folder(&self) -> PathBuf {
@@ -62,7 +62,7 @@ impl World {
     }
 }
 
-impl Drop for World {
+impl Drop for DriverWorld {
     fn drop(&mut self) {
         for pid in self.processes() {
             kill(pid);
@@ -83,8 +83,8 @@ fn permit(sequence: u64) -> Permit {
     permit_with_gate(sequence).0
 }
 
-fn permit_with_gate(sequence: u64) -> (Permit, Arc<Gate>) {
-    let (gate, token) = (Gate::new(), Token::new(Term::new(1), sequence));
+fn permit_with_gate(sequence: u64) -> (Permit, Arc<SharedGate>) {
+    let (gate, token) = (SharedGate::new(), Token::new(Term::new(1), sequence));
     gate.extend(clock::now() + Duration::from_secs(600));
     gate.admit(A, token, Duration::ZERO);
     (gate.pass(A, token).expect("the gate is open"), gate)
@@ -121,12 +121,12 @@ const fn first(desired: &Desired) -> Wanted<'_> {
     Wanted { ordinal: 0, attempt: 1, desired }
 }
 
-fn journal(driver: &Process) -> Vec<Entry> {
+fn journal(driver: &ProcessDriver) -> Vec<FenceJournalEntry> {
     let text = std::fs::read_to_string(driver.journal(A)).unwrap_or_default();
     text.lines().map(|line| serde_json::from_str(line).expect("whole lines")).collect()
 }
 
-fn spawned(driver: &Process) -> usize {
+fn spawned(driver: &ProcessDriver) -> usize {
     journal(driver).iter().filter(|e| e.action == "spawn" && e.outcome == "done").count()
 }
 
@@ -147,7 +147,7 @@ fn refusal<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
 
 #[tokio::test]
 async fn another_worker_adopts_a_process_and_ends_it_with_all_it_started() {
-    let world = World::new();
+    let world = DriverWorld::new();
     let (one, two) = (world.driver("w1"), world.driver("w2"));
     let spec = shell("sleep 1000 & setsid sleep 1000 & exec sleep 1000");
     let made = one.ensure(&permit(1), first(&spec)).await.expect("starts");
@@ -170,7 +170,7 @@ async fn another_worker_adopts_a_process_and_ends_it_with_all_it_started() {
 
 #[tokio::test]
 async fn an_instance_has_a_session_environment_and_folder_of_its_own() {
-    let world = World::new();
+    let world = DriverWorld::new();
     let driver = world.driver("w1");
     let spec = shell("echo \"$GREETING port $RUG_PORT $RUG_INSTANCE\"; env | wc -l; pwd; exec sleep 1000");
     let made = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
@@ -191,7 +191,7 @@ async fn an_instance_has_a_session_environment_and_folder_of_its_own() {
 
 #[tokio::test]
 async fn a_killed_process_is_gone_and_leaves_no_zombie_and_no_child_on_its_port() {
-    let world = World::new();
+    let world = DriverWorld::new();
     let driver = world.driver("w1");
     let spec = shell("sleep 1000 & wait");
     let made = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
@@ -216,7 +216,7 @@ async fn a_killed_process_is_gone_and_leaves_no_zombie_and_no_child_on_its_port(
 
 #[tokio::test]
 async fn a_process_that_its_worker_did_not_live_to_record_is_found() {
-    let world = World::new();
+    let world = DriverWorld::new();
     let driver = world.driver("w1");
     let spec = shell("exec sleep 1000");
     let made = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
@@ -240,7 +240,7 @@ async fn a_process_that_its_worker_did_not_live_to_record_is_found() {
 
 #[tokio::test]
 async fn an_older_token_and_a_shut_gate_change_nothing() {
-    let world = World::new();
+    let world = DriverWorld::new();
     let (one, two) = (world.driver("w1"), world.driver("w2"));
     let spec = shell("exec sleep 1000");
     let made = one.ensure(&permit(1), first(&spec)).await.expect("starts");
@@ -255,7 +255,7 @@ async fn an_older_token_and_a_shut_gate_change_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn owners_that_race_start_one_process_and_never_act_at_the_same_time() {
-    let world = World::new();
+    let world = DriverWorld::new();
     let spec = Arc::new(shell("exec sleep 1000"));
     let race: Vec<_> = (1_u64..=8)
         .map(|n| {
@@ -282,7 +282,7 @@ async fn owners_that_race_start_one_process_and_never_act_at_the_same_time() {
 
 #[tokio::test]
 async fn mistakes_are_named_and_nothing_is_left_of_them() {
-    let world = World::new();
+    let world = DriverWorld::new();
     let driver = world.driver("w1");
     let ensure = async |spec: &Desired| driver.ensure(&permit(1), first(spec)).await;
     assert_eq!(refusal(ensure(&custom("no-such-thing", &[], None)).await), "command `no-such-thing` not found");
@@ -296,20 +296,23 @@ async fn mistakes_are_named_and_nothing_is_left_of_them() {
     let text = failed.to_string();
     assert!(text.contains("exit status: 3") && text.ends_with("first | it went wrong"), "{text}");
     let config = Config { state_dir: "/proc/no/such".into(), ..Config::default() };
-    let text = refusal(Process::new(config, WorkerId::new("w1").expect("a name")));
+    let text = refusal(ProcessDriver::new(config, WorkerId::new("w1").expect("a name")));
     assert!(text.starts_with("state directory /proc/no/such cannot be used: "), "{text}");
 }
 
 #[tokio::test]
 async fn what_is_published_is_the_path_that_processes_are_found_by() {
-    let world = World::new();
+    let world = DriverWorld::new();
     let kept = world.folder.path().canonicalize().expect("it is there");
     let beside = tempfile::tempdir().expect("a folder");
     let link = beside.path().join("link");
     std::os::unix::fs::symlink(&kept, &link).expect("writable");
     let open = |state_dir: PathBuf| {
         let appliance_binary = PathBuf::from(env!("CARGO_BIN_EXE_rug-appliance"));
-        Process::new(Config { state_dir, appliance_binary, ..Config::default() }, WorkerId::new("w1").expect("a name"))
+        ProcessDriver::new(
+            Config { state_dir, appliance_binary, ..Config::default() },
+            WorkerId::new("w1").expect("a name"),
+        )
     };
     assert_eq!(open(link).expect("writable").state_dir(), kept.to_str());
     for (name, shown) in [("a\nb", r"a\nb"), (&"d/".repeat(600), "d/d")] {
@@ -323,14 +326,14 @@ async fn what_is_published_is_the_path_that_processes_are_found_by() {
 
 #[tokio::test]
 async fn a_process_that_ignores_sigterm_is_killed() {
-    let world = World::new();
+    let world = DriverWorld::new();
     let config = Config {
         state_dir: world.folder.path().to_owned(),
         appliance_binary: PathBuf::from(env!("CARGO_BIN_EXE_rug-appliance")),
         stop_grace: Duration::from_millis(50),
         ..Config::default()
     };
-    let driver = Process::new(config, WorkerId::new("w1").expect("a name")).expect("a writable folder");
+    let driver = ProcessDriver::new(config, WorkerId::new("w1").expect("a name")).expect("a writable folder");
     let spec = shell("trap '' TERM; echo ready; while :; do sleep 1000; done");
     let made = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
     let log = world.instance_folder().join("log");
@@ -353,7 +356,7 @@ fn balanced(port: u16, members: &[SocketAddr]) -> Desired {
 
 #[tokio::test]
 async fn a_load_balancer_is_started_configured_probed_and_drained() {
-    let world = World::new();
+    let world = DriverWorld::new();
     let driver = world.driver("w1");
     let member = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = member.local_addr().expect("bound");
@@ -401,7 +404,7 @@ async fn a_load_balancer_is_started_configured_probed_and_drained() {
 
 #[tokio::test]
 async fn the_contract_refuses_what_it_does_not_understand() {
-    let world = World::new();
+    let world = DriverWorld::new();
     let driver = world.driver("w1");
     let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
     let made = driver.ensure(&permit(1), first(&balanced(port, &[]))).await.expect("starts");

@@ -10,7 +10,9 @@ use serde_json::Value;
 use tests::cluster::wait::until;
 use tests::cluster::{PATIENCE, Sandbox, api, specs};
 
-use super::stage::{self, APPLIANCE, HOME, Kind, Process, Recorded, Request, Stage, data, requested};
+use super::stage::{
+    self, APPLIANCE, HOME, Recorded, StageProcess, StageProcessKind, StageRequest, UpgradeStage, data, requested,
+};
 
 /// Below the ports that the kernel picks by itself, so that they are free when the processes are started again.
 const PORT: u16 = 17_811;
@@ -55,7 +57,7 @@ fn appliances() -> Vec<v1::Appliance> {
     ]
 }
 
-async fn healthy(stage: &mut Stage, name: &str) -> Result<()> {
+async fn healthy(stage: &mut UpgradeStage, name: &str) -> Result<()> {
     until(PATIENCE, "the worker is healthy", async || {
         stage.check()?;
         let workers = stage.api.workers().await?;
@@ -66,7 +68,7 @@ async fn healthy(stage: &mut Stage, name: &str) -> Result<()> {
 }
 
 /// Waits until every appliance of this driver is owned and has come to rest, and nothing moves.
-async fn at_rest(stage: &mut Stage, driver: &str) -> Result<()> {
+async fn at_rest(stage: &mut UpgradeStage, driver: &str) -> Result<()> {
     until(PATIENCE, "everything is at rest", async || {
         stage.check()?;
         for appliance in stage.api.list().await?.into_iter().filter(|a| a.driver == driver) {
@@ -84,7 +86,7 @@ async fn at_rest(stage: &mut Stage, driver: &str) -> Result<()> {
 }
 
 /// Runs a small history: appliances of every sort, moves, losses.
-async fn play(stage: &mut Stage) -> Result<Request> {
+async fn play(stage: &mut UpgradeStage) -> Result<StageRequest> {
     stage.coordinator.start()?;
     stage.start_workers(&["w1", "w3"])?;
     for name in ["w1", "w3"] {
@@ -138,11 +140,11 @@ async fn play(stage: &mut Stage) -> Result<Request> {
     .await?;
     stage.api.delete("doomed").await?;
     stage.api.create(specs::simulated("unplaced")).await?;
-    Ok(Request { id, appliance: created.id })
+    Ok(StageRequest { id, appliance: created.id })
 }
 
 /// What is shown once it is the same several looks after each other: reports come some time after what they tell.
-async fn shown(stage: &Stage, request: Request) -> Result<Recorded> {
+async fn shown(stage: &UpgradeStage, request: StageRequest) -> Result<Recorded> {
     let (mut appliances, mut same) = (Vec::new(), 0);
     until(PATIENCE, "nothing changes any more", async || {
         let now = stage.rugctl_list(&["list"]).await?;
@@ -159,7 +161,7 @@ async fn shown(stage: &Stage, request: Request) -> Result<Recorded> {
 }
 
 /// A process of an instance as the kernel shows it.
-fn process(instance: &str, pid: u32) -> Result<Process> {
+fn process(instance: &str, pid: u32) -> Result<StageProcess> {
     let words = |file: &str| -> Result<Vec<String>> {
         let text = String::from_utf8(fs::read(format!("/proc/{pid}/{file}"))?)?;
         Ok(text.split_terminator('\0').map(str::to_owned).collect())
@@ -176,11 +178,11 @@ fn process(instance: &str, pid: u32) -> Result<Process> {
     let own = variables.filter(|(name, _)| name.starts_with("RUG_") || *name == OWN_VARIABLE);
     let variables: BTreeMap<String, String> = own.map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
     let directory = fs::read_link(format!("/proc/{pid}/cwd"))?;
-    Ok(Process { instance: instance.to_owned(), arguments, variables, directory })
+    Ok(StageProcess { instance: instance.to_owned(), arguments, variables, directory })
 }
 
 /// Keeps the state directory of the workers: records, with placeholders for who the processes are, and token files.
-fn keep_instances(stage: &Stage) -> Result<()> {
+fn keep_instances(stage: &UpgradeStage) -> Result<()> {
     let (from, to) = (stage.workers_dir(), data("workers", ""));
     if to.exists() {
         fs::remove_dir_all(&to)?;
@@ -208,8 +210,8 @@ fn keep_instances(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-async fn record(kind: Kind) -> Result<()> {
-    let mut stage = Stage::prepare(kind, Sandbox::at(Path::new(HOME)).await?).await?;
+async fn record(kind: StageProcessKind) -> Result<()> {
+    let mut stage = UpgradeStage::prepare(kind, Sandbox::at(Path::new(HOME)).await?).await?;
     for worker in &mut stage.workers {
         worker.environment(&[("RUG_WORKER_RUNNER__LIFECYCLE__ERROR_COOLDOWN", "1h".to_owned())]);
     }
@@ -222,7 +224,7 @@ async fn record(kind: Kind) -> Result<()> {
     fs::create_dir_all(data(kind.name(), "sql").parent().context("below a folder")?)?;
     fs::write(data(kind.name(), "sql"), stage.database.dump().await?)?;
     fs::write(data(kind.name(), "json"), serde_json::to_string_pretty(&recorded)? + "\n")?;
-    if kind == Kind::Sqlite {
+    if kind == StageProcessKind::Sqlite {
         keep_instances(&stage)?;
     }
     for name in ["w1", "w2"] {
@@ -234,7 +236,7 @@ async fn record(kind: Kind) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "writes tests/data/previous; run by scripts/record-previous"]
 async fn record_all() -> Result<()> {
-    for kind in [Kind::MariaDb, Kind::Postgres, Kind::Sqlite] {
+    for kind in [StageProcessKind::MariaDb, StageProcessKind::Postgres, StageProcessKind::Sqlite] {
         record(kind).await.with_context(|| format!("record {}", kind.name()))?;
     }
     Ok(())

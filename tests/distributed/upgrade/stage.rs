@@ -46,12 +46,12 @@ pub(super) struct Recorded {
     /// `rugctl rebalance get` of each.
     pub(super) rebalances: Vec<Value>,
     /// A call that was made under a request id.
-    pub(super) request: Request,
+    pub(super) request: StageRequest,
 }
 
 /// See [`requested`].
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Request {
+pub(super) struct StageRequest {
     /// Its id.
     pub(super) id: String,
     /// The appliance it made.
@@ -69,7 +69,7 @@ pub(super) fn requested(id: &str) -> v1::CreateApplianceRequest {
 
 /// A process of an instance, as it was started.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Process {
+pub(super) struct StageProcess {
     /// Name of the instance.
     pub(super) instance: String,
     /// Program and arguments.
@@ -80,7 +80,7 @@ pub(super) struct Process {
     pub(super) directory: PathBuf,
 }
 
-impl Process {
+impl StageProcess {
     fn folder(&self, workers: &Path) -> Result<PathBuf> {
         let variable = |name: &str| self.variables.get(name).with_context(|| format!("no {name}"));
         Ok(workers.join("instances").join(variable("RUG_APPLIANCE")?).join(variable("RUG_ORDINAL")?))
@@ -105,13 +105,13 @@ impl Process {
 
 /// Sort of database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum StageProcessKind {
     Sqlite,
     Postgres,
     MariaDb,
 }
 
-impl Kind {
+impl StageProcessKind {
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Sqlite => "sqlite",
@@ -123,22 +123,22 @@ impl Kind {
 
 /// A database that can be written to SQL and made from it.
 #[derive(Debug)]
-pub(super) enum Database {
+pub(super) enum StageDatabase {
     Sqlite(PathBuf),
     Postgres(Box<Postgres>),
     MariaDb(Box<MariaDb>),
 }
 
-impl Database {
-    async fn start(kind: Kind, file: PathBuf) -> Result<Self> {
+impl StageDatabase {
+    async fn start(kind: StageProcessKind, file: PathBuf) -> Result<Self> {
         Ok(match kind {
-            Kind::Sqlite => Self::Sqlite(file),
-            Kind::Postgres => {
+            StageProcessKind::Sqlite => Self::Sqlite(file),
+            StageProcessKind::Postgres => {
                 let server = Postgres::start(postgres::Options { fsync: false, ..Default::default() }).await?;
                 server.create_database(DATABASE).await?;
                 Self::Postgres(Box::new(server))
             }
-            Kind::MariaDb => {
+            StageProcessKind::MariaDb => {
                 let server = MariaDb::start(mariadb::Options { fsync: false, ..Default::default() }).await?;
                 server.create_database(DATABASE).await?;
                 Self::MariaDb(Box::new(server))
@@ -254,20 +254,20 @@ pub(super) fn copy(from: &Path, to: &Path) -> Result<()> {
 
 /// See the head of this file. Workers `w1` and `w2` offer processes, `w3` simulates.
 #[derive(Debug)]
-pub(super) struct Stage {
+pub(super) struct UpgradeStage {
     pub(super) api: Api,
-    pub(super) database: Database,
+    pub(super) database: StageDatabase,
     pub(super) coordinator: Daemon,
     pub(super) workers: Vec<Daemon>,
     sandbox: Sandbox,
 }
 
-impl Stage {
+impl UpgradeStage {
     /// Nothing runs yet but the database.
-    pub(super) async fn prepare(kind: Kind, sandbox: Sandbox) -> Result<Self> {
+    pub(super) async fn prepare(kind: StageProcessKind, sandbox: Sandbox) -> Result<Self> {
         let state_dir = sandbox.path("coordinator");
         fs::create_dir_all(&state_dir)?;
-        let database = Database::start(kind, state_dir.join("rug.db")).await?;
+        let database = StageDatabase::start(kind, state_dir.join("rug.db")).await?;
         let listen = format!("127.0.0.1:{}", ports::free());
         let address = format!("http://{listen}");
         let mut arguments: Vec<_> =
@@ -346,6 +346,6 @@ impl Stage {
 }
 
 /// Ends and removes everything, whatever the logs say.
-pub(super) fn dismantle(stage: Stage) -> Result<()> {
+pub(super) fn dismantle(stage: UpgradeStage) -> Result<()> {
     stage.sandbox.dismantle(false)
 }

@@ -9,7 +9,7 @@ use common::mutant::{self, Mutant};
 use common::session::{Ack, Carryover, Declined, Envelope, GrantRef, Release, ToCoordinator};
 use common::{ApplianceId, Edition, Incarnation, Life, Term, Timestamp, Token, WorkerId};
 use coordinator_core::machine::StreamId;
-use worker_core::assignments::{Assignments, Effect, Refused};
+use worker_core::assignments::{AssignmentEffect, Assignments, DeltaRefused};
 use worker_core::gate::{Gate, hold_left, hold_until};
 
 use crate::promises::{Promise, Wrong};
@@ -245,8 +245,8 @@ impl ModelState {
                     let answers = self.apply(w, effects);
                     self.answer(w, answers);
                 }
-                Err(Refused::Stale) => {}
-                Err(Refused::Base { .. }) => self.leave_stream(w, false),
+                Err(DeltaRefused::Stale) => {}
+                Err(DeltaRefused::Base { .. }) => self.leave_stream(w, false),
             },
             DownMessage::Confirm(from, list) => {
                 if worker.assignments.confirm(from, &list).is_ok() {
@@ -281,25 +281,25 @@ impl ModelState {
         stream.up.push_back(UpMessage::Message(from, ToCoordinator::Ack(answers)));
     }
 
-    fn apply(&mut self, w: usize, effects: Vec<Effect<Edition>>) -> Ack {
+    fn apply(&mut self, w: usize, effects: Vec<AssignmentEffect<Edition>>) -> Ack {
         let mut answers = Ack::default();
         for effect in effects {
             match effect {
-                Effect::Take { appliance, token, carryover, .. } => {
+                AssignmentEffect::Take { appliance, token, carryover, .. } => {
                     self.take(w, appliance, token, carryover.fence_delay);
                     answers.granted.push(GrantRef::new(appliance, token));
                 }
-                Effect::Decline(appliance, token) => {
+                AssignmentEffect::Decline(appliance, token) => {
                     answers.declined.push(Declined { appliance, token, reason: String::new() });
                 }
-                Effect::Fence(id, token) => {
+                AssignmentEffect::Fence(id, token) => {
                     // Before the lease is extended.
                     self.worker(w).gate.dismiss(id, token);
                     answers.released.extend(self.begin_release(w, id, token));
                 }
-                Effect::Release(id, token) => answers.released.extend(self.begin_release(w, id, token)),
-                Effect::Again(release) => answers.released.push(release),
-                Effect::Update { .. } | Effect::Check(..) => {}
+                AssignmentEffect::Release(id, token) => answers.released.extend(self.begin_release(w, id, token)),
+                AssignmentEffect::Again(release) => answers.released.push(release),
+                AssignmentEffect::Update { .. } | AssignmentEffect::Check(..) => {}
             }
         }
         answers

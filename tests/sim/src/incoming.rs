@@ -5,7 +5,7 @@ use common::Term;
 use common::mutant::{self, Mutant};
 use common::session::{Delta, DeltaEntry, Envelope, ToCoordinator, ToWorker, Welcome};
 use coordinator_core::machine::Refusal;
-use worker_core::assignments::{Effect, Refused};
+use worker_core::assignments::{AssignmentEffect, DeltaRefused};
 
 use super::SimTime;
 use super::net::{LeaderMessage, SimDesired, WorkerMessage};
@@ -54,8 +54,8 @@ impl SimWorld {
                         self.apply(place, effects);
                         self.flush_soon(place);
                     }
-                    Err(Refused::Stale) => {}
-                    Err(Refused::Base { .. }) => {
+                    Err(DeltaRefused::Stale) => {}
+                    Err(DeltaRefused::Base { .. }) => {
                         if !late {
                             self.fail(format!("base: a delta on s{stream} does not apply to what came before it"));
                         }
@@ -96,7 +96,7 @@ impl SimWorld {
             let version = assignments.version();
             let delta = Delta { base: version, target: version + 1, rebalance: None, entries };
             if let Ok(effects) = assignments.delta(from, delta) {
-                let taken = effects.into_iter().filter(|effect| matches!(effect, Effect::Take { .. }));
+                let taken = effects.into_iter().filter(|effect| matches!(effect, AssignmentEffect::Take { .. }));
                 self.apply(place, taken.collect());
             }
         }

@@ -8,7 +8,7 @@ use common::mutant::{self, Mutant};
 use common::session::{Carryover, Declined, GrantRef, Release};
 use common::status::Progress;
 use common::{ApplianceId, Edition, Timestamp, Token};
-use worker_core::assignments::Effect;
+use worker_core::assignments::AssignmentEffect;
 use worker_core::gate::{self, Shut};
 
 use super::backend::BackendCall;
@@ -41,22 +41,22 @@ pub(super) struct SimTask {
 }
 
 impl SimWorld {
-    pub(super) fn apply(&mut self, place: usize, effects: Vec<Effect<SimDesired>>) {
+    pub(super) fn apply(&mut self, place: usize, effects: Vec<AssignmentEffect<SimDesired>>) {
         for effect in effects {
             match effect {
-                Effect::Take { appliance, token, desired, carryover, .. } => {
+                AssignmentEffect::Take { appliance, token, desired, carryover, .. } => {
                     self.take_grant(place, appliance, token, &desired, carryover);
                 }
-                Effect::Decline(id, token) => self.say(place, |a| a.declined.push(declined(id, token))),
-                Effect::Fence(id, token) => {
+                AssignmentEffect::Decline(id, token) => self.say(place, |a| a.declined.push(declined(id, token))),
+                AssignmentEffect::Fence(id, token) => {
                     if let Some(process) = self.process(place) {
                         process.gate.dismiss(id, token);
                     }
                     self.begin_release(place, id, token);
                 }
-                Effect::Release(id, token) => self.begin_release(place, id, token),
-                Effect::Again(release) => self.say(place, |a| a.released.push(release)),
-                Effect::Update { appliance, token, desired } => {
+                AssignmentEffect::Release(id, token) => self.begin_release(place, id, token),
+                AssignmentEffect::Again(release) => self.say(place, |a| a.released.push(release)),
+                AssignmentEffect::Update { appliance, token, desired } => {
                     let Some(process) = self.process(place) else { continue };
                     let edition = process.assignments.iter().find(|(id, _)| *id == appliance).map(|(_, h)| h.edition);
                     let Some(task) = process.tasks.get_mut(&appliance) else { continue };
@@ -66,7 +66,7 @@ impl SimWorld {
                         self.timer(place, delay, WorkerTimer::Act(appliance, token));
                     }
                 }
-                Effect::Check(..) => {}
+                AssignmentEffect::Check(..) => {}
             }
         }
     }

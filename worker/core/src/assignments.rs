@@ -57,7 +57,7 @@ impl Editioned for Arc<Desired> {
 
 /// What follows from a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Effect<D> {
+pub enum AssignmentEffect<D> {
     /// Start to act, and say that the offer was taken.
     Take {
         /// The appliance.
@@ -94,7 +94,7 @@ pub enum Effect<D> {
 
 /// Why a message was not applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub enum DeltaRefused {
     /// It belongs to another term, life or stream, or came before `Welcome`.
     #[error("the message belongs to another conversation")]
     Stale,
@@ -153,14 +153,14 @@ impl Assignments {
     /// somebody else while this worker was fenced, and the answer is about to extend its lease.
     ///
     /// # Errors
-    /// [`Refused::Stale`] when it answers another `Hello`, names another life, or comes from a leader older than one
+    /// [`DeltaRefused::Stale`] when it answers another `Hello`, names another life, or comes from a leader older than one
     /// already met.
-    pub fn welcome<D>(&mut self, from: Envelope, keep: &[GrantRef]) -> Result<Vec<Effect<D>>, Refused> {
-        let Some(incarnation) = from.incarnation else { return Err(Refused::Stale) };
+    pub fn welcome<D>(&mut self, from: Envelope, keep: &[GrantRef]) -> Result<Vec<AssignmentEffect<D>>, DeltaRefused> {
+        let Some(incarnation) = from.incarnation else { return Err(DeltaRefused::Stale) };
         let known = self.incarnation.is_none_or(|own| own == incarnation);
         let old = from.term < self.highest_term && !mutant::is(Mutant::NoTermCheck);
         if self.welcomed || from.stream != self.stream || !known || old {
-            return Err(Refused::Stale);
+            return Err(DeltaRefused::Stale);
         }
         self.welcomed = true;
         self.incarnation = Some(incarnation);
@@ -176,18 +176,18 @@ impl Assignments {
             } else {
                 holding.releasing = true;
                 self.disowned.insert(*id);
-                effects.push(Effect::Fence(*id, holding.token));
+                effects.push(AssignmentEffect::Fence(*id, holding.token));
             }
         }
         Ok(effects)
     }
 
-    fn check(&self, from: Envelope) -> Result<(), Refused> {
+    fn check(&self, from: Envelope) -> Result<(), DeltaRefused> {
         let right = self.welcomed
             && self.incarnation == from.incarnation
             && (from.term == self.term || mutant::is(Mutant::NoTermCheck))
             && from.stream == self.stream;
-        if right { Ok(()) } else { Err(Refused::Stale) }
+        if right { Ok(()) } else { Err(DeltaRefused::Stale) }
     }
 
     /// Whether a message belongs to a stream that was left, within this life and term.
@@ -199,21 +199,25 @@ impl Assignments {
     /// Applies a delta as a whole.
     ///
     /// # Errors
-    /// [`Refused`]; nothing was applied then.
-    pub fn delta<D: Editioned>(&mut self, from: Envelope, delta: Delta<D>) -> Result<Vec<Effect<D>>, Refused> {
+    /// [`DeltaRefused`]; nothing was applied then.
+    pub fn delta<D: Editioned>(
+        &mut self,
+        from: Envelope,
+        delta: Delta<D>,
+    ) -> Result<Vec<AssignmentEffect<D>>, DeltaRefused> {
         let Delta { base, target, rebalance: _, entries } = delta;
         if mutant::is(Mutant::LateGrant) && self.is_late(from) {
             return Ok(entries.into_iter().filter_map(|entry| self.apply(entry)).collect());
         }
         self.check(from)?;
         if base != self.version || target <= base {
-            return Err(Refused::Base { base, have: self.version });
+            return Err(DeltaRefused::Base { base, have: self.version });
         }
         self.version = target;
         Ok(entries.into_iter().filter_map(|entry| self.apply(entry)).collect())
     }
 
-    fn apply<D: Editioned>(&mut self, entry: DeltaEntry<D>) -> Option<Effect<D>> {
+    fn apply<D: Editioned>(&mut self, entry: DeltaEntry<D>) -> Option<AssignmentEffect<D>> {
         match entry {
             DeltaEntry::Grant { appliance, token, desired, carryover, suspect } => {
                 let newest = self.seen.get(&appliance).copied();
@@ -223,13 +227,13 @@ impl Assignments {
                 }
                 if self.held.contains_key(&appliance) {
                     // The leader grants only what no worker owns; until the older grant has ended this cannot start.
-                    return Some(Effect::Decline(appliance, token));
+                    return Some(AssignmentEffect::Decline(appliance, token));
                 }
                 self.seen.insert(appliance, token);
                 let edition = desired.edition();
                 self.held.insert(appliance, Assignment { token, edition, releasing: false, refused: 0 });
                 self.digest.add(appliance, token);
-                Some(Effect::Take { appliance, token, desired, carryover, suspect })
+                Some(AssignmentEffect::Take { appliance, token, desired, carryover, suspect })
             }
             DeltaEntry::Release(grant) => self.release(grant),
             DeltaEntry::Update { appliance, token, desired } => {
@@ -239,15 +243,17 @@ impl Assignments {
                     return None;
                 }
                 holding.edition = edition;
-                Some(Effect::Update { appliance, token, desired })
+                Some(AssignmentEffect::Update { appliance, token, desired })
             }
-            DeltaEntry::Check { appliance, token, number } => {
-                self.held.get(&appliance).filter(|h| h.token == token).map(|_| Effect::Check(appliance, token, number))
-            }
+            DeltaEntry::Check { appliance, token, number } => self
+                .held
+                .get(&appliance)
+                .filter(|h| h.token == token)
+                .map(|_| AssignmentEffect::Check(appliance, token, number)),
         }
     }
 
-    fn release<D>(&mut self, grant: GrantRef) -> Option<Effect<D>> {
+    fn release<D>(&mut self, grant: GrantRef) -> Option<AssignmentEffect<D>> {
         let GrantRef { appliance, token } = grant;
         match self.held.get_mut(&appliance) {
             Some(holding) if holding.token == token => {
@@ -255,11 +261,11 @@ impl Assignments {
                     return None;
                 }
                 holding.releasing = true;
-                Some(Effect::Release(appliance, token))
+                Some(AssignmentEffect::Release(appliance, token))
             }
             _ => match self.released.get(&grant) {
-                Some(carryover) => Some(Effect::Again(release(grant, carryover.clone()))),
-                None => Some(Effect::Decline(appliance, token)),
+                Some(carryover) => Some(AssignmentEffect::Again(release(grant, carryover.clone()))),
+                None => Some(AssignmentEffect::Decline(appliance, token)),
             },
         }
     }
@@ -328,8 +334,8 @@ impl Assignments {
     /// Forgets releases and removals that the store has.
     ///
     /// # Errors
-    /// [`Refused::Stale`] for a message of another conversation.
-    pub fn confirm(&mut self, from: Envelope, list: &[GrantRef]) -> Result<(), Refused> {
+    /// [`DeltaRefused::Stale`] for a message of another conversation.
+    pub fn confirm(&mut self, from: Envelope, list: &[GrantRef]) -> Result<(), DeltaRefused> {
         self.check(from)?;
         for key in list {
             self.released.remove(key);
@@ -465,7 +471,7 @@ mod tests {
         base: u64,
         target: u64,
         entries: Vec<DeltaEntry<Edition>>,
-    ) -> Result<Vec<Effect<Edition>>, Refused> {
+    ) -> Result<Vec<AssignmentEffect<Edition>>, DeltaRefused> {
         h.delta(from, Delta { base, target, rebalance: None, entries })
     }
 
@@ -487,10 +493,10 @@ mod tests {
         let (mut h, from) = welcomed();
         let stream = say_hello(&mut h).0.stream;
         let next = Envelope { stream, ..from };
-        assert_eq!(apply(&mut h, next, 0, 1, vec![grant(1, 1)]), Err(Refused::Stale));
+        assert_eq!(apply(&mut h, next, 0, 1, vec![grant(1, 1)]), Err(DeltaRefused::Stale));
         assert_eq!(
             apply(&mut h, from, 0, 1, vec![grant(1, 1)]),
-            Err(Refused::Stale),
+            Err(DeltaRefused::Stale),
             "a late message of the old stream"
         );
         h.welcome::<Edition>(next, &[]).expect("answers this hello");
@@ -500,7 +506,7 @@ mod tests {
     #[test]
     fn a_delta_on_another_base_is_refused_as_a_whole() {
         let (mut h, from) = welcomed();
-        assert_eq!(apply(&mut h, from, 1, 2, vec![grant(1, 1)]), Err(Refused::Base { base: 1, have: 0 }));
+        assert_eq!(apply(&mut h, from, 1, 2, vec![grant(1, 1)]), Err(DeltaRefused::Base { base: 1, have: 0 }));
         assert!(h.is_empty());
     }
 
@@ -527,7 +533,7 @@ mod tests {
     fn a_grant_of_something_held_is_declined() {
         let (mut h, from) = welcomed();
         apply(&mut h, from, 0, 1, vec![grant(1, 5)]).expect("applies");
-        assert_eq!(apply(&mut h, from, 1, 2, vec![grant(1, 6)]), Ok(vec![Effect::Decline(id(1), token(6))]));
+        assert_eq!(apply(&mut h, from, 1, 2, vec![grant(1, 6)]), Ok(vec![AssignmentEffect::Decline(id(1), token(6))]));
         assert!(h.is_held(id(1), token(5)));
     }
 
@@ -538,7 +544,7 @@ mod tests {
         let stream = say_hello(&mut h).0.stream;
         let next = Envelope { stream, ..from };
         let effects = h.welcome::<Edition>(next, &grants(&[(1, 1)])).expect("answers this hello");
-        assert_eq!(effects, [Effect::Fence(id(2), token(2))]);
+        assert_eq!(effects, [AssignmentEffect::Fence(id(2), token(2))]);
     }
 
     #[test]
@@ -548,7 +554,7 @@ mod tests {
         apply(&mut h, from, 1, 2, vec![DeltaEntry::Release(GrantRef::new(id(1), token(1)))]).expect("applies");
         let stream = say_hello(&mut h).0.stream;
         let effects = h.welcome::<Edition>(Envelope { stream, ..from }, &[]).expect("answers this hello");
-        assert_eq!(effects, [Effect::Fence(id(1), token(1))]);
+        assert_eq!(effects, [AssignmentEffect::Fence(id(1), token(1))]);
     }
 
     #[test]
@@ -557,9 +563,9 @@ mod tests {
         apply(&mut h, from, 0, 1, vec![grant(1, 1), grant(2, 2)]).expect("applies");
         h.released(id(1), token(1), Carryover::default());
         h.removed(id(2), token(2));
-        let again: Vec<Effect<Edition>> =
+        let again: Vec<AssignmentEffect<Edition>> =
             apply(&mut h, from, 1, 2, vec![DeltaEntry::Release(GrantRef::new(id(1), token(1)))]).expect("applies");
-        assert_eq!(again, [Effect::Again(release(GrantRef::new(id(1), token(1)), Carryover::default()))]);
+        assert_eq!(again, [AssignmentEffect::Again(release(GrantRef::new(id(1), token(1)), Carryover::default()))]);
         let (envelope, hello) = say_hello(&mut h);
         assert_eq!((hello.released.len(), hello.removed.len()), (1, 1));
         let next = Envelope { stream: envelope.stream, ..from };
@@ -572,9 +578,9 @@ mod tests {
     #[test]
     fn a_release_of_something_never_held_is_declined() {
         let (mut h, from) = welcomed();
-        let effects: Vec<Effect<Edition>> =
+        let effects: Vec<AssignmentEffect<Edition>> =
             apply(&mut h, from, 0, 1, vec![DeltaEntry::Release(GrantRef::new(id(1), token(1)))]).expect("applies");
-        assert_eq!(effects, [Effect::Decline(id(1), token(1))]);
+        assert_eq!(effects, [AssignmentEffect::Decline(id(1), token(1))]);
     }
 
     #[test]
@@ -583,7 +589,10 @@ mod tests {
         let stream = say_hello(&mut h).0.stream;
         h.welcome::<Edition>(Envelope { term: Term::new(5), stream, ..from }, &[]).expect("a newer leader");
         let stream = say_hello(&mut h).0.stream;
-        assert_eq!(h.welcome::<Edition>(Envelope { term: Term::new(4), stream, ..from }, &[]), Err(Refused::Stale));
+        assert_eq!(
+            h.welcome::<Edition>(Envelope { term: Term::new(4), stream, ..from }, &[]),
+            Err(DeltaRefused::Stale)
+        );
     }
 
     #[test]
@@ -596,7 +605,7 @@ mod tests {
         let (envelope, hello) = say_hello(&mut h);
         assert_eq!(hello.highest_term, Term::new(9));
         let next = Envelope { stream: envelope.stream, ..from };
-        assert_eq!(h.welcome::<Edition>(next, &[]), Err(Refused::Stale));
+        assert_eq!(h.welcome::<Edition>(next, &[]), Err(DeltaRefused::Stale));
         h.welcome::<Edition>(Envelope { term: Term::new(10), ..next }, &[]).expect("above what was met");
         assert!(!h.met(Term::new(9)));
     }
@@ -651,7 +660,7 @@ mod tests {
         let (envelope, hello) = say_hello(&mut h);
         assert_eq!((envelope.incarnation, hello.owned.len(), hello.highest_term), (Some(own), 0, Term::new(1)));
         let from = |incarnation| Envelope { term: Term::new(1), incarnation, stream: envelope.stream };
-        assert_eq!(h.welcome::<Edition>(from(Some(LIFE)), &[]), Err(Refused::Stale));
+        assert_eq!(h.welcome::<Edition>(from(Some(LIFE)), &[]), Err(DeltaRefused::Stale));
         assert_eq!(h.welcome::<Edition>(from(Some(own)), &[]), Ok(vec![]));
     }
 

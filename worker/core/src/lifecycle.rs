@@ -45,18 +45,20 @@ use common::status::{InstanceStatus, JournalEntry, Phase, Progress, Status};
 use common::{ApplianceId, Timestamp};
 
 pub use self::config::Config;
-use self::fleet::{Fleet, Slot};
-pub use self::vocabulary::{Cause, End, Event, Outcome, Output, Step, Transition, Trigger};
+use self::fleet::{InstanceSlot, Instances};
+pub use self::vocabulary::{
+    LifecycleEnd, LifecycleEvent, LifecycleOutput, LifecycleStep, StepOutcome, Transition, TransitionCause, Trigger,
+};
 use crate::backoff::Retry;
 use crate::desired::{self, Desired};
 use crate::instance::Instance;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum LifecycleState {
     /// Nothing runs; the wake-up that was asked for, or a command, goes on.
     Idle,
     /// One step runs. `leaving`: a release was asked for and waits for its end.
-    Running { step: Step, leaving: bool },
+    Running { step: LifecycleStep, leaving: bool },
     /// Given up to another owner.
     Released,
     /// Deleted to the last trace.
@@ -93,7 +95,7 @@ impl Boots {
 
 /// What the outside was told, and what it asked.
 #[derive(Clone, Debug)]
-struct News {
+struct ReportState {
     /// A takeover is silent until it has found all well or something to do, so that a move alone shows nowhere.
     quiet: bool,
     /// Fingerprint of the status last reported.
@@ -119,7 +121,7 @@ fn boots_of(appliance: ApplianceId, journal: &[JournalEntry]) -> impl Iterator<I
     })
 }
 
-enum Next {
+enum AfterEvent {
     Stay,
     Plan,
     Release,
@@ -133,8 +135,8 @@ pub struct Lifecycle {
     desired: Arc<Desired>,
     /// Digest of `desired`.
     digest: Box<str>,
-    state: State,
-    fleet: Fleet,
+    state: LifecycleState,
+    fleet: Instances,
     boots: Boots,
     /// Looks that failed.
     looks: Retry,
@@ -151,11 +153,11 @@ pub struct Lifecycle {
     /// Instances are being replaced by ones with another digest.
     replacing: bool,
     last_error: Option<Box<str>>,
-    news: News,
+    news: ReportState,
 }
 
 impl Lifecycle {
-    /// Takes an appliance on at `now`, going on from what its last owner handed in. The first [`Event::Tick`] starts it.
+    /// Takes an appliance on at `now`, going on from what its last owner handed in. The first [`LifecycleEvent::Tick`] starts it.
     #[must_use]
     pub fn new(
         appliance: ApplianceId,
@@ -174,8 +176,8 @@ impl Lifecycle {
             appliance,
             digest: desired::boot_digest(&desired).into_boxed_str(),
             desired,
-            state: State::Idle,
-            fleet: Fleet::new(progress.attempts, boots_of(appliance, &progress.journal)),
+            state: LifecycleState::Idle,
+            fleet: Instances::new(progress.attempts, boots_of(appliance, &progress.journal)),
             boots: Boots { failed: progress.failed_boots, ends: progress.ends, bar },
             looks: Retry::default(),
             removals: Retry::default(),
@@ -185,7 +187,7 @@ impl Lifecycle {
             lost: false,
             replacing: false,
             last_error: None,
-            news: News {
+            news: ReportState {
                 quiet: true,
                 reported: 0,
                 phase: Phase::Down,
@@ -223,17 +225,17 @@ impl Lifecycle {
 
     /// The step that runs, if any.
     #[must_use]
-    pub const fn running(&self) -> Option<Step> {
+    pub const fn running(&self) -> Option<LifecycleStep> {
         match self.state {
-            State::Running { step, .. } => Some(step),
-            State::Idle | State::Released | State::Gone => None,
+            LifecycleState::Running { step, .. } => Some(step),
+            LifecycleState::Idle | LifecycleState::Released | LifecycleState::Gone => None,
         }
     }
 
     /// Whether a release waits for the end of the running step.
     #[must_use]
     pub const fn is_leaving(&self) -> bool {
-        matches!(self.state, State::Running { leaving: true, .. })
+        matches!(self.state, LifecycleState::Running { leaving: true, .. })
     }
 
     /// The kept or doomed instance at `ordinal`; with `attempt`, that one.
@@ -244,130 +246,133 @@ impl Lifecycle {
     }
 
     /// Takes in one fact. `jitter`, from 0 to 1, spreads whatever wait follows.
-    pub fn step(&mut self, now: Timestamp, event: Event, jitter: f64, config: &Config) -> Output {
-        use {Event as E, Outcome as O, State as S};
-        let mut output = Output::default();
+    pub fn step(&mut self, now: Timestamp, event: LifecycleEvent, jitter: f64, config: &Config) -> LifecycleOutput {
+        use {LifecycleEvent as E, LifecycleState as S, StepOutcome as O};
+        let mut output = LifecycleOutput::default();
         let cause = event.cause(&self.desired);
         let next = match (self.state, event) {
-            (S::Released | S::Gone, _) => Next::Stay,
+            (S::Released | S::Gone, _) => AfterEvent::Stay,
 
-            (S::Idle, E::Tick | E::Ended(_)) => Next::Plan,
+            (S::Idle, E::Tick | E::Ended(_)) => AfterEvent::Plan,
             (S::Idle, E::Change(desired)) => {
                 self.accept(desired, now);
-                Next::Plan
+                AfterEvent::Plan
             }
             (S::Idle, E::Replug) => {
                 self.fleet.slots.iter_mut().for_each(|slot| slot.replug = true);
-                Next::Plan
+                AfterEvent::Plan
             }
             (S::Idle, E::Check(number)) => {
                 self.ask(number, now);
-                Next::Plan
+                AfterEvent::Plan
             }
-            (S::Idle, E::Release) => Next::Release,
+            (S::Idle, E::Release) => AfterEvent::Release,
 
-            (S::Running { .. }, E::Tick) => Next::Stay,
-            (S::Running { step: Step::Probe { .. }, .. }, E::Change(desired)) if desired.deleting => {
+            (S::Running { .. }, E::Tick) => AfterEvent::Stay,
+            (S::Running { step: LifecycleStep::Probe { .. }, .. }, E::Change(desired)) if desired.deleting => {
                 self.accept(desired, now);
                 output.cancel = true;
-                Next::Plan
+                AfterEvent::Plan
             }
             (S::Running { .. }, E::Change(desired)) => {
                 self.news.backlog += 1;
                 self.accept(desired, now);
-                Next::Stay
+                AfterEvent::Stay
             }
             (S::Running { .. }, E::Replug) => {
                 self.news.backlog += 1;
                 self.fleet.slots.iter_mut().for_each(|slot| slot.replug = true);
-                Next::Stay
+                AfterEvent::Stay
             }
             (S::Running { .. }, E::Check(number)) => {
                 self.news.backlog += 1;
                 self.ask(number, now);
-                Next::Stay
+                AfterEvent::Stay
             }
             (S::Running { step, .. }, E::Release) if !step.changes_the_world() => {
                 output.cancel = true;
-                Next::Release
+                AfterEvent::Release
             }
             (S::Running { step, .. }, E::Release) => {
                 self.state = S::Running { step, leaving: true };
-                Next::Stay
+                AfterEvent::Stay
             }
 
-            (S::Running { step: Step::Observe, .. }, E::Ended(O::Observed(found))) => {
+            (S::Running { step: LifecycleStep::Observe, .. }, E::Ended(O::Observed(found))) => {
                 self.observed(found, now, jitter, config);
-                Next::Plan
+                AfterEvent::Plan
             }
-            (S::Running { step: Step::Boot { ordinal, attempt }, .. }, E::Ended(O::Booted(instance)))
+            (S::Running { step: LifecycleStep::Boot { ordinal, attempt }, .. }, E::Ended(O::Booted(instance)))
                 if (instance.ordinal, instance.attempt) == (ordinal, attempt) =>
             {
                 let next_probe = now + plan::poll_delay(0);
-                self.fleet.keep(Slot::rising(instance, now, next_probe));
-                Next::Plan
-            }
-            (S::Running { step: Step::Boot { ordinal, .. }, .. }, E::Ended(O::Refused(text) | O::Failed(text))) => {
-                self.fleet.known = false;
-                self.failed_boot(ordinal, &text, now, jitter, config);
-                Next::Plan
-            }
-            (S::Running { step: Step::Boot { ordinal, .. }, .. }, E::Ended(O::TimedOut)) => {
-                self.fleet.known = false;
-                self.failed_boot(ordinal, "starting it took too long", now, jitter, config);
-                Next::Plan
-            }
-            (S::Running { step: Step::Probe { ordinal }, .. }, E::Ended(O::Answered)) => {
-                self.answered(ordinal, now, config);
-                Next::Plan
+                self.fleet.keep(InstanceSlot::rising(instance, now, next_probe));
+                AfterEvent::Plan
             }
             (
-                S::Running { step: Step::Probe { ordinal }, .. },
+                S::Running { step: LifecycleStep::Boot { ordinal, .. }, .. },
+                E::Ended(O::Refused(text) | O::Failed(text)),
+            ) => {
+                self.fleet.known = false;
+                self.failed_boot(ordinal, &text, now, jitter, config);
+                AfterEvent::Plan
+            }
+            (S::Running { step: LifecycleStep::Boot { ordinal, .. }, .. }, E::Ended(O::TimedOut)) => {
+                self.fleet.known = false;
+                self.failed_boot(ordinal, "starting it took too long", now, jitter, config);
+                AfterEvent::Plan
+            }
+            (S::Running { step: LifecycleStep::Probe { ordinal }, .. }, E::Ended(O::Answered)) => {
+                self.answered(ordinal, now, config);
+                AfterEvent::Plan
+            }
+            (
+                S::Running { step: LifecycleStep::Probe { ordinal }, .. },
                 E::Ended(O::Silent(text) | O::Failed(text) | O::Refused(text)),
             ) => {
                 self.silent(ordinal, &text, now, jitter, config);
-                Next::Plan
+                AfterEvent::Plan
             }
-            (S::Running { step: Step::Probe { ordinal }, .. }, E::Ended(O::TimedOut)) => {
+            (S::Running { step: LifecycleStep::Probe { ordinal }, .. }, E::Ended(O::TimedOut)) => {
                 self.silent(ordinal, "no answer in time", now, jitter, config);
-                Next::Plan
+                AfterEvent::Plan
             }
-            (S::Running { step: Step::Probe { ordinal }, .. }, E::Ended(O::Vanished(text))) => {
+            (S::Running { step: LifecycleStep::Probe { ordinal }, .. }, E::Ended(O::Vanished(text))) => {
                 self.vanished(ordinal, &text, now, jitter, config);
-                Next::Plan
+                AfterEvent::Plan
             }
-            (S::Running { step: Step::Configure { ordinal, generation }, .. }, E::Ended(O::Configured)) => {
+            (S::Running { step: LifecycleStep::Configure { ordinal, generation }, .. }, E::Ended(O::Configured)) => {
                 self.configured(ordinal, generation, now);
-                Next::Plan
+                AfterEvent::Plan
             }
-            (S::Running { step: Step::Replug { ordinal }, .. }, E::Ended(O::Replugged)) => {
+            (S::Running { step: LifecycleStep::Replug { ordinal }, .. }, E::Ended(O::Replugged)) => {
                 if let Some(slot) = self.fleet.slot_mut(ordinal) {
                     slot.replug = false;
                     slot.configured = None;
                     slot.retry = Retry::default();
                 }
-                Next::Plan
+                AfterEvent::Plan
             }
-            (S::Running { step: Step::Destroy { ordinal, attempt }, .. }, E::Ended(O::Destroyed)) => {
+            (S::Running { step: LifecycleStep::Destroy { ordinal, attempt }, .. }, E::Ended(O::Destroyed)) => {
                 self.fleet.doomed.retain(|doomed| (doomed.ordinal, doomed.attempt) != (ordinal, attempt));
                 self.removals = Retry::default();
-                Next::Plan
+                AfterEvent::Plan
             }
-            (S::Running { step: Step::Forget, leaving: false }, E::Ended(O::Forgotten)) => Next::Gone,
+            (S::Running { step: LifecycleStep::Forget, leaving: false }, E::Ended(O::Forgotten)) => AfterEvent::Gone,
             // The next owner forgets again, which changes nothing, and says so under its own token.
-            (S::Running { step: Step::Forget, leaving: true }, E::Ended(O::Forgotten)) => Next::Release,
+            (S::Running { step: LifecycleStep::Forget, leaving: true }, E::Ended(O::Forgotten)) => AfterEvent::Release,
 
             // The gate was shut or the place was taken: nothing failed, but others may have acted since.
             (S::Running { step, .. }, E::Ended(O::Fenced { retry_after })) => {
-                if let Step::Boot { ordinal, attempt } = step {
+                if let LifecycleStep::Boot { ordinal, attempt } = step {
                     self.fleet.untake_attempt(ordinal, attempt);
                 }
                 let wait = retry_after.unwrap_or_else(|| config.fence_retry.mul_f64(0.5 + jitter.clamp(0.0, 1.0)));
                 self.wait_outside(now + wait);
-                Next::Plan
+                AfterEvent::Plan
             }
             (S::Running { step, .. }, E::Ended(outcome @ (O::Busy(_) | O::Superseded(_)))) => {
-                if let Step::Boot { ordinal, attempt } = step {
+                if let LifecycleStep::Boot { ordinal, attempt } = step {
                     self.fleet.untake_attempt(ordinal, attempt);
                 }
                 self.last_error = Some(match outcome {
@@ -375,13 +380,13 @@ impl Lifecycle {
                     other => other.text().into(),
                 });
                 self.wait_outside(now + config.fence_retry.mul_f64(0.5 + jitter.clamp(0.0, 1.0)));
-                Next::Plan
+                AfterEvent::Plan
             }
 
             // Failures of the other steps, and outcomes that do not belong to the step that ran.
             (S::Running { step, .. }, E::Ended(outcome)) => {
                 self.failed(step, &outcome, now, jitter, config);
-                Next::Plan
+                AfterEvent::Plan
             }
         };
         self.go_on(next, now, &mut output);
@@ -389,18 +394,18 @@ impl Lifecycle {
         output
     }
 
-    fn go_on(&mut self, next: Next, now: Timestamp, output: &mut Output) {
-        let leaving = matches!(self.state, State::Running { leaving: true, .. });
+    fn go_on(&mut self, next: AfterEvent, now: Timestamp, output: &mut LifecycleOutput) {
+        let leaving = matches!(self.state, LifecycleState::Running { leaving: true, .. });
         match next {
-            Next::Stay => {}
-            Next::Plan if !leaving => self.plan(now, output),
-            Next::Plan | Next::Release => {
-                self.state = State::Released;
-                output.end = Some(End::Released(self.progress(now)));
+            AfterEvent::Stay => {}
+            AfterEvent::Plan if !leaving => self.plan(now, output),
+            AfterEvent::Plan | AfterEvent::Release => {
+                self.state = LifecycleState::Released;
+                output.end = Some(LifecycleEnd::Released(self.progress(now)));
             }
-            Next::Gone => {
-                self.state = State::Gone;
-                output.end = Some(End::Gone);
+            AfterEvent::Gone => {
+                self.state = LifecycleState::Gone;
+                output.end = Some(LifecycleEnd::Gone);
             }
         }
         if output.action.is_some() {
@@ -434,7 +439,7 @@ impl Lifecycle {
     }
 
     /// Settles what follows from the new state, and says what changed.
-    fn conclude(&mut self, cause: Cause, now: Timestamp, config: &Config, output: &mut Output) {
+    fn conclude(&mut self, cause: TransitionCause, now: Timestamp, config: &Config, output: &mut LifecycleOutput) {
         let phase = self.derive_phase();
         if phase == Phase::Configured {
             self.last_error = None;
@@ -451,8 +456,10 @@ impl Lifecycle {
             && phase != Phase::Configured
             && matches!(
                 self.state,
-                State::Running { step: Step::Observe | Step::Probe { .. } | Step::Configure { .. }, .. }
-                    | State::Released
+                LifecycleState::Running {
+                    step: LifecycleStep::Observe | LifecycleStep::Probe { .. } | LifecycleStep::Configure { .. },
+                    ..
+                } | LifecycleState::Released
             );
         self.news.quiet &= settling && !self.desired.deleting;
         if self.news.quiet {
@@ -462,7 +469,7 @@ impl Lifecycle {
             output.transition = Some(Transition { from: self.news.phase, to: phase, cause });
             self.news.phase = phase;
         }
-        let looking = matches!(self.state, State::Running { step, .. } if !step.changes_the_world());
+        let looking = matches!(self.state, LifecycleState::Running { step, .. } if !step.changes_the_world());
         if !looking {
             output.checked = self.news.check.take();
         }
@@ -472,7 +479,7 @@ impl Lifecycle {
     }
 
     /// All is well: once it has been for long enough, former ends count no more.
-    fn forgive(&mut self, now: Timestamp, config: &Config, output: &mut Output) {
+    fn forgive(&mut self, now: Timestamp, config: &Config, output: &mut LifecycleOutput) {
         let youngest = self.fleet.slots.iter().filter_map(|slot| slot.serves_since).max();
         let Some(stable_at) = youngest.map(|since| since + config.stable_after).filter(|_| self.boots.ends > 0) else {
             return;

@@ -43,12 +43,12 @@ pub struct Balancer {
 #[derive(Debug, Default)]
 struct Active {
     config: Config,
-    fronts: BTreeMap<SocketAddr, Running>,
+    fronts: BTreeMap<SocketAddr, RunningListener>,
 }
 
 /// A listener and the task that accepts for it.
 #[derive(Debug)]
-struct Running {
+struct RunningListener {
     front: Arc<Front>,
     stop: CancellationToken,
     task: JoinHandle<()>,
@@ -170,14 +170,14 @@ impl Balancer {
         }
     }
 
-    fn start(&self, front: Arc<Front>, address: SocketAddr, socket: TcpListener) -> Running {
+    fn start(&self, front: Arc<Front>, address: SocketAddr, socket: TcpListener) -> RunningListener {
         let stop = CancellationToken::new();
         let task = tokio::spawn(serve(Arc::clone(&front), address, socket, Arc::clone(&self.slots), stop.clone()));
-        Running { front, stop, task }
+        RunningListener { front, stop, task }
     }
 }
 
-impl Running {
+impl RunningListener {
     /// Stops to accept; the socket is closed when this returns.
     async fn stop(self) {
         self.stop.cancel();

@@ -13,7 +13,7 @@ use super::api::Label;
 
 /// Counters of a listener or of a member. They only grow, except `open`.
 #[derive(Debug, Default)]
-pub(super) struct Counters {
+pub(super) struct TrafficCounters {
     connections: AtomicU64,
     open: AtomicU64,
     failed: AtomicU64,
@@ -21,12 +21,12 @@ pub(super) struct Counters {
     bytes_out: AtomicU64,
 }
 
-impl Counters {
+impl TrafficCounters {
     /// Counts a connection; it is open for as long as the guard lives.
-    pub(super) fn open(self: &Arc<Self>) -> Open {
+    pub(super) fn open(self: &Arc<Self>) -> OpenConnection {
         self.connections.fetch_add(1, Ordering::Relaxed);
         self.open.fetch_add(1, Ordering::Relaxed);
-        Open(Arc::clone(self))
+        OpenConnection(Arc::clone(self))
     }
 
     /// Counts a failure.
@@ -52,9 +52,9 @@ impl Counters {
 
 /// An open connection, as far as counters are concerned.
 #[derive(Debug)]
-pub(super) struct Open(Arc<Counters>);
+pub(super) struct OpenConnection(Arc<TrafficCounters>);
 
-impl Drop for Open {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
@@ -63,27 +63,27 @@ impl Drop for Open {
 /// Where one forwarded connection is counted.
 #[derive(Debug)]
 pub(super) struct Traffic {
-    pub(super) listener: Arc<Counters>,
-    pub(super) member: Arc<Counters>,
+    pub(super) listener: Arc<TrafficCounters>,
+    pub(super) member: Arc<TrafficCounters>,
     /// Bytes of this connection, both ways: tells an idle connection from a busy one.
     pub(super) total: AtomicU64,
 }
 
 /// A stream whose incoming bytes are counted.
 #[derive(Debug)]
-pub(super) struct Counted {
+pub(super) struct CountedStream {
     stream: TcpStream,
     traffic: Arc<Traffic>,
     from_client: bool,
 }
 
-impl Counted {
+impl CountedStream {
     pub(super) const fn new(stream: TcpStream, traffic: Arc<Traffic>, from_client: bool) -> Self {
         Self { stream, traffic, from_client }
     }
 }
 
-impl AsyncRead for Counted {
+impl AsyncRead for CountedStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
@@ -99,7 +99,7 @@ impl AsyncRead for Counted {
     }
 }
 
-impl AsyncWrite for Counted {
+impl AsyncWrite for CountedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }

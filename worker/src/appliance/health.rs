@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::api::Check;
-use super::counters::Counters;
+use super::counters::TrafficCounters;
 
 /// A member as one listener sees it.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub(super) struct Backend {
     /// Where it is.
     pub(super) address: SocketAddr,
     /// Its traffic through this listener.
-    pub(super) counters: Arc<Counters>,
+    pub(super) counters: Arc<TrafficCounters>,
     /// Written by its checker only.
     healthy: AtomicBool,
 }

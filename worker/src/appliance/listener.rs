@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::api::{self, Check, Label};
-use super::counters::{Counted, Counters, Traffic};
+use super::counters::{CountedStream, Traffic, TrafficCounters};
 use super::health::{Backend, Checker};
 
 /// A connection without a byte for this long is closed: its peers are most likely gone without a word.
@@ -29,7 +29,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct Front {
     pool: RwLock<Arc<Pool>>,
-    counters: Arc<Counters>,
+    counters: Arc<TrafficCounters>,
     /// Whose turn it is; wraps around.
     next: AtomicUsize,
 }
@@ -96,8 +96,8 @@ impl Front {
             member: Arc::clone(&backend.counters),
             total: AtomicU64::new(0),
         });
-        let mut client = Counted::new(client, Arc::clone(&traffic), true);
-        let mut server = Counted::new(server, Arc::clone(&traffic), false);
+        let mut client = CountedStream::new(client, Arc::clone(&traffic), true);
+        let mut server = CountedStream::new(server, Arc::clone(&traffic), false);
         let copy = copy_bidirectional(&mut client, &mut server);
         tokio::pin!(copy);
         loop {

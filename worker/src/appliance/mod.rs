@@ -63,7 +63,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}", config.management))?;
     let address = management.local_addr().context("the management address is gone")?;
     let balancer = Arc::new(Balancer::new(config.max_connections));
-    let router = rest::router(rest::State::open(&config.state_dir, config.name, Arc::clone(&balancer))?);
+    let router = rest::router(rest::RestState::open(&config.state_dir, config.name, Arc::clone(&balancer))?);
     let file = config.state_dir.join(MANAGEMENT_FILE);
     write_atomic(&file, format!("{address}\n").as_bytes())
         .with_context(|| format!("cannot write {}", file.display()))?;

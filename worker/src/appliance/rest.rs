@@ -27,7 +27,7 @@ const MOST: usize = 1024 * 1024;
 
 /// What the handlers share.
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct RestState {
     /// Which instance this is, if it was told.
     name: Option<String>,
     balancer: Arc<Balancer>,
@@ -44,7 +44,7 @@ struct Owner {
     generation: Generation,
 }
 
-impl State {
+impl RestState {
     /// Reads the newest token seen in a former life of this instance, if any.
     pub(super) fn open(state_dir: &Path, name: Option<String>, balancer: Arc<Balancer>) -> anyhow::Result<Arc<Self>> {
         let token_file = state_dir.join("token");
@@ -58,16 +58,16 @@ impl State {
         Ok(Arc::new(Self { name, balancer, token_file, owner }))
     }
 
-    async fn change(&self, token: Token, config: Config) -> Result<(), Refusal> {
+    async fn change(&self, token: Token, config: Config) -> Result<(), ErrorResponse> {
         let mut owner = self.owner.lock().await;
         self.accept(&mut owner, token)?;
         if config.generation < owner.generation {
             // A call that was given up and arrives late, after its successor by the same owner.
             let error = format!("generation {} is in force, {} is older", owner.generation, config.generation);
-            return Err(Refusal::new(StatusCode::PRECONDITION_FAILED, error));
+            return Err(ErrorResponse::new(StatusCode::PRECONDITION_FAILED, error));
         }
         let generation = config.generation;
-        self.balancer.apply(config).await.map_err(|invalid| Refusal {
+        self.balancer.apply(config).await.map_err(|invalid| ErrorResponse {
             status: StatusCode::UNPROCESSABLE_ENTITY,
             problem: Problem { error: invalid.description, field: Some(invalid.field), token: None },
         })?;
@@ -76,25 +76,25 @@ impl State {
     }
 
     /// Refuses what is meant for another instance, and says so with the status that HTTP has for it.
-    fn addressed(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+    fn addressed(&self, headers: &HeaderMap) -> Result<(), ErrorResponse> {
         let (Some(meant), Some(name)) = (headers.get(INSTANCE_HEADER), &self.name) else { return Ok(()) };
         if meant.as_bytes() == name.as_bytes() {
             return Ok(());
         }
         let meant = String::from_utf8_lossy(meant.as_bytes());
-        Err(Refusal::new(StatusCode::MISDIRECTED_REQUEST, format!("this is {name}, and not {meant}")))
+        Err(ErrorResponse::new(StatusCode::MISDIRECTED_REQUEST, format!("this is {name}, and not {meant}")))
     }
 
     /// Refuses an older token and keeps a newer one, on disk first.
-    fn accept(&self, owner: &mut Owner, token: Token) -> Result<(), Refusal> {
+    fn accept(&self, owner: &mut Owner, token: Token) -> Result<(), ErrorResponse> {
         if token < owner.token {
             let error = format!("token {token} is older than {}", owner.token);
             let problem = Problem { error, field: None, token: Some(owner.token) };
-            return Err(Refusal { status: StatusCode::CONFLICT, problem });
+            return Err(ErrorResponse { status: StatusCode::CONFLICT, problem });
         }
         if token > owner.token {
             write_atomic(&self.token_file, format!("{}\n", token_to_header(token)).as_bytes()).map_err(|error| {
-                Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot keep the token: {error}"))
+                ErrorResponse::new(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot keep the token: {error}"))
             })?;
             // The new owner may have seen an older spec than the former (a restored store): generations start anew.
             *owner = Owner { token, generation: Generation::default() };
@@ -105,18 +105,18 @@ impl State {
 
 /// An answer that is not a success.
 #[derive(Debug)]
-struct Refusal {
+struct ErrorResponse {
     status: StatusCode,
     problem: Problem,
 }
 
-impl Refusal {
+impl ErrorResponse {
     fn new(status: StatusCode, error: impl Into<String>) -> Self {
         Self { status, problem: Problem { error: error.into(), field: None, token: None } }
     }
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for ErrorResponse {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.problem)).into_response();
         if self.status == StatusCode::PAYLOAD_TOO_LARGE {
@@ -128,7 +128,7 @@ impl IntoResponse for Refusal {
 }
 
 /// The routes of the contract.
-pub(super) fn router(state: Arc<State>) -> Router {
+pub(super) fn router(state: Arc<RestState>) -> Router {
     Router::new()
         .route(path::STATUS, get(|| async { Json(serde_json::json!({ "status": "ok" })) }))
         .route(path::INTERFACES, get(read_interfaces))
@@ -138,41 +138,40 @@ pub(super) fn router(state: Arc<State>) -> Router {
         .with_state(state)
 }
 
-async fn read_interfaces() -> Result<Json<Interfaces>, Refusal> {
-    interfaces::read()
-        .map(Json)
-        .map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot read interfaces: {error}")))
+async fn read_interfaces() -> Result<Json<Interfaces>, ErrorResponse> {
+    interfaces::read().map(Json).map_err(|error| {
+        ErrorResponse::new(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot read interfaces: {error}"))
+    })
 }
 
-async fn read_config(Extract(state): Extract<Arc<State>>) -> Json<Config> {
+async fn read_config(Extract(state): Extract<Arc<RestState>>) -> Json<Config> {
     Json(state.balancer.config().await)
 }
 
 /// Reads counters. It changes nothing and so takes any token, or none.
-async fn read_labels(Extract(state): Extract<Arc<State>>) -> Json<Labels> {
+async fn read_labels(Extract(state): Extract<Arc<RestState>>) -> Json<Labels> {
     Json(state.balancer.labels().await)
 }
 
 async fn put_config(
-    Extract(state): Extract<Arc<State>>,
+    Extract(state): Extract<Arc<RestState>>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
-) -> Result<StatusCode, Refusal> {
+) -> Result<StatusCode, ErrorResponse> {
     state.addressed(&headers)?;
     let token = headers
         .get(TOKEN_HEADER)
-        .ok_or_else(|| Refusal::new(StatusCode::PRECONDITION_REQUIRED, "the header Rug-Token is missing"))?;
-    let token = token
-        .to_str()
-        .ok()
-        .and_then(token_from_header)
-        .ok_or_else(|| Refusal::new(StatusCode::BAD_REQUEST, "the header Rug-Token must be <term>/<sequence>"))?;
-    let body = body.map_err(|rejection| Refusal::new(rejection.status(), rejection.body_text()))?;
+        .ok_or_else(|| ErrorResponse::new(StatusCode::PRECONDITION_REQUIRED, "the header Rug-Token is missing"))?;
+    let token =
+        token.to_str().ok().and_then(token_from_header).ok_or_else(|| {
+            ErrorResponse::new(StatusCode::BAD_REQUEST, "the header Rug-Token must be <term>/<sequence>")
+        })?;
+    let body = body.map_err(|rejection| ErrorResponse::new(rejection.status(), rejection.body_text()))?;
     let config = serde_json::from_slice(&body)
-        .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, format!("not a configuration: {error}")))?;
+        .map_err(|error| ErrorResponse::new(StatusCode::BAD_REQUEST, format!("not a configuration: {error}")))?;
     // A task of its own: when the caller hangs up, the change goes on to its end all the same.
     match tokio::spawn(async move { state.change(token, config).await }).await {
         Ok(result) => result.map(|()| StatusCode::NO_CONTENT),
-        Err(error) => Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+        Err(error) => Err(ErrorResponse::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
     }
 }

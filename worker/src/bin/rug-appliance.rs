@@ -34,11 +34,11 @@ struct Flags {
     #[arg(long)]
     name: Option<String>,
     #[command(subcommand)]
-    command: Option<Action>,
+    command: Option<Subcommands>,
 }
 
 #[derive(Debug, Subcommand)]
-enum Action {
+enum Subcommands {
     /// Run a command in a session of its own, in place of this process.
     #[command(hide = true)]
     Exec {
@@ -50,7 +50,7 @@ enum Action {
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
-    if let Some(Action::Exec { command }) = flags.command {
+    if let Some(Subcommands::Exec { command }) = flags.command {
         return exec(&command);
     }
     // Standard error is the log of the instance; the colours of a terminal do not belong there.

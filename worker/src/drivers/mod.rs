@@ -14,7 +14,7 @@ pub mod simulated;
 
 /// How a call is kept from taking effect once its caller is no longer the owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fencing {
+pub enum DriverFencing {
     /// The far side refuses an older token.
     Token,
     /// Nobody there checks tokens: each call asks [`Permit::check_unfenced`] last, and a new owner waits this long (longest
@@ -64,7 +64,7 @@ impl Retryable for Error {
 #[async_trait]
 pub trait Driver: Send + Sync + 'static {
     /// How its calls are fenced.
-    fn fencing(&self) -> Fencing;
+    fn fencing(&self) -> DriverFencing;
 
     /// Where it keeps its instances on this host, as an absolute path, when only workers that use it can tell what runs
     /// there. Such a driver is host-bound, and its appliances stay with workers of this host and path.

@@ -27,12 +27,12 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use worker_core::instance::Instance;
 
-use self::fence::{Fences, Held};
-use self::known::Known;
+use self::fence::{Fences, HeldLock};
+use self::known::KnownInstances;
 use self::launch::{Launch, Order};
-use self::record::{Folder, Record, State};
-use self::system::{Identity, Marked, POLL, Target};
-use crate::drivers::{Driver, Error, Fencing, Wanted};
+use self::record::{Folder, InstanceRecord, RecordState};
+use self::system::{Marked, POLL, ProcessStamp, SignalTarget};
+use crate::drivers::{Driver, DriverFencing, Error, Wanted};
 use crate::gate::Permit;
 
 pub mod fence;
@@ -117,7 +117,7 @@ impl Config {
 
 /// The driver. Clones share everything.
 #[derive(Clone, Debug)]
-pub struct Process {
+pub struct ProcessDriver {
     inner: Arc<Inner>,
 }
 
@@ -128,7 +128,7 @@ struct Inner {
     state_dir: String,
     instances: PathBuf,
     fences: Arc<Fences>,
-    known: Known,
+    known: KnownInstances,
 }
 
 /// What [`Inner::start`] came to.
@@ -139,7 +139,7 @@ enum Started {
     Made(Instance, Child),
 }
 
-impl Process {
+impl ProcessDriver {
     /// Opens the state directory, which is made when missing.
     ///
     /// # Errors
@@ -174,7 +174,7 @@ impl Process {
         })?;
         let instances = state_dir.join("instances");
         let config = Config { state_dir, appliance_binary, ..config };
-        let (state_dir, fences, known) = (published, Arc::new(fences), Known::default());
+        let (state_dir, fences, known) = (published, Arc::new(fences), KnownInstances::default());
         Ok(Self { inner: Arc::new(Inner { config, state_dir, instances, fences, known }) })
     }
 
@@ -187,7 +187,7 @@ impl Process {
         off_thread(move || inner.fences.cleanup(current, SystemTime::now()).map_err(Error::from)).await
     }
 
-    /// Where the journal of one appliance is kept: one [`fence::Entry`] per line.
+    /// Where the journal of one appliance is kept: one [`fence::FenceJournalEntry`] per line.
     #[must_use]
     pub fn journal(&self, appliance: ApplianceId) -> PathBuf {
         self.inner.fences.journal_path(appliance)
@@ -226,18 +226,18 @@ impl Process {
     /// Signals a whole family and waits for its end. Returns what still runs at the end of `wait`.
     async fn signal(
         &self,
-        held: &Held,
+        held: &HeldLock,
         instance: &Instance,
-        family: Vec<Identity>,
+        family: Vec<ProcessStamp>,
         (signal, action): (Signal, &str),
         wait: Duration,
-    ) -> Result<Vec<Identity>, Error> {
+    ) -> Result<Vec<ProcessStamp>, Error> {
         held.check()?;
         let note = |pid, outcome: &str| held.note(action, instance.ordinal, instance.attempt, pid, outcome);
         note(instance.pid, "begun");
         let mut targets = Vec::new();
         for identity in family {
-            match Target::open(&identity).and_then(|target| match target {
+            match SignalTarget::open(&identity).and_then(|target| match target {
                 Some(target) => target.signal(signal).map(|()| Some(target)),
                 None => Ok(None),
             }) {
@@ -262,9 +262,9 @@ impl Process {
 }
 
 #[async_trait]
-impl Driver for Process {
-    fn fencing(&self) -> Fencing {
-        Fencing::Token
+impl Driver for ProcessDriver {
+    fn fencing(&self) -> DriverFencing {
+        DriverFencing::Token
     }
 
     fn state_dir(&self) -> Option<&str> {
@@ -325,7 +325,7 @@ impl Driver for Process {
         let folder = self.inner.folder(appliance, instance.ordinal);
         off_thread(move || {
             if let Some(record) = folder.read()?.filter(|record| record.instance.attempt == instance.attempt) {
-                folder.write(&Record { state: State::Ended, ..record })?;
+                folder.write(&InstanceRecord { state: RecordState::Ended, ..record })?;
             }
             drop(held);
             Ok(())
@@ -365,11 +365,11 @@ impl Inner {
     }
 
     /// The process of a record, if it runs now. Scans only when the record does not know.
-    fn resolve(&self, appliance: ApplianceId, record: &Record) -> Option<Identity> {
+    fn resolve(&self, appliance: ApplianceId, record: &InstanceRecord) -> Option<ProcessStamp> {
         match &record.state {
-            State::Running(identity) => system::is_alive(identity).then(|| identity.clone()),
-            State::Ended => None,
-            State::Starting => self.scan(&name_of(appliance, &record.instance)).map(|found| found.identity),
+            RecordState::Running(identity) => system::is_alive(identity).then(|| identity.clone()),
+            RecordState::Ended => None,
+            RecordState::Starting => self.scan(&name_of(appliance, &record.instance)).map(|found| found.identity),
         }
     }
 
@@ -394,13 +394,13 @@ impl Inner {
     }
 
     /// What a damaged record must have said, from the process itself.
-    fn recover(&self, appliance: ApplianceId, record: Record) -> Record {
+    fn recover(&self, appliance: ApplianceId, record: InstanceRecord) -> InstanceRecord {
         let ordinal = record.instance.ordinal;
         let found = system::marked(&self.config.state_dir)
             .into_iter()
             .find_map(|marked| described(&marked).filter(|(id, i)| *id == appliance && i.ordinal == ordinal));
         match found {
-            Some((_, instance)) => Record { instance, ..record },
+            Some((_, instance)) => InstanceRecord { instance, ..record },
             None => record,
         }
     }
@@ -429,11 +429,11 @@ impl Inner {
         appliance: ApplianceId,
         instance: &Instance,
         name: &str,
-    ) -> Result<(Option<Identity>, Vec<Identity>), Error> {
+    ) -> Result<(Option<ProcessStamp>, Vec<ProcessStamp>), Error> {
         let record = self.folder(appliance, instance.ordinal).read()?;
         let recorded = record.filter(|r| r.instance.attempt == instance.attempt).and_then(|r| match r.state {
-            State::Running(identity) => Some(identity),
-            State::Starting | State::Ended => None,
+            RecordState::Running(identity) => Some(identity),
+            RecordState::Starting | RecordState::Ended => None,
         });
         // Without a record only the environment tells; a pid that somebody remembers proves nothing.
         let Some(leader) = recorded.or_else(|| self.scan(name).map(|m| m.identity)) else {
@@ -444,7 +444,7 @@ impl Inner {
     }
 
     /// Starts an instance under the lock, or finds it. Blocks; never waits for another process.
-    fn start(&self, held: &Held, order: &Order) -> Result<Started, Error> {
+    fn start(&self, held: &HeldLock, order: &Order) -> Result<Started, Error> {
         held.check()?;
         let folder = self.folder(order.appliance, order.ordinal);
         let former = folder.read()?;
@@ -457,8 +457,8 @@ impl Inner {
         let kept_port = former.and_then(|record| record.picked_port);
         let launch = Launch::plan(order, &folder, &self.config.appliance_binary, kept_port)?;
         folder.prepare(self.config.log_limit)?;
-        let mut record = Record {
-            state: State::Starting,
+        let mut record = InstanceRecord {
+            state: RecordState::Starting,
             instance: Instance {
                 ordinal: order.ordinal,
                 attempt: order.attempt,
@@ -474,7 +474,7 @@ impl Inner {
         folder.write(&record)?;
         match self.spawn(held, order, &folder, &launch) {
             Ok((identity, child)) => {
-                record.state = State::Running(identity.clone());
+                record.state = RecordState::Running(identity.clone());
                 folder.write(&record)?;
                 self.known.met(order.appliance, &record.instance, &identity);
                 tracing::info!(appliance = %order.appliance, instance = order.instance(), pid = identity.pid, "instance started");
@@ -483,13 +483,19 @@ impl Inner {
             }
             Err(error) => {
                 // No process was made: the record must not send everybody looking for one.
-                folder.write(&Record { state: State::Ended, ..record })?;
+                folder.write(&InstanceRecord { state: RecordState::Ended, ..record })?;
                 Err(error)
             }
         }
     }
 
-    fn spawn(&self, held: &Held, order: &Order, folder: &Folder, launch: &Launch) -> Result<(Identity, Child), Error> {
+    fn spawn(
+        &self,
+        held: &HeldLock,
+        order: &Order,
+        folder: &Folder,
+        launch: &Launch,
+    ) -> Result<(ProcessStamp, Child), Error> {
         let binary = &self.config.appliance_binary;
         let command = launch.command(order, folder, &self.config.state_dir, binary)?;
         let note = |pid, outcome: &str| held.note("spawn", order.ordinal, order.attempt, pid, outcome);
@@ -511,11 +517,11 @@ impl Inner {
     /// Takes over what runs at the ordinal, if it is what is wanted.
     fn adopt(
         &self,
-        held: &Held,
+        held: &HeldLock,
         order: &Order,
         folder: &Folder,
-        record: &Record,
-        identity: Identity,
+        record: &InstanceRecord,
+        identity: ProcessStamp,
     ) -> Result<Instance, Error> {
         if record.instance.attempt != order.attempt {
             // Ending it is a decision of its own, and not the driver's.
@@ -526,20 +532,20 @@ impl Inner {
         }
         let instance = running(folder, record, &identity);
         self.known.met(order.appliance, &instance, &identity);
-        if record.state == State::Starting {
-            folder.write(&Record { state: State::Running(identity), ..record.clone() })?;
+        if record.state == RecordState::Starting {
+            folder.write(&InstanceRecord { state: RecordState::Running(identity), ..record.clone() })?;
             held.note("adopt", order.ordinal, order.attempt, instance.pid, "done");
         }
         Ok(instance)
     }
 
     /// Ends what a dead instance left behind in its session: it would keep the port of its successor.
-    fn sweep(&self, held: &Held, appliance: ApplianceId, record: &Record) -> Result<(), Error> {
-        let State::Running(leader) = &record.state else { return Ok(()) };
+    fn sweep(&self, held: &HeldLock, appliance: ApplianceId, record: &InstanceRecord) -> Result<(), Error> {
+        let RecordState::Running(leader) = &record.state else { return Ok(()) };
         for identity in system::family(leader, &name_of(appliance, &record.instance), &self.config.state_dir) {
             held.check()?;
             held.note("sweep", record.instance.ordinal, record.instance.attempt, Some(identity.pid), "begun");
-            if let Some(target) = Target::open(&identity)? {
+            if let Some(target) = SignalTarget::open(&identity)? {
                 target.signal(Signal::KILL)?;
             }
             if !poll_until(self.config.kill_wait, || !system::is_alive(&identity)) {
@@ -563,7 +569,7 @@ fn name_of(appliance: ApplianceId, instance: &Instance) -> String {
 
 /// The instance as it runs now. One that was made a moment ago by another worker gets the time to say where it serves
 /// its REST contract.
-fn running(folder: &Folder, record: &Record, identity: &Identity) -> Instance {
+fn running(folder: &Folder, record: &InstanceRecord, identity: &ProcessStamp) -> Instance {
     let mut management = folder.management();
     if management.is_none() && record.serves_management {
         poll_until(ADOPTED_MANAGEMENT_WAIT, || {

@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use worker_core::desired::Desired;
 use worker_core::instance::Instance;
 
-use crate::drivers::{Driver, Error, Fencing, Wanted};
+use crate::drivers::{Driver, DriverFencing, Error, Wanted};
 use crate::gate::Permit;
 use crate::kinds::{ProbeAnswer, Protocol};
 use runtime::clock;
@@ -93,10 +93,10 @@ impl Config {
 
     /// How its calls are fenced.
     #[must_use]
-    pub const fn fencing(&self) -> Fencing {
+    pub const fn fencing(&self) -> DriverFencing {
         match self.fencing {
-            FencedBy::Token => Fencing::Token,
-            FencedBy::Hold => Fencing::Hold(self.hold),
+            FencedBy::Token => DriverFencing::Token,
+            FencedBy::Hold => DriverFencing::Hold(self.hold),
         }
     }
 }
@@ -107,24 +107,24 @@ pub struct Simulated {
     config: Config,
     /// State of the failure generator; each draw advances it.
     draws: AtomicU64,
-    world: Mutex<World>,
+    world: Mutex<SimulatedWorld>,
 }
 
 #[derive(Debug, Default)]
-struct World {
-    appliances: HashMap<ApplianceId, Entry>,
-    shared: Option<Shared>,
+struct SimulatedWorld {
+    appliances: HashMap<ApplianceId, SimulatedAppliance>,
+    shared: Option<SharedFiles>,
 }
 
 #[derive(Debug, Default)]
-struct Entry {
+struct SimulatedAppliance {
     token: Token,
-    instances: Vec<Slot>,
+    instances: Vec<SimulatedSlot>,
 }
 
 /// What is at one ordinal. An ended instance stays in a shared world, where an older line about it may yet be read.
 #[derive(Debug)]
-struct Slot {
+struct SimulatedSlot {
     ordinal: u16,
     attempt: u32,
     started_at_unix_ms: u64,
@@ -136,7 +136,7 @@ struct Slot {
 
 /// The files of a shared world.
 #[derive(Debug)]
-struct Shared {
+struct SharedFiles {
     folder: PathBuf,
     own: PathBuf,
     file: File,
@@ -165,15 +165,15 @@ impl Simulated {
         if let Some(violation) = config.validate().first() {
             return Err(Error::Refused(violation.to_string()));
         }
-        let shared = config.world.as_deref().map(Shared::open).transpose().map_err(|error| {
+        let shared = config.world.as_deref().map(SharedFiles::open).transpose().map_err(|error| {
             let folder = config.world.clone().unwrap_or_default();
             Error::Refused(format!("world directory {} cannot be used: {error}", folder.display()))
         })?;
-        let world = Mutex::new(World { appliances: HashMap::new(), shared });
+        let world = Mutex::new(SimulatedWorld { appliances: HashMap::new(), shared });
         Ok(Self { draws: AtomicU64::new(config.seed), config, world })
     }
 
-    fn world(&self) -> MutexGuard<'_, World> {
+    fn world(&self) -> MutexGuard<'_, SimulatedWorld> {
         // Every change is one insertion or one assignment, so a panic elsewhere leaves the world whole.
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -187,7 +187,7 @@ impl Simulated {
     }
 
     /// A call takes effect, unless its token is refused.
-    fn arrive(&self, world: &mut World, permit: &Permit) -> Result<(), Error> {
+    fn arrive(&self, world: &mut SimulatedWorld, permit: &Permit) -> Result<(), Error> {
         match self.config.fencing {
             FencedBy::Token => world.raise(permit),
             FencedBy::Hold => Ok(()),
@@ -220,7 +220,7 @@ impl Simulated {
 
 #[async_trait]
 impl Driver for Simulated {
-    fn fencing(&self) -> Fencing {
+    fn fencing(&self) -> DriverFencing {
         self.config.fencing()
     }
 
@@ -234,7 +234,7 @@ impl Driver for Simulated {
     async fn observe(&self, appliance: ApplianceId) -> Result<Vec<Instance>, Error> {
         let mut world = self.world();
         world.refresh()?;
-        Ok(world.appliances.get(&appliance).map(Entry::running).unwrap_or_default())
+        Ok(world.appliances.get(&appliance).map(SimulatedAppliance::running).unwrap_or_default())
     }
 
     async fn ensure(&self, permit: &Permit, wanted: Wanted<'_>) -> Result<Instance, Error> {
@@ -243,7 +243,7 @@ impl Driver for Simulated {
         let mut world = self.world();
         world.refresh()?;
         self.arrive(&mut world, permit)?;
-        let running = world.appliances.get(&permit.appliance()).map(Entry::running).unwrap_or_default();
+        let running = world.appliances.get(&permit.appliance()).map(SimulatedAppliance::running).unwrap_or_default();
         if let Some(instance) = running.into_iter().find(|i| i.ordinal == wanted.ordinal) {
             return if instance.attempt == wanted.attempt {
                 Ok(instance)
@@ -251,7 +251,7 @@ impl Driver for Simulated {
                 Err(Error::Failed(format!("attempt {} still runs at ordinal {}", instance.attempt, wanted.ordinal)))
             };
         }
-        let slot = Slot {
+        let slot = SimulatedSlot {
             ordinal: wanted.ordinal,
             attempt: wanted.attempt,
             started_at_unix_ms: unix_ms(),
@@ -269,11 +269,11 @@ impl Driver for Simulated {
         let mut world = self.world();
         world.refresh()?;
         self.arrive(&mut world, permit)?;
-        let known = world.appliances.get(&permit.appliance()).map(Entry::running).unwrap_or_default();
+        let known = world.appliances.get(&permit.appliance()).map(SimulatedAppliance::running).unwrap_or_default();
         if !known.iter().any(|i| (i.ordinal, i.attempt) == (instance.ordinal, instance.attempt)) {
             return Ok(());
         }
-        let slot = Slot {
+        let slot = SimulatedSlot {
             ordinal: instance.ordinal,
             attempt: instance.attempt,
             started_at_unix_ms: instance.started_at_unix_ms,
@@ -316,7 +316,7 @@ impl Protocol for Simulated {
         self.take(self.config.configure_latency, "configuration").await?;
         let mut world = self.world();
         self.arrive(&mut world, permit)?;
-        let running = world.appliances.get(&permit.appliance()).map(Entry::running).unwrap_or_default();
+        let running = world.appliances.get(&permit.appliance()).map(SimulatedAppliance::running).unwrap_or_default();
         if running.iter().any(|i| (i.ordinal, i.attempt) == (instance.ordinal, instance.attempt)) {
             Ok(())
         } else {
@@ -331,15 +331,15 @@ impl Protocol for Simulated {
     }
 }
 
-impl Entry {
+impl SimulatedAppliance {
     fn running(&self) -> Vec<Instance> {
-        let mut running: Vec<_> = self.instances.iter().filter_map(Slot::instance).collect();
+        let mut running: Vec<_> = self.instances.iter().filter_map(SimulatedSlot::instance).collect();
         running.sort_by_key(|instance| instance.ordinal);
         running
     }
 
     /// Puts a slot in place unless something newer is there.
-    fn put(&mut self, slot: Slot) {
+    fn put(&mut self, slot: SimulatedSlot) {
         match self.instances.iter_mut().find(|known| known.ordinal == slot.ordinal) {
             Some(known) if known.at_boot_ns <= slot.at_boot_ns => *known = slot,
             Some(_) => {}
@@ -351,7 +351,7 @@ impl Entry {
     }
 }
 
-impl Slot {
+impl SimulatedSlot {
     fn instance(&self) -> Option<Instance> {
         Some(Instance {
             ordinal: self.ordinal,
@@ -365,7 +365,7 @@ impl Slot {
     }
 }
 
-impl World {
+impl SimulatedWorld {
     /// Refuses an older token and remembers a newer one.
     fn raise(&mut self, permit: &Permit) -> Result<(), Error> {
         permit.check()?;
@@ -377,7 +377,7 @@ impl World {
         Ok(())
     }
 
-    fn change(&mut self, appliance: ApplianceId, token: Token, slot: Slot) -> Result<(), Error> {
+    fn change(&mut self, appliance: ApplianceId, token: Token, slot: SimulatedSlot) -> Result<(), Error> {
         if let Some(shared) = &mut self.shared {
             let line = Line {
                 appliance,
@@ -407,7 +407,7 @@ impl World {
         for line in shared.news()? {
             let entry = self.appliances.entry(line.appliance).or_default();
             entry.token = entry.token.max(line.token);
-            entry.put(Slot {
+            entry.put(SimulatedSlot {
                 ordinal: line.ordinal,
                 attempt: line.attempt,
                 started_at_unix_ms: line.started_at_unix_ms,
@@ -419,7 +419,7 @@ impl World {
     }
 }
 
-impl Shared {
+impl SharedFiles {
     fn open(folder: &Path) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
         // A file of its own for every process that ever took part: nobody appends to a file somebody else writes.

@@ -15,16 +15,16 @@ const MOST_OF_REFUSAL: usize = 64 * 1024;
 
 /// The client. Clones share connections.
 #[derive(Clone, Debug)]
-pub(super) struct Client(reqwest::Client);
+pub(super) struct HttpClient(reqwest::Client);
 
 /// An answer, with as much of its body as is allowed.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct HttpAnswer {
     pub(super) status: StatusCode,
     pub(super) body: Vec<u8>,
 }
 
-impl Client {
+impl HttpClient {
     pub(super) fn new() -> Result<Self, Error> {
         reqwest::Client::builder()
             .no_proxy()
@@ -38,7 +38,7 @@ impl Client {
             .map_err(|error| Error::Failed(format!("no HTTP client: {error}")))
     }
 
-    pub(super) async fn get(&self, address: SocketAddr, path: &str) -> Result<Answer, Error> {
+    pub(super) async fn get(&self, address: SocketAddr, path: &str) -> Result<HttpAnswer, Error> {
         Self::send(self.0.get(url(address, path))).await
     }
 
@@ -48,13 +48,13 @@ impl Client {
         path: &str,
         headers: [(&str, String); 2],
         body: Vec<u8>,
-    ) -> Result<Answer, Error> {
+    ) -> Result<HttpAnswer, Error> {
         let request = self.0.put(url(address, path)).header(header::CONTENT_TYPE, "application/json");
         let request = headers.into_iter().fold(request, |request, (name, value)| request.header(name, value));
         Self::send(request.body(body)).await
     }
 
-    async fn send(request: reqwest::RequestBuilder) -> Result<Answer, Error> {
+    async fn send(request: reqwest::RequestBuilder) -> Result<HttpAnswer, Error> {
         let mut response = request.send().await.map_err(|error| Error::Failed(chain(&error)))?;
         let status = response.status();
         let mut body = Vec::new();
@@ -68,7 +68,7 @@ impl Client {
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(Answer { status, body })
+        Ok(HttpAnswer { status, body })
     }
 }
 
@@ -112,7 +112,7 @@ mod tests {
     #[tokio::test]
     async fn of_a_refusal_only_the_beginning_is_read() {
         let address = serve().await;
-        let client = Client::new().expect("a client");
+        let client = HttpClient::new().expect("a client");
         let headers = [("rug-token", "1/1".into()), ("rug-instance", "1".into())];
         let put = client.put(address, "/refuses", headers, vec![]);
         let answer = tokio::time::timeout(Duration::from_secs(20), put).await.expect("in time").expect("it answers");
@@ -122,7 +122,7 @@ mod tests {
     #[tokio::test]
     async fn of_a_success_everything_is_read_within_reason() {
         let address = serve().await;
-        let client = Client::new().expect("a client");
+        let client = HttpClient::new().expect("a client");
         assert_eq!(client.get(address, "/long").await.expect("it answers").body.len(), 2 * MOST_OF_REFUSAL);
         let rambling = tokio::time::timeout(Duration::from_secs(20), client.get(address, "/rambles")).await;
         let error = rambling.expect("in time").expect_err("it never ends").to_string();

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use worker_core::desired::Desired;
 use worker_core::instance::Instance;
 
-use self::http::Client;
+use self::http::HttpClient;
 use crate::drivers::Error;
 use crate::gate::Permit;
 
@@ -39,7 +39,7 @@ pub enum ProbeAnswer {
 /// The protocol of real instances: does what their kind describes. Clones share one HTTP client.
 #[derive(Clone, Debug)]
 pub struct Standard {
-    client: Client,
+    client: HttpClient,
 }
 
 impl Standard {
@@ -48,7 +48,7 @@ impl Standard {
     /// # Errors
     /// [`Error::Failed`] when no HTTP client can be made.
     pub fn new() -> Result<Self, Error> {
-        Ok(Self { client: Client::new()? })
+        Ok(Self { client: HttpClient::new()? })
     }
 
     async fn probe_http(&self, instance: &Instance, path: &str) -> Result<(), Error> {

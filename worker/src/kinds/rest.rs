@@ -7,14 +7,14 @@ use common::Token;
 use serde::Deserialize;
 use worker_core::instance::Instance;
 
-use super::http::{Answer, Client};
+use super::http::{HttpAnswer, HttpClient};
 use crate::appliance::api::{INSTANCE_HEADER, Problem, TOKEN_HEADER, path, token_from_header, token_to_header};
 use crate::drivers::Error;
 use crate::gate::Permit;
 
 /// Puts a configuration in place.
 pub(super) async fn configure(
-    client: &Client,
+    client: &HttpClient,
     permit: &Permit,
     instance: &Instance,
     configuration: &serde_json::Value,
@@ -34,7 +34,7 @@ pub(super) async fn configure(
 }
 
 /// Whether the instance says that it is well.
-pub(super) async fn probe(client: &Client, instance: &Instance) -> Result<(), Error> {
+pub(super) async fn probe(client: &HttpClient, instance: &Instance) -> Result<(), Error> {
     let address = management(instance)?;
     let answer = client.get(address, path::STATUS).await;
     match answer.map_err(|error| Error::Failed(format!("{} at {address}: {error}", path::STATUS)))?.status.as_u16() {
@@ -47,11 +47,11 @@ fn management(instance: &Instance) -> Result<SocketAddr, Error> {
     instance.management.ok_or_else(|| Error::Failed("the instance has not opened its management address yet".into()))
 }
 
-fn problem(answer: &Answer) -> Option<Problem> {
+fn problem(answer: &HttpAnswer) -> Option<Problem> {
     serde_json::from_slice(&answer.body).ok()
 }
 
-fn explain(status: u16, answer: &Answer) -> String {
+fn explain(status: u16, answer: &HttpAnswer) -> String {
     match problem(answer) {
         Some(Problem { error, field: Some(field), .. }) => format!("{field}: {error}"),
         Some(Problem { error, .. }) => error,

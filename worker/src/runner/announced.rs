@@ -13,17 +13,17 @@ use common::{ApplianceId, Timestamp};
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// An announced step: until when it waits, its number, its appliance.
-pub(super) type Waiting = (Timestamp, u64, ApplianceId);
+pub(super) type AnnouncedDeadline = (Timestamp, u64, ApplianceId);
 
 #[derive(Debug, Default)]
-pub(super) struct Announced(BTreeSet<Waiting>);
+pub(super) struct Announced(BTreeSet<AnnouncedDeadline>);
 
 impl Announced {
-    pub(super) fn insert(&mut self, waiting: Waiting) {
+    pub(super) fn insert(&mut self, waiting: AnnouncedDeadline) {
         self.0.insert(waiting);
     }
 
-    pub(super) fn remove(&mut self, waiting: &Waiting) {
+    pub(super) fn remove(&mut self, waiting: &AnnouncedDeadline) {
         self.0.remove(waiting);
     }
 
@@ -37,7 +37,7 @@ impl Announced {
     }
 
     /// Takes out one that has waited for long enough.
-    pub(super) fn pop_due(&mut self, now: Timestamp) -> Option<Waiting> {
+    pub(super) fn pop_due(&mut self, now: Timestamp) -> Option<AnnouncedDeadline> {
         (self.next()? <= now).then(|| self.0.pop_first()).flatten()
     }
 

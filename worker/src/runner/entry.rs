@@ -2,11 +2,11 @@
 
 use common::{Timestamp, Token};
 use tokio::task::AbortHandle;
-use worker_core::lifecycle::{Event, Lifecycle, Step};
+use worker_core::lifecycle::{Lifecycle, LifecycleEvent, LifecycleStep};
 
 /// Where the step of a machine is.
 #[derive(Debug)]
-pub(super) enum Stage {
+pub(super) enum StepStage {
     /// No step.
     Idle,
     /// The machine began one, and it waits for room.
@@ -17,11 +17,11 @@ pub(super) enum Stage {
     Running(AbortHandle),
     /// The machine was not started yet: a step of a former grant still runs. Keeps what came in meanwhile, the newest of
     /// each sort.
-    Blocked(Vec<Event>),
+    Blocked(Vec<LifecycleEvent>),
 }
 
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct ApplianceEntry {
     pub(super) lifecycle: Lifecycle,
     pub(super) token: Token,
     /// Calls of former owners, or of ours that were not answered, may take effect until then.
@@ -36,33 +36,33 @@ pub(super) struct Entry {
     pub(super) traceparent: Option<Box<str>>,
     /// Number of the newest step, over all appliances.
     pub(super) serial: u64,
-    pub(super) stage: Stage,
+    pub(super) stage: StepStage,
     /// The wake-up that counts.
     pub(super) wake: Option<Timestamp>,
 }
 
-impl Entry {
+impl ApplianceEntry {
     /// Drops a step that changes nothing.
     pub(super) fn drop_step(&mut self) {
-        if let Stage::Running(task) = &self.stage {
+        if let StepStage::Running(task) = &self.stage {
             task.abort();
         }
-        self.stage = Stage::Idle;
+        self.stage = StepStage::Idle;
     }
 
     /// The number of a step that runs and must be let end before another owner of this appliance begins.
     pub(super) fn unfinished(&self) -> Option<u64> {
-        (self.is_changing() && matches!(self.stage, Stage::Running(_))).then_some(self.serial)
+        (self.is_changing() && matches!(self.stage, StepStage::Running(_))).then_some(self.serial)
     }
 
     /// Whether a release waits for a step that was never started.
     pub(super) const fn is_leaving_unstarted(&self) -> bool {
-        self.lifecycle.is_leaving() && matches!(self.stage, Stage::Queued | Stage::Announced(_))
+        self.lifecycle.is_leaving() && matches!(self.stage, StepStage::Queued | StepStage::Announced(_))
     }
 
     /// Whether a step that changes the world is under way, from its queue to its end.
     pub(super) fn is_changing(&self) -> bool {
-        self.lifecycle.running().is_some_and(Step::changes_the_world)
+        self.lifecycle.running().is_some_and(LifecycleStep::changes_the_world)
     }
 
     /// Takes the number of the announced step once that is over.
@@ -72,7 +72,7 @@ impl Entry {
     }
 
     /// Keeps an event for when the machine may start.
-    pub(super) fn keep(waiting: &mut Vec<Event>, event: Event) {
+    pub(super) fn keep(waiting: &mut Vec<LifecycleEvent>, event: LifecycleEvent) {
         waiting.retain(|kept| std::mem::discriminant(kept) != std::mem::discriminant(&event));
         waiting.push(event);
     }

@@ -13,16 +13,18 @@ use common::{ApplianceId, Timestamp, Token};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use worker_core::gate::{hold_left, hold_until};
-use worker_core::lifecycle::{End, Event as Fact, Lifecycle, Outcome, Output, Step};
+use worker_core::lifecycle::{
+    Lifecycle, LifecycleEnd, LifecycleEvent as Fact, LifecycleOutput, LifecycleStep, StepOutcome,
+};
 use worker_core::report::Reports;
 
 use super::announced::{Announced, PATIENCE};
-use super::entry::{Entry, Stage};
-use super::steps::{Done, Task, fenced};
+use super::entry::{ApplianceEntry, StepStage};
+use super::steps::{Done, StepTask, fenced};
 use super::timers::Timers;
-use super::{Clock, Command, Config, Event};
-use crate::drivers::Fencing;
-use crate::gate::Gate;
+use super::{Config, RunnerClock, RunnerCommand, RunnerEvent};
+use crate::drivers::DriverFencing;
+use crate::gate::SharedGate;
 use crate::offer::{Drivers, Offer};
 
 /// Inputs of one sort that are taken in a row before the others get their turn.
@@ -31,11 +33,11 @@ const BATCH: usize = 256;
 pub(super) struct Scheduler {
     config: Config,
     drivers: Drivers,
-    clock: Clock,
+    clock: RunnerClock,
     /// Gate of the incarnation; none before the first.
-    gate: Option<Arc<Gate>>,
+    gate: Option<Arc<SharedGate>>,
     // Boxed so that the table stays small while it grows.
-    entries: HashMap<ApplianceId, Box<Entry>>,
+    entries: HashMap<ApplianceId, Box<ApplianceEntry>>,
     /// Steps of grants that are over, by their appliance: its next machine starts when they have ended.
     former: HashMap<ApplianceId, u64>,
     timers: Timers,
@@ -46,7 +48,7 @@ pub(super) struct Scheduler {
     looks: JoinSet<Done>,
     changes: JoinSet<Done>,
     /// Releases and removals; they go before statuses.
-    outbox: VecDeque<Event>,
+    outbox: VecDeque<RunnerEvent>,
     /// Tokens of grants that were refused, and for which.
     refused: BTreeMap<ApplianceId, (Token, Token)>,
     reports: Reports,
@@ -54,7 +56,7 @@ pub(super) struct Scheduler {
 }
 
 impl Scheduler {
-    pub(super) fn new(config: Config, drivers: Drivers, clock: Clock) -> Self {
+    pub(super) fn new(config: Config, drivers: Drivers, clock: RunnerClock) -> Self {
         Self {
             config,
             drivers,
@@ -75,7 +77,7 @@ impl Scheduler {
         }
     }
 
-    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>, events: mpsc::Sender<Event>) {
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<RunnerCommand>, events: mpsc::Sender<RunnerEvent>) {
         loop {
             self.start_queued();
             let next = self.timers.next().into_iter().chain(self.announced.next()).min();
@@ -128,24 +130,24 @@ impl Scheduler {
 
     // ------------------------------------------------------------------------------------------------------ inputs
 
-    fn more_commands(&mut self, commands: &mut mpsc::Receiver<Command>) {
+    fn more_commands(&mut self, commands: &mut mpsc::Receiver<RunnerCommand>) {
         for _ in 0..BATCH {
             let Ok(command) = commands.try_recv() else { return };
             self.command(command);
         }
     }
 
-    fn command(&mut self, command: Command) {
+    fn command(&mut self, command: RunnerCommand) {
         match command {
-            Command::Begin { gate } => self.begin(gate),
-            Command::Take { appliance, token, desired, progress, hold, suspect, traceparent } => {
+            RunnerCommand::Begin { gate } => self.begin(gate),
+            RunnerCommand::Take { appliance, token, desired, progress, hold, suspect, traceparent } => {
                 let now = self.now();
                 let hold_until = hold_until(now, hold);
                 let mut lifecycle = Lifecycle::new(appliance, desired, progress, now, &self.config.lifecycle);
                 if !hold.is_zero() {
                     lifecycle.hold(hold_until);
                 }
-                let entry = Entry {
+                let entry = ApplianceEntry {
                     lifecycle,
                     token,
                     hold_until,
@@ -154,34 +156,34 @@ impl Scheduler {
                     announced: None,
                     traceparent: (!traceparent.is_empty()).then(|| traceparent.into()),
                     serial: 0,
-                    stage: Stage::Idle,
+                    stage: StepStage::Idle,
                     wake: None,
                 };
                 self.take(appliance, entry);
             }
-            Command::Clear { appliance, token, number } => self.clear(appliance, token, number),
-            Command::Update { appliance, token, desired } => self.tell(appliance, token, Fact::Change(desired)),
-            Command::Release { appliance, token } => self.tell(appliance, token, Fact::Release),
-            Command::Check { appliance, token, number } => self.tell(appliance, token, Fact::Check(number)),
-            Command::Restate => self.restate(),
+            RunnerCommand::Clear { appliance, token, number } => self.clear(appliance, token, number),
+            RunnerCommand::Update { appliance, token, desired } => self.tell(appliance, token, Fact::Change(desired)),
+            RunnerCommand::Release { appliance, token } => self.tell(appliance, token, Fact::Release),
+            RunnerCommand::Check { appliance, token, number } => self.tell(appliance, token, Fact::Check(number)),
+            RunnerCommand::Restate => self.restate(),
         }
     }
 
     /// Queues the status of every machine that has begun to look; the others speak up when they have.
     fn restate(&mut self) {
         for (appliance, entry) in &self.entries {
-            if !matches!(entry.stage, Stage::Blocked(_)) {
+            if !matches!(entry.stage, StepStage::Blocked(_)) {
                 self.reports.push(*appliance, entry.token, entry.lifecycle.status(), 0);
             }
             if let Some(number) = entry.announced {
-                self.outbox.push_back(Event::Begins { appliance: *appliance, token: entry.token, number });
+                self.outbox.push_back(RunnerEvent::Begins { appliance: *appliance, token: entry.token, number });
             }
         }
     }
 
     /// Drops everything of the former incarnation. Its gate is shut, so that whatever step still runs can change nothing
     /// it has not begun to change; and no machine of the new one starts on an appliance before that step has ended.
-    fn begin(&mut self, gate: Arc<Gate>) {
+    fn begin(&mut self, gate: Arc<SharedGate>) {
         if let Some(old) = self.gate.replace(Arc::clone(&gate))
             && !Arc::ptr_eq(&old, &gate)
         {
@@ -202,7 +204,7 @@ impl Scheduler {
         self.reports.clear();
     }
 
-    fn take(&mut self, appliance: ApplianceId, mut entry: Entry) {
+    fn take(&mut self, appliance: ApplianceId, mut entry: ApplianceEntry) {
         if self.gate.is_none() || self.entries.get(&appliance).is_some_and(|held| held.token >= entry.token) {
             return;
         }
@@ -216,7 +218,7 @@ impl Scheduler {
         }
         let blocked = self.former.contains_key(&appliance);
         if blocked {
-            entry.stage = Stage::Blocked(vec![Fact::Tick]);
+            entry.stage = StepStage::Blocked(vec![Fact::Tick]);
         }
         self.entries.insert(appliance, Box::new(entry));
         if !blocked {
@@ -227,8 +229,10 @@ impl Scheduler {
     fn tell(&mut self, appliance: ApplianceId, token: Token, fact: Fact) {
         match self.entries.get_mut(&appliance) {
             Some(entry) if entry.token == token => match &mut entry.stage {
-                Stage::Blocked(waiting) => Entry::keep(waiting, fact),
-                Stage::Idle | Stage::Queued | Stage::Announced(_) | Stage::Running(_) => self.drive(appliance, fact),
+                StepStage::Blocked(waiting) => ApplianceEntry::keep(waiting, fact),
+                StepStage::Idle | StepStage::Queued | StepStage::Announced(_) | StepStage::Running(_) => {
+                    self.drive(appliance, fact)
+                }
             },
             _ => tracing::debug!(%appliance, %token, "command for a grant that is not held"),
         }
@@ -253,19 +257,19 @@ impl Scheduler {
         }
         let now = self.now();
         let Some(entry) = self.entries.get_mut(&appliance).filter(|entry| entry.serial == serial) else { return };
-        if !matches!(entry.stage, Stage::Running(_)) {
+        if !matches!(entry.stage, StepStage::Running(_)) {
             return;
         }
-        entry.stage = Stage::Idle;
+        entry.stage = StepStage::Idle;
         entry.claimed |= claimed;
-        if let Outcome::Superseded(newer) = outcome {
+        if let StepOutcome::Superseded(newer) = outcome {
             self.refused.insert(appliance, (entry.token, newer));
         }
-        let changes = entry.lifecycle.running().is_some_and(Step::changes_the_world);
+        let changes = entry.lifecycle.running().is_some_and(LifecycleStep::changes_the_world);
         if changes
-            && matches!(outcome, Outcome::TimedOut | Outcome::Failed(_))
+            && matches!(outcome, StepOutcome::TimedOut | StepOutcome::Failed(_))
             && let Some(Offer { driver, .. }) = self.drivers.offer(&entry.lifecycle.desired().driver)
-            && let Fencing::Hold(hold) = driver.fencing()
+            && let DriverFencing::Hold(hold) = driver.fencing()
         {
             // Without an answer that says otherwise, the call may still take effect, also for the next owner.
             let until = hold_until(now, hold);
@@ -277,9 +281,9 @@ impl Scheduler {
 
     fn unblock(&mut self, appliance: ApplianceId) {
         let Some(entry) = self.entries.get_mut(&appliance) else { return };
-        if let Stage::Blocked(waiting) = &mut entry.stage {
+        if let StepStage::Blocked(waiting) = &mut entry.stage {
             let waiting = std::mem::take(waiting);
-            entry.stage = Stage::Idle;
+            entry.stage = StepStage::Idle;
             for fact in waiting {
                 self.drive(appliance, fact);
             }
@@ -296,10 +300,10 @@ impl Scheduler {
         while let Some((until, number, appliance)) = self.announced.pop_due(now) {
             if let Some(entry) = self.entries.get_mut(&appliance)
                 && entry.serial == number
-                && matches!(entry.stage, Stage::Announced(at) if at == until)
+                && matches!(entry.stage, StepStage::Announced(at) if at == until)
             {
-                entry.stage = Stage::Idle;
-                self.drive(appliance, Fact::Ended(Outcome::Fenced { retry_after: None }));
+                entry.stage = StepStage::Idle;
+                self.drive(appliance, Fact::Ended(StepOutcome::Fenced { retry_after: None }));
             }
         }
     }
@@ -319,7 +323,7 @@ impl Scheduler {
             if let Some(step) = output.action {
                 self.serial += 1;
                 entry.serial = self.serial;
-                entry.stage = Stage::Queued;
+                entry.stage = StepStage::Queued;
                 let queue = if step.changes_the_world() { &mut self.queued_changes } else { &mut self.queued_looks };
                 queue.push_back((appliance, self.serial));
             }
@@ -330,15 +334,15 @@ impl Scheduler {
                 }
             }
             if let Some(number) = entry.take_done() {
-                self.outbox.push_back(Event::Done { appliance, token: entry.token, number });
+                self.outbox.push_back(RunnerEvent::Done { appliance, token: entry.token, number });
             }
             if output.action.is_none() && output.end.is_none() && entry.is_leaving_unstarted() {
-                if let Stage::Announced(until) = entry.stage {
+                if let StepStage::Announced(until) = entry.stage {
                     self.announced.remove(&(until, entry.serial, appliance));
                 }
                 // It waits for a step that has not begun, so nothing has to be waited for.
-                entry.stage = Stage::Idle;
-                next = Some(Fact::Ended(Outcome::Fenced { retry_after: None }));
+                entry.stage = StepStage::Idle;
+                next = Some(Fact::Ended(StepOutcome::Fenced { retry_after: None }));
             }
             self.announce(appliance, output, now);
         }
@@ -346,7 +350,7 @@ impl Scheduler {
         self.timers.sweep(entries.len(), |at, owner| entries.get(&owner).is_some_and(|e| e.wake == Some(at)));
     }
 
-    fn announce(&mut self, appliance: ApplianceId, output: Output, now: Timestamp) {
+    fn announce(&mut self, appliance: ApplianceId, output: LifecycleOutput, now: Timestamp) {
         let Some(entry) = self.entries.get(&appliance) else { return };
         if let Some(change) = output.transition {
             tracing::info!(%appliance, from = %change.from, to = %change.to, cause = %change.cause, "phase changed");
@@ -368,8 +372,8 @@ impl Scheduler {
         // What was seen last goes before the word that nobody looks any more.
         self.outbox.extend(self.reports.remove(appliance).map(status_event));
         self.outbox.push_back(match end {
-            End::Released(progress) => Event::Released { appliance, token, progress, hold },
-            End::Gone => Event::Gone { appliance, token },
+            LifecycleEnd::Released(progress) => RunnerEvent::Released { appliance, token, progress, hold },
+            LifecycleEnd::Gone => RunnerEvent::Gone { appliance, token },
         });
     }
 
@@ -390,16 +394,16 @@ impl Scheduler {
         let now = self.now();
         let Some(gate) = &self.gate else { return };
         let Some(entry) = self.entries.get_mut(&appliance).filter(|entry| entry.serial == serial) else { return };
-        if !matches!(entry.stage, Stage::Queued) {
+        if !matches!(entry.stage, StepStage::Queued) {
             return;
         }
         // Nothing is announced that could not begin now.
         if entry.suspect && entry.is_changing() && gate.pass(appliance, entry.token).is_ok() {
             let until = now + PATIENCE;
-            entry.stage = Stage::Announced(until);
+            entry.stage = StepStage::Announced(until);
             entry.announced = Some(serial);
             self.announced.insert((until, serial, appliance));
-            self.outbox.push_back(Event::Begins { appliance, token: entry.token, number: serial });
+            self.outbox.push_back(RunnerEvent::Begins { appliance, token: entry.token, number: serial });
             return;
         }
         self.launch(appliance);
@@ -408,7 +412,7 @@ impl Scheduler {
     /// The leader knows of an announced step: it may begin.
     fn clear(&mut self, appliance: ApplianceId, token: Token, number: u64) {
         let Some(entry) = self.entries.get(&appliance) else { return };
-        let Stage::Announced(until) = entry.stage else { return };
+        let StepStage::Announced(until) = entry.stage else { return };
         if (entry.token, entry.serial) == (token, number) {
             self.announced.remove(&(until, number, appliance));
             self.launch(appliance);
@@ -423,23 +427,23 @@ impl Scheduler {
         let serial = entry.serial;
         let desired = Arc::clone(entry.lifecycle.desired());
         let Some(Offer { driver, protocol }) = self.drivers.offer(&desired.driver).cloned() else {
-            entry.stage = Stage::Idle;
+            entry.stage = StepStage::Idle;
             let text = format!("this worker does not offer the driver `{}`", desired.driver);
-            return self.drive(appliance, Fact::Ended(Outcome::Refused(text)));
+            return self.drive(appliance, Fact::Ended(StepOutcome::Refused(text)));
         };
         let permit = match gate.pass(appliance, entry.token) {
-            _ if matches!(step, Step::Probe { .. }) => None,
-            _ if step == Step::Observe && entry.claimed => None,
+            _ if matches!(step, LifecycleStep::Probe { .. }) => None,
+            _ if step == LifecycleStep::Observe && entry.claimed => None,
             Ok(permit) => Some(permit),
-            Err(_) if step == Step::Observe => None,
+            Err(_) if step == LifecycleStep::Observe => None,
             Err(shut) => {
-                entry.stage = Stage::Idle;
+                entry.stage = StepStage::Idle;
                 let outcome = fenced(shut);
                 return self.drive(appliance, Fact::Ended(outcome));
             }
         };
-        let attempt = if let Step::Destroy { attempt, .. } = step { Some(attempt) } else { None };
-        let task = Task {
+        let attempt = if let LifecycleStep::Destroy { attempt, .. } = step { Some(attempt) } else { None };
+        let task = StepTask {
             appliance,
             serial,
             step,
@@ -448,24 +452,24 @@ impl Scheduler {
             driver,
             protocol,
             permit,
-            traceparent: if step == Step::Observe { entry.traceparent.take() } else { None },
+            traceparent: if step == LifecycleStep::Observe { entry.traceparent.take() } else { None },
         };
         let set = if step.changes_the_world() { &mut self.changes } else { &mut self.looks };
         let run = task.run(self.config.lifecycle.clone());
-        entry.stage = Stage::Running(set.spawn(run));
+        entry.stage = StepStage::Running(set.spawn(run));
     }
 
     // ------------------------------------------------------------------------------------------------------- news
 
-    fn next_event(&mut self) -> Option<Event> {
-        let refused = |(appliance, (token, newer))| Event::Refused { appliance, token, newer };
+    fn next_event(&mut self) -> Option<RunnerEvent> {
+        let refused = |(appliance, (token, newer))| RunnerEvent::Refused { appliance, token, newer };
         self.outbox
             .pop_front()
             .or_else(|| self.refused.pop_first().map(refused))
             .or_else(|| self.reports.take(1).pop().map(status_event))
     }
 
-    fn more_events(&mut self, events: &mpsc::Sender<Event>) {
+    fn more_events(&mut self, events: &mpsc::Sender<RunnerEvent>) {
         for _ in 0..BATCH {
             let Ok(slot) = events.try_reserve() else { return };
             let Some(event) = self.next_event() else { return };
@@ -474,13 +478,13 @@ impl Scheduler {
     }
 }
 
-fn status_event(report: StatusReport) -> Event {
+fn status_event(report: StatusReport) -> RunnerEvent {
     let StatusReport { appliance, token, status, checked } = report;
-    Event::Status { appliance, token, status, checked }
+    RunnerEvent::Status { appliance, token, status, checked }
 }
 
 /// Waits for a moment of the scheduler's clock; for ever when there is none.
-async fn sleep_until(clock: &Clock, at: Option<Timestamp>) {
+async fn sleep_until(clock: &RunnerClock, at: Option<Timestamp>) {
     match at {
         Some(at) => tokio::time::sleep(at.since(clock())).await,
         None => std::future::pending().await,

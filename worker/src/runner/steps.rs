@@ -12,7 +12,7 @@ use proto::convert::scalar::clip;
 use tracing::{Instrument as _, Span, field};
 use worker_core::desired::Desired;
 use worker_core::instance::Instance;
-use worker_core::lifecycle::{Config, Outcome, Step};
+use worker_core::lifecycle::{Config, LifecycleStep, StepOutcome};
 
 use crate::drivers::{Driver, Error, Wanted};
 use crate::gate::{Permit, Shut};
@@ -26,16 +26,16 @@ const ASK_DRIVER: Duration = Duration::from_secs(2);
 pub(super) struct Done {
     pub(super) appliance: ApplianceId,
     pub(super) serial: u64,
-    pub(super) outcome: Outcome,
+    pub(super) outcome: StepOutcome,
     /// The far side has seen our token.
     pub(super) claimed: bool,
 }
 
 /// Everything one step needs.
-pub(super) struct Task {
+pub(super) struct StepTask {
     pub(super) appliance: ApplianceId,
     pub(super) serial: u64,
-    pub(super) step: Step,
+    pub(super) step: LifecycleStep,
     pub(super) desired: Arc<Desired>,
     /// The instance it is about, if there is one yet.
     pub(super) instance: Option<Instance>,
@@ -46,7 +46,7 @@ pub(super) struct Task {
     pub(super) traceparent: Option<Box<str>>,
 }
 
-impl Task {
+impl StepTask {
     /// Runs the step within its time-out. A panic of a driver counts as a failure of the step.
     pub(super) async fn run(self, config: Config) -> Done {
         let span = self.span();
@@ -61,16 +61,16 @@ impl Task {
                     claimed = false;
                     outcome_of(error)
                 }
-                Ok(Err(_panic)) => Outcome::Failed("the driver panicked; see the log".to_owned()),
-                Err(_elapsed) => Outcome::TimedOut,
+                Ok(Err(_panic)) => StepOutcome::Failed("the driver panicked; see the log".to_owned()),
+                Err(_elapsed) => StepOutcome::TimedOut,
             };
             let outcome = clipped(outcome);
             Span::current().record("outcome", outcome.name());
-            if let Outcome::Failed(text) | Outcome::Refused(text) | Outcome::Busy(text) = &outcome {
+            if let StepOutcome::Failed(text) | StepOutcome::Refused(text) | StepOutcome::Busy(text) = &outcome {
                 tracing::info!(%appliance, %step, outcome = outcome.name(), error = %text, "step did not succeed");
-            } else if let Outcome::Superseded(newer) = &outcome {
+            } else if let StepOutcome::Superseded(newer) = &outcome {
                 tracing::info!(%appliance, %step, %newer, "step refused: a newer token is in force");
-            } else if matches!(outcome, Outcome::TimedOut) && step.changes_the_world() {
+            } else if matches!(outcome, StepOutcome::TimedOut) && step.changes_the_world() {
                 tracing::info!(%appliance, %step, "step took too long, its outcome is unknown");
             }
             Done { appliance, serial, outcome, claimed }
@@ -83,10 +83,10 @@ impl Task {
     fn span(&self) -> Span {
         let (appliance, step) = (self.appliance, self.step);
         match step {
-            Step::Probe { .. } => {
+            LifecycleStep::Probe { .. } => {
                 tracing::debug_span!("lifecycle", %appliance, %step, outcome = field::Empty)
             }
-            Step::Observe if self.traceparent.is_some() => {
+            LifecycleStep::Observe if self.traceparent.is_some() => {
                 let span = tracing::info_span!("adopt", %appliance, %step, outcome = field::Empty);
                 runtime::telemetry::set_parent(&span, self.traceparent.as_deref().unwrap_or_default());
                 span
@@ -95,41 +95,41 @@ impl Task {
         }
     }
 
-    async fn carry_out(&self, config: &Config) -> Result<Outcome, Error> {
+    async fn carry_out(&self, config: &Config) -> Result<StepOutcome, Error> {
         match (self.step, self.permit.as_ref(), self.instance.as_ref()) {
-            (Step::Observe, permit, _) => {
+            (LifecycleStep::Observe, permit, _) => {
                 if let Some(permit) = permit {
                     self.claim(permit).await?;
                 }
-                Ok(Outcome::Observed(self.driver.observe(self.appliance).await?))
+                Ok(StepOutcome::Observed(self.driver.observe(self.appliance).await?))
             }
-            (Step::Probe { .. }, _, Some(instance)) => Ok(self.probe(instance, config).await),
-            (Step::Boot { ordinal, attempt }, Some(permit), _) => {
+            (LifecycleStep::Probe { .. }, _, Some(instance)) => Ok(self.probe(instance, config).await),
+            (LifecycleStep::Boot { ordinal, attempt }, Some(permit), _) => {
                 let wanted = Wanted { ordinal, attempt, desired: &self.desired };
-                Ok(Outcome::Booted(self.driver.ensure(permit, wanted).await?))
+                Ok(StepOutcome::Booted(self.driver.ensure(permit, wanted).await?))
             }
-            (Step::Configure { .. }, Some(permit), Some(instance)) => {
+            (LifecycleStep::Configure { .. }, Some(permit), Some(instance)) => {
                 // As with a probe: another instance may have taken the address of a dead one.
                 if self.is_alive(instance).await == Some(false) {
-                    return Ok(Outcome::Vanished("it does not run any more".to_owned()));
+                    return Ok(StepOutcome::Vanished("it does not run any more".to_owned()));
                 }
                 self.protocol.configure(permit, instance, &self.desired).await?;
-                Ok(Outcome::Configured)
+                Ok(StepOutcome::Configured)
             }
             // No driver of this version has ports that can be plugged apart from a boot, so they always are.
-            (Step::Replug { .. }, Some(_), Some(_)) => Ok(Outcome::Replugged),
-            (Step::Destroy { .. }, Some(permit), Some(instance)) => {
+            (LifecycleStep::Replug { .. }, Some(_), Some(_)) => Ok(StepOutcome::Replugged),
+            (LifecycleStep::Destroy { .. }, Some(permit), Some(instance)) => {
                 self.driver.destroy(permit, instance).await?;
-                Ok(Outcome::Destroyed)
+                Ok(StepOutcome::Destroyed)
             }
-            (Step::Forget, Some(permit), _) => {
+            (LifecycleStep::Forget, Some(permit), _) => {
                 self.driver.forget(permit).await?;
-                Ok(Outcome::Forgotten)
+                Ok(StepOutcome::Forgotten)
             }
-            (Step::Destroy { .. }, _, None) => Ok(Outcome::Destroyed),
-            (_, None, _) => Ok(Outcome::Fenced { retry_after: None }),
-            (Step::Probe { .. } | Step::Configure { .. } | Step::Replug { .. }, _, None) => {
-                Ok(Outcome::Failed("the instance is not known any more".to_owned()))
+            (LifecycleStep::Destroy { .. }, _, None) => Ok(StepOutcome::Destroyed),
+            (_, None, _) => Ok(StepOutcome::Fenced { retry_after: None }),
+            (LifecycleStep::Probe { .. } | LifecycleStep::Configure { .. } | LifecycleStep::Replug { .. }, _, None) => {
+                Ok(StepOutcome::Failed("the instance is not known any more".to_owned()))
             }
         }
     }
@@ -142,18 +142,18 @@ impl Task {
         }
     }
 
-    async fn probe(&self, instance: &Instance, config: &Config) -> Outcome {
+    async fn probe(&self, instance: &Instance, config: &Config) -> StepOutcome {
         // Asked first, because whoever took the port of a dead instance may answer in its place.
         if self.is_alive(instance).await == Some(false) {
-            return Outcome::Vanished("it does not run any more".to_owned());
+            return StepOutcome::Vanished("it does not run any more".to_owned());
         }
         let error = match within(config.probe_timeout, self.protocol.probe(instance, &self.desired)).await {
-            Some(Ok(ProbeAnswer::Answered)) => return Outcome::Answered,
+            Some(Ok(ProbeAnswer::Answered)) => return StepOutcome::Answered,
             Some(Ok(ProbeAnswer::LeftToDriver)) => {
                 return match self.runs(instance).await {
-                    Some(true) => Outcome::Answered,
-                    Some(false) => Outcome::Vanished("it does not run any more".to_owned()),
-                    None => Outcome::Silent("its driver cannot tell whether it runs".to_owned()),
+                    Some(true) => StepOutcome::Answered,
+                    Some(false) => StepOutcome::Vanished("it does not run any more".to_owned()),
+                    None => StepOutcome::Silent("its driver cannot tell whether it runs".to_owned()),
                 };
             }
             Some(Err(error)) => error.to_string(),
@@ -161,8 +161,8 @@ impl Task {
         };
         // Doubt is not death: an instance that hangs is replaced after several probes.
         match self.runs(instance).await {
-            Some(false) => Outcome::Vanished(error),
-            Some(true) | None => Outcome::Silent(error),
+            Some(false) => StepOutcome::Vanished(error),
+            Some(true) | None => StepOutcome::Silent(error),
         }
     }
 
@@ -182,9 +182,9 @@ impl Task {
 }
 
 /// A probe bounds its parts itself, so that it can tell what was wrong.
-fn total_limit(config: &Config, step: Step) -> Duration {
+fn total_limit(config: &Config, step: LifecycleStep) -> Duration {
     match step {
-        Step::Probe { .. } => config.probe_timeout + 4 * ASK_DRIVER,
+        LifecycleStep::Probe { .. } => config.probe_timeout + 4 * ASK_DRIVER,
         other => config.limit(other),
     }
 }
@@ -194,35 +194,35 @@ async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> 
 }
 
 /// What an error means to the machine.
-fn outcome_of(error: Error) -> Outcome {
+fn outcome_of(error: Error) -> StepOutcome {
     match error {
         Error::Shut(shut) => fenced(shut),
-        Error::Superseded(newer) => Outcome::Superseded(newer),
-        Error::FenceBusy(text) => Outcome::Busy(text),
-        Error::Refused(text) => Outcome::Refused(text),
-        Error::Failed(text) => Outcome::Failed(text),
+        Error::Superseded(newer) => StepOutcome::Superseded(newer),
+        Error::FenceBusy(text) => StepOutcome::Busy(text),
+        Error::Refused(text) => StepOutcome::Refused(text),
+        Error::Failed(text) => StepOutcome::Failed(text),
     }
 }
 
 /// The outcome with a text of bounded length: what an appliance or a command has to say may be of any, and is kept as the
 /// last error, compared, logged and sent.
-fn clipped(outcome: Outcome) -> Outcome {
+fn clipped(outcome: StepOutcome) -> StepOutcome {
     let short = |text: String| if text.len() > MAX_TEXT { clip(&text, MAX_TEXT) } else { text };
     match outcome {
-        Outcome::Silent(text) => Outcome::Silent(short(text)),
-        Outcome::Vanished(text) => Outcome::Vanished(short(text)),
-        Outcome::Refused(text) => Outcome::Refused(short(text)),
-        Outcome::Failed(text) => Outcome::Failed(short(text)),
-        Outcome::Busy(text) => Outcome::Busy(short(text)),
+        StepOutcome::Silent(text) => StepOutcome::Silent(short(text)),
+        StepOutcome::Vanished(text) => StepOutcome::Vanished(short(text)),
+        StepOutcome::Refused(text) => StepOutcome::Refused(short(text)),
+        StepOutcome::Failed(text) => StepOutcome::Failed(short(text)),
+        StepOutcome::Busy(text) => StepOutcome::Busy(short(text)),
         other => other,
     }
 }
 
 /// The gate was shut; a hold is waited for.
-pub(super) fn fenced(shut: Shut) -> Outcome {
+pub(super) fn fenced(shut: Shut) -> StepOutcome {
     match shut {
-        Shut::Held(left) => Outcome::Fenced { retry_after: Some(left.max(Duration::from_millis(10))) },
-        Shut::Fenced | Shut::NotHeld => Outcome::Fenced { retry_after: None },
+        Shut::Held(left) => StepOutcome::Fenced { retry_after: Some(left.max(Duration::from_millis(10))) },
+        Shut::Fenced | Shut::NotHeld => StepOutcome::Fenced { retry_after: None },
     }
 }
 
@@ -235,12 +235,12 @@ mod tests {
         let text = format!("a{}", "é".repeat(100_000));
         let kept = format!("a{}", "é".repeat(2_047));
         assert_eq!(kept.len(), MAX_TEXT - 1);
-        let outcomes: [fn(String) -> Outcome; 5] =
-            [Outcome::Silent, Outcome::Vanished, Outcome::Refused, Outcome::Failed, Outcome::Busy];
+        let outcomes: [fn(String) -> StepOutcome; 5] =
+            [StepOutcome::Silent, StepOutcome::Vanished, StepOutcome::Refused, StepOutcome::Failed, StepOutcome::Busy];
         for outcome in outcomes {
             assert_eq!(clipped(outcome(text.clone())), outcome(kept.clone()));
             assert_eq!(clipped(outcome("no".to_owned())), outcome("no".to_owned()));
         }
-        assert_eq!(clipped(Outcome::TimedOut), Outcome::TimedOut);
+        assert_eq!(clipped(StepOutcome::TimedOut), StepOutcome::TimedOut);
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use worker_core::instance::Instance;
 
 use super::*;
-use crate::drivers::{Driver, Error, Fencing, Wanted};
+use crate::drivers::{Driver, DriverFencing, Error, Wanted};
 use crate::gate::Permit;
 use crate::kinds::{ProbeAnswer, Protocol};
 use crate::offer::Offer;
@@ -57,7 +57,7 @@ fn desired(generation: u64, change: impl FnOnce(&mut Desired)) -> Arc<Desired> {
 }
 
 /// Where instances live; driver and kind at once.
-struct World {
+struct RunnerWorld {
     start: Instant,
     instances: Mutex<BTreeMap<ApplianceId, Vec<Instance>>>,
     /// Calls that changed it, in order.
@@ -78,7 +78,7 @@ struct World {
     foreign: AtomicBool,
 }
 
-impl World {
+impl RunnerWorld {
     fn new() -> Arc<Self> {
         Arc::new(Self {
             start: Instant::now(),
@@ -134,7 +134,7 @@ impl World {
 }
 
 struct Acting<'a> {
-    world: &'a World,
+    world: &'a RunnerWorld,
     appliance: ApplianceId,
 }
 
@@ -147,9 +147,9 @@ impl Drop for Acting<'_> {
 }
 
 #[async_trait]
-impl Driver for World {
-    fn fencing(&self) -> Fencing {
-        Fencing::Hold(Duration::from_secs(20))
+impl Driver for RunnerWorld {
+    fn fencing(&self) -> DriverFencing {
+        DriverFencing::Hold(Duration::from_secs(20))
     }
 
     async fn observe(&self, appliance: ApplianceId) -> Result<Vec<Instance>, Error> {
@@ -198,7 +198,7 @@ impl Driver for World {
     }
 }
 
-struct Speaker(Arc<World>);
+struct Speaker(Arc<RunnerWorld>);
 
 #[async_trait]
 impl Protocol for Speaker {
@@ -223,16 +223,16 @@ impl Protocol for Speaker {
     }
 }
 
-struct Bench {
-    world: Arc<World>,
-    gate: Arc<Gate>,
+struct RunnerBench {
+    world: Arc<RunnerWorld>,
+    gate: Arc<SharedGate>,
     handle: Handle,
-    events: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<RunnerEvent>,
     _no_overlaps: NoOverlaps,
 }
 
 /// Looks at the end of a test whether the world saw what must never be.
-struct NoOverlaps(Arc<World>);
+struct NoOverlaps(Arc<RunnerWorld>);
 
 impl Drop for NoOverlaps {
     fn drop(&mut self) {
@@ -241,7 +241,7 @@ impl Drop for NoOverlaps {
     }
 }
 
-impl Bench {
+impl RunnerBench {
     async fn new() -> Self {
         let bench = Self::fenced().await;
         bench.open();
@@ -250,15 +250,15 @@ impl Bench {
 
     /// With a lease that never stood.
     async fn fenced() -> Self {
-        let world = World::new();
+        let world = RunnerWorld::new();
         let driver: Arc<dyn Driver> = Arc::clone(&world) as _;
         let offer = Offer { driver, protocol: Arc::new(Speaker(Arc::clone(&world))) };
         let drivers = Drivers::from(BTreeMap::from([(common::appliance::Driver::Simulated, offer)]));
         let start = Instant::now();
         let clock = move || Timestamp::from_millis(1_000_000) + start.elapsed();
         let (handle, events) = Runner::start_at(Config::default(), drivers, Arc::new(clock));
-        let gate = Gate::new();
-        handle.send(Command::Begin { gate: Arc::clone(&gate) }).await.expect("it runs");
+        let gate = SharedGate::new();
+        handle.send(RunnerCommand::Begin { gate: Arc::clone(&gate) }).await.expect("it runs");
         Self { _no_overlaps: NoOverlaps(Arc::clone(&world)), world, gate, handle, events }
     }
 
@@ -277,9 +277,9 @@ impl Bench {
         self.handle.send(Self::grant(appliance, token, desired, progress)).await.expect("it runs");
     }
 
-    fn grant(appliance: ApplianceId, token: Token, desired: Arc<Desired>, progress: Progress) -> Command {
+    fn grant(appliance: ApplianceId, token: Token, desired: Arc<Desired>, progress: Progress) -> RunnerCommand {
         let (hold, traceparent) = (Duration::ZERO, String::new());
-        Command::Take { appliance, token, desired, progress, hold, suspect: false, traceparent }
+        RunnerCommand::Take { appliance, token, desired, progress, hold, suspect: false, traceparent }
     }
 
     /// Takes an appliance of whose former owner calls may still take effect. Only the runner waits for them here: the gate
@@ -288,7 +288,7 @@ impl Bench {
         let (appliance, token) = (id(n), token(sequence));
         self.gate.admit(appliance, token, Duration::ZERO);
         let mut take = Self::grant(appliance, token, desired(1, |_| {}), Progress::default());
-        if let Command::Take { hold, .. } = &mut take {
+        if let RunnerCommand::Take { hold, .. } = &mut take {
             *hold = held;
         }
         self.handle.send(take).await.expect("it runs");
@@ -299,7 +299,7 @@ impl Bench {
         let (appliance, token) = (id(n), token(sequence));
         self.gate.admit(appliance, token, Duration::ZERO);
         let mut take = Self::grant(appliance, token, desired, Progress::default());
-        if let Command::Take { suspect, .. } = &mut take {
+        if let RunnerCommand::Take { suspect, .. } = &mut take {
             *suspect = true;
         }
         self.handle.send(take).await.expect("it runs");
@@ -308,7 +308,7 @@ impl Bench {
     /// The number of the next step that is announced.
     async fn begins(&mut self) -> u64 {
         loop {
-            if let Event::Begins { number, .. } = self.event().await {
+            if let RunnerEvent::Begins { number, .. } = self.event().await {
                 return number;
             }
         }
@@ -316,33 +316,33 @@ impl Bench {
 
     async fn done(&mut self) -> u64 {
         loop {
-            if let Event::Done { number, .. } = self.event().await {
+            if let RunnerEvent::Done { number, .. } = self.event().await {
                 return number;
             }
         }
     }
 
     async fn clear(&self, n: u128, sequence: u64, number: u64) {
-        let clear = Command::Clear { appliance: id(n), token: token(sequence), number };
+        let clear = RunnerCommand::Clear { appliance: id(n), token: token(sequence), number };
         self.handle.send(clear).await.expect("it runs");
     }
 
     async fn release(&self, n: u128, sequence: u64) {
-        self.handle.send(Command::Release { appliance: id(n), token: token(sequence) }).await.expect("it runs");
+        self.handle.send(RunnerCommand::Release { appliance: id(n), token: token(sequence) }).await.expect("it runs");
     }
 
     async fn update(&self, n: u128, sequence: u64, desired: Arc<Desired>) {
-        let update = Command::Update { appliance: id(n), token: token(sequence), desired };
+        let update = RunnerCommand::Update { appliance: id(n), token: token(sequence), desired };
         self.handle.send(update).await.expect("it runs");
     }
 
-    async fn event(&mut self) -> Event {
+    async fn event(&mut self) -> RunnerEvent {
         tokio::time::timeout(HOUR, self.events.recv()).await.expect("an event in time").expect("the runner runs")
     }
 
     async fn status(&mut self, wanted: impl Fn(&Status) -> bool) -> Status {
         loop {
-            if let Event::Status { status, .. } = self.event().await
+            if let RunnerEvent::Status { status, .. } = self.event().await
                 && wanted(&status)
             {
                 return status;
@@ -356,7 +356,7 @@ impl Bench {
 
     async fn released(&mut self) -> (Progress, Duration) {
         loop {
-            if let Event::Released { progress, hold, .. } = self.event().await {
+            if let RunnerEvent::Released { progress, hold, .. } = self.event().await {
                 return (progress, hold);
             }
         }
@@ -370,7 +370,7 @@ impl Bench {
 
 #[tokio::test(start_paused = true)]
 async fn an_appliance_is_booted_configured_and_probed() {
-    let mut bench = Bench::new().await;
+    let mut bench = RunnerBench::new().await;
     bench.take(1, 1, desired(1, |_| {})).await;
     let status = bench.phase(Phase::Configured).await;
     assert_eq!(status.instances[0].configured, Some(Generation::new(1)));
@@ -382,7 +382,7 @@ async fn an_appliance_is_booted_configured_and_probed() {
 
 #[tokio::test(start_paused = true)]
 async fn a_running_instance_is_adopted_as_it_is() {
-    let mut bench = Bench::new().await;
+    let mut bench = RunnerBench::new().await;
     let d = desired(4, |_| {});
     bench.world.put(id(1), 0, 7, &d);
     bench.take(1, 1, d).await;
@@ -393,16 +393,16 @@ async fn a_running_instance_is_adopted_as_it_is() {
 
 #[tokio::test(start_paused = true)]
 async fn statuses_are_told_again_when_asked() {
-    let mut bench = Bench::new().await;
+    let mut bench = RunnerBench::new().await;
     for n in 1..=3 {
         bench.take(n, n as u64, desired(1, |_| {})).await;
     }
     bench.pass(Duration::from_secs(1)).await;
     while bench.events.try_recv().is_ok() {}
-    bench.handle.send(Command::Restate).await.expect("it runs");
+    bench.handle.send(RunnerCommand::Restate).await.expect("it runs");
     let mut told = BTreeSet::new();
     while told.len() < 3 {
-        if let Event::Status { appliance, token, status, checked } = bench.event().await {
+        if let RunnerEvent::Status { appliance, token, status, checked } = bench.event().await {
             assert_eq!((status.phase, checked), (Phase::Configured, 0));
             assert_eq!(appliance, id(token.sequence.into()));
             told.insert(appliance);
@@ -412,7 +412,7 @@ async fn statuses_are_told_again_when_asked() {
 
 #[tokio::test(start_paused = true)]
 async fn a_killed_instance_is_replaced_within_the_probe_interval() {
-    let mut bench = Bench::new().await;
+    let mut bench = RunnerBench::new().await;
     bench.take(1, 1, desired(1, |_| {})).await;
     bench.phase(Phase::Configured).await;
     bench.world.instances.lock().expect("no panic").clear();
@@ -424,7 +424,7 @@ async fn a_killed_instance_is_replaced_within_the_probe_interval() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stranger_that_answers_for_a_dead_instance_does_not_pass_for_it() {
-    let mut bench = Bench::new().await;
+    let mut bench = RunnerBench::new().await;
     bench.take(1, 1, desired(1, |_| {})).await;
     bench.phase(Phase::Configured).await;
     bench.world.foreign.store(true, Ordering::Relaxed);
@@ -437,7 +437,7 @@ async fn a_stranger_that_answers_for_a_dead_instance_does_not_pass_for_it() {
 
 #[tokio::test(start_paused = true)]
 async fn a_hanging_instance_is_replaced_after_several_probes() {
-    let mut bench = Bench::new().await;
+    let mut bench = RunnerBench::new().await;
     bench.take(1, 1, desired(1, |_| {})).await;
     bench.phase(Phase::Configured).await;
     bench.world.probes_hang.store(true, Ordering::Relaxed);
@@ -450,7 +450,7 @@ async fn a_hanging_instance_is_replaced_after_several_probes() {
 
 #[tokio::test(start_paused = true)]
 async fn a_shut_gate_starts_nothing_and_counts_as_no_failure() {
-    let mut bench = Bench::fenced().await;
+    let mut bench = RunnerBench::fenced().await;
     bench.take(1, 1, desired(1, |_| {})).await;
     bench.pass(HOUR / 2).await;
     assert_eq!(bench.world.calls(), Vec::<String>::new());
@@ -462,18 +462,18 @@ async fn a_shut_gate_starts_nothing_and_counts_as_no_failure() {
 
 #[tokio::test(start_paused = true)]
 async fn a_refused_token_is_told_each_time_and_shown() {
-    let mut bench = Bench::new().await;
+    let mut bench = RunnerBench::new().await;
     let in_force = Token::new(Term::new(9), 3);
     *bench.world.newer.lock().expect("no panic") = Some(in_force);
     bench.take(1, 1, desired(1, |_| {})).await;
     let (mut told, mut shown) = (0, None);
     while told < 2 || shown.is_none() {
         match bench.event().await {
-            Event::Refused { appliance, token: held, newer } => {
+            RunnerEvent::Refused { appliance, token: held, newer } => {
                 assert_eq!((appliance, held, newer), (id(1), token(1), in_force));
                 told += 1;
             }
-            Event::Status { status, .. } => shown = shown.or(status.last_error),
+            RunnerEvent::Status { status, .. } => shown = shown.or(status.last_error),
             other => panic!("nothing else happened: {other:?}"),
         }
     }
@@ -486,7 +486,7 @@ async fn a_refused_token_is_told_each_time_and_shown() {
 
 #[tokio::test(start_paused = true)]
 async fn a_release_carries_progress_and_ends_all_action() {
-    let mut bench = Bench::new().await;
+    let mut bench = RunnerBench::new().await;
     bench.world.boots_fail.store(true, Ordering::Relaxed);
     bench.take(1, 1, desired(1, |_| {})).await;
     let status = bench.phase(Phase::Error).await;
@@ -509,7 +509,7 @@ async fn a_release_carries_progress_and_ends_all_action() {
 
 #[tokio::test(start_paused = true)]
 async fn a_release_waits_for_a_boot_but_not_for_a_probe() {
-    let mut bench = Bench::new().await;
+    let mut bench = RunnerBench::new().await;
     *bench.world.boot_takes.lock().expect("no panic") = Duration::from_secs(30);
     bench.take(1, 1, desired(1, |_| {})).await;
     bench.phase(Phase::Booting).await;
@@ -531,7 +531,7 @@ async fn a_release_waits_for_a_boot_but_not_for_a_probe() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_timed_out_leaves_a_hold_behind() {
-    let mut bench = Bench::new().await;
+    let mut bench = RunnerBench::new().await;
     *bench.world.boot_takes.lock().expect("no panic") = HOUR;
     bench.take(1, 1, desired(1, |_| {})).await;
     bench.status(|status| status.failed_boots == 1).await;
@@ -542,19 +542,19 @@ async fn a_call_that_timed_out_leaves_a_hold_behind() {
 
 #[tokio::test(start_paused = true)]
 async fn a_deletion_outlasts_a_call_that_timed_out() {
-    let mut bench = Bench::new().await;
+    let mut bench = RunnerBench::new().await;
     *bench.world.boot_takes.lock().expect("no panic") = HOUR;
     bench.take(1, 1, desired(1, |_| {})).await;
     bench.status(|status| status.failed_boots == 1).await;
     let asked = Instant::now();
     bench.update(1, 1, desired(2, |d| d.deleting = true)).await;
-    while !matches!(bench.event().await, Event::Gone { .. }) {}
+    while !matches!(bench.event().await, RunnerEvent::Gone { .. }) {}
     assert!(asked.elapsed() > Duration::from_secs(19), "it was gone after {:?}", asked.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_failed_leaves_a_hold_behind_only_where_no_token_fences_it() {
-    let mut bench = Bench::new().await;
+    let mut bench = RunnerBench::new().await;
     bench.world.boots_panic.store(true, Ordering::Relaxed);
     bench.take(1, 1, desired(1, |_| {})).await;
     bench.status(|status| status.failed_boots == 1).await;
@@ -572,7 +572,7 @@ async fn a_call_that_failed_leaves_a_hold_behind_only_where_no_token_fences_it()
 
 #[tokio::test(start_paused = true)]
 async fn a_hold_is_waited_out_and_what_is_left_of_it_is_handed_on() {
-    let mut bench = Bench::new().await;
+    let mut bench = RunnerBench::new().await;
     bench.take_held(1, 1, Duration::from_secs(20)).await;
     bench.pass(Duration::from_secs(10)).await;
     bench.release(1, 1).await;
@@ -590,12 +590,12 @@ async fn a_hold_is_waited_out_and_what_is_left_of_it_is_handed_on() {
 
 #[tokio::test(start_paused = true)]
 async fn a_deleted_appliance_is_gone_to_the_last_trace() {
-    let mut bench = Bench::new().await;
+    let mut bench = RunnerBench::new().await;
     bench.take(1, 1, desired(1, |_| {})).await;
     bench.phase(Phase::Configured).await;
     bench.update(1, 1, desired(2, |d| d.deleting = true)).await;
     loop {
-        if let Event::Gone { appliance, token: gone } = bench.event().await {
+        if let RunnerEvent::Gone { appliance, token: gone } = bench.event().await {
             assert_eq!((appliance, gone), (id(1), token(1)));
             break;
         }
@@ -606,13 +606,13 @@ async fn a_deleted_appliance_is_gone_to_the_last_trace() {
 
 #[tokio::test(start_paused = true)]
 async fn commands_of_an_old_token_change_nothing() {
-    let mut bench = Bench::new().await;
+    let mut bench = RunnerBench::new().await;
     bench.take(1, 5, desired(1, |_| {})).await;
     bench.phase(Phase::Configured).await;
     bench.release(1, 4).await;
     bench.update(1, 4, desired(9, |d| d.deleting = true)).await;
     let (appliance, old) = (id(1), token(4));
-    let take = Command::Take {
+    let take = RunnerCommand::Take {
         appliance,
         token: old,
         desired: desired(9, |d| d.deleting = true),
@@ -629,14 +629,14 @@ async fn commands_of_an_old_token_change_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_check_is_answered_after_a_look() {
-    let mut bench = Bench::new().await;
+    let mut bench = RunnerBench::new().await;
     bench.take(1, 1, desired(1, |_| {})).await;
     bench.phase(Phase::Configured).await;
-    let check = Command::Check { appliance: id(1), token: token(1), number: 42 };
+    let check = RunnerCommand::Check { appliance: id(1), token: token(1), number: 42 };
     bench.handle.send(check).await.expect("it runs");
     let asked = Instant::now();
     loop {
-        if let Event::Status { checked: 42, status, .. } = bench.event().await {
+        if let RunnerEvent::Status { checked: 42, status, .. } = bench.event().await {
             assert_eq!(status.phase, Phase::Configured);
             break;
         }
@@ -646,14 +646,14 @@ async fn a_check_is_answered_after_a_look() {
 
 #[tokio::test(start_paused = true)]
 async fn a_new_incarnation_waits_for_steps_of_the_former() {
-    let mut bench = Bench::new().await;
+    let mut bench = RunnerBench::new().await;
     *bench.world.boot_takes.lock().expect("no panic") = Duration::from_secs(30);
     bench.take(1, 1, desired(1, |_| {})).await;
     bench.phase(Phase::Booting).await;
     let old = Arc::clone(&bench.gate);
-    bench.gate = Gate::new();
+    bench.gate = SharedGate::new();
     bench.open();
-    bench.handle.send(Command::Begin { gate: Arc::clone(&bench.gate) }).await.expect("it runs");
+    bench.handle.send(RunnerCommand::Begin { gate: Arc::clone(&bench.gate) }).await.expect("it runs");
     let begun = Instant::now();
     bench.take(1, 2, desired(1, |_| {})).await;
     let status = bench.phase(Phase::Configured).await;
@@ -664,7 +664,7 @@ async fn a_new_incarnation_waits_for_steps_of_the_former() {
 
 #[tokio::test(start_paused = true)]
 async fn a_panic_of_a_driver_is_a_failed_step() {
-    let mut bench = Bench::new().await;
+    let mut bench = RunnerBench::new().await;
     bench.world.boots_panic.store(true, Ordering::Relaxed);
     bench.take(1, 1, desired(1, |_| {})).await;
     let status = bench.status(|s| s.failed_boots == 1).await;
@@ -675,7 +675,7 @@ async fn a_panic_of_a_driver_is_a_failed_step() {
 
 #[tokio::test(start_paused = true)]
 async fn probes_of_a_thousand_appliances_are_spread_over_the_interval() {
-    let bench = Bench::new().await;
+    let bench = RunnerBench::new().await;
     for n in 0..1_000 {
         let d = desired(1, |d| d.name = Name::new(&format!("web{n}")).expect("a valid name"));
         bench.world.put(id(n), 0, 1, &d);
@@ -697,7 +697,7 @@ async fn probes_of_a_thousand_appliances_are_spread_over_the_interval() {
 
 #[tokio::test(start_paused = true)]
 async fn statuses_fold_while_nobody_reads_them() {
-    let mut bench = Bench::new().await;
+    let mut bench = RunnerBench::new().await;
     for n in 0..3_000 {
         bench.take(n, 1, desired(1, |d| d.name = Name::new(&format!("web{n}")).expect("a valid name"))).await;
     }
@@ -706,7 +706,7 @@ async fn statuses_fold_while_nobody_reads_them() {
     let mut newest = BTreeMap::new();
     let mut events = 0;
     while let Some(event) = bench.events.recv().await {
-        if let Event::Status { appliance, status, .. } = event {
+        if let RunnerEvent::Status { appliance, status, .. } = event {
             newest.insert(appliance, status.phase);
             events += 1;
         }
@@ -717,7 +717,7 @@ async fn statuses_fold_while_nobody_reads_them() {
 
 #[tokio::test(start_paused = true)]
 async fn stopping_lets_a_running_step_end() {
-    let mut bench = Bench::new().await;
+    let mut bench = RunnerBench::new().await;
     *bench.world.boot_takes.lock().expect("no panic") = Duration::from_secs(5);
     bench.take(1, 1, desired(1, |_| {})).await;
     bench.phase(Phase::Booting).await;

@@ -22,11 +22,11 @@ use tracing::{debug, info, warn};
 use worker_core::session::StreamEnd;
 use worker_core::session::{ControlAction, ControlEvent, JoinFailure, Membership, Notice, Outcome, StopRequest};
 
-use super::link::{Broken, Inlet, Link, Outlet};
-use super::stop::Requests;
+use super::link::{Broken, CoordinatorLink, Inlet, Outlet};
+use super::stop::StopRequests;
 use super::{Queued, Session, link, take_command};
-use crate::gate::Gate;
-use crate::runner::{Command, Event};
+use crate::gate::SharedGate;
+use crate::runner::{RunnerCommand, RunnerEvent};
 
 /// Longest sleep between two looks at the clock: timers of the runtime stand still while the machine is suspended.
 const LOOK: Duration = Duration::from_secs(1);
@@ -36,12 +36,12 @@ type Joining = BoxFuture<'static, Result<Box<dyn Life>, coordination::Error>>;
 
 /// IO under way: at most one of each.
 #[derive(Default)]
-pub(super) struct Pending {
+pub(super) struct PendingIo {
     /// A try to begin a life, with the gate it was given.
-    joining: Option<(Arc<Gate>, Joining)>,
+    joining: Option<(Arc<SharedGate>, Joining)>,
     /// A try to open a stream.
-    opening: Option<BoxFuture<'static, Result<Link, String>>>,
-    link: Option<Link>,
+    opening: Option<BoxFuture<'static, Result<CoordinatorLink, String>>>,
+    link: Option<CoordinatorLink>,
     /// Parts of `Hello` that wait for room.
     hello: VecDeque<WorkerMessage>,
     /// What the parts of `Welcome` keep, as far as they have come.
@@ -50,7 +50,7 @@ pub(super) struct Pending {
     beat: Option<u64>,
 }
 
-impl fmt::Debug for Pending {
+impl fmt::Debug for PendingIo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pending")
             .field("joining", &self.joining.is_some())
@@ -74,31 +74,31 @@ pub(super) enum Boundary {
 }
 
 /// Something that happened.
-enum Input {
+enum SessionInput {
     Stop(StopRequest),
     LifeOver(MembershipEnd),
     Coordinators(Vec<String>),
     Joined(Result<Box<dyn Life>, coordination::Error>),
-    Opened(Result<Link, String>),
+    Opened(Result<CoordinatorLink, String>),
     /// The runner has room for a command; `None` when it is gone.
-    Taken(Option<mpsc::OwnedPermit<Command>>),
+    Taken(Option<mpsc::OwnedPermit<RunnerCommand>>),
     Tick,
     Message(Result<FromCoordinator, String>),
     /// `None` when the runner is gone.
-    Event(Option<Event>),
+    Event(Option<RunnerEvent>),
     Room(Result<mpsc::OwnedPermit<WorkerMessage>, Broken>),
 }
 
 /// What a session listens to beside its streams and its runner.
 #[derive(Debug)]
-pub(super) struct Signals {
-    pub(super) requests: Requests,
+pub(super) struct SessionSignals {
+    pub(super) requests: StopRequests,
     pub(super) coordinators: watch::Receiver<Vec<String>>,
 }
 
 impl Session {
     /// Goes on, in `life` if there is one, until something is to be done with that.
-    pub(super) async fn drive(&mut self, life: Option<&dyn Life>, signals: &mut Signals) -> Boundary {
+    pub(super) async fn drive(&mut self, life: Option<&dyn Life>, signals: &mut SessionSignals) -> Boundary {
         let mut over = life.map(Life::ended);
         loop {
             while let Some(action) = self.actions.pop_front() {
@@ -112,7 +112,7 @@ impl Session {
                 continue;
             }
             let input = self.input(over.as_mut(), signals).await;
-            if matches!(input, Input::LifeOver(_)) {
+            if matches!(input, SessionInput::LifeOver(_)) {
                 over = None;
             }
             if let Some(life) = self.take_in(input) {
@@ -134,36 +134,40 @@ impl Session {
             && (self.drained || self.assignments.is_settled())
     }
 
-    async fn input(&mut self, over: Option<&mut BoxFuture<'_, MembershipEnd>>, signals: &mut Signals) -> Input {
+    async fn input(
+        &mut self,
+        over: Option<&mut BoxFuture<'_, MembershipEnd>>,
+        signals: &mut SessionSignals,
+    ) -> SessionInput {
         let streaming = self.control.is_streaming();
         let audit_at = streaming.then(|| self.outgoing.audit_at());
         let wake_at = self.control.wake_at().into_iter().chain(audit_at).min();
-        let Pending { joining, opening, link, hello, beat, .. } = &mut self.pending;
+        let PendingIo { joining, opening, link, hello, beat, .. } = &mut self.pending;
         let waiting = !hello.is_empty() || streaming && (beat.is_some() || self.outgoing.is_waiting());
         let (inlet, outlet) = link.as_mut().map(|link| (&mut link.inlet, &link.out)).unzip();
         tokio::select! {
             biased;
-            request = signals.requests.next() => Input::Stop(request),
-            ended = wait_for(over) => Input::LifeOver(ended),
-            addresses = change(&mut signals.coordinators) => Input::Coordinators(addresses),
-            joined = wait_for(joining.as_mut().map(|(_, joining)| joining)) => Input::Joined(joined),
-            opened = wait_for(opening.as_mut()) => Input::Opened(opened),
-            taken = take_command(self.runner.as_ref(), &self.commands) => Input::Taken(taken),
-            () = until(wake_at) => Input::Tick,
-            message = receive(inlet) => Input::Message(message),
-            event = self.events.recv() => Input::Event(event),
-            room = room(outlet), if waiting => Input::Room(room),
+            request = signals.requests.next() => SessionInput::Stop(request),
+            ended = wait_for(over) => SessionInput::LifeOver(ended),
+            addresses = change(&mut signals.coordinators) => SessionInput::Coordinators(addresses),
+            joined = wait_for(joining.as_mut().map(|(_, joining)| joining)) => SessionInput::Joined(joined),
+            opened = wait_for(opening.as_mut()) => SessionInput::Opened(opened),
+            taken = take_command(self.runner.as_ref(), &self.commands) => SessionInput::Taken(taken),
+            () = until(wake_at) => SessionInput::Tick,
+            message = receive(inlet) => SessionInput::Message(message),
+            event = self.events.recv() => SessionInput::Event(event),
+            room = room(outlet), if waiting => SessionInput::Room(room),
         }
     }
 
     /// Takes in one input. `Some` when a life has begun.
-    fn take_in(&mut self, input: Input) -> Option<Box<dyn Life>> {
+    fn take_in(&mut self, input: SessionInput) -> Option<Box<dyn Life>> {
         match input {
-            Input::Stop(request) => self.step(ControlEvent::Stop(request)),
-            Input::LifeOver(ended) => self.step(ControlEvent::LifeOver(ended.to_string())),
-            Input::Coordinators(addresses) => self.step(ControlEvent::Coordinators(addresses)),
-            Input::Joined(joined) => return self.on_joined(joined),
-            Input::Opened(opened) => {
+            SessionInput::Stop(request) => self.step(ControlEvent::Stop(request)),
+            SessionInput::LifeOver(ended) => self.step(ControlEvent::LifeOver(ended.to_string())),
+            SessionInput::Coordinators(addresses) => self.step(ControlEvent::Coordinators(addresses)),
+            SessionInput::Joined(joined) => return self.on_joined(joined),
+            SessionInput::Opened(opened) => {
                 self.pending.opening = None;
                 match opened {
                     Ok(link) => {
@@ -173,22 +177,22 @@ impl Session {
                     Err(problem) => self.step(ControlEvent::ConnectFailed(problem)),
                 }
             }
-            Input::Taken(Some(permit)) => self.hand_over(permit),
-            Input::Taken(None) | Input::Event(None) => self.step(ControlEvent::RunnerEnded),
-            Input::Tick => {
+            SessionInput::Taken(Some(permit)) => self.hand_over(permit),
+            SessionInput::Taken(None) | SessionInput::Event(None) => self.step(ControlEvent::RunnerEnded),
+            SessionInput::Tick => {
                 self.outgoing.let_time_pass(clock::now());
                 self.step(ControlEvent::Tick);
             }
-            Input::Message(Ok(received)) => {
+            SessionInput::Message(Ok(received)) => {
                 if let Some(event) = self.on_message(received) {
                     self.step(event);
                 }
             }
-            Input::Message(Err(problem)) => {
+            SessionInput::Message(Err(problem)) => {
                 info!("session ended: {problem}");
                 self.stream_broke();
             }
-            Input::Event(Some(event)) => {
+            SessionInput::Event(Some(event)) => {
                 // Without a stream, the next `Hello` says whatever has to be said.
                 if let Some(end) = self.on_event(event)
                     && self.control.is_streaming()
@@ -196,8 +200,8 @@ impl Session {
                     self.step(ControlEvent::StreamEnded(end));
                 }
             }
-            Input::Room(Ok(room)) => self.send_next(room),
-            Input::Room(Err(_)) => self.stream_broke(),
+            SessionInput::Room(Ok(room)) => self.send_next(room),
+            SessionInput::Room(Err(_)) => self.stream_broke(),
         }
         None
     }
@@ -285,7 +289,7 @@ impl Session {
 
     fn join(&mut self) {
         // A gate that was given to an earlier try may have been shut.
-        let gate = Gate::with_margin(self.config.act_margin);
+        let gate = SharedGate::with_margin(self.config.act_margin);
         let (seat, profile) = (Arc::clone(&self.seat), self.profile.clone());
         let guard = Arc::clone(&gate) as Arc<dyn coordination::Guard>;
         self.pending.joining = Some((gate, Box::pin(async move { seat.join(&profile, guard).await })));
@@ -293,7 +297,7 @@ impl Session {
 
     fn disconnect(&mut self) {
         let joining = self.pending.joining.take();
-        self.pending = Pending { joining, ..Pending::default() };
+        self.pending = PendingIo { joining, ..PendingIo::default() };
     }
 
     fn say_hello(&mut self) {

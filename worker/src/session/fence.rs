@@ -8,25 +8,25 @@ use runtime::clock;
 use tokio::task::AbortHandle;
 use tracing::{info, warn};
 
-use crate::gate::Gate;
+use crate::gate::SharedGate;
 
 /// A task that looks at one gate. Ends when this is dropped.
 #[derive(Debug)]
-pub(super) struct Watch(AbortHandle);
+pub(super) struct GateWatch(AbortHandle);
 
-impl Watch {
-    pub(super) fn start(worker: WorkerId, gate: Arc<Gate>) -> Self {
+impl GateWatch {
+    pub(super) fn start(worker: WorkerId, gate: Arc<SharedGate>) -> Self {
         Self(tokio::spawn(watch(worker, gate)).abort_handle())
     }
 }
 
-impl Drop for Watch {
+impl Drop for GateWatch {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-async fn watch(worker: WorkerId, gate: Arc<Gate>) {
+async fn watch(worker: WorkerId, gate: Arc<SharedGate>) {
     gate.opens().await;
     loop {
         gate.lapses().await;

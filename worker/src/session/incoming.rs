@@ -8,11 +8,11 @@ use common::{ApplianceId, Token};
 use proto::convert::down::{FromCoordinator, Unreadable};
 use runtime::{clock, telemetry};
 use tracing::{debug, error, info, info_span, warn};
-use worker_core::assignments::{Effect, Refused};
+use worker_core::assignments::{AssignmentEffect, DeltaRefused};
 use worker_core::session::{ControlEvent, StreamEnd};
 
 use super::{Queued, Session};
-use crate::runner::{Command, Event};
+use crate::runner::{RunnerCommand, RunnerEvent};
 
 /// How often a stream is ended because something knows of a higher term than the leader's. Each costs the leader an
 /// election, so an appliance that makes tokens up must not cause one after the other; the coordinator forgives those that
@@ -38,7 +38,7 @@ impl Session {
             ToWorker::Confirm(confirm) => {
                 if self.assignments.confirm(from, &confirm.released).is_ok() {
                     for AnnouncedStep { appliance, token, number } in confirm.begin {
-                        self.command(Command::Clear { appliance, token, number });
+                        self.command(RunnerCommand::Clear { appliance, token, number });
                     }
                 }
                 None
@@ -64,7 +64,7 @@ impl Session {
                 self.apply(effects, "");
                 // Statuses are not confirmed: those on a stream that broke, and those a leader had not stored when it
                 // died, are lost, and an appliance that is well reports nothing for a long time.
-                self.command(Command::Restate);
+                self.command(RunnerCommand::Restate);
                 Some(ControlEvent::Welcomed(part.lease))
             }
             Err(refused) => {
@@ -89,11 +89,11 @@ impl Session {
                 self.commands.push_back(Queued::Applied(target));
                 None
             }
-            Err(Refused::Stale) => {
+            Err(DeltaRefused::Stale) => {
                 debug!("a delta of another conversation was dropped");
                 None
             }
-            Err(refused @ Refused::Base { .. }) => {
+            Err(refused @ DeltaRefused::Base { .. }) => {
                 warn!("{refused}; sending hello again");
                 Some(ControlEvent::StreamEnded(StreamEnd::Again(Duration::ZERO)))
             }
@@ -123,10 +123,10 @@ impl Session {
         }
     }
 
-    pub(super) fn apply(&mut self, effects: Vec<Effect<Arc<Desired>>>, traceparent: &str) {
+    pub(super) fn apply(&mut self, effects: Vec<AssignmentEffect<Arc<Desired>>>, traceparent: &str) {
         for effect in effects {
             match effect {
-                Effect::Take { appliance, token, desired, carryover, suspect } => {
+                AssignmentEffect::Take { appliance, token, desired, carryover, suspect } => {
                     let unwanted = if !self.profile.drivers.contains(&desired.driver) {
                         Some(format!("driver {} is not offered here", desired.driver))
                     } else {
@@ -143,7 +143,7 @@ impl Session {
                     let _entered = span.enter();
                     self.gate.admit(appliance, token, carryover.fence_delay);
                     self.outgoing.granted(appliance, token);
-                    self.command(Command::Take {
+                    self.command(RunnerCommand::Take {
                         appliance,
                         token,
                         desired,
@@ -154,27 +154,27 @@ impl Session {
                     });
                     debug!("taken");
                 }
-                Effect::Decline(appliance, token) => {
+                AssignmentEffect::Decline(appliance, token) => {
                     self.outgoing.decline(appliance, token, "it is not free here".to_owned());
                 }
-                Effect::Fence(appliance, token) => {
+                AssignmentEffect::Fence(appliance, token) => {
                     // Before the lease is extended by the welcome that said so.
                     warn!(%appliance, %token, "held, but not kept by the leader: the gate is shut for it");
                     self.gate.dismiss(appliance, token);
-                    self.command(Command::Release { appliance, token });
+                    self.command(RunnerCommand::Release { appliance, token });
                 }
-                Effect::Release(appliance, token) => {
+                AssignmentEffect::Release(appliance, token) => {
                     let span = info_span!("release", %appliance, worker = %self.name, %token);
                     telemetry::set_parent(&span, traceparent);
                     self.releasing.insert((appliance, token), span);
-                    self.command(Command::Release { appliance, token });
+                    self.command(RunnerCommand::Release { appliance, token });
                 }
-                Effect::Again(release) => self.outgoing.released(release),
-                Effect::Update { appliance, token, desired } => {
-                    self.command(Command::Update { appliance, token, desired });
+                AssignmentEffect::Again(release) => self.outgoing.released(release),
+                AssignmentEffect::Update { appliance, token, desired } => {
+                    self.command(RunnerCommand::Update { appliance, token, desired });
                 }
-                Effect::Check(appliance, token, number) => {
-                    self.command(Command::Check { appliance, token, number });
+                AssignmentEffect::Check(appliance, token, number) => {
+                    self.command(RunnerCommand::Check { appliance, token, number });
                 }
             }
         }
@@ -191,10 +191,10 @@ impl Session {
     }
 
     /// Takes in what the runner says. `Some` when the leader has to hear of it in a `Hello`.
-    pub(super) fn on_event(&mut self, event: Event) -> Option<StreamEnd> {
+    pub(super) fn on_event(&mut self, event: RunnerEvent) -> Option<StreamEnd> {
         match event {
-            Event::Refused { appliance, token, newer } => return self.on_refused_token(appliance, token, newer),
-            Event::Released { appliance, token, progress, hold } => {
+            RunnerEvent::Refused { appliance, token, newer } => return self.on_refused_token(appliance, token, newer),
+            RunnerEvent::Released { appliance, token, progress, hold } => {
                 // The gate first: once the leader may hear of it, nothing here must be able to act.
                 self.gate.dismiss(appliance, token);
                 // With `taken` of the next owner, this is how long nobody looked after it.
@@ -206,7 +206,7 @@ impl Session {
                     self.outgoing.released(session::Release { appliance, token, carryover });
                 }
             }
-            Event::Gone { appliance, token } => {
+            RunnerEvent::Gone { appliance, token } => {
                 self.gate.dismiss(appliance, token);
                 self.releasing.remove(&(appliance, token));
                 if self.assignments.removed(appliance, token) {
@@ -214,17 +214,17 @@ impl Session {
                     self.outgoing.removed(GrantRef::new(appliance, token));
                 }
             }
-            Event::Begins { appliance, token, number } => {
+            RunnerEvent::Begins { appliance, token, number } => {
                 if self.assignments.is_held(appliance, token) {
                     self.outgoing.begins(AnnouncedStep { appliance, token, number });
                 }
             }
-            Event::Done { appliance, token, number } => {
+            RunnerEvent::Done { appliance, token, number } => {
                 if self.assignments.is_held(appliance, token) {
                     self.outgoing.done(AnnouncedStep { appliance, token, number });
                 }
             }
-            Event::Status { appliance, token, status, checked } => {
+            RunnerEvent::Status { appliance, token, status, checked } => {
                 if self.assignments.is_held(appliance, token) {
                     self.outgoing.report(appliance, token, status, checked);
                 }
@@ -249,7 +249,7 @@ impl Session {
         }
         if self.assignments.give_up(appliance, token, newer) {
             info!(%appliance, %token, %newer, "given up: only a newer grant can be acted on");
-            self.command(Command::Release { appliance, token });
+            self.command(RunnerCommand::Release { appliance, token });
         }
         None
     }

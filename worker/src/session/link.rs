@@ -19,7 +19,7 @@ const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from
 
 /// One open stream.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct CoordinatorLink {
     pub(super) out: Outlet,
     pub(super) inlet: Inlet,
 }
@@ -47,7 +47,7 @@ pub(super) enum Broken {
 ///
 /// # Errors
 /// What went wrong, for people.
-pub(super) async fn open(address: &str, timeout: Duration, tls: Option<&ClientTls>) -> Result<Link, String> {
+pub(super) async fn open(address: &str, timeout: Duration, tls: Option<&ClientTls>) -> Result<CoordinatorLink, String> {
     let connect = async {
         let endpoint = tls::endpoint(address, tls)
             .map_err(|e| e.to_string())?
@@ -64,7 +64,7 @@ pub(super) async fn open(address: &str, timeout: Duration, tls: Option<&ClientTl
         }
         // A server that refuses this side's certificate says so only now: with TLS 1.3 the client is done first.
         let answer = SessionClient::new(channel).open(request).await.map_err(|status| reason(&status))?;
-        Ok(Link { out: Outlet(out), inlet: Inlet(answer.into_inner()) })
+        Ok(CoordinatorLink { out: Outlet(out), inlet: Inlet(answer.into_inner()) })
     };
     tokio::time::timeout(timeout, connect).await.unwrap_or_else(|_| Err(format!("no answer within {timeout:?}")))
 }
@@ -109,7 +109,7 @@ impl Inlet {
     }
 }
 
-impl Link {
+impl CoordinatorLink {
     /// Sends a last message and waits until the other side ends the stream. `limit` is for the first of the two.
     pub(super) async fn finish(mut self, message: WorkerMessage, limit: Duration) {
         if self.out.send([message], limit).await.is_ok() {

@@ -16,7 +16,7 @@ const REPORTS_PER_MESSAGE: usize = 200;
 const AUDIT: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
-enum Answer {
+enum GrantAnswer {
     Granted(GrantRef),
     Declined(Declined),
     Released(Release),
@@ -25,12 +25,12 @@ enum Answer {
 
 /// What waits to be told.
 #[derive(Debug, Default)]
-pub(super) struct Outgoing {
+pub(super) struct PendingReports {
     /// That this worker is about to stop, and whether it hands back; said before everything else, so that nothing comes
     /// back that is given back.
     drain: Option<bool>,
     /// One per grant that came, ended or was refused, so bounded by what is held.
-    answers: VecDeque<Answer>,
+    answers: VecDeque<GrantAnswer>,
     /// Steps of suspects that are to begin, and announced ones that are over: the newest of each appliance, so bounded by
     /// what is held also while there is no stream.
     begins: BTreeMap<ApplianceId, AnnouncedStep>,
@@ -46,21 +46,21 @@ pub(super) struct Outgoing {
     reports: super::Waiting,
 }
 
-impl Outgoing {
+impl PendingReports {
     pub(super) fn granted(&mut self, appliance: ApplianceId, token: Token) {
-        self.answers.push_back(Answer::Granted(GrantRef::new(appliance, token)));
+        self.answers.push_back(GrantAnswer::Granted(GrantRef::new(appliance, token)));
     }
 
     pub(super) fn decline(&mut self, appliance: ApplianceId, token: Token, reason: String) {
-        self.answers.push_back(Answer::Declined(Declined { appliance, token, reason }));
+        self.answers.push_back(GrantAnswer::Declined(Declined { appliance, token, reason }));
     }
 
     pub(super) fn released(&mut self, release: Release) {
-        self.answers.push_back(Answer::Released(release));
+        self.answers.push_back(GrantAnswer::Released(release));
     }
 
     pub(super) fn removed(&mut self, grant: GrantRef) {
-        self.answers.push_back(Answer::Removed(grant));
+        self.answers.push_back(GrantAnswer::Removed(grant));
     }
 
     pub(super) fn begins(&mut self, step: AnnouncedStep) {
@@ -140,10 +140,10 @@ impl Outgoing {
             let mut room = MAX_ENTRIES_PER_MESSAGE - answers;
             for answer in self.answers.drain(..answers) {
                 match answer {
-                    Answer::Granted(grant) => ack.granted.push(grant),
-                    Answer::Declined(declined) => ack.declined.push(declined),
-                    Answer::Released(release) => ack.released.push(release),
-                    Answer::Removed(grant) => ack.removed.push(grant),
+                    GrantAnswer::Granted(grant) => ack.granted.push(grant),
+                    GrantAnswer::Declined(declined) => ack.declined.push(declined),
+                    GrantAnswer::Released(release) => ack.released.push(release),
+                    GrantAnswer::Removed(grant) => ack.removed.push(grant),
                 }
             }
             // What is over goes first, so that one message never names a later step before an earlier one is done.
@@ -175,7 +175,7 @@ mod tests {
         AnnouncedStep { appliance: ApplianceId::from_u128(appliance), token: Token::new(Term::new(1), 1), number }
     }
 
-    fn ack(outgoing: &mut Outgoing) -> Ack {
+    fn ack(outgoing: &mut PendingReports) -> Ack {
         match outgoing.next(OwnedDigest::default()) {
             Some(ToCoordinator::Ack(ack)) => ack,
             other => panic!("steps are said in an ack, not {other:?}"),
@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn of_each_appliance_only_the_newest_step_is_said() {
-        let mut outgoing = Outgoing::default();
+        let mut outgoing = PendingReports::default();
         for number in 1..=1_000 {
             outgoing.begins(step(1, number));
             outgoing.done(step(1, number));
@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn what_is_held_is_said_after_every_answer_and_also_when_nothing_is_new() {
         let held = OwnedDigest { applied: 7, ..OwnedDigest::default() };
-        let mut outgoing = Outgoing::default();
+        let mut outgoing = PendingReports::default();
         outgoing.begin_stream(Timestamp::ZERO);
         outgoing.applied(7);
         assert!(matches!(outgoing.next(held), Some(ToCoordinator::Ack(Ack { applied: 7, .. }))));
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_message_stays_within_its_bound_and_ends_come_before_beginnings() {
-        let mut outgoing = Outgoing::default();
+        let mut outgoing = PendingReports::default();
         for n in 0..1_500 {
             outgoing.done(step(n, 1));
             outgoing.begins(step(n, 2));

@@ -5,12 +5,12 @@ use worker_core::session::StopRequest;
 
 /// Asks a session to stop. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Stop {
+pub struct StopHandle {
     drain: CancellationToken,
     leave: CancellationToken,
 }
 
-impl Stop {
+impl StopHandle {
     /// No request yet.
     #[must_use]
     pub fn new() -> Self {
@@ -28,16 +28,16 @@ impl Stop {
     }
 }
 
-/// The requests of a [`Stop`], each of which is seen once.
+/// The requests of a [`StopHandle`], each of which is seen once.
 #[derive(Debug)]
-pub(super) struct Requests {
-    stop: Stop,
+pub(super) struct StopRequests {
+    stop: StopHandle,
     drain_seen: bool,
     leave_seen: bool,
 }
 
-impl Requests {
-    pub(super) const fn new(stop: Stop) -> Self {
+impl StopRequests {
+    pub(super) const fn new(stop: StopHandle) -> Self {
         Self { stop, drain_seen: false, leave_seen: false }
     }
 

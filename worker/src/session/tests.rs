@@ -91,10 +91,10 @@ impl Conn {
     }
 }
 
-struct Coordinator(mpsc::Sender<Conn>);
+struct FakeCoordinator(mpsc::Sender<Conn>);
 
 #[tonic::async_trait]
-impl Service for Coordinator {
+impl Service for FakeCoordinator {
     type OpenStream = Pin<Box<dyn Stream<Item = Result<CoordinatorMessage, Status>> + Send>>;
 
     async fn open(&self, request: Request<Streaming<WorkerMessage>>) -> Result<Response<Self::OpenStream>, Status> {
@@ -117,7 +117,7 @@ impl Listening {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = format!("http://{}", listener.local_addr().expect("bound"));
         let (sender, conns) = mpsc::channel(4);
-        let server = tonic::transport::Server::builder().add_service(SessionServer::new(Coordinator(sender)));
+        let server = tonic::transport::Server::builder().add_service(SessionServer::new(FakeCoordinator(sender)));
         tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
         Self { address, conns }
     }
@@ -142,15 +142,15 @@ impl Listening {
 }
 
 /// A session with everything around it.
-struct Bench {
+struct SessionBench {
     coordinator: Listening,
-    commands: mpsc::Receiver<Command>,
-    events: mpsc::Sender<Event>,
-    stop: Stop,
+    commands: mpsc::Receiver<RunnerCommand>,
+    events: mpsc::Sender<RunnerEvent>,
+    stop: StopHandle,
     task: tokio::task::JoinHandle<Result<(), coordination::Error>>,
 }
 
-impl Bench {
+impl SessionBench {
     async fn new() -> Self {
         Self::with(Config { connect_timeout: DEADLINE, ..Config::default() }, Assignments::default()).await
     }
@@ -169,7 +169,7 @@ impl Bench {
         let profile = profile(1, String::new(), "h".into(), BTreeSet::from([Driver::Simulated]), config.lease);
         let mut session = Session::new(config, seat, name, profile, runner, inlet, watch::Sender::new(Term::new(0)));
         session.assignments = assignments;
-        let stop = Stop::new();
+        let stop = StopHandle::new();
         let task = tokio::spawn(session.run(stop.clone()));
         Self { coordinator, commands, events, stop, task }
     }
@@ -200,44 +200,44 @@ impl Bench {
         let delta = change(0, 1, vec![grant(A, token(1, 1))]);
         conn.send(delta).await;
         assert_eq!(conn.ack().await.granted, [GrantRef::new(A, token(1, 1))]);
-        assert!(matches!(self.command().await, Command::Take { .. }));
+        assert!(matches!(self.command().await, RunnerCommand::Take { .. }));
     }
 
     /// Gives A back, as a runner does.
     async fn release_a(&self) {
         let (progress, hold) = (Progress::default(), Duration::ZERO);
-        self.event(Event::Released { appliance: A, token: token(1, 1), progress, hold }).await;
+        self.event(RunnerEvent::Released { appliance: A, token: token(1, 1), progress, hold }).await;
     }
 
     /// Waits for the gate of the life that begins.
-    async fn begun(&mut self) -> Arc<Gate> {
+    async fn begun(&mut self) -> Arc<SharedGate> {
         loop {
-            if let Command::Begin { gate } = self.next_command().await {
+            if let RunnerCommand::Begin { gate } = self.next_command().await {
                 return gate;
             }
         }
     }
 
-    async fn event(&self, event: Event) {
+    async fn event(&self, event: RunnerEvent) {
         let sent = tokio::time::timeout(DEADLINE, self.events.send(event)).await.expect("in time");
         sent.expect("the session runs");
     }
 
     /// Waits until the worker has taken a welcome in, which it tells the runner.
     async fn welcomed(&mut self) {
-        while !matches!(self.next_command().await, Command::Restate) {}
+        while !matches!(self.next_command().await, RunnerCommand::Restate) {}
     }
 
-    async fn next_command(&mut self) -> Command {
+    async fn next_command(&mut self) -> RunnerCommand {
         let command = tokio::time::timeout(DEADLINE, self.commands.recv()).await.expect("in time");
         command.expect("the session runs")
     }
 
     /// The next command but for those that come with every stream.
-    async fn command(&mut self) -> Command {
+    async fn command(&mut self) -> RunnerCommand {
         loop {
             match self.next_command().await {
-                Command::Begin { .. } | Command::Restate => {}
+                RunnerCommand::Begin { .. } | RunnerCommand::Restate => {}
                 command => return command,
             }
         }
@@ -297,11 +297,11 @@ fn very_many() -> Assignments {
 #[tokio::test]
 async fn a_stop_is_seen_while_nobody_reads_hello() {
     let config = Config { connect_timeout: Duration::from_secs(3_600), ..Config::default() };
-    let mut bench = Bench::with(config, very_many()).await;
+    let mut bench = SessionBench::with(config, very_many()).await;
     // Events are still taken: the channel is far shorter than this.
     let _conn = bench.coordinator.conn().await;
     for _ in 0..1_000 {
-        bench.event(Event::Gone { appliance: A, token: token(2, 1) }).await;
+        bench.event(RunnerEvent::Gone { appliance: A, token: token(2, 1) }).await;
     }
     bench.finish().await;
 }
@@ -309,7 +309,7 @@ async fn a_stop_is_seen_while_nobody_reads_hello() {
 #[tokio::test]
 async fn a_hello_that_nobody_reads_is_given_up() {
     let config = Config { connect_timeout: Duration::from_millis(500), ..Config::default() };
-    let mut bench = Bench::with(config, very_many()).await;
+    let mut bench = SessionBench::with(config, very_many()).await;
     let mut conns = Vec::new();
     for _ in 0..2 {
         conns.push(bench.coordinator.conn().await);
@@ -320,13 +320,13 @@ async fn a_hello_that_nobody_reads_is_given_up() {
 #[tokio::test]
 async fn a_grant_that_cannot_be_read_is_declined_and_an_update_leaves_what_is_held() {
     const B: ApplianceId = ApplianceId::from_u128(0xb);
-    let mut bench = Bench::new().await;
+    let mut bench = SessionBench::new().await;
     let (mut conn, _) = bench.hello().await;
     conn.welcome(1, &[]).await;
     let delta = change(0, 1, vec![grant(A, token(1, 1))]);
     conn.send(delta).await;
     assert_eq!(conn.ack().await.granted, [GrantRef::new(A, token(1, 1))]);
-    assert!(matches!(bench.command().await, Command::Take { .. }));
+    assert!(matches!(bench.command().await, RunnerCommand::Take { .. }));
 
     let update = DeltaEntry::Update { appliance: A, token: token(1, 1), desired: desired() };
     let delta = change(1, 2, vec![grant(B, token(1, 2)), update]);
@@ -354,19 +354,19 @@ async fn a_grant_that_cannot_be_read_is_declined_and_an_update_leaves_what_is_he
     let check = DeltaEntry::Check { appliance: A, token: token(1, 1), number: 5 };
     let delta = change(2, 3, vec![check]);
     conn.send(delta).await;
-    assert!(matches!(bench.command().await, Command::Check { number: 5, .. }));
+    assert!(matches!(bench.command().await, RunnerCommand::Check { number: 5, .. }));
     drop(conn);
     bench.finish().await;
 }
 
 #[tokio::test]
 async fn what_is_held_is_told_and_said_again_when_the_leader_finds_it_different() {
-    let mut bench = Bench::new().await;
+    let mut bench = SessionBench::new().await;
     let (mut conn, _) = bench.hello().await;
     conn.welcome(1, &[]).await;
     let delta = change(0, 1, vec![grant(A, token(1, 1))]);
     conn.send(delta).await;
-    assert!(matches!(bench.command().await, Command::Take { .. }));
+    assert!(matches!(bench.command().await, RunnerCommand::Take { .. }));
     assert_eq!(conn.holdings(1).await, [(A, token(1, 1))].into_iter().collect());
 
     let (reason, detail) = (RefusedReason::AssignmentsDiffer, "1 and not 2".to_owned());
@@ -374,7 +374,7 @@ async fn what_is_held_is_told_and_said_again_when_the_leader_finds_it_different(
     let (mut conn, hello) = bench.hello().await;
     assert_eq!((hello.owned.len(), hello.owned[0].token), (1, token(1, 1)));
     conn.welcome(1, &[]).await;
-    assert!(matches!(bench.command().await, Command::Release { .. }), "it was not kept");
+    assert!(matches!(bench.command().await, RunnerCommand::Release { .. }), "it was not kept");
     assert_eq!(conn.holdings(0).await, common::Digest::default(), "and is in no table any more");
     drop(conn);
     bench.finish().await;
@@ -382,18 +382,18 @@ async fn what_is_held_is_told_and_said_again_when_the_leader_finds_it_different(
 
 #[tokio::test]
 async fn a_token_of_a_later_term_reaches_the_leader_and_the_grant_is_renewed() {
-    let mut bench = Bench::new().await;
+    let mut bench = SessionBench::new().await;
     let (mut conn, hello) = bench.hello().await;
     assert_eq!(hello.highest_term, Term::new(0));
     conn.welcome(3, &[]).await;
     let delta = change(0, 1, vec![grant(A, token(3, 1))]);
     conn.send(delta).await;
     assert_eq!(conn.ack().await.granted, [GrantRef::new(A, token(3, 1))]);
-    assert!(matches!(bench.command().await, Command::Take { .. }));
+    assert!(matches!(bench.command().await, RunnerCommand::Take { .. }));
 
     // Of the leader's own term: it has given that token, so there is nothing to tell it.
-    bench.event(Event::Refused { appliance: A, token: token(3, 1), newer: token(3, 2) }).await;
-    let refused = || Event::Refused { appliance: A, token: token(3, 1), newer: token(9, 3) };
+    bench.event(RunnerEvent::Refused { appliance: A, token: token(3, 1), newer: token(3, 2) }).await;
+    let refused = || RunnerEvent::Refused { appliance: A, token: token(3, 1), newer: token(9, 3) };
     bench.event(refused()).await;
     conn.ended().await;
     let (mut conn, hello) = bench.hello().await;
@@ -405,18 +405,18 @@ async fn a_token_of_a_later_term_reaches_the_leader_and_the_grant_is_renewed() {
     bench.event(refused()).await;
     bench.event(refused()).await;
     let released = match bench.command().await {
-        Command::Release { appliance, token } => (appliance, token),
+        RunnerCommand::Release { appliance, token } => (appliance, token),
         other => panic!("not a release: {other:?}"),
     };
     assert_eq!(released, (A, token(3, 1)));
     let event =
-        Event::Released { appliance: A, token: token(3, 1), progress: Progress::default(), hold: Duration::ZERO };
+        RunnerEvent::Released { appliance: A, token: token(3, 1), progress: Progress::default(), hold: Duration::ZERO };
     bench.event(event).await;
     assert_eq!(conn.ack().await.released.len(), 1);
     let delta = change(0, 1, vec![grant(A, token(10, 1))]);
     conn.send(delta).await;
     let taken = bench.command().await;
-    assert!(matches!(taken, Command::Take { token: t, .. } if t == token(10, 1)), "{taken:?}");
+    assert!(matches!(taken, RunnerCommand::Take { token: t, .. } if t == token(10, 1)), "{taken:?}");
     drop(conn);
     bench.finish().await;
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use common::appliance::FieldViolation;
 use serde::{Deserialize, Serialize};
 
-use super::Step;
+use super::LifecycleStep;
 use crate::backoff::Backoff;
 
 /// How appliances are booted, probed and given up on.
@@ -92,14 +92,14 @@ impl Default for Config {
 impl Config {
     /// How long one step may take before its outcome counts as unknown.
     #[must_use]
-    pub const fn limit(&self, step: Step) -> Duration {
+    pub const fn limit(&self, step: LifecycleStep) -> Duration {
         match step {
-            Step::Observe => self.observe_timeout,
-            Step::Boot { .. } => self.start_timeout,
-            Step::Replug { .. } => self.replug_timeout,
-            Step::Configure { .. } => self.configure_timeout,
-            Step::Probe { .. } => self.probe_timeout,
-            Step::Destroy { .. } | Step::Forget => self.destroy_timeout,
+            LifecycleStep::Observe => self.observe_timeout,
+            LifecycleStep::Boot { .. } => self.start_timeout,
+            LifecycleStep::Replug { .. } => self.replug_timeout,
+            LifecycleStep::Configure { .. } => self.configure_timeout,
+            LifecycleStep::Probe { .. } => self.probe_timeout,
+            LifecycleStep::Destroy { .. } | LifecycleStep::Forget => self.destroy_timeout,
         }
     }
 

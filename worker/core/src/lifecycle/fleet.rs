@@ -14,7 +14,7 @@ use crate::instance::Instance;
 
 /// How far an instance has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Life {
+pub(super) enum InstanceLife {
     /// Was started a moment ago and has not answered yet, for which this owner waits since then.
     Rising { since: Timestamp, polls: u32 },
     /// Was found running when this owner began, and has not answered it yet. It served a former owner, as far as anybody
@@ -26,9 +26,9 @@ pub(super) enum Life {
 
 /// One instance that is kept.
 #[derive(Clone, Debug)]
-pub(super) struct Slot {
+pub(super) struct InstanceSlot {
     pub(super) instance: Instance,
-    pub(super) life: Life,
+    pub(super) life: InstanceLife,
     /// Generation of the configuration it accepted from this owner.
     pub(super) configured: Option<Generation>,
     /// When it first accepted one.
@@ -43,13 +43,13 @@ pub(super) struct Slot {
     pub(super) replug: bool,
 }
 
-impl Slot {
+impl InstanceSlot {
     /// An instance that was just started.
     pub(super) fn rising(instance: Instance, now: Timestamp, next_probe: Timestamp) -> Self {
-        Self::new(instance, Life::Rising { since: now, polls: 0 }, next_probe)
+        Self::new(instance, InstanceLife::Rising { since: now, polls: 0 }, next_probe)
     }
 
-    fn new(instance: Instance, life: Life, next_probe: Timestamp) -> Self {
+    fn new(instance: Instance, life: InstanceLife, next_probe: Timestamp) -> Self {
         Self {
             instance,
             life,
@@ -70,37 +70,37 @@ impl Slot {
     }
 
     pub(super) const fn is_alive(&self) -> bool {
-        matches!(self.life, Life::Alive)
+        matches!(self.life, InstanceLife::Alive)
     }
 
     /// Whether its boot is not over yet, so that its end would be a failed boot.
     pub(super) const fn is_rising(&self) -> bool {
-        matches!(self.life, Life::Rising { .. })
+        matches!(self.life, InstanceLife::Rising { .. })
     }
 
     /// Whether its end would not speak against it: it has served for `stable_after`, or did so for a former owner as far
     /// as anybody knows.
     pub(super) fn is_proven(&self, now: Timestamp, stable_after: Duration) -> bool {
         let served = self.serves_since.is_some_and(|since| now.since(since) >= stable_after);
-        served || matches!(self.life, Life::Adopted)
+        served || matches!(self.life, InstanceLife::Adopted)
     }
 
     /// Whether the last probe was answered; `None` before the first.
     pub(super) const fn answered(&self) -> Option<bool> {
         match self.life {
-            Life::Alive => Some(self.failed_probes == 0),
-            Life::Adopted if self.failed_probes > 0 => Some(false),
-            Life::Adopted | Life::Rising { polls: 0, .. } => None,
-            Life::Rising { .. } => Some(false),
+            InstanceLife::Alive => Some(self.failed_probes == 0),
+            InstanceLife::Adopted if self.failed_probes > 0 => Some(false),
+            InstanceLife::Adopted | InstanceLife::Rising { polls: 0, .. } => None,
+            InstanceLife::Rising { .. } => Some(false),
         }
     }
 }
 
 /// All instances of one appliance.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Fleet {
+pub(super) struct Instances {
     /// By ordinal, one for each at most.
-    pub(super) slots: Vec<Slot>,
+    pub(super) slots: Vec<InstanceSlot>,
     /// To be ended.
     pub(super) doomed: Vec<Instance>,
     /// Attempts ever made, by ordinal.
@@ -117,12 +117,12 @@ pub(super) struct Fleet {
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     /// Instances that had served and are gone.
-    pub(super) lost: Vec<Slot>,
+    pub(super) lost: Vec<InstanceSlot>,
     /// Ordinals of instances that were still rising and are gone.
     pub(super) failed_boots: Vec<u16>,
 }
 
-impl Fleet {
+impl Instances {
     /// Nothing is known but the attempts ever made, and which of them were `rising` when the former owner let go.
     pub(super) fn new(mut attempts: Vec<u32>, rising: impl Iterator<Item = (u16, u32)>) -> Self {
         attempts.truncate(usize::from(MAX_REPLICAS));
@@ -135,16 +135,16 @@ impl Fleet {
         &self.attempts
     }
 
-    pub(super) fn slot(&self, ordinal: u16) -> Option<&Slot> {
+    pub(super) fn slot(&self, ordinal: u16) -> Option<&InstanceSlot> {
         self.slots.iter().find(|slot| slot.instance.ordinal == ordinal)
     }
 
-    pub(super) fn slot_mut(&mut self, ordinal: u16) -> Option<&mut Slot> {
+    pub(super) fn slot_mut(&mut self, ordinal: u16) -> Option<&mut InstanceSlot> {
         self.slots.iter_mut().find(|slot| slot.instance.ordinal == ordinal)
     }
 
     /// Puts an instance into its slot; one that was there is doomed.
-    pub(super) fn keep(&mut self, slot: Slot) {
+    pub(super) fn keep(&mut self, slot: InstanceSlot) {
         self.condemn(slot.instance.ordinal);
         self.saw_attempt(&slot.instance);
         self.slots.reserve_exact(1);
@@ -153,7 +153,7 @@ impl Fleet {
     }
 
     /// Takes out an instance that is gone.
-    pub(super) fn remove(&mut self, ordinal: u16) -> Option<Slot> {
+    pub(super) fn remove(&mut self, ordinal: u16) -> Option<InstanceSlot> {
         let at = self.slots.iter().position(|slot| slot.instance.ordinal == ordinal)?;
         Some(self.slots.remove(at))
     }
@@ -243,8 +243,8 @@ impl Fleet {
                 .position(|s| s.instance.ordinal == instance.ordinal && s.instance.attempt == instance.attempt);
             self.slots.push(match same {
                 Some(at) => before.remove(at).seen_as(instance),
-                None if starts(&instance) => Slot::rising(instance, now, now),
-                None => Slot::new(instance, Life::Adopted, now),
+                None if starts(&instance) => InstanceSlot::rising(instance, now, now),
+                None => InstanceSlot::new(instance, InstanceLife::Adopted, now),
             });
         }
         for gone in before {
@@ -311,13 +311,13 @@ mod tests {
         instances.iter().map(|i| (i.ordinal, i.attempt)).collect()
     }
 
-    fn kept(fleet: &Fleet) -> Vec<(u16, u32)> {
+    fn kept(fleet: &Instances) -> Vec<(u16, u32)> {
         fleet.slots.iter().map(|s| (s.instance.ordinal, s.instance.attempt)).collect()
     }
 
     #[test]
     fn a_look_keeps_one_per_ordinal_and_dooms_the_rest() {
-        let mut fleet = Fleet::default();
+        let mut fleet = Instances::default();
         let found = vec![
             instance(2, 1, "new"),
             instance(0, 3, "new"),
@@ -337,11 +337,11 @@ mod tests {
 
     #[test]
     fn what_was_doomed_stays_doomed_and_what_is_gone_is_told_apart() {
-        let mut fleet = Fleet::default();
+        let mut fleet = Instances::default();
         fleet.observe((0..4).map(|n| instance(n, 1, "d")).collect(), "d", 4, Timestamp::ZERO);
         fleet.condemn(0);
-        fleet.slot_mut(1).expect("it was found").life = Life::Alive;
-        fleet.slot_mut(2).expect("it was found").life = Life::Rising { since: Timestamp::ZERO, polls: 0 };
+        fleet.slot_mut(1).expect("it was found").life = InstanceLife::Alive;
+        fleet.slot_mut(2).expect("it was found").life = InstanceLife::Rising { since: Timestamp::ZERO, polls: 0 };
         let findings = fleet.observe(vec![instance(0, 1, "d"), instance(3, 1, "d")], "d", 4, Timestamp::ZERO);
         let lost: Vec<_> = findings.lost.iter().map(|slot| slot.instance.ordinal).collect();
         assert_eq!((lost, findings.failed_boots), (vec![1], vec![2]));

@@ -2,8 +2,8 @@
 
 use common::{Generation, Timestamp};
 
-use super::fleet::{Life, Slot};
-use super::{Bar, Config, Lifecycle, Outcome, Step, plan};
+use super::fleet::{InstanceLife, InstanceSlot};
+use super::{Bar, Config, Lifecycle, LifecycleStep, StepOutcome, plan};
 use crate::backoff::Retry;
 use crate::instance::Instance;
 
@@ -37,7 +37,7 @@ impl Lifecycle {
 
     /// An instance that had answered has ended, or has to. The first time it is replaced at once; again without
     /// `stable_after` of health between, it waits longer each time, so that what cannot live does not keep a host busy.
-    fn ended(&mut self, slot: &Slot, text: String, now: Timestamp, jitter: f64, config: &Config) {
+    fn ended(&mut self, slot: &InstanceSlot, text: String, now: Timestamp, jitter: f64, config: &Config) {
         self.lost = true;
         if slot.is_proven(now, config.stable_after) {
             self.boots.ends = self.boots.ends.max(1);
@@ -74,7 +74,7 @@ impl Lifecycle {
     pub(super) fn answered(&mut self, ordinal: u16, now: Timestamp, config: &Config) {
         let next_probe = self.next_probe(ordinal, now, config);
         if let Some(slot) = self.fleet.slot_mut(ordinal) {
-            slot.life = Life::Alive;
+            slot.life = InstanceLife::Alive;
             slot.failed_probes = 0;
             slot.next_probe = next_probe;
         }
@@ -85,11 +85,11 @@ impl Lifecycle {
         let Some(slot) = self.fleet.slot_mut(ordinal) else { return };
         slot.failed_probes = slot.failed_probes.saturating_add(1);
         match &mut slot.life {
-            Life::Rising { since, .. } if now.since(*since) >= config.boot_timeout => {
+            InstanceLife::Rising { since, .. } if now.since(*since) >= config.boot_timeout => {
                 self.fleet.condemn(ordinal);
                 self.failed_boot(ordinal, &format!("gave no answer in time: {text}"), now, jitter, config);
             }
-            Life::Rising { polls, .. } => {
+            InstanceLife::Rising { polls, .. } => {
                 *polls = polls.saturating_add(1);
                 slot.next_probe = now + plan::poll_delay(*polls);
                 // Long enough that a usual start shows no error, short enough that a hopeless one explains itself.
@@ -97,14 +97,14 @@ impl Lifecycle {
                     self.last_error = Some(format!("instance {ordinal} does not answer yet: {text}").into());
                 }
             }
-            Life::Alive | Life::Adopted if slot.failed_probes >= config.restart_probe_failures => {
+            InstanceLife::Alive | InstanceLife::Adopted if slot.failed_probes >= config.restart_probe_failures => {
                 let times = slot.failed_probes;
                 let condemned = slot.clone();
                 self.fleet.condemn(ordinal);
                 let text = format!("instance {ordinal} left {times} probes unanswered: {text}");
                 self.ended(&condemned, text, now, jitter, config);
             }
-            Life::Alive | Life::Adopted => slot.next_probe = retry,
+            InstanceLife::Alive | InstanceLife::Adopted => slot.next_probe = retry,
         }
     }
 
@@ -124,28 +124,35 @@ impl Lifecycle {
         self.looks.at = self.looks.at.max(until);
     }
 
-    pub(super) fn failed(&mut self, step: Step, outcome: &Outcome, now: Timestamp, jitter: f64, config: &Config) {
+    pub(super) fn failed(
+        &mut self,
+        step: LifecycleStep,
+        outcome: &StepOutcome,
+        now: Timestamp,
+        jitter: f64,
+        config: &Config,
+    ) {
         self.last_error = Some(format!("{step}: {}", outcome.text()).into());
         match step {
-            Step::Observe => self.looks.fail(now, &config.step_backoff, jitter),
-            Step::Configure { ordinal, .. } | Step::Replug { ordinal } => {
+            LifecycleStep::Observe => self.looks.fail(now, &config.step_backoff, jitter),
+            LifecycleStep::Configure { ordinal, .. } | LifecycleStep::Replug { ordinal } => {
                 if let Some(slot) = self.fleet.slot_mut(ordinal) {
                     slot.retry.fail(now, &config.step_backoff, jitter);
                     // It may be dead, which a probe finds out.
                     slot.next_probe = slot.next_probe.min(now + config.probe_retry);
                 }
             }
-            Step::Destroy { .. } | Step::Forget => {
+            LifecycleStep::Destroy { .. } | LifecycleStep::Forget => {
                 self.fleet.known = false;
                 self.removals.fail(now, &config.step_backoff, jitter);
                 self.looks.at = self.looks.at.max(self.removals.at);
             }
             // Only an outcome that does not belong to it comes here: nobody knows what happened.
-            Step::Boot { ordinal, .. } => {
+            LifecycleStep::Boot { ordinal, .. } => {
                 self.fleet.known = false;
                 self.failed_boot(ordinal, outcome.text(), now, jitter, config);
             }
-            Step::Probe { ordinal } => self.silent(ordinal, outcome.text(), now, jitter, config),
+            LifecycleStep::Probe { ordinal } => self.silent(ordinal, outcome.text(), now, jitter, config),
         }
     }
 }

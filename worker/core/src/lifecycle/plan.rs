@@ -10,8 +10,8 @@ use std::time::Duration;
 use common::Timestamp;
 use common::status::Phase;
 
-use super::fleet::{Life, Slot, on_rhythm};
-use super::{Bar, Boots, Config, Lifecycle, Output, State, Step};
+use super::fleet::{InstanceLife, InstanceSlot, on_rhythm};
+use super::{Bar, Boots, Config, Lifecycle, LifecycleOutput, LifecycleState, LifecycleStep};
 
 /// Time from a start, or from an unanswered poll, to the next poll of an instance that has not answered yet: short at
 /// first because most processes are up within a moment, at most a second because machines take minutes.
@@ -38,7 +38,7 @@ impl Wake {
 }
 
 enum Choice {
-    Do(Step),
+    Do(LifecycleStep),
     /// Start an instance at this ordinal.
     Boot(u16),
     /// End the instance at this ordinal in favour of a new one.
@@ -47,7 +47,7 @@ enum Choice {
 
 impl Lifecycle {
     /// Chooses and begins the next step, or asks for a wake-up.
-    pub(super) fn plan(&mut self, now: Timestamp, output: &mut Output) {
+    pub(super) fn plan(&mut self, now: Timestamp, output: &mut LifecycleOutput) {
         if let Bar::Cooldown(until) = self.boots.bar
             && until <= now
         {
@@ -67,21 +67,23 @@ impl Lifecycle {
             if self.desired.deleting { self.next_removal(&mut wake, settled) } else { self.next_repair(&mut wake) };
         let step = match choice {
             Some(Choice::Do(step)) => Some(step),
-            Some(Choice::Boot(ordinal)) => Some(Step::Boot { ordinal, attempt: self.fleet.next_attempt(ordinal) }),
+            Some(Choice::Boot(ordinal)) => {
+                Some(LifecycleStep::Boot { ordinal, attempt: self.fleet.next_attempt(ordinal) })
+            }
             Some(Choice::Replace(ordinal)) => {
                 self.replacing = true;
                 self.fleet.condemn(ordinal);
-                self.fleet.doomed.last().map(|i| Step::Destroy { ordinal: i.ordinal, attempt: i.attempt })
+                self.fleet.doomed.last().map(|i| LifecycleStep::Destroy { ordinal: i.ordinal, attempt: i.attempt })
             }
             None => None,
         };
         match step {
             Some(step) => {
-                self.state = State::Running { step, leaving: false };
+                self.state = LifecycleState::Running { step, leaving: false };
                 output.action = Some(step);
             }
             None => {
-                self.state = State::Idle;
+                self.state = LifecycleState::Idle;
                 output.wake_at = wake.at;
             }
         }
@@ -89,16 +91,16 @@ impl Lifecycle {
 
     fn next_removal(&self, wake: &mut Wake, settled: bool) -> Option<Choice> {
         if !self.fleet.known {
-            return wake.due(self.looks.at).then_some(Choice::Do(Step::Observe));
+            return wake.due(self.looks.at).then_some(Choice::Do(LifecycleStep::Observe));
         }
         let ready = wake.due(self.fenced_until.max(self.removals.at));
-        let last = settled.then_some(Step::Forget);
+        let last = settled.then_some(LifecycleStep::Forget);
         self.doomed_step().or(last).filter(|_| ready).map(Choice::Do)
     }
 
     fn next_repair(&self, wake: &mut Wake) -> Option<Choice> {
         if !self.fleet.known && wake.due(self.looks.at) {
-            return Some(Choice::Do(Step::Observe));
+            return Some(Choice::Do(LifecycleStep::Observe));
         }
         if let Bar::Cooldown(until) = self.boots.bar {
             // The phase changes then, also when nothing is missing any more.
@@ -125,13 +127,13 @@ impl Lifecycle {
         if let Some(slot) = due
             && wake.due(slot.next_probe)
         {
-            return Some(Choice::Do(Step::Probe { ordinal: slot.instance.ordinal }));
+            return Some(Choice::Do(LifecycleStep::Probe { ordinal: slot.instance.ordinal }));
         }
         if !may_act {
             return None;
         }
-        let stale = |slot: &&Slot| self.is_stale(slot);
-        let fresh = |slot: &&Slot| !self.is_stale(slot);
+        let stale = |slot: &&InstanceSlot| self.is_stale(slot);
+        let fresh = |slot: &&InstanceSlot| !self.is_stale(slot);
         let slots = &self.fleet.slots;
         slots
             .iter()
@@ -141,24 +143,24 @@ impl Lifecycle {
             .or_else(|| slots.iter().filter(stale).find_map(|slot| self.tend(slot, wake)))
     }
 
-    fn doomed_step(&self) -> Option<Step> {
-        self.fleet.doomed.first().map(|i| Step::Destroy { ordinal: i.ordinal, attempt: i.attempt })
+    fn doomed_step(&self) -> Option<LifecycleStep> {
+        self.fleet.doomed.first().map(|i| LifecycleStep::Destroy { ordinal: i.ordinal, attempt: i.attempt })
     }
 
-    fn is_stale(&self, slot: &Slot) -> bool {
+    fn is_stale(&self, slot: &InstanceSlot) -> bool {
         slot.instance.boot_digest != *self.digest
     }
 
     /// What one living instance needs.
-    fn tend(&self, slot: &Slot, wake: &mut Wake) -> Option<Choice> {
+    fn tend(&self, slot: &InstanceSlot, wake: &mut Wake) -> Option<Choice> {
         let ordinal = slot.instance.ordinal;
         let generation = self.desired.edition.generation;
         let step = if !slot.is_alive() {
             return None;
         } else if slot.replug {
-            Step::Replug { ordinal }
+            LifecycleStep::Replug { ordinal }
         } else if slot.configured != Some(generation) {
-            Step::Configure { ordinal, generation }
+            LifecycleStep::Configure { ordinal, generation }
         } else {
             return None;
         };
@@ -170,7 +172,7 @@ impl Lifecycle {
         let slots = &self.fleet.slots;
         // One that does not serve yet costs nothing.
         let idle = slots.iter().find(|slot| self.is_stale(slot) && !slot.is_alive());
-        let settled = |slot: &Slot| slot.is_alive() && slot.configured == Some(self.desired.edition.generation);
+        let settled = |slot: &InstanceSlot| slot.is_alive() && slot.configured == Some(self.desired.edition.generation);
         let rest_serves = slots.len() == usize::from(self.desired.spec.replicas)
             && slots.iter().all(|slot| self.is_stale(slot) || settled(slot));
         let next = idle.or_else(|| slots.iter().find(|slot| rest_serves && self.is_stale(slot)));
@@ -190,8 +192,8 @@ impl Lifecycle {
     pub(super) fn derive_phase(&self) -> Phase {
         let slots = &self.fleet.slots;
         let alive = slots.iter().filter(|slot| slot.is_alive()).count();
-        let booting = matches!(self.state, State::Running { step: Step::Boot { .. }, .. });
-        if self.state == State::Gone {
+        let booting = matches!(self.state, LifecycleState::Running { step: LifecycleStep::Boot { .. }, .. });
+        if self.state == LifecycleState::Gone {
             Phase::Gone
         } else if self.desired.deleting {
             Phase::Deleting
@@ -231,7 +233,7 @@ impl Lifecycle {
             let i = &slot.instance;
             (i.ordinal, i.attempt, i.pid, i.started_at_unix_ms, i.address, slot.answered(), slot.configured)
                 .hash(&mut hash);
-            matches!(slot.life, Life::Alive).hash(&mut hash);
+            matches!(slot.life, InstanceLife::Alive).hash(&mut hash);
         }
         hash.finish()
     }

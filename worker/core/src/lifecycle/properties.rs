@@ -11,7 +11,7 @@ use super::tests::{desired, instance};
 use super::*;
 
 #[derive(Clone, Debug)]
-enum Op {
+enum GeneratedOp {
     /// Time passes, and the wake-up comes if it is due.
     Pass(u32),
     Change {
@@ -30,34 +30,34 @@ enum Op {
     Stray(u16, u32),
 }
 
-fn op(with_release: bool) -> impl Strategy<Value = Op> {
+fn op(with_release: bool) -> impl Strategy<Value = GeneratedOp> {
     prop_oneof![
-        4 => (0_u32..90_000).prop_map(Op::Pass),
+        4 => (0_u32..90_000).prop_map(GeneratedOp::Pass),
         2 => (1_u16..4, any::<bool>(), 0_u8..40)
-            .prop_map(|(replicas, rebuild, delete)| Op::Change { replicas, rebuild, delete: delete == 0 }),
-        1 => Just(Op::Stale),
-        1 => Just(Op::Replug),
-        1 => Just(Op::Check),
-        1 => Just(if with_release { Op::Release } else { Op::Check }),
-        16 => (0_u8..14).prop_map(Op::End),
-        2 => (0_u16..4).prop_map(Op::Kill),
-        1 => (0_u16..5, 1_u32..9).prop_map(|(ordinal, attempt)| Op::Stray(ordinal, attempt)),
+            .prop_map(|(replicas, rebuild, delete)| GeneratedOp::Change { replicas, rebuild, delete: delete == 0 }),
+        1 => Just(GeneratedOp::Stale),
+        1 => Just(GeneratedOp::Replug),
+        1 => Just(GeneratedOp::Check),
+        1 => Just(if with_release { GeneratedOp::Release } else { GeneratedOp::Check }),
+        16 => (0_u8..14).prop_map(GeneratedOp::End),
+        2 => (0_u16..4).prop_map(GeneratedOp::Kill),
+        1 => (0_u16..5, 1_u32..9).prop_map(|(ordinal, attempt)| GeneratedOp::Stray(ordinal, attempt)),
     ]
 }
 
 /// The machine in a world of its own.
-struct World {
+struct PropertyWorld {
     life: Lifecycle,
     config: Config,
     now: Timestamp,
     wake_at: Option<Timestamp>,
-    running: Option<Step>,
+    running: Option<LifecycleStep>,
     over: bool,
     desired: Arc<Desired>,
     instances: BTreeMap<(u16, u32), Instance>,
 }
 
-impl World {
+impl PropertyWorld {
     fn new() -> Self {
         let config = Config::default();
         let desired = desired(1, 2, |_| {});
@@ -65,12 +65,12 @@ impl World {
         let life = Lifecycle::new(ApplianceId::from_u128(9), Arc::clone(&desired), Progress::default(), now, &config);
         let mut world =
             Self { life, config, now, wake_at: None, running: None, over: false, desired, instances: BTreeMap::new() };
-        world.feed(Event::Tick);
+        world.feed(LifecycleEvent::Tick);
         world
     }
 
-    fn feed(&mut self, event: Event) {
-        if matches!(event, Event::Ended(_)) {
+    fn feed(&mut self, event: LifecycleEvent) {
+        if matches!(event, LifecycleEvent::Ended(_)) {
             self.running = None;
         }
         let output = self.life.step(self.now, event.clone(), 0.5, &self.config);
@@ -84,7 +84,7 @@ impl World {
         }
         if let Some(step) = output.action {
             assert_eq!(self.running, None, "{step} begins while another step runs, after {event:?}");
-            assert!(!(self.desired.deleting && matches!(step, Step::Boot { .. })), "a boot while deleting");
+            assert!(!(self.desired.deleting && matches!(step, LifecycleStep::Boot { .. })), "a boot while deleting");
             self.running = Some(step);
         }
         assert_eq!(self.life.running(), self.running);
@@ -96,23 +96,23 @@ impl World {
     }
 
     /// What happens when the running step does what it says.
-    fn succeed(&mut self, step: Step) -> Outcome {
+    fn succeed(&mut self, step: LifecycleStep) -> StepOutcome {
         match step {
-            Step::Observe => Outcome::Observed(self.instances.values().cloned().collect()),
-            Step::Boot { ordinal, attempt } => {
+            LifecycleStep::Observe => StepOutcome::Observed(self.instances.values().cloned().collect()),
+            LifecycleStep::Boot { ordinal, attempt } => {
                 let made = instance(ordinal, attempt, &self.desired);
-                Outcome::Booted(self.instances.entry((ordinal, attempt)).or_insert(made).clone())
+                StepOutcome::Booted(self.instances.entry((ordinal, attempt)).or_insert(made).clone())
             }
-            Step::Replug { .. } => Outcome::Replugged,
-            Step::Configure { ordinal, .. } if self.lives(ordinal) => Outcome::Configured,
-            Step::Configure { .. } => Outcome::Failed("connection refused".into()),
-            Step::Probe { ordinal } if self.lives(ordinal) => Outcome::Answered,
-            Step::Probe { .. } => Outcome::Vanished("connection refused".into()),
-            Step::Destroy { ordinal, attempt } => {
+            LifecycleStep::Replug { .. } => StepOutcome::Replugged,
+            LifecycleStep::Configure { ordinal, .. } if self.lives(ordinal) => StepOutcome::Configured,
+            LifecycleStep::Configure { .. } => StepOutcome::Failed("connection refused".into()),
+            LifecycleStep::Probe { ordinal } if self.lives(ordinal) => StepOutcome::Answered,
+            LifecycleStep::Probe { .. } => StepOutcome::Vanished("connection refused".into()),
+            LifecycleStep::Destroy { ordinal, attempt } => {
                 self.instances.remove(&(ordinal, attempt));
-                Outcome::Destroyed
+                StepOutcome::Destroyed
             }
-            Step::Forget => Outcome::Forgotten,
+            LifecycleStep::Forget => StepOutcome::Forgotten,
         }
     }
 
@@ -124,47 +124,47 @@ impl World {
     fn end(&mut self, how: u8) {
         let Some(step) = self.running else { return };
         let outcome = match how {
-            0 => Outcome::Fenced { retry_after: None },
-            1 => Outcome::Busy("locked".into()),
-            2 => Outcome::Failed("no".into()),
-            3 => Outcome::Refused("never".into()),
-            4 => Outcome::TimedOut,
+            0 => StepOutcome::Fenced { retry_after: None },
+            1 => StepOutcome::Busy("locked".into()),
+            2 => StepOutcome::Failed("no".into()),
+            3 => StepOutcome::Refused("never".into()),
+            4 => StepOutcome::TimedOut,
             5 => {
                 // The worst case: it took effect, and nobody knows.
                 self.succeed(step);
-                Outcome::TimedOut
+                StepOutcome::TimedOut
             }
-            6 if matches!(step, Step::Probe { .. }) => Outcome::Silent("mute".into()),
-            7 => Outcome::Answered,
-            8 => Outcome::Superseded(Token::new(Term::new(9), 3)),
+            6 if matches!(step, LifecycleStep::Probe { .. }) => StepOutcome::Silent("mute".into()),
+            7 => StepOutcome::Answered,
+            8 => StepOutcome::Superseded(Token::new(Term::new(9), 3)),
             _ => self.succeed(step),
         };
-        self.feed(Event::Ended(outcome));
+        self.feed(LifecycleEvent::Ended(outcome));
     }
 
-    fn play(&mut self, op: Op) {
+    fn play(&mut self, op: GeneratedOp) {
         match op {
-            Op::Pass(ms) => {
+            GeneratedOp::Pass(ms) => {
                 self.now = self.now + Duration::from_millis(u64::from(ms));
                 if self.wake_at.is_some_and(|at| at <= self.now) {
-                    self.feed(Event::Tick);
+                    self.feed(LifecycleEvent::Tick);
                 }
             }
-            Op::Change { replicas, rebuild, delete } => {
+            GeneratedOp::Change { replicas, rebuild, delete } => {
                 let next = desired(self.desired.edition.generation.get() + 1, replicas, |next| {
                     next.revision = self.desired.revision + u64::from(rebuild);
                     next.deleting = delete || self.desired.deleting;
                 });
                 self.desired = Arc::clone(&next);
-                self.feed(Event::Change(next));
+                self.feed(LifecycleEvent::Change(next));
             }
-            Op::Stale => self.feed(Event::Change(desired(1, 3, |d| d.deleting = true))),
-            Op::Replug => self.feed(Event::Replug),
-            Op::Check => self.feed(Event::Check(1)),
-            Op::Release => self.feed(Event::Release),
-            Op::End(how) => self.end(how),
-            Op::Kill(ordinal) => self.instances.retain(|(n, _), _| *n != ordinal),
-            Op::Stray(ordinal, attempt) => {
+            GeneratedOp::Stale => self.feed(LifecycleEvent::Change(desired(1, 3, |d| d.deleting = true))),
+            GeneratedOp::Replug => self.feed(LifecycleEvent::Replug),
+            GeneratedOp::Check => self.feed(LifecycleEvent::Check(1)),
+            GeneratedOp::Release => self.feed(LifecycleEvent::Release),
+            GeneratedOp::End(how) => self.end(how),
+            GeneratedOp::Kill(ordinal) => self.instances.retain(|(n, _), _| *n != ordinal),
+            GeneratedOp::Stray(ordinal, attempt) => {
                 self.instances.entry((ordinal, attempt)).or_insert(instance(ordinal, attempt, &self.desired));
             }
         }
@@ -184,11 +184,11 @@ impl World {
             match self.running {
                 Some(step) => {
                     let outcome = self.succeed(step);
-                    self.feed(Event::Ended(outcome));
+                    self.feed(LifecycleEvent::Ended(outcome));
                 }
                 None => {
                     self.now = self.wake_at.expect("a machine at rest has a wake-up");
-                    self.feed(Event::Tick);
+                    self.feed(LifecycleEvent::Tick);
                 }
             }
         }
@@ -201,7 +201,7 @@ proptest! {
 
     #[test]
     fn any_sequence_keeps_the_rules(ops in proptest::collection::vec(op(true), 0..120)) {
-        let mut world = World::new();
+        let mut world = PropertyWorld::new();
         for op in ops {
             world.play(op);
         }
@@ -209,7 +209,7 @@ proptest! {
 
     #[test]
     fn it_settles_once_the_world_behaves(ops in proptest::collection::vec(op(false), 0..120)) {
-        let mut world = World::new();
+        let mut world = PropertyWorld::new();
         for op in ops {
             world.play(op);
         }
@@ -223,14 +223,14 @@ proptest! {
             prop_assert_eq!(status.instances.len(), usize::from(world.desired.spec.replicas));
             // A look finds strays, once no wait of a failed one is left; after it nothing is left over.
             world.now = world.now + Duration::from_secs(120);
-            world.feed(Event::Tick);
+            world.feed(LifecycleEvent::Tick);
             world.settle();
-            world.feed(Event::Check(2));
+            world.feed(LifecycleEvent::Check(2));
             world.settle();
             for _ in 0..200 {
                 if let Some(step) = world.running {
                     let outcome = world.succeed(step);
-                    world.feed(Event::Ended(outcome));
+                    world.feed(LifecycleEvent::Ended(outcome));
                 }
             }
             prop_assert_eq!(world.instances.len(), usize::from(world.desired.spec.replicas));

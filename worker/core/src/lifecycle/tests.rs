@@ -49,17 +49,17 @@ pub(super) fn instance(ordinal: u16, attempt: u32, desired: &Desired) -> Instanc
     }
 }
 
-struct Bench {
+struct LifecycleBench {
     life: Lifecycle,
     now: Timestamp,
     config: Config,
-    last: Output,
+    last: LifecycleOutput,
 }
 
 /// One row: an event, the step it begins, the phase shown after it.
-type Row = (Event, Option<Step>, Phase);
+type Row = (LifecycleEvent, Option<LifecycleStep>, Phase);
 
-impl Bench {
+impl LifecycleBench {
     fn new(desired: &Arc<Desired>) -> Self {
         Self::with(desired, Progress::default())
     }
@@ -68,10 +68,10 @@ impl Bench {
         let config = Config::default();
         let now = Timestamp::from_millis(1_000);
         let life = Lifecycle::new(ApplianceId::from_u128(1), Arc::clone(desired), progress, now, &config);
-        Self { life, now, config, last: Output::default() }
+        Self { life, now, config, last: LifecycleOutput::default() }
     }
 
-    fn feed(&mut self, event: Event) -> &Output {
+    fn feed(&mut self, event: LifecycleEvent) -> &LifecycleOutput {
         self.last = self.life.step(self.now, event, 1.0, &self.config);
         &self.last
     }
@@ -98,12 +98,12 @@ impl Bench {
     fn configured(desired: &Arc<Desired>) -> Self {
         let mut bench = Self::new(desired);
         let found = (0..desired.spec.replicas).map(|n| instance(n, 1, desired)).collect();
-        bench.feed(Event::Tick);
-        bench.feed(ended(Outcome::Observed(found)));
+        bench.feed(LifecycleEvent::Tick);
+        bench.feed(ended(StepOutcome::Observed(found)));
         while let Some(step) = bench.last.action {
             bench.feed(ended(match step {
-                Step::Probe { .. } => Outcome::Answered,
-                Step::Configure { .. } => Outcome::Configured,
+                LifecycleStep::Probe { .. } => StepOutcome::Answered,
+                LifecycleStep::Configure { .. } => StepOutcome::Configured,
                 other => panic!("an adopted appliance needs no {other}"),
             }));
         }
@@ -112,69 +112,72 @@ impl Bench {
     }
 }
 
-fn ended(outcome: Outcome) -> Event {
-    Event::Ended(outcome)
+fn ended(outcome: StepOutcome) -> LifecycleEvent {
+    LifecycleEvent::Ended(outcome)
 }
 
-fn found(instances: &[Instance]) -> Event {
-    ended(Outcome::Observed(instances.to_vec()))
+fn found(instances: &[Instance]) -> LifecycleEvent {
+    ended(StepOutcome::Observed(instances.to_vec()))
 }
 
-fn boot(ordinal: u16, attempt: u32) -> Option<Step> {
-    Some(Step::Boot { ordinal, attempt })
+fn boot(ordinal: u16, attempt: u32) -> Option<LifecycleStep> {
+    Some(LifecycleStep::Boot { ordinal, attempt })
 }
 
-fn destroy(ordinal: u16, attempt: u32) -> Option<Step> {
-    Some(Step::Destroy { ordinal, attempt })
+fn destroy(ordinal: u16, attempt: u32) -> Option<LifecycleStep> {
+    Some(LifecycleStep::Destroy { ordinal, attempt })
 }
 
-fn probe(ordinal: u16) -> Option<Step> {
-    Some(Step::Probe { ordinal })
+fn probe(ordinal: u16) -> Option<LifecycleStep> {
+    Some(LifecycleStep::Probe { ordinal })
 }
 
-fn configure(ordinal: u16, generation: u64) -> Option<Step> {
-    Some(Step::Configure { ordinal, generation: Generation::new(generation) })
+fn configure(ordinal: u16, generation: u64) -> Option<LifecycleStep> {
+    Some(LifecycleStep::Configure { ordinal, generation: Generation::new(generation) })
 }
 
-fn failed(text: &str) -> Event {
-    ended(Outcome::Failed(text.into()))
+fn failed(text: &str) -> LifecycleEvent {
+    ended(StepOutcome::Failed(text.into()))
 }
 
-const OBSERVE: Option<Step> = Some(Step::Observe);
+const OBSERVE: Option<LifecycleStep> = Some(LifecycleStep::Observe);
 
 #[test]
 fn a_new_appliance_is_looked_for_booted_polled_and_configured() {
     let d = desired(1, 1, |_| {});
-    let mut bench = Bench::new(&d);
+    let mut bench = LifecycleBench::new(&d);
     bench.play(vec![
-        (Event::Tick, OBSERVE, Phase::Down),
+        (LifecycleEvent::Tick, OBSERVE, Phase::Down),
         (found(&[]), boot(0, 1), Phase::Booting),
-        (ended(Outcome::Booted(instance(0, 1, &d))), None, Phase::Booting),
+        (ended(StepOutcome::Booted(instance(0, 1, &d))), None, Phase::Booting),
     ]);
     assert_eq!(bench.wake(), Duration::from_millis(100));
     bench.play(vec![
-        (Event::Tick, probe(0), Phase::Booting),
-        (ended(Outcome::Silent("refused".into())), None, Phase::Booting),
+        (LifecycleEvent::Tick, probe(0), Phase::Booting),
+        (ended(StepOutcome::Silent("refused".into())), None, Phase::Booting),
     ]);
     assert_eq!(bench.wake(), Duration::from_millis(200));
     bench.play(vec![
-        (Event::Tick, probe(0), Phase::Booting),
-        (ended(Outcome::Answered), configure(0, 1), Phase::Up),
-        (ended(Outcome::Configured), None, Phase::Configured),
+        (LifecycleEvent::Tick, probe(0), Phase::Booting),
+        (ended(StepOutcome::Answered), configure(0, 1), Phase::Up),
+        (ended(StepOutcome::Configured), None, Phase::Configured),
     ]);
     let status = bench.life.status();
     assert_eq!(status.instances[0].configured, Some(Generation::new(1)));
     assert_eq!((status.instances[0].alive, status.failed_boots, status.last_error), (Some(true), 0, None));
     assert!(bench.wake() <= Duration::from_secs(60), "the next probe is due within its interval");
-    bench.play(vec![(Event::Tick, probe(0), Phase::Configured), (ended(Outcome::Answered), None, Phase::Configured)]);
+    bench.play(vec![
+        (LifecycleEvent::Tick, probe(0), Phase::Configured),
+        (ended(StepOutcome::Answered), None, Phase::Configured),
+    ]);
     assert!(!bench.last.status_changed, "an answered probe is no news");
     assert_eq!(bench.wake(), Duration::from_secs(60));
 }
 
 /// Lets boots fail until the machine cools down; gives back the waits between them.
-fn fail_boots(bench: &mut Bench) -> Vec<u64> {
+fn fail_boots(bench: &mut LifecycleBench) -> Vec<u64> {
     let mut waits = vec![];
-    bench.feed(Event::Tick);
+    bench.feed(LifecycleEvent::Tick);
     loop {
         bench.feed(found(&[]));
         if bench.last.action.is_none() {
@@ -182,9 +185,9 @@ fn fail_boots(bench: &mut Bench) -> Vec<u64> {
             if bench.life.status().phase == Phase::Error {
                 return waits;
             }
-            bench.feed(Event::Tick);
+            bench.feed(LifecycleEvent::Tick);
         }
-        assert!(matches!(bench.last.action, Some(Step::Boot { .. })), "{:?}", bench.last.action);
+        assert!(matches!(bench.last.action, Some(LifecycleStep::Boot { .. })), "{:?}", bench.last.action);
         bench.feed(failed("no"));
         assert_eq!(bench.last.action, OBSERVE, "after a failed boot it looks before it boots again");
     }
@@ -192,23 +195,23 @@ fn fail_boots(bench: &mut Bench) -> Vec<u64> {
 
 #[test]
 fn boots_fail_with_back_off_and_end_in_error_until_the_cooldown_is_over() {
-    let mut bench = Bench::new(&desired(1, 1, |_| {}));
+    let mut bench = LifecycleBench::new(&desired(1, 1, |_| {}));
     assert_eq!(fail_boots(&mut bench), [1, 2, 4, 8, 30]);
     assert_eq!(bench.life.status().failed_boots, 5);
-    bench.play(vec![(Event::Tick, boot(0, 6), Phase::Booting)]);
+    bench.play(vec![(LifecycleEvent::Tick, boot(0, 6), Phase::Booting)]);
     assert_eq!(bench.life.status().failed_boots, 0, "a new round begins");
 }
 
 #[test]
 fn only_commands_that_change_something_lead_out_of_error() {
     for (event, step, phase) in [
-        (Event::Change(desired(2, 1, |_| {})), boot(0, 6), Phase::Booting),
-        (Event::Change(desired(2, 1, |d| d.revision = 1)), boot(0, 6), Phase::Booting),
-        (Event::Change(desired(2, 1, |d| d.deleting = true)), Some(Step::Forget), Phase::Deleting),
-        (Event::Change(desired(1, 1, |_| {})), None, Phase::Error),
-        (Event::Check(7), OBSERVE, Phase::Error),
+        (LifecycleEvent::Change(desired(2, 1, |_| {})), boot(0, 6), Phase::Booting),
+        (LifecycleEvent::Change(desired(2, 1, |d| d.revision = 1)), boot(0, 6), Phase::Booting),
+        (LifecycleEvent::Change(desired(2, 1, |d| d.deleting = true)), Some(LifecycleStep::Forget), Phase::Deleting),
+        (LifecycleEvent::Change(desired(1, 1, |_| {})), None, Phase::Error),
+        (LifecycleEvent::Check(7), OBSERVE, Phase::Error),
     ] {
-        let mut bench = Bench::new(&desired(1, 1, |_| {}));
+        let mut bench = LifecycleBench::new(&desired(1, 1, |_| {}));
         fail_boots(&mut bench);
         bench.now = Timestamp::from_nanos(bench.now.as_nanos() - 1);
         bench.play(vec![(event, step, phase)]);
@@ -218,60 +221,60 @@ fn only_commands_that_change_something_lead_out_of_error() {
 #[test]
 fn delete_overtakes_everything() {
     let d = desired(1, 2, |_| {});
-    let delete = || Event::Change(desired(5, 2, |d| d.deleting = true));
-    let mut bench = Bench::configured(&d);
+    let delete = || LifecycleEvent::Change(desired(5, 2, |d| d.deleting = true));
+    let mut bench = LifecycleBench::configured(&d);
     bench.wake();
-    bench.feed(Event::Tick);
-    assert!(matches!(bench.last.action, Some(Step::Probe { .. })));
+    bench.feed(LifecycleEvent::Tick);
+    assert!(matches!(bench.last.action, Some(LifecycleStep::Probe { .. })));
     bench.play(vec![(delete(), destroy(1, 1), Phase::Deleting)]);
     assert!(bench.last.cancel, "a probe is dropped for it");
     bench.play(vec![
-        (Event::Change(desired(6, 2, |_| {})), None, Phase::Deleting),
-        (ended(Outcome::Destroyed), destroy(0, 1), Phase::Deleting),
+        (LifecycleEvent::Change(desired(6, 2, |_| {})), None, Phase::Deleting),
+        (ended(StepOutcome::Destroyed), destroy(0, 1), Phase::Deleting),
         (failed("busy"), None, Phase::Deleting),
     ]);
     bench.wake();
     bench.play(vec![
-        (Event::Tick, OBSERVE, Phase::Deleting),
+        (LifecycleEvent::Tick, OBSERVE, Phase::Deleting),
         (found(&[instance(0, 1, &d)]), destroy(0, 1), Phase::Deleting),
-        (ended(Outcome::Destroyed), Some(Step::Forget), Phase::Deleting),
-        (ended(Outcome::Forgotten), None, Phase::Gone),
+        (ended(StepOutcome::Destroyed), Some(LifecycleStep::Forget), Phase::Deleting),
+        (ended(StepOutcome::Forgotten), None, Phase::Gone),
     ]);
-    assert_eq!(bench.last.end, Some(End::Gone));
-    bench.play(vec![(Event::Tick, None, Phase::Gone), (Event::Release, None, Phase::Gone)]);
+    assert_eq!(bench.last.end, Some(LifecycleEnd::Gone));
+    bench.play(vec![(LifecycleEvent::Tick, None, Phase::Gone), (LifecycleEvent::Release, None, Phase::Gone)]);
 }
 
 #[test]
 fn a_boot_under_way_is_undone_by_a_delete() {
     let d = desired(1, 1, |_| {});
-    let mut bench = Bench::new(&d);
+    let mut bench = LifecycleBench::new(&d);
     bench.play(vec![
-        (Event::Tick, OBSERVE, Phase::Down),
+        (LifecycleEvent::Tick, OBSERVE, Phase::Down),
         (found(&[]), boot(0, 1), Phase::Booting),
-        (Event::Change(desired(2, 1, |d| d.deleting = true)), None, Phase::Deleting),
-        (ended(Outcome::Booted(instance(0, 1, &d))), destroy(0, 1), Phase::Deleting),
+        (LifecycleEvent::Change(desired(2, 1, |d| d.deleting = true)), None, Phase::Deleting),
+        (ended(StepOutcome::Booted(instance(0, 1, &d))), destroy(0, 1), Phase::Deleting),
     ]);
 }
 
 #[test]
 fn a_change_that_needs_no_restart_is_configured_in_place() {
     let d = desired(1, 2, |_| {});
-    let mut bench = Bench::configured(&d);
+    let mut bench = LifecycleBench::configured(&d);
     bench.play(vec![
-        (Event::Change(desired(2, 2, |_| {})), configure(0, 2), Phase::Up),
-        (Event::Change(desired(3, 2, |_| {})), None, Phase::Up),
-        (ended(Outcome::Configured), configure(0, 3), Phase::Up),
-        (ended(Outcome::Configured), configure(1, 3), Phase::Up),
+        (LifecycleEvent::Change(desired(2, 2, |_| {})), configure(0, 2), Phase::Up),
+        (LifecycleEvent::Change(desired(3, 2, |_| {})), None, Phase::Up),
+        (ended(StepOutcome::Configured), configure(0, 3), Phase::Up),
+        (ended(StepOutcome::Configured), configure(1, 3), Phase::Up),
         (failed("422"), None, Phase::Up),
     ]);
     assert!(bench.life.status().last_error.expect("it is shown").contains("configure 1: 422"));
     assert_eq!(bench.wake(), Duration::from_secs(1));
-    bench.feed(Event::Tick);
-    while matches!(bench.last.action, Some(Step::Probe { .. })) {
-        bench.feed(ended(Outcome::Answered));
+    bench.feed(LifecycleEvent::Tick);
+    while matches!(bench.last.action, Some(LifecycleStep::Probe { .. })) {
+        bench.feed(ended(StepOutcome::Answered));
     }
     assert_eq!(bench.last.action, configure(1, 3));
-    bench.play(vec![(ended(Outcome::Configured), None, Phase::Configured)]);
+    bench.play(vec![(ended(StepOutcome::Configured), None, Phase::Configured)]);
     assert_eq!(bench.life.status().observed_generation, Generation::new(3));
 }
 
@@ -295,31 +298,31 @@ fn the_address_of_a_load_balancer_follows_the_listeners_in_force() {
         address: Some(([127, 0, 0, 1], 8_000 + n).into()),
         ..instance(n, 1, &old)
     };
-    let ports = |bench: &Bench| -> Vec<_> {
+    let ports = |bench: &LifecycleBench| -> Vec<_> {
         bench.life.status().instances.iter().map(|i| i.address.map(|a| a.port())).collect()
     };
-    let mut bench = Bench::new(&old);
-    bench.feed(Event::Tick);
+    let mut bench = LifecycleBench::new(&old);
+    bench.feed(LifecycleEvent::Tick);
     bench.feed(found(&[started(0), started(1)]));
     while let Some(step) = bench.last.action {
-        bench.feed(ended(if step.changes_the_world() { Outcome::Configured } else { Outcome::Answered }));
+        bench.feed(ended(if step.changes_the_world() { StepOutcome::Configured } else { StepOutcome::Answered }));
     }
     assert_eq!(ports(&bench), [Some(8_000), Some(8_001)]);
     bench.play(vec![
-        (Event::Change(balancer(2, 8_500)), configure(0, 2), Phase::Up),
-        (ended(Outcome::Configured), configure(1, 2), Phase::Up),
+        (LifecycleEvent::Change(balancer(2, 8_500)), configure(0, 2), Phase::Up),
+        (ended(StepOutcome::Configured), configure(1, 2), Phase::Up),
     ]);
     assert_eq!(ports(&bench), [Some(8_500), Some(8_001)], "the second one still serves where it did");
     // While it is told, something newer is wanted: what it serves then is not in force for long.
-    bench.feed(Event::Change(balancer(3, 8_600)));
-    bench.feed(ended(Outcome::Configured));
+    bench.feed(LifecycleEvent::Change(balancer(3, 8_600)));
+    bench.feed(ended(StepOutcome::Configured));
     assert_eq!(ports(&bench), [Some(8_500), Some(8_001)]);
-    bench.feed(ended(Outcome::Configured));
-    bench.play(vec![(ended(Outcome::Configured), None, Phase::Configured)]);
+    bench.feed(ended(StepOutcome::Configured));
+    bench.play(vec![(ended(StepOutcome::Configured), None, Phase::Configured)]);
     assert_eq!(ports(&bench), [Some(8_600), Some(8_601)]);
     assert!(bench.last.status_changed);
     // Drivers go on to say what it was started with.
-    bench.play(vec![(Event::Check(1), OBSERVE, Phase::Configured)]);
+    bench.play(vec![(LifecycleEvent::Check(1), OBSERVE, Phase::Configured)]);
     bench.feed(found(&[started(0), started(1)]));
     assert_eq!(ports(&bench), [Some(8_600), Some(8_601)]);
 }
@@ -328,27 +331,27 @@ fn the_address_of_a_load_balancer_follows_the_listeners_in_force() {
 fn a_rebuild_replaces_one_instance_at_a_time() {
     let old = desired(1, 2, |_| {});
     let new = desired(2, 2, |d| d.revision = 1);
-    let mut bench = Bench::configured(&old);
+    let mut bench = LifecycleBench::configured(&old);
     bench.play(vec![
-        (Event::Change(Arc::clone(&new)), destroy(0, 1), Phase::Restarting),
-        (ended(Outcome::Destroyed), boot(0, 2), Phase::Restarting),
+        (LifecycleEvent::Change(Arc::clone(&new)), destroy(0, 1), Phase::Restarting),
+        (ended(StepOutcome::Destroyed), boot(0, 2), Phase::Restarting),
         // The other one serves on with the new configuration meanwhile.
-        (ended(Outcome::Booted(instance(0, 2, &new))), configure(1, 2), Phase::Restarting),
-        (ended(Outcome::Configured), None, Phase::Restarting),
+        (ended(StepOutcome::Booted(instance(0, 2, &new))), configure(1, 2), Phase::Restarting),
+        (ended(StepOutcome::Configured), None, Phase::Restarting),
     ]);
     bench.wake();
     bench.play(vec![
-        (Event::Tick, probe(0), Phase::Restarting),
-        (ended(Outcome::Answered), configure(0, 2), Phase::Restarting),
-        (ended(Outcome::Configured), destroy(1, 1), Phase::Restarting),
-        (ended(Outcome::Destroyed), boot(1, 2), Phase::Restarting),
-        (ended(Outcome::Booted(instance(1, 2, &new))), None, Phase::Restarting),
+        (LifecycleEvent::Tick, probe(0), Phase::Restarting),
+        (ended(StepOutcome::Answered), configure(0, 2), Phase::Restarting),
+        (ended(StepOutcome::Configured), destroy(1, 1), Phase::Restarting),
+        (ended(StepOutcome::Destroyed), boot(1, 2), Phase::Restarting),
+        (ended(StepOutcome::Booted(instance(1, 2, &new))), None, Phase::Restarting),
     ]);
     bench.wake();
     bench.play(vec![
-        (Event::Tick, probe(1), Phase::Restarting),
-        (ended(Outcome::Answered), configure(1, 2), Phase::Restarting),
-        (ended(Outcome::Configured), None, Phase::Configured),
+        (LifecycleEvent::Tick, probe(1), Phase::Restarting),
+        (ended(StepOutcome::Answered), configure(1, 2), Phase::Restarting),
+        (ended(StepOutcome::Configured), None, Phase::Configured),
     ]);
 }
 
@@ -356,53 +359,53 @@ fn a_rebuild_replaces_one_instance_at_a_time() {
 fn a_bad_command_costs_one_replica_only() {
     let old = desired(1, 2, |_| {});
     let new = desired(2, 2, |d| d.revision = 1);
-    let mut bench = Bench::configured(&old);
+    let mut bench = LifecycleBench::configured(&old);
     bench.play(vec![
-        (Event::Change(new), destroy(0, 1), Phase::Restarting),
-        (ended(Outcome::Destroyed), boot(0, 2), Phase::Restarting),
-        (ended(Outcome::Refused("command `x` not found".into())), OBSERVE, Phase::Restarting),
+        (LifecycleEvent::Change(new), destroy(0, 1), Phase::Restarting),
+        (ended(StepOutcome::Destroyed), boot(0, 2), Phase::Restarting),
+        (ended(StepOutcome::Refused("command `x` not found".into())), OBSERVE, Phase::Restarting),
         (found(&[instance(1, 1, &old)]), configure(1, 2), Phase::Restarting),
-        (ended(Outcome::Configured), None, Phase::Restarting),
+        (ended(StepOutcome::Configured), None, Phase::Restarting),
     ]);
 }
 
 #[test]
 fn fewer_replicas_end_the_highest_and_more_boot_what_is_missing() {
     let d = desired(1, 3, |_| {});
-    let mut bench = Bench::configured(&d);
+    let mut bench = LifecycleBench::configured(&d);
     bench.play(vec![
-        (Event::Change(desired(2, 1, |_| {})), destroy(2, 1), Phase::Up),
-        (ended(Outcome::Destroyed), destroy(1, 1), Phase::Up),
-        (ended(Outcome::Destroyed), configure(0, 2), Phase::Up),
-        (ended(Outcome::Configured), None, Phase::Configured),
-        (Event::Change(desired(3, 2, |_| {})), boot(1, 2), Phase::Booting),
+        (LifecycleEvent::Change(desired(2, 1, |_| {})), destroy(2, 1), Phase::Up),
+        (ended(StepOutcome::Destroyed), destroy(1, 1), Phase::Up),
+        (ended(StepOutcome::Destroyed), configure(0, 2), Phase::Up),
+        (ended(StepOutcome::Configured), None, Phase::Configured),
+        (LifecycleEvent::Change(desired(3, 2, |_| {})), boot(1, 2), Phase::Booting),
     ]);
 }
 
 #[test]
 fn a_replica_that_was_booted_while_it_was_withdrawn_is_ended() {
     let d = desired(1, 2, |_| {});
-    let mut bench = Bench::new(&d);
+    let mut bench = LifecycleBench::new(&d);
     bench.play(vec![
-        (Event::Tick, OBSERVE, Phase::Down),
+        (LifecycleEvent::Tick, OBSERVE, Phase::Down),
         (found(&[instance(0, 1, &d)]), boot(1, 1), Phase::Booting),
-        (Event::Change(desired(2, 1, |_| {})), None, Phase::Booting),
-        (ended(Outcome::Booted(instance(1, 1, &d))), destroy(1, 1), Phase::Booting),
+        (LifecycleEvent::Change(desired(2, 1, |_| {})), None, Phase::Booting),
+        (ended(StepOutcome::Booted(instance(1, 1, &d))), destroy(1, 1), Phase::Booting),
     ]);
 }
 
 #[test]
 fn a_shut_gate_is_no_failure() {
-    let mut bench = Bench::new(&desired(1, 1, |_| {}));
-    bench.feed(Event::Tick);
+    let mut bench = LifecycleBench::new(&desired(1, 1, |_| {}));
+    bench.feed(LifecycleEvent::Tick);
     bench.feed(found(&[]));
     for _ in 0..20 {
         assert_eq!(bench.last.action, boot(0, 1), "an attempt that was not made is not counted");
-        bench.feed(ended(Outcome::Fenced { retry_after: None }));
+        bench.feed(ended(StepOutcome::Fenced { retry_after: None }));
         assert_eq!(bench.wake(), Duration::from_millis(1_500));
-        bench.play(vec![(Event::Tick, OBSERVE, Phase::Down), (found(&[]), boot(0, 1), Phase::Booting)]);
+        bench.play(vec![(LifecycleEvent::Tick, OBSERVE, Phase::Down), (found(&[]), boot(0, 1), Phase::Booting)]);
     }
-    bench.feed(ended(Outcome::Fenced { retry_after: Some(Duration::from_secs(40)) }));
+    bench.feed(ended(StepOutcome::Fenced { retry_after: Some(Duration::from_secs(40)) }));
     assert_eq!(bench.wake(), Duration::from_secs(40), "a hold is waited for, not asked about");
     assert_eq!(bench.life.status().failed_boots, 0);
 }
@@ -410,12 +413,12 @@ fn a_shut_gate_is_no_failure() {
 #[test]
 fn what_is_seen_during_a_hold_is_looked_at_again_before_anything_is_done_about_it() {
     let d = desired(1, 1, |_| {});
-    let mut bench = Bench::new(&d);
+    let mut bench = LifecycleBench::new(&d);
     bench.life.hold(bench.now + Duration::from_secs(40));
-    bench.play(vec![(Event::Tick, OBSERVE, Phase::Down), (found(&[]), None, Phase::Down)]);
+    bench.play(vec![(LifecycleEvent::Tick, OBSERVE, Phase::Down), (found(&[]), None, Phase::Down)]);
     assert_eq!(bench.wake(), Duration::from_secs(40), "it is missing, and nothing is done about that");
     bench.play(vec![
-        (Event::Tick, OBSERVE, Phase::Down),
+        (LifecycleEvent::Tick, OBSERVE, Phase::Down),
         // The former owner's boot took effect meanwhile.
         (found(&[instance(0, 1, &d)]), probe(0), Phase::Booting),
     ]);
@@ -424,60 +427,60 @@ fn what_is_seen_during_a_hold_is_looked_at_again_before_anything_is_done_about_i
 #[test]
 fn an_appliance_that_is_well_during_a_hold_is_looked_at_again_all_the_same() {
     let d = desired(1, 1, |_| {});
-    let mut bench = Bench::new(&d);
+    let mut bench = LifecycleBench::new(&d);
     bench.life.hold(bench.now + Duration::from_secs(1));
     bench.play(vec![
-        (Event::Tick, OBSERVE, Phase::Down),
+        (LifecycleEvent::Tick, OBSERVE, Phase::Down),
         (found(&[instance(0, 1, &d)]), probe(0), Phase::Down),
-        (ended(Outcome::Answered), None, Phase::Up),
+        (ended(StepOutcome::Answered), None, Phase::Up),
     ]);
     assert_eq!(bench.wake(), Duration::from_secs(1), "a configuration waits");
     let double = found(&[instance(0, 1, &d), instance(0, 2, &d)]);
-    bench.play(vec![(Event::Tick, OBSERVE, Phase::Up), (double, destroy(0, 2), Phase::Up)]);
+    bench.play(vec![(LifecycleEvent::Tick, OBSERVE, Phase::Up), (double, destroy(0, 2), Phase::Up)]);
 }
 
 #[test]
 fn a_deletion_waits_for_the_end_of_a_hold() {
     let d = desired(1, 1, |d| d.deleting = true);
-    let mut bench = Bench::new(&d);
+    let mut bench = LifecycleBench::new(&d);
     bench.life.hold(bench.now + Duration::from_secs(5));
-    bench.play(vec![(Event::Tick, OBSERVE, Phase::Deleting), (found(&[]), None, Phase::Deleting)]);
+    bench.play(vec![(LifecycleEvent::Tick, OBSERVE, Phase::Deleting), (found(&[]), None, Phase::Deleting)]);
     assert_eq!(bench.wake(), Duration::from_secs(5));
     let late = found(&[instance(0, 1, &d)]);
-    bench.play(vec![(Event::Tick, OBSERVE, Phase::Deleting), (late, destroy(0, 1), Phase::Deleting)]);
+    bench.play(vec![(LifecycleEvent::Tick, OBSERVE, Phase::Deleting), (late, destroy(0, 1), Phase::Deleting)]);
 }
 
 /// What a boot made after nobody looked any more stayed for ever.
 #[test]
 fn a_deletion_ends_after_calls_that_nobody_answered() {
     let d = desired(2, 1, |d| d.deleting = true);
-    let mut bench = Bench::new(&desired(1, 1, |_| {}));
-    bench.play(vec![(Event::Tick, OBSERVE, Phase::Down), (found(&[]), boot(0, 1), Phase::Booting)]);
+    let mut bench = LifecycleBench::new(&desired(1, 1, |_| {}));
+    bench.play(vec![(LifecycleEvent::Tick, OBSERVE, Phase::Down), (found(&[]), boot(0, 1), Phase::Booting)]);
     bench.life.unanswered(bench.now + Duration::from_secs(20));
-    bench.feed(ended(Outcome::TimedOut));
-    bench.play(vec![(Event::Change(d.clone()), None, Phase::Deleting), (found(&[]), None, Phase::Deleting)]);
+    bench.feed(ended(StepOutcome::TimedOut));
+    bench.play(vec![(LifecycleEvent::Change(d.clone()), None, Phase::Deleting), (found(&[]), None, Phase::Deleting)]);
     assert_eq!(bench.wake(), Duration::from_secs(20));
     bench.play(vec![
-        (Event::Tick, OBSERVE, Phase::Deleting),
+        (LifecycleEvent::Tick, OBSERVE, Phase::Deleting),
         (found(&[instance(0, 1, &d)]), destroy(0, 1), Phase::Deleting),
-        (ended(Outcome::Destroyed), Some(Step::Forget), Phase::Deleting),
+        (ended(StepOutcome::Destroyed), Some(LifecycleStep::Forget), Phase::Deleting),
     ]);
 }
 
 #[test]
 fn what_calls_that_nobody_answered_have_made_is_looked_for() {
     let d = desired(1, 1, |_| {});
-    let mut bench = Bench::configured(&d);
+    let mut bench = LifecycleBench::configured(&d);
     let (until, wait) = (bench.now + Duration::from_secs(40), Duration::from_secs(40));
     bench.life.unanswered(until);
-    bench.feed(Event::Tick);
+    bench.feed(LifecycleEvent::Tick);
     let mut waited = Duration::ZERO;
     while bench.last.action != OBSERVE {
         match bench.last.action {
-            Some(Step::Probe { .. }) => bench.feed(ended(Outcome::Answered)),
+            Some(LifecycleStep::Probe { .. }) => bench.feed(ended(StepOutcome::Answered)),
             None => {
                 waited += bench.wake();
-                bench.feed(Event::Tick)
+                bench.feed(LifecycleEvent::Tick)
             }
             other => panic!("all is well: {other:?}"),
         };
@@ -489,37 +492,37 @@ fn what_calls_that_nobody_answered_have_made_is_looked_for() {
 
 #[test]
 fn a_newer_token_is_no_failed_boot_and_is_told() {
-    let mut bench = Bench::new(&desired(1, 1, |_| {}));
-    bench.feed(Event::Tick);
+    let mut bench = LifecycleBench::new(&desired(1, 1, |_| {}));
+    bench.feed(LifecycleEvent::Tick);
     bench.feed(found(&[]));
     assert_eq!(bench.last.action, boot(0, 1));
-    bench.feed(ended(Outcome::Superseded(Token::new(Term::new(9), 3))));
+    bench.feed(ended(StepOutcome::Superseded(Token::new(Term::new(9), 3))));
     assert_eq!(bench.wake(), Duration::from_millis(1_500));
     let status = bench.life.status();
     assert_eq!((status.last_error.as_deref(), status.failed_boots), (Some("fenced by a newer token t9/3"), 0));
-    bench.play(vec![(Event::Tick, OBSERVE, Phase::Down), (found(&[]), boot(0, 1), Phase::Booting)]);
+    bench.play(vec![(LifecycleEvent::Tick, OBSERVE, Phase::Down), (found(&[]), boot(0, 1), Phase::Booting)]);
 }
 
 #[test]
 fn probes_go_on_while_the_gate_is_shut() {
     let d = desired(1, 1, |_| {});
-    let mut bench = Bench::configured(&d);
-    bench.feed(Event::Change(desired(2, 1, |_| {})));
-    bench.feed(ended(Outcome::Fenced { retry_after: Some(Duration::from_secs(3_600)) }));
+    let mut bench = LifecycleBench::configured(&d);
+    bench.feed(LifecycleEvent::Change(desired(2, 1, |_| {})));
+    bench.feed(ended(StepOutcome::Fenced { retry_after: Some(Duration::from_secs(3_600)) }));
     for _ in 0..5 {
         assert!(bench.wake() <= Duration::from_secs(60));
-        bench.play(vec![(Event::Tick, probe(0), Phase::Up), (ended(Outcome::Answered), None, Phase::Up)]);
+        bench.play(vec![(LifecycleEvent::Tick, probe(0), Phase::Up), (ended(StepOutcome::Answered), None, Phase::Up)]);
     }
 }
 
 #[test]
 fn an_unknown_outcome_is_looked_at_before_anything_else() {
     let d = desired(1, 1, |_| {});
-    let mut bench = Bench::new(&d);
+    let mut bench = LifecycleBench::new(&d);
     bench.play(vec![
-        (Event::Tick, OBSERVE, Phase::Down),
+        (LifecycleEvent::Tick, OBSERVE, Phase::Down),
         (found(&[]), boot(0, 1), Phase::Booting),
-        (ended(Outcome::TimedOut), OBSERVE, Phase::Down),
+        (ended(StepOutcome::TimedOut), OBSERVE, Phase::Down),
         (found(&[instance(0, 1, &d)]), probe(0), Phase::Booting),
     ]);
     assert_eq!(bench.life.status().failed_boots, 1);
@@ -528,16 +531,16 @@ fn an_unknown_outcome_is_looked_at_before_anything_else() {
 #[test]
 fn an_instance_that_never_answers_is_a_failed_boot() {
     let d = desired(1, 1, |_| {});
-    let mut bench = Bench::new(&d);
-    bench.feed(Event::Tick);
+    let mut bench = LifecycleBench::new(&d);
+    bench.feed(LifecycleEvent::Tick);
     bench.feed(found(&[]));
-    bench.feed(ended(Outcome::Booted(instance(0, 1, &d))));
+    bench.feed(ended(StepOutcome::Booted(instance(0, 1, &d))));
     let booted = bench.now;
     while bench.last.action.is_none() {
         bench.wake();
-        bench.feed(Event::Tick);
+        bench.feed(LifecycleEvent::Tick);
         assert_eq!(bench.last.action, probe(0));
-        bench.feed(ended(Outcome::Silent("connection refused".into())));
+        bench.feed(ended(StepOutcome::Silent("connection refused".into())));
     }
     assert_eq!(bench.last.action, destroy(0, 1));
     let took = bench.now.since(booted);
@@ -548,53 +551,59 @@ fn an_instance_that_never_answers_is_a_failed_boot() {
 #[test]
 fn a_release_carries_attempts_back_off_and_journal_to_the_next_owner() {
     let d = desired(1, 1, |_| {});
-    let mut bench = Bench::new(&d);
-    bench.feed(Event::Tick);
+    let mut bench = LifecycleBench::new(&d);
+    bench.feed(LifecycleEvent::Tick);
     bench.feed(found(&[]));
     bench.feed(failed("no"));
     bench.feed(found(&[]));
-    bench.feed(Event::Release);
-    let Some(End::Released(progress)) = bench.last.end.clone() else {
+    bench.feed(LifecycleEvent::Release);
+    let Some(LifecycleEnd::Released(progress)) = bench.last.end.clone() else {
         panic!("nothing runs, so it is released at once")
     };
     assert_eq!((progress.failed_boots, &progress.attempts[..], progress.cooling), (1, &[1][..], false));
     assert_eq!(progress.wait, Duration::from_secs(1));
 
-    let mut next = Bench::with(&d, progress);
-    next.play(vec![(Event::Tick, OBSERVE, Phase::Down), (found(&[]), None, Phase::Down)]);
+    let mut next = LifecycleBench::with(&d, progress);
+    next.play(vec![(LifecycleEvent::Tick, OBSERVE, Phase::Down), (found(&[]), None, Phase::Down)]);
     assert_eq!(next.wake(), Duration::from_secs(1));
-    next.play(vec![(Event::Tick, boot(0, 2), Phase::Booting)]);
+    next.play(vec![(LifecycleEvent::Tick, boot(0, 2), Phase::Booting)]);
     assert_eq!(next.life.status().failed_boots, 1);
-    next.play(vec![(ended(Outcome::Booted(instance(0, 2, &d))), None, Phase::Booting)]);
-    next.feed(Event::Release);
-    let Some(End::Released(progress)) = next.last.end.clone() else { panic!("polling is a safe point") };
+    next.play(vec![(ended(StepOutcome::Booted(instance(0, 2, &d))), None, Phase::Booting)]);
+    next.feed(LifecycleEvent::Release);
+    let Some(LifecycleEnd::Released(progress)) = next.last.end.clone() else { panic!("polling is a safe point") };
     assert_eq!(progress.journal[0].step, "boot 0");
 }
 
 #[test]
 fn a_cooldown_survives_a_move_and_is_never_longer_than_our_own() {
     let progress = Progress { failed_boots: 5, wait: Duration::from_secs(9_999), cooling: true, ..Progress::default() };
-    let mut bench = Bench::with(&desired(1, 1, |_| {}), progress);
-    bench.play(vec![(Event::Tick, OBSERVE, Phase::Down), (found(&[]), None, Phase::Error)]);
+    let mut bench = LifecycleBench::with(&desired(1, 1, |_| {}), progress);
+    bench.play(vec![(LifecycleEvent::Tick, OBSERVE, Phase::Down), (found(&[]), None, Phase::Error)]);
     assert_eq!(bench.wake(), Duration::from_secs(30));
-    bench.play(vec![(Event::Tick, boot(0, 1), Phase::Booting)]);
+    bench.play(vec![(LifecycleEvent::Tick, boot(0, 1), Phase::Booting)]);
 }
 
 #[test]
 fn a_release_waits_for_what_changes_the_world_and_drops_what_does_not() {
     let d = desired(1, 1, |_| {});
-    let mut bench = Bench::new(&d);
-    bench.feed(Event::Tick);
+    let mut bench = LifecycleBench::new(&d);
+    bench.feed(LifecycleEvent::Tick);
     let mut looking = bench.life.clone();
-    let output = looking.step(bench.now, Event::Release, 0.5, &bench.config);
-    assert!(output.cancel && matches!(output.end, Some(End::Released(_))), "{output:?}");
+    let output = looking.step(bench.now, LifecycleEvent::Release, 0.5, &bench.config);
+    assert!(output.cancel && matches!(output.end, Some(LifecycleEnd::Released(_))), "{output:?}");
 
     bench.feed(found(&[]));
-    bench.feed(Event::Release);
+    bench.feed(LifecycleEvent::Release);
     assert_eq!((bench.last.end.clone(), bench.last.cancel), (None, false));
-    bench.feed(ended(Outcome::Booted(instance(0, 1, &d))));
-    assert!(matches!(bench.last.end, Some(End::Released(_))));
-    for event in [Event::Tick, Event::Release, Event::Check(1), Event::Change(desired(2, 1, |_| {})), failed("x")] {
+    bench.feed(ended(StepOutcome::Booted(instance(0, 1, &d))));
+    assert!(matches!(bench.last.end, Some(LifecycleEnd::Released(_))));
+    for event in [
+        LifecycleEvent::Tick,
+        LifecycleEvent::Release,
+        LifecycleEvent::Check(1),
+        LifecycleEvent::Change(desired(2, 1, |_| {})),
+        failed("x"),
+    ] {
         let output = bench.feed(event).clone();
         assert_eq!((output.action, output.end, output.wake_at), (None, None, None), "released is the end");
     }
@@ -602,52 +611,55 @@ fn a_release_waits_for_what_changes_the_world_and_drops_what_does_not() {
 
 #[test]
 fn a_check_looks_probes_and_answers() {
-    let mut bench = Bench::configured(&desired(1, 1, |_| {}));
-    bench.play(vec![(Event::Check(3), OBSERVE, Phase::Configured), (Event::Check(4), None, Phase::Configured)]);
+    let mut bench = LifecycleBench::configured(&desired(1, 1, |_| {}));
+    bench.play(vec![
+        (LifecycleEvent::Check(3), OBSERVE, Phase::Configured),
+        (LifecycleEvent::Check(4), None, Phase::Configured),
+    ]);
     assert_eq!(bench.last.checked, None);
     bench.play(vec![
         (found(&[instance(0, 1, &desired(1, 1, |_| {}))]), probe(0), Phase::Configured),
-        (ended(Outcome::Answered), None, Phase::Configured),
+        (ended(StepOutcome::Answered), None, Phase::Configured),
     ]);
     assert_eq!(bench.last.checked, Some(4));
-    bench.play(vec![(Event::Check(5), OBSERVE, Phase::Configured), (found(&[]), boot(0, 2), Phase::Booting)]);
+    bench.play(vec![(LifecycleEvent::Check(5), OBSERVE, Phase::Configured), (found(&[]), boot(0, 2), Phase::Booting)]);
     assert_eq!(bench.last.checked, Some(5), "a check vanishes behind any other action");
 }
 
 #[test]
 fn a_backlog_warns_once() {
-    let mut bench = Bench::new(&desired(1, 1, |_| {}));
-    bench.feed(Event::Tick);
+    let mut bench = LifecycleBench::new(&desired(1, 1, |_| {}));
+    bench.feed(LifecycleEvent::Tick);
     bench.feed(found(&[]));
     let warnings: Vec<_> =
-        (0..150).filter_map(|n| bench.feed(Event::Change(desired(2 + n, 1, |_| {}))).backlog).collect();
+        (0..150).filter_map(|n| bench.feed(LifecycleEvent::Change(desired(2 + n, 1, |_| {}))).backlog).collect();
     assert_eq!(warnings, [100]);
     assert_eq!(bench.life.desired().edition.generation, Generation::new(151), "the newest is what counts");
 }
 
 #[test]
 fn changed_ports_are_plugged_and_configured_again() {
-    let mut bench = Bench::configured(&desired(1, 1, |_| {}));
+    let mut bench = LifecycleBench::configured(&desired(1, 1, |_| {}));
     bench.play(vec![
-        (Event::Replug, Some(Step::Replug { ordinal: 0 }), Phase::Replugging),
-        (ended(Outcome::TimedOut), None, Phase::Replugging),
+        (LifecycleEvent::Replug, Some(LifecycleStep::Replug { ordinal: 0 }), Phase::Replugging),
+        (ended(StepOutcome::TimedOut), None, Phase::Replugging),
     ]);
     bench.wake();
-    bench.feed(Event::Tick);
+    bench.feed(LifecycleEvent::Tick);
     while bench.last.action == probe(0) {
-        bench.feed(ended(Outcome::Answered));
+        bench.feed(ended(StepOutcome::Answered));
     }
-    assert_eq!(bench.last.action, Some(Step::Replug { ordinal: 0 }));
+    assert_eq!(bench.last.action, Some(LifecycleStep::Replug { ordinal: 0 }));
     bench.play(vec![
-        (ended(Outcome::Replugged), configure(0, 1), Phase::Up),
-        (ended(Outcome::Configured), None, Phase::Configured),
+        (ended(StepOutcome::Replugged), configure(0, 1), Phase::Up),
+        (ended(StepOutcome::Configured), None, Phase::Configured),
     ]);
 }
 
 #[test]
 fn an_idle_appliance_is_small() {
-    let bench = Bench::configured(&desired(1, 1, |_| {}));
-    let slots = bench.life.fleet.slots.capacity() * size_of::<Slot>();
+    let bench = LifecycleBench::configured(&desired(1, 1, |_| {}));
+    let slots = bench.life.fleet.slots.capacity() * size_of::<InstanceSlot>();
     let texts = bench.life.digest.len() * 2;
     let attempts = size_of_val(bench.life.fleet.attempts());
     let all = size_of::<Lifecycle>() + slots + texts + attempts + size_of::<Desired>();

@@ -10,9 +10,9 @@ use common::{Generation, Timestamp, Token};
 use crate::desired::Desired;
 use crate::instance::Instance;
 
-/// One thing to be done for an appliance. One runs at a time, and its end comes back as [`Event::Ended`].
+/// One thing to be done for an appliance. One runs at a time, and its end comes back as [`LifecycleEvent::Ended`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum LifecycleStep {
     /// Find every instance that runs. Changes nothing.
     Observe,
     /// Start an instance.
@@ -50,7 +50,7 @@ pub enum Step {
     Forget,
 }
 
-impl Step {
+impl LifecycleStep {
     /// Whether it has to pass the gate, and must not be dropped half-way.
     #[must_use]
     pub const fn changes_the_world(self) -> bool {
@@ -85,7 +85,7 @@ impl Step {
     }
 }
 
-impl fmt::Display for Step {
+impl fmt::Display for LifecycleStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.ordinal() {
             None => f.write_str(self.name()),
@@ -96,7 +96,7 @@ impl fmt::Display for Step {
 
 /// How a step ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum StepOutcome {
     /// Of `Observe`: everything that runs.
     Observed(Vec<Instance>),
     /// Of `Boot`: it was started, or found running.
@@ -132,7 +132,7 @@ pub enum Outcome {
     TimedOut,
 }
 
-impl Outcome {
+impl StepOutcome {
     /// The name in logs, spans and metrics.
     #[must_use]
     pub const fn name(&self) -> &'static str {
@@ -169,30 +169,30 @@ impl Outcome {
 
 /// A fact about one appliance.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum LifecycleEvent {
     /// Time has come (the wake-up that was asked for, or any other moment).
     Tick,
     /// It shall be something else.
     Change(Arc<Desired>),
     /// Its ports changed.
     Replug,
-    /// Somebody wants to know how it is; the number comes back in [`Output::checked`].
+    /// Somebody wants to know how it is; the number comes back in [`LifecycleOutput::checked`].
     Check(u64),
     /// It goes to another owner.
     Release,
     /// The running step has ended.
-    Ended(Outcome),
+    Ended(StepOutcome),
 }
 
-impl Event {
-    pub(super) fn cause(&self, old: &Desired) -> Cause {
+impl LifecycleEvent {
+    pub(super) fn cause(&self, old: &Desired) -> TransitionCause {
         match self {
-            Self::Tick => Cause::Time,
-            Self::Change(desired) => Cause::Command(Trigger::of(old, desired)),
-            Self::Replug => Cause::Ports,
-            Self::Check(_) => Cause::Command(Trigger::Check),
-            Self::Release => Cause::Release,
-            Self::Ended(outcome) => Cause::Ended(outcome.name()),
+            Self::Tick => TransitionCause::Time,
+            Self::Change(desired) => TransitionCause::Command(Trigger::of(old, desired)),
+            Self::Replug => TransitionCause::Ports,
+            Self::Check(_) => TransitionCause::Command(Trigger::Check),
+            Self::Release => TransitionCause::Release,
+            Self::Ended(outcome) => TransitionCause::Ended(outcome.name()),
         }
     }
 }
@@ -238,7 +238,7 @@ impl Trigger {
 
 /// Why a phase changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
+pub enum TransitionCause {
     /// Somebody commanded it.
     Command(Trigger),
     /// Its ports changed.
@@ -251,7 +251,7 @@ pub enum Cause {
     Ended(&'static str),
 }
 
-impl fmt::Display for Cause {
+impl fmt::Display for TransitionCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Command(trigger) => trigger.name(),
@@ -271,12 +271,12 @@ pub struct Transition {
     /// Phase now.
     pub to: Phase,
     /// Why.
-    pub cause: Cause,
+    pub cause: TransitionCause,
 }
 
 /// How an appliance left this worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum LifecycleEnd {
     /// Nothing acts on it any more; the next owner needs this.
     Released(Progress),
     /// Nothing is left of it.
@@ -285,12 +285,12 @@ pub enum End {
 
 /// What follows from an event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Output {
+pub struct LifecycleOutput {
     /// Drop the step that runs: it changes nothing, and its outcome is not wanted any more. Comes before `action`.
     pub cancel: bool,
     /// Start this step.
-    pub action: Option<Step>,
-    /// While nothing runs: send [`Event::Tick`] then. Replaces what was asked for before.
+    pub action: Option<LifecycleStep>,
+    /// While nothing runs: send [`LifecycleEvent::Tick`] then. Replaces what was asked for before.
     pub wake_at: Option<Timestamp>,
     /// The status is another one than before.
     pub status_changed: bool,
@@ -301,5 +301,5 @@ pub struct Output {
     /// So many commands gathered behind one step: somebody should look.
     pub backlog: Option<u32>,
     /// It left this worker. Nothing follows.
-    pub end: Option<End>,
+    pub end: Option<LifecycleEnd>,
 }

@@ -26,8 +26,8 @@ use std::time::Duration;
 
 use common::Timestamp;
 
-use super::departure::{Departure, LeaveReason, StopRequest};
-use super::heartbeat::{BeatDue, Heartbeat};
+use super::departure::{DrainDeadline, LeaveReason, StopRequest};
+use super::heartbeat::{BeatDue, BeatSchedule};
 use super::targets::Targets;
 use crate::backoff::Backoff;
 
@@ -201,13 +201,13 @@ pub enum Notice {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Phase {
+enum ControlPhase {
     Joining,
     Resting { until: Timestamp },
     Pausing { until: Timestamp },
     Connecting,
     Greeting { hello_at: Timestamp, until: Timestamp },
-    Streaming { heartbeat: Option<Heartbeat> },
+    Streaming { heartbeat: Option<BeatSchedule> },
     EndingWork { say_leave: bool, outcome: Outcome },
     SayingLeave,
     LeavingGroup,
@@ -246,8 +246,8 @@ impl Tries {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Control {
     settings: Settings,
-    phase: Phase,
-    departure: Departure,
+    phase: ControlPhase,
+    departure: DrainDeadline,
     targets: Targets,
     life: Option<CurrentLife>,
     /// A first life has begun.
@@ -264,9 +264,9 @@ impl Control {
     #[must_use]
     pub fn new(settings: Settings, now: Timestamp) -> (Self, Vec<ControlAction>) {
         let control = Self {
-            departure: Departure::new(now, settings.drain_timeout),
+            departure: DrainDeadline::new(now, settings.drain_timeout),
             settings,
-            phase: Phase::Joining,
+            phase: ControlPhase::Joining,
             targets: Targets::default(),
             life: None,
             joined_before: false,
@@ -281,7 +281,7 @@ impl Control {
     /// Takes in one fact. `jitter`, from 0 to 1, spreads whatever pause follows; `settled` says that no grant, and no
     /// answer about one, is left to be handed over.
     pub fn step(&mut self, now: Timestamp, event: ControlEvent, jitter: f64, settled: bool) -> Vec<ControlAction> {
-        let pass = Pass { now, jitter, settled };
+        let pass = ControlPass { now, jitter, settled };
         if !self.is_ending() {
             self.take_in(pass, event);
             self.let_time_pass(pass);
@@ -295,10 +295,15 @@ impl Control {
     #[must_use]
     pub fn wake_at(&self) -> Option<Timestamp> {
         let phase = match &self.phase {
-            Phase::Joining | Phase::Connecting | Phase::Streaming { heartbeat: None } => None,
-            Phase::Resting { until } | Phase::Pausing { until } | Phase::Greeting { until, .. } => Some(*until),
-            Phase::Streaming { heartbeat: Some(heartbeat) } => Some(heartbeat.wake_at()),
-            Phase::EndingWork { .. } | Phase::SayingLeave | Phase::LeavingGroup | Phase::Ended => return None,
+            ControlPhase::Joining | ControlPhase::Connecting | ControlPhase::Streaming { heartbeat: None } => None,
+            ControlPhase::Resting { until }
+            | ControlPhase::Pausing { until }
+            | ControlPhase::Greeting { until, .. } => Some(*until),
+            ControlPhase::Streaming { heartbeat: Some(heartbeat) } => Some(heartbeat.wake_at()),
+            ControlPhase::EndingWork { .. }
+            | ControlPhase::SayingLeave
+            | ControlPhase::LeavingGroup
+            | ControlPhase::Ended => return None,
         };
         phase.into_iter().chain(self.departure.wake_at()).min()
     }
@@ -306,7 +311,7 @@ impl Control {
     /// Whether the leader has welcomed this worker on the stream of now.
     #[must_use]
     pub const fn is_streaming(&self) -> bool {
-        matches!(self.phase, Phase::Streaming { .. })
+        matches!(self.phase, ControlPhase::Streaming { .. })
     }
 
     /// Whether this worker drains or has drained.
@@ -318,16 +323,22 @@ impl Control {
     /// Whether the worker is stopping for good, or has stopped.
     #[must_use]
     pub const fn is_ending(&self) -> bool {
-        matches!(self.phase, Phase::EndingWork { .. } | Phase::SayingLeave | Phase::LeavingGroup | Phase::Ended)
+        matches!(
+            self.phase,
+            ControlPhase::EndingWork { .. }
+                | ControlPhase::SayingLeave
+                | ControlPhase::LeavingGroup
+                | ControlPhase::Ended
+        )
     }
 
     /// Whether no further event is awaited.
     #[must_use]
     pub const fn has_ended(&self) -> bool {
-        matches!(self.phase, Phase::Ended)
+        matches!(self.phase, ControlPhase::Ended)
     }
 
-    fn take_in(&mut self, pass: Pass, event: ControlEvent) {
+    fn take_in(&mut self, pass: ControlPass, event: ControlEvent) {
         match (&mut self.phase, event) {
             (_, ControlEvent::Tick) => {}
             (_, ControlEvent::Stop(StopRequest::Leave)) => self.leave(LeaveReason::Asked),
@@ -345,48 +356,55 @@ impl Control {
                     self.connect(pass);
                 }
             }
-            (Phase::Joining, ControlEvent::Joined(membership)) => {
+            (ControlPhase::Joining, ControlEvent::Joined(membership)) => {
                 self.life = Some(CurrentLife { membership, welcomed: false });
                 self.joined_before = true;
                 self.connecting = Tries::default();
                 self.targets.restart();
                 self.connect(pass);
             }
-            (Phase::Joining, ControlEvent::JoinFailed(failure, problem)) => self.join_failed(pass, failure, problem),
+            (ControlPhase::Joining, ControlEvent::JoinFailed(failure, problem)) => {
+                self.join_failed(pass, failure, problem)
+            }
             (
-                Phase::Pausing { .. } | Phase::Connecting | Phase::Greeting { .. } | Phase::Streaming { .. },
+                ControlPhase::Pausing { .. }
+                | ControlPhase::Connecting
+                | ControlPhase::Greeting { .. }
+                | ControlPhase::Streaming { .. },
                 ControlEvent::LifeOver(why),
             )
-            | (Phase::Greeting { .. } | Phase::Streaming { .. }, ControlEvent::StreamEnded(StreamEnd::LifeOver(why))) => {
-                self.end_life(pass, why)
-            }
-            (Phase::Connecting, ControlEvent::ConnectFailed(problem)) => {
+            | (
+                ControlPhase::Greeting { .. } | ControlPhase::Streaming { .. },
+                ControlEvent::StreamEnded(StreamEnd::LifeOver(why)),
+            ) => self.end_life(pass, why),
+            (ControlPhase::Connecting, ControlEvent::ConnectFailed(problem)) => {
                 let failures = self.connecting.fail();
                 let target = self.targets.current().unwrap_or_default().to_owned();
                 self.note(Notice::ConnectFailed(target, failures, problem));
                 self.targets.skip();
                 self.pause(pass, Duration::ZERO);
             }
-            (Phase::Connecting, ControlEvent::Connected) => {
-                self.phase = Phase::Greeting { hello_at: pass.now, until: pass.now + self.settings.connect_timeout };
+            (ControlPhase::Connecting, ControlEvent::Connected) => {
+                self.phase =
+                    ControlPhase::Greeting { hello_at: pass.now, until: pass.now + self.settings.connect_timeout };
                 self.act(ControlAction::SayHello);
             }
-            (Phase::Greeting { until, .. }, ControlEvent::HelloSent) => {
+            (ControlPhase::Greeting { until, .. }, ControlEvent::HelloSent) => {
                 *until = pass.now + self.settings.connect_timeout;
             }
-            (Phase::Greeting { hello_at, .. }, ControlEvent::Welcomed(lease)) => {
+            (ControlPhase::Greeting { hello_at, .. }, ControlEvent::Welcomed(lease)) => {
                 let hello_at = *hello_at;
                 self.welcomed(pass, hello_at, lease);
             }
-            (Phase::Greeting { .. } | Phase::Streaming { .. }, ControlEvent::StreamEnded(end)) => {
+            (ControlPhase::Greeting { .. } | ControlPhase::Streaming { .. }, ControlEvent::StreamEnded(end)) => {
                 self.stream_ended(pass, end);
             }
-            (Phase::Streaming { heartbeat: Some(heartbeat) }, ControlEvent::BeatAnswered(number)) => {
+            (ControlPhase::Streaming { heartbeat: Some(heartbeat) }, ControlEvent::BeatAnswered(number)) => {
                 if let Some(until) = heartbeat.answered(number) {
                     self.act(ControlAction::Extend(until));
                 }
             }
-            (Phase::Streaming { .. }, ControlEvent::HandedOver) => {
+            (ControlPhase::Streaming { .. }, ControlEvent::HandedOver) => {
                 if self.departure.is_draining() {
                     self.leave(LeaveReason::Drained);
                 }
@@ -412,7 +430,7 @@ impl Control {
     }
 
     /// What follows from the time alone.
-    fn let_time_pass(&mut self, pass: Pass) {
+    fn let_time_pass(&mut self, pass: ControlPass) {
         if self.is_ending() {
             return;
         }
@@ -420,16 +438,16 @@ impl Control {
             return self.leave(why);
         }
         match &mut self.phase {
-            Phase::Resting { until } if *until <= pass.now => {
-                self.phase = Phase::Joining;
+            ControlPhase::Resting { until } if *until <= pass.now => {
+                self.phase = ControlPhase::Joining;
                 self.act(ControlAction::Join);
             }
-            Phase::Pausing { until } if *until <= pass.now => self.connect(pass),
-            Phase::Greeting { until, .. } if *until <= pass.now => {
+            ControlPhase::Pausing { until } if *until <= pass.now => self.connect(pass),
+            ControlPhase::Greeting { until, .. } if *until <= pass.now => {
                 self.note(Notice::HelloUnanswered);
                 self.stream_ended(pass, StreamEnd::Again(Duration::ZERO));
             }
-            Phase::Streaming { heartbeat: Some(heartbeat) } => match heartbeat.due(pass.now) {
+            ControlPhase::Streaming { heartbeat: Some(heartbeat) } => match heartbeat.due(pass.now) {
                 Some(BeatDue::Send(number)) => self.act(ControlAction::Beat(number)),
                 Some(BeatDue::Unanswered) => {
                     self.note(Notice::BeatsUnanswered);
@@ -441,7 +459,7 @@ impl Control {
         }
     }
 
-    fn join_failed(&mut self, pass: Pass, failure: JoinFailure, problem: String) {
+    fn join_failed(&mut self, pass: ControlPass, failure: JoinFailure, problem: String) {
         let fatal = match failure {
             JoinFailure::NameTaken => true,
             // A worker that was a member before has a configuration that worked: it waits.
@@ -454,10 +472,10 @@ impl Control {
         let failures = self.joining.fail();
         self.note(Notice::JoinFailed(failures, problem));
         let delay = self.joining.pause(self.settings.retry_cap, pass.jitter);
-        self.phase = Phase::Resting { until: pass.now + delay };
+        self.phase = ControlPhase::Resting { until: pass.now + delay };
     }
 
-    fn end_life(&mut self, pass: Pass, why: String) {
+    fn end_life(&mut self, pass: ControlPass, why: String) {
         self.disconnect();
         self.act(ControlAction::EndLife(why));
         if self.life.take().is_some_and(|life| life.welcomed) {
@@ -466,14 +484,14 @@ impl Control {
         self.joining = Tries::default();
         self.departure.alone(pass.now, Duration::ZERO);
         let delay = self.lives.pause(self.settings.retry_cap, pass.jitter);
-        self.phase = Phase::Resting { until: pass.now + delay };
+        self.phase = ControlPhase::Resting { until: pass.now + delay };
     }
 
-    fn connect(&mut self, pass: Pass) {
+    fn connect(&mut self, pass: ControlPass) {
         self.departure.alone(pass.now, endurance(pass.settled));
         match self.targets.choose() {
             Some(address) => {
-                self.phase = Phase::Connecting;
+                self.phase = ControlPhase::Connecting;
                 self.act(ControlAction::Connect(address));
             }
             None => {
@@ -485,29 +503,29 @@ impl Control {
         }
     }
 
-    fn pause(&mut self, pass: Pass, at_least: Duration) {
+    fn pause(&mut self, pass: ControlPass, at_least: Duration) {
         self.departure.alone(pass.now, endurance(pass.settled));
         self.targets.release();
         let delay = self.connecting.pause(self.settings.retry_cap, pass.jitter).max(at_least);
-        self.phase = Phase::Pausing { until: pass.now + delay };
+        self.phase = ControlPhase::Pausing { until: pass.now + delay };
     }
 
-    fn welcomed(&mut self, pass: Pass, hello_at: Timestamp, lease: Duration) {
+    fn welcomed(&mut self, pass: ControlPass, hello_at: Timestamp, lease: Duration) {
         let Some(life) = &mut self.life else { return };
         life.welcomed = true;
         let lease = lease.min(life.membership.lease);
-        let heartbeat = life.membership.beats_on_stream.then(|| Heartbeat::new(pass.now, lease));
+        let heartbeat = life.membership.beats_on_stream.then(|| BeatSchedule::new(pass.now, lease));
         if heartbeat.is_some() {
             self.act(ControlAction::Extend(hello_at + lease));
         }
-        self.phase = Phase::Streaming { heartbeat };
+        self.phase = ControlPhase::Streaming { heartbeat };
         self.departure.accompanied();
         if self.departure.is_draining() {
             self.act(ControlAction::SayDrain);
         }
     }
 
-    fn stream_ended(&mut self, pass: Pass, end: StreamEnd) {
+    fn stream_ended(&mut self, pass: ControlPass, end: StreamEnd) {
         let beats_on_stream = self.life.is_some_and(|life| life.membership.beats_on_stream);
         let at_least = match end {
             StreamEnd::Again(at_least) => at_least,
@@ -528,12 +546,12 @@ impl Control {
     /// over; one on which it was not makes another coordinator the next.
     fn disconnect(&mut self) {
         match self.phase {
-            Phase::Connecting => self.act(ControlAction::Disconnect),
-            Phase::Greeting { .. } => {
+            ControlPhase::Connecting => self.act(ControlAction::Disconnect),
+            ControlPhase::Greeting { .. } => {
                 self.targets.skip();
                 self.act(ControlAction::Disconnect);
             }
-            Phase::Streaming { .. } => {
+            ControlPhase::Streaming { .. } => {
                 self.connecting = Tries::default();
                 self.act(ControlAction::Disconnect);
             }
@@ -551,26 +569,26 @@ impl Control {
     }
 
     fn end_work(&mut self, say_leave: bool, outcome: Outcome) {
-        self.phase = Phase::EndingWork { say_leave, outcome };
+        self.phase = ControlPhase::EndingWork { say_leave, outcome };
         self.act(ControlAction::EndWork(END_WORK));
     }
 
     fn go_on_ending(&mut self, event: &ControlEvent) {
         match (&self.phase, event) {
-            (Phase::EndingWork { say_leave, outcome }, ControlEvent::WorkEnded { in_time }) => {
+            (ControlPhase::EndingWork { say_leave, outcome }, ControlEvent::WorkEnded { in_time }) => {
                 let (say_leave, outcome) = (*say_leave, *outcome);
                 if !in_time {
                     self.note(Notice::WorkGoesOn);
                 }
                 if say_leave {
-                    self.phase = Phase::SayingLeave;
+                    self.phase = ControlPhase::SayingLeave;
                     self.act(ControlAction::SayLeave(SAY_LEAVE));
                 } else {
                     self.leave_group(outcome);
                 }
             }
-            (Phase::SayingLeave, ControlEvent::LeaveSaid) => self.leave_group(Outcome::Left),
-            (Phase::LeavingGroup, ControlEvent::LeftGroup { in_time }) => {
+            (ControlPhase::SayingLeave, ControlEvent::LeaveSaid) => self.leave_group(Outcome::Left),
+            (ControlPhase::LeavingGroup, ControlEvent::LeftGroup { in_time }) => {
                 if !in_time {
                     self.note(Notice::GroupNotLeft);
                 }
@@ -583,7 +601,7 @@ impl Control {
     fn leave_group(&mut self, outcome: Outcome) {
         match self.life.take() {
             Some(_) => {
-                self.phase = Phase::LeavingGroup;
+                self.phase = ControlPhase::LeavingGroup;
                 self.act(ControlAction::LeaveGroup(LEAVE_GROUP));
             }
             None => self.end(outcome),
@@ -591,7 +609,7 @@ impl Control {
     }
 
     fn end(&mut self, outcome: Outcome) {
-        self.phase = Phase::Ended;
+        self.phase = ControlPhase::Ended;
         self.act(ControlAction::End(outcome));
     }
 
@@ -606,7 +624,7 @@ impl Control {
 
 /// What one step goes by.
 #[derive(Clone, Copy)]
-struct Pass {
+struct ControlPass {
     now: Timestamp,
     jitter: f64,
     settled: bool,

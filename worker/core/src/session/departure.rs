@@ -49,7 +49,7 @@ impl fmt::Display for LeaveReason {
 
 /// Follows a stop request until it is time to leave.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Departure {
+pub(super) struct DrainDeadline {
     drain_timeout: Duration,
     /// Until when draining may take, once it has begun.
     deadline: Option<Timestamp>,
@@ -57,7 +57,7 @@ pub(super) struct Departure {
     alone: Option<(Timestamp, Duration)>,
 }
 
-impl Departure {
+impl DrainDeadline {
     pub(super) const fn new(now: Timestamp, drain_timeout: Duration) -> Self {
         Self { drain_timeout, deadline: None, alone: Some((now, Duration::ZERO)) }
     }
@@ -106,7 +106,7 @@ impl Departure {
         }
     }
 
-    /// When [`Departure::due`] may next have another answer.
+    /// When [`DrainDeadline::due`] may next have another answer.
     pub(super) fn wake_at(&self) -> Option<Timestamp> {
         let deadline = self.deadline?;
         Some(self.alone.map_or(deadline, |(since, limit)| deadline.min(since + limit)))
@@ -124,8 +124,8 @@ mod tests {
         Timestamp::from_millis(seconds * 1_000)
     }
 
-    fn departure() -> Departure {
-        Departure::new(at(0), TIMEOUT)
+    fn departure() -> DrainDeadline {
+        DrainDeadline::new(at(0), TIMEOUT)
     }
 
     #[test]

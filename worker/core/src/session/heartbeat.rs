@@ -21,7 +21,7 @@ pub(super) enum BeatDue {
 
 /// The heartbeats of one stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Heartbeat {
+pub(super) struct BeatSchedule {
     lease: Duration,
     number: u64,
     /// When the one without an answer was handed to the stream.
@@ -29,7 +29,7 @@ pub(super) struct Heartbeat {
     next_at: Timestamp,
 }
 
-impl Heartbeat {
+impl BeatSchedule {
     /// The first one is due at `now`.
     pub(super) const fn new(now: Timestamp, lease: Duration) -> Self {
         Self { lease, number: 0, sent: None, next_at: now }
@@ -59,7 +59,7 @@ impl Heartbeat {
         self.sent.take().map(|sent| sent + self.lease)
     }
 
-    /// When to ask [`Heartbeat::due`] next.
+    /// When to ask [`BeatSchedule::due`] next.
     pub(super) const fn wake_at(&self) -> Timestamp {
         self.next_at
     }
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn one_heartbeat_at_a_time_and_each_answer_counts_from_its_sending() {
-        let mut beats = Heartbeat::new(at(0), Duration::from_millis(400));
+        let mut beats = BeatSchedule::new(at(0), Duration::from_millis(400));
         assert_eq!((beats.due(at(0)), beats.wake_at()), (Some(BeatDue::Send(1)), at(100)));
         assert_eq!((beats.due(at(50)), beats.due(at(100))), (None, None), "one is under way");
         assert_eq!(beats.answered(2), None, "never sent");
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn a_heartbeat_without_an_answer_for_a_lease_is_noticed() {
-        let mut beats = Heartbeat::new(at(0), Duration::from_millis(400));
+        let mut beats = BeatSchedule::new(at(0), Duration::from_millis(400));
         assert_eq!(beats.due(at(0)), Some(BeatDue::Send(1)));
         assert_eq!([100, 200, 300].map(|millis| beats.due(at(millis))), [None; 3]);
         assert_eq!(beats.due(at(400)), Some(BeatDue::Unanswered));

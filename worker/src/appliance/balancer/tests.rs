@@ -12,13 +12,13 @@ const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// A server that greets every connection with its letter and then sends back what it gets.
-struct Server {
+struct EchoServer {
     address: SocketAddr,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
-impl Server {
+impl EchoServer {
     async fn start(letter: u8, address: SocketAddr) -> Self {
         let socket = TcpListener::bind(address).await.expect("a free port");
         let address = socket.local_addr().expect("bound");
@@ -107,7 +107,7 @@ async fn until(balancer: &Balancer, holds: impl Fn(&Label) -> bool) {
 
 #[tokio::test]
 async fn connections_alternate_between_members() {
-    let (a, b) = (Server::start(b'a', any()).await, Server::start(b'b', any()).await);
+    let (a, b) = (EchoServer::start(b'a', any()).await, EchoServer::start(b'b', any()).await);
     let (balancer, port) = (Balancer::new(100), free_port());
     balancer.apply(config(1, vec![listener("web", port, &[a.address, b.address])])).await.expect("a free port");
     let mut seen = Vec::new();
@@ -120,7 +120,7 @@ async fn connections_alternate_between_members() {
 
 #[tokio::test]
 async fn a_dead_member_costs_no_connection_is_left_out_and_comes_back() {
-    let (a, b) = (Server::start(b'a', any()).await, Server::start(b'b', any()).await);
+    let (a, b) = (EchoServer::start(b'a', any()).await, EchoServer::start(b'b', any()).await);
     let (balancer, port) = (Balancer::new(100), free_port());
     let mut slow = listener("web", port, &[a.address, b.address]);
     slow.health_check.interval_ms = 3_600_000;
@@ -137,7 +137,7 @@ async fn a_dead_member_costs_no_connection_is_left_out_and_comes_back() {
         assert_eq!(reach(port).await, Some(b'a'));
     }
     assert_eq!(label(&balancer).await.members[1].failed, refused, "a member that is out is not tried");
-    let b = Server::start(b'b', gone).await;
+    let b = EchoServer::start(b'b', gone).await;
     until(&balancer, |l| l.members[1].healthy == Some(true)).await;
     let seen = [reach(port).await, reach(port).await];
     assert!(seen.contains(&Some(b'a')) && seen.contains(&Some(b'b')), "{seen:?}");
@@ -149,7 +149,7 @@ async fn a_dead_member_costs_no_connection_is_left_out_and_comes_back() {
 
 #[tokio::test]
 async fn a_connection_goes_on_while_its_member_and_its_listener_are_taken_away() {
-    let (a, b) = (Server::start(b'a', any()).await, Server::start(b'b', any()).await);
+    let (a, b) = (EchoServer::start(b'a', any()).await, EchoServer::start(b'b', any()).await);
     let (balancer, port) = (Balancer::new(100), free_port());
     balancer.apply(config(1, vec![listener("web", port, &[a.address])])).await.expect("a free port");
     let (letter, mut stream) = open(port).await.expect("a member");
@@ -164,7 +164,7 @@ async fn a_connection_goes_on_while_its_member_and_its_listener_are_taken_away()
 
 #[tokio::test]
 async fn a_configuration_that_cannot_be_put_in_place_changes_nothing() {
-    let a = Server::start(b'a', any()).await;
+    let a = EchoServer::start(b'a', any()).await;
     let (balancer, port, other) = (Balancer::new(100), free_port(), free_port());
     let first = config(1, vec![listener("web", port, &[a.address])]);
     balancer.apply(first.clone()).await.expect("a free port");
@@ -180,7 +180,7 @@ async fn a_configuration_that_cannot_be_put_in_place_changes_nothing() {
 
 #[tokio::test]
 async fn a_listener_can_change_its_address_and_is_put_back_when_that_fails() {
-    let a = Server::start(b'a', any()).await;
+    let a = EchoServer::start(b'a', any()).await;
     let (balancer, port) = (Balancer::new(100), free_port());
     balancer.apply(config(1, vec![listener("web", port, &[a.address])])).await.expect("a free port");
     let everywhere = Listener { address: Ipv4Addr::UNSPECIFIED.into(), ..listener("web", port, &[a.address]) };
@@ -193,7 +193,7 @@ async fn a_listener_can_change_its_address_and_is_put_back_when_that_fails() {
 
 #[tokio::test]
 async fn a_drain_stops_listening_and_lets_a_transfer_finish() {
-    let a = Server::start(b'a', any()).await;
+    let a = EchoServer::start(b'a', any()).await;
     let (balancer, port) = (Arc::new(Balancer::new(100)), free_port());
     balancer.apply(config(1, vec![listener("web", port, &[a.address])])).await.expect("a free port");
     let (_, mut stream) = open(port).await.expect("a member");
@@ -215,7 +215,7 @@ async fn a_drain_stops_listening_and_lets_a_transfer_finish() {
 
 #[tokio::test]
 async fn bytes_are_counted_both_ways_and_connections_are_bounded() {
-    let a = Server::start(b'a', any()).await;
+    let a = EchoServer::start(b'a', any()).await;
     let (balancer, port) = (Balancer::new(2), free_port());
     balancer.apply(config(1, vec![listener("web", port, &[a.address])])).await.expect("a free port");
     let (_, mut first) = open(port).await.expect("a member");

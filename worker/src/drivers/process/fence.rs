@@ -24,7 +24,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::system::{self, Identity, POLL};
+use super::system::{self, POLL, ProcessStamp};
 use crate::drivers::Error;
 use crate::gate::Permit;
 
@@ -47,16 +47,16 @@ struct Mark {
 
 /// Content of a lock file: who holds it, or held it last.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Holder {
+struct LockHolder {
     worker: String,
-    process: Identity,
+    process: ProcessStamp,
     token: Token,
     since_unix_ms: u64,
 }
 
 /// One line of a journal. Intervals of two entries of one appliance never overlap.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
+pub struct FenceJournalEntry {
     /// When it was written, in milliseconds since the Unix epoch.
     pub at_unix_ms: u64,
     /// When it was written on CLOCK_BOOTTIME, in nanoseconds: comparable over all processes of one host and boot.
@@ -86,7 +86,7 @@ pub struct Entry {
 pub(super) struct Fences {
     folder: PathBuf,
     worker: WorkerId,
-    me: Identity,
+    me: ProcessStamp,
     lock_wait: Duration,
 }
 
@@ -124,14 +124,14 @@ impl Fences {
     ///
     /// # Errors
     /// [`Error::Superseded`], or [`Error::FenceBusy`] when another call keeps the lock.
-    pub(super) async fn acquire(self: &Arc<Self>, permit: &Permit) -> Result<Held, Error> {
+    pub(super) async fn acquire(self: &Arc<Self>, permit: &Permit) -> Result<HeldLock, Error> {
         self.claim(permit).await?;
         let path = self.lock_path(permit.appliance());
         let taken = lock(&path, FlockOperation::NonBlockingLockExclusive, Instant::now() + self.lock_wait)
             .await
             .map_err(|e| failed("lock", &path, &e))?;
         let Some(mut file) = taken else { return Err(Error::FenceBusy(describe_holder(&path))) };
-        let holder = Holder {
+        let holder = LockHolder {
             worker: self.worker.to_string(),
             process: self.me.clone(),
             token: permit.token(),
@@ -139,7 +139,7 @@ impl Fences {
         };
         // Only read by people and in error messages: a lock file without it fences as well.
         let _ = serde_json::to_vec(&holder).map(|bytes| file.set_len(0).and_then(|()| file.write_all(&bytes)));
-        let held = Held { fences: Arc::clone(self), permit: permit.clone(), _lock: file };
+        let held = HeldLock { fences: Arc::clone(self), permit: permit.clone(), _lock: file };
         held.check()?;
         Ok(held)
     }
@@ -186,13 +186,13 @@ impl Fences {
 
 /// The lock of one appliance, held. Dropping it lets go.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct HeldLock {
     fences: Arc<Fences>,
     permit: Permit,
     _lock: File,
 }
 
-impl Held {
+impl HeldLock {
     /// Asks right before a side effect whether it may still happen: by the gate and by the token file.
     ///
     /// # Errors
@@ -219,7 +219,7 @@ impl Held {
     /// Notes a side effect. Best effort: a full disk must not keep an instance from being ended.
     pub(super) fn note(&self, action: &str, ordinal: u16, attempt: u32, pid: Option<u32>, outcome: &str) {
         let token = self.permit.token();
-        let entry = Entry {
+        let entry = FenceJournalEntry {
             at_unix_ms: unix_ms(),
             at_boot_ns: runtime::clock::now().as_nanos(),
             worker: self.fences.worker.to_string(),
@@ -298,7 +298,7 @@ fn write_mark(file: &File, mark: &Mark) -> io::Result<()> {
     file.write_all_at(&bytes, 0)
 }
 
-fn append(path: &Path, entry: &Entry) -> io::Result<()> {
+fn append(path: &Path, entry: &FenceJournalEntry) -> io::Result<()> {
     let mut line = serde_json::to_vec(entry).map_err(io::Error::other)?;
     line.push(b'\n');
     let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
@@ -315,7 +315,7 @@ fn append(path: &Path, entry: &Entry) -> io::Result<()> {
 }
 
 fn describe_holder(path: &Path) -> String {
-    match fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<Holder>(&bytes).ok()) {
+    match fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<LockHolder>(&bytes).ok()) {
         Some(h) => {
             let age = Duration::from_millis(unix_ms().saturating_sub(h.since_unix_ms)).as_secs();
             format!("worker {} (pid {}) holds its lock under token {} for {age} s", h.worker, h.process.pid, h.token)

@@ -10,11 +10,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use common::ApplianceId;
 use worker_core::instance::Instance;
 
-use super::system::{self, Identity};
+use super::system::{self, ProcessStamp};
 
 /// Which instance a process is, and when it was started.
 #[derive(Debug)]
-struct Met {
+struct Encounter {
     appliance: ApplianceId,
     ordinal: u16,
     attempt: u32,
@@ -22,15 +22,19 @@ struct Met {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Known {
-    by_pid: Mutex<HashMap<u32, Met>>,
+pub(super) struct KnownInstances {
+    by_pid: Mutex<HashMap<u32, Encounter>>,
 }
 
-impl Known {
+impl KnownInstances {
     /// Notes that `identity`, which runs, is this instance.
-    pub(super) fn met(&self, appliance: ApplianceId, instance: &Instance, identity: &Identity) {
-        let met =
-            Met { appliance, ordinal: instance.ordinal, attempt: instance.attempt, start_ticks: identity.start_ticks };
+    pub(super) fn met(&self, appliance: ApplianceId, instance: &Instance, identity: &ProcessStamp) {
+        let met = Encounter {
+            appliance,
+            ordinal: instance.ordinal,
+            attempt: instance.attempt,
+            start_ticks: identity.start_ticks,
+        };
         self.lock().insert(identity.pid, met);
     }
 
@@ -46,7 +50,7 @@ impl Known {
         Some(system::runs(pid, start_ticks))
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Met>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Encounter>> {
         // Every change is one insertion, so a panic elsewhere leaves the map whole.
         self.by_pid.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -58,7 +62,7 @@ mod tests {
 
     #[test]
     fn only_the_very_process_that_was_met_is_alive() {
-        let known = Known::default();
+        let known = KnownInstances::default();
         let (id, other) = (ApplianceId::from_u128(1), ApplianceId::from_u128(2));
         let me = system::identify(std::process::id()).expect("this process runs");
         let instance = Instance {
@@ -77,7 +81,7 @@ mod tests {
         assert_eq!(known.is_alive(id, &Instance { attempt: 2, ..instance.clone() }), None);
         assert_eq!(known.is_alive(id, &Instance { pid: None, ..instance.clone() }), None);
         // The pid was given to another process.
-        known.met(id, &instance, &Identity { start_ticks: me.start_ticks - 1, ..me });
+        known.met(id, &instance, &ProcessStamp { start_ticks: me.start_ticks - 1, ..me });
         assert_eq!(known.is_alive(id, &instance), Some(false));
     }
 }

@@ -17,25 +17,25 @@ use runtime::file::write_atomic;
 use serde::{Deserialize, Serialize};
 use worker_core::instance::Instance;
 
-use super::system::Identity;
+use super::system::ProcessStamp;
 
 /// How far the start or the end of an instance got.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum State {
+pub(super) enum RecordState {
     /// Written before the process is made: it may exist or not, a scan of the processes tells.
     Starting,
     /// The process was made; whether it still runs, the kernel knows.
-    Running(Identity),
+    Running(ProcessStamp),
     /// It was ended on purpose or never came to be. The record stays for its port.
     Ended,
 }
 
 /// The record of one ordinal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Record {
+pub(super) struct InstanceRecord {
     /// How far it got.
-    pub(super) state: State,
+    pub(super) state: RecordState,
     /// What the driver answers about it; `pid` and `management` are filled in when it is read.
     pub(super) instance: Instance,
     /// Port that was picked because the spec names none; kept over restarts.
@@ -76,7 +76,7 @@ impl Folder {
 
     /// The record; `None` when there is none. One that cannot be understood counts as "may be running": it is written
     /// atomically, so only a person or a failing disk can have changed it.
-    pub(super) fn read(&self) -> io::Result<Option<Record>> {
+    pub(super) fn read(&self) -> io::Result<Option<InstanceRecord>> {
         let bytes = match fs::read(self.0.join("instance.json")) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -86,8 +86,8 @@ impl Folder {
             Ok(record) => Ok(Some(record)),
             Err(error) => {
                 tracing::warn!(folder = %self.0.display(), %error, "the record of an instance is damaged");
-                Ok(Some(Record {
-                    state: State::Starting,
+                Ok(Some(InstanceRecord {
+                    state: RecordState::Starting,
                     instance: Instance {
                         ordinal: self.0.file_name().and_then(|n| n.to_str()?.parse().ok()).unwrap_or(0),
                         attempt: 0,
@@ -105,7 +105,7 @@ impl Folder {
     }
 
     /// Replaces the record, durably.
-    pub(super) fn write(&self, record: &Record) -> io::Result<()> {
+    pub(super) fn write(&self, record: &InstanceRecord) -> io::Result<()> {
         let bytes = serde_json::to_vec_pretty(record).map_err(io::Error::other)?;
         write_atomic(&self.0.join("instance.json"), &bytes)
     }

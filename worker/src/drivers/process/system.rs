@@ -24,7 +24,7 @@ pub(super) const STATE_VARIABLE: &str = "RUG_STATE_DIR";
 
 /// One process, for ever: boots, pids and start times together never repeat.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Identity {
+pub(super) struct ProcessStamp {
     /// Process id.
     pub(super) pid: u32,
     /// Start time in clock ticks since boot, as `/proc/<pid>/stat` has it.
@@ -49,18 +49,18 @@ fn boot_id() -> &'static str {
 }
 
 /// Identity of a live process. `None` when there is none; a zombie counts as none.
-pub(super) fn identify(pid: u32) -> Option<Identity> {
+pub(super) fn identify(pid: u32) -> Option<ProcessStamp> {
     let stat = stat(pid)?;
-    alive(&stat).then(|| Identity { pid, start_ticks: stat.start_ticks, boot: boot_id().to_owned() })
+    alive(&stat).then(|| ProcessStamp { pid, start_ticks: stat.start_ticks, boot: boot_id().to_owned() })
 }
 
 /// Identity of a child that was not waited for yet: it may be a zombie already.
-pub(super) fn identify_child(pid: u32) -> Option<Identity> {
-    stat(pid).map(|stat| Identity { pid, start_ticks: stat.start_ticks, boot: boot_id().to_owned() })
+pub(super) fn identify_child(pid: u32) -> Option<ProcessStamp> {
+    stat(pid).map(|stat| ProcessStamp { pid, start_ticks: stat.start_ticks, boot: boot_id().to_owned() })
 }
 
 /// Whether exactly this process runs.
-pub(super) fn is_alive(identity: &Identity) -> bool {
+pub(super) fn is_alive(identity: &ProcessStamp) -> bool {
     identity.boot == boot_id() && runs(identity.pid, identity.start_ticks)
 }
 
@@ -71,7 +71,7 @@ pub(super) fn runs(pid: u32, start_ticks: u64) -> bool {
 }
 
 /// Start of a process in milliseconds since the Unix epoch, as well as the kernel can tell.
-pub(super) fn started_at_unix_ms(identity: &Identity) -> u64 {
+pub(super) fn started_at_unix_ms(identity: &ProcessStamp) -> u64 {
     let boot = procfs::boot_time_secs().unwrap_or(0);
     let ticks = procfs::ticks_per_second().max(1);
     boot * 1000 + identity.start_ticks * 1000 / ticks
@@ -81,7 +81,7 @@ pub(super) fn started_at_unix_ms(identity: &Identity) -> u64 {
 #[derive(Debug)]
 pub(super) struct Marked {
     /// The process.
-    pub(super) identity: Identity,
+    pub(super) identity: ProcessStamp,
     /// Its `RUG_` variables.
     pub(super) variables: BTreeMap<String, String>,
 }
@@ -99,7 +99,7 @@ pub(super) fn marked(state_dir: &Path) -> Vec<Marked> {
         let Some(name) = owner(&variables, state_dir).map(str::to_owned) else { continue };
         // The start time is read again after the environment: both then belong to the same process.
         let Some(identity) = identify(pid).filter(|id| id.start_ticks == stat.start_ticks) else { continue };
-        let age = |id: &Identity| (id.start_ticks, id.pid);
+        let age = |id: &ProcessStamp| (id.start_ticks, id.pid);
         if found.get(&name).is_none_or(|known| age(&identity) < age(&known.identity)) {
             found.insert(name, Marked { identity, variables });
         }
@@ -109,7 +109,7 @@ pub(super) fn marked(state_dir: &Path) -> Vec<Marked> {
 
 /// Every live process of an instance: the leader, what runs in its session, and what carries the instance's name in a
 /// session of its own. Once the leader is gone its session number may have been used again, and only the name counts.
-pub(super) fn family(leader: &Identity, name: &str, state_dir: &Path) -> Vec<Identity> {
+pub(super) fn family(leader: &ProcessStamp, name: &str, state_dir: &Path) -> Vec<ProcessStamp> {
     if leader.boot != boot_id() {
         return Vec::new();
     }
@@ -120,7 +120,11 @@ pub(super) fn family(leader: &Identity, name: &str, state_dir: &Path) -> Vec<Ide
             let is_leader = pid == leader.pid && stat.start_ticks == leader.start_ticks;
             let follows = stat.start_ticks >= leader.start_ticks
                 && ((leads && stat.session == leader.pid) || owner(&variables(pid), state_dir) == Some(name));
-            (is_leader || follows).then(|| Identity { pid, start_ticks: stat.start_ticks, boot: leader.boot.clone() })
+            (is_leader || follows).then(|| ProcessStamp {
+                pid,
+                start_ticks: stat.start_ticks,
+                boot: leader.boot.clone(),
+            })
         })
         .collect()
 }
@@ -133,17 +137,17 @@ fn owner<'a>(variables: &'a BTreeMap<String, String>, state_dir: &Path) -> Optio
 
 /// A process held by a pidfd: it can be signalled without hitting another one.
 #[derive(Debug)]
-pub(super) struct Target {
-    identity: Identity,
+pub(super) struct SignalTarget {
+    identity: ProcessStamp,
     fd: OwnedFd,
 }
 
-impl Target {
+impl SignalTarget {
     /// Takes hold of a process; `None` when it is gone.
     ///
     /// # Errors
     /// What the kernel says, other than that there is no such process.
-    pub(super) fn open(identity: &Identity) -> io::Result<Option<Self>> {
+    pub(super) fn open(identity: &ProcessStamp) -> io::Result<Option<Self>> {
         let Some(pid) = i32::try_from(identity.pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
         let fd = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(fd) => fd,
@@ -312,8 +316,8 @@ mod tests {
     fn this_process_is_alive_and_a_process_of_another_start_time_or_boot_is_not() {
         let me = identify(std::process::id()).expect("this process runs");
         assert!(is_alive(&me));
-        assert!(!is_alive(&Identity { start_ticks: me.start_ticks + 1, ..me.clone() }));
-        assert!(!is_alive(&Identity { boot: "another".into(), ..me }));
+        assert!(!is_alive(&ProcessStamp { start_ticks: me.start_ticks + 1, ..me.clone() }));
+        assert!(!is_alive(&ProcessStamp { boot: "another".into(), ..me }));
     }
 
     #[test]

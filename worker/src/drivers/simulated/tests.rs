@@ -5,10 +5,10 @@ use common::kind::{Custom, KindSpec, Probe};
 use common::{Edition, Generation, Term};
 
 use super::*;
-use crate::gate::{Gate, Shut};
+use crate::gate::{SharedGate, Shut};
 
 fn permit(appliance: ApplianceId, sequence: u64) -> Permit {
-    let gate = Gate::new();
+    let gate = SharedGate::new();
     let token = Token::new(Term::new(1), sequence);
     gate.extend(clock::now() + Duration::from_secs(60));
     gate.admit(appliance, token, Duration::ZERO);
@@ -78,7 +78,13 @@ async fn failures_come_at_their_rate_and_again_with_the_same_seed() {
     let run = |driver: Simulated| async move {
         let (spec, made) = (
             desired(),
-            Slot { ordinal: 0, attempt: 1, started_at_unix_ms: 0, at_boot_ns: 0, boot_digest: Some("d".into()) },
+            SimulatedSlot {
+                ordinal: 0,
+                attempt: 1,
+                started_at_unix_ms: 0,
+                at_boot_ns: 0,
+                boot_digest: Some("d".into()),
+            },
         );
         let instance = made.instance().expect("it runs");
         let mut failed = Vec::new();
@@ -104,10 +110,10 @@ fn unfenced(latency: Duration) -> Simulated {
 #[tokio::test(start_paused = true)]
 async fn a_call_without_token_takes_effect_once_it_was_sent_whoever_owns_the_appliance_by_then() {
     let driver = unfenced(Duration::from_secs(1));
-    assert_eq!(driver.fencing(), Fencing::Hold(Duration::from_secs(2)));
+    assert_eq!(driver.fencing(), DriverFencing::Hold(Duration::from_secs(2)));
     let (a, spec) = (ApplianceId::from_u128(1), desired());
     driver.claim(&permit(a, 2)).await.expect("nobody there remembers it");
-    let (gate, token) = (Gate::new(), Token::new(Term::new(1), 1));
+    let (gate, token) = (SharedGate::new(), Token::new(Term::new(1), 1));
     gate.extend(clock::now() + Duration::from_secs(60));
     gate.admit(a, token, Duration::ZERO);
     let permit = gate.pass(a, token).expect("the gate is open");
@@ -125,7 +131,7 @@ async fn a_call_without_token_takes_effect_once_it_was_sent_whoever_owns_the_app
 async fn a_call_without_token_is_not_sent_shortly_before_the_lease_ends() {
     let driver = unfenced(Duration::ZERO);
     let (a, spec) = (ApplianceId::from_u128(1), desired());
-    let (gate, token) = (Gate::with_margin(Duration::from_secs(3_600)), Token::new(Term::new(1), 1));
+    let (gate, token) = (SharedGate::with_margin(Duration::from_secs(3_600)), Token::new(Term::new(1), 1));
     gate.extend(clock::now() + Duration::from_secs(1_800));
     gate.admit(a, token, Duration::ZERO);
     let permit = gate.pass(a, token).expect("the lease stands");

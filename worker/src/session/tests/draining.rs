@@ -4,7 +4,7 @@ use super::*;
 
 const B: ApplianceId = ApplianceId::from_u128(0xb);
 
-impl Bench {
+impl SessionBench {
     /// One that holds A on a stream.
     async fn holding(config: Config) -> (Self, Conn) {
         let mut bench = Self::with(config, Assignments::default()).await;
@@ -26,7 +26,7 @@ async fn confirm_a(conn: &Conn) {
 
 #[tokio::test]
 async fn a_draining_worker_goes_on_until_everything_was_taken_over() {
-    let (mut bench, mut conn) = Bench::holding(config(OnStop::Drain)).await;
+    let (mut bench, mut conn) = SessionBench::holding(config(OnStop::Drain)).await;
     bench.stop.drain();
     assert_eq!(conn.receive().await, Some(ToCoordinator::Drain { hand_back: false }));
 
@@ -40,11 +40,11 @@ async fn a_draining_worker_goes_on_until_everything_was_taken_over() {
     let check = DeltaEntry::Check { appliance: A, token: token(1, 1), number: 5 };
     let delta = change(2, 3, vec![check]);
     conn.send(delta).await;
-    assert!(matches!(bench.command().await, Command::Check { number: 5, .. }));
+    assert!(matches!(bench.command().await, RunnerCommand::Check { number: 5, .. }));
 
     let delta = change(3, 4, vec![DeltaEntry::Release(GrantRef::new(A, token(1, 1)))]);
     conn.send(delta).await;
-    assert!(matches!(bench.command().await, Command::Release { .. }));
+    assert!(matches!(bench.command().await, RunnerCommand::Release { .. }));
     bench.release_a().await;
     while conn.ack().await.released.is_empty() {}
     confirm_a(&conn).await;
@@ -54,9 +54,9 @@ async fn a_draining_worker_goes_on_until_everything_was_taken_over() {
 
 #[tokio::test]
 async fn handing_back_a_worker_releases_by_itself_and_says_drain_first() {
-    let (mut bench, mut conn) = Bench::holding(config(OnStop::HandBack)).await;
+    let (mut bench, mut conn) = SessionBench::holding(config(OnStop::HandBack)).await;
     bench.stop.drain();
-    assert!(matches!(bench.command().await, Command::Release { appliance: A, .. }));
+    assert!(matches!(bench.command().await, RunnerCommand::Release { appliance: A, .. }));
     bench.release_a().await;
     assert_eq!(conn.receive().await, Some(ToCoordinator::Drain { hand_back: true }));
     assert_eq!(conn.ack().await.released.len(), 1);
@@ -75,7 +75,7 @@ async fn handing_back_a_worker_releases_by_itself_and_says_drain_first() {
 #[tokio::test]
 async fn draining_ends_with_its_timeout() {
     let config = Config { drain_timeout: Duration::from_millis(300), ..config(OnStop::Drain) };
-    let (bench, mut conn) = Bench::holding(config).await;
+    let (bench, mut conn) = SessionBench::holding(config).await;
     bench.stop.drain();
     assert_eq!(conn.receive().await, Some(ToCoordinator::Drain { hand_back: false }));
     let (last, ended) = tokio::join!(conn.receive(), bench.ended());
@@ -84,7 +84,7 @@ async fn draining_ends_with_its_timeout() {
 
 #[tokio::test]
 async fn a_second_request_ends_draining() {
-    let (bench, mut conn) = Bench::holding(config(OnStop::Drain)).await;
+    let (bench, mut conn) = SessionBench::holding(config(OnStop::Drain)).await;
     bench.stop.drain();
     assert_eq!(conn.receive().await, Some(ToCoordinator::Drain { hand_back: false }));
     bench.stop.leave();
@@ -94,7 +94,7 @@ async fn a_second_request_ends_draining() {
 
 #[tokio::test]
 async fn a_coordinator_that_stops_as_well_is_not_waited_for() {
-    let (bench, mut conn) = Bench::holding(config(OnStop::Drain)).await;
+    let (bench, mut conn) = SessionBench::holding(config(OnStop::Drain)).await;
     bench.stop.drain();
     assert_eq!(conn.receive().await, Some(ToCoordinator::Drain { hand_back: false }));
     let (reason, detail) = (RefusedReason::Stopping, String::new());
@@ -105,7 +105,7 @@ async fn a_coordinator_that_stops_as_well_is_not_waited_for() {
 #[tokio::test]
 async fn without_a_coordinator_a_draining_worker_leaves_soon() {
     let config = Config { retry_cap: Duration::from_secs(3_600), ..config(OnStop::Drain) };
-    let (mut bench, conn) = Bench::holding(config).await;
+    let (mut bench, conn) = SessionBench::holding(config).await;
     bench.coordinator.conns.close();
     drop(conn);
     bench.stop.drain();

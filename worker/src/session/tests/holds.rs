@@ -6,7 +6,7 @@ use crate::gate::Shut;
 #[tokio::test]
 async fn a_hold_shuts_the_gate_and_what_is_left_of_it_travels_with_the_release() {
     let (told, left) = (Duration::from_secs(3_600), Duration::from_secs(30));
-    let mut bench = Bench::new().await;
+    let mut bench = SessionBench::new().await;
     let (mut conn, hello) = bench.hello().await;
     assert_eq!(hello.profile.holds, std::collections::BTreeMap::new());
     let gate = bench.begun().await;
@@ -14,12 +14,12 @@ async fn a_hold_shuts_the_gate_and_what_is_left_of_it_travels_with_the_release()
     let granted = grant_after(A, token(1, 1), Carryover { fence_delay: told, ..Carryover::default() });
     conn.send(change(0, 1, vec![granted])).await;
     assert_eq!(conn.ack().await.granted, [GrantRef::new(A, token(1, 1))]);
-    let Command::Take { hold, .. } = bench.command().await else { panic!("it is taken") };
+    let RunnerCommand::Take { hold, .. } = bench.command().await else { panic!("it is taken") };
     assert_eq!(hold, told);
     assert!(matches!(gate.pass(A, token(1, 1)), Err(Shut::Held(wait)) if wait > told / 2), "{gate:?}");
 
     let progress = Progress::default();
-    bench.event(Event::Released { appliance: A, token: token(1, 1), progress, hold: left }).await;
+    bench.event(RunnerEvent::Released { appliance: A, token: token(1, 1), progress, hold: left }).await;
     let said = conn.ack().await.released;
     assert_eq!(said.iter().map(|r| (r.appliance, r.carryover.fence_delay)).collect::<Vec<_>>(), [(A, left)]);
     assert!(matches!(gate.pass(A, token(1, 1)), Err(Shut::NotHeld)));
@@ -33,7 +33,7 @@ async fn a_hold_shuts_the_gate_and_what_is_left_of_it_travels_with_the_release()
 async fn the_margin_of_calls_without_token_is_a_setting() {
     let margin = Duration::from_secs(30);
     let config = Config { act_margin: margin, connect_timeout: DEADLINE, ..Config::default() };
-    let mut bench = Bench::with(config, Assignments::default()).await;
+    let mut bench = SessionBench::with(config, Assignments::default()).await;
     let (mut conn, _) = bench.hello().await;
     let gate = bench.begun().await;
     conn.welcome(1, &[]).await;

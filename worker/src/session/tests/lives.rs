@@ -122,11 +122,11 @@ fn config() -> Config {
     Config { connect_timeout: DEADLINE, lease: Duration::from_millis(200), ..Config::default() }
 }
 
-async fn bench() -> (Bench, Service) {
+async fn bench() -> (SessionBench, Service) {
     let coordinator = Listening::new().await;
     let service = Service::new(vec![coordinator.address.clone()]);
     let seat = Arc::clone(&service.seat);
-    (Bench::seated(config(), seat, coordinator, Assignments::default()), service)
+    (SessionBench::seated(config(), seat, coordinator, Assignments::default()), service)
 }
 
 /// A place that takes connections and says nothing on them.
@@ -218,7 +218,7 @@ async fn the_end_of_a_life_is_seen_while_connecting_and_without_a_coordinator() 
     let mut service = Service::new(vec![address]);
     let config = Config { connect_timeout: LEASE, retry_cap: LEASE, ..config() };
     let seat = Arc::clone(&service.seat);
-    let mut bench = Bench::seated(config, seat, Listening::new().await, Assignments::default());
+    let mut bench = SessionBench::seated(config, seat, Listening::new().await, Assignments::default());
     service.admit(LIFE).await;
     let gate = bench.begun().await;
     let _unanswered = accept(&listener).await;
@@ -270,7 +270,7 @@ async fn a_worker_follows_the_leader_with_what_it_holds() {
     bench.welcomed().await;
     let check = DeltaEntry::Check { appliance: A, token: token(1, 1), number: 5 };
     conn.send(change(0, 1, vec![check])).await;
-    assert!(matches!(bench.command().await, Command::Check { .. }));
+    assert!(matches!(bench.command().await, RunnerCommand::Check { .. }));
     bench.finish().await;
 }
 

@@ -5,19 +5,22 @@ use super::*;
 #[test]
 fn a_takeover_adopts_without_a_restart_and_without_noise() {
     let d = desired(3, 2, |_| {});
-    let mut bench = Bench::new(&d);
+    let mut bench = LifecycleBench::new(&d);
     let mut news = 0;
     for event in [
-        Event::Tick,
+        LifecycleEvent::Tick,
         found(&[instance(0, 4, &d), instance(1, 2, &d)]),
-        ended(Outcome::Answered),
-        ended(Outcome::Answered),
-        ended(Outcome::Configured),
-        ended(Outcome::Configured),
+        ended(StepOutcome::Answered),
+        ended(StepOutcome::Answered),
+        ended(StepOutcome::Configured),
+        ended(StepOutcome::Configured),
     ] {
         news += u32::from(bench.feed(event).status_changed);
         if let Some(step) = bench.last.action {
-            assert!(!matches!(step, Step::Boot { .. } | Step::Destroy { .. }), "{step} during an adoption");
+            assert!(
+                !matches!(step, LifecycleStep::Boot { .. } | LifecycleStep::Destroy { .. }),
+                "{step} during an adoption"
+            );
         }
     }
     assert_eq!((bench.life.status().phase, news), (Phase::Configured, 1));
@@ -27,28 +30,28 @@ fn a_takeover_adopts_without_a_restart_and_without_noise() {
 #[test]
 fn an_adopted_instance_that_does_not_answer_is_replaced_like_any_other() {
     let d = desired(1, 1, |_| {});
-    let mut bench = Bench::new(&d);
-    bench.feed(Event::Tick);
+    let mut bench = LifecycleBench::new(&d);
+    bench.feed(LifecycleEvent::Tick);
     bench.feed(found(&[instance(0, 3, &d)]));
     for _ in 0..2 {
         assert_eq!(bench.last.action, probe(0));
-        bench.feed(ended(Outcome::Silent("connection refused".into())));
+        bench.feed(ended(StepOutcome::Silent("connection refused".into())));
         assert_eq!(bench.wake(), Duration::from_secs(1));
-        bench.feed(Event::Tick);
+        bench.feed(LifecycleEvent::Tick);
     }
     bench.play(vec![
-        (ended(Outcome::Silent("connection refused".into())), destroy(0, 3), Phase::Down),
-        (ended(Outcome::Destroyed), boot(0, 4), Phase::Booting),
+        (ended(StepOutcome::Silent("connection refused".into())), destroy(0, 3), Phase::Down),
+        (ended(StepOutcome::Destroyed), boot(0, 4), Phase::Booting),
     ]);
     let status = bench.life.status();
     assert_eq!(status.failed_boots, 0, "it had been started long before");
     assert_eq!(status.last_error.as_deref(), Some("instance 0 left 3 probes unanswered: connection refused"));
 
-    let mut bench = Bench::new(&d);
+    let mut bench = LifecycleBench::new(&d);
     bench.play(vec![
-        (Event::Tick, OBSERVE, Phase::Down),
+        (LifecycleEvent::Tick, OBSERVE, Phase::Down),
         (found(&[instance(0, 3, &d)]), probe(0), Phase::Down),
-        (ended(Outcome::Vanished("connection refused".into())), boot(0, 4), Phase::Booting),
+        (ended(StepOutcome::Vanished("connection refused".into())), boot(0, 4), Phase::Booting),
     ]);
     assert_eq!(bench.life.status().failed_boots, 0);
 }
@@ -56,45 +59,45 @@ fn an_adopted_instance_that_does_not_answer_is_replaced_like_any_other() {
 #[test]
 fn a_boot_that_was_handed_over_keeps_the_patience_of_a_boot() {
     let d = desired(1, 2, |_| {});
-    let mut bench = Bench::new(&d);
-    bench.feed(Event::Tick);
+    let mut bench = LifecycleBench::new(&d);
+    bench.feed(LifecycleEvent::Tick);
     bench.feed(found(&[instance(1, 1, &d)]));
-    bench.feed(ended(Outcome::Booted(instance(0, 1, &d))));
-    bench.feed(Event::Release);
-    let Some(End::Released(progress)) = bench.last.end.clone() else { panic!("a probe is dropped") };
+    bench.feed(ended(StepOutcome::Booted(instance(0, 1, &d))));
+    bench.feed(LifecycleEvent::Release);
+    let Some(LifecycleEnd::Released(progress)) = bench.last.end.clone() else { panic!("a probe is dropped") };
     assert_eq!(progress.journal.len(), 1, "what was adopted is not being started: {:?}", progress.journal);
 
-    let mut next = Bench::with(&d, progress);
-    next.feed(Event::Tick);
+    let mut next = LifecycleBench::with(&d, progress);
+    next.feed(LifecycleEvent::Tick);
     next.feed(found(&[instance(0, 1, &d), instance(1, 1, &d)]));
-    let lives: Vec<_> = next.life.fleet.slots.iter().map(Slot::is_rising).collect();
+    let lives: Vec<_> = next.life.fleet.slots.iter().map(InstanceSlot::is_rising).collect();
     assert_eq!(lives, [true, false]);
     for _ in 0..20 {
         while let Some(step) = next.last.action {
             let answers = step.ordinal() == Some(1);
             next.feed(ended(match step {
-                Step::Configure { .. } => Outcome::Configured,
-                _ if answers => Outcome::Answered,
-                _ => Outcome::Silent("refused".into()),
+                LifecycleStep::Configure { .. } => StepOutcome::Configured,
+                _ if answers => StepOutcome::Answered,
+                _ => StepOutcome::Silent("refused".into()),
             }));
         }
         next.wake();
-        next.feed(Event::Tick);
+        next.feed(LifecycleEvent::Tick);
     }
-    assert!(next.life.fleet.slot(0).is_some_and(Slot::is_rising), "it is still waited for");
+    assert!(next.life.fleet.slot(0).is_some_and(InstanceSlot::is_rising), "it is still waited for");
 }
 
 #[test]
 fn a_takeover_destroys_duplicates_and_extras_and_keeps_the_lowest_attempt() {
     let d = desired(1, 1, |_| {});
-    let mut bench = Bench::new(&d);
+    let mut bench = LifecycleBench::new(&d);
     bench.play(vec![
-        (Event::Tick, OBSERVE, Phase::Down),
+        (LifecycleEvent::Tick, OBSERVE, Phase::Down),
         (found(&[instance(1, 1, &d), instance(0, 5, &d), instance(0, 2, &d)]), destroy(0, 5), Phase::Booting),
-        (ended(Outcome::Destroyed), destroy(1, 1), Phase::Booting),
-        (ended(Outcome::Destroyed), probe(0), Phase::Booting),
-        (ended(Outcome::Answered), configure(0, 1), Phase::Up),
-        (ended(Outcome::Configured), None, Phase::Configured),
+        (ended(StepOutcome::Destroyed), destroy(1, 1), Phase::Booting),
+        (ended(StepOutcome::Destroyed), probe(0), Phase::Booting),
+        (ended(StepOutcome::Answered), configure(0, 1), Phase::Up),
+        (ended(StepOutcome::Configured), None, Phase::Configured),
     ]);
     assert_eq!(bench.life.status().instances[0].pid, Some(1002));
 }
@@ -102,19 +105,19 @@ fn a_takeover_destroys_duplicates_and_extras_and_keeps_the_lowest_attempt() {
 #[test]
 fn the_dead_are_replaced_and_configured_again() {
     let d = desired(1, 1, |_| {});
-    let mut bench = Bench::configured(&d);
+    let mut bench = LifecycleBench::configured(&d);
     bench.wake();
     bench.play(vec![
-        (Event::Tick, probe(0), Phase::Configured),
-        (ended(Outcome::Vanished("connection refused".into())), boot(0, 2), Phase::Booting),
-        (ended(Outcome::Booted(instance(0, 2, &d))), None, Phase::Booting),
+        (LifecycleEvent::Tick, probe(0), Phase::Configured),
+        (ended(StepOutcome::Vanished("connection refused".into())), boot(0, 2), Phase::Booting),
+        (ended(StepOutcome::Booted(instance(0, 2, &d))), None, Phase::Booting),
     ]);
     assert_eq!(bench.life.status().last_error.as_deref(), Some("instance 0 is gone: connection refused"));
     bench.wake();
     bench.play(vec![
-        (Event::Tick, probe(0), Phase::Booting),
-        (ended(Outcome::Answered), configure(0, 1), Phase::Up),
-        (ended(Outcome::Configured), None, Phase::Configured),
+        (LifecycleEvent::Tick, probe(0), Phase::Booting),
+        (ended(StepOutcome::Answered), configure(0, 1), Phase::Up),
+        (ended(StepOutcome::Configured), None, Phase::Configured),
     ]);
     assert_eq!(bench.life.status().last_error, None);
 }
@@ -122,12 +125,12 @@ fn the_dead_are_replaced_and_configured_again() {
 #[test]
 fn the_mute_are_replaced_only_after_several_probes() {
     let d = desired(1, 1, |_| {});
-    let mut bench = Bench::configured(&d);
+    let mut bench = LifecycleBench::configured(&d);
     for n in 0..3 {
         bench.wake();
-        bench.feed(Event::Tick);
+        bench.feed(LifecycleEvent::Tick);
         assert_eq!(bench.last.action, probe(0));
-        bench.feed(ended(Outcome::TimedOut));
+        bench.feed(ended(StepOutcome::TimedOut));
         if n < 2 {
             assert_eq!((bench.last.action, bench.life.status().phase), (None, Phase::Configured));
             assert_eq!(bench.life.status().instances[0].alive, Some(false));
@@ -135,25 +138,25 @@ fn the_mute_are_replaced_only_after_several_probes() {
         }
     }
     assert_eq!(bench.last.action, destroy(0, 1));
-    bench.play(vec![(ended(Outcome::Destroyed), boot(0, 2), Phase::Booting)]);
+    bench.play(vec![(ended(StepOutcome::Destroyed), boot(0, 2), Phase::Booting)]);
 }
 
 /// The kept instance dies; gives back the wait before its successor is booted. Ends with that one `Configured`.
-fn die(bench: &mut Bench, d: &Arc<Desired>) -> Duration {
+fn die(bench: &mut LifecycleBench, d: &Arc<Desired>) -> Duration {
     let attempt = bench.life.fleet.slot(0).expect("it lives").instance.attempt + 1;
-    bench.feed(Event::Check(1));
+    bench.feed(LifecycleEvent::Check(1));
     bench.feed(found(&[]));
     let waited = if bench.last.action.is_none() { bench.wake() } else { Duration::ZERO };
     if !waited.is_zero() {
-        bench.feed(Event::Tick);
+        bench.feed(LifecycleEvent::Tick);
     }
     assert_eq!(bench.last.action, boot(0, attempt));
-    bench.feed(ended(Outcome::Booted(instance(0, attempt, d))));
+    bench.feed(ended(StepOutcome::Booted(instance(0, attempt, d))));
     bench.wake();
-    bench.feed(Event::Tick);
+    bench.feed(LifecycleEvent::Tick);
     bench.play(vec![
-        (ended(Outcome::Answered), configure(0, 1), Phase::Up),
-        (ended(Outcome::Configured), None, Phase::Configured),
+        (ended(StepOutcome::Answered), configure(0, 1), Phase::Up),
+        (ended(StepOutcome::Configured), None, Phase::Configured),
     ]);
     waited
 }
@@ -161,27 +164,27 @@ fn die(bench: &mut Bench, d: &Arc<Desired>) -> Duration {
 #[test]
 fn what_ends_again_and_again_is_booted_ever_more_rarely_until_it_was_well_for_long() {
     let d = desired(1, 1, |_| {});
-    let mut bench = Bench::configured(&d);
+    let mut bench = LifecycleBench::configured(&d);
     let waits: Vec<_> = (0..9).map(|_| die(&mut bench, &d).as_secs()).collect();
     assert_eq!(waits, [0, 1, 2, 4, 8, 16, 32, 60, 60], "and it is never given up");
     assert_eq!((bench.life.status().failed_boots, bench.life.status().phase), (8, Phase::Configured));
 
     let moved = bench.life.progress(bench.now);
     assert_eq!((moved.failed_boots, moved.ends), (0, 9));
-    let mut next = Bench::with(&d, moved);
-    next.feed(Event::Tick);
+    let mut next = LifecycleBench::with(&d, moved);
+    next.feed(LifecycleEvent::Tick);
     next.feed(found(&[instance(0, 10, &d)]));
-    next.feed(ended(Outcome::Answered));
-    next.feed(ended(Outcome::Configured));
+    next.feed(ended(StepOutcome::Answered));
+    next.feed(ended(StepOutcome::Configured));
     assert_eq!(next.life.status().failed_boots, 8, "a move does not make it better");
     assert_eq!(die(&mut next, &d), Duration::from_secs(60));
 
     let since = bench.now;
     while bench.life.status().failed_boots > 0 {
         bench.wake();
-        bench.feed(Event::Tick);
+        bench.feed(LifecycleEvent::Tick);
         while bench.last.action.is_some() {
-            bench.feed(ended(Outcome::Answered));
+            bench.feed(ended(StepOutcome::Answered));
         }
     }
     assert_eq!(bench.now.since(since), Duration::from_secs(60));
@@ -192,27 +195,27 @@ fn what_ends_again_and_again_is_booted_ever_more_rarely_until_it_was_well_for_lo
 #[test]
 fn an_end_in_a_crash_loop_says_so() {
     let d = desired(1, 1, |_| {});
-    let mut bench = Bench::configured(&d);
+    let mut bench = LifecycleBench::configured(&d);
     die(&mut bench, &d);
-    bench.feed(Event::Check(1));
+    bench.feed(LifecycleEvent::Check(1));
     bench.play(vec![(found(&[]), None, Phase::Down)]);
     let status = bench.life.status();
     let said = "instance 0 ended by itself (2 ends without 60s of health)";
     assert_eq!((status.failed_boots, status.last_error.as_deref()), (1, Some(said)));
     // A command is a new beginning.
-    bench.play(vec![(Event::Change(desired(2, 1, |_| {})), boot(0, 3), Phase::Booting)]);
+    bench.play(vec![(LifecycleEvent::Change(desired(2, 1, |_| {})), boot(0, 3), Phase::Booting)]);
     assert_eq!(bench.life.status().failed_boots, 0);
 }
 
 #[test]
 fn replicas_that_served_for_long_are_replaced_at_once_also_together() {
     let d = desired(1, 2, |_| {});
-    let mut bench = Bench::configured(&d);
+    let mut bench = LifecycleBench::configured(&d);
     bench.now = bench.now + Duration::from_secs(3_600);
     bench.play(vec![
-        (Event::Check(1), OBSERVE, Phase::Configured),
+        (LifecycleEvent::Check(1), OBSERVE, Phase::Configured),
         (found(&[]), boot(0, 2), Phase::Booting),
-        (ended(Outcome::Booted(instance(0, 2, &d))), boot(1, 2), Phase::Booting),
+        (ended(StepOutcome::Booted(instance(0, 2, &d))), boot(1, 2), Phase::Booting),
     ]);
     assert_eq!(bench.life.status().failed_boots, 0);
 }
@@ -220,18 +223,18 @@ fn replicas_that_served_for_long_are_replaced_at_once_also_together() {
 #[test]
 fn one_dead_of_several_degrades_while_the_others_serve() {
     let d = desired(1, 2, |_| {});
-    let mut bench = Bench::configured(&d);
+    let mut bench = LifecycleBench::configured(&d);
     bench.wake();
-    bench.feed(Event::Tick);
-    let Some(Step::Probe { ordinal }) = bench.last.action else { panic!("a probe is due") };
+    bench.feed(LifecycleEvent::Tick);
+    let Some(LifecycleStep::Probe { ordinal }) = bench.last.action else { panic!("a probe is due") };
     bench.play(vec![
-        (ended(Outcome::Vanished("gone".into())), boot(ordinal, 2), Phase::Degraded),
-        (ended(Outcome::Refused("port 80 is in use".into())), OBSERVE, Phase::Degraded),
+        (ended(StepOutcome::Vanished("gone".into())), boot(ordinal, 2), Phase::Degraded),
+        (ended(StepOutcome::Refused("port 80 is in use".into())), OBSERVE, Phase::Degraded),
         (found(&[instance(1 - ordinal, 1, &d)]), None, Phase::Degraded),
     ]);
     let status = bench.life.status();
     assert_eq!((status.failed_boots, status.instances.len()), (1, 1));
     assert!(status.last_error.expect("it is shown").ends_with("port 80 is in use"));
     assert_eq!(bench.wake(), Duration::from_secs(1));
-    bench.play(vec![(Event::Tick, boot(ordinal, 3), Phase::Degraded)]);
+    bench.play(vec![(LifecycleEvent::Tick, boot(ordinal, 3), Phase::Degraded)]);
 }

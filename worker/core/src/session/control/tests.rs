@@ -12,13 +12,13 @@ fn at(millis: u64) -> Timestamp {
 }
 
 /// A worker under test, at a moment.
-struct Worker {
+struct ControlledWorker {
     control: Control,
     now: Timestamp,
     settled: bool,
 }
 
-impl Worker {
+impl ControlledWorker {
     fn new() -> Self {
         let settings = Settings { connect_timeout: CONNECT, retry_cap: CAP, drain_timeout: DRAIN };
         let (control, actions) = Control::new(settings, at(0));
@@ -88,7 +88,7 @@ fn again() -> ControlEvent {
 
 #[test]
 fn a_failed_join_is_tried_again_with_growing_pauses() {
-    let mut worker = Worker::new();
+    let mut worker = ControlledWorker::new();
     for (failures, pause) in [(1, 100), (2, 200), (3, 400)] {
         let failed = ControlEvent::JoinFailed(JoinFailure::Transient, "no quorum".to_owned());
         assert_eq!(worker.step(failed), [note(Notice::JoinFailed(failures, "no quorum".to_owned()))]);
@@ -101,12 +101,12 @@ fn a_failed_join_is_tried_again_with_growing_pauses() {
 fn a_name_that_is_taken_ends_the_worker_and_other_permanent_failures_only_the_first_join() {
     let failed = |failure| ControlEvent::JoinFailed(failure, String::new());
     for failure in [JoinFailure::NameTaken, JoinFailure::Permanent] {
-        let mut worker = Worker::new();
+        let mut worker = ControlledWorker::new();
         assert_eq!(worker.step(failed(failure)), [ControlAction::EndWork(END_WORK)]);
         let ended = worker.step(ControlEvent::WorkEnded { in_time: true });
         assert_eq!(ended, [ControlAction::End(Outcome::CannotJoin)]);
     }
-    let mut worker = Worker::joined(&["a"], false);
+    let mut worker = ControlledWorker::joined(&["a"], false);
     worker.step(ControlEvent::LifeOver("evicted".to_owned()));
     assert_eq!(worker.wake(), [ControlAction::Join]);
     assert_eq!(worker.step(failed(JoinFailure::Permanent)), [note(Notice::JoinFailed(1, String::new()))]);
@@ -116,7 +116,7 @@ fn a_name_that_is_taken_ends_the_worker_and_other_permanent_failures_only_the_fi
 
 #[test]
 fn coordinators_are_tried_in_turn_and_a_change_of_the_leader_starts_over() {
-    let mut worker = Worker::joined(&["a", "b"], false);
+    let mut worker = ControlledWorker::joined(&["a", "b"], false);
     let failed = |n: &str, failures| [note(Notice::ConnectFailed(n.to_owned(), failures, "no route".to_owned()))];
     assert_eq!(worker.step(ControlEvent::ConnectFailed("no route".to_owned())), failed("a", 1));
     assert_eq!(worker.wake(), [connect("b")]);
@@ -130,7 +130,7 @@ fn coordinators_are_tried_in_turn_and_a_change_of_the_leader_starts_over() {
 
 #[test]
 fn without_a_coordinator_the_worker_waits_and_connects_to_the_first_that_is_known() {
-    let mut worker = Worker::new();
+    let mut worker = ControlledWorker::new();
     let joined = ControlEvent::Joined(Membership { lease: LEASE, beats_on_stream: false });
     assert_eq!(worker.step(joined), [note(Notice::NoCoordinator)]);
     assert_eq!(worker.wake(), [], "said once");
@@ -140,7 +140,7 @@ fn without_a_coordinator_the_worker_waits_and_connects_to_the_first_that_is_know
 
 #[test]
 fn a_hello_without_an_answer_ends_the_stream_and_the_next_coordinator_is_tried() {
-    let mut worker = Worker::joined(&["a", "b"], true);
+    let mut worker = ControlledWorker::joined(&["a", "b"], true);
     worker.step(ControlEvent::Connected);
     assert_eq!(worker.after(4_000, ControlEvent::HelloSent), []);
     assert_eq!(worker.after(4_999, ControlEvent::Tick), [], "timed from when it was sent");
@@ -150,7 +150,7 @@ fn a_hello_without_an_answer_ends_the_stream_and_the_next_coordinator_is_tried()
 
 #[test]
 fn a_stream_that_was_welcomed_is_followed_by_another_to_the_same_coordinator_soon() {
-    let mut worker = Worker::streaming(false);
+    let mut worker = ControlledWorker::streaming(false);
     for _ in 0..3 {
         assert_eq!(worker.step(again()), [ControlAction::Disconnect]);
         assert_eq!(worker.control.wake_at(), Some(worker.now + FIRST_PAUSE));
@@ -165,7 +165,7 @@ fn a_stream_that_was_welcomed_is_followed_by_another_to_the_same_coordinator_soo
 
 #[test]
 fn heartbeats_on_the_stream_extend_the_lease_from_when_they_were_sent() {
-    let mut worker = Worker::streaming(true);
+    let mut worker = ControlledWorker::streaming(true);
     let sent = worker.now;
     let answered = worker.after(30, ControlEvent::BeatAnswered(1));
     assert_eq!(answered, [ControlAction::Extend(sent + LEASE)]);
@@ -177,7 +177,7 @@ fn heartbeats_on_the_stream_extend_the_lease_from_when_they_were_sent() {
 
 #[test]
 fn a_life_that_keeps_itself_is_extended_by_nothing_on_the_stream() {
-    let mut worker = Worker::streaming(false);
+    let mut worker = ControlledWorker::streaming(false);
     assert_eq!(worker.step(ControlEvent::BeatAnswered(1)), []);
     assert_eq!(worker.control.wake_at(), None);
 }
@@ -187,20 +187,20 @@ fn the_end_of_a_life_is_followed_by_another_one() {
     let why = || "evicted".to_owned();
     let over = [ControlAction::Disconnect, ControlAction::EndLife(why())];
     for end in [ControlEvent::LifeOver(why()), ControlEvent::StreamEnded(StreamEnd::LifeOver(why()))] {
-        let mut worker = Worker::streaming(false);
+        let mut worker = ControlledWorker::streaming(false);
         assert_eq!(worker.step(end), over);
         assert_eq!(worker.wake(), [ControlAction::Join]);
         let joined = ControlEvent::Joined(Membership { lease: LEASE, beats_on_stream: false });
         assert_eq!(worker.step(joined), [connect("a")]);
     }
-    let mut worker = Worker::joined(&["a"], false);
+    let mut worker = ControlledWorker::joined(&["a"], false);
     assert_eq!(worker.step(ControlEvent::LifeOver(why())), over);
     assert_eq!(worker.step(ControlEvent::LifeOver(why())), [], "it is over already");
 }
 
 #[test]
 fn a_drain_is_announced_on_each_stream_and_ends_when_everything_is_handed_over() {
-    let mut worker = Worker::streaming(false);
+    let mut worker = ControlledWorker::streaming(false);
     worker.settled = false;
     assert_eq!(worker.step(ControlEvent::HandedOver), [], "no drain was requested");
     assert_eq!(worker.step(stop(StopRequest::Drain)), [ControlAction::SayDrain]);
@@ -225,7 +225,7 @@ fn a_drain_ends_with_its_timeout_or_a_second_request() {
     for (wait, event, why) in
         [(30_000, ControlEvent::Tick, LeaveReason::TimedOut), (10, stop(StopRequest::Leave), LeaveReason::Asked)]
     {
-        let mut worker = Worker::streaming(false);
+        let mut worker = ControlledWorker::streaming(false);
         worker.settled = false;
         worker.step(stop(StopRequest::Drain));
         let leaving = [note(Notice::Leaving(why)), ControlAction::EndWork(END_WORK)];
@@ -236,7 +236,7 @@ fn a_drain_ends_with_its_timeout_or_a_second_request() {
 #[test]
 fn a_drain_bears_no_stream_only_for_a_while_and_without_grants_not_at_all() {
     for (settled, wait, why) in [(false, 2_000, LeaveReason::NoCoordinator), (true, 0, LeaveReason::Asked)] {
-        let mut worker = Worker::joined(&["a"], false);
+        let mut worker = ControlledWorker::joined(&["a"], false);
         worker.settled = settled;
         worker.step(again());
         worker.step(ControlEvent::ConnectFailed(String::new()));
@@ -257,12 +257,12 @@ fn a_drain_bears_no_stream_only_for_a_while_and_without_grants_not_at_all() {
 #[test]
 fn the_only_coordinator_is_not_waited_for_when_both_stop() {
     let stops = || ControlEvent::StreamEnded(StreamEnd::CoordinatorStops(Duration::ZERO));
-    let mut worker = Worker::streaming(true);
+    let mut worker = ControlledWorker::streaming(true);
     worker.settled = false;
     worker.step(stop(StopRequest::Drain));
     let leaving = note(Notice::Leaving(LeaveReason::CoordinatorStops));
     assert_eq!(worker.step(stops()), [ControlAction::Disconnect, leaving, ControlAction::EndWork(END_WORK)]);
-    let mut worker = Worker::streaming(false);
+    let mut worker = ControlledWorker::streaming(false);
     worker.settled = false;
     worker.step(stop(StopRequest::Drain));
     assert_eq!(worker.step(stops()), [ControlAction::Disconnect], "another one may lead");
@@ -271,7 +271,7 @@ fn the_only_coordinator_is_not_waited_for_when_both_stop() {
 #[test]
 fn a_stop_while_joining_leaves_without_a_group() {
     for request in [StopRequest::Drain, StopRequest::Leave] {
-        let mut worker = Worker::new();
+        let mut worker = ControlledWorker::new();
         let leaving = [note(Notice::Leaving(LeaveReason::Asked)), ControlAction::EndWork(END_WORK)];
         assert_eq!(worker.step(stop(request)), leaving);
         let ended = worker.step(ControlEvent::WorkEnded { in_time: false });
@@ -292,13 +292,13 @@ fn events_of_what_was_given_up_change_nothing() {
             ControlEvent::LeftGroup { in_time: true },
         ]
     };
-    let mut worker = Worker::streaming(false);
+    let mut worker = ControlledWorker::streaming(false);
     for event in stale() {
         let before = worker.control.clone();
         assert_eq!(worker.step(event), []);
         assert_eq!(worker.control, before);
     }
-    let mut worker = Worker::joined(&["a"], false);
+    let mut worker = ControlledWorker::joined(&["a"], false);
     for event in [again(), ControlEvent::Welcomed(LEASE), ControlEvent::HelloSent, ControlEvent::HandedOver] {
         let before = worker.control.clone();
         assert_eq!(worker.step(event), []);

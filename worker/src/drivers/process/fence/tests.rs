@@ -1,9 +1,9 @@
 use super::*;
-use crate::gate::Gate;
+use crate::gate::SharedGate;
 use runtime::clock;
 
 fn permit(sequence: u64) -> Permit {
-    let gate = Gate::new();
+    let gate = SharedGate::new();
     let (appliance, token) = (ApplianceId::from_u128(1), Token::new(Term::new(1), sequence));
     gate.extend(clock::now() + Duration::from_secs(60));
     gate.admit(appliance, token, Duration::ZERO);
@@ -56,7 +56,7 @@ async fn a_journal_is_bounded_and_keeps_the_newest_entries_whole() {
     }
     let text = fs::read_to_string(fences.journal_path(ApplianceId::from_u128(1))).expect("readable");
     assert!(text.len() as u64 <= JOURNAL_LIMIT);
-    let entries: Vec<Entry> = text.lines().map(|l| serde_json::from_str(l).expect("whole lines")).collect();
+    let entries: Vec<FenceJournalEntry> = text.lines().map(|l| serde_json::from_str(l).expect("whole lines")).collect();
     assert_eq!(entries.last().map(|e| e.attempt), Some(2999));
     assert!(entries.windows(2).all(|pair| pair[0].attempt + 1 == pair[1].attempt));
 }
