@@ -56,7 +56,7 @@ pub struct RingArc {
 /// The ring of one set of members. Equal sets give equal rings, whatever their order.
 #[derive(Clone, Debug, Default)]
 pub struct Ring {
-    members: Vec<Entry>,
+    members: Vec<RingPositions>,
     /// Strictly ascending by position.
     points: Vec<Point>,
     /// Two members share a position, so that taking one away would have to bring a point of the other back.
@@ -66,7 +66,7 @@ pub struct Ring {
 }
 
 #[derive(Clone, Debug)]
-struct Entry {
+struct RingPositions {
     id: WorkerId,
     weight: u32,
     /// Ascending.
@@ -117,7 +117,7 @@ impl Ring {
                     positions
                 }
             };
-            entries.push(Entry { id, weight, positions });
+            entries.push(RingPositions { id, weight, positions });
         }
         added.sort_unstable_by_key(|p| (p.position, p.member));
         let merged = if self.shared { None } else { merge(&self.points, &kept, &added) };
@@ -310,8 +310,8 @@ fn merge(old: &[Point], kept: &[Option<u32>], added: &[Point]) -> Option<Vec<Poi
 
 /// All points, ascending; of points at one position the one of the last member stays. The flag says whether there were
 /// such.
-fn assemble(members: &[Entry]) -> (Vec<Point>, bool) {
-    let of = |(member, entry): (u32, &Entry)| -> Vec<Point> {
+fn assemble(members: &[RingPositions]) -> (Vec<Point>, bool) {
+    let of = |(member, entry): (u32, &RingPositions)| -> Vec<Point> {
         entry.positions.iter().map(|&position| Point { position, member }).collect()
     };
     let mut points: Vec<Point> = (0..).zip(members).flat_map(of).collect();

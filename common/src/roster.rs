@@ -7,7 +7,7 @@
 //! read. The rules, and why, are in docs/protocol.md, Membership and lock in ZooKeeper.
 //!
 //! When the connection breaks nothing more is said. On the next one a write of the reader's own has to commit, so that its
-//! server is as new as everything it was told before, then everything is read, and that is told as [`News::Read`]. Names
+//! server is as new as everything it was told before, then everything is read, and that is told as [`RosterEvent::Read`]. Names
 //! that events told of during the read are read once more.
 //!
 //! The shell around a [`Roster`] sets the watches, then calls [`Roster::connected`]; sends what [`Roster::next_ask`] says
@@ -26,8 +26,8 @@ mod tests;
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-use self::known::{Known, Lease};
-use self::outbox::Outbox;
+use self::known::{KnownLease, KnownNodes};
+use self::outbox::RosterOutbox;
 use crate::mutant::{self, Mutant};
 use crate::{Incarnation, Profile, Timestamp, WorkerId};
 
@@ -61,7 +61,7 @@ pub struct LeaseNode {
 
 /// What became of the workers' nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum News {
+pub enum RosterEvent {
     /// Everything, read after the connection was made (anew) and a write of this reader's own had committed.
     Read {
         /// Every member node.
@@ -80,7 +80,7 @@ pub enum News {
 
 /// Which of the two directories.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
+pub enum NodeKind {
     /// Of member nodes.
     Member,
     /// Of lease nodes.
@@ -88,11 +88,11 @@ pub enum Kind {
 }
 
 /// One node.
-pub type Name = (Kind, WorkerId);
+pub type NodeName = (NodeKind, WorkerId);
 
 /// What a watch says happened to a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum NodeChange {
     /// It was created.
     Created,
     /// Its data were written.
@@ -103,7 +103,7 @@ pub enum Change {
 
 /// What is to be sent to the service, in this order and on the connection that stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ask {
+pub struct RosterAsk {
     /// Which connection, so that an answer that outlived it is not taken.
     connection: u64,
     /// What to send.
@@ -116,34 +116,34 @@ pub enum What {
     /// Any write of the reader's own, sent from now on and waited for until it has committed.
     Write,
     /// The names in a directory.
-    List(Kind),
+    List(NodeKind),
     /// One node.
-    Read(Name),
+    Read(NodeName),
 }
 
 /// A node that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Node {
+pub enum RosterNode {
     /// A member node.
     Member(MemberNode),
     /// A lease node.
     Lease(LeaseNode),
 }
 
-/// The answer to an [`Ask`].
+/// The answer to an [`RosterAsk`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum RosterAnswer {
     /// The write has committed.
     Written,
     /// These names are in the directory.
     Listed(Vec<WorkerId>),
     /// This is the node; `None` when there is none, or it is nobody's.
-    Found(Option<Node>),
+    Found(Option<RosterNode>),
 }
 
 /// How far the reading has come.
 #[derive(Clone, Debug)]
-enum Stage {
+enum RosterStage {
     /// No connection, or its watches are not set.
     Broken,
     /// Nothing counts before a write of the reader's own has committed.
@@ -151,7 +151,7 @@ enum Stage {
     /// Everything is being read.
     Reading(Everything),
     /// Everything was read, and events say what to read again.
-    Following(Known),
+    Following(KnownNodes),
 }
 
 /// A read of everything.
@@ -160,8 +160,8 @@ struct Everything {
     /// Directories that have to be listed still.
     lists: usize,
     /// Nodes that have to be read still: those whose read was not sent, and how many were.
-    waiting: VecDeque<Name>,
-    known: Known,
+    waiting: VecDeque<NodeName>,
+    known: KnownNodes,
 }
 
 /// Reader of the workers' nodes.
@@ -169,16 +169,16 @@ struct Everything {
 pub struct Roster {
     /// Counts connections.
     connection: u64,
-    stage: Stage,
+    stage: RosterStage,
     /// What is to be sent first.
     asks: VecDeque<What>,
     /// Reads of nodes that were sent and not answered.
     reads: usize,
     /// Names that events told of before everything was read.
-    touched: BTreeSet<Name>,
+    touched: BTreeSet<NodeName>,
     /// Workers whose next change is likely to be an eviction.
     suspects: BTreeSet<WorkerId>,
-    outbox: Outbox,
+    outbox: RosterOutbox,
 }
 
 impl Default for Roster {
@@ -193,31 +193,31 @@ impl Roster {
     pub fn new() -> Self {
         Self {
             connection: 0,
-            stage: Stage::Broken,
+            stage: RosterStage::Broken,
             asks: VecDeque::new(),
             reads: 0,
             touched: BTreeSet::new(),
             suspects: BTreeSet::new(),
-            outbox: Outbox::default(),
+            outbox: RosterOutbox::default(),
         }
     }
 
     /// Both watches are set, on a connection that has stood since. Everything begins anew.
     pub fn connected(&mut self) {
         self.broken();
-        if matches!(self.stage, Stage::Broken) {
-            self.stage = Stage::Proving;
+        if matches!(self.stage, RosterStage::Broken) {
+            self.stage = RosterStage::Proving;
             self.asks.push_back(What::Write);
         }
     }
 
     /// The connection broke: events may be missing from now on, and what was asked on it is not answered.
     pub fn broken(&mut self) {
-        if mutant::is(Mutant::CachedMembers) && matches!(self.stage, Stage::Following(_)) {
+        if mutant::is(Mutant::CachedMembers) && matches!(self.stage, RosterStage::Following(_)) {
             return;
         }
         self.connection += 1;
-        self.stage = Stage::Broken;
+        self.stage = RosterStage::Broken;
         self.asks.clear();
         self.reads = 0;
         self.touched.clear();
@@ -225,46 +225,48 @@ impl Roster {
     }
 
     /// What is to be sent next; `None` while nothing is, or enough is under way.
-    pub fn next_ask(&mut self) -> Option<Ask> {
+    pub fn next_ask(&mut self) -> Option<RosterAsk> {
         let what = match self.asks.pop_front() {
             Some(what) => what,
             None if self.reads >= READS => return None,
             None => {
                 let name = match &mut self.stage {
-                    Stage::Broken | Stage::Proving => return None,
-                    Stage::Reading(everything) => everything.waiting.pop_front(),
-                    Stage::Following(known) => known.next_read(),
+                    RosterStage::Broken | RosterStage::Proving => return None,
+                    RosterStage::Reading(everything) => everything.waiting.pop_front(),
+                    RosterStage::Following(known) => known.next_read(),
                 }?;
                 self.reads += 1;
                 What::Read(name)
             }
         };
-        Some(Ask { connection: self.connection, what })
+        Some(RosterAsk { connection: self.connection, what })
     }
 
     /// An answer arrived. One of a connection that broke is not taken, nor is one that does not answer the question.
-    pub fn answered(&mut self, now: Timestamp, ask: Ask, answer: Answer) {
+    pub fn answered(&mut self, now: Timestamp, ask: RosterAsk, answer: RosterAnswer) {
         if ask.connection != self.connection {
             return;
         }
         match (ask.what, answer) {
-            (What::Write, Answer::Written) if matches!(self.stage, Stage::Proving) => self.read_everything(),
-            (What::List(kind), Answer::Listed(names)) => {
-                if let Stage::Reading(everything) = &mut self.stage {
+            (What::Write, RosterAnswer::Written) if matches!(self.stage, RosterStage::Proving) => {
+                self.read_everything()
+            }
+            (What::List(kind), RosterAnswer::Listed(names)) => {
+                if let RosterStage::Reading(everything) = &mut self.stage {
                     everything.lists = everything.lists.saturating_sub(1);
                     everything.waiting.extend(names.into_iter().map(|name| (kind, name)));
                     self.finish_reading(now);
                 }
             }
-            (What::Read(name), Answer::Found(node)) => {
+            (What::Read(name), RosterAnswer::Found(node)) => {
                 self.reads = self.reads.saturating_sub(1);
                 match &mut self.stage {
-                    Stage::Broken | Stage::Proving => {}
-                    Stage::Reading(everything) => {
+                    RosterStage::Broken | RosterStage::Proving => {}
+                    RosterStage::Reading(everything) => {
                         everything.found(now, node);
                         self.finish_reading(now);
                     }
-                    Stage::Following(_) => self.found(now, name, node),
+                    RosterStage::Following(_) => self.found(now, name, node),
                 }
             }
             _ => {}
@@ -272,23 +274,23 @@ impl Roster {
     }
 
     /// A watch told of a node.
-    pub fn event(&mut self, now: Timestamp, name: Name, change: Change) {
+    pub fn event(&mut self, now: Timestamp, name: NodeName, change: NodeChange) {
         let known = match &mut self.stage {
-            Stage::Broken => return,
-            Stage::Proving | Stage::Reading(_) => {
+            RosterStage::Broken => return,
+            RosterStage::Proving | RosterStage::Reading(_) => {
                 self.touched.insert(name);
                 return;
             }
-            Stage::Following(known) => known,
+            RosterStage::Following(known) => known,
         };
-        if mutant::is(Mutant::MembersFromEvents) && change != Change::Changed {
-            if change == Change::Deleted {
+        if mutant::is(Mutant::MembersFromEvents) && change != NodeChange::Changed {
+            if change == NodeChange::Deleted {
                 self.found(now, name, None);
             }
             return;
         }
         let (kind, worker) = &name;
-        let beat = *kind == Kind::Lease && change == Change::Changed;
+        let beat = *kind == NodeKind::Lease && change == NodeChange::Changed;
         match known.leases.get_mut(worker).filter(|_| beat) {
             Some(lease) if lease.ended => {}
             Some(lease) => {
@@ -310,13 +312,13 @@ impl Roster {
 
     /// To be called a few times in the time of a lease: finds lease nodes that have fallen silent.
     pub fn tick(&mut self, now: Timestamp) {
-        if let Stage::Following(known) = &mut self.stage {
+        if let RosterStage::Following(known) = &mut self.stage {
             known.sweep(now);
         }
     }
 
     /// Takes the oldest news, with the moment that what it tells arrived.
-    pub fn next_news(&mut self, now: Timestamp) -> Option<(Timestamp, News)> {
+    pub fn next_news(&mut self, now: Timestamp) -> Option<(Timestamp, RosterEvent)> {
         self.tell_members(now);
         self.outbox.pop()
     }
@@ -330,7 +332,7 @@ impl Roster {
     /// Whether everything was read on the connection that stands.
     #[must_use]
     pub const fn is_following(&self) -> bool {
-        matches!(self.stage, Stage::Following(_))
+        matches!(self.stage, RosterStage::Following(_))
     }
 
     /// Whether so much waits to be taken that beginning anew is cheaper: nobody listens.
@@ -340,20 +342,20 @@ impl Roster {
     }
 
     fn read_everything(&mut self) {
-        self.stage = Stage::Reading(Everything { lists: 2, ..Everything::default() });
-        self.asks.extend([Kind::Lease, Kind::Member].map(What::List));
+        self.stage = RosterStage::Reading(Everything { lists: 2, ..Everything::default() });
+        self.asks.extend([NodeKind::Lease, NodeKind::Member].map(What::List));
     }
 
     /// Tells everything once it was read, and has read again what changed meanwhile.
     fn finish_reading(&mut self, now: Timestamp) {
-        let Stage::Reading(everything) = &mut self.stage else { return };
+        let RosterStage::Reading(everything) = &mut self.stage else { return };
         if everything.lists > 0 || !everything.waiting.is_empty() || self.reads > 0 {
             return;
         }
         let mut known = std::mem::take(&mut everything.known);
         // What lies between the first answer and the last was not seen as it happened.
         for lease in known.leases.values_mut() {
-            *lease = Lease::new(lease.node.clone(), lease.node.evicted, now);
+            *lease = KnownLease::new(lease.node.clone(), lease.node.evicted, now);
         }
         let members = known.members.values().cloned().collect();
         let leases = known.leases.values().map(|lease| lease.node.clone()).collect();
@@ -361,12 +363,12 @@ impl Roster {
         for name in std::mem::take(&mut self.touched) {
             known.read(name);
         }
-        self.stage = Stage::Following(known);
+        self.stage = RosterStage::Following(known);
     }
 
     /// Members are told when none of them is being read: who came and who went with it is told at once.
     fn tell_members(&mut self, now: Timestamp) {
-        if let Stage::Following(known) = &mut self.stage
+        if let RosterStage::Following(known) = &mut self.stage
             && known.changed
             && !known.reads_members()
         {
@@ -376,25 +378,25 @@ impl Roster {
     }
 
     /// A node was read while following.
-    fn found(&mut self, now: Timestamp, name: Name, node: Option<Node>) {
-        let Stage::Following(known) = &mut self.stage else { return };
+    fn found(&mut self, now: Timestamp, name: NodeName, node: Option<RosterNode>) {
+        let RosterStage::Following(known) = &mut self.stage else { return };
         known.answered(&name);
         let (kind, worker) = name;
         match (kind, node) {
-            (Kind::Member, Some(Node::Member(node))) => {
+            (NodeKind::Member, Some(RosterNode::Member(node))) => {
                 if known.members.get(&worker) != Some(&node) {
                     known.changed = true;
                     known.members.insert(worker, node);
                 }
             }
-            (Kind::Lease, Some(Node::Lease(node))) => self.found_lease(now, worker, Some(node)),
-            (Kind::Member, _) => known.changed |= known.members.remove(&worker).is_some(),
-            (Kind::Lease, _) => self.found_lease(now, worker, None),
+            (NodeKind::Lease, Some(RosterNode::Lease(node))) => self.found_lease(now, worker, Some(node)),
+            (NodeKind::Member, _) => known.changed |= known.members.remove(&worker).is_some(),
+            (NodeKind::Lease, _) => self.found_lease(now, worker, None),
         }
     }
 
     fn found_lease(&mut self, now: Timestamp, worker: WorkerId, node: Option<LeaseNode>) {
-        let Stage::Following(known) = &mut self.stage else { return };
+        let RosterStage::Following(known) = &mut self.stage else { return };
         let life = node.as_ref().map(|node| node.incarnation);
         let former = known.leases.remove(&worker);
         let same = former.as_ref().is_some_and(|lease| Some(lease.node.incarnation) == life);
@@ -412,7 +414,7 @@ impl Roster {
             self.outbox.ended(now, worker.clone(), node.incarnation);
             ended = true;
         }
-        let mut lease = Lease::new(node, ended, now);
+        let mut lease = KnownLease::new(node, ended, now);
         if let Some(former) = former {
             // That may have been of this life already.
             lease.keep_unread(&former);
@@ -422,12 +424,12 @@ impl Roster {
 }
 
 impl Everything {
-    fn found(&mut self, now: Timestamp, node: Option<Node>) {
+    fn found(&mut self, now: Timestamp, node: Option<RosterNode>) {
         match node {
-            Some(Node::Member(node)) => _ = self.known.members.insert(node.worker.clone(), node),
-            Some(Node::Lease(node)) => {
+            Some(RosterNode::Member(node)) => _ = self.known.members.insert(node.worker.clone(), node),
+            Some(RosterNode::Lease(node)) => {
                 let ended = node.evicted;
-                self.known.leases.insert(node.worker.clone(), Lease::new(node, ended, now));
+                self.known.leases.insert(node.worker.clone(), KnownLease::new(node, ended, now));
             }
             None => {}
         }

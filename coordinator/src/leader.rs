@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use common::session::{Envelope, Refused, RefusedReason, StatusReport, ToCoordinator, ToWorker};
 use common::{ApplianceId, CoordinatorId, Life, Term, Timestamp, WorkerId};
-use coordination::{Leadership, News};
+use coordination::{Leadership, RosterEvent as News};
 use coordinator_core::grants::StoredGrant;
 use coordinator_core::machine::{self, Action, Commit, Event, Machine, Refusal, Restored, StreamId};
 use coordinator_core::membership::Authority;

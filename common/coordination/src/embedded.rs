@@ -13,7 +13,7 @@ use futures::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Candidate, Error, Guard, Leader, Leadership, Life, MembershipEnd, News, Raised, Seat};
+use super::{Candidate, Error, Guard, Leader, Leadership, Life, MembershipEnd, Raised, RosterEvent, Seat};
 use common::{CoordinatorId, Incarnation, Profile, Term, Timestamp, WorkerId};
 use runtime::file::write_atomic;
 
@@ -149,7 +149,7 @@ impl Leadership for EmbeddedLeadership {
         self.lost.clone()
     }
 
-    fn roster(&self) -> Option<mpsc::Receiver<(Timestamp, News)>> {
+    fn roster(&self) -> Option<mpsc::Receiver<(Timestamp, RosterEvent)>> {
         None
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Two conversations. A worker takes a [`Seat`]: it joins under its name and lives one [`Life`] after the other, each kept
 //! alive by heartbeats. A coordinator is a [`Candidate`]: it campaigns, and while elected its [`Leadership`] raises terms,
-//! tells what becomes of the workers' nodes ([`News`]) and evicts. Both traits have two implementations, [`embedded`] and
+//! tells what becomes of the workers' nodes ([`RosterEvent`]) and evicts. Both traits have two implementations, [`embedded`] and
 //! [`zookeeper`]; nothing else knows which one it talks to.
 //!
 //! The rules are those of docs/protocol.md (Leases and lives, Terms). In short: a life ends for
@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use common::membership::MembershipEnd;
-pub use common::roster::{LeaseNode, MemberNode, News};
+pub use common::roster::{LeaseNode, MemberNode, RosterEvent};
 use common::{CoordinatorId, Incarnation, Profile, Term, Timestamp, WorkerId};
 
 /// Why coordination failed.
@@ -154,12 +154,12 @@ pub trait Leadership: fmt::Debug + Send + Sync + 'static {
     fn lost(&self) -> CancellationToken;
 
     /// What becomes of the workers' nodes from now on, each with the moment it reached this process; begins with a
-    /// [`News::Read`]. `None` when the leader itself is the authority (embedded). To be called once, after the term was
+    /// [`RosterEvent::Read`]. `None` when the leader itself is the authority (embedded). To be called once, after the term was
     /// raised.
-    fn roster(&self) -> Option<mpsc::Receiver<(Timestamp, News)>>;
+    fn roster(&self) -> Option<mpsc::Receiver<(Timestamp, RosterEvent)>>;
 
     /// Writes `evicted` over the lease node of a life, so that no further heartbeat of it can commit. Also fine when the
-    /// node is gone, or is another life's. The roster says [`News::Ended`] when it is done.
+    /// node is gone, or is another life's. The roster says [`RosterEvent::Ended`] when it is done.
     fn evict(&self, worker: WorkerId, incarnation: Incarnation) -> BoxFuture<'static, Result<(), Error>>;
 
     /// Gives the leadership up so that others can take it at once. The coordinator stays a member of its group.

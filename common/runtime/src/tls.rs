@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use client::{AddressError, ClientTls, connect, connect_lazy, endpoint};
 pub use identity::Identity;
-pub use server::{Accepted, Refused, ServerStream, ServerTls};
+pub use server::{Accepted, HandshakeRefused, ServerStream, ServerTls};
 pub use words::{chain, refusal};
 
 /// Settings of mutual TLS, the same for servers and clients. Without files there is no TLS.

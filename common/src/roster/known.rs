@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{Kind, LeaseNode, MemberNode, Name};
+use super::{LeaseNode, MemberNode, NodeKind, NodeName};
 use crate::{Timestamp, WorkerId};
 
 /// How long a lease node changes no more before it is read, in percent of its lease: longer than a living worker leaves
@@ -16,7 +16,7 @@ const SILENT_PERCENT: u32 = 115;
 
 /// What is known of one lease node.
 #[derive(Clone, Debug)]
-pub(super) struct Lease {
+pub(super) struct KnownLease {
     /// As it was read last.
     pub(super) node: LeaseNode,
     /// It was told that it can take no further heartbeat.
@@ -29,7 +29,7 @@ pub(super) struct Lease {
     unread: bool,
 }
 
-impl Lease {
+impl KnownLease {
     /// One that was just read.
     pub(super) const fn new(node: LeaseNode, ended: bool, now: Timestamp) -> Self {
         Self { node, ended, read: now, heard: now, unread: false }
@@ -55,20 +55,20 @@ impl Lease {
 
 /// What is known between one full read and the next break.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Known {
+pub(super) struct KnownNodes {
     pub(super) members: BTreeMap<WorkerId, MemberNode>,
-    pub(super) leases: BTreeMap<WorkerId, Lease>,
+    pub(super) leases: BTreeMap<WorkerId, KnownLease>,
     /// Names that are being read, or wait for it; true when they have to be read once more after that.
-    reading: BTreeMap<Name, bool>,
+    reading: BTreeMap<NodeName, bool>,
     /// Those of them whose read has not been sent.
-    waiting: VecDeque<Name>,
+    waiting: VecDeque<NodeName>,
     /// Members changed since they were told.
     pub(super) changed: bool,
 }
 
-impl Known {
+impl KnownNodes {
     /// Makes a node be read, after whatever has happened so far.
-    pub(super) fn read(&mut self, name: Name) {
+    pub(super) fn read(&mut self, name: NodeName) {
         match self.reading.get_mut(&name) {
             Some(again) => *again = true,
             None => {
@@ -79,16 +79,16 @@ impl Known {
     }
 
     /// A read was answered; it is repeated if something happened since it was sent.
-    pub(super) fn answered(&mut self, name: &Name) {
+    pub(super) fn answered(&mut self, name: &NodeName) {
         if self.reading.remove(name) == Some(true) {
             self.read(name.clone());
         }
     }
 
     /// The next read to send.
-    pub(super) fn next_read(&mut self) -> Option<Name> {
+    pub(super) fn next_read(&mut self) -> Option<NodeName> {
         let name = self.waiting.pop_front()?;
-        if name.0 == Kind::Lease
+        if name.0 == NodeKind::Lease
             && let Some(lease) = self.leases.get_mut(&name.1)
         {
             lease.unread = false;
@@ -99,7 +99,7 @@ impl Known {
     /// Makes lease nodes be read that have changed and then fallen silent.
     pub(super) fn sweep(&mut self, now: Timestamp) {
         let silent = self.leases.iter().filter(|(_, lease)| lease.is_silent(now));
-        let silent: Vec<Name> = silent.map(|(worker, _)| (Kind::Lease, worker.clone())).collect();
+        let silent: Vec<NodeName> = silent.map(|(worker, _)| (NodeKind::Lease, worker.clone())).collect();
         for name in silent {
             // One that waits, or is under way, was asked for after the change.
             if !self.reading.contains_key(&name) {
@@ -109,7 +109,7 @@ impl Known {
     }
 
     pub(super) fn reads_members(&self) -> bool {
-        self.reading.keys().any(|(kind, _)| *kind == Kind::Member)
+        self.reading.keys().any(|(kind, _)| *kind == NodeKind::Member)
     }
 }
 
@@ -125,13 +125,13 @@ mod tests {
     }
 
     /// A node with a lease of a second, read at 0.
-    fn known() -> (Known, Name) {
+    fn known() -> (KnownNodes, NodeName) {
         let worker = WorkerId::new("w").expect("valid");
         let lease = Duration::from_secs(1);
         let node = LeaseNode { worker: worker.clone(), incarnation: Incarnation::new(1), lease, evicted: false };
-        let mut known = Known::default();
-        known.leases.insert(worker.clone(), Lease::new(node, false, at(0)));
-        (known, (Kind::Lease, worker))
+        let mut known = KnownNodes::default();
+        known.leases.insert(worker.clone(), KnownLease::new(node, false, at(0)));
+        (known, (NodeKind::Lease, worker))
     }
 
     #[test]
@@ -161,7 +161,7 @@ mod tests {
         assert_eq!(known.next_read(), Some(name.clone()));
         let former = known.leases.get_mut(&name.1).expect("it is known");
         former.changed(at(2001));
-        let mut read = Lease::new(former.node.clone(), false, at(2002));
+        let mut read = KnownLease::new(former.node.clone(), false, at(2002));
         read.keep_unread(former);
         *former = read;
         known.answered(&name);

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{LeaseNode, MemberNode, News};
+use super::{LeaseNode, MemberNode, RosterEvent};
 use crate::{Incarnation, Timestamp, WorkerId};
 
 /// News that may wait, before it is better to read everything anew. Only ends of lives can come to so many.
@@ -18,8 +18,8 @@ const MOST: usize = 100_000;
 
 /// News in the order in which it is told.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Outbox {
-    waiting: BTreeMap<u64, (Timestamp, News)>,
+pub(super) struct RosterOutbox {
+    waiting: BTreeMap<u64, (Timestamp, RosterEvent)>,
     next: u64,
     /// Where the last heartbeat of each life waits.
     beats: HashMap<(WorkerId, Incarnation), u64>,
@@ -29,7 +29,7 @@ pub(super) struct Outbox {
     begun: bool,
 }
 
-impl Outbox {
+impl RosterOutbox {
     /// Whether nothing waits.
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
@@ -41,13 +41,13 @@ impl Outbox {
     }
 
     /// Takes the oldest.
-    pub(super) fn pop(&mut self) -> Option<(Timestamp, News)> {
+    pub(super) fn pop(&mut self) -> Option<(Timestamp, RosterEvent)> {
         let (at, (moment, news)) = self.waiting.pop_first()?;
         match &news {
-            News::Beat(node) => _ = self.beats.remove(&(node.worker.clone(), node.incarnation)),
-            News::Members(_) => self.members = self.members.filter(|place| *place != at),
-            News::Read { .. } => self.begun = true,
-            News::Ended(..) => {}
+            RosterEvent::Beat(node) => _ = self.beats.remove(&(node.worker.clone(), node.incarnation)),
+            RosterEvent::Members(_) => self.members = self.members.filter(|place| *place != at),
+            RosterEvent::Read { .. } => self.begun = true,
+            RosterEvent::Ended(..) => {}
         }
         Some((moment, news))
     }
@@ -55,7 +55,7 @@ impl Outbox {
     /// A heartbeat, or a lease node that is new.
     pub(super) fn beat(&mut self, now: Timestamp, node: LeaseNode) {
         let life = (node.worker.clone(), node.incarnation);
-        let place = self.push(now, News::Beat(node));
+        let place = self.push(now, RosterEvent::Beat(node));
         if let Some(former) = self.beats.insert(life, place) {
             self.waiting.remove(&former);
         }
@@ -63,7 +63,7 @@ impl Outbox {
 
     /// All members.
     pub(super) fn members(&mut self, now: Timestamp, members: Vec<MemberNode>) {
-        let place = self.push(now, News::Members(members));
+        let place = self.push(now, RosterEvent::Members(members));
         if let Some(former) = self.members.replace(place) {
             self.waiting.remove(&former);
         }
@@ -71,13 +71,13 @@ impl Outbox {
 
     /// The end of a life.
     pub(super) fn ended(&mut self, now: Timestamp, worker: WorkerId, life: Incarnation) {
-        self.push(now, News::Ended(worker, life));
+        self.push(now, RosterEvent::Ended(worker, life));
     }
 
     /// Everything, as it was just read.
     pub(super) fn read(&mut self, now: Timestamp, members: Vec<MemberNode>, leases: Vec<LeaseNode>) {
         self.silence();
-        self.push(now, News::Read { members, leases });
+        self.push(now, RosterEvent::Read { members, leases });
     }
 
     /// Drops what the next full read will tell anew: all but ends of lives, each with the last heartbeat before it. All
@@ -93,25 +93,25 @@ impl Outbox {
         let mut last = HashMap::new();
         for (now, news) in former.into_values() {
             match news {
-                News::Beat(node) => _ = last.insert((node.worker.clone(), node.incarnation), (now, node)),
+                RosterEvent::Beat(node) => _ = last.insert((node.worker.clone(), node.incarnation), (now, node)),
                 // To the leader, a life that was read has sent a heartbeat as late as that. One that was evicted by then
                 // has no end to come.
-                News::Read { leases, .. } => {
+                RosterEvent::Read { leases, .. } => {
                     let lives = leases.into_iter().filter(|node| !node.evicted);
                     last.extend(lives.map(|node| ((node.worker.clone(), node.incarnation), (now, node))));
                 }
-                News::Ended(worker, life) => {
+                RosterEvent::Ended(worker, life) => {
                     if let Some((at, node)) = last.remove(&(worker.clone(), life)) {
                         self.beat(at, node);
                     }
                     self.ended(now, worker, life);
                 }
-                News::Members(_) => {}
+                RosterEvent::Members(_) => {}
             }
         }
     }
 
-    fn push(&mut self, now: Timestamp, news: News) -> u64 {
+    fn push(&mut self, now: Timestamp, news: RosterEvent) -> u64 {
         let place = self.next;
         self.next += 1;
         self.waiting.insert(place, (now, news));
@@ -138,13 +138,13 @@ mod tests {
         Timestamp::from_millis(ms)
     }
 
-    fn drain(outbox: &mut Outbox) -> Vec<(Timestamp, News)> {
+    fn drain(outbox: &mut RosterOutbox) -> Vec<(Timestamp, RosterEvent)> {
         std::iter::from_fn(|| outbox.pop()).collect()
     }
 
     #[test]
     fn the_last_heartbeat_of_each_life_is_told_and_every_end() {
-        let mut outbox = Outbox::default();
+        let mut outbox = RosterOutbox::default();
         let worker = node(1).worker;
         outbox.beat(at(1), node(1));
         outbox.beat(at(2), node(2));
@@ -153,29 +153,29 @@ mod tests {
         outbox.beat(at(5), node(2));
         let told = drain(&mut outbox);
         let expected = [
-            (at(3), News::Beat(node(1))),
-            (at(4), News::Ended(worker, Incarnation::new(1))),
-            (at(5), News::Beat(node(2))),
+            (at(3), RosterEvent::Beat(node(1))),
+            (at(4), RosterEvent::Ended(worker, Incarnation::new(1))),
+            (at(5), RosterEvent::Beat(node(2))),
         ];
         assert_eq!(told, expected);
     }
 
     #[test]
     fn a_heartbeat_after_one_that_was_taken_is_told_as_well() {
-        let mut outbox = Outbox::default();
+        let mut outbox = RosterOutbox::default();
         outbox.beat(at(1), node(1));
-        assert_eq!(outbox.pop(), Some((at(1), News::Beat(node(1)))));
+        assert_eq!(outbox.pop(), Some((at(1), RosterEvent::Beat(node(1)))));
         outbox.beat(at(2), node(1));
-        assert_eq!(drain(&mut outbox), [(at(2), News::Beat(node(1)))]);
+        assert_eq!(drain(&mut outbox), [(at(2), RosterEvent::Beat(node(1)))]);
     }
 
-    fn read(leases: Vec<LeaseNode>) -> News {
-        News::Read { members: Vec::new(), leases }
+    fn read(leases: Vec<LeaseNode>) -> RosterEvent {
+        RosterEvent::Read { members: Vec::new(), leases }
     }
 
     /// One whose first full read was taken.
-    fn begun() -> Outbox {
-        let mut outbox = Outbox::default();
+    fn begun() -> RosterOutbox {
+        let mut outbox = RosterOutbox::default();
         outbox.read(at(0), Vec::new(), Vec::new());
         assert_eq!(drain(&mut outbox), [(at(0), read(Vec::new()))]);
         outbox
@@ -195,11 +195,11 @@ mod tests {
         outbox.members(at(8), Vec::new());
         outbox.members(at(9), Vec::new());
         let expected = [
-            (at(4), News::Beat(node(9))),
-            (at(5), News::Ended(worker.clone(), Incarnation::new(9))),
-            (at(6), News::Ended(worker, Incarnation::new(8))),
+            (at(4), RosterEvent::Beat(node(9))),
+            (at(5), RosterEvent::Ended(worker.clone(), Incarnation::new(9))),
+            (at(6), RosterEvent::Ended(worker, Incarnation::new(8))),
             (at(7), read(vec![node(1)])),
-            (at(9), News::Members(Vec::new())),
+            (at(9), RosterEvent::Members(Vec::new())),
         ];
         assert_eq!(drain(&mut outbox), expected);
         assert!(outbox.is_empty());
@@ -219,18 +219,18 @@ mod tests {
         outbox.silence();
         let expected = [
             // As late as it was read: what it sent during an earlier break was not seen.
-            (at(1), News::Beat(node(1))),
-            (at(3), News::Ended(worker.clone(), Incarnation::new(1))),
-            (at(2), News::Beat(node(2))),
-            (at(4), News::Ended(worker.clone(), Incarnation::new(2))),
-            (at(5), News::Ended(worker, Incarnation::new(3))),
+            (at(1), RosterEvent::Beat(node(1))),
+            (at(3), RosterEvent::Ended(worker.clone(), Incarnation::new(1))),
+            (at(2), RosterEvent::Beat(node(2))),
+            (at(4), RosterEvent::Ended(worker.clone(), Incarnation::new(2))),
+            (at(5), RosterEvent::Ended(worker, Incarnation::new(3))),
         ];
         assert_eq!(drain(&mut outbox), expected);
     }
 
     #[test]
     fn a_leader_that_took_no_full_read_hears_nothing_before_it() {
-        let mut outbox = Outbox::default();
+        let mut outbox = RosterOutbox::default();
         outbox.read(at(1), Vec::new(), vec![node(1)]);
         outbox.beat(at(2), node(1));
         outbox.ended(at(3), node(1).worker, Incarnation::new(1));

@@ -35,16 +35,18 @@ impl Nodes {
         }
     }
 
-    fn answer(&self, what: &What) -> Answer {
+    fn answer(&self, what: &What) -> RosterAnswer {
         match what {
-            What::Write => Answer::Written,
-            What::List(Kind::Member) => Answer::Listed(self.members.iter().map(|m| m.worker.clone()).collect()),
-            What::List(Kind::Lease) => Answer::Listed(self.leases.iter().map(|l| l.worker.clone()).collect()),
-            What::Read((Kind::Member, name)) => {
-                Answer::Found(self.members.iter().find(|m| m.worker == *name).cloned().map(Node::Member))
+            What::Write => RosterAnswer::Written,
+            What::List(NodeKind::Member) => {
+                RosterAnswer::Listed(self.members.iter().map(|m| m.worker.clone()).collect())
             }
-            What::Read((Kind::Lease, name)) => {
-                Answer::Found(self.leases.iter().find(|l| l.worker == *name).cloned().map(Node::Lease))
+            What::List(NodeKind::Lease) => RosterAnswer::Listed(self.leases.iter().map(|l| l.worker.clone()).collect()),
+            What::Read((NodeKind::Member, name)) => {
+                RosterAnswer::Found(self.members.iter().find(|m| m.worker == *name).cloned().map(RosterNode::Member))
+            }
+            What::Read((NodeKind::Lease, name)) => {
+                RosterAnswer::Found(self.leases.iter().find(|l| l.worker == *name).cloned().map(RosterNode::Lease))
             }
         }
     }
@@ -57,7 +59,7 @@ fn answer_all(roster: &mut Roster, now: Timestamp, nodes: &Nodes) {
     }
 }
 
-fn told(roster: &mut Roster, now: Timestamp) -> Vec<News> {
+fn told(roster: &mut Roster, now: Timestamp) -> Vec<RosterEvent> {
     std::iter::from_fn(|| roster.next_news(now)).map(|(_, news)| news).collect()
 }
 
@@ -70,21 +72,21 @@ fn following(nodes: &Nodes) -> Roster {
     roster
 }
 
-fn everything(nodes: &Nodes) -> News {
-    News::Read { members: nodes.members.clone(), leases: nodes.leases.clone() }
+fn everything(nodes: &Nodes) -> RosterEvent {
+    RosterEvent::Read { members: nodes.members.clone(), leases: nodes.leases.clone() }
 }
 
 fn whats(roster: &mut Roster) -> Vec<What> {
     std::iter::from_fn(|| roster.next_ask()).map(|ask| ask.what).collect()
 }
 
-const CHANGES: [Change; 3] = [Change::Created, Change::Changed, Change::Deleted];
+const CHANGES: [NodeChange; 3] = [NodeChange::Created, NodeChange::Changed, NodeChange::Deleted];
 
 #[test]
 fn nothing_is_asked_or_told_without_a_connection() {
     let mut roster = Roster::new();
     for change in CHANGES {
-        roster.event(at(1), (Kind::Lease, worker("w")), change);
+        roster.event(at(1), (NodeKind::Lease, worker("w")), change);
     }
     roster.tick(at(1));
     roster.broken();
@@ -99,16 +101,16 @@ fn a_write_of_its_own_comes_before_everything_is_read() {
     let write = roster.next_ask().expect("a write");
     assert_eq!(write.what, What::Write);
     for change in CHANGES {
-        roster.event(at(1), (Kind::Lease, worker("w")), change);
+        roster.event(at(1), (NodeKind::Lease, worker("w")), change);
     }
     roster.tick(at(1));
     assert_eq!(whats(&mut roster), [], "what was heard by then waits for that write");
     // No answer to the question.
-    roster.answered(at(1), write.clone(), Answer::Listed(vec![]));
+    roster.answered(at(1), write.clone(), RosterAnswer::Listed(vec![]));
     assert_eq!(whats(&mut roster), []);
-    roster.answered(at(1), write.clone(), Answer::Written);
-    roster.answered(at(1), write, Answer::Written);
-    assert_eq!(whats(&mut roster), [What::List(Kind::Lease), What::List(Kind::Member)], "once");
+    roster.answered(at(1), write.clone(), RosterAnswer::Written);
+    roster.answered(at(1), write, RosterAnswer::Written);
+    assert_eq!(whats(&mut roster), [What::List(NodeKind::Lease), What::List(NodeKind::Member)], "once");
 }
 
 #[test]
@@ -120,9 +122,9 @@ fn everything_is_told_when_the_last_of_it_was_read_and_what_changed_meanwhile_is
     while let Some(ask) = roster.next_ask() {
         if asked.len() == 3 {
             for change in CHANGES {
-                roster.event(at(5), (Kind::Lease, worker("b")), change);
+                roster.event(at(5), (NodeKind::Lease, worker("b")), change);
             }
-            roster.event(at(5), (Kind::Member, worker("c")), Change::Created);
+            roster.event(at(5), (NodeKind::Member, worker("c")), NodeChange::Created);
         }
         assert_eq!(told(&mut roster, at(5)), []);
         let answer = nodes.answer(&ask.what);
@@ -133,12 +135,12 @@ fn everything_is_told_when_the_last_of_it_was_read_and_what_changed_meanwhile_is
         }
     }
     let read = |kind, name| What::Read((kind, worker(name)));
-    let leases = [read(Kind::Lease, "a"), read(Kind::Lease, "b")];
-    let members = [read(Kind::Member, "a"), read(Kind::Member, "b")];
-    let lists = [What::List(Kind::Lease), What::List(Kind::Member)];
+    let leases = [read(NodeKind::Lease, "a"), read(NodeKind::Lease, "b")];
+    let members = [read(NodeKind::Member, "a"), read(NodeKind::Member, "b")];
+    let lists = [What::List(NodeKind::Lease), What::List(NodeKind::Member)];
     assert_eq!(asked, [What::Write].into_iter().chain(lists).chain(leases).chain(members).collect::<Vec<_>>());
     assert_eq!(told(&mut roster, at(6)), [everything(&nodes)]);
-    assert_eq!(whats(&mut roster), [read(Kind::Member, "c"), read(Kind::Lease, "b")]);
+    assert_eq!(whats(&mut roster), [read(NodeKind::Member, "c"), read(NodeKind::Lease, "b")]);
 }
 
 #[test]
@@ -151,11 +153,11 @@ fn an_empty_directory_is_everything_too() {
 fn only_a_heartbeat_is_told_from_an_event() {
     let mut nodes = Nodes::new(&[("w", 1)]);
     for (kind, change) in [
-        (Kind::Member, Change::Created),
-        (Kind::Member, Change::Changed),
-        (Kind::Member, Change::Deleted),
-        (Kind::Lease, Change::Created),
-        (Kind::Lease, Change::Deleted),
+        (NodeKind::Member, NodeChange::Created),
+        (NodeKind::Member, NodeChange::Changed),
+        (NodeKind::Member, NodeChange::Deleted),
+        (NodeKind::Lease, NodeChange::Created),
+        (NodeKind::Lease, NodeChange::Deleted),
     ] {
         let mut roster = following(&nodes);
         roster.event(at(1), (kind, worker("w")), change);
@@ -163,40 +165,40 @@ fn only_a_heartbeat_is_told_from_an_event() {
         assert_eq!(whats(&mut roster), [What::Read((kind, worker("w")))], "{kind:?} {change:?}");
     }
     let mut roster = following(&nodes);
-    roster.event(at(1), (Kind::Lease, worker("w")), Change::Changed);
-    assert_eq!(told(&mut roster, at(1)), [News::Beat(lease("w", 1))]);
+    roster.event(at(1), (NodeKind::Lease, worker("w")), NodeChange::Changed);
+    assert_eq!(told(&mut roster, at(1)), [RosterEvent::Beat(lease("w", 1))]);
     assert_eq!(whats(&mut roster), []);
     // A name that nothing is known of is read, whatever happened to it.
     for change in CHANGES {
         let mut roster = following(&nodes);
-        roster.event(at(1), (Kind::Lease, worker("x")), change);
+        roster.event(at(1), (NodeKind::Lease, worker("x")), change);
         assert_eq!(told(&mut roster, at(1)), []);
         answer_all(&mut roster, at(1), &nodes);
         assert_eq!(told(&mut roster, at(1)), [], "there is none");
     }
     nodes.leases[0].evicted = true;
     let mut roster = following(&nodes);
-    roster.event(at(1), (Kind::Lease, worker("w")), Change::Changed);
+    roster.event(at(1), (NodeKind::Lease, worker("w")), NodeChange::Changed);
     assert_eq!((told(&mut roster, at(1)), whats(&mut roster)), (vec![], vec![]), "nobody's heartbeat");
 }
 
 #[test]
 fn what_a_read_finds_is_told_as_what_happened() {
     let before = Nodes::new(&[("w", 1)]);
-    let ended = |life| News::Ended(worker("w"), Incarnation::new(life));
+    let ended = |life| RosterEvent::Ended(worker("w"), Incarnation::new(life));
     let evicted = |life| LeaseNode { evicted: true, ..lease("w", life) };
     let cases = [
         (None, vec![ended(1)]),
         (Some(lease("w", 1)), vec![]),
-        (Some(lease("w", 2)), vec![ended(1), News::Beat(lease("w", 2))]),
+        (Some(lease("w", 2)), vec![ended(1), RosterEvent::Beat(lease("w", 2))]),
         (Some(evicted(1)), vec![ended(1)]),
-        (Some(evicted(2)), vec![ended(1), News::Beat(evicted(2)), ended(2)]),
+        (Some(evicted(2)), vec![ended(1), RosterEvent::Beat(evicted(2)), ended(2)]),
     ];
     for (found, expected) in cases {
         let mut roster = following(&before);
         let after = Nodes { members: before.members.clone(), leases: found.clone().into_iter().collect() };
         for _ in 0..2 {
-            roster.event(at(1), (Kind::Lease, worker("w")), Change::Deleted);
+            roster.event(at(1), (NodeKind::Lease, worker("w")), NodeChange::Deleted);
             answer_all(&mut roster, at(1), &after);
         }
         assert_eq!(told(&mut roster, at(1)), expected, "{found:?}, and nothing of it twice");
@@ -207,16 +209,16 @@ fn what_a_read_finds_is_told_as_what_happened() {
 fn members_are_told_once_none_of_them_is_being_read() {
     let mut roster = following(&Nodes::new(&[("a", 1)]));
     let after = Nodes::new(&[("a", 2), ("b", 3)]);
-    roster.event(at(1), (Kind::Member, worker("a")), Change::Deleted);
-    roster.event(at(1), (Kind::Member, worker("b")), Change::Created);
-    let asks: Vec<Ask> = std::iter::from_fn(|| roster.next_ask()).collect();
+    roster.event(at(1), (NodeKind::Member, worker("a")), NodeChange::Deleted);
+    roster.event(at(1), (NodeKind::Member, worker("b")), NodeChange::Created);
+    let asks: Vec<RosterAsk> = std::iter::from_fn(|| roster.next_ask()).collect();
     for ask in asks {
         assert_eq!(told(&mut roster, at(1)), []);
         let answer = after.answer(&ask.what);
         roster.answered(at(1), ask, answer);
     }
-    assert_eq!(told(&mut roster, at(1)), [News::Members(after.members.clone())]);
-    roster.event(at(2), (Kind::Member, worker("b")), Change::Changed);
+    assert_eq!(told(&mut roster, at(1)), [RosterEvent::Members(after.members.clone())]);
+    roster.event(at(2), (NodeKind::Member, worker("b")), NodeChange::Changed);
     answer_all(&mut roster, at(2), &after);
     assert_eq!(told(&mut roster, at(2)), [], "it is what it was");
 }
@@ -225,17 +227,17 @@ fn members_are_told_once_none_of_them_is_being_read() {
 fn an_event_after_the_sending_of_a_read_makes_the_name_be_read_again() {
     let before = Nodes::new(&[("w", 1)]);
     let mut roster = following(&before);
-    let name = (Kind::Lease, worker("w"));
-    roster.event(at(1), name.clone(), Change::Deleted);
+    let name = (NodeKind::Lease, worker("w"));
+    roster.event(at(1), name.clone(), NodeChange::Deleted);
     let ask = roster.next_ask().expect("a read");
-    roster.event(at(2), name.clone(), Change::Created);
-    roster.event(at(2), name.clone(), Change::Deleted);
+    roster.event(at(2), name.clone(), NodeChange::Created);
+    roster.event(at(2), name.clone(), NodeChange::Deleted);
     assert_eq!(whats(&mut roster), [], "one at a time");
     roster.answered(at(3), ask, before.answer(&What::Read(name.clone())));
     let again = roster.next_ask().expect("a read");
     assert_eq!(again.what, What::Read(name.clone()));
-    roster.answered(at(4), again, Answer::Found(None));
-    assert_eq!(told(&mut roster, at(4)), [News::Ended(worker("w"), Incarnation::new(1))]);
+    roster.answered(at(4), again, RosterAnswer::Found(None));
+    assert_eq!(told(&mut roster, at(4)), [RosterEvent::Ended(worker("w"), Incarnation::new(1))]);
     assert_eq!(whats(&mut roster), []);
 }
 
@@ -244,39 +246,39 @@ fn an_eviction_that_is_expected_is_read_at_once_and_any_other_when_nothing_follo
     let before = Nodes::new(&[("w", 1)]);
     let mut after = before.clone();
     after.leases[0].evicted = true;
-    let ended = News::Ended(worker("w"), Incarnation::new(1));
+    let ended = RosterEvent::Ended(worker("w"), Incarnation::new(1));
     let mut roster = following(&before);
     roster.suspect(worker("w"));
-    roster.event(at(1), (Kind::Lease, worker("w")), Change::Changed);
+    roster.event(at(1), (NodeKind::Lease, worker("w")), NodeChange::Changed);
     answer_all(&mut roster, at(1), &after);
-    assert_eq!(told(&mut roster, at(1)), [News::Beat(lease("w", 1)), ended.clone()]);
+    assert_eq!(told(&mut roster, at(1)), [RosterEvent::Beat(lease("w", 1)), ended.clone()]);
 
     let mut roster = following(&before);
-    roster.event(at(1), (Kind::Lease, worker("w")), Change::Changed);
+    roster.event(at(1), (NodeKind::Lease, worker("w")), NodeChange::Changed);
     roster.tick(at(1150));
     assert_eq!(whats(&mut roster), []);
     roster.tick(at(1151));
     answer_all(&mut roster, at(1151), &after);
-    assert_eq!(told(&mut roster, at(1151)), [News::Beat(lease("w", 1)), ended]);
+    assert_eq!(told(&mut roster, at(1151)), [RosterEvent::Beat(lease("w", 1)), ended]);
 }
 
 #[test]
 fn a_break_ends_what_was_under_way_and_everything_is_read_anew() {
     let nodes = Nodes::new(&[("w", 1)]);
     let mut roster = following(&nodes);
-    roster.event(at(1), (Kind::Lease, worker("w")), Change::Deleted);
+    roster.event(at(1), (NodeKind::Lease, worker("w")), NodeChange::Deleted);
     let late = roster.next_ask().expect("a read");
     roster.broken();
-    roster.answered(at(2), late.clone(), Answer::Found(None));
-    roster.event(at(2), (Kind::Lease, worker("w")), Change::Changed);
+    roster.answered(at(2), late.clone(), RosterAnswer::Found(None));
+    roster.event(at(2), (NodeKind::Lease, worker("w")), NodeChange::Changed);
     roster.connected();
     let write = roster.next_ask().expect("a write");
     // An answer of the connection before says nothing, at any stage of the next.
-    roster.answered(at(3), late.clone(), Answer::Found(None));
-    roster.answered(at(3), write, Answer::Written);
-    roster.answered(at(3), late.clone(), Answer::Found(None));
+    roster.answered(at(3), late.clone(), RosterAnswer::Found(None));
+    roster.answered(at(3), write, RosterAnswer::Written);
+    roster.answered(at(3), late.clone(), RosterAnswer::Found(None));
     answer_all(&mut roster, at(4), &nodes);
-    roster.answered(at(5), late, Answer::Found(None));
+    roster.answered(at(5), late, RosterAnswer::Found(None));
     assert_eq!(told(&mut roster, at(5)), [everything(&nodes)]);
     // Also when it breaks on the way there.
     for stage in 0..4 {
@@ -328,8 +330,8 @@ fn reconnect(roster: &mut Roster, stale: &Nodes, fresh: &Nodes) {
 fn a_newcomer_known_from_its_event_alone_is_not_read_as_absent_on_a_server_that_lags() {
     let (stale, fresh) = (Nodes::new(&[("a", 1)]), Nodes::new(&[("a", 1), ("b", 2)]));
     let mut roster = following(&stale);
-    for kind in [Kind::Lease, Kind::Member] {
-        roster.event(at(1), (kind, worker("b")), Change::Created);
+    for kind in [NodeKind::Lease, NodeKind::Member] {
+        roster.event(at(1), (kind, worker("b")), NodeChange::Created);
     }
     assert_eq!(told(&mut roster, at(1)), [], "an event makes nobody known");
     reconnect(&mut roster, &stale, &fresh);
@@ -349,7 +351,7 @@ fn a_life_that_others_told_the_leader_of_is_not_read_as_absent_on_a_server_that_
 fn an_end_that_only_the_former_connection_saw_is_told_by_the_next_full_read() {
     let (before, after) = (Nodes::new(&[("a", 1), ("b", 2)]), Nodes::new(&[("a", 1)]));
     let mut roster = following(&before);
-    roster.event(at(1), (Kind::Lease, worker("b")), Change::Deleted);
+    roster.event(at(1), (NodeKind::Lease, worker("b")), NodeChange::Deleted);
     reconnect(&mut roster, &before, &after);
     assert_eq!(told(&mut roster, at(10)), [everything(&after)]);
 }

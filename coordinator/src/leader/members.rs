@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use common::Life;
 use common::{Incarnation, Term, Timestamp, WorkerId};
-use coordination::{LeaseNode, MemberNode, News};
+use coordination::{LeaseNode, MemberNode, RosterEvent as News};
 use coordinator_core::machine::Event;
 use coordinator_core::membership::{self, Node};
 use runtime::clock;

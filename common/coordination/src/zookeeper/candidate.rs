@@ -17,13 +17,13 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::config::Config;
-use super::connection::{Failure, Session};
+use super::connection::{ZkFailed, ZkSession};
 use super::entry::enter;
 use super::finder;
 use super::layout;
 use super::leadership::ZooKeeperLeadership;
 use super::life::{Claim, Former, Life};
-use super::lock::{Contender, Place};
+use super::lock::{Contender, QueuePlace};
 use super::until;
 use crate::{Candidate, Error, Guard, Leader, Leadership, MembershipEnd};
 use common::{CoordinatorId, Incarnation, Timestamp};
@@ -40,7 +40,7 @@ pub(super) struct ZooKeeperCandidate {
     standing: watch::Receiver<Standing>,
     leader: watch::Receiver<Option<Leader>>,
     all: watch::Receiver<Vec<Leader>>,
-    parked: Parked,
+    parked: ParkedContender,
     stop: CancellationToken,
 }
 
@@ -52,16 +52,16 @@ enum Standing {
     /// Not a member, for a reason that waiting does not mend; it is tried all the same.
     Failed(Error),
     /// A member.
-    Member(Arc<Member>),
+    Member(Arc<ContenderNode>),
     /// It left for good.
     Left,
 }
 
 /// A membership, for as long as its session lasts.
 #[derive(Debug)]
-pub(super) struct Member {
+pub(super) struct ContenderNode {
     /// Its session.
-    pub(super) session: Session,
+    pub(super) session: ZkSession,
     /// How long after a heartbeat the leader may trust itself.
     pub(super) lease: Duration,
     /// When the last heartbeat that committed was sent.
@@ -71,7 +71,7 @@ pub(super) struct Member {
     kick: Arc<Notify>,
 }
 
-impl Member {
+impl ContenderNode {
     /// Waits until a heartbeat sent after this call has committed, making one at once. `false` when the membership ends
     /// first.
     pub(super) async fn fresh(&self) -> bool {
@@ -96,9 +96,9 @@ impl Member {
 
 /// A contender between two leaderships of the same session.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Parked(Arc<Mutex<Option<Contender>>>);
+pub(super) struct ParkedContender(Arc<Mutex<Option<Contender>>>);
 
-impl Parked {
+impl ParkedContender {
     /// Keeps the contender for the next campaign, for a session timeout. Needs a Tokio runtime.
     pub(super) fn put(&self, contender: Contender) {
         let (path, patience) = (contender.path(), contender.session().timeout());
@@ -119,7 +119,7 @@ impl Parked {
     }
 
     /// The contender, if it belongs to this session. Another session's is given up.
-    fn take(&self, session: &Session) -> Option<Contender> {
+    fn take(&self, session: &ZkSession) -> Option<Contender> {
         self.swap(None).filter(|contender| contender.session().id() == session.id())
     }
 }
@@ -152,7 +152,7 @@ impl ZooKeeperCandidate {
         let (told, leader) = watch::channel(None);
         let (told_all, all) = watch::channel(Vec::new());
         finder::spawn(Arc::clone(&config), stop.clone(), move |view| {
-            told_all.send_replace(view.as_ref().map(finder::View::all).unwrap_or_default());
+            told_all.send_replace(view.as_ref().map(finder::LeaderView::all).unwrap_or_default());
             let leader = view.and_then(|view| view.leader);
             told.send_if_modified(|known| {
                 let changed = *known != leader;
@@ -161,7 +161,7 @@ impl ZooKeeperCandidate {
             });
         });
         let (standing, seen) = watch::channel(Standing::Away);
-        let membership = Membership {
+        let membership = GroupMembership {
             config: Arc::clone(&config),
             id: id.clone(),
             capabilities: layout::coordinator_capabilities(&address),
@@ -169,10 +169,10 @@ impl ZooKeeperCandidate {
             standing,
         };
         tokio::spawn(membership.keep(stop.clone()));
-        Self { config, id, standing: seen, leader, all, parked: Parked::default(), stop }
+        Self { config, id, standing: seen, leader, all, parked: ParkedContender::default(), stop }
     }
 
-    async fn member(&self) -> Result<Arc<Member>, Error> {
+    async fn member(&self) -> Result<Arc<ContenderNode>, Error> {
         let mut standing = self.standing.clone();
         let settled = standing.wait_for(|standing| !matches!(standing, Standing::Away)).await;
         match settled.as_deref() {
@@ -183,7 +183,7 @@ impl ZooKeeperCandidate {
     }
 
     /// Contends in one session. `None` when it has to begin anew.
-    async fn contend(&self, member: &Arc<Member>) -> Result<Option<Contender>, Failure> {
+    async fn contend(&self, member: &Arc<ContenderNode>) -> Result<Option<Contender>, ZkFailed> {
         let contender = match self.parked.take(&member.session) {
             // Somebody may have deleted it meanwhile, and the listing below has to be no older than that.
             Some(contender) => {
@@ -198,7 +198,7 @@ impl ZooKeeperCandidate {
             }
         };
         let first = match member.over.run_until_cancelled(contender.first()).await {
-            Some(place) => place? == Place::First,
+            Some(place) => place? == QueuePlace::First,
             None => false,
         };
         Ok((first && member.fresh().await).then_some(contender))
@@ -218,8 +218,8 @@ impl Candidate for ZooKeeperCandidate {
                     let parked = self.parked.clone();
                     return Ok(Box::new(ZooKeeperLeadership::new(config, self.id.clone(), member, contender, parked)));
                 }
-                Ok(None) | Err(Failure::Over(_) | Failure::Unknown(_)) => {}
-                Err(failure @ Failure::Said(_)) => match Error::from(failure) {
+                Ok(None) | Err(ZkFailed::Over(_) | ZkFailed::Unknown(_)) => {}
+                Err(failure @ ZkFailed::Said(_)) => match Error::from(failure) {
                     error @ Error::Refused(_) => return Err(error),
                     error => tracing::warn!(%error, "cannot contend for the leadership now"),
                 },
@@ -244,14 +244,14 @@ impl Candidate for ZooKeeperCandidate {
 }
 
 /// How a membership ended.
-enum End {
+enum CandidacyEnd {
     /// With its life.
     Life(MembershipEnd),
     /// Somebody deleted the member node.
     Expelled,
 }
 
-impl fmt::Display for End {
+impl fmt::Display for CandidacyEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Life(how) => how.fmt(f),
@@ -261,7 +261,7 @@ impl fmt::Display for End {
 }
 
 /// The task that keeps the coordinator a member of its group.
-struct Membership {
+struct GroupMembership {
     config: Arc<Config>,
     id: CoordinatorId,
     capabilities: Vec<u8>,
@@ -269,7 +269,7 @@ struct Membership {
     standing: watch::Sender<Standing>,
 }
 
-impl Membership {
+impl GroupMembership {
     async fn keep(self, stop: CancellationToken) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         while !stop.is_cancelled() {
@@ -285,7 +285,7 @@ impl Membership {
                     if let Some(how) = &ended {
                         tracing::warn!(coordinator = %self.id, %how, "no longer a member");
                     }
-                    if !matches!(ended, Some(End::Life(_))) {
+                    if !matches!(ended, Some(CandidacyEnd::Life(_))) {
                         life.leave().await;
                     }
                 }
@@ -303,16 +303,16 @@ impl Membership {
         self.standing.send_replace(Standing::Left);
     }
 
-    async fn membership_ends(&self, member: &Member, life: &Life) -> End {
+    async fn membership_ends(&self, member: &ContenderNode, life: &Life) -> CandidacyEnd {
         tokio::select! {
-            how = life.ended() => End::Life(how),
-            () = self.expelled(&member.session, life.incarnation) => End::Expelled,
+            how = life.ended() => CandidacyEnd::Life(how),
+            () = self.expelled(&member.session, life.incarnation) => CandidacyEnd::Expelled,
         }
     }
 
     /// Waits until the member node is gone. It has the address at which everybody else looks for this coordinator; its
     /// lease node and its lock say nothing of that.
-    async fn expelled(&self, session: &Session, incarnation: Incarnation) {
+    async fn expelled(&self, session: &ZkSession, incarnation: Incarnation) {
         let path = self.config.layout.coordinator(&self.id).member();
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
@@ -324,19 +324,19 @@ impl Membership {
                 }
                 Ok(_) => return,
                 // The life ends with the session.
-                Err(Failure::Over(_)) => std::future::pending().await,
+                Err(ZkFailed::Over(_)) => std::future::pending().await,
                 Err(_) => tokio::time::sleep(backoff.next_delay()).await,
             }
         }
     }
 
-    async fn join(&self) -> Result<(Arc<Member>, Life), Error> {
-        let session = Session::open(&self.config).await?;
+    async fn join(&self) -> Result<(Arc<ContenderNode>, Life), Error> {
+        let session = ZkSession::open(&self.config).await?;
         let claim = Claim { session: session.clone(), former: self.former.clone() };
         let place = self.config.layout.coordinator(&self.id);
         let life = enter(claim, place, &self.capabilities, self.config.join_timeout).await?.live(Arc::new(NoGate));
         tracing::info!(coordinator = %self.id, incarnation = %life.incarnation, "joined");
-        let member = Member {
+        let member = ContenderNode {
             session,
             lease: life.lease,
             committed: life.committed.clone(),

@@ -24,7 +24,7 @@ const TLS_REFRESH: Duration = Duration::from_secs(60);
 
 /// Why a call brought nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Failure {
+pub(super) enum ZkFailed {
     /// The server refused it; nothing changed.
     Said(ZkError),
     /// The session is over; its ephemeral nodes go.
@@ -33,7 +33,7 @@ pub(super) enum Failure {
     Unknown(String),
 }
 
-impl From<ZkError> for Failure {
+impl From<ZkError> for ZkFailed {
     fn from(error: ZkError) -> Self {
         match error {
             ZkError::SessionExpired | ZkError::ClientClosed => Self::Over(error.to_string()),
@@ -56,39 +56,39 @@ impl From<ZkError> for Failure {
     }
 }
 
-impl From<&Failure> for CallFailure {
-    fn from(failure: &Failure) -> Self {
+impl From<&ZkFailed> for CallFailure {
+    fn from(failure: &ZkFailed) -> Self {
         match failure {
-            Failure::Said(ZkError::NoNode | ZkError::NodeExists | ZkError::BadVersion) => Self::Raced,
-            Failure::Said(error @ ZkError::NoAuth) => Self::Denied(error.to_string()),
-            Failure::Said(error) => Self::Refused(error.to_string()),
-            Failure::Over(why) => Self::SessionOver(why.clone()),
-            Failure::Unknown(why) => Self::Unknown(why.clone()),
+            ZkFailed::Said(ZkError::NoNode | ZkError::NodeExists | ZkError::BadVersion) => Self::Raced,
+            ZkFailed::Said(error @ ZkError::NoAuth) => Self::Denied(error.to_string()),
+            ZkFailed::Said(error) => Self::Refused(error.to_string()),
+            ZkFailed::Over(why) => Self::SessionOver(why.clone()),
+            ZkFailed::Unknown(why) => Self::Unknown(why.clone()),
         }
     }
 }
 
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
+impl From<ZkFailed> for Error {
+    fn from(failure: ZkFailed) -> Self {
         match failure {
-            Failure::Said(error @ (ZkError::Throttled | ZkError::RuntimeInconsistent)) => {
+            ZkFailed::Said(error @ (ZkError::Throttled | ZkError::RuntimeInconsistent)) => {
                 Self::Unavailable(format!("zookeeper: {error}"))
             }
-            Failure::Said(error) => Self::Refused(format!("zookeeper: {error}")),
-            Failure::Over(why) => Self::Lost(why),
-            Failure::Unknown(why) => Self::Unavailable(format!("zookeeper: {why}")),
+            ZkFailed::Said(error) => Self::Refused(format!("zookeeper: {error}")),
+            ZkFailed::Over(why) => Self::Lost(why),
+            ZkFailed::Unknown(why) => Self::Unavailable(format!("zookeeper: {why}")),
         }
     }
 }
 
 /// A session.
 #[derive(Clone, Debug)]
-pub(super) struct Session {
+pub(super) struct ZkSession {
     client: Client,
     secured: bool,
 }
 
-impl Session {
+impl ZkSession {
     /// Opens a session, trying every host within the session timeout. Dropping the future leaves at most a session
     /// without nodes, which expires.
     pub(super) async fn open(config: &Config) -> Result<Self, Error> {
@@ -161,33 +161,33 @@ impl Session {
     pub(super) async fn call<T, E: Into<ZkError>>(
         &self,
         asked: impl Future<Output = Result<T, E>>,
-    ) -> Result<T, Failure> {
+    ) -> Result<T, ZkFailed> {
         match tokio::time::timeout(self.timeout(), asked).await {
             Ok(answer) => answer.map_err(|error| error.into().into()),
-            Err(_) => Err(Failure::Unknown("no answer within the session timeout".to_owned())),
+            Err(_) => Err(ZkFailed::Unknown("no answer within the session timeout".to_owned())),
         }
     }
 
     /// Data and stat of a node; `None` when there is none.
-    pub(super) async fn read(&self, path: &str) -> Result<Option<(Vec<u8>, Stat)>, Failure> {
+    pub(super) async fn read(&self, path: &str) -> Result<Option<(Vec<u8>, Stat)>, ZkFailed> {
         match self.call(self.client.get_data(path)).await {
             Ok(found) => Ok(Some(found)),
-            Err(Failure::Said(ZkError::NoNode)) => Ok(None),
+            Err(ZkFailed::Said(ZkError::NoNode)) => Ok(None),
             Err(failure) => Err(failure),
         }
     }
 
     /// Names of a node's children; none when it does not exist.
-    pub(super) async fn children(&self, path: &str) -> Result<Vec<String>, Failure> {
+    pub(super) async fn children(&self, path: &str) -> Result<Vec<String>, ZkFailed> {
         match self.call(self.client.list_children(path)).await {
             Ok(names) => Ok(names),
-            Err(Failure::Said(ZkError::NoNode)) => Ok(Vec::new()),
+            Err(ZkFailed::Said(ZkError::NoNode)) => Ok(Vec::new()),
             Err(failure) => Err(failure),
         }
     }
 
     /// Makes a directory and those above it, where they are missing. Others may make them at the same time.
-    pub(super) async fn ensure(&self, path: &str) -> Result<(), Failure> {
+    pub(super) async fn ensure(&self, path: &str) -> Result<(), ZkFailed> {
         if self.call(self.client.check_stat(path)).await?.is_some() {
             return Ok(());
         }

@@ -15,8 +15,8 @@ use runtime::clock;
 use runtime::retry::Backoff;
 use zookeeper_client::{CreateMode, Stat};
 
-use super::connection::Failure;
-use super::layout::{self, Place};
+use super::connection::ZkFailed;
+use super::layout::{self, NodePlace};
 use super::life::{Claim, Entered};
 use super::{MAX_LEASE, until};
 use crate::Error;
@@ -31,7 +31,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_m
 /// [`Error::NameTaken`], [`Error::Refused`], [`Error::Lost`] when the session ended meanwhile, [`Error::Unavailable`].
 pub(super) async fn enter(
     claim: Claim,
-    place: Place,
+    place: NodePlace,
     capabilities: &[u8],
     patience: Duration,
 ) -> Result<Entered, Error> {
@@ -74,13 +74,13 @@ pub(super) async fn enter(
 /// The calls of one attempt.
 struct EntryCalls<'a> {
     claim: &'a Claim,
-    place: &'a Place,
+    place: &'a NodePlace,
     capabilities: &'a [u8],
     lease: Duration,
     /// Who owns the node in the way, as the last look found it.
     owner: Option<String>,
     /// The last failure as the client reported it.
-    failure: Option<Failure>,
+    failure: Option<ZkFailed>,
 }
 
 impl EntryCalls<'_> {
@@ -91,7 +91,7 @@ impl EntryCalls<'_> {
         }
     }
 
-    fn outcome<T>(&mut self, result: Result<T, Failure>) -> Result<T, CallFailure> {
+    fn outcome<T>(&mut self, result: Result<T, ZkFailed>) -> Result<T, CallFailure> {
         result.map_err(|failure| {
             let kind = CallFailure::from(&failure);
             self.failure = Some(failure);
@@ -111,7 +111,7 @@ impl EntryCalls<'_> {
         }
     }
 
-    async fn look(&mut self) -> Result<FoundNodes, Failure> {
+    async fn look(&mut self) -> Result<FoundNodes, ZkFailed> {
         let session = &self.claim.session;
         session.ensure(&self.place.group).await?;
         session.ensure(&self.place.leases).await?;
@@ -131,7 +131,7 @@ impl EntryCalls<'_> {
         Ok(FoundNodes { member, lease })
     }
 
-    async fn make(&self, delete: &[(OwnNode, i32)]) -> Result<(), Failure> {
+    async fn make(&self, delete: &[(OwnNode, i32)]) -> Result<(), ZkFailed> {
         let session = &self.claim.session;
         let options = CreateMode::Ephemeral.with_acls(session.acls());
         let mut writer = session.client().new_multi_writer();
@@ -146,7 +146,7 @@ impl EntryCalls<'_> {
     }
 
     /// Waits until the node in the way changes.
-    async fn wait(&self, node: OwnNode, deadline: Timestamp) -> Result<(), Failure> {
+    async fn wait(&self, node: OwnNode, deadline: Timestamp) -> Result<(), ZkFailed> {
         let session = &self.claim.session;
         let (found, watcher) = session.call(session.client().check_and_watch_stat(&self.path(node))).await?;
         if found.is_some() {

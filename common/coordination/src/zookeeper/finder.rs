@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use zookeeper_client::{AddWatchMode, EventType, PersistentWatcher, SessionState};
 
 use super::config::Config;
-use super::connection::{Failure, Session};
+use super::connection::{ZkFailed, ZkSession};
 use super::layout::{self, LEADER};
 use crate::Leader;
 use common::CoordinatorId;
@@ -27,14 +27,14 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 
 /// Who leads and where the others are.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct View {
+pub(super) struct LeaderView {
     /// The leader; its address is empty when it published none, as a Python process.
     pub(super) leader: Option<Leader>,
     /// The other coordinators, in the order of their names; a Python process among them has no address.
     others: Vec<Leader>,
 }
 
-impl View {
+impl LeaderView {
     /// All coordinators, the leader first.
     pub(super) fn all(&self) -> Vec<Leader> {
         self.leader.iter().chain(&self.others).cloned().collect()
@@ -49,7 +49,11 @@ impl View {
 
 /// Looks until `stop` is cancelled. `publish` gets each view that was read, and `None` when ZooKeeper has been away for
 /// longer than a lease, so that what was told last may be wrong.
-pub(super) fn spawn(config: Arc<Config>, stop: CancellationToken, publish: impl FnMut(Option<View>) + Send + 'static) {
+pub(super) fn spawn(
+    config: Arc<Config>,
+    stop: CancellationToken,
+    publish: impl FnMut(Option<LeaderView>) + Send + 'static,
+) {
     let finder = Finder { blind_after: config.timeout * super::LEASE_PERCENT / 100, config, away: None, publish };
     tokio::spawn(async move {
         stop.run_until_cancelled(finder.run()).await;
@@ -65,7 +69,7 @@ struct Finder<P> {
 }
 
 /// What events came to.
-enum Told {
+enum FinderEvent {
     /// Something changed.
     Changed,
     /// The connection broke.
@@ -76,12 +80,12 @@ enum Told {
     Over,
 }
 
-impl<P: FnMut(Option<View>) + Send> Finder<P> {
+impl<P: FnMut(Option<LeaderView>) + Send> Finder<P> {
     async fn run(mut self) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
             let config = Arc::clone(&self.config);
-            match self.patiently(Session::open(&config)).await {
+            match self.patiently(ZkSession::open(&config)).await {
                 Ok(session) => {
                     backoff.reset();
                     self.follow(&session).await;
@@ -95,7 +99,7 @@ impl<P: FnMut(Option<View>) + Send> Finder<P> {
     }
 
     /// Follows one session to its end.
-    async fn follow(&mut self, session: &Session) {
+    async fn follow(&mut self, session: &ZkSession) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
             let ended = match self.patiently(self.watch(session)).await {
@@ -104,7 +108,7 @@ impl<P: FnMut(Option<View>) + Send> Finder<P> {
             };
             match ended {
                 Ok(()) => backoff.reset(),
-                Err(Failure::Over(_)) => return,
+                Err(ZkFailed::Over(_)) => return,
                 Err(failure) => {
                     self.blinded();
                     tracing::debug!(?failure, "coordinators cannot be read");
@@ -115,7 +119,10 @@ impl<P: FnMut(Option<View>) + Send> Finder<P> {
         }
     }
 
-    fn watch<'a>(&self, session: &'a Session) -> impl Future<Output = Result<PersistentWatcher, Failure>> + use<'a, P> {
+    fn watch<'a>(
+        &self,
+        session: &'a ZkSession,
+    ) -> impl Future<Output = Result<PersistentWatcher, ZkFailed>> + use<'a, P> {
         let adding = session.client().watch(self.config.layout.coordinators(), AddWatchMode::PersistentRecursive);
         session.call(adding)
     }
@@ -123,10 +130,10 @@ impl<P: FnMut(Option<View>) + Send> Finder<P> {
     /// Reads after each change, until the watch is gone (`Ok`) or something fails.
     async fn keep_current(
         &mut self,
-        session: &Session,
+        session: &ZkSession,
         watcher: &mut PersistentWatcher,
         backoff: &mut Backoff,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ZkFailed> {
         loop {
             let config = Arc::clone(&self.config);
             let view = self.patiently(look(session, &config)).await?;
@@ -135,20 +142,20 @@ impl<P: FnMut(Option<View>) + Send> Finder<P> {
             (self.publish)(Some(view));
             loop {
                 let mut told = self.patiently(next(watcher)).await;
-                if let Told::Changed = told {
+                if let FinderEvent::Changed = told {
                     tokio::time::sleep(GATHER).await;
                     while let Some(more) = match told {
-                        Told::Changed => next(watcher).now_or_never(),
+                        FinderEvent::Changed => next(watcher).now_or_never(),
                         _ => None,
                     } {
                         told = more;
                     }
                 }
                 match told {
-                    Told::Changed => break,
-                    Told::Broke => self.blinded(),
-                    Told::Back => return Ok(()),
-                    Told::Over => return Err(Failure::Over("the session is over".to_owned())),
+                    FinderEvent::Changed => break,
+                    FinderEvent::Broke => self.blinded(),
+                    FinderEvent::Back => return Ok(()),
+                    FinderEvent::Over => return Err(ZkFailed::Over("the session is over".to_owned())),
                 }
             }
         }
@@ -175,19 +182,19 @@ impl<P: FnMut(Option<View>) + Send> Finder<P> {
     }
 }
 
-async fn next(watcher: &mut PersistentWatcher) -> Told {
+async fn next(watcher: &mut PersistentWatcher) -> FinderEvent {
     let event = watcher.changed().await;
     match event.event_type {
         EventType::Session => match event.session_state {
-            SessionState::Disconnected => Told::Broke,
-            state if state.is_terminated() => Told::Over,
-            _ => Told::Back,
+            SessionState::Disconnected => FinderEvent::Broke,
+            state if state.is_terminated() => FinderEvent::Over,
+            _ => FinderEvent::Back,
         },
-        _ => Told::Changed,
+        _ => FinderEvent::Changed,
     }
 }
 
-async fn look(session: &Session, config: &Config) -> Result<View, Failure> {
+async fn look(session: &ZkSession, config: &Config) -> Result<LeaderView, ZkFailed> {
     let layout = &config.layout;
     let leader = first_contender(session, &layout.contenders()).await?;
     let mut names = session.children(layout.coordinators()).await?;
@@ -202,11 +209,11 @@ async fn look(session: &Session, config: &Config) -> Result<View, Failure> {
             others.push(Leader { id, address: found });
         }
     }
-    Ok(View { leader: leader.map(|id| Leader { id, address }), others })
+    Ok(LeaderView { leader: leader.map(|id| Leader { id, address }), others })
 }
 
 /// Who stands first. A contender whose node went since the listing leaves its place to the next.
-async fn first_contender(session: &Session, contenders: &str) -> Result<Option<CoordinatorId>, Failure> {
+async fn first_contender(session: &ZkSession, contenders: &str) -> Result<Option<CoordinatorId>, ZkFailed> {
     for name in layout::in_order(session.children(contenders).await?) {
         let Some((data, _)) = session.read(&format!("{contenders}/{name}")).await? else { continue };
         let id = std::str::from_utf8(&data).ok().and_then(|id| CoordinatorId::new(id).ok());

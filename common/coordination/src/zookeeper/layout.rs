@@ -99,13 +99,13 @@ impl Layout {
     }
 
     /// The two nodes of a worker's life.
-    pub(super) fn worker(&self, worker: &WorkerId) -> Place {
-        Place::new(self.workers.clone(), self.leases(), worker.as_str())
+    pub(super) fn worker(&self, worker: &WorkerId) -> NodePlace {
+        NodePlace::new(self.workers.clone(), self.leases(), worker.as_str())
     }
 
     /// The two nodes of a coordinator's life. A directory of their own, so that a worker may have the same name.
-    pub(super) fn coordinator(&self, id: &CoordinatorId) -> Place {
-        Place::new(self.coordinators.clone(), format!("{}/coordinator-leases", self.own), id.as_str())
+    pub(super) fn coordinator(&self, id: &CoordinatorId) -> NodePlace {
+        NodePlace::new(self.coordinators.clone(), format!("{}/coordinator-leases", self.own), id.as_str())
     }
 }
 
@@ -117,7 +117,7 @@ fn node_name(text: &str) -> Result<(), String> {
 
 /// Member node and lease node of one name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct NodePlace {
     /// The group's directory.
     pub(super) group: String,
     /// The leases' directory.
@@ -126,7 +126,7 @@ pub(super) struct Place {
     pub(super) name: String,
 }
 
-impl Place {
+impl NodePlace {
     fn new(group: String, leases: String, name: &str) -> Self {
         Self { group, leases, name: name.to_owned() }
     }
@@ -168,7 +168,7 @@ struct CoordinatorCapabilities<'a> {
 }
 
 #[derive(Serialize)]
-struct Heartbeat {
+struct HeartbeatData {
     beat: u64,
     lease_ms: u64,
     session: i64,
@@ -217,7 +217,7 @@ pub(super) fn coordinator_capabilities(address: &str) -> Vec<u8> {
 /// The `beat`-th heartbeat of the life that `session` leads. The session stands for the life, whose other half, the
 /// creation of the node, is not known when the node is made; a session leads one life only.
 pub(super) fn heartbeat(beat: u64, lease: Duration, session: i64) -> Vec<u8> {
-    packed(&Heartbeat { beat, lease_ms: millis(lease), session })
+    packed(&HeartbeatData { beat, lease_ms: millis(lease), session })
 }
 
 /// What the coordinator `by` writes over a lease node to evict its owner. The lease's length stays readable, because a

@@ -16,13 +16,13 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use zookeeper_client::{CheckWriteError, CheckWriter, CreateMode, Error as ZkError};
 
-use super::candidate::{Member, Parked};
+use super::candidate::{ContenderNode, ParkedContender};
 use super::config::Config;
-use super::connection::{Failure, Session};
+use super::connection::{ZkFailed, ZkSession};
 use super::layout::{self, LeaseData};
 use super::lock::Contender;
 use super::roster;
-use crate::{Error, Leadership, News, Raised};
+use crate::{Error, Leadership, Raised, RosterEvent};
 use common::{CoordinatorId, Incarnation, Term, Timestamp, WorkerId};
 use runtime::retry::Backoff;
 
@@ -40,10 +40,10 @@ pub(super) type Suspects = Arc<Mutex<BTreeSet<WorkerId>>>;
 pub(super) struct ZooKeeperLeadership {
     config: Arc<Config>,
     id: CoordinatorId,
-    member: Arc<Member>,
+    member: Arc<ContenderNode>,
     contender: Option<Arc<Contender>>,
     watching: Option<JoinHandle<()>>,
-    parked: Parked,
+    parked: ParkedContender,
     suspects: Suspects,
     lost: CancellationToken,
     /// Cancelled when it ends only because of doubt.
@@ -65,9 +65,9 @@ impl ZooKeeperLeadership {
     pub(super) fn new(
         config: Arc<Config>,
         id: CoordinatorId,
-        member: Arc<Member>,
+        member: Arc<ContenderNode>,
         contender: Contender,
-        parked: Parked,
+        parked: ParkedContender,
     ) -> Self {
         let (lost, doubted) = (CancellationToken::new(), CancellationToken::new());
         let contender = Arc::new(contender);
@@ -94,7 +94,7 @@ impl ZooKeeperLeadership {
 
 /// Waits for the end of a leadership and says so.
 async fn watch_over(
-    member: Arc<Member>,
+    member: Arc<ContenderNode>,
     contender: Arc<Contender>,
     lost: CancellationToken,
     doubted: CancellationToken,
@@ -129,12 +129,12 @@ impl Drop for ZooKeeperLeadership {
 
 /// Writes that count only while the lock is held.
 struct Fence {
-    session: Session,
+    session: ZkSession,
     lock: Option<String>,
 }
 
 /// What a fenced write came to.
-enum Wrote {
+enum WriteOutcome {
     /// It committed.
     Done,
     /// Somebody else wrote first.
@@ -142,21 +142,24 @@ enum Wrote {
 }
 
 impl Fence {
-    async fn write(&self, add: impl FnOnce(&mut CheckWriter<'_>) -> Result<(), ZkError>) -> Result<Wrote, Error> {
+    async fn write(
+        &self,
+        add: impl FnOnce(&mut CheckWriter<'_>) -> Result<(), ZkError>,
+    ) -> Result<WriteOutcome, Error> {
         let lost = || Error::Lost("the lock is not held any more".to_owned());
         let lock = self.lock.as_ref().ok_or_else(lost)?;
         let mut writer =
-            self.session.client().new_check_writer(lock, None).map_err(|e| Error::from(Failure::from(e)))?;
-        add(&mut writer).map_err(|e| Error::from(Failure::from(e)))?;
+            self.session.client().new_check_writer(lock, None).map_err(|e| Error::from(ZkFailed::from(e)))?;
+        add(&mut writer).map_err(|e| Error::from(ZkFailed::from(e)))?;
         let answer = tokio::time::timeout(self.session.timeout(), writer.commit()).await;
         match answer {
-            Ok(Ok(_)) => Ok(Wrote::Done),
+            Ok(Ok(_)) => Ok(WriteOutcome::Done),
             Ok(Err(CheckWriteError::CheckFailed { source: ZkError::NoNode | ZkError::BadVersion })) => Err(lost()),
             Ok(Err(CheckWriteError::OperationFailed {
                 source: ZkError::BadVersion | ZkError::NodeExists | ZkError::NoNode,
                 ..
-            })) => Ok(Wrote::Raced),
-            Ok(Err(error)) => Err(Failure::from(ZkError::from(error)).into()),
+            })) => Ok(WriteOutcome::Raced),
+            Ok(Err(error)) => Err(ZkFailed::from(ZkError::from(error)).into()),
             Err(_) => Err(Error::Unavailable("zookeeper: no answer within the session timeout".to_owned())),
         }
     }
@@ -178,7 +181,7 @@ impl Fence {
                     None => writer.add_create(&path, text.as_bytes(), &CreateMode::Persistent.with_acls(acls)),
                 })
                 .await?;
-            if let Wrote::Done = wrote {
+            if let WriteOutcome::Done = wrote {
                 return Ok(Raised { term, found });
             }
             // What was read may have been an older state of a server that lags.
@@ -206,11 +209,11 @@ impl Fence {
             }
             let mark = layout::eviction(by, read.lease);
             match self.write(|writer| writer.add_set_data(path, &mark, Some(stat.version))).await? {
-                Wrote::Done => {
+                WriteOutcome::Done => {
                     tracing::info!(%worker, %incarnation, "evicted");
                     return Ok(());
                 }
-                Wrote::Raced => tokio::time::sleep(backoff.next_delay()).await,
+                WriteOutcome::Raced => tokio::time::sleep(backoff.next_delay()).await,
             }
         }
         Err(Error::Unavailable(format!("{worker} beats faster than it can be evicted")))
@@ -236,7 +239,7 @@ impl Leadership for ZooKeeperLeadership {
         self.lost.clone()
     }
 
-    fn roster(&self) -> Option<mpsc::Receiver<(Timestamp, News)>> {
+    fn roster(&self) -> Option<mpsc::Receiver<(Timestamp, RosterEvent)>> {
         let (member, suspects) = (Arc::clone(&self.member), Arc::clone(&self.suspects));
         Some(roster::spawn(Arc::clone(&self.config), member, suspects, self.lost.clone()))
     }

@@ -3,7 +3,7 @@
 //! [`LeaseKeeper`] decides when a heartbeat is written, with which version, and what an answer proves; here it is carried
 //! out, and only what is known to have committed extends the guard.
 //!
-//! The guard is shut before the session closes: both sit in [`Held`], whose `Drop` shuts first, whatever ends the task.
+//! The guard is shut before the session closes: both sit in [`HeldNodes`], whose `Drop` shuts first, whatever ends the task.
 //! Only after that may another life of this process remove the nodes this one left behind ([`Former`]).
 
 use std::collections::VecDeque;
@@ -19,8 +19,8 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use zookeeper_client::StateWatcher;
 
-use super::connection::{Session, over};
-use super::layout::{self, LeaseData, Place};
+use super::connection::{ZkSession, over};
+use super::layout::{self, LeaseData, NodePlace};
 use super::until;
 use crate::Guard;
 
@@ -49,7 +49,7 @@ impl Former {
 /// A session that made, or may have made, nodes. Done with when dropped.
 #[derive(Debug)]
 pub(super) struct Claim {
-    pub(super) session: Session,
+    pub(super) session: ZkSession,
     pub(super) former: Former,
 }
 
@@ -73,12 +73,12 @@ impl Drop for Claim {
 }
 
 /// A guard with the session it hangs on. Dropping it shuts the guard, then lets go of the session.
-struct Held {
+struct HeldNodes {
     guard: Arc<dyn Guard>,
     claim: Claim,
 }
 
-impl Drop for Held {
+impl Drop for HeldNodes {
     fn drop(&mut self) {
         // Fields are dropped after this.
         self.guard.shut();
@@ -91,7 +91,7 @@ pub(super) struct Entered {
     /// The session both nodes belong to.
     pub(super) claim: Claim,
     /// Names of the nodes.
-    pub(super) place: Place,
+    pub(super) place: NodePlace,
     /// The life.
     pub(super) incarnation: Incarnation,
     /// When the transaction that made the nodes was sent; it counts as the first heartbeat.
@@ -125,7 +125,7 @@ impl Entered {
             keeper: LeaseKeeper::new(self.incarnation, self.lease, self.claim.session.timeout(), self.sent),
             commits,
             kick,
-            held: Held { guard, claim: self.claim },
+            held: HeldNodes { guard, claim: self.claim },
         };
         tokio::spawn(async move {
             let how = beats.run(stop).await;
@@ -180,13 +180,13 @@ impl Life {
 
 /// The task of a life: carries out what [`LeaseKeeper`] decides.
 struct Beats {
-    place: Place,
+    place: NodePlace,
     path: String,
     lease: Duration,
     keeper: LeaseKeeper,
     commits: watch::Sender<Timestamp>,
     kick: Arc<Notify>,
-    held: Held,
+    held: HeldNodes,
 }
 
 impl Beats {

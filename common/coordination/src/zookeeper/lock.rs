@@ -13,7 +13,7 @@ use std::time::Duration;
 use uuid::Uuid;
 use zookeeper_client::{CreateMode, Error as ZkError};
 
-use super::connection::{Failure, Session};
+use super::connection::{ZkFailed, ZkSession};
 use super::layout::{self, LOCK_MARK};
 use runtime::retry::Backoff;
 
@@ -23,7 +23,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 /// Our place in the queue. Dropping it removes the node in the background, for as long as the session lasts.
 #[derive(Debug)]
 pub(super) struct Contender {
-    session: Session,
+    session: ZkSession,
     dir: String,
     prefix: String,
     /// The node; `None` while it is not known whether it was made.
@@ -36,7 +36,7 @@ pub(super) struct Contender {
 
 /// Where a contender stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum QueuePlace {
     /// It leads.
     First,
     /// Somebody deleted its node.
@@ -45,33 +45,33 @@ pub(super) enum Place {
 
 impl Contender {
     /// Queues up in `dir`, under the name `id`.
-    pub(super) async fn enter(session: Session, dir: String, id: &str) -> Result<Self, Failure> {
+    pub(super) async fn enter(session: ZkSession, dir: String, id: &str) -> Result<Self, ZkFailed> {
         let prefix = format!("{}{LOCK_MARK}", Uuid::new_v4().simple());
         let mut this = Self { session, dir, prefix, name: None, gone: false, removing: false };
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         while this.name.is_none() {
             match this.make(id).await {
                 Ok(name) => this.name = Some(name),
-                Err(Failure::Said(ZkError::NoNode)) => this.session.ensure(&this.dir).await?,
+                Err(ZkFailed::Said(ZkError::NoNode)) => this.session.ensure(&this.dir).await?,
                 // Not before it is known that there is none: two of ours would wait for each other.
-                Err(Failure::Unknown(_)) => this.name = this.find_for_sure(&mut backoff).await?,
+                Err(ZkFailed::Unknown(_)) => this.name = this.find_for_sure(&mut backoff).await?,
                 Err(failure) => return Err(failure),
             }
         }
         Ok(this)
     }
 
-    async fn find_for_sure(&self, backoff: &mut Backoff) -> Result<Option<String>, Failure> {
+    async fn find_for_sure(&self, backoff: &mut Backoff) -> Result<Option<String>, ZkFailed> {
         loop {
             tokio::time::sleep(backoff.next_delay()).await;
             match self.find().await {
-                Err(Failure::Unknown(_)) => {}
+                Err(ZkFailed::Unknown(_)) => {}
                 known => return known,
             }
         }
     }
 
-    async fn make(&self, id: &str) -> Result<String, Failure> {
+    async fn make(&self, id: &str) -> Result<String, ZkFailed> {
         let options = CreateMode::EphemeralSequential.with_acls(self.session.acls());
         let path = format!("{}/{}", self.dir, self.prefix);
         let (_, sequence) = self.session.call(self.session.client().create(&path, id.as_bytes(), &options)).await?;
@@ -79,9 +79,9 @@ impl Contender {
     }
 
     /// Finds the node by its UUID, on a server that knows of everything committed before.
-    async fn find(&self) -> Result<Option<String>, Failure> {
+    async fn find(&self) -> Result<Option<String>, ZkFailed> {
         match self.session.call(self.session.client().sync(&self.dir)).await {
-            Ok(()) | Err(Failure::Said(ZkError::NoNode)) => {}
+            Ok(()) | Err(ZkFailed::Said(ZkError::NoNode)) => {}
             Err(failure) => return Err(failure),
         }
         let names = self.session.children(&self.dir).await?;
@@ -89,7 +89,7 @@ impl Contender {
     }
 
     /// The session the node belongs to.
-    pub(super) fn session(&self) -> &Session {
+    pub(super) fn session(&self) -> &ZkSession {
         &self.session
     }
 
@@ -99,30 +99,30 @@ impl Contender {
     }
 
     /// Waits until it leads. Cancel-safe.
-    pub(super) async fn first(&self) -> Result<Place, Failure> {
+    pub(super) async fn first(&self) -> Result<QueuePlace, ZkFailed> {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
             match self.step().await {
                 Ok(Some(place)) => return Ok(place),
                 Ok(None) => backoff.reset(),
-                Err(Failure::Unknown(_)) => tokio::time::sleep(backoff.next_delay()).await,
+                Err(ZkFailed::Unknown(_)) => tokio::time::sleep(backoff.next_delay()).await,
                 Err(failure) => return Err(failure),
             }
         }
     }
 
     /// Looks where it stands, and waits for the one before it to move.
-    async fn step(&self) -> Result<Option<Place>, Failure> {
+    async fn step(&self) -> Result<Option<QueuePlace>, ZkFailed> {
         let order = layout::in_order(self.session.children(&self.dir).await?);
         // A listing is never older than our own node, so that whoever came before is in it or gone.
         match order.iter().position(|name| Some(name) == self.name.as_ref()) {
-            None => Ok(Some(Place::Gone)),
-            Some(0) => Ok(Some(Place::First)),
+            None => Ok(Some(QueuePlace::Gone)),
+            Some(0) => Ok(Some(QueuePlace::First)),
             Some(at) => {
                 let before = format!("{}/{}", self.dir, order[at - 1]);
                 match self.session.call(self.session.client().get_and_watch_data(&before)).await {
                     Ok((_, _, watcher)) => _ = watcher.changed().await,
-                    Err(Failure::Said(ZkError::NoNode)) => {}
+                    Err(ZkFailed::Said(ZkError::NoNode)) => {}
                     Err(failure) => return Err(failure),
                 }
                 Ok(None)
@@ -137,7 +137,7 @@ impl Contender {
         loop {
             match self.session.call(self.session.client().get_and_watch_data(&path)).await {
                 Ok((_, _, watcher)) => _ = watcher.changed().await,
-                Err(Failure::Said(ZkError::NoNode) | Failure::Over(_)) => return,
+                Err(ZkFailed::Said(ZkError::NoNode) | ZkFailed::Over(_)) => return,
                 Err(_) => tokio::time::sleep(backoff.next_delay()).await,
             }
         }
@@ -152,7 +152,7 @@ impl Contender {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         while !self.gone {
             self.gone = match self.try_remove().await {
-                Ok(()) | Err(Failure::Said(ZkError::NoNode) | Failure::Over(_)) => true,
+                Ok(()) | Err(ZkFailed::Said(ZkError::NoNode) | ZkFailed::Over(_)) => true,
                 Err(failure) => {
                     tracing::debug!(?failure, path = self.path(), "a contender is not removed yet");
                     tokio::time::sleep(backoff.next_delay()).await;
@@ -162,7 +162,7 @@ impl Contender {
         }
     }
 
-    async fn try_remove(&mut self) -> Result<(), Failure> {
+    async fn try_remove(&mut self) -> Result<(), ZkFailed> {
         if self.name.is_none() {
             self.name = self.find().await?;
         }

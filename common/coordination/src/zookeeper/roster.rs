@@ -22,12 +22,14 @@ use zookeeper_client::{
     AddWatchMode, Error as ZkError, EventType, PersistentWatcher, SessionState, Stat, WatchedEvent,
 };
 
-use super::candidate::Member;
+use super::candidate::ContenderNode;
 use super::config::Config;
-use super::connection::Failure;
+use super::connection::ZkFailed;
 use super::layout::{self, LEADER, LeaseData};
 use super::leadership::Suspects;
-use common::roster::{Answer, Ask, Change, Kind, LeaseNode, MemberNode, News, Node, Roster, What};
+use common::roster::{
+    LeaseNode, MemberNode, NodeChange, NodeKind, Roster, RosterAnswer, RosterAsk, RosterEvent, RosterNode, What,
+};
 use common::{Timestamp, WorkerId};
 use runtime::clock;
 use runtime::retry::Backoff;
@@ -47,10 +49,10 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 /// Tells what becomes of the workers' nodes, until `done` is cancelled or the membership ends. Needs a Tokio runtime.
 pub(super) fn spawn(
     config: Arc<Config>,
-    member: Arc<Member>,
+    member: Arc<ContenderNode>,
     suspects: Suspects,
     done: CancellationToken,
-) -> mpsc::Receiver<(Timestamp, News)> {
+) -> mpsc::Receiver<(Timestamp, RosterEvent)> {
     let (sender, receiver) = mpsc::channel(CHANNEL);
     let over = member.over.clone();
     let (roster, odd) = (Roster::new(), BTreeSet::new());
@@ -66,7 +68,7 @@ pub(super) fn spawn(
 }
 
 /// Why following ended.
-enum Stop {
+enum RosterStop {
     /// The watches are gone, or a read failed: begin anew.
     Anew(String),
     /// Something may not be read that has to be: begin anew, but it takes a person to mend it.
@@ -75,19 +77,19 @@ enum Stop {
     Over,
 }
 
-impl From<Failure> for Stop {
-    fn from(failure: Failure) -> Self {
+impl From<ZkFailed> for RosterStop {
+    fn from(failure: ZkFailed) -> Self {
         match failure {
-            Failure::Over(_) => Self::Over,
-            Failure::Unknown(why) => Self::Anew(why),
-            Failure::Said(error @ ZkError::NoAuth) => Self::Refused(error.to_string()),
-            Failure::Said(error) => Self::Anew(error.to_string()),
+            ZkFailed::Over(_) => Self::Over,
+            ZkFailed::Unknown(why) => Self::Anew(why),
+            ZkFailed::Said(error @ ZkError::NoAuth) => Self::Refused(error.to_string()),
+            ZkFailed::Said(error) => Self::Anew(error.to_string()),
         }
     }
 }
 
-impl Stop {
-    fn at(path: &str, failure: Failure) -> Self {
+impl RosterStop {
+    fn at(path: &str, failure: ZkFailed) -> Self {
         match Self::from(failure) {
             Self::Refused(why) => Self::Refused(format!("{path}: {why}")),
             stop => stop,
@@ -96,17 +98,17 @@ impl Stop {
 }
 
 /// What a read found.
-type Found = Option<(Vec<u8>, Stat)>;
+type ReadNode = Option<(Vec<u8>, Stat)>;
 
 /// What became of something that was asked.
 enum Sent {
     /// The write: `false` when the membership ended first.
     Written(bool),
-    Listed(Result<Vec<String>, Failure>),
-    Read(Result<Found, Failure>),
+    Listed(Result<Vec<String>, ZkFailed>),
+    Read(Result<ReadNode, ZkFailed>),
 }
 
-type Asks<'a> = FuturesUnordered<BoxFuture<'a, (Ask, Sent)>>;
+type Asks<'a> = FuturesUnordered<BoxFuture<'a, (RosterAsk, Sent)>>;
 
 struct Watches {
     members: PersistentWatcher,
@@ -115,17 +117,17 @@ struct Watches {
 
 impl Watches {
     /// An event that has arrived already.
-    fn waiting(&mut self) -> Option<(Kind, WatchedEvent)> {
-        let lease = self.leases.changed().now_or_never().map(|event| (Kind::Lease, event));
-        lease.or_else(|| self.members.changed().now_or_never().map(|event| (Kind::Member, event)))
+    fn waiting(&mut self) -> Option<(NodeKind, WatchedEvent)> {
+        let lease = self.leases.changed().now_or_never().map(|event| (NodeKind::Lease, event));
+        lease.or_else(|| self.members.changed().now_or_never().map(|event| (NodeKind::Member, event)))
     }
 }
 
 struct Shell {
     config: Arc<Config>,
-    member: Arc<Member>,
+    member: Arc<ContenderNode>,
     suspects: Suspects,
-    sender: mpsc::Sender<(Timestamp, News)>,
+    sender: mpsc::Sender<(Timestamp, RosterEvent)>,
     roster: Roster,
     odd: BTreeSet<String>,
     /// What may not be read and was complained about, until everything can be read again.
@@ -138,9 +140,9 @@ impl Shell {
         loop {
             let member = Arc::clone(&self.member);
             match self.follow(&member, &mut backoff).await {
-                Stop::Over => return,
-                Stop::Anew(why) => tracing::info!(why, "the workers' nodes have to be read anew"),
-                Stop::Refused(why) => self.refused(why),
+                RosterStop::Over => return,
+                RosterStop::Anew(why) => tracing::info!(why, "the workers' nodes have to be read anew"),
+                RosterStop::Refused(why) => self.refused(why),
             }
             self.roster.broken();
             tokio::time::sleep(backoff.next_delay()).await;
@@ -148,7 +150,7 @@ impl Shell {
     }
 
     /// Reads everything and tells what happens from then on, until the connection breaks.
-    async fn follow(&mut self, member: &Member, backoff: &mut Backoff) -> Stop {
+    async fn follow(&mut self, member: &ContenderNode, backoff: &mut Backoff) -> RosterStop {
         let mut watches = match self.watch(member).await {
             Ok(watches) => watches,
             Err(stop) => return stop,
@@ -171,12 +173,12 @@ impl Shell {
                 // What the watches say comes first: they tell of what was read, and of the connection's end.
                 biased;
                 event = watches.leases.changed() => {
-                    if let Err(stop) = self.on_event(clock::now(), Kind::Lease, &event) {
+                    if let Err(stop) = self.on_event(clock::now(), NodeKind::Lease, &event) {
                         return stop;
                     }
                 }
                 event = watches.members.changed() => {
-                    if let Err(stop) = self.on_event(clock::now(), Kind::Member, &event) {
+                    if let Err(stop) = self.on_event(clock::now(), NodeKind::Member, &event) {
                         return stop;
                     }
                 }
@@ -188,16 +190,16 @@ impl Shell {
                 _ = sweep.tick() => self.roster.tick(clock::now()),
                 permit = sender.reserve(), if news => match permit {
                     Ok(permit) => if let Some(news) = self.roster.next_news(clock::now()) { permit.send(news) },
-                    Err(_) => return Stop::Over,
+                    Err(_) => return RosterStop::Over,
                 },
             }
             if self.roster.is_swollen() {
-                return Stop::Anew("the leader does not listen".to_owned());
+                return RosterStop::Anew("the leader does not listen".to_owned());
             }
         }
     }
 
-    async fn watch(&self, member: &Member) -> Result<Watches, Stop> {
+    async fn watch(&self, member: &ContenderNode) -> Result<Watches, RosterStop> {
         let (session, layout) = (&member.session, &self.config.layout);
         session.ensure(&layout.leases()).await?;
         let mode = AddWatchMode::PersistentRecursive;
@@ -206,7 +208,7 @@ impl Shell {
         Ok(Watches { members, leases })
     }
 
-    fn send<'a>(&self, member: &'a Member, ask: Ask) -> BoxFuture<'a, (Ask, Sent)> {
+    fn send<'a>(&self, member: &'a ContenderNode, ask: RosterAsk) -> BoxFuture<'a, (RosterAsk, Sent)> {
         let path = match &ask.what {
             What::Write => String::new(),
             What::List(kind) => self.dir(*kind),
@@ -223,47 +225,52 @@ impl Shell {
     }
 
     /// Something was answered: perhaps by another connection, which the watches know by now.
-    fn on_answer(&mut self, watches: &mut Watches, ask: Ask, sent: Sent) -> Result<(), Stop> {
+    fn on_answer(&mut self, watches: &mut Watches, ask: RosterAsk, sent: Sent) -> Result<(), RosterStop> {
         while let Some((kind, event)) = watches.waiting() {
             self.on_event(clock::now(), kind, &event)?;
         }
         let answer = match (&ask.what, sent) {
-            (_, Sent::Written(true)) => Answer::Written,
+            (_, Sent::Written(true)) => RosterAnswer::Written,
             (What::List(kind), Sent::Listed(names)) => {
-                let names = names.map_err(|failure| Stop::at(&self.dir(*kind), failure))?;
+                let names = names.map_err(|failure| RosterStop::at(&self.dir(*kind), failure))?;
                 let names = names.into_iter().filter(|name| name != LEADER);
-                Answer::Listed(names.filter_map(|name| self.worker(&name)).collect())
+                RosterAnswer::Listed(names.filter_map(|name| self.worker(&name)).collect())
             }
-            (What::Read((kind, worker)), Sent::Read(read)) => Answer::Found(self.node(*kind, worker, read)?),
+            (What::Read((kind, worker)), Sent::Read(read)) => RosterAnswer::Found(self.node(*kind, worker, read)?),
             // The membership ended.
-            _ => return Err(Stop::Over),
+            _ => return Err(RosterStop::Over),
         };
         self.roster.answered(clock::now(), ask, answer);
         Ok(())
     }
 
     /// Takes a member node that may not be read for none.
-    fn node(&mut self, kind: Kind, worker: &WorkerId, read: Result<Found, Failure>) -> Result<Option<Node>, Stop> {
+    fn node(
+        &mut self,
+        kind: NodeKind,
+        worker: &WorkerId,
+        read: Result<ReadNode, ZkFailed>,
+    ) -> Result<Option<RosterNode>, RosterStop> {
         let found = match read {
-            Err(Failure::Said(error @ ZkError::NoAuth)) if kind == Kind::Member => {
+            Err(ZkFailed::Said(error @ ZkError::NoAuth)) if kind == NodeKind::Member => {
                 self.left_out(worker.as_str(), &error);
                 None
             }
-            read => read.map_err(|failure| Stop::at(&format!("{}/{worker}", self.dir(kind)), failure))?,
+            read => read.map_err(|failure| RosterStop::at(&format!("{}/{worker}", self.dir(kind)), failure))?,
         };
         let worker = worker.clone();
         Ok(found.and_then(|(data, stat)| match kind {
-            Kind::Member => Some(Node::Member(member_node(worker, &data, &stat))),
-            Kind::Lease => lease_node(worker, &data, &stat).map(Node::Lease),
+            NodeKind::Member => Some(RosterNode::Member(member_node(worker, &data, &stat))),
+            NodeKind::Lease => lease_node(worker, &data, &stat).map(RosterNode::Lease),
         }))
     }
 
-    fn on_event(&mut self, now: Timestamp, kind: Kind, event: &WatchedEvent) -> Result<(), Stop> {
+    fn on_event(&mut self, now: Timestamp, kind: NodeKind, event: &WatchedEvent) -> Result<(), RosterStop> {
         still_connected(event)?;
         let change = match event.event_type {
-            EventType::NodeCreated => Change::Created,
-            EventType::NodeDeleted => Change::Deleted,
-            _ => Change::Changed,
+            EventType::NodeCreated => NodeChange::Created,
+            EventType::NodeDeleted => NodeChange::Deleted,
+            _ => NodeChange::Changed,
         };
         let Some(name) = self.subject(kind, &event.path).map(str::to_owned) else { return Ok(()) };
         let Some(worker) = self.worker(&name) else { return Ok(()) };
@@ -274,15 +281,15 @@ impl Shell {
         Ok(())
     }
 
-    fn dir(&self, kind: Kind) -> String {
+    fn dir(&self, kind: NodeKind) -> String {
         match kind {
-            Kind::Member => self.config.layout.workers().to_owned(),
-            Kind::Lease => self.config.layout.leases(),
+            NodeKind::Member => self.config.layout.workers().to_owned(),
+            NodeKind::Lease => self.config.layout.leases(),
         }
     }
 
     /// The member an event is about; `None` for the directory itself, and for contenders below it.
-    fn subject<'a>(&self, kind: Kind, path: &'a str) -> Option<&'a str> {
+    fn subject<'a>(&self, kind: NodeKind, path: &'a str) -> Option<&'a str> {
         let name = path.strip_prefix(&self.dir(kind))?.strip_prefix('/')?;
         (name != LEADER && !name.contains('/')).then_some(name)
     }
@@ -306,11 +313,11 @@ impl Shell {
 }
 
 /// Whether the watches still report everything.
-fn still_connected(event: &WatchedEvent) -> Result<(), Stop> {
+fn still_connected(event: &WatchedEvent) -> Result<(), RosterStop> {
     match (event.event_type, event.session_state) {
-        (EventType::Session, state) if state.is_terminated() => Err(Stop::Over),
-        (EventType::Session, SessionState::Disconnected) => Err(Stop::Anew("the connection broke".to_owned())),
-        (EventType::Session, _) => Err(Stop::Anew("the connection was made anew".to_owned())),
+        (EventType::Session, state) if state.is_terminated() => Err(RosterStop::Over),
+        (EventType::Session, SessionState::Disconnected) => Err(RosterStop::Anew("the connection broke".to_owned())),
+        (EventType::Session, _) => Err(RosterStop::Anew("the connection was made anew".to_owned())),
         _ => Ok(()),
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::config::Config;
-use super::connection::Session;
+use super::connection::ZkSession;
 use super::entry::enter;
 use super::life::{Claim, Former, Life as Beating};
 use super::{finder, layout};
@@ -54,7 +54,7 @@ impl ZooKeeperSeat {
 #[async_trait]
 impl Seat for ZooKeeperSeat {
     async fn join(&self, profile: &Profile, guard: Arc<dyn Guard>) -> Result<Box<dyn Life>, Error> {
-        let session = Session::open(&self.config).await?;
+        let session = ZkSession::open(&self.config).await?;
         // From here on the session may own nodes, also when this call is dropped.
         let claim = Claim { session, former: self.former.clone() };
         let place = self.config.layout.worker(&self.name);

@@ -5,13 +5,13 @@ use common::Term;
 use coordination::{Error, Leader};
 use zookeeper_client::{Acls, CreateMode};
 
-use crate::support::{PATIENCE, Place, contenders, elected, eventually, own, shared, within};
+use crate::support::{PATIENCE, TestRoot, contenders, elected, eventually, own, shared, within};
 
 const CONTENDERS: &str = "/tooz/g.coordinators/leader";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn leadership_passes_on_when_the_leader_resigns_or_goes() {
-    let place = Place::new(shared().await, "handover", 4.0);
+    let place = TestRoot::new(shared().await, "handover", 4.0);
     let client = place.client().await;
     let (a, b) = (place.candidate("a"), place.candidate("b"));
     let first = elected(&a).await;
@@ -48,7 +48,7 @@ async fn leadership_passes_on_when_the_leader_resigns_or_goes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_campaign_that_is_dropped_stops_contending() {
-    let place = Place::new(shared().await, "dropped", 4.0);
+    let place = TestRoot::new(shared().await, "dropped", 4.0);
     let client = place.client().await;
     let (a, b) = (place.candidate("a"), place.candidate("b"));
     let leadership = elected(&a).await;
@@ -67,7 +67,7 @@ async fn a_campaign_that_is_dropped_stops_contending() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_whose_member_node_is_deleted_joins_anew_so_that_it_can_be_found() {
-    let place = Place::new(shared().await, "expelled", 4.0);
+    let place = TestRoot::new(shared().await, "expelled", 4.0);
     let client = place.client().await;
     let a = place.candidate("a");
     let first = elected(&a).await;
@@ -86,7 +86,7 @@ async fn a_leader_whose_member_node_is_deleted_joins_anew_so_that_it_can_be_foun
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_python_contender_excludes_and_is_named_without_an_address() {
-    let place = Place::new(shared().await, "python", 4.0);
+    let place = TestRoot::new(shared().await, "python", 4.0);
     let client = place.client().await;
     let (a, persistent) = (place.candidate("a"), CreateMode::Persistent.with_acls(Acls::anyone_all()));
     client.mkdir(CONTENDERS, &persistent).await.expect("anyone may");
@@ -106,7 +106,7 @@ async fn a_python_contender_excludes_and_is_named_without_an_address() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn terms_only_grow_and_only_the_lock_raises_them() {
-    let place = Place::new(shared().await, "terms", 4.0);
+    let place = TestRoot::new(shared().await, "terms", 4.0);
     let client = place.client().await;
     let a = place.candidate("a");
     let leadership = elected(&a).await;
@@ -136,7 +136,7 @@ async fn terms_only_grow_and_only_the_lock_raises_them() {
 #[tokio::test(flavor = "multi_thread")]
 async fn doubt_ends_a_leadership_and_the_same_lock_leads_again() {
     let mut server = own().await;
-    let place = Place::new(&server, "doubt", 20.0);
+    let place = TestRoot::new(&server, "doubt", 20.0);
     let client = place.client().await;
     let a = place.candidate("a");
     let leadership = elected(&a).await;
@@ -156,7 +156,7 @@ async fn doubt_ends_a_leadership_and_the_same_lock_leads_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wiped_server_has_no_term_and_everybody_comes_back() {
     let mut server = own().await;
-    let place = Place::new(&server, "wiped", 2.0);
+    let place = TestRoot::new(&server, "wiped", 2.0);
     let (a, b) = (place.candidate("a"), place.candidate("b"));
     let leadership = elected(&a).await;
     leadership.raise_term(Term::new(9)).await.expect("it leads");
@@ -181,7 +181,7 @@ async fn a_wiped_server_has_no_term_and_everybody_comes_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_coordinator_whose_name_is_taken_is_told() {
-    let mut place = Place::new(shared().await, "coordinator", 2.0);
+    let mut place = TestRoot::new(shared().await, "coordinator", 2.0);
     place.config.join_timeout = std::time::Duration::from_millis(100);
     let (first, second) = (place.candidate("a"), place.candidate("a"));
     // Either may come first; one of them has the name.

@@ -6,13 +6,13 @@ use anyhow::{Context, ensure};
 use servers::proxy::Proxy;
 use servers::zookeeper::{Ensemble, Options};
 
-use crate::support::{Place, elected, eventually, join, shared, within, worker};
+use crate::support::{TestRoot, elected, eventually, join, shared, within, worker};
 
 const LEASE: &str = "/rug/g/leases/w1";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_heartbeat_whose_answer_got_lost_is_found_by_its_data() {
-    let place = Place::new(shared().await, "lost", 10.0);
+    let place = TestRoot::new(shared().await, "lost", 10.0);
     let client = place.client().await;
     let proxy = Proxy::start(&place.address).await.expect("a port is free");
     let mut behind = place.clone();
@@ -42,12 +42,12 @@ async fn a_heartbeat_whose_answer_got_lost_is_found_by_its_data() {
 #[tokio::test(flavor = "multi_thread")]
 async fn servers_of_an_ensemble_fail_one_by_one_and_nobody_ends() {
     let mut ensemble = Ensemble::start(3, Options::default()).await.expect("ZooKeeper starts");
-    let mut place = Place::at(&ensemble.connect_string(), "ensemble", 24.0);
+    let mut place = TestRoot::at(&ensemble.connect_string(), "ensemble", 24.0);
     place.config.join_timeout = Duration::from_secs(30);
     let (life, gate) = join(&place.seat("w1")).await;
     let candidate = place.candidate("c");
     let leadership = elected(&candidate).await;
-    let mut view = crate::roster::View::new(leadership.roster().expect("it watches"));
+    let mut view = crate::roster::ObservedRoster::new(leadership.roster().expect("it watches"));
     view.take().await;
     let leader = ensemble.leader().await.expect("one leads");
     for server in [leader, (leader + 1) % 3] {

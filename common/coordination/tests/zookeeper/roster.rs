@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 
 use common::{Incarnation, Timestamp, WorkerId};
-use coordination::{LeaseNode, MemberNode, MembershipEnd, News};
+use coordination::{LeaseNode, MemberNode, MembershipEnd, RosterEvent};
 use tokio::sync::mpsc::Receiver;
 use zookeeper_client::{Acls, Client, CreateMode};
 
-use crate::support::{Place, elected, heartbeat, join, own, shared, within, worker};
+use crate::support::{TestRoot, elected, heartbeat, join, own, shared, within, worker};
 
 /// The leader's view, made of news alone.
 #[derive(Debug)]
-pub(crate) struct View {
-    news: Receiver<(Timestamp, News)>,
+pub(crate) struct ObservedRoster {
+    news: Receiver<(Timestamp, RosterEvent)>,
     pub(crate) reads: usize,
     pub(crate) members: BTreeMap<WorkerId, MemberNode>,
     pub(crate) leases: BTreeMap<WorkerId, LeaseNode>,
@@ -20,27 +20,29 @@ pub(crate) struct View {
     pub(crate) ended: Vec<(WorkerId, Incarnation)>,
 }
 
-impl View {
-    pub(crate) fn new(news: Receiver<(Timestamp, News)>) -> Self {
+impl ObservedRoster {
+    pub(crate) fn new(news: Receiver<(Timestamp, RosterEvent)>) -> Self {
         Self { news, reads: 0, members: BTreeMap::new(), leases: BTreeMap::new(), beats: 0, ended: Vec::new() }
     }
 
     pub(crate) async fn take(&mut self) {
         let (_, news) = within("there is news", self.news.recv()).await.expect("the leader is not lost");
         match news {
-            News::Read { members, leases } => {
+            RosterEvent::Read { members, leases } => {
                 self.reads += 1;
                 self.members = members.into_iter().map(|m| (m.worker.clone(), m)).collect();
                 self.leases = leases.into_iter().map(|l| (l.worker.clone(), l)).collect();
             }
-            News::Members(members) => self.members = members.into_iter().map(|m| (m.worker.clone(), m)).collect(),
-            News::Beat(node) => {
+            RosterEvent::Members(members) => {
+                self.members = members.into_iter().map(|m| (m.worker.clone(), m)).collect()
+            }
+            RosterEvent::Beat(node) => {
                 assert!(self.reads > 0, "it begins with a read");
                 assert!(!self.ended.contains(&(node.worker.clone(), node.incarnation)), "no beat after the end");
                 self.beats += 1;
                 self.leases.insert(node.worker.clone(), node);
             }
-            News::Ended(worker, life) => {
+            RosterEvent::Ended(worker, life) => {
                 assert!(!self.ended.contains(&(worker.clone(), life)), "an end is told once");
                 self.ended.push((worker, life));
             }
@@ -59,11 +61,11 @@ impl View {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lives_come_beat_and_end() {
-    let place = Place::new(shared().await, "roster", 4.0);
+    let place = TestRoot::new(shared().await, "roster", 4.0);
     let (old, _gate) = join(&place.seat("w0")).await;
     let candidate = place.candidate("c");
     let leadership = elected(&candidate).await;
-    let mut view = View::new(leadership.roster().expect("it watches"));
+    let mut view = ObservedRoster::new(leadership.roster().expect("it watches"));
     view.take().await;
     assert_eq!((view.reads, view.members.len(), view.leases.len()), (1, 1, 1));
     let node = &view.leases[&worker("w0")];
@@ -99,12 +101,12 @@ async fn lives_come_beat_and_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_evicted_life_ends_and_only_that_one() {
-    let place = Place::new(shared().await, "evict", 4.0);
+    let place = TestRoot::new(shared().await, "evict", 4.0);
     let seat = place.seat("w1");
     let (life, gate) = join(&seat).await;
     let candidate = place.candidate("c");
     let leadership = elected(&candidate).await;
-    let mut view = View::new(leadership.roster().expect("it watches"));
+    let mut view = ObservedRoster::new(leadership.roster().expect("it watches"));
     view.take().await;
     let (w1, incarnation) = (worker("w1"), life.incarnation().expect("it is known"));
     let other = Incarnation::new(incarnation.get() + 1);
@@ -123,11 +125,11 @@ async fn an_evicted_life_ends_and_only_that_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn python_members_their_changes_and_odd_names() {
-    let place = Place::new(shared().await, "members", 4.0);
+    let place = TestRoot::new(shared().await, "members", 4.0);
     let client = place.client().await;
     let candidate = place.candidate("c");
     let leadership = elected(&candidate).await;
-    let mut view = View::new(leadership.roster().expect("it watches"));
+    let mut view = ObservedRoster::new(leadership.roster().expect("it watches"));
     view.take().await;
     let ephemeral = CreateMode::Ephemeral.with_acls(Acls::anyone_all());
     let persistent = CreateMode::Persistent.with_acls(Acls::anyone_all());
@@ -135,7 +137,7 @@ async fn python_members_their_changes_and_odd_names() {
     client.create("/tooz/g.workers/\u{e4}", b"\x80", &ephemeral).await.expect("anyone may");
     client.create("/tooz/g.workers/py", b"\x81\xa6weight\x03", &ephemeral).await.expect("anyone may");
     let py = worker("py");
-    let weight = |view: &View| view.members.get(&py).map(|member| member.profile.weight);
+    let weight = |view: &ObservedRoster| view.members.get(&py).map(|member| member.profile.weight);
     view.until("it is a member", |v| weight(v) == Some(3)).await;
     assert_eq!(view.members.len(), 1, "neither `leader` nor a name that is not ASCII");
     assert!(view.members[&py].profile.drivers.is_empty());
@@ -152,11 +154,11 @@ async fn python_members_their_changes_and_odd_names() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mark_by_another_hand_ends_a_life_whose_node_stays() {
-    let place = Place::new(shared().await, "mark", 4.0);
+    let place = TestRoot::new(shared().await, "mark", 4.0);
     let client = place.client().await;
     let candidate = place.candidate("c");
     let leadership = elected(&candidate).await;
-    let mut view = View::new(leadership.roster().expect("it watches"));
+    let mut view = ObservedRoster::new(leadership.roster().expect("it watches"));
     view.take().await;
     // One that does not notice, so that nothing follows the mark.
     let path = "/rug/g/leases/w9";
@@ -181,7 +183,7 @@ async fn a_mark_by_another_hand_ends_a_life_whose_node_stays() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_may_not_be_read_is_no_member_but_may_be_a_life() {
-    let place = Place::new(shared().await, "unreadable", 4.0);
+    let place = TestRoot::new(shared().await, "unreadable", 4.0);
     let (_life, gate) = join(&place.seat("w1")).await;
     let stranger = Client::connector().with_auth("digest", b"someone:else").connect(&place.address).await;
     let stranger = stranger.expect("ZooKeeper is up").chroot(place.chroot.clone()).expect("a valid chroot");
@@ -189,7 +191,7 @@ async fn what_may_not_be_read_is_no_member_but_may_be_a_life() {
     stranger.create("/tooz/g.workers/p1", b"\x80", &closed).await.expect("anyone may");
     let candidate = place.candidate("c");
     let leadership = elected(&candidate).await;
-    let mut view = View::new(leadership.roster().expect("it watches"));
+    let mut view = ObservedRoster::new(leadership.roster().expect("it watches"));
     view.take().await;
     assert_eq!(view.members.keys().collect::<Vec<_>>(), [&worker("w1")]);
     stranger.create("/tooz/g.workers/p2", b"\x80", &closed).await.expect("anyone may");
@@ -204,7 +206,7 @@ async fn what_may_not_be_read_is_no_member_but_may_be_a_life() {
     gate.beats().await;
     assert!(news.try_recv().is_err());
     stranger.delete("/rug/g/leases/p1", None).await.expect("it is there");
-    let mut view = View::new(news);
+    let mut view = ObservedRoster::new(news);
     view.take().await;
     assert_eq!((view.reads, view.members.len(), view.leases.len()), (1, 2, 2));
 }
@@ -212,12 +214,12 @@ async fn what_may_not_be_read_is_no_member_but_may_be_a_life() {
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_break_everything_is_read_anew_and_nobody_who_lives_ended() {
     let mut server = own().await;
-    let place = Place::new(&server, "anew", 30.0);
+    let place = TestRoot::new(&server, "anew", 30.0);
     let (life, gate) = join(&place.seat("w1")).await;
     let (gone, _gate) = join(&place.seat("w2")).await;
     let candidate = place.candidate("c");
     let leadership = elected(&candidate).await;
-    let mut view = View::new(leadership.roster().expect("it watches"));
+    let mut view = ObservedRoster::new(leadership.roster().expect("it watches"));
     view.take().await;
     for round in 2..4 {
         server.kill().expect("it runs");

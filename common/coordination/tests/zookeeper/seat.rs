@@ -7,14 +7,14 @@ use coordination::{Error, MembershipEnd};
 use runtime::clock;
 use zookeeper_client::{Acls, Client, CreateMode};
 
-use crate::support::{Gate, Place, elected, eventually, heartbeat, join, own, profile, shared, within};
+use crate::support::{TestProxyGate, TestRoot, elected, eventually, heartbeat, join, own, profile, shared, within};
 
 const MEMBER: &str = "/tooz/g.workers/w1";
 const LEASE: &str = "/rug/g/leases/w1";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_life_is_two_nodes_of_one_transaction_and_leaves_nothing() {
-    let place = Place::new(shared().await, "life", 4.0);
+    let place = TestRoot::new(shared().await, "life", 4.0);
     let (seat, client) = (place.seat("w1"), place.client().await);
     let (life, gate) = join(&seat).await;
     assert!(gate.is_open(), "the transaction counts as the first heartbeat");
@@ -41,11 +41,11 @@ async fn a_life_is_two_nodes_of_one_transaction_and_leaves_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_lives_elsewhere_is_refused_with_who_has_it() {
-    let mut place = Place::new(shared().await, "taken", 2.0);
+    let mut place = TestRoot::new(shared().await, "taken", 2.0);
     place.config.join_timeout = Duration::from_millis(100);
     let (first, second) = (place.seat("w1"), place.seat("w1"));
     let (life, gate) = join(&first).await;
-    let other = std::sync::Arc::new(Gate::default());
+    let other = std::sync::Arc::new(TestProxyGate::default());
     let taken = within("it gives up", second.join(&profile(), other)).await.expect_err("the name is taken");
     let Error::NameTaken { name, by } = taken else { panic!("{taken}") };
     assert_eq!(name, "w1");
@@ -63,7 +63,7 @@ async fn a_name_that_lives_elsewhere_is_refused_with_who_has_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_of_a_session_that_died_are_waited_for() {
-    let place = Place::new(shared().await, "died", 2.0);
+    let place = TestRoot::new(shared().await, "died", 2.0);
     let client = place.client().await;
     let (life, _) = join(&place.seat("w0")).await;
     let connector = Client::connector().with_session_timeout(Duration::from_secs(2)).with_detached();
@@ -82,7 +82,7 @@ async fn nodes_of_a_session_that_died_are_waited_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn writing_over_the_lease_ends_the_life_and_the_same_seat_joins_again() {
-    let place = Place::new(shared().await, "evicted", 4.0);
+    let place = TestRoot::new(shared().await, "evicted", 4.0);
     let (seat, client) = (place.seat("w1"), place.client().await);
     for (data, expected) in [
         (&b"evicted"[..], MembershipEnd::Evicted),
@@ -103,7 +103,7 @@ async fn writing_over_the_lease_ends_the_life_and_the_same_seat_joins_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_heartbeat_of_another_session_is_not_taken_for_the_own() {
-    let place = Place::new(shared().await, "former", 8.0);
+    let place = TestRoot::new(shared().await, "former", 8.0);
     let (seat, client) = (place.seat("w1"), place.client().await);
     let (life, gate) = join(&seat).await;
     // Where the next heartbeat was to go: equal in number, and the version has moved on as if it had committed.
@@ -120,7 +120,7 @@ async fn a_heartbeat_of_another_session_is_not_taken_for_the_own() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_lease_node_ends_the_life_and_a_deleted_member_node_does_not() {
-    let place = Place::new(shared().await, "deleted", 4.0);
+    let place = TestRoot::new(shared().await, "deleted", 4.0);
     let (seat, client) = (place.seat("w1"), place.client().await);
     let (life, gate) = join(&seat).await;
     client.delete(MEMBER, None).await.expect("it is there");
@@ -134,7 +134,7 @@ async fn a_deleted_lease_node_ends_the_life_and_a_deleted_member_node_does_not()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lease_node_of_another_life_is_not_beaten_into() {
-    let place = Place::new(shared().await, "remade", 4.0);
+    let place = TestRoot::new(shared().await, "remade", 4.0);
     let (seat, client) = (place.seat("w1"), place.client().await);
     let (life, gate) = join(&seat).await;
     gate.beats().await;
@@ -151,7 +151,7 @@ async fn a_lease_node_of_another_life_is_not_beaten_into() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_short_outage_is_survived_in_the_same_life() {
     let mut server = own().await;
-    let place = Place::new(&server, "short", 20.0);
+    let place = TestRoot::new(&server, "short", 20.0);
     let (life, gate) = join(&place.seat("w1")).await;
     gate.beats().await;
     server.kill().expect("it runs");
@@ -169,7 +169,7 @@ async fn a_short_outage_is_survived_in_the_same_life() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_server_fences_the_worker_then_ends_its_life_and_it_joins_again() {
     let mut server = own().await;
-    let place = Place::new(&server, "paused", 2.0);
+    let place = TestRoot::new(&server, "paused", 2.0);
     let seat = place.seat("w1");
     let (life, gate) = join(&seat).await;
     gate.beats().await;
@@ -190,18 +190,18 @@ async fn a_paused_server_fences_the_worker_then_ends_its_life_and_it_joins_again
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_not_there_is_unavailable() {
-    let place = Place::new(shared().await, "absent", 0.5);
+    let place = TestRoot::new(shared().await, "absent", 0.5);
     let mut config = place.config;
     // The discard port: nobody listens there.
     config.url = "zookeeper://127.0.0.1:9?timeout=0.5".to_owned();
     let seat = config.seat(&crate::support::worker("w1"), Vec::new()).expect("valid settings");
-    let error = within("it gives up", seat.join(&profile(), std::sync::Arc::new(Gate::default()))).await;
+    let error = within("it gives up", seat.join(&profile(), std::sync::Arc::new(TestProxyGate::default()))).await;
     assert!(matches!(error, Err(Error::Unavailable(_))), "{error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn addresses_of_coordinators_are_known_without_joining_the_leaders_first() {
-    let place = Place::new(shared().await, "addresses", 4.0);
+    let place = TestRoot::new(shared().await, "addresses", 4.0);
     let seat = place.seat("w1");
     let mut known = seat.coordinators();
     let (b, a) = (place.candidate("b"), place.candidate("a"));

@@ -10,11 +10,11 @@ use servers::ServerTlsFiles;
 use servers::zookeeper::{Options, Standalone};
 use sha1::{Digest, Sha1};
 
-use crate::support::{Gate, Place, elected, join, profile, shared, within};
+use crate::support::{TestProxyGate, TestRoot, elected, join, profile, shared, within};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_credentials_everything_belongs_to_them_alone() {
-    let open = Place::new(shared().await, "digest", 4.0);
+    let open = TestRoot::new(shared().await, "digest", 4.0);
     let mut place = open.clone();
     place.config.url = place.config.url.replace("zookeeper://", "zookeeper://rug:s3cret@");
     let (seat, candidate) = (place.seat("w1"), place.candidate("c"));
@@ -48,7 +48,7 @@ async fn with_credentials_everything_belongs_to_them_alone() {
         assert_eq!(acls[0].permission(), zookeeper_client::Permission::ALL, "{path}");
         assert_eq!(stranger.get_data(path).await.expect_err("it is not theirs"), zookeeper_client::Error::NoAuth);
     }
-    let refused = within("it is decided", open.seat("w2").join(&profile(), Arc::new(Gate::default()))).await;
+    let refused = within("it is decided", open.seat("w2").join(&profile(), Arc::new(TestProxyGate::default()))).await;
     assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
     let refused = within("it is decided", open.candidate("d").campaign()).await;
     assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
@@ -79,7 +79,7 @@ async fn sessions_run_over_mutual_tls() {
     };
     let (certificate, key) = issue();
     let (ca, both) = (write("ca.pem", &ca), write("both.pem", &format!("{certificate}{key}")));
-    let mut place = Place::new(&server, "tls", 4.0);
+    let mut place = TestRoot::new(&server, "tls", 4.0);
     let hosts = server.tls_connect_string();
     place.config.url = format!("zookeeper://{hosts}/tls?timeout=4&use_ssl=true&ca={ca}&certfile={both}");
     let (life, gate) = join(&place.seat("w1")).await;
@@ -87,9 +87,9 @@ async fn sessions_run_over_mutual_tls() {
     within("it has left", life.leave()).await;
 
     place.config.url = format!("zookeeper://{hosts}?timeout=0.5&use_ssl=true&ca={ca}");
-    let stranger = within("it gives up", place.seat("w1").join(&profile(), Arc::new(Gate::default()))).await;
+    let stranger = within("it gives up", place.seat("w1").join(&profile(), Arc::new(TestProxyGate::default()))).await;
     assert!(matches!(stranger, Err(Error::Unavailable(_))), "{stranger:?}");
     place.config.url = format!("zookeeper://{hosts}?use_ssl=true&ca={}", write("none.pem", "nothing"));
-    let wrong = within("it is decided", place.seat("w1").join(&profile(), Arc::new(Gate::default()))).await;
+    let wrong = within("it is decided", place.seat("w1").join(&profile(), Arc::new(TestProxyGate::default()))).await;
     assert!(matches!(wrong, Err(Error::Refused(_))), "{wrong:?}");
 }

@@ -33,13 +33,13 @@ pub(crate) async fn own() -> Standalone {
 
 /// One test's place on a server.
 #[derive(Clone, Debug)]
-pub(crate) struct Place {
+pub(crate) struct TestRoot {
     pub(crate) address: String,
     pub(crate) chroot: String,
     pub(crate) config: Config,
 }
 
-impl Place {
+impl TestRoot {
     /// A place of its own under `name`, with sessions of `seconds`.
     pub(crate) fn new(server: &Standalone, name: &str, seconds: f64) -> Self {
         Self::at(&server.address(), name, seconds)
@@ -103,13 +103,13 @@ pub(crate) fn profile() -> Profile {
 
 /// A guard that records.
 #[derive(Debug, Default)]
-pub(crate) struct Gate {
+pub(crate) struct TestProxyGate {
     until: AtomicU64,
     extended: AtomicU64,
     shut: AtomicBool,
 }
 
-impl Guard for Gate {
+impl Guard for TestProxyGate {
     fn extend(&self, until: Timestamp) {
         self.until.fetch_max(until.as_nanos(), Ordering::SeqCst);
         self.extended.fetch_add(1, Ordering::SeqCst);
@@ -120,7 +120,7 @@ impl Guard for Gate {
     }
 }
 
-impl Gate {
+impl TestProxyGate {
     pub(crate) fn is_shut(&self) -> bool {
         self.shut.load(Ordering::SeqCst)
     }
@@ -148,9 +148,9 @@ impl Gate {
     }
 }
 
-pub(crate) async fn join(seat: &Arc<dyn Seat>) -> (Box<dyn Life>, Arc<Gate>) {
-    let gate = Arc::new(Gate::default());
-    let life = seat.join(&profile(), Arc::<Gate>::clone(&gate)).await.expect("the name is free");
+pub(crate) async fn join(seat: &Arc<dyn Seat>) -> (Box<dyn Life>, Arc<TestProxyGate>) {
+    let gate = Arc::new(TestProxyGate::default());
+    let life = seat.join(&profile(), Arc::<TestProxyGate>::clone(&gate)).await.expect("the name is free");
     (life, gate)
 }
 

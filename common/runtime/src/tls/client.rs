@@ -20,8 +20,8 @@ use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint};
 
 use super::files::{Files, Material};
-use super::verify::{Noting, Seen};
-use super::words::{Peer, Side, marked};
+use super::verify::{Noting, SeenCertificates};
+use super::words::{Side, TlsPeer, marked};
 use super::{Config, Error, provider};
 
 /// What a client shows and whom it trusts. Cheap to clone; clones share it.
@@ -72,26 +72,26 @@ impl ClientTls {
     }
 
     /// Connects and shakes hands.
-    pub(super) async fn dial(&self, uri: &Uri) -> io::Result<Stream> {
+    pub(super) async fn dial(&self, uri: &Uri) -> io::Result<ClientStream> {
         let refused = |text: String| io::Error::new(io::ErrorKind::InvalidInput, marked(&text));
         let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
         let wanted = &self.0.config.server_name;
         let name = if wanted.is_empty() { host.clone() } else { wanted.clone() };
         let name = ServerName::try_from(name).map_err(|_| refused(format!("`{host}` is not a host name")))?;
         let material = self.material().await;
-        let side = Side::new(Peer::Server, &self.0, &material);
+        let side = Side::new(TlsPeer::Server, &self.0, &material);
         let (config, seen) = config(&material).map_err(|e| refused(e.to_string()))?;
         let tcp = TcpStream::connect((host.as_str(), uri.port_u16().unwrap_or(443))).await?;
         tcp.set_nodelay(true)?;
         match TlsConnector::from(Arc::new(config)).connect(name, tcp).await {
-            Ok(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => Ok(Stream { stream, side }),
+            Ok(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => Ok(ClientStream { stream, side }),
             Ok(_) => Err(refused("the server does not speak HTTP/2".to_owned())),
             Err(error) => Err(side.explain(error, seen.get())),
         }
     }
 }
 
-fn config(material: &Material) -> Result<(ClientConfig, Seen), rustls::Error> {
+fn config(material: &Material) -> Result<(ClientConfig, SeenCertificates), rustls::Error> {
     let verifier: Arc<dyn ServerCertVerifier> =
         WebPkiServerVerifier::builder_with_provider(Arc::clone(&material.roots), provider())
             .build()
@@ -157,7 +157,7 @@ pub fn connect_lazy(endpoint: &Endpoint, tls: Option<&ClientTls>) -> Channel {
 struct Connector(ClientTls);
 
 impl tower::Service<Uri> for Connector {
-    type Response = TokioIo<Stream>;
+    type Response = TokioIo<ClientStream>;
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
 
@@ -173,12 +173,12 @@ impl tower::Service<Uri> for Connector {
 
 /// A connection whose errors are in words: with TLS 1.3 a client learns only when it first reads that its certificate was
 /// refused.
-pub(super) struct Stream {
+pub(super) struct ClientStream {
     stream: TlsStream<TcpStream>,
     side: Side,
 }
 
-impl Stream {
+impl ClientStream {
     fn explained<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         result.map_err(|error| match error.kind() {
             // A server that stops does not always say goodbye; that has nothing to do with TLS.
@@ -188,14 +188,14 @@ impl Stream {
     }
 }
 
-impl AsyncRead for Stream {
+impl AsyncRead for ClientStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
         self.explained(result)
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for ClientStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.explained(result)

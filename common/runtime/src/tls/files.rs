@@ -34,11 +34,11 @@ pub(super) struct Material {
 #[derive(Debug)]
 pub(super) struct Files {
     pub(super) config: Config,
-    state: Mutex<State>,
+    state: Mutex<FilesState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct FilesState {
     raw: Raw,
     material: Arc<Material>,
     /// What was last complained about, so that it is done once.
@@ -60,7 +60,7 @@ impl Files {
     pub(super) fn open(config: &Config) -> Result<Self, Error> {
         let raw = Raw::read(config)?;
         let material = Arc::new(raw.parse(config)?);
-        let state = Mutex::new(State { raw, material, complained: None });
+        let state = Mutex::new(FilesState { raw, material, complained: None });
         Ok(Self { config: config.clone(), state })
     }
 
@@ -101,7 +101,7 @@ impl Files {
                 false
             }
             Ok(Some((raw, material))) => {
-                *state = State { raw, material: Arc::new(material), complained: None };
+                *state = FilesState { raw, material: Arc::new(material), complained: None };
                 true
             }
             Err(problem) => {

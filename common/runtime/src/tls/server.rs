@@ -15,8 +15,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::files::{Files, Material};
-use super::verify::{Noting, Seen};
-use super::words::{Peer, Side};
+use super::verify::{Noting, SeenCertificates};
+use super::words::{Side, TlsPeer};
 use super::{Config, Error, Identity, provider};
 
 /// How HTTP/2 begins when it is spoken without TLS.
@@ -50,14 +50,14 @@ pub struct Accepted {
 /// A connection that came to nothing.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
-pub struct Refused {
+pub struct HandshakeRefused {
     /// Why, in words.
     pub error: io::Error,
     stream: Option<TcpStream>,
     said_nothing: bool,
 }
 
-impl Refused {
+impl HandshakeRefused {
     fn new(error: io::Error, stream: Option<TcpStream>) -> Self {
         Self { error, stream, said_nothing: false }
     }
@@ -110,38 +110,38 @@ impl ServerTls {
     ///
     /// # Errors
     /// Why the client is not let in, and the connection to tell it on.
-    pub async fn accept(&self, mut stream: TcpStream) -> Result<Accepted, Refused> {
+    pub async fn accept(&self, mut stream: TcpStream) -> Result<Accepted, HandshakeRefused> {
         match first_byte(&stream).await {
             Ok(Some(first)) if first != PREFACE[0] => {}
             Ok(None) => {
                 let error = io::ErrorKind::UnexpectedEof.into();
-                return Err(Refused { error, stream: None, said_nothing: true });
+                return Err(HandshakeRefused { error, stream: None, said_nothing: true });
             }
             Ok(Some(_)) => {
                 let _ = stream.write_all(&go_away()).await;
                 let error = io::Error::other("the client speaks HTTP/2 without TLS; it has to use https://");
-                return Err(Refused::new(error, Some(stream)));
+                return Err(HandshakeRefused::new(error, Some(stream)));
             }
-            Err(error) => return Err(Refused::new(error, None)),
+            Err(error) => return Err(HandshakeRefused::new(error, None)),
         }
         let material = self.0.current();
-        let side = Side::new(Peer::Client, &self.0, &material);
+        let side = Side::new(TlsPeer::Client, &self.0, &material);
         let (config, seen) = match config(&material) {
             Ok(made) => made,
-            Err(error) => return Err(Refused::new(io::Error::other(error), None)),
+            Err(error) => return Err(HandshakeRefused::new(io::Error::other(error), None)),
         };
         match TlsAcceptor::from(Arc::new(config)).accept(stream).into_fallible().await {
             Ok(stream) => match seen.get() {
                 Some(peer) => Ok(Accepted { peer: Arc::new(peer.clone()), stream }),
                 // The verifier is asked in every handshake, but who a peer is must not hang on that.
-                None => Err(Refused::new(io::Error::other("the client's certificate was not seen"), None)),
+                None => Err(HandshakeRefused::new(io::Error::other("the client's certificate was not seen"), None)),
             },
-            Err((error, stream)) => Err(Refused::new(side.explain(error, seen.get()), Some(stream))),
+            Err((error, stream)) => Err(HandshakeRefused::new(side.explain(error, seen.get()), Some(stream))),
         }
     }
 }
 
-fn config(material: &Material) -> Result<(ServerConfig, Seen), rustls::Error> {
+fn config(material: &Material) -> Result<(ServerConfig, SeenCertificates), rustls::Error> {
     let verifier: Arc<dyn ClientCertVerifier> =
         WebPkiClientVerifier::builder_with_provider(Arc::clone(&material.roots), provider())
             .build()

@@ -10,24 +10,24 @@ use super::*;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-struct End {
+struct TlsEnd {
     dir: TempDir,
     config: Config,
 }
 
-fn end(ca: &Authority, issued: &Issued) -> End {
+fn end(ca: &Authority, issued: &Issued) -> TlsEnd {
     let dir = tempfile::tempdir().expect("a folder");
     let config = issued.write(dir.path(), ca);
-    End { config, dir }
+    TlsEnd { config, dir }
 }
 
 /// What a handshake came to: at the server, and at the client that then asks for a byte.
-struct Met {
+struct Handshake {
     server: Result<Identity, String>,
     client: Result<(), String>,
 }
 
-async fn meet(server: &ServerTls, client: &Config) -> Met {
+async fn meet(server: &ServerTls, client: &Config) -> Handshake {
     let client = ClientTls::load(client).expect("good files").expect("files are named");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let uri = format!("http://localhost:{}", listener.local_addr().expect("bound").port()).parse().expect("a uri");
@@ -52,7 +52,7 @@ async fn meet(server: &ServerTls, client: &Config) -> Met {
     };
     let both = async { tokio::join!(serve, ask) };
     let (server, client) = tokio::time::timeout(DEADLINE, both).await.expect("in time");
-    Met { server, client }
+    Handshake { server, client }
 }
 
 fn server(config: &Config) -> ServerTls {

@@ -10,18 +10,18 @@ use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 use super::Identity;
 
 /// Whose certificate was looked at; empty until one came.
-pub(super) type Seen = Arc<OnceLock<Identity>>;
+pub(super) type SeenCertificates = Arc<OnceLock<Identity>>;
 
 /// A verifier of rustls, of clients or of servers, for one connection.
 #[derive(Debug)]
 pub(super) struct Noting<V: ?Sized> {
     inner: Arc<V>,
-    seen: Seen,
+    seen: SeenCertificates,
 }
 
 impl<V: ?Sized> Noting<V> {
-    pub(super) fn new(inner: Arc<V>) -> (Arc<Self>, Seen) {
-        let seen = Seen::default();
+    pub(super) fn new(inner: Arc<V>) -> (Arc<Self>, SeenCertificates) {
+        let seen = SeenCertificates::default();
         (Arc::new(Self { inner, seen: Arc::clone(&seen) }), seen)
     }
 

@@ -19,12 +19,12 @@ const MARK: &str = "TLS: ";
 
 /// Who is at the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Peer {
+pub(super) enum TlsPeer {
     Client,
     Server,
 }
 
-impl Peer {
+impl TlsPeer {
     const fn name(self) -> &'static str {
         match self {
             Self::Client => "client",
@@ -36,14 +36,14 @@ impl Peer {
 /// This side of a connection, as errors name it.
 #[derive(Clone, Debug)]
 pub(super) struct Side {
-    peer: Peer,
+    peer: TlsPeer,
     ca: PathBuf,
     cert: PathBuf,
     identity: Identity,
 }
 
 impl Side {
-    pub(super) fn new(peer: Peer, files: &Files, material: &Material) -> Self {
+    pub(super) fn new(peer: TlsPeer, files: &Files, material: &Material) -> Self {
         let config = &files.config;
         Self { peer, ca: config.ca.clone(), cert: config.cert.clone(), identity: material.identity.clone() }
     }
@@ -79,8 +79,8 @@ impl Side {
                 format!("the {peer} shows no certificate; it needs one that a CA in {} issued", self.ca.display())
             }
             rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => match self.peer {
-                Peer::Server => "the server does not speak TLS; is its address http:// ?".to_owned(),
-                Peer::Client => "the client does not speak TLS; it has to use https://".to_owned(),
+                TlsPeer::Server => "the server does not speak TLS; is its address http:// ?".to_owned(),
+                TlsPeer::Client => "the client does not speak TLS; it has to use https://".to_owned(),
             },
             rustls::Error::NoApplicationProtocol => format!("the {peer} does not speak HTTP/2"),
             other => other.to_string(),

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use common::roster::Change;
+use common::roster::NodeChange;
 
 use super::connection::{ClientMessage, ServerMessage, ZkCall, ZkReply};
 use super::tree::{Path, SessionId, ZkFailure, Zxid};
@@ -25,7 +25,7 @@ pub(super) enum ClientEvent {
     /// It broke: watches are gone.
     Disconnected,
     Answer(u64, Result<ZkReply, ZkFailure>),
-    Event(Path, Change),
+    Event(Path, NodeChange),
     /// The session is over.
     Over,
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use common::roster::Change;
+use common::roster::NodeChange;
 
 use super::ensemble::{PeerMessage, ServerRole};
 use super::tree::{Data, Dir, Path, SessionId, Txn, TxnOp, TxnResult, ZkFailure, ZkNode, Zxid};
@@ -55,7 +55,7 @@ pub(super) enum ServerMessage {
     /// The session is over.
     Expired,
     Answer(u64, Zxid, ZkReply),
-    Event(Path, Change),
+    Event(Path, NodeChange),
     Pong(Zxid),
     /// The server has closed the connection.
     Closed,
@@ -250,7 +250,7 @@ impl ZooKeeper {
     }
 
     /// A server has applied changes: whoever watches there is told.
-    pub(super) fn tell_watchers(&mut self, server: usize, changes: &[(Path, Change)]) {
+    pub(super) fn tell_watchers(&mut self, server: usize, changes: &[(Path, NodeChange)]) {
         if changes.is_empty() {
             return;
         }

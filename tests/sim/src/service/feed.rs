@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use common::Life;
-use common::roster::{Answer, Ask, Change, Kind, LeaseNode, MemberNode, News as Told, Node, Roster, What};
+use common::roster::{
+    LeaseNode, MemberNode, NodeChange, NodeKind, Roster, RosterAnswer, RosterAsk, RosterEvent as Told, RosterNode, What,
+};
 use common::{Profile, Timestamp, WorkerId};
 use coordinator_core::machine::Event;
 use coordinator_core::membership;
@@ -18,11 +20,11 @@ use crate::SimTime;
 #[derive(Debug, Default)]
 pub(super) struct RosterFeed {
     roster: Roster,
-    asks: BTreeMap<u64, Ask>,
+    asks: BTreeMap<u64, RosterAsk>,
     /// Watches that have to be confirmed still, by call. Nothing is known while there are any.
     watches: Vec<u64>,
     /// A heartbeat sent from then on is waited for.
-    write: Option<(Ask, SimTime)>,
+    write: Option<(RosterAsk, SimTime)>,
 }
 
 impl RosterFeed {
@@ -36,10 +38,10 @@ pub(super) fn worker(place: u64) -> WorkerId {
     WorkerId::new(&format!("w{}", place + 1)).expect("letters and digits")
 }
 
-const fn dir(kind: Kind) -> Dir {
+const fn dir(kind: NodeKind) -> Dir {
     match kind {
-        Kind::Member => Dir::Members,
-        Kind::Lease => Dir::Leases,
+        NodeKind::Member => Dir::Members,
+        NodeKind::Lease => Dir::Leases,
     }
 }
 
@@ -49,19 +51,19 @@ pub(super) fn place(worker: &WorkerId) -> u64 {
     number.map_or(u64::MAX, |number| number.saturating_sub(1))
 }
 
-fn node(kind: Kind, worker: &WorkerId, node: &tree::ZkNode) -> Option<Node> {
+fn node(kind: NodeKind, worker: &WorkerId, node: &tree::ZkNode) -> Option<RosterNode> {
     let (worker, incarnation) = (worker.clone(), node.incarnation());
     Some(match (kind, &node.data) {
-        (Kind::Member, Data::Profile(profile)) => {
+        (NodeKind::Member, Data::Profile(profile)) => {
             let profile = Profile { lease: std::time::Duration::ZERO, ..Profile::clone(profile) };
-            Node::Member(MemberNode { worker, incarnation, profile })
+            RosterNode::Member(MemberNode { worker, incarnation, profile })
         }
-        (Kind::Lease, Data::Beat { lease, .. }) => {
+        (NodeKind::Lease, Data::Beat { lease, .. }) => {
             let evicted = node.data.beat_of(node.owner).is_none();
-            Node::Lease(LeaseNode { worker, incarnation, lease: *lease, evicted })
+            RosterNode::Lease(LeaseNode { worker, incarnation, lease: *lease, evicted })
         }
-        (Kind::Lease, Data::Evicted { lease }) => {
-            Node::Lease(LeaseNode { worker, incarnation, lease: *lease, evicted: true })
+        (NodeKind::Lease, Data::Evicted { lease }) => {
+            RosterNode::Lease(LeaseNode { worker, incarnation, lease: *lease, evicted: true })
         }
         _ => return None,
     })
@@ -120,11 +122,11 @@ impl ZooKeeper {
         }
     }
 
-    pub(super) fn feed_event(&mut self, n: usize, path: Path, change: Change) {
+    pub(super) fn feed_event(&mut self, n: usize, path: Path, change: NodeChange) {
         let now = self.roster_now();
         let kind = match path.0 {
-            Dir::Members => Kind::Member,
-            Dir::Leases => Kind::Lease,
+            Dir::Members => NodeKind::Member,
+            Dir::Leases => NodeKind::Lease,
             _ => return,
         };
         if let Some(feed) = self.feed(n) {
@@ -145,9 +147,11 @@ impl ZooKeeper {
             }
         } else if let Some(ask) = feed.asks.remove(&id) {
             let answer = match (&ask.what, reply) {
-                (What::List(_), ZkReply::Listed(names)) => Answer::Listed(names.into_iter().map(worker).collect()),
+                (What::List(_), ZkReply::Listed(names)) => {
+                    RosterAnswer::Listed(names.into_iter().map(worker).collect())
+                }
                 (What::Read((kind, worker)), ZkReply::Read(found)) => {
-                    Answer::Found(found.and_then(|found| node(*kind, worker, &found)))
+                    RosterAnswer::Found(found.and_then(|found| node(*kind, worker, &found)))
                 }
                 _ => return,
             };
@@ -161,7 +165,7 @@ impl ZooKeeper {
         let now = self.roster_now();
         let Some(feed) = self.feed(n) else { return };
         if let Some((ask, _)) = feed.write.take_if(|(_, since)| sent >= *since) {
-            feed.roster.answered(now, ask, Answer::Written);
+            feed.roster.answered(now, ask, RosterAnswer::Written);
             self.feed_goes_on(n);
         }
     }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::roster::Change;
+use common::roster::NodeChange;
 use common::{Incarnation, Profile, Term};
 
 use crate::SimTime;
@@ -154,7 +154,7 @@ impl Tree {
     }
 
     /// Takes a transaction in. Returns what changed.
-    pub(crate) fn apply(&mut self, txn: &Txn) -> Vec<(Path, Change)> {
+    pub(crate) fn apply(&mut self, txn: &Txn) -> Vec<(Path, NodeChange)> {
         let mut changes = Vec::new();
         if txn.outcome.is_ok() {
             for op in &txn.ops {
@@ -187,7 +187,7 @@ impl Tree {
         by: SessionId,
         op: &TxnOp,
         wrote: &mut Vec<(Path, ZkNode)>,
-        changes: &mut Vec<(Path, Change)>,
+        changes: &mut Vec<(Path, NodeChange)>,
     ) -> Result<(), ZkFailure> {
         match op {
             TxnOp::Create { path, data, ephemeral } => {
@@ -210,7 +210,7 @@ impl Tree {
                 node.version += 1;
                 node.data = data.clone();
                 wrote.push((*path, node.clone()));
-                changes.push((*path, Change::Changed));
+                changes.push((*path, NodeChange::Changed));
             }
             TxnOp::Delete { path, version } => {
                 let node = self.nodes.get(path).ok_or(ZkFailure::NoNode)?;
@@ -218,7 +218,7 @@ impl Tree {
                     return Err(ZkFailure::BadVersion);
                 }
                 self.nodes.remove(path);
-                changes.push((*path, Change::Deleted));
+                changes.push((*path, NodeChange::Deleted));
             }
             TxnOp::Check(path) => {
                 if !self.nodes.contains_key(path) {
@@ -232,7 +232,7 @@ impl Tree {
                 let owned: BTreeSet<Path> = owned.map(|(path, _)| *path).collect();
                 for path in owned {
                     self.nodes.remove(&path);
-                    changes.push((path, Change::Deleted));
+                    changes.push((path, NodeChange::Deleted));
                 }
             }
         }
@@ -246,12 +246,12 @@ impl Tree {
         owner: SessionId,
         data: &Data,
         wrote: &mut Vec<(Path, ZkNode)>,
-        changes: &mut Vec<(Path, Change)>,
+        changes: &mut Vec<(Path, NodeChange)>,
     ) {
         let node = ZkNode { owner, created: zxid, version: 0, data: data.clone() };
         wrote.push((path, node.clone()));
         self.nodes.insert(path, node);
-        changes.push((path, Change::Created));
+        changes.push((path, NodeChange::Created));
     }
 
     /// Names in a directory, in order.
