@@ -15,7 +15,6 @@ pub mod membership;
 pub mod mutant;
 mod name;
 pub mod profile;
-pub mod retry;
 pub mod ring;
 pub mod roster;
 pub mod session;

@@ -268,15 +268,6 @@ pub enum CommandError {
     Stopping,
 }
 
-impl common::retry::Retryable for CommandError {
-    fn is_retryable(&self) -> bool {
-        matches!(
-            self,
-            Self::Contended | Self::NotLeading(_) | Self::Unavailable(_) | Self::Coordination(_) | Self::Stopping
-        )
-    }
-}
-
 struct FieldList<'a>(&'a [FieldViolation]);
 
 impl fmt::Display for FieldList<'_> {

@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use common::session::{Envelope, Refused, RefusedReason, StatusReport, ToCoordinator, ToWorker};
 use common::{ApplianceId, CoordinatorId, Life, Term, Timestamp, WorkerId};
-use coordination::{Leadership, RosterEvent as News};
+use coordination::{Leadership, RosterEvent};
 use coordinator_core::grants::StoredGrant;
 use coordinator_core::machine::{self, Action, Commit, Event, Machine, Refusal, Restored, StreamId};
 use coordinator_core::membership::Authority;
@@ -85,8 +85,8 @@ pub struct Former {
 pub struct Leader<'a> {
     machine: Machine,
     leadership: &'a dyn Leadership,
-    /// News of the workers' nodes; `None` when this coordinator itself is the authority.
-    roster: Option<mpsc::Receiver<(Timestamp, News)>>,
+    /// Events of the workers' nodes; `None` when this coordinator itself is the authority.
+    roster: Option<mpsc::Receiver<(Timestamp, RosterEvent)>>,
     store: Store,
     catalog: Arc<Catalog>,
     identity: Identity,
@@ -262,7 +262,7 @@ impl<'a> Leader<'a> {
                         return self.end.take().unwrap_or(Ended::Stopped);
                     }
                     () = lost.cancelled() => self.end = Some(Ended::LeadershipLost),
-                    news = members::next(&mut self.roster) => self.on_news(news),
+                    event = members::next(&mut self.roster) => self.on_roster_event(event),
                     Some(written) = self.writes.next(), if !self.writes.is_empty() => self.on_written(written),
                     Some(input) = inputs.sessions.recv() => self.on_session(input),
                     Some(command) = inputs.commands.recv() => self.on_command(command),
@@ -286,8 +286,8 @@ impl<'a> Leader<'a> {
     fn drain(&mut self, inputs: &mut Inputs) {
         for _ in 0..BATCH {
             let mut idle = true;
-            if let Some(news) = self.roster.as_mut().and_then(|roster| roster.try_recv().ok()) {
-                self.on_news(Some(news));
+            if let Some(event) = self.roster.as_mut().and_then(|roster| roster.try_recv().ok()) {
+                self.on_roster_event(Some(event));
                 idle = false;
             }
             if let Some(Some(written)) = futures::FutureExt::now_or_never(self.writes.next()) {

@@ -16,7 +16,7 @@ use worker_core::instance::Instance;
 #[command(name = "rug-worker", version, after_help = EXIT_CODES)]
 struct Args {
     #[command(subcommand)]
-    command: WorkerCommand,
+    command: WorkerSubcommand,
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 stopped by a signal, 1 failed, 2 bad usage or configuration, \
@@ -24,7 +24,7 @@ const EXIT_CODES: &str = "Exit codes: 0 stopped by a signal, 1 failed, 2 bad usa
 ever more slowly, until it is told to stop.";
 
 #[derive(Debug, Subcommand)]
-enum WorkerCommand {
+enum WorkerSubcommand {
     /// Run until SIGTERM or SIGINT. Instances go on running.
     Run(Flags),
     /// List every instance of the process driver that runs on this host, known to a coordinator or not.
@@ -86,8 +86,8 @@ impl Flags {
 fn main() -> ExitCode {
     runtime::tls::install_provider();
     let (flags, main): (Flags, fn(Config) -> ExitCode) = match Args::parse().command {
-        WorkerCommand::Run(flags) => (flags, run),
-        WorkerCommand::Instances(flags) => (flags, instances),
+        WorkerSubcommand::Run(flags) => (flags, run),
+        WorkerSubcommand::Instances(flags) => (flags, instances),
     };
     match flags.load() {
         Ok(config) => main(config),

@@ -49,12 +49,6 @@ pub enum Error {
     Lost(String),
 }
 
-impl common::retry::Retryable for Error {
-    fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Lost(_))
-    }
-}
-
 /// What a lease opens and shuts: the worker's gate, or the leader's right to answer.
 pub trait Guard: Send + Sync + 'static {
     /// The lease stands until `until` (boot-time clock). An earlier moment than the present one changes nothing.

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use common::Life;
 use common::{Incarnation, Term, Timestamp, WorkerId};
-use coordination::{LeaseNode, MemberNode, RosterEvent as News};
+use coordination::{LeaseNode, MemberNode, RosterEvent};
 use coordinator_core::machine::Event;
 use coordinator_core::membership::{self, Node};
 use runtime::clock;
@@ -97,8 +97,10 @@ impl Notes {
     }
 }
 
-/// The next news; never when this coordinator itself is the authority.
-pub(super) async fn next(roster: &mut Option<mpsc::Receiver<(Timestamp, News)>>) -> Option<(Timestamp, News)> {
+/// The next event of the roster; never when this coordinator itself is the authority.
+pub(super) async fn next(
+    roster: &mut Option<mpsc::Receiver<(Timestamp, RosterEvent)>>,
+) -> Option<(Timestamp, RosterEvent)> {
     match roster {
         Some(roster) => roster.recv().await,
         None => std::future::pending().await,
@@ -116,26 +118,26 @@ fn lease(node: LeaseNode) -> (Life, membership::LeaseNode) {
 }
 
 impl Leader<'_> {
-    /// Takes news of the workers' nodes in. That they come in the order in which they reached this process is all that
-    /// counts: whoever hears of the end of a life has heard of each of its heartbeats.
-    pub(super) fn on_news(&mut self, news: Option<(Timestamp, News)>) {
-        let event = match news {
+    /// Takes in an event of the workers' nodes. Only their order counts: the end of a life arrives after each of its
+    /// heartbeats.
+    pub(super) fn on_roster_event(&mut self, event: Option<(Timestamp, RosterEvent)>) {
+        let event = match event {
             None => {
-                debug!("the coordination service tells nothing any more");
+                debug!("the coordination service sends no more events");
                 self.roster = None;
                 self.end = Some(Ended::LeadershipLost);
                 return;
             }
-            Some((_, News::Read { members, leases })) => {
+            Some((_, RosterEvent::Read { members, leases })) => {
                 debug!(members = members.len(), leases = leases.len(), "nodes were read");
                 Event::Read { members: nodes(members), leases: leases.into_iter().map(lease).collect() }
             }
-            Some((_, News::Members(members))) => Event::Members(nodes(members)),
-            Some((_, News::Beat(node))) => {
+            Some((_, RosterEvent::Members(members))) => Event::Members(nodes(members)),
+            Some((_, RosterEvent::Beat(node))) => {
                 let (life, node) = lease(node);
                 Event::Observed(life, node)
             }
-            Some((_, News::Ended(worker, incarnation))) => Event::Over(Life::new(worker, incarnation)),
+            Some((_, RosterEvent::Ended(worker, incarnation))) => Event::Over(Life::new(worker, incarnation)),
         };
         self.step(event);
     }

