@@ -630,7 +630,7 @@ impl<'a> Leader<'a> {
             }
             self.changed_workers.clear();
         }
-        let version = self.machine.planner().version();
+        let version = self.machine.planner().ring_version();
         if self.shown_ring != Some(version) {
             self.shown_ring = Some(version);
             self.show_ring(version);

@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use common::WorkerId;
 use common::appliance::Driver;
-use coordinator_core::planner::{Config, Member, Needs, Plan, Planner, Slot, Strategy};
+use common::{ApplianceId, Term, WorkerId};
+use coordinator_core::planner::{Assumptions, Config, Member, Needs, Plan, Planner, Slot, Strategy};
 use serde_json::Value;
 use servers::python::Python;
 use uuid::Uuid;
@@ -78,26 +78,38 @@ fn key(slot: u32) -> String {
     Uuid::from_u128(slot.into()).as_hyphenated().to_string()
 }
 
+fn create(planner: &mut Planner, slot: u32, needs: &Needs) {
+    planner.insert(Slot(slot), ApplianceId::from_u128(slot.into()), &key(slot), needs.clone(), None, None);
+}
+
+/// The plan for the members as they are, as the leader makes it.
+fn propose(planner: &mut Planner) -> Result<Plan> {
+    let plan = planner.propose(&Assumptions::default());
+    planner.adopt(&plan)?;
+    Ok(plan)
+}
+
 fn carry_out(planner: &mut Planner, plan: &Plan) {
     for m in &plan.moves {
-        planner.set_owner(m.slot, Some(&m.to), None);
+        let slot = Slot(m.appliance.uuid().as_u128() as u32);
+        planner.set_owner(slot, Some(&m.to), None);
     }
 }
 
 /// Prints one strategy; the answer is the median of a join.
 fn measure(options: &Options, strategy: Strategy) -> Result<Duration> {
     let needs = Needs { driver: Driver::Simulated, site: None };
-    let mut planner = Planner::new(Config { strategy, ..Config::default() });
+    let mut planner = Planner::new(Config { strategy, ..Config::default() }, Term::new(1));
     planner.set_members(fleet(0..options.workers));
     let started = Instant::now();
     for slot in 0..options.appliances {
-        planner.insert(Slot(slot), &key(slot), needs.clone(), None, None);
+        create(&mut planner, slot, &needs);
     }
     let inserted = started.elapsed();
-    let plan = planner.plan();
+    let plan = propose(&mut planner)?;
     let planned = started.elapsed() - inserted;
     carry_out(&mut planner, &plan);
-    ensure!(planner.plan() == Plan::default(), "placing everything takes more than one plan");
+    ensure!(propose(&mut planner)?.is_empty(), "placing everything takes more than one plan");
     println!("\n{strategy:?}: insert all {inserted:.2?}, first plan {planned:.2?}");
 
     let workers = options.workers;
@@ -109,8 +121,8 @@ fn measure(options: &Options, strategy: Strategy) -> Result<Duration> {
     let created = 3_000;
     let started = Instant::now();
     for slot in options.appliances..options.appliances + created {
-        planner.insert(Slot(slot), &key(slot), needs.clone(), None, None);
-        let plan = planner.plan();
+        create(&mut planner, slot, &needs);
+        let plan = propose(&mut planner)?;
         carry_out(&mut planner, &plan);
     }
     println!("  create one by one, each with a plan of its own: {:.1?} each", started.elapsed() / created);
@@ -131,7 +143,7 @@ fn rounds(
         let started = Instant::now();
         planner.set_members(new);
         let told = started.elapsed();
-        let plan = planner.plan();
+        let plan = propose(planner)?;
         times.push((started.elapsed(), told));
         let least = match strategy {
             Strategy::Bounded => least_in_band(options, planner, Config::default().band),
@@ -143,7 +155,7 @@ fn rounds(
         ensure!(plan.unplaced.is_empty() && plan.relaxed.is_empty(), "{what}: not everything has its place");
         moves.push(plan.moves.len());
         planner.set_members(fleet(0..options.workers));
-        ensure!(planner.plan() == Plan::default(), "{what}: going back moves something");
+        ensure!(propose(planner)?.is_empty(), "{what}: going back moves something");
     }
     times.sort_unstable();
     moves.sort_unstable();

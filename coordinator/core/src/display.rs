@@ -15,6 +15,7 @@ impl Reason {
             Self::Returned => "back to its former owner",
             Self::Draining => "its owner drains",
             Self::Ineligible => "its owner lacks what it needs",
+            Self::Pinned => "it is pinned to its new owner",
             Self::OverCeiling => "its owner held more than the band allows",
             Self::UnderFloor => "its new owner held less than the band allows",
             Self::RingOwner => "the ring names its new owner",

@@ -103,7 +103,7 @@ impl Machine {
         let lives: Vec<Life> = membership.lives().cloned().collect();
         let due = placement::Due::at_start(now, config.reconnect_grace, awaited);
         let mut this = Self {
-            planner: Planner::new(config.planner.clone()),
+            planner: Planner::new(config.planner.clone(), term),
             epoch: Epoch::new(term, now),
             table: Table::default(),
             tallies: Tallies::default(),
@@ -182,7 +182,7 @@ impl Machine {
             return;
         };
         self.tallies.created();
-        self.planner.insert(slot, &seed.placement_key, seed.needs, None, preferred.as_ref());
+        self.planner.insert(slot, id, &seed.placement_key, seed.needs, None, preferred.as_ref());
         if !unowned::has_owner(&state) {
             self.tallies.unowned.begin(self.epoch.last_step, slot);
         }

@@ -1,12 +1,13 @@
 //! Who should hold what: members, policy and the table as it is -> moves, with a reason for each.
 //!
-//! The planner keeps a copy of the table in the order of the ring and answers with [`Plan`]s. A plan changes nothing:
-//! the caller carries moves out as hand-offs and tells with [`Planner::set_owner`] and [`Planner::set_movable`] how they
-//! go; until then the next plan lists them again. An appliance is counted at one member at most, so once a hand-off has
+//! The planner keeps a copy of the table in the order of the ring and proposes [`Plan`]s. A proposal changes nothing, and
+//! it can be asked for under [`Assumptions`]. The caller has a plan adopted, which a plan of an older version of the table
+//! is not, carries its moves out as hand-offs and reports with [`Planner::set_owner`] and [`Planner::set_movable`] how
+//! they go; until then the next plan lists them again. An appliance is counted at one member at most, so once a hand-off has
 //! begun it is set to its new owner and marked as not movable, lest the next plan finds the old owner still too full.
 //!
-//! Rules in their order: live and connected, driver, site, not drained, ceiling of the band, floor of the band, ring
-//! preference; pins and zones will stand before the ceiling and after it. Under [`Strategy::Ring`] the ring alone
+//! Rules in their order: live and connected, driver, site, not drained, pin, ceiling of the band, floor of the band, ring
+//! preference; zones will stand after the ceiling. Under [`Strategy::Ring`] the ring alone
 //! decides. See `bounded.rs` and `exact.rs` for the two strategies. Equal tables and members give equal plans, whatever
 //! happened before.
 
@@ -18,19 +19,22 @@ mod classes;
 mod exact;
 mod explain;
 mod index;
+mod plan;
 mod roster;
 mod walk;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
 
 use common::appliance::Driver;
 use common::ring::{self, Ring};
-use common::{Site, WorkerId};
+use common::{ApplianceId, Site, Term, WorkerId};
 use serde::{Deserialize, Serialize};
 
 use book::{Book, Entry};
 use classes::Class;
 use exact::Unsettled;
+pub use plan::{Assumptions, BandRelaxed, Move, Plan, PlanId, PlanRefused, TableVersion, Unplaceable};
 use roster::Roster;
 
 /// Index of an appliance in the table and the planner; reused after removal.
@@ -66,7 +70,7 @@ impl Default for Config {
 }
 
 /// A member of the ring, as the planner sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Member {
     /// Its name.
     pub id: WorkerId,
@@ -110,6 +114,8 @@ pub enum Reason {
     Draining,
     /// Its owner lacks what it needs.
     Ineligible,
+    /// It is pinned to its new owner.
+    Pinned,
     /// Its owner holds more than the band allows.
     OverCeiling,
     /// Another member holds less than the band allows.
@@ -141,47 +147,6 @@ pub enum Unplaced {
     Frozen(WorkerId),
     /// Its owner vanished and may be back soon. Not the planner's word either.
     WaitsFor(WorkerId),
-}
-
-/// One appliance to be taken to another member.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Move {
-    /// The appliance.
-    pub slot: Slot,
-    /// Who holds it now; `None` when nobody does.
-    pub from: Option<WorkerId>,
-    /// Who shall hold it.
-    pub to: WorkerId,
-    /// Why.
-    pub reason: Reason,
-}
-
-/// A member that stays outside its band once a plan is carried out: what it holds, or what nobody else accepts, cannot
-/// be moved.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BandRelaxed {
-    /// The member.
-    pub member: WorkerId,
-    /// Needs of the appliances this is about, one of them where several share the band.
-    pub needs: Needs,
-    /// Appliances it will hold.
-    pub load: u64,
-    /// Fewest it should hold.
-    pub floor: u64,
-    /// Most it should hold.
-    pub ceiling: u64,
-}
-
-/// What should change, and what cannot.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
-    /// In the order in which they are to be made: without an owner (these are exempt from pacing), with one that drains
-    /// or cannot hold it, and for balance. An appliance occurs at most once.
-    pub moves: Vec<Move>,
-    /// Appliances without a live owner that no member can take.
-    pub unplaced: Vec<(Slot, Unplaced)>,
-    /// Members that stay outside their band.
-    pub relaxed: Vec<BandRelaxed>,
 }
 
 /// What speaks against giving an appliance to a member; the first that applies, in the order of the rules.
@@ -224,30 +189,41 @@ pub struct Candidate {
 #[derive(Clone, Debug)]
 pub struct Planner {
     config: Config,
+    /// Raised by every change of what planning reads.
+    version: TableVersion,
     roster: Roster,
     book: Book,
-    /// Which groups share a band; `None` after members or needs changed.
-    classes: Option<Vec<Class>>,
+    /// Which groups share a band; computed by the first plan after members or needs changed.
+    classes: OnceLock<Vec<Class>>,
     unsettled: Unsettled,
 }
 
 impl Planner {
-    /// A planner without members or appliances.
+    /// A planner of the leader of `term`, without members or appliances.
     #[must_use]
-    pub fn new(config: Config) -> Self {
-        Self { config, roster: Roster::new(), book: Book::default(), classes: None, unsettled: Unsettled::default() }
+    pub fn new(config: Config, term: Term) -> Self {
+        Self {
+            config,
+            version: TableVersion { term, revision: 0 },
+            roster: Roster::new(),
+            book: Book::default(),
+            classes: OnceLock::new(),
+            unsettled: Unsettled::default(),
+        }
     }
 
     /// Adds an appliance, or replaces the one in this slot. Memory is taken up to the highest slot in use.
     pub fn insert(
         &mut self,
         slot: Slot,
+        id: ApplianceId,
         placement_key: &str,
         needs: Needs,
         owner: Option<&WorkerId>,
         former: Option<&WorkerId>,
     ) {
         self.remove(slot);
+        self.version.raise();
         let group = self.group_of(&needs);
         let entry = Entry {
             position: ring::top(ring::position(placement_key)),
@@ -256,13 +232,14 @@ impl Planner {
             former: self.roster.acquire(former),
             movable: true,
         };
-        self.book.insert(slot, entry);
+        self.book.insert(slot, id, entry);
         self.note(slot, &entry);
     }
 
     /// Removes an appliance, if there is one.
     pub fn remove(&mut self, slot: Slot) {
         if let Some(entry) = self.book.remove(slot) {
+            self.version.raise();
             self.roster.release(entry.owner);
             self.roster.release(entry.former);
             self.book.excluded.remove(&slot);
@@ -277,8 +254,9 @@ impl Planner {
         }
         let group = self.group_of(&needs);
         if let Some(mut entry) = self.book.remove(slot) {
+            self.version.raise();
             entry.group = group;
-            self.book.insert(slot, entry);
+            self.book.insert(slot, self.book.id(slot.0), entry);
         }
     }
 
@@ -287,6 +265,9 @@ impl Planner {
     pub fn set_owner(&mut self, slot: Slot, owner: Option<&WorkerId>, former: Option<&WorkerId>) {
         let Some(&before) = self.book.entry(slot) else { return };
         let (owner, former) = (self.roster.acquire(owner), self.roster.acquire(former));
+        if (owner, former) != (before.owner, before.former) {
+            self.version.raise();
+        }
         self.book.change(slot, |entry| (entry.owner, entry.former) = (owner, former));
         self.roster.release(before.owner);
         self.roster.release(before.former);
@@ -296,24 +277,32 @@ impl Planner {
     /// Says whether plans may pick the appliance. One in the middle of a hand-off, or fenced, must not be picked, though
     /// it counts where it is.
     pub fn set_movable(&mut self, slot: Slot, movable: bool) {
-        self.book.change(slot, |entry| entry.movable = movable);
+        if self.book.entry(slot).is_some_and(|entry| entry.movable != movable) {
+            self.version.raise();
+            self.book.change(slot, |entry| entry.movable = movable);
+        }
     }
 
     /// Says which members declined the appliance and are not to be asked; replaces what was said before.
     pub fn set_excluded(&mut self, slot: Slot, members: BTreeSet<WorkerId>) {
-        if members.is_empty() || self.book.entry(slot).is_none() {
-            self.book.excluded.remove(&slot);
-        } else {
-            self.book.excluded.insert(slot, members);
+        let members = Some(members).filter(|members| !members.is_empty() && self.book.entry(slot).is_some());
+        if self.book.excluded.get(&slot) == members.as_ref() {
+            return;
         }
+        self.version.raise();
+        match members {
+            Some(members) => self.book.excluded.insert(slot, members),
+            None => self.book.excluded.remove(&slot),
+        };
     }
 
     /// Replaces the members. Weights are taken as at least 1 and at most [`ring::MAX_WEIGHT`].
     pub fn set_members(&mut self, members: Vec<Member>) {
         let changed = self.roster.replace(members, self.config.strategy);
+        self.version.raise();
         self.unsettled.add(&changed);
         self.book.drop_empty_groups();
-        self.classes = None;
+        self.classes.take();
     }
 
     /// The members, in the order of their names.
@@ -330,22 +319,74 @@ impl Planner {
 
     /// Counts the calls of [`Planner::set_members`].
     #[must_use]
-    pub const fn version(&self) -> u64 {
+    pub const fn ring_version(&self) -> u64 {
         self.roster.version
     }
 
-    /// What should change. Costs what it answers, the appliances without an owner, and members times classes; under
-    /// [`Strategy::Ring`] also the arcs of the ring in which something is still to be moved. Asked twice it answers the
-    /// same.
-    pub fn plan(&mut self) -> Plan {
-        match self.config.strategy {
-            Strategy::Bounded => {
-                let (roster, book) = (&self.roster, &self.book);
-                let classes = self.classes.get_or_insert_with(|| classes::classify(roster, book));
-                bounded::plan(roster, book, classes, &self.config).into_plan()
-            }
-            Strategy::Ring => exact::plan(&self.roster, &self.book, &mut self.unsettled).into_plan(),
+    /// The version of what planning reads.
+    #[must_use]
+    pub const fn version(&self) -> TableVersion {
+        self.version
+    }
+
+    /// What should change, if members were as assumed. Changes nothing; asked twice it answers the same.
+    ///
+    /// Costs what it answers, the appliances without an owner, and members times classes; under [`Strategy::Ring`] also
+    /// the arcs of the ring in which something is still to be moved. Assumptions add a copy of the members, and pins one
+    /// look at every id.
+    #[must_use]
+    pub fn propose(&self, assumptions: &Assumptions) -> Plan {
+        if assumptions.is_empty() {
+            return self.plan(assumptions, &self.roster, &self.classes, self.unsettled.clone());
         }
+        let mut roster = self.roster.clone();
+        let changed = roster.replace(assumptions.members(&self.roster.members), self.config.strategy);
+        let mut unsettled = self.unsettled.clone();
+        unsettled.add(&changed);
+        self.plan(assumptions, &roster, &OnceLock::new(), unsettled)
+    }
+
+    fn plan(
+        &self,
+        assumptions: &Assumptions,
+        roster: &Roster,
+        classes: &OnceLock<Vec<Class>>,
+        mut unsettled: Unsettled,
+    ) -> Plan {
+        let book = &self.book;
+        let output = match self.config.strategy {
+            Strategy::Bounded => {
+                let pins = self.pins(assumptions, roster);
+                let classes = classes.get_or_init(|| classes::classify(roster, book));
+                bounded::plan(roster, book, classes, &pins, &self.config)
+            }
+            Strategy::Ring => exact::plan(roster, book, &mut unsettled),
+        };
+        output.into_plan(self.version, assumptions, (roster, book), unsettled)
+    }
+
+    /// Rank of the member that each pinned appliance is to be with, by slot.
+    fn pins(&self, assumptions: &Assumptions, roster: &Roster) -> BTreeMap<u32, u32> {
+        if assumptions.pins.is_empty() {
+            return BTreeMap::new();
+        }
+        let rank = |id| roster.rank(roster.find(assumptions.pins.get(id)?)?);
+        self.book.ids().filter_map(|(slot, id)| Some((slot, rank(id)?))).collect()
+    }
+
+    /// Takes over what was found out while making a plan, before it is carried out. The plan has to be made from the table
+    /// as it is, and without assumptions; otherwise nothing changes.
+    pub fn adopt(&mut self, plan: &Plan) -> Result<(), PlanRefused> {
+        if !plan.assumptions.is_empty() {
+            return Err(PlanRefused::Assumed(plan.id));
+        }
+        if plan.version != self.version {
+            return Err(PlanRefused::Stale { planned: plan.version, current: self.version });
+        }
+        if self.unsettled != plan.unsettled {
+            self.unsettled.clone_from(&plan.unsettled);
+        }
+        Ok(())
     }
 
     /// Appliances counted at a worker, which need not be a member.
@@ -359,13 +400,14 @@ impl Planner {
     /// Empty when there is no such appliance.
     #[must_use]
     pub fn explain(&self, slot: Slot) -> Vec<Candidate> {
-        explain::explain(&self.roster, &self.book, self.classes.as_deref(), &self.config, slot)
+        let classes = self.classes.get_or_init(|| classes::classify(&self.roster, &self.book));
+        explain::explain(&self.roster, &self.book, classes, &self.config, slot)
     }
 
     fn group_of(&mut self, needs: &Needs) -> u32 {
         let (group, made) = self.book.group_of(needs);
         if made {
-            self.classes = None;
+            self.classes.take();
         }
         group
     }
@@ -374,48 +416,6 @@ impl Planner {
         if self.config.strategy == Strategy::Ring {
             self.unsettled.note(&self.roster, slot, entry.position, entry.owner);
         }
-    }
-}
-
-/// A plan being made.
-#[derive(Debug, Default)]
-struct Output {
-    unowned: Vec<Move>,
-    displaced: Vec<Move>,
-    balance: Vec<Move>,
-    unplaced: Vec<(Slot, Unplaced)>,
-    relaxed: Vec<BandRelaxed>,
-}
-
-impl Output {
-    /// Makes room for about so many moves between members: growing step by step takes a tenth of the time of a plan.
-    fn expect(&mut self, moves: f64) {
-        self.unowned.reserve(moves as usize);
-        self.balance.reserve(moves as usize);
-    }
-
-    /// Adds a move from the worker with handle `from` to the member of rank `to`.
-    fn push(&mut self, roster: &Roster, slot: Slot, from: u32, to: u32, reason: Reason) {
-        let list = match reason {
-            Reason::Unowned | Reason::New | Reason::OwnerGone | Reason::Returned => &mut self.unowned,
-            Reason::Draining | Reason::Ineligible => &mut self.displaced,
-            Reason::OverCeiling | Reason::UnderFloor | Reason::RingOwner => &mut self.balance,
-        };
-        list.push(Move { slot, from: roster.name(from).cloned(), to: roster.member(to).id.clone(), reason });
-    }
-
-    fn into_plan(self) -> Plan {
-        let mut moves = self.unowned;
-        for mut more in [self.displaced, self.balance] {
-            if moves.is_empty() {
-                moves = more;
-            } else {
-                moves.append(&mut more);
-            }
-        }
-        let mut unplaced = self.unplaced;
-        unplaced.sort_unstable_by_key(|(slot, _)| *slot);
-        Plan { moves, unplaced, relaxed: self.relaxed }
     }
 }
 

@@ -11,7 +11,7 @@ use common::{Profile, Timestamp, WorkerId};
 use super::{Action, Machine};
 use crate::handoff::{self, State};
 use crate::health::Session;
-use crate::planner::{Member, Move, Reason, Slot, Unplaced};
+use crate::planner::{Assumptions, Member, Move, Plan, PlanRefused, Reason, Slot, Unplaced};
 use crate::rebalance::Cause;
 use common::Life;
 
@@ -315,11 +315,25 @@ impl Machine {
         self.pacing.due.dirty = false;
         self.counters.plans += 1;
         self.return_home(now);
-        let plan = self.planner.plan();
-        for (slot, why) in plan.unplaced {
-            self.note_unplaced(slot, Some(why));
-            // It was on its way to somebody who cannot take it any more: others must not wait for that move.
-            self.move_ended(slot, None);
+        let plan = self.propose(&Assumptions::default());
+        self.apply(now, plan, cause).expect("the table has not changed since the plan was made");
+    }
+
+    /// What should change, now or if members were as assumed. What holds moves back (the brake, the limits on what is under
+    /// way, a pause) is not considered: that is for when a plan is carried out.
+    #[must_use]
+    pub fn propose(&self, assumptions: &Assumptions) -> Plan {
+        self.planner.propose(assumptions)
+    }
+
+    /// Carries out a plan as far as the limits allow; the next one has the rest. A plan that does not fit the table as it
+    /// is changes nothing.
+    pub(super) fn apply(&mut self, now: Timestamp, plan: Plan, cause: Option<Cause>) -> Result<(), PlanRefused> {
+        self.planner.adopt(&plan)?;
+        for unplaced in plan.unplaced {
+            self.note_unplaced(unplaced.slot, Some(unplaced.why));
+            // It was on its way to a worker that cannot take it any more: others must not wait for that move.
+            self.move_ended(unplaced.slot, None);
         }
         let moves: Vec<Move> = plan.moves.into_iter().filter(|m| self.allows(now, m)).collect();
         self.name_rebalance(cause, &moves);
@@ -335,6 +349,7 @@ impl Machine {
             self.pacing.rebalances.nothing_left(&mut news);
             self.out.rebalance(news);
         }
+        Ok(())
     }
 
     /// Whether a move may be begun: nothing is taken from somebody while most are out of sight, or from or to one that is
@@ -393,7 +408,7 @@ impl Machine {
                 && !self.pacing.has_declined(slot, &to);
             let barred = self.conflicts.concern(slot) || self.quarantine.quarantined(entry.id).is_some();
             if takes && !barred {
-                moves.push(Move { slot, from: None, to, reason: Reason::Returned });
+                moves.push(Move { appliance: entry.id, slot, from: None, to, reason: Reason::Returned });
             }
         }
         self.name_rebalance(None, &moves);

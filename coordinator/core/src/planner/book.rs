@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use common::WorkerId;
+use common::{ApplianceId, WorkerId};
 
 use super::index::{Index, Key};
 use super::roster::{NOBODY, narrow};
@@ -72,6 +72,9 @@ pub(super) struct Group {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Book {
     entries: Vec<Option<Entry>>,
+    /// By slot, beside the entries: planning reads those, and ids only to name what it moves. One without an entry is that
+    /// of an appliance that was removed.
+    ids: Vec<ApplianceId>,
     groups: Vec<Option<Group>>,
     by_needs: HashMap<Needs, u32>,
     /// Members that declined an appliance. Usually empty.
@@ -81,6 +84,17 @@ pub(super) struct Book {
 impl Book {
     pub(super) fn entry(&self, slot: Slot) -> Option<&Entry> {
         self.entries.get(slot.0 as usize).and_then(Option::as_ref)
+    }
+
+    /// The id of an appliance that is in the book.
+    pub(super) fn id(&self, slot: u32) -> ApplianceId {
+        self.ids[slot as usize]
+    }
+
+    /// Every appliance by slot, with its id.
+    pub(super) fn ids(&self) -> impl Iterator<Item = (u32, &ApplianceId)> {
+        let present = (0..).zip(self.entries.iter().zip(&self.ids));
+        present.filter_map(|(slot, (entry, id))| entry.as_ref().map(|_| (slot, id)))
     }
 
     pub(super) fn slot_limit(&self) -> usize {
@@ -121,11 +135,13 @@ impl Book {
         }
     }
 
-    pub(super) fn insert(&mut self, slot: Slot, entry: Entry) {
+    pub(super) fn insert(&mut self, slot: Slot, id: ApplianceId, entry: Entry) {
         let at = slot.0 as usize;
         if at >= self.entries.len() {
             self.entries.resize(at + 1, None);
+            self.ids.resize(at + 1, id);
         }
+        self.ids[at] = id;
         self.entries[at] = Some(entry);
         let group = self.group_mut(entry.group);
         group.index.insert(Key { position: entry.position, slot: slot.0, holder: entry.holder() });

@@ -9,13 +9,15 @@
 //! Cost: what is homeless, what moves, and members times classes; arcs of the ring are read only where a member is to
 //! be filled, and only as far as a multiple of what it is to get.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use super::book::{Book, Group, pickable};
 use super::classes::{Band, Class, why_unplaced};
+use super::plan::{BandRelaxed, Output};
 use super::roster::{NOBODY, Roster};
 use super::walk::Walk;
-use super::{BandRelaxed, Config, Output, Reason, Slot, Unplaced};
+use super::{Config, Reason, Slot, Unplaced};
 
 /// How many keys are looked at for one that is to be taken, before keys are taken wherever they are: the own arcs of a
 /// joiner and some ten neighbours of each. Further ones are hardly a preference any more, and cost the same to read.
@@ -36,12 +38,18 @@ struct Homeless {
 }
 
 /// Plans every class.
-pub(super) fn plan(roster: &Roster, book: &Book, classes: &mut [Class], config: &Config) -> Output {
+pub(super) fn plan(
+    roster: &Roster,
+    book: &Book,
+    classes: &[Class],
+    pins: &BTreeMap<u32, u32>,
+    config: &Config,
+) -> Output {
     let mut out = Output::default();
     let mut picked = Picked::default();
     for class in classes {
         let groups: Vec<&Group> = class.groups.iter().map(|&g| book.group(g)).collect();
-        let (unowned, displaced) = gather(roster, class, &groups);
+        let (mut unowned, mut displaced) = gather(roster, class, &groups);
         if class.takers.is_empty() {
             for group in &groups {
                 let mut slots = unowned.iter().filter(|h| book.group(h.group).needs == group.needs).peekable();
@@ -55,11 +63,16 @@ pub(super) fn plan(roster: &Roster, book: &Book, classes: &mut [Class], config: 
         let homeless = (unowned.len() + displaced.len()) as u64;
         let band = Band::new(roster, &groups, class, homeless, config);
         let balanced = band.locals().all(|local| band.excess(local) == 0 && band.deficit(local) == 0);
-        if balanced && homeless == 0 {
+        if balanced && homeless == 0 && pins.is_empty() {
             continue;
         }
-        class.prepare(roster);
         let mut pass = Pass { roster, book, class, groups, band, out: &mut out, picked: &mut picked };
+        pass.pin(pins);
+        if !pins.is_empty() {
+            for list in [&mut unowned, &mut displaced] {
+                list.retain(|h| !pass.picked.contains(h.slot));
+            }
+        }
         pass.place(unowned);
         pass.place(displaced);
         pass.balance();
@@ -117,13 +130,39 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
+    /// Moves appliances to the members they are pinned to, if nothing but the band speaks against it, and keeps those that
+    /// are there already from being moved.
+    fn pin(&mut self, pins: &BTreeMap<u32, u32>) {
+        for (&slot, &rank) in pins {
+            let Some(entry) = self.book.entry(Slot(slot)) else { continue };
+            let Some(to) = self.class.local(rank).filter(|_| self.class.groups.contains(&entry.group)) else {
+                continue;
+            };
+            let owner = self.roster.rank(entry.owner);
+            // An owner without a stream keeps what it has, and cannot be asked to give it up.
+            let stays = owner.is_some_and(|owner| !self.roster.member(owner).connected);
+            if !entry.movable || stays || self.declined(self.class, slot, to) {
+                continue;
+            }
+            self.picked.insert(slot, self.book.slot_limit());
+            if owner == Some(rank) {
+                continue;
+            }
+            if let Some(from) = owner.and_then(|owner| self.class.local(owner)) {
+                self.band.load[from as usize] -= 1;
+            }
+            self.band.load[to as usize] += 1;
+            self.out.push(self.roster, slot, entry.owner, rank, Reason::Pinned);
+        }
+    }
+
     /// Gives each of `homeless`, which are in the order of the ring, to a member.
     fn place(&mut self, mut homeless: Vec<Homeless>) {
         if homeless.is_empty() {
             return;
         }
         let class = self.class;
-        let points = class.points();
+        let points = class.points(self.roster);
         homeless.retain(|h| match self.returns_to(class, h) {
             Some(local) => !self.settle(class, h, local, Reason::Returned),
             None => true,
@@ -175,7 +214,7 @@ impl Pass<'_> {
     /// Counts and notes the new owner; always `true`.
     fn settle(&mut self, class: &Class, h: &Homeless, to: u32, reason: Reason) -> bool {
         self.band.load[to as usize] += 1;
-        self.out.push(self.roster, Slot(h.slot), h.from, class.takers[to as usize], reason);
+        self.out.push(self.roster, h.slot, h.from, class.takers[to as usize], reason);
         true
     }
 
@@ -206,12 +245,14 @@ impl Pass<'_> {
 
     /// Notes the members that stay outside the band.
     fn report(&mut self) {
+        let used = self.groups.iter().filter(|group| group.index.len() > 0);
+        let Some(needs) = used.map(|group| &group.needs).min() else { return };
         for local in self.band.locals() {
             if self.band.excess(local) > 0 || self.band.deficit(local) > 0 {
                 let at = local as usize;
                 self.out.relaxed.push(BandRelaxed {
                     member: self.roster.member(self.class.takers[at]).id.clone(),
-                    needs: self.groups[0].needs.clone(),
+                    needs: needs.clone(),
                     load: self.band.load[at],
                     floor: self.band.floor[at],
                     ceiling: self.band.ceiling[at],
@@ -285,7 +326,7 @@ impl Transfer<'_, '_> {
     /// second choice, and so on.
     fn fill_by_arcs(&mut self) {
         let class = self.class;
-        let points = class.points();
+        let points = class.points(self.pass.roster);
         let mut receivers: Vec<Receiver> = Vec::new();
         for local in self.pass.band.locals() {
             let missing = self.pass.band.deficit(local);
@@ -363,13 +404,13 @@ impl Transfer<'_, '_> {
         pass.band.load[to as usize] += 1;
         pass.picked.insert(slot, pass.book.slot_limit());
         let from = pass.roster.handle(self.class.takers[from as usize]);
-        pass.out.push(pass.roster, Slot(slot), from, self.class.takers[to as usize], reason);
+        pass.out.push(pass.roster, slot, from, self.class.takers[to as usize], reason);
     }
 
     /// Fills members under their floor from these, wherever the keys lie.
     fn fill_from(&mut self, givers: &[u32]) {
         let class = self.class;
-        let mut walk = Walk::new(class.points());
+        let mut walk = Walk::new(class.points(self.pass.roster));
         for &from in givers {
             let handle = self.pass.roster.handle(class.takers[from as usize]);
             for group in self.pass.groups.clone() {
@@ -399,7 +440,7 @@ impl Transfer<'_, '_> {
     /// Takes from members over their ceiling what is still too much: first what the ring puts elsewhere, then anything.
     fn shed(&mut self) {
         let class = self.class;
-        let mut walk = Walk::new(class.points());
+        let mut walk = Walk::new(class.points(self.pass.roster));
         for from in self.pass.band.locals() {
             let handle = self.pass.roster.handle(class.takers[from as usize]);
             for strays in [true, false] {

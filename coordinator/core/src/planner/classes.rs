@@ -2,6 +2,7 @@
 //! balance the members that can hold it.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use common::Site;
 use common::ring;
@@ -18,7 +19,8 @@ pub(super) struct Class {
     pub(super) takers: Vec<u32>,
     /// Members that could, were they connected: they keep what they have and are not asked to take.
     pub(super) waiting: Vec<u32>,
-    points: Vec<(u64, u32)>,
+    /// The ring of the takers; made when something is to be placed.
+    points: OnceLock<Vec<(u64, u32)>>,
 }
 
 impl Class {
@@ -26,24 +28,16 @@ impl Class {
         self.takers.binary_search(&rank).ok().map(narrow)
     }
 
-    /// Makes the ring of the takers, once.
-    pub(super) fn prepare(&mut self, roster: &Roster) {
-        if !self.points.is_empty() {
-            return;
-        }
-        let mut locals = vec![None; roster.members.len()];
-        for (local, &rank) in (0u32..).zip(&self.takers) {
-            locals[rank as usize] = Some(local);
-        }
-        let points = roster.ring.points().iter();
-        self.points = points
-            .filter_map(|p| Some((ring::top(p.position), locals[roster.ring_rank(p.member) as usize]?)))
-            .collect();
-    }
-
-    /// The ring of the takers alone, as (upper half of the position, local); empty before [`Class::prepare`].
-    pub(super) fn points(&self) -> &[(u64, u32)] {
-        &self.points
+    /// The ring of the takers alone, as (upper half of the position, local).
+    pub(super) fn points(&self, roster: &Roster) -> &[(u64, u32)] {
+        self.points.get_or_init(|| {
+            let mut locals = vec![None; roster.members.len()];
+            for (local, &rank) in (0u32..).zip(&self.takers) {
+                locals[rank as usize] = Some(local);
+            }
+            let points = roster.ring.points().iter();
+            points.filter_map(|p| Some((ring::top(p.position), locals[roster.ring_rank(p.member) as usize]?))).collect()
+        })
     }
 }
 
@@ -65,7 +59,7 @@ pub(super) fn classify(roster: &Roster, book: &Book) -> Vec<Class> {
         let (takers, waiting) = staying.partition(|&rank| roster.member(rank).connected);
         classes.entry((takers, waiting)).or_default().push(at);
     }
-    let class = |((takers, waiting), groups)| Class { groups, takers, waiting, points: Vec::new() };
+    let class = |((takers, waiting), groups)| Class { groups, takers, waiting, points: OnceLock::new() };
     classes.into_iter().map(class).collect()
 }
 

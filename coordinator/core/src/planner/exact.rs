@@ -10,11 +10,12 @@ use std::ops::RangeInclusive;
 use common::ring::{self, RingArc};
 
 use super::book::{Book, Group, holder, pickable};
+use super::plan::Output;
 use super::roster::{NOBODY, Roster};
-use super::{Output, Reason, Slot, Unplaced};
+use super::{Reason, Slot, Unplaced};
 
 /// Which keys may be elsewhere than the ring says.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Unsettled {
     /// Ascending, without overlap.
     arcs: Vec<RangeInclusive<u64>>,
@@ -68,7 +69,7 @@ fn push_merged(arcs: &mut Vec<RangeInclusive<u64>>, arc: RangeInclusive<u64>) {
     }
 }
 
-/// Plans every key that is not with the owner the ring names.
+/// Plans every key that is not with the owner the ring names, and takes out of `unsettled` what is settled.
 pub(super) fn plan(roster: &Roster, book: &Book, unsettled: &mut Unsettled) -> Output {
     let mut pass = Pass { roster, book, out: Output::default() };
     let groups: Vec<&Group> = book.groups().map(|(_, group)| group).collect();
@@ -186,7 +187,7 @@ impl Pass<'_> {
             Some(rank) if !self.roster.is_able(rank, &group.needs) => Reason::Ineligible,
             Some(_) => Reason::RingOwner,
         };
-        self.out.push(self.roster, Slot(slot), from, belongs, reason);
+        self.out.push(self.roster, slot, from, belongs, reason);
     }
 
     fn is_former(&self, slot: u32, rank: u32) -> bool {

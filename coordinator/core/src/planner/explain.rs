@@ -4,27 +4,13 @@ use common::WorkerId;
 use common::ring;
 
 use super::book::{Book, Entry, Group};
-use super::classes::{Band, Class, classify};
+use super::classes::{Band, Class};
 use super::roster::{Roster, narrow};
 use super::{Candidate, Config, Refusal, Slot, Strategy};
 
 /// Every member, in the order in which the ring prefers them for this appliance.
-pub(super) fn explain(
-    roster: &Roster,
-    book: &Book,
-    classes: Option<&[Class]>,
-    config: &Config,
-    slot: Slot,
-) -> Vec<Candidate> {
+pub(super) fn explain(roster: &Roster, book: &Book, classes: &[Class], config: &Config, slot: Slot) -> Vec<Candidate> {
     let Some(entry) = book.entry(slot) else { return Vec::new() };
-    let fresh;
-    let classes = match classes {
-        Some(classes) => classes,
-        None => {
-            fresh = classify(roster, book);
-            &fresh
-        }
-    };
     let class = classes.iter().find(|class| class.groups.contains(&entry.group)).expect("every group has a class");
     let groups: Vec<&Group> = class.groups.iter().map(|&g| book.group(g)).collect();
     let homeless: u64 = groups.iter().map(|g| homeless(roster, class, g)).sum();

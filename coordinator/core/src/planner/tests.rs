@@ -6,6 +6,7 @@ use super::Strategy;
 use super::*;
 
 mod balance;
+mod proposals;
 mod reasons;
 mod ring_strategy;
 
@@ -39,15 +40,36 @@ fn on_site(site: &str) -> Needs {
 }
 
 fn planner(strategy: Strategy, members: Vec<Member>) -> Planner {
-    let mut planner = Planner::new(Config { strategy, ..Config::default() });
+    let mut planner = Planner::new(Config { strategy, ..Config::default() }, Term::new(3));
     planner.set_members(members);
     planner
 }
 
 fn create(planner: &mut Planner, slots: std::ops::Range<u32>) {
     for slot in slots {
-        planner.insert(Slot(slot), &format!("appliance-{slot}"), anywhere(), None, None);
+        planner.insert(Slot(slot), id(slot), &format!("appliance-{slot}"), anywhere(), None, None);
     }
+}
+
+/// Names the appliance that these tests put into a slot.
+fn id(slot: u32) -> ApplianceId {
+    ApplianceId::from_u128(1_000 + u128::from(slot))
+}
+
+/// The plan for the members as they are, adopted.
+fn planned(planner: &mut Planner) -> Plan {
+    let plan = planner.propose(&Assumptions::default());
+    planner.adopt(&plan).expect("nothing changed since");
+    plan
+}
+
+fn unplaceable(slot: u32, why: Unplaced) -> Unplaceable {
+    Unplaceable { appliance: id(slot), slot: Slot(slot), why }
+}
+
+/// What a plan asks for, whatever version and assumptions it was made from.
+fn content(plan: Plan) -> (Vec<Move>, Vec<Unplaceable>, Vec<BandRelaxed>) {
+    (plan.moves, plan.unplaced, plan.relaxed)
 }
 
 /// Makes every move of a plan at once.
@@ -58,7 +80,7 @@ fn carry_out(planner: &mut Planner, plan: &Plan) {
 }
 
 fn settle(planner: &mut Planner) -> Plan {
-    let plan = planner.plan();
+    let plan = planned(planner);
     carry_out(planner, &plan);
     plan
 }

@@ -1,0 +1,267 @@
+//! Plans as values: what should change, from which version of the table, and under which assumptions.
+//!
+//! A plan can be shown, compared and kept. It is carried out only on the table it was made from ([`Planner::adopt`]), so
+//! that what was shown is what happens; one made under assumptions is never carried out, since it counts on members that
+//! are not there.
+//!
+//! [`Planner::adopt`]: super::Planner::adopt
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use common::{ApplianceId, Term, WorkerId};
+
+use super::book::Book;
+use super::exact::Unsettled;
+use super::roster::Roster;
+use super::{Member, Needs, Reason, Slot, Unplaced};
+
+/// The state of the table and the members that planning reads. Versions of one term are ordered by revision; every change
+/// that could lead to another plan raises it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TableVersion {
+    /// Term of the leader whose table it is.
+    pub term: Term,
+    /// Number of changes since the term began.
+    pub revision: u64,
+}
+
+impl TableVersion {
+    /// The version after one more change.
+    pub(super) const fn raise(&mut self) {
+        self.revision += 1;
+    }
+}
+
+impl fmt::Display for TableVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/r{}", self.term, self.revision)
+    }
+}
+
+/// Names a plan by what it was made from: equal tables and assumptions give the same plan under the same id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PlanId(u64);
+
+impl PlanId {
+    fn of(version: TableVersion, assumptions: &Assumptions) -> Self {
+        let mut hasher = DefaultHasher::new();
+        (version, assumptions).hash(&mut hasher);
+        Self(hasher.finish())
+    }
+}
+
+impl fmt::Display for PlanId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "p{:016x}", self.0)
+    }
+}
+
+/// Differences from the members as they are, for plans that answer "what if". Applied in the order of the fields; names
+/// that are not members afterwards are without effect.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Assumptions {
+    /// Members that are gone.
+    pub leave: BTreeSet<WorkerId>,
+    /// Members that came. One with the name of a member replaces it.
+    pub join: Vec<Member>,
+    /// Members that drain.
+    pub drain: BTreeSet<WorkerId>,
+    /// Members with another weight.
+    pub weights: BTreeMap<WorkerId, u32>,
+    /// Appliances that are to be with one member, whatever band and ring say. Without effect where that member cannot take
+    /// the appliance, and under [`Strategy::Ring`](super::Strategy::Ring), where the ring alone decides.
+    pub pins: BTreeMap<ApplianceId, WorkerId>,
+}
+
+impl Assumptions {
+    /// Whether nothing is assumed, as for the plans of the leader itself.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let Self { leave, join, drain, weights, pins } = self;
+        leave.is_empty() && join.is_empty() && drain.is_empty() && weights.is_empty() && pins.is_empty()
+    }
+
+    /// The members there would be.
+    pub(super) fn members(&self, present: &[Member]) -> Vec<Member> {
+        let replaced = |id: &WorkerId| self.leave.contains(id) || self.join.iter().any(|joiner| joiner.id == *id);
+        let staying = present.iter().filter(|member| !replaced(&member.id));
+        let mut members: Vec<Member> = staying.chain(&self.join).cloned().collect();
+        for member in &mut members {
+            member.draining |= self.drain.contains(&member.id);
+            member.weight = self.weights.get(&member.id).copied().unwrap_or(member.weight);
+        }
+        members
+    }
+}
+
+/// One appliance to be taken to another member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// The appliance.
+    pub appliance: ApplianceId,
+    /// Its place in the table, which is its own only as long as the table has the version of the plan.
+    pub(crate) slot: Slot,
+    /// Its present owner; `None` when it has none.
+    pub from: Option<WorkerId>,
+    /// The owner it is to get.
+    pub to: WorkerId,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// An appliance without a live owner that no member can take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unplaceable {
+    /// The appliance.
+    pub appliance: ApplianceId,
+    /// Its place in the table, as of [`Move`].
+    pub(crate) slot: Slot,
+    /// Why no member can take it.
+    pub why: Unplaced,
+}
+
+/// A member that stays outside its band once a plan is carried out: what it owns, or what no other member accepts, cannot
+/// be moved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BandRelaxed {
+    /// The member.
+    pub member: WorkerId,
+    /// Needs of the appliances this is about, one of them where several share the band.
+    pub needs: Needs,
+    /// Appliances it will own.
+    pub load: u64,
+    /// Fewest it should own.
+    pub floor: u64,
+    /// Most it should own.
+    pub ceiling: u64,
+}
+
+/// What should change, and what cannot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Names it.
+    pub id: PlanId,
+    /// The table it was made from.
+    pub version: TableVersion,
+    /// What it takes for given beyond the table.
+    pub assumptions: Assumptions,
+    /// In the order in which they are to be made: without an owner (these are exempt from pacing), with one that drains
+    /// or cannot own it and those pinned elsewhere, and for balance. An appliance occurs at most once.
+    pub moves: Vec<Move>,
+    /// Appliances without a live owner that no member can take.
+    pub unplaced: Vec<Unplaceable>,
+    /// Members that stay outside their band.
+    pub relaxed: Vec<BandRelaxed>,
+    /// Strategy `ring`: the keys that may still be misplaced. Planning finds it out on the way, and the planner keeps it
+    /// when it adopts the plan.
+    pub(super) unsettled: Unsettled,
+}
+
+impl Plan {
+    /// Whether everything is where it should be and every member inside its band.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.moves.is_empty() && self.unplaced.is_empty() && self.relaxed.is_empty()
+    }
+}
+
+/// Why a plan is not carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlanRefused {
+    /// The table changed since the plan was made.
+    Stale {
+        /// The version it was made from.
+        planned: TableVersion,
+        /// The version of the table now.
+        current: TableVersion,
+    },
+    /// It was made under assumptions.
+    Assumed(PlanId),
+}
+
+impl fmt::Display for PlanRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stale { planned, current } => {
+                write!(f, "the plan was made from table version {planned}, the table is at {current}")
+            }
+            Self::Assumed(id) => write!(f, "plan {id} was made under assumptions and cannot be carried out"),
+        }
+    }
+}
+
+impl std::error::Error for PlanRefused {}
+
+/// A move by numbers; named when the plan is complete.
+#[derive(Clone, Copy, Debug)]
+struct Draft {
+    slot: u32,
+    /// Handle of the present owner.
+    from: u32,
+    /// Rank of the next one.
+    to: u32,
+    reason: Reason,
+}
+
+/// A plan being made.
+#[derive(Debug, Default)]
+pub(super) struct Output {
+    unowned: Vec<Draft>,
+    displaced: Vec<Draft>,
+    balance: Vec<Draft>,
+    pub(super) unplaced: Vec<(Slot, Unplaced)>,
+    pub(super) relaxed: Vec<BandRelaxed>,
+}
+
+impl Output {
+    /// Makes room for about so many moves between members: growing step by step takes a tenth of the time of a plan.
+    pub(super) fn expect(&mut self, moves: f64) {
+        self.unowned.reserve(moves as usize);
+        self.balance.reserve(moves as usize);
+    }
+
+    /// Adds a move from the worker with handle `from` to the member of rank `to`.
+    pub(super) fn push(&mut self, roster: &Roster, slot: u32, from: u32, to: u32, reason: Reason) {
+        let list = match reason {
+            Reason::Unowned | Reason::New | Reason::OwnerGone | Reason::Returned => &mut self.unowned,
+            Reason::Pinned if roster.rank(from).is_none() => &mut self.unowned,
+            Reason::Draining | Reason::Ineligible | Reason::Pinned => &mut self.displaced,
+            Reason::OverCeiling | Reason::UnderFloor | Reason::RingOwner => &mut self.balance,
+        };
+        list.push(Draft { slot, from, to, reason });
+    }
+
+    /// The plan, with the names of appliances and workers.
+    pub(super) fn into_plan(
+        mut self,
+        version: TableVersion,
+        assumptions: &Assumptions,
+        (roster, book): (&Roster, &Book),
+        unsettled: Unsettled,
+    ) -> Plan {
+        let named = |draft: &Draft| Move {
+            appliance: book.id(draft.slot),
+            slot: Slot(draft.slot),
+            from: roster.name(draft.from).cloned(),
+            to: roster.member(draft.to).id.clone(),
+            reason: draft.reason,
+        };
+        self.unplaced.sort_unstable_by_key(|(slot, _)| *slot);
+        let unplaced = self.unplaced.into_iter();
+        let mut moves = Vec::with_capacity(self.unowned.len() + self.displaced.len() + self.balance.len());
+        for list in [self.unowned, self.displaced, self.balance] {
+            moves.extend(list.iter().map(named));
+        }
+        Plan {
+            id: PlanId::of(version, assumptions),
+            version,
+            assumptions: assumptions.clone(),
+            moves,
+            unplaced: unplaced.map(|(slot, why)| Unplaceable { appliance: book.id(slot.0), slot, why }).collect(),
+            relaxed: self.relaxed,
+            unsettled,
+        }
+    }
+}
