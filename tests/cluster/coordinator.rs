@@ -206,7 +206,7 @@ async fn a_state_directory_or_address_in_use_is_named_and_bad_settings_end_with_
     refused(&run(&sandbox, "", &dir, &taken).await?, 4, &[&taken])?;
     refused(&run(&sandbox, "", &dir, "0.0.0.0:1").await?, 2, &["listen", "insecure"])?;
     let odd = "RUG_COORDINATOR_MACHINE__DEBOUNCE=soon;";
-    refused(&run(&sandbox, &format!("export {odd}"), &dir, &listen).await?, 2, &["debounce"])?;
+    refused(&run(&sandbox, &format!("export {odd}"), &dir, &listen).await?, 2, &["MACHINE.DEBOUNCE", "duration"])?;
     sandbox.finish(&[])?;
     cluster.finish().await
 }
