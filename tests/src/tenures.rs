@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use crate::fleet::Fleet;
 
 /// Environment of workers that tell what they take and let go of.
-pub const TELL_TENURES: (&str, &str) = ("RUG_WORKER_LOG__FILTER", "info,sqlx=warn,h2=warn,worker::session::told=debug");
+pub const TELL_TENURES: (&str, &str) = ("RUG_WORKER_LOG__FILTER", "info,sqlx=warn,h2=warn,worker::session::incoming=debug");
 
 /// One worker's time with one appliance.
 #[derive(Clone, Debug)]
@@ -41,7 +41,7 @@ pub fn tenures(fleet: &Fleet) -> Result<BTreeMap<String, Vec<LoggedTenure>>> {
             if let Some(joined) = field(line, " incarnation=").filter(|_| line.contains(" joined ")) {
                 joined.clone_into(&mut incarnation);
             }
-            let Some((head, tail)) = line.split_once("worker::session::told: ") else { continue };
+            let Some((head, tail)) = line.split_once("worker::session::incoming: ") else { continue };
             let taken = tail == "taken";
             if !taken && !tail.starts_with("released ") {
                 continue;
