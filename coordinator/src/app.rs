@@ -2,11 +2,10 @@
 //!
 //! Start: state directory (embedded, its lock makes this the only leader) and store, candidacy, services, then terms, one
 //! after the other; in a cluster of coordinators the store is opened before the first campaign, and waited for. A failure
-//! at any point ends the process with a message and the exit code of [`Failure`]. Stop: health says so, the leader takes
-//! farewells and gives the lock up, watches end, the group is left, the server closes, the store writes what it has.
+//! at any point ends the process with a message and the exit code of [`Failure`]. Stop: health says so, the leader waits
+//! for workers that leave and releases the lock, watches end, the group is left, the server closes, the store is flushed.
 
 use std::net::SocketAddr;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -24,6 +23,7 @@ use tracing::{info, warn};
 use crate::api::{COMMAND_QUEUE, History, HistoryError};
 use crate::catalog::Catalog;
 use crate::config::Config;
+use crate::failure::Failure;
 use crate::grpc::{self, AdminServices, ForwardLayer, ServingRole, TraceLayer};
 use crate::leader::{Identity, Inputs};
 use crate::leadership::{self, Terms};
@@ -31,7 +31,7 @@ use crate::metrics::{self, Metrics};
 use crate::opening::Opening;
 use crate::record::{MoveRecord, RebalanceRecord};
 use crate::sessions::Sessions;
-use crate::state_dir::{self, StateDir};
+use crate::state_dir::StateDir;
 use crate::store::{self, Store};
 
 /// Messages of all workers that wait for the leader. It takes them in batches; a full queue makes the streams wait, and
@@ -43,49 +43,6 @@ const CLOSE: Duration = Duration::from_secs(3);
 
 /// How long leaving the coordinators' group may take.
 const LEAVE: Duration = Duration::from_secs(3);
-
-/// Why the process ends, with its documented exit code.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// 3: the state directory or the store cannot be used, and waiting would not mend it.
-    #[error("{0}")]
-    State(String),
-    /// 4: the address cannot be listened at.
-    #[error("listen at {0}: {1}")]
-    Listen(SocketAddr, std::io::Error),
-    /// 6: a live coordinator has its name.
-    #[error("{0}")]
-    NameTaken(coordination::Error),
-    /// 1: the coordination service refuses this coordinator for good.
-    #[error("coordination: {0}")]
-    Coordination(coordination::Error),
-    /// 5: the store was lost to another term, or an outcome could not be found out. Starting again is safe.
-    #[error("stepping down: {0}")]
-    StoreLost(store::Error),
-    /// 1: anything else.
-    #[error("{0}")]
-    Other(String),
-}
-
-impl Failure {
-    /// The exit code of the process.
-    #[must_use]
-    pub fn exit_code(&self) -> ExitCode {
-        ExitCode::from(match self {
-            Self::Other(_) | Self::Coordination(_) => 1,
-            Self::State(_) => 3,
-            Self::Listen(..) => 4,
-            Self::StoreLost(_) => 5,
-            Self::NameTaken(_) => 6,
-        })
-    }
-}
-
-impl From<state_dir::Error> for Failure {
-    fn from(error: state_dir::Error) -> Self {
-        Self::State(error.to_string())
-    }
-}
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     runtime::threads().map_err(|e| Failure::Other(format!("start the runtime: {e}")))

@@ -7,6 +7,7 @@
 mod appliances;
 mod call;
 mod cluster;
+mod deadline;
 mod forward;
 mod incoming;
 mod page;

@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::api::{Command, CommandError};
-use crate::app::Failure;
 use crate::catalog::Catalog;
+use crate::failure::Failure;
 use crate::grpc::ServingRole;
 use crate::leader::{BeginError, Ended, Former, Identity, Inputs, Leader};
 use crate::metrics::Metrics;

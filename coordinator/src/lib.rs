@@ -4,6 +4,7 @@ pub mod api;
 pub mod app;
 pub mod catalog;
 pub mod config;
+pub mod failure;
 pub mod grpc;
 pub mod leader;
 pub mod leadership;

@@ -15,14 +15,11 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
 use uuid::Uuid;
 
+use super::deadline::{DEFAULT, LONGEST, parse_timeout};
 use super::{PeerInfo, forward, status};
 use crate::api::{Change, Changed, Command, CommandError, History, MAX_REASON, Mutation, Operator, Reply, RequestKey};
 use crate::catalog::{Catalog, Entry};
 
-/// Default time that a call without a deadline waits for the runner.
-pub(super) const DEFAULT: Duration = Duration::from_secs(30);
-/// Longest wait for the runner, whatever the caller allows.
-pub(super) const LONGEST: Duration = Duration::from_secs(600);
 /// Largest part of a caller's deadline that is reserved for the response.
 const MARGIN: Duration = Duration::from_millis(250);
 /// Largest message that clients with default settings accept, less the overhead around a page.
@@ -124,24 +121,6 @@ fn allowed(metadata: &MetadataMap) -> Duration {
     given.map_or(DEFAULT, |d| (d - (d / 10).min(MARGIN)).min(LONGEST))
 }
 
-/// Parses `grpc-timeout`: up to 8 digits and a unit.
-pub(super) fn parse_timeout(text: &str) -> Option<Duration> {
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    let n: u64 = digits.parse().ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(n * 3600),
-        "M" => Duration::from_secs(n * 60),
-        "S" => Duration::from_secs(n),
-        "m" => Duration::from_millis(n),
-        "u" => Duration::from_micros(n),
-        "n" => Duration::from_nanos(n),
-        _ => return None,
-    })
-}
-
 /// Parses a request id and computes the digest of the call's content. `content` is only called when there is an id.
 pub(super) fn request_key(id: &str, content: impl FnOnce() -> Vec<u8>) -> Result<Option<RequestKey>, Status> {
     if id.is_empty() {
@@ -183,22 +162,6 @@ pub(super) fn canonical<M: Message>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn grpc_timeouts_are_parsed() {
-        for (text, timeout) in [
-            ("5S", Some(Duration::from_secs(5))),
-            ("100m", Some(Duration::from_millis(100))),
-            ("1H", Some(Duration::from_secs(3600))),
-            ("", None),
-            ("S", None),
-            ("123456789S", None),
-            ("-1S", None),
-            ("5ä", None),
-        ] {
-            assert_eq!(parse_timeout(text), timeout, "{text:?}");
-        }
-    }
 
     #[test]
     fn the_digest_of_a_call_does_not_depend_on_the_order_of_maps() {

@@ -37,7 +37,7 @@ use tonic::transport::Channel;
 use tower::{Layer, Service, ServiceExt};
 use tracing::debug;
 
-use super::call::{DEFAULT, LONGEST, parse_timeout};
+use super::deadline::{DEFAULT, LONGEST, parse_timeout};
 use super::{PeerInfo, status};
 
 /// Header: the coordinator that forwarded a call. A call with this header is not forwarded again.
