@@ -11,7 +11,8 @@ use anyhow::{Context, Result, ensure};
 use crate::fleet::Fleet;
 
 /// Environment of workers that tell what they take and let go of.
-pub const TELL_TENURES: (&str, &str) = ("RUG_WORKER_LOG__FILTER", "info,sqlx=warn,h2=warn,worker::session::incoming=debug");
+pub const TELL_TENURES: (&str, &str) =
+    ("RUG_WORKER_LOG__FILTER", "info,sqlx=warn,h2=warn,worker::session::incoming=debug");
 
 /// One worker's time with one appliance.
 #[derive(Clone, Debug)]
