@@ -5,7 +5,6 @@
 //! at any point ends the process with a message and the exit code of [`Failure`]. Stop: health says so, the leader waits
 //! for workers that leave and releases the lock, watches end, the group is left, the server closes, the store is flushed.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
