@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kind::KindSpec;
 use crate::limits::check_text;
-pub use crate::limits::{FieldViolation, MAX_ENTRIES, MAX_REPLICAS, MAX_SPEC, MAX_TEXT};
+pub use crate::limits::{FieldViolation, MAX_ENTRIES, MAX_REPLICAS, MAX_SPEC, MAX_TEXT, MAX_VIOLATIONS, Violations};
 pub use crate::name::{InvalidName, MAX_NAME, Name};
 
 /// Where instances run. A worker lists the drivers it offers; an appliance needs exactly one.
@@ -104,6 +104,14 @@ impl Spec {
         }
         self.kind.validate(self.replicas, &mut found);
         found
+    }
+
+    /// Adds what [`Spec::validate`] says to `found`, with its paths put below `at`.
+    pub fn validate_at(&self, at: &str, found: &mut Violations) {
+        for violation in self.validate() {
+            let below = violation.field.strip_prefix("spec").unwrap_or(&violation.field);
+            found.add_if_new(FieldViolation::new(format!("{at}{below}"), violation.description));
+        }
     }
 
     /// Ports this spec claims on the host that runs it, with the field that names each. Empty for drivers that give

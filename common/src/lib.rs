@@ -7,6 +7,7 @@
 pub mod appliance;
 #[cfg(feature = "canon")]
 pub mod canon;
+pub mod change;
 pub mod digest;
 pub mod id;
 pub mod kind;

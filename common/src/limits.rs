@@ -32,6 +32,60 @@ impl fmt::Display for FieldViolation {
     }
 }
 
+/// Most violations one answer carries. A document with more is broken as a whole, and an answer has to fit into the
+/// metadata of a gRPC status.
+pub const MAX_VIOLATIONS: usize = 32;
+
+/// Collects what is wrong with a document.
+#[derive(Debug, Default)]
+pub struct Violations(Vec<FieldViolation>);
+
+impl Violations {
+    /// Adds what is wrong with `field`, unless that was said already or there are [`MAX_VIOLATIONS`].
+    pub fn add(&mut self, field: impl Into<String>, description: impl Into<String>) {
+        let violation = FieldViolation::new(field, description);
+        if self.0.len() < MAX_VIOLATIONS && !self.0.contains(&violation) {
+            self.0.push(violation);
+        }
+    }
+
+    /// Adds `violation` unless its field is named already: a field that could not be read has a placeholder, and what
+    /// a later check says about that would only confuse.
+    pub fn add_if_new(&mut self, violation: FieldViolation) {
+        if self.0.len() < MAX_VIOLATIONS && !self.0.iter().any(|v| v.field == violation.field) {
+            self.0.push(violation);
+        }
+    }
+
+    /// Takes the value, or notes at `field` why there is none.
+    pub fn take<T, E: fmt::Display>(&mut self, field: &str, result: Result<T, E>) -> Option<T> {
+        result.map_err(|e| self.add(field, e.to_string())).ok()
+    }
+
+    /// Whether nothing was found.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The value, if there is one and nothing was found.
+    ///
+    /// # Errors
+    /// Everything that was found.
+    pub fn into_result<T>(self, value: Option<T>) -> Result<T, Vec<FieldViolation>> {
+        match value {
+            Some(value) if self.0.is_empty() => Ok(value),
+            _ => Err(self.0),
+        }
+    }
+
+    /// Everything that was found.
+    #[must_use]
+    pub fn into_vec(self) -> Vec<FieldViolation> {
+        self.0
+    }
+}
+
 pub(crate) fn check_text(found: &mut Vec<FieldViolation>, field: &str, text: &str, least: usize) {
     if text.len() < least {
         found.push(FieldViolation::new(field, "must not be empty"));

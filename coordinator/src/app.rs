@@ -19,11 +19,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tracing::{info, warn};
 
-use crate::api::{COMMAND_QUEUE, History, HistoryError};
 use crate::catalog::Catalog;
+use crate::commands::COMMAND_QUEUE;
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::grpc::{self, AdminServices, ForwardLayer, ServingRole, TraceLayer};
+use crate::history::{History, HistoryError};
 use crate::leader::{Identity, Inputs};
 use crate::leadership::{self, Terms};
 use crate::metrics::{self, Metrics};

@@ -1,6 +1,6 @@
 //! Everything readers need, in memory: appliances with status and assignment, workers, the ring, running rebalances.
 //!
-//! One writer (the runner), many readers. Readers take a short read lock and walk away with `Arc`s; long walks go in
+//! One writer (the leader), many readers. Readers take a short read lock and walk away with `Arc`s; long walks go in
 //! slices ([`Catalog::scan`]), so that the writer never waits for more than one of them. What the store does not have
 //! yet is never visible: [`prepare`](Catalog::prepare) checks a change against everything that is stored *or being
 //! written* and reserves what it takes, [`Write::commit`] shows it once it is durable, and dropping a [`Write`] takes
@@ -22,17 +22,14 @@ use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::SystemTime;
 
-use common::appliance::Name;
-use common::ring::Ring;
-use common::status::{Phase, Status};
+use common::change::ApplianceTarget;
+use common::status::Status;
 use common::{ApplianceId, RebalanceId, Term, WorkerId};
-use coordinator_core::planner::Strategy;
-use proto::convert::admin::Target;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, broadcast, watch};
 
-use crate::api::{AssignmentView, ClusterView, RebalanceView, WorkerView};
-use crate::record::{Record, RequestRecord};
+use crate::record::RequestRecord;
+use crate::views::{ApplianceKey, AssignmentView, CatalogEntry, ClusterView, RebalanceView, RingView, WorkerView};
 
 pub use counts::{Counts, PhaseCounts};
 pub use filter::Filter;
@@ -85,34 +82,6 @@ impl Config {
     }
 }
 
-/// An appliance with everything known about it. Replaced as a whole, never changed in place.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// What is stored.
-    pub record: Arc<Record>,
-    /// What its owner last reported, and when.
-    pub status: Option<(Arc<Status>, SystemTime)>,
-    /// Who holds it.
-    pub assignment: AssignmentView,
-}
-
-impl Entry {
-    /// Its phase; `Down` before the first report.
-    #[must_use]
-    pub fn phase(&self) -> Phase {
-        self.status.as_ref().map_or(Phase::Down, |(status, _)| status.phase)
-    }
-
-    /// Where it stands in lists.
-    #[must_use]
-    pub fn key(&self) -> Key {
-        (self.record.tenant.clone(), self.record.name.clone())
-    }
-}
-
-/// Tenant and name.
-pub type Key = (Name, Name);
-
 /// News for the catalog that needs no check: the machine or a worker said so.
 #[derive(Clone, Debug)]
 pub enum Fact {
@@ -128,9 +97,9 @@ pub enum Fact {
 #[derive(Clone, Debug)]
 pub struct ApplianceChange {
     /// What it was; `None` when it is new.
-    pub before: Option<Arc<Entry>>,
+    pub before: Option<Arc<CatalogEntry>>,
     /// What it is; `None` when it is gone.
-    pub after: Option<Arc<Entry>>,
+    pub after: Option<Arc<CatalogEntry>>,
 }
 
 /// A change of one worker.
@@ -144,26 +113,13 @@ pub enum WorkerChange {
     Gone(Arc<WorkerView>),
 }
 
-/// The ring and the policy in force.
-#[derive(Clone, Debug)]
-pub struct RingView {
-    /// Counts changes of membership in this term.
-    pub version: u64,
-    /// The ring itself.
-    pub ring: Arc<Ring>,
-    /// How members share the appliances.
-    pub strategy: Strategy,
-    /// Width of the band.
-    pub band: f64,
-}
-
 /// What a new leader starts from.
 #[derive(Clone, Debug, Default)]
 pub struct Loaded {
     /// The term that begins.
     pub term: Term,
     /// All appliances.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<CatalogEntry>,
     /// Idempotent calls of the last 24 h.
     pub requests: Vec<RequestRecord>,
     /// Latest rebalances.
@@ -180,14 +136,14 @@ pub struct Catalog {
 
 #[derive(Debug)]
 struct State {
-    entries: HashMap<ApplianceId, Arc<Entry>>,
-    names: BTreeMap<Key, ApplianceId>,
+    entries: HashMap<ApplianceId, Arc<CatalogEntry>>,
+    names: BTreeMap<ApplianceKey, ApplianceId>,
     ports: Ports,
     requests: Requests,
     /// Appliances a [`Write`] is under way for.
     writing: HashMap<ApplianceId, Reservation>,
     /// Names a [`Write`] takes.
-    reserved: HashMap<Key, ApplianceId>,
+    reserved: HashMap<ApplianceKey, ApplianceId>,
     counts: Counts,
     workers: BTreeMap<WorkerId, Arc<WorkerView>>,
     rebalances: BTreeMap<RebalanceId, Arc<RebalanceView>>,
@@ -203,7 +159,7 @@ struct State {
 /// What a write in flight has taken beyond what its appliance has already.
 #[derive(Clone, Debug, Default)]
 struct Reservation {
-    key: Option<Key>,
+    key: Option<ApplianceKey>,
     ports: Vec<u16>,
     creates: bool,
 }
@@ -254,16 +210,16 @@ impl State {
         }
     }
 
-    fn find(&self, target: &Target) -> Option<&Arc<Entry>> {
+    fn find(&self, target: &ApplianceTarget) -> Option<&Arc<CatalogEntry>> {
         let id = match target {
-            Target::Id(id) => *id,
-            Target::Name(tenant, name) => *self.names.get(&(tenant.clone(), name.clone()))?,
+            ApplianceTarget::Id(id) => *id,
+            ApplianceTarget::Name(tenant, name) => *self.names.get(&(tenant.clone(), name.clone()))?,
         };
         self.entries.get(&id)
     }
 
     /// Puts an entry in the place of the former one of the same id and tells watchers.
-    fn put(&mut self, entry: Entry) -> Arc<Entry> {
+    fn put(&mut self, entry: CatalogEntry) -> Arc<CatalogEntry> {
         let entry = Arc::new(entry);
         let id = entry.record.id;
         let before = self.entries.insert(id, Arc::clone(&entry));
@@ -288,7 +244,7 @@ impl State {
         self.tell(Some(before), None);
     }
 
-    fn tell(&self, before: Option<Arc<Entry>>, after: Option<Arc<Entry>>) {
+    fn tell(&self, before: Option<Arc<CatalogEntry>>, after: Option<Arc<CatalogEntry>>) {
         // An error means that nobody listens.
         if self.news.appliances.receiver_count() > 0 {
             let _ = self.news.appliances.send(ApplianceChange { before, after });
@@ -306,7 +262,7 @@ impl Catalog {
     }
 
     // A panic under the lock leaves no half-made state that matters more than answering: every update ends with whole
-    // entries in place, and the runner dies with such a panic anyway.
+    // entries in place, and the leader dies with such a panic anyway.
     fn read(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -352,13 +308,13 @@ impl Catalog {
             match fact {
                 Fact::Status(id, status, time) => {
                     if let Some(entry) = state.entries.get(&id) {
-                        let entry = Entry { status: Some((status, time)), ..Entry::clone(entry) };
+                        let entry = CatalogEntry { status: Some((status, time)), ..CatalogEntry::clone(entry) };
                         state.put(entry);
                     }
                 }
                 Fact::Assignment(id, assignment) => {
                     if let Some(entry) = state.entries.get(&id).filter(|e| e.assignment != assignment) {
-                        let entry = Entry { assignment, ..Entry::clone(entry) };
+                        let entry = CatalogEntry { assignment, ..CatalogEntry::clone(entry) };
                         state.put(entry);
                     }
                 }
@@ -427,7 +383,7 @@ impl Catalog {
 
     /// One appliance.
     #[must_use]
-    pub fn get(&self, target: &Target) -> Option<Arc<Entry>> {
+    pub fn get(&self, target: &ApplianceTarget) -> Option<Arc<CatalogEntry>> {
         self.read().find(target).cloned()
     }
 
@@ -446,7 +402,12 @@ impl Catalog {
     /// Looks at a slice of the appliances that match, ordered by tenant and name, from after `from` on, as long as
     /// `visit` says `true`. Answers where to go on; `None` at the end. Between two slices the catalog may change; an
     /// appliance that stays is met once.
-    pub fn scan(&self, filter: &Filter, from: Option<&Key>, mut visit: impl FnMut(&Arc<Entry>) -> bool) -> Option<Key> {
+    pub fn scan(
+        &self,
+        filter: &Filter,
+        from: Option<&ApplianceKey>,
+        mut visit: impl FnMut(&Arc<CatalogEntry>) -> bool,
+    ) -> Option<ApplianceKey> {
         let state = self.read();
         let lower = match (from, &filter.tenant) {
             (Some(key), _) => Bound::Excluded(key.clone()),
@@ -475,7 +436,7 @@ impl Catalog {
     /// All appliances that match, and the changes from then on. Takes the lock once, so that nothing is missed: with a
     /// million appliances that is some 50 ms, the price of a watch without gaps.
     #[must_use]
-    pub fn watch(&self, filter: &Filter) -> (Vec<Arc<Entry>>, broadcast::Receiver<ApplianceChange>) {
+    pub fn watch(&self, filter: &Filter) -> (Vec<Arc<CatalogEntry>>, broadcast::Receiver<ApplianceChange>) {
         let state = self.read();
         let receiver = state.news.appliances.subscribe();
         let entries = state.names.values().filter_map(|id| state.entries.get(id));
@@ -533,7 +494,7 @@ impl Catalog {
         self.read().ring.clone()
     }
 
-    /// The cluster as a whole, and how much of everything there is. `None` before the runner has started.
+    /// The cluster as a whole, and how much of everything there is. `None` before the leader has started.
     #[must_use]
     pub fn cluster(&self) -> Option<(Arc<ClusterView>, Counts, Vec<Arc<WorkerView>>)> {
         let state = self.read();

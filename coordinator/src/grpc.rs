@@ -2,7 +2,7 @@
 //!
 //! Each service translates: wire -> domain with `proto::convert`, one read of the [`Catalog`] or one [`Command`] to the
 //! runner, domain -> wire ([`wire`]). Decisions are made elsewhere. [`status`] is the one mapping of errors to codes.
-//! Reads never wait for the runner; changes wait for it until the caller's deadline, and at most [`call::LONGEST`].
+//! Reads never wait for the leader; changes wait for it until the caller's deadline, and at most [`call::LONGEST`].
 
 mod appliances;
 mod call;
@@ -30,8 +30,9 @@ use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use crate::api::{Command, History};
 use crate::catalog::Catalog;
+use crate::commands::Command;
+use crate::history::History;
 
 pub use forward::{Forward, ForwardLayer, ServingRole, WAIT};
 pub use incoming::{Incoming, IncomingConnection, PeerInfo, incoming};

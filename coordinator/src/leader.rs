@@ -6,14 +6,15 @@
 //! the task ends and says so; the composition root decides what follows.
 
 mod commands;
-mod history;
 mod members;
+mod rebalances;
 mod wire;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use common::change::ApplianceTarget;
 use common::session::{Envelope, Refused, RefusedReason, StatusReport, ToCoordinator, ToWorker};
 use common::{ApplianceId, CoordinatorId, Life, Term, Timestamp, WorkerId};
 use coordination::{Leadership, RosterEvent};
@@ -30,13 +31,14 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use crate::api::{self, Reply};
 use crate::catalog::{self, Catalog, Fact};
+use crate::commands::{Changed, Command, CommandError, Reply};
 use crate::metrics::Metrics;
 use crate::record::{MoveRecord, Record};
 use crate::sessions::{Input, Out};
 use crate::store::{self, Store, StoreWrite};
-use history::History;
+use crate::views::{AssignmentView, CatalogEntry, PausedView};
+use rebalances::RebalanceHistory;
 
 /// Inputs taken before the machine is asked to plan, so that calls that come together are placed together.
 const BATCH: usize = 256;
@@ -96,14 +98,14 @@ pub struct Leader<'a> {
     next_check: u64,
     /// Callers that wait for the end of a life's lease.
     evictions: Vec<(Life, Reply<()>)>,
-    paused: Option<api::PausedView>,
+    paused: Option<PausedView>,
     /// What a person should look at: found when the term began, and contradictions met since.
     notes: members::Notes,
     last_violation: Option<SystemTime>,
     /// When the term began, by both clocks.
     began: (Timestamp, SystemTime),
     metrics: Arc<Metrics>,
-    history: History,
+    history: RebalanceHistory,
     facts: Vec<Fact>,
     changed_workers: BTreeSet<WorkerId>,
     /// Moves and rebalances to be stored, in one change per turn.
@@ -143,7 +145,7 @@ struct Session {
 #[derive(Debug)]
 enum Written {
     Batch(machine::BatchId, Result<(), store::Error>),
-    Change(Box<catalog::Write>, Reply<api::Changed>, Result<(), store::Error>),
+    Change(Box<catalog::Write>, Reply<Changed>, Result<(), store::Error>),
     /// A write nobody waits for.
     Note(&'static str, Result<(), store::Error>),
     /// Not a write, but a call that ends as they do: a lease node was to be written over.
@@ -154,7 +156,7 @@ enum Written {
 #[derive(Debug)]
 pub struct Inputs {
     /// From the admin services.
-    pub commands: mpsc::Receiver<api::Command>,
+    pub commands: mpsc::Receiver<Command>,
     /// From workers.
     pub sessions: mpsc::Receiver<(Timestamp, Input)>,
 }
@@ -206,13 +208,9 @@ impl<'a> Leader<'a> {
             let stored = StoredGrant { ever: stored.is_some(), ..stored.unwrap_or_default() };
             appliances.push((seed(&record), stored));
             let status = statuses.remove(&record.id).map(|(status, at)| (Arc::new(status), at));
-            entries.push(catalog::Entry {
-                record: Arc::new(record),
-                status,
-                assignment: api::AssignmentView::default(),
-            });
+            entries.push(CatalogEntry { record: Arc::new(record), status, assignment: AssignmentView::default() });
         }
-        let (history, interrupted) = History::restore(rebalances);
+        let (history, interrupted) = RebalanceHistory::restore(rebalances);
         catalog.load(catalog::Loaded { term, entries, requests, rebalances: history.views() });
         let began = (clock::now(), SystemTime::now());
         let machine = Machine::new(config, term, began.0, Restored { appliances, members, raise_after });
@@ -397,7 +395,7 @@ impl<'a> Leader<'a> {
             Written::Change(write, reply, Ok(())) => self.committed(*write, reply),
             Written::Change(write, reply, Err(error)) => {
                 drop(write);
-                let _ = reply.send(Err(api::CommandError::Unavailable(error.to_string())));
+                let _ = reply.send(Err(CommandError::Unavailable(error.to_string())));
                 if lost(&error) {
                     self.end = Some(Ended::StoreLost(error));
                 }
@@ -498,7 +496,7 @@ impl<'a> Leader<'a> {
             traceparent = span.as_ref().map(telemetry::traceparent).unwrap_or_default();
         }
         let message = message.fill(|id| {
-            let entry = self.catalog.get(&proto::convert::admin::Target::Id(id))?;
+            let entry = self.catalog.get(&ApplianceTarget::Id(id))?;
             Some(Arc::new(wire::desired(&entry.record)))
         });
         let Some(session) = self.conns.get_mut(&conn) else { return };
@@ -594,7 +592,7 @@ impl<'a> Leader<'a> {
                     match result {
                         // It is stored, and whoever leads next reads it.
                         Ok(()) => drop(reply.send(Ok(write.commit()))),
-                        Err(e) => drop(reply.send(Err(api::CommandError::Unavailable(e.to_string())))),
+                        Err(e) => drop(reply.send(Err(CommandError::Unavailable(e.to_string())))),
                     }
                 }
             }
@@ -602,7 +600,7 @@ impl<'a> Leader<'a> {
         let _ = tokio::time::timeout(Duration::from_secs(5), drained).await;
         let checks = self.checks.drain().flat_map(|(_, waiting)| waiting.into_iter().map(|(_, reply)| reply));
         for reply in checks.chain(self.evictions.drain(..).map(|(_, reply)| reply)) {
-            let _ = reply.send(Err(api::CommandError::NotLeading(None)));
+            let _ = reply.send(Err(CommandError::NotLeading(None)));
         }
         self.catalog.apply(self.facts.drain(..));
     }

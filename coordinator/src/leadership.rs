@@ -17,8 +17,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::api::{Command, CommandError};
 use crate::catalog::Catalog;
+use crate::commands::{Command, CommandError};
 use crate::failure::Failure;
 use crate::grpc::ServingRole;
 use crate::leader::{BeginError, Ended, Former, Identity, Inputs, Leader};

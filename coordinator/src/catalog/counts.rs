@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use common::WorkerId;
 use common::status::Phase;
 
-use super::Entry;
+use crate::views::CatalogEntry;
 
 /// Appliances by phase.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl Counts {
         self.workers.get(worker).copied().unwrap_or_default()
     }
 
-    pub(super) fn add(&mut self, entry: &Entry) {
+    pub(super) fn add(&mut self, entry: &CatalogEntry) {
         let phase = entry.phase();
         *self.phases.slot(phase) += 1;
         *self.states.entry(entry.assignment.state).or_default() += 1;
@@ -68,7 +68,7 @@ impl Counts {
         }
     }
 
-    pub(super) fn take(&mut self, entry: &Entry) {
+    pub(super) fn take(&mut self, entry: &CatalogEntry) {
         let phase = entry.phase();
         *self.phases.slot(phase) -= 1;
         if let Some(count) = self.states.get_mut(entry.assignment.state) {

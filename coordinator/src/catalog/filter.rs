@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use common::appliance::{Driver, Name};
 use common::status::Phase;
 
-use super::{Entry, Key};
+use crate::views::{ApplianceKey, CatalogEntry};
 
 /// Conditions that all must hold; absent ones hold for every appliance.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,7 +35,7 @@ impl Filter {
 
     /// Whether `entry` fulfils all conditions.
     #[must_use]
-    pub fn matches(&self, entry: &Entry) -> bool {
+    pub fn matches(&self, entry: &CatalogEntry) -> bool {
         let record = &entry.record;
         self.tenant.as_ref().is_none_or(|t| *t == record.tenant)
             && self.driver.as_ref().is_none_or(|d| *d == record.driver)
@@ -53,7 +53,7 @@ impl Filter {
     }
 
     /// Whether no appliance from `key` on can match, in the order of lists.
-    pub(super) fn is_past(&self, key: &Key) -> bool {
+    pub(super) fn is_past(&self, key: &ApplianceKey) -> bool {
         self.tenant.as_ref().is_some_and(|tenant| {
             let prefix = self.name_prefix.as_str();
             key.0 > *tenant || (key.0 == *tenant && key.1.as_str() > prefix && !key.1.as_str().starts_with(prefix))

@@ -1,6 +1,6 @@
 //! Changes of stored appliances: checked against what is stored and what is being written, reserved, then committed.
 //!
-//! The runner calls [`Catalog::prepare`], makes [`Write::record`] and [`Write::request`] durable in one transaction
+//! The leader calls [`Catalog::prepare`], makes [`Write::record`] and [`Write::request`] durable in one transaction
 //! with [`Write::audit`], and calls [`Write::commit`]; or drops the [`Write`] when the store refused. A change that
 //! meets another one of the same appliance, name or request id in flight is [`CommandError::Contended`].
 
@@ -8,14 +8,14 @@ use std::io;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use common::appliance::{FieldViolation, MAX_SPEC, Spec};
+use common::appliance::{FieldViolation, MAX_SPEC, MAX_VIOLATIONS, Spec};
+use common::change::{ApplianceDraft, ApplianceTarget, ApplianceUpdate};
 use common::{ApplianceId, Generation, Site, Term};
-use proto::convert::admin::{Draft, Target};
-use proto::convert::patch::Update;
 
-use super::{Catalog, Entry, Reservation, State, ports};
-use crate::api::{AssignmentView, Change, Changed, CommandError, Mutation, Outcome};
+use super::{Catalog, Reservation, State, ports};
+use crate::commands::{Change, ChangeOutcome, Changed, CommandError, Mutation};
 use crate::record::{AuditEvent, Record, RequestRecord};
+use crate::views::{ApplianceKey, AssignmentView, CatalogEntry};
 
 /// What is to be done about a change that was found to be in order.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub struct Write {
     epoch: u64,
     record: Arc<Record>,
     previous: Option<Arc<Record>>,
-    outcome: Outcome,
+    outcome: ChangeOutcome,
     request: Option<RequestRecord>,
     audit: AuditEvent,
     settled: bool,
@@ -43,7 +43,7 @@ pub struct Write {
 struct Draw {
     record: Record,
     previous: Option<Arc<Record>>,
-    outcome: Outcome,
+    outcome: ChangeOutcome,
 }
 
 enum Found {
@@ -66,11 +66,11 @@ impl Catalog {
             Found::Draw(draw) => *draw,
         };
         let id = draw.record.id;
-        if mutation.validate_only || (draw.outcome == Outcome::Unchanged && mutation.request.is_none()) {
+        if mutation.validate_only || (draw.outcome == ChangeOutcome::Unchanged && mutation.request.is_none()) {
             let known = state.entries.get(&id);
             let (status, assignment) =
                 known.map_or((None, AssignmentView::default()), |e| (e.status.clone(), e.assignment.clone()));
-            let entry = Entry { record: Arc::new(draw.record), status, assignment };
+            let entry = CatalogEntry { record: Arc::new(draw.record), status, assignment };
             return Ok(Prepared::Done(Changed { entry: Some(Arc::new(entry)), outcome: draw.outcome }));
         }
         state.reserve(&draw);
@@ -111,8 +111,8 @@ fn repeated(state: &State, mutation: &Mutation, now: SystemTime) -> Result<Optio
     let outcome = match (known.outcome, &entry) {
         (_, None) if !deletes => return Err(CommandError::RequestedGone(known.appliance)),
         (Some(outcome), _) => outcome,
-        (None, Some(entry)) if entry.record.generation == Generation::new(1) => Outcome::Created,
-        (None, _) => Outcome::Changed,
+        (None, Some(entry)) if entry.record.generation == Generation::new(1) => ChangeOutcome::Created,
+        (None, _) => ChangeOutcome::Changed,
     };
     Ok(Some(Changed { entry, outcome }))
 }
@@ -130,7 +130,7 @@ impl State {
                 },
             },
             Change::Delete { target, expected, allow_missing } => match self.current(target)? {
-                None if *allow_missing => Ok(Found::Done(Changed { entry: None, outcome: Outcome::Unchanged })),
+                None if *allow_missing => Ok(Found::Done(Changed { entry: None, outcome: ChangeOutcome::Unchanged })),
                 None => Err(CommandError::NotFound(target.clone())),
                 Some(entry) => {
                     expect(entry, *expected)?;
@@ -164,10 +164,10 @@ impl State {
     }
 
     /// The appliance that is meant, unless a change of it is in flight.
-    fn current(&self, target: &Target) -> Result<Option<&Arc<Entry>>, CommandError> {
+    fn current(&self, target: &ApplianceTarget) -> Result<Option<&Arc<CatalogEntry>>, CommandError> {
         let contended = match target {
-            Target::Id(id) => self.writing.contains_key(id),
-            Target::Name(tenant, name) => {
+            ApplianceTarget::Id(id) => self.writing.contains_key(id),
+            ApplianceTarget::Name(tenant, name) => {
                 let key = (tenant.clone(), name.clone());
                 self.reserved.contains_key(&key) || self.names.get(&key).is_some_and(|id| self.writing.contains_key(id))
             }
@@ -175,7 +175,13 @@ impl State {
         if contended { Err(CommandError::Contended) } else { Ok(self.find(target)) }
     }
 
-    fn create(&self, fresh: ApplianceId, draft: &Draft, now: SystemTime, most: usize) -> Result<Draw, CommandError> {
+    fn create(
+        &self,
+        fresh: ApplianceId,
+        draft: &ApplianceDraft,
+        now: SystemTime,
+        most: usize,
+    ) -> Result<Draw, CommandError> {
         let id = draft.id.unwrap_or(fresh);
         if self.writing.contains_key(&id) {
             return Err(CommandError::Contended);
@@ -205,10 +211,15 @@ impl State {
         };
         check_size(&record.spec)?;
         self.check_ports(&record)?;
-        Ok(Draw { record, previous: None, outcome: Outcome::Created })
+        Ok(Draw { record, previous: None, outcome: ChangeOutcome::Created })
     }
 
-    fn update(&self, entry: &Arc<Entry>, update: &Update, now: SystemTime) -> Result<Draw, CommandError> {
+    fn update(
+        &self,
+        entry: &Arc<CatalogEntry>,
+        update: &ApplianceUpdate,
+        now: SystemTime,
+    ) -> Result<Draw, CommandError> {
         let current = &entry.record;
         expect(entry, update.expected)?;
         if current.deleting {
@@ -235,12 +246,12 @@ impl State {
             draw.raise(now, self.term);
         } else {
             record.updated = now;
-            draw.outcome = Outcome::Changed;
+            draw.outcome = ChangeOutcome::Changed;
         }
         Ok(draw)
     }
 
-    fn check_name(&self, key: &super::Key, for_id: ApplianceId) -> Result<(), CommandError> {
+    fn check_name(&self, key: &ApplianceKey, for_id: ApplianceId) -> Result<(), CommandError> {
         if self.reserved.get(key).is_some_and(|id| *id != for_id) {
             return Err(CommandError::Contended);
         }
@@ -274,7 +285,7 @@ impl State {
                     format!("port {port} is claimed by appliance {tenant}/{name} ({other}){going}"),
                 ));
             }
-            if wrong.len() >= proto::convert::MAX_VIOLATIONS {
+            if wrong.len() >= MAX_VIOLATIONS {
                 break;
             }
         }
@@ -300,11 +311,11 @@ impl State {
 }
 
 impl Draw {
-    fn unchanged(entry: &Arc<Entry>) -> Self {
+    fn unchanged(entry: &Arc<CatalogEntry>) -> Self {
         Self {
             record: Record::clone(&entry.record),
             previous: Some(Arc::clone(&entry.record)),
-            outcome: Outcome::Unchanged,
+            outcome: ChangeOutcome::Unchanged,
         }
     }
 
@@ -312,11 +323,11 @@ impl Draw {
         self.record.generation = self.record.generation.next();
         self.record.written = term;
         self.record.updated = now;
-        self.outcome = Outcome::Changed;
+        self.outcome = ChangeOutcome::Changed;
     }
 }
 
-fn expect(entry: &Entry, expected: Option<Generation>) -> Result<(), CommandError> {
+fn expect(entry: &CatalogEntry, expected: Option<Generation>) -> Result<(), CommandError> {
     match expected {
         Some(expected) if expected != entry.record.generation => {
             Err(CommandError::Stale { appliance: entry.record.id, expected, current: entry.record.generation })
@@ -325,7 +336,7 @@ fn expect(entry: &Entry, expected: Option<Generation>) -> Result<(), CommandErro
     }
 }
 
-fn check_fixed(current: &Record, update: &Update) -> Result<(), CommandError> {
+fn check_fixed(current: &Record, update: &ApplianceUpdate) -> Result<(), CommandError> {
     let fixed = &update.patch.fixed;
     let differs = [
         ("appliance.tenant", fixed.tenant.as_ref().is_some_and(|t| *t != current.tenant), current.tenant.as_str()),
@@ -369,7 +380,7 @@ impl Write {
     /// The appliance as it shall be stored; `None` when only the request is to be remembered.
     #[must_use]
     pub fn record(&self) -> Option<&Arc<Record>> {
-        (self.outcome != Outcome::Unchanged).then_some(&self.record)
+        (self.outcome != ChangeOutcome::Unchanged).then_some(&self.record)
     }
 
     /// What it was before; `None` for a new one.
@@ -380,7 +391,7 @@ impl Write {
 
     /// What the change does.
     #[must_use]
-    pub const fn outcome(&self) -> Outcome {
+    pub const fn outcome(&self) -> ChangeOutcome {
         self.outcome
     }
 
@@ -429,7 +440,7 @@ impl Drop for Write {
 
 impl State {
     /// Ends a reservation: what it took becomes the appliance's own, or is free again.
-    fn settle(&mut self, write: &Write, committed: bool) -> Option<Arc<Entry>> {
+    fn settle(&mut self, write: &Write, committed: bool) -> Option<Arc<CatalogEntry>> {
         let id = write.record.id;
         let reservation = self.writing.remove(&id).unwrap_or_default();
         if let Some(key) = &reservation.key {
@@ -445,7 +456,7 @@ impl State {
             reservation.ports.iter().for_each(|port| self.ports.release(*port, id));
             return None;
         }
-        if write.outcome == Outcome::Unchanged {
+        if write.outcome == ChangeOutcome::Unchanged {
             return self.entries.get(&id).cloned();
         }
         if let Some(previous) = &write.previous {
@@ -465,6 +476,6 @@ impl State {
             .get(&id)
             .map_or((None, AssignmentView::default()), |e| (e.status.clone(), e.assignment.clone()));
         self.names.insert((write.record.tenant.clone(), write.record.name.clone()), id);
-        Some(self.put(Entry { record: Arc::clone(&write.record), status, assignment }))
+        Some(self.put(CatalogEntry { record: Arc::clone(&write.record), status, assignment }))
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use common::ApplianceId;
 use uuid::Uuid;
 
-use crate::api::Outcome;
+use crate::commands::ChangeOutcome;
 use crate::record::RequestRecord;
 
 /// How long a call is remembered.
@@ -18,7 +18,7 @@ pub(super) struct Known {
     pub(super) digest: [u8; 16],
     pub(super) appliance: ApplianceId,
     /// What it did; `None` for calls that were read back from the store, which does not keep this.
-    pub(super) outcome: Option<Outcome>,
+    pub(super) outcome: Option<ChangeOutcome>,
     time: SystemTime,
 }
 
@@ -54,7 +54,7 @@ impl Requests {
     }
 
     /// Remembers a call and forgets those that are too old or too many.
-    pub(super) fn remember(&mut self, request: &RequestRecord, outcome: Option<Outcome>) {
+    pub(super) fn remember(&mut self, request: &RequestRecord, outcome: Option<ChangeOutcome>) {
         let RequestRecord { id, digest, appliance, time } = *request;
         self.known.insert(id, Known { digest, appliance, outcome, time });
         self.order.push_back((time, id));

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use common::appliance::{Driver, Spec};
+use common::appliance::{Driver, Name, Spec};
+use common::change::{ApplianceDraft, AppliancePatch, ApplianceUpdate, FixedFields, SpecPatch};
 use common::kind::{Custom, KindSpec, Probe};
+use common::status::Phase;
 use common::{Generation, Term, Token};
-use proto::convert::admin::Draft;
-use proto::convert::patch::{Fixed, Patch, SpecFields, Update};
 use uuid::Uuid;
 
 use super::*;
-use crate::api::{Change, Changed, CommandError, Mutation, Outcome, RequestKey};
+use crate::commands::{Change, ChangeOutcome, Changed, CommandError, Mutation, RequestKey};
+use crate::record::Record;
 
 const NOW: SystemTime = UNIX_EPOCH;
 
@@ -28,8 +29,8 @@ fn spec(port: Option<u16>) -> Spec {
     Spec { replicas: 1, probe_interval: None, image: None, kind: KindSpec::Custom(custom) }
 }
 
-fn draft(text: &str, port: Option<u16>) -> Draft {
-    Draft {
+fn draft(text: &str, port: Option<u16>) -> ApplianceDraft {
+    ApplianceDraft {
         id: None,
         name: name(text),
         tenant: name("default"),
@@ -48,20 +49,20 @@ fn mutation(change: Change) -> Mutation {
     Mutation { change, validate_only: false, request: None, actor: "test".into() }
 }
 
-fn create(n: u128, draft: Draft) -> Mutation {
+fn create(n: u128, draft: ApplianceDraft) -> Mutation {
     mutation(Change::Create { fresh: id(n), draft: Box::new(draft) })
 }
 
-fn patch(target: Target, patch: Patch) -> Mutation {
-    let update = Update { target, patch, expected: None, create: None };
+fn patch(target: ApplianceTarget, patch: AppliancePatch) -> Mutation {
+    let update = ApplianceUpdate { target, patch, expected: None, create: None };
     mutation(Change::Update { fresh: id(99), update: Box::new(update) })
 }
 
-fn delete(target: Target) -> Mutation {
+fn delete(target: ApplianceTarget) -> Mutation {
     mutation(Change::Delete { target, expected: None, allow_missing: false })
 }
 
-fn rebuild(target: Target) -> Mutation {
+fn rebuild(target: ApplianceTarget) -> Mutation {
     mutation(Change::Rebuild { target, image: None })
 }
 
@@ -79,9 +80,9 @@ fn run(catalog: &Arc<Catalog>, mutation: &Mutation) -> Result<Changed, CommandEr
     })
 }
 
-fn made(catalog: &Arc<Catalog>, n: u128, text: &str, port: Option<u16>) -> Target {
+fn made(catalog: &Arc<Catalog>, n: u128, text: &str, port: Option<u16>) -> ApplianceTarget {
     run(catalog, &create(n, draft(text, port))).expect("in order");
-    Target::Id(id(n))
+    ApplianceTarget::Id(id(n))
 }
 
 fn refused(catalog: &Arc<Catalog>, mutation: &Mutation) -> CommandError {
@@ -94,7 +95,7 @@ fn violation(error: CommandError) -> (String, String) {
     (first.field, first.description)
 }
 
-fn record(catalog: &Catalog, target: &Target) -> Arc<Record> {
+fn record(catalog: &Catalog, target: &ApplianceTarget) -> Arc<Record> {
     Arc::clone(&catalog.get(target).expect("it exists").record)
 }
 
@@ -116,12 +117,12 @@ fn names(catalog: &Catalog, filter: &Filter) -> Vec<String> {
 fn a_created_appliance_is_seen_once_it_is_committed() {
     let catalog = catalog();
     let write = prepare(&catalog, &create(1, draft("web", Some(80))));
-    assert_eq!(write.outcome(), Outcome::Created);
+    assert_eq!(write.outcome(), ChangeOutcome::Created);
     assert_eq!(write.audit().action, "create");
-    assert!(catalog.get(&Target::Id(id(1))).is_none(), "the store does not have it yet");
+    assert!(catalog.get(&ApplianceTarget::Id(id(1))).is_none(), "the store does not have it yet");
     let entry = write.commit().entry.expect("a new appliance");
     assert_eq!((entry.record.generation, entry.record.placement_key.clone()), (Generation::new(1), id(1).to_string()));
-    let by_name = catalog.get(&Target::Name(name("default"), name("web"))).expect("committed");
+    let by_name = catalog.get(&ApplianceTarget::Name(name("default"), name("web"))).expect("committed");
     assert_eq!(by_name, entry);
 }
 
@@ -131,12 +132,12 @@ fn what_is_taken_is_refused_with_its_holder() {
     made(&catalog, 1, "web", Some(80));
     let taken = refused(&catalog, &create(2, draft("web", None)));
     assert!(matches!(taken, CommandError::NameTaken { by, deleting: false, .. } if by == id(1)), "{taken:?}");
-    let same_id = Draft { id: Some(id(1)), ..draft("other", None) };
+    let same_id = ApplianceDraft { id: Some(id(1)), ..draft("other", None) };
     assert_eq!(refused(&catalog, &create(2, same_id)), CommandError::IdTaken(id(1)));
     let (field, description) = violation(refused(&catalog, &create(2, draft("other", Some(80)))));
     assert_eq!(field, "appliance.spec.custom.port");
     assert!(description.contains("default/web"), "{description}");
-    let simulated = Draft { driver: Driver::Simulated, ..draft("sim", Some(80)) };
+    let simulated = ApplianceDraft { driver: Driver::Simulated, ..draft("sim", Some(80)) };
     run(&catalog, &create(3, simulated)).expect("a simulated appliance takes no port of the host");
 }
 
@@ -148,10 +149,10 @@ fn ports_of_different_hosts_do_not_meet_and_those_of_directories_do() {
         let assignment = AssignmentView { site: Some(site.into()), ..AssignmentView::default() };
         catalog.apply([Fact::Assignment(id(n), assignment)]);
     }
-    let port = |port| Patch { spec: Some(spec(Some(port))), ..Patch::default() };
-    let (_, description) = violation(refused(&catalog, &patch(Target::Id(id(3)), port(80))));
+    let port = |port| AppliancePatch { spec: Some(spec(Some(port))), ..AppliancePatch::default() };
+    let (_, description) = violation(refused(&catalog, &patch(ApplianceTarget::Id(id(3)), port(80))));
     assert!(description.contains("default/a"), "{description}");
-    run(&catalog, &patch(Target::Id(id(2)), port(80))).expect("they run on different hosts");
+    run(&catalog, &patch(ApplianceTarget::Id(id(2)), port(80))).expect("they run on different hosts");
 }
 
 #[test]
@@ -169,19 +170,19 @@ fn changes_in_flight_keep_others_out_until_they_settle() {
     let first = prepare(&catalog, &create(1, draft("web", Some(80))));
     for second in [
         create(2, draft("web", None)),
-        create(2, Draft { id: Some(id(1)), ..draft("other", None) }),
+        create(2, ApplianceDraft { id: Some(id(1)), ..draft("other", None) }),
         create(2, draft("other", Some(80))),
-        delete(Target::Name(name("default"), name("web"))),
-        delete(Target::Id(id(1))),
+        delete(ApplianceTarget::Name(name("default"), name("web"))),
+        delete(ApplianceTarget::Id(id(1))),
     ] {
         assert_eq!(refused(&catalog, &second), CommandError::Contended, "{second:?}");
     }
     drop(first);
     made(&catalog, 2, "web", Some(80));
-    let rename = Patch { name: Some(name("shop")), ..Patch::default() };
-    let renamed = prepare(&catalog, &patch(Target::Id(id(2)), rename));
+    let rename = AppliancePatch { name: Some(name("shop")), ..AppliancePatch::default() };
+    let renamed = prepare(&catalog, &patch(ApplianceTarget::Id(id(2)), rename));
     assert_eq!(refused(&catalog, &create(3, draft("shop", None))), CommandError::Contended);
-    assert_eq!(refused(&catalog, &rebuild(Target::Id(id(2)))), CommandError::Contended);
+    assert_eq!(refused(&catalog, &rebuild(ApplianceTarget::Id(id(2)))), CommandError::Contended);
     renamed.commit();
     assert_eq!(names(&catalog, &Filter::default()), ["default/shop"]);
     made(&catalog, 3, "web", None);
@@ -191,32 +192,38 @@ fn changes_in_flight_keep_others_out_until_they_settle() {
 fn a_write_that_failed_leaves_nothing_behind() {
     let catalog = catalog();
     made(&catalog, 1, "web", Some(80));
-    let moved = Patch { spec: Some(spec(Some(81))), ..Patch::default() };
-    drop(prepare(&catalog, &patch(Target::Id(id(1)), moved.clone())));
-    assert_eq!(record(&catalog, &Target::Id(id(1))).generation, Generation::new(1));
+    let moved = AppliancePatch { spec: Some(spec(Some(81))), ..AppliancePatch::default() };
+    drop(prepare(&catalog, &patch(ApplianceTarget::Id(id(1)), moved.clone())));
+    assert_eq!(record(&catalog, &ApplianceTarget::Id(id(1))).generation, Generation::new(1));
     made(&catalog, 2, "other", Some(81));
-    assert!(violation(refused(&catalog, &patch(Target::Id(id(1)), moved))).1.contains("default/other"));
+    assert!(violation(refused(&catalog, &patch(ApplianceTarget::Id(id(1)), moved))).1.contains("default/other"));
 }
 
 #[test]
 fn ports_that_an_update_gives_up_are_free_again() {
     let catalog = catalog();
     let web = made(&catalog, 1, "web", Some(80));
-    run(&catalog, &patch(web, Patch { spec: Some(spec(Some(81))), ..Patch::default() })).expect("in order");
+    run(&catalog, &patch(web, AppliancePatch { spec: Some(spec(Some(81))), ..AppliancePatch::default() }))
+        .expect("in order");
     made(&catalog, 2, "other", Some(80));
 }
 
 #[test]
 fn updates_say_what_they_did() {
     let labels = BTreeMap::from([("app".to_owned(), "web".to_owned())]);
-    let replicas = SpecFields { replicas: Some(2), ..SpecFields::default() };
+    let replicas = SpecPatch { replicas: Some(2), ..SpecPatch::default() };
     let cases = [
-        ("nothing", Patch::default(), Outcome::Unchanged, 1),
-        ("the same", Patch { spec: Some(spec(Some(80))), ..Patch::default() }, Outcome::Unchanged, 1),
-        ("labels", Patch { labels: Some(labels), ..Patch::default() }, Outcome::Changed, 1),
-        ("name", Patch { name: Some(name("shop")), ..Patch::default() }, Outcome::Changed, 2),
-        ("spec", Patch { spec: Some(spec(Some(81))), ..Patch::default() }, Outcome::Changed, 2),
-        ("a field", Patch { fields: replicas, ..Patch::default() }, Outcome::Changed, 2),
+        ("nothing", AppliancePatch::default(), ChangeOutcome::Unchanged, 1),
+        (
+            "the same",
+            AppliancePatch { spec: Some(spec(Some(80))), ..AppliancePatch::default() },
+            ChangeOutcome::Unchanged,
+            1,
+        ),
+        ("labels", AppliancePatch { labels: Some(labels), ..AppliancePatch::default() }, ChangeOutcome::Changed, 1),
+        ("name", AppliancePatch { name: Some(name("shop")), ..AppliancePatch::default() }, ChangeOutcome::Changed, 2),
+        ("spec", AppliancePatch { spec: Some(spec(Some(81))), ..AppliancePatch::default() }, ChangeOutcome::Changed, 2),
+        ("a field", AppliancePatch { fields: replicas, ..AppliancePatch::default() }, ChangeOutcome::Changed, 2),
     ];
     for (what, change, outcome, generation) in cases {
         let catalog = catalog();
@@ -231,12 +238,12 @@ fn what_cannot_change_is_refused_by_name() {
     let catalog = catalog();
     let web = made(&catalog, 1, "web", None);
     let cases = [
-        ("appliance.tenant", Fixed { tenant: Some(name("other")), ..Fixed::default() }),
-        ("appliance.driver", Fixed { driver: Some(Driver::Simulated), ..Fixed::default() }),
-        ("appliance.placement_key", Fixed { placement_key: Some("k".into()), ..Fixed::default() }),
+        ("appliance.tenant", FixedFields { tenant: Some(name("other")), ..FixedFields::default() }),
+        ("appliance.driver", FixedFields { driver: Some(Driver::Simulated), ..FixedFields::default() }),
+        ("appliance.placement_key", FixedFields { placement_key: Some("k".into()), ..FixedFields::default() }),
     ];
     for (field, fixed) in cases {
-        let change = patch(web.clone(), Patch { fixed, ..Patch::default() });
+        let change = patch(web.clone(), AppliancePatch { fixed, ..AppliancePatch::default() });
         assert_eq!(violation(refused(&catalog, &change)).0, field);
     }
 }
@@ -247,7 +254,12 @@ fn a_stale_generation_is_refused_and_the_current_one_named() {
     let web = made(&catalog, 1, "web", None);
     let (expected, current) = (Generation::new(7), Generation::new(1));
     let stale = CommandError::Stale { appliance: id(1), expected, current };
-    let update = Update { target: web.clone(), patch: Patch::default(), expected: Some(expected), create: None };
+    let update = ApplianceUpdate {
+        target: web.clone(),
+        patch: AppliancePatch::default(),
+        expected: Some(expected),
+        create: None,
+    };
     let update = Change::Update { fresh: id(9), update: Box::new(update) };
     assert_eq!(refused(&catalog, &mutation(update)), stale);
     let delete = Change::Delete { target: web, expected: Some(expected), allow_missing: true };
@@ -258,18 +270,18 @@ fn a_stale_generation_is_refused_and_the_current_one_named() {
 fn upserts_create_what_is_missing_and_change_what_is_there() {
     let catalog = catalog();
     let upsert = |port| {
-        let update = Update {
-            target: Target::Name(name("default"), name("web")),
-            patch: Patch { spec: Some(spec(port)), ..Patch::default() },
+        let update = ApplianceUpdate {
+            target: ApplianceTarget::Name(name("default"), name("web")),
+            patch: AppliancePatch { spec: Some(spec(port)), ..AppliancePatch::default() },
             expected: None,
             create: Some(draft("web", port)),
         };
         mutation(Change::Update { fresh: id(1), update: Box::new(update) })
     };
     let outcomes = [Some(80), Some(80), Some(81)].map(|port| run(&catalog, &upsert(port)).expect("in order").outcome);
-    assert_eq!(outcomes, [Outcome::Created, Outcome::Unchanged, Outcome::Changed]);
-    let missing = Target::Name(name("default"), name("nobody"));
-    assert_eq!(refused(&catalog, &patch(missing.clone(), Patch::default())), CommandError::NotFound(missing));
+    assert_eq!(outcomes, [ChangeOutcome::Created, ChangeOutcome::Unchanged, ChangeOutcome::Changed]);
+    let missing = ApplianceTarget::Name(name("default"), name("nobody"));
+    assert_eq!(refused(&catalog, &patch(missing.clone(), AppliancePatch::default())), CommandError::NotFound(missing));
 }
 
 #[test]
@@ -279,8 +291,8 @@ fn a_deleted_appliance_refuses_changes_and_keeps_its_name_until_it_is_gone() {
     let done = run(&catalog, &delete(web.clone())).expect("in order");
     assert!(done.entry.expect("still there").record.deleting);
     assert_eq!(record(&catalog, &web).generation, Generation::new(2));
-    assert_eq!(run(&catalog, &delete(web.clone())).expect("again is fine").outcome, Outcome::Unchanged);
-    assert_eq!(refused(&catalog, &patch(web.clone(), Patch::default())), CommandError::Deleting(id(1)));
+    assert_eq!(run(&catalog, &delete(web.clone())).expect("again is fine").outcome, ChangeOutcome::Unchanged);
+    assert_eq!(refused(&catalog, &patch(web.clone(), AppliancePatch::default())), CommandError::Deleting(id(1)));
     assert_eq!(refused(&catalog, &rebuild(web.clone())), CommandError::Deleting(id(1)));
     let taken = refused(&catalog, &create(2, draft("web", None)));
     assert!(matches!(taken, CommandError::NameTaken { deleting: true, .. }), "{taken:?}");
@@ -319,7 +331,7 @@ fn checking_only_changes_and_reserves_nothing() {
     let check = Mutation { validate_only: true, ..create(1, draft("web", Some(80))) };
     for _ in 0..2 {
         let done = run(&catalog, &check).expect("in order");
-        assert_eq!((done.outcome, done.entry.is_some()), (Outcome::Created, true));
+        assert_eq!((done.outcome, done.entry.is_some()), (ChangeOutcome::Created, true));
     }
     assert!(catalog.is_empty());
     made(&catalog, 2, "web", Some(80));
@@ -335,7 +347,7 @@ fn a_repeated_request_answers_as_the_first_did() {
     assert_eq!(refused(&catalog, &call(2, 1)), CommandError::Contended, "the first is being written");
     first.commit();
     let again = run(&catalog, &call(2, 1)).expect("a repeat");
-    assert_eq!((again.outcome, again.entry.expect("the first one").record.id), (Outcome::Created, id(1)));
+    assert_eq!((again.outcome, again.entry.expect("the first one").record.id), (ChangeOutcome::Created, id(1)));
     assert_eq!(refused(&catalog, &call(2, 2)), CommandError::RequestReused(Uuid::from_u128(7)));
     catalog.apply([Fact::Removed(id(1))]);
     assert_eq!(refused(&catalog, &call(2, 1)), CommandError::RequestedGone(id(1)));
@@ -351,10 +363,10 @@ fn requests_are_remembered_over_a_restart() {
     let write = prepare(&catalog, &call);
     let (request, record) = (write.request().cloned().expect("it has an id"), Arc::clone(write.record().expect("new")));
     let restarted = self::catalog();
-    let entry = Entry { record, status: None, assignment: AssignmentView::default() };
+    let entry = CatalogEntry { record, status: None, assignment: AssignmentView::default() };
     restarted.load(Loaded { term: Term::new(2), entries: vec![entry], requests: vec![request], rebalances: vec![] });
     let again = run(&restarted, &call).expect("a repeat");
-    assert_eq!((again.outcome, again.entry.expect("the first one").record.id), (Outcome::Created, id(1)));
+    assert_eq!((again.outcome, again.entry.expect("the first one").record.id), (ChangeOutcome::Created, id(1)));
 }
 
 #[test]

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use common::change::ApplianceTarget;
 use futures::stream::{self, BoxStream, StreamExt};
 use prost::Message;
 use proto::admin::v1 as wire;
-use proto::convert::admin::{Target, draft_from_wire};
+use proto::convert::admin::draft_from_wire;
 use proto::convert::patch::update_from_wire;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
@@ -15,8 +16,9 @@ use super::call::{CallContext, Caller, MAX_PAGE_BYTES, canonical, fresh_id, requ
 use super::page::{self, PageStart};
 use super::status;
 use super::wire as to_wire;
-use crate::api::{Change, Changed, Command};
-use crate::catalog::{ApplianceChange, Entry, Filter};
+use crate::catalog::{ApplianceChange, Filter};
+use crate::commands::{Change, Changed, Command};
+use crate::views::CatalogEntry;
 
 /// Moves of one appliance that `Explain` shows.
 const EXPLAINED_MOVES: usize = 20;
@@ -37,10 +39,10 @@ fn changed(changed: &Changed) -> wire::Appliance {
 }
 
 /// Response for an appliance that does not exist any more: the reference of the caller, marked as deleting.
-fn gone(target: Target) -> wire::Appliance {
+fn gone(target: ApplianceTarget) -> wire::Appliance {
     let (id, tenant, name) = match target {
-        Target::Id(id) => (id.to_string(), String::new(), String::new()),
-        Target::Name(tenant, name) => (String::new(), tenant.to_string(), name.to_string()),
+        ApplianceTarget::Id(id) => (id.to_string(), String::new(), String::new()),
+        ApplianceTarget::Name(tenant, name) => (String::new(), tenant.to_string(), name.to_string()),
     };
     wire::Appliance { id, tenant, name, deleting: true, ..wire::Appliance::default() }
 }
@@ -184,7 +186,7 @@ impl AppliancesService {
         let (mut from, counted) = position.map_or((None, None), |p| (Some(p.after), Some(p.total)));
         // Only the first page of a filtered list has to scan everything.
         let counted = counted.or_else(|| filter.is_empty().then(|| catalog.len() as u64));
-        let mut found: Vec<Arc<Entry>> = Vec::with_capacity(size.min(128));
+        let mut found: Vec<Arc<CatalogEntry>> = Vec::with_capacity(size.min(128));
         let mut matches = 0;
         loop {
             from = catalog.scan(filter, from.as_ref(), |entry| {
@@ -221,13 +223,13 @@ impl AppliancesService {
 
 use wire::appliance_event::Type as Kind;
 
-fn event(kind: Kind, entry: Option<&Arc<Entry>>) -> wire::ApplianceEvent {
+fn event(kind: Kind, entry: Option<&Arc<CatalogEntry>>) -> wire::ApplianceEvent {
     wire::ApplianceEvent { r#type: kind.into(), appliance: entry.map(|e| to_wire::appliance(e)) }
 }
 
 /// The event of a change for a watcher with `filter`; none when it matches neither before nor after.
 fn seen(filter: &Filter, change: &ApplianceChange) -> Option<wire::ApplianceEvent> {
-    let matching = |entry: &Option<Arc<Entry>>| entry.clone().filter(|e| filter.matches(e));
+    let matching = |entry: &Option<Arc<CatalogEntry>>| entry.clone().filter(|e| filter.matches(e));
     match (matching(&change.before), matching(&change.after)) {
         (None, Some(after)) if change.before.is_none() => Some(event(Kind::Created, Some(&after))),
         (_, Some(after)) => Some(event(Kind::Changed, Some(&after))),

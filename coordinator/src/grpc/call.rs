@@ -1,13 +1,14 @@
-//! One call: its deadline, its caller, its request id, and sending its command to the runner.
+//! One call: its deadline, its caller, its request id, and sending its command to the leader.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use common::ApplianceId;
 use common::appliance::FieldViolation;
+use common::change::ApplianceTarget;
 use prost::Message;
 use proto::admin::v1 as wire;
-use proto::convert::admin::{Target, target_from_wire};
+use proto::convert::admin::target_from_wire;
 use proto::convert::take_maps;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
@@ -17,8 +18,10 @@ use uuid::Uuid;
 
 use super::deadline::{DEFAULT, LONGEST, parse_timeout};
 use super::{PeerInfo, forward, status};
-use crate::api::{Change, Changed, Command, CommandError, History, MAX_REASON, Mutation, Operator, Reply, RequestKey};
-use crate::catalog::{Catalog, Entry};
+use crate::catalog::Catalog;
+use crate::commands::{Change, Changed, Command, CommandError, MAX_REASON, Mutation, Operator, Reply, RequestKey};
+use crate::history::History;
+use crate::views::CatalogEntry;
 
 /// Largest part of a caller's deadline that is reserved for the response.
 const MARGIN: Duration = Duration::from_millis(250);
@@ -51,7 +54,7 @@ impl Caller {
         Self { catalog, commands, history }
     }
 
-    /// Sends a command to the runner and waits for its result until the deadline.
+    /// Sends a command to the leader and waits for its result until the deadline.
     pub(super) async fn ask<T>(
         &self,
         context: &CallContext,
@@ -89,14 +92,14 @@ impl Caller {
     }
 
     /// The appliance a request refers to.
-    pub(super) fn find(&self, reference: Option<wire::ApplianceRef>) -> Result<Arc<Entry>, Status> {
+    pub(super) fn find(&self, reference: Option<wire::ApplianceRef>) -> Result<Arc<CatalogEntry>, Status> {
         let target = target(reference)?;
         self.catalog.get(&target).ok_or_else(|| status::not_found("appliance", &target.to_string()))
     }
 }
 
 /// Parses the reference to an appliance.
-pub(super) fn target(reference: Option<wire::ApplianceRef>) -> Result<Target, Status> {
+pub(super) fn target(reference: Option<wire::ApplianceRef>) -> Result<ApplianceTarget, Status> {
     target_from_wire(reference, "appliance").map_err(|v| status::invalid(&v))
 }
 
@@ -114,7 +117,7 @@ pub(super) fn fresh_id() -> ApplianceId {
     ApplianceId::new(Uuid::new_v4())
 }
 
-/// How long a call may wait for the runner. A little less than its caller allows: at the deadline the transport would
+/// How long a call may wait for the leader. A little less than its caller allows: at the deadline the transport would
 /// answer `CANCELLED`, and DEADLINE_EXCEEDED is more informative.
 fn allowed(metadata: &MetadataMap) -> Duration {
     let given = metadata.get("grpc-timeout").and_then(|v| v.to_str().ok()).and_then(parse_timeout);

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-/// Default time that a call without a deadline waits for the runner.
+/// Default time that a call without a deadline waits for the leader.
 pub(super) const DEFAULT: Duration = Duration::from_secs(30);
-/// Longest wait for the runner, whatever the caller allows.
+/// Longest wait for the leader, whatever the caller allows.
 pub(super) const LONGEST: Duration = Duration::from_secs(600);
 
 /// Parses `grpc-timeout`: up to 8 digits and a unit.

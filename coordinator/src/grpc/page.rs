@@ -8,7 +8,8 @@ use tonic::Status;
 use uuid::Uuid;
 
 use super::status;
-use crate::catalog::{Filter, Key};
+use crate::catalog::Filter;
+use crate::views::ApplianceKey;
 
 /// Default size of a page.
 const DEFAULT: usize = 100;
@@ -28,7 +29,7 @@ pub(super) fn size(size: i32) -> Result<usize, Status> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PageStart {
     /// Last entry of the page before.
-    pub(super) after: Key,
+    pub(super) after: ApplianceKey,
     /// Matches on all pages, as counted for the first one: counting again for each page would make reading all pages
     /// quadratic.
     pub(super) total: u64,

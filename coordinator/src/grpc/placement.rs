@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 use super::call::{CallContext, Caller, operator};
 use super::status;
 use super::wire as to_wire;
-use crate::api::{Command, Reply};
+use crate::commands::{Command, Reply};
 
 /// Default number of members in a `Locate` response.
 const DEFAULT_COUNT: usize = 3;

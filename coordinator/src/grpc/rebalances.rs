@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 use super::call::Caller;
 use super::wire as to_wire;
 use super::{page, status};
-use crate::api::RebalanceView;
+use crate::views::RebalanceView;
 
 pub(super) struct RebalancesService {
     caller: Caller,

@@ -23,7 +23,8 @@ use proto::convert::scalar::clip;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::api::{CommandError, HistoryError};
+use crate::commands::CommandError;
+use crate::history::HistoryError;
 
 /// Domain of all error reasons.
 pub const DOMAIN: &str = "rug";
@@ -110,7 +111,7 @@ pub fn from_history(error: &HistoryError) -> Status {
     build(Code::Unavailable, &error.to_string(), "STORE_UNAVAILABLE", HashMap::new(), retry())
 }
 
-/// The status when the runner did not answer before the deadline. The change may still be made.
+/// The status when the leader did not answer before the deadline. The change may still be made.
 pub fn deadline() -> Status {
     let text = "no answer before the deadline; the call may still be carried out";
     build(Code::DeadlineExceeded, text, "DEADLINE", HashMap::new(), ErrorDetails::new())

@@ -7,12 +7,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use common::change::ApplianceTarget;
 use common::{ApplianceId, RebalanceId, Term, WorkerId};
 use coordinator_core::health::Health;
 use coordinator_core::planner::Strategy;
 use proto::admin::v1 as wire;
 use proto::admin::v1::appliances_client::AppliancesClient;
-use proto::convert::admin::Target;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tonic::transport::{Channel, Server};
@@ -20,12 +20,11 @@ use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
 use super::{AdminServices, TraceLayer};
-use crate::api::{
-    AssignmentView, COMMAND_QUEUE, ClusterView, Command, CoordinationState, History, HistoryAnswer, UnownedView,
-    WorkerView,
-};
-use crate::catalog::{Catalog, Config, Fact, Prepared, RingView};
+use crate::catalog::{Catalog, Config, Fact, Prepared};
+use crate::commands::{COMMAND_QUEUE, Command};
+use crate::history::{History, HistoryAnswer};
 use crate::record::{MoveRecord, RebalanceOutcome, RebalanceRecord};
+use crate::views::{AssignmentView, ClusterView, CoordinationState, RingView, UnownedView, WorkerView};
 
 /// A history of ten rebalances.
 struct Ten;
@@ -71,7 +70,7 @@ impl Fixture {
     }
 }
 
-/// Serves the API; the runner commits each change at once when `answers`, and never answers otherwise.
+/// Serves the API; the leader commits each change at once when `answers`, and never answers otherwise.
 async fn serve(config: Config, answers: bool) -> Fixture {
     let catalog = Arc::new(Catalog::new(config));
     let (commands, mut received) = mpsc::channel(COMMAND_QUEUE);
@@ -118,8 +117,8 @@ fn by_name(name: &str) -> Option<wire::ApplianceRef> {
     Some(wire::ApplianceRef { by: Some(wire::appliance_ref::By::Name(name)) })
 }
 
-fn by_name_target(name: &str) -> Target {
-    Target::Name("default".parse().expect("a name"), name.parse().expect("a name"))
+fn by_name_target(name: &str) -> ApplianceTarget {
+    ApplianceTarget::Name("default".parse().expect("a name"), name.parse().expect("a name"))
 }
 
 fn reason(status: &Status) -> String {

@@ -15,17 +15,18 @@ use proto::convert::spec_to_wire;
 use tonic::Status;
 
 use super::status;
-use crate::api::{
-    AssignmentView, Candidate, ClusterView, CoordinationState, CoordinatorView, FrozenView, MAX_MISSING, MAX_NOTES,
-    MoveView, Outcome, PausedView, RebalanceView, UnownedAppliance, UnownedView, WorkerView,
-};
-use crate::catalog::{Counts, Entry, Filter, PhaseCounts};
+use crate::catalog::{Counts, Filter, PhaseCounts};
+use crate::commands::ChangeOutcome;
 use crate::record::{MoveRecord, RebalanceOutcome, RebalanceRecord};
+use crate::views::{
+    AssignmentView, Candidate, CatalogEntry, ClusterView, CoordinationState, CoordinatorView, FrozenView, MAX_MISSING,
+    MAX_NOTES, MoveView, PausedView, RebalanceView, UnownedAppliance, UnownedView, WorkerView,
+};
 
 /// Longest note about the cluster, in bytes.
 const MAX_NOTE: usize = 500;
 
-pub(super) fn appliance(entry: &Entry) -> wire::Appliance {
+pub(super) fn appliance(entry: &CatalogEntry) -> wire::Appliance {
     let record = &entry.record;
     let status = entry
         .status
@@ -59,11 +60,11 @@ pub(super) fn assignment(view: &AssignmentView) -> wire::Assignment {
     }
 }
 
-pub(super) const fn outcome(outcome: Outcome) -> wire::Outcome {
+pub(super) const fn outcome(outcome: ChangeOutcome) -> wire::Outcome {
     match outcome {
-        Outcome::Created => wire::Outcome::Created,
-        Outcome::Changed => wire::Outcome::Changed,
-        Outcome::Unchanged => wire::Outcome::Unchanged,
+        ChangeOutcome::Created => wire::Outcome::Created,
+        ChangeOutcome::Changed => wire::Outcome::Changed,
+        ChangeOutcome::Unchanged => wire::Outcome::Unchanged,
     }
 }
 

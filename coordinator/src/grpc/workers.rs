@@ -16,8 +16,8 @@ use tonic::{Request, Response, Status};
 use super::call::{CallContext, Caller, operator};
 use super::wire as to_wire;
 use super::{page, status};
-use crate::api::Command;
 use crate::catalog::{Catalog, PhaseCounts, WorkerChange};
+use crate::commands::Command;
 use wire::worker_event::Type as Kind;
 
 /// Interval at which a watch checks whether workers own more or fewer appliances. The counts change far too often to

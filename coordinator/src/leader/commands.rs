@@ -3,18 +3,20 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use common::change::ApplianceTarget;
 use common::{ApplianceId, Timestamp};
 use coordinator_core::machine::{self, Event};
 use runtime::clock;
 use tracing::debug;
 
 use super::{Leader, Written, seed, size};
-use crate::api::{
-    AssignmentView, Changed, ClusterView, Command, CommandError, CoordinationState, CoordinatorView, Explanation,
-    MAX_UNOWNED, Mutation, Outcome, Reply, UnownedAppliance, UnownedView,
-};
-use crate::catalog::{Fact, Prepared, RingView};
+use crate::catalog::{Fact, Prepared};
+use crate::commands::{ChangeOutcome, Changed, Command, CommandError, Mutation, Reply};
 use crate::store::StoreWrite;
+use crate::views::{
+    AssignmentView, ClusterView, CoordinationState, CoordinatorView, Explanation, MAX_UNOWNED, RingView,
+    UnownedAppliance, UnownedView,
+};
 
 /// Answers a command that comes while the leader stops.
 pub(super) fn refuse(command: Command) {
@@ -70,8 +72,8 @@ impl Leader<'_> {
     /// The store has a change: everybody may know.
     pub(super) fn committed(&mut self, write: crate::catalog::Write, reply: Reply<Changed>) {
         let event = write.record().map(|record| match write.outcome() {
-            Outcome::Created => Event::Created(seed(record)),
-            Outcome::Changed | Outcome::Unchanged => Event::Updated {
+            ChangeOutcome::Created => Event::Created(seed(record)),
+            ChangeOutcome::Changed | ChangeOutcome::Unchanged => Event::Updated {
                 id: record.id,
                 edition: record.edition(),
                 size: size(record),
@@ -88,7 +90,7 @@ impl Leader<'_> {
     fn check(&mut self, appliance: ApplianceId, reply: Reply<()>) {
         let entry = self.machine.table().slot(appliance).and_then(|slot| self.machine.table().get(slot));
         let Some(entry) = entry else {
-            let target = proto::convert::admin::Target::Id(appliance);
+            let target = ApplianceTarget::Id(appliance);
             drop(reply.send(Err(CommandError::NotFound(target))));
             return;
         };
@@ -106,7 +108,7 @@ impl Leader<'_> {
     }
 
     fn explain(&self, appliance: ApplianceId) -> Result<Explanation, CommandError> {
-        let target = proto::convert::admin::Target::Id(appliance);
+        let target = ApplianceTarget::Id(appliance);
         let not_found = || CommandError::NotFound(target.clone());
         let explained = self.machine.explain(clock::now(), appliance).ok_or_else(not_found)?;
         let entry = self.catalog.get(&target).ok_or_else(not_found)?;
@@ -175,7 +177,7 @@ impl Leader<'_> {
         let (unowned, table) = (self.machine.unowned(), self.machine.table());
         let oldest = unowned.oldest().filter_map(|(since, slot)| {
             let entry = table.get(slot)?;
-            let shown = self.catalog.get(&proto::convert::admin::Target::Id(entry.id))?;
+            let shown = self.catalog.get(&ApplianceTarget::Id(entry.id))?;
             Some(UnownedAppliance {
                 id: entry.id,
                 tenant: shown.record.tenant.clone(),

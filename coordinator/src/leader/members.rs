@@ -13,9 +13,10 @@ use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use super::{Ended, Leader};
-use crate::api::{CommandError, FrozenView, Operator, PausedView, Reply};
+use crate::commands::{CommandError, Operator, Reply};
 use crate::record::AuditEvent;
 use crate::store::{StoreWrite, Unreadable};
+use crate::views::{FrozenView, PausedView};
 
 /// Contradictions that are shown; older ones stand in the log.
 const VIOLATIONS: usize = 10;

@@ -7,8 +7,8 @@ use common::appliance::Driver;
 use common::session::Desired;
 use coordinator_core::{machine, planner};
 
-use crate::api::{Candidate, WorkerView};
 use crate::record::Record;
+use crate::views::{Candidate, WorkerView};
 
 /// What an appliance shall be, by its record.
 pub(super) fn desired(record: &Record) -> Desired {

@@ -30,8 +30,8 @@ use opentelemetry::metrics::{Counter, Histogram, Meter, MeterProvider};
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 
 use super::View;
-use crate::api::{ClusterView, WorkerView};
 use crate::catalog::Counts;
+use crate::views::{ClusterView, WorkerView};
 
 /// Bounds of the times without an owner, in seconds: a hand-off takes milliseconds, a dead worker's lease some seconds,
 /// and beyond that somebody has to look.

@@ -4,8 +4,8 @@ use common::Term;
 use coordinator_core::violation::Kind;
 
 use super::*;
-use crate::api::{ClusterView, CoordinationState, UnownedAppliance, UnownedView};
 use crate::catalog;
+use crate::views::{ClusterView, CoordinationState, UnownedAppliance, UnownedView};
 
 fn cluster() -> ClusterView {
     let oldest = UnownedAppliance {

@@ -1,14 +1,14 @@
-//! What operators say (drafts, references) and what they are shown (status, phases).
+//! Reads what users ask for (drafts, references), and writes and reads what they are shown (status, phases).
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
 
-use common::appliance::{Driver, FieldViolation, MAX_TEXT, Name, Spec};
+use common::appliance::{Driver, FieldViolation, MAX_TEXT, Name, Violations};
+use common::change::{ApplianceDraft, ApplianceTarget};
 use common::status::{InstanceStatus, Phase, Status};
 use common::{ApplianceId, Generation};
 
 use super::scalar::{clip, unix_ms_from_wire, unix_ms_to_wire};
-use super::{Found, spec};
+use super::spec;
 use crate::admin::v1 as wire;
 
 /// Tenant of an appliance that names none.
@@ -22,52 +22,15 @@ pub const MAX_PLACEMENT_KEY: usize = 256;
 /// Most instances one status can tell of: twice the replicas, for a replacement that is under way.
 pub const MAX_INSTANCES: usize = 2 * common::appliance::MAX_REPLICAS as usize;
 
-/// A complete appliance as a user describes it, before it has been given what the server gives.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Draft {
-    /// The identity the user chose.
-    pub id: Option<ApplianceId>,
-    /// Unique within the tenant.
-    pub name: Name,
-    /// Owner in the sense of the business.
-    pub tenant: Name,
-    /// Where instances run.
-    pub driver: Driver,
-    /// What the ring hashes; the id when absent.
-    pub placement_key: Option<String>,
-    /// Free labels for filters.
-    pub labels: BTreeMap<String, String>,
-    /// What it shall be.
-    pub spec: Spec,
-}
-
-/// Which appliance is meant.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// The one with this identity.
-    Id(ApplianceId),
-    /// The one of this tenant with this name.
-    Name(Name, Name),
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Id(id) => write!(f, "{id}"),
-            Self::Name(tenant, name) => write!(f, "{tenant}/{name}"),
-        }
-    }
-}
-
 /// Reads the appliance of a `Create`.
 ///
 /// # Errors
 /// Every violation, with paths below `appliance`.
-pub fn draft_from_wire(appliance: Option<wire::Appliance>) -> Result<Draft, Vec<FieldViolation>> {
-    let mut found = Found::default();
+pub fn draft_from_wire(appliance: Option<wire::Appliance>) -> Result<ApplianceDraft, Vec<FieldViolation>> {
+    let mut found = Violations::default();
     let Some(a) = appliance else {
         found.add("appliance", "is missing");
-        return Err(found.0);
+        return Err(found.into_vec());
     };
     let id = id_or_none("appliance.id", &a.id, &mut found);
     let name = found.take("appliance.name", Name::new(&a.name));
@@ -83,7 +46,7 @@ pub fn draft_from_wire(appliance: Option<wire::Appliance>) -> Result<Draft, Vec<
             None
         }
     };
-    let draft = name.zip(tenant).zip(driver).zip(spec).map(|(((name, tenant), driver), spec)| Draft {
+    let draft = name.zip(tenant).zip(driver).zip(spec).map(|(((name, tenant), driver), spec)| ApplianceDraft {
         id,
         name,
         tenant,
@@ -99,32 +62,35 @@ pub fn draft_from_wire(appliance: Option<wire::Appliance>) -> Result<Draft, Vec<
 ///
 /// # Errors
 /// Every violation.
-pub fn target_from_wire(reference: Option<wire::ApplianceRef>, at: &str) -> Result<Target, Vec<FieldViolation>> {
-    let mut found = Found::default();
+pub fn target_from_wire(
+    reference: Option<wire::ApplianceRef>,
+    at: &str,
+) -> Result<ApplianceTarget, Vec<FieldViolation>> {
+    let mut found = Violations::default();
     let target = match reference.and_then(|r| r.by) {
         None => {
             found.add(at, "is missing: give an id, or a tenant and a name");
             None
         }
-        Some(wire::appliance_ref::By::Id(id)) => found.take(&format!("{at}.id"), id.parse()).map(Target::Id),
+        Some(wire::appliance_ref::By::Id(id)) => found.take(&format!("{at}.id"), id.parse()).map(ApplianceTarget::Id),
         Some(wire::appliance_ref::By::Name(full)) => {
             let tenant = tenant(&format!("{at}.name.tenant"), &full.tenant, &mut found);
             let name = found.take(&format!("{at}.name.name"), Name::new(&full.name));
-            tenant.zip(name).map(|(tenant, name)| Target::Name(tenant, name))
+            tenant.zip(name).map(|(tenant, name)| ApplianceTarget::Name(tenant, name))
         }
     };
     found.into_result(target)
 }
 
-pub(super) fn id_or_none(at: &str, text: &str, found: &mut Found) -> Option<ApplianceId> {
+pub(super) fn id_or_none(at: &str, text: &str, found: &mut Violations) -> Option<ApplianceId> {
     if text.is_empty() { None } else { found.take(at, text.parse()) }
 }
 
-pub(super) fn tenant(at: &str, text: &str, found: &mut Found) -> Option<Name> {
+pub(super) fn tenant(at: &str, text: &str, found: &mut Violations) -> Option<Name> {
     found.take(at, Name::new(if text.is_empty() { DEFAULT_TENANT } else { text }))
 }
 
-pub(super) fn placement_key(key: String, found: &mut Found) -> Option<String> {
+pub(super) fn placement_key(key: String, found: &mut Violations) -> Option<String> {
     if key.len() > MAX_PLACEMENT_KEY {
         let size = key.len();
         found.add("appliance.placement_key", format!("has {size} bytes, at most {MAX_PLACEMENT_KEY} are allowed"));
@@ -134,7 +100,7 @@ pub(super) fn placement_key(key: String, found: &mut Found) -> Option<String> {
 }
 
 /// Reads labels, in order of their keys.
-pub(super) fn labels(at: &str, wire: HashMap<String, String>, found: &mut Found) -> BTreeMap<String, String> {
+pub(super) fn labels(at: &str, wire: HashMap<String, String>, found: &mut Violations) -> BTreeMap<String, String> {
     if wire.len() > MAX_LABELS {
         found.add(at, format!("has {} entries, at most {MAX_LABELS} are allowed", wire.len()));
         return BTreeMap::new();

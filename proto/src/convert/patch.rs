@@ -1,98 +1,32 @@
-//! An update: which fields of an appliance are to change, and to what.
-//!
-//! A request is read without knowing the appliance it is about; [`Patch::apply`] then makes the new specification out of
-//! the present one. So only the single writer has to look at both, and a patch of `spec.replicas` never writes back a
-//! stale copy of the other fields.
+//! Reads an update: which fields of an appliance are to change, and to what.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use common::Generation;
-use common::appliance::{Driver, FieldViolation, Name, Spec};
-use common::kind::{self, KindSpec};
+use common::appliance::{FieldViolation, Name, Violations};
+use common::change::{AppliancePatch, ApplianceTarget, ApplianceUpdate, FixedFields, KindPatch, SpecPatch};
+use common::kind;
 
-use super::admin::{Draft, Target, draft_from_wire, id_or_none, labels, placement_key, tenant};
+use super::admin::{draft_from_wire, id_or_none, labels, placement_key, tenant};
 use super::scalar::clip;
-use super::{Found, spec};
+use super::spec;
 use crate::admin::v1 as wire;
 
 /// Path of the specification.
 const AT: &str = "appliance.spec";
 /// Most paths of one mask; there are not that many fields.
 const MAX_PATHS: usize = 64;
-/// Fields to change. `None` leaves a field as it is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Patch {
-    /// New name.
-    pub name: Option<Name>,
-    /// New labels, as a whole.
-    pub labels: Option<BTreeMap<String, String>>,
-    /// New specification, as a whole.
-    pub spec: Option<Spec>,
-    /// Fields of the specification.
-    pub fields: SpecFields,
-    /// What the request says of fields that cannot change; a difference is refused.
-    pub fixed: Fixed,
-}
-
-/// Fields of a specification to change.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SpecFields {
-    /// `spec.replicas`.
-    pub replicas: Option<u16>,
-    /// `spec.probe_interval`; inner `None` is the worker's default.
-    pub probe_interval: Option<Option<Duration>>,
-    /// `spec.image`; inner `None` is no image.
-    pub image: Option<Option<String>>,
-    /// The kind as a whole, such as `spec.custom`.
-    pub kind: Option<KindSpec>,
-    /// Fields of the kind, such as `spec.custom.port`.
-    pub of_kind: Option<KindFields>,
-}
-
-/// Fields of a kind to change.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KindFields {
-    /// Has the new values.
-    pub source: KindSpec,
-    /// Which fields are taken from it.
-    pub names: BTreeSet<&'static str>,
-}
-
-/// Fields that cannot change, where the request names them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Fixed {
-    /// Tenant.
-    pub tenant: Option<Name>,
-    /// Driver.
-    pub driver: Option<Driver>,
-    /// Placement key.
-    pub placement_key: Option<String>,
-}
-
-/// An `Update` as it was asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Update {
-    /// Which appliance.
-    pub target: Target,
-    /// What changes.
-    pub patch: Patch,
-    /// Generation it must have.
-    pub expected: Option<Generation>,
-    /// What to create when there is none; `None` when that was not asked for.
-    pub create: Option<Draft>,
-}
 
 /// Reads an `Update`.
 ///
 /// # Errors
 /// Every violation, with the API's paths.
-pub fn update_from_wire(request: wire::UpdateApplianceRequest) -> Result<Update, Vec<FieldViolation>> {
-    let mut found = Found::default();
+pub fn update_from_wire(request: wire::UpdateApplianceRequest) -> Result<ApplianceUpdate, Vec<FieldViolation>> {
+    let mut found = Violations::default();
     let Some(a) = request.appliance else {
         found.add("appliance", "is missing");
-        return Err(found.0);
+        return Err(found.into_vec());
     };
     let mask = request.update_mask.map(|m| m.paths).filter(|paths| !paths.is_empty());
     // An upsert needs a complete document, so one without a mask is read once, as a draft, and patched from it.
@@ -107,8 +41,8 @@ pub fn update_from_wire(request: wire::UpdateApplianceRequest) -> Result<Update,
     let tenant = tenant("appliance.tenant", &a.tenant, &mut found);
     let name = if a.name.is_empty() { None } else { found.take("appliance.name", Name::new(&a.name)) };
     let target = match (id, tenant.clone(), name.clone()) {
-        (Some(id), ..) => Some(Target::Id(id)),
-        (None, Some(tenant), Some(name)) => Some(Target::Name(tenant, name)),
+        (Some(id), ..) => Some(ApplianceTarget::Id(id)),
+        (None, Some(tenant), Some(name)) => Some(ApplianceTarget::Name(tenant, name)),
         _ => {
             if a.id.is_empty() && a.name.is_empty() {
                 found.add("appliance.name", "is missing: give an id, or a tenant and a name");
@@ -116,12 +50,12 @@ pub fn update_from_wire(request: wire::UpdateApplianceRequest) -> Result<Update,
             None
         }
     };
-    let fixed = Fixed {
+    let fixed = FixedFields {
         tenant: tenant.filter(|_| !a.tenant.is_empty()),
         driver: if a.driver.is_empty() { None } else { found.take("appliance.driver", a.driver.parse()) },
         placement_key: placement_key(a.placement_key, &mut found),
     };
-    let mut patch = Patch { fixed, ..Patch::default() };
+    let mut patch = AppliancePatch { fixed, ..AppliancePatch::default() };
     match (mask, &create) {
         (None, Some(draft)) => {
             patch.name = name;
@@ -142,7 +76,7 @@ pub fn update_from_wire(request: wire::UpdateApplianceRequest) -> Result<Update,
         }
     }
     let expected = (request.expected_generation > 0).then(|| Generation::new(request.expected_generation));
-    found.into_result(target.map(|target| Update { target, patch, expected, create }))
+    found.into_result(target.map(|target| ApplianceUpdate { target, patch, expected, create }))
 }
 
 /// The fields a mask can pick from.
@@ -152,7 +86,7 @@ struct Source {
     spec: wire::Spec,
 }
 
-fn masked(paths: &[String], source: Source, patch: &mut Patch, found: &mut Found) {
+fn masked(paths: &[String], source: Source, patch: &mut AppliancePatch, found: &mut Violations) {
     if paths.len() > MAX_PATHS {
         found.add("update_mask", format!("has {} paths, at most {MAX_PATHS} are allowed", paths.len()));
         return;
@@ -215,8 +149,8 @@ fn masked_kind(
     kind: &'static str,
     field: Option<&'static str>,
     source: &wire::Spec,
-    fields: &mut SpecFields,
-    found: &mut Found,
+    fields: &mut SpecPatch,
+    found: &mut Violations,
 ) {
     let at = format!("{AT}.{kind}");
     let given = source.kind.clone().filter(|given| spec::kind_name(given) == kind);
@@ -228,55 +162,14 @@ fn masked_kind(
         return;
     };
     // Only what is said about the named field counts.
-    let mut notes = Found::default();
+    let mut notes = Violations::default();
     let source = spec::read_kind(given.or_else(|| spec::empty_kind(kind)), AT, &mut notes);
     let below = format!("{at}.{field}");
-    notes.0.into_iter().filter(|note| note.field.starts_with(&below)).for_each(|note| found.add_if_new(note));
+    notes.into_vec().into_iter().filter(|note| note.field.starts_with(&below)).for_each(|note| found.add_if_new(note));
     match (&mut fields.of_kind, source) {
         (Some(of_kind), _) if of_kind.source.name() == kind => drop(of_kind.names.insert(field)),
         (Some(_), _) => found.add("update_mask", "names fields of two kinds"),
-        (none, Some(source)) => *none = Some(KindFields { source, names: BTreeSet::from([field]) }),
+        (none, Some(source)) => *none = Some(KindPatch { source, names: BTreeSet::from([field]) }),
         (None, None) => {}
-    }
-}
-
-impl Patch {
-    /// The specification that comes out of `current`, checked as a whole.
-    ///
-    /// # Errors
-    /// Every violation of the result, with paths below `appliance.spec`.
-    pub fn apply(&self, current: &Spec) -> Result<Spec, Vec<FieldViolation>> {
-        if self.fields == SpecFields::default() {
-            // A whole specification was checked when it was read.
-            return Ok(self.spec.as_ref().unwrap_or(current).clone());
-        }
-        let mut spec = self.spec.as_ref().unwrap_or(current).clone();
-        let fields = &self.fields;
-        let mut found = Found::default();
-        if let Some(replicas) = fields.replicas {
-            spec.replicas = replicas;
-        }
-        if let Some(interval) = fields.probe_interval {
-            spec.probe_interval = interval;
-        }
-        if let Some(image) = &fields.image {
-            spec.image.clone_from(image);
-        }
-        if let Some(kind) = &fields.kind {
-            spec.kind = kind.clone();
-        }
-        if let Some(KindFields { source, names }) = &fields.of_kind {
-            if spec.kind.name() == source.name() {
-                match spec.kind.with_fields(source, names) {
-                    Ok(kind) => spec.kind = kind,
-                    Err(error) => found.add("update_mask", error.to_string()),
-                }
-            } else {
-                let text = format!("names fields of spec.{}, but the kind is {}", source.name(), spec.kind.name());
-                found.add("update_mask", text);
-            }
-        }
-        spec::check(&spec, "appliance.spec", &mut found);
-        found.into_result(Some(spec))
     }
 }

@@ -3,11 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use common::appliance::{FieldViolation, MAX_REPLICAS, MAX_SPEC, Spec};
+use common::appliance::{FieldViolation, MAX_REPLICAS, MAX_SPEC, Spec, Violations};
 use common::kind::{self, Custom, HealthCheck, KindSpec, Listener, LoadBalancer, Member, Probe};
 use prost::Message;
 
-use super::Found;
 use super::scalar::{address_from_wire, duration_from_wire, duration_to_wire, port_from_wire};
 use crate::admin::v1 as wire;
 
@@ -16,17 +15,17 @@ use crate::admin::v1 as wire;
 /// # Errors
 /// Every violation, with field paths below `at`.
 pub fn spec_from_wire(wire: wire::Spec, at: &str) -> Result<Spec, Vec<FieldViolation>> {
-    let mut found = Found::default();
+    let mut found = Violations::default();
     let spec = read(wire, at, &mut found);
     found.into_result(spec)
 }
 
 /// Reads a specification; `None` when `found` says why.
-pub(super) fn read(wire: wire::Spec, at: &str, found: &mut Found) -> Option<Spec> {
+pub(super) fn read(wire: wire::Spec, at: &str, found: &mut Violations) -> Option<Spec> {
     if !fits(&wire, at, found) {
         return None;
     }
-    let mut own = Found::default();
+    let mut own = Violations::default();
     let replicas = wire.replicas.map_or(Some(1), |n| replicas(n, at, &mut own));
     let probe_interval = wire.probe_interval.and_then(|d| duration(&d, &format!("{at}.probe_interval"), &mut own));
     let image = (!wire.image.is_empty()).then_some(wire.image);
@@ -43,22 +42,14 @@ pub(super) fn read(wire: wire::Spec, at: &str, found: &mut Found) -> Option<Spec
         })
     });
     let spec = Spec { replicas: replicas.unwrap_or(1), probe_interval, image, kind };
-    check(&spec, at, &mut own);
+    spec.validate_at(at, &mut own);
     let usable = readable && own.is_empty();
-    own.0.into_iter().for_each(|v| found.add(v.field, v.description));
+    own.into_vec().into_iter().for_each(|v| found.add(v.field, v.description));
     usable.then_some(spec)
 }
 
-/// Notes what [`Spec::validate`] says, with its paths put below `at`.
-pub(super) fn check(spec: &Spec, at: &str, found: &mut Found) {
-    for violation in spec.validate() {
-        let below = violation.field.strip_prefix("spec").unwrap_or(&violation.field);
-        found.add_if_new(FieldViolation::new(format!("{at}{below}"), violation.description));
-    }
-}
-
 /// Whether the message is small enough to be looked at. The exact limit, on the stored form, is checked before storing.
-pub(super) fn fits(wire: &wire::Spec, at: &str, found: &mut Found) -> bool {
+pub(super) fn fits(wire: &wire::Spec, at: &str, found: &mut Violations) -> bool {
     let size = wire.encoded_len();
     if size > MAX_SPEC {
         found.add(at, format!("has {size} bytes, at most {MAX_SPEC} are allowed"));
@@ -66,7 +57,7 @@ pub(super) fn fits(wire: &wire::Spec, at: &str, found: &mut Found) -> bool {
     size <= MAX_SPEC
 }
 
-pub(super) fn replicas(n: i32, at: &str, found: &mut Found) -> Option<u16> {
+pub(super) fn replicas(n: i32, at: &str, found: &mut Violations) -> Option<u16> {
     let read = u16::try_from(n).ok().filter(|n| (1..=MAX_REPLICAS).contains(n));
     if read.is_none() {
         found.add(format!("{at}.replicas"), format!("must be 1 to {MAX_REPLICAS}, is {n}"));
@@ -74,7 +65,7 @@ pub(super) fn replicas(n: i32, at: &str, found: &mut Found) -> Option<u16> {
     read
 }
 
-pub(super) fn duration(wire: &prost_types::Duration, at: &str, found: &mut Found) -> Option<Duration> {
+pub(super) fn duration(wire: &prost_types::Duration, at: &str, found: &mut Violations) -> Option<Duration> {
     found.take(at, duration_from_wire(wire))
 }
 
@@ -103,7 +94,7 @@ pub fn take_maps(spec: &mut wire::Spec) -> Option<HashMap<String, String>> {
     }
 }
 
-pub(super) fn read_kind(kind: Option<wire::spec::Kind>, at: &str, found: &mut Found) -> Option<KindSpec> {
+pub(super) fn read_kind(kind: Option<wire::spec::Kind>, at: &str, found: &mut Violations) -> Option<KindSpec> {
     match kind {
         None => {
             found.add(format!("{at}.kind"), format!("one of {} is needed", kind::names()));
@@ -119,7 +110,7 @@ pub(super) fn read_kind(kind: Option<wire::spec::Kind>, at: &str, found: &mut Fo
     }
 }
 
-fn read_listener(i: usize, wire: wire::Listener, at: &str, found: &mut Found) -> Listener {
+fn read_listener(i: usize, wire: wire::Listener, at: &str, found: &mut Violations) -> Listener {
     let name = if wire.name.is_empty() { format!("listener-{i}") } else { wire.name };
     let members = wire.members.into_iter().enumerate().map(|(m, member)| Member {
         address: found
@@ -139,7 +130,7 @@ fn read_listener(i: usize, wire: wire::Listener, at: &str, found: &mut Found) ->
     }
 }
 
-fn read_health_check(wire: Option<wire::HealthCheck>, at: &str, found: &mut Found) -> HealthCheck {
+fn read_health_check(wire: Option<wire::HealthCheck>, at: &str, found: &mut Violations) -> HealthCheck {
     let default = HealthCheck::default();
     let Some(wire) = wire else { return default };
     let mut time = |field: &str, value: Option<prost_types::Duration>, default| {
@@ -153,7 +144,7 @@ fn read_health_check(wire: Option<wire::HealthCheck>, at: &str, found: &mut Foun
     }
 }
 
-fn read_custom(wire: wire::Custom, at: &str, found: &mut Found) -> Custom {
+fn read_custom(wire: wire::Custom, at: &str, found: &mut Violations) -> Custom {
     Custom {
         command: wire.command,
         args: wire.args,

@@ -3,7 +3,8 @@
 use common::Incarnation;
 
 use super::*;
-use crate::api::{CommandError, FrozenView, Operator, PausedView, UnownedAppliance};
+use crate::commands::{CommandError, Operator};
+use crate::views::{FrozenView, PausedView, UnownedAppliance};
 use wire::cluster_client::ClusterClient;
 use wire::placement_client::PlacementClient;
 use wire::workers_client::WorkersClient;

@@ -12,8 +12,8 @@ use coordinator_core::rebalance::News;
 use runtime::telemetry;
 use tracing::{Span, info, info_span};
 
-use crate::api::{MoveView, RebalanceView};
 use crate::record::{MoveRecord, RebalanceOutcome, RebalanceRecord};
+use crate::views::{MoveView, RebalanceView};
 
 /// Moves of one rebalance that are shown, and traced hand-off by hand-off; the rest only counts.
 const SHOWN_MOVES: usize = 1_000;
@@ -28,13 +28,13 @@ struct Open {
 
 /// The rebalances of this term that have not ended, and those that are to be shown anew.
 #[derive(Debug, Default)]
-pub(super) struct History {
+pub(super) struct RebalanceHistory {
     open: BTreeMap<RebalanceId, Open>,
     changed: BTreeSet<RebalanceId>,
     ended: Vec<RebalanceView>,
 }
 
-impl History {
+impl RebalanceHistory {
     /// History as the store has it. Those that ran when the former leader ended are interrupted, and to be stored so.
     pub(super) fn restore(rebalances: Vec<RebalanceRecord>) -> (Self, Vec<RebalanceRecord>) {
         let now = SystemTime::now();

@@ -1,0 +1,99 @@
+//! Changes of the stored appliances.
+
+use std::sync::Arc;
+
+use common::change::{ApplianceDraft, ApplianceTarget, ApplianceUpdate};
+use common::{ApplianceId, Generation};
+use uuid::Uuid;
+
+use crate::views::CatalogEntry;
+
+/// A change of the stored appliances.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mutation {
+    /// What changes.
+    pub change: Change,
+    /// Check everything and change nothing.
+    pub validate_only: bool,
+    /// Makes the call idempotent.
+    pub request: Option<RequestKey>,
+    /// Who asks: address of the caller.
+    pub actor: String,
+}
+
+/// The caller's id of a call, and a digest of what it asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestKey {
+    /// The caller's id.
+    pub id: Uuid,
+    /// Digest of the content; a repeat with another is refused.
+    pub digest: [u8; 16],
+}
+
+/// What changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A new appliance.
+    Create {
+        /// Its identity, unless the draft has one.
+        fresh: ApplianceId,
+        /// What it shall be.
+        draft: Box<ApplianceDraft>,
+    },
+    /// Fields of an appliance; creates it when the update says so.
+    Update {
+        /// Identity of a new one, unless the draft has one.
+        fresh: ApplianceId,
+        /// What changes.
+        update: Box<ApplianceUpdate>,
+    },
+    /// An appliance is to be removed.
+    Delete {
+        /// Which.
+        target: ApplianceTarget,
+        /// Generation it must have.
+        expected: Option<Generation>,
+        /// One that does not exist is no error.
+        allow_missing: bool,
+    },
+    /// Every instance is to be replaced.
+    Rebuild {
+        /// Which.
+        target: ApplianceTarget,
+        /// Image from now on; unchanged when absent.
+        image: Option<String>,
+    },
+}
+
+impl Change {
+    /// The word for it in the audit trail.
+    #[must_use]
+    pub const fn action(&self) -> &'static str {
+        match self {
+            Self::Create { .. } => "create",
+            Self::Update { .. } => "update",
+            Self::Delete { .. } => "delete",
+            Self::Rebuild { .. } => "rebuild",
+        }
+    }
+}
+
+/// What a change did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangeOutcome {
+    /// The appliance is new.
+    Created,
+    /// It is different now.
+    Changed,
+    /// It was so already.
+    Unchanged,
+}
+
+/// Answer to a change.
+#[derive(Clone, Debug)]
+pub struct Changed {
+    /// The appliance afterwards; `None` when there is none, which only a `Delete` can say.
+    pub entry: Option<Arc<CatalogEntry>>,
+    /// What was done.
+    pub outcome: ChangeOutcome,
+}

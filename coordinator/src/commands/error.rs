@@ -1,0 +1,106 @@
+//! Why a command was not carried out.
+
+use std::fmt;
+
+use common::appliance::{FieldViolation, Name};
+use common::change::ApplianceTarget;
+use common::{ApplianceId, CoordinatorId, Generation, Incarnation, WorkerId};
+use uuid::Uuid;
+
+/// Why a command was not carried out. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// Fields that cannot be as they are.
+    #[error("{}", FieldList(.0))]
+    Invalid(Vec<FieldViolation>),
+    /// There is no such appliance.
+    #[error("there is no appliance {0}")]
+    NotFound(ApplianceTarget),
+    /// The name is taken within the tenant.
+    #[error("the name {tenant}/{name} is taken by appliance {by}{}", if *.deleting { ", which is being deleted" } else { "" })]
+    NameTaken {
+        /// The tenant.
+        tenant: Name,
+        /// The name.
+        name: Name,
+        /// Who has it.
+        by: ApplianceId,
+        /// It goes away soon.
+        deleting: bool,
+    },
+    /// There is an appliance with this identity already.
+    #[error("there is an appliance {0} already")]
+    IdTaken(ApplianceId),
+    /// The caller acted on an older state.
+    #[error("appliance {appliance} is at generation {}, not {}", current.get(), expected.get())]
+    Stale {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// What the caller expected.
+        expected: Generation,
+        /// What it is.
+        current: Generation,
+    },
+    /// It is being removed and cannot be changed any more.
+    #[error("appliance {0} is being deleted")]
+    Deleting(ApplianceId),
+    /// The request id was used for something else within the last 24 h.
+    #[error("request id {0} was used for a call with other content")]
+    RequestReused(Uuid),
+    /// The request was carried out before, and the appliance is gone since.
+    #[error("appliance {0}, which this request was about, is gone")]
+    RequestedGone(ApplianceId),
+    /// Another change of the same appliance, name or request is being written. Asking again once
+    /// [`Catalog::settled`](crate::catalog::Catalog::settled) fires is the caller's part; clients never see this.
+    #[error("another change of the same appliance is being written")]
+    Contended,
+    /// No more appliances fit.
+    #[error("there are {0} appliances already, which is the limit of this cluster")]
+    Full(usize),
+    /// Nobody holds the appliance, so that nobody can look at it.
+    #[error("appliance {appliance} has no owner: {reason}")]
+    NoOwner {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// Why.
+        reason: String,
+    },
+    /// There is no such worker.
+    #[error("there is no worker {0}")]
+    NoWorker(WorkerId),
+    /// The worker lives another life than the one that was meant.
+    #[error("worker {worker} is in another life, {}", current.map_or_else(|| "or none".to_owned(), |i| i.to_string()))]
+    OtherLife {
+        /// The worker.
+        worker: WorkerId,
+        /// The one it is in; `None` when it is in none.
+        current: Option<Incarnation>,
+    },
+    /// The worker has no lease that could be ended.
+    #[error("worker {0} has no lease: its life is over")]
+    NoLease(WorkerId),
+    /// The coordination service does not answer; trying again may help.
+    #[error("coordination does not answer: {0}")]
+    Coordination(String),
+    /// This coordinator does not lead.
+    #[error("this coordinator does not lead{}", .0.as_ref().map(|l| format!("; {l} does")).unwrap_or_default())]
+    NotLeading(Option<CoordinatorId>),
+    /// The store cannot be written; trying again may help.
+    #[error("the store cannot be written: {0}")]
+    Unavailable(String),
+    /// The coordinator is stopping.
+    #[error("the coordinator is stopping")]
+    Stopping,
+}
+
+struct FieldList<'a>(&'a [FieldViolation]);
+
+impl fmt::Display for FieldList<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            [] => f.write_str("the request is not valid"),
+            [first] => write!(f, "{first}"),
+            [first, rest @ ..] => write!(f, "{first} (and {} more)", rest.len()),
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! Reads of what is not kept in memory: past rebalances and their moves.
+
+use common::{ApplianceId, RebalanceId};
+use futures::future::BoxFuture;
+
+use crate::record::{MoveRecord, RebalanceRecord};
+
+/// An answer from the history, once it comes.
+pub type HistoryAnswer<'a, T> = BoxFuture<'a, Result<T, HistoryError>>;
+
+/// Reads of what is not kept in memory. The store implements it.
+pub trait History: Send + Sync + 'static {
+    /// Rebalances before `before`, newest first, at most `limit`.
+    fn rebalances(&self, before: Option<RebalanceId>, limit: u64) -> HistoryAnswer<'_, Vec<RebalanceRecord>>;
+
+    /// One rebalance and its moves.
+    fn rebalance(&self, id: RebalanceId) -> HistoryAnswer<'_, Option<(RebalanceRecord, Vec<MoveRecord>)>>;
+
+    /// Latest moves of an appliance, newest first, at most `limit`.
+    fn moves_of(&self, appliance: ApplianceId, limit: u64) -> HistoryAnswer<'_, Vec<MoveRecord>>;
+}
+
+/// The store could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("read the history: {0}")]
+pub struct HistoryError(pub String);

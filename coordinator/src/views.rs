@@ -1,0 +1,16 @@
+//! What readers see of the cluster: plain values that the leader publishes in the [catalog](crate::catalog).
+//!
+//! A leaf: nothing here knows the catalog, the leader or the wire.
+
+mod appliance;
+mod cluster;
+mod rebalance;
+mod worker;
+
+pub use appliance::{ApplianceKey, AssignmentView, Candidate, CatalogEntry, Explanation};
+pub use cluster::{
+    ClusterView, CoordinationState, CoordinatorView, FrozenView, MAX_MISSING, MAX_NOTES, MAX_UNOWNED, PausedView,
+    RingView, UnownedAppliance, UnownedView,
+};
+pub use rebalance::{MoveView, RebalanceView};
+pub use worker::WorkerView;

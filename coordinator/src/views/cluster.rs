@@ -1,0 +1,149 @@
+//! The cluster as a whole.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use common::appliance::Name;
+use common::ring::Ring;
+use common::{ApplianceId, CoordinatorId, Term, WorkerId};
+use coordinator_core::planner::Strategy;
+
+/// The cluster as a whole, less what the catalog counts itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterView {
+    /// This coordinator.
+    pub coordinator: CoordinatorId,
+    /// The current term.
+    pub term: Term,
+    /// Whether it leads.
+    pub leading: bool,
+    /// When this process started.
+    pub started: SystemTime,
+    /// Why the leader places nothing; empty when it does.
+    pub waiting: String,
+    /// Moves under way.
+    pub moves_in_flight: u64,
+    /// What was refused because it contradicts the table.
+    pub violations: u64,
+    /// Where appliances are stored, without credentials.
+    pub store: String,
+    /// How the cluster is coordinated, without credentials.
+    pub coordination: String,
+    /// Whether the coordination service answers.
+    pub coordination_state: CoordinationState,
+    /// Every coordinator that is known, by name; this one among them.
+    pub coordinators: Vec<CoordinatorView>,
+    /// Too many workers vanished at once: nothing is moved.
+    pub frozen: Option<FrozenView>,
+    /// An operator stopped all planning.
+    pub paused: Option<PausedView>,
+    /// Moves past their deadline.
+    pub stalled_moves: u64,
+    /// What a person should look at: what differs after a restored database or a wiped ZooKeeper, stored appliances
+    /// that cannot be read. The first [`MAX_NOTES`] are shown.
+    pub notes: Vec<String>,
+    /// What was refused by kind; every kind there is.
+    pub violation_kinds: Vec<(&'static str, u64)>,
+    /// When something was last refused in this term.
+    pub last_violation: Option<SystemTime>,
+    /// Appliances without an owner.
+    pub unowned: UnownedView,
+    /// Appliances whose former owner died while it held them.
+    pub suspects: u64,
+    /// Those of them that nobody is granted any more.
+    pub quarantined: u64,
+    /// Why the store takes no changes.
+    pub store_problem: Option<String>,
+}
+
+/// Appliances that nobody acts on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UnownedView {
+    /// How many.
+    pub appliances: u64,
+    /// Those without an owner for longest, at most [`MAX_UNOWNED`], the longest first.
+    pub oldest: Vec<UnownedAppliance>,
+}
+
+/// One of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnownedAppliance {
+    /// Its identity.
+    pub id: ApplianceId,
+    /// Its tenant.
+    pub tenant: Name,
+    /// Its name.
+    pub name: Name,
+    /// Since when it has no owner, as far as the leader knows.
+    pub since: SystemTime,
+    /// State of the hand-off machine.
+    pub state: &'static str,
+    /// Why it is in it.
+    pub reason: Cow<'static, str>,
+}
+
+/// Most appliances without an owner that are shown with the cluster.
+pub const MAX_UNOWNED: usize = 10;
+
+/// Most notes that are shown.
+pub const MAX_NOTES: usize = 20;
+
+/// Most names of missing workers that are shown.
+pub const MAX_MISSING: usize = 20;
+
+/// Whether the coordination service answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CoordinationState {
+    /// It does; also what embedded coordination always says.
+    #[default]
+    Connected,
+    /// Not for a while: this leader may be about to step down.
+    InDoubt,
+}
+
+/// A coordinator as the leader knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CoordinatorView {
+    /// Its name.
+    pub id: CoordinatorId,
+    /// Address of its APIs; empty when it told none.
+    pub address: String,
+    /// It is the one that leads.
+    pub leading: bool,
+}
+
+/// A freeze after a loss of sight.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrozenView {
+    /// Why.
+    pub reason: String,
+    /// Since when.
+    pub since: SystemTime,
+    /// Who vanished, by name. The first [`MAX_MISSING`] are shown, and the number of all.
+    pub missing: Vec<WorkerId>,
+}
+
+/// An operator's stop of all planning.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PausedView {
+    /// Why, in the operator's words; may be empty.
+    pub reason: String,
+    /// Since when.
+    pub since: SystemTime,
+    /// Who asked for it.
+    pub by: String,
+}
+
+/// The ring and the policy in force.
+#[derive(Clone, Debug)]
+pub struct RingView {
+    /// Counts changes of membership in this term.
+    pub version: u64,
+    /// The ring itself.
+    pub ring: Arc<Ring>,
+    /// How members share the appliances.
+    pub strategy: Strategy,
+    /// Width of the band.
+    pub band: f64,
+}

@@ -1,0 +1,37 @@
+//! A worker as the leader knows it.
+
+use std::time::SystemTime;
+
+use common::{Incarnation, WorkerId};
+use coordinator_core::health::Health;
+
+/// A worker as the leader knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerView {
+    /// Its name.
+    pub id: WorkerId,
+    /// Its life; `None` for one that was only heard of in the store.
+    pub incarnation: Option<Incarnation>,
+    /// How well it is.
+    pub health: Health,
+    /// Host it runs on.
+    pub host: String,
+    /// Where it keeps instances of host-bound drivers; empty when it offers none.
+    pub state_dir: String,
+    /// Failure zone.
+    pub zone: String,
+    /// Share of the appliances relative to others.
+    pub weight: u32,
+    /// Names of the drivers it offers.
+    pub drivers: Vec<String>,
+    /// Version of the program.
+    pub version: String,
+    /// Process id on its host.
+    pub pid: u32,
+    /// When news of its last heartbeat came.
+    pub last_seen: Option<SystemTime>,
+    /// It gives up what it has.
+    pub draining: bool,
+    /// Its member node is there: it is in the ring.
+    pub member: bool,
+}
