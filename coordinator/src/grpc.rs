@@ -34,9 +34,9 @@ use crate::catalog::Catalog;
 use crate::commands::Command;
 use crate::history::History;
 
-pub use forward::{Forward, ForwardLayer, ServingRole, WAIT};
-pub use incoming::{Incoming, IncomingConnection, PeerInfo, incoming};
-pub use trace::{Trace, TraceLayer};
+pub use forward::{ForwardLayer, ServingRole};
+pub use incoming::{PeerInfo, incoming};
+pub use trace::TraceLayer;
 
 use call::Caller;
 

@@ -193,7 +193,6 @@ impl<'a> Leader<'a> {
             members,
             requests,
             rebalances,
-            last_seen: _,
             unreadable,
         } = loaded;
         for one in &unreadable {

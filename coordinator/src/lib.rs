@@ -1,18 +1,25 @@
-//! The coordinator: leads the cluster, answers the admin API, and tells workers what is theirs.
+//! The coordinator: leads the cluster, answers the admin API, and sends workers what they own.
+//!
+//! Public is what its binary, the benchmarks and tests of other packages use; the compiler finds what is dead in the rest.
+
+#![expect(
+    unreachable_pub,
+    reason = "`pub` in a module says what it offers the rest of this crate; that modules are private lets the compiler find what is dead"
+)]
 
 pub mod app;
-pub mod catalog;
-pub mod commands;
+mod catalog;
+mod commands;
 pub mod config;
-pub mod failure;
-pub mod grpc;
-pub mod history;
-pub mod leader;
-pub mod leadership;
-pub mod metrics;
-pub mod opening;
+mod failure;
+mod grpc;
+mod history;
+mod leader;
+mod leadership;
+mod metrics;
+mod opening;
 pub mod record;
-pub mod sessions;
-pub mod state_dir;
+mod sessions;
+mod state_dir;
 pub mod store;
-pub mod views;
+mod views;

@@ -169,10 +169,8 @@ impl Config {
 pub enum StoreWrite {
     /// Stores an appliance, new or changed.
     PutAppliance(Record),
-    /// Removes an appliance with its status, progress and grant. [`GrantOp::Remove`] does the same.
-    RemoveAppliance(ApplianceId),
     /// Changes of ownership, in order. Progress and hold of a [`GrantOp::Free`] replace the stored ones; the host is
-    /// kept.
+    /// kept. A [`GrantOp::Remove`] removes the appliance with its status, progress and grant.
     Grants(Vec<GrantOp>),
     /// Stores a live member.
     PutMember(StoredMember),
@@ -358,16 +356,11 @@ impl Store {
 
     fn forget_removed(&self, change: &[StoreWrite]) {
         for write in change {
-            match write {
-                StoreWrite::RemoveAppliance(id) => self.shared.observations().forget(*id),
-                StoreWrite::Grants(ops) => {
-                    for op in ops {
-                        if let GrantOp::Remove { appliance } = op {
-                            self.shared.observations().forget(*appliance);
-                        }
-                    }
+            let StoreWrite::Grants(ops) = write else { continue };
+            for op in ops {
+                if let GrantOp::Remove { appliance } = op {
+                    self.shared.observations().forget(*appliance);
                 }
-                _ => {}
             }
         }
     }
@@ -391,7 +384,9 @@ impl Store {
         self.shared.observations().add_statuses(statuses);
     }
 
-    /// Queues when a worker was last seen, like [`Store::submit_statuses`].
+    /// Queues when a worker was last seen, like [`Store::submit_statuses`]. Operators find it in the table `workers`; no
+    /// coordinator reads it. These writes are also how a leader that changes nothing learns of a later term: see
+    /// [`Store::leads`].
     pub fn submit_seen(&self, worker: WorkerId, time: SystemTime) {
         self.shared.observations().add_seen(worker, time);
     }

@@ -1,4 +1,11 @@
-//! The worker: a stateless process that holds a share of the appliances, keeps them alive and reports.
+//! The worker: a process without state of its own that owns a share of the appliances, keeps them alive and reports.
+//!
+//! Public is what its binaries and tests of other packages use; the compiler finds what is dead in the rest.
+
+#![expect(
+    unreachable_pub,
+    reason = "`pub` in a module says what it offers the rest of this crate; that modules are private lets the compiler find what is dead"
+)]
 
 pub mod app;
 pub mod appliance;
@@ -6,6 +13,8 @@ pub mod config;
 pub mod drivers;
 pub mod gate;
 pub mod kinds;
-pub mod offer;
-pub mod runner;
-pub mod session;
+mod offer;
+mod runner;
+mod session;
+
+pub use session::OnStop;

@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use runtime::telemetry;
 use serde::Serialize;
+use worker::OnStop;
 use worker::app;
 use worker::config::Config;
-use worker::session::OnStop;
 use worker_core::instance::Instance;
 
 /// Keeps its share of the appliances alive.

@@ -207,11 +207,6 @@ impl Config {
     }
 }
 
-/// The runner has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the runner has ended")]
-pub struct RunnerEnded;
-
 /// Speaks to a runner. It goes on as long as one of them lives.
 #[derive(Clone, Debug)]
 pub struct Handle {
@@ -226,15 +221,14 @@ impl Handle {
         (Self { commands }, inbox)
     }
 
-    /// Hands a command over; waits while too many are queued. Commands take effect in the order in which they are sent.
-    ///
-    /// # Errors
-    /// [`RunnerEnded`] when nobody will ever read it.
-    pub async fn send(&self, command: RunnerCommand) -> Result<(), RunnerEnded> {
-        self.commands.send(command).await.map_err(|_| RunnerEnded)
+    /// Sends a command; `None` when the runner has ended.
+    #[cfg(test)]
+    pub(crate) async fn send(&self, command: RunnerCommand) -> Option<()> {
+        self.reserve().await.map(|room| drop(room.send(command)))
     }
 
-    /// Waits for room for one command, for callers that do other things meanwhile. `None` when nobody will ever read it.
+    /// Waits for room for one command, for callers that do other things meanwhile. Commands take effect in the order in
+    /// which they are sent. `None` when the runner has ended.
     pub async fn reserve(&self) -> Option<mpsc::OwnedPermit<RunnerCommand>> {
         self.commands.clone().reserve_owned().await.ok()
     }

@@ -29,7 +29,6 @@ const BYTES: usize = 2 * 1024 * 1024;
 #[derive(Debug)]
 pub(super) enum PreparedWrite {
     PutAppliance(Box<appliances::Model>),
-    RemoveAppliance(ApplianceId),
     Grants(Vec<GrantOp>),
     PutMember(members::Model),
     RemoveMember { worker: String, incarnation: String },
@@ -43,7 +42,6 @@ impl From<StoreWrite> for PreparedWrite {
     fn from(write: StoreWrite) -> Self {
         match write {
             StoreWrite::PutAppliance(record) => Self::PutAppliance(Box::new(rows::from_record(&record))),
-            StoreWrite::RemoveAppliance(id) => Self::RemoveAppliance(id),
             StoreWrite::Grants(ops) => Self::Grants(ops),
             StoreWrite::PutMember(member) => Self::PutMember(rows::from_member(&member)),
             StoreWrite::RemoveMember(worker, incarnation) => Self::RemoveMember {
@@ -148,7 +146,6 @@ impl Batch {
         for change in changes {
             match change {
                 PreparedWrite::PutAppliance(row) => drop(batch.appliances.insert(row.id, Some((**row).clone()))),
-                PreparedWrite::RemoveAppliance(id) => batch.remove(*id, &mut log),
                 PreparedWrite::Grants(ops) => ops.iter().for_each(|op| batch.grant(op, &mut log)),
                 PreparedWrite::PutMember(row) => {
                     batch.members.insert((row.worker.clone(), row.incarnation.clone()), Some(row.clone()));

@@ -4,16 +4,14 @@ use std::collections::HashMap;
 use std::time::SystemTime;
 
 use common::status::Status;
-use common::{ApplianceId, RebalanceId, Term, WorkerId};
+use common::{ApplianceId, RebalanceId, Term};
 use coordinator_core::grants::{StoredGrant, StoredMember};
 use sea_orm::entity::prelude::*;
 use sea_orm::sea_query::Query;
 use sea_orm::{Condition, ConnectionTrait, DeleteMany, QueryOrder, QuerySelect};
 
 use super::dialect::failure;
-use super::entities::{
-    appliances, events, leadership, members, moves, progress, rebalances, requests, statuses, workers,
-};
+use super::entities::{appliances, events, leadership, members, moves, progress, rebalances, requests, statuses};
 use super::error::Error;
 use super::ledger::ReplayedLog;
 use super::rows;
@@ -61,8 +59,6 @@ pub struct StoredState {
     pub requests: Vec<RequestRecord>,
     /// The newest rebalances, newest first.
     pub rebalances: Vec<RebalanceRecord>,
-    /// When workers were last seen, including former ones.
-    pub last_seen: HashMap<WorkerId, SystemTime>,
 }
 
 /// Reads everything for the leader after `former`, and the length of the grant log.
@@ -87,7 +83,6 @@ pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Resu
     let statuses = statuses::Entity::find().all(db).await.map_err(|e| failure("read statuses", &e))?;
     let members = members::Entity::find().all(db).await.map_err(|e| failure("read members", &e))?;
     let requests = requests::Entity::find().all(db).await.map_err(|e| failure("read requests", &e))?;
-    let workers = workers::Entity::find().all(db).await.map_err(|e| failure("read workers", &e))?;
     let rebalances = rebalances_before(db, None, RECENT_REBALANCES).await?;
     let (mut records, mut unreadable) = (Vec::with_capacity(stored.len()), Vec::new());
     for row in stored {
@@ -114,7 +109,6 @@ pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Resu
         members: members.iter().map(rows::to_member).collect::<Result<_, _>>()?,
         requests: requests.into_iter().map(rows::to_request).collect::<Result<_, _>>()?,
         rebalances,
-        last_seen: workers.iter().map(rows::to_seen).collect::<Result<_, _>>()?,
     };
     Ok((loaded, ledger))
 }

@@ -194,10 +194,6 @@ pub(super) fn from_seen(worker: &WorkerId, seen: SystemTime) -> workers::Model {
     workers::Model { worker: worker.as_str().to_owned(), seen_ns: nanos(seen) }
 }
 
-pub(super) fn to_seen(row: &workers::Model) -> Result<(WorkerId, SystemTime), Error> {
-    Ok((RowName { what: "worker", key: &row.worker }.parse("worker", &row.worker)?, time(row.seen_ns)))
-}
-
 const OUTCOMES: [(RebalanceOutcome, &str); 4] = [
     (RebalanceOutcome::Running, "running"),
     (RebalanceOutcome::Completed, "completed"),

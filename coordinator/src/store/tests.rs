@@ -152,6 +152,7 @@ on_every_database!(
     everything_survives_a_restart,
     a_term_begins_only_above_the_stored_one,
     nothing_is_written_outside_of_a_term,
+    a_leader_that_changes_nothing_learns_of_a_later_term,
     changes_take_effect_in_the_order_of_submission,
     a_constraint_violation_fails_its_own_change_as_a_whole,
     a_full_queue_refuses_changes,
@@ -202,9 +203,8 @@ async fn everything_survives_a_restart(database: DatabaseKind) {
     store.submit(change).await.expect("stored");
     let ended = RebalanceRecord { ended: Some(at(9)), outcome: RebalanceOutcome::Completed, done: 2, ..rebalance(2) };
     store.submit_statuses([(id(1), status(), at(4)), (id(3), status(), at(4))]);
-    store.submit_seen(worker(1), at(5));
     let change = vec![
-        StoreWrite::RemoveAppliance(id(3)),
+        StoreWrite::Grants(vec![GrantOp::Remove { appliance: id(3) }]),
         StoreWrite::RemoveMember(worker(2), member(2).incarnation),
         StoreWrite::RemoveMember(worker(1), Incarnation::new(99)),
         StoreWrite::PutRebalance(ended.clone()),
@@ -234,7 +234,6 @@ async fn everything_survives_a_restart(database: DatabaseKind) {
     assert_eq!(loaded.members, [member(1)]);
     assert_eq!(loaded.requests, [request]);
     assert_eq!(loaded.rebalances, [ended.clone(), rebalance(1)]);
-    assert_eq!(loaded.last_seen, [(worker(1), at(5))].into());
 
     assert_eq!(store.events(10).await, Ok(vec![event(1)]));
     assert_eq!(store.rebalances(Some(ended.id), 10).await, Ok(vec![rebalance(1)]));
@@ -282,6 +281,15 @@ async fn nothing_is_written_outside_of_a_term(database: DatabaseKind) {
     let (term, _) = begin(&old).await.expect("it may lead again");
     old.submit(vec![]).await.expect("it leads again");
     assert!(old.leads(term));
+}
+
+async fn a_leader_that_changes_nothing_learns_of_a_later_term(database: DatabaseKind) {
+    let home = Home::new(database).await;
+    let (old, term, _) = home.lead().await;
+    let _new = home.lead().await;
+    assert!(old.leads(term), "it has written nothing since");
+    old.submit_seen(worker(1), at(5));
+    until(|| !old.leads(term)).await;
 }
 
 async fn changes_take_effect_in_the_order_of_submission(database: DatabaseKind) {
@@ -332,7 +340,8 @@ async fn a_constraint_violation_fails_its_own_change_as_a_whole(database: Databa
     let stored = store.events(100).await.expect("read");
     let expected: Vec<_> = (2..40).rev().filter(|n| n % 9 != 0).map(event).collect();
     assert_eq!(stored, expected, "a refused change leaves nothing behind, the others keep their order");
-    let renamed = vec![StoreWrite::RemoveAppliance(id(1)), StoreWrite::PutAppliance(record(9, "taken"))];
+    let removal = StoreWrite::Grants(vec![GrantOp::Remove { appliance: id(1) }]);
+    let renamed = vec![removal, StoreWrite::PutAppliance(record(9, "taken"))];
     store.submit(renamed).await.expect("a name is free once its appliance is gone");
 }
 
