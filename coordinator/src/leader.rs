@@ -20,7 +20,7 @@ use common::{ApplianceId, CoordinatorId, Life, Term, Timestamp, WorkerId};
 use coordination::{Leadership, RosterEvent};
 use coordinator_core::grants::StoredGrant;
 use coordinator_core::machine::{self, Action, Commit, Event, Machine, Refusal, Restored, StreamId};
-use coordinator_core::membership::Authority;
+use coordinator_core::membership::LeaseAuthority;
 use coordinator_core::table::Seed;
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -182,7 +182,7 @@ impl<'a> Leader<'a> {
         let term = raised.term;
         let loaded = store.begin_term(&identity.coordinator, term).await?;
         let roster = leadership.roster();
-        config.authority = if roster.is_some() { Authority::External } else { Authority::Embedded };
+        config.authority = if roster.is_some() { LeaseAuthority::External } else { LeaseAuthority::Embedded };
         // Not `highest`: the database may have been swapped for an older copy since that was read.
         let mut notes = members::Notes::found(loaded.former, raised.found, roster.is_some(), highest_seen);
         let store::StoredState {

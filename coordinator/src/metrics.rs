@@ -18,7 +18,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use coordinator_core::audit;
+use coordinator_core::audit::AuditCounts;
 use coordinator_core::machine::Counters;
 use opentelemetry::KeyValue;
 use opentelemetry_sdk::Resource;
@@ -112,7 +112,7 @@ impl Metrics {
     }
 
     /// Takes in what the leader has counted in its term so far.
-    pub fn count(&self, counters: &Counters, audits: &audit::Counts) {
+    pub fn count(&self, counters: &Counters, audits: &AuditCounts) {
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Counted { counters: *counters, audits: *audits };
         if *counted != now {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use common::appliance::Driver;
 use common::{ApplianceId, Term, WorkerId};
-use coordinator_core::planner::{Assumptions, Config, Member, Needs, Plan, Planner, Slot, Strategy};
+use coordinator_core::planner::{Assumptions, Config, Needs, Plan, Planner, PlannerMember, Slot, Strategy};
 use serde_json::Value;
 use servers::python::Python;
 use uuid::Uuid;
@@ -61,8 +61,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn fleet(workers: impl Iterator<Item = usize>) -> Vec<Member> {
-    let member = |n| Member {
+fn fleet(workers: impl Iterator<Item = usize>) -> Vec<PlannerMember> {
+    let member = |n| PlannerMember {
         id: WorkerId::new(&format!("rug-host-{n:04}.example")).expect("a valid name"),
         weight: 1,
         zone: String::new(),
@@ -135,7 +135,7 @@ fn rounds(
     planner: &mut Planner,
     what: &str,
     strategy: Strategy,
-    members: impl Fn(usize) -> Vec<Member>,
+    members: impl Fn(usize) -> Vec<PlannerMember>,
 ) -> Result<Duration> {
     let (mut times, mut moves) = (Vec::new(), Vec::new());
     for round in 0..options.rounds {
@@ -181,7 +181,7 @@ fn least_in_band(options: &Options, planner: &Planner, band: f64) -> u64 {
 }
 
 /// Keys with another owner on the ring than before.
-fn least_on_ring(options: &Options, planner: &Planner, before: &[Member]) -> u64 {
+fn least_on_ring(options: &Options, planner: &Planner, before: &[PlannerMember]) -> u64 {
     let old = common::ring::Ring::build(before.iter().map(|m| (m.id.clone(), m.weight)));
     let moved = |slot: &u32| old.owner(&key(*slot)) != planner.ring().owner(&key(*slot));
     (0..options.appliances).filter(moved).count() as u64

@@ -15,7 +15,7 @@ use std::time::Duration;
 use common::session::OwnedDigest;
 use common::{ApplianceId, Digest, Life, Timestamp};
 
-use crate::handoff::State;
+use crate::handoff::HandoffState;
 
 /// How long a life is not made to say `Hello` again because of its digest: this long after the first time, doubled with
 /// each further one up to the second value. A new stream takes a few round trips and settles every difference there can
@@ -40,7 +40,7 @@ pub enum Verdict {
 
 /// How often what came of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct AuditCounts {
     /// Digests that agreed.
     pub agreed: u64,
     /// Digests that could not be compared.
@@ -62,12 +62,12 @@ struct Healing {
 pub struct Audit {
     expected: BTreeMap<Life, Digest>,
     healing: BTreeMap<Life, Healing>,
-    counts: Counts,
+    counts: AuditCounts,
 }
 
 impl Audit {
     /// Notes that an appliance went from one state to another.
-    pub fn moved(&mut self, appliance: ApplianceId, from: &State, to: &State) {
+    pub fn moved(&mut self, appliance: ApplianceId, from: &HandoffState, to: &HandoffState) {
         if from.holder() == to.holder() {
             return;
         }
@@ -132,7 +132,7 @@ impl Audit {
 
     /// How often what came of it.
     #[must_use]
-    pub const fn counts(&self) -> Counts {
+    pub const fn counts(&self) -> AuditCounts {
         self.counts
     }
 }
@@ -165,10 +165,10 @@ mod tests {
     fn two() -> Audit {
         let mut audit = Audit::default();
         for n in 1..=2 {
-            audit.moved(id(n), &State::Unowned, &State::Granting(granted(n as u64)));
+            audit.moved(id(n), &HandoffState::Unowned, &HandoffState::Granting(granted(n as u64)));
             assert_eq!(audit.expected(&w1()).count, n as u64 - 1, "nobody was told yet");
-            audit.moved(id(n), &State::Granting(granted(n as u64)), &State::Offered(granted(n as u64)));
-            audit.moved(id(n), &State::Offered(granted(n as u64)), &State::Owned(granted(n as u64)));
+            audit.moved(id(n), &HandoffState::Granting(granted(n as u64)), &HandoffState::Offered(granted(n as u64)));
+            audit.moved(id(n), &HandoffState::Offered(granted(n as u64)), &HandoffState::Owned(granted(n as u64)));
         }
         audit
     }
@@ -179,10 +179,10 @@ mod tests {
     fn what_a_life_should_hold_follows_the_states() {
         let mut audit = two();
         assert_eq!(audit.expected(&w1()), digest(&[(1, 1), (2, 2)]));
-        audit.moved(id(1), &State::Owned(granted(1)), &State::Releasing(granted(9)));
+        audit.moved(id(1), &HandoffState::Owned(granted(1)), &HandoffState::Releasing(granted(9)));
         assert_eq!(audit.expected(&w1()), digest(&[(1, 9), (2, 2)]), "another token of the same worker");
-        audit.moved(id(1), &State::Releasing(granted(9)), &State::Freeing(granted(9)));
-        audit.moved(id(2), &State::Owned(granted(2)), &State::Orphaned(granted(2)));
+        audit.moved(id(1), &HandoffState::Releasing(granted(9)), &HandoffState::Freeing(granted(9)));
+        audit.moved(id(2), &HandoffState::Owned(granted(2)), &HandoffState::Orphaned(granted(2)));
         assert_eq!(audit.expected(&w1()), Digest::default());
         assert!(audit.expected.is_empty(), "nothing is kept of a life that holds nothing");
     }
@@ -196,7 +196,7 @@ mod tests {
         assert_eq!(audit.judge(NOW, &w1(), wrong, Some(6)), Verdict::InFlight, "a version that was never sent");
         let right = OwnedDigest { applied: 7, digest: digest(&[(1, 1), (2, 2)]) };
         assert_eq!(audit.judge(NOW, &w1(), right, Some(7)), Verdict::Agrees);
-        assert_eq!(audit.counts(), Counts { agreed: 1, in_flight: 3, differed: 0 });
+        assert_eq!(audit.counts(), AuditCounts { agreed: 1, in_flight: 3, differed: 0 });
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub enum Departure {
     /// that says nothing about what the leader sees.
     Explained,
     /// It said goodbye.
-    Farewell,
+    Left,
     /// It handed everything in and will be back: only the grace applies.
     HandedBack,
 }
@@ -54,7 +54,7 @@ struct Missing {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Frozen {
+struct Freeze {
     since: Timestamp,
     last_join: Timestamp,
 }
@@ -65,7 +65,7 @@ pub struct Brake {
     config: Config,
     live: BTreeSet<WorkerId>,
     missing: BTreeMap<WorkerId, Missing>,
-    frozen: Option<Frozen>,
+    frozen: Option<Freeze>,
     /// How many were in their grace when time was last looked at.
     in_grace: usize,
 }
@@ -107,7 +107,7 @@ impl Brake {
         let was_live = self.live.remove(name);
         let lost = how == Departure::Lost;
         let waits = match how {
-            Departure::Farewell => false,
+            Departure::Left => false,
             // What handed back before it left is waited for from the moment it is gone.
             Departure::Lost | Departure::Explained => was_live,
             Departure::HandedBack => true,
@@ -115,7 +115,7 @@ impl Brake {
         if waits {
             let missing = Missing { since: now, lost, grace_ends: now + self.config.grace };
             self.missing.insert(name.clone(), missing);
-        } else if how == Departure::Farewell {
+        } else if how == Departure::Left {
             self.missing.remove(name);
         }
         self.judge(now, silent);
@@ -125,7 +125,7 @@ impl Brake {
     fn judge(&mut self, now: Timestamp, silent: usize) {
         let lost = self.lost(now);
         if self.frozen.is_none() && lost > 0 && self.exceeds(lost, silent) {
-            self.frozen = Some(Frozen { since: now, last_join: now });
+            self.frozen = Some(Freeze { since: now, last_join: now });
         }
     }
 
@@ -281,7 +281,7 @@ mod tests {
     fn goodbyes_are_not_missed() {
         let mut b = brake(10, 60_000);
         for n in 1..=10 {
-            b.left(at(1), &name(n), Departure::Farewell, 0);
+            b.left(at(1), &name(n), Departure::Left, 0);
         }
         assert_eq!(b.frozen_since(), None);
         assert_eq!(b.missing().count(), 0);

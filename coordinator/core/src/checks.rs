@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::handoff::State;
+use crate::handoff::HandoffState;
 use crate::machine::Machine;
 use crate::unowned::has_owner;
 
@@ -11,57 +11,62 @@ use crate::unowned::has_owner;
 #[must_use]
 pub fn machine(machine: &Machine) -> Vec<String> {
     let mut wrong = Vec::new();
+    check_rows(machine, &mut wrong);
+    check_tallies(machine, &mut wrong);
+    wrong
+}
+
+/// Checks each row of the table against what is kept beside it.
+fn check_rows(machine: &Machine, wrong: &mut Vec<String>) {
     let mut tokens = BTreeSet::new();
+    for (slot, entry) in machine.table().iter() {
+        let (id, state) = (entry.id, entry.state.name());
+        if let Some(g) = entry.state.grant() {
+            if !tokens.insert(g.token) {
+                wrong.push(format!("token {} stands for two appliances, one is {id}", g.token));
+            }
+            if g.token.term > machine.term()
+                || (g.token.term == machine.term() && g.token.sequence >= machine.next_sequence())
+            {
+                wrong.push(format!("{id} has token {}, which was never given", g.token));
+            }
+        }
+        if machine.unowned().since(slot).is_some() == has_owner(&entry.state) {
+            wrong.push(format!("{id} is {state}, which is not what the list of unowned ones says"));
+        }
+        if let Some(life) = entry.state.granted_to() {
+            if !machine.membership().lives().any(|l| *l == life) {
+                wrong.push(format!("{id} is {state} to {}, which is gone", life.worker));
+            }
+            if machine.is_quarantined(id) {
+                wrong.push(format!("{id} is {state} although it is quarantined"));
+            }
+        }
+        let granting = matches!(entry.state, HandoffState::Granting(_) | HandoffState::Passing { .. });
+        if granting && machine.is_in_conflict(slot) {
+            wrong.push(format!("{id} is being granted while a worker acts on it against the table"));
+        }
+        if matches!(entry.state, HandoffState::Orphaned(_)) && entry.hold() < entry.hold_if_lost {
+            wrong.push(format!("{id} lost its owner without the hold of {:?}", entry.hold_if_lost));
+        }
+        if machine.table().slot(id) != Some(slot) {
+            wrong.push(format!("{id} is not found under its id"));
+        }
+    }
+}
+
+/// Counts anew what the machine counts with every change.
+fn check_tallies(machine: &Machine, wrong: &mut Vec<String>) {
     let mut granted: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
     let mut states: BTreeMap<&'static str, u64> = BTreeMap::new();
     let mut held: BTreeMap<_, u64> = BTreeMap::new();
     for (slot, entry) in machine.table().iter() {
         *states.entry(entry.state.name()).or_default() += 1;
-        if let Some(g) = entry.state.grant() {
-            if !tokens.insert(g.token) {
-                wrong.push(format!("token {} stands for two appliances, one is {}", g.token, entry.id));
-            }
-            if g.token.term > machine.term()
-                || (g.token.term == machine.term() && g.token.sequence >= machine.next_sequence())
-            {
-                wrong.push(format!("{} has token {}, which was never given", entry.id, g.token));
-            }
-        }
-        if machine.unowned().since(slot).is_some() == has_owner(&entry.state) {
-            wrong.push(format!(
-                "{} is {}, which is not what the list of unowned ones says",
-                entry.id,
-                entry.state.name()
-            ));
-        }
         if let Some(g) = entry.state.holder() {
             *held.entry(g.life()).or_default() += 1;
         }
-        match &entry.state {
-            State::Granting(g)
-            | State::Passing { to: g, .. }
-            | State::Offered(g)
-            | State::Owned(g)
-            | State::Releasing(g) => {
-                let life = g.life();
-                if !machine.membership().lives().any(|l| *l == life) {
-                    wrong.push(format!("{} is {} to {}, which is gone", entry.id, entry.state.name(), g.worker));
-                }
-                granted.entry(life).or_default().insert(slot);
-                if machine.is_quarantined(entry.id) {
-                    wrong.push(format!("{} is {} although it is quarantined", entry.id, entry.state.name()));
-                }
-                if matches!(entry.state, State::Granting(_) | State::Passing { .. }) && machine.is_in_conflict(slot) {
-                    wrong.push(format!("{} is being granted while a worker acts on it against the table", entry.id));
-                }
-            }
-            State::Orphaned(_) if entry.hold() < entry.hold_if_lost => {
-                wrong.push(format!("{} lost its owner without the hold of {:?}", entry.id, entry.hold_if_lost));
-            }
-            State::Unowned | State::Freeing(_) | State::Orphaned(_) | State::Removing(_) => {}
-        }
-        if machine.table().slot(entry.id) != Some(slot) {
-            wrong.push(format!("{} is not found under its id", entry.id));
+        if let Some(life) = entry.state.granted_to() {
+            granted.entry(life).or_default().insert(slot);
         }
     }
     if *machine.granted() != granted {
@@ -78,5 +83,4 @@ pub fn machine(machine: &Machine) -> Vec<String> {
     if counted != states {
         wrong.push(format!("counted states {counted:?} differ from the table's {states:?}"));
     }
-    wrong
 }

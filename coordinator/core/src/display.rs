@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::planner::{Reason, Refusal, Unplaced};
+use crate::planner::{CandidateRefusal, Reason, Unplaced};
 
 impl Reason {
     /// One clause: why an appliance came to its owner, or is on its way to the next.
@@ -54,7 +54,7 @@ impl fmt::Display for Unplaced {
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for CandidateRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NoDriver => "it does not offer the driver",

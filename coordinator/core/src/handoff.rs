@@ -1,4 +1,4 @@
-//! The hand-off of one appliance: one `match` over every pair of state and event.
+//! The hand-off of one appliance: a state, an event, the next state. One `match` over the states for each event.
 //!
 //! | state     | Assign   | Take      | Durable  | Undone   | Ack   | Declined | Released | Deleted  | Gone     | Holds               | HoldsNothing |
 //! |-----------|----------|-----------|----------|----------|-------|----------|----------|----------|----------|---------------------|--------------|
@@ -30,7 +30,7 @@ use crate::grants::Granted;
 
 /// Where the ownership of one appliance stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum HandoffState {
     /// Nobody may act. The store may still have a grant that is void: the next one overwrites it.
     Unowned,
     /// A grant is being made durable; nobody was told (I4).
@@ -56,7 +56,7 @@ pub enum State {
     Removing(Granted),
 }
 
-impl State {
+impl HandoffState {
     /// The grant this state is about.
     #[must_use]
     pub const fn grant(&self) -> Option<&Granted> {
@@ -124,7 +124,7 @@ impl State {
 
 /// What happened to an appliance.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum HandoffEvent {
     /// The planner picked a worker.
     Assign(Granted),
     /// The planner wants it elsewhere.
@@ -151,7 +151,7 @@ pub enum Event {
 
 /// What has to be done because of a transition.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Effect {
+pub enum HandoffEffect {
     /// Make the grant durable.
     PersistGrant,
     /// Make what was handed in and the grant durable, in one write.
@@ -182,111 +182,168 @@ pub enum Effect {
 
 /// The event changes nothing in this state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refused;
+pub struct HandoffRefused;
 
 /// The next state and what has to be done.
+pub type Transition = Result<(HandoffState, Vec<HandoffEffect>), HandoffRefused>;
+
+/// The next state and what has to be done; one function for each column of the table above.
 ///
 /// # Errors
-/// [`Refused`] when the event does not count in this state; the state is unchanged then.
-pub fn step(state: &State, event: Event) -> Result<(State, Vec<Effect>), Refused> {
-    use Event as E;
-    use State as S;
-    let next = |state: State| Ok((state, vec![]));
-    match (state, event) {
-        // --- the planner
-        (S::Unowned | S::Orphaned(_), E::Assign(to)) if mutant::is(Mutant::GrantNotPersisted) => {
-            Ok((S::Offered(to), vec![Effect::PersistGrant, Effect::Offer]))
-        }
-        (S::Unowned | S::Orphaned(_), E::Assign(to)) => Ok((S::Granting(to), vec![Effect::PersistGrant])),
-        (S::Freeing(from), E::Assign(to)) => Ok((S::Passing { from: from.clone(), to }, vec![Effect::PersistPass])),
-        (
-            S::Granting(_) | S::Offered(_) | S::Owned(_) | S::Releasing(_) | S::Passing { .. } | S::Removing(_),
-            E::Assign(_),
-        ) => Err(Refused),
-        (S::Owned(g) | S::Offered(g), E::Take) => Ok((S::Releasing(g.clone()), vec![Effect::AskRelease])),
-        (
-            S::Unowned
-            | S::Granting(_)
-            | S::Releasing(_)
-            | S::Freeing(_)
-            | S::Passing { .. }
-            | S::Orphaned(_)
-            | S::Removing(_),
-            E::Take,
-        ) => Err(Refused),
+/// [`HandoffRefused`] when the event does not count in this state; the state is unchanged then.
+pub fn step(state: &HandoffState, event: HandoffEvent) -> Transition {
+    use HandoffEvent as E;
+    match event {
+        E::Assign(to) => assign(state, to),
+        E::Take => take(state),
+        E::Durable(token) => durable(state, token),
+        E::Undone(token) => undone(state, token),
+        E::Ack(by) => acknowledged(state, by),
+        E::Declined(by) => declined(state, by),
+        E::Released(by, carryover) => released(state, by, carryover),
+        E::Deleted(by) => deleted(state, by),
+        E::Gone(life) => gone(state, &life),
+        E::Holds(by) => owns(state, by),
+        E::HoldsNothing(life) => owns_nothing(state, &life),
+    }
+}
 
-        // --- the store
-        (S::Granting(g), E::Durable(t)) if g.token == t => Ok((S::Offered(g.clone()), vec![Effect::Offer])),
-        (S::Freeing(g), E::Durable(t)) if g.token == t => Ok((S::Unowned, vec![Effect::Confirm(g.clone())])),
-        (S::Removing(g), E::Durable(t)) if g.token == t => {
-            Ok((S::Unowned, vec![Effect::Confirm(g.clone()), Effect::Removed]))
+fn assign(state: &HandoffState, to: Granted) -> Transition {
+    use HandoffState as S;
+    match state {
+        S::Unowned | S::Orphaned(_) if mutant::is(Mutant::GrantNotPersisted) => {
+            Ok((S::Offered(to), vec![HandoffEffect::PersistGrant, HandoffEffect::Offer]))
         }
-        (S::Passing { from, to }, E::Durable(t)) if to.token == t => {
-            Ok((S::Offered(to.clone()), vec![Effect::Confirm(from.clone()), Effect::Offer]))
+        S::Unowned | S::Orphaned(_) => Ok((S::Granting(to), vec![HandoffEffect::PersistGrant])),
+        S::Freeing(from) => Ok((S::Passing { from: from.clone(), to }, vec![HandoffEffect::PersistPass])),
+        S::Granting(_) | S::Offered(_) | S::Owned(_) | S::Releasing(_) | S::Passing { .. } | S::Removing(_) => {
+            Err(HandoffRefused)
         }
-        // What was handed in is in the store by a write of its own; the grant is not yet.
-        (S::Passing { from, to }, E::Durable(t)) if from.token == t => {
-            Ok((S::Granting(to.clone()), vec![Effect::Confirm(from.clone())]))
-        }
-        (S::Passing { from, to }, E::Undone(t)) if to.token == t => Ok((S::Freeing(from.clone()), vec![Effect::Retry])),
-        // The token is burnt: the sequence never goes back.
-        (S::Granting(g), E::Undone(t)) if g.token == t => next(S::Unowned),
-        (S::Freeing(g) | S::Removing(g), E::Undone(t)) if g.token == t => Ok((state.clone(), vec![Effect::Retry])),
-        (_, E::Durable(_) | E::Undone(_)) => Err(Refused),
+    }
+}
 
-        // --- the worker that holds it
-        (S::Offered(g), E::Ack(by)) if *g == by => Ok((S::Owned(by), vec![Effect::Arrived])),
-        (_, E::Ack(_)) => Err(Refused),
+fn take(state: &HandoffState) -> Transition {
+    use HandoffState as S;
+    match state {
+        S::Owned(g) | S::Offered(g) => Ok((S::Releasing(g.clone()), vec![HandoffEffect::AskRelease])),
+        S::Unowned
+        | S::Granting(_)
+        | S::Releasing(_)
+        | S::Freeing(_)
+        | S::Passing { .. }
+        | S::Orphaned(_)
+        | S::Removing(_) => Err(HandoffRefused),
+    }
+}
+
+fn durable(state: &HandoffState, token: Token) -> Transition {
+    use HandoffState as S;
+    match state {
+        S::Granting(g) if g.token == token => Ok((S::Offered(g.clone()), vec![HandoffEffect::Offer])),
+        S::Freeing(g) if g.token == token => Ok((S::Unowned, vec![HandoffEffect::Confirm(g.clone())])),
+        S::Removing(g) if g.token == token => {
+            Ok((S::Unowned, vec![HandoffEffect::Confirm(g.clone()), HandoffEffect::Removed]))
+        }
+        S::Passing { from, to } if to.token == token => {
+            Ok((S::Offered(to.clone()), vec![HandoffEffect::Confirm(from.clone()), HandoffEffect::Offer]))
+        }
+        // The release is in the store by a write of its own; the grant is not yet.
+        S::Passing { from, to } if from.token == token => {
+            Ok((S::Granting(to.clone()), vec![HandoffEffect::Confirm(from.clone())]))
+        }
+        _ => Err(HandoffRefused),
+    }
+}
+
+fn undone(state: &HandoffState, token: Token) -> Transition {
+    use HandoffState as S;
+    match state {
+        S::Passing { from, to } if to.token == token => Ok((S::Freeing(from.clone()), vec![HandoffEffect::Retry])),
+        // The token is used up: the sequence never goes back.
+        S::Granting(g) if g.token == token => Ok((S::Unowned, vec![])),
+        S::Freeing(g) | S::Removing(g) if g.token == token => Ok((state.clone(), vec![HandoffEffect::Retry])),
+        _ => Err(HandoffRefused),
+    }
+}
+
+fn acknowledged(state: &HandoffState, by: Granted) -> Transition {
+    match state {
+        HandoffState::Offered(g) if *g == by => Ok((HandoffState::Owned(by), vec![HandoffEffect::Arrived])),
+        _ => Err(HandoffRefused),
+    }
+}
+
+fn declined(state: &HandoffState, by: Granted) -> Transition {
+    use HandoffState as S;
+    match state {
         // A worker also declines what it was asked to release before it took it.
-        (S::Offered(g) | S::Releasing(g), E::Declined(by)) if *g == by => {
-            Ok((S::Unowned, vec![Effect::LeaveOut(by.worker)]))
-        }
-        (_, E::Declined(_)) => Err(Refused),
-        (S::Offered(g) | S::Owned(g) | S::Releasing(g), E::Released(by, handed)) if *g == by => {
+        S::Offered(g) | S::Releasing(g) if *g == by => Ok((S::Unowned, vec![HandoffEffect::LeaveOut(by.worker)])),
+        _ => Err(HandoffRefused),
+    }
+}
+
+fn released(state: &HandoffState, by: Granted, carryover: Carryover) -> Transition {
+    use HandoffState as S;
+    match state {
+        S::Offered(g) | S::Owned(g) | S::Releasing(g) if *g == by => {
             let lost = mutant::is(Mutant::HoldLostOnRelease);
-            let handed = if lost { Carryover { fence_delay: Duration::ZERO, ..handed } } else { handed };
-            Ok((S::Freeing(by), vec![Effect::PersistFree(handed)]))
-        }
-        (S::Offered(g) | S::Owned(g) | S::Releasing(g), E::Deleted(by)) if *g == by => {
-            Ok((S::Removing(by), vec![Effect::PersistRemoval]))
+            let carryover = if lost { Carryover { fence_delay: Duration::ZERO, ..carryover } } else { carryover };
+            Ok((S::Freeing(by), vec![HandoffEffect::PersistFree(carryover)]))
         }
         // Being made durable: the confirmation follows.
-        (S::Freeing(g) | S::Passing { from: g, .. }, E::Released(by, _)) | (S::Removing(g), E::Deleted(by))
-            if *g == by =>
-        {
-            Err(Refused)
-        }
-        // Said again by somebody who holds nothing any more: it need not be said a third time.
-        (_, E::Released(by, _) | E::Deleted(by)) => Ok((state.clone(), vec![Effect::Confirm(by)])),
+        S::Freeing(g) | S::Passing { from: g, .. } if *g == by => Err(HandoffRefused),
+        // Repeated by a worker that no longer owns it: confirmed, so that it is not repeated again.
+        _ => Ok((state.clone(), vec![HandoffEffect::Confirm(by)])),
+    }
+}
 
-        // --- the end of a lease
-        (S::Granting(g) | S::Offered(g) | S::Owned(g) | S::Releasing(g), E::Gone(life)) if g.is_of(&life) => {
-            Ok((S::Orphaned(g.clone()), vec![Effect::StartHold]))
+fn deleted(state: &HandoffState, by: Granted) -> Transition {
+    use HandoffState as S;
+    match state {
+        S::Offered(g) | S::Owned(g) | S::Releasing(g) if *g == by => {
+            Ok((S::Removing(by), vec![HandoffEffect::PersistRemoval]))
         }
-        // The grant is void, and what was handed in must not be lost with it.
-        (S::Passing { from, to }, E::Gone(life)) if to.is_of(&life) => {
-            Ok((S::Freeing(from.clone()), vec![Effect::Retry]))
-        }
-        // Both end in a write that is under way and that nobody but the leader can undo.
-        (S::Freeing(_) | S::Removing(_), E::Gone(..)) => Err(Refused),
-        (_, E::Gone(..)) => Err(Refused),
+        // Being made durable: the confirmation follows.
+        S::Removing(g) if *g == by => Err(HandoffRefused),
+        _ => Ok((state.clone(), vec![HandoffEffect::Confirm(by)])),
+    }
+}
 
-        // --- what a worker says it holds when it comes back
-        (S::Offered(g) | S::Owned(g), E::Holds(by)) if *g == by => Ok((S::Owned(by), vec![Effect::Arrived])),
-        (S::Releasing(g), E::Holds(by)) if *g == by => Ok((S::Releasing(by), vec![Effect::AskRelease])),
-        // The same worker under another token: what it holds has to end before it gets a new one.
-        (S::Offered(g) | S::Owned(g) | S::Releasing(g), E::Holds(by)) if g.is_of(&by.life()) => {
-            Ok((S::Releasing(by), vec![Effect::AskRelease]))
+fn gone(state: &HandoffState, life: &Life) -> Transition {
+    use HandoffState as S;
+    match state {
+        S::Granting(g) | S::Offered(g) | S::Owned(g) | S::Releasing(g) if g.is_of(life) => {
+            Ok((S::Orphaned(g.clone()), vec![HandoffEffect::StartHold]))
         }
-        (_, E::Holds(by)) => Ok((state.clone(), vec![Effect::Conflict(by)])),
-        (S::Offered(g), E::HoldsNothing(life)) if mutant::is(Mutant::TokenOfferedTwice) && g.is_of(&life) => {
-            Ok((state.clone(), vec![Effect::Offer]))
+        // The grant is void, and the release that is written with it must not be lost.
+        S::Passing { from, to } if to.is_of(life) => Ok((S::Freeing(from.clone()), vec![HandoffEffect::Retry])),
+        // `Freeing` and `Removing` end in a write that is under way and that only the leader can undo.
+        _ => Err(HandoffRefused),
+    }
+}
+
+fn owns(state: &HandoffState, by: Granted) -> Transition {
+    use HandoffState as S;
+    match state {
+        S::Offered(g) | S::Owned(g) if *g == by => Ok((S::Owned(by), vec![HandoffEffect::Arrived])),
+        // The same worker under another token as well: it has to release that before it gets a new one.
+        S::Offered(g) | S::Owned(g) | S::Releasing(g) if g.is_of(&by.life()) => {
+            Ok((S::Releasing(by), vec![HandoffEffect::AskRelease]))
         }
-        // The offer went down with its stream. It is void: the next one gets a new token.
-        (S::Offered(g) | S::Owned(g) | S::Releasing(g), E::HoldsNothing(life)) if g.is_of(&life) => next(S::Unowned),
-        // Not told yet, so it cannot hold it; the offer will go out on the new stream.
-        (S::Granting(_), E::HoldsNothing(..)) => Err(Refused),
-        (_, E::HoldsNothing(..)) => Err(Refused),
+        _ => Ok((state.clone(), vec![HandoffEffect::Conflict(by)])),
+    }
+}
+
+fn owns_nothing(state: &HandoffState, life: &Life) -> Transition {
+    use HandoffState as S;
+    match state {
+        S::Offered(g) if mutant::is(Mutant::TokenOfferedTwice) && g.is_of(life) => {
+            Ok((state.clone(), vec![HandoffEffect::Offer]))
+        }
+        // The offer was lost with its stream. It is void: the next one gets a new token.
+        S::Offered(g) | S::Owned(g) | S::Releasing(g) if g.is_of(life) => Ok((S::Unowned, vec![])),
+        // A grant that is being written was not offered yet; the offer goes out on the new stream.
+        _ => Err(HandoffRefused),
     }
 }
 

@@ -68,7 +68,7 @@ impl fmt::Display for Health {
 
 /// State of a worker's session stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Session {
+pub enum SessionState {
     /// None is open.
     None,
     /// Open, but `Hello` is not answered yet.
@@ -80,14 +80,14 @@ pub enum Session {
 /// Judges a worker. `last_beat` is how long ago its last heartbeat was seen and the length of its lease; `None` when its
 /// lease is over.
 #[must_use]
-pub fn judge(last_beat: Option<(Duration, Duration)>, session: Session) -> Health {
+pub fn judge(last_beat: Option<(Duration, Duration)>, session: SessionState) -> Health {
     match (last_beat, session) {
         (None, _) => Health::Dead,
-        (Some(_), Session::None) => Health::Suspect(Suspicion::NoSession),
-        (Some(_), Session::Unsettled) => Health::Suspect(Suspicion::Unsettled),
+        (Some(_), SessionState::None) => Health::Suspect(Suspicion::NoSession),
+        (Some(_), SessionState::Unsettled) => Health::Suspect(Suspicion::Unsettled),
         // Heartbeats come every quarter of the lease: two in a row are missing.
-        (Some((age, lease)), Session::Settled) if age > lease / 2 => Health::Suspect(Suspicion::LateHeartbeat),
-        (Some(_), Session::Settled) => Health::Healthy,
+        (Some((age, lease)), SessionState::Settled) if age > lease / 2 => Health::Suspect(Suspicion::LateHeartbeat),
+        (Some(_), SessionState::Settled) => Health::Healthy,
     }
 }
 
@@ -99,10 +99,10 @@ mod tests {
     fn judgement_follows_lease_then_session_then_heartbeat() {
         let fresh = Some((Duration::from_millis(100), Duration::from_secs(2)));
         let late = Some((Duration::from_millis(1001), Duration::from_secs(2)));
-        assert_eq!(judge(None, Session::Settled), Health::Dead);
-        assert_eq!(judge(fresh, Session::None), Health::Suspect(Suspicion::NoSession));
-        assert_eq!(judge(fresh, Session::Unsettled), Health::Suspect(Suspicion::Unsettled));
-        assert_eq!(judge(late, Session::Settled), Health::Suspect(Suspicion::LateHeartbeat));
-        assert_eq!(judge(fresh, Session::Settled), Health::Healthy);
+        assert_eq!(judge(None, SessionState::Settled), Health::Dead);
+        assert_eq!(judge(fresh, SessionState::None), Health::Suspect(Suspicion::NoSession));
+        assert_eq!(judge(fresh, SessionState::Unsettled), Health::Suspect(Suspicion::Unsettled));
+        assert_eq!(judge(late, SessionState::Settled), Health::Suspect(Suspicion::LateHeartbeat));
+        assert_eq!(judge(fresh, SessionState::Settled), Health::Healthy);
     }
 }

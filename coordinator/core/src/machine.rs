@@ -41,19 +41,19 @@ use self::tallies::Tallies;
 use self::writes::Writes;
 use crate::brake::Brake;
 use crate::grants::{Granted, Profile, StoredGrant, StoredMember};
-use crate::handoff::State;
+use crate::handoff::HandoffState;
 use crate::membership::Membership;
 use crate::planner::Planner;
 use crate::quarantine::{self, Quarantine};
 use crate::rebalance::Rebalances;
-use crate::table::{Seed, Table, TableRow};
+use crate::table::{Placement, Seed, Table, TableRow};
 use crate::unowned;
-use crate::violation::Kind;
+use crate::violation::ViolationKind;
 
 pub use config::Config;
 pub use events::{Action, BatchId, Commit, Counters, Event, Output, Refusal, Restored};
 pub use sessions::StreamId;
-pub use view::{Explanation, WorkerView, reason};
+pub use view::{FreezeView, OwnershipExplanation, WorkerSnapshot, reason};
 
 /// How often time is looked at while anybody holds a lease. A longer silence means that this process did not run, and
 /// every lease is waited for anew (see `Membership::start_waits_anew`).
@@ -80,7 +80,7 @@ pub struct Machine {
     membership: Membership,
     /// What is watched of the members besides their leases.
     members: members::Watch,
-    sessions: sessions::Sessions,
+    sessions: sessions::WorkerSessions,
     writes: Writes,
     conflicts: Conflicts,
     quarantine: Quarantine,
@@ -109,7 +109,7 @@ impl Machine {
             tallies: Tallies::default(),
             membership,
             members: members::Watch::new(now, lives, config.authority),
-            sessions: sessions::Sessions::new(now + restored.raise_after),
+            sessions: sessions::WorkerSessions::new(now + restored.raise_after),
             writes,
             conflicts: Conflicts::default(),
             quarantine: Quarantine::new(quarantine::Config {
@@ -131,10 +131,10 @@ impl Machine {
 
     fn restore(&mut self, seed: Seed, stored: StoredGrant) {
         let state = match stored.granted {
-            None => State::Unowned,
+            None => HandoffState::Unowned,
             // Taken for owned until its worker says `Hello` or its lease ends.
-            Some(g) if self.membership.is_alive(&g.life()) => State::Owned(g),
-            Some(g) => State::Orphaned(g),
+            Some(g) if self.membership.is_alive(&g.life()) => HandoffState::Owned(g),
+            Some(g) => HandoffState::Orphaned(g),
         };
         let mut needs = seed.needs.clone();
         if stored.site.is_some() {
@@ -145,7 +145,7 @@ impl Machine {
         let preferred = state.grant().map(|g| g.worker.clone());
         let handed = Carryover { progress: stored.progress, fence_delay: stored.hold };
         let handed = match state {
-            State::Unowned => (handed != Carryover::default()).then(|| Box::new(handed)),
+            HandoffState::Unowned => (handed != Carryover::default()).then(|| Box::new(handed)),
             _ => aged(handed),
         };
         self.admit(Seed { needs, ..seed }, state, handed, preferred, granted_before);
@@ -154,7 +154,7 @@ impl Machine {
     fn admit(
         &mut self,
         seed: Seed,
-        state: State,
+        state: HandoffState,
         handed: Option<Box<Carryover>>,
         preferred: Option<WorkerId>,
         granted_before: bool,
@@ -165,20 +165,19 @@ impl Machine {
             edition: seed.edition,
             size: seed.size,
             deleting: seed.deleting,
-            state: State::Unowned,
-            hold_if_lost: handed.as_ref().filter(|_| state != State::Unowned).map_or(Duration::ZERO, |h| h.fence_delay),
+            state: HandoffState::Unowned,
+            hold_if_lost: handed
+                .as_ref()
+                .filter(|_| state != HandoffState::Unowned)
+                .map_or(Duration::ZERO, |h| h.fence_delay),
             handed,
-            preferred: preferred.clone(),
-            moved_from: None,
-            reason: None,
-            unplaced: None,
-            rebalance: None,
+            placement: Placement { preferred: preferred.clone(), ..Placement::default() },
             binding: None,
             granted_before,
         };
         let id = entry.id;
         let Some(slot) = self.table.insert(entry) else {
-            self.violation(Kind::CreatedTwice, format!("appliance {id} was created twice"));
+            self.violation(ViolationKind::CreatedTwice, format!("appliance {id} was created twice"));
             return;
         };
         self.tallies.created();
@@ -186,7 +185,7 @@ impl Machine {
         if !unowned::has_owner(&state) {
             self.tallies.unowned.begin(self.epoch.last_step, slot);
         }
-        if state != State::Unowned {
+        if state != HandoffState::Unowned {
             self.set_state(slot, state);
         }
         self.pacing.due.want_owner();
@@ -212,7 +211,7 @@ impl Machine {
             Event::Closed(conn) => self.closed(now, conn),
             Event::Durable(batch) => self.written(now, batch, true),
             Event::Undone(batch) => self.written(now, batch, false),
-            Event::Created(seed) => self.admit(seed, State::Unowned, None, None, false),
+            Event::Created(seed) => self.admit(seed, HandoffState::Unowned, None, None, false),
             Event::Updated { id, edition, size, deleting } => self.updated(id, edition, size, deleting),
             Event::Check(id, number) => self.check(id, number),
             Event::FellBehind => self.membership.start_waits_anew(now),
@@ -260,7 +259,7 @@ impl Machine {
         self.flush_outboxes();
     }
 
-    fn violation(&mut self, kind: Kind, text: String) {
+    fn violation(&mut self, kind: ViolationKind, text: String) {
         self.counters.violations += 1;
         self.counters.kinds.add(kind);
         self.out.push(Action::Violation(text));

@@ -31,7 +31,7 @@ pub const LEASE_RANGE: (Duration, Duration) = (Duration::from_millis(200), Durat
 /// Who says that no further heartbeat of a life can arrive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Authority {
+pub enum LeaseAuthority {
     /// The coordinator: heartbeats ride on the session stream.
     #[default]
     Embedded,
@@ -75,7 +75,7 @@ pub enum Beat {
 
 /// A member node of the coordination service.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Node {
+pub struct ObservedMember {
     /// The life it belongs to.
     pub incarnation: Incarnation,
     /// What it publishes.
@@ -84,7 +84,7 @@ pub struct Node {
 
 /// A lease node of the coordination service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LeaseNode {
+pub struct ObservedLease {
     /// How long the life may act after a heartbeat.
     pub lease: Duration,
     /// It was written over: no further heartbeat can commit.
@@ -93,7 +93,7 @@ pub struct LeaseNode {
 
 /// A member of the ring.
 #[derive(Clone, Copy, Debug)]
-pub struct Member<'a> {
+pub struct RingMember<'a> {
     /// Its name.
     pub worker: &'a WorkerId,
     /// Its life.
@@ -106,7 +106,7 @@ pub struct Member<'a> {
     pub draining: bool,
 }
 
-impl Member<'_> {
+impl RingMember<'_> {
     /// Its life.
     #[must_use]
     pub fn life(&self) -> Life {
@@ -120,7 +120,7 @@ const ENDED: usize = 4_096;
 /// The lives the leader knows of.
 #[derive(Clone, Debug)]
 pub struct Membership {
-    authority: Authority,
+    authority: LeaseAuthority,
     lives: BTreeMap<Life, Lease>,
     /// The life that is the ring member under each name. Embedded, the newest of each name.
     current: BTreeMap<WorkerId, Incarnation>,
@@ -134,7 +134,7 @@ impl Membership {
     /// Membership as the store has it. Every lease is taken to have been renewed `now`: a new leader calls nobody gone
     /// before it has watched for as long as the lease lasts.
     #[must_use]
-    pub fn restore(authority: Authority, now: Timestamp, members: Vec<StoredMember>) -> Self {
+    pub fn restore(authority: LeaseAuthority, now: Timestamp, members: Vec<StoredMember>) -> Self {
         let mut this = Self {
             authority,
             lives: BTreeMap::new(),
@@ -145,9 +145,9 @@ impl Membership {
         for member in members {
             let life = Life::new(member.worker, member.incarnation);
             match authority {
-                Authority::Embedded => this.join(now, life.worker.clone(), life.incarnation, member.profile),
+                LeaseAuthority::Embedded => this.join(now, life.worker.clone(), life.incarnation, member.profile),
                 // Who is in the ring stands in the member nodes, which nobody has read yet.
-                Authority::External => _ = this.lives.insert(life.clone(), lease(now, member.profile)),
+                LeaseAuthority::External => _ = this.lives.insert(life.clone(), lease(now, member.profile)),
             }
             this.set_stored(&life);
         }
@@ -157,7 +157,7 @@ impl Membership {
     /// Whether the coordinator itself ends leases.
     #[must_use]
     pub fn is_embedded(&self) -> bool {
-        self.authority == Authority::Embedded
+        self.authority == LeaseAuthority::Embedded
     }
 
     /// Embedded: adds a life, or renews what is known of it, and makes it the member of its name.
@@ -168,7 +168,7 @@ impl Membership {
 
     /// External: takes in that every lease node was read, so that whoever has none can send no further heartbeat. Every
     /// wait starts anew: what happened while the connection was down was not seen (docs/protocol.md, Leases and lives).
-    pub fn read_leases(&mut self, now: Timestamp, nodes: &BTreeMap<Life, LeaseNode>) {
+    pub fn read_leases(&mut self, now: Timestamp, nodes: &BTreeMap<Life, ObservedLease>) {
         for (life, node) in nodes {
             self.beat_seen(now, life, *node);
         }
@@ -184,7 +184,7 @@ impl Membership {
     }
 
     /// External: a lease node was read, or its heartbeat seen. Returns whether the life is new.
-    pub fn beat_seen(&mut self, now: Timestamp, life: &Life, node: LeaseNode) -> bool {
+    pub fn beat_seen(&mut self, now: Timestamp, life: &Life, node: ObservedLease) -> bool {
         let length = node.lease.clamp(LEASE_RANGE.0, LEASE_RANGE.1);
         match self.lives.get_mut(life) {
             Some(lease) if lease.closed => false,
@@ -208,7 +208,7 @@ impl Membership {
 
     /// External: replaces the member nodes. Returns the names that came and those that went; a name under which another
     /// life published itself did both.
-    pub fn set_nodes(&mut self, mut nodes: BTreeMap<WorkerId, Node>) -> (Vec<WorkerId>, Vec<WorkerId>) {
+    pub fn set_nodes(&mut self, mut nodes: BTreeMap<WorkerId, ObservedMember>) -> (Vec<WorkerId>, Vec<WorkerId>) {
         if mutant::is(Mutant::NameWithoutSession) {
             for (name, node) in &mut nodes {
                 node.incarnation = self.current.get(name).copied().unwrap_or(node.incarnation);
@@ -355,14 +355,14 @@ impl Membership {
     }
 
     /// Members of the ring, by name.
-    pub fn members(&self) -> impl Iterator<Item = Member<'_>> {
+    pub fn members(&self) -> impl Iterator<Item = RingMember<'_>> {
         self.current.iter().filter_map(|(worker, incarnation)| {
             let lease = self.lives.get(&Life::new(worker.clone(), *incarnation));
             let profile = match self.authority {
-                Authority::Embedded => &lease?.profile,
-                Authority::External => self.nodes.get(worker)?,
+                LeaseAuthority::Embedded => &lease?.profile,
+                LeaseAuthority::External => self.nodes.get(worker)?,
             };
-            Some(Member {
+            Some(RingMember {
                 worker,
                 incarnation: *incarnation,
                 profile,
@@ -450,7 +450,7 @@ mod tests {
         m.take_gone(now).into_iter().map(|(life, _)| life).collect()
     }
 
-    fn one(authority: Authority) -> Membership {
+    fn one(authority: LeaseAuthority) -> Membership {
         let mut m = Membership::restore(authority, Timestamp::ZERO, vec![]);
         m.join(Timestamp::ZERO, w1().worker, w1().incarnation, profile());
         m
@@ -458,7 +458,7 @@ mod tests {
 
     #[test]
     fn an_embedded_lease_ends_fifteen_percent_after_its_length_and_for_ever() {
-        let mut m = one(Authority::Embedded);
+        let mut m = one(LeaseAuthority::Embedded);
         assert_eq!(m.beat(Timestamp::from_millis(1000), &w1()), Beat::Counts);
         assert_eq!(gone(&mut m, Timestamp::from_millis(3299)), vec![]);
         assert_eq!(m.beat(Timestamp::from_millis(3300), &w1()), Beat::Over, "expiry is final before anybody looked");
@@ -467,13 +467,13 @@ mod tests {
         assert_eq!(m.current(&w1().worker), None);
     }
 
-    fn node(evicted: bool) -> LeaseNode {
-        LeaseNode { lease: L, evicted }
+    fn node(evicted: bool) -> ObservedLease {
+        ObservedLease { lease: L, evicted }
     }
 
     #[test]
     fn an_external_lease_ends_only_when_it_is_closed_and_the_wait_is_over() {
-        let mut m = one(Authority::External);
+        let mut m = one(LeaseAuthority::External);
         let late = Timestamp::from_millis(60_000);
         assert_eq!(gone(&mut m, late), vec![], "silence alone is no end");
         m.beat_seen(late, &w1(), node(false));
@@ -488,7 +488,7 @@ mod tests {
     #[test]
     fn an_absent_or_evicted_lease_node_closes_and_the_wait_starts_at_the_read() {
         let w2 = Life::new(WorkerId::new("w2").expect("valid"), Incarnation::new(2));
-        let mut m = one(Authority::External);
+        let mut m = one(LeaseAuthority::External);
         m.beat_seen(Timestamp::ZERO, &w2, node(false));
         let read = Timestamp::from_millis(60_000);
         m.read_leases(read, &BTreeMap::from([(w2.clone(), node(true))]));
@@ -498,9 +498,10 @@ mod tests {
 
     #[test]
     fn another_life_under_a_name_came_and_went() {
-        let mut m = one(Authority::External);
-        let member =
-            |life| BTreeMap::from([(w1().worker, Node { incarnation: Incarnation::new(life), profile: profile() })]);
+        let mut m = one(LeaseAuthority::External);
+        let member = |life| {
+            BTreeMap::from([(w1().worker, ObservedMember { incarnation: Incarnation::new(life), profile: profile() })])
+        };
         m.set_nodes(member(1));
         assert_eq!(m.set_nodes(member(1)), (vec![], vec![]));
         assert!(!m.is_draining(&w1()));
@@ -511,7 +512,7 @@ mod tests {
 
     #[test]
     fn a_worker_that_shut_its_gate_is_gone_at_once() {
-        let mut m = one(Authority::Embedded);
+        let mut m = one(LeaseAuthority::Embedded);
         m.close(Timestamp::from_millis(10), &w1(), true);
         assert_eq!(gone(&mut m, Timestamp::from_millis(10)), vec![w1()]);
     }
@@ -521,14 +522,14 @@ mod tests {
         let stored =
             StoredMember { worker: w1().worker, incarnation: w1().incarnation, profile: profile(), departed: false };
         let start = Timestamp::from_millis(500_000);
-        let mut m = Membership::restore(Authority::Embedded, start, vec![stored]);
+        let mut m = Membership::restore(LeaseAuthority::Embedded, start, vec![stored]);
         assert_eq!(gone(&mut m, start + Duration::from_millis(2299)), vec![]);
         assert_eq!(gone(&mut m, start + Duration::from_millis(2300)), vec![w1()]);
     }
 
     #[test]
     fn leaving_the_ring_does_not_end_the_lease() {
-        let mut m = one(Authority::External);
+        let mut m = one(LeaseAuthority::External);
         m.set_nodes(BTreeMap::new());
         assert_eq!(m.members().count(), 0);
         assert!(m.is_alive(&w1()));

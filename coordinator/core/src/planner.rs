@@ -31,11 +31,11 @@ use common::ring::{self, Ring};
 use common::{ApplianceId, Site, Term, WorkerId};
 use serde::{Deserialize, Serialize};
 
-use book::{Book, Entry};
+use book::{Book, BookEntry};
 use classes::Class;
 use exact::Unsettled;
-pub use plan::{Assumptions, BandRelaxed, Move, Plan, PlanId, PlanRefused, TableVersion, Unplaceable};
-use roster::Roster;
+pub use plan::{Assumptions, BandRelaxed, Plan, PlanId, PlanRefused, PlannedMove, TableVersion, Unplaceable};
+use roster::MemberRoster;
 
 /// Index of an appliance in the table and the planner; reused after removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,7 +71,7 @@ impl Default for Config {
 
 /// A member of the ring, as the planner sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Member {
+pub struct PlannerMember {
     /// Its name.
     pub id: WorkerId,
     /// Share of the appliances relative to others, as published. 0 counts as 1 for a fair share, and as no points on the
@@ -151,7 +151,7 @@ pub enum Unplaced {
 
 /// What speaks against giving an appliance to a member; the first that applies, in the order of the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Refusal {
+pub enum CandidateRefusal {
     /// It does not offer the driver.
     NoDriver,
     /// It is of another site than where the instances are kept.
@@ -170,11 +170,11 @@ pub enum Refusal {
 
 /// A member as a candidate for one appliance.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Candidate {
+pub struct PlacementCandidate {
     /// The member.
     pub member: WorkerId,
     /// What speaks against it; `None` when it can be given the appliance, or holds it rightly.
-    pub refusal: Option<Refusal>,
+    pub refusal: Option<CandidateRefusal>,
     /// The appliance is counted here.
     pub is_owner: bool,
     /// Appliances it holds of those that share this one's band.
@@ -191,7 +191,7 @@ pub struct Planner {
     config: Config,
     /// Raised by every change of what planning reads.
     version: TableVersion,
-    roster: Roster,
+    roster: MemberRoster,
     book: Book,
     /// Which groups share a band; computed by the first plan after members or needs changed.
     classes: OnceLock<Vec<Class>>,
@@ -205,7 +205,7 @@ impl Planner {
         Self {
             config,
             version: TableVersion { term, revision: 0 },
-            roster: Roster::new(),
+            roster: MemberRoster::new(),
             book: Book::default(),
             classes: OnceLock::new(),
             unsettled: Unsettled::default(),
@@ -225,7 +225,7 @@ impl Planner {
         self.remove(slot);
         self.version.raise();
         let group = self.group_of(&needs);
-        let entry = Entry {
+        let entry = BookEntry {
             position: ring::top(ring::position(placement_key)),
             group,
             owner: self.roster.acquire(owner),
@@ -271,7 +271,7 @@ impl Planner {
         self.book.change(slot, |entry| (entry.owner, entry.former) = (owner, former));
         self.roster.release(before.owner);
         self.roster.release(before.former);
-        self.note(slot, &Entry { owner, ..before });
+        self.note(slot, &BookEntry { owner, ..before });
     }
 
     /// Says whether plans may pick the appliance. One in the middle of a hand-off, or fenced, must not be picked, though
@@ -297,7 +297,7 @@ impl Planner {
     }
 
     /// Replaces the members. Weights are taken as at least 1 and at most [`ring::MAX_WEIGHT`].
-    pub fn set_members(&mut self, members: Vec<Member>) {
+    pub fn set_members(&mut self, members: Vec<PlannerMember>) {
         let changed = self.roster.replace(members, self.config.strategy);
         self.version.raise();
         self.unsettled.add(&changed);
@@ -307,7 +307,7 @@ impl Planner {
 
     /// The members, in the order of their names.
     #[must_use]
-    pub fn members(&self) -> &[Member] {
+    pub fn members(&self) -> &[PlannerMember] {
         &self.roster.members
     }
 
@@ -349,7 +349,7 @@ impl Planner {
     fn plan(
         &self,
         assumptions: &Assumptions,
-        roster: &Roster,
+        roster: &MemberRoster,
         classes: &OnceLock<Vec<Class>>,
         mut unsettled: Unsettled,
     ) -> Plan {
@@ -366,7 +366,7 @@ impl Planner {
     }
 
     /// Rank of the member that each pinned appliance is to be with, by slot.
-    fn pins(&self, assumptions: &Assumptions, roster: &Roster) -> BTreeMap<u32, u32> {
+    fn pins(&self, assumptions: &Assumptions, roster: &MemberRoster) -> BTreeMap<u32, u32> {
         if assumptions.pins.is_empty() {
             return BTreeMap::new();
         }
@@ -399,7 +399,7 @@ impl Planner {
     /// Every member as a candidate for an appliance, in order of ring preference, members that are not on the ring last.
     /// Empty when there is no such appliance.
     #[must_use]
-    pub fn explain(&self, slot: Slot) -> Vec<Candidate> {
+    pub fn explain(&self, slot: Slot) -> Vec<PlacementCandidate> {
         let classes = self.classes.get_or_init(|| classes::classify(&self.roster, &self.book));
         explain::explain(&self.roster, &self.book, classes, &self.config, slot)
     }
@@ -412,7 +412,7 @@ impl Planner {
         group
     }
 
-    fn note(&mut self, slot: Slot, entry: &Entry) {
+    fn note(&mut self, slot: Slot, entry: &BookEntry) {
         if self.config.strategy == Strategy::Ring {
             self.unsettled.note(&self.roster, slot, entry.position, entry.owner);
         }

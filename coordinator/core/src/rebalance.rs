@@ -12,7 +12,7 @@ use crate::planner::Reason;
 
 /// What set a rebalance off.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cause {
+pub enum RebalanceCause {
     /// A new leader found appliances without an owner.
     Start,
     /// Workers joined.
@@ -41,7 +41,7 @@ fn names(list: &[WorkerId]) -> String {
     text
 }
 
-impl fmt::Display for Cause {
+impl fmt::Display for RebalanceCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Start => f.write_str("new leader"),
@@ -56,13 +56,13 @@ impl fmt::Display for Cause {
 
 /// News of a rebalance, for history and traces.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum News {
+pub enum RebalanceEvent {
     /// It began.
     Opened {
         /// Identity.
         id: RebalanceId,
         /// What set it off.
-        cause: Cause,
+        cause: RebalanceCause,
         /// Moves planned.
         moves: u64,
     },
@@ -91,7 +91,7 @@ pub enum News {
 }
 
 #[derive(Clone, Debug)]
-struct Open {
+struct OpenRebalance {
     under_way: u64,
     done: u64,
     superseded: bool,
@@ -102,7 +102,7 @@ struct Open {
 pub struct Rebalances {
     term: Term,
     last: u64,
-    open: BTreeMap<RebalanceId, Open>,
+    open: BTreeMap<RebalanceId, OpenRebalance>,
     current: Option<RebalanceId>,
 }
 
@@ -126,18 +126,18 @@ impl Rebalances {
     }
 
     /// Opens one; the former current one is superseded.
-    pub fn open(&mut self, cause: Cause, moves: u64, news: &mut Vec<News>) -> RebalanceId {
+    pub fn open(&mut self, cause: RebalanceCause, moves: u64, events: &mut Vec<RebalanceEvent>) -> RebalanceId {
         if let Some(former) = self.current.take()
             && let Some(open) = self.open.get_mut(&former)
         {
             open.superseded = true;
-            self.close_if_done(former, news);
+            self.close_if_done(former, events);
         }
         self.last += 1;
         let id = RebalanceId { term: self.term, number: self.last };
-        self.open.insert(id, Open { under_way: 0, done: 0, superseded: false });
+        self.open.insert(id, OpenRebalance { under_way: 0, done: 0, superseded: false });
         self.current = Some(id);
-        news.push(News::Opened { id, cause, moves });
+        events.push(RebalanceEvent::Opened { id, cause, moves });
         id
     }
 
@@ -149,31 +149,31 @@ impl Rebalances {
     }
 
     /// A move of `id` ended, made or not.
-    pub fn end(&mut self, id: RebalanceId, made: bool, news: &mut Vec<News>) {
+    pub fn end(&mut self, id: RebalanceId, made: bool, events: &mut Vec<RebalanceEvent>) {
         if let Some(open) = self.open.get_mut(&id) {
             open.under_way = open.under_way.saturating_sub(1);
             open.done += u64::from(made);
         }
         if self.current != Some(id) {
-            self.close_if_done(id, news);
+            self.close_if_done(id, events);
         }
     }
 
     /// The plan has nothing left to do: the current rebalance ends with its last move.
-    pub fn nothing_left(&mut self, news: &mut Vec<News>) {
+    pub fn nothing_left(&mut self, events: &mut Vec<RebalanceEvent>) {
         if let Some(id) = self.current
             && self.open.get(&id).is_none_or(|o| o.under_way == 0)
         {
             self.current = None;
-            self.close_if_done(id, news);
+            self.close_if_done(id, events);
         }
     }
 
-    fn close_if_done(&mut self, id: RebalanceId, news: &mut Vec<News>) {
+    fn close_if_done(&mut self, id: RebalanceId, events: &mut Vec<RebalanceEvent>) {
         if self.open.get(&id).is_some_and(|o| o.under_way == 0)
             && let Some(open) = self.open.remove(&id)
         {
-            news.push(News::Closed { id, done: open.done, superseded: open.superseded });
+            events.push(RebalanceEvent::Closed { id, done: open.done, superseded: open.superseded });
         }
     }
 }
@@ -185,15 +185,15 @@ mod tests {
     #[test]
     fn a_superseded_rebalance_ends_with_its_last_move() {
         let mut r = Rebalances::new(Term::new(1));
-        let mut news = vec![];
-        let first = r.open(Cause::Start, 2, &mut news);
+        let mut events = vec![];
+        let first = r.open(RebalanceCause::Start, 2, &mut events);
         r.begin(first);
-        let second = r.open(Cause::Drift, 1, &mut news);
-        assert_eq!(news.len(), 2, "the first still has a move under way");
-        r.end(first, true, &mut news);
-        assert_eq!(news[2], News::Closed { id: first, done: 1, superseded: true });
-        r.nothing_left(&mut news);
-        assert_eq!(news[3], News::Closed { id: second, done: 0, superseded: false });
+        let second = r.open(RebalanceCause::Drift, 1, &mut events);
+        assert_eq!(events.len(), 2, "the first still has a move under way");
+        r.end(first, true, &mut events);
+        assert_eq!(events[2], RebalanceEvent::Closed { id: first, done: 1, superseded: true });
+        r.nothing_left(&mut events);
+        assert_eq!(events[3], RebalanceEvent::Closed { id: second, done: 0, superseded: false });
         assert_eq!(r.open_count(), 0);
     }
 }

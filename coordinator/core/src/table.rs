@@ -14,7 +14,7 @@ use std::time::Duration;
 use common::session::Carryover;
 use common::{ApplianceId, Edition, RebalanceId, Token, WorkerId};
 
-use crate::handoff::State;
+use crate::handoff::HandoffState;
 use crate::planner::{Needs, Reason, Slot, Unplaced};
 
 /// An appliance as the table takes it in.
@@ -48,26 +48,33 @@ pub struct TableRow {
     /// It is to be removed.
     pub deleting: bool,
     /// Where its ownership stands.
-    pub state: State,
+    pub state: HandoffState,
     /// What its last owner handed in; given to the next one.
     pub handed: Option<Box<Carryover>>,
     /// The hold that is left to the next owner if the present one is lost: how long its calls may take effect after its
     /// lease, and at least what it was told to wait itself.
     pub hold_if_lost: Duration,
-    /// Worker it is on its way to, while `Releasing` or `Freeing`; afterwards the name that is preferred.
-    pub preferred: Option<WorkerId>,
-    /// Owner before the move under way.
-    pub moved_from: Option<WorkerId>,
-    /// Why it was given to its owner, or is being moved.
-    pub reason: Option<Reason>,
-    /// Why nobody can take it, as of the last plan.
-    pub unplaced: Option<Unplaced>,
-    /// Rebalance its move belongs to.
-    pub rebalance: Option<RebalanceId>,
+    /// Where it goes and why, as the last plan and the move under way have it.
+    pub placement: Placement,
     /// The grant that bound it to its site, until it has arrived: one that nobody took binds nothing.
     pub binding: Option<Token>,
     /// It was granted at some time, so instances may exist.
     pub granted_before: bool,
+}
+
+/// Where an appliance goes, and why: what its last plan and the move under way say.
+#[derive(Clone, Debug, Default)]
+pub struct Placement {
+    /// Worker it is on its way to, while `Releasing` or `Freeing`; afterwards the name that is preferred.
+    pub preferred: Option<WorkerId>,
+    /// Owner before the move under way.
+    pub moved_from: Option<WorkerId>,
+    /// Why it was granted to its owner, or is being moved.
+    pub reason: Option<Reason>,
+    /// Why no worker can take it, as of the last plan.
+    pub unplaced: Option<Unplaced>,
+    /// Rebalance its move belongs to.
+    pub rebalance: Option<RebalanceId>,
 }
 
 impl TableRow {

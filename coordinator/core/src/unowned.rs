@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use common::Timestamp;
 
-use crate::handoff::State;
+use crate::handoff::HandoffState;
 use crate::planner::Slot;
 
 /// Every appliance without an owner.
 #[derive(Clone, Debug, Default)]
-pub struct Unowned {
+pub struct UnownedAppliances {
     since: BTreeMap<Slot, (Timestamp, u64)>,
     /// By their numbers and so in order of time, which never goes back; also such as got an owner since, which are passed
     /// over.
@@ -24,11 +24,11 @@ pub struct Unowned {
 
 /// Whether somebody acts on an appliance in this state, or the last traces of it are being wiped out.
 #[must_use]
-pub const fn has_owner(state: &State) -> bool {
-    matches!(state, State::Owned(_) | State::Releasing(_) | State::Removing(_))
+pub const fn has_owner(state: &HandoffState) -> bool {
+    matches!(state, HandoffState::Owned(_) | HandoffState::Releasing(_) | HandoffState::Removing(_))
 }
 
-impl Unowned {
+impl UnownedAppliances {
     /// Notes that an appliance has no owner. Nothing changes when that is known.
     pub fn begin(&mut self, now: Timestamp, slot: Slot) {
         if self.since.contains_key(&slot) {
@@ -88,13 +88,13 @@ mod tests {
         Timestamp::from_millis(s * 1_000)
     }
 
-    fn oldest(unowned: &Unowned) -> Vec<u32> {
+    fn oldest(unowned: &UnownedAppliances) -> Vec<u32> {
         unowned.oldest().map(|(_, slot)| slot.0).collect()
     }
 
     #[test]
     fn the_oldest_come_first_and_time_counts_from_the_first_news() {
-        let mut unowned = Unowned::default();
+        let mut unowned = UnownedAppliances::default();
         for n in [3, 1, 2] {
             unowned.begin(at(u64::from(n == 2)), Slot(n));
         }
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn what_came_and_went_leaves_nothing_behind() {
-        let mut unowned = Unowned::default();
+        let mut unowned = UnownedAppliances::default();
         unowned.begin(at(0), Slot(0));
         for n in 1..10_000 {
             unowned.begin(at(n), Slot(1));

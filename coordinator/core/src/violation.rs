@@ -2,7 +2,7 @@
 
 /// What kind of contradiction it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
+pub enum ViolationKind {
     /// A worker holds what the table gives to nobody or to somebody else.
     HeldAgainstTable,
     /// A worker holds an appliance that does not exist.
@@ -23,7 +23,7 @@ pub enum Kind {
     CreatedTwice,
 }
 
-impl Kind {
+impl ViolationKind {
     /// All of them, in the order of the declaration.
     pub const ALL: [Self; 9] = [
         Self::HeldAgainstTable,
@@ -56,17 +56,17 @@ impl Kind {
 
 /// How many of each kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts([u64; Kind::ALL.len()]);
+pub struct ViolationCounts([u64; ViolationKind::ALL.len()]);
 
-impl Counts {
+impl ViolationCounts {
     /// Counts one.
-    pub const fn add(&mut self, kind: Kind) {
+    pub const fn add(&mut self, kind: ViolationKind) {
         self.0[kind as usize] += 1;
     }
 
     /// Every kind, and how many of it.
-    pub fn iter(&self) -> impl Iterator<Item = (Kind, u64)> + '_ {
-        Kind::ALL.into_iter().zip(self.0)
+    pub fn iter(&self) -> impl Iterator<Item = (ViolationKind, u64)> + '_ {
+        ViolationKind::ALL.into_iter().zip(self.0)
     }
 }
 
@@ -76,13 +76,13 @@ mod tests {
 
     #[test]
     fn each_kind_has_a_count_and_a_name_of_its_own() {
-        let mut counts = Counts::default();
-        for (n, kind) in Kind::ALL.into_iter().enumerate() {
+        let mut counts = ViolationCounts::default();
+        for (n, kind) in ViolationKind::ALL.into_iter().enumerate() {
             (0..=n).for_each(|_| counts.add(kind));
         }
         let counted: Vec<_> = counts.iter().map(|(_, n)| n).collect();
-        assert_eq!(counted, (1..=Kind::ALL.len() as u64).collect::<Vec<_>>());
-        let names: std::collections::BTreeSet<_> = Kind::ALL.into_iter().map(Kind::name).collect();
-        assert_eq!(names.len(), Kind::ALL.len());
+        assert_eq!(counted, (1..=ViolationKind::ALL.len() as u64).collect::<Vec<_>>());
+        let names: std::collections::BTreeSet<_> = ViolationKind::ALL.into_iter().map(ViolationKind::name).collect();
+        assert_eq!(names.len(), ViolationKind::ALL.len());
     }
 }

@@ -7,7 +7,7 @@ use common::Life;
 use common::{Incarnation, Term, Timestamp, WorkerId};
 use coordination::{LeaseNode, MemberNode, RosterEvent};
 use coordinator_core::machine::Event;
-use coordinator_core::membership::{self, Node};
+use coordinator_core::membership::{ObservedLease, ObservedMember};
 use runtime::clock;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
@@ -108,14 +108,14 @@ pub(super) async fn next(
     }
 }
 
-fn nodes(members: Vec<MemberNode>) -> BTreeMap<WorkerId, Node> {
-    let node = |m: MemberNode| (m.worker, Node { incarnation: m.incarnation, profile: m.profile });
+fn nodes(members: Vec<MemberNode>) -> BTreeMap<WorkerId, ObservedMember> {
+    let node = |m: MemberNode| (m.worker, ObservedMember { incarnation: m.incarnation, profile: m.profile });
     members.into_iter().map(node).collect()
 }
 
-fn lease(node: LeaseNode) -> (Life, membership::LeaseNode) {
+fn lease(node: LeaseNode) -> (Life, ObservedLease) {
     let LeaseNode { worker, incarnation, lease, evicted } = node;
-    (Life::new(worker, incarnation), membership::LeaseNode { lease, evicted })
+    (Life::new(worker, incarnation), ObservedLease { lease, evicted })
 }
 
 impl Leader<'_> {

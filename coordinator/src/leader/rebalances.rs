@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use common::session::DeltaEntry;
 use common::{ApplianceId, RebalanceId, WorkerId};
-use coordinator_core::rebalance::News;
+use coordinator_core::rebalance::RebalanceEvent;
 use runtime::telemetry;
 use tracing::{Span, info, info_span};
 
@@ -19,7 +19,7 @@ use crate::views::{MoveView, RebalanceView};
 const SHOWN_MOVES: usize = 1_000;
 
 #[derive(Debug)]
-struct Open {
+struct OpenRoot {
     view: RebalanceView,
     root: Span,
     /// Position in `view.moves` and the span of each hand-off that is followed.
@@ -29,7 +29,7 @@ struct Open {
 /// The rebalances of this term that have not ended, and those that are to be shown anew.
 #[derive(Debug, Default)]
 pub(super) struct RebalanceHistory {
-    open: BTreeMap<RebalanceId, Open>,
+    open: BTreeMap<RebalanceId, OpenRoot>,
     changed: BTreeSet<RebalanceId>,
     ended: Vec<RebalanceView>,
 }
@@ -57,10 +57,10 @@ impl RebalanceHistory {
     }
 
     /// Takes news in; answers with what is to be stored.
-    pub(super) fn take_in(&mut self, news: News) -> (Option<RebalanceRecord>, Option<MoveRecord>) {
+    pub(super) fn take_in(&mut self, event: RebalanceEvent) -> (Option<RebalanceRecord>, Option<MoveRecord>) {
         let now = SystemTime::now();
-        match news {
-            News::Opened { id, cause, moves } => {
+        match event {
+            RebalanceEvent::Opened { id, cause, moves } => {
                 let root = info_span!(parent: None, "rebalance", rebalance = %id, %cause, moves, term = id.term.get());
                 let trace_id = telemetry::trace_id(&root);
                 info!(parent: &root, rebalance = %id, %cause, moves, trace_id, "rebalance begins");
@@ -75,11 +75,11 @@ impl RebalanceHistory {
                     done: 0,
                 };
                 let view = RebalanceView { record: record.clone(), moves: Vec::new() };
-                self.open.insert(id, Open { view, root, followed: HashMap::new() });
+                self.open.insert(id, OpenRoot { view, root, followed: HashMap::new() });
                 self.changed.insert(id);
                 (Some(record), None)
             }
-            News::Moved { id, appliance, from, to, reason } => {
+            RebalanceEvent::Moved { id, appliance, from, to, reason } => {
                 if let Some(open) = self.open.get_mut(&id) {
                     open.view.record.done += 1;
                     if let Some((at, span)) = open.followed.remove(&appliance) {
@@ -99,7 +99,7 @@ impl RebalanceHistory {
                 let reason = reason.text().to_owned();
                 (None, Some(MoveRecord { rebalance: id, appliance, from, to, reason, done: true, time: now }))
             }
-            News::Closed { id, done, superseded } => {
+            RebalanceEvent::Closed { id, done, superseded } => {
                 let Some(mut open) = self.open.remove(&id) else { return (None, None) };
                 self.changed.remove(&id);
                 let record = &mut open.view.record;

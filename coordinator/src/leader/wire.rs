@@ -5,7 +5,8 @@ use std::time::SystemTime;
 use common::Profile;
 use common::appliance::Driver;
 use common::session::Desired;
-use coordinator_core::{machine, planner};
+use coordinator_core::machine::WorkerSnapshot;
+use coordinator_core::planner::PlacementCandidate;
 
 use crate::record::Record;
 use crate::views::{Candidate, WorkerView};
@@ -23,8 +24,8 @@ pub(super) fn desired(record: &Record) -> Desired {
     }
 }
 
-pub(super) fn worker_view(view: machine::WorkerView, now: SystemTime) -> WorkerView {
-    let machine::WorkerView { id, incarnation, health, profile, appliances: _, silent, draining, member } = view;
+pub(super) fn worker_view(view: WorkerSnapshot, now: SystemTime) -> WorkerView {
+    let WorkerSnapshot { id, incarnation, health, profile, appliances: _, silent, draining, member } = view;
     let Profile { weight, zone, host, state_dir, drivers, version, pid, .. } = profile.unwrap_or_default();
     WorkerView {
         id,
@@ -43,8 +44,8 @@ pub(super) fn worker_view(view: machine::WorkerView, now: SystemTime) -> WorkerV
     }
 }
 
-pub(super) fn candidate(candidate: planner::Candidate) -> Candidate {
-    let planner::Candidate { member, refusal, is_owner, load, floor, ceiling } = candidate;
+pub(super) fn candidate(candidate: PlacementCandidate) -> Candidate {
+    let PlacementCandidate { member, refusal, is_owner, load, floor, ceiling } = candidate;
     let reason = match refusal {
         Some(refusal) => refusal.to_string(),
         None if is_owner => String::new(),

@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use coordinator_core::audit;
+use coordinator_core::audit::AuditCounts;
 use coordinator_core::machine::Counters;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Histogram, Meter, MeterProvider};
@@ -50,7 +50,7 @@ pub(super) struct Cluster {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counted {
     pub(super) counters: Counters,
-    pub(super) audits: audit::Counts,
+    pub(super) audits: AuditCounts,
 }
 
 /// The instruments that are told; the others look for themselves.
@@ -106,7 +106,7 @@ impl Instruments {
         for (kind, _) in Counted::default().counters.kinds.iter() {
             self.violations.add(0, &[KeyValue::new("kind", kind.name())]);
         }
-        for (outcome, _) in outcomes(&audit::Counts::default()) {
+        for (outcome, _) in outcomes(&AuditCounts::default()) {
             self.audits.add(0, &[KeyValue::new("outcome", outcome)]);
         }
         self.stale.add(0, &[]);
@@ -135,7 +135,7 @@ impl Instruments {
     }
 }
 
-const fn outcomes(counts: &audit::Counts) -> [(&'static str, u64); 3] {
+const fn outcomes(counts: &AuditCounts) -> [(&'static str, u64); 3] {
     [("agreed", counts.agreed), ("in_flight", counts.in_flight), ("differed", counts.differed)]
 }
 

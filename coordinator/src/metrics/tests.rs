@@ -1,7 +1,7 @@
 use std::time::SystemTime;
 
 use common::Term;
-use coordinator_core::violation::Kind;
+use coordinator_core::violation::ViolationKind;
 
 use super::*;
 use crate::catalog;
@@ -101,10 +101,10 @@ fn counts_go_on_over_terms() {
         metrics.begin_term();
         let mut counters = Counters::default();
         for plans in 1..=3 {
-            counters.kinds.add(Kind::DigestDiffers);
+            counters.kinds.add(ViolationKind::DigestDiffers);
             counters.plans = plans;
-            metrics.count(&counters, &audit::Counts { agreed: plans * 10, ..audit::Counts::default() });
-            metrics.count(&counters, &audit::Counts { agreed: plans * 10, ..audit::Counts::default() });
+            metrics.count(&counters, &AuditCounts { agreed: plans * 10, ..AuditCounts::default() });
+            metrics.count(&counters, &AuditCounts { agreed: plans * 10, ..AuditCounts::default() });
         }
     }
     let text = metrics.text().expect("shows");

@@ -4,7 +4,7 @@ use std::fmt;
 
 use common::Timestamp;
 use common::mutant;
-use coordinator_core::handoff::State as Ownership;
+use coordinator_core::handoff::HandoffState as Ownership;
 use stateright::Property;
 
 use crate::checker::Hypothesis;

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use common::Life;
 use common::canon::{Canon, Canonical};
 use coordinator_core::machine::Event;
-use coordinator_core::membership::{LeaseNode, Node};
+use coordinator_core::membership::{ObservedLease, ObservedMember};
 
 use crate::setup::{LEASE, LEASE_SEEN, Setup};
 use crate::state::{ModelState, Part};
@@ -54,17 +54,17 @@ pub(crate) struct LifeNodes {
     pub(crate) member: bool,
 }
 
-const NODE: LeaseNode = LeaseNode { lease: LEASE, evicted: false };
+const NODE: ObservedLease = ObservedLease { lease: LEASE, evicted: false };
 
 impl ModelState {
     fn feed(&mut self, news: &NodeEvent) {
         self.leaders.iter_mut().for_each(|leader| leader.feed.push(news.clone()));
     }
 
-    fn members(&self, setup: &Setup) -> BTreeMap<common::WorkerId, Node> {
+    fn members(&self, setup: &Setup) -> BTreeMap<common::WorkerId, ObservedMember> {
         let members = self.nodes.iter().filter(|(_, nodes)| nodes.member);
         let node = |(Life { worker: name, incarnation }, nodes): (&Life, &LifeNodes)| {
-            (name.clone(), Node { incarnation: *incarnation, profile: setup.profile(nodes.worker) })
+            (name.clone(), ObservedMember { incarnation: *incarnation, profile: setup.profile(nodes.worker) })
         };
         members.map(node).collect()
     }

@@ -8,7 +8,7 @@ use common::canon::NEVER;
 use common::mutant::Mutant;
 use common::{ApplianceId, Edition, Generation, Profile, Term, Timestamp, WorkerId};
 use coordinator_core::machine;
-use coordinator_core::membership::{Authority, lease_wait};
+use coordinator_core::membership::{LeaseAuthority, lease_wait};
 use coordinator_core::planner::{self, Needs};
 use coordinator_core::table::Seed;
 
@@ -141,7 +141,7 @@ impl Setup {
             unreachable_after: never,
             release_deadline: never,
             quarantine_strikes: u32::MAX,
-            authority: Authority::External,
+            authority: LeaseAuthority::External,
             // Two appliances of two workers are held by one each, and move as soon as that is not so. In a wider band they
             // would stay together for good, and two would show no more than one.
             planner: planner::Config { band: 1.0, ..planner::Config::default() },

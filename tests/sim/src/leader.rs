@@ -8,7 +8,7 @@ use common::session::{DeltaEntry, Envelope, ToCoordinator, ToWorker};
 use common::{ApplianceId, Generation, RebalanceId, Term, Timestamp};
 use coordinator_core::machine::{Action, Event, Machine, Restored};
 use coordinator_core::planner::Needs;
-use coordinator_core::rebalance;
+use coordinator_core::rebalance::RebalanceEvent;
 use coordinator_core::table::Seed;
 
 use super::SimTime;
@@ -255,9 +255,9 @@ impl SimWorld {
             Action::Evict(life) => self.candidate_evicts(seat, life),
             Action::Removed(id) => drop(leader.catalog.remove(&id)),
             Action::Rebalance(news) => match news {
-                rebalance::News::Opened { id, .. } => drop(leader.rebalances.insert(id)),
-                rebalance::News::Closed { id, .. } => drop(leader.rebalances.remove(&id)),
-                rebalance::News::Moved { .. } => {}
+                RebalanceEvent::Opened { id, .. } => drop(leader.rebalances.insert(id)),
+                RebalanceEvent::Closed { id, .. } => drop(leader.rebalances.remove(&id)),
+                RebalanceEvent::Moved { .. } => {}
             },
             // What a worker holds that the copy of the store knows nothing of.
             Action::Violation(text) if self.database.restored => self.note(|| format!("c{seat}: violation: {text}")),

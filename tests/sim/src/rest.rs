@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use common::{ApplianceId, Generation, Life, WorkerId};
-use coordinator_core::handoff::State;
+use coordinator_core::handoff::HandoffState;
 use coordinator_core::health::Health;
 use coordinator_core::machine::{Event, Machine};
 use coordinator_core::planner::{Needs, Strategy};
@@ -147,15 +147,15 @@ impl SimWorld {
         }
         let record = &self.database.rows.records[&id];
         if eligible.is_empty() {
-            let idle = entry.state.wants_owner() && entry.unplaced.is_some();
+            let idle = entry.state.wants_owner() && entry.placement.unplaced.is_some();
             // What the ring cannot place stays where it is while its owner lives.
-            let stays = matches!(&entry.state, State::Owned(g) if able.contains(&g.worker)) && !record.deleting;
+            let stays = matches!(&entry.state, HandoffState::Owned(g) if able.contains(&g.worker)) && !record.deleting;
             return (!idle && !stays).then(|| format!("{id}, which nobody can take, is {}", entry.state.name()));
         }
         if record.deleting {
             return Some(format!("{id} is still being removed: {:?}", entry.state));
         }
-        let State::Owned(g) = &entry.state else {
+        let HandoffState::Owned(g) = &entry.state else {
             return Some(format!("{id} is {:?}, {eligible:?} could take it", entry.state));
         };
         if !eligible.contains(&g.worker) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use common::appliance::Driver;
 use common::{ApplianceId, Generation, Term, Token};
 use coordinator_core::machine;
-use coordinator_core::membership::Authority;
+use coordinator_core::membership::LeaseAuthority;
 use coordinator_core::planner::{self, Strategy};
 
 use super::backend::{BackendCall, Journal};
@@ -164,7 +164,7 @@ fn settings(rng: &mut Rng) -> SimSettings {
         max_moves_per_worker: [1, 2, 128][rng.index(3)],
         moves_at_once: [1, 4, 128][rng.index(3)],
         decline_backoff: Duration::from_millis([500, 5_000][rng.index(2)]),
-        authority: if rng.chance(30) { Authority::Embedded } else { Authority::External },
+        authority: if rng.chance(30) { LeaseAuthority::Embedded } else { LeaseAuthority::External },
         unreachable_after: Duration::from_millis([1_000, 5_000, 60_000][rng.index(3)]),
         release_deadline: Duration::from_millis([1_000, 30_000][rng.index(2)]),
         ..machine::Config::default()
@@ -191,7 +191,7 @@ impl SimWorld {
         let mut rng = Rng::new(case.seed);
         let settings = settings(&mut rng);
         let decisions = case.decisions.clone().unwrap_or_else(|| plan::decide(case.seed, settings.faults_end));
-        let seats = if settings.machine.authority == Authority::Embedded { 1 } else { 2 + rng.index(2) };
+        let seats = if settings.machine.authority == LeaseAuthority::Embedded { 1 } else { 2 + rng.index(2) };
         let places = (0..2 + rng.index(4)).map(|n| WorkerHost::new(n, &mut rng, settings.hold)).collect::<Vec<_>>();
         let seats = (0..seats).map(|_| CoordinatorHost::new(&mut rng)).collect::<Vec<_>>();
         let mut this = Self {
@@ -355,7 +355,7 @@ impl SimWorld {
 
     /// Lives are taken from the coordination service.
     pub(super) fn external(&self) -> bool {
-        self.settings.machine.authority == Authority::External
+        self.settings.machine.authority == LeaseAuthority::External
     }
 
     pub(super) fn faulty(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use common::canon::{Canon, Canonical};
 
-use super::{Brake, Config, Frozen, Missing};
+use super::{Brake, Config, Freeze, Missing};
 
 impl Canonical for Brake {
     fn canon(&self, to: &mut Canon) {
@@ -17,7 +17,7 @@ impl Canonical for Brake {
             to.until(*grace_ends);
         }
         to.put(&frozen.is_some());
-        if let Some(Frozen { since: _, last_join }) = frozen {
+        if let Some(Freeze { since: _, last_join }) = frozen {
             to.after(*last_join, *settle);
         }
         to.put(in_grace);

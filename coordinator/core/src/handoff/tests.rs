@@ -12,25 +12,25 @@ fn granted(worker: &str, sequence: u64) -> Granted {
     }
 }
 
-fn states() -> Vec<State> {
+fn states() -> Vec<HandoffState> {
     let g = granted("w1", 1);
     vec![
-        State::Unowned,
-        State::Granting(g.clone()),
-        State::Offered(g.clone()),
-        State::Owned(g.clone()),
-        State::Releasing(g.clone()),
-        State::Freeing(g.clone()),
-        State::Passing { from: granted("w9", 9), to: g.clone() },
-        State::Orphaned(g.clone()),
-        State::Removing(g),
+        HandoffState::Unowned,
+        HandoffState::Granting(g.clone()),
+        HandoffState::Offered(g.clone()),
+        HandoffState::Owned(g.clone()),
+        HandoffState::Releasing(g.clone()),
+        HandoffState::Freeing(g.clone()),
+        HandoffState::Passing { from: granted("w9", 9), to: g.clone() },
+        HandoffState::Orphaned(g.clone()),
+        HandoffState::Removing(g),
     ]
 }
 
 /// Name of the next state and of the effects, or "." when refused.
-fn outcome(state: &State, event: Event) -> String {
+fn outcome(state: &HandoffState, event: HandoffEvent) -> String {
     match step(state, event) {
-        Err(Refused) => ".".to_owned(),
+        Err(HandoffRefused) => ".".to_owned(),
         Ok((next, effects)) => {
             let effects: Vec<_> = effects
                 .iter()
@@ -45,17 +45,17 @@ fn outcome(state: &State, event: Event) -> String {
 fn every_pair_does_what_the_table_says() {
     let own = granted("w1", 1);
     let events = [
-        ("assign", Event::Assign(granted("w2", 2))),
-        ("take", Event::Take),
-        ("durable", Event::Durable(own.token)),
-        ("undone", Event::Undone(own.token)),
-        ("ack", Event::Ack(own.clone())),
-        ("declined", Event::Declined(own.clone())),
-        ("released", Event::Released(own.clone(), Carryover::default())),
-        ("deleted", Event::Deleted(own.clone())),
-        ("gone", Event::Gone(own.life())),
-        ("holds", Event::Holds(own.clone())),
-        ("nothing", Event::HoldsNothing(own.life())),
+        ("assign", HandoffEvent::Assign(granted("w2", 2))),
+        ("take", HandoffEvent::Take),
+        ("durable", HandoffEvent::Durable(own.token)),
+        ("undone", HandoffEvent::Undone(own.token)),
+        ("ack", HandoffEvent::Ack(own.clone())),
+        ("declined", HandoffEvent::Declined(own.clone())),
+        ("released", HandoffEvent::Released(own.clone(), Carryover::default())),
+        ("deleted", HandoffEvent::Deleted(own.clone())),
+        ("gone", HandoffEvent::Gone(own.life())),
+        ("holds", HandoffEvent::Holds(own.clone())),
+        ("nothing", HandoffEvent::HoldsNothing(own.life())),
     ];
     let expected = [
         // Unowned, Granting, Offered, Owned, Releasing, Freeing, Passing, Orphaned, Removing
@@ -134,12 +134,13 @@ fn answers_under_another_token_or_incarnation_do_not_count() {
         [granted("w2", 1), granted("w1", 2), Granted { incarnation: Incarnation::new(2), ..granted("w1", 1) }];
     for state in states() {
         for who in &strangers {
-            for event in [Event::Ack(who.clone()), Event::Declined(who.clone())] {
-                assert_eq!(step(&state, event), Err(Refused));
+            for event in [HandoffEvent::Ack(who.clone()), HandoffEvent::Declined(who.clone())] {
+                assert_eq!(step(&state, event), Err(HandoffRefused));
             }
-            for event in [Event::Released(who.clone(), Carryover::default()), Event::Deleted(who.clone())] {
+            for event in [HandoffEvent::Released(who.clone(), Carryover::default()), HandoffEvent::Deleted(who.clone())]
+            {
                 let (next, effects) = step(&state, event).expect("confirmed again");
-                assert_eq!((next, effects), (state.clone(), vec![Effect::Confirm(who.clone())]));
+                assert_eq!((next, effects), (state.clone(), vec![HandoffEffect::Confirm(who.clone())]));
             }
         }
     }
@@ -149,8 +150,8 @@ fn answers_under_another_token_or_incarnation_do_not_count() {
 fn the_lease_end_of_another_life_leaves_the_owner_alone() {
     for state in states() {
         assert_eq!(
-            step(&state, Event::Gone(Life::new(WorkerId::new("w1").expect("valid"), Incarnation::new(9)))),
-            Err(Refused)
+            step(&state, HandoffEvent::Gone(Life::new(WorkerId::new("w1").expect("valid"), Incarnation::new(9)))),
+            Err(HandoffRefused)
         );
     }
 }
@@ -158,31 +159,43 @@ fn the_lease_end_of_another_life_leaves_the_owner_alone() {
 #[test]
 fn a_worker_that_holds_another_token_is_asked_to_end_it_before_anything_else() {
     let old = granted("w1", 7);
-    for state in [State::Offered(granted("w1", 9)), State::Owned(granted("w1", 9)), State::Releasing(granted("w1", 9))]
-    {
-        let (next, effects) = step(&state, Event::Holds(old.clone())).expect("counts");
-        assert_eq!((next, effects), (State::Releasing(old.clone()), vec![Effect::AskRelease]));
+    for state in [
+        HandoffState::Offered(granted("w1", 9)),
+        HandoffState::Owned(granted("w1", 9)),
+        HandoffState::Releasing(granted("w1", 9)),
+    ] {
+        let (next, effects) = step(&state, HandoffEvent::Holds(old.clone())).expect("counts");
+        assert_eq!((next, effects), (HandoffState::Releasing(old.clone()), vec![HandoffEffect::AskRelease]));
     }
 }
 
 #[test]
 fn a_late_durable_of_an_older_grant_does_not_offer_the_newer_one() {
-    assert_eq!(step(&State::Granting(granted("w1", 2)), Event::Durable(granted("w1", 1).token)), Err(Refused));
+    assert_eq!(
+        step(&HandoffState::Granting(granted("w1", 2)), HandoffEvent::Durable(granted("w1", 1).token)),
+        Err(HandoffRefused)
+    );
 }
 
 #[test]
 fn the_former_owner_is_confirmed_with_whichever_write_has_its_release() {
     let (from, to) = (granted("w1", 1), granted("w2", 2));
-    let passing = State::Passing { from: from.clone(), to: to.clone() };
-    let said_again = Event::Released(from.clone(), Carryover::default());
-    assert_eq!(step(&passing, said_again), Err(Refused), "the confirmation follows");
-    assert_eq!(step(&passing, Event::Gone(from.life())), Err(Refused), "it holds nothing");
-    let (next, effects) = step(&passing, Event::Durable(from.token)).expect("a write of its own came first");
-    assert_eq!((next.clone(), effects), (State::Granting(to.clone()), vec![Effect::Confirm(from.clone())]));
-    assert_eq!(step(&next, Event::Durable(to.token)), Ok((State::Offered(to.clone()), vec![Effect::Offer])));
+    let passing = HandoffState::Passing { from: from.clone(), to: to.clone() };
+    let said_again = HandoffEvent::Released(from.clone(), Carryover::default());
+    assert_eq!(step(&passing, said_again), Err(HandoffRefused), "the confirmation follows");
+    assert_eq!(step(&passing, HandoffEvent::Gone(from.life())), Err(HandoffRefused), "it holds nothing");
+    let (next, effects) = step(&passing, HandoffEvent::Durable(from.token)).expect("a write of its own came first");
+    assert_eq!(
+        (next.clone(), effects),
+        (HandoffState::Granting(to.clone()), vec![HandoffEffect::Confirm(from.clone())])
+    );
+    assert_eq!(
+        step(&next, HandoffEvent::Durable(to.token)),
+        Ok((HandoffState::Offered(to.clone()), vec![HandoffEffect::Offer]))
+    );
     // That write failed: the one under way has it as well.
-    assert_eq!(step(&passing, Event::Undone(from.token)), Err(Refused));
+    assert_eq!(step(&passing, HandoffEvent::Undone(from.token)), Err(HandoffRefused));
     // Both failed: what was handed in is written again before anything else.
-    let undone = step(&passing, Event::Undone(to.token));
-    assert_eq!(undone, Ok((State::Freeing(from), vec![Effect::Retry])));
+    let undone = step(&passing, HandoffEvent::Undone(to.token));
+    assert_eq!(undone, Ok((HandoffState::Freeing(from), vec![HandoffEffect::Retry])));
 }

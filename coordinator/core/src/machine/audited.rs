@@ -2,8 +2,8 @@
 
 use super::tests::{L, World, digest_report, edition, id, worker};
 use super::*;
-use crate::audit::{Counts, PAUSE};
-use crate::violation::Kind;
+use crate::audit::{AuditCounts, PAUSE};
+use crate::violation::ViolationKind;
 use common::Digest;
 use common::session::{Envelope, OwnedDigest};
 
@@ -31,7 +31,7 @@ impl World {
         self.step(Event::Received(conn, envelope, digest_report(claim)));
     }
 
-    fn kinds(&self) -> Vec<(Kind, u64)> {
+    fn kinds(&self) -> Vec<(ViolationKind, u64)> {
         self.machine.counters().kinds.iter().filter(|(_, n)| *n > 0).collect()
     }
 
@@ -81,7 +81,7 @@ fn a_digest_of_another_stream_or_term_does_not_count() {
     let envelope = w.envelope(conn);
     w.step(Event::Received(conn, Envelope { stream: envelope.stream.next(), ..envelope }, digest_report(wrong)));
     w.step(Event::Received(conn, Envelope { term: Term::new(9), ..envelope }, digest_report(wrong)));
-    assert_eq!((w.machine.audits(), w.machine.counters().stale_messages), (Counts::default(), 2));
+    assert_eq!((w.machine.audits(), w.machine.counters().stale_messages), (AuditCounts::default(), 2));
     assert_eq!(w.closed, []);
 }
 
@@ -95,7 +95,7 @@ fn a_lost_grant_is_found_named_and_granted_anew() {
     assert_eq!(w.holder(2), Some("w1"), "nothing is decided before it has said what it holds");
     w.connect("w1");
     w.pass(Duration::from_millis(200));
-    assert_eq!(w.kinds(), [(Kind::DigestDiffers, 1), (Kind::GrantLost, 1)]);
+    assert_eq!(w.kinds(), [(ViolationKind::DigestDiffers, 1), (ViolationKind::GrantLost, 1)]);
     assert!(w.violations[0].starts_with("w1 holds 2 appliances with digest "), "{:?}", w.violations);
     let lost = format!("w1 had taken and does not hold any more: {} under {token}", id(2));
     assert_eq!(w.violations[1], lost);
@@ -115,7 +115,7 @@ fn a_grant_under_another_token_is_taken_back_and_given_anew() {
     w.audit("w1", w.claim("w1"));
     w.connect("w1");
     w.pass(Duration::from_millis(200));
-    assert_eq!(w.kinds(), [(Kind::DigestDiffers, 1), (Kind::GrantLost, 1)]);
+    assert_eq!(w.kinds(), [(ViolationKind::DigestDiffers, 1), (ViolationKind::GrantLost, 1)]);
     assert!(w.puppets[&worker("w1")].held[&id(1)] > token);
     w.audit("w1", w.claim("w1"));
     assert_eq!(w.machine.audits().agreed, 1);
@@ -129,7 +129,7 @@ fn a_grant_too_many_is_ended_before_anybody_gets_it() {
     w.audit("w1", w.claim("w1"));
     w.connect("w1");
     w.pass(Duration::from_millis(200));
-    assert_eq!(w.kinds(), [(Kind::UnknownAppliance, 1), (Kind::DigestDiffers, 1)]);
+    assert_eq!(w.kinds(), [(ViolationKind::UnknownAppliance, 1), (ViolationKind::DigestDiffers, 1)]);
     assert!(!w.puppets[&worker("w1")].held.contains_key(&id(9)), "the welcome did not keep it");
     w.audit("w1", w.claim("w1"));
     assert_eq!(w.machine.audits().agreed, 1);
@@ -148,7 +148,7 @@ fn a_worker_that_cannot_count_is_not_sent_round_in_circles() {
         w.pass(Duration::from_secs(1));
     }
     assert_eq!(w.closed.len(), 3, "at 0, 30 and 90 s");
-    assert_eq!(w.kinds(), [(Kind::DigestDiffers, 3)]);
+    assert_eq!(w.kinds(), [(ViolationKind::DigestDiffers, 3)]);
     assert_eq!(w.loads(), [3], "and nothing is taken from it");
 }
 

@@ -10,8 +10,8 @@ use super::pacing::Pacing;
 use super::writes::{Pending, Writes};
 use super::{Commit, Machine, STALL, TICK};
 use crate::grants::{GrantOp, Granted, StoredGrant, StoredMember};
-use crate::handoff::State;
-use crate::table::TableRow;
+use crate::handoff::HandoffState;
+use crate::table::{Placement, TableRow};
 
 impl Canonical for Machine {
     fn canon(&self, to: &mut Canon) {
@@ -117,15 +117,12 @@ impl Canonical for TableRow {
             state,
             handed,
             hold_if_lost,
-            preferred,
-            moved_from,
-            // Why it is where it is: for people, but for whether it is known to be unplaced, which changes what is said.
-            reason: _,
-            unplaced: _,
-            rebalance,
+            placement,
             binding,
             granted_before,
         } = self;
+        // Reasons are for people.
+        let Placement { preferred, moved_from, reason: _, unplaced: _, rebalance } = placement;
         to.put(&(id, needs, edition));
         to.put(&(size, deleting));
         to.put(state);
@@ -136,7 +133,7 @@ impl Canonical for TableRow {
     }
 }
 
-impl Canonical for State {
+impl Canonical for HandoffState {
     fn canon(&self, to: &mut Canon) {
         to.text(self.name());
         to.put(&self.grant());

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::membership::Authority;
+use crate::membership::LeaseAuthority;
 use crate::{brake, planner};
 
 /// Settings of the machine.
@@ -54,7 +54,7 @@ pub struct Config {
     pub release_deadline: Duration,
     /// Who ends leases. Follows from the coordination; not a setting.
     #[serde(skip)]
-    pub authority: Authority,
+    pub authority: LeaseAuthority,
 }
 
 impl Default for Config {
@@ -74,7 +74,7 @@ impl Default for Config {
             departure_grace: Duration::ZERO,
             unreachable_after: Duration::from_secs(60),
             release_deadline: Duration::from_secs(30),
-            authority: Authority::Embedded,
+            authority: LeaseAuthority::Embedded,
         }
     }
 }

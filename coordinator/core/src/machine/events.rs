@@ -8,10 +8,10 @@ use common::{ApplianceId, Edition, Life, Term, Timestamp, WorkerId};
 
 use super::StreamId;
 use crate::grants::{GrantOp, StoredGrant, StoredMember};
-use crate::membership::{LeaseNode, Node};
-use crate::rebalance::News;
+use crate::membership::{ObservedLease, ObservedMember};
+use crate::rebalance::RebalanceEvent;
 use crate::table::Seed;
-use crate::violation;
+use crate::violation::ViolationCounts;
 
 /// Number of one group of writes.
 pub type BatchId = u64;
@@ -26,14 +26,14 @@ pub enum Event {
     /// External: every node was read, after the connection was made anew. Nothing counts before the first of these.
     Read {
         /// The member nodes.
-        members: BTreeMap<WorkerId, Node>,
+        members: BTreeMap<WorkerId, ObservedMember>,
         /// The lease nodes.
-        leases: BTreeMap<Life, LeaseNode>,
+        leases: BTreeMap<Life, ObservedLease>,
     },
     /// External: the member nodes, read after one came or went.
-    Members(BTreeMap<WorkerId, Node>),
+    Members(BTreeMap<WorkerId, ObservedMember>),
     /// External: a lease node was read, or a heartbeat seen.
-    Observed(Life, LeaseNode),
+    Observed(Life, ObservedLease),
     /// External: no further heartbeat of this life can arrive; all that did were told before.
     Over(Life),
     /// An operator wants the lease of a life ended.
@@ -129,7 +129,7 @@ pub enum Action {
     /// A life is gone, decided at this moment: others may act on what it held from then on. To be logged.
     Gone(Life, Timestamp),
     /// News of a rebalance.
-    Rebalance(News),
+    Rebalance(RebalanceEvent),
     /// So many workers died while a step of this appliance ran; nobody is granted it any more.
     Quarantined(ApplianceId, u32),
     /// Somebody holds, or says, what contradicts the table. To be logged and counted.
@@ -168,7 +168,7 @@ pub struct Counters {
     /// Contradictions met.
     pub violations: u64,
     /// The same by kind.
-    pub kinds: violation::Counts,
+    pub kinds: ViolationCounts,
     /// Messages dropped because they named another stream, life or term.
     pub stale_messages: u64,
     /// Plans made.

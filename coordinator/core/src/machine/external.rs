@@ -2,26 +2,26 @@
 
 use super::tests::*;
 use super::*;
-use crate::membership::{Authority, LeaseNode, Node};
-use crate::rebalance::News;
+use crate::membership::{LeaseAuthority, ObservedLease, ObservedMember};
+use crate::rebalance::RebalanceEvent;
 use common::session::{Ack, Hello, Release, ToCoordinator};
 use common::{ApplianceId, Edition, Incarnation, StreamNumber};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A cluster whose leader reads nodes; the test writes them.
-struct Service {
+struct FakeService {
     w: World,
-    nodes: BTreeMap<WorkerId, Node>,
+    nodes: BTreeMap<WorkerId, ObservedMember>,
     next_life: u128,
 }
 
-impl Service {
+impl FakeService {
     fn new(config: Config, restored: Restored) -> Self {
         Self::in_term(config, Term::new(1), restored)
     }
 
     fn in_term(config: Config, term: Term, restored: Restored) -> Self {
-        let config = Config { authority: Authority::External, ..config };
+        let config = Config { authority: LeaseAuthority::External, ..config };
         Self { w: World::with(config, term, restored), nodes: BTreeMap::new(), next_life: 1 }
     }
 
@@ -31,8 +31,8 @@ impl Service {
         self.w.step(Event::Tick);
     }
 
-    fn leases(&self) -> BTreeMap<Life, LeaseNode> {
-        let lease = LeaseNode { lease: L, evicted: false };
+    fn leases(&self) -> BTreeMap<Life, ObservedLease> {
+        let lease = ObservedLease { lease: L, evicted: false };
         self.w.puppets.iter().filter_map(|(name, p)| Some((Life::new(name.clone(), p.incarnation?), lease))).collect()
     }
 
@@ -40,7 +40,7 @@ impl Service {
     fn enrol(&mut self, name: &str) -> Life {
         let incarnation = Incarnation::new(self.next_life);
         self.next_life += 1;
-        self.nodes.insert(worker(name), Node { incarnation, profile: profile() });
+        self.nodes.insert(worker(name), ObservedMember { incarnation, profile: profile() });
         let puppet = Puppet { incarnation: Some(incarnation), ..Puppet::default() };
         self.w.puppets.insert(worker(name), puppet);
         Life::new(worker(name), incarnation)
@@ -48,7 +48,7 @@ impl Service {
 
     fn tell_nodes(&mut self, life: &Life) {
         self.w.step(Event::Members(self.nodes.clone()));
-        self.w.step(Event::Observed(life.clone(), LeaseNode { lease: L, evicted: false }));
+        self.w.step(Event::Observed(life.clone(), ObservedLease { lease: L, evicted: false }));
     }
 
     fn join(&mut self, name: &str) -> Life {
@@ -78,8 +78,8 @@ impl Service {
     }
 }
 
-fn cluster(config: Config, names: &[&str], appliances: u128) -> Service {
-    let mut s = Service::new(config, Restored::default());
+fn cluster(config: Config, names: &[&str], appliances: u128) -> FakeService {
+    let mut s = FakeService::new(config, Restored::default());
     s.read();
     for name in names {
         s.join(name);
@@ -114,7 +114,7 @@ fn restored_from(w: &World, departed: &[(&str, Incarnation)]) -> Restored {
 
 #[test]
 fn a_hello_that_is_faster_than_the_news_of_its_nodes_waits_for_it() {
-    let mut s = Service::new(Config::default(), Restored::default());
+    let mut s = FakeService::new(Config::default(), Restored::default());
     s.read();
     let life = s.enrol("w1");
     let conn = s.w.connect("w1");
@@ -147,7 +147,7 @@ fn a_hello_without_a_life_is_refused_and_one_of_an_ended_life_too() {
 
 #[test]
 fn nothing_is_placed_before_everything_was_read() {
-    let mut s = Service::new(Config::default(), Restored::default());
+    let mut s = FakeService::new(Config::default(), Restored::default());
     let life = s.enrol("w1");
     s.w.connect("w1");
     s.w.create([1]);
@@ -247,8 +247,10 @@ fn a_draining_worker_gives_up_everything_and_gets_nothing() {
     s.w.step(Event::Received(conn, envelope, ToCoordinator::Drain { hand_back: false }));
     s.w.pass(Duration::from_secs(1));
     let caused =
-        s.w.news.iter().any(|n| matches!(n, News::Opened { cause, .. } if cause.to_string() == "draining: w1"));
-    assert!(caused, "{:?}", s.w.news);
+        s.w.events
+            .iter()
+            .any(|n| matches!(n, RebalanceEvent::Opened { cause, .. } if cause.to_string() == "draining: w1"));
+    assert!(caused, "{:?}", s.w.events);
     assert_eq!(s.w.loads(), [0, 6, 6]);
     s.w.create(13..=20);
     assert_eq!(s.w.loads(), [0, 10, 10]);
@@ -271,7 +273,7 @@ fn most_workers_that_vanish_at_once_freeze_and_their_return_thaws() {
     assert!(s.w.holder(21).is_some(), "what is new was never out of sight");
     // A next leader starts frozen as well.
     let departed: Vec<(&str, Incarnation)> = lives.iter().map(|l| (l.worker.as_str(), l.incarnation)).collect();
-    let mut next = Service::in_term(Config::default(), Term::new(2), restored_from(&s.w, &departed));
+    let mut next = FakeService::in_term(Config::default(), Term::new(2), restored_from(&s.w, &departed));
     next.nodes = s.nodes.clone();
     next.next_life = 100;
     next.w.puppets = s.w.puppets.clone();
@@ -298,7 +300,7 @@ fn an_operator_resumes_what_the_brake_holds() {
     lives.iter().for_each(|life| s.expire(life));
     assert!(s.w.machine.frozen(s.w.now).is_some());
     s.w.stored.clear();
-    s.w.news.clear();
+    s.w.events.clear();
     s.w.step(Event::Resume);
     s.w.pass(Duration::from_millis(300));
     assert_eq!(s.w.loads(), [10, 10]);
@@ -322,7 +324,7 @@ fn a_name_that_is_back_within_its_grace_costs_no_move() {
     assert_eq!(after, before);
     let life = s.kill("w1");
     s.w.pass(Duration::from_secs(6));
-    s.w.news.clear();
+    s.w.events.clear();
     s.expire(&life);
     s.w.pass(Duration::from_millis(5_300));
     assert_eq!(s.w.loads(), [6, 6], "not for ever");
@@ -366,7 +368,7 @@ fn what_is_handed_back_waits_for_its_name() {
 fn a_python_member_is_in_the_ring_and_gets_nothing() {
     let mut s = cluster(Config::default(), &["w1", "w2"], 10);
     let bare = Profile { weight: 2, drivers: BTreeSet::new(), lease: Duration::ZERO, ..profile() };
-    s.nodes.insert(worker("py"), Node { incarnation: Incarnation::new(77), profile: bare });
+    s.nodes.insert(worker("py"), ObservedMember { incarnation: Incarnation::new(77), profile: bare });
     s.w.step(Event::Members(s.nodes.clone()));
     s.w.pass(Duration::from_secs(1));
     assert_eq!(s.w.machine.planner().members().len(), 3);
@@ -443,14 +445,14 @@ fn given_anew(held: Edition) {
     assert!((2..=4).all(|n| token_of(&after, n) == token_of(&before, n)), "the others stay where they are");
 }
 
-fn token_of(s: &Service, n: u128) -> Token {
+fn token_of(s: &FakeService, n: u128) -> Token {
     s.w.puppets.values().find_map(|p| p.held.get(&id(n)).copied()).expect("held")
 }
 
 /// A cluster, and the same under a next leader whom one worker tells that it has an appliance as `held`.
-fn greeted_with(held: Edition) -> (Service, Service) {
+fn greeted_with(held: Edition) -> (FakeService, FakeService) {
     let mut s = cluster(Config::default(), &["w1", "w2"], 4);
-    let mut next = Service::in_term(Config::default(), Term::new(2), restored_from(&s.w, &[]));
+    let mut next = FakeService::in_term(Config::default(), Term::new(2), restored_from(&s.w, &[]));
     (next.nodes, next.w.puppets) = (std::mem::take(&mut s.nodes), s.w.puppets.clone());
     next.read();
     for (conn, name) in [(101, "w1"), (102, "w2")] {
@@ -470,7 +472,7 @@ fn greeted_with(held: Edition) -> (Service, Service) {
 #[test]
 fn a_hello_from_before_the_term_takes_nothing_before_its_stream_answers() {
     let s = cluster(Config::default(), &["w1", "w2"], 10);
-    let mut next = Service::in_term(Config::default(), Term::new(2), restored_from(&s.w, &[]));
+    let mut next = FakeService::in_term(Config::default(), Term::new(2), restored_from(&s.w, &[]));
     next.nodes = s.nodes.clone();
     next.w.puppets = s.w.puppets.clone();
     next.w.next_conn = 100;
@@ -536,7 +538,7 @@ fn what_was_ever_granted_is_removed_by_a_worker() {
     restored
         .appliances
         .push((Seed { deleting: true, ..seed(1) }, StoredGrant { ever: true, ..StoredGrant::default() }));
-    let mut s = Service::in_term(Config::default(), Term::new(2), restored);
+    let mut s = FakeService::in_term(Config::default(), Term::new(2), restored);
     s.read();
     s.join("w1");
     s.w.pass(Duration::from_secs(2));

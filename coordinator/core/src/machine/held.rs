@@ -35,7 +35,7 @@ fn owned() -> World {
     connect(&mut w, "w1", HOLD);
     w.pass(Duration::from_secs(1));
     w.create([1]);
-    assert_eq!((w.holder(1), told(&w)), (Some("w1"), vec![Duration::ZERO]));
+    assert_eq!((w.holder(1), delays_sent(&w)), (Some("w1"), vec![Duration::ZERO]));
     w
 }
 
@@ -56,7 +56,7 @@ fn release(w: &mut World, name: &str, hold: Duration) {
 }
 
 /// The holds that owners of the appliance were told, one after the other.
-fn told(w: &World) -> Vec<Duration> {
+fn delays_sent(w: &World) -> Vec<Duration> {
     let deltas =
         w.sent.iter().filter_map(|(_, message)| if let ToWorker::Delta(d) = message { Some(&d.entries) } else { None });
     let hold = |entry: &DeltaEntry<()>| match entry {
@@ -84,7 +84,7 @@ fn an_owner_that_is_lost_leaves_its_hold_in_full() {
     w.kill("w1");
     connect(&mut w, "w2", Duration::from_secs(3));
     w.pass(Duration::from_secs(3));
-    assert_eq!((w.holder(1), told(&w)), (Some("w2"), vec![Duration::ZERO, HOLD]));
+    assert_eq!((w.holder(1), delays_sent(&w)), (Some("w2"), vec![Duration::ZERO, HOLD]));
     assert_eq!(stored(&w)[1], (true, HOLD), "lost at once, it leaves what it had to wait itself");
 }
 
@@ -97,7 +97,7 @@ fn an_owner_that_tokens_fence_leaves_none_of_its_own() {
     w.kill("w1");
     w.connect("w2");
     w.pass(Duration::from_secs(4));
-    assert_eq!((w.holder(1), told(&w)), (Some("w2"), vec![Duration::ZERO; 2]));
+    assert_eq!((w.holder(1), delays_sent(&w)), (Some("w2"), vec![Duration::ZERO; 2]));
     assert_eq!(stored(&w), [(true, Duration::ZERO); 2]);
 }
 
@@ -116,11 +116,11 @@ fn a_release_says_what_is_left_and_nobody_counts_it_down() {
     w.step(Event::Resume);
     connect(&mut w, "w2", HOLD);
     w.pass(Duration::from_secs(1));
-    assert_eq!((w.holder(1), told(&w)), (Some("w2"), vec![Duration::ZERO, left]));
+    assert_eq!((w.holder(1), delays_sent(&w)), (Some("w2"), vec![Duration::ZERO, left]));
     assert_eq!(stored(&w), [(true, HOLD), (false, left), (true, HOLD)]);
     release(&mut w, "w2", Duration::ZERO);
     w.pass(Duration::from_secs(1));
-    assert_eq!(told(&w).last(), Some(&Duration::ZERO), "who held it has served it");
+    assert_eq!(delays_sent(&w).last(), Some(&Duration::ZERO), "who held it has served it");
 }
 
 #[test]
@@ -136,16 +136,16 @@ fn an_offer_that_nobody_took_keeps_the_hold() {
     w.step(Event::Closed(conn));
     w.hold_commits = false;
     w.step(Event::Durable(batch));
-    assert_eq!(told(&w).len(), 1);
+    assert_eq!(delays_sent(&w).len(), 1);
     connect(&mut w, "w1", HOLD);
     w.pass(Duration::from_secs(1));
-    assert_eq!((w.holder(1), told(&w)), (Some("w1"), vec![Duration::ZERO, left]));
+    assert_eq!((w.holder(1), delays_sent(&w)), (Some("w1"), vec![Duration::ZERO, left]));
 
     // Told, and declined.
     release(&mut w, "w1", left);
     w.pass(Duration::from_millis(100));
     assert_eq!(w.holder(1), Some("w1"));
-    let before = told(&w).len();
+    let before = delays_sent(&w).len();
     w.hold_commits = true;
     release(&mut w, "w1", left);
     w.pass(Duration::from_millis(100));
@@ -167,7 +167,7 @@ fn an_offer_that_nobody_took_keeps_the_hold() {
     w.step(Event::Received(conn, envelope, ToCoordinator::Ack(declined)));
     w.pass(Duration::from_secs(6));
     assert_eq!(w.holder(1), Some("w1"));
-    assert_eq!(told(&w)[before..], [left, left], "offered, declined, offered again");
+    assert_eq!(delays_sent(&w)[before..], [left, left], "offered, declined, offered again");
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn an_owner_that_forgot_its_grant_leaves_its_hold_in_full() {
     w.puppets.get_mut(&worker("w1")).expect("lives").held.clear();
     connect(&mut w, "w1", HOLD);
     w.pass(Duration::from_secs(1));
-    assert_eq!((w.holder(1), told(&w)), (Some("w1"), vec![Duration::ZERO, HOLD]), "it may have acted");
+    assert_eq!((w.holder(1), delays_sent(&w)), (Some("w1"), vec![Duration::ZERO, HOLD]), "it may have acted");
 }
 
 #[test]
@@ -184,7 +184,7 @@ fn a_removal_that_nobody_asked_for_leaves_the_hold_in_full() {
     let mut w = owned();
     say(&mut w, "w1", |appliance, token| Ack { removed: vec![GrantRef::new(appliance, token)], ..Ack::default() });
     w.pass(Duration::from_secs(1));
-    assert_eq!((w.holder(1), told(&w)), (Some("w1"), vec![Duration::ZERO, HOLD]));
+    assert_eq!((w.holder(1), delays_sent(&w)), (Some("w1"), vec![Duration::ZERO, HOLD]));
 }
 
 /// What the store has of the appliance.
@@ -200,7 +200,7 @@ fn a_new_leader_knows_the_hold_of_an_owner_of_which_nothing_is_left() {
         let mut w = World::in_term(Term::new(2), restored(grant));
         connect(&mut w, "w1", Duration::from_secs(1));
         w.pass(Duration::from_secs(6));
-        assert_eq!((w.holder(1), told(&w)), (Some("w1"), vec![hold]));
+        assert_eq!((w.holder(1), delays_sent(&w)), (Some("w1"), vec![hold]));
         assert_eq!(stored(&w), [(true, hold)]);
     }
 }
@@ -215,7 +215,7 @@ fn who_acted_against_the_table_leaves_a_hold_as_well() {
         w.puppets.insert(worker("w1"), Puppet { held: [(id(1), intruder)].into(), ..Puppet::default() });
         connect(&mut w, "w1", HOLD);
         w.pass(Duration::from_secs(6));
-        assert_eq!((w.holder(1), told(&w)), (None, vec![]), "somebody acts on it");
+        assert_eq!((w.holder(1), delays_sent(&w)), (None, vec![]), "somebody acts on it");
         if lost {
             w.kill("w1");
         } else {
@@ -226,7 +226,7 @@ fn who_acted_against_the_table_leaves_a_hold_as_well() {
         connect(&mut w, "w2", HOLD);
         w.pass(Duration::from_secs(4));
         let hold = if lost { HOLD } else { left };
-        assert_eq!(told(&w), [hold]);
+        assert_eq!(delays_sent(&w), [hold]);
         assert_eq!(stored(&w), [(false, hold), (true, HOLD)], "for a leader that comes in between");
     }
 }

@@ -19,9 +19,9 @@ use super::placement::SLOW;
 use super::view::Departed;
 use super::{Action, Machine, Profile, Refusal, StreamId};
 use crate::brake::Departure;
-use crate::handoff::State;
-use crate::health::Session as SessionState;
-use crate::membership::{Authority, Beat, LeaseNode, Node};
+use crate::handoff::HandoffState;
+use crate::health::SessionState;
+use crate::membership::{Beat, LeaseAuthority, ObservedLease, ObservedMember};
 use crate::planner::Slot;
 
 /// How long a `Hello` waits for the news of its own lease node. Both come from the same commit; longer means that the
@@ -71,9 +71,9 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn new(now: Timestamp, lives: Vec<Life>, authority: Authority) -> Self {
+    pub(super) fn new(now: Timestamp, lives: Vec<Life>, authority: LeaseAuthority) -> Self {
         Self {
-            read: authority == Authority::Embedded,
+            read: authority == LeaseAuthority::Embedded,
             parked: BTreeMap::new(),
             silent: lives.into_iter().map(|life| (life, now)).collect(),
             expelled: BTreeMap::new(),
@@ -177,8 +177,8 @@ impl Machine {
     pub(super) fn read(
         &mut self,
         now: Timestamp,
-        members: std::collections::BTreeMap<WorkerId, Node>,
-        leases: &BTreeMap<Life, LeaseNode>,
+        members: std::collections::BTreeMap<WorkerId, ObservedMember>,
+        leases: &BTreeMap<Life, ObservedLease>,
     ) {
         let first = !std::mem::replace(&mut self.members.read, true);
         let (came, went) = self.membership.set_nodes(members);
@@ -190,13 +190,13 @@ impl Machine {
         } else {
             self.ring_changed(now, came, went);
         }
-        self.after_news(now);
+        self.nodes_changed(now);
     }
 
-    pub(super) fn members_changed(&mut self, now: Timestamp, members: BTreeMap<WorkerId, Node>) {
+    pub(super) fn members_changed(&mut self, now: Timestamp, members: BTreeMap<WorkerId, ObservedMember>) {
         let (came, went) = self.membership.set_nodes(members);
         self.ring_changed(now, came, went);
-        self.after_news(now);
+        self.nodes_changed(now);
     }
 
     /// Gathers newcomers, and notes the causes of what is planned next. A name that went and came is one gone, one
@@ -213,7 +213,7 @@ impl Machine {
         }
     }
 
-    fn after_news(&mut self, now: Timestamp) {
+    fn nodes_changed(&mut self, now: Timestamp) {
         let lives: Vec<Life> = self.membership.lives().cloned().collect();
         for life in lives {
             if self.sessions.state(&life) == SessionState::None {
@@ -231,10 +231,10 @@ impl Machine {
     }
 
     /// A heartbeat of a life was seen, or its node read for the first time.
-    pub(super) fn observed(&mut self, now: Timestamp, life: &Life, node: LeaseNode) {
+    pub(super) fn observed(&mut self, now: Timestamp, life: &Life, node: ObservedLease) {
         if self.membership.beat_seen(now, life, node) {
             self.out.worker_changed(life.worker.clone());
-            self.after_news(now);
+            self.nodes_changed(now);
         }
     }
 
@@ -326,15 +326,15 @@ impl Machine {
         self.out.worker_changed(life.worker);
     }
 
-    /// Tells workers that are about to stop when nothing more will be taken from them: nobody takes what they have, or
+    /// Sends `Drained` to workers that are about to stop when no more grants will be taken from them: no worker can take them, or
     /// nothing is moved now. `movers` are those that something is yet to be taken from.
     pub(super) fn tell_leavers(&mut self, movers: &BTreeSet<WorkerId>) {
         let done: Vec<Life> = self
             .members
             .leaving
             .iter()
-            .filter(|(life, told)| {
-                !**told
+            .filter(|(life, answered)| {
+                !**answered
                     && !self.members.handing_back.contains(*life)
                     && self.tallies.granted.contains_key(*life)
                     && !movers.contains(&life.worker)
@@ -411,11 +411,11 @@ impl Machine {
     fn end_offers(&mut self, now: Timestamp) {
         let late =
             |slot: &Slot| self.tallies.unowned.since(*slot).is_some_and(|s| now.since(s) >= Duration::from_millis(500));
-        let offered = |slot: &Slot| self.table.get(*slot).is_some_and(|e| matches!(e.state, State::Offered(_)));
+        let offered = |slot: &Slot| self.table.get(*slot).is_some_and(|e| matches!(e.state, HandoffState::Offered(_)));
         let slots: Vec<Slot> =
             self.tallies.granted.values().flatten().copied().filter(|s| offered(s) && late(s)).collect();
         for slot in slots {
-            self.set_state(slot, State::Unowned);
+            self.set_state(slot, HandoffState::Unowned);
         }
     }
 
@@ -488,8 +488,11 @@ impl Machine {
         let draining = self.membership.is_draining(life);
         self.tallies.granted.get(life).is_some_and(|slots| {
             slots.iter().filter_map(|slot| self.table.get(*slot)).any(|entry| {
-                let given = matches!(entry.state, State::Offered(_) | State::Granting(_) | State::Passing { .. });
-                draining || given || matches!(entry.state, State::Releasing(_))
+                let given = matches!(
+                    entry.state,
+                    HandoffState::Offered(_) | HandoffState::Granting(_) | HandoffState::Passing { .. }
+                );
+                draining || given || matches!(entry.state, HandoffState::Releasing(_))
             })
         })
     }

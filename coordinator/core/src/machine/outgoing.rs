@@ -9,7 +9,7 @@ use common::session::{AnnouncedStep, Confirm, GrantRef};
 use super::events::{Action, Refusal};
 use super::sessions::StreamId;
 use crate::outbox::MAX_ENTRIES;
-use crate::rebalance::News;
+use crate::rebalance::RebalanceEvent;
 
 /// What a step has collected so far. Empty between two steps.
 #[derive(Clone, Debug, Default)]
@@ -36,8 +36,8 @@ impl Outgoing {
         self.actions.push(Action::WorkerChanged(worker));
     }
 
-    pub(super) fn rebalance(&mut self, news: Vec<News>) {
-        self.actions.extend(news.into_iter().map(Action::Rebalance));
+    pub(super) fn rebalance(&mut self, events: Vec<RebalanceEvent>) {
+        self.actions.extend(events.into_iter().map(Action::Rebalance));
     }
 
     pub(super) fn regained(&mut self, lasted: Option<Duration>) {

@@ -11,19 +11,19 @@ use super::writes::Pending;
 use super::{Action, Machine, WRITE_RETRY};
 use crate::brake::Departure;
 use crate::grants::{GrantOp, Granted, Profile};
-use crate::handoff::{self, Effect, Refused, State};
+use crate::handoff::{self, HandoffEffect, HandoffEvent, HandoffRefused, HandoffState};
 use crate::outbox::OutboxEntry;
 use crate::planner::{Slot, Unplaced};
-use crate::rebalance::News;
+use crate::rebalance::RebalanceEvent;
 use crate::unowned;
-use crate::violation::Kind;
+use crate::violation::ViolationKind;
 
 impl Machine {
     /// Applies a hand-off event to an appliance. Returns whether it counted.
-    pub(super) fn hand(&mut self, now: Timestamp, slot: Slot, event: handoff::Event) -> bool {
+    pub(super) fn transition(&mut self, now: Timestamp, slot: Slot, event: HandoffEvent) -> bool {
         let Some(entry) = self.table.get(slot) else { return false };
         match handoff::step(&entry.state, event) {
-            Err(Refused) => false,
+            Err(HandoffRefused) => false,
             Ok((state, effects)) => {
                 self.set_state(slot, state);
                 for effect in effects {
@@ -35,7 +35,7 @@ impl Machine {
     }
 
     /// Puts an appliance into a state and keeps everything derived from states in step with it.
-    pub(super) fn set_state(&mut self, slot: Slot, state: State) {
+    pub(super) fn set_state(&mut self, slot: Slot, state: HandoffState) {
         let Some(entry) = self.table.get_mut(slot) else { return };
         let former = std::mem::replace(&mut entry.state, state);
         if former == entry.state {
@@ -47,7 +47,7 @@ impl Machine {
             (true, false) => self.tallies.unowned.begin(self.epoch.last_step, slot),
             (false, true) => {
                 let lasted = self.tallies.unowned.end(self.epoch.last_step, slot);
-                self.out.regained(lasted.filter(|_| matches!(entry.state, State::Owned(_))));
+                self.out.regained(lasted.filter(|_| matches!(entry.state, HandoffState::Owned(_))));
             }
             _ => {}
         }
@@ -58,10 +58,11 @@ impl Machine {
             let needs = entry.needs.clone();
             self.planner.set_needs(slot, needs);
         }
-        if entry.state == State::Unowned {
+        if entry.state == HandoffState::Unowned {
             entry.hold_if_lost = Duration::ZERO;
             // Neither a grant that was refused nor an offer that nobody took changes what is handed on.
-            let taken_back = matches!(former, State::Granting(_) | State::Offered(_) | State::Releasing(_));
+            let taken_back =
+                matches!(former, HandoffState::Granting(_) | HandoffState::Offered(_) | HandoffState::Releasing(_));
             if taken_back && mutant::is(Mutant::HoldLostOnOffer) {
                 entry.lose_hold();
             }
@@ -86,20 +87,20 @@ impl Machine {
     /// Where the planner counts an appliance, and whether it may pick it.
     pub(super) fn tell_planner(&mut self, slot: Slot) {
         let Some(entry) = self.table.get(slot) else { return };
-        let preferred = entry.preferred.as_ref();
+        let preferred = entry.placement.preferred.as_ref();
         let (owner, former): (Option<&WorkerId>, Option<&WorkerId>) = match &entry.state {
-            State::Unowned | State::Freeing(_) => (None, preferred),
-            State::Orphaned(g) => (None, Some(&g.worker)),
-            State::Granting(g)
-            | State::Passing { to: g, .. }
-            | State::Offered(g)
-            | State::Owned(g)
-            | State::Removing(g) => (Some(&g.worker), None),
+            HandoffState::Unowned | HandoffState::Freeing(_) => (None, preferred),
+            HandoffState::Orphaned(g) => (None, Some(&g.worker)),
+            HandoffState::Granting(g)
+            | HandoffState::Passing { to: g, .. }
+            | HandoffState::Offered(g)
+            | HandoffState::Owned(g)
+            | HandoffState::Removing(g) => (Some(&g.worker), None),
             // On its way: counted where it goes, so that no second appliance is sent to fill the same place.
-            State::Releasing(g) => (Some(preferred.unwrap_or(&g.worker)), None),
+            HandoffState::Releasing(g) => (Some(preferred.unwrap_or(&g.worker)), None),
         };
         let barred = self.conflicts.concern(slot) || self.quarantine.quarantined(entry.id).is_some();
-        let movable = !barred && (entry.state.wants_owner() || matches!(entry.state, State::Owned(_)));
+        let movable = !barred && (entry.state.wants_owner() || matches!(entry.state, HandoffState::Owned(_)));
         self.planner.set_owner(slot, owner, former);
         self.planner.set_movable(slot, movable);
         if entry.state.wants_owner() {
@@ -107,62 +108,64 @@ impl Machine {
         }
     }
 
-    fn carry_out(&mut self, now: Timestamp, slot: Slot, effect: Effect) {
+    fn carry_out(&mut self, now: Timestamp, slot: Slot, effect: HandoffEffect) {
         let Some(entry) = self.table.get(slot) else { return };
         let id = entry.id;
         let grant = entry.state.grant().cloned();
         match (effect, grant) {
-            (Effect::PersistGrant, Some(to)) => self.write_grant(slot, to),
-            (Effect::Offer, Some(g)) => {
-                let rebalance = entry.rebalance;
+            (HandoffEffect::PersistGrant, Some(to)) => self.write_grant(slot, to),
+            (HandoffEffect::Offer, Some(g)) => {
+                let rebalance = entry.placement.rebalance;
                 self.tell(&g.life(), slot, OutboxEntry::Grant(g.token), rebalance);
             }
-            (Effect::AskRelease, Some(g)) => {
-                let rebalance = entry.rebalance;
+            (HandoffEffect::AskRelease, Some(g)) => {
+                let rebalance = entry.placement.rebalance;
                 self.tell(&g.life(), slot, OutboxEntry::Release(g.token), rebalance);
             }
-            (Effect::PersistPass, Some(to)) => {
+            (HandoffEffect::PersistPass, Some(to)) => {
                 let Carryover { progress, fence_delay: hold } = entry.handed.as_deref().cloned().unwrap_or_default();
                 self.writes.free_with_grant(slot, GrantOp::Free { appliance: id, progress, hold });
                 self.write_grant(slot, to);
             }
-            (Effect::PersistFree(handed), Some(_)) => {
+            (HandoffEffect::PersistFree(handed), Some(_)) => {
                 if let Some(entry) = self.table.get_mut(slot) {
                     entry.handed = (handed != Carryover::default()).then(|| Box::new(handed));
                 }
                 self.writes.free_later(slot);
             }
-            (Effect::PersistRemoval, Some(g)) => self.writes.change(slot, g.token, GrantOp::Remove { appliance: id }),
-            (Effect::Retry, Some(_)) => self.writes.retry(now + WRITE_RETRY, slot),
-            (Effect::Confirm(to), _) => self.confirm_to(&to, id),
-            (Effect::Arrived, _) => self.arrived(now, slot),
-            (Effect::LeaveOut(worker), _) => {
+            (HandoffEffect::PersistRemoval, Some(g)) => {
+                self.writes.change(slot, g.token, GrantOp::Remove { appliance: id })
+            }
+            (HandoffEffect::Retry, Some(_)) => self.writes.retry(now + WRITE_RETRY, slot),
+            (HandoffEffect::Confirm(to), _) => self.confirm_to(&to, id),
+            (HandoffEffect::Arrived, _) => self.arrived(now, slot),
+            (HandoffEffect::LeaveOut(worker), _) => {
                 let until = now + self.config.decline_backoff;
                 self.pacing.declined(slot, worker, until);
                 self.tell_excluded(slot);
                 self.move_ended(slot, None);
             }
-            (Effect::StartHold, _) => {
+            (HandoffEffect::StartHold, _) => {
                 if let Some(entry) = self.table.get_mut(slot) {
                     entry.hold_in_full();
                 }
                 self.move_ended(slot, None);
             }
-            (Effect::Conflict(by), _) => {
+            (HandoffEffect::Conflict(by), _) => {
                 let text = format!("{} holds {id} under {} against the table", by.worker, by.token);
-                self.violation(Kind::HeldAgainstTable, text);
+                self.violation(ViolationKind::HeldAgainstTable, text);
                 self.conflicts.add(slot, by.life(), by.token);
                 self.tell_planner(slot);
             }
-            (Effect::Removed, _) => self.removed(slot),
+            (HandoffEffect::Removed, _) => self.removed(slot),
             (
-                Effect::PersistGrant
-                | Effect::PersistPass
-                | Effect::Offer
-                | Effect::AskRelease
-                | Effect::PersistFree(_)
-                | Effect::PersistRemoval
-                | Effect::Retry,
+                HandoffEffect::PersistGrant
+                | HandoffEffect::PersistPass
+                | HandoffEffect::Offer
+                | HandoffEffect::AskRelease
+                | HandoffEffect::PersistFree(_)
+                | HandoffEffect::PersistRemoval
+                | HandoffEffect::Retry,
                 None,
             ) => unreachable!("these effects belong to states that have a grant"),
         }
@@ -187,18 +190,18 @@ impl Machine {
         let id = entry.id;
         let handed = entry.handed.as_deref().cloned().unwrap_or_default();
         match entry.state.clone() {
-            State::Freeing(g) => {
+            HandoffState::Freeing(g) => {
                 let op = GrantOp::Free { appliance: id, progress: handed.progress, hold: handed.fence_delay };
                 self.writes.change(slot, g.token, op);
             }
-            State::Removing(g) => self.writes.change(slot, g.token, GrantOp::Remove { appliance: id }),
-            State::Unowned
-            | State::Granting(_)
-            | State::Passing { .. }
-            | State::Offered(_)
-            | State::Owned(_)
-            | State::Releasing(_)
-            | State::Orphaned(_) => {}
+            HandoffState::Removing(g) => self.writes.change(slot, g.token, GrantOp::Remove { appliance: id }),
+            HandoffState::Unowned
+            | HandoffState::Granting(_)
+            | HandoffState::Passing { .. }
+            | HandoffState::Offered(_)
+            | HandoffState::Owned(_)
+            | HandoffState::Releasing(_)
+            | HandoffState::Orphaned(_) => {}
         }
     }
 
@@ -206,7 +209,9 @@ impl Machine {
         for pending in self.writes.take_batch(batch) {
             match pending {
                 Pending::Slot(slot, token) => {
-                    let granting = |state: &State| matches!(state, State::Granting(_) | State::Passing { .. });
+                    let granting = |state: &HandoffState| {
+                        matches!(state, HandoffState::Granting(_) | HandoffState::Passing { .. })
+                    };
                     let granting = self.table.under(slot, token).is_some_and(|e| granting(&e.state));
                     if granting && !durable {
                         self.pacing.due.hold_back(now + WRITE_RETRY);
@@ -214,8 +219,8 @@ impl Machine {
                     // Somebody was found acting on it while the grant was written: it must not be offered, and its token
                     // is burnt.
                     let offered = durable && !(granting && self.conflicts.concern(slot));
-                    let event = if offered { handoff::Event::Durable(token) } else { handoff::Event::Undone(token) };
-                    self.hand(now, slot, event);
+                    let event = if offered { HandoffEvent::Durable(token) } else { HandoffEvent::Undone(token) };
+                    self.transition(now, slot, event);
                 }
                 Pending::Member(conn) => self.member_written(now, conn, durable),
                 Pending::Departed(life, missed) => {
@@ -225,17 +230,17 @@ impl Machine {
         }
     }
 
-    /// The lease of a life is over: what it held is orphaned, what kept others waiting for it is free. With `farewell` it
+    /// The lease of a life is over: what it held is orphaned, what kept others waiting for it is free. With `left` it
     /// said itself that it leaves, so that nothing it held is suspected of having ended it.
-    pub(super) fn gone(&mut self, now: Timestamp, life: &Life, profile: Profile, farewell: bool) {
+    pub(super) fn gone(&mut self, now: Timestamp, life: &Life, profile: Profile, left: bool) {
         self.out.push(Action::Gone(life.clone(), now));
         self.close_session(life, super::Refusal::IncarnationOver);
         self.forget_streams(life);
         self.conflicts.audit.forget(life);
         let slots = self.tallies.of(life);
-        let explained = !farewell && self.suspect(life, &slots);
+        let explained = !left && self.suspect(life, &slots);
         for slot in slots {
-            self.hand(now, slot, handoff::Event::Gone(life.clone()));
+            self.transition(now, slot, HandoffEvent::Gone(life.clone()));
         }
         for slot in self.conflicts.of(life) {
             self.conflicting_owner_lost(slot, &profile);
@@ -243,8 +248,8 @@ impl Machine {
                 self.tell_planner(slot);
             }
         }
-        let how = match (farewell, explained) {
-            (true, _) => Departure::Farewell,
+        let how = match (left, explained) {
+            (true, _) => Departure::Left,
             (false, true) => Departure::Explained,
             (false, false) => Departure::Lost,
         };
@@ -294,18 +299,18 @@ impl Machine {
         entry.size = size;
         entry.deleting = deleting;
         if newer && self.quarantine.changed(id, deleting) {
-            entry.unplaced = None;
+            entry.placement.unplaced = None;
             self.tell_planner(slot);
             self.out.push(Action::Assigned(id));
         }
         let Some(entry) = self.table.get(slot) else { return };
-        if deleting && entry.state == State::Unowned && !entry.granted_before {
+        if deleting && entry.state == HandoffState::Unowned && !entry.granted_before {
             // No worker ever heard of it: there is nothing to remove but its rows.
             let worker = WorkerId::new("nobody").expect("a valid name");
             let nobody =
                 super::Granted { worker, incarnation: common::Incarnation::new(0), token: self.epoch.next_token() };
             let token = nobody.token;
-            self.set_state(slot, State::Removing(nobody));
+            self.set_state(slot, HandoffState::Removing(nobody));
             self.writes.change(slot, token, GrantOp::Remove { appliance: id });
             return;
         }
@@ -353,36 +358,35 @@ impl Machine {
     /// The move an appliance was on has ended: at `to`, or given up.
     pub(super) fn move_ended(&mut self, slot: Slot, to: Option<WorkerId>) {
         let Some(entry) = self.table.get_mut(slot) else { return };
-        let from = entry.moved_from.take();
-        let target = entry.preferred.take();
+        let from = entry.placement.moved_from.take();
+        let target = entry.placement.preferred.take();
         let id = entry.id;
-        let rebalance = entry.rebalance.take();
-        let reason = entry.reason;
+        let rebalance = entry.placement.rebalance.take();
+        let reason = entry.placement.reason;
         self.pacing.in_flight.end(slot);
         if to.is_none() {
             // Nobody has it, so the name it was meant for stays the preferred one.
             if let Some(entry) = self.table.get_mut(slot) {
-                entry.preferred = target;
+                entry.placement.preferred = target;
             }
         }
         let Some(rebalance) = rebalance else { return };
-        let mut news = Vec::new();
+        let mut events = Vec::new();
         if let (Some(to), Some(reason)) = (&to, reason) {
-            news.push(News::Moved { id: rebalance, appliance: id, from, to: to.clone(), reason });
+            events.push(RebalanceEvent::Moved { id: rebalance, appliance: id, from, to: to.clone(), reason });
         }
-        self.pacing.rebalances.end(rebalance, to.is_some(), &mut news);
-        self.out.rebalance(news);
+        self.pacing.rebalances.end(rebalance, to.is_some(), &mut events);
+        self.out.rebalance(events);
         self.pacing.due.drifted();
     }
 }
 
 /// Token of a grant that ended with this transition and that no worker took.
-fn untaken(from: &State, to: &State) -> Option<Token> {
+fn untaken(from: &HandoffState, to: &HandoffState) -> Option<Token> {
     match (from, to) {
-        (State::Granting(g), State::Unowned | State::Orphaned(_)) | (State::Offered(g), State::Unowned) => {
-            Some(g.token)
-        }
-        (State::Passing { to, .. }, State::Freeing(_)) => Some(to.token),
+        (HandoffState::Granting(g), HandoffState::Unowned | HandoffState::Orphaned(_))
+        | (HandoffState::Offered(g), HandoffState::Unowned) => Some(g.token),
+        (HandoffState::Passing { to, .. }, HandoffState::Freeing(_)) => Some(to.token),
         _ => None,
     }
 }

@@ -9,10 +9,10 @@ use std::time::Duration;
 use common::{Profile, Timestamp, WorkerId};
 
 use super::{Action, Machine};
-use crate::handoff::{self, State};
-use crate::health::Session;
-use crate::planner::{Assumptions, Member, Move, Plan, PlanRefused, Reason, Slot, Unplaced};
-use crate::rebalance::Cause;
+use crate::handoff::{HandoffEvent, HandoffState};
+use crate::health::SessionState;
+use crate::planner::{Assumptions, Plan, PlanRefused, PlannedMove, PlannerMember, Reason, Slot, Unplaced};
+use crate::rebalance::RebalanceCause;
 use common::Life;
 
 /// From what age a move is slow: many times what one takes whose owner can give up at once.
@@ -123,17 +123,17 @@ impl Due {
         if self.waiting(now) { self.awaited.iter().map(|life| life.worker.clone()).collect() } else { Vec::new() }
     }
 
-    fn take_cause(&mut self) -> Option<Cause> {
+    fn take_cause(&mut self) -> Option<RebalanceCause> {
         let mut joined = std::mem::take(&mut self.joined);
         joined.append(&mut self.back);
         let lost = std::mem::take(&mut self.lost);
         let start = std::mem::take(&mut self.start);
         match (joined.is_empty(), lost.is_empty()) {
-            _ if start => Some(Cause::Start),
+            _ if start => Some(RebalanceCause::Start),
             (true, true) => None,
-            (false, true) => Some(Cause::Joined(joined)),
-            (true, false) => Some(Cause::Gone(lost)),
-            (false, false) => Some(Cause::Changed { joined, gone: lost }),
+            (false, true) => Some(RebalanceCause::Joined(joined)),
+            (true, false) => Some(RebalanceCause::Gone(lost)),
+            (false, false) => Some(RebalanceCause::Changed { joined, gone: lost }),
         }
     }
 }
@@ -160,7 +160,7 @@ struct Moving {
 
 /// Moves from and to one worker.
 #[derive(Clone, Copy, Debug, Default)]
-struct Counts {
+struct WorkerMoves {
     fresh: usize,
     /// Fresh and slow ones.
     counted: usize,
@@ -170,7 +170,7 @@ struct Counts {
 #[derive(Clone, Debug, Default)]
 pub(super) struct InFlight {
     moves: BTreeMap<Slot, Moving>,
-    per_worker: BTreeMap<WorkerId, Counts>,
+    per_worker: BTreeMap<WorkerId, WorkerMoves>,
     stalled: usize,
 }
 
@@ -271,7 +271,7 @@ impl Machine {
 
     /// Tells the planner who the members are. Those whose join is still being gathered are left out.
     pub(super) fn refresh_members(&mut self) {
-        let members: Vec<Member> = self
+        let members: Vec<PlannerMember> = self
             .membership
             .members()
             .filter(|member| {
@@ -279,13 +279,13 @@ impl Machine {
                 let holds = || self.tallies.granted.contains_key(&member.life());
                 !self.pacing.due.joined.contains(member.worker) || holds()
             })
-            .map(|member| Member {
+            .map(|member| PlannerMember {
                 id: member.worker.clone(),
                 weight: member.profile.weight,
                 zone: member.profile.zone.clone(),
                 site: member.profile.site(),
                 drivers: member.profile.drivers.clone(),
-                connected: member.leased && self.sessions.state(&member.life()) == Session::Settled,
+                connected: member.leased && self.sessions.state(&member.life()) == SessionState::Settled,
                 draining: member.draining,
             })
             .collect();
@@ -328,14 +328,19 @@ impl Machine {
 
     /// Carries out a plan as far as the limits allow; the next one has the rest. A plan that does not fit the table as it
     /// is changes nothing.
-    pub(super) fn apply(&mut self, now: Timestamp, plan: Plan, cause: Option<Cause>) -> Result<(), PlanRefused> {
+    pub(super) fn apply(
+        &mut self,
+        now: Timestamp,
+        plan: Plan,
+        cause: Option<RebalanceCause>,
+    ) -> Result<(), PlanRefused> {
         self.planner.adopt(&plan)?;
         for unplaced in plan.unplaced {
             self.note_unplaced(unplaced.slot, Some(unplaced.why));
             // It was on its way to a worker that cannot take it any more: others must not wait for that move.
             self.move_ended(unplaced.slot, None);
         }
-        let moves: Vec<Move> = plan.moves.into_iter().filter(|m| self.allows(now, m)).collect();
+        let moves: Vec<PlannedMove> = plan.moves.into_iter().filter(|m| self.allows(now, m)).collect();
         self.name_rebalance(cause, &moves);
         let movers = moves.iter().filter_map(|m| m.from.clone()).collect();
         let mut begun = 0;
@@ -345,16 +350,16 @@ impl Machine {
         self.tell_leavers(&movers);
         self.note_stuck(&movers);
         if begun == 0 && self.pacing.in_flight.len() == 0 {
-            let mut news = Vec::new();
-            self.pacing.rebalances.nothing_left(&mut news);
-            self.out.rebalance(news);
+            let mut events = Vec::new();
+            self.pacing.rebalances.nothing_left(&mut events);
+            self.out.rebalance(events);
         }
         Ok(())
     }
 
     /// Whether a move may be begun: nothing is taken from somebody while most are out of sight, or from or to one that is
     /// waited for, and what a missed name held waits for it.
-    fn allows(&mut self, now: Timestamp, m: &Move) -> bool {
+    fn allows(&mut self, now: Timestamp, m: &PlannedMove) -> bool {
         if self.conflicts.concern(m.slot) || self.members.is_handing_back(&m.to) {
             return false;
         }
@@ -363,8 +368,9 @@ impl Machine {
             let life = self.table.get(m.slot).and_then(|e| e.state.grant()).map(|g| g.life());
             // One whose lease is over need not be asked, it is gone in a moment; nor one that nobody can ask: if it must
             // give something up, it is evicted.
-            let answers = life
-                .is_some_and(|life| self.membership.is_alive(&life) && self.sessions.state(&life) == Session::Settled);
+            let answers = life.is_some_and(|life| {
+                self.membership.is_alive(&life) && self.sessions.state(&life) == SessionState::Settled
+            });
             // A balance that a missing name upset is not mended before that name had its time.
             let balance = matches!(m.reason, Reason::OverCeiling | Reason::UnderFloor | Reason::RingOwner);
             let waits = frozen || (balance && self.pacing.brake.in_grace(now));
@@ -383,8 +389,8 @@ impl Machine {
     fn former(&self, slot: Slot) -> Option<WorkerId> {
         let entry = self.table.get(slot)?;
         match &entry.state {
-            State::Orphaned(g) => Some(g.worker.clone()),
-            State::Unowned | State::Freeing(_) => entry.preferred.clone(),
+            HandoffState::Orphaned(g) => Some(g.worker.clone()),
+            HandoffState::Unowned | HandoffState::Freeing(_) => entry.placement.preferred.clone(),
             _ => None,
         }
     }
@@ -400,7 +406,7 @@ impl Machine {
             let Some(incarnation) = self.membership.current(&to) else { continue };
             let life = Life::new(to.clone(), incarnation);
             let Some(profile) = self.membership.profile(&life) else { continue };
-            let takes = self.sessions.state(&life) == Session::Settled
+            let takes = self.sessions.state(&life) == SessionState::Settled
                 && !self.membership.is_draining(&life)
                 && !self.members.is_handing_back(&to)
                 && profile.drivers.contains(&entry.needs.driver)
@@ -408,7 +414,7 @@ impl Machine {
                 && !self.pacing.has_declined(slot, &to);
             let barred = self.conflicts.concern(slot) || self.quarantine.quarantined(entry.id).is_some();
             if takes && !barred {
-                moves.push(Move { appliance: entry.id, slot, from: None, to, reason: Reason::Returned });
+                moves.push(PlannedMove { appliance: entry.id, slot, from: None, to, reason: Reason::Returned });
             }
         }
         self.name_rebalance(None, &moves);
@@ -418,7 +424,7 @@ impl Machine {
     }
 
     /// Opens a rebalance for what a cause moves. Giving new appliances their first owner is none.
-    fn name_rebalance(&mut self, cause: Option<Cause>, moves: &[Move]) {
+    fn name_rebalance(&mut self, cause: Option<RebalanceCause>, moves: &[PlannedMove]) {
         let counted = moves.iter().filter(|m| self.belongs_to_rebalance(m)).count() as u64;
         if counted == 0 {
             return;
@@ -428,34 +434,37 @@ impl Machine {
             (None, Some(_)) => return,
             (None, None) => self.cause_of(moves),
         };
-        let mut news = Vec::new();
-        self.pacing.rebalances.open(cause, counted, &mut news);
-        self.out.rebalance(news);
+        let mut events = Vec::new();
+        self.pacing.rebalances.open(cause, counted, &mut events);
+        self.out.rebalance(events);
     }
 
     /// The cause that moves show themselves. Those that waited for a name, in its grace or while the brake held, are made
     /// long after the plan that its loss set off.
-    fn cause_of(&self, moves: &[Move]) -> Cause {
-        let lost = |m: &Move| match self.table.get(m.slot).map(|entry| &entry.state) {
-            Some(State::Orphaned(former)) => Some(former.worker.clone()),
+    fn cause_of(&self, moves: &[PlannedMove]) -> RebalanceCause {
+        let lost = |m: &PlannedMove| match self.table.get(m.slot).map(|entry| &entry.state) {
+            Some(HandoffState::Orphaned(former)) => Some(former.worker.clone()),
             _ => None,
         };
         let gone: BTreeSet<WorkerId> = moves.iter().filter_map(lost).collect();
         if !gone.is_empty() {
-            return Cause::Gone(gone.into_iter().collect());
+            return RebalanceCause::Gone(gone.into_iter().collect());
         }
         let drained = moves.iter().filter(|m| matches!(m.reason, Reason::Draining | Reason::Unowned));
         let drained: BTreeSet<WorkerId> = drained.filter_map(|m| m.from.clone()).collect();
-        if drained.is_empty() { Cause::Drift } else { Cause::Draining(drained.into_iter().collect()) }
+        if drained.is_empty() { RebalanceCause::Drift } else { RebalanceCause::Draining(drained.into_iter().collect()) }
     }
 
-    fn belongs_to_rebalance(&self, m: &Move) -> bool {
+    fn belongs_to_rebalance(&self, m: &PlannedMove) -> bool {
         // What is on a move already keeps its rebalance; a void offer is no move of its own.
         m.from.is_some()
-            || self.table.get(m.slot).is_some_and(|e| matches!(e.state, State::Orphaned(_)) && e.rebalance.is_none())
+            || self
+                .table
+                .get(m.slot)
+                .is_some_and(|e| matches!(e.state, HandoffState::Orphaned(_)) && e.placement.rebalance.is_none())
     }
 
-    fn begin(&mut self, now: Timestamp, m: &Move) -> bool {
+    fn begin(&mut self, now: Timestamp, m: &PlannedMove) -> bool {
         match &m.from {
             None => self.grant(now, m),
             Some(from) => {
@@ -472,7 +481,7 @@ impl Machine {
         }
     }
 
-    fn grant(&mut self, now: Timestamp, m: &Move) -> bool {
+    fn grant(&mut self, now: Timestamp, m: &PlannedMove) -> bool {
         let Some(incarnation) = self.membership.current(&m.to) else { return false };
         let counted = self.belongs_to_rebalance(m);
         let site = self.membership.profile(&Life::new(m.to.clone(), incarnation)).map(Profile::site);
@@ -482,19 +491,19 @@ impl Machine {
         if !entry.state.wants_owner() {
             return false;
         }
-        if let State::Orphaned(former) = &entry.state {
-            entry.moved_from = Some(former.worker.clone());
+        if let HandoffState::Orphaned(former) = &entry.state {
+            entry.placement.moved_from = Some(former.worker.clone());
         }
         // On a planned move the reason is the move's own, not that it has no owner right now.
-        if entry.rebalance.is_none() {
-            entry.reason = Some(match (m.reason, &entry.state) {
-                (Reason::Unowned, State::Orphaned(_)) => Reason::OwnerGone,
+        if entry.placement.rebalance.is_none() {
+            entry.placement.reason = Some(match (m.reason, &entry.state) {
+                (Reason::Unowned, HandoffState::Orphaned(_)) => Reason::OwnerGone,
                 (Reason::Unowned, _) if !entry.granted_before => Reason::New,
                 (reason, _) => reason,
             });
         }
         if counted && let Some(id) = rebalance {
-            entry.rebalance = Some(id);
+            entry.placement.rebalance = Some(id);
             self.pacing.rebalances.begin(id);
         }
         entry.granted_before = true;
@@ -507,32 +516,32 @@ impl Machine {
         self.note_unplaced(m.slot, None);
         self.note_grant(m.slot, &Life::new(m.to.clone(), incarnation));
         let granted = self.granted_to(&Life::new(m.to.clone(), incarnation), token);
-        self.hand(now, m.slot, handoff::Event::Assign(granted))
+        self.transition(now, m.slot, HandoffEvent::Assign(granted))
     }
 
-    fn take(&mut self, now: Timestamp, m: &Move, from: WorkerId) -> bool {
+    fn take(&mut self, now: Timestamp, m: &PlannedMove, from: WorkerId) -> bool {
         let rebalance = self.pacing.rebalances.current();
         let Some(entry) = self.table.get_mut(m.slot) else { return false };
-        if !matches!(&entry.state, State::Owned(g) if g.worker == from) {
+        if !matches!(&entry.state, HandoffState::Owned(g) if g.worker == from) {
             return false;
         }
-        entry.preferred = Some(m.to.clone());
-        entry.moved_from = Some(from.clone());
+        entry.placement.preferred = Some(m.to.clone());
+        entry.placement.moved_from = Some(from.clone());
         // Whoever holds something and is no member any more is drained.
-        entry.reason = Some(if m.reason == Reason::Unowned { Reason::Draining } else { m.reason });
+        entry.placement.reason = Some(if m.reason == Reason::Unowned { Reason::Draining } else { m.reason });
         if let Some(id) = rebalance {
-            entry.rebalance = Some(id);
+            entry.placement.rebalance = Some(id);
             self.pacing.rebalances.begin(id);
         }
         self.pacing.in_flight.begin(now, m.slot, from, m.to.clone());
-        self.hand(now, m.slot, handoff::Event::Take)
+        self.transition(now, m.slot, HandoffEvent::Take)
     }
 
     pub(super) fn note_unplaced(&mut self, slot: Slot, why: Option<crate::planner::Unplaced>) {
         let Some(entry) = self.table.get_mut(slot) else { return };
-        if entry.unplaced != why {
-            entry.unplaced = why;
-            if entry.unplaced.is_some() {
+        if entry.placement.unplaced != why {
+            entry.placement.unplaced = why;
+            if entry.placement.unplaced.is_some() {
                 self.out.push(Action::Assigned(entry.id));
             }
         }

@@ -116,7 +116,7 @@ impl Bench {
         self.play(Event::Created(seed))
     }
 
-    fn state(&self, n: u128) -> &State {
+    fn state(&self, n: u128) -> &HandoffState {
         let slot = self.machine.table().slot(id(n)).expect("it exists");
         &self.machine.table().get(slot).expect("it exists").state
     }
@@ -156,11 +156,11 @@ fn a_hello_that_was_overtaken_is_refused_even_after_the_newer_stream_ended() {
     b.answer(3, Envelope { stream: StreamNumber::new(3), ..from });
     b.create(1);
     b.take(3, Envelope { stream: StreamNumber::new(3), ..from }, 1, 1);
-    assert!(matches!(b.state(1), State::Owned(_)));
+    assert!(matches!(b.state(1), HandoffState::Owned(_)));
     b.step(Event::Closed(3));
     let actions = b.step(hello_event(2, hello("w1", "h", from.incarnation, 2, vec![])));
     assert!(actions.contains(&Action::Close(2, Refusal::Superseded)), "{actions:?}");
-    assert!(matches!(b.state(1), State::Owned(_)));
+    assert!(matches!(b.state(1), HandoffState::Owned(_)));
 }
 
 /// Without it, a leader that came after would welcome the life again whose appliances others have got meanwhile.
@@ -227,12 +227,13 @@ fn a_move_that_ends_with_nobody_is_not_counted_as_under_way() {
         b.take(1, first, n as u64, n);
     }
     let second = b.join(2, "w2");
-    let moving = (1..=4).find(|n| matches!(b.state(*n), State::Releasing(_))).expect("the newcomer gets a share");
+    let moving =
+        (1..=4).find(|n| matches!(b.state(*n), HandoffState::Releasing(_))).expect("the newcomer gets a share");
     assert_eq!(b.machine.moves_in_flight(), 1);
     // Both may go before it arrives; its instances are bound to their host.
-    let said = Release { appliance: id(moving), token: b.token(moving), carryover: Carryover::default() };
+    let release = Release { appliance: id(moving), token: b.token(moving), carryover: Carryover::default() };
     b.step(Event::Received(2, second, ToCoordinator::Leave));
-    let answers = Ack { applied: 5, released: vec![said], ..Ack::default() };
+    let answers = Ack { applied: 5, released: vec![release], ..Ack::default() };
     let actions = b.step(Event::Received(1, first, ToCoordinator::Ack(answers)));
     b.step(Event::Received(1, first, ToCoordinator::Leave));
     for action in actions {

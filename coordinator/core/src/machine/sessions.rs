@@ -20,14 +20,14 @@ use common::{ApplianceId, Edition, Life, PLAUSIBLE_TERMS, StreamNumber, Term, Ti
 use super::{Action, Machine, Refusal};
 use crate::audit::Verdict;
 use crate::grants::{Granted, StoredMember};
-use crate::handoff::{self, State};
-use crate::health::Session as SessionState;
+use crate::handoff::{HandoffEvent, HandoffState};
+use crate::health::SessionState;
 use crate::membership::Beat;
 use crate::outbox::{Outbox, OutboxEntry};
 use crate::planner::Slot;
 use crate::quarantine::Quarantine;
 use crate::table::Table;
-use crate::violation::Kind;
+use crate::violation::ViolationKind;
 
 /// Most appliances named in one violation.
 const LOST_SHOWN: usize = 5;
@@ -36,7 +36,7 @@ const LOST_SHOWN: usize = 5;
 pub type StreamId = u64;
 
 #[derive(Clone, Debug)]
-enum Stage {
+enum SessionStage {
     /// The member behind it is being made durable.
     Storing(Box<Hello>),
     /// Welcomed, and asked for an answer by an empty delta.
@@ -46,18 +46,18 @@ enum Stage {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Session {
+pub(super) struct WorkerSession {
     life: Life,
     stream: StreamNumber,
     /// Its life began with the `Hello` of this stream, and nothing outside has been told of it before the welcome.
     is_new: bool,
-    stage: Stage,
+    stage: SessionStage,
     outbox: Outbox,
 }
 
-impl Session {
+impl WorkerSession {
     const fn is_settled(&self) -> bool {
-        matches!(self.stage, Stage::Settled)
+        matches!(self.stage, SessionStage::Settled)
     }
 
     const fn envelope(&self, term: Term) -> Envelope {
@@ -66,8 +66,8 @@ impl Session {
 }
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct Sessions {
-    by_conn: BTreeMap<StreamId, Session>,
+pub(super) struct WorkerSessions {
+    by_conn: BTreeMap<StreamId, WorkerSession>,
     by_life: BTreeMap<Life, StreamId>,
     /// Highest stream each life said `Hello` on. Outlives its session: a `Hello` that was stuck in the network must not
     /// be taken for news after the stream that overtook it has ended as well.
@@ -76,7 +76,7 @@ pub(super) struct Sessions {
     claims_from: Timestamp,
 }
 
-impl Sessions {
+impl WorkerSessions {
     /// No streams yet. Claims of higher terms count from `claims_from` on.
     pub(super) fn new(claims_from: Timestamp) -> Self {
         Self { claims_from, ..Self::default() }
@@ -91,11 +91,11 @@ impl Sessions {
     }
 
     /// Entries that wait in all outboxes.
-    pub(super) fn untold(&self) -> usize {
+    pub(super) fn unsent(&self) -> usize {
         self.by_conn.values().map(|session| session.outbox.len()).sum()
     }
 
-    fn remove(&mut self, conn: StreamId) -> Option<Session> {
+    fn remove(&mut self, conn: StreamId) -> Option<WorkerSession> {
         let session = self.by_conn.remove(&conn)?;
         if self.by_life.get(&session.life) == Some(&conn) {
             self.by_life.remove(&session.life);
@@ -108,7 +108,7 @@ impl Sessions {
         self.by_conn.get(&conn).filter(|session| session.is_settled()).map(|_| conn)
     }
 
-    fn settled(&mut self, life: &Life) -> Option<(StreamId, &mut Session)> {
+    fn settled(&mut self, life: &Life) -> Option<(StreamId, &mut WorkerSession)> {
         let conn = *self.by_life.get(life)?;
         let session = self.by_conn.get_mut(&conn)?;
         session.is_settled().then_some((conn, session))
@@ -138,7 +138,7 @@ impl Machine {
     pub(super) fn hello(&mut self, now: Timestamp, conn: StreamId, envelope: Envelope, hello: Hello) {
         if hello.highest_term.get().saturating_sub(self.epoch.term.get()) > PLAUSIBLE_TERMS {
             let text = format!("{} claims to have met {}", hello.worker, hello.highest_term);
-            self.violation(Kind::ImplausibleTerm, text);
+            self.violation(ViolationKind::ImplausibleTerm, text);
             self.out.close(conn, Refusal::ImplausibleTerm(hello.highest_term));
             return;
         }
@@ -168,8 +168,8 @@ impl Machine {
             self.writes.member(conn, StoredMember { worker, incarnation, profile, departed: false });
         }
         self.sessions.by_life.insert(life.clone(), conn);
-        let stage = Stage::Storing(Box::new(hello));
-        let session = Session { life: life.clone(), stream, is_new, stage, outbox: Outbox::default() };
+        let stage = SessionStage::Storing(Box::new(hello));
+        let session = WorkerSession { life: life.clone(), stream, is_new, stage, outbox: Outbox::default() };
         self.sessions.by_conn.insert(conn, session);
         self.out.worker_changed(life.worker.clone());
         if !changed {
@@ -199,7 +199,7 @@ impl Machine {
     /// The member behind `conn` is durable, or surely is not.
     pub(super) fn member_written(&mut self, now: Timestamp, conn: StreamId, durable: bool) {
         let Some(session) = self.sessions.by_conn.get(&conn) else { return };
-        let Stage::Storing(_) = &session.stage else { return };
+        let SessionStage::Storing(_) = &session.stage else { return };
         let (life, is_new) = (session.life.clone(), session.is_new);
         if !self.membership.is_alive(&life) {
             self.sessions.remove(conn);
@@ -221,8 +221,8 @@ impl Machine {
     /// by this: what it no longer acts on it says itself, and what it holds against the table is given to nobody else.
     fn welcome(&mut self, now: Timestamp, conn: StreamId) {
         let Some(session) = self.sessions.by_conn.get_mut(&conn) else { return };
-        let Stage::Storing(hello) = std::mem::replace(&mut session.stage, Stage::Settled) else { return };
-        session.stage = Stage::Welcomed(hello.clone());
+        let SessionStage::Storing(hello) = std::mem::replace(&mut session.stage, SessionStage::Settled) else { return };
+        session.stage = SessionStage::Welcomed(hello.clone());
         let life = session.life.clone();
         for release in &hello.released {
             self.released(now, conn, &life, release.clone());
@@ -237,14 +237,14 @@ impl Machine {
             let Some((slot, entry)) = entry else {
                 let text =
                     format!("{} holds {}, which does not exist, under {}", life.worker, held.appliance, held.token);
-                self.violation(Kind::UnknownAppliance, text);
+                self.violation(ViolationKind::UnknownAppliance, text);
                 continue;
             };
             if entry.state.holder().is_some_and(|g| g.is_of(&life)) {
                 keep.push(GrantRef::new(held.appliance, held.token));
             } else {
                 let granted = self.granted_to(&life, held.token);
-                self.hand(now, slot, handoff::Event::Holds(granted));
+                self.transition(now, slot, HandoffEvent::Holds(granted));
             }
         }
         let lease = self.membership.last_beat(now, &life).map(|(_, lease)| lease).unwrap_or_default();
@@ -258,10 +258,12 @@ impl Machine {
     /// The worker has answered its welcome: compares what it holds with the table, and makes it eligible.
     fn settle(&mut self, now: Timestamp, conn: StreamId) {
         let Some(session) = self.sessions.by_conn.get_mut(&conn) else { return };
-        if !matches!(session.stage, Stage::Welcomed(_)) {
+        if !matches!(session.stage, SessionStage::Welcomed(_)) {
             return;
         }
-        let Stage::Welcomed(hello) = std::mem::replace(&mut session.stage, Stage::Settled) else { return };
+        let SessionStage::Welcomed(hello) = std::mem::replace(&mut session.stage, SessionStage::Settled) else {
+            return;
+        };
         let (life, is_new) = (&session.life.clone(), session.is_new);
         self.quarantine.greeted(life, hello.owned.iter().map(|held| held.appliance));
         if self.conflicts.audit.greeted(life) {
@@ -276,7 +278,7 @@ impl Machine {
             let theirs = |e: &crate::table::TableRow| e.state.holder().is_some_and(|g| g.is_of(life));
             if self.table.get(slot).is_some_and(theirs) {
                 self.note_held(slot, life);
-                self.hand(now, slot, handoff::Event::Holds(granted.clone()));
+                self.transition(now, slot, HandoffEvent::Holds(granted.clone()));
                 let entry = self.table.get(slot).filter(|e| e.state.holder() == Some(&granted));
                 match entry.map(|e| e.edition) {
                     Some(stored) if stored == held.edition => {}
@@ -289,7 +291,7 @@ impl Machine {
             }
         }
         for slot in unsaid {
-            self.hand(now, slot, handoff::Event::HoldsNothing(life.clone()));
+            self.transition(now, slot, HandoffEvent::HoldsNothing(life.clone()));
         }
         for (slot, token) in stale {
             self.tell(life, slot, OutboxEntry::Update(token), None);
@@ -308,11 +310,11 @@ impl Machine {
     /// so it gives the appliance up, and whoever gets it begins with what is stored.
     fn adopt_newer_grants(&mut self, now: Timestamp, life: &Life, slot: Slot, held: Edition) {
         let Some(entry) = self.table.get(slot) else { return };
-        let (id, stored, owned) = (entry.id, entry.edition, matches!(entry.state, State::Owned(_)));
+        let (id, stored, owned) = (entry.id, entry.edition, matches!(entry.state, HandoffState::Owned(_)));
         let text = format!("{} holds {id} at {held}, and it is stored at {stored}: given anew as stored", life.worker);
-        self.violation(Kind::GenerationAhead, text);
+        self.violation(ViolationKind::GenerationAhead, text);
         if owned {
-            self.hand(now, slot, handoff::Event::Take);
+            self.transition(now, slot, HandoffEvent::Take);
         }
     }
 
@@ -320,7 +322,7 @@ impl Machine {
     pub(super) fn speaker(&mut self, now: Timestamp, conn: StreamId, envelope: Envelope) -> Option<Life> {
         let term = self.epoch.term;
         let life = self.sessions.by_conn.get(&conn).and_then(|s| {
-            let right = !matches!(s.stage, Stage::Storing(_))
+            let right = !matches!(s.stage, SessionStage::Storing(_))
                 && envelope.term == term
                 && envelope.incarnation == Some(s.life.incarnation)
                 && envelope.stream == s.stream;
@@ -355,12 +357,12 @@ impl Machine {
         let known = self.sessions.by_conn.get_mut(&conn).is_some_and(|s| s.outbox.acknowledge(ack.applied));
         if !known {
             let text = format!("{} applied version {}, which was never sent", life.worker, ack.applied);
-            self.violation(Kind::ImpossibleVersion, text);
+            self.violation(ViolationKind::ImpossibleVersion, text);
         }
         for GrantRef { appliance, token } in ack.granted {
             if let Some(slot) = self.table.slot(appliance) {
                 let granted = self.granted_to(&life, token);
-                self.hand(now, slot, handoff::Event::Ack(granted));
+                self.transition(now, slot, HandoffEvent::Ack(granted));
             }
         }
         for release in ack.released {
@@ -373,7 +375,7 @@ impl Machine {
         for Declined { appliance, token, reason: _ } in ack.declined {
             if let Some(slot) = self.table.slot(appliance) {
                 let granted = self.granted_to(&life, token);
-                self.hand(now, slot, handoff::Event::Declined(granted));
+                self.transition(now, slot, HandoffEvent::Declined(granted));
             }
         }
         for step in ack.ended {
@@ -403,14 +405,14 @@ impl Machine {
             Some(slot) => {
                 if self.members.hands_back(life)
                     && let Some(entry) = self.table.get_mut(slot)
-                    && matches!(&entry.state, State::Owned(g) if *g == granted)
+                    && matches!(&entry.state, HandoffState::Owned(g) if *g == granted)
                 {
                     // Kept for its name while the grace lasts.
-                    entry.preferred = Some(life.worker.clone());
+                    entry.placement.preferred = Some(life.worker.clone());
                 }
                 self.conflict_ended(slot, life, release.token);
                 self.hold_at_least(slot, release.carryover.fence_delay);
-                self.hand(now, slot, handoff::Event::Released(granted, release.carryover));
+                self.transition(now, slot, HandoffEvent::Released(granted, release.carryover));
             }
             // Gone meanwhile: it need not be said again.
             None => self.out.confirm(conn, GrantRef::new(release.appliance, release.token)),
@@ -426,12 +428,12 @@ impl Machine {
                 if self.table.get(slot).is_some_and(|e| !e.deleting && e.state.holder() == Some(&granted)) {
                     // A user's appliance goes only when a user said so.
                     let text = format!("{} removed {appliance}, which nobody deleted", life.worker);
-                    self.violation(Kind::RemovedUndeleted, text);
+                    self.violation(ViolationKind::RemovedUndeleted, text);
                     let handed = self.nothing_handed_in(slot);
-                    self.hand(now, slot, handoff::Event::Released(granted, handed));
+                    self.transition(now, slot, HandoffEvent::Released(granted, handed));
                     return;
                 }
-                self.hand(now, slot, handoff::Event::Deleted(granted));
+                self.transition(now, slot, HandoffEvent::Deleted(granted));
             }
             None => self.out.confirm(conn, grant),
         }
@@ -442,8 +444,8 @@ impl Machine {
         self.sessions.remove(conn);
         self.membership.close(now, &leaver, true);
         for (life, profile) in self.membership.take_gone(now) {
-            let farewell = life == leaver;
-            self.gone(now, &life, profile, farewell);
+            let left = life == leaver;
+            self.gone(now, &life, profile, left);
         }
     }
 
@@ -528,7 +530,7 @@ impl Machine {
             expected.count,
             expected.sum
         );
-        self.violation(Kind::DigestDiffers, text);
+        self.violation(ViolationKind::DigestDiffers, text);
         self.sessions.remove(conn);
         self.members.lost_session(now, &life);
         self.out.close(conn, Refusal::Differs);
@@ -544,7 +546,7 @@ impl Machine {
         let taken = slots.filter_map(|slot| {
             let entry = self.table.get(*slot)?;
             let token = match &entry.state {
-                State::Owned(g) | State::Releasing(g) => g.token,
+                HandoffState::Owned(g) | HandoffState::Releasing(g) => g.token,
                 _ => return None,
             };
             (held.get(&entry.id) != Some(&token)).then_some((entry.id, token))
@@ -555,7 +557,7 @@ impl Machine {
             lost.truncate(LOST_SHOWN);
             let more = if more == 0 { String::new() } else { format!(" and {more} more") };
             let text = format!("{} had taken and does not hold any more: {}{more}", life.worker, lost.join(", "));
-            self.violation(Kind::GrantLost, text);
+            self.violation(ViolationKind::GrantLost, text);
         }
     }
 
@@ -582,13 +584,13 @@ fn current(table: &Table, quarantine: &Quarantine, slot: Slot, entry: OutboxEntr
     let owned = |token| table.under(slot, token).filter(|row| row.state.holder().is_some());
     match entry {
         OutboxEntry::Grant(token) => {
-            let row = table.under(slot, token).filter(|row| matches!(row.state, State::Offered(_)))?;
+            let row = table.under(slot, token).filter(|row| matches!(row.state, HandoffState::Offered(_)))?;
             let carryover = row.handed.as_deref().cloned().unwrap_or_default();
             let suspect = quarantine.is_suspect(row.id);
             Some(DeltaEntry::Grant { appliance: row.id, token, desired: (), carryover, suspect })
         }
         OutboxEntry::Release(token) => {
-            let row = table.under(slot, token).filter(|row| matches!(row.state, State::Releasing(_)))?;
+            let row = table.under(slot, token).filter(|row| matches!(row.state, HandoffState::Releasing(_)))?;
             Some(DeltaEntry::Release(GrantRef::new(row.id, token)))
         }
         OutboxEntry::Update(token) => {

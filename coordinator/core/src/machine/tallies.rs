@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use common::{Life, Timestamp};
 
-use crate::handoff::State;
+use crate::handoff::HandoffState;
 use crate::planner::Slot;
-use crate::unowned::Unowned;
+use crate::unowned::UnownedAppliances;
 
 /// Counts and lists made of the table.
 #[derive(Clone, Debug, Default)]
@@ -16,30 +16,30 @@ pub(super) struct Tallies {
     /// Appliances in each state.
     states: HashMap<&'static str, u64>,
     /// Appliances without an owner, and since when.
-    pub(super) unowned: Unowned,
+    pub(super) unowned: UnownedAppliances,
 }
 
 impl Tallies {
     /// An appliance came into the table, unowned.
     pub(super) fn created(&mut self) {
-        *self.states.entry(State::Unowned.name()).or_default() += 1;
+        *self.states.entry(HandoffState::Unowned.name()).or_default() += 1;
     }
 
     /// An unowned appliance went out of the table.
     pub(super) fn removed(&mut self, now: Timestamp, slot: Slot) {
         self.unowned.end(now, slot);
-        self.leave(&State::Unowned);
+        self.leave(&HandoffState::Unowned);
     }
 
     /// An appliance went from one state to another.
-    pub(super) fn moved(&mut self, from: &State, to: &State) {
+    pub(super) fn moved(&mut self, from: &HandoffState, to: &HandoffState) {
         if from.name() != to.name() {
             self.leave(from);
             *self.states.entry(to.name()).or_default() += 1;
         }
     }
 
-    fn leave(&mut self, state: &State) {
+    fn leave(&mut self, state: &HandoffState) {
         if let Some(count) = self.states.get_mut(state.name()) {
             *count -= 1;
         }

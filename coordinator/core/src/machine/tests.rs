@@ -2,8 +2,8 @@
 //! simulator's part.
 
 use crate::grants::GrantOp;
-use crate::membership::LeaseNode;
-use crate::rebalance::News;
+use crate::membership::ObservedLease;
+use crate::rebalance::RebalanceEvent;
 use common::appliance::Driver;
 use common::session::{
     Ack, AnnouncedStep, Declined, Delta, DeltaEntry, Envelope, GrantRef, Hello, OwnedDigest, OwnedGrant, Release,
@@ -77,7 +77,7 @@ pub(super) struct World {
     pub(super) commits: Vec<(BatchId, Commit)>,
     pub(super) sent: Vec<(StreamId, ToWorker<()>)>,
     pub(super) closed: Vec<(StreamId, Refusal)>,
-    pub(super) news: Vec<News>,
+    pub(super) events: Vec<RebalanceEvent>,
     pub(super) removed: Vec<ApplianceId>,
     pub(super) raised: Option<Term>,
     pub(super) violations: Vec<String>,
@@ -111,7 +111,7 @@ impl World {
             commits: vec![],
             sent: vec![],
             closed: vec![],
-            news: vec![],
+            events: vec![],
             removed: vec![],
             raised: None,
             violations: vec![],
@@ -141,7 +141,7 @@ impl World {
                 Action::Send(conn, from, message) => self.deliver(conn, from, message),
                 Action::Reports(statuses) => self.reports.extend(statuses),
                 Action::Close(conn, refusal) => self.closed.push((conn, refusal)),
-                Action::Rebalance(news) => self.news.push(news),
+                Action::Rebalance(events) => self.events.push(events),
                 Action::Removed(id) => self.removed.push(id),
                 Action::RaiseTerm(term) => self.raised = Some(term),
                 Action::Violation(text) => self.violations.push(text),
@@ -240,7 +240,10 @@ impl World {
                 puppet.beats += 1;
                 let (conn, beats) = (puppet.conn, puppet.beats);
                 if let (false, Some(incarnation)) = (self.machine.membership().is_embedded(), puppet.incarnation) {
-                    self.step(Event::Observed(Life::new(name, incarnation), LeaseNode { lease: L, evicted: false }));
+                    self.step(Event::Observed(
+                        Life::new(name, incarnation),
+                        ObservedLease { lease: L, evicted: false },
+                    ));
                 } else if puppet.incarnation.is_some() {
                     let envelope = self.envelope(conn);
                     self.step(Event::Received(conn, envelope, ToCoordinator::Beat(beats)));
@@ -261,7 +264,7 @@ impl World {
         let table = self.machine.table();
         let entry = table.get(table.slot(id(n))?)?;
         match &entry.state {
-            State::Owned(g) => Some(g.worker.as_str()),
+            HandoffState::Owned(g) => Some(g.worker.as_str()),
             _ => None,
         }
     }
@@ -271,13 +274,13 @@ impl World {
     }
 
     pub(super) fn moved(&self) -> usize {
-        self.news.iter().filter(|n| matches!(n, News::Moved { .. })).count()
+        self.events.iter().filter(|n| matches!(n, RebalanceEvent::Moved { .. })).count()
     }
 
     /// What set off the rebalances that were told of.
     pub(super) fn causes(&self) -> Vec<String> {
-        let opened = self.news.iter().filter_map(|n| match n {
-            News::Opened { cause, .. } => Some(cause.to_string()),
+        let opened = self.events.iter().filter_map(|n| match n {
+            RebalanceEvent::Opened { cause, .. } => Some(cause.to_string()),
             _ => None,
         });
         opened.collect()
@@ -359,7 +362,11 @@ fn a_dead_worker_loses_its_appliances_after_its_lease_and_not_before() {
     assert_eq!(w.loads(), [10]);
     assert!(matches!(&w.gone[..], [(life, _)] if life.worker == worker("w1")), "said once: {:?}", w.gone);
     assert_eq!(w.moved(), 5);
-    assert!(matches!(w.news.last(), Some(News::Closed { done: 5, superseded: false, .. })), "{:?}", w.news);
+    assert!(
+        matches!(w.events.last(), Some(RebalanceEvent::Closed { done: 5, superseded: false, .. })),
+        "{:?}",
+        w.events
+    );
 }
 
 #[test]
@@ -505,7 +512,7 @@ fn joins_are_gathered_and_move_the_least_possible() {
     // Ten over four: fair is 2.5, so the floor is 2 and the ceiling 3.
     assert_eq!(w.moved(), 4);
     assert_eq!(w.loads(), [3, 3, 2, 2]);
-    let opened: Vec<_> = w.news.iter().filter(|n| matches!(n, News::Opened { .. })).collect();
+    let opened: Vec<_> = w.events.iter().filter(|n| matches!(n, RebalanceEvent::Opened { .. })).collect();
     assert_eq!(opened.len(), 1, "{opened:?}");
 }
 
@@ -551,7 +558,7 @@ fn an_intruder_keeps_an_appliance_from_everybody_until_it_has_ended() {
     w.pass(Duration::from_secs(1));
     assert_eq!(w.holder(1), None, "granted although somebody acts on it");
     let envelope = w.envelope(conn);
-    let said = Release {
+    let release = Release {
         appliance: id(1),
         token: intruder,
         carryover: Carryover {
@@ -563,7 +570,7 @@ fn an_intruder_keeps_an_appliance_from_everybody_until_it_has_ended() {
     w.step(Event::Received(
         conn,
         envelope,
-        ToCoordinator::Ack(Ack { applied, released: vec![said], ..Ack::default() }),
+        ToCoordinator::Ack(Ack { applied, released: vec![release], ..Ack::default() }),
     ));
     w.pass(Duration::from_secs(1));
     assert_eq!(w.holder(1), Some("w1"));
@@ -624,8 +631,8 @@ fn messages_of_other_streams_and_terms_are_dropped_and_counted() {
     ] {
         let (appliance, token) =
             w.puppets[&worker("w1")].held.iter().map(|(a, t)| (*a, *t)).next().expect("holds some");
-        let said = Release { appliance, token, carryover: Carryover::default() };
-        w.step(Event::Received(conn, wrong, ToCoordinator::Ack(Ack { released: vec![said], ..Ack::default() })));
+        let release = Release { appliance, token, carryover: Carryover::default() };
+        w.step(Event::Received(conn, wrong, ToCoordinator::Ack(Ack { released: vec![release], ..Ack::default() })));
     }
     assert_eq!(w.machine.counters().stale_messages, 3);
     w.pass(Duration::from_secs(1));
@@ -696,8 +703,8 @@ fn what_kills_three_workers_is_given_to_no_fourth_until_it_is_changed() {
     w.pass(Duration::from_secs(4));
     assert_eq!(w.quarantined, [(id(1), 3)]);
     assert_eq!((w.holder(1), w.holder(2), w.holder(3)), (None, Some("w5"), Some("w5")));
-    let said = "quarantined: 3 workers died while a step of it ran; update or rebuild it to try again";
-    assert_eq!(w.machine.explain(w.now, id(1)).expect("it is known").summary, said);
+    let summary = "quarantined: 3 workers died while a step of it ran; update or rebuild it to try again";
+    assert_eq!(w.machine.explain(w.now, id(1)).expect("it is known").summary, summary);
     w.pass(Duration::from_secs(120));
     assert_eq!(w.holder(1), None, "time alone does not lift it");
 

@@ -7,12 +7,12 @@ use std::time::Duration;
 use common::{ApplianceId, Incarnation, Life, Timestamp, WorkerId};
 
 use super::{Counters, Machine};
-use crate::audit;
+use crate::audit::AuditCounts;
 use crate::grants::Profile;
 use crate::health::{self, Health};
-use crate::planner::{Candidate, Planner};
+use crate::planner::{PlacementCandidate, Planner};
 use crate::table::{Table, TableRow};
-use crate::unowned::Unowned;
+use crate::unowned::UnownedAppliances;
 
 /// Most workers that are remembered after they are gone, and for how long.
 const DEPARTED: (usize, Duration) = (1_000, Duration::from_secs(3600));
@@ -26,7 +26,7 @@ pub(super) struct Departed {
 
 /// One worker, for people.
 #[derive(Clone, Debug, PartialEq)]
-pub struct WorkerView {
+pub struct WorkerSnapshot {
     /// Its name.
     pub id: WorkerId,
     /// Its life.
@@ -47,7 +47,7 @@ pub struct WorkerView {
 
 /// What keeps the leader from moving anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Frozen {
+pub struct FreezeView {
     /// For how long.
     pub since: Duration,
     /// Names that are missed.
@@ -58,11 +58,11 @@ pub struct Frozen {
 
 /// Why an appliance is where it is.
 #[derive(Clone, Debug)]
-pub struct Explanation {
+pub struct OwnershipExplanation {
     /// One sentence.
     pub summary: String,
     /// Every member in ring order, and whether it could take the appliance.
-    pub candidates: Vec<Candidate>,
+    pub candidates: Vec<PlacementCandidate>,
 }
 
 impl Machine {
@@ -78,10 +78,10 @@ impl Machine {
 
     /// Every worker: members, lives that wait for their end, and those gone within the last hour.
     #[must_use]
-    pub fn workers(&self, now: Timestamp) -> Vec<WorkerView> {
+    pub fn workers(&self, now: Timestamp) -> Vec<WorkerSnapshot> {
         let mut views = BTreeMap::new();
         for (id, d) in &self.members.departed {
-            let view = WorkerView {
+            let view = WorkerSnapshot {
                 id: id.clone(),
                 incarnation: d.incarnation,
                 health: Health::Dead,
@@ -95,11 +95,11 @@ impl Machine {
         }
         for life in self.membership.lives() {
             let is_member = self.membership.is_member(life);
-            if !is_member && views.get(&life.worker).is_some_and(|v: &WorkerView| v.health != Health::Dead) {
+            if !is_member && views.get(&life.worker).is_some_and(|v: &WorkerSnapshot| v.health != Health::Dead) {
                 continue;
             }
             let beat = self.membership.last_beat(now, life);
-            let view = WorkerView {
+            let view = WorkerSnapshot {
                 id: life.worker.clone(),
                 incarnation: life.incarnation,
                 health: health::judge(beat, self.sessions.state(life)),
@@ -116,7 +116,7 @@ impl Machine {
 
     /// Why an appliance is where it is, or is nowhere; `None` when it is not known.
     #[must_use]
-    pub fn explain(&self, now: Timestamp, id: ApplianceId) -> Option<Explanation> {
+    pub fn explain(&self, now: Timestamp, id: ApplianceId) -> Option<OwnershipExplanation> {
         let slot = self.table.slot(id)?;
         let entry = self.table.get(slot)?;
         let summary = if let Some(by) = self.conflicts.owner(slot) {
@@ -126,7 +126,7 @@ impl Machine {
         } else {
             reason(entry).into_owned()
         };
-        Some(Explanation { summary, candidates: self.planner.explain(slot) })
+        Some(OwnershipExplanation { summary, candidates: self.planner.explain(slot) })
     }
 
     /// Why nothing is placed right now, if nothing is.
@@ -145,8 +145,8 @@ impl Machine {
 
     /// What the brake holds, if it does.
     #[must_use]
-    pub fn frozen(&self, now: Timestamp) -> Option<Frozen> {
-        self.pacing.brake.frozen_since().map(|since| Frozen {
+    pub fn frozen(&self, now: Timestamp) -> Option<FreezeView> {
+        self.pacing.brake.frozen_since().map(|since| FreezeView {
             since: now.since(since),
             missing: self.pacing.brake.missing().cloned().collect(),
             live: self.pacing.brake.live(),
@@ -222,14 +222,14 @@ impl Machine {
         [
             ("writes under way", self.writes.in_flight()),
             ("writes to be tried again", self.writes.waiting()),
-            ("entries waiting to be told", self.sessions.untold()),
+            ("entries waiting to be sent", self.sessions.unsent()),
             ("appliances held against the table", self.conflicts.len()),
         ]
     }
 
     /// Appliances without an owner.
     #[must_use]
-    pub const fn unowned(&self) -> &Unowned {
+    pub const fn unowned(&self) -> &UnownedAppliances {
         &self.tallies.unowned
     }
 
@@ -241,7 +241,7 @@ impl Machine {
 
     /// What comparing workers' digests with the table came to.
     #[must_use]
-    pub const fn audits(&self) -> audit::Counts {
+    pub const fn audits(&self) -> AuditCounts {
         self.conflicts.audit.counts()
     }
 
@@ -285,7 +285,7 @@ impl Machine {
 /// Why an entry is where it is, in one clause.
 #[must_use]
 pub fn reason(entry: &TableRow) -> Cow<'static, str> {
-    match (&entry.unplaced, entry.reason, entry.state.wants_owner()) {
+    match (&entry.placement.unplaced, entry.placement.reason, entry.state.wants_owner()) {
         (Some(why), _, true) => Cow::Owned(why.to_string()),
         (None, _, true) => Cow::Borrowed("waits for the next plan"),
         (_, Some(reason), false) => Cow::Borrowed(reason.text()),

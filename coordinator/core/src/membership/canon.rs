@@ -2,12 +2,12 @@
 
 use common::canon::{Canon, Canonical};
 
-use super::{Lease, LeaseNode, Membership, Node, lease_wait};
+use super::{Lease, Membership, ObservedLease, ObservedMember, lease_wait};
 
 impl Canonical for Membership {
     fn canon(&self, to: &mut Canon) {
         let Self { authority, lives, current, nodes, ended } = self;
-        to.put(&(*authority == super::Authority::Embedded));
+        to.put(&(*authority == super::LeaseAuthority::Embedded));
         to.put(lives);
         to.put(current);
         to.put(nodes);
@@ -28,13 +28,13 @@ impl Canonical for Lease {
     }
 }
 
-impl Canonical for Node {
+impl Canonical for ObservedMember {
     fn canon(&self, to: &mut Canon) {
         to.put(&(&self.incarnation, &self.profile));
     }
 }
 
-impl Canonical for LeaseNode {
+impl Canonical for ObservedLease {
     fn canon(&self, to: &mut Canon) {
         to.put(&(&self.lease, &self.evicted));
     }

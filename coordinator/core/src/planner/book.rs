@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use common::{ApplianceId, WorkerId};
 
-use super::index::{Index, Key};
+use super::index::{Index, RingKey};
 use super::roster::{NOBODY, narrow};
 use super::{Needs, Slot};
 
@@ -17,7 +17,7 @@ const FIXED: u32 = 1 << 31;
 
 /// One appliance.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Entry {
+pub(super) struct BookEntry {
     /// Upper half of its position on the ring.
     pub(super) position: u64,
     pub(super) group: u32,
@@ -28,19 +28,19 @@ pub(super) struct Entry {
     pub(super) movable: bool,
 }
 
-impl Entry {
+impl BookEntry {
     const fn holder(&self) -> u32 {
         if self.movable { self.owner } else { self.owner | FIXED }
     }
 }
 
 /// The holder of a key that may be picked.
-pub(super) const fn pickable(key: &Key) -> Option<u32> {
+pub(super) const fn pickable(key: &RingKey) -> Option<u32> {
     if key.holder & FIXED == 0 { Some(key.holder) } else { None }
 }
 
 /// The holder of any key.
-pub(super) const fn holder(key: &Key) -> u32 {
+pub(super) const fn holder(key: &RingKey) -> u32 {
     key.holder & !FIXED
 }
 
@@ -71,7 +71,7 @@ pub(super) struct Group {
 /// All appliances.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Book {
-    entries: Vec<Option<Entry>>,
+    entries: Vec<Option<BookEntry>>,
     /// By slot, beside the entries: planning reads those, and ids only to name what it moves. One without an entry is that
     /// of an appliance that was removed.
     ids: Vec<ApplianceId>,
@@ -82,7 +82,7 @@ pub(super) struct Book {
 }
 
 impl Book {
-    pub(super) fn entry(&self, slot: Slot) -> Option<&Entry> {
+    pub(super) fn entry(&self, slot: Slot) -> Option<&BookEntry> {
         self.entries.get(slot.0 as usize).and_then(Option::as_ref)
     }
 
@@ -135,7 +135,7 @@ impl Book {
         }
     }
 
-    pub(super) fn insert(&mut self, slot: Slot, id: ApplianceId, entry: Entry) {
+    pub(super) fn insert(&mut self, slot: Slot, id: ApplianceId, entry: BookEntry) {
         let at = slot.0 as usize;
         if at >= self.entries.len() {
             self.entries.resize(at + 1, None);
@@ -144,11 +144,11 @@ impl Book {
         self.ids[at] = id;
         self.entries[at] = Some(entry);
         let group = self.group_mut(entry.group);
-        group.index.insert(Key { position: entry.position, slot: slot.0, holder: entry.holder() });
+        group.index.insert(RingKey { position: entry.position, slot: slot.0, holder: entry.holder() });
         enlist(group, slot, &entry);
     }
 
-    pub(super) fn remove(&mut self, slot: Slot) -> Option<Entry> {
+    pub(super) fn remove(&mut self, slot: Slot) -> Option<BookEntry> {
         let entry = self.entries.get_mut(slot.0 as usize)?.take()?;
         let group = self.group_mut(entry.group);
         group.index.remove(entry.position, slot.0);
@@ -157,7 +157,7 @@ impl Book {
     }
 
     /// Changes who holds an appliance, who held it last, or whether it may be picked.
-    pub(super) fn change(&mut self, slot: Slot, change: impl FnOnce(&mut Entry)) {
+    pub(super) fn change(&mut self, slot: Slot, change: impl FnOnce(&mut BookEntry)) {
         let Some(Some(entry)) = self.entries.get_mut(slot.0 as usize) else { return };
         let before = *entry;
         change(entry);
@@ -180,7 +180,7 @@ impl Book {
     }
 }
 
-fn enlist(group: &mut Group, slot: Slot, entry: &Entry) {
+fn enlist(group: &mut Group, slot: Slot, entry: &BookEntry) {
     let held = group.held.entry(entry.owner).or_default();
     if entry.movable {
         held.movable.insert((entry.position, slot.0));
@@ -189,7 +189,7 @@ fn enlist(group: &mut Group, slot: Slot, entry: &Entry) {
     }
 }
 
-fn strike(group: &mut Group, slot: Slot, entry: &Entry) {
+fn strike(group: &mut Group, slot: Slot, entry: &BookEntry) {
     let Some(held) = group.held.get_mut(&entry.owner) else { return };
     if entry.movable {
         held.movable.remove(&(entry.position, slot.0));

@@ -14,8 +14,8 @@ use std::ops::RangeInclusive;
 
 use super::book::{Book, Group, pickable};
 use super::classes::{Band, Class, why_unplaced};
-use super::plan::{BandRelaxed, Output};
-use super::roster::{NOBODY, Roster};
+use super::plan::{BandRelaxed, PlanDraft};
+use super::roster::{MemberRoster, NOBODY};
 use super::walk::Walk;
 use super::{Config, Reason, Slot, Unplaced};
 
@@ -39,13 +39,13 @@ struct Homeless {
 
 /// Plans every class.
 pub(super) fn plan(
-    roster: &Roster,
+    roster: &MemberRoster,
     book: &Book,
     classes: &[Class],
     pins: &BTreeMap<u32, u32>,
     config: &Config,
-) -> Output {
-    let mut out = Output::default();
+) -> PlanDraft {
+    let mut out = PlanDraft::default();
     let mut picked = Picked::default();
     for class in classes {
         let groups: Vec<&Group> = class.groups.iter().map(|&g| book.group(g)).collect();
@@ -66,7 +66,7 @@ pub(super) fn plan(
         if balanced && homeless == 0 && pins.is_empty() {
             continue;
         }
-        let mut pass = Pass { roster, book, class, groups, band, out: &mut out, picked: &mut picked };
+        let mut pass = BandPass { roster, book, class, groups, band, out: &mut out, picked: &mut picked };
         pass.pin(pins);
         if !pins.is_empty() {
             for list in [&mut unowned, &mut displaced] {
@@ -82,7 +82,7 @@ pub(super) fn plan(
 }
 
 /// The appliances of a class that need another owner: those without one, then those whose owner should not have them.
-fn gather(roster: &Roster, class: &Class, groups: &[&Group]) -> (Vec<Homeless>, Vec<Homeless>) {
+fn gather(roster: &MemberRoster, class: &Class, groups: &[&Group]) -> (Vec<Homeless>, Vec<Homeless>) {
     let (mut unowned, mut displaced) = (Vec::new(), Vec::new());
     for (&at, group) in class.groups.iter().zip(groups) {
         for (&from, held) in &group.held {
@@ -119,17 +119,17 @@ impl Picked {
 }
 
 /// One class being planned; `band.load` is what each member would hold once the moves so far are made.
-struct Pass<'a> {
-    roster: &'a Roster,
+struct BandPass<'a> {
+    roster: &'a MemberRoster,
     book: &'a Book,
     class: &'a Class,
     groups: Vec<&'a Group>,
     band: Band,
-    out: &'a mut Output,
+    out: &'a mut PlanDraft,
     picked: &'a mut Picked,
 }
 
-impl Pass<'_> {
+impl BandPass<'_> {
     /// Moves appliances to the members they are pinned to, if nothing but the band speaks against it, and keeps those that
     /// are there already from being moved.
     fn pin(&mut self, pins: &BTreeMap<u32, u32>) {
@@ -175,7 +175,7 @@ impl Pass<'_> {
             }
             _ => true,
         });
-        for stage in [Stage::Floor, Stage::Soft, Stage::Ceiling] {
+        for stage in [BandStage::Floor, BandStage::Soft, BandStage::Ceiling] {
             if homeless.is_empty() || !self.band.locals().any(|local| stage.is_open(&self.band, local)) {
                 continue;
             }
@@ -264,13 +264,13 @@ impl Pass<'_> {
 
 /// Which members an appliance is looked for.
 #[derive(Clone, Copy)]
-enum Stage {
+enum BandStage {
     Floor,
     Soft,
     Ceiling,
 }
 
-impl Stage {
+impl BandStage {
     fn is_open(self, band: &Band, local: u32) -> bool {
         let bound = match self {
             Self::Floor => &band.floor,
@@ -284,7 +284,7 @@ impl Stage {
 /// Moves between members of one class. An appliance may leave a member over its ceiling (which must give), or, while
 /// `optional` lasts, one above its floor (which can).
 struct Transfer<'p, 'a> {
-    pass: &'p mut Pass<'a>,
+    pass: &'p mut BandPass<'a>,
     class: &'p Class,
     /// Local number by handle, `u32::MAX` for others.
     locals: Vec<u32>,

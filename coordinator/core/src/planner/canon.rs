@@ -4,7 +4,7 @@
 
 use common::canon::{Canon, Canonical};
 
-use super::{Member, Needs, Planner, Slot, Strategy};
+use super::{Needs, Planner, PlannerMember, Slot, Strategy};
 
 impl Canonical for Planner {
     fn canon(&self, to: &mut Canon) {
@@ -21,7 +21,7 @@ impl Canonical for Planner {
     }
 }
 
-impl Canonical for Member {
+impl Canonical for PlannerMember {
     fn canon(&self, to: &mut Canon) {
         let Self { id, weight, zone, site, drivers, connected, draining } = self;
         to.put(&(id, weight, zone));

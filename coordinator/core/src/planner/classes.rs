@@ -8,7 +8,7 @@ use common::Site;
 use common::ring;
 
 use super::book::{Book, Group};
-use super::roster::{Roster, narrow};
+use super::roster::{MemberRoster, narrow};
 use super::{Config, Needs, Unplaced};
 
 /// Groups with the same eligible members. All members are given by rank, ascending; *local* numbers index `takers`.
@@ -29,7 +29,7 @@ impl Class {
     }
 
     /// The ring of the takers alone, as (upper half of the position, local).
-    pub(super) fn points(&self, roster: &Roster) -> &[(u64, u32)] {
+    pub(super) fn points(&self, roster: &MemberRoster) -> &[(u64, u32)] {
         self.points.get_or_init(|| {
             let mut locals = vec![None; roster.members.len()];
             for (local, &rank) in (0u32..).zip(&self.takers) {
@@ -42,7 +42,7 @@ impl Class {
 }
 
 /// Puts the groups into classes.
-pub(super) fn classify(roster: &Roster, book: &Book) -> Vec<Class> {
+pub(super) fn classify(roster: &MemberRoster, book: &Book) -> Vec<Class> {
     let mut on_site: BTreeMap<&Site, Vec<u32>> = BTreeMap::new();
     for (rank, member) in (0u32..).zip(&roster.members) {
         on_site.entry(&member.site).or_default().push(rank);
@@ -64,7 +64,7 @@ pub(super) fn classify(roster: &Roster, book: &Book) -> Vec<Class> {
 }
 
 /// Why nobody can take an appliance with these needs, given that nobody can.
-pub(super) fn why_unplaced(roster: &Roster, needs: &Needs) -> Unplaced {
+pub(super) fn why_unplaced(roster: &MemberRoster, needs: &Needs) -> Unplaced {
     let ranks = || 0..narrow(roster.members.len());
     if roster.members.is_empty() {
         Unplaced::NoMembers
@@ -95,7 +95,7 @@ impl Band {
     ///
     /// Members that wait for a connection neither give nor take. The bounds are the wider ones of a sharing with and
     /// without them, so that nothing moves because a stream broke or has yet to come up.
-    pub(super) fn new(roster: &Roster, groups: &[&Group], class: &Class, homeless: u64, config: &Config) -> Self {
+    pub(super) fn new(roster: &MemberRoster, groups: &[&Group], class: &Class, homeless: u64, config: &Config) -> Self {
         let held = |rank: &u32| -> u64 {
             let handle = roster.handle(*rank);
             groups.iter().filter_map(|g| g.held.get(&handle)).map(super::book::Held::count).sum()

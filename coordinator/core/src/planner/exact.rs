@@ -10,8 +10,8 @@ use std::ops::RangeInclusive;
 use common::ring::{self, RingArc};
 
 use super::book::{Book, Group, holder, pickable};
-use super::plan::Output;
-use super::roster::{NOBODY, Roster};
+use super::plan::PlanDraft;
+use super::roster::{MemberRoster, NOBODY};
 use super::{Reason, Slot, Unplaced};
 
 /// Which keys may be elsewhere than the ring says.
@@ -40,7 +40,7 @@ impl Unsettled {
     }
 
     /// Notes that an appliance was inserted or its owner set.
-    pub(super) fn note(&mut self, roster: &Roster, slot: Slot, position: u64, owner: u32) {
+    pub(super) fn note(&mut self, roster: &MemberRoster, slot: Slot, position: u64, owner: u32) {
         // Without a ring nothing is misplaced; its first members unsettle the whole circle.
         let belongs = roster.ring_owner(position);
         if owner == NOBODY || belongs.is_none() || belongs == roster.rank(owner) || covers(&self.arcs, position) {
@@ -70,8 +70,8 @@ fn push_merged(arcs: &mut Vec<RangeInclusive<u64>>, arc: RangeInclusive<u64>) {
 }
 
 /// Plans every key that is not with the owner the ring names, and takes out of `unsettled` what is settled.
-pub(super) fn plan(roster: &Roster, book: &Book, unsettled: &mut Unsettled) -> Output {
-    let mut pass = Pass { roster, book, out: Output::default() };
+pub(super) fn plan(roster: &MemberRoster, book: &Book, unsettled: &mut Unsettled) -> PlanDraft {
+    let mut pass = RingPass { roster, book, out: PlanDraft::default() };
     let groups: Vec<&Group> = book.groups().map(|(_, group)| group).collect();
     for group in &groups {
         // Without a ring, appliances of members that are gone are in no arc either.
@@ -110,13 +110,13 @@ pub(super) fn plan(roster: &Roster, book: &Book, unsettled: &mut Unsettled) -> O
     pass.out
 }
 
-struct Pass<'a> {
-    roster: &'a Roster,
+struct RingPass<'a> {
+    roster: &'a MemberRoster,
     book: &'a Book,
-    out: Output,
+    out: PlanDraft,
 }
 
-impl Pass<'_> {
+impl RingPass<'_> {
     /// Plans the keys of one arc, piece by piece as the ring owns it, and keeps the pieces that are not settled yet.
     fn settle_arc(&mut self, arc: RangeInclusive<u64>, groups: &[&Group], open: &mut Vec<RangeInclusive<u64>>) {
         let points = self.roster.ring.points();

@@ -3,13 +3,19 @@
 use common::WorkerId;
 use common::ring;
 
-use super::book::{Book, Entry, Group};
+use super::book::{Book, BookEntry, Group};
 use super::classes::{Band, Class};
-use super::roster::{Roster, narrow};
-use super::{Candidate, Config, Refusal, Slot, Strategy};
+use super::roster::{MemberRoster, narrow};
+use super::{CandidateRefusal, Config, PlacementCandidate, Slot, Strategy};
 
 /// Every member, in the order in which the ring prefers them for this appliance.
-pub(super) fn explain(roster: &Roster, book: &Book, classes: &[Class], config: &Config, slot: Slot) -> Vec<Candidate> {
+pub(super) fn explain(
+    roster: &MemberRoster,
+    book: &Book,
+    classes: &[Class],
+    config: &Config,
+    slot: Slot,
+) -> Vec<PlacementCandidate> {
     let Some(entry) = book.entry(slot) else { return Vec::new() };
     let class = classes.iter().find(|class| class.groups.contains(&entry.group)).expect("every group has a class");
     let groups: Vec<&Group> = class.groups.iter().map(|&g| book.group(g)).collect();
@@ -21,10 +27,11 @@ pub(super) fn explain(roster: &Roster, book: &Book, classes: &[Class], config: &
     let candidate = |rank: u32| {
         let local = class.local(rank).map(|local| local as usize);
         let held = |group: &&Group| group.held.get(&roster.handle(rank)).map_or(0, super::book::Held::count);
-        Candidate {
+        PlacementCandidate {
             member: roster.member(rank).id.clone(),
-            refusal: refusal(roster, book, config, slot, entry, rank)
-                .or_else(|| (is_bounded && !is_owner(rank) && !local_has_room(local)).then_some(Refusal::AtCeiling)),
+            refusal: refusal(roster, book, config, slot, entry, rank).or_else(|| {
+                (is_bounded && !is_owner(rank) && !local_has_room(local)).then_some(CandidateRefusal::AtCeiling)
+            }),
             is_owner: is_owner(rank),
             load: groups.iter().map(held).sum(),
             floor: local.map_or(0, |local| band.floor[local]),
@@ -35,7 +42,7 @@ pub(super) fn explain(roster: &Roster, book: &Book, classes: &[Class], config: &
 }
 
 /// Members by ring preference, those without points at the end.
-fn preference(roster: &Roster, position: u64) -> Vec<u32> {
+fn preference(roster: &MemberRoster, position: u64) -> Vec<u32> {
     // Lookups in the planner go by the upper half, so the whole lower half belongs to the same point.
     let at = (u128::from(position) << 64) | u128::from(u64::MAX);
     debug_assert_eq!(ring::top(at), position);
@@ -48,28 +55,35 @@ fn preference(roster: &Roster, position: u64) -> Vec<u32> {
 }
 
 /// What speaks against a member, the band aside.
-fn refusal(roster: &Roster, book: &Book, config: &Config, slot: Slot, entry: &Entry, rank: u32) -> Option<Refusal> {
+fn refusal(
+    roster: &MemberRoster,
+    book: &Book,
+    config: &Config,
+    slot: Slot,
+    entry: &BookEntry,
+    rank: u32,
+) -> Option<CandidateRefusal> {
     let member = roster.member(rank);
     let needs = &book.group(entry.group).needs;
     if !member.drivers.contains(&needs.driver) {
-        Some(Refusal::NoDriver)
+        Some(CandidateRefusal::NoDriver)
     } else if !roster.is_able(rank, needs) {
-        Some(Refusal::OtherSite)
+        Some(CandidateRefusal::OtherSite)
     } else if !member.connected {
-        Some(Refusal::NotConnected)
+        Some(CandidateRefusal::NotConnected)
     } else if member.draining {
-        Some(Refusal::Draining)
+        Some(CandidateRefusal::Draining)
     } else if book.is_excluded(slot.0, &member.id) {
-        Some(Refusal::Declined)
+        Some(CandidateRefusal::Declined)
     } else if config.strategy == Strategy::Ring && roster.ring_owner(entry.position) != Some(rank) {
-        Some(Refusal::NotRingOwner)
+        Some(CandidateRefusal::NotRingOwner)
     } else {
         None
     }
 }
 
 /// Appliances of a class that a plan would place.
-fn homeless(roster: &Roster, class: &Class, group: &Group) -> u64 {
+fn homeless(roster: &MemberRoster, class: &Class, group: &Group) -> u64 {
     let is_homeless = |handle: u32| match roster.rank(handle) {
         None => true,
         Some(rank) => class.local(rank).is_none() && roster.member(rank).connected,

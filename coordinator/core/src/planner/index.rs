@@ -15,7 +15,7 @@ const MAX_BITS: u32 = 28;
 
 /// One appliance on the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Key {
+pub(super) struct RingKey {
     /// Upper half of its position.
     pub(super) position: u64,
     pub(super) slot: u32,
@@ -23,7 +23,7 @@ pub(super) struct Key {
     pub(super) holder: u32,
 }
 
-impl Key {
+impl RingKey {
     const fn order(&self) -> (u64, u32) {
         (self.position, self.slot)
     }
@@ -33,7 +33,7 @@ impl Key {
 #[derive(Clone, Debug)]
 pub(super) struct Index {
     bits: u32,
-    buckets: Vec<Vec<Key>>,
+    buckets: Vec<Vec<RingKey>>,
     len: usize,
 }
 
@@ -44,7 +44,7 @@ impl Default for Index {
 }
 
 impl Index {
-    pub(super) fn insert(&mut self, key: Key) {
+    pub(super) fn insert(&mut self, key: RingKey) {
         let at = self.bucket(key.position);
         let bucket = &mut self.buckets[at];
         let place = bucket.partition_point(|k| k.order() < key.order());
@@ -58,7 +58,7 @@ impl Index {
     pub(super) fn remove(&mut self, position: u64, slot: u32) {
         let at = self.bucket(position);
         let bucket = &mut self.buckets[at];
-        if let Ok(place) = bucket.binary_search_by_key(&(position, slot), Key::order) {
+        if let Ok(place) = bucket.binary_search_by_key(&(position, slot), RingKey::order) {
             bucket.remove(place);
             self.len -= 1;
         }
@@ -67,7 +67,7 @@ impl Index {
     pub(super) fn set_holder(&mut self, position: u64, slot: u32, holder: u32) {
         let at = self.bucket(position);
         let bucket = &mut self.buckets[at];
-        if let Ok(place) = bucket.binary_search_by_key(&(position, slot), Key::order) {
+        if let Ok(place) = bucket.binary_search_by_key(&(position, slot), RingKey::order) {
             bucket[place].holder = holder;
         }
     }
@@ -77,7 +77,7 @@ impl Index {
     }
 
     /// Shows the keys of `range` in order until `visit` answers `false`; the answer is whether it never did.
-    pub(super) fn scan(&self, range: RangeInclusive<u64>, mut visit: impl FnMut(&Key) -> bool) -> bool {
+    pub(super) fn scan(&self, range: RangeInclusive<u64>, mut visit: impl FnMut(&RingKey) -> bool) -> bool {
         let (start, end) = range.into_inner();
         if start > end {
             return true;
@@ -104,7 +104,7 @@ impl Index {
     fn double(&mut self) {
         self.bits += 1;
         let bit = u64::BITS - self.bits;
-        let roomy = |keys: &[Key]| {
+        let roomy = |keys: &[RingKey]| {
             let mut bucket = Vec::with_capacity(keys.len().max(ROOM));
             bucket.extend_from_slice(keys);
             bucket
@@ -138,7 +138,7 @@ mod tests {
             for (insert, slot, holder) in steps {
                 let at = (position(slot), slot);
                 match (insert, model.contains_key(&at)) {
-                    (true, false) => index.insert(Key { position: at.0, slot, holder }),
+                    (true, false) => index.insert(RingKey { position: at.0, slot, holder }),
                     (true, true) => index.set_holder(at.0, slot, holder),
                     (false, _) => index.remove(at.0, slot),
                 }

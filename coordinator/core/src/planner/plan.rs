@@ -14,8 +14,8 @@ use common::{ApplianceId, Term, WorkerId};
 
 use super::book::Book;
 use super::exact::Unsettled;
-use super::roster::Roster;
-use super::{Member, Needs, Reason, Slot, Unplaced};
+use super::roster::MemberRoster;
+use super::{Needs, PlannerMember, Reason, Slot, Unplaced};
 
 /// The state of the table and the members that planning reads. Versions of one term are ordered by revision; every change
 /// that could lead to another plan raises it.
@@ -65,7 +65,7 @@ pub struct Assumptions {
     /// Members that are gone.
     pub leave: BTreeSet<WorkerId>,
     /// Members that came. One with the name of a member replaces it.
-    pub join: Vec<Member>,
+    pub join: Vec<PlannerMember>,
     /// Members that drain.
     pub drain: BTreeSet<WorkerId>,
     /// Members with another weight.
@@ -84,10 +84,10 @@ impl Assumptions {
     }
 
     /// The members there would be.
-    pub(super) fn members(&self, present: &[Member]) -> Vec<Member> {
+    pub(super) fn members(&self, present: &[PlannerMember]) -> Vec<PlannerMember> {
         let replaced = |id: &WorkerId| self.leave.contains(id) || self.join.iter().any(|joiner| joiner.id == *id);
         let staying = present.iter().filter(|member| !replaced(&member.id));
-        let mut members: Vec<Member> = staying.chain(&self.join).cloned().collect();
+        let mut members: Vec<PlannerMember> = staying.chain(&self.join).cloned().collect();
         for member in &mut members {
             member.draining |= self.drain.contains(&member.id);
             member.weight = self.weights.get(&member.id).copied().unwrap_or(member.weight);
@@ -98,7 +98,7 @@ impl Assumptions {
 
 /// One appliance to be taken to another member.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Move {
+pub struct PlannedMove {
     /// The appliance.
     pub appliance: ApplianceId,
     /// Its place in the table, which is its own only as long as the table has the version of the plan.
@@ -116,7 +116,7 @@ pub struct Move {
 pub struct Unplaceable {
     /// The appliance.
     pub appliance: ApplianceId,
-    /// Its place in the table, as of [`Move`].
+    /// Its place in the table, as of [`PlannedMove`].
     pub(crate) slot: Slot,
     /// Why no member can take it.
     pub why: Unplaced,
@@ -149,7 +149,7 @@ pub struct Plan {
     pub assumptions: Assumptions,
     /// In the order in which they are to be made: without an owner (these are exempt from pacing), with one that drains
     /// or cannot own it and those pinned elsewhere, and for balance. An appliance occurs at most once.
-    pub moves: Vec<Move>,
+    pub moves: Vec<PlannedMove>,
     /// Appliances without a live owner that no member can take.
     pub unplaced: Vec<Unplaceable>,
     /// Members that stay outside their band.
@@ -196,7 +196,7 @@ impl std::error::Error for PlanRefused {}
 
 /// A move by numbers; named when the plan is complete.
 #[derive(Clone, Copy, Debug)]
-struct Draft {
+struct MoveDraft {
     slot: u32,
     /// Handle of the present owner.
     from: u32,
@@ -207,15 +207,15 @@ struct Draft {
 
 /// A plan being made.
 #[derive(Debug, Default)]
-pub(super) struct Output {
-    unowned: Vec<Draft>,
-    displaced: Vec<Draft>,
-    balance: Vec<Draft>,
+pub(super) struct PlanDraft {
+    unowned: Vec<MoveDraft>,
+    displaced: Vec<MoveDraft>,
+    balance: Vec<MoveDraft>,
     pub(super) unplaced: Vec<(Slot, Unplaced)>,
     pub(super) relaxed: Vec<BandRelaxed>,
 }
 
-impl Output {
+impl PlanDraft {
     /// Makes room for about so many moves between members: growing step by step takes a tenth of the time of a plan.
     pub(super) fn expect(&mut self, moves: f64) {
         self.unowned.reserve(moves as usize);
@@ -223,14 +223,14 @@ impl Output {
     }
 
     /// Adds a move from the worker with handle `from` to the member of rank `to`.
-    pub(super) fn push(&mut self, roster: &Roster, slot: u32, from: u32, to: u32, reason: Reason) {
+    pub(super) fn push(&mut self, roster: &MemberRoster, slot: u32, from: u32, to: u32, reason: Reason) {
         let list = match reason {
             Reason::Unowned | Reason::New | Reason::OwnerGone | Reason::Returned => &mut self.unowned,
             Reason::Pinned if roster.rank(from).is_none() => &mut self.unowned,
             Reason::Draining | Reason::Ineligible | Reason::Pinned => &mut self.displaced,
             Reason::OverCeiling | Reason::UnderFloor | Reason::RingOwner => &mut self.balance,
         };
-        list.push(Draft { slot, from, to, reason });
+        list.push(MoveDraft { slot, from, to, reason });
     }
 
     /// The plan, with the names of appliances and workers.
@@ -238,10 +238,10 @@ impl Output {
         mut self,
         version: TableVersion,
         assumptions: &Assumptions,
-        (roster, book): (&Roster, &Book),
+        (roster, book): (&MemberRoster, &Book),
         unsettled: Unsettled,
     ) -> Plan {
-        let named = |draft: &Draft| Move {
+        let named = |draft: &MoveDraft| PlannedMove {
             appliance: book.id(draft.slot),
             slot: Slot(draft.slot),
             from: roster.name(draft.from).cloned(),

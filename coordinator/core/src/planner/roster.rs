@@ -9,13 +9,13 @@ use std::collections::HashMap;
 use common::WorkerId;
 use common::ring::{self, Ring, RingArc};
 
-use super::{Member, Needs, Strategy};
+use super::{Needs, PlannerMember, Strategy};
 
 /// The handle of no worker. Leaves the top bit of a packed holder free.
 pub(super) const NOBODY: u32 = u32::MAX >> 1;
 
 #[derive(Clone, Debug)]
-struct Name {
+struct WorkerHandle {
     id: WorkerId,
     references: u32,
     rank: Option<u32>,
@@ -23,21 +23,21 @@ struct Name {
 
 /// The members as they are now.
 #[derive(Clone, Debug)]
-pub(super) struct Roster {
+pub(super) struct MemberRoster {
     /// In the order of their names, which is the order of ranks.
-    pub(super) members: Vec<Member>,
+    pub(super) members: Vec<PlannerMember>,
     pub(super) ring: Ring,
     pub(super) version: u64,
     /// Rank of each member of the ring, by its index there.
     ring_ranks: Vec<u32>,
     /// Handle of each member, by rank.
     handles: Vec<u32>,
-    names: Vec<Option<Name>>,
+    names: Vec<Option<WorkerHandle>>,
     by_name: HashMap<WorkerId, u32>,
     free: Vec<u32>,
 }
 
-impl Roster {
+impl MemberRoster {
     pub(super) fn new() -> Self {
         Self {
             members: Vec::new(),
@@ -52,7 +52,7 @@ impl Roster {
     }
 
     /// Takes over a new set of members and says which keys changed hands on the ring.
-    pub(super) fn replace(&mut self, mut members: Vec<Member>, strategy: Strategy) -> Vec<RingArc> {
+    pub(super) fn replace(&mut self, mut members: Vec<PlannerMember>, strategy: Strategy) -> Vec<RingArc> {
         members.sort_by(|a, b| a.id.cmp(&b.id));
         // Of two with one name the last counts.
         members.dedup_by(|later, kept| {
@@ -73,10 +73,10 @@ impl Roster {
             self.handles.push(handle);
         }
         // Under `ring` a draining member is one that leaves the group, also for the Python services that share it.
-        let on_ring = |m: &Member| strategy == Strategy::Bounded || !m.draining;
+        let on_ring = |m: &PlannerMember| strategy == Strategy::Bounded || !m.draining;
         // tooz gives a member of weight 0 no points. Where the ring only states a preference, one that takes a share has to
         // be met on it all the same.
-        let weight = |m: &Member| match strategy {
+        let weight = |m: &PlannerMember| match strategy {
             Strategy::Bounded if !m.drivers.is_empty() => m.weight.max(1),
             _ => m.weight,
         };
@@ -95,7 +95,7 @@ impl Roster {
         let handle = match self.by_name.get(id) {
             Some(&handle) => handle,
             None => {
-                let name = Some(Name { id: id.clone(), references: 0, rank: None });
+                let name = Some(WorkerHandle { id: id.clone(), references: 0, rank: None });
                 let handle = if let Some(handle) = self.free.pop() {
                     self.names[handle as usize] = name;
                     handle
@@ -111,7 +111,7 @@ impl Roster {
         handle
     }
 
-    /// Gives back what [`Roster::acquire`] counted; the last one frees the handle.
+    /// Gives back what [`MemberRoster::acquire`] counted; the last one frees the handle.
     pub(super) fn release(&mut self, handle: u32) {
         if handle == NOBODY {
             return;
@@ -143,7 +143,7 @@ impl Roster {
         self.handles[rank as usize]
     }
 
-    pub(super) fn member(&self, rank: u32) -> &Member {
+    pub(super) fn member(&self, rank: u32) -> &PlannerMember {
         &self.members[rank as usize]
     }
 

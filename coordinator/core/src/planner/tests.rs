@@ -15,8 +15,8 @@ fn worker(name: &str) -> WorkerId {
 }
 
 /// A connected member of weight 1 with both drivers.
-fn member(name: &str) -> Member {
-    Member {
+fn member(name: &str) -> PlannerMember {
+    PlannerMember {
         id: worker(name),
         weight: 1,
         zone: String::new(),
@@ -27,7 +27,7 @@ fn member(name: &str) -> Member {
     }
 }
 
-fn fleet(size: usize) -> Vec<Member> {
+fn fleet(size: usize) -> Vec<PlannerMember> {
     (0..size).map(|n| member(&format!("w{n:03}"))).collect()
 }
 
@@ -39,7 +39,7 @@ fn on_site(site: &str) -> Needs {
     Needs { driver: Driver::Process, site: Some(site.into()) }
 }
 
-fn planner(strategy: Strategy, members: Vec<Member>) -> Planner {
+fn planner(strategy: Strategy, members: Vec<PlannerMember>) -> Planner {
     let mut planner = Planner::new(Config { strategy, ..Config::default() }, Term::new(3));
     planner.set_members(members);
     planner
@@ -68,7 +68,7 @@ fn unplaceable(slot: u32, why: Unplaced) -> Unplaceable {
 }
 
 /// What a plan asks for, whatever version and assumptions it was made from.
-fn content(plan: Plan) -> (Vec<Move>, Vec<Unplaceable>, Vec<BandRelaxed>) {
+fn content(plan: Plan) -> (Vec<PlannedMove>, Vec<Unplaceable>, Vec<BandRelaxed>) {
     (plan.moves, plan.unplaced, plan.relaxed)
 }
 
@@ -86,7 +86,7 @@ fn settle(planner: &mut Planner) -> Plan {
 }
 
 /// A planner with `appliances` placed on `members`.
-fn settled(strategy: Strategy, members: Vec<Member>, appliances: u32) -> Planner {
+fn settled(strategy: Strategy, members: Vec<PlannerMember>, appliances: u32) -> Planner {
     let mut planner = planner(strategy, members);
     create(&mut planner, 0..appliances);
     settle(&mut planner);

@@ -8,7 +8,7 @@ use common::roster::{
 };
 use common::{Profile, Timestamp, WorkerId};
 use coordinator_core::machine::Event;
-use coordinator_core::membership;
+use coordinator_core::membership::{ObservedLease, ObservedMember};
 
 use super::candidate::{CandidateNews, Purpose};
 use super::connection::{ZkCall, ZkReply};
@@ -73,9 +73,9 @@ fn node(kind: NodeKind, worker: &WorkerId, node: &tree::ZkNode) -> Option<Roster
 fn event(news: Told) -> Event {
     let lease = |node: LeaseNode| {
         let LeaseNode { worker, incarnation, lease, evicted } = node;
-        (Life::new(worker, incarnation), membership::LeaseNode { lease, evicted })
+        (Life::new(worker, incarnation), ObservedLease { lease, evicted })
     };
-    let member = |m: MemberNode| (m.worker, membership::Node { incarnation: m.incarnation, profile: m.profile });
+    let member = |m: MemberNode| (m.worker, ObservedMember { incarnation: m.incarnation, profile: m.profile });
     match news {
         Told::Read { members, leases } => Event::Read {
             members: members.into_iter().map(member).collect(),

@@ -2,23 +2,23 @@
 
 use common::canon::{Canon, Canonical};
 
-use super::{Session, Sessions, Stage};
+use super::{SessionStage, WorkerSession, WorkerSessions};
 
-impl Canonical for Sessions {
+impl Canonical for WorkerSessions {
     fn canon(&self, to: &mut Canon) {
         // `by_life` lists the same streams once more. Terms here may always end at once, so `claims_from` is in the past.
         let Self { by_conn, by_life, newest, claims_from: _ } = self;
         to.put(&by_conn.len());
-        for (conn, Session { life, stream, is_new, stage, outbox }) in by_conn {
+        for (conn, WorkerSession { life, stream, is_new, stage, outbox }) in by_conn {
             to.conn(*conn);
             to.put(&(by_life.get(life) == Some(conn)));
             to.put(life);
             to.stream(Some(life.incarnation), *stream);
             to.put(is_new);
             match stage {
-                Stage::Storing(hello) => to.put(&(0_u32, hello)),
-                Stage::Welcomed(hello) => to.put(&(1_u32, hello)),
-                Stage::Settled => to.plain(2),
+                SessionStage::Storing(hello) => to.put(&(0_u32, hello)),
+                SessionStage::Welcomed(hello) => to.put(&(1_u32, hello)),
+                SessionStage::Settled => to.plain(2),
             }
             to.put(outbox);
         }

@@ -198,8 +198,8 @@ fn steps() -> impl proptest::strategy::Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..12)
 }
 
-fn of_weights(weights: &BTreeMap<u8, u32>) -> Vec<Member> {
-    weights.iter().map(|(n, &weight)| Member { weight, ..member(&format!("w{n}")) }).collect()
+fn of_weights(weights: &BTreeMap<u8, u32>) -> Vec<PlannerMember> {
+    weights.iter().map(|(n, &weight)| PlannerMember { weight, ..member(&format!("w{n}")) }).collect()
 }
 
 proptest! {
@@ -261,7 +261,7 @@ proptest! {
         for slot in order {
             create(&mut back, slot..slot + 1);
         }
-        members.push(Member { weight: joiner, ..member("joiner") });
+        members.push(PlannerMember { weight: joiner, ..member("joiner") });
         for planner in [&mut forth, &mut back] {
             settle(planner);
             planner.set_members(members.clone());
@@ -275,7 +275,7 @@ proptest! {
         members in proptest::collection::vec((0u8..3, 0u8..4, 0u8..8, 1u32..3), 1..8),
         declines in proptest::collection::vec((0u32..250, 0usize..8), 0..20),
     ) {
-        let members: Vec<Member> = members.into_iter().enumerate().map(|(n, (site, drivers, state, weight))| Member {
+        let members: Vec<PlannerMember> = members.into_iter().enumerate().map(|(n, (site, drivers, state, weight))| PlannerMember {
             weight,
             site: format!("h{site}").into(),
             drivers: Driver::ALL.into_iter().enumerate().filter(|(d, _)| drivers >> d & 1 == 1).map(|(_, d)| d).collect(),

@@ -12,8 +12,8 @@ fn drawn() -> impl proptest::strategy::Strategy<Value = Drawn> {
     (1u32..4, any::<bool>(), 0u8..15)
 }
 
-fn as_drawn(name: usize, (weight, site, state): Drawn) -> Member {
-    let mut member = Member {
+fn as_drawn(name: usize, (weight, site, state): Drawn) -> PlannerMember {
+    let mut member = PlannerMember {
         weight,
         site: if site { "h1" } else { "h2" }.into(),
         connected: state != 0 && state != 1,
@@ -26,7 +26,7 @@ fn as_drawn(name: usize, (weight, site, state): Drawn) -> Member {
     member
 }
 
-fn members() -> impl proptest::strategy::Strategy<Value = Vec<Member>> {
+fn members() -> impl proptest::strategy::Strategy<Value = Vec<PlannerMember>> {
     vec(drawn(), 0..7).prop_map(|drawn| drawn.into_iter().enumerate().map(|(n, d)| as_drawn(n, d)).collect())
 }
 
@@ -77,7 +77,7 @@ fn assumptions() -> impl proptest::strategy::Strategy<Value = Assumptions> {
 
 /// The members after what was assumed has come true, found in another way than by [`Assumptions::members`].
 fn come_true(planner: &mut Planner, assumed: &Assumptions) {
-    let mut members: BTreeMap<WorkerId, Member> =
+    let mut members: BTreeMap<WorkerId, PlannerMember> =
         planner.members().iter().map(|member| (member.id.clone(), member.clone())).collect();
     members.retain(|id, _| !assumed.leave.contains(id));
     members.extend(assumed.join.iter().map(|member| (member.id.clone(), member.clone())));
@@ -156,7 +156,7 @@ proptest! {
         for (slot, to) in pins {
             let candidates = planner.explain(Slot(slot));
             let can_take = candidates.iter().any(|c| {
-                c.member == to && matches!(c.refusal, None | Some(Refusal::AtCeiling))
+                c.member == to && matches!(c.refusal, None | Some(CandidateRefusal::AtCeiling))
             });
             let Some(entry) = planner.book.entry(Slot(slot)) else { continue };
             let stays = planner.members().iter().any(|m| !m.connected && candidates.iter().any(|c| c.is_owner && c.member == m.id));

@@ -3,7 +3,13 @@
 use super::*;
 
 /// One appliance, on these members.
-fn one(strategy: Strategy, members: Vec<Member>, needs: Needs, owner: Option<&str>, former: Option<&str>) -> Plan {
+fn one(
+    strategy: Strategy,
+    members: Vec<PlannerMember>,
+    needs: Needs,
+    owner: Option<&str>,
+    former: Option<&str>,
+) -> Plan {
     let mut planner = planner(strategy, members);
     let (owner, former) = (owner.map(worker), former.map(worker));
     planner.insert(Slot(0), id(0), "a", needs, owner.as_ref(), former.as_ref());
@@ -12,11 +18,11 @@ fn one(strategy: Strategy, members: Vec<Member>, needs: Needs, owner: Option<&st
 
 #[test]
 fn what_nobody_can_take_is_unplaced_with_the_reason() {
-    let away = || Member { connected: false, ..member("w1") };
-    let drains = || Member { draining: true, ..member("w1") };
-    let simulates = || Member { drivers: [Driver::Simulated].into(), ..member("w1") };
-    let python = || Member { drivers: BTreeSet::new(), ..member("py1") };
-    let rows: [(&str, Vec<Member>, Needs, Unplaced); 7] = [
+    let away = || PlannerMember { connected: false, ..member("w1") };
+    let drains = || PlannerMember { draining: true, ..member("w1") };
+    let simulates = || PlannerMember { drivers: [Driver::Simulated].into(), ..member("w1") };
+    let python = || PlannerMember { drivers: BTreeSet::new(), ..member("py1") };
+    let rows: [(&str, Vec<PlannerMember>, Needs, Unplaced); 7] = [
         ("nobody is there", vec![], anywhere(), Unplaced::NoMembers),
         ("a Python member takes no share", vec![python()], anywhere(), Unplaced::NoDriver(Driver::Simulated)),
         ("the driver is missing", vec![simulates()], on_site("h1"), Unplaced::NoDriver(Driver::Process)),
@@ -25,7 +31,7 @@ fn what_nobody_can_take_is_unplaced_with_the_reason() {
         ("all drain", vec![drains()], anywhere(), Unplaced::AllDraining),
         (
             "one drains, one is away",
-            vec![drains(), Member { id: worker("w2"), ..away() }],
+            vec![drains(), PlannerMember { id: worker("w2"), ..away() }],
             anywhere(),
             Unplaced::NotConnected,
         ),
@@ -39,17 +45,24 @@ fn what_nobody_can_take_is_unplaced_with_the_reason() {
 #[test]
 fn a_move_says_why() {
     let w = |n: usize| member(&format!("w{n}"));
-    type Row<'a> = (&'a str, Vec<Member>, Needs, Option<&'a str>, Option<&'a str>, Option<Reason>);
+    type Row<'a> = (&'a str, Vec<PlannerMember>, Needs, Option<&'a str>, Option<&'a str>, Option<Reason>);
     let rows: [Row<'_>; 9] = [
         ("new", vec![w(1), w(2)], anywhere(), None, None, Some(Reason::Unowned)),
         ("its owner is gone", vec![w(1)], anywhere(), Some("w9"), None, Some(Reason::Unowned)),
         ("its former owner is there", vec![w(1), w(2)], anywhere(), None, Some("w2"), Some(Reason::Returned)),
         ("its former owner is gone", vec![w(1)], anywhere(), None, Some("w9"), Some(Reason::Unowned)),
-        ("drains", vec![Member { draining: true, ..w(1) }, w(2)], anywhere(), Some("w1"), None, Some(Reason::Draining)),
-        ("drains, nobody else", vec![Member { draining: true, ..w(1) }], anywhere(), Some("w1"), None, None),
+        (
+            "drains",
+            vec![PlannerMember { draining: true, ..w(1) }, w(2)],
+            anywhere(),
+            Some("w1"),
+            None,
+            Some(Reason::Draining),
+        ),
+        ("drains, nobody else", vec![PlannerMember { draining: true, ..w(1) }], anywhere(), Some("w1"), None, None),
         (
             "drains without a stream",
-            vec![Member { draining: true, connected: false, ..w(1) }, w(2)],
+            vec![PlannerMember { draining: true, connected: false, ..w(1) }, w(2)],
             anywhere(),
             Some("w1"),
             None,
@@ -57,7 +70,7 @@ fn a_move_says_why() {
         ),
         (
             "wrong site",
-            vec![w(1), Member { site: "h2".into(), ..w(2) }],
+            vec![w(1), PlannerMember { site: "h2".into(), ..w(2) }],
             on_site("h2"),
             Some("w1"),
             None,
@@ -136,18 +149,18 @@ fn explain_lists_every_member_with_what_speaks_against_it() {
     planner.insert(Slot(0), id(0), "a", on_site("h1"), Some(&worker("w004")), None);
     planner.insert(Slot(1), id(1), "b", on_site("h1"), None, None);
     planner.set_excluded(Slot(1), [worker("w005")].into());
-    let explained = |slot| -> BTreeMap<WorkerId, Candidate> {
+    let explained = |slot| -> BTreeMap<WorkerId, PlacementCandidate> {
         planner.explain(slot).into_iter().map(|c| (c.member.clone(), c)).collect()
     };
     let by_name = explained(Slot(1));
-    let refusals: Vec<Option<Refusal>> = by_name.values().map(|c| c.refusal).collect();
+    let refusals: Vec<Option<CandidateRefusal>> = by_name.values().map(|c| c.refusal).collect();
     let expected = [
-        Some(Refusal::NoDriver),
-        Some(Refusal::NotConnected),
-        Some(Refusal::Draining),
-        Some(Refusal::OtherSite),
+        Some(CandidateRefusal::NoDriver),
+        Some(CandidateRefusal::NotConnected),
+        Some(CandidateRefusal::Draining),
+        Some(CandidateRefusal::OtherSite),
         None,
-        Some(Refusal::Declined),
+        Some(CandidateRefusal::Declined),
     ];
     assert_eq!(refusals, expected);
     let first = explained(Slot(0));
@@ -164,7 +177,7 @@ fn a_full_member_is_explained_as_full() {
     for slot in 0..1000 {
         for candidate in planner.explain(Slot(slot)) {
             let full = candidate.load >= candidate.ceiling && !candidate.is_owner;
-            assert_eq!(candidate.refusal == Some(Refusal::AtCeiling), full);
+            assert_eq!(candidate.refusal == Some(CandidateRefusal::AtCeiling), full);
         }
     }
 }

@@ -85,7 +85,7 @@ proptest! {
         let mut planner = planner(Strategy::Ring, vec![]);
         let mut owners: BTreeMap<u32, Option<WorkerId>> = BTreeMap::new();
         for (members, created, carried, touched) in steps {
-            let members = members.into_iter().map(|(n, (weight, state))| Member {
+            let members = members.into_iter().map(|(n, (weight, state))| PlannerMember {
                 weight, connected: state > 0, ..member(&format!("w{n}"))
             });
             planner.set_members(members.collect());
