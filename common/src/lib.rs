@@ -5,6 +5,7 @@
 //! is in the packages `runtime` and `coordination`, which only binaries use.
 
 pub mod appliance;
+pub mod backoff;
 #[cfg(feature = "canon")]
 pub mod canon;
 pub mod change;

@@ -24,6 +24,12 @@ impl FieldViolation {
     pub fn new(field: impl Into<String>, description: impl Into<String>) -> Self {
         Self { field: field.into(), description: description.into() }
     }
+
+    /// The same violation, seen from a document that has this one in its field `section`.
+    #[must_use]
+    pub fn within(self, section: &str) -> Self {
+        Self { field: format!("{section}.{}", self.field), description: self.description }
+    }
 }
 
 impl fmt::Display for FieldViolation {

@@ -2,27 +2,30 @@
 //!
 //! Start: state directory (embedded, its lock makes this the only leader) and store, candidacy, services, then terms, one
 //! after the other; in a cluster of coordinators the store is opened before the first campaign, and waited for. A failure
-//! at any point ends the process with a message and the exit code of [`Failure`]. Stop: health says so, the leader waits
+//! at any point ends the process with a message and the exit code of its [`Failure`]. Stop: health says so, the leader waits
 //! for workers that leave and releases the lock, watches end, the group is left, the server closes, the store is flushed.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use common::{ApplianceId, CoordinatorId, RebalanceId};
+use coordination::Candidate;
 use futures::future::BoxFuture;
 use proto::worker::v1::session_server::SessionServer;
+use runtime::program::{self, Failure};
 use runtime::shutdown::Signals;
 use runtime::tls::{ClientTls, ServerTls};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
 use tracing::{info, warn};
 
 use crate::catalog::Catalog;
 use crate::commands::COMMAND_QUEUE;
 use crate::config::Config;
-use crate::failure::Failure;
+use crate::exit_code;
 use crate::grpc::{self, AdminServices, ForwardLayer, ServingRole, TraceLayer};
 use crate::history::{History, HistoryError};
 use crate::leader::{Identity, Inputs};
@@ -44,24 +47,21 @@ const CLOSE: Duration = Duration::from_secs(3);
 /// How long leaving the coordinators' group may take.
 const LEAVE: Duration = Duration::from_secs(3);
 
-fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    runtime::threads().map_err(|e| Failure::Other(format!("start the runtime: {e}")))
-}
-
 /// [`run`] on a runtime of its own. Not left to `main`, where the whole server would be compiled a second time.
 ///
 /// # Errors
 /// As [`run`].
 pub fn run_blocking(config: Config) -> Result<(), Failure> {
-    runtime()?.block_on(run(config))
+    program::runtime()?.block_on(run(config))
 }
 
 /// Prints what the store has, for people; the coordinator may run meanwhile.
 ///
 /// # Errors
-/// [`Failure::State`] when it cannot be read.
-pub fn dump(config: &Config) -> Result<(), Failure> {
-    runtime()?.block_on(Store::inspect(&config.store, std::io::stdout())).map_err(|e| Failure::State(e.to_string()))
+/// With exit code [`exit_code::STATE`] when it cannot be read.
+pub fn dump(config: Config) -> Result<(), Failure> {
+    let inspect = Store::inspect(&config.store, std::io::stdout());
+    program::runtime()?.block_on(inspect).map_err(|e| Failure::new(exit_code::STATE, e))
 }
 
 /// Runs a coordinator until a signal asks it to stop.
@@ -69,118 +69,171 @@ pub fn dump(config: &Config) -> Result<(), Failure> {
 /// # Errors
 /// [`Failure`] says why it ended otherwise.
 pub async fn run(mut config: Config) -> Result<(), Failure> {
-    let mut signals = Signals::catch().map_err(|e| Failure::Other(format!("catch signals: {e}")))?;
+    let mut signals = Signals::catch().map_err(|e| Failure::other(format!("catch signals: {e}")))?;
     let started = SystemTime::now();
-    let embedded = config.coordination.is_embedded();
-    // Embedded, this lock is what makes the leader the only one.
-    let _lock = embedded.then(|| StateDir::take(&config.state_dir)).transpose()?;
-    let tls = ServerTls::load(&config.tls).map_err(|e| Failure::Other(format!("tls.{e}")))?;
-    let client_tls = ClientTls::load(&config.tls).map_err(|e| Failure::Other(format!("tls.{e}")))?;
-    let listener = TcpListener::bind(config.listen).await.map_err(|e| Failure::Listen(config.listen, e))?;
-    let address = listener.local_addr().map_err(|e| Failure::Listen(config.listen, e))?;
-    let metrics_listener = match config.metrics.listen {
-        None => None,
-        Some(at) => Some(TcpListener::bind(at).await.map_err(|e| Failure::Listen(at, e))?),
-    };
-    let store = if embedded {
-        Opening::now(&config.store).await.map_err(|e| Failure::State(e.to_string()))?
-    } else {
-        Opening::later(config.store.clone())
-    };
-    let coordinator = CoordinatorId::new(&config.name).map_err(|e| Failure::Other(e.to_string()))?;
-    config.advertise = config.advertised(address);
-    let candidate = config
-        .coordination
-        .candidate(&coordinator, config.advertise.clone(), &config.state_dir)
-        .map_err(|e| Failure::Other(format!("coordination: {e}")))?;
+    let parts = Parts::open(&mut config).await?;
     let identity = Identity {
-        coordinator: coordinator.clone(),
+        coordinator: parts.coordinator.clone(),
         started,
         store: store::shown_url(&config.store.url),
         coordination: config.coordination.shown(),
         address: config.advertise.clone(),
-        coordinators: candidate.coordinators(),
+        coordinators: parts.candidate.coordinators(),
     };
-
-    let catalog = Arc::new(Catalog::new(config.catalog.clone()));
-    let (commands_in, commands) = mpsc::channel(COMMAND_QUEUE);
-    let (sessions_in, sessions) = mpsc::channel(SESSION_QUEUE);
-    let mut inputs = Inputs { commands, sessions };
+    let (store, candidate) = (parts.store.clone(), Arc::clone(&parts.candidate));
+    let (server, mut inputs, terms) = Server::start(&config, parts, identity).await?;
     let stop = CancellationToken::new();
-    let (stopping_in, stopping) = watch::channel(false);
-    let (leading_in, leading) = watch::channel(false);
-    let (role_in, role) = watch::channel(ServingRole::Standby(None));
-
-    let metrics =
-        Metrics::new(&config.name, Arc::clone(&catalog), leading.clone()).map_err(|e| Failure::Other(e.to_string()))?;
-    let history: Arc<dyn History> = Arc::new(StoreHistory(store.clone()));
-    let services = AdminServices::new(Arc::clone(&catalog), commands_in, history);
-    let health = services.health();
-    // Registers the services, too: whoever asks before they serve is told so, and not that they do not exist.
-    health.set_serving(false).await;
-    let routes = services.routes().map_err(|e| Failure::Other(format!("build the services: {e}")))?;
-    let closing = CancellationToken::new();
-    let server = Server::builder()
-        .http2_keepalive_interval(Some(Duration::from_secs(5)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(5)))
-        .layer(TraceLayer)
-        .layer(ForwardLayer::new(coordinator.clone(), role.clone(), client_tls))
-        .add_routes(routes)
-        .add_service(SessionServer::new(Sessions::new(sessions_in, stopping)))
-        .serve_with_incoming_shutdown(grpc::incoming(listener, tls), closing.clone().cancelled_owned());
-    let server = tokio::spawn(server);
-    let scraped = metrics_listener.map(|listener| {
-        let address = listener.local_addr().map(|a| a.to_string()).unwrap_or_default();
-        info!(address, "metrics at /metrics");
-        tokio::spawn(metrics::serve(listener, Arc::clone(&metrics), closing.clone()))
-    });
-    let no_more = CancellationToken::new();
-    tokio::spawn(leadership::tell_role(Arc::clone(&candidate), leading, role_in, no_more.clone()));
-    tokio::spawn(async move { health.follow(&coordinator, role).await });
-    info!(%address, advertise = config.advertise, coordination = identity.coordination, "serving");
-
-    let terms = Terms {
-        machine: config.machine.clone(),
-        store: store.clone(),
-        catalog: Arc::clone(&catalog),
-        identity,
-        candidate: Arc::clone(&candidate),
-        metrics,
-        embedded,
-        leading: leading_in,
-    };
     let mut leading = Box::pin(terms.run(&mut inputs, stop.clone()));
     let ended = tokio::select! {
         ended = &mut leading => ended,
         signal = signals.next() => {
             info!("{signal}: stopping");
-            no_more.cancel();
-            let _ = stopping_in.send(true);
+            server.announce_stop();
             stop.cancel();
             leading.as_mut().await
         }
     };
     drop(leading);
-    no_more.cancel();
-    let _ = stopping_in.send(true);
-    catalog.close_watches();
-    closing.cancel();
+    server.announce_stop();
+    server.catalog.close_watches();
+    server.closing.cancel();
     if tokio::time::timeout(LEAVE, candidate.leave()).await.is_err() {
         warn!("the group could not be left in time; the member goes with its session");
     }
-    if tokio::time::timeout(CLOSE, server).await.is_err() {
-        warn!("open calls did not end in time and are cut off");
-    }
-    if let Some(scraped) = scraped {
-        // Ends by itself soon after `closing`.
-        let _ = scraped.await;
-    }
+    server.close().await;
     if let Some(store) = store.get()
         && tokio::time::timeout(CLOSE, store.close()).await.is_err()
     {
         warn!("the store did not take what was left in time");
     }
     ended
+}
+
+/// What is opened before anything is served. A failure here ends the process, and nobody has noticed it.
+struct Parts {
+    /// Embedded, this lock is what makes the leader the only one.
+    _lock: Option<StateDir>,
+    coordinator: CoordinatorId,
+    tls: Option<ServerTls>,
+    client_tls: Option<ClientTls>,
+    listener: TcpListener,
+    address: SocketAddr,
+    metrics_listener: Option<TcpListener>,
+    store: Opening,
+    candidate: Arc<dyn Candidate>,
+}
+
+impl Parts {
+    async fn open(config: &mut Config) -> Result<Self, Failure> {
+        let embedded = config.coordination.is_embedded();
+        let state = |e: &dyn std::fmt::Display| Failure::new(exit_code::STATE, e);
+        let listen = |at, e: std::io::Error| Failure::new(exit_code::LISTEN, format!("listen at {at}: {e}"));
+        let lock = embedded.then(|| StateDir::take(&config.state_dir)).transpose().map_err(|e| state(&e))?;
+        let tls = ServerTls::load(&config.tls).map_err(|e| Failure::other(format!("tls.{e}")))?;
+        let client_tls = ClientTls::load(&config.tls).map_err(|e| Failure::other(format!("tls.{e}")))?;
+        let listener = TcpListener::bind(config.listen).await.map_err(|e| listen(config.listen, e))?;
+        let address = listener.local_addr().map_err(|e| listen(config.listen, e))?;
+        let metrics_listener = match config.metrics.listen {
+            None => None,
+            Some(at) => Some(TcpListener::bind(at).await.map_err(|e| listen(at, e))?),
+        };
+        let store = if embedded {
+            Opening::now(&config.store).await.map_err(|e| state(&e))?
+        } else {
+            Opening::later(config.store.clone())
+        };
+        let coordinator = CoordinatorId::new(&config.name).map_err(Failure::other)?;
+        config.advertise = config.advertised(address);
+        let candidate = config
+            .coordination
+            .candidate(&coordinator, config.advertise.clone(), &config.state_dir)
+            .map_err(|e| Failure::other(format!("coordination: {e}")))?;
+        Ok(Self { _lock: lock, coordinator, tls, client_tls, listener, address, metrics_listener, store, candidate })
+    }
+}
+
+/// What is served, by this coordinator whether it leads or not, until the process ends.
+struct Server {
+    catalog: Arc<Catalog>,
+    calls: JoinHandle<Result<(), tonic::transport::Error>>,
+    metrics: Option<JoinHandle<()>>,
+    /// Cancelled when open calls are to end.
+    closing: CancellationToken,
+    /// Cancelled when no role is to be told any more.
+    roles: CancellationToken,
+    /// Tells sessions that the process stops.
+    stopping: watch::Sender<bool>,
+    _lock: Option<StateDir>,
+}
+
+impl Server {
+    /// Serves, and returns what the terms need that are to follow.
+    async fn start(config: &Config, parts: Parts, identity: Identity) -> Result<(Self, Inputs, Terms), Failure> {
+        let catalog = Arc::new(Catalog::new(config.catalog.clone()));
+        let (commands_in, commands) = mpsc::channel(COMMAND_QUEUE);
+        let (sessions_in, sessions) = mpsc::channel(SESSION_QUEUE);
+        let (stopping, stop_seen) = watch::channel(false);
+        let (leading_in, leading) = watch::channel(false);
+        let (role_in, role) = watch::channel(ServingRole::Standby(None));
+        let (closing, roles) = (CancellationToken::new(), CancellationToken::new());
+
+        let metrics = Metrics::new(&config.name, Arc::clone(&catalog), leading.clone()).map_err(Failure::other)?;
+        let history: Arc<dyn History> = Arc::new(StoreHistory(parts.store.clone()));
+        let services = AdminServices::new(Arc::clone(&catalog), commands_in, history);
+        let health = services.health();
+        // Registers the services, too: whoever asks before they serve is told so, and not that they do not exist.
+        health.set_serving(false).await;
+        let routes = services.routes().map_err(|e| Failure::other(format!("build the services: {e}")))?;
+        let calls = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(Duration::from_secs(5)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+            .layer(TraceLayer)
+            .layer(ForwardLayer::new(parts.coordinator.clone(), role.clone(), parts.client_tls))
+            .add_routes(routes)
+            .add_service(SessionServer::new(Sessions::new(sessions_in, stop_seen)))
+            .serve_with_incoming_shutdown(grpc::incoming(parts.listener, parts.tls), closing.clone().cancelled_owned());
+        let calls = tokio::spawn(calls);
+        let served = parts.metrics_listener.map(|listener| {
+            let address = listener.local_addr().map(|a| a.to_string()).unwrap_or_default();
+            info!(address, "metrics at /metrics");
+            tokio::spawn(metrics::serve(listener, Arc::clone(&metrics), closing.clone()))
+        });
+        tokio::spawn(leadership::tell_role(Arc::clone(&parts.candidate), leading, role_in, roles.clone()));
+        let coordinator = parts.coordinator;
+        tokio::spawn(async move { health.follow(&coordinator, role).await });
+        info!(address = %parts.address, advertise = config.advertise, coordination = identity.coordination, "serving");
+
+        let terms = Terms {
+            machine: config.machine.clone(),
+            store: parts.store,
+            catalog: Arc::clone(&catalog),
+            identity,
+            candidate: parts.candidate,
+            metrics,
+            embedded: config.coordination.is_embedded(),
+            leading: leading_in,
+        };
+        let _lock = parts._lock;
+        let server = Self { catalog, calls, metrics: served, closing, roles, stopping, _lock };
+        Ok((server, Inputs { commands, sessions }, terms))
+    }
+
+    /// Health and sessions say from now on that the process stops.
+    fn announce_stop(&self) {
+        self.roles.cancel();
+        let _ = self.stopping.send(true);
+    }
+
+    /// Waits until open calls have ended, which `closing` has asked them to.
+    async fn close(self) {
+        if tokio::time::timeout(CLOSE, self.calls).await.is_err() {
+            warn!("open calls did not end in time and are cut off");
+        }
+        if let Some(metrics) = self.metrics {
+            // Ends by itself soon after `closing`.
+            let _ = metrics.await;
+        }
+    }
 }
 
 /// The history as the admin services read it.

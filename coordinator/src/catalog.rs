@@ -22,6 +22,7 @@ use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::SystemTime;
 
+use common::appliance::FieldViolation;
 use common::change::ApplianceTarget;
 use common::status::Status;
 use common::{ApplianceId, RebalanceId, Term, WorkerId};
@@ -64,21 +65,20 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Checks the values.
-    ///
-    /// # Errors
-    /// Names the field and its range.
-    pub fn validate(&self) -> Result<(), String> {
+    /// Every rule the settings break, with the field that breaks it.
+    #[must_use]
+    pub fn validate(&self) -> Vec<FieldViolation> {
+        let mut found = Vec::new();
         if self.max_appliances == 0 {
-            return Err("catalog.max_appliances: must be at least 1".to_owned());
+            found.push(FieldViolation::new("max_appliances", "must be at least 1"));
         }
         if !(16..=1 << 20).contains(&self.watch_buffer) {
-            return Err("catalog.watch_buffer: must be 16 to 1048576".to_owned());
+            found.push(FieldViolation::new("watch_buffer", "must be 16 to 1048576"));
         }
         if self.max_requests == 0 {
-            return Err("catalog.max_requests: must be at least 1".to_owned());
+            found.push(FieldViolation::new("max_requests", "must be at least 1"));
         }
-        Ok(())
+        found
     }
 }
 

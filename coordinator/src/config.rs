@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use common::appliance::FieldViolation;
 use coordinator_core::machine;
-use runtime::config::RenamedDuration;
+use runtime::config::{RenamedDuration, Settings};
 use runtime::{telemetry, tls};
 use serde::{Deserialize, Serialize};
 
@@ -42,7 +43,7 @@ pub struct Config {
 }
 
 /// Settings whose old names are read for this one version.
-pub const RENAMED: [RenamedDuration; 8] = [
+const RENAMED: [RenamedDuration; 8] = [
     RenamedDuration { section: "machine", old: "debounce_ms", new: "debounce" },
     RenamedDuration { section: "machine", old: "reconnect_grace_ms", new: "reconnect_grace" },
     RenamedDuration { section: "machine", old: "decline_backoff_ms", new: "decline_backoff" },
@@ -72,42 +73,68 @@ impl Default for Config {
     }
 }
 
-impl Config {
-    /// Fills in what follows from other fields and checks what types cannot.
-    ///
-    /// # Errors
-    /// A sentence that names the field.
-    pub fn complete(mut self) -> Result<Self, String> {
+impl Settings for Config {
+    const ENV_PREFIX: &'static str = "RUG_COORDINATOR_";
+    const RENAMED: &'static [RenamedDuration] = &RENAMED;
+
+    fn complete(&mut self) {
         if self.store.url.is_empty() {
             self.store.url = format!("sqlite:{}", self.state_dir.join("rug.db").display());
         }
+    }
+
+    fn validate(&self) -> Vec<FieldViolation> {
+        let mut found = self.own_violations();
+        let sections = [
+            ("metrics", self.metrics.validate()),
+            ("tls", self.tls.validate()),
+            ("coordination", self.coordination.validate()),
+            ("store", self.store.validate()),
+            ("machine", self.machine.validate()),
+            ("catalog", self.catalog.validate()),
+        ];
+        for (section, violations) in sections {
+            found.extend(violations.into_iter().map(|violation| violation.within(section)));
+        }
+        found
+    }
+
+    fn log(&self) -> &telemetry::Config {
+        &self.log
+    }
+}
+
+impl Config {
+    /// Rules that no section can check by itself.
+    fn own_violations(&self) -> Vec<FieldViolation> {
+        let mut found = Vec::new();
+        let mut violated = |field, description: String| found.push(FieldViolation::new(field, description));
+        if let Err(problem) = common::CoordinatorId::new(&self.name) {
+            violated("name", problem.to_string());
+        }
         if !self.listen.ip().is_loopback() && self.tls.is_off() && !self.insecure {
-            return Err(format!(
-                "listen: {} is not a loopback address, and without TLS anybody who reaches it would command the fleet; \
-                 set tls.ca, tls.cert and tls.key, or insecure = true if that is wanted",
+            let description = format!(
+                "{} is not a loopback address, and without TLS anybody who reaches it would command the fleet; set tls.ca, \
+                 tls.cert and tls.key, or insecure = true if that is wanted",
                 self.listen
-            ));
+            );
+            violated("listen", description);
         }
-        self.metrics.validate().map_err(|e| format!("metrics.{e}"))?;
-        self.tls.validate().map_err(|e| format!("tls.{e}"))?;
-        self.coordination.validate()?;
-        self.store.validate().map_err(|e| e.to_string())?;
         if !self.coordination.is_embedded() && !self.store.is_shared() {
-            return Err(format!(
-                "store.url: {} is a file, which coordinators cannot share, and coordination.url has them elect a leader \
-                 among them; set store.url to postgres://... or mariadb://...",
+            let description = format!(
+                "{} is a file, which coordinators cannot share, and coordination.url has them elect a leader among them; \
+                 set store.url to postgres://... or mariadb://...",
                 self.store.shown()
-            ));
+            );
+            violated("store.url", description);
         }
-        self.machine.validate().map_err(|e| format!("machine.{e}"))?;
-        self.catalog.validate().map_err(|e| format!("catalog.{e}"))?;
-        common::CoordinatorId::new(&self.name).map_err(|e| format!("name: {e}"))?;
-        if !self.advertise.is_empty() {
-            tonic::transport::Endpoint::from_shared(self.advertise.clone()).map_err(|e| {
-                format!("advertise: `{}` is not an address like https://host:port: {e}", self.advertise)
-            })?;
+        if !self.advertise.is_empty()
+            && let Err(problem) = tonic::transport::Endpoint::from_shared(self.advertise.clone())
+        {
+            let description = format!("`{}` is not an address like https://host:port: {problem}", self.advertise);
+            violated("advertise", description);
         }
-        Ok(self)
+        found
     }
 
     /// Where others reach the APIs that are served at `address`.
@@ -129,9 +156,22 @@ impl Config {
 mod tests {
     use super::*;
 
+    fn completed(mut config: Config) -> Config {
+        config.complete();
+        config
+    }
+
+    fn only_violation(config: Config) -> String {
+        let found = completed(config).validate();
+        assert_eq!(found.len(), 1, "{found:?}");
+        found[0].to_string()
+    }
+
     #[test]
     fn the_defaults_are_complete_and_keep_the_store_in_the_state_directory() {
-        let config = Config::default().complete().expect("the defaults are valid");
+        let mut config = Config::default();
+        config.complete();
+        assert_eq!(config.validate(), []);
         assert_eq!(config.store.url, "sqlite:rug-coordinator-state/rug.db");
     }
 
@@ -139,23 +179,23 @@ mod tests {
     fn coordinators_that_elect_a_leader_share_a_store() {
         let mut config = Config::default();
         config.coordination.url = "zookeeper://zk1:2181".to_owned();
-        let refused = config.clone().complete().expect_err("every one of them would have a file of its own");
+        let refused = only_violation(config.clone());
         assert!(refused.starts_with("store.url: ") && refused.contains("postgres://"), "{refused}");
         config.store.url = "postgres://rug:hush@db/rug".to_owned();
-        assert!(config.complete().is_ok());
+        assert_eq!(config.validate(), []);
     }
 
     #[test]
     fn an_address_beyond_loopback_needs_a_word() {
         let open = Config { listen: SocketAddr::from(([0, 0, 0, 0], 7470)), ..Config::default() };
-        assert!(open.clone().complete().expect_err("refused").contains("insecure = true"));
-        assert!(Config { insecure: true, ..open }.complete().is_ok());
+        assert!(only_violation(open.clone()).contains("insecure = true"));
+        assert_eq!(completed(Config { insecure: true, ..open }).validate(), []);
         let listen = Some(SocketAddr::from(([0, 0, 0, 0], 9464)));
         let metrics = metrics::Config { listen, insecure: false };
         let open = Config { insecure: true, metrics: metrics.clone(), ..Config::default() };
-        let refused = open.clone().complete().expect_err("that word is for the APIs");
+        let refused = only_violation(open.clone());
         assert!(refused.starts_with("metrics.listen: ") && refused.contains("metrics.insecure = true"), "{refused}");
         let metrics = metrics::Config { insecure: true, ..metrics };
-        assert!(Config { metrics, ..open }.complete().is_ok());
+        assert_eq!(completed(Config { metrics, ..open }).validate(), []);
     }
 }

@@ -8,18 +8,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::Term;
+use common::backoff::Backoff;
 use common::session::{Refused, RefusedReason};
 use coordination::{Candidate, Leadership};
 use coordinator_core::machine;
 use proto::convert::down;
-use runtime::retry::Backoff;
+use runtime::program::Failure;
+use runtime::retry::Retries;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::catalog::Catalog;
 use crate::commands::{Command, CommandError};
-use crate::failure::Failure;
+use crate::exit_code;
 use crate::grpc::ServingRole;
 use crate::leader::{BeginError, Ended, Former, Identity, Inputs, Leader};
 use crate::metrics::Metrics;
@@ -35,7 +37,7 @@ const RAISE_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::fro
 const LASTING: Duration = Duration::from_secs(600);
 
 /// Delays before the next campaign after one that came to nothing: the first lets others have the lock.
-const CAMPAIGN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
+const CAMPAIGN: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration::from_secs(15) };
 
 /// How long giving the lock up may take; after that it goes with the session.
 const RESIGN: Duration = Duration::from_secs(3);
@@ -92,7 +94,7 @@ impl Terms {
     /// # Errors
     /// [`Failure`] when going on makes no sense.
     pub async fn run(self, inputs: &mut Inputs, stop: CancellationToken) -> Result<(), Failure> {
-        let mut backoff = Backoff::new(CAMPAIGN.0, CAMPAIGN.1);
+        let mut retries = Retries::new(CAMPAIGN);
         let mut pause = Duration::ZERO;
         let mut raises = Raises::default();
         loop {
@@ -107,14 +109,14 @@ impl Terms {
                     break;
                 }
                 Ok(Next::Campaign { failed: false } | Next::Above(_)) => {
-                    backoff.reset();
+                    retries.reset();
                     pause = Duration::ZERO;
                     // In doubt only, the lock may still be ours: it is left to the candidate.
                     drop(leadership);
                 }
                 Ok(Next::Campaign { failed: true }) => {
                     resign(leadership).await;
-                    pause = backoff.next_delay();
+                    pause = retries.next_delay();
                 }
                 Err(failure) => {
                     resign(leadership).await;
@@ -134,10 +136,10 @@ impl Terms {
     ) -> Result<Option<(Box<dyn Leadership>, Store)>, Failure> {
         let campaign = async {
             tokio::time::sleep(pause).await;
-            let store = self.store.wait().await.map_err(|e| Failure::State(e.to_string()))?;
+            let store = self.store.wait().await.map_err(|e| Failure::new(exit_code::STATE, e))?;
             let leadership = self.candidate.campaign().await.map_err(|error| match error {
-                coordination::Error::NameTaken { .. } => Failure::NameTaken(error),
-                error => Failure::Coordination(error),
+                coordination::Error::NameTaken { .. } => Failure::new(exit_code::NAME_TAKEN, error),
+                error => Failure::other(format!("coordination: {error}")),
             })?;
             Ok(Some((leadership, store)))
         };
@@ -196,7 +198,7 @@ impl Terms {
         let leader = match begun {
             Ok(leader) => leader,
             Err(BeginError::Store(error)) if self.embedded => {
-                return Err(Failure::State(format!("begin a term: {error}")));
+                return Err(Failure::new(exit_code::STATE, format!("begin a term: {error}")));
             }
             Err(error) => {
                 warn!("elected, but {error}; leaving it to another coordinator for a while");
@@ -219,7 +221,9 @@ impl Terms {
         Ok(match ended {
             Ended::Stopped => Next::Stop,
             Ended::HigherTerm(seen) => Next::Above(seen),
-            Ended::StoreLost(error) if self.embedded => return Err(Failure::StoreLost(error)),
+            Ended::StoreLost(error) if self.embedded => {
+                return Err(Failure::new(exit_code::STORE_LOST, format!("stepping down: {error}")));
+            }
             Ended::StoreLost(error) => {
                 warn!("stepping down: {error}");
                 Next::Campaign { failed: true }

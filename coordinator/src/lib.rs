@@ -11,7 +11,7 @@ pub mod app;
 mod catalog;
 mod commands;
 pub mod config;
-mod failure;
+mod exit_code;
 mod grpc;
 mod history;
 mod leader;

@@ -6,10 +6,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use coordinator::app;
-use coordinator::config::{Config, RENAMED};
-use runtime::config::{Loaded, load, warn_deprecated};
-use runtime::telemetry;
+use runtime::program;
 use serde::Serialize;
+
+const NAME: &str = "rug-coordinator";
 
 /// Keeps the table of who holds which appliance and tells workers what is theirs.
 #[derive(Debug, Parser)]
@@ -65,57 +65,12 @@ struct Flags {
     insecure: bool,
 }
 
-impl Flags {
-    fn load(self) -> Result<Loaded<Config>, String> {
-        let file = self.config.clone();
-        let loaded: Loaded<Config> =
-            load(file.as_deref(), "RUG_COORDINATOR_", self, &RENAMED).map_err(|e| e.to_string())?;
-        Ok(Loaded { config: loaded.config.complete()?, deprecated: loaded.deprecated })
-    }
-}
-
 fn main() -> ExitCode {
     runtime::tls::install_provider();
     match Args::parse().command {
-        Command::Run(flags) => start(flags, run),
-        Command::Store { command: StoreCommand::Dump(flags) } => start(flags, dump),
-    }
-}
-
-fn start(flags: Flags, main: impl FnOnce(Loaded<Config>) -> ExitCode) -> ExitCode {
-    match flags.load() {
-        Ok(loaded) => main(loaded),
-        Err(problem) => {
-            eprintln!("rug-coordinator: {problem}");
-            ExitCode::from(2)
-        }
-    }
-}
-
-fn run(Loaded { config, deprecated }: Loaded<Config>) -> ExitCode {
-    let _telemetry = match telemetry::init("rug-coordinator", &config.log) {
-        Ok(telemetry) => telemetry,
-        Err(problem) => {
-            eprintln!("rug-coordinator: log: {problem}");
-            return ExitCode::from(2);
-        }
-    };
-    warn_deprecated(&deprecated);
-    match app::run_blocking(config) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            tracing::error!("{failure}");
-            failure.exit_code()
-        }
-    }
-}
-
-fn dump(Loaded { config, .. }: Loaded<Config>) -> ExitCode {
-    match app::dump(&config) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("rug-coordinator: {failure}");
-            failure.exit_code()
+        Command::Run(flags) => program::serve(NAME, flags.config.as_deref(), &flags, app::run_blocking),
+        Command::Store { command: StoreCommand::Dump(flags) } => {
+            program::once(NAME, flags.config.as_deref(), &flags, app::dump)
         }
     }
 }

@@ -18,6 +18,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use common::appliance::FieldViolation;
 use coordinator_core::audit::AuditCounts;
 use coordinator_core::machine::Counters;
 use opentelemetry::KeyValue;
@@ -51,18 +52,17 @@ pub struct Config {
 }
 
 impl Config {
-    /// Checks what types cannot.
-    ///
-    /// # Errors
-    /// A sentence that names the field.
-    pub fn validate(&self) -> Result<(), String> {
-        match self.listen {
-            Some(address) if !address.ip().is_loopback() && !self.insecure => Err(format!(
-                "listen: {address} is not a loopback address, and anybody who reaches it could read how the fleet does; \
-                 set metrics.insecure = true if that is wanted"
-            )),
-            _ => Ok(()),
-        }
+    /// Every rule the settings break, with the field that breaks it.
+    #[must_use]
+    pub fn validate(&self) -> Vec<FieldViolation> {
+        let Some(address) = self.listen.filter(|at| !at.ip().is_loopback() && !self.insecure) else {
+            return Vec::new();
+        };
+        let description = format!(
+            "{address} is not a loopback address, and anybody who reaches it could read how the fleet does; set \
+             metrics.insecure = true if that is wanted"
+        );
+        vec![FieldViolation::new("listen", description)]
     }
 }
 

@@ -8,14 +8,15 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use runtime::retry::Backoff;
+use common::backoff::Backoff;
+use runtime::retry::Retries;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::store::{self, Store};
 
 /// Delays between tries: soon at first, since databases start within seconds.
-const TRIES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+const TRIES: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration::from_secs(10) };
 
 /// How often a reason that stays the same is said again.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
@@ -54,7 +55,7 @@ impl Opening {
     /// # Errors
     /// What no further try would change.
     pub async fn wait(&self) -> Result<Store, store::Error> {
-        let mut backoff = Backoff::new(TRIES.0, TRIES.1);
+        let mut retries = Retries::new(TRIES);
         let mut said: Option<(store::Error, Instant)> = None;
         loop {
             if let Some(store) = self.get() {
@@ -73,7 +74,7 @@ impl Opening {
                         warn!("{error}; standing by and trying again");
                         said = Some((error, Instant::now()));
                     }
-                    tokio::time::sleep(backoff.next_delay()).await;
+                    tokio::time::sleep(retries.next_delay()).await;
                 }
                 Err(error) => return Err(error),
             }

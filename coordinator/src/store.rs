@@ -39,6 +39,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
+use common::appliance::FieldViolation;
 use common::status::Status;
 use common::{ApplianceId, CoordinatorId, Incarnation, RebalanceId, Term, WorkerId};
 use coordinator_core::grants::{GrantOp, StoredMember};
@@ -143,24 +144,30 @@ impl Config {
         !self.url.starts_with("sqlite:")
     }
 
-    /// Checks every field.
-    ///
-    /// # Errors
-    /// [`Error::Url`] or [`Error::Setting`] names the first field that is out of range.
-    pub fn validate(&self) -> Result<(), Error> {
-        DatabaseTarget::parse(self)?;
-        let within = |field, ok: bool, reason: &str| {
-            if ok { Ok(()) } else { Err(Error::Setting { field, reason: reason.to_owned() }) }
+    /// Every rule the settings break, with the field that breaks it.
+    #[must_use]
+    pub fn validate(&self) -> Vec<FieldViolation> {
+        let url = match DatabaseTarget::parse(self) {
+            Ok(_) => None,
+            Err(Error::Url { url, reason }) => Some(FieldViolation::new("url", format!("`{url}`: {reason}"))),
+            Err(error) => Some(FieldViolation::new("url", error.to_string())),
         };
-        within("queue", (1..=1_000_000).contains(&self.queue), "must be 1 to 1000000")?;
+        let mut found: Vec<_> = url.into_iter().collect();
+        let mut within = |field, ok: bool, description: &str| {
+            if !ok {
+                found.push(FieldViolation::new(field, description));
+            }
+        };
+        within("queue", (1..=1_000_000).contains(&self.queue), "must be 1 to 1000000");
         let timeout = Duration::from_secs(1)..=Duration::from_secs(600);
-        within("statement_timeout", timeout.contains(&self.statement_timeout), "must be 1s to 10m")?;
+        within("statement_timeout", timeout.contains(&self.statement_timeout), "must be 1s to 10m");
         let interval = Duration::from_millis(10)..=Duration::from_secs(60);
-        within("observation_interval", interval.contains(&self.observation_interval), "must be 10ms to 60s")?;
-        within("snapshot_after", self.snapshot_after > 0, "must be at least 1")?;
-        within("keep_events", self.keep_events > 0, "must be at least 1")?;
-        within("keep_rebalances", self.keep_rebalances > 0, "must be at least 1")?;
-        within("keep_requests", self.keep_requests >= Duration::from_secs(60), "must be at least 1m")
+        within("observation_interval", interval.contains(&self.observation_interval), "must be 10ms to 60s");
+        within("snapshot_after", self.snapshot_after > 0, "must be at least 1");
+        within("keep_events", self.keep_events > 0, "must be at least 1");
+        within("keep_rebalances", self.keep_rebalances > 0, "must be at least 1");
+        within("keep_requests", self.keep_requests >= Duration::from_secs(60), "must be at least 1m");
+        found
     }
 }
 
@@ -260,9 +267,12 @@ impl Store {
     /// cannot be used, [`Error::InUse`] when another process has the file, [`Error::SchemaTooNew`], [`Error::Database`]
     /// when it is no database or damaged.
     pub async fn open(config: &Config) -> Result<Self, Error> {
-        config.validate()?;
+        let target = DatabaseTarget::parse(config)?;
+        if let Some(violation) = config.validate().into_iter().next() {
+            return Err(Error::Setting(violation));
+        }
         // Boxed: with all that sea-orm awaits inside, the types around it nest deeper than the compiler follows.
-        Box::pin(Self::open_target(config, DatabaseTarget::parse(config)?)).await
+        Box::pin(Self::open_target(config, target)).await
     }
 
     async fn open_target(config: &Config, target: DatabaseTarget) -> Result<Self, Error> {

@@ -90,7 +90,10 @@ impl TlsFlags {
             server_name: self.server_name.clone().unwrap_or_default(),
             ..tls::Config::default()
         };
-        config.validate().map_err(|e| Failure::usage(format!("--{}", e.replacen("server_name", "server-name", 1))))?;
+        if let Some(violation) = config.validate().first() {
+            let flag = violation.field.replace('_', "-");
+            return Err(Failure::usage(format!("--{flag}: {}", violation.description)));
+        }
         ClientTls::load(&config).map_err(|e| Failure::usage(format!("--{e}")))
     }
 }

@@ -4,10 +4,11 @@
 //! gate is shut for good, running steps end or are given up, the coordinator and the coordination service are told, the
 //! process ends. Instances go on running.
 
-use std::process::ExitCode;
+use std::io::Write as _;
 
 use common::appliance::Driver as Name;
-use common::{ApplianceId, Profile, Term, WorkerId};
+use common::{Profile, Term, WorkerId};
+use runtime::program::{self, Failure};
 use runtime::shutdown::Signals;
 use runtime::tls::ClientTls;
 use tokio::sync::watch;
@@ -23,37 +24,25 @@ use crate::offer;
 use crate::runner::Runner;
 use crate::session::{OnStop, Session, StopHandle, profile};
 
-/// Why the process ends, with its documented exit code.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// 3: a driver cannot use its directory.
-    #[error("driver {0}: {1}")]
-    Driver(Name, drivers::Error),
-    /// 4: another worker has the name; 2: the coordination service cannot be used as it is configured.
-    #[error("coordination: {0}")]
-    Coordination(coordination::Error),
-    /// 1: anything else.
-    #[error("{0}")]
-    Other(String),
+/// Exit codes of `rug-worker` beside those of every program ([`program`]). Its help and docs/configuration.md document them.
+mod exit_code {
+    /// A driver cannot use its directory.
+    pub(super) const DRIVER: u8 = 3;
+    /// Another worker has the name.
+    pub(super) const NAME_TAKEN: u8 = 4;
 }
 
-impl Failure {
-    /// The exit code of the process.
-    #[must_use]
-    pub fn exit_code(&self) -> ExitCode {
-        ExitCode::from(match self {
-            Self::Other(_) | Self::Coordination(coordination::Error::Unavailable(_) | coordination::Error::Lost(_)) => {
-                1
-            }
-            Self::Coordination(coordination::Error::Refused(_)) => 2,
-            Self::Driver(..) => 3,
-            Self::Coordination(coordination::Error::NameTaken { .. }) => 4,
-        })
-    }
+fn driver_failure(name: &Name, error: &drivers::Error) -> Failure {
+    Failure::new(exit_code::DRIVER, format!("driver {name}: {error}"))
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    runtime::threads().map_err(|e| Failure::Other(format!("start the runtime: {e}")))
+fn coordination_failure(error: &coordination::Error) -> Failure {
+    let code = match error {
+        coordination::Error::Unavailable(_) | coordination::Error::Lost(_) => program::FAILED,
+        coordination::Error::Refused(_) => program::USAGE,
+        coordination::Error::NameTaken { .. } => exit_code::NAME_TAKEN,
+    };
+    Failure::new(code, format!("coordination: {error}"))
 }
 
 /// [`run`] on a runtime of its own. Not left to `main`, where the whole worker would be compiled a second time.
@@ -61,22 +50,30 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 /// # Errors
 /// As [`run`].
 pub fn run_blocking(config: Config) -> Result<(), Failure> {
-    let runtime = runtime()?;
+    let runtime = program::runtime()?;
     let result = runtime.block_on(run(config));
     // Steps that still run are fenced; nothing here may hold up the end of the process.
     runtime.shutdown_background();
     result
 }
 
-/// Every instance of the process driver that runs on this host, known to a coordinator or not.
+/// Prints every instance of the process driver that runs on this host, known to a coordinator or not.
 ///
 /// # Errors
-/// [`Failure::Driver`] when the driver's directory cannot be used.
-pub fn instances(config: Config) -> Result<Vec<(ApplianceId, Instance)>, Failure> {
-    let failed = |e| Failure::Driver(Name::Process, e);
-    let name = WorkerId::new(&config.name).map_err(|e| Failure::Other(e.to_string()))?;
+/// When the driver's directory cannot be used, or nobody reads what is printed.
+pub fn print_instances(config: Config) -> Result<(), Failure> {
+    let failed = |e| driver_failure(&Name::Process, &e);
+    let name = WorkerId::new(&config.name).map_err(Failure::other)?;
     let driver = ProcessDriver::new(config.process, name).map_err(failed)?;
-    runtime()?.block_on(driver.list()).map_err(failed)
+    let found = program::runtime()?.block_on(driver.list()).map_err(failed)?;
+    let mut out = std::io::stdout().lock();
+    for (appliance, instance) in found {
+        let name = Instance::name(appliance, instance.ordinal, instance.attempt);
+        let pid = instance.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+        let address = instance.address.map_or_else(|| "-".to_owned(), |address| address.to_string());
+        writeln!(out, "{name}\t{pid}\t{address}").map_err(|e| Failure::other(format!("print instances: {e}")))?;
+    }
+    Ok(())
 }
 
 /// Runs a worker until a signal asks it to stop.
@@ -84,19 +81,20 @@ pub fn instances(config: Config) -> Result<Vec<(ApplianceId, Instance)>, Failure
 /// # Errors
 /// [`Failure`] says why it ended otherwise.
 pub async fn run(config: Config) -> Result<(), Failure> {
-    let mut signals = Signals::catch().map_err(|e| Failure::Other(format!("catch signals: {e}")))?;
-    let name = WorkerId::new(&config.name).map_err(|e| Failure::Other(e.to_string()))?;
-    let tls = ClientTls::load(&config.tls).map_err(|e| Failure::Other(format!("tls.{e}")))?;
+    let mut signals = Signals::catch().map_err(|e| Failure::other(format!("catch signals: {e}")))?;
+    let name = WorkerId::new(&config.name).map_err(Failure::other)?;
+    let tls = ClientTls::load(&config.tls).map_err(|e| Failure::other(format!("tls.{e}")))?;
     if let Some(tls) = &tls {
         tls.announce();
     }
-    let seat = config.coordination.seat(&name, config.session.coordinators.clone()).map_err(Failure::Coordination)?;
+    let seat =
+        config.coordination.seat(&name, config.session.coordinators.clone()).map_err(|e| coordination_failure(&e))?;
     // Ends what goes on beside the session.
     let beside = CancellationToken::new();
     let _ended_with_this = beside.clone().drop_guard();
     let (terms, newest_term) = watch::channel(Term::default());
     let drivers = offer::build(&config, &name, &newest_term, &beside)
-        .map_err(|(driver, error)| Failure::Driver(driver, error))?;
+        .map_err(|(driver, error)| driver_failure(&driver, &error))?;
     let (zone, host) = (config.zone.clone(), config.host.clone());
     let profile = profile(config.weight, zone, host, config.drivers.clone(), config.session.lease);
     let profile = Profile { holds: drivers.holds(), state_dir: drivers.state_dir(), ..profile };
@@ -121,9 +119,9 @@ async fn supervise(
         tokio::select! {
             ended = &mut session => return match ended {
                 Ok(Ok(())) if asked > 0 => Ok(()),
-                Ok(Ok(())) => Err(Failure::Other("the session ended by itself".to_owned())),
-                Ok(Err(failure)) => Err(Failure::Coordination(failure)),
-                Err(panic) => Err(Failure::Other(format!("the session failed: {panic}"))),
+                Ok(Ok(())) => Err(Failure::other("the session ended by itself")),
+                Ok(Err(error)) => Err(coordination_failure(&error)),
+                Err(panic) => Err(Failure::other(format!("the session failed: {panic}"))),
             },
             signal = signals.next() => {
                 asked += 1;

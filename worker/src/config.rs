@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use common::WorkerId;
-use common::appliance::Driver;
+use common::appliance::{Driver, FieldViolation};
 use common::profile::{HOST_RULE, is_host};
+use runtime::config::Settings;
 use runtime::{telemetry, tls};
 use serde::{Deserialize, Serialize};
 
@@ -66,46 +67,60 @@ impl Default for Config {
     }
 }
 
-impl Config {
-    /// Fills in what follows from other fields and checks what types cannot.
-    ///
-    /// # Errors
-    /// A sentence that names the field.
-    pub fn complete(mut self) -> Result<Self, String> {
+impl Settings for Config {
+    const ENV_PREFIX: &'static str = "RUG_WORKER_";
+
+    fn complete(&mut self) {
         if self.host.is_empty() {
             self.host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         }
         if self.process.state_dir.as_os_str().is_empty() {
             self.process.state_dir.clone_from(&self.state_dir);
         }
+    }
+
+    fn validate(&self) -> Vec<FieldViolation> {
+        let mut found = Vec::new();
         if !is_host(&self.host) {
-            return Err(format!("host {HOST_RULE}"));
+            found.push(FieldViolation::new("host", HOST_RULE));
         }
-        WorkerId::new(&self.name).map_err(|e| format!("name: {e}"))?;
+        if let Err(problem) = WorkerId::new(&self.name) {
+            found.push(FieldViolation::new("name", problem.to_string()));
+        }
         if !(1..=1_000).contains(&self.weight) {
-            return Err(format!("weight must be 1 to 1000, is {}", self.weight));
+            found.push(FieldViolation::new("weight", format!("must be 1 to 1000, is {}", self.weight)));
         }
         if self.drivers.is_empty() {
-            return Err("drivers must name at least one".to_owned());
+            found.push(FieldViolation::new("drivers", "must name at least one"));
         }
-        self.coordination.validate()?;
-        self.session.validate()?;
-        self.tls.validate().map_err(|e| format!("tls.{e}"))?;
+        let sections = [
+            ("coordination", self.coordination.validate()),
+            ("session", self.session.validate()),
+            ("session", self.margin_violation().into_iter().collect()),
+            ("tls", self.tls.validate()),
+            ("runner", self.runner.validate()),
+            ("process", self.process.validate()),
+            ("simulated", self.simulated.validate()),
+        ];
+        for (section, violations) in sections {
+            found.extend(violations.into_iter().map(|violation| violation.within(section)));
+        }
+        found
+    }
+
+    fn log(&self) -> &telemetry::Config {
+        &self.log
+    }
+}
+
+impl Config {
+    /// With ZooKeeper the length of the lease is known only once it has agreed to a session timeout.
+    fn margin_violation(&self) -> Option<FieldViolation> {
         let unfenced = self.drivers.contains(&Driver::Simulated) && self.simulated.fencing() != DriverFencing::Token;
-        // With ZooKeeper the length of the lease is known only once it has agreed to a session timeout.
-        if unfenced
-            && self.coordination.is_embedded()
-            && let Some(problem) = self.session.margin_problem(self.session.lease)
-        {
-            return Err(problem);
+        if !unfenced || !self.coordination.is_embedded() {
+            return None;
         }
-        let runner = self.runner.validate().into_iter().map(|v| format!("runner.{v}"));
-        let process = self.process.validate().into_iter().map(|v| format!("process.{v}"));
-        let simulated = self.simulated.validate().into_iter().map(|v| format!("simulated.{v}"));
-        match runner.chain(process).chain(simulated).next() {
-            Some(problem) => Err(problem),
-            None => Ok(self),
-        }
+        self.session.margin_violation(self.session.lease)
     }
 }
 
@@ -113,9 +128,16 @@ impl Config {
 mod tests {
     use super::*;
 
+    fn violations(mut config: Config) -> Vec<String> {
+        config.complete();
+        config.validate().iter().map(ToString::to_string).collect()
+    }
+
     #[test]
     fn the_defaults_are_complete() {
-        let config = Config::default().complete().expect("the defaults are valid");
+        let mut config = Config::default();
+        config.complete();
+        assert_eq!(config.validate(), []);
         assert!(!config.host.is_empty());
         assert_eq!(config.process.state_dir, config.state_dir);
     }
@@ -126,8 +148,9 @@ mod tests {
             "coordination": {"url": "zookeeper://a:2181,b:2181/rug", "group": "g"},
             "session": {"on_stop": "hand_back", "drain_timeout": "5s"}
         }"#;
-        let config: Config = serde_json::from_str(text).expect("readable");
-        let config = config.complete().expect("valid");
+        let mut config: Config = serde_json::from_str(text).expect("readable");
+        config.complete();
+        assert_eq!(config.validate(), []);
         assert!(!config.coordination.is_embedded());
         assert_eq!(config.session.on_stop, session::OnStop::HandBack);
         assert_eq!(config.session.drain_timeout, std::time::Duration::from_secs(5));
@@ -138,7 +161,7 @@ mod tests {
             },
             ..Config::default()
         };
-        assert!(broken.complete().expect_err("refused").contains("coordination"));
+        assert!(violations(broken)[0].starts_with("coordination.url: "));
     }
 
     #[test]
@@ -148,16 +171,16 @@ mod tests {
                 r#"{{"drivers": ["simulated"], "session": {{"lease": "1s", "act_margin": "{margin}"}},
                     "simulated": {{"fencing": "{fencing}", "hold": "2s"}}}}"#
             );
-            serde_json::from_str::<Config>(&text).expect("readable").complete()
+            violations(serde_json::from_str::<Config>(&text).expect("readable"))
         };
-        assert!(config("501ms", "hold").expect_err("refused").contains("session.act_margin"));
-        config("500ms", "hold").expect("half of it is enough");
-        config("501ms", "token").expect("tokens need no margin");
+        assert!(config("501ms", "hold")[0].starts_with("session.act_margin: "));
+        assert!(config("500ms", "hold").is_empty(), "half of it is enough");
+        assert!(config("501ms", "token").is_empty(), "tokens need no margin");
     }
 
     #[test]
     fn a_bad_value_is_named() {
         let config = Config { weight: 0, ..Config::default() };
-        assert!(config.complete().expect_err("refused").contains("weight"));
+        assert_eq!(violations(config), ["weight: must be 1 to 1000, is 0"]);
     }
 }

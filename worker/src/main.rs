@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use runtime::telemetry;
+use runtime::program;
 use serde::Serialize;
 use worker::OnStop;
 use worker::app;
-use worker::config::Config;
-use worker_core::instance::Instance;
+
+const NAME: &str = "rug-worker";
 
 /// Keeps its share of the appliances alive.
 #[derive(Debug, Parser)]
@@ -42,10 +42,6 @@ struct Flags {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
-    /// Address of a coordinator; may be given more than once.
-    #[arg(long = "coordinator", value_name = "URL")]
-    #[serde(skip)]
-    coordinators: Vec<String>,
     /// Directory of what the drivers keep.
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -62,72 +58,29 @@ struct Flags {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     weight: Option<u32>,
-    /// What to do about what is held on SIGTERM.
-    #[arg(long)]
-    #[serde(skip)]
-    on_stop: Option<OnStop>,
+    #[command(flatten)]
+    session: SessionFlags,
 }
 
-impl Flags {
-    fn load(self) -> Result<Config, String> {
-        let file = self.config.clone();
-        let coordinators = self.coordinators.clone();
-        let on_stop = self.on_stop;
-        let mut config: Config =
-            runtime::config::load(file.as_deref(), "RUG_WORKER_", self, &[]).map_err(|e| e.to_string())?.config;
-        if !coordinators.is_empty() {
-            config.session.coordinators = coordinators;
-        }
-        config.session.on_stop = on_stop.unwrap_or(config.session.on_stop);
-        config.complete()
-    }
+/// Flags of the section `session`.
+#[derive(Debug, clap::Args, Serialize)]
+struct SessionFlags {
+    /// Address of a coordinator; may be given more than once.
+    #[arg(long = "coordinator", value_name = "URL")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    coordinators: Vec<String>,
+    /// What to do about what is held on SIGTERM.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    on_stop: Option<OnStop>,
 }
 
 fn main() -> ExitCode {
     runtime::tls::install_provider();
-    let (flags, main): (Flags, fn(Config) -> ExitCode) = match Args::parse().command {
-        WorkerSubcommand::Run(flags) => (flags, run),
-        WorkerSubcommand::Instances(flags) => (flags, instances),
-    };
-    match flags.load() {
-        Ok(config) => main(config),
-        Err(problem) => {
-            eprintln!("rug-worker: {problem}");
-            ExitCode::from(2)
+    match Args::parse().command {
+        WorkerSubcommand::Run(flags) => program::serve(NAME, flags.config.as_deref(), &flags, app::run_blocking),
+        WorkerSubcommand::Instances(flags) => {
+            program::once(NAME, flags.config.as_deref(), &flags, app::print_instances)
         }
     }
-}
-
-fn run(config: Config) -> ExitCode {
-    let _telemetry = match telemetry::init("rug-worker", &config.log) {
-        Ok(telemetry) => telemetry,
-        Err(problem) => {
-            eprintln!("rug-worker: log: {problem}");
-            return ExitCode::from(2);
-        }
-    };
-    match app::run_blocking(config) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            tracing::error!("{failure}");
-            failure.exit_code()
-        }
-    }
-}
-
-fn instances(config: Config) -> ExitCode {
-    let found = match app::instances(config) {
-        Ok(found) => found,
-        Err(failure) => {
-            eprintln!("rug-worker: {failure}");
-            return failure.exit_code();
-        }
-    };
-    for (appliance, instance) in found {
-        let name = Instance::name(appliance, instance.ordinal, instance.attempt);
-        let pid = instance.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
-        let address = instance.address.map_or_else(|| "-".to_owned(), |address| address.to_string());
-        println!("{name}\t{pid}\t{address}");
-    }
-    ExitCode::SUCCESS
 }

@@ -195,11 +195,7 @@ impl Config {
     /// Every rule the settings break, with the field that breaks it.
     #[must_use]
     pub fn validate(&self) -> Vec<FieldViolation> {
-        let lifecycle = self.lifecycle.validate();
-        let mut found: Vec<_> = lifecycle
-            .into_iter()
-            .map(|v| FieldViolation::new(format!("lifecycle.{}", v.field), v.description))
-            .collect();
+        let mut found: Vec<_> = self.lifecycle.validate().into_iter().map(|v| v.within("lifecycle")).collect();
         if self.stop_grace > Duration::from_secs(3600) {
             found.push(FieldViolation::new("stop_grace", "must be 1h or less"));
         }

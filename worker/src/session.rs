@@ -167,9 +167,9 @@ impl Session {
         if let Some(incarnation) = life.incarnation() {
             info!(worker = %self.name, %incarnation, lease = ?self.profile.lease, "joined");
             if !self.profile.holds.is_empty()
-                && let Some(problem) = self.config.margin_problem(self.profile.lease)
+                && let Some(violation) = self.config.margin_violation(self.profile.lease)
             {
-                warn!(worker = %self.name, "{problem}");
+                warn!(worker = %self.name, "session.{violation}");
             }
             self.assignments.begin_life(Some(incarnation));
         }

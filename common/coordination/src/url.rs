@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::embedded::{EmbeddedCandidate, EmbeddedSeat};
 use super::{Candidate, Error, Seat, zookeeper};
+use common::appliance::FieldViolation;
 use common::{CoordinatorId, WorkerId};
 
 /// Settings of coordination, the same for coordinators and workers of a cluster.
@@ -53,15 +54,14 @@ impl Config {
         self.url == "embedded"
     }
 
-    /// Checks every field.
-    ///
-    /// # Errors
-    /// A sentence that names the field.
-    pub fn validate(&self) -> Result<(), String> {
+    /// Every rule the settings break, with the field that breaks it.
+    #[must_use]
+    pub fn validate(&self) -> Vec<FieldViolation> {
         if self.is_embedded() {
-            return Ok(());
+            return Vec::new();
         }
-        zookeeper::Config::parse(self).map(drop).map_err(|e| format!("coordination: {e}"))
+        let refused = zookeeper::Config::parse(self).err();
+        refused.map(|error| FieldViolation::new("url", error.to_string())).into_iter().collect()
     }
 
     /// The URL without credentials, for people.

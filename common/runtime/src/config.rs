@@ -1,15 +1,18 @@
 //! Loads a configuration: defaults, then a TOML file, then environment variables, then flags.
 //!
 //! Every binary has one `Config` that is made of its parts' own config structs. Unknown fields are errors that name the
-//! field and where it came from; checks beyond types are each struct's `validate()`.
+//! field and where it came from; checks beyond types are each struct's `validate()`, which lists every violation.
 
 use std::path::{Path, PathBuf};
 
+use common::appliance::FieldViolation;
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use figment::value::{Dict, Value};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::telemetry;
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -25,9 +28,30 @@ pub enum Error {
     /// A value has the wrong type, or a field is unknown.
     #[error("configuration: {0}")]
     Field(Box<figment::Error>),
-    /// A value is out of its range.
+    /// A setting has both its old and its new name, or the old one has no number.
     #[error("configuration: {0}")]
-    Invalid(String),
+    Renamed(String),
+    /// Values that are out of their range or do not go together; at least one.
+    #[error("configuration: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  "))]
+    Invalid(Vec<FieldViolation>),
+}
+
+/// Everything that can be set of one program.
+pub trait Settings: DeserializeOwned + Serialize + Default {
+    /// What the environment variables of these settings begin with.
+    const ENV_PREFIX: &'static str;
+
+    /// Settings whose old names are still read.
+    const RENAMED: &'static [RenamedDuration] = &[];
+
+    /// Sets what was left empty and follows from other settings.
+    fn complete(&mut self);
+
+    /// Every rule the settings break, with the field that breaks it. Asked after [`Settings::complete`].
+    fn validate(&self) -> Vec<FieldViolation>;
+
+    /// Settings of logs.
+    fn log(&self) -> &telemetry::Config;
 }
 
 /// A duration that was set in milliseconds under another name by the version before. Read for one version more.
@@ -61,32 +85,26 @@ pub fn warn_deprecated(deprecated: &[RenamedDuration]) {
     }
 }
 
-/// Loads `T` from its defaults, `file`, variables that start with `env_prefix` (`__` separates levels), and `flags`.
+/// Loads `T` from its defaults, `file`, environment variables (`__` separates levels), and `flags`, and checks it.
 ///
 /// # Errors
-/// [`Error::File`] when `file` cannot be read, [`Error::Field`] when a layer does not fit `T`, [`Error::Invalid`] when a
-/// setting has both its old and its new name.
-pub fn load<T>(
-    file: Option<&Path>,
-    env_prefix: &str,
-    flags: impl Serialize,
-    renamed: &[RenamedDuration],
-) -> Result<Loaded<T>, Error>
-where
-    T: DeserializeOwned + Serialize + Default,
-{
+/// [`Error::File`] when `file` cannot be read, [`Error::Field`] when a layer does not fit `T`, [`Error::Renamed`] when a
+/// setting has both its old and its new name, [`Error::Invalid`] when `T` finds violations.
+pub fn load<T: Settings>(file: Option<&Path>, flags: impl Serialize) -> Result<Loaded<T>, Error> {
     let mut figment = Figment::new();
     if let Some(path) = file {
         let text = std::fs::read_to_string(path).map_err(|source| Error::File { path: path.to_owned(), source })?;
         figment = figment.merge(Toml::string(&text));
     }
-    let set = figment.merge(Env::prefixed(env_prefix).split("__")).merge(Serialized::defaults(flags));
-    let (set, deprecated) = with_new_names(set, renamed)?;
-    let config = Figment::from(Serialized::defaults(T::default()))
+    let set = figment.merge(Env::prefixed(T::ENV_PREFIX).split("__")).merge(Serialized::defaults(flags));
+    let (set, deprecated) = with_new_names(set, T::RENAMED)?;
+    let mut config: T = Figment::from(Serialized::defaults(T::default()))
         .merge(set)
         .extract()
         .map_err(|e| Error::Field(Box::new(e)))?;
-    Ok(Loaded { config, deprecated })
+    config.complete();
+    let found = config.validate();
+    if found.is_empty() { Ok(Loaded { config, deprecated }) } else { Err(Error::Invalid(found)) }
 }
 
 /// The same settings without old names, and the old names there were. Settings without any keep the place they are from,
@@ -105,9 +123,9 @@ fn with_new_names(set: Figment, renamed: &[RenamedDuration]) -> Result<(Figment,
         let millis = millis
             .to_u128()
             .or_else(|| millis.to_i128().and_then(|signed| u128::try_from(signed).ok()))
-            .ok_or_else(|| Error::Invalid(format!("{section}.{old}: must be a whole number of milliseconds")))?;
+            .ok_or_else(|| Error::Renamed(format!("{section}.{old}: must be a whole number of milliseconds")))?;
         if fields.insert((*new).to_owned(), Value::from(format!("{millis}ms"))).is_some() {
-            return Err(Error::Invalid(format!(
+            return Err(Error::Renamed(format!(
                 "{section}.{old} is the old name of {section}.{new}: set only the new one"
             )));
         }
@@ -128,6 +146,32 @@ mod tests {
     struct Config {
         name: String,
         limit: u32,
+        log: telemetry::Config,
+    }
+
+    impl Settings for Config {
+        const ENV_PREFIX: &'static str = "RUG_TEST_NOTHING_";
+
+        fn complete(&mut self) {
+            if self.name.is_empty() {
+                self.name = format!("limit-{}", self.limit);
+            }
+        }
+
+        fn validate(&self) -> Vec<FieldViolation> {
+            let mut found = Vec::new();
+            if self.limit > 100 {
+                found.push(FieldViolation::new("limit", "must be 100 or less"));
+            }
+            if self.name.len() > 9 {
+                found.push(FieldViolation::new("name", "must have 9 bytes or less"));
+            }
+            found
+        }
+
+        fn log(&self) -> &telemetry::Config {
+            &self.log
+        }
     }
 
     #[derive(Serialize)]
@@ -138,24 +182,30 @@ mod tests {
 
     #[test]
     fn flags_win_over_defaults_and_absent_flags_leave_them() {
-        let set = load::<Config>(None, "RUG_TEST_NOTHING_", Flags { limit: Some(7) }, &[]).expect("fits");
-        assert_eq!(set.config.limit, 7);
-        let unset = load::<Config>(None, "RUG_TEST_NOTHING_", Flags { limit: None }, &[]).expect("fits");
-        assert_eq!(unset.config, Config::default());
+        let set = load::<Config>(None, Flags { limit: Some(7) }).expect("fits");
+        assert_eq!((set.config.limit, set.config.name.as_str()), (7, "limit-7"));
+        let unset = load::<Config>(None, Flags { limit: None }).expect("fits");
+        assert_eq!(unset.config, Config { name: "limit-0".to_owned(), ..Config::default() });
+    }
+
+    #[test]
+    fn every_violation_is_reported_at_once() {
+        let error = load::<Config>(None, Flags { limit: Some(1000) }).expect_err("two rules are broken");
+        let expected = "configuration: limit: must be 100 or less\n  name: must have 9 bytes or less";
+        assert_eq!(error.to_string(), expected);
     }
 
     #[test]
     fn an_unknown_field_is_named() {
         let flags = std::collections::BTreeMap::from([("limits", 3)]);
-        let error = load::<Config>(None, "RUG_TEST_NOTHING_", flags, &[]).expect_err("unknown field");
+        let error = load::<Config>(None, flags).expect_err("unknown field");
         assert!(error.to_string().contains("limits"), "{error}");
     }
 
     #[test]
     fn a_missing_file_is_named() {
         let error =
-            load::<Config>(Some(Path::new("/nowhere/rug.toml")), "RUG_TEST_NOTHING_", Flags { limit: None }, &[])
-                .expect_err("no such file");
+            load::<Config>(Some(Path::new("/nowhere/rug.toml")), Flags { limit: None }).expect_err("no such file");
         assert!(error.to_string().contains("/nowhere/rug.toml"), "{error}");
     }
 
@@ -163,6 +213,25 @@ mod tests {
     #[serde(default, deny_unknown_fields)]
     struct Sections {
         machine: Times,
+        log: telemetry::Config,
+    }
+
+    impl Settings for Sections {
+        const ENV_PREFIX: &'static str = "RUG_TEST_NOTHING_";
+        const RENAMED: &'static [RenamedDuration] = &[
+            RenamedDuration { section: "machine", old: "debounce_ms", new: "debounce" },
+            RenamedDuration { section: "machine", old: "window_ms", new: "window" },
+        ];
+
+        fn complete(&mut self) {}
+
+        fn validate(&self) -> Vec<FieldViolation> {
+            Vec::new()
+        }
+
+        fn log(&self) -> &telemetry::Config {
+            &self.log
+        }
     }
 
     #[derive(Debug, Default, Serialize, Deserialize)]
@@ -174,16 +243,11 @@ mod tests {
         window: Duration,
     }
 
-    const RENAMED: [RenamedDuration; 2] = [
-        RenamedDuration { section: "machine", old: "debounce_ms", new: "debounce" },
-        RenamedDuration { section: "machine", old: "window_ms", new: "window" },
-    ];
-
     fn read(toml: &str) -> Result<Loaded<Sections>, Error> {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("rug.toml");
         std::fs::write(&path, toml).expect("a file");
-        load(Some(&path), "RUG_TEST_NOTHING_", Flags { limit: None }, &RENAMED)
+        load(Some(&path), Flags { limit: None })
     }
 
     #[test]

@@ -1,29 +1,31 @@
-//! Delays between tries: exponential with full jitter, so that many clients that failed together do not return together.
+//! Delays between tries of one operation, with the chance that a [`Backoff`] takes as an argument.
 
 use std::time::Duration;
 
+use common::backoff::Backoff;
 use rand::Rng;
 
-/// How long to wait before each further try.
+/// Smallest part of a delay: a try that follows at once would meet what failed before.
+const LEAST: f64 = 0.1;
+
+/// Counts failures in a row, and says how long to wait after each.
 #[derive(Clone, Debug)]
-pub struct Backoff {
-    base: Duration,
-    cap: Duration,
+pub struct Retries {
+    backoff: Backoff,
     failures: u32,
 }
 
-impl Backoff {
-    /// Delays up to `base` after the first failure, doubling up to `cap`.
+impl Retries {
+    /// No failure yet.
     #[must_use]
-    pub const fn new(base: Duration, cap: Duration) -> Self {
-        Self { base, cap, failures: 0 }
+    pub const fn new(backoff: Backoff) -> Self {
+        Self { backoff, failures: 0 }
     }
 
-    /// The delay after one more failure: a random part, at least a tenth, of the doubled base.
+    /// The delay after one more failure: a random part, at least a tenth, of what the back-off allows.
     pub fn next_delay(&mut self) -> Duration {
-        let full = self.base.saturating_mul(1 << self.failures.min(20)).min(self.cap);
         self.failures = self.failures.saturating_add(1);
-        full.mul_f64(rand::rng().random_range(0.1..=1.0))
+        self.backoff.delay(self.failures, rand::rng().random_range(LEAST..=1.0))
     }
 
     /// Starts over after a success.
@@ -38,10 +40,11 @@ mod tests {
 
     #[test]
     fn delays_stay_between_a_tenth_of_the_base_and_the_cap() {
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+        let backoff = Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(2) };
+        let mut retries = Retries::new(backoff);
         for _ in 0..64 {
-            let delay = backoff.next_delay();
-            assert!(delay >= Duration::from_millis(10) && delay <= Duration::from_secs(2), "{delay:?}");
+            let delay = retries.next_delay();
+            assert!(delay >= Duration::from_millis(10) && delay <= backoff.cap, "{delay:?}");
         }
     }
 }

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use common::appliance::FieldViolation;
 use rustls::crypto::CryptoProvider;
 use serde::{Deserialize, Serialize};
 
@@ -69,22 +70,26 @@ impl Config {
         self.files().iter().all(|(_, path)| path.as_os_str().is_empty())
     }
 
-    /// Checks every field, and that the files are there, can be read and belong together.
-    ///
-    /// # Errors
-    /// A sentence that begins with the name of the field.
-    pub fn validate(&self) -> Result<(), String> {
+    /// Every rule the settings break, with the field that breaks it; also that the files are there, can be read and belong
+    /// together.
+    #[must_use]
+    pub fn validate(&self) -> Vec<FieldViolation> {
+        let mut found = Vec::new();
         if !(Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&self.reload_interval) {
-            return Err(format!("reload_interval must be 100ms to 1h, is {:?}", self.reload_interval));
+            let description = format!("must be 100ms to 1h, is {:?}", self.reload_interval);
+            found.push(FieldViolation::new("reload_interval", description));
         }
-        if !self.server_name.is_empty() {
-            rustls::pki_types::ServerName::try_from(self.server_name.as_str())
-                .map_err(|_| format!("server_name: `{}` is neither a host name nor an IP address", self.server_name))?;
+        let name = self.server_name.as_str();
+        if !name.is_empty() && rustls::pki_types::ServerName::try_from(name).is_err() {
+            let description = format!("`{name}` is neither a host name nor an IP address");
+            found.push(FieldViolation::new("server_name", description));
         }
-        if self.is_off() {
-            return Ok(());
+        if !self.is_off()
+            && let Err(error) = files::Files::open(self)
+        {
+            found.push(error.into());
         }
-        files::Files::open(self).map(drop).map_err(|e| e.to_string())
+        found
     }
 
     fn files(&self) -> [(&'static str, &Path); 3] {
@@ -108,6 +113,15 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+}
+
+impl From<Error> for FieldViolation {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Missing(field) => Self::new(field, "must be set, too: mutual TLS needs ca, cert and key"),
+            Error::File { field, path, problem } => Self::new(field, format!("{}: {problem}", path.display())),
+        }
+    }
 }
 
 /// Makes aws-lc-rs what every part of the process uses for TLS. To be called first in each `main`: libraries that are

@@ -7,6 +7,7 @@
 use std::fmt;
 
 use common::Term;
+use common::appliance::FieldViolation;
 
 /// Why the database does not execute writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,13 +59,8 @@ pub enum Error {
         reason: String,
     },
     /// A setting is out of range.
-    #[error("store.{field}: {reason}")]
-    Setting {
-        /// Name of the field.
-        field: &'static str,
-        /// What is wrong with it.
-        reason: String,
-    },
+    #[error("store.{0}")]
+    Setting(FieldViolation),
     /// The database cannot be used at all.
     #[error("open store {path}: {cause}")]
     Open {

@@ -22,8 +22,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use common::backoff::Backoff;
 use common::{CoordinatorId, Term};
-use runtime::retry::Backoff;
+use runtime::retry::Retries;
 use sea_orm::DatabaseConnection;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -46,7 +47,7 @@ const GROUP_CHANGES: usize = 2_048;
 /// nothing but a pause.
 const ON_THE_SPOT: Duration = Duration::from_millis(500);
 /// First pause before a lock that timed out is tried again.
-const LOCK_PAUSE: Duration = Duration::from_millis(50);
+const LOCK_PAUSE: Backoff = Backoff { base: Duration::from_millis(50), cap: Duration::from_millis(500) };
 /// How long a closing store waits for the database, if the outcome of a commit is unknown.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
 
@@ -400,7 +401,7 @@ impl Writer {
                 Err(_) => return Err(Error::Unavailable(cause)),
             }
         }
-        let (started, mut backoff) = (Instant::now(), Backoff::new(LOCK_PAUSE, 10 * LOCK_PAUSE));
+        let (started, mut retries) = (Instant::now(), Retries::new(LOCK_PAUSE));
         // Twice as long as a leader paused in a transaction can hold the lock.
         let patience = if self.target.is_server() { 2 * self.target.statement_timeout() } else { Duration::ZERO };
         loop {
@@ -415,7 +416,7 @@ impl Writer {
                     // of the former one ends with its next batch.
                     self.disconnect().await;
                     if error == Error::Unavailable(OutageCause::Locked) && started.elapsed() < patience {
-                        sleep(backoff.next_delay()).await;
+                        sleep(retries.next_delay()).await;
                         continue;
                     }
                     if matches!(error, Error::Deposed { .. }) {

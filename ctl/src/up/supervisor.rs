@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use common::backoff::Backoff;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
@@ -45,10 +46,8 @@ pub(crate) struct Program {
 /// When and how often a child is restarted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Policy {
-    /// Pause after the first exit; doubles with each that follows soon.
-    pub(crate) first_pause: Duration,
-    /// Longest pause.
-    pub(crate) longest_pause: Duration,
+    /// Pause after an exit, by how many there were in a row. Without jitter: one machine has few children.
+    pub(crate) pause: Backoff,
     /// The count of exits starts over after a child ran this long.
     pub(crate) steady_after: Duration,
     /// Exits in a row after which the child is given up.
@@ -61,8 +60,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             // Long enough not to spin, short enough that a worker is back before its absence matters.
-            first_pause: Duration::from_secs(1),
-            longest_pause: Duration::from_secs(30),
+            pause: Backoff { base: Duration::from_secs(1), cap: Duration::from_secs(30) },
             steady_after: Duration::from_secs(20),
             limit: 8,
             stop_grace: Duration::from_secs(10),
@@ -194,18 +192,13 @@ impl Keeper {
                 self.report(ChildEvent::GivenUp { name, how });
                 return;
             }
-            let pause = self.pause();
+            let pause = self.policy.pause.delay(self.deaths, 1.0);
             self.report(ChildEvent::Died { name, how, pause });
             tokio::select! {
                 () = sleep(pause) => {}
                 () = stop_requested(&mut self.stop) => return,
             }
         }
-    }
-
-    fn pause(&self) -> Duration {
-        let doublings = self.deaths.saturating_sub(1).min(16);
-        (self.policy.first_pause * 2u32.pow(doublings)).min(self.policy.longest_pause)
     }
 
     fn report(&self, event: ChildEvent) {

@@ -3,7 +3,6 @@
 //! Free of IO, clock and randomness: time and jitter arrive as arguments, effects leave as values.
 
 pub mod assignments;
-pub mod backoff;
 pub mod desired;
 pub mod gate;
 pub mod instance;

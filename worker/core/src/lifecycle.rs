@@ -49,9 +49,9 @@ use self::fleet::{InstanceSlot, Instances};
 pub use self::vocabulary::{
     LifecycleEnd, LifecycleEvent, LifecycleOutput, LifecycleStep, StepOutcome, Transition, TransitionCause, Trigger,
 };
-use crate::backoff::Retry;
 use crate::desired::{self, Desired};
 use crate::instance::Instance;
+use common::backoff::Retry;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LifecycleState {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use common::appliance::FieldViolation;
 use serde::{Deserialize, Serialize};
 
 use crate::gate::ACT_MARGIN;
@@ -65,41 +66,41 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Checks what types cannot.
-    ///
-    /// # Errors
-    /// A sentence that names the field.
-    pub fn validate(&self) -> Result<(), String> {
+    /// Every rule the settings break, with the field that breaks it.
+    #[must_use]
+    pub fn validate(&self) -> Vec<FieldViolation> {
+        let mut found = Vec::new();
         if self.coordinators.is_empty() {
-            return Err("session.coordinators must name at least one address".to_owned());
+            found.push(FieldViolation::new("coordinators", "must name at least one address"));
         }
         for address in &self.coordinators {
-            tonic::transport::Endpoint::from_shared(address.clone()).map_err(|e| {
-                format!("session.coordinators: `{address}` is not an address like http://host:port: {e}")
-            })?;
+            if let Err(problem) = tonic::transport::Endpoint::from_shared(address.clone()) {
+                let description = format!("`{address}` is not an address like http://host:port: {problem}");
+                found.push(FieldViolation::new("coordinators", description));
+            }
         }
         if !(Duration::from_millis(200)..=Duration::from_secs(120)).contains(&self.lease) {
-            return Err("session.lease must be 200ms to 2m".to_owned());
+            found.push(FieldViolation::new("lease", "must be 200ms to 2m"));
         }
         if self.drain_timeout > Duration::from_secs(24 * 3600) {
-            return Err("session.drain_timeout must be 24h or less".to_owned());
+            found.push(FieldViolation::new("drain_timeout", "must be 24h or less"));
         }
         if !(Duration::from_millis(10)..=Duration::from_secs(60)).contains(&self.act_margin) {
-            return Err("session.act_margin must be 10ms to 1m".to_owned());
+            found.push(FieldViolation::new("act_margin", "must be 10ms to 1m"));
         }
-        Ok(())
+        found
     }
 
     /// Why calls without token would hardly ever start: a lease of this length, of which a quarter passes between two
     /// heartbeats, is too short for the margin.
     #[must_use]
-    pub fn margin_problem(&self, lease: Duration) -> Option<String> {
+    pub fn margin_violation(&self, lease: Duration) -> Option<FieldViolation> {
         let margin = self.act_margin;
         (margin > lease / 2).then(|| {
-            format!(
-                "session.act_margin is {margin:?}, more than half of the lease of {lease:?}: drivers without tokens would \
-                 hardly get to act"
-            )
+            let description = format!(
+                "{margin:?} is more than half of the lease of {lease:?}: drivers without tokens would hardly get to act"
+            );
+            FieldViolation::new("act_margin", description)
         })
     }
 }

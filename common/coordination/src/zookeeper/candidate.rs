@@ -26,12 +26,13 @@ use super::life::{Claim, Former, Life};
 use super::lock::{Contender, QueuePlace};
 use super::until;
 use crate::{Candidate, Error, Guard, Leader, Leadership, MembershipEnd};
+use common::backoff::Backoff;
 use common::{CoordinatorId, Incarnation, Timestamp};
 use runtime::clock;
-use runtime::retry::Backoff;
+use runtime::retry::Retries;
 
 /// Delays between tries to join, and between tries to be elected whose outcome is not known.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+const RETRY: Backoff = Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(5) };
 
 /// A coordinator's candidacy.
 pub(super) struct ZooKeeperCandidate {
@@ -208,7 +209,7 @@ impl ZooKeeperCandidate {
 #[async_trait]
 impl Candidate for ZooKeeperCandidate {
     async fn campaign(&self) -> Result<Box<dyn Leadership>, Error> {
-        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut retries = Retries::new(RETRY);
         loop {
             let member = self.member().await?;
             match self.contend(&member).await {
@@ -224,7 +225,7 @@ impl Candidate for ZooKeeperCandidate {
                     error => tracing::warn!(%error, "cannot contend for the leadership now"),
                 },
             }
-            tokio::time::sleep(backoff.next_delay()).await;
+            tokio::time::sleep(retries.next_delay()).await;
         }
     }
 
@@ -271,12 +272,12 @@ struct GroupMembership {
 
 impl GroupMembership {
     async fn keep(self, stop: CancellationToken) {
-        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut retries = Retries::new(RETRY);
         while !stop.is_cancelled() {
             match stop.run_until_cancelled(self.join()).await {
                 None => break,
                 Some(Ok((member, life))) => {
-                    backoff.reset();
+                    retries.reset();
                     let over = member.over.clone();
                     self.standing.send_replace(Standing::Member(Arc::clone(&member)));
                     let ended = stop.run_until_cancelled(self.membership_ends(&member, &life)).await;
@@ -298,7 +299,7 @@ impl GroupMembership {
                     self.standing.send_replace(Standing::Away);
                 }
             }
-            stop.run_until_cancelled(tokio::time::sleep(backoff.next_delay())).await;
+            stop.run_until_cancelled(tokio::time::sleep(retries.next_delay())).await;
         }
         self.standing.send_replace(Standing::Left);
     }
@@ -314,18 +315,18 @@ impl GroupMembership {
     /// lease node and its lock say nothing of that.
     async fn expelled(&self, session: &ZkSession, incarnation: Incarnation) {
         let path = self.config.layout.coordinator(&self.id).member();
-        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut retries = Retries::new(RETRY);
         loop {
             // Never older than this session's own write of the node.
             match session.call(session.client().check_and_watch_stat(&path)).await {
                 Ok((Some(stat), watcher)) if layout::incarnation(&stat) == incarnation => {
-                    backoff.reset();
+                    retries.reset();
                     _ = watcher.changed().await;
                 }
                 Ok(_) => return,
                 // The life ends with the session.
                 Err(ZkFailed::Over(_)) => std::future::pending().await,
-                Err(_) => tokio::time::sleep(backoff.next_delay()).await,
+                Err(_) => tokio::time::sleep(retries.next_delay()).await,
             }
         }
     }

@@ -6,13 +6,14 @@
 use std::time::Duration;
 
 use common::Timestamp;
+use common::backoff::Backoff;
 use common::membership::{
     CallFailure, EntryAction, EntryEvent, EntryFailure, FIRST_BEAT, FoundNodes, GroupEntry, NodeOwner, OwnNode,
     OwnNodeState,
 };
 use humantime::format_rfc3339_seconds;
 use runtime::clock;
-use runtime::retry::Backoff;
+use runtime::retry::Retries;
 use zookeeper_client::{CreateMode, Stat};
 
 use super::connection::ZkFailed;
@@ -22,7 +23,7 @@ use super::{MAX_LEASE, until};
 use crate::Error;
 
 /// Delays between tries whose outcome is not known, or that met a change under way.
-const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+const RETRY: Backoff = Backoff { base: Duration::from_millis(20), cap: Duration::from_millis(500) };
 
 /// Makes the nodes of `place`, publishing `capabilities`. Waits for other sessions' nodes to go, at most for the session
 /// timeout and `patience`.
@@ -39,7 +40,7 @@ pub(super) async fn enter(
     let lease = (claim.session.timeout() * super::LEASE_PERCENT / 100).min(MAX_LEASE);
     let (mut entry, mut action) = GroupEntry::new(deadline);
     let mut calls = EntryCalls { claim: &claim, place: &place, capabilities, lease, owner: None, failure: None };
-    let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+    let mut retries = Retries::new(RETRY);
     let mut waits = 0_u32;
     let (incarnation, sent) = loop {
         let event = match action {
@@ -60,7 +61,7 @@ pub(super) async fn enter(
                 EntryEvent::Changed(calls.outcome(changed))
             }
             EntryAction::Pause => {
-                tokio::time::sleep(backoff.next_delay()).await;
+                tokio::time::sleep(retries.next_delay()).await;
                 EntryEvent::Tick
             }
             EntryAction::Joined { incarnation, sent } => break (incarnation, sent),

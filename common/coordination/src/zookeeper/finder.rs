@@ -17,13 +17,14 @@ use super::connection::{ZkFailed, ZkSession};
 use super::layout::{self, LEADER};
 use crate::Leader;
 use common::CoordinatorId;
-use runtime::retry::Backoff;
+use common::backoff::Backoff;
+use runtime::retry::Retries;
 
 /// How long events are gathered before everything is read: bounds the reads that polling contenders cause.
 const GATHER: Duration = Duration::from_millis(20);
 
 /// Delays between tries to reach ZooKeeper.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+const RETRY: Backoff = Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(5) };
 
 /// Who leads and where the others are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,37 +83,37 @@ enum FinderEvent {
 
 impl<P: FnMut(Option<LeaderView>) + Send> Finder<P> {
     async fn run(mut self) {
-        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut retries = Retries::new(RETRY);
         loop {
             let config = Arc::clone(&self.config);
             match self.patiently(ZkSession::open(&config)).await {
                 Ok(session) => {
-                    backoff.reset();
+                    retries.reset();
                     self.follow(&session).await;
                     self.blinded();
                 }
                 Err(error) => tracing::debug!(%error, "coordinators cannot be looked up"),
             }
-            let pause = tokio::time::sleep(backoff.next_delay());
+            let pause = tokio::time::sleep(retries.next_delay());
             self.patiently(pause).await;
         }
     }
 
     /// Follows one session to its end.
     async fn follow(&mut self, session: &ZkSession) {
-        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut retries = Retries::new(RETRY);
         loop {
             let ended = match self.patiently(self.watch(session)).await {
-                Ok(mut watcher) => self.keep_current(session, &mut watcher, &mut backoff).await,
+                Ok(mut watcher) => self.keep_current(session, &mut watcher, &mut retries).await,
                 Err(failure) => Err(failure),
             };
             match ended {
-                Ok(()) => backoff.reset(),
+                Ok(()) => retries.reset(),
                 Err(ZkFailed::Over(_)) => return,
                 Err(failure) => {
                     self.blinded();
                     tracing::debug!(?failure, "coordinators cannot be read");
-                    let pause = tokio::time::sleep(backoff.next_delay());
+                    let pause = tokio::time::sleep(retries.next_delay());
                     self.patiently(pause).await;
                 }
             }
@@ -132,13 +133,13 @@ impl<P: FnMut(Option<LeaderView>) + Send> Finder<P> {
         &mut self,
         session: &ZkSession,
         watcher: &mut PersistentWatcher,
-        backoff: &mut Backoff,
+        retries: &mut Retries,
     ) -> Result<(), ZkFailed> {
         loop {
             let config = Arc::clone(&self.config);
             let view = self.patiently(look(session, &config)).await?;
             self.away = None;
-            backoff.reset();
+            retries.reset();
             (self.publish)(Some(view));
             loop {
                 let mut told = self.patiently(next(watcher)).await;

@@ -23,15 +23,16 @@ use super::layout::{self, LeaseData};
 use super::lock::Contender;
 use super::roster;
 use crate::{Error, Leadership, Raised, RosterEvent};
+use common::backoff::Backoff;
 use common::{CoordinatorId, Incarnation, Term, Timestamp, WorkerId};
-use runtime::retry::Backoff;
+use runtime::retry::Retries;
 
 /// Tries to write against others that write at the same time: a member's heartbeats come a few times a second, so that
 /// two in a row are rare.
 const TRIES: u32 = 20;
 
 /// Delays between them.
-const RETRY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
+const RETRY: Backoff = Backoff { base: Duration::from_millis(5), cap: Duration::from_millis(250) };
 
 /// Workers whose next change is likely to be an eviction: the roster reads their nodes at once.
 pub(super) type Suspects = Arc<Mutex<BTreeSet<WorkerId>>>;
@@ -166,7 +167,7 @@ impl Fence {
 
     async fn raise(&self, layout: &layout::Layout, above: Term) -> Result<Raised, Error> {
         let path = layout.term();
-        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut retries = Retries::new(RETRY);
         for _ in 0..TRIES {
             self.session.ensure(layout.own()).await?;
             let read = self.session.read(&path).await?;
@@ -186,7 +187,7 @@ impl Fence {
             }
             // What was read may have been an older state of a server that lags.
             self.session.call(self.session.client().sync(&path)).await?;
-            tokio::time::sleep(backoff.next_delay()).await;
+            tokio::time::sleep(retries.next_delay()).await;
         }
         Err(Error::Unavailable(format!("others keep writing to {path}")))
     }
@@ -200,7 +201,7 @@ impl Fence {
         worker: &WorkerId,
         incarnation: Incarnation,
     ) -> Result<(), Error> {
-        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut retries = Retries::new(RETRY);
         for _ in 0..TRIES {
             let Some((data, stat)) = self.session.read(path).await? else { return Ok(()) };
             let read = LeaseData::read(&data);
@@ -213,7 +214,7 @@ impl Fence {
                     tracing::info!(%worker, %incarnation, "evicted");
                     return Ok(());
                 }
-                WriteOutcome::Raced => tokio::time::sleep(backoff.next_delay()).await,
+                WriteOutcome::Raced => tokio::time::sleep(retries.next_delay()).await,
             }
         }
         Err(Error::Unavailable(format!("{worker} beats faster than it can be evicted")))

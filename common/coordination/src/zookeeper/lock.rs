@@ -15,10 +15,11 @@ use zookeeper_client::{CreateMode, Error as ZkError};
 
 use super::connection::{ZkFailed, ZkSession};
 use super::layout::{self, LOCK_MARK};
-use runtime::retry::Backoff;
+use common::backoff::Backoff;
+use runtime::retry::Retries;
 
 /// Delays between tries whose outcome is not known.
-const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+const RETRY: Backoff = Backoff { base: Duration::from_millis(50), cap: Duration::from_secs(1) };
 
 /// Our place in the queue. Dropping it removes the node in the background, for as long as the session lasts.
 #[derive(Debug)]
@@ -48,22 +49,22 @@ impl Contender {
     pub(super) async fn enter(session: ZkSession, dir: String, id: &str) -> Result<Self, ZkFailed> {
         let prefix = format!("{}{LOCK_MARK}", Uuid::new_v4().simple());
         let mut this = Self { session, dir, prefix, name: None, gone: false, removing: false };
-        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut retries = Retries::new(RETRY);
         while this.name.is_none() {
             match this.make(id).await {
                 Ok(name) => this.name = Some(name),
                 Err(ZkFailed::Said(ZkError::NoNode)) => this.session.ensure(&this.dir).await?,
                 // Not before it is known that there is none: two of ours would wait for each other.
-                Err(ZkFailed::Unknown(_)) => this.name = this.find_for_sure(&mut backoff).await?,
+                Err(ZkFailed::Unknown(_)) => this.name = this.find_for_sure(&mut retries).await?,
                 Err(failure) => return Err(failure),
             }
         }
         Ok(this)
     }
 
-    async fn find_for_sure(&self, backoff: &mut Backoff) -> Result<Option<String>, ZkFailed> {
+    async fn find_for_sure(&self, retries: &mut Retries) -> Result<Option<String>, ZkFailed> {
         loop {
-            tokio::time::sleep(backoff.next_delay()).await;
+            tokio::time::sleep(retries.next_delay()).await;
             match self.find().await {
                 Err(ZkFailed::Unknown(_)) => {}
                 known => return known,
@@ -100,12 +101,12 @@ impl Contender {
 
     /// Waits until it leads. Cancel-safe.
     pub(super) async fn first(&self) -> Result<QueuePlace, ZkFailed> {
-        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut retries = Retries::new(RETRY);
         loop {
             match self.step().await {
                 Ok(Some(place)) => return Ok(place),
-                Ok(None) => backoff.reset(),
-                Err(ZkFailed::Unknown(_)) => tokio::time::sleep(backoff.next_delay()).await,
+                Ok(None) => retries.reset(),
+                Err(ZkFailed::Unknown(_)) => tokio::time::sleep(retries.next_delay()).await,
                 Err(failure) => return Err(failure),
             }
         }
@@ -132,13 +133,13 @@ impl Contender {
 
     /// Waits until the node is gone, or its session is over.
     pub(super) async fn gone(&self) {
-        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut retries = Retries::new(RETRY);
         let path = self.path();
         loop {
             match self.session.call(self.session.client().get_and_watch_data(&path)).await {
                 Ok((_, _, watcher)) => _ = watcher.changed().await,
                 Err(ZkFailed::Said(ZkError::NoNode) | ZkFailed::Over(_)) => return,
-                Err(_) => tokio::time::sleep(backoff.next_delay()).await,
+                Err(_) => tokio::time::sleep(retries.next_delay()).await,
             }
         }
     }
@@ -149,13 +150,13 @@ impl Contender {
     }
 
     async fn remove(&mut self) {
-        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut retries = Retries::new(RETRY);
         while !self.gone {
             self.gone = match self.try_remove().await {
                 Ok(()) | Err(ZkFailed::Said(ZkError::NoNode) | ZkFailed::Over(_)) => true,
                 Err(failure) => {
                     tracing::debug!(?failure, path = self.path(), "a contender is not removed yet");
-                    tokio::time::sleep(backoff.next_delay()).await;
+                    tokio::time::sleep(retries.next_delay()).await;
                     false
                 }
             };

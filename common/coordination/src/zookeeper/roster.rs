@@ -27,12 +27,13 @@ use super::config::Config;
 use super::connection::ZkFailed;
 use super::layout::{self, LEADER, LeaseData};
 use super::leadership::Suspects;
+use common::backoff::Backoff;
 use common::roster::{
     LeaseNode, MemberNode, NodeChange, NodeKind, Roster, RosterAnswer, RosterAsk, RosterEvent, RosterNode, What,
 };
 use common::{Timestamp, WorkerId};
 use runtime::clock;
-use runtime::retry::Backoff;
+use runtime::retry::Retries;
 
 /// News on its way to the leader. When it is slower than that, beats are told once per life, however many there were.
 const CHANNEL: usize = 64;
@@ -44,7 +45,7 @@ const ODD_NAMES: usize = 256;
 const SWEEP: Duration = Duration::from_millis(250);
 
 /// Delays between tries to begin.
-const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+const RETRY: Backoff = Backoff { base: Duration::from_millis(50), cap: Duration::from_secs(2) };
 
 /// Tells what becomes of the workers' nodes, until `done` is cancelled or the membership ends. Needs a Tokio runtime.
 pub(super) fn spawn(
@@ -136,21 +137,21 @@ struct Shell {
 
 impl Shell {
     async fn run(mut self) {
-        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut retries = Retries::new(RETRY);
         loop {
             let member = Arc::clone(&self.member);
-            match self.follow(&member, &mut backoff).await {
+            match self.follow(&member, &mut retries).await {
                 RosterStop::Over => return,
                 RosterStop::Anew(why) => tracing::info!(why, "the workers' nodes have to be read anew"),
                 RosterStop::Refused(why) => self.refused(why),
             }
             self.roster.broken();
-            tokio::time::sleep(backoff.next_delay()).await;
+            tokio::time::sleep(retries.next_delay()).await;
         }
     }
 
     /// Reads everything and tells what happens from then on, until the connection breaks.
-    async fn follow(&mut self, member: &ContenderNode, backoff: &mut Backoff) -> RosterStop {
+    async fn follow(&mut self, member: &ContenderNode, retries: &mut Retries) -> RosterStop {
         let mut watches = match self.watch(member).await {
             Ok(watches) => watches,
             Err(stop) => return stop,
@@ -161,7 +162,7 @@ impl Shell {
         let (mut asks, sender) = (Asks::new(), self.sender.clone());
         loop {
             if self.roster.is_following() {
-                backoff.reset();
+                retries.reset();
                 self.refused = None;
             }
             // Bounded by the roster.

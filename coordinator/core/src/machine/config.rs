@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use common::appliance::FieldViolation;
 use serde::{Deserialize, Serialize};
 
 use crate::membership::LeaseAuthority;
@@ -80,13 +81,13 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Checks what types cannot.
-    ///
-    /// # Errors
-    /// A sentence that names the field.
-    pub fn validate(&self) -> Result<(), String> {
+    /// Every rule the settings break, with the field that breaks it.
+    #[must_use]
+    pub fn validate(&self) -> Vec<FieldViolation> {
+        let mut found = Vec::new();
         if !self.planner.band.is_finite() || self.planner.band < 1.0 {
-            return Err(format!("planner.band must be at least 1, is {}", self.planner.band));
+            let description = format!("must be at least 1, is {}", self.planner.band);
+            found.push(FieldViolation::new("planner.band", description));
         }
         for (field, value) in [
             ("max_moves_in_flight", self.max_moves_in_flight),
@@ -94,23 +95,24 @@ impl Config {
             ("moves_at_once", self.moves_at_once),
         ] {
             if value == 0 {
-                return Err(format!("{field} must be at least 1"));
+                found.push(FieldViolation::new(field, "must be at least 1"));
             }
         }
         if self.quarantine_strikes == 0 {
-            return Err("quarantine_strikes must be at least 1".to_owned());
+            found.push(FieldViolation::new("quarantine_strikes", "must be at least 1"));
         }
         if !(self.freeze_fraction > 0.0 && self.freeze_fraction <= 1.0) {
-            return Err(format!("freeze_fraction must be above 0 and at most 1, is {}", self.freeze_fraction));
+            let description = format!("must be above 0 and at most 1, is {}", self.freeze_fraction);
+            found.push(FieldViolation::new("freeze_fraction", description));
         }
         for (field, value) in
             [("unreachable_after", self.unreachable_after), ("release_deadline", self.release_deadline)]
         {
             if value < Duration::from_secs(1) {
-                return Err(format!("{field} must be at least 1s"));
+                found.push(FieldViolation::new(field, "must be at least 1s"));
             }
         }
-        Ok(())
+        found
     }
 
     pub(super) fn brake(&self) -> brake::Config {

@@ -8,7 +8,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use runtime::retry::Backoff;
+use common::backoff::Backoff;
+use runtime::retry::Retries;
 use sea_orm::DatabaseConnection;
 use tokio::task::JoinHandle;
 
@@ -18,10 +19,8 @@ use super::super::error::{Error, OutageCause};
 use super::super::transaction::{self, ChainPosition};
 use super::Submission;
 
-/// Pause after the first failed attempt; doubled after each further one.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Longest pause, and so about the longest time until a recovery is noticed.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Pause after failed attempts. The longest is about the longest time until a recovery is noticed.
+const PAUSE: Backoff = Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(2) };
 
 /// An outage in progress. Dropping it ends the search.
 pub(super) struct StoreOutage {
@@ -101,7 +100,7 @@ pub(super) async fn back(outage: &mut Option<StoreOutage>) -> (DatabaseConnectio
 }
 
 async fn search(target: DatabaseTarget, shared: Arc<StoreShared>) -> (DatabaseConnection, ChainPosition) {
-    let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+    let mut retries = Retries::new(PAUSE);
     let mut told = None;
     loop {
         match look(&target).await {
@@ -115,7 +114,7 @@ async fn search(target: DatabaseTarget, shared: Arc<StoreShared>) -> (DatabaseCo
                 }
             }
         }
-        tokio::time::sleep(backoff.next_delay()).await;
+        tokio::time::sleep(retries.next_delay()).await;
     }
 }
 

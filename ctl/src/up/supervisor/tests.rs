@@ -43,8 +43,7 @@ impl SupervisorTest {
 
 fn quick() -> Policy {
     Policy {
-        first_pause: Duration::from_millis(10),
-        longest_pause: Duration::from_millis(40),
+        pause: Backoff { base: Duration::from_millis(10), cap: Duration::from_millis(40) },
         steady_after: PATIENCE,
         limit: 4,
         stop_grace: PATIENCE,

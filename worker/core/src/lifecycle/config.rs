@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use common::appliance::FieldViolation;
+use common::backoff::Backoff;
 use serde::{Deserialize, Serialize};
 
 use super::LifecycleStep;
-use crate::backoff::Backoff;
 
 /// How appliances are booted, probed and given up on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,8 +134,9 @@ impl Config {
                 found.push(FieldViolation::new(field, "must be 1ms to 24h"));
             }
         }
-        found.extend(self.boot_backoff.validate("boot_backoff"));
-        found.extend(self.step_backoff.validate("step_backoff"));
+        for (field, backoff) in [("boot_backoff", self.boot_backoff), ("step_backoff", self.step_backoff)] {
+            found.extend(backoff.validate().into_iter().map(|violation| violation.within(field)));
+        }
         found
     }
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use common::appliance::MAX_REPLICAS;
 use common::{ApplianceId, Generation, Timestamp};
 
-use crate::backoff::Retry;
 use crate::instance::Instance;
+use common::backoff::Retry;
 
 /// How far an instance has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

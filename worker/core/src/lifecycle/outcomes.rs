@@ -4,8 +4,8 @@ use common::{Generation, Timestamp};
 
 use super::fleet::{InstanceLife, InstanceSlot};
 use super::{Bar, Config, Lifecycle, LifecycleStep, StepOutcome, plan};
-use crate::backoff::Retry;
 use crate::instance::Instance;
+use common::backoff::Retry;
 
 impl Lifecycle {
     pub(super) fn observed(&mut self, found: Vec<Instance>, now: Timestamp, jitter: f64, config: &Config) {

@@ -29,7 +29,7 @@ use common::Timestamp;
 use super::departure::{DrainDeadline, LeaveReason, StopRequest};
 use super::heartbeat::{BeatDue, BeatSchedule};
 use super::targets::Targets;
-use crate::backoff::Backoff;
+use common::backoff::Backoff;
 
 #[cfg(test)]
 mod tests;

@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
-use common::Timestamp;
-use common::appliance::FieldViolation;
 use serde::{Deserialize, Serialize};
+
+use crate::limits::FieldViolation;
+use crate::time::Timestamp;
 
 /// How long to wait after failures in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,15 +39,15 @@ impl Backoff {
         bound.mul_f64(jitter)
     }
 
-    /// Every rule the settings break, with field paths below `at`.
+    /// Every rule the settings break.
     #[must_use]
-    pub fn validate(&self, at: &str) -> Vec<FieldViolation> {
+    pub fn validate(&self) -> Vec<FieldViolation> {
         let mut found = Vec::new();
         if self.base.is_zero() {
-            found.push(FieldViolation::new(format!("{at}.base"), "must be longer than nothing"));
+            found.push(FieldViolation::new("base", "must be longer than nothing"));
         }
         if self.cap < self.base {
-            found.push(FieldViolation::new(format!("{at}.cap"), "must not be shorter than base"));
+            found.push(FieldViolation::new("cap", "must not be shorter than base"));
         }
         found
     }
@@ -93,8 +94,8 @@ mod tests {
     #[test]
     fn settings_that_cannot_work_name_their_field() {
         let backoff = Backoff { base: Duration::ZERO, cap: Duration::from_secs(1) };
-        assert_eq!(backoff.validate("boot_backoff")[0].field, "boot_backoff.base");
+        assert_eq!(backoff.validate()[0].field, "base");
         let backoff = Backoff { base: Duration::from_secs(2), cap: Duration::from_secs(1) };
-        assert_eq!(backoff.validate("boot_backoff")[0].field, "boot_backoff.cap");
+        assert_eq!(backoff.validate()[0].field, "cap");
     }
 }

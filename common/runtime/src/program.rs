@@ -1,0 +1,97 @@
+//! What a server program does between its flags and its exit code: load and check its configuration, start the log, run,
+//! and say why it ended.
+
+use std::fmt;
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde::Serialize;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::config::{self, Loaded, Settings};
+use crate::telemetry;
+
+/// Exit code of a failure that has no code of its own.
+pub const FAILED: u8 = 1;
+
+/// Exit code of bad usage or configuration; clap uses it, too.
+pub const USAGE: u8 = 2;
+
+/// Why a program ends without success. Scripts and supervisors read its exit code, which the help of the program documents.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{problem}")]
+pub struct Failure {
+    exit_code: u8,
+    problem: String,
+}
+
+impl Failure {
+    /// A failure with an exit code that the program documents.
+    pub fn new(exit_code: u8, problem: impl fmt::Display) -> Self {
+        Self { exit_code, problem: problem.to_string() }
+    }
+
+    /// A failure with exit code [`FAILED`].
+    pub fn other(problem: impl fmt::Display) -> Self {
+        Self::new(FAILED, problem)
+    }
+
+    /// The exit code of the process.
+    #[must_use]
+    pub const fn exit_code(&self) -> u8 {
+        self.exit_code
+    }
+}
+
+/// Serves until `run` ends: what it cannot do goes to the log.
+pub fn serve<C: Settings>(
+    name: &'static str,
+    file: Option<&Path>,
+    flags: impl Serialize,
+    run: fn(C) -> Result<(), Failure>,
+) -> ExitCode {
+    let started = config::load::<C>(file, flags).map_err(|e| e.to_string()).and_then(|loaded| {
+        let telemetry = telemetry::init(name, loaded.config.log()).map_err(|e| format!("configuration: log: {e}"))?;
+        Ok((loaded, telemetry))
+    });
+    // Bound until the end: dropping it ends the log and tracing.
+    let (Loaded { config, deprecated }, _telemetry) = match started {
+        Ok(started) => started,
+        Err(problem) => return refuse(name, &Failure::new(USAGE, problem)),
+    };
+    config::warn_deprecated(&deprecated);
+    match run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            tracing::error!("{failure}");
+            ExitCode::from(failure.exit_code)
+        }
+    }
+}
+
+/// Does one thing for the person who called, with the configuration of the server, and no log.
+pub fn once<C: Settings>(
+    name: &'static str,
+    file: Option<&Path>,
+    flags: impl Serialize,
+    run: fn(C) -> Result<(), Failure>,
+) -> ExitCode {
+    let loaded = config::load(file, flags).map_err(|e| Failure::new(USAGE, e));
+    match loaded.and_then(|Loaded { config, .. }| run(config)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => refuse(name, &failure),
+    }
+}
+
+fn refuse(name: &str, failure: &Failure) -> ExitCode {
+    eprintln!("{name}: {failure}");
+    ExitCode::from(failure.exit_code)
+}
+
+/// The runtime of a server: a thread per core, timers and sockets.
+///
+/// # Errors
+/// [`Failure`] when the system gives no threads or no event queue.
+pub fn runtime() -> Result<Runtime, Failure> {
+    Builder::new_multi_thread().enable_all().build().map_err(|e| Failure::other(format!("start the runtime: {e}")))
+}
