@@ -4,8 +4,6 @@
 //! anything else sees it, and the store reads it back through the same check. Limits are generous for real appliances and
 //! small enough that no single document can exhaust a worker.
 
-use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -14,58 +12,6 @@ use crate::kind::KindSpec;
 use crate::limits::check_text;
 pub use crate::limits::{FieldViolation, MAX_ENTRIES, MAX_REPLICAS, MAX_SPEC, MAX_TEXT, MAX_VIOLATIONS, Violations};
 pub use crate::name::{InvalidName, MAX_NAME, Name};
-
-/// Where instances run. A worker lists the drivers it offers; an appliance needs exactly one.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Driver {
-    /// Detached local processes.
-    Process,
-    /// In memory, for benchmarks and soak runs.
-    Simulated,
-}
-
-impl Driver {
-    /// Every driver this version knows.
-    pub const ALL: [Self; 2] = [Self::Process, Self::Simulated];
-
-    /// The name in configuration, API and membership data.
-    #[must_use]
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Process => "process",
-            Self::Simulated => "simulated",
-        }
-    }
-
-    /// Whether the instances of an appliance stay on the host where they were first placed.
-    #[must_use]
-    pub const fn is_host_bound(&self) -> bool {
-        match self {
-            Self::Process => true,
-            Self::Simulated => false,
-        }
-    }
-}
-
-impl fmt::Display for Driver {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-/// No driver has this name.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown driver `{0}`; known are process, simulated")]
-pub struct UnknownDriver(String);
-
-impl FromStr for Driver {
-    type Err = UnknownDriver;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL.into_iter().find(|d| d.name() == text).ok_or_else(|| UnknownDriver(text.chars().take(64).collect()))
-    }
-}
 
 /// What a user asks of one appliance. Every change of it raises the generation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

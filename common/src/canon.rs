@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use crate::driver::{DriverCapabilities, DriverOffers};
 use crate::session::{Ack, AnnouncedStep, Carryover, Declined, Envelope, GrantRef, Hello, OwnedGrant, Release};
 use crate::status::{JournalEntry, Progress};
 use crate::{
@@ -359,12 +360,24 @@ impl Canonical for Life {
 
 impl Canonical for Profile {
     fn canon(&self, to: &mut Canon) {
-        let Self { weight, zone, host, state_dir, drivers, version, pid, lease, holds } = self;
+        let Self { weight, zone, host, drivers, version, pid, lease } = self;
         to.put(&(weight, zone, host));
-        to.put(state_dir);
-        to.list(drivers.iter().map(crate::appliance::Driver::name));
+        to.put(drivers);
         to.put(&(version, pid, lease));
-        to.list(holds.iter().map(|(driver, hold)| (driver.name(), hold)));
+    }
+}
+
+impl Canonical for DriverOffers {
+    fn canon(&self, to: &mut Canon) {
+        to.list(self.iter().map(|(driver, capabilities)| (driver.as_str(), capabilities)));
+    }
+}
+
+impl Canonical for DriverCapabilities {
+    fn canon(&self, to: &mut Canon) {
+        let Self { state_dir, fence_delay, plugs_ports, kinds } = self;
+        to.put(&(state_dir, fence_delay, plugs_ports));
+        to.list(kinds.iter().map(|kind| kind.as_str()));
     }
 }
 

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-use crate::appliance::{Driver, FieldViolation, Name, Spec, Violations};
+use crate::appliance::{FieldViolation, Name, Spec, Violations};
+use crate::driver::DriverName;
 use crate::kind::KindSpec;
 use crate::{ApplianceId, Generation};
 
@@ -22,7 +23,7 @@ pub struct ApplianceDraft {
     /// Owner in the sense of the business.
     pub tenant: Name,
     /// Where instances run.
-    pub driver: Driver,
+    pub driver: DriverName,
     /// What the ring hashes; the id when absent.
     pub placement_key: Option<String>,
     /// Free labels for filters.
@@ -94,7 +95,7 @@ pub struct FixedFields {
     /// Tenant.
     pub tenant: Option<Name>,
     /// Driver.
-    pub driver: Option<Driver>,
+    pub driver: Option<DriverName>,
     /// Placement key.
     pub placement_key: Option<String>,
 }

@@ -10,6 +10,7 @@ pub mod backoff;
 pub mod canon;
 pub mod change;
 pub mod digest;
+pub mod driver;
 pub mod id;
 pub mod kind;
 mod limits;

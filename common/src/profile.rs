@@ -1,11 +1,11 @@
 //! What a worker tells about itself.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::appliance::Driver;
+use crate::driver::{DriverName, DriverOffers, MAX_FENCE_DELAY};
+use crate::kind::KindName;
 
 /// What a worker publishes about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,19 +16,14 @@ pub struct Profile {
     pub zone: String,
     /// Host it runs on.
     pub host: String,
-    /// Where it keeps instances of host-bound drivers, as an absolute path; empty when it offers no such driver.
-    pub state_dir: String,
     /// Drivers it offers.
-    pub drivers: BTreeSet<Driver>,
+    pub drivers: DriverOffers,
     /// Version of the program.
     pub version: String,
     /// Process id on its host.
     pub pid: u32,
     /// How long it may act after a heartbeat.
     pub lease: Duration,
-    /// For drivers whose calls no token fences: how long after they were sent they may take effect, which is also how
-    /// long after its lease. A driver that is missing is fenced by tokens.
-    pub holds: BTreeMap<Driver, Duration>,
 }
 
 /// What [`is_host`] asks for, for messages.
@@ -37,20 +32,24 @@ pub const HOST_RULE: &str = "must have 1 to 255 bytes, no `/` and no control cha
 /// What [`is_state_dir`] asks for, for messages.
 pub const STATE_DIR_RULE: &str = "must be an absolute path of at most 1024 bytes without control characters";
 
-/// Longest hold that makes sense; anything longer is a unit mix-up, and is taken for this.
-pub const MAX_HOLD: Duration = Duration::from_secs(24 * 3600);
-
 impl Profile {
-    /// Where its instances of host-bound drivers are kept.
+    /// Where it keeps instances of `driver`; `None` when those are not bound to a host, or the driver is not offered.
     #[must_use]
-    pub fn site(&self) -> Site {
-        Site::new(&self.host, &self.state_dir)
+    pub fn site(&self, driver: &DriverName) -> Option<Site> {
+        self.drivers.get(driver)?.site(&self.host)
     }
 
     /// How long after the lease of this worker calls through `driver` may take effect; zero when tokens fence them.
     #[must_use]
-    pub fn hold_of(&self, driver: &Driver) -> Duration {
-        self.holds.get(driver).copied().unwrap_or_default().min(MAX_HOLD)
+    pub fn fence_delay(&self, driver: &DriverName) -> Duration {
+        let delay = self.drivers.get(driver).and_then(|capabilities| capabilities.fence_delay);
+        delay.unwrap_or_default().min(MAX_FENCE_DELAY)
+    }
+
+    /// Whether it can have an appliance of this driver and kind, whose instances are bound to `site` if there is one.
+    #[must_use]
+    pub fn can_run(&self, driver: &DriverName, kind: KindName, site: Option<&Site>) -> bool {
+        self.drivers.get(driver).is_some_and(|capabilities| capabilities.can_run(&self.host, kind, site))
     }
 }
 

@@ -11,7 +11,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::appliance::{Driver, Name, Spec};
+use crate::appliance::{Name, Spec};
+use crate::driver::DriverName;
 use crate::status::{Progress, Status};
 use crate::{ApplianceId, Digest, Edition, Incarnation, Profile, RebalanceId, StreamNumber, Term, Token, WorkerId};
 
@@ -138,7 +139,7 @@ pub struct Desired {
     /// Its tenant.
     pub tenant: Name,
     /// Where its instances run.
-    pub driver: Driver,
+    pub driver: DriverName,
     /// Edition of `spec`; its generation is also raised by `deleting` and `revision`.
     pub edition: Edition,
     /// Raised by each rebuild; instances of a lower revision are replaced.

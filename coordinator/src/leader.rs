@@ -657,7 +657,11 @@ fn seed(record: &Record) -> Seed {
     Seed {
         id: record.id,
         placement_key: record.placement_key.clone(),
-        needs: coordinator_core::planner::Needs { driver: record.driver.clone(), site: None },
+        needs: coordinator_core::planner::Needs {
+            driver: record.driver.clone(),
+            kind: record.spec.kind.kind_name(),
+            site: None,
+        },
         edition: record.edition(),
         size: size(record),
         deleting: record.deleting,

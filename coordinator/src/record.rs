@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use common::appliance::{Driver, Name, Spec};
+use common::appliance::{Name, Spec};
+use common::driver::DriverName;
 use common::{ApplianceId, Edition, Generation, RebalanceId, Term, WorkerId};
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +18,7 @@ pub struct Record {
     /// Unique within the tenant.
     pub name: Name,
     /// Where instances run. Cannot change.
-    pub driver: Driver,
+    pub driver: DriverName,
     /// What the ring hashes. Cannot change.
     pub placement_key: String,
     /// Free labels for filters.

@@ -12,7 +12,8 @@ use std::io::Read;
 use std::time::Duration;
 
 use common::ApplianceId;
-use common::appliance::{Driver, MAX_REPLICAS, Name};
+use common::appliance::{MAX_REPLICAS, Name};
+use common::driver::DriverName;
 use proto::admin::v1;
 use serde_saphyr::{budget, options};
 
@@ -63,12 +64,17 @@ impl Document {
         format!("{}:{line}: {field}", self.source)
     }
 
-    /// Ports that its instances claim on their host, with the API's name of the field they come from.
+    /// The driver it asks for.
+    pub(crate) fn driver(&self) -> DriverName {
+        // An empty name stands for the driver that is used when none is given.
+        self.appliance.driver.parse().unwrap_or_else(|_| DriverName::process())
+    }
+
+    /// Ports that its instances claim on their host if its driver is host-bound, with the API's name of the field they
+    /// come from.
     pub(crate) fn claimed_ports(&self) -> Vec<(u32, String)> {
         let spec = self.appliance.spec.clone().unwrap_or_default();
-        let driver = self.appliance.driver.parse().unwrap_or(Driver::Process);
         let first = match spec.kind {
-            _ if !driver.is_host_bound() => Vec::new(),
             Some(v1::spec::Kind::Loadbalancer(lb)) => {
                 let field = |i| format!("spec.loadbalancer.listeners[{i}].port");
                 lb.listeners.iter().enumerate().map(|(i, l)| (l.port, field(i))).collect()
@@ -223,7 +229,7 @@ fn appliance(field: Field, report: &mut ReadReport) -> Option<v1::Appliance> {
     };
     let id = fields.take("id", report).and_then(|f| checked(&f, report, str::parse::<ApplianceId>));
     let kind = fields.require("kind", report).and_then(|f| Some((f.text(report)?, f.line())));
-    let driver = fields.take("driver", report).and_then(|f| checked(&f, report, str::parse::<Driver>));
+    let driver = fields.take("driver", report).and_then(|f| checked(&f, report, str::parse::<DriverName>));
     let placement_key = fields.take("placement_key", report).and_then(|f| f.text(report));
     let labels = fields.take("labels", report).map(|f| f.texts(report)).unwrap_or_default();
     let replicas = fields.take("replicas", report).and_then(|f| f.whole(1..=u32::from(MAX_REPLICAS), report));

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use common::appliance::Driver;
+use common::driver::DriverName;
 use futures::StreamExt;
 use proto::admin::v1;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -59,7 +59,7 @@ pub(crate) struct UpArgs {
     state_dir: PathBuf,
     /// Driver that the workers offer; may be repeated [default: process]
     #[arg(long = "driver", value_name = "DRIVER")]
-    drivers: Vec<Driver>,
+    drivers: Vec<DriverName>,
     /// Loopback address of the coordinator
     #[arg(long, default_value = "127.0.0.1:7470", value_name = "ADDRESS")]
     listen: SocketAddr,
@@ -87,7 +87,7 @@ async fn stay_up(ui: &Ui, args: &UpArgs) -> Result<(), Failure> {
     let mut signals = StopSignals::new()?;
     let folder = StateFolder::open(&args.state_dir)?;
     let _lock = folder.lock()?;
-    let drivers = if args.drivers.is_empty() { vec![Driver::Process] } else { args.drivers.clone() };
+    let drivers = if args.drivers.is_empty() { vec![DriverName::process()] } else { args.drivers.clone() };
     folder.remember(&LastStart { drivers: drivers.iter().map(ToString::to_string).collect() })?;
     let mut cluster = LocalCluster::new(folder, args, args.listen, &drivers)?;
     ui.note(&format!("state and logs in {}", cluster.folder.root().display()));
@@ -140,8 +140,8 @@ async fn down(ui: &Ui, args: &UpArgs, timeout: Option<Duration>) -> Result<(), F
     };
     let mut signals = StopSignals::new()?;
     let mut drivers = args.drivers.clone();
-    drivers.extend(folder.last_start().drivers.iter().filter_map(|d| d.parse::<Driver>().ok()));
-    drivers.push(Driver::Process);
+    drivers.extend(folder.last_start().drivers.iter().filter_map(|d| d.parse::<DriverName>().ok()));
+    drivers.push(DriverName::process());
     drivers.sort();
     drivers.dedup();
     let mut cluster = LocalCluster::new(folder, args, usable_address(args.listen)?, &drivers)?;
@@ -224,7 +224,7 @@ const COORDINATOR: &str = "coordinator-1";
 
 impl LocalCluster {
     /// A cluster of which no process runs yet.
-    fn new(folder: StateFolder, args: &UpArgs, listen: SocketAddr, drivers: &[Driver]) -> Result<Self, Failure> {
+    fn new(folder: StateFolder, args: &UpArgs, listen: SocketAddr, drivers: &[DriverName]) -> Result<Self, Failure> {
         let coordinator_binary = binary(args.coordinator_binary.as_ref(), "rug-coordinator")?;
         let worker_binary = binary(args.worker_binary.as_ref(), "rug-worker")?;
         let client = AdminClient::new(&format!("http://{listen}"), crate::client::CALL_TIMEOUT)?;
@@ -248,7 +248,7 @@ impl LocalCluster {
                 text(&["run", "--name", &name, "--coordinator", &address, "--state-dir", &state, "--host", &host]);
             // All workers stop together, so there is no other worker to hand appliances to.
             words.extend(text(&["--on-stop", "leave"]));
-            words.extend(drivers.iter().flat_map(|driver| text(&["--driver", driver.name()])));
+            words.extend(drivers.iter().flat_map(|driver| text(&["--driver", driver.as_str()])));
             program(&name, &worker_binary, words)
         };
         let workers = (1..=args.workers).map(worker).collect();

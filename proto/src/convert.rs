@@ -14,6 +14,7 @@
 
 pub mod admin;
 pub mod down;
+mod driver;
 pub mod patch;
 pub mod scalar;
 mod spec;
@@ -23,5 +24,6 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
+pub use driver::offers_to_wire;
 pub use spec::{spec_from_wire, spec_to_wire, take_maps};
 pub use worker::{MAX_ENTRIES_PER_MESSAGE, WireError};

@@ -3,11 +3,11 @@
 //! `cargo bench -p tests --bench planner -- [--appliances N] [--workers N] [--rounds N] [--without-python]`
 //! Times are wall clock, medians over the rounds; each round has another worker join or leave.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use common::appliance::Driver;
+use common::driver::{DriverCapabilities, DriverName};
+use common::kind::KindName;
 use common::{ApplianceId, Term, WorkerId};
 use coordinator_core::planner::{Assumptions, Config, Needs, Plan, Planner, PlannerMember, Slot, Strategy};
 use serde_json::Value;
@@ -66,8 +66,8 @@ fn fleet(workers: impl Iterator<Item = usize>) -> Vec<PlannerMember> {
         id: WorkerId::new(&format!("rug-host-{n:04}.example")).expect("a valid name"),
         weight: 1,
         zone: String::new(),
-        site: format!("host-{n}").into(),
-        drivers: BTreeSet::from([Driver::Simulated]),
+        host: format!("host-{n}"),
+        drivers: [(DriverName::simulated(), DriverCapabilities::of_all_kinds(None))].into(),
         connected: true,
         draining: false,
     };
@@ -98,7 +98,7 @@ fn carry_out(planner: &mut Planner, plan: &Plan) {
 
 /// Prints one strategy; the answer is the median of a join.
 fn measure(options: &Options, strategy: Strategy) -> Result<Duration> {
-    let needs = Needs { driver: Driver::Simulated, site: None };
+    let needs = Needs { driver: DriverName::simulated(), kind: KindName::Custom, site: None };
     let mut planner = Planner::new(Config { strategy, ..Config::default() }, Term::new(1));
     planner.set_members(fleet(0..options.workers));
     let started = Instant::now();

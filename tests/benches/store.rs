@@ -10,7 +10,8 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
-use common::appliance::{Driver, Name, Spec};
+use common::appliance::{Name, Spec};
+use common::driver::DriverName;
 use common::kind::{Custom, KindSpec, Probe};
 use common::{ApplianceId, CoordinatorId, Generation, Incarnation, Term, Token, WorkerId};
 use coordinator::record::{AuditEvent, Record, RequestRecord};
@@ -156,7 +157,7 @@ fn create() -> Result<Vec<StoreWrite>> {
         id,
         tenant: Name::new("bench")?,
         name: Name::new(&format!("a-{id}"))?,
-        driver: Driver::Simulated,
+        driver: DriverName::simulated(),
         placement_key: id.to_string(),
         labels: BTreeMap::new(),
         spec: Spec {

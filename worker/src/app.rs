@@ -6,8 +6,8 @@
 
 use std::io::Write as _;
 
-use common::appliance::Driver as Name;
-use common::{Profile, Term, WorkerId};
+use common::driver::DriverName as Name;
+use common::{Term, WorkerId};
 use runtime::program::{self, Failure};
 use runtime::shutdown::Signals;
 use runtime::tls::ClientTls;
@@ -62,7 +62,7 @@ pub fn run_blocking(config: Config) -> Result<(), Failure> {
 /// # Errors
 /// When the driver's directory cannot be used, or nobody reads what is printed.
 pub fn print_instances(config: Config) -> Result<(), Failure> {
-    let failed = |e| driver_failure(&Name::Process, &e);
+    let failed = |e| driver_failure(&Name::process(), &e);
     let name = WorkerId::new(&config.name).map_err(Failure::other)?;
     let driver = ProcessDriver::new(config.process, name).map_err(failed)?;
     let found = program::runtime()?.block_on(driver.list()).map_err(failed)?;
@@ -96,8 +96,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let drivers = offer::build(&config, &name, &newest_term, &beside)
         .map_err(|(driver, error)| driver_failure(&driver, &error))?;
     let (zone, host) = (config.zone.clone(), config.host.clone());
-    let profile = profile(config.weight, zone, host, config.drivers.clone(), config.session.lease);
-    let profile = Profile { holds: drivers.holds(), state_dir: drivers.state_dir(), ..profile };
+    let profile = profile(config.weight, zone, host, drivers.capabilities(), config.session.lease);
     let coordination = config.coordination.shown();
     info!(worker = %name, host = config.host, coordination, coordinators = ?config.session.coordinators, "starting");
     let (runner, events) = Runner::start(config.runner.clone(), drivers);

@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use common::WorkerId;
-use common::appliance::{Driver, FieldViolation};
+use common::appliance::FieldViolation;
+use common::driver::DriverName;
 use common::profile::{HOST_RULE, is_host};
 use runtime::config::Settings;
 use runtime::{telemetry, tls};
 use serde::{Deserialize, Serialize};
 
-use crate::drivers::{DriverFencing, process, simulated};
+use crate::drivers::{self, DriverFencing, process, simulated};
 use crate::{runner, session};
 
 /// Everything that can be set, in `rug-worker.toml`, by `RUG_WORKER_<SECTION>__<FIELD>`, or by flags.
@@ -26,8 +27,8 @@ pub struct Config {
     pub zone: String,
     /// Share of the appliances relative to other workers; at least 1.
     pub weight: u32,
-    /// Drivers it offers.
-    pub drivers: BTreeSet<Driver>,
+    /// Drivers it offers; each must be one that this program has.
+    pub drivers: BTreeSet<DriverName>,
     /// Directory of what the drivers keep. Only workers that share it adopt each other's instances: those of one host
     /// should. What was started from another directory waits for a worker that uses that one.
     pub state_dir: PathBuf,
@@ -54,7 +55,7 @@ impl Default for Config {
             host: String::new(),
             zone: String::new(),
             weight: 1,
-            drivers: BTreeSet::from([Driver::Process]),
+            drivers: BTreeSet::from([DriverName::process()]),
             state_dir: PathBuf::from("rug-worker-state"),
             coordination: coordination::url::Config::default(),
             session: session::Config::default(),
@@ -93,6 +94,10 @@ impl Settings for Config {
         if self.drivers.is_empty() {
             found.push(FieldViolation::new("drivers", "must name at least one"));
         }
+        for unknown in self.drivers.iter().filter(|name| !drivers::NAMES.contains(&name.as_str())) {
+            let known = drivers::NAMES.join(", ");
+            found.push(FieldViolation::new("drivers", format!("this program has no `{unknown}`; it has {known}")));
+        }
         let sections = [
             ("coordination", self.coordination.validate()),
             ("session", self.session.validate()),
@@ -116,7 +121,7 @@ impl Settings for Config {
 impl Config {
     /// With ZooKeeper the length of the lease is known only once it has agreed to a session timeout.
     fn margin_violation(&self) -> Option<FieldViolation> {
-        let unfenced = self.drivers.contains(&Driver::Simulated) && self.simulated.fencing() != DriverFencing::Token;
+        let unfenced = self.drivers.contains(simulated::NAME) && self.simulated.fencing() != DriverFencing::Token;
         if !unfenced || !self.coordination.is_embedded() {
             return None;
         }
@@ -169,13 +174,28 @@ mod tests {
         let config = |margin, fencing| {
             let text = format!(
                 r#"{{"drivers": ["simulated"], "session": {{"lease": "1s", "act_margin": "{margin}"}},
-                    "simulated": {{"fencing": "{fencing}", "hold": "2s"}}}}"#
+                    "simulated": {{"fencing": "{fencing}", "fence_delay": "2s"}}}}"#
             );
             violations(serde_json::from_str::<Config>(&text).expect("readable"))
         };
-        assert!(config("501ms", "hold")[0].starts_with("session.act_margin: "));
-        assert!(config("500ms", "hold").is_empty(), "half of it is enough");
+        assert!(config("501ms", "delay")[0].starts_with("session.act_margin: "));
+        assert!(config("500ms", "delay").is_empty(), "half of it is enough");
         assert!(config("501ms", "token").is_empty(), "tokens need no margin");
+    }
+
+    #[test]
+    fn the_names_of_the_version_before_are_read() {
+        let text = r#"{"drivers": ["simulated"], "simulated": {"fencing": "hold", "hold": "2s"}}"#;
+        let config: Config = serde_json::from_str(text).expect("readable");
+        assert_eq!(config.simulated.fencing(), DriverFencing::Delay(std::time::Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn a_driver_that_this_program_does_not_have_is_refused() {
+        let config = |drivers| serde_json::from_str::<Config>(&format!(r#"{{"drivers": {drivers}}}"#));
+        let unknown = violations(config(r#"["process", "hovercraft"]"#).expect("a name"));
+        assert_eq!(unknown, ["drivers: this program has no `hovercraft`; it has process, simulated"]);
+        assert!(config(r#"["No Name"]"#).expect_err("no name").to_string().contains("is not the name of a driver"));
     }
 
     #[test]

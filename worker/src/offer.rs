@@ -1,19 +1,20 @@
-//! The drivers a worker offers, each with the protocol of its instances. The list of drivers there are is [`build`].
+//! The drivers a worker offers, each with the protocol of its instances. What a worker publishes about them is read off
+//! the drivers themselves. [`build`] sets up those that the configuration names.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::appliance::Driver as Name;
+use common::driver::{DriverCapabilities, DriverName as Name, DriverOffers};
 use common::{Term, WorkerId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::Config;
-use crate::drivers::process::ProcessDriver;
-use crate::drivers::simulated::Simulated;
+use crate::drivers::process::{self, ProcessDriver};
+use crate::drivers::simulated::{self, Simulated};
 use crate::drivers::{Driver, DriverFencing, Error};
 use crate::kinds::{Protocol, Standard};
 
@@ -34,20 +35,19 @@ pub struct Offer {
 pub struct Drivers(Arc<BTreeMap<Name, Offer>>);
 
 impl Drivers {
-    /// How long calls through those of them may take effect that no token fences, for the leader to know.
+    /// What the worker publishes about them.
     #[must_use]
-    pub fn holds(&self) -> BTreeMap<Name, Duration> {
-        let hold = |offer: &Offer| match offer.driver.fencing() {
-            DriverFencing::Token => None,
-            DriverFencing::Hold(hold) => Some(hold),
+    pub fn capabilities(&self) -> DriverOffers {
+        let one = |driver: &dyn Driver| DriverCapabilities {
+            state_dir: driver.state_dir().map(str::to_owned),
+            fence_delay: match driver.fencing() {
+                DriverFencing::Token => None,
+                DriverFencing::Delay(delay) => Some(delay),
+            },
+            plugs_ports: false,
+            kinds: driver.kinds(),
         };
-        self.0.iter().filter_map(|(name, offer)| Some((name.clone(), hold(offer)?))).collect()
-    }
-
-    /// Where instances of host-bound drivers are kept, as an absolute path; empty when none is offered.
-    #[must_use]
-    pub fn state_dir(&self) -> String {
-        self.0.values().find_map(|offer| offer.driver.state_dir()).unwrap_or_default().to_owned()
+        self.0.iter().map(|(name, offer)| (name.clone(), one(offer.driver.as_ref()))).collect()
     }
 
     pub(crate) fn offer(&self, name: &Name) -> Option<&Offer> {
@@ -80,17 +80,18 @@ pub(crate) fn build(
     let mut offers = BTreeMap::new();
     for name in &config.drivers {
         let failed = |error| (name.clone(), error);
-        let offer = match name {
-            Name::Process => {
+        let offer = match name.as_str() {
+            process::NAME => {
                 let process = ProcessDriver::new(config.process.clone(), worker.clone()).map_err(failed)?;
                 tokio::spawn(sweep(process.clone(), term.clone(), stop.clone()));
                 let protocol = Standard::new().map_err(failed)?;
                 Offer { driver: Arc::new(process), protocol: Arc::new(protocol) }
             }
-            Name::Simulated => {
+            simulated::NAME => {
                 let simulated = Arc::new(Simulated::new(config.simulated.clone()).map_err(failed)?);
                 Offer { driver: Arc::clone(&simulated) as _, protocol: simulated }
             }
+            _ => return Err(failed(Error::Refused("this program has no such driver".to_owned()))),
         };
         offers.insert(name.clone(), offer);
     }

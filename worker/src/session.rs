@@ -15,11 +15,11 @@ mod stop;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::appliance::Driver;
+use common::driver::DriverOffers;
 use common::session::GrantRef;
 use common::{ApplianceId, Profile, Term, Timestamp, Token, WorkerId};
 use coordination::{Life, Seat};
@@ -166,7 +166,7 @@ impl Session {
         self.profile.lease = life.lease();
         if let Some(incarnation) = life.incarnation() {
             info!(worker = %self.name, %incarnation, lease = ?self.profile.lease, "joined");
-            if !self.profile.holds.is_empty()
+            if self.profile.drivers.iter().any(|(_, offered)| offered.fence_delay.is_some())
                 && let Some(violation) = self.config.margin_violation(self.profile.lease)
             {
                 warn!(worker = %self.name, "session.{violation}");
@@ -244,7 +244,7 @@ async fn take_command(
 
 /// What a worker publishes about itself.
 #[must_use]
-pub fn profile(weight: u32, zone: String, host: String, drivers: BTreeSet<Driver>, lease: Duration) -> Profile {
+pub fn profile(weight: u32, zone: String, host: String, drivers: DriverOffers, lease: Duration) -> Profile {
     let version = env!("CARGO_PKG_VERSION").to_owned();
     Profile { weight, zone, host, drivers, version, pid: std::process::id(), lease, ..Profile::default() }
 }

@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::appliance::{Driver as DriverName, Name, Spec};
+use common::appliance::{Name, Spec};
+use common::driver::DriverName;
 use common::kind::{Custom, HealthCheck, KindSpec, Listener, LoadBalancer, Member, Probe};
 use common::{ApplianceId, Edition, Generation, Term, Token, WorkerId};
 use runtime::clock;
@@ -95,7 +96,7 @@ fn desired(kind: KindSpec) -> Desired {
     Desired {
         name: name.clone(),
         tenant: name,
-        driver: DriverName::Process,
+        driver: DriverName::process(),
         edition: Edition::new(Generation::new(1), Term::new(1)),
         revision: 0,
         deleting: false,

@@ -145,16 +145,41 @@ macro_rules! kinds {
             $($(#[$doc])* #[serde(rename = $name)] $variant($value),)+
         }
 
+        /// The name of a kind, as workers publish what their drivers can run.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum KindName {
+            $($(#[$doc])* $variant,)+
+        }
+
+        impl KindName {
+            /// Every kind there is.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// The name as text.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+        }
+
         /// Every kind there is.
         pub const REGISTRY: &[KindInfo] = &[$(KindInfo { name: $name, fields: &[$($field),*] }),+];
 
         impl KindSpec {
+            /// Its kind.
+            #[must_use]
+            pub const fn kind_name(&self) -> KindName {
+                match self {
+                    $(Self::$variant(_) => KindName::$variant,)+
+                }
+            }
+
             /// The name of its kind.
             #[must_use]
             pub const fn name(&self) -> &'static str {
-                match self {
-                    $(Self::$variant(_) => $name,)+
-                }
+                self.kind_name().as_str()
             }
         }
 
@@ -175,6 +200,23 @@ kinds! {
     Loadbalancer(LoadBalancer) = "loadbalancer" ["listeners"],
     /// Any command.
     Custom(Custom) = "custom" ["command", "args", "env", "port", "probe"],
+}
+
+impl KindName {
+    /// The kinds that every worker ran when workers did not publish their kinds. Never changes.
+    pub const PREVIOUS: [Self; 2] = [Self::Loadbalancer, Self::Custom];
+
+    /// The kind of this name; `None` when this version has none.
+    #[must_use]
+    pub fn find(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|kind| kind.as_str() == name)
+    }
+}
+
+impl std::fmt::Display for KindName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
 }
 
 /// A kind, as the registry lists it.

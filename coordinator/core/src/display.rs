@@ -27,7 +27,8 @@ impl fmt::Display for Unplaced {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoMembers => f.write_str("there are no workers"),
-            Self::NoDriver(driver) => write!(f, "no worker offers driver {driver}"),
+            Self::NoDriver(driver) => write!(f, "no worker offers driver `{driver}`"),
+            Self::NoKind(driver, kind) => write!(f, "no worker's driver `{driver}` runs kind `{kind}`"),
             Self::SiteGone(site) if site.state_dir().is_empty() => {
                 write!(f, "its instances are bound to host {}, which has no worker", site.host())
             }
@@ -58,6 +59,7 @@ impl fmt::Display for CandidateRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NoDriver => "it does not offer the driver",
+            Self::NoKind => "its driver does not run the kind",
             Self::OtherSite => "it runs on another host, or uses another state directory, than the instances",
             Self::NotConnected => "it has no session with the leader",
             Self::Draining => "it drains",

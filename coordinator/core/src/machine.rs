@@ -212,7 +212,7 @@ impl Machine {
             Event::Durable(batch) => self.written(now, batch, true),
             Event::Undone(batch) => self.written(now, batch, false),
             Event::Created(seed) => self.admit(seed, HandoffState::Unowned, None, None, false),
-            Event::Updated { id, edition, size, deleting } => self.updated(id, edition, size, deleting),
+            Event::Updated { id, edition, kind, size, deleting } => self.updated(id, edition, kind, size, deleting),
             Event::Check(id, number) => self.check(id, number),
             Event::FellBehind => self.membership.start_waits_anew(now),
             Event::Tick => self.tick(now),
@@ -289,6 +289,8 @@ mod audited;
 mod external;
 #[cfg(test)]
 mod held;
+#[cfg(test)]
+mod offers;
 #[cfg(test)]
 mod passing;
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //! they go; until then the next plan lists them again. An appliance is counted at one member at most, so once a hand-off has
 //! begun it is set to its new owner and marked as not movable, lest the next plan finds the old owner still too full.
 //!
-//! Rules in their order: live and connected, driver, site, not drained, pin, ceiling of the band, floor of the band, ring
+//! Rules in their order: live and connected, driver, kind, site, not drained, pin, ceiling of the band, floor of the band, ring
 //! preference; zones will stand after the ceiling. Under [`Strategy::Ring`] the ring alone
 //! decides. See `bounded.rs` and `exact.rs` for the two strategies. Equal tables and members give equal plans, whatever
 //! happened before.
@@ -26,7 +26,8 @@ mod walk;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
-use common::appliance::Driver;
+use common::driver::{DriverName, DriverOffers};
+use common::kind::KindName;
 use common::ring::{self, Ring};
 use common::{ApplianceId, Site, Term, WorkerId};
 use serde::{Deserialize, Serialize};
@@ -79,10 +80,10 @@ pub struct PlannerMember {
     pub weight: u32,
     /// Failure zone; empty when not given.
     pub zone: String,
-    /// Where its instances of host-bound drivers are kept.
-    pub site: Site,
+    /// Host it runs on.
+    pub host: String,
     /// Drivers it offers. Empty: a member of the ring that takes no share (a Python service).
-    pub drivers: BTreeSet<Driver>,
+    pub drivers: DriverOffers,
     /// Live and with a settled stream: may be given appliances. One that is not keeps what it has, and is neither asked
     /// to take nor a reason for others to give.
     pub connected: bool,
@@ -94,7 +95,9 @@ pub struct PlannerMember {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Needs {
     /// The driver it uses.
-    pub driver: Driver,
+    pub driver: DriverName,
+    /// What it is.
+    pub kind: KindName,
     /// Where its instances are kept, once they are bound to it.
     pub site: Option<Site>,
 }
@@ -130,7 +133,9 @@ pub enum Unplaced {
     /// There are no members.
     NoMembers,
     /// No member offers the driver.
-    NoDriver(Driver),
+    NoDriver(DriverName),
+    /// Members offer the driver, and none of theirs runs the kind.
+    NoKind(DriverName, KindName),
     /// No member is of the site where its instances are kept.
     SiteGone(Site),
     /// Members that could take it are not connected.
@@ -154,6 +159,8 @@ pub enum Unplaced {
 pub enum CandidateRefusal {
     /// It does not offer the driver.
     NoDriver,
+    /// Its driver does not run the kind.
+    NoKind,
     /// It is of another site than where the instances are kept.
     OtherSite,
     /// It has no settled stream.

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use common::appliance::{Driver, Name};
+use common::appliance::Name;
+use common::driver::DriverName;
 use common::status::Phase;
 
 use crate::views::{ApplianceKey, CatalogEntry};
@@ -15,7 +16,7 @@ pub struct Filter {
     /// Of the kind with this name.
     pub kind: Option<String>,
     /// With this driver.
-    pub driver: Option<Driver>,
+    pub driver: Option<DriverName>,
     /// Held by, or being offered to, this worker.
     pub worker: Option<String>,
     /// In any of these phases; all when empty.

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 
 use common::ApplianceId;
+use common::driver::HostBoundDrivers;
 
 use crate::record::Record;
 
 /// Ports of a record with the fields that name them; none for drivers that give each instance an address of its own.
 pub(super) fn claimed(record: &Record) -> Vec<(u16, String)> {
-    if record.driver.is_host_bound() { record.spec.claimed_ports() } else { Vec::new() }
+    if HostBoundDrivers::default().shares_ports(&record.driver) { record.spec.claimed_ports() } else { Vec::new() }
 }
 
 /// Claims by port. More than one appliance only where they run on different hosts.

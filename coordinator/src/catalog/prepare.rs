@@ -340,7 +340,7 @@ fn check_fixed(current: &Record, update: &ApplianceUpdate) -> Result<(), Command
     let fixed = &update.patch.fixed;
     let differs = [
         ("appliance.tenant", fixed.tenant.as_ref().is_some_and(|t| *t != current.tenant), current.tenant.as_str()),
-        ("appliance.driver", fixed.driver.as_ref().is_some_and(|d| *d != current.driver), current.driver.name()),
+        ("appliance.driver", fixed.driver.as_ref().is_some_and(|d| *d != current.driver), current.driver.as_str()),
         (
             "appliance.placement_key",
             fixed.placement_key.as_ref().is_some_and(|k| *k != current.placement_key),

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use common::appliance::{Driver, Name, Spec};
+use common::appliance::{Name, Spec};
+use common::driver::DriverName;
 use common::change::{ApplianceDraft, AppliancePatch, ApplianceUpdate, FixedFields, SpecPatch};
 use common::kind::{Custom, KindSpec, Probe};
 use common::status::Phase;
@@ -34,7 +35,7 @@ fn draft(text: &str, port: Option<u16>) -> ApplianceDraft {
         id: None,
         name: name(text),
         tenant: name("default"),
-        driver: Driver::Process,
+        driver: DriverName::process(),
         placement_key: None,
         labels: BTreeMap::new(),
         spec: spec(port),
@@ -137,7 +138,7 @@ fn what_is_taken_is_refused_with_its_holder() {
     let (field, description) = violation(refused(&catalog, &create(2, draft("other", Some(80)))));
     assert_eq!(field, "appliance.spec.custom.port");
     assert!(description.contains("default/web"), "{description}");
-    let simulated = ApplianceDraft { driver: Driver::Simulated, ..draft("sim", Some(80)) };
+    let simulated = ApplianceDraft { driver: DriverName::simulated(), ..draft("sim", Some(80)) };
     run(&catalog, &create(3, simulated)).expect("a simulated appliance takes no port of the host");
 }
 
@@ -239,7 +240,7 @@ fn what_cannot_change_is_refused_by_name() {
     let web = made(&catalog, 1, "web", None);
     let cases = [
         ("appliance.tenant", FixedFields { tenant: Some(name("other")), ..FixedFields::default() }),
-        ("appliance.driver", FixedFields { driver: Some(Driver::Simulated), ..FixedFields::default() }),
+        ("appliance.driver", FixedFields { driver: Some(DriverName::simulated()), ..FixedFields::default() }),
         ("appliance.placement_key", FixedFields { placement_key: Some("k".into()), ..FixedFields::default() }),
     ];
     for (field, fixed) in cases {
@@ -401,7 +402,7 @@ fn lists_are_ordered_and_filtered() {
         (Filter { phases: vec![Phase::Up], ..all.clone() }, vec!["a/web-1"]),
         (Filter { labels: [("n".to_owned(), "4".to_owned())].into(), ..all.clone() }, vec!["a/db"]),
         (Filter { kind: Some("loadbalancer".into()), ..all.clone() }, vec![]),
-        (Filter { driver: Some(Driver::Simulated), ..all }, vec![]),
+        (Filter { driver: Some(DriverName::simulated()), ..all }, vec![]),
     ];
     for (filter, expected) in cases {
         assert_eq!(names(&catalog, &filter), expected, "{filter:?}");

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use common::change::ApplianceTarget;
+use common::driver::{DriverCapabilities, DriverName};
 use common::{ApplianceId, RebalanceId, Term, WorkerId};
 use coordinator_core::health::Health;
 use coordinator_core::planner::Strategy;
@@ -370,10 +371,9 @@ fn worker(name: &str) -> WorkerView {
         incarnation: None,
         health: Health::Healthy,
         host: "h".into(),
-        state_dir: "/var/lib/rug".into(),
         zone: String::new(),
         weight: 1,
-        drivers: vec!["process".into()],
+        drivers: [(DriverName::process(), DriverCapabilities::of_all_kinds(Some("/var/lib/rug")))].into(),
         version: "1".into(),
         pid: 1,
         last_seen: None,

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use common::appliance::{Driver, FieldViolation, Name};
+use common::appliance::{FieldViolation, Name};
+use common::driver::{DriverName, PreviousOffers};
 use common::kind;
 use common::{ApplianceId, Site};
 use coordinator_core::health::Health;
@@ -11,7 +12,7 @@ use coordinator_core::planner::Strategy;
 use proto::admin::v1 as wire;
 use proto::convert::admin::{phase_from_wire, status_to_wire};
 use proto::convert::scalar::{clip, time_to_wire};
-use proto::convert::spec_to_wire;
+use proto::convert::{offers_to_wire, spec_to_wire};
 use tonic::Status;
 
 use super::status;
@@ -36,7 +37,7 @@ pub(super) fn appliance(entry: &CatalogEntry) -> wire::Appliance {
         id: record.id.to_string(),
         name: record.name.to_string(),
         tenant: record.tenant.to_string(),
-        driver: record.driver.name().to_owned(),
+        driver: record.driver.as_str().to_owned(),
         placement_key: record.placement_key.clone(),
         labels: record.labels.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
         spec: Some(spec_to_wire(&record.spec)),
@@ -82,7 +83,7 @@ pub(super) fn worker(view: &WorkerView, counts: &PhaseCounts) -> wire::Worker {
         host: view.host.clone(),
         zone: view.zone.clone(),
         weight: view.weight,
-        drivers: view.drivers.clone(),
+        drivers: view.drivers.names().map(DriverName::to_string).collect(),
         appliances: counts.total(),
         phases: counts.iter().map(|(phase, n)| (phase.name().to_owned(), n)).collect(),
         last_seen: view.last_seen.map(time_to_wire),
@@ -90,7 +91,8 @@ pub(super) fn worker(view: &WorkerView, counts: &PhaseCounts) -> wire::Worker {
         pid: view.pid,
         draining: view.draining,
         member: view.member,
-        state_dir: view.state_dir.clone(),
+        state_dir: PreviousOffers::of(&view.drivers).state_dir,
+        offers: offers_to_wire(&view.drivers),
     }
 }
 
@@ -265,7 +267,7 @@ pub(super) fn filter(wire: Option<wire::ApplianceFilter>) -> Result<Filter, Stat
         filter.kind = Some(wire.kind);
     }
     if !wire.driver.is_empty() {
-        filter.driver = wire.driver.parse::<Driver>().map_err(|e| note("driver", e.to_string())).ok();
+        filter.driver = wire.driver.parse::<DriverName>().map_err(|e| note("driver", e.to_string())).ok();
     }
     if !wire.worker.is_empty() {
         filter.worker = Some(wire.worker);

@@ -76,6 +76,7 @@ impl Leader<'_> {
             ChangeOutcome::Changed | ChangeOutcome::Unchanged => Event::Updated {
                 id: record.id,
                 edition: record.edition(),
+                kind: record.spec.kind.kind_name(),
                 size: size(record),
                 deleting: record.deleting,
             },

@@ -3,7 +3,6 @@
 use std::time::SystemTime;
 
 use common::Profile;
-use common::appliance::Driver;
 use common::session::Desired;
 use coordinator_core::machine::WorkerSnapshot;
 use coordinator_core::planner::PlacementCandidate;
@@ -26,16 +25,15 @@ pub(super) fn desired(record: &Record) -> Desired {
 
 pub(super) fn worker_view(view: WorkerSnapshot, now: SystemTime) -> WorkerView {
     let WorkerSnapshot { id, incarnation, health, profile, appliances: _, silent, draining, member } = view;
-    let Profile { weight, zone, host, state_dir, drivers, version, pid, .. } = profile.unwrap_or_default();
+    let Profile { weight, zone, host, drivers, version, pid, .. } = profile.unwrap_or_default();
     WorkerView {
         id,
         incarnation: Some(incarnation),
         health,
         host,
-        state_dir,
         zone,
         weight,
-        drivers: drivers.iter().map(Driver::to_string).collect(),
+        drivers,
         version,
         pid,
         last_seen: now.checked_sub(silent),

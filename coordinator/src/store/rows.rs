@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use common::appliance::{Driver, Name, Spec};
+use common::appliance::{Name, Spec};
+use common::driver::{DriverCapabilities, DriverName, PreviousOffers};
+use common::kind::KindName;
 use common::status::{InstanceStatus, Phase, Progress, Status};
 use common::{ApplianceId, Generation, Incarnation, RebalanceId, Term, WorkerId};
 use coordinator_core::grants::{Profile, StoredMember};
@@ -68,7 +70,7 @@ pub(super) fn from_record(record: &Record) -> appliances::Model {
         id: record.id.uuid(),
         tenant: record.tenant.as_str().to_owned(),
         name: record.name.as_str().to_owned(),
-        driver: record.driver.name().to_owned(),
+        driver: record.driver.as_str().to_owned(),
         placement_key: record.placement_key.clone(),
         labels: json(&record.labels),
         spec: json(&record.spec),
@@ -91,7 +93,7 @@ pub(super) fn to_record(row: appliances::Model) -> Result<Record, Error> {
         id: ApplianceId::new(row.id),
         tenant: at.parse::<Name>("tenant", &row.tenant)?,
         name: at.parse::<Name>("name", &row.name)?,
-        driver: at.parse::<Driver>("driver", &row.driver)?,
+        driver: at.parse::<DriverName>("driver", &row.driver)?,
         labels: at.json::<BTreeMap<String, String>>("labels", &row.labels)?,
         spec,
         generation: Generation::new(row.generation.cast_unsigned()),
@@ -143,7 +145,8 @@ pub(super) fn to_progress(row: &progress::Model) -> Result<(ApplianceId, Progres
     Ok((ApplianceId::new(row.appliance), at.json("progress", &row.progress)?, Duration::from_nanos(hold)))
 }
 
-/// Stored form of a [`Profile`], and whether the member is only remembered.
+/// Stored form of a [`Profile`], and whether the member is only remembered. `state_dir`, `drivers` and `holds` are what a
+/// coordinator of the version before reads, and cannot do without.
 #[derive(Serialize, Deserialize)]
 struct ProfileRow {
     weight: u32,
@@ -151,14 +154,42 @@ struct ProfileRow {
     host: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     state_dir: String,
-    drivers: BTreeSet<Driver>,
+    drivers: BTreeSet<DriverName>,
+    /// Absent in rows of the version before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    offers: Option<BTreeMap<DriverName, OfferRow>>,
     version: String,
     pid: u32,
     lease: Duration,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    holds: BTreeMap<Driver, Duration>,
+    holds: BTreeMap<DriverName, Duration>,
     #[serde(default)]
     departed: bool,
+}
+
+/// Stored form of [`DriverCapabilities`].
+#[derive(Serialize, Deserialize)]
+struct OfferRow {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    state_dir: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fence_delay: Option<Duration>,
+    #[serde(default)]
+    plugs_ports: bool,
+    /// As text: a newer version may have written kinds that this one does not know.
+    kinds: Vec<String>,
+}
+
+fn from_offer((name, capabilities): (&DriverName, &DriverCapabilities)) -> (DriverName, OfferRow) {
+    let DriverCapabilities { state_dir, fence_delay, plugs_ports, kinds } = capabilities.clone();
+    let kinds = kinds.iter().map(|kind| kind.as_str().to_owned()).collect();
+    (name.clone(), OfferRow { state_dir, fence_delay, plugs_ports, kinds })
+}
+
+fn to_offer((name, row): (DriverName, OfferRow)) -> (DriverName, DriverCapabilities) {
+    let OfferRow { state_dir, fence_delay, plugs_ports, kinds } = row;
+    let kinds = kinds.iter().filter_map(|kind| KindName::find(kind)).collect();
+    (name, DriverCapabilities { state_dir, fence_delay, plugs_ports, kinds })
 }
 
 /// Stored form of an [`Incarnation`].
@@ -167,9 +198,10 @@ pub(super) fn incarnation_text(incarnation: Incarnation) -> String {
 }
 
 pub(super) fn from_member(member: &StoredMember) -> members::Model {
-    let Profile { weight, zone, host, state_dir, drivers, version, pid, lease, holds } = member.profile.clone();
-    let row =
-        ProfileRow { weight, zone, host, state_dir, drivers, version, pid, lease, holds, departed: member.departed };
+    let Profile { weight, zone, host, drivers: offers, version, pid, lease } = member.profile.clone();
+    let PreviousOffers { drivers, fence_delays: holds, state_dir } = PreviousOffers::of(&offers);
+    let (offers, departed) = (Some(offers.iter().map(from_offer).collect()), member.departed);
+    let row = ProfileRow { weight, zone, host, state_dir, drivers, offers, version, pid, lease, holds, departed };
     members::Model {
         worker: member.worker.as_str().to_owned(),
         incarnation: incarnation_text(member.incarnation),
@@ -179,13 +211,17 @@ pub(super) fn from_member(member: &StoredMember) -> members::Model {
 
 pub(super) fn to_member(row: &members::Model) -> Result<StoredMember, Error> {
     let at = RowName { what: "member", key: &row.worker };
-    let ProfileRow { weight, zone, host, state_dir, drivers, version, pid, lease, holds, departed } =
+    let ProfileRow { weight, zone, host, state_dir, drivers, offers, version, pid, lease, holds, departed } =
         at.json("profile", &row.profile)?;
+    let drivers = match offers {
+        Some(offers) => offers.into_iter().map(to_offer).collect(),
+        None => PreviousOffers { drivers, fence_delays: holds, state_dir }.read(),
+    };
     let incarnation = u128::from_str_radix(&row.incarnation, 16).map_err(|e| at.corrupt(e))?;
     Ok(StoredMember {
         worker: at.parse("worker", &row.worker)?,
         incarnation: Incarnation::new(incarnation),
-        profile: Profile { weight, zone, host, state_dir, drivers, version, pid, lease, holds },
+        profile: Profile { weight, zone, host, drivers, version, pid, lease },
         departed,
     })
 }

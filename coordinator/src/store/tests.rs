@@ -13,8 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use common::appliance::{Driver, Name, Spec};
-use common::kind::{Custom, KindSpec, Probe};
+use common::appliance::{Name, Spec};
+use common::driver::{DriverCapabilities, DriverName, DriverOffers};
+use common::kind::{Custom, KindName, KindSpec, Probe};
 use common::status::{InstanceStatus, JournalEntry, Phase, Progress, Status};
 use common::{Generation, Token};
 use coordinator_core::grants::{Granted, Profile, StoredGrant};

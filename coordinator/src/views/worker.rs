@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use common::driver::DriverOffers;
 use common::{Incarnation, WorkerId};
 use coordinator_core::health::Health;
 
@@ -16,14 +17,12 @@ pub struct WorkerView {
     pub health: Health,
     /// Host it runs on.
     pub host: String,
-    /// Where it keeps instances of host-bound drivers; empty when it offers none.
-    pub state_dir: String,
     /// Failure zone.
     pub zone: String,
     /// Share of the appliances relative to others.
     pub weight: u32,
-    /// Names of the drivers it offers.
-    pub drivers: Vec<String>,
+    /// Drivers it offers.
+    pub drivers: DriverOffers,
     /// Version of the program.
     pub version: String,
     /// Process id on its host.

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
+use common::driver::{DriverCapabilities, DriverOffers, HostBoundDrivers};
 use futures::{StreamExt, stream};
 use proto::admin::v1;
 
@@ -42,7 +43,8 @@ pub(crate) async fn run(context: &CommandContext, args: &ApplyArgs) -> Result<()
     if !refused.is_empty() {
         return Err(combine_failures(refused, "nothing was changed"));
     }
-    let clashes = port_clashes(&documents, &checked);
+    let host_bound = host_bound(&context.client, &documents).await?;
+    let clashes = port_clashes(&documents, &checked, &host_bound);
     if !clashes.is_empty() {
         return Err(combine_failures(clashes, "nothing was changed"));
     }
@@ -83,12 +85,31 @@ async fn send(client: &AdminClient, documents: &[Document], validate_only: bool)
     (answers, refused)
 }
 
+/// Which drivers of the documents are host-bound, as far as any worker has said.
+async fn host_bound(client: &AdminClient, documents: &[Document]) -> Result<HostBoundDrivers, Failure> {
+    let mut known = HostBoundDrivers::default();
+    if documents.iter().any(|document| known.get(&document.driver()).is_none()) {
+        let offer = |offer: &v1::DriverOffer| {
+            let state_dir = offer.state_dir.clone();
+            Some((offer.name.parse().ok()?, DriverCapabilities { state_dir, ..DriverCapabilities::default() }))
+        };
+        let offers = |worker: v1::Worker| worker.offers.iter().filter_map(offer).collect::<DriverOffers>();
+        let offers: Vec<_> = client.workers().await?.into_iter().map(offers).collect();
+        known.learn(&offers);
+    }
+    Ok(known)
+}
+
 /// Ports claimed by two of the documents. The server validates one document at a time and would refuse the second one
-/// after it created the first. As on the server, only appliances bound to different hosts may share a port.
-fn port_clashes(documents: &[Document], answers: &UpdateResponses) -> Vec<Failure> {
+/// after it created the first. As on the server, only appliances bound to different hosts may share a port. What no worker
+/// has said about a driver is left to the server.
+fn port_clashes(documents: &[Document], answers: &UpdateResponses, host_bound: &HostBoundDrivers) -> Vec<Failure> {
     let mut claims: BTreeMap<u32, Vec<(&Document, &str)>> = BTreeMap::new();
     let mut clashes = Vec::new();
     for (document, answer) in documents.iter().zip(answers) {
+        if host_bound.get(&document.driver()) != Some(true) {
+            continue;
+        }
         let assignment = answer.as_ref().and_then(|a| a.appliance.as_ref()).and_then(|a| a.assignment.as_ref());
         let host = assignment.map_or("", |a| a.host.as_str());
         for (port, field) in document.claimed_ports() {
@@ -206,10 +227,11 @@ mod tests {
             let appliance = Some(v1::Appliance { assignment, ..v1::Appliance::default() });
             Some(v1::UpdateApplianceResponse { appliance, ..v1::UpdateApplianceResponse::default() })
         };
-        let clashes = port_clashes(&documents, &vec![on(""), on("h1"), None]);
+        let known = HostBoundDrivers::default();
+        let clashes = port_clashes(&documents, &vec![on(""), on("h1"), None], &known);
         let clashes: Vec<_> = clashes.iter().map(ToString::to_string).collect();
         assert_eq!(clashes, ["f.yaml:11: spec.listeners[1].port: port 8081 is also claimed by custom/a at f.yaml:1"]);
-        assert!(port_clashes(&documents, &vec![on("h2"), on("h1"), None]).is_empty());
+        assert!(port_clashes(&documents, &vec![on("h2"), on("h1"), None], &known).is_empty());
     }
 
     #[test]

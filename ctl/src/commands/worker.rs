@@ -132,6 +132,9 @@ async fn get(context: &CommandContext, name: &str) -> Result<(), Failure> {
     line("Appliances", &w.appliances.to_string());
     line("Phases", &phases(&w.phases));
     line("Drivers", &w.drivers.join(", "));
+    for offer in &w.offers {
+        line("Driver", &format!("{}: {}", offer.name, capabilities(offer)));
+    }
     line("Weight", &w.weight.to_string());
     line("Member", if w.member { "yes" } else { "no: it is not in the ring and is given no appliances" });
     line("Draining", if w.draining { "yes" } else { "" });
@@ -150,11 +153,42 @@ async fn get(context: &CommandContext, name: &str) -> Result<(), Failure> {
     context.ui.print(&text)
 }
 
+/// What a worker says about a driver, in one line.
+fn capabilities(offer: &v1::DriverOffer) -> String {
+    let mut parts = vec![format!("kinds {}", if offer.kinds.is_empty() { "none".into() } else { offer.kinds.join(", ") })];
+    match offer.state_dir.as_deref() {
+        Some("") => parts.push("bound to the host".to_owned()),
+        Some(dir) => parts.push(format!("bound to the host and {dir}")),
+        None => {}
+    }
+    if let Some(delay) = &offer.fence_delay {
+        parts.push(format!("fence delay {}", view::duration(delay)));
+    }
+    if offer.plugs_ports {
+        parts.push("plugs ports".to_owned());
+    }
+    one_line(&parts.join("; "))
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn capabilities_of_a_driver_fit_a_line() {
+        let offer = v1::DriverOffer {
+            name: "process".into(),
+            state_dir: Some("/var/lib/rug".into()),
+            kinds: vec!["loadbalancer".into(), "custom".into()],
+            ..v1::DriverOffer::default()
+        };
+        assert_eq!(capabilities(&offer), "kinds loadbalancer, custom; bound to the host and /var/lib/rug");
+        let delay = Some(prost_types::Duration { seconds: 20, nanos: 0 });
+        let offer = v1::DriverOffer { fence_delay: delay, plugs_ports: true, ..v1::DriverOffer::default() };
+        assert_eq!(capabilities(&offer), "kinds none; fence delay 20s; plugs ports");
+    }
 
     #[test]
     fn the_table_of_workers_shows_their_appliances() {

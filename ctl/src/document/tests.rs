@@ -99,7 +99,11 @@ fn invalid_input_is_refused_with_line_and_field() {
         ),
         (&custom_with("labels: {v: 1}"), "f.yaml:3: labels.v: must be text (put it in quotes), is the number 1"),
         (&custom_with("labels: [v]"), "f.yaml:3: labels: must be a mapping of names to texts, is a list"),
-        (&custom_with("driver: vm"), "f.yaml:3: driver: unknown driver `vm`; known are process, simulated"),
+        (
+            &custom_with("driver: My VM"),
+            "f.yaml:3: driver: `My VM` is not the name of a driver: 1 to 63 of a-z 0-9 - . that start with a letter and \
+             end with a letter or digit",
+        ),
         ("kind: custom\nspec: {command: a}\n", "f.yaml:1: name: is required"),
         (
             "name: A b\nkind: custom\nspec: {command: a}\n",

@@ -53,6 +53,7 @@ pub(crate) struct Worker {
     zone: String,
     weight: u32,
     drivers: Vec<String>,
+    offers: Vec<DriverOffer>,
     appliances: u64,
     phases: BTreeMap<String, u64>,
     last_seen: Option<String>,
@@ -60,6 +61,27 @@ pub(crate) struct Worker {
     pid: u32,
     draining: bool,
     member: bool,
+}
+
+/// What a worker says about one of its drivers.
+#[derive(Debug, Serialize)]
+struct DriverOffer {
+    name: String,
+    /// Absent when the driver is not host-bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state_dir: Option<String>,
+    /// Absent when tokens fence its calls.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fence_delay: Option<String>,
+    plugs_ports: bool,
+    kinds: Vec<String>,
+}
+
+impl From<v1::DriverOffer> for DriverOffer {
+    fn from(offer: v1::DriverOffer) -> Self {
+        let v1::DriverOffer { name, state_dir, fence_delay, plugs_ports, kinds } = offer;
+        Self { name, state_dir, fence_delay: fence_delay.as_ref().map(view::duration), plugs_ports, kinds }
+    }
 }
 
 impl From<&v1::Worker> for Worker {
@@ -77,6 +99,7 @@ impl From<&v1::Worker> for Worker {
             zone: w.zone,
             weight: w.weight,
             drivers: w.drivers,
+            offers: w.offers.into_iter().map(DriverOffer::from).collect(),
             appliances: w.appliances,
             phases,
             last_seen: time(w.last_seen),

@@ -119,8 +119,8 @@ fn worker_command_lines_contain_all_arguments() {
     let listen = "127.0.0.1:7470".parse().expect("an address");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let _inside = runtime.enter();
-    let cluster =
-        LocalCluster::new(folder.clone(), &args, listen, &[Driver::Process, Driver::Simulated]).expect("valid");
+    let cluster = LocalCluster::new(folder.clone(), &args, listen, &[DriverName::process(), DriverName::simulated()])
+        .expect("valid");
     let words = cluster.workers[1].args.join(" ");
     let start = format!(
         "run --name worker-2 --coordinator http://127.0.0.1:7470 --state-dir {}/workers --host ",

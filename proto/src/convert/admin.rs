@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use common::appliance::{Driver, FieldViolation, MAX_TEXT, Name, Violations};
+use common::appliance::{FieldViolation, MAX_TEXT, Name, Violations};
+use common::driver::DriverName;
 use common::change::{ApplianceDraft, ApplianceTarget};
 use common::status::{InstanceStatus, Phase, Status};
 use common::{ApplianceId, Generation};
@@ -35,8 +36,11 @@ pub fn draft_from_wire(appliance: Option<wire::Appliance>) -> Result<ApplianceDr
     let id = id_or_none("appliance.id", &a.id, &mut found);
     let name = found.take("appliance.name", Name::new(&a.name));
     let tenant = tenant("appliance.tenant", &a.tenant, &mut found);
-    let driver =
-        if a.driver.is_empty() { Some(Driver::Process) } else { found.take("appliance.driver", a.driver.parse()) };
+    let driver = if a.driver.is_empty() {
+        Some(DriverName::process())
+    } else {
+        found.take("appliance.driver", a.driver.parse())
+    };
     let placement_key = placement_key(a.placement_key, &mut found);
     let labels = labels("appliance.labels", a.labels, &mut found);
     let spec = match a.spec {

@@ -1,15 +1,17 @@
 //! Round trips, refusals as tables, and bytes nobody meant: nothing that decodes may panic here.
 
+mod driver;
 mod session;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use common::Profile;
-use common::appliance::{Driver, FieldViolation, Name, Spec};
-use common::kind::{Custom, HealthCheck, KindSpec, Listener, LoadBalancer, Member, Probe};
+use common::appliance::{FieldViolation, Name, Spec};
+use common::driver::{DriverCapabilities, DriverName, DriverOffers};
+use common::kind::{Custom, HealthCheck, KindName, KindSpec, Listener, LoadBalancer, Member, Probe};
 use common::ring::MAX_WEIGHT;
 use common::session::{
     Ack, AnnouncedStep, Carryover, Confirm, Declined, Delta, DeltaEntry, Desired, Envelope, GrantRef, Hello,
@@ -140,6 +142,19 @@ fn edition() -> impl Strategy<Value = Edition> {
     (any::<u64>(), any::<u64>()).prop_map(|(number, term)| Edition::new(Generation::new(number), Term::new(term)))
 }
 
+fn offers(delay: u32) -> DriverOffers {
+    let other = DriverCapabilities {
+        fence_delay: Some(Duration::from_secs(delay.into())),
+        plugs_ports: true,
+        kinds: [KindName::Custom].into(),
+        ..DriverCapabilities::default()
+    };
+    DriverOffers::from([
+        (DriverName::process(), DriverCapabilities::of_all_kinds(Some("/var/lib/rug"))),
+        (DriverName::new("other-cloud.v2").expect("a name"), other),
+    ])
+}
+
 fn up() -> impl Strategy<Value = ToCoordinator> {
     let owned = (grip(), edition()).prop_map(|((appliance, token), edition)| OwnedGrant { appliance, token, edition });
     let hello = (prop::collection::vec(owned, 0..4), releases(), any::<u64>(), grips(), 1..=MAX_WEIGHT).prop_map(
@@ -150,12 +165,10 @@ fn up() -> impl Strategy<Value = ToCoordinator> {
                     weight,
                     zone: "a".into(),
                     host: "h".into(),
-                    state_dir: "/var/lib/rug".into(),
-                    drivers: BTreeSet::from([Driver::Process]),
+                    drivers: offers(weight),
                     version: "1".into(),
                     pid: 7,
                     lease: Duration::from_secs(2),
-                    holds: BTreeMap::from([(Driver::Simulated, Duration::from_secs(u64::from(weight)))]),
                 },
                 owned,
                 released,
@@ -194,7 +207,7 @@ fn desired() -> impl Strategy<Value = Desired> {
         |(name, edition, revision, deleting, spec)| Desired {
             name: Name::new(&name).expect("lower-case letters"),
             tenant: Name::new("default").expect("a valid name"),
-            driver: Driver::Simulated,
+            driver: DriverName::simulated(),
             edition,
             revision,
             deleting,
@@ -395,7 +408,7 @@ fn fields<T: std::fmt::Debug>(result: Result<T, Vec<FieldViolation>>) -> Vec<Str
 #[test]
 fn defaults_of_the_api_are_filled_in() {
     let draft = draft_from_wire(Some(custom_appliance())).expect("valid");
-    assert_eq!((draft.tenant.as_str(), draft.driver, draft.spec.replicas), ("default", Driver::Process, 1));
+    assert_eq!((draft.tenant.as_str(), draft.driver, draft.spec.replicas), ("default", DriverName::process(), 1));
     let mut appliance = custom_appliance();
     appliance.spec.as_mut().expect("has one").kind = lb(wire::Listener { port: 80, ..Default::default() });
     let KindSpec::Loadbalancer(lb) = draft_from_wire(Some(appliance)).expect("valid").spec.kind else {
@@ -415,7 +428,7 @@ fn each_odd_field_of_a_document_is_named() {
         ("appliance.name", |a| a.name = "No".into()),
         ("appliance.id", |a| a.id = "123".into()),
         ("appliance.tenant", |a| a.tenant = "-".into()),
-        ("appliance.driver", |a| a.driver = "floppy".into()),
+        ("appliance.driver", |a| a.driver = "A Floppy".into()),
         ("appliance.placement_key", |a| a.placement_key = "x".repeat(300)),
         ("appliance.labels", |a| a.labels = [(String::new(), "v".into())].into()),
         ("appliance.labels[\"k\"]", |a| a.labels = [("k".into(), "\n".into())].into()),
@@ -532,25 +545,6 @@ fn a_reference_names_what_it_lacks() {
     assert_eq!(fields(target_from_wire(None, "appliance")), ["appliance"]);
     assert_eq!(fields(by(wire::appliance_ref::By::Id("x".into()))), ["appliance.id"]);
     assert_eq!(fields(by(wire::appliance_ref::By::Name(wire::TenantName::default()))), ["appliance.name.name"]);
-}
-
-#[test]
-fn drivers_of_a_newer_worker_are_ignored() {
-    let profile = Profile {
-        weight: 1,
-        zone: String::new(),
-        host: "h".into(),
-        state_dir: "/var/lib/rug".into(),
-        drivers: BTreeSet::from([Driver::Process]),
-        version: "9".into(),
-        pid: 1,
-        lease: Duration::from_secs(1),
-        holds: BTreeMap::from([(Driver::Process, Duration::from_millis(1_500))]),
-    };
-    let mut message = super::worker::profile_to_wire(profile.clone());
-    message.drivers.push("hovercraft".into());
-    message.holds.insert("hovercraft".into(), prost_types::Duration { seconds: 5, nanos: 0 });
-    assert_eq!(super::worker::Reader { message: "Hello" }.profile(Some(message)), Ok(profile));
 }
 
 #[test]

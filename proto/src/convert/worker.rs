@@ -1,16 +1,17 @@
 //! What both directions of a worker's session share: envelope, tokens, progress, and how errors are told.
 
-use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::time::Duration;
 
-use common::appliance::{Driver, MAX_TEXT, Name};
-use common::profile::{HOST_RULE, STATE_DIR_RULE, is_host, is_state_dir};
+use common::appliance::{MAX_TEXT, Name};
+use common::driver::{DriverName, MAX_FENCE_DELAY, PreviousOffers};
+use common::profile::{HOST_RULE, is_host};
 use common::ring::MAX_WEIGHT;
 use common::session::{AnnouncedStep, Desired, Envelope, GrantRef};
 use common::status::{JournalEntry, Progress};
 use common::{ApplianceId, Edition, Generation, Incarnation, Profile, StreamNumber, Term, Token};
 
+use super::driver::offers_to_wire;
 use super::scalar::{clip, duration_from_wire, duration_to_wire};
 use super::spec::{spec_from_wire, spec_to_wire};
 use crate::worker::v1 as wire;
@@ -19,8 +20,8 @@ use crate::worker::v1 as wire;
 pub const MAX_ENTRIES_PER_MESSAGE: usize = 1_000;
 /// Most attempts counters and journal entries of one progress.
 const MAX_PROGRESS: usize = 64;
-/// Longest lease or hold that makes sense; anything longer is a unit mix-up.
-const MAX_WAIT: Duration = common::profile::MAX_HOLD;
+/// Longest lease or delay that makes sense; anything longer is a unit mix-up.
+const MAX_WAIT: Duration = MAX_FENCE_DELAY;
 
 /// A message of a session that cannot be used. The stream it came from ends.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -134,16 +135,14 @@ impl Reader {
     }
 
     pub(super) fn profile(self, wire: Option<wire::Profile>) -> Result<Profile, WireError> {
-        let wire = wire.ok_or_else(|| self.error("profile", "is missing"))?;
+        let mut wire = wire.ok_or_else(|| self.error("profile", "is missing"))?;
         if !(1..=MAX_WEIGHT).contains(&wire.weight) {
             return Err(self.error("profile.weight", format!("must be 1 to {MAX_WEIGHT}, is {}", wire.weight)));
         }
         if !is_host(&wire.host) {
             return Err(self.error("profile.host", HOST_RULE));
         }
-        if !wire.state_dir.is_empty() && !is_state_dir(&wire.state_dir) {
-            return Err(self.error("profile.state_dir", STATE_DIR_RULE));
-        }
+        let drivers = self.offers(&mut wire)?;
         let lease = self.wait("profile.lease".to_owned(), wire.lease)?;
         if lease.is_zero() {
             return Err(self.error("profile.lease", "must be more than nothing"));
@@ -152,25 +151,11 @@ impl Reader {
             weight: wire.weight,
             zone: self.text("profile.zone", wire.zone, 255)?,
             host: wire.host,
-            state_dir: wire.state_dir,
-            // A newer worker may offer drivers that this version has never heard of: nothing is placed on them here.
-            drivers: wire.drivers.iter().filter_map(|d| d.parse().ok()).collect(),
+            drivers,
             version: self.text("profile.version", wire.version, 64)?,
             pid: wire.pid,
             lease,
-            holds: self.holds(wire.holds)?,
         })
-    }
-
-    /// Holds of drivers that this version knows.
-    fn holds(self, wire: HashMap<String, prost_types::Duration>) -> Result<BTreeMap<Driver, Duration>, WireError> {
-        let mut holds = BTreeMap::new();
-        for (name, hold) in wire {
-            if let Ok(driver) = name.parse() {
-                holds.insert(driver, self.wait(format!("profile.holds[{name}]"), Some(hold))?);
-            }
-        }
-        Ok(holds)
     }
 
     pub(super) fn desired(self, at: &At<'_>, wire: Option<wire::Desired>) -> Result<Desired, WireError> {
@@ -255,17 +240,20 @@ pub(super) fn progress_to_wire(progress: Progress) -> Option<wire::Progress> {
     })
 }
 
+/// Readers of the version before find what they know in the fields that they know.
 pub(super) fn profile_to_wire(profile: Profile) -> wire::Profile {
+    let PreviousOffers { fence_delays, state_dir, .. } = PreviousOffers::of(&profile.drivers);
     wire::Profile {
         weight: profile.weight,
         zone: profile.zone,
         host: profile.host,
-        state_dir: profile.state_dir,
-        drivers: profile.drivers.iter().map(|d| d.name().to_owned()).collect(),
+        state_dir,
+        drivers: profile.drivers.names().map(DriverName::to_string).collect(),
         version: profile.version,
         pid: profile.pid,
         lease: Some(duration_to_wire(profile.lease)),
-        holds: profile.holds.iter().map(|(d, hold)| (d.name().to_owned(), duration_to_wire(*hold))).collect(),
+        holds: fence_delays.into_iter().map(|(d, delay)| (d.to_string(), duration_to_wire(delay))).collect(),
+        offers: offers_to_wire(&profile.drivers),
     }
 }
 
@@ -273,7 +261,7 @@ pub(super) fn desired_to_wire(desired: &Desired) -> wire::Desired {
     wire::Desired {
         name: desired.name.to_string(),
         tenant: desired.tenant.to_string(),
-        driver: desired.driver.name().to_owned(),
+        driver: desired.driver.to_string(),
         generation: desired.edition.generation.get(),
         revision: desired.revision,
         deleting: desired.deleting,

@@ -1,10 +1,10 @@
 //! How many of what there is, and what may go wrong.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::appliance::Driver;
 use common::canon::NEVER;
+use common::driver::{DriverCapabilities, DriverName};
+use common::kind::KindName;
 use common::mutant::Mutant;
 use common::{ApplianceId, Edition, Generation, Profile, Term, Timestamp, WorkerId};
 use coordinator_core::machine;
@@ -154,19 +154,19 @@ impl Setup {
     }
 
     pub(crate) fn profile(&self, number: usize) -> Profile {
+        let fence_delay = match self.fencing {
+            FencingMode::Tokens => None,
+            FencingMode::Holds => Some(HOLD),
+        };
+        let simulated = DriverCapabilities { fence_delay, ..DriverCapabilities::of_all_kinds(None) };
         Profile {
             weight: 1,
             zone: String::new(),
             host: format!("h{}", number + 1),
-            state_dir: String::new(),
-            drivers: [Driver::Simulated].into(),
+            drivers: [(DriverName::simulated(), simulated)].into(),
             version: String::new(),
             pid: 1,
             lease: LEASE,
-            holds: match self.fencing {
-                FencingMode::Tokens => BTreeMap::new(),
-                FencingMode::Holds => [(Driver::Simulated, HOLD)].into(),
-            },
         }
     }
 
@@ -178,7 +178,7 @@ impl Setup {
         Seed {
             id,
             placement_key: id.to_string(),
-            needs: Needs { driver: Driver::Simulated, site: None },
+            needs: Needs { driver: DriverName::simulated(), kind: KindName::Custom, site: None },
             edition: Edition::new(Generation::new(1), Term::new(1)),
             size: 200,
             deleting: false,

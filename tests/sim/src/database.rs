@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use common::Life;
-use common::appliance::Driver;
+use common::driver::DriverName;
 use common::mutant::{self, Mutant};
 use common::{ApplianceId, Edition, Generation, Term, Token};
 use coordinator_core::grants::{GrantOp, Granted, StoredGrant, StoredMember};
@@ -24,7 +24,7 @@ pub(super) type Position = (Term, u64);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ApplianceRow {
     pub(super) id: ApplianceId,
-    pub(super) driver: Driver,
+    pub(super) driver: DriverName,
     pub(super) edition: Edition,
     pub(super) deleting: bool,
 }

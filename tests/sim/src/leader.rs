@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use common::kind::KindName;
 use common::session::{DeltaEntry, Envelope, ToCoordinator, ToWorker};
 use common::{ApplianceId, Generation, RebalanceId, Term, Timestamp};
 use coordinator_core::machine::{Action, Event, Machine, Restored};
@@ -49,7 +50,7 @@ fn seed(record: &ApplianceRow) -> Seed {
     Seed {
         id: record.id,
         placement_key: record.id.to_string(),
-        needs: Needs { driver: record.driver.clone(), site: None },
+        needs: Needs { driver: record.driver.clone(), kind: KindName::Custom, site: None },
         edition: record.edition,
         size: 200,
         deleting: record.deleting,
@@ -181,7 +182,7 @@ impl SimWorld {
                 let event = if created {
                     Event::Created(seed(&record))
                 } else {
-                    Event::Updated { id, edition, size: 200, deleting }
+                    Event::Updated { id, edition, kind: KindName::Custom, size: 200, deleting }
                 };
                 if created || leader.catalog.contains_key(&record.id) {
                     leader.catalog.insert(record.id, record);

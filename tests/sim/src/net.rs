@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use common::Edition;
-use common::appliance::Driver;
+use common::driver::DriverName;
 use common::session::{Envelope, ToCoordinator, ToWorker};
 use coordinator_core::machine;
 use worker_core::assignments::Editioned;
@@ -17,7 +17,7 @@ use super::world::{SimEvent, SimHost, SimWorld};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SimDesired {
     pub(super) edition: Edition,
-    pub(super) driver: Driver,
+    pub(super) driver: DriverName,
     pub(super) deleting: bool,
 }
 

@@ -12,6 +12,7 @@ use coordinator_core::planner::{Needs, Strategy};
 use coordinator_core::table::TableRow;
 
 use super::SimTime;
+use super::worker::WorkerHost;
 use super::world::{SimEvent, SimWorld};
 
 /// How long after the last fault the world may take to come to rest. Leases, graces and back-offs are a few seconds
@@ -126,9 +127,8 @@ impl SimWorld {
 
     /// Workers that could hold an appliance with these needs, whatever they hold.
     fn eligible(&self, needs: &Needs) -> BTreeSet<WorkerId> {
-        let able = self.places.iter().filter(|p| !p.lost).filter(|p| {
-            p.profile.drivers.contains(&needs.driver) && needs.site.as_ref().is_none_or(|s| *s == p.profile.site())
-        });
+        let can_run = |p: &&WorkerHost| p.profile.can_run(&needs.driver, needs.kind, needs.site.as_ref());
+        let able = self.places.iter().filter(|p| !p.lost).filter(can_run);
         able.map(|p| p.name.clone()).collect()
     }
 

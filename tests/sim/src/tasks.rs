@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use common::appliance::Driver;
+use common::driver::DriverName;
 use common::mutant::{self, Mutant};
 use common::session::{Carryover, Declined, GrantRef, Release};
 use common::status::Progress;
@@ -29,7 +29,7 @@ pub(super) enum CallReply {
 pub(super) struct SimTask {
     pub(super) token: Token,
     pub(super) edition: Edition,
-    driver: Driver,
+    driver: DriverName,
     deleting: bool,
     destroyed: bool,
     pub(super) releasing: bool,
@@ -75,13 +75,13 @@ impl SimWorld {
         self.check_taken(place, id, token);
         let draining = self.process(place).is_some_and(|p| p.draining);
         let unwilling = draining || (self.faulty() && self.rng.chance(self.settings.unwilling));
-        if unwilling || !self.places[place].profile.drivers.contains(&desired.driver) {
+        if unwilling || !self.places[place].profile.drivers.get(&desired.driver).is_some() {
             if let Some(process) = self.process(place) {
                 process.assignments.declined(id, token);
             }
             return self.say(place, |a| a.declined.push(declined(id, token)));
         }
-        if desired.driver.is_host_bound() {
+        if self.places[place].profile.site(&desired.driver).is_some() {
             self.journals.entry(id).or_default().is_bound = true;
         }
         let now = self.places[place].clock.local(self.now);
@@ -158,8 +158,8 @@ impl SimWorld {
         self.process(place)?.tasks.get_mut(&id).filter(|task| task.token == token)
     }
 
-    fn hold_of(&self, driver: &Driver) -> Option<Duration> {
-        self.settings.hold.filter(|_| *driver == Driver::Simulated)
+    fn hold_of(&self, driver: &DriverName) -> Option<Duration> {
+        self.settings.hold.filter(|_| *driver == DriverName::simulated())
     }
 
     /// Begins a step, if the gate lets it.

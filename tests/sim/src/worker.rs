@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::appliance::Driver;
+use common::driver::{DriverCapabilities, DriverName};
 use common::session::{Ack, DeltaEntry, Report, ToCoordinator};
 use common::{ApplianceId, Edition, Profile, Term, Timestamp, Token, WorkerId};
 use worker_core::assignments::Assignments;
@@ -112,20 +112,18 @@ pub(super) struct WorkerProcess {
 impl WorkerHost {
     pub(super) fn new(n: usize, rng: &mut Rng, hold: Option<Duration>) -> Self {
         let drivers = match rng.below(4) {
-            0 => [Driver::Process].into(),
-            1 => [Driver::Simulated].into(),
-            _ => [Driver::Process, Driver::Simulated].into(),
+            0 => vec![DriverName::process()],
+            1 => vec![DriverName::simulated()],
+            _ => vec![DriverName::process(), DriverName::simulated()],
         };
         let profile = Profile {
             weight: 1 + rng.below(3) as u32,
             zone: String::new(),
             host: format!("host-{}", rng.below(2)),
-            state_dir: String::new(),
-            drivers,
+            drivers: drivers.into_iter().map(|driver| offer(driver, hold)).collect(),
             version: String::new(),
             pid: 1,
             lease: rng.duration(400, 2_500),
-            holds: hold.map(|hold| (Driver::Simulated, hold)).into_iter().collect(),
         };
         Self {
             name: WorkerId::new(&format!("w{}", n + 1)).expect("letters and digits"),
@@ -163,6 +161,15 @@ impl WorkerProcess {
     }
 }
 
+/// What a worker says about a driver; no token fences calls of the simulated one if there is a `fence_delay`.
+fn offer(driver: DriverName, fence_delay: Option<Duration>) -> (DriverName, DriverCapabilities) {
+    let capabilities = match driver == DriverName::process() {
+        true => DriverCapabilities::of_all_kinds(Some("")),
+        false => DriverCapabilities { fence_delay, ..DriverCapabilities::of_all_kinds(None) },
+    };
+    (driver, capabilities)
+}
+
 impl SimWorld {
     pub(super) fn start_worker(&mut self, place: usize) {
         let external = self.external();
@@ -177,7 +184,9 @@ impl SimWorld {
             p.profile.weight = 1 + self.rng.below(3) as u32;
             p.profile.lease = self.rng.duration(400, 2_500);
             if self.rng.chance(30) {
-                p.profile.drivers.insert(Self::any_driver(&mut self.rng));
+                let added = offer(Self::any_driver(&mut self.rng), self.settings.hold);
+                let offered = p.profile.drivers.iter().map(|(name, it)| (name.clone(), it.clone()));
+                p.profile.drivers = offered.chain([added]).collect();
             }
         }
         p.process = Some(WorkerProcess {

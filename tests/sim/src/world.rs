@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use common::appliance::Driver;
+use common::driver::DriverName;
 use common::{ApplianceId, Generation, Term, Token};
 use coordinator_core::machine;
 use coordinator_core::membership::LeaseAuthority;
@@ -432,7 +432,7 @@ impl SimWorld {
         self.cuts.fill(0);
     }
 
-    pub(super) fn any_driver(rng: &mut Rng) -> Driver {
-        if rng.chance(40) { Driver::Process } else { Driver::Simulated }
+    pub(super) fn any_driver(rng: &mut Rng) -> DriverName {
+        if rng.chance(40) { DriverName::process() } else { DriverName::simulated() }
     }
 }

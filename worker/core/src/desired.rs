@@ -34,7 +34,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     use common::Edition;
-    use common::appliance::{Driver, Name, Spec};
+    use common::appliance::{Name, Spec};
+    use common::driver::DriverName;
     use common::kind::{Custom, HealthCheck, KindSpec, Listener, LoadBalancer, Probe};
 
     use super::*;
@@ -42,7 +43,7 @@ mod tests {
     fn desired(revision: u64, image: Option<&str>, kind: KindSpec) -> Desired {
         let name = Name::new("a").expect("a name");
         let spec = Spec { replicas: 2, probe_interval: None, image: image.map(str::to_owned), kind };
-        let (driver, edition) = (Driver::Process, Edition::default());
+        let (driver, edition) = (DriverName::process(), Edition::default());
         Desired { name: name.clone(), tenant: name, driver, edition, revision, deleting: false, spec }
     }
 

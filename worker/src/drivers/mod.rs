@@ -1,8 +1,11 @@
 //! Drivers: where instances run. Each creates, finds, and removes them; none decides anything about an appliance.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use async_trait::async_trait;
 use common::ApplianceId;
-use std::time::Duration;
+use common::kind::KindName;
 use worker_core::desired::Desired;
 use worker_core::instance::Instance;
 
@@ -10,6 +13,9 @@ use crate::gate::{Permit, Shut};
 
 pub mod process;
 pub mod simulated;
+
+/// The drivers that this program has.
+pub const NAMES: [&str; 2] = [process::NAME, simulated::NAME];
 
 /// How a call is kept from taking effect once its caller is no longer the owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +25,7 @@ pub enum DriverFencing {
     /// Nobody there checks tokens: each call asks [`Permit::check_unfenced`] last, and a new owner waits this long (longest
     /// request plus the backend's own completion bound) after the lease of the former one, and after its own call that
     /// timed out or failed.
-    Hold(Duration),
+    Delay(Duration),
 }
 
 /// One instance to be started.
@@ -63,6 +69,11 @@ pub trait Driver: Send + Sync + 'static {
     /// there. Such a driver is host-bound, and its appliances stay with workers of this host and path.
     fn state_dir(&self) -> Option<&str> {
         None
+    }
+
+    /// Kinds of appliances it can run: those whose launch recipe it can carry out.
+    fn kinds(&self) -> BTreeSet<KindName> {
+        KindName::ALL.iter().copied().collect()
     }
 
     /// Raises the token at the far side, so that nothing its former owner still has under way can take effect. Meant to

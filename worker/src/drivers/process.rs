@@ -44,6 +44,9 @@ mod system;
 /// How long an instance that somebody else started may take to open its management address before it is shown without.
 const ADOPTED_MANAGEMENT_WAIT: Duration = Duration::from_secs(1);
 
+/// Name of the driver.
+pub const NAME: &str = "process";
+
 /// Settings of the driver.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -11,7 +11,7 @@
 //!   do; every worker of the world may end up knowing all of it.
 //!
 //! A token older than the newest one seen for the appliance is refused, in a shared world across workers: as far as
-//! their files have been read, which is good enough for something that is not real. With `fencing = "hold"` it stands for
+//! their files have been read, which is good enough for something that is not real. With `fencing = "delay"` it stands for
 //! a backend that knows no tokens: a call asks the gate before it starts, and then takes effect whoever owns the appliance
 //! by the time it does.
 
@@ -42,9 +42,13 @@ pub enum FencedBy {
     /// Older tokens are refused.
     #[default]
     Token,
-    /// By nothing: the next owner waits for `hold`.
-    Hold,
+    /// By nothing: the next owner waits for `fence_delay`.
+    #[serde(alias = "hold")]
+    Delay,
 }
+
+/// Name of the driver.
+pub const NAME: &str = "simulated";
 
 /// Settings of the driver.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -67,14 +71,14 @@ pub struct Config {
     pub world: Option<PathBuf>,
     /// What fences its calls.
     pub fencing: FencedBy,
-    /// With `fencing = "hold"`: how long after they were sent calls may take effect. At least as long as the longest of
+    /// With `fencing = "delay"`: how long after they were sent calls may take effect. At least as long as the longest of
     /// the latencies; longer keeps the next owner of an appliance waiting longer.
-    #[serde(with = "humantime_serde")]
-    pub hold: Duration,
+    #[serde(with = "humantime_serde", alias = "hold")]
+    pub fence_delay: Duration,
 }
 
-/// Longest `hold`.
-const MAX_HOLD: Duration = Duration::from_secs(3600);
+/// Longest `fence_delay`.
+const MAX_FENCE_DELAY: Duration = Duration::from_secs(3600);
 
 impl Config {
     /// Every setting that cannot work, by name.
@@ -85,8 +89,9 @@ impl Config {
             found.push(FieldViolation::new("failure_rate", format!("must be 0 to 1, is {}", self.failure_rate)));
         }
         let longest = self.boot_latency.max(self.configure_latency).max(Duration::from_millis(1));
-        if self.fencing == FencedBy::Hold && !(longest..=MAX_HOLD).contains(&self.hold) {
-            found.push(FieldViolation::new("hold", format!("must be {longest:?} to 1h, is {:?}", self.hold)));
+        if self.fencing == FencedBy::Delay && !(longest..=MAX_FENCE_DELAY).contains(&self.fence_delay) {
+            let problem = format!("must be {longest:?} to 1h, is {:?}", self.fence_delay);
+            found.push(FieldViolation::new("fence_delay", problem));
         }
         found
     }
@@ -96,7 +101,7 @@ impl Config {
     pub const fn fencing(&self) -> DriverFencing {
         match self.fencing {
             FencedBy::Token => DriverFencing::Token,
-            FencedBy::Hold => DriverFencing::Hold(self.hold),
+            FencedBy::Delay => DriverFencing::Delay(self.fence_delay),
         }
     }
 }
@@ -182,7 +187,7 @@ impl Simulated {
     fn send(&self, permit: &Permit) -> Result<(), Error> {
         match self.config.fencing {
             FencedBy::Token => Ok(()),
-            FencedBy::Hold => Ok(permit.check_unfenced()?),
+            FencedBy::Delay => Ok(permit.check_unfenced()?),
         }
     }
 
@@ -190,7 +195,7 @@ impl Simulated {
     fn arrive(&self, world: &mut SimulatedWorld, permit: &Permit) -> Result<(), Error> {
         match self.config.fencing {
             FencedBy::Token => world.raise(permit),
-            FencedBy::Hold => Ok(()),
+            FencedBy::Delay => Ok(()),
         }
     }
 

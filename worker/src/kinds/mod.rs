@@ -103,7 +103,8 @@ mod tests {
     use axum::http::StatusCode;
     use axum::routing::get;
     use common::Edition;
-    use common::appliance::{Driver, Name, Spec};
+    use common::appliance::{Name, Spec};
+    use common::driver::DriverName;
     use common::kind::{Custom, KindSpec, Probe};
     use tokio::net::TcpListener;
 
@@ -116,7 +117,7 @@ mod tests {
         Desired {
             name: name.clone(),
             tenant: name,
-            driver: Driver::Process,
+            driver: DriverName::process(),
             edition: Edition::default(),
             revision: 0,
             deleting: false,

@@ -269,7 +269,7 @@ impl Scheduler {
         if changes
             && matches!(outcome, StepOutcome::TimedOut | StepOutcome::Failed(_))
             && let Some(Offer { driver, .. }) = self.drivers.offer(&entry.lifecycle.desired().driver)
-            && let DriverFencing::Hold(hold) = driver.fencing()
+            && let DriverFencing::Delay(hold) = driver.fencing()
         {
             // Without an answer that says otherwise, the call may still take effect, also for the next owner.
             let until = hold_until(now, hold);

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use common::appliance::{Name, Spec};
+use common::driver::DriverName;
 use common::kind::{Custom, KindSpec, Probe};
 use common::status::Phase;
 use common::{Edition, Generation, Term};
@@ -35,7 +36,7 @@ fn desired(generation: u64, change: impl FnOnce(&mut Desired)) -> Arc<Desired> {
     let mut desired = Desired {
         name: name("web"),
         tenant: name("default"),
-        driver: common::appliance::Driver::Simulated,
+        driver: DriverName::simulated(),
         edition: Edition::new(Generation::new(generation), Term::new(1)),
         revision: 0,
         deleting: false,
@@ -149,7 +150,7 @@ impl Drop for Acting<'_> {
 #[async_trait]
 impl Driver for RunnerWorld {
     fn fencing(&self) -> DriverFencing {
-        DriverFencing::Hold(Duration::from_secs(20))
+        DriverFencing::Delay(Duration::from_secs(20))
     }
 
     async fn observe(&self, appliance: ApplianceId) -> Result<Vec<Instance>, Error> {
@@ -253,7 +254,7 @@ impl RunnerBench {
         let world = RunnerWorld::new();
         let driver: Arc<dyn Driver> = Arc::clone(&world) as _;
         let offer = Offer { driver, protocol: Arc::new(Speaker(Arc::clone(&world))) };
-        let drivers = Drivers::from(BTreeMap::from([(common::appliance::Driver::Simulated, offer)]));
+        let drivers = Drivers::from(BTreeMap::from([(DriverName::simulated(), offer)]));
         let start = Instant::now();
         let clock = move || Timestamp::from_millis(1_000_000) + start.elapsed();
         let (handle, events) = Runner::start_at(Config::default(), drivers, Arc::new(clock));

@@ -123,17 +123,25 @@ impl Session {
         }
     }
 
+    /// Why an appliance cannot be taken, if so.
+    fn unwanted(&self, desired: &Desired) -> Option<String> {
+        let (driver, kind) = (&desired.driver, desired.spec.kind.kind_name());
+        match self.profile.drivers.get(driver) {
+            None => Some(format!("driver {driver} is not offered here")),
+            // A leader of the version before asks no worker for its kinds.
+            Some(offered) if !offered.kinds.contains(&kind) => {
+                Some(format!("driver {driver} does not run {kind} here"))
+            }
+            // Offered before the leader heard of it.
+            Some(_) => self.control.is_draining().then(|| "this worker is about to stop".to_owned()),
+        }
+    }
+
     pub(super) fn apply(&mut self, effects: Vec<AssignmentEffect<Arc<Desired>>>, traceparent: &str) {
         for effect in effects {
             match effect {
                 AssignmentEffect::Take { appliance, token, desired, carryover, suspect } => {
-                    let unwanted = if !self.profile.drivers.contains(&desired.driver) {
-                        Some(format!("driver {} is not offered here", desired.driver))
-                    } else {
-                        // Offered before the leader heard of it.
-                        self.control.is_draining().then(|| "this worker is about to stop".to_owned())
-                    };
-                    if let Some(reason) = unwanted {
+                    if let Some(reason) = self.unwanted(&desired) {
                         self.assignments.declined(appliance, token);
                         self.outgoing.decline(appliance, token, reason);
                         continue;

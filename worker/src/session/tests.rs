@@ -7,6 +7,7 @@ mod lives;
 use std::pin::Pin;
 
 use common::appliance::{Name, Spec};
+use common::driver::{DriverCapabilities, DriverName};
 use common::kind::{Custom, KindSpec, Probe};
 use common::session::{
     Ack, Carryover, Confirm, Declined, Delta, DeltaEntry, Desired, Envelope, GrantRef, Hello, Refused, RefusedReason,
@@ -166,7 +167,13 @@ impl SessionBench {
         let (runner, commands) = Handle::detached();
         let (events, inlet) = mpsc::channel(16);
         let name = WorkerId::new("w1").expect("a valid name");
-        let profile = profile(1, String::new(), "h".into(), BTreeSet::from([Driver::Simulated]), config.lease);
+        let profile = profile(
+            1,
+            String::new(),
+            "h".into(),
+            [(DriverName::simulated(), DriverCapabilities::of_all_kinds(None))].into(),
+            config.lease,
+        );
         let mut session = Session::new(config, seat, name, profile, runner, inlet, watch::Sender::new(Term::new(0)));
         session.assignments = assignments;
         let stop = StopHandle::new();
@@ -259,7 +266,7 @@ fn desired() -> Arc<Desired> {
     Arc::new(Desired {
         name: Name::new("web").expect("a valid name"),
         tenant: Name::new("default").expect("a valid name"),
-        driver: Driver::Simulated,
+        driver: DriverName::simulated(),
         edition: Edition::new(Generation::new(1), Term::new(1)),
         revision: 0,
         deleting: false,

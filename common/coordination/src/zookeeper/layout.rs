@@ -4,7 +4,7 @@
 //! possible and never trusted. A lease node that holds anything but a heartbeat was written over; the version of the
 //! node has grown with that, so that no further heartbeat of its owner can commit.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rmpv::Value;
@@ -12,8 +12,9 @@ use serde::Serialize;
 use zookeeper_client::Stat;
 
 use super::MAX_LEASE;
-use common::appliance::Driver;
-use common::profile::{MAX_HOLD, is_state_dir};
+use common::driver::{DriverCapabilities, DriverName, DriverOffers, MAX_DRIVERS, MAX_FENCE_DELAY, PreviousOffers};
+use common::kind::KindName;
+use common::profile::is_state_dir;
 use common::{CoordinatorId, Incarnation, Profile, WorkerId};
 
 /// tooz's namespace when none is given.
@@ -152,14 +153,39 @@ pub(super) fn incarnation(stat: &Stat) -> Incarnation {
 struct WorkerCapabilities<'a> {
     weight: u32,
     zone: &'a str,
-    drivers: Vec<&'static str>,
+    drivers: Vec<&'a str>,
     host: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    state_dir: &'a str,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    state_dir: String,
     version: &'a str,
     pid: u32,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    hold_ms: BTreeMap<&'static str, u64>,
+    hold_ms: BTreeMap<String, u64>,
+    /// What readers of the version before ignore; the fields before it are for them.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    offers: BTreeMap<&'a str, OfferData<'a>>,
+}
+
+#[derive(Serialize)]
+struct OfferData<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state_dir: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fence_delay_ms: Option<u64>,
+    plugs_ports: bool,
+    kinds: Vec<&'static str>,
+}
+
+impl<'a> OfferData<'a> {
+    fn new(capabilities: &'a DriverCapabilities) -> Self {
+        let DriverCapabilities { state_dir, fence_delay, plugs_ports, kinds } = capabilities;
+        Self {
+            state_dir: state_dir.as_deref(),
+            fence_delay_ms: fence_delay.map(millis_above),
+            plugs_ports: *plugs_ports,
+            kinds: kinds.iter().map(|kind| kind.as_str()).collect(),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -189,23 +215,25 @@ fn millis(lease: Duration) -> u64 {
     u64::try_from(lease.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Rounded up: a shorter hold than the driver's would let the next owner act too early.
-fn millis_above(hold: Duration) -> u64 {
-    u64::try_from(hold.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+/// Rounded up: a shorter fence delay than the driver's would let the next owner act too early.
+fn millis_above(fence_delay: Duration) -> u64 {
+    u64::try_from(fence_delay.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
 /// What a worker publishes.
 pub(super) fn worker_capabilities(profile: &Profile) -> Vec<u8> {
+    let PreviousOffers { fence_delays, state_dir, .. } = PreviousOffers::of(&profile.drivers);
     packed(&WorkerCapabilities {
         // tooz takes no weight below 1.
         weight: profile.weight.max(1),
         zone: &profile.zone,
-        drivers: profile.drivers.iter().map(Driver::name).collect(),
+        drivers: profile.drivers.names().map(DriverName::as_str).collect(),
         host: &profile.host,
-        state_dir: &profile.state_dir,
+        state_dir,
         version: &profile.version,
         pid: profile.pid,
-        hold_ms: profile.holds.iter().map(|(driver, hold)| (driver.name(), millis_above(*hold))).collect(),
+        hold_ms: fence_delays.into_iter().map(|(driver, delay)| (driver.to_string(), millis_above(delay))).collect(),
+        offers: profile.drivers.iter().map(|(driver, it)| (driver.as_str(), OfferData::new(it))).collect(),
     })
 }
 
@@ -264,31 +292,55 @@ pub(super) fn address(data: &[u8]) -> String {
 /// What a member published, whoever it is. Its lease is zero: that stands in its lease node.
 pub(super) fn profile(data: &[u8]) -> Profile {
     let map = unpacked(data);
-    let drivers: BTreeSet<Driver> = map
-        .get("drivers")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(|name| name.as_str()?.parse().ok())
-        .collect();
     Profile {
         weight: weight(map.get("weight")),
         zone: map.text("zone"),
         host: map.text("host"),
-        state_dir: Some(map.text("state_dir")).filter(|dir| is_state_dir(dir)).unwrap_or_default(),
-        drivers,
+        drivers: match map.get("offers") {
+            Some(offers) => read_offers(offers),
+            None => previous_offers(&map).read(),
+        },
         version: map.text("version"),
         pid: map.get("pid").and_then(Value::as_u64).and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0),
         lease: Duration::ZERO,
-        holds: holds(map.get("hold_ms")),
     }
 }
 
-/// Holds by driver. One that cannot be read counts as the longest: its driver has one, and nobody knows which.
-fn holds(value: Option<&Value>) -> BTreeMap<Driver, Duration> {
-    let entries = value.and_then(Value::as_map).into_iter().flatten();
-    let known = entries.filter_map(|(driver, hold)| Some((driver.as_str()?.parse().ok()?, hold)));
-    known.map(|(driver, hold)| (driver, hold.as_u64().map_or(MAX_HOLD, Duration::from_millis).min(MAX_HOLD))).collect()
+/// Drivers by name. One whose name is none is left out.
+fn read_offers(value: &Value) -> DriverOffers {
+    let entries = value.as_map().into_iter().flatten().take(MAX_DRIVERS);
+    entries.filter_map(|(name, offer)| Some((name.as_str()?.parse().ok()?, read_offer(offer)))).collect()
+}
+
+/// What of an offer can be read. Its fence delay counts in any case; one that is broken elsewhere runs no kind, so that
+/// nothing is placed on it.
+fn read_offer(value: &Value) -> DriverCapabilities {
+    let offer = Unpacked(value.as_map().cloned().unwrap_or_default());
+    let state_dir = offer.get("state_dir").map(|dir| dir.as_str().unwrap_or("?").to_owned());
+    let is_broken = state_dir.as_ref().is_some_and(|dir| !dir.is_empty() && !is_state_dir(dir));
+    let kinds = offer.get("kinds").and_then(Value::as_array).into_iter().flatten().filter(|_| !is_broken);
+    DriverCapabilities {
+        state_dir: state_dir.filter(|_| !is_broken),
+        fence_delay: offer.get("fence_delay_ms").map(fence_delay),
+        plugs_ports: offer.get("plugs_ports").and_then(Value::as_bool).unwrap_or(false),
+        kinds: kinds.filter_map(|kind| KindName::find(kind.as_str()?)).collect(),
+    }
+}
+
+/// What workers of the version before publish.
+fn previous_offers(map: &Unpacked) -> PreviousOffers {
+    let names = map.get("drivers").and_then(Value::as_array).into_iter().flatten();
+    let delays = map.get("hold_ms").and_then(Value::as_map).into_iter().flatten();
+    PreviousOffers {
+        drivers: names.filter_map(|name| name.as_str()?.parse().ok()).collect(),
+        fence_delays: delays.filter_map(|(name, it)| Some((name.as_str()?.parse().ok()?, fence_delay(it)))).collect(),
+        state_dir: Some(map.text("state_dir")).filter(|dir| is_state_dir(dir)).unwrap_or_default(),
+    }
+}
+
+/// One that cannot be read counts as the longest: its driver has one, and nobody knows which.
+fn fence_delay(millis: &Value) -> Duration {
+    millis.as_u64().map_or(MAX_FENCE_DELAY, Duration::from_millis).min(MAX_FENCE_DELAY)
 }
 
 /// A weight as tooz's partitioner takes it: 1 when there is none, true is 1, and below 1 no points.
@@ -345,28 +397,37 @@ mod tests {
             weight: 2,
             zone: "a".to_owned(),
             host: "h".to_owned(),
-            state_dir: String::new(),
-            drivers: BTreeSet::from([Driver::Process]),
+            drivers: [(DriverName::process(), DriverCapabilities::of_all_kinds(Some("/d")))].into(),
             version: "1".to_owned(),
             pid: 7,
             lease: Duration::from_secs(1),
-            holds: BTreeMap::new(),
         }
     }
 
     #[test]
     fn capabilities_are_the_bytes_that_tooz_writes() {
-        // msgpack.packb({"weight": 2, "zone": "a", "drivers": ["process"], "host": "h", "version": "1", "pid": 7})
-        let expected =
-            b"\x86\xa6weight\x02\xa4zone\xa1a\xa7drivers\x91\xa7process\xa4host\xa1h\xa7version\xa11\xa3pid\x07";
+        // msgpack.packb({"weight": 2, "zone": "a", "drivers": ["process"], "host": "h", "state_dir": "/d",
+        //     "version": "1", "pid": 7, "offers": {"process": {"state_dir": "/d", "plugs_ports": False,
+        //     "kinds": ["loadbalancer", "custom"]}}})
+        let expected = b"\x88\xa6weight\x02\xa4zone\xa1a\xa7drivers\x91\xa7process\xa4host\xa1h\
+            \xa9state_dir\xa2/d\xa7version\xa11\xa3pid\x07\xa6offers\x81\xa7process\x83\xa9state_dir\xa2/d\
+            \xabplugs_ports\xc2\xa5kinds\x92\xacloadbalancer\xa6custom";
         assert_eq!(worker_capabilities(&a_profile()), expected);
         assert_eq!(coordinator_capabilities("https://h:1"), b"\x81\xa7address\xabhttps://h:1");
     }
 
     #[test]
     fn what_a_worker_publishes_reads_back_without_its_lease() {
-        for state_dir in ["", "/var/lib/rug"] {
-            let published = Profile { state_dir: state_dir.to_owned(), ..a_profile() };
+        let process = |dir| (DriverName::process(), DriverCapabilities::of_all_kinds(Some(dir)));
+        let other = DriverCapabilities {
+            fence_delay: Some(Duration::from_secs(20)),
+            plugs_ports: true,
+            kinds: [KindName::Custom].into(),
+            ..DriverCapabilities::default()
+        };
+        let other = || (DriverName::new("other-cloud").expect("a name"), other.clone());
+        for drivers in [[].into(), [process("")].into(), [process("/var/lib/rug"), other()].into()] {
+            let published = Profile { drivers, ..a_profile() };
             let expected = Profile { lease: Duration::ZERO, ..published.clone() };
             assert_eq!(profile(&worker_capabilities(&published)), expected);
         }
@@ -390,21 +451,67 @@ mod tests {
             let read = profile(data);
             assert_eq!((read.weight, read.drivers.len()), (weight, 0), "{data:?}");
         }
-        let unknown = b"\x82\xa7drivers\x92\xa7process\xa5other\xa6weight\x01";
-        assert_eq!(profile(unknown).drivers, BTreeSet::from([Driver::Process]));
     }
 
     #[test]
-    fn holds_are_published_rounded_up_and_unreadable_ones_are_the_longest() {
-        let hold = |millis| BTreeMap::from([(Driver::Process, Duration::from_millis(millis))]);
-        let read = |holds| profile(&worker_capabilities(&Profile { holds, ..a_profile() })).holds;
-        assert_eq!(read(hold(2_000)), hold(2_000));
-        assert_eq!(read(BTreeMap::from([(Driver::Process, Duration::from_nanos(1))])), hold(1));
-        assert_eq!(read(BTreeMap::from([(Driver::Process, Duration::MAX)]))[&Driver::Process], MAX_HOLD);
-        // {"hold_ms": {"process": "x", "other": 1}}, {"hold_ms": 1}
-        let odd = profile(b"\x81\xa7hold_ms\x82\xa7process\xa1x\xa5other\x01").holds;
-        assert_eq!(odd, BTreeMap::from([(Driver::Process, MAX_HOLD)]));
-        assert_eq!(profile(b"\x81\xa7hold_ms\x01").holds, BTreeMap::new());
+    fn what_a_worker_of_the_version_before_publishes_is_read() {
+        // {"drivers": ["process", "other"], "weight": 1, "state_dir": "/d", "hold_ms": {"process": 5}}
+        let data = b"\x84\xa7drivers\x92\xa7process\xa5other\xa6weight\x01\xa9state_dir\xa2/d\
+            \xa7hold_ms\x81\xa7process\x05";
+        let process = DriverCapabilities {
+            fence_delay: Some(Duration::from_millis(5)),
+            ..DriverCapabilities::of_all_kinds(Some("/d"))
+        };
+        assert_eq!(profile(data).drivers, DriverOffers::from([(DriverName::process(), process)]));
+    }
+
+    #[test]
+    fn offers_are_read_as_far_as_they_can_be() {
+        let delayed = |delay| DriverCapabilities { fence_delay: delay, ..DriverCapabilities::default() };
+        for (offers, expected) in [
+            // 1, [], {}, {"x": 1}, {"x": {}}
+            (&b"\x01"[..], None),
+            (b"\x90", None),
+            (b"\x80", None),
+            (b"\x81\xa1x\x01", Some(delayed(None))),
+            (b"\x81\xa1x\x80", Some(delayed(None))),
+            // {"X": {}}: no name
+            (b"\x81\xa1X\x80", None),
+            // {"x": {"fence_delay_ms": "1"}}
+            (b"\x81\xa1x\x81\xaefence_delay_ms\xa11", Some(delayed(Some(MAX_FENCE_DELAY)))),
+            // {"x": {"fence_delay_ms": 1, "state_dir": "relative", "kinds": ["custom"]}}: nothing is placed on it
+            (
+                b"\x81\xa1x\x83\xaefence_delay_ms\x01\xa9state_dir\xa8relative\xa5kinds\x91\xa6custom",
+                Some(delayed(Some(Duration::from_millis(1)))),
+            ),
+            // {"x": {"kinds": ["custom", "hovercraft", 7]}}
+            (
+                b"\x81\xa1x\x81\xa5kinds\x93\xa6custom\xaahovercraft\x07",
+                Some(DriverCapabilities { kinds: [KindName::Custom].into(), ..DriverCapabilities::default() }),
+            ),
+        ] {
+            let read = profile(&[b"\x81\xa6offers", offers].concat()).drivers;
+            let expected = expected.map(|it| (DriverName::new("x").expect("a name"), it));
+            assert_eq!(read, expected.into_iter().collect(), "{offers:?}");
+        }
+    }
+
+    #[test]
+    fn fence_delays_are_published_rounded_up_and_unreadable_ones_are_the_longest() {
+        let read = |fence_delay| {
+            let process = DriverCapabilities { fence_delay: Some(fence_delay), ..DriverCapabilities::default() };
+            let published = Profile { drivers: [(DriverName::process(), process)].into(), ..a_profile() };
+            profile(&worker_capabilities(&published)).fence_delay(&DriverName::process())
+        };
+        assert_eq!(read(Duration::from_secs(2)), Duration::from_secs(2));
+        assert_eq!(read(Duration::from_nanos(1)), Duration::from_millis(1));
+        assert_eq!(read(Duration::MAX), MAX_FENCE_DELAY);
+        // {"drivers": ["process"], "hold_ms": {"process": "x", "other": 1}}
+        let odd = b"\x82\xa7drivers\x91\xa7process\xa7hold_ms\x82\xa7process\xa1x\xa5other\x01";
+        assert_eq!(profile(odd).fence_delay(&DriverName::process()), MAX_FENCE_DELAY);
+        // {"drivers": ["process"], "hold_ms": 1}
+        let none = b"\x82\xa7drivers\x91\xa7process\xa7hold_ms\x01";
+        assert_eq!(profile(none).fence_delay(&DriverName::process()), Duration::ZERO);
     }
 
     #[test]

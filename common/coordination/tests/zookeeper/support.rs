@@ -1,12 +1,11 @@
 //! What the tests share: servers, settings, a guard that records, and a plain client beside the one under test.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use common::appliance::Driver;
+use common::driver::{DriverCapabilities, DriverName};
 use common::{CoordinatorId, Profile, Timestamp, WorkerId};
 use coordination::url::Config;
 use coordination::{Candidate, Guard, Leadership, Life, Seat};
@@ -92,12 +91,10 @@ pub(crate) fn profile() -> Profile {
         weight: 2,
         zone: "a".to_owned(),
         host: "h1".to_owned(),
-        state_dir: "/var/lib/rug".to_owned(),
-        drivers: BTreeSet::from([Driver::Process]),
+        drivers: [(DriverName::process(), DriverCapabilities::of_all_kinds(Some("/var/lib/rug")))].into(),
         version: "1.0".to_owned(),
         pid: 4711,
         lease: Duration::ZERO,
-        holds: BTreeMap::new(),
     }
 }
 

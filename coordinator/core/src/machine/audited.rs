@@ -5,6 +5,7 @@ use super::*;
 use crate::audit::{AuditCounts, PAUSE};
 use crate::violation::ViolationKind;
 use common::Digest;
+use common::kind::KindName;
 use common::session::{Envelope, OwnedDigest};
 
 impl World {
@@ -170,7 +171,7 @@ fn time_without_an_owner_counts_from_when_the_leader_knows_until_a_worker_took_i
     w.pass(Duration::from_secs(1));
     assert_eq!(w.unowned().len(), 2);
     assert!(w.unowned().iter().all(|(_, age)| (500..1_000).contains(age)), "{:?}", w.unowned());
-    w.step(Event::Updated { id: id(1), edition: edition(2), size: 1, deleting: true });
+    w.step(Event::Updated { id: id(1), edition: edition(2), kind: KindName::Custom, size: 1, deleting: true });
     w.connect("w2");
     // Its only worker vanished, so that the brake holds.
     w.step(Event::Resume);

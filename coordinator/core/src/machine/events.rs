@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use common::kind::KindName;
 use common::session::{Envelope, StatusReport, ToCoordinator, ToWorker};
 use common::{ApplianceId, Edition, Life, Term, Timestamp, WorkerId};
 
@@ -54,6 +55,8 @@ pub enum Event {
         id: ApplianceId,
         /// Its new edition.
         edition: Edition,
+        /// What it is now.
+        kind: KindName,
         /// About how many bytes its specification has on the wire.
         size: usize,
         /// It is to be removed.

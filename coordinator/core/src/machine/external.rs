@@ -4,6 +4,7 @@ use super::tests::*;
 use super::*;
 use crate::membership::{LeaseAuthority, ObservedLease, ObservedMember};
 use crate::rebalance::RebalanceEvent;
+use common::driver::DriverOffers;
 use common::session::{Ack, Hello, Release, ToCoordinator};
 use common::{ApplianceId, Edition, Incarnation, StreamNumber};
 use std::collections::{BTreeMap, BTreeSet};
@@ -367,7 +368,7 @@ fn what_is_handed_back_waits_for_its_name() {
 #[test]
 fn a_python_member_is_in_the_ring_and_gets_nothing() {
     let mut s = cluster(Config::default(), &["w1", "w2"], 10);
-    let bare = Profile { weight: 2, drivers: BTreeSet::new(), lease: Duration::ZERO, ..profile() };
+    let bare = Profile { weight: 2, drivers: DriverOffers::default(), lease: Duration::ZERO, ..profile() };
     s.nodes.insert(worker("py"), ObservedMember { incarnation: Incarnation::new(77), profile: bare });
     s.w.step(Event::Members(s.nodes.clone()));
     s.w.pass(Duration::from_secs(1));

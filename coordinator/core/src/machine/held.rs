@@ -5,7 +5,7 @@ use common::session::{Ack, Declined, DeltaEntry, GrantRef, Hello, Release, ToCoo
 use common::{ApplianceId, Incarnation};
 use std::time::Duration;
 
-use common::appliance::Driver;
+use common::driver::{DriverCapabilities, DriverName};
 
 use super::tests::{Puppet, World, id, profile, seed, worker};
 use super::*;
@@ -26,7 +26,8 @@ fn connect(w: &mut World, name: &str, hold: Duration) -> StreamId {
 }
 
 fn unfenced(hold: Duration) -> Profile {
-    Profile { holds: [(Driver::Simulated, hold)].into(), ..profile() }
+    let simulated = DriverCapabilities { fence_delay: Some(hold), ..DriverCapabilities::of_all_kinds(None) };
+    Profile { drivers: [(DriverName::simulated(), simulated)].into(), ..profile() }
 }
 
 /// A worker without tokens that has appliance 1.

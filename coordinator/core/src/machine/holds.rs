@@ -18,7 +18,7 @@ impl Machine {
     /// An appliance is about to be granted to this life.
     pub(super) fn note_grant(&mut self, slot: Slot, life: &Life) {
         let Some(entry) = self.table.get_mut(slot) else { return };
-        let hold = self.membership.profile(life).map_or(Duration::ZERO, |p| p.hold_of(&entry.needs.driver));
+        let hold = self.membership.profile(life).map_or(Duration::ZERO, |p| p.fence_delay(&entry.needs.driver));
         entry.granted_with(hold);
     }
 
@@ -26,7 +26,7 @@ impl Machine {
     /// was set up otherwise.
     pub(super) fn note_held(&mut self, slot: Slot, life: &Life) {
         let Some(entry) = self.table.get_mut(slot) else { return };
-        let hold = self.membership.profile(life).map_or(Duration::ZERO, |p| p.hold_of(&entry.needs.driver));
+        let hold = self.membership.profile(life).map_or(Duration::ZERO, |p| p.fence_delay(&entry.needs.driver));
         entry.hold_if_lost = entry.hold_if_lost.max(hold);
     }
 
@@ -39,7 +39,7 @@ impl Machine {
     /// A life that held an appliance against the table has ended.
     pub(super) fn conflicting_owner_lost(&mut self, slot: Slot, profile: &Profile) {
         if let Some(entry) = self.table.get(slot) {
-            let hold = profile.hold_of(&entry.needs.driver);
+            let hold = profile.fence_delay(&entry.needs.driver);
             self.hold_at_least(slot, hold);
         }
     }

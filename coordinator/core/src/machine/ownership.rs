@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use common::kind::KindName;
 use common::mutant::{self, Mutant};
 use common::session::{Carryover, OwnedGrant};
 use common::{Life, Timestamp, Token, WorkerId};
@@ -291,13 +292,26 @@ impl Machine {
         }
     }
 
-    pub(super) fn updated(&mut self, id: common::ApplianceId, edition: common::Edition, size: usize, deleting: bool) {
+    pub(super) fn updated(
+        &mut self,
+        id: common::ApplianceId,
+        edition: common::Edition,
+        kind: KindName,
+        size: usize,
+        deleting: bool,
+    ) {
         let Some(slot) = self.table.slot(id) else { return };
         let Some(entry) = self.table.get_mut(slot) else { return };
         let newer = edition.generation > entry.edition.generation;
         entry.edition = edition;
         entry.size = size;
         entry.deleting = deleting;
+        if entry.needs.kind != kind {
+            entry.needs.kind = kind;
+            let needs = entry.needs.clone();
+            self.planner.set_needs(slot, needs);
+            self.pacing.due.want_owner();
+        }
         if newer && self.quarantine.changed(id, deleting) {
             entry.placement.unplaced = None;
             self.tell_planner(slot);

@@ -6,7 +6,7 @@ mod canon;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use common::{Profile, Timestamp, WorkerId};
+use common::{Timestamp, WorkerId};
 
 use super::{Action, Machine};
 use crate::handoff::{HandoffEvent, HandoffState};
@@ -283,7 +283,7 @@ impl Machine {
                 id: member.worker.clone(),
                 weight: member.profile.weight,
                 zone: member.profile.zone.clone(),
-                site: member.profile.site(),
+                host: member.profile.host.clone(),
                 drivers: member.profile.drivers.clone(),
                 connected: member.leased && self.sessions.state(&member.life()) == SessionState::Settled,
                 draining: member.draining,
@@ -409,8 +409,7 @@ impl Machine {
             let takes = self.sessions.state(&life) == SessionState::Settled
                 && !self.membership.is_draining(&life)
                 && !self.members.is_handing_back(&to)
-                && profile.drivers.contains(&entry.needs.driver)
-                && entry.needs.site.as_ref().is_none_or(|site| *site == profile.site())
+                && profile.can_run(&entry.needs.driver, entry.needs.kind, entry.needs.site.as_ref())
                 && !self.pacing.has_declined(slot, &to);
             let barred = self.conflicts.concern(slot) || self.quarantine.quarantined(entry.id).is_some();
             if takes && !barred {
@@ -484,7 +483,7 @@ impl Machine {
     fn grant(&mut self, now: Timestamp, m: &PlannedMove) -> bool {
         let Some(incarnation) = self.membership.current(&m.to) else { return false };
         let counted = self.belongs_to_rebalance(m);
-        let site = self.membership.profile(&Life::new(m.to.clone(), incarnation)).map(Profile::site);
+        let life = Life::new(m.to.clone(), incarnation);
         let token = self.epoch.next_token();
         let rebalance = self.pacing.rebalances.current();
         let Some(entry) = self.table.get_mut(m.slot) else { return false };
@@ -507,15 +506,17 @@ impl Machine {
             self.pacing.rebalances.begin(id);
         }
         entry.granted_before = true;
-        if entry.needs.driver.is_host_bound() && entry.needs.site.is_none() {
+        // Workers may differ, as while a fleet is being updated: what counts is what its new owner says of the driver.
+        let site = self.membership.profile(&life).and_then(|profile| profile.site(&entry.needs.driver));
+        if site.is_some() && entry.needs.site.is_none() {
             entry.needs.site = site;
             entry.binding = Some(token);
             let needs = entry.needs.clone();
             self.planner.set_needs(m.slot, needs);
         }
         self.note_unplaced(m.slot, None);
-        self.note_grant(m.slot, &Life::new(m.to.clone(), incarnation));
-        let granted = self.granted_to(&Life::new(m.to.clone(), incarnation), token);
+        self.note_grant(m.slot, &life);
+        let granted = self.granted_to(&life, token);
         self.transition(now, m.slot, HandoffEvent::Assign(granted))
     }
 

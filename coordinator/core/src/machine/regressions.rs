@@ -1,9 +1,9 @@
 //! Mistakes the simulation found (`tests::sim`), each as the shortest story that shows it.
 
-use common::appliance::Driver;
+use common::driver::{DriverCapabilities, DriverName};
+use common::kind::KindName;
 use common::session::{Ack, Envelope, GrantRef, Hello, OwnedGrant, Release, ToCoordinator};
 use common::{ApplianceId, Incarnation, Site, StreamNumber};
-use std::collections::BTreeSet;
 
 use super::tests::edition;
 use super::*;
@@ -36,8 +36,7 @@ fn hello(
     let profile = Profile {
         weight: 1,
         host: site.host().into(),
-        state_dir: site.state_dir().into(),
-        drivers: BTreeSet::from([Driver::Process]),
+        drivers: [(DriverName::process(), DriverCapabilities::of_all_kinds(Some(site.state_dir())))].into(),
         lease: L,
         ..Profile::default()
     };
@@ -108,7 +107,7 @@ impl Bench {
         let seed = Seed {
             id: id(n),
             placement_key: n.to_string(),
-            needs: Needs { driver: Driver::Process, site: None },
+            needs: Needs { driver: DriverName::process(), kind: KindName::Custom, site: None },
             edition: edition(1),
             size: 100,
             deleting: false,
@@ -253,7 +252,7 @@ fn a_grant_that_was_never_durable_binds_to_no_host() {
     let seed = Seed {
         id: id(1),
         placement_key: "1".into(),
-        needs: Needs { driver: Driver::Process, site: None },
+        needs: Needs { driver: DriverName::process(), kind: KindName::Custom, site: None },
         edition: edition(1),
         size: 100,
         deleting: false,

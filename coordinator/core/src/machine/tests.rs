@@ -4,14 +4,15 @@
 use crate::grants::GrantOp;
 use crate::membership::ObservedLease;
 use crate::rebalance::RebalanceEvent;
-use common::appliance::Driver;
+use common::driver::{DriverCapabilities, DriverName, DriverOffers};
+use common::kind::KindName;
 use common::session::{
     Ack, AnnouncedStep, Declined, Delta, DeltaEntry, Envelope, GrantRef, Hello, OwnedDigest, OwnedGrant, Release,
     Report, StatusReport, ToCoordinator,
 };
 use common::status::Progress;
 use common::{ApplianceId, Edition, Generation, Incarnation, StreamNumber};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::*;
 use crate::checks;
@@ -32,12 +33,13 @@ pub(super) fn profile() -> Profile {
         weight: 1,
         zone: String::new(),
         host: "h1".into(),
-        state_dir: String::new(),
-        drivers: BTreeSet::from([Driver::Process, Driver::Simulated]),
+        drivers: DriverOffers::from([
+            (DriverName::process(), DriverCapabilities::of_all_kinds(Some(""))),
+            (DriverName::simulated(), DriverCapabilities::of_all_kinds(None)),
+        ]),
         version: "0".into(),
         pid: 1,
         lease: L,
-        holds: BTreeMap::new(),
     }
 }
 
@@ -50,7 +52,7 @@ pub(super) fn seed(n: u128) -> Seed {
     Seed {
         id: id(n),
         placement_key: id(n).to_string(),
-        needs: Needs { driver: Driver::Simulated, site: None },
+        needs: Needs { driver: DriverName::simulated(), kind: KindName::Custom, site: None },
         edition: edition(1),
         size: 100,
         deleting: false,
@@ -614,7 +616,7 @@ fn a_worker_that_declines_is_left_out_for_a_while() {
 fn what_no_worker_ever_heard_of_is_deleted_without_one() {
     let mut w = World::new(Restored::default());
     w.create([1]);
-    w.step(Event::Updated { id: id(1), edition: edition(2), size: 10, deleting: true });
+    w.step(Event::Updated { id: id(1), edition: edition(2), kind: KindName::Custom, size: 10, deleting: true });
     assert_eq!(w.removed, [id(1)]);
     assert!(w.machine.table().is_empty());
 }
@@ -708,7 +710,7 @@ fn what_kills_three_workers_is_given_to_no_fourth_until_it_is_changed() {
     w.pass(Duration::from_secs(120));
     assert_eq!(w.holder(1), None, "time alone does not lift it");
 
-    w.step(Event::Updated { id: id(1), edition: edition(2), size: 10, deleting: false });
+    w.step(Event::Updated { id: id(1), edition: edition(2), kind: KindName::Custom, size: 10, deleting: false });
     w.pass(Duration::from_secs(1));
     assert_eq!(w.holder(1), Some("w5"));
     assert!(grants(&mut w)[&id(1)], "its owner is warned all the same");
@@ -727,7 +729,7 @@ fn a_quarantined_appliance_that_is_deleted_is_granted_once_more() {
     w.connect("w5");
     w.pass(Duration::from_secs(4));
     assert_eq!(w.quarantined, [(id(1), 3)]);
-    w.step(Event::Updated { id: id(1), edition: edition(2), size: 10, deleting: true });
+    w.step(Event::Updated { id: id(1), edition: edition(2), kind: KindName::Custom, size: 10, deleting: true });
     w.pass(Duration::from_secs(1));
     assert_eq!(w.holder(1), Some("w5"));
     announce(&mut w, "w5", 1);

@@ -51,12 +51,10 @@ pub(super) fn plan(
         let groups: Vec<&Group> = class.groups.iter().map(|&g| book.group(g)).collect();
         let (mut unowned, mut displaced) = gather(roster, class, &groups);
         if class.takers.is_empty() {
-            for group in &groups {
-                let mut slots = unowned.iter().filter(|h| book.group(h.group).needs == group.needs).peekable();
-                if slots.peek().is_some() {
-                    let why = why_unplaced(roster, &group.needs);
-                    out.unplaced.extend(slots.map(|h| (Slot(h.slot), why.clone())));
-                }
+            let mut reasons: BTreeMap<u32, Unplaced> = BTreeMap::new();
+            for h in &unowned {
+                let why = reasons.entry(h.group).or_insert_with(|| why_unplaced(roster, &book.group(h.group).needs));
+                out.unplaced.push((Slot(h.slot), why.clone()));
             }
             continue;
         }

@@ -23,15 +23,16 @@ impl Canonical for Planner {
 
 impl Canonical for PlannerMember {
     fn canon(&self, to: &mut Canon) {
-        let Self { id, weight, zone, site, drivers, connected, draining } = self;
+        let Self { id, weight, zone, host, drivers, connected, draining } = self;
         to.put(&(id, weight, zone));
-        to.put(&(site, connected, draining));
-        to.list(drivers.iter().map(common::appliance::Driver::name));
+        to.put(&(host, connected, draining));
+        to.put(drivers);
     }
 }
 
 impl Canonical for Needs {
     fn canon(&self, to: &mut Canon) {
-        to.put(&(self.driver.name(), &self.site));
+        let Self { driver, kind, site } = self;
+        to.put(&(driver.as_str(), kind.as_str(), site));
     }
 }

@@ -1,7 +1,7 @@
 //! Classes: the groups that the same members can take. Fair shares and bands are per class, since an appliance can only
 //! balance the members that can hold it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
 use common::Site;
@@ -43,15 +43,18 @@ impl Class {
 
 /// Puts the groups into classes.
 pub(super) fn classify(roster: &MemberRoster, book: &Book) -> Vec<Class> {
-    let mut on_site: BTreeMap<&Site, Vec<u32>> = BTreeMap::new();
+    let mut on_site: BTreeMap<Site, BTreeSet<u32>> = BTreeMap::new();
     for (rank, member) in (0u32..).zip(&roster.members) {
-        on_site.entry(&member.site).or_default().push(rank);
+        for site in member.drivers.iter().filter_map(|(_, capabilities)| capabilities.site(&member.host)) {
+            on_site.entry(site).or_default().insert(rank);
+        }
     }
-    let everyone: Vec<u32> = (0..narrow(roster.members.len())).collect();
+    let everyone: BTreeSet<u32> = (0..narrow(roster.members.len())).collect();
+    let nobody = BTreeSet::new();
     let mut classes: BTreeMap<(Vec<u32>, Vec<u32>), Vec<u32>> = BTreeMap::new();
     for (at, group) in book.groups() {
         let nearby = match &group.needs.site {
-            Some(site) => on_site.get(site).map_or(&[][..], Vec::as_slice),
+            Some(site) => on_site.get(site).unwrap_or(&nobody),
             None => &everyone,
         };
         let able = nearby.iter().copied().filter(|&rank| roster.is_able(rank, &group.needs));
@@ -68,8 +71,14 @@ pub(super) fn why_unplaced(roster: &MemberRoster, needs: &Needs) -> Unplaced {
     let ranks = || 0..narrow(roster.members.len());
     if roster.members.is_empty() {
         Unplaced::NoMembers
-    } else if !roster.members.iter().any(|m| m.drivers.contains(&needs.driver)) {
+    } else if !roster.members.iter().any(|m| m.drivers.get(&needs.driver).is_some()) {
         Unplaced::NoDriver(needs.driver.clone())
+    } else if !roster
+        .members
+        .iter()
+        .any(|m| m.drivers.get(&needs.driver).is_some_and(|d| d.kinds.contains(&needs.kind)))
+    {
+        Unplaced::NoKind(needs.driver.clone(), needs.kind)
     } else if let Some(site) = needs.site.as_ref().filter(|_| !ranks().any(|rank| roster.is_able(rank, needs))) {
         Unplaced::SiteGone(site.clone())
     } else if ranks().any(|rank| roster.is_able(rank, needs) && !roster.member(rank).draining) {

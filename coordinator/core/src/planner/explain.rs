@@ -65,8 +65,9 @@ fn refusal(
 ) -> Option<CandidateRefusal> {
     let member = roster.member(rank);
     let needs = &book.group(entry.group).needs;
-    if !member.drivers.contains(&needs.driver) {
-        Some(CandidateRefusal::NoDriver)
+    let Some(offered) = member.drivers.get(&needs.driver) else { return Some(CandidateRefusal::NoDriver) };
+    if !offered.kinds.contains(&needs.kind) {
+        Some(CandidateRefusal::NoKind)
     } else if !roster.is_able(rank, needs) {
         Some(CandidateRefusal::OtherSite)
     } else if !member.connected {

@@ -176,7 +176,8 @@ impl MemberRoster {
     /// Whether the member has what the appliance needs, whatever its state.
     pub(super) fn is_able(&self, rank: u32, needs: &Needs) -> bool {
         let member = self.member(rank);
-        member.drivers.contains(&needs.driver) && needs.site.as_ref().is_none_or(|site| *site == member.site)
+        let offered = member.drivers.get(&needs.driver);
+        offered.is_some_and(|offered| offered.can_run(&member.host, needs.kind, needs.site.as_ref()))
     }
 
     /// Whether the member can be given such an appliance now.

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use common::driver::DriverCapabilities;
 use proptest::prelude::*;
 
 use super::Strategy;
@@ -20,11 +21,21 @@ fn member(name: &str) -> PlannerMember {
         id: worker(name),
         weight: 1,
         zone: String::new(),
-        site: "h1".into(),
-        drivers: Driver::ALL.into_iter().collect(),
+        host: "h1".into(),
+        drivers: [process(), simulated()].into(),
         connected: true,
         draining: false,
     }
+}
+
+/// A host-bound driver that runs every kind.
+fn process() -> (DriverName, DriverCapabilities) {
+    (DriverName::process(), DriverCapabilities::of_all_kinds(Some("")))
+}
+
+/// A driver that is not bound to a host and runs every kind.
+fn simulated() -> (DriverName, DriverCapabilities) {
+    (DriverName::simulated(), DriverCapabilities::of_all_kinds(None))
 }
 
 fn fleet(size: usize) -> Vec<PlannerMember> {
@@ -32,11 +43,11 @@ fn fleet(size: usize) -> Vec<PlannerMember> {
 }
 
 fn anywhere() -> Needs {
-    Needs { driver: Driver::Simulated, site: None }
+    Needs { driver: DriverName::simulated(), kind: KindName::Custom, site: None }
 }
 
 fn on_site(site: &str) -> Needs {
-    Needs { driver: Driver::Process, site: Some(site.into()) }
+    Needs { driver: DriverName::process(), kind: KindName::Custom, site: Some(site.into()) }
 }
 
 fn planner(strategy: Strategy, members: Vec<PlannerMember>) -> Planner {

@@ -19,7 +19,7 @@ pub(super) fn record(n: u128, name: &str) -> Record {
         id: id(n),
         tenant: Name::new("acme").expect("a name"),
         name: Name::new(name).expect("a name"),
-        driver: Driver::Process,
+        driver: DriverName::process(),
         placement_key: id(n).to_string(),
         labels: BTreeMap::from([("tier".to_owned(), "web \u{1f980}".to_owned())]),
         spec: Spec {
@@ -86,6 +86,19 @@ pub(super) fn moved(number: u64, n: u128, from: Option<u32>) -> MoveRecord {
     }
 }
 
+fn offers(delay: u64) -> DriverOffers {
+    let other = DriverCapabilities {
+        fence_delay: Some(Duration::from_secs(delay)),
+        plugs_ports: true,
+        kinds: [KindName::Custom].into(),
+        ..DriverCapabilities::default()
+    };
+    DriverOffers::from([
+        (DriverName::process(), DriverCapabilities::of_all_kinds(Some("/var/lib/rug"))),
+        (DriverName::new("other").expect("a name"), other),
+    ])
+}
+
 pub(super) fn member(n: u32) -> StoredMember {
     StoredMember {
         worker: worker(n),
@@ -94,12 +107,10 @@ pub(super) fn member(n: u32) -> StoredMember {
             weight: 2,
             zone: "z".into(),
             host: "h".into(),
-            state_dir: "/var/lib/rug".into(),
-            drivers: [Driver::Process].into(),
+            drivers: offers(n.into()),
             version: "0.1".into(),
             pid: 7,
             lease: Duration::from_secs(2),
-            holds: [(Driver::Simulated, Duration::from_secs(n.into()))].into(),
         },
         departed: n.is_multiple_of(2),
     }

@@ -42,7 +42,7 @@ fn delta_on_the_wire() -> worker_wire::CoordinatorMessage {
         Arc::new(Desired {
             name: Name::new("web").expect("a valid name"),
             tenant: Name::new("default").expect("a valid name"),
-            driver: Driver::Process,
+            driver: DriverName::process(),
             edition: Edition::new(Generation::new(2), Term::new(1)),
             revision: 0,
             deleting: false,
@@ -80,7 +80,7 @@ fn an_appliance_that_cannot_be_read_is_set_aside_and_the_others_are_not() {
         (|d| d.grant[0].desired = None, first, "Delta: grant[0].desired: is missing"),
         (|d| desired(&mut d.grant[0]).spec = None, first, "Delta: grant[0].desired.spec: is missing"),
         (|d| desired(&mut d.grant[0]).name = "x".repeat(9_000), first, "Delta: grant[0].desired.name: "),
-        (|d| desired(&mut d.grant[0]).driver = "hovercraft".into(), first, "Delta: grant[0].desired.driver: "),
+        (|d| desired(&mut d.grant[0]).driver = "Hover Craft".into(), first, "Delta: grant[0].desired.driver: "),
         (
             |d| d.grant[0].hold = Some(prost_types::Duration { seconds: -1, nanos: 0 }),
             first,

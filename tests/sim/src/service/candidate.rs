@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::driver::DriverOffers;
 use common::{Incarnation, Profile, Term, WorkerId};
 use coordinator_core::machine::Event;
 
@@ -145,12 +146,10 @@ impl ZooKeeper {
             weight: 1,
             zone: String::new(),
             host: String::new(),
-            state_dir: String::new(),
-            drivers: BTreeSet::new(),
+            drivers: DriverOffers::default(),
             version: String::new(),
             pid: 0,
             lease: Duration::ZERO,
-            holds: BTreeMap::new(),
         };
         let places = ((Dir::Coordinators, number), (Dir::CoordinatorLeases, number));
         let life = ServiceLife::new(places.0, places.1, Arc::new(profile), lease, timeout);

@@ -244,12 +244,10 @@ fn members_beat_and_leave_and_one_coordinator_after_the_other_leads() {
         weight: 1,
         zone: String::new(),
         host: String::new(),
-        state_dir: String::new(),
         drivers: Default::default(),
         version: String::new(),
         pid: 0,
         lease: Duration::from_secs(1),
-        holds: BTreeMap::new(),
     };
     let run = |bench: &mut ServiceBench, steps: u32| {
         for _ in 0..steps {

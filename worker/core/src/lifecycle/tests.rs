@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::appliance::{Driver, Name, Spec};
+use common::appliance::{Name, Spec};
+use common::driver::DriverName;
 use common::kind::{Custom, HealthCheck, KindSpec, Listener, LoadBalancer, Probe};
 use common::{Edition, Generation, Term, Token};
 
@@ -16,7 +17,7 @@ pub(super) fn desired(generation: u64, replicas: u16, change: impl FnOnce(&mut D
     let mut desired = Desired {
         name: name("web"),
         tenant: name("default"),
-        driver: Driver::Simulated,
+        driver: DriverName::simulated(),
         edition: Edition::new(Generation::new(generation), Term::new(1)),
         revision: 0,
         deleting: false,

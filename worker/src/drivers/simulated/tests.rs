@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
-use common::appliance::{Driver as DriverName, Name, Spec};
+use common::appliance::{Name, Spec};
+use common::driver::DriverName;
 use common::kind::{Custom, KindSpec, Probe};
 use common::{Edition, Generation, Term};
 
@@ -27,7 +28,7 @@ fn desired() -> Desired {
     Desired {
         name: name.clone(),
         tenant: name,
-        driver: DriverName::Simulated,
+        driver: DriverName::simulated(),
         edition: Edition::new(Generation::new(1), Term::new(1)),
         revision: 0,
         deleting: false,
@@ -103,14 +104,15 @@ async fn failures_come_at_their_rate_and_again_with_the_same_seed() {
 }
 
 fn unfenced(latency: Duration) -> Simulated {
-    let hold = Duration::from_secs(2);
-    Simulated::new(Config { fencing: FencedBy::Hold, hold, boot_latency: latency, ..Config::default() }).expect("valid")
+    let fence_delay = Duration::from_secs(2);
+    Simulated::new(Config { fencing: FencedBy::Delay, fence_delay, boot_latency: latency, ..Config::default() })
+        .expect("valid")
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_call_without_token_takes_effect_once_it_was_sent_whoever_owns_the_appliance_by_then() {
     let driver = unfenced(Duration::from_secs(1));
-    assert_eq!(driver.fencing(), DriverFencing::Hold(Duration::from_secs(2)));
+    assert_eq!(driver.fencing(), DriverFencing::Delay(Duration::from_secs(2)));
     let (a, spec) = (ApplianceId::from_u128(1), desired());
     driver.claim(&permit(a, 2)).await.expect("nobody there remembers it");
     let (gate, token) = (SharedGate::new(), Token::new(Term::new(1), 1));
@@ -141,14 +143,14 @@ async fn a_call_without_token_is_not_sent_shortly_before_the_lease_ends() {
 }
 
 #[test]
-fn a_hold_covers_the_longest_call() {
-    let config = |hold| Config {
-        fencing: FencedBy::Hold,
-        hold: Duration::from_millis(hold),
+fn a_fence_delay_covers_the_longest_call() {
+    let config = |delay| Config {
+        fencing: FencedBy::Delay,
+        fence_delay: Duration::from_millis(delay),
         configure_latency: Duration::from_millis(500),
         ..Config::default()
     };
-    assert_eq!(config(499).validate().first().map(|v| v.field.clone()), Some("hold".to_owned()));
+    assert_eq!(config(499).validate().first().map(|v| v.field.clone()), Some("fence_delay".to_owned()));
     assert_eq!(config(500).validate(), []);
     assert_eq!(Config { fencing: FencedBy::Token, ..config(0) }.validate(), []);
 }

@@ -8,7 +8,7 @@ async fn a_hold_shuts_the_gate_and_what_is_left_of_it_travels_with_the_release()
     let (told, left) = (Duration::from_secs(3_600), Duration::from_secs(30));
     let mut bench = SessionBench::new().await;
     let (mut conn, hello) = bench.hello().await;
-    assert_eq!(hello.profile.holds, std::collections::BTreeMap::new());
+    assert_eq!(hello.profile.fence_delay(&DriverName::simulated()), Duration::ZERO);
     let gate = bench.begun().await;
     conn.welcome(1, &[]).await;
     let granted = grant_after(A, token(1, 1), Carryover { fence_delay: told, ..Carryover::default() });

@@ -113,7 +113,7 @@ fn a_drained_member_ends_with_nothing_and_the_others_in_their_band() {
 fn appliances_bound_to_hosts_are_balanced_over_the_workers_of_their_host() {
     let mut members = fleet(6);
     for (n, m) in members.iter_mut().enumerate() {
-        m.site = format!("h{}", n % 2).into();
+        m.host = format!("h{}", n % 2);
     }
     let mut planner = planner(Strategy::Bounded, members);
     for slot in 0..600 {
@@ -277,8 +277,8 @@ proptest! {
     ) {
         let members: Vec<PlannerMember> = members.into_iter().enumerate().map(|(n, (site, drivers, state, weight))| PlannerMember {
             weight,
-            site: format!("h{site}").into(),
-            drivers: Driver::ALL.into_iter().enumerate().filter(|(d, _)| drivers >> d & 1 == 1).map(|(_, d)| d).collect(),
+            host: format!("h{site}"),
+            drivers: (0..2).zip([process(), simulated()]).filter(|(d, _)| drivers >> d & 1 == 1).map(|(_, d)| d).collect(),
             connected: state != 0,
             draining: state == 1,
             ..member(&format!("w{n}"))
@@ -289,7 +289,7 @@ proptest! {
             let need = match driver {
                 0 => anywhere(),
                 1 => on_site(&format!("h{site}")),
-                _ => Needs { driver: Driver::Process, site: None },
+                _ => Needs { site: None, ..on_site("") },
             };
             // Some have no owner, some one that is gone, or that cannot hold them.
             let owner = (owner > 0).then(|| worker(&format!("w{}", u32::from(owner) + slot % 5)));
@@ -313,8 +313,8 @@ proptest! {
             let to = find(&m.to).expect("moves go to members");
             prop_assert!(*movable && moved.insert(m.slot));
             prop_assert_eq!(&m.from, owner);
-            prop_assert!(to.connected && !to.draining && to.drivers.contains(&need.driver));
-            prop_assert!(need.site.as_ref().is_none_or(|site| *site == to.site));
+            prop_assert!(to.connected && !to.draining && to.drivers.get(&need.driver).is_some());
+            prop_assert!(need.site.as_ref().is_none_or(|site| site.as_str() == to.host));
             prop_assert!(!declined.get(&m.slot).is_some_and(|members| members.contains(&m.to)));
             // A member without a stream gives up nothing.
             prop_assert!(owner.as_ref().and_then(&find).is_none_or(|from| from.connected));

@@ -15,13 +15,13 @@ fn drawn() -> impl proptest::strategy::Strategy<Value = Drawn> {
 fn as_drawn(name: usize, (weight, site, state): Drawn) -> PlannerMember {
     let mut member = PlannerMember {
         weight,
-        site: if site { "h1" } else { "h2" }.into(),
+        host: if site { "h1" } else { "h2" }.into(),
         connected: state != 0 && state != 1,
         draining: state == 2 || state == 3,
         ..member(&format!("w{name}"))
     };
     if state == 4 || state == 5 {
-        member.drivers = [Driver::Simulated].into();
+        member.drivers = [simulated()].into();
     }
     member
 }

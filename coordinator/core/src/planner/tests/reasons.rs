@@ -2,6 +2,15 @@
 
 use super::*;
 
+/// What a driver that is not bound to a host and runs no other kind says.
+fn only_balancers() -> DriverCapabilities {
+    DriverCapabilities { kinds: [KindName::Loadbalancer].into(), ..DriverCapabilities::default() }
+}
+
+fn bound_balancers() -> (DriverName, DriverCapabilities) {
+    (DriverName::process(), DriverCapabilities { state_dir: Some(String::new()), ..only_balancers() })
+}
+
 /// One appliance, on these members.
 fn one(
     strategy: Strategy,
@@ -20,12 +29,21 @@ fn one(
 fn what_nobody_can_take_is_unplaced_with_the_reason() {
     let away = || PlannerMember { connected: false, ..member("w1") };
     let drains = || PlannerMember { draining: true, ..member("w1") };
-    let simulates = || PlannerMember { drivers: [Driver::Simulated].into(), ..member("w1") };
-    let python = || PlannerMember { drivers: BTreeSet::new(), ..member("py1") };
-    let rows: [(&str, Vec<PlannerMember>, Needs, Unplaced); 7] = [
+    let simulates = || PlannerMember { drivers: [simulated()].into(), ..member("w1") };
+    let python = || PlannerMember { drivers: DriverOffers::default(), ..member("py1") };
+    let balances = || PlannerMember { drivers: [(DriverName::simulated(), only_balancers())].into(), ..member("w1") };
+    let no_kind = Unplaced::NoKind(DriverName::simulated(), KindName::Custom);
+    let rows: [(&str, Vec<PlannerMember>, Needs, Unplaced); 9] = [
         ("nobody is there", vec![], anywhere(), Unplaced::NoMembers),
-        ("a Python member takes no share", vec![python()], anywhere(), Unplaced::NoDriver(Driver::Simulated)),
-        ("the driver is missing", vec![simulates()], on_site("h1"), Unplaced::NoDriver(Driver::Process)),
+        ("a Python member takes no share", vec![python()], anywhere(), Unplaced::NoDriver(DriverName::simulated())),
+        ("the driver is missing", vec![simulates()], on_site("h1"), Unplaced::NoDriver(DriverName::process())),
+        ("no driver runs the kind", vec![balances(), python()], anywhere(), no_kind),
+        (
+            "the kind is run on another site",
+            vec![member("w1"), PlannerMember { host: "h2".into(), drivers: [bound_balancers()].into(), ..member("w2") }],
+            on_site("h2"),
+            Unplaced::SiteGone("h2".into()),
+        ),
         ("the site is gone", vec![member("w1")], on_site("h9"), Unplaced::SiteGone("h9".into())),
         ("no stream", vec![away(), python()], anywhere(), Unplaced::NotConnected),
         ("all drain", vec![drains()], anywhere(), Unplaced::AllDraining),
@@ -70,7 +88,7 @@ fn a_move_says_why() {
         ),
         (
             "wrong site",
-            vec![w(1), PlannerMember { site: "h2".into(), ..w(2) }],
+            vec![w(1), PlannerMember { host: "h2".into(), ..w(2) }],
             on_site("h2"),
             Some("w1"),
             None,
@@ -140,11 +158,12 @@ fn unowned_come_before_displaced_and_these_before_balance() {
 
 #[test]
 fn explain_lists_every_member_with_what_speaks_against_it() {
-    let mut members = fleet(6);
-    members[0].drivers.clear();
+    let mut members = fleet(7);
+    members[0].drivers = DriverOffers::default();
     members[1].connected = false;
     members[2].draining = true;
-    members[3].site = "h2".into();
+    members[3].host = "h2".into();
+    members[6].drivers = [bound_balancers()].into();
     let mut planner = planner(Strategy::Bounded, members);
     planner.insert(Slot(0), id(0), "a", on_site("h1"), Some(&worker("w004")), None);
     planner.insert(Slot(1), id(1), "b", on_site("h1"), None, None);
@@ -161,6 +180,7 @@ fn explain_lists_every_member_with_what_speaks_against_it() {
         Some(CandidateRefusal::OtherSite),
         None,
         Some(CandidateRefusal::Declined),
+        Some(CandidateRefusal::NoKind),
     ];
     assert_eq!(refusals, expected);
     let first = explained(Slot(0));
@@ -212,4 +232,24 @@ fn the_version_counts_membership_changes_and_members_are_in_order() {
     assert_eq!(planner.members().iter().map(|m| m.id.as_str()).collect::<Vec<_>>(), ["a", "b"]);
     planner.set_members(vec![]);
     assert_eq!(planner.ring_version(), 2);
+}
+
+#[test]
+fn what_nobody_can_run_names_driver_and_kind() {
+    let driver = DriverName::new("other-cloud").expect("a name");
+    assert_eq!(Unplaced::NoDriver(driver.clone()).to_string(), "no worker offers driver `other-cloud`");
+    let no_kind = Unplaced::NoKind(driver, KindName::Custom);
+    assert_eq!(no_kind.to_string(), "no worker's driver `other-cloud` runs kind `custom`");
+}
+
+#[test]
+fn a_change_of_the_kind_moves_an_appliance_whose_owner_does_not_run_it() {
+    let balances = PlannerMember { drivers: [(DriverName::simulated(), only_balancers())].into(), ..member("w1") };
+    let mut planner = planner(Strategy::Bounded, vec![balances, member("w2")]);
+    let balancer = Needs { kind: KindName::Loadbalancer, ..anywhere() };
+    planner.insert(Slot(0), id(0), "a", balancer, Some(&worker("w1")), None);
+    assert_eq!(planned(&mut planner).moves, vec![]);
+    planner.set_needs(Slot(0), anywhere());
+    let moves = planned(&mut planner).moves;
+    assert_eq!(moves.iter().map(|m| (m.to.as_str(), m.reason)).collect::<Vec<_>>(), [("w2", Reason::Ineligible)]);
 }

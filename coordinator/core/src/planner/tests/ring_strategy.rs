@@ -24,7 +24,7 @@ fn owners_are_those_of_the_ring_and_a_join_moves_only_to_the_joiner() {
 #[test]
 fn an_owner_that_cannot_take_it_leaves_it_unplaced() {
     let mut members = fleet(2);
-    members[0].drivers.clear();
+    members[0].drivers = DriverOffers::default();
     let mut planner = planner(Strategy::Ring, members);
     create(&mut planner, 0..100);
     let plan = settle(&mut planner);
@@ -118,7 +118,7 @@ proptest! {
 #[test]
 fn a_member_of_weight_nothing_has_no_points_as_in_tooz() {
     let mut members = fleet(3);
-    members[0].drivers.clear();
+    members[0].drivers = DriverOffers::default();
     members[0].weight = 0;
     let mut planner = settled(Strategy::Ring, members.clone(), 200);
     assert_eq!(planner.ring().points().len(), 64);
