@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::appliance::{Name, Spec};
-use common::driver::DriverName;
 use common::change::{ApplianceDraft, AppliancePatch, ApplianceUpdate, FixedFields, SpecPatch};
+use common::driver::DriverName;
 use common::kind::{Custom, KindSpec, Probe};
 use common::status::Phase;
 use common::{Generation, Term, Token};

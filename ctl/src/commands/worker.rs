@@ -155,7 +155,8 @@ async fn get(context: &CommandContext, name: &str) -> Result<(), Failure> {
 
 /// What a worker says about a driver, in one line.
 fn capabilities(offer: &v1::DriverOffer) -> String {
-    let mut parts = vec![format!("kinds {}", if offer.kinds.is_empty() { "none".into() } else { offer.kinds.join(", ") })];
+    let mut parts =
+        vec![format!("kinds {}", if offer.kinds.is_empty() { "none".into() } else { offer.kinds.join(", ") })];
     match offer.state_dir.as_deref() {
         Some("") => parts.push("bound to the host".to_owned()),
         Some(dir) => parts.push(format!("bound to the host and {dir}")),

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use common::appliance::{FieldViolation, MAX_TEXT, Name, Violations};
-use common::driver::DriverName;
 use common::change::{ApplianceDraft, ApplianceTarget};
+use common::driver::DriverName;
 use common::status::{InstanceStatus, Phase, Status};
 use common::{ApplianceId, Generation};
 

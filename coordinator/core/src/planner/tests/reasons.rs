@@ -40,7 +40,10 @@ fn what_nobody_can_take_is_unplaced_with_the_reason() {
         ("no driver runs the kind", vec![balances(), python()], anywhere(), no_kind),
         (
             "the kind is run on another site",
-            vec![member("w1"), PlannerMember { host: "h2".into(), drivers: [bound_balancers()].into(), ..member("w2") }],
+            vec![
+                member("w1"),
+                PlannerMember { host: "h2".into(), drivers: [bound_balancers()].into(), ..member("w2") },
+            ],
             on_site("h2"),
             Unplaced::SiteGone("h2".into()),
         ),
