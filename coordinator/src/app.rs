@@ -28,7 +28,7 @@ use crate::config::Config;
 use crate::exit_code;
 use crate::grpc::{self, AdminServices, ForwardLayer, ServingRole, TraceLayer};
 use crate::history::{History, HistoryError};
-use crate::leader::{Identity, Inputs};
+use crate::leader::{Identity, Inputs, LeaderSetup};
 use crate::leadership::{self, Terms};
 use crate::metrics::{self, Metrics};
 use crate::opening::Opening;
@@ -204,12 +204,9 @@ impl Server {
         info!(address = %parts.address, advertise = config.advertise, coordination = identity.coordination, "serving");
 
         let terms = Terms {
-            machine: config.machine.clone(),
+            leader: LeaderSetup { machine: config.machine.clone(), catalog: Arc::clone(&catalog), metrics, identity },
             store: parts.store,
-            catalog: Arc::clone(&catalog),
-            identity,
             candidate: parts.candidate,
-            metrics,
             embedded: config.coordination.is_embedded(),
             leading: leading_in,
         };

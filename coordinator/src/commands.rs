@@ -75,6 +75,20 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Answers with `error` instead of carrying it out.
+    pub fn fail(self, error: CommandError) {
+        match self {
+            Self::Change { reply, .. } => drop(reply.send(Err(error))),
+            Self::Explain { reply, .. } => drop(reply.send(Err(error))),
+            Self::Check { reply, .. }
+            | Self::Evict { reply, .. }
+            | Self::Pause { reply, .. }
+            | Self::Resume { reply, .. } => drop(reply.send(Err(error))),
+        }
+    }
+}
+
 /// Who asks for an operator's measure, and why.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Operator {

@@ -11,20 +11,16 @@ use common::Term;
 use common::backoff::Backoff;
 use common::session::{Refused, RefusedReason};
 use coordination::{Candidate, Leadership};
-use coordinator_core::machine;
-use proto::convert::down;
 use runtime::program::Failure;
 use runtime::retry::Retries;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::catalog::Catalog;
 use crate::commands::{Command, CommandError};
 use crate::exit_code;
 use crate::grpc::ServingRole;
-use crate::leader::{BeginError, Ended, Former, Identity, Inputs, Leader};
-use crate::metrics::Metrics;
+use crate::leader::{BeginError, FormerTerms, Inputs, Leader, LeaderSetup, TermEnd};
 use crate::opening::Opening;
 use crate::sessions::Input;
 use crate::store::Store;
@@ -45,18 +41,12 @@ const RESIGN: Duration = Duration::from_secs(3);
 /// What a coordinator leads with.
 #[derive(Debug)]
 pub struct Terms {
-    /// Settings of the machine.
-    pub machine: machine::Config,
+    /// What each term is led with.
+    pub leader: LeaderSetup,
     /// The store. Nobody campaigns before it is open.
     pub store: Opening,
-    /// What readers see.
-    pub catalog: Arc<Catalog>,
-    /// Who this coordinator is.
-    pub identity: Identity,
     /// How it is elected.
     pub candidate: Arc<dyn Candidate>,
-    /// What is measured.
-    pub metrics: Arc<Metrics>,
     /// The coordinator itself is the authority, and the only one.
     pub embedded: bool,
     /// Whether calls are answered here, for [`tell_role`].
@@ -102,7 +92,7 @@ impl Terms {
             let next = self.lead(leadership.as_ref(), &store, inputs, &stop, &mut raises).await;
             self.leading.send_replace(false);
             // Whoever watches asks again, and reaches the next leader.
-            self.catalog.close_watches();
+            self.leader.catalog.close_watches();
             match next {
                 Ok(Next::Stop) => {
                     resign(leadership).await;
@@ -166,7 +156,7 @@ impl Terms {
         let mut highest_seen = Term::default();
         loop {
             let began = tokio::time::Instant::now();
-            let former = Former { highest_seen, raise_after: raises.wait };
+            let former = FormerTerms { highest_seen, raise_after: raises.wait };
             match self.one_term(leadership, store, inputs, stop, former).await? {
                 Next::Above(seen) => {
                     raises.raised(began.elapsed());
@@ -184,12 +174,9 @@ impl Terms {
         store: &Store,
         inputs: &mut Inputs,
         stop: &CancellationToken,
-        former: Former,
+        former: FormerTerms,
     ) -> Result<Next, Failure> {
-        let config = self.machine.clone();
-        let (store, catalog) = (store.clone(), Arc::clone(&self.catalog));
-        let metrics = Arc::clone(&self.metrics);
-        let begin = Leader::begin(config, leadership, store, catalog, self.identity.clone(), metrics, former);
+        let begin = Leader::begin(&self.leader, leadership, store.clone(), former);
         let begun = tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(Next::Stop),
@@ -214,21 +201,21 @@ impl Terms {
             () = lost.cancelled() => {
                 // Ending the term may take seconds; what is answered from memory meanwhile may be old already.
                 self.leading.send_replace(false);
-                self.catalog.close_watches();
+                self.leader.catalog.close_watches();
                 run.await
             }
         };
         Ok(match ended {
-            Ended::Stopped => Next::Stop,
-            Ended::HigherTerm(seen) => Next::Above(seen),
-            Ended::StoreLost(error) if self.embedded => {
+            TermEnd::Stopped => Next::Stop,
+            TermEnd::HigherTerm(seen) => Next::Above(seen),
+            TermEnd::StoreLost(error) if self.embedded => {
                 return Err(Failure::new(exit_code::STORE_LOST, format!("stepping down: {error}")));
             }
-            Ended::StoreLost(error) => {
+            TermEnd::StoreLost(error) => {
                 warn!("stepping down: {error}");
                 Next::Campaign { failed: true }
             }
-            Ended::LeadershipLost => {
+            TermEnd::LeadershipLost => {
                 info!("stepping down: the leadership is lost or in doubt");
                 Next::Campaign { failed: false }
             }
@@ -236,7 +223,7 @@ impl Terms {
     }
 
     fn leader_elsewhere(&self) -> Option<coordination::Leader> {
-        self.candidate.leader().borrow().clone().filter(|leader| leader.id != self.identity.coordinator)
+        self.candidate.leader().borrow().clone().filter(|leader| leader.id != self.leader.identity.coordinator)
     }
 
     /// A worker that comes to a standby is told so; it knows where to look for the leader.
@@ -246,22 +233,13 @@ impl Terms {
                 Some(leader) => format!("{} leads", leader.id),
                 None => "this coordinator does not lead, and knows nobody who does".to_owned(),
             };
-            let refused = Refused { reason: RefusedReason::NotLeading, detail, retry_after: None };
-            let _ = out.send(down::refused_to_wire(&envelope, refused));
+            out.refuse(&envelope, Refused { reason: RefusedReason::NotLeading, detail, retry_after: None });
         }
     }
 
     /// Calls are passed on before they come here; this one was on its way when the leadership ended.
     fn refuse(&self, command: Command) {
-        let error = || CommandError::NotLeading(self.leader_elsewhere().map(|leader| leader.id));
-        match command {
-            Command::Change { reply, .. } => drop(reply.send(Err(error()))),
-            Command::Explain { reply, .. } => drop(reply.send(Err(error()))),
-            Command::Check { reply, .. }
-            | Command::Evict { reply, .. }
-            | Command::Pause { reply, .. }
-            | Command::Resume { reply, .. } => drop(reply.send(Err(error()))),
-        }
+        command.fail(CommandError::NotLeading(self.leader_elsewhere().map(|leader| leader.id)));
     }
 }
 

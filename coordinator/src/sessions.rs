@@ -73,6 +73,11 @@ impl Out {
     pub fn send(&self, message: CoordinatorMessage) -> bool {
         self.messages.try_send(Ok(message)).is_ok()
     }
+
+    /// Tells the worker why its stream ends. Nothing follows if it does not read.
+    pub fn refuse(&self, envelope: &Envelope, refused: Refused) {
+        let _ = self.send(down::refused_to_wire(envelope, refused));
+    }
 }
 
 /// The service.

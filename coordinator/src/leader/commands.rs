@@ -1,34 +1,19 @@
-//! Carries out what the admin services ask for, and shows readers what the machine decided.
+//! Carries out what callers ask of the leader.
 
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use common::change::ApplianceTarget;
-use common::{ApplianceId, Timestamp};
+use common::{ApplianceId, Incarnation, Life, WorkerId};
 use coordinator_core::machine::{self, Event};
 use runtime::clock;
-use tracing::debug;
 
-use super::{Leader, Written, seed, size};
-use crate::catalog::{Fact, Prepared};
-use crate::commands::{ChangeOutcome, Changed, Command, CommandError, Mutation, Reply};
+use super::Leader;
+use super::convert::{self, seed, size};
+use crate::catalog::{self, Prepared};
+use crate::commands::{ChangeOutcome, Changed, Command, CommandError, Mutation, Operator, Reply};
+use crate::record::AuditEvent;
 use crate::store::StoreWrite;
-use crate::views::{
-    AssignmentView, ClusterView, CoordinationState, CoordinatorView, Explanation, MAX_UNOWNED, RingView,
-    UnownedAppliance, UnownedView,
-};
-
-/// Answers a command that comes while the leader stops.
-pub(super) fn refuse(command: Command) {
-    match command {
-        Command::Change { reply, .. } => drop(reply.send(Err(CommandError::Stopping))),
-        Command::Check { reply, .. } => drop(reply.send(Err(CommandError::Stopping))),
-        Command::Explain { reply, .. } => drop(reply.send(Err(CommandError::Stopping))),
-        Command::Evict { reply, .. } | Command::Pause { reply, .. } | Command::Resume { reply, .. } => {
-            drop(reply.send(Err(CommandError::Stopping)));
-        }
-    }
-}
+use crate::views::{Explanation, PausedView};
 
 impl Leader<'_> {
     pub(super) fn on_command(&mut self, command: Command) {
@@ -52,25 +37,12 @@ impl Leader<'_> {
         match self.catalog.prepare(mutation, SystemTime::now()) {
             Err(error) => drop(reply.send(Err(error))),
             Ok(Prepared::Done(changed)) => drop(reply.send(Ok(changed))),
-            Ok(Prepared::Write(write)) => {
-                let mut change = Vec::with_capacity(3);
-                if let Some(record) = write.record() {
-                    change.push(StoreWrite::PutAppliance(record.as_ref().clone()));
-                    change.push(StoreWrite::Event(write.audit().clone()));
-                }
-                change.extend(write.request().cloned().map(StoreWrite::Request));
-                let pending = self.store.submit(change);
-                let write = Box::new(write);
-                self.writes.push(Box::pin(async move {
-                    let result = pending.await;
-                    Written::Change(write, reply, result)
-                }));
-            }
+            Ok(Prepared::Write(change)) => self.writes.change(change, reply),
         }
     }
 
     /// The store has a change: everybody may know.
-    pub(super) fn committed(&mut self, write: crate::catalog::Write, reply: Reply<Changed>) {
+    pub(super) fn changed(&mut self, write: catalog::Write, reply: Reply<Changed>) {
         let event = write.record().map(|record| match write.outcome() {
             ChangeOutcome::Created => Event::Created(seed(record)),
             ChangeOutcome::Changed | ChangeOutcome::Unchanged => Event::Updated {
@@ -100,11 +72,7 @@ impl Leader<'_> {
             drop(reply.send(Err(CommandError::NoOwner { appliance, reason })));
             return;
         }
-        let number = self.next_check;
-        self.next_check += 1;
-        let waiting = self.checks.entry(appliance).or_default();
-        waiting.retain(|(_, reply)| !reply.is_closed());
-        waiting.push((number, reply));
+        let number = self.waiting.add_check(appliance, reply);
         self.step(Event::Check(appliance, number));
     }
 
@@ -116,110 +84,56 @@ impl Leader<'_> {
         Ok(Explanation {
             position: common::ring::position(&entry.record.placement_key),
             summary: explained.summary,
-            candidates: explained.candidates.into_iter().map(super::wire::candidate).collect(),
+            candidates: explained.candidates.into_iter().map(convert::candidate).collect(),
         })
     }
 
-    pub(super) fn show_assignment(&mut self, id: ApplianceId) {
-        let table = self.machine.table();
-        let Some(entry) = table.slot(id).and_then(|slot| table.get(slot)) else { return };
-        let acting = entry.state.grant().filter(|_| !entry.state.wants_owner());
-        let view = AssignmentView {
-            state: entry.state.name(),
-            worker: acting.map(|g| g.worker.clone()),
-            token: acting.map(|g| g.token),
-            reason: machine::reason(entry),
-            site: entry.needs.site.clone(),
+    fn evict(&mut self, worker: WorkerId, incarnation: Option<Incarnation>, request: &Operator, reply: Reply<()>) {
+        let current = self.machine.life_of(&worker);
+        let life = match (incarnation, current) {
+            (None, Some(life)) => Life::new(worker.clone(), life),
+            (Some(asked), _) if self.machine.is_alive(&Life::new(worker.clone(), asked)) => {
+                Life::new(worker.clone(), asked)
+            }
+            (Some(_), current) if self.machine.knows(&worker) => {
+                return drop(reply.send(Err(CommandError::OtherLife { worker, current })));
+            }
+            (None, None) if self.machine.knows(&worker) => {
+                return drop(reply.send(Err(CommandError::NoLease(worker))));
+            }
+            _ => return drop(reply.send(Err(CommandError::NoWorker(worker)))),
         };
-        debug!(appliance = %id, state = view.state, worker = ?view.worker, token = ?view.token, "assignment");
-        self.facts.push(Fact::Assignment(id, view));
+        self.audit("evict", worker.as_str(), request);
+        self.waiting.add_eviction(life.clone(), reply);
+        self.step(Event::Evict(life));
     }
 
-    pub(super) fn show_ring(&self, version: u64) {
-        let planner = self.machine.planner();
-        let config = &self.machine.config().planner;
-        self.catalog.set_ring(RingView {
-            version,
-            ring: Arc::new(planner.ring().clone()),
-            strategy: config.strategy,
-            band: config.band,
-        });
+    fn pause(&mut self, request: &Operator, reply: Reply<()>) {
+        self.audit("pause", "placement", request);
+        let Operator { reason, actor } = request.clone();
+        let why = if reason.is_empty() { format!("by {actor}") } else { reason.clone() };
+        self.publisher.set_paused(Some(PausedView { reason, since: SystemTime::now(), by: actor }));
+        self.step(Event::Pause(why));
+        self.publisher.show_cluster(&self.machine, &self.notes, clock::now());
+        let _ = reply.send(Ok(()));
     }
 
-    pub(super) fn show_cluster(&self, now: Timestamp) {
-        let counters = self.machine.counters();
-        let (suspects, quarantined) = self.machine.suspects();
-        self.catalog.set_cluster(ClusterView {
-            coordinator: self.identity.coordinator.clone(),
-            term: self.machine.term(),
-            leading: true,
-            started: self.identity.started,
-            waiting: self.machine.waiting(now).unwrap_or_default(),
-            moves_in_flight: self.machine.moves_in_flight(),
-            violations: counters.violations,
-            store: self.identity.store.clone(),
-            coordination: self.identity.coordination.clone(),
-            coordination_state: self.coordination_state(),
-            coordinators: self.coordinators(),
-            frozen: self.frozen_view(now),
-            paused: self.paused.clone(),
-            stalled_moves: self.machine.stalled_moves(),
-            notes: self.notes(),
-            violation_kinds: counters.kinds.iter().map(|(kind, n)| (kind.name(), n)).collect(),
-            last_violation: self.last_violation,
-            unowned: self.unowned_view(),
-            suspects,
-            quarantined,
-            store_problem: self.store.outage().map(|cause| cause.to_string()),
-        });
+    fn resume(&mut self, request: &Operator, reply: Reply<()>) {
+        self.audit("resume", "placement", request);
+        self.publisher.set_paused(None);
+        self.step(Event::Resume);
+        self.publisher.show_cluster(&self.machine, &self.notes, clock::now());
+        let _ = reply.send(Ok(()));
     }
 
-    fn unowned_view(&self) -> UnownedView {
-        let (unowned, table) = (self.machine.unowned(), self.machine.table());
-        let oldest = unowned.oldest().filter_map(|(since, slot)| {
-            let entry = table.get(slot)?;
-            let shown = self.catalog.get(&ApplianceTarget::Id(entry.id))?;
-            Some(UnownedAppliance {
-                id: entry.id,
-                tenant: shown.record.tenant.clone(),
-                name: shown.record.name.clone(),
-                since: self.wall(since),
-                state: entry.state.name(),
-                reason: machine::reason(entry),
-            })
-        });
-        UnownedView { appliances: unowned.len() as u64, oldest: oldest.take(MAX_UNOWNED).collect() }
-    }
-
-    /// A moment of this term by the wall clock as it was when the term began: the same whenever it is asked for.
-    fn wall(&self, at: Timestamp) -> SystemTime {
-        let (began, wall) = self.began;
-        wall.checked_add(at.since(began)).unwrap_or(wall)
-    }
-
-    /// The coordinators that are there; this one, which leads, whatever the others' nodes tell so far.
-    fn coordinators(&self) -> Vec<CoordinatorView> {
-        let own = &self.identity.coordinator;
-        let mut all: Vec<_> =
-            self.identity.coordinators.borrow().iter().filter(|one| one.id != *own).cloned().collect();
-        all.sort_unstable_by(|a, b| a.id.cmp(&b.id));
-        let others = all.into_iter().map(|one| CoordinatorView { id: one.id, address: one.address, leading: false });
-        let itself = CoordinatorView { id: own.clone(), address: self.identity.address.clone(), leading: true };
-        std::iter::once(itself).chain(others).collect()
-    }
-
-    /// Whether the service that tells of coordinators could be read lately.
-    fn coordination_state(&self) -> CoordinationState {
-        let blind = self.roster.is_some() && self.identity.coordinators.borrow().is_empty();
-        if blind { CoordinationState::InDoubt } else { CoordinationState::Connected }
-    }
-
-    fn notes(&self) -> Vec<String> {
-        let outage = self.store.outage().map(|cause| {
-            format!(
-                "the database does not answer ({cause}): reads go on from memory, changes are refused until it is back"
-            )
-        });
-        outage.into_iter().chain(self.notes.list()).collect()
+    fn audit(&mut self, action: &str, subject: &str, request: &Operator) {
+        let event = AuditEvent {
+            time: SystemTime::now(),
+            actor: request.actor.clone(),
+            action: action.to_owned(),
+            subject: subject.to_owned(),
+            detail: request.reason.clone(),
+        };
+        self.writes.history("audit event", StoreWrite::Event(event));
     }
 }

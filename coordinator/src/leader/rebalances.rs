@@ -19,7 +19,7 @@ use crate::views::{MoveView, RebalanceView};
 const SHOWN_MOVES: usize = 1_000;
 
 #[derive(Debug)]
-struct OpenRoot {
+struct OpenRebalance {
     view: RebalanceView,
     root: Span,
     /// Position in `view.moves` and the span of each hand-off that is followed.
@@ -29,9 +29,11 @@ struct OpenRoot {
 /// The rebalances of this term that have not ended, and those that are to be shown anew.
 #[derive(Debug, Default)]
 pub(super) struct RebalanceHistory {
-    open: BTreeMap<RebalanceId, OpenRoot>,
+    open: BTreeMap<RebalanceId, OpenRebalance>,
     changed: BTreeSet<RebalanceId>,
     ended: Vec<RebalanceView>,
+    /// Moves that ended and are to be stored.
+    ended_moves: Vec<MoveRecord>,
 }
 
 impl RebalanceHistory {
@@ -56,8 +58,8 @@ impl RebalanceHistory {
         self.ended.clone()
     }
 
-    /// Takes news in; answers with what is to be stored.
-    pub(super) fn take_in(&mut self, event: RebalanceEvent) -> (Option<RebalanceRecord>, Option<MoveRecord>) {
+    /// Takes in how a rebalance goes on; answers with what is to be stored of it, after the moves that ended.
+    pub(super) fn take_in(&mut self, event: RebalanceEvent) -> Option<RebalanceRecord> {
         let now = SystemTime::now();
         match event {
             RebalanceEvent::Opened { id, cause, moves } => {
@@ -75,9 +77,9 @@ impl RebalanceHistory {
                     done: 0,
                 };
                 let view = RebalanceView { record: record.clone(), moves: Vec::new() };
-                self.open.insert(id, OpenRoot { view, root, followed: HashMap::new() });
+                self.open.insert(id, OpenRebalance { view, root, followed: HashMap::new() });
                 self.changed.insert(id);
-                (Some(record), None)
+                Some(record)
             }
             RebalanceEvent::Moved { id, appliance, from, to, reason } => {
                 if let Some(open) = self.open.get_mut(&id) {
@@ -97,10 +99,11 @@ impl RebalanceHistory {
                     self.changed.insert(id);
                 }
                 let reason = reason.text().to_owned();
-                (None, Some(MoveRecord { rebalance: id, appliance, from, to, reason, done: true, time: now }))
+                self.ended_moves.push(MoveRecord { rebalance: id, appliance, from, to, reason, done: true, time: now });
+                None
             }
             RebalanceEvent::Closed { id, done, superseded } => {
-                let Some(mut open) = self.open.remove(&id) else { return (None, None) };
+                let Some(mut open) = self.open.remove(&id) else { return None };
                 self.changed.remove(&id);
                 let record = &mut open.view.record;
                 record.done = done;
@@ -113,9 +116,14 @@ impl RebalanceHistory {
                 let record = record.clone();
                 info!(parent: &open.root, rebalance = %id, done, superseded, seconds, "rebalance ends");
                 self.ended.push(open.view);
-                (Some(record), None)
+                Some(record)
             }
         }
+    }
+
+    /// Moves that ended and are to be stored.
+    pub(super) fn take_ended_moves(&mut self) -> Vec<MoveRecord> {
+        std::mem::take(&mut self.ended_moves)
     }
 
     /// Notes what a delta of a rebalance asks of a worker.

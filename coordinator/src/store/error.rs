@@ -134,3 +134,11 @@ pub enum Error {
         reason: String,
     },
 }
+
+impl Error {
+    /// Whether the term is over for the store: another one may have begun there, or an outcome cannot be found out.
+    #[must_use]
+    pub const fn ends_term(&self) -> bool {
+        matches!(self, Self::Deposed { .. } | Self::Unresolved | Self::NotLeading | Self::Closed)
+    }
+}

@@ -1,0 +1,118 @@
+//! The begin of a term: raised in the coordination service, then in the store, which is read in the same transaction.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use common::status::Status;
+use common::{ApplianceId, Term};
+use coordination::Leadership;
+use coordinator_core::grants::StoredGrant;
+use coordinator_core::machine::{Machine, Restored};
+use coordinator_core::membership::LeaseAuthority;
+use coordinator_core::table::Seed;
+use runtime::clock;
+use tracing::{error, info};
+
+use super::connections::Connections;
+use super::convert::seed;
+use super::notes::Notes;
+use super::publisher::Publisher;
+use super::rebalances::RebalanceHistory;
+use super::waiting::WaitingCallers;
+use super::writes::PendingWrites;
+use super::{Leader, LeaderSetup};
+use crate::catalog;
+use crate::record::Record;
+use crate::store::{self, Store, StoreWrite, StoredState};
+use crate::views::{AssignmentView, CatalogEntry};
+
+/// Why a term could not be begun.
+#[derive(Debug, thiserror::Error)]
+pub enum BeginError {
+    /// The store cannot be used, or is led by a higher term.
+    #[error("begin a term: {0}")]
+    Store(#[from] store::Error),
+    /// The coordination service did not take the term.
+    #[error("raise the term: {0}")]
+    Coordination(#[from] coordination::Error),
+}
+
+/// What the terms before this one on this coordinator say about it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FormerTerms {
+    /// Highest term that a worker has met.
+    pub highest_seen: Term,
+    /// How long the new term lasts at least before a worker that has met a higher one ends it.
+    pub raise_after: Duration,
+}
+
+impl<'a> Leader<'a> {
+    /// Begins a term above everything the coordination service, the store and any worker have met: raises it there,
+    /// then in the store, and reads everything.
+    ///
+    /// # Errors
+    /// [`BeginError`]; nothing was begun, or nothing that anybody was told of.
+    pub async fn begin(
+        setup: &LeaderSetup,
+        leadership: &'a dyn Leadership,
+        store: Store,
+        former: FormerTerms,
+    ) -> Result<Self, BeginError> {
+        let highest = store.highest_term().await?.max(former.highest_seen);
+        let raised = leadership.raise_term(highest).await?;
+        let term = raised.term;
+        let stored = store.begin_term(&setup.identity.coordinator, term).await?;
+        let roster = leadership.roster();
+        // Not `highest`: the database may have been swapped for an older copy since that was read.
+        let mut notes = Notes::found(stored.former, raised.found, roster.is_some(), former.highest_seen);
+        let StoredState { records, statuses, grants, members, requests, rebalances, unreadable, former: _ } = stored;
+        for one in &unreadable {
+            error!(appliance = %one.id, tenant = one.tenant, name = one.name, "skipping appliance: it is stored and cannot be read: {}", one.why);
+            notes.unreadable(one);
+        }
+        info!(%term, appliances = records.len(), members = members.len(), "leading");
+        let (appliances, entries) = restore(records, statuses, grants);
+        let (rebalances, interrupted) = RebalanceHistory::restore(rebalances);
+        setup.catalog.load(catalog::Loaded { term, entries, requests, rebalances: rebalances.views() });
+        let mut config = setup.machine.clone();
+        config.authority = if roster.is_some() { LeaseAuthority::External } else { LeaseAuthority::Embedded };
+        let restored = Restored { appliances, members, raise_after: former.raise_after };
+        let began = clock::now();
+        let writes = PendingWrites::new(store.clone());
+        for record in interrupted {
+            writes.history("rebalance", StoreWrite::PutRebalance(record));
+        }
+        Ok(Self {
+            machine: Machine::new(config, term, began, restored),
+            leadership,
+            roster,
+            connections: Connections::new(setup.identity.coordination.clone()),
+            writes,
+            waiting: WaitingCallers::default(),
+            publisher: Publisher::new(setup, store, began),
+            notes,
+            rebalances,
+            catalog: Arc::clone(&setup.catalog),
+            end: None,
+        })
+    }
+}
+
+/// What the machine and what readers know of each stored appliance.
+fn restore(
+    records: Vec<Record>,
+    mut statuses: HashMap<ApplianceId, (Status, SystemTime)>,
+    mut grants: HashMap<ApplianceId, StoredGrant>,
+) -> (Vec<(Seed, StoredGrant)>, Vec<CatalogEntry>) {
+    let mut appliances = Vec::with_capacity(records.len());
+    let mut entries = Vec::with_capacity(records.len());
+    for record in records {
+        let stored = grants.remove(&record.id);
+        let stored = StoredGrant { ever: stored.is_some(), ..stored.unwrap_or_default() };
+        appliances.push((seed(&record), stored));
+        let status = statuses.remove(&record.id).map(|(status, at)| (Arc::new(status), at));
+        entries.push(CatalogEntry { record: Arc::new(record), status, assignment: AssignmentView::default() });
+    }
+    (appliances, entries)
+}

@@ -1,0 +1,110 @@
+//! Between the machine's terms and those of readers, of workers and of the store.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use common::session::Desired;
+use common::{ApplianceId, Profile, Timestamp};
+use coordinator_core::machine::{self, Machine, WorkerSnapshot};
+use coordinator_core::planner::{Needs, PlacementCandidate};
+use coordinator_core::table::Seed;
+
+use crate::record::Record;
+use crate::views::{AssignmentView, Candidate, FrozenView, RingView, WorkerView};
+
+/// What the machine has to know of an appliance.
+pub(super) fn seed(record: &Record) -> Seed {
+    Seed {
+        id: record.id,
+        placement_key: record.placement_key.clone(),
+        needs: Needs { driver: record.driver.clone(), kind: record.spec.kind.kind_name(), site: None },
+        edition: record.edition(),
+        size: size(record),
+        deleting: record.deleting,
+    }
+}
+
+/// About the bytes of a specification on the wire; an upper bound is not needed, only the order of magnitude.
+pub(super) fn size(record: &Record) -> usize {
+    serde_json::to_vec(&record.spec).map_or(0, |text| text.len())
+}
+
+/// What an appliance shall be, by its record.
+pub(super) fn desired(record: &Record) -> Desired {
+    Desired {
+        name: record.name.clone(),
+        tenant: record.tenant.clone(),
+        driver: record.driver.clone(),
+        edition: record.edition(),
+        revision: record.revision,
+        deleting: record.deleting,
+        spec: record.spec.clone(),
+    }
+}
+
+pub(super) fn worker_view(view: WorkerSnapshot, now: SystemTime) -> WorkerView {
+    let WorkerSnapshot { id, incarnation, health, profile, appliances: _, silent, draining, member } = view;
+    let Profile { weight, zone, host, drivers, version, pid, .. } = profile.unwrap_or_default();
+    WorkerView {
+        id,
+        incarnation: Some(incarnation),
+        health,
+        host,
+        zone,
+        weight,
+        drivers,
+        version,
+        pid,
+        last_seen: now.checked_sub(silent),
+        draining,
+        member,
+    }
+}
+
+pub(super) fn candidate(candidate: PlacementCandidate) -> Candidate {
+    let PlacementCandidate { member, refusal, is_owner, load, floor, ceiling } = candidate;
+    let reason = match refusal {
+        Some(refusal) => refusal.to_string(),
+        None if is_owner => String::new(),
+        None => "another member was preferred".to_owned(),
+    };
+    Candidate { worker: member, eligible: refusal.is_none(), reason, load, floor, ceiling }
+}
+
+/// Who holds an appliance; `None` when the machine does not know it.
+pub(super) fn assignment(machine: &Machine, id: ApplianceId) -> Option<AssignmentView> {
+    let table = machine.table();
+    let row = table.slot(id).and_then(|slot| table.get(slot))?;
+    let acting = row.state.grant().filter(|_| !row.state.wants_owner());
+    Some(AssignmentView {
+        state: row.state.name(),
+        worker: acting.map(|g| g.worker.clone()),
+        token: acting.map(|g| g.token),
+        reason: machine::reason(row),
+        site: row.needs.site.clone(),
+    })
+}
+
+/// The ring and the policy in force.
+pub(super) fn ring(machine: &Machine) -> RingView {
+    let (planner, config) = (machine.planner(), &machine.config().planner);
+    RingView {
+        version: planner.ring_version(),
+        ring: Arc::new(planner.ring().clone()),
+        strategy: config.strategy,
+        band: config.band,
+    }
+}
+
+/// What the brake holds, if it does.
+pub(super) fn frozen(machine: &Machine, now: Timestamp) -> Option<FrozenView> {
+    machine.frozen(now).map(|frozen| FrozenView {
+        reason: format!(
+            "{} of {} workers vanished within a short time; nothing moves before they are back or placement is resumed",
+            frozen.missing.len(),
+            frozen.missing.len() + frozen.live
+        ),
+        since: SystemTime::now().checked_sub(frozen.since).unwrap_or_else(SystemTime::now),
+        missing: frozen.missing,
+    })
+}

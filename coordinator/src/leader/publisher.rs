@@ -1,0 +1,240 @@
+//! What the leader shows: appliances, workers, the ring and the cluster go to the catalog, counts to the metrics, and what
+//! was observed to the store.
+//!
+//! The leader notes what has changed while it works, and publishes once per turn. What changes with time alone (health,
+//! when a worker was last seen) is shown anew every [`REFRESH`].
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use common::change::ApplianceTarget;
+use common::session::StatusReport;
+use common::{ApplianceId, Timestamp, WorkerId};
+use coordinator_core::machine::{self, Machine};
+use coordinator_core::membership::LeaseAuthority;
+use runtime::clock;
+use tracing::debug;
+
+use super::convert;
+use super::notes::Notes;
+use super::rebalances::RebalanceHistory;
+use super::{Identity, LeaderSetup};
+use crate::catalog::{Catalog, Fact};
+use crate::metrics::Metrics;
+use crate::store::Store;
+use crate::views::{
+    ClusterView, CoordinationState, CoordinatorView, MAX_UNOWNED, PausedView, UnownedAppliance, UnownedView,
+};
+
+/// How often what changes with time alone is shown anew.
+pub(super) const REFRESH: Duration = Duration::from_secs(1);
+
+/// Moments of this term by the wall clock as it was when the term began: the same whenever they are asked for.
+#[derive(Clone, Copy, Debug)]
+struct TermClock {
+    began: Timestamp,
+    wall: SystemTime,
+}
+
+impl TermClock {
+    fn wall(&self, at: Timestamp) -> SystemTime {
+        self.wall.checked_add(at.since(self.began)).unwrap_or(self.wall)
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Publisher {
+    catalog: Arc<Catalog>,
+    metrics: Arc<Metrics>,
+    store: Store,
+    identity: Identity,
+    clock: TermClock,
+    paused: Option<PausedView>,
+    /// What the catalog is to be told.
+    facts: Vec<Fact>,
+    changed_workers: BTreeSet<WorkerId>,
+    /// The state of the cluster is to be shown at once.
+    cluster_changed: bool,
+    /// The ring that is shown.
+    ring_version: Option<u64>,
+    refreshed: Option<Timestamp>,
+}
+
+impl Publisher {
+    /// A publisher for the term that began at `began`.
+    pub(super) fn new(setup: &LeaderSetup, store: Store, began: Timestamp) -> Self {
+        setup.metrics.begin_term();
+        Self {
+            catalog: Arc::clone(&setup.catalog),
+            metrics: Arc::clone(&setup.metrics),
+            store,
+            identity: setup.identity.clone(),
+            clock: TermClock { began, wall: SystemTime::now() },
+            paused: None,
+            facts: Vec::new(),
+            changed_workers: BTreeSet::new(),
+            cluster_changed: true,
+            ring_version: None,
+            refreshed: None,
+        }
+    }
+
+    /// Notes who holds an appliance now.
+    pub(super) fn assigned(&mut self, machine: &Machine, id: ApplianceId) {
+        let Some(view) = convert::assignment(machine, id) else { return };
+        debug!(appliance = %id, state = view.state, worker = ?view.worker, token = ?view.token, "assignment");
+        self.facts.push(Fact::Assignment(id, view));
+    }
+
+    /// Notes that nothing is left of an appliance.
+    pub(super) fn removed(&mut self, id: ApplianceId) {
+        self.facts.push(Fact::Removed(id));
+    }
+
+    /// Notes what owners report, and stores it.
+    pub(super) fn reported(&mut self, reports: Vec<StatusReport>) {
+        let now = SystemTime::now();
+        let mut stored = Vec::with_capacity(reports.len());
+        for report in reports {
+            self.facts.push(Fact::Status(report.appliance, Arc::new(report.status.clone()), now));
+            stored.push((report.appliance, report.status, now));
+        }
+        self.store.submit_statuses(stored);
+    }
+
+    /// Notes that a worker joined, changed or is gone.
+    pub(super) fn worker_changed(&mut self, worker: WorkerId) {
+        self.cluster_changed = true;
+        self.changed_workers.insert(worker);
+    }
+
+    /// Notes that the state of the cluster as a whole has changed.
+    pub(super) const fn cluster_changed(&mut self) {
+        self.cluster_changed = true;
+    }
+
+    /// Notes that an operator has stopped planning, or lets it go on.
+    pub(super) fn set_paused(&mut self, paused: Option<PausedView>) {
+        self.paused = paused;
+    }
+
+    /// Counts for how long appliances had no owner that have one now.
+    pub(super) fn regained(&self, durations: &[Duration]) {
+        self.metrics.regained(durations);
+    }
+
+    /// Shows what was noted of appliances. Callers who are answered next look into the catalog.
+    pub(super) fn flush(&mut self) {
+        if !self.facts.is_empty() {
+            self.catalog.apply(self.facts.drain(..));
+        }
+    }
+
+    /// Shows everything that has changed since the last time.
+    pub(super) fn publish(&mut self, machine: &Machine, notes: &Notes, rebalances: &mut RebalanceHistory) {
+        self.flush();
+        for view in rebalances.take_changed() {
+            self.catalog.set_rebalance(view);
+        }
+        self.metrics.count(&machine.counters(), &machine.audits());
+        let now = clock::now();
+        let refresh = self.refreshed.is_none_or(|at| now.since(at) >= REFRESH);
+        if refresh || !self.changed_workers.is_empty() {
+            self.show_workers(machine, now, refresh);
+        }
+        let version = machine.planner().ring_version();
+        if self.ring_version != Some(version) {
+            self.ring_version = Some(version);
+            self.catalog.set_ring(convert::ring(machine));
+        }
+        if refresh || self.cluster_changed {
+            self.show_cluster(machine, notes, now);
+            self.cluster_changed = false;
+        }
+        if refresh {
+            self.refreshed = Some(now);
+        }
+    }
+
+    fn show_workers(&mut self, machine: &Machine, now: Timestamp, all: bool) {
+        let wall = SystemTime::now();
+        for view in machine.workers(now) {
+            if all || self.changed_workers.contains(&view.id) {
+                self.store.submit_seen(view.id.clone(), wall.checked_sub(view.silent).unwrap_or(wall));
+                self.catalog.set_worker(convert::worker_view(view, wall));
+            }
+        }
+        self.changed_workers.clear();
+    }
+
+    /// Shows the state of the cluster as a whole.
+    pub(super) fn show_cluster(&self, machine: &Machine, notes: &Notes, now: Timestamp) {
+        let counters = machine.counters();
+        let (suspects, quarantined) = machine.suspects();
+        let outage = self.store.outage().map(|cause| cause.to_string());
+        self.catalog.set_cluster(ClusterView {
+            coordinator: self.identity.coordinator.clone(),
+            term: machine.term(),
+            leading: true,
+            started: self.identity.started,
+            waiting: machine.waiting(now).unwrap_or_default(),
+            moves_in_flight: machine.moves_in_flight(),
+            violations: counters.violations,
+            store: self.identity.store.clone(),
+            coordination: self.identity.coordination.clone(),
+            coordination_state: self.coordination_state(machine),
+            coordinators: self.coordinators(),
+            frozen: convert::frozen(machine, now),
+            paused: self.paused.clone(),
+            stalled_moves: machine.stalled_moves(),
+            notes: outage.as_deref().map(outage_note).into_iter().chain(notes.list()).collect(),
+            violation_kinds: counters.kinds.iter().map(|(kind, n)| (kind.name(), n)).collect(),
+            last_violation: notes.last_violation(),
+            unowned: self.unowned(machine),
+            suspects,
+            quarantined,
+            store_problem: outage,
+        });
+    }
+
+    fn unowned(&self, machine: &Machine) -> UnownedView {
+        let (unowned, table) = (machine.unowned(), machine.table());
+        let oldest = unowned.oldest().filter_map(|(since, slot)| {
+            let row = table.get(slot)?;
+            let shown = self.catalog.get(&ApplianceTarget::Id(row.id))?;
+            Some(UnownedAppliance {
+                id: row.id,
+                tenant: shown.record.tenant.clone(),
+                name: shown.record.name.clone(),
+                since: self.clock.wall(since),
+                state: row.state.name(),
+                reason: machine::reason(row),
+            })
+        });
+        UnownedView { appliances: unowned.len() as u64, oldest: oldest.take(MAX_UNOWNED).collect() }
+    }
+
+    /// The coordinators that are there; this one, which leads, whatever the others' nodes tell so far.
+    fn coordinators(&self) -> Vec<CoordinatorView> {
+        let own = &self.identity.coordinator;
+        let mut all: Vec<_> =
+            self.identity.coordinators.borrow().iter().filter(|one| one.id != *own).cloned().collect();
+        all.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        let others = all.into_iter().map(|one| CoordinatorView { id: one.id, address: one.address, leading: false });
+        let itself = CoordinatorView { id: own.clone(), address: self.identity.address.clone(), leading: true };
+        std::iter::once(itself).chain(others).collect()
+    }
+
+    /// Whether the service that tells of coordinators could be read lately.
+    fn coordination_state(&self, machine: &Machine) -> CoordinationState {
+        let external = machine.config().authority == LeaseAuthority::External;
+        let blind = external && self.identity.coordinators.borrow().is_empty();
+        if blind { CoordinationState::InDoubt } else { CoordinationState::Connected }
+    }
+}
+
+fn outage_note(cause: &str) -> String {
+    format!("the database does not answer ({cause}): reads go on from memory, changes are refused until it is back")
+}

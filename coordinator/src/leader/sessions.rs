@@ -1,0 +1,92 @@
+//! What workers say on their streams, and what is sent to them.
+
+use std::sync::Arc;
+
+use common::Timestamp;
+use common::change::ApplianceTarget;
+use common::session::{Envelope, StatusReport, ToCoordinator, ToWorker};
+use coordinator_core::machine::{self, Event, StreamId};
+use runtime::{clock, telemetry};
+use tracing::{debug, info};
+
+use super::{Leader, convert};
+use crate::sessions::Input;
+
+impl Leader<'_> {
+    pub(super) fn on_session(&mut self, (read_at, input): (Timestamp, Input)) {
+        if clock::now().since(read_at) > machine::BEHIND {
+            self.step(Event::FellBehind);
+        }
+        match input {
+            Input::Hello { conn, envelope, hello, out } => {
+                info!(worker = %hello.worker, conn, owned = hello.owned.len(), "hello");
+                self.connections.add(conn, hello.worker.clone(), envelope, out);
+                if hello.highest_term < self.machine.term() {
+                    self.notes.met(hello.highest_term);
+                }
+                self.step(Event::Received(conn, envelope, ToCoordinator::Hello(hello)));
+            }
+            Input::Message { conn, envelope, message } => self.on_message(conn, envelope, message),
+            Input::Closed(conn) => {
+                if self.connections.remove(conn) {
+                    self.step(Event::Closed(conn));
+                }
+            }
+        }
+    }
+
+    fn on_message(&mut self, conn: StreamId, envelope: Envelope, message: ToCoordinator) {
+        match &message {
+            ToCoordinator::Hello(_) => return debug!(conn, "a second hello on one stream was dropped"),
+            ToCoordinator::Beat(_) | ToCoordinator::Report(_) => {}
+            ToCoordinator::Ack(ack) => {
+                for declined in &ack.declined {
+                    info!(appliance = %declined.appliance, conn, "an offer was declined: {}", declined.reason);
+                }
+            }
+            ToCoordinator::Drain { hand_back } => {
+                info!(conn, worker = ?self.connections.worker(conn), hand_back, "is about to stop");
+            }
+            ToCoordinator::Leave => {
+                info!(conn, worker = ?self.connections.worker(conn), "leaves");
+                self.connections.remove(conn);
+            }
+        }
+        self.step(Event::Received(conn, envelope, message));
+    }
+
+    /// Stores and shows statuses that come from the owners of their appliances, and answers who waited for them.
+    pub(super) fn on_reports(&mut self, reports: Vec<StatusReport>) {
+        let checked: Vec<_> = reports.iter().filter(|r| r.checked > 0).map(|r| (r.appliance, r.checked)).collect();
+        self.publisher.reported(reports);
+        for (appliance, checked) in checked {
+            let answered = self.waiting.take_checks(appliance, checked);
+            if !answered.is_empty() {
+                // Callers look into the catalog as soon as they are answered.
+                self.publisher.flush();
+            }
+            for reply in answered {
+                let _ = reply.send(Ok(()));
+            }
+        }
+    }
+
+    /// Sends a message to a worker, with the wanted state of each appliance that is granted or updated by it.
+    pub(super) fn send(&mut self, stream: StreamId, envelope: Envelope, message: ToWorker<()>) {
+        let mut traceparent = String::new();
+        if let ToWorker::Delta(delta) = &message
+            && let Some(id) = delta.rebalance
+        {
+            self.rebalances.under_way(id, &delta.entries, self.connections.worker(stream));
+            let span = self.rebalances.delta_span(id, delta.entries.len());
+            traceparent = span.as_ref().map(telemetry::traceparent).unwrap_or_default();
+        }
+        let message = message.fill(|id| {
+            let entry = self.catalog.get(&ApplianceTarget::Id(id))?;
+            Some(Arc::new(convert::desired(&entry.record)))
+        });
+        if !self.connections.send(stream, envelope, message, &traceparent) {
+            self.step(Event::Closed(stream));
+        }
+    }
+}

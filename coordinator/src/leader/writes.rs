@@ -1,0 +1,142 @@
+//! Writes under way: what was submitted to the store and has not ended, and what the leader does about each that ends.
+//!
+//! The leader never waits for the disk. It submits, goes on, and takes the outcome as an input like any other. Writing
+//! over a lease node is no write to the store, but ends as they do.
+
+use common::{Life, Term};
+use coordinator_core::machine::{BatchId, Commit};
+use futures::StreamExt;
+use futures::future::{BoxFuture, FutureExt};
+use futures::stream::FuturesUnordered;
+use tracing::warn;
+
+use crate::catalog;
+use crate::commands::{Changed, Reply};
+use crate::store::{self, Store, StoreWrite};
+
+/// How a write ended.
+#[derive(Debug)]
+enum Ended {
+    Batch(BatchId, Result<(), store::Error>),
+    Change(Box<catalog::Write>, Reply<Changed>, Result<(), store::Error>),
+    History(&'static str, Result<(), store::Error>),
+    Eviction(Life, Result<(), coordination::Error>),
+}
+
+/// What the leader has to do about a write that ended.
+#[derive(Debug)]
+pub(super) enum WriteOutcome {
+    /// The store has a batch of the machine.
+    Durable(BatchId),
+    /// The store surely does not have a batch of the machine, which makes it anew.
+    Undone(BatchId),
+    /// The store has a change of an appliance.
+    Changed(Box<catalog::Write>, Reply<Changed>),
+    /// It does not have it; whoever asked for it is to be told why.
+    Unchanged(Box<catalog::Write>, Reply<Changed>, store::Error),
+    /// Something else is stored, or was not stored and is not missed.
+    Nothing,
+    /// The store is lost to another term, or an outcome cannot be found out: the term is over.
+    TermOver(store::Error),
+}
+
+impl Ended {
+    fn outcome(self) -> WriteOutcome {
+        match self {
+            Self::Batch(batch, Ok(())) => WriteOutcome::Durable(batch),
+            Self::Batch(_, Err(error)) if error.ends_term() => WriteOutcome::TermOver(error),
+            Self::Batch(batch, Err(error)) => {
+                warn!("a change of ownership was not stored and will be made anew: {error}");
+                WriteOutcome::Undone(batch)
+            }
+            Self::Change(change, reply, Ok(())) => WriteOutcome::Changed(change, reply),
+            Self::Change(change, reply, Err(error)) => WriteOutcome::Unchanged(change, reply, error),
+            Self::History(_, Ok(())) | Self::Eviction(_, Ok(())) => WriteOutcome::Nothing,
+            Self::History(what, Err(error)) => {
+                warn!("history ({what}) was not stored: {error}");
+                if error.ends_term() { WriteOutcome::TermOver(error) } else { WriteOutcome::Nothing }
+            }
+            Self::Eviction(life, Err(error)) => {
+                // The machine asks again.
+                warn!(worker = %life.worker, "the lease node cannot be written over: {error}");
+                WriteOutcome::Nothing
+            }
+        }
+    }
+}
+
+/// The writes that have not ended.
+#[derive(Debug)]
+pub(super) struct PendingWrites {
+    store: Store,
+    pending: FuturesUnordered<BoxFuture<'static, Ended>>,
+}
+
+impl PendingWrites {
+    pub(super) fn new(store: Store) -> Self {
+        Self { store, pending: FuturesUnordered::new() }
+    }
+
+    /// Whether the store is still led by this term, as far as it knows.
+    pub(super) fn leads(&self, term: Term) -> bool {
+        self.store.leads(term)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// The next write that ends; `None` when there is none under way.
+    pub(super) async fn next(&mut self) -> Option<WriteOutcome> {
+        self.pending.next().await.map(Ended::outcome)
+    }
+
+    /// A write that has ended already.
+    pub(super) fn try_next(&mut self) -> Option<WriteOutcome> {
+        self.pending.next().now_or_never().flatten().map(Ended::outcome)
+    }
+
+    /// Writes a batch of the machine. Batches are committed in the order of these calls.
+    pub(super) fn commit(&self, batch: BatchId, commit: Commit) {
+        let pending = self.store.submit(store_writes(commit));
+        self.pending.push(Box::pin(async move { Ended::Batch(batch, pending.await) }));
+    }
+
+    /// Writes a change of an appliance.
+    pub(super) fn change(&self, change: catalog::Write, reply: Reply<Changed>) {
+        let mut writes = Vec::with_capacity(3);
+        if let Some(record) = change.record() {
+            writes.push(StoreWrite::PutAppliance(record.as_ref().clone()));
+            writes.push(StoreWrite::Event(change.audit().clone()));
+        }
+        writes.extend(change.request().cloned().map(StoreWrite::Request));
+        let pending = self.store.submit(writes);
+        let change = Box::new(change);
+        self.pending.push(Box::pin(async move {
+            let result = pending.await;
+            Ended::Change(change, reply, result)
+        }));
+    }
+
+    /// Writes history that nobody waits for; `what` names it in the log.
+    pub(super) fn history(&self, what: &'static str, write: StoreWrite) {
+        let pending = self.store.submit(vec![write]);
+        self.pending.push(Box::pin(async move { Ended::History(what, pending.await) }));
+    }
+
+    /// Waits for the lease node of `life` to be written over.
+    pub(super) fn evict(&self, life: Life, evicted: BoxFuture<'static, Result<(), coordination::Error>>) {
+        self.pending.push(Box::pin(async move { Ended::Eviction(life, evicted.await) }));
+    }
+}
+
+fn store_writes(commit: Commit) -> Vec<StoreWrite> {
+    let Commit { grants, put_members, remove_members } = commit;
+    let mut writes: Vec<StoreWrite> = Vec::new();
+    writes.extend(remove_members.into_iter().map(|life| StoreWrite::RemoveMember(life.worker, life.incarnation)));
+    writes.extend(put_members.into_iter().map(StoreWrite::PutMember));
+    if !grants.is_empty() {
+        writes.push(StoreWrite::Grants(grants));
+    }
+    writes
+}
