@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::catalog::Catalog;
-use crate::commands::COMMAND_QUEUE;
+use crate::commands;
 use crate::config::Config;
 use crate::exit_code;
 use crate::grpc::{self, AdminServices, ForwardLayer, ServingRole, TraceLayer};
@@ -170,7 +170,7 @@ impl Server {
     /// Serves, and returns what the terms need that are to follow.
     async fn start(config: &Config, parts: Parts, identity: Identity) -> Result<(Self, Inputs, Terms), Failure> {
         let catalog = Arc::new(Catalog::new(config.catalog.clone()));
-        let (commands_in, commands) = mpsc::channel(COMMAND_QUEUE);
+        let (commands_in, commands) = commands::channel();
         let (sessions_in, sessions) = mpsc::channel(SESSION_QUEUE);
         let (stopping, stop_seen) = watch::channel(false);
         let (leading_in, leading) = watch::channel(false);
@@ -204,7 +204,13 @@ impl Server {
         info!(address = %parts.address, advertise = config.advertise, coordination = identity.coordination, "serving");
 
         let terms = Terms {
-            leader: LeaderSetup { machine: config.machine.clone(), catalog: Arc::clone(&catalog), metrics, identity },
+            leader: LeaderSetup {
+                machine: config.machine.clone(),
+                catalog: Arc::clone(&catalog),
+                settled: commands.settled(),
+                metrics,
+                identity,
+            },
             store: parts.store,
             candidate: parts.candidate,
             embedded: config.coordination.is_embedded(),

@@ -2,17 +2,12 @@
 //!
 //! One writer (the leader), many readers. Readers take a short read lock and walk away with `Arc`s; long walks go in
 //! slices ([`Catalog::scan`]), so that the writer never waits for more than one of them. What the store does not have
-//! yet is never visible: [`prepare`](Catalog::prepare) checks a change against everything that is stored *or being
-//! written* and reserves what it takes, [`Write::commit`] shows it once it is durable, and dropping a [`Write`] takes
-//! the reservation back. So two changes in flight can neither take one name or port, nor be made from one state.
+//! yet is never visible: changes are checked by [admission](crate::admission) and shown here once they are durable.
 //!
 //! Changes are broadcast under the write lock; a snapshot and a subscription taken under one read lock leave no gap.
 
 mod counts;
 mod filter;
-mod ports;
-mod prepare;
-mod requests;
 
 #[cfg(test)]
 mod tests;
@@ -25,19 +20,15 @@ use std::time::SystemTime;
 use common::appliance::FieldViolation;
 use common::change::ApplianceTarget;
 use common::status::Status;
-use common::{ApplianceId, RebalanceId, Term, WorkerId};
+use common::{ApplianceId, RebalanceId, WorkerId};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, broadcast, watch};
+use tokio::sync::{broadcast, watch};
 
-use crate::record::RequestRecord;
+use crate::record::Record;
 use crate::views::{ApplianceKey, AssignmentView, CatalogEntry, ClusterView, RebalanceView, RingView, WorkerView};
 
 pub use counts::{Counts, PhaseCounts};
 pub use filter::Filter;
-pub use prepare::{Prepared, Write};
-
-use ports::Ports;
-use requests::Requests;
 
 /// Latest rebalances kept in memory; older ones are read from the store.
 const REBALANCES: usize = 64;
@@ -82,7 +73,7 @@ impl Config {
     }
 }
 
-/// News for the catalog that needs no check: the machine or a worker said so.
+/// What needs no check: the machine decided it, or the owner reported it.
 #[derive(Clone, Debug)]
 pub enum Fact {
     /// What an owner reported.
@@ -109,21 +100,6 @@ pub enum WorkerChange {
     Joined(Arc<WorkerView>),
     /// Something about it is different.
     Changed(Arc<WorkerView>),
-    /// It is gone.
-    Gone(Arc<WorkerView>),
-}
-
-/// What a new leader starts from.
-#[derive(Clone, Debug, Default)]
-pub struct Loaded {
-    /// The term that begins.
-    pub term: Term,
-    /// All appliances.
-    pub entries: Vec<CatalogEntry>,
-    /// Idempotent calls of the last 24 h.
-    pub requests: Vec<RequestRecord>,
-    /// Latest rebalances.
-    pub rebalances: Vec<RebalanceView>,
 }
 
 /// See the module.
@@ -131,41 +107,22 @@ pub struct Loaded {
 pub struct Catalog {
     config: Config,
     state: RwLock<State>,
-    settled: Notify,
 }
 
 #[derive(Debug)]
 struct State {
     entries: HashMap<ApplianceId, Arc<CatalogEntry>>,
     names: BTreeMap<ApplianceKey, ApplianceId>,
-    ports: Ports,
-    requests: Requests,
-    /// Appliances a [`Write`] is under way for.
-    writing: HashMap<ApplianceId, Reservation>,
-    /// Names a [`Write`] takes.
-    reserved: HashMap<ApplianceKey, ApplianceId>,
     counts: Counts,
     workers: BTreeMap<WorkerId, Arc<WorkerView>>,
     rebalances: BTreeMap<RebalanceId, Arc<RebalanceView>>,
     ring: Option<Arc<RingView>>,
     cluster: Option<Arc<ClusterView>>,
-    news: News,
-    /// The term that writes.
-    term: Term,
-    /// Raised by each load; a write prepared before it cannot be committed after.
-    epoch: u64,
-}
-
-/// What a write in flight has taken beyond what its appliance has already.
-#[derive(Clone, Debug, Default)]
-struct Reservation {
-    key: Option<ApplianceKey>,
-    ports: Vec<u16>,
-    creates: bool,
+    watchers: Watchers,
 }
 
 #[derive(Debug)]
-struct News {
+struct Watchers {
     appliances: broadcast::Sender<ApplianceChange>,
     workers: broadcast::Sender<WorkerChange>,
     rebalances: broadcast::Sender<Arc<RebalanceView>>,
@@ -173,7 +130,7 @@ struct News {
     cluster: watch::Sender<()>,
 }
 
-impl News {
+impl Watchers {
     fn new(buffer: usize) -> Self {
         Self {
             appliances: broadcast::Sender::new(buffer),
@@ -195,18 +152,12 @@ impl State {
         Self {
             entries: HashMap::new(),
             names: BTreeMap::new(),
-            ports: Ports::default(),
-            requests: Requests::new(config.max_requests),
-            writing: HashMap::new(),
-            reserved: HashMap::new(),
             counts: Counts::default(),
             workers: BTreeMap::new(),
             rebalances: BTreeMap::new(),
             ring: None,
             cluster: None,
-            news: News::new(config.watch_buffer),
-            term: Term::default(),
-            epoch: 0,
+            watchers: Watchers::new(config.watch_buffer),
         }
     }
 
@@ -237,19 +188,16 @@ impl State {
         if self.names.get(&key) == Some(&id) {
             self.names.remove(&key);
         }
-        for port in ports::claimed(&before.record) {
-            self.ports.release(port.0, id);
-        }
         self.counts.take(&before);
         self.tell(Some(before), None);
     }
 
     fn tell(&self, before: Option<Arc<CatalogEntry>>, after: Option<Arc<CatalogEntry>>) {
         // An error means that nobody listens.
-        if self.news.appliances.receiver_count() > 0 {
-            let _ = self.news.appliances.send(ApplianceChange { before, after });
+        if self.watchers.appliances.receiver_count() > 0 {
+            let _ = self.watchers.appliances.send(ApplianceChange { before, after });
         }
-        self.news.cluster_changed();
+        self.watchers.cluster_changed();
     }
 }
 
@@ -258,7 +206,12 @@ impl Catalog {
     #[must_use]
     pub fn new(config: Config) -> Self {
         let state = RwLock::new(State::new(&config));
-        Self { config, state, settled: Notify::new() }
+        Self { config, state }
+    }
+
+    /// Its settings.
+    pub(crate) const fn config(&self) -> &Config {
+        &self.config
     }
 
     // A panic under the lock leaves no half-made state that matters more than answering: every update ends with whole
@@ -274,34 +227,42 @@ impl Catalog {
     // ------------------------------------------------------------------------------------------- the writer's half
 
     /// Replaces everything by what the store has, as a new leader does. Watches end; their clients watch again.
-    pub fn load(&self, loaded: Loaded) {
+    pub fn load(&self, entries: Vec<CatalogEntry>, rebalances: Vec<RebalanceView>) {
         let mut fresh = State::new(&self.config);
-        fresh.term = loaded.term;
-        for entry in loaded.entries {
+        for entry in entries {
             let id = entry.record.id;
             fresh.names.insert(entry.key(), id);
-            for (port, _) in ports::claimed(&entry.record) {
-                fresh.ports.claim(port, id);
-            }
             fresh.counts.add(&entry);
             fresh.entries.insert(id, Arc::new(entry));
         }
-        for request in loaded.requests {
-            fresh.requests.remember(&request, None);
-        }
-        fresh.rebalances = loaded.rebalances.into_iter().map(|r| (r.record.id, Arc::new(r))).collect();
+        fresh.rebalances = rebalances.into_iter().map(|r| (r.record.id, Arc::new(r))).collect();
         let former = {
             let mut state = self.write();
             fresh.cluster = state.cluster.take();
-            fresh.epoch = state.epoch + 1;
             std::mem::replace(&mut *state, fresh)
         };
         // A million entries take a while to drop, which needs no lock.
         drop(former);
-        self.settled.notify_waiters();
     }
 
-    /// Applies news, in order, under one lock. News of appliances that are not there is dropped.
+    /// Shows a record that the store has now: a new appliance, or a change of one. Status and assignment stay as they are.
+    pub(crate) fn put_record(&self, record: &Arc<Record>) -> Arc<CatalogEntry> {
+        let mut state = self.write();
+        let id = record.id;
+        let before = state.entries.get(&id).cloned();
+        let (status, assignment) = before
+            .as_ref()
+            .map_or((None, AssignmentView::default()), |entry| (entry.status.clone(), entry.assignment.clone()));
+        let entry = CatalogEntry { record: Arc::clone(record), status, assignment };
+        let key = entry.key();
+        if let Some(former) = before.map(|entry| entry.key()).filter(|former| *former != key) {
+            state.names.remove(&former);
+        }
+        state.names.insert(key, id);
+        state.put(entry)
+    }
+
+    /// Applies facts, in order, under one lock. Those about appliances that are not there are dropped.
     pub fn apply(&self, facts: impl IntoIterator<Item = Fact>) {
         let mut state = self.write();
         for fact in facts {
@@ -337,17 +298,8 @@ impl Catalog {
                 WorkerChange::Changed(worker)
             }
         };
-        let _ = state.news.workers.send(change);
-        state.news.cluster_changed();
-    }
-
-    /// Forgets a worker.
-    pub fn remove_worker(&self, worker: &WorkerId) {
-        let mut state = self.write();
-        if let Some(gone) = state.workers.remove(worker) {
-            let _ = state.news.workers.send(WorkerChange::Gone(gone));
-            state.news.cluster_changed();
-        }
+        let _ = state.watchers.workers.send(change);
+        state.watchers.cluster_changed();
     }
 
     /// Replaces the ring.
@@ -359,7 +311,7 @@ impl Catalog {
     pub fn set_cluster(&self, cluster: ClusterView) {
         let mut state = self.write();
         state.cluster = Some(Arc::new(cluster));
-        state.news.cluster_changed();
+        state.watchers.cluster_changed();
     }
 
     /// Notes a rebalance that began, went on or ended, and tells watchers. The latest 64 stay in memory.
@@ -370,13 +322,13 @@ impl Catalog {
         while state.rebalances.len() > REBALANCES {
             state.rebalances.pop_first();
         }
-        let _ = state.news.rebalances.send(rebalance);
+        let _ = state.watchers.rebalances.send(rebalance);
     }
 
     /// Ends all watches; part of stopping, so that open streams do not hold the server up.
     pub fn close_watches(&self) {
         let mut state = self.write();
-        state.news = News::new(self.config.watch_buffer);
+        state.watchers = Watchers::new(self.config.watch_buffer);
     }
 
     // ------------------------------------------------------------------------------------------ the readers' half
@@ -387,16 +339,21 @@ impl Catalog {
         self.read().find(target).cloned()
     }
 
+    /// The appliance with this name.
+    #[must_use]
+    pub fn id_of(&self, key: &ApplianceKey) -> Option<ApplianceId> {
+        self.read().names.get(key).copied()
+    }
+
+    /// Looks at every appliance under one lock, in no order.
+    pub(crate) fn for_each(&self, mut visit: impl FnMut(&CatalogEntry)) {
+        self.read().entries.values().for_each(|entry| visit(entry));
+    }
+
     /// Number of appliances.
     #[must_use]
     pub fn len(&self) -> usize {
         self.read().entries.len()
-    }
-
-    /// Whether there are no appliances.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Looks at a slice of the appliances that match, ordered by tenant and name, from after `from` on, as long as
@@ -438,7 +395,7 @@ impl Catalog {
     #[must_use]
     pub fn watch(&self, filter: &Filter) -> (Vec<Arc<CatalogEntry>>, broadcast::Receiver<ApplianceChange>) {
         let state = self.read();
-        let receiver = state.news.appliances.subscribe();
+        let receiver = state.watchers.appliances.subscribe();
         let entries = state.names.values().filter_map(|id| state.entries.get(id));
         (entries.filter(|e| filter.matches(e)).cloned().collect(), receiver)
     }
@@ -464,7 +421,7 @@ impl Catalog {
     pub fn watch_workers(&self) -> (Vec<(Arc<WorkerView>, PhaseCounts)>, broadcast::Receiver<WorkerChange>) {
         let state = self.read();
         let workers = state.workers.iter().map(|(id, w)| (Arc::clone(w), state.counts.of(id)));
-        (workers.collect(), state.news.workers.subscribe())
+        (workers.collect(), state.watchers.workers.subscribe())
     }
 
     /// Rebalances in memory before `before`, newest first.
@@ -485,7 +442,7 @@ impl Catalog {
     pub fn watch_rebalances(&self) -> (Vec<Arc<RebalanceView>>, broadcast::Receiver<Arc<RebalanceView>>) {
         let state = self.read();
         let running = state.rebalances.values().filter(|r| r.record.ended.is_none()).cloned().collect();
-        (running, state.news.rebalances.subscribe())
+        (running, state.watchers.rebalances.subscribe())
     }
 
     /// The ring; `None` before the first membership is known.
@@ -505,18 +462,12 @@ impl Catalog {
     /// Tells whenever [`cluster`](Self::cluster) may have another answer; ends with the watches.
     #[must_use]
     pub fn watch_cluster(&self) -> watch::Receiver<()> {
-        self.read().news.cluster.subscribe()
+        self.read().watchers.cluster.subscribe()
     }
 
     /// Appliances a worker holds, by phase.
     #[must_use]
     pub fn held_by(&self, worker: &WorkerId) -> PhaseCounts {
         self.read().counts.of(worker)
-    }
-
-    /// Fires whenever a change in flight was committed or given up. The future must be made *before* the command that
-    /// may find itself contended is sent.
-    pub fn settled(&self) -> tokio::sync::futures::Notified<'_> {
-        self.settled.notified()
     }
 }

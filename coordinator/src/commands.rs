@@ -1,102 +1,182 @@
-//! What asks the leader to change something, or needs its decisions: admin services now, sources later.
+//! The one way to change something, or to have the leader decide: [`Commands`], used by the admin services and by
+//! whatever else changes appliances.
 //!
-//! Reads need no command: they take a short lock on the [`Catalog`](crate::catalog::Catalog). A [`Command`] travels
-//! through one bounded channel and is answered when what it did is durable.
+//! Callers give domain values, who asks and until when, and get domain errors. Behind the handle are the queue of the
+//! leader, the retry after a change that met another one under way, and the idempotency of request ids: a call with the
+//! [`RequestKey`] of one that was carried out within the last 24 h answers as that did. Reads need no command: they take a
+//! short lock on the catalog.
 
 mod change;
 mod error;
+mod queue;
+
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
+use common::appliance::FieldViolation;
 use common::{ApplianceId, Incarnation, WorkerId};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
 
 use crate::views::Explanation;
 
 pub use change::{Change, ChangeOutcome, Changed, Mutation, RequestKey};
 pub use error::CommandError;
+pub use queue::{Command, CommandQueue, Reply};
 
-/// Commands waiting for the leader. It takes them in batches; a caller that finds the channel full waits, at most until
+/// Commands that wait for the leader. It takes them in batches; a caller that finds the queue full waits, at most until
 /// its deadline.
-pub const COMMAND_QUEUE: usize = 1024;
+const QUEUE: usize = 1024;
 
-/// Where the answer to a command goes. A caller that has given up drops the other end.
-pub type Reply<T> = oneshot::Sender<Result<T, CommandError>>;
+/// Longest reason an operator can give, in bytes.
+const MAX_REASON: usize = 500;
 
-/// What a service asks of the leader.
-#[derive(Debug)]
-pub enum Command {
-    /// Change the stored appliances. The leader calls [`Catalog::prepare`](crate::catalog::Catalog::prepare), makes
-    /// the result durable, commits it, and answers.
-    Change {
-        /// What to change.
-        mutation: Arc<Mutation>,
-        /// Answered when it is durable.
-        reply: Reply<Changed>,
-    },
-    /// Have the owner probe an appliance now.
-    Check {
-        /// The appliance.
-        appliance: ApplianceId,
-        /// Answered when the owner's report is in the catalog.
-        reply: Reply<()>,
-    },
-    /// Why an appliance is where it is.
-    Explain {
-        /// The appliance.
-        appliance: ApplianceId,
-        /// Answered at once.
-        reply: Reply<Explanation>,
-    },
-    /// End the lease of one life of a worker.
-    Evict {
-        /// The worker.
-        worker: WorkerId,
-        /// Only this life of it; the present one when absent.
-        incarnation: Option<Incarnation>,
-        /// For the audit trail.
-        request: Operator,
-        /// Answered when no further heartbeat of that life can count, and the catalog shows it.
-        reply: Reply<()>,
-    },
-    /// Stop all planning, until [`Resume`](Self::Resume).
-    Pause {
-        /// The reason is shown in [`ClusterView::paused`].
-        request: Operator,
-        /// Answered when it is in force and the catalog shows it.
-        reply: Reply<()>,
-    },
-    /// End a pause, and a freeze after a loss of sight.
-    Resume {
-        /// For the audit trail.
-        request: Operator,
-        /// Answered when planning goes on and the catalog shows it.
-        reply: Reply<()>,
-    },
+/// Who asks, and until when an answer is of use.
+#[derive(Clone, Debug)]
+pub struct CommandContext {
+    /// For the audit trail: address of the caller, or name of the source.
+    pub actor: String,
+    /// What is not answered by then is [`CommandError::DeadlineExceeded`].
+    pub deadline: Instant,
 }
 
-impl Command {
-    /// Answers with `error` instead of carrying it out.
-    pub fn fail(self, error: CommandError) {
-        match self {
-            Self::Change { reply, .. } => drop(reply.send(Err(error))),
-            Self::Explain { reply, .. } => drop(reply.send(Err(error))),
-            Self::Check { reply, .. }
-            | Self::Evict { reply, .. }
-            | Self::Pause { reply, .. }
-            | Self::Resume { reply, .. } => drop(reply.send(Err(error))),
+/// Why an operator asks for something. It has at most 500 bytes and no control characters, which would reach terminals and
+/// logs; it may be empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reason(String);
+
+impl Reason {
+    /// Checks a reason.
+    ///
+    /// # Errors
+    /// What is wrong with the field `reason`.
+    pub fn new(text: String) -> Result<Self, FieldViolation> {
+        if text.len() > MAX_REASON || text.contains(char::is_control) {
+            let problem = format!("has at most {MAX_REASON} bytes and no control characters");
+            return Err(FieldViolation::new("reason", problem));
         }
+        Ok(Self(text))
     }
 }
 
 /// Who asks for an operator's measure, and why.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Operator {
-    /// Why; may be empty, has at most [`MAX_REASON`] bytes.
+    /// Why; may be empty.
     pub reason: String,
     /// Address of the caller.
     pub actor: String,
 }
 
-/// Longest reason an operator can give, in bytes.
-pub const MAX_REASON: usize = 500;
+/// The handle. Clones send to the same leader, whichever term it leads.
+#[derive(Clone, Debug)]
+pub struct Commands {
+    queue: mpsc::Sender<Command>,
+    settled: Arc<Notify>,
+}
+
+/// A handle, and the queue that the leader takes its commands from.
+#[must_use]
+pub fn channel() -> (Commands, CommandQueue) {
+    let (queue, received) = mpsc::channel(QUEUE);
+    let settled = Arc::new(Notify::new());
+    (Commands { queue, settled: Arc::clone(&settled) }, CommandQueue::new(received, settled))
+}
+
+impl Commands {
+    /// Changes an appliance; answered when the change is durable. After another change of the same appliance, name, port
+    /// or request it is tried again, until the deadline. With `validate_only` everything is checked and nothing changes.
+    ///
+    /// # Errors
+    /// [`CommandError`]; never [`CommandError::Contended`].
+    pub async fn change(
+        &self,
+        context: &CommandContext,
+        change: Change,
+        validate_only: bool,
+        request: Option<RequestKey>,
+    ) -> Result<Changed, CommandError> {
+        let mutation = Arc::new(Mutation { change, validate_only, request, actor: context.actor.clone() });
+        loop {
+            // Made before the command is sent, so that no change that ends in between is missed.
+            let settled = self.settled.notified();
+            let mutation = Arc::clone(&mutation);
+            match self.ask(context, |reply| Command::Change { mutation, reply }).await {
+                Err(CommandError::Contended) => {
+                    timeout_at(context.deadline, settled).await.map_err(|_| CommandError::DeadlineExceeded)?;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Has the owner probe an appliance now; answered when its report is in the catalog.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn check(&self, context: &CommandContext, appliance: ApplianceId) -> Result<(), CommandError> {
+        self.ask(context, |reply| Command::Check { appliance, reply }).await
+    }
+
+    /// Why an appliance is where it is.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn explain(&self, context: &CommandContext, appliance: ApplianceId) -> Result<Explanation, CommandError> {
+        self.ask(context, |reply| Command::Explain { appliance, reply }).await
+    }
+
+    /// Ends the lease of one life of a worker, the present one unless an incarnation is given; answered when no further
+    /// heartbeat of that life can count, and the catalog shows it.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn evict(
+        &self,
+        context: &CommandContext,
+        worker: WorkerId,
+        incarnation: Option<Incarnation>,
+        reason: Reason,
+    ) -> Result<(), CommandError> {
+        let request = operator(context, reason);
+        self.ask(context, |reply| Command::Evict { worker, incarnation, request, reply }).await
+    }
+
+    /// Stops all planning, until [`resume`](Self::resume); answered when the catalog shows it.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn pause(&self, context: &CommandContext, reason: Reason) -> Result<(), CommandError> {
+        let request = operator(context, reason);
+        self.ask(context, |reply| Command::Pause { request, reply }).await
+    }
+
+    /// Ends a pause, and a freeze after many workers were lost; answered when the catalog shows it.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn resume(&self, context: &CommandContext) -> Result<(), CommandError> {
+        let request = operator(context, Reason::default());
+        self.ask(context, |reply| Command::Resume { request, reply }).await
+    }
+
+    /// Sends a command and waits for its answer until the deadline.
+    async fn ask<T>(
+        &self,
+        context: &CommandContext,
+        command: impl FnOnce(Reply<T>) -> Command,
+    ) -> Result<T, CommandError> {
+        let (reply, answer) = oneshot::channel();
+        let asked = async {
+            self.queue.send(command(reply)).await.map_err(|_| CommandError::Stopping)?;
+            answer.await.map_err(|_| CommandError::Unanswered)?
+        };
+        timeout_at(context.deadline, asked).await.map_err(|_| CommandError::DeadlineExceeded)?
+    }
+}
+
+fn operator(context: &CommandContext, Reason(reason): Reason) -> Operator {
+    Operator { reason, actor: context.actor.clone() }
+}

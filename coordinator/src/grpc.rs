@@ -25,13 +25,13 @@ use std::sync::Arc;
 
 use common::CoordinatorId;
 use proto::admin::v1 as api;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::catalog::Catalog;
-use crate::commands::Command;
+use crate::commands::Commands;
 use crate::history::History;
 
 pub use forward::{ForwardLayer, ServingRole};
@@ -99,9 +99,9 @@ impl HealthService {
 impl AdminServices {
     /// Services that read `catalog` and `history` and send changes to `commands`.
     #[must_use]
-    pub fn new(catalog: Arc<Catalog>, commands: mpsc::Sender<Command>, history: Arc<dyn History>) -> Self {
+    pub fn new(catalog: Arc<Catalog>, commands: Commands, history: Arc<dyn History>) -> Self {
         let health = HealthService { reporter: HealthReporter::new() };
-        Self { caller: Caller::new(catalog, commands, history), health }
+        Self { caller: Caller { catalog, commands, history }, health }
     }
 
     /// The health of these services.

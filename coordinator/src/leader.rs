@@ -36,7 +36,7 @@ use coordination::Leadership;
 use coordinator_core::machine::{self, Action, Event, Machine};
 use coordinator_core::rebalance::RebalanceEvent;
 use runtime::clock;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -47,8 +47,9 @@ use self::rebalances::RebalanceHistory;
 use self::roster::RosterEvents;
 use self::waiting::WaitingCallers;
 use self::writes::{PendingWrites, WriteOutcome};
+use crate::admission::Admission;
 use crate::catalog::Catalog;
-use crate::commands::{Command, CommandError};
+use crate::commands::{CommandError, CommandQueue};
 use crate::metrics::Metrics;
 use crate::sessions::Input;
 use crate::store::{self, StoreWrite};
@@ -84,6 +85,8 @@ pub struct LeaderSetup {
     pub machine: machine::Config,
     /// What readers see.
     pub catalog: Arc<Catalog>,
+    /// Notified whenever a change under way was committed or given up.
+    pub settled: Arc<Notify>,
     /// What is measured.
     pub metrics: Arc<Metrics>,
     /// Who this coordinator is.
@@ -111,7 +114,7 @@ pub struct Identity {
 #[derive(Debug)]
 pub struct Inputs {
     /// From the admin services.
-    pub commands: mpsc::Receiver<Command>,
+    pub commands: CommandQueue,
     /// From workers.
     pub sessions: mpsc::Receiver<(Timestamp, Input)>,
 }
@@ -129,6 +132,7 @@ pub struct Leader<'a> {
     publisher: Publisher,
     notes: Notes,
     rebalances: RebalanceHistory,
+    admission: Admission,
     catalog: Arc<Catalog>,
     /// Why the term is over, once it is.
     end: Option<TermEnd>,
@@ -209,7 +213,10 @@ impl Leader<'_> {
             Action::Reports(reports) => self.on_reports(reports),
             Action::Close(stream, refusal) => self.connections.close(stream, &refusal),
             Action::Assigned(id) => self.publisher.assigned(&self.machine, id),
-            Action::Removed(id) => self.publisher.removed(id),
+            Action::Removed(id) => {
+                self.admission.removed(id);
+                self.publisher.removed(id);
+            }
             Action::WorkerChanged(worker) => self.publisher.worker_changed(worker),
             Action::Gone(Life { worker, incarnation }, at) => {
                 // Beside the worker's `may_act_until_ns` of the same host it shows what the lease's margin comes to.
@@ -258,7 +265,7 @@ impl Leader<'_> {
             }
             WriteOutcome::Changed(change, reply) => self.changed(*change, reply),
             WriteOutcome::Unchanged(change, reply, error) => {
-                drop(change);
+                self.admission.withdraw(*change);
                 let _ = reply.send(Err(CommandError::Unavailable(error.to_string())));
                 if error.ends_term() {
                     self.end = Some(TermEnd::StoreLost(error));
@@ -312,9 +319,9 @@ impl Leader<'_> {
             while let Some(outcome) = self.writes.next().await {
                 match outcome {
                     // It is stored, and whoever leads next reads it.
-                    WriteOutcome::Changed(change, reply) => drop(reply.send(Ok(change.commit()))),
+                    WriteOutcome::Changed(change, reply) => drop(reply.send(Ok(self.admission.commit(*change)))),
                     WriteOutcome::Unchanged(change, reply, error) => {
-                        drop(change);
+                        self.admission.withdraw(*change);
                         let _ = reply.send(Err(CommandError::Unavailable(error.to_string())));
                     }
                     WriteOutcome::Durable(_) | WriteOutcome::Undone(_) => {}

@@ -30,6 +30,15 @@ pub struct RequestKey {
     pub digest: [u8; 16],
 }
 
+impl RequestKey {
+    /// The key of a call with this id and content. Of the same call the content has to be the same bytes, whenever and
+    /// wherever it is made: the digest is stored.
+    #[must_use]
+    pub fn new(id: Uuid, content: &[u8]) -> Self {
+        Self { id, digest: *Uuid::new_v5(&Uuid::NAMESPACE_OID, content).as_bytes() }
+    }
+}
+
 /// What changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -66,6 +75,18 @@ pub enum Change {
 }
 
 impl Change {
+    /// A new appliance; the server chooses its identity unless the draft has one.
+    #[must_use]
+    pub fn create(draft: ApplianceDraft) -> Self {
+        Self::Create { fresh: fresh_id(), draft: Box::new(draft) }
+    }
+
+    /// Fields of an appliance.
+    #[must_use]
+    pub fn update(update: ApplianceUpdate) -> Self {
+        Self::Update { fresh: fresh_id(), update: Box::new(update) }
+    }
+
     /// The word for it in the audit trail.
     #[must_use]
     pub const fn action(&self) -> &'static str {
@@ -96,4 +117,9 @@ pub struct Changed {
     pub entry: Option<Arc<CatalogEntry>>,
     /// What was done.
     pub outcome: ChangeOutcome,
+}
+
+/// An id that no appliance has.
+fn fresh_id() -> ApplianceId {
+    ApplianceId::new(Uuid::new_v4())
 }

@@ -7,7 +7,7 @@ use common::change::ApplianceTarget;
 use common::{ApplianceId, CoordinatorId, Generation, Incarnation, WorkerId};
 use uuid::Uuid;
 
-/// Why a command was not carried out. Nothing was changed.
+/// Why a command was not carried out. Nothing was changed, unless the variant says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
     /// Fields that cannot be as they are.
@@ -50,8 +50,8 @@ pub enum CommandError {
     /// The request was carried out before, and the appliance is gone since.
     #[error("appliance {0}, which this request was about, is gone")]
     RequestedGone(ApplianceId),
-    /// Another change of the same appliance, name or request is being written. Asking again once
-    /// [`Catalog::settled`](crate::catalog::Catalog::settled) fires is the caller's part; clients never see this.
+    /// Another change of the same appliance, name, port or request is being written. [`Commands`](super::Commands) asks
+    /// again once it has settled; callers never see this.
     #[error("another change of the same appliance is being written")]
     Contended,
     /// No more appliances fit.
@@ -79,9 +79,6 @@ pub enum CommandError {
     /// The worker has no lease that could be ended.
     #[error("worker {0} has no lease: its life is over")]
     NoLease(WorkerId),
-    /// The coordination service does not answer; trying again may help.
-    #[error("coordination does not answer: {0}")]
-    Coordination(String),
     /// This coordinator does not lead.
     #[error("this coordinator does not lead{}", .0.as_ref().map(|l| format!("; {l} does")).unwrap_or_default())]
     NotLeading(Option<CoordinatorId>),
@@ -91,6 +88,12 @@ pub enum CommandError {
     /// The coordinator is stopping.
     #[error("the coordinator is stopping")]
     Stopping,
+    /// The leader did not answer before the deadline. The change may still be made.
+    #[error("no answer before the deadline; the call may still be carried out")]
+    DeadlineExceeded,
+    /// The leader ended before it answered. The change may have been made.
+    #[error("the coordinator stopped before it answered; the call may have been carried out")]
+    Unanswered,
 }
 
 struct FieldList<'a>(&'a [FieldViolation]);

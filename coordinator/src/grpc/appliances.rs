@@ -12,12 +12,12 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tonic::{Request, Response, Status};
 
-use super::call::{CallContext, Caller, MAX_PAGE_BYTES, canonical, fresh_id, request_key, target};
+use super::call::{Caller, MAX_PAGE_BYTES, canonical, context, request_key, target};
 use super::page::{self, PageStart};
 use super::status;
 use super::wire as to_wire;
 use crate::catalog::{ApplianceChange, Filter};
-use crate::commands::{Change, Changed, Command};
+use crate::commands::{Change, Changed, CommandContext, RequestKey};
 use crate::views::CatalogEntry;
 
 /// Moves of one appliance that `Explain` shows.
@@ -53,13 +53,13 @@ impl wire::appliances_server::Appliances for AppliancesService {
         &self,
         request: Request<wire::CreateApplianceRequest>,
     ) -> Result<Response<wire::Appliance>, Status> {
-        let context = CallContext::of(&request);
+        let context = context(&request);
         let mut message = request.into_inner();
         let id = std::mem::take(&mut message.request_id);
         let key = request_key(&id, || canonical("Create", message.clone(), |m| m.appliance.as_mut()))?;
         let draft = draft_from_wire(message.appliance).map_err(|v| status::invalid(&v))?;
-        let change = Change::Create { fresh: fresh_id(), draft: Box::new(draft) };
-        let done = self.caller.change(context, change, message.validate_only, key).await?;
+        let change = Change::create(draft);
+        let done = self.change(&context, change, message.validate_only, key).await?;
         Ok(Response::new(changed(&done)))
     }
 
@@ -83,14 +83,14 @@ impl wire::appliances_server::Appliances for AppliancesService {
         &self,
         request: Request<wire::UpdateApplianceRequest>,
     ) -> Result<Response<wire::UpdateApplianceResponse>, Status> {
-        let context = CallContext::of(&request);
+        let context = context(&request);
         let mut message = request.into_inner();
         let id = std::mem::take(&mut message.request_id);
         let key = request_key(&id, || canonical("Update", message.clone(), |m| m.appliance.as_mut()))?;
         let validate_only = message.validate_only;
         let update = update_from_wire(message).map_err(|v| status::invalid(&v))?;
-        let change = Change::Update { fresh: fresh_id(), update: Box::new(update) };
-        let done = self.caller.change(context, change, validate_only, key).await?;
+        let change = Change::update(update);
+        let done = self.change(&context, change, validate_only, key).await?;
         Ok(Response::new(wire::UpdateApplianceResponse {
             appliance: Some(changed(&done)),
             outcome: to_wire::outcome(done.outcome).into(),
@@ -101,7 +101,7 @@ impl wire::appliances_server::Appliances for AppliancesService {
         &self,
         request: Request<wire::DeleteApplianceRequest>,
     ) -> Result<Response<wire::Appliance>, Status> {
-        let context = CallContext::of(&request);
+        let context = context(&request);
         let mut message = request.into_inner();
         let id = std::mem::take(&mut message.request_id);
         let key = request_key(&id, || canonical("Delete", message.clone(), |_| None))?;
@@ -112,7 +112,7 @@ impl wire::appliances_server::Appliances for AppliancesService {
             expected: (expected > 0).then(|| common::Generation::new(expected)),
             allow_missing: message.allow_missing,
         };
-        let done = self.caller.change(context, change, message.validate_only, key).await?;
+        let done = self.change(&context, change, message.validate_only, key).await?;
         Ok(Response::new(done.entry.as_deref().map_or_else(|| gone(target), to_wire::appliance)))
     }
 
@@ -120,22 +120,21 @@ impl wire::appliances_server::Appliances for AppliancesService {
         &self,
         request: Request<wire::RebuildApplianceRequest>,
     ) -> Result<Response<wire::Appliance>, Status> {
-        let context = CallContext::of(&request);
+        let context = context(&request);
         let mut message = request.into_inner();
         let id = std::mem::take(&mut message.request_id);
         let key = request_key(&id, || canonical("Rebuild", message.clone(), |_| None))?;
         let image = (!message.image.is_empty()).then_some(message.image);
         let change = Change::Rebuild { target: target(message.appliance)?, image };
-        let done = self.caller.change(context, change, false, key).await?;
+        let done = self.change(&context, change, false, key).await?;
         Ok(Response::new(changed(&done)))
     }
 
     async fn check(&self, request: Request<wire::CheckApplianceRequest>) -> Result<Response<wire::Appliance>, Status> {
-        let context = CallContext::of(&request);
+        let context = context(&request);
         let entry = self.caller.find(request.into_inner().appliance)?;
         let id = entry.record.id;
-        let checked = self.caller.ask(&context, |reply| Command::Check { appliance: id, reply }).await?;
-        checked.map_err(|e| status::from_command(&e))?;
+        self.caller.commands.check(&context, id).await.map_err(|e| status::from_command(&e))?;
         // Current state: the owner's response is in the catalog before the command is answered.
         let reference = wire::ApplianceRef { by: Some(wire::appliance_ref::By::Id(id.to_string())) };
         Ok(Response::new(to_wire::appliance(&*self.caller.find(Some(reference))?)))
@@ -158,10 +157,10 @@ impl wire::appliances_server::Appliances for AppliancesService {
         &self,
         request: Request<wire::ExplainApplianceRequest>,
     ) -> Result<Response<wire::ExplainApplianceResponse>, Status> {
-        let context = CallContext::of(&request);
+        let context = context(&request);
         let entry = self.caller.find(request.into_inner().appliance)?;
         let id = entry.record.id;
-        let explained = self.caller.ask(&context, |reply| Command::Explain { appliance: id, reply }).await?;
+        let explained = self.caller.commands.explain(&context, id).await;
         let explanation = explained.map_err(|e| status::from_command(&e))?;
         let ended = self.caller.history.moves_of(id, EXPLAINED_MOVES as u64).await;
         let ended = ended.map_err(|e| status::from_history(&e))?;
@@ -180,6 +179,17 @@ impl wire::appliances_server::Appliances for AppliancesService {
 }
 
 impl AppliancesService {
+    async fn change(
+        &self,
+        context: &CommandContext,
+        change: Change,
+        validate_only: bool,
+        request: Option<RequestKey>,
+    ) -> Result<Changed, Status> {
+        let changed = self.caller.commands.change(context, change, validate_only, request).await;
+        changed.map_err(|e| status::from_command(&e))
+    }
+
     /// One page, of at most `size` appliances and about 3 MiB.
     async fn page(&self, filter: &Filter, position: Option<PageStart>, size: usize) -> wire::ListAppliancesResponse {
         let catalog = &self.caller.catalog;

@@ -1,17 +1,15 @@
-//! One call: its deadline, its caller, its request id, and sending its command to the leader.
+//! One call: its deadline, its caller, and the canonical content that its request id stands for.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::ApplianceId;
 use common::appliance::FieldViolation;
 use common::change::ApplianceTarget;
 use prost::Message;
 use proto::admin::v1 as wire;
 use proto::convert::admin::target_from_wire;
 use proto::convert::take_maps;
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
 use uuid::Uuid;
@@ -19,7 +17,7 @@ use uuid::Uuid;
 use super::deadline::{DEFAULT, LONGEST, parse_timeout};
 use super::{PeerInfo, forward, status};
 use crate::catalog::Catalog;
-use crate::commands::{Change, Changed, Command, CommandError, MAX_REASON, Mutation, Operator, Reply, RequestKey};
+use crate::commands::{CommandContext, Commands, Reason, RequestKey};
 use crate::history::History;
 use crate::views::CatalogEntry;
 
@@ -32,65 +30,11 @@ pub(super) const MAX_PAGE_BYTES: usize = 3 * 1024 * 1024;
 #[derive(Clone)]
 pub(super) struct Caller {
     pub(super) catalog: Arc<Catalog>,
-    commands: mpsc::Sender<Command>,
+    pub(super) commands: Commands,
     pub(super) history: Arc<dyn History>,
 }
 
-/// Metadata of a call.
-pub(super) struct CallContext {
-    deadline: Instant,
-    actor: String,
-}
-
-impl CallContext {
-    pub(super) fn of<T>(request: &Request<T>) -> Self {
-        let actor = forward::actor(request.extensions().get::<PeerInfo>(), request.metadata().as_ref());
-        Self { deadline: Instant::now() + allowed(request.metadata()), actor }
-    }
-}
-
 impl Caller {
-    pub(super) fn new(catalog: Arc<Catalog>, commands: mpsc::Sender<Command>, history: Arc<dyn History>) -> Self {
-        Self { catalog, commands, history }
-    }
-
-    /// Sends a command to the leader and waits for its result until the deadline.
-    pub(super) async fn ask<T>(
-        &self,
-        context: &CallContext,
-        command: impl FnOnce(Reply<T>) -> Command,
-    ) -> Result<Result<T, CommandError>, Status> {
-        let (reply, answer) = oneshot::channel();
-        let asked = async {
-            self.commands.send(command(reply)).await.map_err(|_| status::from_command(&CommandError::Stopping))?;
-            answer.await.map_err(|_| status::unanswered())
-        };
-        timeout_at(context.deadline, asked).await.map_err(|_| status::deadline())?
-    }
-
-    /// Executes a change; it is retried after a concurrent change of the same appliance.
-    pub(super) async fn change(
-        &self,
-        context: CallContext,
-        change: Change,
-        validate_only: bool,
-        request: Option<RequestKey>,
-    ) -> Result<Changed, Status> {
-        let mutation = Arc::new(Mutation { change, validate_only, request, actor: context.actor.clone() });
-        loop {
-            // Subscribed before the command is sent, so that no change that ends in between is missed.
-            let settled = self.catalog.settled();
-            let mutation = Arc::clone(&mutation);
-            match self.ask(&context, |reply| Command::Change { mutation, reply }).await? {
-                Ok(changed) => return Ok(changed),
-                Err(CommandError::Contended) => {
-                    timeout_at(context.deadline, settled).await.map_err(|_| status::deadline())?;
-                }
-                Err(error) => return Err(status::from_command(&error)),
-            }
-        }
-    }
-
     /// The appliance a request refers to.
     pub(super) fn find(&self, reference: Option<wire::ApplianceRef>) -> Result<Arc<CatalogEntry>, Status> {
         let target = target(reference)?;
@@ -98,23 +42,20 @@ impl Caller {
     }
 }
 
+/// Who makes a call, and until when it waits.
+pub(super) fn context<T>(request: &Request<T>) -> CommandContext {
+    let actor = forward::actor(request.extensions().get::<PeerInfo>(), request.metadata().as_ref());
+    CommandContext { deadline: Instant::now() + allowed(request.metadata()), actor }
+}
+
 /// Parses the reference to an appliance.
 pub(super) fn target(reference: Option<wire::ApplianceRef>) -> Result<ApplianceTarget, Status> {
     target_from_wire(reference, "appliance").map_err(|v| status::invalid(&v))
 }
 
-/// Parses an operator's reason; control characters would reach terminals and logs.
-pub(super) fn operator(context: &CallContext, reason: String) -> Result<Operator, Status> {
-    if reason.len() > MAX_REASON || reason.contains(char::is_control) {
-        let problem = format!("has at most {MAX_REASON} bytes and no control characters");
-        return Err(status::invalid(&[FieldViolation::new("reason", problem)]));
-    }
-    Ok(Operator { reason, actor: context.actor.clone() })
-}
-
-/// An id that no appliance has.
-pub(super) fn fresh_id() -> ApplianceId {
-    ApplianceId::new(Uuid::new_v4())
+/// Parses an operator's reason.
+pub(super) fn reason(text: String) -> Result<Reason, Status> {
+    Reason::new(text).map_err(|violation| status::invalid(&[violation]))
 }
 
 /// How long a call may wait for the leader. A little less than its caller allows: at the deadline the transport would
@@ -131,11 +72,10 @@ pub(super) fn request_key(id: &str, content: impl FnOnce() -> Vec<u8>) -> Result
     }
     let id = Uuid::parse_str(id)
         .map_err(|e| status::invalid(&[FieldViolation::new("request_id", format!("is not a UUID: {e}"))]))?;
-    let digest = *Uuid::new_v5(&Uuid::NAMESPACE_OID, &content()).as_bytes();
-    Ok(Some(RequestKey { id, digest }))
+    Ok(Some(RequestKey::new(id, &content())))
 }
 
-/// Canonical encoding of a message: maps have no order on the wire, so they are taken out of the appliance and
+/// Canonical encoding of a message, whose digest is stored: maps have no order on the wire, so they are taken out of the appliance and
 /// appended, sorted.
 pub(super) fn canonical<M: Message>(
     method: &str,
@@ -179,5 +119,15 @@ mod tests {
         turned.reverse();
         assert_eq!(create(&pairs), create(&turned));
         assert_ne!(create(&pairs), create(&pairs[1..]));
+    }
+
+    #[test]
+    fn the_digest_of_a_call_is_the_one_that_earlier_versions_stored() {
+        let labels = [("b", "2"), ("a", "1")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        let appliance = wire::Appliance { name: "web".into(), labels: labels.into(), ..Default::default() };
+        let message = wire::CreateApplianceRequest { appliance: Some(appliance), ..Default::default() };
+        let content = canonical("Create", message, |m| m.appliance.as_mut());
+        let key = RequestKey::new(Uuid::from_u128(7), &content);
+        assert_eq!(Uuid::from_bytes(key.digest).to_string(), "104d5dd7-0406-58f4-9ef0-e723e1fa6388");
     }
 }

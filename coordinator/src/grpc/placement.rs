@@ -5,10 +5,10 @@ use common::ring::position;
 use proto::admin::v1 as wire;
 use tonic::{Request, Response, Status};
 
-use super::call::{CallContext, Caller, operator};
+use super::call::{Caller, context, reason};
 use super::status;
 use super::wire as to_wire;
-use crate::commands::{Command, Reply};
+use crate::commands::CommandError;
 
 /// Default number of members in a `Locate` response.
 const DEFAULT_COUNT: usize = 3;
@@ -93,29 +93,23 @@ impl wire::placement_server::Placement for PlacementService {
         &self,
         request: Request<wire::PausePlacementRequest>,
     ) -> Result<Response<wire::PlacementState>, Status> {
-        let context = CallContext::of(&request);
-        let asked = operator(&context, request.into_inner().reason)?;
-        self.have_done(&context, |reply| Command::Pause { request: asked, reply }).await
+        let context = context(&request);
+        let reason = reason(request.into_inner().reason)?;
+        self.state_after(self.caller.commands.pause(&context, reason).await)
     }
 
     async fn resume(
         &self,
         request: Request<wire::ResumePlacementRequest>,
     ) -> Result<Response<wire::PlacementState>, Status> {
-        let context = CallContext::of(&request);
-        let asked = operator(&context, String::new())?;
-        self.have_done(&context, |reply| Command::Resume { request: asked, reply }).await
+        self.state_after(self.caller.commands.resume(&context(&request)).await)
     }
 }
 
 impl PlacementService {
-    /// Sends a placement command to the leader and returns the resulting state.
-    async fn have_done(
-        &self,
-        context: &CallContext,
-        command: impl FnOnce(Reply<()>) -> Command,
-    ) -> Result<Response<wire::PlacementState>, Status> {
-        self.caller.ask(context, command).await?.map_err(|e| status::from_command(&e))?;
+    /// The state of placement after a command.
+    fn state_after(&self, done: Result<(), CommandError>) -> Result<Response<wire::PlacementState>, Status> {
+        done.map_err(|e| status::from_command(&e))?;
         let (cluster, ..) = self.caller.catalog.cluster().ok_or_else(status::starting)?;
         Ok(Response::new(wire::PlacementState {
             frozen: cluster.frozen.as_ref().map(to_wire::frozen),

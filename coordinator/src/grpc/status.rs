@@ -8,7 +8,7 @@
 //! | stale generation, another incarnation of a worker, watcher too slow | `ABORTED` | |
 //! | being deleted, no owner, no lease | `FAILED_PRECONDITION` | `PreconditionFailure` |
 //! | cluster full | `RESOURCE_EXHAUSTED` | `QuotaFailure` |
-//! | no leader, or it cannot be reached; stopping; store or coordination unavailable | `UNAVAILABLE` | `RetryInfo` |
+//! | no leader, or it cannot be reached; stopping; store unavailable | `UNAVAILABLE` | `RetryInfo` |
 //! | no answer in time | `DEADLINE_EXCEEDED` | |
 //!
 //! Every status has an `ErrorInfo` with domain `rug` and a reason in capitals for programs to compare.
@@ -66,7 +66,6 @@ pub fn from_command(error: &CommandError) -> Status {
         CommandError::NoWorker(id) => status(Code::NotFound, "NOT_FOUND", resource("worker", id.as_str(), &text)),
         CommandError::OtherLife { worker, current } => other_life(worker, *current),
         CommandError::NoLease(id) => precondition("NO_LEASE", id.as_str(), &text),
-        CommandError::Coordination(_) => status(Code::Unavailable, "COORDINATION_UNAVAILABLE", retry()),
         CommandError::NotLeading(leader) => {
             let facts = leader.iter().map(|l| ("leader".to_owned(), l.to_string())).collect();
             build(Code::Unavailable, &text, "NOT_LEADING", facts, retry())
@@ -74,6 +73,8 @@ pub fn from_command(error: &CommandError) -> Status {
         CommandError::Unavailable(_) => status(Code::Unavailable, "STORE_UNAVAILABLE", retry()),
         CommandError::Stopping => status(Code::Unavailable, "STOPPING", retry()),
         CommandError::Contended => status(Code::Unavailable, "CONTENDED", retry()),
+        CommandError::DeadlineExceeded => status(Code::DeadlineExceeded, "DEADLINE", ErrorDetails::new()),
+        CommandError::Unanswered => status(Code::Unavailable, "STOPPING", retry()),
     }
 }
 
@@ -113,14 +114,7 @@ pub fn from_history(error: &HistoryError) -> Status {
 
 /// The status when the leader did not answer before the deadline. The change may still be made.
 pub fn deadline() -> Status {
-    let text = "no answer before the deadline; the call may still be carried out";
-    build(Code::DeadlineExceeded, text, "DEADLINE", HashMap::new(), ErrorDetails::new())
-}
-
-/// The status when the coordinator ended before it answered.
-pub fn unanswered() -> Status {
-    let text = "the coordinator stopped before it answered; the call may have been carried out";
-    build(Code::Unavailable, text, "STOPPING", HashMap::new(), retry())
+    from_command(&CommandError::DeadlineExceeded)
 }
 
 /// The status while nothing is known yet.

@@ -13,11 +13,10 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tonic::{Request, Response, Status};
 
-use super::call::{CallContext, Caller, operator};
+use super::call::{Caller, context, reason};
 use super::wire as to_wire;
 use super::{page, status};
 use crate::catalog::{Catalog, PhaseCounts, WorkerChange};
-use crate::commands::Command;
 use wire::worker_event::Type as Kind;
 
 /// Interval at which a watch checks whether workers own more or fewer appliances. The counts change far too often to
@@ -72,18 +71,18 @@ impl wire::workers_server::Workers for WorkersService {
     }
 
     async fn evict(&self, request: Request<wire::EvictWorkerRequest>) -> Result<Response<wire::Worker>, Status> {
-        let context = CallContext::of(&request);
+        let context = context(&request);
         let message = request.into_inner();
         let id = worker_id("id", &message.id)?;
-        let asked = operator(&context, message.reason)?;
+        let reason = reason(message.reason)?;
         let find = || self.caller.catalog.worker(&id).ok_or_else(|| status::not_found("worker", id.as_str()));
         let incarnation = find()?.0.incarnation;
         if !message.incarnation.is_empty() && incarnation.map(|i| i.to_string()) != Some(message.incarnation) {
             return Err(status::other_life(&id, incarnation));
         }
         // The incarnation is always given: a newer one that begins meanwhile must not be evicted.
-        let command = |reply| Command::Evict { worker: id.clone(), incarnation, request: asked, reply };
-        self.caller.ask(&context, command).await?.map_err(|e| status::from_command(&e))?;
+        let evicted = self.caller.commands.evict(&context, id.clone(), incarnation, reason).await;
+        evicted.map_err(|e| status::from_command(&e))?;
         let (worker, counts) = find()?;
         Ok(Response::new(to_wire::worker(&worker, &counts)))
     }
@@ -148,14 +147,9 @@ impl WorkersWatch {
         let (kind, worker) = match change {
             WorkerChange::Joined(worker) => (Kind::Joined, worker),
             WorkerChange::Changed(worker) => (Kind::Changed, worker),
-            WorkerChange::Gone(worker) => (Kind::Gone, worker),
         };
         let counts = self.catalog.held_by(&worker.id);
-        if kind == Kind::Gone {
-            self.counts.remove(&worker.id);
-        } else {
-            self.counts.insert(worker.id.clone(), counts);
-        }
+        self.counts.insert(worker.id.clone(), counts);
         self.due.push_back(event(kind, Some(to_wire::worker(&worker, &counts))));
     }
 

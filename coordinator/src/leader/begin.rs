@@ -22,7 +22,7 @@ use super::rebalances::RebalanceHistory;
 use super::waiting::WaitingCallers;
 use super::writes::PendingWrites;
 use super::{Leader, LeaderSetup};
-use crate::catalog;
+use crate::admission::Admission;
 use crate::record::Record;
 use crate::store::{self, Store, StoreWrite, StoredState};
 use crate::views::{AssignmentView, CatalogEntry};
@@ -74,7 +74,9 @@ impl<'a> Leader<'a> {
         info!(%term, appliances = records.len(), members = members.len(), "leading");
         let (appliances, entries) = restore(records, statuses, grants);
         let (rebalances, interrupted) = RebalanceHistory::restore(rebalances);
-        setup.catalog.load(catalog::Loaded { term, entries, requests, rebalances: rebalances.views() });
+        setup.catalog.load(entries, rebalances.views());
+        let catalog = Arc::clone(&setup.catalog);
+        let admission = Admission::new(Arc::clone(&catalog), term, &requests, Arc::clone(&setup.settled));
         let mut config = setup.machine.clone();
         config.authority = if roster.is_some() { LeaseAuthority::External } else { LeaseAuthority::Embedded };
         let restored = Restored { appliances, members, raise_after: former.raise_after };
@@ -93,7 +95,8 @@ impl<'a> Leader<'a> {
             publisher: Publisher::new(setup, store, began),
             notes,
             rebalances,
-            catalog: Arc::clone(&setup.catalog),
+            admission,
+            catalog,
             end: None,
         })
     }

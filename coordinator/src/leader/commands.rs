@@ -9,7 +9,7 @@ use runtime::clock;
 
 use super::Leader;
 use super::convert::{self, seed, size};
-use crate::catalog::{self, Prepared};
+use crate::admission::{Admitted, AdmittedChange};
 use crate::commands::{ChangeOutcome, Changed, Command, CommandError, Mutation, Operator, Reply};
 use crate::record::AuditEvent;
 use crate::store::StoreWrite;
@@ -34,16 +34,16 @@ impl Leader<'_> {
             // The caller's deadline has passed: what it asked for must not happen behind its back.
             return;
         }
-        match self.catalog.prepare(mutation, SystemTime::now()) {
+        match self.admission.admit(mutation, SystemTime::now()) {
             Err(error) => drop(reply.send(Err(error))),
-            Ok(Prepared::Done(changed)) => drop(reply.send(Ok(changed))),
-            Ok(Prepared::Write(change)) => self.writes.change(change, reply),
+            Ok(Admitted::Done(changed)) => drop(reply.send(Ok(changed))),
+            Ok(Admitted::Write(change)) => self.writes.change(change, reply),
         }
     }
 
     /// The store has a change: everybody may know.
-    pub(super) fn changed(&mut self, write: catalog::Write, reply: Reply<Changed>) {
-        let event = write.record().map(|record| match write.outcome() {
+    pub(super) fn changed(&mut self, change: AdmittedChange, reply: Reply<Changed>) {
+        let event = change.record().map(|record| match change.outcome() {
             ChangeOutcome::Created => Event::Created(seed(record)),
             ChangeOutcome::Changed | ChangeOutcome::Unchanged => Event::Updated {
                 id: record.id,
@@ -53,7 +53,7 @@ impl Leader<'_> {
                 deleting: record.deleting,
             },
         });
-        let changed = write.commit();
+        let changed = self.admission.commit(change);
         if let Some(event) = event {
             self.step(event);
         }

@@ -10,7 +10,7 @@ use futures::future::{BoxFuture, FutureExt};
 use futures::stream::FuturesUnordered;
 use tracing::warn;
 
-use crate::catalog;
+use crate::admission::AdmittedChange;
 use crate::commands::{Changed, Reply};
 use crate::store::{self, Store, StoreWrite};
 
@@ -18,7 +18,7 @@ use crate::store::{self, Store, StoreWrite};
 #[derive(Debug)]
 enum Ended {
     Batch(BatchId, Result<(), store::Error>),
-    Change(Box<catalog::Write>, Reply<Changed>, Result<(), store::Error>),
+    Change(Box<AdmittedChange>, Reply<Changed>, Result<(), store::Error>),
     History(&'static str, Result<(), store::Error>),
     Eviction(Life, Result<(), coordination::Error>),
 }
@@ -31,9 +31,9 @@ pub(super) enum WriteOutcome {
     /// The store surely does not have a batch of the machine, which makes it anew.
     Undone(BatchId),
     /// The store has a change of an appliance.
-    Changed(Box<catalog::Write>, Reply<Changed>),
+    Changed(Box<AdmittedChange>, Reply<Changed>),
     /// It does not have it; whoever asked for it is to be told why.
-    Unchanged(Box<catalog::Write>, Reply<Changed>, store::Error),
+    Unchanged(Box<AdmittedChange>, Reply<Changed>, store::Error),
     /// Something else is stored, or was not stored and is not missed.
     Nothing,
     /// The store is lost to another term, or an outcome cannot be found out: the term is over.
@@ -103,7 +103,7 @@ impl PendingWrites {
     }
 
     /// Writes a change of an appliance.
-    pub(super) fn change(&self, change: catalog::Write, reply: Reply<Changed>) {
+    pub(super) fn change(&self, change: AdmittedChange, reply: Reply<Changed>) {
         let mut writes = Vec::with_capacity(3);
         if let Some(record) = change.record() {
             writes.push(StoreWrite::PutAppliance(record.as_ref().clone()));

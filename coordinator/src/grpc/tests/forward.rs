@@ -12,6 +12,8 @@ use tokio::task::{JoinHandle, JoinSet};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use super::super::{ForwardLayer, LEADER, ServingRole};
+use tokio::sync::mpsc;
+
 use super::*;
 
 /// A coordinator without the parts below its services. The leader commits changes at once, unless it is mute.
@@ -39,7 +41,7 @@ impl TestCoordinator {
         let id = CoordinatorId::new(name).expect("a valid name");
         let role = watch::Sender::new(role);
         let catalog = Arc::new(Catalog::new(Config::default()));
-        let (commands, mut received) = mpsc::channel(COMMAND_QUEUE);
+        let (commands, mut received) = commands::channel();
         let services = AdminServices::new(Arc::clone(&catalog), commands, Arc::new(Ten));
         let health = services.health();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -52,7 +54,7 @@ impl TestCoordinator {
         tokio::spawn(async move { health.follow(&own, roles).await });
         let (actor, actors) = mpsc::unbounded_channel();
         let (gone, given_up) = mpsc::unbounded_channel();
-        let runner = Arc::clone(&catalog);
+        let mut admission = Admission::new(Arc::clone(&catalog), Term::new(1), &[], received.settled());
         tokio::spawn(async move {
             while let Some(command) = received.recv().await {
                 let Command::Change { mutation, mut reply } = command else { continue };
@@ -62,11 +64,7 @@ impl TestCoordinator {
                     let _ = gone.send(());
                     continue;
                 }
-                let answer = runner.prepare(&mutation, SystemTime::now()).map(|prepared| match prepared {
-                    Prepared::Done(done) => done,
-                    Prepared::Write(write) => write.commit(),
-                });
-                let _ = reply.send(answer);
+                let _ = reply.send(carry_out(&mut admission, &mutation));
             }
         });
         let scheme = if tls.is_off() { "http" } else { "https" };
@@ -124,7 +122,7 @@ async fn a_standby_forwards_calls_to_the_leader() {
     let (mut leader, standby) = pair().await;
     let made = standby.appliances().create(create("web")).await.expect("passed on").into_inner();
     assert_eq!(leader.catalog.get(&by_name_target("web")).expect("made there").record.id.to_string(), made.id);
-    assert!(standby.catalog.is_empty());
+    assert_eq!(standby.catalog.len(), 0);
     let actor = leader.actors.recv().await.expect("one change");
     assert!(actor.starts_with("127.0.0.1:") && actor.contains(" by way of c2 (127.0.0.1:"), "{actor}");
     // Errors arrive with their details.

@@ -2,8 +2,10 @@
 
 use common::Incarnation;
 
+use tokio::sync::mpsc;
+
 use super::*;
-use crate::commands::{CommandError, Operator};
+use crate::commands::Operator;
 use crate::views::{FrozenView, PausedView, UnownedAppliance};
 use wire::cluster_client::ClusterClient;
 use wire::placement_client::PlacementClient;
@@ -36,7 +38,7 @@ fn cluster() -> ClusterView {
 }
 
 /// A runner that pauses, resumes, and evicts `w1` once; records the commands.
-fn obey(catalog: &Arc<Catalog>, mut received: mpsc::Receiver<Command>) -> mpsc::UnboundedReceiver<Operator> {
+fn obey(catalog: &Arc<Catalog>, mut received: CommandQueue) -> mpsc::UnboundedReceiver<Operator> {
     let catalog = Arc::clone(catalog);
     let (tell, told) = mpsc::unbounded_channel();
     tokio::spawn(async move {
@@ -74,7 +76,7 @@ fn obey(catalog: &Arc<Catalog>, mut received: mpsc::Receiver<Command>) -> mpsc::
 /// Serves the API with that runner.
 async fn start() -> (Arc<Catalog>, Channel, mpsc::UnboundedReceiver<Operator>) {
     let catalog = Arc::new(Catalog::new(Config::default()));
-    let (commands, received) = mpsc::channel(COMMAND_QUEUE);
+    let (commands, received) = commands::channel();
     let told = obey(&catalog, received);
     let routes = AdminServices::new(Arc::clone(&catalog), commands, Arc::new(Ten)).routes();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");

@@ -1,0 +1,269 @@
+//! Admission of changes: each is checked against everything that is stored *or being written*, and what it takes is
+//! reserved until it is durable or failed.
+//!
+//! The leader calls [`Admission::admit`], makes [`AdmittedChange::record`] and [`AdmittedChange::request`] durable in one
+//! transaction with [`AdmittedChange::audit`], and calls [`Admission::commit`], which shows the change in the catalog; or
+//! [`Admission::withdraw`] when the store refused it. A change that meets another one of the same appliance, name, port or
+//! request id under way is [`CommandError::Contended`]. So two changes under way can neither take one name or port, nor be
+//! made from one state.
+//!
+//! The leader owns one of these per term and is the only writer of the catalog. That is why neither a lock spans the two
+//! nor a change can outlive its term: between a check and its reservation nothing else can change either of them.
+
+mod check;
+mod ports;
+mod requests;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use common::change::ApplianceTarget;
+use common::{ApplianceId, Generation, Term};
+use tokio::sync::Notify;
+
+use self::check::{Checked, CheckedChange};
+use self::ports::Ports;
+use self::requests::Requests;
+use crate::catalog::Catalog;
+use crate::commands::{Change, ChangeOutcome, Changed, CommandError, Mutation};
+use crate::record::{AuditEvent, Record, RequestRecord};
+use crate::views::{ApplianceKey, AssignmentView, CatalogEntry};
+
+/// What is to be done about a change that is in order.
+#[derive(Debug)]
+pub enum Admitted {
+    /// Nothing: it was so already, is a repeat, or was only to be checked. Answer with this.
+    Done(Changed),
+    /// Make it durable, then commit it.
+    Write(AdmittedChange),
+}
+
+/// A change under way. Its name, its ports and its request id are reserved until it is committed or withdrawn.
+#[derive(Debug)]
+#[must_use = "what it has reserved is free only after it was committed or withdrawn"]
+pub struct AdmittedChange {
+    record: Arc<Record>,
+    previous: Option<Arc<Record>>,
+    outcome: ChangeOutcome,
+    request: Option<RequestRecord>,
+    audit: AuditEvent,
+}
+
+impl AdmittedChange {
+    /// The appliance as it shall be stored; `None` when only the request is to be remembered.
+    #[must_use]
+    pub fn record(&self) -> Option<&Arc<Record>> {
+        (self.outcome != ChangeOutcome::Unchanged).then_some(&self.record)
+    }
+
+    /// What the change does.
+    #[must_use]
+    pub const fn outcome(&self) -> ChangeOutcome {
+        self.outcome
+    }
+
+    /// The request to be remembered with it.
+    #[must_use]
+    pub const fn request(&self) -> Option<&RequestRecord> {
+        self.request.as_ref()
+    }
+
+    /// Its line of the audit trail.
+    #[must_use]
+    pub const fn audit(&self) -> &AuditEvent {
+        &self.audit
+    }
+}
+
+/// What a change under way has taken beyond what its appliance has already.
+#[derive(Debug, Default)]
+struct Reservation {
+    key: Option<ApplianceKey>,
+    ports: Vec<u16>,
+    creates: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Admission {
+    catalog: Arc<Catalog>,
+    /// The term that changes are written in.
+    term: Term,
+    /// Who claims which port, stored or being written.
+    ports: Ports,
+    requests: Requests,
+    /// Appliances with a change under way.
+    writing: HashMap<ApplianceId, Reservation>,
+    /// Names that changes under way take.
+    names: HashMap<ApplianceKey, ApplianceId>,
+    /// Notified whenever a change under way was committed or withdrawn.
+    settled: Arc<Notify>,
+}
+
+impl Admission {
+    /// Admits the changes of `term` to what is in `catalog`. `requests` are the idempotent calls that are remembered,
+    /// oldest first.
+    #[must_use]
+    pub fn new(catalog: Arc<Catalog>, term: Term, requests: &[RequestRecord], settled: Arc<Notify>) -> Self {
+        let mut ports = Ports::default();
+        catalog.for_each(|entry| {
+            for (port, _) in ports::claimed(&entry.record) {
+                ports.claim(port, entry.record.id);
+            }
+        });
+        let mut known = Requests::new(catalog.config().max_requests);
+        requests.iter().for_each(|request| known.remember(request, None));
+        Self { catalog, term, ports, requests: known, writing: HashMap::new(), names: HashMap::new(), settled }
+    }
+
+    /// Checks `mutation` at `now` and reserves what it takes.
+    ///
+    /// # Errors
+    /// Why it cannot be carried out; nothing is reserved then.
+    pub fn admit(&mut self, mutation: &Mutation, now: SystemTime) -> Result<Admitted, CommandError> {
+        if let Some(changed) = self.repeated(mutation, now)? {
+            return Ok(Admitted::Done(changed));
+        }
+        let change = match self.check(&mutation.change, now)? {
+            Checked::Missing => {
+                return Ok(Admitted::Done(Changed { entry: None, outcome: ChangeOutcome::Unchanged }));
+            }
+            Checked::Change(change) => *change,
+        };
+        let CheckedChange { outcome, .. } = change;
+        let id = change.record.id;
+        if mutation.validate_only || (outcome == ChangeOutcome::Unchanged && mutation.request.is_none()) {
+            let (status, assignment) = match self.entry(id) {
+                Some(known) => (known.status.clone(), known.assignment.clone()),
+                None => (None, AssignmentView::default()),
+            };
+            let entry = CatalogEntry { record: Arc::new(change.record), status, assignment };
+            return Ok(Admitted::Done(Changed { entry: Some(Arc::new(entry)), outcome }));
+        }
+        self.reserve(&change);
+        if let Some(request) = mutation.request {
+            self.requests.begin(request.id);
+        }
+        Ok(Admitted::Write(AdmittedChange {
+            request: mutation.request.map(|r| RequestRecord { id: r.id, digest: r.digest, appliance: id, time: now }),
+            audit: AuditEvent {
+                time: now,
+                actor: mutation.actor.clone(),
+                action: mutation.change.action().to_owned(),
+                subject: id.to_string(),
+                detail: format!("{}/{} {}", change.record.tenant, change.record.name, change.record.generation),
+            },
+            record: Arc::new(change.record),
+            previous: change.previous,
+            outcome,
+        }))
+    }
+
+    /// Shows a change to everybody. The store has it.
+    pub fn commit(&mut self, change: AdmittedChange) -> Changed {
+        let AdmittedChange { record, previous, outcome, request, .. } = change;
+        self.release(record.id, request.as_ref());
+        if let Some(request) = &request {
+            self.requests.remember(request, Some(outcome));
+        }
+        let entry = if outcome == ChangeOutcome::Unchanged {
+            self.entry(record.id)
+        } else {
+            self.release_former_ports(&record, previous.as_deref());
+            Some(self.catalog.put_record(&record))
+        };
+        self.settled.notify_waiters();
+        Changed { entry, outcome }
+    }
+
+    /// Gives up a change that was not stored: what it had reserved is free again.
+    pub fn withdraw(&mut self, change: AdmittedChange) {
+        let AdmittedChange { record, request, .. } = change;
+        let reservation = self.release(record.id, request.as_ref());
+        reservation.ports.iter().for_each(|port| self.ports.release(*port, record.id));
+        self.settled.notify_waiters();
+    }
+
+    /// Nothing is left of an appliance, and the store has that; the catalog may still show it.
+    pub fn removed(&mut self, id: ApplianceId) {
+        let Some(entry) = self.entry(id) else { return };
+        for (port, _) in ports::claimed(&entry.record) {
+            self.ports.release(port, id);
+        }
+    }
+
+    fn entry(&self, id: ApplianceId) -> Option<Arc<CatalogEntry>> {
+        self.catalog.get(&ApplianceTarget::Id(id))
+    }
+
+    /// The answer to a call that was carried out before.
+    fn repeated(&self, mutation: &Mutation, now: SystemTime) -> Result<Option<Changed>, CommandError> {
+        let Some(request) = mutation.request else { return Ok(None) };
+        if self.requests.is_writing(request.id) {
+            return Err(CommandError::Contended);
+        }
+        let Some(known) = self.requests.get(request.id, now) else { return Ok(None) };
+        if known.digest != request.digest {
+            return Err(CommandError::RequestReused(request.id));
+        }
+        let entry = self.entry(known.appliance);
+        let deletes = matches!(mutation.change, Change::Delete { .. });
+        let outcome = match (known.outcome, &entry) {
+            (_, None) if !deletes => return Err(CommandError::RequestedGone(known.appliance)),
+            (Some(outcome), _) => outcome,
+            (None, Some(entry)) if entry.record.generation == Generation::new(1) => ChangeOutcome::Created,
+            (None, _) => ChangeOutcome::Changed,
+        };
+        Ok(Some(Changed { entry, outcome }))
+    }
+
+    fn reserve(&mut self, change: &CheckedChange) {
+        let id = change.record.id;
+        let key = (change.record.tenant.clone(), change.record.name.clone());
+        let mut reservation = Reservation { creates: change.previous.is_none(), ..Reservation::default() };
+        if self.catalog.id_of(&key) != Some(id) {
+            self.names.insert(key.clone(), id);
+            reservation.key = Some(key);
+        }
+        for (port, _) in ports::claimed(&change.record) {
+            if !self.ports.claims(port).contains(&id) {
+                self.ports.claim(port, id);
+                reservation.ports.push(port);
+            }
+        }
+        self.writing.insert(id, reservation);
+    }
+
+    /// Ends the reservation of an appliance, its name and its request; its ports are for the caller.
+    fn release(&mut self, id: ApplianceId, request: Option<&RequestRecord>) -> Reservation {
+        let reservation = self.writing.remove(&id).unwrap_or_default();
+        if let Some(key) = &reservation.key {
+            self.names.remove(key);
+        }
+        if let Some(request) = request {
+            self.requests.end(request.id);
+        }
+        reservation
+    }
+
+    /// Frees the ports that an appliance had and has no more.
+    fn release_former_ports(&mut self, record: &Record, previous: Option<&Record>) {
+        let kept = ports::claimed(record);
+        for (port, _) in previous.map(ports::claimed).unwrap_or_default() {
+            if !kept.iter().any(|(p, _)| *p == port) {
+                self.ports.release(port, record.id);
+            }
+        }
+    }
+}
+
+impl Drop for Admission {
+    /// With the term everything that was under way has ended: callers that wait for it ask again, and are told so.
+    fn drop(&mut self) {
+        self.settled.notify_waiters();
+    }
+}

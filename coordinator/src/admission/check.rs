@@ -1,0 +1,280 @@
+//! What a change comes to, checked against everything that is stored or being written.
+
+use std::io;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use common::appliance::{FieldViolation, MAX_SPEC, MAX_VIOLATIONS, Spec};
+use common::change::{ApplianceDraft, ApplianceTarget, ApplianceUpdate};
+use common::{ApplianceId, Generation, Site, Term};
+
+use super::{Admission, ports};
+use crate::commands::{Change, ChangeOutcome, CommandError};
+use crate::record::Record;
+use crate::views::{ApplianceKey, CatalogEntry};
+
+/// A change that is in order.
+#[derive(Debug)]
+pub(super) enum Checked {
+    /// Nothing is to be done: there is no such appliance, which the caller said is fine.
+    Missing,
+    /// What the appliance would be.
+    Change(Box<CheckedChange>),
+}
+
+/// An appliance as a change would make it. Nothing is reserved for it yet.
+#[derive(Debug)]
+pub(super) struct CheckedChange {
+    pub(super) record: Record,
+    pub(super) previous: Option<Arc<Record>>,
+    pub(super) outcome: ChangeOutcome,
+}
+
+impl From<CheckedChange> for Checked {
+    fn from(change: CheckedChange) -> Self {
+        Self::Change(Box::new(change))
+    }
+}
+
+impl Admission {
+    /// What a change comes to: the appliance as it would be.
+    pub(super) fn check(&self, change: &Change, now: SystemTime) -> Result<Checked, CommandError> {
+        match change {
+            Change::Create { fresh, draft } => self.create(*fresh, draft, now),
+            Change::Update { fresh, update } => match self.current(&update.target)? {
+                Some(entry) => self.update(&entry, update, now),
+                None => match &update.create {
+                    Some(draft) => self.create(*fresh, draft, now),
+                    None => Err(CommandError::NotFound(update.target.clone())),
+                },
+            },
+            Change::Delete { target, expected, allow_missing } => match self.current(target)? {
+                None if *allow_missing => Ok(Checked::Missing),
+                None => Err(CommandError::NotFound(target.clone())),
+                Some(entry) => {
+                    expect(&entry, *expected)?;
+                    let mut checked = CheckedChange::unchanged(&entry);
+                    if !entry.record.deleting {
+                        checked.record.deleting = true;
+                        checked.raise(now, self.term);
+                    }
+                    Ok(checked.into())
+                }
+            },
+            Change::Rebuild { target, image } => {
+                let entry = self.current(target)?.ok_or_else(|| CommandError::NotFound(target.clone()))?;
+                if entry.record.deleting {
+                    return Err(CommandError::Deleting(entry.record.id));
+                }
+                let mut checked = CheckedChange::unchanged(&entry);
+                checked.record.revision += 1;
+                if let Some(image) = image {
+                    checked.record.spec.image = Some(image.clone());
+                    let wrong = checked.record.spec.validate().into_iter().filter(|v| v.field == "spec.image");
+                    let wrong: Vec<_> = wrong.map(|v| FieldViolation::new("image", v.description)).collect();
+                    if !wrong.is_empty() {
+                        return Err(CommandError::Invalid(wrong));
+                    }
+                }
+                checked.raise(now, self.term);
+                Ok(checked.into())
+            }
+        }
+    }
+
+    /// The appliance that is meant, unless a change of it is in flight.
+    fn current(&self, target: &ApplianceTarget) -> Result<Option<Arc<CatalogEntry>>, CommandError> {
+        let contended = match target {
+            ApplianceTarget::Id(id) => self.writing.contains_key(id),
+            ApplianceTarget::Name(tenant, name) => {
+                let key = (tenant.clone(), name.clone());
+                self.names.contains_key(&key)
+                    || self.catalog.id_of(&key).is_some_and(|id| self.writing.contains_key(&id))
+            }
+        };
+        if contended { Err(CommandError::Contended) } else { Ok(self.catalog.get(target)) }
+    }
+
+    fn create(&self, fresh: ApplianceId, draft: &ApplianceDraft, now: SystemTime) -> Result<Checked, CommandError> {
+        let id = draft.id.unwrap_or(fresh);
+        if self.writing.contains_key(&id) {
+            return Err(CommandError::Contended);
+        }
+        if self.entry(id).is_some() {
+            return Err(CommandError::IdTaken(id));
+        }
+        let key = (draft.tenant.clone(), draft.name.clone());
+        self.check_name(&key, id)?;
+        let most = self.catalog.config().max_appliances;
+        if self.catalog.len() + self.writing.values().filter(|r| r.creates).count() >= most {
+            return Err(CommandError::Full(most));
+        }
+        let record = Record {
+            id,
+            tenant: draft.tenant.clone(),
+            name: draft.name.clone(),
+            driver: draft.driver.clone(),
+            placement_key: draft.placement_key.clone().unwrap_or_else(|| id.to_string()),
+            labels: draft.labels.clone(),
+            spec: draft.spec.clone(),
+            generation: Generation::new(1),
+            written: self.term,
+            revision: 0,
+            deleting: false,
+            created: now,
+            updated: now,
+        };
+        check_size(&record.spec)?;
+        self.check_ports(&record)?;
+        Ok(CheckedChange { record, previous: None, outcome: ChangeOutcome::Created }.into())
+    }
+
+    fn update(
+        &self,
+        entry: &Arc<CatalogEntry>,
+        update: &ApplianceUpdate,
+        now: SystemTime,
+    ) -> Result<Checked, CommandError> {
+        let current = &entry.record;
+        expect(entry, update.expected)?;
+        if current.deleting {
+            return Err(CommandError::Deleting(current.id));
+        }
+        check_fixed(current, update)?;
+        let mut checked = CheckedChange::unchanged(entry);
+        let record = &mut checked.record;
+        record.spec = update.patch.apply(&current.spec).map_err(CommandError::Invalid)?;
+        if let Some(labels) = &update.patch.labels {
+            record.labels.clone_from(labels);
+        }
+        if let Some(name) = update.patch.name.as_ref().filter(|n| **n != current.name) {
+            self.check_name(&(current.tenant.clone(), name.clone()), current.id)?;
+            record.name = name.clone();
+        }
+        if *record == **current {
+            return Ok(checked.into());
+        }
+        check_size(&record.spec)?;
+        self.check_ports(record)?;
+        // The owner knows the name (it replaces `{name}`), but not the labels.
+        if record.spec != current.spec || record.name != current.name {
+            checked.raise(now, self.term);
+        } else {
+            record.updated = now;
+            checked.outcome = ChangeOutcome::Changed;
+        }
+        Ok(checked.into())
+    }
+
+    fn check_name(&self, key: &ApplianceKey, for_id: ApplianceId) -> Result<(), CommandError> {
+        if self.names.get(key).is_some_and(|id| *id != for_id) {
+            return Err(CommandError::Contended);
+        }
+        let Some(by) = self.catalog.id_of(key).filter(|id| *id != for_id) else { return Ok(()) };
+        Err(CommandError::NameTaken {
+            tenant: key.0.clone(),
+            name: key.1.clone(),
+            by,
+            deleting: self.entry(by).is_some_and(|e| e.record.deleting),
+        })
+    }
+
+    /// Refuses ports that another appliance has. Appliances are taken to share a host unless both are bound to
+    /// different ones.
+    fn check_ports(&self, record: &Record) -> Result<(), CommandError> {
+        let ours = self.entry(record.id);
+        let ours = ours.as_deref().and_then(host);
+        let mut wrong: Vec<FieldViolation> = Vec::new();
+        for (port, field) in ports::claimed(record) {
+            for other in self.ports.claims(port).iter().filter(|id| **id != record.id) {
+                let holder = self.entry(*other);
+                if holder.as_deref().and_then(host).zip(ours).is_some_and(|(theirs, ours)| theirs != ours) {
+                    continue;
+                }
+                // Whoever claims it may still be being written and fail; then this one is fine.
+                let Some(holder) = holder else { return Err(CommandError::Contended) };
+                let going = if holder.record.deleting { ", which is being deleted" } else { "" };
+                let (tenant, name) = (&holder.record.tenant, &holder.record.name);
+                wrong.push(FieldViolation::new(
+                    format!("appliance.{field}"),
+                    format!("port {port} is claimed by appliance {tenant}/{name} ({other}){going}"),
+                ));
+            }
+            if wrong.len() >= MAX_VIOLATIONS {
+                break;
+            }
+        }
+        if wrong.is_empty() { Ok(()) } else { Err(CommandError::Invalid(wrong)) }
+    }
+}
+
+impl CheckedChange {
+    fn unchanged(entry: &Arc<CatalogEntry>) -> Self {
+        Self {
+            record: Record::clone(&entry.record),
+            previous: Some(Arc::clone(&entry.record)),
+            outcome: ChangeOutcome::Unchanged,
+        }
+    }
+
+    fn raise(&mut self, now: SystemTime, term: Term) {
+        self.record.generation = self.record.generation.next();
+        self.record.written = term;
+        self.record.updated = now;
+        self.outcome = ChangeOutcome::Changed;
+    }
+}
+
+/// The host that an appliance is bound to.
+fn host(entry: &CatalogEntry) -> Option<&str> {
+    entry.assignment.site.as_ref().map(Site::host)
+}
+
+fn expect(entry: &CatalogEntry, expected: Option<Generation>) -> Result<(), CommandError> {
+    match expected {
+        Some(expected) if expected != entry.record.generation => {
+            Err(CommandError::Stale { appliance: entry.record.id, expected, current: entry.record.generation })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_fixed(current: &Record, update: &ApplianceUpdate) -> Result<(), CommandError> {
+    let fixed = &update.patch.fixed;
+    let differs = [
+        ("appliance.tenant", fixed.tenant.as_ref().is_some_and(|t| *t != current.tenant), current.tenant.as_str()),
+        ("appliance.driver", fixed.driver.as_ref().is_some_and(|d| *d != current.driver), current.driver.as_str()),
+        (
+            "appliance.placement_key",
+            fixed.placement_key.as_ref().is_some_and(|k| *k != current.placement_key),
+            &current.placement_key,
+        ),
+    ];
+    let wrong: Vec<_> = differs
+        .into_iter()
+        .filter(|(_, differs, _)| *differs)
+        .map(|(field, _, is)| FieldViolation::new(field, format!("is `{is}` and cannot change")))
+        .collect();
+    if wrong.is_empty() { Ok(()) } else { Err(CommandError::Invalid(wrong)) }
+}
+
+/// Refuses a specification whose stored form is too large.
+fn check_size(spec: &Spec) -> Result<(), CommandError> {
+    struct Size(usize);
+    impl io::Write for Size {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut size = Size(0);
+    let problem = match serde_json::to_writer(&mut size, spec) {
+        Ok(()) if size.0 <= MAX_SPEC => return Ok(()),
+        Ok(()) => format!("takes {} bytes when stored, at most {MAX_SPEC} are allowed", size.0),
+        Err(e) => format!("cannot be stored: {e}"),
+    };
+    Err(CommandError::Invalid(vec![FieldViolation::new("appliance.spec", problem)]))
+}

@@ -1,0 +1,111 @@
+//! The leader's end: commands as they wait for it, and how it tells that changes have settled.
+
+use std::sync::Arc;
+
+use common::{ApplianceId, Incarnation, WorkerId};
+use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use super::{Changed, CommandError, Mutation, Operator};
+use crate::views::Explanation;
+
+/// Where the answer to a command goes. A caller that has given up drops the other end.
+pub type Reply<T> = oneshot::Sender<Result<T, CommandError>>;
+
+/// What is asked of the leader.
+#[derive(Debug)]
+pub enum Command {
+    /// Change the stored appliances. The leader admits it (see [`crate::admission`]), makes it durable, commits it, and
+    /// answers.
+    Change {
+        /// What to change.
+        mutation: Arc<Mutation>,
+        /// Answered when it is durable.
+        reply: Reply<Changed>,
+    },
+    /// Have the owner probe an appliance now.
+    Check {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// Answered when the owner's report is in the catalog.
+        reply: Reply<()>,
+    },
+    /// Why an appliance is where it is.
+    Explain {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// Answered at once.
+        reply: Reply<Explanation>,
+    },
+    /// End the lease of one life of a worker.
+    Evict {
+        /// The worker.
+        worker: WorkerId,
+        /// Only this life of it; the present one when absent.
+        incarnation: Option<Incarnation>,
+        /// For the audit trail.
+        request: Operator,
+        /// Answered when no further heartbeat of that life can count, and the catalog shows it.
+        reply: Reply<()>,
+    },
+    /// Stop all planning, until [`Resume`](Self::Resume).
+    Pause {
+        /// The reason is shown in [`ClusterView::paused`](crate::views::ClusterView::paused).
+        request: Operator,
+        /// Answered when it is in force and the catalog shows it.
+        reply: Reply<()>,
+    },
+    /// End a pause, and a freeze after a loss of sight.
+    Resume {
+        /// For the audit trail.
+        request: Operator,
+        /// Answered when planning goes on and the catalog shows it.
+        reply: Reply<()>,
+    },
+}
+
+impl Command {
+    /// Answers with `error` instead of carrying it out.
+    pub fn fail(self, error: CommandError) {
+        match self {
+            Self::Change { reply, .. } => drop(reply.send(Err(error))),
+            Self::Explain { reply, .. } => drop(reply.send(Err(error))),
+            Self::Check { reply, .. }
+            | Self::Evict { reply, .. }
+            | Self::Pause { reply, .. }
+            | Self::Resume { reply, .. } => drop(reply.send(Err(error))),
+        }
+    }
+}
+
+/// The commands that wait for the leader. It outlives terms: a standby refuses what comes.
+#[derive(Debug)]
+pub struct CommandQueue {
+    queue: mpsc::Receiver<Command>,
+    settled: Arc<Notify>,
+}
+
+impl CommandQueue {
+    pub(super) const fn new(queue: mpsc::Receiver<Command>, settled: Arc<Notify>) -> Self {
+        Self { queue, settled }
+    }
+
+    /// The next command; `None` when nobody can send one any more. Cancel-safe.
+    pub async fn recv(&mut self) -> Option<Command> {
+        self.queue.recv().await
+    }
+
+    /// A command that has come already.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn try_recv(&mut self) -> Result<Command, TryRecvError> {
+        self.queue.try_recv()
+    }
+
+    /// To be notified whenever a change under way was committed or given up: callers whose change met it ask again.
+    #[must_use]
+    pub fn settled(&self) -> Arc<Notify> {
+        Arc::clone(&self.settled)
+    }
+}
