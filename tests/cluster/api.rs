@@ -124,6 +124,27 @@ async fn health_and_reflection_answer_for_every_service() -> Result<()> {
 }
 
 #[tokio::test]
+async fn an_appliance_for_a_driver_that_nobody_offers_is_accepted_and_waits() -> Result<()> {
+    const WHY: &str = "no worker offers driver `other-cloud`";
+    let cluster = Cluster::start(Options { workers: 1, ..Options::default() }).await?;
+    let [process] = &cluster.api.workers().await?[0].offers[..] else { anyhow::bail!("one driver is offered") };
+    ensure!(process.name == "process" && process.state_dir.is_some() && process.kinds.len() == 2, "{process:?}");
+    let wanted = v1::Appliance { driver: "other-cloud".into(), ..specs::simulated("elsewhere") };
+    cluster.api.create(wanted).await?;
+    until(PATIENCE, "its reason is shown", async || {
+        let appliance = cluster.api.get("elsewhere").await?;
+        let reason = appliance.assignment.unwrap_or_default().reason;
+        ensure!(reason == WHY, "{reason}");
+        Ok(())
+    })
+    .await?;
+    let explained = cluster.rugctl(&["explain", "elsewhere"], "").await?;
+    ensure!(explained.stdout.contains(WHY) && explained.stdout.contains("it does not offer the driver"), "{explained:?}");
+    cluster.rugctl(&["delete", "elsewhere"], "").await?;
+    cluster.finish().await
+}
+
+#[tokio::test]
 async fn explain_locate_and_the_lists_agree_about_who_holds_what() -> Result<()> {
     let cluster = Cluster::start(Options { drivers: vec!["simulated"], ..Options::default() }).await?;
     let fleet = cluster.fleet((1..=12).map(|n| specs::simulated(&format!("s-{n:02}"))).collect()).await?;
