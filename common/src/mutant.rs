@@ -29,10 +29,10 @@ pub enum Mutant {
     GatePerWorker,
     /// The token of a grant that was not taken is offered a second time.
     TokenOfferedTwice,
-    /// An appliance that is offered anew is offered without its hold.
-    HoldLostOnOffer,
-    /// A release does not say what is left of the hold.
-    HoldLostOnRelease,
+    /// An appliance that is offered anew is offered without its fence delay.
+    FenceDelayLostOnOffer,
+    /// A release does not say what is left of the fence delay.
+    FenceDelayLostOnRelease,
     /// A worker is called gone when its member node is.
     GoneByMemberNode,
     /// Batches do not depend on the one before.
@@ -63,8 +63,8 @@ impl Mutant {
         Self::LateGrant,
         Self::GatePerWorker,
         Self::TokenOfferedTwice,
-        Self::HoldLostOnOffer,
-        Self::HoldLostOnRelease,
+        Self::FenceDelayLostOnOffer,
+        Self::FenceDelayLostOnRelease,
         Self::GoneByMemberNode,
         Self::UnchainedBatches,
         Self::CachedMembers,

@@ -229,7 +229,12 @@ async fn bulk_grants(store: &Store, term: Term, rounds: u64) -> Result<()> {
         let ops: Result<Vec<_>> = (0..)
             .zip(&ids)
             .map(|(n, id)| {
-                Ok(GrantOp::Grant { appliance: *id, to: to(n)?, site: Some("host-1".into()), hold: Duration::ZERO })
+                Ok(GrantOp::Grant {
+                    appliance: *id,
+                    to: to(n)?,
+                    site: Some("host-1".into()),
+                    fence_delay: Duration::ZERO,
+                })
             })
             .collect();
         let ops = ops?;

@@ -139,7 +139,10 @@ async fn an_appliance_for_a_driver_that_nobody_offers_is_accepted_and_waits() ->
     })
     .await?;
     let explained = cluster.rugctl(&["explain", "elsewhere"], "").await?;
-    ensure!(explained.stdout.contains(WHY) && explained.stdout.contains("it does not offer the driver"), "{explained:?}");
+    ensure!(
+        explained.stdout.contains(WHY) && explained.stdout.contains("it does not offer the driver"),
+        "{explained:?}"
+    );
     cluster.rugctl(&["delete", "elsewhere"], "").await?;
     cluster.finish().await
 }

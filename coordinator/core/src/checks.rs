@@ -46,8 +46,8 @@ fn check_rows(machine: &Machine, wrong: &mut Vec<String>) {
         if granting && machine.is_in_conflict(slot) {
             wrong.push(format!("{id} is being granted while a worker acts on it against the table"));
         }
-        if matches!(entry.state, HandoffState::Orphaned(_)) && entry.hold() < entry.hold_if_lost {
-            wrong.push(format!("{id} lost its owner without the hold of {:?}", entry.hold_if_lost));
+        if matches!(entry.state, HandoffState::Orphaned(_)) && entry.fence_delay() < entry.fence_delay_if_lost {
+            wrong.push(format!("{id} lost its owner without the fence delay of {:?}", entry.fence_delay_if_lost));
         }
         if machine.table().slot(id) != Some(slot) {
             wrong.push(format!("{id} is not found under its id"));

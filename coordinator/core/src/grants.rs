@@ -42,7 +42,7 @@ pub struct StoredGrant {
     pub progress: Progress,
     /// How long the next owner has to wait before calls that no token fences: of what is free, what its last owner handed
     /// in; of what is granted, counted from the loss of its owner, whose calls may be the ones that are waited for.
-    pub hold: Duration,
+    pub fence_delay: Duration,
     /// A worker was granted it at least once, so that instances may exist, whatever else is known.
     pub ever: bool,
 }
@@ -59,7 +59,7 @@ pub enum GrantOp {
         /// Where its instances are kept from now on.
         site: Option<Site>,
         /// What the next owner has to wait if this one is lost.
-        hold: Duration,
+        fence_delay: Duration,
     },
     /// Given up by its owner, with what the next one needs.
     Free {
@@ -67,8 +67,8 @@ pub enum GrantOp {
         appliance: ApplianceId,
         /// What the owner handed in.
         progress: Progress,
-        /// Remaining hold.
-        hold: Duration,
+        /// Remaining fence delay.
+        fence_delay: Duration,
     },
     /// The appliance is gone: its rows go in the same transaction.
     Remove {

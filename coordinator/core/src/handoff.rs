@@ -172,8 +172,8 @@ pub enum HandoffEffect {
     Arrived,
     /// The worker that declined is left out for a while.
     LeaveOut(WorkerId),
-    /// Its owner is gone; the hold starts in full.
-    StartHold,
+    /// Its owner is gone; the fence delay starts in full.
+    StartFenceDelay,
     /// A worker acts on it against the table: no other worker may be granted it until that ended.
     Conflict(Granted),
     /// It has gone for ever.
@@ -286,7 +286,7 @@ fn released(state: &HandoffState, by: Granted, carryover: Carryover) -> Transiti
     use HandoffState as S;
     match state {
         S::Offered(g) | S::Owned(g) | S::Releasing(g) if *g == by => {
-            let lost = mutant::is(Mutant::HoldLostOnRelease);
+            let lost = mutant::is(Mutant::FenceDelayLostOnRelease);
             let carryover = if lost { Carryover { fence_delay: Duration::ZERO, ..carryover } } else { carryover };
             Ok((S::Freeing(by), vec![HandoffEffect::PersistFree(carryover)]))
         }
@@ -313,7 +313,7 @@ fn gone(state: &HandoffState, life: &Life) -> Transition {
     use HandoffState as S;
     match state {
         S::Granting(g) | S::Offered(g) | S::Owned(g) | S::Releasing(g) if g.is_of(life) => {
-            Ok((S::Orphaned(g.clone()), vec![HandoffEffect::StartHold]))
+            Ok((S::Orphaned(g.clone()), vec![HandoffEffect::StartFenceDelay]))
         }
         // The grant is void, and the release that is written with it must not be lost.
         S::Passing { from, to } if to.is_of(life) => Ok((S::Freeing(from.clone()), vec![HandoffEffect::Retry])),

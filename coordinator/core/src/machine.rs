@@ -15,7 +15,7 @@ mod config;
 mod conflicts;
 mod epoch;
 mod events;
-mod holds;
+mod fence_delays;
 mod members;
 mod outgoing;
 mod ownership;
@@ -143,7 +143,7 @@ impl Machine {
         let granted_before =
             stored.ever || state.grant().is_some() || needs.site.is_some() || stored.progress != Progress::default();
         let preferred = state.grant().map(|g| g.worker.clone());
-        let handed = Carryover { progress: stored.progress, fence_delay: stored.hold };
+        let handed = Carryover { progress: stored.progress, fence_delay: stored.fence_delay };
         let handed = match state {
             HandoffState::Unowned => (handed != Carryover::default()).then(|| Box::new(handed)),
             _ => aged(handed),
@@ -166,7 +166,7 @@ impl Machine {
             size: seed.size,
             deleting: seed.deleting,
             state: HandoffState::Unowned,
-            hold_if_lost: handed
+            fence_delay_if_lost: handed
                 .as_ref()
                 .filter(|_| state != HandoffState::Unowned)
                 .map_or(Duration::ZERO, |h| h.fence_delay),

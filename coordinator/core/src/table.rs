@@ -1,12 +1,13 @@
 //! The assignment table: every appliance the leader knows, by slot and by id.
 //!
-//! Slots are small numbers that the planner shares; one is used again after its appliance is gone, so whatever outlives a
-//! step (outbox entries, pending writes) names the token as well, and tokens are never used twice.
+//! Slots are small numbers that the planner shares; one is used again after its appliance is gone, so whatever outlives
+//! a step (outbox entries, pending writes) names the token as well, and tokens are never used twice.
 //!
-//! Each entry also keeps the account of its *hold*: how long the next owner has to wait because calls of former ones, which
-//! no token fences, may still take effect. The leader never counts a hold down, not even while nobody has the appliance:
-//! who holds it does, by one clock, and hands in what is left. Waiting longer is always safe, a leader's clock would be one
-//! more to trust, and what a new leader reads in the store is right without knowing since when it stands there.
+//! Each entry also keeps the account of its *fence delay*: how long the next owner has to wait because calls of former
+//! ones, which no token fences, may still take effect. The leader never counts a fence delay down, not even while
+//! nobody has the appliance: who holds it does, by one clock, and hands in what is left. Waiting longer is always safe,
+//! a leader's clock would be one more to trust, and what a new leader reads in the store is right without knowing since
+//! when it stands there.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -51,9 +52,9 @@ pub struct TableRow {
     pub state: HandoffState,
     /// What its last owner handed in; given to the next one.
     pub handed: Option<Box<Carryover>>,
-    /// The hold that is left to the next owner if the present one is lost: how long its calls may take effect after its
-    /// lease, and at least what it was told to wait itself.
-    pub hold_if_lost: Duration,
+    /// The fence delay that is left to the next owner if the present one is lost: how long its calls may take effect
+    /// after its lease, and at least what it was told to wait itself.
+    pub fence_delay_if_lost: Duration,
     /// Where it goes and why, as the last plan and the move under way have it.
     pub placement: Placement,
     /// The grant that bound it to its site, until it has arrived: one that nobody took binds nothing.
@@ -80,31 +81,31 @@ pub struct Placement {
 impl TableRow {
     /// How long the next owner has to wait before calls that no token fences.
     #[must_use]
-    pub fn hold(&self) -> Duration {
+    pub fn fence_delay(&self) -> Duration {
         self.handed.as_ref().map_or(Duration::ZERO, |handed| handed.fence_delay)
     }
 
-    /// It is being granted to somebody whose calls may take effect for `hold` after its lease.
-    pub(crate) fn granted_with(&mut self, hold: Duration) {
-        self.hold_if_lost = hold.max(self.hold());
+    /// It is being granted to somebody whose calls may take effect for `fence_delay` after its lease.
+    pub(crate) fn granted_with(&mut self, fence_delay: Duration) {
+        self.fence_delay_if_lost = fence_delay.max(self.fence_delay());
     }
 
-    /// Its owner may have acted, and nobody has said what came of it: the hold starts in full.
-    pub(crate) fn hold_in_full(&mut self) {
-        self.raise_hold(self.hold_if_lost);
+    /// Its owner may have acted, and nobody has said what came of it: the fence delay starts in full.
+    pub(crate) fn start_fence_delay(&mut self) {
+        self.raise_fence_delay(self.fence_delay_if_lost);
     }
 
-    /// Makes the next owner wait for at least `hold`. Returns whether that is longer than before.
-    pub(crate) fn raise_hold(&mut self, hold: Duration) -> bool {
-        let raised = hold > self.hold();
+    /// Makes the next owner wait for at least `fence_delay`. Returns whether that is longer than before.
+    pub(crate) fn raise_fence_delay(&mut self, fence_delay: Duration) -> bool {
+        let raised = fence_delay > self.fence_delay();
         if raised {
-            self.handed.get_or_insert_default().fence_delay = hold;
+            self.handed.get_or_insert_default().fence_delay = fence_delay;
         }
         raised
     }
 
-    /// Forgets the hold, which only a mutant does.
-    pub(crate) fn lose_hold(&mut self) {
+    /// Forgets the fence delay, which only a mutant does.
+    pub(crate) fn lose_fence_delay(&mut self) {
         if let Some(handed) = &mut self.handed {
             handed.fence_delay = Duration::ZERO;
         }

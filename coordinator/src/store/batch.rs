@@ -197,9 +197,9 @@ impl Batch {
     fn grant(&mut self, op: &GrantOp, log: &mut LogPacker) {
         match op {
             GrantOp::Grant { .. } => log.push(op),
-            GrantOp::Free { appliance, progress, hold } => {
+            GrantOp::Free { appliance, progress, fence_delay } => {
                 log.push(op);
-                let row = rows::from_progress(*appliance, progress, *hold);
+                let row = rows::from_progress(*appliance, progress, *fence_delay);
                 self.progress.insert(row.appliance, Some(row));
             }
             GrantOp::Remove { appliance } => self.remove(*appliance, log),

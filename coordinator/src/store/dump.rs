@@ -82,8 +82,9 @@ fn describe(row: &grants::Model, out: &mut impl Write) -> io::Result<()> {
 fn line(entry: &GrantLogEntry) -> String {
     let on = |site: &Option<Site>| site.as_ref().map(|site| format!(" on {site}")).unwrap_or_default();
     match entry {
-        GrantLogEntry::Grant { appliance, to, site, hold } => {
-            let held = if hold.is_zero() { String::new() } else { format!(", then held for {hold:?}") };
+        GrantLogEntry::Grant { appliance, to, site, fence_delay } => {
+            let held =
+                if fence_delay.is_zero() { String::new() } else { format!(", with a fence delay of {fence_delay:?}") };
             format!("{appliance} granted to {} {} with {}{}{held}", to.worker, to.incarnation, to.token, on(site))
         }
         GrantLogEntry::Free { appliance } => format!("{appliance} free"),

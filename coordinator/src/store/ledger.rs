@@ -11,8 +11,8 @@
 //! | 2 | chunk | covered term, covered batch, index |
 //! | 3 | last chunk | the same |
 //!
-//! A grant carries the hold that its successor has to wait if the owner is lost. Progress and hold of a release are
-//! stored in another table.
+//! A grant carries the fence delay that its successor has to wait if the owner is lost. Progress and fence delay of a
+//! release are stored in another table.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -38,8 +38,8 @@ const GRANT: u8 = 1;
 const FREE: u8 = 2;
 const REMOVE: u8 = 3;
 const FREE_ON_SITE: u8 = 4;
-/// A grant with a hold; most have none.
-const GRANT_WITH_HOLD: u8 = 5;
+/// A grant with a fence delay; most have none.
+const GRANT_WITH_FENCE_DELAY: u8 = 5;
 
 /// Rows read at once: bounds the memory of reading to some 8 MiB.
 const PAGE: u64 = 32;
@@ -65,8 +65,8 @@ impl LogPacker {
     /// Appends one change.
     pub(super) fn push(&mut self, op: &GrantOp) {
         match op {
-            GrantOp::Grant { appliance, to, site, hold } => {
-                put_grant(&mut self.packer, *appliance, to, site.as_ref(), *hold);
+            GrantOp::Grant { appliance, to, site, fence_delay } => {
+                put_grant(&mut self.packer, *appliance, to, site.as_ref(), *fence_delay);
             }
             GrantOp::Free { appliance, .. } => {
                 self.packer.entry(FREE).bytes(appliance.as_bytes());
@@ -89,27 +89,27 @@ impl LogPacker {
     }
 }
 
-fn put_grant(packer: &mut Packer, appliance: ApplianceId, to: &Granted, site: Option<&Site>, hold: Duration) {
+fn put_grant(packer: &mut Packer, appliance: ApplianceId, to: &Granted, site: Option<&Site>, fence_delay: Duration) {
     // Worker and incarnation form one name: a worker has one incarnation in most rows, which saves sixteen bytes per
     // entry.
     let mut holder = to.incarnation.get().to_le_bytes().to_vec();
     holder.extend_from_slice(to.worker.as_str().as_bytes());
     packer
-        .entry(if hold.is_zero() { GRANT } else { GRANT_WITH_HOLD })
+        .entry(if fence_delay.is_zero() { GRANT } else { GRANT_WITH_FENCE_DELAY })
         .bytes(appliance.as_bytes())
         .name(&holder)
         .number(to.token.term.get())
         .number(to.token.sequence)
         .optional_name(site.map(|site| site.as_str().as_bytes()));
-    if !hold.is_zero() {
-        packer.number(u64::try_from(hold.as_nanos()).unwrap_or(u64::MAX));
+    if !fence_delay.is_zero() {
+        packer.number(u64::try_from(fence_delay.as_nanos()).unwrap_or(u64::MAX));
     }
 }
 
 /// One entry of a row, as printed and applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum GrantLogEntry {
-    Grant { appliance: ApplianceId, to: Granted, site: Option<Site>, hold: Duration },
+    Grant { appliance: ApplianceId, to: Granted, site: Option<Site>, fence_delay: Duration },
     Free { appliance: ApplianceId },
     Remove { appliance: ApplianceId },
     FreeOnSite { appliance: ApplianceId, site: Option<Site> },
@@ -118,22 +118,22 @@ pub(super) enum GrantLogEntry {
 impl GrantLogEntry {
     fn apply(self, table: &mut GrantTable) {
         match self {
-            Self::Grant { appliance, to, site, hold } => {
+            Self::Grant { appliance, to, site, fence_delay } => {
                 let grant = table.entry(appliance).or_default();
                 grant.granted = Some(to);
                 grant.site = site;
-                grant.hold = hold;
+                grant.fence_delay = fence_delay;
             }
             Self::Free { appliance } => {
                 let grant = table.entry(appliance).or_default();
                 grant.granted = None;
-                grant.hold = Duration::ZERO;
+                grant.fence_delay = Duration::ZERO;
             }
             Self::Remove { appliance } => drop(table.remove(&appliance)),
             Self::FreeOnSite { appliance, site } => {
                 let grant = table.entry(appliance).or_default();
                 grant.granted = None;
-                grant.hold = Duration::ZERO;
+                grant.fence_delay = Duration::ZERO;
                 grant.site = site;
             }
         }
@@ -165,7 +165,7 @@ pub(super) fn read_row(data: &[u8], mut each: impl FnMut(GrantLogEntry)) -> Resu
     while let Some(tag) = it.next_entry()? {
         let appliance = ApplianceId::from_bytes(it.array()?);
         each(match tag {
-            GRANT | GRANT_WITH_HOLD => {
+            GRANT | GRANT_WITH_FENCE_DELAY => {
                 let holder = it.name_index()?;
                 let (worker, incarnation) = match &holders[holder] {
                     Some(known) => known.clone(),
@@ -173,8 +173,8 @@ pub(super) fn read_row(data: &[u8], mut each: impl FnMut(GrantLogEntry)) -> Resu
                 };
                 let token = Token::new(Term::new(it.number()?), it.number()?);
                 let site = read_site(&mut it)?;
-                let hold = if tag == GRANT { Duration::ZERO } else { Duration::from_nanos(it.number()?) };
-                GrantLogEntry::Grant { appliance, to: Granted { worker, incarnation, token }, site, hold }
+                let fence_delay = if tag == GRANT { Duration::ZERO } else { Duration::from_nanos(it.number()?) };
+                GrantLogEntry::Grant { appliance, to: Granted { worker, incarnation, token }, site, fence_delay }
             }
             FREE => GrantLogEntry::Free { appliance },
             REMOVE => GrantLogEntry::Remove { appliance },
@@ -292,7 +292,7 @@ impl ReplayedLog {
             }
             let (Some(packer), Some(grant)) = (packers.last_mut(), self.table.get(&id)) else { continue };
             match &grant.granted {
-                Some(to) => put_grant(packer, id, to, grant.site.as_ref(), grant.hold),
+                Some(to) => put_grant(packer, id, to, grant.site.as_ref(), grant.fence_delay),
                 None => {
                     packer
                         .entry(FREE_ON_SITE)

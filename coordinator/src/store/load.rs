@@ -51,7 +51,7 @@ pub struct StoredState {
     /// Last reported statuses, and when they were reported. One that cannot be parsed is missing. May be some hundred
     /// milliseconds behind what users saw.
     pub statuses: HashMap<ApplianceId, (Status, SystemTime)>,
-    /// Owners, with site, progress and hold. An appliance that is missing was never granted.
+    /// Owners, with site, progress and fence delay. An appliance that is missing was never granted.
     pub grants: HashMap<ApplianceId, StoredGrant>,
     /// The last live members.
     pub members: Vec<StoredMember>,
@@ -68,12 +68,12 @@ pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Resu
     let mut odd_progress = HashMap::new();
     for row in progress::Entity::find().all(db).await.map_err(|e| failure("read progress", &e))? {
         match rows::to_progress(&row) {
-            Ok((appliance, progress, hold)) => {
+            Ok((appliance, progress, fence_delay)) => {
                 let grant = grants.entry(appliance).or_default();
                 grant.progress = progress;
-                // While it is granted, the hold of the grant applies.
+                // While it is granted, the fence delay of the grant applies.
                 if grant.granted.is_none() {
-                    grant.hold = hold;
+                    grant.fence_delay = fence_delay;
                 }
             }
             Err(error) => drop(odd_progress.insert(row.appliance, error)),

@@ -131,18 +131,18 @@ pub(super) fn to_status(row: statuses::Model) -> Result<(ApplianceId, Status, Sy
     Ok((ApplianceId::new(row.appliance), status, time(row.time_ns)))
 }
 
-pub(super) fn from_progress(appliance: ApplianceId, progress: &Progress, hold: Duration) -> progress::Model {
+pub(super) fn from_progress(appliance: ApplianceId, progress: &Progress, fence_delay: Duration) -> progress::Model {
     progress::Model {
         appliance: appliance.uuid(),
         progress: json(progress),
-        hold_ns: i64::try_from(hold.as_nanos()).unwrap_or(i64::MAX),
+        hold_ns: i64::try_from(fence_delay.as_nanos()).unwrap_or(i64::MAX),
     }
 }
 
 pub(super) fn to_progress(row: &progress::Model) -> Result<(ApplianceId, Progress, Duration), Error> {
     let at = RowName { what: "progress", key: &row.appliance };
-    let hold = u64::try_from(row.hold_ns).map_err(|e| at.corrupt(format_args!("hold_ns: {e}")))?;
-    Ok((ApplianceId::new(row.appliance), at.json("progress", &row.progress)?, Duration::from_nanos(hold)))
+    let fence_delay = u64::try_from(row.hold_ns).map_err(|e| at.corrupt(format_args!("hold_ns: {e}")))?;
+    Ok((ApplianceId::new(row.appliance), at.json("progress", &row.progress)?, Duration::from_nanos(fence_delay)))
 }
 
 /// Stored form of a [`Profile`], and whether the member is only remembered. `state_dir`, `drivers` and `holds` are what a

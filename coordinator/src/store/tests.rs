@@ -186,12 +186,17 @@ async fn everything_survives_a_restart(database: DatabaseKind) {
                 appliance: id(1),
                 to: granted(1, 1),
                 site: Some("h1".into()),
-                hold: Duration::from_secs(9),
+                fence_delay: Duration::from_secs(9),
             },
-            GrantOp::Free { appliance: id(2), progress: progress(), hold: Duration::from_secs(7) },
-            GrantOp::Grant { appliance: id(2), to: granted(2, u64::MAX), site: None, hold: Duration::from_secs(5) },
-            GrantOp::Grant { appliance: id(3), to: granted(2, 3), site: None, hold: Duration::ZERO },
-            GrantOp::Free { appliance: id(1), progress: progress(), hold: Duration::from_millis(1_234) },
+            GrantOp::Free { appliance: id(2), progress: progress(), fence_delay: Duration::from_secs(7) },
+            GrantOp::Grant {
+                appliance: id(2),
+                to: granted(2, u64::MAX),
+                site: None,
+                fence_delay: Duration::from_secs(5),
+            },
+            GrantOp::Grant { appliance: id(3), to: granted(2, 3), site: None, fence_delay: Duration::ZERO },
+            GrantOp::Free { appliance: id(1), progress: progress(), fence_delay: Duration::from_millis(1_234) },
         ]),
         StoreWrite::PutMember(member(1)),
         StoreWrite::PutMember(member(2)),
@@ -222,12 +227,12 @@ async fn everything_survives_a_restart(database: DatabaseKind) {
         granted: None,
         site: Some("h1".into()),
         progress: progress(),
-        hold: Duration::from_millis(1_234),
+        fence_delay: Duration::from_millis(1_234),
     };
     let held = StoredGrant {
         granted: Some(granted(2, u64::MAX)),
         progress: progress(),
-        hold: Duration::from_secs(5),
+        fence_delay: Duration::from_secs(5),
         ..StoredGrant::default()
     };
     assert_eq!(loaded.grants, [(id(1), freed), (id(2), held)].into());
@@ -301,7 +306,7 @@ async fn changes_take_effect_in_the_order_of_submission(database: DatabaseKind) 
         let mut changed = record(1, "web");
         changed.revision = n;
         let to = granted(u32::try_from(n % 5).expect("small"), n);
-        let grant = GrantOp::Grant { appliance: id(1), to, site: None, hold: Duration::ZERO };
+        let grant = GrantOp::Grant { appliance: id(1), to, site: None, fence_delay: Duration::ZERO };
         pending.push(store.submit(vec![
             StoreWrite::PutAppliance(changed),
             StoreWrite::Grants(vec![grant]),
@@ -430,8 +435,8 @@ async fn old_history_is_pruned_in_parts(database: DatabaseKind) {
 async fn a_dump_shows_counts_and_grants_and_needs_no_term(database: DatabaseKind) {
     let home = Home::new(database).await;
     let (store, _, _) = home.lead().await;
-    let hold = Duration::from_millis(1_500);
-    let grant = GrantOp::Grant { appliance: id(7), to: granted(1, 1), site: Some("h1".into()), hold };
+    let fence_delay = Duration::from_millis(1_500);
+    let grant = GrantOp::Grant { appliance: id(7), to: granted(1, 1), site: Some("h1".into()), fence_delay };
     store
         .submit(vec![StoreWrite::PutAppliance(record(7, "a")), StoreWrite::Grants(vec![grant])])
         .await
@@ -442,6 +447,6 @@ async fn a_dump_shows_counts_and_grants_and_needs_no_term(database: DatabaseKind
     assert!(text.starts_with("term 1 batch 1 coordinator c1\n"), "{text}");
     assert!(text.contains("appliances           1\n"), "{text}");
     let to = granted(1, 1).incarnation;
-    let line = format!("  {} granted to w1 {to} with t1/1 on h1, then held for 1.5s\n", id(7));
+    let line = format!("  {} granted to w1 {to} with t1/1 on h1, with a fence delay of 1.5s\n", id(7));
     assert!(text.contains(&line), "{text}");
 }

@@ -65,7 +65,7 @@ impl ModelStore {
         }
         for op in &commit.grants {
             match op {
-                GrantOp::Grant { appliance, to, site, hold } => {
+                GrantOp::Grant { appliance, to, site, fence_delay } => {
                     if self.newest.get(appliance).is_some_and(|newest| *newest >= to.token) {
                         return Err(Wrong::new(Promise::I3, format!("the store gets {} for {appliance}", to.token)));
                     }
@@ -73,14 +73,14 @@ impl ModelStore {
                     let row = self.grants.entry(*appliance).or_default();
                     row.granted = Some(to.clone());
                     row.site.clone_from(site);
-                    row.hold = *hold;
+                    row.fence_delay = *fence_delay;
                     row.ever = true;
                 }
-                GrantOp::Free { appliance, progress, hold } => {
+                GrantOp::Free { appliance, progress, fence_delay } => {
                     let row = self.grants.entry(*appliance).or_default();
                     row.granted = None;
                     row.progress = progress.clone();
-                    row.hold = *hold;
+                    row.fence_delay = *fence_delay;
                 }
                 GrantOp::Remove { appliance } => {
                     return Err(Wrong::new(Promise::Checks, format!("{appliance} is removed, which nobody asked for")));

@@ -160,7 +160,7 @@ impl SimDatabase {
 
     fn grant(&mut self, op: &GrantOp, removed: &mut Vec<ApplianceId>) -> Result<(), String> {
         match op {
-            GrantOp::Grant { appliance, to, site, hold } => {
+            GrantOp::Grant { appliance, to, site, fence_delay } => {
                 if let Some(newest) = self.newest.get(appliance)
                     && *newest >= to.token
                 {
@@ -176,13 +176,13 @@ impl SimDatabase {
                 let grant = self.rows.grants.entry(*appliance).or_default();
                 grant.granted = Some(to.clone());
                 grant.site.clone_from(site);
-                grant.hold = *hold;
+                grant.fence_delay = *fence_delay;
             }
-            GrantOp::Free { appliance, progress, hold } => {
+            GrantOp::Free { appliance, progress, fence_delay } => {
                 let grant = self.rows.grants.entry(*appliance).or_default();
                 grant.granted = None;
                 grant.progress = progress.clone();
-                grant.hold = *hold;
+                grant.fence_delay = *fence_delay;
             }
             GrantOp::Remove { appliance } => {
                 self.rows.records.remove(appliance);

@@ -116,7 +116,7 @@ impl Canonical for TableRow {
             deleting,
             state,
             handed,
-            hold_if_lost,
+            fence_delay_if_lost,
             placement,
             binding,
             granted_before,
@@ -127,7 +127,7 @@ impl Canonical for TableRow {
         to.put(&(size, deleting));
         to.put(state);
         to.put(handed);
-        to.put(hold_if_lost);
+        to.put(fence_delay_if_lost);
         to.put(&(preferred, moved_from, rebalance));
         to.put(&(binding, granted_before));
     }
@@ -161,11 +161,11 @@ impl Canonical for Commit {
 impl Canonical for GrantOp {
     fn canon(&self, to: &mut Canon) {
         match self {
-            Self::Grant { appliance, to: granted, site, hold } => {
+            Self::Grant { appliance, to: granted, site, fence_delay } => {
                 to.put(&((0_u32, appliance), granted, site));
-                to.put(hold);
+                to.put(fence_delay);
             }
-            Self::Free { appliance, progress, hold } => to.put(&((1_u32, appliance), progress, hold)),
+            Self::Free { appliance, progress, fence_delay } => to.put(&((1_u32, appliance), progress, fence_delay)),
             Self::Remove { appliance } => to.put(&(2_u32, appliance)),
         }
     }
@@ -180,8 +180,8 @@ impl Canonical for StoredMember {
 
 impl Canonical for StoredGrant {
     fn canon(&self, to: &mut Canon) {
-        let Self { granted, site, progress, hold, ever } = self;
+        let Self { granted, site, progress, fence_delay, ever } = self;
         to.put(&(granted, site, progress));
-        to.put(&(hold, ever));
+        to.put(&(fence_delay, ever));
     }
 }

@@ -1,4 +1,4 @@
-//! Holds from owner to owner: who leaves how much, what is stored of it, and what the next owner is told.
+//! Fence delays from owner to owner: who leaves how much, what is stored of it, and what the next owner is told.
 
 use crate::grants::GrantOp;
 use common::session::{Ack, Declined, DeltaEntry, GrantRef, Hello, Release, ToCoordinator};
@@ -10,30 +10,30 @@ use common::driver::{DriverCapabilities, DriverName};
 use super::tests::{Puppet, World, id, profile, seed, worker};
 use super::*;
 
-const HOLD: Duration = Duration::from_secs(10);
+const DELAY: Duration = Duration::from_secs(10);
 
-/// A worker opens a stream whose calls may take effect for `hold` after its lease.
-fn connect(w: &mut World, name: &str, hold: Duration) -> StreamId {
+/// A worker opens a stream whose calls may take effect for `fence_delay` after its lease.
+fn connect(w: &mut World, name: &str, fence_delay: Duration) -> StreamId {
     let conn = w.next_conn;
     w.next_conn += 1;
     let puppet = w.puppets.entry(worker(name)).or_default();
     puppet.conn = conn;
     puppet.stream = puppet.stream.next();
     let puppet = w.puppets[&worker(name)].clone();
-    let hello = Hello { profile: unfenced(hold), ..w.hello_of(name, &puppet) };
+    let hello = Hello { profile: unfenced(fence_delay), ..w.hello_of(name, &puppet) };
     w.say_hello(conn, &puppet, hello);
     conn
 }
 
-fn unfenced(hold: Duration) -> Profile {
-    let simulated = DriverCapabilities { fence_delay: Some(hold), ..DriverCapabilities::of_all_kinds(None) };
+fn unfenced(fence_delay: Duration) -> Profile {
+    let simulated = DriverCapabilities { fence_delay: Some(fence_delay), ..DriverCapabilities::of_all_kinds(None) };
     Profile { drivers: [(DriverName::simulated(), simulated)].into(), ..profile() }
 }
 
 /// A worker without tokens that has appliance 1.
 fn owned() -> World {
     let mut w = World::new(Restored::default());
-    connect(&mut w, "w1", HOLD);
+    connect(&mut w, "w1", DELAY);
     w.pass(Duration::from_secs(1));
     w.create([1]);
     assert_eq!((w.holder(1), delays_sent(&w)), (Some("w1"), vec![Duration::ZERO]));
@@ -49,9 +49,9 @@ fn say(w: &mut World, name: &str, answers: impl FnOnce(ApplianceId, Token) -> Ac
     w.step(Event::Received(conn, envelope, ToCoordinator::Ack(Ack { applied, ..answers(id(1), token) })));
 }
 
-fn release(w: &mut World, name: &str, hold: Duration) {
+fn release(w: &mut World, name: &str, fence_delay: Duration) {
     say(w, name, |appliance, token| {
-        let carryover = Carryover { fence_delay: hold, ..Carryover::default() };
+        let carryover = Carryover { fence_delay, ..Carryover::default() };
         Ack { released: vec![Release { appliance, token, carryover }], ..Ack::default() }
     });
 }
@@ -60,33 +60,33 @@ fn release(w: &mut World, name: &str, hold: Duration) {
 fn delays_sent(w: &World) -> Vec<Duration> {
     let deltas =
         w.sent.iter().filter_map(|(_, message)| if let ToWorker::Delta(d) = message { Some(&d.entries) } else { None });
-    let hold = |entry: &DeltaEntry<()>| match entry {
+    let fence_delay = |entry: &DeltaEntry<()>| match entry {
         DeltaEntry::Grant { carryover, .. } => Some(carryover.fence_delay),
         _ => None,
     };
-    deltas.flatten().filter_map(hold).collect()
+    deltas.flatten().filter_map(fence_delay).collect()
 }
 
 /// What the store was told: `true` for a grant.
 fn stored(w: &World) -> Vec<(bool, Duration)> {
     let ops = w.stored.iter().flat_map(|commit| &commit.grants);
     ops.filter_map(|op| match op {
-        GrantOp::Grant { hold, .. } => Some((true, *hold)),
-        GrantOp::Free { hold, .. } => Some((false, *hold)),
+        GrantOp::Grant { fence_delay, .. } => Some((true, *fence_delay)),
+        GrantOp::Free { fence_delay, .. } => Some((false, *fence_delay)),
         GrantOp::Remove { .. } => None,
     })
     .collect()
 }
 
 #[test]
-fn an_owner_that_is_lost_leaves_its_hold_in_full() {
+fn an_owner_that_is_lost_leaves_its_fence_delay_in_full() {
     let mut w = owned();
-    assert_eq!(stored(&w), [(true, HOLD)], "known to whoever leads when it is lost");
+    assert_eq!(stored(&w), [(true, DELAY)], "known to whoever leads when it is lost");
     w.kill("w1");
     connect(&mut w, "w2", Duration::from_secs(3));
     w.pass(Duration::from_secs(3));
-    assert_eq!((w.holder(1), delays_sent(&w)), (Some("w2"), vec![Duration::ZERO, HOLD]));
-    assert_eq!(stored(&w)[1], (true, HOLD), "lost at once, it leaves what it had to wait itself");
+    assert_eq!((w.holder(1), delays_sent(&w)), (Some("w2"), vec![Duration::ZERO, DELAY]));
+    assert_eq!(stored(&w)[1], (true, DELAY), "lost at once, it leaves what it had to wait itself");
 }
 
 #[test]
@@ -115,17 +115,17 @@ fn a_release_says_what_is_left_and_nobody_counts_it_down() {
     w.puppets.clear();
     w.pass(Duration::from_secs(3_600));
     w.step(Event::Resume);
-    connect(&mut w, "w2", HOLD);
+    connect(&mut w, "w2", DELAY);
     w.pass(Duration::from_secs(1));
     assert_eq!((w.holder(1), delays_sent(&w)), (Some("w2"), vec![Duration::ZERO, left]));
-    assert_eq!(stored(&w), [(true, HOLD), (false, left), (true, HOLD)]);
+    assert_eq!(stored(&w), [(true, DELAY), (false, left), (true, DELAY)]);
     release(&mut w, "w2", Duration::ZERO);
     w.pass(Duration::from_secs(1));
     assert_eq!(delays_sent(&w).last(), Some(&Duration::ZERO), "who held it has served it");
 }
 
 #[test]
-fn an_offer_that_nobody_took_keeps_the_hold() {
+fn an_offer_that_nobody_took_keeps_the_fence_delay() {
     let mut w = owned();
     let left = Duration::from_secs(4);
     w.hold_commits = true;
@@ -138,7 +138,7 @@ fn an_offer_that_nobody_took_keeps_the_hold() {
     w.hold_commits = false;
     w.step(Event::Durable(batch));
     assert_eq!(delays_sent(&w).len(), 1);
-    connect(&mut w, "w1", HOLD);
+    connect(&mut w, "w1", DELAY);
     w.pass(Duration::from_secs(1));
     assert_eq!((w.holder(1), delays_sent(&w)), (Some("w1"), vec![Duration::ZERO, left]));
 
@@ -175,9 +175,9 @@ fn an_offer_that_nobody_took_keeps_the_hold() {
 fn an_owner_that_forgot_its_grant_leaves_its_hold_in_full() {
     let mut w = owned();
     w.puppets.get_mut(&worker("w1")).expect("lives").held.clear();
-    connect(&mut w, "w1", HOLD);
+    connect(&mut w, "w1", DELAY);
     w.pass(Duration::from_secs(1));
-    assert_eq!((w.holder(1), delays_sent(&w)), (Some("w1"), vec![Duration::ZERO, HOLD]), "it may have acted");
+    assert_eq!((w.holder(1), delays_sent(&w)), (Some("w1"), vec![Duration::ZERO, DELAY]), "it may have acted");
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn a_removal_that_nobody_asked_for_leaves_the_hold_in_full() {
     let mut w = owned();
     say(&mut w, "w1", |appliance, token| Ack { removed: vec![GrantRef::new(appliance, token)], ..Ack::default() });
     w.pass(Duration::from_secs(1));
-    assert_eq!((w.holder(1), delays_sent(&w)), (Some("w1"), vec![Duration::ZERO, HOLD]));
+    assert_eq!((w.holder(1), delays_sent(&w)), (Some("w1"), vec![Duration::ZERO, DELAY]));
 }
 
 /// What the store has of the appliance.
@@ -194,15 +194,15 @@ fn restored(grant: StoredGrant) -> Restored {
 }
 
 #[test]
-fn a_new_leader_knows_the_hold_of_an_owner_of_which_nothing_is_left() {
+fn a_new_leader_knows_the_fence_delay_of_an_owner_of_which_nothing_is_left() {
     let lost = Granted { worker: worker("w0"), incarnation: Incarnation::new(7), token: Token::new(Term::new(1), 1) };
-    for (granted, hold) in [(Some(lost), HOLD), (None, Duration::from_secs(4))] {
-        let grant = StoredGrant { granted, hold, ..StoredGrant::default() };
+    for (granted, fence_delay) in [(Some(lost), DELAY), (None, Duration::from_secs(4))] {
+        let grant = StoredGrant { granted, fence_delay, ..StoredGrant::default() };
         let mut w = World::in_term(Term::new(2), restored(grant));
         connect(&mut w, "w1", Duration::from_secs(1));
         w.pass(Duration::from_secs(6));
-        assert_eq!((w.holder(1), delays_sent(&w)), (Some("w1"), vec![hold]));
-        assert_eq!(stored(&w), [(true, hold)]);
+        assert_eq!((w.holder(1), delays_sent(&w)), (Some("w1"), vec![fence_delay]));
+        assert_eq!(stored(&w), [(true, fence_delay)]);
     }
 }
 
@@ -214,7 +214,7 @@ fn who_acted_against_the_table_leaves_a_hold_as_well() {
         let intruder = Token::new(Term::new(0), 9);
         let mut w = World::new(restored(StoredGrant::default()));
         w.puppets.insert(worker("w1"), Puppet { held: [(id(1), intruder)].into(), ..Puppet::default() });
-        connect(&mut w, "w1", HOLD);
+        connect(&mut w, "w1", DELAY);
         w.pass(Duration::from_secs(6));
         assert_eq!((w.holder(1), delays_sent(&w)), (None, vec![]), "somebody acts on it");
         if lost {
@@ -224,10 +224,10 @@ fn who_acted_against_the_table_leaves_a_hold_as_well() {
             w.puppets.get_mut(&worker("w1")).expect("lives").held.insert(id(1), intruder);
             release(&mut w, "w1", left);
         }
-        connect(&mut w, "w2", HOLD);
+        connect(&mut w, "w2", DELAY);
         w.pass(Duration::from_secs(4));
-        let hold = if lost { HOLD } else { left };
-        assert_eq!(delays_sent(&w), [hold]);
-        assert_eq!(stored(&w), [(false, hold), (true, HOLD)], "for a leader that comes in between");
+        let fence_delay = if lost { DELAY } else { left };
+        assert_eq!(delays_sent(&w), [fence_delay]);
+        assert_eq!(stored(&w), [(false, fence_delay), (true, DELAY)], "for a leader that comes in between");
     }
 }

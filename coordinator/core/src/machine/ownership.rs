@@ -60,12 +60,12 @@ impl Machine {
             self.planner.set_needs(slot, needs);
         }
         if entry.state == HandoffState::Unowned {
-            entry.hold_if_lost = Duration::ZERO;
+            entry.fence_delay_if_lost = Duration::ZERO;
             // Neither a grant that was refused nor an offer that nobody took changes what is handed on.
             let taken_back =
                 matches!(former, HandoffState::Granting(_) | HandoffState::Offered(_) | HandoffState::Releasing(_));
-            if taken_back && mutant::is(Mutant::HoldLostOnOffer) {
-                entry.lose_hold();
+            if taken_back && mutant::is(Mutant::FenceDelayLostOnOffer) {
+                entry.lose_fence_delay();
             }
         }
         let Some(entry) = self.table.get(slot) else { return };
@@ -124,8 +124,8 @@ impl Machine {
                 self.tell(&g.life(), slot, OutboxEntry::Release(g.token), rebalance);
             }
             (HandoffEffect::PersistPass, Some(to)) => {
-                let Carryover { progress, fence_delay: hold } = entry.handed.as_deref().cloned().unwrap_or_default();
-                self.writes.free_with_grant(slot, GrantOp::Free { appliance: id, progress, hold });
+                let Carryover { progress, fence_delay } = entry.handed.as_deref().cloned().unwrap_or_default();
+                self.writes.free_with_grant(slot, GrantOp::Free { appliance: id, progress, fence_delay });
                 self.write_grant(slot, to);
             }
             (HandoffEffect::PersistFree(handed), Some(_)) => {
@@ -146,9 +146,9 @@ impl Machine {
                 self.tell_excluded(slot);
                 self.move_ended(slot, None);
             }
-            (HandoffEffect::StartHold, _) => {
+            (HandoffEffect::StartFenceDelay, _) => {
                 if let Some(entry) = self.table.get_mut(slot) {
-                    entry.hold_in_full();
+                    entry.start_fence_delay();
                 }
                 self.move_ended(slot, None);
             }
@@ -174,8 +174,8 @@ impl Machine {
 
     fn write_grant(&mut self, slot: Slot, to: Granted) {
         let Some(row) = self.table.get(slot) else { return };
-        let (appliance, site, hold, token) = (row.id, row.needs.site.clone(), row.hold_if_lost, to.token);
-        self.writes.change(slot, token, GrantOp::Grant { appliance, to, site, hold });
+        let (appliance, site, fence_delay, token) = (row.id, row.needs.site.clone(), row.fence_delay_if_lost, to.token);
+        self.writes.change(slot, token, GrantOp::Grant { appliance, to, site, fence_delay });
     }
 
     /// Makes durable what was handed in and found no next owner in the plan just made.
@@ -192,7 +192,7 @@ impl Machine {
         let handed = entry.handed.as_deref().cloned().unwrap_or_default();
         match entry.state.clone() {
             HandoffState::Freeing(g) => {
-                let op = GrantOp::Free { appliance: id, progress: handed.progress, hold: handed.fence_delay };
+                let op = GrantOp::Free { appliance: id, progress: handed.progress, fence_delay: handed.fence_delay };
                 self.writes.change(slot, g.token, op);
             }
             HandoffState::Removing(g) => self.writes.change(slot, g.token, GrantOp::Remove { appliance: id }),
@@ -360,7 +360,7 @@ impl Machine {
         // Should its owner die, this is the newest that is known: what the store has, as after a restart.
         entry.handed = entry.handed.take().and_then(|handed| super::aged(*handed));
         // It may act from now on, and end without a word.
-        entry.hold_in_full();
+        entry.start_fence_delay();
         entry.binding = None;
         self.move_ended(slot, Some(worker));
         // It may be picked again: what had to leave it out, or knew its site not yet, is looked at anew.

@@ -411,7 +411,7 @@ impl Machine {
                     entry.placement.preferred = Some(life.worker.clone());
                 }
                 self.conflict_ended(slot, life, release.token);
-                self.hold_at_least(slot, release.carryover.fence_delay);
+                self.delay_at_least(slot, release.carryover.fence_delay);
                 self.transition(now, slot, HandoffEvent::Released(granted, release.carryover));
             }
             // Gone meanwhile: it need not be said again.

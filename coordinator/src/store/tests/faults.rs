@@ -231,7 +231,7 @@ async fn a_damaged_row_is_named_in_the_error(database: DatabaseKind) {
                 appliance: id(1),
                 to: granted(1, 1),
                 site: None,
-                hold: Duration::ZERO,
+                fence_delay: Duration::ZERO,
             }]),
             StoreWrite::PutMember(member(1)),
             StoreWrite::PutRebalance(rebalance(1)),
@@ -255,13 +255,13 @@ async fn an_unreadable_appliance_is_skipped(database: DatabaseKind) {
     for (damage, named) in cases {
         let home = Home::new(database).await;
         let (store, _, _) = home.lead().await;
-        let freed = GrantOp::Free { appliance: id(1), progress: progress(), hold: Duration::from_nanos(7) };
+        let freed = GrantOp::Free { appliance: id(1), progress: progress(), fence_delay: Duration::from_nanos(7) };
         let change = vec![
             StoreWrite::PutAppliance(record(1, "odd")),
             StoreWrite::PutAppliance(record(2, "sound")),
             StoreWrite::Grants(vec![
                 freed,
-                GrantOp::Grant { appliance: id(1), to: granted(1, 1), site: None, hold: Duration::ZERO },
+                GrantOp::Grant { appliance: id(1), to: granted(1, 1), site: None, fence_delay: Duration::ZERO },
             ]),
         ];
         store.submit(change).await.expect("stored");
@@ -324,7 +324,7 @@ fn a_crash_loses_nothing_that_was_acknowledged(database: DatabaseKind) {
                 for n in 0.. {
                     let number = round * 1_000_000 + task * 100_000 + n;
                     let (appliance, to) = (id(number.into()), granted(1, number));
-                    let grant = GrantOp::Grant { appliance, to, site: None, hold: Duration::ZERO };
+                    let grant = GrantOp::Grant { appliance, to, site: None, fence_delay: Duration::ZERO };
                     let change = vec![
                         StoreWrite::PutAppliance(record(number.into(), &format!("a{number}"))),
                         StoreWrite::Grants(vec![grant]),

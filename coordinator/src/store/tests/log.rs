@@ -26,18 +26,18 @@ enum LogStep {
 
 fn op() -> impl Strategy<Value = GrantOp> {
     let site = proptest::option::of((0..3_u8).prop_map(|n| Site::from(format!("host-{n}"))));
-    let hold = prop_oneof![Just(0), any::<u64>()].prop_map(Duration::from_nanos);
+    let fence_delay = prop_oneof![Just(0), any::<u64>()].prop_map(Duration::from_nanos);
     prop_oneof![
-        6 => (0..40_u128, 0..4_u32, any::<u64>(), site, hold).prop_map(|(n, w, sequence, site, hold)| GrantOp::Grant {
+        6 => (0..40_u128, 0..4_u32, any::<u64>(), site, fence_delay).prop_map(|(n, w, sequence, site, fence_delay)| GrantOp::Grant {
             appliance: id(n),
             to: granted(w, sequence),
             site,
-            hold,
+            fence_delay,
         }),
         2 => (0..40_u128).prop_map(|n| GrantOp::Free {
             appliance: id(n),
             progress: Progress::default(),
-            hold: Duration::ZERO,
+            fence_delay: Duration::ZERO,
         }),
         1 => (0..40_u128).prop_map(|n| GrantOp::Remove { appliance: id(n) }),
     ]
@@ -55,16 +55,16 @@ fn step() -> impl Strategy<Value = LogStep> {
 
 fn apply(model: &mut GrantTable, op: &GrantOp) {
     match op {
-        GrantOp::Grant { appliance, to, site, hold } => {
+        GrantOp::Grant { appliance, to, site, fence_delay } => {
             let grant = model.entry(*appliance).or_default();
             grant.granted = Some(to.clone());
             grant.site.clone_from(site);
-            grant.hold = *hold;
+            grant.fence_delay = *fence_delay;
         }
         GrantOp::Free { appliance, .. } => {
             let grant = model.entry(*appliance).or_default();
             grant.granted = None;
-            grant.hold = Duration::ZERO;
+            grant.fence_delay = Duration::ZERO;
         }
         GrantOp::Remove { appliance } => drop(model.remove(appliance)),
     }
@@ -151,7 +151,7 @@ async fn a_long_log_is_cut_down_while_work_goes_on(database: DatabaseKind) {
                 appliance: id(u128::from(written * 7 + n) % 90),
                 to: granted(1, written * 100 + n),
                 site: Some("h".into()),
-                hold: Duration::from_secs(n),
+                fence_delay: Duration::from_secs(n),
             })
             .collect();
         ops.iter().for_each(|op| apply(&mut model, op));
@@ -180,7 +180,7 @@ async fn a_change_larger_than_a_row_is_one_batch(database: DatabaseKind) {
             appliance: id(n.into()),
             to: granted(1, n),
             site: Some(format!("{host}{n}").into()),
-            hold: Duration::ZERO,
+            fence_delay: Duration::ZERO,
         })
         .collect();
     store.submit(vec![StoreWrite::Grants(ops)]).await.expect("stored");

@@ -28,7 +28,7 @@ impl Tally {
             if self.enough.load(SeqCst) {
                 return;
             }
-            let grant = GrantOp::Grant { appliance: id(n), to: granted(1, 1), site: None, hold: Duration::ZERO };
+            let grant = GrantOp::Grant { appliance: id(n), to: granted(1, 1), site: None, fence_delay: Duration::ZERO };
             let change = vec![StoreWrite::PutAppliance(record(n, &format!("a{n}"))), StoreWrite::Grants(vec![grant])];
             match store.submit(change).await {
                 Ok(()) => self.stored.lock().expect("nobody panicked").push(n),
