@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use common::change::ApplianceTarget;
+use common::driver::DriverOffers;
 use common::{ApplianceId, Generation, Term};
 use tokio::sync::Notify;
 
@@ -110,14 +111,23 @@ impl Admission {
     #[must_use]
     pub fn new(catalog: Arc<Catalog>, term: Term, requests: &[RequestRecord], settled: Arc<Notify>) -> Self {
         let mut ports = Ports::default();
-        catalog.for_each(|entry| {
-            for (port, _) in ports::claimed(&entry.record) {
-                ports.claim(port, entry.record.id);
-            }
-        });
+        catalog.for_each(|entry| ports.claim_stored(&entry.record));
         let mut known = Requests::new(catalog.config().max_requests);
         requests.iter().for_each(|request| known.remember(request, None));
         Self { catalog, term, ports, requests: known, writing: HashMap::new(), names: HashMap::new(), settled }
+    }
+
+    /// Takes in what all workers offer that are there now: whether appliances of a driver share the ports of their host is
+    /// what workers say.
+    pub fn learn_drivers<'a>(&mut self, workers: impl IntoIterator<Item = &'a DriverOffers>) {
+        if !self.ports.learn(workers) {
+            return;
+        }
+        self.ports.clear();
+        self.catalog.for_each(|entry| self.ports.claim_stored(&entry.record));
+        for (id, reservation) in &self.writing {
+            reservation.ports.iter().for_each(|port| self.ports.claim(*port, *id));
+        }
     }
 
     /// Checks `mutation` at `now` and reserves what it takes.
@@ -166,14 +176,14 @@ impl Admission {
     /// Shows a change to everybody. The store has it.
     pub fn commit(&mut self, change: AdmittedChange) -> Changed {
         let AdmittedChange { record, previous, outcome, request, .. } = change;
-        self.release(record.id, request.as_ref());
+        let reservation = self.release(record.id, request.as_ref());
         if let Some(request) = &request {
             self.requests.remember(request, Some(outcome));
         }
         let entry = if outcome == ChangeOutcome::Unchanged {
             self.entry(record.id)
         } else {
-            self.release_former_ports(&record, previous.as_deref());
+            self.settle_ports(&record, previous.as_deref(), &reservation);
             Some(self.catalog.put_record(&record))
         };
         self.settled.notify_waiters();
@@ -191,9 +201,7 @@ impl Admission {
     /// Nothing is left of an appliance, and the store has that; the catalog may still show it.
     pub fn removed(&mut self, id: ApplianceId) {
         let Some(entry) = self.entry(id) else { return };
-        for (port, _) in ports::claimed(&entry.record) {
-            self.ports.release(port, id);
-        }
+        self.ports.release_all(&entry.record);
     }
 
     fn entry(&self, id: ApplianceId) -> Option<Arc<CatalogEntry>> {
@@ -229,7 +237,7 @@ impl Admission {
             self.names.insert(key.clone(), id);
             reservation.key = Some(key);
         }
-        for (port, _) in ports::claimed(&change.record) {
+        for (port, _) in self.ports.wanted(&change.record) {
             if !self.ports.claims(port).contains(&id) {
                 self.ports.claim(port, id);
                 reservation.ports.push(port);
@@ -250,13 +258,15 @@ impl Admission {
         reservation
     }
 
-    /// Frees the ports that an appliance had and has no more.
-    fn release_former_ports(&mut self, record: &Record, previous: Option<&Record>) {
-        let kept = ports::claimed(record);
-        for (port, _) in previous.map(ports::claimed).unwrap_or_default() {
-            if !kept.iter().any(|(p, _)| *p == port) {
-                self.ports.release(port, record.id);
-            }
+    /// Frees the ports that an appliance had and has no more. What is known of its driver may have changed while it was being
+    /// written.
+    fn settle_ports(&mut self, record: &Record, previous: Option<&Record>, reservation: &Reservation) {
+        if let Some(previous) = previous {
+            self.ports.release_all(previous);
+        }
+        reservation.ports.iter().for_each(|port| self.ports.release(*port, record.id));
+        for (port, _) in self.ports.wanted(record) {
+            self.ports.claim(port, record.id);
         }
     }
 }

@@ -279,6 +279,9 @@ impl Leader<'_> {
     /// Shows readers what this turn changed.
     fn publish(&mut self) {
         self.store_ended_moves();
+        if self.publisher.has_changed_workers() {
+            self.admission.learn_drivers(self.machine.offers());
+        }
         self.publisher.publish(&self.machine, &self.notes, &mut self.rebalances);
         self.waiting.answer_evictions(|life| self.machine.is_alive(life));
     }

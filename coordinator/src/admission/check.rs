@@ -8,7 +8,7 @@ use common::appliance::{FieldViolation, MAX_SPEC, MAX_VIOLATIONS, Spec};
 use common::change::{ApplianceDraft, ApplianceTarget, ApplianceUpdate};
 use common::{ApplianceId, Generation, Site, Term};
 
-use super::{Admission, ports};
+use super::Admission;
 use crate::commands::{Change, ChangeOutcome, CommandError};
 use crate::record::Record;
 use crate::views::{ApplianceKey, CatalogEntry};
@@ -179,14 +179,26 @@ impl Admission {
         })
     }
 
+    /// What to add where a port is refused only because no worker has said yet that it need not be.
+    fn unknown(&self, record: &Record, holder: &Record) -> String {
+        let mut drivers = [&record.driver, &holder.driver].into_iter();
+        let unknown = drivers.find(|driver| !self.ports.is_known(driver));
+        let why =
+            |driver| format!("; no worker has said yet whether instances of driver `{driver}` share ports of a host");
+        unknown.map(why).unwrap_or_default()
+    }
+
     /// Refuses ports that another appliance has. Appliances are taken to share a host unless both are bound to
     /// different ones.
     fn check_ports(&self, record: &Record) -> Result<(), CommandError> {
         let ours = self.entry(record.id);
         let ours = ours.as_deref().and_then(host);
         let mut wrong: Vec<FieldViolation> = Vec::new();
-        for (port, field) in ports::claimed(record) {
+        for (port, field) in self.ports.wanted(record) {
             for other in self.ports.claims(port).iter().filter(|id| **id != record.id) {
+                if wrong.len() >= MAX_VIOLATIONS {
+                    break;
+                }
                 let holder = self.entry(*other);
                 if holder.as_deref().and_then(host).zip(ours).is_some_and(|(theirs, ours)| theirs != ours) {
                     continue;
@@ -197,11 +209,11 @@ impl Admission {
                 let (tenant, name) = (&holder.record.tenant, &holder.record.name);
                 wrong.push(FieldViolation::new(
                     format!("appliance.{field}"),
-                    format!("port {port} is claimed by appliance {tenant}/{name} ({other}){going}"),
+                    format!(
+                        "port {port} is claimed by appliance {tenant}/{name} ({other}){going}{}",
+                        self.unknown(record, &holder.record)
+                    ),
                 ));
-            }
-            if wrong.len() >= MAX_VIOLATIONS {
-                break;
             }
         }
         if wrong.is_empty() { Ok(()) } else { Err(CommandError::Invalid(wrong)) }

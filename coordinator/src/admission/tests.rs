@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use common::Generation;
 use common::appliance::{Name, Spec};
 use common::change::{ApplianceDraft, AppliancePatch, ApplianceUpdate, FixedFields, SpecPatch};
-use common::driver::DriverName;
+use common::driver::{DriverCapabilities, DriverName, DriverOffers};
 use common::kind::{Custom, KindSpec, Probe};
 use uuid::Uuid;
 
@@ -135,6 +135,60 @@ fn what_is_taken_is_refused_with_its_holder() {
     assert!(description.contains("default/web"), "{description}");
     let simulated = ApplianceDraft { driver: DriverName::simulated(), ..draft("sim", Some(80)) };
     run(&mut admission, &create(3, simulated)).expect("a simulated appliance takes no port of the host");
+}
+
+/// A worker that offers a driver of this test, bound to its host or not.
+fn offers(state_dir: Option<&str>) -> [DriverOffers; 1] {
+    [[(other_driver(), DriverCapabilities::of_all_kinds(state_dir))].into()]
+}
+
+fn other_driver() -> DriverName {
+    DriverName::new("other").expect("a name")
+}
+
+fn on_other(text: &str) -> ApplianceDraft {
+    ApplianceDraft { driver: other_driver(), ..draft(text, Some(80)) }
+}
+
+#[test]
+fn ports_count_for_a_driver_until_a_worker_says_that_they_need_not() {
+    let mut admission = admission();
+    run(&mut admission, &create(1, on_other("a"))).expect("the port is free");
+    let (field, description) = violation(refused(&mut admission, &create(2, on_other("b"))));
+    assert_eq!(field, "appliance.spec.custom.port");
+    assert!(description.contains("no worker has said yet whether instances of driver `other` share"), "{description}");
+    made(&mut admission, 3, "web", Some(81));
+
+    admission.learn_drivers(&offers(None));
+    run(&mut admission, &create(2, on_other("b"))).expect("each instance has an address of its own");
+    made(&mut admission, 4, "web-80", Some(80));
+
+    admission.learn_drivers(&offers(Some("/d")));
+    let (_, description) = violation(refused(&mut admission, &create(5, on_other("c"))));
+    assert!(!description.contains("no worker has said"), "{description}");
+    admission.learn_drivers(&[]);
+    refused(&mut admission, &create(5, on_other("c")));
+
+    for n in [1, 2, 4] {
+        remove(&mut admission, n);
+    }
+    run(&mut admission, &create(5, on_other("c"))).expect("whatever was claimed is free again");
+    refused(&mut admission, &create(6, draft("other-81", Some(81))));
+}
+
+#[test]
+fn what_is_learned_of_a_driver_while_an_appliance_is_written_counts_for_it() {
+    for bound in [true, false] {
+        let mut admission = admission();
+        admission.learn_drivers(&offers((!bound).then_some("/d")));
+        let write = admit(&mut admission, &create(1, on_other("a")));
+        admission.learn_drivers(&offers(bound.then_some("/d")));
+        let _ = admission.commit(write);
+        match admission.admit(&create(2, draft("b", Some(80))), NOW) {
+            Ok(_) => assert!(!bound, "the port is claimed"),
+            Err(error) => assert!(bound, "{error}"),
+        }
+    }
 }
 
 #[test]

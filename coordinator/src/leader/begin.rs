@@ -76,17 +76,19 @@ impl<'a> Leader<'a> {
         let (rebalances, interrupted) = RebalanceHistory::restore(rebalances);
         setup.catalog.load(entries, rebalances.views());
         let catalog = Arc::clone(&setup.catalog);
-        let admission = Admission::new(Arc::clone(&catalog), term, &requests, Arc::clone(&setup.settled));
+        let mut admission = Admission::new(Arc::clone(&catalog), term, &requests, Arc::clone(&setup.settled));
         let mut config = setup.machine.clone();
         config.authority = if roster.is_some() { LeaseAuthority::External } else { LeaseAuthority::Embedded };
         let restored = Restored { appliances, members, raise_after: former.raise_after };
         let began = clock::now();
+        let machine = Machine::new(config, term, began, restored);
+        admission.learn_drivers(machine.offers());
         let writes = PendingWrites::new(store.clone());
         for record in interrupted {
             writes.history("rebalance", StoreWrite::PutRebalance(record));
         }
         Ok(Self {
-            machine: Machine::new(config, term, began, restored),
+            machine,
             leadership,
             roster,
             connections: Connections::new(setup.identity.coordination.clone()),

@@ -110,6 +110,11 @@ impl Publisher {
         self.changed_workers.insert(worker);
     }
 
+    /// Whether workers have changed since they were shown last.
+    pub(super) fn has_changed_workers(&self) -> bool {
+        !self.changed_workers.is_empty()
+    }
+
     /// Notes that the state of the cluster as a whole has changed.
     pub(super) const fn cluster_changed(&mut self) {
         self.cluster_changed = true;

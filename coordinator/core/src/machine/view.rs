@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use common::driver::DriverOffers;
 use common::{ApplianceId, Incarnation, Life, Timestamp, WorkerId};
 
 use super::{Counters, Machine};
@@ -185,6 +186,12 @@ impl Machine {
     #[must_use]
     pub fn knows(&self, worker: &WorkerId) -> bool {
         self.members.departed.contains_key(worker) || self.membership.any_life_of(worker).is_some()
+    }
+
+    /// What each live worker offers, including those that a new leader knows from the store.
+    pub fn offers(&self) -> impl Iterator<Item = &DriverOffers> {
+        let lives = self.membership.lives().filter(|life| self.membership.is_alive(life));
+        lives.filter_map(|life| self.membership.profile(life)).map(|profile| &profile.drivers)
     }
 
     /// The table, for readers and checks.
