@@ -12,6 +12,7 @@ use crate::kind::KindSpec;
 use crate::limits::check_text;
 pub use crate::limits::{FieldViolation, MAX_ENTRIES, MAX_REPLICAS, MAX_SPEC, MAX_TEXT, MAX_VIOLATIONS, Violations};
 pub use crate::name::{InvalidName, MAX_NAME, Name};
+use crate::network_port::{self, NetworkPort};
 
 /// What a user asks of one appliance. Every change of it raises the generation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +26,9 @@ pub struct Spec {
     /// Image to boot, where the driver has images; part of what makes a rebuild.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// Network ports that every instance has, beside those its driver needs for itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<NetworkPort>,
     /// What the appliance does.
     pub kind: KindSpec,
 }
@@ -48,6 +52,7 @@ impl Spec {
         if let Some(image) = &self.image {
             check_text(&mut found, "spec.image", image, 1);
         }
+        network_port::validate(&self.ports, self.replicas, "spec.ports", &mut found);
         self.kind.validate(self.replicas, &mut found);
         found
     }
@@ -87,6 +92,7 @@ mod tests {
             replicas: 2,
             probe_interval: None,
             image: None,
+            ports: vec![],
             kind: KindSpec::Custom(Custom {
                 command: "sleep".into(),
                 args: vec!["1".into()],

@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::appliance::{FieldViolation, Name, Spec, Violations};
 use crate::driver::DriverName;
 use crate::kind::KindSpec;
+use crate::network_port::NetworkPort;
 use crate::{ApplianceId, Generation};
 
 /// A complete appliance as a user describes it, before it has been given what the server gives.
@@ -74,6 +75,8 @@ pub struct SpecPatch {
     pub probe_interval: Option<Option<Duration>>,
     /// `spec.image`; inner `None` is no image.
     pub image: Option<Option<String>>,
+    /// `spec.ports`, as a whole.
+    pub ports: Option<Vec<NetworkPort>>,
     /// The kind as a whole, such as `spec.custom`.
     pub kind: Option<KindSpec>,
     /// Fields of the kind, such as `spec.custom.port`.
@@ -134,6 +137,9 @@ impl AppliancePatch {
         }
         if let Some(image) = &fields.image {
             spec.image.clone_from(image);
+        }
+        if let Some(ports) = &fields.ports {
+            spec.ports.clone_from(ports);
         }
         if let Some(kind) = &fields.kind {
             spec.kind = kind.clone();

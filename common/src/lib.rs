@@ -17,6 +17,7 @@ mod limits;
 pub mod membership;
 pub mod mutant;
 mod name;
+pub mod network_port;
 pub mod profile;
 pub mod ring;
 pub mod roster;

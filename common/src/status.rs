@@ -1,12 +1,23 @@
 //! What is known about an appliance: what its owner observed, and what travels with it from owner to owner.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::name::Name;
 use crate::version::Generation;
+
+/// Most details of one instance.
+pub const MAX_DETAILS: usize = 16;
+/// Longest name of a detail, in bytes.
+pub const MAX_DETAIL_NAME: usize = 63;
+/// Longest text of a detail, in bytes.
+pub const MAX_DETAIL_TEXT: usize = 256;
+/// The detail that is a process id; the versions before this one told it as a field of its own.
+pub const PID_DETAIL: &str = "pid";
 
 /// Where an appliance is in its life, as its owner last saw it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -74,8 +85,63 @@ impl fmt::Display for Phase {
     }
 }
 
+/// What a driver knows of an instance, for people: process id, host and the like, each a short text under a name. Nothing
+/// decides by them. Bounded: of more than [`MAX_DETAILS`] the first by name are kept, and what is too long is cut.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(from = "BTreeMap<String, String>", into = "BTreeMap<String, String>")]
+pub struct Details(Box<[(Box<str>, Box<str>)]>);
+
+impl Details {
+    /// The text of one detail.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.iter().find(|(known, _)| *known == name).map(|(_, text)| text)
+    }
+
+    /// Every detail, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, text)| (name.as_ref(), text.as_ref()))
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The process id, where there is one.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.get(PID_DETAIL)?.parse().ok()
+    }
+}
+
+impl<N: AsRef<str>, T: AsRef<str>> FromIterator<(N, T)> for Details {
+    fn from_iter<I: IntoIterator<Item = (N, T)>>(details: I) -> Self {
+        let clip = |text: &str, most: usize| Box::from(&text[..text.floor_char_boundary(most)]);
+        let all: BTreeMap<Box<str>, Box<str>> = details
+            .into_iter()
+            .map(|(name, text)| (clip(name.as_ref(), MAX_DETAIL_NAME), clip(text.as_ref(), MAX_DETAIL_TEXT)))
+            .collect();
+        Self(all.into_iter().take(MAX_DETAILS).collect())
+    }
+}
+
+impl From<BTreeMap<String, String>> for Details {
+    fn from(details: BTreeMap<String, String>) -> Self {
+        details.into_iter().collect()
+    }
+}
+
+impl From<Details> for BTreeMap<String, String> {
+    fn from(details: Details) -> Self {
+        details.iter().map(|(name, text)| (name.to_owned(), text.to_owned())).collect()
+    }
+}
+
 /// One running thing behind an appliance, as last observed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "StoredInstanceStatus")]
 pub struct InstanceStatus {
     /// Position among the replicas, from 0.
     pub ordinal: u16,
@@ -83,14 +149,54 @@ pub struct InstanceStatus {
     pub name: String,
     /// Whether the last probe was answered; `None` before the first.
     pub alive: Option<bool>,
-    /// Process id, where the driver has one.
-    pub pid: Option<u32>,
+    /// What its driver knows of it, for people.
+    #[serde(skip_serializing_if = "Details::is_empty")]
+    pub details: Details,
     /// Start time as the driver tells it, in milliseconds since the Unix epoch.
     pub started_at_unix_ms: u64,
     /// Address of the service it offers.
     pub address: Option<SocketAddr>,
     /// Generation of the configuration last accepted by the instance.
     pub configured: Option<Generation>,
+    /// Network ports that are plugged, by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<Name>,
+}
+
+/// [`InstanceStatus`] as it may be stored: earlier versions wrote the process id as a field of its own.
+#[derive(Deserialize)]
+struct StoredInstanceStatus {
+    ordinal: u16,
+    name: String,
+    alive: Option<bool>,
+    pid: Option<u32>,
+    #[serde(default)]
+    details: BTreeMap<String, String>,
+    started_at_unix_ms: u64,
+    address: Option<SocketAddr>,
+    configured: Option<Generation>,
+    #[serde(default)]
+    ports: Vec<Name>,
+}
+
+impl From<StoredInstanceStatus> for InstanceStatus {
+    fn from(stored: StoredInstanceStatus) -> Self {
+        let StoredInstanceStatus {
+            ordinal,
+            name,
+            alive,
+            pid,
+            mut details,
+            started_at_unix_ms,
+            address,
+            configured,
+            ports,
+        } = stored;
+        if let Some(pid) = pid {
+            details.entry(PID_DETAIL.to_owned()).or_insert_with(|| pid.to_string());
+        }
+        Self { ordinal, name, alive, details: details.into(), started_at_unix_ms, address, configured, ports }
+    }
 }
 
 /// What the owner of an appliance reports about it.
@@ -134,4 +240,29 @@ pub struct JournalEntry {
     pub step: String,
     /// Request id it was begun with, where the backend knows such ids.
     pub request_id: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn details_are_few_and_short() {
+        let details: Details = (0..40).map(|n| (format!("{n:02}"), "é".repeat(200))).collect();
+        assert_eq!(details.iter().count(), MAX_DETAILS);
+        assert_eq!(details.get("00").map(str::len), Some(MAX_DETAIL_TEXT));
+        let long: Details = [("n".repeat(100), format!("x{}", "é".repeat(200)))].into_iter().collect();
+        assert_eq!(long.iter().next().map(|(name, text)| (name.len(), text.len())), Some((63, 255)));
+    }
+
+    #[test]
+    fn a_status_of_the_version_before_is_read() {
+        let stored = r#"{"ordinal":0,"name":"a-0-1","alive":true,"pid":4711,"started_at_unix_ms":7,
+            "address":"127.0.0.1:80","configured":3}"#;
+        let read: InstanceStatus = serde_json::from_str(stored).expect("it is complete");
+        assert_eq!((read.details.pid(), read.ports.len(), read.configured), (Some(4711), 0, Some(Generation::new(3))));
+        let again = serde_json::to_string(&read).expect("plain data");
+        assert_eq!(serde_json::from_str::<InstanceStatus>(&again).expect("round trip"), read);
+        assert!(again.contains(r#""details":{"pid":"4711"}"#) && !again.contains("ports"), "{again}");
+    }
 }

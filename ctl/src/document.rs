@@ -14,6 +14,7 @@ use std::time::Duration;
 use common::ApplianceId;
 use common::appliance::{MAX_REPLICAS, Name};
 use common::driver::DriverName;
+use common::network_port::{MacAddress, PortAddress};
 use proto::admin::v1;
 use serde_saphyr::{budget, options};
 
@@ -107,7 +108,12 @@ fn document_field(api_field: &str) -> String {
         }
     }
     match field.strip_prefix("spec.") {
-        Some(rest) if matches!(rest, "replicas" | "probe_interval" | "image" | "kind") => rest.to_owned(),
+        Some(rest)
+            if matches!(rest, "replicas" | "probe_interval" | "image" | "kind" | "ports")
+                || rest.starts_with("ports[") =>
+        {
+            rest.to_owned()
+        }
         _ => field.to_owned(),
     }
 }
@@ -235,6 +241,8 @@ fn appliance(field: Field, report: &mut ReadReport) -> Option<v1::Appliance> {
     let replicas = fields.take("replicas", report).and_then(|f| f.whole(1..=u32::from(MAX_REPLICAS), report));
     let probe_interval = fields.take("probe_interval", report).and_then(|f| f.duration(report));
     let image = fields.take("image", report).and_then(|f| f.text(report));
+    let ports = fields.take("ports", report).map(|f| f.list(report)).unwrap_or_default();
+    let ports = ports.into_iter().filter_map(|field| network_port(field, report)).collect();
     let spec = match kind {
         Some((kind, line)) => spec(&kind, line, &mut fields, report),
         None => {
@@ -256,6 +264,7 @@ fn appliance(field: Field, report: &mut ReadReport) -> Option<v1::Appliance> {
             replicas: replicas.and_then(|r| i32::try_from(r).ok()),
             probe_interval: probe_interval.and_then(wire_duration),
             image: image.unwrap_or_default(),
+            ports,
             kind: Some(spec?),
         }),
         ..v1::Appliance::default()
@@ -289,6 +298,19 @@ fn spec(kind: &str, line: u64, fields: &mut Fields, report: &mut ReadReport) -> 
             None
         }
     }
+}
+
+fn network_port(field: Field, report: &mut ReadReport) -> Option<v1::NetworkPort> {
+    let mut fields = field.fields(report)?;
+    let name = fields.require("name", report).and_then(|f| checked(&f, report, Name::new));
+    let network = fields.require("network", report).and_then(|f| f.text(report));
+    let addresses = fields.take("addresses", report).map(|f| f.list(report)).unwrap_or_default();
+    let addresses = addresses.iter().filter_map(|field| checked(field, report, str::parse::<PortAddress>));
+    let addresses = addresses.map(|address| address.to_string()).collect();
+    let mac = fields.take("mac", report).and_then(|f| checked(&f, report, str::parse::<MacAddress>));
+    fields.finish(report);
+    let mac = mac.map(|mac| mac.to_string()).unwrap_or_default();
+    Some(v1::NetworkPort { name: name?.to_string(), network: network?, addresses, mac })
 }
 
 fn load_balancer(mut fields: Fields, report: &mut ReadReport) -> v1::LoadBalancer {

@@ -164,6 +164,7 @@ fn create() -> Result<Vec<StoreWrite>> {
             replicas: 1,
             probe_interval: None,
             image: None,
+            ports: vec![],
             kind: KindSpec::Custom(Custom {
                 command: "sleep".into(),
                 args: vec!["infinity".into()],

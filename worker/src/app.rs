@@ -7,6 +7,7 @@
 use std::io::Write as _;
 
 use common::driver::DriverName as Name;
+use common::status::PID_DETAIL;
 use common::{Term, WorkerId};
 use runtime::program::{self, Failure};
 use runtime::shutdown::Signals;
@@ -69,8 +70,8 @@ pub fn print_instances(config: Config) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     for (appliance, instance) in found {
         let name = Instance::name(appliance, instance.ordinal, instance.attempt);
-        let pid = instance.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
-        let address = instance.address.map_or_else(|| "-".to_owned(), |address| address.to_string());
+        let pid = instance.details.get(PID_DETAIL).unwrap_or("-");
+        let address = instance.addresses.service.map_or_else(|| "-".to_owned(), |address| address.to_string());
         writeln!(out, "{name}\t{pid}\t{address}").map_err(|e| Failure::other(format!("print instances: {e}")))?;
     }
     Ok(())

@@ -44,7 +44,7 @@ impl Drivers {
                 DriverFencing::Token => None,
                 DriverFencing::Delay(delay) => Some(delay),
             },
-            plugs_ports: false,
+            plugs_ports: driver.plugs_ports(),
             kinds: driver.kinds(),
         };
         self.0.iter().map(|(name, offer)| (name.clone(), one(offer.driver.as_ref()))).collect()

@@ -10,6 +10,7 @@ use std::time::Duration;
 use common::appliance::{Name, Spec};
 use common::driver::DriverName;
 use common::kind::{Custom, HealthCheck, KindSpec, Listener, LoadBalancer, Member, Probe};
+use common::network_port::NetworkPort;
 use common::{ApplianceId, Edition, Generation, Term, Token, WorkerId};
 use runtime::clock;
 use tempfile::TempDir;
@@ -100,7 +101,7 @@ fn desired(kind: KindSpec) -> Desired {
         edition: Edition::new(Generation::new(1), Term::new(1)),
         revision: 0,
         deleting: false,
-        spec: Spec { replicas: 1, probe_interval: None, image: None, kind },
+        spec: Spec { replicas: 1, probe_interval: None, image: None, ports: vec![], kind },
     }
 }
 
@@ -119,7 +120,7 @@ fn shell(script: &str) -> Desired {
 }
 
 const fn first(desired: &Desired) -> Wanted<'_> {
-    Wanted { ordinal: 0, attempt: 1, desired }
+    Wanted { ordinal: 0, attempt: 1, desired, boot_digest: "d" }
 }
 
 fn journal(driver: &ProcessDriver) -> Vec<FenceJournalEntry> {
@@ -175,19 +176,19 @@ async fn an_instance_has_a_session_environment_and_folder_of_its_own() {
     let driver = world.driver("w1");
     let spec = shell("echo \"$GREETING port $RUG_PORT $RUG_INSTANCE\"; env | wc -l; pwd; exec sleep 1000");
     let made = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
-    let pid = made.pid.expect("a process");
+    let pid = made.details.pid().expect("a process");
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
     assert_eq!(stat.split(' ').nth(5), Some(pid.to_string().as_str()), "leader of its session");
     let log = world.instance_folder().join("log");
     until("the log has three lines", || std::fs::read_to_string(&log).is_ok_and(|t| t.lines().count() == 3)).await;
     let text = std::fs::read_to_string(&log).expect("readable");
-    let port = made.address.expect("a port was picked").port();
+    let port = made.addresses.service.expect("a port was picked").port();
     assert!(text.starts_with(&format!("web 0 {A} port {port} {A}-0-1\n")), "{text}");
     assert!(text.trim_end().ends_with("/0/work"), "{text}");
     kill(pid);
     until("it is gone", || !runs(pid)).await;
     let again = driver.ensure(&permit(1), Wanted { attempt: 2, ..first(&spec) }).await.expect("starts again");
-    assert_eq!(again.address, made.address, "an ordinal keeps its port");
+    assert_eq!(again.addresses.service, made.addresses.service, "an ordinal keeps its port");
 }
 
 #[tokio::test]
@@ -197,7 +198,7 @@ async fn a_killed_process_is_gone_and_leaves_no_zombie_and_no_child_on_its_port(
     let spec = shell("sleep 1000 & wait");
     let made = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
     until("both processes run", || world.processes().len() == 2).await;
-    let pid = made.pid.expect("a process");
+    let pid = made.details.pid().expect("a process");
     assert_eq!(driver.is_alive(A, &made).await, Some(true));
     let other = world.driver("w2");
     assert_eq!(other.is_alive(A, &made).await, None, "it has not looked yet");
@@ -209,7 +210,7 @@ async fn a_killed_process_is_gone_and_leaves_no_zombie_and_no_child_on_its_port(
     assert_eq!(driver.observe(A).await.expect("readable"), []);
     assert_eq!(world.processes().len(), 1, "its child goes on");
     let next = driver.ensure(&permit(1), Wanted { attempt: 2, ..first(&spec) }).await.expect("starts again");
-    assert_ne!(next.pid, made.pid);
+    assert_ne!(next.details.pid(), made.details.pid());
     until("only the new ones run", || world.processes().len() == 2).await;
     let other = driver.ensure(&permit(1), Wanted { attempt: 3, ..first(&spec) }).await;
     assert!(matches!(other, Err(Error::Failed(_))), "attempt 2 must be ended first: {other:?}");
@@ -231,10 +232,14 @@ async fn a_process_that_its_worker_did_not_live_to_record_is_found() {
     assert_eq!(other.ensure(&permit(2), first(&spec)).await.expect("adopts"), made);
     assert_eq!(spawned(&other), 1);
     std::fs::write(&record, b"{ damaged").expect("writable");
-    assert_eq!(other.observe(A).await.expect("readable")[0].pid, made.pid);
+    assert_eq!(other.observe(A).await.expect("readable")[0].details.pid(), made.details.pid());
     std::fs::remove_dir_all(world.instance_folder()).expect("removable");
     let listed = other.list().await.expect("readable");
-    assert_eq!((listed.len(), listed[0].0, listed[0].1.pid), (1, A, made.pid), "an orphan without a record");
+    assert_eq!(
+        (listed.len(), listed[0].0, listed[0].1.details.pid()),
+        (1, A, made.details.pid()),
+        "an orphan without a record"
+    );
     other.destroy(&permit(2), &listed[0].1).await.expect("ends");
     assert_eq!(world.processes(), [] as [u32; 0]);
 }
@@ -271,7 +276,7 @@ async fn owners_that_race_start_one_process_and_never_act_at_the_same_time() {
             Err(error) => assert!(matches!(error, Error::Superseded(_)), "{error}"),
         }
     }
-    assert!(!found.is_empty() && found.iter().all(|i| i.pid == found[0].pid), "{found:?}");
+    assert!(!found.is_empty() && found.iter().all(|i| i.details.pid() == found[0].details.pid()), "{found:?}");
     let driver = world.driver("w9");
     assert_eq!((world.processes().len(), spawned(&driver)), (1, 1));
     let entries = journal(&driver);
@@ -288,6 +293,10 @@ async fn mistakes_are_named_and_nothing_is_left_of_them() {
     let ensure = async |spec: &Desired| driver.ensure(&permit(1), first(spec)).await;
     assert_eq!(refusal(ensure(&custom("no-such-thing", &[], None)).await), "command `no-such-thing` not found");
     assert_eq!(refusal(ensure(&custom("/etc/passwd", &[], None)).await), "command `/etc/passwd` is not executable");
+    let mut plugged = shell("sleep 1000");
+    let name = Name::new("external").expect("a name");
+    plugged.spec.ports = vec![NetworkPort { name, network: "net-1".into(), addresses: vec![], mac: None }];
+    assert!(refusal(ensure(&plugged).await).starts_with("the process driver has no networks"));
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = taken.local_addr().expect("bound").port();
     let text = refusal(ensure(&custom("sleep", &["1000"], Some(port))).await);
@@ -364,7 +373,10 @@ async fn a_load_balancer_is_started_configured_probed_and_drained() {
     let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
     let spec = balanced(port, &[address]);
     let made = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
-    assert!(made.management.is_some() && made.address.is_some_and(|a| a.port() == port), "{made:?}");
+    assert!(
+        made.addresses.management.is_some() && made.addresses.service.is_some_and(|a| a.port() == port),
+        "{made:?}"
+    );
     let kind = Standard::new().expect("a client");
     kind.probe(&made, &spec).await.expect("it answers");
     kind.configure(&permit(2), &made, &spec).await.expect("it takes the configuration");
@@ -409,7 +421,7 @@ async fn the_contract_refuses_what_it_does_not_understand() {
     let driver = world.driver("w1");
     let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
     let made = driver.ensure(&permit(1), first(&balanced(port, &[]))).await.expect("starts");
-    let base = format!("http://{}", made.management.expect("served"));
+    let base = format!("http://{}", made.addresses.management.expect("served"));
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");
     let put = async |token: Option<&str>, body: String| {
         let request = client.put(format!("{base}/v1/system/config")).body(body);

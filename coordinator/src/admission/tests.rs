@@ -26,7 +26,7 @@ fn id(n: u128) -> ApplianceId {
 
 fn spec(port: Option<u16>) -> Spec {
     let custom = Custom { command: "sleep".into(), args: vec![], env: BTreeMap::new(), port, probe: Probe::Tcp };
-    Spec { replicas: 1, probe_interval: None, image: None, kind: KindSpec::Custom(custom) }
+    Spec { replicas: 1, probe_interval: None, image: None, ports: vec![], kind: KindSpec::Custom(custom) }
 }
 
 fn draft(text: &str, port: Option<u16>) -> ApplianceDraft {

@@ -29,7 +29,7 @@ fn record(n: u128, text: &str) -> Record {
         driver: DriverName::process(),
         placement_key: n.to_string(),
         labels: BTreeMap::new(),
-        spec: Spec { replicas: 1, probe_interval: None, image: None, kind: KindSpec::Custom(custom) },
+        spec: Spec { replicas: 1, probe_interval: None, image: None, ports: vec![], kind: KindSpec::Custom(custom) },
         generation: Generation::new(1),
         written: Term::new(1),
         revision: 0,

@@ -276,9 +276,9 @@ fn description(
     let _ = writeln!(text, "\nSpec");
     let spec = crate::output::render(OutputFormat::Yaml, &view::Appliance::document(a))?;
     // Name, tenant and the other identifying fields are printed above.
-    let body = spec
-        .lines()
-        .skip_while(|l| !["replicas:", "probe_interval:", "image:", "spec:"].iter().any(|p| l.starts_with(p)));
+    let body = spec.lines().skip_while(|l| {
+        !["replicas:", "probe_interval:", "image:", "ports:", "spec:"].iter().any(|p| l.starts_with(p))
+    });
     body.for_each(|l| {
         let _ = writeln!(text, "  {l}");
     });

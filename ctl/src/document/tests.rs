@@ -9,6 +9,9 @@ kind: loadbalancer
 labels: {app: web}
 replicas: 2
 probe_interval: 5s
+ports:
+  - {name: external, network: net-1, addresses: [10.0.0.3/24, 'fd00::3']}
+  - {name: internal, network: net-2}
 spec:
   listeners:
     - {name: http, port: 8080, members: [{port: 8081}, {address: 127.0.0.1, port: 8082}],
@@ -35,6 +38,9 @@ fn all_fields_of_a_fleet_are_read() {
     let spec = fleet[0].appliance.spec.as_ref().expect("set");
     assert_eq!(spec.replicas, Some(2));
     assert_eq!(spec.probe_interval, Some(prost_types::Duration { seconds: 5, nanos: 0 }));
+    let names: Vec<_> = spec.ports.iter().map(|port| (port.name.as_str(), port.network.as_str())).collect();
+    assert_eq!(names, [("external", "net-1"), ("internal", "net-2")]);
+    assert_eq!(spec.ports[0].addresses, ["10.0.0.3/24", "fd00::3"]);
     let Some(v1::spec::Kind::Loadbalancer(lb)) = &spec.kind else { panic!("not a load balancer: {spec:?}") };
     assert_eq!(lb.listeners[0].members[1], v1::Member { address: "127.0.0.1".into(), port: 8082 });
     let check = lb.listeners[0].health_check.as_ref().expect("set");
@@ -91,7 +97,7 @@ fn invalid_input_is_refused_with_line_and_field() {
         (
             &custom_with("replica: 2"),
             "f.yaml:3: replica: unknown field; known are name, tenant, id, kind, driver, placement_key, labels, \
-             replicas, probe_interval, image, spec, status",
+             replicas, probe_interval, image, ports, spec, status",
         ),
         (
             &custom_with("probe_interval: 5"),
@@ -108,6 +114,16 @@ fn invalid_input_is_refused_with_line_and_field() {
         (
             "name: A b\nkind: custom\nspec: {command: a}\n",
             "f.yaml:1: name: `A b` is not a name: 1 to 63 of a-z 0-9 - . _ that start and end with a letter or digit",
+        ),
+        (&custom_with("ports: [{name: a}]"), "f.yaml:3: ports[0].network: is required"),
+        (
+            &custom_with("ports:\n- {name: a, network: n,\n   addresses: [10.0.0.0/33]}"),
+            "f.yaml:5: ports[0].addresses[0]: `10.0.0.0/33` is not an IP address, with or without the length of a prefix",
+        ),
+        (
+            &custom_with("ports: [{name: a, network: n, mac: aa}]"),
+            "f.yaml:3: ports[0].mac: `aa` is not the hardware address of one interface: six bytes in hexadecimal, as in \
+             fa:16:3e:00:00:01",
         ),
         ("name: a\nspec: {command: a}\n", "f.yaml:1: kind: is required"),
         ("name: a\nkind: custom\n", "f.yaml:1: spec: is required"),
@@ -206,12 +222,13 @@ fn fields_of_server_errors_are_located_in_the_file() {
     let fleet = parse("f.yaml", FLEET).expect("valid");
     for (document, api, place) in [
         (0, "spec.replicas", "f.yaml:5: replicas"),
-        (0, "appliance.spec.loadbalancer.listeners[0].port", "f.yaml:9: spec.listeners[0].port"),
-        (0, "spec.loadbalancer.listeners[0].health_check.fall", "f.yaml:10: spec.listeners[0].health_check.fall"),
-        (0, "spec.loadbalancer.listeners[0].address", "f.yaml:9: spec.listeners[0].address"),
-        (0, "spec.loadbalancer", "f.yaml:7: spec"),
-        (1, "spec.custom.port", "f.yaml:14: spec.port"),
-        (1, "tenant", "f.yaml:12: tenant"),
+        (0, "appliance.spec.ports[1].mac", "f.yaml:9: ports[1].mac"),
+        (0, "appliance.spec.loadbalancer.listeners[0].port", "f.yaml:12: spec.listeners[0].port"),
+        (0, "spec.loadbalancer.listeners[0].health_check.fall", "f.yaml:13: spec.listeners[0].health_check.fall"),
+        (0, "spec.loadbalancer.listeners[0].address", "f.yaml:12: spec.listeners[0].address"),
+        (0, "spec.loadbalancer", "f.yaml:10: spec"),
+        (1, "spec.custom.port", "f.yaml:17: spec.port"),
+        (1, "tenant", "f.yaml:15: tenant"),
     ] {
         assert_eq!(fleet[document].locate(api), place);
     }

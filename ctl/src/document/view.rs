@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use common::status::PID_DETAIL;
 use proto::admin::v1;
 use serde::Serialize;
 
@@ -79,9 +80,28 @@ pub(crate) struct Appliance {
     probe_interval: Option<String>,
     #[serde(skip_serializing_if = "String::is_empty")]
     image: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ports: Vec<NetworkPort>,
     spec: Spec,
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<Status>,
+}
+
+#[derive(Debug, Serialize)]
+struct NetworkPort {
+    name: String,
+    network: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    addresses: Vec<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    mac: String,
+}
+
+impl From<v1::NetworkPort> for NetworkPort {
+    fn from(port: v1::NetworkPort) -> Self {
+        let v1::NetworkPort { name, network, addresses, mac } = port;
+        Self { name, network, addresses, mac }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -168,6 +188,11 @@ struct Instance {
     start_time: Option<String>,
     address: String,
     configured_generation: u64,
+    /// All but the process id, which is shown in its own field.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    details: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ports: Vec<String>,
 }
 
 /// The owner of an appliance.
@@ -204,6 +229,7 @@ impl Appliance {
             replicas: spec.replicas,
             probe_interval: spec.probe_interval.as_ref().map(duration),
             image: spec.image,
+            ports: spec.ports.into_iter().map(NetworkPort::from).collect(),
             spec: match spec.kind {
                 Some(v1::spec::Kind::Loadbalancer(lb)) => {
                     Spec::LoadBalancer { listeners: lb.listeners.into_iter().map(listener).collect() }
@@ -227,6 +253,8 @@ impl Appliance {
             start_time: i.start_time.map(|t| t.to_string()),
             address: i.address,
             configured_generation: i.configured_generation,
+            details: i.details.into_iter().filter(|(name, _)| name != PID_DETAIL).collect(),
+            ports: i.ports,
         };
         let status = Status {
             phase: phase(appliance).to_lowercase(),

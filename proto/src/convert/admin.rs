@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use common::appliance::{FieldViolation, MAX_TEXT, Name, Violations};
 use common::change::{ApplianceDraft, ApplianceTarget};
 use common::driver::DriverName;
-use common::status::{InstanceStatus, Phase, Status};
+use common::network_port::MAX_NETWORK_PORTS;
+use common::status::{Details, InstanceStatus, PID_DETAIL, Phase, Status};
 use common::{ApplianceId, Generation};
 
 use super::scalar::{clip, unix_ms_from_wire, unix_ms_to_wire};
@@ -181,10 +182,13 @@ fn instance_to_wire(instance: &InstanceStatus) -> wire::Instance {
         ordinal: u32::from(instance.ordinal),
         name: instance.name.clone(),
         alive: instance.alive,
-        pid: instance.pid,
+        // Readers of earlier versions know no details.
+        pid: instance.details.pid(),
         start_time: Some(unix_ms_to_wire(instance.started_at_unix_ms)),
         address: instance.address.map(|a| a.to_string()).unwrap_or_default(),
         configured_generation: instance.configured.map_or(0, Generation::get),
+        details: instance.details.iter().map(|(name, text)| (name.to_owned(), text.to_owned())).collect(),
+        ports: instance.ports.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -217,15 +221,25 @@ fn instance_from_wire(wire: wire::Instance) -> Result<InstanceStatus, FieldViola
         .map_err(|_| FieldViolation::new("ordinal", format!("{} is too large", wire.ordinal)))?;
     let started = wire.start_time.as_ref().map_or(Ok(0), unix_ms_from_wire);
     let address = if wire.address.is_empty() { None } else { Some(wire.address.parse()) };
+    if wire.ports.len() > MAX_NETWORK_PORTS {
+        let count = wire.ports.len();
+        return Err(FieldViolation::new("ports", format!("has {count} entries, at most {MAX_NETWORK_PORTS} can be")));
+    }
+    // Workers of earlier versions tell the process id alone.
+    let pid = wire.pid.filter(|_| !wire.details.contains_key(PID_DETAIL));
+    let pid = pid.map(|pid| (PID_DETAIL.to_owned(), pid.to_string()));
+    let details: Details = wire.details.into_iter().chain(pid).collect();
+    let ports = wire.ports.iter().map(|name| Name::new(name).map_err(|e| FieldViolation::new("ports", e.to_string())));
     Ok(InstanceStatus {
         ordinal,
         name: clip(&wire.name, 256),
         alive: wire.alive,
-        pid: wire.pid,
+        details,
         started_at_unix_ms: started.map_err(|e| FieldViolation::new("start_time", e.to_string()))?,
         address: address
             .transpose()
             .map_err(|_| FieldViolation::new("address", format!("`{}` is not host:port", clip(&wire.address, 64))))?,
         configured: (wire.configured_generation > 0).then(|| Generation::new(wire.configured_generation)),
+        ports: ports.collect::<Result<_, _>>()?,
     })
 }

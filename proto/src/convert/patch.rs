@@ -110,6 +110,7 @@ fn masked(paths: &[String], source: Source, patch: &mut AppliancePatch, found: &
             "spec.image" => {
                 fields.image = Some((!source.spec.image.is_empty()).then(|| source.spec.image.clone()));
             }
+            "spec.ports" => fields.ports = Some(spec::read_ports(source.spec.ports.clone(), AT, found)),
             other => match field_of_kind(other) {
                 Some((kind, field)) => masked_kind(kind, field, &source.spec, fields, found),
                 None => {
@@ -123,7 +124,7 @@ fn masked(paths: &[String], source: Source, patch: &mut AppliancePatch, found: &
 
 /// Paths an update mask may name.
 fn known_paths() -> String {
-    let mut known = "name, labels, spec, spec.replicas, spec.probe_interval, spec.image".to_owned();
+    let mut known = "name, labels, spec, spec.replicas, spec.probe_interval, spec.image, spec.ports".to_owned();
     for kind in kind::REGISTRY {
         let _ = write!(known, ", spec.{}", kind.name);
         for field in kind.fields {

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use common::appliance::{FieldViolation, MAX_REPLICAS, MAX_SPEC, Spec, Violations};
+use common::appliance::{FieldViolation, MAX_REPLICAS, MAX_SPEC, Name, Spec, Violations};
 use common::kind::{self, Custom, HealthCheck, KindSpec, Listener, LoadBalancer, Member, Probe};
+use common::network_port::{MAX_NETWORK_PORTS, NetworkPort};
 use prost::Message;
 
 use super::scalar::{address_from_wire, duration_from_wire, duration_to_wire, port_from_wire};
@@ -29,6 +30,7 @@ pub(super) fn read(wire: wire::Spec, at: &str, found: &mut Violations) -> Option
     let replicas = wire.replicas.map_or(Some(1), |n| replicas(n, at, &mut own));
     let probe_interval = wire.probe_interval.and_then(|d| duration(&d, &format!("{at}.probe_interval"), &mut own));
     let image = (!wire.image.is_empty()).then_some(wire.image);
+    let ports = read_ports(wire.ports, at, &mut own);
     let kind = read_kind(wire.kind, at, &mut own);
     let readable = kind.is_some();
     // A missing kind gets a placeholder, so that one answer also has what is wrong with the other fields.
@@ -41,7 +43,7 @@ pub(super) fn read(wire: wire::Spec, at: &str, found: &mut Violations) -> Option
             probe: Probe::Tcp,
         })
     });
-    let spec = Spec { replicas: replicas.unwrap_or(1), probe_interval, image, kind };
+    let spec = Spec { replicas: replicas.unwrap_or(1), probe_interval, image, ports, kind };
     spec.validate_at(at, &mut own);
     let usable = readable && own.is_empty();
     own.into_vec().into_iter().for_each(|v| found.add(v.field, v.description));
@@ -67,6 +69,29 @@ pub(super) fn replicas(n: i32, at: &str, found: &mut Violations) -> Option<u16> 
 
 pub(super) fn duration(wire: &prost_types::Duration, at: &str, found: &mut Violations) -> Option<Duration> {
     found.take(at, duration_from_wire(wire))
+}
+
+/// Reads network ports; none when one of them cannot be read, which is noted.
+pub(super) fn read_ports(wire: Vec<wire::NetworkPort>, at: &str, found: &mut Violations) -> Vec<NetworkPort> {
+    let at = format!("{at}.ports");
+    if wire.len() > MAX_NETWORK_PORTS {
+        found.add(at, format!("has {} entries, at most {MAX_NETWORK_PORTS} are allowed", wire.len()));
+        return Vec::new();
+    }
+    let read: Vec<_> =
+        wire.into_iter().enumerate().map(|(i, port)| read_port(port, &format!("{at}[{i}]"), found)).collect();
+    read.into_iter().collect::<Option<_>>().unwrap_or_default()
+}
+
+fn read_port(wire: wire::NetworkPort, at: &str, found: &mut Violations) -> Option<NetworkPort> {
+    let name = found.take(&format!("{at}.name"), Name::new(&wire.name));
+    let addresses: Vec<_> = (wire.addresses.iter().enumerate())
+        .map(|(i, address)| found.take(&format!("{at}.addresses[{i}]"), address.parse()))
+        .collect();
+    let mac =
+        if wire.mac.is_empty() { Some(None) } else { found.take(&format!("{at}.mac"), wire.mac.parse().map(Some)) };
+    let addresses = addresses.into_iter().collect::<Option<_>>();
+    Some(NetworkPort { name: name?, network: wire.network, addresses: addresses?, mac: mac? })
 }
 
 /// The name of the kind of a message.
@@ -171,6 +196,7 @@ pub fn spec_to_wire(spec: &Spec) -> wire::Spec {
         replicas: Some(i32::from(spec.replicas)),
         probe_interval: spec.probe_interval.map(duration_to_wire),
         image: spec.image.clone().unwrap_or_default(),
+        ports: spec.ports.iter().map(port_to_wire).collect(),
         kind: Some(match &spec.kind {
             KindSpec::Loadbalancer(lb) => wire::spec::Kind::Loadbalancer(wire::LoadBalancer {
                 listeners: lb.listeners.iter().map(listener_to_wire).collect(),
@@ -183,6 +209,15 @@ pub fn spec_to_wire(spec: &Spec) -> wire::Spec {
                 probe: Some(probe_to_wire(&custom.probe)),
             }),
         }),
+    }
+}
+
+fn port_to_wire(port: &NetworkPort) -> wire::NetworkPort {
+    wire::NetworkPort {
+        name: port.name.to_string(),
+        network: port.network.clone(),
+        addresses: port.addresses.iter().map(ToString::to_string).collect(),
+        mac: port.mac.map(|mac| mac.to_string()).unwrap_or_default(),
     }
 }
 

@@ -12,6 +12,7 @@ use common::Profile;
 use common::appliance::{FieldViolation, Name, Spec};
 use common::driver::{DriverCapabilities, DriverName, DriverOffers};
 use common::kind::{Custom, HealthCheck, KindName, KindSpec, Listener, LoadBalancer, Member, Probe};
+use common::network_port::{NetworkPort, PortAddress};
 use common::ring::MAX_WEIGHT;
 use common::session::{
     Ack, AnnouncedStep, Carryover, Confirm, Declined, Delta, DeltaEntry, Desired, Envelope, GrantRef, Hello,
@@ -62,9 +63,31 @@ fn kind() -> impl Strategy<Value = KindSpec> {
     prop_oneof![listeners, custom]
 }
 
+fn ports() -> impl Strategy<Value = Vec<NetworkPort>> {
+    let address = (any::<[u8; 4]>(), prop::option::of(0..=32u8))
+        .prop_map(|(ip, prefix)| PortAddress { ip: IpAddr::from(ip), prefix });
+    let port = ("[!-~é]{1,20}", prop::option::of(address));
+    prop::collection::vec(port, 0..4).prop_map(|all| {
+        let port = |(i, (network, address)): (usize, (String, Option<PortAddress>))| NetworkPort {
+            name: Name::new(&format!("p{i}")).expect("a name"),
+            network,
+            addresses: address.into_iter().collect(),
+            mac: None,
+        };
+        all.into_iter().enumerate().map(port).collect()
+    })
+}
+
 fn spec() -> impl Strategy<Value = Spec> {
-    (1..=16u16, prop::option::of(duration(100..=3_600_000)), prop::option::of("[a-z]{1,9}"), kind())
-        .prop_map(|(replicas, probe_interval, image, kind)| Spec { replicas, probe_interval, image, kind })
+    (1..=16u16, prop::option::of(duration(100..=3_600_000)), prop::option::of("[a-z]{1,9}"), ports(), kind()).prop_map(
+        |(replicas, probe_interval, image, ports, kind)| {
+            let mut ports = ports;
+            if let Some(port) = ports.first_mut().filter(|_| replicas == 1) {
+                port.mac = "fa:16:3e:00:00:01".parse().ok();
+            }
+            Spec { replicas, probe_interval, image, ports, kind }
+        },
+    )
 }
 
 fn grip() -> impl Strategy<Value = (ApplianceId, Token)> {
@@ -100,10 +123,11 @@ fn progress() -> impl Strategy<Value = Progress> {
 fn status() -> impl Strategy<Value = Status> {
     let instance = (any::<u16>(), any::<Option<bool>>(), any::<Option<u32>>(), 0..1u64 << 42, any::<bool>(), 0..9u64)
         .prop_map(|(ordinal, alive, pid, started_at_unix_ms, addressed, generation)| InstanceStatus {
+            details: pid.map(|pid| ("pid", pid.to_string())).into_iter().chain([("node", "n1".to_owned())]).collect(),
+            ports: (0..generation).map(|n| Name::new(&format!("p{n}")).expect("a name")).collect(),
             ordinal,
             name: format!("n{ordinal}"),
             alive,
-            pid,
             started_at_unix_ms,
             address: addressed.then(|| ([10, 0, 0, 1], ordinal).into()),
             configured: (generation > 0).then(|| Generation::new(generation)),
@@ -517,6 +541,42 @@ fn a_masked_update_changes_the_named_fields_and_no_others() {
 }
 
 #[test]
+fn ports_are_updated_as_a_whole_and_every_mistake_is_named() {
+    let current = draft_from_wire(Some(custom_appliance())).expect("valid").spec;
+    let port = |name: &str, address: &str, mac: &str| wire::NetworkPort {
+        name: name.into(),
+        network: "net-1".into(),
+        addresses: vec![address.into()],
+        mac: mac.into(),
+    };
+    let with = |ports| {
+        let mut appliance = custom_appliance();
+        appliance.spec.as_mut().expect("has one").ports = ports;
+        update_from_wire(update(&["spec.ports"], appliance))
+    };
+    let patch = with(vec![port("external", "10.0.0.3/24", "FA:16:3E:00:00:01")]).expect("valid").patch;
+    let next = patch.apply(&current).expect("valid");
+    assert_eq!(next.ports[0].mac.map(|mac| mac.to_string()).as_deref(), Some("fa:16:3e:00:00:01"));
+    assert_eq!((next.ports[0].name.as_str(), next.replicas), ("external", current.replicas));
+    let none = with(vec![]).expect("valid").patch;
+    assert_eq!(none.apply(&next).expect("valid").ports, []);
+    let wrong = with(vec![port("External", "10.0.0.3/24", ""), port("b", "10.0.0.3/64", "01:00:00:00:00:01")]);
+    let places = ["ports[0].name", "ports[1].addresses[0]", "ports[1].mac"];
+    assert_eq!(fields(wrong), places.map(|place| format!("appliance.spec.{place}")));
+    let twice = with(vec![port("a", "10.0.0.3", ""), port("a", "10.0.0.4", "")]).expect("each can be read").patch;
+    assert_eq!(fields(twice.apply(&current)), ["appliance.spec.ports[1].name"]);
+}
+
+#[test]
+fn an_instance_of_the_version_before_has_its_process_id_among_the_details() {
+    let instance = wire::Instance { name: "a-0-1".into(), pid: Some(4711), ..Default::default() };
+    let status = wire::Status { phase: wire::Phase::Up.into(), instances: vec![instance], ..wire::Status::default() };
+    let read = status_from_wire(status).expect("valid");
+    assert_eq!(read.instances[0].details.get("pid"), Some("4711"));
+    assert_eq!(status_to_wire(&read).instances[0].pid, Some(4711), "and old readers still find it");
+}
+
+#[test]
 fn masks_that_cannot_be_followed_name_the_field() {
     let cases: &[(&str, &str)] = &[
         ("driver", "update_mask"),
@@ -551,6 +611,6 @@ fn a_reference_names_what_it_lacks() {
 fn the_environment_keeps_its_order_and_content() {
     let env = BTreeMap::from([("A".to_owned(), "1".to_owned()), ("B".to_owned(), String::new())]);
     let kind = KindSpec::Custom(Custom { command: "x".into(), args: vec![], env, port: None, probe: Probe::Tcp });
-    let spec = Spec { replicas: 1, probe_interval: None, image: None, kind };
+    let spec = Spec { replicas: 1, probe_interval: None, image: None, ports: vec![], kind };
     assert_eq!(spec_from_wire(spec_to_wire(&spec), "spec"), Ok(spec));
 }

@@ -3,10 +3,15 @@
 use std::net::SocketAddr;
 
 use common::ApplianceId;
-use serde::{Deserialize, Serialize};
+use common::status::Details;
 
-/// A running instance. Drivers keep this beside the instance, so that any worker can adopt it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+use crate::ports::PluggedPorts;
+
+/// Longest handle, in bytes.
+pub const MAX_HANDLE: usize = 512;
+
+/// A running instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Instance {
     /// Position among the replicas, from 0.
     pub ordinal: u16,
@@ -14,14 +19,16 @@ pub struct Instance {
     pub attempt: u32,
     /// [`crate::desired::boot_digest`] it was started with.
     pub boot_digest: String,
-    /// Process id, where the driver has one.
-    pub pid: Option<u32>,
+    /// How its driver finds it again.
+    pub handle: Handle,
     /// Start time as the driver tells it, in milliseconds since the Unix epoch.
     pub started_at_unix_ms: u64,
-    /// Where its REST contract is served, for kinds that have one.
-    pub management: Option<SocketAddr>,
-    /// Where its service is, if it has a port.
-    pub address: Option<SocketAddr>,
+    /// Where it can be reached.
+    pub addresses: Addresses,
+    /// Network ports that are plugged, as far as its driver plugs ports.
+    pub ports: PluggedPorts,
+    /// What its driver knows of it, for people.
+    pub details: Details,
 }
 
 impl Instance {
@@ -30,5 +37,53 @@ impl Instance {
     #[must_use]
     pub fn name(appliance: ApplianceId, ordinal: u16, attempt: u32) -> String {
         format!("{appliance}-{ordinal}-{attempt}")
+    }
+}
+
+/// Addresses of an instance, by purpose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// Where its REST contract is served, for kinds that have one.
+    pub management: Option<SocketAddr>,
+    /// Where its service is, if it has one.
+    pub service: Option<SocketAddr>,
+}
+
+/// How a driver finds an instance again, in a form that only this driver understands: pid and start time, the id of a
+/// server. At most [`MAX_HANDLE`] bytes. It is kept for as long as the instance is owned, and handed to no other worker.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Handle(Box<str>);
+
+/// A driver's text is too long for a [`Handle`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a handle of {0} bytes, at most {MAX_HANDLE} are allowed")]
+pub struct HandleTooLong(usize);
+
+impl Handle {
+    /// Wraps what the driver wrote.
+    ///
+    /// # Errors
+    /// [`HandleTooLong`].
+    pub fn new(text: impl Into<Box<str>>) -> Result<Self, HandleTooLong> {
+        let text = text.into();
+        if text.len() > MAX_HANDLE { Err(HandleTooLong(text.len())) } else { Ok(Self(text)) }
+    }
+
+    /// What the driver wrote; empty for an instance that its name is enough to find.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handle_is_bounded() {
+        assert_eq!(Handle::new("x".repeat(MAX_HANDLE)).map(|h| h.as_str().len()), Ok(MAX_HANDLE));
+        let error = Handle::new("x".repeat(MAX_HANDLE + 1)).expect_err("too long");
+        assert_eq!(error.to_string(), "a handle of 513 bytes, at most 512 are allowed");
     }
 }

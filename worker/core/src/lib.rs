@@ -7,5 +7,6 @@ pub mod desired;
 pub mod gate;
 pub mod instance;
 pub mod lifecycle;
+pub mod ports;
 pub mod report;
 pub mod session;

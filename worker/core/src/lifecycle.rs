@@ -1,21 +1,21 @@
 //! The life of one appliance, as a machine: facts go in, at most one step to carry out comes out.
 //!
 //! What is to be done is decided anew after each event from everything that is known (`plan.rs`), so nothing depends on
-//! the order in which news came. The machine runs one step at a time, looks before it creates, and does nothing after it
-//! was released. Commands that come while a step runs fold into one wanted state: delete overtakes everything, create
+//! the order of events. What the end of a step means is in `outcomes.rs`. The machine runs one step at a time, looks before it
+//! creates, and does nothing after it was released. Commands that come while a step runs fold into one wanted state: delete overtakes everything, create
 //! swallows following updates, rebuild swallows both, checks vanish behind any other action.
 //!
 //! | state | event -> next |
 //! |---|---|
-//! | Idle | Tick, Change, Replug, Check, stray outcome -> plan. Release -> Released |
-//! | Running | Tick -> stays. Change, Replug, Check -> noted. Change to deleting while probing -> the probe is dropped, plan |
+//! | Idle | Tick, Change, Check, stray outcome -> plan. Release -> Released |
+//! | Running | Tick -> stays. Change, Check -> noted. Change to deleting while probing -> the probe is dropped, plan |
 //! | Running, looking or probing | Release -> the step is dropped, Released |
 //! | Running, other steps | Release -> Running, leaving |
 //! | Running Observe | Observed -> adopt and doom, plan |
 //! | Running Boot | Booted -> rising, plan. Refused, Failed, TimedOut -> failed boot, look again, plan |
 //! | Running Probe | Answered -> alive. Silent -> in doubt, replaced after too many. Vanished -> gone. Then plan |
 //! | Running Configure | Configured -> noted with its generation, plan |
-//! | Running Replug | Replugged -> to be configured again, plan |
+//! | Running Replug | Replugged -> its ports as they are now, plan. Refused, Failed, TimedOut, Vanished -> back-off, look again, plan |
 //! | Running Destroy | Destroyed -> forgotten, plan. Failed, TimedOut -> look again, plan |
 //! | Running Forget | Forgotten -> Gone |
 //! | Running, any | Fenced, Busy, Superseded -> waits, looks again; never a failure. Other failures -> back-off, plan |
@@ -24,6 +24,12 @@
 //!
 //! Taken on with a hold ([`Lifecycle::hold`]) it only looks and probes until that is over, and then looks again. After a
 //! call that may still take effect ([`Lifecycle::unanswered`]) it goes on, looks again then, and forgets nothing before.
+//!
+//! An instance whose plugged ports differ from the wanted ones is plugged while it runs ([`LifecycleStep::Replug`]) and then
+//! configured again, where the driver can plug; the difference comes from what the driver reports, so that a port whose call
+//! took effect without an answer is not plugged again. Elsewhere ports are part of the boot digest, and a change of them replaces
+//! the instance. So do `replug_attempts` failures in a row, one instance at a time. A refusal does not count: a new instance
+//! would be refused the same.
 //!
 //! Patience differs: an instance whose boot is not over has `boot_timeout` to answer; one that has answered, or was found
 //! running at a takeover, has `restart_probe_failures` probes. What ends soon after every boot waits as failed boots do.
@@ -42,15 +48,16 @@ mod tests;
 use std::sync::Arc;
 
 use common::status::{InstanceStatus, JournalEntry, Phase, Progress, Status};
-use common::{ApplianceId, Timestamp};
+use common::{ApplianceId, Generation, Timestamp};
 
 pub use self::config::Config;
-use self::fleet::{InstanceSlot, Instances};
+use self::fleet::{Instances, Plugging};
 pub use self::vocabulary::{
     LifecycleEnd, LifecycleEvent, LifecycleOutput, LifecycleStep, StepOutcome, Transition, TransitionCause, Trigger,
 };
 use crate::desired::{self, Desired};
 use crate::instance::Instance;
+use crate::ports::PluggedPorts;
 use common::backoff::Retry;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +79,15 @@ enum Bar {
     Backoff(Timestamp),
     /// Phase `Error`.
     Cooldown(Timestamp),
+}
+
+impl Bar {
+    const fn until(self) -> Timestamp {
+        match self {
+            Self::None => Timestamp::ZERO,
+            Self::Backoff(until) | Self::Cooldown(until) => until,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -128,40 +144,96 @@ enum AfterEvent {
     Gone,
 }
 
-/// The machine of one appliance under one grant.
+/// What the appliance shall be, and what follows from that for its instances.
 #[derive(Clone, Debug)]
-pub struct Lifecycle {
-    appliance: ApplianceId,
+struct Goal {
     desired: Arc<Desired>,
-    /// Digest of `desired`.
+    /// Digest that an instance has to be started with.
     digest: Box<str>,
-    state: LifecycleState,
-    fleet: Instances,
-    boots: Boots,
-    /// Looks that failed.
+    /// The ports that a running instance has to have; `None` where the driver cannot plug any.
+    ports: Option<PluggedPorts>,
+}
+
+impl Goal {
+    fn new(desired: Arc<Desired>, plugs_ports: bool) -> Self {
+        let digest = desired::boot_digest(&desired, plugs_ports).into_boxed_str();
+        Self { digest, ports: plugs_ports.then(|| desired.spec.ports.iter().collect()), desired }
+    }
+
+    /// Whether the instance was started from something else.
+    fn is_stale(&self, instance: &Instance) -> bool {
+        instance.boot_digest != *self.digest
+    }
+
+    /// Whether ports have to be plugged in or out.
+    fn needs_plugging(&self, instance: &Instance) -> bool {
+        self.ports.as_ref().is_some_and(|ports| *ports != instance.ports)
+    }
+
+    fn replicas(&self) -> u16 {
+        self.desired.spec.replicas
+    }
+
+    fn generation(&self) -> Generation {
+        self.desired.edition.generation
+    }
+}
+
+/// What has to be waited for before something is done.
+#[derive(Clone, Debug, Default)]
+struct Waits {
+    /// Observations that failed.
     looks: Retry,
     /// Removals that failed.
     removals: Retry,
     /// The gate was shut: nothing that changes the world before this moment.
     fenced_until: Timestamp,
-    /// Calls of a former owner may take effect until then; what was seen before has to be looked at again.
+    /// Calls of a former owner may take effect until then; what was observed before has to be observed again.
     held_until: Option<Timestamp>,
-    /// Calls of its own that nobody answered may take effect until then, and leave something to be looked at.
+    /// Calls of this owner that were not answered may take effect until then, and leave something to be observed.
     unanswered_until: Option<Timestamp>,
-    /// An instance that had answered was lost and not all is well again.
+}
+
+/// What is wrong with the appliance, beside boots that fail.
+#[derive(Clone, Debug, Default)]
+struct Troubles {
+    /// An instance that had answered was lost, and not all instances are well again.
     lost: bool,
     /// Instances are being replaced by ones with another digest.
     replacing: bool,
     last_error: Option<Box<str>>,
-    news: ReportState,
+}
+
+/// When an event comes, and what its consequences depend on besides.
+#[derive(Clone, Copy)]
+struct Occasion<'a> {
+    now: Timestamp,
+    /// From 0 to 1; spreads whatever wait follows.
+    jitter: f64,
+    config: &'a Config,
+}
+
+/// The machine of one appliance under one grant.
+#[derive(Clone, Debug)]
+pub struct Lifecycle {
+    appliance: ApplianceId,
+    goal: Goal,
+    state: LifecycleState,
+    fleet: Instances,
+    boots: Boots,
+    waits: Waits,
+    troubles: Troubles,
+    reporting: ReportState,
 }
 
 impl Lifecycle {
-    /// Takes an appliance on at `now`, going on from what its last owner handed in. The first [`LifecycleEvent::Tick`] starts it.
+    /// Takes an appliance on at `now`, going on from what its last owner handed in. `plugs_ports`: its driver plugs ports into
+    /// running instances. The first [`LifecycleEvent::Tick`] starts it.
     #[must_use]
     pub fn new(
         appliance: ApplianceId,
         desired: Arc<Desired>,
+        plugs_ports: bool,
         progress: Progress,
         now: Timestamp,
         config: &Config,
@@ -174,20 +246,13 @@ impl Lifecycle {
         };
         Self {
             appliance,
-            digest: desired::boot_digest(&desired).into_boxed_str(),
-            desired,
+            goal: Goal::new(desired, plugs_ports),
             state: LifecycleState::Idle,
             fleet: Instances::new(progress.attempts, boots_of(appliance, &progress.journal)),
             boots: Boots { failed: progress.failed_boots, ends: progress.ends, bar },
-            looks: Retry::default(),
-            removals: Retry::default(),
-            fenced_until: Timestamp::ZERO,
-            held_until: None,
-            unanswered_until: None,
-            lost: false,
-            replacing: false,
-            last_error: None,
-            news: ReportState {
+            waits: Waits::default(),
+            troubles: Troubles::default(),
+            reporting: ReportState {
                 quiet: true,
                 reported: 0,
                 phase: Phase::Down,
@@ -201,14 +266,14 @@ impl Lifecycle {
     /// Calls of a former owner, which no token fences, may take effect until then. What is found before is shown and
     /// probed, but nothing is done about it: it is looked at again afterwards.
     pub fn hold(&mut self, until: Timestamp) {
-        self.held_until = Some(until);
-        self.fenced_until = self.fenced_until.max(until);
+        self.waits.held_until = Some(until);
+        self.waits.fenced_until = self.waits.fenced_until.max(until);
     }
 
     /// A call of its own, which no token fences, was not answered and may take effect until then. It goes on, looks again
     /// afterwards, and ends no deletion before: what such a call makes late would outlive the appliance.
     pub fn unanswered(&mut self, until: Timestamp) {
-        self.unanswered_until = self.unanswered_until.max(Some(until));
+        self.waits.unanswered_until = self.waits.unanswered_until.max(Some(until));
     }
 
     /// The appliance.
@@ -220,7 +285,13 @@ impl Lifecycle {
     /// What it shall be.
     #[must_use]
     pub const fn desired(&self) -> &Arc<Desired> {
-        &self.desired
+        &self.goal.desired
+    }
+
+    /// Digest that an instance is started with now.
+    #[must_use]
+    pub fn boot_digest(&self) -> &str {
+        &self.goal.digest
     }
 
     /// The step that runs, if any.
@@ -247,19 +318,16 @@ impl Lifecycle {
 
     /// Takes in one fact. `jitter`, from 0 to 1, spreads whatever wait follows.
     pub fn step(&mut self, now: Timestamp, event: LifecycleEvent, jitter: f64, config: &Config) -> LifecycleOutput {
-        use {LifecycleEvent as E, LifecycleState as S, StepOutcome as O};
+        use {LifecycleEvent as E, LifecycleState as S};
         let mut output = LifecycleOutput::default();
-        let cause = event.cause(&self.desired);
+        let cause = event.cause(&self.goal.desired);
+        let at = Occasion { now, jitter, config };
         let next = match (self.state, event) {
             (S::Released | S::Gone, _) => AfterEvent::Stay,
 
             (S::Idle, E::Tick | E::Ended(_)) => AfterEvent::Plan,
             (S::Idle, E::Change(desired)) => {
                 self.accept(desired, now);
-                AfterEvent::Plan
-            }
-            (S::Idle, E::Replug) => {
-                self.fleet.slots.iter_mut().for_each(|slot| slot.replug = true);
                 AfterEvent::Plan
             }
             (S::Idle, E::Check(number)) => {
@@ -275,17 +343,12 @@ impl Lifecycle {
                 AfterEvent::Plan
             }
             (S::Running { .. }, E::Change(desired)) => {
-                self.news.backlog += 1;
+                self.reporting.backlog += 1;
                 self.accept(desired, now);
                 AfterEvent::Stay
             }
-            (S::Running { .. }, E::Replug) => {
-                self.news.backlog += 1;
-                self.fleet.slots.iter_mut().for_each(|slot| slot.replug = true);
-                AfterEvent::Stay
-            }
             (S::Running { .. }, E::Check(number)) => {
-                self.news.backlog += 1;
+                self.reporting.backlog += 1;
                 self.ask(number, now);
                 AfterEvent::Stay
             }
@@ -297,97 +360,7 @@ impl Lifecycle {
                 self.state = S::Running { step, leaving: true };
                 AfterEvent::Stay
             }
-
-            (S::Running { step: LifecycleStep::Observe, .. }, E::Ended(O::Observed(found))) => {
-                self.observed(found, now, jitter, config);
-                AfterEvent::Plan
-            }
-            (S::Running { step: LifecycleStep::Boot { ordinal, attempt }, .. }, E::Ended(O::Booted(instance)))
-                if (instance.ordinal, instance.attempt) == (ordinal, attempt) =>
-            {
-                let next_probe = now + plan::poll_delay(0);
-                self.fleet.keep(InstanceSlot::rising(instance, now, next_probe));
-                AfterEvent::Plan
-            }
-            (
-                S::Running { step: LifecycleStep::Boot { ordinal, .. }, .. },
-                E::Ended(O::Refused(text) | O::Failed(text)),
-            ) => {
-                self.fleet.known = false;
-                self.failed_boot(ordinal, &text, now, jitter, config);
-                AfterEvent::Plan
-            }
-            (S::Running { step: LifecycleStep::Boot { ordinal, .. }, .. }, E::Ended(O::TimedOut)) => {
-                self.fleet.known = false;
-                self.failed_boot(ordinal, "starting it took too long", now, jitter, config);
-                AfterEvent::Plan
-            }
-            (S::Running { step: LifecycleStep::Probe { ordinal }, .. }, E::Ended(O::Answered)) => {
-                self.answered(ordinal, now, config);
-                AfterEvent::Plan
-            }
-            (
-                S::Running { step: LifecycleStep::Probe { ordinal }, .. },
-                E::Ended(O::Silent(text) | O::Failed(text) | O::Refused(text)),
-            ) => {
-                self.silent(ordinal, &text, now, jitter, config);
-                AfterEvent::Plan
-            }
-            (S::Running { step: LifecycleStep::Probe { ordinal }, .. }, E::Ended(O::TimedOut)) => {
-                self.silent(ordinal, "no answer in time", now, jitter, config);
-                AfterEvent::Plan
-            }
-            (S::Running { step: LifecycleStep::Probe { ordinal }, .. }, E::Ended(O::Vanished(text))) => {
-                self.vanished(ordinal, &text, now, jitter, config);
-                AfterEvent::Plan
-            }
-            (S::Running { step: LifecycleStep::Configure { ordinal, generation }, .. }, E::Ended(O::Configured)) => {
-                self.configured(ordinal, generation, now);
-                AfterEvent::Plan
-            }
-            (S::Running { step: LifecycleStep::Replug { ordinal }, .. }, E::Ended(O::Replugged)) => {
-                if let Some(slot) = self.fleet.slot_mut(ordinal) {
-                    slot.replug = false;
-                    slot.configured = None;
-                    slot.retry = Retry::default();
-                }
-                AfterEvent::Plan
-            }
-            (S::Running { step: LifecycleStep::Destroy { ordinal, attempt }, .. }, E::Ended(O::Destroyed)) => {
-                self.fleet.doomed.retain(|doomed| (doomed.ordinal, doomed.attempt) != (ordinal, attempt));
-                self.removals = Retry::default();
-                AfterEvent::Plan
-            }
-            (S::Running { step: LifecycleStep::Forget, leaving: false }, E::Ended(O::Forgotten)) => AfterEvent::Gone,
-            // The next owner forgets again, which changes nothing, and says so under its own token.
-            (S::Running { step: LifecycleStep::Forget, leaving: true }, E::Ended(O::Forgotten)) => AfterEvent::Release,
-
-            // The gate was shut or the place was taken: nothing failed, but others may have acted since.
-            (S::Running { step, .. }, E::Ended(O::Fenced { retry_after })) => {
-                if let LifecycleStep::Boot { ordinal, attempt } = step {
-                    self.fleet.untake_attempt(ordinal, attempt);
-                }
-                let wait = retry_after.unwrap_or_else(|| config.fence_retry.mul_f64(0.5 + jitter.clamp(0.0, 1.0)));
-                self.wait_outside(now + wait);
-                AfterEvent::Plan
-            }
-            (S::Running { step, .. }, E::Ended(outcome @ (O::Busy(_) | O::Superseded(_)))) => {
-                if let LifecycleStep::Boot { ordinal, attempt } = step {
-                    self.fleet.untake_attempt(ordinal, attempt);
-                }
-                self.last_error = Some(match outcome {
-                    O::Superseded(newer) => format!("fenced by a newer token {newer}").into(),
-                    other => other.text().into(),
-                });
-                self.wait_outside(now + config.fence_retry.mul_f64(0.5 + jitter.clamp(0.0, 1.0)));
-                AfterEvent::Plan
-            }
-
-            // Failures of the other steps, and outcomes that do not belong to the step that ran.
-            (S::Running { step, .. }, E::Ended(outcome)) => {
-                self.failed(step, &outcome, now, jitter, config);
-                AfterEvent::Plan
-            }
+            (S::Running { step, leaving }, E::Ended(outcome)) => self.step_ended(step, leaving, outcome, at),
         };
         self.go_on(next, now, &mut output);
         self.conclude(cause, now, config, &mut output);
@@ -409,31 +382,33 @@ impl Lifecycle {
             }
         }
         if output.action.is_some() {
-            self.news.backlog = 0;
+            self.reporting.backlog = 0;
         }
     }
 
     /// Takes in what the appliance shall be. Older news, and any after the deletion, change nothing.
     fn accept(&mut self, desired: Arc<Desired>, now: Timestamp) {
-        let old = &self.desired;
+        let old = &self.goal.desired;
         if desired.edition.generation <= old.edition.generation || (old.deleting && !desired.deleting) {
             return;
         }
-        self.news.trigger = self.news.trigger.max(Trigger::of(old, &desired));
-        self.digest = desired::boot_digest(&desired).into_boxed_str();
-        self.desired = desired;
-        self.fleet.condemn_from(self.desired.spec.replicas);
+        self.reporting.trigger = self.reporting.trigger.max(Trigger::of(old, &desired));
+        self.goal = Goal::new(desired, self.goal.ports.is_some());
+        self.fleet.condemn_from(self.goal.replicas());
         // An explicit command leads out of every wait that stands for "it will not work before something changes".
         self.boots = Boots::NONE;
-        self.removals = Retry::default();
-        self.looks.at = self.looks.at.min(now);
-        self.fleet.slots.iter_mut().for_each(|slot| slot.retry = Retry::default());
+        self.waits.removals = Retry::default();
+        self.waits.looks.at = self.waits.looks.at.min(now);
+        for slot in &mut self.fleet.slots {
+            slot.retry = Retry::default();
+            slot.plugging = Plugging::default();
+        }
     }
 
     /// Notes a question; everything is looked at anew.
     fn ask(&mut self, number: u64, now: Timestamp) {
-        self.news.trigger = self.news.trigger.max(Trigger::Check);
-        self.news.check = Some(self.news.check.unwrap_or(0).max(number));
+        self.reporting.trigger = self.reporting.trigger.max(Trigger::Check);
+        self.reporting.check = Some(self.reporting.check.unwrap_or(0).max(number));
         self.fleet.known = false;
         self.fleet.slots.iter_mut().for_each(|slot| slot.next_probe = now);
     }
@@ -442,17 +417,17 @@ impl Lifecycle {
     fn conclude(&mut self, cause: TransitionCause, now: Timestamp, config: &Config, output: &mut LifecycleOutput) {
         let phase = self.derive_phase();
         if phase == Phase::Configured {
-            self.last_error = None;
+            self.troubles.last_error = None;
             self.boots = Boots { ends: self.boots.ends, ..Boots::NONE };
             self.forgive(now, config, output);
-            self.lost = false;
-            self.replacing = false;
-            self.news.trigger = Trigger::Check;
+            self.troubles.lost = false;
+            self.troubles.replacing = false;
+            self.reporting.trigger = Trigger::Check;
         }
-        if self.news.backlog == config.queue_warning {
-            output.backlog = Some(self.news.backlog);
+        if self.reporting.backlog == config.queue_warning {
+            output.backlog = Some(self.reporting.backlog);
         }
-        let settling = self.last_error.is_none()
+        let settling = self.troubles.last_error.is_none()
             && phase != Phase::Configured
             && matches!(
                 self.state,
@@ -461,21 +436,21 @@ impl Lifecycle {
                     ..
                 } | LifecycleState::Released
             );
-        self.news.quiet &= settling && !self.desired.deleting;
-        if self.news.quiet {
+        self.reporting.quiet &= settling && !self.goal.desired.deleting;
+        if self.reporting.quiet {
             return;
         }
-        if phase != self.news.phase {
-            output.transition = Some(Transition { from: self.news.phase, to: phase, cause });
-            self.news.phase = phase;
+        if phase != self.reporting.phase {
+            output.transition = Some(Transition { from: self.reporting.phase, to: phase, cause });
+            self.reporting.phase = phase;
         }
         let looking = matches!(self.state, LifecycleState::Running { step, .. } if !step.changes_the_world());
         if !looking {
-            output.checked = self.news.check.take();
+            output.checked = self.reporting.check.take();
         }
         let fingerprint = self.fingerprint();
-        output.status_changed = fingerprint != self.news.reported;
-        self.news.reported = fingerprint;
+        output.status_changed = fingerprint != self.reporting.reported;
+        self.reporting.reported = fingerprint;
     }
 
     /// All is well: once it has been for long enough, former ends count no more.
@@ -495,22 +470,23 @@ impl Lifecycle {
     #[must_use]
     pub fn status(&self) -> Status {
         let instances = self.fleet.slots.iter().map(|slot| {
-            let Instance { ordinal, attempt, pid, started_at_unix_ms, address, .. } = &slot.instance;
+            let Instance { ordinal, attempt, started_at_unix_ms, addresses, ports, details, .. } = &slot.instance;
             InstanceStatus {
                 ordinal: *ordinal,
                 name: Instance::name(self.appliance, *ordinal, *attempt),
                 alive: slot.answered(),
-                pid: *pid,
+                details: details.clone(),
                 started_at_unix_ms: *started_at_unix_ms,
-                address: *address,
+                address: addresses.service,
                 configured: slot.configured,
+                ports: ports.iter().map(|port| port.name.clone()).collect(),
             }
         });
         Status {
-            phase: self.news.phase,
-            observed_generation: self.desired.edition.generation,
+            phase: self.reporting.phase,
+            observed_generation: self.goal.generation(),
             instances: instances.collect(),
-            last_error: self.last_error.as_deref().map(str::to_owned),
+            last_error: self.troubles.last_error.as_deref().map(str::to_owned),
             failed_boots: self.boots.in_vain(),
         }
     }

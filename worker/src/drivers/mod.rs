@@ -1,11 +1,13 @@
-//! Drivers: where instances run. Each creates, finds, and removes them; none decides anything about an appliance.
+//! Drivers: where instances run. Each creates, finds, plugs and removes them; none decides anything about an appliance.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use common::ApplianceId;
+use common::appliance::Name;
 use common::kind::KindName;
+use common::network_port::NetworkPort;
 use worker_core::desired::Desired;
 use worker_core::instance::Instance;
 
@@ -35,8 +37,10 @@ pub struct Wanted<'a> {
     pub ordinal: u16,
     /// Attempt to make; names the instance.
     pub attempt: u32,
-    /// What the appliance shall be.
+    /// What the appliance shall be, with the network ports that the instance gets.
     pub desired: &'a Desired,
+    /// Digest to start it with; [`Driver::observe`] and [`Driver::list`] answer it unchanged.
+    pub boot_digest: &'a str,
 }
 
 /// Why a driver or kind could not do what it was asked.
@@ -76,6 +80,11 @@ pub trait Driver: Send + Sync + 'static {
         KindName::ALL.iter().copied().collect()
     }
 
+    /// Whether it can plug network ports into instances that run. Where it cannot, a change of ports replaces instances.
+    fn plugs_ports(&self) -> bool {
+        false
+    }
+
     /// Raises the token at the far side, so that nothing its former owner still has under way can take effect. Meant to
     /// be called once per grant, before anything else; every call that changes the world does it as well.
     async fn claim(&self, permit: &Permit) -> Result<(), Error> {
@@ -91,9 +100,27 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
-    /// Starts an instance, or finds the one of the same name running. Does not wait for it to answer probes. Another
-    /// attempt that still runs at the ordinal is [`Error::Failed`]: ending it is the caller's decision.
+    /// Starts an instance with its network ports, or finds the one of the same name running. Does not wait for it to answer
+    /// probes. Another attempt that still runs at the ordinal is [`Error::Failed`]: ending it is the caller's decision. So is
+    /// plugging what an instance that was found lacks.
     async fn ensure(&self, permit: &Permit, wanted: Wanted<'_>) -> Result<Instance, Error>;
+
+    /// Plugs a network port into an instance that runs, and answers the instance as it is then. One that is plugged already is
+    /// found and not plugged twice, also when an earlier call was not answered. Another port of the same name was detached
+    /// before.
+    ///
+    /// [`Error::Failed`] several times in a row makes the caller replace the instance, [`Error::Refused`] never does: it says
+    /// that a new instance could not have the port either. Of a driver fenced by tokens, calls of one token take effect in
+    /// their order; of others the caller waits for the fence delay after a call without an answer.
+    async fn attach(&self, _: &Permit, _: &Instance, _: &NetworkPort) -> Result<Instance, Error> {
+        Err(Error::Refused("this driver cannot plug ports into a running instance".into()))
+    }
+
+    /// Removes a network port from an instance that runs, and answers the instance as it is then. Removing one that is not
+    /// plugged succeeds.
+    async fn detach(&self, _: &Permit, _: &Instance, _: &Name) -> Result<Instance, Error> {
+        Err(Error::Refused("this driver cannot plug ports into a running instance".into()))
+    }
 
     /// Ends one instance and removes what it left. Ending one that is not there succeeds.
     async fn destroy(&self, permit: &Permit, instance: &Instance) -> Result<(), Error>;

@@ -28,15 +28,13 @@ use tokio::time::Instant;
 use worker_core::instance::Instance;
 
 use self::fence::{Fences, HeldLock};
-use self::known::KnownInstances;
 use self::launch::{Launch, Order};
-use self::record::{Folder, InstanceRecord, RecordState};
+use self::record::{Folder, InstanceRecord, RecordState, RecordedInstance};
 use self::system::{Marked, POLL, ProcessStamp, SignalTarget};
 use crate::drivers::{Driver, DriverFencing, Error, Wanted};
 use crate::gate::Permit;
 
 pub mod fence;
-mod known;
 mod launch;
 mod record;
 mod system;
@@ -131,7 +129,6 @@ struct Inner {
     state_dir: String,
     instances: PathBuf,
     fences: Arc<Fences>,
-    known: KnownInstances,
 }
 
 /// What [`Inner::start`] came to.
@@ -177,8 +174,8 @@ impl ProcessDriver {
         })?;
         let instances = state_dir.join("instances");
         let config = Config { state_dir, appliance_binary, ..config };
-        let (state_dir, fences, known) = (published, Arc::new(fences), KnownInstances::default());
-        Ok(Self { inner: Arc::new(Inner { config, state_dir, instances, fences, known }) })
+        let (state_dir, fences) = (published, Arc::new(fences));
+        Ok(Self { inner: Arc::new(Inner { config, state_dir, instances, fences }) })
     }
 
     /// Removes token files of appliances that were deleted more than seven days and two terms ago. Returns how many.
@@ -205,7 +202,7 @@ impl ProcessDriver {
         let deadline = Instant::now() + wait;
         loop {
             if has_management && let Some(address) = folder.management() {
-                instance.management = Some(address);
+                instance.addresses.management = Some(address);
                 return Ok(instance);
             }
             let pause = if has_management { deadline.min(Instant::now() + POLL) } else { deadline };
@@ -237,7 +234,8 @@ impl ProcessDriver {
     ) -> Result<Vec<ProcessStamp>, Error> {
         held.check()?;
         let note = |pid, outcome: &str| held.note(action, instance.ordinal, instance.attempt, pid, outcome);
-        note(instance.pid, "begun");
+        let leader = system::process_of(&instance.handle).map(|(pid, _)| pid);
+        note(leader, "begun");
         let mut targets = Vec::new();
         for identity in family {
             match SignalTarget::open(&identity).and_then(|target| match target {
@@ -259,7 +257,7 @@ impl ProcessDriver {
                 left.push(identity);
             }
         }
-        note(instance.pid, if left.is_empty() { "done" } else { "still running" });
+        note(leader, if left.is_empty() { "done" } else { "still running" });
         Ok(left)
     }
 }
@@ -283,8 +281,11 @@ impl Driver for ProcessDriver {
         off_thread(move || inner.observe(appliance)).await
     }
 
-    async fn is_alive(&self, appliance: ApplianceId, instance: &Instance) -> Option<bool> {
-        self.inner.known.is_alive(appliance, instance)
+    /// Goes by pid and start time alone, so that nothing of the instance has to be read before a probe, and whoever has its
+    /// pid now is not taken for it.
+    async fn is_alive(&self, _: ApplianceId, instance: &Instance) -> Option<bool> {
+        let (pid, start_ticks) = system::process_of(&instance.handle)?;
+        Some(system::runs(pid, start_ticks))
     }
 
     async fn ensure(&self, permit: &Permit, wanted: Wanted<'_>) -> Result<Instance, Error> {
@@ -306,7 +307,8 @@ impl Driver for ProcessDriver {
             off_thread(move || inner.family(appliance, &instance, &name))
         };
         let (leader, family) = find(name.clone()).await?;
-        let instance = Instance { pid: leader.map(|id| id.pid), ..instance.clone() };
+        let handle = leader.as_ref().map(ProcessStamp::handle).unwrap_or_default();
+        let instance = Instance { handle, ..instance.clone() };
         if !family.is_empty() {
             let term = (Signal::TERM, "terminate");
             self.signal(&held, &instance, family, term, self.inner.config.stop_grace).await?;
@@ -389,7 +391,6 @@ impl Inner {
             // A damaged record has attempt 0: whatever runs at its ordinal is meant.
             let record = if record.instance.attempt == 0 { self.recover(appliance, record) } else { record };
             if let Some(identity) = self.resolve(appliance, &record) {
-                self.known.met(appliance, &record.instance, &identity);
                 found.push(running(&folder, &record, &identity));
             }
         }
@@ -413,14 +414,15 @@ impl Inner {
         for appliance in record::appliances(&self.instances)? {
             found.extend(self.observe(appliance)?.into_iter().map(|instance| (appliance, instance)));
         }
-        let same = |appliance, instance: &Instance| (appliance, instance.ordinal, instance.attempt);
         // Processes without a record that says so: their folder was removed, or was never written.
         for marked in system::marked(&self.config.state_dir) {
-            if let Some((appliance, mut instance)) = described(&marked)
-                && !found.iter().any(|(id, known)| same(*id, known) == same(appliance, &instance))
+            if let Some((appliance, instance)) = described(&marked)
+                && !found.iter().any(|(id, known)| {
+                    (*id, known.ordinal, known.attempt) == (appliance, instance.ordinal, instance.attempt)
+                })
             {
-                instance.management = self.folder(appliance, instance.ordinal).management();
-                found.push((appliance, instance));
+                let management = self.folder(appliance, instance.ordinal).management();
+                found.push((appliance, instance.running_as(&marked.identity, management)));
             }
         }
         Ok(found)
@@ -462,13 +464,11 @@ impl Inner {
         folder.prepare(self.config.log_limit)?;
         let mut record = InstanceRecord {
             state: RecordState::Starting,
-            instance: Instance {
+            instance: RecordedInstance {
                 ordinal: order.ordinal,
                 attempt: order.attempt,
                 boot_digest: order.boot_digest.clone(),
-                pid: None,
                 started_at_unix_ms: fence::unix_ms(),
-                management: None,
                 address: launch.address,
             },
             picked_port: launch.picked_port,
@@ -479,10 +479,8 @@ impl Inner {
             Ok((identity, child)) => {
                 record.state = RecordState::Running(identity.clone());
                 folder.write(&record)?;
-                self.known.met(order.appliance, &record.instance, &identity);
                 tracing::info!(appliance = %order.appliance, instance = order.instance(), pid = identity.pid, "instance started");
-                let instance = Instance { pid: Some(identity.pid), ..record.instance };
-                Ok(Started::Made(instance, child))
+                Ok(Started::Made(record.instance.running_as(&identity, None), child))
             }
             Err(error) => {
                 // No process was made: the record must not send everybody looking for one.
@@ -534,10 +532,10 @@ impl Inner {
             )));
         }
         let instance = running(folder, record, &identity);
-        self.known.met(order.appliance, &instance, &identity);
         if record.state == RecordState::Starting {
+            let pid = identity.pid;
             folder.write(&InstanceRecord { state: RecordState::Running(identity), ..record.clone() })?;
-            held.note("adopt", order.ordinal, order.attempt, instance.pid, "done");
+            held.note("adopt", order.ordinal, order.attempt, Some(pid), "done");
         }
         Ok(instance)
     }
@@ -566,7 +564,7 @@ impl From<io::Error> for Error {
     }
 }
 
-fn name_of(appliance: ApplianceId, instance: &Instance) -> String {
+fn name_of(appliance: ApplianceId, instance: &RecordedInstance) -> String {
     Instance::name(appliance, instance.ordinal, instance.attempt)
 }
 
@@ -580,7 +578,7 @@ fn running(folder: &Folder, record: &InstanceRecord, identity: &ProcessStamp) ->
             management.is_some() || !system::is_alive(identity)
         });
     }
-    Instance { pid: Some(identity.pid), management, ..record.instance.clone() }
+    record.instance.running_as(identity, management)
 }
 
 /// Waits, blocking, until a condition holds. Returns whether it came to hold within `wait`.
@@ -598,19 +596,17 @@ fn poll_until(wait: Duration, mut holds: impl FnMut() -> bool) -> bool {
 }
 
 /// The instance a process says it is.
-fn described(marked: &Marked) -> Option<(ApplianceId, Instance)> {
+fn described(marked: &Marked) -> Option<(ApplianceId, RecordedInstance)> {
     let variable = |name: &str| marked.variables.get(name);
     let mut parts = variable(system::INSTANCE_VARIABLE)?.rsplitn(3, '-');
     let attempt = parts.next()?.parse().ok()?;
     let ordinal = parts.next()?.parse().ok()?;
     let appliance = parts.next()?.parse().ok()?;
-    let instance = Instance {
+    let instance = RecordedInstance {
         ordinal,
         attempt,
         boot_digest: variable(launch::DIGEST_VARIABLE).cloned().unwrap_or_default(),
-        pid: Some(marked.identity.pid),
         started_at_unix_ms: system::started_at_unix_ms(&marked.identity),
-        management: None,
         address: variable(launch::ADDRESS_VARIABLE).and_then(|address| address.parse().ok()),
     };
     Some((appliance, instance))

@@ -4,7 +4,7 @@
 //! Workers are separate processes, while a simulated instance is supposed to exist "in the world". There are two
 //! worlds to choose from:
 //!
-//! - private (the default): the world is this process. Nothing is written, some 150 bytes per instance are kept, and
+//! - private (the default): the world is this process. Nothing is written, some 170 bytes per instance are kept, and
 //!   another worker that takes an appliance over sees no instance and boots it again;
 //! - shared (`world` names a directory): each worker appends what it changes to a file of its own there and reads the
 //!   files of the others before it looks for an instance. Instances then survive moves and worker deaths, as real ones
@@ -24,11 +24,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use common::appliance::FieldViolation;
+use common::appliance::{FieldViolation, Name};
+use common::network_port::NetworkPort;
 use common::{ApplianceId, Token};
 use serde::{Deserialize, Serialize};
 use worker_core::desired::Desired;
 use worker_core::instance::Instance;
+use worker_core::ports::{PluggedPort, PluggedPorts};
 
 use crate::drivers::{Driver, DriverFencing, Error, Wanted};
 use crate::gate::Permit;
@@ -51,7 +53,7 @@ pub enum FencedBy {
 pub const NAME: &str = "simulated";
 
 /// Settings of the driver.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// How long starting and ending an instance takes.
@@ -65,6 +67,15 @@ pub struct Config {
     pub probe_latency: Duration,
     /// Share of boots, configurations and probes that fail, 0 to 1.
     pub failure_rate: f64,
+    /// Whether network ports are plugged into running instances; without it a change of ports replaces them.
+    pub hot_plug: bool,
+    /// How long plugging a network port in or out takes.
+    #[serde(with = "humantime_serde")]
+    pub plug_latency: Duration,
+    /// Share of ports plugged in or out that fails without an effect, 0 to 1.
+    pub plug_failure_rate: f64,
+    /// Share of ports plugged in or out that takes effect and is reported as failed, 0 to 1.
+    pub plug_lost_rate: f64,
     /// Seed of the failures: the same calls in the same order fail again.
     pub seed: u64,
     /// Directory of a world shared by workers of one host; a private one when absent.
@@ -80,15 +91,41 @@ pub struct Config {
 /// Longest `fence_delay`.
 const MAX_FENCE_DELAY: Duration = Duration::from_secs(3600);
 
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            boot_latency: Duration::ZERO,
+            configure_latency: Duration::ZERO,
+            probe_latency: Duration::ZERO,
+            failure_rate: 0.0,
+            hot_plug: true,
+            plug_latency: Duration::ZERO,
+            plug_failure_rate: 0.0,
+            plug_lost_rate: 0.0,
+            seed: 0,
+            world: None,
+            fencing: FencedBy::Token,
+            fence_delay: Duration::ZERO,
+        }
+    }
+}
+
 impl Config {
     /// Every setting that cannot work, by name.
     #[must_use]
     pub fn validate(&self) -> Vec<FieldViolation> {
         let mut found = Vec::new();
-        if !(0.0..=1.0).contains(&self.failure_rate) {
-            found.push(FieldViolation::new("failure_rate", format!("must be 0 to 1, is {}", self.failure_rate)));
+        for (field, rate) in [
+            ("failure_rate", self.failure_rate),
+            ("plug_failure_rate", self.plug_failure_rate),
+            ("plug_lost_rate", self.plug_lost_rate),
+        ] {
+            if !(0.0..=1.0).contains(&rate) {
+                found.push(FieldViolation::new(field, format!("must be 0 to 1, is {rate}")));
+            }
         }
-        let longest = self.boot_latency.max(self.configure_latency).max(Duration::from_millis(1));
+        let longest = self.boot_latency.max(self.configure_latency).max(self.plug_latency);
+        let longest = longest.max(Duration::from_millis(1));
         if self.fencing == FencedBy::Delay && !(longest..=MAX_FENCE_DELAY).contains(&self.fence_delay) {
             let problem = format!("must be {longest:?} to 1h, is {:?}", self.fence_delay);
             found.push(FieldViolation::new("fence_delay", problem));
@@ -128,7 +165,7 @@ struct SimulatedAppliance {
 }
 
 /// What is at one ordinal. An ended instance stays in a shared world, where an older line about it may yet be read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct SimulatedSlot {
     ordinal: u16,
     attempt: u32,
@@ -137,6 +174,7 @@ struct SimulatedSlot {
     at_boot_ns: u64,
     /// `None` once it was ended.
     boot_digest: Option<Box<str>>,
+    ports: PluggedPorts,
 }
 
 /// The files of a shared world.
@@ -159,6 +197,9 @@ struct Line {
     started_at_unix_ms: u64,
     at_boot_ns: u64,
     boot_digest: Option<Box<str>>,
+    /// Name and digest of each network port.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    ports: Vec<(Name, String)>,
 }
 
 impl Simulated {
@@ -201,13 +242,53 @@ impl Simulated {
 
     /// Takes the time of a call and draws whether it fails.
     async fn take(&self, latency: Duration, what: &str) -> Result<(), Error> {
-        if !latency.is_zero() {
-            tokio::time::sleep(latency).await;
-        }
-        if self.config.failure_rate > 0.0 && self.draw() < self.config.failure_rate {
+        wait(latency).await;
+        if self.fails(self.config.failure_rate) {
             return Err(Error::Failed(format!("simulated failure of a {what}")));
         }
         Ok(())
+    }
+
+    /// Draws whether one of the calls of which this share fails is such a call.
+    fn fails(&self, rate: f64) -> bool {
+        rate > 0.0 && self.draw() < rate
+    }
+
+    /// Changes the ports of an instance that runs.
+    async fn plug(
+        &self,
+        permit: &Permit,
+        instance: &Instance,
+        change: impl FnOnce(&PluggedPorts) -> PluggedPorts + Send,
+    ) -> Result<Instance, Error> {
+        self.send(permit)?;
+        wait(self.config.plug_latency).await;
+        if self.fails(self.config.plug_failure_rate) {
+            return Err(Error::Failed("simulated failure to plug a port".into()));
+        }
+        let lost = self.fails(self.config.plug_lost_rate);
+        let mut world = self.world();
+        world.refresh()?;
+        self.arrive(&mut world, permit)?;
+        let appliance = permit.appliance();
+        let same = |slot: &&SimulatedSlot| (slot.ordinal, slot.attempt) == (instance.ordinal, instance.attempt);
+        let slots = world.appliances.get(&appliance).map(|entry| entry.instances.as_slice()).unwrap_or_default();
+        let Some(slot) = slots.iter().find(same).filter(|slot| slot.boot_digest.is_some()) else {
+            return Err(Error::Failed("the instance does not run".into()));
+        };
+        let ports = change(&slot.ports);
+        let running = if ports == slot.ports {
+            slot.instance()
+        } else {
+            let changed = SimulatedSlot { ports, at_boot_ns: clock::now().as_nanos(), ..slot.clone() };
+            let running = changed.instance();
+            world.change(appliance, permit.token(), changed)?;
+            running
+        };
+        if lost {
+            return Err(Error::Failed("simulated loss of an answer".into()));
+        }
+        running.ok_or_else(|| Error::Failed("the instance does not run".into()))
     }
 
     /// Next number in `[0, 1)`: splitmix64, which needs no lock.
@@ -227,6 +308,10 @@ impl Simulated {
 impl Driver for Simulated {
     fn fencing(&self) -> DriverFencing {
         self.config.fencing()
+    }
+
+    fn plugs_ports(&self) -> bool {
+        self.config.hot_plug
     }
 
     async fn claim(&self, permit: &Permit) -> Result<(), Error> {
@@ -261,11 +346,20 @@ impl Driver for Simulated {
             attempt: wanted.attempt,
             started_at_unix_ms: unix_ms(),
             at_boot_ns: clock::now().as_nanos(),
-            boot_digest: Some(worker_core::desired::boot_digest(wanted.desired).into()),
+            boot_digest: Some(wanted.boot_digest.into()),
+            ports: wanted.desired.spec.ports.iter().collect(),
         };
         let instance = slot.instance().ok_or_else(|| Error::Failed("an instance without digest".into()))?;
         world.change(permit.appliance(), permit.token(), slot)?;
         Ok(instance)
+    }
+
+    async fn attach(&self, permit: &Permit, instance: &Instance, port: &NetworkPort) -> Result<Instance, Error> {
+        self.plug(permit, instance, |ports| ports.with(port.into())).await
+    }
+
+    async fn detach(&self, permit: &Permit, instance: &Instance, port: &Name) -> Result<Instance, Error> {
+        self.plug(permit, instance, |ports| ports.without(port)).await
     }
 
     async fn destroy(&self, permit: &Permit, instance: &Instance) -> Result<(), Error> {
@@ -284,6 +378,7 @@ impl Driver for Simulated {
             started_at_unix_ms: instance.started_at_unix_ms,
             at_boot_ns: clock::now().as_nanos(),
             boot_digest: None,
+            ports: PluggedPorts::default(),
         };
         world.change(permit.appliance(), permit.token(), slot)
     }
@@ -362,10 +457,9 @@ impl SimulatedSlot {
             ordinal: self.ordinal,
             attempt: self.attempt,
             boot_digest: self.boot_digest.as_deref()?.to_owned(),
-            pid: None,
             started_at_unix_ms: self.started_at_unix_ms,
-            management: None,
-            address: None,
+            ports: self.ports.clone(),
+            ..Instance::default()
         })
     }
 }
@@ -392,6 +486,7 @@ impl SimulatedWorld {
                 started_at_unix_ms: slot.started_at_unix_ms,
                 at_boot_ns: slot.at_boot_ns,
                 boot_digest: slot.boot_digest.clone(),
+                ports: slot.ports.iter().map(|port| (port.name.clone(), port.digest.to_string())).collect(),
             };
             let mut bytes = serde_json::to_vec(&line).map_err(|error| Error::Failed(error.to_string()))?;
             bytes.push(b'\n');
@@ -418,6 +513,10 @@ impl SimulatedWorld {
                 started_at_unix_ms: line.started_at_unix_ms,
                 at_boot_ns: line.at_boot_ns,
                 boot_digest: line.boot_digest,
+                // A digest that cannot be read is that of no port: it is plugged again.
+                ports: (line.ports.into_iter())
+                    .filter_map(|(name, digest)| Some(PluggedPort { name, digest: digest.parse().ok()? }))
+                    .collect(),
             });
         }
         Ok(())
@@ -454,6 +553,12 @@ impl SharedFiles {
             self.read.insert(path, from + whole as u64);
         }
         Ok(news)
+    }
+}
+
+async fn wait(latency: Duration) {
+    if !latency.is_zero() {
+        tokio::time::sleep(latency).await;
     }
 }
 

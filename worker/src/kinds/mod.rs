@@ -91,7 +91,7 @@ async fn probe_tcp(instance: &Instance) -> Result<(), Error> {
 }
 
 fn service(instance: &Instance) -> Result<std::net::SocketAddr, Error> {
-    instance.address.ok_or_else(|| Error::Failed("the instance has no address to probe".into()))
+    instance.addresses.service.ok_or_else(|| Error::Failed("the instance has no address to probe".into()))
 }
 
 #[cfg(test)]
@@ -107,6 +107,7 @@ mod tests {
     use common::driver::DriverName;
     use common::kind::{Custom, KindSpec, Probe};
     use tokio::net::TcpListener;
+    use worker_core::instance::Addresses;
 
     use super::*;
 
@@ -121,20 +122,13 @@ mod tests {
             edition: Edition::default(),
             revision: 0,
             deleting: false,
-            spec: Spec { replicas: 1, probe_interval: None, image: None, kind },
+            spec: Spec { replicas: 1, probe_interval: None, image: None, ports: vec![], kind },
         }
     }
 
     fn instance(address: SocketAddr) -> Instance {
-        Instance {
-            ordinal: 0,
-            attempt: 1,
-            boot_digest: String::new(),
-            pid: None,
-            started_at_unix_ms: 0,
-            management: None,
-            address: Some(address),
-        }
+        let addresses = Addresses { service: Some(address), ..Addresses::default() };
+        Instance { attempt: 1, addresses, ..Instance::default() }
     }
 
     #[tokio::test]

@@ -44,7 +44,10 @@ pub(super) async fn probe(client: &HttpClient, instance: &Instance) -> Result<()
 }
 
 fn management(instance: &Instance) -> Result<SocketAddr, Error> {
-    instance.management.ok_or_else(|| Error::Failed("the instance has not opened its management address yet".into()))
+    instance
+        .addresses
+        .management
+        .ok_or_else(|| Error::Failed("the instance has not opened its management address yet".into()))
 }
 
 fn problem(answer: &HttpAnswer) -> Option<Problem> {

@@ -143,7 +143,9 @@ impl Scheduler {
             RunnerCommand::Take { appliance, token, desired, progress, hold, suspect, traceparent } => {
                 let now = self.now();
                 let hold_until = hold_until(now, hold);
-                let mut lifecycle = Lifecycle::new(appliance, desired, progress, now, &self.config.lifecycle);
+                let plugs_ports = self.drivers.offer(&desired.driver).is_some_and(|o| o.driver.plugs_ports());
+                let config = &self.config.lifecycle;
+                let mut lifecycle = Lifecycle::new(appliance, desired, plugs_ports, progress, now, config);
                 if !hold.is_zero() {
                     lifecycle.hold(hold_until);
                 }
@@ -448,6 +450,7 @@ impl Scheduler {
             serial,
             step,
             desired,
+            boot_digest: entry.lifecycle.boot_digest().into(),
             instance: step.ordinal().and_then(|n| entry.lifecycle.instance(n, attempt)).cloned(),
             driver,
             protocol,

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::ApplianceId;
-use common::appliance::MAX_TEXT;
+use common::appliance::{MAX_TEXT, Name};
 use futures::FutureExt as _;
 use proto::convert::scalar::clip;
 use tracing::{Instrument as _, Span, field};
 use worker_core::desired::Desired;
 use worker_core::instance::Instance;
 use worker_core::lifecycle::{Config, LifecycleStep, StepOutcome};
+use worker_core::ports::PortChanges;
 
 use crate::drivers::{Driver, Error, Wanted};
 use crate::gate::{Permit, Shut};
@@ -37,6 +38,8 @@ pub(super) struct StepTask {
     pub(super) serial: u64,
     pub(super) step: LifecycleStep,
     pub(super) desired: Arc<Desired>,
+    /// What an instance that is started now is started with.
+    pub(super) boot_digest: Box<str>,
     /// The instance it is about, if there is one yet.
     pub(super) instance: Option<Instance>,
     pub(super) driver: Arc<dyn Driver>,
@@ -105,7 +108,7 @@ impl StepTask {
             }
             (LifecycleStep::Probe { .. }, _, Some(instance)) => Ok(self.probe(instance, config).await),
             (LifecycleStep::Boot { ordinal, attempt }, Some(permit), _) => {
-                let wanted = Wanted { ordinal, attempt, desired: &self.desired };
+                let wanted = Wanted { ordinal, attempt, desired: &self.desired, boot_digest: &self.boot_digest };
                 Ok(StepOutcome::Booted(self.driver.ensure(permit, wanted).await?))
             }
             (LifecycleStep::Configure { .. }, Some(permit), Some(instance)) => {
@@ -116,8 +119,7 @@ impl StepTask {
                 self.protocol.configure(permit, instance, &self.desired).await?;
                 Ok(StepOutcome::Configured)
             }
-            // No driver of this version has ports that can be plugged apart from a boot, so they always are.
-            (LifecycleStep::Replug { .. }, Some(_), Some(_)) => Ok(StepOutcome::Replugged),
+            (LifecycleStep::Replug { .. }, Some(permit), Some(instance)) => self.replug(permit, instance).await,
             (LifecycleStep::Destroy { .. }, Some(permit), Some(instance)) => {
                 self.driver.destroy(permit, instance).await?;
                 Ok(StepOutcome::Destroyed)
@@ -132,6 +134,27 @@ impl StepTask {
                 Ok(StepOutcome::Failed("the instance is not known any more".to_owned()))
             }
         }
+    }
+
+    /// Detaches the ports that the instance shall not have, then attaches those that it lacks.
+    async fn replug(&self, permit: &Permit, instance: &Instance) -> Result<StepOutcome, Error> {
+        if self.is_alive(instance).await == Some(false) {
+            return Ok(StepOutcome::Vanished("it does not run any more".to_owned()));
+        }
+        let changes = PortChanges::between(&self.desired.spec.ports, &instance.ports);
+        let about = |verb: &str, port: &Name, error| match error {
+            Error::Refused(text) => Error::Refused(format!("{verb} port {port}: {text}")),
+            Error::Failed(text) => Error::Failed(format!("{verb} port {port}: {text}")),
+            other => other,
+        };
+        let mut now = instance.clone();
+        for port in &changes.detach {
+            now = self.driver.detach(permit, &now, port).await.map_err(|error| about("detach", port, error))?;
+        }
+        for port in &changes.attach {
+            now = self.driver.attach(permit, &now, port).await.map_err(|error| about("attach", &port.name, error))?;
+        }
+        Ok(StepOutcome::Replugged(now))
     }
 
     /// Raises the token at the far side. A shut gate is no reason not to look.

@@ -8,10 +8,12 @@ use async_trait::async_trait;
 use common::appliance::{Name, Spec};
 use common::driver::DriverName;
 use common::kind::{Custom, KindSpec, Probe};
+use common::network_port::NetworkPort;
 use common::status::Phase;
 use common::{Edition, Generation, Term};
 use tokio::time::Instant;
 use worker_core::instance::Instance;
+use worker_core::ports::PluggedPorts;
 
 use super::*;
 use crate::drivers::{Driver, DriverFencing, Error, Wanted};
@@ -19,6 +21,7 @@ use crate::gate::Permit;
 use crate::kinds::{ProbeAnswer, Protocol};
 use crate::offer::Offer;
 
+mod ports;
 mod suspects;
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -44,6 +47,7 @@ fn desired(generation: u64, change: impl FnOnce(&mut Desired)) -> Arc<Desired> {
             replicas: 1,
             probe_interval: None,
             image: None,
+            ports: vec![],
             kind: KindSpec::Custom(Custom {
                 command: "serve".into(),
                 args: vec![],
@@ -55,6 +59,20 @@ fn desired(generation: u64, change: impl FnOnce(&mut Desired)) -> Arc<Desired> {
     };
     change(&mut desired);
     Arc::new(desired)
+}
+
+/// How calls that plug ports end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Plugs {
+    /// The driver does not plug ports.
+    Never,
+    AsTold,
+    /// With an error, after they took effect.
+    Unanswered,
+    /// With an error, and without effect.
+    NotAtAll,
+    /// After so long.
+    After(Duration),
 }
 
 /// Where instances live; driver and kind at once.
@@ -75,6 +93,7 @@ struct RunnerWorld {
     /// A newer token than ours, with which boots are refused.
     newer: Mutex<Option<Token>>,
     probes_hang: AtomicBool,
+    plugs: Mutex<Plugs>,
     /// Somebody else answers where an instance did.
     foreign: AtomicBool,
 }
@@ -93,6 +112,7 @@ impl RunnerWorld {
             boots_panic: AtomicBool::new(false),
             newer: Mutex::default(),
             probes_hang: AtomicBool::new(false),
+            plugs: Mutex::new(Plugs::Never),
             foreign: AtomicBool::new(false),
         })
     }
@@ -119,15 +139,38 @@ impl RunnerWorld {
         Ok(Acting { world: self, appliance })
     }
 
+    /// Carries out a call that plugs a port.
+    async fn plug(
+        &self,
+        permit: &Permit,
+        instance: &Instance,
+        text: String,
+        change: impl FnOnce(&PluggedPorts) -> PluggedPorts + Send,
+    ) -> Result<Instance, Error> {
+        let _acting = self.act(permit)?;
+        self.note(text);
+        let how = *self.plugs.lock().expect("no panic");
+        if let Plugs::After(time) = how {
+            tokio::time::sleep(time).await;
+        } else if how == Plugs::NotAtAll {
+            return Err(Error::Failed("no slot left".into()));
+        }
+        let mut instances = self.instances.lock().expect("no panic");
+        let same = |known: &&mut Instance| (known.ordinal, known.attempt) == (instance.ordinal, instance.attempt);
+        let known = instances.entry(permit.appliance()).or_default().iter_mut().find(same);
+        let known = known.ok_or_else(|| Error::Failed("no such instance".into()))?;
+        known.ports = change(&known.ports);
+        if how == Plugs::Unanswered { Err(Error::Failed("connection reset".into())) } else { Ok(known.clone()) }
+    }
+
     fn put(&self, appliance: ApplianceId, ordinal: u16, attempt: u32, desired: &Desired) -> Instance {
         let instance = Instance {
             ordinal,
             attempt,
-            boot_digest: worker_core::desired::boot_digest(desired),
-            pid: Some(attempt),
-            started_at_unix_ms: 0,
-            management: None,
-            address: None,
+            boot_digest: worker_core::desired::boot_digest(desired, self.plugs_ports()),
+            ports: desired.spec.ports.iter().collect(),
+            details: [("pid", attempt.to_string())].into_iter().collect(),
+            ..Instance::default()
         };
         self.instances.lock().expect("no panic").entry(appliance).or_default().push(instance.clone());
         instance
@@ -153,8 +196,22 @@ impl Driver for RunnerWorld {
         DriverFencing::Delay(Duration::from_secs(20))
     }
 
+    fn plugs_ports(&self) -> bool {
+        *self.plugs.lock().expect("no panic") != Plugs::Never
+    }
+
     async fn observe(&self, appliance: ApplianceId) -> Result<Vec<Instance>, Error> {
         Ok(self.find(appliance))
+    }
+
+    async fn attach(&self, permit: &Permit, instance: &Instance, port: &NetworkPort) -> Result<Instance, Error> {
+        let text = format!("attach {}/{} {}", instance.ordinal, instance.attempt, port.name);
+        self.plug(permit, instance, text, |ports| ports.with(port.into())).await
+    }
+
+    async fn detach(&self, permit: &Permit, instance: &Instance, port: &Name) -> Result<Instance, Error> {
+        let text = format!("detach {}/{} {port}", instance.ordinal, instance.attempt);
+        self.plug(permit, instance, text, |ports| ports.without(port)).await
     }
 
     async fn is_alive(&self, appliance: ApplianceId, instance: &Instance) -> Option<bool> {
@@ -182,7 +239,7 @@ impl Driver for RunnerWorld {
         let _acting = self.act(permit)?;
         self.note(format!("destroy {}/{}", instance.ordinal, instance.attempt));
         if let Some(list) = self.instances.lock().expect("no panic").get_mut(&permit.appliance()) {
-            list.retain(|i| i != instance);
+            list.retain(|i| (i.ordinal, i.attempt) != (instance.ordinal, instance.attempt));
         }
         Ok(())
     }
@@ -254,6 +311,11 @@ impl RunnerBench {
         let world = RunnerWorld::new();
         let driver: Arc<dyn Driver> = Arc::clone(&world) as _;
         let offer = Offer { driver, protocol: Arc::new(Speaker(Arc::clone(&world))) };
+        Self::with(world, offer).await
+    }
+
+    /// With another driver than the world, and a lease that never stood.
+    async fn with(world: Arc<RunnerWorld>, offer: Offer) -> Self {
         let drivers = Drivers::from(BTreeMap::from([(DriverName::simulated(), offer)]));
         let start = Instant::now();
         let clock = move || Timestamp::from_millis(1_000_000) + start.elapsed();
@@ -388,7 +450,7 @@ async fn a_running_instance_is_adopted_as_it_is() {
     bench.world.put(id(1), 0, 7, &d);
     bench.take(1, 1, d).await;
     let status = bench.phase(Phase::Configured).await;
-    assert_eq!(status.instances[0].pid, Some(7));
+    assert_eq!(status.instances[0].details.pid(), Some(7));
     assert_eq!(bench.world.calls(), ["configure 0/7 g4"]);
 }
 
@@ -419,7 +481,7 @@ async fn a_killed_instance_is_replaced_within_the_probe_interval() {
     bench.world.instances.lock().expect("no panic").clear();
     let killed = Instant::now();
     let status = bench.phase(Phase::Configured).await;
-    assert_eq!(status.instances[0].pid, Some(2));
+    assert_eq!(status.instances[0].details.pid(), Some(2));
     assert!(killed.elapsed() <= Duration::from_secs(63), "{:?}", killed.elapsed());
 }
 
@@ -625,7 +687,7 @@ async fn commands_of_an_old_token_change_nothing() {
     bench.handle.send(take).await.expect("it runs");
     bench.update(1, 5, desired(2, |_| {})).await;
     let status = bench.status(|s| s.observed_generation == Generation::new(2) && s.phase == Phase::Configured).await;
-    assert_eq!(status.instances[0].pid, Some(1));
+    assert_eq!(status.instances[0].details.pid(), Some(1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -659,7 +721,7 @@ async fn a_new_incarnation_waits_for_steps_of_the_former() {
     bench.take(1, 2, desired(1, |_| {})).await;
     let status = bench.phase(Phase::Configured).await;
     assert!(begun.elapsed() >= Duration::from_secs(29));
-    assert_eq!(status.instances[0].pid, Some(1), "what the former step started is adopted");
+    assert_eq!(status.instances[0].details.pid(), Some(1), "what the former step started is adopted");
     assert!(!old.lease_stands());
 }
 

@@ -270,7 +270,7 @@ fn desired() -> Arc<Desired> {
         edition: Edition::new(Generation::new(1), Term::new(1)),
         revision: 0,
         deleting: false,
-        spec: Spec { replicas: 1, probe_interval: None, image: None, kind },
+        spec: Spec { replicas: 1, probe_interval: None, image: None, ports: vec![], kind },
     })
 }
 

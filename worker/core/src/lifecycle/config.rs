@@ -46,9 +46,12 @@ pub struct Config {
     /// How long configuring one instance may take.
     #[serde(with = "humantime_serde")]
     pub configure_timeout: Duration,
-    /// How long plugging ports of one instance may take.
+    /// How long plugging the ports of one instance may take, all of its ports together.
     #[serde(with = "humantime_serde")]
     pub replug_timeout: Duration,
+    /// Times that plugging the ports of one instance fails in a row before it is replaced. Higher keeps an instance that lacks
+    /// a port running for longer, lower gives it up for a passing fault. Refusals do not count.
+    pub replug_attempts: u32,
     /// How long an instance has to serve before its end counts as bad luck and not as another round of a crash loop. The
     /// first end is always repaired at once; those that follow within this time of being configured wait as failed boots
     /// do. Longer catches slower loops.
@@ -81,6 +84,7 @@ impl Default for Config {
             stable_after: Duration::from_secs(60),
             configure_timeout: Duration::from_secs(90),
             replug_timeout: Duration::from_secs(10),
+            replug_attempts: 3,
             queue_warning: 100,
             fence_retry: Duration::from_secs(1),
             boot_backoff: Backoff::default(),
@@ -110,6 +114,7 @@ impl Config {
         for (field, value) in [
             ("boot_attempts", self.boot_attempts),
             ("restart_probe_failures", self.restart_probe_failures),
+            ("replug_attempts", self.replug_attempts),
             ("queue_warning", self.queue_warning),
         ] {
             if value == 0 {

@@ -37,10 +37,21 @@ pub(super) struct InstanceSlot {
     pub(super) failed_probes: u32,
     /// When it is probed next.
     pub(super) next_probe: Timestamp,
-    /// When it may be configured or plugged again after that failed.
+    /// When it may be configured again after that failed.
     pub(super) retry: Retry,
-    /// Its ports are to be plugged anew.
-    pub(super) replug: bool,
+    /// How plugging its ports has failed.
+    pub(super) plugging: Plugging,
+}
+
+/// How plugging the ports of one instance has failed since it last succeeded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Plugging {
+    /// When it may be tried again.
+    pub(super) retry: Retry,
+    /// Failures in a row that count towards `replug_attempts`.
+    pub(super) failed: u32,
+    /// They were so many that the instance is to be replaced. Until its turn comes plugging is still tried.
+    pub(super) given_up: bool,
 }
 
 impl InstanceSlot {
@@ -58,15 +69,17 @@ impl InstanceSlot {
             failed_probes: 0,
             next_probe,
             retry: Retry::default(),
-            replug: false,
+            plugging: Plugging::default(),
         }
     }
 
     /// The same one as its driver describes it now. Drivers know the address it was started with; the one of a
     /// configuration that was accepted since is known here only.
-    fn seen_as(self, instance: Instance) -> Self {
-        let address = if self.configured.is_some() { self.instance.address } else { instance.address };
-        Self { instance: Instance { address, ..instance }, ..self }
+    pub(super) fn see(&mut self, mut instance: Instance) {
+        if self.serves_since.is_some() {
+            instance.addresses.service = self.instance.addresses.service;
+        }
+        self.instance = instance;
     }
 
     pub(super) const fn is_alive(&self) -> bool {
@@ -242,7 +255,11 @@ impl Instances {
                 .iter()
                 .position(|s| s.instance.ordinal == instance.ordinal && s.instance.attempt == instance.attempt);
             self.slots.push(match same {
-                Some(at) => before.remove(at).seen_as(instance),
+                Some(at) => {
+                    let mut slot = before.remove(at);
+                    slot.see(instance);
+                    slot
+                }
                 None if starts(&instance) => InstanceSlot::rising(instance, now, now),
                 None => InstanceSlot::new(instance, InstanceLife::Adopted, now),
             });
@@ -296,15 +313,7 @@ mod tests {
     use super::*;
 
     fn instance(ordinal: u16, attempt: u32, digest: &str) -> Instance {
-        Instance {
-            ordinal,
-            attempt,
-            boot_digest: digest.to_owned(),
-            pid: None,
-            started_at_unix_ms: 0,
-            management: None,
-            address: None,
-        }
+        Instance { ordinal, attempt, boot_digest: digest.to_owned(), ..Instance::default() }
     }
 
     fn keys(instances: &[Instance]) -> Vec<(u16, u32)> {

@@ -2,32 +2,105 @@
 
 use common::{Generation, Timestamp};
 
-use super::fleet::{InstanceLife, InstanceSlot};
-use super::{Bar, Config, Lifecycle, LifecycleStep, StepOutcome, plan};
+use super::fleet::{InstanceLife, InstanceSlot, Plugging};
+use super::{AfterEvent, Bar, Lifecycle, LifecycleStep, Occasion, StepOutcome, plan};
 use crate::instance::Instance;
 use common::backoff::Retry;
 
 impl Lifecycle {
-    pub(super) fn observed(&mut self, found: Vec<Instance>, now: Timestamp, jitter: f64, config: &Config) {
-        let first = self.fleet.slots.is_empty() && self.news.quiet;
-        let replicas = self.desired.spec.replicas;
-        let findings = self.fleet.observe(found, &self.digest, replicas, now);
-        self.looks = Retry::default();
+    /// Takes in how the running step ended.
+    pub(super) fn step_ended(
+        &mut self,
+        step: LifecycleStep,
+        leaving: bool,
+        outcome: StepOutcome,
+        at: Occasion<'_>,
+    ) -> AfterEvent {
+        use {LifecycleStep as L, StepOutcome as O};
+        match (step, outcome) {
+            (L::Observe, O::Observed(found)) => self.observed(found, at),
+            (L::Boot { ordinal, attempt }, O::Booted(instance))
+                if (instance.ordinal, instance.attempt) == (ordinal, attempt) =>
+            {
+                let next_probe = at.now + plan::poll_delay(0);
+                self.fleet.keep(InstanceSlot::rising(instance, at.now, next_probe));
+            }
+            (L::Boot { ordinal, .. }, O::Refused(text) | O::Failed(text)) => {
+                self.fleet.known = false;
+                self.failed_boot(ordinal, &text, at);
+            }
+            (L::Boot { ordinal, .. }, O::TimedOut) => {
+                self.fleet.known = false;
+                self.failed_boot(ordinal, "starting it took too long", at);
+            }
+            (L::Probe { ordinal }, O::Answered) => self.answered(ordinal, at),
+            (L::Probe { ordinal }, O::Silent(text) | O::Failed(text) | O::Refused(text)) => {
+                self.silent(ordinal, &text, at);
+            }
+            (L::Probe { ordinal }, O::TimedOut) => self.silent(ordinal, "no answer in time", at),
+            (L::Probe { ordinal }, O::Vanished(text)) => self.vanished(ordinal, &text, at),
+            (L::Configure { ordinal, generation }, O::Configured) => self.configured(ordinal, generation, at.now),
+            (L::Replug { ordinal, generation }, O::Replugged(instance)) if instance.ordinal == ordinal => {
+                self.replugged(instance, generation, at);
+            }
+            (L::Destroy { ordinal, attempt }, O::Destroyed) => {
+                self.fleet.doomed.retain(|doomed| (doomed.ordinal, doomed.attempt) != (ordinal, attempt));
+                self.waits.removals = Retry::default();
+            }
+            (L::Forget, O::Forgotten) if !leaving => return AfterEvent::Gone,
+            // The next owner forgets again, which changes nothing, and reports it under its own token.
+            (L::Forget, O::Forgotten) => return AfterEvent::Release,
+            // The gate was shut or the place was taken: nothing failed, but others may have acted since.
+            (_, outcome @ (O::Fenced { .. } | O::Busy(_) | O::Superseded(_))) => self.kept_out(step, &outcome, at),
+            // Failures of the other steps, and outcomes that do not belong to the step that ran.
+            (_, outcome) => self.failed(step, &outcome, at),
+        }
+        AfterEvent::Plan
+    }
+
+    /// The step was not begun. It is tried again later, after another look.
+    fn kept_out(&mut self, step: LifecycleStep, outcome: &StepOutcome, at: Occasion<'_>) {
+        if let LifecycleStep::Boot { ordinal, attempt } = step {
+            self.fleet.untake_attempt(ordinal, attempt);
+        }
+        let mut wait = at.config.fence_retry.mul_f64(0.5 + at.jitter.clamp(0.0, 1.0));
+        match outcome {
+            StepOutcome::Fenced { retry_after } => wait = retry_after.unwrap_or(wait),
+            StepOutcome::Superseded(newer) => {
+                self.troubles.last_error = Some(format!("fenced by a newer token {newer}").into());
+            }
+            other => self.troubles.last_error = Some(other.text().into()),
+        }
+        let until = at.now + wait;
+        self.waits.fenced_until = until;
+        self.fleet.known = false;
+        self.waits.looks.at = self.waits.looks.at.max(until);
+    }
+
+    fn observed(&mut self, found: Vec<Instance>, at: Occasion<'_>) {
+        let first = self.fleet.slots.is_empty() && self.reporting.quiet;
+        let replicas = self.goal.replicas();
+        let findings = self.fleet.observe(found, &self.goal.digest, replicas, at.now);
+        self.waits.looks = Retry::default();
+        for slot in self.fleet.slots.iter_mut().filter(|slot| !self.goal.needs_plugging(&slot.instance)) {
+            slot.plugging = Plugging::default();
+        }
         for slot in findings.lost {
             let text = format!("instance {} ended by itself", slot.instance.ordinal);
-            self.ended(&slot, text, now, jitter, config);
+            self.ended(&slot, text, at);
         }
         for ordinal in findings.failed_boots {
-            self.failed_boot(ordinal, "ended before it answered", now, jitter, config);
+            self.failed_boot(ordinal, "ended before it answered", at);
         }
         if first && !self.fleet.slots.is_empty() && self.fleet.missing(replicas).is_some() {
-            self.lost = true;
+            self.troubles.lost = true;
         }
     }
 
-    pub(super) fn failed_boot(&mut self, ordinal: u16, text: &str, now: Timestamp, jitter: f64, config: &Config) {
+    fn failed_boot(&mut self, ordinal: u16, text: &str, at: Occasion<'_>) {
+        let Occasion { now, jitter, config } = at;
         self.boots.failed = self.boots.failed.saturating_add(1);
-        self.last_error = Some(format!("boot of instance {ordinal}: {text}").into());
+        self.troubles.last_error = Some(format!("boot of instance {ordinal}: {text}").into());
         self.boots.bar = if self.boots.failed >= config.boot_attempts {
             Bar::Cooldown(now + config.error_cooldown)
         } else {
@@ -35,44 +108,86 @@ impl Lifecycle {
         };
     }
 
-    /// An instance that had answered has ended, or has to. The first time it is replaced at once; again without
-    /// `stable_after` of health between, it waits longer each time, so that what cannot live does not keep a host busy.
-    fn ended(&mut self, slot: &InstanceSlot, text: String, now: Timestamp, jitter: f64, config: &Config) {
-        self.lost = true;
+    /// An instance that had answered has ended, or has to.
+    fn ended(&mut self, slot: &InstanceSlot, text: String, at: Occasion<'_>) {
+        self.troubles.lost = true;
+        self.count_end(slot, text, at);
+    }
+
+    /// The first time an instance ends it is replaced at once; again without `stable_after` of health between, that waits
+    /// longer each time, so that what cannot live does not keep a host busy.
+    fn count_end(&mut self, slot: &InstanceSlot, text: String, at: Occasion<'_>) {
+        let Occasion { now, jitter, config } = at;
         if slot.is_proven(now, config.stable_after) {
             self.boots.ends = self.boots.ends.max(1);
-            self.last_error = Some(text.into());
+            self.troubles.last_error = Some(text.into());
             return;
         }
         self.boots.ends = self.boots.ends.saturating_add(1);
         let again = self.boots.ends - 1;
         if again == 0 {
-            self.last_error = Some(text.into());
+            self.troubles.last_error = Some(text.into());
             return;
         }
         let (ends, stable) = (self.boots.ends, config.stable_after);
-        self.last_error = Some(format!("{text} ({ends} ends without {stable:?} of health)").into());
+        self.troubles.last_error = Some(format!("{text} ({ends} ends without {stable:?} of health)").into());
         if !matches!(self.boots.bar, Bar::Cooldown(_)) {
             self.boots.bar = Bar::Backoff(now + config.boot_backoff.delay(again, jitter));
         }
     }
 
-    pub(super) fn configured(&mut self, ordinal: u16, generation: Generation, now: Timestamp) {
+    fn configured(&mut self, ordinal: u16, generation: Generation, now: Timestamp) {
         // What the configuration of an older generation said is not known any more; the newer one follows at once.
-        let address = self.desired.spec.kind.service_address(ordinal);
-        let address = address.filter(|_| generation == self.desired.edition.generation);
+        let address = self.goal.desired.spec.kind.service_address(ordinal);
+        let address = address.filter(|_| generation == self.goal.generation());
         let Some(slot) = self.fleet.slot_mut(ordinal) else { return };
         slot.configured = Some(generation);
         slot.serves_since.get_or_insert(now);
         slot.retry = Retry::default();
         // What serves no REST contract was not told where to serve either.
-        if address.is_some() && slot.instance.management.is_some() {
-            slot.instance.address = address;
+        if address.is_some() && slot.instance.addresses.management.is_some() {
+            slot.instance.addresses.service = address;
         }
     }
 
-    pub(super) fn answered(&mut self, ordinal: u16, now: Timestamp, config: &Config) {
-        let next_probe = self.next_probe(ordinal, now, config);
+    /// The driver says that the instance has the ports of `generation`.
+    fn replugged(&mut self, instance: Instance, generation: Generation, at: Occasion<'_>) {
+        let ordinal = instance.ordinal;
+        let lacks = generation == self.goal.generation() && self.goal.needs_plugging(&instance);
+        let Some(slot) = self.fleet.slot_mut(ordinal) else { return };
+        let same = slot.instance.attempt == instance.attempt;
+        if same {
+            slot.see(instance);
+        }
+        if lacks || !same {
+            let text = "its driver reports other ports than it was asked for";
+            self.troubles.last_error = Some(format!("replug {ordinal}: {text}").into());
+            self.plugging_failed(ordinal, true, at);
+        } else {
+            slot.plugging = Plugging::default();
+        }
+    }
+
+    /// The ports of an instance could not be plugged. After `replug_attempts` failures in a row that count, it is replaced:
+    /// another instance may get them.
+    fn plugging_failed(&mut self, ordinal: u16, counts: bool, at: Occasion<'_>) {
+        let Occasion { now, jitter, config } = at;
+        let Some(slot) = self.fleet.slot_mut(ordinal) else { return };
+        // It may be dead, which a probe finds out.
+        slot.next_probe = slot.next_probe.min(now + config.probe_retry);
+        slot.plugging.retry.fail(now, &config.step_backoff, jitter);
+        slot.plugging.failed = slot.plugging.failed.saturating_add(u32::from(counts));
+        if slot.plugging.failed < config.replug_attempts || slot.plugging.given_up {
+            return;
+        }
+        slot.plugging.given_up = true;
+        let (slot, failed) = (slot.clone(), slot.plugging.failed);
+        let error = self.troubles.last_error.take().unwrap_or_default();
+        self.count_end(&slot, format!("ports of instance {ordinal} could not be plugged {failed} times: {error}"), at);
+    }
+
+    fn answered(&mut self, ordinal: u16, at: Occasion<'_>) {
+        let next_probe = self.next_probe(ordinal, at.now, at.config);
         if let Some(slot) = self.fleet.slot_mut(ordinal) {
             slot.life = InstanceLife::Alive;
             slot.failed_probes = 0;
@@ -80,21 +195,22 @@ impl Lifecycle {
         }
     }
 
-    pub(super) fn silent(&mut self, ordinal: u16, text: &str, now: Timestamp, jitter: f64, config: &Config) {
+    fn silent(&mut self, ordinal: u16, text: &str, at: Occasion<'_>) {
+        let Occasion { now, config, .. } = at;
         let retry = now + config.probe_retry.min(self.interval(config));
         let Some(slot) = self.fleet.slot_mut(ordinal) else { return };
         slot.failed_probes = slot.failed_probes.saturating_add(1);
         match &mut slot.life {
             InstanceLife::Rising { since, .. } if now.since(*since) >= config.boot_timeout => {
                 self.fleet.condemn(ordinal);
-                self.failed_boot(ordinal, &format!("gave no answer in time: {text}"), now, jitter, config);
+                self.failed_boot(ordinal, &format!("gave no answer in time: {text}"), at);
             }
             InstanceLife::Rising { polls, .. } => {
                 *polls = polls.saturating_add(1);
                 slot.next_probe = now + plan::poll_delay(*polls);
                 // Long enough that a usual start shows no error, short enough that a hopeless one explains itself.
                 if *polls == 20 {
-                    self.last_error = Some(format!("instance {ordinal} does not answer yet: {text}").into());
+                    self.troubles.last_error = Some(format!("instance {ordinal} does not answer yet: {text}").into());
                 }
             }
             InstanceLife::Alive | InstanceLife::Adopted if slot.failed_probes >= config.restart_probe_failures => {
@@ -102,40 +218,34 @@ impl Lifecycle {
                 let condemned = slot.clone();
                 self.fleet.condemn(ordinal);
                 let text = format!("instance {ordinal} left {times} probes unanswered: {text}");
-                self.ended(&condemned, text, now, jitter, config);
+                self.ended(&condemned, text, at);
             }
             InstanceLife::Alive | InstanceLife::Adopted => slot.next_probe = retry,
         }
     }
 
-    pub(super) fn vanished(&mut self, ordinal: u16, text: &str, now: Timestamp, jitter: f64, config: &Config) {
+    fn vanished(&mut self, ordinal: u16, text: &str, at: Occasion<'_>) {
         match self.fleet.remove(ordinal) {
             Some(slot) if !slot.is_rising() => {
-                self.ended(&slot, format!("instance {ordinal} is gone: {text}"), now, jitter, config);
+                self.ended(&slot, format!("instance {ordinal} is gone: {text}"), at);
             }
-            Some(_) => self.failed_boot(ordinal, &format!("ended before it answered: {text}"), now, jitter, config),
+            Some(_) => self.failed_boot(ordinal, &format!("ended before it answered: {text}"), at),
             None => {}
         }
     }
 
-    pub(super) fn wait_outside(&mut self, until: Timestamp) {
-        self.fenced_until = until;
-        self.fleet.known = false;
-        self.looks.at = self.looks.at.max(until);
-    }
-
-    pub(super) fn failed(
-        &mut self,
-        step: LifecycleStep,
-        outcome: &StepOutcome,
-        now: Timestamp,
-        jitter: f64,
-        config: &Config,
-    ) {
-        self.last_error = Some(format!("{step}: {}", outcome.text()).into());
+    fn failed(&mut self, step: LifecycleStep, outcome: &StepOutcome, at: Occasion<'_>) {
+        let Occasion { now, jitter, config } = at;
+        self.troubles.last_error = Some(format!("{step}: {}", outcome.text()).into());
         match step {
-            LifecycleStep::Observe => self.looks.fail(now, &config.step_backoff, jitter),
-            LifecycleStep::Configure { ordinal, .. } | LifecycleStep::Replug { ordinal } => {
+            LifecycleStep::Observe => self.waits.looks.fail(now, &config.step_backoff, jitter),
+            LifecycleStep::Replug { ordinal, .. } => {
+                // Some of its ports may have changed, and even the last call may have taken effect.
+                self.fleet.known = false;
+                let counts = matches!(outcome, StepOutcome::Failed(_) | StepOutcome::TimedOut);
+                self.plugging_failed(ordinal, counts, at);
+            }
+            LifecycleStep::Configure { ordinal, .. } => {
                 if let Some(slot) = self.fleet.slot_mut(ordinal) {
                     slot.retry.fail(now, &config.step_backoff, jitter);
                     // It may be dead, which a probe finds out.
@@ -144,15 +254,15 @@ impl Lifecycle {
             }
             LifecycleStep::Destroy { .. } | LifecycleStep::Forget => {
                 self.fleet.known = false;
-                self.removals.fail(now, &config.step_backoff, jitter);
-                self.looks.at = self.looks.at.max(self.removals.at);
+                self.waits.removals.fail(now, &config.step_backoff, jitter);
+                self.waits.looks.at = self.waits.looks.at.max(self.waits.removals.at);
             }
             // Only an outcome that does not belong to it comes here: nobody knows what happened.
             LifecycleStep::Boot { ordinal, .. } => {
                 self.fleet.known = false;
-                self.failed_boot(ordinal, outcome.text(), now, jitter, config);
+                self.failed_boot(ordinal, outcome.text(), at);
             }
-            LifecycleStep::Probe { ordinal } => self.silent(ordinal, outcome.text(), now, jitter, config),
+            LifecycleStep::Probe { ordinal } => self.silent(ordinal, outcome.text(), at),
         }
     }
 }

@@ -53,30 +53,39 @@ impl Lifecycle {
         {
             self.boots = Boots::NONE;
         }
-        for until in [&mut self.held_until, &mut self.unanswered_until] {
+        for until in [&mut self.waits.held_until, &mut self.waits.unanswered_until] {
             if until.is_some_and(|until| until <= now) {
                 *until = None;
                 self.fleet.known = false;
             }
         }
         // Also one that was booted while the wish for it was withdrawn.
-        self.fleet.condemn_from(if self.desired.deleting { 0 } else { self.desired.spec.replicas });
+        self.fleet.condemn_from(if self.goal.desired.deleting { 0 } else { self.goal.replicas() });
         let mut wake = Wake { now, at: None };
-        let settled = self.unanswered_until.is_none_or(|until| wake.due(until));
-        let choice =
-            if self.desired.deleting { self.next_removal(&mut wake, settled) } else { self.next_repair(&mut wake) };
+        let settled = self.waits.unanswered_until.is_none_or(|until| wake.due(until));
+        let choice = if self.goal.desired.deleting {
+            self.next_removal(&mut wake, settled)
+        } else {
+            self.next_repair(&mut wake)
+        };
         let step = match choice {
             Some(Choice::Do(step)) => Some(step),
             Some(Choice::Boot(ordinal)) => {
                 Some(LifecycleStep::Boot { ordinal, attempt: self.fleet.next_attempt(ordinal) })
             }
             Some(Choice::Replace(ordinal)) => {
-                self.replacing = true;
+                self.troubles.replacing = true;
                 self.fleet.condemn(ordinal);
                 self.fleet.doomed.last().map(|i| LifecycleStep::Destroy { ordinal: i.ordinal, attempt: i.attempt })
             }
             None => None,
         };
+        if let Some(LifecycleStep::Replug { ordinal, .. }) = step
+            && let Some(slot) = self.fleet.slot_mut(ordinal)
+        {
+            // However it ends: what the instance was told of its ports may not be true any more.
+            slot.configured = None;
+        }
         match step {
             Some(step) => {
                 self.state = LifecycleState::Running { step, leaving: false };
@@ -91,15 +100,15 @@ impl Lifecycle {
 
     fn next_removal(&self, wake: &mut Wake, settled: bool) -> Option<Choice> {
         if !self.fleet.known {
-            return wake.due(self.looks.at).then_some(Choice::Do(LifecycleStep::Observe));
+            return wake.due(self.waits.looks.at).then_some(Choice::Do(LifecycleStep::Observe));
         }
-        let ready = wake.due(self.fenced_until.max(self.removals.at));
+        let ready = wake.due(self.waits.fenced_until.max(self.waits.removals.at));
         let last = settled.then_some(LifecycleStep::Forget);
         self.doomed_step().or(last).filter(|_| ready).map(Choice::Do)
     }
 
     fn next_repair(&self, wake: &mut Wake) -> Option<Choice> {
-        if !self.fleet.known && wake.due(self.looks.at) {
+        if !self.fleet.known && wake.due(self.waits.looks.at) {
             return Some(Choice::Do(LifecycleStep::Observe));
         }
         if let Bar::Cooldown(until) = self.boots.bar {
@@ -107,19 +116,16 @@ impl Lifecycle {
             let _ = wake.due(until);
         }
         // What changes the world needs to know the world, and the gate.
-        let may_act = self.fleet.known && wake.due(self.fenced_until);
+        let may_act = self.fleet.known && wake.due(self.waits.fenced_until);
         if may_act
             && let Some(step) = self.doomed_step()
-            && wake.due(self.removals.at)
+            && wake.due(self.waits.removals.at)
         {
             return Some(Choice::Do(step));
         }
         if may_act
-            && let Some(ordinal) = self.fleet.missing(self.desired.spec.replicas)
-            && wake.due(match self.boots.bar {
-                Bar::None => Timestamp::ZERO,
-                Bar::Backoff(until) | Bar::Cooldown(until) => until,
-            })
+            && let Some(ordinal) = self.fleet.missing(self.goal.replicas())
+            && wake.due(self.boots.bar.until())
         {
             return Some(Choice::Boot(ordinal));
         }
@@ -139,7 +145,7 @@ impl Lifecycle {
             .iter()
             .filter(fresh)
             .find_map(|slot| self.tend(slot, wake))
-            .or_else(|| self.next_replacement())
+            .or_else(|| self.next_replacement(wake))
             .or_else(|| slots.iter().filter(stale).find_map(|slot| self.tend(slot, wake)))
     }
 
@@ -147,18 +153,26 @@ impl Lifecycle {
         self.fleet.doomed.first().map(|i| LifecycleStep::Destroy { ordinal: i.ordinal, attempt: i.attempt })
     }
 
+    /// Whether an instance is to be replaced.
     fn is_stale(&self, slot: &InstanceSlot) -> bool {
-        slot.instance.boot_digest != *self.digest
+        self.goal.is_stale(&slot.instance) || slot.plugging.given_up
+    }
+
+    /// Whether an instance answers and has the wanted ports and configuration.
+    fn serves(&self, slot: &InstanceSlot) -> bool {
+        slot.is_alive() && slot.configured == Some(self.goal.generation()) && !self.goal.needs_plugging(&slot.instance)
     }
 
     /// What one living instance needs.
     fn tend(&self, slot: &InstanceSlot, wake: &mut Wake) -> Option<Choice> {
         let ordinal = slot.instance.ordinal;
-        let generation = self.desired.edition.generation;
+        let generation = self.goal.generation();
         let step = if !slot.is_alive() {
             return None;
-        } else if slot.replug {
-            LifecycleStep::Replug { ordinal }
+        } else if self.goal.needs_plugging(&slot.instance) {
+            // A late effect of a call that was not answered would undo what is plugged now.
+            let not_before = slot.plugging.retry.at.max(self.waits.unanswered_until.unwrap_or_default());
+            return wake.due(not_before).then_some(Choice::Do(LifecycleStep::Replug { ordinal, generation }));
         } else if slot.configured != Some(generation) {
             LifecycleStep::Configure { ordinal, generation }
         } else {
@@ -168,24 +182,27 @@ impl Lifecycle {
     }
 
     /// The next instance to give way to one with the wanted digest.
-    fn next_replacement(&self) -> Option<Choice> {
+    fn next_replacement(&self, wake: &mut Wake) -> Option<Choice> {
         let slots = &self.fleet.slots;
         // One that does not serve yet costs nothing.
         let idle = slots.iter().find(|slot| self.is_stale(slot) && !slot.is_alive());
-        let settled = |slot: &InstanceSlot| slot.is_alive() && slot.configured == Some(self.desired.edition.generation);
-        let rest_serves = slots.len() == usize::from(self.desired.spec.replicas)
-            && slots.iter().all(|slot| self.is_stale(slot) || settled(slot));
-        let next = idle.or_else(|| slots.iter().find(|slot| rest_serves && self.is_stale(slot)));
+        let rest_serves = slots.len() == usize::from(self.goal.replicas())
+            && slots.iter().all(|slot| self.is_stale(slot) || self.serves(slot));
+        let next = idle.or_else(|| {
+            // One that serves is not ended before its successor may be booted.
+            let stale = slots.iter().find(|slot| rest_serves && self.is_stale(slot));
+            stale.filter(|_| wake.due(self.boots.bar.until()))
+        });
         next.map(|slot| Choice::Replace(slot.instance.ordinal))
     }
 
     /// Time between two probes of one instance.
     pub(super) fn interval(&self, config: &Config) -> Duration {
-        self.desired.spec.probe_interval.unwrap_or(config.probe_interval)
+        self.goal.desired.spec.probe_interval.unwrap_or(config.probe_interval)
     }
 
     pub(super) fn next_probe(&self, ordinal: u16, now: Timestamp, config: &Config) -> Timestamp {
-        on_rhythm(self.appliance, ordinal, self.desired.spec.replicas, self.interval(config), now)
+        on_rhythm(self.appliance, ordinal, self.goal.replicas(), self.interval(config), now)
     }
 
     /// Where it is in its life, from what is known.
@@ -195,19 +212,19 @@ impl Lifecycle {
         let booting = matches!(self.state, LifecycleState::Running { step: LifecycleStep::Boot { .. }, .. });
         if self.state == LifecycleState::Gone {
             Phase::Gone
-        } else if self.desired.deleting {
+        } else if self.goal.desired.deleting {
             Phase::Deleting
-        } else if slots.iter().any(|slot| slot.replug) {
+        } else if slots.iter().any(|slot| self.is_replugged(slot)) {
             Phase::Replugging
         } else if self.is_settled() {
             Phase::Configured
         } else if matches!(self.boots.bar, Bar::Cooldown(_)) {
             Phase::Error
-        } else if self.replacing || slots.iter().any(|slot| self.is_stale(slot)) {
+        } else if self.troubles.replacing || slots.iter().any(|slot| self.is_stale(slot)) {
             Phase::Restarting
-        } else if alive == usize::from(self.desired.spec.replicas) {
+        } else if alive == usize::from(self.goal.replicas()) {
             Phase::Up
-        } else if alive > 0 && self.lost {
+        } else if alive > 0 && self.troubles.lost {
             Phase::Degraded
         } else if booting || !slots.is_empty() {
             Phase::Booting
@@ -219,20 +236,23 @@ impl Lifecycle {
     /// Whether every instance is there, answers and has the wanted configuration.
     fn is_settled(&self) -> bool {
         let slots = &self.fleet.slots;
-        slots.len() == usize::from(self.desired.spec.replicas)
-            && slots.iter().all(|slot| {
-                slot.is_alive() && slot.configured == Some(self.desired.edition.generation) && !self.is_stale(slot)
-            })
+        slots.len() == usize::from(self.goal.replicas())
+            && slots.iter().all(|slot| self.serves(slot) && !self.is_stale(slot))
+    }
+
+    /// Whether an instance is kept and gets other ports.
+    fn is_replugged(&self, slot: &InstanceSlot) -> bool {
+        slot.is_alive() && !self.is_stale(slot) && self.goal.needs_plugging(&slot.instance)
     }
 
     /// Changes whenever the status does (but for one chance in 2^64), without the cost of building it.
     pub(super) fn fingerprint(&self) -> u64 {
         let mut hash = DefaultHasher::new();
-        (self.news.phase, self.desired.edition.generation, &self.last_error, self.boots.in_vain()).hash(&mut hash);
+        (self.reporting.phase, self.goal.generation(), &self.troubles.last_error, self.boots.in_vain()).hash(&mut hash);
         for slot in &self.fleet.slots {
             let i = &slot.instance;
-            (i.ordinal, i.attempt, i.pid, i.started_at_unix_ms, i.address, slot.answered(), slot.configured)
-                .hash(&mut hash);
+            (i.ordinal, i.attempt, i.started_at_unix_ms, i.addresses.service, &i.ports, &i.details).hash(&mut hash);
+            (slot.answered(), slot.configured).hash(&mut hash);
             matches!(slot.life, InstanceLife::Alive).hash(&mut hash);
         }
         hash.finish()

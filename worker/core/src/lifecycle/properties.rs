@@ -7,6 +7,7 @@ use std::time::Duration;
 use common::{Term, Token};
 use proptest::prelude::*;
 
+use super::tests::ports::port;
 use super::tests::{desired, instance};
 use super::*;
 
@@ -16,11 +17,13 @@ enum GeneratedOp {
     Pass(u32),
     Change {
         replicas: u16,
+        ports: u16,
         rebuild: bool,
         delete: bool,
     },
     Stale,
-    Replug,
+    /// An instance loses a port.
+    Unplug(u16),
     Check,
     Release,
     /// The running step ends: as it should, or in one of the other ways.
@@ -33,10 +36,11 @@ enum GeneratedOp {
 fn op(with_release: bool) -> impl Strategy<Value = GeneratedOp> {
     prop_oneof![
         4 => (0_u32..90_000).prop_map(GeneratedOp::Pass),
-        2 => (1_u16..4, any::<bool>(), 0_u8..40)
-            .prop_map(|(replicas, rebuild, delete)| GeneratedOp::Change { replicas, rebuild, delete: delete == 0 }),
+        2 => (1_u16..4, 0_u16..3, any::<bool>(), 0_u8..40).prop_map(|(replicas, ports, rebuild, delete)| {
+            GeneratedOp::Change { replicas, ports, rebuild, delete: delete == 0 }
+        }),
         1 => Just(GeneratedOp::Stale),
-        1 => Just(GeneratedOp::Replug),
+        1 => (0_u16..4).prop_map(GeneratedOp::Unplug),
         1 => Just(GeneratedOp::Check),
         1 => Just(if with_release { GeneratedOp::Release } else { GeneratedOp::Check }),
         16 => (0_u8..14).prop_map(GeneratedOp::End),
@@ -48,6 +52,7 @@ fn op(with_release: bool) -> impl Strategy<Value = GeneratedOp> {
 /// The machine in a world of its own.
 struct PropertyWorld {
     life: Lifecycle,
+    plugs_ports: bool,
     config: Config,
     now: Timestamp,
     wake_at: Option<Timestamp>,
@@ -58,13 +63,15 @@ struct PropertyWorld {
 }
 
 impl PropertyWorld {
-    fn new() -> Self {
+    fn new(plugs_ports: bool) -> Self {
         let config = Config::default();
         let desired = desired(1, 2, |_| {});
         let now = Timestamp::from_millis(5);
-        let life = Lifecycle::new(ApplianceId::from_u128(9), Arc::clone(&desired), Progress::default(), now, &config);
+        let (id, progress) = (ApplianceId::from_u128(9), Progress::default());
+        let life = Lifecycle::new(id, Arc::clone(&desired), plugs_ports, progress, now, &config);
+        let instances = BTreeMap::new();
         let mut world =
-            Self { life, config, now, wake_at: None, running: None, over: false, desired, instances: BTreeMap::new() };
+            Self { life, plugs_ports, config, now, wake_at: None, running: None, over: false, desired, instances };
         world.feed(LifecycleEvent::Tick);
         world
     }
@@ -100,10 +107,21 @@ impl PropertyWorld {
         match step {
             LifecycleStep::Observe => StepOutcome::Observed(self.instances.values().cloned().collect()),
             LifecycleStep::Boot { ordinal, attempt } => {
-                let made = instance(ordinal, attempt, &self.desired);
+                let made = self.made(ordinal, attempt);
                 StepOutcome::Booted(self.instances.entry((ordinal, attempt)).or_insert(made).clone())
             }
-            LifecycleStep::Replug { .. } => StepOutcome::Replugged,
+            LifecycleStep::Replug { ordinal, .. } => {
+                assert!(self.plugs_ports, "this driver cannot plug");
+                let ports = PluggedPorts::from_iter(&self.desired.spec.ports);
+                let kept = self.life.instance(ordinal, None).map(|kept| kept.attempt);
+                match kept.and_then(|attempt| self.instances.get_mut(&(ordinal, attempt))) {
+                    Some(instance) => {
+                        instance.ports = ports;
+                        StepOutcome::Replugged(instance.clone())
+                    }
+                    None => StepOutcome::Failed("no such instance".into()),
+                }
+            }
             LifecycleStep::Configure { ordinal, .. } if self.lives(ordinal) => StepOutcome::Configured,
             LifecycleStep::Configure { .. } => StepOutcome::Failed("connection refused".into()),
             LifecycleStep::Probe { ordinal } if self.lives(ordinal) => StepOutcome::Answered,
@@ -114,6 +132,12 @@ impl PropertyWorld {
             }
             LifecycleStep::Forget => StepOutcome::Forgotten,
         }
+    }
+
+    /// An instance as the driver starts it now.
+    fn made(&self, ordinal: u16, attempt: u32) -> Instance {
+        let boot_digest = crate::desired::boot_digest(&self.desired, self.plugs_ports);
+        Instance { boot_digest, ..instance(ordinal, attempt, &self.desired) }
     }
 
     fn lives(&self, ordinal: u16) -> bool {
@@ -150,22 +174,27 @@ impl PropertyWorld {
                     self.feed(LifecycleEvent::Tick);
                 }
             }
-            GeneratedOp::Change { replicas, rebuild, delete } => {
+            GeneratedOp::Change { replicas, ports, rebuild, delete } => {
                 let next = desired(self.desired.edition.generation.get() + 1, replicas, |next| {
                     next.revision = self.desired.revision + u64::from(rebuild);
                     next.deleting = delete || self.desired.deleting;
+                    next.spec.ports = (0..ports).map(|n| port(&format!("p{n}"), "net")).collect();
                 });
                 self.desired = Arc::clone(&next);
                 self.feed(LifecycleEvent::Change(next));
             }
             GeneratedOp::Stale => self.feed(LifecycleEvent::Change(desired(1, 3, |d| d.deleting = true))),
-            GeneratedOp::Replug => self.feed(LifecycleEvent::Replug),
+            GeneratedOp::Unplug(ordinal) => {
+                let lost = self.instances.values_mut().filter(|instance| instance.ordinal == ordinal);
+                lost.for_each(|instance| instance.ports = PluggedPorts::default());
+            }
             GeneratedOp::Check => self.feed(LifecycleEvent::Check(1)),
             GeneratedOp::Release => self.feed(LifecycleEvent::Release),
             GeneratedOp::End(how) => self.end(how),
             GeneratedOp::Kill(ordinal) => self.instances.retain(|(n, _), _| *n != ordinal),
             GeneratedOp::Stray(ordinal, attempt) => {
-                self.instances.entry((ordinal, attempt)).or_insert(instance(ordinal, attempt, &self.desired));
+                let made = self.made(ordinal, attempt);
+                self.instances.entry((ordinal, attempt)).or_insert(made);
             }
         }
     }
@@ -200,16 +229,16 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_sequence_keeps_the_rules(ops in proptest::collection::vec(op(true), 0..120)) {
-        let mut world = PropertyWorld::new();
+    fn any_sequence_keeps_the_rules(plugs: bool, ops in proptest::collection::vec(op(true), 0..120)) {
+        let mut world = PropertyWorld::new(plugs);
         for op in ops {
             world.play(op);
         }
     }
 
     #[test]
-    fn it_settles_once_the_world_behaves(ops in proptest::collection::vec(op(false), 0..120)) {
-        let mut world = PropertyWorld::new();
+    fn it_settles_once_the_world_behaves(plugs: bool, ops in proptest::collection::vec(op(false), 0..120)) {
+        let mut world = PropertyWorld::new(plugs);
         for op in ops {
             world.play(op);
         }
@@ -234,6 +263,8 @@ proptest! {
                 }
             }
             prop_assert_eq!(world.instances.len(), usize::from(world.desired.spec.replicas));
+            let wanted = PluggedPorts::from_iter(&world.desired.spec.ports);
+            prop_assert!(!plugs || world.instances.values().all(|instance| instance.ports == wanted));
         }
     }
 }

@@ -8,8 +8,11 @@ use common::driver::DriverName;
 use common::kind::{Custom, HealthCheck, KindSpec, Listener, LoadBalancer, Probe};
 use common::{Edition, Generation, Term, Token};
 
+use super::fleet::InstanceSlot;
 use super::*;
+use crate::instance::Addresses;
 
+pub(super) mod ports;
 mod repairs;
 
 pub(super) fn desired(generation: u64, replicas: u16, change: impl FnOnce(&mut Desired)) -> Arc<Desired> {
@@ -25,6 +28,7 @@ pub(super) fn desired(generation: u64, replicas: u16, change: impl FnOnce(&mut D
             replicas,
             probe_interval: None,
             image: None,
+            ports: vec![],
             kind: KindSpec::Custom(Custom {
                 command: "serve".into(),
                 args: vec![],
@@ -42,11 +46,11 @@ pub(super) fn instance(ordinal: u16, attempt: u32, desired: &Desired) -> Instanc
     Instance {
         ordinal,
         attempt,
-        boot_digest: crate::desired::boot_digest(desired),
-        pid: Some(1000 + u32::from(ordinal) * 100 + attempt),
+        boot_digest: crate::desired::boot_digest(desired, true),
         started_at_unix_ms: 1,
-        management: None,
-        address: None,
+        ports: desired.spec.ports.iter().collect(),
+        details: [("node", format!("n{ordinal}"))].into_iter().collect(),
+        ..Instance::default()
     }
 }
 
@@ -68,7 +72,7 @@ impl LifecycleBench {
     fn with(desired: &Arc<Desired>, progress: Progress) -> Self {
         let config = Config::default();
         let now = Timestamp::from_millis(1_000);
-        let life = Lifecycle::new(ApplianceId::from_u128(1), Arc::clone(desired), progress, now, &config);
+        let life = Lifecycle::new(ApplianceId::from_u128(1), Arc::clone(desired), true, progress, now, &config);
         Self { life, now, config, last: LifecycleOutput::default() }
     }
 
@@ -295,8 +299,10 @@ fn balancer(generation: u64, port: u16) -> Arc<Desired> {
 fn the_address_of_a_load_balancer_follows_the_listeners_in_force() {
     let old = balancer(1, 8_000);
     let started = |n: u16| Instance {
-        management: Some(([127, 0, 0, 1], 9_000 + n).into()),
-        address: Some(([127, 0, 0, 1], 8_000 + n).into()),
+        addresses: Addresses {
+            management: Some(([127, 0, 0, 1], 9_000 + n).into()),
+            service: Some(([127, 0, 0, 1], 8_000 + n).into()),
+        },
         ..instance(n, 1, &old)
     };
     let ports = |bench: &LifecycleBench| -> Vec<_> {
@@ -639,29 +645,10 @@ fn a_backlog_warns_once() {
 }
 
 #[test]
-fn changed_ports_are_plugged_and_configured_again() {
-    let mut bench = LifecycleBench::configured(&desired(1, 1, |_| {}));
-    bench.play(vec![
-        (LifecycleEvent::Replug, Some(LifecycleStep::Replug { ordinal: 0 }), Phase::Replugging),
-        (ended(StepOutcome::TimedOut), None, Phase::Replugging),
-    ]);
-    bench.wake();
-    bench.feed(LifecycleEvent::Tick);
-    while bench.last.action == probe(0) {
-        bench.feed(ended(StepOutcome::Answered));
-    }
-    assert_eq!(bench.last.action, Some(LifecycleStep::Replug { ordinal: 0 }));
-    bench.play(vec![
-        (ended(StepOutcome::Replugged), configure(0, 1), Phase::Up),
-        (ended(StepOutcome::Configured), None, Phase::Configured),
-    ]);
-}
-
-#[test]
 fn an_idle_appliance_is_small() {
     let bench = LifecycleBench::configured(&desired(1, 1, |_| {}));
     let slots = bench.life.fleet.slots.capacity() * size_of::<InstanceSlot>();
-    let texts = bench.life.digest.len() * 2;
+    let texts = bench.life.goal.digest.len() * 2;
     let attempts = size_of_val(bench.life.fleet.attempts());
     let all = size_of::<Lifecycle>() + slots + texts + attempts + size_of::<Desired>();
     assert!(all <= 1_024, "{all} bytes without the spec's texts, {} of them the machine", size_of::<Lifecycle>());

@@ -22,10 +22,12 @@ pub enum LifecycleStep {
         /// Attempt to make; names the instance.
         attempt: u32,
     },
-    /// Plug its ports anew.
+    /// Detach the ports of an instance that it shall not have, and attach those that it lacks.
     Replug {
         /// Position among the replicas.
         ordinal: u16,
+        /// Generation whose ports it shall have.
+        generation: Generation,
     },
     /// Put the configuration in place.
     Configure {
@@ -63,7 +65,7 @@ impl LifecycleStep {
         match self {
             Self::Observe | Self::Forget => None,
             Self::Boot { ordinal, .. }
-            | Self::Replug { ordinal }
+            | Self::Replug { ordinal, .. }
             | Self::Configure { ordinal, .. }
             | Self::Probe { ordinal }
             | Self::Destroy { ordinal, .. } => Some(ordinal),
@@ -101,8 +103,8 @@ pub enum StepOutcome {
     Observed(Vec<Instance>),
     /// Of `Boot`: it was started, or found running.
     Booted(Instance),
-    /// Of `Replug`.
-    Replugged,
+    /// Of `Replug`: the instance with the ports that it has now.
+    Replugged(Instance),
     /// Of `Configure`: it accepted its configuration.
     Configured,
     /// Of `Probe`: it answered.
@@ -139,7 +141,7 @@ impl StepOutcome {
         match self {
             Self::Observed(_) => "observed",
             Self::Booted(_) => "booted",
-            Self::Replugged => "replugged",
+            Self::Replugged(_) => "replugged",
             Self::Configured => "configured",
             Self::Answered => "answered",
             Self::Silent(_) => "silent",
@@ -174,8 +176,6 @@ pub enum LifecycleEvent {
     Tick,
     /// It shall be something else.
     Change(Arc<Desired>),
-    /// Its ports changed.
-    Replug,
     /// Somebody wants to know how it is; the number comes back in [`LifecycleOutput::checked`].
     Check(u64),
     /// It goes to another owner.
@@ -189,7 +189,6 @@ impl LifecycleEvent {
         match self {
             Self::Tick => TransitionCause::Time,
             Self::Change(desired) => TransitionCause::Command(Trigger::of(old, desired)),
-            Self::Replug => TransitionCause::Ports,
             Self::Check(_) => TransitionCause::Command(Trigger::Check),
             Self::Release => TransitionCause::Release,
             Self::Ended(outcome) => TransitionCause::Ended(outcome.name()),
@@ -241,8 +240,6 @@ impl Trigger {
 pub enum TransitionCause {
     /// Somebody commanded it.
     Command(Trigger),
-    /// Its ports changed.
-    Ports,
     /// It was asked for by the coordinator.
     Release,
     /// A wait was over.
@@ -255,7 +252,6 @@ impl fmt::Display for TransitionCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Command(trigger) => trigger.name(),
-            Self::Ports => "ports changed",
             Self::Release => "release",
             Self::Time => "time",
             Self::Ended(outcome) => outcome,

@@ -42,13 +42,18 @@ pub(super) struct Order {
 
 impl Order {
     pub(super) fn new(appliance: ApplianceId, wanted: &Wanted<'_>) -> Result<Self, Error> {
+        if !wanted.desired.spec.ports.is_empty() {
+            let text =
+                "the process driver has no networks: its instances use those of the host, and `ports` must be empty";
+            return Err(Error::Refused(text.into()));
+        }
         let recipe = wanted.desired.spec.kind.launch(wanted.ordinal);
         Ok(Self {
             appliance,
             ordinal: wanted.ordinal,
             attempt: wanted.attempt,
             name: wanted.desired.name.to_string(),
-            boot_digest: worker_core::desired::boot_digest(wanted.desired),
+            boot_digest: wanted.boot_digest.to_owned(),
             recipe: recipe.map_err(|overflow| Error::Refused(overflow.to_string()))?,
         })
     }

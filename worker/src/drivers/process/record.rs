@@ -13,9 +13,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use common::ApplianceId;
+use common::status::PID_DETAIL;
 use runtime::file::write_atomic;
 use serde::{Deserialize, Serialize};
-use worker_core::instance::Instance;
+use worker_core::instance::{Addresses, Instance};
 
 use super::system::ProcessStamp;
 
@@ -36,12 +37,41 @@ pub(super) enum RecordState {
 pub(super) struct InstanceRecord {
     /// How far it got.
     pub(super) state: RecordState,
-    /// What the driver answers about it; `pid` and `management` are filled in when it is read.
-    pub(super) instance: Instance,
+    /// What it was started as.
+    pub(super) instance: RecordedInstance,
     /// Port that was picked because the spec names none; kept over restarts.
     pub(super) picked_port: Option<u16>,
     /// Whether it says where it serves its REST contract once it is up.
     pub(super) serves_management: bool,
+}
+
+/// What is recorded of an instance. This form is read by workers of other versions on the same host: it never changes but by
+/// fields with a default.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct RecordedInstance {
+    pub(super) ordinal: u16,
+    /// 0 in a record that is damaged.
+    pub(super) attempt: u32,
+    pub(super) boot_digest: String,
+    pub(super) started_at_unix_ms: u64,
+    /// Where its service is, if it has a port.
+    pub(super) address: Option<SocketAddr>,
+}
+
+impl RecordedInstance {
+    /// The instance as the process `identity`, which serves its REST contract at `management`.
+    pub(super) fn running_as(&self, identity: &ProcessStamp, management: Option<SocketAddr>) -> Instance {
+        Instance {
+            ordinal: self.ordinal,
+            attempt: self.attempt,
+            boot_digest: self.boot_digest.clone(),
+            handle: identity.handle(),
+            started_at_unix_ms: self.started_at_unix_ms,
+            addresses: Addresses { management, service: self.address },
+            details: [(PID_DETAIL, identity.pid.to_string())].into_iter().collect(),
+            ..Instance::default()
+        }
+    }
 }
 
 /// The folder of one ordinal.
@@ -88,13 +118,11 @@ impl Folder {
                 tracing::warn!(folder = %self.0.display(), %error, "the record of an instance is damaged");
                 Ok(Some(InstanceRecord {
                     state: RecordState::Starting,
-                    instance: Instance {
+                    instance: RecordedInstance {
                         ordinal: self.0.file_name().and_then(|n| n.to_str()?.parse().ok()).unwrap_or(0),
                         attempt: 0,
                         boot_digest: String::new(),
-                        pid: None,
                         started_at_unix_ms: 0,
-                        management: None,
                         address: None,
                     },
                     picked_port: None,
@@ -160,4 +188,27 @@ pub(super) fn tail(log: &Path, lines: usize) -> String {
     let text = String::from_utf8_lossy(&read().unwrap_or_default()).into_owned();
     let last: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
     last[last.len().saturating_sub(lines)..].join(" | ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_of_the_version_before_is_read() {
+        let stored = r#"{"state": {"running": {"pid": 7, "start_ticks": 9, "boot": "b"}}, "picked_port": 4000,
+            "instance": {"ordinal": 1, "attempt": 2, "boot_digest": "d", "pid": null, "started_at_unix_ms": 5,
+                         "management": null, "address": "127.0.0.1:4000"}, "serves_management": false}"#;
+        let record: InstanceRecord = serde_json::from_str(stored).expect("it is complete");
+        let RecordState::Running(identity) = &record.state else { panic!("it runs: {record:?}") };
+        let instance = record.instance.running_as(identity, None);
+        assert_eq!((instance.ordinal, instance.attempt, instance.details.pid()), (1, 2, Some(7)));
+        assert_eq!(instance.addresses.service.map(|address| address.port()), Some(4000));
+        let written = serde_json::to_value(&record).expect("plain data");
+        let before: serde_json::Value = serde_json::from_str(stored).expect("JSON");
+        // What was null before is left out, which is the same to its readers.
+        for (field, value) in written["instance"].as_object().expect("an object") {
+            assert_eq!(*value, before["instance"][field], "{field}");
+        }
+    }
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
+use worker_core::instance::Handle;
 
 /// Variable that names the instance a process belongs to.
 pub(super) const INSTANCE_VARIABLE: &str = "RUG_INSTANCE";
@@ -31,6 +32,19 @@ pub(super) struct ProcessStamp {
     pub(super) start_ticks: u64,
     /// Boot during which it was started.
     pub(super) boot: String,
+}
+
+impl ProcessStamp {
+    /// How an instance is found by this driver for as long as a worker owns it, which is never longer than a boot lasts.
+    pub(super) fn handle(&self) -> Handle {
+        Handle::new(format!("{}:{}", self.pid, self.start_ticks)).expect("two numbers are short")
+    }
+}
+
+/// Pid and start time of a [`ProcessStamp::handle`].
+pub(super) fn process_of(handle: &Handle) -> Option<(u32, u64)> {
+    let (pid, start_ticks) = handle.as_str().split_once(':')?;
+    Some((pid.parse().ok()?, start_ticks.parse().ok()?))
 }
 
 /// The part of `/proc/<pid>/stat` that matters here.

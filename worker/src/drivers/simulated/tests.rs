@@ -32,12 +32,12 @@ fn desired() -> Desired {
         edition: Edition::new(Generation::new(1), Term::new(1)),
         revision: 0,
         deleting: false,
-        spec: Spec { replicas: 1, probe_interval: None, image: None, kind },
+        spec: Spec { replicas: 1, probe_interval: None, image: None, ports: vec![], kind },
     }
 }
 
 fn wanted(desired: &Desired, attempt: u32) -> Wanted<'_> {
-    Wanted { ordinal: 0, attempt, desired }
+    Wanted { ordinal: 0, attempt, desired, boot_digest: "d" }
 }
 
 #[tokio::test]
@@ -74,6 +74,41 @@ async fn a_private_world_is_lost_to_others_and_keeps_nothing_of_what_is_forgotte
 }
 
 #[tokio::test]
+async fn ports_of_a_shared_world_are_seen_and_plugged_once() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let config = Config { world: Some(folder.path().to_owned()), ..Config::default() };
+    let (first, second) =
+        (Simulated::new(config.clone()).expect("a world"), Simulated::new(config).expect("the same world"));
+    let (a, mut spec) = (ApplianceId::from_u128(1), desired());
+    let port = |name: &str| NetworkPort {
+        name: Name::new(name).expect("a name"),
+        network: "n1".into(),
+        addresses: vec![],
+        mac: None,
+    };
+    spec.spec.ports = vec![port("a")];
+    let made = first.ensure(&permit(a, 1), wanted(&spec, 1)).await.expect("boots");
+    assert_eq!(made.ports, spec.spec.ports.iter().collect(), "booted with its ports");
+    let plugged = first.attach(&permit(a, 1), &made, &port("b")).await.expect("it runs");
+    assert_eq!(plugged.ports, [port("a"), port("b")].iter().collect());
+    assert_eq!(second.observe(a).await.expect("readable"), std::slice::from_ref(&plugged));
+    let lines = || {
+        let files = fs::read_dir(folder.path()).expect("readable").map(|file| file.expect("readable").path());
+        files.map(|file| fs::read_to_string(file).expect("text").lines().count()).sum::<usize>()
+    };
+    let before = lines();
+    assert_eq!(second.attach(&permit(a, 2), &made, &port("b")).await.expect("it is there"), plugged);
+    assert_eq!(lines(), before, "nothing was plugged again");
+    let less = second.detach(&permit(a, 2), &plugged, &port("a").name).await.expect("it runs");
+    assert_eq!(second.detach(&permit(a, 2), &less, &port("a").name).await.expect("it is gone already"), less);
+    assert_eq!(first.observe(a).await.expect("readable"), std::slice::from_ref(&less));
+    let late = first.attach(&permit(a, 1), &less, &port("c")).await;
+    assert!(matches!(late, Err(Error::Superseded(_))), "{late:?}");
+    second.destroy(&permit(a, 2), &less).await.expect("ends");
+    assert!(matches!(second.attach(&permit(a, 2), &less, &port("c")).await, Err(Error::Failed(_))), "it is gone");
+}
+
+#[tokio::test]
 async fn failures_come_at_their_rate_and_again_with_the_same_seed() {
     let config = Config { failure_rate: 0.25, seed: 7, ..Config::default() };
     let run = |driver: Simulated| async move {
@@ -85,6 +120,7 @@ async fn failures_come_at_their_rate_and_again_with_the_same_seed() {
                 started_at_unix_ms: 0,
                 at_boot_ns: 0,
                 boot_digest: Some("d".into()),
+                ports: PluggedPorts::default(),
             },
         );
         let instance = made.instance().expect("it runs");
