@@ -16,6 +16,9 @@ use crate::driver::DriverName;
 use crate::status::{Progress, Status};
 use crate::{ApplianceId, Digest, Edition, Incarnation, Profile, RebalanceId, StreamNumber, Term, Token, WorkerId};
 
+/// Most entries of one message on the wire, over all of its lists. What does not fit follows in further messages.
+pub const MAX_ENTRIES_PER_MESSAGE: usize = 1_000;
+
 /// One life of one worker: its stable name, and the incarnation that tells this run from earlier ones.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Life {

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::Timestamp;
-use common::session::{Envelope, Hello, Refused, RefusedReason, ToCoordinator};
+use common::session::{Envelope, Hello, MAX_ENTRIES_PER_MESSAGE, Refused, RefusedReason, ToCoordinator};
 use coordinator_core::machine::StreamId;
-use proto::convert::{MAX_ENTRIES_PER_MESSAGE, down, up};
+use proto::convert::{down, up};
 use proto::worker::v1::session_server::Session;
 use proto::worker::v1::{CoordinatorMessage, WorkerMessage};
 use runtime::clock;

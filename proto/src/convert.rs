@@ -26,4 +26,4 @@ mod tests;
 
 pub use driver::offers_to_wire;
 pub use spec::{spec_from_wire, spec_to_wire, take_maps};
-pub use worker::{MAX_ENTRIES_PER_MESSAGE, WireError};
+pub use worker::WireError;

@@ -1,15 +1,14 @@
 //! The session: one life of this worker after the other, and in each one stream at a time to the leading coordinator.
 //!
-//! [`worker_core::session`] decides which life, which stream and when to leave; [`driver`] waits for what happens and
-//! carries out what follows. Everything the leader sends passes the assignments, which drop what is stale; everything the
-//! runner reports waits here, coalesced, until there is a stream to send it on.
+//! [`worker_core::session`] decides: [`Control`] which life, which stream and when to leave, [`Conversation`] what each
+//! message does and what is answered. [`driver`] waits for what happens and carries out the actions of the one,
+//! [`incoming`] those of the other.
 
 mod config;
 mod driver;
 mod fence;
 mod incoming;
 mod link;
-mod outgoing;
 mod stop;
 
 #[cfg(test)]
@@ -21,21 +20,18 @@ use std::time::Duration;
 
 use common::driver::DriverOffers;
 use common::session::GrantRef;
-use common::{ApplianceId, Profile, Term, Timestamp, Token, WorkerId};
+use common::{ApplianceId, Profile, Term, Token, WorkerId};
 use coordination::{Life, Seat};
 use runtime::clock;
 use runtime::tls::ClientTls;
 use tokio::sync::{mpsc, watch};
 use tracing::{Span, info, warn};
-use worker_core::assignments::Assignments;
-use worker_core::report::Reports;
-use worker_core::session::{Control, ControlAction, ControlEvent, Outcome, Settings};
+use worker_core::session::{Control, ControlAction, ControlEvent, Conversation, Outcome, Settings};
 
 use crate::gate::SharedGate;
 use crate::runner::{Handle, RunnerCommand, RunnerEvent};
 pub use config::{Config, OnStop};
 use driver::{Boundary, PendingIo, SessionSignals};
-use outgoing::PendingReports;
 pub use stop::StopHandle;
 use stop::StopRequests;
 
@@ -56,7 +52,8 @@ pub struct Session {
     pending: PendingIo,
     /// Why the last try to join failed.
     failure: Option<coordination::Error>,
-    assignments: Assignments,
+    /// What this worker owns, and what is exchanged on its stream.
+    conversation: Conversation,
     gate: Arc<SharedGate>,
     /// Tells of fences of the present life.
     fence: Option<fence::GateWatch>,
@@ -67,11 +64,6 @@ pub struct Session {
     terms: watch::Sender<Term>,
     /// Commands for the runner. Bounded by the leader's window: a delta is acknowledged once its commands were taken.
     commands: VecDeque<Queued>,
-    outgoing: PendingReports,
-    /// The leader said that it takes nothing more.
-    drained: bool,
-    /// When a stream was last ended because of a higher term.
-    raised: Option<Timestamp>,
     /// Spans of releases under way, for the trace of their rebalance.
     releasing: HashMap<(ApplianceId, Token), Span>,
 }
@@ -113,16 +105,13 @@ impl Session {
             actions: actions.into(),
             pending: PendingIo::default(),
             failure: None,
-            assignments: Assignments::default(),
+            conversation: Conversation::default(),
             gate,
             fence: None,
             runner: Some(runner),
             events,
             terms,
             commands: VecDeque::new(),
-            outgoing: PendingReports::default(),
-            drained: false,
-            raised: None,
             releasing: HashMap::new(),
         }
     }
@@ -171,7 +160,7 @@ impl Session {
             {
                 warn!(worker = %self.name, "session.{violation}");
             }
-            self.assignments.begin_life(Some(incarnation));
+            self.conversation.begin_life(Some(incarnation));
         }
         self.fence = Some(fence::GateWatch::start(self.name.clone(), Arc::clone(&self.gate)));
         self.command(RunnerCommand::Begin { gate: Arc::clone(&self.gate) });
@@ -183,9 +172,8 @@ impl Session {
         self.fence = None;
         // No later than this; the gate may have been shut for a while.
         let may_act_until_ns = self.gate.deadline().min(clock::now()).as_nanos();
-        warn!(worker = %self.name, owned = self.assignments.len(), may_act_until_ns, "this life is over: {why}");
-        self.assignments.end_life();
-        self.outgoing = PendingReports::default();
+        warn!(worker = %self.name, owned = self.owned(), may_act_until_ns, "this life is over: {why}");
+        self.conversation.end_life();
         self.releasing.clear();
         self.commands.clear();
         // The runner forgets at once; the next life brings a gate that opens.
@@ -195,13 +183,9 @@ impl Session {
     /// Tells the leader that this worker is about to stop; handing back, it gives up its grants by itself.
     fn say_drain(&mut self) {
         let hand_back = self.config.on_stop == OnStop::HandBack;
-        info!(worker = %self.name, owned = self.assignments.len(), hand_back, "draining");
-        self.drained = false;
-        self.outgoing.drain(hand_back);
-        if hand_back {
-            for GrantRef { appliance, token } in self.assignments.give_back() {
-                self.command(RunnerCommand::Release { appliance, token });
-            }
+        info!(worker = %self.name, owned = self.owned(), hand_back, "draining");
+        for GrantRef { appliance, token } in self.conversation.drain(hand_back) {
+            self.command(RunnerCommand::Release { appliance, token });
         }
     }
 
@@ -215,6 +199,11 @@ impl Session {
         tokio::time::timeout(within, ended).await.is_ok()
     }
 
+    /// How many grants this worker owns.
+    fn owned(&self) -> usize {
+        self.conversation.assignments().len()
+    }
+
     fn command(&mut self, command: RunnerCommand) {
         self.commands.push_back(Queued::Command(Box::new(command)));
     }
@@ -225,7 +214,7 @@ impl Session {
             Some(Queued::Command(command)) => {
                 permit.send(*command);
             }
-            Some(Queued::Applied(version)) => self.outgoing.applied(version),
+            Some(Queued::Applied(version)) => self.conversation.applied(version),
             None => {}
         }
     }
@@ -248,6 +237,3 @@ pub fn profile(weight: u32, zone: String, host: String, drivers: DriverOffers, l
     let version = env!("CARGO_PKG_VERSION").to_owned();
     Profile { weight, zone, host, drivers, version, pid: std::process::id(), lease, ..Profile::default() }
 }
-
-/// Statuses that wait to be told; see [`Reports`].
-type Waiting = Reports;

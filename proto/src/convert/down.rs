@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use common::appliance::MAX_TEXT;
 use common::session::{
-    Carryover, Confirm, Delta, DeltaEntry, Desired, Envelope, GrantRef, Refused, RefusedReason, ToWorker, Welcome,
+    Carryover, Confirm, Delta, DeltaEntry, Desired, Envelope, GrantRef, MAX_ENTRIES_PER_MESSAGE, Refused,
+    RefusedReason, ToWorker, Welcome,
 };
 
 use super::scalar::clip;
 use super::worker::{
-    At, MAX_ENTRIES_PER_MESSAGE, Reader, WireError, desired_to_wire, envelope_to_wire, grants_to_wire, id_to_wire,
-    progress_to_wire, steps_to_wire, token_to_wire, wait_to_wire,
+    At, Reader, WireError, desired_to_wire, envelope_to_wire, grants_to_wire, id_to_wire, progress_to_wire,
+    steps_to_wire, token_to_wire, wait_to_wire,
 };
 use crate::worker::v1 as wire;
 

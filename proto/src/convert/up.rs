@@ -2,7 +2,8 @@
 
 use common::appliance::MAX_TEXT;
 use common::session::{
-    Ack, Carryover, Declined, Envelope, Hello, OwnedDigest, OwnedGrant, Release, Report, StatusReport, ToCoordinator,
+    Ack, Carryover, Declined, Envelope, Hello, MAX_ENTRIES_PER_MESSAGE, OwnedDigest, OwnedGrant, Release, Report,
+    StatusReport, ToCoordinator,
 };
 use common::status::Status;
 use common::{Digest, Edition, Generation, Term, WorkerId};
@@ -10,8 +11,8 @@ use common::{Digest, Edition, Generation, Term, WorkerId};
 use super::admin::{status_from_wire, status_to_wire};
 use super::scalar::clip;
 use super::worker::{
-    At, MAX_ENTRIES_PER_MESSAGE, Reader, WireError, envelope_to_wire, grants_to_wire, id_to_wire, profile_to_wire,
-    progress_to_wire, steps_to_wire, token_to_wire, wait_to_wire,
+    At, Reader, WireError, envelope_to_wire, grants_to_wire, id_to_wire, profile_to_wire, progress_to_wire,
+    steps_to_wire, token_to_wire, wait_to_wire,
 };
 use crate::admin::v1 as wire_admin;
 use crate::worker::v1 as wire;

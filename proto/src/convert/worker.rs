@@ -7,7 +7,7 @@ use common::appliance::{MAX_TEXT, Name};
 use common::driver::{DriverName, MAX_FENCE_DELAY, PreviousOffers};
 use common::profile::{HOST_RULE, is_host};
 use common::ring::MAX_WEIGHT;
-use common::session::{AnnouncedStep, Desired, Envelope, GrantRef};
+use common::session::{AnnouncedStep, Desired, Envelope, GrantRef, MAX_ENTRIES_PER_MESSAGE};
 use common::status::{JournalEntry, Progress};
 use common::{ApplianceId, Edition, Generation, Incarnation, Profile, StreamNumber, Term, Token};
 
@@ -16,8 +16,6 @@ use super::scalar::{clip, duration_from_wire, duration_to_wire};
 use super::spec::{spec_from_wire, spec_to_wire};
 use crate::worker::v1 as wire;
 
-/// Most entries of one message, over all of its lists. What does not fit follows in further messages.
-pub const MAX_ENTRIES_PER_MESSAGE: usize = 1_000;
 /// Most attempts counters and journal entries of one progress.
 const MAX_PROGRESS: usize = 64;
 /// Longest lease or delay that makes sense; anything longer is a unit mix-up.

@@ -12,7 +12,7 @@ use common::status::Status;
 use common::{ApplianceId, Token};
 
 /// News that were not handed on yet.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Reports {
     newest: HashMap<ApplianceId, StatusReport>,
     /// Appliances in order of their first change. Names of some that were removed stay behind until they come up, which

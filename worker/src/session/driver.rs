@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::Timestamp;
-use common::session::{GrantRef, ToCoordinator};
+use common::session::ToCoordinator;
 use coordination::{Life, MembershipEnd};
 use futures::future::BoxFuture;
 use proto::convert::down::FromCoordinator;
@@ -44,8 +44,6 @@ pub(super) struct PendingIo {
     link: Option<CoordinatorLink>,
     /// Parts of `Hello` that wait for room.
     hello: VecDeque<WorkerMessage>,
-    /// What the parts of `Welcome` keep, as far as they have come.
-    pub(super) keep: Vec<GrantRef>,
     /// The heartbeat to be sent next.
     beat: Option<u64>,
 }
@@ -106,8 +104,8 @@ impl Session {
                     return boundary;
                 }
             }
-            if self.is_handed_over() {
-                info!(owned = self.assignments.len(), "every grant that other workers take is handed over");
+            if self.control.is_draining() && self.control.is_streaming() && self.conversation.is_handed_over() {
+                info!(owned = self.owned(), "every grant that other workers take is handed over");
                 self.step(ControlEvent::HandedOver);
                 continue;
             }
@@ -122,16 +120,8 @@ impl Session {
     }
 
     pub(super) fn step(&mut self, event: ControlEvent) {
-        let settled = self.assignments.is_settled();
+        let settled = self.conversation.assignments().is_settled();
         self.actions.extend(self.control.step(clock::now(), event, rand::random(), settled));
-    }
-
-    /// Whether the drain is complete, and the leader knows.
-    fn is_handed_over(&self) -> bool {
-        self.control.is_draining()
-            && self.control.is_streaming()
-            && !self.outgoing.is_waiting()
-            && (self.drained || self.assignments.is_settled())
     }
 
     async fn input(
@@ -140,10 +130,9 @@ impl Session {
         signals: &mut SessionSignals,
     ) -> SessionInput {
         let streaming = self.control.is_streaming();
-        let audit_at = streaming.then(|| self.outgoing.audit_at());
-        let wake_at = self.control.wake_at().into_iter().chain(audit_at).min();
+        let wake_at = self.control.wake_at().into_iter().chain(self.conversation.wake_at()).min();
         let PendingIo { joining, opening, link, hello, beat, .. } = &mut self.pending;
-        let waiting = !hello.is_empty() || streaming && (beat.is_some() || self.outgoing.is_waiting());
+        let waiting = !hello.is_empty() || streaming && (beat.is_some() || self.conversation.is_waiting());
         let (inlet, outlet) = link.as_mut().map(|link| (&mut link.inlet, &link.out)).unzip();
         tokio::select! {
             biased;
@@ -180,26 +169,15 @@ impl Session {
             SessionInput::Taken(Some(permit)) => self.hand_over(permit),
             SessionInput::Taken(None) | SessionInput::Event(None) => self.step(ControlEvent::RunnerEnded),
             SessionInput::Tick => {
-                self.outgoing.let_time_pass(clock::now());
+                self.conversation.let_time_pass(clock::now());
                 self.step(ControlEvent::Tick);
             }
-            SessionInput::Message(Ok(received)) => {
-                if let Some(event) = self.on_message(received) {
-                    self.step(event);
-                }
-            }
+            SessionInput::Message(Ok(received)) => self.on_message(received),
             SessionInput::Message(Err(problem)) => {
                 info!("session ended: {problem}");
                 self.stream_broke();
             }
-            SessionInput::Event(Some(event)) => {
-                // Without a stream, the next `Hello` says whatever has to be said.
-                if let Some(end) = self.on_event(event)
-                    && self.control.is_streaming()
-                {
-                    self.step(ControlEvent::StreamEnded(end));
-                }
-            }
+            SessionInput::Event(Some(event)) => self.on_event(event),
             SessionInput::Room(Ok(room)) => self.send_next(room),
             SessionInput::Room(Err(_)) => self.stream_broke(),
         }
@@ -244,11 +222,10 @@ impl Session {
             }
             return;
         }
-        let Some(envelope) = self.assignments.envelope() else { return };
         let beat = self.pending.beat.take().map(ToCoordinator::Beat);
-        let next = beat.or_else(|| self.outgoing.next(self.assignments.digest()));
-        if let Some(next) = next {
-            room.send(up::up_to_wire(&envelope, next));
+        let next = beat.and_then(|beat| Some((self.conversation.envelope()?, beat)));
+        if let Some((envelope, message)) = next.or_else(|| self.conversation.next()) {
+            room.send(up::up_to_wire(&envelope, message));
         }
     }
 
@@ -273,7 +250,7 @@ impl Session {
             ControlAction::EndWork(within) => {
                 self.pending.joining = None;
                 let in_time = self.end_work(within).await;
-                info!(owned = self.assignments.len(), "the gate is shut; the remaining grants go to other workers");
+                info!(owned = self.owned(), "the gate is shut; the remaining grants go to other workers");
                 self.step(ControlEvent::WorkEnded { in_time });
             }
             ControlAction::SayLeave(within) => {
@@ -296,23 +273,21 @@ impl Session {
     }
 
     fn disconnect(&mut self) {
+        self.conversation.close();
         let joining = self.pending.joining.take();
         self.pending = PendingIo { joining, ..PendingIo::default() };
     }
 
     fn say_hello(&mut self) {
-        let (envelope, hello) = self.assignments.hello(&self.name, &self.profile);
-        self.outgoing.begin_stream(clock::now());
-        self.drained = false;
+        let (envelope, hello) = self.conversation.hello(clock::now(), &self.name, &self.profile);
         self.commands.retain(|queued| matches!(queued, Queued::Command(_)));
         info!(worker = %self.name, stream = %envelope.stream, owned = hello.owned.len(), "sending hello");
-        self.pending.keep.clear();
         self.pending.hello = up::hello_to_wire(&envelope, hello).into();
     }
 
     async fn say_leave(&mut self, within: Duration) {
         let link = self.pending.link.take();
-        let Some((link, envelope)) = link.zip(self.assignments.envelope()) else { return };
+        let Some((link, envelope)) = link.zip(self.conversation.envelope()) else { return };
         let leave = up::up_to_wire(&envelope, ToCoordinator::Leave);
         if tokio::time::timeout(within, link.finish(leave, within)).await.is_err() {
             debug!("the coordinator did not end the stream in time; it waits for the lease to end");
@@ -320,7 +295,7 @@ impl Session {
     }
 
     fn log(&self, notice: &Notice) {
-        let (worker, owned) = (&self.name, self.assignments.len());
+        let (worker, owned) = (&self.name, self.owned());
         match notice {
             // Of tries in a row the first failure, and then ever rarer ones: an outage of an hour is one fact.
             Notice::JoinFailed(failures, problem) if failures.is_power_of_two() => {

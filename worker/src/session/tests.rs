@@ -14,7 +14,7 @@ use common::session::{
     Report, ToCoordinator, ToWorker, Welcome,
 };
 use common::status::Progress;
-use common::{Edition, Generation, Incarnation};
+use common::{Edition, Generation, Incarnation, Timestamp};
 use coordination::embedded::EmbeddedSeat;
 use proto::convert::{down, up};
 use proto::worker::v1::session_server::{Session as Service, SessionServer};
@@ -23,6 +23,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
+use worker_core::session::Incoming;
 
 use super::*;
 
@@ -153,17 +154,17 @@ struct SessionBench {
 
 impl SessionBench {
     async fn new() -> Self {
-        Self::with(Config { connect_timeout: DEADLINE, ..Config::default() }, Assignments::default()).await
+        Self::with(Config { connect_timeout: DEADLINE, ..Config::default() }, Conversation::default()).await
     }
 
     /// Embedded, with `holdings` of before.
-    async fn with(config: Config, assignments: Assignments) -> Self {
+    async fn with(config: Config, conversation: Conversation) -> Self {
         let coordinator = Listening::new().await;
         let seat = Arc::new(EmbeddedSeat::new(vec![coordinator.address.clone()]));
-        Self::seated(config, seat, coordinator, assignments)
+        Self::seated(config, seat, coordinator, conversation)
     }
 
-    fn seated(config: Config, seat: Arc<dyn Seat>, coordinator: Listening, assignments: Assignments) -> Self {
+    fn seated(config: Config, seat: Arc<dyn Seat>, coordinator: Listening, conversation: Conversation) -> Self {
         let (runner, commands) = Handle::detached();
         let (events, inlet) = mpsc::channel(16);
         let name = WorkerId::new("w1").expect("a valid name");
@@ -175,7 +176,7 @@ impl SessionBench {
             config.lease,
         );
         let mut session = Session::new(config, seat, name, profile, runner, inlet, watch::Sender::new(Term::new(0)));
-        session.assignments = assignments;
+        session.conversation = conversation;
         let stop = StopHandle::new();
         let task = tokio::spawn(session.run(stop.clone()));
         Self { coordinator, commands, events, stop, task }
@@ -284,11 +285,13 @@ fn grant_after(appliance: ApplianceId, token: Token, carryover: Carryover) -> De
 }
 
 /// So many grants that `Hello` does not fit into what a transport takes while nobody reads.
-fn very_many() -> Assignments {
-    let mut assignments = Assignments::default();
-    let (hello, _) = assignments.hello(&WorkerId::new("w1").expect("a valid name"), &Profile::default());
+fn very_many() -> Conversation {
+    let mut conversation = Conversation::default();
+    let (hello, _) =
+        conversation.hello(Timestamp::ZERO, &WorkerId::new("w1").expect("a valid name"), &Profile::default());
     let from = Envelope { term: Term::new(1), incarnation: Some(LIFE), stream: hello.stream };
-    assignments.welcome::<Edition>(from, &[]).expect("answers the hello");
+    let mut receive = |message| conversation.receive(Incoming::whole(from, message), false, |_: &Edition| None);
+    receive(ToWorker::Welcome(Welcome::default()));
     let grants = (0..200_000).map(|n| DeltaEntry::Grant {
         appliance: ApplianceId::from_u128(n),
         token: token(1, 1),
@@ -297,8 +300,8 @@ fn very_many() -> Assignments {
         suspect: false,
     });
     let delta = Delta { base: 0, target: 1, rebalance: None, entries: grants.collect() };
-    assignments.delta(from, delta).expect("applies");
-    assignments
+    receive(ToWorker::Delta(delta));
+    conversation
 }
 
 #[tokio::test]

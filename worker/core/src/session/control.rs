@@ -19,29 +19,25 @@
 //! | LeavingGroup | LeftGroup -> Ended |
 //! | Ended        | stays |
 //!
-//! Every other pair is an event of something that was given up, and changes nothing. A drain goes on for as long as
+//! Every other pair is an event of something that was given up, and changes nothing. How a worker ends is in [`ending`],
+//! events and actions are in [`vocabulary`]. A drain goes on for as long as
 //! [`Settings::drain_timeout`], but without a stream only for [`ALONE`], and not at all without grants.
+
+mod ending;
+#[cfg(test)]
+mod tests;
+mod vocabulary;
 
 use std::time::Duration;
 
 use common::Timestamp;
 
+pub use vocabulary::{ControlAction, ControlEvent, JoinFailure, Membership, Notice, Outcome, Settings, StreamEnd};
+
 use super::departure::{DrainDeadline, LeaveReason, StopRequest};
 use super::heartbeat::{BeatDue, BeatSchedule};
 use super::targets::Targets;
 use common::backoff::Backoff;
-
-#[cfg(test)]
-mod tests;
-
-/// How long running steps may take to end when a worker stops.
-const END_WORK: Duration = Duration::from_secs(2);
-
-/// How long the coordinator may take to read a `Leave` and end the stream.
-const SAY_LEAVE: Duration = Duration::from_secs(1);
-
-/// How long the coordination service may take to remove a member. Nodes that are left then go when the session expires.
-const LEAVE_GROUP: Duration = Duration::from_secs(2);
 
 /// How long a draining worker with grants goes without a stream before it leaves: without a leader no grant can be handed
 /// over, and its lease keeps other workers from them.
@@ -49,156 +45,6 @@ const ALONE: Duration = Duration::from_secs(2);
 
 /// Upper bound of the first pause between two tries.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-
-/// Settings of the course of a worker.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// How long sending `Hello`, and the answer to it, may take.
-    pub connect_timeout: Duration,
-    /// Longest pause between two tries.
-    pub retry_cap: Duration,
-    /// How long draining may take.
-    pub drain_timeout: Duration,
-}
-
-/// What a life comes with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Membership {
-    /// How long the worker may act after a heartbeat.
-    pub lease: Duration,
-    /// Heartbeats are sent on the stream (embedded), so that what is said there extends the lease.
-    pub beats_on_stream: bool,
-}
-
-/// Whether a failed join is worth another try.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum JoinFailure {
-    /// Another worker has the name.
-    NameTaken,
-    /// The next try fails the same way: credentials, paths, names.
-    Permanent,
-    /// The coordination service was not reached, or did not answer.
-    Transient,
-}
-
-/// Why a stream ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StreamEnd {
-    /// Open another one, after this time at least.
-    Again(Duration),
-    /// The coordinator stops; another try is worth it after this time.
-    CoordinatorStops(Duration),
-    /// The leader says that the life is over, with its reason.
-    LifeOver(String),
-}
-
-/// Something that happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ControlEvent {
-    /// Time has passed.
-    Tick,
-    /// The worker is asked to stop.
-    Stop(StopRequest),
-    /// The runner has ended by itself.
-    RunnerEnded,
-    /// Addresses of coordinators, the leader's first.
-    Coordinators(Vec<String>),
-    /// A life has begun.
-    Joined(Membership),
-    /// A life could not begin.
-    JoinFailed(JoinFailure, String),
-    /// The life is over, for this reason; its gate is shut.
-    LifeOver(String),
-    /// A stream is open, and `Hello` is on its way.
-    Connected,
-    /// No stream could be opened.
-    ConnectFailed(String),
-    /// All of `Hello` was sent.
-    HelloSent,
-    /// The leader welcomed this worker and grants this lease.
-    Welcomed(Duration),
-    /// The stream ended.
-    StreamEnded(StreamEnd),
-    /// The heartbeat with this number was answered.
-    BeatAnswered(u64),
-    /// All grants that other workers take are handed over, and the leader knows.
-    HandedOver,
-    /// Running steps have ended, or not `in_time`.
-    WorkEnded {
-        /// Before the time that was given.
-        in_time: bool,
-    },
-    /// The stream has ended after a `Leave`, or not in time.
-    LeaveSaid,
-    /// The group was left, or not `in_time`.
-    LeftGroup {
-        /// Before the time that was given.
-        in_time: bool,
-    },
-}
-
-/// Something to be done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ControlAction {
-    /// Begin a life.
-    Join,
-    /// The life is over: shut its gate, forget its grants, then let go of the membership.
-    EndLife(String),
-    /// Open a stream to this address.
-    Connect(String),
-    /// Let go of the stream, or of the try to open one.
-    Disconnect,
-    /// Say `Hello` on the stream.
-    SayHello,
-    /// Let the lease stand until then.
-    Extend(Timestamp),
-    /// Send this heartbeat, before everything else.
-    Beat(u64),
-    /// Tell the leader that this worker drains.
-    SayDrain,
-    /// Shut the gate for good and let running steps end, within this time.
-    EndWork(Duration),
-    /// Tell the leader that this worker leaves, and wait for the end of the stream, within this time.
-    SayLeave(Duration),
-    /// End the life and leave the group, within this time.
-    LeaveGroup(Duration),
-    /// The worker has stopped.
-    End(Outcome),
-    /// Worth a line in the log.
-    Note(Notice),
-}
-
-/// How a worker ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// In order.
-    Left,
-    /// The last try to join failed for a reason that waiting does not mend.
-    CannotJoin,
-}
-
-/// A fact for the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Notice {
-    /// A try to join failed, this many in a row by now.
-    JoinFailed(u32, String),
-    /// No address of a coordinator is known.
-    NoCoordinator,
-    /// A coordinator could not be reached, this many tries in a row by now.
-    ConnectFailed(String, u32, String),
-    /// Another coordinator leads.
-    LeaderChanged,
-    /// `Hello` was not answered in time.
-    HelloUnanswered,
-    /// Heartbeats were not answered for a lease.
-    BeatsUnanswered,
-    /// The worker leaves.
-    Leaving(LeaveReason),
-    /// Running steps did not end in time.
-    WorkGoesOn,
-    /// The coordination service did not answer in time.
-    GroupNotLeft,
-}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum ControlPhase {
@@ -286,7 +132,7 @@ impl Control {
             self.take_in(pass, event);
             self.let_time_pass(pass);
         } else {
-            self.go_on_ending(&event);
+            self.continue_ending(&event);
         }
         std::mem::take(&mut self.actions)
     }
@@ -339,16 +185,16 @@ impl Control {
     }
 
     fn take_in(&mut self, pass: ControlPass, event: ControlEvent) {
-        match (&mut self.phase, event) {
-            (_, ControlEvent::Tick) => {}
-            (_, ControlEvent::Stop(StopRequest::Leave)) => self.leave(LeaveReason::Asked),
-            (_, ControlEvent::Stop(StopRequest::Drain)) => {
+        match event {
+            ControlEvent::Tick => {}
+            ControlEvent::Stop(StopRequest::Leave) => self.leave(LeaveReason::Asked),
+            ControlEvent::Stop(StopRequest::Drain) => {
                 if self.departure.drain(pass.now) {
                     self.act(ControlAction::SayDrain);
                 }
             }
-            (_, ControlEvent::RunnerEnded) => self.leave(LeaveReason::RunnerEnded),
-            (_, ControlEvent::Coordinators(addresses)) => {
+            ControlEvent::RunnerEnded => self.leave(LeaveReason::RunnerEnded),
+            ControlEvent::Coordinators(addresses) => {
                 if self.targets.update(addresses) && self.life.is_some() {
                     self.note(Notice::LeaderChanged);
                     self.disconnect();
@@ -356,6 +202,24 @@ impl Control {
                     self.connect(pass);
                 }
             }
+            ControlEvent::Joined(_) | ControlEvent::JoinFailed(..) | ControlEvent::LifeOver(_) => {
+                self.take_in_membership(pass, event);
+            }
+            ControlEvent::Connected
+            | ControlEvent::ConnectFailed(_)
+            | ControlEvent::HelloSent
+            | ControlEvent::Welcomed(_)
+            | ControlEvent::StreamEnded(_)
+            | ControlEvent::BeatAnswered(_)
+            | ControlEvent::HandedOver => self.take_in_stream(pass, event),
+            // Only while the worker ends.
+            ControlEvent::WorkEnded { .. } | ControlEvent::LeaveSaid | ControlEvent::LeftGroup { .. } => {}
+        }
+    }
+
+    /// What became of a life, or of the try to begin one.
+    fn take_in_membership(&mut self, pass: ControlPass, event: ControlEvent) {
+        match (&self.phase, event) {
             (ControlPhase::Joining, ControlEvent::Joined(membership)) => {
                 self.life = Some(CurrentLife { membership, welcomed: false });
                 self.joined_before = true;
@@ -364,7 +228,7 @@ impl Control {
                 self.connect(pass);
             }
             (ControlPhase::Joining, ControlEvent::JoinFailed(failure, problem)) => {
-                self.join_failed(pass, failure, problem)
+                self.join_failed(pass, failure, problem);
             }
             (
                 ControlPhase::Pausing { .. }
@@ -372,11 +236,15 @@ impl Control {
                 | ControlPhase::Greeting { .. }
                 | ControlPhase::Streaming { .. },
                 ControlEvent::LifeOver(why),
-            )
-            | (
-                ControlPhase::Greeting { .. } | ControlPhase::Streaming { .. },
-                ControlEvent::StreamEnded(StreamEnd::LifeOver(why)),
             ) => self.end_life(pass, why),
+            // Of a life, or a try, that was given up meanwhile.
+            _ => {}
+        }
+    }
+
+    /// What became of a stream, or of the try to open one.
+    fn take_in_stream(&mut self, pass: ControlPass, event: ControlEvent) {
+        match (&mut self.phase, event) {
             (ControlPhase::Connecting, ControlEvent::ConnectFailed(problem)) => {
                 let failures = self.connecting.fail();
                 let target = self.targets.current().unwrap_or_default().to_owned();
@@ -409,23 +277,8 @@ impl Control {
                     self.leave(LeaveReason::Drained);
                 }
             }
-            // Of something that was given up meanwhile.
-            (
-                _,
-                ControlEvent::Joined(_)
-                | ControlEvent::JoinFailed(..)
-                | ControlEvent::LifeOver(_)
-                | ControlEvent::Connected
-                | ControlEvent::ConnectFailed(_)
-                | ControlEvent::HelloSent
-                | ControlEvent::Welcomed(_)
-                | ControlEvent::StreamEnded(_)
-                | ControlEvent::BeatAnswered(_)
-                | ControlEvent::HandedOver
-                | ControlEvent::WorkEnded { .. }
-                | ControlEvent::LeaveSaid
-                | ControlEvent::LeftGroup { .. },
-            ) => {}
+            // Of a stream, or a try, that was given up meanwhile.
+            _ => {}
         }
     }
 
@@ -557,60 +410,6 @@ impl Control {
             }
             _ => {}
         }
-    }
-
-    fn leave(&mut self, why: LeaveReason) {
-        self.note(Notice::Leaving(why));
-        let say_leave = self.is_streaming() && why != LeaveReason::RunnerEnded;
-        if !say_leave {
-            self.disconnect();
-        }
-        self.end_work(say_leave, Outcome::Left);
-    }
-
-    fn end_work(&mut self, say_leave: bool, outcome: Outcome) {
-        self.phase = ControlPhase::EndingWork { say_leave, outcome };
-        self.act(ControlAction::EndWork(END_WORK));
-    }
-
-    fn go_on_ending(&mut self, event: &ControlEvent) {
-        match (&self.phase, event) {
-            (ControlPhase::EndingWork { say_leave, outcome }, ControlEvent::WorkEnded { in_time }) => {
-                let (say_leave, outcome) = (*say_leave, *outcome);
-                if !in_time {
-                    self.note(Notice::WorkGoesOn);
-                }
-                if say_leave {
-                    self.phase = ControlPhase::SayingLeave;
-                    self.act(ControlAction::SayLeave(SAY_LEAVE));
-                } else {
-                    self.leave_group(outcome);
-                }
-            }
-            (ControlPhase::SayingLeave, ControlEvent::LeaveSaid) => self.leave_group(Outcome::Left),
-            (ControlPhase::LeavingGroup, ControlEvent::LeftGroup { in_time }) => {
-                if !in_time {
-                    self.note(Notice::GroupNotLeft);
-                }
-                self.end(Outcome::Left);
-            }
-            _ => {}
-        }
-    }
-
-    fn leave_group(&mut self, outcome: Outcome) {
-        match self.life.take() {
-            Some(_) => {
-                self.phase = ControlPhase::LeavingGroup;
-                self.act(ControlAction::LeaveGroup(LEAVE_GROUP));
-            }
-            None => self.end(outcome),
-        }
-    }
-
-    fn end(&mut self, outcome: Outcome) {
-        self.phase = ControlPhase::Ended;
-        self.act(ControlAction::End(outcome));
     }
 
     fn act(&mut self, action: ControlAction) {

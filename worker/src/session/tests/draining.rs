@@ -7,7 +7,7 @@ const B: ApplianceId = ApplianceId::from_u128(0xb);
 impl SessionBench {
     /// One that holds A on a stream.
     async fn holding(config: Config) -> (Self, Conn) {
-        let mut bench = Self::with(config, Assignments::default()).await;
+        let mut bench = Self::with(config, Conversation::default()).await;
         let (mut conn, _) = bench.hello().await;
         conn.welcome(1, &[]).await;
         bench.grant_a(&mut conn).await;

@@ -33,7 +33,7 @@ async fn a_hold_shuts_the_gate_and_what_is_left_of_it_travels_with_the_release()
 async fn the_margin_of_calls_without_token_is_a_setting() {
     let margin = Duration::from_secs(30);
     let config = Config { act_margin: margin, connect_timeout: DEADLINE, ..Config::default() };
-    let mut bench = SessionBench::with(config, Assignments::default()).await;
+    let mut bench = SessionBench::with(config, Conversation::default()).await;
     let (mut conn, _) = bench.hello().await;
     let gate = bench.begun().await;
     conn.welcome(1, &[]).await;

@@ -126,7 +126,7 @@ async fn bench() -> (SessionBench, Service) {
     let coordinator = Listening::new().await;
     let service = Service::new(vec![coordinator.address.clone()]);
     let seat = Arc::clone(&service.seat);
-    (SessionBench::seated(config(), seat, coordinator, Assignments::default()), service)
+    (SessionBench::seated(config(), seat, coordinator, Conversation::default()), service)
 }
 
 /// A place that takes connections and says nothing on them.
@@ -218,7 +218,7 @@ async fn the_end_of_a_life_is_seen_while_connecting_and_without_a_coordinator() 
     let mut service = Service::new(vec![address]);
     let config = Config { connect_timeout: LEASE, retry_cap: LEASE, ..config() };
     let seat = Arc::clone(&service.seat);
-    let mut bench = SessionBench::seated(config, seat, Listening::new().await, Assignments::default());
+    let mut bench = SessionBench::seated(config, seat, Listening::new().await, Conversation::default());
     service.admit(LIFE).await;
     let gate = bench.begun().await;
     let _unanswered = accept(&listener).await;

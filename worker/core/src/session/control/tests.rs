@@ -1,5 +1,6 @@
 //! Tables of (state, event) -> (state, actions).
 
+use super::ending::{END_WORK, LEAVE_GROUP, SAY_LEAVE};
 use super::*;
 
 const CONNECT: Duration = Duration::from_secs(5);

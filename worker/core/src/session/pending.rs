@@ -1,57 +1,57 @@
-//! What waits to be told to the leader, in bounded messages: answers first, then the newest status of each appliance.
+//! Messages that wait to be sent to the leader, in bounded pieces: answers first, then the newest status of each appliance.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use common::session::{Ack, AnnouncedStep, Declined, GrantRef, OwnedDigest, Release, Report, ToCoordinator};
+use common::session::{
+    Ack, AnnouncedStep, Declined, GrantRef, MAX_ENTRIES_PER_MESSAGE, OwnedDigest, Release, Report, ToCoordinator,
+};
 use common::status::Status;
 use common::{ApplianceId, Timestamp, Token};
-use proto::convert::MAX_ENTRIES_PER_MESSAGE;
+
+use crate::report::Reports;
 
 /// Statuses in one message. Each carries its instances and perhaps a long error, so fewer than of small entries.
 const REPORTS_PER_MESSAGE: usize = 200;
 
-/// How often the digest of what is owned is sent when there is nothing else to report. It bounds for how long a grant that
-/// one side lost stays unnoticed, and costs a message of 50 bytes.
-const AUDIT: Duration = Duration::from_secs(5);
-
-#[derive(Debug)]
-enum GrantAnswer {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum GrantAnswer {
     Granted(GrantRef),
     Declined(Declined),
     Released(Release),
     Removed(GrantRef),
 }
 
-/// What waits to be told.
-#[derive(Debug, Default)]
-pub(super) struct PendingReports {
-    /// That this worker is about to stop, and whether it hands back; said before everything else, so that nothing comes
+/// Messages that wait to be sent.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PendingMessages {
+    /// That this worker is about to stop, and whether it hands back; sent before everything else, so that no grant comes
     /// back that is given back.
-    drain: Option<bool>,
-    /// One per grant that came, ended or was refused, so bounded by what is held.
-    answers: VecDeque<GrantAnswer>,
+    pub(super) drain: Option<bool>,
+    /// One per grant that came, ended or was refused, so bounded by the number of grants.
+    pub(super) answers: VecDeque<GrantAnswer>,
     /// Steps of suspects that are to begin, and announced ones that are over: the newest of each appliance, so bounded by
-    /// what is held also while there is no stream.
-    begins: BTreeMap<ApplianceId, AnnouncedStep>,
-    done: BTreeMap<ApplianceId, AnnouncedStep>,
-    /// Version after the newest delta whose commands the runner took.
-    version: u64,
-    /// `version` was not told yet.
-    applied: bool,
-    /// The digest of what is owned is to be sent, whether or not there is anything to report.
-    digest: bool,
+    /// the number of grants.
+    pub(super) begins: BTreeMap<ApplianceId, AnnouncedStep>,
+    pub(super) done: BTreeMap<ApplianceId, AnnouncedStep>,
+    /// Version after the newest delta that was applied whole.
+    pub(super) version: u64,
+    /// `version` was not sent yet.
+    pub(super) applied: bool,
+    /// The digest of the grants is to be sent, whether or not there is anything to report.
+    pub(super) digest: bool,
     /// When it is sent again.
-    audit_at: Timestamp,
-    reports: super::Waiting,
+    pub(super) audit_at: Timestamp,
+    pub(super) reports: Reports,
 }
 
-impl PendingReports {
-    pub(super) fn granted(&mut self, appliance: ApplianceId, token: Token) {
-        self.answers.push_back(GrantAnswer::Granted(GrantRef::new(appliance, token)));
+impl PendingMessages {
+    pub(super) fn granted(&mut self, grant: GrantRef) {
+        self.answers.push_back(GrantAnswer::Granted(grant));
     }
 
-    pub(super) fn decline(&mut self, appliance: ApplianceId, token: Token, reason: String) {
+    pub(super) fn decline(&mut self, grant: GrantRef, reason: String) {
+        let GrantRef { appliance, token } = grant;
         self.answers.push_back(GrantAnswer::Declined(Declined { appliance, token, reason }));
     }
 
@@ -78,22 +78,23 @@ impl PendingReports {
         self.drain = Some(hand_back);
     }
 
+    /// Everything of the delta that led to this version is carried out or on its way.
     pub(super) const fn applied(&mut self, version: u64) {
         self.version = version;
         self.applied = true;
     }
 
-    /// A new stream begins: `Hello` says all that the answers of the old one said.
-    pub(super) fn begin_stream(&mut self, now: Timestamp) {
-        self.answers.clear();
-        self.drain = None;
-        // What runs and what waits is announced anew after the welcome.
-        self.begins.clear();
-        self.done.clear();
-        self.version = 0;
-        self.applied = false;
+    /// A stream begins: `Hello` says all that the answers of the one before said. `audit` is the pause between digests.
+    pub(super) fn begin_stream(&mut self, now: Timestamp, audit: Duration) {
+        self.end_stream();
         self.digest = true;
-        self.audit_at = now + AUDIT;
+        self.audit_at = now + audit;
+    }
+
+    /// A stream has ended: nothing that was to be sent on it is sent on another one. Statuses wait for the next.
+    pub(super) fn end_stream(&mut self) {
+        let reports = std::mem::take(&mut self.reports);
+        *self = Self { reports, ..Self::default() };
     }
 
     /// When it is time to send the digest again.
@@ -101,9 +102,9 @@ impl PendingReports {
         self.audit_at
     }
 
-    pub(super) fn let_time_pass(&mut self, now: Timestamp) {
+    pub(super) fn let_time_pass(&mut self, now: Timestamp, audit: Duration) {
         if self.audit_at <= now {
-            self.audit_at = now + AUDIT;
+            self.audit_at = now + audit;
             self.digest = true;
         }
     }
@@ -112,7 +113,7 @@ impl PendingReports {
         self.reports.push(appliance, token, status, checked);
     }
 
-    /// Drops the status and the steps of an appliance that is not held any more.
+    /// Drops the status and the steps of an appliance that is not owned any more.
     pub(super) fn forget(&mut self, appliance: ApplianceId) {
         self.begins.remove(&appliance);
         self.done.remove(&appliance);
@@ -123,12 +124,12 @@ impl PendingReports {
         self.drain.is_some() || self.owes_an_answer() || self.digest || !self.reports.is_empty()
     }
 
-    fn owes_an_answer(&self) -> bool {
+    pub(super) fn owes_an_answer(&self) -> bool {
         self.applied || !(self.answers.is_empty() && self.begins.is_empty() && self.done.is_empty())
     }
 
-    /// The next message to say. What is held now goes with statuses, which come after all answers, so that it means the
-    /// same on the other side.
+    /// The next message to send. The digest goes with statuses, which come after all answers, so that it means the same on
+    /// the other side.
     pub(super) fn next(&mut self, owned: OwnedDigest) -> Option<ToCoordinator> {
         if let Some(hand_back) = self.drain.take() {
             return Some(ToCoordinator::Drain { hand_back });
@@ -171,67 +172,69 @@ mod tests {
 
     use super::*;
 
+    const AUDIT: Duration = Duration::from_secs(5);
+
     fn step(appliance: u128, number: u64) -> AnnouncedStep {
         AnnouncedStep { appliance: ApplianceId::from_u128(appliance), token: Token::new(Term::new(1), 1), number }
     }
 
-    fn ack(outgoing: &mut PendingReports) -> Ack {
-        match outgoing.next(OwnedDigest::default()) {
+    fn ack(pending: &mut PendingMessages) -> Ack {
+        match pending.next(OwnedDigest::default()) {
             Some(ToCoordinator::Ack(ack)) => ack,
-            other => panic!("steps are said in an ack, not {other:?}"),
+            other => panic!("steps are sent in an ack, not {other:?}"),
         }
     }
 
     #[test]
-    fn of_each_appliance_only_the_newest_step_is_said() {
-        let mut outgoing = PendingReports::default();
+    fn of_each_appliance_only_the_newest_step_is_sent() {
+        let mut pending = PendingMessages::default();
         for number in 1..=1_000 {
-            outgoing.begins(step(1, number));
-            outgoing.done(step(1, number));
+            pending.begins(step(1, number));
+            pending.done(step(1, number));
         }
-        outgoing.begins(step(1, 1_001));
-        outgoing.begins(step(2, 5));
-        let said = ack(&mut outgoing);
-        assert_eq!(said.ended, [step(1, 1_000)]);
-        assert_eq!(said.begun, [step(1, 1_001), step(2, 5)]);
-        assert!(!outgoing.is_waiting());
-        outgoing.begins(step(2, 6));
-        outgoing.forget(step(2, 6).appliance);
-        assert!(!outgoing.is_waiting(), "it is not held any more");
+        pending.begins(step(1, 1_001));
+        pending.begins(step(2, 5));
+        let sent = ack(&mut pending);
+        assert_eq!(sent.ended, [step(1, 1_000)]);
+        assert_eq!(sent.begun, [step(1, 1_001), step(2, 5)]);
+        assert!(!pending.is_waiting());
+        pending.begins(step(2, 6));
+        pending.forget(step(2, 6).appliance);
+        assert!(!pending.is_waiting(), "it is not owned any more");
     }
 
     #[test]
-    fn what_is_held_is_said_after_every_answer_and_also_when_nothing_is_new() {
+    fn the_digest_is_sent_after_every_answer_and_also_when_nothing_is_new() {
         let held = OwnedDigest { applied: 7, ..OwnedDigest::default() };
-        let mut outgoing = PendingReports::default();
-        outgoing.begin_stream(Timestamp::ZERO);
-        outgoing.applied(7);
-        assert!(matches!(outgoing.next(held), Some(ToCoordinator::Ack(Ack { applied: 7, .. }))));
+        let mut pending = PendingMessages::default();
+        pending.begin_stream(Timestamp::ZERO, AUDIT);
+        pending.applied(7);
+        assert!(matches!(pending.next(held), Some(ToCoordinator::Ack(Ack { applied: 7, .. }))));
         assert_eq!(
-            outgoing.next(held),
+            pending.next(held),
             Some(ToCoordinator::Report(Report { statuses: vec![], owned: Some(held) })),
             "once on each stream"
         );
-        assert!(!outgoing.is_waiting() && outgoing.next(held).is_none());
-        outgoing.let_time_pass(Timestamp::ZERO + AUDIT);
-        assert!(outgoing.is_waiting());
-        assert_eq!(outgoing.next(held), Some(ToCoordinator::Report(Report { statuses: vec![], owned: Some(held) })));
+        assert!(!pending.is_waiting() && pending.next(held).is_none());
+        pending.let_time_pass(Timestamp::ZERO + AUDIT, AUDIT);
+        assert!(pending.is_waiting());
+        assert_eq!(pending.next(held), Some(ToCoordinator::Report(Report { statuses: vec![], owned: Some(held) })));
     }
 
     #[test]
     fn a_message_stays_within_its_bound_and_ends_come_before_beginnings() {
-        let mut outgoing = PendingReports::default();
+        let mut pending = PendingMessages::default();
         for n in 0..1_500 {
-            outgoing.done(step(n, 1));
-            outgoing.begins(step(n, 2));
+            pending.done(step(n, 1));
+            pending.begins(step(n, 2));
         }
         let (mut ended, mut begun) = (0, 0);
-        while outgoing.is_waiting() {
-            let said = ack(&mut outgoing);
-            assert!(said.begun.len() + said.ended.len() <= MAX_ENTRIES_PER_MESSAGE);
-            assert!(said.begun.is_empty() || ended + said.ended.len() == 1_500, "a beginning overtook an end");
-            ended += said.ended.len();
-            begun += said.begun.len();
+        while pending.is_waiting() {
+            let sent = ack(&mut pending);
+            assert!(sent.begun.len() + sent.ended.len() <= MAX_ENTRIES_PER_MESSAGE);
+            assert!(sent.begun.is_empty() || ended + sent.ended.len() == 1_500, "a beginning overtook an end");
+            ended += sent.ended.len();
+            begun += sent.begun.len();
         }
         assert_eq!((ended, begun), (1_500, 1_500));
     }
