@@ -1,7 +1,6 @@
 //! Streams of workers: which are open, what is sent on them, and with which reason one is closed.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use common::WorkerId;
 use common::session::{Envelope, Refused, RefusedReason, ToWorker};
@@ -10,9 +9,6 @@ use proto::convert::down;
 use tracing::{info, warn};
 
 use crate::sessions::Out;
-
-/// What a worker waits for before it tries again when nothing but time is missing.
-const SOON: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 struct Connection {
@@ -85,37 +81,20 @@ impl Connections {
 
     /// What a worker is told.
     fn refused(&self, refusal: &Refusal, worker: &WorkerId) -> Refused {
-        let (reason, detail, retry_after) = match refusal {
-            Refusal::IncarnationOver => (RefusedReason::IncarnationOver, "its lease is over".to_owned(), None),
-            Refusal::NameTaken(wait) => {
-                let detail = format!("another process named {worker} may act for up to {wait:?} more");
-                (RefusedReason::NameTaken, detail, Some(*wait))
-            }
-            Refusal::ImplausibleTerm(term) => {
-                (RefusedReason::Malformed, format!("no cluster reaches {term}, which it claims to have met"), None)
-            }
+        let detail = match refusal {
+            Refusal::IncarnationOver => "its lease is over".to_owned(),
+            Refusal::NameTaken(wait) => format!("another process named {worker} may act for up to {wait:?} more"),
+            Refusal::ImplausibleTerm(term) => format!("no cluster reaches {term}, which it claims to have met"),
             Refusal::TermAhead(met, wait) => {
-                let detail = format!("no term above {met}, which it has met, is begun within {wait:?}");
-                (RefusedReason::NotLeading, detail, Some(*wait))
+                format!("no term above {met}, which it has met, is begun within {wait:?}")
             }
-            Refusal::Superseded => (RefusedReason::Superseded, "a newer stream took over".to_owned(), None),
-            Refusal::StoreUnavailable => {
-                (RefusedReason::NotLeading, "the store takes no changes".to_owned(), Some(SOON))
-            }
-            Refusal::NoLife => {
-                let detail = format!("this cluster is coordinated by {}; the worker is not", self.coordination);
-                (RefusedReason::Malformed, detail, None)
-            }
-            Refusal::UnknownLife => {
-                (RefusedReason::NotLeading, "no lease node of this life was seen".to_owned(), Some(SOON))
-            }
-            Refusal::Differs => {
-                (RefusedReason::AssignmentsDiffer, "what it holds differs from the table".to_owned(), None)
-            }
-            Refusal::NotMember => {
-                (RefusedReason::IncarnationOver, "its member node was taken away, and it is drained".to_owned(), None)
-            }
+            Refusal::Superseded => "a newer stream took over".to_owned(),
+            Refusal::StoreUnavailable => "the store takes no changes".to_owned(),
+            Refusal::NoLife => format!("this cluster is coordinated by {}; the worker is not", self.coordination),
+            Refusal::UnknownLife => "no lease node of this life was seen".to_owned(),
+            Refusal::Differs => "what it holds differs from the table".to_owned(),
+            Refusal::NotMember => "its member node was taken away, and it is drained".to_owned(),
         };
-        Refused { reason, detail, retry_after }
+        Refused { reason: refusal.reason(), detail, retry_after: refusal.retry_after() }
     }
 }

@@ -225,16 +225,17 @@ impl ModelState {
         if stream.envelope.is_none() || !stream.read {
             return;
         }
-        stream.down.push_back(match message {
-            ToWorker::Welcome(welcome) => DownMessage::Welcome(from, welcome),
+        let message = match message {
+            ToWorker::Welcome(welcome) => ToWorker::Welcome(welcome),
             ToWorker::Delta(Delta { base, target, rebalance, entries }) => {
                 let entries = entries.into_iter().filter_map(taken).collect();
-                DownMessage::Delta(from, Delta { base, target, rebalance, entries })
+                ToWorker::Delta(Delta { base, target, rebalance, entries })
             }
-            ToWorker::Confirm(confirm) if !confirm.released.is_empty() => DownMessage::Confirm(from, confirm.released),
+            ToWorker::Confirm(confirm) if !confirm.released.is_empty() => ToWorker::Confirm(confirm),
             // Steps are not announced here, beats are not on the stream, and no worker drains.
             ToWorker::BeatAck(_) | ToWorker::Confirm(_) | ToWorker::Refused(_) | ToWorker::Drained => return,
-        });
+        };
+        stream.down.push_back(DownMessage { from, message });
     }
 
     /// The oldest message of a stream reaches the leader.

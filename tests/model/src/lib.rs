@@ -2,7 +2,7 @@
 //! every way in which a few faults can strike in between, checked to the end of the state space.
 //!
 //! The code that decides is the code that ships: `coordinator_core::machine::Machine` with lives taken from a coordination
-//! service, `worker_core::assignments::Assignments` and `worker_core::gate::Gate`. What surrounds them is written again in its
+//! service, `worker_core::session::Conversation` and `worker_core::gate::Gate`. What surrounds them is written again in its
 //! simplest sound form: streams that keep their order, a store with its term and its chain of batches, a service that is
 //! nodes and one ordered feed for each leader, and workers whose calls take effect when they like.
 //!
@@ -22,7 +22,7 @@
 //! | `checker`  | the actions of every state, for `stateright`                  |
 //! | `state`    | the whole, and its canonical form                             |
 //! | `leader`   | coordinator processes around `Machine`, as `coordinator::leader` |
-//! | `worker`   | worker processes around `Assignments` and `Gate`, as `worker::session` |
+//! | `worker`   | worker processes around `Conversation` and `Gate`, as `worker::session` |
 //! | `service`  | nodes, feeds, time                                            |
 //! | `store`    | what is durable, and what became of a commit                  |
 //! | `stream`   | messages, in order within a stream                            |

@@ -110,10 +110,16 @@ pub(crate) fn unsettled(model: &Hypothesis, state: &ModelState) -> Option<String
             return Some(format!("{} may not act on {}", granted.worker, entry.id));
         }
     }
-    let unsaid = state
-        .workers
-        .iter()
-        .find(|w| !w.value.assignments.clone().hello(&w.value.name, &common::Profile::default()).1.released.is_empty());
+    let unsaid = state.workers.iter().find(|w| {
+        !w.value
+            .conversation
+            .assignments()
+            .clone()
+            .hello(&w.value.name, &common::Profile::default())
+            .1
+            .released
+            .is_empty()
+    });
     unsaid.map(|worker| format!("{} still repeats a release", worker.value.name))
 }
 

@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
-use common::Edition;
 use common::canon::{Canon, Canonical};
-use common::session::{Delta, DeltaEntry, Envelope, GrantRef, ToCoordinator, Welcome};
+use common::session::{Delta, DeltaEntry, Envelope, Refused, RefusedReason, ToCoordinator, ToWorker};
+use common::{Edition, StreamNumber, Term};
 use coordinator_core::machine::{Refusal, StreamId};
 
 /// A message to a coordinator.
@@ -18,13 +18,18 @@ pub(crate) enum UpMessage {
 
 /// A message to a worker.
 #[derive(Clone, Debug)]
-pub(crate) enum DownMessage {
-    Welcome(Envelope, Welcome),
-    Delta(Envelope, Delta<Edition>),
-    /// Releases that the store has.
-    Confirm(Envelope, Vec<GrantRef>),
-    /// The coordinator ends the stream, for a reason or because it leads no more.
-    End(Option<Refusal>),
+pub(crate) struct DownMessage {
+    pub(crate) from: Envelope,
+    pub(crate) message: ToWorker<Edition>,
+}
+
+impl DownMessage {
+    /// The coordinator ends the stream.
+    fn refused(reason: RefusedReason) -> Self {
+        let from = Envelope { term: Term::default(), incarnation: None, stream: StreamNumber::default() };
+        let refused = Refused { reason, detail: String::new(), retry_after: None };
+        Self { from, message: ToWorker::Refused(refused) }
+    }
 }
 
 /// One stream.
@@ -34,7 +39,7 @@ pub(crate) struct ModelStream {
     /// Which worker opened it.
     pub(crate) worker: usize,
     /// Term of the leader it was opened to.
-    pub(crate) term: common::Term,
+    pub(crate) term: Term,
     /// What the worker was welcomed with; what goes down is signed with it.
     pub(crate) envelope: Option<Envelope>,
     /// The worker is at its end. What is on it otherwise is late.
@@ -56,7 +61,9 @@ impl ModelStream {
         self.heard = false;
         self.up.clear();
         if self.read {
-            self.down.push_back(DownMessage::End(why));
+            // Without a reason it leads no more.
+            let reason = why.map_or(RefusedReason::NotLeading, |why| why.reason());
+            self.down.push_back(DownMessage::refused(reason));
         }
     }
 
@@ -71,7 +78,7 @@ impl ModelStream {
             self.down.clear();
         }
         // Whoever left learns nothing of the end.
-        self.down.retain(|down| !matches!(down, DownMessage::End(_)));
+        self.down.retain(|down| !matches!(down.message, ToWorker::Refused(_)));
     }
 }
 
@@ -116,21 +123,18 @@ fn put_entry(entry: &DeltaEntry<Edition>, to: &mut Canon) {
 
 impl Canonical for DownMessage {
     fn canon(&self, to: &mut Canon) {
-        match self {
-            Self::Welcome(from, welcome) => to.put(&(0_u32, from, &welcome.keep)),
-            Self::Delta(from, Delta { base, target, rebalance: _, entries }) => {
+        let Self { from, message } = self;
+        match message {
+            ToWorker::Welcome(welcome) => to.put(&(0_u32, from, &welcome.keep)),
+            ToWorker::Delta(Delta { base, target, rebalance: _, entries }) => {
                 to.put(&(1_u32, from));
                 to.put(&(base, target, entries.len()));
                 entries.iter().for_each(|entry| put_entry(entry, to));
             }
-            Self::Confirm(from, list) => to.put(&(2_u32, from, list)),
+            ToWorker::Confirm(confirm) => to.put(&(2_u32, from, &confirm.released)),
             // What a worker makes of a reason is one of two things.
-            Self::End(why) => to.put(&(3_u32, ends_life(why.as_ref()))),
+            ToWorker::Refused(refused) => to.put(&(3_u32, refused.reason == RefusedReason::IncarnationOver)),
+            other => unreachable!("{other:?} is not sent here"),
         }
     }
-}
-
-/// Whether a worker that is told so begins another life.
-pub(crate) fn ends_life(why: Option<&Refusal>) -> bool {
-    matches!(why, Some(Refusal::IncarnationOver | Refusal::NotMember))
 }

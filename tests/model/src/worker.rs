@@ -1,21 +1,22 @@
-//! A worker process around the holdings and the gate, after `worker::session` and `worker::runner`: one stream at a time,
-//! one life after the other, and calls that start when the gate lets them and take effect when they like.
+//! A worker process around its conversation and its gate: one stream at a time, one life after the other, and calls that
+//! start when the gate lets them and take effect when they like. When to connect and to join is for the checker to choose,
+//! so that the machine which decides that in the product is not run here.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::canon::{Canon, Canonical};
 use common::mutant::{self, Mutant};
-use common::session::{Ack, Carryover, Declined, Envelope, GrantRef, Release, ToCoordinator};
-use common::{ApplianceId, Edition, Incarnation, Life, Term, Timestamp, Token, WorkerId};
+use common::session::{Carryover, Envelope, GrantRef, ToCoordinator};
+use common::{ApplianceId, Incarnation, Life, Term, Timestamp, Token, WorkerId};
 use coordinator_core::machine::StreamId;
-use worker_core::assignments::{AssignmentEffect, Assignments, DeltaRefused};
 use worker_core::gate::{Gate, hold_left, hold_until};
+use worker_core::session::{ControlEvent, Conversation, ConversationAction, Incoming, StreamEnd};
 
 use crate::promises::{Promise, Wrong};
 use crate::setup::{FencingMode, HOLD, LEASE_SEEN, Setup};
 use crate::state::{ModelState, Part, PendingCall};
-use crate::stream::{DownMessage, ModelStream, UpMessage, ends_life};
+use crate::stream::{DownMessage, ModelStream, UpMessage};
 
 /// A call that may take effect at any time.
 pub(crate) const FOREVER: Timestamp = Timestamp::from_nanos(u64::MAX);
@@ -47,11 +48,10 @@ pub(crate) struct ModelWorker {
     pub(crate) former: Option<Incarnation>,
     /// Term of the newest leader the service told it of; it turns to no older one.
     pub(crate) knows: Term,
-    pub(crate) assignments: Assignments,
+    pub(crate) conversation: Conversation,
     pub(crate) gate: Gate,
     /// The stream it is at the end of.
     pub(crate) link: Option<StreamId>,
-    pub(crate) welcomed: bool,
     pub(crate) tasks: BTreeMap<ApplianceId, ModelTask>,
     /// Highest token taken under this name, by appliance (I3).
     newest: BTreeMap<ApplianceId, Token>,
@@ -68,10 +68,9 @@ impl ModelWorker {
             incarnation: None,
             former: None,
             knows: Term::default(),
-            assignments: Assignments::default(),
+            conversation: Conversation::default(),
             gate: Gate::with_margin(Duration::ZERO),
             link: None,
-            welcomed: false,
             tasks: BTreeMap::new(),
             newest: BTreeMap::new(),
             term: Term::default(),
@@ -115,7 +114,6 @@ impl ModelWorker {
             calls.extend(task.running.map(|over| PendingCall { appliance: id, token: task.token, over }));
         }
         self.link = None;
-        self.welcomed = false;
     }
 }
 
@@ -132,7 +130,7 @@ impl ModelState {
         let worker = self.worker(w);
         let (name, former) = (worker.name.clone(), worker.former.replace(incarnation));
         worker.incarnation = Some(incarnation);
-        worker.assignments.begin_life(Some(incarnation));
+        worker.conversation.begin_life(Some(incarnation));
         worker.gate = Gate::with_margin(Duration::ZERO);
         worker.gate.extend(now + LEASE_SEEN);
         if let Some(former) = former {
@@ -148,7 +146,7 @@ impl ModelState {
         let worker = self.worker(w);
         worker.gate.shut();
         worker.end(&mut calls);
-        worker.assignments.end_life();
+        worker.conversation.end_life();
         worker.incarnation = None;
         self.calls = calls;
     }
@@ -162,7 +160,7 @@ impl ModelState {
         worker.end(&mut calls);
         worker.runs = false;
         worker.cut = false;
-        worker.assignments = Assignments::default();
+        worker.conversation = Conversation::default();
         worker.incarnation = None;
         worker.former = None;
         worker.knows = Term::default();
@@ -178,12 +176,10 @@ impl ModelState {
     /// A worker opens a stream to a leader and says what it holds.
     pub(crate) fn connect(&mut self, setup: &Setup, w: usize, l: usize) {
         self.next_conn += 1;
-        let conn = self.next_conn;
+        let (conn, now) = (self.next_conn, self.now);
         let worker = self.worker(w);
-        let name = worker.name.clone();
-        let (from, hello) = worker.assignments.hello(&name, &setup.profile(w));
+        let (from, hello) = worker.conversation.hello(now, &worker.name, &setup.profile(w));
         worker.link = Some(conn);
-        worker.welcomed = false;
         self.streams.push(ModelStream {
             conn,
             worker: w,
@@ -199,7 +195,7 @@ impl ModelState {
     /// A worker leaves its stream, or with `late` it breaks and what was on it may still arrive.
     pub(crate) fn leave_stream(&mut self, w: usize, late: bool) {
         let worker = self.worker(w);
-        worker.welcomed = false;
+        worker.conversation.close();
         if let Some(conn) = worker.link.take()
             && let Some(stream) = self.streams.iter_mut().find(|s| s.conn == conn)
         {
@@ -218,49 +214,41 @@ impl ModelState {
     pub(crate) fn deliver_down(&mut self, conn: StreamId) {
         let Some(stream) = self.streams.iter_mut().find(|s| s.conn == conn) else { return };
         let w = stream.worker;
-        let Some(down) = stream.down.pop_front() else { return };
+        let Some(DownMessage { from, message }) = stream.down.pop_front() else { return };
         let worker = self.worker(w);
         let late = worker.link != Some(conn);
         if !worker.runs || worker.incarnation.is_none() {
             return;
         }
-        match down {
-            DownMessage::Welcome(from, welcome) => match worker.assignments.welcome(from, &welcome.keep) {
-                Ok(effects) => {
-                    worker.welcomed = true;
+        let actions = worker.conversation.receive(Incoming::whole(from, message), false, |_| None);
+        for action in actions {
+            match action {
+                ConversationAction::Welcomed(..) | ConversationAction::Confirmed(_) => self.applied(w, from),
+                ConversationAction::Take { grant, carryover, .. } => self.take(w, grant, carryover.fence_delay),
+                ConversationAction::Fence(grant) => {
+                    self.worker(w).gate.dismiss(grant.appliance, grant.token);
+                    self.begin_release(w, grant);
+                }
+                ConversationAction::Release(grant) => self.begin_release(w, grant),
+                ConversationAction::Applied(version) => {
+                    self.worker(w).conversation.applied(version);
                     self.applied(w, from);
-                    let answers = self.apply(w, effects);
-                    if answers != Ack::default() {
-                        self.answer(w, answers);
+                }
+                // What is late ends nothing but itself.
+                ConversationAction::Control(ControlEvent::StreamEnded(end)) if !late => {
+                    self.leave_stream(w, false);
+                    if matches!(end, StreamEnd::LifeOver(_)) {
+                        self.end_life(w);
                     }
                 }
-                Err(_) if late => {}
-                Err(_) => self.leave_stream(w, false),
-            },
-            // Nothing applies between `Hello` and `Welcome`; what is late still has to be refused by the holdings.
-            DownMessage::Delta(..) | DownMessage::Confirm(..) if !late && !worker.welcomed => {}
-            DownMessage::Delta(from, delta) => match worker.assignments.delta(from, delta) {
-                Ok(effects) => {
-                    self.applied(w, from);
-                    let answers = self.apply(w, effects);
-                    self.answer(w, answers);
-                }
-                Err(DeltaRefused::Stale) => {}
-                Err(DeltaRefused::Base { .. }) => self.leave_stream(w, false),
-            },
-            DownMessage::Confirm(from, list) => {
-                if worker.assignments.confirm(from, &list).is_ok() {
-                    self.applied(w, from);
-                }
-            }
-            DownMessage::End(_) if late => {}
-            DownMessage::End(why) => {
-                self.leave_stream(w, false);
-                if ends_life(why.as_ref()) {
-                    self.end_life(w);
-                }
+                ConversationAction::Control(_)
+                | ConversationAction::Update(..)
+                | ConversationAction::Check(..)
+                | ConversationAction::Restate
+                | ConversationAction::Note(_) => {}
             }
         }
+        self.flush(w);
     }
 
     fn applied(&mut self, w: usize, from: Envelope) {
@@ -272,40 +260,24 @@ impl ModelState {
         }
     }
 
-    /// Says something on the present stream; without one, the next `Hello` says it.
-    fn answer(&mut self, w: usize, answers: Ack) {
-        let worker = &self.workers[w].value;
-        let Some(from) = worker.assignments.envelope().filter(|_| worker.welcomed) else { return };
-        let answers = Ack { applied: worker.assignments.version(), ..answers };
-        let Some(stream) = self.streams.iter_mut().find(|s| Some(s.conn) == worker.link && s.heard) else { return };
-        stream.up.push_back(UpMessage::Message(from, ToCoordinator::Ack(answers)));
-    }
-
-    fn apply(&mut self, w: usize, effects: Vec<AssignmentEffect<Edition>>) -> Ack {
-        let mut answers = Ack::default();
-        for effect in effects {
-            match effect {
-                AssignmentEffect::Take { appliance, token, carryover, .. } => {
-                    self.take(w, appliance, token, carryover.fence_delay);
-                    answers.granted.push(GrantRef::new(appliance, token));
-                }
-                AssignmentEffect::Decline(appliance, token) => {
-                    answers.declined.push(Declined { appliance, token, reason: String::new() });
-                }
-                AssignmentEffect::Fence(id, token) => {
-                    // Before the lease is extended.
-                    self.worker(w).gate.dismiss(id, token);
-                    answers.released.extend(self.begin_release(w, id, token));
-                }
-                AssignmentEffect::Release(id, token) => answers.released.extend(self.begin_release(w, id, token)),
-                AssignmentEffect::Again(release) => answers.released.push(release),
-                AssignmentEffect::Update { .. } | AssignmentEffect::Check(..) => {}
-            }
+    /// Sends the answers that wait. What the leader does not read any more is lost.
+    fn flush(&mut self, w: usize) {
+        if !self.workers[w].value.conversation.owes_an_answer() {
+            return;
         }
-        answers
+        let worker = self.worker(w);
+        let (link, mut sent) = (worker.link, Vec::new());
+        while worker.conversation.owes_an_answer() {
+            let Some((from, message)) = worker.conversation.next() else { break };
+            sent.push(UpMessage::Message(from, message));
+        }
+        if let Some(stream) = self.streams.iter_mut().find(|s| Some(s.conn) == link && s.heard) {
+            stream.up.extend(sent);
+        }
     }
 
-    fn take(&mut self, w: usize, id: ApplianceId, token: Token, hold: Duration) {
+    fn take(&mut self, w: usize, grant: GrantRef, hold: Duration) {
+        let GrantRef { appliance: id, token } = grant;
         let now = self.now;
         let worker = self.worker(w);
         let newest = worker.newest.insert(id, token);
@@ -324,15 +296,18 @@ impl ModelState {
         }
     }
 
-    fn begin_release(&mut self, w: usize, id: ApplianceId, token: Token) -> Option<Release> {
-        let task = self.worker(w).tasks.get_mut(&id).filter(|task| task.token == token)?;
+    fn begin_release(&mut self, w: usize, grant: GrantRef) {
+        let tasks = &mut self.worker(w).tasks;
+        let Some(task) = tasks.get_mut(&grant.appliance).filter(|task| task.token == grant.token) else { return };
         task.releasing = true;
-        let waits = task.running.is_some() && !mutant::is(Mutant::EarlyRelease);
-        if waits { None } else { self.release(w, id, token) }
+        if task.running.is_none() || mutant::is(Mutant::EarlyRelease) {
+            self.release(w, grant);
+        }
     }
 
     /// Nothing acts on it any more, which is said as soon as there is a stream.
-    fn release(&mut self, w: usize, id: ApplianceId, token: Token) -> Option<Release> {
+    fn release(&mut self, w: usize, grant: GrantRef) {
+        let GrantRef { appliance: id, token } = grant;
         let now = self.now;
         let worker = self.worker(w);
         let carryover = Carryover { fence_delay: worker.hold(now, id, token), ..Carryover::default() };
@@ -344,8 +319,7 @@ impl ModelState {
             }
             _ => _ = worker.tasks.remove(&id),
         }
-        let released = worker.assignments.released(id, token, carryover.clone());
-        released.then_some(Release { appliance: id, token, carryover })
+        worker.conversation.released(grant, carryover);
     }
 
     /// Gives up what is to be given up and has no call that runs.
@@ -353,14 +327,10 @@ impl ModelState {
         for w in 0..self.workers.len() {
             let due = |task: &ModelTask| task.releasing && task.running.is_none();
             let tasks = &self.workers[w].value.tasks;
-            let due: Vec<(ApplianceId, Token)> =
-                tasks.iter().filter(|(_, task)| due(task)).map(|(id, task)| (*id, task.token)).collect();
-            for (id, token) in due {
-                let released: Vec<Release> = self.release(w, id, token).into_iter().collect();
-                if !released.is_empty() {
-                    self.answer(w, Ack { released, ..Ack::default() });
-                }
-            }
+            let due: Vec<GrantRef> =
+                tasks.iter().filter(|(_, task)| due(task)).map(|(id, task)| GrantRef::new(*id, task.token)).collect();
+            due.into_iter().for_each(|grant| self.release(w, grant));
+            self.flush(w);
         }
     }
 
@@ -441,30 +411,15 @@ pub(crate) fn put_over(over: Option<Timestamp>, to: &mut Canon) {
 
 impl Canonical for ModelWorker {
     fn canon(&self, to: &mut Canon) {
-        let Self {
-            name,
-            runs,
-            cut,
-            incarnation,
-            former,
-            knows,
-            assignments,
-            gate,
-            link,
-            welcomed,
-            tasks,
-            newest,
-            term,
-        } = self;
+        let Self { name, runs, cut, incarnation, former, knows, conversation, gate, link, tasks, newest, term } = self;
         to.put(&(name, runs, cut));
         to.put(&(incarnation, former, knows));
-        to.put(assignments);
+        to.put(conversation);
         to.put(gate);
         to.put(&link.is_some());
         if let Some(conn) = link {
             to.conn(*conn);
         }
-        to.put(welcomed);
         to.put(&tasks.len());
         for (id, ModelTask { token, running, releasing, late, over }) in tasks {
             to.put(&(id, token));

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use common::session::DeltaEntry;
 use common::{ApplianceId, Token};
 use coordinator_core::checks;
+use coordinator_core::machine::Refusal;
 
 use super::net::SimDesired;
 use super::world::SimWorld;
@@ -65,6 +66,18 @@ impl SimWorld {
             self.fail(format!("I4: w{} takes {id} under {token}, which the store never had", place + 1));
         } else if token <= newest {
             self.fail(format!("I3: w{} takes {id} under {token} after {newest}", place + 1));
+        }
+    }
+
+    /// A worker that follows the rules is refused only for what can happen to one.
+    pub(super) fn check_refusal(&mut self, refusal: &Refusal) {
+        let never = match refusal {
+            Refusal::ImplausibleTerm(_) | Refusal::NoLife => true,
+            Refusal::UnknownLife | Refusal::NotMember => !self.external(),
+            _ => false,
+        };
+        if never {
+            self.fail(format!("refusal: a worker is refused with {refusal:?}"));
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use common::kind::KindName;
-use common::session::{DeltaEntry, Envelope, ToCoordinator, ToWorker};
+use common::session::{DeltaEntry, Envelope, RefusedReason, ToCoordinator, ToWorker};
 use common::{ApplianceId, Generation, RebalanceId, Term, Timestamp};
 use coordinator_core::machine::{Action, Event, Machine, Restored};
 use coordinator_core::planner::Needs;
@@ -119,7 +119,7 @@ impl SimWorld {
         }
         let Some(leader) = self.seats[seat].leader_mut() else {
             if matches!(message, WorkerMessage::Message(_, ToCoordinator::Hello(_))) {
-                self.send_down(stream, LeaderMessage::NotLeading);
+                self.send_down(stream, LeaderMessage::refused(RefusedReason::NotLeading, None));
             }
             return;
         };
@@ -251,7 +251,8 @@ impl SimWorld {
                     return;
                 }
                 self.note(|| format!("c{seat} closes s{stream}: {refusal:?}"));
-                self.send_down(stream, LeaderMessage::Refused(refusal));
+                self.check_refusal(&refusal);
+                self.send_down(stream, LeaderMessage::refused(refusal.reason(), refusal.retry_after()));
             }
             Action::Evict(life) => self.candidate_evicts(seat, life),
             Action::Removed(id) => drop(leader.catalog.remove(&id)),
@@ -292,7 +293,7 @@ impl SimWorld {
         if !matches!(message, ToWorker::BeatAck(_)) {
             self.note(|| format!("c{seat} -> s{stream} {message:?}"));
         }
-        self.send_down(stream, LeaderMessage::Message(from, message));
+        self.send_down(stream, LeaderMessage { from, message });
     }
 }
 

@@ -1,27 +1,26 @@
-//! The lives of a worker and its lease, after `worker::session` and `coordination`: taken from the service and kept
-//! by heartbeats there, or (embedded) given by the leader and kept by heartbeats on the stream.
+//! The lives of a worker and its lease, as in `coordination`: taken from the service and kept by heartbeats there, or
+//! (embedded) given by the leader and kept by heartbeats on the stream.
 
-use common::session::{Ack, ToCoordinator};
-use common::{Incarnation, Timestamp};
+use std::time::Duration;
+
+use common::Timestamp;
 use worker_core::gate::Gate;
+use worker_core::session::{ControlEvent, Membership};
 
-use super::net::WorkerMessage;
-use super::service::{GroupReply, GroupRequest};
-use super::worker::{WorkerProcess, WorkerTimer};
+use super::service::{GroupReply, GroupRequest, Who};
+use super::worker::{WorkerTimer, address};
 use super::world::SimWorld;
 
-/// A worker's life in the service; nothing of it is used embedded.
+/// What a process has in the service; nothing of it is used embedded.
 #[derive(Debug, Default)]
 pub(super) struct WorkerLife {
-    incarnation: Option<Incarnation>,
-    /// Counts the lives of the process, for its timers.
+    /// A life is asked for.
+    joining: bool,
+    /// Counts the lives of the process, for its timers; 0 before the first.
     number: u64,
-}
-
-impl WorkerLife {
-    pub(super) const fn has_begun(&self) -> bool {
-        self.incarnation.is_some()
-    }
+    has_begun: bool,
+    /// The coordinator that it believes to lead.
+    shown: Option<usize>,
 }
 
 impl SimWorld {
@@ -38,18 +37,29 @@ impl SimWorld {
         }
     }
 
+    /// A life is wanted. Embedded, the leader gives it in answer to `Hello`.
+    pub(super) fn begin_joining(&mut self, place: usize) {
+        let (external, lease) = (self.external(), self.places[place].profile.lease);
+        let Some(process) = self.process(place) else { return };
+        if !external {
+            return self.step(place, ControlEvent::Joined(Membership { lease, beats_on_stream: true }));
+        }
+        process.life.joining = true;
+        self.join(place);
+    }
+
+    /// Asks the service for a life, until one begins.
     pub(super) fn join(&mut self, place: usize) {
-        let Some(process) = self.process(place).filter(|p| !p.life.has_begun()) else { return };
+        let Some(process) = self.process(place).filter(|p| p.life.joining) else { return };
         let number = process.number;
         self.ask(place, number, GroupRequest::Join);
-        // Again, should nothing come of it.
         let again = self.rng.millis(300, 900);
         self.timer(place, again, WorkerTimer::Join);
     }
 
     pub(super) fn service_beat(&mut self, place: usize, number: u64) {
         let lease = self.places[place].profile.lease;
-        let Some(process) = self.process(place).filter(|p| p.life.has_begun() && p.life.number == number) else {
+        let Some(process) = self.process(place).filter(|p| p.life.has_begun && p.life.number == number) else {
             return;
         };
         let of = process.number;
@@ -58,78 +68,80 @@ impl SimWorld {
         self.look_who_leads(place);
     }
 
+    /// Tells the worker which coordinators there are, the one first that seems to lead.
+    fn look_who_leads(&mut self, place: usize) {
+        let Some(shown) = self.shown_leader(Who::Worker(place)) else { return };
+        let seats = self.seats.len();
+        let Some(process) = self.process(place) else { return };
+        if process.life.shown.replace(shown) != Some(shown) {
+            let others = (0..seats).filter(|&seat| seat != shown);
+            let addresses = std::iter::once(shown).chain(others).map(address).collect();
+            self.step(place, ControlEvent::Coordinators(addresses));
+        }
+    }
+
     /// The service has answered.
     pub(super) fn worker_answered(&mut self, place: usize, answer: &GroupReply) {
         let lease = self.places[place].profile.lease;
         let margin = self.places[place].margin;
         let clock = self.places[place].clock.clone();
-        let Some(process) = self.process(place) else { return };
+        let Some(process) = self.process(place).filter(|process| !process.control.is_ending()) else { return };
         match answer {
-            GroupReply::Joined(incarnation, sent) if !process.life.has_begun() => {
-                process.life.incarnation = Some(*incarnation);
+            GroupReply::Joined(incarnation, sent) if process.life.joining => {
+                process.life.joining = false;
+                process.life.has_begun = true;
                 process.life.number += 1;
                 process.gate = Gate::with_margin(margin);
                 process.gate.extend(clock.local(*sent) + lease);
-                process.assignments.begin_life(Some(*incarnation));
+                process.conversation.begin_life(Some(*incarnation));
                 let number = process.life.number;
                 self.note(|| format!("w{} begins life {incarnation}", place + 1));
-                self.timer(place, 0, WorkerTimer::Connect);
+                self.step(place, ControlEvent::Joined(Membership { lease, beats_on_stream: false }));
+                self.look_who_leads(place);
                 self.local_timer(place, lease / 4, WorkerTimer::ServiceBeat(number));
             }
             GroupReply::Committed(sent) => self.extend(place, clock.local(*sent) + lease),
-            GroupReply::Over if process.life.has_begun() => self.end_life(place),
+            GroupReply::Over if process.life.has_begun => {
+                self.step(place, ControlEvent::LifeOver("the service says so".to_owned()));
+            }
             GroupReply::Joined(..) | GroupReply::Over => {}
         }
+        self.settle(place);
     }
 
-    /// Whatever was held in the life that ends belongs to others.
-    pub(super) fn forget_life(&mut self, place: usize) {
+    /// The life is over: nothing of it acts any more, and whatever was owned in it belongs to others.
+    pub(super) fn end_life(&mut self, place: usize, why: &str) {
         let margin = self.places[place].margin;
-        let Some(process) = self.process(place) else { return };
-        process.gate = Gate::with_margin(margin);
-        process.assignments.end_life();
-        process.tasks.clear();
-        process.ack = Ack::default();
-        process.waiting = false;
-        process.failures = 0;
-    }
-
-    /// The life is over: nothing of it acts any more, and the service is asked for another one.
-    pub(super) fn end_life(&mut self, place: usize) {
-        self.forget_life(place);
+        let external = self.external();
         let Some(process) = self.process(place) else { return };
         let number = process.number;
-        process.life.incarnation = None;
-        if let Some(link) = process.link.take() {
-            self.break_stream(link.stream, false);
+        process.gate = Gate::with_margin(margin);
+        process.conversation.end_life();
+        process.tasks.clear();
+        process.life.has_begun = false;
+        self.note(|| format!("the life of w{} is over: {why}", place + 1));
+        if external {
+            self.ask(place, number, GroupRequest::Close);
         }
-        self.note(|| format!("w{} begins another life", place + 1));
-        self.ask(place, number, GroupRequest::Close);
-        let delay = self.rng.millis(0, 200);
-        self.timer(place, delay, WorkerTimer::Join);
     }
 
-    /// A process ends: its session is closed, or is heard of no more.
-    pub(super) fn leave_service(&mut self, place: usize, process: &WorkerProcess, farewell: bool) {
-        if farewell {
-            self.ask(place, process.number, GroupRequest::Close);
-        }
-        self.seat_dies(place);
-    }
-
-    /// Stops a worker in good order: what it holds is handed over first.
-    pub(super) fn drain_worker(&mut self, place: usize) {
+    /// The gate is shut for good. What was called before may take effect yet.
+    pub(super) fn end_work(&mut self, place: usize, within: Duration) {
         let Some(process) = self.process(place) else { return };
-        if std::mem::replace(&mut process.draining, true) {
-            return;
+        process.gate.shut();
+        process.tasks.clear();
+        self.ends_soon(place, within, ControlEvent::WorkEnded { in_time: true });
+    }
+
+    /// The nodes of the life are removed.
+    pub(super) fn leave_group(&mut self, place: usize, within: Duration) {
+        let external = self.external();
+        let Some(process) = self.process(place) else { return };
+        let number = process.number;
+        process.life.has_begun = false;
+        if external {
+            self.ask(place, number, GroupRequest::Close);
         }
-        let said = process.link.as_ref().filter(|link| link.welcomed).map(|link| link.stream);
-        let from = process.assignments.envelope();
-        self.note(|| format!("w{} drains", place + 1));
-        if let (Some(stream), Some(from)) = (said, from) {
-            self.send_up(stream, WorkerMessage::Message(from, ToCoordinator::Drain { hand_back: false }));
-        }
-        let patience = self.rng.millis(200, 5_000);
-        self.timer(place, patience, WorkerTimer::DrainDue);
+        self.ends_soon(place, within, ControlEvent::LeftGroup { in_time: true });
     }
 }

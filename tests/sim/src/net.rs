@@ -2,11 +2,11 @@
 //! arrives later, perhaps after the next stream was opened.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
-use common::Edition;
 use common::driver::DriverName;
-use common::session::{Envelope, ToCoordinator, ToWorker};
-use coordinator_core::machine;
+use common::session::{Envelope, Refused, RefusedReason, ToCoordinator, ToWorker};
+use common::{Edition, StreamNumber, Term};
 use worker_core::assignments::Editioned;
 
 use super::SimTime;
@@ -38,11 +38,18 @@ pub(super) enum WorkerMessage {
 
 /// From the leader to a worker.
 #[derive(Clone, Debug)]
-pub(super) enum LeaderMessage {
-    Message(Envelope, ToWorker<SimDesired>),
-    Refused(machine::Refusal),
-    /// This coordinator does not lead, or not any more.
-    NotLeading,
+pub(super) struct LeaderMessage {
+    pub(super) from: Envelope,
+    pub(super) message: ToWorker<SimDesired>,
+}
+
+impl LeaderMessage {
+    /// The stream ends, whatever conversation it belongs to.
+    pub(super) fn refused(reason: RefusedReason, retry_after: Option<Duration>) -> Self {
+        let from = Envelope { term: Term::default(), incarnation: None, stream: StreamNumber::default() };
+        let detail = String::new();
+        Self { from, message: ToWorker::Refused(Refused { reason, detail, retry_after }) }
+    }
 }
 
 /// One direction of a stream.

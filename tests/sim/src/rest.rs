@@ -112,7 +112,7 @@ impl SimWorld {
         let mut real = BTreeSet::new();
         for place in self.places.iter().filter(|p| !p.lost) {
             let process = place.process.as_ref();
-            let Some(incarnation) = process.and_then(|p| p.assignments.envelope()?.incarnation) else {
+            let Some(incarnation) = process.and_then(|p| p.conversation.envelope()?.incarnation) else {
                 return Some(format!("{} has no session", place.name));
             };
             real.insert(Life::new(place.name.clone(), incarnation));
@@ -179,13 +179,13 @@ impl SimWorld {
     fn worker_unsettled(&self, n: usize, table: &BTreeMap<ApplianceId, &TableRow>) -> Option<String> {
         let place = &self.places[n];
         let process = place.process.as_ref()?;
-        for (id, held) in process.assignments.iter() {
+        for (id, held) in process.conversation.assignments().iter() {
             let holder = table.get(&id).and_then(|e| e.state.holder());
             if holder.is_none_or(|g| g.token != held.token || g.worker != place.name) {
                 return Some(format!("{} holds {id} under {} against the table", place.name, held.token));
             }
         }
-        let (_, unsaid) = process.assignments.clone().hello(&place.name, &place.profile);
+        let (_, unsaid) = process.conversation.assignments().clone().hello(&place.name, &place.profile);
         if !unsaid.released.is_empty() || !unsaid.removed.is_empty() {
             return Some(format!("{} still repeats {:?} {:?}", place.name, unsaid.released, unsaid.removed));
         }

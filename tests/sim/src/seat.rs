@@ -15,6 +15,7 @@
 use std::time::Duration;
 
 use common::Term;
+use common::session::RefusedReason;
 
 use super::SimTime;
 use super::clock::DriftingClock;
@@ -295,7 +296,7 @@ impl SimWorld {
         let CoordinatorRole::Leading(leader) = role else { return };
         self.note(|| format!("c{seat} steps down from {}", leader.machine.term()));
         for stream in leader.into_streams() {
-            self.send_down(stream, LeaderMessage::NotLeading);
+            self.send_down(stream, LeaderMessage::refused(RefusedReason::NotLeading, None));
         }
     }
 }

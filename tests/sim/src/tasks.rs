@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use common::driver::DriverName;
 use common::mutant::{self, Mutant};
-use common::session::{Carryover, Declined, GrantRef, Release};
+use common::session::{Carryover, GrantRef};
 use common::status::Progress;
 use common::{ApplianceId, Edition, Timestamp, Token};
-use worker_core::assignments::AssignmentEffect;
 use worker_core::gate::{self, Shut};
 
 use super::backend::BackendCall;
@@ -41,55 +40,17 @@ pub(super) struct SimTask {
 }
 
 impl SimWorld {
-    pub(super) fn apply(&mut self, place: usize, effects: Vec<AssignmentEffect<SimDesired>>) {
-        for effect in effects {
-            match effect {
-                AssignmentEffect::Take { appliance, token, desired, carryover, .. } => {
-                    self.take_grant(place, appliance, token, &desired, carryover);
-                }
-                AssignmentEffect::Decline(id, token) => self.say(place, |a| a.declined.push(declined(id, token))),
-                AssignmentEffect::Fence(id, token) => {
-                    if let Some(process) = self.process(place) {
-                        process.gate.dismiss(id, token);
-                    }
-                    self.begin_release(place, id, token);
-                }
-                AssignmentEffect::Release(id, token) => self.begin_release(place, id, token),
-                AssignmentEffect::Again(release) => self.say(place, |a| a.released.push(release)),
-                AssignmentEffect::Update { appliance, token, desired } => {
-                    let Some(process) = self.process(place) else { continue };
-                    let edition = process.assignments.iter().find(|(id, _)| *id == appliance).map(|(_, h)| h.edition);
-                    let Some(task) = process.tasks.get_mut(&appliance) else { continue };
-                    task.edition = edition.unwrap_or(task.edition);
-                    if desired.deleting && !std::mem::replace(&mut task.deleting, true) {
-                        let delay = self.rng.millis(1, 300);
-                        self.timer(place, delay, WorkerTimer::Act(appliance, token));
-                    }
-                }
-                AssignmentEffect::Check(..) => {}
-            }
-        }
-    }
-
-    fn take_grant(&mut self, place: usize, id: ApplianceId, token: Token, desired: &SimDesired, carryover: Carryover) {
+    pub(super) fn take_grant(&mut self, place: usize, grant: GrantRef, desired: &SimDesired, carryover: Carryover) {
+        let GrantRef { appliance: id, token } = grant;
         self.check_taken(place, id, token);
-        let draining = self.process(place).is_some_and(|p| p.draining);
-        let unwilling = draining || (self.faulty() && self.rng.chance(self.settings.unwilling));
-        if unwilling || !self.places[place].profile.drivers.get(&desired.driver).is_some() {
-            if let Some(process) = self.process(place) {
-                process.assignments.declined(id, token);
-            }
-            return self.say(place, |a| a.declined.push(declined(id, token)));
-        }
         if self.places[place].profile.site(&desired.driver).is_some() {
             self.journals.entry(id).or_default().is_bound = true;
         }
         let now = self.places[place].clock.local(self.now);
         let Some(process) = self.process(place) else { return };
-        let edition = process.assignments.iter().find(|(held, _)| *held == id).map(|(_, h)| h.edition);
         let task = SimTask {
             token,
-            edition: edition.unwrap_or_default(),
+            edition: desired.edition,
             driver: desired.driver.clone(),
             deleting: desired.deleting,
             destroyed: false,
@@ -103,12 +64,22 @@ impl SimWorld {
             self.fail(format!("task: w{} takes {id} while it still has a task for it", place + 1));
         }
         self.check_held(place, id);
-        self.say(place, |a| a.granted.push(GrantRef::new(id, token)));
         let delay = self.rng.millis(0, 300);
         self.timer(place, delay, WorkerTimer::Act(id, token));
     }
 
-    pub(super) fn begin_release(&mut self, place: usize, id: ApplianceId, token: Token) {
+    pub(super) fn update_task(&mut self, place: usize, grant: GrantRef, desired: &SimDesired) {
+        let GrantRef { appliance: id, token } = grant;
+        let Some(task) = self.task(place, id, token) else { return };
+        task.edition = desired.edition;
+        if desired.deleting && !std::mem::replace(&mut task.deleting, true) {
+            let delay = self.rng.millis(1, 300);
+            self.timer(place, delay, WorkerTimer::Act(id, token));
+        }
+    }
+
+    pub(super) fn begin_release(&mut self, place: usize, grant: GrantRef) {
+        let GrantRef { appliance: id, token } = grant;
         let Some(task) = self.process(place).and_then(|p| p.tasks.get_mut(&id)).filter(|t| t.token == token) else {
             return self.fail(format!("task: w{} has none for {id} under {token}", place + 1));
         };
@@ -133,9 +104,7 @@ impl SimWorld {
         let Some(task) = process.tasks.get(&id) else { return };
         let fence_delay = gate::hold_left(now, task.hold_until);
         let carryover = Carryover { progress: task.progress.clone(), fence_delay };
-        if process.assignments.released(id, token, carryover.clone()) {
-            self.say(place, |a| a.released.push(Release { appliance: id, token, carryover }));
-        }
+        process.conversation.released(GrantRef::new(id, token), carryover);
     }
 
     pub(super) fn release_done(&mut self, place: usize, id: ApplianceId, token: Token) {
@@ -238,16 +207,10 @@ impl SimWorld {
                 }
             }
             CallReply::Newer(newer) => {
+                let now = self.places[place].clock.local(self.now);
                 let Some(process) = self.process(place) else { return };
-                let met = process.assignments.met(newer.term);
-                let given_up = process.assignments.give_up(id, token, newer);
-                if met {
-                    // The next `Hello` tells the leader.
-                    self.say_hello_again(place);
-                }
-                if given_up {
-                    self.begin_release(place, id, token);
-                }
+                let actions = process.conversation.refused_token(now, GrantRef::new(id, token), newer);
+                actions.into_iter().for_each(|action| self.carry_out_message(place, action));
             }
         }
         self.step_ended(place, id, token);
@@ -294,12 +257,6 @@ impl SimWorld {
         let Some(process) = self.process(place) else { return };
         process.gate.dismiss(id, token);
         process.tasks.remove(&id);
-        if process.assignments.removed(id, token) {
-            self.say(place, |a| a.removed.push(GrantRef::new(id, token)));
-        }
+        process.conversation.removed(GrantRef::new(id, token));
     }
-}
-
-fn declined(appliance: ApplianceId, token: Token) -> Declined {
-    Declined { appliance, token, reason: String::new() }
 }

@@ -4,6 +4,7 @@ use common::ApplianceId;
 use common::mutant::{self, Mutant};
 use common::{Edition, Generation, Life};
 use coordinator_core::machine::Event;
+use worker_core::session::StopRequest;
 
 use super::SimTime;
 use super::database::{ApplianceRow, DatabaseWrite};
@@ -23,11 +24,15 @@ impl SimWorld {
         }
         match decision.what {
             What::KillWorker | What::StopWorker => {
-                self.end_worker(place, decision.what == What::StopWorker);
+                if decision.what == What::StopWorker {
+                    self.stop_worker(place, StopRequest::Leave);
+                } else {
+                    self.end_worker(place);
+                }
                 self.after(amount, SimEvent::StartWorker(place));
             }
             What::DrainWorker => {
-                self.drain_worker(place);
+                self.stop_worker(place, StopRequest::Drain);
                 self.after(amount, SimEvent::StartWorker(place));
             }
             What::PauseWorker => self.pause_worker(place, until),
@@ -200,7 +205,7 @@ impl SimWorld {
         if place.lost || self.places.iter().filter(|place| !place.lost).count() == 1 {
             return;
         }
-        self.end_worker(who as usize, false);
+        self.end_worker(who as usize);
         self.places[who as usize].lost = true;
     }
 

@@ -1,14 +1,17 @@
-//! A worker process around the holdings, after `worker::session`: one stream at a time to whoever seems to lead, what is
-//! said on it, and what the leader says. Its lives are in `life`, what it does with grants in `tasks`.
+//! A worker process around its machines, as `worker::session` is in the product: [`Control`] decides which life, which
+//! stream and when to leave, [`Conversation`] what messages do. Here their actions are carried out in the world; those that
+//! begin and end lives are in `life`, messages in `incoming`, what is done with grants in `tasks`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use common::driver::{DriverCapabilities, DriverName};
-use common::session::{Ack, DeltaEntry, Report, ToCoordinator};
+use common::session::{DeltaEntry, ToCoordinator};
 use common::{ApplianceId, Edition, Profile, Term, Timestamp, Token, WorkerId};
-use worker_core::assignments::Assignments;
 use worker_core::gate::Gate;
+use worker_core::session::{
+    Control, ControlAction, ControlEvent, Conversation, ConversationSettings, Settings, StopRequest, StreamEnd,
+};
 
 use super::SimTime;
 use super::backend::BackendCall;
@@ -16,9 +19,15 @@ use super::clock::DriftingClock;
 use super::life::WorkerLife;
 use super::net::{SimDesired, WorkerMessage};
 use super::rng::Rng;
-use super::service::Who;
 use super::tasks::{CallReply, SimTask};
 use super::world::{SimEvent, SimHost, SimWorld};
+
+/// Times of conversations: shorter than in the product, because a run is short.
+const CONVERSATION: ConversationSettings =
+    ConversationSettings { audit: Duration::from_secs(1), raise_pause: Duration::from_secs(1) };
+
+/// Longest pause between two tries to connect or to join.
+const RETRY_CAP: Duration = Duration::from_millis(1_600);
 
 /// How often the transport asks whether the other side is there, with the time it waits for the answer.
 pub(super) const KEEP_ALIVE: SimTime = 5_000_000_000;
@@ -26,23 +35,21 @@ pub(super) const KEEP_ALIVE: SimTime = 5_000_000_000;
 /// Something a worker waits for.
 #[derive(Clone, Debug)]
 pub(super) enum WorkerTimer {
-    Connect,
-    /// Begin a life, or see that one has begun.
+    /// A machine wants to look at the time, at this moment of the worker's clock; only the newest of these counts.
+    Wake(Timestamp),
+    /// The try to connect of this number has come to the coordinator, or has failed.
+    Opened(u64, usize),
+    /// Something that takes time has come to its end.
+    Ended(ControlEvent),
+    /// Ask the service for a life again, should nothing have come of it.
     Join,
     /// A heartbeat of this life to the service.
     ServiceBeat(u64),
     /// The transport asks whether the other side of this stream is there: the only sign of life where no heartbeats are on
     /// it.
     KeepAlive(usize),
-    /// A stopping worker has waited long enough.
-    DrainDue,
-    /// `Hello` on this stream was not answered.
-    WelcomeDue(usize),
-    Beat(usize),
-    /// Say what waits to be said.
+    /// Send what waits to be sent.
     Flush(usize),
-    /// Send a digest of what is held.
-    Claim(usize),
     /// Begin a step.
     Act(ApplianceId, Token),
     /// A call that has passed the gate is sent.
@@ -77,15 +84,11 @@ pub(super) struct WorkerHost {
     pub(super) newest: BTreeMap<ApplianceId, Token>,
 }
 
+/// The stream a worker is at the end of.
 #[derive(Debug)]
 pub(super) struct WorkerLink {
     pub(super) stream: usize,
     pub(super) seat: usize,
-    pub(super) hello_sent: Timestamp,
-    pub(super) lease: Duration,
-    pub(super) welcomed: bool,
-    pub(super) beat: u64,
-    pub(super) beat_sent: Option<Timestamp>,
     flush_due: bool,
 }
 
@@ -93,18 +96,18 @@ pub(super) struct WorkerLink {
 #[derive(Debug)]
 pub(super) struct WorkerProcess {
     pub(super) number: u64,
-    pub(super) assignments: Assignments,
+    pub(super) control: Control,
+    /// What [`Control`] asked for and is not carried out yet.
+    actions: VecDeque<ControlAction>,
+    pub(super) conversation: Conversation,
     pub(super) gate: Gate,
     pub(super) link: Option<WorkerLink>,
-    pub(super) ack: Ack,
-    pub(super) waiting: bool,
+    /// Counts tries to connect; only the newest one is awaited.
+    attempts: u64,
+    /// When the machines look at the time next.
+    wake_at: Option<Timestamp>,
     pub(super) tasks: BTreeMap<ApplianceId, SimTask>,
-    pub(super) failures: u32,
-    /// Which of the known coordinators is tried next; the first is the one that seems to lead.
-    pub(super) aim: usize,
-    pub(super) shown: Option<usize>,
     pub(super) life: WorkerLife,
-    pub(super) draining: bool,
     /// Highest term whose messages were applied (I5).
     pub(super) term: Term,
 }
@@ -157,7 +160,7 @@ impl WorkerProcess {
     }
 
     pub(super) fn is_busy(&self) -> bool {
-        self.waiting || self.tasks.values().any(|task| task.releasing)
+        self.conversation.owes_an_answer() || self.tasks.values().any(|task| task.releasing)
     }
 }
 
@@ -189,43 +192,49 @@ impl SimWorld {
                 p.profile.drivers = offered.chain([added]).collect();
             }
         }
+        let settings = Settings {
+            connect_timeout: self.settings.connect_timeout,
+            retry_cap: RETRY_CAP,
+            drain_timeout: self.rng.duration(200, 5_000),
+        };
+        let (control, actions) = Control::new(settings, p.clock.local(self.now));
         p.process = Some(WorkerProcess {
             number: p.processes,
-            assignments: Assignments::default(),
+            control,
+            actions: actions.into(),
+            conversation: Conversation::new(CONVERSATION),
             gate: Gate::with_margin(p.margin),
             link: None,
-            ack: Ack::default(),
-            waiting: false,
+            attempts: 0,
+            wake_at: None,
             tasks: BTreeMap::new(),
-            failures: 0,
-            aim: 0,
-            shown: None,
             life: WorkerLife::default(),
-            draining: false,
             term: Term::default(),
         });
         self.note(|| format!("w{} starts", place + 1));
-        self.timer(place, 0, if external { WorkerTimer::Join } else { WorkerTimer::Connect });
+        if !external {
+            self.step(place, ControlEvent::Coordinators(vec![address(0)]));
+        }
+        self.settle(place);
     }
 
-    /// Kills a process, or with `farewell` stops it in order.
-    pub(super) fn end_worker(&mut self, place: usize, farewell: bool) {
+    /// Asks a worker to stop in order.
+    pub(super) fn stop_worker(&mut self, place: usize, request: StopRequest) {
+        self.note(|| format!("w{} is asked to stop: {request:?}", place + 1));
+        self.step(place, ControlEvent::Stop(request));
+        self.settle(place);
+    }
+
+    /// A process is gone: it was killed, or has ended.
+    pub(super) fn end_worker(&mut self, place: usize) {
         let p = &mut self.places[place];
-        let Some(process) = p.process.take() else { return };
+        if p.process.take().is_none() {
+            return;
+        }
         p.paused_until = 0;
-        self.note(|| format!("w{} {}", place + 1, if farewell { "stops" } else { "is killed" }));
+        self.note(|| format!("w{} is gone", place + 1));
         if self.external() {
-            self.leave_service(place, &process, farewell);
-        }
-        if let Some(link) = &process.link
-            && farewell
-            && let Some(from) = process.assignments.envelope()
-        {
-            self.send_up(link.stream, WorkerMessage::Message(from, ToCoordinator::Leave));
-        }
-        if process.draining && !self.faulty() {
-            // Whoever drained into the time of peace comes back.
-            self.after(100_000_000, SimEvent::StartWorker(place));
+            self.seat_dies(place);
         }
         let open: Vec<usize> = self.open.iter().copied().filter(|&s| self.streams[s].place == place).collect();
         for stream in open {
@@ -256,19 +265,13 @@ impl SimWorld {
 
     pub(super) fn worker_timer(&mut self, place: usize, timer: WorkerTimer) {
         match timer {
-            WorkerTimer::Connect => self.connect(place),
+            WorkerTimer::Wake(at) => self.wake(place, at),
+            WorkerTimer::Opened(attempt, seat) => self.opened(place, attempt, seat),
+            WorkerTimer::Ended(event) => self.step(place, event),
             WorkerTimer::Join => self.join(place),
             WorkerTimer::ServiceBeat(life) => self.service_beat(place, life),
             WorkerTimer::KeepAlive(stream) => self.keep_alive(place, stream),
-            WorkerTimer::DrainDue => self.end_worker(place, true),
-            WorkerTimer::WelcomeDue(stream) => {
-                if self.link(place, stream).is_some_and(|link| !link.welcomed) {
-                    self.abandon(place, stream, 0);
-                }
-            }
-            WorkerTimer::Beat(stream) => self.beat(place, stream),
             WorkerTimer::Flush(stream) => self.flush(place, stream),
-            WorkerTimer::Claim(stream) => self.claim(place, stream),
             WorkerTimer::Act(id, token) => self.act(place, id, token),
             WorkerTimer::Send(call) => self.call_starts(*call),
             WorkerTimer::Called(of, said) => self.called(place, of, said),
@@ -278,51 +281,112 @@ impl SimWorld {
             WorkerTimer::DestroyDone(id, token) => self.destroy_done(place, id, token),
             WorkerTimer::Again(stream, tells) => self.delivered_again(place, stream, tells),
         }
+        self.settle(place);
     }
 
-    /// The coordinator to be tried next: the one that is shown as leader, then the others.
-    fn aim(&mut self, place: usize) -> usize {
-        let shown = if self.external() { self.shown_leader(Who::Worker(place)) } else { Some(0) };
-        let seats = self.seats.len();
-        let Some(process) = self.process(place) else { return 0 };
-        process.shown = shown;
-        (shown.unwrap_or(0) + process.aim) % seats
-    }
-
-    /// Another coordinator leads than the one that is spoken to.
-    pub(super) fn look_who_leads(&mut self, place: usize) {
-        let shown = self.shown_leader(Who::Worker(place));
+    /// Has a worker's course take in one fact. What follows is carried out by [`SimWorld::settle`].
+    pub(super) fn step(&mut self, place: usize, event: ControlEvent) {
+        let now = self.places[place].clock.local(self.now);
+        let jitter = self.rng.below(1_001) as f64 / 1_000.0;
         let Some(process) = self.process(place) else { return };
-        if shown.is_none() || process.shown == shown {
-            return;
-        }
-        process.shown = shown;
-        let stream = process.link.as_ref().filter(|link| Some(link.seat) != shown).map(|link| link.stream);
-        if let Some(stream) = stream {
-            process.aim = 0;
-            process.failures = 0;
-            self.note(|| format!("w{} sees another leader", place + 1));
-            self.break_stream(stream, false);
-            if let Some(process) = self.process(place) {
-                process.link = None;
+        let settled = process.conversation.assignments().is_settled();
+        let actions = process.control.step(now, event, jitter, settled);
+        process.actions.extend(actions);
+    }
+
+    /// Carries out what waits to be carried out, and sees to it that the worker goes on when it has to.
+    pub(super) fn settle(&mut self, place: usize) {
+        loop {
+            let Some(process) = self.process(place) else { return };
+            if let Some(action) = process.actions.pop_front() {
+                self.carry_out_control(place, action);
+            } else if process.control.is_draining()
+                && process.control.is_streaming()
+                && process.conversation.is_handed_over()
+            {
+                self.step(place, ControlEvent::HandedOver);
+            } else {
+                break;
             }
-            self.timer(place, 0, WorkerTimer::Connect);
+        }
+        self.flush_soon(place);
+        self.wake_later(place);
+    }
+
+    fn carry_out_control(&mut self, place: usize, action: ControlAction) {
+        match action {
+            ControlAction::Join => self.begin_joining(place),
+            ControlAction::EndLife(why) => self.end_life(place, &why),
+            ControlAction::Connect(address) => self.connect(place, &address),
+            ControlAction::Disconnect => self.disconnect(place),
+            ControlAction::SayHello => self.say_hello(place),
+            ControlAction::Extend(until) => self.extend(place, until),
+            ControlAction::Beat(number) => self.send(place, ToCoordinator::Beat(number)),
+            ControlAction::SayDrain => {
+                if let Some(process) = self.process(place) {
+                    process.conversation.drain(false);
+                }
+            }
+            ControlAction::EndWork(within) => self.end_work(place, within),
+            ControlAction::SayLeave(within) => {
+                self.send(place, ToCoordinator::Leave);
+                self.ends_soon(place, within, ControlEvent::LeaveSaid);
+            }
+            ControlAction::LeaveGroup(within) => self.leave_group(place, within),
+            ControlAction::End(_) => {
+                self.end_worker(place);
+                if !self.faulty() {
+                    // Whoever stops when the faults are over comes back.
+                    self.after(100_000_000, SimEvent::StartWorker(place));
+                }
+            }
+            ControlAction::Note(notice) => self.note(|| format!("w{} {notice:?}", place + 1)),
         }
     }
 
-    fn connect(&mut self, place: usize) {
-        let external = self.external();
-        let Some(process) = self.process(place).filter(|process| process.link.is_none()) else { return };
-        if external && !process.life.has_begun() {
-            return;
+    /// Something comes to its end before the time that is given for it.
+    pub(super) fn ends_soon(&mut self, place: usize, within: Duration, end: ControlEvent) {
+        let most = (within.as_millis() as u64).min(300);
+        let delay = self.rng.millis(0, most);
+        self.timer(place, delay, WorkerTimer::Ended(end));
+    }
+
+    fn wake(&mut self, place: usize, at: Timestamp) {
+        let now = self.places[place].clock.local(self.now);
+        let Some(process) = self.process(place).filter(|process| process.wake_at == Some(at)) else { return };
+        process.wake_at = None;
+        process.conversation.let_time_pass(now);
+        self.step(place, ControlEvent::Tick);
+    }
+
+    fn wake_later(&mut self, place: usize) {
+        let Some(process) = self.process(place) else { return };
+        let wake_at = process.control.wake_at().into_iter().chain(process.conversation.wake_at()).min();
+        if std::mem::replace(&mut process.wake_at, wake_at) != wake_at
+            && let Some(at) = wake_at
+        {
+            let world = self.places[place].clock.world(self.now, at);
+            self.timer(place, world - self.now, WorkerTimer::Wake(at));
         }
+    }
+
+    fn connect(&mut self, place: usize, address: &str) {
+        let Some(seat) = (0..self.seats.len()).find(|&seat| self::address(seat) == address) else { return };
+        let delay = self.delay();
+        let Some(process) = self.process(place) else { return };
+        process.attempts += 1;
+        let attempt = process.attempts;
+        self.timer(place, delay, WorkerTimer::Opened(attempt, seat));
+    }
+
+    fn opened(&mut self, place: usize, attempt: u64, seat: usize) {
+        let Some(process) = self.process(place).filter(|process| process.attempts == attempt) else { return };
         let number = process.number;
-        let seat = self.aim(place);
         let (there, back) = (SimHost::Place(place), SimHost::Seat(seat));
         let instance = self.seats[seat].process.as_ref().map(|process| process.instance);
         let reachable = self.reaches(there, back) && self.reaches(back, there);
         let Some(instance) = instance.filter(|_| reachable) else {
-            return self.connect_later(place, 0);
+            return self.step(place, ControlEvent::ConnectFailed(String::new()));
         };
         let stream = self.open_stream(place, number, seat, instance);
         if self.faulty() && self.rng.chance(5) {
@@ -330,128 +394,83 @@ impl SimWorld {
             let until = self.now + self.rng.millis(100, 6_000);
             self.streams[stream].up.stall(until);
         }
-        let sent = self.places[place].clock.local(self.now);
-        let (worker, profile) = (self.places[place].name.clone(), self.places[place].profile.clone());
+        if let Some(process) = self.process(place) {
+            process.link = Some(WorkerLink { stream, seat, flush_due: false });
+        }
+        self.step(place, ControlEvent::Connected);
+    }
+
+    fn disconnect(&mut self, place: usize) {
         let Some(process) = self.process(place) else { return };
-        let (from, hello) = process.assignments.hello(&worker, &profile);
-        process.ack = Ack::default();
-        process.waiting = false;
-        process.link = Some(WorkerLink {
-            stream,
-            seat,
-            hello_sent: sent,
-            lease: Duration::ZERO,
-            welcomed: false,
-            beat: 0,
-            beat_sent: None,
-            flush_due: false,
-        });
-        self.note(|| format!("{worker} hello on s{stream} ({}) to c{seat}", from.stream));
+        process.attempts += 1;
+        process.conversation.close();
+        if let Some(link) = process.link.take() {
+            self.note(|| format!("w{} leaves s{}", place + 1, link.stream));
+            self.break_stream(link.stream, false);
+        }
+    }
+
+    fn say_hello(&mut self, place: usize) {
+        let host = &mut self.places[place];
+        let now = host.clock.local(self.now);
+        let Some(process) = &mut host.process else { return };
+        let Some(link) = &process.link else { return };
+        let (stream, seat) = (link.stream, link.seat);
+        let (from, hello) = process.conversation.hello(now, &host.name, &host.profile);
+        self.note(|| format!("{} hello on s{stream} ({}) to c{seat}", hello.worker, from.stream));
         self.send_up(stream, WorkerMessage::Message(from, ToCoordinator::Hello(Box::new(hello))));
-        let patience = self.settings.connect_timeout;
-        self.local_timer(place, patience, WorkerTimer::WelcomeDue(stream));
+        self.step(place, ControlEvent::HelloSent);
     }
 
     fn keep_alive(&mut self, place: usize, stream: usize) {
         let Some(link) = self.link(place, stream) else { return };
         let (here, there) = (SimHost::Place(place), SimHost::Seat(link.seat));
         if self.streams[stream].broken || !self.reaches(here, there) || !self.reaches(there, here) {
-            return self.abandon(place, stream, 0);
+            return self.step(place, ControlEvent::StreamEnded(StreamEnd::Again(Duration::ZERO)));
         }
         self.timer(place, KEEP_ALIVE, WorkerTimer::KeepAlive(stream));
-    }
-
-    pub(super) fn connect_later(&mut self, place: usize, at_least: SimTime) {
-        let Some(process) = self.process(place) else { return };
-        let welcomed = process.link.take().is_some_and(|link| link.welcomed);
-        process.aim = if welcomed { 0 } else { process.aim + 1 };
-        process.failures = (process.failures + 1).min(5);
-        let cap = 100 << (process.failures - 1);
-        let delay = self.rng.millis(cap / 2, cap).max(at_least);
-        self.timer(place, delay, WorkerTimer::Connect);
-    }
-
-    /// The worker leaves a stream by itself and opens another one.
-    pub(super) fn abandon(&mut self, place: usize, stream: usize, at_least: SimTime) {
-        self.note(|| format!("w{} leaves s{stream}", place + 1));
-        self.break_stream(stream, false);
-        self.connect_later(place, at_least);
-    }
-
-    /// Has the leader hear what this worker has met meanwhile.
-    pub(super) fn say_hello_again(&mut self, place: usize) {
-        if let Some(stream) = self.process(place).and_then(|p| p.link.as_ref().map(|link| link.stream)) {
-            self.abandon(place, stream, 0);
-        }
     }
 
     pub(super) fn worker_broken(&mut self, stream: usize) {
         let (place, process) = (self.streams[stream].place, self.streams[stream].process);
         if self.places[place].is_running(process) && self.link(place, stream).is_some() {
-            self.connect_later(place, 0);
+            self.step(place, ControlEvent::StreamEnded(StreamEnd::Again(Duration::ZERO)));
+            self.settle(place);
         }
     }
 
-    fn beat(&mut self, place: usize, stream: usize) {
-        let now = self.places[place].clock.local(self.now);
+    /// Sends a message at once, if the stream is open.
+    fn send(&mut self, place: usize, message: ToCoordinator) {
         let Some(process) = self.process(place) else { return };
-        let Some(from) = process.assignments.envelope() else { return };
-        let Some(link) = process.link.as_mut().filter(|link| link.stream == stream) else { return };
-        let lease = link.lease;
-        match link.beat_sent {
-            Some(sent) if now.since(sent) >= lease => return self.abandon(place, stream, 0),
-            Some(_) => {}
-            None => {
-                link.beat += 1;
-                link.beat_sent = Some(now);
-                let number = link.beat;
-                self.send_up(stream, WorkerMessage::Message(from, ToCoordinator::Beat(number)));
-            }
+        if let Some((from, link)) = process.conversation.envelope().zip(process.link.as_ref()) {
+            let stream = link.stream;
+            self.send_up(stream, WorkerMessage::Message(from, message));
         }
-        self.local_timer(place, lease / 4, WorkerTimer::Beat(stream));
     }
 
     fn flush(&mut self, place: usize, stream: usize) {
-        let Some(process) = self.process(place) else { return };
-        let Some(from) = process.assignments.envelope() else { return };
-        let Some(link) = process.link.as_mut().filter(|link| link.stream == stream) else { return };
+        let Some(link) = self.link(place, stream) else { return };
         link.flush_due = false;
-        if std::mem::take(&mut process.waiting) {
-            let applied = process.ack.applied;
-            let ack = std::mem::replace(&mut process.ack, Ack { applied, ..Ack::default() });
-            self.send_up(stream, WorkerMessage::Message(from, ToCoordinator::Ack(ack)));
+        while let Some((from, message)) = self.process(place).and_then(|process| process.conversation.next()) {
+            self.send_up(stream, WorkerMessage::Message(from, message));
         }
     }
 
-    /// Says what is held in short; after everything that was said of it.
-    fn claim(&mut self, place: usize, stream: usize) {
+    fn flush_soon(&mut self, place: usize) {
         let Some(process) = self.process(place) else { return };
-        let Some(from) = process.assignments.envelope() else { return };
-        if process.link.as_ref().is_none_or(|link| link.stream != stream) {
-            return;
-        }
-        if !process.waiting {
-            let report = Report { statuses: Vec::new(), owned: Some(process.assignments.digest()) };
-            self.send_up(stream, WorkerMessage::Message(from, ToCoordinator::Report(report)));
-        }
-        let next = self.rng.millis(500, 1_500);
-        self.timer(place, next, WorkerTimer::Claim(stream));
-    }
-
-    pub(super) fn say(&mut self, place: usize, add: impl FnOnce(&mut Ack)) {
-        let Some(process) = self.process(place) else { return };
-        add(&mut process.ack);
-        process.waiting = true;
-        self.flush_soon(place);
-    }
-
-    pub(super) fn flush_soon(&mut self, place: usize) {
-        let delay = self.rng.micros(10, 2_000);
-        let Some(process) = self.process(place) else { return };
-        if let Some(link) = process.link.as_mut().filter(|link| link.welcomed && !link.flush_due) {
+        if process.control.is_streaming()
+            && process.conversation.is_waiting()
+            && let Some(link) = process.link.as_mut().filter(|link| !link.flush_due)
+        {
             link.flush_due = true;
             let stream = link.stream;
+            let delay = self.rng.micros(10, 2_000);
             self.timer(place, delay, WorkerTimer::Flush(stream));
         }
     }
+}
+
+/// Under which address workers know a coordinator.
+pub(super) fn address(seat: usize) -> String {
+    format!("c{seat}")
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::kind::KindName;
-use common::session::{Envelope, StatusReport, ToCoordinator, ToWorker};
+use common::session::{Envelope, RefusedReason, StatusReport, ToCoordinator, ToWorker};
 use common::{ApplianceId, Edition, Life, Term, Timestamp, WorkerId};
 
 use super::StreamId;
@@ -70,6 +70,9 @@ pub enum Event {
     Tick,
 }
 
+/// When to try again what fails for a reason that is over soon.
+const RETRY_SOON: Duration = Duration::from_millis(500);
+
 /// Why a stream is ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -93,6 +96,36 @@ pub enum Refusal {
     Differs,
     /// Its member node was taken away, and it holds nothing any more: it may come back in a new life.
     NotMember,
+}
+
+impl Refusal {
+    /// What the worker is told.
+    #[must_use]
+    pub const fn reason(&self) -> RefusedReason {
+        match self {
+            Self::IncarnationOver | Self::NotMember => RefusedReason::IncarnationOver,
+            Self::NameTaken(_) => RefusedReason::NameTaken,
+            Self::Superseded => RefusedReason::Superseded,
+            Self::ImplausibleTerm(_) | Self::NoLife => RefusedReason::Malformed,
+            Self::StoreUnavailable | Self::UnknownLife | Self::TermAhead(..) => RefusedReason::NotLeading,
+            Self::Differs => RefusedReason::AssignmentsDiffer,
+        }
+    }
+
+    /// When another try makes sense; at once when `None`.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::NameTaken(wait) | Self::TermAhead(_, wait) => Some(*wait),
+            Self::StoreUnavailable | Self::UnknownLife => Some(RETRY_SOON),
+            Self::IncarnationOver
+            | Self::NotMember
+            | Self::Superseded
+            | Self::ImplausibleTerm(_)
+            | Self::NoLife
+            | Self::Differs => None,
+        }
+    }
 }
 
 /// Writes to be made in one transaction.
