@@ -11,6 +11,7 @@ pub mod canon;
 pub mod change;
 pub mod digest;
 pub mod driver;
+pub mod election;
 pub mod id;
 pub mod kind;
 mod limits;

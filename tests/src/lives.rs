@@ -163,13 +163,13 @@ mod tests {
     #[test]
     fn lives_follow_each_other_in_a_log_and_are_fenced_from_time_to_time() {
         let log = "\
-            INFO seat: joined worker=w1 incarnation=ia\n\
+            INFO group: joined worker=w1 incarnation=ia\n\
             INFO session: joined worker=w1 incarnation=ia lease=2s\n\
             WARN fence: fenced: the lease has run out worker=w1 deadline_ns=1000\n\
             INFO fence: the lease stands again worker=w1 fenced_ms=2\n\
             WARN fence: fenced: the lease has run out worker=w1 deadline_ns=9000000\n\
             WARN session: this life is over: the session ended worker=w1 held=3 may_act_until_ns=9000000\n\
-            INFO seat: joined worker=w1 incarnation=ib\n";
+            INFO group: joined worker=w1 incarnation=ib\n";
         let mut lives = Lives::new();
         told("w1", log, &mut lives);
         let former = LoggedLife {
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn a_lease_that_stands_again_has_no_known_end() {
         let log = "\
-            INFO seat: joined worker=w1 incarnation=ia\n\
+            INFO group: joined worker=w1 incarnation=ia\n\
             WARN fence: fenced: the lease has run out worker=w1 deadline_ns=1000\n\
             INFO fence: the lease stands again worker=w1 fenced_ms=2\n";
         let mut lives = Lives::new();

@@ -88,8 +88,10 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     if let Some(tls) = &tls {
         tls.announce();
     }
-    let seat =
-        config.coordination.seat(&name, config.session.coordinators.clone()).map_err(|e| coordination_failure(&e))?;
+    let group = config
+        .coordination
+        .worker_group(&name, config.session.coordinators.clone())
+        .map_err(|e| coordination_failure(&e))?;
     // Ends what goes on beside the session.
     let beside = CancellationToken::new();
     let _ended_with_this = beside.clone().drop_guard();
@@ -101,7 +103,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let coordination = config.coordination.shown();
     info!(worker = %name, host = config.host, coordination, coordinators = ?config.session.coordinators, "starting");
     let (runner, events) = Runner::start(config.runner.clone(), drivers);
-    let session = Session::new(config.session.clone(), seat, name, profile, runner, events, terms).with_tls(tls);
+    let session = Session::new(config.session.clone(), group, name, profile, runner, events, terms).with_tls(tls);
     let stop = StopHandle::new();
     let session = tokio::spawn(session.run(stop.clone()));
     supervise(session, &mut signals, &stop, config.session.on_stop).await

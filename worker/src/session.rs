@@ -21,7 +21,7 @@ use std::time::Duration;
 use common::driver::DriverOffers;
 use common::session::GrantRef;
 use common::{ApplianceId, Profile, Term, Token, WorkerId};
-use coordination::{Life, Seat};
+use coordination::{Group, MemberSession};
 use runtime::clock;
 use runtime::tls::ClientTls;
 use tokio::sync::{mpsc, watch};
@@ -39,7 +39,7 @@ use stop::StopRequests;
 #[derive(Debug)]
 pub struct Session {
     config: Config,
-    seat: Arc<dyn Seat>,
+    group: Arc<dyn Group>,
     /// How connections to coordinators are protected; plain when `None`.
     tls: Option<ClientTls>,
     name: WorkerId,
@@ -76,12 +76,12 @@ enum Queued {
 }
 
 impl Session {
-    /// A session for the worker `name` that takes part through `seat` and publishes `profile`; the lease in it is asked
+    /// A session for the worker `name` that takes part through `group` and publishes `profile`; the lease in it is asked
     /// for, and what the life then has counts. Tells through `terms` who leads.
     #[must_use]
     pub fn new(
         config: Config,
-        seat: Arc<dyn Seat>,
+        group: Arc<dyn Group>,
         name: WorkerId,
         profile: Profile,
         runner: Handle,
@@ -97,7 +97,7 @@ impl Session {
         let (control, actions) = Control::new(settings, clock::now());
         Self {
             config,
-            seat,
+            group,
             tls: None,
             name,
             profile,
@@ -129,10 +129,10 @@ impl Session {
     /// [`NameTaken`](coordination::Error::NameTaken) whenever a life cannot begin because of it, and other errors that
     /// waiting cannot mend when the first one cannot.
     pub async fn run(mut self, stop: StopHandle) -> Result<(), coordination::Error> {
-        let mut signals = SessionSignals { requests: StopRequests::new(stop), coordinators: self.seat.coordinators() };
+        let mut signals = SessionSignals { requests: StopRequests::new(stop), coordinators: self.group.coordinators() };
         let addresses = signals.coordinators.borrow_and_update().clone();
         self.step(ControlEvent::Coordinators(addresses));
-        let mut life: Option<Box<dyn Life>> = None;
+        let mut life: Option<Box<dyn MemberSession>> = None;
         loop {
             match self.drive(life.as_deref(), &mut signals).await {
                 Boundary::Joined(begun) => life = Some(begun),
@@ -151,7 +151,7 @@ impl Session {
         }
     }
 
-    fn begin_life(&mut self, life: &dyn Life) {
+    fn begin_life(&mut self, life: &dyn MemberSession) {
         self.profile.lease = life.lease();
         if let Some(incarnation) = life.incarnation() {
             info!(worker = %self.name, %incarnation, lease = ?self.profile.lease, "joined");

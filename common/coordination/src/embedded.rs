@@ -13,18 +13,18 @@ use futures::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Candidate, Error, Guard, Leader, Leadership, Life, MembershipEnd, Raised, RosterEvent, Seat};
+use super::{Candidate, Error, Group, Guard, Leader, Leadership, MemberSession, MembershipEnd, Raised, RosterEvent};
 use common::{CoordinatorId, Incarnation, Profile, Term, Timestamp, WorkerId};
 use runtime::file::write_atomic;
 
 /// A worker that is told its coordinators' addresses.
 #[derive(Debug)]
-pub struct EmbeddedSeat {
+pub struct EmbeddedGroup {
     coordinators: watch::Sender<Vec<String>>,
 }
 
-impl EmbeddedSeat {
-    /// A seat with these addresses, tried in turn.
+impl EmbeddedGroup {
+    /// A group with these addresses, tried in turn.
     #[must_use]
     pub fn new(coordinators: Vec<String>) -> Self {
         Self { coordinators: watch::Sender::new(coordinators) }
@@ -32,9 +32,9 @@ impl EmbeddedSeat {
 }
 
 #[async_trait]
-impl Seat for EmbeddedSeat {
-    async fn join(&self, profile: &Profile, guard: Arc<dyn Guard>) -> Result<Box<dyn Life>, Error> {
-        Ok(Box::new(EmbeddedLife { lease: profile.lease, guard }))
+impl Group for EmbeddedGroup {
+    async fn join(&self, profile: &Profile, guard: Arc<dyn Guard>) -> Result<Box<dyn MemberSession>, Error> {
+        Ok(Box::new(EmbeddedSession { lease: profile.lease, guard }))
     }
 
     fn coordinators(&self) -> watch::Receiver<Vec<String>> {
@@ -42,25 +42,25 @@ impl Seat for EmbeddedSeat {
     }
 }
 
-struct EmbeddedLife {
+struct EmbeddedSession {
     lease: Duration,
     guard: Arc<dyn Guard>,
 }
 
-impl std::fmt::Debug for EmbeddedLife {
+impl std::fmt::Debug for EmbeddedSession {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("EmbeddedLife").field("lease", &self.lease).finish_non_exhaustive()
+        f.debug_struct("EmbeddedSession").field("lease", &self.lease).finish_non_exhaustive()
     }
 }
 
-impl Drop for EmbeddedLife {
+impl Drop for EmbeddedSession {
     fn drop(&mut self) {
         self.guard.shut();
     }
 }
 
 #[async_trait]
-impl Life for EmbeddedLife {
+impl MemberSession for EmbeddedSession {
     fn incarnation(&self) -> Option<Incarnation> {
         None
     }

@@ -1,7 +1,7 @@
 //! How coordinators and workers find each other, who leads, and who may act: embedded in the coordinator, or in ZooKeeper.
 //!
-//! Two conversations. A worker takes a [`Seat`]: it joins under its name and lives one [`Life`] after the other, each kept
-//! alive by heartbeats. A coordinator is a [`Candidate`]: it campaigns, and while elected its [`Leadership`] raises terms,
+//! Two conversations. A worker joins its [`Group`] under its name; each life is a [`MemberSession`], kept alive by
+//! heartbeats. A coordinator is a [`Candidate`]: it campaigns, and while elected its [`Leadership`] raises terms,
 //! tells what becomes of the workers' nodes ([`RosterEvent`]) and evicts. Both traits have two implementations, [`embedded`] and
 //! [`zookeeper`]; nothing else knows which one it talks to.
 //!
@@ -10,6 +10,7 @@
 //! and the [`Guard`] it hands over is extended by nothing else; the guard is shut before a session is closed, also when
 //! the task that owns it panics.
 
+mod connect;
 pub mod embedded;
 pub mod url;
 pub mod zookeeper;
@@ -57,16 +58,16 @@ pub trait Guard: Send + Sync + 'static {
     fn shut(&self);
 }
 
-/// A worker's part.
+/// The group of workers, for one of them.
 #[async_trait]
-pub trait Seat: fmt::Debug + Send + Sync + 'static {
+pub trait Group: fmt::Debug + Send + Sync + 'static {
     /// Takes the worker's name and begins a life, once. Waits, within a bound, for what an earlier life under this name
-    /// left behind; what an earlier life of this very seat left is removed at once, its guard being shut.
+    /// left behind; what an earlier life of this very process left is removed at once, its guard being shut.
     ///
     /// # Errors
     /// [`Error::NameTaken`] when a live session keeps the name beyond that bound; [`Error::Unavailable`] and
     /// [`Error::Refused`] otherwise. Cancel-safe: a dropped call leaves no node behind for longer than a session lasts.
-    async fn join(&self, profile: &Profile, guard: Arc<dyn Guard>) -> Result<Box<dyn Life>, Error>;
+    async fn join(&self, profile: &Profile, guard: Arc<dyn Guard>) -> Result<Box<dyn MemberSession>, Error>;
 
     /// Addresses of coordinators, the leader's first, as far as they are known now.
     fn coordinators(&self) -> watch::Receiver<Vec<String>>;
@@ -74,7 +75,7 @@ pub trait Seat: fmt::Debug + Send + Sync + 'static {
 
 /// One life of a worker. Dropping it shuts the guard, then closes the session.
 #[async_trait]
-pub trait Life: fmt::Debug + Send + Sync + 'static {
+pub trait MemberSession: fmt::Debug + Send + Sync + 'static {
     /// Which life it is; `None` when the leader gives it at `Hello` (embedded).
     fn incarnation(&self) -> Option<Incarnation>;
 

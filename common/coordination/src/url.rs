@@ -1,16 +1,10 @@
-//! The coordination URL and its options, as python-tooz has them.
+//! Settings of coordination: a URL and its options, as python-tooz has them. What a URL stands for is in `connect`.
 
 use std::fmt;
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-
-use super::embedded::{EmbeddedCandidate, EmbeddedSeat};
-use super::{Candidate, Error, Seat, zookeeper};
-use common::appliance::FieldViolation;
-use common::{CoordinatorId, WorkerId};
+use url::form_urlencoded;
 
 /// Settings of coordination, the same for coordinators and workers of a cluster.
 ///
@@ -54,47 +48,42 @@ impl Config {
         self.url == "embedded"
     }
 
-    /// Every rule the settings break, with the field that breaks it.
-    #[must_use]
-    pub fn validate(&self) -> Vec<FieldViolation> {
-        if self.is_embedded() {
-            return Vec::new();
-        }
-        let refused = zookeeper::Config::parse(self).err();
-        refused.map(|error| FieldViolation::new("url", error.to_string())).into_iter().collect()
-    }
-
     /// The URL without credentials, for people.
     #[must_use]
     pub fn shown(&self) -> String {
-        zookeeper::without_credentials(&self.url)
+        without_credentials(&self.url)
     }
+}
 
-    /// A worker's seat. `coordinators` are the addresses to try when coordination is embedded.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] when the URL cannot be used. Needs a Tokio runtime.
-    pub fn seat(&self, name: &WorkerId, coordinators: Vec<String>) -> Result<Arc<dyn Seat>, Error> {
-        if self.is_embedded() {
-            return Ok(Arc::new(EmbeddedSeat::new(coordinators)));
-        }
-        Ok(zookeeper::seat(zookeeper::Config::parse(self)?, name))
+/// The URL with `***` in place of user and password.
+fn without_credentials(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let (before_query, query) = rest.split_at(rest.find('?').unwrap_or(rest.len()));
+    let (authority, path) = before_query.split_at(before_query.find('/').unwrap_or(before_query.len()));
+    let hosts = match authority.rsplit_once('@') {
+        Some((_, hosts)) => format!("***@{hosts}"),
+        // A password with `/` or `?` in it would be cut there; what an `@` follows is not shown.
+        None if rest.contains('@') => return format!("{scheme}://***"),
+        None => authority.to_owned(),
+    };
+    let mut shown = format!("{scheme}://{hosts}{path}");
+    for (at, (key, value)) in form_urlencoded::parse(query.trim_start_matches('?').as_bytes()).enumerate() {
+        let value = if key == "keyfile_password" { "***".into() } else { value };
+        shown.push(if at == 0 { '?' } else { '&' });
+        shown.push_str(&format!("{key}={value}"));
     }
+    shown
+}
 
-    /// A coordinator's candidacy; `address` is where others reach its APIs, `state_dir` where it keeps what it must not
-    /// forget when coordination is embedded.
-    ///
-    /// # Errors
-    /// As [`Config::seat`].
-    pub fn candidate(
-        &self,
-        id: &CoordinatorId,
-        address: String,
-        state_dir: &Path,
-    ) -> Result<Arc<dyn Candidate>, Error> {
-        if self.is_embedded() {
-            return Ok(Arc::new(EmbeddedCandidate::new(id.clone(), address, state_dir)));
-        }
-        Ok(zookeeper::candidate(zookeeper::Config::parse(self)?, id, address))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_is_shown_has_the_password() {
+        let url = "zookeeper://rug:hidden@h1:2181/a?timeout=3&keyfile_password=hidden";
+        assert_eq!(without_credentials(url), "zookeeper://***@h1:2181/a?timeout=3&keyfile_password=***");
+        assert_eq!(without_credentials("zookeeper://rug:hid/den@h1"), "zookeeper://***");
+        assert_eq!(without_credentials("embedded"), "embedded");
     }
 }

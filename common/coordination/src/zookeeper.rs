@@ -7,9 +7,9 @@
 //! protection of its own lock node (docs/protocol.md, Terms).
 //!
 //! - `config`: the URL. `layout`: names and bytes. `connection`: a session and what calls come to.
-//! - `entry` and `life`: taking a name, and beating until the end. `seat`: the worker's part.
-//! - `finder`: who leads and where coordinators are. `lock`: the election. `candidate` and `leadership`: the
-//!   coordinator's part. `roster`: what becomes of the workers' nodes.
+//! - `entry` and `life`: taking a name, and beating until the end. `group`: the worker's part.
+//! - `finder`: who leads and where coordinators are. `member`, `lock`, `candidate` and `leadership`: the coordinator's part,
+//!   which carries out what [`common::election`] decides. `roster`: what becomes of the workers' nodes.
 //!
 //! The client does not renew persistent watches when it reconnects (it sends none of them with `SetWatches2`), so every
 //! user of one watches anew after each reconnection, and reads everything again anyway.
@@ -19,20 +19,20 @@ mod config;
 mod connection;
 mod entry;
 mod finder;
+mod group;
 mod layout;
 mod leadership;
 mod life;
 mod lock;
+mod member;
 mod roster;
-mod seat;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use config::Config;
 
-pub(super) use self::config::without_credentials;
-use super::{Candidate, Seat};
+use super::{Candidate, Group};
 use common::{CoordinatorId, Timestamp, WorkerId};
 use runtime::clock;
 
@@ -44,10 +44,10 @@ const LEASE_PERCENT: u32 = 60;
 /// leases (120 s), so that ours have to stay below.
 const MAX_LEASE: Duration = Duration::from_secs(60);
 
-/// A worker's seat. Needs a Tokio runtime; it looks for coordinators from now on until it is dropped.
+/// The group of workers, for one of them. Needs a Tokio runtime; it looks for coordinators from now on until it is dropped.
 #[must_use]
-pub fn seat(config: Config, name: &WorkerId) -> Arc<dyn Seat> {
-    Arc::new(seat::ZooKeeperSeat::new(config, name.clone()))
+pub fn worker_group(config: Config, name: &WorkerId) -> Arc<dyn Group> {
+    Arc::new(group::ZooKeeperGroup::new(config, name.clone()))
 }
 
 /// A coordinator's candidacy, reached by others at `address`. Needs a Tokio runtime; it joins the group of coordinators

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::Timestamp;
 use common::session::ToCoordinator;
-use coordination::{Life, MembershipEnd};
+use coordination::{MemberSession, MembershipEnd};
 use futures::future::BoxFuture;
 use proto::convert::down::FromCoordinator;
 use proto::convert::up;
@@ -32,7 +32,7 @@ use crate::runner::{RunnerCommand, RunnerEvent};
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A try to begin a life.
-type Joining = BoxFuture<'static, Result<Box<dyn Life>, coordination::Error>>;
+type Joining = BoxFuture<'static, Result<Box<dyn MemberSession>, coordination::Error>>;
 
 /// IO under way: at most one of each.
 #[derive(Default)]
@@ -62,7 +62,7 @@ impl fmt::Debug for PendingIo {
 /// Where one stretch of driving ends: something is to be done with the life itself.
 pub(super) enum Boundary {
     /// A life has begun.
-    Joined(Box<dyn Life>),
+    Joined(Box<dyn MemberSession>),
     /// The life is to be let go.
     LifeOver,
     /// The life is to be ended in order, within this time.
@@ -76,7 +76,7 @@ enum SessionInput {
     Stop(StopRequest),
     LifeOver(MembershipEnd),
     Coordinators(Vec<String>),
-    Joined(Result<Box<dyn Life>, coordination::Error>),
+    Joined(Result<Box<dyn MemberSession>, coordination::Error>),
     Opened(Result<CoordinatorLink, String>),
     /// The runner has room for a command; `None` when it is gone.
     Taken(Option<mpsc::OwnedPermit<RunnerCommand>>),
@@ -96,8 +96,8 @@ pub(super) struct SessionSignals {
 
 impl Session {
     /// Goes on, in `life` if there is one, until something is to be done with that.
-    pub(super) async fn drive(&mut self, life: Option<&dyn Life>, signals: &mut SessionSignals) -> Boundary {
-        let mut over = life.map(Life::ended);
+    pub(super) async fn drive(&mut self, life: Option<&dyn MemberSession>, signals: &mut SessionSignals) -> Boundary {
+        let mut over = life.map(MemberSession::ended);
         loop {
             while let Some(action) = self.actions.pop_front() {
                 if let Some(boundary) = self.carry_out(action).await {
@@ -150,7 +150,7 @@ impl Session {
     }
 
     /// Takes in one input. `Some` when a life has begun.
-    fn take_in(&mut self, input: SessionInput) -> Option<Box<dyn Life>> {
+    fn take_in(&mut self, input: SessionInput) -> Option<Box<dyn MemberSession>> {
         match input {
             SessionInput::Stop(request) => self.step(ControlEvent::Stop(request)),
             SessionInput::LifeOver(ended) => self.step(ControlEvent::LifeOver(ended.to_string())),
@@ -188,7 +188,10 @@ impl Session {
         self.step(ControlEvent::StreamEnded(StreamEnd::Again(Duration::ZERO)));
     }
 
-    fn on_joined(&mut self, joined: Result<Box<dyn Life>, coordination::Error>) -> Option<Box<dyn Life>> {
+    fn on_joined(
+        &mut self,
+        joined: Result<Box<dyn MemberSession>, coordination::Error>,
+    ) -> Option<Box<dyn MemberSession>> {
         let (gate, _) = self.pending.joining.take()?;
         match joined {
             Ok(life) => {
@@ -267,9 +270,9 @@ impl Session {
     fn join(&mut self) {
         // A gate that was given to an earlier try may have been shut.
         let gate = SharedGate::with_margin(self.config.act_margin);
-        let (seat, profile) = (Arc::clone(&self.seat), self.profile.clone());
+        let (group, profile) = (Arc::clone(&self.group), self.profile.clone());
         let guard = Arc::clone(&gate) as Arc<dyn coordination::Guard>;
-        self.pending.joining = Some((gate, Box::pin(async move { seat.join(&profile, guard).await })));
+        self.pending.joining = Some((gate, Box::pin(async move { group.join(&profile, guard).await })));
     }
 
     fn disconnect(&mut self) {

@@ -15,7 +15,7 @@ use common::session::{
 };
 use common::status::Progress;
 use common::{Edition, Generation, Incarnation, Timestamp};
-use coordination::embedded::EmbeddedSeat;
+use coordination::embedded::EmbeddedGroup;
 use proto::convert::{down, up};
 use proto::worker::v1::session_server::{Session as Service, SessionServer};
 use proto::worker::v1::{CoordinatorMessage, WorkerMessage};
@@ -160,11 +160,11 @@ impl SessionBench {
     /// Embedded, with `holdings` of before.
     async fn with(config: Config, conversation: Conversation) -> Self {
         let coordinator = Listening::new().await;
-        let seat = Arc::new(EmbeddedSeat::new(vec![coordinator.address.clone()]));
-        Self::seated(config, seat, coordinator, conversation)
+        let group = Arc::new(EmbeddedGroup::new(vec![coordinator.address.clone()]));
+        Self::with_group(config, group, coordinator, conversation)
     }
 
-    fn seated(config: Config, seat: Arc<dyn Seat>, coordinator: Listening, conversation: Conversation) -> Self {
+    fn with_group(config: Config, group: Arc<dyn Group>, coordinator: Listening, conversation: Conversation) -> Self {
         let (runner, commands) = Handle::detached();
         let (events, inlet) = mpsc::channel(16);
         let name = WorkerId::new("w1").expect("a valid name");
@@ -175,7 +175,7 @@ impl SessionBench {
             [(DriverName::simulated(), DriverCapabilities::of_all_kinds(None))].into(),
             config.lease,
         );
-        let mut session = Session::new(config, seat, name, profile, runner, inlet, watch::Sender::new(Term::new(0)));
+        let mut session = Session::new(config, group, name, profile, runner, inlet, watch::Sender::new(Term::new(0)));
         session.conversation = conversation;
         let stop = StopHandle::new();
         let task = tokio::spawn(session.run(stop.clone()));

@@ -1,8 +1,7 @@
 //! The coordinator's part until it leads: a member of the coordinators' group at all times, a contender when asked.
 //!
-//! A task of its own keeps the membership, through as many sessions as it takes. A campaign takes the session as it
-//! finds it, queues up, and is elected once it stands first *and* a heartbeat sent after that committed: then the lease
-//! stands, and the connection is no older than the election.
+//! A task of its own keeps the membership, through as many sessions as it takes. A campaign takes the session as it finds
+//! it and contends in it; [`common::election`] decides when that has led to a leadership.
 //!
 //! A leadership that ended in doubt only (heartbeats did not commit in time, but the session lives) leaves its contender
 //! here: the next campaign of the same session goes on with it, so that a hiccup of ZooKeeper is not a change of leader
@@ -13,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::config::Config;
@@ -22,13 +21,12 @@ use super::entry::enter;
 use super::finder;
 use super::layout;
 use super::leadership::ZooKeeperLeadership;
-use super::life::{Claim, Former, Life};
-use super::lock::{Contender, QueuePlace};
-use super::until;
+use super::life::{Claim, Former, KeptLease};
+use super::lock::Contender;
+use super::member::ContenderNode;
 use crate::{Candidate, Error, Guard, Leader, Leadership, MembershipEnd};
 use common::backoff::Backoff;
 use common::{CoordinatorId, Incarnation, Timestamp};
-use runtime::clock;
 use runtime::retry::Retries;
 
 /// Delays between tries to join, and between tries to be elected whose outcome is not known.
@@ -56,43 +54,6 @@ enum Standing {
     Member(Arc<ContenderNode>),
     /// It left for good.
     Left,
-}
-
-/// A membership, for as long as its session lasts.
-#[derive(Debug)]
-pub(super) struct ContenderNode {
-    /// Its session.
-    pub(super) session: ZkSession,
-    /// How long after a heartbeat the leader may trust itself.
-    pub(super) lease: Duration,
-    /// When the last heartbeat that committed was sent.
-    pub(super) committed: watch::Receiver<Timestamp>,
-    /// Cancelled when it ends.
-    pub(super) over: CancellationToken,
-    kick: Arc<Notify>,
-}
-
-impl ContenderNode {
-    /// Waits until a heartbeat sent after this call has committed, making one at once. `false` when the membership ends
-    /// first.
-    pub(super) async fn fresh(&self) -> bool {
-        let now = clock::now();
-        self.kick.notify_one();
-        let mut committed = self.committed.clone();
-        let fresh = async { committed.wait_for(|sent| *sent >= now).await.is_ok() };
-        self.over.run_until_cancelled(fresh).await.unwrap_or(false)
-    }
-
-    /// Waits until heartbeats have not committed for as long as the lease.
-    pub(super) async fn doubtful(&self) {
-        loop {
-            let stands_until = *self.committed.borrow() + self.lease;
-            if clock::now() >= stands_until {
-                return;
-            }
-            until(stands_until).await;
-        }
-    }
 }
 
 /// A contender between two leaderships of the same session.
@@ -185,24 +146,15 @@ impl ZooKeeperCandidate {
 
     /// Contends in one session. `None` when it has to begin anew.
     async fn contend(&self, member: &Arc<ContenderNode>) -> Result<Option<Contender>, ZkFailed> {
-        let contender = match self.parked.take(&member.session) {
-            // Somebody may have deleted it meanwhile, and the listing below has to be no older than that.
-            Some(contender) => {
-                if !member.fresh().await {
-                    return Ok(None);
-                }
-                contender
-            }
-            None => {
-                let dir = self.config.layout.contenders();
-                Contender::enter(member.session.clone(), dir, self.id.as_str()).await?
-            }
-        };
-        let first = match member.over.run_until_cancelled(contender.first()).await {
-            Some(place) => place? == QueuePlace::First,
+        let mut contender = self.parked.take(&member.session).unwrap_or_else(|| {
+            let dir = self.config.layout.contenders();
+            Contender::new(member.session.clone(), dir, self.id.as_str())
+        });
+        let elected = match member.over.run_until_cancelled(contender.elected(member)).await {
+            Some(elected) => elected?,
             None => false,
         };
-        Ok((first && member.fresh().await).then_some(contender))
+        Ok(elected.then_some(contender))
     }
 }
 
@@ -247,7 +199,7 @@ impl Candidate for ZooKeeperCandidate {
 /// How a membership ended.
 enum CandidacyEnd {
     /// With its life.
-    Life(MembershipEnd),
+    Lease(MembershipEnd),
     /// Somebody deleted the member node.
     Expelled,
 }
@@ -255,7 +207,7 @@ enum CandidacyEnd {
 impl fmt::Display for CandidacyEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Life(how) => how.fmt(f),
+            Self::Lease(how) => how.fmt(f),
             Self::Expelled => f.write_str("somebody deleted the member node"),
         }
     }
@@ -286,7 +238,7 @@ impl GroupMembership {
                     if let Some(how) = &ended {
                         tracing::warn!(coordinator = %self.id, %how, "no longer a member");
                     }
-                    if !matches!(ended, Some(CandidacyEnd::Life(_))) {
+                    if !matches!(ended, Some(CandidacyEnd::Lease(_))) {
                         life.leave().await;
                     }
                 }
@@ -304,9 +256,9 @@ impl GroupMembership {
         self.standing.send_replace(Standing::Left);
     }
 
-    async fn membership_ends(&self, member: &ContenderNode, life: &Life) -> CandidacyEnd {
+    async fn membership_ends(&self, member: &ContenderNode, life: &KeptLease) -> CandidacyEnd {
         tokio::select! {
-            how = life.ended() => CandidacyEnd::Life(how),
+            how = life.ended() => CandidacyEnd::Lease(how),
             () = self.expelled(&member.session, life.incarnation) => CandidacyEnd::Expelled,
         }
     }
@@ -331,7 +283,7 @@ impl GroupMembership {
         }
     }
 
-    async fn join(&self) -> Result<(Arc<ContenderNode>, Life), Error> {
+    async fn join(&self) -> Result<(Arc<ContenderNode>, KeptLease), Error> {
         let session = ZkSession::open(&self.config).await?;
         let claim = Claim { session: session.clone(), former: self.former.clone() };
         let place = self.config.layout.coordinator(&self.id);

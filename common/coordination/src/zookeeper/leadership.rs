@@ -16,20 +16,18 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use zookeeper_client::{CheckWriteError, CheckWriter, CreateMode, Error as ZkError};
 
-use super::candidate::{ContenderNode, ParkedContender};
+use super::candidate::ParkedContender;
 use super::config::Config;
 use super::connection::{ZkFailed, ZkSession};
 use super::layout::{self, LeaseData};
 use super::lock::Contender;
+use super::member::ContenderNode;
 use super::roster;
 use crate::{Error, Leadership, Raised, RosterEvent};
 use common::backoff::Backoff;
+use common::election::{LostReason, WRITE_TRIES};
 use common::{CoordinatorId, Incarnation, Term, Timestamp, WorkerId};
 use runtime::retry::Retries;
-
-/// Tries to write against others that write at the same time: a member's heartbeats come a few times a second, so that
-/// two in a row are rare.
-const TRIES: u32 = 20;
 
 /// Delays between them.
 const RETRY: Backoff = Backoff { base: Duration::from_millis(5), cap: Duration::from_millis(250) };
@@ -103,11 +101,13 @@ async fn watch_over(
     let why = tokio::select! {
         () = lost.cancelled() => return,
         () = member.over.cancelled() => "the session is over",
-        () = contender.gone() => "the lock is gone",
-        () = member.doubtful() => {
-            doubted.cancel();
-            "heartbeats have not committed for a lease"
-        }
+        why = contender.lost(&member) => match why {
+            LostReason::LockGone => "the lock is gone",
+            LostReason::Doubt => {
+                doubted.cancel();
+                "heartbeats have not committed for a lease"
+            }
+        },
     };
     drop(contender);
     tracing::warn!(why, "the leadership is lost");
@@ -168,7 +168,7 @@ impl Fence {
     async fn raise(&self, layout: &layout::Layout, above: Term) -> Result<Raised, Error> {
         let path = layout.term();
         let mut retries = Retries::new(RETRY);
-        for _ in 0..TRIES {
+        for _ in 0..WRITE_TRIES {
             self.session.ensure(layout.own()).await?;
             let read = self.session.read(&path).await?;
             let found = read.as_ref().map(|(data, _)| parse_term(&path, data)).transpose()?;
@@ -202,7 +202,7 @@ impl Fence {
         incarnation: Incarnation,
     ) -> Result<(), Error> {
         let mut retries = Retries::new(RETRY);
-        for _ in 0..TRIES {
+        for _ in 0..WRITE_TRIES {
             let Some((data, stat)) = self.session.read(path).await? else { return Ok(()) };
             let read = LeaseData::read(&data);
             if layout::incarnation(&stat) != incarnation || read.evicted {

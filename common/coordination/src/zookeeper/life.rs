@@ -102,12 +102,12 @@ pub(super) struct Entered {
 
 impl Entered {
     /// Begins to beat. Needs a Tokio runtime.
-    pub(super) fn live(self, guard: Arc<dyn Guard>) -> Life {
+    pub(super) fn live(self, guard: Arc<dyn Guard>) -> KeptLease {
         guard.extend(self.sent + self.lease);
         let (commits, committed) = watch::channel(self.sent);
         let (ended, over) = watch::channel(None);
         let (stop, kick) = (CancellationToken::new(), Arc::new(Notify::new()));
-        let life = Life {
+        let life = KeptLease {
             incarnation: self.incarnation,
             lease: self.lease,
             timeout: self.claim.session.timeout(),
@@ -136,7 +136,7 @@ impl Entered {
 }
 
 /// A life that beats. Dropping it shuts the guard and ends it in the background.
-pub(super) struct Life {
+pub(super) struct KeptLease {
     /// Which life.
     pub(super) incarnation: Incarnation,
     /// How long the member may act after a heartbeat.
@@ -152,14 +152,14 @@ pub(super) struct Life {
     ended: watch::Receiver<Option<MembershipEnd>>,
 }
 
-impl Drop for Life {
+impl Drop for KeptLease {
     fn drop(&mut self) {
         self.guard.shut();
         self.stop.cancel();
     }
 }
 
-impl Life {
+impl KeptLease {
     /// Waits for the end; the guard is shut by then.
     pub(super) async fn ended(&self) -> MembershipEnd {
         match self.ended.clone().wait_for(Option::is_some).await.as_deref() {

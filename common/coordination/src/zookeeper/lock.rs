@@ -8,14 +8,19 @@
 //! contender behind that nobody knows of, which would keep everybody else from leading for as long as the session lasts.
 //! Here a contender's node is found again by its UUID, and whatever drops a [`Contender`] sees to its removal.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use common::backoff::Backoff;
+use common::election::{Election, ElectionAction, ElectionEvent, LostReason};
+use common::membership::CallFailure;
 use uuid::Uuid;
 use zookeeper_client::{CreateMode, Error as ZkError};
 
 use super::connection::{ZkFailed, ZkSession};
 use super::layout::{self, LOCK_MARK};
-use common::backoff::Backoff;
+use super::member::ContenderNode;
+use runtime::clock;
 use runtime::retry::Retries;
 
 /// Delays between tries whose outcome is not known.
@@ -27,6 +32,10 @@ pub(super) struct Contender {
     session: ZkSession,
     dir: String,
     prefix: String,
+    /// Under which name it contends.
+    id: String,
+    /// How far it has come.
+    election: Mutex<Election<String>>,
     /// The node; `None` while it is not known whether it was made.
     name: Option<String>,
     /// The node is gone, or goes with its session.
@@ -35,47 +44,116 @@ pub(super) struct Contender {
     removing: bool,
 }
 
-/// Where a contender stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum QueuePlace {
-    /// It leads.
-    First,
-    /// Somebody deleted its node.
-    Gone,
-}
-
 impl Contender {
-    /// Queues up in `dir`, under the name `id`.
-    pub(super) async fn enter(session: ZkSession, dir: String, id: &str) -> Result<Self, ZkFailed> {
+    /// A contender in `dir`, under the name `id`, that has no node yet.
+    pub(super) fn new(session: ZkSession, dir: String, id: &str) -> Self {
         let prefix = format!("{}{LOCK_MARK}", Uuid::new_v4().simple());
-        let mut this = Self { session, dir, prefix, name: None, gone: false, removing: false };
+        let (id, election) = (id.to_owned(), Mutex::default());
+        Self { session, dir, prefix, id, election, name: None, gone: false, removing: false }
+    }
+
+    fn step(&self, event: ElectionEvent<String>) -> Option<ElectionAction<String>> {
+        self.election.lock().unwrap_or_else(PoisonError::into_inner).step(clock::now(), event)
+    }
+
+    /// Contends until it is elected, or until it has to begin anew (`false`): its node was deleted, or the membership has
+    /// ended.
+    ///
+    /// # Errors
+    /// A call failed for a reason that trying again does not mend.
+    pub(super) async fn elected(&mut self, member: &ContenderNode) -> Result<bool, ZkFailed> {
         let mut retries = Retries::new(RETRY);
-        while this.name.is_none() {
-            match this.make(id).await {
-                Ok(name) => this.name = Some(name),
-                Err(ZkFailed::Said(ZkError::NoNode)) => this.session.ensure(&this.dir).await?,
-                // Not before it is known that there is none: two of ours would wait for each other.
-                Err(ZkFailed::Unknown(_)) => this.name = this.find_for_sure(&mut retries).await?,
-                Err(failure) => return Err(failure),
-            }
-        }
-        Ok(this)
-    }
-
-    async fn find_for_sure(&self, retries: &mut Retries) -> Result<Option<String>, ZkFailed> {
+        let mut failure = None;
+        let mut action = self.step(ElectionEvent::Continue);
         loop {
-            tokio::time::sleep(retries.next_delay()).await;
-            match self.find().await {
-                Err(ZkFailed::Unknown(_)) => {}
-                known => return known,
+            let event = match action {
+                Some(ElectionAction::Enter) => {
+                    let made = self.enter().await;
+                    self.name = made.clone().ok();
+                    ElectionEvent::Entered(noted(made, &mut failure))
+                }
+                Some(ElectionAction::Find) => {
+                    let found = self.find().await;
+                    self.name = found.clone().ok().flatten();
+                    ElectionEvent::Found(noted(found, &mut failure))
+                }
+                Some(ElectionAction::List) => {
+                    let names = self.session.children(&self.dir).await;
+                    ElectionEvent::Listed(noted(names.map(layout::in_order), &mut failure))
+                }
+                Some(ElectionAction::Watch(node)) => {
+                    let event = self.watch(&node, &mut retries).await?;
+                    retries.reset();
+                    event
+                }
+                Some(ElectionAction::Confirm(since)) => match member.fresh(since).await {
+                    Some(sent) => ElectionEvent::Committed(sent),
+                    None => return Ok(false),
+                },
+                Some(ElectionAction::Pause) => {
+                    tokio::time::sleep(retries.next_delay()).await;
+                    ElectionEvent::Continue
+                }
+                Some(ElectionAction::Elected) => return Ok(true),
+                Some(ElectionAction::Fail(_)) => return Err(failure.take().expect("a call has failed")),
+                Some(ElectionAction::Deleted | ElectionAction::Lost(_)) | None => return Ok(false),
+            };
+            action = self.step(event);
+        }
+    }
+
+    /// Waits until it leads no more. Its session may have ended before.
+    pub(super) async fn lost(&self, member: &ContenderNode) -> LostReason {
+        let mut retries = Retries::new(RETRY);
+        let mut action = self.step(ElectionEvent::Continue);
+        loop {
+            let event = match action {
+                Some(ElectionAction::Watch(node)) => tokio::select! {
+                    event = self.watch(&node, &mut retries) => event.unwrap_or(ElectionEvent::Absent),
+                    () = member.doubtful() => ElectionEvent::Doubt,
+                },
+                Some(ElectionAction::Lost(why)) => return why,
+                other => unreachable!("who leads waits for its node, and is not asked for {other:?}"),
+            };
+            action = self.step(event);
+        }
+    }
+
+    /// Waits until a node moves or is gone.
+    ///
+    /// # Errors
+    /// [`ZkFailed::Over`] alone: whatever else fails is looked at anew, after a while.
+    async fn watch(&self, node: &str, retries: &mut Retries) -> Result<ElectionEvent<String>, ZkFailed> {
+        let path = format!("{}/{node}", self.dir);
+        match self.session.call(self.session.client().get_and_watch_data(&path)).await {
+            Ok((_, _, watcher)) => {
+                _ = watcher.changed().await;
+                Ok(ElectionEvent::Moved)
+            }
+            Err(ZkFailed::Said(ZkError::NoNode)) => Ok(ElectionEvent::Absent),
+            Err(failure @ ZkFailed::Over(_)) => Err(failure),
+            Err(ZkFailed::Said(_) | ZkFailed::Unknown(_)) => {
+                tokio::time::sleep(retries.next_delay()).await;
+                Ok(ElectionEvent::Moved)
             }
         }
     }
 
-    async fn make(&self, id: &str) -> Result<String, ZkFailed> {
+    /// Makes the node, and its folder when that is missing.
+    async fn enter(&self) -> Result<String, ZkFailed> {
+        loop {
+            match self.make().await {
+                Err(ZkFailed::Said(ZkError::NoNode)) => self.session.ensure(&self.dir).await?,
+                made => return made,
+            }
+        }
+    }
+
+    async fn make(&self) -> Result<String, ZkFailed> {
         let options = CreateMode::EphemeralSequential.with_acls(self.session.acls());
         let path = format!("{}/{}", self.dir, self.prefix);
-        let (_, sequence) = self.session.call(self.session.client().create(&path, id.as_bytes(), &options)).await?;
+        let create = self.session.client().create(&path, self.id.as_bytes(), &options);
+        let (_, sequence) = self.session.call(create).await?;
         Ok(format!("{}{sequence}", self.prefix))
     }
 
@@ -97,51 +175,6 @@ impl Contender {
     /// Path of the node.
     pub(super) fn path(&self) -> String {
         format!("{}/{}", self.dir, self.name.as_deref().unwrap_or(&self.prefix))
-    }
-
-    /// Waits until it leads. Cancel-safe.
-    pub(super) async fn first(&self) -> Result<QueuePlace, ZkFailed> {
-        let mut retries = Retries::new(RETRY);
-        loop {
-            match self.step().await {
-                Ok(Some(place)) => return Ok(place),
-                Ok(None) => retries.reset(),
-                Err(ZkFailed::Unknown(_)) => tokio::time::sleep(retries.next_delay()).await,
-                Err(failure) => return Err(failure),
-            }
-        }
-    }
-
-    /// Looks where it stands, and waits for the one before it to move.
-    async fn step(&self) -> Result<Option<QueuePlace>, ZkFailed> {
-        let order = layout::in_order(self.session.children(&self.dir).await?);
-        // A listing is never older than our own node, so that whoever came before is in it or gone.
-        match order.iter().position(|name| Some(name) == self.name.as_ref()) {
-            None => Ok(Some(QueuePlace::Gone)),
-            Some(0) => Ok(Some(QueuePlace::First)),
-            Some(at) => {
-                let before = format!("{}/{}", self.dir, order[at - 1]);
-                match self.session.call(self.session.client().get_and_watch_data(&before)).await {
-                    Ok((_, _, watcher)) => _ = watcher.changed().await,
-                    Err(ZkFailed::Said(ZkError::NoNode)) => {}
-                    Err(failure) => return Err(failure),
-                }
-                Ok(None)
-            }
-        }
-    }
-
-    /// Waits until the node is gone, or its session is over.
-    pub(super) async fn gone(&self) {
-        let mut retries = Retries::new(RETRY);
-        let path = self.path();
-        loop {
-            match self.session.call(self.session.client().get_and_watch_data(&path)).await {
-                Ok((_, _, watcher)) => _ = watcher.changed().await,
-                Err(ZkFailed::Said(ZkError::NoNode) | ZkFailed::Over(_)) => return,
-                Err(_) => tokio::time::sleep(retries.next_delay()).await,
-            }
-        }
     }
 
     /// Leaves the queue, and waits until the node is gone.
@@ -185,10 +218,21 @@ impl Drop for Contender {
             session: self.session.clone(),
             dir: std::mem::take(&mut self.dir),
             prefix: std::mem::take(&mut self.prefix),
+            id: std::mem::take(&mut self.id),
+            election: Mutex::default(),
             name: self.name.take(),
             gone: false,
             removing: true,
         };
         runtime.spawn(async move { rest.remove().await });
     }
+}
+
+/// What a call came to, for [`Election`]; the failure itself is kept aside.
+fn noted<T>(result: Result<T, ZkFailed>, kept: &mut Option<ZkFailed>) -> Result<T, CallFailure> {
+    result.map_err(|failure| {
+        let shown = CallFailure::from(&failure);
+        *kept = Some(failure);
+        shown
+    })
 }

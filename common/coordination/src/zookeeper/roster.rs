@@ -22,11 +22,11 @@ use zookeeper_client::{
     AddWatchMode, Error as ZkError, EventType, PersistentWatcher, SessionState, Stat, WatchedEvent,
 };
 
-use super::candidate::ContenderNode;
 use super::config::Config;
 use super::connection::ZkFailed;
 use super::layout::{self, LEADER, LeaseData};
 use super::leadership::Suspects;
+use super::member::ContenderNode;
 use common::backoff::Backoff;
 use common::roster::{
     LeaseNode, MemberNode, NodeChange, NodeKind, Roster, RosterAnswer, RosterAsk, RosterEvent, RosterNode, What,
@@ -217,7 +217,7 @@ impl Shell {
         };
         Box::pin(async move {
             let sent = match &ask.what {
-                What::Write => Sent::Written(member.fresh().await),
+                What::Write => Sent::Written(member.fresh(clock::now()).await.is_some()),
                 What::List(_) => Sent::Listed(member.session.children(&path).await),
                 What::Read(_) => Sent::Read(member.session.read(&path).await),
             };

@@ -17,7 +17,7 @@ async fn a_heartbeat_whose_answer_got_lost_is_found_by_its_data() {
     let proxy = Proxy::start(&place.address).await.expect("a port is free");
     let mut behind = place.clone();
     behind.config.url = behind.config.url.replace(&place.address, &proxy.address());
-    let (life, gate) = join(&behind.seat("w1")).await;
+    let (life, gate) = join(&behind.group("w1")).await;
     for _ in 0..3 {
         gate.beats().await;
         proxy.cut_down();
@@ -44,7 +44,7 @@ async fn servers_of_an_ensemble_fail_one_by_one_and_nobody_ends() {
     let mut ensemble = Ensemble::start(3, Options::default()).await.expect("ZooKeeper starts");
     let mut place = TestRoot::at(&ensemble.connect_string(), "ensemble", 24.0);
     place.config.join_timeout = Duration::from_secs(30);
-    let (life, gate) = join(&place.seat("w1")).await;
+    let (life, gate) = join(&place.group("w1")).await;
     let candidate = place.candidate("c");
     let leadership = elected(&candidate).await;
     let mut view = crate::roster::ObservedRoster::new(leadership.roster().expect("it watches"));

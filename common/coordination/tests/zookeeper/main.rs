@@ -6,7 +6,7 @@
 
 mod candidate;
 mod faults;
+mod group;
 mod roster;
-mod seat;
 mod secured;
 mod support;

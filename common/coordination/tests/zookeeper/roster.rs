@@ -62,7 +62,7 @@ impl ObservedRoster {
 #[tokio::test(flavor = "multi_thread")]
 async fn lives_come_beat_and_end() {
     let place = TestRoot::new(shared().await, "roster", 4.0);
-    let (old, _gate) = join(&place.seat("w0")).await;
+    let (old, _gate) = join(&place.group("w0")).await;
     let candidate = place.candidate("c");
     let leadership = elected(&candidate).await;
     let mut view = ObservedRoster::new(leadership.roster().expect("it watches"));
@@ -74,8 +74,8 @@ async fn lives_come_beat_and_end() {
     assert_eq!(Some(view.members[&worker("w0")].incarnation), old.incarnation());
     assert_eq!(view.members[&worker("w0")].profile.weight, 2);
 
-    let seat = place.seat("w1");
-    let (life, _gate) = join(&seat).await;
+    let group = place.group("w1");
+    let (life, _gate) = join(&group).await;
     let incarnation = life.incarnation().expect("it is known");
     let w1 = worker("w1");
     view.until("it is known", |v| v.members.contains_key(&w1) && v.leases.contains_key(&w1)).await;
@@ -87,7 +87,7 @@ async fn lives_come_beat_and_end() {
     view.until("it is gone", |v| !v.members.contains_key(&w1) && v.ended.contains(&(w1.clone(), incarnation))).await;
 
     // The same name anew: another life.
-    let (life, _gate) = join(&seat).await;
+    let (life, _gate) = join(&group).await;
     let next = life.incarnation().expect("it is known");
     view.until("it is back", |v| {
         v.members.get(&w1).is_some_and(|m| m.incarnation == next) && v.leases[&w1].incarnation == next
@@ -102,8 +102,8 @@ async fn lives_come_beat_and_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_evicted_life_ends_and_only_that_one() {
     let place = TestRoot::new(shared().await, "evict", 4.0);
-    let seat = place.seat("w1");
-    let (life, gate) = join(&seat).await;
+    let group = place.group("w1");
+    let (life, gate) = join(&group).await;
     let candidate = place.candidate("c");
     let leadership = elected(&candidate).await;
     let mut view = ObservedRoster::new(leadership.roster().expect("it watches"));
@@ -118,7 +118,7 @@ async fn an_evicted_life_ends_and_only_that_one() {
     view.until("its end is told", |v| v.ended == [(w1.clone(), incarnation)]).await;
     assert_eq!(within("it notices", life.ended()).await, MembershipEnd::Evicted);
     assert!(gate.is_shut());
-    let (next, _gate) = join(&seat).await;
+    let (next, _gate) = join(&group).await;
     let next = next.incarnation().expect("it is known");
     view.until("it comes back", |v| v.leases[&w1].incarnation == next).await;
 }
@@ -184,7 +184,7 @@ async fn a_mark_by_another_hand_ends_a_life_whose_node_stays() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_may_not_be_read_is_no_member_but_may_be_a_life() {
     let place = TestRoot::new(shared().await, "unreadable", 4.0);
-    let (_life, gate) = join(&place.seat("w1")).await;
+    let (_life, gate) = join(&place.group("w1")).await;
     let stranger = Client::connector().with_auth("digest", b"someone:else").connect(&place.address).await;
     let stranger = stranger.expect("ZooKeeper is up").chroot(place.chroot.clone()).expect("a valid chroot");
     let closed = CreateMode::Ephemeral.with_acls(Acls::creator_all());
@@ -195,7 +195,7 @@ async fn what_may_not_be_read_is_no_member_but_may_be_a_life() {
     view.take().await;
     assert_eq!(view.members.keys().collect::<Vec<_>>(), [&worker("w1")]);
     stranger.create("/tooz/g.workers/p2", b"\x80", &closed).await.expect("anyone may");
-    let (_other, _gate) = join(&place.seat("w2")).await;
+    let (_other, _gate) = join(&place.group("w2")).await;
     let w2 = worker("w2");
     view.until("it goes on", |v| v.members.contains_key(&w2) && v.leases.contains_key(&w2)).await;
     assert_eq!((view.reads, view.members.len()), (1, 2));
@@ -215,8 +215,8 @@ async fn what_may_not_be_read_is_no_member_but_may_be_a_life() {
 async fn after_a_break_everything_is_read_anew_and_nobody_who_lives_ended() {
     let mut server = own().await;
     let place = TestRoot::new(&server, "anew", 30.0);
-    let (life, gate) = join(&place.seat("w1")).await;
-    let (gone, _gate) = join(&place.seat("w2")).await;
+    let (life, gate) = join(&place.group("w1")).await;
+    let (gone, _gate) = join(&place.group("w2")).await;
     let candidate = place.candidate("c");
     let leadership = elected(&candidate).await;
     let mut view = ObservedRoster::new(leadership.roster().expect("it watches"));

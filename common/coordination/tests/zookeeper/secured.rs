@@ -17,8 +17,8 @@ async fn with_credentials_everything_belongs_to_them_alone() {
     let open = TestRoot::new(shared().await, "digest", 4.0);
     let mut place = open.clone();
     place.config.url = place.config.url.replace("zookeeper://", "zookeeper://rug:s3cret@");
-    let (seat, candidate) = (place.seat("w1"), place.candidate("c"));
-    let (_life, gate) = join(&seat).await;
+    let (group, candidate) = (place.group("w1"), place.candidate("c"));
+    let (_life, gate) = join(&group).await;
     let leadership = elected(&candidate).await;
     leadership.raise_term(common::Term::new(0)).await.expect("it leads");
     gate.beats().await;
@@ -48,7 +48,7 @@ async fn with_credentials_everything_belongs_to_them_alone() {
         assert_eq!(acls[0].permission(), zookeeper_client::Permission::ALL, "{path}");
         assert_eq!(stranger.get_data(path).await.expect_err("it is not theirs"), zookeeper_client::Error::NoAuth);
     }
-    let refused = within("it is decided", open.seat("w2").join(&profile(), Arc::new(TestProxyGate::default()))).await;
+    let refused = within("it is decided", open.group("w2").join(&profile(), Arc::new(TestProxyGate::default()))).await;
     assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
     let refused = within("it is decided", open.candidate("d").campaign()).await;
     assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
@@ -82,14 +82,14 @@ async fn sessions_run_over_mutual_tls() {
     let mut place = TestRoot::new(&server, "tls", 4.0);
     let hosts = server.tls_connect_string();
     place.config.url = format!("zookeeper://{hosts}/tls?timeout=4&use_ssl=true&ca={ca}&certfile={both}");
-    let (life, gate) = join(&place.seat("w1")).await;
+    let (life, gate) = join(&place.group("w1")).await;
     gate.beats().await;
     within("it has left", life.leave()).await;
 
     place.config.url = format!("zookeeper://{hosts}?timeout=0.5&use_ssl=true&ca={ca}");
-    let stranger = within("it gives up", place.seat("w1").join(&profile(), Arc::new(TestProxyGate::default()))).await;
+    let stranger = within("it gives up", place.group("w1").join(&profile(), Arc::new(TestProxyGate::default()))).await;
     assert!(matches!(stranger, Err(Error::Unavailable(_))), "{stranger:?}");
     place.config.url = format!("zookeeper://{hosts}?use_ssl=true&ca={}", write("none.pem", "nothing"));
-    let wrong = within("it is decided", place.seat("w1").join(&profile(), Arc::new(TestProxyGate::default()))).await;
+    let wrong = within("it is decided", place.group("w1").join(&profile(), Arc::new(TestProxyGate::default()))).await;
     assert!(matches!(wrong, Err(Error::Refused(_))), "{wrong:?}");
 }

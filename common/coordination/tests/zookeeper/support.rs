@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use common::driver::{DriverCapabilities, DriverName};
 use common::{CoordinatorId, Profile, Timestamp, WorkerId};
 use coordination::url::Config;
-use coordination::{Candidate, Guard, Leadership, Life, Seat};
+use coordination::{Candidate, Group, Guard, Leadership, MemberSession};
 use runtime::clock;
 use servers::wait::until;
 use servers::zookeeper::{Options, Standalone};
@@ -55,8 +55,8 @@ impl TestRoot {
         Self { address, chroot, config }
     }
 
-    pub(crate) fn seat(&self, name: &str) -> Arc<dyn Seat> {
-        self.config.seat(&worker(name), Vec::new()).expect("the settings are valid")
+    pub(crate) fn group(&self, name: &str) -> Arc<dyn Group> {
+        self.config.worker_group(&worker(name), Vec::new()).expect("the settings are valid")
     }
 
     pub(crate) fn candidate(&self, name: &str) -> Arc<dyn Candidate> {
@@ -145,9 +145,9 @@ impl TestProxyGate {
     }
 }
 
-pub(crate) async fn join(seat: &Arc<dyn Seat>) -> (Box<dyn Life>, Arc<TestProxyGate>) {
+pub(crate) async fn join(group: &Arc<dyn Group>) -> (Box<dyn MemberSession>, Arc<TestProxyGate>) {
     let gate = Arc::new(TestProxyGate::default());
-    let life = seat.join(&profile(), Arc::<TestProxyGate>::clone(&gate)).await.expect("the name is free");
+    let life = group.join(&profile(), Arc::<TestProxyGate>::clone(&gate)).await.expect("the name is free");
     (life, gate)
 }
 

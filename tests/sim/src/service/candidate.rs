@@ -1,29 +1,25 @@
-//! A coordinator's part, after `coordination::zookeeper`'s `candidate`, `lock` and `leadership`: a member of its
-//! group at all times, a contender in kazoo's lock, and, once it stands first and a heartbeat sent after that has
-//! committed, elected. What an elected one writes is written with a check of its own lock node.
-//!
-//! A leadership is lost with its session, with its lock node, or as soon as heartbeats have not committed for a lease.
-//! After the last its contender stays where it is, and may be elected again.
+//! A coordinator's part: a member of its group at all times, and a contender. [`common::election`] decides when it leads;
+//! here that is carried out in the simulated service, as `coordination::zookeeper`'s `candidate`, `lock` and `leadership` do
+//! in a real one. What an elected one writes is written with a check of its own lock node.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use common::driver::DriverOffers;
-use common::{Incarnation, Profile, Term, WorkerId};
+use common::election::{Election, ElectionAction, ElectionEvent, LostReason, WRITE_TRIES};
+use common::membership::CallFailure;
+use common::{Incarnation, Profile, Term, Timestamp, WorkerId};
 use coordinator_core::machine::Event;
 
 use super::client::ClientEvent;
 use super::connection::{ZkCall, ZkReply};
 use super::feed::{self, RosterFeed};
-use super::life::{LifeNews, ServiceLife};
+use super::life::{LifeNews, ServiceLife, of};
 use super::seat::timeout;
 use super::tree::{Data, Dir, Path, SessionId, TERM, TxnOp, ZkFailure, mark};
 use super::{ServiceEvent, ServiceTask, Who, ZooKeeper};
 use crate::SimTime;
-
-/// Tries to write against others that write at the same time, as in the product.
-const TRIES: u32 = 20;
 
 /// What a coordinator is told.
 #[derive(Clone, Debug)]
@@ -46,11 +42,10 @@ pub(crate) enum CandidateNews {
 #[derive(Clone, Debug)]
 pub(super) enum Purpose {
     Life,
-    Contend(u64),
-    Find(u64),
-    Step,
-    Before(Path),
-    Own,
+    Enter,
+    Find,
+    List,
+    Watch(Path),
     RaiseRead {
         above: Term,
         tries: u32,
@@ -77,20 +72,6 @@ pub(super) enum Purpose {
     Nothing,
 }
 
-/// Where its contender is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lock {
-    None,
-    /// It is being made, or looked for.
-    Unknown,
-    /// In doubt: a heartbeat has to commit before anybody looks where it stands.
-    Parked(u64, SimTime),
-    Queued(u64),
-    /// First, since then; a heartbeat sent after that has to commit.
-    First(u64, SimTime),
-    Leading(u64),
-}
-
 /// A coordinator's candidacy, with its process.
 #[derive(Debug)]
 pub(super) struct Candidacy {
@@ -98,9 +79,13 @@ pub(super) struct Candidacy {
     life: ServiceLife,
     former: BTreeSet<SessionId>,
     lease: Duration,
-    lock: Lock,
+    election: Election<u64>,
+    /// Marks the contender that was made last, so that it is found again.
+    mark: u64,
+    /// The election goes on when the connection stands, or with the next look at the time.
+    paused: bool,
     /// The contender whose change is waited for.
-    before: Option<Path>,
+    watched: Option<Path>,
     pub(super) calls: BTreeMap<u64, Purpose>,
     pub(super) feed: Option<RosterFeed>,
     /// Timers of former sessions do not count.
@@ -108,18 +93,8 @@ pub(super) struct Candidacy {
 }
 
 impl Candidacy {
-    const fn name(&self) -> Option<u64> {
-        match self.lock {
-            Lock::None | Lock::Unknown => None,
-            Lock::Parked(name, _) | Lock::Queued(name) | Lock::First(name, _) | Lock::Leading(name) => Some(name),
-        }
-    }
-
     fn leads(&self) -> Option<Path> {
-        match self.lock {
-            Lock::Leading(name) => Some((Dir::Locks, name)),
-            _ => None,
-        }
+        self.election.lock().map(|name| (Dir::Locks, *name))
     }
 
     /// How often it looks at the time.
@@ -158,8 +133,10 @@ impl ZooKeeper {
             life,
             former,
             lease,
-            lock: Lock::None,
-            before: None,
+            election: Election::default(),
+            mark: 0,
+            paused: false,
+            watched: None,
             calls: BTreeMap::new(),
             feed: None,
             round,
@@ -181,7 +158,7 @@ impl ZooKeeper {
     /// Writes a new term, above `above` and the service's own.
     pub(super) fn candidate_raises(&mut self, n: usize, above: Term) {
         if self.candidates.get(&n).is_some_and(|candidate| candidate.leads().is_some()) {
-            self.ask_for(n, ZkCall::Read(TERM), Purpose::RaiseRead { above, tries: TRIES });
+            self.ask_for(n, ZkCall::Read(TERM), Purpose::RaiseRead { above, tries: WRITE_TRIES });
         } else {
             self.news.push_back(ServiceEvent::Coordinator(n, CandidateNews::Lost("it did not lead any more")));
         }
@@ -202,7 +179,7 @@ impl ZooKeeper {
         if let Some(feed) = &mut candidate.feed {
             feed.suspect(worker);
         }
-        let purpose = Purpose::EvictRead { place, incarnation, tries: TRIES };
+        let purpose = Purpose::EvictRead { place, incarnation, tries: WRITE_TRIES };
         self.ask_for(n, ZkCall::Read((Dir::Leases, place as u64)), purpose);
     }
 
@@ -210,9 +187,9 @@ impl ZooKeeper {
     pub(super) fn candidate_resigns(&mut self, n: usize) {
         let Some(candidate) = self.candidates.get_mut(&n) else { return };
         candidate.feed = None;
-        candidate.before = None;
-        if let Some(name) = candidate.name() {
-            candidate.lock = Lock::None;
+        candidate.watched = None;
+        if let Some(name) = candidate.election.node().copied() {
+            candidate.election = Election::default();
             self.remove_contender(n, (Dir::Locks, name));
         }
         self.contend(n);
@@ -233,20 +210,55 @@ impl ZooKeeper {
         id
     }
 
+    /// Begins to contend, or goes on with it after a pause.
     fn contend(&mut self, n: usize) {
-        self.marks += 1;
-        let mark = self.marks;
-        let Some(candidate) = self.candidates.get_mut(&n) else { return };
-        if candidate.lock != Lock::None || !candidate.life.has_begun() {
-            return;
+        if let Some(candidate) = self.candidates.get_mut(&n)
+            && (candidate.election.is_idle() || std::mem::take(&mut candidate.paused))
+        {
+            self.contest(n, ElectionEvent::Continue);
         }
-        candidate.lock = Lock::Unknown;
-        let ops = vec![TxnOp::Contend { mark, data: Data::Contender(n) }];
-        self.ask_for(n, ZkCall::Write(ops), Purpose::Contend(mark));
     }
 
-    fn step(&mut self, n: usize) {
-        self.ask_for(n, ZkCall::List(Dir::Locks), Purpose::Step);
+    /// Has the election take in one fact, and carries out what follows.
+    fn contest(&mut self, n: usize, event: ElectionEvent<u64>) {
+        let Some(candidate) = self.candidates.get_mut(&n) else { return };
+        if candidate.election.is_idle() && !candidate.life.has_begun() {
+            return;
+        }
+        match candidate.election.step(Timestamp::from_nanos(self.now), event) {
+            Some(ElectionAction::Enter) => {
+                self.marks += 1;
+                candidate.mark = self.marks;
+                let ops = vec![TxnOp::Contend { mark: self.marks, data: Data::Contender(n) }];
+                self.ask_for(n, ZkCall::Write(ops), Purpose::Enter);
+            }
+            // On a server that knows of everything committed before.
+            Some(ElectionAction::Find) => {
+                self.ask_for(n, ZkCall::Write(Vec::new()), Purpose::Nothing);
+                self.ask_for(n, ZkCall::List(Dir::Locks), Purpose::Find);
+            }
+            Some(ElectionAction::List) => _ = self.ask_for(n, ZkCall::List(Dir::Locks), Purpose::List),
+            Some(ElectionAction::Watch(name)) => {
+                let path = (Dir::Locks, name);
+                candidate.watched = Some(path);
+                self.ask_for(n, ZkCall::ReadAndWatch(path), Purpose::Watch(path));
+            }
+            Some(ElectionAction::Confirm(_)) => self.kick(n),
+            Some(ElectionAction::Pause) => candidate.paused = true,
+            Some(ElectionAction::Elected) => {
+                self.note(|| format!("coordinator {n} is elected"));
+                self.news.push_back(ServiceEvent::Coordinator(n, CandidateNews::Elected));
+                self.contest(n, ElectionEvent::Continue);
+            }
+            Some(ElectionAction::Lost(LostReason::LockGone)) => self.lost(n, "the lock is gone"),
+            Some(ElectionAction::Lost(LostReason::Doubt)) => {
+                self.lost(n, "heartbeats have not committed for a lease");
+                self.contest(n, ElectionEvent::Continue);
+            }
+            Some(ElectionAction::Deleted) => self.contest(n, ElectionEvent::Continue),
+            // The next look tries again, if the session lives.
+            Some(ElectionAction::Fail(_)) | None => {}
+        }
     }
 
     /// Has a heartbeat sent as soon as none is under way.
@@ -272,12 +284,8 @@ impl ZooKeeper {
     pub(super) fn candidate_looks(&mut self, n: usize, round: u64) {
         let now = self.now;
         let Some(candidate) = self.candidates.get_mut(&n).filter(|candidate| candidate.round == round) else { return };
-        if candidate.life.stands_until().is_some_and(|until| now >= until)
-            && let Lock::Leading(name) | Lock::First(name, _) = candidate.lock
-        {
-            candidate.lock = Lock::Parked(name, now);
-            self.lost(n, "heartbeats have not committed for a lease");
-            self.kick(n);
+        if candidate.life.stands_until().is_some_and(|until| now >= until) {
+            self.contest(n, ElectionEvent::Doubt);
         }
         self.candidate_beats(n, false);
         if self.candidates.get(&n).is_none_or(|candidate| candidate.round != round) {
@@ -324,15 +332,14 @@ impl ZooKeeper {
         match told {
             ClientEvent::Connected => {
                 self.take_name(n);
-                self.look_at_lock(n);
+                self.contest(n, ElectionEvent::Continue);
                 self.feed_begins(n);
             }
             ClientEvent::Disconnected => self.feed_breaks(n),
             ClientEvent::Over => self.candidate_over(n),
             ClientEvent::Event(path, change) => {
-                if candidate.before == Some(path) {
-                    candidate.before = None;
-                    self.look_at_lock(n);
+                if candidate.watched == Some(path) {
+                    self.contest(n, ElectionEvent::Moved);
                 } else if path.0 != Dir::Locks {
                     self.feed_event(n, path, change);
                 }
@@ -345,67 +352,27 @@ impl ZooKeeper {
         }
     }
 
-    /// Looks where the contender stands, or, for a leader, whether it is still there.
-    fn look_at_lock(&mut self, n: usize) {
-        match self.candidates.get(&n).map(|candidate| candidate.lock) {
-            Some(Lock::Queued(_) | Lock::First(..)) => self.step(n),
-            Some(Lock::Leading(name)) => {
-                self.ask_for(n, ZkCall::ReadAndWatch((Dir::Locks, name)), Purpose::Own);
-            }
-            _ => {}
-        }
-    }
-
     fn candidate_answered(&mut self, n: usize, id: u64, purpose: Purpose, answer: Result<ZkReply, ZkFailure>) {
         match purpose {
             Purpose::Life => self.life_answered(n, answer),
-            Purpose::Contend(mark) => match answer.map(ZkReply::wrote) {
-                Ok(Ok(wrote)) => {
-                    if let Some((path, _)) = wrote.first() {
-                        self.queued(n, path.1);
-                    }
-                }
-                // The next look tries again.
-                Ok(Err(_)) => self.set_lock(n, Lock::None),
-                // Not before it is known that there is none: two would wait for each other.
-                Err(_) => self.find(n, mark),
-            },
-            Purpose::Find(own) => match answer {
-                Ok(ZkReply::Listed(names)) => match names.into_iter().find(|name| mark(*name) == own) {
-                    Some(name) => self.queued(n, name),
-                    None => self.set_lock(n, Lock::None),
-                },
-                _ => self.find(n, own),
-            },
-            Purpose::Step => {
-                // What failed is looked at again when the connection stands.
-                if let Ok(ZkReply::Listed(names)) = answer {
-                    self.stepped(n, &names);
-                }
+            Purpose::Enter => {
+                let made = answer.and_then(ZkReply::wrote).map_err(of).and_then(|wrote| match wrote.first() {
+                    Some((path, _)) => Ok(path.1),
+                    None => Err(CallFailure::Raced),
+                });
+                self.contest(n, ElectionEvent::Entered(made));
             }
-            Purpose::Before(path) => {
-                if let Ok(reply) = answer {
-                    let there = reply.node().is_some();
-                    if let Some(candidate) = self.candidates.get_mut(&n) {
-                        candidate.before = there.then_some(path);
-                    }
-                    if !there {
-                        self.step(n);
-                    }
-                }
+            Purpose::Find => {
+                let own = self.candidates.get(&n).map_or(0, |candidate| candidate.mark);
+                let found = listed(answer).map(|names| names.into_iter().find(|name| mark(*name) == own));
+                self.contest(n, ElectionEvent::Found(found));
             }
-            Purpose::Own => {
-                if let Ok(reply) = answer {
-                    let there = reply.node().is_some();
-                    if let Some(candidate) = self.candidates.get_mut(&n)
-                        && let Some(path) = candidate.leads()
-                    {
-                        candidate.before = there.then_some(path);
-                        if !there {
-                            candidate.lock = Lock::None;
-                            self.lost(n, "the lock is gone");
-                        }
-                    }
+            Purpose::List => self.contest(n, ElectionEvent::Listed(listed(answer))),
+            Purpose::Watch(path) => {
+                let watched = self.candidates.get(&n).is_some_and(|candidate| candidate.watched == Some(path));
+                // A watch that failed is set again with the next connection.
+                if watched && answer.is_ok_and(|reply| reply.node().is_none()) {
+                    self.contest(n, ElectionEvent::Absent);
                 }
             }
             Purpose::RaiseRead { above, tries } => self.raise_read(n, above, tries, answer),
@@ -452,61 +419,8 @@ impl ZooKeeper {
     }
 
     fn beat_committed(&mut self, n: usize, sent: SimTime) {
-        let Some(candidate) = self.candidates.get_mut(&n) else { return };
-        match candidate.lock {
-            Lock::First(name, since) if sent >= since => {
-                candidate.lock = Lock::Leading(name);
-                self.note(|| format!("coordinator {n} is elected"));
-                self.news.push_back(ServiceEvent::Coordinator(n, CandidateNews::Elected));
-                self.look_at_lock(n);
-            }
-            Lock::Parked(name, since) if sent >= since => {
-                candidate.lock = Lock::Queued(name);
-                self.step(n);
-            }
-            _ => {}
-        }
+        self.contest(n, ElectionEvent::Committed(Timestamp::from_nanos(sent)));
         self.feed_written(n, sent);
-    }
-
-    fn set_lock(&mut self, n: usize, lock: Lock) {
-        if let Some(candidate) = self.candidates.get_mut(&n) {
-            candidate.lock = lock;
-        }
-    }
-
-    fn queued(&mut self, n: usize, name: u64) {
-        self.set_lock(n, Lock::Queued(name));
-        self.step(n);
-    }
-
-    /// Looks for a contender whose making had no answer, on a server that knows of everything committed before.
-    fn find(&mut self, n: usize, mark: u64) {
-        self.ask_for(n, ZkCall::Write(Vec::new()), Purpose::Nothing);
-        self.ask_for(n, ZkCall::List(Dir::Locks), Purpose::Find(mark));
-    }
-
-    fn stepped(&mut self, n: usize, names: &[u64]) {
-        let now = self.now;
-        let Some(candidate) = self.candidates.get_mut(&n) else { return };
-        let (Lock::Queued(own) | Lock::First(own, _)) = candidate.lock else { return };
-        match names.iter().position(|name| *name == own) {
-            None => {
-                candidate.lock = Lock::None;
-                self.contend(n);
-            }
-            Some(0) => {
-                if let Lock::Queued(_) = candidate.lock {
-                    candidate.lock = Lock::First(own, now);
-                    self.kick(n);
-                }
-            }
-            Some(at) => {
-                candidate.lock = Lock::Queued(own);
-                let before = (Dir::Locks, names[at - 1]);
-                self.ask_for(n, ZkCall::ReadAndWatch(before), Purpose::Before(before));
-            }
-        }
     }
 
     fn raise_read(&mut self, n: usize, above: Term, tries: u32, answer: Result<ZkReply, ZkFailure>) {
@@ -564,5 +478,12 @@ impl ZooKeeper {
         let mark = TxnOp::Set { path, data: Data::Evicted { lease }, version: Some(node.version) };
         let purpose = Purpose::Evict { place, incarnation, tries };
         self.ask_for(n, ZkCall::Write(vec![TxnOp::Check(lock), mark]), purpose);
+    }
+}
+
+fn listed(answer: Result<ZkReply, ZkFailure>) -> Result<Vec<u64>, CallFailure> {
+    match answer.map_err(of)? {
+        ZkReply::Listed(names) => Ok(names),
+        _ => Err(CallFailure::Raced),
     }
 }

@@ -225,7 +225,8 @@ fn version(node: &ZkNode) -> i32 {
     node.version as i32
 }
 
-fn of(failure: ZkFailure) -> CallFailure {
+/// What a failure means for what is decided.
+pub(super) fn of(failure: ZkFailure) -> CallFailure {
     match failure {
         ZkFailure::NoNode | ZkFailure::NodeExists | ZkFailure::BadVersion | ZkFailure::CheckFailed => {
             CallFailure::Raced

@@ -7,24 +7,24 @@ use super::*;
 
 const LEASE: Duration = Duration::from_secs(3_600);
 
-/// A call of [`Seat::join`], to be answered by the test.
+/// A call of [`Group::join`], to be answered by the test.
 struct Join {
     guard: Arc<dyn Guard>,
-    answer: oneshot::Sender<Result<PlayedLife, Error>>,
+    answer: oneshot::Sender<Result<PlayedSession, Error>>,
 }
 
 #[derive(Debug)]
-struct PlayedSeat {
+struct PlayedGroup {
     joins: mpsc::Sender<Join>,
     coordinators: watch::Sender<Vec<String>>,
 }
 
 #[tonic::async_trait]
-impl Seat for PlayedSeat {
-    async fn join(&self, _: &Profile, guard: Arc<dyn Guard>) -> Result<Box<dyn Life>, Error> {
+impl Group for PlayedGroup {
+    async fn join(&self, _: &Profile, guard: Arc<dyn Guard>) -> Result<Box<dyn MemberSession>, Error> {
         let (answer, answered) = oneshot::channel();
         self.joins.send(Join { guard, answer }).await.expect("the test goes on");
-        answered.await.expect("answered").map(|life| Box::new(life) as Box<dyn Life>)
+        answered.await.expect("answered").map(|life| Box::new(life) as Box<dyn MemberSession>)
     }
 
     fn coordinators(&self) -> watch::Receiver<Vec<String>> {
@@ -32,27 +32,27 @@ impl Seat for PlayedSeat {
     }
 }
 
-struct PlayedLife {
+struct PlayedSession {
     incarnation: Incarnation,
     guard: Arc<dyn Guard>,
     over: watch::Receiver<Option<MembershipEnd>>,
     left: mpsc::Sender<()>,
 }
 
-impl std::fmt::Debug for PlayedLife {
+impl std::fmt::Debug for PlayedSession {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PlayedLife").field("incarnation", &self.incarnation).finish_non_exhaustive()
+        f.debug_struct("PlayedSession").field("incarnation", &self.incarnation).finish_non_exhaustive()
     }
 }
 
-impl Drop for PlayedLife {
+impl Drop for PlayedSession {
     fn drop(&mut self) {
         self.guard.shut();
     }
 }
 
 #[tonic::async_trait]
-impl Life for PlayedLife {
+impl MemberSession for PlayedSession {
     fn incarnation(&self) -> Option<Incarnation> {
         Some(self.incarnation)
     }
@@ -79,7 +79,7 @@ impl Life for PlayedLife {
 /// The coordination service, as the test plays it.
 struct Service {
     joins: mpsc::Receiver<Join>,
-    seat: Arc<PlayedSeat>,
+    group: Arc<PlayedGroup>,
     over: watch::Sender<Option<MembershipEnd>>,
     left: (mpsc::Sender<()>, mpsc::Receiver<()>),
 }
@@ -87,8 +87,8 @@ struct Service {
 impl Service {
     fn new(coordinators: Vec<String>) -> Self {
         let (sender, joins) = mpsc::channel(1);
-        let seat = Arc::new(PlayedSeat { joins: sender, coordinators: watch::Sender::new(coordinators) });
-        Self { joins, seat, over: watch::Sender::new(None), left: mpsc::channel(1) }
+        let group = Arc::new(PlayedGroup { joins: sender, coordinators: watch::Sender::new(coordinators) });
+        Self { joins, group, over: watch::Sender::new(None), left: mpsc::channel(1) }
     }
 
     async fn join(&mut self) -> Join {
@@ -99,7 +99,7 @@ impl Service {
     async fn admit(&mut self, incarnation: Incarnation) -> Arc<dyn Guard> {
         let Join { guard, answer } = self.join().await;
         self.over = watch::Sender::new(None);
-        let life = PlayedLife {
+        let life = PlayedSession {
             incarnation,
             guard: Arc::clone(&guard),
             over: self.over.subscribe(),
@@ -125,8 +125,8 @@ fn config() -> Config {
 async fn bench() -> (SessionBench, Service) {
     let coordinator = Listening::new().await;
     let service = Service::new(vec![coordinator.address.clone()]);
-    let seat = Arc::clone(&service.seat);
-    (SessionBench::seated(config(), seat, coordinator, Conversation::default()), service)
+    let group = Arc::clone(&service.group);
+    (SessionBench::with_group(config(), group, coordinator, Conversation::default()), service)
 }
 
 /// A place that takes connections and says nothing on them.
@@ -217,15 +217,15 @@ async fn the_end_of_a_life_is_seen_while_connecting_and_without_a_coordinator() 
     let (listener, address) = silent().await;
     let mut service = Service::new(vec![address]);
     let config = Config { connect_timeout: LEASE, retry_cap: LEASE, ..config() };
-    let seat = Arc::clone(&service.seat);
-    let mut bench = SessionBench::seated(config, seat, Listening::new().await, Conversation::default());
+    let group = Arc::clone(&service.group);
+    let mut bench = SessionBench::with_group(config, group, Listening::new().await, Conversation::default());
     service.admit(LIFE).await;
     let gate = bench.begun().await;
     let _unanswered = accept(&listener).await;
     service.end_life();
     let join = service.join().await;
     assert!(gate.is_shut(), "before the next life begins");
-    service.seat.coordinators.send_replace(vec![]);
+    service.group.coordinators.send_replace(vec![]);
     assert!(join.answer.send(Err(Error::Unavailable("busy".to_owned()))).is_ok());
     service.admit(Incarnation::new(8)).await;
     let _empty = bench.begun().await;
@@ -246,17 +246,17 @@ async fn a_worker_follows_the_leader_with_what_it_holds() {
     conn.send(ToWorker::Refused(Refused { reason, detail, retry_after: Some(LEASE) })).await;
     let first = std::mem::replace(&mut bench.coordinator, Listening::new().await);
     let addresses = vec![bench.coordinator.address.clone(), first.address.clone()];
-    service.seat.coordinators.send_replace(addresses);
+    service.group.coordinators.send_replace(addresses);
     let (mut conn, _) = bench.hello().await;
     conn.welcome(1, &[]).await;
     bench.grant_a(&mut conn).await;
 
     // A stream that stands is given up for the new leader, one that is being opened as well.
     let (listener, dead) = silent().await;
-    service.seat.coordinators.send_replace(vec![dead]);
+    service.group.coordinators.send_replace(vec![dead]);
     conn.ended().await;
     let _unanswered = accept(&listener).await;
-    service.seat.coordinators.send_replace(vec![first.address.clone()]);
+    service.group.coordinators.send_replace(vec![first.address.clone()]);
     bench.coordinator = first;
     let (mut conn, hello) = bench.hello().await;
     assert_eq!(hello.owned.len(), 1);
@@ -264,9 +264,9 @@ async fn a_worker_follows_the_leader_with_what_it_holds() {
 
     // News of others, and of nobody, change nothing.
     let own = bench.coordinator.address.clone();
-    service.seat.coordinators.send_replace(vec![own.clone(), "http://127.0.0.1:1".to_owned()]);
-    service.seat.coordinators.send_replace(vec![]);
-    service.seat.coordinators.send_replace(vec![own]);
+    service.group.coordinators.send_replace(vec![own.clone(), "http://127.0.0.1:1".to_owned()]);
+    service.group.coordinators.send_replace(vec![]);
+    service.group.coordinators.send_replace(vec![own]);
     bench.welcomed().await;
     let check = DeltaEntry::Check { appliance: A, token: token(1, 1), number: 5 };
     conn.send(change(0, 1, vec![check])).await;
@@ -279,7 +279,7 @@ async fn a_standby_is_not_asked_twice_in_a_row() {
     let (mut bench, mut service) = bench().await;
     let mut other = Listening::new().await;
     let addresses = vec![bench.coordinator.address.clone(), other.address.clone()];
-    service.seat.coordinators.send_replace(addresses);
+    service.group.coordinators.send_replace(addresses);
     service.admit(LIFE).await;
     let (conn, _) = bench.hello().await;
     let (reason, detail) = (RefusedReason::NotLeading, String::new());

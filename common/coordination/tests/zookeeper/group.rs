@@ -15,8 +15,8 @@ const LEASE: &str = "/rug/g/leases/w1";
 #[tokio::test(flavor = "multi_thread")]
 async fn a_life_is_two_nodes_of_one_transaction_and_leaves_nothing() {
     let place = TestRoot::new(shared().await, "life", 4.0);
-    let (seat, client) = (place.seat("w1"), place.client().await);
-    let (life, gate) = join(&seat).await;
+    let (group, client) = (place.group("w1"), place.client().await);
+    let (life, gate) = join(&group).await;
     assert!(gate.is_open(), "the transaction counts as the first heartbeat");
 
     let (data, member) = client.get_data(MEMBER).await.expect("the member node is there");
@@ -44,7 +44,7 @@ async fn a_life_is_two_nodes_of_one_transaction_and_leaves_nothing() {
 async fn a_name_that_lives_elsewhere_is_refused_with_who_has_it() {
     let mut place = TestRoot::new(shared().await, "taken", 2.0);
     place.config.join_timeout = Duration::from_millis(100);
-    let (first, second) = (place.seat("w1"), place.seat("w1"));
+    let (first, second) = (place.group("w1"), place.group("w1"));
     let (life, gate) = join(&first).await;
     let other = std::sync::Arc::new(TestProxyGate::default());
     let taken = within("it gives up", second.join(&profile(), other)).await.expect_err("the name is taken");
@@ -66,7 +66,7 @@ async fn a_name_that_lives_elsewhere_is_refused_with_who_has_it() {
 async fn nodes_of_a_session_that_died_are_waited_for() {
     let place = TestRoot::new(shared().await, "died", 2.0);
     let client = place.client().await;
-    let (life, _) = join(&place.seat("w0")).await;
+    let (life, _) = join(&place.group("w0")).await;
     let connector = Client::connector().with_session_timeout(Duration::from_secs(2)).with_detached();
     let dead = connector.connect(&place.address).await.expect("ZooKeeper is up");
     let ephemeral = CreateMode::Ephemeral.with_acls(Acls::anyone_all());
@@ -74,7 +74,7 @@ async fn nodes_of_a_session_that_died_are_waited_for() {
     let owner = dead.session_id().0;
     // As of a process that was killed: nobody closes the session.
     drop(dead);
-    let (_life, gate) = join(&place.seat("w1")).await;
+    let (_life, gate) = join(&place.group("w1")).await;
     assert!(gate.is_open());
     let (_, stat) = client.get_data(MEMBER).await.expect("it joined");
     assert_ne!(stat.ephemeral_owner, owner);
@@ -84,18 +84,18 @@ async fn nodes_of_a_session_that_died_are_waited_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn writing_over_the_lease_ends_the_life_and_the_same_seat_joins_again() {
     let place = TestRoot::new(shared().await, "evicted", 4.0);
-    let (seat, client) = (place.seat("w1"), place.client().await);
+    let (group, client) = (place.group("w1"), place.client().await);
     for (data, expected) in [
         (&b"evicted"[..], MembershipEnd::Evicted),
         (b"\x81\xa7evicted\xc3", MembershipEnd::Evicted),
         (b"anything", MembershipEnd::LeaseTaken("it was written over".to_owned())),
     ] {
-        let (life, gate) = join(&seat).await;
+        let (life, gate) = join(&group).await;
         client.set_data(LEASE, data, None).await.expect("anyone may write");
         assert_eq!(within("it notices", life.ended()).await, expected);
         assert!(gate.is_shut());
         // The former life is still held: its nodes are removed by the next one.
-        let (next, open) = join(&seat).await;
+        let (next, open) = join(&group).await;
         assert!(open.is_open());
         assert_ne!(next.incarnation(), life.incarnation());
         within("it has left", next.leave()).await;
@@ -105,8 +105,8 @@ async fn writing_over_the_lease_ends_the_life_and_the_same_seat_joins_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_heartbeat_of_another_session_is_not_taken_for_the_own() {
     let place = TestRoot::new(shared().await, "former", 8.0);
-    let (seat, client) = (place.seat("w1"), place.client().await);
-    let (life, gate) = join(&seat).await;
+    let (group, client) = (place.group("w1"), place.client().await);
+    let (life, gate) = join(&group).await;
     // Where the next heartbeat was to go: equal in number, and the version has moved on as if it had committed.
     eventually("nobody writes in between", async || {
         let (data, stat) = client.get_data(LEASE).await.context("read")?;
@@ -122,8 +122,8 @@ async fn a_heartbeat_of_another_session_is_not_taken_for_the_own() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_lease_node_ends_the_life_and_a_deleted_member_node_does_not() {
     let place = TestRoot::new(shared().await, "deleted", 4.0);
-    let (seat, client) = (place.seat("w1"), place.client().await);
-    let (life, gate) = join(&seat).await;
+    let (group, client) = (place.group("w1"), place.client().await);
+    let (life, gate) = join(&group).await;
     client.delete(MEMBER, None).await.expect("it is there");
     gate.beats().await;
     assert!(gate.is_open());
@@ -136,8 +136,8 @@ async fn a_deleted_lease_node_ends_the_life_and_a_deleted_member_node_does_not()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lease_node_of_another_life_is_not_beaten_into() {
     let place = TestRoot::new(shared().await, "remade", 4.0);
-    let (seat, client) = (place.seat("w1"), place.client().await);
-    let (life, gate) = join(&seat).await;
+    let (group, client) = (place.group("w1"), place.client().await);
+    let (life, gate) = join(&group).await;
     gate.beats().await;
     // Made anew between two heartbeats, by somebody else.
     let mut writer = client.new_multi_writer();
@@ -153,7 +153,7 @@ async fn a_lease_node_of_another_life_is_not_beaten_into() {
 async fn a_short_outage_is_survived_in_the_same_life() {
     let mut server = own().await;
     let place = TestRoot::new(&server, "short", 20.0);
-    let (life, gate) = join(&place.seat("w1")).await;
+    let (life, gate) = join(&place.group("w1")).await;
     gate.beats().await;
     server.kill().expect("it runs");
     server.start_again().await.expect("it starts");
@@ -171,8 +171,8 @@ async fn a_short_outage_is_survived_in_the_same_life() {
 async fn a_paused_server_fences_the_worker_then_ends_its_life_and_it_joins_again() {
     let mut server = own().await;
     let place = TestRoot::new(&server, "paused", 2.0);
-    let seat = place.seat("w1");
-    let (life, gate) = join(&seat).await;
+    let group = place.group("w1");
+    let (life, gate) = join(&group).await;
     gate.beats().await;
     server.pause().expect("it runs");
     eventually("the lease runs out", async || {
@@ -184,7 +184,7 @@ async fn a_paused_server_fences_the_worker_then_ends_its_life_and_it_joins_again
     assert!(matches!(how, MembershipEnd::SessionOver(_)), "{how}");
     assert!(gate.is_shut());
     server.resume().expect("it is paused");
-    let (next, gate) = join(&seat).await;
+    let (next, gate) = join(&group).await;
     assert_ne!(next.incarnation(), life.incarnation());
     assert!(gate.is_open());
 }
@@ -195,16 +195,16 @@ async fn a_server_that_is_not_there_is_unavailable() {
     let mut config = place.config;
     // The discard port: nobody listens there.
     config.url = "zookeeper://127.0.0.1:9?timeout=0.5".to_owned();
-    let seat = config.seat(&crate::support::worker("w1"), Vec::new()).expect("valid settings");
-    let error = within("it gives up", seat.join(&profile(), std::sync::Arc::new(TestProxyGate::default()))).await;
+    let group = config.worker_group(&crate::support::worker("w1"), Vec::new()).expect("valid settings");
+    let error = within("it gives up", group.join(&profile(), std::sync::Arc::new(TestProxyGate::default()))).await;
     assert!(matches!(error, Err(Error::Unavailable(_))), "{error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn addresses_of_coordinators_are_known_without_joining_the_leaders_first() {
     let place = TestRoot::new(shared().await, "addresses", 4.0);
-    let seat = place.seat("w1");
-    let mut known = seat.coordinators();
+    let group = place.group("w1");
+    let mut known = group.coordinators();
     let (b, a) = (place.candidate("b"), place.candidate("a"));
     let leadership = elected(&b).await;
     let expected = ["https://b:1", "https://a:1"];

@@ -1,4 +1,4 @@
-//! The worker's part: it joins under its name, one session per life, and knows where coordinators are.
+//! The worker's part: it joins its group under its name, one session per life, and knows where coordinators are.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::config::Config;
 use super::connection::ZkSession;
 use super::entry::enter;
-use super::life::{Claim, Former, Life as Beating};
+use super::life::{Claim, Former, KeptLease};
 use super::{finder, layout};
-use crate::{Error, Guard, Life, MembershipEnd, Seat};
+use crate::{Error, Group, Guard, MemberSession, MembershipEnd};
 use common::{Incarnation, Profile, WorkerId};
 
-/// A worker's seat.
-pub(super) struct ZooKeeperSeat {
+/// The group of workers, as one of them knows it.
+pub(super) struct ZooKeeperGroup {
     config: Arc<Config>,
     name: WorkerId,
     former: Former,
@@ -25,13 +25,13 @@ pub(super) struct ZooKeeperSeat {
     _finding: DropGuard,
 }
 
-impl fmt::Debug for ZooKeeperSeat {
+impl fmt::Debug for ZooKeeperGroup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ZooKeeperSeat").field("name", &self.name).field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("ZooKeeperGroup").field("name", &self.name).field("config", &self.config).finish_non_exhaustive()
     }
 }
 
-impl ZooKeeperSeat {
+impl ZooKeeperGroup {
     pub(super) fn new(config: Config, name: WorkerId) -> Self {
         let config = Arc::new(config);
         let (found, coordinators) = watch::channel(Vec::new());
@@ -52,8 +52,8 @@ impl ZooKeeperSeat {
 }
 
 #[async_trait]
-impl Seat for ZooKeeperSeat {
-    async fn join(&self, profile: &Profile, guard: Arc<dyn Guard>) -> Result<Box<dyn Life>, Error> {
+impl Group for ZooKeeperGroup {
+    async fn join(&self, profile: &Profile, guard: Arc<dyn Guard>) -> Result<Box<dyn MemberSession>, Error> {
         let session = ZkSession::open(&self.config).await?;
         // From here on the session may own nodes, also when this call is dropped.
         let claim = Claim { session, former: self.former.clone() };
@@ -61,7 +61,7 @@ impl Seat for ZooKeeperSeat {
         let capabilities = layout::worker_capabilities(profile);
         let entered = enter(claim, place, &capabilities, self.config.join_timeout).await?;
         tracing::info!(worker = %self.name, incarnation = %entered.incarnation, "joined");
-        Ok(Box::new(ZooKeeperLife { worker: self.name.clone(), beating: entered.live(guard) }))
+        Ok(Box::new(ZooKeeperMember { worker: self.name.clone(), lease: entered.live(guard) }))
     }
 
     fn coordinators(&self) -> watch::Receiver<Vec<String>> {
@@ -69,35 +69,35 @@ impl Seat for ZooKeeperSeat {
     }
 }
 
-struct ZooKeeperLife {
+struct ZooKeeperMember {
     worker: WorkerId,
-    beating: Beating,
+    lease: KeptLease,
 }
 
-impl fmt::Debug for ZooKeeperLife {
+impl fmt::Debug for ZooKeeperMember {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ZooKeeperLife")
+        f.debug_struct("ZooKeeperMember")
             .field("worker", &self.worker)
-            .field("incarnation", &self.beating.incarnation)
+            .field("incarnation", &self.lease.incarnation)
             .finish_non_exhaustive()
     }
 }
 
 #[async_trait]
-impl Life for ZooKeeperLife {
+impl MemberSession for ZooKeeperMember {
     fn incarnation(&self) -> Option<Incarnation> {
-        Some(self.beating.incarnation)
+        Some(self.lease.incarnation)
     }
 
     fn lease(&self) -> Duration {
-        self.beating.lease
+        self.lease.lease
     }
 
     async fn ended(&self) -> MembershipEnd {
-        self.beating.ended().await
+        self.lease.ended().await
     }
 
     async fn leave(self: Box<Self>) {
-        self.beating.leave().await;
+        self.lease.leave().await;
     }
 }
