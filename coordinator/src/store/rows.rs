@@ -354,3 +354,55 @@ pub(super) fn to_request(row: requests::Model) -> Result<RequestRecord, Error> {
     let digest = row.digest.try_into().map_err(|_| at.corrupt("digest: it has not sixteen bytes"))?;
     Ok(RequestRecord { id: row.id, digest, appliance: ApplianceId::new(row.appliance), time: time(row.time_ns) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A member as the version before stored it.
+    const PREVIOUS: &str = r#"{"weight": 2, "zone": "z", "host": "h", "state_dir": "/var/lib/rug",
+        "drivers": ["process", "simulated"], "version": "0.1.0", "pid": 7, "lease": {"secs": 2, "nanos": 0},
+        "holds": {"simulated": {"secs": 5, "nanos": 1}}, "departed": true}"#;
+
+    fn row(profile: String) -> members::Model {
+        let incarnation = incarnation_text(Incarnation::new(5));
+        members::Model { worker: "w1".to_owned(), incarnation, profile }
+    }
+
+    #[test]
+    fn a_member_of_the_version_before_is_read() {
+        let member = to_member(&row(PREVIOUS.to_owned())).expect("readable");
+        let simulated = DriverCapabilities {
+            fence_delay: Some(Duration::new(5, 1)),
+            ..DriverCapabilities::of_all_kinds(None)
+        };
+        let expected = [
+            (DriverName::process(), DriverCapabilities::of_all_kinds(Some("/var/lib/rug"))),
+            (DriverName::simulated(), simulated),
+        ];
+        assert_eq!(member.profile.drivers, expected.into());
+        assert!(member.departed);
+    }
+
+    #[test]
+    fn the_version_before_can_read_a_member_and_finds_the_drivers_it_knows() {
+        let mut member = to_member(&row(PREVIOUS.to_owned())).expect("readable");
+        let other = (DriverName::new("other").expect("a name"), DriverCapabilities::of_all_kinds(Some("/other")));
+        let drivers = member.profile.drivers.iter().map(|(name, it)| (name.clone(), it.clone()));
+        member.profile.drivers = drivers.chain([other]).collect();
+        let stored: serde_json::Value = serde_json::from_str(&from_member(&member).profile).expect("JSON");
+        let previous: serde_json::Value = serde_json::from_str(PREVIOUS).expect("JSON");
+        for (field, value) in previous.as_object().expect("an object") {
+            assert_eq!(stored[field], *value, "{field}");
+        }
+        assert_eq!(to_member(&from_member(&member)).expect("readable"), member);
+    }
+
+    #[test]
+    fn kinds_that_a_newer_version_stored_are_left_out() {
+        let member = to_member(&row(PREVIOUS.to_owned())).expect("readable");
+        let mut stored: serde_json::Value = serde_json::from_str(&from_member(&member).profile).expect("JSON");
+        stored["offers"]["process"]["kinds"].as_array_mut().expect("a list").push("hovercraft".into());
+        assert_eq!(to_member(&row(stored.to_string())).expect("readable").profile, member.profile);
+    }
+}
