@@ -251,7 +251,7 @@ mod tests {
             "rugctl frobnicate",
             "rugctl apply",
             "rugctl up --workers 0",
-            "rugctl up --driver vm",
+            "rugctl up --driver V.M",
             "rugctl list --phase asleep",
             "rugctl list --label app",
             "rugctl delete",
