@@ -372,10 +372,8 @@ mod tests {
     #[test]
     fn a_member_of_the_version_before_is_read() {
         let member = to_member(&row(PREVIOUS.to_owned())).expect("readable");
-        let simulated = DriverCapabilities {
-            fence_delay: Some(Duration::new(5, 1)),
-            ..DriverCapabilities::of_all_kinds(None)
-        };
+        let simulated =
+            DriverCapabilities { fence_delay: Some(Duration::new(5, 1)), ..DriverCapabilities::of_all_kinds(None) };
         let expected = [
             (DriverName::process(), DriverCapabilities::of_all_kinds(Some("/var/lib/rug"))),
             (DriverName::simulated(), simulated),
