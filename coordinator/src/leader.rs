@@ -50,6 +50,7 @@ use self::writes::{PendingWrites, WriteOutcome};
 use crate::admission::Admission;
 use crate::catalog::Catalog;
 use crate::commands::{CommandError, CommandQueue};
+use crate::leadership::LeaderTasks;
 use crate::metrics::Metrics;
 use crate::sessions::Input;
 use crate::store::{self, StoreWrite};
@@ -76,6 +77,8 @@ pub enum TermEnd {
     StoreLost(store::Error),
     /// The leadership is lost, or in doubt: campaign again.
     LeadershipLost,
+    /// A task has ended without which the term cannot go on.
+    TaskEnded(&'static str),
 }
 
 /// What every term of this coordinator is led with.
@@ -139,18 +142,21 @@ pub struct Leader<'a> {
 }
 
 impl Leader<'_> {
-    /// Leads until `stop`, or until the term ends.
-    pub async fn run(mut self, inputs: &mut Inputs, stop: CancellationToken) -> TermEnd {
+    /// Leads until `stop`, or until the term ends, for which the failure of one of `tasks` is a reason. The tasks are
+    /// cancelled by then.
+    pub async fn run(mut self, inputs: &mut Inputs, stop: CancellationToken, tasks: &mut LeaderTasks) -> TermEnd {
         let mut wake_at = Some(clock::now());
         let lost = self.leadership.lost();
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {
+                    tasks.cancel();
                     self.await_leaves(inputs).await;
                     return self.end.take().unwrap_or(TermEnd::Stopped);
                 }
                 () = lost.cancelled() => self.end = Some(TermEnd::LeadershipLost),
+                task = tasks.failed() => self.end = Some(TermEnd::TaskEnded(task)),
                 event = roster::next(&mut self.roster) => self.on_roster_event(event),
                 Some(outcome) = self.writes.next(), if !self.writes.is_empty() => self.on_write(outcome),
                 Some(input) = inputs.sessions.recv() => self.on_session(input),
@@ -164,6 +170,7 @@ impl Leader<'_> {
                 self.end = Some(TermEnd::StoreLost(store::Error::Deposed { term: self.machine.term() }));
             }
             if let Some(end) = self.end.take() {
+                tasks.cancel();
                 self.resign().await;
                 return end;
             }

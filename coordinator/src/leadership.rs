@@ -1,8 +1,11 @@
 //! One coordinator's terms: it stands by and campaigns, leads, and stands by again.
 //!
-//! Everything only a leader may do hangs off the [`Leader`] of a term, and is stopped and awaited before the next
-//! campaign. With embedded coordination the first campaign is won at once and a lost store ends the process, whose
+//! Everything only a leader may do is done by the [`Leader`] of a term or by one of its [`LeaderTasks`], and is stopped and
+//! awaited before the next campaign. With embedded coordination the first campaign is won at once and a lost store ends the process, whose
 //! supervisor starts it anew; in a cluster of coordinators the lock is given up, so that another one can try.
+
+mod retention;
+mod tasks;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +18,7 @@ use runtime::program::Failure;
 use runtime::retry::Retries;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::commands::{Command, CommandError};
 use crate::exit_code;
@@ -24,6 +27,9 @@ use crate::leader::{BeginError, FormerTerms, Inputs, Leader, LeaderSetup, TermEn
 use crate::opening::Opening;
 use crate::sessions::Input;
 use crate::store::Store;
+use tasks::EarlyEnd;
+
+pub use tasks::LeaderTasks;
 
 /// How long a term lasts at least when the one before was ended by a worker that had met a higher one: the first such wait
 /// and the longest. What a worker claims must not keep the others from being led: each new term interrupts all of them.
@@ -193,18 +199,9 @@ impl Terms {
             }
         };
         self.leading.send_replace(true);
-        let lost = leadership.lost();
-        let run = leader.run(inputs, stop.clone());
-        tokio::pin!(run);
-        let ended = tokio::select! {
-            ended = &mut run => ended,
-            () = lost.cancelled() => {
-                // Ending the term may take seconds; what is answered from memory meanwhile may be old already.
-                self.leading.send_replace(false);
-                self.leader.catalog.close_watches();
-                run.await
-            }
-        };
+        let mut tasks = self.start_tasks(leadership, store);
+        let ended = leader.run(inputs, stop.clone(), &mut tasks).await;
+        tasks.stop().await;
         Ok(match ended {
             TermEnd::Stopped => Next::Stop,
             TermEnd::HigherTerm(seen) => Next::Above(seen),
@@ -215,11 +212,33 @@ impl Terms {
                 warn!("stepping down: {error}");
                 Next::Campaign { failed: true }
             }
+            TermEnd::TaskEnded(task) => {
+                error!(task, "stepping down: the term cannot go on without a task that has ended");
+                Next::Campaign { failed: true }
+            }
             TermEnd::LeadershipLost => {
                 info!("stepping down: the leadership is lost or in doubt");
                 Next::Campaign { failed: false }
             }
         })
+    }
+
+    /// Starts what runs beside the leader for as long as its term.
+    fn start_tasks(&self, leadership: &dyn Leadership, store: &Store) -> LeaderTasks {
+        let mut tasks = LeaderTasks::default();
+        let (lost, leading, catalog) = (leadership.lost(), self.leading.clone(), Arc::clone(&self.leader.catalog));
+        // Ending the term may take seconds; what is answered from memory meanwhile may be old already.
+        tasks.spawn("stop answering", EarlyEnd::EndsTerm, |over| async move {
+            let lost = over.run_until_cancelled(lost.cancelled()).await;
+            if lost.is_some() {
+                leading.send_replace(false);
+                catalog.close_watches();
+                over.cancelled().await;
+            }
+        });
+        let store = store.clone();
+        tasks.spawn("retention", EarlyEnd::TermGoesOn, |over| retention::run(store, over));
+        tasks
     }
 
     fn leader_elsewhere(&self) -> Option<coordination::Leader> {

@@ -375,6 +375,17 @@ impl Store {
         }
     }
 
+    /// Deletes history beyond [`Config::keep_events`], [`Config::keep_rebalances`] and [`Config::keep_requests`], in short
+    /// transactions while nothing is submitted. Dropping it gives up what is left.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], [`Error::Deposed`], [`Error::Closed`].
+    pub async fn prune(&self) -> Result<(), Error> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(WriterCommand::Prune(reply)).await.map_err(|_| Error::Closed)?;
+        answer.await.map_err(|_| Error::Closed)?
+    }
+
     /// Whether the term that was begun here is still the store's, as far as known: a leader that submits nothing learns
     /// from this that another one took over, since observations are written continually.
     #[must_use]

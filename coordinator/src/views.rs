@@ -9,8 +9,8 @@ mod worker;
 
 pub use appliance::{ApplianceKey, AssignmentView, Candidate, CatalogEntry, Explanation};
 pub use cluster::{
-    ClusterView, CoordinationState, CoordinatorView, FrozenView, MAX_MISSING, MAX_NOTES, MAX_UNOWNED, PausedView,
-    RingView, UnownedAppliance, UnownedView,
+    ClusterView, CoordinationState, CoordinatorView, FrozenView, LeaderView, MAX_MISSING, MAX_NOTES, MAX_UNOWNED,
+    PausedView, PlacementView, RingView, UnownedAppliance, UnownedView, ViolationsView,
 };
 pub use rebalance::{MoveView, RebalanceView};
 pub use worker::WorkerView;

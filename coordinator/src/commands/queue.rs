@@ -50,7 +50,7 @@ pub enum Command {
     },
     /// Stop all planning, until [`Resume`](Self::Resume).
     Pause {
-        /// The reason is shown in [`ClusterView::paused`](crate::views::ClusterView::paused).
+        /// The reason is shown in [`PausedView`](crate::views::PausedView).
         request: Operator,
         /// Answered when it is in force and the catalog shows it.
         reply: Reply<()>,

@@ -112,8 +112,8 @@ impl PlacementService {
         done.map_err(|e| status::from_command(&e))?;
         let (cluster, ..) = self.caller.catalog.cluster().ok_or_else(status::starting)?;
         Ok(Response::new(wire::PlacementState {
-            frozen: cluster.frozen.as_ref().map(to_wire::frozen),
-            paused: cluster.paused.as_ref().map(to_wire::paused),
+            frozen: cluster.placement.frozen.as_ref().map(to_wire::frozen),
+            paused: cluster.placement.paused.as_ref().map(to_wire::paused),
         }))
     }
 }

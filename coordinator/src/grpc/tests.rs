@@ -1,4 +1,4 @@
-//! The services over a real connection, with a runner that commits at once.
+//! The services over a real connection, with a leader that commits at once.
 
 mod forward;
 mod operators;
@@ -25,7 +25,7 @@ use crate::catalog::{Catalog, Config, Fact};
 use crate::commands::{self, Changed, Command, CommandError, CommandQueue, Mutation};
 use crate::history::{History, HistoryAnswer};
 use crate::record::{MoveRecord, RebalanceOutcome, RebalanceRecord};
-use crate::views::{AssignmentView, ClusterView, CoordinationState, RingView, UnownedView, WorkerView};
+use crate::views::{AssignmentView, ClusterView, RingView, WorkerView};
 
 /// A history of ten rebalances.
 struct Ten;
@@ -330,7 +330,7 @@ async fn ring_and_cluster_are_served_once_known() {
     let key = || wire::LocateRequest { what: Some(wire::locate_request::What::Key("k".into())), count: 0 };
     let early = placement.locate(key()).await.expect_err("no ring yet");
     assert_eq!((early.code(), reason(&early).as_str()), (Code::Unavailable, "STARTING"));
-    let early = cluster.status(wire::ClusterStatusRequest {}).await.expect_err("no runner yet");
+    let early = cluster.status(wire::ClusterStatusRequest {}).await.expect_err("no leader yet");
     assert_eq!(early.code(), Code::Unavailable);
     let members = (1..=5).map(|n| (WorkerId::new(&format!("w{n}")).expect("a valid name"), 1));
     let ring = Arc::new(common::ring::Ring::build(members));
@@ -341,29 +341,7 @@ async fn ring_and_cluster_are_served_once_known() {
     let ring = placement.get_ring(wire::GetRingRequest { points: true }).await.expect("known now").into_inner();
     assert_eq!((ring.members.len(), ring.points.len(), ring.strategy.as_str()), (5, 160, "bounded"));
     assert!((ring.members.iter().map(|m| m.share).sum::<f64>() - 1.0).abs() < 1e-9);
-    fixture.catalog.set_cluster(ClusterView {
-        coordinator: "c1".parse().expect("a valid name"),
-        term: Term::new(2),
-        leading: true,
-        started: SystemTime::UNIX_EPOCH,
-        waiting: String::new(),
-        moves_in_flight: 0,
-        violations: 0,
-        store: "sqlite".into(),
-        coordination: "embedded".into(),
-        coordination_state: CoordinationState::Connected,
-        coordinators: vec![],
-        frozen: None,
-        paused: None,
-        stalled_moves: 0,
-        notes: vec![],
-        violation_kinds: vec![("digest_differs", 0), ("grant_lost", 0)],
-        last_violation: None,
-        unowned: UnownedView::default(),
-        suspects: 0,
-        quarantined: 0,
-        store_problem: None,
-    });
+    fixture.catalog.set_cluster(ClusterView::of_term(2));
     fixture.appliances().create(create("web")).await.expect("in order");
     let status = cluster.status(wire::ClusterStatusRequest {}).await.expect("known now").into_inner();
     assert_eq!((status.term, status.appliances, status.phases["Down"]), (2, 1, 1));

@@ -110,6 +110,7 @@ pub(super) fn paused(view: &PausedView) -> wire::Paused {
 }
 
 pub(super) fn cluster(view: &ClusterView, counts: &Counts, members: &[Arc<WorkerView>]) -> wire::ClusterStatus {
+    let ClusterView { leader, placement, .. } = view;
     let mut workers = HashMap::new();
     for member in members {
         *workers.entry(member.health.name().to_owned()).or_default() += 1;
@@ -119,33 +120,34 @@ pub(super) fn cluster(view: &ClusterView, counts: &Counts, members: &[Arc<Worker
         address: c.address.clone(),
         leading: c.leading,
     };
-    let coordination_state = match view.coordination_state {
+    let coordination_state = match leader.coordination_state {
         CoordinationState::Connected => wire::CoordinationState::Connected,
         CoordinationState::InDoubt => wire::CoordinationState::InDoubt,
     };
     wire::ClusterStatus {
-        coordinator: view.coordinator.to_string(),
+        coordinator: leader.coordinator.to_string(),
         term: view.term.get(),
-        leading: view.leading,
-        start_time: Some(time_to_wire(view.started)),
+        // Standbys pass the call on.
+        leading: true,
+        start_time: Some(time_to_wire(leader.started)),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         workers,
         appliances: counts.phases().total(),
         phases: counts.phases().iter().map(|(phase, n)| (phase.name().to_owned(), n)).collect(),
         assignments: counts.states().iter().map(|(state, n)| ((*state).to_owned(), *n)).collect(),
-        moves_in_flight: view.moves_in_flight,
-        violations: view.violations,
-        waiting: view.waiting.clone(),
-        store: view.store.clone(),
-        coordination: view.coordination.clone(),
-        coordinators: view.coordinators.iter().map(coordinator).collect(),
-        frozen: view.frozen.as_ref().map(frozen),
-        paused: view.paused.as_ref().map(paused),
-        stalled_moves: view.stalled_moves,
+        moves_in_flight: placement.moves_in_flight,
+        violations: view.violations.count,
+        waiting: placement.waiting.clone(),
+        store: leader.store.clone(),
+        coordination: leader.coordination.clone(),
+        coordinators: leader.coordinators.iter().map(coordinator).collect(),
+        frozen: placement.frozen.as_ref().map(frozen),
+        paused: placement.paused.as_ref().map(paused),
+        stalled_moves: placement.stalled_moves,
         notes: view.notes.iter().take(MAX_NOTES).map(|note| clip(note, MAX_NOTE)).collect(),
         coordination_state: coordination_state.into(),
-        violation_kinds: view.violation_kinds.iter().map(|(kind, n)| ((*kind).to_owned(), *n)).collect(),
-        last_violation_time: view.last_violation.map(time_to_wire),
+        violation_kinds: view.violations.kinds.iter().map(|(kind, n)| ((*kind).to_owned(), *n)).collect(),
+        last_violation_time: view.violations.last.map(time_to_wire),
         unowned: Some(unowned(&view.unowned)),
         suspects: view.suspects,
         quarantined: view.quarantined,

@@ -24,7 +24,8 @@ use crate::catalog::{Catalog, Fact};
 use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::views::{
-    ClusterView, CoordinationState, CoordinatorView, MAX_UNOWNED, PausedView, UnownedAppliance, UnownedView,
+    ClusterView, CoordinationState, CoordinatorView, LeaderView, MAX_UNOWNED, PausedView, PlacementView,
+    UnownedAppliance, UnownedView, ViolationsView,
 };
 
 /// How often what changes with time alone is shown anew.
@@ -180,28 +181,37 @@ impl Publisher {
         let (suspects, quarantined) = machine.suspects();
         let outage = self.store.outage().map(|cause| cause.to_string());
         self.catalog.set_cluster(ClusterView {
-            coordinator: self.identity.coordinator.clone(),
             term: machine.term(),
-            leading: true,
+            leader: self.leader(machine),
+            placement: PlacementView {
+                waiting: machine.waiting(now).unwrap_or_default(),
+                moves_in_flight: machine.moves_in_flight(),
+                stalled_moves: machine.stalled_moves(),
+                frozen: convert::frozen(machine, now),
+                paused: self.paused.clone(),
+            },
+            violations: ViolationsView {
+                count: counters.violations,
+                kinds: counters.kinds.iter().map(|(kind, n)| (kind.name(), n)).collect(),
+                last: notes.last_violation(),
+            },
+            unowned: self.unowned(machine),
+            suspects,
+            quarantined,
+            notes: outage.as_deref().map(outage_note).into_iter().chain(notes.list()).collect(),
+            store_problem: outage,
+        });
+    }
+
+    fn leader(&self, machine: &Machine) -> LeaderView {
+        LeaderView {
+            coordinator: self.identity.coordinator.clone(),
             started: self.identity.started,
-            waiting: machine.waiting(now).unwrap_or_default(),
-            moves_in_flight: machine.moves_in_flight(),
-            violations: counters.violations,
             store: self.identity.store.clone(),
             coordination: self.identity.coordination.clone(),
             coordination_state: self.coordination_state(machine),
             coordinators: self.coordinators(),
-            frozen: convert::frozen(machine, now),
-            paused: self.paused.clone(),
-            stalled_moves: machine.stalled_moves(),
-            notes: outage.as_deref().map(outage_note).into_iter().chain(notes.list()).collect(),
-            violation_kinds: counters.kinds.iter().map(|(kind, n)| (kind.name(), n)).collect(),
-            last_violation: notes.last_violation(),
-            unowned: self.unowned(machine),
-            suspects,
-            quarantined,
-            store_problem: outage,
-        });
+        }
     }
 
     fn unowned(&self, machine: &Machine) -> UnownedView {

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use common::session::DeltaEntry;
 use common::{ApplianceId, RebalanceId, WorkerId};
-use coordinator_core::rebalance::RebalanceEvent;
+use coordinator_core::rebalance::{RebalanceCause, RebalanceEvent};
 use runtime::telemetry;
 use tracing::{Span, info, info_span};
 
@@ -62,63 +62,69 @@ impl RebalanceHistory {
     pub(super) fn take_in(&mut self, event: RebalanceEvent) -> Option<RebalanceRecord> {
         let now = SystemTime::now();
         match event {
-            RebalanceEvent::Opened { id, cause, moves } => {
-                let root = info_span!(parent: None, "rebalance", rebalance = %id, %cause, moves, term = id.term.get());
-                let trace_id = telemetry::trace_id(&root);
-                info!(parent: &root, rebalance = %id, %cause, moves, trace_id, "rebalance begins");
-                let record = RebalanceRecord {
-                    id,
-                    cause: cause.to_string(),
-                    trace_id,
-                    started: now,
-                    ended: None,
-                    outcome: RebalanceOutcome::Running,
-                    moves,
-                    done: 0,
-                };
-                let view = RebalanceView { record: record.clone(), moves: Vec::new() };
-                self.open.insert(id, OpenRebalance { view, root, followed: HashMap::new() });
-                self.changed.insert(id);
-                Some(record)
-            }
+            RebalanceEvent::Opened { id, cause, moves } => Some(self.opened(id, &cause, moves, now)),
             RebalanceEvent::Moved { id, appliance, from, to, reason } => {
-                if let Some(open) = self.open.get_mut(&id) {
-                    open.view.record.done += 1;
-                    if let Some((at, span)) = open.followed.remove(&appliance) {
-                        let shown = &mut open.view.moves[at];
-                        *shown = MoveView {
-                            appliance,
-                            from: from.clone(),
-                            to: to.clone(),
-                            reason: reason.text().to_owned(),
-                            state: "done",
-                            time: now,
-                        };
-                        drop(span);
-                    }
-                    self.changed.insert(id);
-                }
                 let reason = reason.text().to_owned();
-                self.ended_moves.push(MoveRecord { rebalance: id, appliance, from, to, reason, done: true, time: now });
+                self.moved(MoveRecord { rebalance: id, appliance, from, to, reason, done: true, time: now });
                 None
             }
-            RebalanceEvent::Closed { id, done, superseded } => {
-                let Some(mut open) = self.open.remove(&id) else { return None };
-                self.changed.remove(&id);
-                let record = &mut open.view.record;
-                record.done = done;
-                record.ended = Some(now);
-                record.outcome = if superseded { RebalanceOutcome::Superseded } else { RebalanceOutcome::Completed };
-                for (at, _) in open.followed.values() {
-                    open.view.moves[*at].state = "dropped";
-                }
-                let seconds = now.duration_since(record.started).unwrap_or_default().as_secs_f64();
-                let record = record.clone();
-                info!(parent: &open.root, rebalance = %id, done, superseded, seconds, "rebalance ends");
-                self.ended.push(open.view);
-                Some(record)
-            }
+            RebalanceEvent::Closed { id, done, superseded } => self.closed(id, done, superseded, now),
         }
+    }
+
+    fn opened(&mut self, id: RebalanceId, cause: &RebalanceCause, moves: u64, now: SystemTime) -> RebalanceRecord {
+        let root = info_span!(parent: None, "rebalance", rebalance = %id, %cause, moves, term = id.term.get());
+        let trace_id = telemetry::trace_id(&root);
+        info!(parent: &root, rebalance = %id, %cause, moves, trace_id, "rebalance begins");
+        let record = RebalanceRecord {
+            id,
+            cause: cause.to_string(),
+            trace_id,
+            started: now,
+            ended: None,
+            outcome: RebalanceOutcome::Running,
+            moves,
+            done: 0,
+        };
+        let view = RebalanceView { record: record.clone(), moves: Vec::new() };
+        self.open.insert(id, OpenRebalance { view, root, followed: HashMap::new() });
+        self.changed.insert(id);
+        record
+    }
+
+    fn moved(&mut self, record: MoveRecord) {
+        if let Some(open) = self.open.get_mut(&record.rebalance) {
+            open.view.record.done += 1;
+            if let Some((at, _span)) = open.followed.remove(&record.appliance) {
+                open.view.moves[at] = MoveView {
+                    appliance: record.appliance,
+                    from: record.from.clone(),
+                    to: record.to.clone(),
+                    reason: record.reason.clone(),
+                    state: "done",
+                    time: record.time,
+                };
+            }
+            self.changed.insert(record.rebalance);
+        }
+        self.ended_moves.push(record);
+    }
+
+    fn closed(&mut self, id: RebalanceId, done: u64, superseded: bool, now: SystemTime) -> Option<RebalanceRecord> {
+        let mut open = self.open.remove(&id)?;
+        self.changed.remove(&id);
+        let record = &mut open.view.record;
+        record.done = done;
+        record.ended = Some(now);
+        record.outcome = if superseded { RebalanceOutcome::Superseded } else { RebalanceOutcome::Completed };
+        for (at, _) in open.followed.values() {
+            open.view.moves[*at].state = "dropped";
+        }
+        let seconds = now.duration_since(record.started).unwrap_or_default().as_secs_f64();
+        let record = record.clone();
+        info!(parent: &open.root, rebalance = %id, done, superseded, seconds, "rebalance ends");
+        self.ended.push(open.view);
+        Some(record)
     }
 
     /// Moves that ended and are to be stored.

@@ -158,12 +158,14 @@ fn looks(meter: &Meter, view: &View) {
     one("rug.appliances.quarantined", "{appliance}", "Appliances that nobody is granted any more.", |c| {
         c.cluster.quarantined
     });
-    one("rug.moves.in_flight", "{move}", "Moves under way.", |c| c.cluster.moves_in_flight);
-    one("rug.moves.stalled", "{move}", "Moves past their deadline.", |c| c.cluster.stalled_moves);
+    one("rug.moves.in_flight", "{move}", "Moves under way.", |c| c.cluster.placement.moves_in_flight);
+    one("rug.moves.stalled", "{move}", "Moves past their deadline.", |c| c.cluster.placement.stalled_moves);
     one("rug.frozen", "", "1 while nothing is moved because most workers vanished.", |c| {
-        u64::from(c.cluster.frozen.is_some())
+        u64::from(c.cluster.placement.frozen.is_some())
     });
-    one("rug.paused", "", "1 while an operator has stopped all planning.", |c| u64::from(c.cluster.paused.is_some()));
+    one("rug.paused", "", "1 while an operator has stopped all planning.", |c| {
+        u64::from(c.cluster.placement.paused.is_some())
+    });
     one("rug.store.available", "", "0 while the database takes no changes.", |c| {
         u64::from(c.cluster.store_problem.is_none())
     });
@@ -191,6 +193,10 @@ fn looks(meter: &Meter, view: &View) {
     });
     many("rug.workers", "{worker}", "Workers by health, those gone for up to an hour among them.", "health", workers);
 
+    oldest_unowned(meter, view);
+}
+
+fn oldest_unowned(meter: &Meter, view: &View) {
     let view = view.clone();
     meter
         .f64_observable_gauge("rug.unowned.oldest")

@@ -1,11 +1,10 @@
 use std::time::SystemTime;
 
-use common::Term;
 use coordinator_core::violation::ViolationKind;
 
 use super::*;
 use crate::catalog;
-use crate::views::{ClusterView, CoordinationState, UnownedAppliance, UnownedView};
+use crate::views::{ClusterView, PlacementView, UnownedAppliance, UnownedView};
 
 fn cluster() -> ClusterView {
     let oldest = UnownedAppliance {
@@ -17,27 +16,12 @@ fn cluster() -> ClusterView {
         reason: "waits for the next plan".into(),
     };
     ClusterView {
-        coordinator: "c1".parse().expect("a valid name"),
-        term: Term::new(4),
-        leading: true,
-        started: SystemTime::UNIX_EPOCH,
-        waiting: String::new(),
-        moves_in_flight: 3,
-        violations: 0,
-        store: "sqlite".into(),
-        coordination: "embedded".into(),
-        coordination_state: CoordinationState::Connected,
-        coordinators: vec![],
-        frozen: None,
-        paused: None,
-        stalled_moves: 1,
-        notes: vec![],
-        violation_kinds: vec![],
-        last_violation: None,
+        placement: PlacementView { moves_in_flight: 3, stalled_moves: 1, ..PlacementView::default() },
         unowned: UnownedView { appliances: 2, oldest: vec![oldest] },
         suspects: 5,
         quarantined: 1,
         store_problem: Some("gone".into()),
+        ..ClusterView::of_term(4)
     }
 }
 

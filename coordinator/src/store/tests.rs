@@ -159,6 +159,7 @@ on_every_database!(
     a_full_queue_refuses_changes,
     observations_are_merged_and_end_with_their_appliance,
     old_history_is_pruned_in_parts,
+    old_history_is_deleted_when_the_leader_asks,
     a_dump_shows_counts_and_grants_and_needs_no_term,
     statuses_without_an_appliance_are_found_through_an_index_or_a_join,
 );
@@ -430,6 +431,21 @@ async fn old_history_is_pruned_in_parts(database: DatabaseKind) {
     assert_eq!(store.moves_of(id(1), 100).await.expect("read").len(), 3);
     let (_, loaded) = begin(&store).await.expect("alone");
     assert_eq!(loaded.requests.len(), 11);
+}
+
+async fn old_history_is_deleted_when_the_leader_asks(database: DatabaseKind) {
+    let mut home = Home::new(database).await;
+    home.config.keep_events = 10;
+    home.config.keep_rebalances = 3;
+    let (store, _, _) = home.lead().await;
+    store.submit((1..=50).map(|n| StoreWrite::Event(event(n))).collect()).await.expect("stored");
+    store.submit((1..=9).map(|n| StoreWrite::PutRebalance(rebalance(n))).collect()).await.expect("stored");
+    store.prune().await.expect("deleted");
+    assert_eq!(store.events(100).await.expect("read").len(), 10);
+    assert_eq!(store.rebalances(None, 100).await.expect("read").len(), 3);
+    let other = store.clone();
+    store.close().await;
+    assert_eq!(other.prune().await, Err(Error::Closed));
 }
 
 async fn a_dump_shows_counts_and_grants_and_needs_no_term(database: DatabaseKind) {

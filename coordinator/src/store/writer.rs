@@ -29,7 +29,7 @@ use sea_orm::DatabaseConnection;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use self::background::{Compaction, PRUNE_INTERVAL};
+use self::background::Compaction;
 use self::outage::StoreOutage;
 use super::batch::{Batch, PreparedWrite};
 use super::dialect::{self, DatabaseTarget, FileLock};
@@ -61,7 +61,13 @@ pub(super) struct Submission {
 /// Requests to the task.
 pub(super) enum WriterCommand {
     Change(Submission),
-    Begin { coordinator: CoordinatorId, term: Term, reply: oneshot::Sender<Result<StoredState, Error>> },
+    /// Old history is to be deleted, in steps of the background work.
+    Prune(oneshot::Sender<Result<(), Error>>),
+    Begin {
+        coordinator: CoordinatorId,
+        term: Term,
+        reply: oneshot::Sender<Result<StoredState, Error>>,
+    },
     Close(oneshot::Sender<()>),
 }
 
@@ -87,7 +93,8 @@ pub(super) struct Writer {
     catching_up: bool,
     /// When a group was written last.
     written_at: Instant,
-    prune_at: Instant,
+    /// Whoever asked for old history to be deleted, until that is done.
+    pruning: Option<oneshot::Sender<Result<(), Error>>>,
     _lock: Option<FileLock>,
 }
 
@@ -117,7 +124,7 @@ impl Writer {
             background_at: now,
             catching_up: false,
             written_at: now,
-            prune_at: now + PRUNE_INTERVAL,
+            pruning: None,
             _lock: lock,
         }
     }
@@ -151,6 +158,7 @@ impl Writer {
                 Some(WriterCommand::Begin { coordinator, term, reply }) => {
                     let _ = reply.send(self.begin(&coordinator, term).await);
                 }
+                Some(WriterCommand::Prune(reply)) => self.pruning = Some(reply),
                 Some(WriterCommand::Change(first)) => {
                     // Submitters that were woken by the last commit get to submit before the next one begins.
                     tokio::task::yield_now().await;
@@ -170,6 +178,7 @@ impl Writer {
             match command {
                 WriterCommand::Change(submission) => drop(submission.done.send(Err(Error::Closed))),
                 WriterCommand::Begin { reply, .. } => drop(reply.send(Err(Error::Closed))),
+                WriterCommand::Prune(reply) => drop(reply.send(Err(Error::Closed))),
                 WriterCommand::Close(reply) => drop(reply.send(())),
             }
         }

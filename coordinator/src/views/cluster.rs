@@ -12,20 +12,60 @@ use coordinator_core::planner::Strategy;
 /// The cluster as a whole, less what the catalog counts itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterView {
-    /// This coordinator.
-    pub coordinator: CoordinatorId,
     /// The current term.
     pub term: Term,
-    /// Whether it leads.
-    pub leading: bool,
-    /// When this process started.
-    pub started: SystemTime,
-    /// Why the leader places nothing; empty when it does.
-    pub waiting: String,
-    /// Moves under way.
-    pub moves_in_flight: u64,
+    /// The coordinator that leads, and where it keeps and finds things.
+    pub leader: LeaderView,
+    /// What moves, and what keeps appliances from being moved.
+    pub placement: PlacementView,
     /// What was refused because it contradicts the table.
-    pub violations: u64,
+    pub violations: ViolationsView,
+    /// Appliances without an owner.
+    pub unowned: UnownedView,
+    /// Appliances whose former owner died while it held them.
+    pub suspects: u64,
+    /// Those of them that nobody is granted any more.
+    pub quarantined: u64,
+    /// What a person should look at: what differs after a restored database or a wiped ZooKeeper, stored appliances
+    /// that cannot be read. The first [`MAX_NOTES`] are shown.
+    pub notes: Vec<String>,
+    /// Why the store takes no changes.
+    pub store_problem: Option<String>,
+}
+
+#[cfg(test)]
+impl ClusterView {
+    /// A cluster in this term about which there is nothing to say.
+    pub fn of_term(term: u64) -> Self {
+        let leader = LeaderView {
+            coordinator: "c1".parse().expect("a valid name"),
+            started: SystemTime::UNIX_EPOCH,
+            store: "sqlite".into(),
+            coordination: "embedded".into(),
+            coordination_state: CoordinationState::Connected,
+            coordinators: vec![],
+        };
+        Self {
+            term: Term::new(term),
+            leader,
+            placement: PlacementView::default(),
+            violations: ViolationsView::default(),
+            unowned: UnownedView::default(),
+            suspects: 0,
+            quarantined: 0,
+            notes: vec![],
+            store_problem: None,
+        }
+    }
+}
+
+/// The coordinator that leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaderView {
+    /// Its name.
+    pub coordinator: CoordinatorId,
+    /// When its process started.
+    pub started: SystemTime,
     /// Where appliances are stored, without credentials.
     pub store: String,
     /// How the cluster is coordinated, without credentials.
@@ -34,27 +74,32 @@ pub struct ClusterView {
     pub coordination_state: CoordinationState,
     /// Every coordinator that is known, by name; this one among them.
     pub coordinators: Vec<CoordinatorView>,
+}
+
+/// What moves, and what keeps appliances from being moved.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlacementView {
+    /// Why the leader places nothing; empty when it does.
+    pub waiting: String,
+    /// Moves under way.
+    pub moves_in_flight: u64,
+    /// Moves past their deadline.
+    pub stalled_moves: u64,
     /// Too many workers vanished at once: nothing is moved.
     pub frozen: Option<FrozenView>,
     /// An operator stopped all planning.
     pub paused: Option<PausedView>,
-    /// Moves past their deadline.
-    pub stalled_moves: u64,
-    /// What a person should look at: what differs after a restored database or a wiped ZooKeeper, stored appliances
-    /// that cannot be read. The first [`MAX_NOTES`] are shown.
-    pub notes: Vec<String>,
-    /// What was refused by kind; every kind there is.
-    pub violation_kinds: Vec<(&'static str, u64)>,
-    /// When something was last refused in this term.
-    pub last_violation: Option<SystemTime>,
-    /// Appliances without an owner.
-    pub unowned: UnownedView,
-    /// Appliances whose former owner died while it held them.
-    pub suspects: u64,
-    /// Those of them that nobody is granted any more.
-    pub quarantined: u64,
-    /// Why the store takes no changes.
-    pub store_problem: Option<String>,
+}
+
+/// What was refused in this term because it contradicts the table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ViolationsView {
+    /// How often.
+    pub count: u64,
+    /// By kind; every kind there is.
+    pub kinds: Vec<(&'static str, u64)>,
+    /// When last.
+    pub last: Option<SystemTime>,
 }
 
 /// Appliances that nobody acts on.

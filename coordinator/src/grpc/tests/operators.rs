@@ -6,38 +6,22 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::commands::Operator;
-use crate::views::{FrozenView, PausedView, UnownedAppliance};
+use crate::views::{FrozenView, PausedView, PlacementView, UnownedAppliance, UnownedView, ViolationsView};
 use wire::cluster_client::ClusterClient;
 use wire::placement_client::PlacementClient;
 use wire::workers_client::WorkersClient;
 
 fn cluster() -> ClusterView {
-    ClusterView {
-        coordinator: "c1".parse().expect("a valid name"),
-        term: Term::new(2),
-        leading: true,
-        started: SystemTime::UNIX_EPOCH,
-        waiting: String::new(),
-        moves_in_flight: 0,
-        violations: 0,
-        store: "sqlite".into(),
-        coordination: "embedded".into(),
-        coordination_state: CoordinationState::Connected,
-        coordinators: vec![],
-        frozen: None,
-        paused: None,
-        stalled_moves: 0,
-        notes: vec![],
-        violation_kinds: vec![("digest_differs", 0), ("grant_lost", 0)],
-        last_violation: None,
-        unowned: UnownedView::default(),
-        suspects: 0,
-        quarantined: 0,
-        store_problem: None,
-    }
+    let kinds = vec![("digest_differs", 0), ("grant_lost", 0)];
+    ClusterView { violations: ViolationsView { kinds, ..ViolationsView::default() }, ..ClusterView::of_term(2) }
 }
 
-/// A runner that pauses, resumes, and evicts `w1` once; records the commands.
+/// The cluster with this state of placement.
+fn placed(placement: PlacementView) -> ClusterView {
+    ClusterView { placement, ..cluster() }
+}
+
+/// A leader that pauses, resumes, and evicts `w1` once; records the commands.
 fn obey(catalog: &Arc<Catalog>, mut received: CommandQueue) -> mpsc::UnboundedReceiver<Operator> {
     let catalog = Arc::clone(catalog);
     let (tell, told) = mpsc::unbounded_channel();
@@ -47,7 +31,7 @@ fn obey(catalog: &Arc<Catalog>, mut received: CommandQueue) -> mpsc::UnboundedRe
                 Command::Pause { request, reply } => {
                     let by = request.actor.clone();
                     let paused = PausedView { reason: request.reason.clone(), since: SystemTime::UNIX_EPOCH, by };
-                    catalog.set_cluster(ClusterView { paused: Some(paused), ..cluster() });
+                    catalog.set_cluster(placed(PlacementView { paused: Some(paused), ..PlacementView::default() }));
                     (request, Some(reply))
                 }
                 Command::Resume { request, reply } => {
@@ -73,7 +57,7 @@ fn obey(catalog: &Arc<Catalog>, mut received: CommandQueue) -> mpsc::UnboundedRe
     told
 }
 
-/// Serves the API with that runner.
+/// Serves the API with that leader.
 async fn start() -> (Arc<Catalog>, Channel, mpsc::UnboundedReceiver<Operator>) {
     let catalog = Arc::new(Catalog::new(Config::default()));
     let (commands, received) = commands::channel();
@@ -134,7 +118,7 @@ async fn only_the_named_incarnation_is_evicted() {
 async fn a_watch_of_the_cluster_sends_different_states() {
     let (catalog, channel, _told) = start().await;
     let mut client = ClusterClient::new(channel);
-    let early = client.watch(wire::WatchClusterRequest {}).await.expect_err("no runner yet");
+    let early = client.watch(wire::WatchClusterRequest {}).await.expect_err("no leader yet");
     assert_eq!((early.code(), reason(&early).as_str()), (Code::Unavailable, "STARTING"));
     catalog.set_cluster(cluster());
     let mut states = client.watch(wire::WatchClusterRequest {}).await.expect("known now").into_inner();
@@ -150,7 +134,8 @@ async fn a_watch_of_the_cluster_sends_different_states() {
     let missing = (1..=30).map(|n| worker(&format!("w{n:02}")).id).collect();
     let frozen = FrozenView { reason: "30 of 40 vanished".into(), since: SystemTime::UNIX_EPOCH, missing };
     let notes = (0..30).map(|n| format!("note {n}")).collect();
-    catalog.set_cluster(ClusterView { frozen: Some(frozen), notes, stalled_moves: 2, ..cluster() });
+    let placement = PlacementView { frozen: Some(frozen), stalled_moves: 2, ..PlacementView::default() };
+    catalog.set_cluster(ClusterView { notes, ..placed(placement) });
     let state = next(&mut states).await;
     let frozen = state.frozen.expect("it is frozen");
     assert_eq!((frozen.missing.len(), frozen.missing_count, state.notes.len(), state.stalled_moves), (20, 30, 20, 2));
@@ -164,7 +149,8 @@ async fn a_watch_of_the_cluster_sends_different_states() {
     };
     let unowned = UnownedView { appliances: 12, oldest: vec![one] };
     let kinds = vec![("digest_differs", 3), ("grant_lost", 0)];
-    catalog.set_cluster(ClusterView { unowned, violation_kinds: kinds, violations: 3, ..cluster() });
+    let violations = ViolationsView { count: 3, kinds, last: None };
+    catalog.set_cluster(ClusterView { unowned, violations, ..cluster() });
     let state = next(&mut states).await;
     let unowned = state.unowned.expect("always told");
     assert_eq!((unowned.appliances, unowned.oldest[0].name.as_str()), (12, "web"));

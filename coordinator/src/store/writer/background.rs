@@ -22,8 +22,6 @@ const OBSERVATIONS: usize = 32;
 const QUIET: Duration = Duration::from_millis(20);
 /// Longest wait for such idle time; after that it alternates with groups until it has caught up.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Time between two rounds of pruning.
-pub(super) const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 /// Pause of background work after a failure.
 const BACKGROUND_PAUSE: Duration = Duration::from_secs(1);
 
@@ -155,21 +153,22 @@ impl Writer {
         }
     }
 
+    /// Deletes a part of the old history, if somebody asked for that; returns whether there is more.
     async fn prune(&mut self) -> Result<bool, Error> {
-        if Instant::now() < self.prune_at {
-            return Ok(false);
-        }
+        let Some(asked) = self.pruning.take().filter(|asked| !asked.is_closed()) else { return Ok(false) };
         let since = SystemTime::now().checked_sub(self.config.keep_requests).unwrap_or(SystemTime::UNIX_EPOCH);
         let keep = Keep {
             events: self.config.keep_events,
             rebalances: self.config.keep_rebalances,
             requests_since_ns: rows::nanos(since),
         };
-        let more = self.commit(&Batch::of_housekeeping(Housekeeping::Prune(keep))).await?;
-        if !more {
-            self.prune_at = Instant::now() + PRUNE_INTERVAL;
+        let pruned = self.commit(&Batch::of_housekeeping(Housekeeping::Prune(keep))).await;
+        match &pruned {
+            Ok(true) => self.pruning = Some(asked),
+            Ok(false) => drop(asked.send(Ok(()))),
+            Err(error) => drop(asked.send(Err(error.clone()))),
         }
-        Ok(more)
+        pruned
     }
 }
 
