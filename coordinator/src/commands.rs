@@ -16,7 +16,7 @@ mod tests;
 use std::sync::Arc;
 
 use common::appliance::FieldViolation;
-use common::{ApplianceId, Incarnation, WorkerId};
+use common::{ApplianceId, Incarnation, Site, WorkerId};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
@@ -99,11 +99,19 @@ impl Commands {
         request: Option<RequestKey>,
     ) -> Result<Changed, CommandError> {
         let mutation = Arc::new(Mutation { change, validate_only, request, actor: context.actor.clone() });
+        self.ask_until_settled(context, |reply| Command::Change { mutation: Arc::clone(&mutation), reply }).await
+    }
+
+    /// Asks again after each change that was met under way, until the deadline.
+    async fn ask_until_settled<T>(
+        &self,
+        context: &CommandContext,
+        command: impl Fn(Reply<T>) -> Command,
+    ) -> Result<T, CommandError> {
         loop {
             // Made before the command is sent, so that no change that ends in between is missed.
             let settled = self.settled.notified();
-            let mutation = Arc::clone(&mutation);
-            match self.ask(context, |reply| Command::Change { mutation, reply }).await {
+            match self.ask(context, &command).await {
                 Err(CommandError::Contended) => {
                     timeout_at(context.deadline, settled).await.map_err(|_| CommandError::DeadlineExceeded)?;
                 }
@@ -142,6 +150,26 @@ impl Commands {
     ) -> Result<(), CommandError> {
         let request = operator(context, reason);
         self.ask(context, |reply| Command::Evict { worker, incarnation, request, reply }).await
+    }
+
+    /// Frees an appliance from the site that its instances are kept on, or from `site` only, because that host is lost for
+    /// good; answered with the site it was bound to, once that is durable.
+    ///
+    /// # Errors
+    /// [`CommandError`]; never [`CommandError::Contended`].
+    pub async fn unbind(
+        &self,
+        context: &CommandContext,
+        appliance: ApplianceId,
+        site: Option<Site>,
+        reason: Reason,
+    ) -> Result<Option<Site>, CommandError> {
+        let request = operator(context, reason);
+        let command = |reply| {
+            let (site, request) = (site.clone(), request.clone());
+            Command::Unbind { appliance, site, request, reply }
+        };
+        self.ask_until_settled(context, command).await
     }
 
     /// Stops all planning, until [`resume`](Self::resume); answered when the catalog shows it.

@@ -224,6 +224,7 @@ impl Leader<'_> {
                 self.admission.removed(id);
                 self.publisher.removed(id);
             }
+            Action::Unbind(number, answer) => self.unbound(number, answer),
             Action::WorkerChanged(worker) => self.publisher.worker_changed(worker),
             Action::Gone(Life { worker, incarnation }, at) => {
                 // Beside the worker's `may_act_until_ns` of the same host it shows what the lease's margin comes to.

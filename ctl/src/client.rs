@@ -305,6 +305,11 @@ impl AdminClient {
         self.call(request, false, |c, r| async move { PlacementClient::new(c).resume(r).await }).await
     }
 
+    /// Frees an appliance from its host.
+    pub(crate) async fn unbind(&self, request: v1::UnbindRequest) -> Result<v1::UnbindResponse, Failure> {
+        self.call(request, false, |c, r| async move { PlacementClient::new(c).unbind(r).await }).await
+    }
+
     /// Which worker a key or an appliance belongs to.
     pub(crate) async fn locate(&self, request: v1::LocateRequest) -> Result<v1::LocateResponse, Failure> {
         self.call(request, false, |c, r| async move { PlacementClient::new(c).locate(r).await }).await

@@ -1,10 +1,12 @@
 //! Commands that call the server, one file for each noun, and what they share.
 
+use std::io::{BufRead, IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Args;
 
 use crate::client::AdminClient;
+use crate::error::Failure;
 use crate::output::Ui;
 
 pub(crate) mod appliance;
@@ -55,4 +57,22 @@ pub(crate) struct Wait {
     /// Return as soon as the server has accepted the change
     #[arg(long)]
     pub(crate) no_wait: bool,
+}
+
+/// Asks whether to go on; without a terminal `--yes` has to be given.
+pub(crate) async fn confirm(question: &str) -> Result<(), Failure> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::usage(format!("{question} answer with --yes")));
+    }
+    let _ = write!(std::io::stderr(), "{question} [y/N] ");
+    // On a blocking thread, so that Ctrl-C works meanwhile.
+    let answer = tokio::task::spawn_blocking(|| {
+        let mut line = String::new();
+        std::io::stdin().lock().read_line(&mut line).map(|_| line)
+    });
+    let answer = answer.await.map_err(|e| Failure::failed(format!("read the answer: {e}")))?;
+    match answer?.trim().to_lowercase().as_str() {
+        "y" | "yes" => Ok(()),
+        _ => Err(Failure::failed("nothing was changed")),
+    }
 }

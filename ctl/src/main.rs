@@ -127,7 +127,7 @@ enum RugctlCommand {
     /// Show the ring and which worker a key belongs to
     #[command(subcommand)]
     Ring(ring::RingCommand),
-    /// Pause and resume placement
+    /// Pause and resume placement, and free appliances from a lost host
     #[command(subcommand)]
     Placement(placement::PlacementCommand),
     /// Show the history of rebalances: moves and their causes

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use proto::admin::v1;
+use rustix::process::Signal;
 use tests::cluster::daemon::Daemon;
 use tests::cluster::wait::until;
-use tests::cluster::{Cluster, Options, PATIENCE, Sandbox, api, binaries, ports, specs};
+use tests::cluster::{Cluster, Options, PATIENCE, Sandbox, api, binaries, ports, processes, specs};
 
 /// Who holds what, by id.
 fn owners(appliances: &[v1::Appliance]) -> BTreeMap<String, String> {
@@ -179,6 +180,64 @@ async fn what_runs_in_one_state_directory_waits_for_a_worker_that_uses_it() -> R
         Ok(())
     })
     .await?;
+    cluster.finish().await
+}
+
+/// A host that is lost for good keeps its appliances bound to it until an operator says that it does not come back.
+#[tokio::test]
+async fn what_is_unbound_from_a_lost_host_runs_on_another() -> Result<()> {
+    let mut cluster = Cluster::start(Options { workers: 2, ..Options::default() }).await?;
+    cluster.worker("worker-2")?.stop(Duration::from_secs(10)).await?;
+    cluster.fleet(vec![specs::web("web-1")]).await?;
+    let elsewhere = cluster.root().join("elsewhere");
+    let setting = ("RUG_WORKER_PROCESS__STATE_DIR", elsewhere.to_string_lossy().into_owned());
+    let other = cluster.worker("worker-2")?;
+    other.environment(&[setting]);
+    other.start()?;
+    cluster.healthy().await?;
+
+    let unbind = ["placement", "unbind", "web-1", "--yes", "--reason", "burnt down"];
+    cluster.rugctl(&unbind, "").await?.refused(1, &["worker-1 owns it"])?;
+
+    cluster.worker("worker-1")?.kill()?;
+    for process in cluster.instances().into_values() {
+        processes::signal(process.pid, Signal::KILL);
+    }
+    until(PATIENCE, "it waits for its host", async || {
+        let appliance = cluster.api.list().await?.remove(0);
+        let assignment = appliance.assignment.context("no assignment")?;
+        ensure!(assignment.state == "orphaned" && assignment.reason.contains("which no worker uses"), "{assignment:?}");
+        Ok(())
+    })
+    .await?;
+
+    let unbound = cluster.rugctl(&unbind, "").await?.success()?;
+    ensure!(unbound.stdout.contains("is not bound to test-host any more"), "{unbound:?}");
+    let directory = elsewhere.canonicalize()?.to_string_lossy().into_owned();
+    let runs_elsewhere = async || {
+        let appliance = cluster.api.list().await?.remove(0);
+        let dir = appliance.assignment.as_ref().map(|a| a.state_dir.as_str());
+        let there = api::owner(&appliance) == "worker-2" && dir == Some(directory.as_str());
+        ensure!(there && api::is_configured(&appliance), "{}", api::describe(&appliance));
+        // The status may be that of before.
+        let running = cluster.instances();
+        ensure!(running.len() == 1, "{running:?}");
+        Ok(running)
+    };
+    let running = until(PATIENCE, "it runs elsewhere", runs_elsewhere).await?;
+
+    // The host was not lost after all. Its worker is given other appliances, and this one stays where it is.
+    cluster.worker("worker-1")?.start()?;
+    cluster.healthy().await?;
+    cluster.fleet(vec![specs::web("web-2")]).await?;
+    until(PATIENCE, "it stays elsewhere", async || {
+        let appliance = cluster.api.list().await?.into_iter().find(|a| a.name == "web-1").context("it is listed")?;
+        ensure!(api::owner(&appliance) == "worker-2", "{}", api::describe(&appliance));
+        Ok(())
+    })
+    .await?;
+    let now = cluster.instances();
+    ensure!(running.iter().all(|(name, identity)| now.get(name) == Some(identity)), "{running:?} became {now:?}");
     cluster.finish().await
 }
 

@@ -70,6 +70,15 @@ pub enum GrantOp {
         /// Remaining fence delay.
         fence_delay: Duration,
     },
+    /// Freed from the site it was bound to, while no worker owns it; progress and fence delay are those that are known already.
+    Unbind {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// What the last owner handed in.
+        progress: Progress,
+        /// Remaining fence delay.
+        fence_delay: Duration,
+    },
     /// The appliance is gone: its rows go in the same transaction.
     Remove {
         /// The appliance.

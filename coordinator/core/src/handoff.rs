@@ -1,16 +1,16 @@
 //! The hand-off of one appliance: a state, an event, the next state. One `match` over the states for each event.
 //!
-//! | state     | Assign   | Take      | Durable  | Undone   | Ack   | Declined | Released | Deleted  | Gone     | Holds               | HoldsNothing |
-//! |-----------|----------|-----------|----------|----------|-------|----------|----------|----------|----------|---------------------|--------------|
-//! | Unowned   | Granting | .         | .        | .        | .     | .        | confirm  | confirm  | .        | conflict            | .            |
-//! | Granting  | .        | .         | Offered  | Unowned  | .     | .        | confirm  | confirm  | Orphaned | conflict            | .            |
-//! | Offered   | .        | Releasing | .        | .        | Owned | Unowned  | Freeing  | Removing | Orphaned | Owned, Releasing    | Unowned      |
-//! | Owned     | .        | Releasing | .        | .        | .     | .        | Freeing  | Removing | Orphaned | Owned, Releasing    | Unowned      |
-//! | Releasing | .        | .         | .        | .        | .     | Unowned  | Freeing  | Removing | Orphaned | Releasing           | Unowned      |
-//! | Freeing   | Passing  | .         | Unowned  | retry    | .     | .        | .        | .        | .        | conflict            | .            |
-//! | Passing   | .        | .         | Offered  | Freeing  | .     | .        | confirm  | confirm  | Freeing  | conflict            | .            |
-//! | Orphaned  | Granting | .         | .        | .        | .     | .        | confirm  | confirm  | .        | conflict            | .            |
-//! | Removing  | .        | .         | removed  | retry    | .     | .        | .        | .        | .        | conflict            | .            |
+//! | state     | Assign   | Take      | Durable  | Undone   | Ack   | Declined | Released | Deleted  | Gone     | Holds               | HoldsNothing | Unbound |
+//! |-----------|----------|-----------|----------|----------|-------|----------|----------|----------|----------|---------------------|--------------|---------|
+//! | Unowned   | Granting | .         | .        | .        | .     | .        | confirm  | confirm  | .        | conflict            | .            | Unowned |
+//! | Granting  | .        | .         | Offered  | Unowned  | .     | .        | confirm  | confirm  | Orphaned | conflict            | .            | .       |
+//! | Offered   | .        | Releasing | .        | .        | Owned | Unowned  | Freeing  | Removing | Orphaned | Owned, Releasing    | Unowned      | .       |
+//! | Owned     | .        | Releasing | .        | .        | .     | .        | Freeing  | Removing | Orphaned | Owned, Releasing    | Unowned      | .       |
+//! | Releasing | .        | .         | .        | .        | .     | Unowned  | Freeing  | Removing | Orphaned | Releasing           | Unowned      | .       |
+//! | Freeing   | Passing  | .         | Unowned  | retry    | .     | .        | .        | .        | .        | conflict            | .            | .       |
+//! | Passing   | .        | .         | Offered  | Freeing  | .     | .        | confirm  | confirm  | Freeing  | conflict            | .            | .       |
+//! | Orphaned  | Granting | .         | .        | .        | .     | .        | confirm  | confirm  | .        | conflict            | .            | Unowned |
+//! | Removing  | .        | .         | removed  | retry    | .     | .        | .        | .        | .        | conflict            | .            | .       |
 //!
 //! `.` is refused without any change. Answers of workers count only if worker, incarnation and token all equal the
 //! state's; everything else is treated as sent by a worker that is not the owner (docs/protocol.md, Tokens and grants).
@@ -147,6 +147,8 @@ pub enum HandoffEvent {
     Holds(Granted),
     /// A worker's `Hello` does not list it.
     HoldsNothing(Life),
+    /// The store has that it is bound to no site any more.
+    Unbound,
 }
 
 /// What has to be done because of a transition.
@@ -205,6 +207,7 @@ pub fn step(state: &HandoffState, event: HandoffEvent) -> Transition {
         E::Gone(life) => gone(state, &life),
         E::Holds(by) => owns(state, by),
         E::HoldsNothing(life) => owns_nothing(state, &life),
+        E::Unbound => unbound(state),
     }
 }
 
@@ -344,6 +347,20 @@ fn owns_nothing(state: &HandoffState, life: &Life) -> Transition {
         S::Offered(g) | S::Owned(g) | S::Releasing(g) if g.is_of(life) => Ok((S::Unowned, vec![])),
         // A grant that is being written was not offered yet; the offer goes out on the new stream.
         _ => Err(HandoffRefused),
+    }
+}
+
+fn unbound(state: &HandoffState) -> Transition {
+    use HandoffState as S;
+    match state {
+        S::Unowned | S::Orphaned(_) => Ok((S::Unowned, vec![])),
+        S::Granting(_)
+        | S::Offered(_)
+        | S::Owned(_)
+        | S::Releasing(_)
+        | S::Freeing(_)
+        | S::Passing { .. }
+        | S::Removing(_) => Err(HandoffRefused),
     }
 }
 

@@ -23,6 +23,7 @@ mod pacing;
 mod placement;
 mod sessions;
 mod tallies;
+mod unbind;
 mod view;
 mod writes;
 
@@ -53,6 +54,7 @@ use crate::violation::ViolationKind;
 pub use config::Config;
 pub use events::{Action, BatchId, Commit, Counters, Event, Output, Refusal, Restored};
 pub use sessions::StreamId;
+pub use unbind::{UnbindNumber, UnbindRefused};
 pub use view::{FreezeView, OwnershipExplanation, WorkerSnapshot, reason};
 
 /// How often time is looked at while anybody holds a lease. A longer silence means that this process did not run, and
@@ -213,6 +215,7 @@ impl Machine {
             Event::Undone(batch) => self.written(now, batch, false),
             Event::Created(seed) => self.admit(seed, HandoffState::Unowned, None, None, false),
             Event::Updated { id, edition, kind, size, deleting } => self.updated(id, edition, kind, size, deleting),
+            Event::Unbind { id, site, number } => self.unbind(now, id, site.as_ref(), number),
             Event::Check(id, number) => self.check(id, number),
             Event::FellBehind => self.membership.start_waits_anew(now),
             Event::Tick => self.tick(now),

@@ -192,7 +192,28 @@ impl Admission {
     /// different ones.
     fn check_ports(&self, record: &Record) -> Result<(), CommandError> {
         let ours = self.entry(record.id);
-        let ours = ours.as_deref().and_then(host);
+        let wrong = self.taken_ports(record, ours.as_deref().and_then(host))?;
+        if wrong.is_empty() { Ok(()) } else { Err(CommandError::Invalid(wrong)) }
+    }
+
+    /// Whether an appliance may be freed from its host: no other one may have its ports, on whichever host.
+    ///
+    /// # Errors
+    /// [`CommandError::PortTaken`], [`CommandError::NotFound`]; [`CommandError::Contended`] while it is being changed.
+    pub fn check_unbind(&self, id: ApplianceId) -> Result<(), CommandError> {
+        let target = ApplianceTarget::Id(id);
+        let entry = self.current(&target)?.ok_or(CommandError::NotFound(target))?;
+        if entry.record.deleting {
+            return Ok(());
+        }
+        match self.taken_ports(&entry.record, None)?.into_iter().next() {
+            None => Ok(()),
+            Some(taken) => Err(CommandError::PortTaken { appliance: id, problem: taken.description }),
+        }
+    }
+
+    /// Ports of a record that another appliance has which may share the host `ours`, any host if that is absent.
+    fn taken_ports(&self, record: &Record, ours: Option<&str>) -> Result<Vec<FieldViolation>, CommandError> {
         let mut wrong: Vec<FieldViolation> = Vec::new();
         for (port, field) in self.ports.wanted(record) {
             for other in self.ports.claims(port).iter().filter(|id| **id != record.id) {
@@ -216,7 +237,7 @@ impl Admission {
                 ));
             }
         }
-        if wrong.is_empty() { Ok(()) } else { Err(CommandError::Invalid(wrong)) }
+        Ok(wrong)
     }
 }
 

@@ -203,6 +203,12 @@ fn ports_of_different_hosts_do_not_meet_and_those_of_directories_do() {
     let (_, description) = violation(refused(&mut admission, &patch(ApplianceTarget::Id(id(3)), port(80))));
     assert!(description.contains("default/a"), "{description}");
     run(&mut admission, &patch(ApplianceTarget::Id(id(2)), port(80))).expect("they run on different hosts");
+    let met = admission.check_unbind(id(1)).expect_err("unbound, it could come to h2");
+    assert!(matches!(&met, CommandError::PortTaken { problem, .. } if problem.contains("default/b")), "{met:?}");
+    assert_eq!(admission.check_unbind(id(3)), Ok(()));
+    let _change = admit(&mut admission, &rebuild(ApplianceTarget::Id(id(3))));
+    assert_eq!(admission.check_unbind(id(3)), Err(CommandError::Contended));
+    assert!(matches!(admission.check_unbind(id(9)), Err(CommandError::NotFound(_))));
 }
 
 #[test]

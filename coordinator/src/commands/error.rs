@@ -4,7 +4,7 @@ use std::fmt;
 
 use common::appliance::{FieldViolation, Name};
 use common::change::ApplianceTarget;
-use common::{ApplianceId, CoordinatorId, Generation, Incarnation, WorkerId};
+use common::{ApplianceId, CoordinatorId, Generation, Incarnation, Site, WorkerId};
 use uuid::Uuid;
 
 /// Why a command was not carried out. Nothing was changed, unless the variant says otherwise.
@@ -64,6 +64,32 @@ pub enum CommandError {
         appliance: ApplianceId,
         /// Why.
         reason: String,
+    },
+    /// A worker may own the appliance, so that it is not freed from its host.
+    #[error("appliance {appliance} may be owned: {reason}")]
+    MayBeOwned {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// By which worker, and for how long if that is known.
+        reason: String,
+    },
+    /// The appliance is bound to another site than the one that was meant.
+    #[error("appliance {appliance} is bound to {site}")]
+    OtherSite {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// Where it is bound to.
+        site: Site,
+    },
+    /// Without its host an appliance could come to where its ports are taken.
+    #[error(
+        "appliance {appliance} could come to the same host as another one once it is bound to none: {problem}; change one of them first"
+    )]
+    PortTaken {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// The port, and the other appliance.
+        problem: String,
     },
     /// There is no such worker.
     #[error("there is no worker {0}")]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use common::{ApplianceId, Incarnation, WorkerId};
+use common::{ApplianceId, Incarnation, Site, WorkerId};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -48,6 +48,17 @@ pub enum Command {
         /// Answered when no further heartbeat of that life can count, and the catalog shows it.
         reply: Reply<()>,
     },
+    /// Free an appliance from the site it is bound to.
+    Unbind {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// Only from this site; from whichever it is bound to when absent.
+        site: Option<Site>,
+        /// For the audit trail.
+        request: Operator,
+        /// Answered with the site it was bound to, once the store has that it is not, and the catalog shows it.
+        reply: Reply<Option<Site>>,
+    },
     /// Stop all planning, until [`Resume`](Self::Resume).
     Pause {
         /// The reason is shown in [`PausedView`](crate::views::PausedView).
@@ -70,6 +81,7 @@ impl Command {
         match self {
             Self::Change { reply, .. } => drop(reply.send(Err(error))),
             Self::Explain { reply, .. } => drop(reply.send(Err(error))),
+            Self::Unbind { reply, .. } => drop(reply.send(Err(error))),
             Self::Check { reply, .. }
             | Self::Evict { reply, .. }
             | Self::Pause { reply, .. }

@@ -1,5 +1,6 @@
-//! The service `Placement`: queries about the ring, and pausing placement.
+//! The service `Placement`: queries about the ring, pausing placement, and freeing appliances from lost hosts.
 
+use common::Site;
 use common::appliance::FieldViolation;
 use common::ring::position;
 use proto::admin::v1 as wire;
@@ -103,6 +104,21 @@ impl wire::placement_server::Placement for PlacementService {
         request: Request<wire::ResumePlacementRequest>,
     ) -> Result<Response<wire::PlacementState>, Status> {
         self.state_after(self.caller.commands.resume(&context(&request)).await)
+    }
+
+    async fn unbind(&self, request: Request<wire::UnbindRequest>) -> Result<Response<wire::UnbindResponse>, Status> {
+        let context = context(&request);
+        let wire::UnbindRequest { appliance, host, state_dir, reason: why } = request.into_inner();
+        let reason = reason(why)?;
+        if host.is_empty() && !state_dir.is_empty() {
+            return Err(status::invalid(&[FieldViolation::new("host", "is needed with a state directory")]));
+        }
+        let id = self.caller.find(appliance)?.record.id;
+        let site = (!host.is_empty()).then(|| Site::new(&host, &state_dir));
+        let freed =
+            self.caller.commands.unbind(&context, id, site, reason).await.map_err(|e| status::from_command(&e))?;
+        let (host, dir) = freed.as_ref().map_or(("", ""), |site| (site.host(), site.state_dir()));
+        Ok(Response::new(wire::UnbindResponse { host: host.to_owned(), state_dir: dir.to_owned() }))
     }
 }
 

@@ -59,6 +59,9 @@ pub fn from_command(error: &CommandError) -> Status {
         }
         CommandError::Deleting(id) => precondition("DELETING", &id.to_string(), &text),
         CommandError::NoOwner { appliance, .. } => precondition("NO_OWNER", &appliance.to_string(), &text),
+        CommandError::MayBeOwned { appliance, .. } => precondition("MAY_BE_OWNED", &appliance.to_string(), &text),
+        CommandError::OtherSite { appliance, .. } => precondition("OTHER_SITE", &appliance.to_string(), &text),
+        CommandError::PortTaken { appliance, .. } => precondition("PORT_TAKEN", &appliance.to_string(), &text),
         CommandError::Full(_) => {
             let details = ErrorDetails::with_quota_failure_violation("appliances", text.as_str());
             status(Code::ResourceExhausted, "CLUSTER_FULL", details)

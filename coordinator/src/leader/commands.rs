@@ -3,12 +3,14 @@
 use std::time::SystemTime;
 
 use common::change::ApplianceTarget;
-use common::{ApplianceId, Incarnation, Life, WorkerId};
-use coordinator_core::machine::{self, Event};
+use common::{ApplianceId, Incarnation, Life, Site, WorkerId};
+use coordinator_core::machine::{self, Event, UnbindNumber, UnbindRefused};
 use runtime::clock;
+use tracing::info;
 
 use super::Leader;
 use super::convert::{self, seed, size};
+use super::waiting::UnbindCaller;
 use crate::admission::{Admitted, AdmittedChange};
 use crate::commands::{ChangeOutcome, Changed, Command, CommandError, Mutation, Operator, Reply};
 use crate::record::AuditEvent;
@@ -24,6 +26,9 @@ impl Leader<'_> {
                 let _ = reply.send(self.explain(appliance));
             }
             Command::Evict { worker, incarnation, request, reply } => self.evict(worker, incarnation, &request, reply),
+            Command::Unbind { appliance, site, request, reply } => {
+                self.unbind(UnbindCaller { appliance, request, reply }, site);
+            }
             Command::Pause { request, reply } => self.pause(&request, reply),
             Command::Resume { request, reply } => self.resume(&request, reply),
         }
@@ -106,6 +111,38 @@ impl Leader<'_> {
         self.audit("evict", worker.as_str(), request);
         self.waiting.add_eviction(life.clone(), reply);
         self.step(Event::Evict(life));
+    }
+
+    fn unbind(&mut self, caller: UnbindCaller, site: Option<Site>) {
+        if caller.reply.is_closed() {
+            // The caller's deadline has passed, as for changes.
+            return;
+        }
+        let id = caller.appliance;
+        if let Err(error) = self.admission.check_unbind(id) {
+            return drop(caller.reply.send(Err(error)));
+        }
+        let number = self.waiting.add_unbind(caller);
+        self.step(Event::Unbind { id, site, number });
+    }
+
+    /// The machine has answered [`Event::Unbind`].
+    pub(super) fn unbound(&mut self, number: UnbindNumber, answer: Result<Option<Site>, UnbindRefused>) {
+        let Some(UnbindCaller { appliance, request, reply }) = self.waiting.take_unbind(number) else { return };
+        if let Ok(Some(site)) = &answer {
+            info!(%appliance, %site, actor = request.actor, reason = request.reason, "freed from its site");
+            self.audit("unbind", &format!("{appliance} from {site}"), &request);
+            // Its caller reads the catalog next.
+            self.publisher.flush();
+        }
+        let _ = reply.send(answer.map_err(|refused| match refused {
+            UnbindRefused::Unknown => CommandError::NotFound(ApplianceTarget::Id(appliance)),
+            UnbindRefused::OtherSite(site) => CommandError::OtherSite { appliance, site },
+            UnbindRefused::NotStored => CommandError::Unavailable(refused.to_string()),
+            UnbindRefused::MayBeOwned { .. } | UnbindRefused::BeingStored | UnbindRefused::Awaited(_) => {
+                CommandError::MayBeOwned { appliance, reason: refused.to_string() }
+            }
+        }));
     }
 
     fn pause(&mut self, request: &Operator, reply: Reply<()>) {

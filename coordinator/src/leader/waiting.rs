@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
-use common::{ApplianceId, Life};
+use common::{ApplianceId, Life, Site};
+use coordinator_core::machine::UnbindNumber;
 
-use crate::commands::{CommandError, Reply};
+use crate::commands::{CommandError, Operator, Reply};
 
 /// The callers that wait.
 #[derive(Debug, Default)]
@@ -13,6 +14,16 @@ pub(super) struct WaitingCallers {
     checks: HashMap<ApplianceId, Vec<(u64, Reply<()>)>>,
     last_check: u64,
     evictions: Vec<(Life, Reply<()>)>,
+    unbinds: HashMap<UnbindNumber, UnbindCaller>,
+    last_unbind: UnbindNumber,
+}
+
+/// Waits until an appliance is freed from its site.
+#[derive(Debug)]
+pub(super) struct UnbindCaller {
+    pub(super) appliance: ApplianceId,
+    pub(super) request: Operator,
+    pub(super) reply: Reply<Option<Site>>,
 }
 
 impl WaitingCallers {
@@ -49,11 +60,26 @@ impl WaitingCallers {
         }
     }
 
+    /// Lets a caller wait until an appliance is freed from its site; answers with the number of the request.
+    pub(super) fn add_unbind(&mut self, caller: UnbindCaller) -> UnbindNumber {
+        self.last_unbind += 1;
+        self.unbinds.insert(self.last_unbind, caller);
+        self.last_unbind
+    }
+
+    /// The caller of a request to unbind. It is to be answered.
+    pub(super) fn take_unbind(&mut self, number: UnbindNumber) -> Option<UnbindCaller> {
+        self.unbinds.remove(&number)
+    }
+
     /// Answers every caller with `error`.
     pub(super) fn fail_all(&mut self, error: &CommandError) {
         let checks = self.checks.drain().flat_map(|(_, waiting)| waiting.into_iter().map(|(_, reply)| reply));
         for reply in checks.chain(self.evictions.drain(..).map(|(_, reply)| reply)) {
             let _ = reply.send(Err(error.clone()));
+        }
+        for (_, caller) in self.unbinds.drain() {
+            let _ = caller.reply.send(Err(error.clone()));
         }
     }
 }

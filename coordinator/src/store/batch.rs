@@ -197,7 +197,8 @@ impl Batch {
     fn grant(&mut self, op: &GrantOp, log: &mut LogPacker) {
         match op {
             GrantOp::Grant { .. } => log.push(op),
-            GrantOp::Free { appliance, progress, fence_delay } => {
+            GrantOp::Free { appliance, progress, fence_delay }
+            | GrantOp::Unbind { appliance, progress, fence_delay } => {
                 log.push(op);
                 let row = rows::from_progress(*appliance, progress, *fence_delay);
                 self.progress.insert(row.appliance, Some(row));

@@ -71,6 +71,7 @@ impl LogPacker {
             GrantOp::Free { appliance, .. } => {
                 self.packer.entry(FREE).bytes(appliance.as_bytes());
             }
+            GrantOp::Unbind { appliance, .. } => put_free(&mut self.packer, *appliance, None),
             GrantOp::Remove { appliance } => {
                 self.packer.entry(REMOVE).bytes(appliance.as_bytes());
             }
@@ -104,6 +105,10 @@ fn put_grant(packer: &mut Packer, appliance: ApplianceId, to: &Granted, site: Op
     if !fence_delay.is_zero() {
         packer.number(u64::try_from(fence_delay.as_nanos()).unwrap_or(u64::MAX));
     }
+}
+
+fn put_free(packer: &mut Packer, appliance: ApplianceId, site: Option<&Site>) {
+    packer.entry(FREE_ON_SITE).bytes(appliance.as_bytes()).optional_name(site.map(|site| site.as_str().as_bytes()));
 }
 
 /// One entry of a row, as printed and applied.
@@ -293,12 +298,7 @@ impl ReplayedLog {
             let (Some(packer), Some(grant)) = (packers.last_mut(), self.table.get(&id)) else { continue };
             match &grant.granted {
                 Some(to) => put_grant(packer, id, to, grant.site.as_ref(), grant.fence_delay),
-                None => {
-                    packer
-                        .entry(FREE_ON_SITE)
-                        .bytes(id.as_bytes())
-                        .optional_name(grant.site.as_ref().map(|site| site.as_str().as_bytes()));
-                }
+                None => put_free(packer, id, grant.site.as_ref()),
             }
         }
         let count = packers.len();

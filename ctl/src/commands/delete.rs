@@ -1,7 +1,6 @@
 //! `rugctl delete`: remove appliances and wait until they are gone.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Args;
@@ -9,7 +8,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use proto::admin::v1;
 
 use crate::client::{AdminClient, by_id, reference, request_id};
-use crate::commands::{CommandContext, Wait};
+use crate::commands::{CommandContext, Wait, confirm};
 use crate::document::{self, view};
 use crate::error::{Exit, Failure};
 use crate::output::{Ui, count};
@@ -125,21 +124,4 @@ pub(crate) async fn delete_everything(client: &AdminClient, ui: &Ui, limit: Dura
     let deleted = delete(client, client.list(v1::ApplianceFilter::default()).await?).await?;
     settle(client, ui, gone(&deleted), limit).await?;
     Ok(deleted.len() as u64)
-}
-
-async fn confirm(question: &str) -> Result<(), Failure> {
-    if !std::io::stdin().is_terminal() {
-        return Err(Failure::usage(format!("{question} answer with --yes")));
-    }
-    let _ = write!(std::io::stderr(), "{question} [y/N] ");
-    // On a blocking thread, so that Ctrl-C works meanwhile.
-    let answer = tokio::task::spawn_blocking(|| {
-        let mut line = String::new();
-        std::io::stdin().lock().read_line(&mut line).map(|_| line)
-    });
-    let answer = answer.await.map_err(|e| Failure::failed(format!("read the answer: {e}")))?;
-    match answer?.trim().to_lowercase().as_str() {
-        "y" | "yes" => Ok(()),
-        _ => Err(Failure::failed("nothing was deleted")),
-    }
 }

@@ -1,12 +1,15 @@
-//! `rugctl placement`: pause and resume placement.
+//! `rugctl placement`: pause and resume placement, and free appliances from a lost host.
 
 use std::fmt::Write as _;
 use std::time::SystemTime;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use proto::admin::v1;
+use serde::Serialize;
 
-use crate::commands::CommandContext;
+use crate::client::{by_id, reference};
+use crate::commands::{CommandContext, Tenant, confirm};
+use crate::document::view::label;
 use crate::error::Failure;
 use crate::output::{age, one_line, view as shown};
 
@@ -21,6 +24,30 @@ pub(crate) enum PlacementCommand {
     },
     /// Resume placement, after `pause` or after too many workers vanished at once
     Resume,
+    /// Free an appliance from a host that is lost for good, so that it is started anew elsewhere
+    Unbind(UnbindArgs),
+}
+
+/// Arguments of `unbind`.
+#[derive(Args, Debug)]
+pub(crate) struct UnbindArgs {
+    /// Name or id
+    name: String,
+    #[command(flatten)]
+    tenant: Tenant,
+    /// Reason, for the audit trail
+    #[arg(long, default_value = "", hide_default_value = true)]
+    reason: String,
+    /// Do not ask for confirmation
+    #[arg(short, long)]
+    yes: bool,
+}
+
+/// What an appliance was freed from; empty when it was bound to nothing.
+#[derive(Debug, Serialize)]
+struct UnboundSite {
+    host: String,
+    state_dir: String,
 }
 
 /// Runs the command.
@@ -28,11 +55,52 @@ pub(crate) async fn run(context: &CommandContext, command: &PlacementCommand) ->
     let state = match command {
         PlacementCommand::Pause { reason } => context.client.pause(reason).await?,
         PlacementCommand::Resume => context.client.resume().await?,
+        PlacementCommand::Unbind(args) => return unbind(context, args).await,
     };
     if context.ui.format.is_structured() {
         return context.ui.print_value(&shown::Placement::from(state));
     }
     context.ui.print(&describe(&state, SystemTime::now()))
+}
+
+async fn unbind(context: &CommandContext, args: &UnbindArgs) -> Result<(), Failure> {
+    let appliance = context.client.get(reference(&args.tenant.tenant, &args.name)?).await?;
+    let label = label(&appliance);
+    let bound = appliance.assignment.clone().unwrap_or_default();
+    let freed = if bound.host.is_empty() {
+        v1::UnbindResponse::default()
+    } else {
+        if !args.yes {
+            confirm(&unbind_question(&label, &bound)).await?;
+        }
+        // Only from where it was seen to be: a call that is repeated must not free it from its next host.
+        let request = v1::UnbindRequest {
+            appliance: Some(by_id(&appliance.id)),
+            host: bound.host,
+            state_dir: bound.state_dir,
+            reason: args.reason.clone(),
+        };
+        context.client.unbind(request).await?
+    };
+    if context.ui.format.is_structured() {
+        return context.ui.print_value(&UnboundSite { host: freed.host, state_dir: freed.state_dir });
+    }
+    context.ui.print(&match freed.host.as_str() {
+        "" => format!("{label} is bound to no host"),
+        host => format!("{label} is not bound to {} any more", one_line(host)),
+    })
+}
+
+fn unbind_question(label: &str, bound: &v1::Assignment) -> String {
+    let dir = match bound.state_dir.as_str() {
+        "" => String::new(),
+        dir => format!(" in {}", one_line(dir)),
+    };
+    format!(
+        "instances of {label} are kept on host {}{dir}; if any still run there they are not stopped, and new ones are \
+         started elsewhere. Unbind it?",
+        one_line(&bound.host)
+    )
 }
 
 fn describe(state: &v1::PlacementState, now: SystemTime) -> String {
@@ -67,6 +135,16 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn the_question_before_unbinding_names_the_host_and_what_is_not_stopped() {
+        let bound = v1::Assignment { host: "h1".into(), state_dir: "/var/lib/rug".into(), ..v1::Assignment::default() };
+        assert_eq!(
+            unbind_question("custom/web", &bound),
+            "instances of custom/web are kept on host h1 in /var/lib/rug; if any still run there they are not stopped, \
+             and new ones are started elsewhere. Unbind it?"
+        );
+    }
 
     #[test]
     fn reasons_for_a_halt_of_placement_are_shown() {

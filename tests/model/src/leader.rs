@@ -160,7 +160,7 @@ impl ModelState {
         }
         let granted = commit.grants.iter().filter_map(|op| match op {
             GrantOp::Grant { to, .. } => Some(to.token),
-            GrantOp::Free { .. } | GrantOp::Remove { .. } => None,
+            GrantOp::Free { .. } | GrantOp::Unbind { .. } | GrantOp::Remove { .. } => None,
         });
         self.lead(l, Event::Durable(batch), &granted.collect::<Vec<_>>());
     }
@@ -208,6 +208,7 @@ impl ModelState {
             Action::Reports(_)
             | Action::Assigned(_)
             | Action::Removed(_)
+            | Action::Unbind(..)
             | Action::WorkerChanged(_)
             | Action::Gone(..)
             | Action::Rebalance(_)

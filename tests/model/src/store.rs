@@ -82,8 +82,11 @@ impl ModelStore {
                     row.progress = progress.clone();
                     row.fence_delay = *fence_delay;
                 }
-                GrantOp::Remove { appliance } => {
-                    return Err(Wrong::new(Promise::Checks, format!("{appliance} is removed, which nobody asked for")));
+                GrantOp::Remove { appliance } | GrantOp::Unbind { appliance, .. } => {
+                    return Err(Wrong::new(
+                        Promise::Checks,
+                        format!("{appliance} is removed or unbound, which nobody asked for"),
+                    ));
                 }
             }
         }

@@ -184,6 +184,13 @@ impl SimDatabase {
                 grant.progress = progress.clone();
                 grant.fence_delay = *fence_delay;
             }
+            GrantOp::Unbind { appliance, progress, fence_delay } => {
+                let grant = self.rows.grants.entry(*appliance).or_default();
+                grant.granted = None;
+                grant.site = None;
+                grant.progress = progress.clone();
+                grant.fence_delay = *fence_delay;
+            }
             GrantOp::Remove { appliance } => {
                 self.rows.records.remove(appliance);
                 self.rows.grants.remove(appliance);

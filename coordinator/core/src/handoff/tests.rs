@@ -56,6 +56,7 @@ fn every_pair_does_what_the_table_says() {
         ("gone", HandoffEvent::Gone(own.life())),
         ("holds", HandoffEvent::Holds(own.clone())),
         ("nothing", HandoffEvent::HoldsNothing(own.life())),
+        ("unbound", HandoffEvent::Unbound),
     ];
     let expected = [
         // Unowned, Granting, Offered, Owned, Releasing, Freeing, Passing, Orphaned, Removing
@@ -120,6 +121,7 @@ fn every_pair_does_what_the_table_says() {
             "removing Conflict",
         ],
         [".", ".", "unowned", "unowned", "unowned", ".", ".", ".", "."],
+        ["unowned", ".", ".", ".", ".", ".", ".", "unowned", "."],
     ];
     for ((name, event), row) in events.into_iter().zip(expected) {
         for (state, want) in states().iter().zip(row) {

@@ -70,7 +70,8 @@ impl Canonical for Machine {
 impl Canonical for Writes {
     fn canon(&self, to: &mut Canon) {
         // The number of the next batch only has to be new.
-        let Self { next_batch: _, under_way, commit, pending, freed, retries, ending, remembered, end_at } = self;
+        let Self { next_batch: _, under_way, commit, pending, freed, unbinding, retries, ending, remembered, end_at } =
+            self;
         to.put(&under_way.len());
         for (batch, pending) in under_way {
             to.batch(*batch);
@@ -79,6 +80,7 @@ impl Canonical for Writes {
         to.put(commit);
         to.put(pending);
         to.list(freed.iter().map(|slot| slot.0));
+        to.list(unbinding.iter().map(|slot| slot.0));
         to.put(&retries.len());
         for (at, slot) in retries {
             to.until(*at);
@@ -102,6 +104,8 @@ impl Canonical for Pending {
                 to.conn(*conn);
             }
             Self::Departed(life, missed) => to.put(&(2_u32, life, missed)),
+            // The number only finds the caller.
+            Self::Unbound(slot, _) => to.put(&(3_u32, slot.0)),
         }
     }
 }
@@ -167,6 +171,7 @@ impl Canonical for GrantOp {
             }
             Self::Free { appliance, progress, fence_delay } => to.put(&((1_u32, appliance), progress, fence_delay)),
             Self::Remove { appliance } => to.put(&(2_u32, appliance)),
+            Self::Unbind { appliance, progress, fence_delay } => to.put(&((3_u32, appliance), progress, fence_delay)),
         }
     }
 }

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use common::kind::KindName;
 use common::session::{Envelope, RefusedReason, StatusReport, ToCoordinator, ToWorker};
-use common::{ApplianceId, Edition, Life, Term, Timestamp, WorkerId};
+use common::{ApplianceId, Edition, Life, Site, Term, Timestamp, WorkerId};
 
 use super::StreamId;
+use super::unbind::{UnbindNumber, UnbindRefused};
 use crate::grants::{GrantOp, StoredGrant, StoredMember};
 use crate::membership::{ObservedLease, ObservedMember};
 use crate::rebalance::RebalanceEvent;
@@ -61,6 +62,15 @@ pub enum Event {
         size: usize,
         /// It is to be removed.
         deleting: bool,
+    },
+    /// An operator frees an unowned appliance from the site it is bound to, because its host is lost for good.
+    Unbind {
+        /// The appliance.
+        id: ApplianceId,
+        /// Only from this site; from whichever it is bound to when absent.
+        site: Option<Site>,
+        /// Returned with the answer, [`Action::Unbind`].
+        number: UnbindNumber,
     },
     /// Somebody wants an appliance probed now.
     Check(ApplianceId, u64),
@@ -160,6 +170,9 @@ pub enum Action {
     Assigned(ApplianceId),
     /// An appliance is gone for ever and its rows with it.
     Removed(ApplianceId),
+    /// The answer to [`Event::Unbind`]: the site that the appliance was bound to, which the store does not have any more;
+    /// `None` when it was bound to none.
+    Unbind(UnbindNumber, Result<Option<Site>, UnbindRefused>),
     /// A worker joined, changed or is gone, for readers.
     WorkerChanged(WorkerId),
     /// A life is gone, decided at this moment: others may act on what it held from then on. To be logged.

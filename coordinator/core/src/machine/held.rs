@@ -73,7 +73,7 @@ fn stored(w: &World) -> Vec<(bool, Duration)> {
     ops.filter_map(|op| match op {
         GrantOp::Grant { fence_delay, .. } => Some((true, *fence_delay)),
         GrantOp::Free { fence_delay, .. } => Some((false, *fence_delay)),
-        GrantOp::Remove { .. } => None,
+        GrantOp::Unbind { .. } | GrantOp::Remove { .. } => None,
     })
     .collect()
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use common::kind::KindName;
 use common::mutant::{self, Mutant};
 use common::session::{Carryover, OwnedGrant};
-use common::{Life, Timestamp, Token, WorkerId};
+use common::{ApplianceId, Life, Timestamp, Token, WorkerId};
 
 use super::writes::Pending;
 use super::{Action, Machine, WRITE_RETRY};
@@ -100,13 +100,18 @@ impl Machine {
             // On its way: counted where it goes, so that no second appliance is sent to fill the same place.
             HandoffState::Releasing(g) => (Some(preferred.unwrap_or(&g.worker)), None),
         };
-        let barred = self.conflicts.concern(slot) || self.quarantine.quarantined(entry.id).is_some();
-        let movable = !barred && (entry.state.wants_owner() || matches!(entry.state, HandoffState::Owned(_)));
+        let movable = !self.is_barred(slot, entry.id)
+            && (entry.state.wants_owner() || matches!(entry.state, HandoffState::Owned(_)));
         self.planner.set_owner(slot, owner, former);
         self.planner.set_movable(slot, movable);
         if entry.state.wants_owner() {
             self.pacing.due.want_owner();
         }
+    }
+
+    /// Whether an appliance is granted to no worker, whatever the planner thinks of it.
+    pub(super) fn is_barred(&self, slot: Slot, id: ApplianceId) -> bool {
+        self.conflicts.concern(slot) || self.quarantine.quarantined(id).is_some() || self.writes.is_unbinding(slot)
     }
 
     fn carry_out(&mut self, now: Timestamp, slot: Slot, effect: HandoffEffect) {
@@ -224,6 +229,7 @@ impl Machine {
                     self.transition(now, slot, event);
                 }
                 Pending::Member(conn) => self.member_written(now, conn, durable),
+                Pending::Unbound(slot, number) => self.unbound(now, slot, number, durable),
                 Pending::Departed(life, missed) => {
                     self.writes.life_written(&life, missed, durable, now + WRITE_RETRY);
                 }

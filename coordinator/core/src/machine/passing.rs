@@ -12,7 +12,7 @@ fn freed_and_granted(commit: &Commit) -> (Vec<ApplianceId>, Vec<ApplianceId>) {
         match op {
             GrantOp::Free { appliance, .. } => freed.push(*appliance),
             GrantOp::Grant { appliance, .. } => granted.push(*appliance),
-            GrantOp::Remove { .. } => panic!("nothing is removed"),
+            GrantOp::Unbind { .. } | GrantOp::Remove { .. } => panic!("nothing is unbound or removed"),
         }
     }
     (freed, granted)

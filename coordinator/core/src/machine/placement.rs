@@ -411,8 +411,7 @@ impl Machine {
                 && !self.members.is_handing_back(&to)
                 && profile.can_run(&entry.needs.driver, entry.needs.kind, entry.needs.site.as_ref())
                 && !self.pacing.has_declined(slot, &to);
-            let barred = self.conflicts.concern(slot) || self.quarantine.quarantined(entry.id).is_some();
-            if takes && !barred {
+            if takes && !self.is_barred(slot, entry.id) {
                 moves.push(PlannedMove { appliance: entry.id, slot, from: None, to, reason: Reason::Returned });
             }
         }

@@ -9,6 +9,7 @@ use common::{Incarnation, Life, Timestamp, Token, WorkerId};
 
 use super::events::{BatchId, Commit};
 use super::sessions::StreamId;
+use super::unbind::UnbindNumber;
 use crate::grants::{GrantOp, Profile, StoredMember};
 use crate::planner::Slot;
 
@@ -21,6 +22,8 @@ pub(super) enum Pending {
     Member(StreamId),
     /// The end of a life: its row is removed, or (`true`) kept as that of a missed name.
     Departed(Life, bool),
+    /// An appliance that is freed from its site, by this request.
+    Unbound(Slot, UnbindNumber),
 }
 
 /// The writes of one term.
@@ -34,6 +37,8 @@ pub(super) struct Writes {
     pub(super) pending: Vec<Pending>,
     /// Given up since the last plan: the carryover is written with the next grant if that plan makes one.
     pub(super) freed: BTreeSet<Slot>,
+    /// Appliances that are being freed from their site: granted to no worker until the store has that.
+    pub(super) unbinding: BTreeSet<Slot>,
     /// Writes that failed and are tried again.
     pub(super) retries: BTreeSet<(Timestamp, Slot)>,
     /// Lives that are gone and may still be in the store as ones that act. Every commit ends them until one that did is
@@ -55,6 +60,7 @@ impl Writes {
             commit: Commit::default(),
             pending: Vec::new(),
             freed: BTreeSet::new(),
+            unbinding: BTreeSet::new(),
             retries: BTreeSet::new(),
             ending: BTreeMap::new(),
             remembered: BTreeMap::new(),
@@ -75,6 +81,23 @@ impl Writes {
     /// Writes a change of ownership whose outcome nothing waits for.
     pub(super) fn note(&mut self, op: GrantOp) {
         self.commit.grants.push(op);
+    }
+
+    /// Writes that an appliance is freed from its site; `number` names the request that waits for it.
+    pub(super) fn unbind(&mut self, slot: Slot, number: UnbindNumber, op: GrantOp) {
+        self.unbinding.insert(slot);
+        self.commit.grants.push(op);
+        self.pending.push(Pending::Unbound(slot, number));
+    }
+
+    /// The write of [`Writes::unbind`] has ended.
+    pub(super) fn unbound(&mut self, slot: Slot) {
+        self.unbinding.remove(&slot);
+    }
+
+    /// Whether an appliance is being freed from its site.
+    pub(super) fn is_unbinding(&self, slot: Slot) -> bool {
+        self.unbinding.contains(&slot)
     }
 
     /// Writes a member; the stream waits for it.

@@ -1,11 +1,16 @@
 //! Operator calls and their visible effects.
 
-use common::Incarnation;
+use std::collections::BTreeMap;
 
+use common::appliance::Spec;
+use common::driver::DriverName;
+use common::kind::{Custom, KindSpec, Probe};
+use common::{Generation, Incarnation};
 use tokio::sync::mpsc;
 
 use super::*;
 use crate::commands::Operator;
+use crate::record::Record;
 use crate::views::{FrozenView, PausedView, PlacementView, UnownedAppliance, UnownedView, ViolationsView};
 use wire::cluster_client::ClusterClient;
 use wire::placement_client::PlacementClient;
@@ -21,7 +26,7 @@ fn placed(placement: PlacementView) -> ClusterView {
     ClusterView { placement, ..cluster() }
 }
 
-/// A leader that pauses, resumes, and evicts `w1` once; records the commands.
+/// A leader that pauses, resumes, evicts `w1` once and unbinds what is on `h1`; records the commands.
 fn obey(catalog: &Arc<Catalog>, mut received: CommandQueue) -> mpsc::UnboundedReceiver<Operator> {
     let catalog = Arc::clone(catalog);
     let (tell, told) = mpsc::unbounded_channel();
@@ -46,6 +51,15 @@ fn obey(catalog: &Arc<Catalog>, mut received: CommandQueue) -> mpsc::UnboundedRe
                     let _ = reply.send(answer);
                     (request, None)
                 }
+                Command::Unbind { appliance, site, request, reply } => {
+                    let on = common::Site::new("h1", "/a");
+                    let _ = reply.send(match site {
+                        Some(other) if other != on => Err(CommandError::OtherSite { appliance, site: on }),
+                        Some(site) => Ok(Some(site)),
+                        None => Err(CommandError::MayBeOwned { appliance, reason: "w1 owns it".into() }),
+                    });
+                    (request, None)
+                }
                 _ => continue,
             };
             let _ = tell.send(request);
@@ -55,6 +69,26 @@ fn obey(catalog: &Arc<Catalog>, mut received: CommandQueue) -> mpsc::UnboundedRe
         }
     });
     told
+}
+
+/// An appliance as it is stored.
+fn record(name: &str) -> Record {
+    let custom = Custom { command: "sleep".into(), args: vec![], env: BTreeMap::new(), port: None, probe: Probe::Tcp };
+    Record {
+        id: ApplianceId::from_u128(1),
+        tenant: "default".parse().expect("a valid name"),
+        name: name.parse().expect("a valid name"),
+        driver: DriverName::process(),
+        placement_key: name.into(),
+        labels: BTreeMap::new(),
+        spec: Spec { replicas: 1, probe_interval: None, image: None, ports: vec![], kind: KindSpec::Custom(custom) },
+        generation: Generation::new(1),
+        written: Term::new(1),
+        revision: 0,
+        deleting: false,
+        created: SystemTime::UNIX_EPOCH,
+        updated: SystemTime::UNIX_EPOCH,
+    }
 }
 
 /// Serves the API with that leader.
@@ -87,6 +121,31 @@ async fn placement_is_paused_and_resumed() {
         let status = client.pause(pause(&odd)).await.expect_err("too long or odd");
         assert_eq!(status.get_error_details().bad_request().expect("named").field_violations[0].field, "reason");
     }
+}
+
+#[tokio::test]
+async fn an_appliance_is_unbound_from_the_named_site_only() {
+    let (catalog, channel, mut told) = start().await;
+    catalog.put_record(&Arc::new(record("web")));
+    let mut client = PlacementClient::new(channel);
+    let unbind = |name: &str, host: &str, state_dir: &str| wire::UnbindRequest {
+        appliance: by_name(name),
+        host: host.into(),
+        state_dir: state_dir.into(),
+        reason: "burnt down".into(),
+    };
+    for (request, code, expected) in [
+        (unbind("other", "", ""), Code::NotFound, "NOT_FOUND"),
+        (unbind("web", "", "/a"), Code::InvalidArgument, "INVALID"),
+        (unbind("web", "", ""), Code::FailedPrecondition, "MAY_BE_OWNED"),
+        (unbind("web", "h2", "/a"), Code::FailedPrecondition, "OTHER_SITE"),
+    ] {
+        let status = client.unbind(request).await.expect_err("refused");
+        assert_eq!((status.code(), reason(&status).as_str()), (code, expected));
+    }
+    let freed = client.unbind(unbind("web", "h1", "/a")).await.expect("in order").into_inner();
+    assert_eq!((freed.host.as_str(), freed.state_dir.as_str()), ("h1", "/a"));
+    assert_eq!(told.recv().await.expect("asked").reason, "burnt down");
 }
 
 #[tokio::test]

@@ -39,6 +39,11 @@ fn op() -> impl Strategy<Value = GrantOp> {
             progress: Progress::default(),
             fence_delay: Duration::ZERO,
         }),
+        1 => (0..40_u128).prop_map(|n| GrantOp::Unbind {
+            appliance: id(n),
+            progress: Progress::default(),
+            fence_delay: Duration::ZERO,
+        }),
         1 => (0..40_u128).prop_map(|n| GrantOp::Remove { appliance: id(n) }),
     ]
 }
@@ -64,6 +69,12 @@ fn apply(model: &mut GrantTable, op: &GrantOp) {
         GrantOp::Free { appliance, .. } => {
             let grant = model.entry(*appliance).or_default();
             grant.granted = None;
+            grant.fence_delay = Duration::ZERO;
+        }
+        GrantOp::Unbind { appliance, .. } => {
+            let grant = model.entry(*appliance).or_default();
+            grant.granted = None;
+            grant.site = None;
             grant.fence_delay = Duration::ZERO;
         }
         GrantOp::Remove { appliance } => drop(model.remove(appliance)),
