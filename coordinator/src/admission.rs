@@ -138,7 +138,7 @@ impl Admission {
         if let Some(changed) = self.repeated(mutation, now)? {
             return Ok(Admitted::Done(changed));
         }
-        let change = match self.check(&mutation.change, now)? {
+        let change = match self.check(mutation, now)? {
             Checked::Missing => {
                 return Ok(Admitted::Done(Changed { entry: None, outcome: ChangeOutcome::Unchanged }));
             }

@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::views::Explanation;
 
-pub use change::{Change, ChangeOutcome, Changed, Mutation, RequestKey};
+pub use change::{Change, ChangeOrigin, ChangeOutcome, Changed, Mutation, RequestKey};
 pub use error::CommandError;
 pub use queue::{Command, CommandQueue, Reply};
 
@@ -88,17 +88,19 @@ pub fn channel() -> (Commands, CommandQueue) {
 impl Commands {
     /// Changes an appliance; answered when the change is durable. After another change of the same appliance, name, port
     /// or request it is tried again, until the deadline. With `validate_only` everything is checked and nothing changes.
+    /// `origin` decides what may be changed, and who manages what is created.
     ///
     /// # Errors
     /// [`CommandError`]; never [`CommandError::Contended`].
     pub async fn change(
         &self,
         context: &CommandContext,
+        origin: ChangeOrigin,
         change: Change,
         validate_only: bool,
         request: Option<RequestKey>,
     ) -> Result<Changed, CommandError> {
-        let mutation = Arc::new(Mutation { change, validate_only, request, actor: context.actor.clone() });
+        let mutation = Arc::new(Mutation { change, validate_only, request, actor: context.actor.clone(), origin });
         self.ask_until_settled(context, |reply| Command::Change { mutation: Arc::clone(&mutation), reply }).await
     }
 

@@ -1,6 +1,7 @@
 //! The coordinator: leads the cluster, answers the admin API, and sends workers what they own.
 //!
-//! Public is what its binary, the benchmarks and tests of other packages use; the compiler finds what is dead in the rest.
+//! Public is what its binary, the benchmarks and tests of other packages use, and `commands`, the way in for sources; the
+//! compiler finds what is dead in the rest.
 
 #![expect(
     unreachable_pub,
@@ -10,7 +11,7 @@
 mod admission;
 pub mod app;
 mod catalog;
-mod commands;
+pub mod commands;
 pub mod config;
 mod exit_code;
 mod grpc;

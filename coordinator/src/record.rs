@@ -33,6 +33,8 @@ pub struct Record {
     pub revision: u64,
     /// It is to be removed.
     pub deleting: bool,
+    /// Source that manages it; `None` when clients do. Cannot change.
+    pub managed_by: Option<Name>,
     /// When it was created.
     pub created: SystemTime,
     /// When it was last changed by a user.

@@ -250,7 +250,8 @@ fn appliance(field: Field, report: &mut ReadReport) -> Option<v1::Appliance> {
             None
         }
     };
-    // Printed by `get -o json`, ignored here.
+    // Printed by `get`, ignored here.
+    fields.take("managed_by", report);
     fields.take("status", report);
     fields.finish(report);
     Some(v1::Appliance {

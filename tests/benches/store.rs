@@ -177,6 +177,7 @@ fn create() -> Result<Vec<StoreWrite>> {
         written: Term::new(1),
         revision: 0,
         deleting: false,
+        managed_by: None,
         created: now,
         updated: now,
     };

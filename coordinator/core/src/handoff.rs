@@ -187,13 +187,13 @@ pub enum HandoffEffect {
 pub struct HandoffRefused;
 
 /// The next state and what has to be done.
-pub type Transition = Result<(HandoffState, Vec<HandoffEffect>), HandoffRefused>;
+pub type HandoffTransition = Result<(HandoffState, Vec<HandoffEffect>), HandoffRefused>;
 
 /// The next state and what has to be done; one function for each column of the table above.
 ///
 /// # Errors
 /// [`HandoffRefused`] when the event does not count in this state; the state is unchanged then.
-pub fn step(state: &HandoffState, event: HandoffEvent) -> Transition {
+pub fn step(state: &HandoffState, event: HandoffEvent) -> HandoffTransition {
     use HandoffEvent as E;
     match event {
         E::Assign(to) => assign(state, to),
@@ -211,7 +211,7 @@ pub fn step(state: &HandoffState, event: HandoffEvent) -> Transition {
     }
 }
 
-fn assign(state: &HandoffState, to: Granted) -> Transition {
+fn assign(state: &HandoffState, to: Granted) -> HandoffTransition {
     use HandoffState as S;
     match state {
         S::Unowned | S::Orphaned(_) if mutant::is(Mutant::GrantNotPersisted) => {
@@ -225,7 +225,7 @@ fn assign(state: &HandoffState, to: Granted) -> Transition {
     }
 }
 
-fn take(state: &HandoffState) -> Transition {
+fn take(state: &HandoffState) -> HandoffTransition {
     use HandoffState as S;
     match state {
         S::Owned(g) | S::Offered(g) => Ok((S::Releasing(g.clone()), vec![HandoffEffect::AskRelease])),
@@ -239,7 +239,7 @@ fn take(state: &HandoffState) -> Transition {
     }
 }
 
-fn durable(state: &HandoffState, token: Token) -> Transition {
+fn durable(state: &HandoffState, token: Token) -> HandoffTransition {
     use HandoffState as S;
     match state {
         S::Granting(g) if g.token == token => Ok((S::Offered(g.clone()), vec![HandoffEffect::Offer])),
@@ -258,7 +258,7 @@ fn durable(state: &HandoffState, token: Token) -> Transition {
     }
 }
 
-fn undone(state: &HandoffState, token: Token) -> Transition {
+fn undone(state: &HandoffState, token: Token) -> HandoffTransition {
     use HandoffState as S;
     match state {
         S::Passing { from, to } if to.token == token => Ok((S::Freeing(from.clone()), vec![HandoffEffect::Retry])),
@@ -269,14 +269,14 @@ fn undone(state: &HandoffState, token: Token) -> Transition {
     }
 }
 
-fn acknowledged(state: &HandoffState, by: Granted) -> Transition {
+fn acknowledged(state: &HandoffState, by: Granted) -> HandoffTransition {
     match state {
         HandoffState::Offered(g) if *g == by => Ok((HandoffState::Owned(by), vec![HandoffEffect::Arrived])),
         _ => Err(HandoffRefused),
     }
 }
 
-fn declined(state: &HandoffState, by: Granted) -> Transition {
+fn declined(state: &HandoffState, by: Granted) -> HandoffTransition {
     use HandoffState as S;
     match state {
         // A worker also declines what it was asked to release before it took it.
@@ -285,7 +285,7 @@ fn declined(state: &HandoffState, by: Granted) -> Transition {
     }
 }
 
-fn released(state: &HandoffState, by: Granted, carryover: Carryover) -> Transition {
+fn released(state: &HandoffState, by: Granted, carryover: Carryover) -> HandoffTransition {
     use HandoffState as S;
     match state {
         S::Offered(g) | S::Owned(g) | S::Releasing(g) if *g == by => {
@@ -300,7 +300,7 @@ fn released(state: &HandoffState, by: Granted, carryover: Carryover) -> Transiti
     }
 }
 
-fn deleted(state: &HandoffState, by: Granted) -> Transition {
+fn deleted(state: &HandoffState, by: Granted) -> HandoffTransition {
     use HandoffState as S;
     match state {
         S::Offered(g) | S::Owned(g) | S::Releasing(g) if *g == by => {
@@ -312,7 +312,7 @@ fn deleted(state: &HandoffState, by: Granted) -> Transition {
     }
 }
 
-fn gone(state: &HandoffState, life: &Life) -> Transition {
+fn gone(state: &HandoffState, life: &Life) -> HandoffTransition {
     use HandoffState as S;
     match state {
         S::Granting(g) | S::Offered(g) | S::Owned(g) | S::Releasing(g) if g.is_of(life) => {
@@ -325,7 +325,7 @@ fn gone(state: &HandoffState, life: &Life) -> Transition {
     }
 }
 
-fn owns(state: &HandoffState, by: Granted) -> Transition {
+fn owns(state: &HandoffState, by: Granted) -> HandoffTransition {
     use HandoffState as S;
     match state {
         S::Offered(g) | S::Owned(g) if *g == by => Ok((S::Owned(by), vec![HandoffEffect::Arrived])),
@@ -337,7 +337,7 @@ fn owns(state: &HandoffState, by: Granted) -> Transition {
     }
 }
 
-fn owns_nothing(state: &HandoffState, life: &Life) -> Transition {
+fn owns_nothing(state: &HandoffState, life: &Life) -> HandoffTransition {
     use HandoffState as S;
     match state {
         S::Offered(g) if mutant::is(Mutant::TokenOfferedTwice) && g.is_of(life) => {
@@ -350,7 +350,7 @@ fn owns_nothing(state: &HandoffState, life: &Life) -> Transition {
     }
 }
 
-fn unbound(state: &HandoffState) -> Transition {
+fn unbound(state: &HandoffState) -> HandoffTransition {
     use HandoffState as S;
     match state {
         S::Unowned | S::Orphaned(_) => Ok((S::Unowned, vec![])),

@@ -47,7 +47,7 @@ use crate::membership::Membership;
 use crate::planner::Planner;
 use crate::quarantine::{self, Quarantine};
 use crate::rebalance::Rebalances;
-use crate::table::{Placement, Seed, Table, TableRow};
+use crate::table::{RowPlacement, Seed, Table, TableRow};
 use crate::unowned;
 use crate::violation::ViolationKind;
 
@@ -173,7 +173,7 @@ impl Machine {
                 .filter(|_| state != HandoffState::Unowned)
                 .map_or(Duration::ZERO, |h| h.fence_delay),
             handed,
-            placement: Placement { preferred: preferred.clone(), ..Placement::default() },
+            placement: RowPlacement { preferred: preferred.clone(), ..RowPlacement::default() },
             binding: None,
             granted_before,
         };

@@ -56,7 +56,7 @@ pub struct TableRow {
     /// after its lease, and at least what it was told to wait itself.
     pub fence_delay_if_lost: Duration,
     /// Where it goes and why, as the last plan and the move under way have it.
-    pub placement: Placement,
+    pub placement: RowPlacement,
     /// The grant that bound it to its site, until it has arrived: one that nobody took binds nothing.
     pub binding: Option<Token>,
     /// It was granted at some time, so instances may exist.
@@ -65,7 +65,7 @@ pub struct TableRow {
 
 /// Where an appliance goes, and why: what its last plan and the move under way say.
 #[derive(Clone, Debug, Default)]
-pub struct Placement {
+pub struct RowPlacement {
     /// Worker it is on its way to, while `Releasing` or `Freeing`; afterwards the name that is preferred.
     pub preferred: Option<WorkerId>,
     /// Owner before the move under way.

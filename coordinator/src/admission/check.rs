@@ -9,7 +9,7 @@ use common::change::{ApplianceDraft, ApplianceTarget, ApplianceUpdate};
 use common::{ApplianceId, Generation, Site, Term};
 
 use super::Admission;
-use crate::commands::{Change, ChangeOutcome, CommandError};
+use crate::commands::{Change, ChangeOrigin, ChangeOutcome, CommandError, Mutation};
 use crate::record::Record;
 use crate::views::{ApplianceKey, CatalogEntry};
 
@@ -38,13 +38,21 @@ impl From<CheckedChange> for Checked {
 
 impl Admission {
     /// What a change comes to: the appliance as it would be.
-    pub(super) fn check(&self, change: &Change, now: SystemTime) -> Result<Checked, CommandError> {
+    pub(super) fn check(&self, mutation: &Mutation, now: SystemTime) -> Result<Checked, CommandError> {
+        let checked = self.check_change(&mutation.change, &mutation.origin, now)?;
+        if let Checked::Change(change) = &checked {
+            check_origin(change, &mutation.change, &mutation.origin)?;
+        }
+        Ok(checked)
+    }
+
+    fn check_change(&self, change: &Change, origin: &ChangeOrigin, now: SystemTime) -> Result<Checked, CommandError> {
         match change {
-            Change::Create { fresh, draft } => self.create(*fresh, draft, now),
+            Change::Create { fresh, draft } => self.create(*fresh, draft, origin, now),
             Change::Update { fresh, update } => match self.current(&update.target)? {
                 Some(entry) => self.update(&entry, update, now),
                 None => match &update.create {
-                    Some(draft) => self.create(*fresh, draft, now),
+                    Some(draft) => self.create(*fresh, draft, origin, now),
                     None => Err(CommandError::NotFound(update.target.clone())),
                 },
             },
@@ -95,7 +103,13 @@ impl Admission {
         if contended { Err(CommandError::Contended) } else { Ok(self.catalog.get(target)) }
     }
 
-    fn create(&self, fresh: ApplianceId, draft: &ApplianceDraft, now: SystemTime) -> Result<Checked, CommandError> {
+    fn create(
+        &self,
+        fresh: ApplianceId,
+        draft: &ApplianceDraft,
+        origin: &ChangeOrigin,
+        now: SystemTime,
+    ) -> Result<Checked, CommandError> {
         let id = draft.id.unwrap_or(fresh);
         if self.writing.contains_key(&id) {
             return Err(CommandError::Contended);
@@ -121,6 +135,7 @@ impl Admission {
             written: self.term,
             revision: 0,
             deleting: false,
+            managed_by: origin.manager().cloned(),
             created: now,
             updated: now,
         };
@@ -261,6 +276,23 @@ impl CheckedChange {
 /// The host that an appliance is bound to.
 fn host(entry: &CatalogEntry) -> Option<&str> {
     entry.assignment.site.as_ref().map(Site::host)
+}
+
+/// Refuses changes of what a source manages by anyone else. Replacing instances is not such a change: what is wanted stays.
+fn check_origin(checked: &CheckedChange, change: &Change, origin: &ChangeOrigin) -> Result<(), CommandError> {
+    let CheckedChange { record, previous, outcome } = checked;
+    let managed_by = record.managed_by.as_ref();
+    if previous.is_none() || *outcome == ChangeOutcome::Unchanged || origin.may_change(managed_by) {
+        return Ok(());
+    }
+    let appliance = record.id;
+    match (origin, managed_by) {
+        (ChangeOrigin::Source(name), _) => Err(CommandError::NotManaged { appliance, source_name: name.clone() }),
+        (ChangeOrigin::Client { .. }, Some(by)) if !matches!(change, Change::Rebuild { .. }) => {
+            Err(CommandError::Managed { appliance, by: by.clone() })
+        }
+        (ChangeOrigin::Client { .. }, _) => Ok(()),
+    }
 }
 
 fn expect(entry: &CatalogEntry, expected: Option<Generation>) -> Result<(), CommandError> {

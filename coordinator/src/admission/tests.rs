@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::catalog::{Config, Fact};
-use crate::commands::RequestKey;
+use crate::commands::{ChangeOrigin, RequestKey};
 
 const NOW: SystemTime = UNIX_EPOCH;
 
@@ -47,7 +47,8 @@ fn admission() -> Admission {
 }
 
 fn mutation(change: Change) -> Mutation {
-    Mutation { change, validate_only: false, request: None, actor: "test".into() }
+    let origin = ChangeOrigin::Client { force: false };
+    Mutation { change, validate_only: false, request: None, actor: "test".into(), origin }
 }
 
 fn create(n: u128, draft: ApplianceDraft) -> Mutation {
@@ -209,6 +210,42 @@ fn ports_of_different_hosts_do_not_meet_and_those_of_directories_do() {
     let _change = admit(&mut admission, &rebuild(ApplianceTarget::Id(id(3))));
     assert_eq!(admission.check_unbind(id(3)), Err(CommandError::Contended));
     assert!(matches!(admission.check_unbind(id(9)), Err(CommandError::NotFound(_))));
+}
+
+#[test]
+fn what_a_source_manages_is_changed_by_that_source_or_by_force() {
+    let mut admission = admission();
+    let by = |origin: ChangeOrigin, mutation: Mutation| Mutation { origin, ..mutation };
+    let neutron = || ChangeOrigin::Source(name("neutron"));
+    let force = || ChangeOrigin::Client { force: true };
+    let relabel = |n: u128, label: &str| {
+        let labels = BTreeMap::from([("tier".to_owned(), label.to_owned())]);
+        patch(ApplianceTarget::Id(id(n)), AppliancePatch { labels: Some(labels), ..AppliancePatch::default() })
+    };
+    let web = ApplianceTarget::Id(id(1));
+    run(&mut admission, &by(neutron(), create(1, draft("web", None)))).expect("a source creates");
+    assert_eq!(record(&admission, &web).managed_by, Some(name("neutron")));
+    let managed = CommandError::Managed { appliance: id(1), by: name("neutron") };
+    assert_eq!(
+        managed.to_string(),
+        format!("appliance {} is managed by `neutron`; change it there, or use --force", id(1))
+    );
+    assert_eq!(refused(&mut admission, &relabel(1, "a")), managed);
+    assert_eq!(refused(&mut admission, &delete(web.clone())), managed);
+    run(&mut admission, &rebuild(web.clone())).expect("what is wanted stays");
+    let other = by(ChangeOrigin::Source(name("kubernetes")), relabel(1, "b"));
+    let not_managed = |source: &str, n| CommandError::NotManaged { appliance: id(n), source_name: name(source) };
+    assert_eq!(refused(&mut admission, &other), not_managed("kubernetes", 1));
+    run(&mut admission, &by(neutron(), relabel(1, "c"))).expect("it manages it");
+    run(&mut admission, &relabel(1, "c")).expect("nothing changes");
+    run(&mut admission, &by(force(), relabel(1, "d"))).expect("forced");
+    assert_eq!(record(&admission, &web).managed_by, Some(name("neutron")), "that does not change who manages it");
+
+    let own = made(&mut admission, 2, "own", None);
+    assert_eq!(refused(&mut admission, &by(neutron(), relabel(2, "e"))), not_managed("neutron", 2));
+    assert_eq!(refused(&mut admission, &by(neutron(), delete(own.clone()))), not_managed("neutron", 2));
+    assert_eq!(record(&admission, &own).managed_by, None);
+    run(&mut admission, &by(force(), delete(web))).expect("forced");
 }
 
 #[test]

@@ -34,6 +34,7 @@ fn record(n: u128, text: &str) -> Record {
         written: Term::new(1),
         revision: 0,
         deleting: false,
+        managed_by: None,
         created: NOW,
         updated: NOW,
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use common::appliance::Name;
 use common::change::{ApplianceDraft, ApplianceTarget, ApplianceUpdate};
 use common::{ApplianceId, Generation};
 use uuid::Uuid;
@@ -19,6 +20,40 @@ pub struct Mutation {
     pub request: Option<RequestKey>,
     /// Who asks: address of the caller.
     pub actor: String,
+    /// On whose behalf.
+    pub origin: ChangeOrigin,
+}
+
+/// On whose behalf an appliance is changed. What a source creates is managed by it, and changed by no one else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChangeOrigin {
+    /// A client of the API.
+    Client {
+        /// Also what a source manages.
+        force: bool,
+    },
+    /// A source of this name, such as `neutron`.
+    Source(Name),
+}
+
+impl ChangeOrigin {
+    /// Who manages what is created.
+    #[must_use]
+    pub fn manager(&self) -> Option<&Name> {
+        match self {
+            Self::Client { .. } => None,
+            Self::Source(name) => Some(name),
+        }
+    }
+
+    /// Whether it may change what `managed_by` manages.
+    #[must_use]
+    pub fn may_change(&self, managed_by: Option<&Name>) -> bool {
+        match self {
+            Self::Client { force } => *force || managed_by.is_none(),
+            Self::Source(name) => managed_by == Some(name),
+        }
+    }
 }
 
 /// The caller's id of a call, and a digest of what it asked for.

@@ -65,6 +65,22 @@ pub enum CommandError {
         /// Why.
         reason: String,
     },
+    /// A source manages the appliance, and a client wants to change it.
+    #[error("appliance {appliance} is managed by `{by}`; change it there, or use --force")]
+    Managed {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// The source.
+        by: Name,
+    },
+    /// A source wants to change an appliance that it does not manage.
+    #[error("appliance {appliance} is not managed by `{source_name}`")]
+    NotManaged {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// The source that asks.
+        source_name: Name,
+    },
     /// A worker may own the appliance, so that it is not freed from its host.
     #[error("appliance {appliance} may be owned: {reason}")]
     MayBeOwned {

@@ -28,6 +28,8 @@ fn done() -> Changed {
     Changed { entry: None, outcome: ChangeOutcome::Unchanged }
 }
 
+const CLIENT: ChangeOrigin = ChangeOrigin::Client { force: false };
+
 #[tokio::test(start_paused = true)]
 async fn a_change_that_meets_another_one_is_made_again_once_that_has_settled() {
     let (commands, mut queue) = channel();
@@ -42,7 +44,7 @@ async fn a_change_that_meets_another_one_is_made_again_once_that_has_settled() {
         reply.send(Ok(done())).expect("the caller waits");
     });
     let key = RequestKey::new(Uuid::from_u128(1), b"content");
-    let changed = commands.change(&within(Duration::from_secs(5)), delete(), false, Some(key)).await;
+    let changed = commands.change(&within(Duration::from_secs(5)), CLIENT, delete(), false, Some(key)).await;
     assert_eq!(changed.map(|c| c.outcome), Ok(ChangeOutcome::Unchanged));
     leader.await.expect("no panic");
 }
@@ -57,7 +59,10 @@ async fn a_change_that_settles_before_the_answer_is_read_is_not_missed() {
         let (_, reply) = next_change(&mut queue).await;
         reply.send(Ok(done())).expect("the caller waits");
     });
-    commands.change(&within(Duration::from_secs(5)), delete(), false, None).await.expect("made the second time");
+    commands
+        .change(&within(Duration::from_secs(5)), CLIENT, delete(), false, None)
+        .await
+        .expect("made the second time");
     leader.await.expect("no panic");
 }
 
@@ -70,7 +75,7 @@ async fn waiting_ends_at_the_deadline() {
         reply.send(Err(CommandError::Contended)).expect("the caller waits");
         queue.recv().await
     });
-    let late = commands.change(&context, delete(), false, None).await;
+    let late = commands.change(&context, CLIENT, delete(), false, None).await;
     assert_eq!(late.map(|c| c.outcome), Err(CommandError::DeadlineExceeded), "nothing settles");
     assert_eq!(Instant::now(), context.deadline);
     drop(commands);

@@ -17,7 +17,7 @@ use super::page::{self, PageStart};
 use super::status;
 use super::wire as to_wire;
 use crate::catalog::{ApplianceChange, Filter};
-use crate::commands::{Change, Changed, CommandContext, RequestKey};
+use crate::commands::{Change, ChangeOrigin, Changed, CommandContext, RequestKey};
 use crate::views::CatalogEntry;
 
 /// Moves of one appliance that `Explain` shows.
@@ -59,7 +59,7 @@ impl wire::appliances_server::Appliances for AppliancesService {
         let key = request_key(&id, || canonical("Create", message.clone(), |m| m.appliance.as_mut()))?;
         let draft = draft_from_wire(message.appliance).map_err(|v| status::invalid(&v))?;
         let change = Change::create(draft);
-        let done = self.change(&context, change, message.validate_only, key).await?;
+        let done = self.change(&context, client(false), change, message.validate_only, key).await?;
         Ok(Response::new(changed(&done)))
     }
 
@@ -87,10 +87,10 @@ impl wire::appliances_server::Appliances for AppliancesService {
         let mut message = request.into_inner();
         let id = std::mem::take(&mut message.request_id);
         let key = request_key(&id, || canonical("Update", message.clone(), |m| m.appliance.as_mut()))?;
-        let validate_only = message.validate_only;
+        let (validate_only, origin) = (message.validate_only, client(message.force));
         let update = update_from_wire(message).map_err(|v| status::invalid(&v))?;
         let change = Change::update(update);
-        let done = self.change(&context, change, validate_only, key).await?;
+        let done = self.change(&context, origin, change, validate_only, key).await?;
         Ok(Response::new(wire::UpdateApplianceResponse {
             appliance: Some(changed(&done)),
             outcome: to_wire::outcome(done.outcome).into(),
@@ -112,7 +112,7 @@ impl wire::appliances_server::Appliances for AppliancesService {
             expected: (expected > 0).then(|| common::Generation::new(expected)),
             allow_missing: message.allow_missing,
         };
-        let done = self.change(&context, change, message.validate_only, key).await?;
+        let done = self.change(&context, client(message.force), change, message.validate_only, key).await?;
         Ok(Response::new(done.entry.as_deref().map_or_else(|| gone(target), to_wire::appliance)))
     }
 
@@ -126,7 +126,7 @@ impl wire::appliances_server::Appliances for AppliancesService {
         let key = request_key(&id, || canonical("Rebuild", message.clone(), |_| None))?;
         let image = (!message.image.is_empty()).then_some(message.image);
         let change = Change::Rebuild { target: target(message.appliance)?, image };
-        let done = self.change(&context, change, false, key).await?;
+        let done = self.change(&context, client(false), change, false, key).await?;
         Ok(Response::new(changed(&done)))
     }
 
@@ -182,11 +182,12 @@ impl AppliancesService {
     async fn change(
         &self,
         context: &CommandContext,
+        origin: ChangeOrigin,
         change: Change,
         validate_only: bool,
         request: Option<RequestKey>,
     ) -> Result<Changed, Status> {
-        let changed = self.caller.commands.change(context, change, validate_only, request).await;
+        let changed = self.caller.commands.change(context, origin, change, validate_only, request).await;
         changed.map_err(|e| status::from_command(&e))
     }
 
@@ -229,6 +230,11 @@ impl AppliancesService {
         let next_page_token = more.map(|last| PageStart { after: last.key(), total }.token(filter)).unwrap_or_default();
         wire::ListAppliancesResponse { appliances, next_page_token, total_size: total }
     }
+}
+
+/// A client of this API, which changes what sources manage only by `force`.
+const fn client(force: bool) -> ChangeOrigin {
+    ChangeOrigin::Client { force }
 }
 
 use wire::appliance_event::Type as Kind;

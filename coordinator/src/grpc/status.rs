@@ -59,6 +59,8 @@ pub fn from_command(error: &CommandError) -> Status {
         }
         CommandError::Deleting(id) => precondition("DELETING", &id.to_string(), &text),
         CommandError::NoOwner { appliance, .. } => precondition("NO_OWNER", &appliance.to_string(), &text),
+        CommandError::Managed { appliance, .. } => precondition("MANAGED", &appliance.to_string(), &text),
+        CommandError::NotManaged { appliance, .. } => precondition("NOT_MANAGED", &appliance.to_string(), &text),
         CommandError::MayBeOwned { appliance, .. } => precondition("MAY_BE_OWNED", &appliance.to_string(), &text),
         CommandError::OtherSite { appliance, .. } => precondition("OTHER_SITE", &appliance.to_string(), &text),
         CommandError::PortTaken { appliance, .. } => precondition("PORT_TAKEN", &appliance.to_string(), &text),

@@ -43,6 +43,7 @@ pub(super) fn appliance(entry: &CatalogEntry) -> wire::Appliance {
         spec: Some(spec_to_wire(&record.spec)),
         generation: record.generation.get(),
         deleting: record.deleting,
+        managed_by: record.managed_by.as_ref().map(ToString::to_string).unwrap_or_default(),
         create_time: Some(time_to_wire(record.created)),
         update_time: Some(time_to_wire(record.updated)),
         status,

@@ -52,6 +52,7 @@ pub(super) mod appliances {
         pub written_term: i64,
         pub revision: i64,
         pub deleting: bool,
+        pub managed_by: String,
         pub created_ns: i64,
         pub updated_ns: i64,
     }

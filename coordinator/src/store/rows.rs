@@ -78,6 +78,7 @@ pub(super) fn from_record(record: &Record) -> appliances::Model {
         written_term: record.written.get().cast_signed(),
         revision: record.revision.cast_signed(),
         deleting: record.deleting,
+        managed_by: record.managed_by.as_ref().map_or_else(String::new, ToString::to_string),
         created_ns: nanos(record.created),
         updated_ns: nanos(record.updated),
     }
@@ -100,6 +101,10 @@ pub(super) fn to_record(row: appliances::Model) -> Result<Record, Error> {
         written: Term::new(row.written_term.cast_unsigned()),
         revision: row.revision.cast_unsigned(),
         deleting: row.deleting,
+        managed_by: match row.managed_by.as_str() {
+            "" => None,
+            source => Some(at.parse::<Name>("managed_by", source)?),
+        },
         created: time(row.created_ns),
         updated: time(row.updated_ns),
         placement_key: row.placement_key,

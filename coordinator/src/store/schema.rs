@@ -23,7 +23,7 @@ pub(super) struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(First), Box::new(WrittenTerm)]
+        vec![Box::new(First), Box::new(WrittenTerm), Box::new(ManagedBy)]
     }
 }
 
@@ -86,14 +86,41 @@ impl MigrationTrait for WrittenTerm {
 
     #[allow(elided_lifetimes_in_paths, reason = "the trait, as async_trait writes it, elides it too")]
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        // MySQL, unlike the others, has no syntax for adding a column only if it is missing.
-        if manager.has_column("appliances", "written_term").await? {
-            return Ok(());
-        }
         let mut column = ColumnDef::new_with_type(Alias::new("written_term"), ColumnType::BigInteger);
         column.not_null().default(0);
-        manager.alter_table(Table::alter().table(Alias::new("appliances")).add_column(column).to_owned()).await
+        add_to_appliances(manager, "written_term", column).await
     }
+}
+
+/// The source that manages each appliance; empty where clients do.
+struct ManagedBy;
+
+impl MigrationName for ManagedBy {
+    fn name(&self) -> &'static str {
+        "m0003_managed_by"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for ManagedBy {
+    fn use_transaction(&self) -> Option<bool> {
+        Some(false)
+    }
+
+    #[allow(elided_lifetimes_in_paths, reason = "the trait, as async_trait writes it, elides it too")]
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let mut column = ColumnDef::new_with_type(Alias::new("managed_by"), ColumnType::string(Some(128)));
+        column.not_null().default("");
+        add_to_appliances(manager, "managed_by", column).await
+    }
+}
+
+async fn add_to_appliances(manager: &SchemaManager<'_>, name: &str, column: ColumnDef) -> Result<(), DbErr> {
+    // MySQL, unlike the others, has no syntax for adding a column only if it is missing.
+    if manager.has_column("appliances", name).await? {
+        return Ok(());
+    }
+    manager.alter_table(Table::alter().table(Alias::new("appliances")).add_column(column).to_owned()).await
 }
 
 /// Migrates the schema, unless a later version of Rug has changed it.

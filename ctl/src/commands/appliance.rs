@@ -257,6 +257,7 @@ fn description(
     labels.sort();
     line("Labels", &labels.join(" "));
     line("Placement key", &a.placement_key);
+    line("Managed by", &a.managed_by);
     let created = age(a.create_time.as_ref(), now);
     line("Created", &a.create_time.map(|t| format!("{} ({created} ago)", moment(Some(t)))).unwrap_or_default());
     line("Updated", &moment(a.update_time));

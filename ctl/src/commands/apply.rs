@@ -29,6 +29,9 @@ pub(crate) struct ApplyArgs {
     /// Validate everything, here and on the server, and change nothing
     #[arg(long)]
     dry_run: bool,
+    /// Also change appliances that a source manages, which may change them back
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     wait: Wait,
 }
@@ -39,7 +42,7 @@ pub(crate) async fn run(context: &CommandContext, args: &ApplyArgs) -> Result<()
     let documents = tokio::task::spawn_blocking(move || document::read(&files))
         .await
         .map_err(|e| Failure::failed(format!("read documents: {e}")))??;
-    let (checked, refused) = send(&context.client, &documents, true).await;
+    let (checked, refused) = send(&context.client, &documents, args.force, true).await;
     if !refused.is_empty() {
         return Err(combine_failures(refused, "nothing was changed"));
     }
@@ -51,7 +54,7 @@ pub(crate) async fn run(context: &CommandContext, args: &ApplyArgs) -> Result<()
     if args.dry_run {
         return show(context, &documents, &checked, true);
     }
-    let (sent, refused) = send(&context.client, &documents, false).await;
+    let (sent, refused) = send(&context.client, &documents, args.force, false).await;
     show(context, &documents, &sent, false)?;
     if !refused.is_empty() {
         let done = sent.iter().flatten().count() as u64;
@@ -68,13 +71,19 @@ pub(crate) async fn run(context: &CommandContext, args: &ApplyArgs) -> Result<()
 type UpdateResponses = Vec<Option<v1::UpdateApplianceResponse>>;
 
 /// Sends all documents. Returns the responses in the order of the documents, and the failures.
-async fn send(client: &AdminClient, documents: &[Document], validate_only: bool) -> (UpdateResponses, Vec<Failure>) {
+async fn send(
+    client: &AdminClient,
+    documents: &[Document],
+    force: bool,
+    validate_only: bool,
+) -> (UpdateResponses, Vec<Failure>) {
     let calls = documents.iter().map(|document| async move {
         let request = v1::UpdateApplianceRequest {
             appliance: Some(document.appliance.clone()),
             allow_missing: true,
             request_id: if validate_only { String::new() } else { request_id() },
             validate_only,
+            force,
             ..v1::UpdateApplianceRequest::default()
         };
         client.update(request).await.map_err(|failure| located(document, failure))

@@ -35,6 +35,9 @@ pub(crate) struct DeleteArgs {
     /// Tenant of the names [default: default]
     #[arg(short, long)]
     tenant: Option<String>,
+    /// Also delete appliances that a source manages, which may create them again
+    #[arg(long)]
+    force: bool,
     /// Ignore names that do not exist
     #[arg(long)]
     ignore_missing: bool,
@@ -55,7 +58,7 @@ pub(crate) async fn run(context: &CommandContext, args: &DeleteArgs) -> Result<(
     } else {
         named(context, args).await?
     };
-    let deleted = delete(client, appliances).await?;
+    let deleted = delete(client, appliances, args.force).await?;
     if !args.wait.no_wait {
         settle(client, &context.ui, gone(&deleted), context.wait()).await?;
     }
@@ -99,12 +102,17 @@ async fn named(context: &CommandContext, args: &DeleteArgs) -> Result<Vec<v1::Ap
 }
 
 /// Asks for the deletion of all of these.
-async fn delete(client: &AdminClient, appliances: Vec<v1::Appliance>) -> Result<Vec<v1::Appliance>, Failure> {
+async fn delete(
+    client: &AdminClient,
+    appliances: Vec<v1::Appliance>,
+    force: bool,
+) -> Result<Vec<v1::Appliance>, Failure> {
     let calls = appliances.into_iter().map(|appliance| async move {
         let request = v1::DeleteApplianceRequest {
             appliance: Some(by_id(&appliance.id)),
             allow_missing: true,
             request_id: request_id(),
+            force,
             ..v1::DeleteApplianceRequest::default()
         };
         match client.delete(request).await {
@@ -121,7 +129,7 @@ fn gone(appliances: &[v1::Appliance]) -> Tracker {
 
 /// Deletes every appliance of the server and waits until all are gone. Returns their number.
 pub(crate) async fn delete_everything(client: &AdminClient, ui: &Ui, limit: Duration) -> Result<u64, Failure> {
-    let deleted = delete(client, client.list(v1::ApplianceFilter::default()).await?).await?;
+    let deleted = delete(client, client.list(v1::ApplianceFilter::default()).await?, true).await?;
     settle(client, ui, gone(&deleted), limit).await?;
     Ok(deleted.len() as u64)
 }

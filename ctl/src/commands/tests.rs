@@ -116,6 +116,9 @@ impl Appliances for Fake {
             return Err(Status::with_error_details(Code::InvalidArgument, "bad request", details));
         }
         let known = state.appliances.values().find(|a| (&a.tenant, &a.name) == (&appliance.tenant, &appliance.name));
+        if known.is_some_and(|a| !a.managed_by.is_empty()) && !request.force {
+            return Err(Status::failed_precondition("is managed by `neutron`"));
+        }
         let outcome = match known {
             None => v1::Outcome::Created,
             Some(known) if known.spec == appliance.spec => v1::Outcome::Unchanged,
@@ -141,7 +144,11 @@ impl Appliances for Fake {
     }
 
     async fn delete(&self, request: Request<v1::DeleteApplianceRequest>) -> Result<Response<v1::Appliance>, Status> {
-        let appliance = self.find(request.into_inner().appliance)?;
+        let request = request.into_inner();
+        let appliance = self.find(request.appliance)?;
+        if !appliance.managed_by.is_empty() && !request.force {
+            return Err(Status::failed_precondition("is managed by `neutron`"));
+        }
         self.state().appliances.remove(&appliance.id);
         self.tell(Type::Gone, &appliance);
         Ok(Response::new(appliance))
@@ -269,6 +276,23 @@ async fn delete_waits_until_all_are_gone() {
     rugctl(&context, "delete --all --yes", "").await.expect("deleted");
     assert!(fake.state().appliances.is_empty());
     rugctl(&context, "delete --ignore-missing -f FILE", TWO).await.expect("nothing to do");
+}
+
+#[tokio::test]
+async fn what_a_source_manages_is_changed_and_deleted_with_force() {
+    let (fake, context) = Fake::start().await;
+    rugctl(&context, "apply -f FILE", TWO).await.expect("accepted");
+    let manage = |fake: &Fake| fake.state().appliances.values_mut().for_each(|a| a.managed_by = "neutron".into());
+    manage(&fake);
+    for line in ["apply -f FILE", "delete a", "delete --all --yes"] {
+        let failure = rugctl(&context, line, TWO).await.expect_err(line);
+        assert_eq!(failure.exit, Exit::Failed, "{line}");
+        assert!(failure.to_string().contains("is managed by `neutron`"), "{failure}");
+    }
+    rugctl(&context, "apply --force -f FILE", TWO).await.expect("forced");
+    manage(&fake);
+    rugctl(&context, "delete --all --yes --force", "").await.expect("forced");
+    assert!(fake.state().appliances.is_empty());
 }
 
 #[tokio::test]

@@ -74,6 +74,8 @@ pub(crate) struct Appliance {
     placement_key: String,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     labels: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    managed_by: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     replicas: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -215,7 +217,7 @@ impl From<&v1::Assignment> for Assignment {
 }
 
 impl Appliance {
-    /// Only fields that a document may contain.
+    /// Only fields that a document may contain, though who manages the appliance is ignored there.
     pub(crate) fn document(appliance: &v1::Appliance) -> Self {
         let spec = appliance.spec.clone().unwrap_or_default();
         Self {
@@ -226,6 +228,7 @@ impl Appliance {
             id: appliance.id.clone(),
             placement_key: appliance.placement_key.clone(),
             labels: appliance.labels.clone().into_iter().collect(),
+            managed_by: appliance.managed_by.clone(),
             replicas: spec.replicas,
             probe_interval: spec.probe_interval.as_ref().map(duration),
             image: spec.image,

@@ -11,7 +11,7 @@ use super::writes::{Pending, Writes};
 use super::{Commit, Machine, STALL, TICK};
 use crate::grants::{GrantOp, Granted, StoredGrant, StoredMember};
 use crate::handoff::HandoffState;
-use crate::table::{Placement, TableRow};
+use crate::table::{RowPlacement, TableRow};
 
 impl Canonical for Machine {
     fn canon(&self, to: &mut Canon) {
@@ -126,7 +126,7 @@ impl Canonical for TableRow {
             granted_before,
         } = self;
         // Reasons are for people.
-        let Placement { preferred, moved_from, reason: _, unplaced: _, rebalance } = placement;
+        let RowPlacement { preferred, moved_from, reason: _, unplaced: _, rebalance } = placement;
         to.put(&(id, needs, edition));
         to.put(&(size, deleting));
         to.put(state);

@@ -86,9 +86,35 @@ fn record(name: &str) -> Record {
         written: Term::new(1),
         revision: 0,
         deleting: false,
+        managed_by: None,
         created: SystemTime::UNIX_EPOCH,
         updated: SystemTime::UNIX_EPOCH,
     }
+}
+
+#[tokio::test]
+async fn what_a_source_manages_is_changed_only_by_force() {
+    let fixture = serve(Config::default(), true).await;
+    fixture.catalog.put_record(&Arc::new(Record { managed_by: "neutron".parse().ok(), ..record("web") }));
+    let mut client = fixture.appliances();
+    let found = client.get(wire::GetApplianceRequest { appliance: by_name("web") }).await.expect("known").into_inner();
+    assert_eq!(found.managed_by, "neutron");
+    let update = |force| wire::UpdateApplianceRequest {
+        appliance: Some(wire::Appliance { labels: [("a".to_owned(), "b".to_owned())].into(), ..custom("web") }),
+        force,
+        ..Default::default()
+    };
+    let delete = |force| wire::DeleteApplianceRequest { appliance: by_name("web"), force, ..Default::default() };
+    for status in [
+        client.update(update(false)).await.expect_err("managed"),
+        client.delete(delete(false)).await.expect_err("managed"),
+    ] {
+        assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "MANAGED"));
+        assert!(status.message().ends_with("is managed by `neutron`; change it there, or use --force"), "{status:?}");
+    }
+    let changed = client.update(update(true)).await.expect("forced").into_inner().appliance.expect("it is there");
+    assert_eq!((changed.managed_by.as_str(), changed.labels.len()), ("neutron", 1));
+    assert!(client.delete(delete(true)).await.expect("forced").into_inner().deleting);
 }
 
 /// Serves the API with that leader.

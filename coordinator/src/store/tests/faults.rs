@@ -201,6 +201,7 @@ async fn a_term_begins_on_a_copy_from_before_the_last_migration(database: Databa
     let home = Home::new(database).await;
     let (store, term, _) = home.lead().await;
     home.sql("ALTER TABLE appliances DROP COLUMN written_term").await;
+    home.sql("ALTER TABLE appliances DROP COLUMN managed_by").await;
     home.sql("DELETE FROM seaql_migrations WHERE version <> 'm0001_first'").await;
     let (next, _) = begin(&store).await.expect("it is migrated again");
     assert!(store.leads(next) && next > term);

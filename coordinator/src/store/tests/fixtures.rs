@@ -39,6 +39,7 @@ pub(super) fn record(n: u128, name: &str) -> Record {
         written: Term::new(2),
         revision: 1,
         deleting: false,
+        managed_by: Some(Name::new("neutron").expect("a name")),
         created: at(1),
         updated: at(2),
     }
