@@ -36,9 +36,11 @@ test: deps-test ## Run every test, with real processes, servers and python-tooz.
 	@echo "==> building the simulation with optimisation, and running it"
 	$(CARGO) test --profile sim --locked $(MODELS) -- --nocapture
 
-lint: deps-build ## Check formatting and lints; warnings are errors.
+lint: deps-build ## Check formatting, imports and lints; warnings are errors.
 	@if $(CARGO) fmt --version >/dev/null 2>&1; then set -x; $(CARGO) fmt --all -- --check; \
 	else echo "==> rustfmt is missing, formatting is not checked: rustup component add rustfmt"; fi
+	@echo "==> looking for circles of imports"
+	@scripts/check-circles
 	@echo "==> building each core package alone"
 	@CARGO=$(CARGO) scripts/check-cores
 	@if $(CARGO) clippy --version >/dev/null 2>&1; then set -x; \

@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::kind::KindName;
-use crate::profile::Site;
+use crate::site::Site;
 
 /// Longest name of a driver, in bytes.
 pub const MAX_DRIVER_NAME: usize = 63;

@@ -23,13 +23,15 @@ pub mod profile;
 pub mod ring;
 pub mod roster;
 pub mod session;
+pub mod site;
 pub mod status;
 pub mod time;
 pub mod version;
 
 pub use digest::Digest;
 pub use id::{ApplianceId, CoordinatorId, RebalanceId, WorkerId};
-pub use profile::{Profile, Site};
+pub use profile::Profile;
 pub use session::Life;
+pub use site::Site;
 pub use time::Timestamp;
 pub use version::{Edition, Generation, Incarnation, PLAUSIBLE_TERMS, StreamNumber, Term, Token};

@@ -173,7 +173,7 @@ pub(crate) fn parse(source: &str, text: &str) -> Result<Vec<Document>, Vec<Strin
         let Some(at) = error.location() else { return vec![format!("{source}: {reason}")] };
         let place = format!(" at line {}, column {}", at.line(), at.column());
         let reason = reason.strip_suffix(&place).unwrap_or(&reason);
-        vec![format!("{source}:{}: {}", at.line(), crate::output::one_line(reason))]
+        vec![format!("{source}:{}: {}", at.line(), crate::text::one_line(reason))]
     })?;
     let mut documents = Vec::new();
     let mut problems = Vec::new();

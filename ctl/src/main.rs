@@ -23,6 +23,8 @@ mod commands;
 mod document;
 mod error;
 mod output;
+mod status;
+mod text;
 mod up;
 mod wait;
 

@@ -12,6 +12,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use crate::error::Failure;
+use crate::text::one_line;
 
 #[cfg(test)]
 mod tests;
@@ -228,11 +229,6 @@ impl TextTable {
         let lines: Vec<_> = table.lines().map(|line| line.trim_end().to_owned()).collect();
         lines.join("\n")
     }
-}
-
-/// Text on one line and without control characters.
-pub(crate) fn one_line(text: &str) -> String {
-    text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// Width of the terminal that stdout is connected to, in columns; `None` when it is none.

@@ -2,7 +2,7 @@
 //!
 //! One coordinator and some workers, the same binaries as in production, with their state under one folder. This module
 //! defines the order: lock the folder, stop leftovers of a crash, check binaries and port, start coordinator and
-//! workers, watch, stop. [`supervisor`] keeps the processes running, [`folder`] owns the files, [`status`] the status
+//! workers, watch, stop. [`supervisor`] keeps the processes running, [`folder`] owns the files, [`status`](crate::status) the status
 //! line; [`inherited`] refuses settings of another cluster.
 //!
 //! Stopping Rug never stops appliances: their instances are detached processes, which the next `up` adopts. `up --down`
@@ -24,15 +24,13 @@ use crate::commands::delete::delete_everything;
 use crate::document::view;
 use crate::error::{Exit, Failure};
 use crate::output::{Ui, count};
+use crate::status::{self, StatusLine};
 
 use self::folder::{FolderLock, LastStart, StateFolder};
-use self::status::StatusLine;
-pub(crate) use self::status::summary;
 use self::supervisor::{ChildEvent, Policy, Program, Supervisor};
 
 mod folder;
 mod inherited;
-mod status;
 mod supervisor;
 #[cfg(test)]
 mod tests;

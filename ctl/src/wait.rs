@@ -15,7 +15,8 @@ use tonic::Code;
 use crate::client::{AdminClient, Backoff};
 use crate::document::view;
 use crate::error::Failure;
-use crate::output::{Ui, one_line};
+use crate::output::Ui;
+use crate::text::one_line;
 
 /// Without a progress bar, progress is printed for at most this many appliances.
 const MAX_LINES: usize = 20;

@@ -21,9 +21,9 @@ use worker_core::instance::Instance;
 use crate::config::Config;
 use crate::drivers::process::ProcessDriver;
 use crate::drivers::{self, Driver as _};
-use crate::offer;
 use crate::runner::Runner;
 use crate::session::{OnStop, Session, StopHandle, profile};
+use crate::setup;
 
 /// Exit codes of `rug-worker` beside those of every program ([`program`]). Its help and docs/configuration.md document them.
 mod exit_code {
@@ -96,7 +96,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let beside = CancellationToken::new();
     let _ended_with_this = beside.clone().drop_guard();
     let (terms, newest_term) = watch::channel(Term::default());
-    let drivers = offer::build(&config, &name, &newest_term, &beside)
+    let drivers = setup::drivers(&config, &name, &newest_term, &beside)
         .map_err(|(driver, error)| driver_failure(&driver, &error))?;
     let (zone, host) = (config.zone.clone(), config.host.clone());
     let profile = profile(config.weight, zone, host, drivers.capabilities(), config.session.lease);

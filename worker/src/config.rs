@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use common::WorkerId;
 use common::appliance::FieldViolation;
 use common::driver::DriverName;
-use common::profile::{HOST_RULE, is_host};
+use common::site::{HOST_RULE, is_host};
 use runtime::config::Settings;
 use runtime::{telemetry, tls};
 use serde::{Deserialize, Serialize};

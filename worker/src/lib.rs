@@ -11,10 +11,12 @@ pub mod app;
 pub mod appliance;
 pub mod config;
 pub mod drivers;
+mod error;
 pub mod gate;
 pub mod kinds;
 mod offer;
 mod runner;
 mod session;
+mod setup;
 
 pub use session::OnStop;

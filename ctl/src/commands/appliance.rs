@@ -13,7 +13,8 @@ use crate::commands::{CommandContext, Tenant, Wait};
 use crate::document::view;
 use crate::error::Failure;
 use crate::output::view::Explanation;
-use crate::output::{OutputFormat, TextTable, Tone, age, count, moment, one_line};
+use crate::output::{OutputFormat, TextTable, Tone, age, count, moment};
+use crate::text::one_line;
 use crate::wait::{Goal, Tracker, settle};
 
 /// Arguments of commands about one appliance.

@@ -11,7 +11,8 @@ use serde::Serialize;
 use crate::commands::placement::{why_frozen, why_paused};
 use crate::commands::{CommandContext, watch, worker::phases};
 use crate::error::Failure;
-use crate::output::{TextTable, Tone, age, count, one_line, view as shown};
+use crate::output::{TextTable, Tone, age, count, view as shown};
+use crate::text::one_line;
 
 /// Timeout of `version`: the server may well not be running.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(1);

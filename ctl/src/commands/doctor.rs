@@ -15,7 +15,8 @@ use serde::Serialize;
 
 use crate::commands::CommandContext;
 use crate::error::{Exit, Failure};
-use crate::output::{Tone, Ui, count, one_line, width, wrap};
+use crate::output::{Tone, Ui, count, width, wrap};
+use crate::text::one_line;
 
 /// Default timeout for one coordinator (`--timeout`): one that does not answer must not delay the checks of the others.
 const LOOK: Duration = Duration::from_secs(5);

@@ -11,7 +11,8 @@ use crate::client::{by_id, reference};
 use crate::commands::{CommandContext, Tenant, confirm};
 use crate::document::view::label;
 use crate::error::Failure;
-use crate::output::{age, one_line, view as shown};
+use crate::output::{age, view as shown};
+use crate::text::one_line;
 
 /// Commands.
 #[derive(Debug, Subcommand)]

@@ -8,7 +8,8 @@ use proto::admin::v1;
 
 use crate::commands::{CommandContext, appliance, watch};
 use crate::error::Failure;
-use crate::output::{TextTable, Tone, age, moment, one_line, view as shown};
+use crate::output::{TextTable, Tone, age, moment, view as shown};
+use crate::text::one_line;
 
 /// Arguments; without a command the history is listed.
 #[derive(Args, Debug)]

@@ -15,9 +15,10 @@ use crate::client::{Backoff, reference};
 use crate::commands::{CommandContext, Tenant};
 use crate::document::view;
 use crate::error::Failure;
+use crate::output::Tone;
 use crate::output::view as shown;
-use crate::output::{Tone, one_line};
-use crate::up::summary;
+use crate::status::summary;
+use crate::text::one_line;
 use crate::wait::may_reopen;
 
 /// Arguments of `watch`.

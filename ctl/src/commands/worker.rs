@@ -9,7 +9,8 @@ use proto::admin::v1;
 use crate::commands::{CommandContext, watch};
 use crate::document::view;
 use crate::error::Failure;
-use crate::output::{OutputFormat, TextTable, Tone, age, count, moment, one_line, view as shown};
+use crate::output::{OutputFormat, TextTable, Tone, age, count, moment, view as shown};
+use crate::text::one_line;
 
 /// Commands.
 #[derive(Debug, Subcommand)]

@@ -137,7 +137,7 @@ impl StateFolder {
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(TAIL_LINES)..]
             .iter()
-            .map(|line| format!("  | {}\n", crate::output::one_line(line)))
+            .map(|line| format!("  | {}\n", crate::text::one_line(line)))
             .collect()
     }
 

@@ -2,7 +2,7 @@
 
 use common::driver::{DriverCapabilities, DriverName, DriverOffers, MAX_DRIVERS, PreviousOffers};
 use common::kind::KindName;
-use common::profile::{STATE_DIR_RULE, is_state_dir};
+use common::site::{STATE_DIR_RULE, is_state_dir};
 
 use super::scalar::duration_to_wire;
 use super::worker::{Reader, WireError};

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use common::appliance::{MAX_TEXT, Name};
 use common::driver::{DriverName, MAX_FENCE_DELAY, PreviousOffers};
-use common::profile::{HOST_RULE, is_host};
 use common::ring::MAX_WEIGHT;
 use common::session::{AnnouncedStep, Desired, Envelope, GrantRef, MAX_ENTRIES_PER_MESSAGE};
+use common::site::{HOST_RULE, is_host};
 use common::status::{JournalEntry, Progress};
 use common::{ApplianceId, Edition, Generation, Incarnation, Profile, StreamNumber, Term, Token};
 

@@ -11,7 +11,8 @@ use common::network_port::NetworkPort;
 use worker_core::desired::Desired;
 use worker_core::instance::Instance;
 
-use crate::gate::{Permit, Shut};
+pub use crate::error::Error;
+use crate::gate::Permit;
 
 pub mod process;
 pub mod simulated;
@@ -41,26 +42,6 @@ pub struct Wanted<'a> {
     pub desired: &'a Desired,
     /// Digest to start it with; [`Driver::observe`] and [`Driver::list`] answer it unchanged.
     pub boot_digest: &'a str,
-}
-
-/// Why a driver or kind could not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The gate was shut before the call took effect.
-    #[error(transparent)]
-    Shut(#[from] Shut),
-    /// The far side has seen a newer token: this worker is no longer the owner.
-    #[error("a newer token ({0}) is in force")]
-    Superseded(common::Token),
-    /// Another call holds the lock of this appliance.
-    #[error("another call on this appliance is under way: {0}")]
-    FenceBusy(String),
-    /// What was asked for cannot work until the appliance's spec or the host changes; carries what to tell the user.
-    #[error("{0}")]
-    Refused(String),
-    /// It may work the next time.
-    #[error("{0}")]
-    Failed(String),
 }
 
 /// Where instances run.

@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use common::appliance::FieldViolation;
-use common::profile::{STATE_DIR_RULE, is_state_dir};
+use common::site::{STATE_DIR_RULE, is_state_dir};
 use common::{ApplianceId, Term, WorkerId};
 use runtime::file::write_atomic;
 use rustix::process::Signal;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use reqwest::{StatusCode, header};
 
-use crate::drivers::Error;
+use crate::error::Error;
 
 /// Most bytes read of an answer. The largest one, the counters of 256 listeners with 256 members each, takes 9 MiB.
 const MOST: usize = 16 * 1024 * 1024;

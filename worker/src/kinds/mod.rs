@@ -11,7 +11,7 @@ use worker_core::desired::Desired;
 use worker_core::instance::Instance;
 
 use self::http::HttpClient;
-use crate::drivers::Error;
+use crate::error::Error;
 use crate::gate::Permit;
 
 mod http;

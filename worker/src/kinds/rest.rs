@@ -9,7 +9,7 @@ use worker_core::instance::Instance;
 
 use super::http::{HttpAnswer, HttpClient};
 use crate::appliance::api::{INSTANCE_HEADER, Problem, TOKEN_HEADER, path, token_from_header, token_to_header};
-use crate::drivers::Error;
+use crate::error::Error;
 use crate::gate::Permit;
 
 /// Puts a configuration in place.

@@ -14,7 +14,7 @@ use zookeeper_client::Stat;
 use super::MAX_LEASE;
 use common::driver::{DriverCapabilities, DriverName, DriverOffers, MAX_DRIVERS, MAX_FENCE_DELAY, PreviousOffers};
 use common::kind::KindName;
-use common::profile::is_state_dir;
+use common::site::is_state_dir;
 use common::{CoordinatorId, Incarnation, Profile, WorkerId};
 
 /// tooz's namespace when none is given.

@@ -9,7 +9,8 @@ use super::{CoordinatorReply, Finding, Inspection, LeadAndStatus, Severity};
 use crate::commands::placement::{why_frozen, why_paused};
 use crate::commands::worker::phases;
 use crate::document::view;
-use crate::output::{age, count, one_line, short};
+use crate::output::{age, count, short};
+use crate::text::one_line;
 
 /// Appliances without an owner for less than this are being handed off, which takes milliseconds.
 const ON_THEIR_WAY: Duration = Duration::from_secs(5);

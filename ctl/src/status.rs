@@ -13,7 +13,8 @@ use tonic::Streaming;
 
 use crate::client::{AdminClient, Backoff};
 use crate::error::Failure;
-use crate::output::{Ui, count, one_line};
+use crate::output::{Ui, count};
+use crate::text::one_line;
 
 /// Pause before a watch that could not be opened is retried.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
