@@ -42,17 +42,43 @@ pub(super) struct Scheduler {
     former: HashMap<ApplianceId, u64>,
     timers: Timers,
     announced: Announced,
-    /// Steps that wait for room.
+    steps: Steps,
+    unsent: UnsentEvents,
+    serial: u64,
+}
+
+/// Steps that wait for room, and steps that run: those that change nothing (looks) apart from those that do.
+#[derive(Default)]
+struct Steps {
     queued_looks: VecDeque<(ApplianceId, u64)>,
     queued_changes: VecDeque<(ApplianceId, u64)>,
     looks: JoinSet<Done>,
     changes: JoinSet<Done>,
+}
+
+/// Events that the session did not receive yet.
+#[derive(Default)]
+struct UnsentEvents {
     /// Releases and removals; they go before statuses.
     outbox: VecDeque<RunnerEvent>,
     /// Tokens of grants that were refused, and for which.
     refused: BTreeMap<ApplianceId, (Token, Token)>,
     reports: Reports,
-    serial: u64,
+}
+
+impl UnsentEvents {
+    fn is_empty(&self) -> bool {
+        self.outbox.is_empty() && self.refused.is_empty() && self.reports.is_empty()
+    }
+
+    /// Takes out the next one.
+    fn pop(&mut self) -> Option<RunnerEvent> {
+        let refused = |(appliance, (token, newer))| RunnerEvent::Refused { appliance, token, newer };
+        self.outbox
+            .pop_front()
+            .or_else(|| self.refused.pop_first().map(refused))
+            .or_else(|| self.reports.take(1).pop().map(status_event))
+    }
 }
 
 impl Scheduler {
@@ -66,13 +92,8 @@ impl Scheduler {
             former: HashMap::new(),
             timers: Timers::default(),
             announced: Announced::default(),
-            queued_looks: VecDeque::new(),
-            queued_changes: VecDeque::new(),
-            looks: JoinSet::new(),
-            changes: JoinSet::new(),
-            outbox: VecDeque::new(),
-            refused: BTreeMap::new(),
-            reports: Reports::default(),
+            steps: Steps::default(),
+            unsent: UnsentEvents::default(),
             serial: 0,
         }
     }
@@ -81,7 +102,7 @@ impl Scheduler {
         loop {
             self.start_queued();
             let next = self.timers.next().into_iter().chain(self.announced.next()).min();
-            let news = !(self.outbox.is_empty() && self.refused.is_empty() && self.reports.is_empty());
+            let unsent = !self.unsent.is_empty();
             tokio::select! {
                 command = commands.recv() => match command {
                     Some(command) => {
@@ -90,12 +111,12 @@ impl Scheduler {
                     }
                     None => break,
                 },
-                Some(done) = self.changes.join_next() => self.ended(done),
-                Some(done) = self.looks.join_next() => self.looked(done),
+                Some(done) = self.steps.changes.join_next() => self.ended(done),
+                Some(done) = self.steps.looks.join_next() => self.looked(done),
                 () = sleep_until(&self.clock, next) => self.wake(),
-                slot = events.reserve(), if news => match slot {
+                slot = events.reserve(), if unsent => match slot {
                     Ok(slot) => {
-                        if let Some(event) = self.next_event() {
+                        if let Some(event) = self.unsent.pop() {
                             slot.send(event);
                         }
                         self.more_events(&events);
@@ -109,19 +130,19 @@ impl Scheduler {
     }
 
     async fn stop(mut self) {
-        self.looks.abort_all();
+        self.steps.looks.abort_all();
         let grace = tokio::time::sleep(self.config.stop_grace);
         tokio::pin!(grace);
         loop {
             tokio::select! {
-                ended = self.changes.join_next() => if ended.is_none() { break },
+                ended = self.steps.changes.join_next() => if ended.is_none() { break },
                 () = &mut grace => {
-                    tracing::warn!(steps = self.changes.len(), "steps were still running when the worker stopped");
+                    tracing::warn!(steps = self.steps.changes.len(), "steps were still running when the worker stopped");
                     break;
                 }
             }
         }
-        self.changes.shutdown().await;
+        self.steps.changes.shutdown().await;
     }
 
     fn now(&self) -> Timestamp {
@@ -175,10 +196,10 @@ impl Scheduler {
     fn restate(&mut self) {
         for (appliance, entry) in &self.entries {
             if !matches!(entry.stage, StepStage::Blocked(_)) {
-                self.reports.push(*appliance, entry.token, entry.lifecycle.status(), 0);
+                self.unsent.reports.push(*appliance, entry.token, entry.lifecycle.status(), 0);
             }
             if let Some(number) = entry.announced {
-                self.outbox.push_back(RunnerEvent::Begins { appliance: *appliance, token: entry.token, number });
+                self.unsent.outbox.push_back(RunnerEvent::Begins { appliance: *appliance, token: entry.token, number });
             }
         }
     }
@@ -196,14 +217,12 @@ impl Scheduler {
                 self.former.insert(appliance, serial);
             }
         }
-        self.looks.abort_all();
-        self.queued_looks.clear();
-        self.queued_changes.clear();
+        self.steps.looks.abort_all();
+        self.steps.queued_looks.clear();
+        self.steps.queued_changes.clear();
         self.timers.clear();
         self.announced.clear();
-        self.outbox.clear();
-        self.refused.clear();
-        self.reports.clear();
+        self.unsent = UnsentEvents::default();
     }
 
     fn take(&mut self, appliance: ApplianceId, mut entry: ApplianceEntry) {
@@ -243,7 +262,7 @@ impl Scheduler {
     fn looked(&mut self, done: Result<Done, JoinError>) {
         self.ended(done);
         for _ in 0..BATCH {
-            let Some(done) = self.looks.try_join_next() else { return };
+            let Some(done) = self.steps.looks.try_join_next() else { return };
             self.ended(done);
         }
     }
@@ -265,7 +284,7 @@ impl Scheduler {
         entry.stage = StepStage::Idle;
         entry.claimed |= claimed;
         if let StepOutcome::Superseded(newer) = outcome {
-            self.refused.insert(appliance, (entry.token, newer));
+            self.unsent.refused.insert(appliance, (entry.token, newer));
         }
         let changes = entry.lifecycle.running().is_some_and(LifecycleStep::changes_the_world);
         if changes
@@ -326,7 +345,11 @@ impl Scheduler {
                 self.serial += 1;
                 entry.serial = self.serial;
                 entry.stage = StepStage::Queued;
-                let queue = if step.changes_the_world() { &mut self.queued_changes } else { &mut self.queued_looks };
+                let queue = if step.changes_the_world() {
+                    &mut self.steps.queued_changes
+                } else {
+                    &mut self.steps.queued_looks
+                };
                 queue.push_back((appliance, self.serial));
             }
             if entry.wake != output.wake_at {
@@ -336,7 +359,7 @@ impl Scheduler {
                 }
             }
             if let Some(number) = entry.take_done() {
-                self.outbox.push_back(RunnerEvent::Done { appliance, token: entry.token, number });
+                self.unsent.outbox.push_back(RunnerEvent::Done { appliance, token: entry.token, number });
             }
             if output.action.is_none() && output.end.is_none() && entry.is_leaving_unstarted() {
                 if let StepStage::Announced(until) = entry.stage {
@@ -362,18 +385,18 @@ impl Scheduler {
         }
         let token = entry.token;
         if output.status_changed || output.checked.is_some() {
-            self.reports.push(appliance, token, entry.lifecycle.status(), output.checked.unwrap_or(0));
+            self.unsent.reports.push(appliance, token, entry.lifecycle.status(), output.checked.unwrap_or(0));
         }
         let Some(end) = output.end else { return };
         let hold = hold_left(now, entry.hold_until);
         self.entries.remove(&appliance);
-        self.refused.remove(&appliance);
+        self.unsent.refused.remove(&appliance);
         if let Some(gate) = &self.gate {
             gate.dismiss(appliance, token);
         }
         // What was seen last goes before the word that nobody looks any more.
-        self.outbox.extend(self.reports.remove(appliance).map(status_event));
-        self.outbox.push_back(match end {
+        self.unsent.outbox.extend(self.unsent.reports.remove(appliance).map(status_event));
+        self.unsent.outbox.push_back(match end {
             LifecycleEnd::Released(progress) => RunnerEvent::Released { appliance, token, progress, hold },
             LifecycleEnd::Gone => RunnerEvent::Gone { appliance, token },
         });
@@ -382,12 +405,12 @@ impl Scheduler {
     // ------------------------------------------------------------------------------------------------------ steps
 
     fn start_queued(&mut self) {
-        while self.looks.len() < self.config.looks_in_flight.get() {
-            let Some((appliance, serial)) = self.queued_looks.pop_front() else { break };
+        while self.steps.looks.len() < self.config.looks_in_flight.get() {
+            let Some((appliance, serial)) = self.steps.queued_looks.pop_front() else { break };
             self.start(appliance, serial);
         }
-        while self.changes.len() + self.announced.len() < self.config.steps_in_flight.get() {
-            let Some((appliance, serial)) = self.queued_changes.pop_front() else { break };
+        while self.steps.changes.len() + self.announced.len() < self.config.steps_in_flight.get() {
+            let Some((appliance, serial)) = self.steps.queued_changes.pop_front() else { break };
             self.start(appliance, serial);
         }
     }
@@ -405,7 +428,7 @@ impl Scheduler {
             entry.stage = StepStage::Announced(until);
             entry.announced = Some(serial);
             self.announced.insert((until, serial, appliance));
-            self.outbox.push_back(RunnerEvent::Begins { appliance, token: entry.token, number: serial });
+            self.unsent.outbox.push_back(RunnerEvent::Begins { appliance, token: entry.token, number: serial });
             return;
         }
         self.launch(appliance);
@@ -457,25 +480,17 @@ impl Scheduler {
             permit,
             traceparent: if step == LifecycleStep::Observe { entry.traceparent.take() } else { None },
         };
-        let set = if step.changes_the_world() { &mut self.changes } else { &mut self.looks };
+        let set = if step.changes_the_world() { &mut self.steps.changes } else { &mut self.steps.looks };
         let run = task.run(self.config.lifecycle.clone());
         entry.stage = StepStage::Running(set.spawn(run));
     }
 
     // ------------------------------------------------------------------------------------------------------- news
 
-    fn next_event(&mut self) -> Option<RunnerEvent> {
-        let refused = |(appliance, (token, newer))| RunnerEvent::Refused { appliance, token, newer };
-        self.outbox
-            .pop_front()
-            .or_else(|| self.refused.pop_first().map(refused))
-            .or_else(|| self.reports.take(1).pop().map(status_event))
-    }
-
     fn more_events(&mut self, events: &mpsc::Sender<RunnerEvent>) {
         for _ in 0..BATCH {
             let Ok(slot) = events.try_reserve() else { return };
-            let Some(event) = self.next_event() else { return };
+            let Some(event) = self.unsent.pop() else { return };
             slot.send(event);
         }
     }

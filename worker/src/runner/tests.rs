@@ -75,6 +75,14 @@ enum Plugs {
     After(Duration),
 }
 
+/// How boots go.
+#[derive(Default)]
+struct Boots {
+    takes: Mutex<Duration>,
+    fail: AtomicBool,
+    panic: AtomicBool,
+}
+
 /// Where instances live; driver and kind at once.
 struct RunnerWorld {
     start: Instant,
@@ -87,9 +95,7 @@ struct RunnerWorld {
     busy: Mutex<BTreeSet<ApplianceId>>,
     /// Two things acted on one appliance at once, which must never be.
     overlaps: AtomicBool,
-    boot_takes: Mutex<Duration>,
-    boots_fail: AtomicBool,
-    boots_panic: AtomicBool,
+    boots: Boots,
     /// A newer token than ours, with which boots are refused.
     newer: Mutex<Option<Token>>,
     probes_hang: AtomicBool,
@@ -107,9 +113,7 @@ impl RunnerWorld {
             probes: Mutex::default(),
             busy: Mutex::default(),
             overlaps: AtomicBool::new(false),
-            boot_takes: Mutex::default(),
-            boots_fail: AtomicBool::new(false),
-            boots_panic: AtomicBool::new(false),
+            boots: Boots::default(),
             newer: Mutex::default(),
             probes_hang: AtomicBool::new(false),
             plugs: Mutex::new(Plugs::Never),
@@ -225,10 +229,10 @@ impl Driver for RunnerWorld {
         }
         let (appliance, ordinal, attempt) = (permit.appliance(), wanted.ordinal, wanted.attempt);
         self.note(format!("boot {ordinal}/{attempt}"));
-        assert!(!self.boots_panic.load(Ordering::Relaxed), "this boot was told to panic");
-        let takes = *self.boot_takes.lock().expect("no panic");
+        assert!(!self.boots.panic.load(Ordering::Relaxed), "this boot was told to panic");
+        let takes = *self.boots.takes.lock().expect("no panic");
         tokio::time::sleep(takes).await;
-        if self.boots_fail.load(Ordering::Relaxed) {
+        if self.boots.fail.load(Ordering::Relaxed) {
             return Err(Error::Refused("command `serve` not found".into()));
         }
         let same = self.find(appliance).into_iter().find(|i| (i.ordinal, i.attempt) == (ordinal, attempt));
@@ -550,7 +554,7 @@ async fn a_refused_token_is_told_each_time_and_shown() {
 #[tokio::test(start_paused = true)]
 async fn a_release_carries_progress_and_ends_all_action() {
     let mut bench = RunnerBench::new().await;
-    bench.world.boots_fail.store(true, Ordering::Relaxed);
+    bench.world.boots.fail.store(true, Ordering::Relaxed);
     bench.take(1, 1, desired(1, |_| {})).await;
     let status = bench.phase(Phase::Error).await;
     assert!(status.last_error.expect("it says why").contains("command `serve` not found"));
@@ -562,7 +566,7 @@ async fn a_release_carries_progress_and_ends_all_action() {
     bench.pass(HOUR).await;
     assert_eq!(bench.world.calls().len(), calls, "nothing acts after a release");
 
-    bench.world.boots_fail.store(false, Ordering::Relaxed);
+    bench.world.boots.fail.store(false, Ordering::Relaxed);
     let begun = Instant::now();
     bench.take_with(1, 2, desired(1, |_| {}), progress.clone()).await;
     bench.phase(Phase::Configured).await;
@@ -573,7 +577,7 @@ async fn a_release_carries_progress_and_ends_all_action() {
 #[tokio::test(start_paused = true)]
 async fn a_release_waits_for_a_boot_but_not_for_a_probe() {
     let mut bench = RunnerBench::new().await;
-    *bench.world.boot_takes.lock().expect("no panic") = Duration::from_secs(30);
+    *bench.world.boots.takes.lock().expect("no panic") = Duration::from_secs(30);
     bench.take(1, 1, desired(1, |_| {})).await;
     bench.phase(Phase::Booting).await;
     let asked = Instant::now();
@@ -595,7 +599,7 @@ async fn a_release_waits_for_a_boot_but_not_for_a_probe() {
 #[tokio::test(start_paused = true)]
 async fn a_call_that_timed_out_leaves_a_hold_behind() {
     let mut bench = RunnerBench::new().await;
-    *bench.world.boot_takes.lock().expect("no panic") = HOUR;
+    *bench.world.boots.takes.lock().expect("no panic") = HOUR;
     bench.take(1, 1, desired(1, |_| {})).await;
     bench.status(|status| status.failed_boots == 1).await;
     bench.release(1, 1).await;
@@ -606,7 +610,7 @@ async fn a_call_that_timed_out_leaves_a_hold_behind() {
 #[tokio::test(start_paused = true)]
 async fn a_deletion_outlasts_a_call_that_timed_out() {
     let mut bench = RunnerBench::new().await;
-    *bench.world.boot_takes.lock().expect("no panic") = HOUR;
+    *bench.world.boots.takes.lock().expect("no panic") = HOUR;
     bench.take(1, 1, desired(1, |_| {})).await;
     bench.status(|status| status.failed_boots == 1).await;
     let asked = Instant::now();
@@ -618,15 +622,15 @@ async fn a_deletion_outlasts_a_call_that_timed_out() {
 #[tokio::test(start_paused = true)]
 async fn a_call_that_failed_leaves_a_hold_behind_only_where_no_token_fences_it() {
     let mut bench = RunnerBench::new().await;
-    bench.world.boots_panic.store(true, Ordering::Relaxed);
+    bench.world.boots.panic.store(true, Ordering::Relaxed);
     bench.take(1, 1, desired(1, |_| {})).await;
     bench.status(|status| status.failed_boots == 1).await;
     bench.release(1, 1).await;
     let (_, hold) = bench.released().await;
     assert!(hold > Duration::from_secs(10), "{hold:?}");
 
-    bench.world.boots_panic.store(false, Ordering::Relaxed);
-    bench.world.boots_fail.store(true, Ordering::Relaxed);
+    bench.world.boots.panic.store(false, Ordering::Relaxed);
+    bench.world.boots.fail.store(true, Ordering::Relaxed);
     bench.take(2, 2, desired(1, |_| {})).await;
     bench.status(|status| status.failed_boots == 1).await;
     bench.release(2, 2).await;
@@ -710,7 +714,7 @@ async fn a_check_is_answered_after_a_look() {
 #[tokio::test(start_paused = true)]
 async fn a_new_incarnation_waits_for_steps_of_the_former() {
     let mut bench = RunnerBench::new().await;
-    *bench.world.boot_takes.lock().expect("no panic") = Duration::from_secs(30);
+    *bench.world.boots.takes.lock().expect("no panic") = Duration::from_secs(30);
     bench.take(1, 1, desired(1, |_| {})).await;
     bench.phase(Phase::Booting).await;
     let old = Arc::clone(&bench.gate);
@@ -728,11 +732,11 @@ async fn a_new_incarnation_waits_for_steps_of_the_former() {
 #[tokio::test(start_paused = true)]
 async fn a_panic_of_a_driver_is_a_failed_step() {
     let mut bench = RunnerBench::new().await;
-    bench.world.boots_panic.store(true, Ordering::Relaxed);
+    bench.world.boots.panic.store(true, Ordering::Relaxed);
     bench.take(1, 1, desired(1, |_| {})).await;
     let status = bench.status(|s| s.failed_boots == 1).await;
     assert!(status.last_error.expect("it says why").contains("panicked"));
-    bench.world.boots_panic.store(false, Ordering::Relaxed);
+    bench.world.boots.panic.store(false, Ordering::Relaxed);
     bench.phase(Phase::Configured).await;
 }
 
@@ -781,7 +785,7 @@ async fn statuses_fold_while_nobody_reads_them() {
 #[tokio::test(start_paused = true)]
 async fn stopping_lets_a_running_step_end() {
     let mut bench = RunnerBench::new().await;
-    *bench.world.boot_takes.lock().expect("no panic") = Duration::from_secs(5);
+    *bench.world.boots.takes.lock().expect("no panic") = Duration::from_secs(5);
     bench.take(1, 1, desired(1, |_| {})).await;
     bench.phase(Phase::Booting).await;
     drop(bench.handle);

@@ -44,7 +44,7 @@ async fn a_suspect_without_a_leader_is_probed_and_nothing_else() {
 #[tokio::test(start_paused = true)]
 async fn a_running_step_of_a_suspect_is_announced_again_when_asked() {
     let mut bench = RunnerBench::new().await;
-    *bench.world.boot_takes.lock().expect("no panic") = Duration::from_secs(30);
+    *bench.world.boots.takes.lock().expect("no panic") = Duration::from_secs(30);
     bench.take_suspect(1, 1, desired(1, |_| {})).await;
     let boot = bench.begins().await;
     bench.clear(1, 1, boot).await;
