@@ -22,7 +22,7 @@ use worker::drivers::{Driver, Error, Wanted};
 use worker::gate::{Permit, SharedGate};
 use worker::kinds::{Protocol, Standard};
 use worker_core::desired::Desired;
-use worker_core::instance::Instance;
+use worker_core::instance::{Handle, Instance};
 
 const A: ApplianceId = ApplianceId::from_u128(0xa);
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -201,9 +201,12 @@ async fn a_killed_process_is_gone_and_leaves_no_zombie_and_no_child_on_its_port(
     let pid = made.details.pid().expect("a process");
     assert_eq!(driver.is_alive(A, &made).await, Some(true));
     let other = world.driver("w2");
-    assert_eq!(other.is_alive(A, &made).await, None, "it has not looked yet");
     let seen = other.observe(A).await.expect("readable");
     assert_eq!(other.is_alive(A, &seen[0]).await, Some(true));
+    let with = |handle: &str| Instance { handle: Handle::new(handle).expect("short"), ..made.clone() };
+    assert_eq!(driver.is_alive(A, &with("")).await, None, "nothing tells which process it is");
+    let successor = with(&format!("{pid}:1"));
+    assert_eq!(driver.is_alive(A, &successor).await, Some(false), "a process that was started at another time");
     kill(pid);
     until("it is reaped", || !Path::new(&format!("/proc/{pid}")).exists()).await;
     assert_eq!((driver.is_alive(A, &made).await, other.is_alive(A, &made).await), (Some(false), Some(false)));
