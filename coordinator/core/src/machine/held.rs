@@ -56,7 +56,7 @@ fn release(w: &mut World, name: &str, fence_delay: Duration) {
     });
 }
 
-/// The holds that owners of the appliance were told, one after the other.
+/// The fence delays that owners of the appliance were told, one after the other.
 fn delays_sent(w: &World) -> Vec<Duration> {
     let deltas =
         w.sent.iter().filter_map(|(_, message)| if let ToWorker::Delta(d) = message { Some(&d.entries) } else { None });
@@ -172,7 +172,7 @@ fn an_offer_that_nobody_took_keeps_the_fence_delay() {
 }
 
 #[test]
-fn an_owner_that_forgot_its_grant_leaves_its_hold_in_full() {
+fn an_owner_that_forgot_its_grant_leaves_its_fence_delay_in_full() {
     let mut w = owned();
     w.puppets.get_mut(&worker("w1")).expect("lives").held.clear();
     connect(&mut w, "w1", DELAY);
@@ -181,7 +181,7 @@ fn an_owner_that_forgot_its_grant_leaves_its_hold_in_full() {
 }
 
 #[test]
-fn a_removal_that_nobody_asked_for_leaves_the_hold_in_full() {
+fn a_removal_that_nobody_asked_for_leaves_the_fence_delay_in_full() {
     let mut w = owned();
     say(&mut w, "w1", |appliance, token| Ack { removed: vec![GrantRef::new(appliance, token)], ..Ack::default() });
     w.pass(Duration::from_secs(1));
@@ -207,7 +207,7 @@ fn a_new_leader_knows_the_fence_delay_of_an_owner_of_which_nothing_is_left() {
 }
 
 #[test]
-fn who_acted_against_the_table_leaves_a_hold_as_well() {
+fn who_acted_against_the_table_leaves_a_fence_delay_as_well() {
     let left = Duration::from_secs(7);
     for lost in [false, true] {
         // Known to nobody's table: as after a store was put back to an older state.
