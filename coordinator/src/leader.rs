@@ -50,7 +50,7 @@ use self::writes::{PendingWrites, WriteOutcome};
 use crate::admission::Admission;
 use crate::catalog::Catalog;
 use crate::commands::{CommandError, CommandQueue};
-use crate::leadership::LeaderTasks;
+use crate::leader_tasks::LeaderTasks;
 use crate::metrics::Metrics;
 use crate::sessions::Input;
 use crate::store::{self, StoreWrite};

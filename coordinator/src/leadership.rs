@@ -5,7 +5,6 @@
 //! supervisor starts it anew; in a cluster of coordinators the lock is given up, so that another one can try.
 
 mod retention;
-mod tasks;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,12 +23,10 @@ use crate::commands::{Command, CommandError};
 use crate::exit_code;
 use crate::grpc::ServingRole;
 use crate::leader::{BeginError, FormerTerms, Inputs, Leader, LeaderSetup, TermEnd};
+use crate::leader_tasks::{EarlyEnd, LeaderTasks};
 use crate::opening::Opening;
 use crate::sessions::Input;
 use crate::store::Store;
-use tasks::EarlyEnd;
-
-pub use tasks::LeaderTasks;
 
 /// How long a term lasts at least when the one before was ended by a worker that had met a higher one: the first such wait
 /// and the longest. What a worker claims must not keep the others from being led: each new term interrupts all of them.

@@ -17,6 +17,7 @@ mod exit_code;
 mod grpc;
 mod history;
 mod leader;
+mod leader_tasks;
 mod leadership;
 mod metrics;
 mod opening;

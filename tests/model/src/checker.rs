@@ -13,12 +13,12 @@ use crate::setup::{Fault, Setup};
 use crate::state::ModelState;
 use crate::stream::UpMessage;
 
-/// Something that happens. Workers and leaders are told by their place, leaders by the order of their terms.
+/// Something that happens. Workers are named by their index, leaders by the order of their terms.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelAction {
     /// A step of time passes.
     Pass,
-    /// A leader is told the next change of the nodes, or reads all of them.
+    /// A leader hears of the next change of the nodes, or reads all of them.
     Told(usize),
     /// The oldest write of a leader is made, or refused to it for ever.
     Write(usize),

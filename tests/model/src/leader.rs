@@ -165,8 +165,8 @@ impl ModelState {
         self.lead(l, Event::Durable(batch), &granted.collect::<Vec<_>>());
     }
 
-    /// A leader takes in one thing and looks at the time. What it offers has to be in `durable`, the grants it was just
-    /// told to be stored (I4): there are too few messages under way for an offer to wait for its turn.
+    /// A leader takes in one thing and looks at the time. What it offers has to be in `durable`, the grants of which it
+    /// has just heard that they are stored (I4): there are too few messages under way for an offer to wait for its turn.
     pub(crate) fn lead(&mut self, l: usize, event: Event, durable: &[Token]) {
         let leader = &mut self.leaders[l];
         let term = leader.term;

@@ -84,11 +84,11 @@ pub fn exhaust(setup: Setup) -> Result<Summary, Box<BrokenPromise>> {
     })
 }
 
-/// Checks that states which are told to be equal go on to equal states: only then does a state stand for all that equal
+/// Checks that states that count as equal go on to equal states: only then does a state stand for all that equal
 /// it, whichever was met first. Answers how many were met.
 ///
 /// # Errors
-/// Two states that are told to be equal and do not go on alike, with what happens in only one of them.
+/// Two states that count as equal and do not go on alike, with what happens in only one of them.
 pub fn alike(setup: Setup) -> Result<usize, String> {
     let model = Hypothesis::new(setup);
     let follow = |state: &ModelState| {

@@ -26,10 +26,10 @@ pub(crate) enum NodeEvent {
     Over(Life),
 }
 
-/// What a leader is told, in order.
+/// What a leader is event, in order.
 #[derive(Clone, Debug)]
 pub(crate) struct NodeFeed {
-    /// It has yet to read everything; nothing is told before.
+    /// It has yet to read everything; nothing is event before.
     pub(crate) unread: bool,
     pub(crate) news: VecDeque<NodeEvent>,
 }

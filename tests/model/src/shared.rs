@@ -2,7 +2,7 @@
 //! same thing happens to the same machine again and again: states share what is equal, and a step that was taken is not
 //! taken again.
 //!
-//! What is equal is told by the words of a part (see [`common::canon`]) as they are, without putting them in relation to
+//! Parts are compared by their words (see [`common::canon`]) as they are, without putting them in relation to
 //! anything: parts whose words are equal behave alike.
 
 use std::collections::HashMap;

@@ -56,7 +56,7 @@ impl ModelStream {
         !self.heard && !self.read && self.down.is_empty()
     }
 
-    /// The leader's side ends: what was on its way to it is lost, and the worker learns it after all that it was told.
+    /// The leader's side ends: what was on its way to it is lost, and the worker learns it after all that was sent to it.
     pub(crate) fn close(&mut self, why: Option<Refusal>) {
         self.heard = false;
         self.up.clear();
@@ -67,7 +67,7 @@ impl ModelStream {
         }
     }
 
-    /// The worker's side ends, and the leader learns it after all that it was told. With `late` what was on its way to the
+    /// The worker's side ends, and the leader learns it after all that was sent to it. With `late` what was on its way to the
     /// worker may arrive even so.
     pub(crate) fn leave(&mut self, late: bool) {
         self.read = false;

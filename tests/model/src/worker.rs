@@ -46,7 +46,7 @@ pub(crate) struct ModelWorker {
     /// Its life in the service, and the one before.
     pub(crate) incarnation: Option<Incarnation>,
     pub(crate) former: Option<Incarnation>,
-    /// Term of the newest leader the service told it of; it turns to no older one.
+    /// Term of the newest leader the service has shown it; it connects to no older one.
     pub(crate) knows: Term,
     pub(crate) conversation: Conversation,
     pub(crate) gate: Gate,
@@ -268,7 +268,7 @@ impl ModelState {
         let worker = self.worker(w);
         let (link, mut sent) = (worker.link, Vec::new());
         while worker.conversation.owes_an_answer() {
-            let Some((from, message)) = worker.conversation.next() else { break };
+            let Some((from, message)) = worker.conversation.next_message() else { break };
             sent.push(UpMessage::Message(from, message));
         }
         if let Some(stream) = self.streams.iter_mut().find(|s| Some(s.conn) == link && s.heard) {
@@ -313,7 +313,7 @@ impl ModelState {
         let carryover = Carryover { fence_delay: worker.hold(now, id, token), ..Carryover::default() };
         worker.gate.dismiss(id, token);
         match worker.tasks.get_mut(&id) {
-            // What runs on although it was told to stop: only the gate holds it back.
+            // What runs on although it was asked to stop: only the gate holds it back.
             Some(task) if mutant::is(Mutant::GatePerWorker) || task.running.is_some() => {
                 (task.releasing, task.over) = (false, true);
             }

@@ -106,7 +106,7 @@ fn ownership_holds_in_every_state() {
 
 /// The state space is as small as it is because states that differ in nothing that matters are taken for one.
 #[test]
-fn states_that_are_told_to_be_equal_go_on_alike() {
+fn states_that_count_as_equal_go_on_alike() {
     for (setup, large) in setups() {
         // The larger ones hold more of the same.
         if large || setup.budget > 1 {

@@ -203,8 +203,8 @@ impl SimDatabase {
 
 impl SimWorld {
     /// Sends a request on its way.
-    pub(super) fn ask_database(&mut self, seat: usize, instance: u64, ask: DatabaseRequest) {
-        let until = self.cut_until(SimHost::Seat(seat), SimHost::Database);
+    pub(super) fn ask_database(&mut self, coordinator: usize, instance: u64, ask: DatabaseRequest) {
+        let until = self.cut_until(SimHost::Coordinator(coordinator), SimHost::Database);
         let mut delay = self.rng.micros(50, 2_000);
         if until > self.now {
             match self.rng.below(4) {
@@ -219,10 +219,10 @@ impl SimWorld {
                 _ => return,
             }
         }
-        self.after(delay, SimEvent::Asked { seat, instance, ask: Box::new(ask) });
+        self.after(delay, SimEvent::Asked { coordinator, instance, ask: Box::new(ask) });
     }
 
-    pub(super) fn database_asked(&mut self, seat: usize, instance: u64, ask: DatabaseRequest) {
+    pub(super) fn database_asked(&mut self, coordinator: usize, instance: u64, ask: DatabaseRequest) {
         let DatabaseRequest { number, epoch, request } = ask;
         if epoch != self.database.epoch {
             return;
@@ -232,20 +232,20 @@ impl SimWorld {
         if !commits && !reads && self.now < self.database.locked_until {
             let later = self.database.locked_until + self.rng.micros(1, 500);
             let ask = Box::new(DatabaseRequest { number, epoch, request });
-            return self.at(later, SimEvent::Asked { seat, instance, ask });
+            return self.at(later, SimEvent::Asked { coordinator, instance, ask });
         }
-        if matches!(request, DatabaseCall::Write(..)) && !self.is_waited_for(seat, instance, number) {
+        if matches!(request, DatabaseCall::Write(..)) && !self.is_waited_for(coordinator, instance, number) {
             // The word that would end the transaction follows the answer to its begin, which nobody waits for any more.
             return;
         }
-        if commits && !self.seats[seat].is_running(instance) && self.rng.chance(50) {
+        if commits && !self.coordinators[coordinator].is_running(instance) && self.rng.chance(50) {
             // It was killed before it had said the last word.
             return;
         }
         let refuses =
             self.now < self.database.refuses_until || (self.faulty() && self.rng.chance(self.settings.failing_commits));
         let reply = if refuses {
-            self.note(|| format!("the store refuses request {number} of c{seat}"));
+            self.note(|| format!("the store refuses request {number} of c{coordinator}"));
             CallResult::Refused
         } else {
             match self.database_does(request) {
@@ -256,18 +256,18 @@ impl SimWorld {
                     let takes = if slow { self.rng.millis(20, 2_500) } else { self.rng.micros(50, 2_000) };
                     self.database.locked_until = self.now + takes;
                     let ask = Box::new(DatabaseRequest { number, epoch, request: commit });
-                    return self.after(takes, SimEvent::Asked { seat, instance, ask });
+                    return self.after(takes, SimEvent::Asked { coordinator, instance, ask });
                 }
             }
         };
-        let until = self.cut_until(SimHost::Database, SimHost::Seat(seat));
+        let until = self.cut_until(SimHost::Database, SimHost::Coordinator(coordinator));
         let lost = until > self.now || (self.faulty() && self.rng.chance(self.settings.lost_answers));
         if lost {
-            self.note(|| format!("the answer to request {number} of c{seat} is lost"));
+            self.note(|| format!("the answer to request {number} of c{coordinator} is lost"));
         } else {
             let delay = self.rng.micros(20, 2_000);
             let answer = Box::new(DatabaseReply { number, reply });
-            self.after(delay, SimEvent::Answered { seat, instance, answer });
+            self.after(delay, SimEvent::Answered { coordinator, instance, answer });
         }
     }
 

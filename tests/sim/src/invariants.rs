@@ -19,13 +19,13 @@ const MACHINE_LOOKS: u64 = 32;
 
 impl SimWorld {
     /// What the machine keeps agrees with its table.
-    pub(super) fn check_leader(&mut self, seat: usize, steps: u64) {
+    pub(super) fn check_leader(&mut self, coordinator: usize, steps: u64) {
         // After a restore an owner that the copy does not know may turn up while its appliance is being granted; the grant
         // is then not offered, but for a moment it looks wrong.
         if !steps.is_multiple_of(MACHINE_LOOKS) || self.database.restored {
             return;
         }
-        let Some(leader) = self.seats[seat].leader() else { return };
+        let Some(leader) = self.coordinators[coordinator].leader() else { return };
         if let Some(wrong) = checks::machine(&leader.machine).into_iter().next() {
             self.fail(format!("machine: {wrong}"));
         }
@@ -100,8 +100,8 @@ impl SimWorld {
         for (place, id) in held {
             self.check_held(place, id);
         }
-        for seat in 0..self.seats.len() {
-            self.check_leader(seat, 0);
+        for coordinator in 0..self.coordinators.len() {
+            self.check_leader(coordinator, 0);
         }
     }
 }

@@ -13,9 +13,9 @@ use coordinator_core::rebalance::RebalanceEvent;
 use coordinator_core::table::Seed;
 
 use super::SimTime;
+use super::coordinator::{CoordinatorRole, CoordinatorTimer};
 use super::database::{ApplianceRow, DatabaseWrite, Rows};
 use super::net::{LeaderMessage, SimDesired, WorkerMessage};
-use super::seat::{CoordinatorRole, CoordinatorTimer};
 use super::world::SimWorld;
 use super::writer::{Fate, WriteResult};
 
@@ -59,7 +59,7 @@ fn seed(record: &ApplianceRow) -> Seed {
 
 impl SimWorld {
     /// Begins to lead with what the store has.
-    pub(super) fn lead(&mut self, seat: usize, term: Term, rows: Rows) {
+    pub(super) fn lead(&mut self, coordinator: usize, term: Term, rows: Rows) {
         self.reigns += 1;
         let reign = self.reigns;
         let mut members: Vec<_> = rows.members.into_values().collect();
@@ -72,7 +72,7 @@ impl SimWorld {
             machine_grant(grant)
         };
         let appliances = rows.records.values().map(|r| (seed(r), stored(r))).collect();
-        let now = self.seats[seat].clock.local(self.now);
+        let now = self.coordinators[coordinator].clock.local(self.now);
         let machine = Machine::new(
             self.settings.machine.clone(),
             term,
@@ -93,31 +93,33 @@ impl SimWorld {
             steps: 0,
             hears: None,
         };
-        if let Some(process) = &mut self.seats[seat].process {
+        if let Some(process) = &mut self.coordinators[coordinator].process {
             process.role = CoordinatorRole::Leading(Box::new(leader));
         }
-        self.note(|| format!("c{seat} leads {term}"));
+        self.note(|| format!("c{coordinator} leads {term}"));
         self.count_leaders();
-        self.leader_step(seat, Event::Tick);
-        self.write_seen(seat, reign);
+        self.leader_step(coordinator, Event::Tick);
+        self.write_seen(coordinator, reign);
     }
 
     /// Writes now and then when nothing else is written: a leader whose store was put back, or is led by another one,
     /// learns of it.
-    pub(super) fn write_seen(&mut self, seat: usize, reign: u64) {
-        let Some(leader) = self.seats[seat].leader().filter(|leader| leader.reign == reign) else { return };
+    pub(super) fn write_seen(&mut self, coordinator: usize, reign: u64) {
+        let Some(leader) = self.coordinators[coordinator].leader().filter(|leader| leader.reign == reign) else {
+            return;
+        };
         let term = leader.machine.term();
-        self.submit(seat, reign, term, DatabaseWrite::Seen);
+        self.submit(coordinator, reign, term, DatabaseWrite::Seen);
         let delay = self.rng.millis(1_000, 2_000);
-        self.seat_timer_after(seat, delay, CoordinatorTimer::Seen(reign));
+        self.coordinator_timer_after(coordinator, delay, CoordinatorTimer::Seen(reign));
     }
 
     pub(super) fn leader_receives(&mut self, stream: usize, message: WorkerMessage) {
-        let (seat, instance) = (self.streams[stream].seat, self.streams[stream].instance);
-        if !self.seats[seat].is_running(instance) {
+        let (coordinator, instance) = (self.streams[stream].coordinator, self.streams[stream].instance);
+        if !self.coordinators[coordinator].is_running(instance) {
             return;
         }
-        let Some(leader) = self.seats[seat].leader_mut() else {
+        let Some(leader) = self.coordinators[coordinator].leader_mut() else {
             if matches!(message, WorkerMessage::Message(_, ToCoordinator::Hello(_))) {
                 self.send_down(stream, LeaderMessage::refused(RefusedReason::NotLeading, None));
             }
@@ -141,33 +143,35 @@ impl SimWorld {
             }
         };
         if !matches!(event, Event::Received(_, _, ToCoordinator::Beat(_) | ToCoordinator::Report(_))) {
-            self.note(|| format!("c{seat} <- s{stream} {event:?}"));
+            self.note(|| format!("c{coordinator} <- s{stream} {event:?}"));
         }
-        if let Some(leader) = self.seats[seat].leader_mut() {
+        if let Some(leader) = self.coordinators[coordinator].leader_mut() {
             leader.hears = Some(stream);
         }
-        self.leader_step(seat, event);
-        if let Some(leader) = self.seats[seat].leader_mut() {
+        self.leader_step(coordinator, event);
+        if let Some(leader) = self.coordinators[coordinator].leader_mut() {
             leader.hears = None;
         }
-        self.tick_soon(seat);
+        self.tick_soon(coordinator);
     }
 
     /// News of the service.
-    pub(super) fn leader_told(&mut self, seat: usize, event: Event) {
+    pub(super) fn leader_roster_event(&mut self, coordinator: usize, event: Event) {
         if !matches!(event, Event::Observed(..)) {
-            self.note(|| format!("c{seat}: {event:?}"));
+            self.note(|| format!("c{coordinator}: {event:?}"));
         }
-        self.leader_step(seat, event);
-        self.tick_soon(seat);
+        self.leader_step(coordinator, event);
+        self.tick_soon(coordinator);
     }
 
-    pub(super) fn leader_news(&mut self, seat: usize, reign: u64, news: WriteResult) {
-        let Some(leader) = self.seats[seat].leader_mut().filter(|leader| leader.reign == reign) else { return };
+    pub(super) fn leader_news(&mut self, coordinator: usize, reign: u64, news: WriteResult) {
+        let Some(leader) = self.coordinators[coordinator].leader_mut().filter(|leader| leader.reign == reign) else {
+            return;
+        };
         let event = match news {
             WriteResult::Batch(_, Fate::Lost) | WriteResult::Put(_, Fate::Lost) | WriteResult::Seen(Fate::Lost) => {
-                self.note(|| format!("c{seat} has lost the store"));
-                return self.give_up(seat);
+                self.note(|| format!("c{coordinator} has lost the store"));
+                return self.give_up(coordinator);
             }
             WriteResult::Seen(_) => return,
             WriteResult::Batch(batch, Fate::Durable) => Event::Durable(batch),
@@ -191,35 +195,35 @@ impl SimWorld {
                 event
             }
         };
-        self.note(|| format!("c{seat}: {event:?}"));
-        self.leader_step(seat, event);
-        self.tick_soon(seat);
+        self.note(|| format!("c{coordinator}: {event:?}"));
+        self.leader_step(coordinator, event);
+        self.tick_soon(coordinator);
     }
 
-    pub(super) fn leader_tick(&mut self, seat: usize, reign: u64, number: u64) {
-        if self.seats[seat].leader().is_some_and(|l| l.reign == reign && l.tick.0 == number) {
-            self.leader_step(seat, Event::Tick);
+    pub(super) fn leader_tick(&mut self, coordinator: usize, reign: u64, number: u64) {
+        if self.coordinators[coordinator].leader().is_some_and(|l| l.reign == reign && l.tick.0 == number) {
+            self.leader_step(coordinator, Event::Tick);
         }
     }
 
-    fn tick_soon(&mut self, seat: usize) {
+    fn tick_soon(&mut self, coordinator: usize) {
         let at = self.now + self.rng.micros(1, 500);
-        self.tick_at(seat, at);
+        self.tick_at(coordinator, at);
     }
 
-    fn tick_at(&mut self, seat: usize, at: SimTime) {
+    fn tick_at(&mut self, coordinator: usize, at: SimTime) {
         let now = self.now;
-        let Some(leader) = self.seats[seat].leader_mut() else { return };
+        let Some(leader) = self.coordinators[coordinator].leader_mut() else { return };
         if at < leader.tick.1 || leader.tick.1 <= now {
             leader.tick = (leader.tick.0 + 1, at);
             let (reign, number) = (leader.reign, leader.tick.0);
-            self.seat_timer_after(seat, at - now, CoordinatorTimer::Tick { reign, number });
+            self.coordinator_timer_after(coordinator, at - now, CoordinatorTimer::Tick { reign, number });
         }
     }
 
-    pub(super) fn leader_step(&mut self, seat: usize, event: Event) {
-        let local = self.seats[seat].clock.local(self.now);
-        let Some(leader) = self.seats[seat].leader_mut() else { return };
+    pub(super) fn leader_step(&mut self, coordinator: usize, event: Event) {
+        let local = self.coordinators[coordinator].clock.local(self.now);
+        let Some(leader) = self.coordinators[coordinator].leader_mut() else { return };
         let was_tick = event == Event::Tick;
         let output = leader.machine.step(local, event);
         leader.steps += 1;
@@ -228,33 +232,36 @@ impl SimWorld {
         }
         let (reign, steps) = (leader.reign, leader.steps);
         for action in output.actions {
-            self.carry_out(seat, reign, action);
+            self.carry_out(coordinator, reign, action);
         }
         let wake = output.wake_at.unwrap_or(local + REFRESH).as_nanos().min((local + REFRESH).as_nanos());
-        let at = self.seats[seat].clock.world(self.now, Timestamp::from_nanos(wake)).max(self.now + 20_000);
-        self.tick_at(seat, at);
-        self.check_leader(seat, steps);
+        let at =
+            self.coordinators[coordinator].clock.world(self.now, Timestamp::from_nanos(wake)).max(self.now + 20_000);
+        self.tick_at(coordinator, at);
+        self.check_leader(coordinator, steps);
     }
 
-    fn carry_out(&mut self, seat: usize, reign: u64, action: Action) {
+    fn carry_out(&mut self, coordinator: usize, reign: u64, action: Action) {
         // What follows the end of the term in the same step has no place any more.
-        let Some(leader) = self.seats[seat].leader_mut().filter(|leader| leader.reign == reign) else { return };
+        let Some(leader) = self.coordinators[coordinator].leader_mut().filter(|leader| leader.reign == reign) else {
+            return;
+        };
         match action {
             Action::Commit(batch, commit) => {
                 let term = leader.machine.term();
-                self.submit(seat, reign, term, DatabaseWrite::Batch(batch, commit));
+                self.submit(coordinator, reign, term, DatabaseWrite::Batch(batch, commit));
             }
-            Action::Send(id, from, message) => self.leader_sends(seat, id as usize, from, message),
+            Action::Send(id, from, message) => self.leader_sends(coordinator, id as usize, from, message),
             Action::Close(id, refusal) => {
                 let stream = id as usize;
                 if !leader.streams.remove(&stream) {
                     return;
                 }
-                self.note(|| format!("c{seat} closes s{stream}: {refusal:?}"));
+                self.note(|| format!("c{coordinator} closes s{stream}: {refusal:?}"));
                 self.check_refusal(&refusal);
                 self.send_down(stream, LeaderMessage::refused(refusal.reason(), refusal.retry_after()));
             }
-            Action::Evict(life) => self.candidate_evicts(seat, life),
+            Action::Evict(life) => self.candidate_evicts(coordinator, life),
             Action::Removed(id) => drop(leader.catalog.remove(&id)),
             Action::Rebalance(news) => match news {
                 RebalanceEvent::Opened { id, .. } => drop(leader.rebalances.insert(id)),
@@ -262,21 +269,25 @@ impl SimWorld {
                 RebalanceEvent::Moved { .. } => {}
             },
             // What a worker holds that the copy of the store knows nothing of.
-            Action::Violation(text) if self.database.restored => self.note(|| format!("c{seat}: violation: {text}")),
+            Action::Violation(text) if self.database.restored => {
+                self.note(|| format!("c{coordinator}: violation: {text}"))
+            }
             // A `Hello` that was stuck since before this term may claim anything: it takes nothing from anybody, but it is
-            // told of before its stream has to prove that it is alive.
+            // reported before its stream has to prove that it is alive.
             Action::Violation(text) if leader.hears.is_some_and(|stream| self.streams[stream].broken) => {
-                self.note(|| format!("c{seat}: violation, said late: {text}"));
+                self.note(|| format!("c{coordinator}: violation, said late: {text}"));
             }
             Action::Violation(text) => self.fail(format!("violation: {text}")),
-            Action::RaiseTerm(met) => self.raise_above(seat, met),
+            Action::RaiseTerm(met) => self.raise_above(coordinator, met),
             // For readers only.
             _ => {}
         }
     }
 
-    fn leader_sends(&mut self, seat: usize, stream: usize, from: Envelope, message: ToWorker<()>) {
-        let Some(leader) = self.seats[seat].leader_mut().filter(|leader| leader.streams.contains(&stream)) else {
+    fn leader_sends(&mut self, coordinator: usize, stream: usize, from: Envelope, message: ToWorker<()>) {
+        let Some(leader) =
+            self.coordinators[coordinator].leader_mut().filter(|leader| leader.streams.contains(&stream))
+        else {
             return;
         };
         let mut message = message.fill(|id| leader.catalog.get(&id).map(desired));
@@ -291,7 +302,7 @@ impl SimWorld {
             self.check_offers(&delta.entries);
         }
         if !matches!(message, ToWorker::BeatAck(_)) {
-            self.note(|| format!("c{seat} -> s{stream} {message:?}"));
+            self.note(|| format!("c{coordinator} -> s{stream} {message:?}"));
         }
         self.send_down(stream, LeaderMessage { from, message });
     }

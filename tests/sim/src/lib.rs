@@ -1,23 +1,23 @@
-//! A deterministic simulation of both cores: the coordinator's machine and the workers' holdings run as they ship, and
+//! A deterministic simulation of both cores: the coordinator's machine and the worker's machines run as they ship, and
 //! everything around them is a model that a seed drives.
 //!
-//! Modelled: several coordinator processes of which one leads, or thinks so; workers; clocks of different rates; streams
+//! Modelled: several coordinator processes of which one leads, or believes so; workers; clocks of different rates; streams
 //! that delay, stall, break and deliver late; nodes that are killed, paused, and cut off from each other, one way too; a
-//! coordination service; a store whose commits come late, or with an outcome nobody learns, and that is put back to older
-//! copies; and what the drivers call, slow, with and without tokens. The shells are modelled after `worker::session` and
-//! `coordinator::{leadership, leader, store}`: what they do besides moving messages is written again here in its simplest
-//! form.
+//! coordination service; a store whose commits come late, or with an unknown outcome, and that is restored to older
+//! copies; and what the drivers call, slow, with and without tokens. Of a worker's session, of membership and of the election
+//! the machines that ship are run ([`worker_core::session`], [`common::membership`], [`common::election`]); here their actions
+//! are carried out. The shells of the coordinator (`leadership`, `leader`, `store`) are written again in their simplest form.
 //!
 //! After every step the promises I1 and I3 to I5 of docs/protocol.md are checked; when the faults are over the world
 //! has to come to rest with everything placed (I2). A run depends on its [`Case`] alone: a seed, and the faults and the
-//! load that it comes to or that are given. One that fails is run again with ever fewer of those ([`minimise`]) and told
+//! load that it comes to or that are given. One that fails is run again with ever fewer of those ([`minimise`]) and reported
 //! with its log.
 //!
 //! | file          | what it models                                                   |
 //! |---------------|------------------------------------------------------------------|
 //! | `world`       | time, the queue of events, who takes which                       |
 //! | `plan`, `trouble` | faults and load: as a list, and as they are carried out      |
-//! | `seat`        | a coordinator process: elections, terms, stepping down           |
+//! | `coordinator` | a coordinator process: elections, terms, stepping down           |
 //! | `leader`      | what leads one term: the machine, its actions                    |
 //! | `writer`, `database` | the coordinator's and the database's half of the store    |
 //! | `worker`, `incoming`, `life`, `tasks` | a worker process: session, life, what it does with grants |
@@ -28,6 +28,7 @@
 
 mod backend;
 mod clock;
+mod coordinator;
 mod database;
 mod incoming;
 mod invariants;
@@ -38,7 +39,6 @@ mod net;
 mod plan;
 mod rest;
 mod rng;
-mod seat;
 mod service;
 mod tasks;
 mod trouble;

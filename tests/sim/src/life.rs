@@ -71,10 +71,10 @@ impl SimWorld {
     /// Tells the worker which coordinators there are, the one first that seems to lead.
     fn look_who_leads(&mut self, place: usize) {
         let Some(shown) = self.shown_leader(Who::Worker(place)) else { return };
-        let seats = self.seats.len();
+        let coordinators = self.coordinators.len();
         let Some(process) = self.process(place) else { return };
         if process.life.shown.replace(shown) != Some(shown) {
-            let others = (0..seats).filter(|&seat| seat != shown);
+            let others = (0..coordinators).filter(|&coordinator| coordinator != shown);
             let addresses = std::iter::once(shown).chain(others).map(address).collect();
             self.step(place, ControlEvent::Coordinators(addresses));
         }

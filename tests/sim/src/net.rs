@@ -111,7 +111,7 @@ pub(super) struct SimStream {
     pub(super) place: usize,
     /// Process of the worker that opened it.
     pub(super) process: u64,
-    pub(super) seat: usize,
+    pub(super) coordinator: usize,
     /// Process of the coordinator it leads to.
     pub(super) instance: u64,
     pub(super) up: Lane<WorkerMessage>,
@@ -121,9 +121,9 @@ pub(super) struct SimStream {
 }
 
 impl SimWorld {
-    pub(super) fn open_stream(&mut self, place: usize, process: u64, seat: usize, instance: u64) -> usize {
+    pub(super) fn open_stream(&mut self, place: usize, process: u64, coordinator: usize, instance: u64) -> usize {
         let (up, down) = (Lane::default(), Lane::default());
-        self.streams.push(SimStream { place, process, seat, instance, up, down, broken: false });
+        self.streams.push(SimStream { place, process, coordinator, instance, up, down, broken: false });
         let number = self.streams.len() - 1;
         self.open.insert(number);
         number
@@ -149,7 +149,7 @@ impl SimWorld {
 
     pub(super) fn arrive_up(&mut self, stream: usize) {
         let s = &mut self.streams[stream];
-        let (from, to) = (SimHost::Place(s.place), SimHost::Seat(s.seat));
+        let (from, to) = (SimHost::Worker(s.place), SimHost::Coordinator(s.coordinator));
         let until = self.cut_until(from, to);
         self.streams[stream].up.stall(until);
         match self.streams[stream].up.pop(self.now) {
@@ -161,7 +161,7 @@ impl SimWorld {
 
     pub(super) fn arrive_down(&mut self, stream: usize) {
         let s = &mut self.streams[stream];
-        let (from, to) = (SimHost::Seat(s.seat), SimHost::Place(s.place));
+        let (from, to) = (SimHost::Coordinator(s.coordinator), SimHost::Worker(s.place));
         let until = self.cut_until(from, to);
         self.streams[stream].down.stall(until);
         match self.streams[stream].down.pop(self.now) {

@@ -28,12 +28,12 @@ const OPERATOR: Duration = Duration::from_secs(20);
 impl SimWorld {
     pub(super) fn look_whether_settled(&mut self, calm_since: Option<SimTime>) {
         // Those that never come back keep the brake on until an operator has looked.
-        for seat in 0..self.seats.len() {
-            let now = self.seats[seat].clock.local(self.now);
-            let frozen = self.seats[seat].leader().and_then(|leader| leader.machine.frozen(now));
+        for coordinator in 0..self.coordinators.len() {
+            let now = self.coordinators[coordinator].clock.local(self.now);
+            let frozen = self.coordinators[coordinator].leader().and_then(|leader| leader.machine.frozen(now));
             if frozen.is_some_and(|frozen| frozen.since >= OPERATOR) {
                 self.note(|| "an operator resumes".to_owned());
-                self.leader_step(seat, Event::Resume);
+                self.leader_step(coordinator, Event::Resume);
             }
         }
         let calm_since = match (self.unsettled(), calm_since) {
@@ -56,18 +56,24 @@ impl SimWorld {
 
     /// Why the world is not at rest (I2), if it is not.
     fn unsettled(&self) -> Option<String> {
-        let mut leading = (0..self.seats.len()).filter(|&seat| self.seats[seat].leader().is_some());
-        let (Some(seat), None) = (leading.next(), leading.next()) else {
-            let roles = self.seats.iter().map(|seat| seat.process.as_ref().map(|process| process.role.name()));
+        let mut leading =
+            (0..self.coordinators.len()).filter(|&coordinator| self.coordinators[coordinator].leader().is_some());
+        let (Some(coordinator), None) = (leading.next(), leading.next()) else {
+            let roles = self
+                .coordinators
+                .iter()
+                .map(|coordinator| coordinator.process.as_ref().map(|process| process.role.name()));
             return Some(format!("there is not one leader: {:?}", roles.collect::<Vec<_>>()));
         };
-        let seats = self.seats.iter();
-        if seats.filter(|seat| !seat.lost).any(|seat| seat.process.is_none()) {
+        let coordinators = self.coordinators.iter();
+        if coordinators.filter(|coordinator| !coordinator.lost).any(|coordinator| coordinator.process.is_none()) {
             return Some("a coordinator is away".to_owned());
         }
-        let Some(leader) = self.seats[seat].leader() else { return Some("there is no leader".to_owned()) };
+        let Some(leader) = self.coordinators[coordinator].leader() else {
+            return Some("there is no leader".to_owned());
+        };
         let machine = &leader.machine;
-        if self.is_writing(seat) || !leader.changing.is_empty() {
+        if self.is_writing(coordinator) || !leader.changing.is_empty() {
             return Some("writes are under way".to_owned());
         }
         let rows = &self.database.rows;
@@ -79,7 +85,7 @@ impl SimWorld {
             return Some("table, catalog and store have different appliances".to_owned());
         }
         self.acknowledged_lost()
-            .or_else(|| self.members_unsettled(seat, machine))
+            .or_else(|| self.members_unsettled(coordinator, machine))
             .or_else(|| table.values().find_map(|entry| self.entry_unsettled(machine, entry)))
             .or_else(|| self.places.iter().enumerate().find_map(|(n, _)| self.worker_unsettled(n, &table)))
             .or_else(|| self.band_unsettled(machine, &table))
@@ -99,8 +105,8 @@ impl SimWorld {
         lost.map(|(id, generation)| format!("{id} was acknowledged at {generation} and is lost"))
     }
 
-    fn members_unsettled(&self, seat: usize, machine: &Machine) -> Option<String> {
-        let local = self.seats[seat].clock.local(self.now);
+    fn members_unsettled(&self, coordinator: usize, machine: &Machine) -> Option<String> {
+        let local = self.coordinators[coordinator].clock.local(self.now);
         let views = machine.workers(local);
         let living: BTreeSet<_> =
             views.iter().filter(|v| v.health != Health::Dead).map(|v| Life::new(v.id.clone(), v.incarnation)).collect();

@@ -7,7 +7,7 @@
 //! | `connection` | a server's side of a connection: order of calls, watches                               |
 //! | `client`     | the client library: reconnections, sessions that are over                              |
 //! | `life`       | nodes and heartbeats of a member                                                       |
-//! | `seat`       | a worker: joins, beats, leaves                                                         |
+//! | `member`     | a worker: joins, beats, leaves                                                         |
 //! | `candidate`  | a coordinator: contends, raises terms, evicts                                          |
 //! | `feed`       | the roster that ships, around it a client                                              |
 //! | `faults`     | what happens to servers, to the ways between, and to nodes                             |
@@ -24,7 +24,7 @@ mod ensemble;
 mod faults;
 mod feed;
 mod life;
-mod seat;
+mod member;
 mod tree;
 
 #[cfg(test)]
@@ -36,12 +36,12 @@ use common::Life;
 use common::Term;
 
 use self::candidate::Candidacy;
-pub(super) use self::candidate::CandidateNews;
+pub(super) use self::candidate::CandidateEvent;
 use self::client::{ClientEvent, ZkClient};
 use self::connection::Connection;
 use self::ensemble::{PeerMessage, ZkServer};
-use self::seat::GroupSeat;
-pub(super) use self::seat::{GroupReply, GroupRequest};
+use self::member::GroupMember;
+pub(super) use self::member::{GroupReply, GroupRequest};
 use super::SimTime;
 use super::net::Lane;
 use super::rng::Rng;
@@ -96,11 +96,11 @@ impl ServiceTask {
     }
 }
 
-/// What processes are told.
+/// What processes hear.
 #[derive(Debug)]
 enum ServiceEvent {
     Worker { place: usize, process: u64, answer: GroupReply },
-    Coordinator(usize, CandidateNews),
+    Coordinator(usize, CandidateEvent),
 }
 
 /// The service.
@@ -117,7 +117,7 @@ pub(super) struct ZooKeeper {
     peers: Vec<Lane<(u64, PeerMessage)>>,
     connections: Vec<Connection>,
     clients: Vec<ZkClient>,
-    seats: BTreeMap<usize, GroupSeat>,
+    members: BTreeMap<usize, GroupMember>,
     candidates: BTreeMap<usize, Candidacy>,
     /// Until when nothing gets through.
     cuts: BTreeMap<NetworkPath, SimTime>,
@@ -128,7 +128,7 @@ pub(super) struct ZooKeeper {
     rounds: u64,
     /// Who each host believes to lead.
     shown: BTreeMap<Who, usize>,
-    told: VecDeque<(usize, ClientEvent)>,
+    client_events: VecDeque<(usize, ClientEvent)>,
     news: VecDeque<ServiceEvent>,
     out: Vec<(SimTime, ServiceTask)>,
     notes: Option<Vec<String>>,
@@ -146,7 +146,7 @@ impl Default for ZooKeeper {
             peers: Vec::new(),
             connections: Vec::new(),
             clients: Vec::new(),
-            seats: BTreeMap::new(),
+            members: BTreeMap::new(),
             candidates: BTreeMap::new(),
             cuts: BTreeMap::new(),
             electing: false,
@@ -155,7 +155,7 @@ impl Default for ZooKeeper {
             marks: 0,
             rounds: 0,
             shown: BTreeMap::new(),
-            told: VecDeque::new(),
+            client_events: VecDeque::new(),
             news: VecDeque::new(),
             out: Vec::new(),
             notes: None,
@@ -190,8 +190,8 @@ impl ZooKeeper {
         if self.faulty && self.rng.chance(self.slow) { self.rng.millis(5, 900) } else { self.rng.micros(50, 1_500) }
     }
 
-    fn tell(&mut self, client: usize, told: ClientEvent) {
-        self.told.push_back((client, told));
+    fn tell(&mut self, client: usize, event: ClientEvent) {
+        self.client_events.push_back((client, event));
     }
 
     fn take(&mut self, event: ServiceTask) {
@@ -222,12 +222,12 @@ impl ZooKeeper {
         }
     }
 
-    /// Has the users of clients hear what they were told, until nobody says anything any more.
+    /// Hands the events of clients to their users, until no further ones follow.
     fn settle(&mut self) {
-        while let Some((client, told)) = self.told.pop_front() {
+        while let Some((client, event)) = self.client_events.pop_front() {
             match self.clients[client].who {
-                Who::Worker(place) => self.seat_told(place, client, told),
-                Who::Coordinator(n) => self.candidate_told(n, client, told),
+                Who::Worker(place) => self.member_client_event(place, client, event),
+                Who::Coordinator(n) => self.candidate_client_event(n, client, event),
             }
         }
     }
@@ -235,7 +235,7 @@ impl ZooKeeper {
     /// The coordinator that stands first, as the server has it that this host's client is connected to.
     fn look_who_leads(&mut self, who: Who) -> Option<usize> {
         let client = match who {
-            Who::Worker(place) => self.seat_client(place),
+            Who::Worker(place) => self.member_client(place),
             Who::Coordinator(n) => self.candidates.get(&n).map(|candidate| candidate.client),
         };
         let client = client.map(|client| &self.clients[client]).filter(|client| client.connected);
@@ -267,7 +267,7 @@ impl SimWorld {
                         self.worker_answered(place, &answer);
                     }
                 }
-                ServiceEvent::Coordinator(n, news) => self.candidate_told(n, news),
+                ServiceEvent::Coordinator(n, news) => self.candidate_event(n, news),
             }
         }
         result
@@ -284,8 +284,8 @@ impl SimWorld {
             && self.faulty()
         {
             // Nobody tells it either.
-            for seat in 0..self.seats.len() {
-                let (there, back) = (world::SimHost::Place(place as usize), world::SimHost::Seat(seat));
+            for coordinator in 0..self.coordinators.len() {
+                let (there, back) = (world::SimHost::Worker(place as usize), world::SimHost::Coordinator(coordinator));
                 self.cut(there, back, self.now + faults::STRUCK);
                 self.cut(back, there, self.now + faults::STRUCK);
             }
@@ -311,12 +311,12 @@ impl SimWorld {
     /// A worker asks something of the service.
     pub(super) fn ask(&mut self, place: usize, process: u64, ask: GroupRequest) {
         let profile = self.places[place].profile.clone();
-        self.with_service(|service| service.seat_asked(place, process, ask, &profile));
+        self.with_service(|service| service.member_asks(place, process, ask, &profile));
     }
 
     /// The process of a worker is gone.
-    pub(super) fn seat_dies(&mut self, place: usize) {
-        self.with_service(|service| service.seat_dies(place));
+    pub(super) fn member_dies(&mut self, place: usize) {
+        self.with_service(|service| service.member_dies(place));
     }
 
     /// The coordinator that a host believes to lead, which may not be so any more.
@@ -330,8 +330,8 @@ impl SimWorld {
     }
 
     /// It ends, in good order or not.
-    pub(super) fn candidate_ends(&mut self, n: usize, farewell: bool) {
-        self.with_service(|service| service.candidate_ends(n, farewell));
+    pub(super) fn candidate_ends(&mut self, n: usize, in_order: bool) {
+        self.with_service(|service| service.candidate_ends(n, in_order));
     }
 
     /// An elected coordinator raises the term above `above` and the service's own.

@@ -182,7 +182,7 @@ impl SimWorld {
         self.timer(call.place, delay, WorkerTimer::Send(Box::new(call)));
     }
 
-    /// What was told to stop tries once more.
+    /// A step that was asked to stop tries once more.
     pub(super) fn straggles(&mut self, place: usize, id: ApplianceId, token: Token) {
         let now = self.places[place].clock.local(self.now);
         let Some(process) = self.process(place).filter(|p| !p.gate.is_held(id, token)) else { return };

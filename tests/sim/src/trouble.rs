@@ -18,7 +18,7 @@ impl SimWorld {
         let (who, amount) = (decision.who, SimTime::from(decision.amount) * 1_000_000);
         let until = self.now + amount;
         let place = who as usize % self.places.len();
-        let seat = (who >> 8) as usize % self.seats.len();
+        let coordinator = (who >> 8) as usize % self.coordinators.len();
         if self.now == decision.at {
             self.note(|| format!("-- {decision}"));
         }
@@ -37,23 +37,24 @@ impl SimWorld {
             }
             What::PauseWorker => self.pause_worker(place, until),
             What::KillCoordinator => {
-                self.kill_seat(seat);
-                self.after(amount, SimEvent::StartSeat(seat));
+                self.kill_coordinator(coordinator);
+                self.after(amount, SimEvent::StartCoordinator(coordinator));
             }
             What::PauseCoordinator => {
-                self.seats[seat].paused_until = self.seats[seat].paused_until.max(until);
+                self.coordinators[coordinator].paused_until = self.coordinators[coordinator].paused_until.max(until);
             }
             What::PauseLeader => {
-                if let Some(seat) = self.leading(who) {
-                    self.seats[seat].paused_until = self.seats[seat].paused_until.max(until);
+                if let Some(coordinator) = self.leading(who) {
+                    self.coordinators[coordinator].paused_until =
+                        self.coordinators[coordinator].paused_until.max(until);
                 }
             }
             What::Resign => {
                 if self.external()
-                    && let Some(seat) = self.leading(who)
+                    && let Some(coordinator) = self.leading(who)
                 {
-                    self.end_term(seat);
-                    self.candidate_resigns(seat);
+                    self.end_term(coordinator);
+                    self.candidate_resigns(coordinator);
                 }
             }
             What::BreakStream => {
@@ -72,11 +73,11 @@ impl SimWorld {
                     }
                 }
             }
-            What::CutSession => self.cut_ways(who, SimHost::Place(place), SimHost::Seat(seat), until),
-            What::CutStore => self.cut_ways(who, SimHost::Seat(seat), SimHost::Database, until),
+            What::CutSession => self.cut_ways(who, SimHost::Worker(place), SimHost::Coordinator(coordinator), until),
+            What::CutStore => self.cut_ways(who, SimHost::Coordinator(coordinator), SimHost::Database, until),
             What::CutWorker => {
-                for seat in 0..self.seats.len() {
-                    self.cut_ways(0, SimHost::Place(place), SimHost::Seat(seat), until);
+                for coordinator in 0..self.coordinators.len() {
+                    self.cut_ways(0, SimHost::Worker(place), SimHost::Coordinator(coordinator), until);
                 }
                 if self.external() {
                     self.service_cut_off(Who::Worker(place), until);
@@ -84,13 +85,13 @@ impl SimWorld {
             }
             What::CutCoordinator => {
                 for place in 0..self.places.len() {
-                    self.cut_ways(0, SimHost::Place(place), SimHost::Seat(seat), until);
+                    self.cut_ways(0, SimHost::Worker(place), SimHost::Coordinator(coordinator), until);
                 }
                 if self.external() {
-                    self.service_cut_off(Who::Coordinator(seat), until);
+                    self.service_cut_off(Who::Coordinator(coordinator), until);
                 }
                 if who % 2 == 0 {
-                    self.cut_ways(0, SimHost::Seat(seat), SimHost::Database, until);
+                    self.cut_ways(0, SimHost::Coordinator(coordinator), SimHost::Database, until);
                 }
             }
             What::Service => {
@@ -108,9 +109,9 @@ impl SimWorld {
             What::Create | What::Update | What::Delete | What::Check => self.load(number, decision.what, who),
             What::LoseWorker => self.lose_worker(who),
             What::LoseCoordinator => {
-                if self.seats.iter().filter(|seat| !seat.lost).count() > 1 {
-                    self.kill_seat(seat);
-                    self.seats[seat].lost = true;
+                if self.coordinators.iter().filter(|coordinator| !coordinator.lost).count() > 1 {
+                    self.kill_coordinator(coordinator);
+                    self.coordinators[coordinator].lost = true;
                 }
             }
         }
@@ -118,7 +119,9 @@ impl SimWorld {
 
     /// A coordinator that leads, or thinks so.
     fn leading(&self, who: u32) -> Option<usize> {
-        let leading: Vec<usize> = (0..self.seats.len()).filter(|&seat| self.seats[seat].leader().is_some()).collect();
+        let leading: Vec<usize> = (0..self.coordinators.len())
+            .filter(|&coordinator| self.coordinators[coordinator].leader().is_some())
+            .collect();
         (!leading.is_empty()).then(|| leading[who as usize % leading.len()])
     }
 
@@ -144,17 +147,24 @@ impl SimWorld {
     }
 
     fn evict(&mut self, who: u32) {
-        let Some(seat) = self.leading(who >> 8).filter(|&seat| self.seats[seat].paused_until <= self.now) else {
+        let Some(coordinator) =
+            self.leading(who >> 8).filter(|&coordinator| self.coordinators[coordinator].paused_until <= self.now)
+        else {
             return;
         };
         let name = self.places[who as usize % self.places.len()].name.clone();
-        let Some(life) = self.seats[seat].leader().and_then(|leader| leader.machine.life_of(&name)) else { return };
-        self.leader_step(seat, Event::Evict(Life::new(name, life)));
+        let Some(life) = self.coordinators[coordinator].leader().and_then(|leader| leader.machine.life_of(&name))
+        else {
+            return;
+        };
+        self.leader_step(coordinator, Event::Evict(Life::new(name, life)));
     }
 
     fn load(&mut self, number: usize, what: What, who: u32) {
         // Callers reach whoever thinks to lead, and try again when nobody does.
-        let Some(seat) = self.leading(who >> 8).filter(|&seat| self.seats[seat].paused_until <= self.now) else {
+        let Some(coordinator) =
+            self.leading(who >> 8).filter(|&coordinator| self.coordinators[coordinator].paused_until <= self.now)
+        else {
             if self.faulty() {
                 let delay = self.rng.millis(100, 600);
                 self.after(delay, SimEvent::Decided(number));
@@ -162,7 +172,7 @@ impl SimWorld {
             return;
         };
         let max = self.settings.max_appliances;
-        let Some(leader) = self.seats[seat].leader_mut() else { return };
+        let Some(leader) = self.coordinators[coordinator].leader_mut() else { return };
         let (term, reign) = (leader.machine.term(), leader.reign);
         if what == What::Create {
             if leader.catalog.len() < max {
@@ -171,10 +181,10 @@ impl SimWorld {
                 let driver = Self::any_driver(&mut self.rng);
                 let record =
                     ApplianceRow { id, driver, edition: Edition::new(Generation::new(1), term), deleting: false };
-                if let Some(leader) = self.seats[seat].leader_mut() {
+                if let Some(leader) = self.coordinators[coordinator].leader_mut() {
                     leader.changing.insert(id);
                 }
-                self.submit(seat, reign, term, DatabaseWrite::Put(record));
+                self.submit(coordinator, reign, term, DatabaseWrite::Put(record));
             }
             return;
         }
@@ -187,7 +197,7 @@ impl SimWorld {
         if what == What::Check {
             self.checks_asked += 1;
             let number = self.checks_asked;
-            return self.leader_step(seat, Event::Check(id, number));
+            return self.leader_step(coordinator, Event::Check(id, number));
         }
         let record = &leader.catalog[&id];
         if record.deleting {
@@ -196,7 +206,7 @@ impl SimWorld {
         let edition = Edition::new(record.edition.generation.next(), term);
         let changed = ApplianceRow { edition, deleting: what == What::Delete, ..record.clone() };
         leader.changing.insert(id);
-        self.submit(seat, reign, term, DatabaseWrite::Put(changed));
+        self.submit(coordinator, reign, term, DatabaseWrite::Put(changed));
     }
 
     /// A worker never comes back: what it held has to find others, or a reason why it cannot.
@@ -221,8 +231,8 @@ impl SimWorld {
         for place in 0..self.places.len() {
             self.after(0, SimEvent::StartWorker(place));
         }
-        for seat in 0..self.seats.len() {
-            self.after(0, SimEvent::StartSeat(seat));
+        for coordinator in 0..self.coordinators.len() {
+            self.after(0, SimEvent::StartCoordinator(coordinator));
         }
         self.after(2_000_000_000, SimEvent::Settled { calm_since: None });
     }

@@ -57,7 +57,7 @@ pub(super) enum WorkerTimer {
     Called((ApplianceId, Token, u64), CallReply),
     /// A call was not answered.
     CallDue(ApplianceId, Token, u64),
-    /// Something that was told to stop tries once more.
+    /// A step that was asked to stop tries once more.
     Straggles(ApplianceId, Token),
     /// The appliance is given up.
     ReleaseDone(ApplianceId, Token),
@@ -88,7 +88,7 @@ pub(super) struct WorkerHost {
 #[derive(Debug)]
 pub(super) struct WorkerLink {
     pub(super) stream: usize,
-    pub(super) seat: usize,
+    pub(super) coordinator: usize,
     flush_due: bool,
 }
 
@@ -234,7 +234,7 @@ impl SimWorld {
         p.paused_until = 0;
         self.note(|| format!("w{} is gone", place + 1));
         if self.external() {
-            self.seat_dies(place);
+            self.member_dies(place);
         }
         let open: Vec<usize> = self.open.iter().copied().filter(|&s| self.streams[s].place == place).collect();
         for stream in open {
@@ -266,7 +266,7 @@ impl SimWorld {
     pub(super) fn worker_timer(&mut self, place: usize, timer: WorkerTimer) {
         match timer {
             WorkerTimer::Wake(at) => self.wake(place, at),
-            WorkerTimer::Opened(attempt, seat) => self.opened(place, attempt, seat),
+            WorkerTimer::Opened(attempt, coordinator) => self.opened(place, attempt, coordinator),
             WorkerTimer::Ended(event) => self.step(place, event),
             WorkerTimer::Join => self.join(place),
             WorkerTimer::ServiceBeat(life) => self.service_beat(place, life),
@@ -371,31 +371,34 @@ impl SimWorld {
     }
 
     fn connect(&mut self, place: usize, address: &str) {
-        let Some(seat) = (0..self.seats.len()).find(|&seat| self::address(seat) == address) else { return };
+        let Some(coordinator) = (0..self.coordinators.len()).find(|&coordinator| self::address(coordinator) == address)
+        else {
+            return;
+        };
         let delay = self.delay();
         let Some(process) = self.process(place) else { return };
         process.attempts += 1;
         let attempt = process.attempts;
-        self.timer(place, delay, WorkerTimer::Opened(attempt, seat));
+        self.timer(place, delay, WorkerTimer::Opened(attempt, coordinator));
     }
 
-    fn opened(&mut self, place: usize, attempt: u64, seat: usize) {
+    fn opened(&mut self, place: usize, attempt: u64, coordinator: usize) {
         let Some(process) = self.process(place).filter(|process| process.attempts == attempt) else { return };
         let number = process.number;
-        let (there, back) = (SimHost::Place(place), SimHost::Seat(seat));
-        let instance = self.seats[seat].process.as_ref().map(|process| process.instance);
+        let (there, back) = (SimHost::Worker(place), SimHost::Coordinator(coordinator));
+        let instance = self.coordinators[coordinator].process.as_ref().map(|process| process.instance);
         let reachable = self.reaches(there, back) && self.reaches(back, there);
         let Some(instance) = instance.filter(|_| reachable) else {
             return self.step(place, ControlEvent::ConnectFailed(String::new()));
         };
-        let stream = self.open_stream(place, number, seat, instance);
+        let stream = self.open_stream(place, number, coordinator, instance);
         if self.faulty() && self.rng.chance(5) {
             // Stuck from its first byte: a later stream may well overtake it.
             let until = self.now + self.rng.millis(100, 6_000);
             self.streams[stream].up.stall(until);
         }
         if let Some(process) = self.process(place) {
-            process.link = Some(WorkerLink { stream, seat, flush_due: false });
+            process.link = Some(WorkerLink { stream, coordinator, flush_due: false });
         }
         self.step(place, ControlEvent::Connected);
     }
@@ -415,16 +418,16 @@ impl SimWorld {
         let now = host.clock.local(self.now);
         let Some(process) = &mut host.process else { return };
         let Some(link) = &process.link else { return };
-        let (stream, seat) = (link.stream, link.seat);
+        let (stream, coordinator) = (link.stream, link.coordinator);
         let (from, hello) = process.conversation.hello(now, &host.name, &host.profile);
-        self.note(|| format!("{} hello on s{stream} ({}) to c{seat}", hello.worker, from.stream));
+        self.note(|| format!("{} hello on s{stream} ({}) to c{coordinator}", hello.worker, from.stream));
         self.send_up(stream, WorkerMessage::Message(from, ToCoordinator::Hello(Box::new(hello))));
         self.step(place, ControlEvent::HelloSent);
     }
 
     fn keep_alive(&mut self, place: usize, stream: usize) {
         let Some(link) = self.link(place, stream) else { return };
-        let (here, there) = (SimHost::Place(place), SimHost::Seat(link.seat));
+        let (here, there) = (SimHost::Worker(place), SimHost::Coordinator(link.coordinator));
         if self.streams[stream].broken || !self.reaches(here, there) || !self.reaches(there, here) {
             return self.step(place, ControlEvent::StreamEnded(StreamEnd::Again(Duration::ZERO)));
         }
@@ -451,7 +454,7 @@ impl SimWorld {
     fn flush(&mut self, place: usize, stream: usize) {
         let Some(link) = self.link(place, stream) else { return };
         link.flush_due = false;
-        while let Some((from, message)) = self.process(place).and_then(|process| process.conversation.next()) {
+        while let Some((from, message)) = self.process(place).and_then(|process| process.conversation.next_message()) {
             self.send_up(stream, WorkerMessage::Message(from, message));
         }
     }
@@ -471,6 +474,6 @@ impl SimWorld {
 }
 
 /// Under which address workers know a coordinator.
-pub(super) fn address(seat: usize) -> String {
-    format!("c{seat}")
+pub(super) fn address(coordinator: usize) -> String {
+    format!("c{coordinator}")
 }

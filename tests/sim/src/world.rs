@@ -10,11 +10,11 @@ use coordinator_core::membership::LeaseAuthority;
 use coordinator_core::planner::{self, Strategy};
 
 use super::backend::{BackendCall, Journal};
+use super::coordinator::{self, CoordinatorHost};
 use super::database::{self, SimDatabase};
 use super::net::SimStream;
 use super::plan::{self, Case, Decision};
 use super::rng::Rng;
-use super::seat::{self, CoordinatorHost};
 use super::service::{self, ZooKeeper};
 use super::worker::{WorkerHost, WorkerTimer};
 use super::writer::WriteResult;
@@ -38,7 +38,7 @@ pub(super) enum SimEvent {
     /// The worker learns that its stream broke.
     Broken(usize),
     StartWorker(usize),
-    StartSeat(usize),
+    StartCoordinator(usize),
     /// Something of the coordination service.
     Service(service::ServiceTask),
     /// Something a worker waits for.
@@ -48,26 +48,26 @@ pub(super) enum SimEvent {
         timer: WorkerTimer,
     },
     /// Something a coordinator waits for.
-    Seat {
-        seat: usize,
+    Coordinator {
+        coordinator: usize,
         instance: u64,
-        timer: seat::CoordinatorTimer,
+        timer: coordinator::CoordinatorTimer,
     },
     /// The leader hears what became of a write.
     News {
-        seat: usize,
+        coordinator: usize,
         reign: u64,
         news: Box<WriteResult>,
     },
     /// A coordinator's request reaches the database.
     Asked {
-        seat: usize,
+        coordinator: usize,
         instance: u64,
         ask: Box<database::DatabaseRequest>,
     },
     /// The database's answer reaches the coordinator.
     Answered {
-        seat: usize,
+        coordinator: usize,
         instance: u64,
         answer: Box<database::DatabaseReply>,
     },
@@ -84,8 +84,8 @@ pub(super) enum SimEvent {
 /// Who can be cut off from whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SimHost {
-    Place(usize),
-    Seat(usize),
+    Worker(usize),
+    Coordinator(usize),
     Database,
 }
 
@@ -125,7 +125,7 @@ pub(super) struct SimWorld {
     /// Streams that are not over, or whose messages may still arrive.
     pub(super) open: BTreeSet<usize>,
     pub(super) places: Vec<WorkerHost>,
-    pub(super) seats: Vec<CoordinatorHost>,
+    pub(super) coordinators: Vec<CoordinatorHost>,
     /// Coordinator processes and terms of them that were begun, each with a number of its own.
     pub(super) instances: u64,
     pub(super) reigns: u64,
@@ -191,9 +191,9 @@ impl SimWorld {
         let mut rng = Rng::new(case.seed);
         let settings = settings(&mut rng);
         let decisions = case.decisions.clone().unwrap_or_else(|| plan::decide(case.seed, settings.faults_end));
-        let seats = if settings.machine.authority == LeaseAuthority::Embedded { 1 } else { 2 + rng.index(2) };
+        let coordinators = if settings.machine.authority == LeaseAuthority::Embedded { 1 } else { 2 + rng.index(2) };
         let places = (0..2 + rng.index(4)).map(|n| WorkerHost::new(n, &mut rng, settings.hold)).collect::<Vec<_>>();
-        let seats = (0..seats).map(|_| CoordinatorHost::new(&mut rng)).collect::<Vec<_>>();
+        let coordinators = (0..coordinators).map(|_| CoordinatorHost::new(&mut rng)).collect::<Vec<_>>();
         let mut this = Self {
             seed: case.seed,
             settings,
@@ -203,9 +203,9 @@ impl SimWorld {
             sequence: 0,
             streams: Vec::new(),
             open: BTreeSet::new(),
-            cuts: vec![0; (places.len() + seats.len() + 1) * (places.len() + seats.len() + 1)],
+            cuts: vec![0; (places.len() + coordinators.len() + 1) * (places.len() + coordinators.len() + 1)],
             places,
-            seats,
+            coordinators,
             instances: 0,
             reigns: 0,
             begun: BTreeSet::new(),
@@ -235,9 +235,9 @@ impl SimWorld {
         if self.external() {
             self.begin_service();
         }
-        for seat in 0..self.seats.len() {
-            let delay = if seat == 0 { 0 } else { self.rng.millis(0, 1_500) };
-            self.after(delay, SimEvent::StartSeat(seat));
+        for coordinator in 0..self.coordinators.len() {
+            let delay = if coordinator == 0 { 0 } else { self.rng.millis(0, 1_500) };
+            self.after(delay, SimEvent::StartCoordinator(coordinator));
         }
         for place in 0..self.places.len() {
             let delay = self.rng.millis(0, 1_500);
@@ -292,23 +292,23 @@ impl SimWorld {
             SimEvent::Down(stream) => self.arrive_down(stream),
             SimEvent::Broken(stream) => self.worker_broken(stream),
             SimEvent::StartWorker(place) => self.start_worker(place),
-            SimEvent::StartSeat(seat) => self.start_seat(seat),
+            SimEvent::StartCoordinator(coordinator) => self.start_coordinator(coordinator),
             SimEvent::Service(event) => self.service_event(event),
             SimEvent::Timer { place, process, timer } => {
                 if self.places[place].is_running(process) {
                     self.worker_timer(place, timer);
                 }
             }
-            SimEvent::Seat { seat, instance, timer } => {
-                if self.seats[seat].is_running(instance) {
-                    self.seat_timer(seat, timer);
+            SimEvent::Coordinator { coordinator, instance, timer } => {
+                if self.coordinators[coordinator].is_running(instance) {
+                    self.coordinator_timer(coordinator, timer);
                 }
             }
-            SimEvent::News { seat, reign, news } => self.leader_news(seat, reign, *news),
-            SimEvent::Asked { seat, instance, ask } => self.database_asked(seat, instance, *ask),
-            SimEvent::Answered { seat, instance, answer } => {
-                if self.seats[seat].is_running(instance) {
-                    self.database_answered(seat, *answer);
+            SimEvent::News { coordinator, reign, news } => self.leader_news(coordinator, reign, *news),
+            SimEvent::Asked { coordinator, instance, ask } => self.database_asked(coordinator, instance, *ask),
+            SimEvent::Answered { coordinator, instance, answer } => {
+                if self.coordinators[coordinator].is_running(instance) {
+                    self.database_answered(coordinator, *answer);
                 }
             }
             SimEvent::Starts(call) => self.call_starts(*call),
@@ -320,21 +320,21 @@ impl SimWorld {
     }
 
     fn paused_until(&self, event: &SimEvent) -> Option<SimTime> {
-        let seat = |n: usize| self.seats[n].paused_until;
+        let coordinator = |n: usize| self.coordinators[n].paused_until;
         let place = |n: usize| self.places[n].paused_until;
         match event {
-            SimEvent::Up(stream) => Some(seat(self.streams[*stream].seat)),
-            SimEvent::Seat { seat: n, .. } | SimEvent::News { seat: n, .. } | SimEvent::Answered { seat: n, .. } => {
-                Some(seat(*n))
-            }
+            SimEvent::Up(stream) => Some(coordinator(self.streams[*stream].coordinator)),
+            SimEvent::Coordinator { coordinator: n, .. }
+            | SimEvent::News { coordinator: n, .. }
+            | SimEvent::Answered { coordinator: n, .. } => Some(coordinator(*n)),
             SimEvent::Down(stream) | SimEvent::Broken(stream) => Some(place(self.streams[*stream].place)),
             SimEvent::Timer { place: n, .. } => Some(place(*n)),
             SimEvent::Service(event) => event.owner().map(|who| match who {
                 service::Who::Worker(n) => place(n),
-                service::Who::Coordinator(n) => seat(n),
+                service::Who::Coordinator(n) => coordinator(n),
             }),
             SimEvent::StartWorker(_)
-            | SimEvent::StartSeat(_)
+            | SimEvent::StartCoordinator(_)
             | SimEvent::Asked { .. }
             | SimEvent::Starts(_)
             | SimEvent::Lands(_)
@@ -367,7 +367,7 @@ impl SimWorld {
     }
 
     pub(super) fn count_leaders(&mut self) {
-        let leaders = self.seats.iter().filter(|seat| seat.leader().is_some()).count();
+        let leaders = self.coordinators.iter().filter(|coordinator| coordinator.leader().is_some()).count();
         self.most_leaders = self.most_leaders.max(leaders);
     }
 
@@ -406,11 +406,11 @@ impl SimWorld {
 
     fn pair(&self, from: SimHost, to: SimHost) -> usize {
         let number = |node| match node {
-            SimHost::Place(n) => n,
-            SimHost::Seat(n) => self.places.len() + n,
-            SimHost::Database => self.places.len() + self.seats.len(),
+            SimHost::Worker(n) => n,
+            SimHost::Coordinator(n) => self.places.len() + n,
+            SimHost::Database => self.places.len() + self.coordinators.len(),
         };
-        number(from) * (self.places.len() + self.seats.len() + 1) + number(to)
+        number(from) * (self.places.len() + self.coordinators.len() + 1) + number(to)
     }
 
     /// Nothing gets from one to the other before `until`.

@@ -14,10 +14,10 @@ use common::Term;
 use common::mutant::{self, Mutant};
 use coordinator_core::machine::BatchId;
 
+use super::coordinator::CoordinatorTimer;
 use super::database::{
     ApplianceRow, CallResult, DatabaseCall, DatabaseReply, DatabaseRequest, DatabaseWrite, Position, SubmittedWrite,
 };
-use super::seat::CoordinatorTimer;
 use super::world::{SimEvent, SimWorld};
 
 /// What became of a write.
@@ -88,55 +88,55 @@ impl SimWriter {
 }
 
 impl SimWorld {
-    fn writer(&mut self, seat: usize) -> Option<&mut SimWriter> {
-        self.seats[seat].process.as_mut().map(|process| &mut process.writer)
+    fn writer(&mut self, coordinator: usize) -> Option<&mut SimWriter> {
+        self.coordinators[coordinator].process.as_mut().map(|process| &mut process.writer)
     }
 
     /// Sends a request; it is given up after a while.
-    pub(super) fn request(&mut self, seat: usize, request: DatabaseCall) -> u64 {
+    pub(super) fn request(&mut self, coordinator: usize, request: DatabaseCall) -> u64 {
         let epoch = self.database.epoch;
         let timeout = self.settings.store_timeout;
-        let Some(process) = self.seats[seat].process.as_mut() else { return 0 };
+        let Some(process) = self.coordinators[coordinator].process.as_mut() else { return 0 };
         process.writer.requests += 1;
         let (number, instance) = (process.writer.requests, process.instance);
-        self.ask_database(seat, instance, DatabaseRequest { number, epoch, request });
-        self.seat_local_timer(seat, timeout, CoordinatorTimer::StoreDue(number));
+        self.ask_database(coordinator, instance, DatabaseRequest { number, epoch, request });
+        self.coordinator_local_timer(coordinator, timeout, CoordinatorTimer::StoreDue(number));
         number
     }
 
-    pub(super) fn submit(&mut self, seat: usize, reign: u64, term: Term, write: DatabaseWrite) {
+    pub(super) fn submit(&mut self, coordinator: usize, reign: u64, term: Term, write: DatabaseWrite) {
         // Anything that rises will do.
         self.calls += 1;
         let submission = SubmittedWrite { term, reign, order: self.calls, write };
-        let Some(writer) = self.writer(seat) else { return };
+        let Some(writer) = self.writer(coordinator) else { return };
         let refused = match (writer.chain, &writer.outage) {
             (Some((current, _)), None) if current == term => None,
             (Some((current, _)), Some(_)) if current == term => Some(Fate::Undone),
             _ => Some(Fate::Lost),
         };
         match refused {
-            Some(fate) => self.tell_fate(seat, submission, fate),
+            Some(fate) => self.tell_fate(coordinator, submission, fate),
             None => {
                 writer.queue.push_back(submission);
-                self.write_next(seat);
+                self.write_next(coordinator);
             }
         }
     }
 
-    fn write_next(&mut self, seat: usize) {
+    fn write_next(&mut self, coordinator: usize) {
         let some = self.rng.chance(20).then(|| self.rng.below(4) as usize + 1);
-        let Some(writer) = self.writer(seat).filter(|w| w.is_idle() && !w.queue.is_empty()) else { return };
+        let Some(writer) = self.writer(coordinator).filter(|w| w.is_idle() && !w.queue.is_empty()) else { return };
         let Some((term, last)) = writer.chain else { return };
         let count = some.unwrap_or(writer.queue.len()).min(writer.queue.len());
         let group: Vec<SubmittedWrite> = writer.queue.drain(..count).collect();
         let number = last + 1;
-        let request = self.request(seat, DatabaseCall::Write((term, number), group.clone()));
-        if let Some(writer) = self.writer(seat) {
+        let request = self.request(coordinator, DatabaseCall::Write((term, number), group.clone()));
+        if let Some(writer) = self.writer(coordinator) {
             writer.running = Some(RunningBatch { request, number, group });
         }
     }
 
-    fn tell_fate(&mut self, seat: usize, submission: SubmittedWrite, fate: Fate) {
+    fn tell_fate(&mut self, coordinator: usize, submission: SubmittedWrite, fate: Fate) {
         let reign = submission.reign;
         let news = Box::new(match submission.write {
             DatabaseWrite::Batch(batch, _) => WriteResult::Batch(batch, fate),
@@ -144,102 +144,106 @@ impl SimWorld {
             DatabaseWrite::Seen => WriteResult::Seen(fate),
         });
         let delay = self.rng.micros(10, 1_000);
-        let Some(process) = self.seats[seat].process.as_mut() else { return };
+        let Some(process) = self.coordinators[coordinator].process.as_mut() else { return };
         process.last_news = (self.now + delay).max(process.last_news);
         let at = process.last_news;
-        self.at(at, SimEvent::News { seat, reign, news });
+        self.at(at, SimEvent::News { coordinator, reign, news });
     }
 
-    fn tell_all(&mut self, seat: usize, submissions: impl IntoIterator<Item = SubmittedWrite>, fate: Fate) {
+    fn tell_all(&mut self, coordinator: usize, submissions: impl IntoIterator<Item = SubmittedWrite>, fate: Fate) {
         for submission in submissions {
-            self.tell_fate(seat, submission, fate);
+            self.tell_fate(coordinator, submission, fate);
         }
     }
 
-    fn turn_away(&mut self, seat: usize, fate: Fate) {
-        let waiting: Vec<_> = self.writer(seat).map(|w| w.queue.drain(..).collect()).unwrap_or_default();
-        self.tell_all(seat, waiting, fate);
+    fn turn_away(&mut self, coordinator: usize, fate: Fate) {
+        let waiting: Vec<_> = self.writer(coordinator).map(|w| w.queue.drain(..).collect()).unwrap_or_default();
+        self.tell_all(coordinator, waiting, fate);
     }
 
     /// The database has answered a request.
-    pub(super) fn database_answered(&mut self, seat: usize, answer: DatabaseReply) {
+    pub(super) fn database_answered(&mut self, coordinator: usize, answer: DatabaseReply) {
         let DatabaseReply { number, reply } = answer;
-        let Some(writer) = self.writer(seat) else { return };
+        let Some(writer) = self.writer(coordinator) else { return };
         if let Some(running) = writer.running.take_if(|running| running.request == number) {
-            return self.batch_answered(seat, running, &reply);
+            return self.batch_answered(coordinator, running, &reply);
         }
         if let Some(outage) = &mut writer.outage
             && outage.look.take_if(|look| *look == number).is_some()
         {
             return match reply {
-                CallResult::Settled(found) => self.outage_over(seat, found),
-                _ => self.look_again(seat),
+                CallResult::Settled(found) => self.outage_over(coordinator, found),
+                _ => self.look_again(coordinator),
             };
         }
         if writer.awaited.take_if(|awaited| *awaited == number).is_some() {
-            self.seat_store_answered(seat, reply);
+            self.coordinator_store_answered(coordinator, reply);
         }
     }
 
-    fn batch_answered(&mut self, seat: usize, running: RunningBatch, reply: &CallResult) {
+    fn batch_answered(&mut self, coordinator: usize, running: RunningBatch, reply: &CallResult) {
         let fate = match reply {
             CallResult::Written => Fate::Durable,
             CallResult::Deposed => Fate::Lost,
             _ => Fate::Undone,
         };
-        if let Some(writer) = self.writer(seat) {
+        if let Some(writer) = self.writer(coordinator) {
             match (fate, &mut writer.chain) {
                 (Fate::Durable, Some((_, last))) => *last = running.number,
                 (Fate::Lost, chain) => *chain = None,
                 _ => {}
             }
         }
-        self.tell_all(seat, running.group, fate);
+        self.tell_all(coordinator, running.group, fate);
         if fate != Fate::Durable {
-            self.turn_away(seat, fate);
+            self.turn_away(coordinator, fate);
         }
-        self.write_next(seat);
+        self.write_next(coordinator);
     }
 
     /// Nothing came of a request for too long: its connection is given up.
-    pub(super) fn store_due(&mut self, seat: usize, number: u64) {
-        let Some(writer) = self.writer(seat) else { return };
+    pub(super) fn store_due(&mut self, coordinator: usize, number: u64) {
+        let Some(writer) = self.writer(coordinator) else { return };
         if let Some(running) = writer.running.take_if(|running| running.request == number) {
             writer.outage = Some(Outage { unknown: running.number, waiting: running.group, failures: 0, look: None });
-            self.note(|| format!("c{seat} does not know what became of batch {}", running.number));
-            self.turn_away(seat, Fate::Undone);
-            return self.look_again(seat);
+            self.note(|| format!("c{coordinator} does not know what became of batch {}", running.number));
+            self.turn_away(coordinator, Fate::Undone);
+            return self.look_again(coordinator);
         }
         if let Some(outage) = &mut writer.outage
             && outage.look.take_if(|look| *look == number).is_some()
         {
-            return self.look_again(seat);
+            return self.look_again(coordinator);
         }
         if writer.awaited.take_if(|awaited| *awaited == number).is_some() {
-            self.seat_store_answered(seat, CallResult::Refused);
+            self.coordinator_store_answered(coordinator, CallResult::Refused);
         }
     }
 
-    fn look_again(&mut self, seat: usize) {
-        let Some(outage) = self.writer(seat).and_then(|writer| writer.outage.as_mut()) else { return };
+    fn look_again(&mut self, coordinator: usize) {
+        let Some(outage) = self.writer(coordinator).and_then(|writer| writer.outage.as_mut()) else { return };
         outage.failures = (outage.failures + 1).min(5);
         let pause = 50 << outage.failures;
         let delay = self.rng.millis(pause / 2, pause);
-        self.seat_timer_after(seat, delay, CoordinatorTimer::Look);
+        self.coordinator_timer_after(coordinator, delay, CoordinatorTimer::Look);
     }
 
     /// Looks for the database, and for what became of the batch nobody knows of.
-    pub(super) fn look_for_database(&mut self, seat: usize) {
-        if self.writer(seat).and_then(|writer| writer.outage.as_ref()).is_some_and(|outage| outage.look.is_none()) {
-            let number = self.request(seat, DatabaseCall::Settle);
-            if let Some(outage) = self.writer(seat).and_then(|writer| writer.outage.as_mut()) {
+    pub(super) fn look_for_database(&mut self, coordinator: usize) {
+        if self
+            .writer(coordinator)
+            .and_then(|writer| writer.outage.as_ref())
+            .is_some_and(|outage| outage.look.is_none())
+        {
+            let number = self.request(coordinator, DatabaseCall::Settle);
+            if let Some(outage) = self.writer(coordinator).and_then(|writer| writer.outage.as_mut()) {
                 outage.look = Some(number);
             }
         }
     }
 
-    fn outage_over(&mut self, seat: usize, found: Position) {
-        let Some(writer) = self.writer(seat) else { return };
+    fn outage_over(&mut self, coordinator: usize, found: Position) {
+        let Some(writer) = self.writer(coordinator) else { return };
         let Some(outage) = writer.outage.take() else { return };
         let fate = match &mut writer.chain {
             // Where nothing tells one batch from the other, one that was not answered is taken for one that failed.
@@ -254,25 +258,28 @@ impl SimWorld {
                 Fate::Lost
             }
         };
-        self.note(|| format!("c{seat} learns of batch {}: {fate:?}", outage.unknown));
-        self.tell_all(seat, outage.waiting, fate);
-        self.write_next(seat);
+        self.note(|| format!("c{coordinator} learns of batch {}: {fate:?}", outage.unknown));
+        self.tell_all(coordinator, outage.waiting, fate);
+        self.write_next(coordinator);
     }
 
     /// Whether a process still waits for what becomes of a batch.
-    pub(super) fn is_waited_for(&self, seat: usize, instance: u64, number: u64) -> bool {
-        let process = self.seats[seat].process.as_ref().filter(|process| process.instance == instance);
+    pub(super) fn is_waited_for(&self, coordinator: usize, instance: u64, number: u64) -> bool {
+        let process = self.coordinators[coordinator].process.as_ref().filter(|process| process.instance == instance);
         process.and_then(|p| p.writer.running.as_ref()).is_some_and(|running| running.request == number)
     }
 
     /// Whether a coordinator has something to be stored.
-    pub(super) fn is_writing(&self, seat: usize) -> bool {
-        self.seats[seat].process.as_ref().is_some_and(|p| !p.writer.is_idle() || !p.writer.queue.is_empty())
+    pub(super) fn is_writing(&self, coordinator: usize) -> bool {
+        self.coordinators[coordinator]
+            .process
+            .as_ref()
+            .is_some_and(|p| !p.writer.is_idle() || !p.writer.queue.is_empty())
     }
 
     /// A term was begun: what was submitted in earlier ones has no place any more.
-    pub(super) fn writer_leads(&mut self, seat: usize, term: Term) {
-        let old = self.writer(seat).map(|writer| writer.led(term)).unwrap_or_default();
-        self.tell_all(seat, old, Fate::Lost);
+    pub(super) fn writer_leads(&mut self, coordinator: usize, term: Term) {
+        let old = self.writer(coordinator).map(|writer| writer.led(term)).unwrap_or_default();
+        self.tell_all(coordinator, old, Fate::Lost);
     }
 }

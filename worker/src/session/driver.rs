@@ -227,7 +227,7 @@ impl Session {
         }
         let beat = self.pending.beat.take().map(ToCoordinator::Beat);
         let next = beat.and_then(|beat| Some((self.conversation.envelope()?, beat)));
-        if let Some((envelope, message)) = next.or_else(|| self.conversation.next()) {
+        if let Some((envelope, message)) = next.or_else(|| self.conversation.next_message()) {
             room.send(up::up_to_wire(&envelope, message));
         }
     }

@@ -211,9 +211,9 @@ fn who_acted_against_the_table_leaves_a_fence_delay_as_well() {
     let left = Duration::from_secs(7);
     for lost in [false, true] {
         // Known to nobody's table: as after a store was put back to an older state.
-        let intruder = Token::new(Term::new(0), 9);
+        let conflicting = Token::new(Term::new(0), 9);
         let mut w = World::new(restored(StoredGrant::default()));
-        w.puppets.insert(worker("w1"), Puppet { held: [(id(1), intruder)].into(), ..Puppet::default() });
+        w.puppets.insert(worker("w1"), Puppet { held: [(id(1), conflicting)].into(), ..Puppet::default() });
         connect(&mut w, "w1", DELAY);
         w.pass(Duration::from_secs(6));
         assert_eq!((w.holder(1), delays_sent(&w)), (None, vec![]), "somebody acts on it");
@@ -221,7 +221,7 @@ fn who_acted_against_the_table_leaves_a_fence_delay_as_well() {
             w.kill("w1");
         } else {
             // The welcome told it to give up what is not its own.
-            w.puppets.get_mut(&worker("w1")).expect("lives").held.insert(id(1), intruder);
+            w.puppets.get_mut(&worker("w1")).expect("lives").held.insert(id(1), conflicting);
             release(&mut w, "w1", left);
         }
         connect(&mut w, "w2", DELAY);

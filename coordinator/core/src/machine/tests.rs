@@ -546,17 +546,17 @@ fn a_plan_of_another_table_or_of_assumed_members_is_not_carried_out() {
 }
 
 #[test]
-fn an_intruder_keeps_an_appliance_from_everybody_until_it_has_ended() {
+fn a_conflicting_owner_keeps_an_appliance_from_all_others_until_it_has_ended() {
     let mut w = World::new(Restored::default());
     w.connect("w1");
     w.pass(Duration::from_secs(1));
     // Known to nobody's table: as after a store was put back to an older state.
-    let intruder = Token::new(Term::new(0), 9);
+    let conflicting = Token::new(Term::new(0), 9);
     w.hold_commits = true;
     w.create([1]);
     let (batch, _) = w.commits.remove(0);
     w.step(Event::Undone(batch));
-    w.puppets.get_mut(&worker("w1")).expect("lives").held.insert(id(1), intruder);
+    w.puppets.get_mut(&worker("w1")).expect("lives").held.insert(id(1), conflicting);
     w.hold_commits = false;
     let conn = w.connect("w1");
     assert_eq!(w.violations.len(), 1);
@@ -565,7 +565,7 @@ fn an_intruder_keeps_an_appliance_from_everybody_until_it_has_ended() {
     let envelope = w.envelope(conn);
     let release = Release {
         appliance: id(1),
-        token: intruder,
+        token: conflicting,
         carryover: Carryover {
             progress: Progress { failed_boots: 3, ..Progress::default() },
             fence_delay: Duration::ZERO,

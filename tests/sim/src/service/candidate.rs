@@ -15,16 +15,16 @@ use coordinator_core::machine::Event;
 use super::client::ClientEvent;
 use super::connection::{ZkCall, ZkReply};
 use super::feed::{self, RosterFeed};
-use super::life::{LifeNews, ServiceLife, of};
-use super::seat::timeout;
+use super::life::{LifeEvent, ServiceLife, of};
+use super::member::timeout;
 use super::tree::{Data, Dir, Path, SessionId, TERM, TxnOp, ZkFailure, mark};
 use super::{ServiceEvent, ServiceTask, Who, ZooKeeper};
 use crate::SimTime;
 
-/// What a coordinator is told.
+/// What a coordinator hears of the service.
 #[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "nearly every value is the large one, and a run makes millions of them")]
-pub(crate) enum CandidateNews {
+pub(crate) enum CandidateEvent {
     /// It leads, as far as anybody can tell; the term is to be raised.
     Elected,
     /// The term was raised.
@@ -35,7 +35,7 @@ pub(crate) enum CandidateNews {
     /// It leads no more, or that is in doubt. It contends again by itself.
     Lost(&'static str),
     /// What became of the workers' nodes.
-    News(Event),
+    Roster(Event),
 }
 
 /// What a call is for.
@@ -145,10 +145,10 @@ impl ZooKeeper {
         self.candidate_again(n);
     }
 
-    /// The process ends; with `farewell` in good order.
-    pub(super) fn candidate_ends(&mut self, n: usize, farewell: bool) {
+    /// The process ends; in good order or not.
+    pub(super) fn candidate_ends(&mut self, n: usize, in_order: bool) {
         let Some(candidate) = self.candidates.remove(&n) else { return };
-        if farewell {
+        if in_order {
             self.close_client(candidate.client);
         } else {
             self.kill_client(candidate.client);
@@ -160,7 +160,7 @@ impl ZooKeeper {
         if self.candidates.get(&n).is_some_and(|candidate| candidate.leads().is_some()) {
             self.ask_for(n, ZkCall::Read(TERM), Purpose::RaiseRead { above, tries: WRITE_TRIES });
         } else {
-            self.news.push_back(ServiceEvent::Coordinator(n, CandidateNews::Lost("it did not lead any more")));
+            self.news.push_back(ServiceEvent::Coordinator(n, CandidateEvent::Lost("it did not lead any more")));
         }
     }
 
@@ -247,7 +247,7 @@ impl ZooKeeper {
             Some(ElectionAction::Pause) => candidate.paused = true,
             Some(ElectionAction::Elected) => {
                 self.note(|| format!("coordinator {n} is elected"));
-                self.news.push_back(ServiceEvent::Coordinator(n, CandidateNews::Elected));
+                self.news.push_back(ServiceEvent::Coordinator(n, CandidateEvent::Elected));
                 self.contest(n, ElectionEvent::Continue);
             }
             Some(ElectionAction::Lost(LostReason::LockGone)) => self.lost(n, "the lock is gone"),
@@ -311,7 +311,7 @@ impl ZooKeeper {
         if let Some(candidate) = self.candidates.get_mut(&n) {
             candidate.feed = None;
         }
-        self.news.push_back(ServiceEvent::Coordinator(n, CandidateNews::Lost(why)));
+        self.news.push_back(ServiceEvent::Coordinator(n, CandidateEvent::Lost(why)));
     }
 
     /// The life is over: another session begins another one.
@@ -325,11 +325,11 @@ impl ZooKeeper {
         self.candidate_enters(n, candidate.lease, candidate.former);
     }
 
-    pub(super) fn candidate_told(&mut self, n: usize, client: usize, told: ClientEvent) {
+    pub(super) fn candidate_client_event(&mut self, n: usize, client: usize, event: ClientEvent) {
         let Some(candidate) = self.candidates.get_mut(&n).filter(|candidate| candidate.client == client) else {
             return;
         };
-        match told {
+        match event {
             ClientEvent::Connected => {
                 self.take_name(n);
                 self.contest(n, ElectionEvent::Continue);
@@ -403,17 +403,17 @@ impl ZooKeeper {
         self.life_goes_on(n, step);
     }
 
-    fn life_goes_on(&mut self, n: usize, (call, news): (Option<ZkCall>, Option<LifeNews>)) {
+    fn life_goes_on(&mut self, n: usize, (call, news): (Option<ZkCall>, Option<LifeEvent>)) {
         if let Some(call) = call {
             self.ask_for(n, call, Purpose::Life);
         }
         match news {
-            Some(LifeNews::Joined(_, sent)) => {
+            Some(LifeEvent::Joined(_, sent)) => {
                 self.beat_committed(n, sent);
                 self.contend(n);
             }
-            Some(LifeNews::Committed(sent)) => self.beat_committed(n, sent),
-            Some(LifeNews::Over) => self.candidate_over(n),
+            Some(LifeEvent::Committed(sent)) => self.beat_committed(n, sent),
+            Some(LifeEvent::Over) => self.candidate_over(n),
             None => {}
         }
     }
@@ -445,7 +445,7 @@ impl ZooKeeper {
             return;
         }
         match (answer.map(ZkReply::wrote), tries.checked_sub(1)) {
-            (Ok(Ok(_)), _) => self.news.push_back(ServiceEvent::Coordinator(n, CandidateNews::Raised { term })),
+            (Ok(Ok(_)), _) => self.news.push_back(ServiceEvent::Coordinator(n, CandidateEvent::Raised { term })),
             (Ok(Err(ZkFailure::BadVersion | ZkFailure::NodeExists | ZkFailure::NoNode)), Some(tries)) => {
                 // What was read may have been an older state of a server that lags.
                 self.ask_for(n, ZkCall::Write(Vec::new()), Purpose::Nothing);

@@ -3,7 +3,7 @@
 //! It pings, gives a connection up after two thirds of the session timeout without a word, tries the next server, and
 //! calls its session over after seven fifths. What was sent on a connection that broke failed with an unknown outcome;
 //! what is asked while there is none waits for the next one. What a client has seen of the log it never goes back behind:
-//! that is told by answers, and not by events, which carry no number.
+//! answers say that, and events do not, which carry no number.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -17,7 +17,7 @@ use crate::SimTime;
 /// Calls that may wait for a connection. Users ask for one thing after the other, so that there are a few at most.
 const CALLS: usize = 256;
 
-/// What its user is told.
+/// What its user hears.
 #[derive(Debug)]
 pub(super) enum ClientEvent {
     /// A connection stands.

@@ -249,7 +249,7 @@ impl ZooKeeper {
         }
     }
 
-    /// A server has applied changes: whoever watches there is told.
+    /// A server has applied changes: those who watch there hear of it.
     pub(super) fn tell_watchers(&mut self, server: usize, changes: &[(Path, NodeChange)]) {
         if changes.is_empty() {
             return;
@@ -265,7 +265,7 @@ impl ZooKeeper {
         }
     }
 
-    /// A server has applied a write: whoever waits for it there is told.
+    /// A server has applied a write: those who wait for it there are answered.
     pub(super) fn tell_writer(&mut self, server: usize, txn: &Txn) {
         for op in &txn.ops {
             if let TxnOp::Close(session) = op {

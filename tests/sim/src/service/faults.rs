@@ -5,7 +5,7 @@ use super::tree::{Data, Dir, TxnOp};
 use super::{NetworkPath, ServiceTask, Who, ZooKeeper};
 use crate::SimTime;
 
-/// How long a worker whose nodes are deleted unseen is told nothing.
+/// How long a worker whose nodes are deleted unseen hears nothing.
 pub(super) const STRUCK: SimTime = 2_000_000_000;
 
 impl ZooKeeper {
@@ -16,10 +16,10 @@ impl ZooKeeper {
         let count = self.servers.len();
         let (server, other) = (pick % count, (pick / count + 1) % count);
         match what % 15 {
-            0 => self.somebody_deletes(pick, &[Dir::Leases, Dir::Members]),
-            1 => self.somebody_deletes(pick, &[Dir::Members]),
-            2 => self.somebody_deletes(pick, &[Dir::Locks]),
-            3 => self.somebody_evicts(pick),
+            0 => self.another_client_deletes(pick, &[Dir::Leases, Dir::Members]),
+            1 => self.another_client_deletes(pick, &[Dir::Members]),
+            2 => self.another_client_deletes(pick, &[Dir::Locks]),
+            3 => self.another_coordinator_evicts(pick),
             4 | 5 => {
                 if let Some(who) = self.any_client(pick).map(|client| self.clients[client].who) {
                     let all = what & 64 != 0;
@@ -98,7 +98,7 @@ impl ZooKeeper {
         self.cut_off(Who::Worker(place as usize), self.now + STRUCK);
         self.note(|| format!("somebody deletes the nodes of w{}", place + 1));
         for dir in [Dir::Leases, Dir::Members] {
-            self.somebody_writes(vec![TxnOp::Delete { path: (dir, place), version: None }]);
+            self.another_client_writes(vec![TxnOp::Delete { path: (dir, place), version: None }]);
         }
     }
 
@@ -153,31 +153,31 @@ impl ZooKeeper {
     }
 
     /// A server that leads a quorum takes a write of nobody's session.
-    fn somebody_writes(&mut self, ops: Vec<TxnOp>) {
+    fn another_client_writes(&mut self, ops: Vec<TxnOp>) {
         if let Some(leader) = (0..self.servers.len()).find(|&n| matches!(self.servers[n].role, ServerRole::Leading(_)))
         {
             self.propose(leader, None, 0, ops);
         }
     }
 
-    fn somebody_deletes(&mut self, pick: usize, dirs: &[Dir]) {
+    fn another_client_deletes(&mut self, pick: usize, dirs: &[Dir]) {
         let Some(first) = dirs.first() else { return };
         let names = self.newest().names(*first);
         let Some(name) = names.get(pick % names.len().max(1)).copied() else { return };
         self.note(|| format!("somebody deletes {name:x} in {dirs:?}"));
         for dir in dirs {
-            self.somebody_writes(vec![TxnOp::Delete { path: (*dir, name), version: None }]);
+            self.another_client_writes(vec![TxnOp::Delete { path: (*dir, name), version: None }]);
         }
     }
 
-    fn somebody_evicts(&mut self, pick: usize) {
+    fn another_coordinator_evicts(&mut self, pick: usize) {
         let names = self.newest().names(Dir::Leases);
         let Some(name) = names.get(pick % names.len().max(1)).copied() else { return };
         let path = (Dir::Leases, name);
         let Some(Data::Beat { lease, .. }) = self.newest().nodes.get(&path).map(|node| &node.data) else { return };
         let data = Data::Evicted { lease: *lease };
         self.note(|| format!("somebody writes over the lease node {name}"));
-        self.somebody_writes(vec![TxnOp::Set { path, data, version: None }]);
+        self.another_client_writes(vec![TxnOp::Set { path, data, version: None }]);
     }
 
     /// The state of the server that has applied the most.

@@ -10,7 +10,7 @@ use common::{Profile, Timestamp, WorkerId};
 use coordinator_core::machine::Event;
 use coordinator_core::membership::{ObservedLease, ObservedMember};
 
-use super::candidate::{CandidateNews, Purpose};
+use super::candidate::{CandidateEvent, Purpose};
 use super::connection::{ZkCall, ZkReply};
 use super::tree::{self, Data, Dir, Path, ZkFailure};
 use super::{ServiceEvent, ZooKeeper};
@@ -201,7 +201,7 @@ impl ZooKeeper {
             }
         }
         while let Some((_, news)) = self.feed(n).and_then(|feed| feed.roster.next_news(now)) {
-            self.news.push_back(ServiceEvent::Coordinator(n, CandidateNews::News(event(news))));
+            self.news.push_back(ServiceEvent::Coordinator(n, CandidateEvent::Roster(event(news))));
         }
         if write {
             self.kick(n);

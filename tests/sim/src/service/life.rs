@@ -17,7 +17,7 @@ use crate::SimTime;
 
 /// What came of an answer.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum LifeNews {
+pub(super) enum LifeEvent {
     /// It begins; the nodes were made by a transaction sent then or later.
     Joined(Incarnation, SimTime),
     /// A heartbeat sent then has committed.
@@ -50,7 +50,7 @@ pub(super) struct ServiceLife {
     keeper: Option<LeaseKeeper>,
 }
 
-type LifeStep = (Option<ZkCall>, Option<LifeNews>);
+type LifeStep = (Option<ZkCall>, Option<LifeEvent>);
 
 fn at(now: SimTime) -> Timestamp {
     Timestamp::from_nanos(now)
@@ -154,7 +154,7 @@ impl ServiceLife {
             Some(EntryAction::Joined { incarnation, sent }) => {
                 let timeout = Duration::from_nanos(self.timeout);
                 self.keeper = Some(LeaseKeeper::new(incarnation, self.lease, timeout, sent));
-                (None, Some(LifeNews::Joined(incarnation, sent.as_nanos())))
+                (None, Some(LifeEvent::Joined(incarnation, sent.as_nanos())))
             }
             // Looked at again with the next try to join.
             Some(EntryAction::WaitFor(_) | EntryAction::Pause) | None => (None, None),
@@ -184,8 +184,8 @@ impl ServiceLife {
         let (mut call, mut news) = (None, None);
         for action in keeper.step(at(now), event) {
             match action {
-                LeaseAction::Committed(sent) => news = Some(LifeNews::Committed(sent.as_nanos())),
-                LeaseAction::End(_) => news = Some(LifeNews::Over),
+                LeaseAction::Committed(sent) => news = Some(LifeEvent::Committed(sent.as_nanos())),
+                LeaseAction::End(_) => news = Some(LifeEvent::Over),
                 LeaseAction::Call(LeaseCall::Read) => {
                     self.asked = Asked::LookAtLease;
                     call = Some(ZkCall::Read(self.node));

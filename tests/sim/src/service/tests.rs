@@ -14,7 +14,7 @@ struct ServiceBench {
     service: ZooKeeper,
     queue: BTreeMap<(SimTime, u64), ServiceTask>,
     sequence: u64,
-    told: Vec<(SimTime, usize, ClientEvent)>,
+    client_events: Vec<(SimTime, usize, ClientEvent)>,
 }
 
 impl ServiceBench {
@@ -23,7 +23,7 @@ impl ServiceBench {
         service.servers = (0..servers).map(|_| ZkServer::new()).collect();
         service.peers = (0..servers * servers).map(|_| Lane::default()).collect();
         service.tick = SECOND / 5;
-        let mut this = Self { service, queue: BTreeMap::new(), sequence: 0, told: Vec::new() };
+        let mut this = Self { service, queue: BTreeMap::new(), sequence: 0, client_events: Vec::new() };
         this.service.start_ensemble();
         this
     }
@@ -36,8 +36,9 @@ impl ServiceBench {
                 self.queue.insert((at.max(self.service.now), self.sequence), event);
             }
             let now = self.service.now;
-            self.told
-                .extend(std::mem::take(&mut self.service.told).into_iter().map(|(client, told)| (now, client, told)));
+            self.client_events.extend(
+                std::mem::take(&mut self.service.client_events).into_iter().map(|(client, event)| (now, client, event)),
+            );
             match self.queue.first_entry() {
                 Some(first) if first.key().0 <= end => {
                     let ((at, _), event) = first.remove_entry();
@@ -77,11 +78,11 @@ impl ServiceBench {
         let id = self.service.call(client, call);
         for _ in 0..200 {
             self.run(SECOND / 100);
-            let answer = |(_, of, told): &(SimTime, usize, ClientEvent)| {
-                *of == client && matches!(told, ClientEvent::Answer(n, _) if *n == id)
+            let answer = |(_, of, event): &(SimTime, usize, ClientEvent)| {
+                *of == client && matches!(event, ClientEvent::Answer(n, _) if *n == id)
             };
-            if let Some(at) = self.told.iter().position(answer)
-                && let (_, _, ClientEvent::Answer(_, answer)) = self.told.remove(at)
+            if let Some(at) = self.client_events.iter().position(answer)
+                && let (_, _, ClientEvent::Answer(_, answer)) = self.client_events.remove(at)
             {
                 return answer;
             }
@@ -151,9 +152,9 @@ fn a_leader_that_lost_its_quorum_commits_nothing_and_what_it_took_may_be_lost() 
     assert_ne!(bench.leader(), old);
     assert_eq!(bench.write(other, vec![term(2, Some(0))]), Ok(()), "the other write is not there");
     let lost = bench
-        .told
+        .client_events
         .iter()
-        .any(|(_, of, told)| *of == with && matches!(told, ClientEvent::Answer(_, Err(ZkFailure::Unknown))));
+        .any(|(_, of, event)| *of == with && matches!(event, ClientEvent::Answer(_, Err(ZkFailure::Unknown))));
     assert!(lost, "nobody knows what became of it");
     bench.run(3 * SECOND);
     assert_eq!(bench.term(with), Some(Term::new(2)));
@@ -169,42 +170,45 @@ fn what_a_session_made_goes_at_once_when_it_is_over_and_a_deleted_node_takes_no_
     assert!(
         bench.ask(sees, ZkCall::Watch(Dir::Members)).is_ok() && bench.ask(sees, ZkCall::Watch(Dir::Leases)).is_ok()
     );
-    bench.told.clear();
+    bench.client_events.clear();
     bench.service.kill_client(dies);
     bench.run(3 * SECOND);
     let zxids = |bench: &ServiceBench| bench.service.servers[1].tree.nodes.len();
     assert_eq!(zxids(&bench), 0);
-    let events: Vec<_> =
-        bench.told.iter().filter_map(|(_, of, told)| matches!(told, ClientEvent::Event(..)).then_some(*of)).collect();
+    let events: Vec<_> = bench
+        .client_events
+        .iter()
+        .filter_map(|(_, of, event)| matches!(event, ClientEvent::Event(..)).then_some(*of))
+        .collect();
     assert_eq!(events, [sees, sees]);
     let beat = TxnOp::Set { path: (Dir::Leases, 5), data: Data::Contender(5), version: Some(0) };
     assert_eq!(bench.write(sees, vec![beat]), Err(ZkFailure::NoNode));
 }
 
 #[test]
-fn a_change_is_told_before_any_answer_that_shows_it() {
+fn a_change_is_announced_before_any_answer_that_shows_it() {
     let mut bench = ServiceBench::new(3);
     bench.run(SECOND);
     let (writes, reads) = (bench.client_at(0, 10 * SECOND), bench.client_at(2, 10 * SECOND));
     assert_eq!(bench.write(writes, vec![term(1, None)]), Ok(()));
     assert!(bench.ask(reads, ZkCall::Watch(Dir::Own)).is_ok());
     for n in 0..20 {
-        bench.told.clear();
+        bench.client_events.clear();
         bench.service.call(writes, ZkCall::Write(vec![term(2, Some(n))]));
         for _ in 0..20 {
             bench.service.call(reads, ZkCall::Read(TERM));
             bench.run(SECOND / 1_000);
         }
         bench.run(SECOND);
-        let mut told = false;
-        for (_, _, what) in bench.told.iter().filter(|(_, of, _)| *of == reads) {
+        let mut seen = false;
+        for (_, _, what) in bench.client_events.iter().filter(|(_, of, _)| *of == reads) {
             match what {
-                ClientEvent::Event(..) => told = true,
-                ClientEvent::Answer(_, Ok(ZkReply::Read(Some(node)))) => assert!(node.version == n || told),
+                ClientEvent::Event(..) => seen = true,
+                ClientEvent::Answer(_, Ok(ZkReply::Read(Some(node)))) => assert!(node.version == n || seen),
                 _ => {}
             }
         }
-        assert!(told);
+        assert!(seen);
     }
 }
 
@@ -252,10 +256,10 @@ fn members_beat_and_leave_and_one_coordinator_after_the_other_leads() {
     let run = |bench: &mut ServiceBench, steps: u32| {
         for _ in 0..steps {
             bench.run(SECOND / 100);
-            for (_, client, told) in std::mem::take(&mut bench.told) {
+            for (_, client, event) in std::mem::take(&mut bench.client_events) {
                 match bench.service.clients[client].who {
-                    Who::Worker(place) => bench.service.seat_told(place, client, told),
-                    Who::Coordinator(n) => bench.service.candidate_told(n, client, told),
+                    Who::Worker(place) => bench.service.member_client_event(place, client, event),
+                    Who::Coordinator(n) => bench.service.candidate_client_event(n, client, event),
                 }
             }
         }
@@ -263,12 +267,12 @@ fn members_beat_and_leave_and_one_coordinator_after_the_other_leads() {
     bench.service.candidate_starts(0);
     run(&mut bench, 300);
     bench.service.candidate_starts(1);
-    bench.service.seat_asked(0, 1, GroupRequest::Join, &profile);
+    bench.service.member_asks(0, 1, GroupRequest::Join, &profile);
     run(&mut bench, 300);
     let elected = |bench: &mut ServiceBench| {
         let news = std::mem::take(&mut bench.service.news);
         let elected = news.iter().filter_map(|news| match news {
-            ServiceEvent::Coordinator(n, CandidateNews::Elected) => Some(*n),
+            ServiceEvent::Coordinator(n, CandidateEvent::Elected) => Some(*n),
             _ => None,
         });
         elected.collect::<Vec<_>>()
@@ -283,7 +287,7 @@ fn members_beat_and_leave_and_one_coordinator_after_the_other_leads() {
     assert_eq!(elected(&mut bench), [0]);
     bench.service.candidate_raises(0, Term::default());
     run(&mut bench, 100);
-    let raised = |news: &ServiceEvent| matches!(news, ServiceEvent::Coordinator(0, CandidateNews::Raised { term }) if *term == Term::new(1));
+    let raised = |news: &ServiceEvent| matches!(news, ServiceEvent::Coordinator(0, CandidateEvent::Raised { term }) if *term == Term::new(1));
     assert!(bench.service.news.iter().any(raised));
     bench.service.candidate_ends(0, false);
     run(&mut bench, 800);

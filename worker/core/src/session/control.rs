@@ -272,10 +272,8 @@ impl Control {
                     self.act(ControlAction::Extend(until));
                 }
             }
-            (ControlPhase::Streaming { .. }, ControlEvent::HandedOver) => {
-                if self.departure.is_draining() {
-                    self.leave(LeaveReason::Drained);
-                }
+            (ControlPhase::Streaming { .. }, ControlEvent::HandedOver) if self.departure.is_draining() => {
+                self.leave(LeaveReason::Drained);
             }
             // Of a stream, or a try, that was given up meanwhile.
             _ => {}

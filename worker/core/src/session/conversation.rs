@@ -441,7 +441,7 @@ impl Conversation {
     }
 
     /// The next message to send, if the stream is open and one waits.
-    pub fn next(&mut self) -> Option<(Envelope, ToCoordinator)> {
+    pub fn next_message(&mut self) -> Option<(Envelope, ToCoordinator)> {
         let envelope = self.envelope()?;
         let message = self.pending.next(self.assignments.digest())?;
         Some((envelope, message))

@@ -160,8 +160,8 @@ fn what_is_being_granted_or_released_is_not_unbound() {
 #[test]
 fn what_a_worker_owns_against_the_table_is_not_unbound() {
     let mut w = lost();
-    let intruder = common::Token::new(Term::new(0), 9);
-    w.puppets.insert(worker("w3"), Puppet { held: [(id(1), intruder)].into(), ..Puppet::default() });
+    let conflicting = common::Token::new(Term::new(0), 9);
+    w.puppets.insert(worker("w3"), Puppet { held: [(id(1), conflicting)].into(), ..Puppet::default() });
     connect(&mut w, "w3", "/b");
     assert!(refusal(&mut w).starts_with("w3 owns it against the table"));
 }

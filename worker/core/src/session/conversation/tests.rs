@@ -73,7 +73,7 @@ impl Talk {
     /// What is sent, without the digest.
     fn flush(&mut self) -> Vec<ToCoordinator> {
         let mut sent = Vec::new();
-        while let Some((_, message)) = self.conversation.next() {
+        while let Some((_, message)) = self.conversation.next_message() {
             if !matches!(message, ToCoordinator::Report(Report { ref statuses, .. }) if statuses.is_empty()) {
                 sent.push(message);
             }

@@ -23,7 +23,7 @@ use super::database::{CallResult, DatabaseCall};
 use super::leader::SimLeader;
 use super::net::LeaderMessage;
 use super::rng::Rng;
-use super::service::CandidateNews;
+use super::service::CandidateEvent;
 use super::world::{SimEvent, SimWorld};
 use super::writer::SimWriter;
 
@@ -71,7 +71,7 @@ pub(super) struct CoordinatorProcess {
     pub(super) role: CoordinatorRole,
     pub(super) writer: SimWriter,
     pub(super) last_news: SimTime,
-    /// Highest term it was told of.
+    /// Highest term that was reported to it.
     seen: Term,
 }
 
@@ -111,155 +111,159 @@ impl CoordinatorHost {
 }
 
 impl SimWorld {
-    pub(super) fn start_seat(&mut self, seat: usize) {
-        if self.seats[seat].process.is_some() || self.seats[seat].lost {
+    pub(super) fn start_coordinator(&mut self, coordinator: usize) {
+        if self.coordinators[coordinator].process.is_some() || self.coordinators[coordinator].lost {
             return;
         }
         self.instances += 1;
-        self.seats[seat].process = Some(CoordinatorProcess {
+        self.coordinators[coordinator].process = Some(CoordinatorProcess {
             instance: self.instances,
             role: CoordinatorRole::Standby,
             writer: SimWriter::default(),
             last_news: 0,
             seen: Term::default(),
         });
-        self.note(|| format!("c{seat} starts"));
+        self.note(|| format!("c{coordinator} starts"));
         if self.external() {
-            self.candidate_starts(seat);
+            self.candidate_starts(coordinator);
         } else {
-            self.begin_reading(seat);
+            self.begin_reading(coordinator);
         }
     }
 
-    /// Kills a coordinator. Of what it sent to the database, some may still take effect, and nobody is told.
-    pub(super) fn kill_seat(&mut self, seat: usize) {
-        let Some(process) = self.seats[seat].process.take() else { return };
-        self.note(|| format!("c{seat} is killed"));
-        self.seats[seat].paused_until = 0;
+    /// Kills a coordinator. Of what it sent to the database, some may still take effect, and no answer comes.
+    pub(super) fn kill_coordinator(&mut self, coordinator: usize) {
+        let Some(process) = self.coordinators[coordinator].process.take() else { return };
+        self.note(|| format!("c{coordinator} is killed"));
+        self.coordinators[coordinator].paused_until = 0;
         if self.external() {
-            self.candidate_ends(seat, false);
+            self.candidate_ends(coordinator, false);
         }
         let open: Vec<usize> =
             self.open.iter().copied().filter(|&s| self.streams[s].instance == process.instance).collect();
         for stream in open {
             self.streams[stream].up.lose_all();
-            // Some workers get no word of it and have to find out by themselves.
-            let told = self.rng.chance(80);
-            self.break_stream(stream, told);
+            // Some workers do not notice that and have to find out by themselves.
+            let notices = self.rng.chance(80);
+            self.break_stream(stream, notices);
             self.streams[stream].up.lose_all();
         }
     }
 
-    pub(super) fn seat_timer_after(&mut self, seat: usize, delay: SimTime, timer: CoordinatorTimer) {
-        let Some(instance) = self.seats[seat].process.as_ref().map(|process| process.instance) else { return };
-        self.after(delay, SimEvent::Seat { seat, instance, timer });
+    pub(super) fn coordinator_timer_after(&mut self, coordinator: usize, delay: SimTime, timer: CoordinatorTimer) {
+        let Some(instance) = self.coordinators[coordinator].process.as_ref().map(|process| process.instance) else {
+            return;
+        };
+        self.after(delay, SimEvent::Coordinator { coordinator, instance, timer });
     }
 
     /// A timer of the coordinator's own clock.
-    pub(super) fn seat_local_timer(&mut self, seat: usize, delay: Duration, timer: CoordinatorTimer) {
-        let clock = &self.seats[seat].clock;
+    pub(super) fn coordinator_local_timer(&mut self, coordinator: usize, delay: Duration, timer: CoordinatorTimer) {
+        let clock = &self.coordinators[coordinator].clock;
         let at = clock.world(self.now, clock.local(self.now) + delay);
-        self.seat_timer_after(seat, at - self.now, timer);
+        self.coordinator_timer_after(coordinator, at - self.now, timer);
     }
 
-    pub(super) fn seat_timer(&mut self, seat: usize, timer: CoordinatorTimer) {
+    pub(super) fn coordinator_timer(&mut self, coordinator: usize, timer: CoordinatorTimer) {
         match timer {
-            CoordinatorTimer::Tick { reign, number } => self.leader_tick(seat, reign, number),
-            CoordinatorTimer::StoreDue(number) => self.store_due(seat, number),
-            CoordinatorTimer::Seen(reign) => self.write_seen(seat, reign),
-            CoordinatorTimer::Look => self.look_for_database(seat),
-            CoordinatorTimer::Begin => self.begin_in_store(seat),
+            CoordinatorTimer::Tick { reign, number } => self.leader_tick(coordinator, reign, number),
+            CoordinatorTimer::StoreDue(number) => self.store_due(coordinator, number),
+            CoordinatorTimer::Seen(reign) => self.write_seen(coordinator, reign),
+            CoordinatorTimer::Look => self.look_for_database(coordinator),
+            CoordinatorTimer::Begin => self.begin_in_store(coordinator),
         }
     }
 
-    fn role(&self, seat: usize) -> Option<&CoordinatorRole> {
-        self.seats[seat].process.as_ref().map(|process| &process.role)
+    fn role(&self, coordinator: usize) -> Option<&CoordinatorRole> {
+        self.coordinators[coordinator].process.as_ref().map(|process| &process.role)
     }
 
-    fn set_role(&mut self, seat: usize, role: CoordinatorRole) {
-        if let Some(process) = &mut self.seats[seat].process {
+    fn set_role(&mut self, coordinator: usize, role: CoordinatorRole) {
+        if let Some(process) = &mut self.coordinators[coordinator].process {
             process.role = role;
         }
     }
 
     /// The coordination service has news for a coordinator.
-    pub(super) fn candidate_told(&mut self, seat: usize, news: CandidateNews) {
-        match (news, self.role(seat)) {
+    pub(super) fn candidate_event(&mut self, coordinator: usize, news: CandidateEvent) {
+        match (news, self.role(coordinator)) {
             (_, None) => {}
-            (CandidateNews::Elected, Some(CoordinatorRole::Standby)) => {
-                self.note(|| format!("c{seat} is elected"));
-                self.begin_reading(seat);
+            (CandidateEvent::Elected, Some(CoordinatorRole::Standby)) => {
+                self.note(|| format!("c{coordinator} is elected"));
+                self.begin_reading(coordinator);
             }
-            (CandidateNews::Raised { term, .. }, Some(CoordinatorRole::Raising)) => {
-                self.set_role(seat, CoordinatorRole::Beginning(term));
-                self.begin_in_store(seat);
+            (CandidateEvent::Raised { term, .. }, Some(CoordinatorRole::Raising)) => {
+                self.set_role(coordinator, CoordinatorRole::Beginning(term));
+                self.begin_in_store(coordinator);
             }
-            (CandidateNews::Lost(why), Some(role)) => {
+            (CandidateEvent::Lost(why), Some(role)) => {
                 if !matches!(role, CoordinatorRole::Standby) {
-                    self.note(|| format!("c{seat} loses the leadership: {why}"));
+                    self.note(|| format!("c{coordinator} loses the leadership: {why}"));
                 }
-                self.end_term(seat);
+                self.end_term(coordinator);
             }
-            (CandidateNews::News(event), Some(CoordinatorRole::Leading(_))) => self.leader_told(seat, event),
+            (CandidateEvent::Roster(event), Some(CoordinatorRole::Leading(_))) => {
+                self.leader_roster_event(coordinator, event)
+            }
             // Of a leadership that has ended meanwhile.
-            (CandidateNews::Elected | CandidateNews::Raised { .. } | CandidateNews::News(_), Some(_)) => {}
+            (CandidateEvent::Elected | CandidateEvent::Raised { .. } | CandidateEvent::Roster(_), Some(_)) => {}
         }
     }
 
-    fn begin_reading(&mut self, seat: usize) {
-        if self.seats[seat].process.as_ref().is_none_or(|process| process.writer.is_away()) {
+    fn begin_reading(&mut self, coordinator: usize) {
+        if self.coordinators[coordinator].process.as_ref().is_none_or(|process| process.writer.is_away()) {
             // The database has not said what became of a batch: leave the lead to somebody else.
-            return self.give_up(seat);
+            return self.give_up(coordinator);
         }
-        let number = self.request(seat, DatabaseCall::HighestTerm);
-        if let Some(process) = &mut self.seats[seat].process {
+        let number = self.request(coordinator, DatabaseCall::HighestTerm);
+        if let Some(process) = &mut self.coordinators[coordinator].process {
             process.writer.awaited = Some(number);
             process.role = CoordinatorRole::Reading;
         }
     }
 
-    fn begin_in_store(&mut self, seat: usize) {
-        let Some(process) = &mut self.seats[seat].process else { return };
+    fn begin_in_store(&mut self, coordinator: usize) {
+        let Some(process) = &mut self.coordinators[coordinator].process else { return };
         let CoordinatorRole::Beginning(term) = process.role else { return };
         if process.writer.awaited.is_some() {
             return;
         }
         if !process.writer.is_idle() {
             let delay = self.rng.millis(5, 50);
-            return self.seat_timer_after(seat, delay, CoordinatorTimer::Begin);
+            return self.coordinator_timer_after(coordinator, delay, CoordinatorTimer::Begin);
         }
-        let number = self.request(seat, DatabaseCall::Begin(term));
-        if let Some(process) = &mut self.seats[seat].process {
+        let number = self.request(coordinator, DatabaseCall::Begin(term));
+        if let Some(process) = &mut self.coordinators[coordinator].process {
             process.writer.awaited = Some(number);
         }
     }
 
     /// The store has answered what was asked of it for the begin of a term.
-    pub(super) fn seat_store_answered(&mut self, seat: usize, reply: CallResult) {
+    pub(super) fn coordinator_store_answered(&mut self, coordinator: usize, reply: CallResult) {
         let external = self.external();
-        let Some(process) = &mut self.seats[seat].process else { return };
+        let Some(process) = &mut self.coordinators[coordinator].process else { return };
         match (&process.role, reply) {
             (CoordinatorRole::Reading, CallResult::HighestTerm(stored)) => {
                 let above = stored.max(process.seen);
                 if external {
                     process.role = CoordinatorRole::Raising;
-                    self.candidate_raises(seat, above);
+                    self.candidate_raises(coordinator, above);
                 } else {
                     process.role = CoordinatorRole::Beginning(above.next());
-                    self.begin_in_store(seat);
+                    self.begin_in_store(coordinator);
                 }
             }
             (CoordinatorRole::Beginning(term), CallResult::Begun(rows)) => {
                 let term = *term;
-                self.writer_leads(seat, term);
-                self.lead(seat, term, *rows);
+                self.writer_leads(coordinator, term);
+                self.lead(coordinator, term, *rows);
                 if external {
-                    self.candidate_follows(seat);
+                    self.candidate_follows(coordinator);
                 }
             }
             (CoordinatorRole::Reading | CoordinatorRole::Beginning(_), reply) => {
-                self.note(|| format!("c{seat} cannot begin a term: {reply:?}"));
-                self.give_up(seat);
+                self.note(|| format!("c{coordinator} cannot begin a term: {reply:?}"));
+                self.give_up(coordinator);
             }
             // The lock was lost meanwhile.
             (CoordinatorRole::Standby | CoordinatorRole::Raising | CoordinatorRole::Leading(_), _) => {}
@@ -267,34 +271,34 @@ impl SimWorld {
     }
 
     /// A term cannot be begun, or its store is lost: another coordinator shall try.
-    pub(super) fn give_up(&mut self, seat: usize) {
-        self.end_term(seat);
+    pub(super) fn give_up(&mut self, coordinator: usize) {
+        self.end_term(coordinator);
         if self.external() {
-            self.candidate_resigns(seat);
+            self.candidate_resigns(coordinator);
         } else {
-            self.kill_seat(seat);
+            self.kill_coordinator(coordinator);
             let delay = self.rng.millis(100, 1_000);
-            self.after(delay, SimEvent::StartSeat(seat));
+            self.after(delay, SimEvent::StartCoordinator(coordinator));
         }
     }
 
     /// A higher term was met: begins another one above it, under the same leadership.
-    pub(super) fn raise_above(&mut self, seat: usize, met: Term) {
-        self.note(|| format!("c{seat} has met {met}"));
-        self.end_term(seat);
-        if let Some(process) = &mut self.seats[seat].process {
+    pub(super) fn raise_above(&mut self, coordinator: usize, met: Term) {
+        self.note(|| format!("c{coordinator} has met {met}"));
+        self.end_term(coordinator);
+        if let Some(process) = &mut self.coordinators[coordinator].process {
             process.seen = process.seen.max(met);
         }
-        self.begin_reading(seat);
+        self.begin_reading(coordinator);
     }
 
     /// Ends whatever term is led or begun here. Writes that were submitted may still be stored.
-    pub(super) fn end_term(&mut self, seat: usize) {
-        let Some(process) = &mut self.seats[seat].process else { return };
+    pub(super) fn end_term(&mut self, coordinator: usize) {
+        let Some(process) = &mut self.coordinators[coordinator].process else { return };
         process.writer.awaited = None;
         let role = std::mem::replace(&mut process.role, CoordinatorRole::Standby);
         let CoordinatorRole::Leading(leader) = role else { return };
-        self.note(|| format!("c{seat} steps down from {}", leader.machine.term()));
+        self.note(|| format!("c{coordinator} steps down from {}", leader.machine.term()));
         for stream in leader.into_streams() {
             self.send_down(stream, LeaderMessage::refused(RefusedReason::NotLeading, None));
         }
