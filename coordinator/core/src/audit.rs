@@ -2,7 +2,7 @@
 //!
 //! A worker sends a digest of what it holds with every report, on the stream on which all its answers went before. It is
 //! compared only when both sides mean the same moment: the worker has applied everything that was sent to it, and nothing
-//! waits to be sent. Whatever it did by itself up to then it has told before, in order, on the same stream. So there is no
+//! waits to be sent. Whatever it did by itself up to then it has sent before, in order, on the same stream. So there is no
 //! race that could make honest sides differ for a moment, and one difference is enough: waiting for a second one would
 //! only leave an appliance without an owner, or with one too many, for longer.
 //!

@@ -2,13 +2,13 @@
 //!
 //! When more than a fraction of the live members vanish within a window, it is more likely that the leader lost sight of
 //! them than that they all died, and moving their share to the few that are left helps in neither case: the brake
-//! *freezes*. It ends when enough of them are back and nobody has joined for a while, or when an operator says so. The
+//! *freezes*. It ends when enough of them are back and no worker has joined for a while, or when an operator says so. The
 //! departure grace waits for each vanished name on its own. Both count *names*: a worker that comes back in a new life is
 //! back. The names that are remembered are stored with the members, so that a new leader can start frozen.
 //!
-//! Members whose heartbeats are overdue by a whole lease (they are fenced, though nobody has called them gone yet) count as
+//! Members whose heartbeats are overdue by a whole lease (they are fenced, though not gone yet) count as
 //! vanished while one is decided on: sessions that were lost together end one after the other, and the first ones must
-//! not be given away before the others are noticed. Workers that say goodbye are not missed.
+//! not be given away before the others are noticed. Workers that send `Leave` are not missed.
 
 #[cfg(feature = "canon")]
 mod canon;
@@ -27,21 +27,21 @@ pub struct Config {
     pub window: Duration,
     /// How long everything waits for one vanished name.
     pub grace: Duration,
-    /// How long nobody may have joined for the brake to let go.
+    /// How long no worker may have joined for the brake to let go.
     pub settle: Duration,
 }
 
 /// How a name left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Departure {
-    /// Its lease ended without a word, or it was evicted.
+    /// Its lease ended without `Leave`, or it was evicted.
     Lost,
-    /// Its lease ended without a word in the midst of something that is known to end workers: the grace applies, but
+    /// Its lease ended without `Leave` in the midst of something that is known to end workers: the grace applies, but
     /// that says nothing about what the leader sees.
     Explained,
-    /// It said goodbye.
+    /// It sent `Leave`.
     Left,
-    /// It handed everything in and will be back: only the grace applies.
+    /// It released everything and will be back: only the grace applies.
     HandedBack,
 }
 
@@ -141,7 +141,7 @@ impl Brake {
         vanished as f64 > self.config.fraction * (self.live.len() + lost) as f64
     }
 
-    /// Forgets names that nobody waits for any more.
+    /// Forgets names that are not waited for any more.
     fn forget(&mut self, now: Timestamp) {
         let (frozen, window) = (self.frozen.is_some(), self.config.window);
         self.missing.retain(|_, m| {
@@ -169,7 +169,7 @@ impl Brake {
         let_go || self.missing.len() != before || self.in_grace != in_grace
     }
 
-    /// An operator lets the brake go: nobody who is missing is waited for any more. Returns whether that changed anything.
+    /// An operator lets the brake go: missing names are not waited for any more. Returns whether that changed anything.
     pub fn resume(&mut self) -> bool {
         let waited = self.frozen.is_some() || !self.missing.is_empty();
         self.frozen = None;

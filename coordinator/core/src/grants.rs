@@ -38,16 +38,16 @@ pub struct StoredGrant {
     pub granted: Option<Granted>,
     /// Where its instances are kept, for drivers that are bound to their host.
     pub site: Option<Site>,
-    /// What the last owner handed in.
+    /// The carryover of the last owner.
     pub progress: Progress,
-    /// How long the next owner has to wait before calls that no token fences: of what is free, what its last owner handed
-    /// in; of what is granted, counted from the loss of its owner, whose calls may be the ones that are waited for.
+    /// How long the next owner has to wait before calls that no token fences: of what is free, what its last owner left; of
+    /// what is granted, counted from the loss of its owner, whose calls may be the ones that are waited for.
     pub fence_delay: Duration,
     /// A worker was granted it at least once, so that instances may exist, whatever else is known.
     pub ever: bool,
 }
 
-/// One change of ownership, to be made durable before anybody is told (I4).
+/// One change of ownership, to be made durable before any worker is told (I4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GrantOp {
     /// Granted to a worker; the stored progress stays.
@@ -65,7 +65,7 @@ pub enum GrantOp {
     Free {
         /// The appliance.
         appliance: ApplianceId,
-        /// What the owner handed in.
+        /// The carryover of the owner.
         progress: Progress,
         /// Remaining fence delay.
         fence_delay: Duration,
@@ -74,7 +74,7 @@ pub enum GrantOp {
     Unbind {
         /// The appliance.
         appliance: ApplianceId,
-        /// What the last owner handed in.
+        /// The carryover of the last owner.
         progress: Progress,
         /// Remaining fence delay.
         fence_delay: Duration,
@@ -87,7 +87,7 @@ pub enum GrantOp {
 }
 
 /// A member as the store has it: written before the worker is welcomed, removed once its lease is known to be over and
-/// nobody waits for its name to come back.
+/// its name is not waited for to come back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredMember {
     /// Its name.

@@ -1,6 +1,6 @@
 //! The hand-off of one appliance: a state, an event, the next state. One `match` over the states for each event.
 //!
-//! | state     | Assign   | Take      | Durable  | Undone   | Ack   | Declined | Released | Deleted  | Gone     | Holds               | HoldsNothing | Unbound |
+//! | state     | Assign   | Take      | Durable  | Undone   | Ack   | Declined | Released | Deleted  | Gone     | Owns                | OwnsNothing  | Unbound |
 //! |-----------|----------|-----------|----------|----------|-------|----------|----------|----------|----------|---------------------|--------------|---------|
 //! | Unowned   | Granting | .         | .        | .        | .     | .        | confirm  | confirm  | .        | conflict            | .            | Unowned |
 //! | Granting  | .        | .         | Offered  | Unowned  | .     | .        | confirm  | confirm  | Orphaned | conflict            | .            | .       |
@@ -14,10 +14,10 @@
 //!
 //! `.` is refused without any change. Answers of workers count only if worker, incarnation and token all equal the
 //! state's; everything else is treated as sent by a worker that is not the owner (docs/protocol.md, Tokens and grants).
-//! Nothing here is ever ended by time: an offer and a release end by the worker's word or by the end of its lease.
+//! Nothing here is ever ended by time: an offer and a release end by the worker's answer or by the end of its lease.
 //!
-//! `Passing` is `Freeing` and `Granting` in one: what was handed in and the next grant are made durable by one write, so
-//! that nobody looks after the appliance for as long as one commit takes, and not two. Answers of the next owner are
+//! `Passing` is `Freeing` and `Granting` in one: the carryover and the next grant are made durable by one write, so
+//! that the appliance is unattended for one commit instead of two. Answers of the next owner are
 //! those of `Granting`, answers of the former one those of `Freeing`.
 
 use std::time::Duration;
@@ -31,9 +31,9 @@ use crate::grants::Granted;
 /// Where the ownership of one appliance stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HandoffState {
-    /// Nobody may act. The store may still have a grant that is void: the next one overwrites it.
+    /// No worker may act. The store may still have a grant that is void: the next one overwrites it.
     Unowned,
-    /// A grant is being made durable; nobody was told (I4).
+    /// A grant is being made durable; no worker knows of it yet (I4).
     Granting(Granted),
     /// The grant is durable and on its way, once.
     Offered(Granted),
@@ -41,16 +41,16 @@ pub enum HandoffState {
     Owned(Granted),
     /// The worker was asked to give it up. Only its word or the end of its lease leads on.
     Releasing(Granted),
-    /// Given up; what the owner handed in is being made durable.
+    /// Given up; the owner's carryover is being made durable.
     Freeing(Granted),
-    /// Given up, and what the owner handed in is being made durable together with the next grant; nobody was told.
+    /// Given up, and the owner's carryover is being made durable together with the next grant, which no worker knows of yet.
     Passing {
         /// The owner that gave it up, and waits for the confirmation.
         from: Granted,
         /// The next one.
         to: Granted,
     },
-    /// Its owner is gone: nobody acts, and the store still names the former owner.
+    /// Its owner is gone: no worker acts, and the store still names the former owner.
     Orphaned(Granted),
     /// Its owner removed every trace; its rows are being removed.
     Removing(Granted),
@@ -144,9 +144,9 @@ pub enum HandoffEvent {
     /// A life is gone (docs/protocol.md, Leases and lives).
     Gone(Life),
     /// A worker's `Hello` lists it.
-    Holds(Granted),
+    Owns(Granted),
     /// A worker's `Hello` does not list it.
-    HoldsNothing(Life),
+    OwnsNothing(Life),
     /// The store has that it is bound to no site any more.
     Unbound,
 }
@@ -156,13 +156,13 @@ pub enum HandoffEvent {
 pub enum HandoffEffect {
     /// Make the grant durable.
     PersistGrant,
-    /// Make what was handed in and the grant durable, in one write.
+    /// Make the carryover and the grant durable, in one write.
     PersistPass,
     /// Tell the worker, once.
     Offer,
     /// Ask the worker to give it up.
     AskRelease,
-    /// Make what was handed in durable, and the appliance free.
+    /// Make the carryover durable, and the appliance free.
     PersistFree(Carryover),
     /// Remove the appliance's rows.
     PersistRemoval,
@@ -205,8 +205,8 @@ pub fn step(state: &HandoffState, event: HandoffEvent) -> HandoffTransition {
         E::Released(by, carryover) => released(state, by, carryover),
         E::Deleted(by) => deleted(state, by),
         E::Gone(life) => gone(state, &life),
-        E::Holds(by) => owns(state, by),
-        E::HoldsNothing(life) => owns_nothing(state, &life),
+        E::Owns(by) => owns(state, by),
+        E::OwnsNothing(life) => owns_nothing(state, &life),
         E::Unbound => unbound(state),
     }
 }

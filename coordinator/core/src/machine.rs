@@ -57,7 +57,7 @@ pub use sessions::StreamId;
 pub use unbind::{UnbindNumber, UnbindRefused};
 pub use view::{FreezeView, OwnershipExplanation, WorkerSnapshot, reason};
 
-/// How often time is looked at while anybody holds a lease. A longer silence means that this process did not run, and
+/// How often time is looked at while any life has a lease. A longer silence means that this process did not run, and
 /// every lease is waited for anew (see `Membership::start_waits_anew`).
 pub const TICK: Duration = Duration::from_millis(250);
 
@@ -279,7 +279,7 @@ impl Machine {
     }
 }
 
-/// What was handed in before the present owner took over: its counts stand, its waits are long over.
+/// The carryover from before the present owner took over: its counts stand, its waits are long over.
 fn aged(handed: Carryover) -> Option<Box<Carryover>> {
     let progress = Progress { wait: Duration::ZERO, cooling: false, ..handed.progress };
     let handed = Carryover { progress, fence_delay: handed.fence_delay };

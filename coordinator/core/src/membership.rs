@@ -114,7 +114,7 @@ impl RingMember<'_> {
     }
 }
 
-/// Lives that are over and that late news of may still arrive; older ones are forgotten.
+/// Lives that are over and of which late events may still arrive; older ones are forgotten.
 const ENDED: usize = 4_096;
 
 /// The lives the leader knows of.
@@ -131,7 +131,7 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Membership as the store has it. Every lease is taken to have been renewed `now`: a new leader calls nobody gone
+    /// Membership as the store has it. Every lease is taken to have been renewed `now`: a new leader calls no life gone
     /// before it has watched for as long as the lease lasts.
     #[must_use]
     pub fn restore(authority: LeaseAuthority, now: Timestamp, members: Vec<StoredMember>) -> Self {
@@ -146,7 +146,7 @@ impl Membership {
             let life = Life::new(member.worker, member.incarnation);
             match authority {
                 LeaseAuthority::Embedded => this.join(now, life.worker.clone(), life.incarnation, member.profile),
-                // Who is in the ring stands in the member nodes, which nobody has read yet.
+                // Who is in the ring stands in the member nodes, which have not been read yet.
                 LeaseAuthority::External => _ = this.lives.insert(life.clone(), lease(now, member.profile)),
             }
             this.set_stored(&life);
@@ -237,7 +237,7 @@ impl Membership {
     /// Embedded: notes a heartbeat.
     pub fn beat(&mut self, now: Timestamp, life: &Life) -> Beat {
         match self.lives.get_mut(life) {
-            // Expiry is final even when nobody has looked yet: what was not called gone in time must not be revived after
+            // Expiry is final even if no step has noticed it yet: what was not called gone in time must not be revived after
             // another beat could already have been refused.
             Some(lease) if !lease.closed && now < lease.ends() => {
                 lease.seen = now;
@@ -342,7 +342,7 @@ impl Membership {
         self.current.get(&life.worker) == Some(&life.incarnation)
     }
 
-    /// Whether anybody under this name may still act.
+    /// A life under this name that may still act.
     #[must_use]
     pub fn any_life_of(&self, worker: &WorkerId) -> Option<Incarnation> {
         self.lives.keys().find(|life| life.worker == *worker).map(|life| life.incarnation)

@@ -146,11 +146,11 @@ pub enum Unplaced {
     Declined,
     /// Strategy `ring`: the owner the ring names cannot take it.
     RingOwnerCannot(WorkerId),
-    /// So many workers died while a step of it ran. The planner never says this, for it is not asked.
+    /// So many workers died while a step of it ran. Set by the machine, not by the planner.
     Quarantined(u32),
-    /// Most workers vanished at once, its owner among them. Not the planner's word either.
+    /// Most workers vanished at once, its owner among them. Set by the machine, not by the planner.
     Frozen(WorkerId),
-    /// Its owner vanished and may be back soon. Not the planner's word either.
+    /// Its owner vanished and may be back soon. Set by the machine, not by the planner.
     WaitsFor(WorkerId),
 }
 

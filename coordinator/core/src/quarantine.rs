@@ -3,7 +3,7 @@
 //! When a life ends without having said `Leave`, everything it held becomes *suspect*: any of it may have been the cause.
 //! The owner of a suspect announces every step that changes the world and begins it only once that was confirmed here, so
 //! that the next death tells more: an appliance whose step was begun and had not ended gets a *strike*. With
-//! [`Config::strikes`] of them it is *quarantined*: nobody is granted it until a user updates or rebuilds it. A deletion
+//! [`Config::strikes`] of them it is *quarantined*: no worker is granted it until a user updates or rebuilds it. A deletion
 //! grants it once more, strikes kept. The first death gives no strikes, because nothing had been announced.
 //!
 //! Of the suspects that have a strike only one at a time may run a step on each worker, the others queue: whoever was
@@ -26,7 +26,7 @@ use common::{ApplianceId, Life, Timestamp, Token};
 /// Settings of the quarantine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Deaths during a step of it after which an appliance is granted to nobody.
+    /// Deaths during a step of it after which an appliance is granted to no worker.
     pub strikes: u32,
     /// How long one life has to hold a suspect for it to count as innocent.
     pub probation: Duration,
@@ -43,7 +43,7 @@ struct Suspect {
     quarantined: bool,
     /// Grant of the life that holds it.
     held: Option<Token>,
-    /// The step its owner was told to go on with.
+    /// The step its owner may go on with.
     begun: Option<AnnouncedStep>,
 }
 
@@ -65,7 +65,7 @@ pub struct Quarantine {
 }
 
 impl Quarantine {
-    /// Nobody is suspect.
+    /// No appliance is suspect.
     #[must_use]
     pub const fn new(config: Config) -> Self {
         Self { config, suspects: BTreeMap::new(), alone: BTreeMap::new(), probation: VecDeque::new() }
@@ -77,13 +77,13 @@ impl Quarantine {
         self.suspects.contains_key(&appliance)
     }
 
-    /// Strikes of an appliance that is granted to nobody; `None` for every other one.
+    /// Strikes of an appliance that is granted to no worker; `None` for every other one.
     #[must_use]
     pub fn quarantined(&self, appliance: ApplianceId) -> Option<u32> {
         self.suspects.get(&appliance).filter(|suspect| suspect.quarantined).map(|suspect| suspect.strikes)
     }
 
-    /// How many suspects there are, and how many of them are granted to nobody.
+    /// How many suspects there are, and how many of them are granted to no worker.
     #[must_use]
     pub fn counts(&self) -> (u64, u64) {
         let quarantined = self.suspects.values().filter(|suspect| suspect.quarantined).count();

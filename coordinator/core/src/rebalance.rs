@@ -54,7 +54,7 @@ impl fmt::Display for RebalanceCause {
     }
 }
 
-/// News of a rebalance, for history and traces.
+/// Event of a rebalance, for history and traces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RebalanceEvent {
     /// It began.

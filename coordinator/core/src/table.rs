@@ -5,9 +5,9 @@
 //!
 //! Each entry also keeps the account of its *fence delay*: how long the next owner has to wait because calls of former
 //! ones, which no token fences, may still take effect. The leader never counts a fence delay down, not even while
-//! nobody has the appliance: who holds it does, by one clock, and hands in what is left. Waiting longer is always safe,
-//! a leader's clock would be one more to trust, and what a new leader reads in the store is right without knowing since
-//! when it stands there.
+//! the appliance has no owner: the owner does, by one clock, and its release carries what is left. Waiting longer is
+//! always safe, a leader's clock would be one more to trust, and what a new leader reads in the store is right without
+//! knowing since when it stands there.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -50,14 +50,14 @@ pub struct TableRow {
     pub deleting: bool,
     /// Where its ownership stands.
     pub state: HandoffState,
-    /// What its last owner handed in; given to the next one.
+    /// The carryover of its last owner; given to the next one.
     pub handed: Option<Box<Carryover>>,
     /// The fence delay that is left to the next owner if the present one is lost: how long its calls may take effect
-    /// after its lease, and at least what it was told to wait itself.
+    /// after its lease, and at least what it has to wait itself.
     pub fence_delay_if_lost: Duration,
     /// Where it goes and why, as the last plan and the move under way have it.
     pub placement: RowPlacement,
-    /// The grant that bound it to its site, until it has arrived: one that nobody took binds nothing.
+    /// The grant that bound it to its site, until it has arrived: one that no worker took binds nothing.
     pub binding: Option<Token>,
     /// It was granted at some time, so instances may exist.
     pub granted_before: bool,
@@ -85,12 +85,12 @@ impl TableRow {
         self.handed.as_ref().map_or(Duration::ZERO, |handed| handed.fence_delay)
     }
 
-    /// It is being granted to somebody whose calls may take effect for `fence_delay` after its lease.
+    /// It is being granted to a worker whose calls may take effect for `fence_delay` after its lease.
     pub(crate) fn granted_with(&mut self, fence_delay: Duration) {
         self.fence_delay_if_lost = fence_delay.max(self.fence_delay());
     }
 
-    /// Its owner may have acted, and nobody has said what came of it: the fence delay starts in full.
+    /// Its owner may have acted, and what came of it is not known: the fence delay starts in full.
     pub(crate) fn start_fence_delay(&mut self) {
         self.raise_fence_delay(self.fence_delay_if_lost);
     }

@@ -1,4 +1,4 @@
-//! Appliances that nobody acts on, and since when.
+//! Appliances that no worker acts on, and since when.
 //!
 //! An appliance is without an owner from the moment the leader knows so (it was created, given up, or its owner's lease is
 //! over) until a worker took it; also while it is granted and on its way. A new leader counts from its own start: for what
@@ -22,7 +22,7 @@ pub struct UnownedAppliances {
     next: u64,
 }
 
-/// Whether somebody acts on an appliance in this state, or the last traces of it are being wiped out.
+/// Whether a worker acts on an appliance in this state, or the last traces of it are being wiped out.
 #[must_use]
 pub const fn has_owner(state: &HandoffState) -> bool {
     matches!(state, HandoffState::Owned(_) | HandoffState::Releasing(_) | HandoffState::Removing(_))

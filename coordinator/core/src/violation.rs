@@ -3,17 +3,17 @@
 /// What kind of contradiction it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ViolationKind {
-    /// A worker holds what the table gives to nobody or to somebody else.
+    /// A worker owns what the table gives to no worker or to another one.
     HeldAgainstTable,
-    /// A worker holds an appliance that does not exist.
+    /// A worker owns an appliance that does not exist.
     UnknownAppliance,
-    /// A worker removed an appliance that nobody deleted.
+    /// A worker removed an appliance whose deletion was not asked for.
     RemovedUndeleted,
     /// A worker knows a later generation than the store.
     GenerationAhead,
-    /// The digest of what a worker holds is not that of the table.
+    /// The digest of what a worker owns is not that of the table.
     DigestDiffers,
-    /// A worker does not hold what it had taken, or holds it under another token; found after its digest differed.
+    /// A worker does not own what it had taken, or owns it under another token; found after its digest differed.
     GrantLost,
     /// A worker claims to have met a term that no cluster reaches.
     ImplausibleTerm,

@@ -54,8 +54,8 @@ fn every_pair_does_what_the_table_says() {
         ("released", HandoffEvent::Released(own.clone(), Carryover::default())),
         ("deleted", HandoffEvent::Deleted(own.clone())),
         ("gone", HandoffEvent::Gone(own.life())),
-        ("holds", HandoffEvent::Holds(own.clone())),
-        ("nothing", HandoffEvent::HoldsNothing(own.life())),
+        ("holds", HandoffEvent::Owns(own.clone())),
+        ("nothing", HandoffEvent::OwnsNothing(own.life())),
         ("unbound", HandoffEvent::Unbound),
     ];
     let expected = [
@@ -166,7 +166,7 @@ fn a_worker_that_holds_another_token_is_asked_to_end_it_before_anything_else() {
         HandoffState::Owned(granted("w1", 9)),
         HandoffState::Releasing(granted("w1", 9)),
     ] {
-        let (next, effects) = step(&state, HandoffEvent::Holds(old.clone())).expect("counts");
+        let (next, effects) = step(&state, HandoffEvent::Owns(old.clone())).expect("counts");
         assert_eq!((next, effects), (HandoffState::Releasing(old.clone()), vec![HandoffEffect::AskRelease]));
     }
 }

@@ -31,7 +31,7 @@ pub struct Config {
     /// How long a worker that declined an appliance is not asked again.
     #[serde(with = "humantime_serde")]
     pub decline_backoff: Duration,
-    /// Workers that may die during an announced step of one appliance before nobody is granted it any more. Fewer spare
+    /// Workers that may die during an announced step of one appliance before no worker is granted it any more. Fewer spare
     /// workers, more are fairer to an appliance that was struck by chance.
     pub quarantine_strikes: u32,
     /// How long one worker has to hold an appliance whose former owner died for it to count as innocent.

@@ -36,7 +36,7 @@ pub enum Event {
     Members(BTreeMap<WorkerId, ObservedMember>),
     /// External: a lease node was read, or a heartbeat seen.
     Observed(Life, ObservedLease),
-    /// External: no further heartbeat of this life can arrive; all that did were told before.
+    /// External: no further heartbeat of this life can arrive; all that did were reported before.
     Over(Life),
     /// An operator wants the lease of a life ended.
     Evict(Life),
@@ -72,7 +72,7 @@ pub enum Event {
         /// Returned with the answer, [`Action::Unbind`].
         number: UnbindNumber,
     },
-    /// Somebody wants an appliance probed now.
+    /// A client wants an appliance probed now.
     Check(ApplianceId, u64),
     /// What workers say has waited so long to be read that a lease may seem over which is not.
     FellBehind,
@@ -88,7 +88,7 @@ const RETRY_SOON: Duration = Duration::from_millis(500);
 pub enum Refusal {
     /// The life's lease is over, or was never known.
     IncarnationOver,
-    /// Somebody else under this name may still act, for at most this long if nothing is heard of it.
+    /// Another worker under this name may still act, for at most this long if nothing is heard of it.
     NameTaken(Duration),
     /// A newer stream of the same life took over.
     Superseded,
@@ -177,11 +177,11 @@ pub enum Action {
     WorkerChanged(WorkerId),
     /// A life is gone, decided at this moment: others may act on what it held from then on. To be logged.
     Gone(Life, Timestamp),
-    /// News of a rebalance.
+    /// Event of a rebalance.
     Rebalance(RebalanceEvent),
-    /// So many workers died while a step of this appliance ran; nobody is granted it any more.
+    /// So many workers died while a step of this appliance ran; no worker is granted it any more.
     Quarantined(ApplianceId, u32),
-    /// Somebody holds, or says, what contradicts the table. To be logged and counted.
+    /// A worker owns, or reports, what contradicts the table. To be logged and counted.
     Violation(String),
     /// Write over the lease node of a life, so that no further heartbeat of it commits.
     Evict(Life),

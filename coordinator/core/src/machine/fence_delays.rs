@@ -1,7 +1,7 @@
 //! Fence delays: how long the next owner of an appliance waits because calls that no token fences may still take effect.
 //!
 //! What is kept, for each appliance, is in [`crate::table`]. A grant is stored with the fence delay that its loss would
-//! leave, so that it is known whoever leads then and whether or not anything of its owner is left. An offer that nobody
+//! leave, so that it is known whoever leads then and whether or not anything of its owner is left. An offer that no worker
 //! took leaves the fence delay as it was; an owner that may have acted and says nothing of it (its lease ended, or its
 //! `Hello` lists nothing) leaves it in full; a release says what is left. Who acted against the table leaves one as
 //! well.
@@ -45,8 +45,8 @@ impl Machine {
         }
     }
 
-    /// Makes the next owner of what nobody has wait for at least `fence_delay`, whoever leads then. For what is said by
-    /// others than its holder: of somebody who acted against the table, or said again; a fence delay that is known
+    /// Makes the next owner of what no worker has wait for at least `fence_delay`, whoever leads then. For what is said by
+    /// others than its holder: of a worker that acted against the table, or said again; a fence delay that is known
     /// already changes nothing.
     pub(super) fn delay_at_least(&mut self, slot: Slot, fence_delay: Duration) {
         let Some(entry) = self.table.get_mut(slot) else { return };

@@ -1,7 +1,7 @@
 //! Who is there: what the coordination service tells of members and leases, goodbyes, evictions, and who is missed.
 //!
-//! Embedded, lives come from `Hello` and end by silence; nothing of the service's news applies. External, a life is known
-//! once its lease node was read, and a `Hello` that is faster than that news waits for it, for a bounded time. A worker
+//! Embedded, lives come from `Hello` and end by silence; no event of the service applies. External, a life is known
+//! once its lease node was read, and a `Hello` that is faster than that event waits for it, for a bounded time. A worker
 //! whose member node was taken away keeps what it holds and is drained; one that cannot be reached while a move waits on
 //! it is evicted. Neither is ever called gone here: that is the membership's to say.
 
@@ -24,7 +24,7 @@ use crate::health::SessionState;
 use crate::membership::{Beat, LeaseAuthority, ObservedLease, ObservedMember};
 use crate::planner::Slot;
 
-/// How long a `Hello` waits for the news of its own lease node. Both come from the same commit; longer means that the
+/// How long a `Hello` waits for the event of its own lease node. Both come from the same commit; longer means that the
 /// leader's server lags far behind the worker's.
 const PARKED: Duration = Duration::from_secs(5);
 
@@ -56,11 +56,11 @@ pub(super) struct Watch {
     silent: BTreeMap<Life, Timestamp>,
     /// Lives without a member node, and since when.
     expelled: BTreeMap<Life, Timestamp>,
-    /// Those of them that hold what nobody takes.
+    /// Those of them that own what no worker takes.
     stuck: BTreeSet<Life>,
     /// Lives that were to be evicted, and when that was last asked for.
     evicting: BTreeMap<Life, Timestamp>,
-    /// Lives that said they are about to stop, and whether they were told that nothing more is taken from them.
+    /// Lives that are about to stop, and whether `Drained` was sent to them.
     leaving: BTreeMap<Life, bool>,
     /// Those of them that hand back what they hold.
     handing_back: BTreeSet<Life>,
@@ -432,7 +432,7 @@ impl Machine {
         }
     }
 
-    /// Notes which workers without a member node hold what nobody takes, after a plan of which `movers` are to give
+    /// Notes which workers without a member node own what no worker takes, after a plan of which `movers` are to give
     /// something up: waiting longer would not make them members again.
     pub(super) fn note_stuck(&mut self, movers: &BTreeSet<WorkerId>) {
         let frozen = self.pacing.brake.frozen_since().is_some();

@@ -1,4 +1,4 @@
-//! Carries hand-off transitions through: durable writes, what workers are told, what readers see.
+//! Carries hand-off transitions through: durable writes, what is sent to workers, what readers see.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -61,7 +61,7 @@ impl Machine {
         }
         if entry.state == HandoffState::Unowned {
             entry.fence_delay_if_lost = Duration::ZERO;
-            // Neither a grant that was refused nor an offer that nobody took changes what is handed on.
+            // Neither a grant that was refused nor an offer that no worker took changes what is handed on.
             let taken_back =
                 matches!(former, HandoffState::Granting(_) | HandoffState::Offered(_) | HandoffState::Releasing(_));
             if taken_back && mutant::is(Mutant::FenceDelayLostOnOffer) {
@@ -183,7 +183,7 @@ impl Machine {
         self.writes.change(slot, token, GrantOp::Grant { appliance, to, site, fence_delay });
     }
 
-    /// Makes durable what was handed in and found no next owner in the plan just made.
+    /// Makes durable the carryovers that found no next owner in the plan just made.
     pub(super) fn write_freed(&mut self) {
         for slot in self.writes.take_freed() {
             self.write_again(slot);
@@ -222,7 +222,7 @@ impl Machine {
                     if granting && !durable {
                         self.pacing.due.hold_back(now + WRITE_RETRY);
                     }
-                    // Somebody was found acting on it while the grant was written: it must not be offered, and its token
+                    // A worker was found acting on it while the grant was written: it must not be offered, and its token
                     // is burnt.
                     let offered = durable && !(granting && self.conflicts.concern(slot));
                     let event = if offered { HandoffEvent::Durable(token) } else { HandoffEvent::Undone(token) };
@@ -385,7 +385,7 @@ impl Machine {
         let reason = entry.placement.reason;
         self.pacing.in_flight.end(slot);
         if to.is_none() {
-            // Nobody has it, so the name it was meant for stays the preferred one.
+            // No worker has it, so the name it was meant for stays the preferred one.
             if let Some(entry) = self.table.get_mut(slot) {
                 entry.placement.preferred = target;
             }

@@ -1,4 +1,4 @@
-//! A hand-off in one commit: what the former owner handed in and the grant of the next one.
+//! A hand-off in one commit: the carryover of the former owner and the grant of the next one.
 
 use super::tests::{World, two};
 use super::*;

@@ -78,7 +78,7 @@ impl Due {
         self.dirty = true;
     }
 
-    /// External: everybody who is there is awaited, whether the store knew of them or not.
+    /// External: every member that is there is awaited, whether the store knew of them or not.
     pub(super) fn await_members(&mut self, now: Timestamp, lives: impl Iterator<Item = Life>) {
         self.awaited = lives.collect();
         self.grace_ends = now + self.grace;
@@ -275,7 +275,7 @@ impl Machine {
             .membership
             .members()
             .filter(|member| {
-                // What it holds must not be taken for that of somebody who left the ring.
+                // What it holds must not be taken for that of a worker that left the ring.
                 let holds = || self.tallies.granted.contains_key(&member.life());
                 !self.pacing.due.joined.contains(member.worker) || holds()
             })
@@ -357,7 +357,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Whether a move may be begun: nothing is taken from somebody while most are out of sight, or from or to one that is
+    /// Whether a move may be begun: nothing is taken from a worker while most are out of sight, or from or to one that is
     /// waited for, and what a missed name held waits for it.
     fn allows(&mut self, now: Timestamp, m: &PlannedMove) -> bool {
         if self.conflicts.concern(m.slot) || self.members.is_handing_back(&m.to) {
@@ -366,7 +366,7 @@ impl Machine {
         let frozen = self.pacing.brake.frozen_since().is_some();
         if let Some(from) = &m.from {
             let life = self.table.get(m.slot).and_then(|e| e.state.grant()).map(|g| g.life());
-            // One whose lease is over need not be asked, it is gone in a moment; nor one that nobody can ask: if it must
+            // One whose lease is over need not be asked, it is gone in a moment; nor one that cannot be asked: if it must
             // give something up, it is evicted.
             let answers = life.is_some_and(|life| {
                 self.membership.is_alive(&life) && self.sessions.state(&life) == SessionState::Settled

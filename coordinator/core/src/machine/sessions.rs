@@ -210,7 +210,7 @@ impl Machine {
         } else {
             self.sessions.remove(conn);
             if is_new {
-                // Nobody was told of this life, so nobody can act in it.
+                // This life was not confirmed to its worker, which therefore cannot act in it.
                 self.membership.close(now, &life, true);
             }
             self.out.close(conn, Refusal::StoreUnavailable);
@@ -218,7 +218,7 @@ impl Machine {
     }
 
     /// Answers a `Hello` with what stands, and asks for a sign that the stream is alive. Nothing is taken from the worker
-    /// by this: what it no longer acts on it says itself, and what it holds against the table is given to nobody else.
+    /// by this: what it no longer acts on it says itself, and what it holds against the table is given to no other worker.
     fn welcome(&mut self, now: Timestamp, conn: StreamId) {
         let Some(session) = self.sessions.by_conn.get_mut(&conn) else { return };
         let SessionStage::Storing(hello) = std::mem::replace(&mut session.stage, SessionStage::Settled) else { return };
@@ -244,7 +244,7 @@ impl Machine {
                 keep.push(GrantRef::new(held.appliance, held.token));
             } else {
                 let granted = self.granted_to(&life, held.token);
-                self.transition(now, slot, HandoffEvent::Holds(granted));
+                self.transition(now, slot, HandoffEvent::Owns(granted));
             }
         }
         let lease = self.membership.last_beat(now, &life).map(|(_, lease)| lease).unwrap_or_default();
@@ -278,7 +278,7 @@ impl Machine {
             let theirs = |e: &crate::table::TableRow| e.state.holder().is_some_and(|g| g.is_of(life));
             if self.table.get(slot).is_some_and(theirs) {
                 self.note_held(slot, life);
-                self.transition(now, slot, HandoffEvent::Holds(granted.clone()));
+                self.transition(now, slot, HandoffEvent::Owns(granted.clone()));
                 let entry = self.table.get(slot).filter(|e| e.state.holder() == Some(&granted));
                 match entry.map(|e| e.edition) {
                     Some(stored) if stored == held.edition => {}
@@ -291,7 +291,7 @@ impl Machine {
             }
         }
         for slot in unsaid {
-            self.transition(now, slot, HandoffEvent::HoldsNothing(life.clone()));
+            self.transition(now, slot, HandoffEvent::OwnsNothing(life.clone()));
         }
         for (slot, token) in stale {
             self.tell(life, slot, OutboxEntry::Update(token), None);
@@ -539,7 +539,7 @@ impl Machine {
     }
 
     /// Names what a worker had taken and, as its `Hello` shows, holds no more, or under another token. What it holds beyond
-    /// that is told as what everybody holds against the table.
+    /// that is reported as conflicting ownership.
     fn tell_lost(&mut self, life: &Life, held: &[OwnedGrant]) {
         let held: BTreeMap<ApplianceId, Token> = held.iter().map(|h| (h.appliance, h.token)).collect();
         let slots = self.tallies.granted.get(life).into_iter().flatten();

@@ -182,7 +182,7 @@ impl Machine {
         self.membership.is_alive(life)
     }
 
-    /// Whether anybody of this name is known or was within the last hour.
+    /// Whether a worker of this name is known or was within the last hour.
     #[must_use]
     pub fn knows(&self, worker: &WorkerId) -> bool {
         self.members.departed.contains_key(worker) || self.membership.any_life_of(worker).is_some()
@@ -223,7 +223,7 @@ impl Machine {
         self.pacing.in_flight.len() as u64
     }
 
-    /// What was begun and has not ended, by sort: writes, retries, what workers still have to be told. All are 0 at rest.
+    /// What was begun and has not ended, by sort: writes, retries, what is still to be sent to workers. All are 0 at rest.
     #[must_use]
     pub fn backlog(&self) -> [(&'static str, usize); 4] {
         [
@@ -240,7 +240,7 @@ impl Machine {
         &self.tallies.unowned
     }
 
-    /// Appliances whose steps are announced because a former owner died, and those of them nobody is granted.
+    /// Appliances whose steps are announced because a former owner died, and those of them that are granted to no worker.
     #[must_use]
     pub fn suspects(&self) -> (u64, u64) {
         self.quarantine.counts()

@@ -72,7 +72,7 @@ impl Writes {
         this
     }
 
-    /// Writes a change of ownership; its outcome is told under this token.
+    /// Writes a change of ownership; its outcome is reported under this token.
     pub(super) fn change(&mut self, slot: Slot, token: Token, op: GrantOp) {
         self.commit.grants.push(op);
         self.pending.push(Pending::Slot(slot, token));

@@ -44,7 +44,7 @@ pub(super) const fn holder(key: &RingKey) -> u32 {
     key.holder & !FIXED
 }
 
-/// What one worker, or nobody, holds of a group.
+/// What one worker, or none, owns of a group.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Held {
     /// What may be picked, in the order of the ring.

@@ -66,7 +66,7 @@ pub(super) fn classify(roster: &MemberRoster, book: &Book) -> Vec<Class> {
     classes.into_iter().map(class).collect()
 }
 
-/// Why nobody can take an appliance with these needs, given that nobody can.
+/// Why no member can take an appliance with these needs, given that none can.
 pub(super) fn why_unplaced(roster: &MemberRoster, needs: &Needs) -> Unplaced {
     let ranks = || 0..narrow(roster.members.len());
     if roster.members.is_empty() {
