@@ -71,7 +71,7 @@ pub fn dump(config: Config) -> Result<(), Failure> {
 pub async fn run(mut config: Config) -> Result<(), Failure> {
     let mut signals = Signals::catch().map_err(|e| Failure::other(format!("catch signals: {e}")))?;
     let started = SystemTime::now();
-    let parts = Parts::open(&mut config).await?;
+    let parts = AppParts::open(&mut config).await?;
     let identity = Identity {
         coordinator: parts.coordinator.clone(),
         started,
@@ -110,7 +110,7 @@ pub async fn run(mut config: Config) -> Result<(), Failure> {
 }
 
 /// What is opened before anything is served. A failure here ends the process, and nobody has noticed it.
-struct Parts {
+struct AppParts {
     /// Embedded, this lock is what makes the leader the only one.
     _lock: Option<StateDir>,
     coordinator: CoordinatorId,
@@ -123,7 +123,7 @@ struct Parts {
     candidate: Arc<dyn Candidate>,
 }
 
-impl Parts {
+impl AppParts {
     async fn open(config: &mut Config) -> Result<Self, Failure> {
         let embedded = config.coordination.is_embedded();
         let state = |e: &dyn std::fmt::Display| Failure::new(exit_code::STATE, e);
@@ -168,7 +168,7 @@ struct Server {
 
 impl Server {
     /// Serves, and returns what the terms need that are to follow.
-    async fn start(config: &Config, parts: Parts, identity: Identity) -> Result<(Self, Inputs, Terms), Failure> {
+    async fn start(config: &Config, parts: AppParts, identity: Identity) -> Result<(Self, Inputs, Terms), Failure> {
         let catalog = Arc::new(Catalog::new(config.catalog.clone()));
         let (commands_in, commands) = commands::channel();
         let (sessions_in, sessions) = mpsc::channel(SESSION_QUEUE);

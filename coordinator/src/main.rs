@@ -16,7 +16,7 @@ const NAME: &str = "rug-coordinator";
 #[command(name = "rug-coordinator", version, after_help = EXIT_CODES)]
 struct Args {
     #[command(subcommand)]
-    command: Command,
+    command: CoordinatorCommand,
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 stopped by a signal, 1 failed, 2 bad usage or configuration, \
@@ -24,7 +24,7 @@ const EXIT_CODES: &str = "Exit codes: 0 stopped by a signal, 1 failed, 2 bad usa
 5 the store was lost to another leader (starting again is safe), 6 another live coordinator has its name.";
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum CoordinatorCommand {
     /// Run until SIGTERM or SIGINT.
     Run(Flags),
     /// Look into the store.
@@ -68,8 +68,8 @@ struct Flags {
 fn main() -> ExitCode {
     runtime::tls::install_provider();
     match Args::parse().command {
-        Command::Run(flags) => program::serve(NAME, flags.config.as_deref(), &flags, app::run_blocking),
-        Command::Store { command: StoreCommand::Dump(flags) } => {
+        CoordinatorCommand::Run(flags) => program::serve(NAME, flags.config.as_deref(), &flags, app::run_blocking),
+        CoordinatorCommand::Store { command: StoreCommand::Dump(flags) } => {
             program::once(NAME, flags.config.as_deref(), &flags, app::dump)
         }
     }

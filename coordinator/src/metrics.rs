@@ -137,10 +137,10 @@ impl Metrics {
 
 /// What the instruments look at, at most every [`FRESH`].
 #[derive(Clone, Debug)]
-struct View(Arc<Source>);
+struct View(Arc<ViewSource>);
 
 #[derive(Debug)]
-struct Source {
+struct ViewSource {
     catalog: Arc<Catalog>,
     leading: watch::Receiver<bool>,
     seen: Mutex<Option<(Instant, Arc<Seen>)>>,
@@ -151,12 +151,12 @@ struct Source {
 struct Seen {
     leading: bool,
     /// What the leader knows, while this coordinator is the leader.
-    cluster: Option<instruments::Cluster>,
+    cluster: Option<instruments::ClusterSeen>,
 }
 
 impl View {
     fn new(catalog: Arc<Catalog>, leading: watch::Receiver<bool>) -> Self {
-        Self(Arc::new(Source { catalog, leading, seen: Mutex::default() }))
+        Self(Arc::new(ViewSource { catalog, leading, seen: Mutex::default() }))
     }
 
     fn look(&self) -> Arc<Seen> {
@@ -167,7 +167,7 @@ impl View {
                 let leading = *self.0.leading.borrow();
                 let cluster = if leading { self.0.catalog.cluster() } else { None };
                 let cluster =
-                    cluster.map(|(cluster, counts, workers)| instruments::Cluster { cluster, counts, workers });
+                    cluster.map(|(cluster, counts, workers)| instruments::ClusterSeen { cluster, counts, workers });
                 let fresh = Arc::new(Seen { leading, cluster });
                 *seen = Some((Instant::now(), Arc::clone(&fresh)));
                 fresh

@@ -27,7 +27,7 @@ use crate::output::{Ui, count};
 use crate::status::{self, StatusLine};
 
 use self::folder::{FolderLock, LastStart, StateFolder};
-use self::supervisor::{ChildEvent, Policy, Program, Supervisor};
+use self::supervisor::{ChildEvent, ChildProgram, Policy, Supervisor};
 
 mod folder;
 mod inherited;
@@ -214,8 +214,8 @@ struct LocalCluster {
     policy: Policy,
     client: AdminClient,
     listen: SocketAddr,
-    coordinator: Program,
-    workers: Vec<Program>,
+    coordinator: ChildProgram,
+    workers: Vec<ChildProgram>,
 }
 
 const COORDINATOR: &str = "coordinator-1";
@@ -229,7 +229,7 @@ impl LocalCluster {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let text = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
         let path = |name: &str| folder.path(name).to_string_lossy().into_owned();
-        let program = |name: &str, binary: &PathBuf, args| Program {
+        let program = |name: &str, binary: &PathBuf, args| ChildProgram {
             name: name.to_owned(),
             binary: binary.clone(),
             args,

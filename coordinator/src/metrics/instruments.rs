@@ -40,7 +40,7 @@ const UNOWNED_BOUNDS: [f64; 17] =
 
 /// What the leader knows.
 #[derive(Debug)]
-pub(super) struct Cluster {
+pub(super) struct ClusterSeen {
     pub(super) cluster: Arc<ClusterView>,
     pub(super) counts: Counts,
     pub(super) workers: Vec<Arc<WorkerView>>,
@@ -141,7 +141,7 @@ const fn outcomes(counts: &AuditCounts) -> [(&'static str, u64); 3] {
 
 /// Gauges of what the leader knows at any time.
 fn looks(meter: &Meter, view: &View) {
-    let one = |name: &'static str, unit: &'static str, text: &'static str, value: fn(&Cluster) -> u64| {
+    let one = |name: &'static str, unit: &'static str, text: &'static str, value: fn(&ClusterSeen) -> u64| {
         let view = view.clone();
         let callback = move |to: &dyn opentelemetry::metrics::AsyncInstrument<u64>| {
             if let Some(cluster) = &view.look().cluster {
@@ -174,7 +174,7 @@ fn looks(meter: &Meter, view: &View) {
                 unit: &'static str,
                 text: &'static str,
                 label: &'static str,
-                values: fn(&Cluster) -> Vec<(&'static str, u64)>| {
+                values: fn(&ClusterSeen) -> Vec<(&'static str, u64)>| {
         let view = view.clone();
         let callback = move |to: &dyn opentelemetry::metrics::AsyncInstrument<u64>| {
             if let Some(cluster) = &view.look().cluster {
@@ -213,7 +213,7 @@ fn oldest_unowned(meter: &Meter, view: &View) {
 }
 
 /// Every health there is, so that one that nobody has any more is told as 0.
-fn workers(cluster: &Cluster) -> Vec<(&'static str, u64)> {
+fn workers(cluster: &ClusterSeen) -> Vec<(&'static str, u64)> {
     let mut by_health = BTreeMap::from([("healthy", 0), ("suspect", 0), ("dead", 0)]);
     for worker in &cluster.workers {
         *by_health.entry(worker.health.name()).or_default() += 1;

@@ -97,7 +97,7 @@ fn invalid_input_is_refused_with_line_and_field() {
         (
             &custom_with("replica: 2"),
             "f.yaml:3: replica: unknown field; known are name, tenant, id, kind, driver, placement_key, labels, \
-             replicas, probe_interval, image, ports, spec, status",
+             replicas, probe_interval, image, ports, spec, managed_by, status",
         ),
         (
             &custom_with("probe_interval: 5"),

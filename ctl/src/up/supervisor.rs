@@ -30,7 +30,7 @@ const KILL_WAIT: Duration = Duration::from_secs(5);
 
 /// A program to run.
 #[derive(Clone, Debug)]
-pub(crate) struct Program {
+pub(crate) struct ChildProgram {
     /// Stable name, such as `worker-1`.
     pub(crate) name: String,
     /// The binary.
@@ -97,7 +97,7 @@ pub(crate) enum ChildEvent {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum StopRequest {
+enum ChildStop {
     No,
     Gracefully,
     Now,
@@ -109,7 +109,7 @@ pub(crate) struct Supervisor {
     policy: Policy,
     events: mpsc::Receiver<ChildEvent>,
     report: mpsc::Sender<ChildEvent>,
-    stop: watch::Sender<StopRequest>,
+    stop: watch::Sender<ChildStop>,
     children: Vec<JoinHandle<()>>,
 }
 
@@ -117,11 +117,11 @@ impl Supervisor {
     /// A supervisor without children.
     pub(crate) fn new(policy: Policy) -> Self {
         let (report, events) = mpsc::channel(EVENTS);
-        Self { policy, events, report, stop: watch::Sender::new(StopRequest::No), children: Vec::new() }
+        Self { policy, events, report, stop: watch::Sender::new(ChildStop::No), children: Vec::new() }
     }
 
     /// Starts a child and supervises it from now on.
-    pub(crate) fn start(&mut self, program: Program) {
+    pub(crate) fn start(&mut self, program: ChildProgram) {
         let keeper = Keeper {
             program,
             policy: self.policy,
@@ -144,31 +144,31 @@ impl Supervisor {
     /// Stops all children together and waits for the last; those that need longer than the grace period are killed, all
     /// of them when `hurry` completes.
     pub(crate) async fn stop(self, hurry: impl Future<Output = ()>) {
-        self.stop.send_replace(StopRequest::Gracefully);
+        self.stop.send_replace(ChildStop::Gracefully);
         let mut children = futures::future::join_all(self.children);
         let mut hurry = std::pin::pin!(hurry);
         tokio::select! {
             _ = &mut children => return,
             () = &mut hurry => {}
         }
-        self.stop.send_replace(StopRequest::Now);
+        self.stop.send_replace(ChildStop::Now);
         children.await;
     }
 }
 
 /// Supervises one child.
 struct Keeper {
-    program: Program,
+    program: ChildProgram,
     policy: Policy,
     report: mpsc::Sender<ChildEvent>,
-    stop: watch::Receiver<StopRequest>,
+    stop: watch::Receiver<ChildStop>,
     /// Exits in a row, each before the child ran for `steady_after`.
     deaths: u32,
 }
 
 impl Keeper {
     async fn run(mut self) {
-        while *self.stop.borrow() == StopRequest::No {
+        while *self.stop.borrow() == ChildStop::No {
             let started = Instant::now();
             let how = match self.spawn() {
                 Ok(mut child) => {
@@ -237,13 +237,13 @@ impl Keeper {
     }
 }
 
-async fn stop_requested(stop: &mut watch::Receiver<StopRequest>) {
+async fn stop_requested(stop: &mut watch::Receiver<ChildStop>) {
     // The sender is only dropped after everything was stopped, or with the whole process.
-    let _ = stop.wait_for(|stop| *stop != StopRequest::No).await;
+    let _ = stop.wait_for(|stop| *stop != ChildStop::No).await;
 }
 
-async fn hurry_requested(stop: &mut watch::Receiver<StopRequest>) {
-    if stop.wait_for(|stop| *stop == StopRequest::Now).await.is_err() {
+async fn hurry_requested(stop: &mut watch::Receiver<ChildStop>) {
+    if stop.wait_for(|stop| *stop == ChildStop::Now).await.is_err() {
         std::future::pending::<()>().await;
     }
 }

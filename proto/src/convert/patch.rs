@@ -71,7 +71,7 @@ pub fn update_from_wire(request: wire::UpdateApplianceRequest) -> Result<Applian
             }
         }
         (Some(paths), _) => {
-            let source = Source { name, labels: a.labels, spec: a.spec.unwrap_or_default() };
+            let source = PatchSource { name, labels: a.labels, spec: a.spec.unwrap_or_default() };
             masked(&paths, source, &mut patch, &mut found);
         }
     }
@@ -80,13 +80,13 @@ pub fn update_from_wire(request: wire::UpdateApplianceRequest) -> Result<Applian
 }
 
 /// The fields a mask can pick from.
-struct Source {
+struct PatchSource {
     name: Option<Name>,
     labels: std::collections::HashMap<String, String>,
     spec: wire::Spec,
 }
 
-fn masked(paths: &[String], source: Source, patch: &mut AppliancePatch, found: &mut Violations) {
+fn masked(paths: &[String], source: PatchSource, patch: &mut AppliancePatch, found: &mut Violations) {
     if paths.len() > MAX_PATHS {
         found.add("update_mask", format!("has {} paths, at most {MAX_PATHS} are allowed", paths.len()));
         return;

@@ -83,14 +83,14 @@ impl Config {
 }
 
 /// The parts of a URL, none of them decoded.
-struct Parts<'a> {
+struct UrlParts<'a> {
     userinfo: Option<&'a str>,
     hosts: &'a str,
     path: &'a str,
     query: &'a str,
 }
 
-impl<'a> Parts<'a> {
+impl<'a> UrlParts<'a> {
     fn of(url: &'a str) -> Result<Self, String> {
         // `kazoo` is tooz's other name for the same driver.
         let rest = url
@@ -192,7 +192,7 @@ impl Options {
 }
 
 fn parse(settings: &settings::Config) -> Result<Config, String> {
-    let parts = Parts::of(&settings.url)?;
+    let parts = UrlParts::of(&settings.url)?;
     let options = Options::read(parts.query)?;
     let mut hosts = split_hosts(parts.hosts)?;
     hosts.extend(options.hosts.iter().cloned());

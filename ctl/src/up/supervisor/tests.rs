@@ -16,8 +16,8 @@ impl SupervisorTest {
         Self { dir: tempfile::tempdir().expect("a folder") }
     }
 
-    fn program(&self, name: &str, script: &str) -> Program {
-        Program {
+    fn program(&self, name: &str, script: &str) -> ChildProgram {
+        ChildProgram {
             name: name.to_owned(),
             binary: "/bin/sh".into(),
             args: vec!["-c".into(), script.into()],
@@ -136,7 +136,7 @@ async fn a_second_request_to_stop_does_not_wait_for_the_grace() {
 async fn a_missing_binary_is_given_up() {
     let bench = SupervisorTest::new();
     let mut supervisor = Supervisor::new(Policy { limit: 1, ..quick() });
-    supervisor.start(Program { binary: "/nonexistent/rug-worker".into(), ..bench.program("w", "") });
+    supervisor.start(ChildProgram { binary: "/nonexistent/rug-worker".into(), ..bench.program("w", "") });
     let ChildEvent::GivenUp { how, .. } = next(&mut supervisor).await else { panic!("started") };
     assert!(how.starts_with("cannot be started: /nonexistent/rug-worker: "), "{how}");
     supervisor.stop(pending()).await;
