@@ -175,7 +175,7 @@ impl Config {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreWrite {
     /// Stores an appliance, new or changed.
-    PutAppliance(Record),
+    PutAppliance(Arc<Record>),
     /// Changes of ownership, in order. Progress and hold of a [`GrantOp::Free`] replace the stored ones; the host is
     /// kept. A [`GrantOp::Remove`] removes the appliance with its status, progress and grant.
     Grants(Vec<GrantOp>),

@@ -189,7 +189,7 @@ fn create() -> Result<Vec<StoreWrite>> {
         detail: String::new(),
     };
     let request = RequestRecord { id: Uuid::new_v4(), digest: [0; 16], appliance: id, time: now };
-    Ok(vec![StoreWrite::PutAppliance(record), StoreWrite::Request(request), StoreWrite::Event(event)])
+    Ok(vec![StoreWrite::PutAppliance(record.into()), StoreWrite::Request(request), StoreWrite::Event(event)])
 }
 
 /// `clients` that each create one appliance after the other.

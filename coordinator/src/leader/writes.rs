@@ -3,6 +3,8 @@
 //! The leader never waits for the disk. It submits, goes on, and takes the outcome as an input like any other. Writing
 //! over a lease node is no write to the store, but ends as they do.
 
+use std::sync::Arc;
+
 use common::{Life, Term};
 use coordinator_core::machine::{BatchId, Commit};
 use futures::StreamExt;
@@ -106,7 +108,7 @@ impl PendingWrites {
     pub(super) fn change(&self, change: AdmittedChange, reply: Reply<Changed>) {
         let mut writes = Vec::with_capacity(3);
         if let Some(record) = change.record() {
-            writes.push(StoreWrite::PutAppliance(record.as_ref().clone()));
+            writes.push(StoreWrite::PutAppliance(Arc::clone(record)));
             writes.push(StoreWrite::Event(change.audit().clone()));
         }
         writes.extend(change.request().cloned().map(StoreWrite::Request));

@@ -179,9 +179,9 @@ async fn everything_survives_a_restart(database: DatabaseKind) {
     lb.deleting = true;
     lb.created = UNIX_EPOCH - Duration::new(5, 1);
     let change = vec![
-        StoreWrite::PutAppliance(record(1, "web")),
-        StoreWrite::PutAppliance(lb.clone()),
-        StoreWrite::PutAppliance(record(3, "gone")),
+        StoreWrite::PutAppliance(record(1, "web").into()),
+        StoreWrite::PutAppliance(lb.clone().into()),
+        StoreWrite::PutAppliance(record(3, "gone").into()),
         StoreWrite::Grants(vec![
             GrantOp::Grant {
                 appliance: id(1),
@@ -277,7 +277,7 @@ async fn nothing_is_written_outside_of_a_term(database: DatabaseKind) {
     let new = home.open().await;
     let (_, loaded) = begin(&new).await.expect("a later term is always possible");
     assert_eq!(loaded.records, []);
-    let late = vec![StoreWrite::PutAppliance(record(1, "late")), StoreWrite::Event(event(3))];
+    let late = vec![StoreWrite::PutAppliance(record(1, "late").into()), StoreWrite::Event(event(3))];
     assert!(old.leads(term), "it has heard of nothing yet");
     assert_eq!(old.submit(late).await, Err(Error::Deposed { term }));
     assert!(!old.leads(term));
@@ -309,7 +309,7 @@ async fn changes_take_effect_in_the_order_of_submission(database: DatabaseKind) 
         let to = granted(u32::try_from(n % 5).expect("small"), n);
         let grant = GrantOp::Grant { appliance: id(1), to, site: None, fence_delay: Duration::ZERO };
         pending.push(store.submit(vec![
-            StoreWrite::PutAppliance(changed),
+            StoreWrite::PutAppliance(changed.into()),
             StoreWrite::Grants(vec![grant]),
             StoreWrite::Event(event(n)),
         ]));
@@ -331,12 +331,12 @@ async fn changes_take_effect_in_the_order_of_submission(database: DatabaseKind) 
 async fn a_constraint_violation_fails_its_own_change_as_a_whole(database: DatabaseKind) {
     let home = Home::new(database).await;
     let (store, _, _) = home.lead().await;
-    store.submit(vec![StoreWrite::PutAppliance(record(1, "taken"))]).await.expect("stored");
+    store.submit(vec![StoreWrite::PutAppliance(record(1, "taken").into())]).await.expect("stored");
     let names: Vec<_> = (2..40_u64).map(|n| if n % 9 == 0 { "taken".to_owned() } else { format!("a{n}") }).collect();
     let pending: Vec<_> = (2..)
         .zip(&names)
         .map(|(n, name)| {
-            store.submit(vec![StoreWrite::Event(event(n)), StoreWrite::PutAppliance(record(n.into(), name))])
+            store.submit(vec![StoreWrite::Event(event(n)), StoreWrite::PutAppliance(record(n.into(), name).into())])
         })
         .collect();
     for (pending, name) in pending.into_iter().zip(&names) {
@@ -348,7 +348,7 @@ async fn a_constraint_violation_fails_its_own_change_as_a_whole(database: Databa
     let expected: Vec<_> = (2..40).rev().filter(|n| n % 9 != 0).map(event).collect();
     assert_eq!(stored, expected, "a refused change leaves nothing behind, the others keep their order");
     let removal = StoreWrite::Grants(vec![GrantOp::Remove { appliance: id(1) }]);
-    let renamed = vec![removal, StoreWrite::PutAppliance(record(9, "taken"))];
+    let renamed = vec![removal, StoreWrite::PutAppliance(record(9, "taken").into())];
     store.submit(renamed).await.expect("a name is free once its appliance is gone");
 }
 
@@ -365,7 +365,7 @@ async fn a_full_queue_refuses_changes(database: DatabaseKind) {
 async fn observations_are_merged_and_end_with_their_appliance(database: DatabaseKind) {
     let home = Home::new(database).await;
     let (store, _, _) = home.lead().await;
-    store.submit(vec![StoreWrite::PutAppliance(record(1, "a"))]).await.expect("stored");
+    store.submit(vec![StoreWrite::PutAppliance(record(1, "a").into())]).await.expect("stored");
     for n in 0..3_000 {
         let status = Status { failed_boots: n, ..Status::default() };
         store.submit_statuses([(id(1), status, at(n.into())), (id(2), Status::default(), at(0))]);
@@ -454,7 +454,7 @@ async fn a_dump_shows_counts_and_grants_and_needs_no_term(database: DatabaseKind
     let fence_delay = Duration::from_millis(1_500);
     let grant = GrantOp::Grant { appliance: id(7), to: granted(1, 1), site: Some("h1".into()), fence_delay };
     store
-        .submit(vec![StoreWrite::PutAppliance(record(7, "a")), StoreWrite::Grants(vec![grant])])
+        .submit(vec![StoreWrite::PutAppliance(record(7, "a").into()), StoreWrite::Grants(vec![grant])])
         .await
         .expect("stored");
     let mut out = Vec::new();

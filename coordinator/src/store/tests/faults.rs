@@ -26,7 +26,7 @@ fn bulky(n: u128) -> Record {
 async fn a_full_disk_is_retryable_and_needs_no_restart() {
     let home = Home::new(DatabaseKind::Sqlite).await;
     let (store, _, _) = home.lead().await;
-    store.submit(vec![StoreWrite::PutAppliance(bulky(1))]).await.expect("there is room");
+    store.submit(vec![StoreWrite::PutAppliance(bulky(1).into())]).await.expect("there is room");
     store.close().await;
 
     home.faults.max_pages.store(80, SeqCst);
@@ -34,19 +34,19 @@ async fn a_full_disk_is_retryable_and_needs_no_restart() {
     let mut stored = vec![1];
     let full = loop {
         let n = stored.len() as u128 + 1;
-        match store.submit(vec![StoreWrite::PutAppliance(bulky(n))]).await {
+        match store.submit(vec![StoreWrite::PutAppliance(bulky(n).into())]).await {
             Ok(()) => stored.push(n),
             Err(error) => break error,
         }
     };
     assert_eq!(full, Error::Unavailable(OutageCause::Full));
     assert_eq!(
-        store.submit(vec![StoreWrite::PutAppliance(bulky(500))]).await,
+        store.submit(vec![StoreWrite::PutAppliance(bulky(500).into())]).await,
         Err(Error::Unavailable(OutageCause::Full))
     );
 
     home.faults.max_pages.store(0, SeqCst);
-    store.submit(vec![StoreWrite::PutAppliance(bulky(600))]).await.expect("there is room again");
+    store.submit(vec![StoreWrite::PutAppliance(bulky(600).into())]).await.expect("there is room again");
     stored.push(600);
     store.close().await;
     let (_, _, loaded) = home.lead().await;
@@ -227,7 +227,7 @@ async fn a_damaged_row_is_named_in_the_error(database: DatabaseKind) {
         let home = Home::new(database).await;
         let (store, _, _) = home.lead().await;
         let change = vec![
-            StoreWrite::PutAppliance(record(1, "a")),
+            StoreWrite::PutAppliance(record(1, "a").into()),
             StoreWrite::Grants(vec![GrantOp::Grant {
                 appliance: id(1),
                 to: granted(1, 1),
@@ -258,8 +258,8 @@ async fn an_unreadable_appliance_is_skipped(database: DatabaseKind) {
         let (store, _, _) = home.lead().await;
         let freed = GrantOp::Free { appliance: id(1), progress: progress(), fence_delay: Duration::from_nanos(7) };
         let change = vec![
-            StoreWrite::PutAppliance(record(1, "odd")),
-            StoreWrite::PutAppliance(record(2, "sound")),
+            StoreWrite::PutAppliance(record(1, "odd").into()),
+            StoreWrite::PutAppliance(record(2, "sound").into()),
             StoreWrite::Grants(vec![
                 freed,
                 GrantOp::Grant { appliance: id(1), to: granted(1, 1), site: None, fence_delay: Duration::ZERO },
@@ -296,8 +296,8 @@ async fn a_value_that_cannot_be_stored_fails_its_own_change(database: DatabaseKi
     let mut busy = status();
     busy.last_error = Some("it said \0".into());
     let (refused, stored) = (
-        store.submit(vec![StoreWrite::PutAppliance(odd)]),
-        store.submit(vec![StoreWrite::PutAppliance(record(2, "sound"))]),
+        store.submit(vec![StoreWrite::PutAppliance(odd.into())]),
+        store.submit(vec![StoreWrite::PutAppliance(record(2, "sound").into())]),
     );
     let refused = refused.await;
     match database {
@@ -327,7 +327,7 @@ fn a_crash_loses_nothing_that_was_acknowledged(database: DatabaseKind) {
                     let (appliance, to) = (id(number.into()), granted(1, number));
                     let grant = GrantOp::Grant { appliance, to, site: None, fence_delay: Duration::ZERO };
                     let change = vec![
-                        StoreWrite::PutAppliance(record(number.into(), &format!("a{number}"))),
+                        StoreWrite::PutAppliance(record(number.into(), &format!("a{number}")).into()),
                         StoreWrite::Grants(vec![grant]),
                     ];
                     if store.submit(change).await.is_err() || acknowledged.send(number).is_err() {

@@ -29,7 +29,8 @@ impl Tally {
                 return;
             }
             let grant = GrantOp::Grant { appliance: id(n), to: granted(1, 1), site: None, fence_delay: Duration::ZERO };
-            let change = vec![StoreWrite::PutAppliance(record(n, &format!("a{n}"))), StoreWrite::Grants(vec![grant])];
+            let change =
+                vec![StoreWrite::PutAppliance(record(n, &format!("a{n}")).into()), StoreWrite::Grants(vec![grant])];
             match store.submit(change).await {
                 Ok(()) => self.stored.lock().expect("nobody panicked").push(n),
                 Err(Error::Unavailable(_)) => {
