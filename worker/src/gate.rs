@@ -92,10 +92,10 @@ impl SharedGate {
         }
     }
 
-    /// Notes that a grant is held from now on; calls may start once `hold` is over.
-    pub fn admit(&self, appliance: ApplianceId, token: Token, hold: Duration) {
+    /// Notes that a grant is held from now on; calls may start once `fence_delay` is over.
+    pub fn admit(&self, appliance: ApplianceId, token: Token, fence_delay: Duration) {
         let mut decision = self.lock();
-        decision.admit(clock::now(), appliance, token, hold);
+        decision.admit(clock::now(), appliance, token, fence_delay);
     }
 
     /// Notes that a grant is not held any more. A newer grant of the same appliance stays.
@@ -190,10 +190,10 @@ mod tests {
         assert_eq!(gate.pass(a, token(1)).err(), Some(Shut::Fenced));
         gate.extend(clock::now() + Duration::from_secs(60));
         let permit = gate.pass(a, token(1)).expect("lease stands and grant is held");
-        assert_eq!(gate.pass(a, token(2)).err(), Some(Shut::NotHeld));
-        assert_eq!(gate.pass(ApplianceId::from_u128(2), token(1)).err(), Some(Shut::NotHeld));
+        assert_eq!(gate.pass(a, token(2)).err(), Some(Shut::NotOwned));
+        assert_eq!(gate.pass(ApplianceId::from_u128(2), token(1)).err(), Some(Shut::NotOwned));
         gate.admit(a, token(2), Duration::ZERO);
-        assert_eq!(permit.check(), Err(Shut::NotHeld), "a permit of an older grant must not pass");
+        assert_eq!(permit.check(), Err(Shut::NotOwned), "a permit of an older grant must not pass");
         gate.dismiss(a, token(1));
         assert!(gate.pass(a, token(2)).is_ok(), "dismissing the old grant must leave the new one");
         gate.shut();
@@ -214,12 +214,12 @@ mod tests {
     }
 
     #[test]
-    fn a_hold_keeps_the_gate_shut_until_it_is_over() {
+    fn a_fence_delay_keeps_the_gate_shut_until_it_is_over() {
         let gate = SharedGate::new();
         let a = ApplianceId::from_u128(1);
         gate.extend(clock::now() + Duration::from_secs(60));
         gate.admit(a, token(1), Duration::from_secs(3_600));
-        assert!(matches!(gate.pass(a, token(1)), Err(Shut::Held(left)) if left > Duration::from_secs(1_800)));
+        assert!(matches!(gate.pass(a, token(1)), Err(Shut::FenceDelay(left)) if left > Duration::from_secs(1_800)));
     }
 
     #[test]

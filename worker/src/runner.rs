@@ -58,7 +58,7 @@ pub enum RunnerCommand {
         /// What its last owner handed in.
         progress: Progress,
         /// Remaining time before calls that no token fences may start.
-        hold: Duration,
+        fence_delay: Duration,
         /// A former owner died while it held this: each step that changes the world is announced by [`RunnerEvent::Begins`] and
         /// waits for [`RunnerCommand::Clear`].
         suspect: bool,
@@ -114,8 +114,8 @@ pub enum RunnerEvent {
         token: Token,
         /// What the next owner needs.
         progress: Progress,
-        /// Remaining hold.
-        hold: Duration,
+        /// Remaining fence delay.
+        fence_delay: Duration,
     },
     /// The appliance was to be deleted and nothing is left of it.
     Gone {

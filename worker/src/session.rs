@@ -38,11 +38,7 @@ use stop::StopRequests;
 /// The session task.
 #[derive(Debug)]
 pub struct Session {
-    config: Config,
-    group: Arc<dyn Group>,
-    /// How connections to coordinators are protected; plain when `None`.
-    tls: Option<ClientTls>,
-    name: WorkerId,
+    setup: Setup,
     /// Its lease is that of the present life.
     profile: Profile,
     /// Which life, which stream, when to leave.
@@ -57,11 +53,27 @@ pub struct Session {
     gate: Arc<SharedGate>,
     /// Tells of fences of the present life.
     fence: Option<fence::GateWatch>,
-    /// `None` once this worker stops.
-    runner: Option<Handle>,
-    events: mpsc::Receiver<RunnerEvent>,
+    runner: RunnerLink,
+}
+
+/// What a session is for, and what it takes part through. The same for every life.
+#[derive(Debug)]
+struct Setup {
+    config: Config,
+    name: WorkerId,
+    group: Arc<dyn Group>,
+    /// How connections to coordinators are protected; plain when `None`.
+    tls: Option<ClientTls>,
     /// Term of the newest leader that welcomed this worker.
     terms: watch::Sender<Term>,
+}
+
+/// What is exchanged with the runner.
+#[derive(Debug)]
+struct RunnerLink {
+    /// `None` once this worker stops.
+    handle: Option<Handle>,
+    events: mpsc::Receiver<RunnerEvent>,
     /// Commands for the runner. Bounded by the leader's window: a delta is acknowledged once its commands were taken.
     commands: VecDeque<Queued>,
     /// Spans of releases under way, for the trace of their rebalance.
@@ -96,10 +108,7 @@ impl Session {
         };
         let (control, actions) = Control::new(settings, clock::now());
         Self {
-            config,
-            group,
-            tls: None,
-            name,
+            setup: Setup { config, name, group, tls: None, terms },
             profile,
             control,
             actions: actions.into(),
@@ -108,18 +117,15 @@ impl Session {
             conversation: Conversation::default(),
             gate,
             fence: None,
-            runner: Some(runner),
-            events,
-            terms,
-            commands: VecDeque::new(),
-            releasing: HashMap::new(),
+            runner: RunnerLink { handle: Some(runner), events, commands: VecDeque::new(), releasing: HashMap::new() },
         }
     }
 
     /// The same with its connections protected by `tls`.
     #[must_use]
-    pub fn with_tls(self, tls: Option<ClientTls>) -> Self {
-        Self { tls, ..self }
+    pub fn with_tls(mut self, tls: Option<ClientTls>) -> Self {
+        self.setup.tls = tls;
+        self
     }
 
     /// Runs until `stop`, and until what follows from that is done: the gate is shut for good by then, and leader and
@@ -129,7 +135,8 @@ impl Session {
     /// [`NameTaken`](coordination::Error::NameTaken) whenever a life cannot begin because of it, and other errors that
     /// waiting cannot mend when the first one cannot.
     pub async fn run(mut self, stop: StopHandle) -> Result<(), coordination::Error> {
-        let mut signals = SessionSignals { requests: StopRequests::new(stop), coordinators: self.group.coordinators() };
+        let mut signals =
+            SessionSignals { requests: StopRequests::new(stop), coordinators: self.setup.group.coordinators() };
         let addresses = signals.coordinators.borrow_and_update().clone();
         self.step(ControlEvent::Coordinators(addresses));
         let mut life: Option<Box<dyn MemberSession>> = None;
@@ -154,15 +161,15 @@ impl Session {
     fn begin_life(&mut self, life: &dyn MemberSession) {
         self.profile.lease = life.lease();
         if let Some(incarnation) = life.incarnation() {
-            info!(worker = %self.name, %incarnation, lease = ?self.profile.lease, "joined");
+            info!(worker = %self.setup.name, %incarnation, lease = ?self.profile.lease, "joined");
             if self.profile.drivers.iter().any(|(_, offered)| offered.fence_delay.is_some())
-                && let Some(violation) = self.config.margin_violation(self.profile.lease)
+                && let Some(violation) = self.setup.config.margin_violation(self.profile.lease)
             {
-                warn!(worker = %self.name, "session.{violation}");
+                warn!(worker = %self.setup.name, "session.{violation}");
             }
             self.conversation.begin_life(Some(incarnation));
         }
-        self.fence = Some(fence::GateWatch::start(self.name.clone(), Arc::clone(&self.gate)));
+        self.fence = Some(fence::GateWatch::start(self.setup.name.clone(), Arc::clone(&self.gate)));
         self.command(RunnerCommand::Begin { gate: Arc::clone(&self.gate) });
     }
 
@@ -172,18 +179,18 @@ impl Session {
         self.fence = None;
         // No later than this; the gate may have been shut for a while.
         let may_act_until_ns = self.gate.deadline().min(clock::now()).as_nanos();
-        warn!(worker = %self.name, owned = self.owned(), may_act_until_ns, "this life is over: {why}");
+        warn!(worker = %self.setup.name, owned = self.owned(), may_act_until_ns, "this life is over: {why}");
         self.conversation.end_life();
-        self.releasing.clear();
-        self.commands.clear();
+        self.runner.releasing.clear();
+        self.runner.commands.clear();
         // The runner forgets at once; the next life brings a gate that opens.
         self.command(RunnerCommand::Begin { gate: SharedGate::new() });
     }
 
     /// Tells the leader that this worker is about to stop; handing back, it gives up its grants by itself.
     fn say_drain(&mut self) {
-        let hand_back = self.config.on_stop == OnStop::HandBack;
-        info!(worker = %self.name, owned = self.owned(), hand_back, "draining");
+        let hand_back = self.setup.config.on_stop == OnStop::HandBack;
+        info!(worker = %self.setup.name, owned = self.owned(), hand_back, "draining");
         for GrantRef { appliance, token } in self.conversation.drain(hand_back) {
             self.command(RunnerCommand::Release { appliance, token });
         }
@@ -194,8 +201,8 @@ impl Session {
     async fn end_work(&mut self, within: Duration) -> bool {
         self.gate.shut();
         self.fence = None;
-        self.runner = None;
-        let ended = async { while self.events.recv().await.is_some() {} };
+        self.runner.handle = None;
+        let ended = async { while self.runner.events.recv().await.is_some() {} };
         tokio::time::timeout(within, ended).await.is_ok()
     }
 
@@ -205,12 +212,12 @@ impl Session {
     }
 
     fn command(&mut self, command: RunnerCommand) {
-        self.commands.push_back(Queued::Command(Box::new(command)));
+        self.runner.commands.push_back(Queued::Command(Box::new(command)));
     }
 
     /// Hands the oldest command over to the runner.
     fn hand_over(&mut self, permit: mpsc::OwnedPermit<RunnerCommand>) {
-        match self.commands.pop_front() {
+        match self.runner.commands.pop_front() {
             Some(Queued::Command(command)) => {
                 permit.send(*command);
             }

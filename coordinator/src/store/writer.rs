@@ -29,7 +29,7 @@ use sea_orm::DatabaseConnection;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use self::background::Compaction;
+use self::background::{Background, Compaction};
 use self::outage::StoreOutage;
 use super::batch::{Batch, PreparedWrite};
 use super::dialect::{self, DatabaseTarget, FileLock};
@@ -85,16 +85,7 @@ pub(super) struct Writer {
     outage: Option<StoreOutage>,
     /// The end of the last outage has been logged, or there was none.
     failing: bool,
-    snapshot_bytes: u64,
-    log_bytes: u64,
-    compaction: Compaction,
-    background_at: Instant,
-    /// It was postponed for too long and alternates with groups now.
-    catching_up: bool,
-    /// When a group was written last.
-    written_at: Instant,
-    /// Whoever asked for old history to be deleted, until that is done.
-    pruning: Option<oneshot::Sender<Result<(), Error>>>,
+    background: Background,
     _lock: Option<FileLock>,
 }
 
@@ -107,7 +98,6 @@ impl Writer {
         readers: Readers,
         (db, lock): (DatabaseConnection, Option<FileLock>),
     ) -> Self {
-        let now = Instant::now();
         Self {
             target,
             config,
@@ -118,13 +108,7 @@ impl Writer {
             chain: None,
             outage: None,
             failing: false,
-            snapshot_bytes: 0,
-            log_bytes: 0,
-            compaction: Compaction::Idle,
-            background_at: now,
-            catching_up: false,
-            written_at: now,
-            pruning: None,
+            background: Background::new(),
             _lock: lock,
         }
     }
@@ -158,7 +142,7 @@ impl Writer {
                 Some(WriterCommand::Begin { coordinator, term, reply }) => {
                     let _ = reply.send(self.begin(&coordinator, term).await);
                 }
-                Some(WriterCommand::Prune(reply)) => self.pruning = Some(reply),
+                Some(WriterCommand::Prune(reply)) => self.background.pruning = Some(reply),
                 Some(WriterCommand::Change(first)) => {
                     // Submitters that were woken by the last commit get to submit before the next one begins.
                     tokio::task::yield_now().await;
@@ -193,7 +177,7 @@ impl Writer {
         } else if self.chain.is_some() {
             while self.shared.observations().has_any() && self.write_observations().await.is_ok() {}
         }
-        if let Compaction::Reading(task) = &self.compaction {
+        if let Compaction::Reading(task) = &self.background.compaction {
             task.abort();
         }
         self.disconnect().await;
@@ -234,7 +218,7 @@ impl Writer {
             let batch = Batch::of(part.iter().flat_map(|submission| &submission.change));
             match self.commit(&batch).await {
                 Ok(_) => {
-                    self.log_bytes += batch.log_bytes();
+                    self.background.log_bytes += batch.log_bytes();
                     part.into_iter().for_each(|s| drop(s.done.send(Ok(()))));
                 }
                 Err(Error::Conflict(_)) if part.len() > 1 => {
@@ -358,13 +342,13 @@ impl Writer {
         let result = self.take_back(db, found);
         self.shared.set_outage(None);
         let Some(outage) = self.outage.take() else { return };
-        self.background_at = Instant::now();
+        self.background.due_at = Instant::now();
         match result {
             Some(Ok(_)) => {
                 if let Some((_, last)) = &mut self.chain {
                     *last += 1;
                 }
-                self.log_bytes += outage.acknowledge();
+                self.background.log_bytes += outage.acknowledge();
             }
             None => {
                 let cause = outage.cause().clone();
@@ -452,9 +436,9 @@ impl Writer {
         let Begun { loaded, ledger } = begun;
         self.step_down();
         self.chain = Some((term, 0));
-        self.snapshot_bytes = ledger.snapshot_bytes;
-        self.log_bytes = ledger.log_bytes;
-        self.background_at = Instant::now() + self.config.observation_interval;
+        self.background.snapshot_bytes = ledger.snapshot_bytes;
+        self.background.log_bytes = ledger.log_bytes;
+        self.background.due_at = Instant::now() + self.config.observation_interval;
         self.shared.term.store(term.get(), Ordering::Release);
         self.shared.deposed.store(false, Ordering::Release);
         self.note(None);

@@ -20,7 +20,7 @@ pub(crate) const LEASE_SEEN: Duration = Duration::from_millis(1_106);
 
 /// How long a call without token may go on to take effect. Waited out with the slack of the gate, that is two waits for a
 /// lease.
-pub(crate) const HOLD: Duration = Duration::from_millis(2_000);
+pub(crate) const FENCE_DELAY: Duration = Duration::from_millis(2_000);
 
 /// Something that goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -66,7 +66,7 @@ pub enum FencingMode {
     /// What the appliance runs on refuses older tokens.
     Tokens,
     /// It looks at no token: a new owner waits.
-    Holds,
+    FenceDelay,
 }
 
 /// How many of what there is, and what may go wrong.
@@ -156,7 +156,7 @@ impl Setup {
     pub(crate) fn profile(&self, number: usize) -> Profile {
         let fence_delay = match self.fencing {
             FencingMode::Tokens => None,
-            FencingMode::Holds => Some(HOLD),
+            FencingMode::FenceDelay => Some(FENCE_DELAY),
         };
         let simulated = DriverCapabilities { fence_delay, ..DriverCapabilities::of_all_kinds(None) };
         Profile {

@@ -10,11 +10,11 @@ use common::mutant::{self, Mutant};
 use common::session::{Carryover, Envelope, GrantRef, ToCoordinator};
 use common::{ApplianceId, Incarnation, Life, Term, Timestamp, Token, WorkerId};
 use coordinator_core::machine::StreamId;
-use worker_core::gate::{Gate, hold_left, hold_until};
+use worker_core::gate::{Gate, fence_delay_end, fence_delay_left};
 use worker_core::session::{ControlEvent, Conversation, ConversationAction, Incoming, StreamEnd};
 
 use crate::promises::{Promise, Wrong};
-use crate::setup::{FencingMode, HOLD, LEASE_SEEN, Setup};
+use crate::setup::{FENCE_DELAY, FencingMode, LEASE_SEEN, Setup};
 use crate::state::{ModelState, Part, PendingCall};
 use crate::stream::{DownMessage, ModelStream, UpMessage};
 
@@ -87,7 +87,7 @@ impl ModelWorker {
         self.tasks.get(&id).is_some_and(|task| {
             let gate = match fencing {
                 FencingMode::Tokens => self.gate.pass(now, id, task.token),
-                FencingMode::Holds => self.gate.pass_unfenced(now, id, task.token),
+                FencingMode::FenceDelay => self.gate.pass_unfenced(now, id, task.token),
             };
             self.runs && task.running.is_none() && !task.releasing && gate.is_ok()
         })
@@ -102,10 +102,10 @@ impl ModelWorker {
     }
 
     /// What is left of the time in which calls may still take effect after this task is given up.
-    fn hold(&self, now: Timestamp, id: ApplianceId, token: Token) -> Duration {
+    fn fence_delay(&self, now: Timestamp, id: ApplianceId, token: Token) -> Duration {
         let served = self.gate.held().find(|(held, of, _)| (*held, *of) == (id, token)).map(|(_, _, until)| until);
         let late = self.tasks.get(&id).and_then(|task| task.late);
-        served.into_iter().chain(late).map(|until| hold_left(now, until)).max().unwrap_or_default()
+        served.into_iter().chain(late).map(|until| fence_delay_left(now, until)).max().unwrap_or_default()
     }
 
     /// Ends what a process of this name did. Calls that run go on without it.
@@ -276,14 +276,14 @@ impl ModelState {
         }
     }
 
-    fn take(&mut self, w: usize, grant: GrantRef, hold: Duration) {
+    fn take(&mut self, w: usize, grant: GrantRef, fence_delay: Duration) {
         let GrantRef { appliance: id, token } = grant;
         let now = self.now;
         let worker = self.worker(w);
         let newest = worker.newest.insert(id, token);
         let task = ModelTask { token, running: None, releasing: false, late: None, over: false };
         let former = worker.tasks.insert(id, task);
-        worker.gate.admit(now, id, token, hold);
+        worker.gate.admit(now, id, token, fence_delay);
         let name = worker.name.clone();
         if let Some(newest) = newest
             && newest >= token
@@ -310,7 +310,7 @@ impl ModelState {
         let GrantRef { appliance: id, token } = grant;
         let now = self.now;
         let worker = self.worker(w);
-        let carryover = Carryover { fence_delay: worker.hold(now, id, token), ..Carryover::default() };
+        let carryover = Carryover { fence_delay: worker.fence_delay(now, id, token), ..Carryover::default() };
         worker.gate.dismiss(id, token);
         match worker.tasks.get_mut(&id) {
             // What runs on although it was asked to stop: only the gate holds it back.
@@ -338,12 +338,12 @@ impl ModelState {
     pub(crate) fn begin_call(&mut self, setup: &Setup, w: usize, id: ApplianceId) {
         let over = match setup.fencing {
             FencingMode::Tokens => FOREVER,
-            FencingMode::Holds => hold_until(self.now, HOLD),
+            FencingMode::FenceDelay => fence_delay_end(self.now, FENCE_DELAY),
         };
         let Some(task) = self.worker(w).tasks.get_mut(&id) else { return };
         task.running = Some(over);
         let token = task.token;
-        if setup.fencing == FencingMode::Holds {
+        if setup.fencing == FencingMode::FenceDelay {
             // Nobody looks at the token but the check: from now on nothing of a former owner may take effect.
             let thing = self.things.entry(id).or_default();
             *thing = (*thing).max(token);
@@ -391,7 +391,7 @@ impl ModelState {
                     self.note(Err(Wrong::new(Promise::I3, text)));
                 }
             }
-            FencingMode::Holds => {
+            FencingMode::FenceDelay => {
                 if token < newest {
                     let text = format!("a call under {token} takes effect on {id} after one under {newest} started");
                     self.note(Err(Wrong::new(Promise::LateEffect, text)));

@@ -18,7 +18,7 @@ const LATE: &[Fault] =
 /// Setups, and whether they take more than a run of the tests has.
 fn setups() -> Vec<(Setup, bool)> {
     let gates = Setup { calls: false, faults: PLAIN, ..Setup::default() };
-    let holds = Setup { fencing: FencingMode::Holds, faults: LATE, ..Setup::default() };
+    let holds = Setup { fencing: FencingMode::FenceDelay, faults: LATE, ..Setup::default() };
     vec![
         (Setup { name: "2 workers, 1 appliance, tokens, no fault", budget: 0, ..Setup::default() }, false),
         (Setup { name: "2 workers, 1 appliance, tokens and calls, 1 fault", ..Setup::default() }, false),

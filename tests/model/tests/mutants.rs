@@ -14,7 +14,7 @@ fn setup(mutant: Mutant) -> Result<Setup, &'static str> {
     let one = |faults| Setup { faults, budget: 1, ..base.clone() };
     let two = |faults| Setup { faults, budget: 2, ..base.clone() };
     let called = |setup| Setup { calls: true, ..setup };
-    let held = |setup| Setup { calls: true, fencing: FencingMode::Holds, ..setup };
+    let held = |setup| Setup { calls: true, fencing: FencingMode::FenceDelay, ..setup };
     Ok(match mutant {
         Mutant::NoTermCheck => two(&[Fault::Deposed, Fault::NodeDeleted]),
         Mutant::GrantNotPersisted => one(&[Fault::Crash]),

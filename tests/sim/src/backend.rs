@@ -43,13 +43,13 @@ pub(super) struct BackendCall {
     pub(super) token: Token,
     pub(super) destroys: bool,
     /// Nobody there checks tokens, and it takes effect within this time or never.
-    pub(super) hold: Option<Duration>,
+    pub(super) fence_delay: Option<Duration>,
 }
 
 impl SimWorld {
     /// A call has left its worker.
     pub(super) fn call_starts(&mut self, call: BackendCall) {
-        if let Some(hold) = call.hold {
+        if let Some(fence_delay) = call.fence_delay {
             let journal = self.journals.entry(call.id).or_default();
             let newest = journal.started;
             journal.started = newest.max(call.token);
@@ -57,7 +57,7 @@ impl SimWorld {
                 let BackendCall { place, id, token, .. } = call;
                 self.fail(format!("I1: w{} starts a call on {id} under {token} after one under {newest}", place + 1));
             }
-            let longest = hold.as_nanos() as SimTime;
+            let longest = fence_delay.as_nanos() as SimTime;
             let slow = self.is_slow();
             let takes = if slow { self.rng.below(longest) } else { self.rng.micros(100, 20_000).min(longest) };
             self.after(takes, SimEvent::Lands(Box::new(call)));
@@ -75,10 +75,10 @@ impl SimWorld {
     /// A call takes effect, or is refused.
     pub(super) fn call_lands(&mut self, call: BackendCall) {
         let restored = self.database.restored;
-        let BackendCall { number, place, process, id, token, destroys, hold } = call;
+        let BackendCall { number, place, process, id, token, destroys, fence_delay } = call;
         let journal = self.journals.entry(id).or_default();
         let newest = (journal.token, journal.call);
-        let fenced = hold.is_none();
+        let fenced = fence_delay.is_none();
         if fenced && (token, number) < newest && !mutant::is(Mutant::BackendIgnoresTokens) {
             self.note(|| format!("{id} refuses call {number} of w{} under {token}: {} is newer", place + 1, newest.0));
             let said = if token < newest.0 { CallReply::Newer(newest.0) } else { CallReply::Done };

@@ -36,7 +36,7 @@ pub(super) struct SimTask {
     /// The call under way.
     running: Option<(u64, bool)>,
     /// Until when calls may still take effect that nobody has an answer to, by this host's clock.
-    hold_until: Timestamp,
+    fence_delay_until: Timestamp,
 }
 
 impl SimWorld {
@@ -57,7 +57,7 @@ impl SimWorld {
             releasing: false,
             progress: carryover.progress,
             running: None,
-            hold_until: gate::hold_until(now, carryover.fence_delay),
+            fence_delay_until: gate::fence_delay_end(now, carryover.fence_delay),
         };
         process.gate.admit(now, id, token, carryover.fence_delay);
         if process.tasks.insert(id, task).is_some() {
@@ -102,7 +102,7 @@ impl SimWorld {
         let now = self.places[place].clock.local(self.now);
         let Some(process) = self.process(place) else { return };
         let Some(task) = process.tasks.get(&id) else { return };
-        let fence_delay = gate::hold_left(now, task.hold_until);
+        let fence_delay = gate::fence_delay_left(now, task.fence_delay_until);
         let carryover = Carryover { progress: task.progress.clone(), fence_delay };
         process.conversation.released(GrantRef::new(id, token), carryover);
     }
@@ -127,8 +127,8 @@ impl SimWorld {
         self.process(place)?.tasks.get_mut(&id).filter(|task| task.token == token)
     }
 
-    fn hold_of(&self, driver: &DriverName) -> Option<Duration> {
-        self.settings.hold.filter(|_| *driver == DriverName::simulated())
+    fn fence_delay_of(&self, driver: &DriverName) -> Option<Duration> {
+        self.settings.fence_delay.filter(|_| *driver == DriverName::simulated())
     }
 
     /// Begins a step, if the gate lets it.
@@ -138,31 +138,31 @@ impl SimWorld {
         if task.running.is_some() || task.destroyed || task.releasing {
             return;
         }
-        let (driver, destroys, hold_until) = (task.driver.clone(), task.deleting, task.hold_until);
-        let hold = self.hold_of(&driver);
+        let (driver, destroys, fence_delay_until) = (task.driver.clone(), task.deleting, task.fence_delay_until);
+        let fence_delay = self.fence_delay_of(&driver);
         let Some(process) = self.process(place) else { return };
-        let passed = match hold {
-            Some(_) if now < hold_until => Err(Shut::Held(hold_until.since(now))),
+        let passed = match fence_delay {
+            Some(_) if now < fence_delay_until => Err(Shut::FenceDelay(fence_delay_until.since(now))),
             Some(_) => process.gate.pass_unfenced(now, id, token),
             None => process.gate.pass(now, id, token),
         };
         if let Err(shut) = passed {
             let delay = match shut {
-                Shut::Held(left) => (left.as_nanos() as u64).min(2_000_000_000) + self.rng.micros(10, 2_000),
-                Shut::Fenced | Shut::NotHeld => self.rng.millis(20, 400),
+                Shut::FenceDelay(left) => (left.as_nanos() as u64).min(2_000_000_000) + self.rng.micros(10, 2_000),
+                Shut::Fenced | Shut::NotOwned => self.rng.millis(20, 400),
             };
             return self.timer(place, delay, WorkerTimer::Act(id, token));
         }
         let process = process.number;
         self.calls += 1;
         let number = self.calls;
-        let call = BackendCall { number, place, process, id, token, destroys, hold };
+        let call = BackendCall { number, place, process, id, token, destroys, fence_delay };
         if let Some(task) = self.task(place, id, token) {
             task.running = Some((number, destroys));
         }
         self.pass(call);
-        let patience = match hold {
-            Some(hold) => hold.mul_f64(0.2 + 0.01 * self.rng.below(60) as f64),
+        let patience = match fence_delay {
+            Some(fence_delay) => fence_delay.mul_f64(0.2 + 0.01 * self.rng.below(60) as f64),
             None => self.rng.duration(300, 3_000),
         };
         self.local_timer(place, patience, WorkerTimer::CallDue(id, token, number));
@@ -171,7 +171,7 @@ impl SimWorld {
     /// The gate has let a call pass, which leaves a little later.
     fn pass(&mut self, call: BackendCall) {
         self.check_passed(call.place, call.id, call.token);
-        if call.hold.is_some() {
+        if call.fence_delay.is_some() {
             // Whoever is paused here for longer than the margin breaks what was assumed.
             let margin = self.places[call.place].margin.as_nanos() as u64;
             let delay = self.rng.below(margin * 9 / 10);
@@ -190,7 +190,7 @@ impl SimWorld {
             let process = process.number;
             self.calls += 1;
             let number = self.calls;
-            self.pass(BackendCall { number, place, process, id, token, destroys: false, hold: None });
+            self.pass(BackendCall { number, place, process, id, token, destroys: false, fence_delay: None });
         }
     }
 
@@ -224,10 +224,10 @@ impl SimWorld {
             return;
         }
         let driver = task.driver.clone();
-        if let Some(hold) = self.hold_of(&driver)
+        if let Some(fence_delay) = self.fence_delay_of(&driver)
             && let Some(task) = self.task(place, id, token)
         {
-            task.hold_until = task.hold_until.max(gate::hold_until(now, hold));
+            task.fence_delay_until = task.fence_delay_until.max(gate::fence_delay_end(now, fence_delay));
         }
         self.step_ended(place, id, token);
     }

@@ -113,7 +113,7 @@ pub(super) struct WorkerProcess {
 }
 
 impl WorkerHost {
-    pub(super) fn new(n: usize, rng: &mut Rng, hold: Option<Duration>) -> Self {
+    pub(super) fn new(n: usize, rng: &mut Rng, fence_delay: Option<Duration>) -> Self {
         let drivers = match rng.below(4) {
             0 => vec![DriverName::process()],
             1 => vec![DriverName::simulated()],
@@ -123,7 +123,7 @@ impl WorkerHost {
             weight: 1 + rng.below(3) as u32,
             zone: String::new(),
             host: format!("host-{}", rng.below(2)),
-            drivers: drivers.into_iter().map(|driver| offer(driver, hold)).collect(),
+            drivers: drivers.into_iter().map(|driver| offer(driver, fence_delay)).collect(),
             version: String::new(),
             pid: 1,
             lease: rng.duration(400, 2_500),
@@ -187,7 +187,7 @@ impl SimWorld {
             p.profile.weight = 1 + self.rng.below(3) as u32;
             p.profile.lease = self.rng.duration(400, 2_500);
             if self.rng.chance(30) {
-                let added = offer(Self::any_driver(&mut self.rng), self.settings.hold);
+                let added = offer(Self::any_driver(&mut self.rng), self.settings.fence_delay);
                 let offered = p.profile.drivers.iter().map(|(name, it)| (name.clone(), it.clone()));
                 p.profile.drivers = offered.chain([added]).collect();
             }

@@ -110,7 +110,7 @@ pub(super) struct SimSettings {
     /// Percent of offers that workers refuse.
     pub(super) unwilling: u64,
     /// How long calls of the driver that knows no tokens may take effect; `None` when it knows them.
-    pub(super) hold: Option<Duration>,
+    pub(super) fence_delay: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -182,7 +182,7 @@ fn settings(rng: &mut Rng) -> SimSettings {
         slow_calls: [0, 5, 30][rng.index(3)],
         unwilling: [0, 2, 30][rng.index(3)],
         // Longer than leases and sessions last, or shorter.
-        hold: [None, Some(2_000), Some(12_000)][rng.index(3)].map(|longest| rng.duration(200, longest)),
+        fence_delay: [None, Some(2_000), Some(12_000)][rng.index(3)].map(|longest| rng.duration(200, longest)),
     }
 }
 
@@ -192,7 +192,8 @@ impl SimWorld {
         let settings = settings(&mut rng);
         let decisions = case.decisions.clone().unwrap_or_else(|| plan::decide(case.seed, settings.faults_end));
         let coordinators = if settings.machine.authority == LeaseAuthority::Embedded { 1 } else { 2 + rng.index(2) };
-        let places = (0..2 + rng.index(4)).map(|n| WorkerHost::new(n, &mut rng, settings.hold)).collect::<Vec<_>>();
+        let places =
+            (0..2 + rng.index(4)).map(|n| WorkerHost::new(n, &mut rng, settings.fence_delay)).collect::<Vec<_>>();
         let coordinators = (0..coordinators).map(|_| CoordinatorHost::new(&mut rng)).collect::<Vec<_>>();
         let mut this = Self {
             seed: case.seed,

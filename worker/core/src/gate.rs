@@ -2,9 +2,9 @@
 //!
 //! Asked per *grant* (appliance, token), never per worker: a worker that lost one appliance must not act on it because it
 //! still holds another. It opens only while the lease of this life stands, the grant is held, and nothing of a former
-//! owner can take effect any more (its *hold* is over). One gate belongs to one life; shutting it is final.
+//! owner can take effect any more (its *fence delay* is over). One gate belongs to one life; shutting it is final.
 //!
-//! A hold is a remaining time, counted here from the moment of [`Gate::admit`] and a little longer than told: clocks of
+//! A fence delay is a remaining time, counted here from the moment of [`Gate::admit`] and a little longer than stated: clocks of
 //! different hosts may differ in their rate, see [`SLACK`]. Pure: the shell brings clock and locks.
 
 #[cfg(feature = "canon")]
@@ -21,9 +21,9 @@ use common::{ApplianceId, Timestamp, Token};
 /// beside the usual lease of seconds.
 pub const ACT_MARGIN: Duration = Duration::from_millis(500);
 
-/// A hold is waited out this part longer, in hundredths. It was named in time of the backend and of whoever called it, and
+/// A fence delay is waited out this part longer, in hundredths. It was named in time of the backend and of whoever called it, and
 /// is waited for by another clock; rates may differ by 5 % each way, as with leases. What is left of one is handed on
-/// without this part ([`hold_left`]), so that it does not grow from owner to owner.
+/// without this part ([`fence_delay_left`]), so that it does not grow from owner to owner.
 pub const SLACK: u64 = 15;
 
 /// Why the gate is shut for a call.
@@ -32,18 +32,18 @@ pub enum Shut {
     /// The lease has run out, or is about to for a call without token, or the life has ended.
     #[error("the lease has run out")]
     Fenced,
-    /// The grant is not held (any more).
-    #[error("the grant is not held any more")]
-    NotHeld,
+    /// The grant is not owned (any more).
+    #[error("the grant is not owned any more")]
+    NotOwned,
     /// Calls of a former owner may still take effect, for this long.
     #[error("calls of the former owner may still take effect")]
-    Held(Duration),
+    FenceDelay(Duration),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Grant {
     token: Token,
-    hold_until: Timestamp,
+    fence_delay_until: Timestamp,
 }
 
 /// The gate of one life.
@@ -100,9 +100,9 @@ impl Gate {
         !self.ended && (now < self.deadline || mutant::is(Mutant::NoLease))
     }
 
-    /// Notes at `now` that a grant is held, of which calls may start once `hold` is over.
-    pub fn admit(&mut self, now: Timestamp, appliance: ApplianceId, token: Token, hold: Duration) {
-        self.grants.insert(appliance, Grant { token, hold_until: hold_until(now, hold) });
+    /// Notes at `now` that a grant is held, of which calls may start once `fence_delay` is over.
+    pub fn admit(&mut self, now: Timestamp, appliance: ApplianceId, token: Token, fence_delay: Duration) {
+        self.grants.insert(appliance, Grant { token, fence_delay_until: fence_delay_end(now, fence_delay) });
     }
 
     /// Notes that a grant is not held any more. A newer grant of the same appliance stays.
@@ -122,11 +122,11 @@ impl Gate {
         }
         match self.grants.get(&appliance) {
             Some(grant) if grant.token == token => {
-                let left = grant.hold_until.since(now);
-                if left.is_zero() { Ok(()) } else { Err(Shut::Held(left)) }
+                let left = grant.fence_delay_until.since(now);
+                if left.is_zero() { Ok(()) } else { Err(Shut::FenceDelay(left)) }
             }
             _ if mutant::is(Mutant::GatePerWorker) => Ok(()),
-            _ => Err(Shut::NotHeld),
+            _ => Err(Shut::NotOwned),
         }
     }
 
@@ -140,7 +140,7 @@ impl Gate {
         if self.lease_stands(now + self.margin) { Ok(()) } else { Err(Shut::Fenced) }
     }
 
-    /// Whether this grant is held, whatever the lease and its hold say.
+    /// Whether this grant is held, whatever the lease and its fence delay say.
     #[must_use]
     pub fn is_held(&self, appliance: ApplianceId, token: Token) -> bool {
         self.grants.get(&appliance).is_some_and(|grant| grant.token == token)
@@ -148,20 +148,20 @@ impl Gate {
 
     /// Everything that is held, with the token and the moment from which calls may start, by appliance.
     pub fn held(&self) -> impl Iterator<Item = (ApplianceId, Token, Timestamp)> {
-        self.grants.iter().map(|(appliance, grant)| (*appliance, grant.token, grant.hold_until))
+        self.grants.iter().map(|(appliance, grant)| (*appliance, grant.token, grant.fence_delay_until))
     }
 }
 
-/// When a hold that was told at `now` is over, by whatever clock `now` is of.
+/// When a fence delay that was learned at `now` is over, by whatever clock `now` is of.
 #[must_use]
-pub fn hold_until(now: Timestamp, hold: Duration) -> Timestamp {
-    let nanos = hold.as_nanos().saturating_mul(u128::from(100 + SLACK)).div_ceil(100);
+pub fn fence_delay_end(now: Timestamp, fence_delay: Duration) -> Timestamp {
+    let nanos = fence_delay.as_nanos().saturating_mul(u128::from(100 + SLACK)).div_ceil(100);
     now + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
-/// What is left at `now` of a hold that is over at `until` here: what somebody else has to be told.
+/// What is left at `now` of a fence delay that is over at `until` here: what the next owner has to wait.
 #[must_use]
-pub fn hold_left(now: Timestamp, until: Timestamp) -> Duration {
+pub fn fence_delay_left(now: Timestamp, until: Timestamp) -> Duration {
     let nanos = (until.since(now).as_nanos() * 100).div_ceil(u128::from(100 + SLACK));
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
@@ -197,14 +197,14 @@ mod tests {
         let mut gate = open();
         gate.admit(at(0), a(1), token(1), Duration::ZERO);
         assert_eq!(gate.pass(at(0), a(1), token(1)), Ok(()));
-        assert_eq!(gate.pass(at(0), a(1), token(2)), Err(Shut::NotHeld));
-        assert_eq!(gate.pass(at(0), a(2), token(1)), Err(Shut::NotHeld));
+        assert_eq!(gate.pass(at(0), a(1), token(2)), Err(Shut::NotOwned));
+        assert_eq!(gate.pass(at(0), a(2), token(1)), Err(Shut::NotOwned));
         gate.admit(at(0), a(1), token(2), Duration::ZERO);
-        assert_eq!(gate.pass(at(0), a(1), token(1)), Err(Shut::NotHeld), "an older grant must not pass");
+        assert_eq!(gate.pass(at(0), a(1), token(1)), Err(Shut::NotOwned), "an older grant must not pass");
         gate.dismiss(a(1), token(1));
         assert_eq!(gate.pass(at(0), a(1), token(2)), Ok(()), "dismissing the old grant leaves the new one");
         gate.dismiss(a(1), token(2));
-        assert_eq!(gate.pass(at(0), a(1), token(2)), Err(Shut::NotHeld));
+        assert_eq!(gate.pass(at(0), a(1), token(2)), Err(Shut::NotOwned));
     }
 
     #[test]
@@ -231,36 +231,36 @@ mod tests {
         assert_eq!(gate.pass_unfenced(at(59_499), a(1), token(1)), Ok(()));
         assert_eq!(gate.pass_unfenced(at(59_500), a(1), token(1)), Err(Shut::Fenced));
         assert_eq!(gate.pass(at(59_500), a(1), token(1)), Ok(()), "with a token the far side decides");
-        assert_eq!(gate.pass_unfenced(at(0), a(2), token(1)), Err(Shut::NotHeld));
+        assert_eq!(gate.pass_unfenced(at(0), a(2), token(1)), Err(Shut::NotOwned));
     }
 
     #[test]
-    fn a_hold_is_waited_out_with_slack_and_begins_anew_with_a_new_grant() {
+    fn a_fence_delay_is_waited_out_with_slack_and_begins_anew_with_a_new_grant() {
         let mut gate = open();
         gate.admit(at(0), a(1), token(1), Duration::from_secs(10));
-        assert_eq!(gate.pass(at(1_500), a(1), token(1)), Err(Shut::Held(Duration::from_secs(10))));
-        assert_eq!(gate.pass(at(11_499), a(1), token(1)), Err(Shut::Held(Duration::from_millis(1))));
+        assert_eq!(gate.pass(at(1_500), a(1), token(1)), Err(Shut::FenceDelay(Duration::from_secs(10))));
+        assert_eq!(gate.pass(at(11_499), a(1), token(1)), Err(Shut::FenceDelay(Duration::from_millis(1))));
         assert_eq!(gate.pass(at(11_500), a(1), token(1)), Ok(()));
-        assert_eq!(gate.pass_unfenced(at(11_499), a(1), token(1)), Err(Shut::Held(Duration::from_millis(1))));
+        assert_eq!(gate.pass_unfenced(at(11_499), a(1), token(1)), Err(Shut::FenceDelay(Duration::from_millis(1))));
         gate.admit(at(12_000), a(1), token(2), Duration::from_secs(1));
-        assert_eq!(gate.pass(at(12_000), a(1), token(2)), Err(Shut::Held(Duration::from_millis(1_150))));
+        assert_eq!(gate.pass(at(12_000), a(1), token(2)), Err(Shut::FenceDelay(Duration::from_millis(1_150))));
         assert_eq!(gate.held().collect::<Vec<_>>(), [(a(1), token(2), at(13_150))]);
     }
 
     #[test]
-    fn what_is_left_of_a_hold_does_not_grow_from_owner_to_owner() {
-        let mut hold = Duration::from_secs(10);
+    fn what_is_left_of_a_fence_delay_does_not_grow_from_owner_to_owner() {
+        let mut fence_delay = Duration::from_secs(10);
         for _ in 0..100 {
-            hold = hold_left(at(5), hold_until(at(5), hold));
+            fence_delay = fence_delay_left(at(5), fence_delay_end(at(5), fence_delay));
         }
-        assert_eq!(hold, Duration::from_secs(10), "nobody waited");
-        let until = hold_until(at(0), hold);
-        assert!(hold_left(at(5_000), until) > Duration::from_secs(5), "a clock may be fast");
-        assert_eq!(hold_left(until, until), Duration::ZERO);
+        assert_eq!(fence_delay, Duration::from_secs(10), "nobody waited");
+        let until = fence_delay_end(at(0), fence_delay);
+        assert!(fence_delay_left(at(5_000), until) > Duration::from_secs(5), "a clock may be fast");
+        assert_eq!(fence_delay_left(until, until), Duration::ZERO);
     }
 
     #[test]
-    fn a_hold_without_end_does_not_wrap() {
-        assert_eq!(hold_until(at(1), Duration::MAX), Timestamp::from_nanos(u64::MAX));
+    fn a_fence_delay_without_end_does_not_wrap() {
+        assert_eq!(fence_delay_end(at(1), Duration::MAX), Timestamp::from_nanos(u64::MAX));
     }
 }

@@ -22,7 +22,7 @@
 //! | Running, leaving | any outcome as above, then Released instead of plan |
 //! | Released, Gone | everything -> stays |
 //!
-//! Taken on with a hold ([`Lifecycle::hold`]) it only looks and probes until that is over, and then looks again. After a
+//! Taken on with a fence delay ([`Lifecycle::await_fence_delay`]) it only looks and probes until that is over, and then looks again. After a
 //! call that may still take effect ([`Lifecycle::unanswered`]) it goes on, looks again then, and forgets nothing before.
 //!
 //! An instance whose plugged ports differ from the wanted ones is plugged while it runs ([`LifecycleStep::Replug`]) and then
@@ -265,7 +265,7 @@ impl Lifecycle {
 
     /// Calls of a former owner, which no token fences, may take effect until then. What is found before is shown and
     /// probed, but nothing is done about it: it is looked at again afterwards.
-    pub fn hold(&mut self, until: Timestamp) {
+    pub fn await_fence_delay(&mut self, until: Timestamp) {
         self.waits.held_until = Some(until);
         self.waits.fenced_until = self.waits.fenced_until.max(until);
     }

@@ -25,7 +25,7 @@ pub(super) struct ApplianceEntry {
     pub(super) lifecycle: Lifecycle,
     pub(super) token: Token,
     /// Calls of former owners, or of ours that were not answered, may take effect until then.
-    pub(super) hold_until: Timestamp,
+    pub(super) fence_delay_until: Timestamp,
     /// The far side knows our token.
     pub(super) claimed: bool,
     /// Its steps are announced before they begin.

@@ -12,7 +12,7 @@ use common::session::StatusReport;
 use common::{ApplianceId, Timestamp, Token};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
-use worker_core::gate::{hold_left, hold_until};
+use worker_core::gate::{fence_delay_end, fence_delay_left};
 use worker_core::lifecycle::{
     Lifecycle, LifecycleEnd, LifecycleEvent as Fact, LifecycleOutput, LifecycleStep, StepOutcome,
 };
@@ -161,19 +161,19 @@ impl Scheduler {
     fn command(&mut self, command: RunnerCommand) {
         match command {
             RunnerCommand::Begin { gate } => self.begin(gate),
-            RunnerCommand::Take { appliance, token, desired, progress, hold, suspect, traceparent } => {
+            RunnerCommand::Take { appliance, token, desired, progress, fence_delay, suspect, traceparent } => {
                 let now = self.now();
-                let hold_until = hold_until(now, hold);
+                let fence_delay_until = fence_delay_end(now, fence_delay);
                 let plugs_ports = self.drivers.offer(&desired.driver).is_some_and(|o| o.driver.plugs_ports());
                 let config = &self.config.lifecycle;
                 let mut lifecycle = Lifecycle::new(appliance, desired, plugs_ports, progress, now, config);
-                if !hold.is_zero() {
-                    lifecycle.hold(hold_until);
+                if !fence_delay.is_zero() {
+                    lifecycle.await_fence_delay(fence_delay_until);
                 }
                 let entry = ApplianceEntry {
                     lifecycle,
                     token,
-                    hold_until,
+                    fence_delay_until,
                     claimed: false,
                     suspect,
                     announced: None,
@@ -290,11 +290,11 @@ impl Scheduler {
         if changes
             && matches!(outcome, StepOutcome::TimedOut | StepOutcome::Failed(_))
             && let Some(Offer { driver, .. }) = self.drivers.offer(&entry.lifecycle.desired().driver)
-            && let DriverFencing::Delay(hold) = driver.fencing()
+            && let DriverFencing::Delay(fence_delay) = driver.fencing()
         {
             // Without an answer that says otherwise, the call may still take effect, also for the next owner.
-            let until = hold_until(now, hold);
-            entry.hold_until = entry.hold_until.max(until);
+            let until = fence_delay_end(now, fence_delay);
+            entry.fence_delay_until = entry.fence_delay_until.max(until);
             entry.lifecycle.unanswered(until);
         }
         self.drive(appliance, Fact::Ended(outcome));
@@ -388,7 +388,7 @@ impl Scheduler {
             self.unsent.reports.push(appliance, token, entry.lifecycle.status(), output.checked.unwrap_or(0));
         }
         let Some(end) = output.end else { return };
-        let hold = hold_left(now, entry.hold_until);
+        let fence_delay = fence_delay_left(now, entry.fence_delay_until);
         self.entries.remove(&appliance);
         self.unsent.refused.remove(&appliance);
         if let Some(gate) = &self.gate {
@@ -397,7 +397,7 @@ impl Scheduler {
         // What was seen last goes before the word that nobody looks any more.
         self.unsent.outbox.extend(self.unsent.reports.remove(appliance).map(status_event));
         self.unsent.outbox.push_back(match end {
-            LifecycleEnd::Released(progress) => RunnerEvent::Released { appliance, token, progress, hold },
+            LifecycleEnd::Released(progress) => RunnerEvent::Released { appliance, token, progress, fence_delay },
             LifecycleEnd::Gone => RunnerEvent::Gone { appliance, token },
         });
     }

@@ -241,11 +241,11 @@ fn clipped(outcome: StepOutcome) -> StepOutcome {
     }
 }
 
-/// The gate was shut; a hold is waited for.
+/// The gate was shut; a fence delay is waited for.
 pub(super) fn fenced(shut: Shut) -> StepOutcome {
     match shut {
-        Shut::Held(left) => StepOutcome::Fenced { retry_after: Some(left.max(Duration::from_millis(10))) },
-        Shut::Fenced | Shut::NotHeld => StepOutcome::Fenced { retry_after: None },
+        Shut::FenceDelay(left) => StepOutcome::Fenced { retry_after: Some(left.max(Duration::from_millis(10))) },
+        Shut::Fenced | Shut::NotOwned => StepOutcome::Fenced { retry_after: None },
     }
 }
 

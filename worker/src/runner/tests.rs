@@ -345,8 +345,8 @@ impl RunnerBench {
     }
 
     fn grant(appliance: ApplianceId, token: Token, desired: Arc<Desired>, progress: Progress) -> RunnerCommand {
-        let (hold, traceparent) = (Duration::ZERO, String::new());
-        RunnerCommand::Take { appliance, token, desired, progress, hold, suspect: false, traceparent }
+        let (fence_delay, traceparent) = (Duration::ZERO, String::new());
+        RunnerCommand::Take { appliance, token, desired, progress, fence_delay, suspect: false, traceparent }
     }
 
     /// Takes an appliance of whose former owner calls may still take effect. Only the runner waits for them here: the gate
@@ -355,8 +355,8 @@ impl RunnerBench {
         let (appliance, token) = (id(n), token(sequence));
         self.gate.admit(appliance, token, Duration::ZERO);
         let mut take = Self::grant(appliance, token, desired(1, |_| {}), Progress::default());
-        if let RunnerCommand::Take { hold, .. } = &mut take {
-            *hold = held;
+        if let RunnerCommand::Take { fence_delay, .. } = &mut take {
+            *fence_delay = held;
         }
         self.handle.send(take).await.expect("it runs");
     }
@@ -423,8 +423,8 @@ impl RunnerBench {
 
     async fn released(&mut self) -> (Progress, Duration) {
         loop {
-            if let RunnerEvent::Released { progress, hold, .. } = self.event().await {
-                return (progress, hold);
+            if let RunnerEvent::Released { progress, fence_delay, .. } = self.event().await {
+                return (progress, fence_delay);
             }
         }
     }
@@ -559,9 +559,9 @@ async fn a_release_carries_progress_and_ends_all_action() {
     let status = bench.phase(Phase::Error).await;
     assert!(status.last_error.expect("it says why").contains("command `serve` not found"));
     bench.release(1, 1).await;
-    let (progress, hold) = bench.released().await;
+    let (progress, fence_delay) = bench.released().await;
     assert_eq!((progress.failed_boots, progress.cooling, &progress.attempts[..]), (5, true, &[5][..]));
-    assert!(progress.wait <= Duration::from_secs(30) && hold.is_zero());
+    assert!(progress.wait <= Duration::from_secs(30) && fence_delay.is_zero());
     let calls = bench.world.calls().len();
     bench.pass(HOUR).await;
     assert_eq!(bench.world.calls().len(), calls, "nothing acts after a release");
@@ -597,14 +597,14 @@ async fn a_release_waits_for_a_boot_but_not_for_a_probe() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_timed_out_leaves_a_hold_behind() {
+async fn a_call_that_timed_out_leaves_a_fence_delay_behind() {
     let mut bench = RunnerBench::new().await;
     *bench.world.boots.takes.lock().expect("no panic") = HOUR;
     bench.take(1, 1, desired(1, |_| {})).await;
     bench.status(|status| status.failed_boots == 1).await;
     bench.release(1, 1).await;
-    let (_, hold) = bench.released().await;
-    assert!(hold > Duration::from_secs(10), "{hold:?}");
+    let (_, fence_delay) = bench.released().await;
+    assert!(fence_delay > Duration::from_secs(10), "{fence_delay:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -620,14 +620,14 @@ async fn a_deletion_outlasts_a_call_that_timed_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_failed_leaves_a_hold_behind_only_where_no_token_fences_it() {
+async fn a_call_that_failed_leaves_a_fence_delay_behind_only_where_no_token_fences_it() {
     let mut bench = RunnerBench::new().await;
     bench.world.boots.panic.store(true, Ordering::Relaxed);
     bench.take(1, 1, desired(1, |_| {})).await;
     bench.status(|status| status.failed_boots == 1).await;
     bench.release(1, 1).await;
-    let (_, hold) = bench.released().await;
-    assert!(hold > Duration::from_secs(10), "{hold:?}");
+    let (_, fence_delay) = bench.released().await;
+    assert!(fence_delay > Duration::from_secs(10), "{fence_delay:?}");
 
     bench.world.boots.panic.store(false, Ordering::Relaxed);
     bench.world.boots.fail.store(true, Ordering::Relaxed);
@@ -638,7 +638,7 @@ async fn a_call_that_failed_leaves_a_hold_behind_only_where_no_token_fences_it()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hold_is_waited_out_and_what_is_left_of_it_is_handed_on() {
+async fn a_fence_delay_is_waited_out_and_what_is_left_of_it_is_handed_on() {
     let mut bench = RunnerBench::new().await;
     bench.take_held(1, 1, Duration::from_secs(20)).await;
     bench.pass(Duration::from_secs(10)).await;
@@ -685,7 +685,7 @@ async fn commands_of_an_old_token_change_nothing() {
         desired: desired(9, |d| d.deleting = true),
         progress: Progress::default(),
         suspect: false,
-        hold: Duration::ZERO,
+        fence_delay: Duration::ZERO,
         traceparent: String::new(),
     };
     bench.handle.send(take).await.expect("it runs");

@@ -141,10 +141,10 @@ impl Session {
             addresses = change(&mut signals.coordinators) => SessionInput::Coordinators(addresses),
             joined = wait_for(joining.as_mut().map(|(_, joining)| joining)) => SessionInput::Joined(joined),
             opened = wait_for(opening.as_mut()) => SessionInput::Opened(opened),
-            taken = take_command(self.runner.as_ref(), &self.commands) => SessionInput::Taken(taken),
+            taken = take_command(self.runner.handle.as_ref(), &self.runner.commands) => SessionInput::Taken(taken),
             () = until(wake_at) => SessionInput::Tick,
             message = receive(inlet) => SessionInput::Message(message),
-            event = self.events.recv() => SessionInput::Event(event),
+            event = self.runner.events.recv() => SessionInput::Event(event),
             room = room(outlet), if waiting => SessionInput::Room(room),
         }
     }
@@ -241,7 +241,7 @@ impl Session {
                 return Some(Boundary::LifeOver);
             }
             ControlAction::Connect(address) => {
-                let (timeout, tls) = (self.config.connect_timeout, self.tls.clone());
+                let (timeout, tls) = (self.setup.config.connect_timeout, self.setup.tls.clone());
                 let opening = async move { link::open(&address, timeout, tls.as_ref()).await };
                 self.pending.opening = Some(Box::pin(opening));
             }
@@ -269,8 +269,8 @@ impl Session {
 
     fn join(&mut self) {
         // A gate that was given to an earlier try may have been shut.
-        let gate = SharedGate::with_margin(self.config.act_margin);
-        let (group, profile) = (Arc::clone(&self.group), self.profile.clone());
+        let gate = SharedGate::with_margin(self.setup.config.act_margin);
+        let (group, profile) = (Arc::clone(&self.setup.group), self.profile.clone());
         let guard = Arc::clone(&gate) as Arc<dyn coordination::Guard>;
         self.pending.joining = Some((gate, Box::pin(async move { group.join(&profile, guard).await })));
     }
@@ -282,9 +282,9 @@ impl Session {
     }
 
     fn say_hello(&mut self) {
-        let (envelope, hello) = self.conversation.hello(clock::now(), &self.name, &self.profile);
-        self.commands.retain(|queued| matches!(queued, Queued::Command(_)));
-        info!(worker = %self.name, stream = %envelope.stream, owned = hello.owned.len(), "sending hello");
+        let (envelope, hello) = self.conversation.hello(clock::now(), &self.setup.name, &self.profile);
+        self.runner.commands.retain(|queued| matches!(queued, Queued::Command(_)));
+        info!(worker = %self.setup.name, stream = %envelope.stream, owned = hello.owned.len(), "sending hello");
         self.pending.hello = up::hello_to_wire(&envelope, hello).into();
     }
 
@@ -298,7 +298,7 @@ impl Session {
     }
 
     fn log(&self, notice: &Notice) {
-        let (worker, owned) = (&self.name, self.owned());
+        let (worker, owned) = (&self.setup.name, self.owned());
         match notice {
             // Of tries in a row the first failure, and then ever rarer ones: an outage of an hour is one fact.
             Notice::JoinFailed(failures, problem) if failures.is_power_of_two() => {

@@ -35,10 +35,10 @@ impl Session {
         match action {
             ConversationAction::Welcomed(from, kept) => {
                 info!(term = %from.term, incarnation = ?from.incarnation, kept, "welcomed");
-                self.terms.send_replace(from.term);
+                self.setup.terms.send_replace(from.term);
             }
             ConversationAction::Take { grant: GrantRef { appliance, token }, desired, carryover, suspect } => {
-                let span = info_span!("adopt", %appliance, worker = %self.name, %token);
+                let span = info_span!("adopt", %appliance, worker = %self.setup.name, %token);
                 telemetry::set_parent(&span, traceparent);
                 let _entered = span.enter();
                 self.gate.admit(appliance, token, carryover.fence_delay);
@@ -47,7 +47,7 @@ impl Session {
                     token,
                     desired,
                     progress: carryover.progress,
-                    hold: carryover.fence_delay,
+                    fence_delay: carryover.fence_delay,
                     suspect,
                     traceparent: traceparent.to_owned(),
                 });
@@ -59,9 +59,9 @@ impl Session {
                 self.command(RunnerCommand::Release { appliance, token });
             }
             ConversationAction::Release(GrantRef { appliance, token }) => {
-                let span = info_span!("release", %appliance, worker = %self.name, %token);
+                let span = info_span!("release", %appliance, worker = %self.setup.name, %token);
                 telemetry::set_parent(&span, traceparent);
-                self.releasing.insert((appliance, token), span);
+                self.runner.releasing.insert((appliance, token), span);
                 self.command(RunnerCommand::Release { appliance, token });
             }
             ConversationAction::Update(GrantRef { appliance, token }, desired) => {
@@ -71,7 +71,7 @@ impl Session {
                 self.command(RunnerCommand::Check { appliance, token, number });
             }
             ConversationAction::Restate => self.command(RunnerCommand::Restate),
-            ConversationAction::Applied(version) => self.commands.push_back(Queued::Applied(version)),
+            ConversationAction::Applied(version) => self.runner.commands.push_back(Queued::Applied(version)),
             ConversationAction::Confirmed(begin) => {
                 for AnnouncedStep { appliance, token, number } in begin {
                     self.command(RunnerCommand::Clear { appliance, token, number });
@@ -114,7 +114,7 @@ impl Session {
             // Logged with the end of the life.
             RefusedReason::IncarnationOver => {}
             RefusedReason::NameTaken => {
-                warn!(worker = %self.name, "another worker of this name may still act: {}", refused.detail);
+                warn!(worker = %self.setup.name, "another worker of this name may still act: {}", refused.detail);
             }
             RefusedReason::AssignmentsDiffer => {
                 let owned = self.owned();
@@ -140,18 +140,18 @@ impl Session {
                 let actions = self.conversation.refused_token(clock::now(), grant, newer);
                 self.carry_out_all(actions, "");
             }
-            RunnerEvent::Released { appliance, token, progress, hold } => {
+            RunnerEvent::Released { appliance, token, progress, fence_delay } => {
                 // The gate first: once the leader may hear of it, nothing here must be able to act.
                 self.gate.dismiss(appliance, token);
                 // With `taken` of the next owner, this is how long nobody looked after it.
                 debug!(%appliance, %token, "released");
-                self.releasing.remove(&(appliance, token));
-                let carryover = Carryover { progress, fence_delay: hold };
+                self.runner.releasing.remove(&(appliance, token));
+                let carryover = Carryover { progress, fence_delay };
                 self.conversation.released(GrantRef::new(appliance, token), carryover);
             }
             RunnerEvent::Gone { appliance, token } => {
                 self.gate.dismiss(appliance, token);
-                self.releasing.remove(&(appliance, token));
+                self.runner.releasing.remove(&(appliance, token));
                 self.conversation.removed(GrantRef::new(appliance, token));
             }
             RunnerEvent::Begins { appliance, token, number } => {

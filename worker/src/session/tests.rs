@@ -1,7 +1,7 @@
 //! The session against a coordinator that says what each test wants, over a real stream.
 
 mod draining;
-mod holds;
+mod fence_delays;
 mod lives;
 
 use std::pin::Pin;
@@ -213,8 +213,8 @@ impl SessionBench {
 
     /// Gives A back, as a runner does.
     async fn release_a(&self) {
-        let (progress, hold) = (Progress::default(), Duration::ZERO);
-        self.event(RunnerEvent::Released { appliance: A, token: token(1, 1), progress, hold }).await;
+        let (progress, fence_delay) = (Progress::default(), Duration::ZERO);
+        self.event(RunnerEvent::Released { appliance: A, token: token(1, 1), progress, fence_delay }).await;
     }
 
     /// Waits for the gate of the life that begins.
@@ -419,8 +419,12 @@ async fn a_token_of_a_later_term_reaches_the_leader_and_the_grant_is_renewed() {
         other => panic!("not a release: {other:?}"),
     };
     assert_eq!(released, (A, token(3, 1)));
-    let event =
-        RunnerEvent::Released { appliance: A, token: token(3, 1), progress: Progress::default(), hold: Duration::ZERO };
+    let event = RunnerEvent::Released {
+        appliance: A,
+        token: token(3, 1),
+        progress: Progress::default(),
+        fence_delay: Duration::ZERO,
+    };
     bench.event(event).await;
     assert_eq!(conn.ack().await.released.len(), 1);
     let delta = change(0, 1, vec![grant(A, token(10, 1))]);

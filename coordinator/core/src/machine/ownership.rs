@@ -133,12 +133,7 @@ impl Machine {
                 self.writes.free_with_grant(slot, GrantOp::Free { appliance: id, progress, fence_delay });
                 self.write_grant(slot, to);
             }
-            (HandoffEffect::PersistFree(handed), Some(_)) => {
-                if let Some(entry) = self.table.get_mut(slot) {
-                    entry.handed = (handed != Carryover::default()).then(|| Box::new(handed));
-                }
-                self.writes.free_later(slot);
-            }
+            (HandoffEffect::PersistFree(carryover), Some(_)) => self.write_free(slot, carryover),
             (HandoffEffect::PersistRemoval, Some(g)) => {
                 self.writes.change(slot, g.token, GrantOp::Remove { appliance: id })
             }
@@ -175,6 +170,14 @@ impl Machine {
                 None,
             ) => unreachable!("these effects belong to states that have a grant"),
         }
+    }
+
+    /// Writes that nobody owns it, and keeps what its last owner passed on.
+    fn write_free(&mut self, slot: Slot, carryover: Carryover) {
+        if let Some(entry) = self.table.get_mut(slot) {
+            entry.handed = (carryover != Carryover::default()).then(|| Box::new(carryover));
+        }
+        self.writes.free_later(slot);
     }
 
     fn write_grant(&mut self, slot: Slot, to: Granted) {

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -39,24 +40,56 @@ pub(super) struct SnapshotDraft {
     chunks: Vec<Vec<u8>>,
 }
 
+/// What background work there is, and when it is due.
+pub(super) struct Background {
+    /// Bytes of the newest snapshot of grants.
+    pub(super) snapshot_bytes: u64,
+    /// Bytes of the log of grants after that snapshot.
+    pub(super) log_bytes: u64,
+    pub(super) compaction: Compaction,
+    pub(super) due_at: Instant,
+    /// It was postponed for too long and alternates with groups now.
+    catching_up: bool,
+    /// When a group was written last.
+    written_at: Instant,
+    /// Whoever asked for old history to be deleted, until that is done.
+    pub(super) pruning: Option<oneshot::Sender<Result<(), Error>>>,
+}
+
+impl Background {
+    /// Nothing to be done, and nothing known of the log.
+    pub(super) fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            snapshot_bytes: 0,
+            log_bytes: 0,
+            compaction: Compaction::Idle,
+            due_at: now,
+            catching_up: false,
+            written_at: now,
+            pruning: None,
+        }
+    }
+}
+
 impl Writer {
     /// Cancels a snapshot that is being made.
     pub(super) fn end_compaction(&mut self) {
-        if let Compaction::Reading(task) = std::mem::replace(&mut self.compaction, Compaction::Idle) {
+        if let Compaction::Reading(task) = std::mem::replace(&mut self.background.compaction, Compaction::Idle) {
             task.abort();
         }
     }
 
     /// When the next step of background work may be done, if nothing is submitted until then.
     pub(super) fn next_background(&self) -> Instant {
-        self.background_at.max(self.written_at + QUIET)
+        self.background.due_at.max(self.background.written_at + QUIET)
     }
 
     /// After a group: does a step if it has been postponed for too long.
     pub(super) async fn background_in_turn(&mut self) {
-        self.written_at = Instant::now();
-        self.catching_up |= self.background_at + PATIENCE < self.written_at;
-        if self.catching_up && self.chain.is_some() && self.outage.is_none() {
+        self.background.written_at = Instant::now();
+        self.background.catching_up |= self.background.due_at + PATIENCE < self.background.written_at;
+        if self.background.catching_up && self.chain.is_some() && self.outage.is_none() {
             self.background().await;
         }
     }
@@ -70,7 +103,7 @@ impl Writer {
             Ok::<_, Error>(self.prune().await? | more)
         };
         let result = result.await;
-        self.catching_up &= matches!(result, Ok(true));
+        self.background.catching_up &= matches!(result, Ok(true));
         let pause = match result {
             Ok(true) => Duration::ZERO,
             Ok(false) => self.config.observation_interval,
@@ -81,7 +114,7 @@ impl Writer {
                 BACKGROUND_PAUSE
             }
         };
-        self.background_at = started + pause;
+        self.background.due_at = started + pause;
     }
 
     /// Writes some of the waiting observations; returns whether there are more.
@@ -104,16 +137,17 @@ impl Writer {
 
     /// One step of compacting the log; returns whether the next one can follow at once.
     async fn compact(&mut self) -> Result<bool, Error> {
-        match std::mem::replace(&mut self.compaction, Compaction::Idle) {
+        match std::mem::replace(&mut self.background.compaction, Compaction::Idle) {
             Compaction::Idle => {
-                if self.log_bytes > self.config.snapshot_after.max(2 * self.snapshot_bytes) {
+                if self.background.log_bytes > self.config.snapshot_after.max(2 * self.background.snapshot_bytes) {
                     let readers = self.readers.clone();
-                    self.compaction = Compaction::Reading(tokio::spawn(async move { draft(&readers).await }));
+                    self.background.compaction =
+                        Compaction::Reading(tokio::spawn(async move { draft(&readers).await }));
                 }
                 Ok(false)
             }
             Compaction::Reading(task) if !task.is_finished() => {
-                self.compaction = Compaction::Reading(task);
+                self.background.compaction = Compaction::Reading(task);
                 Ok(false)
             }
             Compaction::Reading(task) => {
@@ -122,10 +156,11 @@ impl Writer {
                 });
                 // Data that cannot be read now will hardly be readable in a second: the next attempt waits for as much
                 // log again.
-                let draft = draft.inspect_err(|_| self.log_bytes = 0)?;
+                let draft = draft.inspect_err(|_| self.background.log_bytes = 0)?;
                 let bytes = draft.chunks.iter().map(|c| c.len() as u64).sum();
                 let (covers, chunks) = (draft.covers, draft.chunks.into_iter());
-                self.compaction = Compaction::Writing { covers, chunks, bytes, log_before: self.log_bytes };
+                self.background.compaction =
+                    Compaction::Writing { covers, chunks, bytes, log_before: self.background.log_bytes };
                 Ok(true)
             }
             Compaction::Writing { covers, mut chunks, bytes, log_before } => {
@@ -134,11 +169,11 @@ impl Writer {
                     let format = chunk.first().copied().unwrap_or(ledger::CHUNK);
                     self.commit(&Batch::of_chunk(format, chunk)).await?;
                 }
-                self.compaction = if chunks.len() > 0 {
+                self.background.compaction = if chunks.len() > 0 {
                     Compaction::Writing { covers, chunks, bytes, log_before }
                 } else {
-                    self.snapshot_bytes = bytes;
-                    self.log_bytes = self.log_bytes.saturating_sub(log_before);
+                    self.background.snapshot_bytes = bytes;
+                    self.background.log_bytes = self.background.log_bytes.saturating_sub(log_before);
                     Compaction::Deleting(covers)
                 };
                 Ok(true)
@@ -146,7 +181,7 @@ impl Writer {
             Compaction::Deleting(covers) => {
                 let more = self.commit(&Batch::of_housekeeping(Housekeeping::DeleteCovered(covers))).await?;
                 if more {
-                    self.compaction = Compaction::Deleting(covers);
+                    self.background.compaction = Compaction::Deleting(covers);
                 }
                 Ok(more)
             }
@@ -155,7 +190,7 @@ impl Writer {
 
     /// Deletes a part of the old history, if somebody asked for that; returns whether there is more.
     async fn prune(&mut self) -> Result<bool, Error> {
-        let Some(asked) = self.pruning.take().filter(|asked| !asked.is_closed()) else { return Ok(false) };
+        let Some(asked) = self.background.pruning.take().filter(|asked| !asked.is_closed()) else { return Ok(false) };
         let since = SystemTime::now().checked_sub(self.config.keep_requests).unwrap_or(SystemTime::UNIX_EPOCH);
         let keep = Keep {
             events: self.config.keep_events,
@@ -164,7 +199,7 @@ impl Writer {
         };
         let pruned = self.commit(&Batch::of_housekeeping(Housekeeping::Prune(keep))).await;
         match &pruned {
-            Ok(true) => self.pruning = Some(asked),
+            Ok(true) => self.background.pruning = Some(asked),
             Ok(false) => drop(asked.send(Ok(()))),
             Err(error) => drop(asked.send(Err(error.clone()))),
         }

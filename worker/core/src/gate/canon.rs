@@ -10,9 +10,9 @@ impl Canonical for Gate {
         to.until(*deadline);
         to.put(ended);
         to.put(&grants.len());
-        for (appliance, Grant { token, hold_until }) in grants {
+        for (appliance, Grant { token, fence_delay_until }) in grants {
             to.put(&(appliance, token));
-            to.until(*hold_until);
+            to.until(*fence_delay_until);
         }
     }
 }

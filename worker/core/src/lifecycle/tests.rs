@@ -413,15 +413,15 @@ fn a_shut_gate_is_no_failure() {
         bench.play(vec![(LifecycleEvent::Tick, OBSERVE, Phase::Down), (found(&[]), boot(0, 1), Phase::Booting)]);
     }
     bench.feed(ended(StepOutcome::Fenced { retry_after: Some(Duration::from_secs(40)) }));
-    assert_eq!(bench.wake(), Duration::from_secs(40), "a hold is waited for, not asked about");
+    assert_eq!(bench.wake(), Duration::from_secs(40), "a fence delay is waited for, not asked about");
     assert_eq!(bench.life.status().failed_boots, 0);
 }
 
 #[test]
-fn what_is_seen_during_a_hold_is_looked_at_again_before_anything_is_done_about_it() {
+fn what_is_seen_during_a_fence_delay_is_looked_at_again_before_anything_is_done_about_it() {
     let d = desired(1, 1, |_| {});
     let mut bench = LifecycleBench::new(&d);
-    bench.life.hold(bench.now + Duration::from_secs(40));
+    bench.life.await_fence_delay(bench.now + Duration::from_secs(40));
     bench.play(vec![(LifecycleEvent::Tick, OBSERVE, Phase::Down), (found(&[]), None, Phase::Down)]);
     assert_eq!(bench.wake(), Duration::from_secs(40), "it is missing, and nothing is done about that");
     bench.play(vec![
@@ -432,10 +432,10 @@ fn what_is_seen_during_a_hold_is_looked_at_again_before_anything_is_done_about_i
 }
 
 #[test]
-fn an_appliance_that_is_well_during_a_hold_is_looked_at_again_all_the_same() {
+fn an_appliance_that_is_well_during_a_fence_delay_is_looked_at_again_all_the_same() {
     let d = desired(1, 1, |_| {});
     let mut bench = LifecycleBench::new(&d);
-    bench.life.hold(bench.now + Duration::from_secs(1));
+    bench.life.await_fence_delay(bench.now + Duration::from_secs(1));
     bench.play(vec![
         (LifecycleEvent::Tick, OBSERVE, Phase::Down),
         (found(&[instance(0, 1, &d)]), probe(0), Phase::Down),
@@ -447,10 +447,10 @@ fn an_appliance_that_is_well_during_a_hold_is_looked_at_again_all_the_same() {
 }
 
 #[test]
-fn a_deletion_waits_for_the_end_of_a_hold() {
+fn a_deletion_waits_for_the_end_of_a_fence_delay() {
     let d = desired(1, 1, |d| d.deleting = true);
     let mut bench = LifecycleBench::new(&d);
-    bench.life.hold(bench.now + Duration::from_secs(5));
+    bench.life.await_fence_delay(bench.now + Duration::from_secs(5));
     bench.play(vec![(LifecycleEvent::Tick, OBSERVE, Phase::Deleting), (found(&[]), None, Phase::Deleting)]);
     assert_eq!(bench.wake(), Duration::from_secs(5));
     let late = found(&[instance(0, 1, &d)]);

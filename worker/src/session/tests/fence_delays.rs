@@ -4,25 +4,25 @@ use super::*;
 use crate::gate::Shut;
 
 #[tokio::test]
-async fn a_hold_shuts_the_gate_and_what_is_left_of_it_travels_with_the_release() {
-    let (told, left) = (Duration::from_secs(3_600), Duration::from_secs(30));
+async fn a_fence_delay_shuts_the_gate_and_what_is_left_of_it_travels_with_the_release() {
+    let (delay, left) = (Duration::from_secs(3_600), Duration::from_secs(30));
     let mut bench = SessionBench::new().await;
     let (mut conn, hello) = bench.hello().await;
     assert_eq!(hello.profile.fence_delay(&DriverName::simulated()), Duration::ZERO);
     let gate = bench.begun().await;
     conn.welcome(1, &[]).await;
-    let granted = grant_after(A, token(1, 1), Carryover { fence_delay: told, ..Carryover::default() });
+    let granted = grant_after(A, token(1, 1), Carryover { fence_delay: delay, ..Carryover::default() });
     conn.send(change(0, 1, vec![granted])).await;
     assert_eq!(conn.ack().await.granted, [GrantRef::new(A, token(1, 1))]);
-    let RunnerCommand::Take { hold, .. } = bench.command().await else { panic!("it is taken") };
-    assert_eq!(hold, told);
-    assert!(matches!(gate.pass(A, token(1, 1)), Err(Shut::Held(wait)) if wait > told / 2), "{gate:?}");
+    let RunnerCommand::Take { fence_delay, .. } = bench.command().await else { panic!("it is taken") };
+    assert_eq!(fence_delay, delay);
+    assert!(matches!(gate.pass(A, token(1, 1)), Err(Shut::FenceDelay(wait)) if wait > delay / 2), "{gate:?}");
 
     let progress = Progress::default();
-    bench.event(RunnerEvent::Released { appliance: A, token: token(1, 1), progress, hold: left }).await;
+    bench.event(RunnerEvent::Released { appliance: A, token: token(1, 1), progress, fence_delay: left }).await;
     let said = conn.ack().await.released;
     assert_eq!(said.iter().map(|r| (r.appliance, r.carryover.fence_delay)).collect::<Vec<_>>(), [(A, left)]);
-    assert!(matches!(gate.pass(A, token(1, 1)), Err(Shut::NotHeld)));
+    assert!(matches!(gate.pass(A, token(1, 1)), Err(Shut::NotOwned)));
     drop(conn);
     let (_conn, hello) = bench.hello().await;
     assert_eq!(hello.released, said, "said again until the store has it");
