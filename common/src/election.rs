@@ -2,27 +2,27 @@
 //!
 //! Every contender makes an ephemeral node with a sequence number in one folder, as kazoo's lock does; the one that stands
 //! first leads. Whoever does not waits for the one before it to move. A leadership counts only once a heartbeat that was
-//! sent after the look at the folder has committed: then the lease stands, and the connection is no older than the election.
+//! sent after the look at the folder has committed: one sent before says nothing about the time since.
 //!
 //! | state      | event -> next, what is asked for |
 //! |------------|----------------------------------|
 //! | Idle       | Continue -> Entering, [`Enter`](ElectionAction::Enter) |
-//! | Entering   | Entered -> Looking, [`List`](ElectionAction::List). Outcome unknown -> Finding, [`Find`](ElectionAction::Find): two nodes of one contender would wait for each other. Failed -> Idle |
-//! | Finding    | Found -> Looking. Not found -> Entering. Unknown -> stays, after a pause |
-//! | Looking    | Listed: the own node is missing -> Idle, [`Deleted`](ElectionAction::Deleted); first -> Confirming, [`Confirm`](ElectionAction::Confirm); else -> Waiting, [`Watch`](ElectionAction::Watch) the one before. Unknown -> stays, after a pause |
-//! | Waiting    | Moved, Absent, Continue -> Looking |
+//! | Entering   | Entered -> Looking, [`List`](ElectionAction::List). Outcome unknown -> Finding, [`Find`](ElectionAction::Find): two nodes of one contender would wait for each other. Failed -> Idle, [`Fail`](ElectionAction::Fail) |
+//! | Finding    | Found -> Looking. Not found -> Entering. Unknown -> stays, after a pause. Continue -> stays, Find again. Failed -> Idle, Fail |
+//! | Looking    | Listed: the own node is missing -> Idle, [`Deleted`](ElectionAction::Deleted); first -> Confirming, [`Confirm`](ElectionAction::Confirm); else -> Waiting, [`Watch`](ElectionAction::Watch) the one before. Unknown -> stays, after a pause. Continue -> stays, List again. Failed -> stays, Fail |
+//! | Waiting    | Changed, Absent, Continue -> Looking |
 //! | Confirming | Committed, sent since -> Leading, [`Elected`](ElectionAction::Elected). Continue -> Looking |
-//! | Leading    | Continue, Moved -> stays, [`Watch`](ElectionAction::Watch) the own node. Absent -> Idle, [`Lost`](ElectionAction::Lost). Doubt -> Parked, Lost |
-//! | Parked     | Committed, sent since -> Looking. Continue -> stays, asks for a heartbeat again |
+//! | Leading    | Continue, Changed -> stays, [`Watch`](ElectionAction::Watch) the own node. Absent -> Idle, [`Lost`](ElectionAction::Lost). Doubt -> InDoubt, Lost |
+//! | InDoubt    | Committed, sent since -> Looking. Continue -> stays, asks for a heartbeat again |
 //!
-//! Every other pair is the answer to something that was given up, and changes nothing. A leadership ends with its session
-//! as well, and then so does the value. One that ended in doubt (heartbeats did not commit for a lease, but the session
+//! Every other pair is the answer to something that was given up, and changes nothing. An election does not
+//! outlive its session: the driver drops it then. One that ended in doubt (heartbeats did not commit for a lease, but the session
 //! lives) keeps its place, so that a hiccup of ZooKeeper is not a change of the leader.
 
 use crate::Timestamp;
 use crate::membership::CallFailure;
 
-/// Tries of the leader to write against others that write at the same time: a member's heartbeats come a few times a
+/// Compare-and-set attempts of the leader before it gives up a write: a member's heartbeats come a few times a
 /// second, so that two in a row are rare.
 pub const WRITE_TRIES: u32 = 20;
 
@@ -38,7 +38,7 @@ pub enum ElectionEvent<N> {
     /// All nodes, in the order of their numbers. Never older than the own node.
     Listed(Result<Vec<N>, CallFailure>),
     /// The watched node is there, and something happened to it, or the watch failed.
-    Moved,
+    Changed,
     /// The watched node is gone.
     Absent,
     /// A heartbeat that was sent then has committed.
@@ -56,7 +56,7 @@ pub enum ElectionAction<N> {
     Find,
     /// List all nodes.
     List,
-    /// Wait until this node moves or is gone.
+    /// Wait until this node changes or is gone.
     Watch(N),
     /// Have a heartbeat sent that is not older than this, and wait until one is committed.
     Confirm(Timestamp),
@@ -66,9 +66,9 @@ pub enum ElectionAction<N> {
     Elected,
     /// It leads no more.
     Lost(LostReason),
-    /// Another client deleted the node.
+    /// The own node is missing although the session lives: another client deleted it.
     Deleted,
-    /// No node can be made.
+    /// A call failed for good.
     Fail(CallFailure),
 }
 
@@ -90,7 +90,7 @@ enum ElectionPhase<N> {
     Waiting(N),
     Confirming(N, Timestamp),
     Leading(N),
-    Parked(N, Timestamp),
+    InDoubt(N, Timestamp),
 }
 
 /// One contender.
@@ -131,20 +131,20 @@ impl<N: Clone + PartialEq> Election<N> {
             (Phase::Looking(own), Event::Listed(Err(failure))) => {
                 (Phase::Looking(own), Some(ElectionAction::Fail(failure)))
             }
-            (Phase::Waiting(own), Event::Continue | Event::Moved | Event::Absent)
+            (Phase::Waiting(own), Event::Continue | Event::Changed | Event::Absent)
             | (Phase::Looking(own) | Phase::Confirming(own, _), Event::Continue) => look(own),
             (Phase::Confirming(own, since), Event::Committed(sent)) if sent >= since => {
                 (Phase::Leading(own), Some(ElectionAction::Elected))
             }
-            (Phase::Leading(own), Event::Continue | Event::Moved) => {
+            (Phase::Leading(own), Event::Continue | Event::Changed) => {
                 (Phase::Leading(own.clone()), Some(ElectionAction::Watch(own)))
             }
             (Phase::Leading(_), Event::Absent) => (Phase::Idle, Some(ElectionAction::Lost(LostReason::LockGone))),
             (Phase::Leading(own), Event::Doubt) => {
-                (Phase::Parked(own, now), Some(ElectionAction::Lost(LostReason::Doubt)))
+                (Phase::InDoubt(own, now), Some(ElectionAction::Lost(LostReason::Doubt)))
             }
-            (Phase::Parked(own, since), Event::Committed(sent)) if sent >= since => look(own),
-            (Phase::Parked(own, _), Event::Continue) => (Phase::Parked(own, now), Some(ElectionAction::Confirm(now))),
+            (Phase::InDoubt(own, since), Event::Committed(sent)) if sent >= since => look(own),
+            (Phase::InDoubt(own, _), Event::Continue) => (Phase::InDoubt(own, now), Some(ElectionAction::Confirm(now))),
             // The answer to something that was given up.
             (phase, _) => (phase, None),
         };
@@ -161,7 +161,7 @@ impl<N: Clone + PartialEq> Election<N> {
             | ElectionPhase::Waiting(own)
             | ElectionPhase::Confirming(own, _)
             | ElectionPhase::Leading(own)
-            | ElectionPhase::Parked(own, _) => Some(own),
+            | ElectionPhase::InDoubt(own, _) => Some(own),
         }
     }
 
@@ -248,7 +248,7 @@ mod tests {
                 (Event::Listed(Ok(vec![1, 2, 3])), Some(Action::Watch(2))),
                 (Event::Absent, Some(Action::List)),
                 (Event::Listed(Ok(vec![1, 3])), Some(Action::Watch(1))),
-                (Event::Moved, Some(Action::List)),
+                (Event::Changed, Some(Action::List)),
                 (Event::Listed(Err(unknown())), Some(Action::Pause)),
                 (Event::Continue, Some(Action::List)),
                 (Event::Listed(Ok(vec![3])), Some(Action::Confirm(at(10)))),
@@ -294,7 +294,7 @@ mod tests {
             &mut election,
             vec![
                 (Event::Continue, Some(Action::Watch(3))),
-                (Event::Moved, Some(Action::Watch(3))),
+                (Event::Changed, Some(Action::Watch(3))),
                 (Event::Absent, Some(Action::Lost(LostReason::LockGone))),
             ],
         );

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::kind::KindName;
 use proto::admin::v1;
 use proto::admin::v1::appliances_client::AppliancesClient;
 use proto::admin::v1::cluster_client::ClusterClient;
@@ -78,7 +79,7 @@ pub(crate) fn reference(tenant: &str, text: &str) -> Result<v1::ApplianceRef, Fa
     let name = match text.split_once('/') {
         None => text,
         // The form `kind/name` that `apply` and `watch` print is accepted, so that it can be pasted.
-        Some(("loadbalancer" | "custom", name)) => name,
+        Some((kind, name)) if KindName::find(kind).is_some() => name,
         Some(_) => return Err(Failure::usage(format!("`{text}`: give a name or an id; a tenant goes to --tenant"))),
     };
     let by = match name.parse::<common::ApplianceId>() {

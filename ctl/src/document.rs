@@ -14,6 +14,7 @@ use std::time::Duration;
 use common::ApplianceId;
 use common::appliance::{MAX_REPLICAS, Name};
 use common::driver::DriverName;
+use common::kind::KindName;
 use common::network_port::{MacAddress, PortAddress};
 use proto::admin::v1;
 use serde_saphyr::{budget, options};
@@ -98,8 +99,8 @@ impl Document {
 /// The field path of a document for a field path of the API.
 fn document_field(api_field: &str) -> String {
     let field = api_field.strip_prefix("appliance.").unwrap_or(api_field);
-    for kind in ["loadbalancer", "custom"] {
-        if let Some(rest) = field.strip_prefix("spec.").and_then(|f| f.strip_prefix(kind)) {
+    for kind in KindName::ALL {
+        if let Some(rest) = field.strip_prefix("spec.").and_then(|f| f.strip_prefix(kind.as_str())) {
             match rest.as_bytes().first() {
                 None => return "spec".to_owned(),
                 Some(b'.') => return format!("spec{rest}"),
@@ -295,7 +296,8 @@ fn spec(kind: &str, line: u64, fields: &mut Fields, report: &mut ReadReport) -> 
         _ => {
             fields.take("spec", report);
             let kind: String = kind.chars().take(40).collect();
-            report.problem(line, "kind", format!("unknown kind `{kind}`; known are loadbalancer, custom"));
+            let known = KindName::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>().join(", ");
+            report.problem(line, "kind", format!("unknown kind `{kind}`; known are {known}"));
             None
         }
     }

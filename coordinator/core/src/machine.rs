@@ -287,16 +287,4 @@ fn aged(handed: Carryover) -> Option<Box<Carryover>> {
 }
 
 #[cfg(test)]
-mod audited;
-#[cfg(test)]
-mod external;
-#[cfg(test)]
-mod held;
-#[cfg(test)]
-mod offers;
-#[cfg(test)]
-mod passing;
-#[cfg(test)]
-mod regressions;
-#[cfg(test)]
 mod tests;

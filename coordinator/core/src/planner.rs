@@ -6,9 +6,9 @@
 //! they go; until then the next plan lists them again. An appliance is counted at one member at most, so once a hand-off has
 //! begun it is set to its new owner and marked as not movable, lest the next plan finds the old owner still too full.
 //!
-//! Rules in their order: live and connected, driver, kind, site, not drained, pin, ceiling of the band, floor of the band, ring
-//! preference; zones will stand after the ceiling. Under [`Strategy::Ring`] the ring alone
-//! decides. See `bounded.rs` and `exact.rs` for the two strategies. Equal tables and members give equal plans, whatever
+//! Who may take an appliance is decided first: live and connected, driver, kind, site, not drained, pin. Among those, in this
+//! order: the former owner below its ceiling, members below their floor (the one the ring prefers first), then members below
+//! their ceiling. Under [`Strategy::Ring`] the ring alone decides. See `bounded.rs` and `exact.rs` for the two strategies. Equal tables and members give equal plans, whatever
 //! happened before.
 
 mod book;

@@ -128,13 +128,13 @@ impl Contender {
         match self.session.call(self.session.client().get_and_watch_data(&path)).await {
             Ok((_, _, watcher)) => {
                 _ = watcher.changed().await;
-                Ok(ElectionEvent::Moved)
+                Ok(ElectionEvent::Changed)
             }
             Err(ZkFailed::Said(ZkError::NoNode)) => Ok(ElectionEvent::Absent),
             Err(failure @ ZkFailed::Over(_)) => Err(failure),
             Err(ZkFailed::Said(_) | ZkFailed::Unknown(_)) => {
                 tokio::time::sleep(retries.next_delay()).await;
-                Ok(ElectionEvent::Moved)
+                Ok(ElectionEvent::Changed)
             }
         }
     }

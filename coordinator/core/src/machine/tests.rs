@@ -1,6 +1,13 @@
 //! Scenarios of the whole machine with an obedient store and hand-written workers. What chance may do to it is the
 //! simulator's part.
 
+mod audited;
+mod external;
+mod held;
+mod offers;
+mod passing;
+mod regressions;
+
 use crate::grants::GrantOp;
 use crate::membership::ObservedLease;
 use crate::rebalance::RebalanceEvent;

@@ -339,7 +339,7 @@ impl ZooKeeper {
             ClientEvent::Over => self.candidate_over(n),
             ClientEvent::Event(path, change) => {
                 if candidate.watched == Some(path) {
-                    self.contest(n, ElectionEvent::Moved);
+                    self.contest(n, ElectionEvent::Changed);
                 } else if path.0 != Dir::Locks {
                     self.feed_event(n, path, change);
                 }

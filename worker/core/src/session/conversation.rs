@@ -325,7 +325,10 @@ impl Conversation {
                     ConversationAction::Take { grant, desired, carryover, suspect }
                 }
                 AssignmentEffect::Decline(appliance, token) => {
-                    self.pending.decline(GrantRef::new(appliance, token), "it is not free here".to_owned());
+                    self.pending.decline(
+                        GrantRef::new(appliance, token),
+                        "this worker owns it under another token, or not at all".to_owned(),
+                    );
                     continue;
                 }
                 AssignmentEffect::Again(release) => {

@@ -151,7 +151,7 @@ fn a_delta_is_acknowledged_with_its_answers_once_it_is_carried_out() {
     let declined = vec![Declined {
         appliance: grant(9, 9).appliance,
         token: grant(9, 9).token,
-        reason: "it is not free here".to_owned(),
+        reason: "this worker owns it under another token, or not at all".to_owned(),
     }];
     let granted = vec![grant(1, 1), grant(2, 2)];
     assert_eq!(talk.flush(), [ToCoordinator::Ack(Ack { applied: 1, granted, declined, ..Ack::default() })]);

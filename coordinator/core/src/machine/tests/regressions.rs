@@ -5,8 +5,8 @@ use common::kind::KindName;
 use common::session::{Ack, Envelope, GrantRef, Hello, OwnedGrant, Release, ToCoordinator};
 use common::{ApplianceId, Incarnation, Site, StreamNumber};
 
-use super::tests::edition;
-use super::*;
+use super::super::*;
+use super::edition;
 use crate::planner::Needs;
 
 const L: Duration = Duration::from_secs(2);
@@ -191,7 +191,7 @@ fn a_life_that_is_gone_is_ended_with_every_write_until_one_of_them_is_durable() 
     assert!(!commit.grants.is_empty(), "its appliance goes to the other one in the same step");
     // While that write is under way, and after it failed, the next ones say it too.
     b.step(Event::Undone(batch));
-    b.now = b.now + super::WRITE_RETRY;
+    b.now = b.now + WRITE_RETRY;
     let again = b.step(Event::Tick);
     let Some(Action::Commit(batch, commit)) = again.iter().find(|a| matches!(a, Action::Commit(..))) else {
         panic!("the grant is made anew: {again:?}");
@@ -264,7 +264,7 @@ fn a_grant_that_was_never_durable_binds_to_no_host() {
     };
     b.step(Event::Undone(*batch));
     b.step(Event::Received(1, from, ToCoordinator::Leave));
-    b.now = b.now + super::WRITE_RETRY;
+    b.now = b.now + WRITE_RETRY;
     b.play(Event::Tick);
     let welcomed = b.play(hello_event(2, hello("w2", "elsewhere", None, 1, vec![])));
     let Some((_, envelope, ToWorker::Welcome(_))) = welcomed.first() else { panic!("{welcomed:?}") };

@@ -1,7 +1,7 @@
 //! A hand-off in one commit: the carryover of the former owner and the grant of the next one.
 
-use super::tests::{World, two};
-use super::*;
+use super::super::*;
+use super::{World, two};
 use crate::grants::GrantOp;
 use common::ApplianceId;
 

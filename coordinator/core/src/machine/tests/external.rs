@@ -1,6 +1,6 @@
 //! Scenarios with lives that are taken from a coordination service, and of brake, grace, draining and eviction.
 
-use super::tests::*;
+use super::super::*;
 use super::*;
 use crate::membership::{LeaseAuthority, ObservedLease, ObservedMember};
 use crate::rebalance::RebalanceEvent;

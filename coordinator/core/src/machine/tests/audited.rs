@@ -1,7 +1,7 @@
 //! Digests of what workers hold, compared with the table; and since when appliances have no owner.
 
-use super::tests::{L, World, digest_report, edition, id, worker};
-use super::*;
+use super::super::*;
+use super::{L, World, digest_report, edition, id, worker};
 use crate::audit::{AuditCounts, PAUSE};
 use crate::violation::ViolationKind;
 use common::Digest;
@@ -203,7 +203,7 @@ fn a_new_leader_counts_from_its_start_and_takes_owners_at_their_word() {
     for (n, (_, entry)) in w.machine.table().iter().enumerate() {
         let granted = entry.state.grant().cloned().filter(|_| n > 0);
         let stored = StoredGrant { granted, ever: true, ..StoredGrant::default() };
-        restored.appliances.push((super::tests::seed(n as u128 + 1), stored));
+        restored.appliances.push((super::seed(n as u128 + 1), stored));
     }
     for m in w.machine.membership().members() {
         let (worker, incarnation, profile) = (m.worker.clone(), m.incarnation, m.profile.clone());

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use common::driver::{DriverCapabilities, DriverName};
 
-use super::tests::{Puppet, World, id, profile, seed, worker};
-use super::*;
+use super::super::*;
+use super::{Puppet, World, id, profile, seed, worker};
 
 const DELAY: Duration = Duration::from_secs(10);
 

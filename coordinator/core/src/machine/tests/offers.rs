@@ -5,8 +5,8 @@ use common::kind::KindName;
 use common::session::Hello;
 use common::{ApplianceId, Profile, Site};
 
-use super::tests::{World, edition, id, profile, seed, worker};
-use super::*;
+use super::super::*;
+use super::{World, edition, id, profile, seed, worker};
 use crate::planner::Needs;
 
 fn other() -> DriverName {
