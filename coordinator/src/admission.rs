@@ -101,6 +101,9 @@ pub struct Admission {
     writing: HashMap<ApplianceId, Reservation>,
     /// Names that changes under way take.
     names: HashMap<ApplianceKey, ApplianceId>,
+    /// Appliances that are stored and cannot be read. They may have an owner and instances, and whoever mends their rows
+    /// wants them back: their ids and names stay taken.
+    unreadable: HashMap<ApplianceId, Option<ApplianceKey>>,
     /// Notified whenever a change under way was committed or withdrawn.
     settled: Arc<Notify>,
 }
@@ -114,7 +117,22 @@ impl Admission {
         catalog.for_each(|entry| ports.claim_stored(&entry.record));
         let mut known = Requests::new(catalog.config().max_requests);
         requests.iter().for_each(|request| known.remember(request, None));
-        Self { catalog, term, ports, requests: known, writing: HashMap::new(), names: HashMap::new(), settled }
+        Self {
+            catalog,
+            term,
+            ports,
+            requests: known,
+            writing: HashMap::new(),
+            names: HashMap::new(),
+            unreadable: HashMap::new(),
+            settled,
+        }
+    }
+
+    /// Keeps id and name of an appliance that is stored and cannot be read from being taken by another. `key` is `None`
+    /// when not even its name can be read.
+    pub fn reserve_unreadable(&mut self, id: ApplianceId, key: Option<ApplianceKey>) {
+        self.unreadable.insert(id, key);
     }
 
     /// Takes in what all workers offer that are there now: whether appliances of a driver share the ports of their host is

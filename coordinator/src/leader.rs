@@ -288,6 +288,8 @@ impl Leader<'_> {
     fn publish(&mut self) {
         self.store_ended_moves();
         if self.publisher.has_changed_workers() {
+            // Claims are made anew from the catalog, which must not show appliances that were removed in this turn.
+            self.publisher.flush();
             self.admission.learn_drivers(self.machine.offers());
         }
         self.publisher.publish(&self.machine, &self.notes, &mut self.rebalances);

@@ -179,6 +179,8 @@ impl Terms {
         stop: &CancellationToken,
         former: FormerTerms,
     ) -> Result<Next, Failure> {
+        // Also between two terms under one leadership: until the next one has begun nobody notices here that it is lost.
+        self.leading.send_replace(false);
         let begin = Leader::begin(&self.leader, leadership, store.clone(), former);
         let begun = tokio::select! {
             biased;

@@ -114,7 +114,7 @@ impl Admission {
         if self.writing.contains_key(&id) {
             return Err(CommandError::Contended);
         }
-        if self.entry(id).is_some() {
+        if self.entry(id).is_some() || self.unreadable.contains_key(&id) {
             return Err(CommandError::IdTaken(id));
         }
         let key = (draft.tenant.clone(), draft.name.clone());
@@ -185,7 +185,9 @@ impl Admission {
         if self.names.get(key).is_some_and(|id| *id != for_id) {
             return Err(CommandError::Contended);
         }
-        let Some(by) = self.catalog.id_of(key).filter(|id| *id != for_id) else { return Ok(()) };
+        let stored = self.catalog.id_of(key).filter(|id| *id != for_id);
+        let unreadable = || self.unreadable.iter().find(|(_, taken)| taken.as_ref() == Some(key)).map(|(id, _)| *id);
+        let Some(by) = stored.or_else(unreadable) else { return Ok(()) };
         Err(CommandError::NameTaken {
             tenant: key.0.clone(),
             name: key.1.clone(),

@@ -480,3 +480,13 @@ async fn whoever_waits_for_a_change_is_woken_when_it_settles_or_the_term_ends() 
     drop(admission);
     waiting.await;
 }
+
+#[test]
+fn an_appliance_that_cannot_be_read_keeps_its_id_and_its_name() {
+    let mut admission = admission();
+    admission.reserve_unreadable(id(1), Some((name("default"), name("web"))));
+    let same_id = ApplianceDraft { id: Some(id(1)), ..draft("other", None) };
+    assert_eq!(refused(&mut admission, &create(2, same_id)), CommandError::IdTaken(id(1)));
+    let taken = refused(&mut admission, &create(2, draft("web", None)));
+    assert!(matches!(taken, CommandError::NameTaken { by, deleting: false, .. } if by == id(1)), "{taken:?}");
+}

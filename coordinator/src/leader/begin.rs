@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use common::appliance::Name;
 use common::status::Status;
 use common::{ApplianceId, Term};
 use coordination::Leadership;
 use coordinator_core::grants::StoredGrant;
-use coordinator_core::machine::{Machine, Restored};
+use coordinator_core::machine::{Event, Machine, Restored};
 use coordinator_core::membership::LeaseAuthority;
 use coordinator_core::table::Seed;
 use runtime::clock;
@@ -83,11 +84,15 @@ impl<'a> Leader<'a> {
         let began = clock::now();
         let machine = Machine::new(config, term, began, restored);
         admission.learn_drivers(machine.offers());
+        for one in unreadable {
+            let key = Name::new(&one.tenant).ok().zip(Name::new(&one.name).ok());
+            admission.reserve_unreadable(one.id, key);
+        }
         let writes = PendingWrites::new(store.clone());
         for record in interrupted {
             writes.history("rebalance", StoreWrite::PutRebalance(record));
         }
-        Ok(Self {
+        let mut leader = Self {
             machine,
             leadership,
             roster,
@@ -100,7 +105,11 @@ impl<'a> Leader<'a> {
             admission,
             catalog,
             end: None,
-        })
+        };
+        // Readers and the admission of changes see who owns what before the first call is answered.
+        leader.step(Event::Tick);
+        leader.publish();
+        Ok(leader)
     }
 }
 
