@@ -73,15 +73,19 @@ async fn incarnation(fleet: &Fleet, worker: &str) -> Result<String> {
 /// When a rebalance with this cause, begun since `begun`, was over.
 async fn over(fleet: &Fleet, cause: &str, begun: SystemTime) -> Result<(SystemTime, u64)> {
     until(PATIENCE * 2, &format!("the rebalance for `{cause}` is over"), async || {
+        let mut over = None;
         for rebalance in fleet.api().rebalances().await? {
             let started = rebalance.start_time.and_then(|at| SystemTime::try_from(at).ok()).context("no start")?;
-            if rebalance.cause == cause && started >= begun {
-                ensure!(rebalance.outcome == "completed", "{rebalance:?}");
-                let ended = rebalance.end_time.and_then(|at| SystemTime::try_from(at).ok()).context("no end")?;
-                return Ok((ended, rebalance.moves_done));
+            if rebalance.cause != cause || started < begun {
+                continue;
             }
+            // What was on its way to the lost worker is orphaned once that grant is stored, and has a plan of its own.
+            ensure!(["completed", "superseded"].contains(&rebalance.outcome.as_str()), "{rebalance:?}");
+            let ended = rebalance.end_time.and_then(|at| SystemTime::try_from(at).ok()).context("no end")?;
+            let (latest, moved) = over.unwrap_or((ended, 0));
+            over = Some((ended.max(latest), moved + rebalance.moves_done));
         }
-        anyhow::bail!("it has not begun")
+        over.context("it has not begun")
     })
     .await
 }
@@ -123,7 +127,7 @@ async fn what_a_killed_worker_held_is_owned_again_soon_after_its_node_is_gone() 
         let deleted = end.moment(PATIENCE).await?;
         let (owned, moved) = over(&fleet, "gone: w1", killed).await?;
         let after = at_rest(&fleet, PATIENCE, |worker| worker != "w1").await?;
-        ensure!(moved == held as u64, "{moved} moves for {held} orphans");
+        ensure!(moved >= held as u64, "{moved} moves for {held} orphans");
         let strays = before.iter().filter(|(id, owner)| *owner != "w1" && after[*id] != **owner).count();
         ensure!(strays == 0, "{strays} moved whose owner lived");
         // The leader may hear of it a little before this test does.

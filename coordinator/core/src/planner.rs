@@ -8,8 +8,9 @@
 //!
 //! Who may take an appliance is decided first: live and connected, driver, kind, site, not drained, pin. Among those, in this
 //! order: the former owner below its ceiling, members below their floor (the one the ring prefers first), then members below
-//! their ceiling. Under [`Strategy::Ring`] the ring alone decides. See `bounded.rs` and `exact.rs` for the two strategies. Equal tables and members give equal plans, whatever
-//! happened before.
+//! their ceiling. Under [`Strategy::Ring`] the ring alone decides. See `bounded.rs` and `exact.rs` for the two strategies.
+//! Equal tables and members give equal plans, whatever happened before; under `Ring` the moves may be listed in another
+//! order.
 
 mod book;
 mod bounded;

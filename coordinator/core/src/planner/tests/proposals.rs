@@ -92,6 +92,14 @@ fn come_true(planner: &mut Planner, assumed: &Assumptions) {
     planner.set_members(members.into_values().collect());
 }
 
+/// What a plan says, by appliance: strategy `ring` lists moves arc by arc, and adopting a plan cuts the arcs differently.
+fn in_order(plan: Plan) -> (Vec<PlannedMove>, Vec<Unplaceable>, Vec<BandRelaxed>) {
+    let (mut moves, mut unplaced, relaxed) = content(plan);
+    moves.sort_by_key(|planned| planned.slot);
+    unplaced.sort_by_key(|one| one.slot);
+    (moves, unplaced, relaxed)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
@@ -106,8 +114,8 @@ proptest! {
         prop_assert_eq!(planner.version(), version);
         // What adopting keeps makes later plans cheaper and not different.
         prop_assert_eq!(planner.adopt(&own), Ok(()));
-        prop_assert_eq!(content(first), content(planner.propose(&assumed)));
-        prop_assert_eq!(content(own), content(planner.propose(&Assumptions::default())));
+        prop_assert_eq!(in_order(first), in_order(planner.propose(&assumed)));
+        prop_assert_eq!(in_order(own), in_order(planner.propose(&Assumptions::default())));
         prop_assert_eq!(planner.version(), version);
     }
 
