@@ -30,6 +30,11 @@ impl FieldViolation {
     pub fn within(self, section: &str) -> Self {
         Self { field: format!("{section}.{}", self.field), description: self.description }
     }
+
+    /// The violations of a document's sections, seen from the document.
+    pub fn of_sections<'a>(sections: impl IntoIterator<Item = (&'a str, Vec<Self>)>) -> impl Iterator<Item = Self> {
+        sections.into_iter().flat_map(|(section, found)| found.into_iter().map(move |one| one.within(section)))
+    }
 }
 
 impl fmt::Display for FieldViolation {

@@ -93,9 +93,7 @@ impl Settings for Config {
             ("machine", self.machine.validate()),
             ("catalog", self.catalog.validate()),
         ];
-        for (section, violations) in sections {
-            found.extend(violations.into_iter().map(|violation| violation.within(section)));
-        }
+        found.extend(FieldViolation::of_sections(sections));
         found
     }
 

@@ -107,9 +107,7 @@ impl Settings for Config {
             ("process", self.process.validate()),
             ("simulated", self.simulated.validate()),
         ];
-        for (section, violations) in sections {
-            found.extend(violations.into_iter().map(|violation| violation.within(section)));
-        }
+        found.extend(FieldViolation::of_sections(sections));
         found
     }
 

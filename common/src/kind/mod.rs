@@ -135,7 +135,8 @@ fn shifted(port: u16, ordinal: u16) -> Result<u16, PortOverflow> {
     port.checked_add(ordinal).ok_or(PortOverflow { port, ordinal })
 }
 
-/// Lists the kinds: makes the type that holds any of them, and the registry. Nothing else has a list of kinds.
+/// Lists the kinds: makes the type that holds any of them, and the registry. Besides it, only the readers and writers of
+/// a form (`proto::convert::spec`, `rugctl`'s documents) name kinds.
 macro_rules! kinds {
     ($($(#[$doc:meta])* $variant:ident($value:ty) = $name:literal [$($field:literal),*]),+ $(,)?) => {
         /// What an appliance does: a value of one of the kinds.

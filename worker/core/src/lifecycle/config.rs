@@ -139,9 +139,10 @@ impl Config {
                 found.push(FieldViolation::new(field, "must be 1ms to 24h"));
             }
         }
-        for (field, backoff) in [("boot_backoff", self.boot_backoff), ("step_backoff", self.step_backoff)] {
-            found.extend(backoff.validate().into_iter().map(|violation| violation.within(field)));
-        }
+        found.extend(FieldViolation::of_sections([
+            ("boot_backoff", self.boot_backoff.validate()),
+            ("step_backoff", self.step_backoff.validate()),
+        ]));
         found
     }
 }
