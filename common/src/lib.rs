@@ -25,6 +25,7 @@ pub mod roster;
 pub mod session;
 pub mod site;
 pub mod status;
+pub mod text;
 pub mod time;
 pub mod version;
 

@@ -35,7 +35,7 @@ use common::{CoordinatorId, Life, Term, Timestamp};
 use coordination::Leadership;
 use coordinator_core::machine::{self, Action, Event, Machine};
 use coordinator_core::rebalance::RebalanceEvent;
-use runtime::clock;
+use runtime::{clock, log_limited};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -235,7 +235,7 @@ impl Leader<'_> {
                 warn!(appliance = %id, deaths, "quarantined: workers died while a step of it ran");
             }
             Action::Violation(text) => {
-                warn!("refused: {text}");
+                log_limited!(warn, "refused: {text}");
                 self.publisher.cluster_changed();
                 self.notes.violation(text, SystemTime::now());
             }

@@ -14,13 +14,13 @@ use coordinator_core::machine::StreamId;
 use proto::convert::{down, up};
 use proto::worker::v1::session_server::Session;
 use proto::worker::v1::{CoordinatorMessage, WorkerMessage};
-use runtime::clock;
+use runtime::{clock, log_limited};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status, Streaming};
-use tracing::{debug, warn};
+use tracing::debug;
 
 /// Messages of one stream that wait for the transport: a window of deltas, the answers that come between, and what answers
 /// the longest `Hello`, a welcome and the confirmation of what was released, all at once.
@@ -134,7 +134,7 @@ impl Reader {
                 }
             }
             Ok(Err(problem)) => {
-                warn!(conn, "hello refused: {problem}");
+                log_limited!(warn, conn, "hello refused: {problem}");
                 let _ = out.send(Ok(malformed(problem))).await;
                 return;
             }
@@ -157,7 +157,7 @@ impl Reader {
                         }
                     }
                     Err(problem) => {
-                        warn!(conn, "message refused: {problem}");
+                        log_limited!(warn, conn, "message refused: {problem}");
                         if let Some(out) = weak.upgrade() {
                             let _ = out.try_send(Ok(malformed(problem.to_string())));
                         }

@@ -4,6 +4,7 @@
 pub mod clock;
 pub mod config;
 pub mod file;
+pub mod log_limit;
 pub mod program;
 pub mod retry;
 pub mod shutdown;

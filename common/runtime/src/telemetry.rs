@@ -1,7 +1,13 @@
 //! Logs and traces. Spans get W3C ids from the OpenTelemetry SDK, so that a rebalance can be stored and followed with its
 //! trace id; where they are exported to is for the composition root to add.
+//!
+//! Whatever a line holds, it is one line and moves no cursor: what is not plain in the sense of [`common::text`] is
+//! escaped where lines are written, so that no place that logs has to think of it.
 
 use std::collections::HashMap;
+use std::io::{self, Write};
+
+use common::text;
 
 use opentelemetry::propagation::TextMapPropagator;
 use opentelemetry::trace::{TraceContextExt, TracerProvider};
@@ -68,10 +74,11 @@ pub fn init(service: &'static str, config: &Config) -> Result<Telemetry, Box<dyn
         _ => EnvFilter::try_new(&config.filter)?,
     };
     let lines = match config.format {
-        Format::Text => tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).boxed(),
-        Format::Json => {
-            tracing_subscriber::fmt::layer().json().with_current_span(true).with_writer(std::io::stderr).boxed()
+        Format::Text => {
+            tracing_subscriber::fmt::layer().with_writer(|| EscapedLines(io::stderr())).with_ansi(false).boxed()
         }
+        // JSON escapes control characters by itself, in its own way.
+        Format::Json => tracing_subscriber::fmt::layer().json().with_current_span(true).with_writer(io::stderr).boxed(),
     };
     tracing_subscriber::registry()
         .with(filter)
@@ -79,6 +86,22 @@ pub fn init(service: &'static str, config: &Config) -> Result<Telemetry, Box<dyn
         .with(lines)
         .try_init()?;
     Ok(Telemetry { provider })
+}
+
+/// Escapes lines on their way. The layer above writes each as a whole, with its end.
+struct EscapedLines<W>(W);
+
+impl<W: Write> Write for EscapedLines<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        let (text, end) = text.strip_suffix('\n').map_or((&*text, ""), |text| (text, "\n"));
+        self.0.write_all(format!("{}{end}", text::escaped(text)).as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// The W3C `traceparent` of a span; empty when it is not recorded.
@@ -109,6 +132,14 @@ pub fn set_parent(span: &Span, traceparent: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_say_is_one_line_without_control_characters() {
+        let mut lines = EscapedLines(Vec::new());
+        lines.write_all("refused: \u{1b}[2Jcert\u{202e}drow\nERROR forged\n".as_bytes()).expect("memory");
+        let written = String::from_utf8(lines.0).expect("text");
+        assert_eq!(written, "refused: \\u{1b}[2Jcert\\u{202e}drow\\nERROR forged\n");
+    }
 
     #[test]
     fn a_span_continues_the_trace_it_is_given() {

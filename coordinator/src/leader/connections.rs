@@ -6,7 +6,7 @@ use common::WorkerId;
 use common::session::{Envelope, Refused, RefusedReason, ToWorker};
 use coordinator_core::machine::{Refusal, StreamId};
 use proto::convert::down;
-use tracing::{info, warn};
+use runtime::log_limited;
 
 use crate::sessions::Out;
 
@@ -57,7 +57,7 @@ impl Connections {
         let messages = down::down_to_wire(&envelope, message, traceparent);
         let sent = messages.into_iter().all(|message| connection.out.send(message));
         if !sent {
-            warn!(conn = stream, worker = %connection.worker, "the worker does not read its stream; closing it");
+            log_limited!(warn, conn = stream, worker = %connection.worker, "the worker does not read its stream; closing it");
             self.open.remove(&stream);
         }
         sent
@@ -67,7 +67,7 @@ impl Connections {
     pub(super) fn close(&mut self, stream: StreamId, refusal: &Refusal) {
         let Some(Connection { out, envelope, worker }) = self.open.remove(&stream) else { return };
         let refused = self.refused(refusal, &worker);
-        info!(conn = stream, %worker, reason = ?refused.reason, "closing the session: {}", refused.detail);
+        log_limited!(info, conn = stream, %worker, reason = ?refused.reason, "closing the session: {}", refused.detail);
         out.refuse(&envelope, refused);
     }
 

@@ -6,8 +6,8 @@ use common::Timestamp;
 use common::change::ApplianceTarget;
 use common::session::{Envelope, StatusReport, ToCoordinator, ToWorker};
 use coordinator_core::machine::{self, Event, StreamId};
-use runtime::{clock, telemetry};
-use tracing::{debug, info};
+use runtime::{clock, log_limited, telemetry};
+use tracing::debug;
 
 use super::{Leader, convert};
 use crate::sessions::Input;
@@ -19,7 +19,7 @@ impl Leader<'_> {
         }
         match input {
             Input::Hello { conn, envelope, hello, out } => {
-                info!(worker = %hello.worker, conn, owned = hello.owned.len(), "hello");
+                log_limited!(info, worker = %hello.worker, conn, owned = hello.owned.len(), "hello");
                 self.connections.add(conn, hello.worker.clone(), envelope, out);
                 if hello.highest_term < self.machine.term() {
                     self.notes.met(hello.highest_term);
@@ -41,14 +41,14 @@ impl Leader<'_> {
             ToCoordinator::Beat(_) | ToCoordinator::Report(_) => {}
             ToCoordinator::Ack(ack) => {
                 for declined in &ack.declined {
-                    info!(appliance = %declined.appliance, conn, "an offer was declined: {}", declined.reason);
+                    log_limited!(info, appliance = %declined.appliance, conn, "an offer was declined: {}", declined.reason);
                 }
             }
             ToCoordinator::Drain { hand_back } => {
-                info!(conn, worker = ?self.connections.worker(conn), hand_back, "is about to stop");
+                log_limited!(info, conn, worker = ?self.connections.worker(conn), hand_back, "is about to stop");
             }
             ToCoordinator::Leave => {
-                info!(conn, worker = ?self.connections.worker(conn), "leaves");
+                log_limited!(info, conn, worker = ?self.connections.worker(conn), "leaves");
                 self.connections.remove(conn);
             }
         }

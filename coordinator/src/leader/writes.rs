@@ -10,7 +10,7 @@ use coordinator_core::machine::{BatchId, Commit};
 use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::FuturesUnordered;
-use tracing::warn;
+use runtime::log_limited;
 
 use crate::admission::AdmittedChange;
 use crate::commands::{Changed, Reply};
@@ -48,19 +48,19 @@ impl Ended {
             Self::Batch(batch, Ok(())) => WriteOutcome::Durable(batch),
             Self::Batch(_, Err(error)) if error.ends_term() => WriteOutcome::TermOver(error),
             Self::Batch(batch, Err(error)) => {
-                warn!("a change of ownership was not stored and will be made anew: {error}");
+                log_limited!(warn, "a change of ownership was not stored and will be made anew: {error}");
                 WriteOutcome::Undone(batch)
             }
             Self::Change(change, reply, Ok(())) => WriteOutcome::Changed(change, reply),
             Self::Change(change, reply, Err(error)) => WriteOutcome::Unchanged(change, reply, error),
             Self::History(_, Ok(())) | Self::Eviction(_, Ok(())) => WriteOutcome::Nothing,
             Self::History(what, Err(error)) => {
-                warn!("history ({what}) was not stored: {error}");
+                log_limited!(warn, "history ({what}) was not stored: {error}");
                 if error.ends_term() { WriteOutcome::TermOver(error) } else { WriteOutcome::Nothing }
             }
             Self::Eviction(life, Err(error)) => {
                 // The machine asks again.
-                warn!(worker = %life.worker, "the lease node cannot be written over: {error}");
+                log_limited!(warn, worker = %life.worker, "the lease node cannot be written over: {error}");
                 WriteOutcome::Nothing
             }
         }
