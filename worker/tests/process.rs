@@ -418,6 +418,97 @@ async fn a_load_balancer_is_started_configured_probed_and_drained() {
     assert!(!journal(&driver).iter().any(|e| e.action == "kill"), "it ended by itself");
 }
 
+/// A client that sends the secret of an instance.
+fn client_of(instance: &Instance) -> reqwest::Client {
+    let secret = format!("Bearer {}", instance.secret.as_ref().expect("it has one").reveal());
+    let headers = [(reqwest::header::AUTHORIZATION, secret.parse().expect("printable"))].into_iter().collect();
+    reqwest::Client::builder().no_proxy().default_headers(headers).build().expect("a client")
+}
+
+/// Sends bytes to an address and reads until the other side is done.
+async fn raw(address: SocketAddr, bytes: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.expect("it listens");
+    stream.write_all(bytes.as_bytes()).await.expect("open");
+    let mut answer = Vec::new();
+    let _ = timeout(DEADLINE, stream.read_to_end(&mut answer)).await.expect("no hang");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn only_those_who_have_its_secret_can_configure_an_instance() {
+    use std::os::unix::fs::PermissionsExt;
+    let world = DriverWorld::new();
+    let driver = world.driver("w1");
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+    let spec = balanced(port, &[]);
+    let made = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
+    let secret = made.secret.clone().expect("it has one");
+    let file = world.instance_folder().join("secret");
+    let mode = std::fs::metadata(&file).expect("readable").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    // Another worker finds it, and it is in no place that others can read.
+    assert_eq!(world.driver("w2").observe(A).await.expect("readable")[0].secret, Some(secret.clone()));
+    for name in ["cmdline", "environ"] {
+        let text = std::fs::read(format!("/proc/{}/{name}", made.details.pid().expect("a process"))).expect("it runs");
+        assert!(!String::from_utf8_lossy(&text).contains(secret.reveal()), "{name}");
+    }
+    let address = made.addresses.management.expect("served");
+    let most = u64::MAX;
+    let body = r#"{"generation":1,"listeners":[]}"#;
+    for header in ["", "Authorization: Bearer x\r\n", "Authorization: Basic eDp5\r\n"] {
+        let request = format!(
+            "PUT /v1/system/config HTTP/1.1\r\nHost: x\r\nRug-Token: {most}/{most}\r\n{header}Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let answer = raw(address, &request).await;
+        assert!(answer.starts_with("HTTP/1.1 401") && answer.contains("secret"), "{header}: {answer}");
+        for path in ["GET /v1/system/config", "GET /v1/system/interfaces", "POST /v1/firewall/labels", "GET /else"] {
+            let answer =
+                raw(address, &format!("{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{header}\r\n")).await;
+            assert!(answer.starts_with("HTTP/1.1 401"), "{path}: {answer}");
+        }
+    }
+    let alive = raw(address, "GET /v1/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+    assert!(alive.starts_with("HTTP/1.1 200") && alive.ends_with(r#"{"status":"ok"}"#), "{alive}");
+    // None of that has taken it from its owner.
+    let kind = Standard::new().expect("a client");
+    kind.configure(&permit(1), &made, &spec).await.expect("its owner is still its owner");
+    // The next attempt has another one.
+    driver.destroy(&permit(1), &made).await.expect("ends");
+    let next = driver.ensure(&permit(1), Wanted { attempt: 2, ..first(&spec) }).await.expect("starts");
+    assert!(next.secret.is_some() && next.secret != Some(secret));
+}
+
+#[tokio::test]
+async fn strangers_cannot_keep_the_owner_from_the_management_port() {
+    let world = DriverWorld::new();
+    let driver = world.driver("w1");
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+    let spec = balanced(port, &[]);
+    let made = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
+    let address = made.addresses.management.expect("served");
+    let kind = Standard::new().expect("a client");
+    kind.probe(&made, &spec).await.expect("it answers");
+    let mut silent = Vec::new();
+    for n in 0..300 {
+        let mut stream = TcpStream::connect(address).await.expect("it listens");
+        if n % 2 == 0 {
+            stream.write_all(b"PUT /v1/system/config HTTP/1.1\r\nRug-To").await.expect("open");
+        }
+        silent.push(stream);
+        if n % 50 == 0 {
+            kind.probe(&made, &spec).await.expect("it answers all the same");
+        }
+    }
+    kind.configure(&permit(1), &made, &spec).await.expect("it takes the configuration all the same");
+    let mut bytes = [0; 1];
+    // The oldest have made room for the others.
+    let end = timeout(DEADLINE, silent[0].read(&mut bytes)).await.expect("closed");
+    assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+    let large = raw(address, &format!("GET /v1/status HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(1 << 20))).await;
+    assert!(large.is_empty() || large.starts_with("HTTP/1.1 431"), "{}", &large[..large.len().min(200)]);
+}
+
 #[tokio::test]
 async fn the_contract_refuses_what_it_does_not_understand() {
     let world = DriverWorld::new();
@@ -425,7 +516,7 @@ async fn the_contract_refuses_what_it_does_not_understand() {
     let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
     let made = driver.ensure(&permit(1), first(&balanced(port, &[]))).await.expect("starts");
     let base = format!("http://{}", made.addresses.management.expect("served"));
-    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let client = client_of(&made);
     let put = async |token: Option<&str>, body: String| {
         let request = client.put(format!("{base}/v1/system/config")).body(body);
         let request = token.into_iter().fold(request, |r, token| r.header("Rug-Token", token));

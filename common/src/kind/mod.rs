@@ -67,7 +67,8 @@ pub struct LaunchRecipe {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Program {
     /// The reference appliance, or an image that serves the same REST contract. It opens a management address, which the
-    /// driver waits for and reports.
+    /// driver waits for and reports. The driver makes a secret for each attempt, hands it over where only the instance can read
+    /// it (a file; for a virtual machine its configuration drive), and reports it with the instance.
     Appliance,
     /// A command: an absolute path, or a name to be looked up in the worker's `PATH`.
     Command(String),

@@ -1,6 +1,8 @@
 //! One running thing behind an appliance, as its driver describes it.
 
+use std::fmt;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 
 use common::ApplianceId;
 use common::status::Details;
@@ -9,6 +11,8 @@ use crate::ports::PluggedPorts;
 
 /// Longest handle, in bytes.
 pub const MAX_HANDLE: usize = 512;
+/// Length of a [`ManagementSecret`] in bytes: the shortest that cannot be guessed, and the longest that fits a header.
+const SECRET_LENGTH: RangeInclusive<usize> = 32..=256;
 
 /// A running instance.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +29,9 @@ pub struct Instance {
     pub started_at_unix_ms: u64,
     /// Where it can be reached.
     pub addresses: Addresses,
+    /// What callers of its REST contract prove themselves with. `None` for instances without one, and for those that a version
+    /// started that gave them none.
+    pub secret: Option<ManagementSecret>,
     /// Network ports that are plugged, as far as its driver plugs ports.
     pub ports: PluggedPorts,
     /// What its driver knows of it, for people.
@@ -76,9 +83,53 @@ impl Handle {
     }
 }
 
+/// What callers of an instance's REST contract prove themselves with: random, made by the driver for each attempt, known to the
+/// instance and to the owners of its appliance. Tokens order owners; this tells an owner from anybody else. 32 to 256
+/// printable characters of ASCII without space; never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ManagementSecret(Box<str>);
+
+/// A text that cannot be a [`ManagementSecret`]. Does not quote it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a secret has {} to {} printable characters of ASCII without space", SECRET_LENGTH.start(), SECRET_LENGTH.end())]
+pub struct InvalidSecret;
+
+impl ManagementSecret {
+    /// Takes the text of a secret.
+    ///
+    /// # Errors
+    /// [`InvalidSecret`].
+    pub fn new(text: impl Into<Box<str>>) -> Result<Self, InvalidSecret> {
+        let text = text.into();
+        let valid = SECRET_LENGTH.contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+        if valid { Ok(Self(text)) } else { Err(InvalidSecret) }
+    }
+
+    /// The text, for the header of a call and the file of an instance. It must not get into a log or a message.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ManagementSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ManagementSecret(..)")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_secret_is_long_fits_a_header_and_is_not_shown() {
+        let secret = ManagementSecret::new("0123456789abcdef0123456789abcdef").expect("long enough");
+        assert_eq!(format!("{:?}", Instance { secret: Some(secret), ..Instance::default() }).find("0123"), None);
+        for text in ["short", &"x".repeat(257), &"a b".repeat(20), &"\r\n".repeat(20), &"\u{e9}".repeat(20)] {
+            assert_eq!(ManagementSecret::new(text), Err(InvalidSecret), "{text:?}");
+        }
+    }
 
     #[test]
     fn a_handle_is_bounded() {

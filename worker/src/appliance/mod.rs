@@ -1,12 +1,12 @@
 //! The reference appliance: the REST contract, and a TCP load balancer that really forwards.
 //!
 //! It is a process of its own (`rug-appliance`) that knows nothing of Rug but the contract: it is started without a
-//! configuration, says in a file where it serves the contract, takes a configuration as a whole or not at all, and
-//! refuses callers whose token is older than the newest it has seen. At SIGTERM it stops listening, lets its
-//! connections end within a grace, and exits.
+//! configuration, says in a file where it serves the contract, takes a configuration as a whole or not at all, answers
+//! only callers that have the secret it was started with, and refuses those among them whose token is older than the
+//! newest it has seen. At SIGTERM it stops listening, lets its connections end within a grace, and exits.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use anyhow::{Context, bail};
 use runtime::file::write_atomic;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use worker_core::instance::ManagementSecret;
 
 use self::balancer::Balancer;
 
@@ -24,6 +25,7 @@ mod health;
 mod interfaces;
 mod listener;
 mod rest;
+mod server;
 
 /// File in the state directory that holds the management address once it is served.
 pub const MANAGEMENT_FILE: &str = "management";
@@ -37,7 +39,9 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Where the REST contract is served; port 0 picks one.
     pub management: SocketAddr,
-    /// Serve it beyond loopback, although nothing checks who calls.
+    /// File with the secret that callers have to send.
+    pub secret_file: Option<PathBuf>,
+    /// Serve it without a secret, or beyond loopback, where the secret can be read on its way.
     pub insecure: bool,
     /// Connections forwarded at a time, over all listeners. More wait to be accepted. Each takes two sockets and some
     /// 20 KiB.
@@ -46,13 +50,26 @@ pub struct Config {
     pub drain_grace: Duration,
 }
 
+/// Reads the secret; what is in the file is not quoted.
+fn read_secret(file: &Path) -> anyhow::Result<ManagementSecret> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    ManagementSecret::new(text.trim()).with_context(|| format!("{} holds no secret", file.display()))
+}
+
 /// Runs the appliance until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// When it cannot start: the address cannot be served or the state directory cannot be written.
 pub async fn run(config: Config) -> anyhow::Result<()> {
+    let secret = config.secret_file.as_deref().map(read_secret).transpose()?;
+    if secret.is_none() && !config.insecure {
+        bail!("--secret-file is missing: every user of this host could configure this; --insecure allows it");
+    }
     if !config.management.ip().is_loopback() && !config.insecure {
-        bail!("{} is not a loopback address: anybody could configure this; --insecure allows it", config.management);
+        bail!(
+            "{} is not a loopback address: its secret could be read on its way; --insecure allows it",
+            config.management
+        );
     }
     std::fs::create_dir_all(&config.state_dir)
         .with_context(|| format!("cannot make the state directory {}", config.state_dir.display()))?;
@@ -63,13 +80,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}", config.management))?;
     let address = management.local_addr().context("the management address is gone")?;
     let balancer = Arc::new(Balancer::new(config.max_connections));
-    let router = rest::router(rest::RestState::open(&config.state_dir, config.name, Arc::clone(&balancer))?);
+    let closed = secret.is_some();
+    let router = rest::router(rest::RestState::open(&config.state_dir, config.name, Arc::clone(&balancer))?, secret);
     let file = config.state_dir.join(MANAGEMENT_FILE);
     write_atomic(&file, format!("{address}\n").as_bytes())
         .with_context(|| format!("cannot write {}", file.display()))?;
     tracing::info!(%address, "serving the management address");
     tokio::select! {
-        served = axum::serve(management, router) => served.context("the management address is gone")?,
+        () = server::serve(management, router, closed) => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }

@@ -1,4 +1,7 @@
 //! The REST contract, served. Every refusal is a [`Problem`] in JSON.
+//!
+//! Callers show the secret of the instance with every call. `GET` of the status without one says that the instance is alive and
+//! nothing more, so that probes of others need no secret.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,20 +10,23 @@ use std::sync::Arc;
 use anyhow::Context;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, State as Extract};
+use axum::extract::{DefaultBodyLimit, Extension, Request, State as Extract};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use common::{Generation, Token};
 use runtime::file::write_atomic;
 use tokio::sync::Mutex;
+use worker_core::instance::ManagementSecret;
 
 use super::api::{
     Config, INSTANCE_HEADER, Interfaces, Labels, Problem, TOKEN_HEADER, path, token_from_header, token_to_header,
 };
 use super::balancer::Balancer;
 use super::interfaces;
+use super::server::{Caller, in_time};
 
 /// Largest body that is read.
 const MOST: usize = 1024 * 1024;
@@ -119,23 +125,58 @@ impl ErrorResponse {
 impl IntoResponse for ErrorResponse {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.problem)).into_response();
-        if self.status == StatusCode::PAYLOAD_TOO_LARGE {
+        let (headers, set) = (response.headers_mut(), HeaderValue::from_static);
+        match self.status {
             // The rest of the body is not read, so that the connection cannot be used again; the client should know.
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT => {
+                _ = headers.insert(header::CONNECTION, set("close"))
+            }
+            StatusCode::UNAUTHORIZED => {
+                headers.insert(header::CONNECTION, set("close"));
+                headers.insert(header::WWW_AUTHENTICATE, set("Bearer"));
+            }
+            _ => {}
         }
         response
     }
 }
 
-/// The routes of the contract.
-pub(super) fn router(state: Arc<RestState>) -> Router {
+/// The routes of the contract, for callers that have the secret, if there is one.
+pub(super) fn router(state: Arc<RestState>, secret: Option<ManagementSecret>) -> Router {
+    let secret = secret.map(Arc::new);
     Router::new()
-        .route(path::STATUS, get(|| async { Json(serde_json::json!({ "status": "ok" })) }))
+        .route(path::STATUS, get(read_status))
         .route(path::INTERFACES, get(read_interfaces))
         .route(path::CONFIG, put(put_config).get(read_config))
         .route(path::LABELS, post(read_labels))
         .layer(DefaultBodyLimit::max(MOST))
+        .layer(from_fn(move |caller: Extension<Caller>, request: Request, next: Next| {
+            let secret = secret.clone();
+            async move { admit(secret.as_deref(), &caller, request, next).await }
+        }))
         .with_state(state)
+}
+
+/// Lets a request through, within its time, if its caller may ask that. Nothing of its body is read before.
+async fn admit(secret: Option<&ManagementSecret>, caller: &Caller, request: Request, next: Next) -> Response {
+    let sent = request.headers().get(header::AUTHORIZATION);
+    let public = request.uri().path() == path::STATUS && sent.is_none();
+    let admitted = match secret {
+        None => true,
+        Some(secret) => sent
+            .and_then(|sent| sent.as_bytes().strip_prefix(b"Bearer "))
+            .is_some_and(|sent| caller.shows(sent, secret)),
+    };
+    if !admitted && !public {
+        return ErrorResponse::new(StatusCode::UNAUTHORIZED, "the secret of this instance is needed").into_response();
+    }
+    let late = || ErrorResponse::new(StatusCode::REQUEST_TIMEOUT, "the request took too long").into_response();
+    in_time(next.run(request)).await.unwrap_or_else(late)
+}
+
+/// Answers that it is alive.
+async fn read_status() -> Json<serde_json::Value> {
+    Json(serde_json::json!({ "status": "ok" }))
 }
 
 async fn read_interfaces() -> Result<Json<Interfaces>, ErrorResponse> {

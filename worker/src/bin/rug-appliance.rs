@@ -21,7 +21,10 @@ struct Flags {
     /// Where the REST contract is served; port 0 picks one.
     #[arg(long, default_value = "127.0.0.1:0")]
     management: SocketAddr,
-    /// Serve it beyond loopback, where anybody who reaches it can configure this appliance.
+    /// File with the secret that callers of the REST contract have to send, as `Authorization: Bearer`.
+    #[arg(long)]
+    secret_file: Option<PathBuf>,
+    /// Serve it without a secret, to anybody who reaches it, or beyond loopback, where the secret can be read on its way.
     #[arg(long)]
     insecure: bool,
     /// Connections forwarded at a time.
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         name: flags.name,
         state_dir: flags.state_dir,
         management: flags.management,
+        secret_file: flags.secret_file,
         insecure: flags.insecure,
         max_connections: flags.max_connections,
         drain_grace: Duration::from_secs(flags.drain_grace),

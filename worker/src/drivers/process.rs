@@ -29,7 +29,7 @@ use worker_core::instance::Instance;
 
 use self::fence::{Fences, HeldLock};
 use self::launch::{Launch, Order};
-use self::record::{Folder, InstanceRecord, RecordState, RecordedInstance};
+use self::record::{Folder, InstanceRecord, Management, RecordState, RecordedInstance};
 use self::system::{Marked, POLL, ProcessStamp, SignalTarget};
 use crate::drivers::{Driver, DriverFencing, Error, Wanted};
 use crate::gate::Permit;
@@ -201,8 +201,9 @@ impl ProcessDriver {
         let wait = if has_management { self.inner.config.management_wait } else { self.inner.config.settle };
         let deadline = Instant::now() + wait;
         loop {
-            if has_management && let Some(address) = folder.management() {
+            if has_management && let Management { address: Some(address), secret } = folder.management() {
                 instance.addresses.management = Some(address);
+                instance.secret = secret;
                 return Ok(instance);
             }
             let pause = if has_management { deadline.min(Instant::now() + POLL) } else { deadline };
@@ -462,6 +463,9 @@ impl Inner {
         let kept_port = former.and_then(|record| record.picked_port);
         let launch = Launch::plan(order, &folder, &self.config.appliance_binary, kept_port)?;
         folder.prepare(self.config.log_limit)?;
+        if order.recipe.program.has_management() {
+            folder.make_secret()?;
+        }
         let mut record = InstanceRecord {
             state: RecordState::Starting,
             instance: RecordedInstance {
@@ -480,7 +484,7 @@ impl Inner {
                 record.state = RecordState::Running(identity.clone());
                 folder.write(&record)?;
                 tracing::info!(appliance = %order.appliance, instance = order.instance(), pid = identity.pid, "instance started");
-                Ok(Started::Made(record.instance.running_as(&identity, None), child))
+                Ok(Started::Made(record.instance.running_as(&identity, Management::default()), child))
             }
             Err(error) => {
                 // No process was made: the record must not send everybody looking for one.
@@ -572,10 +576,10 @@ fn name_of(appliance: ApplianceId, instance: &RecordedInstance) -> String {
 /// its REST contract.
 fn running(folder: &Folder, record: &InstanceRecord, identity: &ProcessStamp) -> Instance {
     let mut management = folder.management();
-    if management.is_none() && record.serves_management {
+    if management.address.is_none() && record.serves_management {
         poll_until(ADOPTED_MANAGEMENT_WAIT, || {
             management = folder.management();
-            management.is_some() || !system::is_alive(identity)
+            management.address.is_some() || !system::is_alive(identity)
         });
     }
     record.instance.running_as(identity, management)

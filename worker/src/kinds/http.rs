@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use reqwest::{StatusCode, header};
+use reqwest::{RequestBuilder, StatusCode, header};
+use worker_core::instance::ManagementSecret;
 
 use crate::error::Error;
 
@@ -38,23 +39,30 @@ impl HttpClient {
             .map_err(|error| Error::Failed(format!("no HTTP client: {error}")))
     }
 
-    pub(super) async fn get(&self, address: SocketAddr, path: &str) -> Result<HttpAnswer, Error> {
-        Self::send(self.0.get(url(address, path))).await
+    pub(super) async fn get(
+        &self,
+        address: SocketAddr,
+        path: &str,
+        secret: Option<&ManagementSecret>,
+    ) -> Result<HttpAnswer, Error> {
+        Self::send(authorized(self.0.get(url(address, path)), secret)).await
     }
 
     pub(super) async fn put(
         &self,
         address: SocketAddr,
         path: &str,
+        secret: Option<&ManagementSecret>,
         headers: [(&str, String); 2],
         body: Vec<u8>,
     ) -> Result<HttpAnswer, Error> {
         let request = self.0.put(url(address, path)).header(header::CONTENT_TYPE, "application/json");
+        let request = authorized(request, secret);
         let request = headers.into_iter().fold(request, |request, (name, value)| request.header(name, value));
         Self::send(request.body(body)).await
     }
 
-    async fn send(request: reqwest::RequestBuilder) -> Result<HttpAnswer, Error> {
+    async fn send(request: RequestBuilder) -> Result<HttpAnswer, Error> {
         let mut response = request.send().await.map_err(|error| Error::Failed(chain(&error)))?;
         let status = response.status();
         let mut body = Vec::new();
@@ -74,6 +82,14 @@ impl HttpClient {
 
 fn url(address: SocketAddr, path: &str) -> String {
     format!("http://{address}{path}")
+}
+
+/// The header is marked as sensitive by the client: it is left out of what a request prints.
+fn authorized(request: RequestBuilder, secret: Option<&ManagementSecret>) -> RequestBuilder {
+    match secret {
+        Some(secret) => request.bearer_auth(secret.reveal()),
+        None => request,
+    }
 }
 
 /// The causes of an error; its own text only repeats the address.
@@ -114,7 +130,7 @@ mod tests {
         let address = serve().await;
         let client = HttpClient::new().expect("a client");
         let headers = [("rug-token", "1/1".into()), ("rug-instance", "1".into())];
-        let put = client.put(address, "/refuses", headers, vec![]);
+        let put = client.put(address, "/refuses", None, headers, vec![]);
         let answer = tokio::time::timeout(Duration::from_secs(20), put).await.expect("in time").expect("it answers");
         assert_eq!((answer.status, answer.body.len()), (StatusCode::CONFLICT, MOST_OF_REFUSAL));
     }
@@ -123,8 +139,8 @@ mod tests {
     async fn of_a_success_everything_is_read_within_reason() {
         let address = serve().await;
         let client = HttpClient::new().expect("a client");
-        assert_eq!(client.get(address, "/long").await.expect("it answers").body.len(), 2 * MOST_OF_REFUSAL);
-        let rambling = tokio::time::timeout(Duration::from_secs(20), client.get(address, "/rambles")).await;
+        assert_eq!(client.get(address, "/long", None).await.expect("it answers").body.len(), 2 * MOST_OF_REFUSAL);
+        let rambling = tokio::time::timeout(Duration::from_secs(20), client.get(address, "/rambles", None)).await;
         let error = rambling.expect("in time").expect_err("it never ends").to_string();
         assert!(error.contains("more than"), "{error}");
     }

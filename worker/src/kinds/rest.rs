@@ -1,5 +1,5 @@
-//! Speaks the REST contract: configures and probes an instance at its management address, each change with the token of
-//! the grant, so that the appliance itself refuses a former owner.
+//! Speaks the REST contract: configures and probes an instance at its management address, each call with the secret of the
+//! instance, where it has one, and each change with the token of the grant, so that the appliance itself refuses a former owner.
 
 use std::net::SocketAddr;
 
@@ -24,10 +24,11 @@ pub(super) async fn configure(
     permit.check()?;
     let name = Instance::name(permit.appliance(), instance.ordinal, instance.attempt);
     let headers = [(TOKEN_HEADER, token_to_header(permit.token())), (INSTANCE_HEADER, name)];
-    let answer = client.put(address, path::CONFIG, headers, body).await?;
+    let answer = client.put(address, path::CONFIG, instance.secret.as_ref(), headers, body).await?;
     match answer.status.as_u16() {
         200..300 => Ok(()),
         409 => Err(Error::Superseded(in_force(&answer.body, permit.token()))),
+        401 | 403 => Err(Error::Failed("the instance does not accept its secret".into())),
         status @ (400 | 422) => Err(Error::Refused(explain(status, &answer))),
         status => Err(Error::Failed(explain(status, &answer))),
     }
@@ -36,7 +37,7 @@ pub(super) async fn configure(
 /// Whether the instance says that it is well.
 pub(super) async fn probe(client: &HttpClient, instance: &Instance) -> Result<(), Error> {
     let address = management(instance)?;
-    let answer = client.get(address, path::STATUS).await;
+    let answer = client.get(address, path::STATUS, instance.secret.as_ref()).await;
     match answer.map_err(|error| Error::Failed(format!("{} at {address}: {error}", path::STATUS)))?.status.as_u16() {
         200 => Ok(()),
         status => Err(Error::Failed(format!("{} at {address} answered {status}", path::STATUS))),

@@ -148,8 +148,9 @@ impl Launch {
 
 /// What the reference appliance is told about itself.
 fn appliance_args(order: &Order, folder: &Folder) -> Vec<OsString> {
-    let (folder, name) = (folder.path().into(), order.instance().into());
-    vec!["--state-dir".into(), folder, "--management".into(), "127.0.0.1:0".into(), "--name".into(), name]
+    let (path, secret, name) = (folder.path().into(), folder.secret_file().into(), order.instance().into());
+    let management = ["--management".into(), "127.0.0.1:0".into(), "--secret-file".into(), secret];
+    ["--state-dir".into(), path].into_iter().chain(management).chain(["--name".into(), name]).collect()
 }
 
 fn substitute(text: &str, order: &Order, port: Option<u16>) -> String {

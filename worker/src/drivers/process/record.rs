@@ -5,8 +5,10 @@
 //!                                             log, log.1      output of the instance, the former log
 //!                                             work/           its working directory
 //!                                             management      where its REST contract is served, written by itself
+//!                                             secret          what callers of that contract prove themselves with
 //! ```
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io;
 use std::net::SocketAddr;
@@ -16,7 +18,7 @@ use common::ApplianceId;
 use common::status::PID_DETAIL;
 use runtime::file::write_atomic;
 use serde::{Deserialize, Serialize};
-use worker_core::instance::{Addresses, Instance};
+use worker_core::instance::{Addresses, Instance, ManagementSecret};
 
 use super::system::ProcessStamp;
 
@@ -59,19 +61,29 @@ pub(super) struct RecordedInstance {
 }
 
 impl RecordedInstance {
-    /// The instance as the process `identity`, which serves its REST contract at `management`.
-    pub(super) fn running_as(&self, identity: &ProcessStamp, management: Option<SocketAddr>) -> Instance {
+    /// The instance as the process `identity`, with what its folder has of it.
+    pub(super) fn running_as(&self, identity: &ProcessStamp, management: Management) -> Instance {
         Instance {
             ordinal: self.ordinal,
             attempt: self.attempt,
             boot_digest: self.boot_digest.clone(),
             handle: identity.handle(),
             started_at_unix_ms: self.started_at_unix_ms,
-            addresses: Addresses { management, service: self.address },
+            addresses: Addresses { management: management.address, service: self.address },
+            secret: management.secret,
             details: [(PID_DETAIL, identity.pid.to_string())].into_iter().collect(),
             ..Instance::default()
         }
     }
+}
+
+/// How an instance is spoken to.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Management {
+    /// Where it serves its REST contract, once it has said so.
+    pub(super) address: Option<SocketAddr>,
+    /// What it wants callers to prove themselves with. The version before gave instances none.
+    pub(super) secret: Option<ManagementSecret>,
 }
 
 /// The folder of one ordinal.
@@ -99,9 +111,25 @@ impl Folder {
         self.0.join(crate::appliance::MANAGEMENT_FILE)
     }
 
-    /// Where the instance serves its REST contract, once it has said so.
-    pub(super) fn management(&self) -> Option<SocketAddr> {
-        fs::read_to_string(self.management_file()).ok()?.trim().parse().ok()
+    /// File with the secret of the instance. Beside the record and not in it: the instance reads it as well, and workers of the
+    /// version before, which write records anew, leave it alone.
+    pub(super) fn secret_file(&self) -> PathBuf {
+        self.0.join("secret")
+    }
+
+    /// Makes the secret of the next instance.
+    pub(super) fn make_secret(&self) -> io::Result<()> {
+        let secret: [u8; 32] = rand::random();
+        write_atomic(&self.secret_file(), hex(&secret).as_bytes())
+    }
+
+    /// How the instance is spoken to, as far as it is known yet.
+    pub(super) fn management(&self) -> Management {
+        let read = |file: PathBuf| fs::read_to_string(file).ok();
+        Management {
+            address: read(self.management_file()).and_then(|text| text.trim().parse().ok()),
+            secret: read(self.secret_file()).and_then(|text| ManagementSecret::new(text.trim()).ok()),
+        }
     }
 
     /// The record; `None` when there is none. One that cannot be understood counts as "may be running": it is written
@@ -144,10 +172,13 @@ impl Folder {
         if fs::metadata(self.log()).is_ok_and(|meta| meta.len() > limit) {
             fs::rename(self.log(), self.0.join("log.1"))?;
         }
-        match fs::remove_file(self.management_file()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        for file in [self.management_file(), self.secret_file()] {
+            match fs::remove_file(file) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
+        Ok(())
     }
 }
 
@@ -171,6 +202,13 @@ fn entries<T: std::str::FromStr>(folder: &Path) -> io::Result<Vec<T>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// The last lines of a log, for error messages: at most `lines` of them and 2 KiB.
@@ -201,7 +239,7 @@ mod tests {
                          "management": null, "address": "127.0.0.1:4000"}, "serves_management": false}"#;
         let record: InstanceRecord = serde_json::from_str(stored).expect("it is complete");
         let RecordState::Running(identity) = &record.state else { panic!("it runs: {record:?}") };
-        let instance = record.instance.running_as(identity, None);
+        let instance = record.instance.running_as(identity, Management::default());
         assert_eq!((instance.ordinal, instance.attempt, instance.details.pid()), (1, 2, Some(7)));
         assert_eq!(instance.addresses.service.map(|address| address.port()), Some(4000));
         let written = serde_json::to_value(&record).expect("plain data");
