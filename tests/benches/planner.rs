@@ -90,9 +90,9 @@ fn propose(planner: &mut Planner) -> Result<Plan> {
 }
 
 fn carry_out(planner: &mut Planner, plan: &Plan) {
-    for m in &plan.moves {
+    for m in plan.moves() {
         let slot = Slot(m.appliance.uuid().as_u128() as u32);
-        planner.set_owner(slot, Some(&m.to), None);
+        planner.set_owner(slot, Some(m.to), None);
     }
 }
 
@@ -149,11 +149,11 @@ fn rounds(
             Strategy::Bounded => least_in_band(options, planner, Config::default().band),
             // Comparing a million owners takes a while; one round of it tells.
             Strategy::Ring if round == 0 => least_on_ring(options, planner, &fleet(0..options.workers)),
-            Strategy::Ring => plan.moves.len() as u64,
+            Strategy::Ring => plan.moves().len() as u64,
         };
-        ensure!(plan.moves.len() as u64 == least, "{what}: {} moves where {least} are enough", plan.moves.len());
+        ensure!(plan.moves().len() as u64 == least, "{what}: {} moves where {least} are enough", plan.moves().len());
         ensure!(plan.unplaced.is_empty() && plan.relaxed.is_empty(), "{what}: not everything has its place");
-        moves.push(plan.moves.len());
+        moves.push(plan.moves().len());
         planner.set_members(fleet(0..options.workers));
         ensure!(propose(planner)?.is_empty(), "{what}: going back moves something");
     }

@@ -316,7 +316,7 @@ impl Machine {
         self.counters.plans += 1;
         self.return_home(now);
         let plan = self.propose(&Assumptions::default());
-        self.apply(now, plan, cause).expect("the table has not changed since the plan was made");
+        self.apply(now, &plan, cause).expect("the table has not changed since the plan was made");
     }
 
     /// What should change, now or if members were as assumed. What holds moves back (the brake, the limits on what is under
@@ -331,18 +331,18 @@ impl Machine {
     pub(super) fn apply(
         &mut self,
         now: Timestamp,
-        plan: Plan,
+        plan: &Plan,
         cause: Option<RebalanceCause>,
     ) -> Result<(), PlanRefused> {
-        self.planner.adopt(&plan)?;
-        for unplaced in plan.unplaced {
-            self.note_unplaced(unplaced.slot, Some(unplaced.why));
+        self.planner.adopt(plan)?;
+        for unplaced in &plan.unplaced {
+            self.note_unplaced(unplaced.slot, Some(unplaced.why.clone()));
             // It was on its way to a worker that cannot take it any more: others must not wait for that move.
             self.move_ended(unplaced.slot, None);
         }
-        let moves: Vec<PlannedMove> = plan.moves.into_iter().filter(|m| self.allows(now, m)).collect();
+        let moves: Vec<PlannedMove<'_>> = plan.moves().filter(|m| self.allows(now, m)).collect();
         self.name_rebalance(cause, &moves);
-        let movers = moves.iter().filter_map(|m| m.from.clone()).collect();
+        let movers = moves.iter().filter_map(|m| m.from.cloned()).collect();
         let mut begun = 0;
         for m in &moves {
             begun += usize::from(self.begin(now, m));
@@ -359,12 +359,12 @@ impl Machine {
 
     /// Whether a move may be begun: nothing is taken from a worker while most are out of sight, or from or to one that is
     /// waited for, and what a missed name held waits for it.
-    fn allows(&mut self, now: Timestamp, m: &PlannedMove) -> bool {
-        if self.conflicts.concern(m.slot) || self.members.is_handing_back(&m.to) {
+    fn allows(&mut self, now: Timestamp, m: &PlannedMove<'_>) -> bool {
+        if self.conflicts.concern(m.slot) || self.members.is_handing_back(m.to) {
             return false;
         }
         let frozen = self.pacing.brake.frozen_since().is_some();
-        if let Some(from) = &m.from {
+        if let Some(from) = m.from {
             let life = self.table.get(m.slot).and_then(|e| e.state.grant()).map(|g| g.life());
             // One whose lease is over need not be asked, it is gone in a moment; nor one that cannot be asked: if it must
             // give something up, it is evicted.
@@ -400,7 +400,7 @@ impl Machine {
         if !self.members.anybody_comes_home() {
             return;
         }
-        let mut moves = Vec::new();
+        let mut returning = Vec::new();
         for (slot, entry) in self.table.iter().filter(|(_, e)| e.state.wants_owner()) {
             let Some(to) = self.former(slot).filter(|name| self.members.comes_home(name)) else { continue };
             let Some(incarnation) = self.membership.current(&to) else { continue };
@@ -412,9 +412,13 @@ impl Machine {
                 && profile.can_run(&entry.needs.driver, entry.needs.kind, entry.needs.site.as_ref())
                 && !self.pacing.has_declined(slot, &to);
             if takes && !self.is_barred(slot, entry.id) {
-                moves.push(PlannedMove { appliance: entry.id, slot, from: None, to, reason: Reason::Returned });
+                returning.push((entry.id, slot, to));
             }
         }
+        let reason = Reason::Returned;
+        let returning =
+            returning.iter().map(|&(appliance, slot, ref to)| PlannedMove { appliance, slot, from: None, to, reason });
+        let moves: Vec<PlannedMove<'_>> = returning.collect();
         self.name_rebalance(None, &moves);
         for m in &moves {
             self.begin(now, m);
@@ -422,7 +426,7 @@ impl Machine {
     }
 
     /// Opens a rebalance for what a cause moves. Giving new appliances their first owner is none.
-    fn name_rebalance(&mut self, cause: Option<RebalanceCause>, moves: &[PlannedMove]) {
+    fn name_rebalance(&mut self, cause: Option<RebalanceCause>, moves: &[PlannedMove<'_>]) {
         let counted = moves.iter().filter(|m| self.belongs_to_rebalance(m)).count() as u64;
         if counted == 0 {
             return;
@@ -439,8 +443,8 @@ impl Machine {
 
     /// The cause that moves show themselves. Those that waited for a name, in its grace or while the brake held, are made
     /// long after the plan that its loss set off.
-    fn cause_of(&self, moves: &[PlannedMove]) -> RebalanceCause {
-        let lost = |m: &PlannedMove| match self.table.get(m.slot).map(|entry| &entry.state) {
+    fn cause_of(&self, moves: &[PlannedMove<'_>]) -> RebalanceCause {
+        let lost = |m: &PlannedMove<'_>| match self.table.get(m.slot).map(|entry| &entry.state) {
             Some(HandoffState::Orphaned(former)) => Some(former.worker.clone()),
             _ => None,
         };
@@ -449,11 +453,11 @@ impl Machine {
             return RebalanceCause::Gone(gone.into_iter().collect());
         }
         let drained = moves.iter().filter(|m| matches!(m.reason, Reason::Draining | Reason::Unowned));
-        let drained: BTreeSet<WorkerId> = drained.filter_map(|m| m.from.clone()).collect();
+        let drained: BTreeSet<WorkerId> = drained.filter_map(|m| m.from.cloned()).collect();
         if drained.is_empty() { RebalanceCause::Drift } else { RebalanceCause::Draining(drained.into_iter().collect()) }
     }
 
-    fn belongs_to_rebalance(&self, m: &PlannedMove) -> bool {
+    fn belongs_to_rebalance(&self, m: &PlannedMove<'_>) -> bool {
         // What is on a move already keeps its rebalance; a void offer is no move of its own.
         m.from.is_some()
             || self
@@ -462,15 +466,15 @@ impl Machine {
                 .is_some_and(|e| matches!(e.state, HandoffState::Orphaned(_)) && e.placement.rebalance.is_none())
     }
 
-    fn begin(&mut self, now: Timestamp, m: &PlannedMove) -> bool {
-        match &m.from {
+    fn begin(&mut self, now: Timestamp, m: &PlannedMove<'_>) -> bool {
+        match m.from {
             None => self.grant(now, m),
             Some(from) => {
                 let (fresh, counted) = (self.config.moves_at_once, self.config.max_moves_per_worker);
                 let has_room = |worker| self.pacing.in_flight.has_room(worker, fresh, counted);
                 if self.pacing.in_flight.counted() >= self.config.max_moves_in_flight
                     || !has_room(from)
-                    || !has_room(&m.to)
+                    || !has_room(m.to)
                 {
                     return false;
                 }
@@ -479,8 +483,8 @@ impl Machine {
         }
     }
 
-    fn grant(&mut self, now: Timestamp, m: &PlannedMove) -> bool {
-        let Some(incarnation) = self.membership.current(&m.to) else { return false };
+    fn grant(&mut self, now: Timestamp, m: &PlannedMove<'_>) -> bool {
+        let Some(incarnation) = self.membership.current(m.to) else { return false };
         let counted = self.belongs_to_rebalance(m);
         let life = Life::new(m.to.clone(), incarnation);
         let token = self.epoch.next_token();
@@ -519,7 +523,7 @@ impl Machine {
         self.transition(now, m.slot, HandoffEvent::Assign(granted))
     }
 
-    fn take(&mut self, now: Timestamp, m: &PlannedMove, from: WorkerId) -> bool {
+    fn take(&mut self, now: Timestamp, m: &PlannedMove<'_>, from: WorkerId) -> bool {
         let rebalance = self.pacing.rebalances.current();
         let Some(entry) = self.table.get_mut(m.slot) else { return false };
         if !matches!(&entry.state, HandoffState::Owned(g) if g.worker == from) {

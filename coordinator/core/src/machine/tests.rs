@@ -534,21 +534,18 @@ fn a_plan_of_another_table_or_of_assumed_members_is_not_carried_out() {
     let stale = w.machine.propose(&Assumptions::default());
     let assumed = Assumptions { drain: [worker("w1")].into(), ..Assumptions::default() };
     let drained = w.machine.propose(&assumed);
-    assert_eq!(drained.moves.len(), 5, "all of one worker");
+    assert_eq!(drained.moves().len(), 5, "all of one worker");
     assert!(
-        drained
-            .moves
-            .iter()
-            .all(|m| m.from == Some(worker("w1")) && w.holder(m.appliance.uuid().as_u128()) == Some("w1"))
+        drained.moves().all(|m| m.from == Some(&worker("w1")) && w.holder(m.appliance.uuid().as_u128()) == Some("w1"))
     );
     w.create([11]);
     let current = w.machine.planner().version();
     let before = format!("{:?}", w.machine);
     let refused = PlanRefused::Stale { planned: stale.version, current };
-    assert_eq!(w.machine.apply(w.now, stale, None), Err(refused));
+    assert_eq!(w.machine.apply(w.now, &stale, None), Err(refused));
     let drained = w.machine.propose(&assumed);
     let id = drained.id;
-    assert_eq!(w.machine.apply(w.now, drained, None), Err(PlanRefused::Assumed(id)));
+    assert_eq!(w.machine.apply(w.now, &drained, None), Err(PlanRefused::Assumed(id)));
     assert_eq!(format!("{:?}", w.machine), before);
 }
 

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 
 use common::{ApplianceId, Term, WorkerId};
 
@@ -97,18 +98,30 @@ impl Assumptions {
 }
 
 /// One appliance to be taken to another member.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PlannedMove {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlannedMove<'a> {
     /// The appliance.
     pub appliance: ApplianceId,
     /// Its place in the table, which is its own only as long as the table has the version of the plan.
     pub(crate) slot: Slot,
     /// Its present owner; `None` when it has none.
-    pub from: Option<WorkerId>,
+    pub from: Option<&'a WorkerId>,
     /// The owner it is to get.
-    pub to: WorkerId,
+    pub to: &'a WorkerId,
     /// Why.
     pub reason: Reason,
+}
+
+/// A move as a plan keeps it: with numbers for names, since there may be a million of them.
+#[derive(Clone, Copy, Debug)]
+struct PackedMove {
+    appliance: ApplianceId,
+    slot: Slot,
+    /// Handle of the present owner.
+    from: u32,
+    /// Handle of the next one.
+    to: u32,
+    reason: Reason,
 }
 
 /// An appliance without a live owner that no member can take.
@@ -139,7 +152,7 @@ pub struct BandRelaxed {
 }
 
 /// What should change, and what cannot.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Plan {
     /// Names it.
     pub id: PlanId,
@@ -147,9 +160,9 @@ pub struct Plan {
     pub version: TableVersion,
     /// What it takes for given beyond the table.
     pub assumptions: Assumptions,
-    /// In the order in which they are to be made: without an owner (these are exempt from pacing), with one that drains
-    /// or cannot own it and those pinned elsewhere, and for balance. An appliance occurs at most once.
-    pub moves: Vec<PlannedMove>,
+    moves: Vec<PackedMove>,
+    /// Names by handle.
+    names: Arc<Vec<WorkerId>>,
     /// Appliances without a live owner that no member can take.
     pub unplaced: Vec<Unplaceable>,
     /// Members that stay outside their band.
@@ -160,12 +173,37 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The moves, in the order in which they are to be made: without an owner (these are exempt from pacing), with one
+    /// that drains or cannot own it and those pinned elsewhere, and for balance. An appliance occurs at most once.
+    #[must_use]
+    pub fn moves(&self) -> impl ExactSizeIterator<Item = PlannedMove<'_>> {
+        self.moves.iter().map(|packed| PlannedMove {
+            appliance: packed.appliance,
+            slot: packed.slot,
+            from: self.names.get(packed.from as usize),
+            to: &self.names[packed.to as usize],
+            reason: packed.reason,
+        })
+    }
+
     /// Whether everything is where it should be and every member inside its band.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.moves.is_empty() && self.unplaced.is_empty() && self.relaxed.is_empty()
     }
 }
+
+/// By names, since numbers stand for them in one plan only.
+impl PartialEq for Plan {
+    fn eq(&self, other: &Self) -> bool {
+        let Self { id, version, assumptions, moves: _, names: _, unplaced, relaxed, unsettled } = self;
+        (id, version, assumptions) == (&other.id, &other.version, &other.assumptions)
+            && self.moves().eq(other.moves())
+            && (unplaced, relaxed, unsettled) == (&other.unplaced, &other.relaxed, &other.unsettled)
+    }
+}
+
+impl Eq for Plan {}
 
 /// Why a plan is not carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,7 +232,7 @@ impl fmt::Display for PlanRefused {
 
 impl std::error::Error for PlanRefused {}
 
-/// A move by numbers; named when the plan is complete.
+/// A move by slot and rank.
 #[derive(Clone, Copy, Debug)]
 struct MoveDraft {
     slot: u32,
@@ -233,7 +271,7 @@ impl PlanDraft {
         list.push(MoveDraft { slot, from, to, reason });
     }
 
-    /// The plan, with the names of appliances and workers.
+    /// The plan, with the ids of appliances.
     pub(super) fn into_plan(
         mut self,
         version: TableVersion,
@@ -241,24 +279,23 @@ impl PlanDraft {
         (roster, book): (&MemberRoster, &Book),
         unsettled: Unsettled,
     ) -> Plan {
-        let named = |draft: &MoveDraft| PlannedMove {
+        let lists = [self.unowned, self.displaced, self.balance];
+        let mut moves = Vec::with_capacity(lists.iter().map(Vec::len).sum());
+        moves.extend(lists.iter().flatten().map(|draft| PackedMove {
             appliance: book.id(draft.slot),
             slot: Slot(draft.slot),
-            from: roster.name(draft.from).cloned(),
-            to: roster.member(draft.to).id.clone(),
+            from: draft.from,
+            to: roster.handle(draft.to),
             reason: draft.reason,
-        };
+        }));
         self.unplaced.sort_unstable_by_key(|(slot, _)| *slot);
         let unplaced = self.unplaced.into_iter();
-        let mut moves = Vec::with_capacity(self.unowned.len() + self.displaced.len() + self.balance.len());
-        for list in [self.unowned, self.displaced, self.balance] {
-            moves.extend(list.iter().map(named));
-        }
         Plan {
             id: PlanId::of(version, assumptions),
             version,
             assumptions: assumptions.clone(),
             moves,
+            names: Arc::clone(roster.names()),
             unplaced: unplaced.map(|(slot, why)| Unplaceable { appliance: book.id(slot.0), slot, why }).collect(),
             relaxed: self.relaxed,
             unsettled,

@@ -5,6 +5,7 @@
 //! first.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use common::WorkerId;
 use common::ring::{self, Ring, RingArc};
@@ -16,7 +17,6 @@ pub(super) const NOBODY: u32 = u32::MAX >> 1;
 
 #[derive(Clone, Debug)]
 struct WorkerHandle {
-    id: WorkerId,
     references: u32,
     rank: Option<u32>,
 }
@@ -32,7 +32,10 @@ pub(super) struct MemberRoster {
     ring_ranks: Vec<u32>,
     /// Handle of each member, by rank.
     handles: Vec<u32>,
-    names: Vec<Option<WorkerHandle>>,
+    in_use: Vec<Option<WorkerHandle>>,
+    /// The name of each handle. Plans share it, so that a move needs no name of its own; what a plan has is left as it is
+    /// when a handle gets another name.
+    names: Arc<Vec<WorkerId>>,
     by_name: HashMap<WorkerId, u32>,
     free: Vec<u32>,
 }
@@ -45,7 +48,8 @@ impl MemberRoster {
             version: 0,
             ring_ranks: Vec::new(),
             handles: Vec::new(),
-            names: Vec::new(),
+            in_use: Vec::new(),
+            names: Arc::default(),
             by_name: HashMap::new(),
             free: Vec::new(),
         }
@@ -62,14 +66,14 @@ impl MemberRoster {
             }
         });
         for handle in std::mem::take(&mut self.handles) {
-            self.names[handle as usize].as_mut().expect("members keep their names").rank = None;
+            self.in_use[handle as usize].as_mut().expect("members keep their names").rank = None;
             self.release(handle);
         }
         self.members = members;
         for rank in 0..self.members.len() {
             let id = self.members[rank].id.clone();
             let handle = self.acquire(Some(&id));
-            self.names[handle as usize].as_mut().expect("just acquired").rank = Some(narrow(rank));
+            self.in_use[handle as usize].as_mut().expect("just acquired").rank = Some(narrow(rank));
             self.handles.push(handle);
         }
         // Under `ring` a draining member is one that leaves the group, also for the Python services that share it.
@@ -95,19 +99,22 @@ impl MemberRoster {
         let handle = match self.by_name.get(id) {
             Some(&handle) => handle,
             None => {
-                let name = Some(WorkerHandle { id: id.clone(), references: 0, rank: None });
+                let fresh = Some(WorkerHandle { references: 0, rank: None });
+                let names = Arc::make_mut(&mut self.names);
                 let handle = if let Some(handle) = self.free.pop() {
-                    self.names[handle as usize] = name;
+                    self.in_use[handle as usize] = fresh;
+                    names[handle as usize] = id.clone();
                     handle
                 } else {
-                    self.names.push(name);
-                    narrow(self.names.len() - 1)
+                    self.in_use.push(fresh);
+                    names.push(id.clone());
+                    narrow(names.len() - 1)
                 };
                 self.by_name.insert(id.clone(), handle);
                 handle
             }
         };
-        self.names[handle as usize].as_mut().expect("handles in use have a name").references += 1;
+        self.in_use[handle as usize].as_mut().expect("handles in use have a name").references += 1;
         handle
     }
 
@@ -116,11 +123,11 @@ impl MemberRoster {
         if handle == NOBODY {
             return;
         }
-        let name = self.names[handle as usize].as_mut().expect("handles in use have a name");
-        name.references -= 1;
-        if name.references == 0 {
-            self.by_name.remove(&name.id);
-            self.names[handle as usize] = None;
+        let counted = self.in_use[handle as usize].as_mut().expect("handles in use have a name");
+        counted.references -= 1;
+        if counted.references == 0 {
+            self.by_name.remove(&self.names[handle as usize]);
+            self.in_use[handle as usize] = None;
             self.free.push(handle);
         }
     }
@@ -129,14 +136,20 @@ impl MemberRoster {
         self.by_name.get(id).copied()
     }
 
-    /// The name behind a handle; `None` for [`NOBODY`].
+    /// The name behind a handle in use; `None` for [`NOBODY`].
+    #[cfg(feature = "canon")]
     pub(super) fn name(&self, handle: u32) -> Option<&WorkerId> {
-        self.names.get(handle as usize).and_then(|n| n.as_ref()).map(|n| &n.id)
+        self.names.get(handle as usize)
+    }
+
+    /// The names of all handles in use, by handle.
+    pub(super) fn names(&self) -> &Arc<Vec<WorkerId>> {
+        &self.names
     }
 
     /// Its rank, if it is a member.
     pub(super) fn rank(&self, handle: u32) -> Option<u32> {
-        self.names.get(handle as usize).and_then(|n| n.as_ref()).and_then(|n| n.rank)
+        self.in_use.get(handle as usize).and_then(|n| n.as_ref()).and_then(|n| n.rank)
     }
 
     pub(super) fn handle(&self, rank: u32) -> u32 {
@@ -154,7 +167,7 @@ impl MemberRoster {
     }
 
     pub(super) fn handle_count(&self) -> usize {
-        self.names.len()
+        self.in_use.len()
     }
 
     /// Rank of the member with this index on the ring.

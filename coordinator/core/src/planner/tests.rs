@@ -78,15 +78,19 @@ fn unplaceable(slot: u32, why: Unplaced) -> Unplaceable {
     Unplaceable { appliance: id(slot), slot: Slot(slot), why }
 }
 
+/// What a plan says, whatever it was made from.
+type PlanContent = (Vec<(Slot, ApplianceId, Option<WorkerId>, WorkerId, Reason)>, Vec<Unplaceable>, Vec<BandRelaxed>);
+
 /// What a plan asks for, whatever version and assumptions it was made from.
-fn content(plan: Plan) -> (Vec<PlannedMove>, Vec<Unplaceable>, Vec<BandRelaxed>) {
-    (plan.moves, plan.unplaced, plan.relaxed)
+fn content(plan: Plan) -> PlanContent {
+    let moves = plan.moves().map(|m| (m.slot, m.appliance, m.from.cloned(), m.to.clone(), m.reason));
+    (moves.collect(), plan.unplaced, plan.relaxed)
 }
 
 /// Makes every move of a plan at once.
 fn carry_out(planner: &mut Planner, plan: &Plan) {
-    for m in &plan.moves {
-        planner.set_owner(m.slot, Some(&m.to), None);
+    for m in plan.moves() {
+        planner.set_owner(m.slot, Some(m.to), None);
     }
 }
 
@@ -110,7 +114,7 @@ fn loads(planner: &Planner) -> Vec<u64> {
 
 fn reasons(plan: &Plan) -> BTreeMap<Reason, usize> {
     let mut counts = BTreeMap::new();
-    for m in &plan.moves {
+    for m in plan.moves() {
         *counts.entry(m.reason).or_default() += 1;
     }
     counts

@@ -11,8 +11,8 @@ fn owners_are_those_of_the_ring_and_a_join_moves_only_to_the_joiner() {
     let mut planner = settled(Strategy::Ring, fleet(10), 2_000);
     planner.set_members(fleet(11));
     let plan = settle(&mut planner);
-    assert!(!plan.moves.is_empty());
-    assert!(plan.moves.iter().all(|m| m.to == worker("w010") && m.reason == Reason::RingOwner));
+    assert!(plan.moves().len() > 0);
+    assert!(plan.moves().all(|m| *m.to == worker("w010") && m.reason == Reason::RingOwner));
     let ring = planner.ring().clone();
     for slot in 0..2_000 {
         let owner = planner.explain(Slot(slot)).into_iter().find(|c| c.is_owner).expect("placed").member;
@@ -28,13 +28,13 @@ fn an_owner_that_cannot_take_it_leaves_it_unplaced() {
     let mut planner = planner(Strategy::Ring, members);
     create(&mut planner, 0..100);
     let plan = settle(&mut planner);
-    assert!(plan.moves.iter().all(|m| m.to == worker("w001")));
+    assert!(plan.moves().all(|m| *m.to == worker("w001")));
     assert!(plan.unplaced.iter().all(|u| u.why == Unplaced::RingOwnerCannot(worker("w000"))));
-    assert_eq!(plan.moves.len() + plan.unplaced.len(), 100);
+    assert_eq!(plan.moves().len() + plan.unplaced.len(), 100);
     assert!(!plan.unplaced.is_empty());
     // It can once it offers the driver; nothing of the others moves.
     planner.set_members(fleet(2));
-    assert_eq!(planned(&mut planner).moves.len(), plan.unplaced.len());
+    assert_eq!(planned(&mut planner).moves().len(), plan.unplaced.len());
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn without_members_everything_is_unplaced() {
     let mut planner = settled(Strategy::Ring, fleet(2), 50);
     planner.set_members(vec![]);
     let plan = planned(&mut planner);
-    assert_eq!((plan.moves.len(), plan.unplaced.len()), (0, 50));
+    assert_eq!((plan.moves().len(), plan.unplaced.len()), (0, 50));
     planner.set_members(fleet(2));
     assert!(planned(&mut planner).is_empty());
 }
@@ -103,12 +103,12 @@ proptest! {
             }
             let plan = planned(&mut planner);
             prop_assert_eq!(&plan, &planned(&mut planner));
-            let moves: BTreeMap<Slot, WorkerId> = plan.moves.iter().map(|m| (m.slot, m.to.clone())).collect();
-            prop_assert_eq!(moves.len(), plan.moves.len());
+            let moves: BTreeMap<Slot, WorkerId> = plan.moves().map(|m| (m.slot, m.to.clone())).collect();
+            prop_assert_eq!(moves.len(), plan.moves().len());
             prop_assert_eq!(&moves, &expected(&planner, &owners));
             // A part of it is carried out before the members change again.
-            for m in plan.moves.iter().take(carried) {
-                planner.set_owner(m.slot, Some(&m.to), None);
+            for m in plan.moves().take(carried) {
+                planner.set_owner(m.slot, Some(m.to), None);
                 owners.insert(m.slot.0, Some(m.to.clone()));
             }
         }
