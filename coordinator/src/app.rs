@@ -5,7 +5,6 @@
 //! at any point ends the process with a message and the exit code of its [`Failure`]. Stop: health says so, the leader waits
 //! for workers that leave and releases the lock, watches end, the group is left, the server closes, the store is flushed.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -30,6 +29,7 @@ use crate::grpc::{self, AdminServices, ForwardLayer, ServingRole, TraceLayer};
 use crate::history::{History, HistoryError};
 use crate::leader::{Identity, Inputs, LeaderSetup};
 use crate::leadership::{self, Terms};
+use crate::listen::Listening;
 use crate::metrics::{self, Metrics};
 use crate::opening::Opening;
 use crate::record::{MoveRecord, RebalanceRecord};
@@ -111,13 +111,12 @@ pub async fn run(mut config: Config) -> Result<(), Failure> {
 
 /// What is opened before anything is served. A failure here ends the process, and nobody has noticed it.
 struct AppParts {
-    /// Embedded, this lock is what makes the leader the only one.
-    _lock: Option<StateDir>,
+    /// Embedded, its lock is what makes the leader the only one.
+    state_dir: Option<StateDir>,
     coordinator: CoordinatorId,
     tls: Option<ServerTls>,
     client_tls: Option<ClientTls>,
-    listener: TcpListener,
-    address: SocketAddr,
+    listening: Listening,
     metrics_listener: Option<TcpListener>,
     store: Opening,
     candidate: Arc<dyn Candidate>,
@@ -128,11 +127,15 @@ impl AppParts {
         let embedded = config.coordination.is_embedded();
         let state = |e: &dyn std::fmt::Display| Failure::new(exit_code::STATE, e);
         let listen = |at, e: std::io::Error| Failure::new(exit_code::LISTEN, format!("listen at {at}: {e}"));
-        let lock = embedded.then(|| StateDir::take(&config.state_dir)).transpose().map_err(|e| state(&e))?;
+        let state_dir = match embedded {
+            true => Some(StateDir::take(&config.state_dir)),
+            // Nothing else is kept in it.
+            false => config.listen.has_socket().then(|| StateDir::open(&config.state_dir)),
+        };
+        let state_dir = state_dir.transpose().map_err(|e| state(&e))?;
         let tls = ServerTls::load(&config.tls).map_err(|e| Failure::other(format!("tls.{e}")))?;
         let client_tls = ClientTls::load(&config.tls).map_err(|e| Failure::other(format!("tls.{e}")))?;
-        let listener = TcpListener::bind(config.listen).await.map_err(|e| listen(config.listen, e))?;
-        let address = listener.local_addr().map_err(|e| listen(config.listen, e))?;
+        let listening = config.listen.open().await?;
         let metrics_listener = match config.metrics.listen {
             None => None,
             Some(at) => Some(TcpListener::bind(at).await.map_err(|e| listen(at, e))?),
@@ -143,12 +146,12 @@ impl AppParts {
             Opening::later(config.store.clone())
         };
         let coordinator = CoordinatorId::new(&config.name).map_err(Failure::other)?;
-        config.advertise = config.advertised(address);
+        config.advertise = config.advertised(&listening);
         let candidate = config
             .coordination
             .candidate(&coordinator, config.advertise.clone(), &config.state_dir)
             .map_err(|e| Failure::other(format!("coordination: {e}")))?;
-        Ok(Self { _lock: lock, coordinator, tls, client_tls, listener, address, metrics_listener, store, candidate })
+        Ok(Self { state_dir, coordinator, tls, client_tls, listening, metrics_listener, store, candidate })
     }
 }
 
@@ -163,7 +166,8 @@ struct Server {
     roles: CancellationToken,
     /// Tells sessions that the process stops.
     stopping: watch::Sender<bool>,
-    _lock: Option<StateDir>,
+    /// Held until the process ends.
+    _state_dir: Option<StateDir>,
 }
 
 impl Server {
@@ -184,6 +188,7 @@ impl Server {
         // Registers the services, too: whoever asks before they serve is told so, and not that they do not exist.
         health.set_serving(false).await;
         let routes = services.routes().map_err(|e| Failure::other(format!("build the services: {e}")))?;
+        let address = parts.listening.shown();
         let calls = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(5)))
             .http2_keepalive_timeout(Some(Duration::from_secs(5)))
@@ -191,7 +196,10 @@ impl Server {
             .layer(ForwardLayer::new(parts.coordinator.clone(), role.clone(), parts.client_tls))
             .add_routes(routes)
             .add_service(SessionServer::new(Sessions::new(sessions_in, stop_seen)))
-            .serve_with_incoming_shutdown(grpc::incoming(parts.listener, parts.tls), closing.clone().cancelled_owned());
+            .serve_with_incoming_shutdown(
+                grpc::incoming(parts.listening.listeners, parts.tls),
+                closing.clone().cancelled_owned(),
+            );
         let calls = tokio::spawn(calls);
         let served = parts.metrics_listener.map(|listener| {
             let address = listener.local_addr().map(|a| a.to_string()).unwrap_or_default();
@@ -201,7 +209,7 @@ impl Server {
         tokio::spawn(leadership::tell_role(Arc::clone(&parts.candidate), leading, role_in, roles.clone()));
         let coordinator = parts.coordinator;
         tokio::spawn(async move { health.follow(&coordinator, role).await });
-        info!(address = %parts.address, advertise = config.advertise, coordination = identity.coordination, "serving");
+        info!(address, advertise = config.advertise, coordination = identity.coordination, "serving");
 
         let terms = Terms {
             leader: LeaderSetup {
@@ -216,8 +224,8 @@ impl Server {
             embedded: config.coordination.is_embedded(),
             leading: leading_in,
         };
-        let _lock = parts._lock;
-        let server = Self { catalog, calls, metrics: served, closing, roles, stopping, _lock };
+        let _state_dir = parts.state_dir;
+        let server = Self { catalog, calls, metrics: served, closing, roles, stopping, _state_dir };
         Ok((server, Inputs { commands, sessions }, terms))
     }
 

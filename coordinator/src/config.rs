@@ -1,14 +1,15 @@
 //! Configuration of `rug-coordinator`: one struct made of each part's own.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use common::appliance::FieldViolation;
 use coordinator_core::machine;
+use runtime::channel::Target;
 use runtime::config::{RenamedDuration, Settings};
 use runtime::{telemetry, tls};
 use serde::{Deserialize, Serialize};
 
+use crate::listen::{Listen, Listening};
 use crate::{catalog, metrics, store};
 
 /// Everything that can be set, in `rug-coordinator.toml`, by `RUG_COORDINATOR_<SECTION>__<FIELD>`, or by flags.
@@ -17,12 +18,13 @@ use crate::{catalog, metrics, store};
 pub struct Config {
     /// Name of this coordinator, stable over restarts.
     pub name: String,
-    /// Address the APIs are served at.
-    pub listen: SocketAddr,
+    /// Addresses the APIs are served at: `ADDRESS:PORT`, or `unix:PATH` relative to `state_dir`.
+    pub listen: Listen,
     /// Address under which workers and other coordinators reach the APIs, such as `https://c1.example:7470`; made of
     /// `listen` when empty.
     pub advertise: String,
-    /// Serve beyond loopback without TLS. Anybody who can reach the address then commands the fleet.
+    /// Serve at TCP ports without TLS, also at those of the loopback interface. Every process that can reach the port then
+    /// commands the fleet, whichever user it belongs to.
     pub insecure: bool,
     /// Directory of what this coordinator keeps; one process at a time with embedded coordination.
     pub state_dir: PathBuf,
@@ -58,7 +60,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             name: "coordinator-1".to_owned(),
-            listen: SocketAddr::from(([127, 0, 0, 1], 7470)),
+            listen: Listen::default(),
             advertise: String::new(),
             insecure: false,
             state_dir: PathBuf::from("rug-coordinator-state"),
@@ -78,6 +80,7 @@ impl Settings for Config {
     const RENAMED: &'static [RenamedDuration] = &RENAMED;
 
     fn complete(&mut self) {
+        self.listen.complete(&self.state_dir);
         if self.store.url.is_empty() {
             self.store.url = format!("sqlite:{}", self.state_dir.join("rug.db").display());
         }
@@ -110,11 +113,11 @@ impl Config {
         if let Err(problem) = common::CoordinatorId::new(&self.name) {
             violated("name", problem.to_string());
         }
-        if !self.listen.ip().is_loopback() && self.tls.is_off() && !self.insecure {
+        if let Some(open) = self.listen.tcp().next().filter(|_| self.tls.is_off() && !self.insecure) {
             let description = format!(
-                "{} is not a loopback address, and without TLS anybody who reaches it would command the fleet; set tls.ca, \
-                 tls.cert and tls.key, or insecure = true if that is wanted",
-                self.listen
+                "{open} is a TCP port, and without TLS every process that reaches it would command the fleet, on loopback \
+                 also those of other users; leave `listen` away for a Unix socket in state_dir, set tls.ca, tls.cert and \
+                 tls.key, or insecure = true if that is wanted"
             );
             violated("listen", description);
         }
@@ -127,32 +130,33 @@ impl Config {
             violated("store.url", description);
         }
         if !self.advertise.is_empty()
-            && let Err(problem) = tonic::transport::Endpoint::from_shared(self.advertise.clone())
+            && let Err(problem) = Target::check(&self.advertise)
         {
-            let description = format!("`{}` is not an address like https://host:port: {problem}", self.advertise);
-            violated("advertise", description);
+            violated("advertise", problem.to_string());
         }
         found
     }
 
-    /// Where others reach the APIs that are served at `address`.
+    /// Where others reach the APIs that are served there.
     #[must_use]
-    pub fn advertised(&self, address: SocketAddr) -> String {
+    pub fn advertised(&self, listening: &Listening) -> String {
         if !self.advertise.is_empty() {
             return self.advertise.clone();
         }
-        let scheme = if self.tls.is_off() { "http" } else { "https" };
-        if address.ip().is_unspecified() {
-            let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-            return format!("{scheme}://{host}:{}", address.port());
-        }
-        format!("{scheme}://{address}")
+        listening.advertised(if self.tls.is_off() { "http" } else { "https" })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
+    use crate::listen::ListenAddress;
+
+    fn tcp(address: [u8; 4]) -> Listen {
+        vec![ListenAddress::Tcp(SocketAddr::from((address, 7470)))].into()
+    }
 
     fn completed(mut config: Config) -> Config {
         config.complete();
@@ -171,6 +175,8 @@ mod tests {
         config.complete();
         assert_eq!(config.validate(), []);
         assert_eq!(config.store.url, "sqlite:rug-coordinator-state/rug.db");
+        let listen = vec![ListenAddress::Unix("rug-coordinator-state/coordinator.sock".into())];
+        assert_eq!(config.listen, listen.into());
     }
 
     #[test]
@@ -184,10 +190,13 @@ mod tests {
     }
 
     #[test]
-    fn an_address_beyond_loopback_needs_a_word() {
-        let open = Config { listen: SocketAddr::from(([0, 0, 0, 0], 7470)), ..Config::default() };
-        assert!(only_violation(open.clone()).contains("insecure = true"));
-        assert_eq!(completed(Config { insecure: true, ..open }).validate(), []);
+    fn a_tcp_port_needs_tls_or_a_word_also_on_loopback() {
+        for address in [[0, 0, 0, 0], [127, 0, 0, 1]] {
+            let open = Config { listen: tcp(address), ..Config::default() };
+            let refused = only_violation(open.clone());
+            assert!(refused.starts_with("listen: ") && refused.contains("insecure = true"), "{refused}");
+            assert_eq!(completed(Config { insecure: true, ..open }).validate(), []);
+        }
         let listen = Some(SocketAddr::from(([0, 0, 0, 0], 9464)));
         let metrics = metrics::Config { listen, insecure: false };
         let open = Config { insecure: true, metrics: metrics.clone(), ..Config::default() };

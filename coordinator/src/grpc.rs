@@ -35,7 +35,7 @@ use crate::commands::Commands;
 use crate::history::History;
 
 pub use forward::{ForwardLayer, ServingRole};
-pub use incoming::{PeerInfo, incoming};
+pub use incoming::{Listener, PeerInfo, incoming};
 pub use trace::TraceLayer;
 
 use call::Caller;

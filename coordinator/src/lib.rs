@@ -19,6 +19,7 @@ mod history;
 mod leader;
 mod leader_tasks;
 mod leadership;
+mod listen;
 mod metrics;
 mod opening;
 pub mod record;

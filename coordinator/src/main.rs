@@ -1,6 +1,5 @@
 //! `rug-coordinator`: flags, configuration, exit code.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -51,15 +50,15 @@ struct Flags {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
-    /// Address the APIs are served at.
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    listen: Option<SocketAddr>,
+    /// Address the APIs are served at, ADDRESS:PORT or unix:PATH; may be repeated.
+    #[arg(long, value_name = "ADDRESS")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    listen: Vec<String>,
     /// Directory of what this coordinator keeps.
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     state_dir: Option<PathBuf>,
-    /// Serve beyond loopback without TLS.
+    /// Serve at TCP ports without TLS: every process that reaches them commands the fleet.
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     insecure: bool,

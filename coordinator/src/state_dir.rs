@@ -3,71 +3,57 @@
 //! With embedded coordination this lock is what makes the leader the only one (docs/protocol.md, Leases and lives), so it
 //! is taken before anything else and kept until the process ends; the kernel releases it with the process.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use runtime::folder::{self, FileLock, Folder, LockError};
+
+/// What is in the directory of an earlier version, and in no other.
+const OWN: [&str; 3] = ["lock", "rug.db", "term"];
 
 /// Why a state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It cannot be made or written.
-    #[error("state directory {}: {source}", path.display())]
-    Unusable {
-        /// The directory.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// It cannot be made or written, or is not this user's alone.
+    #[error("state directory: {0}")]
+    Unusable(#[from] folder::Error),
     /// Another coordinator has it.
-    #[error("state directory {} is in use by {by}", path.display())]
+    #[error("state directory {} is {lock}", path.display())]
     InUse {
         /// The directory.
         path: PathBuf,
         /// Who has it.
-        by: String,
+        lock: LockError,
     },
 }
 
-/// The lock on a state directory; dropping it gives the directory up.
+/// A state directory, for this user alone.
 #[derive(Debug)]
 pub struct StateDir {
-    _lock: File,
+    _folder: Folder,
+    /// Held with embedded coordination, until this is dropped.
+    _lock: Option<FileLock>,
 }
 
 impl StateDir {
-    /// Makes the directory if need be and takes its lock.
+    /// Makes the directory if need be.
+    ///
+    /// # Errors
+    /// It cannot be used.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        Ok(Self { _folder: Folder::private(path, &OWN)?, _lock: None })
+    }
+
+    /// The same with its lock.
     ///
     /// # Errors
     /// [`Error::InUse`] names the process that has it; everything else is [`Error::Unusable`].
     pub fn take(path: &Path) -> Result<Self, Error> {
-        let unusable = |source| Error::Unusable { path: path.to_owned(), source };
-        fs::create_dir_all(path).map_err(unusable)?;
-        let file = path.join("lock");
-        let mut lock =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&file).map_err(unusable)?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut by = String::new();
-                let _ = lock.read_to_string(&mut by);
-                let by = match by.trim() {
-                    "" => "another process".to_owned(),
-                    pid => format!("process {pid}"),
-                };
-                return Err(Error::InUse { path: path.to_owned(), by });
-            }
-            Err(e) => return Err(unusable(e.into())),
+        let folder = Folder::private(path, &OWN)?;
+        match folder.lock("lock") {
+            Ok(lock) => Ok(Self { _folder: folder, _lock: Some(lock) }),
+            Err(LockError::Unusable(error)) => Err(error.into()),
+            Err(lock) => Err(Error::InUse { path: path.to_owned(), lock }),
         }
-        let note = |lock: &mut File| -> io::Result<()> {
-            lock.set_len(0)?;
-            lock.rewind()?;
-            writeln!(lock, "{}", std::process::id())?;
-            lock.sync_all()
-        };
-        note(&mut lock).map_err(unusable)?;
-        Ok(Self { _lock: lock })
     }
 }
 
@@ -77,12 +63,12 @@ mod tests {
 
     #[test]
     fn a_second_holder_is_told_who_has_it() {
-        let dir = std::env::temp_dir().join(format!("rug-state-dir-{}", std::process::id()));
+        let top = tempfile::tempdir().expect("a folder");
+        let dir = top.path().join("state");
         let held = StateDir::take(&dir).expect("free");
         let error = StateDir::take(&dir).expect_err("held").to_string();
         assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
         drop(held);
         assert!(StateDir::take(&dir).is_ok());
-        fs::remove_dir_all(&dir).expect("made above");
     }
 }

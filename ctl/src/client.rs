@@ -30,8 +30,8 @@ use crate::error::Failure;
 use servers::Servers;
 pub(crate) use servers::find_servers;
 
-/// Default address of a server; `rugctl up` listens on it.
-pub(crate) const DEFAULT_SERVER: &str = "http://127.0.0.1:7470";
+/// Socket of a coordinator that was started in the same folder without any set-up.
+pub(crate) const DEFAULT_SOCKET: &str = "rug-coordinator-state/coordinator.sock";
 /// Default timeout of one call, retries included (`--timeout`).
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Entries per page. Far below the server's maximum of 1,000, so that pages of large specs stay small messages.

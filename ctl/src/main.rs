@@ -32,7 +32,7 @@ const AFTER_HELP: &str = "\
 Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 server unreachable, 4 not found, 5 conflict, 130 interrupted.
 
 The server is the one of --server or RUG_SERVER, else that of a cluster `rugctl up` runs in this folder or one above \
-(.rug/endpoint), else http://127.0.0.1:7470.";
+(.rug/endpoint), else that of `rug-coordinator run` there (rug-coordinator-state/coordinator.sock).";
 
 /// Command line of Rug, which keeps fleets of appliances alive
 #[derive(Debug, Parser)]
@@ -198,7 +198,7 @@ fn report(failure: &Failure) -> Exit {
 
 async fn call(ui: Ui, global: &Global, command: &RugctlCommand) -> Result<(), Failure> {
     let tls = global.tls.load()?;
-    let found = client::find_servers(global.server.as_deref(), tls.is_some(), &client::working_folder());
+    let found = client::find_servers(global.server.as_deref(), tls.is_some(), &client::working_folder())?;
     // Certificates in the environment belong to another cluster: the one on this machine uses no TLS.
     let tls = if found.local { None } else { tls };
     // `--timeout` as a whole applies to waiting; a single call keeps the default, so that one call cannot use up the
@@ -254,6 +254,7 @@ mod tests {
             "rugctl apply",
             "rugctl up --workers 0",
             "rugctl up --driver V.M",
+            "rugctl up --listen 127.0.0.1:7470",
             "rugctl list --phase asleep",
             "rugctl list --label app",
             "rugctl delete",

@@ -26,7 +26,9 @@ use crate::error::{Exit, Failure};
 use crate::output::{Ui, count};
 use crate::status::{self, StatusLine};
 
-use self::folder::{FolderLock, LastStart, StateFolder};
+use runtime::folder::FileLock;
+
+use self::folder::{LastStart, StateFolder};
 use self::supervisor::{ChildEvent, ChildProgram, Policy, Supervisor};
 
 mod folder;
@@ -58,9 +60,12 @@ pub(crate) struct UpArgs {
     /// Driver that the workers offer; may be repeated [default: process]
     #[arg(long = "driver", value_name = "DRIVER")]
     drivers: Vec<DriverName>,
-    /// Loopback address of the coordinator
-    #[arg(long, default_value = "127.0.0.1:7470", value_name = "ADDRESS")]
-    listen: SocketAddr,
+    /// Serve at this loopback address as well; every local user can then command the cluster
+    #[arg(long, value_name = "ADDRESS", requires = "insecure")]
+    listen: Option<SocketAddr>,
+    /// Allow --listen, which needs no certificate
+    #[arg(long)]
+    insecure: bool,
     /// Remove every appliance of the state folder, then stop
     #[arg(long)]
     down: bool,
@@ -74,8 +79,8 @@ pub(crate) struct UpArgs {
 
 /// Runs the command. Ends with Ctrl-C or SIGTERM.
 pub(crate) async fn run(ui: &Ui, args: &UpArgs, timeout: Option<Duration>) -> Result<(), Failure> {
-    if !args.listen.ip().is_loopback() {
-        return Err(Failure::usage(format!("--listen {}: an embedded cluster listens on loopback only", args.listen)));
+    if let Some(listen) = args.listen.filter(|listen| !listen.ip().is_loopback()) {
+        return Err(Failure::usage(format!("--listen {listen}: an embedded cluster listens on loopback only")));
     }
     inherited::refuse(std::env::vars_os().map(|(name, _)| name))?;
     if args.down { down(ui, args, timeout).await } else { stay_up(ui, args).await }
@@ -88,6 +93,9 @@ async fn stay_up(ui: &Ui, args: &UpArgs) -> Result<(), Failure> {
     let drivers = if args.drivers.is_empty() { vec![DriverName::process()] } else { args.drivers.clone() };
     folder.remember(&LastStart { drivers: drivers.iter().map(ToString::to_string).collect() })?;
     let mut cluster = LocalCluster::new(folder, args, args.listen, &drivers)?;
+    if let Some(text) = cluster.folder.tightened() {
+        ui.note(&text);
+    }
     ui.note(&format!("state and logs in {}", cluster.folder.root().display()));
     let tell = |text: &str| ui.note(text);
     let started = tokio::select! {
@@ -142,7 +150,7 @@ async fn down(ui: &Ui, args: &UpArgs, timeout: Option<Duration>) -> Result<(), F
     drivers.push(DriverName::process());
     drivers.sort();
     drivers.dedup();
-    let mut cluster = LocalCluster::new(folder, args, usable_address(args.listen)?, &drivers)?;
+    let mut cluster = LocalCluster::new(folder, args, None, &drivers)?;
     let work = async {
         cluster.start(&|_| {}).await?;
         delete_everything(&cluster.client, ui, limit).await
@@ -157,7 +165,7 @@ async fn down(ui: &Ui, args: &UpArgs, timeout: Option<Duration>) -> Result<(), F
 }
 
 /// The lock, or pid and address of the cluster that runs here. Waits for one that is starting or stopping.
-async fn lock_or_address(folder: &StateFolder) -> Result<Result<FolderLock, (Option<u32>, String)>, Failure> {
+async fn lock_or_address(folder: &StateFolder) -> Result<Result<FileLock, (Option<u32>, String)>, Failure> {
     let deadline = Instant::now() + CHANGE_LIMIT;
     loop {
         let holder = match folder.try_lock()? {
@@ -172,14 +180,6 @@ async fn lock_or_address(folder: &StateFolder) -> Result<Result<FolderLock, (Opt
         }
         sleep(START_LOOK).await;
     }
-}
-
-/// The address, or one with another port when that port is in use.
-fn usable_address(wanted: SocketAddr) -> Result<SocketAddr, Failure> {
-    let any = SocketAddr::new(wanted.ip(), 0);
-    let listener = TcpListener::bind(wanted).or_else(|_| TcpListener::bind(any));
-    let address = listener.and_then(|listener| listener.local_addr());
-    address.map_err(|e| Failure::failed(format!("no free port at {}: {e}", wanted.ip())))
 }
 
 /// Requests to stop, from the terminal or from another process.
@@ -213,7 +213,8 @@ struct LocalCluster {
     supervisor: Supervisor,
     policy: Policy,
     client: AdminClient,
-    listen: SocketAddr,
+    /// TCP port beside the socket.
+    listen: Option<SocketAddr>,
     coordinator: ChildProgram,
     workers: Vec<ChildProgram>,
 }
@@ -222,10 +223,16 @@ const COORDINATOR: &str = "coordinator-1";
 
 impl LocalCluster {
     /// A cluster of which no process runs yet.
-    fn new(folder: StateFolder, args: &UpArgs, listen: SocketAddr, drivers: &[DriverName]) -> Result<Self, Failure> {
+    fn new(
+        folder: StateFolder,
+        args: &UpArgs,
+        listen: Option<SocketAddr>,
+        drivers: &[DriverName],
+    ) -> Result<Self, Failure> {
         let coordinator_binary = binary(args.coordinator_binary.as_ref(), "rug-coordinator")?;
         let worker_binary = binary(args.worker_binary.as_ref(), "rug-worker")?;
-        let client = AdminClient::new(&format!("http://{listen}"), crate::client::CALL_TIMEOUT)?;
+        let address = folder.socket_address();
+        let client = AdminClient::new(&address, crate::client::CALL_TIMEOUT)?;
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let text = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
         let path = |name: &str| folder.path(name).to_string_lossy().into_owned();
@@ -233,15 +240,18 @@ impl LocalCluster {
             name: name.to_owned(),
             binary: binary.clone(),
             args,
-            log: folder.log(name),
-            pid_file: folder.path("run").join(format!("{name}.pid")),
+            logs: folder.logs().clone(),
+            run: folder.run().clone(),
         };
-        let (state, address) = (path("coordinator"), listen.to_string());
-        let words = ["run", "--state-dir", &state, "--listen", &address, "--name", COORDINATOR];
-        let coordinator = program(COORDINATOR, &coordinator_binary, text(&words));
+        let state = path("coordinator");
+        let mut words = text(&["run", "--state-dir", &state, "--listen", &address, "--name", COORDINATOR]);
+        if let Some(listen) = listen {
+            words.extend(text(&["--listen", &listen.to_string(), "--insecure"]));
+        }
+        let coordinator = program(COORDINATOR, &coordinator_binary, words);
         let worker = |n: u16| {
             let name = format!("worker-{n}");
-            let (state, address) = (path("workers"), format!("http://{listen}"));
+            let state = path("workers");
             let mut words =
                 text(&["run", "--name", &name, "--coordinator", &address, "--state-dir", &state, "--host", &host]);
             // All workers stop together, so there is no other worker to hand appliances to.
@@ -258,7 +268,7 @@ impl LocalCluster {
     async fn start(&mut self, tell: &impl Fn(&str)) -> Result<(), Failure> {
         let began = Instant::now();
         self.stop_leftovers(tell).await;
-        self.check_port().await?;
+        self.check_port()?;
         for program in std::iter::once(&self.coordinator).chain(&self.workers) {
             self.folder.rotate(&program.name);
         }
@@ -272,6 +282,11 @@ impl LocalCluster {
         .await?;
         self.folder.publish(self.client.address())?;
         tell(&format!("coordinator serves at {}", self.client.address()));
+        if let Some(listen) = self.listen {
+            tell(&format!(
+                "coordinator serves at http://{listen} as well, where every local user can command the cluster"
+            ));
+        }
 
         for worker in self.workers.clone() {
             self.supervisor.start(worker);
@@ -288,7 +303,7 @@ impl LocalCluster {
     }
 
     async fn stop_leftovers(&self, tell: &impl Fn(&str)) {
-        let left = supervisor::leftovers(&self.folder.path("run"));
+        let left = supervisor::leftovers(self.folder.run());
         if left.is_empty() {
             return;
         }
@@ -299,14 +314,11 @@ impl LocalCluster {
     }
 
     /// Checked here because the coordinator could only report it in its log.
-    async fn check_port(&self) -> Result<(), Failure> {
-        let Err(error) = TcpListener::bind(self.listen) else { return Ok(()) };
-        let other = self.client.once(LOOK_LIMIT).status().await.ok();
-        let reason = match other {
-            Some(status) => format!("`{}` of another Rug cluster listens there", status.coordinator),
-            None => error.to_string(),
+    fn check_port(&self) -> Result<(), Failure> {
+        let Some((listen, Err(error))) = self.listen.map(|listen| (listen, TcpListener::bind(listen))) else {
+            return Ok(());
         };
-        Err(Failure::failed(format!("cannot listen on {}: {reason}; choose another with --listen", self.listen)))
+        Err(Failure::failed(format!("cannot listen on {listen}: {error}; choose another with --listen")))
     }
 
     /// Checks until nothing is missing any more.

@@ -91,12 +91,14 @@ async fn a_coordinator_killed_under_load_loses_nothing_it_accepted_and_moves_not
     cluster.finish().await
 }
 
-/// Runs a coordinator until it ends by itself. `shell` is put in front of it.
+/// Runs a coordinator until it ends by itself. `shell` is put in front of it; `listen` is an address, and flags that go
+/// with it.
 async fn run(sandbox: &Sandbox, shell: &str, state_dir: &str, listen: &str) -> Result<Output> {
     let program = binaries::path("rug-coordinator")?;
     let run = Command::new("sh")
         .args(["-c", &format!("{shell} exec \"$0\" \"$@\""), &program.to_string_lossy()])
-        .args(["run", "--name", "coordinator-1", "--state-dir", state_dir, "--listen", listen])
+        .args(["run", "--name", "coordinator-1", "--state-dir", state_dir, "--listen"])
+        .args(listen.split(' '))
         .env(ROOT_VARIABLE, sandbox.root())
         .stdin(Stdio::null())
         .kill_on_drop(true)
@@ -118,7 +120,7 @@ fn refused(output: &Output, code: i32, texts: &[&str]) -> Result<()> {
 #[tokio::test]
 async fn a_coordinator_that_cannot_write_its_state_says_where_and_ends_with_3() -> Result<()> {
     let sandbox = Sandbox::new()?;
-    let listen = format!("127.0.0.1:{}", ports::free());
+    let listen = format!("127.0.0.1:{} --insecure", ports::free());
     let file = sandbox.path("file");
     std::fs::write(&file, "")?;
     // Tests may run as root, whom permissions do not stop: below a file nobody can make a directory, and nobody in /proc.
@@ -131,7 +133,7 @@ async fn a_coordinator_that_cannot_write_its_state_says_where_and_ends_with_3() 
 #[tokio::test]
 async fn a_coordinator_on_a_full_disk_says_so_and_ends_with_3() -> Result<()> {
     let sandbox = Sandbox::new()?;
-    let listen = format!("127.0.0.1:{}", ports::free());
+    let listen = format!("127.0.0.1:{} --insecure", ports::free());
     // A limit on the size of files stands for a disk that is full: writes fail in the same way, and nobody needs to be
     // allowed to mount. From nothing at all to a store that can be begun and not finished.
     for (n, blocks) in [0, 1, 8, 32, 100].into_iter().enumerate() {
@@ -151,7 +153,7 @@ async fn a_coordinator_whose_disk_fills_up_refuses_with_a_reason_and_keeps_what_
     let api = Api::new(&format!("http://127.0.0.1:{port}"))?;
     let program = binaries::path("rug-coordinator")?.into_os_string();
     let mut args: Vec<std::ffi::OsString> =
-        ["run", "--listen", &format!("127.0.0.1:{port}"), "--state-dir"].map(Into::into).into();
+        ["run", "--listen", &format!("127.0.0.1:{port}"), "--insecure", "--state-dir"].map(Into::into).into();
     args.push(sandbox.path("state").into());
     let limited = format!("trap '' XFSZ; ulimit -f {BLOCKS}; exec \"$0\" \"$@\"");
     let shell = ["-c".into(), limited.into(), program.clone()].into_iter().chain(args.clone()).collect();
@@ -196,15 +198,17 @@ async fn a_coordinator_whose_disk_fills_up_refuses_with_a_reason_and_keeps_what_
 async fn a_state_directory_or_address_in_use_is_named_and_bad_settings_end_with_2() -> Result<()> {
     let cluster = Cluster::start(Options { workers: 0, ..Options::default() }).await?;
     let sandbox = Sandbox::new()?;
-    let listen = format!("127.0.0.1:{}", ports::free());
+    let listen = format!("127.0.0.1:{} --insecure", ports::free());
     let in_use = cluster.root().join("coordinator").to_string_lossy().into_owned();
     let pid = format!("process {}", cluster.coordinator.pid().context("it runs")?);
     refused(&run(&sandbox, "", &in_use, &listen).await?, 3, &[&in_use, &pid])?;
 
     let dir = sandbox.path("state").to_string_lossy().into_owned();
     let taken = cluster.api.address().trim_start_matches("http://").to_owned();
-    refused(&run(&sandbox, "", &dir, &taken).await?, 4, &[&taken])?;
-    refused(&run(&sandbox, "", &dir, "0.0.0.0:1").await?, 2, &["listen", "insecure"])?;
+    refused(&run(&sandbox, "", &dir, &format!("{taken} --insecure")).await?, 4, &[&taken])?;
+    for open in ["0.0.0.0:1", "127.0.0.1:1"] {
+        refused(&run(&sandbox, "", &dir, open).await?, 2, &["listen", "insecure"])?;
+    }
     let odd = "RUG_COORDINATOR_MACHINE__DEBOUNCE=soon;";
     refused(&run(&sandbox, &format!("export {odd}"), &dir, &listen).await?, 2, &["MACHINE.DEBOUNCE", "duration"])?;
     sandbox.finish(&[])?;

@@ -28,9 +28,8 @@ async fn said(up: &mut Daemon, text: &str, times: usize) -> Result<()> {
 #[tokio::test]
 async fn up_leaves_appliances_running_takes_them_over_again_and_removes_them_when_asked() -> Result<()> {
     let sandbox = Sandbox::new()?;
-    let listen = format!("127.0.0.1:{}", ports::free());
     let state = sandbox.path(".rug");
-    let words = ["up", "--workers", "2", "--listen", &listen, "--state-dir"];
+    let words = ["up", "--workers", "2", "--state-dir"];
     let mut args: Vec<_> = words.map(Into::into).to_vec();
     args.push(state.clone().into_os_string());
     let mut up = Daemon::new("up", binaries::path("rugctl")?, args, &sandbox);
@@ -55,7 +54,7 @@ async fn up_leaves_appliances_running_takes_them_over_again_and_removes_them_whe
     ensure!(running.len() == 2, "{running:?}");
     // A second one in the same folder is refused and touches nothing.
     let folder = state.to_string_lossy().into_owned();
-    let second = run(&sandbox, &["up", "--state-dir", &folder, "--listen", &listen], "").await?;
+    let second = run(&sandbox, &["up", "--state-dir", &folder], "").await?;
     second.refused(5, &["in use", &format!("pid {}", up.pid().context("it runs")?)])?;
 
     for (round, signal) in [(2, Signal::INT), (3, Signal::TERM)] {
@@ -87,7 +86,7 @@ async fn up_leaves_appliances_running_takes_them_over_again_and_removes_them_whe
     up.signal(Signal::INT)?;
     up.ended(Duration::from_secs(20)).await?;
 
-    let down = run(&sandbox, &["up", "--down", "--state-dir", &folder, "--listen", &listen], "").await?.success()?;
+    let down = run(&sandbox, &["up", "--down", "--state-dir", &folder], "").await?.success()?;
     ensure!(down.stderr.contains("removed 2 appliances"), "{}", down.stderr);
     ensure!(processes::instances(sandbox.root()).is_empty(), "{:?}", processes::instances(sandbox.root()));
     let left: Vec<_> = std::fs::read_dir(state.join("workers").join("instances"))?.flatten().collect();

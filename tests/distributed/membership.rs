@@ -253,7 +253,7 @@ async fn a_name_that_a_live_session_has_is_refused_with_its_holder() -> Result<(
     // It reads no table of the cluster before it leads.
     let FleetDatabase::Postgres(database) = &fleet.database else { bail!("the fleet is on PostgreSQL") };
     coordinator.push(("RUG_COORDINATOR_STORE__URL", database.create_database("twin").await?));
-    let args = ["run", "--name", "c1", "--listen", "127.0.0.1:0", "--state-dir", &state];
+    let args = ["run", "--name", "c1", "--listen", "127.0.0.1:0", "--insecure", "--state-dir", &state];
     let twin = run(&fleet, "rug-coordinator", &args, &coordinator).await?;
     let said = String::from_utf8_lossy(&twin.stdout).into_owned() + &String::from_utf8_lossy(&twin.stderr);
     assert_eq!(twin.status.code(), Some(6), "{said}");

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use proto::admin::v1;
+use runtime::channel::Target;
 use runtime::tls::{self, ClientTls};
 use servers::ServerTlsFiles;
 use servers::ports::Port;
@@ -126,7 +127,7 @@ impl Secured {
             coordinators.push(daemon);
             let address = format!("https://{listen}");
             let client = certificates.client("operator")?;
-            let channel = tls::connect_lazy(&tls::endpoint(&address, Some(&client))?, Some(&client));
+            let channel = Target::new(&address, Some(&client))?.connect_lazy();
             apis.push(Api::over(&address, channel));
             addresses.push(address);
             ports.push(port);

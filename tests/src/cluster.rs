@@ -83,7 +83,7 @@ impl Cluster {
         let mut coordinator = Daemon::new(
             "coordinator-1",
             binaries::path("rug-coordinator")?,
-            ["run", "--name", "coordinator-1", "--listen", &format!("127.0.0.1:{port}"), "--state-dir"]
+            ["run", "--name", "coordinator-1", "--listen", &format!("127.0.0.1:{port}"), "--insecure", "--state-dir"]
                 .map(Into::into)
                 .into_iter()
                 .chain([sandbox.path("coordinator").into_os_string()])

@@ -233,11 +233,8 @@ impl Fleet {
             let host = host.map(|network| network.host(&name)).transpose()?;
             let ip = host.or(network.as_ref().map(Network::here)).map_or(IpAddr::from([127, 0, 0, 1]), Host::address);
             let listen = format!("{ip}:{}", port.number());
-            let mut args = words(["run", "--name", &name, "--listen", &listen, "--state-dir"]);
+            let mut args = words(["run", "--name", &name, "--listen", &listen, "--insecure", "--state-dir"]);
             args.push(sandbox.path(&name).into_os_string());
-            if network.is_some() {
-                args.push("--insecure".into());
-            }
             let mut coordinator = daemon_on(host, &name, binaries::path("rug-coordinator")?, args, &sandbox);
             let mut store_url = store.clone();
             if options.proxies {

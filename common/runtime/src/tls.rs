@@ -27,7 +27,7 @@ use common::appliance::FieldViolation;
 use rustls::crypto::CryptoProvider;
 use serde::{Deserialize, Serialize};
 
-pub use client::{AddressError, ClientTls, connect, connect_lazy, endpoint};
+pub use client::ClientTls;
 pub use identity::Identity;
 pub use server::{Accepted, HandshakeRefused, ServerStream, ServerTls};
 pub use words::{chain, refusal};

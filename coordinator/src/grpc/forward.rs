@@ -26,6 +26,7 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, header};
 use http_body::Frame;
+use runtime::channel::Target;
 use runtime::tls::{self, ClientTls};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
@@ -33,7 +34,7 @@ use tokio_stream::wrappers::WatchStream;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::Bytes;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
 use tower::{Layer, Service, ServiceExt};
 use tracing::debug;
 
@@ -234,15 +235,18 @@ impl Forwarder {
         if let Some((_, channel)) = connection.as_ref().filter(|(address, _)| *address == leader.address) {
             return Ok(channel.clone());
         }
-        let endpoint = tls::endpoint(&leader.address, self.tls.as_ref())
-            .map_err(|e| status::leader_unreachable(leader, &e.to_string()))?
-            .connect_timeout(CONNECT)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(ALIVE.0)
-            .keep_alive_timeout(ALIVE.1)
-            .initial_stream_window_size(WINDOWS.0)
-            .initial_connection_window_size(WINDOWS.1);
-        let channel = tls::connect_lazy(&endpoint, self.tls.as_ref());
+        let set = |endpoint: Endpoint| {
+            endpoint
+                .connect_timeout(CONNECT)
+                .tcp_nodelay(true)
+                .http2_keep_alive_interval(ALIVE.0)
+                .keep_alive_timeout(ALIVE.1)
+                .initial_stream_window_size(WINDOWS.0)
+                .initial_connection_window_size(WINDOWS.1)
+        };
+        let target = Target::new(&leader.address, self.tls.as_ref());
+        let target = target.map_err(|e| status::leader_unreachable(leader, &e.to_string()))?;
+        let channel = target.with(set).connect_lazy();
         // Calls in flight on the former connection keep it until they end.
         *connection = Some((leader.address.clone(), channel.clone()));
         Ok(channel)

@@ -1,4 +1,5 @@
-//! Incoming connections: plain, or after the handshake of mutual TLS, with the identity of the peer.
+//! Incoming connections, with the identity of the peer: over TCP plain or after the handshake of mutual TLS, or over a Unix
+//! socket from a process of this user or root.
 //!
 //! Each handshake is a task with a deadline, so that a stalled client delays no other. Their number is bounded; above
 //! it the oldest is given up, because successful ones take milliseconds. No error of a connection ends the listener.
@@ -12,9 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use runtime::socket::{LocalListener, LocalUser};
 use runtime::tls::{Accepted, Identity, ServerStream, ServerTls};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
@@ -39,39 +41,90 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerInfo {
     /// Where it is.
-    pub address: SocketAddr,
-    /// Identity of its certificate; `None` without TLS.
-    pub identity: Option<Arc<Identity>>,
+    pub address: PeerAddress,
+    /// Who it is.
+    pub identity: PeerIdentity,
+}
+
+/// Where a peer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerAddress {
+    /// At the other end of a TCP connection.
+    Tcp(SocketAddr),
+    /// On this host.
+    Unix,
+}
+
+/// Who a peer is, as far as the connection proves it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerIdentity {
+    /// It has shown a certificate of a trusted CA.
+    Certificate(Arc<Identity>),
+    /// It is a process of this coordinator's own user, or of root, on this host.
+    Local(LocalUser),
+    /// Nothing is known: plain TCP, which there is only with `insecure = true`.
+    Unverified,
+}
+
+impl fmt::Display for PeerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix => f.write_str("this host"),
+        }
+    }
 }
 
 impl fmt::Display for PeerInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.identity {
-            Some(identity) => {
+            PeerIdentity::Certificate(identity) => {
                 // Names come from a trusted CA, but they are printed on terminals.
                 let name: String = identity.name().chars().filter(|c| !c.is_control()).take(128).collect();
                 write!(f, "{name} at {}", self.address)
             }
-            None => self.address.fmt(f),
+            PeerIdentity::Local(user) => user.fmt(f),
+            PeerIdentity::Unverified => self.address.fmt(f),
         }
     }
 }
 
-/// Connections of a listener: without Nagle's algorithm, which would delay the second half of every response larger
-/// than a packet by 40 ms, and with `tls` only from clients with a valid certificate. Needs a Tokio runtime; dropping
-/// the result closes the listener.
+/// One of the places that are listened at.
+#[derive(Debug)]
+pub enum Listener {
+    /// A TCP port.
+    Tcp(TcpListener),
+    /// A Unix socket.
+    Unix(LocalListener),
+}
+
+/// Connections of these listeners. Those over TCP are without Nagle's algorithm, which would delay the second half of every
+/// response larger than a packet by 40 ms, and with `tls` only from clients with a valid certificate; those over a Unix
+/// socket are only from this user and root. Needs a Tokio runtime; dropping the result closes the listeners.
 #[must_use]
-pub fn incoming(listener: TcpListener, tls: Option<ServerTls>) -> Incoming {
+pub fn incoming(listeners: Vec<Listener>, tls: Option<ServerTls>) -> Incoming {
     let (out, connections) = mpsc::channel(QUEUE);
-    let task = tokio::spawn(accept(listener, tls, out)).abort_handle();
-    Incoming { connections, task }
+    let mut tasks = JoinSet::new();
+    if let Some(tls) = tls.clone() {
+        tasks.spawn(refresh(tls));
+    }
+    let hush = Arc::new(Mutex::new(Hush::new(Instant::now())));
+    for listener in listeners {
+        let (out, hush) = (out.clone(), Arc::clone(&hush));
+        match listener {
+            Listener::Tcp(listener) => tasks.spawn(accept(listener, tls.clone(), out, hush)),
+            Listener::Unix(listener) => tasks.spawn(accept_local(listener, out, hush)),
+        };
+    }
+    Incoming { connections, _tasks: tasks }
 }
 
 /// See [`incoming`].
 #[derive(Debug)]
 pub struct Incoming {
     connections: mpsc::Receiver<IncomingConnection>,
-    task: AbortHandle,
+    /// End when they are dropped.
+    _tasks: JoinSet<()>,
 }
 
 impl Stream for Incoming {
@@ -82,28 +135,19 @@ impl Stream for Incoming {
     }
 }
 
-impl Drop for Incoming {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn accept(listener: TcpListener, tls: Option<ServerTls>, out: mpsc::Sender<IncomingConnection>) {
+async fn accept(
+    listener: TcpListener,
+    tls: Option<ServerTls>,
+    out: mpsc::Sender<IncomingConnection>,
+    hush: Arc<Mutex<Hush>>,
+) {
     let mut handshakes = Handshakes::default();
-    let mut chores = JoinSet::new();
-    if let Some(tls) = tls.clone() {
-        chores.spawn(refresh(tls));
-    }
-    let hush = Arc::new(Mutex::new(Hush::new(Instant::now())));
     loop {
         let (stream, address) = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    if let Some(skipped) = Hush::take(&hush) {
-                        warn!(skipped, "accept a connection: {error}");
-                    }
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    accepting_failed(&error, &hush).await;
                     continue;
                 }
             },
@@ -116,9 +160,8 @@ async fn accept(listener: TcpListener, tls: Option<ServerTls>, out: mpsc::Sender
         }
         match &tls {
             None => {
-                let connection =
-                    IncomingConnection { io: Io::Plain(stream), peer: PeerInfo { address, identity: None } };
-                if out.send(connection).await.is_err() {
+                let peer = PeerInfo { address: PeerAddress::Tcp(address), identity: PeerIdentity::Unverified };
+                if out.send(IncomingConnection { io: Io::Plain(stream), peer }).await.is_err() {
                     return;
                 }
             }
@@ -130,6 +173,42 @@ async fn accept(listener: TcpListener, tls: Option<ServerTls>, out: mpsc::Sender
                     warn!(skipped, "more than {MAX_HANDSHAKES} handshakes at once; the oldest was given up");
                 }
             }
+        }
+    }
+}
+
+/// Logs why there is no next connection, and waits before the next try.
+async fn accepting_failed(error: &io::Error, hush: &Mutex<Hush>) {
+    if let Some(skipped) = Hush::take(hush) {
+        warn!(skipped, "accept a connection: {error}");
+    }
+    tokio::time::sleep(ACCEPT_PAUSE).await;
+}
+
+/// Connections of a Unix socket. Other users are kept out by the modes of socket and folder, which an administrator may
+/// have changed; who connects is what counts.
+async fn accept_local(listener: LocalListener, out: mpsc::Sender<IncomingConnection>, hush: Arc<Mutex<Hush>>) {
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = out.closed() => return,
+        };
+        let (stream, user) = match stream.and_then(|stream| Ok((LocalUser::of(&stream)?, stream))) {
+            Ok((user, stream)) => (stream, user),
+            Err(error) => {
+                accepting_failed(&error, &hush).await;
+                continue;
+            }
+        };
+        if !user.is_own_or_root() {
+            if let Some(skipped) = Hush::take(&hush) {
+                warn!(%user, skipped, "refused: only the user of this coordinator and root may use its socket");
+            }
+            continue;
+        }
+        let peer = PeerInfo { address: PeerAddress::Unix, identity: PeerIdentity::Local(user) };
+        if out.send(IncomingConnection { io: Io::Unix(stream), peer }).await.is_err() {
+            return;
         }
     }
 }
@@ -153,7 +232,8 @@ async fn shake(
     let shaken = async {
         match tls.accept(stream).await {
             Ok(Accepted { stream, peer }) => {
-                let peer = PeerInfo { address, identity: Some(peer) };
+                let address = PeerAddress::Tcp(address);
+                let peer = PeerInfo { address, identity: PeerIdentity::Certificate(peer) };
                 debug!(%peer, "connected");
                 // Fails only when the server stops.
                 let _ = out.send(IncomingConnection { io: Io::Tls(Box::new(stream)), peer }).await;
@@ -253,6 +333,7 @@ pub struct IncomingConnection {
 enum Io {
     Plain(TcpStream),
     Tls(Box<ServerStream>),
+    Unix(UnixStream),
 }
 
 impl Connected for IncomingConnection {
@@ -268,6 +349,7 @@ impl AsyncRead for IncomingConnection {
         match &mut self.io {
             Io::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Io::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            Io::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -277,6 +359,7 @@ impl AsyncWrite for IncomingConnection {
         match &mut self.io {
             Io::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
             Io::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            Io::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -284,6 +367,7 @@ impl AsyncWrite for IncomingConnection {
         match &mut self.io {
             Io::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Io::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Io::Unix(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -291,6 +375,7 @@ impl AsyncWrite for IncomingConnection {
         match &mut self.io {
             Io::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Io::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Io::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 
@@ -302,6 +387,7 @@ impl AsyncWrite for IncomingConnection {
         match &mut self.io {
             Io::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Io::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Io::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -309,6 +395,7 @@ impl AsyncWrite for IncomingConnection {
         match &self.io {
             Io::Plain(stream) => stream.is_write_vectored(),
             Io::Tls(stream) => stream.is_write_vectored(),
+            Io::Unix(stream) => stream.is_write_vectored(),
         }
     }
 }

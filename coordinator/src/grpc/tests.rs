@@ -89,7 +89,7 @@ async fn serve(config: Config, answers: bool) -> Fixture {
     let address = listener.local_addr().expect("it is bound");
     let routes = services.routes().expect("descriptors are built in");
     let server = Server::builder().layer(TraceLayer).add_routes(routes);
-    tokio::spawn(server.serve_with_incoming(super::incoming(listener, None)));
+    tokio::spawn(server.serve_with_incoming(super::incoming(vec![super::Listener::Tcp(listener)], None)));
     health.set_serving(true).await;
     let mut admission = Admission::new(Arc::clone(&catalog), Term::new(1), &[], received.settled());
     tokio::spawn(async move {

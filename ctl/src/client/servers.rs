@@ -3,15 +3,18 @@
 //! Any coordinator answers any call, directly or by forwarding it: calls stay with the coordinator that answered last
 //! and fail over to the next when it does not answer.
 
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use runtime::tls::{self, AddressError, ClientTls};
+use runtime::channel::{AddressError, Target};
+use runtime::socket;
+use runtime::tls::{self, ClientTls};
 use tonic::Status;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
 
-use super::{DEFAULT_SERVER, read_endpoint};
+use super::{DEFAULT_SOCKET, read_endpoint};
 use crate::error::{Exit, Failure};
 
 /// Timeout of a connection attempt.
@@ -20,21 +23,51 @@ const CONNECT: Duration = Duration::from_secs(2);
 /// ask another one within the default timeout of a call.
 const ALIVE: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(3));
 
-/// Finds the servers: flag or environment, else the endpoint file of a cluster that `rugctl up` runs in this folder or
-/// a parent, else [`DEFAULT_SERVER`].
+/// Finds the servers: flag or environment, else those of a cluster on this machine, in this folder or a parent: what
+/// `rugctl up` wrote to `.rug/endpoint`, or the socket of a coordinator that was started there without any set-up.
 ///
-/// An address without a scheme gets the one that matches `secure`. Endpoint file and default are clusters on this
-/// machine, which use no TLS.
-pub(crate) fn find_servers(named: Option<&str>, secure: bool, folder: &Path) -> ServerAddresses {
+/// An address without a scheme gets the one that matches `secure`. Clusters on this machine use no TLS.
+///
+/// # Errors
+/// The nearest cluster belongs to another user, who is not to be given what was meant for an own one.
+pub(crate) fn find_servers(named: Option<&str>, secure: bool, folder: &Path) -> Result<ServerAddresses, Failure> {
     let names: Vec<_> = named.unwrap_or_default().split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
     if !names.is_empty() {
         let scheme = if secure { "https" } else { "http" };
-        let full = |name: &str| if name.contains("://") { name.to_owned() } else { format!("{scheme}://{name}") };
-        return ServerAddresses { addresses: names.into_iter().map(full).collect(), local: false };
+        let has_scheme = |name: &str| name.contains("://") || name.starts_with(socket::SCHEME);
+        let full = |name: &str| if has_scheme(name) { name.to_owned() } else { format!("{scheme}://{name}") };
+        return Ok(ServerAddresses { addresses: names.into_iter().map(full).collect(), local: false });
     }
-    let files = folder.ancestors().map(|dir| dir.join(".rug").join("endpoint"));
-    let address = files.into_iter().find_map(|file| read_endpoint(&file)).unwrap_or_else(|| DEFAULT_SERVER.to_owned());
-    ServerAddresses { addresses: vec![address], local: true }
+    let local = |address| Ok(ServerAddresses { addresses: vec![address], local: true });
+    for folder in folder.ancestors() {
+        let endpoint = folder.join(".rug").join("endpoint");
+        if let Some(address) = read_endpoint(&endpoint) {
+            own(&endpoint)?;
+            return local(address);
+        }
+        let socket = folder.join(DEFAULT_SOCKET);
+        if socket.symlink_metadata().is_ok_and(|meta| meta.file_type().is_socket()) {
+            own(&socket)?;
+            return local(format!("{}{}", socket::SCHEME, socket.display()));
+        }
+    }
+    local(format!("{}{DEFAULT_SOCKET}", socket::SCHEME))
+}
+
+/// Refuses a file by which another user could have this one send things to a server of theirs.
+fn own(file: &Path) -> Result<(), Failure> {
+    let owner = file
+        .symlink_metadata()
+        .map(|meta| meta.uid())
+        .map_err(|e| Failure::failed(format!("{}: {e}", file.display())))?;
+    if owner == rustix::process::geteuid().as_raw() || owner == 0 {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "{} belongs to {}: name the server with --server or RUG_SERVER if you trust it",
+        file.display(),
+        runtime::folder::user_name(owner)
+    )))
 }
 
 /// Addresses of servers and how they were found.
@@ -105,11 +138,7 @@ impl Servers {
     /// The failure when no server answered, from the last error of each.
     pub(super) fn unreachable(&self, errors: &[(usize, Status)]) -> Failure {
         let reasons: Vec<_> = errors.iter().map(|(turn, status)| (self.address(*turn), reason(status))).collect();
-        let hint = if reasons.iter().all(|(_, reason)| reason.contains("Connection refused")) {
-            "\nstart a cluster with `rugctl up`, or name its address with --server or RUG_SERVER"
-        } else {
-            ""
-        };
+        let hint = hint(&reasons);
         let text = match reasons.as_slice() {
             [(address, reason)] => format!("no answer from {address}: {reason}"),
             several => several
@@ -122,25 +151,45 @@ impl Servers {
 
 impl ServerChannel {
     fn new(address: &str, tls: Option<&ClientTls>) -> Result<Self, Failure> {
-        let endpoint = tls::endpoint(address, tls)
-            .map_err(|error| match error {
-                AddressError::Malformed(_) => {
-                    Failure::usage(format!("`{address}` is not the address of a server, such as {DEFAULT_SERVER}"))
-                }
-                AddressError::NoTls(_) => Failure::usage(format!(
-                    "{address}: https:// needs certificates: --tls-ca, --tls-cert and --tls-key, or RUG_TLS_CA, RUG_TLS_CERT and RUG_TLS_KEY"
-                )),
-                AddressError::Plain(_) => Failure::usage(format!(
-                    "{address}: certificates are given (--tls-ca or RUG_TLS_CA), and http:// would not use them; write https://"
-                )),
-            })?
-            .connect_timeout(CONNECT)
-            .http2_keep_alive_interval(ALIVE.0)
-            .keep_alive_timeout(ALIVE.1)
-            .keep_alive_while_idle(true);
-        Ok(Self { address: address.to_owned(), channel: tls::connect_lazy(&endpoint, tls) })
+        let target = Target::new(address, tls).map_err(|error| match error {
+            AddressError::Malformed(_) => Failure::usage(format!(
+                "`{address}` is not the address of a server, such as https://host:7470 or unix:/path/to/coordinator.sock"
+            )),
+            AddressError::NoTls(_) => Failure::usage(format!(
+                "{address}: https:// needs certificates: --tls-ca, --tls-cert and --tls-key, or RUG_TLS_CA, RUG_TLS_CERT and RUG_TLS_KEY"
+            )),
+            AddressError::Plain(_) => Failure::usage(format!(
+                "{address}: certificates are given (--tls-ca or RUG_TLS_CA), and http:// would not use them; write https://"
+            )),
+        })?;
+        let set = |endpoint: Endpoint| {
+            endpoint
+                .connect_timeout(CONNECT)
+                .http2_keep_alive_interval(ALIVE.0)
+                .keep_alive_timeout(ALIVE.1)
+                .keep_alive_while_idle(true)
+        };
+        Ok(Self { address: address.to_owned(), channel: target.with(set).connect_lazy() })
     }
 }
+
+/// What may help when no server is there.
+fn hint(reasons: &[(&str, String)]) -> &'static str {
+    let absent = |reason: &str| {
+        ["Connection refused", "there is no socket", "no server listens"].iter().any(|words| reason.contains(words))
+    };
+    if !reasons.iter().all(|(_, reason)| absent(reason)) {
+        return "";
+    }
+    if reasons.iter().any(|(address, _)| LOOPBACK.iter().any(|at| address.starts_with(at))) {
+        return "\nclusters on one machine are reached at a Unix socket unless they were started with --insecure and --listen: \
+                take --server or RUG_SERVER away to use the one that runs in this folder";
+    }
+    "\nstart a cluster with `rugctl up`, or name its address with --server or RUG_SERVER"
+}
+
+/// Where clusters on one machine were reached in earlier versions.
+const LOOPBACK: [&str; 3] = ["http://127.", "http://localhost", "http://[::1]"];
 
 fn reason(status: &Status) -> String {
     if let Some(refusal) = tls::refusal(status) {
@@ -166,18 +215,46 @@ mod tests {
         let deep = top.path().join("a/b");
         std::fs::create_dir_all(&deep).expect("folders");
         std::fs::create_dir(top.path().join(".rug")).expect("folder");
-        std::fs::write(top.path().join(".rug/endpoint"), "http://127.0.0.1:7999\n").expect("file");
+        std::fs::write(top.path().join(".rug/endpoint"), "unix:/x/s\n").expect("file");
         let found = |addresses: &[&str], local| ServerAddresses {
             addresses: addresses.iter().map(ToString::to_string).collect(),
             local,
         };
-        assert_eq!(find_servers(None, false, &deep), found(&["http://127.0.0.1:7999"], true));
-        assert_eq!(find_servers(Some(" ,"), true, &deep), found(&["http://127.0.0.1:7999"], true));
-        assert_eq!(find_servers(Some("10.0.0.1:1"), false, &deep), found(&["http://10.0.0.1:1"], false));
-        let several = found(&["https://a:1", "https://b:2", "http://c:3"], false);
-        assert_eq!(find_servers(Some("a:1, b:2,,http://c:3"), true, &deep), several);
+        let find = |named, secure| find_servers(named, secure, &deep).expect("own files");
+        assert_eq!(find(None, false), found(&["unix:/x/s"], true));
+        assert_eq!(find(Some(" ,"), true), found(&["unix:/x/s"], true));
+        assert_eq!(find(Some("10.0.0.1:1"), false), found(&["http://10.0.0.1:1"], false));
+        let several = found(&["https://a:1", "https://b:2", "http://c:3", "unix:d"], false);
+        assert_eq!(find(Some("a:1, b:2,,http://c:3,unix:d"), true), several);
         std::fs::write(top.path().join(".rug/endpoint"), "").expect("file");
-        assert_eq!(find_servers(None, true, &deep), found(&[DEFAULT_SERVER], true));
+        let default = format!("unix:{DEFAULT_SOCKET}");
+        assert_eq!(find(None, true), found(&[&default], true));
+        let socket = top.path().join("a").join(DEFAULT_SOCKET);
+        std::fs::create_dir_all(socket.parent().expect("a folder")).expect("folder");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("a short path");
+        assert_eq!(find(None, true), found(&[&format!("unix:{}", socket.display())], true));
+    }
+
+    #[test]
+    fn a_cluster_of_another_user_is_not_used_unasked() {
+        let top = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir(top.path().join(".rug")).expect("folder");
+        let endpoint = top.path().join(".rug/endpoint");
+        std::fs::write(&endpoint, "unix:/x/s\n").expect("file");
+        if std::os::unix::fs::chown(&endpoint, Some(65_534), None).is_err() {
+            return;
+        }
+        let failure = find_servers(None, false, top.path()).expect_err("refused");
+        assert!(failure.exit == Exit::Usage && failure.to_string().contains("--server"), "{failure}");
+        find_servers(Some("unix:/x/s"), false, top.path()).expect("named");
+    }
+
+    #[test]
+    fn an_address_of_an_earlier_version_gets_a_hint() {
+        let refused = |address| hint(&[(address, "Connection refused (os error 111)".to_owned())]);
+        assert!(refused("http://127.0.0.1:7470").contains("take --server or RUG_SERVER away"));
+        assert!(refused("http://rug-1:7470").contains("start a cluster"));
+        assert_eq!(hint(&[("http://127.0.0.1:1", "timed out".to_owned())]), "");
     }
 
     #[tokio::test]

@@ -3,20 +3,22 @@
 //! ```text
 //! lock              held (flock) by the `up` that runs here; its pid inside
 //! endpoint          address of the coordinator, for the other commands
+//! coordinator.sock  the coordinator's socket, which is that address
 //! up.json           drivers of the last start, so that `up --down` can remove what they made
 //! logs/<name>.log   what each process writes to stderr
 //! run/<name>.pid    pid and start time of each process
 //! coordinator/, workers/   theirs
 //! ```
 //!
-//! The lock belongs to the open file, not to its name: it ends with the process that holds it, however that process
+//! Everything is for this user alone, whatever the umask. The lock belongs to the open file, not to its name: it ends with the process that holds it, however that process
 //! ends.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use runtime::folder::{self, Access, FileLock, Folder, LockError};
+use runtime::socket;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Exit, Failure};
@@ -28,16 +30,15 @@ const TAIL_LINES: usize = 12;
 /// Bytes at the end of a log that are searched for those lines.
 const TAIL_BYTES: u64 = 16 << 10;
 
+/// What is in the folder of an earlier version, and in no other.
+const OWN: [&str; 4] = ["lock", "up.json", "logs", "coordinator"];
+
 /// A state folder; it exists once this value does.
 #[derive(Clone, Debug)]
 pub(crate) struct StateFolder {
-    root: PathBuf,
-}
-
-/// The right to run a cluster in a folder, while this value exists.
-#[derive(Debug)]
-pub(crate) struct FolderLock {
-    _file: File,
+    folder: Folder,
+    logs: Folder,
+    run: Folder,
 }
 
 /// Arguments of the last start, as far as a later `--down` needs them.
@@ -49,25 +50,36 @@ pub(crate) struct LastStart {
 
 impl StateFolder {
     /// Creates the folder unless it exists.
+    ///
+    /// # Errors It cannot be made, belongs to another user, or others can change it.
     pub(crate) fn open(root: &Path) -> Result<Self, Failure> {
         let create = || {
-            fs::create_dir_all(root)?;
-            let root = root.canonicalize()?;
-            fs::create_dir_all(root.join("logs"))?;
-            fs::create_dir_all(root.join("run"))?;
-            Ok(Self { root })
+            let folder = Folder::private(root, &OWN)?;
+            let (logs, run) = (folder.subfolder("logs")?, folder.subfolder("run")?);
+            Ok(Self { folder, logs, run })
         };
-        create().map_err(|e: io::Error| Failure::failed(format!("state directory {}: {e}", root.display())))
+        create().map_err(|e: folder::Error| Failure::failed(format!("state directory: {e}")))
     }
 
     /// Absolute path of a file in the folder.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.root.join(name)
+        self.root().join(name)
     }
 
     /// The folder itself, absolute.
     pub(crate) fn root(&self) -> &Path {
-        &self.root
+        self.folder.path()
+    }
+
+    /// What to tell when other users could read the folder until now.
+    pub(crate) fn tightened(&self) -> Option<String> {
+        let mode = self.folder.tightened()?;
+        Some(format!("other users could read {} (mode {mode:04o}); it is closed to them now", self.root().display()))
+    }
+
+    /// Address of the coordinator's socket.
+    pub(crate) fn socket_address(&self) -> String {
+        format!("{}{}", socket::SCHEME, self.path("coordinator.sock").display())
     }
 
     /// Whether a coordinator has ever stored state here.
@@ -76,42 +88,38 @@ impl StateFolder {
     }
 
     /// Takes the lock; `Err` with the holder's pid, if known, when another process has it.
-    pub(crate) fn try_lock(&self) -> Result<Result<FolderLock, Option<u32>>, Failure> {
-        let path = self.path("lock");
-        let failed = |e: io::Error| Failure::failed(format!("{}: {e}", path.display()));
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut text = String::new();
-                file.read_to_string(&mut text).map_err(failed)?;
-                return Ok(Err(text.trim().parse().ok()));
-            }
-            Err(e) => return Err(failed(e.into())),
+    pub(crate) fn try_lock(&self) -> Result<Result<FileLock, Option<u32>>, Failure> {
+        match self.folder.lock("lock") {
+            Ok(lock) => Ok(Ok(lock)),
+            Err(LockError::InUse(holder)) => Ok(Err(holder)),
+            Err(LockError::Unusable(error)) => Err(Failure::failed(error.to_string())),
         }
-        let write = |file: &mut File| {
-            file.set_len(0)?;
-            writeln!(file, "{}", std::process::id())
-        };
-        write(&mut file).map_err(failed)?;
-        Ok(Ok(FolderLock { _file: file }))
     }
 
     /// Takes the lock or fails with the holder's pid.
-    pub(crate) fn lock(&self) -> Result<FolderLock, Failure> {
+    pub(crate) fn lock(&self) -> Result<FileLock, Failure> {
         self.try_lock()?.map_err(|holder| {
             let who = holder.map_or_else(String::new, |pid| format!(" with pid {pid}"));
             Failure::new(
                 Exit::Conflict,
-                format!("state directory {} is in use by a `rugctl up`{who}", self.root.display()),
+                format!("state directory {} is in use by a `rugctl up`{who}", self.root().display()),
             )
         })
     }
 
+    /// The folder of pid files.
+    pub(crate) fn run(&self) -> &Folder {
+        &self.run
+    }
+
+    /// The folder of logs.
+    pub(crate) fn logs(&self) -> &Folder {
+        &self.logs
+    }
+
     /// Log of a process.
     pub(crate) fn log(&self, name: &str) -> PathBuf {
-        self.root.join("logs").join(format!("{name}.log"))
+        self.logs.path().join(format!("{name}.log"))
     }
 
     /// Rotates a log that has become large.
@@ -126,7 +134,7 @@ impl StateFolder {
     /// The last lines of a log.
     pub(crate) fn tail(&self, name: &str) -> String {
         let read = || -> io::Result<String> {
-            let mut file = File::open(self.log(name))?;
+            let mut file: File = self.logs.open(format!("{name}.log"), Access::Read)?;
             let length = file.metadata()?.len();
             file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
             let mut bytes = Vec::new();
@@ -148,11 +156,11 @@ impl StateFolder {
 
     /// Publishes the address of the server; readers see the old or the new address, never a part of one.
     pub(crate) fn publish(&self, address: &str) -> Result<(), Failure> {
-        let path = self.endpoint();
-        let draft = self.path("endpoint.new");
-        fs::write(&draft, format!("{address}\n"))
-            .and_then(|()| fs::rename(&draft, &path))
-            .map_err(|e| Failure::failed(format!("{}: {e}", path.display())))
+        self.write("endpoint", format!("{address}\n").as_bytes())
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Failure> {
+        self.folder.write_atomic(name, bytes).map_err(|e| Failure::failed(e.to_string()))
     }
 
     /// Removes the published address.
@@ -162,9 +170,8 @@ impl StateFolder {
 
     /// Stores the arguments of this start.
     pub(crate) fn remember(&self, start: &LastStart) -> Result<(), Failure> {
-        let path = self.path("up.json");
         let text = serde_json::to_string(start).map_err(|e| Failure::failed(e.to_string()))?;
-        fs::write(&path, text).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))
+        self.write("up.json", text.as_bytes())
     }
 
     /// Arguments of the last start; default values when unknown.

@@ -10,12 +10,13 @@
 //! Each child leads its own process group, so that Ctrl-C in the terminal reaches `rugctl` alone, which decides the
 //! order of stop_requested. One task owns one child; the tasks report through one bounded channel.
 
-use std::fs::{self, OpenOptions};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use common::backoff::Backoff;
+use runtime::folder::{Access, Folder};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
@@ -25,6 +26,8 @@ use tokio::time::{Instant, sleep};
 /// Events that wait to be read. A child reports a few times a minute at most; when the channel is full, the newest are
 /// lost.
 const EVENTS: usize = 256;
+/// Bytes of a pid file that are read.
+const MAX_PID_FILE: u64 = 64;
 /// Timeout after SIGKILL; it is only reached while the kernel is blocked in a device.
 const KILL_WAIT: Duration = Duration::from_secs(5);
 
@@ -37,10 +40,21 @@ pub(crate) struct ChildProgram {
     pub(crate) binary: PathBuf,
     /// Its arguments.
     pub(crate) args: Vec<String>,
-    /// Receives stdout and stderr, appended.
-    pub(crate) log: PathBuf,
-    /// Contains pid and start time while it runs.
-    pub(crate) pid_file: PathBuf,
+    /// Where `<name>.log` receives stdout and stderr, appended.
+    pub(crate) logs: Folder,
+    /// Where `<name>.pid` contains pid and start time while it runs.
+    pub(crate) run: Folder,
+}
+
+impl ChildProgram {
+    fn pid_file(&self) -> String {
+        format!("{}.pid", self.name)
+    }
+
+    fn remove_pid_file(&self) {
+        // One that stays is found to be stale by the next `up`.
+        let _ = self.run.remove(self.pid_file());
+    }
 }
 
 /// When and how often a child is restarted.
@@ -178,14 +192,14 @@ impl Keeper {
                         status = child.wait() => status.map_or_else(|e| e.to_string(), describe),
                         () = stop_requested(&mut self.stop) => {
                             self.end(&mut child, pid).await;
-                            let _ = fs::remove_file(&self.program.pid_file);
+                            self.program.remove_pid_file();
                             return;
                         }
                     }
                 }
                 Err(error) => format!("cannot be started: {}: {error}", self.program.binary.display()),
             };
-            let _ = fs::remove_file(&self.program.pid_file);
+            self.program.remove_pid_file();
             self.deaths = if started.elapsed() >= self.policy.steady_after { 1 } else { self.deaths + 1 };
             let name = self.program.name.clone();
             if self.deaths >= self.policy.limit {
@@ -207,7 +221,7 @@ impl Keeper {
     }
 
     fn spawn(&self) -> std::io::Result<Child> {
-        let log = OpenOptions::new().create(true).append(true).open(&self.program.log)?;
+        let log = self.program.logs.open(format!("{}.log", self.program.name), Access::Append)?;
         let child = Command::new(&self.program.binary)
             .args(&self.program.args)
             .env("NO_COLOR", "1")
@@ -218,8 +232,8 @@ impl Keeper {
             .spawn()?;
         if let Some(pid) = child.id() {
             // Only needed to find the child again after a crash of `rugctl` itself.
-            let _ =
-                fs::write(&self.program.pid_file, ProcessIdentity::of(pid).map(|p| p.to_line()).unwrap_or_default());
+            let line = ProcessIdentity::of(pid).map(|p| p.to_line()).unwrap_or_default();
+            let _ = self.program.run.write_atomic(self.program.pid_file(), line.as_bytes());
         }
         Ok(child)
     }
@@ -307,16 +321,16 @@ impl ProcessIdentity {
 }
 
 /// Processes of an earlier `rugctl up` that was killed before it could stop them, by name.
-pub(crate) fn leftovers(run: &Path) -> Vec<(String, ProcessIdentity)> {
-    let Ok(entries) = fs::read_dir(run) else { return Vec::new() };
+pub(crate) fn leftovers(run: &Folder) -> Vec<(String, ProcessIdentity)> {
+    let Ok(entries) = fs::read_dir(run.path()) else { return Vec::new() };
     let mut found = Vec::new();
-    for path in entries.flatten().map(|entry| entry.path()) {
-        let name = path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let process = fs::read_to_string(&path).ok().and_then(|line| ProcessIdentity::parse(&line));
-        match process.filter(|p| p.is_alive()) {
+    for file in entries.flatten().map(|entry| PathBuf::from(entry.file_name())) {
+        let name = file.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let line = run.read(&file, MAX_PID_FILE).ok().and_then(|line| String::from_utf8(line).ok());
+        match line.and_then(|line| ProcessIdentity::parse(&line)).filter(|p| p.is_alive()) {
             Some(process) => found.push((name, process)),
             // Not running any more, or incomplete.
-            None => drop(fs::remove_file(&path)),
+            None => drop(run.remove(&file)),
         }
     }
     found.sort_by(|a, b| a.0.cmp(&b.0));

@@ -17,7 +17,8 @@ fn args(dir: &Path, coordinator: &str) -> UpArgs {
         workers: 2,
         state_dir: dir.join("state"),
         drivers: vec![],
-        listen: usable_address("127.0.0.1:0".parse().expect("an address")).expect("a port"),
+        listen: None,
+        insecure: false,
         down: false,
         coordinator_binary: Some(script(dir, "rug-coordinator", coordinator)),
         worker_binary: Some(script(dir, "rug-worker", "exit 0")),
@@ -38,9 +39,8 @@ async fn a_coordinator_that_dies_at_the_start_is_shown_with_its_log() {
     assert!(text.starts_with("coordinator-1 exited with code 7; the end of "), "{text}");
     assert!(text.ends_with("  | error: disk is full"), "{text}");
     let expected = format!(
-        "args: run --state-dir {}/state/coordinator --listen {} --name coordinator-1",
+        "args: run --state-dir {0}/state/coordinator --listen unix:{0}/state/coordinator.sock --name coordinator-1\n",
         dir.path().canonicalize().expect("exists").display(),
-        args.listen
     );
     assert!(text.contains(&expected), "{text}");
     assert!(!args.state_dir.join("endpoint").exists());
@@ -51,7 +51,7 @@ async fn a_port_that_is_in_use_is_reported_before_anything_starts() {
     let dir = tempfile::tempdir().expect("a folder");
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let listen = taken.local_addr().expect("its address");
-    let args = UpArgs { listen, ..args(dir.path(), "echo started >&2") };
+    let args = UpArgs { listen: Some(listen), insecure: true, ..args(dir.path(), "echo started >&2") };
     let failure = run(&ui(), &args, None).await.expect_err("taken");
     let text = failure.to_string();
     assert!(text.starts_with(&format!("cannot listen on {listen}: ")) && text.ends_with("--listen"), "{text}");
@@ -88,7 +88,7 @@ async fn nothing_to_remove_is_no_failure() {
 #[tokio::test]
 async fn addresses_beyond_loopback_are_refused() {
     let dir = tempfile::tempdir().expect("a folder");
-    let args = UpArgs { listen: "0.0.0.0:7470".parse().expect("an address"), ..args(dir.path(), "") };
+    let args = UpArgs { listen: "0.0.0.0:7470".parse().ok(), insecure: true, ..args(dir.path(), "") };
     assert_eq!(run(&ui(), &args, None).await.expect_err("refused").exit, Exit::Usage);
 }
 
@@ -116,14 +116,16 @@ fn worker_command_lines_contain_all_arguments() {
     let dir = tempfile::tempdir().expect("a folder");
     let args = args(dir.path(), "");
     let folder = StateFolder::open(&args.state_dir).expect("writable");
-    let listen = "127.0.0.1:7470".parse().expect("an address");
+    let listen = "127.0.0.1:7470".parse().ok();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let _inside = runtime.enter();
     let cluster = LocalCluster::new(folder.clone(), &args, listen, &[DriverName::process(), DriverName::simulated()])
         .expect("valid");
     let words = cluster.workers[1].args.join(" ");
+    let coordinator = cluster.coordinator.args.join(" ");
+    assert!(coordinator.ends_with(" --listen 127.0.0.1:7470 --insecure"), "{coordinator}");
     let start = format!(
-        "run --name worker-2 --coordinator http://127.0.0.1:7470 --state-dir {}/workers --host ",
+        "run --name worker-2 --coordinator unix:{0}/coordinator.sock --state-dir {0}/workers --host ",
         folder.root().display()
     );
     assert!(

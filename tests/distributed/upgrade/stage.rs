@@ -271,7 +271,7 @@ impl UpgradeStage {
         let listen = format!("127.0.0.1:{}", ports::free());
         let address = format!("http://{listen}");
         let mut arguments: Vec<_> =
-            ["run", "--name", "c1", "--listen", &listen, "--state-dir"].map(Into::into).to_vec();
+            ["run", "--name", "c1", "--listen", &listen, "--insecure", "--state-dir"].map(Into::into).to_vec();
         arguments.push(state_dir.into_os_string());
         let mut coordinator = Daemon::new("c1", binaries::path("rug-coordinator")?, arguments, &sandbox);
         coordinator.environment(&[("RUG_COORDINATOR_STORE__URL", database.url())]);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use common::appliance::FieldViolation;
+use runtime::channel::Target;
 use serde::{Deserialize, Serialize};
 
 use crate::gate::ACT_MARGIN;
@@ -25,7 +26,8 @@ pub enum OnStop {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Addresses of coordinators, tried in turn; not used with ZooKeeper, where the coordinators publish them.
+    /// Addresses of coordinators, `https://host:port`, `http://host:port` or `unix:PATH`, tried in turn; not used with
+    /// ZooKeeper, where the coordinators publish them.
     pub coordinators: Vec<String>,
     /// How long this worker may act after a heartbeat that was answered; with ZooKeeper, that follows from the session
     /// timeout instead. Longer rides out longer outages of the coordinator, and makes a takeover after a crash wait
@@ -54,7 +56,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            coordinators: vec!["http://127.0.0.1:7470".to_owned()],
+            coordinators: vec!["unix:rug-coordinator-state/coordinator.sock".to_owned()],
             lease: Duration::from_secs(2),
             act_margin: ACT_MARGIN,
             connect_timeout: Duration::from_secs(5),
@@ -74,9 +76,8 @@ impl Config {
             found.push(FieldViolation::new("coordinators", "must name at least one address"));
         }
         for address in &self.coordinators {
-            if let Err(problem) = tonic::transport::Endpoint::from_shared(address.clone()) {
-                let description = format!("`{address}` is not an address like http://host:port: {problem}");
-                found.push(FieldViolation::new("coordinators", description));
+            if let Err(problem) = Target::check(address) {
+                found.push(FieldViolation::new("coordinators", problem.to_string()));
             }
         }
         if !(Duration::from_millis(200)..=Duration::from_secs(120)).contains(&self.lease) {

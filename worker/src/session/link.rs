@@ -5,11 +5,13 @@ use std::time::Duration;
 use proto::convert::down::{self, FromCoordinator};
 use proto::worker::v1::session_client::SessionClient;
 use proto::worker::v1::{CoordinatorMessage, WorkerMessage};
+use runtime::channel::Target;
 use runtime::telemetry;
 use runtime::tls::{self, ClientTls};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
+use tonic::transport::Endpoint;
 
 /// Messages that wait for the transport. Few, so that a heartbeat never stands behind many reports.
 const QUEUE: usize = 4;
@@ -43,19 +45,21 @@ pub(super) enum Broken {
     Stuck(Duration),
 }
 
-/// Connects and opens the stream. With `tls` the address has to be `https://`, without it `http://`.
+/// Connects and opens the stream. With `tls` the address has to be `https://`, without it `http://`; or `unix:`.
 ///
 /// # Errors
 /// What went wrong, for people.
 pub(super) async fn open(address: &str, timeout: Duration, tls: Option<&ClientTls>) -> Result<CoordinatorLink, String> {
     let connect = async {
-        let endpoint = tls::endpoint(address, tls)
-            .map_err(|e| e.to_string())?
-            .connect_timeout(timeout)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(KEEP_ALIVE.0)
-            .keep_alive_timeout(KEEP_ALIVE.1);
-        let channel = tls::connect(&endpoint, tls).await.map_err(|e| tls::chain(&e))?;
+        let set = |endpoint: Endpoint| {
+            endpoint
+                .connect_timeout(timeout)
+                .tcp_nodelay(true)
+                .http2_keep_alive_interval(KEEP_ALIVE.0)
+                .keep_alive_timeout(KEEP_ALIVE.1)
+        };
+        let target = Target::new(address, tls).map_err(|e| e.to_string())?.with(set);
+        let channel = target.connect().await.map_err(|e| tls::chain(&e))?;
         let (out, messages) = mpsc::channel(QUEUE);
         let mut request = tonic::Request::new(ReceiverStream::new(messages));
         let traceparent = telemetry::traceparent(&tracing::Span::current());

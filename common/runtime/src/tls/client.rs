@@ -17,7 +17,6 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::codegen::http::Uri;
-use tonic::transport::{Channel, Endpoint};
 
 use super::files::{Files, Material};
 use super::verify::{Noting, SeenCertificates};
@@ -32,20 +31,6 @@ impl fmt::Debug for ClientTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientTls").field("cert", &self.0.config.cert).finish_non_exhaustive()
     }
-}
-
-/// Why an address cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AddressError {
-    /// It is not an address.
-    #[error("`{0}` is not the address of a server, such as https://host:7470")]
-    Malformed(String),
-    /// `https://` without certificates.
-    #[error("{0}: https:// needs TLS to be configured: ca, cert and key")]
-    NoTls(String),
-    /// `http://` with certificates.
-    #[error("{0}: TLS is configured and would not be used with http://; write https://, or take the TLS settings away")]
-    Plain(String),
 }
 
 impl ClientTls {
@@ -69,6 +54,11 @@ impl ClientTls {
     pub(super) async fn material(&self) -> Arc<Material> {
         let files = Arc::clone(&self.0);
         tokio::task::spawn_blocking(move || files.look()).await.unwrap_or_else(|_| self.0.current())
+    }
+
+    /// What makes the connections of a channel.
+    pub(crate) fn connector(&self) -> Connector {
+        Connector(self.clone())
     }
 
     /// Connects and shakes hands.
@@ -107,54 +97,8 @@ fn config(material: &Material) -> Result<(ClientConfig, SeenCertificates), rustl
     Ok((config, seen))
 }
 
-/// An endpoint for `address` (`http://` or `https://`), to be set up further and then given to [`connect`] or
-/// [`connect_lazy`] with the same `tls`.
-///
-/// # Errors
-/// The address is none, or does not fit `tls`.
-pub fn endpoint(address: &str, tls: Option<&ClientTls>) -> Result<Endpoint, AddressError> {
-    let malformed = || AddressError::Malformed(address.to_owned());
-    let uri: Uri = address.parse().map_err(|_| malformed())?;
-    if uri.host().is_none_or(str::is_empty) {
-        return Err(malformed());
-    }
-    match (uri.scheme_str(), tls) {
-        (Some("http"), None) => Ok(Endpoint::from(uri)),
-        (Some("https"), Some(_)) => {
-            // tonic refuses https:// without its own TLS. It only reads this one; servers are told the origin.
-            let mut parts = uri.clone().into_parts();
-            parts.scheme = Some(tonic::codegen::http::uri::Scheme::HTTP);
-            let plain = Uri::from_parts(parts).map_err(|_| malformed())?;
-            Ok(Endpoint::from(plain).origin(uri))
-        }
-        (Some("http"), Some(_)) => Err(AddressError::Plain(address.to_owned())),
-        (Some("https"), None) => Err(AddressError::NoTls(address.to_owned())),
-        _ => Err(malformed()),
-    }
-}
-
-/// Connects to an [`endpoint`].
-///
-/// # Errors
-/// What the transport says; [`chain`](super::chain) has it in full.
-pub async fn connect(endpoint: &Endpoint, tls: Option<&ClientTls>) -> Result<Channel, tonic::transport::Error> {
-    match tls {
-        None => endpoint.connect().await,
-        Some(tls) => endpoint.connect_with_connector(Connector(tls.clone())).await,
-    }
-}
-
-/// A channel that connects to an [`endpoint`] when it is first used, and again whenever the connection was lost.
-#[must_use]
-pub fn connect_lazy(endpoint: &Endpoint, tls: Option<&ClientTls>) -> Channel {
-    match tls {
-        None => endpoint.connect_lazy(),
-        Some(tls) => endpoint.connect_with_connector_lazy(Connector(tls.clone())),
-    }
-}
-
 /// Makes the connections of a channel.
-struct Connector(ClientTls);
+pub(crate) struct Connector(ClientTls);
 
 impl tower::Service<Uri> for Connector {
     type Response = TokioIo<ClientStream>;
@@ -173,7 +117,7 @@ impl tower::Service<Uri> for Connector {
 
 /// A connection whose errors are in words: with TLS 1.3 a client learns only when it first reads that its certificate was
 /// refused.
-pub(super) struct ClientStream {
+pub(crate) struct ClientStream {
     stream: TlsStream<TcpStream>,
     side: Side,
 }

@@ -256,20 +256,3 @@ fn settings_that_cannot_work_name_the_field() {
         assert!(problem.contains(expected), "{problem}");
     }
 }
-
-#[test]
-fn an_address_has_to_fit() {
-    let ca = Authority::new("ca");
-    let files = end(&ca, &ca.issue("one", &[]));
-    let tls = ClientTls::load(&files.config).expect("good files");
-    let with = |address: &str| endpoint(address, tls.as_ref()).map(drop);
-    let without = |address: &str| endpoint(address, None).map(drop);
-    assert_eq!(with("https://h:1"), Ok(()));
-    assert_eq!(with("https://[::1]:1"), Ok(()));
-    assert_eq!(without("http://h:1"), Ok(()));
-    assert_eq!(with("http://h:1"), Err(AddressError::Plain("http://h:1".into())));
-    assert_eq!(without("https://h:1"), Err(AddressError::NoTls("https://h:1".into())));
-    for address in ["h", "h:1", "ftp://h:1", "", "http://", "https:// h"] {
-        assert!(matches!(with(address), Err(AddressError::Malformed(_))), "{address}");
-    }
-}

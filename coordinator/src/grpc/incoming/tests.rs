@@ -1,5 +1,6 @@
 //! A server with TLS, and clients that may and may not connect.
 
+use runtime::channel::Target;
 use runtime::tls::testing::{Authority, Issued};
 use runtime::tls::{self, ClientTls};
 use tempfile::TempDir;
@@ -47,7 +48,7 @@ impl TlsServer {
         let address = listener.local_addr().expect("bound");
         let (told, peers) = mpsc::channel(4);
         let server = Server::builder().add_service(HealthServer::new(PeerRecorder(told)));
-        tokio::spawn(server.serve_with_incoming(incoming(listener, tls)));
+        tokio::spawn(server.serve_with_incoming(incoming(vec![Listener::Tcp(listener)], tls)));
         Self { dir, address, peers }
     }
 
@@ -59,9 +60,9 @@ impl TlsServer {
     /// Calls over a new connection. Returns the peer that the server sees, or the error of the client.
     async fn ask(&mut self, as_whom: Option<&ClientTls>) -> Result<PeerInfo, String> {
         let scheme = if as_whom.is_some() { "https" } else { "http" };
-        let endpoint = tls::endpoint(&format!("{scheme}://{}", self.address), as_whom).expect("an address");
+        let target = Target::new(&format!("{scheme}://{}", self.address), as_whom).expect("an address");
         let asked = async {
-            let channel = tls::connect(&endpoint, as_whom).await.map_err(|e| tls::chain(&e))?;
+            let channel = target.connect().await.map_err(|e| tls::chain(&e))?;
             let answer = HealthClient::new(channel).check(HealthCheckRequest::default()).await;
             answer.map_err(|status| tls::chain(&status))?;
             Ok(self.peers.recv().await.expect("the server goes on"))
@@ -83,7 +84,7 @@ async fn services_see_the_identity_of_the_certificate() {
     let mut bench = TlsServer::of(&ca).await;
     let (worker, _dir) = client(&ca, &ca.issue("worker-1", &["worker-1.rug"]));
     let peer = bench.ask(Some(&worker)).await.expect("let in");
-    let identity = peer.identity.clone().expect("TLS");
+    let PeerIdentity::Certificate(identity) = &peer.identity else { panic!("{peer:?}") };
     assert_eq!(identity.common_name.as_deref(), Some("worker-1"));
     assert_eq!(identity.names, ["worker-1.rug"]);
     assert_eq!(peer.to_string(), format!("worker-1 at {}", peer.address));
@@ -93,8 +94,27 @@ async fn services_see_the_identity_of_the_certificate() {
 async fn without_tls_services_see_the_address() {
     let mut bench = TlsServer::with(None).await;
     let peer = bench.ask(None).await.expect("let in");
-    assert_eq!(peer.identity, None);
-    assert!(peer.address.ip().is_loopback());
+    assert_eq!(peer.identity, PeerIdentity::Unverified);
+    assert!(peer.to_string().starts_with("127.0.0.1:"));
+}
+
+#[tokio::test]
+async fn over_a_unix_socket_services_see_the_user() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("s");
+    let listener = LocalListener::bind(&path).expect("bound");
+    let (told, mut peers) = mpsc::channel(4);
+    let server = Server::builder().add_service(HealthServer::new(PeerRecorder(told)));
+    let served = tokio::spawn(server.serve_with_incoming(incoming(vec![Listener::Unix(listener)], None)));
+    let target = Target::new(&format!("unix:{}", path.display()), None).expect("an address");
+    let answer = HealthClient::new(target.connect_lazy()).check(HealthCheckRequest::default()).await;
+    answer.expect("let in");
+    let peer = peers.recv().await.expect("the server goes on");
+    assert!(matches!(peer.identity, PeerIdentity::Local(user) if user.is_own_or_root()), "{peer:?}");
+    assert!(peer.to_string().ends_with(&format!(", pid {}", std::process::id())), "{peer}");
+    served.abort();
+    let _ = served.await;
+    assert!(!path.exists(), "the socket goes with its listener");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use common::CoordinatorId;
 use coordination::Leader;
+use runtime::channel::Target;
 use runtime::tls::testing::Authority;
 use runtime::tls::{self, ClientTls, ServerTls};
 use tokio::net::TcpStream;
@@ -49,7 +50,9 @@ impl TestCoordinator {
         let forward = ForwardLayer::new(id.clone(), role.subscribe(), client_tls.clone());
         let routes = services.routes().expect("descriptors are built in");
         let server = Server::builder().layer(TraceLayer).layer(forward).add_routes(routes);
-        tokio::spawn(server.serve_with_incoming(crate::grpc::incoming(listener, server_tls)));
+        tokio::spawn(
+            server.serve_with_incoming(crate::grpc::incoming(vec![crate::grpc::Listener::Tcp(listener)], server_tls)),
+        );
         let (own, roles) = (id.clone(), role.subscribe());
         tokio::spawn(async move { health.follow(&own, roles).await });
         let (actor, actors) = mpsc::unbounded_channel();
@@ -68,8 +71,8 @@ impl TestCoordinator {
             }
         });
         let scheme = if tls.is_off() { "http" } else { "https" };
-        let endpoint = tls::endpoint(&format!("{scheme}://{address}"), client_tls.as_ref()).expect("a valid address");
-        let channel = tls::connect(&endpoint, client_tls.as_ref()).await.expect("it listens");
+        let target = Target::new(&format!("{scheme}://{address}"), client_tls.as_ref()).expect("a valid address");
+        let channel = target.connect().await.expect("it listens");
         Self { id, scheme, address, role, channel, actors, given_up, catalog }
     }
 

@@ -16,13 +16,17 @@ impl SupervisorTest {
         Self { dir: tempfile::tempdir().expect("a folder") }
     }
 
+    fn folder(&self) -> Folder {
+        Folder::private(self.dir.path(), &[]).expect("our own")
+    }
+
     fn program(&self, name: &str, script: &str) -> ChildProgram {
         ChildProgram {
             name: name.to_owned(),
             binary: "/bin/sh".into(),
             args: vec!["-c".into(), script.into()],
-            log: self.dir.path().join(format!("{name}.log")),
-            pid_file: self.dir.path().join(format!("{name}.pid")),
+            logs: self.folder(),
+            run: self.folder(),
         }
     }
 
@@ -145,8 +149,8 @@ async fn a_missing_binary_is_given_up() {
 #[tokio::test]
 async fn leftovers_of_a_crash_are_found_and_stopped() {
     let bench = SupervisorTest::new();
-    let run = bench.dir.path().join("run");
-    fs::create_dir(&run).expect("folder");
+    let folder = bench.folder().subfolder("run").expect("folder");
+    let run = folder.path().to_owned();
     let log = bench.dir.path().join("old.log");
     let mut child = Command::new("/bin/sh")
         .args(["-c", OBEDIENT])
@@ -162,12 +166,12 @@ async fn leftovers_of_a_crash_are_found_and_stopped() {
         .expect("file");
     fs::write(run.join("worker-3.pid"), "12").expect("file");
 
-    let found = leftovers(&run);
+    let found = leftovers(&folder);
     assert_eq!(found, [("worker-1".to_owned(), process)]);
     assert!(!run.join("worker-2.pid").exists() && !run.join("worker-3.pid").exists());
     let reap = tokio::spawn(async move { child.wait().await });
     stop_leftovers(&[process], PATIENCE).await;
     assert_eq!(bench.log("old"), "ready\nbye\n");
     assert!(reap.await.expect("no panic").is_ok_and(|status| status.success()));
-    assert!(leftovers(&run).is_empty());
+    assert!(leftovers(&folder).is_empty());
 }
