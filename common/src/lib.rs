@@ -4,6 +4,7 @@
 //! (`coordinator-core`, `worker-core`) can depend on them. Nothing here does IO behind any feature: what needs a runtime
 //! is in the packages `runtime` and `coordination`, which only binaries use.
 
+pub mod access;
 pub mod appliance;
 pub mod backoff;
 #[cfg(feature = "canon")]

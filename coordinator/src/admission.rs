@@ -193,7 +193,7 @@ impl Admission {
 
     /// Shows a change to everybody. The store has it.
     pub fn commit(&mut self, change: AdmittedChange) -> Changed {
-        let AdmittedChange { record, previous, outcome, request, .. } = change;
+        let AdmittedChange { record, previous, outcome, request, audit } = change;
         let reservation = self.release(record.id, request.as_ref());
         if let Some(request) = &request {
             self.requests.remember(request, Some(outcome));
@@ -201,6 +201,7 @@ impl Admission {
         let entry = if outcome == ChangeOutcome::Unchanged {
             self.entry(record.id)
         } else {
+            audit.log();
             self.settle_ports(&record, previous.as_deref(), &reservation);
             Some(self.catalog.put_record(&record))
         };

@@ -21,11 +21,13 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::access::Policy;
+use crate::access::tokens::Tokens;
 use crate::catalog::Catalog;
 use crate::commands;
 use crate::config::Config;
 use crate::exit_code;
-use crate::grpc::{self, AdminServices, ForwardLayer, ServingRole, TraceLayer};
+use crate::grpc::{self, AccessLayer, AdminServices, ForwardLayer, ServingRole, TraceLayer};
 use crate::history::{History, HistoryError};
 use crate::leader::{Identity, Inputs, LeaderSetup};
 use crate::leadership::{self, Terms};
@@ -115,6 +117,7 @@ struct AppParts {
     state_dir: Option<StateDir>,
     coordinator: CoordinatorId,
     tls: Option<ServerTls>,
+    tokens: Option<Tokens>,
     client_tls: Option<ClientTls>,
     listening: Listening,
     metrics_listener: Option<TcpListener>,
@@ -134,6 +137,9 @@ impl AppParts {
         };
         let state_dir = state_dir.transpose().map_err(|e| state(&e))?;
         let tls = ServerTls::load(&config.tls).map_err(|e| Failure::other(format!("tls.{e}")))?;
+        let tokens = Tokens::start(&config.authorization.tokens);
+        let tokens = tokens.map_err(|e| Failure::other(format!("authorization.tokens.jwks: {e}")))?;
+        let tls = if tokens.is_some() { tls.map(ServerTls::accept_without_certificate) } else { tls };
         let client_tls = ClientTls::load(&config.tls).map_err(|e| Failure::other(format!("tls.{e}")))?;
         let listening = config.listen.open().await?;
         let metrics_listener = match config.metrics.listen {
@@ -151,7 +157,7 @@ impl AppParts {
             .coordination
             .candidate(&coordinator, config.advertise.clone(), &config.state_dir)
             .map_err(|e| Failure::other(format!("coordination: {e}")))?;
-        Ok(Self { state_dir, coordinator, tls, client_tls, listening, metrics_listener, store, candidate })
+        Ok(Self { state_dir, coordinator, tls, tokens, client_tls, listening, metrics_listener, store, candidate })
     }
 }
 
@@ -193,6 +199,7 @@ impl Server {
             .http2_keepalive_interval(Some(Duration::from_secs(5)))
             .http2_keepalive_timeout(Some(Duration::from_secs(5)))
             .layer(TraceLayer)
+            .layer(AccessLayer::new(Policy::new(&config.authorization), parts.tokens))
             .layer(ForwardLayer::new(parts.coordinator.clone(), role.clone(), parts.client_tls))
             .add_routes(routes)
             .add_service(SessionServer::new(Sessions::new(sessions_in, stop_seen)))

@@ -22,6 +22,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::views::Explanation;
 
+pub use crate::access::Scope;
 pub use change::{Change, ChangeOrigin, ChangeOutcome, Changed, Mutation, RequestKey};
 pub use error::CommandError;
 pub use queue::{Command, CommandQueue, Reply};

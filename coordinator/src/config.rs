@@ -10,7 +10,7 @@ use runtime::{telemetry, tls};
 use serde::{Deserialize, Serialize};
 
 use crate::listen::{Listen, Listening};
-use crate::{catalog, metrics, store};
+use crate::{access, catalog, metrics, store};
 
 /// Everything that can be set, in `rug-coordinator.toml`, by `RUG_COORDINATOR_<SECTION>__<FIELD>`, or by flags.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,6 +38,8 @@ pub struct Config {
     pub catalog: catalog::Config,
     /// Mutual TLS with everybody who connects.
     pub tls: tls::Config,
+    /// Who may do what, once TLS is on.
+    pub authorization: access::Config,
     /// Logs.
     pub log: telemetry::Config,
     /// Metrics.
@@ -69,6 +71,7 @@ impl Default for Config {
             machine: machine::Config::default(),
             catalog: catalog::Config::default(),
             tls: tls::Config::default(),
+            authorization: access::Config::default(),
             log: telemetry::Config::default(),
             metrics: metrics::Config::default(),
         }
@@ -91,6 +94,7 @@ impl Settings for Config {
         let sections = [
             ("metrics", self.metrics.validate()),
             ("tls", self.tls.validate()),
+            ("authorization", self.authorization.validate()),
             ("coordination", self.coordination.validate()),
             ("store", self.store.validate()),
             ("machine", self.machine.validate()),
@@ -120,6 +124,11 @@ impl Config {
                  tls.key, or insecure = true if that is wanted"
             );
             violated("listen", description);
+        }
+        if self.tls.is_off() && !self.authorization.tokens.is_off() {
+            let description =
+                "needs tls.ca, tls.cert and tls.key: tokens are not accepted over connections that others can read";
+            violated("authorization.tokens.jwks", description.to_owned());
         }
         if !self.coordination.is_embedded() && !self.store.is_shared() {
             let description = format!(

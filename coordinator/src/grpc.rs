@@ -5,6 +5,7 @@
 //! Reads never wait for the leader; changes wait for it until the caller's deadline, and at most [`call::LONGEST`].
 
 mod appliances;
+mod authorize;
 mod call;
 mod cluster;
 mod deadline;
@@ -13,7 +14,7 @@ mod incoming;
 mod page;
 mod placement;
 mod rebalances;
-pub mod status;
+pub(crate) mod status;
 mod trace;
 mod wire;
 mod workers;
@@ -34,8 +35,10 @@ use crate::catalog::Catalog;
 use crate::commands::Commands;
 use crate::history::History;
 
+pub use authorize::AccessLayer;
+pub(crate) use authorize::{Access, access_of};
 pub use forward::{ForwardLayer, ServingRole};
-pub use incoming::{Listener, PeerInfo, incoming};
+pub use incoming::{Listener, incoming};
 pub use trace::TraceLayer;
 
 use call::Caller;
@@ -110,9 +113,8 @@ impl AdminServices {
         self.health.clone()
     }
 
-    /// All services, to be served with [`TraceLayer`] and [`ForwardLayer`] around them:
-    /// `Server::builder().layer(TraceLayer).layer(ForwardLayer::new(..)).add_routes(services.routes()?)`, on connections
-    /// from [`incoming`].
+    /// All services, to be served with [`TraceLayer`], [`AccessLayer`] and [`ForwardLayer`] around them, in this order, on
+    /// connections from [`incoming`]. Without [`AccessLayer`] they answer nobody.
     ///
     /// # Errors
     /// When the descriptors built into the program cannot be read.

@@ -8,6 +8,7 @@
     reason = "`pub` in a module says what it offers the rest of this crate; that modules are private lets the compiler find what is dead"
 )]
 
+mod access;
 mod admission;
 pub mod app;
 mod catalog;

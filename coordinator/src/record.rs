@@ -118,6 +118,14 @@ pub struct AuditEvent {
     pub detail: String,
 }
 
+impl AuditEvent {
+    /// Writes it to the audit log: the log with target `audit`.
+    pub fn log(&self) {
+        let Self { actor, action, subject, detail, .. } = self;
+        tracing::info!(target: "audit", actor, action, subject, "{detail}");
+    }
+}
+
 /// An idempotent call that was carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestRecord {

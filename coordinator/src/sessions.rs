@@ -22,6 +22,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::debug;
 
+use crate::grpc::{Access, access_of};
+
 /// Messages of one stream that wait for the transport: a window of deltas, the answers that come between, and what answers
 /// the longest `Hello`, a welcome and the confirmation of what was released, all at once.
 const OUT_QUEUE: usize = 256 + 2 * MAX_HELLO.div_ceil(MAX_ENTRIES_PER_MESSAGE);
@@ -104,9 +106,10 @@ impl Session for Sessions {
         if *self.stopping.borrow() {
             return Err(Status::unavailable("the coordinator is stopping"));
         }
+        let access = access_of(request.extensions())?.clone();
         let conn = self.next.fetch_add(1, Ordering::Relaxed);
         let (out, messages) = mpsc::channel(OUT_QUEUE);
-        let reader = Reader { conn, leader: self.leader.clone(), inbound: request.into_inner() };
+        let reader = Reader { conn, leader: self.leader.clone(), inbound: request.into_inner(), access };
         tokio::spawn(reader.run(out));
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
@@ -116,6 +119,22 @@ struct Reader {
     conn: StreamId,
     leader: mpsc::Sender<(Timestamp, Input)>,
     inbound: Streaming<WorkerMessage>,
+    /// Which workers the peer may be.
+    access: Access,
+}
+
+/// Why a stream's `Hello` is not taken.
+enum HelloRefused {
+    /// It cannot be read.
+    Malformed(String),
+    /// The peer is not the worker that it says it is.
+    NotAllowed(Status),
+}
+
+impl From<String> for HelloRefused {
+    fn from(problem: String) -> Self {
+        Self::Malformed(problem)
+    }
 }
 
 impl Reader {
@@ -133,9 +152,13 @@ impl Reader {
                     return;
                 }
             }
-            Ok(Err(problem)) => {
+            Ok(Err(HelloRefused::Malformed(problem))) => {
                 log_limited!(warn, conn, "hello refused: {problem}");
                 let _ = out.send(Ok(malformed(problem))).await;
+                return;
+            }
+            Ok(Err(HelloRefused::NotAllowed(status))) => {
+                let _ = out.send(Err(status)).await;
                 return;
             }
             Err(_) => {
@@ -175,29 +198,33 @@ impl Reader {
     }
 
     /// Reads all parts of `Hello` as one.
-    async fn hello(&mut self) -> Result<(Envelope, Hello), String> {
+    async fn hello(&mut self) -> Result<(Envelope, Hello), HelloRefused> {
         let mut whole: Option<(Envelope, Hello)> = None;
         loop {
             let message = match self.inbound.message().await {
                 Ok(Some(message)) => message,
-                Ok(None) => return Err("the stream ended before hello was complete".to_owned()),
-                Err(status) => return Err(status.message().to_owned()),
+                Ok(None) => return Err("the stream ended before hello was complete".to_owned().into()),
+                Err(status) => return Err(status.message().to_owned().into()),
             };
             let part = up::up_from_wire(message).map_err(|e| e.to_string())?;
             let ToCoordinator::Hello(hello) = part.message else {
-                return Err("the first message must be Hello".to_owned());
+                return Err("the first message must be Hello".to_owned().into());
             };
+            if !self.access.grants().is_worker(&hello.worker) {
+                let why = format!("`{}` is none of the workers", hello.worker);
+                return Err(HelloRefused::NotAllowed(self.access.refuse(&why)));
+            }
             match &mut whole {
                 None => whole = Some((part.envelope, *hello)),
                 Some((envelope, first)) => {
                     if *envelope != part.envelope || !up::extend_hello(first, *hello) {
-                        return Err("a part of Hello names another worker or stream".to_owned());
+                        return Err("a part of Hello names another worker or stream".to_owned().into());
                     }
                 }
             }
             match whole {
                 Some((_, hello)) if hello.owned.len() + hello.released.len() + hello.removed.len() > MAX_HELLO => {
-                    return Err(format!("Hello has more than {MAX_HELLO} entries"));
+                    return Err(format!("Hello has more than {MAX_HELLO} entries").into());
                 }
                 Some(whole) if !part.more => return Ok(whole),
                 partial => whole = partial,

@@ -5,6 +5,7 @@
 //! those that change something carry a request id, which the server remembers, or state the desired result.
 
 mod servers;
+mod token;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ use crate::error::Failure;
 
 use servers::Servers;
 pub(crate) use servers::find_servers;
+pub(crate) use token::TokenFile;
 
 /// Socket of a coordinator that was started in the same folder without any set-up.
 pub(crate) const DEFAULT_SOCKET: &str = "rug-coordinator-state/coordinator.sock";
@@ -70,6 +72,8 @@ pub(crate) struct AdminClient {
     servers: Arc<Servers>,
     timeout: Duration,
     repeats: bool,
+    /// Sent with each call.
+    token: Option<TokenFile>,
 }
 
 /// Reference to an appliance as given on the command line.
@@ -126,7 +130,20 @@ impl AdminClient {
         timeout: Duration,
         tls: Option<&ClientTls>,
     ) -> Result<Self, Failure> {
-        Ok(Self { servers: Arc::new(Servers::new(addresses, tls)?), timeout, repeats: true })
+        Ok(Self { servers: Arc::new(Servers::new(addresses, tls)?), timeout, repeats: true, token: None })
+    }
+
+    /// The same connections with a token for each call.
+    ///
+    /// # Errors
+    /// Others could read the token on its way.
+    pub(crate) fn with_token(self, token: TokenFile) -> Result<Self, Failure> {
+        match self.servers.unprotected() {
+            None => Ok(Self { token: Some(token), ..self }),
+            Some(address) => Err(Failure::usage(format!(
+                "{address}: a token is given (--token-file or RUG_TOKEN_FILE), and others could read it on its way; write https://"
+            ))),
+        }
     }
 
     /// The same connections with another timeout for each call.
@@ -167,6 +184,9 @@ impl AdminClient {
         loop {
             let turn = self.servers.turn();
             let mut request = Request::new(message.clone());
+            if let Some(token) = &self.token {
+                request.metadata_mut().insert("authorization", token.header()?);
+            }
             // A timeout on the request would also end the stream, not only its opening.
             if !streaming {
                 request.set_timeout(deadline.saturating_duration_since(Instant::now()));
@@ -435,7 +455,8 @@ mod tests {
 
     /// A server with TLS that reports that it serves.
     async fn healthy(ca: &Authority) -> String {
-        let (connections, address) = testing::serve(ca, &ca.issue("coordinator-1", &["127.0.0.1"])).await;
+        let (connections, address) =
+            testing::serve(ca, &ca.issue("coordinator-1", &["127.0.0.1", "rug://coordinator/coordinator-1"])).await;
         let (reporter, health) = tonic_health::server::health_reporter();
         reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
         let server = tonic::transport::Server::builder().add_service(health);

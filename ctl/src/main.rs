@@ -52,6 +52,9 @@ struct Global {
     server: Option<String>,
     #[command(flatten)]
     tls: TlsFlags,
+    /// File with a bearer token, in place of a certificate
+    #[arg(long, global = true, env = "RUG_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<OsString>,
     /// Output format
     #[arg(short, long, global = true, value_enum, default_value_t)]
     output: OutputFormat,
@@ -79,18 +82,30 @@ struct TlsFlags {
     /// Name the server's certificate must have, instead of the host in its address
     #[arg(long = "tls-server-name", global = true, env = "RUG_TLS_SERVER_NAME", value_name = "NAME")]
     server_name: Option<String>,
+    /// PEM file with certificates that are revoked
+    #[arg(long = "tls-crl", global = true, env = "RUG_TLS_CRL", value_name = "FILE")]
+    crl: Option<OsString>,
+    /// Names that make a server a coordinator, comma separated [default: rug://coordinator/*]
+    #[arg(long = "tls-servers", global = true, env = "RUG_TLS_SERVERS", value_name = "NAMES", value_delimiter = ',')]
+    servers: Vec<String>,
 }
 
 impl TlsFlags {
-    fn load(&self) -> Result<Option<ClientTls>, Failure> {
+    /// `has_token`: the caller authenticates by a token, and needs no certificate.
+    fn load(&self, has_token: bool) -> Result<Option<ClientTls>, Failure> {
         // A variable that is set to an empty text counts as not set.
         let path = |file: &Option<OsString>| file.clone().map(PathBuf::from).unwrap_or_default();
+        let default = tls::Config::default();
+        let servers: Vec<_> = self.servers.iter().filter(|name| !name.is_empty()).cloned().collect();
         let config = tls::Config {
             ca: path(&self.ca),
             cert: path(&self.cert),
             key: path(&self.key),
             server_name: self.server_name.clone().unwrap_or_default(),
-            ..tls::Config::default()
+            crl: path(&self.crl),
+            servers: if servers.is_empty() { default.servers.clone() } else { servers },
+            own_optional: has_token,
+            ..default
         };
         if let Some(violation) = config.validate().first() {
             let flag = violation.field.replace('_', "-");
@@ -197,7 +212,8 @@ fn report(failure: &Failure) -> Exit {
 }
 
 async fn call(ui: Ui, global: &Global, command: &RugctlCommand) -> Result<(), Failure> {
-    let tls = global.tls.load()?;
+    let token = global.token_file.as_deref().filter(|path| !path.is_empty());
+    let tls = global.tls.load(token.is_some())?;
     let found = client::find_servers(global.server.as_deref(), tls.is_some(), &client::working_folder())?;
     // Certificates in the environment belong to another cluster: the one on this machine uses no TLS.
     let tls = if found.local { None } else { tls };
@@ -205,6 +221,11 @@ async fn call(ui: Ui, global: &Global, command: &RugctlCommand) -> Result<(), Fa
     // time of the others.
     let timeout = global.timeout.unwrap_or(client::CALL_TIMEOUT);
     let client = client::AdminClient::of(&found.addresses, timeout, tls.as_ref())?;
+    // As are tokens, which a cluster on this machine does not ask for.
+    let client = match token.filter(|_| !found.local) {
+        Some(path) => client.with_token(client::TokenFile::open(path.into())?)?,
+        None => client,
+    };
     let context = CommandContext { client, ui, timeout: global.timeout };
     dispatch(&context, command).await
 }

@@ -1,11 +1,18 @@
 #!/bin/sh
 # Makes a CA and certificates for a cluster, with nothing but openssl.
 #
-#   make-certificates.sh DIR NAME[,HOST_OR_ADDRESS...] ...
+#   make-certificates.sh DIR [ROLE:]NAME[,HOST_OR_ADDRESS_OR_URI...] ...
+#   make-certificates.sh DIR --revoke NAME ...
 #
-# Each NAME gets DIR/NAME/ with ca.pem, cert.pem and key.pem. Coordinators need every host name and address they are
-# reached at; workers and operators need only a name. The CA is made once and kept in DIR/ca.pem and DIR/ca.key; calling
-# the script again with a NAME that is there renews its certificate, and running processes take it over by themselves.
+# Each NAME gets DIR/NAME/ with ca.pem, cert.pem and key.pem. ROLE is what its holder may do: coordinator, worker, admin,
+# operator, viewer, or none, for what is no part of a cluster; it becomes a URI in the certificate, such as
+# rug://worker/NAME or rug://role/admin. An editor of the tenant web is NAME,rug://editor/web. Coordinators need every host
+# name and address they are reached at; others need none. The CA is made once and kept in DIR/ca.pem and DIR/ca.key;
+# calling the script again with a NAME that is there renews its certificate, and running processes take it over.
+#
+# With --revoke the certificates of NAME are put into DIR/crl.pem, for tls.crl; without a NAME the list is made anew, which
+# has to happen within CRL_DAYS (3650).
+#
 # DAYS (365) says how long certificates count, CA_DAYS (3650) how long the CA does.
 set -eu
 
@@ -21,17 +28,47 @@ if [ ! -f "$dir/ca.key" ]; then
         -keyout "$dir/ca.key" -out "$dir/ca.pem" 2>/dev/null
 fi
 
+# Serial numbers of revoked certificates, and the list that is made of them.
+if [ "$1" = --revoke ]; then
+    shift
+    touch "$dir/revoked.txt"
+    for name in "$@"; do
+        [ -f "$dir/$name/cert.pem" ] || { echo "$dir/$name/cert.pem: there is no such certificate" >&2; exit 2; }
+        serial=$(openssl x509 -in "$dir/$name/cert.pem" -noout -serial | cut -d= -f2)
+        grep -q "	$serial	" "$dir/revoked.txt" ||
+            printf 'R\t391231235959Z\t%s\t%s\tunknown\t/CN=%s\n' "$(date -u +%y%m%d%H%M%SZ)" "$serial" "$name" >>"$dir/revoked.txt"
+    done
+    [ -f "$dir/crlnumber" ] || echo 01 >"$dir/crlnumber"
+    printf '%s\n' "[ca]" "default_ca=rug" "[rug]" "database=$dir/revoked.txt" "crlnumber=$dir/crlnumber" "default_md=sha256" \
+        "unique_subject=no" "crl_extensions=crl" "[crl]" "authorityKeyIdentifier=keyid" >"$dir/.crl.cnf"
+    openssl ca -gencrl -config "$dir/.crl.cnf" -keyfile "$dir/ca.key" -cert "$dir/ca.pem" \
+        -crldays "${CRL_DAYS:-3650}" -out "$dir/.crl.new" 2>/dev/null
+    rm "$dir/.crl.cnf"
+    mv "$dir/.crl.new" "$dir/crl.pem"
+    echo "$dir/crl.pem: $(wc -l <"$dir/revoked.txt") revoked"
+    exit 0
+fi
+
 for entry in "$@"; do
     name=${entry%%,*}
+    rest=${entry#"$name"}
+    role=
+    case $name in *:*) role=${name%%:*} name=${name#*:} ;; esac
     case $name in '' | *[!A-Za-z0-9._-]* | .*) echo "$entry: begins with no name of letters, digits, ._-" >&2; exit 2 ;; esac
     names=DNS:$name
-    rest=${entry#"$name"}
+    case $role in
+        '') ;;
+        coordinator | worker) names=$names,URI:rug://$role/$name ;;
+        admin | operator | viewer) names=$names,URI:rug://role/$role ;;
+        *) echo "$entry: $role is no role: coordinator, worker, admin, operator or viewer" >&2; exit 2 ;;
+    esac
     while [ -n "$rest" ]; do
         rest=${rest#,}
         host=${rest%%,*}
         rest=${rest#"$host"}
         case $host in
             '') continue ;;
+            *://*) names=$names,URI:$host ;;
             *:* | [0-9]*.[0-9]*.[0-9]*.[0-9]*) names=$names,IP:$host ;;
             *) names=$names,DNS:$host ;;
         esac

@@ -91,7 +91,8 @@ impl Secured {
     async fn start() -> Result<Self> {
         tls::install_provider();
         let sandbox = Sandbox::new()?;
-        let names = ["zookeeper", "postgres", "c1", "c2", "w1", "w2", "operator"];
+        let names =
+            ["zookeeper", "postgres", "coordinator:c1", "coordinator:c2", "worker:w1", "worker:w2", "admin:operator"];
         let certificates = Certificates::make(sandbox.path("pki"), &names).await?;
         let zookeeper = zookeeper::Options {
             tls: Some(certificates.server("zookeeper")?),
@@ -209,7 +210,7 @@ async fn a_cluster_over_tls_lets_nobody_else_in_and_renews_its_certificates() ->
     // Operators with a certificate of the cluster's CA are let in, through whichever coordinator; nobody else is.
     let operator = cluster.certificates.flags("operator");
     cluster.rugctl(&operator).await?.success()?;
-    let foreign = Certificates::make(cluster.sandbox.path("foreign"), &["operator"]).await?;
+    let foreign = Certificates::make(cluster.sandbox.path("foreign"), &["admin:operator"]).await?;
     for flags in [Vec::new(), foreign.flags("operator"), borrowed(&cluster.certificates, &foreign)] {
         let outcome = cluster.rugctl(&flags).await?;
         ensure!(outcome.code != 0 && !outcome.stdout.contains("Workers"), "{flags:?} got in: {outcome:?}");
@@ -230,7 +231,11 @@ async fn a_cluster_over_tls_lets_nobody_else_in_and_renews_its_certificates() ->
 
     // Renewal: new files, new connections, nothing restarted.
     let (old, pids) = (served(&cluster.addresses[0]).await?, pids(&cluster));
-    Certificates::make(cluster.certificates.0.clone(), &["c1", "c2", "w1", "w2", "operator"]).await?;
+    Certificates::make(
+        cluster.certificates.0.clone(),
+        &["coordinator:c1", "coordinator:c2", "worker:w1", "worker:w2", "admin:operator"],
+    )
+    .await?;
     until(PATIENCE, "the renewed certificates are served", async || {
         for (address, name) in cluster.addresses.iter().zip(["c1", "c2"]) {
             let (now, file) = (served(address).await?, in_file(&cluster.certificates.file(name, "cert.pem")).await?);

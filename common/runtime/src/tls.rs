@@ -1,14 +1,17 @@
 //! Mutual TLS between coordinators, workers and `rugctl`, from PEM files that are read anew when they change.
 //!
-//! Three files make an identity: the CAs the other side must be issued by, the own certificate, its key. Servers look at
-//! them every [`Config::reload_interval`], clients at each new connection; what is broken is logged once, and the identity
-//! of before goes on until the files make sense again. Connections that stand are not ended by a change.
+//! Three files make an identity: the CAs the other side must be issued by, the own certificate, its key; a fourth can
+//! list revoked certificates. Servers look at them every [`Config::reload_interval`], clients at each new connection; what
+//! is broken is logged once, and the identity of before goes on until the files make sense again.
 //!
-//! Both sides always show a certificate. Which of them may do what is not decided here: whoever has one that the CA
-//! issued is let in. Sessions are never resumed, because resuming would skip the look at the certificate.
+//! Both sides show a certificate, unless a server accepts tokens, too ([`ServerTls::accept_without_certificate`]). Clients
+//! check that a server is a coordinator by its name ([`Config::servers`]). What clients may do is not decided here: whoever
+//! has a certificate that the CA issued can connect. Sessions are never resumed, because resuming would skip the look at
+//! the certificate.
 
 mod client;
 mod files;
+mod https;
 mod identity;
 mod server;
 #[cfg(any(test, feature = "testing"))]
@@ -23,13 +26,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use common::access::NamePattern;
 use common::appliance::FieldViolation;
 use rustls::crypto::CryptoProvider;
 use serde::{Deserialize, Serialize};
 
 pub use client::ClientTls;
-pub use identity::Identity;
-pub use server::{Accepted, HandshakeRefused, ServerStream, ServerTls};
+pub use https::{WebStream, connect_web};
+pub use identity::{AlternativeName, Identity};
+pub use server::{Accepted, CertificateChain, HandshakeRefused, ServerStream, ServerTls};
 pub use words::{chain, refusal};
 
 /// Settings of mutual TLS, the same for servers and clients. Without files there is no TLS.
@@ -42,6 +47,16 @@ pub struct Config {
     pub cert: PathBuf,
     /// PEM file with the key of the own certificate.
     pub key: PathBuf,
+    /// PEM file with revocation lists (CRLs). When it is named, every CA needs a list in it: a certificate whose CA has
+    /// none is refused.
+    #[serde(skip_serializing_if = "is_unnamed")]
+    pub crl: PathBuf,
+    /// Names that make a server a coordinator, beside the host name: URIs (or DNS names), each with one `*` at most. Any
+    /// certificate for the host will do when the only entry is `*`.
+    pub servers: Vec<String>,
+    /// The own certificate may be left out, with its key, because this client authenticates by a token.
+    #[serde(skip)]
+    pub own_optional: bool,
     /// Name that a server's certificate must have instead of the host in its address. For clients that reach servers by
     /// addresses that are not in their certificates.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -57,6 +72,9 @@ impl Default for Config {
             ca: PathBuf::new(),
             cert: PathBuf::new(),
             key: PathBuf::new(),
+            crl: PathBuf::new(),
+            servers: vec!["rug://coordinator/*".to_owned()],
+            own_optional: false,
             server_name: String::new(),
             reload_interval: Duration::from_secs(10),
         }
@@ -67,7 +85,7 @@ impl Config {
     /// Whether no file is named, so that connections are plain.
     #[must_use]
     pub fn is_off(&self) -> bool {
-        self.files().iter().all(|(_, path)| path.as_os_str().is_empty())
+        [&self.ca, &self.cert, &self.key, &self.crl].iter().all(|path| path.as_os_str().is_empty())
     }
 
     /// Every rule the settings break, with the field that breaks it; also that the files are there, can be read and belong
@@ -84,6 +102,9 @@ impl Config {
             let description = format!("`{name}` is neither a host name nor an IP address");
             found.push(FieldViolation::new("server_name", description));
         }
+        if let Err(problem) = self.server_names() {
+            found.push(FieldViolation::new("servers", problem));
+        }
         if !self.is_off()
             && let Err(error) = files::Files::open(self)
         {
@@ -92,9 +113,21 @@ impl Config {
         found
     }
 
-    fn files(&self) -> [(&'static str, &Path); 3] {
-        [("ca", &self.ca), ("cert", &self.cert), ("key", &self.key)]
+    /// What makes a server a coordinator; `None` when any certificate does.
+    fn server_names(&self) -> Result<Option<Arc<[NamePattern]>>, String> {
+        match self.servers.as_slice() {
+            [] => Err("must name at least one; [\"*\"] stands for any certificate with the right host name".to_owned()),
+            [any] if any == "*" => Ok(None),
+            names => {
+                let pattern = |name: &String| NamePattern::uri_or_dns(name).map_err(|e| format!("`{name}` {e}"));
+                names.iter().map(pattern).collect::<Result<Arc<[_]>, _>>().map(Some)
+            }
+        }
     }
+}
+
+fn is_unnamed(path: &Path) -> bool {
+    path.as_os_str().is_empty()
 }
 
 /// Why the files cannot be used.

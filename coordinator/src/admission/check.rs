@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use common::appliance::{FieldViolation, MAX_SPEC, MAX_VIOLATIONS, Spec};
+use common::appliance::{FieldViolation, MAX_SPEC, MAX_VIOLATIONS, Name, Spec};
 use common::change::{ApplianceDraft, ApplianceTarget, ApplianceUpdate};
 use common::{ApplianceId, Generation, Site, Term};
 
@@ -50,7 +50,7 @@ impl Admission {
         match change {
             Change::Create { fresh, draft } => self.create(*fresh, draft, origin, now),
             Change::Update { fresh, update } => match self.current(&update.target)? {
-                Some(entry) => self.update(&entry, update, now),
+                Some(entry) => self.update(&entry, update, origin, now),
                 None => match &update.create {
                     Some(draft) => self.create(*fresh, draft, origin, now),
                     None => Err(CommandError::NotFound(update.target.clone())),
@@ -140,7 +140,7 @@ impl Admission {
             updated: now,
         };
         check_size(&record.spec)?;
-        self.check_ports(&record)?;
+        self.check_ports(&record, origin)?;
         Ok(CheckedChange { record, previous: None, outcome: ChangeOutcome::Created }.into())
     }
 
@@ -148,6 +148,7 @@ impl Admission {
         &self,
         entry: &Arc<CatalogEntry>,
         update: &ApplianceUpdate,
+        origin: &ChangeOrigin,
         now: SystemTime,
     ) -> Result<Checked, CommandError> {
         let current = &entry.record;
@@ -170,7 +171,7 @@ impl Admission {
             return Ok(checked.into());
         }
         check_size(&record.spec)?;
-        self.check_ports(record)?;
+        self.check_ports(record, origin)?;
         // The owner knows the name (it replaces `{name}`), but not the labels.
         if record.spec != current.spec || record.name != current.name {
             checked.raise(now, self.term);
@@ -207,9 +208,9 @@ impl Admission {
 
     /// Refuses ports that another appliance has. Appliances are taken to share a host unless both are bound to
     /// different ones.
-    fn check_ports(&self, record: &Record) -> Result<(), CommandError> {
+    fn check_ports(&self, record: &Record, origin: &ChangeOrigin) -> Result<(), CommandError> {
         let ours = self.entry(record.id);
-        let wrong = self.taken_ports(record, ours.as_deref().and_then(host))?;
+        let wrong = self.taken_ports(record, ours.as_deref().and_then(host), |tenant| origin.reaches(tenant))?;
         if wrong.is_empty() { Ok(()) } else { Err(CommandError::Invalid(wrong)) }
     }
 
@@ -223,14 +224,20 @@ impl Admission {
         if entry.record.deleting {
             return Ok(());
         }
-        match self.taken_ports(&entry.record, None)?.into_iter().next() {
+        match self.taken_ports(&entry.record, None, |_| true)?.into_iter().next() {
             None => Ok(()),
             Some(taken) => Err(CommandError::PortTaken { appliance: id, problem: taken.description }),
         }
     }
 
-    /// Ports of a record that another appliance has which may share the host `ours`, any host if that is absent.
-    fn taken_ports(&self, record: &Record, ours: Option<&str>) -> Result<Vec<FieldViolation>, CommandError> {
+    /// Ports of a record that another appliance has which may share the host `ours`, any host if that is absent. Appliances
+    /// of tenants that the caller does not see (`shows`) are not named.
+    fn taken_ports(
+        &self,
+        record: &Record,
+        ours: Option<&str>,
+        shows: impl Fn(&Name) -> bool,
+    ) -> Result<Vec<FieldViolation>, CommandError> {
         let mut wrong: Vec<FieldViolation> = Vec::new();
         for (port, field) in self.ports.wanted(record) {
             for other in self.ports.claims(port).iter().filter(|id| **id != record.id) {
@@ -245,13 +252,14 @@ impl Admission {
                 let Some(holder) = holder else { return Err(CommandError::Contended) };
                 let going = if holder.record.deleting { ", which is being deleted" } else { "" };
                 let (tenant, name) = (&holder.record.tenant, &holder.record.name);
-                wrong.push(FieldViolation::new(
-                    format!("appliance.{field}"),
-                    format!(
-                        "port {port} is claimed by appliance {tenant}/{name} ({other}){going}{}",
-                        self.unknown(record, &holder.record)
-                    ),
-                ));
+                let whose = if shows(tenant) {
+                    format!("appliance {tenant}/{name} ({other}){going}")
+                } else {
+                    "an appliance of another tenant".to_owned()
+                };
+                let unknown = self.unknown(record, &holder.record);
+                let problem = format!("port {port} is claimed by {whose}{unknown}");
+                wrong.push(FieldViolation::new(format!("appliance.{field}"), problem));
             }
         }
         Ok(wrong)
@@ -280,9 +288,12 @@ fn host(entry: &CatalogEntry) -> Option<&str> {
     entry.assignment.site.as_ref().map(Site::host)
 }
 
-/// Refuses changes of what a source manages by anyone else. Replacing instances is not such a change: what is wanted stays.
+/// Refuses changes of what the caller does not see, and of what a source manages by anyone else. Replacing instances is not such a change: what is wanted stays.
 fn check_origin(checked: &CheckedChange, change: &Change, origin: &ChangeOrigin) -> Result<(), CommandError> {
     let CheckedChange { record, previous, outcome } = checked;
+    if !origin.reaches(&record.tenant) {
+        return Err(CommandError::NotFound(ApplianceTarget::Id(record.id)));
+    }
     let managed_by = record.managed_by.as_ref();
     if previous.is_none() || *outcome == ChangeOutcome::Unchanged || origin.may_change(managed_by) {
         return Ok(());

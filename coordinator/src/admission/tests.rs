@@ -11,6 +11,7 @@ use common::kind::{Custom, KindSpec, Probe};
 use uuid::Uuid;
 
 use super::*;
+use crate::access::Scope;
 use crate::catalog::{Config, Fact};
 use crate::commands::{ChangeOrigin, RequestKey};
 
@@ -47,7 +48,7 @@ fn admission() -> Admission {
 }
 
 fn mutation(change: Change) -> Mutation {
-    let origin = ChangeOrigin::Client { force: false };
+    let origin = ChangeOrigin::Client { force: false, scope: Scope::All };
     Mutation { change, validate_only: false, request: None, actor: "test".into(), origin }
 }
 
@@ -217,7 +218,7 @@ fn what_a_source_manages_is_changed_by_that_source_or_by_force() {
     let mut admission = admission();
     let by = |origin: ChangeOrigin, mutation: Mutation| Mutation { origin, ..mutation };
     let neutron = || ChangeOrigin::Source(name("neutron"));
-    let force = || ChangeOrigin::Client { force: true };
+    let force = || ChangeOrigin::Client { force: true, scope: Scope::All };
     let relabel = |n: u128, label: &str| {
         let labels = BTreeMap::from([("tier".to_owned(), label.to_owned())]);
         patch(ApplianceTarget::Id(id(n)), AppliancePatch { labels: Some(labels), ..AppliancePatch::default() })

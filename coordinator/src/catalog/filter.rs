@@ -6,6 +6,7 @@ use common::appliance::Name;
 use common::driver::DriverName;
 use common::status::Phase;
 
+use crate::access::Scope;
 use crate::views::{ApplianceKey, CatalogEntry};
 
 /// Conditions that all must hold; absent ones hold for every appliance.
@@ -25,6 +26,8 @@ pub struct Filter {
     pub labels: BTreeMap<String, String>,
     /// With names that start so.
     pub name_prefix: String,
+    /// Within what the caller may see.
+    pub scope: Scope,
 }
 
 impl Filter {
@@ -38,7 +41,8 @@ impl Filter {
     #[must_use]
     pub fn matches(&self, entry: &CatalogEntry) -> bool {
         let record = &entry.record;
-        self.tenant.as_ref().is_none_or(|t| *t == record.tenant)
+        self.scope.contains(&record.tenant)
+            && self.tenant.as_ref().is_none_or(|t| *t == record.tenant)
             && self.driver.as_ref().is_none_or(|d| *d == record.driver)
             && self.kind.as_ref().is_none_or(|k| k == record.spec.kind.name())
             && self.worker.as_ref().is_none_or(|w| entry.assignment.worker.as_ref().is_some_and(|o| o.as_str() == w))

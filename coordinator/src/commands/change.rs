@@ -7,6 +7,7 @@ use common::change::{ApplianceDraft, ApplianceTarget, ApplianceUpdate};
 use common::{ApplianceId, Generation};
 use uuid::Uuid;
 
+use crate::access::Scope;
 use crate::views::CatalogEntry;
 
 /// A change of the stored appliances.
@@ -31,6 +32,8 @@ pub enum ChangeOrigin {
     Client {
         /// Also what a source manages.
         force: bool,
+        /// Whose appliances the client may change, and see.
+        scope: Scope,
     },
     /// A source of this name, such as `neutron`.
     Source(Name),
@@ -46,11 +49,20 @@ impl ChangeOrigin {
         }
     }
 
+    /// Whether appliances of this tenant exist for it. Sources see all of them.
+    #[must_use]
+    pub fn reaches(&self, tenant: &Name) -> bool {
+        match self {
+            Self::Client { scope, .. } => scope.contains(tenant),
+            Self::Source(_) => true,
+        }
+    }
+
     /// Whether it may change what `managed_by` manages.
     #[must_use]
     pub fn may_change(&self, managed_by: Option<&Name>) -> bool {
         match self {
-            Self::Client { force } => *force || managed_by.is_none(),
+            Self::Client { force, .. } => *force || managed_by.is_none(),
             Self::Source(name) => managed_by == Some(name),
         }
     }

@@ -28,7 +28,7 @@ fn done() -> Changed {
     Changed { entry: None, outcome: ChangeOutcome::Unchanged }
 }
 
-const CLIENT: ChangeOrigin = ChangeOrigin::Client { force: false };
+const CLIENT: ChangeOrigin = ChangeOrigin::Client { force: false, scope: Scope::All };
 
 #[tokio::test(start_paused = true)]
 async fn a_change_that_meets_another_one_is_made_again_once_that_has_settled() {

@@ -12,10 +12,11 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tonic::{Request, Response, Status};
 
-use super::call::{Caller, MAX_PAGE_BYTES, canonical, context, request_key, target};
+use super::call::{Caller, MAX_PAGE_BYTES, access, canonical, context, request_key, target};
 use super::page::{self, PageStart};
-use super::status;
 use super::wire as to_wire;
+use super::{Access, status};
+use crate::access::Permission;
 use crate::catalog::{ApplianceChange, Filter};
 use crate::commands::{Change, ChangeOrigin, Changed, CommandContext, RequestKey};
 use crate::views::CatalogEntry;
@@ -34,8 +35,8 @@ impl AppliancesService {
 }
 
 /// The appliance after a change. Only a `Delete` of a missing one has none, and answers with [`gone`].
-fn changed(changed: &Changed) -> wire::Appliance {
-    changed.entry.as_deref().map(to_wire::appliance).unwrap_or_default()
+fn changed(changed: &Changed, access: &Access) -> wire::Appliance {
+    changed.entry.as_deref().map(|entry| to_wire::appliance(entry, access)).unwrap_or_default()
 }
 
 /// Response for an appliance that does not exist any more: the reference of the caller, marked as deleting.
@@ -53,46 +54,55 @@ impl wire::appliances_server::Appliances for AppliancesService {
         &self,
         request: Request<wire::CreateApplianceRequest>,
     ) -> Result<Response<wire::Appliance>, Status> {
-        let context = context(&request);
+        let (context, access) = (context(&request)?, access(&request)?);
         let mut message = request.into_inner();
         let id = std::mem::take(&mut message.request_id);
         let key = request_key(&id, || canonical("Create", message.clone(), |m| m.appliance.as_mut()))?;
         let draft = draft_from_wire(message.appliance).map_err(|v| status::invalid(&v))?;
+        access.check_tenant(&draft.tenant)?;
+        to_wire::check_hidden(&draft.spec)?;
         let change = Change::create(draft);
-        let done = self.change(&context, client(false), change, message.validate_only, key).await?;
-        Ok(Response::new(changed(&done)))
+        let done = self.change(&context, client(&access, false), change, message.validate_only, key).await?;
+        Ok(Response::new(changed(&done, &access)))
     }
 
     async fn get(&self, request: Request<wire::GetApplianceRequest>) -> Result<Response<wire::Appliance>, Status> {
-        let entry = self.caller.find(request.into_inner().appliance)?;
-        Ok(Response::new(to_wire::appliance(&entry)))
+        let access = access(&request)?;
+        let entry = self.caller.find(&access, request.into_inner().appliance)?;
+        Ok(Response::new(to_wire::appliance(&entry, &access)))
     }
 
     async fn list(
         &self,
         request: Request<wire::ListAppliancesRequest>,
     ) -> Result<Response<wire::ListAppliancesResponse>, Status> {
+        let access = access(&request)?;
         let message = request.into_inner();
         let size = page::size(message.page_size)?;
-        let filter = to_wire::filter(message.filter)?;
+        let filter = to_wire::filter(message.filter, &access)?;
         let position = PageStart::read(&message.page_token, &filter)?;
-        Ok(Response::new(self.page(&filter, position, size).await))
+        Ok(Response::new(self.page(&filter, position, size, &access).await))
     }
 
     async fn update(
         &self,
         request: Request<wire::UpdateApplianceRequest>,
     ) -> Result<Response<wire::UpdateApplianceResponse>, Status> {
-        let context = context(&request);
+        let (context, access) = (context(&request)?, access(&request)?);
         let mut message = request.into_inner();
         let id = std::mem::take(&mut message.request_id);
         let key = request_key(&id, || canonical("Update", message.clone(), |m| m.appliance.as_mut()))?;
-        let (validate_only, origin) = (message.validate_only, client(message.force));
+        let (validate_only, origin) = (message.validate_only, client(&access, message.force));
         let update = update_from_wire(message).map_err(|v| status::invalid(&v))?;
+        self.caller.check_target(&access, &update.target)?;
+        if let Some(draft) = &update.create {
+            access.check_tenant(&draft.tenant)?;
+        }
+        update.patch.spec.iter().try_for_each(to_wire::check_hidden)?;
         let change = Change::update(update);
         let done = self.change(&context, origin, change, validate_only, key).await?;
         Ok(Response::new(wire::UpdateApplianceResponse {
-            appliance: Some(changed(&done)),
+            appliance: Some(changed(&done, &access)),
             outcome: to_wire::outcome(done.outcome).into(),
         }))
     }
@@ -101,43 +111,55 @@ impl wire::appliances_server::Appliances for AppliancesService {
         &self,
         request: Request<wire::DeleteApplianceRequest>,
     ) -> Result<Response<wire::Appliance>, Status> {
-        let context = context(&request);
+        let (context, access) = (context(&request)?, access(&request)?);
         let mut message = request.into_inner();
         let id = std::mem::take(&mut message.request_id);
         let key = request_key(&id, || canonical("Delete", message.clone(), |_| None))?;
         let expected = message.expected_generation;
         let target = target(message.appliance)?;
+        match self.caller.check_target(&access, &target) {
+            // As one that does not exist, which is what it is for this caller.
+            Err(status) if message.allow_missing && status.code() == tonic::Code::NotFound => {
+                return Ok(Response::new(gone(target)));
+            }
+            checked => checked?,
+        }
         let change = Change::Delete {
             target: target.clone(),
             expected: (expected > 0).then(|| common::Generation::new(expected)),
             allow_missing: message.allow_missing,
         };
-        let done = self.change(&context, client(message.force), change, message.validate_only, key).await?;
-        Ok(Response::new(done.entry.as_deref().map_or_else(|| gone(target), to_wire::appliance)))
+        let done = self.change(&context, client(&access, message.force), change, message.validate_only, key).await?;
+        let shown = |entry| to_wire::appliance(entry, &access);
+        Ok(Response::new(done.entry.as_deref().map_or_else(|| gone(target), shown)))
     }
 
     async fn rebuild(
         &self,
         request: Request<wire::RebuildApplianceRequest>,
     ) -> Result<Response<wire::Appliance>, Status> {
-        let context = context(&request);
+        let (context, access) = (context(&request)?, access(&request)?);
         let mut message = request.into_inner();
         let id = std::mem::take(&mut message.request_id);
         let key = request_key(&id, || canonical("Rebuild", message.clone(), |_| None))?;
         let image = (!message.image.is_empty()).then_some(message.image);
-        let change = Change::Rebuild { target: target(message.appliance)?, image };
-        let done = self.change(&context, client(false), change, false, key).await?;
-        Ok(Response::new(changed(&done)))
+        let target = target(message.appliance)?;
+        // Another image is another specification.
+        let access = if image.is_some() { access.narrowed(Permission::EditAppliances)? } else { access };
+        self.caller.check_target(&access, &target)?;
+        let change = Change::Rebuild { target, image };
+        let done = self.change(&context, client(&access, false), change, false, key).await?;
+        Ok(Response::new(changed(&done, &access)))
     }
 
     async fn check(&self, request: Request<wire::CheckApplianceRequest>) -> Result<Response<wire::Appliance>, Status> {
-        let context = context(&request);
-        let entry = self.caller.find(request.into_inner().appliance)?;
+        let (context, access) = (context(&request)?, access(&request)?);
+        let entry = self.caller.find(&access, request.into_inner().appliance)?;
         let id = entry.record.id;
         self.caller.commands.check(&context, id).await.map_err(|e| status::from_command(&e))?;
         // Current state: the owner's response is in the catalog before the command is answered.
         let reference = wire::ApplianceRef { by: Some(wire::appliance_ref::By::Id(id.to_string())) };
-        Ok(Response::new(to_wire::appliance(&*self.caller.find(Some(reference))?)))
+        Ok(Response::new(to_wire::appliance(&*self.caller.find(&access, Some(reference))?, &access)))
     }
 
     type WatchStream = BoxStream<'static, Result<wire::ApplianceEvent, Status>>;
@@ -146,19 +168,21 @@ impl wire::appliances_server::Appliances for AppliancesService {
         &self,
         request: Request<wire::WatchAppliancesRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let filter = to_wire::filter(request.into_inner().filter)?;
+        let access = access(&request)?;
+        let filter = to_wire::filter(request.into_inner().filter, &access)?;
         let (current, changes) = self.caller.catalog.watch(&filter);
-        let current = stream::iter(current).map(|e| Ok(event(Kind::Current, Some(&e))));
-        let synced = stream::once(std::future::ready(Ok(event(Kind::Synced, None))));
-        Ok(Response::new(current.chain(synced).chain(live(filter, changes)).boxed()))
+        let synced = stream::once(std::future::ready(Ok(event(Kind::Synced, None, &access))));
+        let changes = live(filter, changes, access.clone());
+        let current = stream::iter(current).map(move |e| Ok(event(Kind::Current, Some(&e), &access)));
+        Ok(Response::new(current.chain(synced).chain(changes).boxed()))
     }
 
     async fn explain(
         &self,
         request: Request<wire::ExplainApplianceRequest>,
     ) -> Result<Response<wire::ExplainApplianceResponse>, Status> {
-        let context = context(&request);
-        let entry = self.caller.find(request.into_inner().appliance)?;
+        let (context, access) = (context(&request)?, access(&request)?);
+        let entry = self.caller.find(&access, request.into_inner().appliance)?;
         let id = entry.record.id;
         let explained = self.caller.commands.explain(&context, id).await;
         let explanation = explained.map_err(|e| status::from_command(&e))?;
@@ -169,7 +193,7 @@ impl wire::appliances_server::Appliances for AppliancesService {
         let under_way = views.iter().flat_map(|view| to_wire::moves_under_way(view, id));
         let moves = under_way.chain(ended.iter().map(to_wire::move_record)).take(EXPLAINED_MOVES);
         Ok(Response::new(wire::ExplainApplianceResponse {
-            appliance: Some(to_wire::appliance(&entry)),
+            appliance: Some(to_wire::appliance(&entry, &access)),
             ring_position: to_wire::position(explanation.position),
             summary: explanation.summary,
             candidates: explanation.candidates.into_iter().map(to_wire::candidate).collect(),
@@ -192,7 +216,13 @@ impl AppliancesService {
     }
 
     /// One page, of at most `size` appliances and about 3 MiB.
-    async fn page(&self, filter: &Filter, position: Option<PageStart>, size: usize) -> wire::ListAppliancesResponse {
+    async fn page(
+        &self,
+        filter: &Filter,
+        position: Option<PageStart>,
+        size: usize,
+        access: &Access,
+    ) -> wire::ListAppliancesResponse {
         let catalog = &self.caller.catalog;
         let (mut from, counted) = position.map_or((None, None), |p| (Some(p.after), Some(p.total)));
         // Only the first page of a filtered list has to scan everything.
@@ -218,7 +248,7 @@ impl AppliancesService {
         let mut bytes = 0;
         let mut appliances = Vec::with_capacity(found.len().min(size));
         for entry in found.iter().take(size) {
-            let appliance = to_wire::appliance(entry);
+            let appliance = to_wire::appliance(entry, access);
             bytes += appliance.encoded_len();
             if bytes > MAX_PAGE_BYTES && !appliances.is_empty() {
                 break;
@@ -233,23 +263,24 @@ impl AppliancesService {
 }
 
 /// A client of this API, which changes what sources manage only by `force`.
-const fn client(force: bool) -> ChangeOrigin {
-    ChangeOrigin::Client { force }
+fn client(access: &Access, force: bool) -> ChangeOrigin {
+    ChangeOrigin::Client { force, scope: access.scope().clone() }
 }
 
 use wire::appliance_event::Type as Kind;
 
-fn event(kind: Kind, entry: Option<&Arc<CatalogEntry>>) -> wire::ApplianceEvent {
-    wire::ApplianceEvent { r#type: kind.into(), appliance: entry.map(|e| to_wire::appliance(e)) }
+fn event(kind: Kind, entry: Option<&Arc<CatalogEntry>>, access: &Access) -> wire::ApplianceEvent {
+    wire::ApplianceEvent { r#type: kind.into(), appliance: entry.map(|e| to_wire::appliance(e, access)) }
 }
 
 /// The event of a change for a watcher with `filter`; none when it matches neither before nor after.
-fn seen(filter: &Filter, change: &ApplianceChange) -> Option<wire::ApplianceEvent> {
+fn seen(filter: &Filter, change: &ApplianceChange, access: &Access) -> Option<wire::ApplianceEvent> {
+    let event = |kind, entry| Some(event(kind, Some(entry), access));
     let matching = |entry: &Option<Arc<CatalogEntry>>| entry.clone().filter(|e| filter.matches(e));
     match (matching(&change.before), matching(&change.after)) {
-        (None, Some(after)) if change.before.is_none() => Some(event(Kind::Created, Some(&after))),
-        (_, Some(after)) => Some(event(Kind::Changed, Some(&after))),
-        (Some(before), None) => Some(event(Kind::Gone, Some(change.after.as_ref().unwrap_or(&before)))),
+        (None, Some(after)) if change.before.is_none() => event(Kind::Created, &after),
+        (_, Some(after)) => event(Kind::Changed, &after),
+        (Some(before), None) => event(Kind::Gone, change.after.as_ref().unwrap_or(&before)),
         (None, None) => None,
     }
 }
@@ -259,14 +290,15 @@ fn seen(filter: &Filter, change: &ApplianceChange) -> Option<wire::ApplianceEven
 fn live(
     filter: Filter,
     changes: Receiver<ApplianceChange>,
+    access: Access,
 ) -> impl futures::Stream<Item = Result<wire::ApplianceEvent, Status>> + Send {
-    stream::unfold(Some((filter, changes)), |state| async move {
-        let (filter, mut changes) = state?;
+    stream::unfold(Some((filter, changes, access)), |state| async move {
+        let (filter, mut changes, access) = state?;
         loop {
             match changes.recv().await {
                 Ok(change) => {
-                    if let Some(event) = seen(&filter, &change) {
-                        return Some((Ok(event), Some((filter, changes))));
+                    if let Some(event) = seen(&filter, &change, &access) {
+                        return Some((Ok(event), Some((filter, changes, access))));
                     }
                 }
                 Err(RecvError::Lagged(missed)) => return Some((Err(status::lagged(missed)), None)),

@@ -15,7 +15,7 @@ use tonic::{Request, Status};
 use uuid::Uuid;
 
 use super::deadline::{DEFAULT, LONGEST, parse_timeout};
-use super::{PeerInfo, forward, status};
+use super::{Access, access_of, status};
 use crate::catalog::Catalog;
 use crate::commands::{CommandContext, Commands, Reason, RequestKey};
 use crate::history::History;
@@ -35,17 +35,43 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    /// The appliance a request refers to.
-    pub(super) fn find(&self, reference: Option<wire::ApplianceRef>) -> Result<Arc<CatalogEntry>, Status> {
+    /// The appliance a request refers to. One that the caller may not see is one that does not exist; a tenant that the
+    /// caller names and may not use is refused.
+    pub(super) fn find(
+        &self,
+        access: &Access,
+        reference: Option<wire::ApplianceRef>,
+    ) -> Result<Arc<CatalogEntry>, Status> {
         let target = target(reference)?;
-        self.catalog.get(&target).ok_or_else(|| status::not_found("appliance", &target.to_string()))
+        self.reach(access, &target)?.ok_or_else(|| status::not_found("appliance", &target.to_string()))
+    }
+
+    /// The same, for changes: the appliance may be missing, or may just be made, which is for the leader to say.
+    pub(super) fn check_target(&self, access: &Access, target: &ApplianceTarget) -> Result<(), Status> {
+        match self.reach(access, target)? {
+            None if self.catalog.get(target).is_some() => Err(status::not_found("appliance", &target.to_string())),
+            _ => Ok(()),
+        }
+    }
+
+    /// The appliance, if there is one within the call's scope.
+    fn reach(&self, access: &Access, target: &ApplianceTarget) -> Result<Option<Arc<CatalogEntry>>, Status> {
+        if let ApplianceTarget::Name(tenant, _) = target {
+            access.check_tenant(tenant)?;
+        }
+        Ok(self.catalog.get(target).filter(|entry| access.scope().contains(&entry.record.tenant)))
     }
 }
 
+/// Who makes a call, and what it may be about.
+pub(super) fn access<T>(request: &Request<T>) -> Result<Access, Status> {
+    access_of(request.extensions()).cloned()
+}
+
 /// Who makes a call, and until when it waits.
-pub(super) fn context<T>(request: &Request<T>) -> CommandContext {
-    let actor = forward::actor(request.extensions().get::<PeerInfo>(), request.metadata().as_ref());
-    CommandContext { deadline: Instant::now() + allowed(request.metadata()), actor }
+pub(super) fn context<T>(request: &Request<T>) -> Result<CommandContext, Status> {
+    let actor = access_of(request.extensions())?.actor().to_owned();
+    Ok(CommandContext { deadline: Instant::now() + allowed(request.metadata()), actor })
 }
 
 /// Parses the reference to an appliance.

@@ -38,12 +38,13 @@ use tonic::transport::{Channel, Endpoint};
 use tower::{Layer, Service, ServiceExt};
 use tracing::debug;
 
+use super::authorize::name_caller;
 use super::deadline::{DEFAULT, LONGEST, parse_timeout};
-use super::{PeerInfo, status};
+use super::status;
 
 /// Header: the coordinator that forwarded a call. A call with this header is not forwarded again.
 pub(super) const FORWARDED_BY: HeaderName = HeaderName::from_static("rug-forwarded-by");
-/// Header: the caller of a forwarded call, as the forwarding coordinator identified it.
+/// Header: the caller of a forwarded call, as the forwarding coordinator identified it. Its roles are in another.
 pub(super) const FORWARDED_FOR: HeaderName = HeaderName::from_static("rug-forwarded-for");
 const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
@@ -61,9 +62,6 @@ const WINDOWS: (u32, u32) = (128 << 10, 64 << 20);
 /// A call is given up here before its deadline by a twentieth, at most by this: later than on the leader, whose error
 /// is more precise, and earlier than in the transport, whose error is less so.
 const MARGIN: Duration = Duration::from_millis(100);
-/// Longest caller's name that is accepted from another coordinator.
-const MAX_CALLER: usize = 200;
-
 /// Role of this coordinator in serving calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServingRole {
@@ -87,7 +85,7 @@ impl ServingRole {
     }
 }
 
-/// Forwards admin calls while this coordinator does not lead. Goes inside of [`TraceLayer`](super::TraceLayer).
+/// Forwards admin calls while this coordinator does not lead. Goes inside of [`AccessLayer`](super::AccessLayer).
 #[derive(Clone, Debug)]
 pub struct ForwardLayer(Arc<Forwarder>);
 
@@ -268,26 +266,10 @@ impl Forwarder {
         if let Some(left) = limit.left() {
             headers.insert(TIMEOUT, left);
         }
-        // Values set by the client itself are not trusted.
-        headers.remove(FORWARDED_FOR);
-        let peer = parts.extensions.get::<PeerInfo>().and_then(|peer| HeaderValue::from_str(&peer.to_string()).ok());
-        if let Some(peer) = peer {
-            headers.insert(FORWARDED_FOR, peer);
-        }
+        // Values set by the client itself were removed when the call was let through.
+        name_caller(&mut headers, parts.extensions.get());
         *onward.headers_mut() = headers;
         onward
-    }
-}
-
-/// The caller of a call, for the audit trail: the peer, and, when that is a coordinator that forwards the call, the
-/// caller it names. Any client can pretend to be a coordinator, which is why the peer is always named.
-pub(super) fn actor(peer: Option<&PeerInfo>, headers: &HeaderMap) -> String {
-    let text = |name: &HeaderName| headers.get(name).and_then(|v| v.to_str().ok());
-    let peer = peer.map_or_else(|| "local".to_owned(), PeerInfo::to_string);
-    let Some(by) = text(&FORWARDED_BY).and_then(|by| CoordinatorId::new(by).ok()) else { return peer };
-    match text(&FORWARDED_FOR).filter(|caller| caller.len() <= MAX_CALLER) {
-        Some(caller) => format!("{caller} by way of {by} ({peer})"),
-        None => format!("unknown caller by way of {by} ({peer})"),
     }
 }
 

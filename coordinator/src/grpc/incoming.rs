@@ -4,6 +4,8 @@
 //! Each handshake is a task with a deadline, so that a stalled client delays no other. Their number is bounded; above
 //! it the oldest is given up, because successful ones take milliseconds. No error of a connection ends the listener.
 
+mod standing;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
@@ -14,7 +16,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use runtime::socket::{LocalListener, LocalUser};
-use runtime::tls::{Accepted, Identity, ServerStream, ServerTls};
+use runtime::tls::{Identity, ServerStream, ServerTls};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::mpsc;
@@ -23,6 +25,8 @@ use tokio::time::Instant;
 use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 use tracing::{debug, info, warn};
+
+use standing::{Standing, Trusted};
 
 /// Deadline of a handshake, including the time in which a refused client receives the reason.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -62,7 +66,8 @@ pub enum PeerIdentity {
     Certificate(Arc<Identity>),
     /// It is a process of this coordinator's own user, or of root, on this host.
     Local(LocalUser),
-    /// Nothing is known: plain TCP, which there is only with `insecure = true`.
+    /// Nothing is known: plain TCP, which there is only with `insecure = true`, or TLS without a certificate, which there
+    /// is only where tokens are accepted.
     Unverified,
 }
 
@@ -78,11 +83,7 @@ impl fmt::Display for PeerAddress {
 impl fmt::Display for PeerInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.identity {
-            PeerIdentity::Certificate(identity) => {
-                // Names come from a trusted CA, but they are printed on terminals.
-                let name: String = identity.name().chars().filter(|c| !c.is_control()).take(128).collect();
-                write!(f, "{name} at {}", self.address)
-            }
+            PeerIdentity::Certificate(identity) => write!(f, "{} at {}", identity.name(), self.address),
             PeerIdentity::Local(user) => user.fmt(f),
             PeerIdentity::Unverified => self.address.fmt(f),
         }
@@ -105,8 +106,9 @@ pub enum Listener {
 pub fn incoming(listeners: Vec<Listener>, tls: Option<ServerTls>) -> Incoming {
     let (out, connections) = mpsc::channel(QUEUE);
     let mut tasks = JoinSet::new();
-    if let Some(tls) = tls.clone() {
-        tasks.spawn(refresh(tls));
+    let tls = tls.map(|tls| (tls, Standing::default()));
+    if let Some((tls, standing)) = tls.clone() {
+        tasks.spawn(refresh(tls, standing));
     }
     let hush = Arc::new(Mutex::new(Hush::new(Instant::now())));
     for listener in listeners {
@@ -137,7 +139,7 @@ impl Stream for Incoming {
 
 async fn accept(
     listener: TcpListener,
-    tls: Option<ServerTls>,
+    tls: Option<(ServerTls, Standing)>,
     out: mpsc::Sender<IncomingConnection>,
     hush: Arc<Mutex<Hush>>,
 ) {
@@ -161,12 +163,12 @@ async fn accept(
         match &tls {
             None => {
                 let peer = PeerInfo { address: PeerAddress::Tcp(address), identity: PeerIdentity::Unverified };
-                if out.send(IncomingConnection { io: Io::Plain(stream), peer }).await.is_err() {
+                if out.send(IncomingConnection { io: Io::Plain(stream), peer, trusted: None }).await.is_err() {
                     return;
                 }
             }
-            Some(tls) => {
-                let shaken = shake(tls.clone(), stream, address, out.clone(), Arc::clone(&hush));
+            Some((tls, standing)) => {
+                let shaken = shake((tls.clone(), standing.clone()), stream, address, out.clone(), Arc::clone(&hush));
                 if handshakes.spawn(shaken)
                     && let Some(skipped) = Hush::take(&hush)
                 {
@@ -207,23 +209,27 @@ async fn accept_local(listener: LocalListener, out: mpsc::Sender<IncomingConnect
             continue;
         }
         let peer = PeerInfo { address: PeerAddress::Unix, identity: PeerIdentity::Local(user) };
-        if out.send(IncomingConnection { io: Io::Unix(stream), peer }).await.is_err() {
+        if out.send(IncomingConnection { io: Io::Unix(stream), peer, trusted: None }).await.is_err() {
             return;
         }
     }
 }
 
-/// Reloads certificates that changed.
-async fn refresh(tls: ServerTls) {
+/// Reloads certificates that changed, and ends the connections that would not be let in any more.
+async fn refresh(tls: ServerTls, standing: Standing) {
     loop {
         tokio::time::sleep(tls.reload_interval()).await;
-        tls.refresh().await;
+        if tls.refresh().await {
+            let (tls, standing) = (tls.clone(), standing.clone());
+            // Fails only when the runtime ends.
+            let _ = tokio::task::spawn_blocking(move || standing.check_again(&tls)).await;
+        }
     }
 }
 
 /// One handshake, with its log lines.
 async fn shake(
-    tls: ServerTls,
+    (tls, standing): (ServerTls, Standing),
     stream: TcpStream,
     address: SocketAddr,
     out: mpsc::Sender<IncomingConnection>,
@@ -231,12 +237,16 @@ async fn shake(
 ) {
     let shaken = async {
         match tls.accept(stream).await {
-            Ok(Accepted { stream, peer }) => {
+            Ok(accepted) => {
+                let (chain, peer) = (accepted.chain(), accepted.peer);
                 let address = PeerAddress::Tcp(address);
-                let peer = PeerInfo { address, identity: PeerIdentity::Certificate(peer) };
+                let identity = peer.map_or(PeerIdentity::Unverified, PeerIdentity::Certificate);
+                let peer = PeerInfo { address, identity };
+                let Some(trusted) = standing.add(&tls, chain, peer.clone()) else { return };
                 debug!(%peer, "connected");
+                let io = Io::Tls(Box::new(accepted.stream));
                 // Fails only when the server stops.
-                let _ = out.send(IncomingConnection { io: Io::Tls(Box::new(stream)), peer }).await;
+                let _ = out.send(IncomingConnection { io, peer, trusted: Some(trusted) }).await;
             }
             Err(refused) if refused.said_nothing() => {
                 debug!(peer = %address, "closed the connection before the handshake")
@@ -327,6 +337,8 @@ impl Hush {
 pub struct IncomingConnection {
     io: Io,
     peer: PeerInfo,
+    /// Says when a connection with TLS has to end because of its certificate.
+    trusted: Option<Trusted>,
 }
 
 #[derive(Debug)]
@@ -346,6 +358,10 @@ impl Connected for IncomingConnection {
 
 impl AsyncRead for IncomingConnection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.trusted.as_mut().is_some_and(|trusted| trusted.poll_over(cx).is_ready()) {
+            let over = io::Error::new(io::ErrorKind::ConnectionAborted, "the certificate is no longer accepted");
+            return Poll::Ready(Err(over));
+        }
         match &mut self.io {
             Io::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Io::Tls(stream) => Pin::new(stream).poll_read(cx, buf),

@@ -6,7 +6,7 @@ use common::ring::position;
 use proto::admin::v1 as wire;
 use tonic::{Request, Response, Status};
 
-use super::call::{Caller, context, reason};
+use super::call::{Caller, access, context, reason};
 use super::status;
 use super::wire as to_wire;
 use crate::commands::CommandError;
@@ -34,6 +34,7 @@ impl PlacementService {
 impl wire::placement_server::Placement for PlacementService {
     async fn locate(&self, request: Request<wire::LocateRequest>) -> Result<Response<wire::LocateResponse>, Status> {
         use wire::locate_request::What;
+        let access = access(&request)?;
         let message = request.into_inner();
         let (key, assignment) = match message.what {
             None => return Err(status::invalid(&[FieldViolation::new("what", "give an appliance or a key")])),
@@ -43,7 +44,7 @@ impl wire::placement_server::Placement for PlacementService {
             }
             Some(What::Key(key)) => (key, None),
             Some(What::Appliance(reference)) => {
-                let entry = self.caller.find(Some(reference))?;
+                let entry = self.caller.find(&access, Some(reference))?;
                 (entry.record.placement_key.clone(), Some(to_wire::assignment(&entry.assignment)))
             }
         };
@@ -94,7 +95,7 @@ impl wire::placement_server::Placement for PlacementService {
         &self,
         request: Request<wire::PausePlacementRequest>,
     ) -> Result<Response<wire::PlacementState>, Status> {
-        let context = context(&request);
+        let context = context(&request)?;
         let reason = reason(request.into_inner().reason)?;
         self.state_after(self.caller.commands.pause(&context, reason).await)
     }
@@ -103,17 +104,17 @@ impl wire::placement_server::Placement for PlacementService {
         &self,
         request: Request<wire::ResumePlacementRequest>,
     ) -> Result<Response<wire::PlacementState>, Status> {
-        self.state_after(self.caller.commands.resume(&context(&request)).await)
+        self.state_after(self.caller.commands.resume(&context(&request)?).await)
     }
 
     async fn unbind(&self, request: Request<wire::UnbindRequest>) -> Result<Response<wire::UnbindResponse>, Status> {
-        let context = context(&request);
+        let (context, access) = (context(&request)?, access(&request)?);
         let wire::UnbindRequest { appliance, host, state_dir, reason: why } = request.into_inner();
         let reason = reason(why)?;
         if host.is_empty() && !state_dir.is_empty() {
             return Err(status::invalid(&[FieldViolation::new("host", "is needed with a state directory")]));
         }
-        let id = self.caller.find(appliance)?.record.id;
+        let id = self.caller.find(&access, appliance)?.record.id;
         let site = (!host.is_empty()).then(|| Site::new(&host, &state_dir));
         let freed =
             self.caller.commands.unbind(&context, id, site, reason).await.map_err(|e| status::from_command(&e))?;

@@ -10,6 +10,9 @@
 //! | cluster full | `RESOURCE_EXHAUSTED` | `QuotaFailure` |
 //! | no leader, or it cannot be reached; stopping; store unavailable | `UNAVAILABLE` | `RetryInfo` |
 //! | no answer in time | `DEADLINE_EXCEEDED` | |
+//! | the caller's roles do not allow it | `PERMISSION_DENIED` | |
+//! | no certificate and no valid token | `UNAUTHENTICATED` | |
+//! | no such call | `UNIMPLEMENTED` | |
 //!
 //! Every status has an `ErrorInfo` with domain `rug` and a reason in capitals for programs to compare.
 
@@ -158,6 +161,28 @@ pub fn leader_unreachable(leader: &Leader, why: &str) -> Status {
 pub fn leader_changed() -> Status {
     let text = "the coordinator that answered this call does not lead any more; call again";
     build(Code::Unavailable, text, "LEADER_CHANGED", HashMap::new(), retry())
+}
+
+/// The status of a call that the caller's roles do not allow.
+pub fn permission_denied(text: &str) -> Status {
+    build(Code::PermissionDenied, text, "PERMISSION_DENIED", HashMap::new(), ErrorDetails::new())
+}
+
+/// The status of a call whose caller has shown nothing that counts.
+pub fn unauthenticated(text: &str) -> Status {
+    build(Code::Unauthenticated, text, "UNAUTHENTICATED", HashMap::new(), ErrorDetails::new())
+}
+
+/// The status of a call with a token, while there are no keys to check it with.
+pub fn no_keys() -> Status {
+    let text = "the keys that tokens are checked with could not be fetched yet";
+    build(Code::Unavailable, text, "NO_TOKEN_KEYS", HashMap::new(), retry())
+}
+
+/// The status of a call that does not exist.
+pub fn unknown_call(path: &str) -> Status {
+    let text = format!("there is no call {}", clip(path, MAX_TEXT));
+    build(Code::Unimplemented, &text, "UNKNOWN_CALL", HashMap::new(), ErrorDetails::new())
 }
 
 /// The status of a coordinator that is stopping.

@@ -2,6 +2,7 @@
 
 mod forward;
 mod operators;
+mod roles;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,13 +20,19 @@ use tonic::transport::{Channel, Server};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
-use super::{AdminServices, TraceLayer};
+use super::{AccessLayer, AdminServices, TraceLayer};
+use crate::access::{self, Policy};
 use crate::admission::{Admission, Admitted};
 use crate::catalog::{Catalog, Config, Fact};
 use crate::commands::{self, Changed, Command, CommandError, CommandQueue, Mutation};
 use crate::history::{History, HistoryAnswer};
 use crate::record::{MoveRecord, RebalanceOutcome, RebalanceRecord};
 use crate::views::{AssignmentView, ClusterView, RingView, WorkerView};
+
+/// The layer with the built-in rules.
+fn open() -> AccessLayer {
+    AccessLayer::new(Policy::new(&access::Config::default()), None)
+}
 
 /// A history of ten rebalances.
 struct Ten;
@@ -88,7 +95,7 @@ async fn serve(config: Config, answers: bool) -> Fixture {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("it is bound");
     let routes = services.routes().expect("descriptors are built in");
-    let server = Server::builder().layer(TraceLayer).add_routes(routes);
+    let server = Server::builder().layer(TraceLayer).layer(open()).add_routes(routes);
     tokio::spawn(server.serve_with_incoming(super::incoming(vec![super::Listener::Tcp(listener)], None)));
     health.set_serving(true).await;
     let mut admission = Admission::new(Arc::clone(&catalog), Term::new(1), &[], received.settled());

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use common::appliance::{FieldViolation, Name};
+use common::appliance::{FieldViolation, Name, Spec};
 use common::driver::{DriverName, PreviousOffers};
-use common::kind;
+use common::kind::{self, KindSpec};
 use common::{ApplianceId, Site};
 use coordinator_core::health::Health;
 use coordinator_core::planner::Strategy;
@@ -15,7 +15,7 @@ use proto::convert::scalar::{clip, time_to_wire};
 use proto::convert::{offers_to_wire, spec_to_wire};
 use tonic::Status;
 
-use super::status;
+use super::{Access, status};
 use crate::catalog::{Counts, Filter, PhaseCounts};
 use crate::commands::ChangeOutcome;
 use crate::record::{MoveRecord, RebalanceOutcome, RebalanceRecord};
@@ -27,8 +27,19 @@ use crate::views::{
 /// Longest note about the cluster, in bytes.
 const MAX_NOTE: usize = 500;
 
-pub(super) fn appliance(entry: &CatalogEntry) -> wire::Appliance {
+/// What stands in place of a value that the caller may not see.
+const HIDDEN: &str = "<hidden>";
+
+/// An appliance as the caller may see it: values of environment variables, which is where secrets are, only for whoever
+/// could change them.
+pub(super) fn appliance(entry: &CatalogEntry, access: &Access) -> wire::Appliance {
     let record = &entry.record;
+    let mut spec = spec_to_wire(&record.spec);
+    if !access.sees_secrets(&record.tenant)
+        && let Some(wire::spec::Kind::Custom(custom)) = &mut spec.kind
+    {
+        custom.env.values_mut().for_each(|value| HIDDEN.clone_into(value));
+    }
     let status = entry
         .status
         .as_ref()
@@ -40,7 +51,7 @@ pub(super) fn appliance(entry: &CatalogEntry) -> wire::Appliance {
         driver: record.driver.as_str().to_owned(),
         placement_key: record.placement_key.clone(),
         labels: record.labels.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
-        spec: Some(spec_to_wire(&record.spec)),
+        spec: Some(spec),
         generation: record.generation.get(),
         deleting: record.deleting,
         managed_by: record.managed_by.as_ref().map(ToString::to_string).unwrap_or_default(),
@@ -48,6 +59,18 @@ pub(super) fn appliance(entry: &CatalogEntry) -> wire::Appliance {
         update_time: Some(time_to_wire(record.updated)),
         status,
         assignment: Some(assignment(&entry.assignment)),
+    }
+}
+
+/// Refuses a specification that was read by somebody who does not see its secrets: to store it would overwrite them.
+pub(super) fn check_hidden(spec: &Spec) -> Result<(), Status> {
+    let KindSpec::Custom(custom) = &spec.kind else { return Ok(()) };
+    match custom.env.iter().find(|(_, value)| *value == HIDDEN) {
+        None => Ok(()),
+        Some((name, _)) => {
+            let problem = "stands for a value that was hidden from its reader; give the value itself";
+            Err(status::invalid(&[FieldViolation::new(format!("appliance.spec.custom.env[{name}]"), problem)]))
+        }
     }
 }
 
@@ -255,11 +278,13 @@ pub(super) fn position(position: u128) -> String {
 }
 
 /// Parses a filter; every invalid condition is an error, because ignoring one would return too much.
-pub(super) fn filter(wire: Option<wire::ApplianceFilter>) -> Result<Filter, Status> {
-    let Some(wire) = wire else { return Ok(Filter::default()) };
+/// The conditions of a list or watch, within what the caller may see.
+pub(super) fn filter(wire: Option<wire::ApplianceFilter>, access: &Access) -> Result<Filter, Status> {
+    let scope = access.scope().clone();
+    let Some(wire) = wire else { return Ok(Filter { scope, ..Filter::default() }) };
     let mut wrong = Vec::new();
     let mut note = |field: &str, problem: String| wrong.push(FieldViolation::new(format!("filter.{field}"), problem));
-    let mut filter = Filter { labels: wire.labels.into_iter().collect(), ..Filter::default() };
+    let mut filter = Filter { labels: wire.labels.into_iter().collect(), scope, ..Filter::default() };
     if !wire.tenant.is_empty() {
         filter.tenant = Name::new(&wire.tenant).map_err(|e| note("tenant", e.to_string())).ok();
     }
@@ -286,5 +311,9 @@ pub(super) fn filter(wire: Option<wire::ApplianceFilter>) -> Result<Filter, Stat
         note("name_prefix", format!("is longer than any name ({} bytes)", wire.name_prefix.len()));
     }
     filter.name_prefix = wire.name_prefix;
-    if wrong.is_empty() { Ok(filter) } else { Err(status::invalid(&wrong)) }
+    if !wrong.is_empty() {
+        return Err(status::invalid(&wrong));
+    }
+    filter.tenant.iter().try_for_each(|tenant| access.check_tenant(tenant))?;
+    Ok(filter)
 }

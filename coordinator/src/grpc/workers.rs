@@ -71,7 +71,7 @@ impl wire::workers_server::Workers for WorkersService {
     }
 
     async fn evict(&self, request: Request<wire::EvictWorkerRequest>) -> Result<Response<wire::Worker>, Status> {
-        let context = context(&request);
+        let context = context(&request)?;
         let message = request.into_inner();
         let id = worker_id("id", &message.id)?;
         let reason = reason(message.reason)?;

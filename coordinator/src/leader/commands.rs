@@ -171,6 +171,7 @@ impl Leader<'_> {
             subject: subject.to_owned(),
             detail: request.reason.clone(),
         };
+        event.log();
         self.writes.history("audit event", StoreWrite::Event(event));
     }
 }

@@ -109,6 +109,11 @@ impl Servers {
         self.all.iter().map(|one| Self { all: vec![one.clone()], turn: AtomicUsize::new(0) })
     }
 
+    /// A server that is reached without TLS.
+    pub(super) fn unprotected(&self) -> Option<&str> {
+        self.all.iter().map(|server| server.address.as_str()).find(|address| !address.starts_with("https://"))
+    }
+
     pub(super) fn count(&self) -> usize {
         self.all.len()
     }

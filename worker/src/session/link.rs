@@ -167,7 +167,8 @@ mod tests {
 
     /// A coordinator with TLS, reached at this address.
     async fn coordinator(ca: &Authority) -> String {
-        let (connections, address) = testing::serve(ca, &ca.issue("coordinator-1", &["127.0.0.1"])).await;
+        let (connections, address) =
+            testing::serve(ca, &ca.issue("coordinator-1", &["127.0.0.1", "rug://coordinator/coordinator-1"])).await;
         let server = tonic::transport::Server::builder().add_service(SessionServer::new(Ending));
         tokio::spawn(server.serve_with_incoming(ReceiverStream::new(connections)));
         address

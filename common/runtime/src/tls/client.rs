@@ -8,8 +8,7 @@ use std::task::{Context, Poll};
 
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
-use rustls::client::danger::ServerCertVerifier;
-use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
 use rustls::sign::SingleCertAndKey;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -19,7 +18,7 @@ use tokio_rustls::client::TlsStream;
 use tonic::codegen::http::Uri;
 
 use super::files::{Files, Material};
-use super::verify::{Noting, SeenCertificates};
+use super::verify::{Noting, PeerRule, SeenCertificates};
 use super::words::{Side, TlsPeer, marked};
 use super::{Config, Error, provider};
 
@@ -70,7 +69,9 @@ impl ClientTls {
         let name = ServerName::try_from(name).map_err(|_| refused(format!("`{host}` is not a host name")))?;
         let material = self.material().await;
         let side = Side::new(TlsPeer::Server, &self.0, &material);
-        let (config, seen) = config(&material).map_err(|e| refused(e.to_string()))?;
+        let names = self.0.config.server_names().map_err(refused)?;
+        let rule = names.map_or(PeerRule::Certificate, PeerRule::Named);
+        let (config, seen) = config(&material, rule).map_err(|e| refused(e.to_string()))?;
         let tcp = TcpStream::connect((host.as_str(), uri.port_u16().unwrap_or(443))).await?;
         tcp.set_nodelay(true)?;
         match TlsConnector::from(Arc::new(config)).connect(name, tcp).await {
@@ -81,17 +82,16 @@ impl ClientTls {
     }
 }
 
-fn config(material: &Material) -> Result<(ClientConfig, SeenCertificates), rustls::Error> {
-    let verifier: Arc<dyn ServerCertVerifier> =
-        WebPkiServerVerifier::builder_with_provider(Arc::clone(&material.roots), provider())
-            .build()
-            .map_err(|e| rustls::Error::General(e.to_string()))?;
-    let (verifier, seen) = Noting::new(verifier);
-    let mut config = ClientConfig::builder_with_provider(provider())
+fn config(material: &Material, rule: PeerRule) -> Result<(ClientConfig, SeenCertificates), rustls::Error> {
+    let (verifier, seen) = Noting::new(Arc::clone(&material.servers), rule);
+    let config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&material.own))));
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match &material.own {
+        Some(own) => config.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&own.key)))),
+        None => config.with_no_client_auth(),
+    };
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.resumption = Resumption::disabled();
     Ok((config, seen))

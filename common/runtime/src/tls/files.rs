@@ -1,19 +1,28 @@
-//! The three files, what they held when they last made sense, and noticing that they changed.
+//! The files, what they held when they last made sense, and noticing that they changed.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 use rustls::{InconsistentKeys, RootCertStore};
 use tracing::{error, info, warn};
+use x509_parser::prelude::FromDer;
+use x509_parser::revocation_list::CertificateRevocationList;
 
 use super::{Config, Error, Identity, provider};
 
 /// Largest file that is read; a whole system's bundle of CAs is a quarter of it.
-const MAX_FILE: u64 = 1 << 20;
+pub(super) const MAX_FILE: u64 = 1 << 20;
+
+/// Largest revocation list that is read: some 400,000 revoked certificates.
+const MAX_CRL: u64 = 16 << 20;
 
 /// How long to wait before files that do not make sense are read once more: whoever replaces them one by one is done
 /// within this time.
@@ -22,12 +31,30 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// What the files held at one moment.
 #[derive(Debug)]
 pub(super) struct Material {
-    /// The CAs the other side must be issued by.
-    pub(super) roots: Arc<RootCertStore>,
-    /// The own certificate, with its key.
-    pub(super) own: Arc<CertifiedKey>,
-    /// Who the own certificate is for.
+    /// Checks clients: issued by a trusted CA, and not revoked.
+    pub(super) clients: Arc<dyn ClientCertVerifier>,
+    /// Checks servers in the same way.
+    pub(super) servers: Arc<dyn ServerCertVerifier>,
+    /// The own certificate.
+    pub(super) own: Option<Own>,
+    /// When each of the revocation lists should have been replaced; `None` where one does not say.
+    crl_updates: Vec<Option<SystemTime>>,
+}
+
+/// The own certificate.
+#[derive(Clone, Debug)]
+pub(super) struct Own {
+    /// The certificate with its key.
+    pub(super) key: Arc<CertifiedKey>,
+    /// Who it is for.
     pub(super) identity: Identity,
+}
+
+impl Material {
+    /// Who this side is, for people.
+    pub(super) fn shown(&self) -> String {
+        self.own.as_ref().map_or_else(|| "no certificate".to_owned(), |own| own.identity.to_string())
+    }
 }
 
 /// The files, and what they held when they last made sense.
@@ -47,7 +74,12 @@ struct FilesState {
 
 /// The files as they are. Compared by content: it costs little, and neither times nor inodes tell a copy from a change.
 #[derive(PartialEq, Eq)]
-struct Raw([Vec<u8>; 3]);
+struct Raw {
+    ca: Vec<u8>,
+    /// The own certificate and its key.
+    own: Option<(Vec<u8>, Vec<u8>)>,
+    crl: Option<Vec<u8>>,
+}
 
 impl std::fmt::Debug for Raw {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -67,9 +99,15 @@ impl Files {
     /// Says which identity is used and whether it is of use.
     pub(super) fn announce(&self) {
         let material = self.current();
-        info!(cert = %self.config.cert.display(), "TLS as {}", material.identity);
-        if let Some(problem) = material.identity.untimely() {
-            error!(cert = %self.config.cert.display(), "the own certificate {problem}; others will refuse it");
+        let cert = self.config.cert.display();
+        info!(%cert, "TLS as {}", material.shown());
+        if let Some(problem) = material.own.as_ref().and_then(|own| own.identity.untimely()) {
+            error!(%cert, "the own certificate {problem}; others will refuse it");
+        }
+        let now = SystemTime::now();
+        if let Some(due) = material.crl_updates.iter().flatten().filter(|due| **due < now).min() {
+            let due = humantime::format_rfc3339_seconds(*due);
+            warn!(crl = %self.config.crl.display(), "a revocation list should have been replaced by {due}; it still counts");
         }
     }
 
@@ -107,7 +145,7 @@ impl Files {
             Err(problem) => {
                 let problem = problem.to_string();
                 if state.complained.as_ref() != Some(&problem) {
-                    warn!("tls.{problem}; going on with what was there before: {}", state.material.identity);
+                    warn!("tls.{problem}; going on with what was there before: {}", state.material.shown());
                     state.complained = Some(problem);
                 }
                 false
@@ -140,51 +178,94 @@ impl Identity {
 
 impl Raw {
     fn read(config: &Config) -> Result<Self, Error> {
-        let files = config.files();
-        let read = |index: usize| -> Result<Vec<u8>, Error> {
-            let (field, path): (_, &Path) = files[index];
-            if path.as_os_str().is_empty() {
-                return Err(Error::Missing(field));
-            }
-            let failed = |problem| Error::File { field, path: path.to_owned(), problem };
-            let size = std::fs::metadata(path).map_err(|e| failed(e.to_string()))?.len();
-            if size > MAX_FILE {
-                return Err(failed(format!("{size} bytes are too many for a PEM file")));
-            }
-            std::fs::read(path).map_err(|e| failed(e.to_string()))
+        let (ca, cert) = (file("ca", &config.ca, MAX_FILE)?, file("cert", &config.cert, MAX_FILE)?);
+        let (key, crl) = (file("key", &config.key, MAX_FILE)?, file("crl", &config.crl, MAX_CRL)?);
+        let named = |field, content: Option<Vec<u8>>| content.ok_or(Error::Missing(field));
+        let own = match (cert, key) {
+            (None, None) if config.own_optional => None,
+            (cert, key) => Some((named("cert", cert)?, named("key", key)?)),
         };
-        Ok(Self([read(0)?, read(1)?, read(2)?]))
+        Ok(Self { ca: named("ca", ca)?, own, crl })
     }
 
     fn parse(&self, config: &Config) -> Result<Material, Error> {
-        let [ca, cert, key] = &self.0;
-        let [in_ca, in_cert, in_key] = config
-            .files()
-            .map(|(field, path)| move |problem: String| Error::File { field, path: path.to_owned(), problem });
+        let in_file = |field, path: &Path| {
+            let path = path.to_owned();
+            move |problem: String| Error::File { field, path: path.clone(), problem }
+        };
+        let (in_ca, in_crl) = (in_file("ca", &config.ca), in_file("crl", &config.crl));
         let mut roots = RootCertStore::empty();
-        for certificate in certificates(ca).map_err(&in_ca)? {
+        for certificate in certificates(&self.ca).map_err(&in_ca)? {
             roots.add(certificate).map_err(|e| in_ca(format!("cannot be used as a CA: {e}")))?;
         }
-        let chain = certificates(cert).map_err(&in_cert)?;
-        let identity = chain.first().map(Identity::of).unwrap_or(Err(NO_CERTIFICATE.to_owned())).map_err(&in_cert)?;
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| in_key(format!("no private key in it: {e}")))?;
-        let own = CertifiedKey::from_der(chain, key, &provider()).map_err(|e| match e {
-            rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
-                in_key(format!("does not belong to the certificate in {}", config.cert.display()))
-            }
-            other => in_key(other.to_string()),
-        })?;
-        Ok(Material { roots: Arc::new(roots), own: Arc::new(own), identity })
+        let roots = Arc::new(roots);
+        let crls = self.crl.as_deref().map(revocation_lists).transpose().map_err(&in_crl)?.unwrap_or_default();
+        let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), provider())
+            .with_crls(crls.clone())
+            .build()
+            .map_err(|e| in_crl(e.to_string()))?;
+        let servers = WebPkiServerVerifier::builder_with_provider(roots, provider())
+            .with_crls(crls.clone())
+            .build()
+            .map_err(|e| in_crl(e.to_string()))?;
+        let own = self.own.as_ref().map(|(cert, key)| own(cert, key, config)).transpose()?;
+        let crl_updates = crls.iter().map(|crl| next_update(crl)).collect();
+        Ok(Material { clients, servers, own, crl_updates })
     }
+}
+
+/// The own certificate, with a key that belongs to it.
+fn own(cert: &[u8], key: &[u8], config: &Config) -> Result<Own, Error> {
+    let in_cert = |problem| Error::File { field: "cert", path: config.cert.clone(), problem };
+    let in_key = |problem| Error::File { field: "key", path: config.key.clone(), problem };
+    let chain = certificates(cert).map_err(in_cert)?;
+    let identity = chain.first().map(Identity::of).unwrap_or(Err(NO_CERTIFICATE.to_owned())).map_err(in_cert)?;
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| in_key(format!("no private key in it: {e}")))?;
+    let key = CertifiedKey::from_der(chain, key, &provider()).map_err(|e| match e {
+        rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+            in_key(format!("does not belong to the certificate in {}", config.cert.display()))
+        }
+        other => in_key(other.to_string()),
+    })?;
+    Ok(Own { key: Arc::new(key), identity })
+}
+
+/// What a file holds; `None` when none is named.
+pub(super) fn file(field: &'static str, path: &Path, most: u64) -> Result<Option<Vec<u8>>, Error> {
+    if path.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    let failed = |problem| Error::File { field, path: path.to_owned(), problem };
+    let size = std::fs::metadata(path).map_err(|e| failed(e.to_string()))?.len();
+    if size > most {
+        return Err(failed(format!("{size} bytes are too many for such a PEM file")));
+    }
+    std::fs::read(path).map(Some).map_err(|e| failed(e.to_string()))
 }
 
 const NO_CERTIFICATE: &str = "no certificate in it";
 
-fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(super) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match found {
         Ok(found) if found.is_empty() => Err(NO_CERTIFICATE.to_owned()),
         Ok(found) => Ok(found),
         Err(e) => Err(format!("not a PEM file: {e}")),
     }
+}
+
+fn revocation_lists(pem: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
+    let found: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(pem).collect();
+    match found {
+        Ok(found) if found.is_empty() => Err("no revocation list (X509 CRL) in it".to_owned()),
+        Ok(found) => Ok(found),
+        Err(e) => Err(format!("not a PEM file: {e}")),
+    }
+}
+
+/// When a list should be replaced.
+fn next_update(crl: &[u8]) -> Option<SystemTime> {
+    let (_, list) = CertificateRevocationList::from_der(crl).ok()?;
+    let seconds = u64::try_from(list.next_update()?.timestamp()).ok()?.min(253_402_300_799);
+    Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
+use common::access::SubjectName;
 use rustls::pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
@@ -15,12 +16,32 @@ use x509_parser::time::ASN1Time;
 pub struct Identity {
     /// Common name of the subject.
     pub common_name: Option<String>,
-    /// Alternative names of the subject: host names, IP addresses, URIs.
-    pub names: Vec<String>,
+    /// Alternative names of the subject.
+    pub names: Vec<AlternativeName>,
     /// From when it counts.
     pub not_before: SystemTime,
     /// Until when it counts.
     pub not_after: SystemTime,
+}
+
+/// An alternative name of the subject. Names of other kinds are left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AlternativeName {
+    /// A host name.
+    Dns(String),
+    /// A URI, such as `rug://worker/w1` or a SPIFFE id.
+    Uri(String),
+    /// An IP address.
+    Address(IpAddr),
+}
+
+impl fmt::Display for AlternativeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dns(name) | Self::Uri(name) => f.write_str(&printable(name)),
+            Self::Address(address) => address.fmt(f),
+        }
+    }
 }
 
 impl Identity {
@@ -42,17 +63,29 @@ impl Identity {
         })
     }
 
-    /// The name to call it by: the common name, or else the first other.
+    /// The name to call it by: the common name, or else the first other. Without control characters, and cut off.
     #[must_use]
-    pub fn name(&self) -> &str {
-        self.common_name.as_deref().or(self.names.first().map(String::as_str)).unwrap_or("without a name")
+    pub fn name(&self) -> String {
+        let common = self.common_name.as_deref().map(printable);
+        common.or_else(|| self.names.first().map(ToString::to_string)).unwrap_or_else(|| "without a name".to_owned())
+    }
+
+    /// The names that rules about roles can match.
+    pub fn certificate_names(&self) -> impl Iterator<Item = SubjectName<'_>> {
+        let alternative = self.names.iter().filter_map(|name| match name {
+            AlternativeName::Dns(name) => Some(SubjectName::Dns(name)),
+            AlternativeName::Uri(name) => Some(SubjectName::Uri(name)),
+            AlternativeName::Address(_) => None,
+        });
+        self.common_name.as_deref().map(SubjectName::Common).into_iter().chain(alternative)
     }
 }
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}`", printable(self.name()))?;
-        let others: Vec<_> = self.names.iter().filter(|n| *n != self.name()).map(|n| printable(n)).collect();
+        let name = self.name();
+        write!(f, "`{name}`")?;
+        let others: Vec<_> = self.names.iter().map(ToString::to_string).filter(|other| *other != name).collect();
         if !others.is_empty() {
             write!(f, " for {}", others.join(", "))?;
         }
@@ -65,12 +98,14 @@ fn printable(name: &str) -> String {
     name.chars().take(128).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
-fn name(name: &GeneralName<'_>) -> Option<String> {
+fn name(name: &GeneralName<'_>) -> Option<AlternativeName> {
     match name {
-        GeneralName::DNSName(name) | GeneralName::URI(name) => Some((*name).to_owned()),
+        GeneralName::DNSName(name) => Some(AlternativeName::Dns((*name).to_owned())),
+        GeneralName::URI(name) => Some(AlternativeName::Uri((*name).to_owned())),
         GeneralName::IPAddress(bytes) => {
             let four = <[u8; 4]>::try_from(*bytes).map(IpAddr::from);
-            four.or_else(|_| <[u8; 16]>::try_from(*bytes).map(IpAddr::from)).ok().map(|ip| ip.to_string())
+            let address = four.or_else(|_| <[u8; 16]>::try_from(*bytes).map(IpAddr::from));
+            address.ok().map(AlternativeName::Address)
         }
         _ => None,
     }

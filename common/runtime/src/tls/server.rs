@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
-use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -15,7 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::files::{Files, Material};
-use super::verify::{Noting, SeenCertificates};
+use super::verify::{Noting, PeerRule, SeenCertificates};
 use super::words::{Side, TlsPeer};
 use super::{Config, Error, Identity, provider};
 
@@ -27,24 +27,41 @@ const LEAVE_TAKING: u64 = 64 << 10;
 
 /// What a server shows and whom it lets in. Cheap to clone; clones share it.
 #[derive(Clone)]
-pub struct ServerTls(Arc<Files>);
+pub struct ServerTls {
+    files: Arc<Files>,
+    rule: PeerRule,
+}
 
 impl fmt::Debug for ServerTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerTls").field("cert", &self.0.config.cert).finish_non_exhaustive()
+        f.debug_struct("ServerTls").field("cert", &self.files.config.cert).finish_non_exhaustive()
     }
 }
 
 /// The server's end of a protected connection.
 pub type ServerStream = TlsStream<TcpStream>;
 
-/// A connection whose client has shown a certificate of a trusted CA.
+/// Certificates that a client has shown, its own first; none when it has shown none.
+#[derive(Clone, Debug)]
+pub struct CertificateChain(Vec<CertificateDer<'static>>);
+
+/// A connection whose client has shown a certificate of a trusted CA, or none where that is allowed.
 #[derive(Debug)]
 pub struct Accepted {
     /// The connection.
     pub stream: ServerStream,
-    /// Who is at its other end.
-    pub peer: Arc<Identity>,
+    /// Who is at its other end; `None` without a certificate.
+    pub peer: Option<Arc<Identity>>,
+}
+
+impl Accepted {
+    /// The certificates that the client showed, its own first; to be checked again with
+    /// [`ServerTls::still_trusts`].
+    #[must_use]
+    pub fn chain(&self) -> CertificateChain {
+        let chain = self.stream.get_ref().1.peer_certificates().unwrap_or_default();
+        CertificateChain(chain.iter().map(|certificate| certificate.clone().into_owned()).collect())
+    }
 }
 
 /// A connection that came to nothing.
@@ -90,20 +107,37 @@ impl ServerTls {
         }
         let files = Files::open(config)?;
         files.announce();
-        Ok(Some(Self(Arc::new(files))))
+        Ok(Some(Self { files: Arc::new(files), rule: PeerRule::Certificate }))
+    }
+
+    /// The same server, which also lets in clients without a certificate: they show a token with each call. A certificate
+    /// that is shown is checked all the same.
+    #[must_use]
+    pub fn accept_without_certificate(self) -> Self {
+        Self { rule: PeerRule::OptionalCertificate, ..self }
+    }
+
+    /// Whether a client with these certificates would be let in now, by the files as they were when last looked at.
+    #[must_use]
+    pub fn still_trusts(&self, chain: &CertificateChain) -> bool {
+        let Some((own, issuers)) = chain.0.split_first() else { return true };
+        self.files.current().clients.verify_client_cert(own, issuers, UnixTime::now()).is_ok()
     }
 
     /// How often [`refresh`](Self::refresh) wants to be called.
     #[must_use]
     pub fn reload_interval(&self) -> Duration {
-        self.0.config.reload_interval
+        self.files.config.reload_interval
     }
 
-    /// Looks at the files and takes over what changed. What is broken is logged once and changes nothing.
-    pub async fn refresh(&self) {
-        let files = Arc::clone(&self.0);
+    /// Looks at the files and takes over what changed; returns whether something has. What is broken is logged once and
+    /// changes nothing.
+    pub async fn refresh(&self) -> bool {
+        let files = Arc::clone(&self.files);
+        let before = files.current();
         // Fails only when the runtime ends.
-        let _ = tokio::task::spawn_blocking(move || files.look()).await;
+        let now = tokio::task::spawn_blocking(move || files.look()).await;
+        now.is_ok_and(|now| !Arc::ptr_eq(&before, &now))
     }
 
     /// Shakes hands with a client. Waits for the client for as long as it likes; bound it.
@@ -124,33 +158,33 @@ impl ServerTls {
             }
             Err(error) => return Err(HandshakeRefused::new(error, None)),
         }
-        let material = self.0.current();
-        let side = Side::new(TlsPeer::Client, &self.0, &material);
-        let (config, seen) = match config(&material) {
+        let material = self.files.current();
+        let side = Side::new(TlsPeer::Client, &self.files, &material);
+        let (config, seen) = match config(&material, self.rule.clone()) {
             Ok(made) => made,
             Err(error) => return Err(HandshakeRefused::new(io::Error::other(error), None)),
         };
         match TlsAcceptor::from(Arc::new(config)).accept(stream).into_fallible().await {
-            Ok(stream) => match seen.get() {
-                Some(peer) => Ok(Accepted { peer: Arc::new(peer.clone()), stream }),
+            Ok(stream) => match (seen.get(), stream.get_ref().1.peer_certificates()) {
+                (Some(peer), Some(_)) => Ok(Accepted { peer: Some(Arc::new(peer.clone())), stream }),
+                (None, None) if matches!(self.rule, PeerRule::OptionalCertificate) => {
+                    Ok(Accepted { peer: None, stream })
+                }
                 // The verifier is asked in every handshake, but who a peer is must not hang on that.
-                None => Err(HandshakeRefused::new(io::Error::other("the client's certificate was not seen"), None)),
+                _ => Err(HandshakeRefused::new(io::Error::other("the client's certificate was not seen"), None)),
             },
             Err((error, stream)) => Err(HandshakeRefused::new(side.explain(error, seen.get()), Some(stream))),
         }
     }
 }
 
-fn config(material: &Material) -> Result<(ServerConfig, SeenCertificates), rustls::Error> {
-    let verifier: Arc<dyn ClientCertVerifier> =
-        WebPkiClientVerifier::builder_with_provider(Arc::clone(&material.roots), provider())
-            .build()
-            .map_err(|e| rustls::Error::General(e.to_string()))?;
-    let (verifier, seen) = Noting::new(verifier);
+fn config(material: &Material, rule: PeerRule) -> Result<(ServerConfig, SeenCertificates), rustls::Error> {
+    let own = material.own.as_ref().ok_or_else(|| rustls::Error::General("there is no own certificate".to_owned()))?;
+    let (verifier, seen) = Noting::new(Arc::clone(&material.clients), rule);
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&material.own))));
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&own.key))));
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;

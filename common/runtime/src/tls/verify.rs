@@ -1,11 +1,13 @@
-//! Verifiers that remember whose certificate they looked at, so that a refusal can name it.
+//! Verifiers that remember whose certificate they looked at, so that a refusal can name it, and that check what the
+//! library's own do not: whether a server is a coordinator, and whether a client may come without a certificate.
 
 use std::sync::{Arc, OnceLock};
 
+use common::access::NamePattern;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
 use super::Identity;
 
@@ -17,12 +19,24 @@ pub(super) type SeenCertificates = Arc<OnceLock<Identity>>;
 pub(super) struct Noting<V: ?Sized> {
     inner: Arc<V>,
     seen: SeenCertificates,
+    rule: PeerRule,
+}
+
+/// What is asked of the other side beyond a certificate of a trusted CA.
+#[derive(Clone, Debug)]
+pub(super) enum PeerRule {
+    /// A client may come without a certificate.
+    OptionalCertificate,
+    /// A certificate is needed, and enough.
+    Certificate,
+    /// One of the names in the certificate has to match one of these.
+    Named(Arc<[NamePattern]>),
 }
 
 impl<V: ?Sized> Noting<V> {
-    pub(super) fn new(inner: Arc<V>) -> (Arc<Self>, SeenCertificates) {
+    pub(super) fn new(inner: Arc<V>, rule: PeerRule) -> (Arc<Self>, SeenCertificates) {
         let seen = SeenCertificates::default();
-        (Arc::new(Self { inner, seen: Arc::clone(&seen) }), seen)
+        (Arc::new(Self { inner, seen: Arc::clone(&seen), rule }), seen)
     }
 
     fn note(&self, certificate: &CertificateDer<'_>) {
@@ -30,6 +44,15 @@ impl<V: ?Sized> Noting<V> {
             // One certificate per handshake; if there were two, the first is as good a name.
             let _ = self.seen.set(identity);
         }
+    }
+
+    /// Checks the names, of a certificate that is otherwise in order.
+    fn check_names(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
+        let PeerRule::Named(patterns) = &self.rule else { return Ok(()) };
+        let named = Identity::of(certificate).is_ok_and(|identity| {
+            identity.certificate_names().any(|name| patterns.iter().any(|p| p.capture(name).is_some()))
+        });
+        if named { Ok(()) } else { Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)) }
     }
 }
 
@@ -43,7 +66,9 @@ impl ServerCertVerifier for Noting<dyn ServerCertVerifier> {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         self.note(end_entity);
-        self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        let verified = self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
+        self.check_names(end_entity)?;
+        Ok(verified)
     }
 
     fn verify_tls12_signature(
@@ -75,7 +100,7 @@ impl ServerCertVerifier for Noting<dyn ServerCertVerifier> {
 
 impl ClientCertVerifier for Noting<dyn ClientCertVerifier> {
     fn client_auth_mandatory(&self) -> bool {
-        self.inner.client_auth_mandatory()
+        !matches!(self.rule, PeerRule::OptionalCertificate)
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
@@ -89,7 +114,9 @@ impl ClientCertVerifier for Noting<dyn ClientCertVerifier> {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         self.note(end_entity);
-        self.inner.verify_client_cert(end_entity, intermediates, now)
+        let verified = self.inner.verify_client_cert(end_entity, intermediates, now)?;
+        self.check_names(end_entity)?;
+        Ok(verified)
     }
 
     fn verify_tls12_signature(

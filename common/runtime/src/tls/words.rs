@@ -39,13 +39,18 @@ pub(super) struct Side {
     peer: TlsPeer,
     ca: PathBuf,
     cert: PathBuf,
-    identity: Identity,
+    crl: PathBuf,
+    /// What makes a server a coordinator, as configured.
+    servers: String,
+    /// Who this side is.
+    own: String,
 }
 
 impl Side {
     pub(super) fn new(peer: TlsPeer, files: &Files, material: &Material) -> Self {
         let config = &files.config;
-        Self { peer, ca: config.ca.clone(), cert: config.cert.clone(), identity: material.identity.clone() }
+        let (ca, cert, crl) = (config.ca.clone(), config.cert.clone(), config.crl.clone());
+        Self { peer, ca, cert, crl, servers: config.servers.join(", "), own: material.shown() }
     }
 
     /// An error of the connection as people can read it. `seen` is whose certificate the other side showed.
@@ -70,8 +75,8 @@ impl Side {
             }
             rustls::Error::AlertReceived(alert) => match alert_words(*alert) {
                 Alert::OurCertificate(why) => {
-                    let (cert, identity) = (self.cert.display(), &self.identity);
-                    format!("the {peer} refuses this side's certificate {cert} ({identity}): {why}")
+                    let (cert, own) = (self.cert.display(), &self.own);
+                    format!("the {peer} refuses this side's certificate {cert} ({own}): {why}")
                 }
                 Alert::Other(why) => format!("the {peer} ended the handshake: {why}"),
             },
@@ -101,6 +106,13 @@ impl Side {
             }
             CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
                 format!("its extended key usage does not let it be used by a {}", self.peer.name())
+            }
+            CertificateError::Revoked => format!("it is revoked by {}", self.crl.display()),
+            CertificateError::UnknownRevocationStatus => {
+                format!("no revocation list in {} is of the CA that issued it", self.crl.display())
+            }
+            CertificateError::ApplicationVerificationFailure => {
+                format!("it is not a coordinator's: none of its names is {} (see tls.servers)", self.servers)
             }
             other => other.to_string(),
         }

@@ -54,7 +54,7 @@ impl TlsServer {
 
     /// With a certificate of `ca` for its address.
     async fn of(ca: &Authority) -> Self {
-        Self::with(Some((ca, &ca.issue("coordinator-1", &["127.0.0.1"])))).await
+        Self::with(Some((ca, &ca.issue("coordinator-1", &["127.0.0.1", "rug://coordinator/c1"])))).await
     }
 
     /// Calls over a new connection. Returns the peer that the server sees, or the error of the client.
@@ -86,7 +86,7 @@ async fn services_see_the_identity_of_the_certificate() {
     let peer = bench.ask(Some(&worker)).await.expect("let in");
     let PeerIdentity::Certificate(identity) = &peer.identity else { panic!("{peer:?}") };
     assert_eq!(identity.common_name.as_deref(), Some("worker-1"));
-    assert_eq!(identity.names, ["worker-1.rug"]);
+    assert_eq!(identity.names, [tls::AlternativeName::Dns("worker-1.rug".into())]);
     assert_eq!(peer.to_string(), format!("worker-1 at {}", peer.address));
 }
 
@@ -127,7 +127,7 @@ async fn a_changed_ca_takes_effect_without_a_restart() {
     let words = bench.ask(Some(&new)).await.expect_err("not yet");
     assert!(words.contains("the server's certificate `coordinator-1`"), "{words}");
 
-    let _ = new_ca.issue("coordinator-1", &["127.0.0.1"]).write(bench.dir.path(), &new_ca);
+    let _ = new_ca.issue("coordinator-1", &["127.0.0.1", "rug://coordinator/c1"]).write(bench.dir.path(), &new_ca);
     let changed = async {
         // Each attempt is a new connection; the server checks its files ten times a second.
         while bench.ask(Some(&new)).await.is_err() {
@@ -140,6 +140,50 @@ async fn a_changed_ca_takes_effect_without_a_restart() {
         words.ends_with(&format!("was not issued by a CA in {}", old_dir.path().join("ca.pem").display())),
         "{words}"
     );
+}
+
+#[tokio::test]
+async fn a_connection_ends_when_its_certificate_is_revoked() {
+    let ca = Authority::new("ca");
+    let bench = TlsServer::of(&ca).await;
+    let numbered = |name: &str, serial: u64| {
+        let (client, dir) = client(&ca, &ca.issue_with(name, &[], |params| params.serial_number = Some(serial.into())));
+        (client, dir)
+    };
+    let ((good, _good_dir), (bad, _bad_dir)) = (numbered("worker-1", 7), numbered("worker-2", 8));
+    let crl = bench.dir.path().join("crl.pem");
+    std::fs::write(&crl, ca.revoke(&[])).expect("written");
+    let config = tls::Config {
+        ca: bench.dir.path().join("ca.pem"),
+        cert: bench.dir.path().join("cert.pem"),
+        key: bench.dir.path().join("key.pem"),
+        crl: crl.clone(),
+        reload_interval: Duration::from_millis(100),
+        ..tls::Config::default()
+    };
+    let server_tls = ServerTls::load(&config).expect("good files");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = format!("https://{}", listener.local_addr().expect("bound"));
+    let (told, mut peers) = mpsc::channel(64);
+    let server = Server::builder().add_service(HealthServer::new(PeerRecorder(told)));
+    tokio::spawn(server.serve_with_incoming(incoming(vec![Listener::Tcp(listener)], server_tls)));
+    tokio::spawn(async move { while peers.recv().await.is_some() {} });
+    let connect = async |tls: &ClientTls| {
+        let target = Target::new(&address, Some(tls)).expect("an address");
+        HealthClient::new(target.connect().await.expect("let in"))
+    };
+    let (mut stays, mut ends) = (connect(&good).await, connect(&bad).await);
+    stays.check(HealthCheckRequest::default()).await.expect("answered");
+    ends.check(HealthCheckRequest::default()).await.expect("answered");
+    std::fs::write(&crl, ca.revoke(&[8])).expect("written");
+    let ended = async {
+        while ends.check(HealthCheckRequest::default()).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, ended).await.expect("the connection ends");
+    assert!(ends.check(HealthCheckRequest::default()).await.is_err(), "it is not let in again");
+    stays.check(HealthCheckRequest::default()).await.expect("the other one stays");
 }
 
 #[tokio::test]

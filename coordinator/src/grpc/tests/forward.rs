@@ -49,7 +49,7 @@ impl TestCoordinator {
         let address = listener.local_addr().expect("it is bound");
         let forward = ForwardLayer::new(id.clone(), role.subscribe(), client_tls.clone());
         let routes = services.routes().expect("descriptors are built in");
-        let server = Server::builder().layer(TraceLayer).layer(forward).add_routes(routes);
+        let server = Server::builder().layer(TraceLayer).layer(open()).layer(forward).add_routes(routes);
         tokio::spawn(
             server.serve_with_incoming(crate::grpc::incoming(vec![crate::grpc::Listener::Tcp(listener)], server_tls)),
         );
@@ -140,7 +140,9 @@ async fn calls_are_forwarded_over_mutual_tls() {
     tls::install_provider();
     let ca = Authority::new("ca");
     let folders = ["c1", "c2"].map(|name| (name, tempfile::tempdir().expect("a folder")));
-    let [first, second] = folders.each_ref().map(|(name, dir)| ca.issue(name, &["127.0.0.1"]).write(dir.path(), &ca));
+    let [first, second] = folders.each_ref().map(|(name, dir)| {
+        ca.issue(name, &["127.0.0.1", &format!("rug://coordinator/{name}"), "rug://role/admin"]).write(dir.path(), &ca)
+    });
     let mut leader = TestCoordinator::start_with("c1", ServingRole::Leading, false, &first).await;
     let standby = TestCoordinator::start_with("c2", ServingRole::Standby(Some(leader.leader())), false, &second).await;
     standby.appliances().create(create("web")).await.expect("passed on");

@@ -1,0 +1,193 @@
+//! Which permission each call needs, and which role has which permission.
+//!
+//! A call that is added to a `.proto` file without a row in [`CALLS`] cannot be made, and fails a test. The table of calls
+//! and roles in `docs/roles.md` is made of this file, by the test of that page.
+
+use common::access::Role;
+
+/// What a call needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Permission {
+    /// Reading appliances.
+    ReadAppliances,
+    /// Creating, changing and removing appliances.
+    EditAppliances,
+    /// Replacing instances of appliances as they are specified.
+    RebuildAppliances,
+    /// Probing appliances now.
+    CheckAppliances,
+    /// Reading what is no appliance: workers, the ring, rebalances, the state of the cluster.
+    ReadCluster,
+    /// Measures against trouble: evicting workers, pausing placement, freeing appliances from lost hosts.
+    Operate,
+    /// Taking part as a worker.
+    JoinAsWorker,
+    /// Asking whether a coordinator serves.
+    Health,
+    /// Asking which calls there are.
+    Reflection,
+}
+
+impl Permission {
+    /// The roles that have it, for people.
+    #[must_use]
+    pub fn holders(self) -> String {
+        let mut holders = KINDS.iter().filter(|kind| kind.has(self)).map(|kind| kind.shown());
+        let first = holders.next().unwrap_or_default();
+        holders.fold(first.to_owned(), |text, next| text + ", " + next)
+    }
+}
+
+/// A call, and what it needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    /// Full name of the service.
+    pub service: &'static str,
+    /// Name of the method.
+    pub method: &'static str,
+    /// What it needs.
+    pub permission: Permission,
+}
+
+const fn call(service: &'static str, method: &'static str, permission: Permission) -> Call {
+    Call { service, method, permission }
+}
+
+const APPLIANCES: &str = "rug.admin.v1.Appliances";
+const WORKERS: &str = "rug.admin.v1.Workers";
+const PLACEMENT: &str = "rug.admin.v1.Placement";
+const REBALANCES: &str = "rug.admin.v1.Rebalances";
+const CLUSTER: &str = "rug.admin.v1.Cluster";
+
+/// Every call that can be made.
+pub const CALLS: &[Call] = &[
+    call(APPLIANCES, "Create", Permission::EditAppliances),
+    call(APPLIANCES, "Get", Permission::ReadAppliances),
+    call(APPLIANCES, "List", Permission::ReadAppliances),
+    call(APPLIANCES, "Update", Permission::EditAppliances),
+    call(APPLIANCES, "Delete", Permission::EditAppliances),
+    call(APPLIANCES, "Rebuild", Permission::RebuildAppliances),
+    call(APPLIANCES, "Check", Permission::CheckAppliances),
+    call(APPLIANCES, "Watch", Permission::ReadAppliances),
+    call(APPLIANCES, "Explain", Permission::ReadAppliances),
+    call(WORKERS, "List", Permission::ReadCluster),
+    call(WORKERS, "Get", Permission::ReadCluster),
+    call(WORKERS, "Watch", Permission::ReadCluster),
+    call(WORKERS, "Evict", Permission::Operate),
+    call(PLACEMENT, "Locate", Permission::ReadAppliances),
+    call(PLACEMENT, "GetRing", Permission::ReadCluster),
+    call(PLACEMENT, "Pause", Permission::Operate),
+    call(PLACEMENT, "Resume", Permission::Operate),
+    call(PLACEMENT, "Unbind", Permission::Operate),
+    call(REBALANCES, "List", Permission::ReadCluster),
+    call(REBALANCES, "Get", Permission::ReadCluster),
+    call(REBALANCES, "Watch", Permission::ReadCluster),
+    call(CLUSTER, "Status", Permission::ReadCluster),
+    call(CLUSTER, "Watch", Permission::ReadCluster),
+    call("rug.worker.v1.Session", "Open", Permission::JoinAsWorker),
+    call("grpc.health.v1.Health", "Check", Permission::Health),
+    call("grpc.health.v1.Health", "Watch", Permission::Health),
+    call("grpc.reflection.v1.ServerReflection", "ServerReflectionInfo", Permission::Reflection),
+    call("grpc.reflection.v1alpha.ServerReflection", "ServerReflectionInfo", Permission::Reflection),
+];
+
+/// The call that a request with this path makes; `None` when there is no such call.
+#[must_use]
+pub fn of_path(path: &str) -> Option<&'static Call> {
+    let (service, method) = path.strip_prefix('/')?.split_once('/')?;
+    CALLS.iter().find(|call| call.service == service && call.method == method)
+}
+
+/// The kinds of roles, without the names in them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RoleKind {
+    Admin,
+    Operator,
+    Editor,
+    Viewer,
+    Worker,
+    Coordinator,
+}
+
+const KINDS: [RoleKind; 6] =
+    [RoleKind::Admin, RoleKind::Operator, RoleKind::Editor, RoleKind::Viewer, RoleKind::Worker, RoleKind::Coordinator];
+
+impl RoleKind {
+    const fn of(role: &Role) -> Self {
+        match role {
+            Role::Admin => Self::Admin,
+            Role::Operator => Self::Operator,
+            Role::Editor(_) => Self::Editor,
+            Role::Viewer => Self::Viewer,
+            Role::Worker(_) => Self::Worker,
+            Role::Coordinator(_) => Self::Coordinator,
+        }
+    }
+
+    const fn shown(self) -> &'static str {
+        match self {
+            Self::Admin => "admin",
+            Self::Operator => "operator",
+            Self::Editor => "editor",
+            Self::Viewer => "viewer",
+            Self::Worker => "worker",
+            Self::Coordinator => "coordinator",
+        }
+    }
+
+    const fn has(self, permission: Permission) -> bool {
+        use Permission as P;
+        match (self, permission) {
+            (_, P::Health | P::Reflection) => true,
+            (Self::Admin, P::JoinAsWorker) => false,
+            (Self::Admin, _) => true,
+            (Self::Operator, P::ReadAppliances | P::RebuildAppliances | P::CheckAppliances) => true,
+            (Self::Operator, P::ReadCluster | P::Operate) => true,
+            (Self::Operator, P::EditAppliances | P::JoinAsWorker) => false,
+            (Self::Editor, P::ReadAppliances | P::EditAppliances | P::RebuildAppliances | P::CheckAppliances) => true,
+            (Self::Editor, P::ReadCluster | P::Operate | P::JoinAsWorker) => false,
+            (Self::Viewer, P::ReadAppliances | P::ReadCluster) => true,
+            (Self::Viewer, P::EditAppliances | P::RebuildAppliances | P::CheckAppliances) => false,
+            (Self::Viewer, P::Operate | P::JoinAsWorker) => false,
+            (Self::Worker, permission) => matches!(permission, P::JoinAsWorker),
+            // It makes no calls of its own: what it forwards is judged by the roles of the original caller.
+            (Self::Coordinator, _) => false,
+        }
+    }
+}
+
+/// Whether a role has a permission, if only for the appliances of its tenant.
+#[must_use]
+pub const fn has(role: &Role, permission: Permission) -> bool {
+    RoleKind::of(role).has(permission)
+}
+
+/// The table of calls and roles, as Markdown.
+#[cfg(test)]
+pub(super) fn matrix() -> String {
+    use std::fmt::Write as _;
+
+    let mut text = String::from("| call |");
+    let mut rule = String::from("|---|");
+    for kind in KINDS {
+        let _ = write!(text, " {} |", kind.shown());
+        rule.push_str("---|");
+    }
+    let _ = write!(text, "\n{rule}\n");
+    for Call { service, method, permission } in CALLS {
+        let _ = write!(text, "| `{service}/{method}` |");
+        for kind in KINDS {
+            let cell = match (kind.has(*permission), kind) {
+                (false, _) => "",
+                (true, RoleKind::Editor) if !matches!(permission, Permission::Health | Permission::Reflection) => {
+                    "own tenants"
+                }
+                (true, RoleKind::Worker) if matches!(permission, Permission::JoinAsWorker) => "as itself",
+                (true, _) => "yes",
+            };
+            let _ = write!(text, " {cell} |");
+        }
+        text.push('\n');
+    }
+    text
+}

@@ -1,0 +1,344 @@
+//! Every call passes here before anything else happens with it: who makes it, and may they?
+//!
+//! | peer | is |
+//! |---|---|
+//! | of the Unix socket, checked by its user id | allowed everything |
+//! | plain TCP, which only `insecure = true` opens | allowed everything |
+//! | with a certificate | what the rules of `[authorization]` make of its names |
+//! | with a token | what the rules for tokens make of its claims, whatever certificate there is beside it |
+//! | with neither | refused, except for what is open to everybody |
+//!
+//! A coordinator that stands by forwards calls with its own certificate and names the caller and its roles in headers. Those
+//! count only from a peer whose certificate says that it is that coordinator; from anybody else they are removed. Sessions
+//! of workers are never forwarded, and count by certificate alone.
+//!
+//! What passes carries its [`Access`], by which the services find appliances. Refusals are in the log with target `audit`.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use common::CoordinatorId;
+use common::appliance::Name;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
+use runtime::log_limit::LogLimit;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::Bytes;
+use tower::{Layer, Service};
+use tracing::info;
+
+use super::forward::{FORWARDED_BY, FORWARDED_FOR};
+use super::incoming::{PeerIdentity, PeerInfo};
+use super::status;
+use crate::access::permission::{self, Call};
+use crate::access::tokens::{TokenProblem, Tokens};
+use crate::access::{Grants, Permission, Policy, Principal, Scope};
+
+/// Header: the roles of the caller of a forwarded call.
+pub(super) const FORWARDED_ROLES: HeaderName = HeaderName::from_static("rug-forwarded-roles");
+/// Longest caller's name that is accepted from another coordinator.
+const MAX_CALLER: usize = 200;
+/// Callers whose refusals are limited in the log each for itself, so that none can drown the refusals of another.
+const MAX_LIMITS: usize = 1_000;
+
+/// Who makes a call, and about which appliances it may be. An extension of every request that is let through.
+#[derive(Clone, Debug)]
+pub struct Access {
+    principal: Arc<Principal>,
+    scope: Scope,
+    call: &'static Call,
+    /// The peer of the connection: the caller itself, or a coordinator.
+    peer: PeerInfo,
+    /// Where refusals are logged.
+    gate: Arc<Gate>,
+}
+
+impl Access {
+    /// The caller, for the audit trail.
+    pub(super) fn actor(&self) -> &str {
+        &self.principal.name
+    }
+
+    /// What the caller may do.
+    pub fn grants(&self) -> &Grants {
+        &self.principal.grants
+    }
+
+    /// The same call, as far as the caller has this permission, too.
+    pub(super) fn narrowed(self, permission: Permission) -> Result<Self, Status> {
+        match self.grants().scope(permission) {
+            Some(scope) => Ok(Self { scope, ..self }),
+            None => Err(self.refuse(&format!("it needs {}, and there is no role", permission.holders()))),
+        }
+    }
+
+    /// The appliances that this call may be about.
+    pub(super) const fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// Whether values that may be secrets are shown, of appliances of this tenant.
+    pub(super) fn sees_secrets(&self, tenant: &Name) -> bool {
+        self.principal.grants.sees_secrets(tenant)
+    }
+
+    /// Refuses a call that names a tenant the caller may not use. That says nothing about what there is in it.
+    pub(super) fn check_tenant(&self, tenant: &Name) -> Result<(), Status> {
+        if self.scope.contains(tenant) {
+            return Ok(());
+        }
+        Err(self.refuse(&format!("tenant {tenant} is none of those")))
+    }
+
+    /// Refuses the call for what is in it, and logs that.
+    pub(crate) fn refuse(&self, why: &str) -> Status {
+        let Call { service, method, .. } = self.call;
+        let Principal { name, grants } = &*self.principal;
+        let text = format!("{name} may not make this call {service}/{method}: {why} that its roles allow: {grants}");
+        let refusal = status::permission_denied(&text);
+        self.gate.log(&self.peer, self.call, &refusal);
+        refusal
+    }
+}
+
+/// The access that the layer gave to a request.
+///
+/// # Errors
+/// There is none: the service is served without [`AccessLayer`], and answers nobody.
+pub(crate) fn access_of(extensions: &http::Extensions) -> Result<&Access, Status> {
+    extensions.get().ok_or_else(|| status::permission_denied("the caller was not identified"))
+}
+
+/// Lets calls through to those who may make them. Goes around [`ForwardLayer`](super::ForwardLayer).
+#[derive(Clone, Debug)]
+pub struct AccessLayer(Arc<Gate>);
+
+impl AccessLayer {
+    /// A layer that applies `policy`, to the claims of tokens by `tokens` if any are accepted.
+    #[must_use]
+    pub fn new(policy: Policy, tokens: Option<Tokens>) -> Self {
+        Self(Arc::new(Gate { policy, tokens, limits: Mutex::default() }))
+    }
+}
+
+impl<S> Layer<S> for AccessLayer {
+    type Service = Authorize<S>;
+
+    fn layer(&self, inner: S) -> Authorize<S> {
+        Authorize { inner, gate: Arc::clone(&self.0) }
+    }
+}
+
+/// See [`AccessLayer`].
+#[derive(Clone, Debug)]
+pub struct Authorize<S> {
+    inner: S,
+    gate: Arc<Gate>,
+}
+
+impl<S, B> Service<Request<Body>> for Authorize<S>
+where
+    S: Service<Request<Body>, Response = Response<B>> + Send + 'static,
+    S::Future: Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Response<Body>, S::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        match admit(&self.gate, &request) {
+            Ok(admitted) => {
+                let headers = request.headers_mut();
+                headers.remove(header::AUTHORIZATION);
+                headers.remove(FORWARDED_FOR);
+                headers.remove(FORWARDED_ROLES);
+                if !admitted.forwarded {
+                    headers.remove(FORWARDED_BY);
+                }
+                request.extensions_mut().insert(admitted.access);
+                self.inner.call(request).map(|answer| answer.map(|a| a.map(Body::new))).boxed()
+            }
+            Err(status) => async move { Ok(status.into_http()) }.boxed(),
+        }
+    }
+}
+
+struct Gate {
+    policy: Policy,
+    tokens: Option<Tokens>,
+    /// Limits of the log lines about refusals, by name of the caller: whoever is refused may try as often as it likes.
+    limits: Mutex<HashMap<String, Arc<LogLimit>>>,
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate").field("policy", &self.policy).finish_non_exhaustive()
+    }
+}
+
+/// A call that may be made.
+struct Admitted {
+    access: Access,
+    /// By a coordinator, for somebody else.
+    forwarded: bool,
+}
+
+/// Decides about a call, and logs a refusal.
+fn admit(gate: &Arc<Gate>, request: &Request<Body>) -> Result<Admitted, Status> {
+    let path = request.uri().path();
+    let call = permission::of_path(path).ok_or_else(|| status::unknown_call(path))?;
+    let Some(peer) = request.extensions().get::<PeerInfo>() else {
+        return Err(status::permission_denied("the peer of the connection is not known"));
+    };
+    let judged = gate.caller(call, peer, request.headers()).and_then(|(caller, forwarded)| {
+        let scope = gate.scope(call, peer, &caller, forwarded)?;
+        let access = Access { principal: Arc::new(caller), scope, call, peer: peer.clone(), gate: Arc::clone(gate) };
+        Ok(Admitted { access, forwarded })
+    });
+    judged.inspect_err(|refusal| gate.log(peer, call, refusal))
+}
+
+impl Gate {
+    /// Logs a refusal, unless there were too many of this caller just before.
+    fn log(&self, peer: &PeerInfo, call: &Call, refusal: &Status) {
+        let key = match &peer.identity {
+            PeerIdentity::Certificate(identity) => identity.name(),
+            PeerIdentity::Local(_) | PeerIdentity::Unverified => String::new(),
+        };
+        let limit = {
+            let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+            if limits.len() >= MAX_LIMITS && !limits.contains_key(&key) {
+                limits.clear();
+            }
+            Arc::clone(limits.entry(key).or_default())
+        };
+        if let Some(skipped) = limit.take() {
+            let Call { service, method, .. } = call;
+            let (call, code, skipped) =
+                (format!("{service}/{method}"), refusal.code(), (skipped > 0).then_some(skipped));
+            info!(target: "audit", %peer, call, ?code, skipped, "refused: {}", refusal.message());
+        }
+    }
+
+    /// For which appliances the caller may make the call.
+    fn scope(&self, call: &Call, peer: &PeerInfo, caller: &Principal, forwarded: bool) -> Result<Scope, Status> {
+        match caller.allow(call) {
+            Ok(scope) => Ok(scope),
+            Err(_) if self.policy.is_open(call.permission) => Ok(Scope::All),
+            Err(denied) => Err(self.explain(peer, caller, &denied.to_string(), forwarded)),
+        }
+    }
+
+    /// Who makes the call, and whether a coordinator forwards it.
+    fn caller(&self, call: &Call, peer: &PeerInfo, headers: &HeaderMap) -> Result<(Principal, bool), Status> {
+        let by_certificate = || Principal { name: peer.to_string(), grants: self.grants(peer) };
+        // Neither is ever forwarded, and a worker is who its certificate says.
+        if matches!(call.permission, Permission::JoinAsWorker) {
+            return Ok((by_certificate(), false));
+        }
+        if headers.contains_key(header::AUTHORIZATION) && !self.policy.is_open(call.permission) {
+            return self.by_token(peer, headers).map(|caller| (caller, false));
+        }
+        let direct = by_certificate();
+        match forwarded(&direct, headers)? {
+            Some(original) => Ok((original, true)),
+            None => Ok((direct, false)),
+        }
+    }
+
+    fn grants(&self, peer: &PeerInfo) -> Grants {
+        match &peer.identity {
+            PeerIdentity::Certificate(identity) => self.policy.grants(identity.certificate_names()),
+            PeerIdentity::Local(_) => Grants::Everything,
+            // Tokens need TLS: this is a client without a certificate.
+            PeerIdentity::Unverified if self.tokens.is_some() => Grants::none(),
+            PeerIdentity::Unverified => Grants::Everything,
+        }
+    }
+
+    /// The caller that a token names.
+    fn by_token(&self, peer: &PeerInfo, headers: &HeaderMap) -> Result<Principal, Status> {
+        let unauthenticated = |text: &str| Err(status::unauthenticated(text));
+        let Some(tokens) = &self.tokens else {
+            return unauthenticated("this coordinator accepts no tokens: [authorization.tokens] is not set there");
+        };
+        let mut all = headers.get_all(header::AUTHORIZATION).iter();
+        let (Some(value), None) = (all.next(), all.next()) else {
+            return unauthenticated("there is more than one `authorization` header");
+        };
+        let bearer = value.to_str().ok().and_then(|text| {
+            let (scheme, token) = text.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+        });
+        let Some(token) = bearer else {
+            return unauthenticated("the `authorization` header is not `Bearer` with a token");
+        };
+        match tokens.check(token) {
+            Ok(found) => {
+                let name = format!("{} at {}", found.name, peer.address);
+                Ok(Principal { name, grants: found.grants })
+            }
+            Err(TokenProblem::NoKeys) => Err(status::no_keys()),
+            Err(problem) => unauthenticated(&format!("the token is refused: {problem}")),
+        }
+    }
+
+    /// The status of a refusal; a caller without any role is told what gives it one.
+    fn explain(&self, peer: &PeerInfo, caller: &Principal, denied: &str, forwarded: bool) -> Status {
+        match &peer.identity {
+            PeerIdentity::Unverified if self.tokens.is_some() && caller.name == peer.to_string() => {
+                status::unauthenticated("this call needs a token or a client certificate")
+            }
+            PeerIdentity::Certificate(identity)
+                if caller.grants.is_empty() && !forwarded && caller.name == peer.to_string() =>
+            {
+                let text = format!("{denied}; no rule gives a role to the certificate {identity}");
+                status::permission_denied(&text)
+            }
+            _ => status::permission_denied(denied),
+        }
+    }
+}
+
+/// The original caller, when `peer` is a coordinator that forwards a call. Headers of others are not looked at.
+fn forwarded(peer: &Principal, headers: &HeaderMap) -> Result<Option<Principal>, Status> {
+    let text = |name: &HeaderName| headers.get(name).and_then(|v| v.to_str().ok());
+    let by = text(&FORWARDED_BY).and_then(|by| CoordinatorId::new(by).ok());
+    let Some(by) = by.filter(|by| peer.grants.is_coordinator(by)) else { return Ok(None) };
+    let original = text(&FORWARDED_FOR).filter(|caller| caller.len() <= MAX_CALLER).unwrap_or("unknown caller");
+    let name = format!("{original} by way of {by} ({})", peer.name);
+    let grants = match text(&FORWARDED_ROLES) {
+        Some(roles) => Grants::from_header(roles),
+        // A coordinator of an earlier version. Where peers are not told apart anyway, nothing is lost.
+        None => (peer.grants == Grants::Everything).then_some(Grants::Everything),
+    };
+    let grants = grants.ok_or_else(|| {
+        let text =
+            format!("{name}: the call was forwarded without the roles of its caller; is {by} of an earlier version?");
+        status::permission_denied(&text)
+    })?;
+    Ok(Some(Principal { name, grants }))
+}
+
+/// Names the caller of a request in its headers, for the coordinator that it is forwarded to.
+pub(super) fn name_caller(headers: &mut HeaderMap, access: Option<&Access>) {
+    let Some(access) = access else { return };
+    let ascii = |c: char| if c.is_ascii_graphic() || c == ' ' { c } else { '?' };
+    let name: String = access.actor().chars().take(MAX_CALLER).map(ascii).collect();
+    let values = [(FORWARDED_FOR, name), (FORWARDED_ROLES, access.grants().to_header())];
+    for (header, text) in values {
+        if let Ok(value) = HeaderValue::from_str(&text) {
+            headers.insert(header, value);
+        }
+    }
+}
