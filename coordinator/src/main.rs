@@ -66,6 +66,8 @@ struct Flags {
 
 fn main() -> ExitCode {
     runtime::tls::install_provider();
+    // For what libraries make. Workers leave the umask alone, because appliances inherit it.
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     match Args::parse().command {
         CoordinatorCommand::Run(flags) => program::serve(NAME, flags.config.as_deref(), &flags, app::run_blocking),
         CoordinatorCommand::Store { command: StoreCommand::Dump(flags) } => {

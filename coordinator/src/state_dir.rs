@@ -14,8 +14,13 @@ const OWN: [&str; 3] = ["lock", "rug.db", "term"];
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It cannot be made or written, or is not this user's alone.
-    #[error("state directory: {0}")]
-    Unusable(#[from] folder::Error),
+    #[error("state directory {}: {source}", path.display())]
+    Unusable {
+        /// The directory, as it was configured.
+        path: PathBuf,
+        /// Why.
+        source: folder::Error,
+    },
     /// Another coordinator has it.
     #[error("state directory {} is {lock}", path.display())]
     InUse {
@@ -40,7 +45,7 @@ impl StateDir {
     /// # Errors
     /// It cannot be used.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        Ok(Self { _folder: Folder::private(path, &OWN)?, _lock: None })
+        Ok(Self { _folder: private(path)?, _lock: None })
     }
 
     /// The same with its lock.
@@ -48,13 +53,17 @@ impl StateDir {
     /// # Errors
     /// [`Error::InUse`] names the process that has it; everything else is [`Error::Unusable`].
     pub fn take(path: &Path) -> Result<Self, Error> {
-        let folder = Folder::private(path, &OWN)?;
+        let folder = private(path)?;
         match folder.lock("lock") {
             Ok(lock) => Ok(Self { _folder: folder, _lock: Some(lock) }),
-            Err(LockError::Unusable(error)) => Err(error.into()),
+            Err(LockError::Unusable(source)) => Err(Error::Unusable { path: path.to_owned(), source }),
             Err(lock) => Err(Error::InUse { path: path.to_owned(), lock }),
         }
     }
+}
+
+fn private(path: &Path) -> Result<Folder, Error> {
+    Folder::private(path, &OWN).map_err(|source| Error::Unusable { path: path.to_owned(), source })
 }
 
 #[cfg(test)]

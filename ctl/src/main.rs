@@ -217,6 +217,9 @@ async fn call(ui: Ui, global: &Global, command: &RugctlCommand) -> Result<(), Fa
     let found = client::find_servers(global.server.as_deref(), tls.is_some(), &client::working_folder())?;
     // Certificates in the environment belong to another cluster: the one on this machine uses no TLS.
     let tls = if found.local { None } else { tls };
+    if let Some(exposed) = tls.as_ref().and_then(ClientTls::exposed_key) {
+        ui.note(&format!("--tls-key: {exposed}"));
+    }
     // `--timeout` as a whole applies to waiting; a single call keeps the default, so that one call cannot use up the
     // time of the others.
     let timeout = global.timeout.unwrap_or(client::CALL_TIMEOUT);

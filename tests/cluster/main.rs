@@ -5,6 +5,7 @@
 
 mod api;
 mod balancer;
+mod closed;
 mod coordinator;
 mod input;
 mod quarantine;

@@ -65,7 +65,7 @@ struct Flags {
 /// Flags of the section `session`.
 #[derive(Debug, clap::Args, Serialize)]
 struct SessionFlags {
-    /// Address of a coordinator; may be given more than once.
+    /// Address of a coordinator, https://HOST:PORT, http://HOST:PORT or unix:PATH; may be given more than once.
     #[arg(long = "coordinator", value_name = "URL")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     coordinators: Vec<String>,

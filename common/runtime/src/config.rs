@@ -12,7 +12,7 @@ use figment::value::{Dict, Value};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::telemetry;
+use crate::{file, telemetry};
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +72,8 @@ pub struct Loaded<T> {
     pub config: T,
     /// Old names it was set by, for the log that starts only after loading.
     pub deprecated: Vec<RenamedDuration>,
+    /// What is wrong with the mode of its file, if that holds a password.
+    pub exposed: Option<String>,
 }
 
 /// Logs each old name together with the new one. Call it once the log has started.
@@ -92,8 +94,10 @@ pub fn warn_deprecated(deprecated: &[RenamedDuration]) {
 /// setting has both its old and its new name, [`Error::Invalid`] when `T` finds violations.
 pub fn load<T: Settings>(file: Option<&Path>, flags: impl Serialize) -> Result<Loaded<T>, Error> {
     let mut figment = Figment::new();
+    let mut exposed = None;
     if let Some(path) = file {
         let text = std::fs::read_to_string(path).map_err(|source| Error::File { path: path.to_owned(), source })?;
+        exposed = has_password(&text).then(|| file::exposure(path)).flatten();
         figment = figment.merge(Toml::string(&text));
     }
     let set = figment.merge(Env::prefixed(T::ENV_PREFIX).split("__")).merge(Serialized::defaults(flags));
@@ -104,7 +108,15 @@ pub fn load<T: Settings>(file: Option<&Path>, flags: impl Serialize) -> Result<L
         .map_err(|e| Error::Field(Box::new(e)))?;
     config.complete();
     let found = config.validate();
-    if found.is_empty() { Ok(Loaded { config, deprecated }) } else { Err(Error::Invalid(found)) }
+    if found.is_empty() { Ok(Loaded { config, deprecated, exposed }) } else { Err(Error::Invalid(found)) }
+}
+
+/// Whether a URL in a text has a password.
+fn has_password(text: &str) -> bool {
+    text.split("://").skip(1).any(|rest| {
+        let end = rest.find(|c: char| c == '/' || c == '"' || c == '\'' || c.is_whitespace()).unwrap_or(rest.len());
+        rest[..end].rsplit_once('@').is_some_and(|(user, _)| user.contains(':'))
+    })
 }
 
 /// The same settings without old names, and the old names there were. Settings without any keep the place they are from,
@@ -203,6 +215,14 @@ mod tests {
     }
 
     #[test]
+    fn a_password_in_a_file_that_others_can_read_is_reported() {
+        assert_eq!(read("[machine]\nwindow = \"3s\"").expect("read").exposed, None);
+        let exposed = read("# postgres://rug:hush@db/rug").expect("read").exposed.expect("it can be read by others");
+        assert!(exposed.contains("rug.toml") && !exposed.contains("hush"), "{exposed}");
+        assert!(!has_password("https://a:1/x@y") && !has_password("zookeeper://a@b") && has_password("x://a:b@c"));
+    }
+
+    #[test]
     fn a_missing_file_is_named() {
         let error =
             load::<Config>(Some(Path::new("/nowhere/rug.toml")), Flags { limit: None }).expect_err("no such file");
@@ -247,6 +267,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("rug.toml");
         std::fs::write(&path, toml).expect("a file");
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("ours");
         load(Some(&path), Flags { limit: None })
     }
 

@@ -1,8 +1,9 @@
-//! Files that a crash leaves with the old content or the new one.
+//! Files that a crash leaves with the old content or the new one, and files that hold secrets.
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, openat};
@@ -18,4 +19,40 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let folder = openat(rustix::fs::CWD, folder, flags, Mode::empty())?;
     crate::folder::replace(folder.as_fd(), name, bytes)
+}
+
+/// What is wrong with the mode of a file that an administrator made and that holds a secret; `None` when every user but its
+/// owner and group is kept out, or it cannot be looked at. A group may read it, as is usual for keys of services.
+#[must_use]
+pub fn exposure(path: &Path) -> Option<String> {
+    let mode = std::fs::metadata(path).ok()?.mode() & 0o7777;
+    let (who, what) = match mode {
+        mode if mode & 0o002 != 0 => ("every user", "change"),
+        mode if mode & 0o004 != 0 => ("every user", "read"),
+        mode if mode & 0o020 != 0 => ("its group", "change"),
+        _ => return None,
+    };
+    Some(format!("{who} can {what} {} (mode {mode:04o}), which holds a secret; `chmod 600` closes it", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_file_with_a_secret_that_others_can_read_or_change_is_named() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("key.pem");
+        std::fs::write(&path, "").expect("written");
+        let with = |mode| {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("ours");
+            exposure(&path).unwrap_or_default()
+        };
+        assert_eq!((with(0o600), with(0o640), with(0o400)), Default::default());
+        assert!(with(0o644).starts_with("every user can read ") && with(0o606).starts_with("every user can change "));
+        assert!(with(0o660).starts_with("its group can change "));
+        assert_eq!(exposure(&dir.path().join("absent")), None);
+    }
 }

@@ -55,11 +55,14 @@ pub fn serve<C: Settings>(
         Ok((loaded, telemetry))
     });
     // Bound until the end: dropping it ends the log and tracing.
-    let (Loaded { config, deprecated }, _telemetry) = match started {
+    let (Loaded { config, deprecated, exposed }, _telemetry) = match started {
         Ok(started) => started,
         Err(problem) => return refuse(name, &Failure::new(USAGE, problem)),
     };
     config::warn_deprecated(&deprecated);
+    if let Some(exposed) = exposed {
+        tracing::warn!("configuration: {exposed}");
+    }
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

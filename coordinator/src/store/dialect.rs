@@ -31,6 +31,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
+use runtime::folder::FileLock;
 use sea_orm::sea_query::Expr;
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, EntityTrait, QueryFilter,
@@ -38,7 +39,6 @@ use sea_orm::{
 };
 
 pub(super) use self::cause::{cause, failure, is_bad_value};
-pub(super) use self::sqlite::FileLock;
 use super::Config;
 use super::entities::leadership;
 use super::error::Error;
@@ -137,7 +137,7 @@ impl DatabaseTarget {
         if self.faults.unlocked.load(std::sync::atomic::Ordering::SeqCst) {
             return Ok(None);
         }
-        self.path().map(FileLock::take).transpose()
+        self.path().map(sqlite::take_lock).transpose()
     }
 
     /// The one connection that writes; creates the file if missing.

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use common::backoff::Backoff;
 use common::{CoordinatorId, Term};
+use runtime::folder::FileLock;
 use runtime::retry::Retries;
 use sea_orm::DatabaseConnection;
 use tokio::sync::{mpsc, oneshot};
@@ -32,7 +33,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use self::background::{Background, Compaction};
 use self::outage::StoreOutage;
 use super::batch::{Batch, PreparedWrite};
-use super::dialect::{self, DatabaseTarget, FileLock};
+use super::dialect::{self, DatabaseTarget};
 use super::error::{Error, OutageCause};
 use super::load::StoredState;
 use super::readers::Readers;

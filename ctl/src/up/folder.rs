@@ -58,7 +58,7 @@ impl StateFolder {
             let (logs, run) = (folder.subfolder("logs")?, folder.subfolder("run")?);
             Ok(Self { folder, logs, run })
         };
-        create().map_err(|e: folder::Error| Failure::failed(format!("state directory: {e}")))
+        create().map_err(|e: folder::Error| Failure::failed(format!("state directory {}: {e}", root.display())))
     }
 
     /// Absolute path of a file in the folder.

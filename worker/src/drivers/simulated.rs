@@ -16,7 +16,7 @@
 //! by the time it does.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,6 +36,7 @@ use crate::drivers::{Driver, DriverFencing, Error, Wanted};
 use crate::gate::Permit;
 use crate::kinds::{ProbeAnswer, Protocol};
 use runtime::clock;
+use runtime::folder::{Access, Folder};
 
 /// How calls are kept from taking effect once their caller is no longer the owner.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -525,11 +526,12 @@ impl SimulatedWorld {
 
 impl SharedFiles {
     fn open(folder: &Path) -> io::Result<Self> {
-        fs::create_dir_all(folder)?;
+        let folder = Folder::trusted(folder)?;
         // A file of its own for every process that ever took part: nobody appends to a file somebody else writes.
-        let own = folder.join(format!("{}-{}.world", std::process::id(), clock::now().as_nanos()));
-        let file = OpenOptions::new().append(true).create_new(true).open(&own)?;
-        Ok(Self { folder: folder.to_owned(), own, file, read: HashMap::new() })
+        let own = format!("{}-{}.world", std::process::id(), clock::now().as_nanos());
+        let file = folder.open(&own, Access::New)?;
+        let (folder, own) = (folder.path().to_owned(), folder.path().join(own));
+        Ok(Self { folder, own, file, read: HashMap::new() })
     }
 
     fn news(&mut self) -> io::Result<Vec<Line>> {

@@ -19,11 +19,22 @@ pub struct FileLock {
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another process has it.
-    #[error("in use by {}", .0.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}")))]
+    #[error("in use by {}", self.holder())]
     InUse(Option<u32>),
     /// The file cannot be used.
     #[error(transparent)]
     Unusable(#[from] Error),
+}
+
+impl LockError {
+    /// Who has it, for people.
+    #[must_use]
+    pub fn holder(&self) -> String {
+        match self {
+            Self::InUse(Some(pid)) => format!("process {pid}"),
+            Self::InUse(None) | Self::Unusable(_) => "another process".to_owned(),
+        }
+    }
 }
 
 impl FileLock {

@@ -50,6 +50,12 @@ impl ClientTls {
         self.0.announce();
     }
 
+    /// What is wrong with the mode of the key's file, for those who have no log.
+    #[must_use]
+    pub fn exposed_key(&self) -> Option<String> {
+        crate::file::exposure(&self.0.config.key)
+    }
+
     pub(super) async fn material(&self) -> Arc<Material> {
         let files = Arc::clone(&self.0);
         tokio::task::spawn_blocking(move || files.look()).await.unwrap_or_else(|_| self.0.current())

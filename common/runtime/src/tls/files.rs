@@ -101,6 +101,9 @@ impl Files {
         let material = self.current();
         let cert = self.config.cert.display();
         info!(%cert, "TLS as {}", material.shown());
+        if let Some(exposed) = crate::file::exposure(&self.config.key) {
+            warn!("tls.key: {exposed}");
+        }
         if let Some(problem) = material.own.as_ref().and_then(|own| own.identity.untimely()) {
             error!(%cert, "the own certificate {problem}; others will refuse it");
         }

@@ -2,15 +2,14 @@
 //! transaction begins `IMMEDIATE`, so that it never fails half way because a reader became a writer. The writer has one
 //! connection of its own; readers have a small pool that may not write.
 //!
-//! One process writes a file: [`FileLock`] enforces it, because two coordinators with different state directories would
+//! One process writes a file: [`take_lock`] enforces it, because two coordinators with different state directories would
 //! depose each other for ever.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
+use runtime::folder::{self, Access, FileLock, Folder, LockError};
 use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
 use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr};
 
@@ -85,58 +84,47 @@ impl super::Faults {
     }
 }
 
-/// The right of one process to write a file, until it is dropped; the kernel ends it with the process. It is a lock on
-/// a separate file, `<file>.lock`: SQLite's locks on the database would be lost when a second handle to it is closed.
-#[derive(Debug)]
-pub(in crate::store) struct FileLock {
-    _file: File,
-}
-
-impl FileLock {
-    pub(super) fn take(database: &Path) -> Result<Self, Error> {
-        let open = |e: &io::Error| Error::Open { path: database.display().to_string(), cause: cause(e) };
-        let path = lock_path(database);
-        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-        let mut file = opened.map_err(|e| open(&e))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut by = String::new();
-                let _ = file.read_to_string(&mut by);
-                let by = match by.trim() {
-                    "" => "another process".to_owned(),
-                    pid => format!("process {pid}"),
-                };
-                return Err(Error::InUse { path: database.display().to_string(), by });
-            }
-            Err(e) => return Err(open(&e.into())),
+/// Takes the right to write a file, until the result is dropped: a lock on a separate file, `<file>.lock`, because SQLite's
+/// locks on the database would be lost when a second handle to it is closed. The kernel ends it with the process.
+///
+/// The database is made here if need be, and it and what lies beside it is for this user alone from now on: SQLite gives its log
+/// and its shared memory the mode of the database, and whoever may open those can stop every change with a lock.
+pub(super) fn take_lock(database: &Path) -> Result<FileLock, Error> {
+    let shown = || database.display().to_string();
+    let failed = |cause| Error::Open { path: shown(), cause };
+    let parent = database.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Only a state directory is made by this program; a store elsewhere belongs to a folder that is there.
+    let (Some(name), true) = (database.file_name(), parent.is_dir()) else {
+        return Err(failed(OutageCause::CannotOpen));
+    };
+    let folder = Folder::trusted(parent).map_err(|e| failed(cause(&e)))?;
+    let beside = |suffix: &str| {
+        let mut beside = name.to_owned();
+        beside.push(suffix);
+        beside
+    };
+    let lock = folder.lock(beside(".lock")).map_err(|error| match error {
+        LockError::InUse(_) => Error::InUse { path: shown(), by: error.holder() },
+        LockError::Unusable(error) => failed(cause(&error)),
+    })?;
+    folder.open(name, Access::Write).map_err(|e| failed(cause(&e)))?;
+    for suffix in ["-wal", "-shm"] {
+        match folder.open(beside(suffix), Access::Read) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(cause(&error))),
+            _ => {}
         }
-        let note = |file: &mut File| -> io::Result<()> {
-            file.set_len(0)?;
-            file.rewind()?;
-            writeln!(file, "{}", std::process::id())
-        };
-        note(&mut file).map_err(|e| open(&e))?;
-        Ok(Self { _file: file })
     }
+    Ok(lock)
 }
 
-/// The same for every name of the file, also through symbolic links.
-fn lock_path(database: &Path) -> PathBuf {
-    let resolved = database.canonicalize().unwrap_or_else(|_| match (database.parent(), database.file_name()) {
-        (Some(parent), Some(name)) => parent.canonicalize().map_or(database.to_owned(), |parent| parent.join(name)),
-        _ => database.to_owned(),
-    });
-    let mut path = resolved.into_os_string();
-    path.push(".lock");
-    path.into()
-}
-
-fn cause(error: &io::Error) -> OutageCause {
+fn cause(error: &folder::Error) -> OutageCause {
     match error.kind() {
         io::ErrorKind::ReadOnlyFilesystem => OutageCause::ReadOnly,
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => OutageCause::Full,
-        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::IsADirectory => {
+        // The system forbids it. What this program refuses has a reason of its own.
+        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::IsADirectory
+            if matches!(error, folder::Error::Io { .. }) =>
+        {
             OutageCause::CannotOpen
         }
         _ => OutageCause::Io(error.to_string()),
