@@ -216,6 +216,12 @@ impl Server {
         tokio::spawn(leadership::tell_role(Arc::clone(&parts.candidate), leading, role_in, roles.clone()));
         let coordinator = parts.coordinator;
         tokio::spawn(async move { health.follow(&coordinator, role).await });
+        if config.tls.is_off() && config.listen.tcp().next().is_some() {
+            warn!(
+                address,
+                "insecure = true: every process that reaches the TCP port commands the fleet, whichever user it belongs to"
+            );
+        }
         info!(address, advertise = config.advertise, coordination = identity.coordination, "serving");
 
         let terms = Terms {

@@ -10,7 +10,7 @@ use tokio::net::UnixStream;
 use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint, Error};
 
-use crate::socket;
+use crate::socket::{self, TrustedServer};
 use crate::tls::ClientTls;
 
 /// What requests over a Unix socket name as their host.
@@ -41,7 +41,7 @@ pub struct Target {
 enum Route {
     Tcp,
     Tls(ClientTls),
-    Unix(PathBuf),
+    Unix(UnixConnector),
 }
 
 impl Target {
@@ -54,7 +54,10 @@ impl Target {
         let malformed = || AddressError::Malformed(address.to_owned());
         if address.starts_with(socket::SCHEME) {
             let path = socket::path_of(address).ok_or_else(malformed)?;
-            return Ok(Self { endpoint: Endpoint::from_static(LOCAL), route: Route::Unix(path.to_owned()) });
+            return Ok(Self {
+                endpoint: Endpoint::from_static(LOCAL),
+                route: Route::Unix(UnixConnector { path: path.to_owned(), trusted: TrustedServer::OwnOrRoot }),
+            });
         }
         let uri: Uri = address.parse().map_err(|_| malformed())?;
         if uri.host().is_none_or(str::is_empty) {
@@ -86,6 +89,15 @@ impl Target {
         }
     }
 
+    /// The same server, named by a person: root is not asked twice whether it trusts a socket of another user.
+    #[must_use]
+    pub fn named(mut self) -> Self {
+        if let Route::Unix(connector) = &mut self.route {
+            connector.trusted = TrustedServer::Named;
+        }
+        self
+    }
+
     /// The same server with time-outs and windows set.
     #[must_use]
     pub fn with(self, set: impl FnOnce(Endpoint) -> Endpoint) -> Self {
@@ -100,7 +112,7 @@ impl Target {
         match &self.route {
             Route::Tcp => self.endpoint.connect().await,
             Route::Tls(tls) => self.endpoint.connect_with_connector(tls.connector()).await,
-            Route::Unix(path) => self.endpoint.connect_with_connector(UnixConnector(path.clone())).await,
+            Route::Unix(connector) => self.endpoint.connect_with_connector(connector.clone()).await,
         }
     }
 
@@ -110,13 +122,17 @@ impl Target {
         match &self.route {
             Route::Tcp => self.endpoint.connect_lazy(),
             Route::Tls(tls) => self.endpoint.connect_with_connector_lazy(tls.connector()),
-            Route::Unix(path) => self.endpoint.connect_with_connector_lazy(UnixConnector(path.clone())),
+            Route::Unix(connector) => self.endpoint.connect_with_connector_lazy(connector.clone()),
         }
     }
 }
 
 /// Makes the connections of a channel.
-struct UnixConnector(PathBuf);
+#[derive(Clone, Debug)]
+struct UnixConnector {
+    path: PathBuf,
+    trusted: TrustedServer,
+}
 
 impl tower::Service<Uri> for UnixConnector {
     type Response = TokioIo<UnixStream>;
@@ -128,8 +144,8 @@ impl tower::Service<Uri> for UnixConnector {
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        let path = self.0.clone();
-        Box::pin(async move { socket::connect(&path).await.map(TokioIo::new) })
+        let Self { path, trusted } = self.clone();
+        Box::pin(async move { socket::connect(&path, trusted).await.map(TokioIo::new) })
     }
 }
 

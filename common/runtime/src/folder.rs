@@ -69,8 +69,8 @@ pub enum Error {
     },
     /// Other users can write to it.
     #[error(
-        "{writers} can write to {} (mode {mode:04o}), so that nothing in it can be trusted: see that nobody has put \
-         anything there, then `chmod go-rwx {}`", path.display(), path.display()
+        "{writers} can write to {} (mode {mode:04o}), so that nothing in it can be trusted: name another directory, or see \
+         that nobody has put anything there and `chmod go-rwx {}`", path.display(), path.display()
     )]
     Writable {
         /// The folder.
@@ -207,8 +207,24 @@ impl Folder {
     /// It cannot be made, or another user could replace what is in it.
     pub fn trusted(path: &Path) -> Result<Self, Error> {
         let Resolved { path, handle, stat } = resolve::open(path)?;
-        access::judge_above(&path, &path, &stat)?;
+        access::judge_above(&path, &path, &handle, &stat)?;
         Ok(Self(Arc::new(OpenFolder { path, handle, tightened: None })))
+    }
+
+    /// The same for files beside which nobody may put anything, such as a database with its journals: no other user can
+    /// write to the folder at all.
+    ///
+    /// # Errors
+    /// As [`trusted`](Self::trusted), and another user can write to it.
+    pub fn exclusive(path: &Path) -> Result<Self, Error> {
+        let folder = Self::trusted(path)?;
+        let stat = stat_of(folder.path(), folder.handle())?;
+        match Writers::of(folder.handle(), &stat) {
+            Some(writers) => {
+                Err(Error::Writable { path: folder.path().to_owned(), mode: stat.st_mode & 0o7777, writers })
+            }
+            None => Ok(folder),
+        }
     }
 
     /// A folder in this one, made if need be, as [`private`](Self::private) as this one.
@@ -226,7 +242,7 @@ impl Folder {
     fn own(resolved: Resolved, known: Option<&[&str]>) -> Result<Self, Error> {
         let Resolved { path, handle, stat } = resolved;
         access::judge_owner(&path, stat.st_uid)?;
-        if let Some(writers) = Writers::of(&stat) {
+        if let Some(writers) = Writers::of(handle.as_fd(), &stat) {
             return Err(Error::Writable { path, mode: stat.st_mode & 0o7777, writers });
         }
         let mode = stat.st_mode & 0o7777;

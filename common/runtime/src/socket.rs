@@ -159,11 +159,20 @@ impl Drop for LocalListener {
     }
 }
 
-/// Connects to the server at `path`, which has to be of this user or root. Root trusts whatever server it was sent to.
+/// Whose server a client trusts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrustedServer {
+    /// One of this user or root.
+    OwnOrRoot,
+    /// The same, and where this process is root's, whichever it was sent to: for a person who named it.
+    Named,
+}
+
+/// Connects to the server at `path`.
 ///
 /// # Errors
 /// Why not, in words.
-pub async fn connect(path: &Path) -> io::Result<UnixStream> {
+pub async fn connect(path: &Path, trusted: TrustedServer) -> io::Result<UnixStream> {
     let explained = |error: io::Error| {
         let why = match error.kind() {
             io::ErrorKind::NotFound => "there is no socket at",
@@ -176,7 +185,8 @@ pub async fn connect(path: &Path) -> io::Result<UnixStream> {
     let stream = dial(path).await.map_err(explained)?;
     let server = LocalUser::of(&stream)?;
     let own = geteuid().as_raw();
-    if own != 0 && !server.is_own_or_root() {
+    let is_named = trusted == TrustedServer::Named && own == 0;
+    if !is_named && !server.is_own_or_root() {
         let text = format!(
             "the server at {} belongs to {}, and is trusted with nothing of {}",
             path.display(),

@@ -174,7 +174,7 @@ impl ServerChannel {
                 .keep_alive_timeout(ALIVE.1)
                 .keep_alive_while_idle(true)
         };
-        Ok(Self { address: address.to_owned(), channel: target.with(set).connect_lazy() })
+        Ok(Self { address: address.to_owned(), channel: target.named().with(set).connect_lazy() })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Who can change a folder or a file.
 
 use std::fmt;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
 use nix::unistd::{Gid, Group, Uid, User};
@@ -29,12 +29,12 @@ impl fmt::Display for Writers {
 }
 
 impl Writers {
-    /// Who beside its owner can write to a folder. Access lists show as its group's rights.
-    pub(super) fn of(stat: &Stat) -> Option<Self> {
+    /// Who beside its owner can write to a folder. What an access list allows at most shows as its group's rights.
+    pub(super) fn of(handle: BorrowedFd<'_>, stat: &Stat) -> Option<Self> {
         if stat.st_mode & 0o002 != 0 {
             return Some(Self::Everybody);
         }
-        let shared = stat.st_mode & 0o020 != 0 && !is_private_group(stat.st_gid);
+        let shared = stat.st_mode & 0o020 != 0 && (has_access_list(handle) || !is_private_group(stat.st_gid));
         shared.then(|| Self::Group(group_name(stat.st_gid)))
     }
 }
@@ -47,6 +47,13 @@ pub fn user_name(uid: u32) -> String {
 
 fn group_name(gid: u32) -> String {
     Group::from_gid(Gid::from_raw(gid)).ok().flatten().map_or_else(|| gid.to_string(), |group| group.name)
+}
+
+/// Whether a folder names further users or groups.
+fn has_access_list(handle: BorrowedFd<'_>) -> bool {
+    // By way of /proc, because the handle may have been opened as a path only.
+    let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
+    rustix::fs::getxattr_query(path, c"system.posix_acl_access").is_ok_and(|length| length > 0)
 }
 
 /// Whether nobody but this process's user is in a group: the group of the same name and without other members that many
@@ -76,14 +83,14 @@ pub(super) fn judge_owner(path: &Path, owner: u32) -> Result<(), Error> {
 
 /// Refuses a folder in which other users could replace what belongs to this one: it has to belong to this user or root,
 /// and only they may write to it, unless its sticky bit leaves entries to their owners.
-pub(super) fn judge_above(path: &Path, above: &Path, stat: &Stat) -> Result<(), Error> {
+pub(super) fn judge_above(path: &Path, above: &Path, handle: impl AsFd, stat: &Stat) -> Result<(), Error> {
     let own = geteuid().as_raw();
     if stat.st_uid != own && stat.st_uid != 0 {
         let (owner, own) = (user_name(stat.st_uid), user_name(own));
         return Err(Error::ForeignAbove { path: path.to_owned(), above: above.to_owned(), owner, own });
     }
     let sticky = stat.st_mode & 0o1000 != 0;
-    match Writers::of(stat) {
+    match Writers::of(handle.as_fd(), stat) {
         Some(writers) if !sticky => Err(Error::WritableAbove {
             path: path.to_owned(),
             above: above.to_owned(),

@@ -43,7 +43,7 @@ pub(super) fn open(path: &Path) -> Result<Resolved, Error> {
             here.pop();
             continue;
         }
-        judge_above(&wanted, &here, &stat_of(&here, &handle)?)?;
+        judge_above(&wanted, &here, &handle, &stat_of(&here, &handle)?)?;
         if let Some(target) = link(&here, &handle, &part)? {
             links += 1;
             if links > MAX_LINKS {

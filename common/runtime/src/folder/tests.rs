@@ -90,6 +90,8 @@ fn a_folder_that_others_can_change_is_refused() {
     set_mode(&path, 0o1777);
     assert!(refused(Folder::private(&path, &[])).starts_with("every user can write to "), "as /tmp itself");
     Folder::private(&path.join("mine"), &[]).expect("the sticky bit protects it");
+    Folder::trusted(&path).expect("and what else is in it");
+    assert!(refused(Folder::exclusive(&path)).starts_with("every user can write to "), "but anything may be beside it");
     set_mode(&path, 0o777);
     let words = refused(Folder::private(&path.join("mine"), &[]));
     assert!(words.contains("and so replace") && words.contains("chmod go-w"), "{words}");

@@ -97,7 +97,7 @@ pub(super) fn take_lock(database: &Path) -> Result<FileLock, Error> {
     let (Some(name), true) = (database.file_name(), parent.is_dir()) else {
         return Err(failed(OutageCause::CannotOpen));
     };
-    let folder = Folder::trusted(parent).map_err(|e| failed(cause(&e)))?;
+    let folder = Folder::exclusive(parent).map_err(|e| failed(cause(&e)))?;
     let beside = |suffix: &str| {
         let mut beside = name.to_owned();
         beside.push(suffix);
@@ -108,7 +108,7 @@ pub(super) fn take_lock(database: &Path) -> Result<FileLock, Error> {
         LockError::Unusable(error) => failed(cause(&error)),
     })?;
     folder.open(name, Access::Write).map_err(|e| failed(cause(&e)))?;
-    for suffix in ["-wal", "-shm"] {
+    for suffix in ["-wal", "-shm", "-journal"] {
         match folder.open(beside(suffix), Access::Read) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(cause(&error))),
             _ => {}
