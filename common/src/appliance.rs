@@ -137,6 +137,7 @@ mod tests {
             port,
             members: vec![],
             health_check: HealthCheck::default(),
+            limits: crate::kind::Limits::default(),
         };
         let spec = Spec {
             kind: KindSpec::Loadbalancer(LoadBalancer { listeners: vec![listener("a", 80), listener("b", 81)] }),

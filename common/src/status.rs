@@ -19,6 +19,9 @@ pub const MAX_DETAIL_TEXT: usize = 256;
 /// The detail that is a process id; the versions before this one told it as a field of its own.
 pub const PID_DETAIL: &str = "pid";
 
+/// The detail that says that an instance has all the connections it may have.
+pub const SATURATED_DETAIL: &str = "saturated";
+
 /// Where an appliance is in its life, as its owner last saw it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -107,6 +110,15 @@ impl Details {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// These and what `other` has under other names.
+    #[must_use]
+    pub fn with(&self, other: &Self) -> Self {
+        // These come first where there is not room for all.
+        let room = MAX_DETAILS.saturating_sub(self.0.len());
+        let others = other.iter().filter(|(name, _)| self.get(name).is_none()).take(room);
+        if other.is_empty() { self.clone() } else { others.chain(self.iter()).collect() }
     }
 
     /// The process id, where there is one.
@@ -199,6 +211,14 @@ impl From<StoredInstanceStatus> for InstanceStatus {
     }
 }
 
+impl Status {
+    /// Whether one of its instances has all the connections it may have.
+    #[must_use]
+    pub fn is_saturated(&self) -> bool {
+        self.instances.iter().any(|instance| instance.details.get(SATURATED_DETAIL).is_some())
+    }
+}
+
 /// What the owner of an appliance reports about it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -251,6 +271,11 @@ mod tests {
         let details: Details = (0..40).map(|n| (format!("{n:02}"), "é".repeat(200))).collect();
         assert_eq!(details.iter().count(), MAX_DETAILS);
         assert_eq!(details.get("00").map(str::len), Some(MAX_DETAIL_TEXT));
+        let (one, two): (Details, Details) =
+            ([("a", "1"), ("b", "1")].into_iter().collect(), [("b", "2"), ("c", "2")].into_iter().collect());
+        assert_eq!(one.with(&two).iter().collect::<Vec<_>>(), [("a", "1"), ("b", "1"), ("c", "2")]);
+        let many: Details = (0..40).map(|n| (format!("a{n:02}"), "x")).collect();
+        assert_eq!(two.with(&many).get("c"), Some("2"));
         let long: Details = [("n".repeat(100), format!("x{}", "é".repeat(200)))].into_iter().collect();
         assert_eq!(long.iter().next().map(|(name, text)| (name.len(), text.len())), Some((63, 255)));
     }

@@ -331,8 +331,19 @@ fn listener(field: Field, report: &mut ReadReport) -> Option<v1::Listener> {
     let members = fields.take("members", report).map(|f| f.list(report)).unwrap_or_default();
     let members = members.into_iter().filter_map(|field| member(field, report)).collect();
     let health_check = fields.take("health_check", report).and_then(|field| health_check(field, report));
+    let limits = fields.take("limits", report).and_then(|field| limits(field, report));
     fields.finish(report);
-    Some(v1::Listener { name: name.unwrap_or_default(), address, port: port?, members, health_check })
+    Some(v1::Listener { name: name.unwrap_or_default(), address, port: port?, members, health_check, limits })
+}
+
+fn limits(field: Field, report: &mut ReadReport) -> Option<v1::ConnectionLimits> {
+    let mut fields = field.fields(report)?;
+    let most = fields.take("max_connections", report).and_then(|f| f.whole(1..=u32::MAX, report));
+    let idle = fields.take("idle_timeout", report).and_then(|f| f.duration(report)).and_then(wire_duration);
+    let half = fields.take("half_close_timeout", report).and_then(|f| f.duration(report)).and_then(wire_duration);
+    fields.finish(report);
+    let max_connections = most.unwrap_or_default();
+    Some(v1::ConnectionLimits { max_connections, idle_timeout: idle, half_close_timeout: half })
 }
 
 fn member(field: Field, report: &mut ReadReport) -> Option<v1::Member> {

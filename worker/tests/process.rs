@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::appliance::{Name, Spec};
 use common::driver::DriverName;
-use common::kind::{Custom, HealthCheck, KindSpec, Listener, LoadBalancer, Member, Probe};
+use common::kind::{Custom, HealthCheck, KindSpec, Limits, Listener, LoadBalancer, Member, Probe};
 use common::network_port::NetworkPort;
 use common::{ApplianceId, Edition, Generation, Term, Token, WorkerId};
 use runtime::clock;
@@ -363,6 +363,7 @@ fn balanced(port: u16, members: &[SocketAddr]) -> Desired {
         port,
         members: members.iter().map(|m| Member { address: m.ip(), port: m.port() }).collect(),
         health_check: HealthCheck::default(),
+        limits: Limits::default(),
     };
     desired(KindSpec::Loadbalancer(LoadBalancer { listeners: vec![listener] }))
 }

@@ -14,6 +14,8 @@ use crate::version::Generation;
 
 pub mod contract;
 
+/// Most connections that one listener can ask for: each takes two of the some 64,000 ports of an address and two sockets.
+const MAX_CONNECTIONS: u32 = 100_000;
 /// Field path of the listeners.
 const LISTENERS: &str = "spec.loadbalancer.listeners";
 
@@ -40,6 +42,62 @@ pub struct Listener {
     /// How members are checked; by default a TCP connect every 2 s.
     #[serde(default)]
     pub health_check: HealthCheck,
+    /// What its connections may take.
+    #[serde(default, skip_serializing_if = "Limits::is_default")]
+    pub limits: Limits,
+}
+
+/// What the connections of one listener may take, of each instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Connections at a time; more wait until one ends. When absent [`contract::DEFAULT_MAX_CONNECTIONS`], or an equal share of
+    /// what the instance can have where that is less. Listeners do not take each other's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
+    /// How long a connection may be without a byte before it is reset. Lower frees what peers that are gone have left; higher
+    /// keeps connections that are meant to be silent.
+    pub idle_timeout: Duration,
+    /// The same once one side has ended and the other may go on.
+    pub half_close_timeout: Duration,
+}
+
+impl Limits {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn check(&self, at: &str, found: &mut Vec<FieldViolation>) {
+        if self.max_connections.is_some_and(|most| !(1..=MAX_CONNECTIONS).contains(&most)) {
+            found.push(FieldViolation::new(format!("{at}.max_connections"), format!("must be 1 to {MAX_CONNECTIONS}")));
+        }
+        let range = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+        for (field, value) in [("idle_timeout", self.idle_timeout), ("half_close_timeout", self.half_close_timeout)] {
+            if !range.contains(&value) {
+                found.push(FieldViolation::new(format!("{at}.{field}"), "must be 1s to 1d"));
+            }
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: None,
+            idle_timeout: Duration::from_secs(3600),
+            half_close_timeout: Duration::from_secs(300),
+        }
+    }
+}
+
+impl From<&Limits> for contract::Limits {
+    fn from(limits: &Limits) -> Self {
+        Self {
+            max_connections: limits.max_connections,
+            idle_timeout_ms: millis(limits.idle_timeout),
+            half_close_timeout_ms: millis(limits.half_close_timeout),
+        }
+    }
 }
 
 /// One server behind a listener.
@@ -96,6 +154,7 @@ impl Kind for LoadBalancer {
             }
             listener.check_members(&at, found);
             listener.health_check.check(&format!("{at}.health_check"), found);
+            listener.limits.check(&format!("{at}.limits"), found);
         }
     }
 
@@ -138,6 +197,7 @@ impl Listener {
             port: shifted(self.port, ordinal)?,
             members: self.members.iter().map(|m| contract::Member { address: m.address, port: m.port }).collect(),
             health_check: contract::Check::from(&self.health_check),
+            limits: contract::Limits::from(&self.limits),
         })
     }
 
@@ -173,9 +233,13 @@ impl HealthCheck {
 
 impl From<&HealthCheck> for contract::Check {
     fn from(check: &HealthCheck) -> Self {
-        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        Self { interval_ms: ms(check.interval), timeout_ms: ms(check.timeout), fall: check.fall, rise: check.rise }
+        let (interval_ms, timeout_ms) = (millis(check.interval), millis(check.timeout));
+        Self { interval_ms, timeout_ms, fall: check.fall, rise: check.rise }
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -185,5 +249,27 @@ mod tests {
     #[test]
     fn the_default_check_is_the_same_on_both_sides() {
         assert_eq!(contract::Check::from(&HealthCheck::default()), contract::Check::default());
+        assert_eq!(contract::Limits::from(&Limits::default()), contract::Limits::default());
+    }
+
+    #[test]
+    fn limits_are_left_out_while_nothing_is_asked_for() {
+        let stored = r#"{"name":"a","address":"127.0.0.1","port":80,"members":[]}"#;
+        let listener: Listener = serde_json::from_str(stored).expect("a row of the version before");
+        assert_eq!(listener.limits, Limits::default());
+        assert!(!serde_json::to_string(&listener).expect("plain data").contains("limits"));
+        let sent = serde_json::to_string(&listener.configuration(0).expect("in range")).expect("plain data");
+        assert!(!sent.contains("limits"), "{sent}");
+        let asked = Listener { limits: Limits { max_connections: Some(7), ..Limits::default() }, ..listener };
+        let sent = serde_json::to_string(&asked.configuration(0).expect("in range")).expect("plain data");
+        assert!(sent.contains(r#""limits":{"max_connections":7,"#), "{sent}");
+        let balancer = |limits| LoadBalancer { listeners: vec![Listener { limits, ..asked.clone() }] };
+        let mut found = Vec::new();
+        let zero = Duration::ZERO;
+        balancer(Limits { max_connections: Some(0), idle_timeout: zero, half_close_timeout: zero })
+            .validate(1, &mut found);
+        let fields: Vec<_> = found.iter().map(|violation| violation.field.as_str()).collect();
+        let at = |field: &str| format!("{LISTENERS}[0].limits.{field}");
+        assert_eq!(fields, [at("max_connections"), at("idle_timeout"), at("half_close_timeout")]);
     }
 }

@@ -17,7 +17,7 @@ pub mod custom;
 pub mod loadbalancer;
 
 pub use self::custom::{Custom, Probe};
-pub use self::loadbalancer::{HealthCheck, Listener, LoadBalancer, Member};
+pub use self::loadbalancer::{HealthCheck, Limits, Listener, LoadBalancer, Member};
 
 /// What one kind knows. The value is what an appliance of this kind asks for, and has passed [`Kind::validate`].
 pub trait Kind {

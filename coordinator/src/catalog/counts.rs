@@ -33,6 +33,7 @@ impl PhaseCounts {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     phases: PhaseCounts,
+    saturated: u64,
     states: BTreeMap<&'static str, u64>,
     workers: HashMap<WorkerId, PhaseCounts>,
 }
@@ -42,6 +43,12 @@ impl Counts {
     #[must_use]
     pub const fn phases(&self) -> &PhaseCounts {
         &self.phases
+    }
+
+    /// Those with an instance that has all the connections it may have.
+    #[must_use]
+    pub const fn saturated(&self) -> u64 {
+        self.saturated
     }
 
     /// By state of the hand-off machine.
@@ -59,6 +66,7 @@ impl Counts {
     pub(super) fn add(&mut self, entry: &CatalogEntry) {
         let phase = entry.phase();
         *self.phases.slot(phase) += 1;
+        self.saturated += u64::from(entry.is_saturated());
         *self.states.entry(entry.assignment.state).or_default() += 1;
         if let Some(worker) = &entry.assignment.worker {
             match self.workers.get_mut(worker) {
@@ -71,6 +79,7 @@ impl Counts {
     pub(super) fn take(&mut self, entry: &CatalogEntry) {
         let phase = entry.phase();
         *self.phases.slot(phase) -= 1;
+        self.saturated -= u64::from(entry.is_saturated());
         if let Some(count) = self.states.get_mut(entry.assignment.state) {
             *count -= 1;
             if *count == 0 {

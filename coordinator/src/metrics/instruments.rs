@@ -6,6 +6,7 @@
 //! | `rug.term` | `rug_term` | the leader |
 //! | `rug.appliances` by `state` | `rug_appliances` | the leader: by state of the hand-off |
 //! | `rug.appliances.phases` by `phase` | `rug_appliances_phases` | the leader: as their owners report |
+//! | `rug.appliances.saturated` | `rug_appliances_saturated` | the leader: with an instance that has all its connections |
 //! | `rug.appliances.suspect`, `.quarantined` | `rug_appliances_suspect`, `rug_appliances_quarantined` | the leader |
 //! | `rug.workers` by `health` | `rug_workers` | the leader |
 //! | `rug.unowned.appliances` | `rug_unowned_appliances` | the leader |
@@ -154,6 +155,9 @@ fn looks(meter: &Meter, view: &View) {
     one("rug.unowned.appliances", "{appliance}", "Appliances without an owner.", |c| c.cluster.unowned.appliances);
     one("rug.appliances.suspect", "{appliance}", "Appliances whose former owner died while it held them.", |c| {
         c.cluster.suspects
+    });
+    one("rug.appliances.saturated", "{appliance}", "Appliances with all the connections they may have.", |c| {
+        c.counts.saturated()
     });
     one("rug.appliances.quarantined", "{appliance}", "Appliances that nobody is granted any more.", |c| {
         c.cluster.quarantined

@@ -48,6 +48,7 @@ fn what_the_leader_knows_is_shown_under_the_names_alerts_are_made_of() {
         ("rug_term ", 4.0),
         ("rug_unowned_appliances ", 2.0),
         ("rug_appliances_suspect ", 5.0),
+        ("rug_appliances_saturated ", 0.0),
         ("rug_appliances_quarantined ", 1.0),
         ("rug_moves_in_flight ", 3.0),
         ("rug_moves_stalled ", 1.0),

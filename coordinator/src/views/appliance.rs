@@ -28,6 +28,12 @@ impl CatalogEntry {
         self.status.as_ref().map_or(Phase::Down, |(status, _)| status.phase)
     }
 
+    /// Whether one of its instances has all the connections it may have, as its owner reported last.
+    #[must_use]
+    pub fn is_saturated(&self) -> bool {
+        self.status.as_ref().is_some_and(|(status, _)| status.is_saturated())
+    }
+
     /// Where it stands in lists.
     #[must_use]
     pub fn key(&self) -> ApplianceKey {

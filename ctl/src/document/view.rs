@@ -124,6 +124,18 @@ struct Listener {
     members: Vec<Member>,
     #[serde(skip_serializing_if = "Option::is_none")]
     health_check: Option<HealthCheck>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<Limits>,
+}
+
+#[derive(Debug, Serialize)]
+struct Limits {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_connections: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idle_timeout: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    half_close_timeout: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -291,6 +303,11 @@ fn listener(listener: v1::Listener) -> Listener {
         port: listener.port,
         members: listener.members.into_iter().map(member).collect(),
         health_check: listener.health_check.map(health_check),
+        limits: listener.limits.map(|limits| Limits {
+            max_connections: some(limits.max_connections),
+            idle_timeout: limits.idle_timeout.as_ref().map(duration),
+            half_close_timeout: limits.half_close_timeout.as_ref().map(duration),
+        }),
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use common::appliance::{FieldViolation, MAX_REPLICAS, MAX_SPEC, Name, Spec, Violations};
-use common::kind::{self, Custom, HealthCheck, KindSpec, Listener, LoadBalancer, Member, Probe};
+use common::kind::{self, Custom, HealthCheck, KindSpec, Limits, Listener, LoadBalancer, Member, Probe};
 use common::network_port::{MAX_NETWORK_PORTS, NetworkPort};
 use prost::Message;
 
@@ -152,7 +152,29 @@ fn read_listener(i: usize, wire: wire::Listener, at: &str, found: &mut Violation
         port: found.take(&format!("{at}[{i}].port"), port_from_wire(wire.port)).unwrap_or(1),
         members,
         health_check: read_health_check(wire.health_check, &format!("{at}[{i}].health_check"), found),
+        limits: read_limits(wire.limits, &format!("{at}[{i}].limits"), found),
     }
+}
+
+fn read_limits(wire: Option<wire::ConnectionLimits>, at: &str, found: &mut Violations) -> Limits {
+    let default = Limits::default();
+    let Some(wire) = wire else { return default };
+    let mut time = |field: &str, value: Option<prost_types::Duration>, default| {
+        value.map_or(default, |d| duration(&d, &format!("{at}.{field}"), found).unwrap_or(default))
+    };
+    Limits {
+        max_connections: (wire.max_connections > 0).then_some(wire.max_connections),
+        idle_timeout: time("idle_timeout", wire.idle_timeout, default.idle_timeout),
+        half_close_timeout: time("half_close_timeout", wire.half_close_timeout, default.half_close_timeout),
+    }
+}
+
+fn limits_to_wire(limits: &Limits) -> Option<wire::ConnectionLimits> {
+    (*limits != Limits::default()).then(|| wire::ConnectionLimits {
+        max_connections: limits.max_connections.unwrap_or(0),
+        idle_timeout: Some(duration_to_wire(limits.idle_timeout)),
+        half_close_timeout: Some(duration_to_wire(limits.half_close_timeout)),
+    })
 }
 
 fn read_health_check(wire: Option<wire::HealthCheck>, at: &str, found: &mut Violations) -> HealthCheck {
@@ -238,6 +260,7 @@ fn listener_to_wire(listener: &Listener) -> wire::Listener {
             fall: check.fall,
             rise: check.rise,
         }),
+        limits: limits_to_wire(&listener.limits),
     }
 }
 

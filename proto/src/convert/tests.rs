@@ -11,7 +11,7 @@ use std::time::Duration;
 use common::Profile;
 use common::appliance::{FieldViolation, Name, Spec};
 use common::driver::{DriverCapabilities, DriverName, DriverOffers};
-use common::kind::{Custom, HealthCheck, KindName, KindSpec, Listener, LoadBalancer, Member, Probe};
+use common::kind::{Custom, HealthCheck, KindName, KindSpec, Limits, Listener, LoadBalancer, Member, Probe};
 use common::network_port::{NetworkPort, PortAddress};
 use common::ring::MAX_WEIGHT;
 use common::session::{
@@ -45,13 +45,20 @@ fn kind() -> impl Strategy<Value = KindSpec> {
     let members = prop::collection::btree_set(member(), 0..4).prop_map(|m| m.into_iter().collect::<Vec<_>>());
     let check = (duration(50..=300_000), duration(50..=300_000), 1..=100u32, 1..=100u32)
         .prop_map(|(interval, timeout, fall, rise)| HealthCheck { interval, timeout, fall, rise });
-    let listeners = prop::collection::vec((members, check), 1..4).prop_map(|all| {
-        let listener = |(i, (members, health_check))| Listener {
+    let times = (duration(1_000..=86_400_000), duration(1_000..=86_400_000));
+    let limits =
+        (prop::option::of(1..=100_000u32), times).prop_map(|(max_connections, (idle_timeout, half_close_timeout))| {
+            Limits { max_connections, idle_timeout, half_close_timeout }
+        });
+    let limits = prop_oneof![Just(Limits::default()), limits];
+    let listeners = prop::collection::vec((members, check, limits), 1..4).prop_map(|all| {
+        let listener = |(i, (members, health_check, limits))| Listener {
             name: format!("l{i}"),
             address: IpAddr::from([127, 0, 0, 1]),
             port: 8000 + 100 * u16::try_from(i).expect("few listeners"),
             members,
             health_check,
+            limits,
         };
         KindSpec::Loadbalancer(LoadBalancer { listeners: all.into_iter().enumerate().map(listener).collect() })
     });

@@ -43,7 +43,7 @@ mod tests {
     use common::Edition;
     use common::appliance::{Name, Spec};
     use common::driver::DriverName;
-    use common::kind::{Custom, HealthCheck, KindSpec, Listener, LoadBalancer, Probe};
+    use common::kind::{Custom, HealthCheck, KindSpec, Limits, Listener, LoadBalancer, Probe};
     use common::network_port::NetworkPort;
 
     use super::*;
@@ -68,6 +68,7 @@ mod tests {
             port: 8080,
             members: vec![],
             health_check: HealthCheck::default(),
+            limits: Limits::default(),
         };
         KindSpec::Loadbalancer(LoadBalancer { listeners: vec![listener] })
     }

@@ -475,7 +475,7 @@ impl Lifecycle {
                 ordinal: *ordinal,
                 name: Instance::name(self.appliance, *ordinal, *attempt),
                 alive: slot.answered(),
-                details: details.clone(),
+                details: details.with(&slot.conditions),
                 started_at_unix_ms: *started_at_unix_ms,
                 address: addresses.service,
                 configured: slot.configured,

@@ -1,6 +1,8 @@
 //! The REST contract, as both sides write it: the appliance serves it, [`crate::kinds::rest`] calls it.
 
-pub use common::kind::loadbalancer::contract::{Check, Config, Listener, Member};
+use std::collections::BTreeMap;
+
+pub use common::kind::loadbalancer::contract::{Check, Config, DEFAULT_MAX_CONNECTIONS, Limits, Listener, Member};
 use common::{Term, Token};
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +24,21 @@ pub mod path {
     /// `POST`: [`super::Labels`].
     pub const LABELS: &str = "/v1/firewall/labels";
 }
+
+/// Answer to [`path::STATUS`]. Appliances of the version before say less, and others may say more.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// `ok`.
+    #[serde(default)]
+    pub status: String,
+    /// What people should know of an instance that is well otherwise, each a short text under a name, such as [`SATURATED`]. Only
+    /// callers with the secret are told.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub conditions: BTreeMap<String, String>,
+}
+
+/// Name of the condition of a load balancer that has listeners with all the connections they may have.
+pub use common::status::SATURATED_DETAIL as SATURATED;
 
 /// Answer to [`path::INTERFACES`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,12 +84,22 @@ pub struct Label {
     pub bytes_in: u64,
     /// Bytes to clients.
     pub bytes_out: u64,
+    /// Of a listener, the connections it may have; 0 in answers of the version before.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub max_connections: u64,
+    /// Of a listener, how often it came to have them all.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub saturated: u64,
     /// Of a member, whether it passes its health check.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub healthy: Option<bool>,
     /// Of a listener, its members.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<Label>,
+}
+
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Body of every answer that is not a success.

@@ -16,10 +16,13 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::api::{Config, Labels, Listener};
-use super::listener::{Front, serve};
+use super::listener::{Front, Shared, serve};
+use super::slots::shares;
 
 /// Most listeners of a configuration, and most members of a listener.
 const MOST_ENTRIES: usize = 256;
+/// How long it takes at most until connections that are cut off are closed.
+const CUT_TIME: Duration = Duration::from_secs(1);
 
 /// A configuration that cannot take effect; the former one stays in force.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,8 +37,7 @@ pub struct Invalid {
 /// The load balancer.
 #[derive(Debug)]
 pub struct Balancer {
-    /// One per connection that may be forwarded at a time.
-    slots: Arc<Semaphore>,
+    shared: Shared,
     most: u32,
     active: Mutex<Active>,
 }
@@ -59,7 +61,8 @@ impl Balancer {
     #[must_use]
     pub fn new(max_connections: usize) -> Self {
         let most = u32::try_from(max_connections.clamp(1, Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
-        Self { slots: Arc::new(Semaphore::new(most as usize)), most, active: Mutex::default() }
+        let shared = Shared { slots: Arc::new(Semaphore::new(most as usize)), cut: CancellationToken::new() };
+        Self { shared, most, active: Mutex::default() }
     }
 
     /// Puts a configuration in force. Must be driven to its end: a caller that may be cancelled spawns it.
@@ -68,6 +71,7 @@ impl Balancer {
     /// [`Invalid`] names the field; nothing has changed then.
     pub async fn apply(&self, config: Config) -> Result<(), Invalid> {
         validate(&config)?;
+        let shares = shares(&config, self.most)?;
         let mut active = self.active.lock().await;
         if config == active.config {
             return Ok(());
@@ -80,12 +84,12 @@ impl Balancer {
                 running.stop().await;
             }
         }
-        for (listener, socket) in config.listeners.iter().zip(bound) {
+        for ((listener, most), socket) in config.listeners.iter().zip(shares).zip(bound) {
             match (socket, active.fronts.get(&address(listener))) {
-                (None, Some(running)) => running.front.update(listener),
+                (None, Some(running)) => running.front.update(listener, most),
                 (None, None) => {}
                 (Some(socket), _) => {
-                    let front = Arc::new(Front::new(listener));
+                    let front = Arc::new(Front::new(listener, most));
                     active.fronts.insert(address(listener), self.start(front, address(listener), socket));
                 }
             }
@@ -106,21 +110,34 @@ impl Balancer {
         Labels { labels: fronts.map(|running| running.front.label()).collect() }
     }
 
+    /// What to say of listeners that have, or had a moment ago, all the connections they may have.
+    pub async fn saturation(&self) -> Option<String> {
+        let active = self.active.lock().await;
+        let full: Vec<_> = active.fronts.values().filter_map(|running| running.front.saturation()).collect();
+        (!full.is_empty()).then(|| full.join(", "))
+    }
+
     /// Connections that are forwarded now.
     #[must_use]
     pub fn open(&self) -> usize {
-        (self.most as usize).saturating_sub(self.slots.available_permits())
+        (self.most as usize).saturating_sub(self.shared.slots.available_permits())
     }
 
-    /// Stops listening and waits until the last connection has ended, at most for `grace`. Returns how many are left.
+    /// Stops listening and waits until the last connection has ended, at most for `grace`. Those that are left then are reset, so
+    /// that their clients see that they were broken off. Returns how many those were.
     pub async fn drain(&self, grace: Duration) -> usize {
         let fronts = std::mem::take(&mut self.active.lock().await.fronts);
         for running in fronts.into_values() {
             running.stop().await;
         }
         // All slots free means that no connection is left.
-        let _ = timeout(grace, self.slots.acquire_many(self.most)).await;
-        self.open()
+        if timeout(grace, self.shared.slots.acquire_many(self.most)).await.is_ok() {
+            return 0;
+        }
+        let left = self.open();
+        self.shared.cut.cancel();
+        let _ = timeout(CUT_TIME, self.shared.slots.acquire_many(self.most)).await;
+        left
     }
 
     /// Binds the sockets a configuration needs beyond those there are: for each of its listeners `None` where there is
@@ -172,7 +189,7 @@ impl Balancer {
 
     fn start(&self, front: Arc<Front>, address: SocketAddr, socket: TcpListener) -> RunningListener {
         let stop = CancellationToken::new();
-        let task = tokio::spawn(serve(Arc::clone(&front), address, socket, Arc::clone(&self.slots), stop.clone()));
+        let task = tokio::spawn(serve(Arc::clone(&front), address, socket, self.shared.clone(), stop.clone()));
         RunningListener { front, stop, task }
     }
 }
@@ -227,6 +244,14 @@ fn validate(config: &Config) -> Result<(), Invalid> {
         let allowed = 1..=3_600_000;
         if !allowed.contains(&check.interval_ms) || !allowed.contains(&check.timeout_ms) {
             return invalid(format!("{at}.health_check"), "interval_ms and timeout_ms must be 1 to 3600000");
+        }
+        let limits = listener.limits;
+        if limits.max_connections == Some(0) {
+            return invalid(format!("{at}.limits.max_connections"), "must be 1 or more");
+        }
+        let allowed = 1..=7 * 24 * 3_600_000;
+        if !allowed.contains(&limits.idle_timeout_ms) || !allowed.contains(&limits.half_close_timeout_ms) {
+            return invalid(format!("{at}.limits"), "idle_timeout_ms and half_close_timeout_ms must be 1 to 604800000");
         }
         if check.fall == 0 || check.rise == 0 {
             return invalid(format!("{at}.health_check"), "fall and rise must be 1 or more");

@@ -1,4 +1,5 @@
-//! Health checks: one task per member and listener opens a connection every interval and closes it again.
+//! Health checks: one task per member and listener opens a connection every interval and closes it again. A member that resets
+//! it at once has failed: so do proxies whose server is gone.
 //!
 //! A member counts as healthy until checks say otherwise, so that a listener serves from its first moment; a connection
 //! to a member that turns out to be dead goes to the next one.
@@ -6,13 +7,23 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::api::Check;
 use super::counters::TrafficCounters;
+use super::relay::broken;
+
+/// Checks under way at a time, of all listeners: each takes a socket. The others wait, which makes them late.
+pub(super) const MOST_CHECKS: usize = 128;
+/// How long a check waits for a reset after it could connect.
+const RESET_WAIT: Duration = Duration::from_millis(20);
+
+static CHECKS: Semaphore = Semaphore::const_new(MOST_CHECKS);
 
 /// A member as one listener sees it.
 #[derive(Debug)]
@@ -59,11 +70,20 @@ async fn watch(backend: Arc<Backend>, check: Check) {
     let mut streak = Streak { healthy: backend.is_healthy(), against: 0 };
     loop {
         ticks.tick().await;
-        let passed = matches!(timeout(check.timeout(), TcpStream::connect(backend.address)).await, Ok(Ok(_)));
+        let passed = passes(backend.address, check.timeout()).await;
         if streak.note(passed, check) {
             backend.healthy.store(streak.healthy, Ordering::Relaxed);
             tracing::info!(member = %backend.address, healthy = streak.healthy, "health of a member changed");
         }
+    }
+}
+
+async fn passes(address: SocketAddr, limit: Duration) -> bool {
+    // Never closed, so that there is always a permit in the end.
+    let _permit = CHECKS.acquire().await;
+    match timeout(limit, TcpStream::connect(address)).await {
+        Ok(Ok(stream)) => timeout(RESET_WAIT, broken(&stream)).await.is_err(),
+        Ok(Err(_)) | Err(_) => false,
     }
 }
 

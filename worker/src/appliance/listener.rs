@@ -2,26 +2,26 @@
 //!
 //! The socket and the task that accepts live as long as address and port stay configured; members are a [`Pool`] that
 //! is replaced as a whole. A connection takes the pool that is in force when it arrives and is not touched by later
-//! ones. Connections are tasks of their own and go on when their listener is gone; each holds a slot of the
-//! appliance-wide limit, by which a drain knows when the last has ended.
+//! ones. Connections are tasks of their own and go on when their listener is gone; each holds a slot of its listener, of which
+//! no other listener has any, and one of the appliance, by which a drain knows when the last has ended.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::io::copy_bidirectional;
+use runtime::log_limited;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::api::{self, Check, Label};
-use super::counters::{CountedStream, Traffic, TrafficCounters};
+use super::api::{self, Check, Label, Limits};
+use super::counters::TrafficCounters;
 use super::health::{Backend, Checker};
+use super::relay::{RelayEnd, relay, reset};
+use super::slots::Slots;
 
-/// A connection without a byte for this long is closed: its peers are most likely gone without a word.
-const IDLE: Duration = Duration::from_secs(3600);
 /// Pause after a failed accept, which mostly means that the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -30,6 +30,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub(super) struct Front {
     pool: RwLock<Arc<Pool>>,
     counters: Arc<TrafficCounters>,
+    slots: Arc<Slots>,
     /// Whose turn it is; wraps around.
     next: AtomicUsize,
 }
@@ -39,17 +40,20 @@ pub(super) struct Front {
 struct Pool {
     name: String,
     check: Check,
+    limits: Limits,
     members: Vec<(Arc<Backend>, Arc<Checker>)>,
 }
 
 impl Front {
-    pub(super) fn new(listener: &api::Listener) -> Self {
+    /// A listener that may have so many connections.
+    pub(super) fn new(listener: &api::Listener, most: u32) -> Self {
         let pool = RwLock::new(Arc::new(Pool::new(listener, None)));
-        Self { pool, counters: Arc::default(), next: AtomicUsize::new(0) }
+        Self { pool, counters: Arc::default(), slots: Arc::new(Slots::new(most)), next: AtomicUsize::new(0) }
     }
 
-    /// Puts another set of members in force for new connections. Members that stay keep health and counters.
-    pub(super) fn update(&self, listener: &api::Listener) {
+    /// Puts another set of members, and other limits, in force for new connections. Members that stay keep health and counters.
+    pub(super) fn update(&self, listener: &api::Listener, most: u32) {
+        self.slots.resize(most);
         let pool = Arc::new(Pool::new(listener, Some(&self.pool())));
         *self.pool.write().unwrap_or_else(PoisonError::into_inner) = pool;
     }
@@ -61,7 +65,19 @@ impl Front {
             healthy: Some(backend.is_healthy()),
             ..backend.counters.label(backend.address.to_string())
         });
-        Label { members: members.collect(), ..self.counters.label(pool.name.clone()) }
+        Label {
+            members: members.collect(),
+            max_connections: self.slots.most() as u64,
+            saturated: self.slots.filled(),
+            ..self.counters.label(pool.name.clone())
+        }
+    }
+
+    /// What to say of it while it has, or had a moment ago, all the connections it may have.
+    pub(super) fn saturation(&self) -> Option<String> {
+        self.slots
+            .is_saturated()
+            .then(|| format!("listener {} has had all of its {} connections", self.pool().name, self.slots.most()))
     }
 
     fn pool(&self) -> Arc<Pool> {
@@ -69,8 +85,7 @@ impl Front {
     }
 
     /// Opens a connection to the next healthy member that takes it.
-    async fn connect(&self) -> Option<(TcpStream, Arc<Backend>)> {
-        let pool = self.pool();
+    async fn connect(&self, pool: &Pool) -> Option<(TcpStream, Arc<Backend>)> {
         let healthy: Vec<_> = pool.members.iter().map(|(backend, _)| backend).filter(|b| b.is_healthy()).collect();
         let first = if healthy.is_empty() { 0 } else { self.next.fetch_add(1, Ordering::Relaxed) % healthy.len() };
         for backend in healthy.iter().cycle().skip(first).take(healthy.len()) {
@@ -82,30 +97,31 @@ impl Front {
         None
     }
 
-    async fn forward(&self, client: TcpStream) {
+    /// Forwards one connection to its end. Whatever is no clean end of both sides is a reset for both.
+    async fn forward(&self, mut client: TcpStream, cut: CancellationToken) {
         let _open = self.counters.open();
-        let Some((server, backend)) = self.connect().await else {
+        let pool = self.pool();
+        let connected = tokio::select! {
+            connected = self.connect(&pool) => connected,
+            () = cut.cancelled() => None,
+        };
+        let Some((mut server, backend)) = connected else {
             self.counters.fail();
-            return;
+            return reset(&client);
         };
         let _open_to_member = backend.counters.open();
         // Small packets matter more than few of them; a socket that cannot be set so works as well.
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
-        let traffic = Arc::new(Traffic {
-            listener: Arc::clone(&self.counters),
-            member: Arc::clone(&backend.counters),
-            total: AtomicU64::new(0),
-        });
-        let mut client = CountedStream::new(client, Arc::clone(&traffic), true);
-        let mut server = CountedStream::new(server, Arc::clone(&traffic), false);
-        let copy = copy_bidirectional(&mut client, &mut server);
-        tokio::pin!(copy);
-        loop {
-            let before = traffic.total.load(Ordering::Relaxed);
-            tokio::select! {
-                // How it ended is the peers' business: both sides are closed either way.
-                _ = &mut copy => return,
-                () = sleep(IDLE) => if traffic.total.load(Ordering::Relaxed) == before { return },
+        let count = |from_client, bytes| {
+            self.counters.add(from_client, bytes);
+            backend.counters.add(from_client, bytes);
+        };
+        match relay(&mut client, &mut server, &pool.limits, &cut, count).await {
+            RelayEnd::Finished => {}
+            end @ (RelayEnd::Reset | RelayEnd::Quiet | RelayEnd::Cut) => {
+                tracing::debug!(listener = pool.name, ?end, "a connection is reset");
+                reset(&client);
+                reset(&server);
             }
         }
     }
@@ -122,7 +138,7 @@ impl Pool {
                 None => watched(Arc::new(Backend::new(address)), check),
             }
         });
-        Self { name: listener.name.clone(), check, members: members.collect() }
+        Self { name: listener.name.clone(), check, limits: listener.limits, members: members.collect() }
     }
 }
 
@@ -131,31 +147,41 @@ fn watched(backend: Arc<Backend>, check: Check) -> (Arc<Backend>, Arc<Checker>) 
     (backend, checker)
 }
 
+/// What the connections of all listeners share.
+#[derive(Clone, Debug)]
+pub(super) struct Shared {
+    /// One per connection that may be forwarded at a time.
+    pub(super) slots: Arc<Semaphore>,
+    /// Ends every connection.
+    pub(super) cut: CancellationToken,
+}
+
 /// Accepts until stopped; the socket is closed when it returns.
 pub(super) async fn serve(
     front: Arc<Front>,
     address: SocketAddr,
     socket: TcpListener,
-    slots: Arc<Semaphore>,
+    shared: Shared,
     stop: CancellationToken,
 ) {
     loop {
         let accepted = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            accepted = accept(&socket, &slots) => accepted,
+            accepted = accept(&front, &socket, &shared.slots) => accepted,
         };
         match accepted {
             Ok((client, slot)) => {
-                let front = Arc::clone(&front);
-                // Counted by its slot, of which there is a fixed number.
+                let (front, cut) = (Arc::clone(&front), shared.cut.clone());
+                let of_listener = front.slots.take();
+                // Counted by its slots, of which there is a fixed number.
                 tokio::spawn(async move {
-                    front.forward(client).await;
-                    drop(slot);
+                    front.forward(client, cut).await;
+                    drop((of_listener, slot));
                 });
             }
             Err(error) => {
-                tracing::warn!(%address, %error, "cannot accept a connection");
+                log_limited!(warn, %address, %error, "cannot accept a connection");
                 tokio::select! {
                     () = stop.cancelled() => return,
                     () = sleep(ACCEPT_PAUSE) => {}
@@ -165,9 +191,14 @@ pub(super) async fn serve(
     }
 }
 
-/// Takes the next connection once there is a slot for it. While there is none, one connection per listener waits here
-/// and the others in the kernel's backlog.
-async fn accept(socket: &TcpListener, slots: &Arc<Semaphore>) -> std::io::Result<(TcpStream, OwnedSemaphorePermit)> {
+/// Takes the next connection once its listener has a slot for it; the others wait in the kernel's backlog. Where connections
+/// of listeners that are gone have left too few slots of the appliance, one per listener waits here.
+async fn accept(
+    front: &Front,
+    socket: &TcpListener,
+    slots: &Arc<Semaphore>,
+) -> std::io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    front.slots.free().await;
     let (client, _) = socket.accept().await?;
     let slot = Arc::clone(slots).acquire_owned().await.map_err(std::io::Error::other)?;
     Ok((client, slot))

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use runtime::file::write_atomic;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use worker_core::instance::ManagementSecret;
@@ -24,8 +25,10 @@ mod counters;
 mod health;
 mod interfaces;
 mod listener;
+mod relay;
 mod rest;
 mod server;
+mod slots;
 
 /// File in the state directory that holds the management address once it is served.
 pub const MANAGEMENT_FILE: &str = "management";
@@ -43,11 +46,24 @@ pub struct Config {
     pub secret_file: Option<PathBuf>,
     /// Serve it without a secret, or beyond loopback, where the secret can be read on its way.
     pub insecure: bool,
-    /// Connections forwarded at a time, over all listeners. More wait to be accepted. Each takes two sockets and some
-    /// 20 KiB.
+    /// Connections forwarded at a time, over all listeners; fewer where the process may not have that many files open. Each takes
+    /// two sockets and some 20 KiB.
     pub max_connections: usize,
     /// How long connections may go on after SIGTERM.
     pub drain_grace: Duration,
+}
+
+/// How many connections the limit of open files allows, with all that is allowed asked for: two sockets each, beside those of
+/// listeners, health checks and the management server.
+fn allowed_connections() -> usize {
+    const OTHERS: u64 = 64 + 256 + server::MOST_CONNECTIONS as u64 + health::MOST_CHECKS as u64;
+    let limit = getrlimit(Resource::Nofile);
+    // What cannot be raised stays as it is.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    match getrlimit(Resource::Nofile).current {
+        Some(files) => usize::try_from(files.saturating_sub(OTHERS) / 2).unwrap_or(usize::MAX).max(1),
+        None => usize::MAX,
+    }
 }
 
 /// Reads the secret; what is in the file is not quoted.
@@ -79,9 +95,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("cannot listen on {}", config.management))?;
     let address = management.local_addr().context("the management address is gone")?;
-    let balancer = Arc::new(Balancer::new(config.max_connections));
+    let most = config.max_connections.min(allowed_connections());
+    tracing::info!(connections = most, "connections it can have");
+    let balancer = Arc::new(Balancer::new(most));
     let closed = secret.is_some();
-    let router = rest::router(rest::RestState::open(&config.state_dir, config.name, Arc::clone(&balancer))?, secret);
+    let state = rest::RestState::open(&config.state_dir, config.name, closed, Arc::clone(&balancer))?;
+    let router = rest::router(state, secret);
     let file = config.state_dir.join(MANAGEMENT_FILE);
     write_atomic(&file, format!("{address}\n").as_bytes())
         .with_context(|| format!("cannot write {}", file.display()))?;

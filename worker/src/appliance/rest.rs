@@ -22,7 +22,8 @@ use tokio::sync::Mutex;
 use worker_core::instance::ManagementSecret;
 
 use super::api::{
-    Config, INSTANCE_HEADER, Interfaces, Labels, Problem, TOKEN_HEADER, path, token_from_header, token_to_header,
+    Config, INSTANCE_HEADER, Interfaces, Labels, Problem, SATURATED, Status, TOKEN_HEADER, path, token_from_header,
+    token_to_header,
 };
 use super::balancer::Balancer;
 use super::interfaces;
@@ -36,6 +37,8 @@ const MOST: usize = 1024 * 1024;
 pub(super) struct RestState {
     /// Which instance this is, if it was told.
     name: Option<String>,
+    /// Only callers with the secret are told more than that it is alive.
+    closed: bool,
     balancer: Arc<Balancer>,
     token_file: PathBuf,
     /// Locked over a whole change, so that changes take effect in the order in which their tokens were accepted.
@@ -52,7 +55,12 @@ struct Owner {
 
 impl RestState {
     /// Reads the newest token seen in a former life of this instance, if any.
-    pub(super) fn open(state_dir: &Path, name: Option<String>, balancer: Arc<Balancer>) -> anyhow::Result<Arc<Self>> {
+    pub(super) fn open(
+        state_dir: &Path,
+        name: Option<String>,
+        closed: bool,
+        balancer: Arc<Balancer>,
+    ) -> anyhow::Result<Arc<Self>> {
         let token_file = state_dir.join("token");
         let token = match std::fs::read_to_string(&token_file) {
             Ok(text) => token_from_header(text.trim())
@@ -61,7 +69,7 @@ impl RestState {
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", token_file.display())),
         };
         let owner = Mutex::new(Owner { token, generation: Generation::default() });
-        Ok(Arc::new(Self { name, balancer, token_file, owner }))
+        Ok(Arc::new(Self { name, closed, balancer, token_file, owner }))
     }
 
     async fn change(&self, token: Token, config: Config) -> Result<(), ErrorResponse> {
@@ -174,9 +182,14 @@ async fn admit(secret: Option<&ManagementSecret>, caller: &Caller, request: Requ
     in_time(next.run(request)).await.unwrap_or_else(late)
 }
 
-/// Answers that it is alive.
-async fn read_status() -> Json<serde_json::Value> {
-    Json(serde_json::json!({ "status": "ok" }))
+/// Answers that it is alive, and to callers with the secret what they should know besides.
+async fn read_status(Extract(state): Extract<Arc<RestState>>, caller: Extension<Caller>) -> Json<Status> {
+    let mut answer = Status { status: "ok".to_owned(), ..Status::default() };
+    if caller.is_known() || !state.closed {
+        answer.conditions =
+            state.balancer.saturation().await.map(|text| (SATURATED.to_owned(), text)).into_iter().collect();
+    }
+    Json(answer)
 }
 
 async fn read_interfaces() -> Result<Json<Interfaces>, ErrorResponse> {

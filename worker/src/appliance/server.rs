@@ -23,7 +23,7 @@ use tower::ServiceExt as _;
 use worker_core::instance::ManagementSecret;
 
 /// Connections at a time. A worker uses one; the rest is for people who look.
-const MOST_CONNECTIONS: usize = 64;
+pub(super) const MOST_CONNECTIONS: usize = 64;
 /// How long a connection may last without having shown the secret. Probes without one need milliseconds.
 const STRANGER_TIME: Duration = Duration::from_secs(10);
 /// How long a connection may wait for its next request to be complete up to its body. Longer than the 90 s after which a
@@ -57,7 +57,8 @@ impl Caller {
         same
     }
 
-    fn is_known(&self) -> bool {
+    /// Whether it has shown the secret.
+    pub(super) fn is_known(&self) -> bool {
         self.0.known.load(Ordering::Relaxed)
     }
 }

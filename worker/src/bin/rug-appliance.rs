@@ -27,8 +27,8 @@ struct Flags {
     /// Serve it without a secret, to anybody who reaches it, or beyond loopback, where the secret can be read on its way.
     #[arg(long)]
     insecure: bool,
-    /// Connections forwarded at a time.
-    #[arg(long, default_value_t = 4096)]
+    /// Connections forwarded at a time, over all listeners; fewer where it may not have that many files open.
+    #[arg(long, default_value_t = 32_768)]
     max_connections: usize,
     /// Seconds connections may go on after SIGTERM.
     #[arg(long, default_value_t = 8)]

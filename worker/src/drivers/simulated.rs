@@ -428,7 +428,7 @@ impl Protocol for Simulated {
     /// Fails at the failure rate only: simulated instances do not die by themselves, they end by `destroy`.
     async fn probe(&self, _: &Instance, _: &Desired) -> Result<ProbeAnswer, Error> {
         self.take(self.config.probe_latency, "probe").await?;
-        Ok(ProbeAnswer::Answered)
+        Ok(ProbeAnswer::Answered(common::status::Details::default()))
     }
 }
 

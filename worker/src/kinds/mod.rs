@@ -6,6 +6,7 @@
 
 use async_trait::async_trait;
 use common::kind::{Configuration, ProbeSpec};
+use common::status::Details;
 use tokio::net::TcpStream;
 use worker_core::desired::Desired;
 use worker_core::instance::Instance;
@@ -28,10 +29,10 @@ pub trait Protocol: Send + Sync + 'static {
 }
 
 /// What a probe that found nothing wrong came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProbeAnswer {
-    /// The instance answered.
-    Answered,
+    /// The instance answered, and said this about itself.
+    Answered(Details),
     /// The instance is not asked: it is well if its driver finds it.
     LeftToDriver,
 }
@@ -75,10 +76,10 @@ impl Protocol for Standard {
         match desired.spec.kind.probe() {
             ProbeSpec::Tcp => probe_tcp(instance).await?,
             ProbeSpec::Http { path } => self.probe_http(instance, &path).await?,
-            ProbeSpec::Rest => rest::probe(&self.client, instance).await?,
+            ProbeSpec::Rest => return Ok(ProbeAnswer::Answered(rest::probe(&self.client, instance).await?)),
             ProbeSpec::Process => return Ok(ProbeAnswer::LeftToDriver),
         }
-        Ok(ProbeAnswer::Answered)
+        Ok(ProbeAnswer::Answered(Details::default()))
     }
 }
 

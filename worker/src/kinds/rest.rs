@@ -3,14 +3,20 @@
 
 use std::net::SocketAddr;
 
-use common::Token;
+use common::appliance::MAX_TEXT;
+use common::status::{Details, MAX_DETAIL_TEXT};
+use common::text::{clip, escaped};
+use common::{PLAUSIBLE_TERMS, Token};
 use serde::Deserialize;
 use worker_core::instance::Instance;
 
 use super::http::{HttpAnswer, HttpClient};
-use crate::appliance::api::{INSTANCE_HEADER, Problem, TOKEN_HEADER, path, token_from_header, token_to_header};
+use crate::appliance::api::{INSTANCE_HEADER, Problem, Status, TOKEN_HEADER, path, token_from_header, token_to_header};
 use crate::error::Error;
 use crate::gate::Permit;
+
+/// Longest status that is looked at, in bytes.
+const MOST_OF_STATUS: usize = 64 * 1024;
 
 /// Puts a configuration in place.
 pub(super) async fn configure(
@@ -27,21 +33,35 @@ pub(super) async fn configure(
     let answer = client.put(address, path::CONFIG, instance.secret.as_ref(), headers, body).await?;
     match answer.status.as_u16() {
         200..300 => Ok(()),
-        409 => Err(Error::Superseded(in_force(&answer.body, permit.token()))),
+        409 => Err(superseded(&answer.body, permit.token())),
         401 | 403 => Err(Error::Failed("the instance does not accept its secret".into())),
         status @ (400 | 422) => Err(Error::Refused(explain(status, &answer))),
         status => Err(Error::Failed(explain(status, &answer))),
     }
 }
 
-/// Whether the instance says that it is well.
-pub(super) async fn probe(client: &HttpClient, instance: &Instance) -> Result<(), Error> {
+/// Whether the instance says that it is well. Answers what else it says about itself.
+pub(super) async fn probe(client: &HttpClient, instance: &Instance) -> Result<Details, Error> {
     let address = management(instance)?;
     let answer = client.get(address, path::STATUS, instance.secret.as_ref()).await;
-    match answer.map_err(|error| Error::Failed(format!("{} at {address}: {error}", path::STATUS)))?.status.as_u16() {
-        200 => Ok(()),
+    let answer = answer.map_err(|error| Error::Failed(format!("{} at {address}: {error}", path::STATUS)))?;
+    match answer.status.as_u16() {
+        200 => Ok(conditions(&answer.body)),
         status => Err(Error::Failed(format!("{} at {address} answered {status}", path::STATUS))),
     }
+}
+
+/// What a status says beside that the instance is well: nothing in other forms and too long ones, since the contract promises only
+/// that 200 means alive.
+fn conditions(body: &[u8]) -> Details {
+    let said = (body.len() <= MOST_OF_STATUS).then(|| serde_json::from_slice::<Status>(body).ok()).flatten();
+    let said = said.map(|status| status.conditions).unwrap_or_default();
+    said.into_iter().map(|(name, text)| (plain(&name), plain(&text))).collect()
+}
+
+/// A text of an appliance, as it may be shown and stored.
+fn plain(text: &str) -> String {
+    escaped(clip(text, MAX_DETAIL_TEXT)).into_owned()
 }
 
 fn management(instance: &Instance) -> Result<SocketAddr, Error> {
@@ -56,11 +76,24 @@ fn problem(answer: &HttpAnswer) -> Option<Problem> {
 }
 
 fn explain(status: u16, answer: &HttpAnswer) -> String {
+    let shown = |text: &str| escaped(clip(text, MAX_TEXT)).into_owned();
     match problem(answer) {
-        Some(Problem { error, field: Some(field), .. }) => format!("{field}: {error}"),
-        Some(Problem { error, .. }) => error,
+        Some(Problem { error, field: Some(field), .. }) => shown(&format!("{field}: {error}")),
+        Some(Problem { error, .. }) => shown(&error),
         None => format!("{} answered {status}", path::CONFIG),
     }
+}
+
+/// What a refusal for a newer token means. A token that no cluster can have reached, or one that does not tell of a newer owner at
+/// all, is a problem of the appliance: passed on as a newer term it would be followed.
+fn superseded(body: &[u8], ours: Token) -> Error {
+    let newer = in_force(body, ours);
+    if newer.term.get().saturating_sub(ours.term.get()) > PLAUSIBLE_TERMS || newer.sequence == u64::MAX {
+        return Error::Failed(format!(
+            "it claims that token {newer} is in force, which no owner can have had; ours is {ours}"
+        ));
+    }
+    Error::Superseded(newer)
 }
 
 /// The token that an appliance refused `ours` for, in any of the forms it may be written in. Of appliances that do not say
@@ -97,5 +130,36 @@ mod tests {
         for (body, newer) in cases {
             assert_eq!(in_force(body.as_bytes(), ours), newer, "{body}");
         }
+    }
+
+    #[test]
+    fn a_token_that_no_owner_can_have_had_is_a_problem_and_no_news() {
+        let ours = Token::new(Term::new(3), 7);
+        let most = u64::MAX;
+        for token in [format!("{most}/{most}"), format!("{}/1", 4 + PLAUSIBLE_TERMS), format!("3/{most}")] {
+            let error = superseded(format!(r#"{{"token": "{token}"}}"#).as_bytes(), ours);
+            assert!(matches!(&error, Error::Failed(text) if text.contains("no owner can have had")), "{error:?}");
+        }
+        let newer = Token::new(Term::new(9), 3);
+        assert!(matches!(superseded(br#"{"token": "9/3"}"#, ours), Error::Superseded(token) if token == newer));
+    }
+
+    #[test]
+    fn of_what_an_instance_says_about_itself_little_is_kept_and_nothing_cheats() {
+        let of = |body: &str| conditions(body.as_bytes());
+        for body in
+            ["", "ok", "[]", r#"{"status":"ok"}"#, r#"{"status":1,"conditions":{"a":"b"}}"#, r#"{"conditions":[]}"#]
+        {
+            assert_eq!(of(body), Details::default(), "{body}");
+        }
+        let said = of(r#"{"status":"ok","conditions":{"saturated":"a\u001b[2J"},"more":1}"#);
+        assert_eq!(said.get("saturated"), Some(r"a\u{1b}[2J"));
+        let many: Vec<_> = (0..1000).map(|n| format!(r#""{n}":"{}""#, "x".repeat(40))).collect();
+        assert_eq!(
+            of(&format!(r#"{{"conditions":{{{}}}}}"#, many.join(","))).iter().count(),
+            common::status::MAX_DETAILS
+        );
+        let long = format!(r#"{{"conditions":{{"a":"{}"}}}}"#, "x".repeat(MOST_OF_STATUS));
+        assert_eq!(of(&long), Details::default());
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use common::ApplianceId;
 use common::appliance::{MAX_TEXT, Name};
+use common::status::Details;
 use futures::FutureExt as _;
 use proto::convert::scalar::clip;
 use tracing::{Instrument as _, Span, field};
@@ -171,10 +172,10 @@ impl StepTask {
             return StepOutcome::Vanished("it does not run any more".to_owned());
         }
         let error = match within(config.probe_timeout, self.protocol.probe(instance, &self.desired)).await {
-            Some(Ok(ProbeAnswer::Answered)) => return StepOutcome::Answered,
+            Some(Ok(ProbeAnswer::Answered(conditions))) => return StepOutcome::Answered(conditions),
             Some(Ok(ProbeAnswer::LeftToDriver)) => {
                 return match self.runs(instance).await {
-                    Some(true) => StepOutcome::Answered,
+                    Some(true) => StepOutcome::Answered(Details::default()),
                     Some(false) => StepOutcome::Vanished("it does not run any more".to_owned()),
                     None => StepOutcome::Silent("its driver cannot tell whether it runs".to_owned()),
                 };

@@ -278,7 +278,7 @@ impl Protocol for Speaker {
         let n: u128 = desired.name.as_str().trim_start_matches("web").parse().unwrap_or(1);
         self.0.probes.lock().expect("no panic").push((self.0.start.elapsed(), id(n)));
         if self.0.foreign.load(Ordering::Relaxed) || self.0.find(id(n)).contains(instance) {
-            Ok(ProbeAnswer::Answered)
+            Ok(ProbeAnswer::Answered(common::status::Details::default()))
         } else {
             Err(Error::Failed("connection refused".into()))
         }

@@ -36,6 +36,50 @@ pub struct Listener {
     /// How members are checked.
     #[serde(default)]
     pub health_check: Check,
+    /// What its connections may take. Left out while nothing is asked for: appliances of the version before do not know it.
+    #[serde(default, skip_serializing_if = "Limits::is_default")]
+    pub limits: Limits,
+}
+
+/// Connections of a listener that does not say how many it may have, where its appliance can have that many.
+pub const DEFAULT_MAX_CONNECTIONS: u32 = 4096;
+
+/// What the connections of one listener may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Connections at a time; more wait in the kernel. `None` for [`DEFAULT_MAX_CONNECTIONS`], or for an equal share of what the
+    /// appliance can have where that is less.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
+    /// How long a connection may be without a byte, in milliseconds.
+    pub idle_timeout_ms: u64,
+    /// How long it may be so once one side has ended, in milliseconds.
+    pub half_close_timeout_ms: u64,
+}
+
+impl Limits {
+    /// How long a connection may be without a byte.
+    #[must_use]
+    pub const fn idle_timeout(&self) -> Duration {
+        Duration::from_millis(self.idle_timeout_ms)
+    }
+
+    /// How long it may be so once one side has ended.
+    #[must_use]
+    pub const fn half_close_timeout(&self) -> Duration {
+        Duration::from_millis(self.half_close_timeout_ms)
+    }
+
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_connections: None, idle_timeout_ms: 3_600_000, half_close_timeout_ms: 300_000 }
+    }
 }
 
 /// One server.

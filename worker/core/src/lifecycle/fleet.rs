@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use common::appliance::MAX_REPLICAS;
+use common::status::Details;
 use common::{ApplianceId, Generation, Timestamp};
 
 use crate::instance::Instance;
@@ -29,6 +30,8 @@ pub(super) enum InstanceLife {
 pub(super) struct InstanceSlot {
     pub(super) instance: Instance,
     pub(super) life: InstanceLife,
+    /// What it says about itself, as of its last answer.
+    pub(super) conditions: Details,
     /// Generation of the configuration it accepted from this owner.
     pub(super) configured: Option<Generation>,
     /// When it first accepted one.
@@ -64,6 +67,7 @@ impl InstanceSlot {
         Self {
             instance,
             life,
+            conditions: Details::default(),
             configured: None,
             serves_since: None,
             failed_probes: 0,

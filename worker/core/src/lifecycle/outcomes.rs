@@ -1,5 +1,6 @@
 //! What the outcomes of steps mean for what is known: instances that answer, hang, end, and boots that fail.
 
+use common::status::Details;
 use common::{Generation, Timestamp};
 
 use super::fleet::{InstanceLife, InstanceSlot, Plugging};
@@ -33,7 +34,7 @@ impl Lifecycle {
                 self.fleet.known = false;
                 self.failed_boot(ordinal, "starting it took too long", at);
             }
-            (L::Probe { ordinal }, O::Answered) => self.answered(ordinal, at),
+            (L::Probe { ordinal }, O::Answered(conditions)) => self.answered(ordinal, conditions, at),
             (L::Probe { ordinal }, O::Silent(text) | O::Failed(text) | O::Refused(text)) => {
                 self.silent(ordinal, &text, at);
             }
@@ -186,10 +187,11 @@ impl Lifecycle {
         self.count_end(&slot, format!("ports of instance {ordinal} could not be plugged {failed} times: {error}"), at);
     }
 
-    fn answered(&mut self, ordinal: u16, at: Occasion<'_>) {
+    fn answered(&mut self, ordinal: u16, conditions: Details, at: Occasion<'_>) {
         let next_probe = self.next_probe(ordinal, at.now, at.config);
         if let Some(slot) = self.fleet.slot_mut(ordinal) {
             slot.life = InstanceLife::Alive;
+            slot.conditions = conditions;
             slot.failed_probes = 0;
             slot.next_probe = next_probe;
         }

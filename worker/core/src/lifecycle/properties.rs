@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use common::status::Details;
 use common::{Term, Token};
 use proptest::prelude::*;
 
@@ -124,7 +125,7 @@ impl PropertyWorld {
             }
             LifecycleStep::Configure { ordinal, .. } if self.lives(ordinal) => StepOutcome::Configured,
             LifecycleStep::Configure { .. } => StepOutcome::Failed("connection refused".into()),
-            LifecycleStep::Probe { ordinal } if self.lives(ordinal) => StepOutcome::Answered,
+            LifecycleStep::Probe { ordinal } if self.lives(ordinal) => StepOutcome::Answered(Details::default()),
             LifecycleStep::Probe { .. } => StepOutcome::Vanished("connection refused".into()),
             LifecycleStep::Destroy { ordinal, attempt } => {
                 self.instances.remove(&(ordinal, attempt));
@@ -159,7 +160,7 @@ impl PropertyWorld {
                 StepOutcome::TimedOut
             }
             6 if matches!(step, LifecycleStep::Probe { .. }) => StepOutcome::Silent("mute".into()),
-            7 => StepOutcome::Answered,
+            7 => StepOutcome::Answered(Details::default()),
             8 => StepOutcome::Superseded(Token::new(Term::new(9), 3)),
             _ => self.succeed(step),
         };

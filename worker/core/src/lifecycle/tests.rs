@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use common::appliance::{Name, Spec};
 use common::driver::DriverName;
-use common::kind::{Custom, HealthCheck, KindSpec, Listener, LoadBalancer, Probe};
+use common::kind::{Custom, HealthCheck, KindSpec, Limits, Listener, LoadBalancer, Probe};
+use common::status::Details;
 use common::{Edition, Generation, Term, Token};
 
 use super::fleet::InstanceSlot;
@@ -107,7 +108,7 @@ impl LifecycleBench {
         bench.feed(ended(StepOutcome::Observed(found)));
         while let Some(step) = bench.last.action {
             bench.feed(ended(match step {
-                LifecycleStep::Probe { .. } => StepOutcome::Answered,
+                LifecycleStep::Probe { .. } => StepOutcome::Answered(Details::default()),
                 LifecycleStep::Configure { .. } => StepOutcome::Configured,
                 other => panic!("an adopted appliance needs no {other}"),
             }));
@@ -164,7 +165,7 @@ fn a_new_appliance_is_looked_for_booted_polled_and_configured() {
     assert_eq!(bench.wake(), Duration::from_millis(200));
     bench.play(vec![
         (LifecycleEvent::Tick, probe(0), Phase::Booting),
-        (ended(StepOutcome::Answered), configure(0, 1), Phase::Up),
+        (ended(StepOutcome::Answered(Details::default())), configure(0, 1), Phase::Up),
         (ended(StepOutcome::Configured), None, Phase::Configured),
     ]);
     let status = bench.life.status();
@@ -173,7 +174,7 @@ fn a_new_appliance_is_looked_for_booted_polled_and_configured() {
     assert!(bench.wake() <= Duration::from_secs(60), "the next probe is due within its interval");
     bench.play(vec![
         (LifecycleEvent::Tick, probe(0), Phase::Configured),
-        (ended(StepOutcome::Answered), None, Phase::Configured),
+        (ended(StepOutcome::Answered(Details::default())), None, Phase::Configured),
     ]);
     assert!(!bench.last.status_changed, "an answered probe is no news");
     assert_eq!(bench.wake(), Duration::from_secs(60));
@@ -276,7 +277,7 @@ fn a_change_that_needs_no_restart_is_configured_in_place() {
     assert_eq!(bench.wake(), Duration::from_secs(1));
     bench.feed(LifecycleEvent::Tick);
     while matches!(bench.last.action, Some(LifecycleStep::Probe { .. })) {
-        bench.feed(ended(StepOutcome::Answered));
+        bench.feed(ended(StepOutcome::Answered(Details::default())));
     }
     assert_eq!(bench.last.action, configure(1, 3));
     bench.play(vec![(ended(StepOutcome::Configured), None, Phase::Configured)]);
@@ -291,6 +292,7 @@ fn balancer(generation: u64, port: u16) -> Arc<Desired> {
         port,
         members: vec![],
         health_check: HealthCheck::default(),
+        limits: Limits::default(),
     };
     desired(generation, 2, |d| d.spec.kind = KindSpec::Loadbalancer(LoadBalancer { listeners: vec![listener] }))
 }
@@ -312,7 +314,11 @@ fn the_address_of_a_load_balancer_follows_the_listeners_in_force() {
     bench.feed(LifecycleEvent::Tick);
     bench.feed(found(&[started(0), started(1)]));
     while let Some(step) = bench.last.action {
-        bench.feed(ended(if step.changes_the_world() { StepOutcome::Configured } else { StepOutcome::Answered }));
+        bench.feed(ended(if step.changes_the_world() {
+            StepOutcome::Configured
+        } else {
+            StepOutcome::Answered(Details::default())
+        }));
     }
     assert_eq!(ports(&bench), [Some(8_000), Some(8_001)]);
     bench.play(vec![
@@ -349,7 +355,7 @@ fn a_rebuild_replaces_one_instance_at_a_time() {
     bench.wake();
     bench.play(vec![
         (LifecycleEvent::Tick, probe(0), Phase::Restarting),
-        (ended(StepOutcome::Answered), configure(0, 2), Phase::Restarting),
+        (ended(StepOutcome::Answered(Details::default())), configure(0, 2), Phase::Restarting),
         (ended(StepOutcome::Configured), destroy(1, 1), Phase::Restarting),
         (ended(StepOutcome::Destroyed), boot(1, 2), Phase::Restarting),
         (ended(StepOutcome::Booted(instance(1, 2, &new))), None, Phase::Restarting),
@@ -357,7 +363,7 @@ fn a_rebuild_replaces_one_instance_at_a_time() {
     bench.wake();
     bench.play(vec![
         (LifecycleEvent::Tick, probe(1), Phase::Restarting),
-        (ended(StepOutcome::Answered), configure(1, 2), Phase::Restarting),
+        (ended(StepOutcome::Answered(Details::default())), configure(1, 2), Phase::Restarting),
         (ended(StepOutcome::Configured), None, Phase::Configured),
     ]);
 }
@@ -439,7 +445,7 @@ fn an_appliance_that_is_well_during_a_fence_delay_is_looked_at_again_all_the_sam
     bench.play(vec![
         (LifecycleEvent::Tick, OBSERVE, Phase::Down),
         (found(&[instance(0, 1, &d)]), probe(0), Phase::Down),
-        (ended(StepOutcome::Answered), None, Phase::Up),
+        (ended(StepOutcome::Answered(Details::default())), None, Phase::Up),
     ]);
     assert_eq!(bench.wake(), Duration::from_secs(1), "a configuration waits");
     let double = found(&[instance(0, 1, &d), instance(0, 2, &d)]);
@@ -484,7 +490,7 @@ fn what_calls_that_nobody_answered_have_made_is_looked_for() {
     let mut waited = Duration::ZERO;
     while bench.last.action != OBSERVE {
         match bench.last.action {
-            Some(LifecycleStep::Probe { .. }) => bench.feed(ended(StepOutcome::Answered)),
+            Some(LifecycleStep::Probe { .. }) => bench.feed(ended(StepOutcome::Answered(Details::default()))),
             None => {
                 waited += bench.wake();
                 bench.feed(LifecycleEvent::Tick)
@@ -518,7 +524,10 @@ fn probes_go_on_while_the_gate_is_shut() {
     bench.feed(ended(StepOutcome::Fenced { retry_after: Some(Duration::from_secs(3_600)) }));
     for _ in 0..5 {
         assert!(bench.wake() <= Duration::from_secs(60));
-        bench.play(vec![(LifecycleEvent::Tick, probe(0), Phase::Up), (ended(StepOutcome::Answered), None, Phase::Up)]);
+        bench.play(vec![
+            (LifecycleEvent::Tick, probe(0), Phase::Up),
+            (ended(StepOutcome::Answered(Details::default())), None, Phase::Up),
+        ]);
     }
 }
 
@@ -626,7 +635,7 @@ fn a_check_looks_probes_and_answers() {
     assert_eq!(bench.last.checked, None);
     bench.play(vec![
         (found(&[instance(0, 1, &desired(1, 1, |_| {}))]), probe(0), Phase::Configured),
-        (ended(StepOutcome::Answered), None, Phase::Configured),
+        (ended(StepOutcome::Answered(Details::default())), None, Phase::Configured),
     ]);
     assert_eq!(bench.last.checked, Some(4));
     bench.play(vec![(LifecycleEvent::Check(5), OBSERVE, Phase::Configured), (found(&[]), boot(0, 2), Phase::Booting)]);

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::status::{Phase, Progress};
+use common::status::{Details, Phase, Progress};
 use common::{Generation, Timestamp, Token};
 
 use crate::desired::Desired;
@@ -107,8 +107,8 @@ pub enum StepOutcome {
     Replugged(Instance),
     /// Of `Configure`: it accepted its configuration.
     Configured,
-    /// Of `Probe`: it answered.
-    Answered,
+    /// Of `Probe`: it answered, and said this about itself, for people.
+    Answered(Details),
     /// Of `Probe`: it gave no good answer, and its driver still finds it (or cannot tell).
     Silent(String),
     /// Of `Probe`: it gave no good answer, and its driver does not find it any more.
@@ -143,7 +143,7 @@ impl StepOutcome {
             Self::Booted(_) => "booted",
             Self::Replugged(_) => "replugged",
             Self::Configured => "configured",
-            Self::Answered => "answered",
+            Self::Answered(_) => "answered",
             Self::Silent(_) => "silent",
             Self::Vanished(_) => "vanished",
             Self::Destroyed => "destroyed",

@@ -5,7 +5,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::super::api::{Check, Label, Member};
+use super::super::api::{Check, Label, Limits, Member};
 use super::*;
 
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -63,6 +63,7 @@ fn listener(name: &str, port: u16, members: &[SocketAddr]) -> Listener {
         port,
         members: members.iter().map(|m| Member { address: m.ip(), port: m.port() }).collect(),
         health_check: Check { interval_ms: 20, timeout_ms: 500, fall: 2, rise: 1 },
+        limits: Limits::default(),
     }
 }
 
@@ -229,4 +230,151 @@ async fn bytes_are_counted_both_ways_and_connections_are_bounded() {
     assert_eq!(balancer.open(), 2);
     drop(second);
     assert_eq!(timeout(DEADLINE, third).await.expect("no hang").expect("no panic"), Some(b'a'), "it waited for a slot");
+}
+
+/// A server that does with each connection what it is told.
+async fn server<F: Future<Output = ()> + Send + 'static>(
+    serve: impl Fn(TcpStream) -> F + Send + 'static,
+) -> SocketAddr {
+    let socket = TcpListener::bind(any()).await.expect("a free port");
+    let address = socket.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = socket.accept().await {
+            tokio::spawn(serve(stream));
+        }
+    });
+    address
+}
+
+/// What a client sees until the end, and how it ends: `true` for a clean end.
+async fn until_the_end(stream: &mut TcpStream) -> (Vec<u8>, bool) {
+    let mut seen = Vec::new();
+    let ended = timeout(DEADLINE, stream.read_to_end(&mut seen)).await.expect("no hang");
+    (seen, ended.is_ok())
+}
+
+#[tokio::test]
+async fn a_listener_that_is_full_takes_nothing_from_the_others_and_is_shown() {
+    let a = EchoServer::start(b'a', any()).await;
+    let (balancer, full, other) = (Balancer::new(10), free_port(), free_port());
+    let limited = |most| Listener {
+        limits: Limits { max_connections: Some(most), ..Limits::default() },
+        ..listener("full", full, &[a.address])
+    };
+    balancer.apply(config(1, vec![limited(3), listener("other", other, &[a.address])])).await.expect("free ports");
+    assert_eq!(balancer.saturation().await, None);
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(open(full).await.expect("a slot"));
+    }
+    // Far more than either may have: they wait in the kernel.
+    let waiting: Vec<_> = (0..40).map(|_| tokio::spawn(reach(full))).collect();
+    for _ in 0..20 {
+        assert_eq!(reach(other).await, Some(b'a'));
+    }
+    assert_eq!(balancer.saturation().await.as_deref(), Some("listener full has had all of its 3 connections"));
+    let labels = balancer.labels().await.labels;
+    let of = |n: usize| (labels[n].open, labels[n].max_connections, labels[n].saturated);
+    assert_eq!((of(0), of(1).1, of(1).2), ((3, 3, 1), 7, 0));
+    // More are let in at once, and those that waited are served.
+    balancer.apply(config(2, vec![limited(9), listener("other", other, &[a.address])])).await.expect("the same ports");
+    for waited in waiting {
+        assert_eq!(timeout(DEADLINE, waited).await.expect("no hang").expect("no panic"), Some(b'a'));
+    }
+    let refused =
+        balancer.apply(config(3, vec![limited(10), listener("other", other, &[])])).await.expect_err("too many");
+    assert_eq!(refused.field, "listeners[0].limits.max_connections");
+}
+
+#[tokio::test]
+async fn a_reset_of_either_side_is_a_reset_for_the_other() {
+    let breaks = server(|mut stream| async move {
+        let _ = stream.write_all(b"half an ans").await;
+        let _ = stream.read_u8().await;
+        stream.set_zero_linger().expect("a socket");
+    })
+    .await;
+    let (balancer, port) = (Balancer::new(100), free_port());
+    balancer.apply(config(1, vec![listener("web", port, &[breaks])])).await.expect("a free port");
+    let mut client = TcpStream::connect((LOCAL, port)).await.expect("it listens");
+    let mut answer = [0; 11];
+    timeout(DEADLINE, client.read_exact(&mut answer)).await.expect("no hang").expect("it comes through");
+    client.write_u8(1).await.expect("open");
+    assert!(!until_the_end(&mut client).await.1, "the server broke off");
+    // The other way round, also when the client has ended its side before.
+    let (tell, mut told) = tokio::sync::mpsc::channel(2);
+    let waits = server(move |mut stream| {
+        let tell = tell.clone();
+        async move { _ = tell.send(until_the_end(&mut stream).await).await }
+    })
+    .await;
+    let silent = server(move |stream| async move {
+        tokio::time::sleep(DEADLINE).await;
+        drop(stream);
+    })
+    .await;
+    balancer.apply(config(2, vec![listener("web", port, &[waits])])).await.expect("the same port");
+    let mut client = TcpStream::connect((LOCAL, port)).await.expect("it listens");
+    client.write_all(b"half a quest").await.expect("open");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    client.set_zero_linger().expect("a socket");
+    drop(client);
+    // Health checks end as well, without a word and cleanly.
+    let seen = loop {
+        let seen = timeout(DEADLINE, told.recv()).await.expect("no hang").expect("it serves");
+        if !seen.0.is_empty() {
+            break seen;
+        }
+    };
+    assert_eq!(seen, (b"half a quest".to_vec(), false));
+    balancer.apply(config(3, vec![listener("web", port, &[silent])])).await.expect("the same port");
+    let mut client = TcpStream::connect((LOCAL, port)).await.expect("it listens");
+    client.shutdown().await.expect("open");
+    until(&balancer, |label| label.open == 1).await;
+    client.set_zero_linger().expect("a socket");
+    drop(client);
+    until(&balancer, |label| label.open == 0).await;
+}
+
+#[tokio::test]
+async fn what_is_silent_for_too_long_is_reset_and_half_closed_ones_have_a_time_of_their_own() {
+    let silent = server(|mut stream| async move {
+        let _ = stream.write_u8(b's').await;
+        tokio::time::sleep(DEADLINE).await;
+    })
+    .await;
+    let (balancer, port) = (Balancer::new(100), free_port());
+    let limited = |idle_timeout_ms, half_close_timeout_ms| Listener {
+        limits: Limits { max_connections: None, idle_timeout_ms, half_close_timeout_ms },
+        ..listener("web", port, &[silent])
+    };
+    balancer.apply(config(1, vec![limited(50, 600_000)])).await.expect("a free port");
+    let (_, mut client) = open(port).await.expect("a member");
+    assert!(!until_the_end(&mut client).await.1);
+    balancer.apply(config(2, vec![limited(600_000, 50)])).await.expect("the same port");
+    let (_, mut client) = open(port).await.expect("a member");
+    client.shutdown().await.expect("open");
+    assert!(!until_the_end(&mut client).await.1);
+    until(&balancer, |label| label.open == 0).await;
+}
+
+#[tokio::test]
+async fn without_a_member_and_at_the_end_of_a_drain_clients_see_a_reset() {
+    let (balancer, port) = (Balancer::new(100), free_port());
+    balancer.apply(config(1, vec![listener("web", port, &[SocketAddr::new(LOCAL, free_port())])])).await.expect("free");
+    let mut client = TcpStream::connect((LOCAL, port)).await.expect("it listens");
+    assert_eq!(until_the_end(&mut client).await, (vec![], false));
+    let a = EchoServer::start(b'a', any()).await;
+    balancer.apply(config(2, vec![listener("web", port, &[a.address])])).await.expect("the same port");
+    let (_, mut client) = open(port).await.expect("a member");
+    assert_eq!(balancer.drain(Duration::from_millis(20)).await, 1);
+    assert!(!until_the_end(&mut client).await.1);
+}
+
+#[tokio::test]
+async fn a_member_that_resets_every_connection_is_not_healthy() {
+    let resets = server(|stream| async move { stream.set_zero_linger().expect("a socket") }).await;
+    let (balancer, port) = (Balancer::new(100), free_port());
+    balancer.apply(config(1, vec![listener("web", port, &[resets])])).await.expect("a free port");
+    until(&balancer, |label| label.members[0].healthy == Some(false)).await;
 }

@@ -27,7 +27,7 @@ impl LifecycleBench {
     fn next_step(&mut self) -> Option<LifecycleStep> {
         for _ in 0..100 {
             match self.last.action {
-                Some(LifecycleStep::Probe { .. }) => self.feed(ended(StepOutcome::Answered)),
+                Some(LifecycleStep::Probe { .. }) => self.feed(ended(StepOutcome::Answered(Details::default()))),
                 Some(step) => return Some(step),
                 None => {
                     self.wake();
@@ -67,7 +67,7 @@ fn where_the_driver_cannot_plug_changed_ports_need_a_new_instance() {
     bench.play(vec![
         (LifecycleEvent::Tick, OBSERVE, Phase::Down),
         (found(&[made(1, &old)]), probe(0), Phase::Down),
-        (ended(StepOutcome::Answered), configure(0, 1), Phase::Down),
+        (ended(StepOutcome::Answered(Details::default())), configure(0, 1), Phase::Down),
         (ended(StepOutcome::Configured), None, Phase::Configured),
         (LifecycleEvent::Change(Arc::clone(&new)), destroy(0, 1), Phase::Restarting),
         (ended(StepOutcome::Destroyed), boot(0, 2), Phase::Restarting),
@@ -94,7 +94,7 @@ fn a_takeover_plugs_what_the_former_owner_did_not() {
     bench.play(vec![
         (LifecycleEvent::Tick, OBSERVE, Phase::Down),
         (found(&[instance(0, 1, &old)]), probe(0), Phase::Down),
-        (ended(StepOutcome::Answered), replug(0, 2), Phase::Replugging),
+        (ended(StepOutcome::Answered(Details::default())), replug(0, 2), Phase::Replugging),
         (replugged(0, 1, &new), configure(0, 2), Phase::Up),
     ]);
 }
@@ -307,7 +307,7 @@ fn a_port_that_was_lost_is_plugged_again_once_it_is_found_missing() {
     bench.play(vec![
         (LifecycleEvent::Check(1), OBSERVE, Phase::Configured),
         (found(&[instance(0, 1, &bare)]), probe(0), Phase::Replugging),
-        (ended(StepOutcome::Answered), replug(0, 1), Phase::Replugging),
+        (ended(StepOutcome::Answered(Details::default())), replug(0, 1), Phase::Replugging),
         (replugged(0, 1, &d), configure(0, 1), Phase::Up),
         (ended(StepOutcome::Configured), None, Phase::Configured),
     ]);

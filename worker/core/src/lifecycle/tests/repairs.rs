@@ -10,8 +10,8 @@ fn a_takeover_adopts_without_a_restart_and_without_noise() {
     for event in [
         LifecycleEvent::Tick,
         found(&[instance(0, 4, &d), instance(1, 2, &d)]),
-        ended(StepOutcome::Answered),
-        ended(StepOutcome::Answered),
+        ended(StepOutcome::Answered(Details::default())),
+        ended(StepOutcome::Answered(Details::default())),
         ended(StepOutcome::Configured),
         ended(StepOutcome::Configured),
     ] {
@@ -77,7 +77,7 @@ fn a_boot_that_was_handed_over_keeps_the_patience_of_a_boot() {
             let answers = step.ordinal() == Some(1);
             next.feed(ended(match step {
                 LifecycleStep::Configure { .. } => StepOutcome::Configured,
-                _ if answers => StepOutcome::Answered,
+                _ if answers => StepOutcome::Answered(Details::default()),
                 _ => StepOutcome::Silent("refused".into()),
             }));
         }
@@ -96,7 +96,7 @@ fn a_takeover_destroys_duplicates_and_extras_and_keeps_the_lowest_attempt() {
         (found(&[instance(1, 1, &d), instance(0, 5, &d), instance(0, 2, &d)]), destroy(0, 5), Phase::Booting),
         (ended(StepOutcome::Destroyed), destroy(1, 1), Phase::Booting),
         (ended(StepOutcome::Destroyed), probe(0), Phase::Booting),
-        (ended(StepOutcome::Answered), configure(0, 1), Phase::Up),
+        (ended(StepOutcome::Answered(Details::default())), configure(0, 1), Phase::Up),
         (ended(StepOutcome::Configured), None, Phase::Configured),
     ]);
     assert!(bench.life.status().instances[0].name.ends_with("-0-2"));
@@ -116,7 +116,7 @@ fn the_dead_are_replaced_and_configured_again() {
     bench.wake();
     bench.play(vec![
         (LifecycleEvent::Tick, probe(0), Phase::Booting),
-        (ended(StepOutcome::Answered), configure(0, 1), Phase::Up),
+        (ended(StepOutcome::Answered(Details::default())), configure(0, 1), Phase::Up),
         (ended(StepOutcome::Configured), None, Phase::Configured),
     ]);
     assert_eq!(bench.life.status().last_error, None);
@@ -155,7 +155,7 @@ fn die(bench: &mut LifecycleBench, d: &Arc<Desired>) -> Duration {
     bench.wake();
     bench.feed(LifecycleEvent::Tick);
     bench.play(vec![
-        (ended(StepOutcome::Answered), configure(0, 1), Phase::Up),
+        (ended(StepOutcome::Answered(Details::default())), configure(0, 1), Phase::Up),
         (ended(StepOutcome::Configured), None, Phase::Configured),
     ]);
     waited
@@ -174,7 +174,7 @@ fn what_ends_again_and_again_is_booted_ever_more_rarely_until_it_was_well_for_lo
     let mut next = LifecycleBench::with(&d, moved);
     next.feed(LifecycleEvent::Tick);
     next.feed(found(&[instance(0, 10, &d)]));
-    next.feed(ended(StepOutcome::Answered));
+    next.feed(ended(StepOutcome::Answered(Details::default())));
     next.feed(ended(StepOutcome::Configured));
     assert_eq!(next.life.status().failed_boots, 8, "a move does not make it better");
     assert_eq!(die(&mut next, &d), Duration::from_secs(60));
@@ -184,7 +184,7 @@ fn what_ends_again_and_again_is_booted_ever_more_rarely_until_it_was_well_for_lo
         bench.wake();
         bench.feed(LifecycleEvent::Tick);
         while bench.last.action.is_some() {
-            bench.feed(ended(StepOutcome::Answered));
+            bench.feed(ended(StepOutcome::Answered(Details::default())));
         }
     }
     assert_eq!(bench.now.since(since), Duration::from_secs(60));
