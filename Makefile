@@ -12,7 +12,7 @@ TESTED := --workspace $(MODELS:-p=--exclude)
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 UP    ?=
 
-.PHONY: help up down build test lint fmt bench sim model drill deps-build deps-test clean
+.PHONY: help up down build test lint fmt bench sim fuzz model drill deps-build deps-test clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -36,7 +36,7 @@ test: deps-test ## Run every test, with real processes, servers and python-tooz.
 	@echo "==> building the simulation with optimisation, and running it"
 	$(CARGO) test --profile sim --locked $(MODELS) -- --nocapture
 
-lint: deps-build ## Check formatting, imports and lints; warnings are errors.
+lint: deps-build ## Check formatting, imports, lints and dependencies; warnings are errors.
 	@if $(CARGO) fmt --version >/dev/null 2>&1; then set -x; $(CARGO) fmt --all -- --check; \
 	else echo "==> rustfmt is missing, formatting is not checked: rustup component add rustfmt"; fi
 	@echo "==> looking for circles of imports"
@@ -46,12 +46,16 @@ lint: deps-build ## Check formatting, imports and lints; warnings are errors.
 	@if $(CARGO) clippy --version >/dev/null 2>&1; then set -x; \
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings; \
 	else echo "==> clippy is missing, lints are not checked: rustup component add clippy"; fi
+	@CARGO=$(CARGO) scripts/check-dependencies $(TARGET)/tools
 
 fmt: ## Format the code.
 	$(CARGO) fmt --all
 
 sim: deps-build ## Run the simulator over many seeds: make sim SEEDS=20000.
 	RUG_SIM_SEEDS=$(or $(SEEDS),2000) $(CARGO) test --profile sim --locked -p sim -- --nocapture
+
+fuzz: deps-build ## Fuzz every decoder: make fuzz MINUTES=60, or INPUTS=100000000; with SEED=7 the same inputs again.
+	$(CARGO) run --profile sim --locked -p fuzz -- $(if $(INPUTS),--inputs $(INPUTS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 drill: deps-test build ## Break a cluster on hosts of its own (needs root): make drill SEED=7 MINUTES=60. Without SEED a random one.
 	$(CARGO) build --release --locked $(BINS) -p tests

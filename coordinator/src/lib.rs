@@ -14,6 +14,7 @@ pub mod app;
 mod catalog;
 pub mod commands;
 pub mod config;
+pub mod decoders;
 mod exit_code;
 mod grpc;
 mod history;

@@ -51,10 +51,11 @@ use self::batch::PreparedWrite;
 use self::dialect::DatabaseTarget;
 pub use self::dump::DumpError;
 pub use self::error::{Error, OutageCause};
+pub(crate) use self::ledger::{read_mended_row, sample_rows};
 pub use self::load::{StoredState, Unreadable};
 use self::observations::Observations;
 use self::readers::Readers;
-pub use self::url::shown_url;
+pub use self::url::{check as check_url, shown_url};
 use self::writer::{Submission, Writer, WriterCommand};
 use crate::record::{AuditEvent, MoveRecord, RebalanceRecord, Record, RequestRecord};
 

@@ -10,6 +10,7 @@
 pub mod app;
 pub mod appliance;
 pub mod config;
+pub mod decoders;
 pub mod drivers;
 mod error;
 pub mod gate;

@@ -17,6 +17,7 @@
 mod candidate;
 mod config;
 mod connection;
+pub mod decoders;
 mod entry;
 mod finder;
 mod group;

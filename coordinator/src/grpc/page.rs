@@ -57,6 +57,16 @@ impl PageStart {
     }
 }
 
+/// Reads a token and makes it anew; `None` when it is refused or empty. For the fuzz tests, as is [`make_token`].
+pub fn reseal(token: &str, filter: &Filter) -> Option<String> {
+    PageStart::read(token, filter).ok().flatten().map(|start| start.token(filter))
+}
+
+/// The token of the page after an appliance.
+pub fn make_token(tenant: Name, name: Name, total: u64, filter: &Filter) -> String {
+    PageStart { after: (tenant, name), total }.token(filter)
+}
+
 /// Makes a token of a plain text.
 pub(super) fn seal(text: &str) -> String {
     text.bytes().fold(String::with_capacity(2 * text.len()), |mut token, byte| {

@@ -103,6 +103,16 @@ impl Packer {
     }
 }
 
+/// The row with the checksum that belongs to the rest of it.
+pub(super) fn mended(row: &[u8]) -> Vec<u8> {
+    let mut row = row.to_vec();
+    if row.len() >= PREFIX {
+        let sum = checksum(row[0], &row[PREFIX..]);
+        row[1..PREFIX].copy_from_slice(&sum.to_le_bytes());
+    }
+    row
+}
+
 /// Reads one row.
 #[derive(Debug)]
 pub(super) struct Unpacker<'a> {

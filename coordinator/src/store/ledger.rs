@@ -190,6 +190,31 @@ pub(super) fn read_row(data: &[u8], mut each: impl FnMut(GrantLogEntry)) -> Resu
     Ok(chunk)
 }
 
+/// A row of each sort, with an entry of each sort. For the fuzz tests.
+pub(crate) fn sample_rows() -> Vec<Vec<u8>> {
+    let appliance = ApplianceId::from_u128(7);
+    let worker = WorkerId::new("worker-1").expect("a name");
+    let to = Granted { worker, incarnation: Incarnation::new(9), token: Token::new(Term::new(3), 300) };
+    let grant = |site, fence_delay| GrantOp::Grant { appliance, to: to.clone(), site, fence_delay };
+    let mut log = LogPacker::default();
+    log.push(&grant(Some(Site::new("host", "/var/lib/rug")), Duration::ZERO));
+    log.push(&grant(None, Duration::from_secs(5)));
+    log.push(&GrantOp::Free { appliance, progress: common::status::Progress::default(), fence_delay: Duration::ZERO });
+    log.push(&GrantOp::Remove { appliance });
+    let mut chunk = Packer::default();
+    put_free(&mut chunk, appliance, Some(&Site::new("host", "/var/lib/rug")));
+    put_grant(&mut chunk, appliance, &to, None, Duration::ZERO);
+    let mut rows = log.finish();
+    rows.push(chunk.seal(LAST_CHUNK, &[3, 4, 0]));
+    rows
+}
+
+/// Reads a row after its checksum was put right, and counts its entries. For the fuzz tests.
+pub(crate) fn read_mended_row(row: &[u8]) -> Result<usize, String> {
+    let mut entries = 0;
+    read_row(&codec::mended(row), |_| entries += 1).map(|_| entries).map_err(|odd| odd.0)
+}
+
 fn read_holder(name: &[u8]) -> Result<(WorkerId, Incarnation), Odd> {
     let (incarnation, worker) =
         name.split_first_chunk::<16>().ok_or_else(|| Odd::new("an owner has no incarnation"))?;

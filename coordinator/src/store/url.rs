@@ -113,6 +113,14 @@ fn words(error: &sea_orm::SqlxError) -> String {
     }
 }
 
+/// Reads a URL, and answers how it is shown.
+///
+/// # Errors
+/// What is wrong with it, as it is shown.
+pub fn check(url: &str) -> Result<String, String> {
+    parse(url).map(|_| shown_url(url)).map_err(|error| error.to_string())
+}
+
 /// A store's URL without credentials: without user, password and parameters (one of them may be a password). Of an
 /// invalid URL only the scheme is kept.
 #[must_use]

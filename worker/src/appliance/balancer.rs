@@ -217,6 +217,12 @@ fn unbound(index: usize, at: SocketAddr, error: &io::Error) -> Invalid {
     Invalid { field: format!("listeners[{index}].{field}"), description }
 }
 
+/// Checks a configuration as an appliance with the usual number of connections does. For the fuzz tests.
+pub(crate) fn check(config: &Config) -> Result<(), Invalid> {
+    validate(config)?;
+    shares(config, 32_768).map(|_| ())
+}
+
 fn validate(config: &Config) -> Result<(), Invalid> {
     let invalid = |field: String, description: &str| Err(Invalid { field, description: description.to_owned() });
     if config.listeners.len() > MOST_ENTRIES {

@@ -568,6 +568,12 @@ impl From<io::Error> for Error {
     }
 }
 
+/// Reads a record and writes it again. For the fuzz tests.
+pub(crate) fn rewrite_record(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let record: InstanceRecord = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    serde_json::to_vec_pretty(&record).map_err(|error| error.to_string())
+}
+
 fn name_of(appliance: ApplianceId, instance: &RecordedInstance) -> String {
     Instance::name(appliance, instance.ordinal, instance.attempt)
 }

@@ -10,7 +10,7 @@ use common::{PLAUSIBLE_TERMS, Token};
 use serde::Deserialize;
 use worker_core::instance::Instance;
 
-use super::http::{HttpAnswer, HttpClient};
+use super::http::HttpClient;
 use crate::appliance::api::{INSTANCE_HEADER, Problem, Status, TOKEN_HEADER, path, token_from_header, token_to_header};
 use crate::error::Error;
 use crate::gate::Permit;
@@ -33,10 +33,17 @@ pub(super) async fn configure(
     let answer = client.put(address, path::CONFIG, instance.secret.as_ref(), headers, body).await?;
     match answer.status.as_u16() {
         200..300 => Ok(()),
-        409 => Err(superseded(&answer.body, permit.token())),
-        401 | 403 => Err(Error::Failed("the instance does not accept its secret".into())),
-        status @ (400 | 422) => Err(Error::Refused(explain(status, &answer))),
-        status => Err(Error::Failed(explain(status, &answer))),
+        status => Err(refused(status, &answer.body, permit.token())),
+    }
+}
+
+/// What a refusal of a configuration under `ours` means.
+pub(crate) fn refused(status: u16, body: &[u8], ours: Token) -> Error {
+    match status {
+        401 | 403 => Error::Failed("the instance does not accept its secret".into()),
+        409 => superseded(body, ours),
+        400 | 422 => Error::Refused(explain(status, body)),
+        status => Error::Failed(explain(status, body)),
     }
 }
 
@@ -53,7 +60,7 @@ pub(super) async fn probe(client: &HttpClient, instance: &Instance) -> Result<De
 
 /// What a status says beside that the instance is well: nothing in other forms and too long ones, since the contract promises only
 /// that 200 means alive.
-fn conditions(body: &[u8]) -> Details {
+pub(crate) fn conditions(body: &[u8]) -> Details {
     let said = (body.len() <= MOST_OF_STATUS).then(|| serde_json::from_slice::<Status>(body).ok()).flatten();
     let said = said.map(|status| status.conditions).unwrap_or_default();
     said.into_iter().map(|(name, text)| (plain(&name), plain(&text))).collect()
@@ -71,13 +78,9 @@ fn management(instance: &Instance) -> Result<SocketAddr, Error> {
         .ok_or_else(|| Error::Failed("the instance has not opened its management address yet".into()))
 }
 
-fn problem(answer: &HttpAnswer) -> Option<Problem> {
-    serde_json::from_slice(&answer.body).ok()
-}
-
-fn explain(status: u16, answer: &HttpAnswer) -> String {
+fn explain(status: u16, body: &[u8]) -> String {
     let shown = |text: &str| escaped(clip(text, MAX_TEXT)).into_owned();
-    match problem(answer) {
+    match serde_json::from_slice(body).ok() {
         Some(Problem { error, field: Some(field), .. }) => shown(&format!("{field}: {error}")),
         Some(Problem { error, .. }) => shown(&error),
         None => format!("{} answered {status}", path::CONFIG),

@@ -280,10 +280,19 @@ fn try_lock(path: &Path, operation: FlockOperation) -> io::Result<Option<File>> 
     Ok(same.then_some(file))
 }
 
+/// The token in the bytes of a token file. For the fuzz tests.
+pub(crate) fn token_in(bytes: &[u8]) -> Result<Token, String> {
+    mark_of(&bytes[..bytes.len().min(TOKEN_BYTES)]).map(|mark| mark.token).map_err(|error| error.to_string())
+}
+
 fn read_mark(file: &File) -> io::Result<Mark> {
     let mut bytes = [0; TOKEN_BYTES];
     let length = file.read_at(&mut bytes, 0)?;
-    let text = bytes[..length].trim_ascii();
+    mark_of(&bytes[..length])
+}
+
+fn mark_of(bytes: &[u8]) -> io::Result<Mark> {
+    let text = bytes.trim_ascii();
     // A file without content was just made, or a power cut ended everybody whom it fenced off.
     if text.iter().all(|byte| *byte == 0) {
         return Ok(Mark::default());

@@ -1,0 +1,41 @@
+//! Every decoder of this package for bytes from outside, for the fuzz tests: they feed them bytes of any kind.
+
+use common::appliance::Name;
+
+use crate::catalog::Filter;
+use crate::store;
+
+/// Reads the token of a page of appliances. `None` when it is refused or empty, else the token that is made of what it says.
+#[must_use]
+pub fn page_token(token: &str) -> Option<String> {
+    crate::grpc::reseal(token, &Filter::default())
+}
+
+/// The token of a page that begins after this appliance.
+#[must_use]
+pub fn make_page_token(tenant: &Name, name: &Name, total: u64) -> String {
+    crate::grpc::make_token(tenant.clone(), name.clone(), total, &Filter::default())
+}
+
+/// Reads a packed row of the log of grants, or of a snapshot of it, and counts its entries. Its checksum is put right before: no
+/// mutation of a row would get past it.
+///
+/// # Errors
+/// What is wrong with the row.
+pub fn grant_row(row: &[u8]) -> Result<usize, String> {
+    store::read_mended_row(row)
+}
+
+/// Packed rows as they are stored.
+#[must_use]
+pub fn grant_rows() -> Vec<Vec<u8>> {
+    store::sample_rows()
+}
+
+/// Reads the URL of a store, and answers how it is shown.
+///
+/// # Errors
+/// How it is shown, and what is wrong with it.
+pub fn store_url(url: &str) -> Result<String, String> {
+    store::check_url(url)
+}

@@ -1,0 +1,76 @@
+//! The REST contract of appliances, from both sides.
+
+use common::{Term, Token};
+use worker::appliance::api::{self, Config, Labels, Problem, token_from_header, token_to_header};
+use worker::decoders;
+
+use super::{text, texts};
+use crate::{Outcome, size};
+
+pub(super) fn config_seeds() -> Vec<Vec<u8>> {
+    texts([
+        r#"{"generation":3,"listeners":[{"name":"a","address":"127.0.0.1","port":80,"members":[{"address":"::1","port":81}],"health_check":{"interval_ms":50,"timeout_ms":50,"fall":1,"rise":2},"limits":{"max_connections":7,"idle_timeout_ms":1000,"half_close_timeout_ms":5}}]}"#,
+        r#"{"generation":1,"listeners":[]}"#,
+    ])
+}
+
+/// A configuration that is accepted is answered as one that is accepted as the same.
+pub(super) fn config(input: &[u8]) -> Outcome {
+    match decoders::configuration(input) {
+        Err(problem) => Outcome::refused(&problem),
+        Ok(config) => {
+            let answered = serde_json::to_vec(&config).expect("plain data");
+            assert_eq!(decoders::configuration(&answered).as_ref(), Ok(&config));
+            assert_eq!(serde_json::from_slice::<Config>(&answered).expect("what was answered"), config);
+            Outcome::read(&(config.listeners.len(), size(answered.len())))
+        }
+    }
+}
+
+pub(super) fn status_seeds() -> Vec<Vec<u8>> {
+    texts([
+        r#"{"status":"ok"}"#,
+        r#"{"status":"ok","conditions":{"saturated":"listener a has had all of its 3 connections","b":"c"}}"#,
+        r#"{"labels":[{"name":"a","connections":1,"open":1,"failed":0,"bytes_in":1,"bytes_out":2,"members":[{"name":"b","connections":1,"open":1,"failed":0,"bytes_in":1,"bytes_out":2,"healthy":true}]}]}"#,
+        r#"{"interfaces":[{"ifname":"lo","lladdr":"00:00:00:00:00:00","addresses":["127.0.0.1/8"],"mtu":65536,"state":"up"}]}"#,
+    ])
+}
+
+/// What is kept of a status is short and holds nothing that a terminal would act on.
+pub(super) fn status(input: &[u8]) -> Outcome {
+    let said = decoders::conditions(input);
+    for (name, text) in said.iter() {
+        assert!(name.chars().chain(text.chars()).all(common::text::is_plain), "{name:?}: {text:?}");
+    }
+    let labels = serde_json::from_slice::<Labels>(input).ok();
+    let interfaces = serde_json::from_slice::<api::Interfaces>(input).ok();
+    let others = (labels.map(|labels| labels.labels.len()), interfaces.map(|all| all.interfaces.len()));
+    Outcome::read(&(said.iter().count(), others, serde_json::from_slice::<api::Status>(input).is_ok()))
+}
+
+pub(super) fn refusal_seeds() -> Vec<Vec<u8>> {
+    texts([
+        r#"{"error":"old","token":{"term":9,"sequence":3}}"#,
+        r#"{"token":"9/3","more":[]}"#,
+        r#"{"error":"port 80 is in use","field":"listeners[0].port"}"#,
+        "9/3",
+        "18446744073709551615/18446744073709551615",
+    ])
+}
+
+/// No refusal makes a worker believe in a token that no owner can have had, and none is passed on in full.
+pub(super) fn refusal(input: &[u8]) -> Outcome {
+    let ours = Token::new(Term::new(3), 7);
+    let mut said = Vec::new();
+    for status in [401, 409, 412, 422, 500] {
+        let text = decoders::refusal(status, input, ours);
+        assert!(text.chars().all(common::text::is_plain), "{text:?}");
+        assert!(text.len() <= 8 * common::appliance::MAX_TEXT, "{} bytes", text.len());
+        said.push(Outcome::refused(&text));
+    }
+    let header = token_from_header(&text(input));
+    if let Some(token) = header {
+        assert_eq!(token_from_header(&token_to_header(token)), Some(token));
+    }
+    Outcome::read(&(said[1], header.is_some(), serde_json::from_slice::<Problem>(input).is_ok()))
+}

@@ -1,0 +1,333 @@
+//! Messages of gRPC: the session of workers, and the admin API.
+
+use std::mem::discriminant;
+
+use common::session::ToCoordinator;
+use prost::Message;
+use proto::admin::v1 as admin;
+use proto::convert::admin::{draft_from_wire, status_from_wire, status_to_wire, target_from_wire};
+use proto::convert::down::{down_from_wire, down_to_wire};
+use proto::convert::patch::update_from_wire;
+use proto::convert::spec_to_wire;
+use proto::convert::up::{hello_to_wire, up_from_wire, up_to_wire};
+use proto::worker::v1 as wire;
+
+use crate::{Outcome, size};
+
+const ID: [u8; 16] = [0x5a; 16];
+
+fn refused(error: &impl ToString) -> Outcome {
+    Outcome::refused(&error.to_string())
+}
+
+/// The first violation stands for all: their combinations are too many to be told apart.
+fn violated(found: &[common::appliance::FieldViolation]) -> Outcome {
+    found.first().map_or_else(|| Outcome::refused("nothing"), refused)
+}
+
+fn token() -> Option<wire::Token> {
+    Some(wire::Token { term: 3, sequence: 7 })
+}
+
+fn seconds(seconds: i64) -> Option<prost_types::Duration> {
+    Some(prost_types::Duration { seconds, nanos: 5_000_000 })
+}
+
+fn progress() -> Option<wire::Progress> {
+    let journal = vec![wire::JournalEntry { step: "boot 0".into(), request_id: "r".into() }];
+    Some(wire::Progress { failed_boots: 1, attempts: vec![2, 3], wait: seconds(4), cooling: true, journal, ends: 1 })
+}
+
+fn envelope() -> Option<wire::Envelope> {
+    Some(wire::Envelope { term: 3, incarnation: ID.to_vec(), stream: 2 })
+}
+
+fn granted() -> Vec<wire::Granted> {
+    vec![wire::Granted { appliance: ID.to_vec(), token: token() }; 2]
+}
+
+fn steps() -> Vec<wire::Step> {
+    vec![wire::Step { appliance: ID.to_vec(), token: token(), number: 9 }]
+}
+
+fn released() -> Vec<wire::Release> {
+    vec![wire::Release { appliance: ID.to_vec(), token: token(), progress: progress(), hold: seconds(1) }]
+}
+
+fn offers() -> Vec<admin::DriverOffer> {
+    vec![admin::DriverOffer { name: "process".into(), ..Default::default() }]
+}
+
+fn profile() -> Option<wire::Profile> {
+    Some(wire::Profile {
+        weight: 2,
+        zone: "z".into(),
+        host: "h".into(),
+        drivers: vec!["process".into(), "simulated".into()],
+        version: "0.1.0".into(),
+        pid: 7,
+        lease: seconds(10),
+        holds: [("simulated".to_owned(), prost_types::Duration { seconds: 1, nanos: 0 })].into(),
+        state_dir: "/var/lib/rug".into(),
+        offers: offers(),
+    })
+}
+
+fn wire_status() -> admin::Status {
+    let instance = admin::Instance {
+        name: "a-0-1".into(),
+        alive: Some(true),
+        pid: Some(7),
+        address: "127.0.0.1:80".into(),
+        configured_generation: 3,
+        details: [("saturated".to_owned(), "yes".to_owned())].into(),
+        ports: vec!["external".into()],
+        start_time: Some(prost_types::Timestamp { seconds: 1, nanos: 0 }),
+        ..Default::default()
+    };
+    let instances = vec![instance.clone(), admin::Instance { ordinal: 1, ..instance }];
+    admin::Status { phase: 4, observed_generation: 3, instances, last_error: "e".into(), ..Default::default() }
+}
+
+fn custom() -> admin::Spec {
+    let probe = admin::Probe { probe: Some(admin::probe::Probe::Http(admin::HttpProbe { path: "/".into() })) };
+    let custom = admin::Custom {
+        command: "sh".into(),
+        args: vec!["-c".into(), "{port}".into()],
+        env: [("A".to_owned(), "b".to_owned())].into(),
+        port: Some(8080),
+        probe: Some(probe),
+    };
+    let port = admin::NetworkPort {
+        name: "external".into(),
+        network: "n".into(),
+        addresses: vec!["203.0.113.7/24".into()],
+        mac: "fa:16:3e:00:00:01".into(),
+    };
+    admin::Spec {
+        replicas: Some(1),
+        probe_interval: seconds(5),
+        image: "i".into(),
+        ports: vec![port],
+        kind: Some(admin::spec::Kind::Custom(custom)),
+    }
+}
+
+fn balancer() -> admin::Spec {
+    let listener = admin::Listener {
+        name: "http".into(),
+        address: "0.0.0.0".into(),
+        port: 8080,
+        members: vec![admin::Member { address: "127.0.0.1".into(), port: 8081 }],
+        health_check: Some(admin::HealthCheck { interval: seconds(1), timeout: seconds(1), fall: 2, rise: 1 }),
+        limits: Some(admin::ConnectionLimits {
+            max_connections: 9,
+            idle_timeout: seconds(60),
+            half_close_timeout: None,
+        }),
+    };
+    let kind = admin::spec::Kind::Loadbalancer(admin::LoadBalancer { listeners: vec![listener] });
+    admin::Spec { replicas: Some(2), kind: Some(kind), ..Default::default() }
+}
+
+fn desired(spec: admin::Spec) -> Option<wire::Desired> {
+    Some(wire::Desired {
+        name: "web".into(),
+        tenant: "default".into(),
+        driver: "process".into(),
+        generation: 3,
+        revision: 1,
+        spec: Some(spec),
+        written_term: 2,
+        ..Default::default()
+    })
+}
+
+pub(super) fn up_seeds() -> Vec<Vec<u8>> {
+    use wire::worker_message::Body;
+    let held = wire::Held { appliance: ID.to_vec(), token: token(), generation: 3, written_term: 2 };
+    let hello = wire::Hello {
+        worker: "worker-1".into(),
+        profile: profile(),
+        held: vec![held],
+        released: released(),
+        gone: granted(),
+        highest_term: 3,
+        ..Default::default()
+    };
+    let ack = wire::Ack {
+        applied: 5,
+        granted: granted(),
+        declined: vec![wire::Declined { appliance: ID.to_vec(), token: token(), reason: "full".into() }],
+        released: released(),
+        gone: granted(),
+        begun: steps(),
+        ended: steps(),
+    };
+    let report =
+        wire::ApplianceReport { appliance: ID.to_vec(), token: token(), status: Some(wire_status()), checked: 1 };
+    let holdings = Some(wire::Holdings { applied: 5, count: 2, digest: ID.to_vec() });
+    let bodies = [
+        Body::Hello(hello),
+        Body::Beat(wire::Beat { number: 300 }),
+        Body::Ack(ack),
+        Body::Report(wire::Report { appliances: vec![report], holdings }),
+        Body::Leave(wire::Leave {}),
+        Body::Drain(wire::Drain { hand_back: true }),
+    ];
+    let message = |body| wire::WorkerMessage { envelope: envelope(), body: Some(body) }.encode_to_vec();
+    bodies.into_iter().map(message).collect()
+}
+
+/// A message that was read is written as one that is read the same.
+pub(super) fn up(input: &[u8]) -> Outcome {
+    let Ok(message) = wire::WorkerMessage::decode(input) else { return Outcome::refused("protobuf") };
+    let read = match up_from_wire(message) {
+        Ok(read) => read,
+        Err(error) => return refused(&error),
+    };
+    let written = match read.message.clone() {
+        ToCoordinator::Hello(hello) => hello_to_wire(&read.envelope, *hello),
+        other => vec![up_to_wire(&read.envelope, other)],
+    };
+    if let [one] = written.as_slice() {
+        let again = up_from_wire(one.clone()).expect("what was read can be written");
+        assert_eq!((&again.envelope, &again.message), (&read.envelope, &read.message));
+    }
+    Outcome::read(&(discriminant(&read.message), size(input.len())))
+}
+
+pub(super) fn down_seeds() -> Vec<Vec<u8>> {
+    use wire::coordinator_message::Body;
+    let grant = |spec| wire::Grant {
+        appliance: ID.to_vec(),
+        token: token(),
+        desired: desired(spec),
+        progress: progress(),
+        hold: seconds(1),
+        suspect: true,
+    };
+    let delta = wire::Delta {
+        base: 4,
+        target: 5,
+        grant: vec![grant(custom()), grant(balancer())],
+        release: granted(),
+        update: vec![wire::Update { appliance: ID.to_vec(), token: token(), desired: desired(custom()) }],
+        check: vec![wire::Check { appliance: ID.to_vec(), token: token(), number: 8 }],
+        traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into(),
+    };
+    let bodies = [
+        Body::Welcome(wire::Welcome { keep: granted(), more: false, lease: seconds(10) }),
+        Body::BeatAck(wire::BeatAck { number: 300 }),
+        Body::Delta(delta),
+        Body::Confirm(wire::Confirm { released: granted(), begun: steps() }),
+        Body::Refused(wire::Refused { reason: 4, detail: "why".into(), retry_after: seconds(1) }),
+        Body::Drained(wire::Drained {}),
+    ];
+    let message = |body| wire::CoordinatorMessage { envelope: envelope(), body: Some(body) }.encode_to_vec();
+    bodies.into_iter().map(message).collect()
+}
+
+/// A message that was read is written as one that is read the same, but for entries that could not be used.
+pub(super) fn down(input: &[u8]) -> Outcome {
+    let Ok(message) = wire::CoordinatorMessage::decode(input) else { return Outcome::refused("protobuf") };
+    let read = match down_from_wire(message) {
+        Ok(read) => read,
+        Err(error) => return refused(&error),
+    };
+    if let [one] = down_to_wire(&read.envelope, read.message.clone(), &read.traceparent).as_slice() {
+        let again = down_from_wire(one.clone()).expect("what was read can be written");
+        assert_eq!((&again.envelope, &again.message), (&read.envelope, &read.message));
+        assert_eq!(again.unreadable, []);
+    }
+    let problems = read.unreadable.iter().map(|one| Outcome::refused(&one.problem)).next();
+    Outcome::read(&(discriminant(&read.message), problems, size(input.len())))
+}
+
+fn wire_appliance(spec: admin::Spec) -> admin::Appliance {
+    admin::Appliance {
+        name: "web".into(),
+        tenant: "demo".into(),
+        driver: "process".into(),
+        id: "5a5a5a5a-5a5a-5a5a-5a5a-5a5a5a5a5a5a".into(),
+        placement_key: "k".into(),
+        labels: [("app".to_owned(), "web".to_owned())].into(),
+        spec: Some(spec),
+        ..Default::default()
+    }
+}
+
+pub(super) fn appliance_seeds() -> Vec<Vec<u8>> {
+    [custom(), balancer()].map(|spec| wire_appliance(spec).encode_to_vec()).into()
+}
+
+/// A specification that was read is written as one that is read the same.
+pub(super) fn appliance(input: &[u8]) -> Outcome {
+    let Ok(appliance) = admin::Appliance::decode(input) else { return Outcome::refused("protobuf") };
+    match draft_from_wire(Some(appliance.clone())) {
+        Err(found) => violated(&found),
+        Ok(draft) => {
+            let written = admin::Appliance { spec: Some(spec_to_wire(&draft.spec)), ..appliance };
+            assert_eq!(draft_from_wire(Some(written)), Ok(draft.clone()));
+            Outcome::read(&(draft.spec.kind.name(), draft.spec.ports.len(), size(input.len())))
+        }
+    }
+}
+
+pub(super) fn update_seeds() -> Vec<Vec<u8>> {
+    let paths = ["spec.custom.command", "spec.loadbalancer.listeners", "labels", "spec.replicas", "name", "*"];
+    let with = |spec: admin::Spec, mask: Option<&str>, allow_missing| {
+        admin::UpdateApplianceRequest {
+            appliance: Some(wire_appliance(spec)),
+            update_mask: mask.map(|path| prost_types::FieldMask { paths: vec![path.to_owned()] }),
+            allow_missing,
+            ..Default::default()
+        }
+        .encode_to_vec()
+    };
+    let mut seeds: Vec<_> = paths.iter().map(|path| with(custom(), Some(path), false)).collect();
+    seeds.extend([with(balancer(), None, true), with(balancer(), Some(paths[1]), true)]);
+    seeds
+}
+
+pub(super) fn update(input: &[u8]) -> Outcome {
+    let Ok(request) = admin::UpdateApplianceRequest::decode(input) else { return Outcome::refused("protobuf") };
+    match update_from_wire(request) {
+        Err(found) => violated(&found),
+        Ok(_) => Outcome::read(&size(input.len())),
+    }
+}
+
+pub(super) fn reference_seeds() -> Vec<Vec<u8>> {
+    use admin::appliance_ref::By;
+    let name = By::Name(admin::TenantName { tenant: "demo".into(), name: "web".into() });
+    [By::Id("5a5a5a5a-5a5a-5a5a-5a5a-5a5a5a5a5a5a".into()), name]
+        .map(|by| admin::ApplianceRef { by: Some(by) }.encode_to_vec())
+        .into()
+}
+
+pub(super) fn reference(input: &[u8]) -> Outcome {
+    let Ok(reference) = admin::ApplianceRef::decode(input) else { return Outcome::refused("protobuf") };
+    match target_from_wire(Some(reference), "appliance") {
+        Err(found) => violated(&found),
+        Ok(target) => Outcome::read(&(discriminant(&target), size(input.len()))),
+    }
+}
+
+pub(super) fn status_seeds() -> Vec<Vec<u8>> {
+    vec![wire_status().encode_to_vec()]
+}
+
+/// A status that was read is written as one that is read the same, and stored as one as well.
+pub(super) fn status(input: &[u8]) -> Outcome {
+    let Ok(status) = admin::Status::decode(input) else { return Outcome::refused("protobuf") };
+    match status_from_wire(status) {
+        Err(violation) => refused(&violation),
+        Ok(status) => {
+            assert_eq!(status_from_wire(status_to_wire(&status)), Ok(status.clone()));
+            let stored = serde_json::to_vec(&status).expect("plain data");
+            assert_eq!(serde_json::from_slice::<common::status::Status>(&stored).expect("what was stored"), status);
+            Outcome::read(&(status.phase, status.instances.len()))
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Every decoder of this package for bytes from outside, for the fuzz tests: they feed them bytes of any kind.
+
+use common::Token;
+use common::status::Details;
+
+use crate::appliance::api::Config;
+use crate::appliance::balancer;
+use crate::drivers::process;
+use crate::kinds::rest;
+
+/// Reads the record of an instance, and writes it again.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn record(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    process::rewrite_record(bytes)
+}
+
+/// Reads a token file, and answers the newest token.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn token_file(bytes: &[u8]) -> Result<Token, String> {
+    process::fence::token_in(bytes)
+}
+
+/// What the status of an appliance says beside that it is well.
+#[must_use]
+pub fn conditions(body: &[u8]) -> Details {
+    rest::conditions(body)
+}
+
+/// What is shown of an appliance's refusal of a configuration.
+#[must_use]
+pub fn refusal(status: u16, body: &[u8], ours: Token) -> String {
+    rest::refused(status, body, ours).to_string()
+}
+
+/// Reads a configuration as the reference appliance does.
+///
+/// # Errors
+/// The field that is wrong, or that it is no configuration.
+pub fn configuration(body: &[u8]) -> Result<Config, String> {
+    let config: Config = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    balancer::check(&config).map_err(|invalid| invalid.field)?;
+    Ok(config)
+}
