@@ -419,6 +419,64 @@ async fn a_load_balancer_is_started_configured_probed_and_drained() {
     assert!(!journal(&driver).iter().any(|e| e.action == "kill"), "it ended by itself");
 }
 
+/// Everything below a folder that another user may read or write, by path and mode; not what instances themselves make.
+fn open_to_others(folder: &Path) -> Vec<String> {
+    use std::os::unix::fs::PermissionsExt;
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("readable").flatten() {
+        let meta = entry.metadata().expect("it is there");
+        let mode = meta.permissions().mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            found.push(format!("{} {mode:o}", entry.path().display()));
+        }
+        if meta.is_dir() && entry.file_name() != "work" {
+            found.extend(open_to_others(&entry.path()));
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn what_is_kept_is_for_this_user_alone_and_links_are_not_followed() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let world = DriverWorld::new();
+    let path = world.folder.path();
+    // As the version before left it, under a umask of 022.
+    let set = |path: &Path, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("ours");
+    std::fs::create_dir_all(path.join("instances")).expect("writable");
+    set(path, 0o755);
+    set(&path.join("instances"), 0o755);
+    let driver = world.driver("w1");
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+    let spec = balanced(port, &[]);
+    let made = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
+    Standard::new().expect("a client").configure(&permit(1), &made, &spec).await.expect("it answers");
+    assert_eq!(open_to_others(path), [] as [String; 0]);
+    assert_eq!(std::fs::metadata(path).expect("there").permissions().mode() & 0o777, 0o700);
+    driver.destroy(&permit(1), &made).await.expect("ends");
+    // A link in place of a file of the driver is no way to another one.
+    let elsewhere = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(elsewhere.path(), "untouched").expect("writable");
+    let next = Wanted { attempt: 2, ..first(&spec) };
+    for file in ["log", "instance.json"] {
+        let file = world.instance_folder().join(file);
+        std::fs::remove_file(&file).expect("it is there");
+        symlink(elsewhere.path(), &file).expect("writable");
+        let error = driver.ensure(&permit(1), next.clone()).await.expect_err("a link").to_string();
+        assert!(error.contains("is a symbolic link, which is not followed"), "{error}");
+        std::fs::remove_file(&file).expect("it is still there");
+    }
+    assert_eq!(std::fs::read_to_string(elsewhere.path()).expect("readable"), "untouched");
+    set(path, 0o777);
+    let config = Config {
+        state_dir: path.to_owned(),
+        appliance_binary: PathBuf::from(env!("CARGO_BIN_EXE_rug-appliance")),
+        ..Config::default()
+    };
+    let text = refusal(ProcessDriver::new(config, WorkerId::new("w2").expect("a name")));
+    assert!(text.contains("every user can write to"), "{text}");
+}
+
 /// A client that sends the secret of an instance.
 fn client_of(instance: &Instance) -> reqwest::Client {
     let secret = format!("Bearer {}", instance.secret.as_ref().expect("it has one").reveal());

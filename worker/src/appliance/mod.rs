@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use runtime::file::write_atomic;
+use runtime::folder::Folder;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -87,8 +88,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             config.management
         );
     }
-    std::fs::create_dir_all(&config.state_dir)
-        .with_context(|| format!("cannot make the state directory {}", config.state_dir.display()))?;
+    Folder::trusted(&config.state_dir)
+        .with_context(|| format!("cannot use the state directory {}", config.state_dir.display()))?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let management = TcpListener::bind(config.management)

@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use common::appliance::FieldViolation;
 use common::site::{STATE_DIR_RULE, is_state_dir};
 use common::{ApplianceId, Term, WorkerId};
-use runtime::file::write_atomic;
+use runtime::folder::Folder as StateFolder;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use tokio::process::Child;
@@ -127,7 +127,8 @@ struct Inner {
     config: Config,
     /// The state directory as text.
     state_dir: String,
-    instances: PathBuf,
+    /// Folders of instances.
+    instances: StateFolder,
     fences: Arc<Fences>,
 }
 
@@ -152,19 +153,17 @@ impl ProcessDriver {
         let refused = |path: &Path, error: &io::Error| {
             Error::Refused(format!("state directory {} cannot be used: {error}", path.display()))
         };
-        let open = || -> io::Result<(PathBuf, Fences)> {
-            std::fs::create_dir_all(&config.state_dir)?;
-            // Canonical, because instances are recognised by this path in their environment.
-            let state_dir = config.state_dir.canonicalize()?;
-            let instances = state_dir.join("instances");
-            std::fs::create_dir_all(&instances)?;
-            let fences = Fences::open(state_dir.join("fences"), worker, config.lock_wait)?;
-            let probe = state_dir.join(format!(".writable.{}", std::process::id()));
-            write_atomic(&probe, b"")?;
-            std::fs::remove_file(&probe)?;
-            Ok((state_dir, fences))
+        let open = || -> io::Result<(PathBuf, StateFolder, Fences)> {
+            let folder = StateFolder::private(&config.state_dir, &["instances", "fences"])?;
+            let instances = folder.subfolder("instances")?;
+            let fences = Fences::open(folder.subfolder("fences")?, worker, config.lock_wait)?;
+            let probe = format!(".writable.{}", std::process::id());
+            folder.write_atomic(&probe, b"")?;
+            folder.remove(&probe)?;
+            // Without symbolic links, because instances are recognised by this path in their environment.
+            Ok((folder.path().to_owned(), instances, fences))
         };
-        let (state_dir, fences) = open().map_err(|error| refused(&config.state_dir, &error))?;
+        let (state_dir, instances, fences) = open().map_err(|error| refused(&config.state_dir, &error))?;
         let Some(published) = state_dir.to_str().filter(|path| is_state_dir(path)).map(str::to_owned) else {
             let text = format!("state directory {state_dir:?} cannot be used: its path {STATE_DIR_RULE}, in UTF-8");
             return Err(Error::Refused(text));
@@ -172,7 +171,6 @@ impl ProcessDriver {
         let appliance_binary = config.appliance_binary.canonicalize().map_err(|error| {
             Error::Refused(format!("{} cannot be used: {error}", config.appliance_binary.display()))
         })?;
-        let instances = state_dir.join("instances");
         let config = Config { state_dir, appliance_binary, ..config };
         let (state_dir, fences) = (published, Arc::new(fences));
         Ok(Self { inner: Arc::new(Inner { config, state_dir, instances, fences }) })
@@ -209,7 +207,7 @@ impl ProcessDriver {
             let pause = if has_management { deadline.min(Instant::now() + POLL) } else { deadline };
             if let Ok(status) = tokio::time::timeout_at(pause, &mut exit).await {
                 let status = status.map_or_else(|_| "unknown status".to_owned(), |status| status.to_string());
-                let log = record::tail(&folder.log(), 5);
+                let log = folder.tail(5);
                 let log =
                     if log.is_empty() { "its log is empty".to_owned() } else { format!("last in its log: {log}") };
                 return Err(Error::Failed(format!("instance {} ended at once ({status}); {log}", order.ordinal)));
@@ -353,7 +351,7 @@ impl Driver for ProcessDriver {
             }
             held.check()?;
             held.note("forget", 0, 0, None, "begun");
-            match std::fs::remove_dir_all(inner.instances.join(appliance.to_string())) {
+            match std::fs::remove_dir_all(inner.instances.path().join(appliance.to_string())) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
                 _ => {}
             }
@@ -386,7 +384,7 @@ impl Inner {
 
     fn observe(&self, appliance: ApplianceId) -> Result<Vec<Instance>, Error> {
         let mut found = Vec::new();
-        for ordinal in record::ordinals(&self.instances, appliance)? {
+        for ordinal in record::ordinals(self.instances.path(), appliance)? {
             let folder = self.folder(appliance, ordinal);
             let Some(record) = folder.read()? else { continue };
             // A damaged record has attempt 0: whatever runs at its ordinal is meant.
@@ -412,7 +410,7 @@ impl Inner {
 
     fn list(&self) -> Result<Vec<(ApplianceId, Instance)>, Error> {
         let mut found = Vec::new();
-        for appliance in record::appliances(&self.instances)? {
+        for appliance in record::appliances(self.instances.path())? {
             found.extend(self.observe(appliance)?.into_iter().map(|instance| (appliance, instance)));
         }
         // Processes without a record that says so: their folder was removed, or was never written.

@@ -12,7 +12,7 @@
 //! folder and outlive the appliance as tombstones, so that a late call of a former owner still meets its successor's
 //! token.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::{ApplianceId, Term, Token, WorkerId};
+use runtime::folder::{Access, Folder};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -84,15 +85,15 @@ pub struct FenceJournalEntry {
 /// All fences of one state directory.
 #[derive(Debug)]
 pub(super) struct Fences {
-    folder: PathBuf,
+    /// Of this user alone: whoever can open a file can lock it.
+    folder: Folder,
     worker: WorkerId,
     me: ProcessStamp,
     lock_wait: Duration,
 }
 
 impl Fences {
-    pub(super) fn open(folder: PathBuf, worker: WorkerId, lock_wait: Duration) -> io::Result<Self> {
-        fs::create_dir_all(&folder)?;
+    pub(super) fn open(folder: Folder, worker: WorkerId, lock_wait: Duration) -> io::Result<Self> {
         let me = system::identify(std::process::id()).ok_or_else(|| io::Error::other("/proc does not show us"))?;
         Ok(Self { folder, worker, me, lock_wait })
     }
@@ -104,7 +105,7 @@ impl Fences {
     pub(super) async fn claim(&self, permit: &Permit) -> Result<(), Error> {
         permit.check()?;
         let path = self.token_path(permit.appliance());
-        let file = lock(&path, FlockOperation::NonBlockingLockExclusive, Instant::now() + TOKEN_WAIT)
+        let file = lock(&self.folder, &path, FlockOperation::NonBlockingLockExclusive, Instant::now() + TOKEN_WAIT)
             .await
             .map_err(|e| failed("open", &path, &e))?
             .ok_or_else(|| Error::FenceBusy("its token file stays locked".into()))?;
@@ -127,10 +128,11 @@ impl Fences {
     pub(super) async fn acquire(self: &Arc<Self>, permit: &Permit) -> Result<HeldLock, Error> {
         self.claim(permit).await?;
         let path = self.lock_path(permit.appliance());
-        let taken = lock(&path, FlockOperation::NonBlockingLockExclusive, Instant::now() + self.lock_wait)
-            .await
-            .map_err(|e| failed("lock", &path, &e))?;
-        let Some(mut file) = taken else { return Err(Error::FenceBusy(describe_holder(&path))) };
+        let taken =
+            lock(&self.folder, &path, FlockOperation::NonBlockingLockExclusive, Instant::now() + self.lock_wait)
+                .await
+                .map_err(|e| failed("lock", &path, &e))?;
+        let Some(mut file) = taken else { return Err(Error::FenceBusy(describe_holder(&self.folder, &path))) };
         let holder = LockHolder {
             worker: self.worker.to_string(),
             process: self.me.clone(),
@@ -151,10 +153,11 @@ impl Fences {
     pub(super) fn cleanup(&self, current: Term, now: SystemTime) -> io::Result<usize> {
         let now_ms = now.duration_since(UNIX_EPOCH).map_or(0, millis);
         let mut removed = 0;
-        for entry in fs::read_dir(&self.folder)? {
+        for entry in fs::read_dir(self.folder.path())? {
             let name = entry?.file_name();
             let Some(appliance) = name.to_str().and_then(|name| name.parse::<ApplianceId>().ok()) else { continue };
-            let take = |path: &Path| try_lock(path, FlockOperation::NonBlockingLockExclusive).ok().flatten();
+            let take =
+                |path: &Path| try_lock(&self.folder, path, FlockOperation::NonBlockingLockExclusive).ok().flatten();
             let (token, lock) = (self.token_path(appliance), self.lock_path(appliance));
             let Some(_lock_file) = take(&lock) else { continue };
             let Some(token_file) = take(&token) else { continue };
@@ -162,9 +165,9 @@ impl Fences {
             let old = mark.forgotten_at_unix_ms.is_some_and(|at| now_ms.saturating_sub(at) >= millis(TOMBSTONE))
                 && current.get() >= mark.token.term.get().saturating_add(2);
             if old {
-                let _ = fs::remove_file(self.journal_path(appliance));
-                fs::remove_file(&token)?;
-                fs::remove_file(&lock)?;
+                let _ = self.folder.remove(journal_name(appliance));
+                self.folder.remove(&token)?;
+                self.folder.remove(&lock)?;
                 removed += 1;
             }
         }
@@ -172,16 +175,21 @@ impl Fences {
     }
 
     fn token_path(&self, appliance: ApplianceId) -> PathBuf {
-        self.folder.join(appliance.to_string())
+        PathBuf::from(appliance.to_string())
     }
 
     fn lock_path(&self, appliance: ApplianceId) -> PathBuf {
-        self.folder.join(format!("{appliance}.lock"))
+        PathBuf::from(format!("{appliance}.lock"))
     }
 
     pub(super) fn journal_path(&self, appliance: ApplianceId) -> PathBuf {
-        self.folder.join(format!("{appliance}.journal"))
+        self.folder.path().join(journal_name(appliance))
     }
+}
+
+/// Names of files are relative to the folder.
+fn journal_name(appliance: ApplianceId) -> String {
+    format!("{appliance}.journal")
 }
 
 /// The lock of one appliance, held. Dropping it lets go.
@@ -201,7 +209,9 @@ impl HeldLock {
         let path = self.fences.token_path(self.permit.appliance());
         let deadline = std::time::Instant::now() + TOKEN_WAIT;
         let file = loop {
-            match try_lock(&path, FlockOperation::NonBlockingLockShared).map_err(|e| failed("read", &path, &e))? {
+            match try_lock(&self.fences.folder, &path, FlockOperation::NonBlockingLockShared)
+                .map_err(|e| failed("read", &path, &e))?
+            {
                 Some(file) => break file,
                 None if std::time::Instant::now() >= deadline => {
                     return Err(Error::FenceBusy("its token file stays locked".into()));
@@ -232,7 +242,7 @@ impl HeldLock {
             pid,
             outcome: outcome.chars().take(400).collect(),
         };
-        if let Err(error) = append(&self.fences.journal_path(self.permit.appliance()), &entry) {
+        if let Err(error) = append(&self.fences.folder, &journal_name(self.permit.appliance()), &entry) {
             tracing::warn!(appliance = %self.permit.appliance(), %error, "a journal entry was lost");
         }
     }
@@ -241,7 +251,7 @@ impl HeldLock {
     pub(super) fn entomb(&self) -> Result<(), Error> {
         let path = self.fences.token_path(self.permit.appliance());
         let write = || -> io::Result<()> {
-            let Some(file) = try_lock(&path, FlockOperation::NonBlockingLockExclusive)? else {
+            let Some(file) = try_lock(&self.fences.folder, &path, FlockOperation::NonBlockingLockExclusive)? else {
                 // Somebody raises the token right now: the appliance is not forgotten for them.
                 return Ok(());
             };
@@ -253,11 +263,11 @@ impl HeldLock {
 }
 
 /// Takes a lock on the file at `path`, which is made when missing. `None` when it is not free by `deadline`.
-async fn lock(path: &Path, operation: FlockOperation, deadline: Instant) -> io::Result<Option<File>> {
+async fn lock(folder: &Folder, path: &Path, operation: FlockOperation, deadline: Instant) -> io::Result<Option<File>> {
     // Polled, because a blocking flock cannot be given a deadline. Contention is rare: two owners at once.
     let mut pause = Duration::from_millis(1);
     loop {
-        if let Some(file) = try_lock(path, operation)? {
+        if let Some(file) = try_lock(folder, path, operation)? {
             return Ok(Some(file));
         }
         if Instant::now() >= deadline {
@@ -268,15 +278,16 @@ async fn lock(path: &Path, operation: FlockOperation, deadline: Instant) -> io::
     }
 }
 
-fn try_lock(path: &Path, operation: FlockOperation) -> io::Result<Option<File>> {
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+fn try_lock(folder: &Folder, path: &Path, operation: FlockOperation) -> io::Result<Option<File>> {
+    let file = folder.open(path, Access::Write)?;
     match flock(&file, operation) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => return Ok(None),
         Err(error) => return Err(error.into()),
     }
     // A clean-up may have removed the file between open and lock; such a lock protects nothing.
-    let same = fs::metadata(path).is_ok_and(|now| file.metadata().is_ok_and(|mine| mine.ino() == now.ino()));
+    let same = fs::symlink_metadata(folder.path().join(path))
+        .is_ok_and(|now| file.metadata().is_ok_and(|mine| mine.ino() == now.ino()));
     Ok(same.then_some(file))
 }
 
@@ -307,10 +318,10 @@ fn write_mark(file: &File, mark: &Mark) -> io::Result<()> {
     file.write_all_at(&bytes, 0)
 }
 
-fn append(path: &Path, entry: &FenceJournalEntry) -> io::Result<()> {
+fn append(folder: &Folder, name: &str, entry: &FenceJournalEntry) -> io::Result<()> {
     let mut line = serde_json::to_vec(entry).map_err(io::Error::other)?;
     line.push(b'\n');
-    let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
+    let mut file = folder.open(name, Access::Append)?;
     if file.metadata()?.len() + line.len() as u64 > JOURNAL_LIMIT {
         // Only the holder of the appliance's lock writes here, so nobody appends meanwhile.
         let mut kept = Vec::new();
@@ -323,8 +334,8 @@ fn append(path: &Path, entry: &FenceJournalEntry) -> io::Result<()> {
     file.write_all(&line)
 }
 
-fn describe_holder(path: &Path) -> String {
-    match fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<LockHolder>(&bytes).ok()) {
+fn describe_holder(folder: &Folder, path: &Path) -> String {
+    match folder.read(path, 64 * 1024).ok().and_then(|bytes| serde_json::from_slice::<LockHolder>(&bytes).ok()) {
         Some(h) => {
             let age = Duration::from_millis(unix_ms().saturating_sub(h.since_unix_ms)).as_secs();
             format!("worker {} (pid {}) holds its lock under token {} for {age} s", h.worker, h.process.pid, h.token)

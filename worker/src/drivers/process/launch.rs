@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::env;
 use std::ffi::OsString;
-use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
@@ -121,7 +120,7 @@ impl Launch {
         state_dir: &Path,
         binary: &Path,
     ) -> io::Result<Command> {
-        let log = File::options().append(true).create(true).open(folder.log())?;
+        let log = folder.open_log()?;
         let mut command = Command::new(binary);
         command.arg("exec").arg("--").arg(&self.program).args(&self.args);
         command.current_dir(folder.work()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);

@@ -1,4 +1,5 @@
-//! What is kept on disk about the instance at one ordinal.
+//! What is kept on disk about the instance at one ordinal, in folders and files of this user alone: a record says which process to
+//! signal, a log and an environment may hold secrets.
 //!
 //! ```text
 //! <state_dir>/instances/<appliance>/<ordinal>/instance.json   the record
@@ -16,11 +17,12 @@ use std::path::{Path, PathBuf};
 
 use common::ApplianceId;
 use common::status::PID_DETAIL;
-use runtime::file::write_atomic;
+use runtime::folder::{Access, Folder as StateFolder};
 use serde::{Deserialize, Serialize};
 use worker_core::instance::{Addresses, Instance, ManagementSecret};
 
 use super::system::ProcessStamp;
+use crate::appliance::MANAGEMENT_FILE;
 
 /// How far the start or the end of an instance got.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,66 +90,74 @@ pub(super) struct Management {
 
 /// The folder of one ordinal.
 #[derive(Clone, Debug)]
-pub(super) struct Folder(PathBuf);
+pub(super) struct Folder {
+    /// The folder of all instances, by whose handle everything in it is opened.
+    instances: StateFolder,
+    /// Where this one is in it.
+    name: PathBuf,
+}
+
+/// Longest record that is read, in bytes; one has some hundred.
+const MOST_RECORD: u64 = 64 * 1024;
+/// Longest of the small files that is read, in bytes: an address, a secret.
+const MOST_LINE: u64 = 1024;
 
 impl Folder {
-    pub(super) fn new(instances: &Path, appliance: ApplianceId, ordinal: u16) -> Self {
-        Self(instances.join(appliance.to_string()).join(ordinal.to_string()))
+    pub(super) fn new(instances: &StateFolder, appliance: ApplianceId, ordinal: u16) -> Self {
+        let name = Path::new(&appliance.to_string()).join(ordinal.to_string());
+        Self { instances: instances.clone(), name }
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.0
+    pub(super) fn path(&self) -> PathBuf {
+        self.instances.path().join(&self.name)
     }
 
-    pub(super) fn log(&self) -> PathBuf {
-        self.0.join("log")
+    /// The log, to be written at its end.
+    pub(super) fn open_log(&self) -> io::Result<File> {
+        Ok(self.instances.open(self.name.join("log"), Access::Append)?)
     }
 
     pub(super) fn work(&self) -> PathBuf {
-        self.0.join("work")
-    }
-
-    pub(super) fn management_file(&self) -> PathBuf {
-        self.0.join(crate::appliance::MANAGEMENT_FILE)
+        self.path().join("work")
     }
 
     /// File with the secret of the instance. Beside the record and not in it: the instance reads it as well, and workers of the
     /// version before, which write records anew, leave it alone.
     pub(super) fn secret_file(&self) -> PathBuf {
-        self.0.join("secret")
+        self.path().join("secret")
     }
 
     /// Makes the secret of the next instance.
     pub(super) fn make_secret(&self) -> io::Result<()> {
         let secret: [u8; 32] = rand::random();
-        write_atomic(&self.secret_file(), hex(&secret).as_bytes())
+        Ok(self.instances.write_atomic(self.name.join("secret"), hex(&secret).as_bytes())?)
     }
 
     /// How the instance is spoken to, as far as it is known yet.
     pub(super) fn management(&self) -> Management {
-        let read = |file: PathBuf| fs::read_to_string(file).ok();
+        let read = |file: &str| String::from_utf8(self.instances.read(self.name.join(file), MOST_LINE).ok()?).ok();
         Management {
-            address: read(self.management_file()).and_then(|text| text.trim().parse().ok()),
-            secret: read(self.secret_file()).and_then(|text| ManagementSecret::new(text.trim()).ok()),
+            address: read(MANAGEMENT_FILE).and_then(|text| text.trim().parse().ok()),
+            secret: read("secret").and_then(|text| ManagementSecret::new(text.trim()).ok()),
         }
     }
 
     /// The record; `None` when there is none. One that cannot be understood counts as "may be running": it is written
     /// atomically, so only a person or a failing disk can have changed it.
     pub(super) fn read(&self) -> io::Result<Option<InstanceRecord>> {
-        let bytes = match fs::read(self.0.join("instance.json")) {
+        let bytes = match self.instances.read(self.name.join("instance.json"), MOST_RECORD) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         };
         match serde_json::from_slice(&bytes) {
             Ok(record) => Ok(Some(record)),
             Err(error) => {
-                tracing::warn!(folder = %self.0.display(), %error, "the record of an instance is damaged");
+                tracing::warn!(folder = %self.path().display(), %error, "the record of an instance is damaged");
                 Ok(Some(InstanceRecord {
                     state: RecordState::Starting,
                     instance: RecordedInstance {
-                        ordinal: self.0.file_name().and_then(|n| n.to_str()?.parse().ok()).unwrap_or(0),
+                        ordinal: self.name.file_name().and_then(|n| n.to_str()?.parse().ok()).unwrap_or(0),
                         attempt: 0,
                         boot_digest: String::new(),
                         started_at_unix_ms: 0,
@@ -160,25 +170,28 @@ impl Folder {
         }
     }
 
+    /// The last lines of the log, for error messages: at most so many and 2 KiB.
+    pub(super) fn tail(&self, lines: usize) -> String {
+        let log = self.instances.open(self.name.join("log"), Access::Read);
+        log.map(|file| tail(file, lines)).unwrap_or_default()
+    }
+
     /// Replaces the record, durably.
     pub(super) fn write(&self, record: &InstanceRecord) -> io::Result<()> {
         let bytes = serde_json::to_vec_pretty(record).map_err(io::Error::other)?;
-        write_atomic(&self.0.join("instance.json"), &bytes)
+        Ok(self.instances.write_atomic(self.name.join("instance.json"), &bytes)?)
     }
 
     /// Makes the folder and makes room in its log: one that has grown beyond `limit` bytes becomes `log.1`.
     pub(super) fn prepare(&self, limit: u64) -> io::Result<()> {
-        fs::create_dir_all(self.work())?;
-        if fs::metadata(self.log()).is_ok_and(|meta| meta.len() > limit) {
-            fs::rename(self.log(), self.0.join("log.1"))?;
+        let folder = self.instances.subfolder(&self.name)?;
+        folder.subfolder("work")?;
+        let log = folder.path().join("log");
+        if fs::symlink_metadata(&log).is_ok_and(|meta| meta.len() > limit) {
+            fs::rename(log, folder.path().join("log.1"))?;
         }
-        for file in [self.management_file(), self.secret_file()] {
-            match fs::remove_file(file) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        Ok(())
+        folder.remove(MANAGEMENT_FILE)?;
+        Ok(folder.remove("secret")?)
     }
 }
 
@@ -212,15 +225,14 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// The last lines of a log, for error messages: at most `lines` of them and 2 KiB.
-pub(super) fn tail(log: &Path, lines: usize) -> String {
+fn tail(mut file: File, lines: usize) -> String {
     use std::io::{Read, Seek, SeekFrom};
     const MOST: u64 = 2048;
-    let read = || -> io::Result<Vec<u8>> {
-        let mut file = File::open(log)?;
+    let mut read = || -> io::Result<Vec<u8>> {
         let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(MOST)))?;
         let mut bytes = Vec::new();
-        file.take(MOST).read_to_end(&mut bytes)?;
+        (&mut file).take(MOST).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     let text = String::from_utf8_lossy(&read().unwrap_or_default()).into_owned();

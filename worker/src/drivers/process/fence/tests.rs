@@ -10,9 +10,13 @@ fn permit(sequence: u64) -> Permit {
     gate.pass(appliance, token).expect("the gate is open")
 }
 
+fn folder_of(path: &Path) -> Folder {
+    Folder::private(path, &[]).expect("a writable folder")
+}
+
 fn fences(folder: &Path) -> Arc<Fences> {
     let worker = WorkerId::new("w1").expect("a name");
-    Arc::new(Fences::open(folder.to_owned(), worker, Duration::from_millis(100)).expect("a writable folder"))
+    Arc::new(Fences::open(folder_of(folder), worker, Duration::from_millis(100)).expect("/proc shows us"))
 }
 
 #[tokio::test]
@@ -65,7 +69,7 @@ async fn a_journal_is_bounded_and_keeps_the_newest_entries_whole() {
 async fn a_damaged_token_file_is_refused_and_an_empty_one_is_new() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let fences = fences(folder.path());
-    let path = fences.token_path(ApplianceId::from_u128(1));
+    let path = folder.path().join(fences.token_path(ApplianceId::from_u128(1)));
     fs::write(&path, b"").expect("writable");
     fences.claim(&permit(1)).await.expect("as if it was not there");
     fs::write(&path, b"{\"token\":").expect("writable");
