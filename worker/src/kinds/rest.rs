@@ -10,13 +10,10 @@ use common::{PLAUSIBLE_TERMS, Token};
 use serde::Deserialize;
 use worker_core::instance::Instance;
 
-use super::http::HttpClient;
+use super::http::{HttpClient, MOST};
 use crate::appliance::api::{INSTANCE_HEADER, Problem, Status, TOKEN_HEADER, path, token_from_header, token_to_header};
 use crate::error::Error;
 use crate::gate::Permit;
-
-/// Longest status that is looked at, in bytes.
-const MOST_OF_STATUS: usize = 64 * 1024;
 
 /// Puts a configuration in place.
 pub(super) async fn configure(
@@ -61,7 +58,7 @@ pub(super) async fn probe(client: &HttpClient, instance: &Instance) -> Result<De
 /// What a status says beside that the instance is well: nothing in other forms and too long ones, since the contract promises only
 /// that 200 means alive.
 pub(crate) fn conditions(body: &[u8]) -> Details {
-    let said = (body.len() <= MOST_OF_STATUS).then(|| serde_json::from_slice::<Status>(body).ok()).flatten();
+    let said = (body.len() <= MOST).then(|| serde_json::from_slice::<Status>(body).ok()).flatten();
     let said = said.map(|status| status.conditions).unwrap_or_default();
     said.into_iter().map(|(name, text)| (plain(&name), plain(&text))).collect()
 }
@@ -162,7 +159,7 @@ mod tests {
             of(&format!(r#"{{"conditions":{{{}}}}}"#, many.join(","))).iter().count(),
             common::status::MAX_DETAILS
         );
-        let long = format!(r#"{{"conditions":{{"a":"{}"}}}}"#, "x".repeat(MOST_OF_STATUS));
+        let long = format!(r#"{{"conditions":{{"a":"{}"}}}}"#, "x".repeat(MOST));
         assert_eq!(of(&long), Details::default());
     }
 }

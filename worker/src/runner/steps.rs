@@ -1,5 +1,6 @@
 //! Carries one step out: the only place where a machine's wish becomes a call of a driver or kind.
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use common::ApplianceId;
 use common::appliance::{MAX_TEXT, Name};
 use common::status::Details;
+use common::text::escaped;
 use futures::FutureExt as _;
 use proto::convert::scalar::clip;
 use tracing::{Instrument as _, Span, field};
@@ -228,10 +230,16 @@ fn outcome_of(error: Error) -> StepOutcome {
     }
 }
 
-/// The outcome with a text of bounded length: what an appliance or a command has to say may be of any, and is kept as the
-/// last error, compared, logged and sent.
+/// The outcome with a text of bounded length that no terminal acts on: what an appliance or a command has to say may be any, and is
+/// kept as the last error, compared, logged, sent and shown.
 fn clipped(outcome: StepOutcome) -> StepOutcome {
-    let short = |text: String| if text.len() > MAX_TEXT { clip(&text, MAX_TEXT) } else { text };
+    let short = |text: String| {
+        let text = if text.len() > MAX_TEXT { clip(&text, MAX_TEXT) } else { text };
+        match escaped(&text) {
+            Cow::Borrowed(_) => text,
+            Cow::Owned(escaped) => clip(&escaped, MAX_TEXT),
+        }
+    };
     match outcome {
         StepOutcome::Silent(text) => StepOutcome::Silent(short(text)),
         StepOutcome::Vanished(text) => StepOutcome::Vanished(short(text)),
@@ -264,6 +272,9 @@ mod tests {
         for outcome in outcomes {
             assert_eq!(clipped(outcome(text.clone())), outcome(kept.clone()));
             assert_eq!(clipped(outcome("no".to_owned())), outcome("no".to_owned()));
+            assert_eq!(clipped(outcome("a\u{1b}[2J\nb".to_owned())), outcome(r"a\u{1b}[2J\nb".to_owned()));
+            let long = clipped(outcome("\0".repeat(MAX_TEXT)));
+            assert_eq!(long, outcome(r"\u{0}".repeat(MAX_TEXT)[..MAX_TEXT].to_owned()));
         }
         assert_eq!(clipped(StepOutcome::TimedOut), StepOutcome::TimedOut);
     }
