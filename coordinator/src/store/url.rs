@@ -100,9 +100,15 @@ fn server(url: &str, known: impl Fn(&str) -> bool) -> Result<Url, String> {
         return Err("`//` must follow its scheme".to_owned());
     }
     match parsed.query_pairs().find(|(key, _)| !known(key)) {
-        Some((key, _)) => Err(format!("parameter `{key}` is unknown")),
+        // What has no form of a name may be anything, such as a password with a `?` or `&`.
+        Some((key, _)) if is_name(&key) => Err(format!("parameter `{key}` is unknown")),
+        Some(_) => Err("it has a parameter that is unknown".to_owned()),
         None => Ok(parsed),
     }
+}
+
+fn is_name(key: &str) -> bool {
+    (1..=40).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_lowercase() || matches!(byte, b'-' | b'_'))
 }
 
 /// sqlx's error for a URL. Only the message of a configuration error: it names a parameter's value, never the URL.

@@ -21,7 +21,7 @@ thread_local! {
 /// tables of parsers, messages of errors. An empty entry of a message takes 2 bytes on the wire and some 400 as a value.
 #[must_use]
 pub const fn allowed(length: usize) -> usize {
-    512 * 1024 + 512 * length
+    256 * 1024 + 256 * length
 }
 
 /// Begins a new account for this thread.

@@ -62,10 +62,11 @@ impl Report {
         let fed = catch_unwind(AssertUnwindSafe(|| (target.feed)(input)));
         let (took, peak) = (begun.elapsed(), memory::peak());
         self.inputs += 1;
-        self.peak = self.peak.max((peak, input.len()));
+        self.peak = if fed.is_ok() { self.peak.max((peak, input.len())) } else { self.peak };
         self.slowest = self.slowest.max(took);
         let mut fail = |what: String| self.failures.push(Failure { input: input.to_vec(), what });
-        if peak > memory::allowed(input.len()) {
+        // A panic takes memory for its backtrace.
+        if fed.is_ok() && peak > memory::allowed(input.len()) {
             fail(format!("allocates {peak} bytes for an input of {}", input.len()));
         }
         if took > SLOW {

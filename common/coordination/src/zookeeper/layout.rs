@@ -353,11 +353,15 @@ fn weight(value: Option<&Value>) -> u32 {
     }
 }
 
+/// How deep what members publish may be nested; offers take four levels. The reader is recursive: at its own limit of 1,024 a
+/// few hundred bytes of a member's node end a process by the size of its stack.
+const MOST_NESTED: usize = 16;
+
 /// A msgpack map with keys of text; empty when the data are something else.
 struct Unpacked(Vec<(Value, Value)>);
 
 fn unpacked(mut data: &[u8]) -> Unpacked {
-    match rmpv::decode::read_value(&mut data) {
+    match rmpv::decode::read_value_with_max_depth(&mut data, MOST_NESTED) {
         Ok(Value::Map(entries)) => Unpacked(entries),
         _ => Unpacked(Vec::new()),
     }
