@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::driver::{DriverCapabilities, DriverOffers};
+use crate::secret::{LifeSeal, LifeSecret};
 use crate::session::{Ack, AnnouncedStep, Carryover, Declined, Envelope, GrantRef, Hello, OwnedGrant, Release};
 use crate::status::{JournalEntry, Progress};
 use crate::{
@@ -446,13 +447,20 @@ impl Canonical for AnnouncedStep {
 
 impl Canonical for Hello {
     fn canon(&self, to: &mut Canon) {
-        let Self { worker, profile, owned, released, removed, highest_term } = self;
+        let Self { worker, profile, owned, released, removed, highest_term, secret } = self;
         to.put(worker);
         to.put(profile);
         to.put(owned);
         to.put(released);
         to.put(removed);
         to.put(highest_term);
+        to.put(&secret.as_ref().map(LifeSecret::seal));
+    }
+}
+
+impl Canonical for LifeSeal {
+    fn canon(&self, to: &mut Canon) {
+        to.text(&self.to_string());
     }
 }
 

@@ -47,11 +47,17 @@ pub enum Mutant {
     SeenNotReset,
     /// Workers use a clock that stands still while they are suspended.
     StandingClock,
+    /// A `Hello` counts as a heartbeat before it is known whether its stream is the newest, and whose it is.
+    RefusedHelloBeats,
+    /// What proves that a stream belongs to a life is not asked for.
+    ProofNotAsked,
+    /// A term that somebody claims to have met is believed, whoever it is.
+    ClaimOfAnybody,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 23] = [
         Self::NoTermCheck,
         Self::GrantNotPersisted,
         Self::GoneWithStream,
@@ -72,6 +78,9 @@ impl Mutant {
         Self::MembersFromEvents,
         Self::SeenNotReset,
         Self::StandingClock,
+        Self::RefusedHelloBeats,
+        Self::ProofNotAsked,
+        Self::ClaimOfAnybody,
     ];
 }
 

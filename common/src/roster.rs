@@ -29,6 +29,7 @@ use std::time::Duration;
 use self::known::{KnownLease, KnownNodes};
 use self::outbox::RosterOutbox;
 use crate::mutant::{self, Mutant};
+use crate::secret::LifeSeal;
 use crate::{Incarnation, Profile, Timestamp, WorkerId};
 
 /// Reads under way at once: enough to keep a connection busy, few enough not to hold up the reader's own heartbeat.
@@ -57,6 +58,8 @@ pub struct LeaseNode {
     pub lease: Duration,
     /// It was written over: no further heartbeat can commit.
     pub evicted: bool,
+    /// What its life is sealed with; `None` where a version before seals wrote it, or it was written over.
+    pub seal: Option<LifeSeal>,
 }
 
 /// What became of the workers' nodes.

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use crate::appliance::{Name, Spec};
 use crate::driver::DriverName;
+use crate::secret::LifeSecret;
 use crate::status::{Progress, Status};
 use crate::{ApplianceId, Digest, Edition, Incarnation, Profile, RebalanceId, StreamNumber, Term, Token, WorkerId};
 
@@ -166,8 +167,10 @@ pub struct Hello {
     pub released: Vec<Release>,
     /// Removals that were not confirmed yet.
     pub removed: Vec<GrantRef>,
-    /// Highest term it ever saw.
+    /// Highest term it ever saw, or that what an appliance runs on claims to have seen.
     pub highest_term: Term,
+    /// What proves that it speaks for its life; `None` from workers of a version before secrets.
+    pub secret: Option<LifeSecret>,
 }
 
 /// What became of what the leader asked for.
@@ -365,6 +368,8 @@ pub enum RefusedReason {
     Stopping,
     /// What the worker owns differs from the leader's table: it has to send [`Hello`] again.
     AssignmentsDiffer,
+    /// Nothing proves that the worker speaks for the life that it names.
+    NotProven,
 }
 
 /// A message from the leading coordinator to a worker.

@@ -46,10 +46,14 @@ counter! {
     /// The leader's epoch. Grows with every election; fences store writes and stream messages. 0 is "none yet".
     Term, "t"
 }
-/// How far above the leader's own a term may be that a worker, or what an appliance runs on, claims to have met. Terms grow
-/// by one with each election, and a million elections are one a second for twelve days: a larger step is nonsense, and
-/// taking it up would burn the terms that are left.
-pub const PLAUSIBLE_TERMS: u64 = 1 << 20;
+/// How far above the leader's own a term may be that a worker, or what an appliance runs on, claims to have met, for a new
+/// term to be begun above it. A claim is true only where the database was put back to an older copy, and terms grow by one
+/// with each election: these are one a day for more than a year. What lies further ahead is shown, and an operator decides.
+pub const PLAUSIBLE_TERMS: u64 = 512;
+
+/// How far above the newest one that the leader has heard of the number of a stream may be. A worker counts every stream
+/// it opens, also to coordinators that do not lead: these are ten a second for thirteen years.
+pub const PLAUSIBLE_STREAMS: u64 = 1 << 32;
 
 counter! {
     /// Counts the changes of one appliance's spec, from 1.

@@ -35,7 +35,7 @@ use crate::listen::Listening;
 use crate::metrics::{self, Metrics};
 use crate::opening::Opening;
 use crate::record::{MoveRecord, RebalanceRecord};
-use crate::sessions::Sessions;
+use crate::sessions::{MAX_MESSAGE, Sessions};
 use crate::state_dir::StateDir;
 use crate::store::{self, Store};
 
@@ -202,7 +202,9 @@ impl Server {
             .layer(AccessLayer::new(Policy::new(&config.authorization), parts.tokens))
             .layer(ForwardLayer::new(parts.coordinator.clone(), role.clone(), parts.client_tls))
             .add_routes(routes)
-            .add_service(SessionServer::new(Sessions::new(sessions_in, stop_seen)))
+            .add_service(
+                SessionServer::new(Sessions::new(sessions_in, stop_seen)).max_decoding_message_size(MAX_MESSAGE),
+            )
             .serve_with_incoming_shutdown(
                 grpc::incoming(parts.listening.listeners, parts.tls),
                 closing.clone().cancelled_owned(),

@@ -39,6 +39,7 @@ pub use authorize::AccessLayer;
 pub(crate) use authorize::{Access, access_of};
 pub use forward::{ForwardLayer, ServingRole};
 pub use incoming::{Listener, incoming};
+pub(crate) use incoming::{PeerAddress, PeerIdentity, PeerInfo};
 pub use page::{make_token, reseal};
 pub use trace::TraceLayer;
 

@@ -147,6 +147,7 @@ impl Leader<'_> {
     pub async fn run(mut self, inputs: &mut Inputs, stop: CancellationToken, tasks: &mut LeaderTasks) -> TermEnd {
         let mut wake_at = Some(clock::now());
         let lost = self.leadership.lost();
+        let mut looked = tokio::time::Instant::now();
         loop {
             tokio::select! {
                 biased;
@@ -164,6 +165,10 @@ impl Leader<'_> {
                 () = sleep_until(wake_at) => {}
             }
             self.take_waiting(inputs);
+            if looked.elapsed() >= REFRESH {
+                looked = tokio::time::Instant::now();
+                self.end_unanswered();
+            }
             wake_at = self.step(Event::Tick);
             self.publish();
             if self.end.is_none() && !self.writes.leads(self.machine.term()) {
@@ -244,6 +249,7 @@ impl Leader<'_> {
                 let evicted = self.leadership.evict(life.worker.clone(), life.incarnation);
                 self.writes.evict(life, evicted);
             }
+            Action::Met(term) => self.notes.met(term),
             Action::RaiseTerm(seen) => self.end = Some(TermEnd::HigherTerm(seen)),
         }
     }

@@ -30,10 +30,10 @@ use crate::store::Store;
 
 /// How long a term lasts at least when the one before was ended by a worker that had met a higher one: the first such wait
 /// and the longest. What a worker claims must not keep the others from being led: each new term interrupts all of them.
-const RAISE_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+const RAISE_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
 
 /// A term that lasted this long makes those waits start over.
-const LASTING: Duration = Duration::from_secs(600);
+const LASTING: Duration = Duration::from_secs(3_600);
 
 /// Delays before the next campaign after one that came to nothing: the first lets others have the lock.
 const CAMPAIGN: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration::from_secs(15) };
@@ -309,9 +309,9 @@ mod tests {
             raises.raised(wait);
             wait.as_secs()
         })
-        .take(10)
+        .take(12)
         .collect();
-        assert_eq!(waits, [0, 1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        assert_eq!(waits, [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 600]);
         raises.raised(LASTING);
         assert_eq!(raises.wait, RAISE_AFTER.0);
     }

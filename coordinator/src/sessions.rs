@@ -3,8 +3,17 @@
 //! A stream's task reads, parses and forwards; it decides nothing. What cannot be parsed ends the stream with a reason.
 //! The other direction is a bounded channel per stream: the leader never waits for a worker, a stream whose worker does
 //! not read is closed and the worker's next `Hello` brings things in order.
+//!
+//! What is read is charged to its peer ([`budget`]): a `Hello` until its worker has answered the welcome, everything else
+//! until the leader has taken it in. A peer above its bound in `Hello`s is refused and tries again later; other messages
+//! wait for room, so that a worker that sends faster than the leader reads is slowed down.
 
+mod budget;
+mod weight;
+
+use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -19,10 +28,12 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Extensions, Request, Response, Status, Streaming};
 use tracing::debug;
 
-use crate::grpc::{Access, access_of};
+pub use self::budget::HeldBytes;
+use self::budget::{ByteBudget, Exhausted, PeerKey};
+use crate::grpc::{Access, PeerAddress, PeerIdentity, PeerInfo, access_of};
 
 /// Messages of one stream that wait for the transport: a window of deltas, the answers that come between, and what answers
 /// the longest `Hello`, a welcome and the confirmation of what was released, all at once.
@@ -33,6 +44,22 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Most entries of a whole `Hello`; ten times what one worker is made for.
 const MAX_HELLO: usize = 1_000_000;
+
+/// Bytes of one message on the wire; the longest that workers send has a quarter of it.
+pub const MAX_MESSAGE: usize = 4 << 20;
+
+/// Bytes of all streams on which `Hello` is not answered yet, and of those of one peer. 100,000 grants are 13 MB; a peer is
+/// often a host with several workers.
+const HELLO_BYTES: (usize, usize) = (512 << 20, 128 << 20);
+
+/// What a stream is charged before it has said anything, so that the bounds are on the number of such streams, too.
+const STREAM_BYTES: usize = 64 << 10;
+
+/// Bytes of all other messages that the leader has not taken in, and of those of one peer.
+const QUEUE_BYTES: (usize, usize) = (128 << 20, 32 << 20);
+
+/// How long a message waits for room among those.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a stream's task tells the leader, with the moment it was read: the leader has to know how far behind it is.
 #[derive(Debug)]
@@ -47,6 +74,8 @@ pub enum Input {
         hello: Box<Hello>,
         /// The way back.
         out: Out,
+        /// What it is charged with, until the stream is settled or over.
+        held: HeldBytes,
     },
     /// A worker said something else.
     Message {
@@ -56,6 +85,8 @@ pub enum Input {
         envelope: Envelope,
         /// What it says.
         message: ToCoordinator,
+        /// What it is charged with, until it was taken in.
+        held: HeldBytes,
     },
     /// The stream ended.
     Closed(StreamId),
@@ -88,13 +119,16 @@ pub struct Sessions {
     leader: mpsc::Sender<(Timestamp, Input)>,
     next: AtomicU64,
     stopping: watch::Receiver<bool>,
+    hellos: Arc<ByteBudget>,
+    queue: Arc<ByteBudget>,
 }
 
 impl Sessions {
     /// A service whose streams feed `leader` until `stopping` turns true.
     #[must_use]
-    pub const fn new(leader: mpsc::Sender<(Timestamp, Input)>, stopping: watch::Receiver<bool>) -> Self {
-        Self { leader, next: AtomicU64::new(1), stopping }
+    pub fn new(leader: mpsc::Sender<(Timestamp, Input)>, stopping: watch::Receiver<bool>) -> Self {
+        let budget = |(total, per_peer)| ByteBudget::new(total, per_peer);
+        Self { leader, next: AtomicU64::new(1), stopping, hellos: budget(HELLO_BYTES), queue: budget(QUEUE_BYTES) }
     }
 }
 
@@ -107,20 +141,50 @@ impl Session for Sessions {
             return Err(Status::unavailable("the coordinator is stopping"));
         }
         let access = access_of(request.extensions())?.clone();
+        let peer = peer_key(request.extensions());
+        let mut hello = self.hellos.hold(Arc::clone(&peer));
+        hello.grow(STREAM_BYTES).map_err(exhausted)?;
         let conn = self.next.fetch_add(1, Ordering::Relaxed);
         let (out, messages) = mpsc::channel(OUT_QUEUE);
-        let reader = Reader { conn, leader: self.leader.clone(), inbound: request.into_inner(), access };
+        let (leader, inbound, queue) = (self.leader.clone(), request.into_inner(), Arc::clone(&self.queue));
+        let reader = Reader { conn, peer, leader, inbound, access, hello, queue };
         tokio::spawn(reader.run(out));
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 }
 
+/// Whom the bytes of a stream are charged to.
+fn peer_key(extensions: &Extensions) -> PeerKey {
+    let Some(PeerInfo { address, identity }) = extensions.get::<PeerInfo>() else { return "unknown".into() };
+    match (identity, address) {
+        (PeerIdentity::Certificate(identity), _) => format!("certificate {}", identity.name()).into(),
+        (PeerIdentity::Local(_), _) | (_, PeerAddress::Unix) => "this host".into(),
+        (PeerIdentity::Unverified, PeerAddress::Tcp(address)) => match address.ip() {
+            IpAddr::V4(ip) => ip.to_string().into(),
+            // A host may have as many addresses of its network as it likes.
+            IpAddr::V6(ip) => {
+                let [a, b, c, d, ..] = ip.segments();
+                format!("{a:x}:{b:x}:{c:x}:{d:x}::/64").into()
+            }
+        },
+    }
+}
+
+fn exhausted(exhausted: Exhausted) -> Status {
+    Status::resource_exhausted(format!("{exhausted}: try again later"))
+}
+
 struct Reader {
     conn: StreamId,
+    peer: PeerKey,
     leader: mpsc::Sender<(Timestamp, Input)>,
     inbound: Streaming<WorkerMessage>,
     /// Which workers the peer may be.
     access: Access,
+    /// What `Hello` is charged with.
+    hello: HeldBytes,
+    /// What else is charged with.
+    queue: Arc<ByteBudget>,
 }
 
 /// Why a stream's `Hello` is not taken.
@@ -129,11 +193,13 @@ enum HelloRefused {
     Malformed(String),
     /// The peer is not the worker that it says it is.
     NotAllowed(Status),
+    /// Too much of what the peer, or all peers, say is held already.
+    Exhausted(Exhausted),
 }
 
-impl From<String> for HelloRefused {
-    fn from(problem: String) -> Self {
-        Self::Malformed(problem)
+impl From<Exhausted> for HelloRefused {
+    fn from(exhausted: Exhausted) -> Self {
+        Self::Exhausted(exhausted)
     }
 }
 
@@ -147,13 +213,14 @@ impl Reader {
         match hello {
             Ok(Ok((envelope, hello))) => {
                 let out = Out { messages: out, _closed: closed.clone().drop_guard() };
-                let input = Input::Hello { conn, envelope, hello: Box::new(hello), out };
+                let held = std::mem::replace(&mut self.hello, self.queue.hold(Arc::clone(&self.peer)));
+                let input = Input::Hello { conn, envelope, hello: Box::new(hello), out, held };
                 if self.leader.send((clock::now(), input)).await.is_err() {
                     return;
                 }
             }
             Ok(Err(HelloRefused::Malformed(problem))) => {
-                log_limited!(warn, conn, "hello refused: {problem}");
+                log_limited!(warn, conn, peer = &*self.peer, "hello refused: {problem}");
                 let _ = out.send(Ok(malformed(problem))).await;
                 return;
             }
@@ -161,76 +228,107 @@ impl Reader {
                 let _ = out.send(Err(status)).await;
                 return;
             }
+            Ok(Err(HelloRefused::Exhausted(problem))) => {
+                log_limited!(warn, conn, peer = &*self.peer, "hello refused: {problem}");
+                let _ = out.send(Err(exhausted(problem))).await;
+                return;
+            }
             Err(_) => {
                 let _ = out.send(Err(Status::deadline_exceeded("hello did not come in time"))).await;
                 return;
             }
         }
+        self.forward(&weak, &closed).await;
+        let _ = self.leader.send((clock::now(), Input::Closed(conn))).await;
+    }
+
+    /// Hands on what follows `Hello`, until the stream ends or is closed.
+    async fn forward(
+        &mut self,
+        out: &mpsc::WeakSender<Result<CoordinatorMessage, Status>>,
+        closed: &CancellationToken,
+    ) {
+        let conn = self.conn;
+        let refuse = |answer| out.upgrade().is_some_and(|out| out.try_send(answer).is_ok());
         loop {
             let message = tokio::select! {
                 message = self.inbound.message() => message,
-                () = closed.cancelled() => break,
+                () = closed.cancelled() => return,
             };
-            match message {
-                Ok(Some(message)) => match up::up_from_wire(message) {
-                    Ok(up::FromWorker { envelope, message, more: _ }) => {
-                        let input = Input::Message { conn, envelope, message };
-                        if self.leader.send((clock::now(), input)).await.is_err() {
-                            return;
-                        }
-                    }
-                    Err(problem) => {
-                        log_limited!(warn, conn, "message refused: {problem}");
-                        if let Some(out) = weak.upgrade() {
-                            let _ = out.try_send(Ok(malformed(problem.to_string())));
-                        }
-                        break;
-                    }
-                },
-                Ok(None) => break,
-                Err(status) => {
-                    debug!(conn, "stream broke: {}", status.message());
-                    break;
+            let message = match message {
+                Ok(Some(message)) => message,
+                Ok(None) => return,
+                Err(status) => return debug!(conn, "stream broke: {}", status.message()),
+            };
+            let bytes = weight::of(&message);
+            let (envelope, message) = match up::up_from_wire(message) {
+                Ok(up::FromWorker { envelope, message, more: _ }) => (envelope, message),
+                Err(problem) => {
+                    log_limited!(warn, conn, peer = &*self.peer, "message refused: {problem}");
+                    refuse(Ok(malformed(problem.to_string())));
+                    return;
                 }
+            };
+            let mut held = self.queue.hold(Arc::clone(&self.peer));
+            if let Err(problem) = held.grow_within(bytes, QUEUE_TIMEOUT).await {
+                log_limited!(
+                    warn,
+                    conn,
+                    peer = &*self.peer,
+                    "closing the session, the leader reads too slowly: {problem}"
+                );
+                refuse(Err(exhausted(problem)));
+                return;
+            }
+            if self.leader.send((clock::now(), Input::Message { conn, envelope, message, held })).await.is_err() {
+                return;
             }
         }
-        let _ = self.leader.send((clock::now(), Input::Closed(conn))).await;
     }
 
     /// Reads all parts of `Hello` as one.
     async fn hello(&mut self) -> Result<(Envelope, Hello), HelloRefused> {
+        let malformed = |problem: &str| Err(HelloRefused::Malformed(problem.to_owned()));
         let mut whole: Option<(Envelope, Hello)> = None;
         loop {
             let message = match self.inbound.message().await {
                 Ok(Some(message)) => message,
-                Ok(None) => return Err("the stream ended before hello was complete".to_owned().into()),
-                Err(status) => return Err(status.message().to_owned().into()),
+                Ok(None) => return malformed("the stream ended before hello was complete"),
+                Err(status) => return malformed(status.message()),
             };
-            let part = up::up_from_wire(message).map_err(|e| e.to_string())?;
+            self.hello.grow(weight::of(&message))?;
+            let part = up::up_from_wire(message).map_err(|e| HelloRefused::Malformed(e.to_string()))?;
             let ToCoordinator::Hello(hello) = part.message else {
-                return Err("the first message must be Hello".to_owned().into());
+                return malformed("the first message must be Hello");
             };
             if !self.access.grants().is_worker(&hello.worker) {
                 let why = format!("`{}` is none of the workers", hello.worker);
                 return Err(HelloRefused::NotAllowed(self.access.refuse(&why)));
             }
+            if part.more && entries(&hello) == 0 {
+                return malformed("a part of Hello is empty, and another one is to follow");
+            }
             match &mut whole {
                 None => whole = Some((part.envelope, *hello)),
                 Some((envelope, first)) => {
                     if *envelope != part.envelope || !up::extend_hello(first, *hello) {
-                        return Err("a part of Hello names another worker or stream".to_owned().into());
+                        return malformed("a part of Hello names another worker or stream");
                     }
                 }
             }
             match whole {
-                Some((_, hello)) if hello.owned.len() + hello.released.len() + hello.removed.len() > MAX_HELLO => {
-                    return Err(format!("Hello has more than {MAX_HELLO} entries").into());
+                Some((_, hello)) if entries(&hello) > MAX_HELLO => {
+                    return Err(HelloRefused::Malformed(format!("Hello has more than {MAX_HELLO} entries")));
                 }
                 Some(whole) if !part.more => return Ok(whole),
                 partial => whole = partial,
             }
         }
     }
+}
+
+fn entries(hello: &Hello) -> usize {
+    hello.owned.len() + hello.released.len() + hello.removed.len()
 }
 
 /// Ends a stream whose messages cannot be used, before it is known whose it is.

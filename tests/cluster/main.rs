@@ -11,5 +11,6 @@ mod input;
 mod quarantine;
 mod repair;
 mod restart;
+mod strangers;
 mod up;
 mod worker;

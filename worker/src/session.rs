@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::driver::DriverOffers;
+use common::secret::LifeSecret;
 use common::session::GrantRef;
 use common::{ApplianceId, Profile, Term, Token, WorkerId};
 use coordination::{Group, MemberSession};
@@ -41,6 +42,8 @@ pub struct Session {
     setup: Setup,
     /// Its lease is that of the present life.
     profile: Profile,
+    /// What proves to the leader that this process speaks for its life.
+    secret: LifeSecret,
     /// Which life, which stream, when to leave.
     control: Control,
     /// What [`Control`] asked for and is not carried out yet.
@@ -110,6 +113,7 @@ impl Session {
         Self {
             setup: Setup { config, name, group, tls: None, terms },
             profile,
+            secret: LifeSecret::new(rand::random()),
             control,
             actions: actions.into(),
             pending: PendingIo::default(),

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{Candidate, Error, Group, Guard, Leader, Leadership, MemberSession, MembershipEnd, Raised, RosterEvent};
+use common::secret::LifeSeal;
 use common::{CoordinatorId, Incarnation, Profile, Term, Timestamp, WorkerId};
 use runtime::file::write_atomic;
 
@@ -33,7 +34,12 @@ impl EmbeddedGroup {
 
 #[async_trait]
 impl Group for EmbeddedGroup {
-    async fn join(&self, profile: &Profile, guard: Arc<dyn Guard>) -> Result<Box<dyn MemberSession>, Error> {
+    async fn join(
+        &self,
+        profile: &Profile,
+        _: LifeSeal,
+        guard: Arc<dyn Guard>,
+    ) -> Result<Box<dyn MemberSession>, Error> {
         Ok(Box::new(EmbeddedSession { lease: profile.lease, guard }))
     }
 

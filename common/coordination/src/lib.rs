@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use common::membership::MembershipEnd;
 pub use common::roster::{LeaseNode, MemberNode, RosterEvent};
+use common::secret::LifeSeal;
 use common::{CoordinatorId, Incarnation, Profile, Term, Timestamp, WorkerId};
 
 /// Why coordination failed.
@@ -62,12 +63,18 @@ pub trait Guard: Send + Sync + 'static {
 #[async_trait]
 pub trait Group: fmt::Debug + Send + Sync + 'static {
     /// Takes the worker's name and begins a life, once. Waits, within a bound, for what an earlier life under this name
-    /// left behind; what an earlier life of this very process left is removed at once, its guard being shut.
+    /// left behind; what an earlier life of this very process left is removed at once, its guard being shut. The life is
+    /// sealed with `seal` where others can read it; embedded, the leader seals it by the first `Hello`.
     ///
     /// # Errors
     /// [`Error::NameTaken`] when a live session keeps the name beyond that bound; [`Error::Unavailable`] and
     /// [`Error::Refused`] otherwise. Cancel-safe: a dropped call leaves no node behind for longer than a session lasts.
-    async fn join(&self, profile: &Profile, guard: Arc<dyn Guard>) -> Result<Box<dyn MemberSession>, Error>;
+    async fn join(
+        &self,
+        profile: &Profile,
+        seal: LifeSeal,
+        guard: Arc<dyn Guard>,
+    ) -> Result<Box<dyn MemberSession>, Error>;
 
     /// Addresses of coordinators, the leader's first, as far as they are known now.
     fn coordinators(&self) -> watch::Receiver<Vec<String>>;

@@ -128,7 +128,8 @@ mod tests {
     fn known() -> (KnownNodes, NodeName) {
         let worker = WorkerId::new("w").expect("valid");
         let lease = Duration::from_secs(1);
-        let node = LeaseNode { worker: worker.clone(), incarnation: Incarnation::new(1), lease, evicted: false };
+        let node =
+            LeaseNode { worker: worker.clone(), incarnation: Incarnation::new(1), lease, evicted: false, seal: None };
         let mut known = KnownNodes::default();
         known.leases.insert(worker.clone(), KnownLease::new(node, false, at(0)));
         (known, (NodeKind::Lease, worker))

@@ -131,6 +131,7 @@ mod tests {
             incarnation: Incarnation::new(life),
             lease: Duration::from_secs(1),
             evicted: false,
+            seal: None,
         }
     }
 

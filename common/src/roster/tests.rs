@@ -12,7 +12,7 @@ fn worker(name: &str) -> WorkerId {
 
 fn lease(name: &str, life: u128) -> LeaseNode {
     let lease = Duration::from_secs(1);
-    LeaseNode { worker: worker(name), incarnation: Incarnation::new(life), lease, evicted: false }
+    LeaseNode { worker: worker(name), incarnation: Incarnation::new(life), lease, evicted: false, seal: None }
 }
 
 fn member(name: &str, life: u128) -> MemberNode {

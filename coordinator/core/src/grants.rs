@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 pub use common::Profile;
+use common::secret::LifeSeal;
 use common::status::Progress;
 use common::{ApplianceId, Incarnation, Life, Site, Token, WorkerId};
 
@@ -99,6 +100,9 @@ pub struct StoredMember {
     /// Its lease is over, so that it may not act any more; the row only tells a next leader that the name was live (see
     /// [`crate::brake`]).
     pub departed: bool,
+    /// What the life is sealed with, so that a next leader knows who speaks for it; `None` for a worker that knows of no
+    /// seals.
+    pub seal: Option<LifeSeal>,
 }
 
 impl StoredMember {

@@ -16,6 +16,7 @@ mod conflicts;
 mod epoch;
 mod events;
 mod fence_delays;
+mod greeting;
 mod members;
 mod outgoing;
 mod ownership;
@@ -235,6 +236,7 @@ impl Machine {
             self.write_again(slot);
         }
         self.forgive(now);
+        self.follow_claims(now);
         self.place(now);
         self.write_freed();
     }
@@ -248,7 +250,8 @@ impl Machine {
         let (write, forgive) = (self.writes.wake_at(now), self.pacing.next_forgiven());
         // What keeps everything from being planned ends by an event, not by time.
         let plan = self.pacing.due.due_at(now).filter(|_| self.members.has_read() && self.pacing.paused.is_none());
-        [watch, write, forgive, plan].into_iter().flatten().min()
+        let claim = self.sessions.greetings.wake_at();
+        [watch, write, forgive, plan, claim].into_iter().flatten().min()
     }
 
     /// Sends what this step collected: writes first, so that nothing on the wire precedes its write.

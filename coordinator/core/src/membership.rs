@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use common::mutant::{self, Mutant};
+use common::secret::{LifeSeal, LifeSecret};
 use common::{Incarnation, Life, Timestamp, WorkerId};
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +46,10 @@ pub fn lease_wait(lease: Duration) -> Duration {
     lease * LEASE_WAIT_PERCENT / 100
 }
 
+/// Most lives an embedded leader gives out at once, in all names. A cluster is made for a tenth of it; each costs a row of
+/// the store and a place in the ring, and whoever may open a stream could ask for more of them.
+pub const MAX_LIVES: usize = 10_000;
+
 #[derive(Clone, Debug)]
 struct Lease {
     length: Duration,
@@ -56,6 +61,8 @@ struct Lease {
     draining: bool,
     /// The store knows of it, so that a next leader will wait for its end.
     stored: bool,
+    /// Whoever speaks for it has to have the secret that this belongs to. `None` for a worker of a version before secrets.
+    seal: Option<LifeSeal>,
 }
 
 impl Lease {
@@ -89,6 +96,8 @@ pub struct ObservedLease {
     pub lease: Duration,
     /// It was written over: no further heartbeat can commit.
     pub evicted: bool,
+    /// What the life is sealed with, if its worker knows of seals.
+    pub seal: Option<LifeSeal>,
 }
 
 /// A member of the ring.
@@ -149,6 +158,9 @@ impl Membership {
                 // Who is in the ring stands in the member nodes, which have not been read yet.
                 LeaseAuthority::External => _ = this.lives.insert(life.clone(), lease(now, member.profile)),
             }
+            if let Some(seal) = member.seal {
+                this.seal(&life, seal);
+            }
             this.set_stored(&life);
         }
         this
@@ -193,6 +205,7 @@ impl Membership {
                 lease.length = length;
                 lease.profile.lease = length;
                 lease.closed = node.evicted;
+                lease.seal = lease.seal.or(node.seal);
                 false
             }
             None if node.evicted || self.ended.contains(life) => false,
@@ -200,7 +213,7 @@ impl Membership {
                 let published =
                     self.nodes.get(&life.worker).filter(|_| self.current.get(&life.worker) == Some(&life.incarnation));
                 let profile = Profile { lease: length, ..published.cloned().unwrap_or_else(nothing) };
-                self.lives.insert(life.clone(), lease(now, profile));
+                self.lives.insert(life.clone(), Lease { seal: node.seal, ..lease(now, profile) });
                 true
             }
         }
@@ -232,6 +245,42 @@ impl Membership {
         }
         self.nodes = nodes.into_iter().map(|(name, node)| (name, node.profile)).collect();
         (came, went)
+    }
+
+    /// Embedded: whether a heartbeat of this life would count now.
+    #[must_use]
+    pub fn is_standing(&self, now: Timestamp, life: &Life) -> bool {
+        self.lives.get(life).is_some_and(|lease| !lease.closed && now < lease.ends())
+    }
+
+    /// Whether whoever has this secret, or none, may speak for a life. A life that nothing was sealed with is of a worker
+    /// that knows of no secrets, or of one that has not said its own yet.
+    #[must_use]
+    pub fn is_proven(&self, life: &Life, secret: Option<&LifeSecret>) -> bool {
+        let seal = self.lives.get(life).and_then(|lease| lease.seal);
+        seal.is_none_or(|seal| secret.is_some_and(|secret| secret.seal() == seal)) || mutant::is(Mutant::ProofNotAsked)
+    }
+
+    /// From now on only the owner of the secret behind `seal` speaks for a life. The first seal counts.
+    pub fn seal(&mut self, life: &Life, seal: LifeSeal) {
+        if let Some(lease) = self.lives.get_mut(life)
+            && lease.seal.is_none()
+        {
+            lease.seal = Some(seal);
+            lease.stored = false;
+        }
+    }
+
+    /// What a life is sealed with.
+    #[must_use]
+    pub fn seal_of(&self, life: &Life) -> Option<LifeSeal> {
+        self.lives.get(life)?.seal
+    }
+
+    /// Whether as many lives are known as an embedded leader gives out.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.lives.len() >= MAX_LIVES
     }
 
     /// Embedded: notes a heartbeat.
@@ -424,7 +473,7 @@ impl Membership {
 
 fn lease(now: Timestamp, profile: Profile) -> Lease {
     let length = profile.lease.clamp(LEASE_RANGE.0, LEASE_RANGE.1);
-    Lease { length, seen: now, closed: false, profile, draining: false, stored: false }
+    Lease { length, seen: now, closed: false, profile, draining: false, stored: false, seal: None }
 }
 
 /// What is known of a life that published nothing.
@@ -468,7 +517,7 @@ mod tests {
     }
 
     fn node(evicted: bool) -> ObservedLease {
-        ObservedLease { lease: L, evicted }
+        ObservedLease { lease: L, evicted, seal: None }
     }
 
     #[test]
@@ -519,8 +568,13 @@ mod tests {
 
     #[test]
     fn a_restored_member_is_waited_for_from_the_start_of_the_leader() {
-        let stored =
-            StoredMember { worker: w1().worker, incarnation: w1().incarnation, profile: profile(), departed: false };
+        let stored = StoredMember {
+            worker: w1().worker,
+            incarnation: w1().incarnation,
+            profile: profile(),
+            departed: false,
+            seal: None,
+        };
         let start = Timestamp::from_millis(500_000);
         let mut m = Membership::restore(LeaseAuthority::Embedded, start, vec![stored]);
         assert_eq!(gone(&mut m, start + Duration::from_millis(2299)), vec![]);

@@ -1,14 +1,20 @@
 //! Streams of workers: which are open, what is sent on them, and with which reason one is closed.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use common::WorkerId;
 use common::session::{Envelope, Refused, RefusedReason, ToWorker};
 use coordinator_core::machine::{Refusal, StreamId};
 use proto::convert::down;
 use runtime::log_limited;
+use tokio::time::Instant;
 
-use crate::sessions::Out;
+use crate::sessions::{HeldBytes, Out};
+
+/// How long a worker may leave its welcome without an answer, which it gives at once when it is there. Until then its
+/// whole `Hello` is kept. The store, which a newcomer waits for first, has answered long before.
+const UNANSWERED: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 struct Connection {
@@ -16,6 +22,8 @@ struct Connection {
     /// What was last sent to the worker belongs to it.
     envelope: Envelope,
     worker: WorkerId,
+    /// While its worker has not answered the welcome: what its `Hello` is charged with, and since when.
+    unanswered: Option<(HeldBytes, Instant)>,
 }
 
 /// The open streams on which a worker said `Hello`.
@@ -35,8 +43,37 @@ impl Connections {
         self.open.is_empty()
     }
 
-    pub(super) fn add(&mut self, stream: StreamId, worker: WorkerId, envelope: Envelope, out: Out) {
-        self.open.insert(stream, Connection { out, envelope, worker });
+    pub(super) fn add(&mut self, stream: StreamId, worker: WorkerId, envelope: Envelope, out: Out, held: HeldBytes) {
+        let unanswered = Some((held, Instant::now()));
+        self.open.insert(stream, Connection { out, envelope, worker, unanswered });
+    }
+
+    /// Whether it is not known of this stream that its worker has answered the welcome.
+    pub(super) fn is_unanswered(&self, stream: StreamId) -> bool {
+        self.open.get(&stream).is_some_and(|connection| connection.unanswered.is_some())
+    }
+
+    /// The worker has answered: nothing of its `Hello` is kept any more.
+    pub(super) fn answered(&mut self, stream: StreamId) {
+        if let Some(connection) = self.open.get_mut(&stream) {
+            connection.unanswered = None;
+        }
+    }
+
+    /// Ends the streams on which the welcome was not answered in time, and names them.
+    pub(super) fn end_unanswered(&mut self) -> Vec<StreamId> {
+        let late = |connection: &Connection| {
+            connection.unanswered.as_ref().is_some_and(|(_, since)| since.elapsed() >= UNANSWERED)
+        };
+        let late: Vec<StreamId> = self.open.iter().filter(|(_, c)| late(c)).map(|(stream, _)| *stream).collect();
+        for stream in &late {
+            if let Some(Connection { out, envelope, worker, .. }) = self.open.remove(stream) {
+                log_limited!(info, conn = stream, %worker, "closing the session: no answer within {UNANSWERED:?}");
+                let detail = "the welcome was not answered in time".to_owned();
+                out.refuse(&envelope, Refused { reason: RefusedReason::NotLeading, detail, retry_after: None });
+            }
+        }
+        late
     }
 
     /// Forgets a stream, which ends it; `false` when it was forgotten before.
@@ -65,7 +102,7 @@ impl Connections {
 
     /// Closes a stream and tells the worker why.
     pub(super) fn close(&mut self, stream: StreamId, refusal: &Refusal) {
-        let Some(Connection { out, envelope, worker }) = self.open.remove(&stream) else { return };
+        let Some(Connection { out, envelope, worker, .. }) = self.open.remove(&stream) else { return };
         let refused = self.refused(refusal, &worker);
         log_limited!(info, conn = stream, %worker, reason = ?refused.reason, "closing the session: {}", refused.detail);
         out.refuse(&envelope, refused);
@@ -84,7 +121,12 @@ impl Connections {
         let detail = match refusal {
             Refusal::IncarnationOver => "its lease is over".to_owned(),
             Refusal::NameTaken(wait) => format!("another process named {worker} may act for up to {wait:?} more"),
-            Refusal::ImplausibleTerm(term) => format!("no cluster reaches {term}, which it claims to have met"),
+            Refusal::NotProven => "its secret is not that of the life that it names".to_owned(),
+            Refusal::ImplausibleStream(stream) => format!("no worker reaches {stream}, the number of its stream"),
+            Refusal::Crowded(_) => "more workers ask for a life than are given one at once".to_owned(),
+            Refusal::ImplausibleTerm(term) => {
+                format!("{term}, which it claims to have met, is so far above this one that it is not followed")
+            }
             Refusal::TermAhead(met, wait) => {
                 format!("no term above {met}, which it has met, is begun within {wait:?}")
             }

@@ -28,8 +28,8 @@ fn nodes(members: Vec<MemberNode>) -> BTreeMap<WorkerId, ObservedMember> {
 }
 
 fn lease(node: LeaseNode) -> (Life, ObservedLease) {
-    let LeaseNode { worker, incarnation, lease, evicted } = node;
-    (Life::new(worker, incarnation), ObservedLease { lease, evicted })
+    let LeaseNode { worker, incarnation, lease, evicted, seal } = node;
+    (Life::new(worker, incarnation), ObservedLease { lease, evicted, seal })
 }
 
 impl Leader<'_> {

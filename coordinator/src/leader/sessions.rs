@@ -18,15 +18,15 @@ impl Leader<'_> {
             self.step(Event::FellBehind);
         }
         match input {
-            Input::Hello { conn, envelope, hello, out } => {
-                log_limited!(info, worker = %hello.worker, conn, owned = hello.owned.len(), "hello");
-                self.connections.add(conn, hello.worker.clone(), envelope, out);
-                if hello.highest_term < self.machine.term() {
-                    self.notes.met(hello.highest_term);
-                }
+            Input::Hello { conn, envelope, hello, out, held } => {
+                let (worker, owned) = (hello.worker.clone(), hello.owned.len());
+                self.connections.add(conn, worker.clone(), envelope, out, held);
                 self.step(Event::Received(conn, envelope, ToCoordinator::Hello(hello)));
+                if self.connections.worker(conn).is_some() {
+                    log_limited!(info, %worker, conn, owned, "hello");
+                }
             }
-            Input::Message { conn, envelope, message } => self.on_message(conn, envelope, message),
+            Input::Message { conn, envelope, message, held: _held } => self.on_message(conn, envelope, message),
             Input::Closed(conn) => {
                 if self.connections.remove(conn) {
                     self.step(Event::Closed(conn));
@@ -49,10 +49,24 @@ impl Leader<'_> {
             }
             ToCoordinator::Leave => {
                 log_limited!(info, conn, worker = ?self.connections.worker(conn), "leaves");
-                self.connections.remove(conn);
             }
         }
+        let leaves = matches!(message, ToCoordinator::Leave);
         self.step(Event::Received(conn, envelope, message));
+        if leaves {
+            self.connections.remove(conn);
+            // Unless it was of another conversation, the life and its stream are gone already.
+            self.step(Event::Closed(conn));
+        } else if self.connections.is_unanswered(conn) && self.machine.has_settled(conn) {
+            self.connections.answered(conn);
+        }
+    }
+
+    /// Ends streams whose worker does not answer the welcome.
+    pub(super) fn end_unanswered(&mut self) {
+        for conn in self.connections.end_unanswered() {
+            self.step(Event::Closed(conn));
+        }
     }
 
     /// Stores and shows statuses that come from the owners of their appliances, and answers who waited for them.

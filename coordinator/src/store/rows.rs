@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use common::appliance::{Name, Spec};
 use common::driver::{DriverCapabilities, DriverName, PreviousOffers};
 use common::kind::KindName;
+use common::secret::LifeSeal;
 use common::status::{InstanceStatus, Phase, Progress, Status};
 use common::{ApplianceId, Generation, Incarnation, RebalanceId, Term, WorkerId};
 use coordinator_core::grants::{Profile, StoredMember};
@@ -170,6 +171,9 @@ struct ProfileRow {
     holds: BTreeMap<DriverName, Duration>,
     #[serde(default)]
     departed: bool,
+    /// What the life is sealed with. Absent in rows of the version before, and of workers of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    seal: Option<String>,
 }
 
 /// Stored form of [`DriverCapabilities`].
@@ -206,7 +210,8 @@ pub(super) fn from_member(member: &StoredMember) -> members::Model {
     let Profile { weight, zone, host, drivers: offers, version, pid, lease } = member.profile.clone();
     let PreviousOffers { drivers, fence_delays: holds, state_dir } = PreviousOffers::of(&offers);
     let (offers, departed) = (Some(offers.iter().map(from_offer).collect()), member.departed);
-    let row = ProfileRow { weight, zone, host, state_dir, drivers, offers, version, pid, lease, holds, departed };
+    let seal = member.seal.map(|seal| seal.to_string());
+    let row = ProfileRow { weight, zone, host, state_dir, drivers, offers, version, pid, lease, holds, departed, seal };
     members::Model {
         worker: member.worker.as_str().to_owned(),
         incarnation: incarnation_text(member.incarnation),
@@ -216,7 +221,7 @@ pub(super) fn from_member(member: &StoredMember) -> members::Model {
 
 pub(super) fn to_member(row: &members::Model) -> Result<StoredMember, Error> {
     let at = RowName { what: "member", key: &row.worker };
-    let ProfileRow { weight, zone, host, state_dir, drivers, offers, version, pid, lease, holds, departed } =
+    let ProfileRow { weight, zone, host, state_dir, drivers, offers, version, pid, lease, holds, departed, seal } =
         at.json("profile", &row.profile)?;
     let drivers = match offers {
         Some(offers) => offers.into_iter().map(to_offer).collect(),
@@ -228,6 +233,7 @@ pub(super) fn to_member(row: &members::Model) -> Result<StoredMember, Error> {
         incarnation: Incarnation::new(incarnation),
         profile: Profile { weight, zone, host, drivers, version, pid, lease },
         departed,
+        seal: seal.map(|text| LifeSeal::from_hex(&text).ok_or_else(|| at.corrupt("is no seal"))).transpose()?,
     })
 }
 

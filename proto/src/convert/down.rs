@@ -235,6 +235,7 @@ fn reason_from_wire(reason: wire::refused::Reason) -> RefusedReason {
         wire::refused::Reason::Superseded => RefusedReason::Superseded,
         wire::refused::Reason::Stopping => RefusedReason::Stopping,
         wire::refused::Reason::HoldingsDiffer => RefusedReason::AssignmentsDiffer,
+        wire::refused::Reason::NotProven => RefusedReason::NotProven,
     }
 }
 
@@ -248,5 +249,6 @@ fn reason_to_wire(reason: RefusedReason) -> wire::refused::Reason {
         RefusedReason::Superseded => wire::refused::Reason::Superseded,
         RefusedReason::Stopping => wire::refused::Reason::Stopping,
         RefusedReason::AssignmentsDiffer => wire::refused::Reason::HoldingsDiffer,
+        RefusedReason::NotProven => wire::refused::Reason::NotProven,
     }
 }

@@ -14,6 +14,7 @@ use common::driver::{DriverCapabilities, DriverName, DriverOffers};
 use common::kind::{Custom, HealthCheck, KindName, KindSpec, Limits, Listener, LoadBalancer, Member, Probe};
 use common::network_port::{NetworkPort, PortAddress};
 use common::ring::MAX_WEIGHT;
+use common::secret::LifeSecret;
 use common::session::{
     Ack, AnnouncedStep, Carryover, Confirm, Declined, Delta, DeltaEntry, Desired, Envelope, GrantRef, Hello,
     OwnedDigest, OwnedGrant, Refused, RefusedReason, Release, Report, StatusReport, ToCoordinator, ToWorker, Welcome,
@@ -188,8 +189,9 @@ fn offers(delay: u32) -> DriverOffers {
 
 fn up() -> impl Strategy<Value = ToCoordinator> {
     let owned = (grip(), edition()).prop_map(|((appliance, token), edition)| OwnedGrant { appliance, token, edition });
-    let hello = (prop::collection::vec(owned, 0..4), releases(), any::<u64>(), grips(), 1..=MAX_WEIGHT).prop_map(
-        |(owned, released, term, removed, weight)| {
+    let secret = prop::option::of(any::<[u8; 32]>());
+    let hello = (prop::collection::vec(owned, 0..4), releases(), any::<u64>(), grips(), 1..=MAX_WEIGHT, secret)
+        .prop_map(|(owned, released, term, removed, weight, secret)| {
             ToCoordinator::Hello(Box::new(Hello {
                 worker: WorkerId::new("w1").expect("a valid name"),
                 profile: Profile {
@@ -205,9 +207,9 @@ fn up() -> impl Strategy<Value = ToCoordinator> {
                 released,
                 removed,
                 highest_term: Term::new(term),
+                secret: secret.map(LifeSecret::new),
             }))
-        },
-    );
+        });
     let declined =
         (grip(), "[ -~]{0,9}").prop_map(|((appliance, token), reason)| Declined { appliance, token, reason });
     let ack = (any::<u64>(), grips(), prop::collection::vec(declined, 0..3), releases(), grips(), [steps(), steps()])
@@ -371,6 +373,7 @@ proptest! {
             released: vec![],
             removed: (0..removed).map(grant).collect(),
             highest_term: Term::new(1),
+            secret: Some(LifeSecret::new([1; 32])),
         };
         let envelope = Envelope { term: Term::new(1), incarnation: None, stream: StreamNumber::new(1) };
         let messages = super::up::hello_to_wire(&envelope, hello.clone());

@@ -1,6 +1,7 @@
 //! Messages from a worker to the leader.
 
 use common::appliance::MAX_TEXT;
+use common::secret::{LifeSecret, SECRET_BYTES};
 use common::session::{
     Ack, Carryover, Declined, Envelope, Hello, MAX_ENTRIES_PER_MESSAGE, OwnedDigest, OwnedGrant, Release, Report,
     StatusReport, ToCoordinator,
@@ -80,7 +81,17 @@ fn read_hello(reader: Reader, wire: wire::Hello) -> Result<Hello, WireError> {
         released: read_releases(reader, wire.released)?,
         highest_term: Term::new(wire.highest_term),
         removed: reader.grants("gone", wire.gone)?,
+        secret: read_secret(reader, &wire.secret)?,
     })
+}
+
+fn read_secret(reader: Reader, bytes: &[u8]) -> Result<Option<LifeSecret>, WireError> {
+    match bytes {
+        [] => Ok(None),
+        bytes => <[u8; SECRET_BYTES]>::try_from(bytes)
+            .map(|bytes| Some(LifeSecret::new(bytes)))
+            .map_err(|_| reader.error("secret", format!("has {} bytes, not {SECRET_BYTES}", bytes.len()))),
+    }
 }
 
 fn read_releases(reader: Reader, wire: Vec<wire::Release>) -> Result<Vec<Release>, WireError> {
@@ -182,7 +193,7 @@ pub fn up_to_wire(envelope: &Envelope, message: ToCoordinator) -> wire::WorkerMe
 /// Writes a `Hello` in as many messages as its entries need.
 #[must_use]
 pub fn hello_to_wire(envelope: &Envelope, hello: Hello) -> Vec<wire::WorkerMessage> {
-    let Hello { worker, profile, owned, released, removed, highest_term } = hello;
+    let Hello { worker, profile, owned, released, removed, highest_term, secret } = hello;
     let (mut owned, mut released, mut removed) = (owned.into_iter(), released.into_iter(), removed.into_iter());
     let mut messages = Vec::new();
     loop {
@@ -194,6 +205,7 @@ pub fn hello_to_wire(envelope: &Envelope, hello: Hello) -> Vec<wire::WorkerMessa
             released: take_some(&mut released, &mut room),
             removed: take_some(&mut removed, &mut room),
             highest_term,
+            secret: secret.clone(),
         };
         let more = owned.len() + released.len() + removed.len() > 0;
         let body = wire::worker_message::Body::Hello(hello_part(part, more));
@@ -213,7 +225,7 @@ fn take_some<T>(items: &mut impl Iterator<Item = T>, room: &mut usize) -> Vec<T>
 /// Adds a further part to a `Hello`. `false` when the part is of another one.
 #[must_use]
 pub fn extend_hello(whole: &mut Hello, part: Hello) -> bool {
-    if whole.worker != part.worker {
+    if whole.worker != part.worker || whole.secret != part.secret {
         return false;
     }
     whole.owned.extend(part.owned);
@@ -231,6 +243,7 @@ fn hello_part(part: Hello, more: bool) -> wire::Hello {
         highest_term: part.highest_term.get(),
         more,
         gone: grants_to_wire(part.removed),
+        secret: part.secret.map(|secret| secret.as_bytes().to_vec()).unwrap_or_default(),
     }
 }
 

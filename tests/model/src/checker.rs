@@ -11,6 +11,7 @@ use crate::leader::CommitOutcome;
 use crate::promises;
 use crate::setup::{Fault, Setup};
 use crate::state::ModelState;
+use crate::stranger::StrangerWords;
 use crate::stream::UpMessage;
 
 /// Something that happens. Workers are named by their index, leaders by the order of their terms.
@@ -74,6 +75,8 @@ pub enum ModelAction {
     Depose(usize),
     /// Fault: a worker waits for a call no longer.
     GiveUp(usize, ApplianceId),
+    /// Fault: somebody says this to a leader in the name of a worker.
+    Stranger(usize, usize, StrangerWords),
 }
 
 /// A model to be checked.
@@ -221,6 +224,13 @@ impl Hypothesis {
                 );
             }
         }
+        if allows(Fault::Stranger) {
+            for (w, _) in state.workers.iter().enumerate().filter(|(_, worker)| worker.value.life().is_some()) {
+                for l in 0..state.leaders.len() {
+                    to.extend(StrangerWords::ALL.map(|words| ModelAction::Stranger(l, w, words)));
+                }
+            }
+        }
         if allows(Fault::Deposed)
             && state.leaders.len() == 1
             && let Some(leader) = state.leader()
@@ -274,6 +284,7 @@ impl Hypothesis {
             ModelAction::Unknown(l, outcome) => state.lose_answer(*l, *outcome),
             ModelAction::Depose(made) => state.depose(setup, *made),
             ModelAction::GiveUp(w, id) => state.give_up_call(*w, *id),
+            ModelAction::Stranger(l, w, words) => state.hear_stranger(setup, *l, *w, *words),
         }
         state.tidy();
     }
@@ -341,6 +352,7 @@ const fn is_fault(action: &ModelAction) -> bool {
             | ModelAction::Unknown(..)
             | ModelAction::Depose(_)
             | ModelAction::GiveUp(..)
+            | ModelAction::Stranger(..)
     )
 }
 

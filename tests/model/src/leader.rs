@@ -211,6 +211,7 @@ impl ModelState {
             | Action::Unbind(..)
             | Action::WorkerChanged(_)
             | Action::Gone(..)
+            | Action::Met(_)
             | Action::Rebalance(_)
             | Action::Quarantined(..)
             | Action::Evict(_) => {}

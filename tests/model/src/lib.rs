@@ -25,6 +25,7 @@
 //! | `worker`   | worker processes around `Conversation` and `Gate`, as `worker::session` |
 //! | `service`  | nodes, feeds, time                                            |
 //! | `store`    | what is durable, and what became of a commit                  |
+//! | `stranger` | what somebody without its secret says in the name of a life    |
 //! | `stream`   | messages, in order within a stream                            |
 //! | `shared`   | what states have in common, to save memory and time             |
 //! | `promises` | what must hold                                                |
@@ -38,6 +39,7 @@ mod setup;
 mod shared;
 mod state;
 mod store;
+mod stranger;
 mod stream;
 mod worker;
 

@@ -8,6 +8,7 @@ use coordinator_core::handoff::HandoffState as Ownership;
 use stateright::Property;
 
 use crate::checker::Hypothesis;
+use crate::setup::Setup;
 use crate::state::ModelState;
 
 /// A promise of docs/protocol.md, or what follows from them.
@@ -29,6 +30,8 @@ pub enum Promise {
     Checks,
     /// No leader meets what contradicts its table, as long as the store keeps what it has.
     Contradiction,
+    /// Nobody but a life itself makes a leader believe anything of it.
+    Stranger,
 }
 
 impl Promise {
@@ -44,6 +47,7 @@ impl Promise {
             Self::I5 => "I5: terms and writes in order",
             Self::Checks => "the machine agrees with itself",
             Self::Contradiction => "nothing contradicts the table",
+            Self::Stranger => "a stranger is not believed",
         }
     }
 }
@@ -115,7 +119,7 @@ pub(crate) fn unsettled(model: &Hypothesis, state: &ModelState) -> Option<String
             .conversation
             .assignments()
             .clone()
-            .hello(&w.value.name, &common::Profile::default())
+            .hello(&w.value.name, &common::Profile::default(), &Setup::secret(0))
             .1
             .released
             .is_empty()
@@ -135,5 +139,6 @@ pub(crate) fn properties() -> Vec<Property<Hypothesis>> {
         Property::always(Promise::I5.name(), |_, state| kept(state, Promise::I5)),
         Property::always(Promise::Checks.name(), |_, state| kept(state, Promise::Checks)),
         Property::always(Promise::Contradiction.name(), |_, state| kept(state, Promise::Contradiction)),
+        Property::always(Promise::Stranger.name(), |_, state| kept(state, Promise::Stranger)),
     ]
 }

@@ -54,7 +54,16 @@ pub(crate) struct LifeNodes {
     pub(crate) member: bool,
 }
 
-const NODE: ObservedLease = ObservedLease { lease: LEASE, evicted: false };
+/// The lease node of a life of this worker.
+fn lease_node(worker: usize) -> ObservedLease {
+    ObservedLease { lease: LEASE, evicted: false, seal: Some(Setup::secret(worker).seal()) }
+}
+
+/// The same by the name of the worker.
+fn lease_node_of(life: &Life) -> ObservedLease {
+    let number = life.worker.as_str().trim_start_matches('w').parse::<usize>().unwrap_or_default();
+    lease_node(number.saturating_sub(1))
+}
 
 impl ModelState {
     fn feed(&mut self, news: &NodeEvent) {
@@ -73,12 +82,15 @@ impl ModelState {
     pub(crate) fn tell(&mut self, setup: &Setup, l: usize) {
         let leader = &mut self.leaders[l];
         let event = if std::mem::replace(&mut leader.feed.unread, false) {
-            let leases = self.nodes.keys().map(|life| (life.clone(), NODE)).collect();
+            let leases = self.nodes.iter().map(|(life, of)| (life.clone(), lease_node(of.worker))).collect();
             Event::Read { members: self.members(setup), leases }
         } else {
             match leader.feed.news.pop_front() {
                 Some(NodeEvent::Members) => Event::Members(self.members(setup)),
-                Some(NodeEvent::Beat(life)) => Event::Observed(life, NODE),
+                Some(NodeEvent::Beat(life)) => {
+                    let node = lease_node_of(&life);
+                    Event::Observed(life, node)
+                }
                 Some(NodeEvent::Over(life)) => Event::Over(life),
                 None => return,
             }
@@ -143,7 +155,7 @@ impl ModelState {
             let at_once = !feed.unread && feed.news.is_empty();
             if at_once {
                 for life in &beats {
-                    self.lead(l, Event::Observed(life.clone(), NODE), &[]);
+                    self.lead(l, Event::Observed(life.clone(), lease_node_of(life)), &[]);
                 }
             } else {
                 beats.iter().for_each(|life| feed.push(NodeEvent::Beat(life.clone())));

@@ -6,6 +6,7 @@ use common::canon::NEVER;
 use common::driver::{DriverCapabilities, DriverName};
 use common::kind::KindName;
 use common::mutant::Mutant;
+use common::secret::LifeSecret;
 use common::{ApplianceId, Edition, Generation, Profile, Term, Timestamp, WorkerId};
 use coordinator_core::machine;
 use coordinator_core::membership::{LeaseAuthority, lease_wait};
@@ -43,11 +44,13 @@ pub enum Fault {
     Deposed,
     /// A call times out at the worker and takes effect later.
     Late,
+    /// Somebody speaks for a life without its secret, and knows everything else of it.
+    Stranger,
 }
 
 impl Fault {
     /// Everything that can strike a single leader.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Crash,
         Self::LeaseEnd,
         Self::NodeDeleted,
@@ -57,6 +60,7 @@ impl Fault {
         Self::Unknown,
         Self::Deposed,
         Self::Late,
+        Self::Stranger,
     ];
 }
 
@@ -151,6 +155,11 @@ impl Setup {
 
     pub(crate) fn worker(number: usize) -> WorkerId {
         WorkerId::new(&format!("w{}", number + 1)).expect("letters and digits")
+    }
+
+    /// The secret of all lives of a worker: only that nobody else has it matters.
+    pub(crate) fn secret(number: usize) -> LifeSecret {
+        LifeSecret::new([u8::try_from(number).unwrap_or(u8::MAX); 32])
     }
 
     pub(crate) fn profile(&self, number: usize) -> Profile {

@@ -109,6 +109,7 @@ pub(crate) fn put_message(message: &ToCoordinator, to: &mut Canon) {
     match message {
         ToCoordinator::Hello(hello) => to.put(&(0_u32, hello)),
         ToCoordinator::Ack(ack) => to.put(&(1_u32, ack)),
+        ToCoordinator::Leave => to.plain(2),
         other => unreachable!("{other:?} is not sent here"),
     }
 }

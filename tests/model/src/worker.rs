@@ -178,7 +178,7 @@ impl ModelState {
         self.next_conn += 1;
         let (conn, now) = (self.next_conn, self.now);
         let worker = self.worker(w);
-        let (from, hello) = worker.conversation.hello(now, &worker.name, &setup.profile(w));
+        let (from, hello) = worker.conversation.hello(now, &worker.name, &setup.profile(w), &Setup::secret(w));
         worker.link = Some(conn);
         self.streams.push(ModelStream {
             conn,

@@ -11,6 +11,10 @@ const PLAIN: &[Fault] =
 const DEPOSING: &[Fault] =
     &[Fault::Crash, Fault::LeaseEnd, Fault::NodeDeleted, Fault::Break, Fault::Cut, Fault::Unknown, Fault::Deposed];
 
+/// With somebody who speaks for others.
+const STRANGE: &[Fault] =
+    &[Fault::Crash, Fault::LeaseEnd, Fault::Break, Fault::LeaderCut, Fault::Deposed, Fault::Stranger];
+
 /// With calls that take effect late.
 const LATE: &[Fault] =
     &[Fault::Crash, Fault::LeaseEnd, Fault::NodeDeleted, Fault::Break, Fault::Cut, Fault::Unknown, Fault::Late];
@@ -45,6 +49,17 @@ fn setups() -> Vec<(Setup, bool)> {
                 ..gates.clone()
             },
             false,
+        ),
+        (Setup { name: "2 workers, 1 appliance, a stranger, 1 fault", faults: STRANGE, ..gates.clone() }, false),
+        (
+            Setup {
+                name: "2 workers, 1 appliance, a stranger, 2 faults",
+                budget: 2,
+                delay: 1,
+                faults: STRANGE,
+                ..gates.clone()
+            },
+            true,
         ),
         (Setup { name: "2 workers, 1 appliance, tokens, 2 faults", budget: 2, delay: 1, ..gates.clone() }, false),
         (Setup { name: "2 workers, 1 appliance, holds, 2 faults", budget: 2, ..holds.clone() }, true),

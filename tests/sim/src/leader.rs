@@ -16,6 +16,7 @@ use super::SimTime;
 use super::coordinator::{CoordinatorRole, CoordinatorTimer};
 use super::database::{ApplianceRow, DatabaseWrite, Rows};
 use super::net::{LeaderMessage, SimDesired, WorkerMessage};
+use super::stranger::Stranger;
 use super::world::SimWorld;
 use super::writer::{Fate, WriteResult};
 
@@ -148,7 +149,11 @@ impl SimWorld {
         if let Some(leader) = self.coordinators[coordinator].leader_mut() {
             leader.hears = Some(stream);
         }
-        self.leader_step(coordinator, event);
+        if self.streams[stream].stranger == Some(Stranger::Impostor) {
+            self.impostor_is_heard(coordinator, event);
+        } else {
+            self.leader_step(coordinator, event);
+        }
         if let Some(leader) = self.coordinators[coordinator].leader_mut() {
             leader.hears = None;
         }
@@ -258,7 +263,9 @@ impl SimWorld {
                     return;
                 }
                 self.note(|| format!("c{coordinator} closes s{stream}: {refusal:?}"));
-                self.check_refusal(&refusal);
+                if self.streams[stream].stranger.is_none() {
+                    self.check_refusal(&refusal);
+                }
                 self.send_down(stream, LeaderMessage::refused(refusal.reason(), refusal.retry_after()));
             }
             Action::Evict(life) => self.candidate_evicts(coordinator, life),
@@ -271,6 +278,10 @@ impl SimWorld {
             // What a worker holds that the copy of the store knows nothing of.
             Action::Violation(text) if self.database.restored => {
                 self.note(|| format!("c{coordinator}: violation: {text}"))
+            }
+            // Who is given a life of its own may claim anything.
+            Action::Violation(text) if self.liars.iter().any(|liar| text.starts_with(liar.as_str())) => {
+                self.note(|| format!("c{coordinator}: violation of a stranger: {text}"));
             }
             // A `Hello` that was stuck since before this term may claim anything: it takes nothing from anybody, but it is
             // reported before its stream has to prove that it is alive.

@@ -23,6 +23,7 @@
 //! | `worker`, `incoming`, `life`, `tasks` | a worker process: session, life, what it does with grants |
 //! | `backend`     | what the drivers call                                            |
 //! | `service`     | the coordination service                                         |
+//! | `stranger`    | who speaks for others                                            |
 //! | `net`, `clock`, `rng` | what all stand on                                        |
 //! | `invariants`, `rest` | what must hold after each step, and when all is over      |
 
@@ -40,6 +41,7 @@ mod plan;
 mod rest;
 mod rng;
 mod service;
+mod stranger;
 mod tasks;
 mod trouble;
 mod worker;

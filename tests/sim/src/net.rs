@@ -11,6 +11,7 @@ use worker_core::assignments::Editioned;
 
 use super::SimTime;
 use super::rng::Rng;
+use super::stranger::Stranger;
 use super::world::{SimEvent, SimHost, SimWorld};
 
 /// What an appliance shall be, as far as workers here tell it apart.
@@ -118,12 +119,14 @@ pub(super) struct SimStream {
     pub(super) down: Lane<LeaderMessage>,
     /// What is sent from now on vanishes.
     pub(super) broken: bool,
+    /// Who opened it, where that was no worker.
+    pub(super) stranger: Option<Stranger>,
 }
 
 impl SimWorld {
     pub(super) fn open_stream(&mut self, place: usize, process: u64, coordinator: usize, instance: u64) -> usize {
         let (up, down) = (Lane::default(), Lane::default());
-        self.streams.push(SimStream { place, process, coordinator, instance, up, down, broken: false });
+        self.streams.push(SimStream { place, process, coordinator, instance, up, down, broken: false, stranger: None });
         let number = self.streams.len() - 1;
         self.open.insert(number);
         number
@@ -165,6 +168,7 @@ impl SimWorld {
         let until = self.cut_until(from, to);
         self.streams[stream].down.stall(until);
         match self.streams[stream].down.pop(self.now) {
+            Ok(message) if self.streams[stream].stranger.is_some() => self.stranger_receives(stream, message),
             Ok(message) => self.worker_receives(stream, message),
             Err(Some(later)) => self.at(later, SimEvent::Down(stream)),
             Err(None) => self.forget_stream(stream),

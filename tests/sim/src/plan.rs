@@ -62,6 +62,8 @@ whats! {
     Restore = "restore" 1,
     /// Something happens to the coordination service, to the way there, or to somebody's nodes: `who` says what.
     Service = "service" 7,
+    /// Somebody who knows everything of a life but its secret, or who asks for a life of its own, speaks to a leader.
+    Stranger = "stranger" 4,
     /// An operator evicts a worker.
     Evict = "evict" 1,
     /// What drivers call is slow.

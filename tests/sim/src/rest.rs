@@ -191,7 +191,7 @@ impl SimWorld {
                 return Some(format!("{} holds {id} under {} against the table", place.name, held.token));
             }
         }
-        let (_, unsaid) = process.conversation.assignments().clone().hello(&place.name, &place.profile);
+        let (_, unsaid) = process.conversation.assignments().clone().hello(&place.name, &place.profile, &place.secret);
         if !unsaid.released.is_empty() || !unsaid.removed.is_empty() {
             return Some(format!("{} still repeats {:?} {:?}", place.name, unsaid.released, unsaid.removed));
         }

@@ -104,6 +104,7 @@ impl SimWorld {
             What::Backup if self.external() => self.database.copy = Some(self.database.rows.clone()),
             What::Restore if self.external() => self.restore_database(),
             What::Backup | What::Restore => {}
+            What::Stranger => self.stranger_comes(who),
             What::Evict => self.evict(who),
             What::SlowBackend => self.slow_backend_until = self.slow_backend_until.max(until),
             What::Create | What::Update | What::Delete | What::Check => self.load(number, decision.what, who),

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use common::driver::{DriverCapabilities, DriverName};
+use common::secret::LifeSecret;
 use common::session::{DeltaEntry, ToCoordinator};
 use common::{ApplianceId, Edition, Profile, Term, Timestamp, Token, WorkerId};
 use worker_core::gate::Gate;
@@ -72,6 +73,8 @@ pub(super) enum WorkerTimer {
 pub(super) struct WorkerHost {
     pub(super) name: WorkerId,
     pub(super) profile: Profile,
+    /// Of all its lives; only that nobody else has it matters.
+    pub(super) secret: LifeSecret,
     pub(super) clock: DriftingClock,
     /// How long before the end of its lease it stops to make calls without token.
     pub(super) margin: Duration,
@@ -112,6 +115,13 @@ pub(super) struct WorkerProcess {
     pub(super) term: Term,
 }
 
+/// The secret of the worker with this number.
+pub(super) fn secret(number: u64) -> LifeSecret {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&number.to_be_bytes());
+    LifeSecret::new(bytes)
+}
+
 impl WorkerHost {
     pub(super) fn new(n: usize, rng: &mut Rng, fence_delay: Option<Duration>) -> Self {
         let drivers = match rng.below(4) {
@@ -131,6 +141,7 @@ impl WorkerHost {
         Self {
             name: WorkerId::new(&format!("w{}", n + 1)).expect("letters and digits"),
             profile,
+            secret: secret(n as u64),
             clock: DriftingClock::new(rng),
             margin: rng.duration(20, 120),
             paused_until: 0,
@@ -419,7 +430,7 @@ impl SimWorld {
         let Some(process) = &mut host.process else { return };
         let Some(link) = &process.link else { return };
         let (stream, coordinator) = (link.stream, link.coordinator);
-        let (from, hello) = process.conversation.hello(now, &host.name, &host.profile);
+        let (from, hello) = process.conversation.hello(now, &host.name, &host.profile, &host.secret);
         self.note(|| format!("{} hello on s{stream} ({}) to c{coordinator}", hello.worker, from.stream));
         self.send_up(stream, WorkerMessage::Message(from, ToCoordinator::Hello(Box::new(hello))));
         self.step(place, ControlEvent::HelloSent);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use common::driver::DriverName;
-use common::{ApplianceId, Generation, Term, Token};
+use common::{ApplianceId, Generation, Term, Token, WorkerId};
 use coordinator_core::machine;
 use coordinator_core::membership::LeaseAuthority;
 use coordinator_core::planner::{self, Strategy};
@@ -141,6 +141,8 @@ pub(super) struct SimWorld {
     /// Changes that were acknowledged to whoever asked for them.
     pub(super) acknowledged: BTreeMap<ApplianceId, Generation>,
     pub(super) created: u128,
+    /// Names under which strangers asked for a life of their own.
+    pub(super) liars: BTreeSet<WorkerId>,
     pub(super) checks_asked: u64,
     pub(super) decisions: Vec<Decision>,
     pub(super) steps: u64,
@@ -218,6 +220,7 @@ impl SimWorld {
             offered: BTreeSet::new(),
             acknowledged: BTreeMap::new(),
             created: 0,
+            liars: BTreeSet::new(),
             checks_asked: 0,
             decisions,
             steps: 0,

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use common::mutant::{self, Mutant};
+use common::secret::LifeSecret;
 use common::session::{
     Carryover, Delta, DeltaEntry, Desired, Envelope, GrantRef, Hello, OwnedDigest, OwnedGrant, Release,
 };
@@ -117,6 +118,9 @@ pub struct Assignments {
     welcomed: bool,
     version: u64,
     highest_term: Term,
+    /// Highest term that what an appliance runs on claims to have met. It is said in `Hello`; nothing else follows from it,
+    /// since it may be made up.
+    claimed_term: Term,
     held: BTreeMap<ApplianceId, Assignment>,
     /// What is held and the leader did not keep: it is not in the leader's table, and ends soon.
     disowned: BTreeSet<ApplianceId>,
@@ -131,7 +135,7 @@ pub struct Assignments {
 
 impl Assignments {
     /// Opens a stream: the envelope and the first message on it. Nothing applies until the answer.
-    pub fn hello(&mut self, worker: &WorkerId, profile: &Profile) -> (Envelope, Hello) {
+    pub fn hello(&mut self, worker: &WorkerId, profile: &Profile, secret: &LifeSecret) -> (Envelope, Hello) {
         self.stream = self.stream.next();
         self.welcomed = false;
         self.seen = self.held.iter().map(|(id, h)| (*id, h.token)).collect();
@@ -143,7 +147,8 @@ impl Assignments {
             owned: self.held.iter().map(owned).collect(),
             released: self.released.iter().map(|(grant, carryover)| release(*grant, carryover.clone())).collect(),
             removed: self.removed.iter().copied().collect(),
-            highest_term: self.highest_term,
+            highest_term: self.highest_term.max(self.claimed_term),
+            secret: Some(secret.clone()),
         };
         let envelope = Envelope { term: self.highest_term, incarnation: self.incarnation, stream: self.stream };
         (envelope, hello)
@@ -300,15 +305,21 @@ impl Assignments {
         true
     }
 
-    /// Notes the term of a token for which ours was refused. `true` when it is above the leader's: the next `Hello` says
-    /// so, and a welcome of a lower term does not count any more.
+    /// Notes the term of a token for which ours was refused. `true` when it is above the leader's by no more than can be
+    /// true: the next `Hello` says so. What an appliance runs on is no leader: a welcome of a lower term still counts.
     pub fn met(&mut self, term: Term) -> bool {
         let ahead = term.get().saturating_sub(self.term.get());
         if ahead == 0 || ahead > PLAUSIBLE_TERMS {
             return false;
         }
-        self.highest_term = self.highest_term.max(term);
+        self.claimed_term = self.claimed_term.max(term);
         true
+    }
+
+    /// Whether a term is above the leader's.
+    #[must_use]
+    pub fn is_above_the_leader(&self, term: Term) -> bool {
+        term > self.term
     }
 
     /// Whether to give an appliance up whose token was refused for a `newer` one: only under another token can anybody
@@ -353,8 +364,8 @@ impl Assignments {
     /// A new life begins and holds nothing. `incarnation` is `None` when the leader gives it, in answer to `Hello`;
     /// otherwise a welcome that names another one does not count.
     pub fn begin_life(&mut self, incarnation: Option<Incarnation>) {
-        let highest_term = self.highest_term;
-        *self = Self { incarnation, highest_term, ..Self::default() };
+        let Self { highest_term, claimed_term, .. } = *self;
+        *self = Self { incarnation, highest_term, claimed_term, ..Self::default() };
     }
 
     /// Begins to give back what is held and is not being given back yet. Each is to be released, as if the leader had
@@ -462,7 +473,7 @@ mod tests {
     }
 
     fn say_hello(h: &mut Assignments) -> (Envelope, Hello) {
-        h.hello(&WorkerId::new("w1").expect("valid"), &Profile::default())
+        h.hello(&WorkerId::new("w1").expect("valid"), &Profile::default(), &LifeSecret::new([1; 32]))
     }
 
     fn apply(
@@ -596,7 +607,7 @@ mod tests {
     }
 
     #[test]
-    fn a_term_met_elsewhere_is_said_in_the_next_hello_and_outranks_the_leader() {
+    fn a_term_that_an_appliance_claims_is_said_in_hello_and_changes_nothing_else() {
         let (mut h, from) = welcomed();
         assert!(!h.met(Term::new(1)), "the leader's own is no news");
         assert!(h.met(Term::new(9)));
@@ -605,8 +616,11 @@ mod tests {
         let (envelope, hello) = say_hello(&mut h);
         assert_eq!(hello.highest_term, Term::new(9));
         let next = Envelope { stream: envelope.stream, ..from };
-        assert_eq!(h.welcome::<Edition>(next, &[]), Err(DeltaRefused::Stale));
-        h.welcome::<Edition>(Envelope { term: Term::new(10), ..next }, &[]).expect("above what was met");
+        h.welcome::<Edition>(next, &[]).expect("what an appliance claims is no reason to turn away from the leader");
+        let (envelope, hello) = say_hello(&mut h);
+        assert_eq!(hello.highest_term, Term::new(9), "it is said until a leader lies above it");
+        let next = Envelope { term: Term::new(10), stream: envelope.stream, ..from };
+        h.welcome::<Edition>(next, &[]).expect("above what was met");
         assert!(!h.met(Term::new(9)));
     }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::Timestamp;
+use common::secret::LifeSecret;
 use common::session::ToCoordinator;
 use coordination::{MemberSession, MembershipEnd};
 use futures::future::BoxFuture;
@@ -272,7 +273,9 @@ impl Session {
         let gate = SharedGate::with_margin(self.setup.config.act_margin);
         let (group, profile) = (Arc::clone(&self.setup.group), self.profile.clone());
         let guard = Arc::clone(&gate) as Arc<dyn coordination::Guard>;
-        self.pending.joining = Some((gate, Box::pin(async move { group.join(&profile, guard).await })));
+        self.secret = LifeSecret::new(rand::random());
+        let seal = self.secret.seal();
+        self.pending.joining = Some((gate, Box::pin(async move { group.join(&profile, seal, guard).await })));
     }
 
     fn disconnect(&mut self) {
@@ -282,7 +285,7 @@ impl Session {
     }
 
     fn say_hello(&mut self) {
-        let (envelope, hello) = self.conversation.hello(clock::now(), &self.setup.name, &self.profile);
+        let (envelope, hello) = self.conversation.hello(clock::now(), &self.setup.name, &self.profile, &self.secret);
         self.runner.commands.retain(|queued| matches!(queued, Queued::Command(_)));
         info!(worker = %self.setup.name, stream = %envelope.stream, owned = hello.owned.len(), "sending hello");
         self.pending.hello = up::hello_to_wire(&envelope, hello).into();

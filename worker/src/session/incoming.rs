@@ -103,6 +103,12 @@ impl Session {
             ConversationNotice::TermMet { grant: GrantRef { appliance, token }, newer, at_once: false } => {
                 debug!(%appliance, %token, %newer, "refused for a token of a later term; the next hello says so");
             }
+            ConversationNotice::ImplausibleToken { grant: GrantRef { appliance, token }, newer } => {
+                warn!(
+                    %appliance, %token, %newer,
+                    "refused for a token that no leader can have given; it is not followed, look at this appliance"
+                );
+            }
             ConversationNotice::GivenUp(GrantRef { appliance, token }, newer) => {
                 info!(%appliance, %token, %newer, "given up: only a newer grant can be acted on");
             }
@@ -112,7 +118,7 @@ impl Session {
     fn log_refused(&self, refused: &Refused) {
         match refused.reason {
             // Logged with the end of the life.
-            RefusedReason::IncarnationOver => {}
+            RefusedReason::IncarnationOver | RefusedReason::NotProven => {}
             RefusedReason::NameTaken => {
                 warn!(worker = %self.setup.name, "another worker of this name may still act: {}", refused.detail);
             }

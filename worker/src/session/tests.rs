@@ -9,6 +9,7 @@ use std::pin::Pin;
 use common::appliance::{Name, Spec};
 use common::driver::{DriverCapabilities, DriverName};
 use common::kind::{Custom, KindSpec, Probe};
+use common::secret::LifeSecret;
 use common::session::{
     Ack, Carryover, Confirm, Declined, Delta, DeltaEntry, Desired, Envelope, GrantRef, Hello, Refused, RefusedReason,
     Report, ToCoordinator, ToWorker, Welcome,
@@ -287,8 +288,8 @@ fn grant_after(appliance: ApplianceId, token: Token, carryover: Carryover) -> De
 /// So many grants that `Hello` does not fit into what a transport takes while nobody reads.
 fn very_many() -> Conversation {
     let mut conversation = Conversation::default();
-    let (hello, _) =
-        conversation.hello(Timestamp::ZERO, &WorkerId::new("w1").expect("a valid name"), &Profile::default());
+    let (name, secret) = (WorkerId::new("w1").expect("a valid name"), LifeSecret::new([1; 32]));
+    let (hello, _) = conversation.hello(Timestamp::ZERO, &name, &Profile::default(), &secret);
     let from = Envelope { term: Term::new(1), incarnation: Some(LIFE), stream: hello.stream };
     let mut receive = |message| conversation.receive(Incoming::whole(from, message), false, |_: &Edition| None);
     receive(ToWorker::Welcome(Welcome::default()));

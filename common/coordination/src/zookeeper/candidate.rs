@@ -287,7 +287,8 @@ impl GroupMembership {
         let session = ZkSession::open(&self.config).await?;
         let claim = Claim { session: session.clone(), former: self.former.clone() };
         let place = self.config.layout.coordinator(&self.id);
-        let life = enter(claim, place, &self.capabilities, self.config.join_timeout).await?.live(Arc::new(NoGate));
+        let life =
+            enter(claim, place, &self.capabilities, None, self.config.join_timeout).await?.live(Arc::new(NoGate));
         tracing::info!(coordinator = %self.id, incarnation = %life.incarnation, "joined");
         let member = ContenderNode {
             session,

@@ -11,6 +11,7 @@ use common::membership::{
     CallFailure, EntryAction, EntryEvent, EntryFailure, FIRST_BEAT, FoundNodes, GroupEntry, NodeOwner, OwnNode,
     OwnNodeState,
 };
+use common::secret::LifeSeal;
 use humantime::format_rfc3339_seconds;
 use runtime::clock;
 use runtime::retry::Retries;
@@ -25,7 +26,7 @@ use crate::Error;
 /// Delays between tries whose outcome is not known, or that met a change under way.
 const RETRY: Backoff = Backoff { base: Duration::from_millis(20), cap: Duration::from_millis(500) };
 
-/// Makes the nodes of `place`, publishing `capabilities`. Waits for other sessions' nodes to go, at most for the session
+/// Makes the nodes of `place`, publishing `capabilities` and what the life is sealed with. Waits for other sessions' nodes to go, at most for the session
 /// timeout and `patience`.
 ///
 /// # Errors
@@ -34,12 +35,13 @@ pub(super) async fn enter(
     claim: Claim,
     place: NodePlace,
     capabilities: &[u8],
+    seal: Option<LifeSeal>,
     patience: Duration,
 ) -> Result<Entered, Error> {
     let deadline = clock::now() + claim.session.timeout() + patience;
     let lease = (claim.session.timeout() * super::LEASE_PERCENT / 100).min(MAX_LEASE);
     let (mut entry, mut action) = GroupEntry::new(deadline);
-    let mut calls = EntryCalls { claim: &claim, place: &place, capabilities, lease, owner: None, failure: None };
+    let mut calls = EntryCalls { claim: &claim, place: &place, capabilities, lease, seal, owner: None, failure: None };
     let mut retries = Retries::new(RETRY);
     let mut waits = 0_u32;
     let (incarnation, sent) = loop {
@@ -69,7 +71,7 @@ pub(super) async fn enter(
         };
         action = entry.step(clock::now(), event).expect("the event answers the action before it");
     };
-    Ok(Entered { claim, place, incarnation, sent, lease })
+    Ok(Entered { claim, place, incarnation, sent, lease, seal })
 }
 
 /// The calls of one attempt.
@@ -78,6 +80,7 @@ struct EntryCalls<'a> {
     place: &'a NodePlace,
     capabilities: &'a [u8],
     lease: Duration,
+    seal: Option<LifeSeal>,
     /// Who owns the node in the way, as the last look found it.
     owner: Option<String>,
     /// The last failure as the client reported it.
@@ -140,7 +143,7 @@ impl EntryCalls<'_> {
             writer.add_delete(&self.path(*node), Some(*version))?;
         }
         writer.add_create(&self.place.member(), self.capabilities, &options)?;
-        let first = layout::heartbeat(FIRST_BEAT, self.lease, session.id());
+        let first = layout::heartbeat(FIRST_BEAT, self.lease, session.id(), self.seal.as_ref());
         writer.add_create(&self.place.lease(), &first, &options)?;
         // The answer of a transaction has no usable stat before ZooKeeper 3.8.2: the next look reads it.
         session.call(writer.commit()).await.map(drop)

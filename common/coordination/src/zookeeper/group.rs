@@ -14,6 +14,7 @@ use super::entry::enter;
 use super::life::{Claim, Former, KeptLease};
 use super::{finder, layout};
 use crate::{Error, Group, Guard, MemberSession, MembershipEnd};
+use common::secret::LifeSeal;
 use common::{Incarnation, Profile, WorkerId};
 
 /// The group of workers, as one of them knows it.
@@ -53,13 +54,18 @@ impl ZooKeeperGroup {
 
 #[async_trait]
 impl Group for ZooKeeperGroup {
-    async fn join(&self, profile: &Profile, guard: Arc<dyn Guard>) -> Result<Box<dyn MemberSession>, Error> {
+    async fn join(
+        &self,
+        profile: &Profile,
+        seal: LifeSeal,
+        guard: Arc<dyn Guard>,
+    ) -> Result<Box<dyn MemberSession>, Error> {
         let session = ZkSession::open(&self.config).await?;
         // From here on the session may own nodes, also when this call is dropped.
         let claim = Claim { session, former: self.former.clone() };
         let place = self.config.layout.worker(&self.name);
         let capabilities = layout::worker_capabilities(profile);
-        let entered = enter(claim, place, &capabilities, self.config.join_timeout).await?;
+        let entered = enter(claim, place, &capabilities, Some(seal), self.config.join_timeout).await?;
         tracing::info!(worker = %self.name, incarnation = %entered.incarnation, "joined");
         Ok(Box::new(ZooKeeperMember { worker: self.name.clone(), lease: entered.live(guard) }))
     }

@@ -14,6 +14,7 @@ use zookeeper_client::Stat;
 use super::MAX_LEASE;
 use common::driver::{DriverCapabilities, DriverName, DriverOffers, MAX_DRIVERS, MAX_FENCE_DELAY, PreviousOffers};
 use common::kind::KindName;
+use common::secret::LifeSeal;
 use common::site::is_state_dir;
 use common::{CoordinatorId, Incarnation, Profile, WorkerId};
 
@@ -198,6 +199,9 @@ struct HeartbeatData {
     beat: u64,
     lease_ms: u64,
     session: i64,
+    /// What readers of the version before ignore.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seal: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -244,8 +248,9 @@ pub(super) fn coordinator_capabilities(address: &str) -> Vec<u8> {
 
 /// The `beat`-th heartbeat of the life that `session` leads. The session stands for the life, whose other half, the
 /// creation of the node, is not known when the node is made; a session leads one life only.
-pub(super) fn heartbeat(beat: u64, lease: Duration, session: i64) -> Vec<u8> {
-    packed(&HeartbeatData { beat, lease_ms: millis(lease), session })
+/// A worker's says what the life is sealed with.
+pub(super) fn heartbeat(beat: u64, lease: Duration, session: i64, seal: Option<&LifeSeal>) -> Vec<u8> {
+    packed(&HeartbeatData { beat, lease_ms: millis(lease), session, seal: seal.map(LifeSeal::to_string) })
 }
 
 /// What the coordinator `by` writes over a lease node to evict its owner. The lease's length stays readable, because a
@@ -263,6 +268,8 @@ pub(super) struct LeaseData {
     pub(super) lease: Duration,
     /// A coordinator's mark, not just anybody's writing.
     pub(super) evicted: bool,
+    /// What its life is sealed with, if it says so.
+    pub(super) seal: Option<LifeSeal>,
 }
 
 impl LeaseData {
@@ -274,7 +281,8 @@ impl LeaseData {
         // A person at ZooKeeper's shell writes plain text.
         let evicted = map.get("evicted").and_then(Value::as_bool).unwrap_or(false) || data.starts_with(b"evicted");
         let beat = number("beat").filter(|_| !evicted).zip(map.get("session").and_then(Value::as_i64));
-        Self { beat, lease, evicted }
+        let seal = map.get("seal").and_then(Value::as_str).and_then(LifeSeal::from_hex);
+        Self { beat, lease, evicted, seal }
     }
 
     /// Number of the heartbeat, if `session` sent it. A former life's may get into its successor's node when the versions
@@ -394,6 +402,8 @@ pub(super) fn in_order(names: Vec<String>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use common::secret::LifeSecret;
+
     use super::*;
 
     fn a_profile() -> Profile {
@@ -521,12 +531,13 @@ mod tests {
     #[test]
     fn a_lease_node_holds_a_heartbeat_or_was_written_over() {
         let lease = Duration::from_millis(1200);
-        let read = LeaseData::read(&heartbeat(9, lease, -7));
-        assert_eq!(read, LeaseData { beat: Some((9, -7)), lease, evicted: false });
+        let seal = LifeSecret::new([3; 32]).seal();
+        let read = LeaseData::read(&heartbeat(9, lease, -7, Some(&seal)));
+        assert_eq!(read, LeaseData { beat: Some((9, -7)), lease, evicted: false, seal: Some(seal) });
         assert_eq!((read.beat_of(-7), read.beat_of(7)), (Some(9), None));
         let by = CoordinatorId::new("c1").expect("valid");
-        assert_eq!(LeaseData::read(&eviction(&by, lease)), LeaseData { beat: None, lease, evicted: true });
-        let unknown = LeaseData { beat: None, lease: MAX_LEASE, evicted: false };
+        assert_eq!(LeaseData::read(&eviction(&by, lease)), LeaseData { beat: None, lease, evicted: true, seal: None });
+        let unknown = LeaseData { beat: None, lease: MAX_LEASE, evicted: false, seal: None };
         assert_eq!(LeaseData::read(b"evicted by hand"), LeaseData { evicted: true, ..unknown });
         assert_eq!(LeaseData::read(b""), unknown);
         assert_eq!(LeaseData::read(b"hello"), unknown);

@@ -13,6 +13,7 @@ use std::time::Duration;
 use common::membership::{
     CallFailure, LeaseAction, LeaseCall, LeaseEvent, LeaseKeeper, LeaseNodeState, MembershipEnd, NodeOwner,
 };
+use common::secret::LifeSeal;
 use common::{Incarnation, Timestamp};
 use runtime::clock;
 use tokio::sync::{Notify, watch};
@@ -98,6 +99,8 @@ pub(super) struct Entered {
     pub(super) sent: Timestamp,
     /// How long the member may act after a heartbeat.
     pub(super) lease: Duration,
+    /// What the life is sealed with; `None` for a coordinator.
+    pub(super) seal: Option<LifeSeal>,
 }
 
 impl Entered {
@@ -122,6 +125,7 @@ impl Entered {
             path: self.place.lease(),
             place: self.place,
             lease: self.lease,
+            seal: self.seal,
             keeper: LeaseKeeper::new(self.incarnation, self.lease, self.claim.session.timeout(), self.sent),
             commits,
             kick,
@@ -183,6 +187,7 @@ struct Beats {
     place: NodePlace,
     path: String,
     lease: Duration,
+    seal: Option<LifeSeal>,
     keeper: LeaseKeeper,
     commits: watch::Sender<Timestamp>,
     kick: Arc<Notify>,
@@ -240,7 +245,7 @@ impl Beats {
 
     async fn write(&self, beat: u64, version: i32) -> Result<(Incarnation, i32), CallFailure> {
         let session = &self.held.claim.session;
-        let data = layout::heartbeat(beat, self.lease, session.id());
+        let data = layout::heartbeat(beat, self.lease, session.id(), self.seal.as_ref());
         match session.call(session.client().set_data(&self.path, &data, Some(version))).await {
             Ok(stat) => Ok((layout::incarnation(&stat), stat.version)),
             Err(failure) => {

@@ -336,5 +336,6 @@ fn lease_node(worker: WorkerId, data: &[u8], stat: &Stat) -> Option<LeaseNode> {
         incarnation: layout::incarnation(stat),
         lease: read.lease,
         evicted: read.beat_of(stat.ephemeral_owner).is_none(),
+        seal: read.seal,
     })
 }

@@ -7,7 +7,9 @@ use coordination::{Error, MembershipEnd};
 use runtime::clock;
 use zookeeper_client::{Acls, Client, CreateMode};
 
-use crate::support::{TestProxyGate, TestRoot, elected, eventually, heartbeat, join, own, profile, shared, within};
+use crate::support::{
+    TestProxyGate, TestRoot, elected, eventually, heartbeat, join, own, profile, seal, shared, within,
+};
 
 const MEMBER: &str = "/tooz/g.workers/w1";
 const LEASE: &str = "/rug/g/leases/w1";
@@ -47,7 +49,7 @@ async fn a_name_that_lives_elsewhere_is_refused_with_who_has_it() {
     let (first, second) = (place.group("w1"), place.group("w1"));
     let (life, gate) = join(&first).await;
     let other = std::sync::Arc::new(TestProxyGate::default());
-    let taken = within("it gives up", second.join(&profile(), other)).await.expect_err("the name is taken");
+    let taken = within("it gives up", second.join(&profile(), seal(), other)).await.expect_err("the name is taken");
     let Error::NameTaken { name, by } = taken else { panic!("{taken}") };
     assert_eq!(name, "w1");
     let session = life.incarnation().expect("it is known").get() >> 64;
@@ -196,7 +198,8 @@ async fn a_server_that_is_not_there_is_unavailable() {
     // The discard port: nobody listens there.
     config.url = "zookeeper://127.0.0.1:9?timeout=0.5".to_owned();
     let group = config.worker_group(&crate::support::worker("w1"), Vec::new()).expect("valid settings");
-    let error = within("it gives up", group.join(&profile(), std::sync::Arc::new(TestProxyGate::default()))).await;
+    let error =
+        within("it gives up", group.join(&profile(), seal(), std::sync::Arc::new(TestProxyGate::default()))).await;
     assert!(matches!(error, Err(Error::Unavailable(_))), "{error:?}");
 }
 

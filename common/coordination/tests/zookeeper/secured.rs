@@ -10,7 +10,7 @@ use servers::ServerTlsFiles;
 use servers::zookeeper::{Options, Standalone};
 use sha1::{Digest, Sha1};
 
-use crate::support::{TestProxyGate, TestRoot, elected, join, profile, shared, within};
+use crate::support::{TestProxyGate, TestRoot, elected, join, profile, seal, shared, within};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_credentials_everything_belongs_to_them_alone() {
@@ -48,7 +48,8 @@ async fn with_credentials_everything_belongs_to_them_alone() {
         assert_eq!(acls[0].permission(), zookeeper_client::Permission::ALL, "{path}");
         assert_eq!(stranger.get_data(path).await.expect_err("it is not theirs"), zookeeper_client::Error::NoAuth);
     }
-    let refused = within("it is decided", open.group("w2").join(&profile(), Arc::new(TestProxyGate::default()))).await;
+    let refused =
+        within("it is decided", open.group("w2").join(&profile(), seal(), Arc::new(TestProxyGate::default()))).await;
     assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
     let refused = within("it is decided", open.candidate("d").campaign()).await;
     assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
@@ -87,9 +88,11 @@ async fn sessions_run_over_mutual_tls() {
     within("it has left", life.leave()).await;
 
     place.config.url = format!("zookeeper://{hosts}?timeout=0.5&use_ssl=true&ca={ca}");
-    let stranger = within("it gives up", place.group("w1").join(&profile(), Arc::new(TestProxyGate::default()))).await;
+    let stranger =
+        within("it gives up", place.group("w1").join(&profile(), seal(), Arc::new(TestProxyGate::default()))).await;
     assert!(matches!(stranger, Err(Error::Unavailable(_))), "{stranger:?}");
     place.config.url = format!("zookeeper://{hosts}?use_ssl=true&ca={}", write("none.pem", "nothing"));
-    let wrong = within("it is decided", place.group("w1").join(&profile(), Arc::new(TestProxyGate::default()))).await;
+    let wrong =
+        within("it is decided", place.group("w1").join(&profile(), seal(), Arc::new(TestProxyGate::default()))).await;
     assert!(matches!(wrong, Err(Error::Refused(_))), "{wrong:?}");
 }

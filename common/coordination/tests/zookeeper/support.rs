@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use common::driver::{DriverCapabilities, DriverName};
+use common::secret::{LifeSeal, LifeSecret};
 use common::{CoordinatorId, Profile, Timestamp, WorkerId};
 use coordination::url::Config;
 use coordination::{Candidate, Group, Guard, Leadership, MemberSession};
@@ -86,6 +87,11 @@ pub(crate) fn heartbeat(beat: u8, session: i64) -> Vec<u8> {
     [&b"\x83\xa4beat"[..], &[beat], b"\xa8lease_ms\xcd\x04\xb0\xa7session", &number].concat()
 }
 
+/// What the lives of the tests are sealed with.
+pub(crate) fn seal() -> LifeSeal {
+    LifeSecret::new([1; 32]).seal()
+}
+
 pub(crate) fn profile() -> Profile {
     Profile {
         weight: 2,
@@ -147,7 +153,7 @@ impl TestProxyGate {
 
 pub(crate) async fn join(group: &Arc<dyn Group>) -> (Box<dyn MemberSession>, Arc<TestProxyGate>) {
     let gate = Arc::new(TestProxyGate::default());
-    let life = group.join(&profile(), Arc::<TestProxyGate>::clone(&gate)).await.expect("the name is free");
+    let life = group.join(&profile(), seal(), Arc::<TestProxyGate>::clone(&gate)).await.expect("the name is free");
     (life, gate)
 }
 

@@ -178,8 +178,9 @@ impl Canonical for GrantOp {
 
 impl Canonical for StoredMember {
     fn canon(&self, to: &mut Canon) {
-        let Self { worker, incarnation, profile, departed } = self;
+        let Self { worker, incarnation, profile, departed, seal } = self;
         to.put(&((worker, incarnation), profile, departed));
+        to.put(seal);
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use common::kind::KindName;
 use common::session::{Envelope, RefusedReason, StatusReport, ToCoordinator, ToWorker};
-use common::{ApplianceId, Edition, Life, Site, Term, Timestamp, WorkerId};
+use common::{ApplianceId, Edition, Life, Site, StreamNumber, Term, Timestamp, WorkerId};
 
 use super::StreamId;
 use super::unbind::{UnbindNumber, UnbindRefused};
@@ -92,7 +92,13 @@ pub enum Refusal {
     NameTaken(Duration),
     /// A newer stream of the same life took over.
     Superseded,
-    /// It claims to have met a term that no cluster reaches.
+    /// It does not prove that it speaks for the life that it names.
+    NotProven,
+    /// The number of its stream is far above any that its life can have come to.
+    ImplausibleStream(StreamNumber),
+    /// It asks for a life, and more were asked for than are given out at once: another try makes sense after this time.
+    Crowded(Duration),
+    /// It claims to have met a term far above the leader's.
     ImplausibleTerm(Term),
     /// The store cannot be written now.
     StoreUnavailable,
@@ -116,8 +122,11 @@ impl Refusal {
             Self::IncarnationOver | Self::NotMember => RefusedReason::IncarnationOver,
             Self::NameTaken(_) => RefusedReason::NameTaken,
             Self::Superseded => RefusedReason::Superseded,
-            Self::ImplausibleTerm(_) | Self::NoLife => RefusedReason::Malformed,
-            Self::StoreUnavailable | Self::UnknownLife | Self::TermAhead(..) => RefusedReason::NotLeading,
+            Self::ImplausibleTerm(_) | Self::ImplausibleStream(_) | Self::NoLife => RefusedReason::Malformed,
+            Self::NotProven => RefusedReason::NotProven,
+            Self::StoreUnavailable | Self::UnknownLife | Self::TermAhead(..) | Self::Crowded(_) => {
+                RefusedReason::NotLeading
+            }
             Self::Differs => RefusedReason::AssignmentsDiffer,
         }
     }
@@ -126,12 +135,14 @@ impl Refusal {
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::NameTaken(wait) | Self::TermAhead(_, wait) => Some(*wait),
+            Self::NameTaken(wait) | Self::TermAhead(_, wait) | Self::Crowded(wait) => Some(*wait),
             Self::StoreUnavailable | Self::UnknownLife => Some(RETRY_SOON),
             Self::IncarnationOver
             | Self::NotMember
             | Self::Superseded
             | Self::ImplausibleTerm(_)
+            | Self::ImplausibleStream(_)
+            | Self::NotProven
             | Self::NoLife
             | Self::Differs => None,
         }
@@ -185,6 +196,8 @@ pub enum Action {
     Violation(String),
     /// Write over the lease node of a life, so that no further heartbeat of it commits.
     Evict(Life),
+    /// A worker, which speaks for its life, had met this term of another leader.
+    Met(Term),
     /// A higher term was met: begin a new one above it. Nothing this machine does counts any more.
     RaiseTerm(Term),
 }

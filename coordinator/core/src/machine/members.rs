@@ -1,7 +1,7 @@
 //! Who is there: what the coordination service tells of members and leases, goodbyes, evictions, and who is missed.
 //!
 //! Embedded, lives come from `Hello` and end by silence; no event of the service applies. External, a life is known
-//! once its lease node was read, and a `Hello` that is faster than that event waits for it, for a bounded time. A worker
+//! once its lease node was read. A worker
 //! whose member node was taken away keeps what it holds and is drained; one that cannot be reached while a move waits on
 //! it is evicted. Neither is ever called gone here: that is the membership's to say.
 
@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use common::mutant::{self, Mutant};
-use common::session::{Envelope, Hello, ToWorker};
+use common::session::{Envelope, ToWorker};
 use common::{Life, Timestamp, WorkerId};
 
 use super::placement::SLOW;
@@ -21,12 +21,8 @@ use super::{Action, Machine, Profile, Refusal, StreamId};
 use crate::brake::Departure;
 use crate::handoff::HandoffState;
 use crate::health::SessionState;
-use crate::membership::{Beat, LeaseAuthority, ObservedLease, ObservedMember};
+use crate::membership::{LeaseAuthority, ObservedLease, ObservedMember};
 use crate::planner::Slot;
-
-/// How long a `Hello` waits for the event of its own lease node. Both come from the same commit; longer means that the
-/// leader's server lags far behind the worker's.
-const PARKED: Duration = Duration::from_secs(5);
 
 /// How long a life without a member node is looked at before it counts as taken away: the two nodes of a newcomer are read
 /// one after the other.
@@ -38,20 +34,11 @@ const EVICT_AGAIN: Duration = Duration::from_secs(5);
 /// Most names that are kept for their return at once; a bound, not a tuning value.
 const HOMECOMING: usize = 100_000;
 
-#[derive(Clone, Debug)]
-struct Parked {
-    conn: StreamId,
-    envelope: Envelope,
-    hello: Box<Hello>,
-    until: Timestamp,
-}
-
 /// What is watched of the lives besides their leases.
 #[derive(Clone, Debug)]
 pub(super) struct Watch {
     /// Everything was read at least once; embedded there is nothing to read.
     read: bool,
-    parked: BTreeMap<Life, Parked>,
     /// Lives without a stream, and since when.
     silent: BTreeMap<Life, Timestamp>,
     /// Lives without a member node, and since when.
@@ -74,7 +61,6 @@ impl Watch {
     pub(super) fn new(now: Timestamp, lives: Vec<Life>, authority: LeaseAuthority) -> Self {
         Self {
             read: authority == LeaseAuthority::Embedded,
-            parked: BTreeMap::new(),
             silent: lives.into_iter().map(|life| (life, now)).collect(),
             expelled: BTreeMap::new(),
             stuck: BTreeSet::new(),
@@ -107,10 +93,6 @@ impl Watch {
         !self.homecoming.is_empty()
     }
 
-    pub(super) fn unpark(&mut self, conn: StreamId) {
-        self.parked.retain(|_, parked| parked.conn != conn);
-    }
-
     pub(super) fn lost_session(&mut self, now: Timestamp, life: &Life) {
         self.silent.entry(life.clone()).or_insert(now);
     }
@@ -126,53 +108,6 @@ impl Watch {
 }
 
 impl Machine {
-    /// The life that speaks, and whether it begins with this `Hello`. `None` when it was refused, or waits.
-    pub(super) fn speaking_life(
-        &mut self,
-        now: Timestamp,
-        conn: StreamId,
-        envelope: Envelope,
-        hello: &Hello,
-    ) -> Option<(Life, bool)> {
-        let refusal = match (self.membership.is_embedded(), envelope.incarnation) {
-            (true, None) => match self.membership.any_life_of(&hello.worker) {
-                None => {
-                    return Some((Life::new(hello.worker.clone(), self.epoch.next_incarnation()), true));
-                }
-                Some(other) => {
-                    let wait =
-                        self.membership.remaining(now, &Life::new(hello.worker.clone(), other)).unwrap_or_default();
-                    Refusal::NameTaken(wait)
-                }
-            },
-            (true, Some(incarnation)) => {
-                let life = Life::new(hello.worker.clone(), incarnation);
-                // A `Hello` is a heartbeat too: it was sent after the last one that was answered.
-                if self.membership.beat(now, &life) == Beat::Counts {
-                    return Some((life, false));
-                }
-                Refusal::IncarnationOver
-            }
-            (false, None) => Refusal::NoLife,
-            (false, Some(incarnation)) => {
-                let life = Life::new(hello.worker.clone(), incarnation);
-                if self.members.read && self.membership.is_alive(&life) {
-                    return Some((life, false));
-                }
-                if !self.members.read || !(self.membership.is_known(&life) || self.membership.has_ended(&life)) {
-                    let parked = Parked { conn, envelope, hello: Box::new(hello.clone()), until: now + PARKED };
-                    if let Some(older) = self.members.parked.insert(life, parked) {
-                        self.out.close(older.conn, Refusal::Superseded);
-                    }
-                    return None;
-                }
-                Refusal::IncarnationOver
-            }
-        };
-        self.out.close(conn, refusal);
-        None
-    }
-
     /// Every node was read anew.
     pub(super) fn read(
         &mut self,
@@ -245,20 +180,6 @@ impl Machine {
             self.members.expelled.remove(life);
             self.refresh_members();
             self.out.worker_changed(life.worker.clone());
-        }
-    }
-
-    /// Hears those out whose lease node is known by now.
-    fn greet_parked(&mut self, now: Timestamp) {
-        if !self.members.read {
-            return;
-        }
-        let known = |life: &Life| self.membership.is_known(life) || self.membership.has_ended(life);
-        let due: Vec<Life> = self.members.parked.keys().filter(|life| known(life)).cloned().collect();
-        for life in due {
-            if let Some(parked) = self.members.parked.remove(&life) {
-                self.hello(now, parked.conn, parked.envelope, *parked.hello);
-            }
         }
     }
 
@@ -393,13 +314,7 @@ impl Machine {
         if self.pacing.in_flight.age(now, SLOW, self.config.release_deadline) {
             self.pacing.due.drifted();
         }
-        let late: Vec<Life> =
-            self.members.parked.iter().filter(|(_, p)| p.until <= now).map(|(life, _)| life.clone()).collect();
-        for life in late {
-            if let Some(parked) = self.members.parked.remove(&life) {
-                self.out.close(parked.conn, Refusal::UnknownLife);
-            }
-        }
+        self.end_parking(now);
         if self.membership.is_embedded() {
             return;
         }

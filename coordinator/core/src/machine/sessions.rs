@@ -1,6 +1,7 @@
 //! Streams of workers: who speaks on which, and whether it counts.
 //!
-//! One stream per life at a time, the newest `Hello` closes older ones. A stream is *settled* once the worker has answered
+//! One stream per life at a time, the newest `Hello` closes older ones; which `Hello` counts is decided in [`super::greeting`]. A
+//! stream is *settled* once the worker has answered
 //! the welcome to its `Hello`; only then is what it said it holds compared with the table, and only then is it given
 //! anything. A `Hello` alone proves nothing: it may have been stuck in the network while a newer stream, and a whole
 //! term, passed it by, and whoever believes it takes away what the worker was granted since. A dead stream cannot answer.
@@ -15,8 +16,9 @@ use common::session::{
     Ack, AnnouncedStep, Declined, Delta, DeltaEntry, Envelope, GrantRef, Hello, OwnedDigest, OwnedGrant, Release,
     Report, StatusReport, ToCoordinator, ToWorker, Welcome,
 };
-use common::{ApplianceId, Edition, Life, PLAUSIBLE_TERMS, StreamNumber, Term, Timestamp, Token};
+use common::{ApplianceId, Edition, Life, StreamNumber, Term, Timestamp, Token};
 
+use super::greeting::Greetings;
 use super::{Action, Machine, Refusal};
 use crate::audit::Verdict;
 use crate::grants::{Granted, StoredMember};
@@ -69,17 +71,13 @@ impl WorkerSession {
 pub(super) struct WorkerSessions {
     by_conn: BTreeMap<StreamId, WorkerSession>,
     by_life: BTreeMap<Life, StreamId>,
-    /// Highest stream each life said `Hello` on. Outlives its session: a `Hello` that was stuck in the network must not
-    /// be taken for news after the stream that overtook it has ended as well.
-    newest: BTreeMap<Life, StreamNumber>,
-    /// From when on a worker's claim to have met a higher term ends this one.
-    claims_from: Timestamp,
+    pub(super) greetings: Greetings,
 }
 
 impl WorkerSessions {
     /// No streams yet. Claims of higher terms count from `claims_from` on.
     pub(super) fn new(claims_from: Timestamp) -> Self {
-        Self { claims_from, ..Self::default() }
+        Self { greetings: Greetings::new(claims_from), ..Self::default() }
     }
 
     pub(super) fn state(&self, life: &Life) -> SessionState {
@@ -116,6 +114,12 @@ impl WorkerSessions {
 }
 
 impl Machine {
+    /// Whether the worker at the end of this stream has answered its welcome, so that nothing of its `Hello` is kept.
+    #[must_use]
+    pub fn has_settled(&self, conn: StreamId) -> bool {
+        self.sessions.by_conn.get(&conn).is_some_and(WorkerSession::is_settled)
+    }
+
     /// Takes in a message of a worker.
     pub(super) fn received(&mut self, now: Timestamp, conn: StreamId, envelope: Envelope, message: ToCoordinator) {
         match message {
@@ -135,24 +139,17 @@ impl Machine {
         }
     }
 
-    pub(super) fn hello(&mut self, now: Timestamp, conn: StreamId, envelope: Envelope, hello: Hello) {
-        if hello.highest_term.get().saturating_sub(self.epoch.term.get()) > PLAUSIBLE_TERMS {
-            let text = format!("{} claims to have met {}", hello.worker, hello.highest_term);
-            self.violation(ViolationKind::ImplausibleTerm, text);
-            self.out.close(conn, Refusal::ImplausibleTerm(hello.highest_term));
-            return;
-        }
-        let Some((life, is_new)) = self.speaking_life(now, conn, envelope, &hello) else { return };
-        if let Some(met) = self.term_met_by(&hello) {
-            self.raise_above(now, conn, met);
-            return;
-        }
-        if self.sessions.newest.get(&life).is_some_and(|newest| *newest >= envelope.stream) {
-            self.out.close(conn, Refusal::Superseded);
-            return;
-        }
-        let stream = envelope.stream;
-        self.sessions.newest.insert(life.clone(), stream);
+    /// A `Hello` counts: it is a heartbeat, and its stream takes the place of an older one of the same life.
+    pub(super) fn greeted(
+        &mut self,
+        now: Timestamp,
+        conn: StreamId,
+        stream: StreamNumber,
+        mut hello: Hello,
+        life: Life,
+        is_new: bool,
+    ) {
+        self.sessions.greetings.newest.insert(life.clone(), stream);
         if let Some(&older) = self.sessions.by_life.get(&life) {
             self.sessions.remove(older);
             self.out.close(older, Refusal::Superseded);
@@ -160,39 +157,26 @@ impl Machine {
         if is_new {
             self.membership.join(now, life.worker.clone(), life.incarnation, hello.profile.clone());
         } else if self.membership.is_embedded() {
+            // It was sent after the last heartbeat that was answered.
+            self.membership.beat(now, &life);
             self.membership.publish(&life, hello.profile.clone());
+        }
+        if let Some(secret) = hello.secret.take() {
+            self.membership.seal(&life, secret.seal());
         }
         let changed = !self.membership.is_stored(&life);
         if changed && let Some(profile) = self.membership.profile(&life).cloned() {
+            let seal = self.membership.seal_of(&life);
             let Life { worker, incarnation } = life.clone();
-            self.writes.member(conn, StoredMember { worker, incarnation, profile, departed: false });
+            self.writes.member(conn, StoredMember { worker, incarnation, profile, departed: false, seal });
         }
         self.sessions.by_life.insert(life.clone(), conn);
         let stage = SessionStage::Storing(Box::new(hello));
         let session = WorkerSession { life: life.clone(), stream, is_new, stage, outbox: Outbox::default() };
         self.sessions.by_conn.insert(conn, session);
-        self.out.worker_changed(life.worker.clone());
+        self.out.worker_changed(life.worker);
         if !changed {
             self.welcome(now, conn);
-        }
-    }
-
-    /// The term that a worker has met and that this one does not lie above.
-    fn term_met_by(&self, hello: &Hello) -> Option<Term> {
-        let newest = hello.owned.iter().map(|owned| owned.token).max();
-        // A token of this term that this leader never gave: the store was put back to an older state.
-        let foreign = newest.is_some_and(|token| self.epoch.is_foreign(token));
-        (hello.highest_term > self.epoch.term).then_some(hello.highest_term).or(foreign.then_some(self.epoch.term))
-    }
-
-    /// A term that was met is begun above, but not more often than the shell says: whoever can open a stream can claim
-    /// anything, and each new term interrupts every worker. Until then the other workers are led as before.
-    fn raise_above(&mut self, now: Timestamp, conn: StreamId, met: Term) {
-        if now < self.sessions.claims_from {
-            let wait = self.sessions.claims_from.since(now);
-            self.out.close(conn, Refusal::TermAhead(met, wait));
-        } else {
-            self.out.push(Action::RaiseTerm(met));
         }
     }
 
@@ -298,6 +282,9 @@ impl Machine {
         }
         for (slot, edition) in ahead {
             self.adopt_newer_grants(now, life, slot, edition);
+        }
+        if hello.highest_term < self.epoch.term {
+            self.out.push(Action::Met(hello.highest_term));
         }
         self.pacing.due.spoke(life);
         self.settled_member(now, life);
@@ -450,7 +437,7 @@ impl Machine {
     }
 
     pub(super) fn closed(&mut self, now: Timestamp, conn: StreamId) {
-        self.members.unpark(conn);
+        self.sessions.greetings.unpark(conn);
         let Some(session) = self.sessions.remove(conn) else { return };
         self.members.lost_session(now, &session.life);
         if mutant::is(Mutant::GoneWithStream) {
@@ -462,7 +449,7 @@ impl Machine {
 
     /// A life is gone: no `Hello` of it counts any more.
     pub(super) fn forget_streams(&mut self, life: &Life) {
-        self.sessions.newest.remove(life);
+        self.sessions.greetings.newest.remove(life);
     }
 
     /// Ends the stream of a life.

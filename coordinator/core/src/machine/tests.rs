@@ -7,12 +7,14 @@ mod held;
 mod offers;
 mod passing;
 mod regressions;
+mod strangers;
 
 use crate::grants::GrantOp;
 use crate::membership::ObservedLease;
 use crate::rebalance::RebalanceEvent;
 use common::driver::{DriverCapabilities, DriverName, DriverOffers};
 use common::kind::KindName;
+use common::secret::LifeSecret;
 use common::session::{
     Ack, AnnouncedStep, Declined, Delta, DeltaEntry, Envelope, GrantRef, Hello, OwnedDigest, OwnedGrant, Release,
     Report, StatusReport, ToCoordinator,
@@ -33,6 +35,13 @@ pub(super) fn id(n: u128) -> ApplianceId {
 
 pub(super) fn worker(name: &str) -> WorkerId {
     WorkerId::new(name).expect("valid")
+}
+
+/// The secret of the lives of this worker.
+pub(super) fn secret(name: &str) -> LifeSecret {
+    let mut bytes = [0; 32];
+    bytes.iter_mut().zip(name.bytes()).for_each(|(byte, of)| *byte = of);
+    LifeSecret::new(bytes)
 }
 
 pub(super) fn profile() -> Profile {
@@ -75,6 +84,11 @@ pub(super) struct Puppet {
     pub(super) version: u64,
     pub(super) held: BTreeMap<ApplianceId, Token>,
     pub(super) beats: u64,
+}
+
+/// A worker without a life, on its first stream.
+pub(super) fn newcomer() -> Puppet {
+    Puppet { stream: StreamNumber::new(1), ..Puppet::default() }
 }
 
 pub(super) struct World {
@@ -160,7 +174,7 @@ impl World {
                 Action::Quarantined(id, strikes) => self.quarantined.push((id, strikes)),
                 Action::Evict(life) => self.evicted.push(life),
                 Action::Gone(life, at) => self.gone.push((life, at)),
-                Action::Assigned(_) | Action::WorkerChanged(_) => {}
+                Action::Assigned(_) | Action::WorkerChanged(_) | Action::Met(_) => {}
             }
         }
     }
@@ -216,6 +230,7 @@ impl World {
             released: vec![],
             removed: vec![],
             highest_term: Term::new(0),
+            secret: Some(secret(name)),
         }
     }
 
@@ -254,7 +269,7 @@ impl World {
                 if let (false, Some(incarnation)) = (self.machine.membership().is_embedded(), puppet.incarnation) {
                     self.step(Event::Observed(
                         Life::new(name, incarnation),
-                        ObservedLease { lease: L, evicted: false },
+                        ObservedLease { lease: L, evicted: false, seal: None },
                     ));
                 } else if puppet.incarnation.is_some() {
                     let envelope = self.envelope(conn);
@@ -419,6 +434,7 @@ fn a_new_leader_moves_nothing_because_it_is_new() {
             incarnation: m.incarnation,
             profile: m.profile.clone(),
             departed: false,
+            seal: w.machine.membership().seal_of(&m.life()),
         });
     }
     let mut next = World::in_term(Term::new(2), restored);
@@ -469,6 +485,7 @@ fn a_new_leader_gives_up_on_silent_members_when_their_lease_is_over() {
             incarnation: m.incarnation,
             profile: m.profile.clone(),
             departed: false,
+            seal: w.machine.membership().seal_of(&m.life()),
         });
     }
     let mut next = World::in_term(Term::new(2), restored);
@@ -484,8 +501,8 @@ fn a_new_leader_gives_up_on_silent_members_when_their_lease_is_over() {
 #[test]
 fn a_higher_term_is_never_acted_against() {
     let mut w = World::new(Restored::default());
-    let hello = Hello { highest_term: Term::new(7), ..w.hello_of("w1", &Puppet::default()) };
-    w.say_hello(1, &Puppet::default(), hello);
+    let hello = Hello { highest_term: Term::new(7), ..w.hello_of("w1", &newcomer()) };
+    w.say_hello(1, &newcomer(), hello);
     assert_eq!(w.raised, Some(Term::new(7)));
 }
 
@@ -494,19 +511,19 @@ fn a_higher_term_is_begun_above_only_after_this_one_lasted() {
     let raise_after = Duration::from_secs(2);
     let mut w = World::new(Restored { raise_after, ..Restored::default() });
     w.connect("w1");
-    let hello = Hello { highest_term: Term::new(7), ..w.hello_of("w2", &Puppet::default()) };
-    w.say_hello(9, &Puppet::default(), hello.clone());
+    let hello = Hello { highest_term: Term::new(7), ..w.hello_of("w2", &newcomer()) };
+    w.say_hello(9, &newcomer(), hello.clone());
     assert_eq!((w.raised, w.closed.pop()), (None, Some((9, Refusal::TermAhead(Term::new(7), raise_after)))));
     w.pass(raise_after);
     assert_eq!(w.puppets[&worker("w1")].incarnation, Some(Incarnation::embedded(Term::new(1), 1)), "is led meanwhile");
-    w.say_hello(10, &Puppet::default(), hello);
+    w.say_hello(10, &newcomer(), hello);
     assert_eq!(w.raised, Some(Term::new(7)));
 }
 
 #[test]
 fn a_life_that_is_not_known_raises_no_term() {
     let mut w = World::new(Restored::default());
-    let unknown = Puppet { incarnation: Some(Incarnation::new(77)), ..Puppet::default() };
+    let unknown = Puppet { incarnation: Some(Incarnation::new(77)), ..newcomer() };
     let hello = Hello { highest_term: Term::new(7), ..w.hello_of("w1", &unknown) };
     w.say_hello(1, &unknown, hello);
     assert_eq!((w.raised, w.closed), (None, vec![(1, Refusal::IncarnationOver)]));
@@ -764,8 +781,8 @@ fn who_leaves_in_order_or_lives_on_makes_nothing_suspect() {
 #[test]
 fn a_term_that_no_cluster_reaches_is_refused() {
     let mut w = World::new(Restored::default());
-    let hello = Hello { highest_term: Term::new(u64::MAX), ..w.hello_of("w1", &Puppet::default()) };
-    w.say_hello(1, &Puppet::default(), hello);
+    let hello = Hello { highest_term: Term::new(u64::MAX), ..w.hello_of("w1", &newcomer()) };
+    w.say_hello(1, &newcomer(), hello);
     assert_eq!(w.raised, None);
     assert_eq!(w.closed, [(1, Refusal::ImplausibleTerm(Term::new(u64::MAX)))]);
 }

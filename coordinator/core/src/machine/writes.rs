@@ -188,6 +188,7 @@ impl Writes {
                     incarnation: life.incarnation,
                     profile,
                     departed: true,
+                    seal: None,
                 }),
             }
         }

@@ -17,7 +17,7 @@ impl Canonical for Membership {
 
 impl Canonical for Lease {
     fn canon(&self, to: &mut Canon) {
-        let Self { length, seen, closed, profile, draining, stored } = self;
+        let Self { length, seen, closed, profile, draining, stored, seal } = self;
         to.put(length);
         // When it was seen matters up to the end of the wait, which is later than the end of the lease itself.
         to.after(*seen, lease_wait(*length));
@@ -25,6 +25,7 @@ impl Canonical for Lease {
         to.put(profile);
         to.put(draining);
         to.put(stored);
+        to.put(seal);
     }
 }
 
@@ -36,6 +37,6 @@ impl Canonical for ObservedMember {
 
 impl Canonical for ObservedLease {
     fn canon(&self, to: &mut Canon) {
-        to.put(&(&self.lease, &self.evicted));
+        to.put(&(&self.lease, &self.evicted, &self.seal));
     }
 }

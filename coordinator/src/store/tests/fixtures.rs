@@ -1,5 +1,7 @@
 //! Values to store.
 
+use common::secret::LifeSecret;
+
 use super::*;
 
 pub(super) fn at(seconds: u64) -> SystemTime {
@@ -115,6 +117,7 @@ pub(super) fn member(n: u32) -> StoredMember {
             lease: Duration::from_secs(2),
         },
         departed: n.is_multiple_of(2),
+        seal: (!n.is_multiple_of(3)).then(|| LifeSecret::new([1; 32]).seal()),
     }
 }
 

@@ -10,6 +10,7 @@ use common::{Profile, Timestamp, WorkerId};
 use coordinator_core::machine::Event;
 use coordinator_core::membership::{ObservedLease, ObservedMember};
 
+use super::super::worker::secret;
 use super::candidate::{CandidateEvent, Purpose};
 use super::connection::{ZkCall, ZkReply};
 use super::tree::{self, Data, Dir, Path, ZkFailure};
@@ -60,10 +61,11 @@ fn node(kind: NodeKind, worker: &WorkerId, node: &tree::ZkNode) -> Option<Roster
         }
         (NodeKind::Lease, Data::Beat { lease, .. }) => {
             let evicted = node.data.beat_of(node.owner).is_none();
-            RosterNode::Lease(LeaseNode { worker, incarnation, lease: *lease, evicted })
+            let seal = Some(secret(place(&worker)).seal());
+            RosterNode::Lease(LeaseNode { worker, incarnation, lease: *lease, evicted, seal })
         }
         (NodeKind::Lease, Data::Evicted { lease }) => {
-            RosterNode::Lease(LeaseNode { worker, incarnation, lease: *lease, evicted: true })
+            RosterNode::Lease(LeaseNode { worker, incarnation, lease: *lease, evicted: true, seal: None })
         }
         _ => return None,
     })
@@ -72,8 +74,8 @@ fn node(kind: NodeKind, worker: &WorkerId, node: &tree::ZkNode) -> Option<Roster
 /// As `coordinator::leader` hands it to the machine.
 fn event(news: Told) -> Event {
     let lease = |node: LeaseNode| {
-        let LeaseNode { worker, incarnation, lease, evicted } = node;
-        (Life::new(worker, incarnation), ObservedLease { lease, evicted })
+        let LeaseNode { worker, incarnation, lease, evicted, seal } = node;
+        (Life::new(worker, incarnation), ObservedLease { lease, evicted, seal })
     };
     let member = |m: MemberNode| (m.worker, ObservedMember { incarnation: m.incarnation, profile: m.profile });
     match news {

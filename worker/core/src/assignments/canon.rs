@@ -15,6 +15,7 @@ impl Canonical for Assignments {
             welcomed,
             version,
             highest_term,
+            claimed_term,
             held,
             disowned,
             // Made of the held ones that are not disowned.
@@ -26,6 +27,7 @@ impl Canonical for Assignments {
         to.put(&(incarnation, term));
         to.stream(*incarnation, *stream);
         to.put(&(welcomed, version, highest_term));
+        to.put(claimed_term);
         to.put(held);
         to.put(disowned);
         to.put(released);

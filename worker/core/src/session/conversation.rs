@@ -18,6 +18,7 @@ mod tests;
 
 use std::time::Duration;
 
+use common::secret::LifeSecret;
 use common::session::{
     AnnouncedStep, Carryover, Delta, Envelope, GrantRef, Hello, Refused, RefusedReason, Release, ToCoordinator,
     ToWorker, Welcome,
@@ -134,6 +135,13 @@ pub enum ConversationNotice {
         /// The stream is ended for it.
         at_once: bool,
     },
+    /// A grant was refused for a token of a term so far above the leader's that no leader can have given it.
+    ImplausibleToken {
+        /// The grant.
+        grant: GrantRef,
+        /// The token that is claimed to be known there.
+        newer: Token,
+    },
     /// A grant is given up because only a newer one can be acted on.
     GivenUp(GrantRef, Token),
 }
@@ -199,11 +207,18 @@ impl Conversation {
         self.begin_life(None);
     }
 
-    /// A stream was opened at `now`: its envelope and first message. Nothing applies until the answer.
-    pub fn hello(&mut self, now: Timestamp, worker: &WorkerId, profile: &Profile) -> (Envelope, Hello) {
+    /// A stream was opened at `now`: its envelope and first message, with the `secret` of the life. Nothing applies until
+    /// the answer.
+    pub fn hello(
+        &mut self,
+        now: Timestamp,
+        worker: &WorkerId,
+        profile: &Profile,
+        secret: &LifeSecret,
+    ) -> (Envelope, Hello) {
         self.pending.begin_stream(now, self.settings.audit);
         self.phase = StreamPhase::Greeting { keep: Vec::new() };
-        self.assignments.hello(worker, profile)
+        self.assignments.hello(worker, profile, secret)
     }
 
     /// The stream has ended, or nothing more is read from it.
@@ -428,6 +443,9 @@ impl Conversation {
             }
             return actions;
         }
+        if self.assignments.is_above_the_leader(newer.term) {
+            return vec![ConversationAction::Note(ConversationNotice::ImplausibleToken { grant, newer })];
+        }
         if self.assignments.give_up(grant.appliance, grant.token, newer) {
             return vec![
                 ConversationAction::Note(ConversationNotice::GivenUp(grant, newer)),
@@ -508,7 +526,9 @@ impl<F> OfferRule<F> {
 fn refused_end(refused: &Refused) -> StreamEnd {
     let later = refused.retry_after.unwrap_or_default().min(LONGEST_RETRY);
     match refused.reason {
-        RefusedReason::IncarnationOver => StreamEnd::LifeOver(format!("the leader says so: {}", refused.detail)),
+        RefusedReason::IncarnationOver | RefusedReason::NotProven => {
+            StreamEnd::LifeOver(format!("the leader says so: {}", refused.detail))
+        }
         RefusedReason::Stopping => StreamEnd::CoordinatorStops(later),
         RefusedReason::NameTaken
         | RefusedReason::AssignmentsDiffer

@@ -1,5 +1,6 @@
 //! Lives that keep themselves alive, as with ZooKeeper: played by each test.
 
+use common::secret::LifeSeal;
 use coordination::{Error, Guard, MembershipEnd};
 use tokio::sync::oneshot;
 
@@ -21,7 +22,7 @@ struct PlayedGroup {
 
 #[tonic::async_trait]
 impl Group for PlayedGroup {
-    async fn join(&self, _: &Profile, guard: Arc<dyn Guard>) -> Result<Box<dyn MemberSession>, Error> {
+    async fn join(&self, _: &Profile, _: LifeSeal, guard: Arc<dyn Guard>) -> Result<Box<dyn MemberSession>, Error> {
         let (answer, answered) = oneshot::channel();
         self.joins.send(Join { guard, answer }).await.expect("the test goes on");
         answered.await.expect("answered").map(|life| Box::new(life) as Box<dyn MemberSession>)

@@ -2,22 +2,14 @@
 
 use common::canon::Canon;
 
-use super::{EVICT_AGAIN, EXPELLED, Machine, Parked, Watch};
+use super::{EVICT_AGAIN, EXPELLED, Machine, Watch};
 
 impl Machine {
     /// Writes down what is watched of the lives besides their leases.
     pub(in crate::machine) fn canon_members(&self, to: &mut Canon) {
-        let Watch { read, parked, silent, expelled, stuck, evicting, leaving, handing_back, homecoming, departed: _ } =
+        let Watch { read, silent, expelled, stuck, evicting, leaving, handing_back, homecoming, departed: _ } =
             &self.members;
         to.put(read);
-        to.put(&parked.len());
-        for (life, Parked { conn, envelope, hello, until }) in parked {
-            to.put(life);
-            to.conn(*conn);
-            to.put(envelope);
-            to.put(hello);
-            to.until(*until);
-        }
         let unreachable = self.config.unreachable_after;
         for (limit, lives) in [(unreachable, silent), (EXPELLED, expelled), (EVICT_AGAIN, evicting)] {
             to.list(lives.keys());

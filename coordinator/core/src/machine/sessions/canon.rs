@@ -6,8 +6,8 @@ use super::{SessionStage, WorkerSession, WorkerSessions};
 
 impl Canonical for WorkerSessions {
     fn canon(&self, to: &mut Canon) {
-        // `by_life` lists the same streams once more. Terms here may always end at once, so `claims_from` is in the past.
-        let Self { by_conn, by_life, newest, claims_from: _ } = self;
+        // `by_life` lists the same streams once more.
+        let Self { by_conn, by_life, greetings } = self;
         to.put(&by_conn.len());
         for (conn, WorkerSession { life, stream, is_new, stage, outbox }) in by_conn {
             to.conn(*conn);
@@ -22,10 +22,6 @@ impl Canonical for WorkerSessions {
             }
             to.put(outbox);
         }
-        to.put(&newest.len());
-        for (life, stream) in newest {
-            to.put(life);
-            to.stream(Some(life.incarnation), *stream);
-        }
+        to.put(greetings);
     }
 }

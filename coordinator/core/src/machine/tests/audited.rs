@@ -207,7 +207,7 @@ fn a_new_leader_counts_from_its_start_and_takes_owners_at_their_word() {
     }
     for m in w.machine.membership().members() {
         let (worker, incarnation, profile) = (m.worker.clone(), m.incarnation, m.profile.clone());
-        restored.members.push(StoredMember { worker, incarnation, profile, departed: false });
+        restored.members.push(StoredMember { worker, incarnation, profile, departed: false, seal: None });
     }
     let mut next = World::in_term(Term::new(2), restored);
     assert_eq!(next.unowned(), [(1, 0)]);

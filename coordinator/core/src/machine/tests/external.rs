@@ -33,7 +33,7 @@ impl FakeService {
     }
 
     fn leases(&self) -> BTreeMap<Life, ObservedLease> {
-        let lease = ObservedLease { lease: L, evicted: false };
+        let lease = ObservedLease { lease: L, evicted: false, seal: None };
         self.w.puppets.iter().filter_map(|(name, p)| Some((Life::new(name.clone(), p.incarnation?), lease))).collect()
     }
 
@@ -49,7 +49,7 @@ impl FakeService {
 
     fn tell_nodes(&mut self, life: &Life) {
         self.w.step(Event::Members(self.nodes.clone()));
-        self.w.step(Event::Observed(life.clone(), ObservedLease { lease: L, evicted: false }));
+        self.w.step(Event::Observed(life.clone(), ObservedLease { lease: L, evicted: false, seal: None }));
     }
 
     fn join(&mut self, name: &str) -> Life {
@@ -104,11 +104,11 @@ fn restored_from(w: &World, departed: &[(&str, Incarnation)]) -> Restored {
     }
     for life in w.machine.membership().lives() {
         let Life { worker, incarnation } = life.clone();
-        restored.members.push(StoredMember { worker, incarnation, profile: profile(), departed: false });
+        restored.members.push(StoredMember { worker, incarnation, profile: profile(), departed: false, seal: None });
     }
     for (name, incarnation) in departed {
         let (worker, incarnation) = (worker(name), *incarnation);
-        restored.members.push(StoredMember { worker, incarnation, profile: profile(), departed: true });
+        restored.members.push(StoredMember { worker, incarnation, profile: profile(), departed: true, seal: None });
     }
     restored
 }

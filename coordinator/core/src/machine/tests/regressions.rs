@@ -41,7 +41,8 @@ fn hello(
         ..Profile::default()
     };
     let highest_term = Term::new(1);
-    let hello = Hello { worker: name(worker), profile, owned, released: vec![], removed: vec![], highest_term };
+    let hello =
+        Hello { worker: name(worker), profile, owned, released: vec![], removed: vec![], highest_term, secret: None };
     let envelope = Envelope { term: highest_term, incarnation, stream: StreamNumber::new(stream) };
     (envelope, ToCoordinator::Hello(Box::new(hello)))
 }

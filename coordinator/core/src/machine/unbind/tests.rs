@@ -173,6 +173,7 @@ fn a_new_leader_that_awaits_workers_unbinds_nothing() {
         incarnation: common::Incarnation::new(5),
         profile: at("/b"),
         departed: false,
+        seal: None,
     };
     let grant = StoredGrant { site: Some(site("/a")), ever: true, ..StoredGrant::default() };
     let restored = Restored { appliances: vec![(bound(1), grant)], members: vec![member], raise_after: Duration::ZERO };

@@ -1,5 +1,6 @@
 //! Tables of (state, message) -> (state, actions), and the order of what is sent.
 
+use common::secret::LifeSecret;
 use common::session::{Ack, Confirm, Declined, DeltaEntry, Report};
 use common::{ApplianceId, Edition, Generation, StreamNumber, Term};
 
@@ -61,7 +62,7 @@ impl Talk {
 
     fn hello(&mut self) -> Hello {
         let name = WorkerId::new("w1").expect("a valid name");
-        let (envelope, hello) = self.conversation.hello(at(0), &name, &Profile::default());
+        let (envelope, hello) = self.conversation.hello(at(0), &name, &Profile::default(), &LifeSecret::new([1; 32]));
         self.from.stream = envelope.stream;
         hello
     }
