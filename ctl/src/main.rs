@@ -226,7 +226,12 @@ async fn call(ui: Ui, global: &Global, command: &RugctlCommand) -> Result<(), Fa
     let client = client::AdminClient::of(&found.addresses, timeout, tls.as_ref())?;
     // As are tokens, which a cluster on this machine does not ask for.
     let client = match token.filter(|_| !found.local) {
-        Some(path) => client.with_token(client::TokenFile::open(path.into())?)?,
+        Some(path) => {
+            if let Some(exposed) = runtime::file::exposure(path.as_ref()) {
+                ui.note(&format!("--token-file: {exposed}"));
+            }
+            client.with_token(client::TokenFile::open(path.into())?)?
+        }
         None => client,
     };
     let context = CommandContext { client, ui, timeout: global.timeout };
