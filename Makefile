@@ -12,7 +12,9 @@ TESTED := --workspace $(MODELS:-p=--exclude)
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 UP    ?=
 
-.PHONY: help up down build test lint fmt bench sim fuzz model drill deps-build deps-test clean
+PLANS := 500000
+
+.PHONY: help up down build test lint fmt bench sim fuzz model plans drill deps-build deps-test clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -63,6 +65,9 @@ drill: deps-test build ## Break a cluster on hosts of its own (needs root): make
 
 model: deps-build ## Check every state of every setup of the hand-off model; takes hours.
 	RUG_MODEL_FULL=1 $(CARGO) test --profile sim --locked -p model -- --nocapture
+
+plans: deps-test ## Explain every statement of the store with 500,000 rows on all three databases; takes some minutes.
+	RUG_PLAN_ROWS=$(PLANS) $(CARGO) test --locked $(TESTED) --lib -- --nocapture --test-threads 1 every_statement_finds_its_rows
 
 bench: deps-test build ## Run the benchmarks; each prints what it compares with.
 	$(CARGO) bench --locked -p tests --bench planner

@@ -11,6 +11,8 @@
 //! so these, and the lookups of the planner's hot path, work on a sorted list of the full 128-bit points here. The
 //! tests hold the two against each other.
 
+mod limits;
+
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::ops::RangeInclusive;
 use std::sync::{Arc, OnceLock};
@@ -19,6 +21,8 @@ use hashring::HashRing;
 use md5::{Digest, Md5};
 
 use crate::WorkerId;
+
+pub use limits::{MAX_RING_MEMBERS, MAX_RING_WEIGHT, cut, divisor};
 
 /// Points per unit of weight, as tooz has them by default.
 pub const POINTS_PER_WEIGHT: u32 = 32;

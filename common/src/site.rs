@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::text;
+
 /// What [`is_host`] asks for, for messages.
 pub const HOST_RULE: &str = "must have 1 to 255 bytes, no `/` and no control characters";
 
@@ -71,13 +73,13 @@ impl fmt::Display for Site {
 /// Whether this can be the name of a host: not empty, and nothing that could be taken for a path in a [`Site`].
 #[must_use]
 pub fn is_host(name: &str) -> bool {
-    !name.is_empty() && name.len() <= 255 && !name.contains(|c: char| c == '/' || c.is_control())
+    !name.is_empty() && !name.contains('/') && text::check(name, 255).is_ok()
 }
 
 /// Whether this can be the path of a state directory.
 #[must_use]
 pub fn is_state_dir(path: &str) -> bool {
-    path.starts_with('/') && path.len() <= 1024 && !path.contains(char::is_control)
+    path.starts_with('/') && text::check(path, 1024).is_ok()
 }
 
 #[cfg(test)]

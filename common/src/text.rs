@@ -12,6 +12,7 @@
 //! NUL is never stored: PostgreSQL cannot.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Why a text is refused. Says where, and never what the text is.
@@ -108,11 +109,20 @@ pub fn write_escaped(out: &mut impl fmt::Write, text: &str) -> fmt::Result {
     Ok(())
 }
 
-/// Text that may hold anything, in a form that every database stores: NUL becomes the replacement character. No longer
-/// than `most` bytes.
+/// Text that may hold anything, in a form that every database stores: NUL becomes the replacement character. Cut
+/// to `most` bytes before that.
 #[must_use]
 pub fn storable(text: &str, most: usize) -> String {
-    clip(text, most).replace('\0', "?")
+    clip(text, most).replace('\0', "\u{fffd}")
+}
+
+/// Formats values that may be secrets, such as the environment of a command, without showing them: their names alone.
+pub struct Redacted<'a>(pub &'a BTreeMap<String, String>);
+
+impl fmt::Debug for Redacted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.0.keys().map(|name| (name, format_args!("...")))).finish()
+    }
 }
 
 #[cfg(test)]
@@ -148,6 +158,6 @@ mod tests {
         assert!(!problem.contains("secret"), "{problem}");
         assert_eq!(check("äää", 5), Err(TextProblem::TooLong { has: 6, most: 5 }));
         assert_eq!(clip("äää", 5), "ää");
-        assert_eq!(storable("a\0b", 2), "a?");
+        assert_eq!(storable("a\0b", 2), "a\u{fffd}");
     }
 }

@@ -27,7 +27,8 @@ use crate::catalog::Catalog;
 use crate::commands;
 use crate::config::Config;
 use crate::exit_code;
-use crate::grpc::{self, AccessLayer, AdminServices, ForwardLayer, ServingRole, TraceLayer};
+use crate::grpc::connections::{ConnectionsLayer, Places};
+use crate::grpc::{self, AccessLayer, AdminServices, ForwardLayer, ServingRole, TraceLayer, UndecodableLayer};
 use crate::history::{History, HistoryError};
 use crate::leader::{Identity, Inputs, LeaderSetup};
 use crate::leadership::{self, Terms};
@@ -42,6 +43,13 @@ use crate::store::{self, Store};
 /// Messages of all workers that wait for the leader. It takes them in batches; a full queue makes the streams wait, and
 /// with them the workers' reports, which coalesce.
 const SESSION_QUEUE: usize = 4_096;
+
+/// Calls under way on one connection. A standby passes the calls of all its clients on over one.
+const STREAMS: u32 = 4_096;
+/// Bytes of the headers of one call, names and values and 32 for each: four times what a bearer token needs.
+const HEADERS: u32 = 16 * 1024;
+/// Calls of one connection that may be cancelled before they were looked at; beyond it the connection is closed.
+const RESETS: usize = 64;
 
 /// How long open calls may take to end when the server stops.
 const CLOSE: Duration = Duration::from_secs(3);
@@ -184,6 +192,7 @@ impl Server {
         let (sessions_in, sessions) = mpsc::channel(SESSION_QUEUE);
         let (stopping, stop_seen) = watch::channel(false);
         let (leading_in, leading) = watch::channel(false);
+        let (trouble_in, trouble) = watch::channel(None);
         let (role_in, role) = watch::channel(ServingRole::Standby(None));
         let (closing, roles) = (CancellationToken::new(), CancellationToken::new());
 
@@ -195,10 +204,16 @@ impl Server {
         health.set_serving(false).await;
         let routes = services.routes().map_err(|e| Failure::other(format!("build the services: {e}")))?;
         let address = parts.listening.shown();
+        let places = Places::new(&config.connections, program::raise_descriptor_limit());
         let calls = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(5)))
             .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+            .max_concurrent_streams(Some(STREAMS))
+            .http2_max_header_list_size(Some(HEADERS))
+            .http2_max_pending_accept_reset_streams(Some(RESETS))
+            .layer(ConnectionsLayer::new(places.clone()))
             .layer(TraceLayer)
+            .layer(UndecodableLayer)
             .layer(AccessLayer::new(Policy::new(&config.authorization), parts.tokens))
             .layer(ForwardLayer::new(parts.coordinator.clone(), role.clone(), parts.client_tls))
             .add_routes(routes)
@@ -206,7 +221,7 @@ impl Server {
                 SessionServer::new(Sessions::new(sessions_in, stop_seen)).max_decoding_message_size(MAX_MESSAGE),
             )
             .serve_with_incoming_shutdown(
-                grpc::incoming(parts.listening.listeners, parts.tls),
+                grpc::incoming_within(parts.listening.listeners, parts.tls, &places),
                 closing.clone().cancelled_owned(),
             );
         let calls = tokio::spawn(calls);
@@ -215,8 +230,9 @@ impl Server {
             info!(address, "metrics at /metrics");
             tokio::spawn(metrics::serve(listener, Arc::clone(&metrics), closing.clone()))
         });
-        tokio::spawn(leadership::tell_role(Arc::clone(&parts.candidate), leading, role_in, roles.clone()));
         let coordinator = parts.coordinator;
+        let (candidate, own) = (Arc::clone(&parts.candidate), coordinator.clone());
+        tokio::spawn(leadership::tell_role(candidate, leading, trouble, own, role_in, roles.clone()));
         tokio::spawn(async move { health.follow(&coordinator, role).await });
         if config.tls.is_off() && config.listen.tcp().next().is_some() {
             warn!(
@@ -238,6 +254,7 @@ impl Server {
             candidate: parts.candidate,
             embedded: config.coordination.is_embedded(),
             leading: leading_in,
+            trouble: trouble_in,
         };
         let _state_dir = parts.state_dir;
         let server = Self { catalog, calls, metrics: served, closing, roles, stopping, _state_dir };

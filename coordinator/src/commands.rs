@@ -16,7 +16,7 @@ mod tests;
 use std::sync::Arc;
 
 use common::appliance::FieldViolation;
-use common::{ApplianceId, Incarnation, Site, WorkerId};
+use common::{ApplianceId, Incarnation, Site, WorkerId, text};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
@@ -43,8 +43,8 @@ pub struct CommandContext {
     pub deadline: Instant,
 }
 
-/// Why an operator asks for something. It has at most 500 bytes and no control characters, which would reach terminals and
-/// logs; it may be empty.
+/// Why an operator asks for something. It has at most 500 bytes, all plain in the sense of [`common::text`]; it may be
+/// empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reason(String);
 
@@ -54,10 +54,7 @@ impl Reason {
     /// # Errors
     /// What is wrong with the field `reason`.
     pub fn new(text: String) -> Result<Self, FieldViolation> {
-        if text.len() > MAX_REASON || text.contains(char::is_control) {
-            let problem = format!("has at most {MAX_REASON} bytes and no control characters");
-            return Err(FieldViolation::new("reason", problem));
-        }
+        text::check(&text, MAX_REASON).map_err(|problem| FieldViolation::new("reason", problem.to_string()))?;
         Ok(Self(text))
     }
 }

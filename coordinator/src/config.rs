@@ -9,6 +9,7 @@ use runtime::config::{RenamedDuration, Settings};
 use runtime::{telemetry, tls};
 use serde::{Deserialize, Serialize};
 
+use crate::grpc::connections;
 use crate::listen::{Listen, Listening};
 use crate::{access, catalog, metrics, store};
 
@@ -36,6 +37,8 @@ pub struct Config {
     pub machine: machine::Config,
     /// What is kept in memory for readers.
     pub catalog: catalog::Config,
+    /// How many connections are served, and for how long without calls.
+    pub connections: connections::Config,
     /// Mutual TLS with everybody who connects.
     pub tls: tls::Config,
     /// Who may do what, once TLS is on.
@@ -70,6 +73,7 @@ impl Default for Config {
             coordination: coordination::url::Config::default(),
             machine: machine::Config::default(),
             catalog: catalog::Config::default(),
+            connections: connections::Config::default(),
             tls: tls::Config::default(),
             authorization: access::Config::default(),
             log: telemetry::Config::default(),
@@ -93,6 +97,7 @@ impl Settings for Config {
         let mut found = self.own_violations();
         let sections = [
             ("metrics", self.metrics.validate()),
+            ("connections", self.connections.validate()),
             ("tls", self.tls.validate()),
             ("authorization", self.authorization.validate()),
             ("coordination", self.coordination.validate()),

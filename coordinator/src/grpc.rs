@@ -8,6 +8,7 @@ mod appliances;
 mod authorize;
 mod call;
 mod cluster;
+pub mod connections;
 mod deadline;
 mod forward;
 mod incoming;
@@ -16,6 +17,7 @@ mod placement;
 mod rebalances;
 pub(crate) mod status;
 mod trace;
+mod undecodable;
 mod wire;
 mod workers;
 
@@ -38,10 +40,13 @@ use crate::history::History;
 pub use authorize::AccessLayer;
 pub(crate) use authorize::{Access, access_of};
 pub use forward::{ForwardLayer, ServingRole};
-pub use incoming::{Listener, incoming};
+#[cfg(test)]
+pub(crate) use incoming::incoming;
+pub use incoming::{Listener, incoming_within};
 pub(crate) use incoming::{PeerAddress, PeerIdentity, PeerInfo};
 pub use page::{make_token, reseal};
 pub use trace::TraceLayer;
+pub use undecodable::UndecodableLayer;
 
 use call::Caller;
 
@@ -116,7 +121,7 @@ impl AdminServices {
     }
 
     /// All services, to be served with [`TraceLayer`], [`AccessLayer`] and [`ForwardLayer`] around them, in this order, on
-    /// connections from [`incoming`]. Without [`AccessLayer`] they answer nobody.
+    /// connections from [`incoming_within`]. Without [`AccessLayer`] they answer nobody.
     ///
     /// # Errors
     /// When the descriptors built into the program cannot be read.

@@ -6,12 +6,13 @@
 
 mod retention;
 
+use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use common::Term;
 use common::backoff::Backoff;
 use common::session::{Refused, RefusedReason};
+use common::{CoordinatorId, Term};
 use coordination::{Candidate, Leadership};
 use runtime::program::Failure;
 use runtime::retry::Retries;
@@ -38,6 +39,9 @@ const LASTING: Duration = Duration::from_secs(3_600);
 /// Delays before the next campaign after one that came to nothing: the first lets others have the lock.
 const CAMPAIGN: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration::from_secs(15) };
 
+/// When it is first said that the begin of a term takes long; then each time after twice as long.
+const SLOW_BEGIN: Duration = Duration::from_secs(10);
+
 /// How long giving the lock up may take; after that it goes with the session.
 const RESIGN: Duration = Duration::from_secs(3);
 
@@ -54,6 +58,30 @@ pub struct Terms {
     pub embedded: bool,
     /// Whether calls are answered here, for [`tell_role`].
     pub leading: watch::Sender<bool>,
+    /// Why this coordinator, though elected, leads no term, for [`tell_role`].
+    pub trouble: watch::Sender<Option<ElectionTrouble>>,
+}
+
+/// Elections that led to no term, since the last one that did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ElectionTrouble {
+    /// When the first of them was won.
+    since: SystemTime,
+    /// How many have failed.
+    failed: u32,
+    /// What the last one failed by, or what the present one waits for.
+    why: String,
+}
+
+impl fmt::Display for ElectionTrouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let since = prost_types::Timestamp { nanos: 0, ..self.since.into() };
+        write!(f, "no term has begun here since it was elected at {since}")?;
+        if self.failed > 0 {
+            write!(f, ", {} failed", if self.failed == 1 { "one try" } else { "several tries" })?;
+        }
+        write!(f, ": {}", self.why)
+    }
 }
 
 /// How a term came to its end, for what follows.
@@ -181,19 +209,26 @@ impl Terms {
     ) -> Result<Next, Failure> {
         // Also between two terms under one leadership: until the next one has begun nobody notices here that it is lost.
         self.leading.send_replace(false);
+        let elected = SystemTime::now();
         let begin = Leader::begin(&self.leader, leadership, store.clone(), former);
         let begun = tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(Next::Stop),
             begun = begin => begun,
+            never = self.tell_slow_begin(elected) => match never {},
         };
         let leader = match begun {
-            Ok(leader) => leader,
+            Ok(leader) => {
+                self.trouble.send_replace(None);
+                leader
+            }
             Err(BeginError::Store(error)) if self.embedded => {
                 return Err(Failure::new(exit_code::STATE, format!("begin a term: {error}")));
             }
             Err(error) => {
-                warn!("elected, but {error}; leaving it to another coordinator for a while");
+                let (failed, since) = self.election_failed(elected, error.to_string());
+                let seconds = since.elapsed().unwrap_or_default().as_secs();
+                warn!(failed, seconds, "elected, but {error}; leaving it to another coordinator for a while");
                 return Ok(Next::Campaign { failed: true });
             }
         };
@@ -220,6 +255,35 @@ impl Terms {
                 Next::Campaign { failed: false }
             }
         })
+    }
+
+    /// Counts an election that led to no term; says how many there were since the last term, and since when.
+    fn election_failed(&self, elected: SystemTime, why: String) -> (u32, SystemTime) {
+        let (mut failed, mut since) = (1, elected);
+        self.trouble.send_modify(|trouble| {
+            if let Some(known) = trouble {
+                (failed, since) = (known.failed + 1, known.since);
+            }
+            *trouble = Some(ElectionTrouble { since, failed, why });
+        });
+        (failed, since)
+    }
+
+    /// Says again and again that the term still has not begun.
+    async fn tell_slow_begin(&self, elected: SystemTime) -> std::convert::Infallible {
+        let mut pause = SLOW_BEGIN;
+        loop {
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+            let why = "the database has not been read yet";
+            self.trouble.send_modify(|trouble| {
+                let known = trouble.take();
+                let (since, failed) = known.map_or((elected, 0), |known| (known.since, known.failed));
+                *trouble = Some(ElectionTrouble { since, failed, why: why.to_owned() });
+            });
+            let seconds = elected.elapsed().unwrap_or_default().as_secs();
+            warn!(seconds, "elected, and the term has not begun: {why}");
+        }
     }
 
     /// Starts what runs beside the leader for as long as its term.
@@ -271,6 +335,8 @@ async fn resign(leadership: Box<dyn Leadership>) {
 pub async fn tell_role(
     candidate: Arc<dyn Candidate>,
     mut leading: watch::Receiver<bool>,
+    mut trouble: watch::Receiver<Option<ElectionTrouble>>,
+    own: CoordinatorId,
     role: watch::Sender<ServingRole>,
     stopping: CancellationToken,
 ) {
@@ -279,7 +345,13 @@ pub async fn tell_role(
     loop {
         let is = *leading.borrow_and_update();
         let known = leader.borrow_and_update().clone();
-        let now = if is { ServingRole::Leading } else { ServingRole::Standby(known) };
+        let why = trouble.borrow_and_update().as_ref().map(ToString::to_string);
+        let others_lead = known.as_ref().is_some_and(|leader| leader.id != own);
+        let now = match why {
+            _ if is => ServingRole::Leading,
+            Some(why) if !others_lead => ServingRole::Electing(why),
+            _ => ServingRole::Standby(known),
+        };
         role.send_if_modified(|role| {
             let changed = *role != now;
             *role = now;
@@ -289,6 +361,7 @@ pub async fn tell_role(
             () = stopping.cancelled() => false,
             changed = leading.changed() => changed.is_ok(),
             changed = leader.changed() => changed.is_ok(),
+            changed = trouble.changed() => changed.is_ok(),
         };
         if !more {
             role.send_replace(ServingRole::Stopping);
@@ -300,6 +373,17 @@ pub async fn tell_role(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn elections_without_a_term_say_since_when_and_why() {
+        let since = SystemTime::UNIX_EPOCH + Duration::from_millis(1_500);
+        let mut trouble = ElectionTrouble { since, failed: 0, why: "the database has not been read yet".into() };
+        let slow =
+            "no term has begun here since it was elected at 1970-01-01T00:00:01Z: the database has not been read yet";
+        assert_eq!(trouble.to_string(), slow);
+        (trouble.failed, trouble.why) = (2, "begin a term: timed out".into());
+        assert!(trouble.to_string().ends_with(", several tries failed: begin a term: timed out"), "{trouble}");
+    }
 
     #[test]
     fn terms_that_workers_ask_for_become_rare_and_never_end_the_process() {

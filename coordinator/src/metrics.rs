@@ -8,6 +8,7 @@
 //! this process. A coordinator that stands by shows [`rug.leader`](instruments) as 0 and nothing it does not know.
 
 mod instruments;
+mod listener;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,6 +35,7 @@ use tracing::warn;
 
 use crate::catalog::Catalog;
 use instruments::{Counted, Instruments};
+use listener::ScrapeListener;
 
 /// For how long one look at the catalog serves all instruments: a scrape asks each of them in turn.
 const FRESH: Duration = Duration::from_millis(200);
@@ -179,6 +181,7 @@ impl View {
 
 /// Serves `/metrics` until `closing`.
 pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, closing: CancellationToken) {
+    let listener = ScrapeListener::new(listener);
     let routes = Router::new().route("/metrics", get(scrape)).with_state(metrics);
     let stopped = closing.clone();
     let server = axum::serve(listener, routes).with_graceful_shutdown(stopped.cancelled_owned());

@@ -50,7 +50,7 @@ use tokio::sync::{mpsc, oneshot};
 use self::batch::PreparedWrite;
 use self::dialect::DatabaseTarget;
 pub use self::dump::DumpError;
-pub use self::error::{Error, OutageCause};
+pub use self::error::{Error, OutageCause, StoreProblem};
 pub(crate) use self::ledger::{read_mended_row, sample_rows};
 pub use self::load::{StoredState, Unreadable};
 use self::observations::Observations;
@@ -226,6 +226,8 @@ struct StoreShared {
     deposed: AtomicBool,
     /// Why the database is unavailable, during an outage.
     outage: Mutex<Option<OutageCause>>,
+    /// Why the last write failed, if it did.
+    problem: Mutex<Option<StoreProblem>>,
     observations: Mutex<Observations>,
 }
 
@@ -247,7 +249,20 @@ impl StoreShared {
     fn update_outage(&self, cause: &OutageCause) {
         if let Some(known) = &mut *self.outage.lock().unwrap_or_else(PoisonError::into_inner) {
             known.clone_from(cause);
+            self.failed(cause);
         }
+    }
+
+    /// Notes that a write failed.
+    fn failed(&self, cause: &OutageCause) {
+        let mut problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = problem.as_ref().map_or_else(SystemTime::now, |known| known.since);
+        *problem = Some(StoreProblem { cause: cause.clone(), since });
+    }
+
+    /// Notes that a write succeeded.
+    fn succeeded(&self) {
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -394,9 +409,16 @@ impl Store {
         self.shared.term.load(Ordering::Acquire) == term.get() && !self.shared.deposed.load(Ordering::Acquire)
     }
 
-    /// Why the database is unavailable, during an outage; changes are refused with it.
+    /// Why the store takes no changes, until a write succeeds: an outage of its server, or a file that is full,
+    /// read-only or locked and is tried anew by each change.
     #[must_use]
-    pub fn outage(&self) -> Option<OutageCause> {
+    pub fn problem(&self) -> Option<StoreProblem> {
+        self.shared.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why the database is unavailable, during an outage; changes are refused with it.
+    #[cfg(test)]
+    fn outage(&self) -> Option<OutageCause> {
         self.shared.outage()
     }
 

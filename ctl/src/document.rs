@@ -174,6 +174,8 @@ pub(crate) fn parse(source: &str, text: &str) -> Result<Vec<Document>, Vec<Strin
         let Some(at) = error.location() else { return vec![format!("{source}: {reason}")] };
         let place = format!(" at line {}, column {}", at.line(), at.column());
         let reason = reason.strip_suffix(&place).unwrap_or(&reason);
+        let line = usize::try_from(at.line()).ok().and_then(|n| text.lines().nth(n.checked_sub(1)?)).unwrap_or("");
+        let reason = if quotes(reason, line) { "is not valid YAML" } else { reason };
         vec![format!("{source}:{}: {}", at.line(), crate::text::one_line(reason))]
     })?;
     let mut documents = Vec::new();
@@ -203,6 +205,13 @@ pub(crate) fn parse(source: &str, text: &str) -> Result<Vec<Document>, Vec<Strin
         return Ok(documents);
     }
     Err(problems.iter().map(|problem| describe(source, problem)).collect())
+}
+
+/// Whether a message has a word of a line's value, which may be a password.
+fn quotes(message: &str, line: &str) -> bool {
+    let value = line.split_once(": ").map_or(line, |(_, value)| value);
+    let words = value.split(|c: char| !c.is_alphanumeric()).filter(|word| word.chars().count() > 2);
+    words.into_iter().any(|word| message.contains(word))
 }
 
 fn describe(source: &str, YamlProblem { line, field, message }: &YamlProblem) -> String {

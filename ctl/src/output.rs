@@ -1,13 +1,16 @@
 //! Terminal output: results on stdout as table, JSON or YAML; notes and progress on stderr.
 //!
-//! Colour and progress bars appear on a terminal only, and not with `NO_COLOR` or `--no-color`. Control characters are
-//! removed from text of other origin (errors of appliances, names of hosts).
+//! Colour and progress bars appear on a terminal only, and not with `NO_COLOR` or `--no-color`. Whatever is written, of the
+//! characters that are not plain in the sense of [`common::text`] only line ends and our own colours reach a terminal: text
+//! of other origin (errors of appliances, names of hosts) is escaped where it enters a table or a sentence, and what is
+//! left is escaped here.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, SystemTime};
 
 use clap::ValueEnum;
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, presets};
+use common::text;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
@@ -110,6 +113,12 @@ impl Ui {
     /// Writes a result.
     pub(crate) fn print(&self, text: &str) -> Result<(), Failure> {
         let mut out = std::io::stdout().lock();
+        let text = &match self.format {
+            OutputFormat::Json => json_escaped(text),
+            // Programs read it as it is.
+            OutputFormat::Yaml if !std::io::stdout().is_terminal() => text.to_owned(),
+            _ => lines_escaped(text),
+        };
         out.write_all(text.as_bytes())?;
         if !text.ends_with('\n') {
             out.write_all(b"\n")?;
@@ -119,7 +128,7 @@ impl Ui {
 
     /// Writes a note to stderr. A closed stderr is ignored.
     pub(crate) fn note(&self, text: &str) {
-        let _ = writeln!(std::io::stderr().lock(), "{text}");
+        let _ = writeln!(std::io::stderr().lock(), "{}", lines_escaped(text));
     }
 
     /// Text in the colour of its tone.
@@ -172,6 +181,55 @@ impl Ui {
         }
         bar
     }
+}
+
+/// Text with everything escaped but line ends and our colours.
+pub(crate) fn lines_escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(|c: char| !text::is_plain(c)) {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        // Ours end with `m`: they set colours and move nothing.
+        let colour = rest.strip_prefix("\x1b[").and_then(|codes| {
+            let end = codes.find(|c: char| !(c.is_ascii_digit() || c == ';'))?;
+            codes[end..].starts_with('m').then_some("\x1b[".len() + end + 1)
+        });
+        let length = match (colour, rest.chars().next()) {
+            (Some(length), _) => {
+                out.push_str(&rest[..length]);
+                length
+            }
+            (None, Some('\n')) => {
+                out.push('\n');
+                1
+            }
+            (None, first) => {
+                let length = first.map_or(0, char::len_utf8);
+                out.push_str(&text::escaped(&rest[..length]));
+                length
+            }
+        };
+        rest = &rest[length..];
+    }
+    out.push_str(rest);
+    out
+}
+
+/// JSON of the same meaning with everything escaped that is not plain, but line ends and indentation. Such characters
+/// stand in strings only.
+fn json_escaped(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c == '\n' || text::is_plain(c) {
+            out.push(c);
+        } else {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                out.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    out
 }
 
 /// A value as text.

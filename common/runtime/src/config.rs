@@ -2,11 +2,15 @@
 //!
 //! Every binary has one `Config` that is made of its parts' own config structs. Unknown fields are errors that name the
 //! field and where it came from; checks beyond types are each struct's `validate()`, which lists every violation.
+//!
+//! No error quotes a value: a password may stand where a number was expected, or in a line that is no TOML.
 
 use std::path::{Path, PathBuf};
 
 use common::appliance::FieldViolation;
+use common::text;
 use figment::Figment;
+use figment::error::Kind;
 use figment::providers::{Env, Format, Serialized, Toml};
 use figment::value::{Dict, Value};
 use serde::Serialize;
@@ -25,9 +29,19 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
-    /// A value has the wrong type, or a field is unknown.
-    #[error("configuration: {0}")]
-    Field(Box<figment::Error>),
+    /// The file is no TOML.
+    #[error("configuration file {}: line {line}, column {column}: is not valid TOML", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where the first mistake is, from 1.
+        line: usize,
+        /// Character of that line, from 1.
+        column: usize,
+    },
+    /// A value has the wrong type, or a field is unknown. Each says where it was set.
+    #[error("configuration: {}", .0.join("\n  "))]
+    Field(Vec<String>),
     /// A setting has both its old and its new name, or the old one has no number.
     #[error("configuration: {0}")]
     Renamed(String),
@@ -97,15 +111,16 @@ pub fn load<T: Settings>(file: Option<&Path>, flags: impl Serialize) -> Result<L
     let mut exposed = None;
     if let Some(path) = file {
         let text = std::fs::read_to_string(path).map_err(|source| Error::File { path: path.to_owned(), source })?;
+        check_syntax(path, &text)?;
         exposed = has_password(&text).then(|| file::exposure(path)).flatten();
         figment = figment.merge(Toml::string(&text));
     }
     let set = figment.merge(Env::prefixed(T::ENV_PREFIX).split("__")).merge(Serialized::defaults(flags));
-    let (set, deprecated) = with_new_names(set, T::RENAMED)?;
+    let (set, deprecated) = with_new_names::<T>(set, file)?;
     let mut config: T = Figment::from(Serialized::defaults(T::default()))
         .merge(set)
         .extract()
-        .map_err(|e| Error::Field(Box::new(e)))?;
+        .map_err(|e| fields_error::<T>(file, e))?;
     config.complete();
     let found = config.validate();
     if found.is_empty() { Ok(Loaded { config, deprecated, exposed }) } else { Err(Error::Invalid(found)) }
@@ -121,13 +136,13 @@ fn has_password(text: &str) -> bool {
 
 /// The same settings without old names, and the old names there were. Settings without any keep the place they are from,
 /// which error messages show.
-fn with_new_names(set: Figment, renamed: &[RenamedDuration]) -> Result<(Figment, Vec<RenamedDuration>), Error> {
+fn with_new_names<T: Settings>(set: Figment, file: Option<&Path>) -> Result<(Figment, Vec<RenamedDuration>), Error> {
     let find = |section: &str, name: &str| set.find_value(&format!("{section}.{name}")).ok();
-    let found: Vec<_> = renamed.iter().copied().filter(|r| find(r.section, r.old).is_some()).collect();
+    let found: Vec<_> = T::RENAMED.iter().copied().filter(|r| find(r.section, r.old).is_some()).collect();
     if found.is_empty() {
         return Ok((set, found));
     }
-    let mut values: Dict = set.extract().map_err(|e| Error::Field(Box::new(e)))?;
+    let mut values: Dict = set.extract().map_err(|e| fields_error::<T>(file, e))?;
     for RenamedDuration { section, old, new } in &found {
         let Some(Value::Dict(_, fields)) = values.get_mut(*section) else { continue };
         let Some(millis) = fields.remove(*old) else { continue };
@@ -143,6 +158,62 @@ fn with_new_names(set: Figment, renamed: &[RenamedDuration]) -> Result<(Figment,
         }
     }
     Ok((Figment::from(Serialized::defaults(values)), found))
+}
+
+/// Finds the first mistake of a file. The parser's own words quote the line.
+fn check_syntax(path: &Path, text: &str) -> Result<(), Error> {
+    let Err(error) = text.parse::<toml::Table>() else { return Ok(()) };
+    let start = text.floor_char_boundary(error.span().map_or(text.len(), |span| span.start));
+    let before = &text[..start];
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().map_or(0, |part| part.chars().count()) + 1;
+    Err(Error::Syntax { path: path.to_owned(), line, column })
+}
+
+/// What does not fit: which field, where it was set, and what was expected; never what stood there.
+fn fields_error<T: Settings>(file: Option<&Path>, errors: figment::Error) -> Error {
+    let describe = |error: figment::Error| {
+        let path = error.path.join(".");
+        let from = error.metadata.as_ref().map_or("", |metadata| &metadata.name);
+        let place = match file {
+            _ if from.contains("environment") => {
+                let name = format!("{}{}", T::ENV_PREFIX, error.path.join("__").to_uppercase());
+                format!("environment variable {name}")
+            }
+            Some(file) if from.contains("TOML") => format!("{} in {}", path, file.display()),
+            _ if path.is_empty() => "the settings".to_owned(),
+            _ => path,
+        };
+        format!("{}: {}", text::escaped(text::clip(&place, MAX_PLACE)), expectation(&error.kind))
+    };
+    Error::Field(errors.into_iter().map(describe).collect())
+}
+
+/// Longest place that is named.
+const MAX_PLACE: usize = 500;
+
+/// What was expected of a field.
+fn expectation(kind: &Kind) -> String {
+    match kind {
+        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) => {
+            format!("its value must be {}", text::escaped(text::clip(expected, 200)))
+        }
+        Kind::InvalidLength(has, expected) => {
+            format!("has {has} entries, must be {}", text::escaped(text::clip(expected, 200)))
+        }
+        Kind::UnknownVariant(_, known) => format!("its value must be one of {}", known.join(", ")),
+        Kind::UnknownField(name, known) => {
+            let name = text::escaped(text::clip(name, 64)).into_owned();
+            format!("there is no setting `{name}`; known are {}", known.join(", "))
+        }
+        Kind::MissingField(name) => format!("`{name}` is missing"),
+        Kind::DuplicateField(name) => format!("`{name}` is set twice"),
+        Kind::ISizeOutOfRange(_) | Kind::USizeOutOfRange(_) => "its number is out of range".to_owned(),
+        // These may quote what stood there.
+        Kind::Message(_) | Kind::Unsupported(_) | Kind::UnsupportedKey(..) => {
+            "its value cannot be used; docs/configuration.md says what it takes".to_owned()
+        }
+    }
 }
 
 #[cfg(test)]
@@ -269,6 +340,33 @@ mod tests {
         std::fs::write(&path, toml).expect("a file");
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("ours");
         load(Some(&path), Flags { limit: None })
+    }
+
+    #[test]
+    fn no_error_quotes_what_was_set() {
+        for (toml, told) in [
+            ("[machine]\ndebounce = \"hush 1s\"", "machine.debounce in "),
+            ("[machine]\ndebounce = hush", "line 2, column 12: is not valid TOML"),
+            ("[machine]\npassword \"hush\"", "line 2, column 10: is not valid TOML"),
+            ("[machine]\nwindow = \"hush", "is not valid TOML"),
+            ("machine = \"hush\"", "machine in "),
+            ("[log]\nformat = \"hush\"", "its value must be one of text, json"),
+            ("[log]\nformats = \"hush\"", "there is no setting `formats`; known are format, filter"),
+            ("log = [\"hush\"]", "log.0 in "),
+        ] {
+            let error = read(toml).expect_err(toml);
+            let text = error.to_string();
+            assert!(text.contains(told) && text.contains("rug.toml"), "{toml}: {text}");
+            assert!(!text.contains("hush") && !format!("{error:?}").contains("hush"), "{toml}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_value_in_the_wrong_variable_is_not_quoted() {
+        let set = Figment::new().merge(Serialized::default("limit", "hush"));
+        let error = set.extract::<Config>().expect_err("no number");
+        let text = fields_error::<Config>(None, error).to_string();
+        assert!(text.starts_with("configuration: limit: its value must be ") && !text.contains("hush"), "{text}");
     }
 
     #[test]

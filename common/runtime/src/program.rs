@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::Path;
 use std::process::ExitCode;
 
+use rustix::process::{Resource, Rlimit};
 use serde::Serialize;
 use tokio::runtime::{Builder, Runtime};
 
@@ -63,6 +64,7 @@ pub fn serve<C: Settings>(
     if let Some(exposed) = exposed {
         tracing::warn!("configuration: {exposed}");
     }
+    raise_descriptor_limit();
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -89,6 +91,20 @@ pub fn once<C: Settings>(
 fn refuse(name: &str, failure: &Failure) -> ExitCode {
     eprintln!("{name}: {failure}");
     ExitCode::from(failure.exit_code)
+}
+
+/// Raises the number of descriptors this process may have to the most it is allowed, and says how many that are. The soft
+/// limit is low by tradition, for programs that use `select`.
+pub fn raise_descriptor_limit() -> u64 {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if limit.current != limit.maximum
+        && let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised)
+    {
+        tracing::warn!("the limit of descriptors stays at {:?}: {error}", limit.current);
+        return limit.current.unwrap_or(u64::MAX);
+    }
+    limit.maximum.unwrap_or(u64::MAX)
 }
 
 /// The runtime of a server: a thread per core, timers and sockets.

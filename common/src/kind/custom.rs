@@ -2,16 +2,18 @@
 //! line makes a new instance.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Configuration, Kind, LaunchRecipe, Listen, PortOverflow, ProbeSpec, Program, shifted};
 use crate::limits::{FieldViolation, MAX_TEXT, check_count, check_port, check_text};
+use crate::text::Redacted;
 use crate::version::Generation;
 
 /// Any command, kept running and probed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Custom {
     /// Program to run: an absolute path, or a name looked up in the worker's `PATH`.
@@ -28,6 +30,19 @@ pub struct Custom {
     pub port: Option<u16>,
     /// How to tell that an instance is alive.
     pub probe: Probe,
+}
+
+impl fmt::Debug for Custom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { command, args, env, port, probe } = self;
+        f.debug_struct("Custom")
+            .field("command", command)
+            .field("args", args)
+            .field("env", &Redacted(env))
+            .field("port", port)
+            .field("probe", probe)
+            .finish()
+    }
 }
 
 /// How an instance of kind `custom` is probed: on its own port at the loopback address, or by its process.
@@ -149,6 +164,14 @@ mod tests {
         let mut found = Vec::new();
         custom.validate(1, &mut found);
         found.into_iter().map(|violation| violation.field).collect()
+    }
+
+    #[test]
+    fn values_of_the_environment_are_not_formatted() {
+        let mut custom = custom(None, Probe::Tcp);
+        custom.env.insert("PASSWORD".into(), "hush".into());
+        let text = format!("{custom:?} {:?}", custom.launch(0).expect("in range"));
+        assert!(text.contains("PASSWORD") && !text.contains("hush"), "{text}");
     }
 
     #[test]

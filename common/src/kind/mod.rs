@@ -6,11 +6,13 @@
 //! launched or spoken to is this module, its line in [`kinds!`] below, and its form on the wire and in documents.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::limits::FieldViolation;
+use crate::text::Redacted;
 use crate::version::Generation;
 
 pub mod custom;
@@ -51,7 +53,7 @@ pub trait Kind {
 }
 
 /// How an instance is launched: what a driver is asked for, whatever the kind.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct LaunchRecipe {
     /// What is run.
     pub program: Program,
@@ -61,6 +63,18 @@ pub struct LaunchRecipe {
     pub env: BTreeMap<String, String>,
     /// Where it listens.
     pub listen: Listen,
+}
+
+impl fmt::Debug for LaunchRecipe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { program, args, env, listen } = self;
+        f.debug_struct("LaunchRecipe")
+            .field("program", program)
+            .field("args", args)
+            .field("env", &Redacted(env))
+            .field("listen", listen)
+            .finish()
+    }
 }
 
 /// What an instance runs.

@@ -38,6 +38,7 @@ use classes::Class;
 use exact::Unsettled;
 pub use plan::{Assumptions, BandRelaxed, Plan, PlanId, PlanRefused, PlannedMove, TableVersion, Unplaceable};
 use roster::MemberRoster;
+pub use roster::RingLimited;
 
 /// Index of an appliance in the table and the planner; reused after removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -323,6 +324,12 @@ impl Planner {
     #[must_use]
     pub const fn ring(&self) -> &Ring {
         &self.roster.ring
+    }
+
+    /// What was left out or scaled to keep the ring within its bounds.
+    #[must_use]
+    pub const fn ring_limited(&self) -> &RingLimited {
+        &self.roster.limited
     }
 
     /// Counts the calls of [`Planner::set_members`].

@@ -69,6 +69,8 @@ pub enum ServingRole {
     Leading,
     /// It stands by, with the leader if known; that can be this coordinator itself, elected and not ready yet.
     Standby(Option<Leader>),
+    /// It is elected, or was, and could not begin a term; why, and since when.
+    Electing(String),
     /// It is stopping and accepts no more calls.
     Stopping,
 }
@@ -80,7 +82,7 @@ impl ServingRole {
         match self {
             Self::Leading => true,
             Self::Standby(leader) => leader.as_ref().is_some_and(|l| l.id != *own && !l.address.is_empty()),
-            Self::Stopping => false,
+            Self::Electing(_) | Self::Stopping => false,
         }
     }
 }
@@ -188,12 +190,17 @@ impl Forwarder {
                     return if nowhere { Err(status::not_leading(Some(&leader))) } else { Ok(Where::There(leader)) };
                 }
                 // There is no leader yet, or it is this coordinator, which is not ready.
-                ServingRole::Standby(_) => {}
+                ServingRole::Standby(_) | ServingRole::Electing(_) => {}
             }
             match timeout_at(until, role.changed()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(status::stopping()),
-                Err(_) => return Err(status::not_leading(None)),
+                Err(_) => {
+                    return Err(match &*role.borrow() {
+                        ServingRole::Electing(why) => status::no_term(why),
+                        _ => status::not_leading(None),
+                    });
+                }
             }
         }
     }
@@ -305,7 +312,7 @@ impl Limit {
 /// are: this coordinator may merely not know it, and a leader that stops leading ends its responses itself.
 fn from(role: &ServingRole, leader: Option<&Leader>) -> bool {
     match (role, leader) {
-        (ServingRole::Leading, None) | (ServingRole::Standby(None), Some(_)) => true,
+        (ServingRole::Leading, None) | (ServingRole::Standby(None) | ServingRole::Electing(_), Some(_)) => true,
         (ServingRole::Standby(Some(leads)), Some(leader)) => leads == leader,
         _ => false,
     }

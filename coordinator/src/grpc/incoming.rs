@@ -1,8 +1,9 @@
 //! Incoming connections, with the identity of the peer: over TCP plain or after the handshake of mutual TLS, or over a Unix
 //! socket from a process of this user or root.
 //!
-//! Each handshake is a task with a deadline, so that a stalled client delays no other. Their number is bounded; above
-//! it the oldest is given up, because successful ones take milliseconds. No error of a connection ends the listener.
+//! Until its handshake is done and the preface of HTTP/2 has come, each connection is a task with a deadline, so that a
+//! stalled client delays no other. The number of these is bounded; above it the oldest is given up, because successful ones
+//! take milliseconds. Then it takes one of the [`Places`]. No error of a connection ends the listener.
 
 mod standing;
 
@@ -11,29 +12,36 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use runtime::log_limited;
 use runtime::socket::{LocalListener, LocalUser};
 use runtime::tls::{Identity, ServerStream, ServerTls};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::Instant;
 use tokio_stream::Stream;
 use tonic::transport::server::Connected;
-use tracing::{debug, info, warn};
+use tracing::debug;
 
-use standing::{Standing, Trusted};
+use self::standing::{Standing, Trusted};
+use super::connections::{IdleLimit, Place, Places};
 
-/// Deadline of a handshake, including the time in which a refused client receives the reason.
+/// Deadline of handshake and preface, including the time in which a refused client receives the reason.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// Concurrent handshakes. Some thousand connections at once, when the leader changes, take a second of one core; each
-/// stalled one costs a file descriptor and some ten KiB until its deadline.
-const MAX_HANDSHAKES: usize = 256;
+/// Connections that have not said anything useful yet, of each listener. Some thousand at once, when the leader changes,
+/// take a second of one core; each stalled one costs a file descriptor and some ten KiB until its deadline.
+pub(super) const MAX_PENDING: usize = 256;
+
+/// Most bytes that are read of a client that does not speak HTTP/2.
+const MAX_UNREAD: usize = 64 * 1024;
+
+/// What every client of HTTP/2 sends first.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Connections that wait to be accepted by the server, which happens at once.
 const QUEUE: usize = 64;
@@ -99,29 +107,36 @@ pub enum Listener {
     Unix(LocalListener),
 }
 
-/// Connections of these listeners. Those over TCP are without Nagle's algorithm, which would delay the second half of every
-/// response larger than a packet by 40 ms, and with `tls` only from clients with a valid certificate; those over a Unix
-/// socket are only from this user and root. Needs a Tokio runtime; dropping the result closes the listeners.
+/// Connections of these listeners, within default bounds: see [`incoming_within`].
+#[cfg(test)]
 #[must_use]
-pub fn incoming(listeners: Vec<Listener>, tls: Option<ServerTls>) -> Incoming {
+pub(crate) fn incoming(listeners: Vec<Listener>, tls: Option<ServerTls>) -> Incoming {
+    incoming_within(listeners, tls, &Places::default())
+}
+
+/// Connections of these listeners that got one of the places. Those over TCP are without Nagle's algorithm, which would
+/// delay the second half of every response larger than a packet by 40 ms, and with `tls` only from clients with a valid
+/// certificate; those over a Unix socket are only from this user and root. Needs a Tokio runtime; dropping the result closes
+/// the listeners.
+#[must_use]
+pub fn incoming_within(listeners: Vec<Listener>, tls: Option<ServerTls>, places: &Places) -> Incoming {
     let (out, connections) = mpsc::channel(QUEUE);
     let mut tasks = JoinSet::new();
     let tls = tls.map(|tls| (tls, Standing::default()));
     if let Some((tls, standing)) = tls.clone() {
         tasks.spawn(refresh(tls, standing));
     }
-    let hush = Arc::new(Mutex::new(Hush::new(Instant::now())));
     for listener in listeners {
-        let (out, hush) = (out.clone(), Arc::clone(&hush));
+        let admission = Admission { places: places.clone(), out: out.clone() };
         match listener {
-            Listener::Tcp(listener) => tasks.spawn(accept(listener, tls.clone(), out, hush)),
-            Listener::Unix(listener) => tasks.spawn(accept_local(listener, out, hush)),
+            Listener::Tcp(listener) => tasks.spawn(accept(listener, tls.clone(), admission)),
+            Listener::Unix(listener) => tasks.spawn(accept_local(listener, admission)),
         };
     }
     Incoming { connections, _tasks: tasks }
 }
 
-/// See [`incoming`].
+/// See [`incoming_within`].
 #[derive(Debug)]
 pub struct Incoming {
     connections: mpsc::Receiver<IncomingConnection>,
@@ -137,81 +152,121 @@ impl Stream for Incoming {
     }
 }
 
-async fn accept(
-    listener: TcpListener,
-    tls: Option<(ServerTls, Standing)>,
-    out: mpsc::Sender<IncomingConnection>,
-    hush: Arc<Mutex<Hush>>,
-) {
-    let mut handshakes = Handshakes::default();
+async fn accept(listener: TcpListener, tls: Option<(ServerTls, Standing)>, admission: Admission) {
+    let mut pending = PendingConnections::default();
     loop {
         let (stream, address) = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    accepting_failed(&error, &hush).await;
+                    accepting_failed(&error).await;
                     continue;
                 }
             },
-            () = handshakes.ended() => continue,
-            () = out.closed() => return,
+            () = pending.ended() => continue,
+            () = admission.out.closed() => return,
         };
         if let Err(error) = stream.set_nodelay(true) {
             debug!(peer = %address, "connection is gone already: {error}");
             continue;
         }
-        match &tls {
+        let admission = admission.clone();
+        let given_up = match &tls {
             None => {
                 let peer = PeerInfo { address: PeerAddress::Tcp(address), identity: PeerIdentity::Unverified };
-                if out.send(IncomingConnection { io: Io::Plain(stream), peer, trusted: None }).await.is_err() {
-                    return;
-                }
+                pending.spawn(in_time(peer.address, admission.admit(Io::Plain(stream), peer, None)))
             }
-            Some((tls, standing)) => {
-                let shaken = shake((tls.clone(), standing.clone()), stream, address, out.clone(), Arc::clone(&hush));
-                if handshakes.spawn(shaken)
-                    && let Some(skipped) = Hush::take(&hush)
-                {
-                    warn!(skipped, "more than {MAX_HANDSHAKES} handshakes at once; the oldest was given up");
-                }
+            Some(tls) => {
+                pending.spawn(in_time(PeerAddress::Tcp(address), shake(tls.clone(), stream, address, admission)))
             }
+        };
+        if given_up {
+            log_limited!(warn, "more than {MAX_PENDING} connections at once that say nothing; the oldest was closed");
         }
     }
 }
 
 /// Logs why there is no next connection, and waits before the next try.
-async fn accepting_failed(error: &io::Error, hush: &Mutex<Hush>) {
-    if let Some(skipped) = Hush::take(hush) {
-        warn!(skipped, "accept a connection: {error}");
-    }
+async fn accepting_failed(error: &io::Error) {
+    log_limited!(warn, "accept a connection: {error}");
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
 /// Connections of a Unix socket. Other users are kept out by the modes of socket and folder, which an administrator may
 /// have changed; who connects is what counts.
-async fn accept_local(listener: LocalListener, out: mpsc::Sender<IncomingConnection>, hush: Arc<Mutex<Hush>>) {
+async fn accept_local(listener: LocalListener, admission: Admission) {
+    let mut pending = PendingConnections::default();
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = out.closed() => return,
+            () = pending.ended() => continue,
+            () = admission.out.closed() => return,
         };
         let (stream, user) = match stream.and_then(|stream| Ok((LocalUser::of(&stream)?, stream))) {
             Ok((user, stream)) => (stream, user),
             Err(error) => {
-                accepting_failed(&error, &hush).await;
+                accepting_failed(&error).await;
                 continue;
             }
         };
         if !user.is_own_or_root() {
-            if let Some(skipped) = Hush::take(&hush) {
-                warn!(%user, skipped, "refused: only the user of this coordinator and root may use its socket");
-            }
+            log_limited!(warn, %user, "refused: only the user of this coordinator and root may use its socket");
             continue;
         }
         let peer = PeerInfo { address: PeerAddress::Unix, identity: PeerIdentity::Local(user) };
-        if out.send(IncomingConnection { io: Io::Unix(stream), peer, trusted: None }).await.is_err() {
-            return;
+        pending.spawn(in_time(PeerAddress::Unix, admission.clone().admit(Io::Unix(stream), peer, None)));
+    }
+}
+
+/// What a connection has to pass once its peer is known.
+#[derive(Clone)]
+struct Admission {
+    places: Places,
+    out: mpsc::Sender<IncomingConnection>,
+}
+
+impl Admission {
+    /// Waits for the preface and hands the connection to the server, if there is a place for it.
+    async fn admit(self, mut io: Io, peer: PeerInfo, trusted: Option<Trusted>) {
+        let mut preface = [0; PREFACE.len()];
+        match io.read_exact(&mut preface).await {
+            Ok(_) if preface == *PREFACE => {}
+            Ok(_) => {
+                log_limited!(info, %peer, "refused: it does not speak HTTP/2");
+                // Clients of HTTP/1 and of TLS say by it what is wrong.
+                let _ =
+                    io.write_all(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await;
+                let _ = io.shutdown().await;
+                // What was not read would make the kernel reset the connection, and take back the answer.
+                let mut rest = [0; 1024];
+                for _ in 0..MAX_UNREAD / rest.len() {
+                    if !matches!(io.read(&mut rest).await, Ok(1..)) {
+                        break;
+                    }
+                }
+                return;
+            }
+            Err(error) => {
+                debug!(%peer, "closed the connection before it said anything: {error}");
+                return;
+            }
         }
+        match self.places.take(peer.address) {
+            Ok(place) => {
+                let idle = place.idle();
+                let connection = IncomingConnection { io, peer, trusted, replayed: 0, idle, _place: place };
+                // Fails only when the server stops.
+                let _ = self.out.send(connection).await;
+            }
+            Err(why) => log_limited!(warn, %peer, "refused: {why}"),
+        }
+    }
+}
+
+/// One connection until it is served, and no longer than it may take.
+async fn in_time(peer: PeerAddress, connection: impl Future<Output = ()>) {
+    if tokio::time::timeout(HANDSHAKE, connection).await.is_err() {
+        log_limited!(info, %peer, "closed: neither handshake nor preface within {HANDSHAKE:?}");
     }
 }
 
@@ -227,63 +282,45 @@ async fn refresh(tls: ServerTls, standing: Standing) {
     }
 }
 
-/// One handshake, with its log lines.
-async fn shake(
-    (tls, standing): (ServerTls, Standing),
-    stream: TcpStream,
-    address: SocketAddr,
-    out: mpsc::Sender<IncomingConnection>,
-    hush: Arc<Mutex<Hush>>,
-) {
-    let shaken = async {
-        match tls.accept(stream).await {
-            Ok(accepted) => {
-                let (chain, peer) = (accepted.chain(), accepted.peer);
-                let address = PeerAddress::Tcp(address);
-                let identity = peer.map_or(PeerIdentity::Unverified, PeerIdentity::Certificate);
-                let peer = PeerInfo { address, identity };
-                let Some(trusted) = standing.add(&tls, chain, peer.clone()) else { return };
-                debug!(%peer, "connected");
-                let io = Io::Tls(Box::new(accepted.stream));
-                // Fails only when the server stops.
-                let _ = out.send(IncomingConnection { io, peer, trusted: Some(trusted) }).await;
-            }
-            Err(refused) if refused.said_nothing() => {
-                debug!(peer = %address, "closed the connection before the handshake")
-            }
-            Err(refused) => {
-                if let Some(skipped) = Hush::take(&hush) {
-                    info!(peer = %address, skipped, "refused: {}", refused.error);
-                }
-                refused.take_leave().await;
-            }
+/// One handshake, with its log lines, and what follows it.
+async fn shake((tls, standing): (ServerTls, Standing), stream: TcpStream, address: SocketAddr, admission: Admission) {
+    match tls.accept(stream).await {
+        Ok(accepted) => {
+            let (chain, peer) = (accepted.chain(), accepted.peer);
+            let identity = peer.map_or(PeerIdentity::Unverified, PeerIdentity::Certificate);
+            let peer = PeerInfo { address: PeerAddress::Tcp(address), identity };
+            let Some(trusted) = standing.add(&tls, chain, peer.clone()) else { return };
+            debug!(%peer, "connected");
+            admission.admit(Io::Tls(Box::new(accepted.stream)), peer, Some(trusted)).await;
         }
-    };
-    if tokio::time::timeout(HANDSHAKE, shaken).await.is_err()
-        && let Some(skipped) = Hush::take(&hush)
-    {
-        info!(peer = %address, skipped, "the handshake did not end within {HANDSHAKE:?}");
+        Err(refused) if refused.said_nothing() => {
+            debug!(peer = %address, "closed the connection before the handshake");
+        }
+        Err(refused) => {
+            log_limited!(info, peer = %address, "refused: {}", refused.error);
+            refused.take_leave().await;
+        }
     }
 }
 
-/// Handshakes under way, oldest first.
+/// Connections that are not served yet, oldest first.
 #[derive(Default)]
-struct Handshakes {
+struct PendingConnections {
     tasks: JoinSet<()>,
     order: VecDeque<AbortHandle>,
 }
 
-impl Handshakes {
-    /// Begins a handshake; returns whether another one was given up for it.
-    fn spawn(&mut self, handshake: impl Future<Output = ()> + Send + 'static) -> bool {
-        if self.order.len() >= MAX_HANDSHAKES {
+impl PendingConnections {
+    /// Adds one; returns whether another one was given up for it.
+    fn spawn(&mut self, connection: impl Future<Output = ()> + Send + 'static) -> bool {
+        if self.order.len() >= MAX_PENDING {
             self.order.retain(|task| !task.is_finished());
         }
-        let full = self.order.len() >= MAX_HANDSHAKES;
+        let full = self.order.len() >= MAX_PENDING;
         if full && let Some(oldest) = self.order.pop_front() {
             oldest.abort();
         }
-        self.order.push_back(self.tasks.spawn(handshake));
+        self.order.push_back(self.tasks.spawn(connection));
         full
     }
 
@@ -295,50 +332,17 @@ impl Handshakes {
     }
 }
 
-/// Limits log lines about failed connections: ten at once, then one every three seconds.
-struct Hush {
-    allowed: u32,
-    refilled: Instant,
-    skipped: u64,
-}
-
-impl Hush {
-    const BURST: u32 = 10;
-    const REFILL: Duration = Duration::from_secs(3);
-
-    const fn new(now: Instant) -> Self {
-        Self { allowed: Self::BURST, refilled: now, skipped: 0 }
-    }
-
-    /// Whether a line may be written now, and how many were suppressed since the last.
-    fn take(hush: &Mutex<Self>) -> Option<u64> {
-        hush.lock().unwrap_or_else(PoisonError::into_inner).at(Instant::now())
-    }
-
-    fn at(&mut self, now: Instant) -> Option<u64> {
-        while self.allowed < Self::BURST && now >= self.refilled + Self::REFILL {
-            self.allowed += 1;
-            self.refilled += Self::REFILL;
-        }
-        if self.allowed == Self::BURST {
-            self.refilled = now;
-        }
-        if self.allowed == 0 {
-            self.skipped += 1;
-            return None;
-        }
-        self.allowed -= 1;
-        Some(std::mem::take(&mut self.skipped))
-    }
-}
-
 /// One connection.
 #[derive(Debug)]
 pub struct IncomingConnection {
     io: Io,
     peer: PeerInfo,
-    /// Says when a connection with TLS has to end because of its certificate.
+    /// With TLS: when its certificate is no longer accepted.
     trusted: Option<Trusted>,
+    /// Bytes of the preface that the server has read again.
+    replayed: usize,
+    idle: Option<IdleLimit>,
+    _place: Place,
 }
 
 #[derive(Debug)]
@@ -356,42 +360,61 @@ impl Connected for IncomingConnection {
     }
 }
 
-impl AsyncRead for IncomingConnection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.trusted.as_mut().is_some_and(|trusted| trusted.poll_over(cx).is_ready()) {
-            let over = io::Error::new(io::ErrorKind::ConnectionAborted, "the certificate is no longer accepted");
-            return Poll::Ready(Err(over));
-        }
-        match &mut self.io {
-            Io::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Io::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-            Io::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+impl AsyncRead for Io {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
 
-impl AsyncWrite for IncomingConnection {
+impl AsyncRead for IncomingConnection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let rest = &PREFACE[self.replayed..];
+        if !rest.is_empty() {
+            let length = rest.len().min(buf.remaining());
+            buf.put_slice(&rest[..length]);
+            self.replayed += length;
+            return Poll::Ready(Ok(()));
+        }
+        if self.trusted.as_mut().is_some_and(|trusted| trusted.poll_over(cx).is_ready()) {
+            let over = io::Error::new(io::ErrorKind::ConnectionAborted, "the certificate is no longer accepted");
+            return Poll::Ready(Err(over));
+        }
+        if let Some(idle) = &mut self.idle
+            && idle.poll_over(cx).is_ready()
+        {
+            debug!(peer = %self.peer, "closing a connection without calls");
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Io {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.io {
-            Io::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
-            Io::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
-            Io::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.io {
-            Io::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Io::Tls(stream) => Pin::new(stream).poll_flush(cx),
-            Io::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.io {
-            Io::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Io::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-            Io::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 
@@ -400,19 +423,45 @@ impl AsyncWrite for IncomingConnection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.io {
-            Io::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Io::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Io::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
-        match &self.io {
-            Io::Plain(stream) => stream.is_write_vectored(),
-            Io::Tls(stream) => stream.is_write_vectored(),
-            Io::Unix(stream) => stream.is_write_vectored(),
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
+            Self::Unix(stream) => stream.is_write_vectored(),
         }
+    }
+}
+
+impl AsyncWrite for IncomingConnection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
     }
 }
 

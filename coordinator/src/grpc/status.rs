@@ -2,12 +2,12 @@
 //!
 //! | situation | code | details |
 //! |---|---|---|
-//! | bad input, request id reused | `INVALID_ARGUMENT` | `BadRequest` |
+//! | bad input, a request that cannot be read, request id reused | `INVALID_ARGUMENT` | `BadRequest` |
 //! | no such appliance, worker, rebalance | `NOT_FOUND` | `ResourceInfo` |
 //! | id or name taken | `ALREADY_EXISTS` | `ResourceInfo` |
 //! | stale generation, another incarnation of a worker, watcher too slow | `ABORTED` | |
 //! | being deleted, no owner, no lease | `FAILED_PRECONDITION` | `PreconditionFailure` |
-//! | cluster full | `RESOURCE_EXHAUSTED` | `QuotaFailure` |
+//! | cluster full, request too large | `RESOURCE_EXHAUSTED` | `QuotaFailure` |
 //! | no leader, or it cannot be reached; stopping; store unavailable | `UNAVAILABLE` | `RetryInfo` |
 //! | no answer in time | `DEADLINE_EXCEEDED` | |
 //! | the caller's roles do not allow it | `PERMISSION_DENIED` | |
@@ -148,6 +148,22 @@ pub fn not_leading(leader: Option<&Leader>) -> Status {
         None => "no coordinator is known to lead at the moment".to_owned(),
     };
     build(Code::Unavailable, &text, "NOT_LEADING", leader.map(facts_of).unwrap_or_default(), retry())
+}
+
+/// The status of a coordinator that is elected and cannot begin its term.
+pub fn no_term(why: &str) -> Status {
+    build(Code::Unavailable, &format!("no coordinator leads: {why}"), "NO_TERM", HashMap::new(), retry())
+}
+
+/// The status of a request that cannot be read.
+pub fn undecodable(why: &str) -> Status {
+    invalid(&[FieldViolation::new("request", format!("cannot be read: {why}"))])
+}
+
+/// The status of a request that is larger than what is accepted.
+pub fn too_large(why: &str) -> Status {
+    let details = ErrorDetails::with_quota_failure_violation("request", clip(why, MAX_TEXT));
+    build(Code::ResourceExhausted, why, "TOO_LARGE", HashMap::new(), details)
 }
 
 /// The status when the leader could not be reached, or was lost before its response was complete. A change may have

@@ -3,6 +3,7 @@
 mod forward;
 mod operators;
 mod roles;
+mod undecodable;
 
 use std::collections::HashMap;
 use std::sync::Arc;

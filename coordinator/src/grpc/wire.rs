@@ -176,7 +176,7 @@ pub(super) fn cluster(view: &ClusterView, counts: &Counts, members: &[Arc<Worker
         suspects: view.suspects,
         quarantined: view.quarantined,
         time: None,
-        store_problem: view.store_problem.clone().unwrap_or_default(),
+        store_problem: view.store_problem.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
 }
 

@@ -3,14 +3,18 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use common::ring;
 use common::session::Desired;
-use common::{ApplianceId, Profile, Timestamp};
+use common::{ApplianceId, Profile, Timestamp, WorkerId};
 use coordinator_core::machine::{self, Machine, WorkerSnapshot};
-use coordinator_core::planner::{Needs, PlacementCandidate};
+use coordinator_core::planner::{Needs, PlacementCandidate, RingLimited};
 use coordinator_core::table::Seed;
 
 use crate::record::Record;
 use crate::views::{AssignmentView, Candidate, FrozenView, RingView, WorkerView};
+
+/// Names of members that a note tells, at most.
+const RING_NAMES: usize = 5;
 
 /// What the machine has to know of an appliance.
 pub(super) fn seed(record: &Record) -> Seed {
@@ -86,7 +90,7 @@ pub(super) fn assignment(machine: &Machine, id: ApplianceId) -> Option<Assignmen
 }
 
 /// The ring and the policy in force.
-pub(super) fn ring(machine: &Machine) -> RingView {
+pub(super) fn ring_view(machine: &Machine) -> RingView {
     let (planner, config) = (machine.planner(), &machine.config().planner);
     RingView {
         version: planner.ring_version(),
@@ -94,6 +98,37 @@ pub(super) fn ring(machine: &Machine) -> RingView {
         strategy: config.strategy,
         band: config.band,
     }
+}
+
+/// What was done to keep the ring within its bounds, one sentence each.
+pub(super) fn ring_notes(machine: &Machine) -> Vec<String> {
+    let RingLimited { ignored, divisor, left_out } = machine.planner().ring_limited();
+    let names = |all: &[WorkerId]| {
+        let first: Vec<_> = all.iter().take(RING_NAMES).map(ToString::to_string).collect();
+        let more = all.len().saturating_sub(first.len());
+        first.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
+    };
+    let mut notes = Vec::new();
+    if !ignored.is_empty() {
+        let most = ring::MAX_RING_MEMBERS;
+        notes.push(format!("the group has more than {most} members; these are ignored: {}", names(ignored)));
+    }
+    if *divisor > 1 {
+        let most = ring::MAX_RING_WEIGHT;
+        notes.push(format!(
+            "the members' weights add up to more than {most}; the ring is made with each divided by {divisor}, fair shares \
+             follow the weights as they are"
+        ));
+    }
+    if !left_out.is_empty() {
+        let most = ring::MAX_RING_WEIGHT;
+        notes.push(format!(
+            "the members' weights add up to more than {most}; the heaviest are not on the ring, though python-tooz has \
+             them on its own: {}",
+            names(left_out)
+        ));
+    }
+    notes
 }
 
 /// What the brake holds, if it does.

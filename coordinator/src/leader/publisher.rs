@@ -13,7 +13,7 @@ use common::session::StatusReport;
 use common::{ApplianceId, Timestamp, WorkerId};
 use coordinator_core::machine::{self, Machine};
 use coordinator_core::membership::LeaseAuthority;
-use runtime::clock;
+use runtime::{clock, log_limited};
 use tracing::debug;
 
 use super::convert;
@@ -22,7 +22,7 @@ use super::rebalances::RebalanceHistory;
 use super::{Identity, LeaderSetup};
 use crate::catalog::{Catalog, Fact};
 use crate::metrics::Metrics;
-use crate::store::Store;
+use crate::store::{Store, StoreProblem};
 use crate::views::{
     ClusterView, CoordinationState, CoordinatorView, LeaderView, MAX_UNOWNED, PausedView, PlacementView,
     UnownedAppliance, UnownedView, ViolationsView,
@@ -153,7 +153,10 @@ impl Publisher {
         let version = machine.planner().ring_version();
         if self.ring_version != Some(version) {
             self.ring_version = Some(version);
-            self.catalog.set_ring(convert::ring(machine));
+            self.catalog.set_ring(convert::ring_view(machine));
+            for note in convert::ring_notes(machine) {
+                log_limited!(warn, "{note}");
+            }
         }
         if refresh || self.cluster_changed {
             self.show_cluster(machine, notes, now);
@@ -179,7 +182,7 @@ impl Publisher {
     pub(super) fn show_cluster(&self, machine: &Machine, notes: &Notes, now: Timestamp) {
         let counters = machine.counters();
         let (suspects, quarantined) = machine.suspects();
-        let outage = self.store.outage().map(|cause| cause.to_string());
+        let problem = self.store.problem();
         self.catalog.set_cluster(ClusterView {
             term: machine.term(),
             leader: self.leader(machine),
@@ -198,8 +201,8 @@ impl Publisher {
             unowned: self.unowned(machine),
             suspects,
             quarantined,
-            notes: outage.as_deref().map(outage_note).into_iter().chain(notes.list()).collect(),
-            store_problem: outage,
+            notes: problem.iter().map(problem_note).chain(convert::ring_notes(machine)).chain(notes.list()).collect(),
+            store_problem: problem,
         });
     }
 
@@ -250,6 +253,7 @@ impl Publisher {
     }
 }
 
-fn outage_note(cause: &str) -> String {
-    format!("the database does not answer ({cause}): reads go on from memory, changes are refused until it is back")
+fn problem_note(problem: &StoreProblem) -> String {
+    // `rugctl doctor` knows the first words: it has a check of its own for the store.
+    format!("the database takes no changes: {}; reads go on from memory", problem.cause)
 }

@@ -15,6 +15,8 @@
 //! | `rug.moves.in_flight`, `.stalled` | `rug_moves_in_flight`, `rug_moves_stalled` | the leader |
 //! | `rug.frozen`, `rug.paused` | `rug_frozen`, `rug_paused` | the leader: 1 while it is |
 //! | `rug.store.available` | `rug_store_available` | the leader: 0 while the database takes no changes |
+//! | `rug.store.problem` by `cause` | `rug_store_problem` | the leader: 1 for why it does not, until a write succeeds |
+//! | `rug.log.lines_skipped` | `rug_log_lines_skipped_total` | all: log lines left out because others caused too many |
 //! | `rug.ownership.violations` by `kind` | `rug_ownership_violations_total` | whoever led |
 //! | `rug.ownership.audits` by `outcome` | `rug_ownership_audits_total` | whoever led |
 //! | `rug.messages.stale` | `rug_messages_stale_total` | whoever led |
@@ -32,6 +34,7 @@ use opentelemetry_sdk::metrics::SdkMeterProvider;
 
 use super::View;
 use crate::catalog::Counts;
+use crate::store::OutageCause;
 use crate::views::{ClusterView, WorkerView};
 
 /// Bounds of the times without an owner, in seconds: a hand-off takes milliseconds, a dead worker's lease some seconds,
@@ -72,6 +75,12 @@ impl Instruments {
             .u64_observable_gauge("rug.leader")
             .with_description("1 while this coordinator leads.")
             .with_callback(move |to| to.observe(u64::from(leads.look().leading), &[]))
+            .build();
+        meter
+            .u64_observable_counter("rug.log.lines_skipped")
+            .with_unit("{line}")
+            .with_description("Log lines left out because peers or broken dependencies caused too many of their kind.")
+            .with_callback(|to| to.observe(runtime::log_limit::skipped(), &[]))
             .build();
         looks(&meter, &view);
         let this = Self {
@@ -194,6 +203,10 @@ fn looks(meter: &Meter, view: &View) {
     });
     many("rug.appliances.phases", "{appliance}", "Appliances by the phase their owners report.", "phase", |c| {
         c.counts.phases().iter().map(|(phase, n)| (phase.name(), n)).collect()
+    });
+    many("rug.store.problem", "", "1 for the reason why the database takes no changes.", "cause", |c| {
+        let problem = c.cluster.store_problem.as_ref().map(|problem| problem.cause.name());
+        OutageCause::NAMES.into_iter().map(|name| (name, u64::from(problem == Some(name)))).collect()
     });
     many("rug.workers", "{worker}", "Workers by health, those gone for up to an hour among them.", "health", workers);
 

@@ -4,6 +4,7 @@ use coordinator_core::violation::ViolationKind;
 
 use super::*;
 use crate::catalog;
+use crate::store::{OutageCause, StoreProblem};
 use crate::views::{ClusterView, PlacementView, UnownedAppliance, UnownedView};
 
 fn cluster() -> ClusterView {
@@ -20,7 +21,7 @@ fn cluster() -> ClusterView {
         unowned: UnownedView { appliances: 2, oldest: vec![oldest] },
         suspects: 5,
         quarantined: 1,
-        store_problem: Some("gone".into()),
+        store_problem: Some(StoreProblem { cause: OutageCause::Full, since: SystemTime::now() }),
         ..ClusterView::of_term(4)
     }
 }
@@ -55,6 +56,8 @@ fn what_the_leader_knows_is_shown_under_the_names_alerts_are_made_of() {
         ("rug_frozen ", 0.0),
         ("rug_paused ", 0.0),
         ("rug_store_available ", 0.0),
+        ("rug_store_problem{cause=\"full\"}", 1.0),
+        ("rug_store_problem{cause=\"locked\"}", 0.0),
         ("rug_workers{health=\"dead\"}", 0.0),
         ("rug_ownership_violations_total{kind=\"digest_differs\"}", 0.0),
         ("rug_ownership_audits_total{outcome=\"agreed\"}", 0.0),
@@ -63,6 +66,7 @@ fn what_the_leader_knows_is_shown_under_the_names_alerts_are_made_of() {
     ] {
         assert_eq!(value(&text, name), expected, "{name}");
     }
+    assert!(value(&text, "rug_log_lines_skipped_total ") >= 0.0, "other tests of this process count, too");
     let oldest = value(&text, "rug_unowned_oldest_seconds ");
     assert!((90.0..600.0).contains(&oldest), "{oldest}");
     assert!(text.contains("# TYPE rug_unowned_appliances gauge"), "{text}");
@@ -108,6 +112,28 @@ fn times_without_an_owner_fall_into_buckets_that_tell_a_hand_off_from_an_outage(
     assert_eq!(value(&text, "rug_unowned_seconds_bucket{le=\"0.01\"}"), 2.0);
     assert_eq!(value(&text, "rug_unowned_seconds_bucket{le=\"5\"}"), 3.0);
     assert_eq!(value(&text, "rug_unowned_seconds_count "), 3.0);
+}
+
+#[tokio::test]
+async fn silent_connections_keep_no_scraper_out_for_long() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (metrics, _tell) = leader();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let closing = CancellationToken::new();
+    let server = tokio::spawn(serve(listener, metrics, closing.clone()));
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(tokio::net::TcpStream::connect(address).await.expect("connected"));
+    }
+    drop(silent.split_off(50));
+    let mut stream = tokio::net::TcpStream::connect(address).await.expect("connected");
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
+    let mut start = [0; 15];
+    tokio::time::timeout(Duration::from_secs(30), stream.read_exact(&mut start)).await.expect("in time").expect("read");
+    assert_eq!(&start, b"HTTP/1.1 200 OK");
+    closing.cancel();
+    server.await.expect("it ends");
 }
 
 #[tokio::test]

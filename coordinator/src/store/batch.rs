@@ -126,6 +126,8 @@ pub(super) struct Batch {
     events: Vec<events::ActiveModel>,
     grants: Vec<(u8, Vec<u8>)>,
     housekeeping: Option<Housekeeping>,
+    /// Nobody waits for it.
+    background: bool,
 }
 
 /// Deletes obsolete rows in bounded parts. It takes a position in the chain like every other write.
@@ -169,12 +171,12 @@ impl Batch {
 
     /// One row of a snapshot.
     pub(super) fn of_chunk(format: u8, data: Vec<u8>) -> Self {
-        Self { grants: vec![(format, data)], ..Self::default() }
+        Self { grants: vec![(format, data)], background: true, ..Self::default() }
     }
 
     /// One step of housekeeping.
     pub(super) fn of_housekeeping(step: Housekeeping) -> Self {
-        Self { housekeeping: Some(step), ..Self::default() }
+        Self { housekeeping: Some(step), background: true, ..Self::default() }
     }
 
     /// Observations.
@@ -185,8 +187,14 @@ impl Batch {
         Self {
             statuses: statuses.into_iter().map(|row| (row.appliance, Some(row))).collect(),
             workers: seen.into_iter().map(|row| (row.worker.clone(), Some(row))).collect(),
+            background: true,
             ..Self::default()
         }
+    }
+
+    /// Whether it is written for its own sake, and no change waits for it.
+    pub(super) const fn is_background(&self) -> bool {
+        self.background
     }
 
     /// Number of bytes it adds to the grant log.

@@ -41,7 +41,7 @@ use sea_orm::{
 pub(super) use self::cause::{cause, failure, is_bad_value};
 use super::Config;
 use super::entities::leadership;
-use super::error::Error;
+use super::error::{Error, OutageCause};
 use super::timed::{Limits, Timed};
 use super::url::{self, Address};
 
@@ -49,6 +49,9 @@ use super::url::{self, Address};
 const READERS: u32 = 2;
 /// Longest a connection may take to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Free bytes below which a disk counts as full when a write to it failed.
+const ROOM: u64 = 128 * 1024;
 
 /// A write transaction.
 pub(super) type Transaction = Timed<DatabaseTransaction>;
@@ -83,6 +86,8 @@ pub(super) struct Faults {
     pub(super) unreachable: std::sync::atomic::AtomicBool,
     /// The file lock is not taken, as if the file were open on a second machine.
     pub(super) unlocked: std::sync::atomic::AtomicBool,
+    /// One statement of each shape that was executed.
+    pub(super) executed: std::sync::Mutex<std::collections::BTreeMap<String, sea_orm::Statement>>,
 }
 
 impl DatabaseTarget {
@@ -128,6 +133,14 @@ impl DatabaseTarget {
     /// The configured deadline of a statement.
     pub(super) fn statement_timeout(&self) -> Duration {
         self.statement_timeout
+    }
+
+    /// What is behind a failure to read or write a file: SQLite does not tell a full disk from a broken one everywhere.
+    pub(super) fn judge(&self, cause: OutageCause) -> OutageCause {
+        match (&cause, self.path()) {
+            (OutageCause::Io(_), Some(path)) if is_full(path) => OutageCause::Full,
+            _ => cause,
+        }
     }
 
     /// Keeps other processes from opening the same file for writing, until the result is dropped. Not needed for a
@@ -180,7 +193,12 @@ impl DatabaseTarget {
             sqlite_transaction_mode: (!self.is_server()).then_some(SqliteTransactionMode::Immediate),
             ..TransactionOptions::default()
         });
-        Ok(Timed { inner: limits.within(begin).await?, limits })
+        Ok(Timed {
+            inner: limits.within(begin).await?,
+            limits,
+            #[cfg(test)]
+            faults: self.faults.clone(),
+        })
     }
 
     /// Closes a connection. A file is closed on return, so that its locks are free; a server may be unreachable and is
@@ -194,6 +212,12 @@ impl DatabaseTarget {
         };
         if self.is_server() { drop(tokio::spawn(close)) } else { close.await }
     }
+}
+
+/// Whether the file system of a file has no room for a further page.
+fn is_full(path: &Path) -> bool {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    rustix::fs::statvfs(folder).is_ok_and(|found| found.f_bavail.saturating_mul(found.f_frsize) < ROOM)
 }
 
 /// Commits. An error says nothing about the outcome.

@@ -5,6 +5,7 @@
 //! the command with its message.
 
 use std::fmt;
+use std::time::SystemTime;
 
 use common::Term;
 use common::appliance::FieldViolation;
@@ -28,6 +29,42 @@ pub enum OutageCause {
     TimedOut,
     /// The server refuses the connection: starting up, out of connections, wrong password, no such database.
     Refused(String),
+}
+
+impl OutageCause {
+    /// Every name, for metrics.
+    pub const NAMES: [&str; 8] = ["read_only", "full", "locked", "cannot_open", "io", "lost", "timed_out", "refused"];
+
+    /// Its name in metrics.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::ReadOnly => "read_only",
+            Self::Full => "full",
+            Self::Locked => "locked",
+            Self::CannotOpen => "cannot_open",
+            Self::Io(_) => "io",
+            Self::Lost(_) => "lost",
+            Self::TimedOut => "timed_out",
+            Self::Refused(_) => "refused",
+        }
+    }
+}
+
+/// Why the store takes no changes, from the first write that failed until one succeeds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreProblem {
+    /// What the last failed write came to.
+    pub cause: OutageCause,
+    /// When the first one failed.
+    pub since: SystemTime,
+}
+
+impl fmt::Display for StoreProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let since = prost_types::Timestamp { nanos: 0, ..self.since.into() };
+        write!(f, "{} (since {since})", self.cause)
+    }
 }
 
 impl fmt::Display for OutageCause {

@@ -23,6 +23,8 @@ const RECENT_REBALANCES: u64 = 100;
 const MOVE_ROWS: u64 = 1_000;
 /// Rows of moves read at once.
 const MOVE_PAGE: u64 = 32;
+/// Newest idempotent calls that a leader reads; clients choose how many there are.
+const MAX_REQUESTS: u64 = 1_000_000;
 /// Most entries one list returns.
 const MAX_LIST: u64 = 1_000;
 
@@ -55,7 +57,7 @@ pub struct StoredState {
     pub grants: HashMap<ApplianceId, StoredGrant>,
     /// The last live members.
     pub members: Vec<StoredMember>,
-    /// Idempotent calls that are still remembered.
+    /// Idempotent calls that are still remembered, the newest million at most, oldest first.
     pub requests: Vec<RequestRecord>,
     /// The newest rebalances, newest first.
     pub rebalances: Vec<RebalanceRecord>,
@@ -82,7 +84,14 @@ pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Resu
     let stored = appliances::Entity::find().all(db).await.map_err(|e| failure("read appliances", &e))?;
     let statuses = statuses::Entity::find().all(db).await.map_err(|e| failure("read statuses", &e))?;
     let members = members::Entity::find().all(db).await.map_err(|e| failure("read members", &e))?;
-    let requests = requests::Entity::find().all(db).await.map_err(|e| failure("read requests", &e))?;
+    let mut requests = requests::Entity::find()
+        .order_by_desc(requests::Column::TimeNs)
+        .limit(MAX_REQUESTS)
+        .all(db)
+        .await
+        .map_err(|e| failure("read requests", &e))?;
+    // They are forgotten in the order in which they are remembered.
+    requests.reverse();
     let rebalances = rebalances_before(db, None, RECENT_REBALANCES).await?;
     let (mut records, mut unreadable) = (Vec::with_capacity(stored.len()), Vec::new());
     for row in stored {

@@ -29,12 +29,21 @@ impl Readers {
     /// The current pool, with a deadline for each statement.
     pub(super) fn now(&self) -> Timed<DatabaseConnection> {
         let limit = self.target.statement_timeout();
-        Timed { inner: self.current(), limits: self.target.limits(limit * 3) }
+        self.timed(limit * 3)
     }
 
     /// The same for a reader of everything, which may pause between statements.
     pub(super) fn unhurried(&self) -> Timed<DatabaseConnection> {
-        Timed { inner: self.current(), limits: self.target.limits(Duration::from_secs(24 * 60 * 60)) }
+        self.timed(Duration::from_secs(24 * 60 * 60))
+    }
+
+    fn timed(&self, all: Duration) -> Timed<DatabaseConnection> {
+        Timed {
+            inner: self.current(),
+            limits: self.target.limits(all),
+            #[cfg(test)]
+            faults: self.target.faults.clone(),
+        }
     }
 
     fn current(&self) -> DatabaseConnection {

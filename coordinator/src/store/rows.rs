@@ -10,7 +10,7 @@ use common::driver::{DriverCapabilities, DriverName, PreviousOffers};
 use common::kind::KindName;
 use common::secret::LifeSeal;
 use common::status::{InstanceStatus, Phase, Progress, Status};
-use common::{ApplianceId, Generation, Incarnation, RebalanceId, Term, WorkerId};
+use common::{ApplianceId, Generation, Incarnation, RebalanceId, Term, WorkerId, text};
 use coordinator_core::grants::{Profile, StoredMember};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -41,9 +41,12 @@ fn json<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("plain data with text keys always has a JSON form")
 }
 
-/// Free text in a form that every database accepts: PostgreSQL cannot store a zero character.
-fn plain(text: &str) -> String {
-    text.replace('\0', "\u{fffd}")
+/// Most bytes of a free text in a row of the history or of a status.
+const MAX_FREE_TEXT: usize = 64 * 1024;
+
+/// Free text in a form that every database accepts.
+fn plain(free: &str) -> String {
+    text::storable(free, MAX_FREE_TEXT)
 }
 
 /// Names the row in errors.

@@ -3,8 +3,10 @@
 
 mod faults;
 mod fixtures;
+mod full;
 mod log;
 mod outages;
+mod plans;
 mod servers;
 mod tls;
 
@@ -19,7 +21,7 @@ use common::kind::{Custom, KindName, KindSpec, Probe};
 use common::status::{InstanceStatus, JournalEntry, Phase, Progress, Status};
 use common::{Generation, Token};
 use coordinator_core::grants::{Granted, Profile, StoredGrant};
-use sea_orm::{ConnectionTrait, QueryTrait};
+use sea_orm::ConnectionTrait;
 use tempfile::TempDir;
 
 use self::fixtures::*;
@@ -161,7 +163,6 @@ on_every_database!(
     old_history_is_pruned_in_parts,
     old_history_is_deleted_when_the_leader_asks,
     a_dump_shows_counts_and_grants_and_needs_no_term,
-    statuses_without_an_appliance_are_found_through_an_index_or_a_join,
 );
 
 async fn everything_survives_a_restart(database: DatabaseKind) {
@@ -374,35 +375,6 @@ async fn observations_are_merged_and_end_with_their_appliance(database: Database
     let (_, _, loaded) = home.lead().await;
     assert_eq!(loaded.statuses.len(), 1, "of an appliance that is not stored, nothing is kept");
     assert_eq!(loaded.statuses[&id(1)].0.failed_boots, 2_999);
-}
-
-/// Begins of a term stay proportional to the number of appliances only if no row's check walks through all of them.
-async fn statuses_without_an_appliance_are_found_through_an_index_or_a_join(database: DatabaseKind) {
-    let home = Home::new(database).await;
-    drop(home.open().await);
-    let db = home.raw().await;
-    let backend = db.get_database_backend();
-    let explain = if database == DatabaseKind::Sqlite { "EXPLAIN QUERY PLAN" } else { "EXPLAIN" };
-    let sql = format!("{explain} {}", load::orphaned_statuses().build(backend));
-    let rows = db.query_all_raw(sea_orm::Statement::from_string(backend, sql)).await.expect("it can be explained");
-    let column = |row: &sea_orm::QueryResult, name: &str| -> String {
-        row.try_get::<Option<String>>("", name).expect("a text").unwrap_or_default()
-    };
-    match database {
-        DatabaseKind::Sqlite => {
-            let plan: Vec<_> = rows.iter().map(|row| column(row, "detail")).collect();
-            assert!(plan.iter().any(|step| step.starts_with("SEARCH appliances USING")), "{plan:?}");
-        }
-        DatabaseKind::Postgres => {
-            let plan: Vec<_> = rows.iter().map(|row| column(row, "QUERY PLAN")).collect();
-            assert!(plan.iter().any(|step| step.contains("Anti Join")), "{plan:?}");
-            assert!(!plan.iter().any(|step| step.contains("SubPlan")), "{plan:?}");
-        }
-        DatabaseKind::MariaDb => {
-            let plan: Vec<_> = rows.iter().map(|row| (column(row, "table"), column(row, "key"))).collect();
-            assert!(plan.contains(&("appliances".to_owned(), "PRIMARY".to_owned())), "{plan:?}");
-        }
-    }
 }
 
 async fn old_history_is_pruned_in_parts(database: DatabaseKind) {

@@ -42,6 +42,9 @@ pub(super) fn out_of_time() -> DbErr {
 pub(super) struct Timed<C> {
     pub(super) inner: C,
     pub(super) limits: Limits,
+    /// Statements are noted here.
+    #[cfg(test)]
+    pub(super) faults: std::sync::Arc<super::dialect::Faults>,
 }
 
 #[async_trait::async_trait]
@@ -51,6 +54,8 @@ impl<C: ConnectionTrait> ConnectionTrait for Timed<C> {
     }
 
     async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
+        #[cfg(test)]
+        self.faults.note(&statement);
         self.limits.within(self.inner.execute_raw(statement)).await
     }
 
@@ -59,10 +64,14 @@ impl<C: ConnectionTrait> ConnectionTrait for Timed<C> {
     }
 
     async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
+        #[cfg(test)]
+        self.faults.note(&statement);
         self.limits.within(self.inner.query_one_raw(statement)).await
     }
 
     async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
+        #[cfg(test)]
+        self.faults.note(&statement);
         self.limits.within(self.inner.query_all_raw(statement)).await
     }
 }

@@ -49,6 +49,8 @@ const GROUP_CHANGES: usize = 2_048;
 const ON_THE_SPOT: Duration = Duration::from_millis(500);
 /// First pause before a lock that timed out is tried again.
 const LOCK_PAUSE: Backoff = Backoff { base: Duration::from_millis(50), cap: Duration::from_millis(500) };
+/// How long after a change failed the success of a write of the background does not mean that changes succeed again.
+const CHANGES_FAIL: Duration = Duration::from_secs(10);
 /// How long a closing store waits for the database, if the outcome of a commit is unknown.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
 
@@ -86,6 +88,8 @@ pub(super) struct Writer {
     outage: Option<StoreOutage>,
     /// The end of the last outage has been logged, or there was none.
     failing: bool,
+    /// When a change failed last, since the store accepted one.
+    change_failed_at: Option<Instant>,
     background: Background,
     _lock: Option<FileLock>,
 }
@@ -109,6 +113,7 @@ impl Writer {
             chain: None,
             outage: None,
             failing: false,
+            change_failed_at: None,
             background: Background::new(),
             _lock: lock,
         }
@@ -283,7 +288,7 @@ impl Writer {
             Err(Error::Deposed { .. }) => self.step_down(),
             Err(_) => {}
         }
-        self.note(result.as_ref().err());
+        self.note(result.as_ref().err(), batch.is_background());
         result
     }
 
@@ -305,7 +310,9 @@ impl Writer {
     /// After a failure: if the database may be unavailable, or the outcome of batch `unknown` is open, waits a moment
     /// for it and otherwise begins an outage.
     async fn fail(&mut self, error: Error, unknown: Option<u64>) -> Result<bool, Error> {
-        let Error::Unavailable(cause) = &error else { return Err(error) };
+        let Error::Unavailable(cause) = error else { return Err(error) };
+        let cause = self.target.judge(cause);
+        let error = Error::Unavailable(cause.clone());
         // A file that is full, locked or read-only responds; each change tries it anew.
         let answers =
             matches!(cause, OutageCause::Full | OutageCause::Locked | OutageCause::ReadOnly | OutageCause::Io(_));
@@ -320,7 +327,7 @@ impl Writer {
                 result.unwrap_or(Err(error))
             }
             Err(_) => {
-                self.shared.set_outage(Some(cause.clone()));
+                self.shared.set_outage(Some(cause));
                 Err(error)
             }
         }
@@ -361,18 +368,29 @@ impl Writer {
                 return;
             }
         }
-        self.note(None);
+        self.note(None, false);
     }
 
-    /// Logs the begin and the end of an outage, once each.
-    fn note(&mut self, error: Option<&Error>) {
+    /// Shows a problem until a write succeeds, and logs the begin and the end of an outage, once each.
+    /// Small writes of the background may still fit on a full disk where changes do not: they end no problem that a change
+    /// has just met.
+    fn note(&mut self, error: Option<&Error>, background: bool) {
         match error {
-            Some(error @ Error::Unavailable(_)) if !self.failing => {
-                self.failing = true;
-                tracing::warn!(store = %self.target.name(), %error, "changes are refused until it can be written again");
+            Some(error @ Error::Unavailable(cause)) => {
+                self.shared.failed(cause);
+                if !background {
+                    self.change_failed_at = Some(Instant::now());
+                }
+                if !self.failing {
+                    self.failing = true;
+                    tracing::warn!(store = %self.target.name(), %error, "changes are refused until it can be written again");
+                }
             }
+            None if background && self.change_failed_at.is_some_and(|at| at.elapsed() < CHANGES_FAIL) => {}
             None if self.failing => {
                 self.failing = false;
+                self.change_failed_at = None;
+                self.shared.succeeded();
                 tracing::info!(store = %self.target.name(), "the store accepts changes again");
             }
             _ => {}
@@ -442,7 +460,7 @@ impl Writer {
         self.background.due_at = Instant::now() + self.config.observation_interval;
         self.shared.term.store(term.get(), Ordering::Release);
         self.shared.deposed.store(false, Ordering::Release);
-        self.note(None);
+        self.note(None, false);
         loaded
     }
 

@@ -9,6 +9,8 @@ use common::ring::Ring;
 use common::{ApplianceId, CoordinatorId, Term, WorkerId};
 use coordinator_core::planner::Strategy;
 
+use crate::store::StoreProblem;
+
 /// The cluster as a whole, less what the catalog counts itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterView {
@@ -29,8 +31,8 @@ pub struct ClusterView {
     /// What a person should look at: what differs after a restored database or a wiped ZooKeeper, stored appliances
     /// that cannot be read. The first [`MAX_NOTES`] are shown.
     pub notes: Vec<String>,
-    /// Why the store takes no changes.
-    pub store_problem: Option<String>,
+    /// Why the store takes no changes, until a write succeeds.
+    pub store_problem: Option<StoreProblem>,
 }
 
 #[cfg(test)]

@@ -92,8 +92,8 @@ fn invalid_input_is_refused_with_line_and_field() {
     for (text, message) in [
         ("name: a\nkind: routr\nspec: {}\n", "f.yaml:2: kind: unknown kind `routr`; known are loadbalancer, custom"),
         (&custom_with("id: 12-34"), "f.yaml:3: id: `12-34` is not a UUID: invalid group count: expected 5, found 2"),
-        (&custom_with("replicas: -2"), "f.yaml:3: replicas: must be a whole number from 1 to 16, is the number -2"),
-        (&custom_with("replicas: two"), "f.yaml:3: replicas: must be a whole number from 1 to 16, is the text \"two\""),
+        (&custom_with("replicas: -2"), "f.yaml:3: replicas: must be a whole number from 1 to 16, is a number"),
+        (&custom_with("replicas: two"), "f.yaml:3: replicas: must be a whole number from 1 to 16, is a text"),
         (
             &custom_with("replica: 2"),
             "f.yaml:3: replica: unknown field; known are name, tenant, id, kind, driver, placement_key, labels, \
@@ -101,9 +101,9 @@ fn invalid_input_is_refused_with_line_and_field() {
         ),
         (
             &custom_with("probe_interval: 5"),
-            "f.yaml:3: probe_interval: must be a duration with its unit, such as 5s or 500ms, is the number 5",
+            "f.yaml:3: probe_interval: must be a duration with its unit, such as 5s or 500ms, is a number",
         ),
-        (&custom_with("labels: {v: 1}"), "f.yaml:3: labels.v: must be text (put it in quotes), is the number 1"),
+        (&custom_with("labels: {v: 1}"), "f.yaml:3: labels.v: must be text (put it in quotes), is a number"),
         (&custom_with("labels: [v]"), "f.yaml:3: labels: must be a mapping of names to texts, is a list"),
         (
             &custom_with("driver: My VM"),
@@ -131,7 +131,7 @@ fn invalid_input_is_refused_with_line_and_field() {
         ("name: a\nkind: custom\nspec: []\n", "f.yaml:3: spec: must be a mapping, is a list"),
         (
             "name: a\nkind: custom\nspec:\n  command: a\n  args: [x,\n    8]\n",
-            "f.yaml:6: spec.args[1]: must be text (put it in quotes), is the number 8",
+            "f.yaml:6: spec.args[1]: must be text (put it in quotes), is a number",
         ),
         (
             "name: a\nkind: custom\nspec:\n  command: a\n  probe: ping\n",
@@ -143,13 +143,13 @@ fn invalid_input_is_refused_with_line_and_field() {
         ),
         (
             "name: a\nkind: loadbalancer\nspec:\n  listeners:\n  - port: 80000\n",
-            "f.yaml:5: spec.listeners[0].port: must be a whole number from 1 to 65535, is the number 80000",
+            "f.yaml:5: spec.listeners[0].port: must be a whole number from 1 to 65535, is a number",
         ),
         (
             "name: a\nkind: loadbalancer\nspec:\n  listeners:\n  - {port: 80, address: localhost}\n",
             "f.yaml:5: spec.listeners[0].address: `localhost` is not an IP address",
         ),
-        ("- 1\n", "f.yaml:1: must be a mapping, is the number 1"),
+        ("- 1\n", "f.yaml:1: must be a mapping, is a number"),
         ("", "f.yaml: contains no document"),
         ("---\n---\n# nothing\n", "f.yaml: contains no document"),
     ] {

@@ -24,25 +24,24 @@ pub(super) struct YamlNode {
 #[derive(Clone, Debug)]
 pub(super) enum Value {
     Null,
-    Bool(bool),
+    Bool,
     Int(i128),
-    Float(f64),
+    Float,
     Text(String),
     List(Vec<YamlNode>),
     Map(Vec<(String, u64, YamlNode)>),
 }
 
 impl Value {
-    /// Name of the value in messages.
-    fn describe(&self) -> String {
+    /// Name of the value in messages, which never quote it: it may be a password that is missing its quotes.
+    const fn describe(&self) -> &'static str {
         match self {
-            Self::Null => "empty".to_owned(),
-            Self::Bool(value) => format!("the boolean {value}"),
-            Self::Int(value) => format!("the number {value}"),
-            Self::Float(value) => format!("the number {value}"),
-            Self::Text(value) => format!("the text {:?}", value.chars().take(40).collect::<String>()),
-            Self::List(_) => "a list".to_owned(),
-            Self::Map(_) => "a mapping".to_owned(),
+            Self::Null => "empty",
+            Self::Bool => "a boolean",
+            Self::Int(_) | Self::Float => "a number",
+            Self::Text(_) => "a text",
+            Self::List(_) => "a list",
+            Self::Map(_) => "a mapping",
         }
     }
 }
@@ -73,8 +72,8 @@ impl<'de> Deserialize<'de> for Value {
                 Ok(Value::Null)
             }
 
-            fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-                Ok(Value::Bool(value))
+            fn visit_bool<E>(self, _: bool) -> Result<Value, E> {
+                Ok(Value::Bool)
             }
 
             fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
@@ -89,8 +88,8 @@ impl<'de> Deserialize<'de> for Value {
                 Ok(Value::Int(value))
             }
 
-            fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-                Ok(Value::Float(value))
+            fn visit_f64<E>(self, _: f64) -> Result<Value, E> {
+                Ok(Value::Float)
             }
 
             fn visit_str<E>(self, value: &str) -> Result<Value, E> {
@@ -163,7 +162,7 @@ impl Field {
     pub(super) fn text(&self, report: &mut ReadReport) -> Option<String> {
         match &self.node.value {
             Value::Text(text) => Some(text.clone()),
-            Value::Int(_) | Value::Float(_) | Value::Bool(_) => {
+            Value::Int(_) | Value::Float | Value::Bool => {
                 report.wrong_type(self, "text (put it in quotes)");
                 None
             }

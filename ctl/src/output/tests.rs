@@ -3,11 +3,23 @@
 use super::*;
 
 #[test]
+fn of_what_is_not_plain_only_line_ends_and_colours_reach_a_terminal() {
+    assert_eq!(lines_escaped("\x1b[31mred\x1b[0m\n\x1b[2Jx\u{202e}"), "\x1b[31mred\x1b[0m\n\\u{1b}[2Jx\\u{202e}");
+    assert_eq!(lines_escaped("\x1b["), "\\u{1b}[");
+    let json = "{\n  \"a\": \"\u{9b}31m\u{202e}\u{e0041}\"\n}";
+    let escaped = json_escaped(json);
+    assert_eq!(escaped, "{\n  \"a\": \"\\u009b31m\\u202e\\udb40\\udc41\"\n}");
+    let (read, same): (serde_json::Value, serde_json::Value) =
+        (serde_json::from_str(json).expect("JSON"), serde_json::from_str(&escaped).expect("JSON"));
+    assert_eq!(read, same);
+}
+
+#[test]
 fn tables_are_aligned_and_one_line_per_row() {
     let mut table = TextTable::new(&["NAME", "WHAT"]);
     table.row([("a", Tone::Plain), ("two\nlines\x1b[31m", Tone::Bad)]);
     table.row([("longer", Tone::Good), ("", Tone::Plain)]);
-    assert_eq!(table.render(false), "NAME    WHAT\na       two lines [31m\nlonger  -");
+    assert_eq!(table.render(false), "NAME    WHAT\na       two lines \\u{1b}[31m\nlonger  -");
 }
 
 #[test]

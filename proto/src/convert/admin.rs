@@ -7,7 +7,7 @@ use common::change::{ApplianceDraft, ApplianceTarget};
 use common::driver::DriverName;
 use common::network_port::MAX_NETWORK_PORTS;
 use common::status::{Details, InstanceStatus, PID_DETAIL, Phase, Status};
-use common::{ApplianceId, Generation};
+use common::{ApplianceId, Generation, text};
 
 use super::scalar::{clip, unix_ms_from_wire, unix_ms_to_wire};
 use super::spec;
@@ -45,6 +45,7 @@ pub fn draft_from_wire(appliance: Option<wire::Appliance>) -> Result<ApplianceDr
     let placement_key = placement_key(a.placement_key, &mut found);
     let labels = labels("appliance.labels", a.labels, &mut found);
     let spec = match a.spec {
+        Some(spec) if !chosen_texts(&spec, "appliance.spec", &mut found) => None,
         Some(spec) => spec::read(spec, "appliance.spec", &mut found),
         None => {
             found.add("appliance.spec", "is missing");
@@ -96,12 +97,28 @@ pub(super) fn tenant(at: &str, text: &str, found: &mut Violations) -> Option<Nam
 }
 
 pub(super) fn placement_key(key: String, found: &mut Violations) -> Option<String> {
-    if key.len() > MAX_PLACEMENT_KEY {
-        let size = key.len();
-        found.add("appliance.placement_key", format!("has {size} bytes, at most {MAX_PLACEMENT_KEY} are allowed"));
-        return None;
-    }
+    found.take("appliance.placement_key", text::check(&key, MAX_PLACEMENT_KEY))?;
     (!key.is_empty()).then_some(key)
+}
+
+/// Checks the characters of texts of a specification that are shown as they are; how long they may be is the specification's
+/// own rule. Only where users set them: what is stored already, by a
+/// version that took more, goes on. `false` when one was refused.
+pub(super) fn chosen_texts(spec: &wire::Spec, at: &str, found: &mut Violations) -> bool {
+    let image = (format!("{at}.image"), &spec.image);
+    let networks = spec.ports.iter().enumerate().map(|(i, port)| (format!("{at}.ports[{i}].network"), &port.network));
+    let custom = match &spec.kind {
+        Some(wire::spec::Kind::Custom(custom)) => Some(custom),
+        _ => None,
+    };
+    let command = custom.map(|custom| (format!("{at}.custom.command"), &custom.command));
+    let names = custom.into_iter().flat_map(|custom| custom.env.keys().map(|name| (format!("{at}.custom.env"), name)));
+    let texts = std::iter::once(image).chain(networks).chain(command).chain(names);
+    let refused: Vec<_> =
+        texts.filter_map(|(field, text)| Some((field, text::check(text, usize::MAX).err()?))).collect();
+    let fine = refused.is_empty();
+    refused.into_iter().for_each(|(field, problem)| found.add(field, problem.to_string()));
+    fine
 }
 
 /// Reads labels, in order of their keys.
@@ -116,12 +133,9 @@ pub(super) fn labels(at: &str, wire: HashMap<String, String>, found: &mut Violat
             found.add(at, "a key must not be empty");
         }
         for text in [key, value] {
-            if text.len() > MAX_LABEL_TEXT || text.contains(char::is_control) {
+            if let Err(problem) = text::check(text, MAX_LABEL_TEXT) {
                 let key = clip(key, 64);
-                found.add(
-                    format!("{at}[{key:?}]"),
-                    format!("key and value have at most {MAX_LABEL_TEXT} bytes and no control characters"),
-                );
+                found.add(format!("{at}[{key:?}]"), problem.to_string());
             }
         }
     }

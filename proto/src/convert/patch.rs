@@ -8,7 +8,7 @@ use common::appliance::{FieldViolation, Name, Violations};
 use common::change::{AppliancePatch, ApplianceTarget, ApplianceUpdate, FixedFields, KindPatch, SpecPatch};
 use common::kind;
 
-use super::admin::{draft_from_wire, id_or_none, labels, placement_key, tenant};
+use super::admin::{chosen_texts, draft_from_wire, id_or_none, labels, placement_key, tenant};
 use super::scalar::clip;
 use super::spec;
 use crate::admin::v1 as wire;
@@ -55,6 +55,9 @@ pub fn update_from_wire(request: wire::UpdateApplianceRequest) -> Result<Applian
         driver: if a.driver.is_empty() { None } else { found.take("appliance.driver", a.driver.parse()) },
         placement_key: placement_key(a.placement_key, &mut found),
     };
+    if let Some(spec) = &a.spec {
+        chosen_texts(spec, AT, &mut found);
+    }
     let mut patch = AppliancePatch { fixed, ..AppliancePatch::default() };
     match (mask, &create) {
         (None, Some(draft)) => {

@@ -9,7 +9,7 @@ use common::ring::MAX_WEIGHT;
 use common::session::{AnnouncedStep, Desired, Envelope, GrantRef, MAX_ENTRIES_PER_MESSAGE};
 use common::site::{HOST_RULE, is_host};
 use common::status::{JournalEntry, Progress};
-use common::{ApplianceId, Edition, Generation, Incarnation, Profile, StreamNumber, Term, Token};
+use common::{ApplianceId, Edition, Generation, Incarnation, Profile, StreamNumber, Term, Token, text};
 
 use super::driver::offers_to_wire;
 use super::scalar::{clip, duration_from_wire, duration_to_wire};
@@ -96,9 +96,7 @@ impl Reader {
     }
 
     pub(super) fn text(self, field: &str, text: String, most: usize) -> Result<String, WireError> {
-        if text.len() > most || text.contains(char::is_control) {
-            return Err(self.error(field, format!("must have at most {most} bytes and no control characters")));
-        }
+        text::check(&text, most).map_err(|problem| self.error(field, problem))?;
         Ok(text)
     }
 

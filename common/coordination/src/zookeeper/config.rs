@@ -78,7 +78,18 @@ impl Config {
     /// # Errors
     /// [`Error::Refused`] with what is wrong; it names options, never credentials.
     pub fn parse(settings: &settings::Config) -> Result<Self, Error> {
-        parse(settings).map_err(Error::Refused)
+        parse(settings).map_err(|problem| Error::Refused(without_credentials(&settings.url, problem)))
+    }
+}
+
+/// The problem, unless it may quote a part of a password: one that has a `/` or `?` ends the authority too early.
+fn without_credentials(url: &str, problem: String) -> String {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    match rest.find(['/', '?']) {
+        Some(end) if rest[end..].contains('@') => {
+            "it cannot be read; user and password must not have a `/` or `?`".to_owned()
+        }
+        _ => problem,
     }
 }
 
@@ -225,11 +236,16 @@ fn credentials(userinfo: Option<&str>) -> Result<Option<Credentials>, String> {
 }
 
 fn split_hosts(text: &str) -> Result<Vec<String>, String> {
-    text.split(',').filter(|host| !host.is_empty()).map(|host| host_and_port(host.trim())).collect()
+    let hosts = text.split(',').filter(|host| !host.is_empty());
+    hosts
+        .enumerate()
+        .map(|(i, host)| host_and_port(host.trim()).map_err(|why| format!("host {}: {why}", i + 1)))
+        .collect()
 }
 
 fn host_and_port(text: &str) -> Result<String, String> {
-    let wrong = |why: &str| Err(format!("`{text}` is not a host with a port: {why}"));
+    // Not quoted: without an `@` it may be user and password.
+    let wrong = |why: &str| Err(format!("is not a host with a port: {why}"));
     let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((host, "")) => (format!("[{host}]"), "2181"),
         Some((host, rest)) => match rest.strip_prefix(':') {
@@ -258,7 +274,7 @@ fn seconds(value: &str) -> Result<Duration, String> {
     match value.parse::<f64>() {
         Ok(secs) if TIMEOUT_SECS.contains(&secs) => Ok(Duration::from_secs_f64(secs)),
         _ => Err(format!(
-            "`timeout` has to be a number of seconds from {} to {}, not `{value}`",
+            "`timeout` has to be a number of seconds from {} to {}",
             TIMEOUT_SECS.start(),
             TIMEOUT_SECS.end()
         )),
@@ -270,7 +286,7 @@ fn truth(key: &str, value: &str) -> Result<bool, String> {
     match value.to_ascii_lowercase().as_str() {
         "1" | "t" | "true" | "on" | "y" | "yes" => Ok(true),
         "0" | "f" | "false" | "off" | "n" | "no" => Ok(false),
-        _ => Err(format!("`{key}` has to be true or false, not `{value}`")),
+        _ => Err(format!("`{key}` has to be true or false")),
     }
 }
 
@@ -283,7 +299,7 @@ mod tests {
     }
 
     fn read(url: &str) -> Result<Config, String> {
-        parse(&settings(url))
+        Config::parse(&settings(url)).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -363,6 +379,21 @@ mod tests {
         for group in ["", "a/b", "lead er", "ä", "locks"] {
             let settings = settings::Config { group: group.to_owned(), ..settings("zookeeper://h1") };
             assert!(parse(&settings).expect_err(group).contains("group"), "{group}");
+        }
+    }
+
+    #[test]
+    fn a_problem_quotes_no_part_of_a_password() {
+        for url in [
+            "zookeeper://rug:hush",
+            "zookeeper://rug:hush:hush@h1:port",
+            "zookeeper://rug:hush/hush@h1",
+            "zookeeper://rug:x?hush=hush@h1",
+            "zookeeper://h1?timeout=hush",
+            "zookeeper://h1?use_ssl=hush",
+        ] {
+            let error = read(url).expect_err(url);
+            assert!(!error.contains("hush"), "{url}: {error}");
         }
     }
 

@@ -255,7 +255,7 @@ impl Beats {
                         tracing::debug!(path = self.path, beat, why, "the outcome of a heartbeat is not known");
                     }
                     CallFailure::Refused(error) => {
-                        tracing::warn!(path = self.path, beat, error, "a heartbeat was refused");
+                        runtime::log_limited!(warn, path = self.path, beat, error, "a heartbeat was refused");
                     }
                     _ => {}
                 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use common::access::SubjectName;
+use common::text;
 use rustls::pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
@@ -95,7 +96,7 @@ impl fmt::Display for Identity {
 
 /// The names of a stranger's certificate go to logs and terminals.
 fn printable(name: &str) -> String {
-    name.chars().take(128).map(|c| if c.is_control() { '?' } else { c }).collect()
+    text::escaped(text::clip(name, 128)).into_owned()
 }
 
 fn name(name: &GeneralName<'_>) -> Option<AlternativeName> {

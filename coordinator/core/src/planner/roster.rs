@@ -38,6 +38,19 @@ pub(super) struct MemberRoster {
     names: Arc<Vec<WorkerId>>,
     by_name: HashMap<WorkerId, u32>,
     free: Vec<u32>,
+    pub(super) limited: RingLimited,
+}
+
+/// What was done to keep the work of each change of the members bounded. Empty when nothing had to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RingLimited {
+    /// Members that are not considered at all, because there are more than [`ring::MAX_RING_MEMBERS`].
+    pub ignored: Vec<WorkerId>,
+    /// By what the weights were divided on the ring; 0 or 1 when they were not. Fair shares follow the weights as they are.
+    pub divisor: u32,
+    /// Members that are not on the ring, because weights together exceed [`ring::MAX_RING_WEIGHT`]. Other readers of the
+    /// group do not leave them out.
+    pub left_out: Vec<WorkerId>,
 }
 
 impl MemberRoster {
@@ -52,6 +65,7 @@ impl MemberRoster {
             names: Arc::default(),
             by_name: HashMap::new(),
             free: Vec::new(),
+            limited: RingLimited::default(),
         }
     }
 
@@ -65,6 +79,7 @@ impl MemberRoster {
                 true
             }
         });
+        let mut limited = RingLimited { ignored: self.ignore_beyond_limit(&mut members), ..RingLimited::default() };
         for handle in std::mem::take(&mut self.handles) {
             self.in_use[handle as usize].as_mut().expect("members keep their names").rank = None;
             self.release(handle);
@@ -84,13 +99,45 @@ impl MemberRoster {
             Strategy::Bounded if !m.drivers.is_empty() => m.weight.max(1),
             _ => m.weight,
         };
-        let ring =
-            self.ring.with_members(self.members.iter().filter(|m| on_ring(m)).map(|m| (m.id.clone(), weight(m))));
-        self.ring_ranks = (0..).zip(&self.members).filter(|(_, m)| on_ring(m)).map(|(rank, _)| rank).collect();
+        let mut wanted: Vec<(WorkerId, u32)> =
+            self.members.iter().filter(|m| on_ring(m)).map(|m| (m.id.clone(), weight(m))).collect();
+        match strategy {
+            Strategy::Bounded => {
+                limited.divisor = ring::divisor(wanted.iter().map(|(_, weight)| *weight));
+                wanted.iter_mut().for_each(|(_, weight)| {
+                    *weight = (*weight).min(ring::MAX_WEIGHT).div_ceil(limited.divisor);
+                });
+            }
+            Strategy::Ring => (wanted, limited.left_out) = ring::cut(wanted),
+        }
+        let ring = self.ring.with_members(wanted);
+        let rank_of = |id: &WorkerId| self.find(id).and_then(|handle| self.rank(handle)).expect("all are members");
+        self.ring_ranks = ring.members().map(|(id, _)| rank_of(id)).collect();
+        self.limited = limited;
         let changed = if strategy == Strategy::Ring { Ring::diff(&self.ring, &ring) } else { Vec::new() };
         self.ring = ring;
         self.version += 1;
         changed
+    }
+
+    /// Takes away members beyond the limit, those to which no appliance refers first, then those that take no share, and
+    /// says which.
+    fn ignore_beyond_limit(&self, members: &mut Vec<PlannerMember>) -> Vec<WorkerId> {
+        if members.len() <= ring::MAX_RING_MEMBERS {
+            return Vec::new();
+        }
+        let has = |m: &PlannerMember| {
+            // A member that is there already has one reference for that.
+            let others = |handle| {
+                let name = self.in_use[handle as usize].as_ref().expect("handles in use have a name");
+                name.references - u32::from(name.rank.is_some())
+            };
+            self.find(&m.id).is_some_and(|handle| others(handle) > 0)
+        };
+        members.sort_by_cached_key(|m| (!has(m), m.drivers.is_empty(), m.id.clone()));
+        let ignored = members.split_off(ring::MAX_RING_MEMBERS).into_iter().map(|m| m.id).collect();
+        members.sort_by(|a, b| a.id.cmp(&b.id));
+        ignored
     }
 
     /// The handle of a name, counted once more.

@@ -231,7 +231,7 @@ async fn stalled_clients_delay_no_other() {
     let ca = Authority::new("ca");
     let mut bench = TlsServer::of(&ca).await;
     let mut stalled = Vec::new();
-    for n in 0..MAX_HANDSHAKES + 8 {
+    for n in 0..MAX_PENDING + 8 {
         let mut stream = TcpStream::connect(bench.address).await.expect("it listens");
         // Some say nothing, some begin a record and go no further.
         if n % 2 == 0 {
@@ -246,15 +246,29 @@ async fn stalled_clients_delay_no_other() {
     assert!(matches!(gone, Ok(0) | Err(_)), "{gone:?}");
 }
 
-#[test]
-fn failed_connections_do_not_fill_the_log() {
-    let start = Instant::now();
-    let mut hush = Hush::new(start);
-    let said = (0..100).filter(|_| hush.at(start).is_some()).count();
-    assert_eq!(said, 10);
-    assert_eq!(hush.at(start + Hush::REFILL), Some(90));
-    assert_eq!(hush.at(start + Hush::REFILL), None);
-    let later = start + 100 * Hush::REFILL;
-    let said = (0..100).filter(|_| hush.at(later).is_some()).count();
-    assert_eq!(said, 10);
+#[tokio::test]
+async fn silent_connections_without_tls_keep_no_one_out() {
+    let mut bench = TlsServer::with(None).await;
+    let mut silent = Vec::new();
+    for n in 0..MAX_PENDING + 8 {
+        let mut stream = TcpStream::connect(bench.address).await.expect("it listens");
+        if n % 2 == 0 {
+            stream.write_all(&PREFACE[..20]).await.expect("sent");
+        }
+        silent.push(stream);
+    }
+    bench.ask(None).await.expect("let in");
+    let gone = tokio::time::timeout(DEADLINE, silent[0].read(&mut [0; 64])).await.expect("in time");
+    assert!(matches!(gone, Ok(0) | Err(_)), "{gone:?}");
+}
+
+#[tokio::test]
+async fn what_is_no_http2_is_told_so() {
+    let bench = TlsServer::with(None).await;
+    let mut stream = TcpStream::connect(bench.address).await.expect("it listens");
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
+    let mut answer = String::new();
+    let read = stream.read_to_string(&mut answer);
+    let _ = tokio::time::timeout(DEADLINE, read).await.expect("closed");
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer:?}");
 }

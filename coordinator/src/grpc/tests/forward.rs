@@ -12,18 +12,18 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
-use super::super::{ForwardLayer, LEADER, ServingRole};
+use super::super::{ForwardLayer, LEADER, ServingRole, UndecodableLayer};
 use tokio::sync::mpsc;
 
 use super::*;
 
 /// A coordinator without the parts below its services. The leader commits changes at once, unless it is mute.
-struct TestCoordinator {
+pub(super) struct TestCoordinator {
     id: CoordinatorId,
     scheme: &'static str,
     address: SocketAddr,
     role: watch::Sender<ServingRole>,
-    channel: Channel,
+    pub(super) channel: Channel,
     /// Callers of changes, in order.
     actors: mpsc::UnboundedReceiver<String>,
     /// Cancelled calls of a mute coordinator.
@@ -32,7 +32,7 @@ struct TestCoordinator {
 }
 
 impl TestCoordinator {
-    async fn start(name: &str, role: ServingRole, mute: bool) -> Self {
+    pub(super) async fn start(name: &str, role: ServingRole, mute: bool) -> Self {
         Self::start_with(name, role, mute, &tls::Config::default()).await
     }
 
@@ -49,7 +49,8 @@ impl TestCoordinator {
         let address = listener.local_addr().expect("it is bound");
         let forward = ForwardLayer::new(id.clone(), role.subscribe(), client_tls.clone());
         let routes = services.routes().expect("descriptors are built in");
-        let server = Server::builder().layer(TraceLayer).layer(open()).layer(forward).add_routes(routes);
+        let server =
+            Server::builder().layer(TraceLayer).layer(UndecodableLayer).layer(open()).layer(forward).add_routes(routes);
         tokio::spawn(
             server.serve_with_incoming(crate::grpc::incoming(vec![crate::grpc::Listener::Tcp(listener)], server_tls)),
         );
@@ -76,7 +77,7 @@ impl TestCoordinator {
         Self { id, scheme, address, role, channel, actors, given_up, catalog }
     }
 
-    fn leader(&self) -> Leader {
+    pub(super) fn leader(&self) -> Leader {
         self.leader_at(self.address)
     }
 

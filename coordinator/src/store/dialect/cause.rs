@@ -80,6 +80,7 @@ fn postgres(code: &str, message: &str) -> Option<OutageCause> {
             OutageCause::Refused(words())
         }
         _ if code.starts_with("08") => OutageCause::Lost(words()),
+        _ if code.starts_with("58") && is_full(message) => OutageCause::Full,
         _ if code.starts_with("58") || code == "XX001" || code == "XX002" => OutageCause::Io(words()),
         _ => return None,
     })
@@ -95,6 +96,7 @@ fn mysql(number: u16, message: &str) -> Option<OutageCause> {
         1969 | 3024 => OutageCause::TimedOut,
         1036 | 1290 | 1792 | 1836 => OutageCause::ReadOnly,
         1021 | 1114 => OutageCause::Full,
+        3 | 1026 | 1030 if is_full(message) => OutageCause::Full,
         3 | 1026 | 1030 => OutageCause::Io(words()),
         // Shutting down, killed, idle for too long, broken off.
         1053 | 1077 | 1152 | 1158..=1161 | 1184 | 1317 | 1927 | 1928 | 1429 | 4031 => OutageCause::Lost(words()),
@@ -104,6 +106,11 @@ fn mysql(number: u16, message: &str) -> Option<OutageCause> {
         }
         _ => return None,
     })
+}
+
+/// Whether the system's words for a full disk are part of a message.
+fn is_full(message: &str) -> bool {
+    message.contains("No space left on device") || message.contains("Disk quota exceeded")
 }
 
 /// The store error for a database error during the operation.

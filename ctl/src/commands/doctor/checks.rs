@@ -148,9 +148,13 @@ fn store(status: &v1::ClusterStatus) -> Finding {
     if status.store_problem.is_empty() {
         return check(name, Severity::Ok, one_line(&status.store));
     }
-    check(name, Severity::Problem, format!("accepts no writes: {}", one_line(&status.store_problem)))
-        .detail([one_line(&status.store)])
-        .advise("repair the database; until then nothing is placed or changed, and reads are served from memory")
+    let found = check(name, Severity::Problem, format!("accepts no writes: {}", one_line(&status.store_problem)))
+        .detail([one_line(&status.store)]);
+    if status.store_problem.contains("no space is left") {
+        return found
+            .advise("free space on the disk of the database; until a write succeeds nothing is placed or changed");
+    }
+    found.advise("repair the database; until then nothing is placed or changed, and reads are served from memory")
 }
 
 fn clocks(seen: &Inspection, status: &v1::ClusterStatus) -> Finding {
@@ -367,8 +371,12 @@ fn appliances(status: &v1::ClusterStatus) -> Finding {
 
 fn notes(status: &v1::ClusterStatus) -> Option<Finding> {
     // The store has a check of its own.
-    let notes: Vec<_> =
-        status.notes.iter().map(|n| one_line(n)).filter(|n| !n.starts_with("the database does not answer")).collect();
+    let notes: Vec<_> = status
+        .notes
+        .iter()
+        .map(|n| one_line(n))
+        .filter(|n| !n.starts_with("the database does not answer") && !n.starts_with("the database takes no changes"))
+        .collect();
     (!notes.is_empty()).then(|| {
         let verb = if notes.len() == 1 { "needs" } else { "need" };
         let summary = format!("{} {verb} attention", count(notes.len() as u64, "thing"));
