@@ -19,13 +19,15 @@ use tonic_prost::ProstCodec;
 
 use super::*;
 use crate::access::permission::{self, CALLS, Permission};
-use crate::sessions::Sessions;
+use crate::sessions::{Input, Sessions};
 
 /// A served instance that knows roles, with a leader that commits changes at once and answers nothing else.
 struct RoleServer {
     ca: Authority,
     address: String,
     actors: mpsc::UnboundedReceiver<String>,
+    /// What sessions tell the leader.
+    leader: mpsc::Receiver<(common::Timestamp, Input)>,
     _dir: TempDir,
 }
 
@@ -50,12 +52,12 @@ impl RoleServer {
             .add_service(SessionServer::new(Sessions::new(to_leader, stop_seen)));
         let connections = crate::grpc::incoming(vec![crate::grpc::Listener::Tcp(listener)], server_tls);
         tokio::spawn(async move {
-            let _kept = (leader, stopping);
+            let _kept = stopping;
             server.serve_with_incoming(connections).await
         });
         let (actor, actors) = mpsc::unbounded_channel();
         tokio::spawn(obey(catalog, received, actor));
-        Self { ca, address, actors, _dir: dir }
+        Self { ca, address, actors, leader, _dir: dir }
     }
 
     /// A connection of somebody whose certificate has these names.
@@ -339,7 +341,7 @@ async fn only_a_coordinator_names_another_caller_and_only_under_its_own_name() {
 
 #[tokio::test]
 async fn a_worker_joins_as_itself_only() {
-    let server = RoleServer::start().await;
+    let mut server = RoleServer::start().await;
     let hello = |worker: &str| {
         let profile = session::Profile {
             weight: 1,
@@ -359,7 +361,8 @@ async fn a_worker_joins_as_itself_only() {
     assert_eq!(status.code(), Code::PermissionDenied);
     assert!(status.message().contains("`worker-1` is none of the workers"), "{status:?}");
     assert!(status.message().contains("worker:worker-2"), "{status:?}");
-    let mut stream = client.open(hello("worker-2")).await.expect("it is a worker").into_inner();
-    let answer = stream.message().await;
-    assert!(!answer.as_ref().is_err_and(|status| status.code() == Code::PermissionDenied), "{answer:?}");
+    let _stream = client.open(hello("worker-2")).await.expect("it is a worker").into_inner();
+    let told = tokio::time::timeout(Duration::from_secs(20), server.leader.recv()).await.expect("in time");
+    let Some((_, Input::Hello { hello, .. })) = told else { panic!("{told:?}") };
+    assert_eq!(hello.worker.as_str(), "worker-2", "nothing of the refused one reached the leader");
 }
