@@ -167,7 +167,8 @@ pub(crate) fn parse(source: &str, text: &str) -> Result<Vec<Document>, Vec<Strin
     let options = options! {
         // `command: y` and `env: {DEBUG: on}` are texts, as in YAML 1.2.
         strict_booleans: true,
-        budget: budget! { max_documents: 65_536, max_nodes: 4_000_000, max_events: 8_000_000 },
+        // Documents are nested some ten levels deep, and reading them takes stack for each.
+        budget: budget! { max_depth: 64, max_documents: 65_536, max_nodes: 4_000_000, max_events: 8_000_000 },
     };
     let nodes: Vec<YamlNode> = serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
         let reason = error.without_snippet().to_string();

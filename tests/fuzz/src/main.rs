@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use fuzz::run::{Limits, Report, search};
+use fuzz::run::{Limits, Report, STACK, search};
 use fuzz::targets::TARGETS;
 use fuzz::{Target, corpus};
 
@@ -81,9 +81,11 @@ fn run(target: &Target, seed: u64, threads: usize, limits: Limits) -> anyhow::Re
     std::thread::scope(|scope| {
         let all: Vec<_> = (0..threads as u64)
             .map(|n| {
-                scope.spawn(move || search(target, seed.wrapping_add(n.wrapping_mul(0x5851_f42d_4c95_7f2d)), limits))
+                let seed = seed.wrapping_add(n.wrapping_mul(0x5851_f42d_4c95_7f2d));
+                let thread = std::thread::Builder::new().stack_size(STACK);
+                thread.spawn_scoped(scope, move || search(target, seed, limits))
             })
-            .collect();
+            .collect::<std::io::Result<_>>()?;
         let mut whole = Report::default();
         for one in all {
             whole.add(one.join().map_err(|_| anyhow::anyhow!("a thread of {} panicked", target.name))??);

@@ -9,6 +9,9 @@ use crate::{Outcome, Target, corpus, memory};
 
 /// Longest time one input may take. Inputs have at most 4 KiB, and take microseconds.
 pub const SLOW: Duration = Duration::from_secs(2);
+/// Stack of a thread that runs targets: that of a main thread, on which `rugctl` reads documents. Each level that YAML is nested takes
+/// some kilobytes of it without optimisation, before the depth is looked at.
+pub const STACK: usize = 8 * 1024 * 1024;
 /// Most seeds of a run; a bound on its memory.
 const MOST_SEEDS: usize = 4096;
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fuzz::Target;
-use fuzz::run::{Failure, Limits, Report, replay, search};
+use fuzz::run::{Failure, Limits, Report, STACK, replay, search};
 use fuzz::targets::TARGETS;
 
 fn failures(target: &Target, report: &Report) -> Vec<String> {
@@ -13,8 +13,20 @@ fn failures(target: &Target, report: &Report) -> Vec<String> {
     report.failures.iter().map(line).collect()
 }
 
+/// Runs a test on a thread with the stack that targets need.
+fn on_large_stack(test: fn()) {
+    let thread = std::thread::Builder::new().stack_size(STACK).spawn(test).expect("a thread");
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
 #[test]
 fn what_was_found_once_stays_mended_and_seeds_are_read() {
+    on_large_stack(replay_all);
+}
+
+fn replay_all() {
     let mut found = Vec::new();
     for target in &TARGETS {
         let report = replay(target).expect("the corpus is in the tree");
@@ -26,6 +38,10 @@ fn what_was_found_once_stays_mended_and_seeds_are_read() {
 
 #[test]
 fn a_second_of_each_target_finds_nothing() {
+    on_large_stack(search_all);
+}
+
+fn search_all() {
     let seed = std::env::var("RUG_FUZZ_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
     let mut found = Vec::new();
     for target in &TARGETS {
