@@ -110,7 +110,7 @@ async fn bad_documents_are_refused_by_line_and_create_nothing() -> Result<()> {
     let rows = [
         ("unknown kind", "name: a\nkind: routr\nspec: {}\n".to_owned(), vec!["standard input:2: kind", "routr"]),
         ("malformed UUID", custom("id: 12-34"), vec!["standard input:3: id", "12-34"]),
-        ("negative replicas", custom("replicas: -2"), vec!["standard input:3: replicas", "-2"]),
+        ("negative replicas", custom("replicas: -2"), vec!["standard input:3: replicas", "whole number"]),
         ("unknown field", custom("replica: 2"), vec!["standard input:3: replica", "unknown field"]),
         ("two with one name", format!("{two}---\n{two}"), vec!["standard input:5: name", "twin"]),
         ("not YAML", "name: [\n".to_owned(), vec!["standard input:"]),

@@ -19,7 +19,7 @@ fn tables_are_aligned_and_one_line_per_row() {
     let mut table = TextTable::new(&["NAME", "WHAT"]);
     table.row([("a", Tone::Plain), ("two\nlines\x1b[31m", Tone::Bad)]);
     table.row([("longer", Tone::Good), ("", Tone::Plain)]);
-    assert_eq!(table.render(false), "NAME    WHAT\na       two lines \\u{1b}[31m\nlonger  -");
+    assert_eq!(table.render(false), "NAME    WHAT\na       two lines\\u{1b}[31m\nlonger  -");
 }
 
 #[test]

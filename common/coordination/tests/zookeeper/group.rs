@@ -112,7 +112,7 @@ async fn a_heartbeat_of_another_session_is_not_taken_for_the_own() {
     // Where the next heartbeat was to go: equal in number, and the version has moved on as if it had committed.
     eventually("nobody writes in between", async || {
         let (data, stat) = client.get_data(LEASE).await.context("read")?;
-        ensure!(data.starts_with(b"\x83\xa4beat"), "{data:x?}");
+        ensure!(data.starts_with(b"\x84\xa4beat"), "{data:x?}");
         client.set_data(LEASE, &heartbeat(data[6] + 1, 1), Some(stat.version)).await.context("write")?;
         Ok(())
     })
