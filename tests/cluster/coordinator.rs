@@ -210,7 +210,11 @@ async fn a_state_directory_or_address_in_use_is_named_and_bad_settings_end_with_
         refused(&run(&sandbox, "", &dir, open).await?, 2, &["listen", "insecure"])?;
     }
     let odd = "RUG_COORDINATOR_MACHINE__DEBOUNCE=soon;";
-    refused(&run(&sandbox, &format!("export {odd}"), &dir, &listen).await?, 2, &["RUG_COORDINATOR_MACHINE__DEBOUNCE", "duration"])?;
+    refused(
+        &run(&sandbox, &format!("export {odd}"), &dir, &listen).await?,
+        2,
+        &["RUG_COORDINATOR_MACHINE__DEBOUNCE", "duration"],
+    )?;
     sandbox.finish(&[])?;
     cluster.finish().await
 }

@@ -42,10 +42,6 @@ fn check_rows(machine: &Machine, wrong: &mut Vec<String>) {
                 wrong.push(format!("{id} is {state} although it is quarantined"));
             }
         }
-        let granting = matches!(entry.state, HandoffState::Granting(_) | HandoffState::Passing { .. });
-        if granting && machine.is_in_conflict(slot) {
-            wrong.push(format!("{id} is being granted while a worker acts on it against the table"));
-        }
         if matches!(entry.state, HandoffState::Orphaned(_)) && entry.fence_delay() < entry.fence_delay_if_lost {
             wrong.push(format!("{id} lost its owner without the fence delay of {:?}", entry.fence_delay_if_lost));
         }

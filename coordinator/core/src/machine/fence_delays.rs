@@ -31,6 +31,14 @@ impl Machine {
         entry.fence_delay_if_lost = entry.fence_delay_if_lost.max(fence_delay);
     }
 
+    /// Cuts what a release says to what its worker can have left: the fence delay of its driver, or what it was granted
+    /// with. Whoever can say a release could otherwise keep every later owner waiting for as long as it likes.
+    pub(super) fn limit_fence_delay(&self, slot: Slot, life: &Life, carryover: &mut Carryover) {
+        let Some(entry) = self.table.get(slot) else { return };
+        let own = self.membership.profile(life).map_or(Duration::ZERO, |p| p.fence_delay(&entry.needs.driver));
+        carryover.fence_delay = carryover.fence_delay.min(own.max(entry.fence_delay_if_lost));
+    }
+
     /// What an owner leaves that hands nothing in.
     pub(super) fn nothing_handed_in(&self, slot: Slot) -> Carryover {
         let fence_delay = self.table.get(slot).map_or(Duration::ZERO, |entry| entry.fence_delay_if_lost);

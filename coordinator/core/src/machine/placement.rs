@@ -493,6 +493,8 @@ impl Machine {
         if !entry.state.wants_owner() {
             return false;
         }
+        // One may be found while the grant is written, which then is not offered; none may begin beside one.
+        debug_assert!(!self.conflicts.concern(m.slot), "{} is granted while a worker acts on it", m.appliance);
         if let HandoffState::Orphaned(former) = &entry.state {
             entry.placement.moved_from = Some(former.worker.clone());
         }

@@ -386,10 +386,11 @@ impl Machine {
         }
     }
 
-    fn released(&mut self, now: Timestamp, conn: StreamId, life: &Life, release: Release) {
+    fn released(&mut self, now: Timestamp, conn: StreamId, life: &Life, mut release: Release) {
         let granted = self.granted_to(life, release.token);
         match self.table.slot(release.appliance) {
             Some(slot) => {
+                self.limit_fence_delay(slot, life, &mut release.carryover);
                 if self.members.hands_back(life)
                     && let Some(entry) = self.table.get_mut(slot)
                     && matches!(&entry.state, HandoffState::Owned(g) if *g == granted)

@@ -272,10 +272,6 @@ impl Machine {
         &self.membership
     }
 
-    pub(crate) fn is_in_conflict(&self, slot: crate::planner::Slot) -> bool {
-        self.conflicts.concern(slot)
-    }
-
     pub(crate) fn expected(&self, life: &Life) -> common::Digest {
         self.conflicts.audit.expected(life)
     }

@@ -125,6 +125,35 @@ fn a_release_says_what_is_left_and_nobody_counts_it_down() {
 }
 
 #[test]
+fn a_release_leaves_no_longer_fence_delay_than_its_worker_can_have() {
+    let day = Duration::from_secs(86_400);
+    let mut w = owned();
+    w.pass(Duration::from_secs(1));
+    release(&mut w, "w1", day);
+    w.pass(Duration::from_secs(1));
+    assert_eq!(delays_sent(&w).last(), Some(&DELAY), "its own driver's");
+
+    // An owner is lost, and a worker that never had the appliance says a release of it.
+    let mut w = World::new(Restored::default());
+    w.connect("w1");
+    connect(&mut w, "w2", DELAY);
+    w.pass(Duration::from_secs(1));
+    w.create([1]);
+    let owner = w.holder(1).expect("one has it").to_owned();
+    let owner = owner.as_str();
+    let other = if owner == "w1" { "w2" } else { "w1" };
+    w.step(Event::Pause("so that nobody takes it".to_owned()));
+    w.kill(owner);
+    w.pass(Duration::from_secs(6));
+    w.puppets.get_mut(&worker(other)).expect("lives").held.insert(id(1), Token::new(Term::new(1), 1));
+    release(&mut w, other, day);
+    w.step(Event::Resume);
+    w.pass(Duration::from_secs(1));
+    assert_eq!(w.holder(1), Some(other));
+    assert!(delays_sent(&w).last().is_some_and(|told| *told <= DELAY), "{:?}", delays_sent(&w));
+}
+
+#[test]
 fn an_offer_that_nobody_took_keeps_the_fence_delay() {
     let mut w = owned();
     let left = Duration::from_secs(4);
