@@ -5,13 +5,14 @@
 #   make-certificates.sh DIR --revoke NAME ...
 #
 # Each NAME gets DIR/NAME/ with ca.pem, cert.pem and key.pem. ROLE is what its holder may do: coordinator, worker, admin,
-# operator, viewer, or none, for what is no part of a cluster; it becomes a URI in the certificate, such as
+# operator or viewer; a NAME without one gets no role. It becomes a URI in the certificate, such as
 # rug://worker/NAME or rug://role/admin. An editor of the tenant web is NAME,rug://editor/web. Coordinators need every host
 # name and address they are reached at; others need none. The CA is made once and kept in DIR/ca.pem and DIR/ca.key;
 # calling the script again with a NAME that is there renews its certificate, and running processes take it over.
 #
-# With --revoke the certificates of NAME are put into DIR/crl.pem, for tls.crl; without a NAME the list is made anew, which
-# has to happen within CRL_DAYS (3650).
+# With --revoke every certificate that was ever issued for NAME is put into DIR/crl.pem, for tls.crl, also those from before
+# a renewal; without a NAME the list is made anew, which has to happen within CRL_DAYS (3650). After a theft: revoke first,
+# then make a new certificate. What was issued is in DIR/issued.txt.
 #
 # DAYS (365) says how long certificates count, CA_DAYS (3650) how long the CA does.
 set -eu
@@ -33,10 +34,15 @@ if [ "$1" = --revoke ]; then
     shift
     touch "$dir/revoked.txt"
     for name in "$@"; do
-        [ -f "$dir/$name/cert.pem" ] || { echo "$dir/$name/cert.pem: there is no such certificate" >&2; exit 2; }
-        serial=$(openssl x509 -in "$dir/$name/cert.pem" -noout -serial | cut -d= -f2)
-        grep -q "	$serial	" "$dir/revoked.txt" ||
-            printf 'R\t391231235959Z\t%s\t%s\tunknown\t/CN=%s\n' "$(date -u +%y%m%d%H%M%SZ)" "$serial" "$name" >>"$dir/revoked.txt"
+        # Those that an earlier version of this script issued are in no list.
+        serials=$(awk -F '\t' -v name="$name" '$1 == name { print $2 }' "$dir/issued.txt" 2>/dev/null || :)
+        [ ! -f "$dir/$name/cert.pem" ] ||
+            serials="$serials $(openssl x509 -in "$dir/$name/cert.pem" -noout -serial | cut -d= -f2)"
+        [ -n "$serials" ] || { echo "$name: no certificate of that name was issued here" >&2; exit 2; }
+        for serial in $serials; do
+            grep -q "	$serial	" "$dir/revoked.txt" ||
+                printf 'R\t391231235959Z\t%s\t%s\tunknown\t/CN=%s\n' "$(date -u +%y%m%d%H%M%SZ)" "$serial" "$name" >>"$dir/revoked.txt"
+        done
     done
     [ -f "$dir/crlnumber" ] || echo 01 >"$dir/crlnumber"
     printf '%s\n' "[ca]" "default_ca=rug" "[rug]" "database=$dir/revoked.txt" "crlnumber=$dir/crlnumber" "default_md=sha256" \
@@ -54,6 +60,8 @@ for entry in "$@"; do
     rest=${entry#"$name"}
     role=
     case $name in *:*) role=${name%%:*} name=${name#*:} ;; esac
+    # These mean something in the file that openssl reads the names from.
+    case $entry in *[\#\$\;\\\"\']*) echo "$entry: names have no # \$ ; \\ or quotes" >&2; exit 2 ;; esac
     case $name in '' | *[!A-Za-z0-9._-]* | .*) echo "$entry: begins with no name of letters, digits, ._-" >&2; exit 2 ;; esac
     names=DNS:$name
     case $role in
@@ -84,6 +92,7 @@ for entry in "$@"; do
         -keyout "$new/key.pem" -out "$new/csr" 2>/dev/null
     openssl x509 -req -in "$new/csr" -CA "$dir/ca.pem" -CAkey "$dir/ca.key" -set_serial "0x$(openssl rand -hex 16)" \
         -days "${DAYS:-365}" -extfile "$new/ext" -out "$new/cert.pem" 2>/dev/null
+    printf '%s\t%s\n' "$name" "$(openssl x509 -in "$new/cert.pem" -noout -serial | cut -d= -f2)" >>"$dir/issued.txt"
     cp "$dir/ca.pem" "$new/ca.pem"
     for file in ca.pem cert.pem key.pem; do mv "$new/$file" "$dir/$name/$file"; done
     rm -r "$new"
