@@ -78,12 +78,13 @@ pub enum InvalidId {
     /// Longer than [`MAX_MEMBER_NAME`] bytes.
     #[error("a member name has at most {MAX_MEMBER_NAME} bytes, this one has {0}")]
     TooLong(usize),
-    /// A character that a ZooKeeper node name in a tooz group cannot carry.
-    #[error("`{0}` cannot be a member name: {1:?} is not printable ASCII or is `/`")]
-    Character(String, char),
+    /// A character that a ZooKeeper node name in a tooz group cannot carry; carries its place, from 1. The text itself may
+    /// be a password that was set in place of the name.
+    #[error("a member name has only printable ASCII characters without `/`, which character {0} is not")]
+    Character(usize),
     /// A name that tooz or ZooKeeper keeps for itself.
-    #[error("`{0}` cannot be a member name: it is reserved")]
-    Reserved(String),
+    #[error("a member name must not be `leader`, `locks`, `.` or `..`, which are reserved")]
+    Reserved,
 }
 
 fn check_member_name(text: &str) -> Result<(), InvalidId> {
@@ -93,11 +94,11 @@ fn check_member_name(text: &str) -> Result<(), InvalidId> {
     if text.len() > MAX_MEMBER_NAME {
         return Err(InvalidId::TooLong(text.len()));
     }
-    if let Some(c) = text.chars().find(|c| !c.is_ascii_graphic() || *c == '/') {
-        return Err(InvalidId::Character(text.to_owned(), c));
+    if let Some(before) = text.chars().position(|c| !c.is_ascii_graphic() || c == '/') {
+        return Err(InvalidId::Character(before + 1));
     }
     if matches!(text, "leader" | "locks" | "." | "..") {
-        return Err(InvalidId::Reserved(text.to_owned()));
+        return Err(InvalidId::Reserved);
     }
     Ok(())
 }

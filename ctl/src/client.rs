@@ -4,11 +4,12 @@
 //! all are tried again with growing, jittered pauses, until the deadline. Retrying is safe for every call made here:
 //! those that change something carry a request id, which the server remembers, or state the desired result.
 
+mod endpoint;
 mod servers;
 mod token;
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use proto::admin::v1::cluster_client::ClusterClient;
 use proto::admin::v1::placement_client::PlacementClient;
 use proto::admin::v1::rebalances_client::RebalancesClient;
 use proto::admin::v1::workers_client::WorkersClient;
+use runtime::socket::TrustedServer;
 use runtime::tls::{self, ClientTls};
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::transport::Channel;
@@ -28,6 +30,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::error::Failure;
 
+pub(crate) use endpoint::read_endpoint;
 use servers::Servers;
 pub(crate) use servers::find_servers;
 pub(crate) use token::TokenFile;
@@ -40,13 +43,6 @@ pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const PAGE: i32 = 500;
 /// Largest response that is accepted: a page of the largest specs (256 KiB each) with room to spare.
 const MAX_ANSWER: usize = 192 << 20;
-
-/// The address in an endpoint file.
-pub(crate) fn read_endpoint(file: &Path) -> Option<String> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let text = text.trim();
-    (!text.is_empty()).then(|| text.to_owned())
-}
 
 /// Pauses between attempts: doubling up to a second, each between half and all of it.
 #[derive(Debug)]
@@ -113,15 +109,16 @@ fn is_lost(status: &Status) -> bool {
 }
 
 impl AdminClient {
-    /// A client of the server at this address, without TLS. Connects with the first call.
+    /// A client of the server at this address, one of this user or root, without TLS. Connects with the first call.
     ///
     /// # Errors
     /// The address is not one.
     pub(crate) fn new(address: &str, timeout: Duration) -> Result<Self, Failure> {
-        Self::of(&[address], timeout, None)
+        Self::of(&[address], timeout, None, TrustedServer::OwnOrRoot)
     }
 
-    /// A client of the coordinators at these addresses, with TLS for those that begin with `https://`.
+    /// A client of the coordinators at these addresses, with TLS for those that begin with `https://`, and with sockets only
+    /// of whom is `trusted`.
     ///
     /// # Errors
     /// An address is not one, or does not fit `tls`.
@@ -129,8 +126,9 @@ impl AdminClient {
         addresses: &[A],
         timeout: Duration,
         tls: Option<&ClientTls>,
+        trusted: TrustedServer,
     ) -> Result<Self, Failure> {
-        Ok(Self { servers: Arc::new(Servers::new(addresses, tls)?), timeout, repeats: true, token: None })
+        Ok(Self { servers: Arc::new(Servers::new(addresses, tls, trusted)?), timeout, repeats: true, token: None })
     }
 
     /// The same connections with a token for each call.
@@ -470,7 +468,8 @@ mod tests {
         let address = healthy(&ca).await;
         let dir = tempfile::tempdir().expect("a folder");
         let tls = ClientTls::load(&ca.issue("operator", &[]).write(dir.path(), &ca)).expect("good files");
-        let client = AdminClient::of(&[&address], CALL_TIMEOUT, tls.as_ref()).expect("an address");
+        let client =
+            AdminClient::of(&[&address], CALL_TIMEOUT, tls.as_ref(), TrustedServer::OwnOrRoot).expect("an address");
         assert!(client.serves().await.expect("it answers"));
     }
 
@@ -481,7 +480,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let tls = ClientTls::load(&other.issue("operator", &[]).write(dir.path(), &ca)).expect("good files");
         // Long enough that only a call without retries returns within the time of the test.
-        let client = AdminClient::of(&[&address], Duration::from_secs(3600), tls.as_ref()).expect("an address");
+        let client = AdminClient::of(&[&address], Duration::from_secs(3600), tls.as_ref(), TrustedServer::OwnOrRoot)
+            .expect("an address");
         let failure = tokio::time::timeout(Duration::from_secs(30), client.serves()).await.expect("at once");
         let failure = failure.expect_err("refused");
         assert_eq!(failure.exit, Exit::Unreachable);
@@ -498,7 +498,9 @@ mod tests {
         let ca = Authority::new("ca");
         let dir = tempfile::tempdir().expect("a folder");
         let tls = ClientTls::load(&ca.issue("operator", &[]).write(dir.path(), &ca)).expect("good files");
-        let refused = |address, tls| AdminClient::of(&[address], CALL_TIMEOUT, tls).expect_err("refused");
+        let refused = |address, tls| {
+            AdminClient::of(&[address], CALL_TIMEOUT, tls, TrustedServer::OwnOrRoot).expect_err("refused")
+        };
         let failure = refused("https://h:1", None);
         assert!(failure.exit == Exit::Usage && failure.to_string().contains("RUG_TLS_CA"), "{failure}");
         let failure = refused("http://h:1", tls.as_ref());

@@ -109,9 +109,9 @@ impl TlsFlags {
         };
         if let Some(violation) = config.validate().first() {
             let flag = violation.field.replace('_', "-");
-            return Err(Failure::usage(format!("--{flag}: {}", violation.description)));
+            return Err(Failure::usage(format!("--tls-{flag}: {}", violation.description)));
         }
-        ClientTls::load(&config).map_err(|e| Failure::usage(format!("--{e}")))
+        ClientTls::load(&config).map_err(|e| Failure::usage(format!("--tls-{e}")))
     }
 }
 
@@ -223,7 +223,7 @@ async fn call(ui: Ui, global: &Global, command: &RugctlCommand) -> Result<(), Fa
     // `--timeout` as a whole applies to waiting; a single call keeps the default, so that one call cannot use up the
     // time of the others.
     let timeout = global.timeout.unwrap_or(client::CALL_TIMEOUT);
-    let client = client::AdminClient::of(&found.addresses, timeout, tls.as_ref())?;
+    let client = client::AdminClient::of(&found.addresses, timeout, tls.as_ref(), found.trusted())?;
     // As are tokens, which a cluster on this machine does not ask for.
     let client = match token.filter(|_| !found.local) {
         Some(path) => {

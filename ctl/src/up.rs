@@ -172,7 +172,7 @@ async fn lock_or_address(folder: &StateFolder) -> Result<Result<FileLock, (Optio
             Ok(lock) => return Ok(Ok(lock)),
             Err(holder) => holder,
         };
-        if let Some(address) = read_endpoint(&folder.endpoint()) {
+        if let Some(address) = read_endpoint(folder.root())? {
             return Ok(Err((holder, address)));
         }
         if Instant::now() >= deadline {

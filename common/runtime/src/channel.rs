@@ -19,9 +19,12 @@ const LOCAL: &str = "http://localhost";
 /// Why an address cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
-    /// It is not an address.
-    #[error("`{0}` is not the address of a server, such as https://host:7470 or unix:/path/to/socket")]
-    Malformed(String),
+    /// It is not an address. What it is instead is not quoted: it may be a password that was set in its place.
+    #[error("not the address of a server, such as https://host:7470 or unix:/path/to/socket")]
+    Malformed,
+    /// It has a user name or a password.
+    #[error("the address of a server has no user name and no password, so no `@`")]
+    Credentials,
     /// `https://` without certificates.
     #[error("{0}: https:// needs TLS to be configured: ca, cert and key")]
     NoTls(String),
@@ -51,13 +54,16 @@ impl Target {
     /// # Errors
     /// The address is none, or does not fit `tls`.
     pub fn new(address: &str, tls: Option<&ClientTls>) -> Result<Self, AddressError> {
-        let malformed = || AddressError::Malformed(address.to_owned());
+        let malformed = || AddressError::Malformed;
         if address.starts_with(socket::SCHEME) {
             let path = socket::path_of(address).ok_or_else(malformed)?;
             return Ok(Self {
                 endpoint: Endpoint::from_static(LOCAL),
                 route: Route::Unix(UnixConnector { path: path.to_owned(), trusted: TrustedServer::OwnOrRoot }),
             });
+        }
+        if address.contains('@') {
+            return Err(AddressError::Credentials);
         }
         let uri: Uri = address.parse().map_err(|_| malformed())?;
         if uri.host().is_none_or(str::is_empty) {
@@ -81,7 +87,7 @@ impl Target {
     /// Whether `address` is one that [`new`](Self::new) takes, with TLS or without.
     ///
     /// # Errors
-    /// [`AddressError::Malformed`].
+    /// [`AddressError::Malformed`] or [`AddressError::Credentials`].
     pub fn check(address: &str) -> Result<(), AddressError> {
         match Self::new(address, None) {
             Ok(_) | Err(AddressError::NoTls(_) | AddressError::Plain(_)) => Ok(()),

@@ -203,8 +203,12 @@ fn expectation(kind: &Kind) -> String {
         }
         Kind::UnknownVariant(_, known) => format!("its value must be one of {}", known.join(", ")),
         Kind::UnknownField(name, known) => {
-            let name = text::escaped(text::clip(name, 64)).into_owned();
-            format!("there is no setting `{name}`; known are {}", known.join(", "))
+            // Anything but a word may be a value that went to the wrong place.
+            let is_word =
+                name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
+            let what =
+                if is_word { format!("there is no setting `{name}`") } else { "has an unknown setting".to_owned() };
+            format!("{what}; known are {}", known.join(", "))
         }
         Kind::MissingField(name) => format!("`{name}` is missing"),
         Kind::DuplicateField(name) => format!("`{name}` is set twice"),
@@ -352,6 +356,7 @@ mod tests {
             ("machine = \"hush\"", "machine in "),
             ("[log]\nformat = \"hush\"", "its value must be one of text, json"),
             ("[log]\nformats = \"hush\"", "there is no setting `formats`; known are format, filter"),
+            ("[log]\n\"postgres://rug:hush@db\" = 1", "has an unknown setting; known are format, filter"),
             ("log = [\"hush\"]", "log.0 in "),
         ] {
             let error = read(toml).expect_err(toml);

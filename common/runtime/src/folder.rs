@@ -42,7 +42,7 @@ pub enum Error {
     /// It belongs to another user, who could read and change it.
     #[error(
         "{} belongs to {owner}, who could read and change what is kept there, and this process runs as {own}: run as \
-         {owner}, name another directory, or give it away with `chown -R {own} {}`", path.display(), path.display()
+         {owner}, or name another directory; what another user keeps there would be carried out as {own}", path.display()
     )]
     Foreign {
         /// The folder or file.

@@ -44,8 +44,8 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         // Libraries that tell of every try, where what follows from it is told here: a ZooKeeper that is away makes its
-        // client warn several times a second.
-        let filter = "info,sqlx=warn,h2=warn,sea_orm_migration=warn,zookeeper_client=error".to_owned();
+        // client warn several times a second, and h2 warns of every connection that a peer resets.
+        let filter = "info,sqlx=warn,h2=error,sea_orm_migration=warn,zookeeper_client=error".to_owned();
         Self { format: Format::Text, filter }
     }
 }

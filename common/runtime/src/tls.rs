@@ -136,6 +136,9 @@ pub enum Error {
     /// Some files are named and others are not.
     #[error("{0}: must be set, too: mutual TLS needs ca, cert and key")]
     Missing(&'static str),
+    /// A URL, which may have a password, where a file must be named.
+    #[error("{0}: is a URL, must be a file")]
+    Url(&'static str),
     /// A file cannot be read or does not hold what it should.
     #[error("{field}: {}: {problem}", path.display())]
     File {
@@ -152,6 +155,7 @@ impl From<Error> for FieldViolation {
     fn from(error: Error) -> Self {
         match error {
             Error::Missing(field) => Self::new(field, "must be set, too: mutual TLS needs ca, cert and key"),
+            Error::Url(field) => Self::new(field, "is a URL, must be a file"),
             Error::File { field, path, problem } => Self::new(field, format!("{}: {problem}", path.display())),
         }
     }

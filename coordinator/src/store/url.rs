@@ -137,7 +137,11 @@ pub fn check(url: &str) -> Result<String, String> {
 #[must_use]
 pub fn shown_url(url: &str) -> String {
     if url.starts_with("sqlite:") {
-        return url.to_owned();
+        // Somebody may have changed the scheme alone.
+        return match url.split_once("//").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?.1))) {
+            Some((scheme, rest)) => format!("{scheme}//...@{rest}"),
+            None => url.to_owned(),
+        };
     }
     let Some((scheme, _)) = url.split_once(':') else { return "(no url)".to_owned() };
     match Url::parse(url) {
@@ -205,6 +209,7 @@ mod tests {
     fn a_shown_url_has_no_credentials() {
         for (url, shown) in [
             ("sqlite:/var/rug.db", "sqlite:/var/rug.db"),
+            ("sqlite://rug:hush@db/rug", "sqlite://...@db/rug"),
             ("postgres://rug:hush@db:5433/rug?password=hush", "postgres://db:5433/rug"),
             ("mariadb://rug:h%40sh@[::1]/rug", "mariadb://[::1]/rug"),
             ("postgresql:///rug?host=/run/postgresql", "postgresql:///rug"),

@@ -3,18 +3,19 @@
 //! Any coordinator answers any call, directly or by forwarding it: calls stay with the coordinator that answered last
 //! and fail over to the next when it does not answer.
 
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use runtime::channel::{AddressError, Target};
-use runtime::socket;
+use runtime::socket::{self, TrustedServer};
 use runtime::tls::{self, ClientTls};
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{DEFAULT_SOCKET, read_endpoint};
+use super::DEFAULT_SOCKET;
+use super::endpoint::{judge_owner, read_endpoint};
 use crate::error::{Exit, Failure};
 
 /// Timeout of a connection attempt.
@@ -29,10 +30,17 @@ const ALIVE: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs
 /// An address without a scheme gets the one that matches `secure`. Clusters on this machine use no TLS.
 ///
 /// # Errors
-/// The nearest cluster belongs to another user, who is not to be given what was meant for an own one.
+/// The nearest cluster belongs to another user, who is not to be given what was meant for an own one; or an address that
+/// was named has a user or a password.
 pub(crate) fn find_servers(named: Option<&str>, secure: bool, folder: &Path) -> Result<ServerAddresses, Failure> {
     let names: Vec<_> = named.unwrap_or_default().split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
     if !names.is_empty() {
+        // Not quoted: what stands before the `@` may be a password.
+        if names.iter().any(|name| !name.starts_with(socket::SCHEME) && name.contains('@')) {
+            return Err(Failure::usage(
+                "--server or RUG_SERVER: the address of a server has no user name and no password, so no `@`",
+            ));
+        }
         let scheme = if secure { "https" } else { "http" };
         let has_scheme = |name: &str| name.contains("://") || name.starts_with(socket::SCHEME);
         let full = |name: &str| if has_scheme(name) { name.to_owned() } else { format!("{scheme}://{name}") };
@@ -40,34 +48,16 @@ pub(crate) fn find_servers(named: Option<&str>, secure: bool, folder: &Path) -> 
     }
     let local = |address| Ok(ServerAddresses { addresses: vec![address], local: true });
     for folder in folder.ancestors() {
-        let endpoint = folder.join(".rug").join("endpoint");
-        if let Some(address) = read_endpoint(&endpoint) {
-            own(&endpoint)?;
+        if let Some(address) = read_endpoint(&folder.join(".rug"))? {
             return local(address);
         }
         let socket = folder.join(DEFAULT_SOCKET);
-        if socket.symlink_metadata().is_ok_and(|meta| meta.file_type().is_socket()) {
-            own(&socket)?;
+        if let Some(meta) = socket.symlink_metadata().ok().filter(|meta| meta.file_type().is_socket()) {
+            judge_owner(&socket, meta.uid())?;
             return local(format!("{}{}", socket::SCHEME, socket.display()));
         }
     }
     local(format!("{}{DEFAULT_SOCKET}", socket::SCHEME))
-}
-
-/// Refuses a file by which another user could have this one send things to a server of theirs.
-fn own(file: &Path) -> Result<(), Failure> {
-    let owner = file
-        .symlink_metadata()
-        .map(|meta| meta.uid())
-        .map_err(|e| Failure::failed(format!("{}: {e}", file.display())))?;
-    if owner == rustix::process::geteuid().as_raw() || owner == 0 {
-        return Ok(());
-    }
-    Err(Failure::usage(format!(
-        "{} belongs to {}: name the server with --server or RUG_SERVER if you trust it",
-        file.display(),
-        runtime::folder::user_name(owner)
-    )))
 }
 
 /// Addresses of servers and how they were found.
@@ -77,6 +67,13 @@ pub(crate) struct ServerAddresses {
     pub(crate) addresses: Vec<String>,
     /// Found on this machine rather than configured.
     pub(crate) local: bool,
+}
+
+impl ServerAddresses {
+    /// Whose servers may be at these addresses. What lies in a folder was not named by this user, whoever made it.
+    pub(crate) fn trusted(&self) -> TrustedServer {
+        if self.local { TrustedServer::OwnOrRoot } else { TrustedServer::Named }
+    }
 }
 
 /// Connections to servers, opened on first use.
@@ -95,9 +92,13 @@ struct ServerChannel {
 
 impl Servers {
     /// # Errors The list is empty, an entry is no address, or it does not match `tls`.
-    pub(super) fn new<A: AsRef<str>>(addresses: &[A], tls: Option<&ClientTls>) -> Result<Self, Failure> {
-        let all =
-            addresses.iter().map(|address| ServerChannel::new(address.as_ref(), tls)).collect::<Result<Vec<_>, _>>()?;
+    pub(super) fn new<A: AsRef<str>>(
+        addresses: &[A],
+        tls: Option<&ClientTls>,
+        trusted: TrustedServer,
+    ) -> Result<Self, Failure> {
+        let open = |address: &A| ServerChannel::new(address.as_ref(), tls, trusted);
+        let all = addresses.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         if all.is_empty() {
             return Err(Failure::usage("no address of a server is given"));
         }
@@ -155,9 +156,10 @@ impl Servers {
 }
 
 impl ServerChannel {
-    fn new(address: &str, tls: Option<&ClientTls>) -> Result<Self, Failure> {
+    fn new(address: &str, tls: Option<&ClientTls>, trusted: TrustedServer) -> Result<Self, Failure> {
         let target = Target::new(address, tls).map_err(|error| match error {
-            AddressError::Malformed(_) => Failure::usage(format!(
+            AddressError::Credentials => Failure::usage(error.to_string()),
+            AddressError::Malformed => Failure::usage(format!(
                 "`{address}` is not the address of a server, such as https://host:7470 or unix:/path/to/coordinator.sock"
             )),
             AddressError::NoTls(_) => Failure::usage(format!(
@@ -167,6 +169,7 @@ impl ServerChannel {
                 "{address}: certificates are given (--tls-ca or RUG_TLS_CA), and http:// would not use them; write https://"
             )),
         })?;
+        let target = if trusted == TrustedServer::Named { target.named() } else { target };
         let set = |endpoint: Endpoint| {
             endpoint
                 .connect_timeout(CONNECT)
@@ -174,7 +177,7 @@ impl ServerChannel {
                 .keep_alive_timeout(ALIVE.1)
                 .keep_alive_while_idle(true)
         };
-        Ok(Self { address: address.to_owned(), channel: target.named().with(set).connect_lazy() })
+        Ok(Self { address: address.to_owned(), channel: target.with(set).connect_lazy() })
     }
 }
 
@@ -214,12 +217,33 @@ fn reason(status: &Status) -> String {
 mod tests {
     use super::*;
 
+    fn close(folder: &Path) {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(folder, mode).expect("ours");
+    }
+
+    #[test]
+    fn a_password_in_an_address_is_refused_and_not_quoted() {
+        for named in ["https://rug:hush@h:1", "rug:hush@h:1", "h:1,http://hush@h:2", "rug:hu sh@h"] {
+            let failure = find_servers(Some(named), false, Path::new("/")).expect_err("refused");
+            assert!(failure.exit == Exit::Usage && !failure.to_string().contains("hu"), "{failure}");
+        }
+    }
+
+    #[test]
+    fn only_servers_that_were_named_are_trusted_as_such() {
+        let found = |local| ServerAddresses { addresses: vec!["unix:s".to_owned()], local };
+        assert_eq!(found(true).trusted(), TrustedServer::OwnOrRoot);
+        assert_eq!(found(false).trusted(), TrustedServer::Named);
+    }
+
     #[test]
     fn servers_come_from_flags_or_from_a_parent_folder() {
         let top = tempfile::tempdir().expect("a folder");
         let deep = top.path().join("a/b");
         std::fs::create_dir_all(&deep).expect("folders");
         std::fs::create_dir(top.path().join(".rug")).expect("folder");
+        close(&top.path().join(".rug"));
         std::fs::write(top.path().join(".rug/endpoint"), "unix:/x/s\n").expect("file");
         let found = |addresses: &[&str], local| ServerAddresses {
             addresses: addresses.iter().map(ToString::to_string).collect(),
@@ -244,6 +268,7 @@ mod tests {
     fn a_cluster_of_another_user_is_not_used_unasked() {
         let top = tempfile::tempdir().expect("a folder");
         std::fs::create_dir(top.path().join(".rug")).expect("folder");
+        close(&top.path().join(".rug"));
         let endpoint = top.path().join(".rug/endpoint");
         std::fs::write(&endpoint, "unix:/x/s\n").expect("file");
         if std::os::unix::fs::chown(&endpoint, Some(65_534), None).is_err() {
@@ -264,14 +289,15 @@ mod tests {
 
     #[tokio::test]
     async fn concurrent_failures_switch_servers_once() {
-        let servers = Servers::new(&["http://a:1", "http://b:2"], None).expect("addresses");
+        let own = TrustedServer::OwnOrRoot;
+        let servers = Servers::new(&["http://a:1", "http://b:2"], None, own).expect("addresses");
         let turn = servers.turn();
         servers.pass(turn);
         servers.pass(turn);
         assert_eq!(servers.address(servers.turn()), "http://b:2");
         servers.pass(servers.turn());
         assert_eq!(servers.address(servers.turn()), "http://a:1");
-        assert_eq!(Servers::new::<&str>(&[], None).expect_err("none").exit, Exit::Usage);
-        assert_eq!(Servers::new(&["http://a:1", "no address"], None).expect_err("odd").exit, Exit::Usage);
+        assert_eq!(Servers::new::<&str>(&[], None, own).expect_err("none").exit, Exit::Usage);
+        assert_eq!(Servers::new(&["http://a:1", "no address"], None, own).expect_err("odd").exit, Exit::Usage);
     }
 }

@@ -338,7 +338,8 @@ async fn calls_fail_over_when_a_coordinator_is_down_or_has_no_leader() {
     cut_off.state().unavailable = usize::MAX;
     let (fake, context) = Fake::start().await;
     let addresses = [nobody().await, first, context.client.address().to_owned()];
-    let client = AdminClient::of(&addresses, Duration::from_secs(10), None).expect("addresses");
+    let client = AdminClient::of(&addresses, Duration::from_secs(10), None, runtime::socket::TrustedServer::OwnOrRoot)
+        .expect("addresses");
     let context = CommandContext { client, ..context };
     rugctl(&context, "apply -f FILE", TWO).await.expect("the third answers");
     assert_eq!((fake.state().changes, cut_off.state().changes), (2, 0));
@@ -350,7 +351,9 @@ async fn the_error_of_each_coordinator_is_reported_when_none_answers() {
     let (cut_off, address) = Fake::serve().await;
     cut_off.state().unavailable = usize::MAX;
     let addresses = [nobody().await, address];
-    let client = AdminClient::of(&addresses, Duration::from_millis(500), None).expect("addresses");
+    let client =
+        AdminClient::of(&addresses, Duration::from_millis(500), None, runtime::socket::TrustedServer::OwnOrRoot)
+            .expect("addresses");
     let failure = client.update(v1::UpdateApplianceRequest::default()).await.expect_err("nobody answers");
     assert_eq!(failure.exit, Exit::Unreachable);
     let text = failure.to_string();
@@ -362,7 +365,13 @@ async fn the_error_of_each_coordinator_is_reported_when_none_answers() {
 async fn without_retries_every_coordinator_is_asked_once() {
     let (cut_off, address) = Fake::serve().await;
     cut_off.state().unavailable = 1;
-    let client = AdminClient::of(&[nobody().await, address], Duration::from_secs(10), None).expect("addresses");
+    let client = AdminClient::of(
+        &[nobody().await, address],
+        Duration::from_secs(10),
+        None,
+        runtime::socket::TrustedServer::OwnOrRoot,
+    )
+    .expect("addresses");
     let once = client.once(Duration::from_secs(10));
     let failure = once.update(v1::UpdateApplianceRequest::default()).await.expect_err("not asked again");
     assert_eq!(failure.exit, Exit::Unreachable);

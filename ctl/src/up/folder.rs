@@ -227,9 +227,9 @@ mod tests {
         let start = LastStart { drivers: vec!["process".into(), "simulated".into()] };
         folder.remember(&start).expect("writable");
         assert_eq!(folder.last_start(), start);
-        folder.publish("http://127.0.0.1:1").expect("writable");
-        assert_eq!(crate::client::read_endpoint(&folder.endpoint()).as_deref(), Some("http://127.0.0.1:1"));
+        folder.publish("unix:/x/s").expect("writable");
+        assert_eq!(crate::client::read_endpoint(folder.root()).expect("ours").as_deref(), Some("unix:/x/s"));
         folder.withdraw();
-        assert_eq!(crate::client::read_endpoint(&folder.endpoint()), None);
+        assert_eq!(crate::client::read_endpoint(folder.root()).expect("ours"), None);
     }
 }

@@ -238,6 +238,9 @@ pub(super) fn file(field: &'static str, path: &Path, most: u64) -> Result<Option
     if path.as_os_str().is_empty() {
         return Ok(None);
     }
+    if path.to_string_lossy().contains("://") {
+        return Err(Error::Url(field));
+    }
     let failed = |problem| Error::File { field, path: path.to_owned(), problem };
     let size = std::fs::metadata(path).map_err(|e| failed(e.to_string()))?.len();
     if size > most {
