@@ -173,11 +173,13 @@ fn check_syntax(path: &Path, text: &str) -> Result<(), Error> {
 /// What does not fit: which field, where it was set, and what was expected; never what stood there.
 fn fields_error<T: Settings>(file: Option<&Path>, errors: figment::Error) -> Error {
     let describe = |error: figment::Error| {
-        let path = error.path.join(".");
+        // Of an unknown setting the place holds the name, too.
+        let parts: Vec<_> = error.path.iter().map(|part| if is_word(part) { part.as_str() } else { "..." }).collect();
+        let path = parts.join(".");
         let from = error.metadata.as_ref().map_or("", |metadata| &metadata.name);
         let place = match file {
             _ if from.contains("environment") => {
-                let name = format!("{}{}", T::ENV_PREFIX, error.path.join("__").to_uppercase());
+                let name = format!("{}{}", T::ENV_PREFIX, parts.join("__").to_uppercase());
                 format!("environment variable {name}")
             }
             Some(file) if from.contains("TOML") => format!("{} in {}", path, file.display()),
@@ -192,6 +194,11 @@ fn fields_error<T: Settings>(file: Option<&Path>, errors: figment::Error) -> Err
 /// Longest place that is named.
 const MAX_PLACE: usize = 500;
 
+/// Whether a name may be quoted. Anything but a word may be a value that went to the wrong place.
+fn is_word(name: &str) -> bool {
+    name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+}
+
 /// What was expected of a field.
 fn expectation(kind: &Kind) -> String {
     match kind {
@@ -203,11 +210,11 @@ fn expectation(kind: &Kind) -> String {
         }
         Kind::UnknownVariant(_, known) => format!("its value must be one of {}", known.join(", ")),
         Kind::UnknownField(name, known) => {
-            // Anything but a word may be a value that went to the wrong place.
-            let is_word =
-                name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
-            let what =
-                if is_word { format!("there is no setting `{name}`") } else { "has an unknown setting".to_owned() };
+            let what = if is_word(name) {
+                format!("there is no setting `{name}`")
+            } else {
+                "has an unknown setting".to_owned()
+            };
             format!("{what}; known are {}", known.join(", "))
         }
         Kind::MissingField(name) => format!("`{name}` is missing"),
