@@ -28,7 +28,9 @@ use crate::commands;
 use crate::config::Config;
 use crate::exit_code;
 use crate::grpc::connections::{ConnectionsLayer, Places};
-use crate::grpc::{self, AccessLayer, AdminServices, ForwardLayer, ServingRole, TraceLayer, UndecodableLayer};
+use crate::grpc::{
+    self, AccessLayer, AdminServices, ArrivingLayer, ForwardLayer, ServingRole, TraceLayer, UndecodableLayer,
+};
 use crate::history::{History, HistoryError};
 use crate::leader::{Identity, Inputs, LeaderSetup};
 use crate::leadership::{self, Terms};
@@ -44,7 +46,8 @@ use crate::store::{self, Store};
 /// with them the workers' reports, which coalesce.
 const SESSION_QUEUE: usize = 4_096;
 
-/// Calls under way on one connection. A standby passes the calls of all its clients on over one.
+/// Calls under way on one connection. A standby passes the calls of all its clients on over one; others may have fewer, see
+/// [`grpc::connections`].
 const STREAMS: u32 = 4_096;
 /// Bytes of the headers of one call, names and values and 32 for each: four times what a bearer token needs.
 const HEADERS: u32 = 16 * 1024;
@@ -205,16 +208,19 @@ impl Server {
         let routes = services.routes().map_err(|e| Failure::other(format!("build the services: {e}")))?;
         let address = parts.listening.shown();
         let places = Places::new(&config.connections, program::raise_descriptor_limit());
+        let policy = Policy::new(&config.authorization);
+        let connections = ConnectionsLayer::new(places.clone(), policy.clone(), parts.tokens.is_some());
         let calls = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(5)))
             .http2_keepalive_timeout(Some(Duration::from_secs(5)))
             .max_concurrent_streams(Some(STREAMS))
             .http2_max_header_list_size(Some(HEADERS))
             .http2_max_pending_accept_reset_streams(Some(RESETS))
-            .layer(ConnectionsLayer::new(places.clone()))
+            .layer(connections)
             .layer(TraceLayer)
             .layer(UndecodableLayer)
-            .layer(AccessLayer::new(Policy::new(&config.authorization), parts.tokens))
+            .layer(ArrivingLayer)
+            .layer(AccessLayer::new(policy, parts.tokens))
             .layer(ForwardLayer::new(parts.coordinator.clone(), role.clone(), parts.client_tls))
             .add_routes(routes)
             .add_service(

@@ -5,6 +5,7 @@
 //! Reads never wait for the leader; changes wait for it until the caller's deadline, and at most [`call::LONGEST`].
 
 mod appliances;
+mod arriving;
 mod authorize;
 mod call;
 mod cluster;
@@ -37,6 +38,7 @@ use crate::catalog::Catalog;
 use crate::commands::Commands;
 use crate::history::History;
 
+pub use arriving::ArrivingLayer;
 pub use authorize::AccessLayer;
 pub(crate) use authorize::{Access, access_of};
 pub use forward::{ForwardLayer, ServingRole};

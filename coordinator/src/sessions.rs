@@ -9,9 +9,9 @@
 //! wait for room, so that a worker that sends faster than the leader reads is slowed down.
 
 mod budget;
+mod opening;
 mod weight;
 
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,6 +33,7 @@ use tracing::debug;
 
 pub use self::budget::HeldBytes;
 use self::budget::{ByteBudget, Exhausted, PeerKey};
+use self::opening::{OF_PEER, OF_THIS_HOST, Opening, Openings};
 use crate::grpc::{Access, PeerAddress, PeerIdentity, PeerInfo, access_of};
 
 /// Messages of one stream that wait for the transport: a window of deltas, the answers that come between, and what answers
@@ -52,7 +53,8 @@ pub const MAX_MESSAGE: usize = 4 << 20;
 /// often a host with several workers.
 const HELLO_BYTES: (usize, usize) = (512 << 20, 128 << 20);
 
-/// What a stream is charged before it has said anything, so that the bounds are on the number of such streams, too.
+/// What a stream is charged before it has said anything, so that the bound of all is on the number of such streams, too;
+/// those of one peer are counted by [`Openings`].
 const STREAM_BYTES: usize = 64 << 10;
 
 /// Bytes of all other messages that the leader has not taken in, and of those of one peer.
@@ -119,6 +121,7 @@ pub struct Sessions {
     leader: mpsc::Sender<(Timestamp, Input)>,
     next: AtomicU64,
     stopping: watch::Receiver<bool>,
+    openings: Arc<Openings>,
     hellos: Arc<ByteBudget>,
     queue: Arc<ByteBudget>,
 }
@@ -128,7 +131,8 @@ impl Sessions {
     #[must_use]
     pub fn new(leader: mpsc::Sender<(Timestamp, Input)>, stopping: watch::Receiver<bool>) -> Self {
         let budget = |(total, per_peer)| ByteBudget::new(total, per_peer);
-        Self { leader, next: AtomicU64::new(1), stopping, hellos: budget(HELLO_BYTES), queue: budget(QUEUE_BYTES) }
+        let (next, openings) = (AtomicU64::new(1), Arc::default());
+        Self { leader, next, stopping, openings, hellos: budget(HELLO_BYTES), queue: budget(QUEUE_BYTES) }
     }
 }
 
@@ -142,13 +146,18 @@ impl Session for Sessions {
         }
         let access = access_of(request.extensions())?.clone();
         let peer = peer_key(request.extensions());
+        let most = if is_of_this_host(request.extensions()) { OF_THIS_HOST } else { OF_PEER };
+        let opening = self.openings.begin(Arc::clone(&peer), most).map_err(|problem| {
+            log_limited!(warn, peer = &*peer, "session refused: {problem}");
+            Status::resource_exhausted(format!("{problem}: try again later"))
+        })?;
         let mut hello = self.hellos.hold(Arc::clone(&peer));
         hello.grow(STREAM_BYTES).map_err(exhausted)?;
         let conn = self.next.fetch_add(1, Ordering::Relaxed);
         let (out, messages) = mpsc::channel(OUT_QUEUE);
         let (leader, inbound, queue) = (self.leader.clone(), request.into_inner(), Arc::clone(&self.queue));
         let reader = Reader { conn, peer, leader, inbound, access, hello, queue };
-        tokio::spawn(reader.run(out));
+        tokio::spawn(reader.run(out, opening));
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 }
@@ -159,15 +168,15 @@ fn peer_key(extensions: &Extensions) -> PeerKey {
     match (identity, address) {
         (PeerIdentity::Certificate(identity), _) => format!("certificate {}", identity.name()).into(),
         (PeerIdentity::Local(_), _) | (_, PeerAddress::Unix) => "this host".into(),
-        (PeerIdentity::Unverified, PeerAddress::Tcp(address)) => match address.ip() {
-            IpAddr::V4(ip) => ip.to_string().into(),
-            // A host may have as many addresses of its network as it likes.
-            IpAddr::V6(ip) => {
-                let [a, b, c, d, ..] = ip.segments();
-                format!("{a:x}:{b:x}:{c:x}:{d:x}::/64").into()
-            }
-        },
+        (PeerIdentity::Unverified, PeerAddress::Tcp(_)) => address.network().into(),
     }
+}
+
+fn is_of_this_host(extensions: &Extensions) -> bool {
+    extensions.get::<PeerInfo>().is_some_and(|peer| match peer.address {
+        PeerAddress::Unix => true,
+        PeerAddress::Tcp(address) => address.ip().to_canonical().is_loopback(),
+    })
 }
 
 fn exhausted(exhausted: Exhausted) -> Status {
@@ -204,12 +213,13 @@ impl From<Exhausted> for HelloRefused {
 }
 
 impl Reader {
-    async fn run(mut self, out: mpsc::Sender<Result<CoordinatorMessage, Status>>) {
+    async fn run(mut self, out: mpsc::Sender<Result<CoordinatorMessage, Status>>, opening: Opening) {
         let conn = self.conn;
         // After the hello only the leader holds the way back: dropping it there ends the stream.
         let weak = out.downgrade();
         let closed = CancellationToken::new();
         let hello = tokio::time::timeout(HELLO_TIMEOUT, self.hello()).await;
+        drop(opening);
         match hello {
             Ok(Ok((envelope, hello))) => {
                 let out = Out { messages: out, _closed: closed.clone().drop_guard() };

@@ -130,6 +130,12 @@ impl Grants {
             || self.roles().any(|role| matches!(role, Role::Coordinator(own) if own == coordinator))
     }
 
+    /// Whether the caller is any coordinator.
+    #[must_use]
+    pub fn is_some_coordinator(&self) -> bool {
+        *self == Self::Everything || self.roles().any(|role| matches!(role, Role::Coordinator(_)))
+    }
+
     /// The roles as text, for a coordinator that the call is forwarded to. Whoever may do everything is an admin there:
     /// only calls of the admin API are forwarded.
     #[must_use]

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use common::access::{NamePattern, NameRule, Role, RoleTemplate, SubjectName};
 use common::appliance::FieldViolation;
+use common::text::escaped;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Validation, decode, decode_header};
 use serde::{Deserialize, Serialize};
@@ -232,7 +233,7 @@ impl Tokens {
         let validation = Validation { algorithms: vec![header.alg], ..self.validation.clone() };
         let claims = decode::<Map<String, Value>>(token, &key.key, &validation).map_err(|e| problem(e.kind()))?.claims;
         let text = |claim: &str| claims.get(claim).and_then(Value::as_str).unwrap_or_default();
-        let name: String = text("sub").chars().filter(|c| !c.is_control()).take(100).collect();
+        let name: String = escaped(text("sub")).chars().take(100).collect();
         if name.is_empty() {
             return Err(TokenProblem::Missing("sub".to_owned()));
         }

@@ -100,7 +100,7 @@ impl Access {
         let Principal { name, grants } = &*self.principal;
         let text = format!("{name} may not make this call {service}/{method}: {why} that its roles allow: {grants}");
         let refusal = status::permission_denied(&text);
-        self.gate.log(&self.peer, self.call, &refusal);
+        self.gate.log(&self.peer, Some(&self.principal), self.call, &refusal);
         refusal
     }
 }
@@ -176,7 +176,7 @@ where
 struct Gate {
     policy: Policy,
     tokens: Option<Tokens>,
-    /// Limits of the log lines about refusals, by name of the caller: whoever is refused may try as often as it likes.
+    /// Limits of the log lines about refusals, by [`log_key`]: whoever is refused may try as often as it likes.
     limits: Mutex<HashMap<String, Arc<LogLimit>>>,
 }
 
@@ -200,21 +200,40 @@ fn admit(gate: &Arc<Gate>, request: &Request<Body>) -> Result<Admitted, Status> 
     let Some(peer) = request.extensions().get::<PeerInfo>() else {
         return Err(status::permission_denied("the peer of the connection is not known"));
     };
-    let judged = gate.caller(call, peer, request.headers()).and_then(|(caller, forwarded)| {
-        let scope = gate.scope(call, peer, &caller, forwarded)?;
-        let access = Access { principal: Arc::new(caller), scope, call, peer: peer.clone(), gate: Arc::clone(gate) };
-        Ok(Admitted { access, forwarded })
-    });
-    judged.inspect_err(|refusal| gate.log(peer, call, refusal))
+    let log = |caller: Option<&Principal>, refusal: &Status| gate.log(peer, caller, call, refusal);
+    let found = gate.caller(call, peer, request.headers()).inspect_err(|refusal| log(None, refusal));
+    let (caller, forwarded) = found?;
+    let scope = gate.scope(call, peer, &caller, forwarded).inspect_err(|refusal| log(Some(&caller), refusal))?;
+    let access = Access { principal: Arc::new(caller), scope, call, peer: peer.clone(), gate: Arc::clone(gate) };
+    Ok(Admitted { access, forwarded })
+}
+
+/// What a peer may do by itself, without a token.
+pub(super) fn grants_of(policy: &Policy, accepts_tokens: bool, peer: &PeerInfo) -> Grants {
+    match &peer.identity {
+        PeerIdentity::Certificate(identity) => policy.grants(identity.certificate_names()),
+        PeerIdentity::Local(_) => Grants::Everything,
+        // Tokens need TLS: this is a client without a certificate.
+        PeerIdentity::Unverified if accepts_tokens => Grants::none(),
+        PeerIdentity::Unverified => Grants::Everything,
+    }
+}
+
+/// Whose refusals are limited together: those of a verified token or certificate, else those of an address. Calls that
+/// a coordinator forwards count as its own.
+fn log_key(peer: &PeerInfo, caller: Option<&Principal>) -> String {
+    let proven = caller.and_then(|caller| caller.name.strip_suffix(&format!(" at {}", peer.address)));
+    match (proven, &peer.identity) {
+        (Some(name), _) => name.to_owned(),
+        (None, PeerIdentity::Certificate(identity)) => identity.name(),
+        (None, PeerIdentity::Local(_) | PeerIdentity::Unverified) => peer.address.network(),
+    }
 }
 
 impl Gate {
     /// Logs a refusal, unless there were too many of this caller just before.
-    fn log(&self, peer: &PeerInfo, call: &Call, refusal: &Status) {
-        let key = match &peer.identity {
-            PeerIdentity::Certificate(identity) => identity.name(),
-            PeerIdentity::Local(_) | PeerIdentity::Unverified => String::new(),
-        };
+    fn log(&self, peer: &PeerInfo, caller: Option<&Principal>, call: &Call, refusal: &Status) {
+        let key = log_key(peer, caller);
         let limit = {
             let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
             if limits.len() >= MAX_LIMITS && !limits.contains_key(&key) {
@@ -257,13 +276,7 @@ impl Gate {
     }
 
     fn grants(&self, peer: &PeerInfo) -> Grants {
-        match &peer.identity {
-            PeerIdentity::Certificate(identity) => self.policy.grants(identity.certificate_names()),
-            PeerIdentity::Local(_) => Grants::Everything,
-            // Tokens need TLS: this is a client without a certificate.
-            PeerIdentity::Unverified if self.tokens.is_some() => Grants::none(),
-            PeerIdentity::Unverified => Grants::Everything,
-        }
+        grants_of(&self.policy, self.tokens.is_some(), peer)
     }
 
     /// The caller that a token names.
@@ -340,5 +353,25 @@ pub(super) fn name_caller(headers: &mut HeaderMap, access: Option<&Access>) {
         if let Ok(value) = HeaderValue::from_str(&text) {
             headers.insert(header, value);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::incoming::PeerAddress;
+    use super::*;
+
+    #[test]
+    fn refusals_are_limited_by_token_and_else_by_address() {
+        let key = |address: &str, name: Option<&str>| {
+            let address = PeerAddress::Tcp(address.parse().expect("an address"));
+            let name = name.map_or_else(|| address.to_string(), |name| format!("{name} at {address}"));
+            let peer = PeerInfo { address, identity: PeerIdentity::Unverified };
+            log_key(&peer, Some(&Principal { name, grants: Grants::none() }))
+        };
+        assert_eq!(key("10.0.0.1:5000", Some("jane (token)")), "jane (token)");
+        assert_eq!(key("10.0.0.1:5000", None), "10.0.0.1");
+        assert_eq!(key("[::ffff:10.0.0.1]:5000", None), "10.0.0.1");
+        assert_eq!(key("[2001:db8::1:2:3:4]:5000", None), "2001:db8:0:0::/64");
     }
 }

@@ -5,6 +5,10 @@
 //! one out. Only then it takes a *place* here. Places are bounded by the descriptors this process may have. One address
 //! takes half of them at most, and the last eighth is kept for addresses that workers had sessions from, and for Unix
 //! sockets. A place is given back with its connection, at the latest after a time without any call.
+//!
+//! Calls under way on one connection are bounded, too: each costs memory, even one whose request never comes. Coordinators
+//! are exempt, because a standby passes on the calls of all its clients over one connection, and so is everybody over plain TCP, where
+//! nobody can tell which peer is one.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -15,9 +19,10 @@ use std::time::Duration;
 
 use common::appliance::FieldViolation;
 use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, ready};
 use http::{Request, Response};
 use http_body::Frame;
+use runtime::log_limited;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tonic::Status;
@@ -25,16 +30,21 @@ use tonic::body::Body;
 use tonic::codegen::Bytes;
 use tower::{Layer, Service};
 
+use super::authorize::grants_of;
 use super::incoming::{MAX_PENDING, PeerAddress, PeerInfo};
+use super::status;
+use crate::access::Policy;
 
 /// Descriptors that are left for everything but connections of peers: the store, ZooKeeper, files, metrics.
 const OTHER_DESCRIPTORS: u64 = 128;
 /// Fewest places, whatever the limit of descriptors is.
 const FEWEST: usize = 64;
+/// Calls under way on one connection of a peer that is no coordinator.
+const MAX_CALLS: usize = 128;
 /// Addresses of workers that are remembered.
 const MAX_KNOWN: usize = 4_096;
 /// The call whose callers are workers.
-const SESSION: &str = "/rug.worker.v1.Session/Open";
+pub(super) const SESSION: &str = "/rug.worker.v1.Session/Open";
 
 /// Settings of connections.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -248,13 +258,40 @@ impl IdleLimit {
 
 /// Counts calls of each connection, and learns from where workers come. Goes around everything else.
 #[derive(Clone, Debug)]
-pub struct ConnectionsLayer(Places);
+pub struct ConnectionsLayer {
+    places: Places,
+    bound: CallBound,
+}
+
+/// Who may have any number of calls under way.
+#[derive(Clone, Debug)]
+struct CallBound {
+    policy: Policy,
+    accepts_tokens: bool,
+}
+
+impl CallBound {
+    /// Begins a call on a connection.
+    ///
+    /// # Errors
+    /// The status it is refused with.
+    fn begin(&self, of: &Arc<ConnectionUse>, peer: &PeerInfo) -> Result<OpenCall, Status> {
+        let is_coordinator = || grants_of(&self.policy, self.accepts_tokens, peer).is_some_coordinator();
+        OpenCall::within(of, MAX_CALLS)
+            .or_else(|| is_coordinator().then(|| OpenCall::within(of, usize::MAX)).flatten())
+            .ok_or_else(|| {
+                log_limited!(warn, %peer, "call refused: {MAX_CALLS} are under way on its connection");
+                status::too_many_calls(MAX_CALLS)
+            })
+    }
+}
 
 impl ConnectionsLayer {
-    /// A layer for connections that took these places.
+    /// A layer for connections that took these places. Which peers are coordinators says `policy`; `accepts_tokens` is
+    /// whether peers without a certificate may show tokens.
     #[must_use]
-    pub const fn new(places: Places) -> Self {
-        Self(places)
+    pub const fn new(places: Places, policy: Policy, accepts_tokens: bool) -> Self {
+        Self { places, bound: CallBound { policy, accepts_tokens } }
     }
 }
 
@@ -263,13 +300,14 @@ impl ConnectionsLayer {
 pub struct CountedCalls<S> {
     inner: S,
     places: Places,
+    bound: CallBound,
 }
 
 impl<S> Layer<S> for ConnectionsLayer {
     type Service = CountedCalls<S>;
 
     fn layer(&self, inner: S) -> CountedCalls<S> {
-        CountedCalls { inner, places: self.0.clone() }
+        CountedCalls { inner, places: self.places.clone(), bound: self.bound.clone() }
     }
 }
 
@@ -288,9 +326,15 @@ where
     }
 
     fn call(&mut self, request: Request<Q>) -> Self::Future {
-        let peer = request.extensions().get::<PeerInfo>().map(|peer| peer.address);
-        let Some(PeerAddress::Tcp(address)) = peer else { return self.inner.call(request).boxed() };
-        let call = self.places.connection_use(address).map(OpenCall::begin);
+        let peer = request.extensions().get::<PeerInfo>();
+        let Some((peer, PeerAddress::Tcp(address))) = peer.map(|peer| (peer, peer.address)) else {
+            return self.inner.call(request).boxed();
+        };
+        let begun = self.places.connection_use(address).map(|of| self.bound.begin(&of, peer)).transpose();
+        let call = match begun {
+            Ok(call) => call,
+            Err(refusal) => return ready(Ok(refusal.into_http())).boxed(),
+        };
         let session = (request.uri().path() == SESSION).then(|| self.places.clone());
         let answer = self.inner.call(request);
         async move {
@@ -311,9 +355,14 @@ where
 struct OpenCall(Arc<ConnectionUse>);
 
 impl OpenCall {
-    fn begin(of: Arc<ConnectionUse>) -> Self {
-        of.state().open += 1;
-        Self(of)
+    /// Begins one, unless as many as `most` are under way.
+    fn within(of: &Arc<ConnectionUse>, most: usize) -> Option<Self> {
+        let mut state = of.state();
+        if state.open >= most {
+            return None;
+        }
+        state.open += 1;
+        Some(Self(Arc::clone(of)))
     }
 }
 
@@ -351,6 +400,8 @@ impl http_body::Body for CountedBody {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access;
+    use crate::grpc::PeerIdentity;
 
     fn peer(ip: u8, port: u16) -> PeerAddress {
         PeerAddress::Tcp(([10, 0, 0, ip], port).into())
@@ -374,6 +425,21 @@ mod tests {
     }
 
     #[test]
+    fn calls_of_one_connection_are_bounded_unless_its_peer_may_be_a_coordinator() {
+        let places = Places::default();
+        let _place = places.take(peer(1, 1)).expect("free");
+        let of = places.connection_use(([10, 0, 0, 1], 1).into()).expect("it has a place");
+        let stranger = PeerInfo { address: peer(1, 1), identity: PeerIdentity::Unverified };
+        let bound = |accepts_tokens| CallBound { policy: Policy::new(&access::Config::default()), accepts_tokens };
+        let mut open: Vec<_> = (0..MAX_CALLS).map(|_| bound(true).begin(&of, &stranger).expect("free")).collect();
+        let refused = bound(true).begin(&of, &stranger).expect_err("all");
+        assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+        open.push(bound(false).begin(&of, &stranger).expect("plain TCP: it may be a coordinator"));
+        drop(open);
+        assert!(bound(true).begin(&of, &stranger).is_ok(), "calls come back");
+    }
+
+    #[test]
     fn descriptors_bound_the_places() {
         let max = |descriptors| Places::new(&Config::default(), descriptors).0.max;
         assert_eq!((max(1_024), max(100), max(u64::MAX)), (640, FEWEST, Config::default().max));
@@ -392,7 +458,8 @@ mod tests {
         let place = places.take(peer(1, 1)).expect("free");
         let mut idle = place.idle().expect("over TCP");
         let limit = Config::default().idle_timeout;
-        let call = OpenCall::begin(places.connection_use(([10, 0, 0, 1], 1).into()).expect("it has a place"));
+        let of = places.connection_use(([10, 0, 0, 1], 1).into()).expect("it has a place");
+        let call = OpenCall::within(&of, MAX_CALLS).expect("the first");
         let mut over = std::pin::pin!(std::future::poll_fn(|cx| idle.poll_over(cx)));
         assert!(tokio::time::timeout(limit * 3, &mut over).await.is_err(), "a call is open");
         drop(call);

@@ -10,7 +10,7 @@ mod standing;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -77,6 +77,20 @@ pub enum PeerIdentity {
     /// Nothing is known: plain TCP, which there is only with `insecure = true`, or TLS without a certificate, which there
     /// is only where tokens are accepted.
     Unverified,
+}
+
+impl PeerAddress {
+    /// Whose address it is, without the port: a host may have as many addresses of its IPv6 network as it likes.
+    pub(crate) fn network(&self) -> String {
+        let Self::Tcp(address) = self else { return self.to_string() };
+        match address.ip().to_canonical() {
+            IpAddr::V4(ip) => ip.to_string(),
+            IpAddr::V6(ip) => {
+                let [a, b, c, d, ..] = ip.segments();
+                format!("{a:x}:{b:x}:{c:x}:{d:x}::/64")
+            }
+        }
+    }
 }
 
 impl fmt::Display for PeerAddress {

@@ -166,6 +166,19 @@ pub fn too_large(why: &str) -> Status {
     build(Code::ResourceExhausted, why, "TOO_LARGE", HashMap::new(), details)
 }
 
+/// The status of a request whose end did not come within this time.
+pub fn not_arrived(limit: Duration) -> Status {
+    let text = format!("the request did not arrive in full within {} s", limit.as_secs());
+    build(Code::DeadlineExceeded, &text, "REQUEST_NOT_ARRIVED", HashMap::new(), ErrorDetails::new())
+}
+
+/// The status of a call on a connection that has `most` calls under way, which is all it may.
+pub fn too_many_calls(most: usize) -> Status {
+    let text = format!("{most} calls are under way on this connection, which is all it may have");
+    let details = ErrorDetails::with_quota_failure_violation("connection", text.as_str());
+    build(Code::ResourceExhausted, &text, "TOO_MANY_CALLS", HashMap::new(), details)
+}
+
 /// The status when the leader could not be reached, or was lost before its response was complete. A change may have
 /// been made.
 pub fn leader_unreachable(leader: &Leader, why: &str) -> Status {

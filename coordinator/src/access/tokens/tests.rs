@@ -74,6 +74,8 @@ async fn a_token_says_who_it_is_and_which_roles_it_has() {
     let token = issuer.token(json!({"rug_roles": ["editor:web", "viewer", "king", 7, "worker:w1", "coordinator:c1"]}));
     let found = tokens.check(&token).expect("in order");
     assert_eq!(found, Verified { name: "jane (token)".into(), grants: roles(&["editor:web", "viewer"]) });
+    let named = tokens.check(&issuer.token(json!({"sub": "ja\u{202e}ne\u{200b}\n"}))).expect("in order");
+    assert_eq!(named.name, r"ja\u{202e}ne\u{200b}\n (token)", "what is not seen is shown");
     // No claim, no roles.
     assert_eq!(tokens.check(&issuer.token(json!({}))).expect("in order").grants, Grants::none());
 
