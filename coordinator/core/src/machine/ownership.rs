@@ -298,6 +298,8 @@ impl Machine {
     pub(super) fn conflict_ended(&mut self, slot: Slot, life: &Life, token: Token) {
         if self.conflicts.end(slot, life, token) {
             self.tell_planner(slot);
+            // It may be moved again, and plans made meanwhile left it where it is.
+            self.pacing.due.drifted();
         }
     }
 
