@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -268,8 +267,18 @@ fn pids() -> impl Iterator<Item = u32> {
 
 /// Processes of our own user: those of others are neither ours nor readable.
 fn own_pids() -> impl Iterator<Item = u32> {
-    let uid = geteuid().as_raw();
-    pids().filter(move |pid| fs::metadata(format!("/proc/{pid}")).is_ok_and(|meta| meta.uid() == uid))
+    let own = geteuid().as_raw();
+    let status = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    pids().filter(move |pid| is_of_user(&status(pid), own))
+}
+
+/// Whether all users of a process are `own`, by its `/proc/<pid>/status`. One that another user started with the right of
+/// this one (`su`, setuid programs) has the environment that the other user gave it, and must not pass for an instance.
+fn is_of_user(status: &str, own: u32) -> bool {
+    // Real, effective, saved, and that of file accesses.
+    let Some(uids) = status.lines().find_map(|line| line.strip_prefix("Uid:")) else { return false };
+    let mut uids = uids.split_ascii_whitespace().map(str::parse);
+    uids.by_ref().take(4).filter(|uid| *uid == Ok(own)).count() == 4 && uids.next().is_none()
 }
 
 /// `RUG_` variables a process was started with.
@@ -304,6 +313,17 @@ mod tests {
         let stat = parse_stat(line.as_bytes()).expect("a full line");
         assert_eq!((stat.state, stat.session, stat.start_ticks), ('S', 34, 98765));
         assert!(parse_stat(b"12 (short) S 1").is_none());
+    }
+
+    #[test]
+    fn a_process_that_another_user_started_is_none_of_ours() {
+        let status = |uids: &str| format!("Name:\tsu\nUid:\t{uids}\nGid:\t0\t0\t0\t0\n");
+        assert!(is_of_user(&status("0\t0\t0\t0"), 0));
+        for other in ["1000\t0\t0\t0", "0\t0\t1000\t0", "0\t1000\t0\t0", "1\t1\t1\t1", "0\t0\t0", "x\t0\t0\t0", ""] {
+            assert!(!is_of_user(&status(other), 0), "{other}");
+        }
+        assert!(!is_of_user("", 0));
+        assert!(own_pids().any(|pid| pid == std::process::id()));
     }
 
     #[test]
