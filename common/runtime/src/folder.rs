@@ -24,7 +24,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, fchmod, fstat, fsync, openat, renameat, 
 use rustix::io::Errno;
 use tracing::info;
 
-pub use access::{Writers, user_name};
+pub use access::{Writers, is_own_or_root, user_name};
 pub use lock::{FileLock, LockError};
 
 use resolve::Resolved;
@@ -33,6 +33,8 @@ use resolve::Resolved;
 const FOLDER: Mode = Mode::RWXU;
 /// Mode of files.
 const FILE: Mode = Mode::from_raw_mode(0o600);
+/// How every file is opened. A pipe in its place must not keep this process waiting for its other end.
+const OPEN: OFlags = OFlags::CLOEXEC.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 /// What nobody but the owner may have.
 const OTHERS: u32 = 0o077;
 
@@ -116,6 +118,14 @@ pub enum Error {
         path: PathBuf,
         /// What it should be.
         wanted: &'static str,
+    },
+    /// Other users can write to a file, so that what it says cannot be believed.
+    #[error("{} can be changed by other users (mode {mode:04o}): see what is in it, then `chmod go-w {}`", path.display(), path.display())]
+    Changeable {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
     },
     /// A file that has a second name, by which others may reach it.
     #[error("{} has another name elsewhere (a hard link): copy it, and put the copy in its place", .0.display())]
@@ -227,6 +237,39 @@ impl Folder {
         }
     }
 
+    /// A folder that is there already, to be read: `None` when there is none, or this user may not look into it. It belongs to
+    /// this user or root, and no other user can write to it. Nothing about it is changed; folders above are not judged, because
+    /// what others put in its place is theirs.
+    ///
+    /// # Errors
+    /// It belongs to another user, others can write to it, or it is a symbolic link.
+    pub fn existing(path: &Path) -> Result<Option<Self>, Error> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let Some(handle) = found(path, openat(rustix::fs::CWD, path, flags, Mode::empty()))? else { return Ok(None) };
+        let stat = stat_of(path, &handle)?;
+        access::judge_trusted(path, stat.st_uid)?;
+        if let Some(writers) = Writers::of(handle.as_fd(), &stat) {
+            return Err(Error::Writable { path: path.to_owned(), mode: stat.st_mode & 0o7777, writers });
+        }
+        Ok(Some(Self(Arc::new(OpenFolder { path: path.to_owned(), handle, tightened: None }))))
+    }
+
+    /// The content of a file, of at most `limit` bytes, that this user or root has put there: `None` when there is none, or
+    /// this user may not read it. Its folder is [`existing`](Self::existing), and nothing is changed.
+    ///
+    /// # Errors
+    /// Others have, or can have, put it there; it is a symbolic link or no plain file, has a second name, or is too long.
+    pub fn read_existing(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Error> {
+        let name = path.file_name().ok_or_else(|| not_a_name(path, path))?;
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let Some(folder) = Self::existing(parent)? else { return Ok(None) };
+        let Some(file) = found(path, openat(folder.handle(), name, OPEN | OFlags::RDONLY, Mode::empty()))? else {
+            return Ok(None);
+        };
+        access::judge_readable(path, &file)?;
+        content(path, File::from(file), limit).map(Some)
+    }
+
     /// A folder in this one, made if need be, as [`private`](Self::private) as this one.
     ///
     /// # Errors
@@ -301,9 +344,7 @@ impl Folder {
         let name = name.as_ref();
         let path = self.path().join(name);
         let (parent, last) = self.parent(name)?;
-        // A pipe in place of the file must not keep this process waiting for its other end.
-        let flags = access.flags() | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let file = openat(&parent, last, flags, FILE).map_err(|e| link_or(&path, e))?;
+        let file = openat(&parent, last, OPEN | access.flags(), FILE).map_err(|e| link_or(&path, e))?;
         access::own_file(&path, &file)?;
         Ok(File::from(file))
     }
@@ -314,13 +355,7 @@ impl Folder {
     /// As [`open`](Self::open), and [`InvalidData`](io::ErrorKind::InvalidData) when it is longer.
     pub fn read(&self, name: impl AsRef<Path>, limit: u64) -> Result<Vec<u8>, Error> {
         let name = name.as_ref();
-        let failed = |e: io::Error| Error::io(&self.path().join(name), e);
-        let mut content = Vec::new();
-        self.open(name, Access::Read)?.take(limit + 1).read_to_end(&mut content).map_err(failed)?;
-        if content.len() as u64 > limit {
-            return Err(failed(io::Error::new(io::ErrorKind::InvalidData, format!("longer than {limit} bytes"))));
-        }
-        Ok(content)
+        content(&self.path().join(name), self.open(name, Access::Read)?, limit)
     }
 
     /// Writes a file beside its place, flushes it, and moves it there: a crash leaves the old content or the new.
@@ -387,6 +422,29 @@ fn parts<'a>(folder: &Path, name: &'a Path) -> Result<Vec<&'a OsStr>, Error> {
 fn not_a_name(folder: &Path, name: &Path) -> Error {
     let text = format!("`{}` does not name anything in it", name.display());
     Error::io(folder, io::Error::new(io::ErrorKind::InvalidInput, text))
+}
+
+/// All that is in a file, if that is not too long.
+fn content(path: &Path, file: File, limit: u64) -> Result<Vec<u8>, Error> {
+    let mut content = Vec::new();
+    file.take(limit + 1).read_to_end(&mut content).map_err(|e| Error::io(path, e))?;
+    if content.len() as u64 > limit {
+        let long = io::Error::new(io::ErrorKind::InvalidData, format!("longer than {limit} bytes"));
+        return Err(Error::io(path, long));
+    }
+    Ok(content)
+}
+
+/// What was opened to be read without following links; `None` when it is not there or not for this user.
+fn found(path: &Path, opened: Result<OwnedFd, Errno>) -> Result<Option<OwnedFd>, Error> {
+    match opened.map_err(|errno| (errno, link_or(path, errno))) {
+        Ok(handle) => Ok(Some(handle)),
+        Err((_, link @ Error::Link(_))) => Err(link),
+        Err((Errno::NOENT | Errno::ACCESS | Errno::NOTDIR, _)) => Ok(None),
+        // A socket.
+        Err((Errno::NXIO, _)) => Err(Error::WrongType { path: path.to_owned(), wanted: "plain file" }),
+        Err((_, error)) => Err(error),
+    }
 }
 
 /// What opening without following links failed with.

@@ -63,7 +63,7 @@ impl LocalUser {
     /// Whether it is the user of this process, or root.
     #[must_use]
     pub fn is_own_or_root(&self) -> bool {
-        self.uid == geteuid().as_raw() || self.uid == 0
+        folder::is_own_or_root(self.uid)
     }
 }
 

@@ -1,15 +1,13 @@
 //! The endpoint file of a cluster on this machine.
 //!
-//! It is looked for in the working directory and above, where strangers may have put theirs: nothing is read before it is
-//! known whose it is, no link is followed, and a pipe keeps nobody waiting.
+//! It is looked for in the working directory and above, where strangers may have put theirs: nothing is believed that this
+//! user or root has not put there ([`Folder::read_existing`]).
 
-use std::fs::File;
-use std::io::Read as _;
+use std::io;
 use std::path::Path;
 
+use runtime::folder::{self, Error, Folder};
 use runtime::socket;
-use rustix::fs::{FileType, Mode, OFlags, fstat, open, openat};
-use rustix::io::Errno;
 
 use crate::error::Failure;
 
@@ -22,64 +20,48 @@ const MAX_ENDPOINT: u64 = 4 << 10;
 /// Another user has, or can have, put it there, or it is not what `rugctl up` writes.
 pub(crate) fn read_endpoint(folder: &Path) -> Result<Option<String>, Failure> {
     let path = folder.join("endpoint");
-    let failed = |at: &Path, error: Errno| Failure::failed(format!("{}: {error}", at.display()));
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let handle = match open(folder, flags | OFlags::DIRECTORY, Mode::empty()) {
-        Ok(handle) => handle,
-        Err(Errno::LOOP | Errno::NOTDIR) if folder.is_symlink() => return Err(refused(folder, "is a symbolic link")),
-        Err(Errno::NOENT | Errno::ACCESS | Errno::NOTDIR) => return Ok(None),
-        Err(error) => return Err(failed(folder, error)),
+    let bytes = match Folder::read_existing(&path, MAX_ENDPOINT) {
+        Ok(None) => return Ok(None),
+        Ok(Some(bytes)) => bytes,
+        Err(Error::Foreign { path, owner, .. }) => return Err(refused(&path, &format!("belongs to {owner}"))),
+        Err(Error::Link(path)) => return Err(refused(&path, "is a symbolic link")),
+        Err(Error::Io { path, source }) if source.kind() == io::ErrorKind::InvalidData => {
+            return Err(refused(&path, NO_ADDRESS));
+        }
+        Err(error @ Error::Io { .. }) => return Err(Failure::failed(error.to_string())),
+        Err(error) => return Err(Failure::usage(format!("{error}; {NAME_IT}"))),
     };
-    let file = match openat(&handle, "endpoint", flags, Mode::empty()) {
-        Ok(file) => file,
-        Err(Errno::NOENT | Errno::ACCESS) => return Ok(None),
-        Err(Errno::LOOP) => return Err(refused(&path, "is a symbolic link")),
-        Err(Errno::NXIO) => return Err(refused(&path, "is not a plain file")),
-        Err(error) => return Err(failed(&path, error)),
-    };
-    let stat = fstat(&handle).map_err(|e| failed(folder, e))?;
-    judge_owner(folder, stat.st_uid)?;
-    if stat.st_mode & 0o022 != 0 {
-        return Err(refused(folder, "can be changed by other users"));
-    }
-    let stat = fstat(&file).map_err(|e| failed(&path, e))?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(refused(&path, "is not a plain file"));
-    }
-    judge_owner(&path, stat.st_uid)?;
-    if stat.st_nlink != 1 {
-        return Err(refused(&path, "has another name elsewhere (a hard link)"));
-    }
-    let mut bytes = Vec::new();
-    let read = File::from(file).take(MAX_ENDPOINT + 1).read_to_end(&mut bytes);
-    read.map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
     match std::str::from_utf8(&bytes).map(str::trim) {
         Ok("") => Ok(None),
-        Ok(address) if bytes.len() as u64 <= MAX_ENDPOINT && address.starts_with(socket::SCHEME) => {
-            Ok(Some(address.to_owned()))
-        }
+        Ok(address) if address.starts_with(socket::SCHEME) => Ok(Some(address.to_owned())),
         // Versions before sockets wrote http://, where anybody may listen by now.
-        _ => Err(refused(&path, "does not hold the address of a Unix socket")),
+        _ => Err(refused(&path, NO_ADDRESS)),
     }
 }
 
 /// Refuses what neither this user nor root has put there.
 pub(super) fn judge_owner(path: &Path, owner: u32) -> Result<(), Failure> {
-    if owner == rustix::process::geteuid().as_raw() || owner == 0 {
+    if folder::is_own_or_root(owner) {
         return Ok(());
     }
-    Err(refused(path, &format!("belongs to {}", runtime::folder::user_name(owner))))
+    Err(refused(path, &format!("belongs to {}", folder::user_name(owner))))
 }
 
+const NO_ADDRESS: &str = "does not hold the address of a Unix socket";
+/// What helps whoever means the server that is refused.
+const NAME_IT: &str = "name the server with --server or RUG_SERVER if you trust it";
+
 fn refused(path: &Path, why: &str) -> Failure {
-    Failure::usage(format!("{} {why}: name the server with --server or RUG_SERVER if you trust it", path.display()))
+    Failure::usage(format!("{} {why}: {NAME_IT}", path.display()))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs::{Permissions, set_permissions, write};
+    use std::fs::{File, Permissions, set_permissions, write};
     use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
     use std::path::PathBuf;
+
+    use rustix::fs::{FileType, Mode};
 
     use super::*;
     use crate::error::Exit;
@@ -131,8 +113,10 @@ mod tests {
         let link = top.path().join("link");
         symlink(&rug, &link).expect("a link");
         assert!(refusal(&link).contains("symbolic link"));
+        set_permissions(&file, Permissions::from_mode(0o666)).expect("ours");
+        assert!(refusal(&rug).contains("can be changed by other users"));
         set_permissions(&rug, Permissions::from_mode(0o777)).expect("ours");
-        assert!(refusal(&rug).contains("changed by other users"));
+        assert!(refusal(&rug).starts_with("every user can write to"));
     }
 
     #[test]

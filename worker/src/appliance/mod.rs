@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use runtime::file::write_atomic;
 use runtime::folder::Folder;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
@@ -67,10 +66,18 @@ fn allowed_connections() -> usize {
     }
 }
 
-/// Reads the secret; what is in the file is not quoted.
+/// Most bytes of a file that is read.
+const MAX_FILE: u64 = 4 << 10;
+
+/// Reads the secret; what is in the file is not quoted. Only this user and root may have put it there, because whoever knows
+/// it can configure this appliance.
 fn read_secret(file: &Path) -> anyhow::Result<ManagementSecret> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    ManagementSecret::new(text.trim()).with_context(|| format!("{} holds no secret", file.display()))
+    let bytes = Folder::read_existing(file, MAX_FILE)
+        .with_context(|| format!("cannot read {}", file.display()))?
+        .with_context(|| format!("{} does not exist, or this user may not read it", file.display()))?;
+    let no_secret = || format!("{} holds no secret", file.display());
+    let text = std::str::from_utf8(&bytes).with_context(no_secret)?;
+    ManagementSecret::new(text.trim()).with_context(no_secret)
 }
 
 /// Runs the appliance until SIGTERM or SIGINT.
@@ -88,7 +95,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             config.management
         );
     }
-    Folder::trusted(&config.state_dir)
+    // Exclusive, because what is read there is believed: in a folder such as /tmp others could have put it.
+    let folder = Folder::exclusive(&config.state_dir)
         .with_context(|| format!("cannot use the state directory {}", config.state_dir.display()))?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
@@ -100,11 +108,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tracing::info!(connections = most, "connections it can have");
     let balancer = Arc::new(Balancer::new(most));
     let closed = secret.is_some();
-    let state = rest::RestState::open(&config.state_dir, config.name, closed, Arc::clone(&balancer))?;
+    let state = rest::RestState::open(folder.clone(), config.name, closed, Arc::clone(&balancer))?;
     let router = rest::router(state, secret);
-    let file = config.state_dir.join(MANAGEMENT_FILE);
-    write_atomic(&file, format!("{address}\n").as_bytes())
-        .with_context(|| format!("cannot write {}", file.display()))?;
+    folder.write_atomic(MANAGEMENT_FILE, format!("{address}\n").as_bytes()).context("cannot say where it listens")?;
     tracing::info!(%address, "serving the management address");
     tokio::select! {
         () = server::serve(management, router, closed) => {}

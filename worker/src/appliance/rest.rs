@@ -4,7 +4,6 @@
 //! nothing more, so that probes of others need no secret.
 
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -17,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use common::{Generation, Token};
-use runtime::file::write_atomic;
+use runtime::folder::Folder;
 use tokio::sync::Mutex;
 use worker_core::instance::ManagementSecret;
 
@@ -26,8 +25,11 @@ use super::api::{
     token_to_header,
 };
 use super::balancer::Balancer;
-use super::interfaces;
 use super::server::{Caller, in_time};
+use super::{MAX_FILE, interfaces};
+
+/// File in the state directory that holds the newest token.
+const TOKEN_FILE: &str = "token";
 
 /// Largest body that is read.
 const MOST: usize = 1024 * 1024;
@@ -40,7 +42,8 @@ pub(super) struct RestState {
     /// Only callers with the secret are told more than that it is alive.
     closed: bool,
     balancer: Arc<Balancer>,
-    token_file: PathBuf,
+    /// Where the newest token is kept.
+    folder: Folder,
     /// Locked over a whole change, so that changes take effect in the order in which their tokens were accepted.
     owner: Mutex<Owner>,
 }
@@ -56,20 +59,21 @@ struct Owner {
 impl RestState {
     /// Reads the newest token seen in a former life of this instance, if any.
     pub(super) fn open(
-        state_dir: &Path,
+        folder: Folder,
         name: Option<String>,
         closed: bool,
         balancer: Arc<Balancer>,
     ) -> anyhow::Result<Arc<Self>> {
-        let token_file = state_dir.join("token");
-        let token = match std::fs::read_to_string(&token_file) {
-            Ok(text) => token_from_header(text.trim())
-                .with_context(|| format!("{} does not hold a token", token_file.display()))?,
+        let token = match folder.read(TOKEN_FILE, MAX_FILE) {
+            Ok(bytes) => std::str::from_utf8(&bytes)
+                .ok()
+                .and_then(|text| token_from_header(text.trim()))
+                .with_context(|| format!("{} does not hold a token", folder.path().join(TOKEN_FILE).display()))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Token::default(),
-            Err(error) => return Err(error).with_context(|| format!("cannot read {}", token_file.display())),
+            Err(error) => return Err(error).context("cannot read the newest token"),
         };
         let owner = Mutex::new(Owner { token, generation: Generation::default() });
-        Ok(Arc::new(Self { name, closed, balancer, token_file, owner }))
+        Ok(Arc::new(Self { name, closed, balancer, folder, owner }))
     }
 
     async fn change(&self, token: Token, config: Config) -> Result<(), ErrorResponse> {
@@ -107,7 +111,8 @@ impl RestState {
             return Err(ErrorResponse { status: StatusCode::CONFLICT, problem });
         }
         if token > owner.token {
-            write_atomic(&self.token_file, format!("{}\n", token_to_header(token)).as_bytes()).map_err(|error| {
+            let line = format!("{}\n", token_to_header(token));
+            self.folder.write_atomic(TOKEN_FILE, line.as_bytes()).map_err(|error| {
                 ErrorResponse::new(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot keep the token: {error}"))
             })?;
             // The new owner may have seen an older spec than the former (a restored store): generations start anew.

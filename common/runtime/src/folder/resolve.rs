@@ -12,9 +12,8 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, chmodat, mkdirat, openat, readlinkat, statat};
 use rustix::io::Errno;
-use rustix::process::geteuid;
 
-use super::access::{judge_above, user_name};
+use super::access::{judge_above, judge_trusted};
 use super::{Error, FOLDER, stat_of};
 
 /// Symbolic links in one path, as in the kernel.
@@ -100,10 +99,7 @@ fn link(folder: &Path, handle: &OwnedFd, part: &OsStr) -> Result<Option<PathBuf>
     if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
         return Ok(None);
     }
-    let own = geteuid().as_raw();
-    if stat.st_uid != own && stat.st_uid != 0 {
-        return Err(Error::Foreign { path, owner: user_name(stat.st_uid), own: user_name(own) });
-    }
+    judge_trusted(&path, stat.st_uid)?;
     let target = readlinkat(handle, part, Vec::new()).map_err(|e| Error::io(&path, e))?;
     Ok(Some(PathBuf::from(OsString::from_vec(target.into_bytes()))))
 }
