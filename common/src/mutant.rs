@@ -53,11 +53,13 @@ pub enum Mutant {
     ProofNotAsked,
     /// A term that somebody claims to have met is believed, whoever it is.
     ClaimOfAnybody,
+    /// A worker is believed that it owns what another life was granted.
+    ClaimsBelieved,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::NoTermCheck,
         Self::GrantNotPersisted,
         Self::GoneWithStream,
@@ -81,6 +83,7 @@ impl Mutant {
         Self::RefusedHelloBeats,
         Self::ProofNotAsked,
         Self::ClaimOfAnybody,
+        Self::ClaimsBelieved,
     ];
 }
 

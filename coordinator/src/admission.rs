@@ -34,6 +34,9 @@ use crate::commands::{Change, ChangeOutcome, Changed, CommandError, Mutation};
 use crate::record::{AuditEvent, Record, RequestRecord};
 use crate::views::{ApplianceKey, AssignmentView, CatalogEntry};
 
+/// Stands in a remembered call for the appliance that it did not find. No appliance has this id.
+const NOTHING: ApplianceId = ApplianceId::from_u128(0);
+
 /// What is to be done about a change that is in order.
 #[derive(Debug)]
 pub enum Admitted {
@@ -47,18 +50,19 @@ pub enum Admitted {
 #[derive(Debug)]
 #[must_use = "what it has reserved is free only after it was committed or withdrawn"]
 pub struct AdmittedChange {
-    record: Arc<Record>,
+    /// The appliance as it would be; `None` when there is none and that only the request is to be remembered.
+    record: Option<Arc<Record>>,
     previous: Option<Arc<Record>>,
     outcome: ChangeOutcome,
     request: Option<RequestRecord>,
-    audit: AuditEvent,
+    audit: Option<AuditEvent>,
 }
 
 impl AdmittedChange {
     /// The appliance as it shall be stored; `None` when only the request is to be remembered.
     #[must_use]
     pub fn record(&self) -> Option<&Arc<Record>> {
-        (self.outcome != ChangeOutcome::Unchanged).then_some(&self.record)
+        self.record.as_ref().filter(|_| self.outcome != ChangeOutcome::Unchanged)
     }
 
     /// What the change does.
@@ -73,10 +77,10 @@ impl AdmittedChange {
         self.request.as_ref()
     }
 
-    /// Its line of the audit trail.
+    /// Its line of the audit trail, if it changes anything.
     #[must_use]
-    pub const fn audit(&self) -> &AuditEvent {
-        &self.audit
+    pub const fn audit(&self) -> Option<&AuditEvent> {
+        self.audit.as_ref()
     }
 }
 
@@ -157,9 +161,7 @@ impl Admission {
             return Ok(Admitted::Done(changed));
         }
         let change = match self.check(mutation, now)? {
-            Checked::Missing => {
-                return Ok(Admitted::Done(Changed { entry: None, outcome: ChangeOutcome::Unchanged }));
-            }
+            Checked::Missing => return Ok(self.admit_nothing(mutation, now)),
             Checked::Change(change) => *change,
         };
         let CheckedChange { outcome, .. } = change;
@@ -176,35 +178,50 @@ impl Admission {
         if let Some(request) = mutation.request {
             self.requests.begin(request.id);
         }
+        let audit = || AuditEvent {
+            time: now,
+            actor: mutation.actor.clone(),
+            action: mutation.change.action().to_owned(),
+            subject: id.to_string(),
+            detail: format!("{}/{} {}", change.record.tenant, change.record.name, change.record.generation),
+        };
         Ok(Admitted::Write(AdmittedChange {
             request: mutation.request.map(|r| RequestRecord { id: r.id, digest: r.digest, appliance: id, time: now }),
-            audit: AuditEvent {
-                time: now,
-                actor: mutation.actor.clone(),
-                action: mutation.change.action().to_owned(),
-                subject: id.to_string(),
-                detail: format!("{}/{} {}", change.record.tenant, change.record.name, change.record.generation),
-            },
-            record: Arc::new(change.record),
+            audit: (outcome != ChangeOutcome::Unchanged).then(audit),
+            record: Some(Arc::new(change.record)),
             previous: change.previous,
             outcome,
         }))
     }
 
+    /// There is nothing to be changed. That is remembered as well: a repeat must not find what was made in between.
+    fn admit_nothing(&mut self, mutation: &Mutation, now: SystemTime) -> Admitted {
+        let outcome = ChangeOutcome::Unchanged;
+        let Some(request) = mutation.request.filter(|_| !mutation.validate_only) else {
+            return Admitted::Done(Changed { entry: None, outcome });
+        };
+        self.requests.begin(request.id);
+        let request = RequestRecord { id: request.id, digest: request.digest, appliance: NOTHING, time: now };
+        Admitted::Write(AdmittedChange { record: None, previous: None, outcome, request: Some(request), audit: None })
+    }
+
     /// Shows a change to everybody. The store has it.
     pub fn commit(&mut self, change: AdmittedChange) -> Changed {
         let AdmittedChange { record, previous, outcome, request, audit } = change;
-        let reservation = self.release(record.id, request.as_ref());
+        let reservation = self.release(record.as_ref().map(|record| record.id), request.as_ref());
         if let Some(request) = &request {
             self.requests.remember(request, Some(outcome));
         }
-        let entry = if outcome == ChangeOutcome::Unchanged {
-            self.entry(record.id)
-        } else {
+        if let Some(audit) = audit {
             audit.log();
+        }
+        let entry = record.and_then(|record| {
+            if outcome == ChangeOutcome::Unchanged {
+                return self.entry(record.id);
+            }
             self.settle_ports(&record, previous.as_deref(), &reservation);
             Some(self.catalog.put_record(&record))
-        };
+        });
         self.settled.notify_waiters();
         Changed { entry, outcome }
     }
@@ -212,8 +229,11 @@ impl Admission {
     /// Gives up a change that was not stored: what it had reserved is free again.
     pub fn withdraw(&mut self, change: AdmittedChange) {
         let AdmittedChange { record, request, .. } = change;
-        let reservation = self.release(record.id, request.as_ref());
-        reservation.ports.iter().for_each(|port| self.ports.release(*port, record.id));
+        let id = record.map(|record| record.id);
+        let reservation = self.release(id, request.as_ref());
+        if let Some(id) = id {
+            reservation.ports.iter().for_each(|port| self.ports.release(*port, id));
+        }
         self.settled.notify_waiters();
     }
 
@@ -236,6 +256,9 @@ impl Admission {
         let Some(known) = self.requests.get(request.id, now) else { return Ok(None) };
         if known.digest != request.digest {
             return Err(CommandError::RequestReused(request.id));
+        }
+        if known.appliance == NOTHING {
+            return Ok(Some(Changed { entry: None, outcome: ChangeOutcome::Unchanged }));
         }
         let entry = self.entry(known.appliance);
         let deletes = matches!(mutation.change, Change::Delete { .. });
@@ -266,8 +289,8 @@ impl Admission {
     }
 
     /// Ends the reservation of an appliance, its name and its request; its ports are for the caller.
-    fn release(&mut self, id: ApplianceId, request: Option<&RequestRecord>) -> Reservation {
-        let reservation = self.writing.remove(&id).unwrap_or_default();
+    fn release(&mut self, id: Option<ApplianceId>, request: Option<&RequestRecord>) -> Reservation {
+        let reservation = id.and_then(|id| self.writing.remove(&id)).unwrap_or_default();
         if let Some(key) = &reservation.key {
             self.names.remove(key);
         }

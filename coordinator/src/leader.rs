@@ -31,9 +31,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use common::session::{Refused, RefusedReason};
-use common::{CoordinatorId, Life, Term, Timestamp};
+use common::{CoordinatorId, Life, Timestamp};
 use coordination::Leadership;
-use coordinator_core::machine::{self, Action, Event, Machine};
+use coordinator_core::machine::{self, Action, Event, Machine, TermClaim};
 use coordinator_core::rebalance::RebalanceEvent;
 use runtime::{clock, log_limited};
 use tokio::sync::{Notify, mpsc, watch};
@@ -56,6 +56,7 @@ use crate::sessions::Input;
 use crate::store::{self, StoreWrite};
 
 pub use begin::{BeginError, FormerTerms};
+pub use notes::Violations;
 
 /// Inputs taken before the machine is asked to plan, so that calls that come together are placed together.
 const BATCH: usize = 256;
@@ -72,13 +73,22 @@ pub enum TermEnd {
     /// This process stops.
     Stopped,
     /// A higher term was met: campaign above it.
-    HigherTerm(Term),
+    HigherTerm(TermClaim),
     /// The store is lost to another term, or an outcome could not be found out.
     StoreLost(store::Error),
     /// The leadership is lost, or in doubt: campaign again.
     LeadershipLost,
     /// A task has ended without which the term cannot go on.
     TaskEnded(&'static str),
+}
+
+/// How a term ended, and what the next one is told of it.
+#[derive(Debug)]
+pub struct EndedTerm {
+    /// Why it ended.
+    pub end: TermEnd,
+    /// What was refused in it and before.
+    pub violations: Violations,
 }
 
 /// What every term of this coordinator is led with.
@@ -144,7 +154,7 @@ pub struct Leader<'a> {
 impl Leader<'_> {
     /// Leads until `stop`, or until the term ends, for which the failure of one of `tasks` is a reason. The tasks are
     /// cancelled by then.
-    pub async fn run(mut self, inputs: &mut Inputs, stop: CancellationToken, tasks: &mut LeaderTasks) -> TermEnd {
+    pub async fn run(mut self, inputs: &mut Inputs, stop: CancellationToken, tasks: &mut LeaderTasks) -> EndedTerm {
         let mut wake_at = Some(clock::now());
         let lost = self.leadership.lost();
         let mut looked = tokio::time::Instant::now();
@@ -154,7 +164,8 @@ impl Leader<'_> {
                 () = stop.cancelled() => {
                     tasks.cancel();
                     self.await_leaves(inputs).await;
-                    return self.end.take().unwrap_or(TermEnd::Stopped);
+                    let end = self.end.take().unwrap_or(TermEnd::Stopped);
+                    return self.ended(end);
                 }
                 () = lost.cancelled() => self.end = Some(TermEnd::LeadershipLost),
                 task = tasks.failed() => self.end = Some(TermEnd::TaskEnded(task)),
@@ -177,9 +188,13 @@ impl Leader<'_> {
             if let Some(end) = self.end.take() {
                 tasks.cancel();
                 self.resign().await;
-                return end;
+                return self.ended(end);
             }
         }
+    }
+
+    fn ended(self, end: TermEnd) -> EndedTerm {
+        EndedTerm { end, violations: self.notes.into_violations(&self.machine.counters().kinds) }
     }
 
     /// Takes what else has come, without waiting.
@@ -220,7 +235,10 @@ impl Leader<'_> {
 
     fn carry_out(&mut self, action: Action) {
         match action {
-            Action::Commit(batch, commit) => self.writes.commit(batch, commit),
+            Action::Commit(batch, commit) => {
+                let events = self.unbind_events(&commit);
+                self.writes.commit(batch, commit, events);
+            }
             Action::Send(stream, envelope, message) => self.send(stream, envelope, message),
             Action::Reports(reports) => self.on_reports(reports),
             Action::Close(stream, refusal) => self.connections.close(stream, &refusal),
@@ -250,7 +268,7 @@ impl Leader<'_> {
                 self.writes.evict(life, evicted);
             }
             Action::Met(term) => self.notes.met(term),
-            Action::RaiseTerm(seen) => self.end = Some(TermEnd::HigherTerm(seen)),
+            Action::RaiseTerm(claim) => self.end = Some(TermEnd::HigherTerm(claim)),
         }
     }
 
@@ -281,6 +299,13 @@ impl Leader<'_> {
             WriteOutcome::Unchanged(change, reply, error) => {
                 self.admission.withdraw(*change);
                 let _ = reply.send(Err(CommandError::Unavailable(error.to_string())));
+                if error.ends_term() {
+                    self.end = Some(TermEnd::StoreLost(error));
+                }
+            }
+            WriteOutcome::Paused(change) => self.paused(change),
+            WriteOutcome::NotPaused(change, error) => {
+                let _ = change.reply.send(Err(CommandError::Unavailable(error.to_string())));
                 if error.ends_term() {
                     self.end = Some(TermEnd::StoreLost(error));
                 }
@@ -342,6 +367,10 @@ impl Leader<'_> {
                     WriteOutcome::Unchanged(change, reply, error) => {
                         self.admission.withdraw(*change);
                         let _ = reply.send(Err(CommandError::Unavailable(error.to_string())));
+                    }
+                    WriteOutcome::Paused(change) => drop(change.reply.send(Ok(()))),
+                    WriteOutcome::NotPaused(change, error) => {
+                        let _ = change.reply.send(Err(CommandError::Unavailable(error.to_string())));
                     }
                     WriteOutcome::Durable(_) | WriteOutcome::Undone(_) => {}
                     WriteOutcome::Nothing | WriteOutcome::TermOver(_) => {}

@@ -10,10 +10,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use common::CoordinatorId;
 use common::backoff::Backoff;
 use common::session::{Refused, RefusedReason};
-use common::{CoordinatorId, Term};
 use coordination::{Candidate, Leadership};
+use coordinator_core::machine::TermClaim;
 use runtime::program::Failure;
 use runtime::retry::Retries;
 use tokio::sync::watch;
@@ -23,7 +24,7 @@ use tracing::{error, info, warn};
 use crate::commands::{Command, CommandError};
 use crate::exit_code;
 use crate::grpc::ServingRole;
-use crate::leader::{BeginError, FormerTerms, Inputs, Leader, LeaderSetup, TermEnd};
+use crate::leader::{BeginError, EndedTerm, FormerTerms, Inputs, Leader, LeaderSetup, TermEnd, Violations};
 use crate::leader_tasks::{EarlyEnd, LeaderTasks};
 use crate::opening::Opening;
 use crate::sessions::Input;
@@ -92,7 +93,14 @@ enum Next {
         failed: bool,
     },
     /// Begin another term above this one under the same leadership.
-    Above(Term),
+    Above(TermClaim),
+}
+
+/// What goes on from one term of this coordinator to the next.
+#[derive(Debug, Default)]
+struct AcrossTerms {
+    raises: Raises,
+    violations: Violations,
 }
 
 /// Paces the terms that are begun because workers claim to have met higher ones. The first is begun at once.
@@ -117,10 +125,10 @@ impl Terms {
     pub async fn run(self, inputs: &mut Inputs, stop: CancellationToken) -> Result<(), Failure> {
         let mut retries = Retries::new(CAMPAIGN);
         let mut pause = Duration::ZERO;
-        let mut raises = Raises::default();
+        let mut across = AcrossTerms::default();
         loop {
             let Some((leadership, store)) = self.campaign(inputs, &stop, pause).await? else { break };
-            let next = self.lead(leadership.as_ref(), &store, inputs, &stop, &mut raises).await;
+            let next = self.lead(leadership.as_ref(), &store, inputs, &stop, &mut across).await;
             self.leading.send_replace(false);
             // Whoever watches asks again, and reaches the next leader.
             self.leader.catalog.close_watches();
@@ -182,17 +190,16 @@ impl Terms {
         store: &Store,
         inputs: &mut Inputs,
         stop: &CancellationToken,
-        raises: &mut Raises,
+        across: &mut AcrossTerms,
     ) -> Result<Next, Failure> {
-        let mut highest_seen = Term::default();
+        let mut claim = None;
         loop {
             let began = tokio::time::Instant::now();
-            let former = FormerTerms { highest_seen, raise_after: raises.wait };
-            match self.one_term(leadership, store, inputs, stop, former).await? {
-                Next::Above(seen) => {
-                    raises.raised(began.elapsed());
-                    warn!(%seen, "a worker has met a higher term than this one; beginning a new one above it");
-                    highest_seen = seen;
+            match self.one_term(leadership, store, inputs, stop, claim, across).await? {
+                Next::Above(TermClaim { met, by }) => {
+                    across.raises.raised(began.elapsed());
+                    warn!(%met, worker = %by, "a worker has met a higher term than this one; beginning a new one above it");
+                    claim = Some(TermClaim { met, by });
                 }
                 next => return Ok(next),
             }
@@ -205,11 +212,14 @@ impl Terms {
         store: &Store,
         inputs: &mut Inputs,
         stop: &CancellationToken,
-        former: FormerTerms,
+        claim: Option<TermClaim>,
+        across: &mut AcrossTerms,
     ) -> Result<Next, Failure> {
         // Also between two terms under one leadership: until the next one has begun nobody notices here that it is lost.
         self.leading.send_replace(false);
         let elected = SystemTime::now();
+        let violations = across.violations.clone();
+        let former = FormerTerms { claim, violations, raise_after: across.raises.wait };
         let begin = Leader::begin(&self.leader, leadership, store.clone(), former);
         let begun = tokio::select! {
             biased;
@@ -234,11 +244,12 @@ impl Terms {
         };
         self.leading.send_replace(true);
         let mut tasks = self.start_tasks(leadership, store);
-        let ended = leader.run(inputs, stop.clone(), &mut tasks).await;
+        let EndedTerm { end, violations } = leader.run(inputs, stop.clone(), &mut tasks).await;
         tasks.stop().await;
-        Ok(match ended {
+        across.violations = violations;
+        Ok(match end {
             TermEnd::Stopped => Next::Stop,
-            TermEnd::HigherTerm(seen) => Next::Above(seen),
+            TermEnd::HigherTerm(claim) => Next::Above(claim),
             TermEnd::StoreLost(error) if self.embedded => {
                 return Err(Failure::new(exit_code::STORE_LOST, format!("stepping down: {error}")));
             }

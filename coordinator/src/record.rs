@@ -103,6 +103,17 @@ pub struct MoveRecord {
     pub time: SystemTime,
 }
 
+/// An operator's stop of all planning. It lasts until it is resumed, whoever leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PauseRecord {
+    /// Why, in the operator's words; may be empty.
+    pub reason: String,
+    /// Who asked for it.
+    pub by: String,
+    /// Since when.
+    pub since: SystemTime,
+}
+
 /// One line of the audit trail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditEvent {

@@ -57,7 +57,7 @@ use self::observations::Observations;
 use self::readers::Readers;
 pub use self::url::{check as check_url, shown_url};
 use self::writer::{Submission, Writer, WriterCommand};
-use crate::record::{AuditEvent, MoveRecord, RebalanceRecord, Record, RequestRecord};
+use crate::record::{AuditEvent, MoveRecord, PauseRecord, RebalanceRecord, Record, RequestRecord};
 
 /// Settings of the store.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,6 +188,8 @@ pub enum StoreWrite {
     PutRebalance(RebalanceRecord),
     /// Moves that have ended.
     Moves(Vec<MoveRecord>),
+    /// Stores that planning is paused, or that it is not.
+    Pause(Option<PauseRecord>),
     /// A line of the audit trail.
     Event(AuditEvent),
     /// An idempotent call that is carried out by this change.

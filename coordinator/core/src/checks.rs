@@ -12,6 +12,7 @@ use crate::unowned::has_owner;
 pub fn machine(machine: &Machine) -> Vec<String> {
     let mut wrong = Vec::new();
     check_rows(machine, &mut wrong);
+    check_conflicts(machine, &mut wrong);
     check_tallies(machine, &mut wrong);
     wrong
 }
@@ -47,6 +48,17 @@ fn check_rows(machine: &Machine, wrong: &mut Vec<String>) {
         }
         if machine.table().slot(id) != Some(slot) {
             wrong.push(format!("{id} is not found under its id"));
+        }
+    }
+}
+
+/// No appliance is kept from being moved by a claim that is known to be false.
+fn check_conflicts(machine: &Machine, wrong: &mut Vec<String>) {
+    for (slot, by) in machine.conflicting_owners() {
+        for (life, token) in by {
+            if machine.is_given_elsewhere(*slot, life, *token) {
+                wrong.push(format!("{} bars slot {} under {token}, which was given elsewhere", life.worker, slot.0));
+            }
         }
     }
 }

@@ -53,7 +53,7 @@ use crate::unowned;
 use crate::violation::ViolationKind;
 
 pub use config::Config;
-pub use events::{Action, BatchId, Commit, Counters, Event, Output, Refusal, Restored};
+pub use events::{Action, BatchId, Commit, Counters, Event, Output, Refusal, Restored, TermClaim};
 pub use sessions::StreamId;
 pub use unbind::{UnbindNumber, UnbindRefused};
 pub use view::{FreezeView, OwnershipExplanation, WorkerSnapshot, reason};
@@ -119,7 +119,7 @@ impl Machine {
                 strikes: config.quarantine_strikes,
                 probation: config.suspect_probation,
             }),
-            pacing: Pacing::new(due, brake, Rebalances::new(term)),
+            pacing: Pacing::new(due, brake, Rebalances::new(term), restored.paused),
             out: Outgoing::default(),
             counters: Counters::default(),
             config,

@@ -284,12 +284,14 @@ impl Planner {
     }
 
     /// Says whether plans may pick the appliance. One in the middle of a hand-off, or fenced, must not be picked, though
-    /// it counts where it is.
-    pub fn set_movable(&mut self, slot: Slot, movable: bool) {
-        if self.book.entry(slot).is_some_and(|entry| entry.movable != movable) {
+    /// it counts where it is. Returns whether that is new.
+    pub fn set_movable(&mut self, slot: Slot, movable: bool) -> bool {
+        let changed = self.book.entry(slot).is_some_and(|entry| entry.movable != movable);
+        if changed {
             self.version.raise();
             self.book.change(slot, |entry| entry.movable = movable);
         }
+        changed
     }
 
     /// Says which members declined the appliance and are not to be asked; replaces what was said before.

@@ -5,6 +5,8 @@
 pub enum ViolationKind {
     /// A worker owns what the table gives to no worker or to another one.
     HeldAgainstTable,
+    /// A worker claims to own, or to have released, an appliance under a token that was given for another grant.
+    ClaimedGrant,
     /// A worker owns an appliance that does not exist.
     UnknownAppliance,
     /// A worker removed an appliance whose deletion was not asked for.
@@ -25,8 +27,9 @@ pub enum ViolationKind {
 
 impl ViolationKind {
     /// All of them, in the order of the declaration.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::HeldAgainstTable,
+        Self::ClaimedGrant,
         Self::UnknownAppliance,
         Self::RemovedUndeleted,
         Self::GenerationAhead,
@@ -42,6 +45,7 @@ impl ViolationKind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::HeldAgainstTable => "held_against_table",
+            Self::ClaimedGrant => "claimed_grant",
             Self::UnknownAppliance => "unknown_appliance",
             Self::RemovedUndeleted => "removed_undeleted",
             Self::GenerationAhead => "generation_ahead",
@@ -62,6 +66,19 @@ impl ViolationCounts {
     /// Counts one.
     pub const fn add(&mut self, kind: ViolationKind) {
         self.0[kind as usize] += 1;
+    }
+
+    /// These and others.
+    #[must_use]
+    pub fn and(mut self, others: &Self) -> Self {
+        self.0.iter_mut().zip(others.0).for_each(|(count, more)| *count = count.saturating_add(more));
+        self
+    }
+
+    /// How many of all kinds.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0.iter().fold(0, |sum, count| sum.saturating_add(*count))
     }
 
     /// Every kind, and how many of it.

@@ -8,7 +8,7 @@ use common::appliance::{FieldViolation, MAX_SPEC, MAX_VIOLATIONS, Name, Spec};
 use common::change::{ApplianceDraft, ApplianceTarget, ApplianceUpdate};
 use common::{ApplianceId, Generation, Site, Term};
 
-use super::Admission;
+use super::{Admission, NOTHING};
 use crate::commands::{Change, ChangeOrigin, ChangeOutcome, CommandError, Mutation};
 use crate::record::Record;
 use crate::views::{ApplianceKey, CatalogEntry};
@@ -111,6 +111,10 @@ impl Admission {
         now: SystemTime,
     ) -> Result<Checked, CommandError> {
         let id = draft.id.unwrap_or(fresh);
+        if id == NOTHING {
+            let violation = FieldViolation::new("appliance.id", "must not be nil, which stands for no appliance");
+            return Err(CommandError::Invalid(vec![violation]));
+        }
         if self.writing.contains_key(&id) {
             return Err(CommandError::Contended);
         }

@@ -116,7 +116,7 @@ fn a_created_appliance_is_seen_once_it_is_committed() {
     let mut admission = admission();
     let write = admit(&mut admission, &create(1, draft("web", Some(80))));
     assert_eq!(write.outcome(), ChangeOutcome::Created);
-    assert_eq!(write.audit().action, "create");
+    assert_eq!(write.audit().map(|audit| audit.action.as_str()), Some("create"));
     assert!(admission.catalog.get(&ApplianceTarget::Id(id(1))).is_none(), "the store does not have it yet");
     let entry = admission.commit(write).entry.expect("a new appliance");
     assert_eq!((entry.record.generation, entry.record.placement_key.clone()), (Generation::new(1), id(1).to_string()));
@@ -252,7 +252,7 @@ fn what_a_source_manages_is_changed_by_that_source_or_by_force() {
 #[test]
 fn a_cluster_holds_no_more_than_its_limit_also_in_flight() {
     let mut admission = admission();
-    let writes: Vec<_> = (0..5).map(|n| admit(&mut admission, &create(n, draft(&format!("a{n}"), None)))).collect();
+    let writes: Vec<_> = (1..=5).map(|n| admit(&mut admission, &create(n, draft(&format!("a{n}"), None)))).collect();
     assert_eq!(refused(&mut admission, &create(9, draft("z", None))), CommandError::Full(5));
     writes.into_iter().for_each(|change| admission.withdraw(change));
     let _created = admit(&mut admission, &create(9, draft("z", None)));
@@ -400,6 +400,29 @@ fn a_deleted_appliance_refuses_changes_and_keeps_its_name_until_it_is_gone() {
     let lenient = mutation(Change::Delete { target: web, expected: None, allow_missing: true });
     assert!(run(&mut admission, &lenient).expect("no error").entry.is_none());
     made(&mut admission, 2, "web", Some(80));
+}
+
+#[test]
+fn a_delete_that_found_nothing_is_remembered() {
+    let mut admission = admission();
+    let target = ApplianceTarget::Name(name("default"), name("web"));
+    let key = RequestKey::new(Uuid::from_u128(5), b"delete web");
+    let change = Change::Delete { target: target.clone(), expected: None, allow_missing: true };
+    let lenient = Mutation { request: Some(key), ..mutation(change) };
+    let written = admit(&mut admission, &lenient);
+    assert!(written.record().is_none() && written.audit().is_none());
+    assert_eq!(refused(&mut admission, &lenient), CommandError::Contended, "while it is being stored");
+    let stored = written.request().cloned().expect("it is remembered");
+    let done = admission.commit(written);
+    assert!(done.entry.is_none() && done.outcome == ChangeOutcome::Unchanged);
+    made(&mut admission, 1, "web", None);
+    let again = run(&mut admission, &lenient).expect("a repeat");
+    assert!(again.entry.is_none(), "what was made since is not touched");
+    assert!(!record(&admission, &ApplianceTarget::Id(id(1))).deleting);
+    // The next leader knows it, too.
+    let mut next = Admission::new(Arc::clone(&admission.catalog), Term::new(2), &[stored], Arc::default());
+    assert!(run(&mut next, &lenient).expect("a repeat").entry.is_none());
+    assert!(!record(&next, &ApplianceTarget::Id(id(1))).deleting);
 }
 
 #[test]

@@ -9,15 +9,16 @@ use common::status::Status;
 use common::{ApplianceId, Term};
 use coordination::Leadership;
 use coordinator_core::grants::StoredGrant;
-use coordinator_core::machine::{Event, Machine, Restored};
+use coordinator_core::machine::{Event, Machine, Restored, TermClaim};
 use coordinator_core::membership::LeaseAuthority;
 use coordinator_core::table::Seed;
 use runtime::clock;
 use tracing::{error, info};
 
+use super::commands::why_paused;
 use super::connections::Connections;
 use super::convert::seed;
-use super::notes::Notes;
+use super::notes::{Notes, Violations};
 use super::publisher::Publisher;
 use super::rebalances::RebalanceHistory;
 use super::waiting::WaitingCallers;
@@ -26,7 +27,7 @@ use super::{Leader, LeaderSetup};
 use crate::admission::Admission;
 use crate::record::Record;
 use crate::store::{self, Store, StoreWrite, StoredState};
-use crate::views::{AssignmentView, CatalogEntry};
+use crate::views::{AssignmentView, CatalogEntry, PausedView};
 
 /// Why a term could not be begun.
 #[derive(Debug, thiserror::Error)]
@@ -40,10 +41,12 @@ pub enum BeginError {
 }
 
 /// What the terms before this one on this coordinator say about it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct FormerTerms {
-    /// Highest term that a worker has met.
-    pub highest_seen: Term,
+    /// That a worker has met a higher term, if that ended the last one.
+    pub claim: Option<TermClaim>,
+    /// What was refused in them.
+    pub violations: Violations,
     /// How long the new term lasts at least before a worker that has met a higher one ends it.
     pub raise_after: Duration,
 }
@@ -60,14 +63,17 @@ impl<'a> Leader<'a> {
         store: Store,
         former: FormerTerms,
     ) -> Result<Self, BeginError> {
-        let highest = store.highest_term().await?.max(former.highest_seen);
+        let FormerTerms { claim, violations, raise_after } = former;
+        let claimed = claim.as_ref().map_or(Term::default(), |claim| claim.met);
+        let highest = store.highest_term().await?.max(claimed);
         let raised = leadership.raise_term(highest).await?;
         let term = raised.term;
         let stored = store.begin_term(&setup.identity.coordinator, term).await?;
         let roster = leadership.roster();
         // Not `highest`: the database may have been swapped for an older copy since that was read.
-        let mut notes = Notes::found(stored.former, raised.found, roster.is_some(), former.highest_seen);
-        let StoredState { records, statuses, grants, members, requests, rebalances, unreadable, former: _ } = stored;
+        let mut notes = Notes::found(stored.former, raised.found, roster.is_some(), claim.as_ref(), violations);
+        let StoredState { records, statuses, grants, members, requests, rebalances, pause, unreadable, former: _ } =
+            stored;
         for one in &unreadable {
             error!(appliance = %one.id, tenant = one.tenant, name = one.name, "skipping appliance: it is stored and cannot be read: {}", one.why);
             notes.unreadable(one);
@@ -80,7 +86,8 @@ impl<'a> Leader<'a> {
         let mut admission = Admission::new(Arc::clone(&catalog), term, &requests, Arc::clone(&setup.settled));
         let mut config = setup.machine.clone();
         config.authority = if roster.is_some() { LeaseAuthority::External } else { LeaseAuthority::Embedded };
-        let restored = Restored { appliances, members, raise_after: former.raise_after };
+        let paused = pause.as_ref().map(why_paused);
+        let restored = Restored { appliances, members, raise_after, paused };
         let began = clock::now();
         let machine = Machine::new(config, term, began, restored);
         admission.learn_drivers(machine.offers());
@@ -99,7 +106,7 @@ impl<'a> Leader<'a> {
             connections: Connections::new(setup.identity.coordination.clone()),
             writes,
             waiting: WaitingCallers::default(),
-            publisher: Publisher::new(setup, store, began),
+            publisher: Publisher::new(setup, store, began, pause.map(PausedView::from)),
             notes,
             rebalances,
             admission,

@@ -4,16 +4,18 @@ use std::time::SystemTime;
 
 use common::change::ApplianceTarget;
 use common::{ApplianceId, Incarnation, Life, Site, WorkerId};
-use coordinator_core::machine::{self, Event, UnbindNumber, UnbindRefused};
+use coordinator_core::grants::GrantOp;
+use coordinator_core::machine::{self, Commit, Event, UnbindNumber, UnbindRefused};
 use runtime::clock;
 use tracing::info;
 
 use super::Leader;
 use super::convert::{self, seed, size};
 use super::waiting::UnbindCaller;
+use super::writes::PauseChange;
 use crate::admission::{Admitted, AdmittedChange};
 use crate::commands::{ChangeOutcome, Changed, Command, CommandError, Mutation, Operator, Reply};
-use crate::record::AuditEvent;
+use crate::record::{AuditEvent, PauseRecord};
 use crate::store::StoreWrite;
 use crate::views::{Explanation, PausedView};
 
@@ -131,7 +133,8 @@ impl Leader<'_> {
         let Some(UnbindCaller { appliance, request, reply }) = self.waiting.take_unbind(number) else { return };
         if let Ok(Some(site)) = &answer {
             info!(%appliance, %site, actor = request.actor, reason = request.reason, "freed from its site");
-            self.audit("unbind", &format!("{appliance} from {site}"), &request);
+            // It was stored together with the change.
+            audit_event("unbind", &unbound_subject(appliance, site), &request).log();
             // Its caller reads the catalog next.
             self.publisher.flush();
         }
@@ -145,33 +148,81 @@ impl Leader<'_> {
         }));
     }
 
+    /// Stops planning once that is stored: it holds until an operator resumes, whoever leads.
     fn pause(&mut self, request: &Operator, reply: Reply<()>) {
-        self.audit("pause", "placement", request);
+        let audit = audit_event("pause", "placement", request);
         let Operator { reason, actor } = request.clone();
-        let why = if reason.is_empty() { format!("by {actor}") } else { reason.clone() };
-        self.publisher.set_paused(Some(PausedView { reason, since: SystemTime::now(), by: actor }));
-        self.step(Event::Pause(why));
-        self.publisher.show_cluster(&self.machine, &self.notes, clock::now());
-        let _ = reply.send(Ok(()));
+        let pause = PauseRecord { reason, by: actor, since: SystemTime::now() };
+        self.change_pause(Some(pause), audit, reply);
     }
 
     fn resume(&mut self, request: &Operator, reply: Reply<()>) {
-        self.audit("resume", "placement", request);
-        self.publisher.set_paused(None);
-        self.step(Event::Resume);
-        self.publisher.show_cluster(&self.machine, &self.notes, clock::now());
+        self.change_pause(None, audit_event("resume", "placement", request), reply);
+    }
+
+    fn change_pause(&mut self, pause: Option<PauseRecord>, audit: AuditEvent, reply: Reply<()>) {
+        if reply.is_closed() {
+            // The caller's deadline has passed, as for changes.
+            return;
+        }
+        let number = self.waiting.next_pause();
+        self.writes.pause(PauseChange { number, pause, audit, reply });
+    }
+
+    /// The store has it: a pause or its end is in force.
+    pub(super) fn paused(&mut self, change: Box<PauseChange>) {
+        let PauseChange { number, pause, audit, reply } = *change;
+        audit.log();
+        // Two that were stored together may be told of in either order.
+        if self.waiting.is_newest_pause(number) {
+            let event = pause.as_ref().map_or(Event::Resume, |pause| Event::Pause(why_paused(pause)));
+            self.publisher.set_paused(pause.map(PausedView::from));
+            self.step(event);
+            self.publisher.show_cluster(&self.machine, &self.notes, clock::now());
+        }
         let _ = reply.send(Ok(()));
     }
 
+    /// Lines of the audit trail that are to be stored together with this commit.
+    pub(super) fn unbind_events(&self, commit: &Commit) -> Vec<AuditEvent> {
+        let unbound = commit.grants.iter().filter_map(|op| match op {
+            GrantOp::Unbind { appliance, .. } => Some(*appliance),
+            _ => None,
+        });
+        unbound.filter_map(|appliance| self.unbind_event(appliance)).collect()
+    }
+
+    /// The line about a request to unbind that is being carried out.
+    fn unbind_event(&self, appliance: ApplianceId) -> Option<AuditEvent> {
+        let table = self.machine.table();
+        let site = table.slot(appliance).and_then(|slot| table.get(slot))?.needs.site.clone()?;
+        let caller = self.waiting.unbind_of(appliance)?;
+        Some(audit_event("unbind", &unbound_subject(appliance, &site), &caller.request))
+    }
+
     fn audit(&mut self, action: &str, subject: &str, request: &Operator) {
-        let event = AuditEvent {
-            time: SystemTime::now(),
-            actor: request.actor.clone(),
-            action: action.to_owned(),
-            subject: subject.to_owned(),
-            detail: request.reason.clone(),
-        };
+        let event = audit_event(action, subject, request);
         event.log();
         self.writes.history("audit event", StoreWrite::Event(event));
     }
+}
+
+/// The line of the audit trail about an operator's request.
+fn audit_event(action: &str, subject: &str, request: &Operator) -> AuditEvent {
+    AuditEvent {
+        time: SystemTime::now(),
+        actor: request.actor.clone(),
+        action: action.to_owned(),
+        subject: subject.to_owned(),
+        detail: request.reason.clone(),
+    }
+}
+
+fn unbound_subject(appliance: ApplianceId, site: &Site) -> String {
+    format!("{appliance} from {site}")
+}
+
+/// Why planning is paused, for those who wait.
+pub(super) fn why_paused(PauseRecord { reason, by, .. }: &PauseRecord) -> String {
+    if reason.is_empty() { format!("by {by}") } else { reason.clone() }
 }

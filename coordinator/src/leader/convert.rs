@@ -85,7 +85,8 @@ pub(super) fn assignment(machine: &Machine, id: ApplianceId) -> Option<Assignmen
         worker: acting.map(|g| g.worker.clone()),
         token: acting.map(|g| g.token),
         reason: machine::reason(row),
-        site: row.needs.site.clone(),
+        // One that the grant under way would bind it to counts only once its worker has taken it.
+        site: row.needs.site.clone().filter(|_| row.binding.is_none()),
     })
 }
 

@@ -64,8 +64,8 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    /// A publisher for the term that began at `began`.
-    pub(super) fn new(setup: &LeaderSetup, store: Store, began: Timestamp) -> Self {
+    /// A publisher for the term that began at `began`, while an operator has stopped planning if `paused` says so.
+    pub(super) fn new(setup: &LeaderSetup, store: Store, began: Timestamp, paused: Option<PausedView>) -> Self {
         setup.metrics.begin_term();
         Self {
             catalog: Arc::clone(&setup.catalog),
@@ -73,7 +73,7 @@ impl Publisher {
             store,
             identity: setup.identity.clone(),
             clock: TermClock { began, wall: SystemTime::now() },
-            paused: None,
+            paused,
             facts: Vec::new(),
             changed_workers: BTreeSet::new(),
             cluster_changed: true,
@@ -180,7 +180,7 @@ impl Publisher {
 
     /// Shows the state of the cluster as a whole.
     pub(super) fn show_cluster(&self, machine: &Machine, notes: &Notes, now: Timestamp) {
-        let counters = machine.counters();
+        let violations = notes.violations().counts(&machine.counters().kinds);
         let (suspects, quarantined) = machine.suspects();
         let problem = self.store.problem();
         self.catalog.set_cluster(ClusterView {
@@ -194,9 +194,9 @@ impl Publisher {
                 paused: self.paused.clone(),
             },
             violations: ViolationsView {
-                count: counters.violations,
-                kinds: counters.kinds.iter().map(|(kind, n)| (kind.name(), n)).collect(),
-                last: notes.last_violation(),
+                count: violations.total(),
+                kinds: violations.iter().map(|(kind, n)| (kind.name(), n)).collect(),
+                last: notes.violations().last(),
             },
             unowned: self.unowned(machine),
             suspects,

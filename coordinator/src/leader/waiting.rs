@@ -16,6 +16,9 @@ pub(super) struct WaitingCallers {
     evictions: Vec<(Life, Reply<()>)>,
     unbinds: HashMap<UnbindNumber, UnbindCaller>,
     last_unbind: UnbindNumber,
+    /// The newest change of a pause that was asked for, and the newest that is in force.
+    last_pause: u64,
+    pause_in_force: u64,
 }
 
 /// Waits until an appliance is freed from its site.
@@ -65,6 +68,26 @@ impl WaitingCallers {
         self.last_unbind += 1;
         self.unbinds.insert(self.last_unbind, caller);
         self.last_unbind
+    }
+
+    /// The number of another change of a pause.
+    pub(super) const fn next_pause(&mut self) -> u64 {
+        self.last_pause += 1;
+        self.last_pause
+    }
+
+    /// Whether no later change of a pause is in force, so that this one is from now on.
+    pub(super) const fn is_newest_pause(&mut self, number: u64) -> bool {
+        let newest = number > self.pause_in_force;
+        if newest {
+            self.pause_in_force = number;
+        }
+        newest
+    }
+
+    /// The caller that waits until this appliance is freed from its site. There is one at most: others are refused.
+    pub(super) fn unbind_of(&self, appliance: ApplianceId) -> Option<&UnbindCaller> {
+        self.unbinds.values().find(|caller| caller.appliance == appliance)
     }
 
     /// The caller of a request to unbind. It is to be answered.

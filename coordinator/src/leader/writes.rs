@@ -14,13 +14,26 @@ use runtime::log_limited;
 
 use crate::admission::AdmittedChange;
 use crate::commands::{Changed, Reply};
+use crate::record::{AuditEvent, PauseRecord};
 use crate::store::{self, Store, StoreWrite};
+
+/// An operator stops all planning, or lets it go on.
+#[derive(Debug)]
+pub(super) struct PauseChange {
+    /// The order of these changes is that of their numbers.
+    pub(super) number: u64,
+    /// `None`: planning goes on.
+    pub(super) pause: Option<PauseRecord>,
+    pub(super) audit: AuditEvent,
+    pub(super) reply: Reply<()>,
+}
 
 /// How a write ended.
 #[derive(Debug)]
 enum Ended {
     Batch(BatchId, Result<(), store::Error>),
     Change(Box<AdmittedChange>, Reply<Changed>, Result<(), store::Error>),
+    Pause(Box<PauseChange>, Result<(), store::Error>),
     History(&'static str, Result<(), store::Error>),
     Eviction(Life, Result<(), coordination::Error>),
 }
@@ -36,6 +49,10 @@ pub(super) enum WriteOutcome {
     Changed(Box<AdmittedChange>, Reply<Changed>),
     /// It does not have it; whoever asked for it is to be told why.
     Unchanged(Box<AdmittedChange>, Reply<Changed>, store::Error),
+    /// The store has that planning is paused, or that it is not.
+    Paused(Box<PauseChange>),
+    /// It does not have it; whoever asked for it is to be told why.
+    NotPaused(Box<PauseChange>, store::Error),
     /// Something else is stored, or was not stored and is not missed.
     Nothing,
     /// The store is lost to another term, or an outcome cannot be found out: the term is over.
@@ -53,6 +70,8 @@ impl Ended {
             }
             Self::Change(change, reply, Ok(())) => WriteOutcome::Changed(change, reply),
             Self::Change(change, reply, Err(error)) => WriteOutcome::Unchanged(change, reply, error),
+            Self::Pause(change, Ok(())) => WriteOutcome::Paused(change),
+            Self::Pause(change, Err(error)) => WriteOutcome::NotPaused(change, error),
             Self::History(_, Ok(())) | Self::Eviction(_, Ok(())) => WriteOutcome::Nothing,
             Self::History(what, Err(error)) => {
                 log_limited!(warn, "history ({what}) was not stored: {error}");
@@ -98,25 +117,37 @@ impl PendingWrites {
         self.pending.next().now_or_never().flatten().map(Ended::outcome)
     }
 
-    /// Writes a batch of the machine. Batches are committed in the order of these calls.
-    pub(super) fn commit(&self, batch: BatchId, commit: Commit) {
-        let pending = self.store.submit(store_writes(commit));
+    /// Writes a batch of the machine, with the lines of the audit trail about it. Batches are committed in the order of these
+    /// calls.
+    pub(super) fn commit(&self, batch: BatchId, commit: Commit, events: Vec<AuditEvent>) {
+        let mut writes = store_writes(commit);
+        writes.extend(events.into_iter().map(StoreWrite::Event));
+        let pending = self.store.submit(writes);
         self.pending.push(Box::pin(async move { Ended::Batch(batch, pending.await) }));
     }
 
     /// Writes a change of an appliance.
     pub(super) fn change(&self, change: AdmittedChange, reply: Reply<Changed>) {
         let mut writes = Vec::with_capacity(3);
-        if let Some(record) = change.record() {
-            writes.push(StoreWrite::PutAppliance(Arc::clone(record)));
-            writes.push(StoreWrite::Event(change.audit().clone()));
-        }
+        writes.extend(change.record().map(|record| StoreWrite::PutAppliance(Arc::clone(record))));
+        writes.extend(change.audit().cloned().map(StoreWrite::Event));
         writes.extend(change.request().cloned().map(StoreWrite::Request));
         let pending = self.store.submit(writes);
         let change = Box::new(change);
         self.pending.push(Box::pin(async move {
             let result = pending.await;
             Ended::Change(change, reply, result)
+        }));
+    }
+
+    /// Writes that planning is paused, or that it is not.
+    pub(super) fn pause(&self, change: PauseChange) {
+        let writes = vec![StoreWrite::Pause(change.pause.clone()), StoreWrite::Event(change.audit.clone())];
+        let pending = self.store.submit(writes);
+        let change = Box::new(change);
+        self.pending.push(Box::pin(async move {
+            let result = pending.await;
+            Ended::Pause(change, result)
         }));
     }
 

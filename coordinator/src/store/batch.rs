@@ -13,7 +13,7 @@ use sea_orm::{ActiveModelTrait, ConnectionTrait, IntoActiveModel, Iterable, Prim
 
 use super::StoreWrite;
 use super::entities::{
-    appliances, events, grants, leadership, members, moves, progress, rebalances, requests, statuses, workers,
+    appliances, events, grants, leadership, members, moves, pauses, progress, rebalances, requests, statuses, workers,
 };
 use super::ledger::{self, LogPacker, LogPosition};
 use super::load::{self, Keep};
@@ -34,6 +34,7 @@ pub(super) enum PreparedWrite {
     RemoveMember { worker: String, incarnation: String },
     PutRebalance(Box<rebalances::Model>),
     Moves(Vec<MoveRecord>),
+    Pause(Option<pauses::Model>),
     Event(Box<events::ActiveModel>),
     Request(requests::Model),
 }
@@ -50,6 +51,7 @@ impl From<StoreWrite> for PreparedWrite {
             },
             StoreWrite::PutRebalance(record) => Self::PutRebalance(Box::new(rows::from_rebalance(&record))),
             StoreWrite::Moves(moves) => Self::Moves(moves),
+            StoreWrite::Pause(pause) => Self::Pause(pause.as_ref().map(rows::from_pause)),
             StoreWrite::Event(event) => Self::Event(Box::new(rows::from_event(&event))),
             StoreWrite::Request(request) => Self::Request(rows::from_request(&request)),
         }
@@ -110,6 +112,7 @@ impl Bulky for events::ActiveModel {
 
 impl Bulky for workers::Model {}
 impl Bulky for rebalances::Model {}
+impl Bulky for pauses::Model {}
 impl Bulky for requests::Model {}
 
 /// Content of one transaction.
@@ -121,6 +124,7 @@ pub(super) struct Batch {
     members: RowChanges<(String, String), members::Model>,
     workers: RowChanges<String, workers::Model>,
     rebalances: RowChanges<(i64, i64), rebalances::Model>,
+    pauses: RowChanges<i32, pauses::Model>,
     requests: RowChanges<Uuid, requests::Model>,
     moves: Vec<(i64, i64, Vec<u8>)>,
     events: Vec<events::ActiveModel>,
@@ -159,6 +163,7 @@ impl Batch {
                     batch.rebalances.insert((row.term, row.number), Some((**row).clone()));
                 }
                 PreparedWrite::Moves(some) => moves.extend(some),
+                PreparedWrite::Pause(row) => drop(batch.pauses.insert(pauses::ROW, row.clone())),
                 PreparedWrite::Event(row) => batch.events.push((**row).clone()),
                 PreparedWrite::Request(row) => drop(batch.requests.insert(row.id, Some(row.clone()))),
             }
@@ -242,6 +247,10 @@ impl Batch {
         upsert::<members::ActiveModel, _>(db, &self.members).await?;
         upsert::<workers::ActiveModel, _>(db, &self.workers).await?;
         upsert::<rebalances::ActiveModel, _>(db, &self.rebalances).await?;
+        for row in gone(&self.pauses) {
+            pauses::Entity::delete_by_id(row).exec(db).await?;
+        }
+        upsert::<pauses::ActiveModel, _>(db, &self.pauses).await?;
         upsert::<requests::ActiveModel, _>(db, &self.requests).await?;
         insert::<events::ActiveModel>(db, self.events.iter().cloned(), None).await?;
         for (term, number, data) in &self.moves {

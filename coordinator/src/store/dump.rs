@@ -8,7 +8,7 @@ use sea_orm::entity::prelude::*;
 
 use super::dialect::failure;
 use super::entities::{
-    appliances, events, grants, leadership, members, moves, progress, rebalances, requests, statuses, workers,
+    appliances, events, grants, leadership, members, moves, pauses, progress, rebalances, requests, statuses, workers,
 };
 use super::error::Error;
 use super::ledger::{self, Chunk, GrantLogEntry, LogPosition, Pages};
@@ -39,6 +39,7 @@ pub(super) async fn dump(db: &impl ConnectionTrait, out: &mut impl Write) -> Res
     count::<moves::Entity>(db, out).await?;
     count::<events::Entity>(db, out).await?;
     count::<requests::Entity>(db, out).await?;
+    count::<pauses::Entity>(db, out).await?;
     count::<grants::Entity>(db, out).await?;
     let mut pages = Pages::after(LogPosition::default(), &[ledger::LOG, ledger::CHUNK, ledger::LAST_CHUNK]);
     while let Some(rows) = pages.next(db).await? {

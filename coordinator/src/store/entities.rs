@@ -175,6 +175,31 @@ pub(super) mod workers {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
+/// An operator's stop of all planning: one row while there is one.
+pub(super) mod pauses {
+    use sea_orm::entity::prelude::*;
+
+    /// Key of the one row.
+    pub(in crate::store) const ROW: i32 = 1;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "pauses")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub id: i32,
+        #[sea_orm(column_type = "Text")]
+        pub reason: String,
+        #[sea_orm(column_type = "Text")]
+        pub actor: String,
+        pub since_ns: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
 /// Applied plans.
 pub(super) mod rebalances {
     use sea_orm::entity::prelude::*;

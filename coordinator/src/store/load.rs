@@ -11,11 +11,13 @@ use sea_orm::sea_query::Query;
 use sea_orm::{Condition, ConnectionTrait, DeleteMany, QueryOrder, QuerySelect};
 
 use super::dialect::failure;
-use super::entities::{appliances, events, leadership, members, moves, progress, rebalances, requests, statuses};
+use super::entities::{
+    appliances, events, leadership, members, moves, pauses, progress, rebalances, requests, statuses,
+};
 use super::error::Error;
 use super::ledger::ReplayedLog;
 use super::rows;
-use crate::record::{AuditEvent, MoveRecord, RebalanceRecord, Record, RequestRecord};
+use crate::record::{AuditEvent, MoveRecord, PauseRecord, RebalanceRecord, Record, RequestRecord};
 
 /// Rebalances that are kept in memory by a leader.
 const RECENT_REBALANCES: u64 = 100;
@@ -61,6 +63,8 @@ pub struct StoredState {
     pub requests: Vec<RequestRecord>,
     /// The newest rebalances, newest first.
     pub rebalances: Vec<RebalanceRecord>,
+    /// An operator's stop of all planning, if there is one.
+    pub pause: Option<PauseRecord>,
 }
 
 /// Reads everything for the leader after `former`, and the length of the grant log.
@@ -93,6 +97,7 @@ pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Resu
     // They are forgotten in the order in which they are remembered.
     requests.reverse();
     let rebalances = rebalances_before(db, None, RECENT_REBALANCES).await?;
+    let pause = pauses::Entity::find_by_id(pauses::ROW).one(db).await.map_err(|e| failure("read the pause", &e))?;
     let (mut records, mut unreadable) = (Vec::with_capacity(stored.len()), Vec::new());
     for row in stored {
         let (id, tenant, name) = (ApplianceId::new(row.id), row.tenant.clone(), row.name.clone());
@@ -118,6 +123,7 @@ pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Resu
         members: members.iter().map(rows::to_member).collect::<Result<_, _>>()?,
         requests: requests.into_iter().map(rows::to_request).collect::<Result<_, _>>()?,
         rebalances,
+        pause: pause.map(rows::to_pause),
     };
     Ok((loaded, ledger))
 }

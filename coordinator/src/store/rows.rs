@@ -16,9 +16,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::codec::{self, Odd, Packer, ROW_BYTES, Unpacker};
-use super::entities::{appliances, events, members, moves, progress, rebalances, requests, statuses, workers};
+use super::entities::{appliances, events, members, moves, pauses, progress, rebalances, requests, statuses, workers};
 use super::error::Error;
-use crate::record::{AuditEvent, MoveRecord, RebalanceOutcome, RebalanceRecord, Record, RequestRecord};
+use crate::record::{AuditEvent, MoveRecord, PauseRecord, RebalanceOutcome, RebalanceRecord, Record, RequestRecord};
 
 /// Format of a row of moves.
 const MOVES: u8 = 1;
@@ -352,6 +352,16 @@ pub(super) fn from_event(event: &AuditEvent) -> events::ActiveModel {
 pub(super) fn to_event(row: events::Model) -> AuditEvent {
     let events::Model { id: _, time_ns, actor, action, subject, detail } = row;
     AuditEvent { time: time(time_ns), actor, action, subject, detail }
+}
+
+pub(super) fn from_pause(pause: &PauseRecord) -> pauses::Model {
+    let PauseRecord { reason, by, since } = pause;
+    pauses::Model { id: pauses::ROW, reason: plain(reason), actor: plain(by), since_ns: nanos(*since) }
+}
+
+pub(super) fn to_pause(row: pauses::Model) -> PauseRecord {
+    let pauses::Model { id: _, reason, actor, since_ns } = row;
+    PauseRecord { reason: plain(&reason), by: plain(&actor), since: time(since_ns) }
 }
 
 pub(super) fn from_request(request: &RequestRecord) -> requests::Model {

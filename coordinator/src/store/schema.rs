@@ -23,7 +23,7 @@ pub(super) struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(First), Box::new(WrittenTerm), Box::new(ManagedBy)]
+        vec![Box::new(First), Box::new(WrittenTerm), Box::new(ManagedBy), Box::new(Pauses)]
     }
 }
 
@@ -112,6 +112,35 @@ impl MigrationTrait for ManagedBy {
         let mut column = ColumnDef::new_with_type(Alias::new("managed_by"), ColumnType::string(Some(128)));
         column.not_null().default("");
         add_to_appliances(manager, "managed_by", column).await
+    }
+}
+
+/// An operator's stop of all planning outlives the term.
+struct Pauses;
+
+impl MigrationName for Pauses {
+    fn name(&self) -> &'static str {
+        "m0004_pauses"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Pauses {
+    fn use_transaction(&self) -> Option<bool> {
+        Some(false)
+    }
+
+    #[allow(elided_lifetimes_in_paths, reason = "the trait, as async_trait writes it, elides it too")]
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let backend = manager.get_database_backend();
+        let long = || if backend == DbBackend::MySql { ColumnType::custom("longtext") } else { ColumnType::Text };
+        let columns =
+            [("id", ColumnType::Integer), ("reason", long()), ("actor", long()), ("since_ns", ColumnType::BigInteger)];
+        let (_, mut pauses) = table("pauses", &["id"], columns);
+        if backend == DbBackend::MySql {
+            pauses.engine("InnoDB").character_set("utf8mb4").collate("utf8mb4_bin");
+        }
+        manager.create_table(pauses).await
     }
 }
 

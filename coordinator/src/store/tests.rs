@@ -176,6 +176,7 @@ async fn everything_survives_a_restart(database: DatabaseKind) {
         appliance: id(1),
         time: SystemTime::now() - Duration::from_secs(60),
     };
+    let pause = PauseRecord { reason: "network work".into(), by: "rug://role/operator".into(), since: at(8) };
     let mut lb = record(2, "lb");
     lb.deleting = true;
     lb.created = UNIX_EPOCH - Duration::new(5, 1);
@@ -207,6 +208,7 @@ async fn everything_survives_a_restart(database: DatabaseKind) {
         StoreWrite::Moves(vec![moved(1, 1, None), moved(2, 1, Some(4)), moved(1, 2, Some(5))]),
         StoreWrite::Event(event(1)),
         StoreWrite::Request(request.clone()),
+        StoreWrite::Pause(Some(pause.clone())),
     ];
     store.submit(change).await.expect("stored");
     let ended = RebalanceRecord { ended: Some(at(9)), outcome: RebalanceOutcome::Completed, done: 2, ..rebalance(2) };
@@ -242,6 +244,11 @@ async fn everything_survives_a_restart(database: DatabaseKind) {
     assert_eq!(loaded.members, [member(1)]);
     assert_eq!(loaded.requests, [request]);
     assert_eq!(loaded.rebalances, [ended.clone(), rebalance(1)]);
+    assert_eq!(loaded.pause, Some(pause));
+    store.submit(vec![StoreWrite::Pause(None)]).await.expect("stored");
+    store.close().await;
+    let (store, _, loaded) = home.lead().await;
+    assert_eq!(loaded.pause, None);
 
     assert_eq!(store.events(10).await, Ok(vec![event(1)]));
     assert_eq!(store.rebalances(Some(ended.id), 10).await, Ok(vec![rebalance(1)]));

@@ -9,6 +9,7 @@ use common::ring::Ring;
 use common::{ApplianceId, CoordinatorId, Term, WorkerId};
 use coordinator_core::planner::Strategy;
 
+use crate::record::PauseRecord;
 use crate::store::StoreProblem;
 
 /// The cluster as a whole, less what the catalog counts itself.
@@ -93,7 +94,7 @@ pub struct PlacementView {
     pub paused: Option<PausedView>,
 }
 
-/// What was refused in this term because it contradicts the table.
+/// What was refused because it contradicts the table, since this coordinator leads without another one in between.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ViolationsView {
     /// How often.
@@ -180,6 +181,12 @@ pub struct PausedView {
     pub since: SystemTime,
     /// Who asked for it.
     pub by: String,
+}
+
+impl From<PauseRecord> for PausedView {
+    fn from(PauseRecord { reason, by, since }: PauseRecord) -> Self {
+        Self { reason, since, by }
+    }
 }
 
 /// The ring and the policy in force.

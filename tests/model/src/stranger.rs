@@ -1,6 +1,8 @@
-//! A stranger: somebody who can open a stream and knows everything of a life but its secret.
+//! A stranger: somebody who can open a stream and knows everything of a life but its secret. A liar: a life that claims to
+//! own what others were granted.
 
-use common::session::{Ack, Envelope, Hello, ToCoordinator};
+use common::Life;
+use common::session::{Ack, Envelope, Hello, OwnedGrant, ToCoordinator};
 use coordinator_core::machine::Event;
 
 use crate::promises::{Promise, Wrong};
@@ -16,11 +18,13 @@ pub enum StrangerWords {
     Leaves,
     /// `Hello` of a life that has met a higher term.
     MetMore,
+    /// With the secret of the life: `Hello` that lists what others were granted, as the table has it.
+    Claims,
 }
 
 impl StrangerWords {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::OwnsNothing, Self::Leaves, Self::MetMore];
+    pub const ALL: [Self; 4] = [Self::OwnsNothing, Self::Leaves, Self::MetMore, Self::Claims];
 }
 
 impl ModelState {
@@ -35,12 +39,17 @@ impl ModelState {
         let hello = Hello {
             worker: worker.name.clone(),
             profile: setup.profile(w),
-            owned: vec![],
+            owned: if words == StrangerWords::Claims { self.granted_to_others(l, &life) } else { vec![] },
             released: vec![],
             removed: vec![],
             highest_term,
-            secret: (words == StrangerWords::Leaves).then(|| Setup::secret(w + 1)),
+            secret: match words {
+                StrangerWords::Leaves => Some(Setup::secret(w + 1)),
+                StrangerWords::Claims => Some(secret),
+                StrangerWords::OwnsNothing | StrangerWords::MetMore => None,
+            },
         };
+        let before = self.wrong.clone();
         self.next_conn += 1;
         let conn = self.next_conn;
         let from = Envelope { term, incarnation: Some(life.incarnation), stream: next.stream };
@@ -55,10 +64,24 @@ impl ModelState {
             }
             StrangerWords::Leaves => self.lead(l, Event::Received(conn, from, ToCoordinator::Leave), &[]),
             StrangerWords::MetMore => {}
+            // That it contradicts the table is said, and is no wonder.
+            StrangerWords::Claims if self.wrong.as_ref().is_some_and(|w| w.promise == Promise::Contradiction) => {
+                self.wrong = before;
+            }
+            StrangerWords::Claims => {}
         }
         // Whether it was heard or not, its stream is over.
         if let Some(l) = self.leaders.iter().position(|leader| leader.term == term) {
             self.lead(l, Event::Closed(conn), &[]);
         }
+    }
+    /// What a leader's table gives to other lives.
+    fn granted_to_others(&self, l: usize, life: &Life) -> Vec<OwnedGrant> {
+        let table = self.leaders[l].machine.value.table();
+        let owned = table.iter().filter_map(|(_, row)| {
+            let granted = row.state.grant().filter(|granted| !granted.is_of(life))?;
+            Some(OwnedGrant { appliance: row.id, token: granted.token, edition: row.edition })
+        });
+        owned.collect()
     }
 }

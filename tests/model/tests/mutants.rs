@@ -32,7 +32,7 @@ fn setup(mutant: Mutant) -> Result<Setup, &'static str> {
         Mutant::SeenNotReset => two(&[Fault::LeaderCut, Fault::LeaseEnd]),
         Mutant::NameWithoutSession => Setup { restart: true, ..two(&[Fault::Crash, Fault::LeaderCut]) },
         Mutant::OfferEndedByTime => Setup { workers: 3, ..two(&[Fault::Crash, Fault::Break]) },
-        Mutant::ProofNotAsked | Mutant::ClaimOfAnybody => one(&[Fault::Stranger]),
+        Mutant::ProofNotAsked | Mutant::ClaimOfAnybody | Mutant::ClaimsBelieved => one(&[Fault::Stranger]),
         Mutant::RefusedHelloBeats => return Err("heartbeats are not on the stream here"),
         Mutant::OldTokens => return Err("a message would have to arrive twice on one stream"),
         Mutant::StandingClock => return Err("nobody is suspended here, and there is one clock"),

@@ -289,7 +289,7 @@ impl SimWorld {
                 self.note(|| format!("c{coordinator}: violation, said late: {text}"));
             }
             Action::Violation(text) => self.fail(format!("violation: {text}")),
-            Action::RaiseTerm(met) => self.raise_above(coordinator, met),
+            Action::RaiseTerm(claim) => self.raise_above(coordinator, claim.met),
             // For readers only.
             _ => {}
         }

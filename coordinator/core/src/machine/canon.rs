@@ -37,6 +37,7 @@ impl Canonical for Machine {
         } = self;
         debug_assert!(out.is_empty(), "between two steps nothing waits");
         to.put(&epoch.term);
+        // For what it gave its tokens is asked only of claims that no worker makes which keeps to the protocol.
         to.put(&common::Token::new(epoch.term, epoch.next_sequence));
         if membership.is_embedded() {
             to.after(epoch.last_step, TICK + STALL + std::time::Duration::from_nanos(1));

@@ -2,11 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use common::mutant::{self, Mutant};
 use common::session::OwnedGrant;
 use common::{Life, Token};
 
+use super::Machine;
 use crate::audit::Audit;
+use crate::handoff::HandoffState;
 use crate::planner::Slot;
+use crate::violation::ViolationKind;
+
+/// Most appliances named in one violation.
+const CLAIMS_SHOWN: usize = 5;
 
 /// Contradictions of one term.
 #[derive(Clone, Debug, Default)]
@@ -82,9 +89,51 @@ impl Conflicts {
         self.owners.len()
     }
 
-    /// Every contradiction, for the canonical form.
-    #[cfg(feature = "canon")]
+    /// Every contradiction.
     pub(super) const fn owners(&self) -> &BTreeMap<Slot, BTreeSet<(Life, Token)>> {
         &self.owners
+    }
+}
+
+impl Machine {
+    /// Whether a token is known to stand for another grant than that of this appliance to this life: the table has it so,
+    /// which was read from the store, or this leader gave it. Who says that it owns the appliance under such a token lies,
+    /// or is wrong. Of an older token of an earlier term nothing is known: after a restore it may be the true one.
+    pub(crate) fn is_given_elsewhere(&self, slot: Slot, life: &Life, token: Token) -> bool {
+        let Some(row) = self.table.get(slot) else { return false };
+        let former = if let HandoffState::Passing { from, .. } = &row.state { Some(from) } else { None };
+        let known = row.state.grant().into_iter().chain(former).find(|granted| granted.token == token);
+        match known {
+            Some(granted) => !granted.is_of(life),
+            None => self.epoch.gave_elsewhere(token, row.id, life),
+        }
+    }
+
+    /// Whether what a life says of a grant of this appliance is not believed.
+    pub(super) fn is_false_claim(&self, slot: Slot, life: &Life, token: Token) -> bool {
+        !mutant::is(Mutant::ClaimsBelieved) && self.is_given_elsewhere(slot, life, token)
+    }
+
+    /// Notes what a life claims to own, or to have released, and never was granted.
+    pub(super) fn note_false_claims(&mut self, life: &Life, claimed: &[(Slot, Token)]) {
+        if claimed.is_empty() {
+            return;
+        }
+        let named = claimed.iter().take(CLAIMS_SHOWN).filter_map(|(slot, token)| {
+            let row = self.table.get(*slot)?;
+            Some(format!("{} under {token}", row.id))
+        });
+        let named = named.collect::<Vec<_>>().join(", ");
+        let more = match claimed.len().saturating_sub(CLAIMS_SHOWN) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let text = format!("{} claims what was never granted to it: {named}{more}; that is not believed", life.worker);
+        self.violation(ViolationKind::ClaimedGrant, text);
+    }
+
+    /// Lives that act on an appliance against the table.
+    pub(crate) const fn conflicting_owners(&self) -> &BTreeMap<Slot, BTreeSet<(Life, Token)>> {
+        self.conflicts.owners()
     }
 }

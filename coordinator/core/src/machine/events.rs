@@ -199,7 +199,16 @@ pub enum Action {
     /// A worker, which speaks for its life, had met this term of another leader.
     Met(Term),
     /// A higher term was met: begin a new one above it. Nothing this machine does counts any more.
-    RaiseTerm(Term),
+    RaiseTerm(TermClaim),
+}
+
+/// A worker says that it has met a term that the leader's does not lie above.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TermClaim {
+    /// The term.
+    pub met: Term,
+    /// The worker.
+    pub by: WorkerId,
 }
 
 /// What a step leads to.
@@ -222,6 +231,8 @@ pub struct Restored {
     pub members: Vec<StoredMember>,
     /// How long this term lasts at least before a worker that has met a higher one ends it.
     pub raise_after: Duration,
+    /// Why an operator stopped all planning, in a term before this one.
+    pub paused: Option<String>,
 }
 
 /// Counters for metrics and `Cluster.Status`.

@@ -17,7 +17,7 @@ use common::mutant::{self, Mutant};
 use common::session::{Envelope, Hello};
 use common::{Life, PLAUSIBLE_STREAMS, PLAUSIBLE_TERMS, StreamNumber, Term, Timestamp, WorkerId};
 
-use super::{Action, Machine, Refusal, StreamId};
+use super::{Action, Machine, Refusal, StreamId, TermClaim};
 use crate::membership::MAX_LIVES;
 use crate::violation::ViolationKind;
 
@@ -50,7 +50,7 @@ struct Claims {
     /// From when on one of them ends this term.
     from: Timestamp,
     /// The highest that waits for that moment.
-    due: Option<Term>,
+    due: Option<TermClaim>,
     /// Who made a claim that is not followed.
     shown: BTreeSet<WorkerId>,
 }
@@ -78,13 +78,13 @@ impl Greetings {
     }
 
     /// The term that was claimed and is to be begun above by now.
-    pub(super) fn claim_due(&self, now: Timestamp) -> Option<Term> {
-        self.claims.due.filter(|_| now >= self.claims.from)
+    pub(super) fn claim_due(&self, now: Timestamp) -> Option<TermClaim> {
+        self.claims.due.clone().filter(|_| now >= self.claims.from)
     }
 
     /// When a claim that waits ends this term.
     pub(super) fn wake_at(&self) -> Option<Timestamp> {
-        self.claims.due.map(|_| self.claims.from)
+        self.claims.due.as_ref().map(|_| self.claims.from)
     }
 
     /// Takes the place of one more life.
@@ -140,7 +140,7 @@ impl Machine {
         };
         match self.claim(now, &hello, is_new) {
             Ok(None) => self.greeted(now, conn, envelope.stream, hello, life, is_new),
-            Ok(Some(met)) => self.out.push(Action::RaiseTerm(met)),
+            Ok(Some(claim)) => self.out.push(Action::RaiseTerm(claim)),
             Err(refusal) => self.out.close(conn, refusal),
         }
     }
@@ -157,7 +157,7 @@ impl Machine {
             && let Some(met) = self.term_met_by(hello)
             && self.is_plausible(met)
         {
-            self.out.push(Action::RaiseTerm(met));
+            self.out.push(Action::RaiseTerm(TermClaim { met, by: hello.worker.clone() }));
             return true;
         }
         false
@@ -229,20 +229,23 @@ impl Machine {
     /// What becomes of a term that a worker has met: `Some` when a new one is to be begun above it now. Not more often than
     /// the shell says, since each new term interrupts every worker; until then the others are led as before, and so is this
     /// one if it has a life. A term far above this one is shown and not followed.
-    fn claim(&mut self, now: Timestamp, hello: &Hello, is_new: bool) -> Result<Option<Term>, Refusal> {
+    fn claim(&mut self, now: Timestamp, hello: &Hello, is_new: bool) -> Result<Option<TermClaim>, Refusal> {
         let Some(met) = self.term_met_by(hello) else { return Ok(None) };
         if !self.is_plausible(met) {
             self.show_claim(&hello.worker, met);
             return if is_new { Err(Refusal::ImplausibleTerm(met)) } else { Ok(None) };
         }
         let claims = &mut self.sessions.greetings.claims;
+        let claim = TermClaim { met, by: hello.worker.clone() };
         if now >= claims.from {
-            return Ok(Some(met));
+            return Ok(Some(claim));
         }
         if is_new {
             return Err(Refusal::TermAhead(met, claims.from.since(now)));
         }
-        claims.due = claims.due.max(Some(met));
+        if claims.due.as_ref().is_none_or(|due| due.met < met) {
+            claims.due = Some(claim);
+        }
         Ok(None)
     }
 
@@ -292,8 +295,8 @@ impl Machine {
 
     /// A claim that had to wait ends this term when its time has come.
     pub(super) fn follow_claims(&mut self, now: Timestamp) {
-        if let Some(met) = self.sessions.greetings.claim_due(now) {
-            self.out.push(Action::RaiseTerm(met));
+        if let Some(claim) = self.sessions.greetings.claim_due(now) {
+            self.out.push(Action::RaiseTerm(claim));
         }
     }
 }

@@ -103,9 +103,12 @@ impl Machine {
         let movable = !self.is_barred(slot, entry.id)
             && (entry.state.wants_owner() || matches!(entry.state, HandoffState::Owned(_)));
         self.planner.set_owner(slot, owner, former);
-        self.planner.set_movable(slot, movable);
+        let again = self.planner.set_movable(slot, movable) && movable;
         if entry.state.wants_owner() {
             self.pacing.due.want_owner();
+        } else if again {
+            // Plans made meanwhile had to leave it where it is, whatever the balance asked for.
+            self.pacing.due.drifted();
         }
     }
 
@@ -298,8 +301,6 @@ impl Machine {
     pub(super) fn conflict_ended(&mut self, slot: Slot, life: &Life, token: Token) {
         if self.conflicts.end(slot, life, token) {
             self.tell_planner(slot);
-            // It may be moved again, and plans made meanwhile left it where it is.
-            self.pacing.due.drifted();
         }
     }
 
@@ -331,10 +332,9 @@ impl Machine {
         let Some(entry) = self.table.get(slot) else { return };
         if deleting && entry.state == HandoffState::Unowned && !entry.granted_before {
             // No worker ever heard of it: there is nothing to remove but its rows.
-            let worker = WorkerId::new("nobody").expect("a valid name");
-            let nobody =
-                super::Granted { worker, incarnation: common::Incarnation::new(0), token: self.epoch.next_token() };
-            let token = nobody.token;
+            let nobody = Life::new(WorkerId::new("nobody").expect("a valid name"), common::Incarnation::new(0));
+            let token = self.epoch.next_token(id, &nobody);
+            let nobody = self.granted_to(&nobody, token);
             self.set_state(slot, HandoffState::Removing(nobody));
             self.writes.change(slot, token, GrantOp::Remove { appliance: id });
             return;
@@ -374,7 +374,7 @@ impl Machine {
         entry.start_fence_delay();
         entry.binding = None;
         self.move_ended(slot, Some(worker));
-        // It may be picked again: what had to leave it out, or knew its site not yet, is looked at anew.
+        // Its site may be known only now, and whoever declined it before may be asked again.
         self.pacing.due.drifted();
         self.pacing.declined.remove(&slot);
         self.tell_excluded(slot);

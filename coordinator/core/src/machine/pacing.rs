@@ -28,8 +28,9 @@ pub(super) struct Pacing {
 }
 
 impl Pacing {
-    pub(super) fn new(due: Due, brake: Brake, rebalances: Rebalances) -> Self {
-        Self { due, in_flight: InFlight::default(), declined: BTreeMap::new(), brake, rebalances, paused: None }
+    /// Nothing is under way; `paused` says why an operator stopped all planning in an earlier term.
+    pub(super) fn new(due: Due, brake: Brake, rebalances: Rebalances, paused: Option<String>) -> Self {
+        Self { due, in_flight: InFlight::default(), declined: BTreeMap::new(), brake, rebalances, paused }
     }
 
     /// A worker declined an appliance and is not asked again before `until`.

@@ -487,7 +487,7 @@ impl Machine {
         let Some(incarnation) = self.membership.current(m.to) else { return false };
         let counted = self.belongs_to_rebalance(m);
         let life = Life::new(m.to.clone(), incarnation);
-        let token = self.epoch.next_token();
+        let token = self.epoch.next_token(m.appliance, &life);
         let rebalance = self.pacing.rebalances.current();
         let Some(entry) = self.table.get_mut(m.slot) else { return false };
         if !entry.state.wants_owner() {

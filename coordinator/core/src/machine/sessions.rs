@@ -216,6 +216,7 @@ impl Machine {
         }
         self.forget_conflicts(&life, &hello.owned);
         let mut keep = Vec::with_capacity(hello.owned.len());
+        let mut false_claims = Vec::new();
         for held in &hello.owned {
             let entry = self.table.slot(held.appliance).and_then(|slot| Some((slot, self.table.get(slot)?)));
             let Some((slot, entry)) = entry else {
@@ -224,13 +225,17 @@ impl Machine {
                 self.violation(ViolationKind::UnknownAppliance, text);
                 continue;
             };
-            if entry.state.holder().is_some_and(|g| g.is_of(&life)) {
+            if self.is_false_claim(slot, &life, held.token) {
+                // It is not kept, so that a worker which is only wrong stops acting on it before its lease goes on.
+                false_claims.push((slot, held.token));
+            } else if entry.state.holder().is_some_and(|g| g.is_of(&life)) {
                 keep.push(GrantRef::new(held.appliance, held.token));
             } else {
                 let granted = self.granted_to(&life, held.token);
                 self.transition(now, slot, HandoffEvent::Owns(granted));
             }
         }
+        self.note_false_claims(&life, &false_claims);
         let lease = self.membership.last_beat(now, &life).map(|(_, lease)| lease).unwrap_or_default();
         self.send(conn, ToWorker::Welcome(Welcome { keep, lease }));
         if let Some(session) = self.sessions.by_conn.get_mut(&conn) {
@@ -258,6 +263,9 @@ impl Machine {
         for held in &hello.owned {
             let granted = self.granted_to(life, held.token);
             let Some(slot) = self.table.slot(held.appliance) else { continue };
+            if self.is_false_claim(slot, life, held.token) {
+                continue;
+            }
             unsaid.remove(&slot);
             let theirs = |e: &crate::table::TableRow| e.state.holder().is_some_and(|g| g.is_of(life));
             if self.table.get(slot).is_some_and(theirs) {
@@ -389,6 +397,10 @@ impl Machine {
     fn released(&mut self, now: Timestamp, conn: StreamId, life: &Life, mut release: Release) {
         let granted = self.granted_to(life, release.token);
         match self.table.slot(release.appliance) {
+            Some(slot) if self.is_false_claim(slot, life, release.token) => {
+                self.note_false_claims(life, &[(slot, release.token)]);
+                self.out.confirm(conn, GrantRef::new(release.appliance, release.token));
+            }
             Some(slot) => {
                 self.limit_fence_delay(slot, life, &mut release.carryover);
                 if self.members.hands_back(life)

@@ -33,6 +33,8 @@ const STATEMENTS: &[(&str, Access)] = &[
     ("SELECT progress", BEGIN),
     ("SELECT members", BEGIN),
     ("SELECT requests", BEGIN),
+    ("SELECT pauses WHERE id =", Index),
+    ("DELETE pauses WHERE id =", Index),
     ("DELETE statuses WHERE NOT EXISTS", BEGIN),
     ("SELECT COUNT(*)", DUMP),
     ("SELECT requests WHERE time_ns < ? LIMIT", Index),
@@ -87,6 +89,7 @@ fn shape(sql: &str) -> String {
         "moves",
         "events",
         "requests",
+        "pauses",
     ] {
         text = text.replace(&format!("{table}."), "");
         let from = format!(" FROM {table}");
@@ -143,6 +146,9 @@ async fn exercise(home: &Home) {
         GrantOp::Free { appliance: id(2), progress: progress(), fence_delay: Duration::ZERO },
         GrantOp::Remove { appliance: id(3) },
     ]);
+    let pause = PauseRecord { reason: "work".into(), by: "admin".into(), since: at(3) };
+    store.submit(vec![StoreWrite::Pause(Some(pause))]).await.expect("stored");
+    store.submit(vec![StoreWrite::Pause(None)]).await.expect("stored");
     let writes = history.chain(appliances).chain(members).chain([
         grants,
         StoreWrite::Request(request(1)),

@@ -176,7 +176,7 @@ fn a_new_leader_that_awaits_workers_unbinds_nothing() {
         seal: None,
     };
     let grant = StoredGrant { site: Some(site("/a")), ever: true, ..StoredGrant::default() };
-    let restored = Restored { appliances: vec![(bound(1), grant)], members: vec![member], raise_after: Duration::ZERO };
+    let restored = Restored { appliances: vec![(bound(1), grant)], members: vec![member], ..Restored::default() };
     let mut w = World::in_term(Term::new(2), restored);
     assert_eq!(refusal(&mut w), "a new leader waits for w2 to say what they own");
     w.pass(SECOND * 6);

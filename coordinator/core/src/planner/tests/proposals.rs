@@ -134,7 +134,7 @@ proptest! {
             0 => planner.remove(Slot(200)),
             1 => planner.set_needs(Slot(200), on_site("h1")),
             2 => planner.set_owner(Slot(200), Some(&worker("w5")), None),
-            3 => planner.set_movable(Slot(200), false),
+            3 => _ = planner.set_movable(Slot(200), false),
             4 => planner.set_excluded(Slot(200), [worker("w0")].into()),
             _ => planner.set_members(fleet(3)),
         }

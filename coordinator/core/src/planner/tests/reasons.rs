@@ -135,7 +135,7 @@ fn a_member_over_its_ceiling_is_preferred_to_no_owner_at_all() {
         planner.insert(Slot(slot), id(slot), &format!("x{slot}"), anywhere(), None, None);
         planner.set_excluded(Slot(slot), [worker("w001")].into());
     }
-    (0..40).for_each(|slot| planner.set_movable(Slot(slot), false));
+    (0..40).for_each(|slot| _ = planner.set_movable(Slot(slot), false));
     let plan = settle(&mut planner);
     assert_eq!(plan.moves().len(), 4);
     assert!(plan.moves().all(|m| *m.to == worker("w000")), "{plan:?}");

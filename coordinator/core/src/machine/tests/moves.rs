@@ -1,0 +1,77 @@
+//! Plans as they are carried out.
+
+use super::*;
+
+#[test]
+fn a_new_leader_moves_nothing_because_it_is_new() {
+    let w = two();
+    let mut next = World::in_term(Term::new(2), w.stored());
+    next.now = next.now + Duration::from_millis(50);
+    next.step(Event::Tick);
+    assert!(next.machine.waiting(next.now).is_some());
+    next.puppets = w.puppets.clone();
+    for name in ["w1", "w2"] {
+        next.connect(name);
+    }
+    next.pass(Duration::from_secs(4));
+    assert_eq!(next.loads(), [5, 5]);
+    assert_eq!(next.puppets, w.puppets_with_conns(&next));
+    assert_eq!((next.moved(), next.violations.len()), (0, 0));
+}
+
+impl World {
+    fn puppets_with_conns(&self, other: &Self) -> BTreeMap<WorkerId, Puppet> {
+        let mut puppets = self.puppets.clone();
+        for (name, puppet) in &mut puppets {
+            let theirs = &other.puppets[name];
+            puppet.conn = theirs.conn;
+            puppet.stream = theirs.stream;
+            puppet.beats = theirs.beats;
+            puppet.version = theirs.version;
+        }
+        puppets
+    }
+}
+
+impl PartialEq for Puppet {
+    fn eq(&self, other: &Self) -> bool {
+        self.held == other.held && self.incarnation == other.incarnation
+    }
+}
+
+#[test]
+fn joins_are_gathered_and_move_the_least_possible() {
+    let mut w = two();
+    w.connect("w3");
+    w.pass(Duration::from_millis(300));
+    w.connect("w4");
+    w.pass(Duration::from_millis(100));
+    assert_eq!(w.moved(), 0, "still gathering");
+    w.pass(Duration::from_secs(1));
+    // Ten over four: fair is 2.5, so the floor is 2 and the ceiling 3.
+    assert_eq!(w.moved(), 4);
+    assert_eq!(w.loads(), [3, 3, 2, 2]);
+    let opened: Vec<_> = w.events.iter().filter(|n| matches!(n, RebalanceEvent::Opened { .. })).collect();
+    assert_eq!(opened.len(), 1, "{opened:?}");
+}
+
+#[test]
+fn a_plan_of_another_table_or_of_assumed_members_is_not_carried_out() {
+    let mut w = two();
+    let stale = w.machine.propose(&Assumptions::default());
+    let assumed = Assumptions { drain: [worker("w1")].into(), ..Assumptions::default() };
+    let drained = w.machine.propose(&assumed);
+    assert_eq!(drained.moves().len(), 5, "all of one worker");
+    assert!(
+        drained.moves().all(|m| m.from == Some(&worker("w1")) && w.holder(m.appliance.uuid().as_u128()) == Some("w1"))
+    );
+    w.create([11]);
+    let current = w.machine.planner().version();
+    let before = format!("{:?}", w.machine);
+    let refused = PlanRefused::Stale { planned: stale.version, current };
+    assert_eq!(w.machine.apply(w.now, &stale, None), Err(refused));
+    let drained = w.machine.propose(&assumed);
+    let id = drained.id;
+    assert_eq!(w.machine.apply(w.now, &drained, None), Err(PlanRefused::Assumed(id)));
+    assert_eq!(format!("{:?}", w.machine), before);
+}
