@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use common::{ApplianceId, CoordinatorId, RebalanceId};
 use coordination::Candidate;
+use coordinator_core::machine;
 use futures::future::BoxFuture;
 use proto::worker::v1::session_server::SessionServer;
 use runtime::program::{self, Failure};
@@ -250,7 +251,7 @@ impl Server {
 
         let terms = Terms {
             leader: LeaderSetup {
-                machine: config.machine.clone(),
+                machine: machine::Config { limits: config.workers.clone(), ..config.machine.clone() },
                 catalog: Arc::clone(&catalog),
                 settled: commands.settled(),
                 metrics,

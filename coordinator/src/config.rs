@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use common::appliance::FieldViolation;
+use coordinator_core::limits::WorkerLimits;
 use coordinator_core::machine;
 use runtime::channel::Target;
 use runtime::config::{RenamedDuration, Settings};
@@ -35,6 +36,8 @@ pub struct Config {
     pub coordination: coordination::url::Config,
     /// Decisions.
     pub machine: machine::Config,
+    /// What workers may say of themselves, by their names.
+    pub workers: WorkerLimits,
     /// What is kept in memory for readers.
     pub catalog: catalog::Config,
     /// How many connections are served, and for how long without calls.
@@ -72,6 +75,7 @@ impl Default for Config {
             store: store::Config { url: String::new(), ..store::Config::default() },
             coordination: coordination::url::Config::default(),
             machine: machine::Config::default(),
+            workers: WorkerLimits::default(),
             catalog: catalog::Config::default(),
             connections: connections::Config::default(),
             tls: tls::Config::default(),
@@ -106,6 +110,7 @@ impl Settings for Config {
             ("catalog", self.catalog.validate()),
         ];
         found.extend(FieldViolation::of_sections(sections));
+        found.extend(self.workers.validate());
         found
     }
 

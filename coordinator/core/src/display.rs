@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::planner::{CandidateRefusal, Reason, Unplaced};
+use crate::planner::{CandidateRefusal, CandidateStanding, Reason, Unplaced};
 
 impl Reason {
     /// One clause: why an appliance came to its owner, or is on its way to the next.
@@ -67,5 +67,23 @@ impl fmt::Display for CandidateRefusal {
             Self::NotRingOwner => "the ring names another owner",
             Self::AtCeiling => "it holds as much as the band allows",
         })
+    }
+}
+
+impl fmt::Display for CandidateStanding {
+    /// Why a member has the appliance, gets it, or does not; empty for an owner that keeps it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(refusal) => refusal.fmt(f),
+            Self::Keeps => Ok(()),
+            Self::GivesUp(reason) => write!(f, "it gives it up: {}", reason.text()),
+            Self::Next(reason) => write!(f, "it gets it: {}", reason.text()),
+            Self::NotNeeded => f.write_str("it could take it, and nothing asks for a move"),
+            Self::Barred => f.write_str("it could take it, and no worker gets it now"),
+            Self::FormerFirst => f.write_str("its former owner gets it"),
+            Self::ShareFirst => f.write_str("a worker with less than its share gets it"),
+            Self::RingFirst => f.write_str("a worker that the ring names before it gets it"),
+            Self::OthersFill => f.write_str("appliances that are placed with it fill this worker"),
+        }
     }
 }

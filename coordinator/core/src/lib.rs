@@ -10,6 +10,7 @@ mod display;
 pub mod grants;
 pub mod handoff;
 pub mod health;
+pub mod limits;
 pub mod machine;
 pub mod membership;
 pub mod outbox;

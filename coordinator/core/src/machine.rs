@@ -54,9 +54,10 @@ use crate::violation::ViolationKind;
 
 pub use config::Config;
 pub use events::{Action, BatchId, Commit, Counters, Event, Output, Refusal, Restored, TermClaim};
+pub use fence_delays::FenceWait;
 pub use sessions::StreamId;
 pub use unbind::{UnbindNumber, UnbindRefused};
-pub use view::{FreezeView, OwnershipExplanation, WorkerSnapshot, reason};
+pub use view::{FreezeView, OwnershipExplanation, WorkerSnapshot};
 
 /// How often time is looked at while any life has a lease. A longer silence means that this process did not run, and
 /// every lease is waited for anew (see `Membership::start_waits_anew`).
@@ -97,14 +98,18 @@ impl Machine {
     /// Begins `term` with what the store knows.
     #[must_use]
     pub fn new(config: Config, term: Term, now: Timestamp, restored: Restored) -> Self {
-        let (missed, members): (Vec<_>, Vec<_>) = restored.members.into_iter().partition(|m| m.departed);
+        let (missed, mut members): (Vec<_>, Vec<_>) = restored.members.into_iter().partition(|m| m.departed);
+        for member in &mut members {
+            // They may have been stored under other limits. Whatever is too much is shown once the worker says it again.
+            member.profile = config.limits.apply(&member.worker, std::mem::take(&mut member.profile)).0;
+        }
         let awaited: BTreeSet<Life> = members.iter().map(|m| m.life()).collect();
         let live = members.iter().map(|m| m.worker.clone());
         let brake = Brake::restore(config.brake(), now, live, missed.iter().map(|m| m.worker.clone()));
         let writes = Writes::new(missed.iter().map(StoredMember::life));
         let membership = Membership::restore(config.authority, now, members);
         let lives: Vec<Life> = membership.lives().cloned().collect();
-        let due = placement::Due::at_start(now, config.reconnect_grace, awaited);
+        let due = placement::Due::at_start(now, config.reconnect_grace, config.debounce, awaited);
         let mut this = Self {
             planner: Planner::new(config.planner.clone(), term),
             epoch: Epoch::new(term, now),
@@ -185,6 +190,9 @@ impl Machine {
         };
         self.tallies.created();
         self.planner.insert(slot, id, &seed.placement_key, seed.needs, None, preferred.as_ref());
+        if seed.deleting {
+            self.planner.set_deleting(slot);
+        }
         if !unowned::has_owner(&state) {
             self.tallies.unowned.begin(self.epoch.last_step, slot);
         }
@@ -231,6 +239,7 @@ impl Machine {
             self.gone(now, &life, profile, false);
         }
         self.watch_members(now);
+        self.end_fence_waits(now);
         self.quarantine.tick(now);
         while let Some(slot) = self.writes.take_retry(now) {
             self.write_again(slot);

@@ -8,7 +8,8 @@
 //!
 //! Who may take an appliance is decided first: live and connected, driver, kind, site, not drained, pin. Among those, in this
 //! order: the former owner below its ceiling, members below their floor (the one the ring prefers first), then members below
-//! their ceiling. Under [`Strategy::Ring`] the ring alone decides. See `bounded.rs` and `exact.rs` for the two strategies.
+//! their ceiling. What is being deleted gets an owner by the same rules, and takes no part in the balance. Under
+//! [`Strategy::Ring`] the ring alone decides. See `bounded.rs` and `exact.rs` for the two strategies.
 //! Equal tables and members give equal plans, whatever happened before; under `Ring` the moves may be listed in another
 //! order.
 
@@ -177,13 +178,38 @@ pub enum CandidateRefusal {
     AtCeiling,
 }
 
+/// What a member is to one appliance as the next plan has it: each is true of that plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum CandidateStanding {
+    /// It cannot be given the appliance.
+    Refused(CandidateRefusal),
+    /// The appliance is counted here and stays.
+    Keeps,
+    /// The appliance is counted here and is taken away.
+    GivesUp(Reason),
+    /// It is given the appliance.
+    Next(Reason),
+    /// It could be given it, but another member has it and nothing asks for a move.
+    NotNeeded,
+    /// It could be given it, but no member is now.
+    Barred,
+    /// It could be given it, but its former owner gets it.
+    FormerFirst,
+    /// It could be given it, but a member with less than its share gets it.
+    ShareFirst,
+    /// It could be given it, but a member that the ring names before it gets it.
+    RingFirst,
+    /// It could be given it, were there not others that are placed by the same plan.
+    OthersFill,
+}
+
 /// A member as a candidate for one appliance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlacementCandidate {
     /// The member.
     pub member: WorkerId,
-    /// What speaks against it; `None` when it can be given the appliance, or holds it rightly.
-    pub refusal: Option<CandidateRefusal>,
+    /// Whether it is, or gets, the owner, and if not, why.
+    pub standing: CandidateStanding,
     /// The appliance is counted here.
     pub is_owner: bool,
     /// Appliances it holds of those that share this one's band.
@@ -192,6 +218,14 @@ pub struct PlacementCandidate {
     pub floor: u64,
     /// Most of them it should hold; 0 when it takes no share.
     pub ceiling: u64,
+}
+
+impl PlacementCandidate {
+    /// What speaks against it; `None` when it can be given the appliance, or has it rightly.
+    #[must_use]
+    pub const fn refusal(&self) -> Option<CandidateRefusal> {
+        if let CandidateStanding::Refused(refusal) = self.standing { Some(refusal) } else { None }
+    }
 }
 
 /// The planner; see the head of this file.
@@ -233,7 +267,7 @@ impl Planner {
     ) {
         self.remove(slot);
         self.version.raise();
-        let group = self.group_of(&needs);
+        let group = self.group_of(&needs, false);
         let entry = BookEntry {
             position: ring::top(ring::position(placement_key)),
             group,
@@ -261,7 +295,24 @@ impl Planner {
         if self.book.entry(slot).is_none_or(|entry| self.book.group(entry.group).needs == needs) {
             return;
         }
-        let group = self.group_of(&needs);
+        let deleting = self.is_deleting(slot);
+        self.regroup(slot, &needs, deleting);
+    }
+
+    /// Says that an appliance is being deleted: it stays with its owner where that can have it, needs one where it has none,
+    /// and counts for no member's share any more.
+    pub fn set_deleting(&mut self, slot: Slot) {
+        let Some(entry) = self.book.entry(slot).filter(|_| !self.is_deleting(slot)) else { return };
+        let needs = self.book.group(entry.group).needs.clone();
+        self.regroup(slot, &needs, true);
+    }
+
+    fn is_deleting(&self, slot: Slot) -> bool {
+        self.book.entry(slot).is_some_and(|entry| self.book.group(entry.group).deleting)
+    }
+
+    fn regroup(&mut self, slot: Slot, needs: &Needs, deleting: bool) {
+        let group = self.group_of(needs, deleting);
         if let Some(mut entry) = self.book.remove(slot) {
             self.version.raise();
             entry.group = group;
@@ -414,15 +465,18 @@ impl Planner {
     }
 
     /// Every member as a candidate for an appliance, in order of ring preference, members that are not on the ring last.
-    /// Empty when there is no such appliance.
+    /// Empty when there is no such appliance. What it says is what the next plan does; it costs as much as that.
     #[must_use]
     pub fn explain(&self, slot: Slot) -> Vec<PlacementCandidate> {
+        let plan = self.propose(&Assumptions::default());
+        let next = plan.moves().find(|m| m.slot == slot);
+        let next = next.and_then(|m| Some((self.roster.rank(self.roster.find(m.to)?)?, m.reason)));
         let classes = self.classes.get_or_init(|| classes::classify(&self.roster, &self.book));
-        explain::explain(&self.roster, &self.book, classes, &self.config, slot)
+        explain::Explainer { roster: &self.roster, book: &self.book, config: &self.config, slot, next }.explain(classes)
     }
 
-    fn group_of(&mut self, needs: &Needs) -> u32 {
-        let (group, made) = self.book.group_of(needs);
+    fn group_of(&mut self, needs: &Needs, deleting: bool) -> u32 {
+        let (group, made) = self.book.group_of(needs, deleting);
         if made {
             self.classes.take();
         }

@@ -3,7 +3,7 @@
 #[cfg(feature = "canon")]
 mod canon;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use common::{ApplianceId, RebalanceId, Term, WorkerId};
@@ -66,6 +66,13 @@ pub enum RebalanceEvent {
         /// Moves planned.
         moves: u64,
     },
+    /// A later plan moves more for it, or less.
+    Planned {
+        /// Identity.
+        id: RebalanceId,
+        /// Moves that were begun and that are planned now.
+        moves: u64,
+    },
     /// One of its moves ended.
     Moved {
         /// Identity.
@@ -83,7 +90,9 @@ pub enum RebalanceEvent {
     Closed {
         /// Identity.
         id: RebalanceId,
-        /// Moves made.
+        /// Moves begun.
+        moves: u64,
+        /// Moves made; at most as many.
         done: u64,
         /// A newer plan took over what was left.
         superseded: bool,
@@ -92,8 +101,13 @@ pub enum RebalanceEvent {
 
 #[derive(Clone, Debug)]
 struct OpenRebalance {
+    /// Moves that were begun and that are planned.
+    planned: u64,
+    begun: u64,
     under_way: u64,
     done: u64,
+    /// What it has moved.
+    moved: BTreeSet<ApplianceId>,
     superseded: bool,
 }
 
@@ -135,24 +149,52 @@ impl Rebalances {
         }
         self.last += 1;
         let id = RebalanceId { term: self.term, number: self.last };
-        self.open.insert(id, OpenRebalance { under_way: 0, done: 0, superseded: false });
+        let open = OpenRebalance {
+            planned: moves,
+            begun: 0,
+            under_way: 0,
+            done: 0,
+            moved: BTreeSet::new(),
+            superseded: false,
+        };
+        self.open.insert(id, open);
         self.current = Some(id);
         events.push(RebalanceEvent::Opened { id, cause, moves });
         id
     }
 
+    /// A later plan has so many moves for the current one that have not begun.
+    pub fn planned(&mut self, more: u64, events: &mut Vec<RebalanceEvent>) {
+        let Some(id) = self.current else { return };
+        let Some(open) = self.open.get_mut(&id) else { return };
+        let moves = open.begun + more;
+        if open.planned != moves {
+            open.planned = moves;
+            events.push(RebalanceEvent::Planned { id, moves });
+        }
+    }
+
+    /// Whether the current one has moved this appliance already.
+    #[must_use]
+    pub fn has_moved(&self, appliance: ApplianceId) -> bool {
+        let open = self.current.and_then(|id| self.open.get(&id));
+        open.is_some_and(|open| open.moved.contains(&appliance))
+    }
+
     /// A move of `id` begins.
     pub fn begin(&mut self, id: RebalanceId) {
         if let Some(open) = self.open.get_mut(&id) {
+            open.begun += 1;
             open.under_way += 1;
         }
     }
 
-    /// A move of `id` ended, made or not.
-    pub fn end(&mut self, id: RebalanceId, made: bool, events: &mut Vec<RebalanceEvent>) {
+    /// A move of `id` ended: this appliance was moved, or (`None`) the move was given up.
+    pub fn end(&mut self, id: RebalanceId, made: Option<ApplianceId>, events: &mut Vec<RebalanceEvent>) {
         if let Some(open) = self.open.get_mut(&id) {
             open.under_way = open.under_way.saturating_sub(1);
-            open.done += u64::from(made);
+            open.done += u64::from(made.is_some());
+            open.moved.extend(made);
         }
         if self.current != Some(id) {
             self.close_if_done(id, events);
@@ -173,7 +215,8 @@ impl Rebalances {
         if self.open.get(&id).is_some_and(|o| o.under_way == 0)
             && let Some(open) = self.open.remove(&id)
         {
-            events.push(RebalanceEvent::Closed { id, done: open.done, superseded: open.superseded });
+            let OpenRebalance { begun: moves, done, superseded, .. } = open;
+            events.push(RebalanceEvent::Closed { id, moves, done, superseded });
         }
     }
 }
@@ -190,10 +233,31 @@ mod tests {
         r.begin(first);
         let second = r.open(RebalanceCause::Drift, 1, &mut events);
         assert_eq!(events.len(), 2, "the first still has a move under way");
-        r.end(first, true, &mut events);
-        assert_eq!(events[2], RebalanceEvent::Closed { id: first, done: 1, superseded: true });
+        r.end(first, Some(ApplianceId::from_u128(1)), &mut events);
+        assert_eq!(events[2], RebalanceEvent::Closed { id: first, moves: 1, done: 1, superseded: true });
         r.nothing_left(&mut events);
-        assert_eq!(events[3], RebalanceEvent::Closed { id: second, done: 0, superseded: false });
+        assert_eq!(events[3], RebalanceEvent::Closed { id: second, moves: 0, done: 0, superseded: false });
         assert_eq!(r.open_count(), 0);
+    }
+
+    #[test]
+    fn moves_that_later_plans_add_are_counted_and_what_was_moved_is_known() {
+        let mut r = Rebalances::new(Term::new(1));
+        let mut events = vec![];
+        let id = r.open(RebalanceCause::Drift, 2, &mut events);
+        r.begin(id);
+        r.planned(1, &mut events);
+        assert_eq!(events.len(), 1, "one begun and one to go are the two that were told");
+        r.planned(5, &mut events);
+        assert_eq!(events[1], RebalanceEvent::Planned { id, moves: 6 });
+        let appliance = ApplianceId::from_u128(7);
+        assert!(!r.has_moved(appliance));
+        r.end(id, Some(appliance), &mut events);
+        assert!(r.has_moved(appliance));
+        r.begin(id);
+        r.end(id, None, &mut events);
+        r.nothing_left(&mut events);
+        assert_eq!(events[2], RebalanceEvent::Closed { id, moves: 2, done: 1, superseded: false });
+        assert!(!r.has_moved(appliance));
     }
 }

@@ -17,6 +17,8 @@ pub enum ViolationKind {
     DigestDiffers,
     /// A worker does not own what it had taken, or owns it under another token; found after its digest differed.
     GrantLost,
+    /// A worker says of itself what the limits of its name do not allow.
+    BeyondLimits,
     /// A worker claims to have met a term that no cluster reaches.
     ImplausibleTerm,
     /// A worker has applied a version that was never sent.
@@ -27,7 +29,7 @@ pub enum ViolationKind {
 
 impl ViolationKind {
     /// All of them, in the order of the declaration.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::HeldAgainstTable,
         Self::ClaimedGrant,
         Self::UnknownAppliance,
@@ -35,6 +37,7 @@ impl ViolationKind {
         Self::GenerationAhead,
         Self::DigestDiffers,
         Self::GrantLost,
+        Self::BeyondLimits,
         Self::ImplausibleTerm,
         Self::ImpossibleVersion,
         Self::CreatedTwice,
@@ -51,6 +54,7 @@ impl ViolationKind {
             Self::GenerationAhead => "generation_ahead",
             Self::DigestDiffers => "digest_differs",
             Self::GrantLost => "grant_lost",
+            Self::BeyondLimits => "beyond_limits",
             Self::ImplausibleTerm => "implausible_term",
             Self::ImpossibleVersion => "impossible_version",
             Self::CreatedTwice => "created_twice",

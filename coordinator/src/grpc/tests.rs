@@ -369,6 +369,7 @@ fn worker(name: &str) -> WorkerView {
         last_seen: None,
         draining: false,
         member: true,
+        limited: vec![],
     }
 }
 

@@ -115,6 +115,7 @@ pub(super) fn worker(view: &WorkerView, counts: &PhaseCounts) -> wire::Worker {
         pid: view.pid,
         draining: view.draining,
         member: view.member,
+        limited: view.limited.clone(),
         state_dir: PreviousOffers::of(&view.drivers).state_dir,
         offers: offers_to_wire(&view.drivers),
     }

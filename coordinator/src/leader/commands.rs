@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use common::change::ApplianceTarget;
 use common::{ApplianceId, Incarnation, Life, Site, WorkerId};
 use coordinator_core::grants::GrantOp;
-use coordinator_core::machine::{self, Commit, Event, UnbindNumber, UnbindRefused};
+use coordinator_core::machine::{Commit, Event, UnbindNumber, UnbindRefused};
 use runtime::clock;
 use tracing::info;
 
@@ -68,14 +68,14 @@ impl Leader<'_> {
     }
 
     fn check(&mut self, appliance: ApplianceId, reply: Reply<()>) {
-        let entry = self.machine.table().slot(appliance).and_then(|slot| self.machine.table().get(slot));
-        let Some(entry) = entry else {
+        let table = self.machine.table();
+        let Some((slot, entry)) = table.slot(appliance).and_then(|slot| Some((slot, table.get(slot)?))) else {
             let target = ApplianceTarget::Id(appliance);
             drop(reply.send(Err(CommandError::NotFound(target))));
             return;
         };
         if entry.state.holder().is_none() {
-            let reason = machine::reason(entry).into_owned();
+            let reason = self.machine.reason(slot).into_owned();
             drop(reply.send(Err(CommandError::NoOwner { appliance, reason })));
             return;
         }

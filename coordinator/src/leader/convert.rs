@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use common::ring;
 use common::session::Desired;
 use common::{ApplianceId, Profile, Timestamp, WorkerId};
-use coordinator_core::machine::{self, Machine, WorkerSnapshot};
+use coordinator_core::machine::{Machine, WorkerSnapshot};
 use coordinator_core::planner::{Needs, PlacementCandidate, RingLimited};
 use coordinator_core::table::Seed;
 
@@ -47,7 +47,7 @@ pub(super) fn desired(record: &Record) -> Desired {
 }
 
 pub(super) fn worker_view(view: WorkerSnapshot, now: SystemTime) -> WorkerView {
-    let WorkerSnapshot { id, incarnation, health, profile, appliances: _, silent, draining, member } = view;
+    let WorkerSnapshot { id, incarnation, health, profile, appliances: _, silent, draining, member, limited } = view;
     let Profile { weight, zone, host, drivers, version, pid, .. } = profile.unwrap_or_default();
     WorkerView {
         id,
@@ -62,29 +62,33 @@ pub(super) fn worker_view(view: WorkerSnapshot, now: SystemTime) -> WorkerView {
         last_seen: now.checked_sub(silent),
         draining,
         member,
+        limited,
     }
 }
 
 pub(super) fn candidate(candidate: PlacementCandidate) -> Candidate {
-    let PlacementCandidate { member, refusal, is_owner, load, floor, ceiling } = candidate;
-    let reason = match refusal {
-        Some(refusal) => refusal.to_string(),
-        None if is_owner => String::new(),
-        None => "another member was preferred".to_owned(),
-    };
-    Candidate { worker: member, eligible: refusal.is_none(), reason, load, floor, ceiling }
+    let eligible = candidate.refusal().is_none();
+    let PlacementCandidate { member, standing, is_owner: _, load, floor, ceiling } = candidate;
+    Candidate { worker: member, eligible, reason: standing.to_string(), load, floor, ceiling }
 }
 
 /// Who holds an appliance; `None` when the machine does not know it.
 pub(super) fn assignment(machine: &Machine, id: ApplianceId) -> Option<AssignmentView> {
     let table = machine.table();
-    let row = table.slot(id).and_then(|slot| table.get(slot))?;
+    let slot = table.slot(id)?;
+    let row = table.get(slot)?;
+    let reason = machine.reason(slot);
+    // What is left of it changes with time; `explain` shows that.
+    let reason = match machine.fence_wait(Timestamp::default(), slot) {
+        Some(wait) => format!("{reason}; {wait}").into(),
+        None => reason,
+    };
     let acting = row.state.grant().filter(|_| !row.state.wants_owner());
     Some(AssignmentView {
         state: row.state.name(),
         worker: acting.map(|g| g.worker.clone()),
         token: acting.map(|g| g.token),
-        reason: machine::reason(row),
+        reason,
         // One that the grant under way would bind it to counts only once its worker has taken it.
         site: row.needs.site.clone().filter(|_| row.binding.is_none()),
     })
@@ -130,6 +134,15 @@ pub(super) fn ring_notes(machine: &Machine) -> Vec<String> {
         ));
     }
     notes
+}
+
+/// That appliances are left alone because calls of former owners may still take effect.
+pub(super) fn fence_note(machine: &Machine, now: Timestamp) -> Option<String> {
+    let waiting = machine.fence_waits(now);
+    (waiting > 0).then(|| {
+        let which = if waiting == 1 { "1 appliance is".to_owned() } else { format!("{waiting} appliances are") };
+        format!("{which} not acted on yet, because calls of former owners may still take effect; `rugctl explain` says how long")
+    })
 }
 
 /// What the brake holds, if it does.

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use common::change::ApplianceTarget;
 use common::session::StatusReport;
 use common::{ApplianceId, Timestamp, WorkerId};
-use coordinator_core::machine::{self, Machine};
+use coordinator_core::machine::Machine;
 use coordinator_core::membership::LeaseAuthority;
 use runtime::{clock, log_limited};
 use tracing::debug;
@@ -201,7 +201,13 @@ impl Publisher {
             unowned: self.unowned(machine),
             suspects,
             quarantined,
-            notes: problem.iter().map(problem_note).chain(convert::ring_notes(machine)).chain(notes.list()).collect(),
+            notes: problem
+                .iter()
+                .map(problem_note)
+                .chain(convert::fence_note(machine, now))
+                .chain(convert::ring_notes(machine))
+                .chain(notes.list())
+                .collect(),
             store_problem: problem,
         });
     }
@@ -228,7 +234,7 @@ impl Publisher {
                 name: shown.record.name.clone(),
                 since: self.clock.wall(since),
                 state: row.state.name(),
-                reason: machine::reason(row),
+                reason: machine.reason(slot),
             })
         });
         UnownedView { appliances: unowned.len() as u64, oldest: oldest.take(MAX_UNOWNED).collect() }

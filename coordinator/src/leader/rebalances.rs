@@ -63,12 +63,19 @@ impl RebalanceHistory {
         let now = SystemTime::now();
         match event {
             RebalanceEvent::Opened { id, cause, moves } => Some(self.opened(id, &cause, moves, now)),
+            RebalanceEvent::Planned { id, moves } => {
+                if let Some(open) = self.open.get_mut(&id) {
+                    open.view.record.moves = moves;
+                    self.changed.insert(id);
+                }
+                None
+            }
             RebalanceEvent::Moved { id, appliance, from, to, reason } => {
                 let reason = reason.text().to_owned();
                 self.moved(MoveRecord { rebalance: id, appliance, from, to, reason, done: true, time: now });
                 None
             }
-            RebalanceEvent::Closed { id, done, superseded } => self.closed(id, done, superseded, now),
+            RebalanceEvent::Closed { id, moves, done, superseded } => self.closed(id, (moves, done), superseded, now),
         }
     }
 
@@ -110,11 +117,18 @@ impl RebalanceHistory {
         self.ended_moves.push(record);
     }
 
-    fn closed(&mut self, id: RebalanceId, done: u64, superseded: bool, now: SystemTime) -> Option<RebalanceRecord> {
+    /// A rebalance has ended, with so many moves begun and made.
+    fn closed(
+        &mut self,
+        id: RebalanceId,
+        (moves, done): (u64, u64),
+        superseded: bool,
+        now: SystemTime,
+    ) -> Option<RebalanceRecord> {
         let mut open = self.open.remove(&id)?;
         self.changed.remove(&id);
         let record = &mut open.view.record;
-        record.done = done;
+        (record.moves, record.done) = (moves, done);
         record.ended = Some(now);
         record.outcome = if superseded { RebalanceOutcome::Superseded } else { RebalanceOutcome::Completed };
         for (at, _) in open.followed.values() {

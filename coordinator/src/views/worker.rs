@@ -33,4 +33,6 @@ pub struct WorkerView {
     pub draining: bool,
     /// Its member node is there: it is in the ring.
     pub member: bool,
+    /// What does not count of what it says of itself, one sentence each.
+    pub limited: Vec<String>,
 }

@@ -136,6 +136,9 @@ async fn get(context: &CommandContext, name: &str) -> Result<(), Failure> {
     for offer in &w.offers {
         line("Driver", &format!("{}: {}", offer.name, capabilities(offer)));
     }
+    for limited in &w.limited {
+        line("Limited", &one_line(limited));
+    }
     line("Weight", &w.weight.to_string());
     line("Member", if w.member { "yes" } else { "no: it is not in the ring and is given no appliances" });
     line("Draining", if w.draining { "yes" } else { "" });

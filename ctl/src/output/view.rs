@@ -61,6 +61,8 @@ pub(crate) struct Worker {
     pid: u32,
     draining: bool,
     member: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    limited: Vec<String>,
 }
 
 /// What a worker says about one of its drivers.
@@ -107,6 +109,7 @@ impl From<&v1::Worker> for Worker {
             pid: w.pid,
             draining: w.draining,
             member: w.member,
+            limited: w.limited,
         }
     }
 }

@@ -31,7 +31,7 @@ pub(super) struct SimLeader {
     pub(super) catalog: BTreeMap<ApplianceId, ApplianceRow>,
     /// Appliances with a change under way: one at a time.
     pub(super) changing: BTreeSet<ApplianceId>,
-    pub(super) rebalances: BTreeSet<RebalanceId>,
+    pub(super) rebalances: BTreeMap<RebalanceId, BTreeSet<ApplianceId>>,
     streams: BTreeSet<usize>,
     /// Number of the newest tick, and when it is due.
     tick: (u64, SimTime),
@@ -88,7 +88,7 @@ impl SimWorld {
             machine,
             catalog: rows.records,
             changing: BTreeSet::new(),
-            rebalances: BTreeSet::new(),
+            rebalances: BTreeMap::new(),
             streams: BTreeSet::new(),
             tick: (0, SimTime::MAX),
             steps: 0,
@@ -271,9 +271,19 @@ impl SimWorld {
             Action::Evict(life) => self.candidate_evicts(coordinator, life),
             Action::Removed(id) => drop(leader.catalog.remove(&id)),
             Action::Rebalance(news) => match news {
-                RebalanceEvent::Opened { id, .. } => drop(leader.rebalances.insert(id)),
-                RebalanceEvent::Closed { id, .. } => drop(leader.rebalances.remove(&id)),
-                RebalanceEvent::Moved { .. } => {}
+                RebalanceEvent::Opened { id, .. } => drop(leader.rebalances.insert(id, BTreeSet::new())),
+                RebalanceEvent::Planned { .. } => {}
+                RebalanceEvent::Moved { id, appliance, .. } => {
+                    if !leader.rebalances.entry(id).or_default().insert(appliance) {
+                        self.fail(format!("rebalance: {id} moves {appliance} twice"));
+                    }
+                }
+                RebalanceEvent::Closed { id, moves, done, .. } => {
+                    let moved = leader.rebalances.remove(&id).map_or(0, |moved| moved.len() as u64);
+                    if moved != done || done > moves {
+                        self.fail(format!("rebalance: {id} moved {moved}, says {done} of {moves}"));
+                    }
+                }
             },
             // What a worker holds that the copy of the store knows nothing of.
             Action::Violation(text) if self.database.restored => {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use common::appliance::FieldViolation;
 use serde::{Deserialize, Serialize};
 
+use crate::limits::WorkerLimits;
 use crate::membership::LeaseAuthority;
 use crate::{brake, planner};
 
@@ -56,6 +57,9 @@ pub struct Config {
     /// Who ends leases. Follows from the coordination; not a setting.
     #[serde(skip)]
     pub authority: LeaseAuthority,
+    /// What workers may say of themselves. A section of its own in the configuration.
+    #[serde(skip)]
+    pub limits: WorkerLimits,
 }
 
 impl Default for Config {
@@ -76,6 +80,7 @@ impl Default for Config {
             unreachable_after: Duration::from_secs(60),
             release_deadline: Duration::from_secs(30),
             authority: LeaseAuthority::Embedded,
+            limits: WorkerLimits::default(),
         }
     }
 }

@@ -89,7 +89,7 @@ mod tests {
         for unknown in [Token::new(Term::new(2), 1), Token::new(Term::new(3), 0), Token::new(Term::new(3), 2)] {
             assert!(!epoch.gave_elsewhere(unknown, id(1), &w2), "{unknown} was not given in this term");
         }
-        (0..REMEMBERED).for_each(|_| drop(epoch.next_token(id(1), &w1)));
+        (0..REMEMBERED).for_each(|_| _ = epoch.next_token(id(1), &w1));
         assert_eq!(epoch.given.len(), REMEMBERED);
         assert!(!epoch.gave_elsewhere(first, id(1), &w2), "forgotten");
         assert!(epoch.gave_elsewhere(Token::new(Term::new(3), 2), id(1), &w2), "the oldest that is remembered");

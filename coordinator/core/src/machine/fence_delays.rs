@@ -6,16 +6,79 @@
 //! `Hello` lists nothing) leaves it in full; a release says what is left. Who acted against the table leaves one as
 //! well.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
-use common::Life;
 use common::session::Carryover;
+use common::{Life, Timestamp};
 
-use super::Machine;
+use super::{Action, Machine};
 use crate::grants::{GrantOp, Profile};
 use crate::planner::Slot;
+use crate::unowned;
+
+/// Owners that took an appliance with a fence delay: since when, and how long they wait. Only for people: it is the owner
+/// that counts, and this is what the leader's clock makes of it.
+pub(super) type FenceWaits = BTreeMap<Slot, (Timestamp, Duration)>;
+
+/// That an appliance is left alone for a while, because calls of a former owner may still take effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FenceWait {
+    /// Its owner waits, for about so much longer.
+    Owner(Duration),
+    /// Its next owner will have to wait for so long.
+    Next(Duration),
+}
+
+impl fmt::Display for FenceWait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let why = "because calls of a former one may still take effect";
+        match self {
+            Self::Owner(left) => write!(f, "its owner waits about {:.0} s before it acts, {why}", left.as_secs_f64()),
+            Self::Next(delay) => write!(f, "its next owner waits {:.0} s before it acts, {why}", delay.as_secs_f64()),
+        }
+    }
+}
+
+/// How long an owner that is told this fence delay waits, as `worker_core::gate` does; `None` when it does not.
+pub(super) fn fence_wait(told: Duration) -> Option<Duration> {
+    (!told.is_zero()).then(|| told * 115 / 100)
+}
 
 impl Machine {
+    /// What is waited for before an owner acts on an appliance, if anything is.
+    #[must_use]
+    pub fn fence_wait(&self, now: Timestamp, slot: Slot) -> Option<FenceWait> {
+        if let Some((since, wait)) = self.tallies.fence_waits.get(&slot) {
+            let left = wait.saturating_sub(now.since(*since));
+            return (!left.is_zero()).then_some(FenceWait::Owner(left));
+        }
+        let row = self.table.get(slot).filter(|row| !unowned::has_owner(&row.state))?;
+        fence_wait(row.fence_delay()).map(FenceWait::Next)
+    }
+
+    /// Appliances that are left alone for such a time, or will be once they have an owner: of those without one, only the
+    /// thousand that have had none for longest are looked at.
+    #[must_use]
+    pub fn fence_waits(&self, now: Timestamp) -> u64 {
+        let owners = self.tallies.fence_waits.keys();
+        let unowned = self.tallies.unowned.oldest().map(|(_, slot)| slot).take(1_000);
+        owners.copied().chain(unowned).filter(|slot| self.fence_wait(now, *slot).is_some()).count() as u64
+    }
+
+    /// Shows of whom nobody waits any more.
+    pub(super) fn end_fence_waits(&mut self, now: Timestamp) {
+        let over = |(_, (since, wait)): &(&Slot, &(Timestamp, Duration))| now.since(*since) >= *wait;
+        let over: Vec<Slot> = self.tallies.fence_waits.iter().filter(over).map(|(slot, _)| *slot).collect();
+        for slot in over {
+            self.tallies.fence_waits.remove(&slot);
+            if let Some(row) = self.table.get(slot) {
+                self.out.push(Action::Assigned(row.id));
+            }
+        }
+    }
+
     /// An appliance is about to be granted to this life.
     pub(super) fn note_grant(&mut self, slot: Slot, life: &Life) {
         let Some(entry) = self.table.get_mut(slot) else { return };

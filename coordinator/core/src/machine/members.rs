@@ -23,6 +23,7 @@ use crate::handoff::HandoffState;
 use crate::health::SessionState;
 use crate::membership::{LeaseAuthority, ObservedLease, ObservedMember};
 use crate::planner::Slot;
+use crate::violation::ViolationKind;
 
 /// How long a life without a member node is looked at before it counts as taken away: the two nodes of a newcomer are read
 /// one after the other.
@@ -55,6 +56,8 @@ pub(super) struct Watch {
     homecoming: BTreeMap<WorkerId, Timestamp>,
     /// Names that left within the last hour, for people.
     pub(super) departed: BTreeMap<WorkerId, Departed>,
+    /// What does not count of what workers say of themselves.
+    pub(super) limited: BTreeMap<WorkerId, Vec<String>>,
 }
 
 impl Watch {
@@ -69,6 +72,7 @@ impl Watch {
             handing_back: BTreeSet::new(),
             homecoming: BTreeMap::new(),
             departed: BTreeMap::new(),
+            limited: BTreeMap::new(),
         }
     }
 
@@ -108,13 +112,38 @@ impl Watch {
 }
 
 impl Machine {
+    /// What counts of what a worker says of itself. Whatever does not is a violation when it is said first.
+    pub(super) fn limit(&mut self, worker: &WorkerId, profile: Profile) -> Profile {
+        let (profile, notes) = self.config.limits.apply(worker, profile);
+        let known = self.members.limited.get(worker).map_or(&[][..], Vec::as_slice);
+        if known != notes {
+            if notes.is_empty() {
+                self.members.limited.remove(worker);
+            } else {
+                let text = format!("{worker} says of itself what it may not: {}", notes.join("; "));
+                self.violation(ViolationKind::BeyondLimits, text);
+                self.members.limited.insert(worker.clone(), notes);
+            }
+            self.out.worker_changed(worker.clone());
+        }
+        profile
+    }
+
+    fn limit_members(&mut self, members: &mut BTreeMap<WorkerId, ObservedMember>) {
+        for (name, member) in members {
+            let published = std::mem::take(&mut member.profile);
+            member.profile = self.limit(name, published);
+        }
+    }
+
     /// Every node was read anew.
     pub(super) fn read(
         &mut self,
         now: Timestamp,
-        members: std::collections::BTreeMap<WorkerId, ObservedMember>,
+        mut members: BTreeMap<WorkerId, ObservedMember>,
         leases: &BTreeMap<Life, ObservedLease>,
     ) {
+        self.limit_members(&mut members);
         let first = !std::mem::replace(&mut self.members.read, true);
         let (came, went) = self.membership.set_nodes(members);
         self.membership.read_leases(now, leases);
@@ -128,7 +157,8 @@ impl Machine {
         self.nodes_changed(now);
     }
 
-    pub(super) fn members_changed(&mut self, now: Timestamp, members: BTreeMap<WorkerId, ObservedMember>) {
+    pub(super) fn members_changed(&mut self, now: Timestamp, mut members: BTreeMap<WorkerId, ObservedMember>) {
+        self.limit_members(&mut members);
         let (came, went) = self.membership.set_nodes(members);
         self.ring_changed(now, came, went);
         self.nodes_changed(now);
@@ -289,11 +319,21 @@ impl Machine {
 
     pub(super) fn pause(&mut self, now: Timestamp, why: String) {
         self.pacing.paused = Some(why);
+        self.show_waiting();
         self.forget_missed(now);
+    }
+
+    /// What waits for an owner does so for another reason from now on.
+    fn show_waiting(&mut self) {
+        let waiting = self.table.iter().filter(|(_, entry)| entry.state.wants_owner()).map(|(_, entry)| entry.id);
+        for id in waiting {
+            self.out.push(Action::Assigned(id));
+        }
     }
 
     pub(super) fn resume(&mut self, now: Timestamp) {
         self.pacing.paused = None;
+        self.show_waiting();
         self.pacing.brake.resume();
         self.forget_missed(now);
         self.pacing.due.drifted();

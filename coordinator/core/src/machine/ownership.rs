@@ -8,6 +8,7 @@ use common::mutant::{self, Mutant};
 use common::session::{Carryover, OwnedGrant};
 use common::{ApplianceId, Life, Timestamp, Token, WorkerId};
 
+use super::fence_delays::fence_wait;
 use super::writes::Pending;
 use super::{Action, Machine, WRITE_RETRY};
 use crate::brake::Departure;
@@ -44,6 +45,12 @@ impl Machine {
         }
         let id = entry.id;
         self.conflicts.audit.moved(id, &former, &entry.state);
+        self.tallies.fence_waits.remove(&slot);
+        if matches!((&former, &entry.state), (HandoffState::Offered(_), HandoffState::Owned(_)))
+            && let Some(wait) = fence_wait(entry.fence_delay())
+        {
+            self.tallies.fence_waits.insert(slot, (self.epoch.last_step, wait));
+        }
         match (unowned::has_owner(&former), unowned::has_owner(&entry.state)) {
             (true, false) => self.tallies.unowned.begin(self.epoch.last_step, slot),
             (false, true) => {
@@ -160,6 +167,7 @@ impl Machine {
                 self.violation(ViolationKind::HeldAgainstTable, text);
                 self.conflicts.add(slot, by.life(), by.token);
                 self.tell_planner(slot);
+                self.out.push(Action::Assigned(id));
             }
             (HandoffEffect::Removed, _) => self.removed(slot),
             (
@@ -258,7 +266,7 @@ impl Machine {
         for slot in self.conflicts.of(life) {
             self.conflicting_owner_lost(slot, &profile);
             if self.conflicts.end_life(slot, life) {
-                self.tell_planner(slot);
+                self.no_conflict_left(slot);
             }
         }
         let how = match (left, explained) {
@@ -300,7 +308,14 @@ impl Machine {
 
     pub(super) fn conflict_ended(&mut self, slot: Slot, life: &Life, token: Token) {
         if self.conflicts.end(slot, life, token) {
-            self.tell_planner(slot);
+            self.no_conflict_left(slot);
+        }
+    }
+
+    fn no_conflict_left(&mut self, slot: Slot) {
+        self.tell_planner(slot);
+        if let Some(entry) = self.table.get(slot) {
+            self.out.push(Action::Assigned(entry.id));
         }
     }
 
@@ -324,6 +339,11 @@ impl Machine {
             self.planner.set_needs(slot, needs);
             self.pacing.due.want_owner();
         }
+        if deleting {
+            self.planner.set_deleting(slot);
+            self.pacing.due.deleting(self.epoch.last_step);
+        }
+        let Some(entry) = self.table.get_mut(slot) else { return };
         if newer && self.quarantine.changed(id, deleting) {
             entry.placement.unplaced = None;
             self.tell_planner(slot);
@@ -400,7 +420,7 @@ impl Machine {
         if let (Some(to), Some(reason)) = (&to, reason) {
             events.push(RebalanceEvent::Moved { id: rebalance, appliance: id, from, to: to.clone(), reason });
         }
-        self.pacing.rebalances.end(rebalance, to.is_some(), &mut events);
+        self.pacing.rebalances.end(rebalance, to.is_some().then_some(id), &mut events);
         self.out.rebalance(events);
         self.pacing.due.drifted();
     }

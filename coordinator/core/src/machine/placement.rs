@@ -15,6 +15,10 @@ use crate::planner::{Assumptions, Plan, PlanRefused, PlannedMove, PlannerMember,
 use crate::rebalance::RebalanceCause;
 use common::Life;
 
+/// How long the balance is looked at no more while appliances are being deleted one after the other, as a multiple of the
+/// time for which joins are gathered.
+const LONGEST_DELETION: u32 = 20;
+
 /// From what age a move is slow: many times what one takes whose owner can give up at once.
 pub(super) const SLOW: Duration = Duration::from_millis(250);
 
@@ -35,10 +39,22 @@ pub(super) struct Due {
     dirty: bool,
     /// The store refused a grant: nothing is planned before.
     not_before: Timestamp,
+    /// Appliances are being deleted one after the other.
+    deletions: Option<Deletions>,
+    /// How long such a run may pause before it has ended.
+    gather: Duration,
+}
+
+/// Deletions that follow each other: the balance is restored once, after the last of them.
+#[derive(Clone, Copy, Debug)]
+struct Deletions {
+    since: Timestamp,
+    last: Timestamp,
 }
 
 impl Due {
-    pub(super) fn at_start(now: Timestamp, grace: Duration, awaited: BTreeSet<Life>) -> Self {
+    /// A new leader waits for `awaited`, at most for `grace`. `gather` is for how long deletions are gathered.
+    pub(super) fn at_start(now: Timestamp, grace: Duration, gather: Duration, awaited: BTreeSet<Life>) -> Self {
         Self {
             awaited,
             grace,
@@ -50,7 +66,21 @@ impl Due {
             start: true,
             dirty: true,
             not_before: now,
+            deletions: None,
+            gather,
         }
+    }
+
+    /// An appliance is being deleted from now on, and leaves its owner with less than its share.
+    pub(super) fn deleting(&mut self, now: Timestamp) {
+        self.deletions.get_or_insert(Deletions { since: now, last: now }).last = now;
+        self.dirty = true;
+    }
+
+    /// Until when deletions keep the balance from being looked at.
+    fn deletions_end(&self) -> Option<Timestamp> {
+        let gather = self.gather;
+        self.deletions.map(|run| (run.last + gather).min(run.since + gather * LONGEST_DELETION))
     }
 
     /// The store takes no grants now. Planning again at once would only offer it the same ones as fast as it refuses.
@@ -114,7 +144,8 @@ impl Due {
         if self.waiting(now) {
             return Some(self.grace_ends);
         }
-        let due = if self.dirty { Some(now) } else { self.joins_due };
+        let later = self.joins_due.into_iter().chain(self.deletions_end()).min();
+        let due = if self.dirty { Some(now) } else { later };
         due.map(|at| at.max(self.not_before))
     }
 
@@ -297,7 +328,8 @@ impl Machine {
     /// Plans if it is due, and begins what the limits allow.
     pub(super) fn place(&mut self, now: Timestamp) {
         let joins_due = self.pacing.due.joins_due.is_some_and(|at| at <= now);
-        let asked = self.pacing.due.dirty || joins_due;
+        let deleted = self.pacing.due.deletions_end().is_some_and(|at| at <= now);
+        let asked = self.pacing.due.dirty || joins_due || deleted;
         if self.pacing.due.waiting(now) || now < self.pacing.due.not_before || !asked || !self.members.has_read() {
             return;
         }
@@ -313,6 +345,9 @@ impl Machine {
             self.refresh_members();
         }
         self.pacing.due.dirty = false;
+        if deleted {
+            self.pacing.due.deletions = None;
+        }
         self.counters.plans += 1;
         self.return_home(now);
         let plan = self.propose(&Assumptions::default());
@@ -340,7 +375,12 @@ impl Machine {
             // It was on its way to a worker that cannot take it any more: others must not wait for that move.
             self.move_ended(unplaced.slot, None);
         }
-        let moves: Vec<PlannedMove<'_>> = plan.moves().filter(|m| self.allows(now, m)).collect();
+        // What a join or a loss asks for need not wait for deletions, nor what is being moved for one of them already.
+        let gathers = cause.is_none()
+            && self.pacing.rebalances.current().is_none()
+            && self.pacing.due.deletions_end().is_some_and(|at| now < at);
+        let waits = |m: &PlannedMove<'_>| gathers && matches!(m.reason, Reason::OverCeiling | Reason::UnderFloor);
+        let moves: Vec<PlannedMove<'_>> = plan.moves().filter(|m| !waits(m) && self.allows(now, m)).collect();
         self.name_rebalance(cause, &moves);
         let movers = moves.iter().filter_map(|m| m.from.cloned()).collect();
         let mut begun = 0;
@@ -427,17 +467,22 @@ impl Machine {
 
     /// Opens a rebalance for what a cause moves. Giving new appliances their first owner is none.
     fn name_rebalance(&mut self, cause: Option<RebalanceCause>, moves: &[PlannedMove<'_>]) {
-        let counted = moves.iter().filter(|m| self.belongs_to_rebalance(m)).count() as u64;
+        let (mut counted, mut moved_before) = (0, false);
+        for m in moves.iter().filter(|m| self.belongs_to_rebalance(m)) {
+            counted += 1;
+            moved_before |= self.pacing.rebalances.has_moved(m.appliance);
+        }
         if counted == 0 {
             return;
         }
-        let cause = match (cause, self.pacing.rebalances.current()) {
-            (Some(cause), _) => cause,
-            (None, Some(_)) => return,
-            (None, None) => self.cause_of(moves),
-        };
         let mut events = Vec::new();
-        self.pacing.rebalances.open(cause, counted, &mut events);
+        if cause.is_none() && self.pacing.rebalances.current().is_some() && !moved_before {
+            self.pacing.rebalances.planned(counted, &mut events);
+        } else {
+            // What one rebalance has moved it does not move again: whatever asks for that is another cause.
+            let cause = cause.unwrap_or_else(|| self.cause_of(moves));
+            self.pacing.rebalances.open(cause, counted, &mut events);
+        }
         self.out.rebalance(events);
     }
 

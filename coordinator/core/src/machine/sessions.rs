@@ -154,6 +154,7 @@ impl Machine {
             self.sessions.remove(older);
             self.out.close(older, Refusal::Superseded);
         }
+        hello.profile = self.limit(&hello.worker, std::mem::take(&mut hello.profile));
         if is_new {
             self.membership.join(now, life.worker.clone(), life.incarnation, hello.profile.clone());
         } else if self.membership.is_embedded() {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use common::{Life, Timestamp};
 
+use super::fence_delays::FenceWaits;
 use crate::handoff::HandoffState;
 use crate::planner::Slot;
 use crate::unowned::UnownedAppliances;
@@ -17,6 +18,8 @@ pub(super) struct Tallies {
     states: HashMap<&'static str, u64>,
     /// Appliances without an owner, and since when.
     pub(super) unowned: UnownedAppliances,
+    /// Owners that wait before they act.
+    pub(super) fence_waits: FenceWaits,
 }
 
 impl Tallies {

@@ -11,8 +11,8 @@ use super::{Counters, Machine};
 use crate::audit::AuditCounts;
 use crate::grants::Profile;
 use crate::health::{self, Health};
-use crate::planner::{PlacementCandidate, Planner};
-use crate::table::{Table, TableRow};
+use crate::planner::{PlacementCandidate, Planner, Slot};
+use crate::table::Table;
 use crate::unowned::UnownedAppliances;
 
 /// Most workers that are remembered after they are gone, and for how long.
@@ -44,6 +44,8 @@ pub struct WorkerSnapshot {
     pub draining: bool,
     /// It is a member of the ring.
     pub member: bool,
+    /// What does not count of what it says of itself, one sentence each.
+    pub limited: Vec<String>,
 }
 
 /// What keeps the leader from moving anything.
@@ -68,6 +70,9 @@ pub struct OwnershipExplanation {
 
 impl Machine {
     pub(super) fn departed(&mut self, now: Timestamp, life: &Life, profile: Profile) {
+        if self.membership.any_life_of(&life.worker).is_none() {
+            self.members.limited.remove(&life.worker);
+        }
         self.members
             .departed
             .insert(life.worker.clone(), Departed { incarnation: life.incarnation, profile: Some(profile), at: now });
@@ -91,6 +96,7 @@ impl Machine {
                 silent: now.since(d.at),
                 draining: false,
                 member: false,
+                limited: Vec::new(),
             };
             views.insert(id.clone(), view);
         }
@@ -109,6 +115,7 @@ impl Machine {
                 silent: beat.map(|(age, _)| age).unwrap_or_default(),
                 draining: self.membership.is_draining(life),
                 member: is_member,
+                limited: self.members.limited.get(&life.worker).cloned().unwrap_or_default(),
             };
             views.insert(life.worker.clone(), view);
         }
@@ -120,14 +127,37 @@ impl Machine {
     pub fn explain(&self, now: Timestamp, id: ApplianceId) -> Option<OwnershipExplanation> {
         let slot = self.table.slot(id)?;
         let entry = self.table.get(slot)?;
-        let summary = if let Some(by) = self.conflicts.owner(slot) {
-            format!("{} still holds it against the table; nobody else gets it before that ended", by.worker)
-        } else if entry.state.wants_owner() && self.waiting(now).is_some() {
-            self.waiting(now).unwrap_or_default()
-        } else {
-            reason(entry).into_owned()
+        let waiting = self.waiting(now).filter(|_| entry.state.wants_owner() && !self.is_barred(slot, id));
+        let summary = waiting.unwrap_or_else(|| self.reason(slot).into_owned());
+        let summary = match self.fence_wait(now, slot) {
+            Some(wait) => format!("{summary}; {wait}"),
+            None => summary,
         };
         Some(OwnershipExplanation { summary, candidates: self.planner.explain(slot) })
+    }
+
+    /// Why an appliance is where it is, in one clause.
+    #[must_use]
+    pub fn reason(&self, slot: Slot) -> Cow<'static, str> {
+        let Some(entry) = self.table.get(slot) else { return Cow::Borrowed("it is gone") };
+        if let Some(by) = self.conflicts.owner(slot) {
+            let by = &by.worker;
+            return Cow::Owned(format!(
+                "{by} owns it against the table; no other worker gets it before that has ended"
+            ));
+        }
+        if self.writes.is_unbinding(slot) {
+            return Cow::Borrowed("it is being freed from its site");
+        }
+        match (&entry.placement.unplaced, entry.placement.reason, entry.state.wants_owner()) {
+            (Some(why), _, true) => Cow::Owned(why.to_string()),
+            (None, _, true) => match &self.pacing.paused {
+                Some(why) => Cow::Owned(format!("placement is paused: {why}")),
+                None => Cow::Borrowed("waits for the next plan"),
+            },
+            (_, Some(reason), false) => Cow::Borrowed(reason.text()),
+            (_, None, false) => Cow::Borrowed("owned since before this leader"),
+        }
     }
 
     /// Why nothing is placed right now, if nothing is.
@@ -264,7 +294,7 @@ impl Machine {
         now.since(self.epoch.started)
     }
 
-    pub(crate) fn granted(&self) -> &BTreeMap<Life, std::collections::BTreeSet<crate::planner::Slot>> {
+    pub(crate) fn granted(&self) -> &BTreeMap<Life, std::collections::BTreeSet<Slot>> {
         &self.tallies.granted
     }
 
@@ -282,16 +312,5 @@ impl Machine {
 
     pub(crate) const fn next_sequence(&self) -> u64 {
         self.epoch.next_sequence
-    }
-}
-
-/// Why an entry is where it is, in one clause.
-#[must_use]
-pub fn reason(entry: &TableRow) -> Cow<'static, str> {
-    match (&entry.placement.unplaced, entry.placement.reason, entry.state.wants_owner()) {
-        (Some(why), _, true) => Cow::Owned(why.to_string()),
-        (None, _, true) => Cow::Borrowed("waits for the next plan"),
-        (_, Some(reason), false) => Cow::Borrowed(reason.text()),
-        (_, None, false) => Cow::Borrowed("held since before this leader"),
     }
 }

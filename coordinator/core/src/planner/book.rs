@@ -59,10 +59,12 @@ impl Held {
     }
 }
 
-/// Appliances with the same needs.
+/// Appliances with the same needs, those that are being deleted apart from the others.
 #[derive(Clone, Debug)]
 pub(super) struct Group {
     pub(super) needs: Needs,
+    /// They are about to be gone: each needs an owner that removes it, and none counts for the balance.
+    pub(super) deleting: bool,
     pub(super) index: Index,
     /// By handle; without those that hold nothing.
     pub(super) held: BTreeMap<u32, Held>,
@@ -76,7 +78,8 @@ pub(super) struct Book {
     /// of an appliance that was removed.
     ids: Vec<ApplianceId>,
     groups: Vec<Option<Group>>,
-    by_needs: HashMap<Needs, u32>,
+    /// By what they need; those that are being deleted are in the second one.
+    by_needs: [HashMap<Needs, u32>; 2],
     /// Members that declined an appliance. Usually empty.
     pub(super) excluded: BTreeMap<Slot, BTreeSet<WorkerId>>,
 }
@@ -110,11 +113,12 @@ impl Book {
     }
 
     /// The group of these needs, made when missing; `true` when it was made.
-    pub(super) fn group_of(&mut self, needs: &Needs) -> (u32, bool) {
-        if let Some(&group) = self.by_needs.get(needs) {
+    pub(super) fn group_of(&mut self, needs: &Needs, deleting: bool) -> (u32, bool) {
+        let by_needs = &mut self.by_needs[usize::from(deleting)];
+        if let Some(&group) = by_needs.get(needs) {
             return (group, false);
         }
-        let made = Group { needs: needs.clone(), index: Index::default(), held: BTreeMap::new() };
+        let made = Group { needs: needs.clone(), deleting, index: Index::default(), held: BTreeMap::new() };
         let at = if let Some(at) = self.groups.iter().position(Option::is_none) {
             self.groups[at] = Some(made);
             narrow(at)
@@ -122,7 +126,7 @@ impl Book {
             self.groups.push(Some(made));
             narrow(self.groups.len() - 1)
         };
-        self.by_needs.insert(needs.clone(), at);
+        by_needs.insert(needs.clone(), at);
         (at, true)
     }
 
@@ -130,7 +134,7 @@ impl Book {
     pub(super) fn drop_empty_groups(&mut self) {
         for group in &mut self.groups {
             if let Some(empty) = group.take_if(|g| g.index.len() == 0) {
-                self.by_needs.remove(&empty.needs);
+                self.by_needs[usize::from(empty.deleting)].remove(&empty.needs);
             }
         }
     }

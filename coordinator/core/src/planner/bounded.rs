@@ -190,7 +190,8 @@ impl BandPass<'_> {
         // Only what was declined by members with room is left: owned beats balanced.
         for h in homeless {
             let open = self.band.locals().filter(|&local| !self.declined(class, h.slot, local));
-            let over = |&local: &u32| (self.band.load[local as usize] + 1) - self.band.ceiling[local as usize];
+            let over =
+                |&local: &u32| (self.band.load[local as usize] + 1).saturating_sub(self.band.ceiling[local as usize]);
             if let Some(local) = open.min_by_key(over) {
                 self.settle(class, &h, local, h.reason);
             } else if self.roster.rank(h.from).is_none() {

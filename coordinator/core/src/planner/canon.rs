@@ -14,7 +14,8 @@ impl Canonical for Planner {
             let slot = Slot(u32::try_from(slot).expect("fewer than 2^32 slots"));
             let Some(entry) = self.book.entry(slot) else { continue };
             to.put(&slot.0);
-            to.put(&self.book.group(entry.group).needs);
+            let group = self.book.group(entry.group);
+            to.put(&(&group.needs, group.deleting));
             to.put(&(self.roster.name(entry.owner), self.roster.name(entry.former), entry.movable));
             to.put(&self.book.excluded.get(&slot));
         }

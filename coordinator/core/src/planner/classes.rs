@@ -15,6 +15,8 @@ use super::{Config, Needs, Unplaced};
 #[derive(Clone, Debug)]
 pub(super) struct Class {
     pub(super) groups: Vec<u32>,
+    /// Of what is being deleted: nobody has too little or too much of it.
+    pub(super) deleting: bool,
     /// Members that can be given an appliance of the class.
     pub(super) takers: Vec<u32>,
     /// Members that could, were they connected: they keep what they have and are not asked to take.
@@ -51,7 +53,7 @@ pub(super) fn classify(roster: &MemberRoster, book: &Book) -> Vec<Class> {
     }
     let everyone: BTreeSet<u32> = (0..narrow(roster.members.len())).collect();
     let nobody = BTreeSet::new();
-    let mut classes: BTreeMap<(Vec<u32>, Vec<u32>), Vec<u32>> = BTreeMap::new();
+    let mut classes: BTreeMap<(bool, Vec<u32>, Vec<u32>), Vec<u32>> = BTreeMap::new();
     for (at, group) in book.groups() {
         let nearby = match &group.needs.site {
             Some(site) => on_site.get(site).unwrap_or(&nobody),
@@ -60,9 +62,10 @@ pub(super) fn classify(roster: &MemberRoster, book: &Book) -> Vec<Class> {
         let able = nearby.iter().copied().filter(|&rank| roster.is_able(rank, &group.needs));
         let staying = able.filter(|&rank| !roster.member(rank).draining);
         let (takers, waiting) = staying.partition(|&rank| roster.member(rank).connected);
-        classes.entry((takers, waiting)).or_default().push(at);
+        classes.entry((group.deleting, takers, waiting)).or_default().push(at);
     }
-    let class = |((takers, waiting), groups)| Class { groups, takers, waiting, points: OnceLock::new() };
+    let class =
+        |((deleting, takers, waiting), groups)| Class { groups, deleting, takers, waiting, points: OnceLock::new() };
     classes.into_iter().map(class).collect()
 }
 
@@ -117,6 +120,12 @@ impl Band {
         let weights_waiting = weights + class.waiting.iter().map(weight).sum::<u64>();
         let band = config.band.max(1.0);
         let mut bounds = Self { floor: Vec::new(), ceiling: Vec::new(), soft: Vec::new(), load };
+        if class.deleting {
+            let none = vec![0; class.takers.len()];
+            (bounds.floor, bounds.soft) = (none.clone(), none);
+            bounds.ceiling = vec![u64::MAX; class.takers.len()];
+            return bounds;
+        }
         for rank in &class.takers {
             let fair = |total: u64, weights: u64| total as f64 * weight(rank) as f64 / weights as f64;
             let fair = [fair(total, weights), fair(total_waiting, weights_waiting)];

@@ -185,6 +185,8 @@ impl RingPass<'_> {
             Some(rank) if !self.roster.member(rank).connected => return,
             Some(rank) if self.roster.member(rank).draining => Reason::Draining,
             Some(rank) if !self.roster.is_able(rank, &group.needs) => Reason::Ineligible,
+            // It is about to be gone.
+            Some(_) if group.deleting => return,
             Some(_) => Reason::RingOwner,
         };
         self.out.push(self.roster, slot, from, belongs, reason);

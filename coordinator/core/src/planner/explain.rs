@@ -1,4 +1,5 @@
-//! Why an appliance is where it is: every member in the order of ring preference, and what speaks against it.
+//! Why an appliance is where it is: every member in the order of ring preference, and what it is to the appliance in the
+//! plan that would be made now.
 
 use common::WorkerId;
 use common::ring;
@@ -6,39 +7,144 @@ use common::ring;
 use super::book::{Book, BookEntry, Group};
 use super::classes::{Band, Class};
 use super::roster::{MemberRoster, narrow};
-use super::{CandidateRefusal, Config, PlacementCandidate, Slot, Strategy};
+use super::{CandidateRefusal, CandidateStanding, Config, PlacementCandidate, Reason, Slot, Strategy};
 
-/// Every member, in the order in which the ring prefers them for this appliance.
-pub(super) fn explain(
-    roster: &MemberRoster,
-    book: &Book,
-    classes: &[Class],
-    config: &Config,
-    slot: Slot,
-) -> Vec<PlacementCandidate> {
-    let Some(entry) = book.entry(slot) else { return Vec::new() };
-    let class = classes.iter().find(|class| class.groups.contains(&entry.group)).expect("every group has a class");
-    let groups: Vec<&Group> = class.groups.iter().map(|&g| book.group(g)).collect();
-    let homeless: u64 = groups.iter().map(|g| homeless(roster, class, g)).sum();
-    let band = Band::new(roster, &groups, class, homeless, config);
-    let is_bounded = config.strategy == Strategy::Bounded;
-    let is_owner = |rank: u32| roster.rank(entry.owner) == Some(rank);
-    let local_has_room = |local: Option<usize>| local.is_none_or(|local| band.load[local] < band.ceiling[local]);
-    let candidate = |rank: u32| {
-        let local = class.local(rank).map(|local| local as usize);
-        let held = |group: &&Group| group.held.get(&roster.handle(rank)).map_or(0, super::book::Held::count);
-        PlacementCandidate {
-            member: roster.member(rank).id.clone(),
-            refusal: refusal(roster, book, config, slot, entry, rank).or_else(|| {
-                (is_bounded && !is_owner(rank) && !local_has_room(local)).then_some(CandidateRefusal::AtCeiling)
-            }),
-            is_owner: is_owner(rank),
-            load: groups.iter().map(held).sum(),
-            floor: local.map_or(0, |local| band.floor[local]),
-            ceiling: local.map_or(0, |local| band.ceiling[local]),
+/// What an explanation of one appliance is made from.
+pub(super) struct Explainer<'a> {
+    pub(super) roster: &'a MemberRoster,
+    pub(super) book: &'a Book,
+    pub(super) config: &'a Config,
+    pub(super) slot: Slot,
+    /// Rank of the member that the plan moves it to, and why.
+    pub(super) next: Option<(u32, Reason)>,
+}
+
+impl Explainer<'_> {
+    /// Every member, in the order in which the ring prefers them for this appliance.
+    pub(super) fn explain(&self, classes: &[Class]) -> Vec<PlacementCandidate> {
+        let Some(entry) = self.book.entry(self.slot) else { return Vec::new() };
+        let class = classes.iter().find(|class| class.groups.contains(&entry.group)).expect("every group has a class");
+        let groups: Vec<&Group> = class.groups.iter().map(|&g| self.book.group(g)).collect();
+        let band = Band::new(self.roster, &groups, class, self.homeless(class, &groups, entry), self.config);
+        let order = preference(self.roster, entry.position);
+        let candidate = |(place, &rank): (usize, &u32)| {
+            let local = class.local(rank).map(|local| local as usize);
+            let held = |group: &&Group| group.held.get(&self.roster.handle(rank)).map_or(0, super::book::Held::count);
+            PlacementCandidate {
+                member: self.roster.member(rank).id.clone(),
+                standing: self.standing(entry, class, &band, (order.as_slice(), place)),
+                is_owner: self.is_owner(entry, rank),
+                load: groups.iter().map(held).sum(),
+                floor: local.map_or(0, |local| band.floor[local]),
+                ceiling: local.filter(|_| !class.deleting).map_or(0, |local| band.ceiling[local]),
+            }
+        };
+        order.iter().enumerate().map(candidate).collect()
+    }
+
+    fn is_owner(&self, entry: &BookEntry, rank: u32) -> bool {
+        self.roster.rank(entry.owner) == Some(rank)
+    }
+
+    /// What the member at this place of the order is to the appliance.
+    fn standing(
+        &self,
+        entry: &BookEntry,
+        class: &Class,
+        band: &Band,
+        (order, place): (&[u32], usize),
+    ) -> CandidateStanding {
+        let rank = order[place];
+        let is_owner = self.is_owner(entry, rank);
+        if let Some((to, reason)) = self.next.filter(|(to, _)| *to == rank || is_owner) {
+            return if to == rank { CandidateStanding::Next(reason) } else { CandidateStanding::GivesUp(reason) };
         }
-    };
-    preference(roster, entry.position).into_iter().map(candidate).collect()
+        if let Some(refusal) = self.refusal(entry, rank) {
+            return CandidateStanding::Refused(refusal);
+        }
+        if is_owner {
+            return CandidateStanding::Keeps;
+        }
+        let bounded = self.config.strategy == Strategy::Bounded;
+        if bounded && class.local(rank).is_some_and(|local| !band.has_room(local)) {
+            return CandidateStanding::Refused(CandidateRefusal::AtCeiling);
+        }
+        match self.next {
+            Some((to, _)) => self.passed_over(entry, class, band, (order, place), to),
+            None if self.roster.rank(entry.owner).is_some() => CandidateStanding::NotNeeded,
+            None => CandidateStanding::Barred,
+        }
+    }
+
+    /// Why the plan gives the appliance to `to` and not to the member at this place, which could have it as well.
+    fn passed_over(
+        &self,
+        entry: &BookEntry,
+        class: &Class,
+        band: &Band,
+        (order, place): (&[u32], usize),
+        to: u32,
+    ) -> CandidateStanding {
+        let short = |rank: u32, of: &[u64]| {
+            class.local(rank).is_some_and(|local| band.load[local as usize] < of[local as usize])
+        };
+        let before = |bound: &[u64]| short(to, bound) && !short(order[place], bound);
+        if self.roster.rank(entry.former) == Some(to) {
+            CandidateStanding::FormerFirst
+        } else if before(&band.floor) || before(&band.soft) {
+            CandidateStanding::ShareFirst
+        } else if order.iter().take(place).any(|&rank| rank == to) {
+            CandidateStanding::RingFirst
+        } else {
+            CandidateStanding::OthersFill
+        }
+    }
+
+    /// Appliances of the class that a plan would place. The one that is explained is among them also where no plan may pick
+    /// it: once it is placed, it counts.
+    fn homeless(&self, class: &Class, groups: &[&Group], entry: &BookEntry) -> u64 {
+        let is_homeless = |handle: u32| match self.roster.rank(handle) {
+            None => true,
+            Some(rank) => class.local(rank).is_none() && self.roster.member(rank).connected,
+        };
+        let of_group = |group: &&Group| -> u64 {
+            group
+                .held
+                .iter()
+                .filter(|(handle, _)| is_homeless(**handle))
+                .map(|(_, held)| held.movable.len() as u64)
+                .sum()
+        };
+        let held = self
+            .roster
+            .rank(entry.owner)
+            .is_some_and(|rank| class.local(rank).is_some() || class.waiting.binary_search(&rank).is_ok());
+        let counted = held || (is_homeless(entry.owner) && entry.movable);
+        groups.iter().map(of_group).sum::<u64>() + u64::from(!counted)
+    }
+
+    /// What speaks against a member, the band aside.
+    fn refusal(&self, entry: &BookEntry, rank: u32) -> Option<CandidateRefusal> {
+        let Self { roster, book, config, slot, .. } = self;
+        let member = roster.member(rank);
+        let needs = &book.group(entry.group).needs;
+        let Some(offered) = member.drivers.get(&needs.driver) else { return Some(CandidateRefusal::NoDriver) };
+        if !offered.kinds.contains(&needs.kind) {
+            Some(CandidateRefusal::NoKind)
+        } else if !roster.is_able(rank, needs) {
+            Some(CandidateRefusal::OtherSite)
+        } else if !member.connected {
+            Some(CandidateRefusal::NotConnected)
+        } else if member.draining {
+            Some(CandidateRefusal::Draining)
+        } else if book.is_excluded(slot.0, &member.id) {
+            Some(CandidateRefusal::Declined)
+        } else if config.strategy == Strategy::Ring && roster.ring_owner(entry.position) != Some(rank) {
+            Some(CandidateRefusal::NotRingOwner)
+        } else {
+            None
+        }
+    }
 }
 
 /// Members by ring preference, those without points at the end.
@@ -52,42 +158,4 @@ fn preference(roster: &MemberRoster, position: u64) -> Vec<u32> {
     order.iter().for_each(|&rank| listed[rank as usize] = true);
     order.extend((0..narrow(listed.len())).filter(|&rank| !listed[rank as usize]));
     order
-}
-
-/// What speaks against a member, the band aside.
-fn refusal(
-    roster: &MemberRoster,
-    book: &Book,
-    config: &Config,
-    slot: Slot,
-    entry: &BookEntry,
-    rank: u32,
-) -> Option<CandidateRefusal> {
-    let member = roster.member(rank);
-    let needs = &book.group(entry.group).needs;
-    let Some(offered) = member.drivers.get(&needs.driver) else { return Some(CandidateRefusal::NoDriver) };
-    if !offered.kinds.contains(&needs.kind) {
-        Some(CandidateRefusal::NoKind)
-    } else if !roster.is_able(rank, needs) {
-        Some(CandidateRefusal::OtherSite)
-    } else if !member.connected {
-        Some(CandidateRefusal::NotConnected)
-    } else if member.draining {
-        Some(CandidateRefusal::Draining)
-    } else if book.is_excluded(slot.0, &member.id) {
-        Some(CandidateRefusal::Declined)
-    } else if config.strategy == Strategy::Ring && roster.ring_owner(entry.position) != Some(rank) {
-        Some(CandidateRefusal::NotRingOwner)
-    } else {
-        None
-    }
-}
-
-/// Appliances of a class that a plan would place.
-fn homeless(roster: &MemberRoster, class: &Class, group: &Group) -> u64 {
-    let is_homeless = |handle: u32| match roster.rank(handle) {
-        None => true,
-        Some(rank) => class.local(rank).is_none() && roster.member(rank).connected,
-    };
-    group.held.iter().filter(|(handle, _)| is_homeless(**handle)).map(|(_, held)| held.movable.len() as u64).sum()
 }

@@ -7,6 +7,7 @@ use super::Strategy;
 use super::*;
 
 mod balance;
+mod explained;
 mod limits;
 mod proposals;
 mod reasons;

@@ -11,5 +11,7 @@ impl Canonical for Rebalances {
         let Self { term: _, last: _, open, current } = self;
         to.list(open.iter().map(|(id, open)| (id, open.under_way)));
         to.put(current);
+        // What it has moved decides which rebalance further moves belong to.
+        to.put(&current.and_then(|id| open.get(&id)).map(|open| &open.moved));
     }
 }

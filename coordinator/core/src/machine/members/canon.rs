@@ -7,8 +7,19 @@ use super::{EVICT_AGAIN, EXPELLED, Machine, Watch};
 impl Machine {
     /// Writes down what is watched of the lives besides their leases.
     pub(in crate::machine) fn canon_members(&self, to: &mut Canon) {
-        let Watch { read, silent, expelled, stuck, evicting, leaving, handing_back, homecoming, departed: _ } =
-            &self.members;
+        let Watch {
+            read,
+            silent,
+            expelled,
+            stuck,
+            evicting,
+            leaving,
+            handing_back,
+            homecoming,
+            // For people.
+            departed: _,
+            limited: _,
+        } = &self.members;
         to.put(read);
         let unreachable = self.config.unreachable_after;
         for (limit, lives) in [(unreachable, silent), (EXPELLED, expelled), (EVICT_AGAIN, evicting)] {

@@ -22,7 +22,21 @@ impl Machine {
 
 impl Canonical for Due {
     fn canon(&self, to: &mut Canon) {
-        let Self { awaited, grace: _, grace_ends, joined, back, joins_due, lost, start, dirty, not_before } = self;
+        let Self {
+            awaited,
+            grace: _,
+            grace_ends,
+            joined,
+            back,
+            joins_due,
+            lost,
+            start,
+            dirty,
+            not_before,
+            deletions,
+            gather: _,
+        } = self;
+        debug_assert!(deletions.is_none(), "nothing is deleted where machines are compared");
         to.put(awaited);
         if !awaited.is_empty() {
             to.until(*grace_ends);

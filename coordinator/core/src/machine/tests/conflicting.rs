@@ -74,6 +74,8 @@ fn the_end_of_a_conflict_over_what_is_owned_lets_it_be_moved() {
     w.connect("w3");
     w.pass(Duration::from_secs(2));
     assert_eq!(w.loads(), [5, 3, 2], "what a worker claims stays where it is");
+    let reason = w.machine.explain(w.now, foreign[0].0).expect("known").summary;
+    assert_eq!(reason, "w2 owns it against the table; no other worker gets it before that has ended");
     w.release("w2", foreign, &Carryover::default());
     w.pass(Duration::from_secs(2));
     assert_eq!(w.loads(), [4, 3, 3]);

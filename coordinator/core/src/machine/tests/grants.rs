@@ -62,9 +62,8 @@ fn a_worker_that_declines_is_left_out_for_a_while() {
     ));
     w.pass(Duration::from_secs(1));
     assert_eq!(w.holder(1), None);
-    let table = w.machine.table();
-    let entry = table.get(table.slot(id(1)).expect("known")).expect("known");
-    assert_eq!(reason(entry), "the workers that could take it declined it recently");
+    let slot = w.machine.table().slot(id(1)).expect("known");
+    assert_eq!(w.machine.reason(slot), "the workers that could take it declined it recently");
     w.pass(Duration::from_secs(5));
     assert_eq!(w.holder(1), Some("w1"));
 }

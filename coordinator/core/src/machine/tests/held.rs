@@ -260,3 +260,21 @@ fn who_acted_against_the_table_leaves_a_fence_delay_as_well() {
         assert_eq!(stored(&w), [(false, fence_delay), (true, DELAY)], "for a leader that comes in between");
     }
 }
+
+#[test]
+fn a_fence_delay_that_is_waited_for_is_shown_until_it_is_over() {
+    let mut w = owned();
+    let summary = |w: &World| w.machine.explain(w.now, id(1)).expect("it is known").summary;
+    assert_eq!((w.machine.fence_waits(w.now), summary(&w).as_str()), (0, "it is new"));
+    w.kill("w1");
+    w.pass(Duration::from_secs(3));
+    let next = "; its next owner waits 10 s before it acts, because calls of a former one may still take effect";
+    assert!(summary(&w).ends_with(next), "{}", summary(&w));
+    connect(&mut w, "w2", Duration::from_secs(3));
+    w.pass(Duration::from_secs(2));
+    assert_eq!((w.holder(1), w.machine.fence_waits(w.now)), (Some("w2"), 1));
+    let owner = "its owner waits about ";
+    assert!(summary(&w).contains(owner), "{}", summary(&w));
+    w.pass(Duration::from_secs(12));
+    assert_eq!((w.machine.fence_waits(w.now), summary(&w).contains(owner)), (0, false));
+}

@@ -75,3 +75,76 @@ fn a_plan_of_another_table_or_of_assumed_members_is_not_carried_out() {
     assert_eq!(w.machine.apply(w.now, &drained, None), Err(PlanRefused::Assumed(id)));
     assert_eq!(format!("{:?}", w.machine), before);
 }
+
+impl World {
+    /// A user deletes an appliance, and its owner removes it.
+    fn delete(&mut self, n: u128) {
+        self.step(Event::Updated { id: id(n), edition: edition(2), kind: KindName::Custom, size: 10, deleting: true });
+        let owner = self.holder(n).map(worker).expect("it is owned");
+        let puppet = self.puppets.get_mut(&owner).expect("lives");
+        let token = puppet.held.remove(&id(n)).expect("owned");
+        let (conn, applied) = (puppet.conn, puppet.version);
+        let ack = Ack { applied, removed: vec![GrantRef::new(id(n), token)], ..Ack::default() };
+        self.step(Event::Received(conn, self.envelope(conn), ToCoordinator::Ack(ack)));
+        self.step(Event::Tick);
+    }
+}
+
+#[test]
+fn deleting_many_is_one_rebalance_at_most_and_moves_nothing_twice() {
+    let config = Config { moves_at_once: 128, ..Config::default() };
+    let mut w = World::with(config, Term::new(1), Restored::default());
+    for name in ["w1", "w2", "w3"] {
+        w.connect(name);
+    }
+    w.pass(Duration::from_secs(1));
+    w.create(1..=60);
+    w.pass(Duration::from_millis(500));
+    w.events.clear();
+    // All of one worker's but one, then some of the others'.
+    let of_first: Vec<u128> = (1..=60).filter(|n| w.holder(*n) == Some("w1")).skip(1).collect();
+    let others: Vec<u128> = (1..=60).filter(|n| w.holder(*n) != Some("w1")).take(10).collect();
+    for n in of_first.iter().chain(&others) {
+        w.delete(*n);
+        w.pass(Duration::from_millis(100));
+        assert_eq!(w.moved(), 0, "the balance waits for the last of them");
+    }
+    w.pass(Duration::from_secs(3));
+    assert_eq!(w.causes(), ["out of the band"]);
+    let moved = w.events.iter().filter_map(|event| match event {
+        RebalanceEvent::Moved { appliance, .. } => Some(*appliance),
+        _ => None,
+    });
+    let moved: Vec<_> = moved.collect();
+    let once: BTreeSet<_> = moved.iter().copied().collect();
+    assert_eq!(once.len(), moved.len());
+    let done = moved.len() as u64;
+    assert!(
+        done > 0
+            && w.events
+                .iter()
+                .any(|e| matches!(e, RebalanceEvent::Closed { moves, done: d, .. } if (*moves, *d) == (done, done))),
+        "{:?}",
+        w.events
+    );
+}
+
+#[test]
+fn deletions_without_end_do_not_keep_the_balance_from_being_restored() {
+    let mut w = World::with(Config { moves_at_once: 128, ..Config::default() }, Term::new(1), Restored::default());
+    for name in ["w1", "w2"] {
+        w.connect(name);
+    }
+    w.pass(Duration::from_secs(1));
+    w.create(1..=400);
+    w.pass(Duration::from_millis(500));
+    w.events.clear();
+    let of_first: Vec<u128> = (1..=400).filter(|n| w.holder(*n) == Some("w1")).collect();
+    for n in of_first.into_iter().take(120) {
+        if w.holder(n) == Some("w1") {
+            w.delete(n);
+        }
+        w.pass(Duration::from_millis(100));
+    }
+    assert!(w.moved() > 0, "12 s of deletions, and the balance is looked at after 10 s");
+}

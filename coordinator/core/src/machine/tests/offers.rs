@@ -6,7 +6,7 @@ use common::session::Hello;
 use common::{ApplianceId, Profile, Site};
 
 use super::super::*;
-use super::{World, edition, id, profile, seed, worker};
+use super::{Puppet, World, edition, id, newcomer, profile, seed, worker};
 use crate::planner::Needs;
 
 fn other() -> DriverName {
@@ -82,4 +82,31 @@ fn an_appliance_moves_when_its_owner_does_not_run_its_new_kind() {
     w.step(Event::Updated { id: id(1), edition: edition(2), kind, size: 10, deleting: false });
     w.pass(Duration::from_secs(1));
     assert_eq!(w.holder(1), Some("w2"));
+}
+
+#[test]
+fn what_a_worker_may_not_say_of_itself_does_not_count_and_is_shown() {
+    use crate::limits::{WorkerLimit, WorkerLimits};
+
+    let process = [DriverName::process()].into();
+    let limit = WorkerLimit { name: "w1".into(), max_weight: 1, drivers: process, ..WorkerLimit::default() };
+    let config = Config { limits: WorkerLimits(vec![limit]), ..Config::default() };
+    let mut w = World::with(config, Term::new(1), Restored::default());
+    w.puppets.insert(worker("w1"), newcomer());
+    let hello = w.hello_of("w1", &newcomer());
+    let conn = w.next_conn;
+    w.next_conn += 1;
+    w.puppets.insert(worker("w1"), Puppet { conn, ..newcomer() });
+    let greedy = Profile { weight: 900, ..hello.profile.clone() };
+    w.say_hello(conn, &newcomer(), Hello { profile: greedy, ..hello });
+    assert_eq!(w.violations.len(), 1, "{:?}", w.violations);
+    w.connect("w2");
+    w.pass(Duration::from_secs(1));
+    w.create(1..=4);
+    w.pass(Duration::from_millis(500));
+    assert!((1..=4).all(|n| w.holder(n) == Some("w2")), "they need the driver that is left out");
+    let shown = w.machine.workers(w.now);
+    let counted = shown[0].profile.as_ref().expect("known");
+    assert_eq!((counted.weight, counted.drivers.len(), shown[0].limited.len()), (1, 1, 2), "{shown:?}");
+    assert!(shown[1].limited.is_empty());
 }

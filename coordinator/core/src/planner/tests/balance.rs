@@ -337,3 +337,45 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_being_deleted_takes_no_part_in_the_balance() {
+    let mut planner = settled(Strategy::Bounded, fleet(3), 30);
+    let of_first: Vec<Slot> = planner
+        .book
+        .ids()
+        .map(|(slot, _)| Slot(slot))
+        .filter(|slot| planner.explain(*slot).iter().any(|c| c.is_owner && c.member == worker("w000")))
+        .collect();
+    of_first.iter().for_each(|slot| planner.set_deleting(*slot));
+    let left = 30 - of_first.len() as u64;
+    let plan = settle(&mut planner);
+    assert!(plan.moves().all(|m| !of_first.contains(&m.slot) && *m.to == worker("w000")), "{plan:?}");
+    assert_eq!(plan.moves().len() as u64, left * 20 / 63, "the floor of what is left");
+    assert_eq!(planner.load(&worker("w000")), of_first.len() as u64 + left * 20 / 63);
+    assert!(planned(&mut planner).is_empty());
+    (0..30).for_each(|slot| planner.set_deleting(Slot(slot)));
+    assert!(planned(&mut planner).is_empty(), "nothing is left to be balanced");
+}
+
+#[test]
+fn what_is_being_deleted_has_an_owner_all_the_same() {
+    for strategy in [Strategy::Bounded, Strategy::Ring] {
+        let mut planner = settled(strategy, fleet(3), 30);
+        (0..30).for_each(|slot| planner.set_deleting(Slot(slot)));
+        create(&mut planner, 30..31);
+        planner.set_deleting(Slot(30));
+        let mut members = fleet(4);
+        members[0].draining = true;
+        let drained = planner.load(&worker("w000"));
+        planner.set_members(members);
+        let plan = settle(&mut planner);
+        let moved: BTreeMap<Reason, usize> = reasons(&plan);
+        let expected = [(Reason::Unowned, 1), (Reason::Draining, drained as usize)];
+        assert_eq!(
+            moved,
+            expected.into(),
+            "{strategy:?}: one that drains gives up, and a newcomer is given nothing for balance"
+        );
+    }
+}

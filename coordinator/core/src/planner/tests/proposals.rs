@@ -164,7 +164,7 @@ proptest! {
         for (slot, to) in pins {
             let candidates = planner.explain(Slot(slot));
             let can_take = candidates.iter().any(|c| {
-                c.member == to && matches!(c.refusal, None | Some(CandidateRefusal::AtCeiling))
+                c.member == to && matches!(c.refusal(), None | Some(CandidateRefusal::AtCeiling))
             });
             let Some(entry) = planner.book.entry(Slot(slot)) else { continue };
             let stays = planner.members().iter().any(|m| !m.connected && candidates.iter().any(|c| c.is_owner && c.member == m.id));

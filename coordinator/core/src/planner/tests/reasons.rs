@@ -179,7 +179,7 @@ fn explain_lists_every_member_with_what_speaks_against_it() {
         planner.explain(slot).into_iter().map(|c| (c.member.clone(), c)).collect()
     };
     let by_name = explained(Slot(1));
-    let refusals: Vec<Option<CandidateRefusal>> = by_name.values().map(|c| c.refusal).collect();
+    let refusals: Vec<Option<CandidateRefusal>> = by_name.values().map(PlacementCandidate::refusal).collect();
     let expected = [
         Some(CandidateRefusal::NoDriver),
         Some(CandidateRefusal::NotConnected),
@@ -191,7 +191,7 @@ fn explain_lists_every_member_with_what_speaks_against_it() {
     ];
     assert_eq!(refusals, expected);
     let first = explained(Slot(0));
-    assert!(first[&worker("w004")].is_owner && first[&worker("w004")].refusal.is_none());
+    assert!(first[&worker("w004")].is_owner && first[&worker("w004")].standing == CandidateStanding::Keeps);
     assert_eq!((first[&worker("w004")].load, first[&worker("w004")].ceiling), (1, 2));
     let order: Vec<WorkerId> = planner.explain(Slot(1)).into_iter().map(|c| c.member).collect();
     assert_eq!(order, planner.ring().preference("b").cloned().collect::<Vec<_>>());
@@ -204,7 +204,7 @@ fn a_full_member_is_explained_as_full() {
     for slot in 0..1000 {
         for candidate in planner.explain(Slot(slot)) {
             let full = candidate.load >= candidate.ceiling && !candidate.is_owner;
-            assert_eq!(candidate.refusal == Some(CandidateRefusal::AtCeiling), full);
+            assert_eq!(candidate.refusal() == Some(CandidateRefusal::AtCeiling), full);
         }
     }
 }
