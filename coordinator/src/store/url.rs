@@ -73,8 +73,7 @@ pub(super) fn parse(url: &str) -> Result<Address, Error> {
             Ok(Address::Sqlite(PathBuf::from(path)))
         }
         "postgres" | "postgresql" => {
-            let known = |key: &str| POSTGRES.contains(&key) || key.starts_with("options[");
-            let parsed = server(url, known).map_err(refuse)?;
+            let parsed = server(url, |key| POSTGRES.contains(&key) || is_server_option(key)).map_err(refuse)?;
             let named_in_query = parsed.query_pairs().any(|(key, value)| key == "dbname" && !value.is_empty());
             if !named_in_query && parsed.path().trim_matches('/').is_empty() {
                 return Err(refuse("it must name a database".to_owned()));
@@ -115,9 +114,18 @@ fn is_name(key: &str) -> bool {
     (1..=40).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_lowercase() || matches!(byte, b'-' | b'_'))
 }
 
+/// Whether a parameter is a setting of the PostgreSQL server: `options[statement_timeout]`, `options[TimeZone]`.
+fn is_server_option(key: &str) -> bool {
+    let setting = key.strip_prefix("options[").and_then(|rest| rest.strip_suffix(']'));
+    setting.is_some_and(|setting| {
+        setting.len() <= 63 && setting.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.'))
+    })
+}
+
 /// Why a URL is refused whose parameters are all known. sqlx's own words quote the value.
 fn unusable(url: &Url) -> String {
-    let names: Vec<_> = url.query_pairs().map(|(key, _)| key.into_owned()).collect();
+    let shown = |key: &str| if key.starts_with("options[") { "options[...]".to_owned() } else { key.to_owned() };
+    let names: Vec<_> = url.query_pairs().map(|(key, _)| shown(&key)).collect();
     match &names[..] {
         [] => "it is invalid".to_owned(),
         names => format!("the value of one of its parameters cannot be used: {}", names.join(", ")),
@@ -192,6 +200,8 @@ mod tests {
             ("postgres://rug:1?hush=hush@db/rug", "must"),
             ("postgres://rug:hush@db:port/rug", "invalid port"),
             ("postgres:rug:hush@db/rug", "`//` must follow"),
+            ("postgres://db/rug?sslmode=x&options[a://rug:hush@db/rug?sslmode", "a password must have"),
+            ("postgres://db/rug?sslmode=x&options[hush]=1", "cannot be used: sslmode, options[...]"),
             ("mysql://rug:hush@db", "must name a database"),
             ("mysql://rug:hush@db/rug?charset=latin1", "parameter `charset` is unknown"),
             ("rug:hush@db", "must begin with"),
