@@ -10,6 +10,7 @@ pub mod backoff;
 #[cfg(feature = "canon")]
 pub mod canon;
 pub mod change;
+pub mod cluster;
 pub mod digest;
 pub mod driver;
 pub mod election;

@@ -5,6 +5,8 @@
 //! at any point ends the process with a message and the exit code of its [`Failure`]. Stop: health says so, the leader waits
 //! for workers that leave and releases the lock, watches end, the group is left, the server closes, the store is flushed.
 
+use std::io::Write as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -38,7 +40,7 @@ use crate::leadership::{self, Terms};
 use crate::listen::Listening;
 use crate::metrics::{self, Metrics};
 use crate::opening::Opening;
-use crate::record::{MoveRecord, RebalanceRecord};
+use crate::record::{AuditFilter, AuditPart, MoveRecord, NumberedEvent, RebalanceRecord};
 use crate::sessions::{MAX_MESSAGE, Sessions};
 use crate::state_dir::StateDir;
 use crate::store::{self, Store};
@@ -78,6 +80,17 @@ pub fn dump(config: Config) -> Result<(), Failure> {
     program::runtime()?.block_on(inspect).map_err(|e| Failure::new(exit_code::STATE, e))
 }
 
+/// Copies a store that is a file; the coordinator may run meanwhile.
+///
+/// # Errors
+/// With exit code [`exit_code::STATE`] when it cannot be read or the copy not written.
+pub fn backup(config: Config, to: &Path) -> Result<(), Failure> {
+    let bytes = program::runtime()?.block_on(Store::backup(&config.store, to));
+    let bytes = bytes.map_err(|e| Failure::new(exit_code::STATE, e))?;
+    writeln!(std::io::stdout(), "{}: {bytes} bytes", to.display())
+        .map_err(|e| Failure::other(format!("print the size: {e}")))
+}
+
 /// Runs a coordinator until a signal asks it to stop.
 ///
 /// # Errors
@@ -88,6 +101,7 @@ pub async fn run(mut config: Config) -> Result<(), Failure> {
     let parts = AppParts::open(&mut config).await?;
     let identity = Identity {
         coordinator: parts.coordinator.clone(),
+        cluster_name: config.cluster_name().map_err(Failure::other)?,
         started,
         store: store::shown_url(&config.store.url),
         coordination: config.coordination.shown(),
@@ -317,5 +331,14 @@ impl History for StoreHistory {
 
     fn moves_of(&self, appliance: ApplianceId, limit: u64) -> BoxFuture<'_, Result<Vec<MoveRecord>, HistoryError>> {
         Box::pin(async move { self.store()?.moves_of(appliance, limit).await.map_err(unreadable) })
+    }
+
+    fn audit(
+        &self,
+        filter: AuditFilter,
+        part: AuditPart,
+        limit: u64,
+    ) -> BoxFuture<'_, Result<Vec<NumberedEvent>, HistoryError>> {
+        Box::pin(async move { self.store()?.audit(&filter, part, limit).await.map_err(unreadable) })
     }
 }

@@ -12,7 +12,7 @@ mod filter;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::SystemTime;
@@ -100,6 +100,8 @@ pub enum WorkerChange {
     Joined(Arc<WorkerView>),
     /// Something about it is different.
     Changed(Arc<WorkerView>),
+    /// It is not shown any more.
+    Gone(Arc<WorkerView>),
 }
 
 /// See the module.
@@ -300,6 +302,18 @@ impl Catalog {
         };
         let _ = state.watchers.workers.send(change);
         state.watchers.cluster_changed();
+    }
+
+    /// Forgets the workers that are not among these.
+    pub fn retain_workers(&self, known: &BTreeSet<WorkerId>) {
+        let mut state = self.write();
+        let gone: Vec<_> = state.workers.keys().filter(|id| !known.contains(*id)).cloned().collect();
+        for id in gone {
+            if let Some(worker) = state.workers.remove(&id) {
+                let _ = state.watchers.workers.send(WorkerChange::Gone(worker));
+                state.watchers.cluster_changed();
+            }
+        }
     }
 
     /// Replaces the ring.

@@ -152,6 +152,15 @@ impl Commands {
         self.ask(context, |reply| Command::Evict { worker, incarnation, request, reply }).await
     }
 
+    /// Has a worker that is lost or has left neither shown nor waited for any more; answered when the catalog shows that.
+    ///
+    /// # Errors
+    /// [`CommandError`]; [`CommandError::HasLease`] while it may act.
+    pub async fn forget(&self, context: &CommandContext, worker: WorkerId, reason: Reason) -> Result<(), CommandError> {
+        let request = operator(context, reason);
+        self.ask(context, |reply| Command::Forget { worker, request, reply }).await
+    }
+
     /// Frees an appliance from the site that its instances are kept on, or from `site` only, because that host is lost for
     /// good; answered with the site it was bound to, once that is durable.
     ///

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use common::appliance::FieldViolation;
+use common::appliance::{FieldViolation, Name};
 use coordinator_core::limits::WorkerLimits;
 use coordinator_core::machine;
 use runtime::channel::Target;
@@ -20,6 +20,9 @@ use crate::{access, catalog, metrics, store};
 pub struct Config {
     /// Name of this coordinator, stable over restarts.
     pub name: String,
+    /// Name of the cluster, which all its coordinators give it; it has none when empty. People and `rugctl` tell clusters
+    /// apart by it, and by the id that stands in the database.
+    pub cluster: String,
     /// Addresses the APIs are served at: `ADDRESS:PORT`, or `unix:PATH` relative to `state_dir`.
     pub listen: Listen,
     /// Address under which workers and other coordinators reach the APIs, such as `https://c1.example:7470`; made of
@@ -68,6 +71,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             name: "coordinator-1".to_owned(),
+            cluster: String::new(),
             listen: Listen::default(),
             advertise: String::new(),
             insecure: false,
@@ -127,6 +131,9 @@ impl Config {
         if let Err(problem) = common::CoordinatorId::new(&self.name) {
             violated("name", problem.to_string());
         }
+        if let Err(problem) = self.cluster_name() {
+            violated("cluster", problem);
+        }
         if let Some(open) = self.listen.tcp().next().filter(|_| self.tls.is_off() && !self.insecure) {
             let description = format!(
                 "{open} is a TCP port, and without TLS every process that reaches it would command the fleet, on loopback \
@@ -154,6 +161,14 @@ impl Config {
             violated("advertise", problem.to_string());
         }
         found
+    }
+
+    /// The name of the cluster, if it has one.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn cluster_name(&self) -> Result<Option<Name>, String> {
+        (!self.cluster.is_empty()).then(|| common::cluster::check_name(&self.cluster)).transpose()
     }
 
     /// Where others reach the APIs that are served there.

@@ -6,6 +6,7 @@
 
 mod appliances;
 mod arriving;
+mod audit;
 mod authorize;
 mod call;
 mod cluster;
@@ -14,6 +15,7 @@ mod deadline;
 mod forward;
 mod incoming;
 mod page;
+mod pin;
 mod placement;
 mod rebalances;
 pub(crate) mod status;
@@ -53,13 +55,14 @@ pub use undecodable::UndecodableLayer;
 use call::Caller;
 
 /// Names of the services whose health is reported; `""` is the server as a whole.
-const SERVICES: [&str; 6] = [
+const SERVICES: [&str; 7] = [
     "",
     "rug.admin.v1.Appliances",
     "rug.admin.v1.Workers",
     "rug.admin.v1.Placement",
     "rug.admin.v1.Rebalances",
     "rug.admin.v1.Cluster",
+    "rug.admin.v1.Audit",
 ];
 
 /// Health service name that only the leader reports as serving.
@@ -134,17 +137,30 @@ impl AdminServices {
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         let Self { caller, health } = self;
+        let pin = pin::ClusterPin(Arc::clone(&caller.catalog));
         let mut routes = Routes::builder();
         routes
-            .add_service(api::appliances_server::AppliancesServer::new(appliances::AppliancesService::new(
-                caller.clone(),
-            )))
-            .add_service(api::workers_server::WorkersServer::new(workers::WorkersService::new(caller.clone())))
-            .add_service(api::placement_server::PlacementServer::new(placement::PlacementService::new(caller.clone())))
-            .add_service(api::rebalances_server::RebalancesServer::new(rebalances::RebalancesService::new(
-                caller.clone(),
-            )))
-            .add_service(api::cluster_server::ClusterServer::new(cluster::ClusterService::new(caller)))
+            .add_service(api::appliances_server::AppliancesServer::with_interceptor(
+                appliances::AppliancesService::new(caller.clone()),
+                pin.clone(),
+            ))
+            .add_service(api::workers_server::WorkersServer::with_interceptor(
+                workers::WorkersService::new(caller.clone()),
+                pin.clone(),
+            ))
+            .add_service(api::placement_server::PlacementServer::with_interceptor(
+                placement::PlacementService::new(caller.clone()),
+                pin.clone(),
+            ))
+            .add_service(api::rebalances_server::RebalancesServer::with_interceptor(
+                rebalances::RebalancesService::new(caller.clone()),
+                pin.clone(),
+            ))
+            .add_service(api::cluster_server::ClusterServer::with_interceptor(
+                cluster::ClusterService::new(caller.clone()),
+                pin.clone(),
+            ))
+            .add_service(api::audit_server::AuditServer::with_interceptor(audit::AuditService::new(caller), pin))
             .add_service(tonic_health::pb::health_server::HealthServer::new(
                 tonic_health::server::HealthService::from_health_reporter(health.reporter),
             ))

@@ -1,9 +1,9 @@
-//! Reads of what is not kept in memory: past rebalances and their moves.
+//! Reads of what is not kept in memory: past rebalances and their moves, and the audit trail.
 
 use common::{ApplianceId, RebalanceId};
 use futures::future::BoxFuture;
 
-use crate::record::{MoveRecord, RebalanceRecord};
+use crate::record::{AuditFilter, AuditPart, MoveRecord, NumberedEvent, RebalanceRecord};
 
 /// An answer from the history, once it comes.
 pub type HistoryAnswer<'a, T> = BoxFuture<'a, Result<T, HistoryError>>;
@@ -18,6 +18,9 @@ pub trait History: Send + Sync + 'static {
 
     /// Latest moves of an appliance, newest first, at most `limit`.
     fn moves_of(&self, appliance: ApplianceId, limit: u64) -> HistoryAnswer<'_, Vec<MoveRecord>>;
+
+    /// Events of the audit trail that match, at most `limit`.
+    fn audit(&self, filter: AuditFilter, part: AuditPart, limit: u64) -> HistoryAnswer<'_, Vec<NumberedEvent>>;
 }
 
 /// The store could not be read.

@@ -30,6 +30,7 @@ mod writes;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use common::appliance::Name;
 use common::session::{Refused, RefusedReason};
 use common::{CoordinatorId, Life, Timestamp};
 use coordination::Leadership;
@@ -111,6 +112,8 @@ pub struct LeaderSetup {
 pub struct Identity {
     /// Its name.
     pub coordinator: CoordinatorId,
+    /// What it calls the cluster.
+    pub cluster_name: Option<Name>,
     /// When the process started.
     pub started: SystemTime,
     /// The store, without credentials.

@@ -26,7 +26,7 @@ const EXIT_CODES: &str = "Exit codes: 0 stopped by a signal, 1 failed, 2 bad usa
 enum CoordinatorCommand {
     /// Run until SIGTERM or SIGINT.
     Run(Flags),
-    /// Look into the store.
+    /// Look into the store, or copy it.
     Store {
         #[command(subcommand)]
         command: StoreCommand,
@@ -37,6 +37,13 @@ enum CoordinatorCommand {
 enum StoreCommand {
     /// Print table counts and the log of grants. The coordinator may run meanwhile.
     Dump(Flags),
+    /// Copy a store that is a file to another file, in one consistent state. The coordinator may run meanwhile.
+    Backup {
+        /// The copy; it must not exist.
+        file: PathBuf,
+        #[command(flatten)]
+        flags: Flags,
+    },
 }
 
 /// Flags win over the environment (`RUG_COORDINATOR_<SECTION>__<FIELD>`), which wins over the file.
@@ -50,6 +57,10 @@ struct Flags {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
+    /// Name of the cluster.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<String>,
     /// Address the APIs are served at, ADDRESS:PORT or unix:PATH; may be repeated.
     #[arg(long, value_name = "ADDRESS")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -72,6 +83,9 @@ fn main() -> ExitCode {
         CoordinatorCommand::Run(flags) => program::serve(NAME, flags.config.as_deref(), &flags, app::run_blocking),
         CoordinatorCommand::Store { command: StoreCommand::Dump(flags) } => {
             program::once(NAME, flags.config.as_deref(), &flags, app::dump)
+        }
+        CoordinatorCommand::Store { command: StoreCommand::Backup { file, flags } } => {
+            program::once(NAME, flags.config.as_deref(), &flags, move |config| app::backup(config, &file))
         }
     }
 }

@@ -129,6 +129,39 @@ pub struct AuditEvent {
     pub detail: String,
 }
 
+/// An event of the audit trail, and its number, which grows from one to the next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NumberedEvent {
+    /// Its number.
+    pub number: u64,
+    /// The event.
+    pub event: AuditEvent,
+}
+
+/// Which events of the audit trail are asked for: conditions that all must hold; absent ones hold for every event.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AuditFilter {
+    /// Not before this.
+    pub since: Option<SystemTime>,
+    /// Before this.
+    pub until: Option<SystemTime>,
+    /// By this actor.
+    pub actor: Option<String>,
+    /// This action.
+    pub action: Option<String>,
+    /// About this subject, or an appliance that had this tenant/name.
+    pub subject: Option<String>,
+}
+
+/// Which part of the audit trail is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuditPart {
+    /// Those before this number, or the last ones, newest first.
+    Before(Option<u64>),
+    /// Those after this number, oldest first.
+    After(u64),
+}
+
 impl AuditEvent {
     /// Writes it to the audit log: the log with target `audit`.
     pub fn log(&self) {

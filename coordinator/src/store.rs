@@ -10,6 +10,7 @@
 //! refused at once, except those whose commit was not answered: they wait until the chain shows whether they were
 //! stored. [`dialect`] explains why this holds on SQLite, PostgreSQL and MariaDB alike.
 
+mod backup;
 mod batch;
 mod codec;
 mod dialect;
@@ -33,6 +34,7 @@ mod tests;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -47,6 +49,7 @@ use sea_orm::DatabaseConnection;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+pub use self::backup::BackupError;
 use self::batch::PreparedWrite;
 use self::dialect::DatabaseTarget;
 pub use self::dump::DumpError;
@@ -57,7 +60,9 @@ use self::observations::Observations;
 use self::readers::Readers;
 pub use self::url::{check as check_url, shown_url};
 use self::writer::{Submission, Writer, WriterCommand};
-use crate::record::{AuditEvent, MoveRecord, PauseRecord, RebalanceRecord, Record, RequestRecord};
+use crate::record::{
+    AuditEvent, AuditFilter, AuditPart, MoveRecord, NumberedEvent, PauseRecord, RebalanceRecord, Record, RequestRecord,
+};
 
 /// Settings of the store.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -275,6 +280,8 @@ pub struct Store {
     commands: mpsc::Sender<WriterCommand>,
     shared: Arc<StoreShared>,
     readers: Readers,
+    /// It is a database server.
+    is_shared: bool,
 }
 
 impl Store {
@@ -311,9 +318,10 @@ impl Store {
         let (commands, receiver) = mpsc::channel(config.queue);
         let shared = Arc::new(StoreShared::default());
         let readers = Readers::new(target.clone(), shared.clone(), readers);
+        let is_shared = target.is_server();
         let writer = Writer::new(target, config.clone(), shared.clone(), receiver, readers.clone(), (db, lock));
         tokio::spawn(writer.run());
-        Ok(Self { commands, shared, readers })
+        Ok(Self { commands, shared, readers, is_shared })
     }
 
     /// Brings the schema up to date and finds out whether the database can be written.
@@ -430,6 +438,14 @@ impl Store {
         self.shared.observations().add_statuses(statuses);
     }
 
+    /// How often it is worth storing when workers were seen. A database server is written to for its own sake, which is how
+    /// a leader that changes nothing learns of a later term; a file has one coordinator, and each write of it is a write of
+    /// the disk.
+    #[must_use]
+    pub fn seen_interval(&self) -> Duration {
+        Duration::from_secs(if self.is_shared { 1 } else { 300 })
+    }
+
     /// Queues when a worker was last seen, like [`Store::submit_statuses`]. Operators find it in the table `workers`; no
     /// coordinator reads it. These writes are also how a leader that changes nothing learns of a later term: see
     /// [`Store::leads`].
@@ -461,12 +477,19 @@ impl Store {
         self.readers.read(|db| async move { load::moves_of(&db, appliance, limit).await }).await
     }
 
-    /// The newest audit events, newest first; at most 1,000.
+    /// Events of the audit trail; at most 1,001, so that a full page shows whether there is another one.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub async fn events(&self, limit: u64) -> Result<Vec<AuditEvent>, Error> {
-        self.readers.read(|db| async move { load::events(&db, limit).await }).await
+    pub async fn audit(&self, filter: &AuditFilter, part: AuditPart, limit: u64) -> Result<Vec<NumberedEvent>, Error> {
+        self.readers.read(|db| async move { load::events(&db, filter, part, limit).await }).await
+    }
+
+    /// The newest events of the audit trail, newest first.
+    #[cfg(test)]
+    async fn events(&self, limit: u64) -> Result<Vec<AuditEvent>, Error> {
+        let found = self.audit(&AuditFilter::default(), AuditPart::Before(None), limit).await?;
+        Ok(found.into_iter().map(|numbered| numbered.event).collect())
     }
 
     /// Prints table counts and the log of grants, for people.
@@ -494,6 +517,15 @@ impl Store {
         let result = dump::dump(&readers.unhurried(), &mut out).await;
         readers.close().await;
         result
+    }
+
+    /// Copies a store that is a file, which a coordinator may use meanwhile; returns the size of the copy in bytes.
+    ///
+    /// # Errors
+    /// [`BackupError`]; nothing is left then.
+    pub async fn backup(config: &Config, to: &Path) -> Result<u64, BackupError> {
+        // Boxed as in `open`.
+        Box::pin(backup::backup(config, to)).await
     }
 
     /// Writes what was submitted, then ends the store and its connections. Later submissions are [`Error::Closed`].

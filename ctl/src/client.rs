@@ -13,9 +13,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::kind::KindName;
+use common::cluster::ClusterRef;
 use proto::admin::v1;
 use proto::admin::v1::appliances_client::AppliancesClient;
+use proto::admin::v1::audit_client::AuditClient;
 use proto::admin::v1::cluster_client::ClusterClient;
 use proto::admin::v1::placement_client::PlacementClient;
 use proto::admin::v1::rebalances_client::RebalancesClient;
@@ -30,7 +31,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::error::Failure;
 
-pub(crate) use endpoint::read_endpoint;
+pub(crate) use endpoint::{Endpoint, read_endpoint};
 use servers::Servers;
 pub(crate) use servers::find_servers;
 pub(crate) use token::TokenFile;
@@ -39,6 +40,8 @@ pub(crate) use token::TokenFile;
 pub(crate) const DEFAULT_SOCKET: &str = "rug-coordinator-state/coordinator.sock";
 /// Default timeout of one call, retries included (`--timeout`).
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Metadata: the cluster that a call is meant for.
+const CLUSTER: &str = "rug-cluster";
 /// Entries per page. Far below the server's maximum of 1,000, so that pages of large specs stay small messages.
 const PAGE: i32 = 500;
 /// Largest response that is accepted: a page of the largest specs (256 KiB each) with room to spare.
@@ -70,26 +73,8 @@ pub(crate) struct AdminClient {
     repeats: bool,
     /// Sent with each call.
     token: Option<TokenFile>,
-}
-
-/// Reference to an appliance as given on the command line.
-pub(crate) fn reference(tenant: &str, text: &str) -> Result<v1::ApplianceRef, Failure> {
-    use v1::appliance_ref::By;
-
-    let name = match text.split_once('/') {
-        None => text,
-        // The form `kind/name` that `apply` and `watch` print is accepted, so that it can be pasted.
-        Some((kind, name)) if KindName::find(kind).is_some() => name,
-        Some(_) => return Err(Failure::usage(format!("`{text}`: give a name or an id; a tenant goes to --tenant"))),
-    };
-    let by = match name.parse::<common::ApplianceId>() {
-        Ok(id) => By::Id(id.to_string()),
-        Err(_) => {
-            let name = common::appliance::Name::new(name).map_err(|e| Failure::usage(e.to_string()))?;
-            By::Name(v1::TenantName { tenant: tenant.to_owned(), name: name.to_string() })
-        }
-    };
-    Ok(v1::ApplianceRef { by: Some(by) })
+    /// The cluster that calls are meant for; servers of any other refuse them.
+    meant: Option<ClusterRef>,
 }
 
 /// Reference to an appliance that the server returned.
@@ -128,7 +113,8 @@ impl AdminClient {
         tls: Option<&ClientTls>,
         trusted: TrustedServer,
     ) -> Result<Self, Failure> {
-        Ok(Self { servers: Arc::new(Servers::new(addresses, tls, trusted)?), timeout, repeats: true, token: None })
+        let servers = Arc::new(Servers::new(addresses, tls, trusted)?);
+        Ok(Self { servers, timeout, repeats: true, token: None, meant: None })
     }
 
     /// The same connections with a token for each call.
@@ -142,6 +128,16 @@ impl AdminClient {
                 "{address}: a token is given (--token-file or RUG_TOKEN_FILE), and others could read it on its way; write https://"
             ))),
         }
+    }
+
+    /// The same connections, for this cluster and no other.
+    pub(crate) fn meant_for(&self, meant: Option<ClusterRef>) -> Self {
+        Self { meant, ..self.clone() }
+    }
+
+    /// The cluster that calls are meant for, if the user has said so.
+    pub(crate) fn meant(&self) -> Option<&ClusterRef> {
+        self.meant.as_ref()
     }
 
     /// The same connections with another timeout for each call.
@@ -184,6 +180,9 @@ impl AdminClient {
             let mut request = Request::new(message.clone());
             if let Some(token) = &self.token {
                 request.metadata_mut().insert("authorization", token.header()?);
+            }
+            if let Some(Ok(meant)) = self.meant.as_ref().map(|meant| meant.to_string().parse()) {
+                request.metadata_mut().insert(CLUSTER, meant);
             }
             // A timeout on the request would also end the stream, not only its opening.
             if !streaming {
@@ -312,6 +311,12 @@ impl AdminClient {
         self.call(request, false, |c, r| async move { WorkersClient::new(c).evict(r).await }).await
     }
 
+    /// Has a worker that is gone forgotten.
+    pub(crate) async fn forget(&self, id: &str, reason: &str) -> Result<(), Failure> {
+        let request = v1::ForgetWorkerRequest { id: id.to_owned(), reason: reason.to_owned() };
+        self.call(request, false, |c, r| async move { WorkersClient::new(c).forget(r).await }).await.map(drop)
+    }
+
     /// Pauses placement.
     pub(crate) async fn pause(&self, reason: &str) -> Result<v1::PlacementState, Failure> {
         let request = v1::PausePlacementRequest { reason: reason.to_owned() };
@@ -372,6 +377,48 @@ impl AdminClient {
         self.call(request, true, |c, r| async move { RebalancesClient::new(c).watch(r).await }).await
     }
 
+    /// The newest events of the audit trail that match, newest first.
+    pub(crate) async fn audit(&self, filter: &v1::AuditFilter, limit: usize) -> Result<Vec<v1::AuditEvent>, Failure> {
+        let mut all = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let page_size = i32::try_from(limit.saturating_sub(all.len())).unwrap_or(PAGE).min(PAGE);
+            let request = v1::ListAuditRequest { page_size, page_token, filter: Some(filter.clone()) };
+            let page = self.call(request, false, |c, r| async move { AuditClient::new(c).list(r).await }).await?;
+            all.extend(page.events);
+            page_token = page.next_page_token;
+            if page_token.is_empty() || all.len() >= limit {
+                all.truncate(limit);
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Events of the audit trail that match, as they come.
+    pub(crate) async fn watch_audit(&self, filter: v1::AuditFilter) -> Result<Streaming<v1::AuditEvent>, Failure> {
+        let request = v1::WatchAuditRequest { filter: Some(filter) };
+        self.call(request, true, |c, r| async move { AuditClient::new(c).watch(r).await }).await
+    }
+
+    /// Which cluster this is; `None` of a server of a version that cannot say it.
+    ///
+    /// # Errors
+    /// The call failed, or it is not the one that is meant.
+    pub(crate) async fn identify(&self) -> Result<Option<v1::ClusterIdentity>, Failure> {
+        let request = v1::IdentifyRequest {};
+        match self.call(request, false, |c, r| async move { ClusterClient::new(c).identify(r).await }).await {
+            Ok(identity) => Ok(Some(identity)),
+            Err(failure) if failure.code == Some(Code::Unimplemented) => match &self.meant {
+                None => Ok(None),
+                Some(meant) => Err(Failure::failed(format!(
+                    "{} does not say which cluster it is of, and {meant} is meant: it is of an earlier version",
+                    self.address()
+                ))),
+            },
+            Err(failure) => Err(failure),
+        }
+    }
+
     /// State of the cluster.
     pub(crate) async fn status(&self) -> Result<v1::ClusterStatus, Failure> {
         self.call(v1::ClusterStatusRequest {}, false, |c, r| async move { ClusterClient::new(c).status(r).await }).await
@@ -409,20 +456,6 @@ mod tests {
 
     use super::*;
     use crate::error::Exit;
-
-    #[test]
-    fn an_appliance_is_referenced_by_name_or_id() {
-        use v1::appliance_ref::By;
-        let by = |text| reference("demo", text).map(|r| r.by.expect("set"));
-        let named = By::Name(v1::TenantName { tenant: "demo".into(), name: "web".into() });
-        assert_eq!(by("web").expect("valid"), named);
-        assert_eq!(by("loadbalancer/web").expect("valid"), named);
-        let id = "6f1c9a52-0f5e-4f0a-9a3e-0d2b6a1c7e11";
-        assert_eq!(by(id).expect("valid"), By::Id(id.into()));
-        for text in ["other/web", "We b", ""] {
-            assert_eq!(by(text).expect_err("refused").exit, Exit::Usage, "{text:?}");
-        }
-    }
 
     #[test]
     fn pauses_grow_to_a_second() {

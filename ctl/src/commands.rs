@@ -4,6 +4,8 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Args;
+use common::appliance::Name;
+use common::cluster::{ClusterIdentity, ClusterRef};
 
 use crate::client::AdminClient;
 use crate::error::Failure;
@@ -11,9 +13,11 @@ use crate::output::Ui;
 
 pub(crate) mod appliance;
 pub(crate) mod apply;
+pub(crate) mod audit;
 pub(crate) mod cluster;
 pub(crate) mod delete;
 pub(crate) mod doctor;
+pub(crate) mod filter;
 pub(crate) mod placement;
 pub(crate) mod rebalance;
 pub(crate) mod ring;
@@ -41,14 +45,53 @@ impl CommandContext {
     pub(crate) fn wait(&self) -> Duration {
         self.timeout.unwrap_or(WAIT_TIMEOUT)
     }
+
+    /// The cluster of the server, and the same context for calls to no other: what a question names is then what the answer
+    /// is about, whichever coordinator answers next.
+    pub(crate) async fn identified(&self) -> Result<(TargetCluster, Self), Failure> {
+        let Some(identity) = self.client.identify().await? else {
+            return Ok((TargetCluster::Unnamed(self.client.address().to_owned()), self.clone()));
+        };
+        let id = identity.id.parse().map_err(|e| Failure::failed(format!("the id of the cluster {e}")))?;
+        let name = (!identity.name.is_empty()).then(|| Name::new(&identity.name).ok()).flatten();
+        let ClusterRef::Id(uuid) = &id else { return Err(Failure::failed("the id of the cluster is no UUID")) };
+        let known = ClusterIdentity { id: *uuid, name };
+        Ok((TargetCluster::Known(known), Self { client: self.client.meant_for(Some(id)), ..self.clone() }))
+    }
 }
 
-/// The tenant in which names are looked up.
-#[derive(Args, Clone, Debug)]
-pub(crate) struct Tenant {
-    /// Tenant of the names
-    #[arg(short, long, default_value = "default")]
-    pub(crate) tenant: String,
+/// The cluster that a command is about to change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum TargetCluster {
+    /// It says which one it is.
+    Known(ClusterIdentity),
+    /// One of an earlier version, at this address.
+    Unnamed(String),
+}
+
+impl TargetCluster {
+    /// Whether it is the one that is meant, as far as it says which one it is.
+    pub(crate) fn is(&self, meant: &ClusterRef) -> bool {
+        matches!(self, Self::Known(identity) if identity.is(meant))
+    }
+}
+
+impl std::fmt::Display for TargetCluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Known(identity) => write!(f, "cluster {identity}"),
+            Self::Unnamed(address) => write!(f, "the cluster at {address}"),
+        }
+    }
+}
+
+/// What a question is about, which decides what follows when there is nobody to ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// What the command line names, one by one: no further answer is needed.
+    Named,
+    /// What was found to match: the answer has to be given by `--yes`.
+    Found,
 }
 
 /// Whether to wait for the effect.
@@ -59,10 +102,16 @@ pub(crate) struct Wait {
     pub(crate) no_wait: bool,
 }
 
-/// Asks whether to go on; without a terminal `--yes` has to be given.
-pub(crate) async fn confirm(question: &str) -> Result<(), Failure> {
+/// Asks whether to go on, unless `yes` was given.
+pub(crate) async fn confirm(question: &str, extent: Extent, yes: bool) -> Result<(), Failure> {
+    if yes {
+        return Ok(());
+    }
     if !std::io::stdin().is_terminal() {
-        return Err(Failure::usage(format!("{question} answer with --yes")));
+        return match extent {
+            Extent::Named => Ok(()),
+            Extent::Found => Err(Failure::usage(format!("{question} answer with --yes"))),
+        };
     }
     let _ = write!(std::io::stderr(), "{question} [y/N] ");
     // On a blocking thread, so that Ctrl-C works meanwhile.

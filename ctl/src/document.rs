@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use common::ApplianceId;
 use common::appliance::{MAX_REPLICAS, Name};
+use common::cluster::ClusterRef;
 use common::driver::DriverName;
 use common::kind::KindName;
 use common::network_port::{MacAddress, PortAddress};
@@ -23,6 +24,7 @@ use crate::error::Failure;
 
 use self::yaml::{Field, Fields, ReadReport, Value, YamlNode, YamlProblem};
 
+mod syntax;
 #[cfg(test)]
 mod tests;
 pub(crate) mod view;
@@ -38,6 +40,8 @@ const MAX_PROBLEMS: usize = 20;
 pub(crate) struct Document {
     /// The message to send. Name, tenant and kind are set.
     pub(crate) appliance: v1::Appliance,
+    /// The cluster that it is for, if it says so.
+    cluster: Option<ClusterRef>,
     source: String,
     line: u64,
     lines: BTreeMap<String, u64>,
@@ -140,12 +144,7 @@ pub(crate) fn read(paths: &[String]) -> Result<Vec<Document>, Failure> {
     if problems.is_empty() {
         return Ok(all);
     }
-    let more = problems.len().saturating_sub(MAX_PROBLEMS);
-    problems.truncate(MAX_PROBLEMS);
-    if more > 0 {
-        problems.push(format!("and {more} more"));
-    }
-    Err(Failure::usage(problems.join("\n")))
+    Err(Failure::usage(shortened(problems).join("\n")))
 }
 
 fn load(source: &str, reader: impl Read) -> Result<String, Failure> {
@@ -171,13 +170,9 @@ pub(crate) fn parse(source: &str, text: &str) -> Result<Vec<Document>, Vec<Strin
         budget: budget! { max_depth: 64, max_documents: 65_536, max_nodes: 4_000_000, max_events: 8_000_000 },
     };
     let nodes: Vec<YamlNode> = serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
-        let reason = error.without_snippet().to_string();
-        let Some(at) = error.location() else { return vec![format!("{source}: {reason}")] };
-        let place = format!(" at line {}, column {}", at.line(), at.column());
-        let reason = reason.strip_suffix(&place).unwrap_or(&reason);
-        let line = usize::try_from(at.line()).ok().and_then(|n| text.lines().nth(n.checked_sub(1)?)).unwrap_or("");
-        let reason = if quotes(reason, line) { "is not valid YAML" } else { reason };
-        vec![format!("{source}:{}: {}", at.line(), crate::text::one_line(reason))]
+        let reason = syntax::describe(&error);
+        let place = error.location().map_or_else(|| source.to_owned(), |at| format!("{source}:{}", at.line()));
+        vec![format!("{place}: {reason}")]
     })?;
     let mut documents = Vec::new();
     let mut problems = Vec::new();
@@ -187,7 +182,8 @@ pub(crate) fn parse(source: &str, text: &str) -> Result<Vec<Document>, Vec<Strin
         let appliance = appliance(Field { path: path.to_owned(), node }, &mut report);
         match (appliance, report.problems.is_empty()) {
             (Some(appliance), true) => {
-                documents.push(Document { appliance, source: source.to_owned(), line, lines: report.lines });
+                let (appliance, cluster) = appliance;
+                documents.push(Document { appliance, cluster, source: source.to_owned(), line, lines: report.lines });
             }
             _ => problems.extend(report.problems),
         }
@@ -206,13 +202,6 @@ pub(crate) fn parse(source: &str, text: &str) -> Result<Vec<Document>, Vec<Strin
         return Ok(documents);
     }
     Err(problems.iter().map(|problem| describe(source, problem)).collect())
-}
-
-/// Whether a message has a word of a line's value, which may be a password.
-fn quotes(message: &str, line: &str) -> bool {
-    let value = line.split_once(": ").map_or(line, |(_, value)| value);
-    let words = value.split(|c: char| !c.is_alphanumeric()).filter(|word| word.chars().count() > 2);
-    words.into_iter().any(|word| message.contains(word))
 }
 
 fn describe(source: &str, YamlProblem { line, field, message }: &YamlProblem) -> String {
@@ -237,13 +226,40 @@ fn find_duplicates(documents: &[Document], problems: &mut Vec<String>) {
     }
 }
 
-fn appliance(field: Field, report: &mut ReadReport) -> Option<v1::Appliance> {
+/// Refuses documents that are for another cluster than this one.
+///
+/// # Errors Exit code 2 with one line for each.
+pub(crate) fn check_cluster(
+    documents: &[Document],
+    this: &impl std::fmt::Display,
+    is_this: impl Fn(&ClusterRef) -> bool,
+) -> Result<(), Failure> {
+    let others = documents.iter().filter_map(|document| {
+        let meant = document.cluster.as_ref().filter(|meant| !is_this(meant))?;
+        Some(format!("{}: is for cluster {meant}, and this is {this}", document.locate("cluster")))
+    });
+    let others = shortened(others.collect());
+    if others.is_empty() { Ok(()) } else { Err(Failure::usage(others.join("\n") + "\nnothing was changed")) }
+}
+
+/// The first problems, and how many more there are.
+fn shortened(mut problems: Vec<String>) -> Vec<String> {
+    let more = problems.len().saturating_sub(MAX_PROBLEMS);
+    problems.truncate(MAX_PROBLEMS);
+    if more > 0 {
+        problems.push(format!("and {more} more"));
+    }
+    problems
+}
+
+fn appliance(field: Field, report: &mut ReadReport) -> Option<(v1::Appliance, Option<ClusterRef>)> {
     let mut fields = field.fields(report)?;
     let name = fields.require("name", report).and_then(|f| checked(&f, report, Name::new));
     let tenant = match fields.take("tenant", report) {
         Some(field) => checked(&field, report, Name::new)?.to_string(),
         None => "default".to_owned(),
     };
+    let cluster = fields.take("cluster", report).and_then(|f| checked(&f, report, str::parse::<ClusterRef>));
     let id = fields.take("id", report).and_then(|f| checked(&f, report, str::parse::<ApplianceId>));
     let kind = fields.require("kind", report).and_then(|f| Some((f.text(report)?, f.line())));
     let driver = fields.take("driver", report).and_then(|f| checked(&f, report, str::parse::<DriverName>));
@@ -265,7 +281,7 @@ fn appliance(field: Field, report: &mut ReadReport) -> Option<v1::Appliance> {
     fields.take("managed_by", report);
     fields.take("status", report);
     fields.finish(report);
-    Some(v1::Appliance {
+    let appliance = v1::Appliance {
         id: id.map(|id| id.to_string()).unwrap_or_default(),
         name: name?.to_string(),
         tenant,
@@ -280,7 +296,8 @@ fn appliance(field: Field, report: &mut ReadReport) -> Option<v1::Appliance> {
             kind: Some(spec?),
         }),
         ..v1::Appliance::default()
-    })
+    };
+    Some((appliance, cluster))
 }
 
 /// Text that is validated by a parser of the domain.

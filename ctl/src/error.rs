@@ -38,12 +38,14 @@ pub(crate) struct Failure {
     pub(crate) message: String,
     /// Fields that the server rejected.
     pub(crate) fields: Vec<FieldViolation>,
+    /// The server's code, of a call that it refused.
+    pub(crate) code: Option<Code>,
 }
 
 impl Failure {
     /// A failure with this code and message.
     pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into(), fields: Vec::new() }
+        Self { exit, message: message.into(), fields: Vec::new(), code: None }
     }
 
     /// The operation failed.
@@ -96,7 +98,7 @@ impl From<Status> for Failure {
             (_, "") => status.code().description().to_lowercase(),
             (_, text) => text.to_owned(),
         };
-        Self { exit, message, fields }
+        Self { exit, message, fields, code: Some(status.code()) }
     }
 }
 

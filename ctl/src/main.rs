@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use common::cluster::ClusterRef;
 use runtime::tls::{self, ClientTls};
 
 use crate::commands::{
-    CommandContext, appliance, apply, cluster, delete, doctor, placement, rebalance, ring, watch, worker,
+    CommandContext, appliance, apply, audit, cluster, delete, doctor, placement, rebalance, ring, watch, worker,
 };
 use crate::error::{Exit, Failure};
 use crate::output::{OutputFormat, Ui};
@@ -22,6 +23,7 @@ mod client;
 mod commands;
 mod document;
 mod error;
+mod names;
 mod output;
 mod status;
 mod text;
@@ -32,7 +34,8 @@ const AFTER_HELP: &str = "\
 Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 server unreachable, 4 not found, 5 conflict, 130 interrupted.
 
 The server is the one of --server or RUG_SERVER, else that of a cluster `rugctl up` runs in this folder or one above \
-(.rug/endpoint), else that of `rug-coordinator run` there (rug-coordinator-state/coordinator.sock).";
+(.rug/endpoint), else that of `rug-coordinator run` there (rug-coordinator-state/coordinator.sock). There is no other \
+default. With --cluster or RUG_CLUSTER a command is refused by every cluster but that one.";
 
 /// Command line of Rug, which keeps fleets of appliances alive
 #[derive(Debug, Parser)]
@@ -50,6 +53,9 @@ struct Global {
     /// Address of a coordinator; separate several with commas
     #[arg(long, global = true, env = "RUG_SERVER", value_name = "ADDRESS")]
     server: Option<String>,
+    /// The cluster that is meant, by name or id: any other one refuses the command
+    #[arg(long, global = true, env = "RUG_CLUSTER", value_name = "CLUSTER")]
+    cluster: Option<ClusterRef>,
     #[command(flatten)]
     tls: TlsFlags,
     /// File with a bearer token, in place of a certificate
@@ -150,6 +156,8 @@ enum RugctlCommand {
     /// Show the history of rebalances: moves and their causes
     #[command(visible_alias = "history")]
     Rebalance(rebalance::RebalanceArgs),
+    /// Show who did what: changes of appliances and measures of operators
+    Audit(audit::AuditArgs),
     /// Diagnose the cluster: what is wrong and what to do about it
     ///
     /// Asks every coordinator of --server. The exit code is 1 when there is a problem.
@@ -177,11 +185,17 @@ fn parse_timeout(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Stack of each thread: that of a main thread.
+const STACK: usize = 8 << 20;
+
 fn main() {
     tls::install_provider();
     // Usage errors end here with exit code 2, help and version with 0.
     let cli = Cli::parse();
-    let exit = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    // Documents are read on a thread of the runtime, and one that is nested as deeply as it may be takes some MiB of stack.
+    let runtime = runtime.worker_threads(2).thread_stack_size(STACK).enable_all().build();
+    let exit = match runtime {
         Ok(runtime) => runtime.block_on(run(cli)),
         Err(error) => report(&Failure::failed(format!("start the async runtime: {error}"))),
     };
@@ -214,7 +228,11 @@ fn report(failure: &Failure) -> Exit {
 async fn call(ui: Ui, global: &Global, command: &RugctlCommand) -> Result<(), Failure> {
     let token = global.token_file.as_deref().filter(|path| !path.is_empty());
     let tls = global.tls.load(token.is_some())?;
-    let found = client::find_servers(global.server.as_deref(), tls.is_some(), &client::working_folder())?;
+    let found = client::find_servers(global.server.as_deref(), tls.is_some(), &client::working_folder());
+    let found = match (found, command) {
+        (Err(_), RugctlCommand::Version { .. }) => return cluster::own_version(&ui),
+        (found, _) => found?,
+    };
     // Certificates in the environment belong to another cluster: the one on this machine uses no TLS.
     let tls = if found.local { None } else { tls };
     if let Some(exposed) = tls.as_ref().and_then(ClientTls::exposed_key) {
@@ -234,6 +252,11 @@ async fn call(ui: Ui, global: &Global, command: &RugctlCommand) -> Result<(), Fa
         }
         None => client,
     };
+    let client = client.meant_for(global.cluster.clone().or(found.cluster));
+    if global.cluster.is_some() {
+        // A server of an earlier version would not know what it is asked to check with each call.
+        client.identify().await?;
+    }
     let context = CommandContext { client, ui, timeout: global.timeout };
     dispatch(&context, command).await
 }
@@ -253,6 +276,7 @@ async fn dispatch(context: &CommandContext, command: &RugctlCommand) -> Result<(
         RugctlCommand::Ring(command) => ring::run(context, command).await,
         RugctlCommand::Placement(command) => placement::run(context, command).await,
         RugctlCommand::Rebalance(args) => rebalance::run(context, args).await,
+        RugctlCommand::Audit(args) => audit::run(context, args).await,
         RugctlCommand::Doctor => doctor::run(context).await,
         RugctlCommand::Cluster(command) => cluster::run(context, command).await,
         RugctlCommand::Version { client } => cluster::version(context, *client).await,
@@ -289,6 +313,12 @@ mod tests {
             "rugctl delete",
             "rugctl delete web --all",
             "rugctl list --timeout 5",
+            "rugctl list --cluster No/Name",
+            "rugctl list --tenant=",
+            "rugctl list --kind vm",
+            "rugctl list --name-prefix=",
+            "rugctl watch --tenant No",
+            "rugctl delete --all --tenant=",
             "rugctl get",
         ] {
             let error = Cli::try_parse_from(line.split(' ')).expect_err(line);

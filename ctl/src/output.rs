@@ -59,7 +59,7 @@ impl Tone {
         match state.to_ascii_lowercase().as_str() {
             "configured" | "healthy" | "completed" | "owned" | "done" | "created" => Self::Good,
             "error" | "dead" | "orphaned" | "interrupted" | "no" => Self::Bad,
-            "unchanged" | "gone" | "superseded" | "dropped" => Self::Dim,
+            "unchanged" | "gone" | "left" | "superseded" | "dropped" => Self::Dim,
             "down" | "booting" | "up" | "degraded" | "replugging" | "restarting" | "deleting" | "suspect"
             | "running" | "changed" => Self::Busy,
             _ => Self::Plain,
@@ -157,7 +157,12 @@ impl Ui {
     /// A bar that fills up to `length`; hidden when stderr is not a terminal.
     pub(crate) fn bar(&self, length: u64) -> ProgressBar {
         let style = ProgressStyle::with_template("{bar:30.green} {pos}/{len} {elapsed:>4}  {wide_msg}");
-        self.indicator(ProgressBar::new(length), style)
+        let bar = self.indicator(ProgressBar::new(length), style);
+        if self.progress {
+            // The time it shows goes on while nothing happens.
+            bar.enable_steady_tick(Duration::from_millis(200));
+        }
+        bar
     }
 
     /// A line with the current activity; hidden when stderr is not a terminal.

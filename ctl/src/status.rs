@@ -22,7 +22,8 @@ const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// One-line summary of the cluster.
 pub(crate) fn summary(status: &v1::ClusterStatus) -> String {
     let healthy = number(&status.workers, "healthy");
-    let known: u64 = status.workers.values().sum();
+    // One that left in good order is missed by nobody.
+    let known: u64 = status.workers.iter().filter(|(health, _)| *health != "left").map(|(_, n)| n).sum();
     let mut text =
         format!("{healthy} of {} healthy, {}", count(known, "worker"), count(status.appliances, "appliance"));
     let phases: Vec<_> = Phase::ALL

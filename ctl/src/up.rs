@@ -13,14 +13,15 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use common::cluster::ClusterRef;
 use common::driver::DriverName;
 use futures::StreamExt;
 use proto::admin::v1;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::sleep;
 
-use crate::client::{AdminClient, read_endpoint};
-use crate::commands::delete::delete_everything;
+use crate::client::{AdminClient, Endpoint, read_endpoint};
+use crate::commands::{CommandContext, Extent, confirm, delete};
 use crate::document::view;
 use crate::error::{Exit, Failure};
 use crate::output::{Ui, count};
@@ -69,6 +70,9 @@ pub(crate) struct UpArgs {
     /// Remove every appliance of the state folder, then stop
     #[arg(long)]
     down: bool,
+    /// Do not ask for confirmation of --down
+    #[arg(short, long, requires = "down")]
+    yes: bool,
     /// Binary of the coordinator
     #[arg(long, hide = true)]
     coordinator_binary: Option<PathBuf>,
@@ -91,7 +95,8 @@ async fn stay_up(ui: &Ui, args: &UpArgs) -> Result<(), Failure> {
     let folder = StateFolder::open(&args.state_dir)?;
     let _lock = folder.lock()?;
     let drivers = if args.drivers.is_empty() { vec![DriverName::process()] } else { args.drivers.clone() };
-    folder.remember(&LastStart { drivers: drivers.iter().map(ToString::to_string).collect() })?;
+    let last = folder.last_start();
+    folder.remember(&LastStart { drivers: drivers.iter().map(ToString::to_string).collect(), ..last })?;
     let mut cluster = LocalCluster::new(folder, args, args.listen, &drivers)?;
     if let Some(text) = cluster.folder.tightened() {
         ui.note(&text);
@@ -134,11 +139,11 @@ async fn down(ui: &Ui, args: &UpArgs, timeout: Option<Duration>) -> Result<(), F
     }
     let limit = timeout.unwrap_or(DOWN_LIMIT);
     let folder = StateFolder::open(&args.state_dir)?;
-    let _lock = match lock_or_address(&folder).await? {
+    let _lock = match lock_or_endpoint(&folder).await? {
         Ok(lock) => lock,
-        Err((holder, address)) => {
-            let client = AdminClient::new(&address, crate::client::CALL_TIMEOUT)?;
-            let removed = delete_everything(&client, ui, limit).await?;
+        Err((holder, endpoint)) => {
+            let client = AdminClient::new(&endpoint.address, crate::client::CALL_TIMEOUT)?;
+            let removed = remove_all(&client.meant_for(endpoint.cluster), ui, args, limit).await?;
             let who = holder.map_or_else(String::new, |pid| format!(" (pid {pid})"));
             ui.note(&format!("removed {}; `rugctl up`{who} goes on", count(removed, "appliance")));
             return Ok(());
@@ -151,9 +156,17 @@ async fn down(ui: &Ui, args: &UpArgs, timeout: Option<Duration>) -> Result<(), F
     drivers.sort();
     drivers.dedup();
     let mut cluster = LocalCluster::new(folder, args, None, &drivers)?;
+    let known = cluster.folder.last_start().cluster;
     let work = async {
         cluster.start(&|_| {}).await?;
-        delete_everything(&cluster.client, ui, limit).await
+        let found = cluster.client.meant().map(ToString::to_string).unwrap_or_default();
+        if !known.is_empty() && known != found {
+            let root = cluster.folder.root().display();
+            return Err(Failure::failed(format!(
+                "the store in {root} is of cluster {found}, and what runs here was started by cluster {known}: nothing was removed"
+            )));
+        }
+        remove_all(&cluster.client, ui, args, limit).await
     };
     let result = tokio::select! {
         result = work => result,
@@ -164,16 +177,29 @@ async fn down(ui: &Ui, args: &UpArgs, timeout: Option<Duration>) -> Result<(), F
     Ok(())
 }
 
-/// The lock, or pid and address of the cluster that runs here. Waits for one that is starting or stopping.
-async fn lock_or_address(folder: &StateFolder) -> Result<Result<FileLock, (Option<u32>, String)>, Failure> {
+/// Asks, then removes every appliance.
+async fn remove_all(client: &AdminClient, ui: &Ui, args: &UpArgs, limit: Duration) -> Result<u64, Failure> {
+    let context = CommandContext { client: client.clone(), ui: ui.clone(), timeout: Some(limit) };
+    let (cluster, context) = context.identified().await?;
+    let all = context.client.list(v1::ApplianceFilter::default()).await?;
+    if !all.is_empty() {
+        let folder = args.state_dir.display();
+        let question = format!("remove {} of {cluster}, whose state is in {folder}?", delete::described(&all));
+        confirm(&question, Extent::Named, args.yes).await?;
+    }
+    delete::delete_and_wait(&context.client, ui, all, limit).await
+}
+
+/// The lock, or pid and endpoint of the cluster that runs here. Waits for one that is starting or stopping.
+async fn lock_or_endpoint(folder: &StateFolder) -> Result<Result<FileLock, (Option<u32>, Endpoint)>, Failure> {
     let deadline = Instant::now() + CHANGE_LIMIT;
     loop {
         let holder = match folder.try_lock()? {
             Ok(lock) => return Ok(Ok(lock)),
             Err(holder) => holder,
         };
-        if let Some(address) = read_endpoint(folder.root())? {
-            return Ok(Err((holder, address)));
+        if let Some(endpoint) = read_endpoint(folder.root())? {
+            return Ok(Err((holder, endpoint)));
         }
         if Instant::now() >= deadline {
             return Err(Failure::failed(format!("the cluster in {} neither runs nor stops", folder.root().display())));
@@ -280,8 +306,12 @@ impl LocalCluster {
             _ => vec![(COORDINATOR.to_owned(), "does not serve yet".to_owned())],
         })
         .await?;
-        self.folder.publish(self.client.address())?;
-        tell(&format!("coordinator serves at {}", self.client.address()));
+        let cluster = self.identify(tell).await?;
+        let address = self.client.address().to_owned();
+        tell(&format!("cluster {cluster}, coordinator serves at {address}"));
+        self.folder.publish(&Endpoint { address, cluster: Some(cluster.clone()) })?;
+        self.client = self.client.meant_for(Some(cluster));
+        let client = self.client.once(LOOK_LIMIT);
         if let Some(listen) = self.listen {
             tell(&format!(
                 "coordinator serves at http://{listen} as well, where every local user can command the cluster"
@@ -300,6 +330,20 @@ impl LocalCluster {
         let took = humantime::format_duration(Duration::from_millis(began.elapsed().as_millis() as u64)).to_string();
         tell(&format!("{} healthy, after {took}", count(names.len() as u64, "worker")));
         Ok(())
+    }
+
+    /// Which cluster the coordinator made or found; remembered in the folder.
+    async fn identify(&self, tell: &impl Fn(&str)) -> Result<ClusterRef, Failure> {
+        let identity = self.client.identify().await?.unwrap_or_default();
+        let cluster = identity.id.parse().map_err(|e| Failure::failed(format!("the id of the cluster {e}")))?;
+        let last = self.folder.last_start();
+        if last.cluster != identity.id {
+            if !last.cluster.is_empty() {
+                tell(&format!("this folder was of cluster {} before: its store is another one now", last.cluster));
+            }
+            self.folder.remember(&LastStart { cluster: identity.id, ..last })?;
+        }
+        Ok(cluster)
     }
 
     async fn stop_leftovers(&self, tell: &impl Fn(&str)) {

@@ -238,6 +238,10 @@ struct Nothing;
 
 #[tonic::async_trait]
 impl ClusterService for Nothing {
+    async fn identify(&self, _: Request<v1::IdentifyRequest>) -> Result<Response<v1::ClusterIdentity>, Status> {
+        Ok(Response::new(v1::ClusterIdentity::default()))
+    }
+
     async fn status(&self, _: Request<v1::ClusterStatusRequest>) -> Result<Response<v1::ClusterStatus>, Status> {
         Ok(Response::new(v1::ClusterStatus::default()))
     }

@@ -79,7 +79,7 @@ pub fn once<C: Settings>(
     name: &'static str,
     file: Option<&Path>,
     flags: impl Serialize,
-    run: fn(C) -> Result<(), Failure>,
+    run: impl FnOnce(C) -> Result<(), Failure>,
 ) -> ExitCode {
     let loaded = config::load(file, flags).map_err(|e| Failure::new(USAGE, e));
     match loaded.and_then(|Loaded { config, .. }| run(config)) {

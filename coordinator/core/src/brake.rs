@@ -177,6 +177,12 @@ impl Brake {
         waited
     }
 
+    /// An operator says that a name does not come back: it is not waited for any more, and the brake holds for the others
+    /// only. Returns whether that changed anything.
+    pub fn give_up(&mut self, name: &WorkerId) -> bool {
+        self.missing.remove(name).is_some()
+    }
+
     /// Since when nothing moves, if the brake holds.
     #[must_use]
     pub fn frozen_since(&self) -> Option<Timestamp> {

@@ -13,6 +13,8 @@ pub enum Health {
     Suspect(Suspicion),
     /// Its lease is over.
     Dead,
+    /// It said that it leaves, and nothing is missing.
+    Left,
 }
 
 /// What is missing of a suspect worker.
@@ -34,6 +36,7 @@ impl Health {
             Self::Healthy => "healthy",
             Self::Suspect(_) => "suspect",
             Self::Dead => "dead",
+            Self::Left => "left",
         }
     }
 
@@ -44,6 +47,7 @@ impl Health {
             Self::Healthy => "",
             Self::Suspect(s) => s.text(),
             Self::Dead => "its lease is over",
+            Self::Left => "it left in good order",
         }
     }
 }

@@ -16,12 +16,14 @@ pub enum Permission {
     RebuildAppliances,
     /// Probing appliances now.
     CheckAppliances,
-    /// Reading what is no appliance: workers, the ring, rebalances, the state of the cluster.
+    /// Reading what is no appliance: workers, the ring, rebalances, the audit trail, the state of the cluster.
     ReadCluster,
     /// Measures against trouble: evicting workers, pausing placement, freeing appliances from lost hosts.
     Operate,
     /// Taking part as a worker.
     JoinAsWorker,
+    /// Asking which cluster this is.
+    Identify,
     /// Asking whether a coordinator serves.
     Health,
     /// Asking which calls there are.
@@ -29,6 +31,12 @@ pub enum Permission {
 }
 
 impl Permission {
+    /// Whether a role can have it for the appliances of some tenants only.
+    #[cfg(test)]
+    const fn is_about_appliances(self) -> bool {
+        !matches!(self, Self::Identify | Self::Health | Self::Reflection)
+    }
+
     /// The roles that have it, for people.
     #[must_use]
     pub fn holders(self) -> String {
@@ -58,6 +66,7 @@ const WORKERS: &str = "rug.admin.v1.Workers";
 const PLACEMENT: &str = "rug.admin.v1.Placement";
 const REBALANCES: &str = "rug.admin.v1.Rebalances";
 const CLUSTER: &str = "rug.admin.v1.Cluster";
+const AUDIT: &str = "rug.admin.v1.Audit";
 
 /// Every call that can be made.
 pub const CALLS: &[Call] = &[
@@ -74,6 +83,7 @@ pub const CALLS: &[Call] = &[
     call(WORKERS, "Get", Permission::ReadCluster),
     call(WORKERS, "Watch", Permission::ReadCluster),
     call(WORKERS, "Evict", Permission::Operate),
+    call(WORKERS, "Forget", Permission::Operate),
     call(PLACEMENT, "Locate", Permission::ReadAppliances),
     call(PLACEMENT, "GetRing", Permission::ReadCluster),
     call(PLACEMENT, "Pause", Permission::Operate),
@@ -82,8 +92,11 @@ pub const CALLS: &[Call] = &[
     call(REBALANCES, "List", Permission::ReadCluster),
     call(REBALANCES, "Get", Permission::ReadCluster),
     call(REBALANCES, "Watch", Permission::ReadCluster),
+    call(CLUSTER, "Identify", Permission::Identify),
     call(CLUSTER, "Status", Permission::ReadCluster),
     call(CLUSTER, "Watch", Permission::ReadCluster),
+    call(AUDIT, "List", Permission::ReadCluster),
+    call(AUDIT, "Watch", Permission::ReadCluster),
     call("rug.worker.v1.Session", "Open", Permission::JoinAsWorker),
     call("grpc.health.v1.Health", "Check", Permission::Health),
     call("grpc.health.v1.Health", "Watch", Permission::Health),
@@ -138,7 +151,7 @@ impl RoleKind {
     const fn has(self, permission: Permission) -> bool {
         use Permission as P;
         match (self, permission) {
-            (_, P::Health | P::Reflection) => true,
+            (_, P::Identify | P::Health | P::Reflection) => true,
             (Self::Admin, P::JoinAsWorker) => false,
             (Self::Admin, _) => true,
             (Self::Operator, P::ReadAppliances | P::RebuildAppliances | P::CheckAppliances) => true,
@@ -179,9 +192,7 @@ pub(super) fn matrix() -> String {
         for kind in KINDS {
             let cell = match (kind.has(*permission), kind) {
                 (false, _) => "",
-                (true, RoleKind::Editor) if !matches!(permission, Permission::Health | Permission::Reflection) => {
-                    "own tenants"
-                }
+                (true, RoleKind::Editor) if permission.is_about_appliances() => "own tenants",
                 (true, RoleKind::Worker) if matches!(permission, Permission::JoinAsWorker) => "as itself",
                 (true, _) => "yes",
             };

@@ -121,6 +121,9 @@ pub enum CommandError {
     /// The worker has no lease that could be ended.
     #[error("worker {0} has no lease: its life is over")]
     NoLease(WorkerId),
+    /// The worker may act: it is alive, or its lease is not over.
+    #[error("worker {0} has a lease, so it is not gone: evict it first if it does not come back")]
+    HasLease(WorkerId),
     /// This coordinator does not lead.
     #[error("this coordinator does not lead{}", .0.as_ref().map(|l| format!("; {l} does")).unwrap_or_default())]
     NotLeading(Option<CoordinatorId>),

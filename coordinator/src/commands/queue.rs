@@ -48,6 +48,15 @@ pub enum Command {
         /// Answered when no further heartbeat of that life can count, and the catalog shows it.
         reply: Reply<()>,
     },
+    /// Neither show nor wait for a worker any more that is lost or has left.
+    Forget {
+        /// The worker.
+        worker: WorkerId,
+        /// For the audit trail.
+        request: Operator,
+        /// Answered when the catalog shows it no more.
+        reply: Reply<()>,
+    },
     /// Free an appliance from the site it is bound to.
     Unbind {
         /// The appliance.
@@ -84,6 +93,7 @@ impl Command {
             Self::Unbind { reply, .. } => drop(reply.send(Err(error))),
             Self::Check { reply, .. }
             | Self::Evict { reply, .. }
+            | Self::Forget { reply, .. }
             | Self::Pause { reply, .. }
             | Self::Resume { reply, .. } => drop(reply.send(Err(error))),
         }

@@ -38,6 +38,14 @@ fn state(catalog: &Catalog) -> Result<wire::ClusterStatus, Status> {
 
 #[tonic::async_trait]
 impl wire::cluster_server::Cluster for ClusterService {
+    async fn identify(
+        &self,
+        _request: Request<wire::IdentifyRequest>,
+    ) -> Result<Response<wire::ClusterIdentity>, Status> {
+        let (cluster, ..) = self.caller.catalog.cluster().ok_or_else(status::starting)?;
+        Ok(Response::new(to_wire::identity(&cluster.identity)))
+    }
+
     async fn status(
         &self,
         _request: Request<wire::ClusterStatusRequest>,

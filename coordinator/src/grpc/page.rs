@@ -48,8 +48,7 @@ impl PageStart {
         let parts: Vec<_> = text.split('/').collect();
         let [made_for, total, tenant, name] = parts.as_slice() else { return Err(odd()) };
         if *made_for != digest(filter) {
-            let problem = "belongs to a list with another filter";
-            return Err(status::invalid(&[FieldViolation::new("page_token", problem)]));
+            return Err(other_filter());
         }
         let key = Name::new(tenant).ok().zip(Name::new(name).ok());
         let (after, total) = key.zip(total.parse().ok()).ok_or_else(odd)?;
@@ -87,6 +86,11 @@ pub(super) fn open(token: &str) -> Option<String> {
 /// The error for a token that was not made here.
 pub(super) fn odd() -> Status {
     status::invalid(&[FieldViolation::new("page_token", "was not made by this API")])
+}
+
+/// The error for the token of a list with another filter.
+pub(super) fn other_filter() -> Status {
+    status::invalid(&[FieldViolation::new("page_token", "belongs to a list with another filter")])
 }
 
 fn digest(filter: &Filter) -> String {

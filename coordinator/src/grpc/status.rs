@@ -6,7 +6,7 @@
 //! | no such appliance, worker, rebalance | `NOT_FOUND` | `ResourceInfo` |
 //! | id or name taken | `ALREADY_EXISTS` | `ResourceInfo` |
 //! | stale generation, another incarnation of a worker, watcher too slow | `ABORTED` | |
-//! | being deleted, no owner, no lease | `FAILED_PRECONDITION` | `PreconditionFailure` |
+//! | being deleted, no owner, no lease, meant for another cluster | `FAILED_PRECONDITION` | `PreconditionFailure` |
 //! | cluster full, request too large | `RESOURCE_EXHAUSTED` | `QuotaFailure` |
 //! | no leader, or it cannot be reached; stopping; store unavailable | `UNAVAILABLE` | `RetryInfo` |
 //! | no answer in time | `DEADLINE_EXCEEDED` | |
@@ -20,6 +20,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use common::appliance::FieldViolation;
+use common::cluster::{ClusterIdentity, ClusterRef};
 use common::{Incarnation, WorkerId};
 use coordination::Leader;
 use proto::convert::scalar::clip;
@@ -74,6 +75,7 @@ pub fn from_command(error: &CommandError) -> Status {
         CommandError::NoWorker(id) => status(Code::NotFound, "NOT_FOUND", resource("worker", id.as_str(), &text)),
         CommandError::OtherLife { worker, current } => other_life(worker, *current),
         CommandError::NoLease(id) => precondition("NO_LEASE", id.as_str(), &text),
+        CommandError::HasLease(id) => precondition("HAS_LEASE", id.as_str(), &text),
         CommandError::NotLeading(leader) => {
             let facts = leader.iter().map(|l| ("leader".to_owned(), l.to_string())).collect();
             build(Code::Unavailable, &text, "NOT_LEADING", facts, retry())
@@ -106,6 +108,12 @@ pub fn invalid(violations: &[FieldViolation]) -> Status {
 pub fn not_found(kind: &str, name: &str) -> Status {
     let text = format!("there is no {kind} {name}");
     build(Code::NotFound, &text, "NOT_FOUND", HashMap::new(), resource(kind, name, &text))
+}
+
+/// The status of a call that is meant for another cluster.
+pub fn other_cluster(meant: &ClusterRef, identity: &ClusterIdentity) -> Status {
+    let text = format!("this is cluster {identity}, and the call is for {meant}: nothing was done");
+    precondition("OTHER_CLUSTER", &identity.id.to_string(), &text)
 }
 
 /// The status when a worker has another incarnation than the request named.

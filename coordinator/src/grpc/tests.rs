@@ -27,7 +27,7 @@ use crate::admission::{Admission, Admitted};
 use crate::catalog::{Catalog, Config, Fact};
 use crate::commands::{self, Changed, Command, CommandError, CommandQueue, Mutation};
 use crate::history::{History, HistoryAnswer};
-use crate::record::{MoveRecord, RebalanceOutcome, RebalanceRecord};
+use crate::record::{AuditEvent, AuditFilter, AuditPart, MoveRecord, NumberedEvent, RebalanceOutcome, RebalanceRecord};
 use crate::views::{AssignmentView, ClusterView, RingView, WorkerView};
 
 /// The layer with the built-in rules.
@@ -65,6 +65,28 @@ impl History for Ten {
 
     fn moves_of(&self, _: ApplianceId, _: u64) -> HistoryAnswer<'_, Vec<MoveRecord>> {
         Box::pin(std::future::ready(Ok(vec![])))
+    }
+
+    fn audit(&self, filter: AuditFilter, part: AuditPart, limit: u64) -> HistoryAnswer<'_, Vec<NumberedEvent>> {
+        let event = |number: u64| AuditEvent {
+            time: SystemTime::UNIX_EPOCH,
+            actor: if number.is_multiple_of(2) { "even" } else { "odd" }.into(),
+            action: "evict".into(),
+            subject: "w1".into(),
+            detail: String::new(),
+        };
+        let is_in = move |n: &u64| match part {
+            AuditPart::Before(before) => before.is_none_or(|before| *n < before),
+            AuditPart::After(after) => *n > after,
+        };
+        let all = (1..=10).filter(is_in).map(|number| NumberedEvent { number, event: event(number) });
+        let mut all: Vec<_> =
+            all.filter(|e| filter.actor.as_ref().is_none_or(|actor| *actor == e.event.actor)).collect();
+        if matches!(part, AuditPart::Before(_)) {
+            all.reverse();
+        }
+        all.truncate(usize::try_from(limit).expect("a small limit"));
+        Box::pin(std::future::ready(Ok(all)))
     }
 }
 

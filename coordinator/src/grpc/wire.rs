@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use common::appliance::{FieldViolation, Name, Spec};
+use common::cluster::ClusterIdentity;
 use common::driver::{DriverName, PreviousOffers};
 use common::kind::{self, KindSpec};
 use common::{ApplianceId, Site};
@@ -98,6 +99,7 @@ pub(super) fn worker(view: &WorkerView, counts: &PhaseCounts) -> wire::Worker {
         Health::Healthy => wire::Health::Healthy,
         Health::Suspect(_) => wire::Health::Suspect,
         Health::Dead => wire::Health::Dead,
+        Health::Left => wire::Health::Left,
     };
     wire::Worker {
         id: view.id.to_string(),
@@ -132,6 +134,11 @@ pub(super) fn frozen(view: &FrozenView) -> wire::Frozen {
 
 pub(super) fn paused(view: &PausedView) -> wire::Paused {
     wire::Paused { reason: view.reason.clone(), since: Some(time_to_wire(view.since)), by: view.by.clone() }
+}
+
+pub(super) fn identity(identity: &ClusterIdentity) -> wire::ClusterIdentity {
+    let name = identity.name.as_ref().map(ToString::to_string).unwrap_or_default();
+    wire::ClusterIdentity { id: identity.id.to_string(), name }
 }
 
 pub(super) fn cluster(view: &ClusterView, counts: &Counts, members: &[Arc<WorkerView>]) -> wire::ClusterStatus {
@@ -178,6 +185,7 @@ pub(super) fn cluster(view: &ClusterView, counts: &Counts, members: &[Arc<Worker
         quarantined: view.quarantined,
         time: None,
         store_problem: view.store_problem.as_ref().map(ToString::to_string).unwrap_or_default(),
+        identity: Some(identity(&view.identity)),
     }
 }
 

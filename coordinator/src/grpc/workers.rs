@@ -86,6 +86,17 @@ impl wire::workers_server::Workers for WorkersService {
         let (worker, counts) = find()?;
         Ok(Response::new(to_wire::worker(&worker, &counts)))
     }
+
+    async fn forget(
+        &self,
+        request: Request<wire::ForgetWorkerRequest>,
+    ) -> Result<Response<wire::ForgetWorkerResponse>, Status> {
+        let context = context(&request)?;
+        let message = request.into_inner();
+        let (id, reason) = (worker_id("id", &message.id)?, reason(message.reason)?);
+        self.caller.commands.forget(&context, id, reason).await.map_err(|e| status::from_command(&e))?;
+        Ok(Response::new(wire::ForgetWorkerResponse {}))
+    }
 }
 
 /// One watch: pending events, and the counts that its client has.
@@ -147,6 +158,10 @@ impl WorkersWatch {
         let (kind, worker) = match change {
             WorkerChange::Joined(worker) => (Kind::Joined, worker),
             WorkerChange::Changed(worker) => (Kind::Changed, worker),
+            WorkerChange::Gone(worker) => {
+                self.counts.remove(&worker.id);
+                return self.due.push_back(event(Kind::Gone, Some(to_wire::worker(&worker, &PhaseCounts::default()))));
+            }
         };
         let counts = self.catalog.held_by(&worker.id);
         self.counts.insert(worker.id.clone(), counts);

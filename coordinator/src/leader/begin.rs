@@ -72,13 +72,23 @@ impl<'a> Leader<'a> {
         let roster = leadership.roster();
         // Not `highest`: the database may have been swapped for an older copy since that was read.
         let mut notes = Notes::found(stored.former, raised.found, roster.is_some(), claim.as_ref(), violations);
-        let StoredState { records, statuses, grants, members, requests, rebalances, pause, unreadable, former: _ } =
-            stored;
+        let StoredState {
+            cluster,
+            records,
+            statuses,
+            grants,
+            members,
+            requests,
+            rebalances,
+            pause,
+            unreadable,
+            former: _,
+        } = stored;
         for one in &unreadable {
             error!(appliance = %one.id, tenant = one.tenant, name = one.name, "skipping appliance: it is stored and cannot be read: {}", one.why);
             notes.unreadable(one);
         }
-        info!(%term, appliances = records.len(), members = members.len(), "leading");
+        info!(%term, %cluster, appliances = records.len(), members = members.len(), "leading");
         let (appliances, entries) = restore(records, statuses, grants);
         let (rebalances, interrupted) = RebalanceHistory::restore(rebalances);
         setup.catalog.load(entries, rebalances.views());
@@ -106,7 +116,7 @@ impl<'a> Leader<'a> {
             connections: Connections::new(setup.identity.coordination.clone()),
             writes,
             waiting: WaitingCallers::default(),
-            publisher: Publisher::new(setup, store, began, pause.map(PausedView::from)),
+            publisher: Publisher::new(setup, store, cluster, began, pause.map(PausedView::from)),
             notes,
             rebalances,
             admission,

@@ -28,6 +28,9 @@ impl Leader<'_> {
                 let _ = reply.send(self.explain(appliance));
             }
             Command::Evict { worker, incarnation, request, reply } => self.evict(worker, incarnation, &request, reply),
+            Command::Forget { worker, request, reply } => {
+                let _ = reply.send(self.forget(worker, &request));
+            }
             Command::Unbind { appliance, site, request, reply } => {
                 self.unbind(UnbindCaller { appliance, request, reply }, site);
             }
@@ -113,6 +116,19 @@ impl Leader<'_> {
         self.audit("evict", worker.as_str(), request);
         self.waiting.add_eviction(life.clone(), reply);
         self.step(Event::Evict(life));
+    }
+
+    fn forget(&mut self, worker: WorkerId, request: &Operator) -> Result<(), CommandError> {
+        if !self.machine.knows(&worker) {
+            return Err(CommandError::NoWorker(worker));
+        }
+        if self.machine.has_life(&worker) {
+            return Err(CommandError::HasLease(worker));
+        }
+        self.audit("forget", worker.as_str(), request);
+        self.step(Event::Forget(worker));
+        self.publisher.show_workers(&self.machine, clock::now());
+        Ok(())
     }
 
     fn unbind(&mut self, caller: UnbindCaller, site: Option<Site>) {

@@ -9,12 +9,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use common::change::ApplianceTarget;
+use common::cluster::ClusterIdentity;
 use common::session::StatusReport;
 use common::{ApplianceId, Timestamp, WorkerId};
 use coordinator_core::machine::Machine;
 use coordinator_core::membership::LeaseAuthority;
 use runtime::{clock, log_limited};
 use tracing::debug;
+use uuid::Uuid;
 
 use super::convert;
 use super::notes::Notes;
@@ -51,6 +53,7 @@ pub(super) struct Publisher {
     metrics: Arc<Metrics>,
     store: Store,
     identity: Identity,
+    cluster: ClusterIdentity,
     clock: TermClock,
     paused: Option<PausedView>,
     /// What the catalog is to be told.
@@ -61,17 +64,27 @@ pub(super) struct Publisher {
     /// The ring that is shown.
     ring_version: Option<u64>,
     refreshed: Option<Timestamp>,
+    /// When it was last stored of all workers when they were seen.
+    seen_stored: Option<Timestamp>,
 }
 
 impl Publisher {
-    /// A publisher for the term that began at `began`, while an operator has stopped planning if `paused` says so.
-    pub(super) fn new(setup: &LeaderSetup, store: Store, began: Timestamp, paused: Option<PausedView>) -> Self {
+    /// A publisher for the term that began at `began`, of the cluster with this id, while an operator has stopped planning if
+    /// `paused` says so.
+    pub(super) fn new(
+        setup: &LeaderSetup,
+        store: Store,
+        cluster: Uuid,
+        began: Timestamp,
+        paused: Option<PausedView>,
+    ) -> Self {
         setup.metrics.begin_term();
         Self {
             catalog: Arc::clone(&setup.catalog),
             metrics: Arc::clone(&setup.metrics),
             store,
             identity: setup.identity.clone(),
+            cluster: ClusterIdentity { id: cluster, name: setup.identity.cluster_name.clone() },
             clock: TermClock { began, wall: SystemTime::now() },
             paused,
             facts: Vec::new(),
@@ -79,6 +92,7 @@ impl Publisher {
             cluster_changed: true,
             ring_version: None,
             refreshed: None,
+            seen_stored: None,
         }
     }
 
@@ -147,8 +161,10 @@ impl Publisher {
         self.metrics.count(&machine.counters(), &machine.audits());
         let now = clock::now();
         let refresh = self.refreshed.is_none_or(|at| now.since(at) >= REFRESH);
-        if refresh || !self.changed_workers.is_empty() {
-            self.show_workers(machine, now, refresh);
+        if refresh {
+            self.show_workers(machine, now);
+        } else if !self.changed_workers.is_empty() {
+            self.show_changed_workers(machine, now);
         }
         let version = machine.planner().ring_version();
         if self.ring_version != Some(version) {
@@ -167,10 +183,28 @@ impl Publisher {
         }
     }
 
-    fn show_workers(&mut self, machine: &Machine, now: Timestamp, all: bool) {
+    /// Shows every worker there is, and no other.
+    pub(super) fn show_workers(&mut self, machine: &Machine, now: Timestamp) {
+        let wall = SystemTime::now();
+        let all = machine.workers(now);
+        self.catalog.retain_workers(&all.iter().map(|view| view.id.clone()).collect());
+        let stored = self.seen_stored.is_none_or(|at| now.since(at) >= self.store.seen_interval());
+        if stored {
+            self.seen_stored = Some(now);
+        }
+        for view in all {
+            if stored || self.changed_workers.contains(&view.id) {
+                self.store.submit_seen(view.id.clone(), wall.checked_sub(view.silent).unwrap_or(wall));
+            }
+            self.catalog.set_worker(convert::worker_view(view, wall));
+        }
+        self.changed_workers.clear();
+    }
+
+    fn show_changed_workers(&mut self, machine: &Machine, now: Timestamp) {
         let wall = SystemTime::now();
         for view in machine.workers(now) {
-            if all || self.changed_workers.contains(&view.id) {
+            if self.changed_workers.contains(&view.id) {
                 self.store.submit_seen(view.id.clone(), wall.checked_sub(view.silent).unwrap_or(wall));
                 self.catalog.set_worker(convert::worker_view(view, wall));
             }
@@ -185,6 +219,7 @@ impl Publisher {
         let problem = self.store.problem();
         self.catalog.set_cluster(ClusterView {
             term: machine.term(),
+            identity: self.cluster.clone(),
             leader: self.leader(machine),
             placement: PlacementView {
                 waiting: machine.waiting(now).unwrap_or_default(),

@@ -208,7 +208,13 @@ fn looks(meter: &Meter, view: &View) {
         let problem = c.cluster.store_problem.as_ref().map(|problem| problem.cause.name());
         OutageCause::NAMES.into_iter().map(|name| (name, u64::from(problem == Some(name)))).collect()
     });
-    many("rug.workers", "{worker}", "Workers by health, those gone for up to an hour among them.", "health", workers);
+    many(
+        "rug.workers",
+        "{worker}",
+        "Workers by health, those lost for up to an hour and those that left for up to 5 min among them.",
+        "health",
+        workers,
+    );
 
     oldest_unowned(meter, view);
 }
@@ -231,7 +237,7 @@ fn oldest_unowned(meter: &Meter, view: &View) {
 
 /// Every health there is, so that one that nobody has any more is told as 0.
 fn workers(cluster: &ClusterSeen) -> Vec<(&'static str, u64)> {
-    let mut by_health = BTreeMap::from([("healthy", 0), ("suspect", 0), ("dead", 0)]);
+    let mut by_health = BTreeMap::from([("healthy", 0), ("suspect", 0), ("dead", 0), ("left", 0)]);
     for worker in &cluster.workers {
         *by_health.entry(worker.health.name()).or_default() += 1;
     }

@@ -25,7 +25,7 @@
 
 mod cause;
 mod servers;
-mod sqlite;
+pub(super) mod sqlite;
 
 use std::fmt;
 use std::path::Path;
@@ -177,6 +177,17 @@ impl DatabaseTarget {
             Address::Postgres(options) => Ok(servers::postgres_readers(self, options)),
             Address::MySql(options) => Ok(servers::mysql_readers(self, options)),
         }
+    }
+
+    /// One connection that makes a copy of the file; `None` of a server.
+    pub(super) async fn connect_copier(&self) -> Option<Result<DatabaseConnection, DbErr>> {
+        let connect = async |path| {
+            let db = sqlite::connect(self, path, 1, false).await?;
+            // What is written is the copy.
+            db.execute_unprepared("PRAGMA query_only = 0").await?;
+            Ok(db)
+        };
+        Some(connect(self.path()?).await)
     }
 
     fn within_reach(&self) -> Result<(), DbErr> {

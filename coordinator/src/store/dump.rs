@@ -8,7 +8,8 @@ use sea_orm::entity::prelude::*;
 
 use super::dialect::failure;
 use super::entities::{
-    appliances, events, grants, leadership, members, moves, pauses, progress, rebalances, requests, statuses, workers,
+    appliances, clusters, events, grants, leadership, members, moves, pauses, progress, rebalances, requests, statuses,
+    workers,
 };
 use super::error::Error;
 use super::ledger::{self, Chunk, GrantLogEntry, LogPosition, Pages};
@@ -27,6 +28,9 @@ pub enum DumpError {
 /// Writes the leader, the number of rows of each table, and the grant log. A row that cannot be read is named, and the
 /// dump continues after it.
 pub(super) async fn dump(db: &impl ConnectionTrait, out: &mut impl Write) -> Result<(), DumpError> {
+    if let Some(row) = clusters::Entity::find_by_id(clusters::ROW).one(db).await.map_err(|e| reading(&e))? {
+        writeln!(out, "cluster {}", row.cluster)?;
+    }
     if let Some(row) = leadership::Entity::find_by_id(leadership::ROW).one(db).await.map_err(|e| reading(&e))? {
         writeln!(out, "term {} batch {} coordinator {}", row.term, row.batch, row.coordinator)?;
     }

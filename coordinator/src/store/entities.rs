@@ -30,6 +30,27 @@ pub(super) mod leadership {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
+/// The cluster that the store is of; one row, which never changes.
+pub(super) mod clusters {
+    use sea_orm::entity::prelude::*;
+
+    /// Key of the one row.
+    pub(in crate::store) const ROW: i32 = 1;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "clusters")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub id: i32,
+        pub cluster: Uuid,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
 /// Desired state of appliances.
 pub(super) mod appliances {
     use sea_orm::entity::prelude::*;

@@ -21,6 +21,8 @@ pub enum OutageCause {
     Locked,
     /// The file cannot be opened or made: its directory is missing or forbidden.
     CannotOpen,
+    /// The file was deleted, or another one put in its place, while it was open: what is written to it is lost.
+    Deleted,
     /// Reading or writing failed.
     Io(String),
     /// The connection broke.
@@ -33,7 +35,8 @@ pub enum OutageCause {
 
 impl OutageCause {
     /// Every name, for metrics.
-    pub const NAMES: [&str; 8] = ["read_only", "full", "locked", "cannot_open", "io", "lost", "timed_out", "refused"];
+    pub const NAMES: [&str; 9] =
+        ["read_only", "full", "locked", "cannot_open", "deleted", "io", "lost", "timed_out", "refused"];
 
     /// Its name in metrics.
     #[must_use]
@@ -43,6 +46,7 @@ impl OutageCause {
             Self::Full => "full",
             Self::Locked => "locked",
             Self::CannotOpen => "cannot_open",
+            Self::Deleted => "deleted",
             Self::Io(_) => "io",
             Self::Lost(_) => "lost",
             Self::TimedOut => "timed_out",
@@ -76,6 +80,10 @@ impl fmt::Display for OutageCause {
             Self::CannotOpen => {
                 f.write_str("it cannot be opened or created; does its directory exist and may it be written?")
             }
+            Self::Deleted => f.write_str(
+                "its file was deleted or replaced while it was open, so that what is written would be lost; \
+                 stop the coordinator, put the state directory back, start it again",
+            ),
             Self::Io(reason) => write!(f, "reading or writing failed: {reason}"),
             Self::Lost(reason) => write!(f, "the connection broke: {reason}"),
             Self::TimedOut => f.write_str("it did not answer in time"),

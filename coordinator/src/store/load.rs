@@ -12,12 +12,14 @@ use sea_orm::{Condition, ConnectionTrait, DeleteMany, QueryOrder, QuerySelect};
 
 use super::dialect::failure;
 use super::entities::{
-    appliances, events, leadership, members, moves, pauses, progress, rebalances, requests, statuses,
+    appliances, clusters, events, leadership, members, moves, pauses, progress, rebalances, requests, statuses,
 };
 use super::error::Error;
 use super::ledger::ReplayedLog;
 use super::rows;
-use crate::record::{AuditEvent, MoveRecord, PauseRecord, RebalanceRecord, Record, RequestRecord};
+use crate::record::{
+    AuditFilter, AuditPart, MoveRecord, NumberedEvent, PauseRecord, RebalanceRecord, Record, RequestRecord,
+};
 
 /// Rebalances that are kept in memory by a leader.
 const RECENT_REBALANCES: u64 = 100;
@@ -46,6 +48,8 @@ pub struct Unreadable {
 /// State that a new leader begins with: everything in the store, read in the transaction that raised the term.
 #[derive(Debug, Default)]
 pub struct StoredState {
+    /// The id of the cluster.
+    pub cluster: Uuid,
     /// The term before the one that begins, as the transaction found it.
     pub former: Term,
     /// Appliances, in no order.
@@ -115,6 +119,7 @@ pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Resu
         status.inspect_err(|error| tracing::warn!("ignoring stored status until the next report: {error}")).ok()
     };
     let loaded = StoredState {
+        cluster: cluster(db).await?,
         former,
         records,
         unreadable,
@@ -161,6 +166,17 @@ pub(super) async fn place<C: ConnectionTrait>(db: &C) -> Result<(Term, u64), Err
         reason: format!("{} is no term", row.term),
     })?;
     Ok((Term::new(term), row.batch.cast_unsigned()))
+}
+
+/// The id of the cluster.
+async fn cluster<C: ConnectionTrait>(db: &C) -> Result<Uuid, Error> {
+    let row = clusters::Entity::find_by_id(clusters::ROW).one(db).await;
+    let row = row.map_err(|e| failure("read the id of the cluster", &e))?.ok_or_else(|| Error::Corrupt {
+        what: "clusters",
+        key: clusters::ROW.to_string(),
+        reason: "the row is missing".to_owned(),
+    })?;
+    Ok(row.cluster)
 }
 
 /// Rebalances before one, newest first.
@@ -239,10 +255,52 @@ pub(super) async fn moves_of<C: ConnectionTrait>(
     Ok(found)
 }
 
-/// The newest audit events, newest first.
-pub(super) async fn events<C: ConnectionTrait>(db: &C, limit: u64) -> Result<Vec<AuditEvent>, Error> {
-    let found = events::Entity::find().order_by_desc(events::Column::Id).limit(limit.min(MAX_LIST)).all(db).await;
-    Ok(found.map_err(|e| failure("read events", &e))?.into_iter().map(rows::to_event).collect())
+/// Events of the audit trail.
+pub(super) async fn events<C: ConnectionTrait>(
+    db: &C,
+    filter: &AuditFilter,
+    part: AuditPart,
+    limit: u64,
+) -> Result<Vec<NumberedEvent>, Error> {
+    use sea_orm::sea_query::LikeExpr;
+
+    let AuditFilter { since, until, actor, action, subject } = filter;
+    let mut query = events::Entity::find();
+    query = match part {
+        AuditPart::Before(None) => query.order_by_desc(events::Column::Id),
+        AuditPart::Before(Some(number)) => {
+            query.filter(events::Column::Id.lt(number.cast_signed())).order_by_desc(events::Column::Id)
+        }
+        AuditPart::After(number) => {
+            query.filter(events::Column::Id.gt(number.cast_signed())).order_by_asc(events::Column::Id)
+        }
+    };
+    if let Some(since) = since {
+        query = query.filter(events::Column::TimeNs.gte(rows::nanos(*since)));
+    }
+    if let Some(until) = until {
+        query = query.filter(events::Column::TimeNs.lt(rows::nanos(*until)));
+    }
+    if let Some(actor) = actor {
+        query = query.filter(events::Column::Actor.eq(actor.as_str()));
+    }
+    if let Some(action) = action {
+        query = query.filter(events::Column::Action.eq(action.as_str()));
+    }
+    if let Some(subject) = subject {
+        let escaped = subject.replace('|', "||").replace('%', "|%").replace('_', "|_");
+        let begins = || LikeExpr::new(format!("{escaped} %")).escape('|');
+        let mut any = Condition::any().add(events::Column::Subject.eq(subject.as_str()));
+        // That of `unbind` goes on with the site.
+        any = any.add(events::Column::Subject.like(begins()));
+        if subject.contains('/') {
+            // The detail of an appliance's event begins with its tenant and name.
+            any = any.add(events::Column::Detail.like(begins()));
+        }
+        query = query.filter(any);
+    }
+    let found = query.limit(limit.min(MAX_LIST + 1)).all(db).await;
+    Ok(found.map_err(|e| failure("read the audit trail", &e))?.into_iter().map(rows::to_event).collect())
 }
 
 /// Limits of the history.

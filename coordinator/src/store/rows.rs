@@ -18,7 +18,9 @@ use serde::{Deserialize, Serialize};
 use super::codec::{self, Odd, Packer, ROW_BYTES, Unpacker};
 use super::entities::{appliances, events, members, moves, pauses, progress, rebalances, requests, statuses, workers};
 use super::error::Error;
-use crate::record::{AuditEvent, MoveRecord, PauseRecord, RebalanceOutcome, RebalanceRecord, Record, RequestRecord};
+use crate::record::{
+    AuditEvent, MoveRecord, NumberedEvent, PauseRecord, RebalanceOutcome, RebalanceRecord, Record, RequestRecord,
+};
 
 /// Format of a row of moves.
 const MOVES: u8 = 1;
@@ -349,9 +351,10 @@ pub(super) fn from_event(event: &AuditEvent) -> events::ActiveModel {
     }
 }
 
-pub(super) fn to_event(row: events::Model) -> AuditEvent {
-    let events::Model { id: _, time_ns, actor, action, subject, detail } = row;
-    AuditEvent { time: time(time_ns), actor, action, subject, detail }
+pub(super) fn to_event(row: events::Model) -> NumberedEvent {
+    let events::Model { id, time_ns, actor, action, subject, detail } = row;
+    let event = AuditEvent { time: time(time_ns), actor, action, subject, detail };
+    NumberedEvent { number: id.cast_unsigned(), event }
 }
 
 pub(super) fn from_pause(pause: &PauseRecord) -> pauses::Model {

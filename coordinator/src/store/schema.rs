@@ -11,7 +11,7 @@ use sea_orm::{DatabaseConnection, DbBackend, EntityTrait, Set};
 use sea_orm_migration::prelude::*;
 
 use super::dialect::{self, DatabaseTarget};
-use super::entities::leadership;
+use super::entities::{clusters, leadership};
 use super::error::Error;
 
 /// Deadline of all migrations of one start.
@@ -23,7 +23,7 @@ pub(super) struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(First), Box::new(WrittenTerm), Box::new(ManagedBy), Box::new(Pauses)]
+        vec![Box::new(First), Box::new(WrittenTerm), Box::new(ManagedBy), Box::new(Pauses), Box::new(ClusterId)]
     }
 }
 
@@ -138,10 +138,48 @@ impl MigrationTrait for Pauses {
             [("id", ColumnType::Integer), ("reason", long()), ("actor", long()), ("since_ns", ColumnType::BigInteger)];
         let (_, mut pauses) = table("pauses", &["id"], columns);
         if backend == DbBackend::MySql {
-            pauses.engine("InnoDB").character_set("utf8mb4").collate("utf8mb4_bin");
+            mysql_options(&mut pauses);
         }
         manager.create_table(pauses).await
     }
+}
+
+/// The id of the cluster, made here, once.
+struct ClusterId;
+
+impl MigrationName for ClusterId {
+    fn name(&self) -> &'static str {
+        "m0005_cluster_id"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for ClusterId {
+    fn use_transaction(&self) -> Option<bool> {
+        Some(false)
+    }
+
+    #[allow(elided_lifetimes_in_paths, reason = "the trait, as async_trait writes it, elides it too")]
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let backend = manager.get_database_backend();
+        let columns = [("id", ColumnType::Integer), ("cluster", ColumnType::Uuid)];
+        let (_, mut statement) = table("clusters", &["id"], columns);
+        if backend == DbBackend::MySql {
+            mysql_options(&mut statement);
+        }
+        manager.create_table(statement).await?;
+        let db = manager.get_connection();
+        // On MariaDB the table may be left of a migration that was interrupted.
+        if clusters::Entity::find_by_id(clusters::ROW).one(db).await?.is_none() {
+            let row = clusters::ActiveModel { id: Set(clusters::ROW), cluster: Set(uuid::Uuid::new_v4()) };
+            clusters::Entity::insert(row).exec_without_returning(db).await?;
+        }
+        Ok(())
+    }
+}
+
+fn mysql_options(statement: &mut TableCreateStatement) {
+    statement.engine("InnoDB").character_set("utf8mb4").collate("utf8mb4_bin");
 }
 
 async fn add_to_appliances(manager: &SchemaManager<'_>, name: &str, column: ColumnDef) -> Result<(), DbErr> {
@@ -307,7 +345,7 @@ fn tables(backend: DbBackend) -> Vec<TableCreateStatement> {
     ];
     if backend == DbBackend::MySql {
         for (table, statement) in &mut tables {
-            statement.engine("InnoDB").character_set("utf8mb4").collate("utf8mb4_bin");
+            mysql_options(statement);
             // MySQL cannot create an index only if it is missing, but it can create it with its table.
             for (_, mut index) in indexes().into_iter().filter(|(of, _)| of == table) {
                 statement.index(&mut index);

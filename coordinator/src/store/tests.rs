@@ -439,7 +439,7 @@ async fn a_dump_shows_counts_and_grants_and_needs_no_term(database: DatabaseKind
     let mut out = Vec::new();
     Store::inspect(&home.config, &mut out).await.expect("readable beside the running store");
     let text = String::from_utf8(out).expect("text");
-    assert!(text.starts_with("term 1 batch 1 coordinator c1\n"), "{text}");
+    assert!(text.starts_with("cluster ") && text.contains("\nterm 1 batch 1 coordinator c1\n"), "{text}");
     assert!(text.contains("appliances           1\n"), "{text}");
     let to = granted(1, 1).incarnation;
     let line = format!("  {} granted to w1 {to} with t1/1 on h1, with a fence delay of 1.5s\n", id(7));

@@ -33,6 +33,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use self::background::{Background, Compaction};
 use self::outage::StoreOutage;
 use super::batch::{Batch, PreparedWrite};
+use super::dialect::sqlite::FileIdentity;
 use super::dialect::{self, DatabaseTarget};
 use super::error::{Error, OutageCause};
 use super::load::StoredState;
@@ -91,6 +92,8 @@ pub(super) struct Writer {
     /// When a change failed last, since the store accepted one.
     change_failed_at: Option<Instant>,
     background: Background,
+    /// The file that is open; `None` of a server.
+    file: Option<FileIdentity>,
     _lock: Option<FileLock>,
 }
 
@@ -104,6 +107,7 @@ impl Writer {
         (db, lock): (DatabaseConnection, Option<FileLock>),
     ) -> Self {
         Self {
+            file: target.path().and_then(FileIdentity::of),
             target,
             config,
             shared,
@@ -273,6 +277,7 @@ impl Writer {
     /// # Errors [`Error::Unavailable`] also when the outcome is not known yet; the outage records that then.
     async fn commit(&mut self, batch: &Batch) -> Result<bool, Error> {
         let Some((term, last)) = self.chain else { return Err(Error::NotLeading) };
+        self.check_file()?;
         let result = match self.connection().await {
             Ok(db) => {
                 let outcome = transaction::write(&self.target, &db, (term, last + 1), batch).await;
@@ -462,6 +467,22 @@ impl Writer {
         self.shared.deposed.store(false, Ordering::Release);
         self.note(None, false);
         loaded
+    }
+
+    /// Whether the path still leads to the file that is open; otherwise nothing is written any more.
+    fn check_file(&mut self) -> Result<(), Error> {
+        let Some((path, opened)) = self.target.path().zip(self.file) else { return Ok(()) };
+        if FileIdentity::of(path) == Some(opened) {
+            return Ok(());
+        }
+        let error = Error::Unavailable(OutageCause::Deleted);
+        if self.shared.outage() != Some(OutageCause::Deleted) {
+            tracing::error!(store = self.target.name(), "{error}");
+            self.shared.failed(&OutageCause::Deleted);
+            // From now on changes are refused at once.
+            self.shared.set_outage(Some(OutageCause::Deleted));
+        }
+        Err(error)
     }
 
     async fn connection(&mut self) -> Result<DatabaseConnection, Error> {

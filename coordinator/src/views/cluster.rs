@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use common::appliance::Name;
+use common::cluster::ClusterIdentity;
 use common::ring::Ring;
 use common::{ApplianceId, CoordinatorId, Term, WorkerId};
 use coordinator_core::planner::Strategy;
@@ -17,6 +18,8 @@ use crate::store::StoreProblem;
 pub struct ClusterView {
     /// The current term.
     pub term: Term,
+    /// Which cluster this is.
+    pub identity: ClusterIdentity,
     /// The coordinator that leads, and where it keeps and finds things.
     pub leader: LeaderView,
     /// What moves, and what keeps appliances from being moved.
@@ -50,6 +53,7 @@ impl ClusterView {
         };
         Self {
             term: Term::new(term),
+            identity: ClusterIdentity { id: uuid::Uuid::from_u128(1), name: "test".parse().ok() },
             leader,
             placement: PlacementView::default(),
             violations: ViolationsView::default(),

@@ -3,9 +3,11 @@
 //! It is looked for in the working directory and above, where strangers may have put theirs: nothing is believed that this
 //! user or root has not put there ([`Folder::read_existing`]).
 
+use std::fmt;
 use std::io;
 use std::path::Path;
 
+use common::cluster::ClusterRef;
 use runtime::folder::{self, Error, Folder};
 use runtime::socket;
 
@@ -14,11 +16,43 @@ use crate::error::Failure;
 /// Most bytes of an endpoint file. Paths have at most 4096, those of sockets about a hundred.
 const MAX_ENDPOINT: u64 = 4 << 10;
 
-/// The address in the endpoint file of a `.rug` folder, always one of a Unix socket; `None` when there is none.
+/// Begin of the line that says which cluster it is.
+const CLUSTER: &str = "cluster ";
+
+/// What an endpoint file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    /// Address of the server, always one of a Unix socket.
+    pub(crate) address: String,
+    /// The cluster that serves there. Missing in files of earlier versions.
+    pub(crate) cluster: Option<ClusterRef>,
+}
+
+impl Endpoint {
+    /// The lines of a file.
+    fn parse(text: &str) -> Option<Self> {
+        let mut lines = text.lines().map(str::trim);
+        let address = lines.next().filter(|address| address.starts_with(socket::SCHEME))?.to_owned();
+        let cluster = match lines.next() {
+            None => None,
+            Some(line) => Some(line.strip_prefix(CLUSTER)?.parse().ok()?),
+        };
+        lines.next().is_none().then_some(Self { address, cluster })
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.address)?;
+        self.cluster.iter().try_for_each(|cluster| writeln!(f, "{CLUSTER}{cluster}"))
+    }
+}
+
+/// What the endpoint file of a `.rug` folder says; `None` when there is none.
 ///
 /// # Errors
 /// Another user has, or can have, put it there, or it is not what `rugctl up` writes.
-pub(crate) fn read_endpoint(folder: &Path) -> Result<Option<String>, Failure> {
+pub(crate) fn read_endpoint(folder: &Path) -> Result<Option<Endpoint>, Failure> {
     let path = folder.join("endpoint");
     let bytes = match Folder::read_existing(&path, MAX_ENDPOINT) {
         Ok(None) => return Ok(None),
@@ -33,9 +67,8 @@ pub(crate) fn read_endpoint(folder: &Path) -> Result<Option<String>, Failure> {
     };
     match std::str::from_utf8(&bytes).map(str::trim) {
         Ok("") => Ok(None),
-        Ok(address) if address.starts_with(socket::SCHEME) => Ok(Some(address.to_owned())),
         // Versions before sockets wrote http://, where anybody may listen by now.
-        _ => Err(refused(&path, NO_ADDRESS)),
+        text => text.ok().and_then(Endpoint::parse).map(Some).ok_or_else(|| refused(&path, NO_ADDRESS)),
     }
 }
 
@@ -109,7 +142,16 @@ mod tests {
         assert!(refusal(&rug).contains("address of a Unix socket"));
 
         write(&file, "unix:/x/s\n").expect("a file");
-        assert_eq!(read_endpoint(&rug).expect("ours").as_deref(), Some("unix:/x/s"));
+        let mut endpoint = Endpoint { address: "unix:/x/s".to_owned(), cluster: None };
+        assert_eq!(read_endpoint(&rug).expect("ours").as_ref(), Some(&endpoint));
+        endpoint.cluster = "6f1c9a52-0f5e-4f0a-9a3e-0d2b6a1c7e11".parse().ok();
+        write(&file, endpoint.to_string()).expect("a file");
+        assert_eq!(read_endpoint(&rug).expect("ours").as_ref(), Some(&endpoint));
+        for odd in ["unix:/x/s\nelsewhere\n", "unix:/x/s\ncluster No Name\n", "unix:/x/s\ncluster a\nb\n"] {
+            write(&file, odd).expect("a file");
+            assert!(read_endpoint(&rug).is_err(), "{odd:?}");
+        }
+        write(&file, "unix:/x/s\n").expect("a file");
         let link = top.path().join("link");
         symlink(&rug, &link).expect("a link");
         assert!(refusal(&link).contains("symbolic link"));

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use common::cluster::ClusterRef;
 use runtime::channel::{AddressError, Target};
 use runtime::socket::{self, TrustedServer};
 use runtime::tls::{self, ClientTls};
@@ -24,40 +25,58 @@ const CONNECT: Duration = Duration::from_secs(2);
 /// ask another one within the default timeout of a call.
 const ALIVE: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(3));
 
-/// Finds the servers: flag or environment, else those of a cluster on this machine, in this folder or a parent: what
-/// `rugctl up` wrote to `.rug/endpoint`, or the socket of a coordinator that was started there without any set-up.
+/// Finds the servers: those that were named, else those of a cluster on this machine, in this folder or a parent: what
+/// `rugctl up` wrote to `.rug/endpoint`, or the socket of a coordinator that was started there without any set-up. There is
+/// no other default, which might be somebody else's cluster.
 ///
 /// An address without a scheme gets the one that matches `secure`. Clusters on this machine use no TLS.
 ///
 /// # Errors
-/// The nearest cluster belongs to another user, who is not to be given what was meant for an own one; or an address that
-/// was named has a user or a password.
+/// No cluster is found; the nearest one belongs to another user, who is not to be given what was meant for an own one; or
+/// what was named is empty, or has a user or a password.
 pub(crate) fn find_servers(named: Option<&str>, secure: bool, folder: &Path) -> Result<ServerAddresses, Failure> {
-    let names: Vec<_> = named.unwrap_or_default().split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
-    if !names.is_empty() {
-        // Not quoted: what stands before the `@` may be a password.
-        if names.iter().any(|name| !name.starts_with(socket::SCHEME) && name.contains('@')) {
-            return Err(Failure::usage(
-                "--server or RUG_SERVER: the address of a server has no user name and no password, so no `@`",
-            ));
-        }
-        let scheme = if secure { "https" } else { "http" };
-        let has_scheme = |name: &str| name.contains("://") || name.starts_with(socket::SCHEME);
-        let full = |name: &str| if has_scheme(name) { name.to_owned() } else { format!("{scheme}://{name}") };
-        return Ok(ServerAddresses { addresses: names.into_iter().map(full).collect(), local: false });
+    match named {
+        Some(named) => named_servers(named, secure),
+        None => local_servers(folder),
     }
-    let local = |address| Ok(ServerAddresses { addresses: vec![address], local: true });
-    for folder in folder.ancestors() {
-        if let Some(address) = read_endpoint(&folder.join(".rug"))? {
-            return local(address);
+}
+
+fn named_servers(named: &str, secure: bool) -> Result<ServerAddresses, Failure> {
+    let names: Vec<_> = named.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
+    if names.is_empty() {
+        return Err(Failure::usage(
+            "--server or RUG_SERVER is empty: give it an address, or take it away to use the cluster of this folder",
+        ));
+    }
+    // Not quoted: what stands before the `@` may be a password.
+    if names.iter().any(|name| !name.starts_with(socket::SCHEME) && name.contains('@')) {
+        return Err(Failure::usage(
+            "--server or RUG_SERVER: the address of a server has no user name and no password, so no `@`",
+        ));
+    }
+    let scheme = if secure { "https" } else { "http" };
+    let has_scheme = |name: &str| name.contains("://") || name.starts_with(socket::SCHEME);
+    let full = |name: &str| if has_scheme(name) { name.to_owned() } else { format!("{scheme}://{name}") };
+    Ok(ServerAddresses { addresses: names.into_iter().map(full).collect(), local: false, cluster: None })
+}
+
+fn local_servers(start: &Path) -> Result<ServerAddresses, Failure> {
+    let local = |address, cluster| Ok(ServerAddresses { addresses: vec![address], local: true, cluster });
+    for folder in start.ancestors() {
+        if let Some(endpoint) = read_endpoint(&folder.join(".rug"))? {
+            return local(endpoint.address, endpoint.cluster);
         }
         let socket = folder.join(DEFAULT_SOCKET);
         if let Some(meta) = socket.symlink_metadata().ok().filter(|meta| meta.file_type().is_socket()) {
             judge_owner(&socket, meta.uid())?;
-            return local(format!("{}{}", socket::SCHEME, socket.display()));
+            return local(format!("{}{}", socket::SCHEME, socket.display()), None);
         }
     }
-    local(format!("{}{DEFAULT_SOCKET}", socket::SCHEME))
+    Err(Failure::usage(format!(
+        "no cluster runs in {} or a folder above it: start one with `rugctl up`, go to the folder of one, or name its \
+         address with --server or RUG_SERVER",
+        start.display()
+    )))
 }
 
 /// Addresses of servers and how they were found.
@@ -67,6 +86,8 @@ pub(crate) struct ServerAddresses {
     pub(crate) addresses: Vec<String>,
     /// Found on this machine rather than configured.
     pub(crate) local: bool,
+    /// The cluster that is to be found there, where that is known.
+    pub(crate) cluster: Option<ClusterRef>,
 }
 
 impl ServerAddresses {
@@ -232,7 +253,7 @@ mod tests {
 
     #[test]
     fn only_servers_that_were_named_are_trusted_as_such() {
-        let found = |local| ServerAddresses { addresses: vec!["unix:s".to_owned()], local };
+        let found = |local| ServerAddresses { addresses: vec!["unix:s".to_owned()], local, cluster: None };
         assert_eq!(found(true).trusted(), TrustedServer::OwnOrRoot);
         assert_eq!(found(false).trusted(), TrustedServer::Named);
     }
@@ -248,16 +269,22 @@ mod tests {
         let found = |addresses: &[&str], local| ServerAddresses {
             addresses: addresses.iter().map(ToString::to_string).collect(),
             local,
+            cluster: None,
         };
         let find = |named, secure| find_servers(named, secure, &deep).expect("own files");
         assert_eq!(find(None, false), found(&["unix:/x/s"], true));
-        assert_eq!(find(Some(" ,"), true), found(&["unix:/x/s"], true));
+        std::fs::write(top.path().join(".rug/endpoint"), "unix:/x/s\ncluster prod\n").expect("file");
+        assert_eq!(find(None, false).cluster, "prod".parse().ok());
+        for empty in ["", " ,"] {
+            let failure = find_servers(Some(empty), true, &deep).expect_err("names nothing");
+            assert!(failure.exit == Exit::Usage && failure.to_string().contains("is empty"), "{failure}");
+        }
         assert_eq!(find(Some("10.0.0.1:1"), false), found(&["http://10.0.0.1:1"], false));
         let several = found(&["https://a:1", "https://b:2", "http://c:3", "unix:d"], false);
         assert_eq!(find(Some("a:1, b:2,,http://c:3,unix:d"), true), several);
         std::fs::write(top.path().join(".rug/endpoint"), "").expect("file");
-        let default = format!("unix:{DEFAULT_SOCKET}");
-        assert_eq!(find(None, true), found(&[&default], true));
+        let failure = find_servers(None, true, &deep).expect_err("there is none");
+        assert!(failure.exit == Exit::Usage && failure.to_string().contains("rugctl up"), "{failure}");
         let socket = top.path().join("a").join(DEFAULT_SOCKET);
         std::fs::create_dir_all(socket.parent().expect("a folder")).expect("folder");
         let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("a short path");

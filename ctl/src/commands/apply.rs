@@ -42,6 +42,8 @@ pub(crate) async fn run(context: &CommandContext, args: &ApplyArgs) -> Result<()
     let documents = tokio::task::spawn_blocking(move || document::read(&files))
         .await
         .map_err(|e| Failure::failed(format!("read documents: {e}")))??;
+    let (cluster, context) = &context.identified().await?;
+    document::check_cluster(&documents, cluster, |meant| cluster.is(meant))?;
     let (checked, refused) = send(&context.client, &documents, args.force, true).await;
     if !refused.is_empty() {
         return Err(combine_failures(refused, "nothing was changed"));

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::commands::placement::{why_frozen, why_paused};
 use crate::commands::{CommandContext, watch, worker::phases};
 use crate::error::Failure;
-use crate::output::{TextTable, Tone, age, count, view as shown};
+use crate::output::{TextTable, Tone, Ui, age, count, view as shown};
 use crate::text::one_line;
 
 /// Timeout of `version`: the server may well not be running.
@@ -45,6 +45,10 @@ fn describe(context: &CommandContext, status: &v1::ClusterStatus, now: SystemTim
             let _ = writeln!(text, "{name:<16}{value}");
         }
     };
+    if let Some(identity) = &status.identity {
+        line("Cluster", &identity.name);
+        line("Cluster id", &identity.id);
+    }
     let role = if status.leading { "leads" } else { "stands by" };
     line("Server", context.client.address());
     line("Coordinator", &format!("{} ({role}, term {})", status.coordinator, status.term));
@@ -115,6 +119,15 @@ struct Versions {
     server: Option<String>,
 }
 
+/// Runs `version` where no server is known.
+pub(crate) fn own_version(ui: &Ui) -> Result<(), Failure> {
+    let client = env!("CARGO_PKG_VERSION");
+    if ui.format.is_structured() {
+        return ui.print_value(&Versions { client, server: None });
+    }
+    ui.print(&format!("rugctl {client}"))
+}
+
 /// Runs `version`. A server that does not answer is not a failure.
 pub(crate) async fn version(context: &CommandContext, client_only: bool) -> Result<(), Failure> {
     let client = env!("CARGO_PKG_VERSION");
@@ -139,7 +152,7 @@ pub(crate) async fn version(context: &CommandContext, client_only: bool) -> Resu
 mod tests {
     use super::*;
     use crate::client::AdminClient;
-    use crate::output::{OutputFormat, Ui};
+    use crate::output::OutputFormat;
 
     #[tokio::test]
     async fn warnings_come_with_advice() {
@@ -150,6 +163,7 @@ mod tests {
             |id: &str, leading| v1::Coordinator { id: id.into(), address: format!("https://{id}:7470"), leading };
         let since = Some(prost_types::Timestamp { seconds: 10, nanos: 0 });
         let status = v1::ClusterStatus {
+            identity: Some(v1::ClusterIdentity { id: "6f1c9a52".into(), name: "prod".into() }),
             coordinator: "c2".into(),
             term: 7,
             leading: true,
@@ -169,6 +183,8 @@ mod tests {
         };
         let text = describe(&context, &status, SystemTime::UNIX_EPOCH + Duration::from_secs(20));
         for line in [
+            "Cluster         prod",
+            "Cluster id      6f1c9a52",
             "Coordinator     c2 (leads, term 7)",
             "Coordination    zookeeper://zk:2181, in doubt",
             "Stalled         1 move past the deadline, still going on",

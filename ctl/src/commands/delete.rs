@@ -1,16 +1,19 @@
 //! `rugctl delete`: remove appliances and wait until they are gone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use clap::Args;
+use common::appliance::Name;
 use futures::{StreamExt, TryStreamExt, stream};
 use proto::admin::v1;
 
-use crate::client::{AdminClient, by_id, reference, request_id};
-use crate::commands::{CommandContext, Wait, confirm};
+use crate::client::{AdminClient, by_id, request_id};
+use crate::commands::filter::LabelArgs;
+use crate::commands::{CommandContext, Extent, TargetCluster, Wait, confirm};
 use crate::document::{self, view};
 use crate::error::{Exit, Failure};
+use crate::names::ApplianceName;
 use crate::output::{Ui, count};
 use crate::wait::{Goal, Tracker, settle};
 
@@ -21,20 +24,22 @@ const IN_FLIGHT: usize = 32;
 #[derive(Args, Debug)]
 pub(crate) struct DeleteArgs {
     /// Names or ids
-    #[arg(value_name = "NAME", required_unless_present_any = ["all", "files"], conflicts_with = "all")]
+    #[arg(value_name = "NAME", required_unless_present_any = ["all", "files", "labels"], conflicts_with_all = ["all", "labels"])]
     names: Vec<String>,
     /// The appliances of a YAML file; - reads standard input
-    #[arg(short, long = "file", value_name = "FILE", conflicts_with = "all")]
+    #[arg(short, long = "file", value_name = "FILE", conflicts_with_all = ["all", "labels"])]
     files: Vec<String>,
     /// Every appliance, of the given tenant or of all tenants
     #[arg(long)]
     all: bool,
+    #[command(flatten)]
+    labels: LabelArgs,
     /// Do not ask for confirmation
     #[arg(short, long)]
     yes: bool,
-    /// Tenant of the names [default: default]
-    #[arg(short, long)]
-    tenant: Option<String>,
+    /// Tenant of the names [default: default]; with --all and --label only its appliances
+    #[arg(short, long, value_parser = Name::new)]
+    tenant: Option<Name>,
     /// Also delete appliances that a source manages, which may create them again
     #[arg(long)]
     force: bool,
@@ -47,17 +52,21 @@ pub(crate) struct DeleteArgs {
 
 /// Runs the command.
 pub(crate) async fn run(context: &CommandContext, args: &DeleteArgs) -> Result<(), Failure> {
+    let (cluster, context) = &context.identified().await?;
     let client = &context.client;
-    let appliances = if args.all {
-        let tenant = args.tenant.clone().unwrap_or_default();
-        let all = client.list(v1::ApplianceFilter { tenant, ..v1::ApplianceFilter::default() }).await?;
-        if !all.is_empty() && !args.yes {
-            confirm(&format!("delete {}?", count(all.len() as u64, "appliance"))).await?;
-        }
-        all
+    let (appliances, extent) = if args.all || !args.labels.is_empty() {
+        let tenant = args.tenant.as_ref().map(ToString::to_string).unwrap_or_default();
+        let labels = args.labels.map()?;
+        let filter = v1::ApplianceFilter { tenant, labels, ..v1::ApplianceFilter::default() };
+        (client.list(filter).await?, Extent::Found)
     } else {
-        named(context, args).await?
+        (named(context, cluster, args).await?, Extent::Named)
     };
+    if appliances.is_empty() {
+        context.ui.note(&format!("no appliance to delete in {cluster}"));
+    } else {
+        confirm(&format!("delete {} in {cluster}?", described(&appliances)), extent, args.yes).await?;
+    }
     let deleted = delete(client, appliances, args.force).await?;
     if !args.wait.no_wait {
         settle(client, &context.ui, gone(&deleted), context.wait()).await?;
@@ -70,31 +79,45 @@ pub(crate) async fn run(context: &CommandContext, args: &DeleteArgs) -> Result<(
     if lines.is_empty() { Ok(()) } else { context.ui.print(&lines.join("\n")) }
 }
 
+/// What these are, for a question.
+pub(crate) fn described(appliances: &[v1::Appliance]) -> String {
+    let tenants: BTreeSet<_> = appliances.iter().map(|a| a.tenant.as_str()).collect();
+    let number = count(appliances.len() as u64, "appliance");
+    match (appliances, tenants.len()) {
+        ([one], _) => view::label(one),
+        (_, 1) => format!("{number} of tenant {}", tenants.first().copied().unwrap_or_default()),
+        (_, several) => format!("{number} of {several} tenants"),
+    }
+}
+
 /// Looks up every name before anything is deleted: when one does not exist, nothing is deleted.
-async fn named(context: &CommandContext, args: &DeleteArgs) -> Result<Vec<v1::Appliance>, Failure> {
-    let tenant = args.tenant.as_deref().unwrap_or("default");
-    let mut references = Vec::new();
+async fn named(
+    context: &CommandContext,
+    cluster: &TargetCluster,
+    args: &DeleteArgs,
+) -> Result<Vec<v1::Appliance>, Failure> {
+    let mut wanted = Vec::new();
     for name in &args.names {
-        references.push((name.clone(), reference(tenant, name)?));
+        wanted.push((name.clone(), ApplianceName::parse(name, args.tenant.as_ref())?));
     }
     if !args.files.is_empty() {
         let files = args.files.clone();
         let documents = tokio::task::spawn_blocking(move || document::read(&files))
             .await
             .map_err(|e| Failure::failed(format!("read documents: {e}")))??;
+        document::check_cluster(&documents, cluster, |meant| cluster.is(meant))?;
         for document in documents {
-            let v1::Appliance { tenant, name, .. } = &document.appliance;
-            references.push((document.label(), reference(tenant, name)?));
+            wanted.push((document.label(), ApplianceName::of_document(&document.appliance)?));
         }
     }
     let mut found = BTreeMap::new();
-    for (name, reference) in references {
-        match context.client.get(reference).await {
+    for (label, name) in wanted {
+        match name.find(&context.client).await {
             Ok(appliance) => {
                 found.insert(appliance.id.clone(), appliance);
             }
             Err(failure) if failure.exit == Exit::NotFound && args.ignore_missing => {}
-            Err(failure) if failure.exit == Exit::NotFound => return Err(failure.during(&name)),
+            Err(failure) if failure.exit == Exit::NotFound => return Err(failure.during(&label)),
             Err(failure) => return Err(failure),
         }
     }
@@ -127,9 +150,14 @@ fn gone(appliances: &[v1::Appliance]) -> Tracker {
     Tracker::new(appliances.iter().map(|a| (a, Goal::Gone)))
 }
 
-/// Deletes every appliance of the server and waits until all are gone. Returns their number.
-pub(crate) async fn delete_everything(client: &AdminClient, ui: &Ui, limit: Duration) -> Result<u64, Failure> {
-    let deleted = delete(client, client.list(v1::ApplianceFilter::default()).await?, true).await?;
+/// Deletes all of these and waits until they are gone. Returns their number.
+pub(crate) async fn delete_and_wait(
+    client: &AdminClient,
+    ui: &Ui,
+    appliances: Vec<v1::Appliance>,
+    limit: Duration,
+) -> Result<u64, Failure> {
+    let deleted = delete(client, appliances, true).await?;
     settle(client, ui, gone(&deleted), limit).await?;
     Ok(deleted.len() as u64)
 }

@@ -7,10 +7,11 @@ use clap::{Args, Subcommand};
 use proto::admin::v1;
 use serde::Serialize;
 
-use crate::client::{by_id, reference};
-use crate::commands::{CommandContext, Tenant, confirm};
+use crate::client::by_id;
+use crate::commands::{CommandContext, Extent, TargetCluster, confirm};
 use crate::document::view::label;
 use crate::error::Failure;
+use crate::names::{Tenant, find};
 use crate::output::{age, view as shown};
 use crate::text::one_line;
 
@@ -65,15 +66,14 @@ pub(crate) async fn run(context: &CommandContext, command: &PlacementCommand) ->
 }
 
 async fn unbind(context: &CommandContext, args: &UnbindArgs) -> Result<(), Failure> {
-    let appliance = context.client.get(reference(&args.tenant.tenant, &args.name)?).await?;
+    let (cluster, context) = &context.identified().await?;
+    let appliance = find(&context.client, &args.tenant, &args.name).await?;
     let label = label(&appliance);
     let bound = appliance.assignment.clone().unwrap_or_default();
     let freed = if bound.host.is_empty() {
         v1::UnbindResponse::default()
     } else {
-        if !args.yes {
-            confirm(&unbind_question(&label, &bound)).await?;
-        }
+        confirm(&unbind_question(&label, &bound, cluster), Extent::Found, args.yes).await?;
         // Only from where it was seen to be: a call that is repeated must not free it from its next host.
         let request = v1::UnbindRequest {
             appliance: Some(by_id(&appliance.id)),
@@ -92,13 +92,13 @@ async fn unbind(context: &CommandContext, args: &UnbindArgs) -> Result<(), Failu
     })
 }
 
-fn unbind_question(label: &str, bound: &v1::Assignment) -> String {
+fn unbind_question(label: &str, bound: &v1::Assignment, cluster: &TargetCluster) -> String {
     let dir = match bound.state_dir.as_str() {
         "" => String::new(),
         dir => format!(" in {}", one_line(dir)),
     };
     format!(
-        "instances of {label} are kept on host {}{dir}; if any still run there they are not stopped, and new ones are \
+        "instances of {label} in {cluster} are kept on host {}{dir}; if any still run there they are not stopped, and new ones are \
          started elsewhere. Unbind it?",
         one_line(&bound.host)
     )
@@ -141,8 +141,8 @@ mod tests {
     fn the_question_before_unbinding_names_the_host_and_what_is_not_stopped() {
         let bound = v1::Assignment { host: "h1".into(), state_dir: "/var/lib/rug".into(), ..v1::Assignment::default() };
         assert_eq!(
-            unbind_question("custom/web", &bound),
-            "instances of custom/web are kept on host h1 in /var/lib/rug; if any still run there they are not stopped, \
+            unbind_question("custom/web", &bound, &TargetCluster::Unnamed("unix:s".into())),
+            "instances of custom/web in the cluster at unix:s are kept on host h1 in /var/lib/rug; if any still run there they are not stopped, \
              and new ones are started elsewhere. Unbind it?"
         );
     }

@@ -5,9 +5,10 @@ use std::fmt::Write as _;
 use clap::{Args, Subcommand};
 use proto::admin::v1;
 
-use crate::client::reference;
-use crate::commands::{CommandContext, Tenant};
+use crate::client::by_id;
+use crate::commands::CommandContext;
 use crate::error::{Exit, Failure};
+use crate::names::{ApplianceName, Tenant};
 use crate::output::{TextTable, Tone, view as shown};
 
 /// Commands.
@@ -53,15 +54,16 @@ async fn locate(context: &CommandContext, args: &LocateArgs) -> Result<(), Failu
     let request = |what| v1::LocateRequest { what: Some(what), count };
     let key = || request(What::Key(args.what.clone()));
     // A text that cannot be a name of an appliance is a key.
-    let named = if args.key { None } else { reference(&args.tenant.tenant, &args.what).ok() };
+    let named = ApplianceName::parse(&args.what, args.tenant.tenant.as_ref()).ok().filter(|_| !args.key);
     let located = match named {
         None => context.client.locate(key()).await?,
-        Some(named) => match context.client.locate(request(What::Appliance(named))).await {
+        Some(named) => match named.find(&context.client).await {
+            Ok(appliance) => context.client.locate(request(What::Appliance(by_id(&appliance.id)))).await?,
             Err(failure) if failure.exit == Exit::NotFound => {
                 context.ui.note(&format!("no appliance `{}`; taking it as a key", args.what));
                 context.client.locate(key()).await?
             }
-            result => result?,
+            Err(failure) => return Err(failure),
         },
     };
     if context.ui.format.is_structured() {

@@ -312,18 +312,50 @@ async fn lists_contain_all_pages() {
 #[tokio::test]
 async fn errors_of_the_server_become_exit_codes() {
     let (_fake, context) = Fake::start().await;
+    rugctl(&context, "apply -f FILE", TWO).await.expect("accepted");
     for (line, exit) in [
         ("get nobody", Exit::NotFound),
-        ("get a/b", Exit::Usage),
-        ("check nobody", Exit::Conflict),
-        ("rebuild nobody", Exit::Failed),
-        ("explain nobody", Exit::Failed),
+        ("get default/custom/a/b", Exit::Usage),
+        ("get demo/a", Exit::NotFound),
+        ("get loadbalancer/a", Exit::NotFound),
+        ("check nobody", Exit::NotFound),
+        ("check a", Exit::Conflict),
+        ("rebuild a", Exit::Failed),
+        ("explain a", Exit::Failed),
         ("delete nobody", Exit::NotFound),
+        ("delete loadbalancer/a", Exit::NotFound),
+        ("delete custom/a -t demo", Exit::NotFound),
+        ("delete default/custom/a -t demo", Exit::Usage),
         // No such service: an older server.
         ("worker list", Exit::Failed),
     ] {
         assert_eq!(rugctl(&context, line, "").await.expect_err(line).exit, exit, "{line}");
     }
+}
+
+#[tokio::test]
+async fn a_document_of_another_kind_deletes_nothing() {
+    let (fake, context) = Fake::start().await;
+    rugctl(&context, "apply -f FILE", TWO).await.expect("accepted");
+    let other = "name: a\nkind: loadbalancer\nspec:\n  listeners:\n  - port: 80\n";
+    let failure = rugctl(&context, "delete -f FILE", other).await.expect_err("another kind");
+    assert_eq!(failure.exit, Exit::NotFound);
+    assert!(failure.to_string().contains("that is custom/a"), "{failure}");
+    rugctl(&context, "delete -f FILE --ignore-missing", other).await.expect("there is none of this kind");
+    assert_eq!(fake.state().appliances.len(), 2);
+}
+
+#[tokio::test]
+async fn what_is_meant_for_a_cluster_is_not_sent_to_a_server_that_does_not_say_which_it_is() {
+    let (fake, context) = Fake::start().await;
+    let text = TWO.replacen("kind: custom\n", "kind: custom\ncluster: prod\n", 1);
+    let failure = rugctl(&context, "apply -f FILE", &text).await.expect_err("which cluster is it?");
+    assert_eq!(failure.exit, Exit::Usage);
+    assert!(failure.to_string().contains("f.yaml:3: cluster: is for cluster prod"), "{failure}");
+    let meant = CommandContext { client: context.client.meant_for("prod".parse().ok()), ..context };
+    let failure = rugctl(&meant, "apply -f FILE", TWO).await.expect_err("which cluster is it?");
+    assert!(failure.to_string().contains("prod is meant"), "{failure}");
+    assert_eq!(fake.state().changes, 0);
 }
 
 /// An address without a listener.

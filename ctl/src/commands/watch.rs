@@ -11,10 +11,12 @@ use proto::admin::v1;
 use tokio::time::sleep;
 use tonic::{Code, Status};
 
-use crate::client::{Backoff, reference};
-use crate::commands::{CommandContext, Tenant};
+use crate::client::Backoff;
+use crate::commands::CommandContext;
+use crate::commands::filter::FilterArgs;
 use crate::document::view;
 use crate::error::Failure;
+use crate::names::ApplianceName;
 use crate::output::Tone;
 use crate::output::view as shown;
 use crate::status::summary;
@@ -24,10 +26,10 @@ use crate::wait::may_reopen;
 /// Arguments of `watch`.
 #[derive(Args, Debug)]
 pub(crate) struct WatchArgs {
-    /// Name or id; all appliances of all tenants when omitted
+    /// Name or id; all appliances that match when omitted
     name: Option<String>,
     #[command(flatten)]
-    tenant: Tenant,
+    filter: FilterArgs,
 }
 
 /// The last line printed for each object, so that no line is repeated.
@@ -35,6 +37,10 @@ pub(crate) struct WatchArgs {
 struct PrintedLines(BTreeMap<String, String>);
 
 impl PrintedLines {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     fn is_new(&mut self, id: &str, line: &str) -> bool {
         self.0.insert(id.to_owned(), line.to_owned()).is_none_or(|before| before != line)
     }
@@ -47,7 +53,11 @@ fn clock() -> String {
 }
 
 /// Handles the end of a stream: a note and a pause, or the failure.
-async fn lost(context: &CommandContext, status: Option<Status>, backoff: &mut Backoff) -> Result<(), Failure> {
+pub(crate) async fn lost(
+    context: &CommandContext,
+    status: Option<Status>,
+    backoff: &mut Backoff,
+) -> Result<(), Failure> {
     match status {
         Some(status) if !may_reopen(status.code()) => Err(status.into()),
         status => {
@@ -63,16 +73,24 @@ async fn lost(context: &CommandContext, status: Option<Status>, backoff: &mut Ba
 
 /// Runs `watch`.
 pub(crate) async fn run(context: &CommandContext, args: &WatchArgs) -> Result<(), Failure> {
-    let (filter, only) = match &args.name {
-        None => (v1::ApplianceFilter::default(), None),
-        Some(name) => {
-            let one = context.client.get(reference(&args.tenant.tenant, name)?).await?;
-            let filter =
-                v1::ApplianceFilter { tenant: one.tenant, name_prefix: one.name, ..v1::ApplianceFilter::default() };
-            (filter, Some(one.id))
-        }
-    };
+    let Some(name) = &args.name else { return matching(context, &args.filter).await };
+    if !args.filter.is_tenant_only() {
+        return Err(Failure::usage("conditions other than --tenant are for a watch without a name"));
+    }
+    let one = ApplianceName::parse(name, args.filter.tenant.as_ref())?.find(&context.client).await?;
+    // Only its tenant: the appliance may be given another name while it is watched.
+    let filter = v1::ApplianceFilter { tenant: one.tenant, ..v1::ApplianceFilter::default() };
+    follow(context, filter, Some(one.id)).await
+}
+
+/// Prints the appliances that match, and each change of them.
+pub(crate) async fn matching(context: &CommandContext, filter: &FilterArgs) -> Result<(), Failure> {
+    follow(context, filter.filter()?, None).await
+}
+
+async fn follow(context: &CommandContext, filter: v1::ApplianceFilter, only: Option<String>) -> Result<(), Failure> {
     let mut printed = PrintedLines::default();
+    let mut noted = false;
     let mut backoff = Backoff::new();
     loop {
         let mut stream = context.client.watch(filter.clone()).await?;
@@ -80,6 +98,10 @@ pub(crate) async fn run(context: &CommandContext, args: &WatchArgs) -> Result<()
             match stream.message().await {
                 Ok(Some(event)) => {
                     backoff = Backoff::new();
+                    if event.r#type() == v1::appliance_event::Type::Synced && printed.is_empty() && !noted {
+                        noted = true;
+                        context.ui.note("no appliance matches; waiting for one");
+                    }
                     let ours = event.appliance.as_ref().is_some_and(|a| only.as_ref().is_none_or(|id| *id == a.id));
                     if ours && show(context, &event, &mut printed)? && only.is_some() {
                         return Ok(());

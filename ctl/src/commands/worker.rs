@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use clap::Subcommand;
 use proto::admin::v1;
 
-use crate::commands::{CommandContext, watch};
+use crate::commands::{CommandContext, Extent, confirm, watch};
 use crate::document::view;
 use crate::error::Failure;
 use crate::output::{OutputFormat, TextTable, Tone, age, count, moment, view as shown};
@@ -31,6 +31,20 @@ pub(crate) enum WorkerCommand {
         /// Reason, for the audit trail
         #[arg(long, default_value = "", hide_default_value = true)]
         reason: String,
+        /// Do not ask for confirmation
+        #[arg(short, long)]
+        yes: bool,
+    },
+    /// Stop listing and waiting for a worker that is lost or has left and does not come back
+    Forget {
+        /// Name of the worker
+        name: String,
+        /// Reason, for the audit trail
+        #[arg(long, default_value = "", hide_default_value = true)]
+        reason: String,
+        /// Do not ask for confirmation
+        #[arg(short, long)]
+        yes: bool,
     },
 }
 
@@ -40,13 +54,17 @@ pub(crate) async fn run(context: &CommandContext, command: &WorkerCommand) -> Re
         WorkerCommand::List => list(context).await,
         WorkerCommand::Get { name } => get(context, name).await,
         WorkerCommand::Watch => watch::workers(context).await,
-        WorkerCommand::Evict { name, reason } => evict(context, name, reason).await,
+        WorkerCommand::Forget { name, reason, yes } => forget(context, name, reason, *yes).await,
+        WorkerCommand::Evict { name, reason, yes } => evict(context, name, reason, *yes).await,
     }
 }
 
-async fn evict(context: &CommandContext, name: &str, reason: &str) -> Result<(), Failure> {
+async fn evict(context: &CommandContext, name: &str, reason: &str, yes: bool) -> Result<(), Failure> {
+    let (cluster, context) = &context.identified().await?;
     // Evicts the current incarnation only: a retried call must not evict the one that replaced it.
     let before = context.client.worker(name).await?;
+    let question = format!("evict {} of {cluster}, which owns {}?", before.id, count(before.appliances, "appliance"));
+    confirm(&question, Extent::Named, yes).await?;
     let request = v1::EvictWorkerRequest {
         id: before.id.clone(),
         reason: reason.to_owned(),
@@ -58,6 +76,13 @@ async fn evict(context: &CommandContext, name: &str, reason: &str) -> Result<(),
     }
     let held = count(before.appliances, "appliance");
     context.ui.print(&format!("{} evicted; it owned {held}, which others take over once its lease has ended", after.id))
+}
+
+async fn forget(context: &CommandContext, name: &str, reason: &str, yes: bool) -> Result<(), Failure> {
+    let (cluster, context) = &context.identified().await?;
+    confirm(&format!("forget {name} of {cluster}, which does not come back?"), Extent::Named, yes).await?;
+    context.client.forget(name, reason).await?;
+    context.ui.print(&format!("{name} is forgotten"))
 }
 
 async fn list(context: &CommandContext) -> Result<(), Failure> {

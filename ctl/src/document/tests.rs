@@ -96,7 +96,7 @@ fn invalid_input_is_refused_with_line_and_field() {
         (&custom_with("replicas: two"), "f.yaml:3: replicas: must be a whole number from 1 to 16, is a text"),
         (
             &custom_with("replica: 2"),
-            "f.yaml:3: replica: unknown field; known are name, tenant, id, kind, driver, placement_key, labels, \
+            "f.yaml:3: replica: unknown field; known are name, tenant, cluster, id, kind, driver, placement_key, labels, \
              replicas, probe_interval, image, ports, spec, managed_by, status",
         ),
         (
@@ -155,6 +155,17 @@ fn invalid_input_is_refused_with_line_and_field() {
     ] {
         assert_eq!(problems(text), [message], "{text}");
     }
+}
+
+#[test]
+fn a_document_may_be_for_one_cluster_only() {
+    let documents = parse("f.yaml", "name: a\nkind: custom\ncluster: prod\nspec: {command: a}\n").expect("valid");
+    check_cluster(&documents, &"cluster prod", |meant| meant.to_string() == "prod").expect("it is");
+    let failure = check_cluster(&documents, &"cluster test", |_| false).expect_err("it is not");
+    let expected = "f.yaml:3: cluster: is for cluster prod, and this is cluster test\nnothing was changed";
+    assert_eq!((failure.exit, failure.to_string().as_str()), (crate::error::Exit::Usage, expected));
+    let documents = parse("f.yaml", "name: a\nkind: custom\nspec: {command: a}\n").expect("valid");
+    check_cluster(&documents, &"any", |_| false).expect("it is for any");
 }
 
 #[test]

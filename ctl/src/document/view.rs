@@ -52,6 +52,7 @@ pub(crate) fn health(health: v1::Health) -> &'static str {
         v1::Health::Healthy => "healthy",
         v1::Health::Suspect => "suspect",
         v1::Health::Dead => "dead",
+        v1::Health::Left => "left",
     }
 }
 

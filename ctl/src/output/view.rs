@@ -146,6 +146,23 @@ impl From<&v1::Rebalance> for Rebalance {
 }
 
 #[derive(Debug, Serialize)]
+pub(crate) struct AuditEvent {
+    number: u64,
+    time: Option<String>,
+    actor: String,
+    action: String,
+    subject: String,
+    detail: String,
+}
+
+impl From<&v1::AuditEvent> for AuditEvent {
+    fn from(event: &v1::AuditEvent) -> Self {
+        let v1::AuditEvent { number, time: at, actor, action, subject, detail } = event.clone();
+        Self { number, time: time(at), actor, action, subject, detail }
+    }
+}
+
+#[derive(Debug, Serialize)]
 pub(crate) struct Move {
     appliance: String,
     from: String,
@@ -270,6 +287,8 @@ impl From<&v1::Ring> for RingView {
 
 #[derive(Debug, Serialize)]
 pub(crate) struct ClusterStatus {
+    cluster: String,
+    cluster_id: String,
     coordinator: String,
     term: u64,
     leading: bool,
@@ -385,6 +404,8 @@ impl From<&v1::ClusterStatus> for ClusterStatus {
                 v1::CoordinationState::Connected => "connected",
                 v1::CoordinationState::InDoubt => "in_doubt",
             },
+            cluster: s.identity.clone().unwrap_or_default().name,
+            cluster_id: s.identity.clone().unwrap_or_default().id,
             workers: lower(&s.workers),
             phases: lower(&s.phases),
             assignments: lower(&s.assignments),

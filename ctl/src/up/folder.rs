@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! lock              held (flock) by the `up` that runs here; its pid inside
-//! endpoint          address of the coordinator, for the other commands
+//! endpoint          address of the coordinator and id of the cluster, for the other commands
 //! coordinator.sock  the coordinator's socket, which is that address
-//! up.json           drivers of the last start, so that `up --down` can remove what they made
+//! up.json           drivers of the last start, so that `up --down` can remove what they made, and the cluster's id
 //! logs/<name>.log   what each process writes to stderr
 //! run/<name>.pid    pid and start time of each process
 //! coordinator/, workers/   theirs
@@ -21,6 +21,7 @@ use runtime::folder::{self, Access, FileLock, Folder, LockError};
 use runtime::socket;
 use serde::{Deserialize, Serialize};
 
+use crate::client::Endpoint;
 use crate::error::{Exit, Failure};
 
 /// A log larger than this, in bytes, is rotated (one generation is kept) when its process is started.
@@ -46,6 +47,9 @@ pub(crate) struct StateFolder {
 pub(crate) struct LastStart {
     /// Drivers that the workers offered.
     pub(crate) drivers: Vec<String>,
+    /// Id of the cluster; empty where it is not known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) cluster: String,
 }
 
 impl StateFolder {
@@ -154,9 +158,9 @@ impl StateFolder {
         self.path("endpoint")
     }
 
-    /// Publishes the address of the server; readers see the old or the new address, never a part of one.
-    pub(crate) fn publish(&self, address: &str) -> Result<(), Failure> {
-        self.write("endpoint", format!("{address}\n").as_bytes())
+    /// Publishes where the server is; readers see the old or the new endpoint, never a part of one.
+    pub(crate) fn publish(&self, endpoint: &Endpoint) -> Result<(), Failure> {
+        self.write("endpoint", endpoint.to_string().as_bytes())
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Failure> {
@@ -224,11 +228,12 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let folder = StateFolder::open(dir.path()).expect("writable");
         assert_eq!(folder.last_start(), LastStart::default());
-        let start = LastStart { drivers: vec!["process".into(), "simulated".into()] };
+        let start = LastStart { drivers: vec!["process".into(), "simulated".into()], cluster: String::new() };
         folder.remember(&start).expect("writable");
         assert_eq!(folder.last_start(), start);
-        folder.publish("unix:/x/s").expect("writable");
-        assert_eq!(crate::client::read_endpoint(folder.root()).expect("ours").as_deref(), Some("unix:/x/s"));
+        let endpoint = Endpoint { address: "unix:/x/s".into(), cluster: "prod".parse().ok() };
+        folder.publish(&endpoint).expect("writable");
+        assert_eq!(crate::client::read_endpoint(folder.root()).expect("ours"), Some(endpoint));
         folder.withdraw();
         assert_eq!(crate::client::read_endpoint(folder.root()).expect("ours"), None);
     }

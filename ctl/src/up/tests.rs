@@ -20,6 +20,7 @@ fn args(dir: &Path, coordinator: &str) -> UpArgs {
         listen: None,
         insecure: false,
         down: false,
+        yes: false,
         coordinator_binary: Some(script(dir, "rug-coordinator", coordinator)),
         worker_binary: Some(script(dir, "rug-worker", "exit 0")),
     }
@@ -139,12 +140,13 @@ async fn down_waits_for_a_cluster_that_is_stopping() {
     let dir = tempfile::tempdir().expect("a folder");
     let folder = StateFolder::open(dir.path()).expect("writable");
     let held = folder.lock().expect("free");
-    let mut waiting = std::pin::pin!(lock_or_address(&folder));
+    let mut waiting = std::pin::pin!(lock_or_endpoint(&folder));
     assert!(futures::poll!(waiting.as_mut()).is_pending());
     drop(held);
     assert!(waiting.await.expect("free in the end").is_ok());
     let _held = folder.lock().expect("free");
-    folder.publish("unix:/x/s").expect("writable");
-    let (holder, address) = lock_or_address(&folder).await.expect("runs").expect_err("held");
-    assert_eq!((holder, address.as_str()), (Some(std::process::id()), "unix:/x/s"));
+    let endpoint = Endpoint { address: "unix:/x/s".to_owned(), cluster: None };
+    folder.publish(&endpoint).expect("writable");
+    let (holder, found) = lock_or_endpoint(&folder).await.expect("runs").expect_err("held");
+    assert_eq!((holder, found), (Some(std::process::id()), endpoint));
 }

@@ -40,6 +40,8 @@ pub enum Event {
     Over(Life),
     /// An operator wants the lease of a life ended.
     Evict(Life),
+    /// An operator says that a worker does not come back. One that has a life is not forgotten.
+    Forget(WorkerId),
     /// An operator stops all planning, for this reason.
     Pause(String),
     /// An operator lets planning go on, also where the brake holds it.

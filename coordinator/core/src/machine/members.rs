@@ -317,6 +317,19 @@ impl Machine {
         self.out.worker_changed(life.worker.clone());
     }
 
+    /// A name without a life is neither shown nor waited for any more.
+    pub(super) fn forget_worker(&mut self, now: Timestamp, name: &WorkerId) {
+        if self.membership.any_life_of(name).is_some() {
+            return;
+        }
+        self.members.departed.remove(name);
+        if self.pacing.brake.give_up(name) {
+            self.forget_missed(now);
+            self.pacing.due.drifted();
+        }
+        self.out.worker_changed(name.clone());
+    }
+
     pub(super) fn pause(&mut self, now: Timestamp, why: String) {
         self.pacing.paused = Some(why);
         self.show_waiting();

@@ -275,7 +275,7 @@ impl Machine {
             (false, false) => Departure::Lost,
         };
         self.missed(now, life, &profile, how);
-        self.departed(now, life, profile);
+        self.departed(now, life, profile, left);
         self.pacing.due.lost(life);
         self.refresh_members();
         self.out.worker_changed(life.worker.clone());

@@ -15,14 +15,28 @@ use crate::planner::{PlacementCandidate, Planner, Slot};
 use crate::table::Table;
 use crate::unowned::UnownedAppliances;
 
-/// Most workers that are remembered after they are gone, and for how long.
-const DEPARTED: (usize, Duration) = (1_000, Duration::from_secs(3600));
+/// Most workers that are remembered after they are gone.
+const MAX_DEPARTED: usize = 1_000;
+
+/// For how long a worker is shown after its lease was over.
+const DEAD: Duration = Duration::from_secs(3600);
+
+/// For how long one is shown that left in good order: long enough to be seen, and nothing to be done about.
+const LEFT: Duration = Duration::from_secs(300);
 
 #[derive(Clone, Debug)]
 pub(super) struct Departed {
     incarnation: Incarnation,
     profile: Option<Profile>,
     at: Timestamp,
+    /// It said that it leaves.
+    left: bool,
+}
+
+impl Departed {
+    fn is_shown(&self, now: Timestamp) -> bool {
+        now.since(self.at) < if self.left { LEFT } else { DEAD }
+    }
 }
 
 /// One worker, for people.
@@ -69,28 +83,31 @@ pub struct OwnershipExplanation {
 }
 
 impl Machine {
-    pub(super) fn departed(&mut self, now: Timestamp, life: &Life, profile: Profile) {
+    pub(super) fn departed(&mut self, now: Timestamp, life: &Life, profile: Profile, left: bool) {
         if self.membership.any_life_of(&life.worker).is_none() {
             self.members.limited.remove(&life.worker);
         }
-        self.members
-            .departed
-            .insert(life.worker.clone(), Departed { incarnation: life.incarnation, profile: Some(profile), at: now });
-        self.members.departed.retain(|_, d| now.since(d.at) < DEPARTED.1);
-        while self.members.departed.len() > DEPARTED.0 {
-            self.members.departed.pop_first();
+        let departed = Departed { incarnation: life.incarnation, profile: Some(profile), at: now, left };
+        let all = &mut self.members.departed;
+        all.insert(life.worker.clone(), departed);
+        all.retain(|_, d| d.is_shown(now));
+        if all.len() > MAX_DEPARTED
+            && let Some(oldest) = all.iter().min_by_key(|(_, d)| d.at).map(|(name, _)| name.clone())
+        {
+            all.remove(&oldest);
         }
     }
 
-    /// Every worker: members, lives that wait for their end, and those gone within the last hour.
+    /// Every worker: members, lives that wait for their end, those lost within the last hour, and those that left within
+    /// the last five minutes.
     #[must_use]
     pub fn workers(&self, now: Timestamp) -> Vec<WorkerSnapshot> {
         let mut views = BTreeMap::new();
-        for (id, d) in &self.members.departed {
+        for (id, d) in self.members.departed.iter().filter(|(_, d)| d.is_shown(now)) {
             let view = WorkerSnapshot {
                 id: id.clone(),
                 incarnation: d.incarnation,
-                health: Health::Dead,
+                health: if d.left { Health::Left } else { Health::Dead },
                 profile: d.profile.clone(),
                 appliances: 0,
                 silent: now.since(d.at),
@@ -102,7 +119,11 @@ impl Machine {
         }
         for life in self.membership.lives() {
             let is_member = self.membership.is_member(life);
-            if !is_member && views.get(&life.worker).is_some_and(|v: &WorkerSnapshot| v.health != Health::Dead) {
+            if !is_member
+                && views
+                    .get(&life.worker)
+                    .is_some_and(|v: &WorkerSnapshot| !matches!(v.health, Health::Dead | Health::Left))
+            {
                 continue;
             }
             let beat = self.membership.last_beat(now, life);
@@ -212,10 +233,16 @@ impl Machine {
         self.membership.is_alive(life)
     }
 
-    /// Whether a worker of this name is known or was within the last hour.
+    /// Whether a worker of this name is known: it has a life, or is shown as one that was lost or has left.
     #[must_use]
     pub fn knows(&self, worker: &WorkerId) -> bool {
         self.members.departed.contains_key(worker) || self.membership.any_life_of(worker).is_some()
+    }
+
+    /// Whether a life of this name may still act.
+    #[must_use]
+    pub fn has_life(&self, worker: &WorkerId) -> bool {
+        self.membership.any_life_of(worker).is_some()
     }
 
     /// What each live worker offers, including those that a new leader knows from the store.

@@ -6,12 +6,13 @@
 //! depose each other for ever.
 
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
 use runtime::folder::{self, Access, FileLock, Folder, LockError};
 use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
-use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr};
+use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbErr};
 
 use super::super::error::{Error, OutageCause};
 use super::DatabaseTarget;
@@ -115,6 +116,35 @@ pub(super) fn take_lock(database: &Path) -> Result<FileLock, Error> {
         }
     }
     Ok(lock)
+}
+
+/// Which file a path leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::store) struct FileIdentity {
+    device: u64,
+    inode: u64,
+}
+
+impl FileIdentity {
+    /// The file that is there now.
+    pub(in crate::store) fn of(path: &Path) -> Option<Self> {
+        let found = std::fs::symlink_metadata(path).ok()?;
+        Some(Self { device: found.dev(), inode: found.ino() })
+    }
+}
+
+/// Bytes of the write-ahead log of a database.
+pub(in crate::store) fn log_bytes(database: &Path) -> u64 {
+    let mut log = database.as_os_str().to_owned();
+    log.push("-wal");
+    std::fs::metadata(log).map_or(0, |found| found.len())
+}
+
+/// Copies the log into the main file and empties it, unless somebody reads at this moment.
+pub(in crate::store) async fn empty_log(db: &DatabaseConnection) -> Result<(), DbErr> {
+    let busy = BUSY_TIMEOUT.as_millis();
+    let statement = format!("PRAGMA busy_timeout = 0; PRAGMA wal_checkpoint(TRUNCATE); PRAGMA busy_timeout = {busy}");
+    db.execute_unprepared(&statement).await.map(drop)
 }
 
 fn cause(error: &folder::Error) -> OutageCause {

@@ -26,6 +26,7 @@ const DUMP: Access = Scan("a person asked for a dump");
 
 /// Every statement, by how its shape begins; the longest match counts.
 const STATEMENTS: &[(&str, Access)] = &[
+    ("SELECT clusters", Index),
     ("SELECT leadership", Index),
     ("UPDATE leadership", Index),
     ("SELECT appliances", BEGIN),
@@ -78,6 +79,7 @@ fn shape(sql: &str) -> String {
         }
     }
     for table in [
+        "clusters",
         "leadership",
         "appliances",
         "statuses",

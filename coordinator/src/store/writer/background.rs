@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::super::batch::{Batch, Housekeeping};
 use super::super::codec::ROW_BYTES;
+use super::super::dialect::{self, sqlite};
 use super::super::error::Error;
 use super::super::ledger::{self, LogPosition, ReplayedLog};
 use super::super::load::Keep;
@@ -23,6 +24,14 @@ const OBSERVATIONS: usize = 32;
 const QUIET: Duration = Duration::from_millis(20);
 /// Longest wait for such idle time; after that it alternates with groups until it has caught up.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Bytes of a file's log from which it is emptied when nothing is written: a copy into the main file costs two syncs.
+const LARGE_LOG: u64 = 256 * 1024;
+/// How long nothing was written by then.
+const LOG_QUIET: Duration = Duration::from_secs(1);
+/// How often its size is looked at.
+const LOG_LOOK: Duration = Duration::from_secs(5);
+/// How often old history is looked for though nothing was written: request ids grow old by themselves.
+const PRUNE_IDLE: Duration = Duration::from_secs(3_600);
 /// Pause of background work after a failure.
 const BACKGROUND_PAUSE: Duration = Duration::from_secs(1);
 
@@ -52,6 +61,10 @@ pub(super) struct Background {
     catching_up: bool,
     /// When a group was written last.
     written_at: Instant,
+    /// When the size of the log was looked at last.
+    log_looked_at: Instant,
+    /// When old history was last deleted, and when a group had been written last by then.
+    pruned: Option<(Instant, Instant)>,
     /// Whoever asked for old history to be deleted, until that is done.
     pub(super) pruning: Option<oneshot::Sender<Result<(), Error>>>,
 }
@@ -67,6 +80,8 @@ impl Background {
             due_at: now,
             catching_up: false,
             written_at: now,
+            log_looked_at: now,
+            pruned: None,
             pruning: None,
         }
     }
@@ -98,9 +113,14 @@ impl Writer {
     pub(super) async fn background(&mut self) {
         let started = Instant::now();
         let result = async {
+            self.check_file()?;
             let more = self.write_observations().await?;
             let more = self.compact().await? | more;
-            Ok::<_, Error>(self.prune().await? | more)
+            let more = self.prune().await? | more;
+            if !more {
+                self.empty_log().await?;
+            }
+            Ok::<_, Error>(more)
         };
         let result = result.await;
         self.background.catching_up &= matches!(result, Ok(true));
@@ -133,6 +153,22 @@ impl Writer {
         }
         result?;
         Ok(self.shared.observations().has_any_of(OBSERVATIONS))
+    }
+
+    /// Keeps the log of a file small while nothing else is to be done: then the main file alone is nearly as new.
+    async fn empty_log(&mut self) -> Result<(), Error> {
+        let Some(path) = self.target.path() else { return Ok(()) };
+        let now = Instant::now();
+        if now.duration_since(self.background.written_at) < LOG_QUIET || now < self.background.log_looked_at + LOG_LOOK
+        {
+            return Ok(());
+        }
+        self.background.log_looked_at = now;
+        if sqlite::log_bytes(path) < LARGE_LOG {
+            return Ok(());
+        }
+        let db = self.connection().await?;
+        sqlite::empty_log(&db).await.map_err(|e| dialect::failure("empty the log of the store", &e))
     }
 
     /// One step of compacting the log; returns whether the next one can follow at once.
@@ -191,6 +227,12 @@ impl Writer {
     /// Deletes a part of the old history, if somebody asked for that; returns whether there is more.
     async fn prune(&mut self) -> Result<bool, Error> {
         let Some(asked) = self.background.pruning.take().filter(|asked| !asked.is_closed()) else { return Ok(false) };
+        let written_at = self.background.written_at;
+        if self.background.pruned.is_some_and(|(at, seen)| seen == written_at && at.elapsed() < PRUNE_IDLE) {
+            // Even finding nothing takes a place in the chain, which is a write.
+            let _ = asked.send(Ok(()));
+            return Ok(false);
+        }
         let since = SystemTime::now().checked_sub(self.config.keep_requests).unwrap_or(SystemTime::UNIX_EPOCH);
         let keep = Keep {
             events: self.config.keep_events,
@@ -200,7 +242,10 @@ impl Writer {
         let pruned = self.commit(&Batch::of_housekeeping(Housekeeping::Prune(keep))).await;
         match &pruned {
             Ok(true) => self.background.pruning = Some(asked),
-            Ok(false) => drop(asked.send(Ok(()))),
+            Ok(false) => {
+                self.background.pruned = Some((Instant::now(), written_at));
+                drop(asked.send(Ok(())));
+            }
             Err(error) => drop(asked.send(Err(error.clone()))),
         }
         pruned

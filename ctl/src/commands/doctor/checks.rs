@@ -35,6 +35,7 @@ pub(super) fn judge(seen: &Inspection) -> Vec<Finding> {
     // Prefer the leader's own response over a forwarded one.
     let status = answers().filter(|a| a.leads).chain(answers()).find_map(|answer| answer.status.as_ref().ok());
     let Some(status) = status else { return checks };
+    checks.push(identity(seen));
     checks.push(coordination(status));
     checks.push(store(status));
     checks.push(clocks(seen, status));
@@ -129,6 +130,26 @@ fn coordinators(seen: &Inspection) -> Finding {
     check(name, Severity::Ok, leads + &more)
 }
 
+/// All servers that were named are to be of one cluster.
+fn identity(seen: &Inspection) -> Finding {
+    let name = "cluster";
+    let answers = seen.servers.iter().filter_map(|s| Some((&s.address, s.answer.as_ref().ok()?.status.as_ref().ok()?)));
+    let named = answers.filter_map(|(address, status)| Some((address, status.identity.as_ref()?)));
+    let shown = |identity: &v1::ClusterIdentity| match identity.name.as_str() {
+        "" => one_line(&identity.id),
+        name => format!("{} ({})", one_line(name), one_line(&identity.id)),
+    };
+    let all: Vec<_> = named.map(|(address, identity)| (address, &identity.id, shown(identity))).collect();
+    let ids: BTreeSet<_> = all.iter().map(|(_, id, _)| *id).collect();
+    match (all.first(), ids.len()) {
+        (None, _) => check(name, Severity::Ok, "not reported by this version of the coordinator"),
+        (Some((.., shown)), 1) => check(name, Severity::Ok, shown.clone()),
+        (_, several) => check(name, Severity::Problem, format!("the servers are of {several} clusters"))
+            .detail(all.iter().map(|(address, _, shown)| format!("{address}: {shown}")))
+            .advise("name servers of one cluster with --server or RUG_SERVER"),
+    }
+}
+
 fn coordination(status: &v1::ClusterStatus) -> Finding {
     let name = "coordination";
     let service = one_line(&status.coordination);
@@ -150,6 +171,9 @@ fn store(status: &v1::ClusterStatus) -> Finding {
     }
     let found = check(name, Severity::Problem, format!("accepts no writes: {}", one_line(&status.store_problem)))
         .detail([one_line(&status.store)]);
+    if status.store_problem.contains("was deleted or replaced") {
+        return found.advise("what was changed since its last backup is lost: rug-coordinator store backup makes one");
+    }
     if status.store_problem.contains("no space is left") {
         return found
             .advise("free space on the disk of the database; until a write succeeds nothing is placed or changed");
@@ -176,7 +200,8 @@ fn versions(seen: &Inspection) -> Finding {
     let mut each: BTreeSet<String> = BTreeSet::from([client.to_owned()]);
     let answers = seen.servers.iter().filter_map(|server| server.answer.as_ref().ok());
     each.extend(answers.filter_map(|a| a.status.as_ref().ok()).map(|s| one_line(&s.version)).filter(|v| !v.is_empty()));
-    let workers = seen.workers.iter().flatten().filter(|w| w.health() != v1::Health::Dead);
+    let gone = |w: &&v1::Worker| matches!(w.health(), v1::Health::Dead | v1::Health::Left);
+    let workers = seen.workers.iter().flatten().filter(|w| !gone(w));
     each.extend(workers.map(|w| one_line(&w.version)).filter(|v| !v.is_empty()));
     if each.len() == 1 {
         return check(name, Severity::Ok, client);
@@ -217,7 +242,8 @@ fn workers(seen: &Inspection, status: &v1::ClusterStatus) -> Finding {
             .detail(all.iter().map(|w| told(w, seen)))
             .advise("start workers, or check why those that run cannot reach a coordinator");
     }
-    let ill: Vec<&v1::Worker> = all.iter().filter(|w| w.health() != v1::Health::Healthy).collect();
+    let calm = |w: &&v1::Worker| matches!(w.health(), v1::Health::Healthy | v1::Health::Left);
+    let ill: Vec<&v1::Worker> = all.iter().filter(|w| !calm(w)).collect();
     let outside: Vec<&v1::Worker> = of(v1::Health::Healthy).filter(|w| !w.member && !w.draining).collect();
     let draining = of(v1::Health::Healthy).filter(|w| w.draining).count();
     let mut summary = format!("{healthy} healthy");
@@ -237,7 +263,7 @@ fn workers(seen: &Inspection, status: &v1::ClusterStatus) -> Finding {
     let mut found = check(name, Severity::Warning, summary).detail(ill.iter().chain(&outside).map(|w| told(w, seen)));
     if of(v1::Health::Dead).next().is_some() {
         found = found
-            .advise("appliances of dead workers are given to others; a dead worker is listed for an hour, or until its name is back");
+            .advise("appliances of dead workers are given to others; a dead worker is listed for an hour, until its name is back, or until: rugctl worker forget NAME");
     }
     found.advise(format!("rugctl worker get {first}"))
 }
