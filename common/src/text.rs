@@ -2,7 +2,9 @@
 //!
 //! A character is *plain* when it means itself wherever it is printed. Not plain are control characters (which move a
 //! terminal's cursor or end a line of a log), marks that turn the direction of the text around them, and characters that
-//! are not seen at all: with them a name can look like another one.
+//! are not seen at all: with them a name can look like another one. A combining mark is plain after a character that it can
+//! stand on, at most [`MAX_MARKS`] in a row: at the start of a text it would stand on what is printed before it, and a pile of
+//! them covers other lines.
 //!
 //! - Text that somebody chooses to be known by (names, keys, labels, reasons, hosts, networks) is refused when it has any
 //!   other character or is too long: [`check`].
@@ -14,6 +16,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+
+use unicode_width::UnicodeWidthChar;
 
 /// Why a text is refused. Says where, and never what the text is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,7 +34,11 @@ pub enum TextProblem {
         most: usize,
     },
     /// It has a character that is not plain.
-    #[error("has the character U+{:04X} as number {}: control characters, marks of direction and invisible characters are not allowed", u32::from(*.character), .index + 1)]
+    #[error(
+        "has the character U+{:04X} as number {}: control characters, marks of direction, invisible characters, and \
+         combining marks without a character before them or more than {MAX_MARKS} in a row are not allowed",
+        u32::from(*.character), .index + 1
+    )]
     Character {
         /// The first such character.
         character: char,
@@ -39,9 +47,36 @@ pub enum TextProblem {
     },
 }
 
-/// Whether a character means itself wherever it is printed.
+/// Combining marks on one character: what writing systems need, with vowels, tones and accents of recitation.
+pub const MAX_MARKS: usize = 4;
+
+/// Whether the whole text is plain.
 #[must_use]
-pub fn is_plain(c: char) -> bool {
+pub fn is_plain(text: &str) -> bool {
+    judged(text).all(|(_, plain)| plain)
+}
+
+/// Every character of a text, with whether it is plain where it stands.
+pub fn judged(text: &str) -> impl Iterator<Item = (char, bool)> + '_ {
+    let mut marks = MAX_MARKS;
+    text.chars().map(move |c| {
+        if c.is_ascii() {
+            marks = if c.is_ascii_graphic() { 0 } else { MAX_MARKS };
+            return (c, !c.is_ascii_control());
+        }
+        let (own, is_mark) = (is_plain_itself(c), c.width() == Some(0));
+        let plain = own && !(is_mark && marks >= MAX_MARKS);
+        marks = match (own, is_mark) {
+            (true, true) => (marks + 1).min(MAX_MARKS),
+            (true, false) if !c.is_whitespace() => 0,
+            _ => MAX_MARKS,
+        };
+        (c, plain)
+    })
+}
+
+/// Whether a character means itself, other than a combining mark.
+fn is_plain_itself(c: char) -> bool {
     !(c.is_control()
         || matches!(
             c,
@@ -70,8 +105,8 @@ pub fn check(text: &str, most: usize) -> Result<(), TextProblem> {
     if text.len() > most {
         return Err(TextProblem::TooLong { has: text.len(), most });
     }
-    match text.chars().enumerate().find(|(_, c)| !is_plain(*c)) {
-        Some((index, character)) => Err(TextProblem::Character { character, index }),
+    match judged(text).enumerate().find(|(_, (_, plain))| !plain) {
+        Some((index, (character, _))) => Err(TextProblem::Character { character, index }),
         None => Ok(()),
     }
 }
@@ -85,7 +120,7 @@ pub fn clip(text: &str, most: usize) -> &str {
 /// The text with everything that is not plain written as `\n`, `\t`, `\u{202e}` and the like.
 #[must_use]
 pub fn escaped(text: &str) -> Cow<'_, str> {
-    if text.chars().all(is_plain) {
+    if is_plain(text) {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len() + 16);
@@ -99,9 +134,9 @@ pub fn escaped(text: &str) -> Cow<'_, str> {
 /// # Errors
 /// Those of `out`.
 pub fn write_escaped(out: &mut impl fmt::Write, text: &str) -> fmt::Result {
-    for c in text.chars() {
+    for (c, plain) in judged(text) {
         match c {
-            c if is_plain(c) => out.write_char(c)?,
+            c if plain => out.write_char(c)?,
             '\n' | '\r' | '\t' => write!(out, "{}", c.escape_default())?,
             c => write!(out, "\\u{{{:x}}}", u32::from(c))?,
         }
@@ -131,7 +166,9 @@ mod tests {
 
     #[test]
     fn text_of_every_language_is_plain_and_what_cheats_is_not() {
-        for text in ["", "web-1", "größe", "東京 2", "🚀", "ἀρχή", "שלום"] {
+        for text in
+            ["", "web-1", "größe", "gro\u{308}ße", "東京 2", "🚀", "ἀρχή", "שלום", "שָׁלוֹם", "हिन्दी", "ที่", "Việt", "각"]
+        {
             assert_eq!(check(text, 100), Ok(()), "{text}");
             assert!(matches!(escaped(text), Cow::Borrowed(_)));
         }
@@ -145,6 +182,11 @@ mod tests {
             ("a\u{2028}b", r"a\u{2028}b"),
             ("x\u{e0041}", r"x\u{e0041}"),
             ("\u{feff}x", r"\u{feff}x"),
+            ("\u{301}x", r"\u{301}x"),
+            ("a \u{301}", r"a \u{301}"),
+            ("a\u{301}\u{301}\u{301}\u{301}\u{301}\u{301}b", "a\u{301}\u{301}\u{301}\u{301}\\u{301}\\u{301}b"),
+            ("\u{200b}\u{301}", r"\u{200b}\u{301}"),
+            ("x\u{20dd}\u{489}\u{35f}\u{1dca}\u{fe20}", "x\u{20dd}\u{489}\u{35f}\u{1dca}\\u{fe20}"),
         ] {
             assert!(matches!(check(text, 100), Err(TextProblem::Character { .. })), "{text:?}");
             assert_eq!(escaped(text), shown);

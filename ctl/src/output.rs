@@ -192,9 +192,13 @@ impl Ui {
 pub(crate) fn lines_escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
-    while let Some(at) = rest.find(|c: char| !text::is_plain(c)) {
-        out.push_str(&rest[..at]);
-        rest = &rest[at..];
+    loop {
+        let plain = text::judged(rest).take_while(|(_, plain)| *plain).map(|(c, _)| c.len_utf8()).sum();
+        out.push_str(&rest[..plain]);
+        rest = &rest[plain..];
+        if rest.is_empty() {
+            return out;
+        }
         // Ours end with `m`: they set colours and move nothing.
         let colour = rest.strip_prefix("\x1b[").and_then(|codes| {
             let end = codes.find(|c: char| !(c.is_ascii_digit() || c == ';'))?;
@@ -217,16 +221,14 @@ pub(crate) fn lines_escaped(text: &str) -> String {
         };
         rest = &rest[length..];
     }
-    out.push_str(rest);
-    out
 }
 
 /// JSON of the same meaning with everything escaped that is not plain, but line ends and indentation. Such characters
 /// stand in strings only.
 fn json_escaped(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
-    for c in json.chars() {
-        if c == '\n' || text::is_plain(c) {
+    for (c, plain) in text::judged(json) {
+        if c == '\n' || plain {
             out.push(c);
         } else {
             for unit in c.encode_utf16(&mut [0; 2]) {

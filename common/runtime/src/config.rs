@@ -15,6 +15,7 @@ use figment::providers::{Env, Format, Serialized, Toml};
 use figment::value::{Dict, Value};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use toml_edit::ImDocument;
 
 use crate::{file, telemetry};
 
@@ -101,6 +102,51 @@ pub fn warn_deprecated(deprecated: &[RenamedDuration]) {
     }
 }
 
+/// A configuration file that was parsed, to tell where something was set.
+struct ParsedFile<'a> {
+    path: &'a Path,
+    text: &'a str,
+    document: ImDocument<&'a str>,
+}
+
+impl<'a> ParsedFile<'a> {
+    /// Parses it. The parser's own words quote the line, so only the place of the first mistake is kept.
+    fn new(path: &'a Path, text: &'a str) -> Result<Self, Error> {
+        let document = ImDocument::parse(text).map_err(|error| {
+            let start = text.floor_char_boundary(error.span().map_or(text.len(), |span| span.start));
+            let before = &text[..start];
+            let column = before.rsplit('\n').next().map_or(0, |part| part.chars().count()) + 1;
+            Error::Syntax { path: path.to_owned(), line: line_of(text, start), column }
+        })?;
+        Ok(Self { path, text, document })
+    }
+
+    /// The file, and the line in it where a setting is, or as much of its path as there is.
+    fn place_of(&self, setting: &[String]) -> String {
+        let mut item = self.document.as_item();
+        let mut span = None;
+        for part in setting {
+            let found = match part.parse::<usize>() {
+                Ok(index) => item.get(index),
+                Err(_) => item.get(part.as_str()),
+            };
+            let key = item.as_table_like().and_then(|table| table.get_key_value(part)).and_then(|(key, _)| key.span());
+            let Some(found) = found else { break };
+            span = key.or_else(|| found.span()).or(span);
+            item = found;
+        }
+        match span {
+            Some(span) => format!("{}, line {}", self.path.display(), line_of(self.text, span.start)),
+            None => self.path.display().to_string(),
+        }
+    }
+}
+
+/// The line, from 1, that this byte of a text is in.
+fn line_of(text: &str, byte: usize) -> usize {
+    text.as_bytes()[..byte.min(text.len())].iter().filter(|byte| **byte == b'\n').count() + 1
+}
+
 /// Loads `T` from its defaults, `file`, environment variables (`__` separates levels), and `flags`, and checks it.
 ///
 /// # Errors
@@ -109,18 +155,21 @@ pub fn warn_deprecated(deprecated: &[RenamedDuration]) {
 pub fn load<T: Settings>(file: Option<&Path>, flags: impl Serialize) -> Result<Loaded<T>, Error> {
     let mut figment = Figment::new();
     let mut exposed = None;
+    let read =
+        |path: &Path| std::fs::read_to_string(path).map_err(|source| Error::File { path: path.to_owned(), source });
+    let text = file.map(read).transpose()?.unwrap_or_default();
+    let parsed = file.map(|path| ParsedFile::new(path, &text)).transpose()?;
     if let Some(path) = file {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::File { path: path.to_owned(), source })?;
-        check_syntax(path, &text)?;
         exposed = has_password(&text).then(|| file::exposure(path)).flatten();
         figment = figment.merge(Toml::string(&text));
     }
+    let parsed = parsed.as_ref();
     let set = figment.merge(Env::prefixed(T::ENV_PREFIX).split("__")).merge(Serialized::defaults(flags));
-    let (set, deprecated) = with_new_names::<T>(set, file)?;
+    let (set, deprecated) = with_new_names::<T>(set, parsed)?;
     let mut config: T = Figment::from(Serialized::defaults(T::default()))
         .merge(set)
         .extract()
-        .map_err(|e| fields_error::<T>(file, e))?;
+        .map_err(|e| fields_error::<T>(parsed, e))?;
     config.complete();
     let found = config.validate();
     if found.is_empty() { Ok(Loaded { config, deprecated, exposed }) } else { Err(Error::Invalid(found)) }
@@ -136,7 +185,10 @@ fn has_password(text: &str) -> bool {
 
 /// The same settings without old names, and the old names there were. Settings without any keep the place they are from,
 /// which error messages show.
-fn with_new_names<T: Settings>(set: Figment, file: Option<&Path>) -> Result<(Figment, Vec<RenamedDuration>), Error> {
+fn with_new_names<T: Settings>(
+    set: Figment,
+    file: Option<&ParsedFile<'_>>,
+) -> Result<(Figment, Vec<RenamedDuration>), Error> {
     let find = |section: &str, name: &str| set.find_value(&format!("{section}.{name}")).ok();
     let found: Vec<_> = T::RENAMED.iter().copied().filter(|r| find(r.section, r.old).is_some()).collect();
     if found.is_empty() {
@@ -160,18 +212,8 @@ fn with_new_names<T: Settings>(set: Figment, file: Option<&Path>) -> Result<(Fig
     Ok((Figment::from(Serialized::defaults(values)), found))
 }
 
-/// Finds the first mistake of a file. The parser's own words quote the line.
-fn check_syntax(path: &Path, text: &str) -> Result<(), Error> {
-    let Err(error) = text.parse::<toml::Table>() else { return Ok(()) };
-    let start = text.floor_char_boundary(error.span().map_or(text.len(), |span| span.start));
-    let before = &text[..start];
-    let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().map_or(0, |part| part.chars().count()) + 1;
-    Err(Error::Syntax { path: path.to_owned(), line, column })
-}
-
 /// What does not fit: which field, where it was set, and what was expected; never what stood there.
-fn fields_error<T: Settings>(file: Option<&Path>, errors: figment::Error) -> Error {
+fn fields_error<T: Settings>(file: Option<&ParsedFile<'_>>, errors: figment::Error) -> Error {
     let describe = |error: figment::Error| {
         // Of an unknown setting the place holds the name, too.
         let parts: Vec<_> = error.path.iter().map(|part| if is_word(part) { part.as_str() } else { "..." }).collect();
@@ -182,7 +224,7 @@ fn fields_error<T: Settings>(file: Option<&Path>, errors: figment::Error) -> Err
                 let name = format!("{}{}", T::ENV_PREFIX, parts.join("__").to_uppercase());
                 format!("environment variable {name}")
             }
-            Some(file) if from.contains("TOML") => format!("{} in {}", path, file.display()),
+            Some(file) if from.contains("TOML") => format!("{path} in {}", file.place_of(&error.path)),
             _ if path.is_empty() => "the settings".to_owned(),
             _ => path,
         };
@@ -199,15 +241,38 @@ fn is_word(name: &str) -> bool {
     name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
 }
 
+/// What a library expected, in words that need no knowledge of its language.
+fn own_words(expected: &str) -> String {
+    let unsigned = |most: u64| format!("a whole number from 0 to {most}");
+    match expected {
+        "u8" => unsigned(u8::MAX.into()),
+        "u16" => unsigned(u16::MAX.into()),
+        "u32" => unsigned(u32::MAX.into()),
+        "u64" | "usize" | "u128" => "a whole number, 0 or more".to_owned(),
+        "i8" | "i16" | "i32" | "i64" | "isize" | "i128" => "a whole number".to_owned(),
+        "f32" | "f64" | "float" => "a number".to_owned(),
+        "a boolean" | "bool" => "true or false".to_owned(),
+        "a string" | "string" | "str" => "a text in quotes".to_owned(),
+        "a sequence" | "array" => "a list".to_owned(),
+        "a map" | "map" => "a section with settings of its own".to_owned(),
+        "path string" => "a path in quotes".to_owned(),
+        "a duration" => "a duration in quotes, such as \"500ms\" or \"5s\"".to_owned(),
+        other if other.starts_with("struct ") => "a section with settings of its own".to_owned(),
+        other if other.starts_with("a nonzero ") => "a whole number above 0".to_owned(),
+        other if other.contains("::") || other.contains("enum ") || other.contains("variant") => {
+            "another one; docs/configuration.md says what it takes".to_owned()
+        }
+        other => text::escaped(text::clip(other, 200)).into_owned(),
+    }
+}
+
 /// What was expected of a field.
 fn expectation(kind: &Kind) -> String {
     match kind {
         Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) => {
-            format!("its value must be {}", text::escaped(text::clip(expected, 200)))
+            format!("its value must be {}", own_words(expected))
         }
-        Kind::InvalidLength(has, expected) => {
-            format!("has {has} entries, must be {}", text::escaped(text::clip(expected, 200)))
-        }
+        Kind::InvalidLength(has, expected) => format!("has {has} entries, must be {}", own_words(expected)),
         Kind::UnknownVariant(_, known) => format!("its value must be one of {}", known.join(", ")),
         Kind::UnknownField(name, known) => {
             let what = if is_word(name) {
@@ -356,11 +421,14 @@ mod tests {
     #[test]
     fn no_error_quotes_what_was_set() {
         for (toml, told) in [
-            ("[machine]\ndebounce = \"hush 1s\"", "machine.debounce in "),
+            ("[machine]\ndebounce = \"hush 1s\"", "rug.toml, line 2: its value must be a duration"),
             ("[machine]\ndebounce = hush", "line 2, column 12: is not valid TOML"),
             ("[machine]\npassword \"hush\"", "line 2, column 10: is not valid TOML"),
             ("[machine]\nwindow = \"hush", "is not valid TOML"),
-            ("machine = \"hush\"", "machine in "),
+            ("machine = \"hush\"", "rug.toml, line 1: its value must be a section with settings of its own"),
+            ("\n\nmachine.debounce = 3\n", "machine.debounce in "),
+            ("machine = { debounce = \"1s\",\n", "is not valid TOML"),
+            ("[log]\n\nfilter = 7\n", "rug.toml, line 3: its value must be a text in quotes"),
             ("[log]\nformat = \"hush\"", "its value must be one of text, json"),
             ("[log]\nformats = \"hush\"", "there is no setting `formats`; known are format, filter"),
             ("[log]\n\"postgres://rug:hush@db\" = 1", "has an unknown setting; known are format, filter"),

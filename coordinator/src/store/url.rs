@@ -94,6 +94,9 @@ pub(super) fn parse(url: &str) -> Result<Address, Error> {
 }
 
 fn server(url: &str, known: impl Fn(&str) -> bool) -> Result<Url, String> {
+    if url.contains('#') {
+        return Err("`#` ends a URL: within a password it must be written `%23`".to_owned());
+    }
     let parsed = Url::parse(url).map_err(|e| e.to_string())?;
     if parsed.cannot_be_a_base() {
         return Err("`//` must follow its scheme".to_owned());
@@ -153,8 +156,8 @@ pub fn shown_url(url: &str) -> String {
     }
     let Some((scheme, _)) = url.split_once(':') else { return "(no url)".to_owned() };
     match Url::parse(url) {
-        // An `@` in the path is the rest of a password that contains a `/`.
-        Ok(parsed) if !parsed.cannot_be_a_base() && !parsed.path().contains('@') => {
+        // An `@` after the host is the rest of a password that contains `/`, `?` or `#`; what stands before it another part.
+        Ok(parsed) if !parsed.cannot_be_a_base() && !after_host(&parsed).contains('@') => {
             let port = parsed.port().map(|port| format!(":{port}")).unwrap_or_default();
             format!("{}://{}{port}{}", parsed.scheme(), parsed.host_str().unwrap_or(""), parsed.path())
         }
@@ -162,6 +165,11 @@ pub fn shown_url(url: &str) -> String {
         _ if scheme.chars().all(|c| c.is_ascii_alphanumeric()) => format!("{scheme}:..."),
         _ => "...".to_owned(),
     }
+}
+
+/// The part of a URL that follows host and port.
+fn after_host(url: &Url) -> &str {
+    &url[url::Position::AfterPort..]
 }
 
 #[cfg(test)]
@@ -206,6 +214,8 @@ mod tests {
             ("mysql://rug:hush@db/rug?charset=latin1", "parameter `charset` is unknown"),
             ("rug:hush@db", "must begin with"),
             ("oracle://rug:hush@db/rug", "must begin with"),
+            ("postgres://rug:hush#1@db/rug", "`%23`"),
+            ("mysql://rug:77#hush@db/rug", "`%23`"),
             ("hush", "must begin with"),
             ("sqlite:", "a path must follow"),
         ] {
@@ -224,6 +234,8 @@ mod tests {
             ("mariadb://rug:h%40sh@[::1]/rug", "mariadb://[::1]/rug"),
             ("postgresql:///rug?host=/run/postgresql", "postgresql:///rug"),
             ("postgres://rug:hu#sh@db/rug", "postgres:..."),
+            ("postgres://rug:77#sh@db/rug", "postgres:..."),
+            ("postgres://rug:77?x=sh@db/rug", "postgres:..."),
         ] {
             assert_eq!(shown_url(url), shown);
         }

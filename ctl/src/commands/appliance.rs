@@ -1,5 +1,6 @@
 //! Commands about existing appliances: get, list, describe, explain, rebuild, check.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::SystemTime;
 
@@ -253,12 +254,25 @@ fn description(
         let _ = writeln!(text, "  none");
     } else {
         indent(&mut text, &instances(&status.instances, now).render(context.ui.colour));
+        indent(&mut text, &details(&status.instances));
     }
     if !explained.moves.is_empty() {
         let _ = writeln!(text, "\nMoves");
         indent(&mut text, &moves(&explained.moves, false).render(context.ui.colour));
     }
     Ok(text)
+}
+
+/// What instances say beside that they are well, a line each.
+fn details(instances: &[v1::Instance]) -> String {
+    let mut text = String::new();
+    for instance in instances {
+        let sorted: BTreeMap<_, _> = instance.details.iter().collect();
+        for (name, detail) in sorted {
+            let _ = writeln!(text, "{}: {}: {}", instance.ordinal, one_line(name), one_line(detail));
+        }
+    }
+    text
 }
 
 fn indent(text: &mut String, block: &str) {
