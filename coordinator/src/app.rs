@@ -30,10 +30,8 @@ use crate::catalog::Catalog;
 use crate::commands;
 use crate::config::Config;
 use crate::exit_code;
-use crate::grpc::connections::{ConnectionsLayer, Places};
-use crate::grpc::{
-    self, AccessLayer, AdminServices, ArrivingLayer, ForwardLayer, ServingRole, TraceLayer, UndecodableLayer,
-};
+use crate::grpc::connections::{CountCalls, Places};
+use crate::grpc::{self, AdminServices, Authorize, BoundWatches, Forwarder, Layers, ServingRole};
 use crate::history::{History, HistoryError};
 use crate::leader::{Identity, Inputs, LeaderSetup};
 use crate::leadership::{self, Terms};
@@ -49,16 +47,11 @@ use crate::store::{self, Store};
 /// with them the workers' reports, which coalesce.
 const SESSION_QUEUE: usize = 4_096;
 
-/// Calls under way on one connection. A standby passes the calls of all its clients on over one; others may have fewer, see
-/// [`grpc::connections`].
-const STREAMS: u32 = 4_096;
-/// Bytes of the headers of one call, names and values and 32 for each: four times what a bearer token needs.
-const HEADERS: u32 = 16 * 1024;
-/// Calls of one connection that may be cancelled before they were looked at; beyond it the connection is closed.
-const RESETS: usize = 64;
-
-/// How long open calls may take to end when the server stops.
+/// How long the store may take to write what is left when the server stops.
 const CLOSE: Duration = Duration::from_secs(3);
+
+/// How long work in threads may take to end when everything else has.
+const THREADS: Duration = Duration::from_secs(1);
 
 /// How long leaving the coordinators' group may take.
 const LEAVE: Duration = Duration::from_secs(3);
@@ -68,7 +61,10 @@ const LEAVE: Duration = Duration::from_secs(3);
 /// # Errors
 /// As [`run`].
 pub fn run_blocking(config: Config) -> Result<(), Failure> {
-    program::runtime()?.block_on(run(config))
+    let runtime = program::runtime()?;
+    let ended = runtime.block_on(run(config));
+    runtime.shutdown_timeout(THREADS);
+    ended
 }
 
 /// Prints what the store has, for people; the coordinator may run meanwhile.
@@ -190,7 +186,7 @@ impl AppParts {
 /// What is served, by this coordinator whether it leads or not, until the process ends.
 struct Server {
     catalog: Arc<Catalog>,
-    calls: JoinHandle<Result<(), tonic::transport::Error>>,
+    calls: JoinHandle<()>,
     metrics: Option<JoinHandle<()>>,
     /// Cancelled when open calls are to end.
     closing: CancellationToken,
@@ -224,28 +220,18 @@ impl Server {
         let address = parts.listening.shown();
         let places = Places::new(&config.connections, program::raise_descriptor_limit());
         let policy = Policy::new(&config.authorization);
-        let connections = ConnectionsLayer::new(places.clone(), policy.clone(), parts.tokens.is_some());
-        let calls = tonic::transport::Server::builder()
-            .http2_keepalive_interval(Some(Duration::from_secs(5)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(5)))
-            .max_concurrent_streams(Some(STREAMS))
-            .http2_max_header_list_size(Some(HEADERS))
-            .http2_max_pending_accept_reset_streams(Some(RESETS))
-            .layer(connections)
-            .layer(TraceLayer)
-            .layer(UndecodableLayer)
-            .layer(ArrivingLayer)
-            .layer(AccessLayer::new(policy, parts.tokens))
-            .layer(ForwardLayer::new(parts.coordinator.clone(), role.clone(), parts.client_tls))
-            .add_routes(routes)
-            .add_service(
-                SessionServer::new(Sessions::new(sessions_in, stop_seen)).max_decoding_message_size(MAX_MESSAGE),
-            )
-            .serve_with_incoming_shutdown(
-                grpc::incoming_within(parts.listening.listeners, parts.tls, &places),
-                closing.clone().cancelled_owned(),
-            );
-        let calls = tokio::spawn(calls);
+        let sessions_service =
+            SessionServer::new(Sessions::new(sessions_in, stop_seen)).max_decoding_message_size(MAX_MESSAGE);
+        let accepts_tokens = parts.tokens.is_some();
+        let layers = Layers {
+            count: CountCalls { places: places.clone(), policy: policy.clone(), accepts_tokens },
+            authorize: Authorize::new(policy, parts.tokens),
+            watches: BoundWatches::new(config.watches.clone()),
+            forward: Forwarder::new(parts.coordinator.clone(), role.clone(), parts.client_tls),
+        };
+        let services = layers.around(routes.add_service(sessions_service));
+        let incoming = grpc::incoming_within(parts.listening.listeners, parts.tls, &places);
+        let calls = tokio::spawn(grpc::serve(incoming, services, closing.clone(), config.connections.drain_timeout));
         let served = parts.metrics_listener.map(|listener| {
             let address = listener.local_addr().map(|a| a.to_string()).unwrap_or_default();
             info!(address, "metrics at /metrics");
@@ -290,8 +276,9 @@ impl Server {
 
     /// Waits until open calls have ended, which `closing` has asked them to.
     async fn close(self) {
-        if tokio::time::timeout(CLOSE, self.calls).await.is_err() {
-            warn!("open calls did not end in time and are cut off");
+        // Ends by itself after the drain time-out.
+        if let Err(failure) = self.calls.await {
+            warn!("the server of calls failed: {failure}");
         }
         if let Some(metrics) = self.metrics {
             // Ends by itself soon after `closing`.

@@ -10,7 +10,7 @@ use runtime::config::{RenamedDuration, Settings};
 use runtime::{telemetry, tls};
 use serde::{Deserialize, Serialize};
 
-use crate::grpc::connections;
+use crate::grpc::{connections, watches};
 use crate::listen::{Listen, Listening};
 use crate::{access, catalog, metrics, store};
 
@@ -45,6 +45,8 @@ pub struct Config {
     pub catalog: catalog::Config,
     /// How many connections are served, and for how long without calls.
     pub connections: connections::Config,
+    /// How many watches are open at once.
+    pub watches: watches::Config,
     /// Mutual TLS with everybody who connects.
     pub tls: tls::Config,
     /// Who may do what, once TLS is on.
@@ -82,6 +84,7 @@ impl Default for Config {
             workers: WorkerLimits::default(),
             catalog: catalog::Config::default(),
             connections: connections::Config::default(),
+            watches: watches::Config::default(),
             tls: tls::Config::default(),
             authorization: access::Config::default(),
             log: telemetry::Config::default(),
@@ -106,6 +109,7 @@ impl Settings for Config {
         let sections = [
             ("metrics", self.metrics.validate()),
             ("connections", self.connections.validate()),
+            ("watches", self.watches.validate()),
             ("tls", self.tls.validate()),
             ("authorization", self.authorization.validate()),
             ("coordination", self.coordination.validate()),

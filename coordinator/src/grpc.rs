@@ -14,13 +14,16 @@ pub mod connections;
 mod deadline;
 mod forward;
 mod incoming;
+mod layer;
 mod page;
 mod pin;
 mod placement;
 mod rebalances;
+mod serve;
 pub(crate) mod status;
 mod trace;
 mod undecodable;
+pub mod watches;
 mod wire;
 mod workers;
 
@@ -35,22 +38,27 @@ use tokio::sync::watch;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
+use tower::ServiceBuilder;
 
 use crate::catalog::Catalog;
 use crate::commands::Commands;
 use crate::history::History;
+use connections::CountCalls;
 
-pub use arriving::ArrivingLayer;
-pub use authorize::AccessLayer;
+pub use arriving::Arriving;
+pub use authorize::Authorize;
 pub(crate) use authorize::{Access, access_of};
-pub use forward::{ForwardLayer, ServingRole};
-#[cfg(test)]
-pub(crate) use incoming::incoming;
+pub use forward::{Forwarder, ServingRole};
 pub use incoming::{Listener, incoming_within};
 pub(crate) use incoming::{PeerAddress, PeerIdentity, PeerInfo};
+pub use layer::{CallLayer, Calls};
 pub use page::{make_token, reseal};
-pub use trace::TraceLayer;
-pub use undecodable::UndecodableLayer;
+pub use serve::serve;
+#[cfg(test)]
+pub(crate) use serve::serve_listener;
+pub use trace::Trace;
+pub use undecodable::Undecodable;
+pub use watches::BoundWatches;
 
 use call::Caller;
 
@@ -67,6 +75,34 @@ const SERVICES: [&str; 7] = [
 
 /// Health service name that only the leader reports as serving.
 pub const LEADER: &str = "rug.leader";
+
+/// Everything that is done around calls, from outside in.
+#[derive(Debug)]
+pub struct Layers {
+    /// Bounds the calls of each connection.
+    pub count: CountCalls,
+    /// Knows who calls.
+    pub authorize: Authorize,
+    /// Bounds watches.
+    pub watches: BoundWatches,
+    /// Passes calls on to the leader.
+    pub forward: Forwarder,
+}
+
+impl Layers {
+    /// Puts them around services.
+    pub fn around(self, services: Routes) -> impl Calls {
+        ServiceBuilder::new()
+            .layer(CallLayer::new(self.count))
+            .layer(CallLayer::new(Trace))
+            .layer(CallLayer::new(Undecodable))
+            .layer(CallLayer::new(Arriving))
+            .layer(CallLayer::new(self.authorize))
+            .layer(CallLayer::new(self.watches))
+            .layer(CallLayer::new(self.forward))
+            .service(services.prepare())
+    }
+}
 
 /// Builds the services of the admin API.
 pub struct AdminServices {
@@ -125,8 +161,8 @@ impl AdminServices {
         self.health.clone()
     }
 
-    /// All services, to be served with [`TraceLayer`], [`AccessLayer`] and [`ForwardLayer`] around them, in this order, on
-    /// connections from [`incoming_within`]. Without [`AccessLayer`] they answer nobody.
+    /// All services, to be [served](serve) with [`Layers`] around them, on connections from [`incoming_within`]. Without
+    /// [`Authorize`] they answer nobody.
     ///
     /// # Errors
     /// When the descriptors built into the program cannot be read.

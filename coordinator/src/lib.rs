@@ -11,6 +11,7 @@
 mod access;
 mod admission;
 pub mod app;
+mod budget;
 mod catalog;
 pub mod commands;
 pub mod config;

@@ -4,11 +4,10 @@
 //! The other direction is a bounded channel per stream: the leader never waits for a worker, a stream whose worker does
 //! not read is closed and the worker's next `Hello` brings things in order.
 //!
-//! What is read is charged to its peer ([`budget`]): a `Hello` until its worker has answered the welcome, everything else
+//! What is read is charged to its peer ([`budget`](crate::budget)): a `Hello` until its worker has answered the welcome, everything else
 //! until the leader has taken it in. A peer above its bound in `Hello`s is refused and tries again later; other messages
 //! wait for room, so that a worker that sends faster than the leader reads is slowed down.
 
-mod budget;
 mod opening;
 mod weight;
 
@@ -31,9 +30,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Extensions, Request, Response, Status, Streaming};
 use tracing::debug;
 
-pub use self::budget::HeldBytes;
-use self::budget::{ByteBudget, Exhausted, PeerKey};
 use self::opening::{OF_PEER, OF_THIS_HOST, Opening, Openings};
+use crate::budget::{Budget, Exhausted, HeldShare, PeerKey};
 use crate::grpc::{Access, PeerAddress, PeerIdentity, PeerInfo, access_of};
 
 /// Messages of one stream that wait for the transport: a window of deltas, the answers that come between, and what answers
@@ -77,7 +75,7 @@ pub enum Input {
         /// The way back.
         out: Out,
         /// What it is charged with, until the stream is settled or over.
-        held: HeldBytes,
+        held: HeldShare,
     },
     /// A worker said something else.
     Message {
@@ -88,7 +86,7 @@ pub enum Input {
         /// What it says.
         message: ToCoordinator,
         /// What it is charged with, until it was taken in.
-        held: HeldBytes,
+        held: HeldShare,
     },
     /// The stream ended.
     Closed(StreamId),
@@ -122,15 +120,15 @@ pub struct Sessions {
     next: AtomicU64,
     stopping: watch::Receiver<bool>,
     openings: Arc<Openings>,
-    hellos: Arc<ByteBudget>,
-    queue: Arc<ByteBudget>,
+    hellos: Arc<Budget>,
+    queue: Arc<Budget>,
 }
 
 impl Sessions {
     /// A service whose streams feed `leader` until `stopping` turns true.
     #[must_use]
     pub fn new(leader: mpsc::Sender<(Timestamp, Input)>, stopping: watch::Receiver<bool>) -> Self {
-        let budget = |(total, per_peer)| ByteBudget::new(total, per_peer);
+        let budget = |(total, per_peer)| Budget::new(total, per_peer);
         let (next, openings) = (AtomicU64::new(1), Arc::default());
         Self { leader, next, stopping, openings, hellos: budget(HELLO_BYTES), queue: budget(QUEUE_BYTES) }
     }
@@ -191,9 +189,9 @@ struct Reader {
     /// Which workers the peer may be.
     access: Access,
     /// What `Hello` is charged with.
-    hello: HeldBytes,
+    hello: HeldShare,
     /// What else is charged with.
-    queue: Arc<ByteBudget>,
+    queue: Arc<Budget>,
 }
 
 /// Why a stream's `Hello` is not taken.
@@ -272,7 +270,13 @@ impl Reader {
             };
             let bytes = weight::of(&message);
             let (envelope, message) = match up::up_from_wire(message) {
-                Ok(up::FromWorker { envelope, message, more: _ }) => (envelope, message),
+                Ok(up::FromWorker { envelope, message, more: _, unusable }) => {
+                    if let Some(up::UnusableStatuses { count, appliance, error }) = unusable {
+                        let peer = &*self.peer;
+                        log_limited!(warn, conn, peer, count, %appliance, "statuses were left out, the first one: {error}");
+                    }
+                    (envelope, message)
+                }
                 Err(problem) => {
                     log_limited!(warn, conn, peer = &*self.peer, "message refused: {problem}");
                     refuse(Ok(malformed(problem.to_string())));

@@ -206,6 +206,23 @@ impl Tokens {
             return Ok(None);
         }
         let keys = KeyStore::start(Location::of(config).map_err(KeyError::Settings)?, config.refresh)?;
+        Ok(Some(Self::with(config, keys)))
+    }
+
+    /// Accepts tokens by these keys alone, for the fuzz tests.
+    ///
+    /// # Errors
+    /// The set has no key that can be used.
+    pub(crate) fn fixed(config: &Config, set: &[u8]) -> Result<Self, KeyError> {
+        Ok(Self::with(config, KeyStore::fixed(set)?))
+    }
+
+    /// Keys that tokens are checked with now.
+    pub(crate) fn keys(&self) -> usize {
+        self.keys.count()
+    }
+
+    fn with(config: &Config, keys: KeyStore) -> Self {
         // The algorithms are set for each token, to those of its key.
         let mut validation = Validation::new(jsonwebtoken::Algorithm::RS256);
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
@@ -214,7 +231,7 @@ impl Tokens {
         validation.leeway = config.leeway.as_secs();
         validation.validate_nbf = true;
         let rules = config.rules.iter().filter_map(|rule| rule.parse().ok()).collect();
-        Ok(Some(Self { keys, validation, claim: config.claim.clone(), rules }))
+        Self { keys, validation, claim: config.claim.clone(), rules }
     }
 
     /// Checks a token.
@@ -232,12 +249,20 @@ impl Tokens {
         }
         let validation = Validation { algorithms: vec![header.alg], ..self.validation.clone() };
         let claims = decode::<Map<String, Value>>(token, &key.key, &validation).map_err(|e| problem(e.kind()))?.claims;
+        self.verified(&claims)
+    }
+
+    /// What the claims of a token say that is otherwise in order.
+    ///
+    /// # Errors
+    /// They name nobody.
+    pub(crate) fn verified(&self, claims: &Map<String, Value>) -> Result<Verified, TokenProblem> {
         let text = |claim: &str| claims.get(claim).and_then(Value::as_str).unwrap_or_default();
         let name: String = escaped(text("sub")).chars().take(100).collect();
         if name.is_empty() {
             return Err(TokenProblem::Missing("sub".to_owned()));
         }
-        let roles = self.values(&claims).into_iter().flat_map(|value| self.roles(value));
+        let roles = self.values(claims).into_iter().flat_map(|value| self.roles(value));
         let grants = Grants::of(roles.filter(|role| !is_certified(role)));
         Ok(Verified { name: format!("{name} (token)"), grants })
     }

@@ -71,7 +71,7 @@ impl ChangeOrigin {
 /// The caller's id of a call, and a digest of what it asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestKey {
-    /// The caller's id.
+    /// The caller's id, or what stands for it among the callers of its tenants.
     pub id: Uuid,
     /// Digest of the content; a repeat with another is refused.
     pub digest: [u8; 16],
@@ -80,8 +80,18 @@ pub struct RequestKey {
 impl RequestKey {
     /// The key of a call with this id and content. Of the same call the content has to be the same bytes, whenever and
     /// wherever it is made: the digest is stored.
+    ///
+    /// Callers that may change all appliances share one namespace of ids; those of certain tenants have another one, so that
+    /// an id never tells one tenant about the calls of another, and none can use up the ids of others.
     #[must_use]
-    pub fn new(id: Uuid, content: &[u8]) -> Self {
+    pub fn new(id: Uuid, scope: &Scope, content: &[u8]) -> Self {
+        let id = match scope {
+            Scope::All => id,
+            Scope::Tenants(tenants) => {
+                let tenants: Vec<_> = tenants.iter().map(Name::as_str).collect();
+                Uuid::new_v5(&id, tenants.join("\n").as_bytes())
+            }
+        };
         Self { id, digest: *Uuid::new_v5(&Uuid::NAMESPACE_OID, content).as_bytes() }
     }
 }
@@ -169,4 +179,22 @@ pub struct Changed {
 /// An id that no appliance has.
 fn fresh_id() -> ApplianceId {
     ApplianceId::new(Uuid::new_v4())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_ids_of_one_tenant_are_not_those_of_another() {
+        let tenants = |names: &[&str]| Scope::Tenants(names.iter().map(|name| name.parse().expect("a name")).collect());
+        let id = Uuid::from_u128(7);
+        let key = |scope: &Scope| RequestKey::new(id, scope, b"content");
+        assert_eq!(key(&Scope::All).id, id, "as earlier versions stored it");
+        let keys = [key(&Scope::All), key(&tenants(&["a"])), key(&tenants(&["b"])), key(&tenants(&["a", "b"]))];
+        for (n, one) in keys.iter().enumerate() {
+            assert!(keys[n + 1..].iter().all(|other| other.id != one.id && other.digest == one.digest));
+        }
+        assert_eq!(key(&tenants(&["b", "a"])), keys[3], "the order of roles does not matter");
+    }
 }

@@ -45,7 +45,7 @@ pub enum CommandError {
     #[error("appliance {0} is being deleted")]
     Deleting(ApplianceId),
     /// The request id was used for something else within the last 24 h.
-    #[error("request id {0} was used for a call with other content")]
+    #[error("the request id was used for a call with other content")]
     RequestReused(Uuid),
     /// The request was carried out before, and the appliance is gone since.
     #[error("appliance {0}, which this request was about, is gone")]

@@ -7,6 +7,7 @@ use common::change::ApplianceTarget;
 use uuid::Uuid;
 
 use super::*;
+use crate::access::Scope;
 
 fn within(time: Duration) -> CommandContext {
     CommandContext { actor: "test".to_owned(), deadline: Instant::now() + time }
@@ -43,7 +44,7 @@ async fn a_change_that_meets_another_one_is_made_again_once_that_has_settled() {
         assert_eq!(first, second);
         reply.send(Ok(done())).expect("the caller waits");
     });
-    let key = RequestKey::new(Uuid::from_u128(1), b"content");
+    let key = RequestKey::new(Uuid::from_u128(1), &Scope::All, b"content");
     let changed = commands.change(&within(Duration::from_secs(5)), CLIENT, delete(), false, Some(key)).await;
     assert_eq!(changed.map(|c| c.outcome), Ok(ChangeOutcome::Unchanged));
     leader.await.expect("no panic");
@@ -120,6 +121,6 @@ async fn what_an_operator_asks_for_carries_who_and_why() {
 
 #[test]
 fn the_digest_of_a_request_is_the_one_that_earlier_versions_stored() {
-    let key = RequestKey::new(Uuid::from_u128(7), b"Delete\0\x0a\x04\x0a\x02id");
+    let key = RequestKey::new(Uuid::from_u128(7), &Scope::All, b"Delete\0\x0a\x04\x0a\x02id");
     assert_eq!(Uuid::from_bytes(key.digest).to_string(), "b8877088-66d8-5e1a-b7a9-1dc908ae4757");
 }

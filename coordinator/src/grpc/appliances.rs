@@ -57,7 +57,7 @@ impl wire::appliances_server::Appliances for AppliancesService {
         let (context, access) = (context(&request)?, access(&request)?);
         let mut message = request.into_inner();
         let id = std::mem::take(&mut message.request_id);
-        let key = request_key(&id, || canonical("Create", message.clone(), |m| m.appliance.as_mut()))?;
+        let key = request_key(&id, &access, || canonical("Create", message.clone(), |m| m.appliance.as_mut()))?;
         let draft = draft_from_wire(message.appliance).map_err(|v| status::invalid(&v))?;
         access.check_tenant(&draft.tenant)?;
         to_wire::check_hidden(&draft.spec)?;
@@ -91,7 +91,7 @@ impl wire::appliances_server::Appliances for AppliancesService {
         let (context, access) = (context(&request)?, access(&request)?);
         let mut message = request.into_inner();
         let id = std::mem::take(&mut message.request_id);
-        let key = request_key(&id, || canonical("Update", message.clone(), |m| m.appliance.as_mut()))?;
+        let key = request_key(&id, &access, || canonical("Update", message.clone(), |m| m.appliance.as_mut()))?;
         let (validate_only, origin) = (message.validate_only, client(&access, message.force));
         let update = update_from_wire(message).map_err(|v| status::invalid(&v))?;
         self.caller.check_target(&access, &update.target)?;
@@ -114,7 +114,7 @@ impl wire::appliances_server::Appliances for AppliancesService {
         let (context, access) = (context(&request)?, access(&request)?);
         let mut message = request.into_inner();
         let id = std::mem::take(&mut message.request_id);
-        let key = request_key(&id, || canonical("Delete", message.clone(), |_| None))?;
+        let key = request_key(&id, &access, || canonical("Delete", message.clone(), |_| None))?;
         let expected = message.expected_generation;
         let target = target(message.appliance)?;
         match self.caller.check_target(&access, &target) {
@@ -141,7 +141,7 @@ impl wire::appliances_server::Appliances for AppliancesService {
         let (context, access) = (context(&request)?, access(&request)?);
         let mut message = request.into_inner();
         let id = std::mem::take(&mut message.request_id);
-        let key = request_key(&id, || canonical("Rebuild", message.clone(), |_| None))?;
+        let key = request_key(&id, &access, || canonical("Rebuild", message.clone(), |_| None))?;
         let image = (!message.image.is_empty()).then_some(message.image);
         let target = target(message.appliance)?;
         // Another image is another specification.

@@ -5,65 +5,38 @@
 //! `Hello`, and reflection; those are bounded by the number of calls of a connection.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::FutureExt;
-use futures::future::BoxFuture;
-use http::{Request, Response};
+use http::Request;
 use http_body::{Body as _, Frame};
 use tokio::sync::oneshot;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::Bytes;
-use tower::{Layer, Service};
 
 use super::connections::SESSION;
+use super::layer::{Answer, Around, Calls, Next};
 use super::status;
 
 /// How long after its headers the body of a request has to end.
 pub(super) const ARRIVAL: Duration = Duration::from_secs(10);
 const REFLECTION: &str = "/grpc.reflection.";
 
-/// Ends calls whose requests do not arrive. Goes beside [`UndecodableLayer`](super::UndecodableLayer).
+/// Ends calls whose requests do not arrive.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct ArrivingLayer;
+pub struct Arriving;
 
-/// See [`ArrivingLayer`].
-#[derive(Clone, Debug)]
-pub struct Arriving<S> {
-    inner: S,
-}
-
-impl<S> Layer<S> for ArrivingLayer {
-    type Service = Arriving<S>;
-
-    fn layer(&self, inner: S) -> Arriving<S> {
-        Arriving { inner }
-    }
-}
-
-impl<S> Service<Request<Body>> for Arriving<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = BoxFuture<'static, Result<Response<Body>, S::Error>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+impl Around for Arriving {
+    fn around<S: Calls>(self: &Arc<Self>, request: Request<Body>, next: Next<S>) -> Answer {
         let path = request.uri().path();
         if request.body().is_end_stream() || path == SESSION || path.starts_with(REFLECTION) {
-            return self.inner.call(request).boxed();
+            return next.call(request);
         }
         let (coming, ended) = oneshot::channel();
-        let answer = self.inner.call(request.map(|body| Body::new(ArrivingBody { body, coming: Some(coming) })));
+        let answer = next.call(request.map(|body| Body::new(ArrivingBody { body, coming: Some(coming) })));
         async move {
             // Dropped with this future, and with it the rest of the request.
             let mut answer = std::pin::pin!(answer);
@@ -71,7 +44,7 @@ where
                 biased;
                 answer = &mut answer => return answer,
                 in_time = tokio::time::timeout(ARRIVAL, ended) => if in_time.is_err() {
-                    return Ok(status::not_arrived(ARRIVAL).into_http());
+                    return status::not_arrived(ARRIVAL).into_http();
                 },
             }
             answer.await
@@ -111,11 +84,13 @@ impl http_body::Body for ArrivingBody {
 mod tests {
     use std::convert::Infallible;
 
+    use http::Response;
     use tokio::time::Instant;
     use tonic::Code;
-    use tower::{ServiceExt, service_fn};
+    use tower::{Layer, ServiceExt, service_fn};
 
     use super::*;
+    use crate::grpc::CallLayer;
 
     /// Sends nothing, and never ends.
     struct Silent;
@@ -139,7 +114,7 @@ mod tests {
 
     async fn status_of(path: &str, body: Body) -> Option<Code> {
         let request = Request::post(path).body(body).expect("a request");
-        let answer = ArrivingLayer.layer(service_fn(slow)).oneshot(request).await.expect("infallible");
+        let answer = CallLayer::new(Arriving).layer(service_fn(slow)).oneshot(request).await.expect("infallible");
         Status::from_header_map(answer.headers()).map(|status| status.code())
     }
 

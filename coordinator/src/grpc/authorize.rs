@@ -17,22 +17,18 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 
 use common::CoordinatorId;
 use common::appliance::Name;
-use futures::FutureExt;
-use futures::future::BoxFuture;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use runtime::log_limit::LogLimit;
 use tonic::Status;
 use tonic::body::Body;
-use tonic::codegen::Bytes;
-use tower::{Layer, Service};
 use tracing::info;
 
 use super::forward::{FORWARDED_BY, FORWARDED_FOR};
-use super::incoming::{PeerIdentity, PeerInfo};
+use super::incoming::{PeerAddress, PeerIdentity, PeerInfo};
+use super::layer::{Answer, Around, Calls, Next, at_once};
 use super::status;
 use crate::access::permission::{self, Call};
 use crate::access::tokens::{TokenProblem, Tokens};
@@ -40,6 +36,8 @@ use crate::access::{Grants, Permission, Policy, Principal, Scope};
 
 /// Header: the roles of the caller of a forwarded call.
 pub(super) const FORWARDED_ROLES: HeaderName = HeaderName::from_static("rug-forwarded-roles");
+/// Stands between the name of a caller and that of the coordinator that forwards its call.
+const BY_WAY: &str = " by way of ";
 /// Longest caller's name that is accepted from another coordinator.
 const MAX_CALLER: usize = 200;
 /// Callers whose refusals are limited in the log each for itself, so that none can drown the refusals of another.
@@ -53,14 +51,22 @@ pub struct Access {
     call: &'static Call,
     /// The peer of the connection: the caller itself, or a coordinator.
     peer: PeerInfo,
+    /// See [`Access::caller_key`].
+    caller: Arc<str>,
     /// Where refusals are logged.
-    gate: Arc<Gate>,
+    gate: Arc<Authorize>,
 }
 
 impl Access {
     /// The caller, for the audit trail.
     pub(super) fn actor(&self) -> &str {
         &self.principal.name
+    }
+
+    /// Whose share of what is bounded for each caller this call takes: that of a name, or of an address without one. The
+    /// same, whichever coordinator the caller asks.
+    pub(super) fn caller_key(&self) -> Arc<str> {
+        Arc::clone(&self.caller)
     }
 
     /// What the caller may do.
@@ -108,81 +114,23 @@ impl Access {
 /// The access that the layer gave to a request.
 ///
 /// # Errors
-/// There is none: the service is served without [`AccessLayer`], and answers nobody.
+/// There is none: the service is served without [`Authorize`], and answers nobody.
 pub(crate) fn access_of(extensions: &http::Extensions) -> Result<&Access, Status> {
     extensions.get().ok_or_else(|| status::permission_denied("the caller was not identified"))
 }
 
-/// Lets calls through to those who may make them. Goes around [`ForwardLayer`](super::ForwardLayer).
-#[derive(Clone, Debug)]
-pub struct AccessLayer(Arc<Gate>);
-
-impl AccessLayer {
-    /// A layer that applies `policy`, to the claims of tokens by `tokens` if any are accepted.
-    #[must_use]
-    pub fn new(policy: Policy, tokens: Option<Tokens>) -> Self {
-        Self(Arc::new(Gate { policy, tokens, limits: Mutex::default() }))
-    }
-}
-
-impl<S> Layer<S> for AccessLayer {
-    type Service = Authorize<S>;
-
-    fn layer(&self, inner: S) -> Authorize<S> {
-        Authorize { inner, gate: Arc::clone(&self.0) }
-    }
-}
-
-/// See [`AccessLayer`].
-#[derive(Clone, Debug)]
-pub struct Authorize<S> {
-    inner: S,
-    gate: Arc<Gate>,
-}
-
-impl<S, B> Service<Request<Body>> for Authorize<S>
-where
-    S: Service<Request<Body>, Response = Response<B>> + Send + 'static,
-    S::Future: Send + 'static,
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = BoxFuture<'static, Result<Response<Body>, S::Error>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        match admit(&self.gate, &request) {
-            Ok(admitted) => {
-                let headers = request.headers_mut();
-                headers.remove(header::AUTHORIZATION);
-                headers.remove(FORWARDED_FOR);
-                headers.remove(FORWARDED_ROLES);
-                if !admitted.forwarded {
-                    headers.remove(FORWARDED_BY);
-                }
-                request.extensions_mut().insert(admitted.access);
-                self.inner.call(request).map(|answer| answer.map(|a| a.map(Body::new))).boxed()
-            }
-            Err(status) => async move { Ok(status.into_http()) }.boxed(),
-        }
-    }
-}
-
-struct Gate {
+/// Lets calls through to those who may make them, by a policy and, if any are accepted, the claims of tokens. Goes around
+/// [`Forwarder`](super::Forwarder).
+pub struct Authorize {
     policy: Policy,
     tokens: Option<Tokens>,
     /// Limits of the log lines about refusals, by [`log_key`]: whoever is refused may try as often as it likes.
     limits: Mutex<HashMap<String, Arc<LogLimit>>>,
 }
 
-impl fmt::Debug for Gate {
+impl fmt::Debug for Authorize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gate").field("policy", &self.policy).finish_non_exhaustive()
+        f.debug_struct("Authorize").field("policy", &self.policy).finish_non_exhaustive()
     }
 }
 
@@ -194,7 +142,7 @@ struct Admitted {
 }
 
 /// Decides about a call, and logs a refusal.
-fn admit(gate: &Arc<Gate>, request: &Request<Body>) -> Result<Admitted, Status> {
+fn admit(gate: &Arc<Authorize>, request: &Request<Body>) -> Result<Admitted, Status> {
     let path = request.uri().path();
     let call = permission::of_path(path).ok_or_else(|| status::unknown_call(path))?;
     let Some(peer) = request.extensions().get::<PeerInfo>() else {
@@ -204,7 +152,9 @@ fn admit(gate: &Arc<Gate>, request: &Request<Body>) -> Result<Admitted, Status> 
     let found = gate.caller(call, peer, request.headers()).inspect_err(|refusal| log(None, refusal));
     let (caller, forwarded) = found?;
     let scope = gate.scope(call, peer, &caller, forwarded).inspect_err(|refusal| log(Some(&caller), refusal))?;
-    let access = Access { principal: Arc::new(caller), scope, call, peer: peer.clone(), gate: Arc::clone(gate) };
+    let key = if forwarded { original_key(&caller.name) } else { log_key(peer, Some(&caller)) };
+    let (caller, principal) = (key.into(), Arc::new(caller));
+    let access = Access { principal, scope, call, peer: peer.clone(), caller, gate: Arc::clone(gate) };
     Ok(Admitted { access, forwarded })
 }
 
@@ -230,7 +180,43 @@ fn log_key(peer: &PeerInfo, caller: Option<&Principal>) -> String {
     }
 }
 
-impl Gate {
+/// The name, or else the address without a port, of the caller that a coordinator names.
+fn original_key(name: &str) -> String {
+    let original = name.rsplit_once(BY_WAY).map_or(name, |(original, _)| original);
+    match (original.rsplit_once(" at "), original.parse()) {
+        (Some((name, _)), _) => name.to_owned(),
+        (None, Ok(address)) => PeerAddress::Tcp(address).network(),
+        // A user of that coordinator's host; the process does not matter.
+        (None, Err(_)) => original.split_once(',').map_or(original, |(user, _)| user).to_owned(),
+    }
+}
+
+impl Around for Authorize {
+    fn around<S: Calls>(self: &Arc<Self>, mut request: Request<Body>, next: Next<S>) -> Answer {
+        match admit(self, &request) {
+            Ok(admitted) => {
+                let headers = request.headers_mut();
+                headers.remove(header::AUTHORIZATION);
+                headers.remove(FORWARDED_FOR);
+                headers.remove(FORWARDED_ROLES);
+                if !admitted.forwarded {
+                    headers.remove(FORWARDED_BY);
+                }
+                request.extensions_mut().insert(admitted.access);
+                next.call(request)
+            }
+            Err(status) => at_once(&status),
+        }
+    }
+}
+
+impl Authorize {
+    /// Applies `policy`, to the claims of tokens by `tokens` if any are accepted.
+    #[must_use]
+    pub fn new(policy: Policy, tokens: Option<Tokens>) -> Self {
+        Self { policy, tokens, limits: Mutex::default() }
+    }
+
     /// Logs a refusal, unless there were too many of this caller just before.
     fn log(&self, peer: &PeerInfo, caller: Option<&Principal>, call: &Call, refusal: &Status) {
         let key = log_key(peer, caller);
@@ -329,7 +315,7 @@ fn forwarded(peer: &Principal, headers: &HeaderMap) -> Result<Option<Principal>,
     let by = text(&FORWARDED_BY).and_then(|by| CoordinatorId::new(by).ok());
     let Some(by) = by.filter(|by| peer.grants.is_coordinator(by)) else { return Ok(None) };
     let original = text(&FORWARDED_FOR).filter(|caller| caller.len() <= MAX_CALLER).unwrap_or("unknown caller");
-    let name = format!("{original} by way of {by} ({})", peer.name);
+    let name = format!("{original}{BY_WAY}{by} ({})", peer.name);
     let grants = match text(&FORWARDED_ROLES) {
         Some(roles) => Grants::from_header(roles),
         // A coordinator of an earlier version. Where peers are not told apart anyway, nothing is lost.
@@ -358,7 +344,6 @@ pub(super) fn name_caller(headers: &mut HeaderMap, access: Option<&Access>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::incoming::PeerAddress;
     use super::*;
 
     #[test]
@@ -373,5 +358,18 @@ mod tests {
         assert_eq!(key("10.0.0.1:5000", None), "10.0.0.1");
         assert_eq!(key("[::ffff:10.0.0.1]:5000", None), "10.0.0.1");
         assert_eq!(key("[2001:db8::1:2:3:4]:5000", None), "2001:db8:0:0::/64");
+    }
+
+    #[test]
+    fn a_caller_has_the_same_key_whichever_coordinator_it_asks() {
+        for (name, key) in [
+            ("jane (token) at 10.0.0.1:5000 by way of c2 (c2 at 10.0.0.2:6000)", "jane (token)"),
+            ("jane at work at [::1]:5000 by way of c2 (c2 at 10.0.0.2:6000)", "jane at work"),
+            ("10.0.0.1:5000 by way of c2 (10.0.0.2:6000)", "10.0.0.1"),
+            ("local user 0, pid 77 by way of c2 (c2 at 10.0.0.2:6000)", "local user 0"),
+            ("unknown caller by way of c2 (c2)", "unknown caller"),
+        ] {
+            assert_eq!(original_key(name), key);
+        }
     }
 }

@@ -92,13 +92,17 @@ fn allowed(metadata: &MetadataMap) -> Duration {
 }
 
 /// Parses a request id and computes the digest of the call's content. `content` is only called when there is an id.
-pub(super) fn request_key(id: &str, content: impl FnOnce() -> Vec<u8>) -> Result<Option<RequestKey>, Status> {
+pub(super) fn request_key(
+    id: &str,
+    access: &Access,
+    content: impl FnOnce() -> Vec<u8>,
+) -> Result<Option<RequestKey>, Status> {
     if id.is_empty() {
         return Ok(None);
     }
     let id = Uuid::parse_str(id)
         .map_err(|e| status::invalid(&[FieldViolation::new("request_id", format!("is not a UUID: {e}"))]))?;
-    Ok(Some(RequestKey::new(id, &content())))
+    Ok(Some(RequestKey::new(id, access.scope(), &content())))
 }
 
 /// Canonical encoding of a message, whose digest is stored: maps have no order on the wire, so they are taken out of the appliance and
@@ -131,6 +135,7 @@ pub(super) fn canonical<M: Message>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access::Scope;
 
     #[test]
     fn the_digest_of_a_call_does_not_depend_on_the_order_of_maps() {
@@ -153,7 +158,7 @@ mod tests {
         let appliance = wire::Appliance { name: "web".into(), labels: labels.into(), ..Default::default() };
         let message = wire::CreateApplianceRequest { appliance: Some(appliance), ..Default::default() };
         let content = canonical("Create", message, |m| m.appliance.as_mut());
-        let key = RequestKey::new(Uuid::from_u128(7), &content);
+        let key = RequestKey::new(Uuid::from_u128(7), &Scope::All, &content);
         assert_eq!(Uuid::from_bytes(key.digest).to_string(), "104d5dd7-0406-58f4-9ef0-e723e1fa6388");
     }
 }

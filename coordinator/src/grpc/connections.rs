@@ -2,7 +2,7 @@
 //!
 //! A connection that was accepted is *pending* until its handshake and the preface of HTTP/2 have come; [`super::incoming`]
 //! bounds those by number and time, and gives up the oldest for a new one, so that connections that say nothing keep no
-//! one out. Only then it takes a *place* here. Places are bounded by the descriptors this process may have. One address
+//! one out. Only then it takes a *place* here. Both are bounded by the descriptors this process may have. One address
 //! takes half of them at most, and the last eighth is kept for addresses that workers had sessions from, and for Unix
 //! sockets. A place is given back with its connection, at the latest after a time without any call.
 //!
@@ -12,32 +12,32 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use common::appliance::FieldViolation;
 use futures::FutureExt;
-use futures::future::{BoxFuture, ready};
 use http::{Request, Response};
-use http_body::Frame;
 use runtime::log_limited;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tonic::Status;
 use tonic::body::Body;
-use tonic::codegen::Bytes;
-use tower::{Layer, Service};
+use tracing::info;
 
 use super::authorize::grants_of;
-use super::incoming::{MAX_PENDING, PeerAddress, PeerInfo};
+use super::incoming::{PeerAddress, PeerInfo};
+use super::layer::{Answer, Around, Calls, KeepingBody, Next, at_once};
 use super::status;
 use crate::access::Policy;
 
-/// Descriptors that are left for everything but connections of peers: the store, ZooKeeper, files, metrics.
-const OTHER_DESCRIPTORS: u64 = 128;
-/// Fewest places, whatever the limit of descriptors is.
+/// Descriptors that are kept for everything but connections of peers: the store, ZooKeeper, files, metrics. At most a
+/// quarter of all.
+const OTHER_DESCRIPTORS: usize = 128;
+/// Most connections that are *pending* at once. Some thousand, when the leader changes, take a second of one core; each
+/// stalled one costs a descriptor and some ten KiB until its deadline.
+pub(super) const MAX_PENDING: usize = 256;
+/// Fewest connections that can be configured.
 const FEWEST: usize = 64;
 /// Calls under way on one connection of a peer that is no coordinator.
 const MAX_CALLS: usize = 128;
@@ -56,11 +56,14 @@ pub struct Config {
     /// Time after which a connection without calls is closed; clients open another one when they need it. At least 10s.
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
+    /// How long calls that are under way may go on when the coordinator stops; what is left then is cut off. 60s at most.
+    #[serde(with = "humantime_serde")]
+    pub drain_timeout: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { max: 16_384, idle_timeout: Duration::from_secs(15 * 60) }
+        Self { max: 16_384, idle_timeout: Duration::from_secs(15 * 60), drain_timeout: Duration::from_secs(3) }
     }
 }
 
@@ -74,6 +77,9 @@ impl Config {
         }
         if self.idle_timeout < Duration::from_secs(10) {
             found.push(FieldViolation::new("idle_timeout", "must be 10s or more"));
+        }
+        if self.drain_timeout > Duration::from_secs(60) {
+            found.push(FieldViolation::new("drain_timeout", "must be 60s or less"));
         }
         found
     }
@@ -97,6 +103,7 @@ pub struct Places(Arc<PlacesShared>);
 #[derive(Debug)]
 struct PlacesShared {
     max: usize,
+    pending: usize,
     idle: Duration,
     taken: Mutex<Taken>,
 }
@@ -118,12 +125,23 @@ impl Default for Places {
 }
 
 impl Places {
-    /// Places for a process that may have this number of descriptors.
+    /// Places for a process that may have this number of descriptors: a part is kept for everything else, and a part for
+    /// connections that are pending.
     #[must_use]
     pub fn new(config: &Config, descriptors: u64) -> Self {
-        let left = descriptors.saturating_sub(OTHER_DESCRIPTORS + MAX_PENDING as u64);
-        let max = config.max.min(usize::try_from(left).unwrap_or(usize::MAX)).max(FEWEST);
-        Self(Arc::new(PlacesShared { max, idle: config.idle_timeout, taken: Mutex::default() }))
+        let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
+        let left = descriptors - OTHER_DESCRIPTORS.min(descriptors / 4);
+        let pending = MAX_PENDING.min(left / 4).max(1);
+        let max = config.max.min(left - pending.min(left)).max(1);
+        if max < config.max {
+            info!(max, pending, descriptors, "the limit of descriptors bounds the number of connections");
+        }
+        Self(Arc::new(PlacesShared { max, pending, idle: config.idle_timeout, taken: Mutex::default() }))
+    }
+
+    /// Connections that may be pending at once, over all listeners.
+    pub(super) fn pending(&self) -> usize {
+        self.0.pending
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
@@ -194,12 +212,23 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// How long its connection may be without calls; `None` over a Unix socket.
-    pub(super) fn idle(&self) -> Option<IdleLimit> {
-        let PeerAddress::Tcp(address) = self.address else { return None };
+    /// Ready once its connection has had no call for too long; never over a Unix socket.
+    pub(super) async fn idle(&self) {
+        let PeerAddress::Tcp(address) = self.address else { return std::future::pending().await };
+        let Some(of) = self.places.connection_use(address) else { return std::future::pending().await };
         let limit = self.places.0.idle;
-        let of = self.places.connection_use(address)?;
-        Some(IdleLimit { of, limit, check: Box::pin(tokio::time::sleep(limit)) })
+        let mut until = Instant::now() + limit;
+        loop {
+            tokio::time::sleep_until(until).await;
+            let now = Instant::now();
+            until = {
+                let state = of.state();
+                if state.open > 0 { now + limit } else { state.idle_since + limit }
+            };
+            if until <= now {
+                return;
+            }
+        }
     }
 }
 
@@ -230,47 +259,20 @@ impl ConnectionUse {
     }
 }
 
-/// Ends a connection that has had no call for too long.
-#[derive(Debug)]
-pub(super) struct IdleLimit {
-    of: Arc<ConnectionUse>,
-    limit: Duration,
-    check: Pin<Box<tokio::time::Sleep>>,
-}
-
-impl IdleLimit {
-    /// Ready once the connection is to be closed.
-    pub(super) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while self.check.as_mut().poll(cx).is_ready() {
-            let now = Instant::now();
-            let until = {
-                let state = self.of.state();
-                if state.open > 0 { now + self.limit } else { state.idle_since + self.limit }
-            };
-            if until <= now {
-                return Poll::Ready(());
-            }
-            self.check.as_mut().reset(until);
-        }
-        Poll::Pending
-    }
-}
-
-/// Counts calls of each connection, and learns from where workers come. Goes around everything else.
+/// Counts calls of each connection, and learns from where workers come. Goes around everything else. Which peers are
+/// coordinators, and may have any number of calls under way, says `policy`; `accepts_tokens` is whether peers without a
+/// certificate may show tokens.
 #[derive(Clone, Debug)]
-pub struct ConnectionsLayer {
-    places: Places,
-    bound: CallBound,
+pub struct CountCalls {
+    /// Places of the connections that calls come over.
+    pub places: Places,
+    /// Who is a coordinator.
+    pub policy: Policy,
+    /// Whether peers without a certificate may show tokens.
+    pub accepts_tokens: bool,
 }
 
-/// Who may have any number of calls under way.
-#[derive(Clone, Debug)]
-struct CallBound {
-    policy: Policy,
-    accepts_tokens: bool,
-}
-
-impl CallBound {
+impl CountCalls {
     /// Begins a call on a connection.
     ///
     /// # Errors
@@ -286,67 +288,27 @@ impl CallBound {
     }
 }
 
-impl ConnectionsLayer {
-    /// A layer for connections that took these places. Which peers are coordinators says `policy`; `accepts_tokens` is
-    /// whether peers without a certificate may show tokens.
-    #[must_use]
-    pub const fn new(places: Places, policy: Policy, accepts_tokens: bool) -> Self {
-        Self { places, bound: CallBound { policy, accepts_tokens } }
-    }
-}
-
-/// See [`ConnectionsLayer`].
-#[derive(Clone, Debug)]
-pub struct CountedCalls<S> {
-    inner: S,
-    places: Places,
-    bound: CallBound,
-}
-
-impl<S> Layer<S> for ConnectionsLayer {
-    type Service = CountedCalls<S>;
-
-    fn layer(&self, inner: S) -> CountedCalls<S> {
-        CountedCalls { inner, places: self.places.clone(), bound: self.bound.clone() }
-    }
-}
-
-impl<S, Q> Service<Request<Q>> for CountedCalls<S>
-where
-    S: Service<Request<Q>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = BoxFuture<'static, Result<Response<Body>, S::Error>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Q>) -> Self::Future {
+impl Around for CountCalls {
+    fn around<S: Calls>(self: &Arc<Self>, request: Request<Body>, next: Next<S>) -> Answer {
         let peer = request.extensions().get::<PeerInfo>();
         let Some((peer, PeerAddress::Tcp(address))) = peer.map(|peer| (peer, peer.address)) else {
-            return self.inner.call(request).boxed();
+            return next.call(request);
         };
-        let begun = self.places.connection_use(address).map(|of| self.bound.begin(&of, peer)).transpose();
+        let begun = self.places.connection_use(address).map(|of| self.begin(&of, peer)).transpose();
         let call = match begun {
             Ok(call) => call,
-            Err(refusal) => return ready(Ok(refusal.into_http())).boxed(),
+            Err(refusal) => return at_once(&refusal),
         };
         let session = (request.uri().path() == SESSION).then(|| self.places.clone());
-        let answer = self.inner.call(request);
-        async move {
-            let answer = answer.await?;
+        let counted = move |answer: Response<Body>| {
             if let Some(places) = session
                 && Status::from_header_map(answer.headers()).is_none()
             {
                 places.remember(address.ip());
             }
-            Ok(answer.map(|body| Body::new(CountedBody { body, _call: call })))
-        }
-        .boxed()
+            KeepingBody::of(answer, call)
+        };
+        next.call(request).map(counted).boxed()
     }
 }
 
@@ -371,29 +333,6 @@ impl Drop for OpenCall {
         let mut state = self.0.state();
         state.open -= 1;
         state.idle_since = Instant::now();
-    }
-}
-
-/// A response whose call ends with it.
-struct CountedBody {
-    body: Body,
-    _call: Option<OpenCall>,
-}
-
-impl http_body::Body for CountedBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
     }
 }
 
@@ -430,7 +369,11 @@ mod tests {
         let _place = places.take(peer(1, 1)).expect("free");
         let of = places.connection_use(([10, 0, 0, 1], 1).into()).expect("it has a place");
         let stranger = PeerInfo { address: peer(1, 1), identity: PeerIdentity::Unverified };
-        let bound = |accepts_tokens| CallBound { policy: Policy::new(&access::Config::default()), accepts_tokens };
+        let bound = |accepts_tokens| CountCalls {
+            places: places.clone(),
+            policy: Policy::new(&access::Config::default()),
+            accepts_tokens,
+        };
         let mut open: Vec<_> = (0..MAX_CALLS).map(|_| bound(true).begin(&of, &stranger).expect("free")).collect();
         let refused = bound(true).begin(&of, &stranger).expect_err("all");
         assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
@@ -440,9 +383,16 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_bound_the_places() {
-        let max = |descriptors| Places::new(&Config::default(), descriptors).0.max;
-        assert_eq!((max(1_024), max(100), max(u64::MAX)), (640, FEWEST, Config::default().max));
+    fn descriptors_bound_what_is_pending_and_the_places() {
+        let bounds = |descriptors| {
+            let places = Places::new(&Config::default(), descriptors);
+            (places.pending(), places.0.max)
+        };
+        assert_eq!(bounds(u64::MAX), (MAX_PENDING, Config::default().max));
+        for (descriptors, pending, max) in [(4_096, 256, 3_712), (1_024, 224, 672), (256, 48, 144), (64, 12, 36)] {
+            assert_eq!(bounds(descriptors), (pending, max), "{descriptors}");
+        }
+        assert_eq!(bounds(0), (1, 1));
     }
 
     #[test]
@@ -456,11 +406,10 @@ mod tests {
     async fn a_connection_is_over_when_it_had_no_call_for_a_while() {
         let places = Places::default();
         let place = places.take(peer(1, 1)).expect("free");
-        let mut idle = place.idle().expect("over TCP");
         let limit = Config::default().idle_timeout;
         let of = places.connection_use(([10, 0, 0, 1], 1).into()).expect("it has a place");
         let call = OpenCall::within(&of, MAX_CALLS).expect("the first");
-        let mut over = std::pin::pin!(std::future::poll_fn(|cx| idle.poll_over(cx)));
+        let mut over = std::pin::pin!(place.idle());
         assert!(tokio::time::timeout(limit * 3, &mut over).await.is_err(), "a call is open");
         drop(call);
         let ended = Instant::now();

@@ -22,7 +22,6 @@ use std::time::Duration;
 
 use common::CoordinatorId;
 use coordination::Leader;
-use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, header};
 use http_body::Frame;
@@ -35,11 +34,12 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::Bytes;
 use tonic::transport::{Channel, Endpoint};
-use tower::{Layer, Service, ServiceExt};
+use tower::{Service, ServiceExt};
 use tracing::debug;
 
 use super::authorize::name_caller;
 use super::deadline::{DEFAULT, LONGEST, parse_timeout};
+use super::layer::{Answer, Around, Calls, Next};
 use super::status;
 
 /// Header: the coordinator that forwarded a call. A call with this header is not forwarded again.
@@ -87,81 +87,14 @@ impl ServingRole {
     }
 }
 
-/// Forwards admin calls while this coordinator does not lead. Goes inside of [`AccessLayer`](super::AccessLayer).
-#[derive(Clone, Debug)]
-pub struct ForwardLayer(Arc<Forwarder>);
-
-impl ForwardLayer {
-    /// A layer for the coordinator `own`, which follows `role`. Connections to the leader are made with `tls`.
-    #[must_use]
-    pub fn new(own: CoordinatorId, role: watch::Receiver<ServingRole>, tls: Option<ClientTls>) -> Self {
-        Self(Arc::new(Forwarder { own, role, tls, connection: Mutex::default() }))
-    }
-}
-
-impl<S> Layer<S> for ForwardLayer {
-    type Service = Forward<S>;
-
-    fn layer(&self, inner: S) -> Forward<S> {
-        Forward { inner, shared: Arc::clone(&self.0) }
-    }
-}
-
-/// See [`ForwardLayer`].
-#[derive(Clone, Debug)]
-pub struct Forward<S> {
-    inner: S,
-    shared: Arc<Forwarder>,
-}
-
-impl<S, B> Service<Request<Body>> for Forward<S>
-where
-    S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = BoxFuture<'static, Result<Response<Body>, S::Error>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        if !request.uri().path().starts_with("/rug.admin.v1.") {
-            return self.inner.call(request).map(|answer| answer.map(|a| a.map(Body::new))).boxed();
-        }
-        let shared = Arc::clone(&self.shared);
-        if *shared.role.borrow() == ServingRole::Leading {
-            let answer = self.inner.call(request);
-            return async move { Ok(shared.ours(answer.await?)) }.boxed();
-        }
-        // The instance of the service that reported readiness has to be the one that is called.
-        let fresh = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, fresh);
-        let limit = Limit::of(request.headers());
-        async move {
-            match shared.find(request.headers(), &limit).await {
-                Ok(Where::Here) => Ok(shared.ours(inner.call(request).await?)),
-                Ok(Where::There(leader)) => {
-                    Ok(shared.pass_on(leader, request, &limit).await.unwrap_or_else(Status::into_http))
-                }
-                Err(status) => Ok(status.into_http()),
-            }
-        }
-        .boxed()
-    }
-}
-
 /// Which coordinator answers a call.
 enum Where {
     Here,
     There(Leader),
 }
 
-struct Forwarder {
+/// Forwards admin calls while this coordinator does not lead. Goes inside of [`Authorize`](super::Authorize).
+pub struct Forwarder {
     own: CoordinatorId,
     role: watch::Receiver<ServingRole>,
     tls: Option<ClientTls>,
@@ -175,7 +108,36 @@ impl fmt::Debug for Forwarder {
     }
 }
 
+impl Around for Forwarder {
+    fn around<S: Calls>(self: &Arc<Self>, request: Request<Body>, next: Next<S>) -> Answer {
+        if !request.uri().path().starts_with("/rug.admin.v1.") {
+            return next.call(request);
+        }
+        let forwarder = Arc::clone(self);
+        if *self.role.borrow() == ServingRole::Leading {
+            return next.call(request).map(move |answer| forwarder.ours(answer)).boxed();
+        }
+        let limit = Limit::of(request.headers());
+        async move {
+            match forwarder.find(request.headers(), &limit).await {
+                Ok(Where::Here) => forwarder.ours(next.call(request).await),
+                Ok(Where::There(leader)) => {
+                    forwarder.pass_on(leader, request, &limit).await.unwrap_or_else(Status::into_http)
+                }
+                Err(status) => status.into_http(),
+            }
+        }
+        .boxed()
+    }
+}
+
 impl Forwarder {
+    /// Forwards for the coordinator `own`, which follows `role`. Connections to the leader are made with `tls`.
+    #[must_use]
+    pub fn new(own: CoordinatorId, role: watch::Receiver<ServingRole>, tls: Option<ClientTls>) -> Self {
+        Self { own, role, tls, connection: Mutex::default() }
+    }
+
     /// Chooses the coordinator that answers a call with these headers; waits for an election to end.
     async fn find(&self, headers: &HeaderMap, limit: &Limit) -> Result<Where, Status> {
         let until = limit.answer_by.min(Instant::now() + WAIT);
@@ -206,12 +168,8 @@ impl Forwarder {
     }
 
     /// A response of this coordinator, valid only while it leads.
-    fn ours<B>(&self, answer: Response<B>) -> Response<Body>
-    where
-        B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
-        answer.map(|body| Body::new(RoleBoundBody::new(Body::new(body), None, self.role.clone())))
+    fn ours(&self, answer: Response<Body>) -> Response<Body> {
+        answer.map(|body| Body::new(RoleBoundBody::new(body, None, self.role.clone())))
     }
 
     /// Forwards a call to the leader.

@@ -3,8 +3,10 @@
 //!
 //! Until its handshake is done and the preface of HTTP/2 has come, each connection is a task with a deadline, so that a
 //! stalled client delays no other. The number of these is bounded; above it the oldest is given up, because successful ones
-//! take milliseconds. Then it takes one of the [`Places`]. No error of a connection ends the listener.
+//! take milliseconds. Then it takes one of the [`Places`]. No error of a connection ends the listener, and when there is
+//! no descriptor left whoever connects is closed at once instead of being left waiting ([`Spare`]).
 
+mod spare;
 mod standing;
 
 use std::collections::VecDeque;
@@ -16,6 +18,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::TryFutureExt;
 use runtime::log_limited;
 use runtime::socket::{LocalListener, LocalUser};
 use runtime::tls::{Identity, ServerStream, ServerTls};
@@ -24,18 +27,14 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_stream::Stream;
-use tonic::transport::server::Connected;
 use tracing::debug;
 
+use self::spare::Spare;
 use self::standing::{Standing, Trusted};
-use super::connections::{IdleLimit, Place, Places};
+use super::connections::{Place, Places};
 
 /// Deadline of handshake and preface, including the time in which a refused client receives the reason.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-
-/// Connections that have not said anything useful yet, of each listener. Some thousand at once, when the leader changes,
-/// take a second of one core; each stalled one costs a file descriptor and some ten KiB until its deadline.
-pub(super) const MAX_PENDING: usize = 256;
 
 /// Most bytes that are read of a client that does not speak HTTP/2.
 const MAX_UNREAD: usize = 64 * 1024;
@@ -45,9 +44,6 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Connections that wait to be accepted by the server, which happens at once.
 const QUEUE: usize = 64;
-
-/// Pause after accepting failed, mostly for lack of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The peer of a connection. An extension of every request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,13 +117,6 @@ pub enum Listener {
     Unix(LocalListener),
 }
 
-/// Connections of these listeners, within default bounds: see [`incoming_within`].
-#[cfg(test)]
-#[must_use]
-pub(crate) fn incoming(listeners: Vec<Listener>, tls: Option<ServerTls>) -> Incoming {
-    incoming_within(listeners, tls, &Places::default())
-}
-
 /// Connections of these listeners that got one of the places. Those over TCP are without Nagle's algorithm, which would
 /// delay the second half of every response larger than a packet by 40 ms, and with `tls` only from clients with a valid
 /// certificate; those over a Unix socket are only from this user and root. Needs a Tokio runtime; dropping the result closes
@@ -140,8 +129,9 @@ pub fn incoming_within(listeners: Vec<Listener>, tls: Option<ServerTls>, places:
     if let Some((tls, standing)) = tls.clone() {
         tasks.spawn(refresh(tls, standing));
     }
+    let pending = (places.pending() / listeners.len().max(1)).max(1);
     for listener in listeners {
-        let admission = Admission { places: places.clone(), out: out.clone() };
+        let admission = Admission { places: places.clone(), pending, out: out.clone() };
         match listener {
             Listener::Tcp(listener) => tasks.spawn(accept(listener, tls.clone(), admission)),
             Listener::Unix(listener) => tasks.spawn(accept_local(listener, admission)),
@@ -159,21 +149,22 @@ pub struct Incoming {
 }
 
 impl Stream for Incoming {
-    type Item = io::Result<IncomingConnection>;
+    type Item = IncomingConnection;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.connections.poll_recv(cx).map(|connection| connection.map(Ok))
+        self.connections.poll_recv(cx)
     }
 }
 
 async fn accept(listener: TcpListener, tls: Option<(ServerTls, Standing)>, admission: Admission) {
-    let mut pending = PendingConnections::default();
+    let mut pending = PendingConnections::new(admission.pending);
+    let mut spare = Spare::new();
     loop {
         let (stream, address) = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    accepting_failed(&error).await;
+                    spare.accepting_failed(&error, listener.accept().map_ok(drop)).await;
                     continue;
                 }
             },
@@ -195,21 +186,17 @@ async fn accept(listener: TcpListener, tls: Option<(ServerTls, Standing)>, admis
             }
         };
         if given_up {
-            log_limited!(warn, "more than {MAX_PENDING} connections at once that say nothing; the oldest was closed");
+            let most = pending.most;
+            log_limited!(warn, "more than {most} connections at once that say nothing; the oldest was closed");
         }
     }
-}
-
-/// Logs why there is no next connection, and waits before the next try.
-async fn accepting_failed(error: &io::Error) {
-    log_limited!(warn, "accept a connection: {error}");
-    tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
 /// Connections of a Unix socket. Other users are kept out by the modes of socket and folder, which an administrator may
 /// have changed; who connects is what counts.
 async fn accept_local(listener: LocalListener, admission: Admission) {
-    let mut pending = PendingConnections::default();
+    let mut pending = PendingConnections::new(admission.pending);
+    let mut spare = Spare::new();
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -219,7 +206,7 @@ async fn accept_local(listener: LocalListener, admission: Admission) {
         let (stream, user) = match stream.and_then(|stream| Ok((LocalUser::of(&stream)?, stream))) {
             Ok((user, stream)) => (stream, user),
             Err(error) => {
-                accepting_failed(&error).await;
+                spare.accepting_failed(&error, listener.accept().map_ok(drop)).await;
                 continue;
             }
         };
@@ -236,6 +223,8 @@ async fn accept_local(listener: LocalListener, admission: Admission) {
 #[derive(Clone)]
 struct Admission {
     places: Places,
+    /// Connections of one listener that may be pending.
+    pending: usize,
     out: mpsc::Sender<IncomingConnection>,
 }
 
@@ -267,8 +256,8 @@ impl Admission {
         }
         match self.places.take(peer.address) {
             Ok(place) => {
-                let idle = place.idle();
-                let connection = IncomingConnection { io, peer, trusted, replayed: 0, idle, _place: place };
+                let stream = AfterPreface { io, replayed: 0 };
+                let connection = IncomingConnection { stream, peer, trusted, place };
                 // Fails only when the server stops.
                 let _ = self.out.send(connection).await;
             }
@@ -318,19 +307,24 @@ async fn shake((tls, standing): (ServerTls, Standing), stream: TcpStream, addres
 }
 
 /// Connections that are not served yet, oldest first.
-#[derive(Default)]
 struct PendingConnections {
+    /// How many there may be.
+    most: usize,
     tasks: JoinSet<()>,
     order: VecDeque<AbortHandle>,
 }
 
 impl PendingConnections {
+    fn new(most: usize) -> Self {
+        Self { most, tasks: JoinSet::new(), order: VecDeque::new() }
+    }
+
     /// Adds one; returns whether another one was given up for it.
     fn spawn(&mut self, connection: impl Future<Output = ()> + Send + 'static) -> bool {
-        if self.order.len() >= MAX_PENDING {
+        if self.order.len() >= self.most {
             self.order.retain(|task| !task.is_finished());
         }
-        let full = self.order.len() >= MAX_PENDING;
+        let full = self.order.len() >= self.most;
         if full && let Some(oldest) = self.order.pop_front() {
             oldest.abort();
         }
@@ -349,14 +343,19 @@ impl PendingConnections {
 /// One connection.
 #[derive(Debug)]
 pub struct IncomingConnection {
-    io: Io,
-    peer: PeerInfo,
+    pub(super) stream: AfterPreface,
+    pub(super) peer: PeerInfo,
     /// With TLS: when its certificate is no longer accepted.
-    trusted: Option<Trusted>,
+    pub(super) trusted: Option<Trusted>,
+    pub(super) place: Place,
+}
+
+/// The bytes of a connection, of which the preface was read already and is given out once more.
+#[derive(Debug)]
+pub(super) struct AfterPreface {
+    io: Io,
     /// Bytes of the preface that the server has read again.
     replayed: usize,
-    idle: Option<IdleLimit>,
-    _place: Place,
 }
 
 #[derive(Debug)]
@@ -364,14 +363,6 @@ enum Io {
     Plain(TcpStream),
     Tls(Box<ServerStream>),
     Unix(UnixStream),
-}
-
-impl Connected for IncomingConnection {
-    type ConnectInfo = PeerInfo;
-
-    fn connect_info(&self) -> PeerInfo {
-        self.peer.clone()
-    }
 }
 
 impl AsyncRead for Io {
@@ -384,7 +375,7 @@ impl AsyncRead for Io {
     }
 }
 
-impl AsyncRead for IncomingConnection {
+impl AsyncRead for AfterPreface {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let rest = &PREFACE[self.replayed..];
         if !rest.is_empty() {
@@ -392,16 +383,6 @@ impl AsyncRead for IncomingConnection {
             buf.put_slice(&rest[..length]);
             self.replayed += length;
             return Poll::Ready(Ok(()));
-        }
-        if self.trusted.as_mut().is_some_and(|trusted| trusted.poll_over(cx).is_ready()) {
-            let over = io::Error::new(io::ErrorKind::ConnectionAborted, "the certificate is no longer accepted");
-            return Poll::Ready(Err(over));
-        }
-        if let Some(idle) = &mut self.idle
-            && idle.poll_over(cx).is_ready()
-        {
-            debug!(peer = %self.peer, "closing a connection without calls");
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
@@ -453,7 +434,7 @@ impl AsyncWrite for Io {
     }
 }
 
-impl AsyncWrite for IncomingConnection {
+impl AsyncWrite for AfterPreface {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }

@@ -187,6 +187,13 @@ pub fn too_many_calls(most: usize) -> Status {
     build(Code::ResourceExhausted, &text, "TOO_MANY_CALLS", HashMap::new(), details)
 }
 
+/// The status of a watch beyond the bound; `who` has `most` open.
+pub fn too_many_watches(who: &str, most: usize) -> Status {
+    let text = format!("{who} {most} watches open, which is all that are allowed: close one, or try again later");
+    let details = ErrorDetails::with_quota_failure_violation("watches", text.as_str());
+    build(Code::ResourceExhausted, &text, "TOO_MANY_WATCHES", HashMap::new(), details)
+}
+
 /// The status when the leader could not be reached, or was lost before its response was complete. A change may have
 /// been made.
 pub fn leader_unreachable(leader: &Leader, why: &str) -> Status {

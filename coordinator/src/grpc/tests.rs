@@ -17,11 +17,12 @@ use coordinator_core::planner::Strategy;
 use proto::admin::v1 as wire;
 use proto::admin::v1::appliances_client::AppliancesClient;
 use tokio::net::TcpListener;
-use tonic::transport::{Channel, Server};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
+use tower::ServiceBuilder;
 
-use super::{AccessLayer, AdminServices, TraceLayer};
+use super::{AdminServices, Authorize, CallLayer, Trace, serve_listener};
 use crate::access::{self, Policy};
 use crate::admission::{Admission, Admitted};
 use crate::catalog::{Catalog, Config, Fact};
@@ -31,8 +32,8 @@ use crate::record::{AuditEvent, AuditFilter, AuditPart, MoveRecord, NumberedEven
 use crate::views::{AssignmentView, ClusterView, RingView, WorkerView};
 
 /// The layer with the built-in rules.
-fn open() -> AccessLayer {
-    AccessLayer::new(Policy::new(&access::Config::default()), None)
+fn open() -> CallLayer<Authorize> {
+    CallLayer::new(Authorize::new(Policy::new(&access::Config::default()), None))
 }
 
 /// A history of ten rebalances.
@@ -118,8 +119,8 @@ async fn serve(config: Config, answers: bool) -> Fixture {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("it is bound");
     let routes = services.routes().expect("descriptors are built in");
-    let server = Server::builder().layer(TraceLayer).layer(open()).add_routes(routes);
-    tokio::spawn(server.serve_with_incoming(super::incoming(vec![super::Listener::Tcp(listener)], None)));
+    let calls = ServiceBuilder::new().layer(CallLayer::new(Trace)).layer(open()).service(routes);
+    tokio::spawn(serve_listener(super::Listener::Tcp(listener), None, calls));
     health.set_serving(true).await;
     let mut admission = Admission::new(Arc::clone(&catalog), Term::new(1), &[], received.settled());
     tokio::spawn(async move {

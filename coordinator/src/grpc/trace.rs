@@ -1,51 +1,27 @@
 //! One span per call, part of the caller's trace when the call carries a W3C `traceparent`.
 
-use std::task::{Context, Poll};
+use std::sync::Arc;
 
 use futures::FutureExt;
-use futures::future::Map;
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
+use tonic::body::Body;
 use tonic::codegen::http::{HeaderMap, Request, Response};
-use tower::{Layer, Service};
-use tracing::instrument::{Instrument, Instrumented};
+use tracing::instrument::Instrument;
 use tracing::{Span, field, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
+use super::layer::{Answer, Around, Calls, Next};
+
 /// Puts a span around every call.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct TraceLayer;
+pub struct Trace;
 
-/// See [`TraceLayer`].
-#[derive(Clone, Debug)]
-pub struct Trace<S> {
-    inner: S,
-}
-
-impl<S> Layer<S> for TraceLayer {
-    type Service = Trace<S>;
-
-    fn layer(&self, inner: S) -> Trace<S> {
-        Trace { inner }
-    }
-}
-
-impl<S, B, R> Service<Request<B>> for Trace<S>
-where
-    S: Service<Request<B>, Response = Response<R>>,
-{
-    type Response = Response<R>;
-    type Error = S::Error;
-    type Future = Instrumented<Map<S::Future, fn(Result<Response<R>, S::Error>) -> Result<Response<R>, S::Error>>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+impl Around for Trace {
+    fn around<S: Calls>(self: &Arc<Self>, request: Request<Body>, next: Next<S>) -> Answer {
         let span = span_of(&request);
-        let future = span.in_scope(|| self.inner.call(request));
-        future.map(note_code as fn(_) -> _).instrument(span)
+        let answer = span.in_scope(|| next.call(request));
+        answer.map(note_code).instrument(span).boxed()
     }
 }
 
@@ -78,12 +54,10 @@ fn span_of<B>(request: &Request<B>) -> Span {
 
 /// Records the code of a call that failed at once. For others the code follows in the trailers, and is 0 for unary
 /// calls.
-fn note_code<R, E>(result: Result<Response<R>, E>) -> Result<Response<R>, E> {
-    if let Ok(response) = &result {
-        let code = response.headers().get("grpc-status").and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
-        Span::current().record("rpc.grpc.status_code", code.unwrap_or(0_i64));
-    }
-    result
+fn note_code<R>(response: Response<R>) -> Response<R> {
+    let code = response.headers().get("grpc-status").and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+    Span::current().record("rpc.grpc.status_code", code.unwrap_or(0_i64));
+    response
 }
 
 struct Headers<'a>(&'a HeaderMap);

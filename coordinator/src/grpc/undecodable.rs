@@ -11,18 +11,17 @@
 //! reading the request. A layer around all services: it sees what reading a unary request came to, and the first message
 //! of a stream. What a stream brings later is for the service to answer.
 
-use std::task::{Context, Poll};
+use std::sync::Arc;
 
 use common::appliance::FieldViolation;
 use common::text;
 use futures::FutureExt;
-use futures::future::{BoxFuture, ready};
 use http::{HeaderMap, Request, Response};
 use tonic::body::Body;
 use tonic::{Code, Status};
-use tower::{Layer, Service};
 
 use super::deadline::parse_timeout;
+use super::layer::{Answer, Around, Calls, Next, at_once};
 use super::status;
 
 const DETAILS: &str = "grpc-status-details-bin";
@@ -31,47 +30,20 @@ const TIMEOUT: &str = "grpc-timeout";
 /// Longest text of another library that is passed on.
 const MAX_REASON: usize = 200;
 
-/// See the module. Goes inside of [`TraceLayer`](super::TraceLayer), around everything else.
+/// See the module. Ends calls at their deadline, too, if nothing inside has.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct UndecodableLayer;
+pub struct Undecodable;
 
-/// See [`UndecodableLayer`].
-#[derive(Clone, Debug)]
-pub struct Undecodable<S> {
-    inner: S,
-}
-
-impl<S> Layer<S> for UndecodableLayer {
-    type Service = Undecodable<S>;
-
-    fn layer(&self, inner: S) -> Undecodable<S> {
-        Undecodable { inner }
-    }
-}
-
-impl<S, Q> Service<Request<Q>> for Undecodable<S>
-where
-    S: Service<Request<Q>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = BoxFuture<'static, Result<Response<Body>, S::Error>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Q>) -> Self::Future {
-        if let Some(given) = request.headers().get(TIMEOUT)
-            && given.to_str().ok().and_then(parse_timeout).is_none()
-        {
+impl Around for Undecodable {
+    fn around<S: Calls>(self: &Arc<Self>, request: Request<Body>, next: Next<S>) -> Answer {
+        let Some(given) = request.headers().get(TIMEOUT) else { return next.call(request).map(judged).boxed() };
+        let Some(timeout) = given.to_str().ok().and_then(parse_timeout) else {
             let violation =
                 FieldViolation::new(TIMEOUT, "is not a timeout: up to 8 digits and one of H, M, S, m, u, n");
-            return ready(Ok(status::invalid(&[violation]).into_http())).boxed();
-        }
-        self.inner.call(request).map(|answer| answer.map(judged)).boxed()
+            return at_once(&status::invalid(&[violation]));
+        };
+        let answer = tokio::time::timeout(timeout, next.call(request));
+        answer.map(|answer| answer.map_or_else(|_| status::deadline().into_http(), judged)).boxed()
     }
 }
 

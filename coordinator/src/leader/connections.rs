@@ -10,7 +10,8 @@ use proto::convert::down;
 use runtime::log_limited;
 use tokio::time::Instant;
 
-use crate::sessions::{HeldBytes, Out};
+use crate::budget::HeldShare;
+use crate::sessions::Out;
 
 /// How long a worker may leave its welcome without an answer, which it gives at once when it is there. Until then its
 /// whole `Hello` is kept. The store, which a newcomer waits for first, has answered long before.
@@ -23,7 +24,7 @@ struct Connection {
     envelope: Envelope,
     worker: WorkerId,
     /// While its worker has not answered the welcome: what its `Hello` is charged with, and since when.
-    unanswered: Option<(HeldBytes, Instant)>,
+    unanswered: Option<(HeldShare, Instant)>,
 }
 
 /// The open streams on which a worker said `Hello`.
@@ -43,7 +44,7 @@ impl Connections {
         self.open.is_empty()
     }
 
-    pub(super) fn add(&mut self, stream: StreamId, worker: WorkerId, envelope: Envelope, out: Out, held: HeldBytes) {
+    pub(super) fn add(&mut self, stream: StreamId, worker: WorkerId, envelope: Envelope, out: Out, held: HeldShare) {
         let unanswered = Some((held, Instant::now()));
         self.open.insert(stream, Connection { out, envelope, worker, unanswered });
     }

@@ -13,8 +13,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 
-/// Connections at once. More wait in the backlog of the system, at most [`SILENT`].
-const CONNECTIONS: usize = 32;
+/// Connections at once, among the descriptors that are kept for everything but calls. More wait in the backlog of the system,
+/// at most [`SILENT`].
+const CONNECTIONS: usize = 16;
 
 /// Longest time without a byte from the other side or to it. A scraper that keeps its connection opens another one.
 const SILENT: Duration = Duration::from_secs(5);

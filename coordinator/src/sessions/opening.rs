@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::budget::PeerKey;
+use crate::budget::PeerKey;
 
 /// Streams of one peer that may wait for `Hello`.
 pub const OF_PEER: usize = 16;

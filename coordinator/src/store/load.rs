@@ -28,7 +28,7 @@ const MOVE_ROWS: u64 = 1_000;
 /// Rows of moves read at once.
 const MOVE_PAGE: u64 = 32;
 /// Newest idempotent calls that a leader reads; clients choose how many there are.
-const MAX_REQUESTS: u64 = 1_000_000;
+pub(super) const MAX_REQUESTS: u64 = 1_000_000;
 /// Most entries one list returns.
 const MAX_LIST: u64 = 1_000;
 
@@ -308,8 +308,10 @@ pub(super) async fn events<C: ConnectionTrait>(
 pub(super) struct Keep {
     pub(super) events: u64,
     pub(super) rebalances: u64,
-    /// Requests older than this are deleted.
+    /// Requests older than this are deleted,
     pub(super) requests_since_ns: i64,
+    /// and those beyond this many.
+    pub(super) requests: u64,
 }
 
 /// Rows deleted in one go, so that no transaction of the housekeeping is long.
@@ -340,10 +342,20 @@ pub(super) async fn prune<C: ConnectionTrait>(db: &C, keep: Keep) -> Result<bool
             more |= upto < due;
         }
     }
+    let edge: Option<i64> = requests::Entity::find()
+        .select_only()
+        .column(requests::Column::TimeNs)
+        .order_by_desc(requests::Column::TimeNs)
+        .offset(keep.requests)
+        .limit(1)
+        .into_tuple()
+        .one(db)
+        .await?;
+    let since = edge.map_or(keep.requests_since_ns, |edge| keep.requests_since_ns.max(edge.saturating_add(1)));
     let old: Vec<Uuid> = requests::Entity::find()
         .select_only()
         .column(requests::Column::Id)
-        .filter(requests::Column::TimeNs.lt(keep.requests_since_ns))
+        .filter(requests::Column::TimeNs.lt(since))
         .limit(PRUNE_ROWS)
         .into_tuple()
         .all(db)

@@ -399,7 +399,7 @@ async fn old_history_is_pruned_in_parts(database: DatabaseKind) {
     store.submit(history.collect()).await.expect("stored");
     let db = home.raw().await;
     let since = rows::nanos(at(4_990));
-    let keep = load::Keep { events: 10, rebalances: 3, requests_since_ns: since };
+    let keep = load::Keep { events: 10, rebalances: 3, requests_since_ns: since, requests: u64::MAX >> 1 };
     let mut rounds = 1;
     while load::prune(&db, keep).await.expect("pruned") {
         rounds += 1;
@@ -410,6 +410,11 @@ async fn old_history_is_pruned_in_parts(database: DatabaseKind) {
     assert_eq!(store.moves_of(id(1), 100).await.expect("read").len(), 3);
     let (_, loaded) = begin(&store).await.expect("alone");
     assert_eq!(loaded.requests.len(), 11);
+    let keep = load::Keep { requests_since_ns: 0, requests: 4, ..keep };
+    while load::prune(&db, keep).await.expect("pruned") {}
+    let (_, loaded) = begin(&store).await.expect("alone");
+    let times: Vec<_> = loaded.requests.iter().map(|request| request.time).collect();
+    assert_eq!(times, [4_997, 4_998, 4_999, 5_000].map(at), "the newest are kept");
 }
 
 async fn old_history_is_deleted_when_the_leader_asks(database: DatabaseKind) {

@@ -339,7 +339,7 @@ proptest! {
     fn messages_of_a_worker_survive_the_wire(envelope in envelope(), up in up()) {
         let bytes = up_to_wire(&envelope, up.clone()).encode_to_vec();
         let decoded = worker_wire::WorkerMessage::decode(bytes.as_slice()).expect("just encoded");
-        prop_assert_eq!(up_from_wire(decoded), Ok(FromWorker { envelope, message: up, more: false }));
+        prop_assert_eq!(up_from_wire(decoded), Ok(FromWorker { envelope, message: up, more: false, unusable: None }));
     }
 
     #[test]

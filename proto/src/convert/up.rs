@@ -7,7 +7,7 @@ use common::session::{
     StatusReport, ToCoordinator,
 };
 use common::status::Status;
-use common::{Digest, Edition, Generation, Term, WorkerId};
+use common::{ApplianceId, Digest, Edition, Generation, Term, WorkerId};
 
 use super::admin::{status_from_wire, status_to_wire};
 use super::scalar::clip;
@@ -27,9 +27,22 @@ pub struct FromWorker {
     pub message: ToCoordinator,
     /// It is a part of a `Hello`, and another part follows.
     pub more: bool,
+    /// Statuses of a `Report` that cannot be used and were left out; `None` when there are none.
+    pub unusable: Option<UnusableStatuses>,
 }
 
-/// Reads a message of a worker. Statuses that cannot be used are left out and logged: the next one of the same appliance
+/// Statuses that do not parse.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnusableStatuses {
+    /// How many there are in the message.
+    pub count: usize,
+    /// The appliance of the first one.
+    pub appliance: ApplianceId,
+    /// What is wrong with it.
+    pub error: WireError,
+}
+
+/// Reads a message of a worker. Statuses that cannot be used are left out: the next one of the same appliance
 /// may be better, and the others of the message are as good as ever.
 ///
 /// # Errors
@@ -49,6 +62,7 @@ pub fn up_from_wire(wire: wire::WorkerMessage) -> Result<FromWorker, WireError> 
     };
     let envelope = reader.envelope(wire.envelope)?;
     let more = matches!(&body, Body::Hello(hello) if hello.more);
+    let mut unusable = None;
     let message = match body {
         Body::Hello(hello) => ToCoordinator::Hello(Box::new(read_hello(reader, hello)?)),
         Body::Beat(beat) => ToCoordinator::Beat(beat.number),
@@ -56,12 +70,14 @@ pub fn up_from_wire(wire: wire::WorkerMessage) -> Result<FromWorker, WireError> 
         Body::Report(report) => {
             reader.bounded(report.appliances.len())?;
             let owned = report.holdings.map(|h| read_digest(reader, &h)).transpose()?;
-            ToCoordinator::Report(Report { statuses: read_statuses(reader, report.appliances)?, owned })
+            let statuses;
+            (statuses, unusable) = read_statuses(reader, report.appliances)?;
+            ToCoordinator::Report(Report { statuses, owned })
         }
         Body::Drain(drain) => ToCoordinator::Drain { hand_back: drain.hand_back },
         Body::Leave(_) => ToCoordinator::Leave,
     };
-    Ok(FromWorker { envelope, message, more })
+    Ok(FromWorker { envelope, message, more, unusable })
 }
 
 fn read_hello(reader: Reader, wire: wire::Hello) -> Result<Hello, WireError> {
@@ -131,24 +147,21 @@ fn read_ack(reader: Reader, wire: wire::Ack) -> Result<Ack, WireError> {
     })
 }
 
-fn read_statuses(reader: Reader, wire: Vec<wire::ApplianceReport>) -> Result<Vec<StatusReport>, WireError> {
+fn read_statuses(
+    reader: Reader,
+    wire: Vec<wire::ApplianceReport>,
+) -> Result<(Vec<StatusReport>, Option<UnusableStatuses>), WireError> {
     let mut reports = Vec::with_capacity(wire.len());
-    let (mut dropped, mut first) = (0_u32, None);
+    let mut unusable: Option<UnusableStatuses> = None;
     for (i, r) in wire.into_iter().enumerate() {
         let at = At("appliances", i);
         let (appliance, token) = (reader.appliance(&at, &r.appliance)?, reader.token(&at, r.token)?);
         match read_status(reader, &at, r.status) {
             Ok(status) => reports.push(StatusReport { appliance, token, status, checked: r.checked }),
-            Err(error) => {
-                dropped += 1;
-                first.get_or_insert((appliance, error));
-            }
+            Err(error) => unusable.get_or_insert(UnusableStatuses { count: 0, appliance, error }).count += 1,
         }
     }
-    if let Some((appliance, error)) = first {
-        tracing::warn!(dropped, %appliance, "dropping statuses that do not parse; the first one: {error}");
-    }
-    Ok(reports)
+    Ok((reports, unusable))
 }
 
 fn read_digest(reader: Reader, wire: &wire::Holdings) -> Result<OwnedDigest, WireError> {

@@ -191,3 +191,40 @@ fn replacing_a_file_leaves_no_temporary_one() {
     assert_eq!((mode(&path), fs::metadata(&path).expect("there").nlink()), (0o600, 1));
     assert_eq!(fs::read_dir(top.path()).expect("there").count(), 1);
 }
+
+#[test]
+fn a_file_is_believed_only_where_nobody_else_can_have_put_it() {
+    let top = top();
+    let folder = top.path().join("there");
+    let file = folder.join("file");
+    let read = || Folder::read_existing(&file, 9);
+    assert!(matches!(read(), Ok(None)), "there is no folder");
+    fs::create_dir(&folder).expect("made");
+    set_mode(&folder, 0o755);
+    assert!(matches!(read(), Ok(None)), "there is no file");
+    fs::write(&file, "believed").expect("written");
+    set_mode(&file, 0o444);
+    assert_eq!(read().expect("ours").as_deref(), Some(b"believed".as_slice()));
+    assert_eq!((mode(&folder), mode(&file)), (0o755, 0o444), "nothing is changed");
+    set_mode(&file, 0o646);
+    assert!(matches!(read(), Err(Error::Changeable { mode: 0o646, .. })));
+    set_mode(&file, 0o644);
+    fs::write(&file, "0123456789").expect("written");
+    assert_eq!(read().expect_err("too long").kind(), io::ErrorKind::InvalidData);
+    fs::hard_link(&file, folder.join("second")).expect("made");
+    assert!(matches!(read(), Err(Error::Linked(_))));
+    fs::remove_file(&file).expect("ours");
+    symlink("second", &file).expect("made");
+    assert!(matches!(read(), Err(Error::Link(_))));
+    fs::remove_file(&file).expect("ours");
+    rustix::fs::mknodat(rustix::fs::CWD, &file, rustix::fs::FileType::Fifo, FILE, 0).expect("made");
+    assert!(matches!(read(), Err(Error::WrongType { .. })), "and does not wait");
+    fs::remove_file(&file).expect("ours");
+    fs::write(&file, "x").expect("written");
+    set_mode(&folder, 0o1777);
+    assert!(matches!(read(), Err(Error::Writable { .. })), "as /tmp");
+    set_mode(&folder, 0o755);
+    if give_away(&file) {
+        assert!(matches!(read(), Err(Error::Foreign { .. })));
+    }
+}

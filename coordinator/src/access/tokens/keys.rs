@@ -7,6 +7,7 @@
 use std::future::poll_fn;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -113,6 +114,8 @@ struct Shared {
     keys: RwLock<Vec<Arc<IssuerKey>>>,
     /// A token named a key that is not known.
     wanted: Notify,
+    /// Fetches that came to nothing.
+    failed: AtomicU64,
 }
 
 impl KeyStore {
@@ -124,6 +127,24 @@ impl KeyStore {
         }
         tokio::spawn(keep_fresh(Arc::downgrade(&shared), location, refresh));
         Ok(Self(shared))
+    }
+
+    /// These keys for ever, for the fuzz tests.
+    pub(super) fn fixed(set: &[u8]) -> Result<Self, KeyError> {
+        let shared = Arc::new(Shared::default());
+        shared.replace(parse(set)?);
+        Ok(Self(shared))
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.0.keys.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Fetches that came to nothing so far.
+    #[cfg(test)]
+    pub(super) fn failed(&self) -> u64 {
+        self.0.failed.load(Ordering::Relaxed)
     }
 
     /// The key with this id. Without an id the only one there is.
@@ -166,6 +187,8 @@ async fn keep_fresh(shared: Weak<Shared>, location: Location, refresh: Duration)
                 refresh
             }
             Err(error) => {
+                let Some(shared) = shared.upgrade() else { return };
+                shared.failed.fetch_add(1, Ordering::Relaxed);
                 if !std::mem::replace(&mut failing, true) {
                     warn!("{error}; the keys of before stay in use");
                 }

@@ -138,7 +138,12 @@ async fn a_key_that_is_replaced_in_the_file_counts_and_the_old_one_does_not() {
     let (first, second) = (old.token(json!({})), new.token(json!({})));
     assert!(tokens.check(&first).is_ok() && tokens.check(&second).is_err());
     std::fs::write(dir.path().join("jwks.json"), "{ half").expect("written");
-    tokio::time::sleep(Duration::from_millis(1200)).await;
+    let seen = async {
+        while tokens.keys.failed() == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), seen).await.expect("the half-written file is read");
     assert!(tokens.check(&first).is_ok(), "the keys of before go on");
     let _ = write(&dir, vec![new.jwk()]);
     let changed = async {

@@ -1,12 +1,10 @@
 //! Connections that stand, checked again when the TLS files have changed: one whose certificate was revoked, or whose CA is
 //! no longer trusted, ends.
 
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::task::{Context, Poll};
 
 use runtime::tls::{CertificateChain, ServerTls};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::PeerInfo;
@@ -24,17 +22,12 @@ struct StandingPeer {
 
 /// Held by a connection; says when it has to end.
 #[derive(Debug)]
-pub(super) struct Trusted {
-    _peer: Arc<StandingPeer>,
-    over: Pin<Box<WaitForCancellationFutureOwned>>,
-}
+pub(in crate::grpc) struct Trusted(Arc<StandingPeer>);
 
 impl Standing {
     /// Adds a connection that was just let in; `None` if the files have changed meanwhile so that it would not be.
     pub(super) fn add(&self, tls: &ServerTls, chain: CertificateChain, peer: PeerInfo) -> Option<Trusted> {
-        let over = CancellationToken::new();
-        let ended = Box::pin(over.clone().cancelled_owned());
-        let peer = Arc::new(StandingPeer { chain, peer, over });
+        let peer = Arc::new(StandingPeer { chain, peer, over: CancellationToken::new() });
         {
             let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             // Those that have ended are forgotten whenever the list would have to grow.
@@ -44,7 +37,7 @@ impl Standing {
             all.push(Arc::downgrade(&peer));
         }
         // After it was added: a change from now on is noticed by `check_again`.
-        tls.still_trusts(&peer.chain).then_some(Trusted { _peer: peer, over: ended })
+        tls.still_trusts(&peer.chain).then_some(Trusted(peer))
     }
 
     /// Ends the connections that would not be let in any more. Takes some 100 µs for each.
@@ -68,8 +61,8 @@ impl StandingPeer {
 }
 
 impl Trusted {
-    /// Ready once the connection has to end; wakes the task then.
-    pub(super) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.over.as_mut().poll(cx)
+    /// Ready once the connection has to end.
+    pub(in crate::grpc) async fn over(&self) {
+        self.0.over.cancelled().await;
     }
 }

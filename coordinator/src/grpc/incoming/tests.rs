@@ -5,13 +5,15 @@ use runtime::tls::testing::{Authority, Issued};
 use runtime::tls::{self, ClientTls};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tonic::transport::Server;
+use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use super::*;
+use crate::grpc::connections::MAX_PENDING;
+use crate::grpc::serve_listener;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -47,8 +49,8 @@ impl TlsServer {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let (told, peers) = mpsc::channel(4);
-        let server = Server::builder().add_service(HealthServer::new(PeerRecorder(told)));
-        tokio::spawn(server.serve_with_incoming(incoming(vec![Listener::Tcp(listener)], tls)));
+        let server = Routes::new(HealthServer::new(PeerRecorder(told)));
+        tokio::spawn(serve_listener(Listener::Tcp(listener), tls, server));
         Self { dir, address, peers }
     }
 
@@ -104,8 +106,8 @@ async fn over_a_unix_socket_services_see_the_user() {
     let path = dir.path().join("s");
     let listener = LocalListener::bind(&path).expect("bound");
     let (told, mut peers) = mpsc::channel(4);
-    let server = Server::builder().add_service(HealthServer::new(PeerRecorder(told)));
-    let served = tokio::spawn(server.serve_with_incoming(incoming(vec![Listener::Unix(listener)], None)));
+    let server = Routes::new(HealthServer::new(PeerRecorder(told)));
+    let served = tokio::spawn(serve_listener(Listener::Unix(listener), None, server));
     let target = Target::new(&format!("unix:{}", path.display()), None).expect("an address");
     let answer = HealthClient::new(target.connect_lazy()).check(HealthCheckRequest::default()).await;
     answer.expect("let in");
@@ -165,8 +167,8 @@ async fn a_connection_ends_when_its_certificate_is_revoked() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = format!("https://{}", listener.local_addr().expect("bound"));
     let (told, mut peers) = mpsc::channel(64);
-    let server = Server::builder().add_service(HealthServer::new(PeerRecorder(told)));
-    tokio::spawn(server.serve_with_incoming(incoming(vec![Listener::Tcp(listener)], server_tls)));
+    let server = Routes::new(HealthServer::new(PeerRecorder(told)));
+    tokio::spawn(serve_listener(Listener::Tcp(listener), server_tls, server));
     tokio::spawn(async move { while peers.recv().await.is_some() {} });
     let connect = async |tls: &ClientTls| {
         let target = Target::new(&address, Some(tls)).expect("an address");

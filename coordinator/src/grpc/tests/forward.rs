@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
-use super::super::{ForwardLayer, LEADER, ServingRole, UndecodableLayer};
+use super::super::{Forwarder, LEADER, ServingRole, Undecodable};
 use tokio::sync::mpsc;
 
 use super::*;
@@ -47,13 +47,14 @@ impl TestCoordinator {
         let health = services.health();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
-        let forward = ForwardLayer::new(id.clone(), role.subscribe(), client_tls.clone());
-        let routes = services.routes().expect("descriptors are built in");
-        let server =
-            Server::builder().layer(TraceLayer).layer(UndecodableLayer).layer(open()).layer(forward).add_routes(routes);
-        tokio::spawn(
-            server.serve_with_incoming(crate::grpc::incoming(vec![crate::grpc::Listener::Tcp(listener)], server_tls)),
-        );
+        let forward = Forwarder::new(id.clone(), role.subscribe(), client_tls.clone());
+        let calls = ServiceBuilder::new()
+            .layer(CallLayer::new(Trace))
+            .layer(CallLayer::new(Undecodable))
+            .layer(open())
+            .layer(CallLayer::new(forward))
+            .service(services.routes().expect("descriptors are built in"));
+        tokio::spawn(serve_listener(crate::grpc::Listener::Tcp(listener), server_tls, calls));
         let (own, roles) = (id.clone(), role.subscribe());
         tokio::spawn(async move { health.follow(&own, roles).await });
         let (actor, actors) = mpsc::unbounded_channel();

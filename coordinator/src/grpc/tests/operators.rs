@@ -125,8 +125,8 @@ async fn start() -> (Arc<Catalog>, Channel, mpsc::UnboundedReceiver<Operator>) {
     let routes = AdminServices::new(Arc::clone(&catalog), commands, Arc::new(Ten)).routes();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("it is bound");
-    let server = Server::builder().layer(open()).add_routes(routes.expect("descriptors are built in"));
-    tokio::spawn(server.serve_with_incoming(crate::grpc::incoming(vec![crate::grpc::Listener::Tcp(listener)], None)));
+    let calls = ServiceBuilder::new().layer(open()).service(routes.expect("descriptors are built in"));
+    tokio::spawn(serve_listener(crate::grpc::Listener::Tcp(listener), None, calls));
     let channel = Channel::from_shared(format!("http://{address}")).expect("a valid address");
     (catalog, channel.connect().await.expect("it listens"), told)
 }

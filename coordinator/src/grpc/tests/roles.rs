@@ -45,15 +45,11 @@ impl RoleServer {
         let (to_leader, leader) = mpsc::channel(16);
         let (stopping, stop_seen) = watch::channel(false);
         let routes = services.routes().expect("descriptors are built in");
-        let server = Server::builder()
-            .layer(TraceLayer)
-            .layer(open())
-            .add_routes(routes)
-            .add_service(SessionServer::new(Sessions::new(to_leader, stop_seen)));
-        let connections = crate::grpc::incoming(vec![crate::grpc::Listener::Tcp(listener)], server_tls);
+        let routes = routes.add_service(SessionServer::new(Sessions::new(to_leader, stop_seen)));
+        let calls = ServiceBuilder::new().layer(CallLayer::new(Trace)).layer(open()).service(routes);
         tokio::spawn(async move {
             let _kept = stopping;
-            server.serve_with_incoming(connections).await
+            serve_listener(crate::grpc::Listener::Tcp(listener), server_tls, calls).await;
         });
         let (actor, actors) = mpsc::unbounded_channel();
         tokio::spawn(obey(catalog, received, actor));

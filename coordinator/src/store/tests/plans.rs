@@ -39,6 +39,7 @@ const STATEMENTS: &[(&str, Access)] = &[
     ("DELETE statuses WHERE NOT EXISTS", BEGIN),
     ("SELECT COUNT(*)", DUMP),
     ("SELECT requests WHERE time_ns < ? LIMIT", Index),
+    ("SELECT requests ORDER BY time_ns DESC LIMIT ? OFFSET", Index),
     ("SELECT grants", Index),
     ("SELECT rebalances", Index),
     ("SELECT moves", Index),

@@ -12,7 +12,7 @@ use super::super::codec::ROW_BYTES;
 use super::super::dialect::{self, sqlite};
 use super::super::error::Error;
 use super::super::ledger::{self, LogPosition, ReplayedLog};
-use super::super::load::Keep;
+use super::super::load::{Keep, MAX_REQUESTS};
 use super::super::readers::Readers;
 use super::super::rows;
 use super::Writer;
@@ -238,6 +238,7 @@ impl Writer {
             events: self.config.keep_events,
             rebalances: self.config.keep_rebalances,
             requests_since_ns: rows::nanos(since),
+            requests: MAX_REQUESTS,
         };
         let pruned = self.commit(&Batch::of_housekeeping(Housekeeping::Prune(keep))).await;
         match &pruned {

@@ -1,4 +1,4 @@
-//! How many bytes of what workers say are held at once: of each peer, and of all.
+//! How much is held at once, of each peer and of all: bytes of what workers say, or watches.
 //!
 //! Whoever can open a stream can send as fast as the network goes. What is read of a stream is charged to its peer while
 //! it is held here, and given back when it is dropped, whatever the reason: the stream ended, the leader has taken it in,
@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-/// Whom bytes are charged to: a certificate's name, a user of this host, or an address.
+/// Whom something is charged to: a certificate's name, a user of this host, or an address.
 pub type PeerKey = Arc<str>;
 
 /// What may be held at once.
 #[derive(Debug)]
-pub struct ByteBudget {
+pub struct Budget {
     total: usize,
     per_peer: usize,
     used: Mutex<Used>,
@@ -39,8 +39,8 @@ pub enum Exhausted {
     ByAll,
 }
 
-impl ByteBudget {
-    /// At most `total` bytes, and at most `per_peer` of one peer.
+impl Budget {
+    /// At most `total` units, and at most `per_peer` of one peer.
     #[must_use]
     pub fn new(total: usize, per_peer: usize) -> Arc<Self> {
         Arc::new(Self { total, per_peer, used: Mutex::default(), returned: Notify::new() })
@@ -48,29 +48,29 @@ impl ByteBudget {
 
     /// Nothing yet, on behalf of `peer`.
     #[must_use]
-    pub fn hold(self: &Arc<Self>, peer: PeerKey) -> HeldBytes {
-        HeldBytes { budget: Arc::clone(self), peer, bytes: 0 }
+    pub fn hold(self: &Arc<Self>, peer: PeerKey) -> HeldShare {
+        HeldShare { budget: Arc::clone(self), peer, units: 0 }
     }
 
-    fn take(&self, peer: &PeerKey, bytes: usize) -> Result<(), Exhausted> {
+    fn take(&self, peer: &PeerKey, units: usize) -> Result<(), Exhausted> {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let of_peer = used.peers.get(peer).copied().unwrap_or_default();
-        if of_peer.saturating_add(bytes) > self.per_peer {
+        if of_peer.saturating_add(units) > self.per_peer {
             return Err(Exhausted::ByPeer);
         }
-        if used.total.saturating_add(bytes) > self.total {
+        if used.total.saturating_add(units) > self.total {
             return Err(Exhausted::ByAll);
         }
-        used.total += bytes;
-        *used.peers.entry(Arc::clone(peer)).or_default() += bytes;
+        used.total += units;
+        *used.peers.entry(Arc::clone(peer)).or_default() += units;
         Ok(())
     }
 
-    fn give_back(&self, peer: &PeerKey, bytes: usize) {
+    fn give_back(&self, peer: &PeerKey, units: usize) {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        used.total = used.total.saturating_sub(bytes);
+        used.total = used.total.saturating_sub(units);
         if let Some(of_peer) = used.peers.get_mut(peer) {
-            *of_peer = of_peer.saturating_sub(bytes);
+            *of_peer = of_peer.saturating_sub(units);
             if *of_peer == 0 {
                 used.peers.remove(peer);
             }
@@ -80,22 +80,22 @@ impl ByteBudget {
     }
 }
 
-/// Bytes that are held on behalf of a peer; given back when this is dropped.
+/// Units that are held on behalf of a peer; given back when this is dropped.
 #[derive(Debug)]
-pub struct HeldBytes {
-    budget: Arc<ByteBudget>,
+pub struct HeldShare {
+    budget: Arc<Budget>,
     peer: PeerKey,
-    bytes: usize,
+    units: usize,
 }
 
-impl HeldBytes {
+impl HeldShare {
     /// Holds so many more.
     ///
     /// # Errors
     /// [`Exhausted`]; nothing more is held then.
-    pub fn grow(&mut self, bytes: usize) -> Result<(), Exhausted> {
-        self.budget.take(&self.peer, bytes)?;
-        self.bytes += bytes;
+    pub fn grow(&mut self, units: usize) -> Result<(), Exhausted> {
+        self.budget.take(&self.peer, units)?;
+        self.units += units;
         Ok(())
     }
 
@@ -103,13 +103,13 @@ impl HeldBytes {
     ///
     /// # Errors
     /// [`Exhausted`] when they did not within `limit`.
-    pub async fn grow_within(&mut self, bytes: usize, limit: Duration) -> Result<(), Exhausted> {
+    pub async fn grow_within(&mut self, units: usize, limit: Duration) -> Result<(), Exhausted> {
         let deadline = tokio::time::Instant::now() + limit;
         let budget = Arc::clone(&self.budget);
         loop {
             // Before the look, so that what is given back after it is not missed.
             let returned = budget.returned.notified();
-            let Err(exhausted) = self.grow(bytes) else { return Ok(()) };
+            let Err(exhausted) = self.grow(units) else { return Ok(()) };
             if tokio::time::timeout_at(deadline, returned).await.is_err() {
                 return Err(exhausted);
             }
@@ -117,9 +117,9 @@ impl HeldBytes {
     }
 }
 
-impl Drop for HeldBytes {
+impl Drop for HeldShare {
     fn drop(&mut self) {
-        self.budget.give_back(&self.peer, self.bytes);
+        self.budget.give_back(&self.peer, self.units);
     }
 }
 
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn one_peer_does_not_use_up_what_is_for_all_and_everything_is_given_back() {
-        let budget = ByteBudget::new(100, 60);
+        let budget = Budget::new(100, 60);
         let (a, b): (PeerKey, PeerKey) = ("a".into(), "b".into());
         let mut one = budget.hold(Arc::clone(&a));
         let mut two = budget.hold(Arc::clone(&a));
@@ -146,7 +146,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_goes_on_when_enough_is_given_back() {
-        let budget = ByteBudget::new(10, 10);
+        let budget = Budget::new(10, 10);
         let mut first = budget.hold("a".into());
         first.grow(10).expect("nothing else is held");
         let mut second = budget.hold("a".into());
