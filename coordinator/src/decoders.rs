@@ -2,6 +2,7 @@
 
 use common::appliance::Name;
 
+use crate::access::tokens::{self, Tokens, Verified};
 use crate::catalog::Filter;
 use crate::store;
 
@@ -38,4 +39,44 @@ pub fn grant_rows() -> Vec<Vec<u8>> {
 /// How it is shown, and what is wrong with it.
 pub fn store_url(url: &str) -> Result<String, String> {
     store::check_url(url)
+}
+
+/// Checks a bearer token by a set of keys, and answers who it is about and which roles it gives.
+///
+/// # Errors
+/// Why the token does not count, or the set of keys cannot be used.
+pub fn bearer_token(token: &str, keys: &[u8]) -> Result<(String, String), String> {
+    let tokens = Tokens::fixed(&token_settings(), keys).map_err(|e| e.to_string())?;
+    tokens.check(token).map(shown).map_err(|e| e.to_string())
+}
+
+/// Reads the claims of a token as if it had been signed, with rules and a claim within an object.
+///
+/// # Errors
+/// Why it does not count.
+pub fn token_claims(claims: &[u8], keys: &[u8]) -> Result<(String, String), String> {
+    let tokens = Tokens::fixed(&token_settings(), keys).map_err(|e| e.to_string())?;
+    let claims = serde_json::from_slice(claims).map_err(|_| "no claims".to_owned())?;
+    tokens.verified(&claims).map(shown).map_err(|e| e.to_string())
+}
+
+/// Reads a set of keys, and answers how many can be used.
+///
+/// # Errors
+/// Why none can.
+pub fn token_keys(set: &[u8]) -> Result<usize, String> {
+    Tokens::fixed(&token_settings(), set).map(|tokens| tokens.keys()).map_err(|e| e.to_string())
+}
+
+fn token_settings() -> tokens::Config {
+    tokens::Config {
+        jwks: "keys".to_owned(),
+        issuer: "https://issuer.example.org".to_owned(),
+        audience: "rug".to_owned(),
+        ..tokens::Config::default()
+    }
+}
+
+fn shown(verified: Verified) -> (String, String) {
+    (verified.name, verified.grants.to_string())
 }

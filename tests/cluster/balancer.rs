@@ -113,3 +113,40 @@ async fn a_load_balancer_goes_on_without_rug_and_is_adopted_with_its_connections
     ensure!(cluster.instances() == running, "appliances were restarted");
     cluster.finish().await
 }
+
+#[tokio::test]
+async fn a_saturated_balancer_is_seen_in_status_and_metric() -> Result<()> {
+    let metrics = ports::free();
+    let coordinator_env = vec![("RUG_COORDINATOR_METRICS__LISTEN", format!("127.0.0.1:{metrics}"))];
+    let cluster = Cluster::start(Options { workers: 1, coordinator_env, ..Options::default() }).await?;
+    let (front, back) = (ports::free(), ports::free());
+    cluster.fleet(vec![specs::web_at("back", back)]).await?;
+    let document = format!(
+        "name: front\nkind: loadbalancer\nprobe_interval: 1s\nspec:\n  listeners:\n  - name: narrow\n    port: {front}\n    \
+         members: [{{port: {back}}}]\n    limits: {{max_connections: 2}}\n"
+    );
+    cluster.rugctl(&["apply", "-f", "-"], &document).await?.success()?;
+    let saturated = async || {
+        let page = http::page(metrics, "/metrics").await?;
+        let line = page.lines().find(|line| line.starts_with("rug_appliances_saturated")).context("no metric")?;
+        anyhow::Ok(line.rsplit_once(' ').context("a value")?.1.parse::<f64>()?)
+    };
+    served_by(front, &["back"]).await?;
+    ensure!(saturated().await? == 0.0);
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let mut connection = HttpConnection::open(front).await?;
+        connection.get().await?;
+        open.push(connection);
+    }
+    until(PATIENCE, "it is shown", async || {
+        let shown = cluster.rugctl(&["describe", "front"], "").await?.success()?.stdout;
+        ensure!(shown.contains("saturated") && shown.contains("narrow"), "{shown}");
+        let metric = saturated().await?;
+        ensure!(metric == 1.0, "the metric says {metric}");
+        Ok(())
+    })
+    .await?;
+    drop(open);
+    cluster.finish().await
+}

@@ -318,3 +318,59 @@ async fn two_users_run_up_on_one_host_without_meeting() -> Result<()> {
     up.ended(PATIENCE).await?;
     sandbox.finish(&[])
 }
+
+#[tokio::test]
+async fn root_follows_no_link_to_a_server_of_another_user() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let Some(other) = OtherUser::new(&sandbox)? else { return sandbox.finish(&[]) };
+    let mut theirs = Command::new(other.program("rug-coordinator"))
+        .arg("run")
+        .env(ROOT_VARIABLE, sandbox.root())
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .current_dir(&other.home)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(sandbox.path("theirs"))?)
+        .kill_on_drop(true)
+        .spawn()?;
+    let socket = other.home.join("rug-coordinator-state/coordinator.sock");
+    until(PATIENCE, "their coordinator serves", async || {
+        ensure!(socket.exists(), "there is no socket");
+        Ok(())
+    })
+    .await?;
+    // Links of root at the default place, as a victim may be talked into, or has made for another purpose.
+    let folder = sandbox.path("folder");
+    fs::create_dir(&folder)?;
+    let place = folder.join("rug-coordinator-state");
+    for to_folder in [true, false] {
+        if to_folder {
+            std::os::unix::fs::symlink(other.home.join("rug-coordinator-state"), &place)?;
+        } else {
+            fs::remove_file(&place)?;
+            fs::create_dir(&place)?;
+            std::os::unix::fs::symlink(&socket, place.join("coordinator.sock"))?;
+        }
+        let run = async |server: Option<&str>| {
+            let mut command = Command::new(binaries::path("rugctl")?);
+            command.args(["list", "--timeout", "3s"]).env(ROOT_VARIABLE, sandbox.root()).current_dir(&folder);
+            match server {
+                Some(server) => command.env("RUG_SERVER", server),
+                None => command.env_remove("RUG_SERVER"),
+            };
+            anyhow::Ok(command.output().await?)
+        };
+        let found = run(None).await?;
+        let message = String::from_utf8_lossy(&found.stderr).into_owned();
+        ensure!(
+            found.status.code().is_some_and(|code| code != 0) && message.contains("belongs to nobody"),
+            "{message}"
+        );
+        // Root may well use it, if that is what it says.
+        let named = run(Some(&format!("unix:{}", socket.display()))).await?;
+        ensure!(named.status.success(), "{}", String::from_utf8_lossy(&named.stderr));
+    }
+    theirs.kill().await?;
+    sandbox.finish(&[])
+}

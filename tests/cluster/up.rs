@@ -113,3 +113,27 @@ async fn settings_of_another_cluster_are_refused_before_anything_is_touched() ->
     }
     sandbox.finish(&[])
 }
+
+#[tokio::test]
+async fn up_opens_a_port_to_everybody_only_when_it_is_told_to() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let (state, listen) = (sandbox.path(".rug"), format!("127.0.0.1:{}", ports::free()));
+    let words = ["up", "--workers", "1", "--listen", &listen, "--state-dir"];
+    let folder = state.to_string_lossy().into_owned();
+    // A port without the word is refused, and nothing is started.
+    let refused = run(&sandbox, &[&words[..], &[&folder]].concat(), "").await?;
+    ensure!(refused.code == 2 && refused.stderr.contains("insecure"), "{refused:?}");
+    let args = words.iter().map(Into::into).chain([folder.into(), "--insecure".into()]).collect();
+    let mut up = Daemon::new("up", binaries::path("rugctl")?, args, &sandbox);
+    up.start()?;
+    said(&mut up, "ready; Ctrl-C stops Rug", 1).await?;
+    for server in [None, Some(format!("http://{listen}"))] {
+        let named: Vec<_> = server.iter().flat_map(|server| ["--server", server]).collect();
+        run(&sandbox, &[&["cluster", "status"], &named[..]].concat(), "").await?.success()?;
+    }
+    let log = std::fs::read_to_string(state.join("logs/coordinator-1.log"))?;
+    ensure!(log.contains("insecure = true"), "the log does not warn:\n{log}");
+    up.signal(Signal::INT)?;
+    up.ended(Duration::from_secs(20)).await?;
+    sandbox.finish(&[])
+}

@@ -7,9 +7,10 @@ use anyhow::{Context, Result, ensure};
 use common::ring::position;
 use proto::admin::v1;
 use serde_json::{Value, json};
-use servers::python::is_skipped;
+use servers::python::{Python, is_skipped};
+use tests::cluster::daemon::Daemon;
 use tests::cluster::wait::until;
-use tests::cluster::{PATIENCE, api, specs};
+use tests::cluster::{PATIENCE, Sandbox, api, binaries, specs};
 use tests::fleet::{Fleet, Options};
 
 use crate::tooz::Tooz;
@@ -348,4 +349,36 @@ async fn a_python_contender_excludes_the_coordinators_and_is_excluded_by_them() 
     println!("all is well {:?} after the Python leader died (session {SESSION:?})", began.elapsed());
     fleet.settled(PATIENCE, |_| true).await?;
     fleet.finish().await
+}
+
+/// Asks a coordinator how it is over its Unix socket, as docs/configuration.md says.
+const OVER_THE_SOCKET: &str = r#"
+import sys, time, grpc
+options = [("grpc.default_authority", "localhost")]
+for address in sys.argv[1:]:
+    channel = grpc.insecure_channel(address, options=options)
+    check = channel.unary_unary("/grpc.health.v1.Health/Check")
+    while (answer := check(b"", timeout=60, wait_for_ready=True).hex()) != "0801":
+        time.sleep(0.1)
+    print(answer)
+"#;
+
+#[tokio::test]
+async fn a_python_client_of_grpc_calls_over_the_unix_socket() -> Result<()> {
+    if is_skipped() {
+        return Ok(());
+    }
+    let python = Python::prepare(env!("CARGO_TARGET_TMPDIR")).await?;
+    let sandbox = Sandbox::new()?;
+    let state = sandbox.path("state");
+    let args = ["run".into(), "--state-dir".into(), state.clone().into_os_string()].to_vec();
+    let mut coordinator = Daemon::new("coordinator", binaries::path("rug-coordinator")?, args, &sandbox);
+    coordinator.start()?;
+    let socket = state.join("coordinator.sock");
+    let addresses = ["unix:", "unix://"].map(|scheme| format!("{scheme}{}", socket.display()));
+    let answers = python.script(OVER_THE_SOCKET, &[&addresses[0], &addresses[1]], PATIENCE).await?;
+    // Field 1 is status 1: serving.
+    ensure!(answers == "0801\n0801\n", "{answers}");
+    coordinator.stop(PATIENCE).await?;
+    sandbox.finish(&[])
 }

@@ -1,17 +1,19 @@
 //! A whole cluster over mutual TLS: with each other, with ZooKeeper, where it also has credentials, and with PostgreSQL.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use proto::admin::v1;
+use proto::admin::v1::appliances_client::AppliancesClient;
 use runtime::channel::Target;
-use runtime::tls::{self, ClientTls};
+use runtime::tls;
 use servers::ServerTlsFiles;
 use servers::ports::Port;
 use servers::postgres::{self, Postgres};
 use servers::zookeeper::{self, Ensemble};
 use tests::cluster::api::{self, Api};
+use tests::cluster::certificates::Certificates;
 use tests::cluster::daemon::Daemon;
 use tests::cluster::wait::until;
 use tests::cluster::{PATIENCE, Sandbox, binaries, checks, processes, rugctl, specs};
@@ -22,50 +24,10 @@ use zookeeper_client::{Acls, Client, CreateMode, Error};
 const CHROOT: &str = "/prod/rug";
 const CREDENTIALS: &str = "rug:s3cret";
 
-/// Certificates as docs/tls.md says to make them.
-struct Certificates(PathBuf);
-
-impl Certificates {
-    /// Makes or renews certificates of these names, all for 127.0.0.1.
-    async fn make(folder: PathBuf, names: &[&str]) -> Result<Self> {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples/make-certificates.sh");
-        let entries = names.iter().map(|name| format!("{name},127.0.0.1"));
-        let made = Command::new("sh").arg(script).arg(&folder).args(entries).output().await?;
-        ensure!(made.status.success(), "make-certificates.sh: {}", String::from_utf8_lossy(&made.stderr));
-        Ok(Self(folder))
-    }
-
-    fn file(&self, name: &str, file: &str) -> PathBuf {
-        self.0.join(name).join(file)
-    }
-
-    fn shown(&self, name: &str, file: &str) -> String {
-        self.file(name, file).display().to_string()
-    }
-
-    /// As servers of others take them.
-    fn server(&self, name: &str) -> Result<ServerTlsFiles> {
-        let read = |file| std::fs::read_to_string(self.file(name, file)).context("read a certificate");
-        Ok(ServerTlsFiles { certificates: read("cert.pem")?, key: read("key.pem")?, authorities: read("ca.pem")? })
-    }
-
-    /// `[tls]` of a binary whose variables begin with `prefix`.
-    fn variables(&self, prefix: &'static str, name: &str) -> Vec<(String, String)> {
-        let files = [("CA", "ca.pem"), ("CERT", "cert.pem"), ("KEY", "key.pem")];
-        let variable = |(field, file)| (format!("{prefix}_TLS__{field}"), self.shown(name, file));
-        files.map(variable).into()
-    }
-
-    fn flags(&self, name: &str) -> Vec<String> {
-        let files = [("--tls-ca", "ca.pem"), ("--tls-cert", "cert.pem"), ("--tls-key", "key.pem")];
-        files.into_iter().flat_map(|(flag, file)| [flag.to_owned(), self.shown(name, file)]).collect()
-    }
-
-    fn client(&self, name: &str) -> Result<ClientTls> {
-        let [ca, cert, key] = ["ca.pem", "cert.pem", "key.pem"].map(|file| self.file(name, file));
-        let config = tls::Config { ca, cert, key, ..tls::Config::default() };
-        ClientTls::load(&config)?.context("all files are named")
-    }
+/// A certificate as servers of others take it.
+fn server_files(certificates: &Certificates, name: &str) -> Result<ServerTlsFiles> {
+    let read = |file| std::fs::read_to_string(certificates.file(name, file)).context("read a certificate");
+    Ok(ServerTlsFiles { certificates: read("cert.pem")?, key: read("key.pem")?, authorities: read("ca.pem")? })
 }
 
 /// The cluster. Only the test's own walk through ZooKeeper does without TLS.
@@ -91,16 +53,25 @@ impl Secured {
     async fn start() -> Result<Self> {
         tls::install_provider();
         let sandbox = Sandbox::new()?;
-        let names =
-            ["zookeeper", "postgres", "coordinator:c1", "coordinator:c2", "worker:w1", "worker:w2", "admin:operator"];
+        let names = [
+            "zookeeper",
+            "postgres",
+            "coordinator:c1",
+            "coordinator:c2",
+            "worker:w1",
+            "worker:w2",
+            "admin:operator",
+            "viewer:watcher",
+        ];
         let certificates = Certificates::make(sandbox.path("pki"), &names).await?;
+        certificates.revoke(&[]).await?;
         let zookeeper = zookeeper::Options {
-            tls: Some(certificates.server("zookeeper")?),
+            tls: Some(server_files(&certificates, "zookeeper")?),
             client_certificates: true,
             ..zookeeper::Options::default()
         };
         let zookeeper = Ensemble::start(1, zookeeper).await?;
-        let tls = Some(certificates.server("postgres")?);
+        let tls = Some(server_files(&certificates, "postgres")?);
         let postgres = Postgres::start(postgres::Options { tls, fsync: false, ..postgres::Options::default() }).await?;
         let store = postgres.create_database("rug").await?;
         let coordination = |name: &str| {
@@ -122,6 +93,7 @@ impl Secured {
             let store = format!("{store}?sslmode=verify-full&sslrootcert={}", certificates.shown(name, "ca.pem"));
             daemon.environment(&[
                 ("RUG_COORDINATOR_TLS__RELOAD_INTERVAL", "200ms".to_owned()),
+                ("RUG_COORDINATOR_TLS__CRL", certificates.list().display().to_string()),
                 ("RUG_COORDINATOR_COORDINATION__URL", coordination(name)),
                 ("RUG_COORDINATOR_STORE__URL", store),
             ]);
@@ -232,7 +204,7 @@ async fn a_cluster_over_tls_lets_nobody_else_in_and_renews_its_certificates() ->
     // Renewal: new files, new connections, nothing restarted.
     let (old, pids) = (served(&cluster.addresses[0]).await?, pids(&cluster));
     Certificates::make(
-        cluster.certificates.0.clone(),
+        cluster.certificates.folder().to_owned(),
         &["coordinator:c1", "coordinator:c2", "worker:w1", "worker:w2", "admin:operator"],
     )
     .await?;
@@ -256,6 +228,53 @@ async fn a_cluster_over_tls_lets_nobody_else_in_and_renews_its_certificates() ->
     let after = processes::instances(cluster.sandbox.root());
     ensure!(instances.iter().all(|(name, process)| after.get(name) == Some(process)), "an appliance was restarted");
     cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_certificate_ends_the_connections_that_stand_and_no_others() -> Result<()> {
+    let cluster = Secured::start().await?;
+    cluster.create(&["web-1", "web-2"]).await?;
+    let watch = async |name: &str| {
+        let target = Target::new(&cluster.addresses[0], Some(&cluster.certificates.client(name)?))?;
+        let mut appliances = AppliancesClient::new(target.connect().await?);
+        anyhow::Ok(appliances.watch(v1::WatchAppliancesRequest::default()).await?.into_inner())
+    };
+    let (mut stays, mut ends) = (watch("operator").await?, watch("watcher").await?);
+    cluster.certificates.revoke(&["watcher", "w2"]).await?;
+    let ended = async {
+        loop {
+            match ends.message().await {
+                Ok(Some(_)) => {}
+                ended => return ended,
+            }
+        }
+    };
+    let ended = tokio::time::timeout(PATIENCE, ended).await.context("the watch goes on")?;
+    println!("the watch of the revoked one ended with {ended:?}");
+    ensure!(watch("watcher").await.is_err(), "it is let in again");
+    let said = "its certificate is no longer accepted: the connection ends";
+    until(PATIENCE, "the worker's session has ended, too", async || {
+        let logs: String = cluster.coordinators.iter().map(Daemon::log_text).collect();
+        let ended = |name: &str| logs.lines().any(|line| line.contains(said) && line.contains(name));
+        ensure!(ended("watcher") && ended("w2"), "{logs}");
+        let workers = cluster.api().workers().await?;
+        let health = |name: &str| workers.iter().find(|w| w.id == name).map(v1::Worker::health);
+        ensure!(health("w1") == Some(v1::Health::Healthy) && health("w2") != Some(v1::Health::Healthy), "{workers:?}");
+        Ok(())
+    })
+    .await?;
+    // The other one goes on: it hears of what is made now.
+    cluster.api().create(specs::web("web-3")).await?;
+    let heard = async {
+        while let Some(event) = stays.message().await? {
+            if event.appliance.is_some_and(|appliance| appliance.name == "web-3") {
+                return Ok(());
+            }
+        }
+        anyhow::bail!("it has ended")
+    };
+    tokio::time::timeout(PATIENCE, heard).await.context("it hears nothing")??;
+    cluster.sandbox.finish(&["w2".to_owned(), "certificate".to_owned()])
 }
 
 /// The cluster's CA to check servers with, and a certificate of somebody else.

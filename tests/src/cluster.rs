@@ -10,6 +10,7 @@
 
 pub mod api;
 pub mod binaries;
+pub mod certificates;
 pub mod checks;
 pub mod daemon;
 pub mod http;
@@ -48,13 +49,21 @@ pub struct Options {
     pub drivers: Vec<&'static str>,
     /// Further environment of the coordinator, such as `RUG_COORDINATOR_MACHINE__DEBOUNCE`.
     pub coordinator_env: Vec<(&'static str, String)>,
+    /// Descriptors that the coordinator may have; as many as this process when absent.
+    pub coordinator_files: Option<u64>,
     /// Further environment of each worker.
     pub worker_env: Vec<(&'static str, String)>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { workers: 3, drivers: vec!["process"], coordinator_env: Vec::new(), worker_env: Vec::new() }
+        Self {
+            workers: 3,
+            drivers: vec!["process"],
+            coordinator_env: Vec::new(),
+            coordinator_files: None,
+            worker_env: Vec::new(),
+        }
     }
 }
 
@@ -91,6 +100,9 @@ impl Cluster {
             &sandbox,
         );
         coordinator.environment(&options.coordinator_env);
+        if let Some(most) = options.coordinator_files {
+            coordinator.limit_files(most);
+        }
         let mut workers = Vec::new();
         for n in 1..=options.workers {
             let name = format!("worker-{n}");

@@ -32,6 +32,7 @@ use rustls::crypto::CryptoProvider;
 use serde::{Deserialize, Serialize};
 
 pub use client::ClientTls;
+pub use files::read_revocation_lists;
 pub use https::{WebStream, connect_web};
 pub use identity::{AlternativeName, Identity};
 pub use server::{Accepted, CertificateChain, HandshakeRefused, ServerStream, ServerTls};

@@ -6,13 +6,14 @@ mod files;
 mod rest;
 mod session;
 mod store;
+mod trust;
 
 const fn target(name: &'static str, seeds: fn() -> Vec<Vec<u8>>, feed: fn(&[u8]) -> crate::Outcome) -> Target {
     Target { name, seeds, feed }
 }
 
 /// Every target.
-pub const TARGETS: [Target; 22] = [
+pub const TARGETS: [Target; 26] = [
     target("session-up", session::up_seeds, session::up),
     target("session-down", session::down_seeds, session::down),
     target("admin-appliance", session::appliance_seeds, session::appliance),
@@ -34,7 +35,11 @@ pub const TARGETS: [Target; 22] = [
     target("token-file", files::token_seeds, files::token),
     target("documents", files::document_seeds, files::documents),
     target("settings", files::settings_seeds, files::settings),
-    target("certificate", files::certificate_seeds, files::certificate),
+    target("certificate", trust::certificate_seeds, trust::certificate),
+    target("revocation-list", trust::revocation_seeds, trust::revocation_list),
+    target("bearer-token", trust::token_seeds, trust::token),
+    target("token-claims", trust::claim_seeds, trust::claims),
+    target("token-keys", trust::key_seeds, trust::keys),
 ];
 
 /// Seeds that are texts.

@@ -1,4 +1,4 @@
-//! Python with tooz and kazoo in a virtual environment of its own, for comparisons with the real thing.
+//! Python with tooz, kazoo and gRPC in a virtual environment of its own, for comparisons with the real thing.
 //!
 //! The environment is made once, in the folder that `RUG_VENV` names or in one that all tests share, and used again
 //! after that, also by tests of other processes: making it is guarded by a lock, and a marker says that it is complete
@@ -20,7 +20,7 @@ use crate::folder::ServerFolder;
 use crate::wait::until;
 
 /// The releases whose behaviour is compared with. tooz is also the one whose owners the committed vectors hold.
-const PACKAGES: [&str; 3] = ["tooz==9.1.0", "kazoo==2.11.0", "msgpack==1.2.4"];
+const PACKAGES: [&str; 4] = ["tooz==9.1.0", "kazoo==2.11.0", "msgpack==1.2.4", "grpcio==1.85.3"];
 /// Installing fetches some twenty packages; longer than this the network is the problem.
 const INSTALL_WITHIN: Duration = Duration::from_secs(300);
 /// How long a look at an environment may take on a busy machine.
@@ -31,7 +31,7 @@ import importlib.metadata, sys
 for wanted in sys.argv[1:]:
     name, release = wanted.split('==')
     assert importlib.metadata.version(name) == release, name
-import tooz.coordination, tooz.hashring, kazoo.client, msgpack
+import tooz.coordination, tooz.hashring, kazoo.client, msgpack, grpc
 ";
 
 /// Whether `RUG_SKIP_PEER=1` asks to leave out what needs Python; says so.
@@ -44,7 +44,7 @@ pub fn is_skipped() -> bool {
     skipped
 }
 
-/// A Python that can import tooz, kazoo and msgpack.
+/// A Python that can import tooz, kazoo, msgpack and grpc.
 #[derive(Clone, Debug)]
 pub struct Python {
     program: PathBuf,

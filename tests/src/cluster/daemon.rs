@@ -44,6 +44,13 @@ impl Daemon {
         self.env.extend(variables.iter().map(|(name, value)| ((*name).into(), value.into())));
     }
 
+    /// Bounds the descriptors it may have, from the next start on.
+    pub fn limit_files(&mut self, most: u64) {
+        let program = std::mem::replace(&mut self.program, "/bin/sh".into());
+        let script = format!("ulimit -n {most} && exec \"$0\" \"$@\"");
+        self.args.splice(0..0, ["-c".into(), script.into(), program.into_os_string()]);
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {

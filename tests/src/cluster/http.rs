@@ -30,11 +30,15 @@ impl HttpConnection {
     /// # Errors
     /// When the connection ends, or the answer is not 200.
     pub async fn get(&mut self) -> Result<String> {
-        tokio::time::timeout(LIMIT, self.exchange()).await.context("no answer in time")?
+        self.get_page("/").await
     }
 
-    async fn exchange(&mut self) -> Result<String> {
-        self.0.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").await?;
+    async fn get_page(&mut self, path: &str) -> Result<String> {
+        tokio::time::timeout(LIMIT, self.exchange(path)).await.context("no answer in time")?
+    }
+
+    async fn exchange(&mut self, path: &str) -> Result<String> {
+        self.0.write_all(format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes()).await?;
         let (mut line, mut length) = (String::new(), 0);
         self.0.read_line(&mut line).await?;
         ensure!(line.starts_with("HTTP/1.1 200"), "answered {:?}", line.trim());
@@ -51,6 +55,14 @@ impl HttpConnection {
         self.0.read_exact(&mut body).await?;
         Ok(String::from_utf8(body)?)
     }
+}
+
+/// The body of another page, over a new connection.
+///
+/// # Errors
+/// When nobody answers with 200 there.
+pub async fn page(port: u16, path: &str) -> Result<String> {
+    HttpConnection::open(port).await?.get_page(path).await
 }
 
 /// The body of `GET /` over a new connection.

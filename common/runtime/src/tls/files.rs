@@ -269,6 +269,21 @@ fn revocation_lists(pem: &[u8]) -> Result<Vec<CertificateRevocationListDer<'stat
     }
 }
 
+/// Reads revocation lists (PEM) as the files of a server are read, for the fuzz tests; answers how many there are and how many
+/// say when they should be replaced. `authority` is a CA that is trusted.
+///
+/// # Errors
+/// Why they cannot be used.
+pub fn read_revocation_lists(pem: &[u8], authority: &CertificateDer<'_>) -> Result<(usize, usize), String> {
+    let crls = revocation_lists(pem)?;
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.clone().into_owned()).map_err(|e| e.to_string())?;
+    let due = crls.iter().filter_map(|crl| next_update(crl)).count();
+    let count = crls.len();
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider()).with_crls(crls).build();
+    verifier.map(|_| (count, due)).map_err(|e| e.to_string())
+}
+
 /// When a list should be replaced.
 fn next_update(crl: &[u8]) -> Option<SystemTime> {
     let (_, list) = CertificateRevocationList::from_der(crl).ok()?;

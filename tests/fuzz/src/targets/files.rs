@@ -1,9 +1,8 @@
-//! Files: records of the process driver, documents, settings, certificates.
+//! Files: records of the process driver, documents, settings.
 
 use figment::Figment;
 use figment::providers::{Format, Serialized, Toml};
 use runtime::config::Settings;
-use runtime::tls::Identity;
 use worker::decoders;
 
 use super::{text, texts};
@@ -96,23 +95,5 @@ fn settings_of<T: Settings>(text: &str) -> Outcome {
             assert_eq!(serde_json::to_value(&again).expect("plain data"), written);
             found.first().map_or_else(|| Outcome::read(&"valid"), |violation| Outcome::refused(&violation.to_string()))
         }
-    }
-}
-
-/// A certificate with a common name, and DNS, IP and URI names.
-const CERTIFICATE: &[u8] = include_bytes!("certificate.der");
-
-pub(super) fn certificate_seeds() -> Vec<Vec<u8>> {
-    vec![CERTIFICATE.to_vec()]
-}
-
-pub(super) fn certificate(input: &[u8]) -> Outcome {
-    match Identity::of(&input.into()) {
-        Ok(identity) => {
-            let shown = identity.to_string();
-            assert!(!shown.contains(char::is_control), "{shown:?}");
-            Outcome::read(&(identity.names.len(), identity.common_name.is_some()))
-        }
-        Err(problem) => Outcome::refused(&problem),
     }
 }
