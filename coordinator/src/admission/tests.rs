@@ -406,7 +406,7 @@ fn a_deleted_appliance_refuses_changes_and_keeps_its_name_until_it_is_gone() {
 fn a_delete_that_found_nothing_is_remembered() {
     let mut admission = admission();
     let target = ApplianceTarget::Name(name("default"), name("web"));
-    let key = RequestKey::new(Uuid::from_u128(5), b"delete web");
+    let key = RequestKey::new(Uuid::from_u128(5), &Scope::All, b"delete web");
     let change = Change::Delete { target: target.clone(), expected: None, allow_missing: true };
     let lenient = Mutation { request: Some(key), ..mutation(change) };
     let written = admit(&mut admission, &lenient);

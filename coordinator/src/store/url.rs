@@ -215,6 +215,7 @@ mod tests {
             ("rug:hush@db", "must begin with"),
             ("oracle://rug:hush@db/rug", "must begin with"),
             ("postgres://rug:hush#1@db/rug", "`%23`"),
+            ("postgres://rug@db/rug?sslmode=no&options[hush]=1", "options[...]"),
             ("mysql://rug:77#hush@db/rug", "`%23`"),
             ("hush", "must begin with"),
             ("sqlite:", "a path must follow"),
