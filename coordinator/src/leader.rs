@@ -306,7 +306,7 @@ impl Leader<'_> {
                     self.end = Some(TermEnd::StoreLost(error));
                 }
             }
-            WriteOutcome::Paused(change) => self.paused(change),
+            WriteOutcome::Paused(change) => self.paused(*change),
             WriteOutcome::NotPaused(change, error) => {
                 let _ = change.reply.send(Err(CommandError::Unavailable(error.to_string())));
                 if error.ends_term() {

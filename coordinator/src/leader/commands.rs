@@ -186,8 +186,8 @@ impl Leader<'_> {
     }
 
     /// The store has it: a pause or its end is in force.
-    pub(super) fn paused(&mut self, change: Box<PauseChange>) {
-        let PauseChange { number, pause, audit, reply } = *change;
+    pub(super) fn paused(&mut self, change: PauseChange) {
+        let PauseChange { number, pause, audit, reply } = change;
         audit.log();
         // Two that were stored together may be told of in either order.
         if self.waiting.is_newest_pause(number) {
