@@ -268,7 +268,7 @@ fn a_fence_delay_that_is_waited_for_is_shown_until_it_is_over() {
     assert_eq!((w.machine.fence_waits(w.now), summary(&w).as_str()), (0, "it is new"));
     w.kill("w1");
     w.pass(Duration::from_secs(3));
-    let next = "; its next owner waits 10 s before it acts, because calls of a former one may still take effect";
+    let next = "; its next owner waits 12 s before it acts, because calls of a former one may still take effect";
     assert!(summary(&w).ends_with(next), "{}", summary(&w));
     connect(&mut w, "w2", Duration::from_secs(3));
     w.pass(Duration::from_secs(2));
