@@ -42,7 +42,7 @@ impl<'a> OtherUser<'a> {
         let programs = sandbox.path("programs");
         fs::create_dir(&programs)?;
         fs::set_permissions(&programs, fs::Permissions::from_mode(0o755))?;
-        for name in ["rugctl", "rug-worker", "rug-coordinator", "rug-appliance"] {
+        for name in ["rugctl", "rug-worker", "rug-coordinator", "rug-appliance", "rug-shim"] {
             let (from, to) = (binaries::path(name)?, programs.join(name));
             fs::hard_link(&from, &to).or_else(|_| fs::copy(&from, &to).map(drop))?;
         }

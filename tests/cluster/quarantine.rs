@@ -6,8 +6,10 @@ use anyhow::{Context, Result, ensure};
 use tests::cluster::wait::until;
 use tests::cluster::{Cluster, Options, PATIENCE, api, specs};
 
-/// Kills its parent, if that is the worker that starts it.
-const POISON: &str = "[ \"$(cat /proc/$PPID/comm)\" = rug-worker ] && kill -9 $PPID";
+/// Kills the parent of its shim, if that is the worker that starts it. By what the shell has built in, because it has to happen while
+/// the worker still watches the start.
+const POISON: &str =
+    "read -r _ _ _ p _ </proc/$PPID/stat; read -r c </proc/$p/comm; [ \"$c\" = rug-worker ] && kill -9 $p";
 
 #[tokio::test]
 async fn an_appliance_that_kills_its_workers_is_quarantined_until_it_is_changed() -> Result<()> {

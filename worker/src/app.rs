@@ -21,6 +21,7 @@ use worker_core::instance::Instance;
 use crate::config::Config;
 use crate::drivers::process::ProcessDriver;
 use crate::drivers::{self, Driver as _};
+use crate::orphans;
 use crate::runner::Runner;
 use crate::session::{OnStop, Session, StopHandle, profile};
 use crate::setup;
@@ -95,6 +96,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     // Ends what goes on beside the session.
     let beside = CancellationToken::new();
     let _ended_with_this = beside.clone().drop_guard();
+    tokio::spawn(orphans::reap(beside.clone()));
     let (terms, newest_term) = watch::channel(Term::default());
     let drivers = setup::drivers(&config, &name, &newest_term, &beside)
         .map_err(|(driver, error)| driver_failure(&driver, &error))?;

@@ -16,6 +16,7 @@ mod error;
 pub mod gate;
 pub mod kinds;
 mod offer;
+mod orphans;
 mod runner;
 mod session;
 mod setup;

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use rustix::process::{Resource, Rlimit};
 use serde::Serialize;
@@ -96,7 +97,7 @@ fn refuse(name: &str, failure: &Failure) -> ExitCode {
 /// Raises the number of descriptors this process may have to the most it is allowed, and says how many that are. The soft
 /// limit is low by tradition, for programs that use `select`.
 pub fn raise_descriptor_limit() -> u64 {
-    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let limit = inherited_descriptor_limit();
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if limit.current != limit.maximum
         && let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised)
@@ -105,6 +106,13 @@ pub fn raise_descriptor_limit() -> u64 {
         return limit.current.unwrap_or(u64::MAX);
     }
     limit.maximum.unwrap_or(u64::MAX)
+}
+
+/// The limit of descriptors that this process was started with, as long as only [`raise_descriptor_limit`] changes it: what
+/// processes that it starts shall have.
+pub fn inherited_descriptor_limit() -> Rlimit {
+    static INHERITED: OnceLock<Rlimit> = OnceLock::new();
+    INHERITED.get_or_init(|| rustix::process::getrlimit(Resource::Nofile)).clone()
 }
 
 /// The runtime of a server: a thread per core, timers and sockets.

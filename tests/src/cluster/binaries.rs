@@ -51,7 +51,7 @@ fn build(folder: &Path) -> Result<()> {
     let target = folder.parent().context("odd target folder")?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
-        .args(["build", "--quiet", "--bins", "-p", "coordinator", "-p", "worker", "-p", "ctl"])
+        .args(["build", "--quiet", "--bins", "-p", "coordinator", "-p", "worker", "-p", "shim", "-p", "ctl"])
         .args(["--profile", profile, "--target-dir"])
         .arg(target)
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))

@@ -81,6 +81,12 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
+    /// How an instance that does not run any more ended, where the driver knows: for people, such as `exit status 3; last output:
+    /// no such table`. Changes nothing.
+    async fn ended(&self, _appliance: ApplianceId, _instance: &Instance) -> Option<String> {
+        None
+    }
+
     /// Starts an instance with its network ports, or finds the one of the same name running. Does not wait for it to answer
     /// probes. Another attempt that still runs at the ordinal is [`Error::Failed`]: ending it is the caller's decision. So is
     /// plugging what an instance that was found lacks.

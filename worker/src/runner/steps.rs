@@ -117,7 +117,7 @@ impl StepTask {
             (LifecycleStep::Configure { .. }, Some(permit), Some(instance)) => {
                 // As with a probe: another instance may have taken the address of a dead one.
                 if self.is_alive(instance).await == Some(false) {
-                    return Ok(StepOutcome::Vanished("it does not run any more".to_owned()));
+                    return Ok(self.vanished(instance).await);
                 }
                 self.protocol.configure(permit, instance, &self.desired).await?;
                 Ok(StepOutcome::Configured)
@@ -142,7 +142,7 @@ impl StepTask {
     /// Detaches the ports that the instance shall not have, then attaches those that it lacks.
     async fn replug(&self, permit: &Permit, instance: &Instance) -> Result<StepOutcome, Error> {
         if self.is_alive(instance).await == Some(false) {
-            return Ok(StepOutcome::Vanished("it does not run any more".to_owned()));
+            return Ok(self.vanished(instance).await);
         }
         let changes = PortChanges::between(&self.desired.spec.ports, &instance.ports);
         let about = |verb: &str, port: &Name, error| match error {
@@ -171,14 +171,14 @@ impl StepTask {
     async fn probe(&self, instance: &Instance, config: &Config) -> StepOutcome {
         // Asked first, because whoever took the port of a dead instance may answer in its place.
         if self.is_alive(instance).await == Some(false) {
-            return StepOutcome::Vanished("it does not run any more".to_owned());
+            return self.vanished(instance).await;
         }
         let error = match within(config.probe_timeout, self.protocol.probe(instance, &self.desired)).await {
             Some(Ok(ProbeAnswer::Answered(conditions))) => return StepOutcome::Answered(conditions),
             Some(Ok(ProbeAnswer::LeftToDriver)) => {
                 return match self.runs(instance).await {
                     Some(true) => StepOutcome::Answered(Details::default()),
-                    Some(false) => StepOutcome::Vanished("it does not run any more".to_owned()),
+                    Some(false) => self.vanished(instance).await,
                     None => StepOutcome::Silent("its driver cannot tell whether it runs".to_owned()),
                 };
             }
@@ -187,7 +187,10 @@ impl StepTask {
         };
         // Doubt is not death: an instance that hangs is replaced after several probes.
         match self.runs(instance).await {
-            Some(false) => StepOutcome::Vanished(error),
+            Some(false) => match self.end_of(instance).await {
+                Some(end) => StepOutcome::Vanished(end),
+                None => StepOutcome::Vanished(error),
+            },
             Some(true) | None => StepOutcome::Silent(error),
         }
     }
@@ -200,6 +203,17 @@ impl StepTask {
         let same = |found: &Instance| (found.ordinal, found.attempt) == (instance.ordinal, instance.attempt);
         let found = within(ASK_DRIVER, self.driver.observe(self.appliance)).await?.ok()?;
         Some(found.iter().any(same))
+    }
+
+    /// What to say of an instance that does not run any more.
+    async fn vanished(&self, instance: &Instance) -> StepOutcome {
+        let end = self.end_of(instance).await;
+        StepOutcome::Vanished(end.unwrap_or_else(|| "it does not run any more".to_owned()))
+    }
+
+    /// How an instance ended, as far as its driver knows.
+    async fn end_of(&self, instance: &Instance) -> Option<String> {
+        within(ASK_DRIVER, self.driver.ended(self.appliance, instance)).await.flatten()
     }
 
     async fn is_alive(&self, instance: &Instance) -> Option<bool> {

@@ -8,13 +8,15 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 use common::ApplianceId;
 use common::kind::{LaunchRecipe, Listen, Program};
+use rustix::process::Signal;
+use shim::order::{LogBounds, Stop};
 use worker_core::instance::Instance;
 
+use super::config::Config;
 use super::record::Folder;
 use super::system::{self, INSTANCE_VARIABLE, STATE_VARIABLE};
 use crate::drivers::{Error, Wanted};
@@ -112,37 +114,55 @@ impl Launch {
         Ok(Self { program, args, variables, address, picked_port })
     }
 
-    /// The command that starts it: by way of the launcher, which puts it into a session of its own.
-    pub(super) fn command(
-        &self,
-        order: &Order,
-        folder: &Folder,
-        state_dir: &Path,
-        binary: &Path,
-    ) -> io::Result<Command> {
-        let log = folder.open_log()?;
-        let mut command = Command::new(binary);
-        command.arg("exec").arg("--").arg(&self.program).args(&self.args);
-        command.current_dir(folder.work()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        command.env_clear();
-        for name in ["PATH", "HOME", "LANG"] {
-            if let Some(value) = env::var_os(name) {
-                command.env(name, value);
-            }
+    /// What its shim is told.
+    pub(super) fn order(&self, order: &Order, folder: &Folder, config: &Config) -> shim::order::Order {
+        shim::order::Order {
+            instance: order.instance(),
+            command: shim::order::Command {
+                program: self.program.clone(),
+                args: self.args.clone(),
+                env: self.environment(order, &config.state_dir),
+                directory: folder.work(),
+                user: None,
+                nofile: inherited_descriptor_limit(),
+                nice: None,
+                no_new_privileges: false,
+            },
+            stop: Stop { signal: Signal::TERM, timeout: config.stop_grace },
+            log: LogBounds {
+                size: config.log_limit,
+                kept: config.log_files,
+                folder: folder.all_instances().to_owned(),
+                quota: config.log_quota,
+            },
+            cgroup: None,
         }
-        command.envs(&self.variables);
-        command
-            .env(INSTANCE_VARIABLE, order.instance())
-            .env(STATE_VARIABLE, state_dir)
-            .env(DIGEST_VARIABLE, &order.boot_digest)
-            .env("RUG_APPLIANCE", order.appliance.to_string())
-            .env("RUG_NAME", &order.name)
-            .env("RUG_ORDINAL", order.ordinal.to_string());
-        if let Some(address) = self.address {
-            command.env(ADDRESS_VARIABLE, address.to_string()).env("RUG_PORT", address.port().to_string());
-        }
-        Ok(command)
     }
+
+    fn environment(&self, order: &Order, state_dir: &Path) -> Vec<(OsString, OsString)> {
+        let inherited = ["PATH", "HOME", "LANG"].into_iter();
+        let mut all: BTreeMap<OsString, OsString> =
+            inherited.filter_map(|name| Some((name.into(), env::var_os(name)?))).collect();
+        all.extend(self.variables.iter().map(|(name, value)| (name.into(), value.into())));
+        let mut set = |name: &str, value: &str| all.insert(name.into(), value.into());
+        set(INSTANCE_VARIABLE, &order.instance());
+        set(DIGEST_VARIABLE, &order.boot_digest);
+        set("RUG_APPLIANCE", &order.appliance.to_string());
+        set("RUG_NAME", &order.name);
+        set("RUG_ORDINAL", &order.ordinal.to_string());
+        if let Some(address) = self.address {
+            set(ADDRESS_VARIABLE, &address.to_string());
+            set("RUG_PORT", &address.port().to_string());
+        }
+        all.insert(STATE_VARIABLE.into(), state_dir.into());
+        all.into_iter().collect()
+    }
+}
+
+/// The limit of descriptors that the worker was started with: it has raised its own.
+fn inherited_descriptor_limit() -> Option<(u64, u64)> {
+    let limit = runtime::program::inherited_descriptor_limit();
+    Some((limit.current?, limit.maximum.unwrap_or(u64::MAX)))
 }
 
 /// What the reference appliance is told about itself.

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! <state_dir>/instances/<appliance>/<ordinal>/instance.json   the record
-//!                                             log, log.1      output of the instance, the former log
+//!                                             shim            what its shim knows, written by that
+//!                                             log, log.1      its output, and older output; written by the shim
 //!                                             work/           its working directory
 //!                                             management      where its REST contract is served, written by itself
 //!                                             secret          what callers of that contract prove themselves with
@@ -19,9 +20,11 @@ use common::ApplianceId;
 use common::status::PID_DETAIL;
 use runtime::folder::{Access, Folder as StateFolder};
 use serde::{Deserialize, Serialize};
+use shim::STATE_FILE;
+use shim::state::{MAX_STATE, ShimState};
 use worker_core::instance::{Addresses, Instance, ManagementSecret};
 
-use super::system::ProcessStamp;
+use super::system::{self, ProcessStamp};
 use crate::appliance::MANAGEMENT_FILE;
 
 /// How far the start or the end of an instance got.
@@ -170,10 +173,16 @@ impl Folder {
         }
     }
 
-    /// The last lines of the log, for error messages: at most so many and 2 KiB.
-    pub(super) fn tail(&self, lines: usize) -> String {
-        let log = self.instances.open(self.name.join("log"), Access::Read);
-        log.map(|file| tail(file, lines)).unwrap_or_default()
+    /// What the shim of the instance `name` has noted on this boot.
+    pub(super) fn shim_state(&self, name: &str) -> Option<ShimState> {
+        let bytes = self.instances.read(self.name.join(STATE_FILE), MAX_STATE).ok()?;
+        let state = ShimState::decode(std::str::from_utf8(&bytes).ok()?)?;
+        (state.instance == name && state.boot == system::boot_id()).then_some(state)
+    }
+
+    /// The folder that holds those of all instances.
+    pub(super) fn all_instances(&self) -> &Path {
+        self.instances.path()
     }
 
     /// Replaces the record, durably.
@@ -182,16 +191,14 @@ impl Folder {
         Ok(self.instances.write_atomic(self.name.join("instance.json"), &bytes)?)
     }
 
-    /// Makes the folder and makes room in its log: one that has grown beyond `limit` bytes becomes `log.1`.
-    pub(super) fn prepare(&self, limit: u64) -> io::Result<()> {
+    /// Makes the folder, and removes what the former instance left in it.
+    pub(super) fn prepare(&self) -> io::Result<()> {
         let folder = self.instances.subfolder(&self.name)?;
         folder.subfolder("work")?;
-        let log = folder.path().join("log");
-        if fs::symlink_metadata(&log).is_ok_and(|meta| meta.len() > limit) {
-            fs::rename(log, folder.path().join("log.1"))?;
+        for file in [MANAGEMENT_FILE, "secret", STATE_FILE] {
+            folder.remove(file)?;
         }
-        folder.remove(MANAGEMENT_FILE)?;
-        Ok(folder.remove("secret")?)
+        Ok(())
     }
 }
 
@@ -222,22 +229,6 @@ fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
-}
-
-/// The last lines of a log, for error messages: at most `lines` of them and 2 KiB.
-fn tail(mut file: File, lines: usize) -> String {
-    use std::io::{Read, Seek, SeekFrom};
-    const MOST: u64 = 2048;
-    let mut read = || -> io::Result<Vec<u8>> {
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(MOST)))?;
-        let mut bytes = Vec::new();
-        (&mut file).take(MOST).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    let text = String::from_utf8_lossy(&read().unwrap_or_default()).into_owned();
-    let last: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
-    last[last.len().saturating_sub(lines)..].join(" | ")
 }
 
 #[cfg(test)]

@@ -1,19 +1,19 @@
 //! What the kernel knows about processes: who is alive, who belongs to an instance, who holds a port.
 //!
-//! A process is its pid *and* its start time; a pid alone may have been given to somebody else. Signals go through a
-//! pidfd that is opened before the start time is compared, so that no signal reaches a successor of the same pid.
-//! Everything here reads `/proc` and can block for as long as a scan takes: callers run it off the async threads.
+//! A process is its pid *and* its start time, on this boot (see [`shim::processes`]). Everything here reads `/proc` and can block for as long as a scan takes: callers
+//! run it off the async threads.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read as _};
-use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal};
+use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
+use shim::SHIM_VARIABLE;
+use shim::processes::{self, ProcessId, Stat, descendants, pids, stat};
 use tokio::time::Instant;
 use worker_core::instance::Handle;
 
@@ -34,53 +34,42 @@ pub(super) struct ProcessStamp {
 }
 
 impl ProcessStamp {
+    /// A process of this boot.
+    pub(super) fn of(id: ProcessId) -> Self {
+        Self { pid: id.pid, start_ticks: id.start_ticks, boot: boot_id().to_owned() }
+    }
+
+    /// The process on this boot; `None` when it was one of another boot.
+    pub(super) fn id(&self) -> Option<ProcessId> {
+        (self.boot == boot_id()).then_some(ProcessId { pid: self.pid, start_ticks: self.start_ticks })
+    }
+
     /// How an instance is found by this driver for as long as a worker owns it, which is never longer than a boot lasts.
     pub(super) fn handle(&self) -> Handle {
         Handle::new(format!("{}:{}", self.pid, self.start_ticks)).expect("two numbers are short")
     }
 }
 
-/// Pid and start time of a [`ProcessStamp::handle`].
-pub(super) fn process_of(handle: &Handle) -> Option<(u32, u64)> {
-    let (pid, start_ticks) = handle.as_str().split_once(':')?;
-    Some((pid.parse().ok()?, start_ticks.parse().ok()?))
-}
-
-/// The part of `/proc/<pid>/stat` that matters here.
-struct Stat {
-    state: char,
-    session: u32,
-    start_ticks: u64,
+/// The process of a [`ProcessStamp::handle`].
+pub(super) fn process_of(handle: &Handle) -> Option<ProcessId> {
+    handle.as_str().parse().ok()
 }
 
 /// Id of the running boot; empty where the kernel does not tell, which only weakens the comparison.
-fn boot_id() -> &'static str {
-    static BOOT: LazyLock<String> = LazyLock::new(|| {
-        fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|s| s.trim().to_owned()).unwrap_or_default()
-    });
+pub(super) fn boot_id() -> &'static str {
+    static BOOT: LazyLock<String> = LazyLock::new(processes::boot_id);
     &BOOT
 }
 
 /// Identity of a live process. `None` when there is none; a zombie counts as none.
 pub(super) fn identify(pid: u32) -> Option<ProcessStamp> {
     let stat = stat(pid)?;
-    alive(&stat).then(|| ProcessStamp { pid, start_ticks: stat.start_ticks, boot: boot_id().to_owned() })
-}
-
-/// Identity of a child that was not waited for yet: it may be a zombie already.
-pub(super) fn identify_child(pid: u32) -> Option<ProcessStamp> {
-    stat(pid).map(|stat| ProcessStamp { pid, start_ticks: stat.start_ticks, boot: boot_id().to_owned() })
+    stat.is_alive().then(|| ProcessStamp::of(ProcessId { pid, start_ticks: stat.start_ticks }))
 }
 
 /// Whether exactly this process runs.
 pub(super) fn is_alive(identity: &ProcessStamp) -> bool {
-    identity.boot == boot_id() && runs(identity.pid, identity.start_ticks)
-}
-
-/// Whether process `pid` runs and was started at `start_ticks` of this boot. Reads one line of `/proc`, which takes some
-/// ten microseconds and never waits, so that it may be asked on an async thread.
-pub(super) fn runs(pid: u32, start_ticks: u64) -> bool {
-    stat(pid).is_some_and(|stat| alive(&stat) && stat.start_ticks == start_ticks)
+    identity.id().is_some_and(ProcessId::is_alive)
 }
 
 /// Start of a process in milliseconds since the Unix epoch, as well as the kernel can tell.
@@ -103,8 +92,8 @@ pub(super) struct Marked {
 /// session, or on the way to become one; what an instance starts in sessions of their own is younger.
 pub(super) fn marked(state_dir: &Path) -> Vec<Marked> {
     let mut found: BTreeMap<String, Marked> = BTreeMap::new();
-    for pid in own_pids() {
-        let Some(stat) = stat(pid).filter(alive) else { continue };
+    for pid in pids().filter(|pid| is_own(*pid)) {
+        let Some(stat) = stat(pid).filter(Stat::is_alive) else { continue };
         if stat.session != pid && !is_launching(pid) {
             continue;
         }
@@ -120,26 +109,71 @@ pub(super) fn marked(state_dir: &Path) -> Vec<Marked> {
     found.into_values().collect()
 }
 
-/// Every live process of an instance: the leader, what runs in its session, and what carries the instance's name in a
-/// session of its own. Once the leader is gone its session number may have been used again, and only the name counts.
-pub(super) fn family(leader: &ProcessStamp, name: &str, state_dir: &Path) -> Vec<ProcessStamp> {
-    if leader.boot != boot_id() {
-        return Vec::new();
-    }
-    let leads = is_alive(leader);
-    own_pids()
+/// Every live process of an instance as far as they can be found without its shim: the leader, what runs in its session, and what
+/// carries the instance's name in a session of its own. Once the leader is gone its session number may have been used again, and
+/// only the name counts. Leader and session count whoever their user is; an environment only of our own user.
+fn family(leader: &ProcessStamp, name: &str, state_dir: &Path) -> Vec<ProcessId> {
+    let Some(leader) = leader.id() else { return Vec::new() };
+    let leads = leader.is_alive();
+    let named = |pid| is_own(pid) && owner(&variables(pid), state_dir) == Some(name);
+    pids()
         .filter_map(|pid| {
-            let stat = stat(pid).filter(alive)?;
-            let is_leader = pid == leader.pid && stat.start_ticks == leader.start_ticks;
-            let follows = stat.start_ticks >= leader.start_ticks
-                && ((leads && stat.session == leader.pid) || owner(&variables(pid), state_dir) == Some(name));
-            (is_leader || follows).then(|| ProcessStamp {
-                pid,
-                start_ticks: stat.start_ticks,
-                boot: leader.boot.clone(),
-            })
+            let stat = stat(pid).filter(Stat::is_alive)?;
+            let id = ProcessId { pid, start_ticks: stat.start_ticks };
+            let follows =
+                || stat.start_ticks >= leader.start_ticks && ((leads && stat.session == leader.pid) || named(pid));
+            (id == leader || follows()).then_some(id)
         })
         .collect()
+}
+
+/// What runs of an instance.
+#[derive(Debug, Default)]
+pub(super) struct Tree {
+    /// Its shim.
+    pub(super) shim: Option<ProcessId>,
+    /// Every process of the instance itself.
+    pub(super) processes: Vec<ProcessId>,
+}
+
+impl Tree {
+    /// Everything that runs of the instance `name`: what descends from its shim, and what can be found without one.
+    pub(super) fn of(shim: Option<ProcessId>, leader: Option<&ProcessStamp>, name: &str, state_dir: &Path) -> Self {
+        let shim = shim.filter(|shim| shim.is_alive());
+        let mut processes = shim.map(|shim| descendants(shim.pid)).unwrap_or_default();
+        let others = leader.map(|leader| family(leader, name, state_dir)).unwrap_or_default();
+        processes.extend(others.into_iter().filter(|id| Some(*id) != shim));
+        processes.sort_unstable();
+        processes.dedup();
+        Self { shim, processes }
+    }
+
+    /// Whether nothing runs.
+    pub(super) fn is_empty(&self) -> bool {
+        self.shim.is_none() && self.processes.is_empty()
+    }
+}
+
+/// The shim of an instance, found by its environment.
+pub(super) fn find_shim(name: &str, state_dir: &Path) -> Option<ProcessId> {
+    pids().filter(|pid| is_own(*pid)).find_map(|pid| {
+        let before = ProcessId::of(pid)?;
+        let variables = variables(pid);
+        let ours = variables.get(STATE_VARIABLE).is_some_and(|dir| Path::new(dir) == state_dir);
+        let named = variables.get(SHIM_VARIABLE).is_some_and(|instance| instance == name);
+        // Looked at again after the environment: both then belong to the same process.
+        (ours && named && before.is_alive()).then_some(before)
+    })
+}
+
+/// Who a process is, for people: `process 812 (nginx, user 33)`.
+pub(super) fn describe(id: ProcessId) -> String {
+    let comm = fs::read_to_string(format!("/proc/{}/comm", id.pid)).unwrap_or_default();
+    let user = fs::metadata(format!("/proc/{}", id.pid)).map(|meta| runtime::folder::user_name(meta.uid()));
+    match user {
+        Ok(user) => format!("process {} ({}, {user})", id.pid, comm.trim()),
+        Err(_) => format!("process {}", id.pid),
+    }
 }
 
 /// The instance of this state directory that a process with these variables belongs to.
@@ -148,54 +182,17 @@ fn owner<'a>(variables: &'a BTreeMap<String, String>, state_dir: &Path) -> Optio
     variables.get(INSTANCE_VARIABLE).filter(|_| ours).map(String::as_str)
 }
 
-/// A process held by a pidfd: it can be signalled without hitting another one.
-#[derive(Debug)]
-pub(super) struct SignalTarget {
-    identity: ProcessStamp,
-    fd: OwnedFd,
-}
-
-impl SignalTarget {
-    /// Takes hold of a process; `None` when it is gone.
-    ///
-    /// # Errors
-    /// What the kernel says, other than that there is no such process.
-    pub(super) fn open(identity: &ProcessStamp) -> io::Result<Option<Self>> {
-        let Some(pid) = i32::try_from(identity.pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
-        let fd = match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(fd) => fd,
-            Err(rustix::io::Errno::SRCH) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        if !is_alive(identity) {
-            return Ok(None);
+/// Waits for the end of processes. Answers those that still run at `deadline`.
+pub(super) async fn ended(mut left: Vec<ProcessId>, deadline: Instant) -> Vec<ProcessId> {
+    // Looked at again and again: tokio has no safe way to wait for a pidfd, and ends are too rare for it to matter.
+    let mut pause = Duration::from_millis(1);
+    loop {
+        left.retain(|id| id.is_alive());
+        if left.is_empty() || Instant::now() >= deadline {
+            return left;
         }
-        Ok(Some(Self { identity: identity.clone(), fd }))
-    }
-
-    /// Sends a signal. A process that has ended meanwhile is fine.
-    ///
-    /// # Errors
-    /// What the kernel says, such as a missing permission.
-    pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
-        match pidfd_send_signal(&self.fd, signal) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Waits for the end of the process; `false` when it still runs at `deadline`.
-    pub(super) async fn ended(&self, deadline: Instant) -> bool {
-        // Looked at again and again: tokio has no safe way to wait for a pidfd, and ends are too rare for it to matter.
-        let mut pause = Duration::from_millis(1);
-        while is_alive(&self.identity) {
-            if Instant::now() >= deadline {
-                return false;
-            }
-            tokio::time::sleep_until(deadline.min(Instant::now() + pause)).await;
-            pause = (pause * 2).min(POLL);
-        }
-        true
+        tokio::time::sleep_until(deadline.min(Instant::now() + pause)).await;
+        pause = (pause * 2).min(POLL);
     }
 }
 
@@ -234,42 +231,10 @@ fn listening_inodes(table: &str, port: u16) -> Vec<String> {
         .collect()
 }
 
-fn alive(stat: &Stat) -> bool {
-    !matches!(stat.state, 'Z' | 'X' | 'x')
-}
-
-fn stat(pid: u32) -> Option<Stat> {
-    // Twice what the longest line can have, so that one read gets it all.
-    let mut line = [0; 1024];
-    let length = fs::File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut line).ok()?;
-    parse_stat(&line[..length])
-}
-
-/// The command's name is in parentheses and may hold anything, also half a character where the kernel cut it, so fields
-/// count from the last closing one.
-fn parse_stat(line: &[u8]) -> Option<Stat> {
-    let name_ends = line.iter().rposition(|byte| *byte == b')')?;
-    let mut fields = std::str::from_utf8(&line[name_ends + 1..]).ok()?.split_ascii_whitespace();
-    Some(Stat {
-        state: fields.next()?.chars().next()?,
-        session: fields.nth(2)?.parse().ok()?,
-        start_ticks: fields.nth(15)?.parse().ok()?,
-    })
-}
-
-fn pids() -> impl Iterator<Item = u32> {
-    fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok()))
-}
-
-/// Processes of our own user: those of others are neither ours nor readable.
-fn own_pids() -> impl Iterator<Item = u32> {
-    let own = geteuid().as_raw();
-    let status = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    pids().filter(move |pid| is_of_user(&status(pid), own))
+/// Whether a process is one of our own user: those of others could carry any environment.
+fn is_own(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    is_of_user(&status, geteuid().as_raw())
 }
 
 /// Whether all users of a process are `own`, by its `/proc/<pid>/status`. One that another user started with the right of
@@ -307,15 +272,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_name_with_parentheses_does_not_shift_the_fields() {
-        let mut line = "12 (a) b (c)) S 1 12 34 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 98765 0".to_owned();
-        line.push_str(" 0 0 0");
-        let stat = parse_stat(line.as_bytes()).expect("a full line");
-        assert_eq!((stat.state, stat.session, stat.start_ticks), ('S', 34, 98765));
-        assert!(parse_stat(b"12 (short) S 1").is_none());
-    }
-
-    #[test]
     fn a_process_that_another_user_started_is_none_of_ours() {
         let status = |uids: &str| format!("Name:\tsu\nUid:\t{uids}\nGid:\t0\t0\t0\t0\n");
         assert!(is_of_user(&status("0\t0\t0\t0"), 0));
@@ -323,27 +279,7 @@ mod tests {
             assert!(!is_of_user(&status(other), 0), "{other}");
         }
         assert!(!is_of_user("", 0));
-        assert!(own_pids().any(|pid| pid == std::process::id()));
-    }
-
-    #[test]
-    fn a_name_that_was_cut_within_a_character_is_no_death() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        // The kernel keeps 15 bytes, and the last letter is the 15th and 16th.
-        let program = folder.path().join("serveur-annuaié");
-        std::os::unix::fs::symlink("/bin/sh", &program).expect("writable");
-        let mut command = std::process::Command::new(&program);
-        let piped = std::process::Stdio::piped;
-        command.args(["-c", "echo up; read line"]).stdin(piped()).stdout(piped());
-        let mut child = command.spawn().expect("every system has a shell");
-        // `spawn` may return before the kernel has set the new name; what the program says comes after.
-        let mut up = [0; 3];
-        std::io::Read::read_exact(child.stdout.as_mut().expect("piped"), &mut up).expect("it says so");
-        let comm = fs::read(format!("/proc/{}/comm", child.id())).expect("it runs");
-        let identity = identify(child.id());
-        child.kill().and_then(|()| child.wait()).expect("it is ours");
-        assert!(std::str::from_utf8(&comm).is_err(), "{comm:?}");
-        assert!(identity.is_some());
+        assert!(is_own(std::process::id()));
     }
 
     #[test]

@@ -1,151 +1,28 @@
 //! The process driver with real processes, and the reference appliance as it is started by it.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::appliance::{Name, Spec};
-use common::driver::DriverName;
-use common::kind::{Custom, HealthCheck, KindSpec, Limits, Listener, LoadBalancer, Member, Probe};
+use common::appliance::Name;
+use common::kind::{HealthCheck, KindSpec, Limits, Listener, LoadBalancer, Member};
 use common::network_port::NetworkPort;
-use common::{ApplianceId, Edition, Generation, Term, Token, WorkerId};
-use runtime::clock;
-use tempfile::TempDir;
+use common::{Edition, Generation, Term, WorkerId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
-use worker::drivers::process::{Config, ProcessDriver, fence::FenceJournalEntry};
+use worker::drivers::process::{Config, ProcessDriver};
 use worker::drivers::{Driver, Error, Wanted};
-use worker::gate::{Permit, SharedGate};
 use worker::kinds::{Protocol, Standard};
 use worker_core::desired::Desired;
 use worker_core::instance::{Handle, Instance};
 
-const A: ApplianceId = ApplianceId::from_u128(0xa);
-const DEADLINE: Duration = Duration::from_secs(20);
+use self::world::*;
 
-/// A state directory; whatever still runs in it at the end is killed.
-struct DriverWorld {
-    folder: TempDir,
-}
-
-impl DriverWorld {
-    fn new() -> Self {
-        Self { folder: tempfile::tempdir().expect("a temporary folder") }
-    }
-
-    fn driver(&self, worker: &str) -> ProcessDriver {
-        let config = Config {
-            state_dir: self.folder.path().to_owned(),
-            appliance_binary: PathBuf::from(env!("CARGO_BIN_EXE_rug-appliance")),
-            stop_grace: Duration::from_secs(5),
-            ..Config::default()
-        };
-        ProcessDriver::new(config, WorkerId::new(worker).expect("a name")).expect("a writable folder")
-    }
-
-    fn instance_folder(&self) -> PathBuf {
-        self.folder.path().join("instances").join(A.to_string()).join("0")
-    }
-
-    /// Processes that say they belong to this state directory.
-    fn processes(&self) -> Vec<u32> {
-        let mark = format!("RUG_STATE_DIR={}", self.folder.path().canonicalize().expect("it is there").display());
-        let pids = std::fs::read_dir("/proc").expect("readable").flatten();
-        pids.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok())
-            .filter(|pid| {
-                let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-                environ.split(|b| *b == 0).any(|entry| entry == mark.as_bytes()) && runs(*pid)
-            })
-            .collect()
-    }
-}
-
-impl Drop for DriverWorld {
-    fn drop(&mut self) {
-        for pid in self.processes() {
-            kill(pid);
-        }
-    }
-}
-
-fn kill(pid: u32) {
-    Command::new("kill").args(["-9", &pid.to_string()]).stderr(Stdio::null()).status().expect("kill is part of Debian");
-}
-
-fn runs(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
-}
-
-fn permit(sequence: u64) -> Permit {
-    permit_with_gate(sequence).0
-}
-
-fn permit_with_gate(sequence: u64) -> (Permit, Arc<SharedGate>) {
-    let (gate, token) = (SharedGate::new(), Token::new(Term::new(1), sequence));
-    gate.extend(clock::now() + Duration::from_secs(600));
-    gate.admit(A, token, Duration::ZERO);
-    (gate.pass(A, token).expect("the gate is open"), gate)
-}
-
-fn desired(kind: KindSpec) -> Desired {
-    let name = Name::new("web").expect("a name");
-    Desired {
-        name: name.clone(),
-        tenant: name,
-        driver: DriverName::process(),
-        edition: Edition::new(Generation::new(1), Term::new(1)),
-        revision: 0,
-        deleting: false,
-        spec: Spec { replicas: 1, probe_interval: None, image: None, ports: vec![], kind },
-    }
-}
-
-fn custom(command: &str, args: &[&str], port: Option<u16>) -> Desired {
-    desired(KindSpec::Custom(Custom {
-        command: command.into(),
-        args: args.iter().map(|arg| (*arg).to_owned()).collect(),
-        env: BTreeMap::from([("GREETING".to_owned(), "{name} {ordinal} {id}".to_owned())]),
-        port,
-        probe: Probe::Tcp,
-    }))
-}
-
-fn shell(script: &str) -> Desired {
-    custom("sh", &["-c", script], None)
-}
-
-const fn first(desired: &Desired) -> Wanted<'_> {
-    Wanted { ordinal: 0, attempt: 1, desired, boot_digest: "d" }
-}
-
-fn journal(driver: &ProcessDriver) -> Vec<FenceJournalEntry> {
-    let text = std::fs::read_to_string(driver.journal(A)).unwrap_or_default();
-    text.lines().map(|line| serde_json::from_str(line).expect("whole lines")).collect()
-}
-
-fn spawned(driver: &ProcessDriver) -> usize {
-    journal(driver).iter().filter(|e| e.action == "spawn" && e.outcome == "done").count()
-}
-
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + DEADLINE;
-    while !holds() {
-        assert!(Instant::now() < end, "waited in vain until {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-fn refusal<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
-    match result {
-        Err(Error::Refused(text)) => text,
-        other => panic!("expected a refusal, got {other:?}"),
-    }
-}
+mod logs;
+mod trees;
+mod world;
 
 #[tokio::test]
 async fn another_worker_adopts_a_process_and_ends_it_with_all_it_started() {
@@ -211,7 +88,8 @@ async fn a_killed_process_is_gone_and_leaves_no_zombie_and_no_child_on_its_port(
     until("it is reaped", || !Path::new(&format!("/proc/{pid}")).exists()).await;
     assert_eq!((driver.is_alive(A, &made).await, other.is_alive(A, &made).await), (Some(false), Some(false)));
     assert_eq!(driver.observe(A).await.expect("readable"), []);
-    assert_eq!(world.processes().len(), 1, "its child goes on");
+    assert_eq!(other.ended(A, &made).await.as_deref(), Some("signal 9 (SIGKILL); no output"));
+    until("its child has been ended", || world.processes().is_empty()).await;
     let next = driver.ensure(&permit(1), Wanted { attempt: 2, ..first(&spec) }).await.expect("starts again");
     assert_ne!(next.details.pid(), made.details.pid());
     until("only the new ones run", || world.processes().len() == 2).await;
@@ -307,7 +185,7 @@ async fn mistakes_are_named_and_nothing_is_left_of_them() {
     assert!(!world.instance_folder().exists());
     let failed = ensure(&shell("echo first; echo it went wrong >&2; exit 3")).await.expect_err("it ends");
     let text = failed.to_string();
-    assert!(text.contains("exit status: 3") && text.ends_with("first | it went wrong"), "{text}");
+    assert_eq!(text, "instance 0 ended at once: exit status 3; last output: first | it went wrong");
     let config = Config { state_dir: "/proc/no/such".into(), ..Config::default() };
     let text = refusal(ProcessDriver::new(config, WorkerId::new("w1").expect("a name")));
     assert!(text.starts_with("state directory /proc/no/such cannot be used: "), "{text}");
@@ -321,9 +199,8 @@ async fn what_is_published_is_the_path_that_processes_are_found_by() {
     let link = beside.path().join("link");
     std::os::unix::fs::symlink(&kept, &link).expect("writable");
     let open = |state_dir: PathBuf| {
-        let appliance_binary = PathBuf::from(env!("CARGO_BIN_EXE_rug-appliance"));
         ProcessDriver::new(
-            Config { state_dir, appliance_binary, ..Config::default() },
+            Config { state_dir, appliance_binary: APPLIANCE.into(), shim_binary: shim_binary(), ..Config::default() },
             WorkerId::new("w1").expect("a name"),
         )
     };
@@ -340,13 +217,7 @@ async fn what_is_published_is_the_path_that_processes_are_found_by() {
 #[tokio::test]
 async fn a_process_that_ignores_sigterm_is_killed() {
     let world = DriverWorld::new();
-    let config = Config {
-        state_dir: world.folder.path().to_owned(),
-        appliance_binary: PathBuf::from(env!("CARGO_BIN_EXE_rug-appliance")),
-        stop_grace: Duration::from_millis(50),
-        ..Config::default()
-    };
-    let driver = ProcessDriver::new(config, WorkerId::new("w1").expect("a name")).expect("a writable folder");
+    let driver = open("w1", Config { stop_grace: Duration::from_millis(50), ..world.config() });
     let spec = shell("trap '' TERM; echo ready; while :; do sleep 1000; done");
     let made = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
     let log = world.instance_folder().join("log");
@@ -468,12 +339,7 @@ async fn what_is_kept_is_for_this_user_alone_and_links_are_not_followed() {
     }
     assert_eq!(std::fs::read_to_string(elsewhere.path()).expect("readable"), "untouched");
     set(path, 0o777);
-    let config = Config {
-        state_dir: path.to_owned(),
-        appliance_binary: PathBuf::from(env!("CARGO_BIN_EXE_rug-appliance")),
-        ..Config::default()
-    };
-    let text = refusal(ProcessDriver::new(config, WorkerId::new("w2").expect("a name")));
+    let text = refusal(ProcessDriver::new(world.config(), WorkerId::new("w2").expect("a name")));
     assert!(text.contains("every user can write to"), "{text}");
 }
 

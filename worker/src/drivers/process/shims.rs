@@ -1,0 +1,123 @@
+//! Starts the shim of an instance and hears from it whether the instance was started.
+
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::Signal;
+use shim::SHIM_VARIABLE;
+use shim::order::{Answer, MAX_ANSWER, Order};
+use shim::processes::{self, ProcessId, descendants};
+use tokio::process::Child;
+
+use super::poll_until;
+use super::record::Folder;
+use super::system::{ProcessStamp, STATE_VARIABLE};
+
+/// How long a shim may take to start its instance: it only looks at a few files.
+const ANSWER_WAIT: Duration = Duration::from_secs(10);
+/// How long one that gave no answer may take to be gone once it was killed.
+const KILL_WAIT: Duration = Duration::from_secs(2);
+
+/// A shim that has started its instance.
+pub(super) struct StartedShim {
+    /// The shim, to be waited for.
+    pub(super) child: Child,
+    /// The main process of the instance.
+    pub(super) main: ProcessStamp,
+}
+
+/// Why an instance was not started.
+pub(super) enum StartFailure {
+    /// Nothing runs.
+    NotStarted(String),
+    /// Something may run: what was started does not go.
+    Unknown(String),
+}
+
+impl StartFailure {
+    /// What went wrong.
+    pub(super) fn text(&self) -> &str {
+        match self {
+            Self::NotStarted(text) | Self::Unknown(text) => text,
+        }
+    }
+}
+
+/// Starts an instance by way of a shim. Blocks for as long as that takes, which is bounded. Has to be called within a runtime.
+pub(super) fn start(
+    binary: &Path,
+    folder: &Folder,
+    state_dir: &Path,
+    order: &Order,
+) -> Result<StartedShim, StartFailure> {
+    let failed = |error: io::Error| StartFailure::NotStarted(format!("cannot start {}: {error}", binary.display()));
+    let (answers, child) = spawn(binary, folder, state_dir, order).map_err(failed)?;
+    let pid = child.id();
+    match answer(answers) {
+        Ok(Some(Answer::Started { main, .. })) => Ok(StartedShim { child, main: ProcessStamp::of(main) }),
+        Ok(Some(Answer::Failed(text))) => Err(StartFailure::NotStarted(text)),
+        Ok(None) => Err(give_up(pid, "its shim gave no answer")),
+        Err(error) => Err(give_up(pid, &format!("its shim gave no answer: {error}"))),
+    }
+}
+
+/// The order goes through memory that no other process can reach by a name; the answer comes through a pipe.
+fn spawn(binary: &Path, folder: &Folder, state_dir: &Path, order: &Order) -> io::Result<(OwnedFd, Child)> {
+    let mut orders = File::from(memfd_create(c"rug-order", MemfdFlags::CLOEXEC)?);
+    orders.write_all(&order.encode())?;
+    orders.rewind()?;
+    let (answers, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+    let mut command = Command::new(binary);
+    command.arg("run").arg(&order.instance).current_dir(folder.path());
+    command.env_clear().env(SHIM_VARIABLE, &order.instance).env(STATE_VARIABLE, state_dir);
+    command.stdin(orders).stdout(writer).stderr(folder.open_log()?);
+    // Whatever became of it, the own end for answers is closed with the command.
+    let child = tokio::process::Command::from(command).spawn()?;
+    Ok((answers, child))
+}
+
+/// The answer; `None` when it is none.
+fn answer(answers: OwnedFd) -> io::Result<Option<Answer>> {
+    let deadline = Instant::now() + ANSWER_WAIT;
+    let mut answers = File::from(answers);
+    let mut line = Vec::new();
+    while line.len() <= MAX_ANSWER && !line.ends_with(b"\n") {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).unwrap_or_default();
+        let ready = poll(&mut [PollFd::new(&answers, PollFlags::IN)], Some(&timeout));
+        match ready {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Err(rustix::io::Errno::INTR) => continue,
+            Ok(_) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut bytes = [0; 512];
+        match answers.read(&mut bytes)? {
+            0 => break,
+            length => line.extend_from_slice(&bytes[..length]),
+        }
+    }
+    Ok(std::str::from_utf8(&line).ok().and_then(Answer::decode))
+}
+
+/// Ends a shim that did not do what it is for, with whatever it started.
+fn give_up(pid: Option<u32>, text: &str) -> StartFailure {
+    let Some(shim) = pid.and_then(ProcessId::of) else { return StartFailure::NotStarted(text.to_owned()) };
+    let gone = poll_until(KILL_WAIT, || {
+        let left = descendants(shim.pid);
+        // The shim goes last: without it nobody knows what it started.
+        let targets = if left.is_empty() { vec![shim] } else { left };
+        for id in &targets {
+            let _ = processes::signal(*id, Signal::KILL);
+        }
+        !shim.is_alive()
+    });
+    if gone { StartFailure::NotStarted(text.to_owned()) } else { StartFailure::Unknown(text.to_owned()) }
+}

@@ -1,0 +1,125 @@
+//! Starts instances, or finds them running.
+
+use tokio::process::Child;
+use worker_core::instance::Instance;
+
+use super::Inner;
+use super::fence::{self, HeldLock};
+use super::finding::running;
+use super::launch::{Launch, Order};
+use super::record::{Folder, InstanceRecord, Management, RecordState, RecordedInstance};
+use super::shims::{self, StartFailure, StartedShim};
+use super::system::ProcessStamp;
+use crate::drivers::Error;
+
+/// What [`Inner::start`] came to.
+pub(super) enum Started {
+    /// An instance of that name was running already.
+    Found(Instance),
+    /// It was started.
+    Made(Instance),
+}
+
+impl Inner {
+    /// Starts an instance under the lock, or finds it. Blocks.
+    pub(super) fn start(&self, held: &HeldLock, order: &Order) -> Result<Started, Error> {
+        held.check()?;
+        let folder = self.folder(order.appliance, order.ordinal);
+        let former = folder.read()?;
+        if let Some(record) = &former {
+            if let Some(identity) = self.resolve(order.appliance, record)? {
+                return self.adopt(held, order, &folder, record, identity).map(Started::Found);
+            }
+            // What the former one left behind would keep the port of its successor.
+            self.end_by_force(held, order.appliance, (record.instance.ordinal, record.instance.attempt), "sweep")?;
+        }
+        let kept_port = former.and_then(|record| record.picked_port);
+        let launch = Launch::plan(order, &folder, &self.config.appliance_binary, kept_port)?;
+        folder.prepare()?;
+        if order.recipe.program.has_management() {
+            folder.make_secret()?;
+        }
+        let mut record = InstanceRecord {
+            state: RecordState::Starting,
+            instance: RecordedInstance {
+                ordinal: order.ordinal,
+                attempt: order.attempt,
+                boot_digest: order.boot_digest.clone(),
+                started_at_unix_ms: fence::unix_ms(),
+                address: launch.address,
+            },
+            picked_port: launch.picked_port,
+            serves_management: order.recipe.program.has_management(),
+        };
+        folder.write(&record)?;
+        match self.spawn(held, order, &folder, &launch) {
+            Ok(identity) => {
+                record.state = RecordState::Running(identity.clone());
+                folder.write(&record)?;
+                tracing::info!(appliance = %order.appliance, instance = order.instance(), pid = identity.pid, "instance started");
+                Ok(Started::Made(record.instance.running_as(&identity, Management::default())))
+            }
+            Err(StartFailure::NotStarted(text)) => {
+                // No process was made: the record must not send everybody looking for one.
+                folder.write(&InstanceRecord { state: RecordState::Ended, ..record })?;
+                Err(Error::Failed(text))
+            }
+            Err(StartFailure::Unknown(text)) => Err(Error::Failed(text)),
+        }
+    }
+
+    fn spawn(
+        &self,
+        held: &HeldLock,
+        order: &Order,
+        folder: &Folder,
+        launch: &Launch,
+    ) -> Result<ProcessStamp, StartFailure> {
+        let note = |pid, outcome: &str| held.note("spawn", order.ordinal, order.attempt, pid, outcome);
+        let wanted = launch.order(order, folder, &self.config);
+        held.check().map_err(|error| StartFailure::NotStarted(error.to_string()))?;
+        note(None, "begun");
+        match shims::start(&self.config.shim_binary, folder, &self.config.state_dir, &wanted) {
+            Ok(StartedShim { child, main }) => {
+                note(Some(main.pid), "done");
+                reap(child);
+                Ok(main)
+            }
+            Err(failure) => {
+                note(None, failure.text());
+                Err(failure)
+            }
+        }
+    }
+
+    /// Takes over what runs at the ordinal, if it is what is wanted.
+    fn adopt(
+        &self,
+        held: &HeldLock,
+        order: &Order,
+        folder: &Folder,
+        record: &InstanceRecord,
+        identity: ProcessStamp,
+    ) -> Result<Instance, Error> {
+        if record.instance.attempt != order.attempt {
+            // Ending it is a decision of its own, and not the driver's.
+            return Err(Error::Failed(format!(
+                "attempt {} still runs at ordinal {} (pid {})",
+                record.instance.attempt, order.ordinal, identity.pid
+            )));
+        }
+        let instance = running(folder, record, &identity);
+        if record.state == RecordState::Starting {
+            let pid = identity.pid;
+            folder.write(&InstanceRecord { state: RecordState::Running(identity), ..record.clone() })?;
+            held.note("adopt", order.ordinal, order.attempt, Some(pid), "done");
+        }
+        Ok(instance)
+    }
+}
+
+/// Waits for a shim in the background, so that it does not stay as a zombie.
+fn reap(mut child: Child) {
+    // Ends with the shim; nothing waits for it, and when the runtime stops the shim simply goes on.
+    tokio::spawn(async move { child.wait().await.map(drop) });
+}
