@@ -181,7 +181,11 @@ impl Admission {
         let audit = || AuditEvent {
             time: now,
             actor: mutation.actor.clone(),
-            action: mutation.change.action().to_owned(),
+            action: match outcome {
+                // Also by an update that makes what is missing.
+                ChangeOutcome::Created => "create".to_owned(),
+                ChangeOutcome::Changed | ChangeOutcome::Unchanged => mutation.change.action().to_owned(),
+            },
             subject: id.to_string(),
             detail: format!("{}/{} {}", change.record.tenant, change.record.name, change.record.generation),
         };

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::ApplianceId;
@@ -129,7 +130,7 @@ fn document_field(api_field: &str) -> String {
 pub(crate) fn read(paths: &[String]) -> Result<Vec<Document>, Failure> {
     let mut all = Vec::new();
     let mut problems = Vec::new();
-    for path in paths {
+    for path in &expanded(paths)? {
         let text = match path.as_str() {
             "-" => load("standard input", std::io::stdin().lock())?,
             _ => load(path, File::open(path).map_err(|e| Failure::usage(format!("{path}: {e}")))?)?,
@@ -145,6 +146,35 @@ pub(crate) fn read(paths: &[String]) -> Result<Vec<Document>, Failure> {
         return Ok(all);
     }
     Err(Failure::usage(shortened(problems).join("\n")))
+}
+
+/// The files of folders in place of these, in the order of their names. Folders in them are left out.
+fn expanded(paths: &[String]) -> Result<Vec<String>, Failure> {
+    let mut files = Vec::new();
+    for path in paths {
+        if path == "-" || !Path::new(path).is_dir() {
+            files.push(path.clone());
+            continue;
+        }
+        let failed = |e: std::io::Error| Failure::usage(format!("{path}: {e}"));
+        let entries = std::fs::read_dir(path).map_err(failed)?;
+        let entries = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>();
+        let is_document = |path: &PathBuf| {
+            let named = path.extension().is_some_and(|e| ["yaml", "yml", "json"].iter().any(|known| e == *known));
+            named && path.is_file()
+        };
+        let mut found: Vec<_> = entries.map_err(failed)?.into_iter().filter(is_document).collect();
+        if found.is_empty() {
+            return Err(Failure::usage(format!("{path}: holds no .yaml, .yml or .json file")));
+        }
+        found.sort();
+        for file in found {
+            let text =
+                file.to_str().ok_or_else(|| Failure::usage(format!("{path}: holds a name that is not UTF-8")))?;
+            files.push(text.to_owned());
+        }
+    }
+    Ok(files)
 }
 
 fn load(source: &str, reader: impl Read) -> Result<String, Failure> {

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 use common::cluster::ClusterRef;
 use runtime::tls::{self, ClientTls};
@@ -23,6 +23,7 @@ mod client;
 mod commands;
 mod document;
 mod error;
+mod help;
 mod names;
 mod output;
 mod status;
@@ -39,7 +40,7 @@ default. With --cluster or RUG_CLUSTER a command is refused by every cluster but
 
 /// Command line of Rug, which keeps fleets of appliances alive
 #[derive(Debug, Parser)]
-#[command(name = "rugctl", version, after_help = AFTER_HELP, propagate_version = false, disable_help_subcommand = true)]
+#[command(name = "rugctl", version, after_help = AFTER_HELP, propagate_version = false)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -49,17 +50,18 @@ struct Cli {
 
 /// Flags of every command.
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Options of every command")]
 struct Global {
     /// Address of a coordinator; separate several with commas
-    #[arg(long, global = true, env = "RUG_SERVER", value_name = "ADDRESS")]
+    #[arg(long, global = true, env = "RUG_SERVER", hide_env_values = true, value_name = "ADDRESS")]
     server: Option<String>,
     /// The cluster that is meant, by name or id: any other one refuses the command
-    #[arg(long, global = true, env = "RUG_CLUSTER", value_name = "CLUSTER")]
+    #[arg(long, global = true, env = "RUG_CLUSTER", hide_env_values = true, value_name = "CLUSTER")]
     cluster: Option<ClusterRef>,
     #[command(flatten)]
     tls: TlsFlags,
     /// File with a bearer token, in place of a certificate
-    #[arg(long, global = true, env = "RUG_TOKEN_FILE", value_name = "FILE")]
+    #[arg(long, global = true, env = "RUG_TOKEN_FILE", hide_env_values = true, value_name = "FILE")]
     token_file: Option<OsString>,
     /// Output format
     #[arg(short, long, global = true, value_enum, default_value_t)]
@@ -74,25 +76,46 @@ struct Global {
 
 /// Certificates for a server at `https://`.
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Options of every command")]
 struct TlsFlags {
     /// PEM file with the CAs that the server's certificate must be issued by
-    #[arg(long = "tls-ca", global = true, env = "RUG_TLS_CA", value_name = "FILE")]
+    #[arg(long = "tls-ca", global = true, env = "RUG_TLS_CA", hide_env_values = true, value_name = "FILE")]
     ca: Option<OsString>,
     /// PEM file with the certificate to show to the server
-    #[arg(long = "tls-cert", global = true, env = "RUG_TLS_CERT", value_name = "FILE")]
+    #[arg(long = "tls-cert", global = true, env = "RUG_TLS_CERT", hide_env_values = true, value_name = "FILE")]
     cert: Option<OsString>,
     /// PEM file with the key of the certificate
     // The id differs from the default because `ring locate` has an argument `key`.
-    #[arg(long = "tls-key", id = "tls-key", global = true, env = "RUG_TLS_KEY", value_name = "FILE")]
+    #[arg(
+        long = "tls-key",
+        id = "tls-key",
+        global = true,
+        env = "RUG_TLS_KEY",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
     key: Option<OsString>,
     /// Name the server's certificate must have, instead of the host in its address
-    #[arg(long = "tls-server-name", global = true, env = "RUG_TLS_SERVER_NAME", value_name = "NAME")]
+    #[arg(
+        long = "tls-server-name",
+        global = true,
+        env = "RUG_TLS_SERVER_NAME",
+        hide_env_values = true,
+        value_name = "NAME"
+    )]
     server_name: Option<String>,
     /// PEM file with certificates that are revoked
-    #[arg(long = "tls-crl", global = true, env = "RUG_TLS_CRL", value_name = "FILE")]
+    #[arg(long = "tls-crl", global = true, env = "RUG_TLS_CRL", hide_env_values = true, value_name = "FILE")]
     crl: Option<OsString>,
     /// Names that make a server a coordinator, comma separated [default: rug://coordinator/*]
-    #[arg(long = "tls-servers", global = true, env = "RUG_TLS_SERVERS", value_name = "NAMES", value_delimiter = ',')]
+    #[arg(
+        long = "tls-servers",
+        global = true,
+        env = "RUG_TLS_SERVERS",
+        hide_env_values = true,
+        value_name = "NAMES",
+        value_delimiter = ','
+    )]
     servers: Vec<String>,
 }
 
@@ -132,8 +155,8 @@ enum RugctlCommand {
     /// List appliances
     #[command(visible_alias = "ls")]
     List(appliance::ListArgs),
-    /// Show everything about one appliance
-    Describe(appliance::One),
+    /// Show everything about appliances
+    Describe(appliance::GetArgs),
     /// Explain why an appliance is on its worker, or on none
     Explain(appliance::One),
     /// Watch appliances change
@@ -141,7 +164,10 @@ enum RugctlCommand {
     /// Remove appliances
     Delete(delete::DeleteArgs),
     /// Replace every instance of an appliance
+    #[command(visible_alias = "restart")]
     Rebuild(appliance::RebuildArgs),
+    /// Change the number of instances of an appliance
+    Scale(appliance::ScaleArgs),
     /// Probe every instance of an appliance now
     Check(appliance::One),
     /// Show, watch and evict workers
@@ -170,6 +196,12 @@ enum RugctlCommand {
         /// The shell
         shell: Shell,
     },
+    /// Write the pages of the manual, one for each command
+    Man {
+        /// Folder for them, such as /usr/local/share/man/man1
+        #[arg(value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+        folder: PathBuf,
+    },
     /// Show the versions of this program and of the server
     Version {
         /// Do not ask the server
@@ -191,7 +223,8 @@ const STACK: usize = 8 << 20;
 fn main() {
     tls::install_provider();
     // Usage errors end here with exit code 2, help and version with 0.
-    let cli = Cli::parse();
+    let matches = help::with_examples(Cli::command()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     // Documents are read on a thread of the runtime, and one that is nested as deeply as it may be takes some MiB of stack.
     let runtime = runtime.worker_threads(2).thread_stack_size(STACK).enable_all().build();
@@ -209,6 +242,7 @@ async fn run(cli: Cli) -> Exit {
         // `up` handles signals itself.
         RugctlCommand::Up(args) => up::run(&ui, args, cli.global.timeout).await,
         RugctlCommand::Completion { shell } => completion(&ui, *shell),
+        RugctlCommand::Man { folder } => help::write_manual(&ui, help::with_examples(Cli::command()), folder),
         command => tokio::select! {
             result = call(ui, &cli.global, command) => result,
             _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Interrupted, "interrupted")),
@@ -271,6 +305,7 @@ async fn dispatch(context: &CommandContext, command: &RugctlCommand) -> Result<(
         RugctlCommand::Watch(args) => watch::run(context, args).await,
         RugctlCommand::Delete(args) => delete::run(context, args).await,
         RugctlCommand::Rebuild(args) => appliance::rebuild(context, args).await,
+        RugctlCommand::Scale(args) => appliance::scale(context, args).await,
         RugctlCommand::Check(args) => appliance::check(context, args).await,
         RugctlCommand::Worker(command) => worker::run(context, command).await,
         RugctlCommand::Ring(command) => ring::run(context, command).await,
@@ -280,7 +315,9 @@ async fn dispatch(context: &CommandContext, command: &RugctlCommand) -> Result<(
         RugctlCommand::Doctor => doctor::run(context).await,
         RugctlCommand::Cluster(command) => cluster::run(context, command).await,
         RugctlCommand::Version { client } => cluster::version(context, *client).await,
-        RugctlCommand::Up(_) | RugctlCommand::Completion { .. } => unreachable!("handled without a server"),
+        RugctlCommand::Up(_) | RugctlCommand::Completion { .. } | RugctlCommand::Man { .. } => {
+            unreachable!("handled without a server")
+        }
     }
 }
 

@@ -151,7 +151,11 @@ impl Ui {
 
     /// Writes a table.
     pub(crate) fn print_table(&self, table: &TextTable) -> Result<(), Failure> {
-        self.print(&table.render(self.colour))
+        // Programs and files get all of it.
+        self.print(&match width() {
+            Some(width) => table.fitted(width).render(self.colour),
+            None => table.render(self.colour),
+        })
     }
 
     /// A bar that fills up to `length`; hidden when stderr is not a terminal.
@@ -247,6 +251,9 @@ pub(crate) fn render(format: OutputFormat, value: &impl Serialize) -> Result<Str
     }
 }
 
+/// Narrowest column that is cut any further.
+const NARROWEST: usize = 8;
+
 /// A table: a header, cells, two spaces between columns, no frame.
 #[derive(Debug)]
 pub(crate) struct TextTable {
@@ -267,6 +274,29 @@ impl TextTable {
             (if text.is_empty() { "-".to_owned() } else { text }, tone)
         };
         self.rows.push(cells.into_iter().map(cell).collect());
+    }
+
+    /// The same table in lines of at most `width` characters, as far as columns can be narrowed: the widest ones are cut,
+    /// down to [`NARROWEST`], and end with `…` where something is missing.
+    fn fitted(&self, width: usize) -> Self {
+        let columns = self.header.len();
+        let cells = |column: usize| self.rows.iter().filter_map(move |row| row.get(column));
+        let mut widths: Vec<usize> = (0..columns)
+            .map(|c| cells(c).map(|(text, _)| text.chars().count()).chain([self.header[c].len()]).max().unwrap_or(0))
+            .collect();
+        let gaps = 2 * columns.saturating_sub(1);
+        while widths.iter().sum::<usize>() + gaps > width {
+            let widest =
+                (0..columns).filter(|c| widths[*c] > NARROWEST.max(self.header[*c].len())).max_by_key(|c| widths[*c]);
+            let Some(widest) = widest else { break };
+            widths[widest] -= 1;
+        }
+        let cut = |(text, tone): &(String, Tone), width: usize| match text.char_indices().nth(width) {
+            None => (text.clone(), *tone),
+            Some(_) => (text.chars().take(width - 1).chain(['…']).collect(), *tone),
+        };
+        let rows = self.rows.iter().map(|row| row.iter().zip(&widths).map(|(cell, width)| cut(cell, *width)).collect());
+        Self { header: self.header.clone(), rows: rows.collect() }
     }
 
     /// The table as text, without a final line break and without trailing spaces.

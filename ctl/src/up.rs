@@ -44,6 +44,8 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 const START_LOOK: Duration = Duration::from_millis(50);
 /// Timeout of one readiness check.
 const LOOK_LIMIT: Duration = Duration::from_secs(1);
+/// How often it is looked whether the state folder is still there.
+const FOLDER_LOOK: Duration = Duration::from_secs(2);
 /// How long `--down` waits for an `up` that is starting or stopping; more than either may take.
 const CHANGE_LIMIT: Duration = Duration::from_secs(40);
 /// Default time that `--down` waits for the last appliance (`--timeout`).
@@ -415,17 +417,33 @@ impl LocalCluster {
     /// # Errors The coordinator cannot be kept running.
     async fn watch(&mut self, ui: &Ui, signals: &mut StopSignals) -> Result<(), Failure> {
         let mut line = StatusLine::new(ui);
+        let mut looks = tokio::time::interval(FOLDER_LOOK);
+        let mut is_there = true;
         let mut states = std::pin::pin!(status::states(self.client.once(LOOK_LIMIT)));
         loop {
             tokio::select! {
                 () = signals.next() => return Ok(()),
                 event = self.supervisor.event() => self.tell(&line, event)?,
+                _ = looks.tick() => {
+                    let was_there = std::mem::replace(&mut is_there, self.folder.is_there());
+                    if was_there && !is_there {
+                        line.print(&self.folder_lost());
+                    }
+                }
                 Some(state) = states.next() => match state {
                     Ok(status) => line.set(status::summary(&status)),
                     Err(failure) => line.set(failure.message.lines().next().unwrap_or_default().to_owned()),
                 },
             }
         }
+    }
+
+    fn folder_lost(&self) -> String {
+        format!(
+            "the state folder {} was deleted or moved under the running cluster: changes are refused from now on, and \
+             nothing of what is stored survives its end. Ctrl-C stops it; `rug-worker instances` lists what runs",
+            self.folder.root().display()
+        )
     }
 
     fn tell(&self, line: &StatusLine, event: ChildEvent) -> Result<(), Failure> {

@@ -108,6 +108,7 @@ impl Session {
             connect_timeout: config.connect_timeout,
             retry_cap: config.retry_cap,
             drain_timeout: config.drain_timeout,
+            name_timeout: group.name_timeout(),
         };
         let (control, actions) = Control::new(settings, clock::now());
         Self {

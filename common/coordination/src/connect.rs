@@ -27,7 +27,7 @@ impl Config {
     /// [`Error::Refused`] when the URL cannot be used. Needs a Tokio runtime.
     pub fn worker_group(&self, name: &WorkerId, coordinators: Vec<String>) -> Result<Arc<dyn Group>, Error> {
         if self.is_embedded() {
-            return Ok(Arc::new(EmbeddedGroup::new(coordinators)));
+            return Ok(Arc::new(EmbeddedGroup::new(coordinators, self.join_timeout)));
         }
         Ok(zookeeper::worker_group(zookeeper::Config::parse(self)?, name))
     }

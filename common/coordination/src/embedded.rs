@@ -22,13 +22,14 @@ use runtime::file::write_atomic;
 #[derive(Debug)]
 pub struct EmbeddedGroup {
     coordinators: watch::Sender<Vec<String>>,
+    name_timeout: Duration,
 }
 
 impl EmbeddedGroup {
-    /// A group with these addresses, tried in turn.
+    /// A group with these addresses, tried in turn, in which a name that is taken is waited for that long.
     #[must_use]
-    pub fn new(coordinators: Vec<String>) -> Self {
-        Self { coordinators: watch::Sender::new(coordinators) }
+    pub fn new(coordinators: Vec<String>, name_timeout: Duration) -> Self {
+        Self { coordinators: watch::Sender::new(coordinators), name_timeout }
     }
 }
 
@@ -45,6 +46,10 @@ impl Group for EmbeddedGroup {
 
     fn coordinators(&self) -> watch::Receiver<Vec<String>> {
         self.coordinators.subscribe()
+    }
+
+    fn name_timeout(&self) -> Duration {
+        self.name_timeout
     }
 }
 

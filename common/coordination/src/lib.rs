@@ -78,6 +78,11 @@ pub trait Group: fmt::Debug + Send + Sync + 'static {
 
     /// Addresses of coordinators, the leader's first, as far as they are known now.
     fn coordinators(&self) -> watch::Receiver<Vec<String>>;
+
+    /// How long to wait, beyond the lease of whoever had it, for a name to become free that the leader gives (embedded).
+    fn name_timeout(&self) -> Duration {
+        Duration::from_secs(10)
+    }
 }
 
 /// One life of a worker. Dropping it shuts the guard, then closes the session.

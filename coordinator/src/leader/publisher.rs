@@ -33,6 +33,9 @@ use crate::views::{
 /// How often what changes with time alone is shown anew.
 pub(super) const REFRESH: Duration = Duration::from_secs(1);
 
+/// How often a status is stored that has not changed: after a restart of the coordinator its time is at most so old.
+const RESTORE: Duration = Duration::from_secs(600);
+
 /// Moments of this term by the wall clock as it was when the term began: the same whenever they are asked for.
 #[derive(Clone, Copy, Debug)]
 struct TermClock {
@@ -113,8 +116,13 @@ impl Publisher {
         let now = SystemTime::now();
         let mut stored = Vec::with_capacity(reports.len());
         for report in reports {
-            self.facts.push(Fact::Status(report.appliance, Arc::new(report.status.clone()), now));
-            stored.push((report.appliance, report.status, now));
+            let id = report.appliance;
+            let known = self.catalog.get(&ApplianceTarget::Id(id)).and_then(|entry| entry.status.clone());
+            let news = known.is_none_or(|(status, at)| *status != report.status || is_due(id, at, now));
+            self.facts.push(Fact::Status(id, Arc::new(report.status.clone()), now));
+            if news {
+                stored.push((id, report.status, now));
+            }
         }
         self.store.submit_statuses(stored);
     }
@@ -294,7 +302,33 @@ impl Publisher {
     }
 }
 
+/// Whether a status that says the same again is to be stored for its time alone: once in [`RESTORE`], each appliance at a
+/// moment of its own.
+fn is_due(id: ApplianceId, before: SystemTime, now: SystemTime) -> bool {
+    let offset = Duration::from_secs(u64::from(id.as_bytes()[15]));
+    let count = |at: SystemTime| {
+        let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default() + offset;
+        since.as_secs() / RESTORE.as_secs()
+    };
+    count(before) != count(now)
+}
+
 fn problem_note(problem: &StoreProblem) -> String {
     // `rugctl doctor` knows the first words: it has a check of its own for the store.
     format!("the database takes no changes: {}; reads go on from memory", problem.cause)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_that_says_the_same_is_stored_once_in_ten_minutes() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 + seconds);
+        for n in [0, 7, 255] {
+            let id = ApplianceId::from_u128(n);
+            let due = (0_u64..120).filter(|minute| is_due(id, at(minute * 60), at((minute + 1) * 60))).count();
+            assert_eq!(due, 12, "in two hours, reported each minute");
+        }
+    }
 }

@@ -2,6 +2,7 @@
 //! are not about files alone run on SQLite, PostgreSQL and MariaDB.
 
 mod faults;
+mod file;
 mod fixtures;
 mod full;
 mod log;

@@ -33,7 +33,22 @@ impl One {
     }
 }
 
-/// Arguments of `get`.
+/// Arguments of `scale`.
+#[derive(Args, Debug)]
+pub(crate) struct ScaleArgs {
+    #[command(flatten)]
+    one: One,
+    /// Instances wanted
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=i64::from(common::appliance::MAX_REPLICAS)))]
+    replicas: u16,
+    /// Also if a source manages it, which may change it back
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+/// Arguments of `get` and `describe`.
 #[derive(Args, Debug)]
 pub(crate) struct GetArgs {
     /// Names or ids
@@ -41,6 +56,13 @@ pub(crate) struct GetArgs {
     names: Vec<String>,
     #[command(flatten)]
     tenant: Tenant,
+}
+
+impl GetArgs {
+    /// All names, before any of them is looked up.
+    fn parsed(&self) -> Result<Vec<ApplianceName>, Failure> {
+        self.names.iter().map(|name| ApplianceName::parse(name, self.tenant.tenant.as_ref())).collect()
+    }
 }
 
 /// Order of a list.
@@ -84,10 +106,8 @@ pub(crate) struct RebuildArgs {
 
 /// Runs `get`.
 pub(crate) async fn get(context: &CommandContext, args: &GetArgs) -> Result<(), Failure> {
-    let tenant = args.tenant.tenant.as_ref();
-    let names: Result<Vec<_>, _> = args.names.iter().map(|name| ApplianceName::parse(name, tenant)).collect();
     let mut found = Vec::new();
-    for name in names? {
+    for name in args.parsed()? {
         found.push(name.find(&context.client).await?);
     }
     match (found.as_slice(), context.ui.format) {
@@ -187,14 +207,47 @@ fn placement(assignment: &v1::Assignment) -> String {
 }
 
 /// Runs `describe`.
-pub(crate) async fn describe(context: &CommandContext, args: &One) -> Result<(), Failure> {
-    let named = args.find(context).await?;
-    let explained = context.client.explain(by_id(&named.id)).await?;
-    let appliance = explained.appliance.clone().unwrap_or_default();
+pub(crate) async fn describe(context: &CommandContext, args: &GetArgs) -> Result<(), Failure> {
+    let mut explained = Vec::new();
+    for name in args.parsed()? {
+        let named = name.find(&context.client).await?;
+        explained.push(context.client.explain(by_id(&named.id)).await?);
+    }
+    let appliances: Vec<_> = explained.iter().map(|e| e.appliance.clone().unwrap_or_default()).collect();
+    match appliances.as_slice() {
+        [one] if context.ui.format.is_structured() => return context.ui.print_value(&view::Appliance::full(one)),
+        all if context.ui.format.is_structured() => {
+            return context.ui.print_value(&all.iter().map(view::Appliance::full).collect::<Vec<_>>());
+        }
+        _ => {}
+    }
+    let now = SystemTime::now();
+    let texts: Result<Vec<_>, _> =
+        appliances.iter().zip(&explained).map(|(a, explained)| description(context, a, explained, now)).collect();
+    context.ui.print(&texts?.join("\n\n"))
+}
+
+/// Runs `scale`.
+pub(crate) async fn scale(context: &CommandContext, args: &ScaleArgs) -> Result<(), Failure> {
+    let before = args.one.find(context).await?;
+    let spec = v1::Spec { replicas: Some(i32::from(args.replicas)), ..v1::Spec::default() };
+    let request = v1::UpdateApplianceRequest {
+        appliance: Some(v1::Appliance { id: before.id.clone(), spec: Some(spec), ..v1::Appliance::default() }),
+        update_mask: Some(prost_types::FieldMask { paths: vec!["spec.replicas".to_owned()] }),
+        request_id: request_id(),
+        force: args.force,
+        ..v1::UpdateApplianceRequest::default()
+    };
+    let appliance = context.client.update(request).await?.appliance.unwrap_or_default();
+    if !args.wait.no_wait {
+        let goal = Goal::Configured { generation: appliance.generation };
+        settle(&context.client, &context.ui, Tracker::new([(&appliance, goal)]), context.wait()).await?;
+    }
     if context.ui.format.is_structured() {
+        let appliance = context.client.get(by_id(&appliance.id)).await?;
         return context.ui.print_value(&view::Appliance::full(&appliance));
     }
-    context.ui.print(&description(context, &appliance, &explained, SystemTime::now())?)
+    context.ui.print(&format!("{} has {}", view::label(&before), count(u64::from(args.replicas), "replica")))
 }
 
 /// Everything about one appliance, in sections.

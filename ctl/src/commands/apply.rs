@@ -3,16 +3,17 @@
 //! All documents are validated here, then by the server in a dry run, and only then sent: a document that is refused
 //! means that nothing is changed. Calls run concurrently, so that the server commits several in one transaction.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use clap::Args;
 use common::driver::{DriverCapabilities, DriverOffers, HostBoundDrivers};
-use futures::{StreamExt, stream};
+use futures::{StreamExt, TryStreamExt, stream};
 use proto::admin::v1;
 
-use crate::client::{AdminClient, request_id};
-use crate::commands::{CommandContext, Wait};
-use crate::document::{self, Document};
+use crate::client::{AdminClient, by_id, request_id};
+use crate::commands::filter::parse_label;
+use crate::commands::{CommandContext, Extent, Wait, confirm, delete};
+use crate::document::{self, Document, view};
 use crate::error::{Exit, Failure};
 use crate::output::{Tone, count, view::Applied};
 use crate::wait::{Goal, Tracker, settle};
@@ -20,12 +21,23 @@ use crate::wait::{Goal, Tracker, settle};
 /// Calls in flight. Half of what saturates a server on two cores, so that one client leaves capacity for others.
 const IN_FLIGHT: usize = 32;
 
+/// Appliances that are to be deleted and are shown one by one.
+const MAX_SHOWN: usize = 20;
+
 /// Arguments.
 #[derive(Args, Debug)]
 pub(crate) struct ApplyArgs {
-    /// YAML file with one or more documents; - reads standard input; may be repeated
-    #[arg(short, long = "file", value_name = "FILE", required = true)]
+    /// YAML file with one or more documents, or a folder of them; - reads standard input; may be repeated
+    #[arg(short, long = "file", value_name = "FILE", required = true, value_hint = clap::ValueHint::AnyPath)]
     files: Vec<String>,
+    /// Delete what has the labels of --label and is in none of the files, in the tenants that the files name
+    #[arg(long, requires = "labels")]
+    prune: bool,
+    #[command(flatten)]
+    labels: PruneLabels,
+    /// Do not ask for confirmation
+    #[arg(short, long)]
+    yes: bool,
     /// Validate everything, here and on the server, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -34,6 +46,14 @@ pub(crate) struct ApplyArgs {
     force: bool,
     #[command(flatten)]
     wait: Wait,
+}
+
+/// Labels by which `--prune` finds what is left of earlier files.
+#[derive(Args, Debug)]
+struct PruneLabels {
+    /// Label of all these documents, as KEY=VALUE; may be repeated
+    #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = parse_label, requires = "prune")]
+    labels: Vec<(String, String)>,
 }
 
 /// Runs the command.
@@ -53,8 +73,20 @@ pub(crate) async fn run(context: &CommandContext, args: &ApplyArgs) -> Result<()
     if !clashes.is_empty() {
         return Err(combine_failures(clashes, "nothing was changed"));
     }
+    let surprising = surprising(&context.client, &documents, &checked).await?;
+    let pruned = if args.prune { left_over(&context.client, &documents, &checked, args).await? } else { Vec::new() };
+    let mut warnings = surprising.clone();
+    if !pruned.is_empty() {
+        warnings.push(format!("{} in none of the files: to be deleted", delete::described(&pruned)));
+        warnings.extend(pruned.iter().take(MAX_SHOWN).map(|a| format!("  {}", view::label(a))));
+    }
+    warnings.iter().for_each(|warning| context.ui.note(warning));
     if args.dry_run {
         return show(context, &documents, &checked, true);
+    }
+    if !warnings.is_empty() {
+        let extent = if pruned.is_empty() { Extent::Named } else { Extent::Found };
+        confirm(&format!("apply this to {cluster}?"), extent, args.yes).await?;
     }
     let (sent, refused) = send(&context.client, &documents, args.force, false).await;
     show(context, &documents, &sent, false)?;
@@ -62,6 +94,8 @@ pub(crate) async fn run(context: &CommandContext, args: &ApplyArgs) -> Result<()
         let done = sent.iter().flatten().count() as u64;
         return Err(combine_failures(refused, &format!("{} applied before that", count(done, "document"))));
     }
+    let limit = (!args.wait.no_wait).then(|| context.wait());
+    delete::prune(context, pruned, args.force, limit).await?;
     if args.wait.no_wait {
         return Ok(());
     }
@@ -94,6 +128,65 @@ async fn send(
     let mut refused = Vec::new();
     let answers = results.into_iter().map(|result| result.map_err(|f| refused.push(f)).ok()).collect();
     (answers, refused)
+}
+
+/// What is more than a change of fields: another name for the same appliance, or another kind, by which all its instances
+/// are replaced.
+async fn surprising(
+    client: &AdminClient,
+    documents: &[Document],
+    checked: &UpdateResponses,
+) -> Result<Vec<String>, Failure> {
+    let changed = documents.iter().zip(checked).filter_map(|(document, answer)| {
+        let answer = answer.as_ref().filter(|answer| answer.outcome() == v1::Outcome::Changed)?;
+        Some((document, answer.appliance.as_ref()?))
+    });
+    let calls = changed.map(|(document, after)| async move {
+        let before = client.get(by_id(&after.id)).await?;
+        let (was, is) = (view::label(&before), view::label(&document.appliance));
+        let what =
+            match (before.name != document.appliance.name, view::kind(&before) != view::kind(&document.appliance)) {
+                (false, false) => return Ok(None),
+                (true, false) => "is renamed, and keeps its instances",
+                (false, true) => "is of another kind: all its instances are replaced",
+                (true, true) => "is renamed and of another kind: all its instances are replaced",
+            };
+        Ok::<_, Failure>(Some(format!("{}: {was} becomes {is}: it {what}", document.place())))
+    });
+    let found: Vec<_> = stream::iter(calls).buffered(IN_FLIGHT).try_collect().await?;
+    Ok(found.into_iter().flatten().collect())
+}
+
+/// What has the labels and is in none of the documents, within their tenants.
+async fn left_over(
+    client: &AdminClient,
+    documents: &[Document],
+    checked: &UpdateResponses,
+    args: &ApplyArgs,
+) -> Result<Vec<v1::Appliance>, Failure> {
+    let labels: HashMap<_, _> = args.labels.labels.iter().cloned().collect();
+    let lacking = documents.iter().filter_map(|document| {
+        let (key, value) = labels.iter().find(|(key, value)| document.appliance.labels.get(*key) != Some(value))?;
+        let at = document.locate("labels");
+        Some(Failure::usage(format!(
+            "{at}: lacks {key}={value}, by which --prune would find this document's appliance"
+        )))
+    });
+    let lacking: Vec<_> = lacking.collect();
+    if !lacking.is_empty() {
+        return Err(combine_failures(lacking, "nothing was changed"));
+    }
+    let kept: BTreeSet<_> =
+        checked.iter().flatten().filter_map(|answer| answer.appliance.as_ref()).map(|a| a.id.as_str()).collect();
+    let tenants: BTreeSet<_> = documents.iter().map(|document| document.appliance.tenant.clone()).collect();
+    let mut found = Vec::new();
+    for tenant in tenants {
+        let filter = v1::ApplianceFilter { tenant, labels: labels.clone(), ..v1::ApplianceFilter::default() };
+        found.extend(client.list(filter).await?);
+    }
+    // What a source manages is not of these files, whatever its labels.
+    found.retain(|a| !kept.contains(a.id.as_str()) && !a.deleting && a.managed_by.is_empty());
+    Ok(found)
 }
 
 /// Which drivers of the documents are host-bound, as far as any worker has said.
@@ -189,7 +282,7 @@ fn show(
 fn applied(document: &Document, answer: &v1::UpdateApplianceResponse, dry_run: bool) -> Applied {
     let appliance = answer.appliance.clone().unwrap_or_default();
     Applied {
-        kind: crate::document::view::kind(&document.appliance),
+        kind: view::kind(&document.appliance),
         tenant: document.appliance.tenant.clone(),
         name: document.appliance.name.clone(),
         id: appliance.id,

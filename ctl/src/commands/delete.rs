@@ -150,6 +150,25 @@ fn gone(appliances: &[v1::Appliance]) -> Tracker {
     Tracker::new(appliances.iter().map(|a| (a, Goal::Gone)))
 }
 
+/// Deletes what `apply --prune` found, and waits for at most `limit` until it is gone; not at all without one.
+pub(crate) async fn prune(
+    context: &CommandContext,
+    appliances: Vec<v1::Appliance>,
+    force: bool,
+    limit: Option<Duration>,
+) -> Result<(), Failure> {
+    if appliances.is_empty() {
+        return Ok(());
+    }
+    let deleted = delete(&context.client, appliances, force).await?;
+    if let Some(limit) = limit {
+        settle(&context.client, &context.ui, gone(&deleted), limit).await?;
+    }
+    let done = if limit.is_some() { "deleted" } else { "deleting" };
+    deleted.iter().for_each(|a| context.ui.note(&format!("{} {done}", view::label(a))));
+    Ok(())
+}
+
 /// Deletes all of these and waits until they are gone. Returns their number.
 pub(crate) async fn delete_and_wait(
     client: &AdminClient,

@@ -82,3 +82,15 @@ fn values_use_the_names_of_the_api() {
     let text = render(OutputFormat::Yaml, &view::Worker::from(&worker)).expect("plain data");
     assert!(text.starts_with("id: worker-1\n"), "{text}");
 }
+
+#[test]
+fn a_table_fits_the_terminal_where_its_columns_can_be_cut() {
+    let mut table = TextTable::new(&["NAME", "ID", "LAST ERROR"]);
+    let plain = |text: &str| (text.to_owned(), Tone::Plain);
+    table.row([plain("web-1"), plain("6f1c9a52-0f5e-4f0a-9a3e-0d2b6a1c7e11"), plain(&"port is in use ".repeat(9))]);
+    let fitted = table.fitted(80).render(false);
+    assert!(fitted.lines().all(|line| line.chars().count() <= 80), "{fitted}");
+    assert!(fitted.contains("web-1") && fitted.contains('…'), "{fitted}");
+    assert_eq!(table.fitted(400).render(false), table.render(false));
+    assert!(table.fitted(3).render(false).contains("web-1"), "a column is not cut to nothing");
+}

@@ -15,6 +15,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use runtime::folder::{self, Access, FileLock, Folder, LockError};
@@ -40,6 +41,8 @@ pub(crate) struct StateFolder {
     folder: Folder,
     logs: Folder,
     run: Folder,
+    /// Device and inode of the folder when it was opened.
+    opened: Option<(u64, u64)>,
 }
 
 /// Arguments of the last start, as far as a later `--down` needs them.
@@ -60,7 +63,8 @@ impl StateFolder {
         let create = || {
             let folder = Folder::private(root, &OWN)?;
             let (logs, run) = (folder.subfolder("logs")?, folder.subfolder("run")?);
-            Ok(Self { folder, logs, run })
+            let opened = fs::symlink_metadata(folder.path()).ok().map(|found| (found.dev(), found.ino()));
+            Ok(Self { folder, logs, run, opened })
         };
         create().map_err(|e: folder::Error| Failure::failed(format!("state directory {}: {e}", root.display())))
     }
@@ -73,6 +77,12 @@ impl StateFolder {
     /// The folder itself, absolute.
     pub(crate) fn root(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Whether the folder is still at its path.
+    pub(crate) fn is_there(&self) -> bool {
+        let inode = |path: &Path| fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()));
+        inode(self.root()).is_some_and(|now| Some(now) == self.opened)
     }
 
     /// What to tell when other users could read the folder until now.
@@ -199,6 +209,18 @@ mod tests {
         assert!(failure.to_string().ends_with(&format!("with pid {}", std::process::id())), "{failure}");
         drop(held);
         folder.lock().expect("free again");
+    }
+
+    #[test]
+    fn a_folder_that_was_deleted_or_made_anew_is_noticed() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("state");
+        let folder = StateFolder::open(&path).expect("writable");
+        assert!(folder.is_there());
+        fs::rename(&path, dir.path().join("moved")).expect("moved");
+        assert!(!folder.is_there());
+        fs::create_dir(&path).expect("made anew");
+        assert!(!folder.is_there());
     }
 
     #[test]

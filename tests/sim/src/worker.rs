@@ -207,6 +207,8 @@ impl SimWorld {
             connect_timeout: self.settings.connect_timeout,
             retry_cap: RETRY_CAP,
             drain_timeout: self.rng.duration(200, 5_000),
+            // No two workers of one name are started here, and strangers keep none for long.
+            name_timeout: Duration::from_secs(24 * 3600),
         };
         let (control, actions) = Control::new(settings, p.clock.local(self.now));
         p.process = Some(WorkerProcess {

@@ -36,6 +36,7 @@ impl Session {
             ConversationAction::Welcomed(from, kept) => {
                 info!(term = %from.term, incarnation = ?from.incarnation, kept, "welcomed");
                 self.setup.terms.send_replace(from.term);
+                self.failure = None;
             }
             ConversationAction::Take { grant: GrantRef { appliance, token }, desired, carryover, suspect } => {
                 let span = info_span!("adopt", %appliance, worker = %self.setup.name, %token);
@@ -82,7 +83,7 @@ impl Session {
         }
     }
 
-    fn log_message(&self, notice: &ConversationNotice) {
+    fn log_message(&mut self, notice: &ConversationNotice) {
         match notice {
             ConversationNotice::StaleWelcome(from) => {
                 let problem = "it answers another hello, or comes from an older leader";
@@ -115,12 +116,20 @@ impl Session {
         }
     }
 
-    fn log_refused(&self, refused: &Refused) {
+    fn log_refused(&mut self, refused: &Refused) {
         match refused.reason {
             // Logged with the end of the life.
             RefusedReason::IncarnationOver | RefusedReason::NotProven => {}
             RefusedReason::NameTaken => {
-                warn!(worker = %self.setup.name, "another worker of this name may still act: {}", refused.detail);
+                // Said once until it is over, one way or the other.
+                let taken = coordination::Error::NameTaken {
+                    name: self.setup.name.to_string(),
+                    by: "another worker of this name has a lease, and renews it".to_owned(),
+                };
+                if !matches!(self.failure, Some(coordination::Error::NameTaken { .. })) {
+                    warn!(worker = %self.setup.name, "another worker of this name may still act: {}", refused.detail);
+                }
+                self.failure = Some(taken);
             }
             RefusedReason::AssignmentsDiffer => {
                 let owned = self.owned();

@@ -161,7 +161,7 @@ impl SessionBench {
     /// Embedded, with `holdings` of before.
     async fn with(config: Config, conversation: Conversation) -> Self {
         let coordinator = Listening::new().await;
-        let group = Arc::new(EmbeddedGroup::new(vec![coordinator.address.clone()]));
+        let group = Arc::new(EmbeddedGroup::new(vec![coordinator.address.clone()], Duration::from_secs(10)));
         Self::with_group(config, group, coordinator, conversation)
     }
 

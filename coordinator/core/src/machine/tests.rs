@@ -3,6 +3,7 @@
 
 mod audited;
 mod conflicting;
+mod departed;
 mod external;
 mod grants;
 mod held;

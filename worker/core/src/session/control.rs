@@ -10,7 +10,7 @@
 //! | Resting      | its end -> Joining |
 //! | Pausing      | its end -> Connecting. Coordinators with another leader -> Connecting |
 //! | Connecting   | no coordinator known, ConnectFailed -> Pausing. Connected -> Greeting. Another leader -> Connecting |
-//! | Greeting     | HelloSent -> stays, timed anew. Welcomed -> Streaming. StreamEnded, its timeout -> Pausing. Another leader -> Connecting |
+//! | Greeting     | HelloSent -> stays, timed anew. Welcomed -> Streaming. StreamEnded, its timeout -> Pausing. Another leader -> Connecting. A name that stays taken -> EndingWork |
 //! | Streaming    | Tick -> heartbeats. BeatAnswered -> the lease is extended. StreamEnded, heartbeats unanswered -> Pausing. Another leader -> Connecting. HandedOver in a drain -> EndingWork |
 //! | Pausing to Streaming | LifeOver, StreamEnded by the end of the life -> Resting |
 //! | Joining to Streaming | Stop to leave, the end of a drain, RunnerEnded -> EndingWork |
@@ -56,7 +56,7 @@ enum ControlPhase {
     Streaming { heartbeat: Option<BeatSchedule> },
     EndingWork { say_leave: bool, outcome: Outcome },
     SayingLeave,
-    LeavingGroup,
+    LeavingGroup { outcome: Outcome },
     Ended,
 }
 
@@ -102,6 +102,8 @@ pub struct Control {
     /// Lives in a row in which no leader welcomed this worker.
     lives: Tries,
     connecting: Tries,
+    /// Until when the name may be another worker's, once a leader has said that it is.
+    name_free_by: Option<Timestamp>,
     actions: Vec<ControlAction>,
 }
 
@@ -119,6 +121,7 @@ impl Control {
             joining: Tries::default(),
             lives: Tries::default(),
             connecting: Tries::default(),
+            name_free_by: None,
             actions: Vec::new(),
         };
         (control, vec![ControlAction::Join])
@@ -148,7 +151,7 @@ impl Control {
             ControlPhase::Streaming { heartbeat: Some(heartbeat) } => Some(heartbeat.wake_at()),
             ControlPhase::EndingWork { .. }
             | ControlPhase::SayingLeave
-            | ControlPhase::LeavingGroup
+            | ControlPhase::LeavingGroup { .. }
             | ControlPhase::Ended => return None,
         };
         phase.into_iter().chain(self.departure.wake_at()).min()
@@ -173,7 +176,7 @@ impl Control {
             self.phase,
             ControlPhase::EndingWork { .. }
                 | ControlPhase::SayingLeave
-                | ControlPhase::LeavingGroup
+                | ControlPhase::LeavingGroup { .. }
                 | ControlPhase::Ended
         )
     }
@@ -364,6 +367,7 @@ impl Control {
     fn welcomed(&mut self, pass: ControlPass, hello_at: Timestamp, lease: Duration) {
         let Some(life) = &mut self.life else { return };
         life.welcomed = true;
+        self.name_free_by = None;
         let lease = lease.min(life.membership.lease);
         let heartbeat = life.membership.beats_on_stream.then(|| BeatSchedule::new(pass.now, lease));
         if heartbeat.is_some() {
@@ -388,6 +392,15 @@ impl Control {
             }
             StreamEnd::CoordinatorStops(at_least) => at_least,
             StreamEnd::LifeOver(why) => return self.end_life(pass, why),
+            StreamEnd::NameTaken(at_most) => {
+                let free_by = *self.name_free_by.get_or_insert(pass.now + at_most + self.settings.name_timeout);
+                if pass.now >= free_by {
+                    // It has renewed its lease since: it is alive, and two of one name would go on like this for ever.
+                    self.disconnect();
+                    return self.end_work(false, Outcome::CannotJoin);
+                }
+                at_most
+            }
         };
         self.disconnect();
         self.pause(pass, at_least);

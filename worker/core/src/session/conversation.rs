@@ -530,8 +530,8 @@ fn refused_end(refused: &Refused) -> StreamEnd {
             StreamEnd::LifeOver(format!("the leader says so: {}", refused.detail))
         }
         RefusedReason::Stopping => StreamEnd::CoordinatorStops(later),
-        RefusedReason::NameTaken
-        | RefusedReason::AssignmentsDiffer
+        RefusedReason::NameTaken => StreamEnd::NameTaken(later),
+        RefusedReason::AssignmentsDiffer
         | RefusedReason::Malformed
         | RefusedReason::NotLeading
         | RefusedReason::Superseded

@@ -44,11 +44,12 @@ impl Control {
                 }
             }
             (ControlPhase::SayingLeave, ControlEvent::LeaveSaid) => self.leave_group(Outcome::Left),
-            (ControlPhase::LeavingGroup, ControlEvent::LeftGroup { in_time }) => {
+            (ControlPhase::LeavingGroup { outcome }, ControlEvent::LeftGroup { in_time }) => {
+                let outcome = *outcome;
                 if !in_time {
                     self.note(Notice::GroupNotLeft);
                 }
-                self.end(Outcome::Left);
+                self.end(outcome);
             }
             _ => {}
         }
@@ -57,7 +58,7 @@ impl Control {
     fn leave_group(&mut self, outcome: Outcome) {
         match self.life.take() {
             Some(_) => {
-                self.phase = ControlPhase::LeavingGroup;
+                self.phase = ControlPhase::LeavingGroup { outcome };
                 self.act(ControlAction::LeaveGroup(LEAVE_GROUP));
             }
             None => self.end(outcome),

@@ -6,6 +6,7 @@ use super::*;
 const CONNECT: Duration = Duration::from_secs(5);
 const CAP: Duration = Duration::from_secs(2);
 const DRAIN: Duration = Duration::from_secs(30);
+const NAME: Duration = Duration::from_secs(10);
 const LEASE: Duration = Duration::from_millis(800);
 
 fn at(millis: u64) -> Timestamp {
@@ -21,7 +22,7 @@ struct ControlledWorker {
 
 impl ControlledWorker {
     fn new() -> Self {
-        let settings = Settings { connect_timeout: CONNECT, retry_cap: CAP, drain_timeout: DRAIN };
+        let settings = Settings { connect_timeout: CONNECT, retry_cap: CAP, drain_timeout: DRAIN, name_timeout: NAME };
         let (control, actions) = Control::new(settings, at(0));
         assert_eq!(actions, [ControlAction::Join]);
         Self { control, now: at(0), settled: true }
@@ -113,6 +114,41 @@ fn a_name_that_is_taken_ends_the_worker_and_other_permanent_failures_only_the_fi
     assert_eq!(worker.step(failed(JoinFailure::Permanent)), [note(Notice::JoinFailed(1, String::new()))]);
     assert_eq!(worker.wake(), [ControlAction::Join]);
     assert_eq!(worker.step(failed(JoinFailure::NameTaken)), [ControlAction::EndWork(END_WORK)]);
+}
+
+#[test]
+fn a_name_that_another_worker_keeps_ends_the_worker_that_came_second() {
+    let taken = || ControlEvent::StreamEnded(StreamEnd::NameTaken(LEASE));
+    let mut worker = ControlledWorker::joined(&["a"], true);
+    let first = worker.now;
+    loop {
+        worker.step(ControlEvent::Connected);
+        let actions = worker.step(taken());
+        if worker.control.is_ending() {
+            assert_eq!(actions, [ControlAction::Disconnect, ControlAction::EndWork(END_WORK)]);
+            break;
+        }
+        assert!(worker.now < first + LEASE + NAME);
+        assert_eq!(worker.wake(), [connect("a")]);
+    }
+    assert!(worker.now >= first + LEASE + NAME, "whoever had it before gets time to end");
+    assert_eq!(worker.step(ControlEvent::WorkEnded { in_time: true }), [ControlAction::LeaveGroup(LEAVE_GROUP)]);
+    let ended = worker.step(ControlEvent::LeftGroup { in_time: true });
+    assert_eq!(ended, [ControlAction::End(Outcome::CannotJoin)]);
+
+    let mut worker = ControlledWorker::joined(&["a"], true);
+    worker.step(ControlEvent::Connected);
+    worker.step(taken());
+    worker.wake();
+    worker.step(ControlEvent::Connected);
+    worker.step(ControlEvent::Welcomed(LEASE));
+    worker.now = worker.now + 2 * NAME;
+    worker.step(ControlEvent::StreamEnded(StreamEnd::LifeOver("late".to_owned())));
+    worker.wake();
+    worker.step(ControlEvent::Joined(Membership { lease: LEASE, beats_on_stream: true }));
+    worker.step(ControlEvent::Connected);
+    worker.step(taken());
+    assert!(!worker.control.is_ending(), "it had the name since, and waits anew");
 }
 
 #[test]

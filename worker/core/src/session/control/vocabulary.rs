@@ -15,6 +15,8 @@ pub struct Settings {
     pub retry_cap: Duration,
     /// How long draining may take.
     pub drain_timeout: Duration,
+    /// How long to wait, beyond the lease of whoever had it, for the own name to become free where the leader gives lives.
+    pub name_timeout: Duration,
 }
 
 /// What a life comes with.
@@ -46,6 +48,8 @@ pub enum StreamEnd {
     CoordinatorStops(Duration),
     /// The leader says that the life is over, with its reason.
     LifeOver(String),
+    /// Another worker has the name; its lease is over after this time unless it is alive.
+    NameTaken(Duration),
 }
 
 /// Something that happened.
@@ -129,7 +133,7 @@ pub enum ControlAction {
 pub enum Outcome {
     /// In order.
     Left,
-    /// The last try to join failed for a reason that waiting does not mend.
+    /// The last try to join failed for a reason that waiting does not mend, or another worker keeps the name.
     CannotJoin,
 }
 

@@ -200,7 +200,7 @@ fn each_refusal_ends_the_stream_in_its_own_way() {
     for (reason, end) in [
         (RefusedReason::IncarnationOver, over),
         (RefusedReason::Stopping, StreamEnd::CoordinatorStops(Duration::ZERO)),
-        (RefusedReason::NameTaken, again.clone()),
+        (RefusedReason::NameTaken, StreamEnd::NameTaken(Duration::ZERO)),
         (RefusedReason::AssignmentsDiffer, again.clone()),
         (RefusedReason::NotLeading, again.clone()),
         (RefusedReason::Superseded, again.clone()),
@@ -220,7 +220,7 @@ fn each_refusal_ends_the_stream_in_its_own_way() {
         retry_after: Some(Duration::from_secs(900)),
     };
     let actions = Talk::open().receive(ToWorker::Refused(later));
-    assert_eq!(actions.last(), Some(&ended(StreamEnd::Again(LONGEST_RETRY))), "however long the leader asks for");
+    assert_eq!(actions.last(), Some(&ended(StreamEnd::NameTaken(LONGEST_RETRY))), "however long the leader asks for");
 }
 
 #[test]
