@@ -168,7 +168,8 @@ pub struct InstanceStatus {
     pub started_at_unix_ms: u64,
     /// Address of the service it offers.
     pub address: Option<SocketAddr>,
-    /// Generation of the configuration last accepted by the instance.
+    /// Generation that the instance runs: the newest whose configuration it has accepted, other than those that take a new
+    /// instance, which it waits to be replaced for.
     pub configured: Option<Generation>,
     /// Network ports that are plugged, by name.
     #[serde(skip_serializing_if = "Vec::is_empty")]

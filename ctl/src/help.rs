@@ -89,7 +89,11 @@ mod tests {
     fn leaves(command: &Command, path: &str, found: &mut BTreeSet<String>) {
         for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
             let path = format!("{path} {}", sub.get_name()).trim_start().to_owned();
-            if sub.has_subcommands() { leaves(sub, &path, found) } else { drop(found.insert(path)) }
+            if sub.has_subcommands() {
+                leaves(sub, &path, found);
+            } else {
+                found.insert(path);
+            }
         }
     }
 

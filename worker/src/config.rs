@@ -137,6 +137,14 @@ mod tests {
     }
 
     #[test]
+    fn every_setting_is_on_the_page_about_settings() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
+        let page = std::fs::read_to_string(path).expect("the page is there");
+        let missing = runtime::config::documented::missing::<Config>(&page, "## rug-worker");
+        assert!(missing.is_empty(), "not on the page: {missing:?}");
+    }
+
+    #[test]
     fn the_defaults_are_complete() {
         let mut config = Config::default();
         config.complete();

@@ -5,6 +5,9 @@
 //!
 //! No error quotes a value: a password may stand where a number was expected, or in a line that is no TOML.
 
+#[cfg(any(test, feature = "testing"))]
+pub mod documented;
+
 use std::path::{Path, PathBuf};
 
 use common::appliance::FieldViolation;

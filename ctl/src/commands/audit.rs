@@ -122,7 +122,7 @@ fn print(context: &CommandContext, event: &v1::AuditEvent) -> Result<(), Failure
     }
     let v1::AuditEvent { actor, action, subject, detail, .. } = event;
     let [actor, action, subject, detail] = [actor, action, subject, detail].map(|text| one_line(text));
-    context.ui.print(&format!("{}  {actor}  {action} {subject}  {detail}", moment(event.time)).trim_end())
+    context.ui.print(format!("{}  {actor}  {action} {subject}  {detail}", moment(event.time)).trim_end())
 }
 
 fn table(events: &[v1::AuditEvent]) -> TextTable {

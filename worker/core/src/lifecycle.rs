@@ -478,7 +478,7 @@ impl Lifecycle {
                 details: details.with(&slot.conditions),
                 started_at_unix_ms: *started_at_unix_ms,
                 address: addresses.service,
-                configured: slot.configured,
+                configured: slot.configured.and(slot.runs),
                 ports: ports.iter().map(|port| port.name.clone()).collect(),
             }
         });

@@ -34,6 +34,9 @@ pub(super) struct InstanceSlot {
     pub(super) conditions: Details,
     /// Generation of the configuration it accepted from this owner.
     pub(super) configured: Option<Generation>,
+    /// Newest generation that it runs: one of an older command is given newer configurations until its turn comes to be
+    /// replaced, and runs what it ran.
+    pub(super) runs: Option<Generation>,
     /// When it first accepted one.
     pub(super) serves_since: Option<Timestamp>,
     /// Failed probes in a row.
@@ -69,6 +72,7 @@ impl InstanceSlot {
             life,
             conditions: Details::default(),
             configured: None,
+            runs: None,
             serves_since: None,
             failed_probes: 0,
             next_probe,

@@ -141,8 +141,12 @@ impl Lifecycle {
         // What the configuration of an older generation said is not known any more; the newer one follows at once.
         let address = self.goal.desired.spec.kind.service_address(ordinal);
         let address = address.filter(|_| generation == self.goal.generation());
+        let goal = &self.goal;
         let Some(slot) = self.fleet.slot_mut(ordinal) else { return };
         slot.configured = Some(generation);
+        if !goal.is_stale(&slot.instance) {
+            slot.runs = Some(generation);
+        }
         slot.serves_since.get_or_insert(now);
         slot.retry = Retry::default();
         // What serves no REST contract was not told where to serve either.

@@ -252,7 +252,7 @@ impl Lifecycle {
         for slot in &self.fleet.slots {
             let i = &slot.instance;
             (i.ordinal, i.attempt, i.started_at_unix_ms, i.addresses.service, &i.ports, &i.details).hash(&mut hash);
-            (slot.answered(), slot.configured, &slot.conditions).hash(&mut hash);
+            (slot.answered(), slot.configured, slot.runs, &slot.conditions).hash(&mut hash);
             matches!(slot.life, InstanceLife::Alive).hash(&mut hash);
         }
         hash.finish()

@@ -380,6 +380,12 @@ fn a_bad_command_costs_one_replica_only() {
         (found(&[instance(1, 1, &old)]), configure(1, 2), Phase::Restarting),
         (ended(StepOutcome::Configured), None, Phase::Restarting),
     ]);
+    let shown: Vec<_> = bench.life.status().instances.iter().map(|i| (i.ordinal, i.configured)).collect();
+    assert_eq!(
+        shown,
+        [(1, Some(Generation::new(1)))],
+        "it runs the old command, whatever it was configured with since"
+    );
 }
 
 #[test]
