@@ -67,7 +67,9 @@ fn local_servers(start: &Path) -> Result<ServerAddresses, Failure> {
             return local(endpoint.address, endpoint.cluster);
         }
         let socket = folder.join(DEFAULT_SOCKET);
-        if let Some(meta) = socket.symlink_metadata().ok().filter(|meta| meta.file_type().is_socket()) {
+        // Where a link leads is judged by who serves there, as it is connected to.
+        let is_socket = |kind: std::fs::FileType| kind.is_socket() || kind.is_symlink();
+        if let Some(meta) = socket.symlink_metadata().ok().filter(|meta| is_socket(meta.file_type())) {
             judge_owner(&socket, meta.uid())?;
             return local(format!("{}{}", socket::SCHEME, socket.display()), None);
         }
