@@ -8,8 +8,8 @@ use worker_core::instance::ManagementSecret;
 
 use crate::error::Error;
 
-/// Most bytes read of an answer. A status and an explanation take less than one, and of what a probed page says only its status
-/// counts: whatever follows is not looked at, and the connection is closed.
+/// Most bytes read of an answer. A status and an explanation take less; whatever follows is not looked at, and the connection is
+/// closed.
 pub(super) const MOST: usize = 64 * 1024;
 
 /// The client. Clones share connections.
@@ -44,6 +44,13 @@ impl HttpClient {
         secret: Option<&ManagementSecret>,
     ) -> Result<HttpAnswer, Error> {
         Self::send(authorized(self.0.get(url(address, path)), secret)).await
+    }
+
+    /// The status of an answer. Its body is not waited for: status line and headers decide, and the connection is closed with whatever
+    /// follows.
+    pub(super) async fn status(&self, address: SocketAddr, path: &str) -> Result<StatusCode, Error> {
+        let response = self.0.get(url(address, path)).send().await;
+        response.map(|response| response.status()).map_err(|error| Error::Failed(chain(&error)))
     }
 
     pub(super) async fn put(
@@ -118,6 +125,31 @@ mod tests {
             .route("/long", get(|| async { vec![b'x'; 2 * MOST] }));
         tokio::spawn(async move { axum::serve(listener, routes).await });
         address
+    }
+
+    #[tokio::test]
+    async fn a_status_is_known_before_the_body_has_come() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let endless = serve().await;
+        let client = HttpClient::new().expect("a client");
+        let limit = Duration::from_secs(20);
+        for path in ["/rambles", "/long"] {
+            let status = tokio::time::timeout(limit, client.status(endless, path)).await.expect("in time");
+            assert_eq!(status.expect("it answers"), StatusCode::OK, "{path}");
+        }
+        // Headers, and then a body that is announced and does not come.
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            let mut request = [0; 512];
+            stream.read(&mut request).await.expect("open");
+            let head = b"HTTP/1.1 200 OK\r\nContent-Length: 17825792\r\n\r\n";
+            stream.write_all(head).await.expect("open");
+            std::future::pending::<()>().await;
+        });
+        let status = tokio::time::timeout(limit, client.status(address, "/")).await.expect("in time");
+        assert_eq!(status.expect("it answers"), StatusCode::OK);
     }
 
     #[tokio::test]

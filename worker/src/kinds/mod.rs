@@ -54,8 +54,8 @@ impl Standard {
 
     async fn probe_http(&self, instance: &Instance, path: &str) -> Result<(), Error> {
         let address = service(instance)?;
-        let answer = self.client.get(address, path, None).await;
-        match answer.map_err(|error| Error::Failed(format!("GET http://{address}{path}: {error}")))?.status {
+        let answer = self.client.status(address, path).await;
+        match answer.map_err(|error| Error::Failed(format!("GET http://{address}{path}: {error}")))? {
             status if status.as_u16() < 400 => Ok(()),
             status => Err(Error::Failed(format!("GET http://{address}{path} answered {status}"))),
         }
