@@ -129,7 +129,11 @@ async fn watches_are_bounded_and_come_back() -> Result<()> {
     let refused = watch(&channel).await.err().context("it is one too many")?;
     ensure!(refused.code() == Code::ResourceExhausted && refused.message().contains("3 watches"), "{refused:?}");
     open.pop();
-    until(PATIENCE, "there is room again", async || Ok(open.push(watch(&channel).await?))).await?;
+    until(PATIENCE, "there is room again", async || {
+        open.push(watch(&channel).await?);
+        Ok(())
+    })
+    .await?;
     drop(open);
     cluster.finish().await
 }

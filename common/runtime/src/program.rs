@@ -112,7 +112,7 @@ pub fn raise_descriptor_limit() -> u64 {
 /// processes that it starts shall have.
 pub fn inherited_descriptor_limit() -> Rlimit {
     static INHERITED: OnceLock<Rlimit> = OnceLock::new();
-    INHERITED.get_or_init(|| rustix::process::getrlimit(Resource::Nofile)).clone()
+    *INHERITED.get_or_init(|| rustix::process::getrlimit(Resource::Nofile))
 }
 
 /// The runtime of a server: a thread per core, timers and sockets.

@@ -68,7 +68,7 @@ impl Around for BoundWatches {
             return next.call(request);
         }
         let caller = match access_of(request.extensions()) {
-            Ok(access) => access.caller_key().into(),
+            Ok(access) => access.caller_key(),
             Err(status) => return at_once(&status),
         };
         let mut held = self.open.hold(caller);

@@ -59,7 +59,7 @@ fn answer(answer: &Answer) {
         line.push('\n');
     }
     let _ = io::stdout().write_all(line.as_bytes()).and_then(|()| io::stdout().flush());
-    let _ = File::open("/dev/null").map(|null| rustix::stdio::dup2_stdout(null));
+    let _ = File::open("/dev/null").map(rustix::stdio::dup2_stdout);
 }
 
 struct Supervisor {
@@ -115,7 +115,7 @@ impl Supervisor {
                 return Err(problem);
             }
         };
-        let _ = File::open("/dev/null").map(|null| rustix::stdio::dup2_stdin(null));
+        let _ = File::open("/dev/null").map(rustix::stdio::dup2_stdin);
         let me = ProcessId::of(std::process::id()).ok_or("the shim cannot see itself")?;
         let state =
             ShimState { instance: order.instance.clone(), boot: boot_id(), shim: me, main, dropped: 0, end: None };

@@ -143,7 +143,7 @@ mod tests {
         tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.expect("a connection");
             let mut request = [0; 512];
-            stream.read(&mut request).await.expect("open");
+            assert_ne!(stream.read(&mut request).await.expect("open"), 0);
             let head = b"HTTP/1.1 200 OK\r\nContent-Length: 17825792\r\n\r\n";
             stream.write_all(head).await.expect("open");
             std::future::pending::<()>().await;
