@@ -76,7 +76,10 @@ fn the_end_of_a_conflict_over_what_is_owned_lets_it_be_moved() {
     assert_eq!(w.loads(), [5, 3, 2], "what a worker claims stays where it is");
     let reason = w.machine.explain(w.now, foreign[0].0).expect("known").summary;
     assert_eq!(reason, "w2 owns it against the table; no other worker gets it before that has ended");
+    let plans = w.machine.counters().plans;
     w.release("w2", foreign, &Carryover::default());
+    w.step(Event::Tick);
+    assert!(w.machine.counters().plans > plans, "planned at once, and not with the next other cause");
     w.pass(Duration::from_secs(2));
     assert_eq!(w.loads(), [4, 3, 3]);
 }
