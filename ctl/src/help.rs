@@ -121,7 +121,9 @@ mod tests {
         assert!(help.trim_end().ends_with("rugctl apply -f fleet/ --prune -l app=web"), "{help}");
         let (own, global) = help.split_once("\nOptions of every command:\n").expect("a heading of its own");
         assert!(own.contains("--dry-run") && !own.contains("--server"), "{help}");
+        let (global, examples) = global.split_once("\nExamples:\n").expect("examples at the end");
         assert!(global.contains("--server") && !global.contains("--dry-run"), "{help}");
+        assert!(examples.contains("--dry-run"), "{help}");
     }
 
     #[test]

@@ -163,8 +163,11 @@ proptest! {
         }
         for (slot, to) in pins {
             let candidates = planner.explain(Slot(slot));
-            let can_take = candidates.iter().any(|c| {
-                c.member == to && matches!(c.refusal(), None | Some(CandidateRefusal::AtCeiling))
+            // A member that drains, or lacks what is needed, gives up what it has, and is given nothing.
+            let can_take = candidates.iter().filter(|c| c.member == to).any(|c| match c.standing {
+                CandidateStanding::Refused(refusal) => refusal == CandidateRefusal::AtCeiling,
+                CandidateStanding::GivesUp(reason) => !matches!(reason, Reason::Draining | Reason::Ineligible),
+                _ => true,
             });
             let Some(entry) = planner.book.entry(Slot(slot)) else { continue };
             let stays = planner.members().iter().any(|m| !m.connected && candidates.iter().any(|c| c.is_owner && c.member == m.id));
