@@ -179,10 +179,10 @@ async fn accept(listener: TcpListener, tls: Option<(ServerTls, Standing)>, admis
         let given_up = match &tls {
             None => {
                 let peer = PeerInfo { address: PeerAddress::Tcp(address), identity: PeerIdentity::Unverified };
-                pending.spawn(in_time(peer.address, admission.admit(Io::Plain(stream), peer, None)))
+                pending.spawn(in_time(peer.address, admission.admit(Io::Plain(stream), peer, None))).await
             }
             Some(tls) => {
-                pending.spawn(in_time(PeerAddress::Tcp(address), shake(tls.clone(), stream, address, admission)))
+                pending.spawn(in_time(PeerAddress::Tcp(address), shake(tls.clone(), stream, address, admission))).await
             }
         };
         if given_up {
@@ -215,7 +215,7 @@ async fn accept_local(listener: LocalListener, admission: Admission) {
             continue;
         }
         let peer = PeerInfo { address: PeerAddress::Unix, identity: PeerIdentity::Local(user) };
-        pending.spawn(in_time(PeerAddress::Unix, admission.clone().admit(Io::Unix(stream), peer, None)));
+        pending.spawn(in_time(PeerAddress::Unix, admission.clone().admit(Io::Unix(stream), peer, None))).await;
     }
 }
 
@@ -319,8 +319,9 @@ impl PendingConnections {
         Self { most, tasks: JoinSet::new(), order: VecDeque::new() }
     }
 
-    /// Adds one; returns whether another one was given up for it.
-    fn spawn(&mut self, connection: impl Future<Output = ()> + Send + 'static) -> bool {
+    /// Adds one; returns whether another one was given up for it. That one is closed then: were it only about to be, a burst of
+    /// connections could use up all descriptors meanwhile.
+    async fn spawn(&mut self, connection: impl Future<Output = ()> + Send + 'static) -> bool {
         if self.order.len() >= self.most {
             self.order.retain(|task| !task.is_finished());
         }
@@ -328,6 +329,8 @@ impl PendingConnections {
         if full && let Some(oldest) = self.order.pop_front() {
             oldest.abort();
         }
+        // Ends with the next that ends, which those that were given up do when they are scheduled next.
+        while self.tasks.len() >= self.most && self.tasks.join_next().await.is_some() {}
         self.order.push_back(self.tasks.spawn(connection));
         full
     }
