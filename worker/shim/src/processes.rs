@@ -51,15 +51,17 @@ pub struct Stat {
     pub parent: u32,
     /// Its session.
     pub session: u32,
+    /// How many threads it has.
+    pub threads: u32,
     /// When it was started, in clock ticks since boot.
     pub start_ticks: u64,
 }
 
 impl Stat {
-    /// Whether it runs; a zombie does not.
+    /// Whether it runs. A zombie does not, unless only its first thread has ended and others go on: then it is shown as one, too.
     #[must_use]
     pub const fn is_alive(&self) -> bool {
-        !matches!(self.state, 'Z' | 'X' | 'x')
+        !matches!(self.state, 'Z' | 'X' | 'x') || self.threads > 1
     }
 }
 
@@ -81,7 +83,8 @@ fn parse_stat(line: &[u8]) -> Option<Stat> {
         state: fields.next()?.chars().next()?,
         parent: fields.next()?.parse().ok()?,
         session: fields.nth(1)?.parse().ok()?,
-        start_ticks: fields.nth(15)?.parse().ok()?,
+        threads: fields.nth(13)?.parse().ok()?,
+        start_ticks: fields.nth(1)?.parse().ok()?,
     })
 }
 
@@ -127,7 +130,7 @@ pub fn descendants(root: u32) -> Vec<ProcessId> {
             by_parent.get_or_insert_with(children_of_all).get(&parent).cloned().unwrap_or_default()
         });
         for pid in children {
-            // Zombies have no children: those were given to the nearest subreaper.
+            // What has ended as a whole has no children: those were given to the nearest subreaper.
             let Some(stat) = stat(pid).filter(Stat::is_alive) else { continue };
             let id = ProcessId { pid, start_ticks: stat.start_ticks };
             if pid != root && !found.contains(&id) {
@@ -223,7 +226,7 @@ mod tests {
         let mut line = "12 (a) b (c)) S 7 12 34 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 98765 0".to_owned();
         line.push_str(" 0 0 0");
         let stat = parse_stat(line.as_bytes()).expect("a full line");
-        assert_eq!(stat, Stat { state: 'S', parent: 7, session: 34, start_ticks: 98765 });
+        assert_eq!(stat, Stat { state: 'S', parent: 7, session: 34, threads: 1, start_ticks: 98765 });
         assert!(parse_stat(b"12 (short) S 1").is_none());
     }
 

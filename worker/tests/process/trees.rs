@@ -57,6 +57,24 @@ async fn what_ignores_its_end_is_gone_before_the_appliance_is() {
     assert!(with_argument(&mark).is_empty());
 }
 
+/// The kernel shows a process as a zombie when its first thread has ended, whether or not others go on.
+#[tokio::test]
+async fn a_process_whose_first_thread_has_ended_runs_until_its_others_have() {
+    let world = DriverWorld::new();
+    let driver = world.driver("w1");
+    let exit = if cfg!(target_arch = "x86_64") { 60 } else { 93 };
+    let spec = shell(&format!(
+        "exec python3 -c 'import ctypes, threading, time; threading.Thread(target=time.sleep, args=(1000,)).start(); ctypes.CDLL(None).syscall({exit}, 0)'"
+    ));
+    let made = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
+    let pid = made.details.pid().expect("a process");
+    let shown = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default().contains(") Z ");
+    until("it is shown as a zombie", shown).await;
+    assert_eq!(driver.is_alive(A, &made).await, Some(true));
+    driver.destroy(&permit(1), &made).await.expect("ends it");
+    assert!(!fs::exists(format!("/proc/{pid}")).expect("readable"), "something of it is left");
+}
+
 #[tokio::test]
 async fn orphans_are_adopted_reaped_and_ended_with_their_instance() {
     let world = DriverWorld::new();

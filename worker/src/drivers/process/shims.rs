@@ -19,6 +19,7 @@ use tokio::process::Child;
 use super::poll_until;
 use super::record::Folder;
 use super::system::{ProcessStamp, STATE_VARIABLE};
+use crate::drivers::Error;
 
 /// How long a shim may take to start its instance: it only looks at a few files.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
@@ -35,17 +36,18 @@ pub(super) struct StartedShim {
 
 /// Why an instance was not started.
 pub(super) enum StartFailure {
-    /// Nothing runs.
-    NotStarted(String),
+    /// Nothing runs. Why is kept as what it is: a newer token is no failure of the instance.
+    NotStarted(Error),
     /// Something may run: what was started does not go.
     Unknown(String),
 }
 
 impl StartFailure {
     /// What went wrong.
-    pub(super) fn text(&self) -> &str {
+    pub(super) fn text(&self) -> String {
         match self {
-            Self::NotStarted(text) | Self::Unknown(text) => text,
+            Self::NotStarted(error) => error.to_string(),
+            Self::Unknown(text) => text.clone(),
         }
     }
 }
@@ -57,12 +59,13 @@ pub(super) fn start(
     state_dir: &Path,
     order: &Order,
 ) -> Result<StartedShim, StartFailure> {
-    let failed = |error: io::Error| StartFailure::NotStarted(format!("cannot start {}: {error}", binary.display()));
+    let not_started = |text: String| StartFailure::NotStarted(Error::Failed(text));
+    let failed = |error: io::Error| not_started(format!("cannot start {}: {error}", binary.display()));
     let (answers, child) = spawn(binary, folder, state_dir, order).map_err(failed)?;
     let pid = child.id();
     match answer(answers) {
         Ok(Some(Answer::Started { main, .. })) => Ok(StartedShim { child, main: ProcessStamp::of(main) }),
-        Ok(Some(Answer::Failed(text))) => Err(StartFailure::NotStarted(text)),
+        Ok(Some(Answer::Failed(text))) => Err(not_started(text)),
         Ok(None) => Err(give_up(pid, "its shim gave no answer")),
         Err(error) => Err(give_up(pid, &format!("its shim gave no answer: {error}"))),
     }
@@ -109,7 +112,8 @@ fn answer(answers: OwnedFd) -> io::Result<Option<Answer>> {
 
 /// Ends a shim that did not do what it is for, with whatever it started.
 fn give_up(pid: Option<u32>, text: &str) -> StartFailure {
-    let Some(shim) = pid.and_then(ProcessId::of) else { return StartFailure::NotStarted(text.to_owned()) };
+    let not_started = || StartFailure::NotStarted(Error::Failed(text.to_owned()));
+    let Some(shim) = pid.and_then(ProcessId::of) else { return not_started() };
     let gone = poll_until(KILL_WAIT, || {
         let left = descendants(shim.pid);
         // The shim goes last: without it nobody knows what it started.
@@ -119,5 +123,5 @@ fn give_up(pid: Option<u32>, text: &str) -> StartFailure {
         }
         !shim.is_alive()
     });
-    if gone { StartFailure::NotStarted(text.to_owned()) } else { StartFailure::Unknown(text.to_owned()) }
+    if gone { not_started() } else { StartFailure::Unknown(text.to_owned()) }
 }

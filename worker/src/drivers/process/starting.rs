@@ -59,10 +59,10 @@ impl Inner {
                 tracing::info!(appliance = %order.appliance, instance = order.instance(), pid = identity.pid, "instance started");
                 Ok(Started::Made(record.instance.running_as(&identity, Management::default())))
             }
-            Err(StartFailure::NotStarted(text)) => {
+            Err(StartFailure::NotStarted(error)) => {
                 // No process was made: the record must not send everybody looking for one.
                 folder.write(&InstanceRecord { state: RecordState::Ended, ..record })?;
-                Err(Error::Failed(text))
+                Err(error)
             }
             Err(StartFailure::Unknown(text)) => Err(Error::Failed(text)),
         }
@@ -77,7 +77,7 @@ impl Inner {
     ) -> Result<ProcessStamp, StartFailure> {
         let note = |pid, outcome: &str| held.note("spawn", order.ordinal, order.attempt, pid, outcome);
         let wanted = launch.order(order, folder, &self.config);
-        held.check().map_err(|error| StartFailure::NotStarted(error.to_string()))?;
+        held.check().map_err(StartFailure::NotStarted)?;
         note(None, "begun");
         match shims::start(&self.config.shim_binary, folder, &self.config.state_dir, &wanted) {
             Ok(StartedShim { child, main }) => {
@@ -86,7 +86,7 @@ impl Inner {
                 Ok(main)
             }
             Err(failure) => {
-                note(None, failure.text());
+                note(None, &failure.text());
                 Err(failure)
             }
         }
