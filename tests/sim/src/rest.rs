@@ -108,8 +108,11 @@ impl SimWorld {
     fn members_unsettled(&self, coordinator: usize, machine: &Machine) -> Option<String> {
         let local = self.coordinators[coordinator].clock.local(self.now);
         let views = machine.workers(local);
-        let living: BTreeSet<_> =
-            views.iter().filter(|v| v.health != Health::Dead).map(|v| Life::new(v.id.clone(), v.incarnation)).collect();
+        let living: BTreeSet<_> = views
+            .iter()
+            .filter(|v| !matches!(v.health, Health::Dead | Health::Left))
+            .map(|v| Life::new(v.id.clone(), v.incarnation))
+            .collect();
         let stored: BTreeSet<_> =
             self.database.rows.members.iter().filter(|(_, m)| !m.departed).map(|(life, _)| life.clone()).collect();
         if stored != living {
