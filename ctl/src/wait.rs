@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tonic::Code;
 
 use crate::client::{AdminClient, Backoff};
+use crate::commands::appliance::placement;
 use crate::document::view;
 use crate::error::Failure;
 use crate::output::Ui;
@@ -117,7 +118,7 @@ impl Tracker {
             return Self::gone(target);
         }
         let status = appliance.status.clone().unwrap_or_default();
-        let error = one_line(&status.last_error);
+        let error = problem(appliance, &status);
         let state = match target.goal {
             Goal::Gone => GoalState::Waiting,
             Goal::Configured { generation } => match status.phase() {
@@ -158,6 +159,15 @@ impl Tracker {
         let mut missing: Vec<_> = self.targets.values().filter(|t| t.state != GoalState::Reached).collect();
         missing.sort_by(|a, b| a.label.cmp(&b.label));
         missing.into_iter().map(WaitTarget::describe).collect()
+    }
+}
+
+/// What keeps an appliance from its goal, as far as is known now: the last error, or why no worker has it.
+fn problem(appliance: &v1::Appliance, status: &v1::Status) -> String {
+    let assignment = appliance.assignment.as_ref().filter(|assignment| assignment.worker.is_empty());
+    match assignment {
+        Some(assignment) if !assignment.reason.is_empty() => one_line(&placement(assignment)),
+        _ => one_line(&status.last_error),
     }
 }
 
@@ -291,6 +301,25 @@ mod tests {
         assert_eq!(tracker.missing(), ["custom/n1: Error: port 8080 is in use"]);
         tracker.observe(&event(Type::Changed, appliance("1", v1::Phase::Configured, 1, "")));
         assert!(tracker.missing().is_empty(), "a later success counts");
+    }
+
+    #[test]
+    fn why_no_worker_has_it_is_told_while_waiting() {
+        let mut tracker = tracker(Goal::Configured { generation: 1 });
+        let mut waiting = appliance("1", v1::Phase::Down, 0, "");
+        let assignment = |worker: &str, reason: &str| v1::Assignment {
+            state: if worker.is_empty() { "unowned" } else { "owned" }.into(),
+            worker: worker.into(),
+            reason: reason.into(),
+            ..v1::Assignment::default()
+        };
+        waiting.assignment = Some(assignment("", "paused: night work"));
+        let line = tracker.observe(&event(Type::Changed, waiting.clone()));
+        assert_eq!(line.as_deref(), Some("custom/n1: Down: unowned (paused: night work)"));
+        assert_eq!(tracker.missing(), ["custom/n1: Down: unowned (paused: night work)"]);
+        waiting.assignment = Some(assignment("w1", "ring preference"));
+        tracker.observe(&event(Type::Changed, waiting));
+        assert_eq!(tracker.missing(), ["custom/n1: Down"], "a worker has it");
     }
 
     #[test]

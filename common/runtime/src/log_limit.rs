@@ -52,9 +52,20 @@ impl LogLimit {
         }
         allowed
     }
+
+    /// Whether it has a whole burst again, so that a new one would allow no more.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_idle(Instant::now())
+    }
 }
 
 impl LimitState {
+    fn is_idle(&self, now: Instant) -> bool {
+        let refill = REFILL * self.used;
+        self.refilled.is_none_or(|refilled| now.saturating_duration_since(refilled) >= refill)
+    }
+
     fn at(&mut self, now: Instant) -> Option<u64> {
         let refilled = self.refilled.get_or_insert(now);
         let refills = now.saturating_duration_since(*refilled).as_secs() / REFILL.as_secs();
@@ -117,6 +128,8 @@ mod tests {
             assert_eq!(limit.at(later), Some(0), "after a quiet time a burst is written again");
         }
         assert_eq!(limit.at(later), None);
+        let whole = later + REFILL * BURST;
+        assert!(limit.is_idle(whole) && !limit.is_idle(whole - REFILL));
     }
 
     #[test]

@@ -40,7 +40,8 @@ pub(super) const FORWARDED_ROLES: HeaderName = HeaderName::from_static("rug-forw
 const BY_WAY: &str = " by way of ";
 /// Longest caller's name that is accepted from another coordinator.
 const MAX_CALLER: usize = 200;
-/// Callers whose refusals are limited in the log each for itself, so that none can drown the refusals of another.
+/// Callers whose refusals are limited in the log each for itself, so that none can drown the refusals of another. While there
+/// are so many, all others share one limit.
 const MAX_LIMITS: usize = 1_000;
 
 /// Who makes a call, and about which appliances it may be. An extension of every request that is let through.
@@ -223,8 +224,10 @@ impl Authorize {
         let limit = {
             let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
             if limits.len() >= MAX_LIMITS && !limits.contains_key(&key) {
-                limits.clear();
+                limits.retain(|_, limit| !limit.is_idle());
             }
+            // Whoever has many addresses must not get the lines of each of them anew.
+            let key = if limits.len() >= MAX_LIMITS && !limits.contains_key(&key) { String::new() } else { key };
             Arc::clone(limits.entry(key).or_default())
         };
         if let Some(skipped) = limit.take() {
@@ -240,7 +243,7 @@ impl Authorize {
         match caller.allow(call) {
             Ok(scope) => Ok(scope),
             Err(_) if self.policy.is_open(call.permission) => Ok(Scope::All),
-            Err(denied) => Err(self.explain(peer, caller, &denied.to_string(), forwarded)),
+            Err(denied) => Err(self.explain(call, peer, caller, &denied.to_string(), forwarded)),
         }
     }
 
@@ -293,8 +296,13 @@ impl Authorize {
     }
 
     /// The status of a refusal; a caller without any role is told what gives it one.
-    fn explain(&self, peer: &PeerInfo, caller: &Principal, denied: &str, forwarded: bool) -> Status {
+    fn explain(&self, call: &Call, peer: &PeerInfo, caller: &Principal, denied: &str, forwarded: bool) -> Status {
         match &peer.identity {
+            PeerIdentity::Unverified
+                if self.tokens.is_some() && matches!(call.permission, Permission::JoinAsWorker) =>
+            {
+                status::unauthenticated("a session of a worker needs a client certificate, and no token counts for it")
+            }
             PeerIdentity::Unverified if self.tokens.is_some() && caller.name == peer.to_string() => {
                 status::unauthenticated("this call needs a token or a client certificate")
             }

@@ -121,7 +121,7 @@ impl Connections {
     fn refused(&self, refusal: &Refusal, worker: &WorkerId) -> Refused {
         let detail = match refusal {
             Refusal::IncarnationOver => "its lease is over".to_owned(),
-            Refusal::NameTaken(wait) => format!("another process named {worker} may act for up to {wait:?} more"),
+            Refusal::NameTaken(wait) => format!("another process named {worker} may act for up to {wait:.1?} more"),
             Refusal::NotProven => "its secret is not that of the life that it names".to_owned(),
             Refusal::ImplausibleStream(stream) => format!("no worker reaches {stream}, the number of its stream"),
             Refusal::Crowded(_) => "more workers ask for a life than are given one at once".to_owned(),
@@ -129,7 +129,7 @@ impl Connections {
                 format!("{term}, which it claims to have met, is so far above this one that it is not followed")
             }
             Refusal::TermAhead(met, wait) => {
-                format!("no term above {met}, which it has met, is begun within {wait:?}")
+                format!("no term above {met}, which it has met, is begun within {wait:.1?}")
             }
             Refusal::Superseded => "a newer stream took over".to_owned(),
             Refusal::StoreUnavailable => "the store takes no changes".to_owned(),

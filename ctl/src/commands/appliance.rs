@@ -199,7 +199,8 @@ pub(crate) fn table(appliances: &[v1::Appliance], wide: bool, now: SystemTime) -
     table
 }
 
-fn placement(assignment: &v1::Assignment) -> String {
+/// The state of its hand-off, and why.
+pub(crate) fn placement(assignment: &v1::Assignment) -> String {
     match (assignment.state.as_str(), assignment.reason.as_str()) {
         (state, "") => state.to_owned(),
         (state, reason) => format!("{state} ({reason})"),

@@ -203,7 +203,8 @@ impl Lifecycle {
 
     fn silent(&mut self, ordinal: u16, text: &str, at: Occasion<'_>) {
         let Occasion { now, config, .. } = at;
-        let retry = now + config.probe_retry.min(self.interval(config));
+        let interval = self.interval(config);
+        let retry = now + config.probe_retry.min(interval);
         let Some(slot) = self.fleet.slot_mut(ordinal) else { return };
         slot.failed_probes = slot.failed_probes.saturating_add(1);
         match &mut slot.life {
@@ -211,11 +212,12 @@ impl Lifecycle {
                 self.fleet.condemn(ordinal);
                 self.failed_boot(ordinal, &format!("gave no answer in time: {text}"), at);
             }
-            InstanceLife::Rising { polls, .. } => {
+            InstanceLife::Rising { since, polls } => {
                 *polls = polls.saturating_add(1);
                 slot.next_probe = now + plan::poll_delay(*polls);
-                // Long enough that a usual start shows no error, short enough that a hopeless one explains itself.
-                if *polls == 20 {
+                // Long enough that a usual start shows no error, short enough that a hopeless one explains itself. A probe that
+                // is not refused but hangs is counted by time: twenty of them take minutes.
+                if *polls == 20 || now.since(*since) >= interval {
                     self.troubles.last_error = Some(format!("instance {ordinal} does not answer yet: {text}").into());
                 }
             }
