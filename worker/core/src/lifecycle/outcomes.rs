@@ -1,12 +1,17 @@
 //! What the outcomes of steps mean for what is known: instances that answer, hang, end, and boots that fail.
 
+use std::time::Duration;
+
+use common::backoff::Retry;
 use common::status::Details;
 use common::{Generation, Timestamp};
 
 use super::fleet::{InstanceLife, InstanceSlot, Plugging};
 use super::{AfterEvent, Bar, Lifecycle, LifecycleStep, Occasion, StepOutcome, plan};
 use crate::instance::Instance;
-use common::backoff::Retry;
+
+/// After how long a start without an answer is told, if the probe interval is not shorter.
+const SILENT_START: Duration = Duration::from_secs(10);
 
 impl Lifecycle {
     /// Takes in how the running step ended.
@@ -215,9 +220,9 @@ impl Lifecycle {
             InstanceLife::Rising { since, polls } => {
                 *polls = polls.saturating_add(1);
                 slot.next_probe = now + plan::poll_delay(*polls);
-                // Long enough that a usual start shows no error, short enough that a hopeless one explains itself. A probe that
-                // is not refused but hangs is counted by time: twenty of them take minutes.
-                if *polls == 20 || now.since(*since) >= interval {
+                // Long enough that a usual start shows no error, short enough that a hopeless one explains itself. By time as well,
+                // because twenty probes that hang take minutes.
+                if *polls == 20 || now.since(*since) >= interval.min(SILENT_START) {
                     self.troubles.last_error = Some(format!("instance {ordinal} does not answer yet: {text}").into());
                 }
             }

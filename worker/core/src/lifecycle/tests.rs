@@ -571,6 +571,28 @@ fn an_instance_that_never_answers_is_a_failed_boot() {
 }
 
 #[test]
+fn a_start_that_hangs_is_told_before_twenty_probes_have_hung() {
+    for (interval, told) in [(None, 10), (Some(4), 4)] {
+        let d = desired(1, 1, |d| d.spec.probe_interval = interval.map(Duration::from_secs));
+        let mut bench = LifecycleBench::new(&d);
+        bench.feed(LifecycleEvent::Tick);
+        bench.feed(found(&[]));
+        bench.feed(ended(StepOutcome::Booted(instance(0, 1, &d))));
+        let booted = bench.now;
+        while bench.life.status().last_error.is_none() {
+            bench.wake();
+            bench.feed(LifecycleEvent::Tick);
+            bench.now = bench.now + Duration::from_secs(3);
+            bench.feed(ended(StepOutcome::Silent("no answer within 3s".into())));
+        }
+        let took = bench.now.since(booted).as_secs();
+        assert!((told..=told + 5).contains(&took), "{took} s for {interval:?}");
+        let error = bench.life.status().last_error.clone();
+        assert_eq!(error.as_deref(), Some("instance 0 does not answer yet: no answer within 3s"));
+    }
+}
+
+#[test]
 fn a_release_carries_attempts_back_off_and_journal_to_the_next_owner() {
     let d = desired(1, 1, |_| {});
     let mut bench = LifecycleBench::new(&d);
