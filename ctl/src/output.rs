@@ -12,6 +12,7 @@ use clap::ValueEnum;
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, presets};
 use common::text;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use proto::admin::v1;
 use serde::Serialize;
 
 use crate::error::Failure;
@@ -376,6 +377,14 @@ pub(crate) fn short(duration: Duration) -> String {
         60..3600 => pair(seconds / 60, "m", seconds % 60, "s"),
         3600..86_400 => pair(seconds / 3600, "h", seconds % 3600 / 60, "m"),
         _ => pair(seconds / 86_400, "d", seconds % 86_400 / 3600, "h"),
+    }
+}
+
+/// The state of the hand-off of an appliance, and why.
+pub(crate) fn placement(assignment: &v1::Assignment) -> String {
+    match (assignment.state.as_str(), assignment.reason.as_str()) {
+        (state, "") => state.to_owned(),
+        (state, reason) => format!("{state} ({reason})"),
     }
 }
 

@@ -13,10 +13,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tonic::Code;
 
 use crate::client::{AdminClient, Backoff};
-use crate::commands::appliance::placement;
 use crate::document::view;
 use crate::error::Failure;
-use crate::output::Ui;
+use crate::output::{Ui, placement};
 use crate::text::one_line;
 
 /// Without a progress bar, progress is printed for at most this many appliances.

@@ -14,7 +14,7 @@ use crate::document::view;
 use crate::error::Failure;
 use crate::names::{ApplianceName, Tenant, find};
 use crate::output::view::Explanation;
-use crate::output::{OutputFormat, TextTable, Tone, age, count, moment};
+use crate::output::{OutputFormat, TextTable, Tone, age, count, moment, placement};
 use crate::text::one_line;
 use crate::wait::{Goal, Tracker, settle};
 
@@ -197,14 +197,6 @@ pub(crate) fn table(appliances: &[v1::Appliance], wide: bool, now: SystemTime) -
         table.row(row);
     }
     table
-}
-
-/// The state of its hand-off, and why.
-pub(crate) fn placement(assignment: &v1::Assignment) -> String {
-    match (assignment.state.as_str(), assignment.reason.as_str()) {
-        (state, "") => state.to_owned(),
-        (state, reason) => format!("{state} ({reason})"),
-    }
 }
 
 /// Runs `describe`.
