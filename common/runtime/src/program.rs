@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::config::{self, Loaded, Settings};
-use crate::telemetry;
+use crate::{log_limit, telemetry};
 
 /// Exit code of a failure that has no code of its own.
 pub const FAILED: u8 = 1;
@@ -66,7 +66,13 @@ pub fn serve<C: Settings>(
         tracing::warn!("configuration: {exposed}");
     }
     raise_descriptor_limit();
-    match run(config) {
+    let ended = run(config);
+    // Some places may have had no further line to say it in.
+    let skipped = log_limit::skipped();
+    if skipped > 0 {
+        tracing::info!(skipped, "log lines that were too many of their kind were left out");
+    }
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             tracing::error!("{failure}");

@@ -15,11 +15,13 @@ mod tests;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use common::access::{NamePattern, NameRule, Role, RoleTemplate, SubjectName};
 use common::appliance::FieldViolation;
 use common::text::escaped;
 use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::{Validation, decode, decode_header};
+use jsonwebtoken::{Algorithm, Validation, decode, decode_header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -32,6 +34,9 @@ use keys::{KeyStore, Location};
 const MAX_TOKEN: usize = 8 << 10;
 /// Most values of the claim that are looked at.
 const MAX_VALUES: usize = 1_000;
+/// Longest `sub`, in bytes, as `OpenID Connect` Core 1.0, section 2 has it. A longer one is refused instead of cut: two
+/// callers that begin alike must not become one.
+const MAX_SUBJECT: usize = 255;
 
 /// Tokens of clients that have no certificate. Off while `jwks` is empty.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -190,6 +195,9 @@ pub enum TokenProblem {
     /// A claim is missing that it must have.
     #[error("it has no claim `{0}`")]
     Missing(String),
+    /// It names somebody by a text that is too long.
+    #[error("its `sub` has {0} bytes, at most {MAX_SUBJECT} are allowed")]
+    LongSubject(usize),
     /// No token at all.
     #[error("it is not a JSON Web Token")]
     Malformed,
@@ -224,7 +232,7 @@ impl Tokens {
 
     fn with(config: &Config, keys: KeyStore) -> Self {
         // The algorithms are set for each token, to those of its key.
-        let mut validation = Validation::new(jsonwebtoken::Algorithm::RS256);
+        let mut validation = Validation::new(Algorithm::RS256);
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         validation.set_issuer(&[&config.issuer]);
         validation.set_audience(&[&config.audience]);
@@ -242,7 +250,7 @@ impl Tokens {
         if token.len() > MAX_TOKEN {
             return Err(TokenProblem::TooLong(token.len()));
         }
-        let header = decode_header(token).map_err(|e| problem(e.kind()))?;
+        let header = decode_header(token).map_err(|e| header_problem(token, e.kind()))?;
         let key = self.keys.find(header.kid.as_deref())?;
         if !key.algorithms.contains(&header.alg) {
             return Err(TokenProblem::Algorithm);
@@ -258,10 +266,11 @@ impl Tokens {
     /// They name nobody.
     pub(crate) fn verified(&self, claims: &Map<String, Value>) -> Result<Verified, TokenProblem> {
         let text = |claim: &str| claims.get(claim).and_then(Value::as_str).unwrap_or_default();
-        let name: String = escaped(text("sub")).chars().take(100).collect();
-        if name.is_empty() {
-            return Err(TokenProblem::Missing("sub".to_owned()));
-        }
+        let name = match text("sub") {
+            "" => return Err(TokenProblem::Missing("sub".to_owned())),
+            long if long.len() > MAX_SUBJECT => return Err(TokenProblem::LongSubject(long.len())),
+            name => escaped(name),
+        };
         let roles = self.values(claims).into_iter().flat_map(|value| self.roles(value));
         let grants = Grants::of(roles.filter(|role| !is_certified(role)));
         Ok(Verified { name: format!("{name} (token)"), grants })
@@ -288,6 +297,15 @@ impl Tokens {
         }
         self.rules.iter().flat_map(|rule| rule.roles_of(SubjectName::Claim(value))).collect()
     }
+}
+
+/// What is wrong with a header that cannot be read. The library takes an algorithm that it does not know, `none` among
+/// them, for no header at all.
+fn header_problem(token: &str, kind: &ErrorKind) -> TokenProblem {
+    let header = token.split_once('.').and_then(|(header, _)| URL_SAFE_NO_PAD.decode(header).ok());
+    let header: Option<Map<String, Value>> = header.and_then(|json| serde_json::from_slice(&json).ok());
+    let unknown = header.and_then(|header| header.get("alg")?.as_str()?.parse::<Algorithm>().err());
+    unknown.map_or_else(|| problem(kind), |_| TokenProblem::Algorithm)
 }
 
 fn problem(kind: &ErrorKind) -> TokenProblem {

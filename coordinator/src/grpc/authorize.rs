@@ -14,12 +14,14 @@
 //!
 //! What passes carries its [`Access`], by which the services find appliances. Refusals are in the log with target `audit`.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use common::CoordinatorId;
 use common::appliance::Name;
+use common::text::{self, escaped};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use runtime::log_limit::LogLimit;
 use tonic::Status;
@@ -38,10 +40,11 @@ use crate::access::{Grants, Permission, Policy, Principal, Scope};
 pub(super) const FORWARDED_ROLES: HeaderName = HeaderName::from_static("rug-forwarded-roles");
 /// Stands between the name of a caller and that of the coordinator that forwards its call.
 const BY_WAY: &str = " by way of ";
-/// Longest caller's name that is accepted from another coordinator.
-const MAX_CALLER: usize = 200;
-/// Callers whose refusals are limited in the log each for itself, so that none can drown the refusals of another. While there
-/// are so many, all others share one limit.
+/// Longest caller's name, in bytes, that is accepted from another coordinator: more than any that is made.
+const MAX_CALLER: usize = 4 << 10;
+/// Callers and calls whose refusals are limited in the log each for itself, so that none can drown the refusals of another,
+/// and a caller cannot hide one call that was refused behind many of another. While there are so many, all others share one
+/// limit.
 const MAX_LIMITS: usize = 1_000;
 
 /// Who makes a call, and about which appliances it may be. An extension of every request that is let through.
@@ -125,7 +128,7 @@ pub(crate) fn access_of(extensions: &http::Extensions) -> Result<&Access, Status
 pub struct Authorize {
     policy: Policy,
     tokens: Option<Tokens>,
-    /// Limits of the log lines about refusals, by [`log_key`]: whoever is refused may try as often as it likes.
+    /// Limits of the log lines about refusals, by [`log_key`] and call: whoever is refused may try as often as it likes.
     limits: Mutex<HashMap<String, Arc<LogLimit>>>,
 }
 
@@ -220,7 +223,9 @@ impl Authorize {
 
     /// Logs a refusal, unless there were too many of this caller just before.
     fn log(&self, peer: &PeerInfo, caller: Option<&Principal>, call: &Call, refusal: &Status) {
-        let key = log_key(peer, caller);
+        let Call { service, method, .. } = call;
+        let call = format!("{service}/{method}");
+        let key = format!("{} {call}", log_key(peer, caller));
         let limit = {
             let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
             if limits.len() >= MAX_LIMITS && !limits.contains_key(&key) {
@@ -231,9 +236,7 @@ impl Authorize {
             Arc::clone(limits.entry(key).or_default())
         };
         if let Some(skipped) = limit.take() {
-            let Call { service, method, .. } = call;
-            let (call, code, skipped) =
-                (format!("{service}/{method}"), refusal.code(), (skipped > 0).then_some(skipped));
+            let (code, skipped) = (refusal.code(), (skipped > 0).then_some(skipped));
             info!(target: "audit", %peer, call, ?code, skipped, "refused: {}", refusal.message());
         }
     }
@@ -319,10 +322,11 @@ impl Authorize {
 
 /// The original caller, when `peer` is a coordinator that forwards a call. Headers of others are not looked at.
 fn forwarded(peer: &Principal, headers: &HeaderMap) -> Result<Option<Principal>, Status> {
-    let text = |name: &HeaderName| headers.get(name).and_then(|v| v.to_str().ok());
+    let text = |name: &HeaderName| headers.get(name).and_then(|v| std::str::from_utf8(v.as_bytes()).ok());
     let by = text(&FORWARDED_BY).and_then(|by| CoordinatorId::new(by).ok());
     let Some(by) = by.filter(|by| peer.grants.is_coordinator(by)) else { return Ok(None) };
-    let original = text(&FORWARDED_FOR).filter(|caller| caller.len() <= MAX_CALLER).unwrap_or("unknown caller");
+    let original = text(&FORWARDED_FOR).filter(|caller| caller.len() <= MAX_CALLER).map(escaped);
+    let original = original.unwrap_or(Cow::Borrowed("unknown caller"));
     let name = format!("{original}{BY_WAY}{by} ({})", peer.name);
     let grants = match text(&FORWARDED_ROLES) {
         Some(roles) => Grants::from_header(roles),
@@ -340,11 +344,11 @@ fn forwarded(peer: &Principal, headers: &HeaderMap) -> Result<Option<Principal>,
 /// Names the caller of a request in its headers, for the coordinator that it is forwarded to.
 pub(super) fn name_caller(headers: &mut HeaderMap, access: Option<&Access>) {
     let Some(access) = access else { return };
-    let ascii = |c: char| if c.is_ascii_graphic() || c == ' ' { c } else { '?' };
-    let name: String = access.actor().chars().take(MAX_CALLER).map(ascii).collect();
+    let name = text::clip(access.actor(), MAX_CALLER).to_owned();
     let values = [(FORWARDED_FOR, name), (FORWARDED_ROLES, access.grants().to_header())];
     for (header, text) in values {
-        if let Ok(value) = HeaderValue::from_str(&text) {
+        // Names have letters of all scripts, and whoever has one keeps its own share of what is limited.
+        if let Ok(value) = HeaderValue::from_bytes(text.as_bytes()) {
             headers.insert(header, value);
         }
     }
@@ -366,6 +370,28 @@ mod tests {
         assert_eq!(key("10.0.0.1:5000", None), "10.0.0.1");
         assert_eq!(key("[::ffff:10.0.0.1]:5000", None), "10.0.0.1");
         assert_eq!(key("[2001:db8::1:2:3:4]:5000", None), "2001:db8:0:0::/64");
+    }
+
+    #[test]
+    fn a_name_of_another_script_arrives_as_it_is_by_way_of_a_standby() {
+        let address = PeerAddress::Tcp("10.0.0.1:5000".parse().expect("an address"));
+        let peer = PeerInfo { address, identity: PeerIdentity::Unverified };
+        let name = format!("{} (token) at 10.0.0.1:5000", "\u{5f20}\u{4f1f}".repeat(40));
+        let access = Access {
+            principal: Arc::new(Principal { name: name.clone(), grants: Grants::Everything }),
+            scope: Scope::All,
+            call: permission::of_path("/rug.admin.v1.Appliances/List").expect("a call"),
+            caller: "".into(),
+            gate: Arc::new(Authorize::new(Policy::new(&crate::access::Config::default()), None)),
+            peer,
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(FORWARDED_BY, HeaderValue::from_static("c2"));
+        name_caller(&mut headers, Some(&access));
+        let standby = Principal { name: "c2 at 10.0.0.2:6000".to_owned(), grants: Grants::Everything };
+        let arrived = forwarded(&standby, &headers).expect("in order").expect("forwarded");
+        assert_eq!(arrived.name, format!("{name} by way of c2 (c2 at 10.0.0.2:6000)"));
+        assert_eq!(original_key(&arrived.name), name.rsplit_once(" at ").expect("an address").0);
     }
 
     #[test]

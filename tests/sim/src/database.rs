@@ -110,6 +110,8 @@ pub(super) struct SimDatabase {
     /// Every grant that was ever durable (I4).
     pub(super) ever: BTreeMap<Token, (ApplianceId, Granted)>,
     newest: BTreeMap<ApplianceId, Token>,
+    /// The term that led in the copy which was put back last: its leader may still write (I3).
+    copied_term: Option<Term>,
     /// Term and order of the last write (I5).
     last: (Term, u64),
 }
@@ -161,15 +163,14 @@ impl SimDatabase {
     fn grant(&mut self, op: &GrantOp, removed: &mut Vec<ApplianceId>) -> Result<(), String> {
         match op {
             GrantOp::Grant { appliance, to, site, fence_delay } => {
-                if let Some(newest) = self.newest.get(appliance)
-                    && *newest >= to.token
-                {
+                let newest = self.newest.get(appliance).copied().unwrap_or_default();
+                if newest >= to.token && self.copied_term != Some(to.token.term) {
                     return Err(format!("I3: the store gets {} for {appliance} after {newest}", to.token));
                 }
                 if !self.rows.records.contains_key(appliance) {
                     return Err(format!("store: {appliance} is granted and has no row"));
                 }
-                self.newest.insert(*appliance, to.token);
+                self.newest.insert(*appliance, newest.max(to.token));
                 if let Some((other, _)) = self.ever.insert(to.token, (*appliance, to.clone())) {
                     return Err(format!("I3: {} was used twice, for {other} and for {appliance}", to.token));
                 }
@@ -336,8 +337,10 @@ impl SimWorld {
         }
         self.database.rows = copy;
         // A leader of the copy's term that does not know yet that it was deposed finds its place in the chain again, and
-        // writes until it knows: only what is stopped before its store is put back cannot.
+        // writes until it knows: only what is stopped before its store is put back cannot. Its tokens are older than what
+        // workers have seen, so nobody follows them, and no token is used twice.
         self.database.last = (Term::default(), 0);
+        self.database.copied_term = Some(self.database.rows.place.0);
         self.database.epoch += 1;
         self.database.restored = true;
     }
