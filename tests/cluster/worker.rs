@@ -213,6 +213,9 @@ async fn what_is_unbound_from_a_lost_host_runs_on_another() -> Result<()> {
 
     let unbound = cluster.rugctl(&unbind, "").await?.success()?;
     ensure!(unbound.stdout.contains("is not bound to test-host any more"), "{unbound:?}");
+    let audit = cluster.rugctl(&["audit", "web-1"], "").await?.success()?;
+    let stored = audit.stdout.lines().any(|line| line.contains("unbind") && line.contains("burnt down"));
+    ensure!(stored, "it was stored with the change: {audit:?}");
     let directory = elsewhere.canonicalize()?.to_string_lossy().into_owned();
     let runs_elsewhere = async || {
         let appliance = cluster.api.list().await?.remove(0);
