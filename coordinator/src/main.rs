@@ -10,6 +10,11 @@ use serde::Serialize;
 
 const NAME: &str = "rug-coordinator";
 
+/// Every change of an appliance is some hundred small allocations, most of them freed by another thread than made them. See
+/// the commit that added it for what that takes off.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Keeps the table of who holds which appliance and tells workers what is theirs.
 #[derive(Debug, Parser)]
 #[command(name = "rug-coordinator", version, after_help = EXIT_CODES)]
