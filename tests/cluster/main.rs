@@ -5,6 +5,7 @@
 
 mod api;
 mod balancer;
+mod boot;
 mod closed;
 mod coordinator;
 mod input;

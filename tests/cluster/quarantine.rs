@@ -22,7 +22,7 @@ async fn an_appliance_that_kills_its_workers_is_quarantined_until_it_is_changed(
     let custom = specs::custom(&mut poison);
     custom.command = "sh".into();
     custom.args = vec!["-c".into(), POISON.into()];
-    cluster.api.create(poison).await?;
+    let id = cluster.api.create(poison).await?.id;
     until(PATIENCE, "it is quarantined", async || {
         let poison = cluster.api.get("poison").await?;
         let assignment = poison.assignment.clone().unwrap_or_default();
@@ -39,6 +39,10 @@ async fn an_appliance_that_kills_its_workers_is_quarantined_until_it_is_changed(
         }
     }
     ensure!(died == 4, "{died} workers died");
+    let journals = tests::journal::read(&cluster.state_dir())?;
+    let spawned = journals.get(&id).into_iter().flatten().filter(|line| line.action == "spawn" && line.begins());
+    let attempts: Vec<u64> = spawned.map(|line| line.instance.1).collect();
+    ensure!(attempts == [1, 2, 3, 4], "numbers of attempts are used once, those of dead workers too: {attempts:?}");
     until(PATIENCE, "the last worker keeps all others alive", async || {
         for appliance in cluster.api.list().await?.into_iter().filter(|a| a.name != "poison") {
             let healthy =

@@ -4,8 +4,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
-use common::ApplianceId;
 use common::status::Details;
+use common::{ApplianceId, Timestamp};
 
 use crate::ports::PluggedPorts;
 
@@ -27,6 +27,8 @@ pub struct Instance {
     pub handle: Handle,
     /// Start time as the driver tells it, in milliseconds since the Unix epoch.
     pub started_at_unix_ms: u64,
+    /// How far its boot has come.
+    pub boot: BootState,
     /// Where it can be reached.
     pub addresses: Addresses,
     /// What callers of its REST contract prove themselves with. `None` for instances without one, and for those that a version
@@ -44,6 +46,39 @@ impl Instance {
     #[must_use]
     pub fn name(appliance: ApplianceId, ordinal: u16, attempt: u32) -> String {
         format!("{appliance}-{ordinal}-{attempt}")
+    }
+}
+
+/// How far the boot of an instance has come. Its driver keeps this beside the instance, so that every owner goes on with the
+/// boot that another one began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BootState {
+    /// Its driver cannot tell. What the former owner handed over decides; after a lost owner it counts as over.
+    #[default]
+    Unknown,
+    /// No owner has noted an answer yet.
+    UnderWay {
+        /// When it was started, on the clock of this host that goes on during a suspend. One that is ahead counts as now.
+        since: Timestamp,
+    },
+    /// An owner has noted that it answered a probe.
+    Over,
+}
+
+/// What a driver finds of one appliance.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observation {
+    /// Every instance that runs.
+    pub running: Vec<Instance>,
+    /// The newest attempt at each ordinal that the driver has a trace of, whether it runs or not. The numbers of a lost owner are
+    /// known from here only.
+    pub attempts: Vec<(u16, u32)>,
+}
+
+impl From<Vec<Instance>> for Observation {
+    /// Without traces of what does not run.
+    fn from(running: Vec<Instance>) -> Self {
+        Self { running, attempts: Vec::new() }
     }
 }
 

@@ -31,8 +31,9 @@
 //! the instance. So do `replug_attempts` failures in a row, one instance at a time. A refusal does not count: a new instance
 //! would be refused the same.
 //!
-//! Patience differs: an instance whose boot is not over has `boot_timeout` to answer; one that has answered, or was found
-//! running at a takeover, has `restart_probe_failures` probes. What ends soon after every boot waits as failed boots do.
+//! Patience differs: an instance whose boot is not over has `boot_timeout` to answer, counted from its start over any number of
+//! owners, and `restart_probe_failures` probes of each; one that has answered, this owner or a former one, has only those
+//! probes ([`BootState`](crate::instance::BootState)). What ends soon after every boot waits as failed boots do.
 
 mod config;
 mod fleet;

@@ -9,7 +9,7 @@ use common::appliance::Name;
 use common::kind::KindName;
 use common::network_port::NetworkPort;
 use worker_core::desired::Desired;
-use worker_core::instance::Instance;
+use worker_core::instance::{Instance, Observation};
 
 pub use crate::error::Error;
 use crate::gate::Permit;
@@ -72,8 +72,16 @@ pub trait Driver: Send + Sync + 'static {
         Ok(permit.check()?)
     }
 
-    /// Instances of one appliance that are running now, by ordinal and attempt. Changes nothing.
-    async fn observe(&self, appliance: ApplianceId) -> Result<Vec<Instance>, Error>;
+    /// Instances of one appliance that are running now, by ordinal and attempt, and the newest attempts of which there is a
+    /// trace. Changes nothing.
+    async fn observe(&self, appliance: ApplianceId) -> Result<Observation, Error>;
+
+    /// Notes beside an instance that it answered a probe, so that its next owner knows that its boot is over. Called for what is
+    /// [`BootState::UnderWay`](worker_core::instance::BootState::UnderWay) after its first answer. Needs no permit: it says what was
+    /// seen, which stays true whoever owns the appliance, and changes nothing of the instance.
+    async fn note_answer(&self, _appliance: ApplianceId, _instance: &Instance) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Whether exactly this instance runs, where the driver can tell without effort: it is asked before every probe, up
     /// to 10,000 times a second. `None` when it cannot tell; the probe and [`Driver::observe`] decide then. Changes nothing.

@@ -21,7 +21,7 @@ use common::{ApplianceId, Term, WorkerId};
 use runtime::folder::Folder as StateFolder;
 use rustix::process::Signal;
 use tokio::time::Instant;
-use worker_core::instance::Instance;
+use worker_core::instance::{Instance, Observation};
 
 pub use self::config::Config;
 use self::ending::Ending;
@@ -158,9 +158,14 @@ impl Driver for ProcessDriver {
         self.inner.fences.claim(permit).await
     }
 
-    async fn observe(&self, appliance: ApplianceId) -> Result<Vec<Instance>, Error> {
+    async fn observe(&self, appliance: ApplianceId) -> Result<Observation, Error> {
         let inner = Arc::clone(&self.inner);
         off_thread(move || inner.observe(appliance)).await
+    }
+
+    async fn note_answer(&self, appliance: ApplianceId, instance: &Instance) -> Result<(), Error> {
+        let (folder, attempt) = (self.inner.folder(appliance, instance.ordinal), instance.attempt);
+        off_thread(move || Ok(folder.note_answer(attempt)?)).await
     }
 
     /// Goes by pid and start time alone, so that nothing of the instance has to be read before a probe, and whoever has its
@@ -200,7 +205,7 @@ impl Driver for ProcessDriver {
         let held = self.inner.fences.acquire(permit).await?;
         let (inner, appliance) = (Arc::clone(&self.inner), permit.appliance());
         off_thread(move || {
-            if let Some(left) = inner.observe(appliance)?.first() {
+            if let Some(left) = inner.observe(appliance)?.running.first() {
                 return Err(Error::Failed(format!("instance {} still runs", left.ordinal)));
             }
             for ordinal in record::ordinals(inner.instances.path(), appliance)? {

@@ -26,10 +26,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use common::appliance::{FieldViolation, Name};
 use common::network_port::NetworkPort;
-use common::{ApplianceId, Token};
+use common::{ApplianceId, Timestamp, Token};
 use serde::{Deserialize, Serialize};
 use worker_core::desired::Desired;
-use worker_core::instance::Instance;
+use worker_core::instance::{BootState, Instance, Observation};
 use worker_core::ports::{PluggedPort, PluggedPorts};
 
 use crate::drivers::{Driver, DriverFencing, Error, Wanted};
@@ -173,6 +173,7 @@ struct SimulatedSlot {
     started_at_unix_ms: u64,
     /// Of the change, on the clock all processes of the host share.
     at_boot_ns: u64,
+    boot: BootState,
     /// `None` once it was ended.
     boot_digest: Option<Box<str>>,
     ports: PluggedPorts,
@@ -197,6 +198,12 @@ struct Line {
     attempt: u32,
     started_at_unix_ms: u64,
     at_boot_ns: u64,
+    /// When it was started; lines of the version before do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    boot_since_ns: Option<u64>,
+    /// It has answered a probe.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    answered: bool,
     boot_digest: Option<Box<str>>,
     /// Name and digest of each network port.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -322,10 +329,27 @@ impl Driver for Simulated {
         self.arrive(&mut world, permit)
     }
 
-    async fn observe(&self, appliance: ApplianceId) -> Result<Vec<Instance>, Error> {
+    async fn observe(&self, appliance: ApplianceId) -> Result<Observation, Error> {
         let mut world = self.world();
         world.refresh()?;
-        Ok(world.appliances.get(&appliance).map(SimulatedAppliance::running).unwrap_or_default())
+        let observe = |entry: &SimulatedAppliance| Observation {
+            running: entry.running(),
+            attempts: entry.instances.iter().map(|slot| (slot.ordinal, slot.attempt)).collect(),
+        };
+        Ok(world.appliances.get(&appliance).map(observe).unwrap_or_default())
+    }
+
+    async fn note_answer(&self, appliance: ApplianceId, instance: &Instance) -> Result<(), Error> {
+        let mut world = self.world();
+        world.refresh()?;
+        let Some(entry) = world.appliances.get(&appliance) else { return Ok(()) };
+        let same = |slot: &&SimulatedSlot| (slot.ordinal, slot.attempt) == (instance.ordinal, instance.attempt);
+        let Some(slot) = entry.instances.iter().find(same).filter(|slot| slot.boot_digest.is_some()) else {
+            return Ok(());
+        };
+        // As old as what it is about, so that it never replaces what others have changed since.
+        let (token, slot) = (entry.token, SimulatedSlot { boot: BootState::Over, ..slot.clone() });
+        world.change(appliance, token, slot)
     }
 
     async fn ensure(&self, permit: &Permit, wanted: Wanted<'_>) -> Result<Instance, Error> {
@@ -342,11 +366,13 @@ impl Driver for Simulated {
                 Err(Error::Failed(format!("attempt {} still runs at ordinal {}", instance.attempt, wanted.ordinal)))
             };
         }
+        let now = clock::now();
         let slot = SimulatedSlot {
             ordinal: wanted.ordinal,
             attempt: wanted.attempt,
             started_at_unix_ms: unix_ms(),
-            at_boot_ns: clock::now().as_nanos(),
+            at_boot_ns: now.as_nanos(),
+            boot: BootState::UnderWay { since: now },
             boot_digest: Some(wanted.boot_digest.into()),
             ports: wanted.desired.spec.ports.iter().collect(),
         };
@@ -378,6 +404,7 @@ impl Driver for Simulated {
             attempt: instance.attempt,
             started_at_unix_ms: instance.started_at_unix_ms,
             at_boot_ns: clock::now().as_nanos(),
+            boot: instance.boot,
             boot_digest: None,
             ports: PluggedPorts::default(),
         };
@@ -459,6 +486,7 @@ impl SimulatedSlot {
             attempt: self.attempt,
             boot_digest: self.boot_digest.as_deref()?.to_owned(),
             started_at_unix_ms: self.started_at_unix_ms,
+            boot: self.boot,
             ports: self.ports.clone(),
             ..Instance::default()
         })
@@ -486,6 +514,11 @@ impl SimulatedWorld {
                 attempt: slot.attempt,
                 started_at_unix_ms: slot.started_at_unix_ms,
                 at_boot_ns: slot.at_boot_ns,
+                boot_since_ns: match slot.boot {
+                    BootState::UnderWay { since } => Some(since.as_nanos()),
+                    BootState::Unknown | BootState::Over => None,
+                },
+                answered: slot.boot == BootState::Over,
                 boot_digest: slot.boot_digest.clone(),
                 ports: slot.ports.iter().map(|port| (port.name.clone(), port.digest.to_string())).collect(),
             };
@@ -513,6 +546,11 @@ impl SimulatedWorld {
                 attempt: line.attempt,
                 started_at_unix_ms: line.started_at_unix_ms,
                 at_boot_ns: line.at_boot_ns,
+                boot: match (line.answered, line.boot_since_ns) {
+                    (true, _) => BootState::Over,
+                    (false, Some(since)) => BootState::UnderWay { since: Timestamp::from_nanos(since) },
+                    (false, None) => BootState::Unknown,
+                },
                 boot_digest: line.boot_digest,
                 // A digest that cannot be read is that of no port: it is plugged again.
                 ports: (line.ports.into_iter())

@@ -14,7 +14,7 @@ use futures::FutureExt as _;
 use proto::convert::scalar::clip;
 use tracing::{Instrument as _, Span, field};
 use worker_core::desired::Desired;
-use worker_core::instance::Instance;
+use worker_core::instance::{BootState, Instance};
 use worker_core::lifecycle::{Config, LifecycleStep, StepOutcome};
 use worker_core::ports::PortChanges;
 
@@ -109,7 +109,13 @@ impl StepTask {
                 }
                 Ok(StepOutcome::Observed(self.driver.observe(self.appliance).await?))
             }
-            (LifecycleStep::Probe { .. }, _, Some(instance)) => Ok(self.probe(instance, config).await),
+            (LifecycleStep::Probe { .. }, _, Some(instance)) => {
+                let outcome = self.probe(instance, config).await;
+                if matches!(outcome, StepOutcome::Answered(_)) {
+                    self.note_answer(instance).await;
+                }
+                Ok(outcome)
+            }
             (LifecycleStep::Boot { ordinal, attempt }, Some(permit), _) => {
                 let wanted = Wanted { ordinal, attempt, desired: &self.desired, boot_digest: &self.boot_digest };
                 Ok(StepOutcome::Booted(self.driver.ensure(permit, wanted).await?))
@@ -195,6 +201,19 @@ impl StepTask {
         }
     }
 
+    /// Tells the driver of the first answer of an instance. Where that fails its next owner is more patient than need be.
+    async fn note_answer(&self, instance: &Instance) {
+        if !matches!(instance.boot, BootState::UnderWay { .. }) {
+            return;
+        }
+        let (appliance, ordinal) = (self.appliance, instance.ordinal);
+        match within(ASK_DRIVER, self.driver.note_answer(appliance, instance)).await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => tracing::warn!(%appliance, ordinal, %error, "first answer of an instance is not noted"),
+            None => tracing::warn!(%appliance, ordinal, "first answer of an instance is not noted in time"),
+        }
+    }
+
     /// Whether the instance runs, with all the effort the driver may need to tell. `None` when it could not.
     async fn runs(&self, instance: &Instance) -> Option<bool> {
         if let Some(alive) = self.is_alive(instance).await {
@@ -202,7 +221,7 @@ impl StepTask {
         }
         let same = |found: &Instance| (found.ordinal, found.attempt) == (instance.ordinal, instance.attempt);
         let found = within(ASK_DRIVER, self.driver.observe(self.appliance)).await?.ok()?;
-        Some(found.iter().any(same))
+        Some(found.running.iter().any(same))
     }
 
     /// What to say of an instance that does not run any more.

@@ -12,7 +12,7 @@ use common::network_port::NetworkPort;
 use common::status::Phase;
 use common::{Edition, Generation, Term};
 use tokio::time::Instant;
-use worker_core::instance::Instance;
+use worker_core::instance::{Instance, Observation};
 use worker_core::ports::PluggedPorts;
 
 use super::*;
@@ -204,8 +204,8 @@ impl Driver for RunnerWorld {
         *self.plugs.lock().expect("no panic") != Plugs::Never
     }
 
-    async fn observe(&self, appliance: ApplianceId) -> Result<Vec<Instance>, Error> {
-        Ok(self.find(appliance))
+    async fn observe(&self, appliance: ApplianceId) -> Result<Observation, Error> {
+        Ok(self.find(appliance).into())
     }
 
     async fn attach(&self, permit: &Permit, instance: &Instance, port: &NetworkPort) -> Result<Instance, Error> {

@@ -16,7 +16,7 @@ use worker::drivers::process::{Config, ProcessDriver};
 use worker::drivers::{Driver, Error, Wanted};
 use worker::kinds::{Protocol, Standard};
 use worker_core::desired::Desired;
-use worker_core::instance::{Handle, Instance};
+use worker_core::instance::{BootState, Handle, Instance};
 
 use self::world::*;
 
@@ -32,14 +32,14 @@ async fn another_worker_adopts_a_process_and_ends_it_with_all_it_started() {
     let made = one.ensure(&permit(1), first(&spec)).await.expect("starts");
     until("all processes run", || world.processes().len() == 3).await;
     drop(one);
-    assert_eq!(two.observe(A).await.expect("readable"), std::slice::from_ref(&made));
+    assert_eq!(two.observe(A).await.expect("readable").running, std::slice::from_ref(&made));
     let adopted = two.ensure(&permit(2), first(&spec)).await.expect("finds it");
     assert_eq!((adopted, spawned(&two)), (made.clone(), 1));
     assert_eq!(two.list().await.expect("readable"), [(A, made.clone())]);
     assert!(matches!(two.forget(&permit(2)).await, Err(Error::Failed(_))), "it still runs");
     two.destroy(&permit(2), &made).await.expect("ends");
     assert_eq!(world.processes(), [] as [u32; 0]);
-    assert_eq!(two.observe(A).await.expect("readable"), []);
+    assert_eq!(two.observe(A).await.expect("readable").running, []);
     two.destroy(&permit(2), &made).await.expect("ending it again is fine");
     two.forget(&permit(2)).await.expect("nothing runs");
     assert!(!world.instance_folder().exists());
@@ -78,7 +78,7 @@ async fn a_killed_process_is_gone_and_leaves_no_zombie_and_no_child_on_its_port(
     let pid = made.details.pid().expect("a process");
     assert_eq!(driver.is_alive(A, &made).await, Some(true));
     let other = world.driver("w2");
-    let seen = other.observe(A).await.expect("readable");
+    let seen = other.observe(A).await.expect("readable").running;
     assert_eq!(other.is_alive(A, &seen[0]).await, Some(true));
     let with = |handle: &str| Instance { handle: Handle::new(handle).expect("short"), ..made.clone() };
     assert_eq!(driver.is_alive(A, &with("")).await, None, "nothing tells which process it is");
@@ -87,7 +87,7 @@ async fn a_killed_process_is_gone_and_leaves_no_zombie_and_no_child_on_its_port(
     kill(pid);
     until("it is reaped", || !Path::new(&format!("/proc/{pid}")).exists()).await;
     assert_eq!((driver.is_alive(A, &made).await, other.is_alive(A, &made).await), (Some(false), Some(false)));
-    assert_eq!(driver.observe(A).await.expect("readable"), []);
+    assert_eq!(driver.observe(A).await.expect("readable").running, []);
     assert_eq!(other.ended(A, &made).await.as_deref(), Some("signal 9 (SIGKILL); no output"));
     until("its child has been ended", || world.processes().is_empty()).await;
     let next = driver.ensure(&permit(1), Wanted { attempt: 2, ..first(&spec) }).await.expect("starts again");
@@ -95,6 +95,45 @@ async fn a_killed_process_is_gone_and_leaves_no_zombie_and_no_child_on_its_port(
     until("only the new ones run", || world.processes().len() == 2).await;
     let other = driver.ensure(&permit(1), Wanted { attempt: 3, ..first(&spec) }).await;
     assert!(matches!(other, Err(Error::Failed(_))), "attempt 2 must be ended first: {other:?}");
+}
+
+#[tokio::test]
+async fn the_next_owner_knows_since_when_a_boot_goes_on_and_when_it_is_over() {
+    let world = DriverWorld::new();
+    let (one, two) = (world.driver("w1"), world.driver("w2"));
+    let spec = shell("exec sleep 1000");
+    let before = runtime::clock::now();
+    let made = one.ensure(&permit(1), Wanted { attempt: 4, ..first(&spec) }).await.expect("starts");
+    let BootState::UnderWay { since } = made.boot else { panic!("it has not answered: {made:?}") };
+    let tick = Duration::from_millis(20);
+    assert!(since + tick >= before && since <= runtime::clock::now(), "{since:?} after {before:?}");
+    let found = two.observe(A).await.expect("readable");
+    assert_eq!((found.running[0].boot, found.attempts), (made.boot, vec![(0, 4)]));
+    one.note_answer(A, &made).await.expect("its folder is there");
+    assert_eq!(two.observe(A).await.expect("readable").running[0].boot, BootState::Over);
+    // What cannot be read counts as not answered, which is the more patient.
+    let note = world.instance_folder().join("answered");
+    std::fs::write(&note, b"\xff").expect("writable");
+    assert_eq!(two.observe(A).await.expect("readable").running[0].boot, made.boot);
+    std::fs::write(&note, "4").expect("writable");
+    two.destroy(&permit(2), &made).await.expect("ends");
+    let found = two.observe(A).await.expect("readable");
+    assert_eq!((found.running.len(), found.attempts), (0, vec![(0, 4)]));
+    let next = two.ensure(&permit(2), Wanted { attempt: 5, ..first(&spec) }).await.expect("starts");
+    assert!(matches!(next.boot, BootState::UnderWay { .. }), "the answer was another one's: {next:?}");
+}
+
+#[tokio::test]
+async fn whether_an_instance_of_the_version_before_has_answered_is_not_known() {
+    let world = DriverWorld::new();
+    let driver = world.driver("w1");
+    driver.ensure(&permit(1), first(&shell("exec sleep 1000"))).await.expect("starts");
+    let record = world.instance_folder().join("instance.json");
+    let mut value: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&record).expect("readable")).expect("JSON");
+    value.as_object_mut().expect("an object").remove("notes_answers").expect("it is new");
+    std::fs::write(&record, value.to_string()).expect("writable");
+    assert_eq!(driver.observe(A).await.expect("readable").running[0].boot, BootState::Unknown);
 }
 
 #[tokio::test]
@@ -109,11 +148,11 @@ async fn a_process_that_its_worker_did_not_live_to_record_is_found() {
     value["state"] = "starting".into();
     std::fs::write(&record, value.to_string()).expect("writable");
     let other = world.driver("w2");
-    assert_eq!(other.observe(A).await.expect("readable"), std::slice::from_ref(&made));
+    assert_eq!(other.observe(A).await.expect("readable").running, std::slice::from_ref(&made));
     assert_eq!(other.ensure(&permit(2), first(&spec)).await.expect("adopts"), made);
     assert_eq!(spawned(&other), 1);
     std::fs::write(&record, b"{ damaged").expect("writable");
-    assert_eq!(other.observe(A).await.expect("readable")[0].details.pid(), made.details.pid());
+    assert_eq!(other.observe(A).await.expect("readable").running[0].details.pid(), made.details.pid());
     std::fs::remove_dir_all(world.instance_folder()).expect("removable");
     let listed = other.list().await.expect("readable");
     assert_eq!(
@@ -137,7 +176,7 @@ async fn an_older_token_and_a_shut_gate_change_nothing() {
     let (permit, gate) = permit_with_gate(2);
     gate.shut();
     assert!(matches!(two.destroy(&permit, &made).await, Err(Error::Shut(_))));
-    assert_eq!(two.observe(A).await.expect("readable"), [made]);
+    assert_eq!(two.observe(A).await.expect("readable").running, [made]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -372,7 +411,7 @@ async fn only_those_who_have_its_secret_can_configure_an_instance() {
     let mode = std::fs::metadata(&file).expect("readable").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     // Another worker finds it, and it is in no place that others can read.
-    assert_eq!(world.driver("w2").observe(A).await.expect("readable")[0].secret, Some(secret.clone()));
+    assert_eq!(world.driver("w2").observe(A).await.expect("readable").running[0].secret, Some(secret.clone()));
     for name in ["cmdline", "environ"] {
         let text = std::fs::read(format!("/proc/{}/{name}", made.details.pid().expect("a process"))).expect("it runs");
         assert!(!String::from_utf8_lossy(&text).contains(secret.reveal()), "{name}");

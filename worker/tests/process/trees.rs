@@ -158,7 +158,7 @@ async fn an_instance_whose_shim_was_killed_is_adopted_and_ended() {
     kill(shim);
     until("the shim is gone", || !runs(shim)).await;
     let other = world.driver("w2");
-    assert_eq!(other.observe(A).await.expect("readable"), std::slice::from_ref(&made));
+    assert_eq!(other.observe(A).await.expect("readable").running, std::slice::from_ref(&made));
     assert_eq!(other.ensure(&permit(2), first(&spec)).await.expect("finds it"), made);
     other.destroy(&permit(2), &made).await.expect("ends");
     assert_eq!(world.processes(), [] as [u32; 0]);
@@ -195,7 +195,7 @@ async fn an_instance_that_became_another_user_runs_until_it_was_ended() {
     })
     .await;
     let other = world.driver("w2");
-    assert_eq!(other.observe(A).await.expect("readable"), std::slice::from_ref(&made));
+    assert_eq!(other.observe(A).await.expect("readable").running, std::slice::from_ref(&made));
     assert!(matches!(other.forget(&permit(2)).await, Err(Error::Failed(_))), "it still runs");
     other.destroy(&permit(2), &made).await.expect("ends");
     assert!(with_argument(&mark).is_empty());

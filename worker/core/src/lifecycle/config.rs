@@ -17,8 +17,8 @@ pub struct Config {
     /// How long phase `Error` lasts when nobody commands anything.
     #[serde(with = "humantime_serde")]
     pub error_cooldown: Duration,
-    /// How long an instance may take from its start to its first answered probe. A hand-off says which instances are
-    /// still being started; every other one that is found has only `restart_probe_failures` probes to answer.
+    /// How long an instance may take from its start to its first answered probe, over all workers that own its appliance
+    /// meanwhile. One that has answered has only `restart_probe_failures` probes to answer again.
     #[serde(with = "humantime_serde")]
     pub boot_timeout: Duration,
     /// How long the driver's call that starts an instance may take.

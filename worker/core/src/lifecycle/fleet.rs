@@ -10,16 +10,16 @@ use common::appliance::MAX_REPLICAS;
 use common::status::Details;
 use common::{ApplianceId, Generation, Timestamp};
 
-use crate::instance::Instance;
+use crate::instance::{BootState, Instance, Observation};
 use common::backoff::Retry;
 
 /// How far an instance has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum InstanceLife {
-    /// Was started a moment ago and has not answered yet, for which this owner waits since then.
+    /// Was started then, by this owner or a former one, and has not answered any yet.
     Rising { since: Timestamp, polls: u32 },
-    /// Was found running when this owner began, and has not answered it yet. It served a former owner, as far as anybody
-    /// knows, and is given no more patience than if it had answered.
+    /// Was found running when this owner began, and has not answered it yet. It answered a former owner, as far as its driver
+    /// knows, and is given no more patience than if it had answered this one.
     Adopted,
     /// Has answered.
     Alive,
@@ -61,9 +61,16 @@ pub(super) struct Plugging {
 }
 
 impl InstanceSlot {
-    /// An instance that was just started.
-    pub(super) fn rising(instance: Instance, now: Timestamp, next_probe: Timestamp) -> Self {
-        Self::new(instance, InstanceLife::Rising { since: now, polls: 0 }, next_probe)
+    /// An instance that was just started, or found. Where its driver cannot tell whether its boot is over, `rising` says so: it
+    /// has begun now, then.
+    pub(super) fn started(instance: Instance, rising: bool, now: Timestamp, next_probe: Timestamp) -> Self {
+        let life = match instance.boot {
+            // The clock of the driver may have been that of another boot of the host.
+            BootState::UnderWay { since } => InstanceLife::Rising { since: since.min(now), polls: 0 },
+            BootState::Unknown if rising => InstanceLife::Rising { since: now, polls: 0 },
+            BootState::Unknown | BootState::Over => InstanceLife::Adopted,
+        };
+        Self::new(instance, life, next_probe)
     }
 
     fn new(instance: Instance, life: InstanceLife, next_probe: Timestamp) -> Self {
@@ -126,8 +133,8 @@ pub(super) struct Instances {
     pub(super) doomed: Vec<Instance>,
     /// Attempts ever made, by ordinal.
     attempts: Vec<u32>,
-    /// Attempts the former owner had begun and not seen answer: all that is found at the first look and is not among
-    /// them is adopted. `None` after that look.
+    /// Attempts the former owner had begun and not seen answer. Of what is found at the first look and whose driver cannot tell
+    /// whether its boot is over, all that is not among them is adopted. `None` after that look.
     handed: Option<Box<[(u16, u32)]>>,
     /// Whether `slots` and `doomed` are all there is. Unknown before the first look, and after every call whose outcome
     /// is not known.
@@ -228,13 +235,12 @@ impl Instances {
     }
 
     /// Takes in everything that runs now.
-    pub(super) fn observe(
-        &mut self,
-        mut found: Vec<Instance>,
-        digest: &str,
-        replicas: u16,
-        now: Timestamp,
-    ) -> Findings {
+    pub(super) fn observe(&mut self, found: Observation, digest: &str, replicas: u16, now: Timestamp) -> Findings {
+        let Observation { running: mut found, attempts } = found;
+        for (ordinal, attempt) in attempts.into_iter().filter(|(ordinal, _)| *ordinal < MAX_REPLICAS) {
+            let made = self.attempts_at(ordinal);
+            *made = attempt.max(*made);
+        }
         // Drivers say what they find; a bound that no real fleet reaches keeps a confused one from filling the memory.
         found.retain(|instance| instance.ordinal < u16::MAX);
         found.truncate(usize::from(MAX_REPLICAS) * 16);
@@ -268,8 +274,10 @@ impl Instances {
                     slot.see(instance);
                     slot
                 }
-                None if starts(&instance) => InstanceSlot::rising(instance, now, now),
-                None => InstanceSlot::new(instance, InstanceLife::Adopted, now),
+                None => {
+                    let rising = starts(&instance);
+                    InstanceSlot::started(instance, rising, now, now)
+                }
             });
         }
         for gone in before {
@@ -343,7 +351,7 @@ mod tests {
             instance(1, 4, "old"),
             instance(1, 3, "old"),
         ];
-        let findings = fleet.observe(found, "new", 2, Timestamp::ZERO);
+        let findings = fleet.observe(found.into(), "new", 2, Timestamp::ZERO);
         assert!(findings.lost.is_empty() && findings.failed_boots.is_empty(), "{findings:?}");
         assert_eq!(kept(&fleet), [(0, 2), (1, 3)]);
         assert_eq!(keys(&fleet.doomed), [(0, 3), (0, 1), (1, 4), (2, 1)]);
@@ -355,11 +363,11 @@ mod tests {
     #[test]
     fn what_was_doomed_stays_doomed_and_what_is_gone_is_told_apart() {
         let mut fleet = Instances::default();
-        fleet.observe((0..4).map(|n| instance(n, 1, "d")).collect(), "d", 4, Timestamp::ZERO);
+        fleet.observe((0..4).map(|n| instance(n, 1, "d")).collect::<Vec<_>>().into(), "d", 4, Timestamp::ZERO);
         fleet.condemn(0);
         fleet.slot_mut(1).expect("it was found").life = InstanceLife::Alive;
         fleet.slot_mut(2).expect("it was found").life = InstanceLife::Rising { since: Timestamp::ZERO, polls: 0 };
-        let findings = fleet.observe(vec![instance(0, 1, "d"), instance(3, 1, "d")], "d", 4, Timestamp::ZERO);
+        let findings = fleet.observe(vec![instance(0, 1, "d"), instance(3, 1, "d")].into(), "d", 4, Timestamp::ZERO);
         let lost: Vec<_> = findings.lost.iter().map(|slot| slot.instance.ordinal).collect();
         assert_eq!((lost, findings.failed_boots), (vec![1], vec![2]));
         assert_eq!(keys(&fleet.doomed), [(0, 1)]);

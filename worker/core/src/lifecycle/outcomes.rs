@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use common::backoff::Retry;
+use common::kind::ProbeSpec;
 use common::status::Details;
 use common::{Generation, Timestamp};
 
 use super::fleet::{InstanceLife, InstanceSlot, Plugging};
 use super::{AfterEvent, Bar, Lifecycle, LifecycleStep, Occasion, StepOutcome, plan};
-use crate::instance::Instance;
+use crate::instance::{BootState, Instance, Observation};
 
 /// After how long a start without an answer is told, if the probe interval is not shorter.
 const SILENT_START: Duration = Duration::from_secs(10);
@@ -29,7 +30,7 @@ impl Lifecycle {
                 if (instance.ordinal, instance.attempt) == (ordinal, attempt) =>
             {
                 let next_probe = at.now + plan::poll_delay(0);
-                self.fleet.keep(InstanceSlot::rising(instance, at.now, next_probe));
+                self.fleet.keep(InstanceSlot::started(instance, true, at.now, next_probe));
             }
             (L::Boot { ordinal, .. }, O::Refused(text) | O::Failed(text)) => {
                 self.fleet.known = false;
@@ -83,7 +84,7 @@ impl Lifecycle {
         self.waits.looks.at = self.waits.looks.at.max(until);
     }
 
-    fn observed(&mut self, found: Vec<Instance>, at: Occasion<'_>) {
+    fn observed(&mut self, found: Observation, at: Occasion<'_>) {
         let first = self.fleet.slots.is_empty() && self.reporting.quiet;
         let replicas = self.goal.replicas();
         let findings = self.fleet.observe(found, &self.goal.digest, replicas, at.now);
@@ -200,6 +201,10 @@ impl Lifecycle {
         let next_probe = self.next_probe(ordinal, at.now, at.config);
         if let Some(slot) = self.fleet.slot_mut(ordinal) {
             slot.life = InstanceLife::Alive;
+            // Whoever carried the probe out has told the driver.
+            if matches!(slot.instance.boot, BootState::UnderWay { .. }) {
+                slot.instance.boot = BootState::Over;
+            }
             slot.conditions = conditions;
             slot.failed_probes = 0;
             slot.next_probe = next_probe;
@@ -210,10 +215,14 @@ impl Lifecycle {
         let Occasion { now, config, .. } = at;
         let interval = self.interval(config);
         let retry = now + config.probe_retry.min(interval);
+        let has_contract = matches!(self.goal.desired.spec.kind.probe(), ProbeSpec::Rest);
         let Some(slot) = self.fleet.slot_mut(ordinal) else { return };
         slot.failed_probes = slot.failed_probes.saturating_add(1);
         match &mut slot.life {
-            InstanceLife::Rising { since, .. } if now.since(*since) >= config.boot_timeout => {
+            // Its time may have been over before this owner came, or have passed in a suspend: it is asked more than once all the same.
+            InstanceLife::Rising { since, .. }
+                if now.since(*since) >= config.boot_timeout && slot.failed_probes >= config.restart_probe_failures =>
+            {
                 self.fleet.condemn(ordinal);
                 self.failed_boot(ordinal, &format!("gave no answer in time: {text}"), at);
             }
@@ -224,6 +233,10 @@ impl Lifecycle {
                 // because twenty probes that hang take minutes.
                 if *polls == 20 || now.since(*since) >= interval.min(SILENT_START) {
                     self.troubles.last_error = Some(format!("instance {ordinal} does not answer yet: {text}").into());
+                }
+                if has_contract && slot.instance.addresses.management.is_none() {
+                    // One that was found before it said where its contract is served may have said so since.
+                    self.fleet.known = false;
                 }
             }
             InstanceLife::Alive | InstanceLife::Adopted if slot.failed_probes >= config.restart_probe_failures => {

@@ -106,7 +106,9 @@ impl PropertyWorld {
     /// What happens when the running step does what it says.
     fn succeed(&mut self, step: LifecycleStep) -> StepOutcome {
         match step {
-            LifecycleStep::Observe => StepOutcome::Observed(self.instances.values().cloned().collect()),
+            LifecycleStep::Observe => {
+                StepOutcome::Observed(self.instances.values().cloned().collect::<Vec<_>>().into())
+            }
             LifecycleStep::Boot { ordinal, attempt } => {
                 let made = self.made(ordinal, attempt);
                 StepOutcome::Booted(self.instances.entry((ordinal, attempt)).or_insert(made).clone())

@@ -15,6 +15,7 @@ use crate::instance::Addresses;
 
 pub(super) mod ports;
 mod repairs;
+mod takeovers;
 
 pub(super) fn desired(generation: u64, replicas: u16, change: impl FnOnce(&mut Desired)) -> Arc<Desired> {
     let name = |text| Name::new(text).expect("a valid name");
@@ -103,9 +104,9 @@ impl LifecycleBench {
     /// From nothing to `Configured`.
     fn configured(desired: &Arc<Desired>) -> Self {
         let mut bench = Self::new(desired);
-        let found = (0..desired.spec.replicas).map(|n| instance(n, 1, desired)).collect();
+        let found: Vec<_> = (0..desired.spec.replicas).map(|n| instance(n, 1, desired)).collect();
         bench.feed(LifecycleEvent::Tick);
-        bench.feed(ended(StepOutcome::Observed(found)));
+        bench.feed(ended(StepOutcome::Observed(found.into())));
         while let Some(step) = bench.last.action {
             bench.feed(ended(match step {
                 LifecycleStep::Probe { .. } => StepOutcome::Answered(Details::default()),
@@ -123,7 +124,7 @@ fn ended(outcome: StepOutcome) -> LifecycleEvent {
 }
 
 fn found(instances: &[Instance]) -> LifecycleEvent {
-    ended(StepOutcome::Observed(instances.to_vec()))
+    ended(StepOutcome::Observed(instances.to_vec().into()))
 }
 
 fn boot(ordinal: u16, attempt: u32) -> Option<LifecycleStep> {

@@ -8,7 +8,7 @@ use common::status::{Details, Phase, Progress};
 use common::{Generation, Timestamp, Token};
 
 use crate::desired::Desired;
-use crate::instance::Instance;
+use crate::instance::{Instance, Observation};
 
 /// One thing to be done for an appliance. One runs at a time, and its end comes back as [`LifecycleEvent::Ended`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,8 +99,8 @@ impl fmt::Display for LifecycleStep {
 /// How a step ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StepOutcome {
-    /// Of `Observe`: everything that runs.
-    Observed(Vec<Instance>),
+    /// Of `Observe`: everything that runs, and what is known of what does not.
+    Observed(Observation),
     /// Of `Boot`: it was started, or found running.
     Booted(Instance),
     /// Of `Replug`: the instance with the ports that it has now.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use common::ApplianceId;
 use shim::processes::ProcessId;
 use shim::state::End;
-use worker_core::instance::Instance;
+use worker_core::instance::{BootState, Instance, Observation};
 
 use super::record::{Folder, InstanceRecord, RecordState, RecordedInstance};
 use super::system::{self, Marked, ProcessStamp, Tree};
@@ -60,15 +60,16 @@ impl Inner {
         system::marked(&self.config.state_dir).into_iter().find(matches)
     }
 
-    pub(super) fn observe(&self, appliance: ApplianceId) -> Result<Vec<Instance>, Error> {
-        let mut found = Vec::new();
+    pub(super) fn observe(&self, appliance: ApplianceId) -> Result<Observation, Error> {
+        let mut found = Observation::default();
         for ordinal in record::ordinals(self.instances.path(), appliance)? {
             let folder = self.folder(appliance, ordinal);
             let Some(record) = folder.read()? else { continue };
             // A damaged record has attempt 0: whatever runs at its ordinal is meant.
             let record = if record.instance.attempt == 0 { self.recover(appliance, record) } else { record };
+            found.attempts.push((record.instance.ordinal, record.instance.attempt));
             if let Some(identity) = self.resolve(appliance, &record)? {
-                found.push(running(&folder, &record, &identity));
+                found.running.push(running(&folder, &record, &identity));
             }
         }
         Ok(found)
@@ -89,7 +90,7 @@ impl Inner {
     pub(super) fn list(&self) -> Result<Vec<(ApplianceId, Instance)>, Error> {
         let mut found = Vec::new();
         for appliance in record::appliances(self.instances.path())? {
-            found.extend(self.observe(appliance)?.into_iter().map(|instance| (appliance, instance)));
+            found.extend(self.observe(appliance)?.running.into_iter().map(|instance| (appliance, instance)));
         }
         // Processes without a record that says so: their folder was removed, or was never written.
         for marked in system::marked(&self.config.state_dir) {
@@ -99,7 +100,7 @@ impl Inner {
                 })
             {
                 let management = self.folder(appliance, instance.ordinal).management();
-                found.push((appliance, instance.running_as(&marked.identity, management)));
+                found.push((appliance, instance.running_as(&marked.identity, BootState::Unknown, management)));
             }
         }
         Ok(found)
@@ -159,7 +160,7 @@ pub(super) fn running(folder: &Folder, record: &InstanceRecord, identity: &Proce
             management.address.is_some() || !system::is_alive(identity)
         });
     }
-    record.instance.running_as(identity, management)
+    record.running_as(folder, identity, management)
 }
 
 /// The instance a process says it is.

@@ -8,11 +8,12 @@
 //!                                             work/           its working directory
 //!                                             management      where its REST contract is served, written by itself
 //!                                             secret          what callers of that contract prove themselves with
+//!                                             answered        the attempt that has answered a probe
 //! ```
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -22,7 +23,7 @@ use runtime::folder::{Access, Folder as StateFolder};
 use serde::{Deserialize, Serialize};
 use shim::STATE_FILE;
 use shim::state::{MAX_STATE, ShimState};
-use worker_core::instance::{Addresses, Instance, ManagementSecret};
+use worker_core::instance::{Addresses, BootState, Instance, ManagementSecret};
 
 use super::system::{self, ProcessStamp};
 use crate::appliance::MANAGEMENT_FILE;
@@ -50,6 +51,21 @@ pub(super) struct InstanceRecord {
     pub(super) picked_port: Option<u16>,
     /// Whether it says where it serves its REST contract once it is up.
     pub(super) serves_management: bool,
+    /// Whether its first answer is noted beside it. The version before did not.
+    #[serde(default)]
+    pub(super) notes_answers: bool,
+}
+
+impl InstanceRecord {
+    /// The instance as the process `identity`, with what its folder has of it.
+    pub(super) fn running_as(&self, folder: &Folder, identity: &ProcessStamp, management: Management) -> Instance {
+        let boot = match (folder.answered(), self.notes_answers) {
+            (Some(attempt), _) if attempt == self.instance.attempt => BootState::Over,
+            (_, true) => BootState::UnderWay { since: identity.started() },
+            (_, false) => BootState::Unknown,
+        };
+        self.instance.running_as(identity, boot, management)
+    }
 }
 
 /// What is recorded of an instance. This form is read by workers of other versions on the same host: it never changes but by
@@ -66,14 +82,15 @@ pub(super) struct RecordedInstance {
 }
 
 impl RecordedInstance {
-    /// The instance as the process `identity`, with what its folder has of it.
-    pub(super) fn running_as(&self, identity: &ProcessStamp, management: Management) -> Instance {
+    /// The instance as the process `identity`.
+    pub(super) fn running_as(&self, identity: &ProcessStamp, boot: BootState, management: Management) -> Instance {
         Instance {
             ordinal: self.ordinal,
             attempt: self.attempt,
             boot_digest: self.boot_digest.clone(),
             handle: identity.handle(),
             started_at_unix_ms: self.started_at_unix_ms,
+            boot,
             addresses: Addresses { management: management.address, service: self.address },
             secret: management.secret,
             details: [(PID_DETAIL, identity.pid.to_string())].into_iter().collect(),
@@ -102,6 +119,8 @@ pub(super) struct Folder {
 
 /// Longest record that is read, in bytes; one has some hundred.
 const MOST_RECORD: u64 = 64 * 1024;
+/// File that names the attempt which has answered a probe.
+const ANSWERED: &str = "answered";
 /// Longest of the small files that is read, in bytes: an address, a secret.
 const MOST_LINE: u64 = 1024;
 
@@ -168,9 +187,24 @@ impl Folder {
                     },
                     picked_port: None,
                     serves_management: false,
+                    notes_answers: false,
                 }))
             }
         }
+    }
+
+    /// Notes that an attempt has answered. Not flushed: whatever takes the note, the machine's end, takes the instance as well.
+    pub(super) fn note_answer(&self, attempt: u32) -> io::Result<()> {
+        let text = attempt.to_string();
+        let mut file = self.instances.open(self.name.join(ANSWERED), Access::Write)?;
+        file.write_all(text.as_bytes())?;
+        file.set_len(text.len() as u64)
+    }
+
+    /// The attempt that has answered.
+    fn answered(&self) -> Option<u32> {
+        let bytes = self.instances.read(self.name.join(ANSWERED), MOST_LINE).ok()?;
+        std::str::from_utf8(&bytes).ok()?.parse().ok()
     }
 
     /// What the shim of the instance `name` has noted on this boot.
@@ -195,7 +229,7 @@ impl Folder {
     pub(super) fn prepare(&self) -> io::Result<()> {
         let folder = self.instances.subfolder(&self.name)?;
         folder.subfolder("work")?;
-        for file in [MANAGEMENT_FILE, "secret", STATE_FILE] {
+        for file in [MANAGEMENT_FILE, "secret", STATE_FILE, ANSWERED] {
             folder.remove(file)?;
         }
         Ok(())
@@ -242,7 +276,7 @@ mod tests {
                          "management": null, "address": "127.0.0.1:4000"}, "serves_management": false}"#;
         let record: InstanceRecord = serde_json::from_str(stored).expect("it is complete");
         let RecordState::Running(identity) = &record.state else { panic!("it runs: {record:?}") };
-        let instance = record.instance.running_as(identity, Management::default());
+        let instance = record.instance.running_as(identity, BootState::Unknown, Management::default());
         assert_eq!((instance.ordinal, instance.attempt, instance.details.pid()), (1, 2, Some(7)));
         assert_eq!(instance.addresses.service.map(|address| address.port()), Some(4000));
         let written = serde_json::to_value(&record).expect("plain data");

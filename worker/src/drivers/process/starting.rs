@@ -50,6 +50,7 @@ impl Inner {
             },
             picked_port: launch.picked_port,
             serves_management: order.recipe.program.has_management(),
+            notes_answers: true,
         };
         folder.write(&record)?;
         match self.spawn(held, order, &folder, &launch) {
@@ -57,7 +58,7 @@ impl Inner {
                 record.state = RecordState::Running(identity.clone());
                 folder.write(&record)?;
                 tracing::info!(appliance = %order.appliance, instance = order.instance(), pid = identity.pid, "instance started");
-                Ok(Started::Made(record.instance.running_as(&identity, Management::default())))
+                Ok(Started::Made(record.running_as(&folder, &identity, Management::default())))
             }
             Err(StartFailure::NotStarted(error)) => {
                 // No process was made: the record must not send everybody looking for one.

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use common::Timestamp;
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 use shim::SHIM_VARIABLE;
@@ -42,6 +43,13 @@ impl ProcessStamp {
     /// The process on this boot; `None` when it was one of another boot.
     pub(super) fn id(&self) -> Option<ProcessId> {
         (self.boot == boot_id()).then_some(ProcessId { pid: self.pid, start_ticks: self.start_ticks })
+    }
+
+    /// When it was started, on the clock of this boot.
+    pub(super) fn started(&self) -> Timestamp {
+        let ticks = procfs::ticks_per_second().max(1);
+        let nanos = u128::from(self.start_ticks) * 1_000_000_000 / u128::from(ticks);
+        Timestamp::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
     /// How an instance is found by this driver for as long as a worker owns it, which is never longer than a boot lasts.

@@ -48,10 +48,10 @@ async fn an_instance_of_a_shared_world_is_seen_and_ended_by_another_worker() {
         (Simulated::new(config.clone()).expect("a world"), Simulated::new(config).expect("the same world"));
     let (a, spec) = (ApplianceId::from_u128(1), desired());
     let made = first.ensure(&permit(a, 1), wanted(&spec, 1)).await.expect("boots");
-    assert_eq!(second.observe(a).await.expect("readable"), std::slice::from_ref(&made));
+    assert_eq!(second.observe(a).await.expect("readable").running, std::slice::from_ref(&made));
     second.claim(&permit(a, 2)).await.expect("the newer token");
     second.destroy(&permit(a, 2), &made).await.expect("ends");
-    assert_eq!(first.observe(a).await.expect("readable"), []);
+    assert_eq!(first.observe(a).await.expect("readable").running, []);
     let late = first.ensure(&permit(a, 1), wanted(&spec, 2)).await;
     assert!(matches!(late, Err(Error::Superseded(_))), "{late:?}");
 }
@@ -65,7 +65,7 @@ async fn a_private_world_is_lost_to_others_and_keeps_nothing_of_what_is_forgotte
     let (a, spec) = (ApplianceId::from_u128(1), desired());
     let made = first.ensure(&permit(a, 1), wanted(&spec, 1)).await.expect("boots");
     assert_eq!(first.ensure(&permit(a, 1), wanted(&spec, 1)).await.expect("found"), made);
-    assert_eq!(second.observe(a).await.expect("readable"), []);
+    assert_eq!(second.observe(a).await.expect("readable").running, []);
     assert!(first.forget(&permit(a, 1)).await.is_err(), "an instance runs");
     first.destroy(&permit(a, 1), &made).await.expect("ends");
     first.destroy(&permit(a, 1), &made).await.expect("ending it again is fine");
@@ -91,7 +91,7 @@ async fn ports_of_a_shared_world_are_seen_and_plugged_once() {
     assert_eq!(made.ports, spec.spec.ports.iter().collect(), "booted with its ports");
     let plugged = first.attach(&permit(a, 1), &made, &port("b")).await.expect("it runs");
     assert_eq!(plugged.ports, [port("a"), port("b")].iter().collect());
-    assert_eq!(second.observe(a).await.expect("readable"), std::slice::from_ref(&plugged));
+    assert_eq!(second.observe(a).await.expect("readable").running, std::slice::from_ref(&plugged));
     let lines = || {
         let files = fs::read_dir(folder.path()).expect("readable").map(|file| file.expect("readable").path());
         files.map(|file| fs::read_to_string(file).expect("text").lines().count()).sum::<usize>()
@@ -101,7 +101,7 @@ async fn ports_of_a_shared_world_are_seen_and_plugged_once() {
     assert_eq!(lines(), before, "nothing was plugged again");
     let less = second.detach(&permit(a, 2), &plugged, &port("a").name).await.expect("it runs");
     assert_eq!(second.detach(&permit(a, 2), &less, &port("a").name).await.expect("it is gone already"), less);
-    assert_eq!(first.observe(a).await.expect("readable"), std::slice::from_ref(&less));
+    assert_eq!(first.observe(a).await.expect("readable").running, std::slice::from_ref(&less));
     let late = first.attach(&permit(a, 1), &less, &port("c")).await;
     assert!(matches!(late, Err(Error::Superseded(_))), "{late:?}");
     second.destroy(&permit(a, 2), &less).await.expect("ends");
@@ -119,6 +119,7 @@ async fn failures_come_at_their_rate_and_again_with_the_same_seed() {
                 attempt: 1,
                 started_at_unix_ms: 0,
                 at_boot_ns: 0,
+                boot: BootState::Unknown,
                 boot_digest: Some("d".into()),
                 ports: PluggedPorts::default(),
             },
@@ -160,7 +161,7 @@ async fn a_call_without_token_takes_effect_once_it_was_sent_whoever_owns_the_app
         gate.shut();
     };
     let (made, ()) = tokio::join!(driver.ensure(&permit, wanted(&spec, 1)), lost);
-    assert_eq!(driver.observe(a).await.expect("readable"), [made.expect("it was sent in time")]);
+    assert_eq!(driver.observe(a).await.expect("readable").running, [made.expect("it was sent in time")]);
     let late = driver.ensure(&permit, wanted(&spec, 1)).await;
     assert!(matches!(late, Err(Error::Shut(Shut::Fenced))), "{late:?}");
 }
@@ -175,7 +176,7 @@ async fn a_call_without_token_is_not_sent_shortly_before_the_lease_ends() {
     let permit = gate.pass(a, token).expect("the lease stands");
     let refused = driver.ensure(&permit, wanted(&spec, 1)).await;
     assert!(matches!(refused, Err(Error::Shut(Shut::Fenced))), "{refused:?}");
-    assert_eq!(driver.observe(a).await.expect("readable"), []);
+    assert_eq!(driver.observe(a).await.expect("readable").running, []);
 }
 
 #[test]
@@ -189,4 +190,24 @@ fn a_fence_delay_covers_the_longest_call() {
     assert_eq!(config(499).validate().first().map(|v| v.field.clone()), Some("fence_delay".to_owned()));
     assert_eq!(config(500).validate(), []);
     assert_eq!(Config { fencing: FencedBy::Token, ..config(0) }.validate(), []);
+}
+
+#[tokio::test]
+async fn what_answered_is_known_to_the_next_owner_and_numbers_of_what_ended_as_well() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let config = Config { world: Some(folder.path().to_owned()), ..Config::default() };
+    let (first, second) =
+        (Simulated::new(config.clone()).expect("a world"), Simulated::new(config).expect("the same world"));
+    let (a, spec) = (ApplianceId::from_u128(1), desired());
+    let made = first.ensure(&permit(a, 1), wanted(&spec, 3)).await.expect("boots");
+    let found = second.observe(a).await.expect("readable");
+    assert!(matches!(made.boot, BootState::UnderWay { since } if since <= clock::now()), "{made:?}");
+    assert_eq!((found.running[0].boot, found.attempts), (made.boot, vec![(0, 3)]));
+    first.note_answer(a, &made).await.expect("it runs");
+    let found = second.observe(a).await.expect("readable");
+    assert_eq!(found.running[0].boot, BootState::Over);
+    second.destroy(&permit(a, 2), &found.running[0]).await.expect("ends");
+    first.note_answer(a, &made).await.expect("it is gone, which is fine");
+    let found = first.observe(a).await.expect("readable");
+    assert_eq!((found.running.len(), found.attempts), (0, vec![(0, 3)]));
 }
