@@ -302,8 +302,9 @@ impl PreviousOffers {
     }
 }
 
-/// Whether a driver of the version before is host-bound; `None` for drivers that it did not have.
-fn previous_is_host_bound(driver: &DriverName) -> Option<bool> {
+/// Whether a driver of the version before is host-bound; `None` for drivers that it did not have, of which only workers say.
+#[must_use]
+pub fn previous_is_host_bound(driver: &DriverName) -> Option<bool> {
     match driver.as_str() {
         "process" => Some(true),
         "simulated" => Some(false),

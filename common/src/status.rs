@@ -254,6 +254,15 @@ pub struct Progress {
     pub journal: Vec<JournalEntry>,
 }
 
+impl Progress {
+    /// About how many bytes it takes in a message.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let journal: usize = self.journal.iter().map(|entry| entry.step.len() + entry.request_id.len() + 8).sum();
+        32 + 5 * self.attempts.len() + journal
+    }
+}
+
 /// A step that was begun.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JournalEntry {

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use common::appliance::FieldViolation;
-use common::driver::{DriverName, DriverOffers, MAX_FENCE_DELAY};
+use common::driver::{DriverName, DriverOffers, MAX_FENCE_DELAY, previous_is_host_bound};
 use common::{Profile, WorkerId};
 use serde::{Deserialize, Serialize};
 
@@ -115,6 +115,9 @@ impl WorkerLimit {
         let offered = profile.drivers.get(driver)?;
         if !self.drivers.is_empty() && !self.drivers.contains(driver) {
             Some("it may not offer it".to_owned())
+        } else if offered.is_host_bound() && previous_is_host_bound(driver) == Some(false) {
+            // Believed, this worker could bind whatever it is given to a place that only it names.
+            Some("no such driver keeps instances on a host".to_owned())
         } else if offered.is_host_bound() && !self.hosts.is_empty() && !self.hosts.contains(&profile.host) {
             Some(format!("it says that it is on host {}, where it may not be", profile.host))
         } else if profile.fence_delay(driver) > self.max_fence_delay {

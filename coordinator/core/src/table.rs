@@ -95,6 +95,11 @@ impl TableRow {
         self.raise_fence_delay(self.fence_delay_if_lost);
     }
 
+    /// About how many bytes it takes to tell its owner of it, with what the last one passed on.
+    pub(crate) fn told_size(&self) -> usize {
+        self.size + 128 + self.handed.as_ref().map_or(0, |handed| handed.progress.size())
+    }
+
     /// Makes the next owner wait for at least `fence_delay`. Returns whether that is longer than before.
     pub(crate) fn raise_fence_delay(&mut self, fence_delay: Duration) -> bool {
         let raised = fence_delay > self.fence_delay();

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use common::appliance::{MAX_TEXT, Name};
+use common::appliance::Name;
 use common::driver::{DriverName, MAX_FENCE_DELAY, PreviousOffers};
 use common::ring::MAX_WEIGHT;
 use common::session::{AnnouncedStep, Desired, Envelope, GrantRef, MAX_ENTRIES_PER_MESSAGE};
@@ -18,6 +18,9 @@ use crate::worker::v1 as wire;
 
 /// Most attempts counters and journal entries of one progress.
 const MAX_PROGRESS: usize = 64;
+/// Longest text in a journal, in bytes. What workers write is shorter; what is longer is cut, because it is kept with the
+/// appliance, stored, and told to its next owner in a message of bounded size.
+const MAX_JOURNAL_TEXT: usize = 128;
 /// Longest lease or delay that makes sense; anything longer is a unit mix-up.
 const MAX_WAIT: Duration = MAX_FENCE_DELAY;
 
@@ -117,8 +120,8 @@ impl Reader {
             return Err(self.error(at.field("progress"), problem));
         }
         let entry = |e: wire::JournalEntry| JournalEntry {
-            step: clip(&e.step, MAX_TEXT),
-            request_id: clip(&e.request_id, MAX_TEXT),
+            step: clip(&e.step, MAX_JOURNAL_TEXT),
+            request_id: clip(&e.request_id, MAX_JOURNAL_TEXT),
         };
         Ok(Progress {
             failed_boots: wire.failed_boots,
@@ -225,7 +228,11 @@ pub(super) fn progress_to_wire(progress: Progress) -> Option<wire::Progress> {
         return None;
     }
     let skipped = progress.journal.len().saturating_sub(MAX_PROGRESS);
-    let entry = |e: JournalEntry| wire::JournalEntry { step: e.step, request_id: e.request_id };
+    // The store may have longer ones, of a version that kept them whole.
+    let entry = |e: JournalEntry| wire::JournalEntry {
+        step: clip(&e.step, MAX_JOURNAL_TEXT),
+        request_id: clip(&e.request_id, MAX_JOURNAL_TEXT),
+    };
     Some(wire::Progress {
         failed_boots: progress.failed_boots,
         ends: progress.ends,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use common::mutant::{self, Mutant};
 use common::session::OwnedGrant;
-use common::{Life, Token};
+use common::{ApplianceId, Life, Term, Token};
 
 use super::Machine;
 use crate::audit::Audit;
@@ -14,6 +14,12 @@ use crate::violation::ViolationKind;
 
 /// Most appliances named in one violation.
 const CLAIMS_SHOWN: usize = 5;
+
+/// Most tokens that are kept of one life for one appliance. An honest worker acts under one.
+const CLAIMS_KEPT: usize = 8;
+/// Stands for the tokens of a life beyond [`CLAIMS_KEPT`]. No release names it, so it lasts until the life is over, or says in
+/// a `Hello` what it owns.
+const MORE: Token = Token::new(Term::new(u64::MAX), u64::MAX);
 
 /// Contradictions of one term.
 #[derive(Clone, Debug, Default)]
@@ -25,9 +31,13 @@ pub(super) struct Conflicts {
 }
 
 impl Conflicts {
-    /// A life acts on an appliance against the table.
-    pub(super) fn add(&mut self, slot: Slot, life: Life, token: Token) {
-        self.owners.entry(slot).or_default().insert((life, token));
+    /// A life acts on an appliance against the table. Returns whether that is new. Of a life that claims more and more
+    /// tokens only the first are kept, and [`MORE`] for all others.
+    pub(super) fn add(&mut self, slot: Slot, life: Life, token: Token) -> bool {
+        let by = self.owners.entry(slot).or_default();
+        let known = by.range((life.clone(), Token::default())..=(life.clone(), MORE)).count();
+        let kept = if known < CLAIMS_KEPT || by.contains(&(life.clone(), token)) { token } else { MORE };
+        by.insert((life, kept))
     }
 
     /// Whether a life acts on this appliance against the table.
@@ -45,17 +55,18 @@ impl Conflicts {
         self.owners.iter().filter(|(_, by)| by.iter().any(|(l, _)| l == life)).map(|(slot, _)| *slot).collect()
     }
 
-    /// What a life acted on against the table and, as its `Hello` shows, owns no more. `is` tells which slot a grant is of.
+    /// What a life acted on against the table and, as its `Hello` shows, owns no more. `id` tells which appliance has a slot.
     pub(super) fn not_among(
         &self,
         life: &Life,
         owned: &[OwnedGrant],
-        is: impl Fn(Slot, &OwnedGrant) -> bool,
+        id: impl Fn(Slot) -> Option<ApplianceId>,
     ) -> Vec<(Slot, Token)> {
+        let owned: BTreeSet<_> = owned.iter().map(|grant| (Some(grant.appliance), grant.token)).collect();
         self.owners
             .iter()
             .flat_map(|(slot, by)| by.iter().filter(|(l, _)| l == life).map(|(_, token)| (*slot, *token)))
-            .filter(|(slot, token)| !owned.iter().any(|o| is(*slot, o) && o.token == *token))
+            .filter(|(slot, token)| !owned.contains(&(id(*slot), *token)))
             .collect()
     }
 

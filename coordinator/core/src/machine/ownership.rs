@@ -163,11 +163,12 @@ impl Machine {
                 self.move_ended(slot, None);
             }
             (HandoffEffect::Conflict(by), _) => {
-                let text = format!("{} holds {id} under {} against the table", by.worker, by.token);
-                self.violation(ViolationKind::HeldAgainstTable, text);
-                self.conflicts.add(slot, by.life(), by.token);
-                self.tell_planner(slot);
-                self.out.push(Action::Assigned(id));
+                if self.conflicts.add(slot, by.life(), by.token) {
+                    let text = format!("{} holds {id} under {} against the table", by.worker, by.token);
+                    self.violation(ViolationKind::HeldAgainstTable, text);
+                    self.tell_planner(slot);
+                    self.out.push(Action::Assigned(id));
+                }
             }
             (HandoffEffect::Removed, _) => self.removed(slot),
             (
@@ -300,8 +301,7 @@ impl Machine {
     /// A life says what it holds: whatever else it held against the table has ended.
     pub(super) fn forget_conflicts(&mut self, life: &Life, owned: &[OwnedGrant]) {
         let table = &self.table;
-        let is = |slot: Slot, grant: &OwnedGrant| table.get(slot).is_some_and(|row| row.id == grant.appliance);
-        for (slot, token) in self.conflicts.not_among(life, owned, is) {
+        for (slot, token) in self.conflicts.not_among(life, owned, |slot| table.get(slot).map(|row| row.id)) {
             self.conflict_ended(slot, life, token);
         }
     }
@@ -394,10 +394,9 @@ impl Machine {
         entry.start_fence_delay();
         entry.binding = None;
         self.move_ended(slot, Some(worker));
-        // Its site may be known only now, and whoever declined it before may be asked again.
+        // Its site may be known only now. Whoever declined it is not asked again before its time: one that declines
+        // everything would be asked as fast as others can take it back.
         self.pacing.due.drifted();
-        self.pacing.declined.remove(&slot);
-        self.tell_excluded(slot);
     }
 
     /// The move an appliance was on has ended: at `to`, or given up.

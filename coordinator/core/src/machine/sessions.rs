@@ -477,7 +477,9 @@ impl Machine {
     /// Queues an entry for the stream of `life`; without one, `Hello` will bring things in order.
     pub(super) fn tell(&mut self, life: &Life, slot: Slot, entry: OutboxEntry, rebalance: Option<common::RebalanceId>) {
         let bytes = match entry {
-            OutboxEntry::Grant(_) | OutboxEntry::Update(_) => self.table.get(slot).map_or(0, |e| e.size) + 128,
+            OutboxEntry::Grant(_) | OutboxEntry::Update(_) => {
+                self.table.get(slot).map_or(0, crate::table::TableRow::told_size)
+            }
             OutboxEntry::Release(_) | OutboxEntry::Check(..) => 64,
         };
         if let Some((_, session)) = self.sessions.settled(life) {
