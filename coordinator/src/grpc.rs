@@ -96,7 +96,7 @@ impl Layers {
             .layer(CallLayer::new(self.count))
             .layer(CallLayer::new(Trace))
             .layer(CallLayer::new(Undecodable))
-            .layer(CallLayer::new(Arriving))
+            .layer(CallLayer::new(Arriving::default()))
             .layer(CallLayer::new(self.authorize))
             .layer(CallLayer::new(self.watches))
             .layer(CallLayer::new(self.forward))

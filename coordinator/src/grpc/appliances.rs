@@ -215,7 +215,7 @@ impl AppliancesService {
         changed.map_err(|e| status::from_command(&e))
     }
 
-    /// One page, of at most `size` appliances and about 3 MiB.
+    /// One page, of at most `size` appliances and about [`MAX_PAGE_BYTES`].
     async fn page(
         &self,
         filter: &Filter,

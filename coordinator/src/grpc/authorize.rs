@@ -42,9 +42,9 @@ pub(super) const FORWARDED_ROLES: HeaderName = HeaderName::from_static("rug-forw
 const BY_WAY: &str = " by way of ";
 /// Longest caller's name, in bytes, that is accepted from another coordinator: more than any that is made.
 const MAX_CALLER: usize = 4 << 10;
-/// Callers and calls whose refusals are limited in the log each for itself, so that none can drown the refusals of another,
-/// and a caller cannot hide one call that was refused behind many of another. While there are so many, all others share one
-/// limit.
+/// Callers whose refusals are limited in the log each for itself, so that none can drown the refusals of another. Reading
+/// has a limit beside that of everything else, so that nobody hides a change it tried behind reading. While there are so
+/// many, all others share one limit.
 const MAX_LIMITS: usize = 1_000;
 
 /// Who makes a call, and about which appliances it may be. An extension of every request that is let through.
@@ -128,7 +128,7 @@ pub(crate) fn access_of(extensions: &http::Extensions) -> Result<&Access, Status
 pub struct Authorize {
     policy: Policy,
     tokens: Option<Tokens>,
-    /// Limits of the log lines about refusals, by [`log_key`] and call: whoever is refused may try as often as it likes.
+    /// Limits of the log lines about refusals, by [`log_key`] and whether it was to read: whoever is refused may try as often as it likes.
     limits: Mutex<HashMap<String, Arc<LogLimit>>>,
 }
 
@@ -177,11 +177,7 @@ pub(super) fn grants_of(policy: &Policy, accepts_tokens: bool, peer: &PeerInfo) 
 /// a coordinator forwards count as its own.
 fn log_key(peer: &PeerInfo, caller: Option<&Principal>) -> String {
     let proven = caller.and_then(|caller| caller.name.strip_suffix(&format!(" at {}", peer.address)));
-    match (proven, &peer.identity) {
-        (Some(name), _) => name.to_owned(),
-        (None, PeerIdentity::Certificate(identity)) => identity.name(),
-        (None, PeerIdentity::Local(_) | PeerIdentity::Unverified) => peer.address.network(),
-    }
+    proven.map_or_else(|| peer.key(), str::to_owned)
 }
 
 /// The name, or else the address without a port, of the caller that a coordinator names.
@@ -223,9 +219,10 @@ impl Authorize {
 
     /// Logs a refusal, unless there were too many of this caller just before.
     fn log(&self, peer: &PeerInfo, caller: Option<&Principal>, call: &Call, refusal: &Status) {
-        let Call { service, method, .. } = call;
+        let Call { service, method, permission, .. } = call;
         let call = format!("{service}/{method}");
-        let key = format!("{} {call}", log_key(peer, caller));
+        let reads = matches!(permission, Permission::ReadAppliances | Permission::ReadCluster | Permission::Identify);
+        let key = format!("{} {reads}", log_key(peer, caller));
         let limit = {
             let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
             if limits.len() >= MAX_LIMITS && !limits.contains_key(&key) {

@@ -23,8 +23,8 @@ use crate::views::CatalogEntry;
 
 /// Largest part of a caller's deadline that is reserved for the response.
 const MARGIN: Duration = Duration::from_millis(250);
-/// Largest message that clients with default settings accept, less the overhead around a page.
-pub(super) const MAX_PAGE_BYTES: usize = 3 * 1024 * 1024;
+/// Bytes of a page, about: what clients with default settings accept, and little enough to be kept until it is read.
+pub(super) const MAX_PAGE_BYTES: usize = 1 << 20;
 
 /// What the services share.
 #[derive(Clone)]

@@ -98,6 +98,16 @@ impl fmt::Display for PeerAddress {
     }
 }
 
+impl PeerInfo {
+    /// Whose share of what is bounded for each peer it takes: that of a certificate, or of an address without one.
+    pub(super) fn key(&self) -> String {
+        match &self.identity {
+            PeerIdentity::Certificate(identity) => identity.name(),
+            PeerIdentity::Local(_) | PeerIdentity::Unverified => self.address.network(),
+        }
+    }
+}
+
 impl fmt::Display for PeerInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.identity {

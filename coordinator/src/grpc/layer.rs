@@ -3,8 +3,9 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Map};
@@ -150,5 +151,67 @@ impl<T: Send + Unpin + 'static> http_body::Body for KeepingBody<T> {
 
     fn size_hint(&self) -> http_body::SizeHint {
         self.body.size_hint()
+    }
+}
+
+/// The body of an answer that its caller has to read in time, which keeps something until then. While nothing is read,
+/// nobody asks a body for anything, so a task of its own lets go.
+pub(super) struct ExpiringBody<T>(Arc<Mutex<Option<(Body, T)>>>);
+
+impl<T: Send + 'static> ExpiringBody<T> {
+    /// This answer, which keeps `kept`, for at most `limit`.
+    pub(super) fn of(answer: Response<Body>, kept: T, limit: Duration) -> Response<Body> {
+        answer.map(|body| {
+            let open = Arc::new(Mutex::new(Some((body, kept))));
+            let expiring = Arc::downgrade(&open);
+            tokio::spawn(async move {
+                tokio::time::sleep(limit).await;
+                if let Some(open) = expiring.upgrade() {
+                    drop(lock(&open).take());
+                }
+            });
+            Body::new(Self(open))
+        })
+    }
+}
+
+fn lock<T>(open: &Mutex<T>) -> MutexGuard<'_, T> {
+    open.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<T: Send + 'static> http_body::Body for ExpiringBody<T> {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match &mut *lock(&self.0) {
+            Some((body, _)) => Pin::new(body).poll_frame(cx),
+            None => Poll::Ready(Some(Err(Status::deadline_exceeded("the answer was not read in time")))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        lock(&self.0).as_ref().is_some_and(|(body, _)| body.is_end_stream())
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        lock(&self.0).as_ref().map_or_else(http_body::SizeHint::default, |(body, _)| body.size_hint())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_nobody_reads_is_let_go_of() {
+        let kept = Arc::new(());
+        let limit = Duration::from_secs(60);
+        let mut answer = ExpiringBody::of(Response::new(Body::empty()), Arc::clone(&kept), limit);
+        assert_eq!(Arc::strong_count(&kept), 2);
+        tokio::time::sleep(limit * 2).await;
+        assert_eq!(Arc::strong_count(&kept), 1);
+        let frame = std::future::poll_fn(|cx| http_body::Body::poll_frame(Pin::new(answer.body_mut()), cx)).await;
+        assert!(frame.is_some_and(|frame| frame.is_err()), "it is no whole answer");
     }
 }

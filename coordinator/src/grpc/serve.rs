@@ -22,7 +22,7 @@ use tonic::body::Body;
 use tower::ServiceExt;
 use tracing::{debug, error, warn};
 
-use super::incoming::{Incoming, IncomingConnection};
+use super::incoming::{Incoming, IncomingConnection, PeerIdentity};
 use super::layer::Calls;
 
 /// Calls under way on one connection. A standby passes the calls of all its clients on over one; others may have fewer, see
@@ -32,6 +32,9 @@ const STREAMS: u32 = 4_096;
 const HEADERS: u32 = 16 * 1024;
 /// Calls of one connection that may be cancelled before they were looked at; beyond it the connection is closed.
 const RESETS: usize = 64;
+/// The same for a peer with a certificate. A standby passes on what any of its clients cancels, and closing its connection
+/// would end the calls of all others.
+const RESETS_OF_KNOWN: usize = 4_096;
 /// How often a peer is asked whether it is still there, and how long it may take to answer.
 const ALIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(5));
 
@@ -80,7 +83,8 @@ async fn serve_one<S: Calls>(connection: IncomingConnection, calls: S, closing: 
         let answer: BoxFuture<'static, Result<Response<Body>, Infallible>> = calls.clone().oneshot(request).boxed();
         answer
     });
-    let mut served = pin!(protocol().serve_connection(TokioIo::new(stream), service));
+    let resets = if matches!(peer.identity, PeerIdentity::Certificate(_)) { RESETS_OF_KNOWN } else { RESETS };
+    let mut served = pin!(protocol(resets).serve_connection(TokioIo::new(stream), service));
     let mut idle = pin!(place.idle());
     let mut revoked = pin!(async {
         match trusted {
@@ -107,7 +111,7 @@ async fn serve_one<S: Calls>(connection: IncomingConnection, calls: S, closing: 
     }
 }
 
-fn protocol() -> http2::Builder<TokioExecutor> {
+fn protocol(resets: usize) -> http2::Builder<TokioExecutor> {
     let mut protocol = http2::Builder::new(TokioExecutor::new());
     protocol
         .timer(TokioTimer::new())
@@ -115,7 +119,7 @@ fn protocol() -> http2::Builder<TokioExecutor> {
         .keep_alive_timeout(ALIVE.1)
         .max_concurrent_streams(Some(STREAMS))
         .max_header_list_size(HEADERS)
-        .max_pending_accept_reset_streams(Some(RESETS));
+        .max_pending_accept_reset_streams(Some(resets));
     protocol
 }
 

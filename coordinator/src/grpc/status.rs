@@ -27,6 +27,7 @@ use proto::convert::scalar::clip;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::budget::Exhausted;
 use crate::commands::CommandError;
 use crate::history::HistoryError;
 
@@ -185,6 +186,27 @@ pub fn too_many_calls(most: usize) -> Status {
     let text = format!("{most} calls are under way on this connection, which is all it may have");
     let details = ErrorDetails::with_quota_failure_violation("connection", text.as_str());
     build(Code::ResourceExhausted, &text, "TOO_MANY_CALLS", HashMap::new(), details)
+}
+
+/// The status of a request that is larger than its call ever needs.
+pub fn request_too_large(most: usize) -> Status {
+    let text = format!("the request has more than the {most} bytes that are read of such a call");
+    let details = ErrorDetails::with_quota_failure_violation("request", text.as_str());
+    build(Code::ResourceExhausted, &text, "REQUEST_TOO_LARGE", HashMap::new(), details)
+}
+
+/// The status of a request for which there is no room beside others that are arriving.
+pub fn too_many_bytes(exhausted: &Exhausted) -> Status {
+    let text = format!("{exhausted}: requests that are still arriving; try again later");
+    let details = ErrorDetails::with_quota_failure_violation("requests", text.as_str());
+    build(Code::ResourceExhausted, &text, "TOO_MANY_BYTES", HashMap::new(), details)
+}
+
+/// The status of a list beyond the bound.
+pub fn too_many_lists(exhausted: &Exhausted) -> Status {
+    let text = format!("{exhausted}: lists that were not read yet; read them, or try again later");
+    let details = ErrorDetails::with_quota_failure_violation("lists", text.as_str());
+    build(Code::ResourceExhausted, &text, "TOO_MANY_LISTS", HashMap::new(), details)
 }
 
 /// The status of a watch beyond the bound; `who` has `most` open.

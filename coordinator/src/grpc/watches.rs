@@ -1,23 +1,32 @@
-//! How many watches are open: of one caller, and in all.
+//! How many watches are open, and how many lists wait to be read: of one caller, and in all.
 //!
-//! A watch keeps what its client has not read yet, a list of all appliances at first, for as long as the client likes. So
-//! each caller has a bound of its own, and all together have one; a call beyond it is refused with `RESOURCE_EXHAUSTED`.
-//! Calls that a coordinator forwards count as those of their callers.
+//! A watch keeps what its client has not read yet, a list of all appliances at first, for as long as the client likes; and
+//! a page of a list is kept until its client reads it, which has to be soon. So each caller has a bound of its own, and all
+//! together have one; a call beyond it is refused with `RESOURCE_EXHAUSTED`, a list only after it has waited. Calls that a
+//! coordinator forwards count as those of their callers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::appliance::FieldViolation;
 use futures::FutureExt;
-use http::Request;
+use http::{Request, Response};
 use runtime::log_limited;
 use serde::{Deserialize, Serialize};
 use tonic::body::Body;
 
 use super::authorize::access_of;
 use super::incoming::PeerInfo;
-use super::layer::{Answer, Around, Calls, KeepingBody, Next, at_once};
+use super::layer::{Answer, Around, Calls, ExpiringBody, KeepingBody, Next, at_once};
 use super::status;
-use crate::budget::{Budget, Exhausted};
+use crate::budget::{Budget, Exhausted, HeldShare};
+
+/// Lists of all callers, and of each, that are made or wait to be read at once: 64 MiB for all at most.
+const LISTS: (usize, usize) = (64, 16);
+/// How long a list waits for others to be read. Pages are read in milliseconds.
+const TURN: Duration = Duration::from_secs(5);
+/// How long a client may take to read a page.
+const READ: Duration = Duration::from_secs(60);
 
 /// Settings of watches.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,26 +60,42 @@ impl Config {
 pub struct BoundWatches {
     config: Config,
     open: Arc<Budget>,
+    lists: Arc<Budget>,
 }
 
 impl BoundWatches {
     /// Within these bounds.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        Self { open: Budget::new(config.max, config.max_per_caller), config }
+        Self { open: Budget::new(config.max, config.max_per_caller), lists: Budget::new(LISTS.0, LISTS.1), config }
+    }
+
+    /// Answers a list when it is its turn.
+    async fn list<S: Calls>(mut turn: HeldShare, request: Request<Body>, next: Next<S>) -> Response<Body> {
+        if let Err(exhausted) = turn.grow_within(1, TURN).await {
+            log_limited!(warn, "list refused: {exhausted}");
+            return status::too_many_lists(&exhausted).into_http();
+        }
+        let answer = next.call(request).await;
+        ExpiringBody::of(answer, turn, READ)
     }
 }
 
 impl Around for BoundWatches {
     fn around<S: Calls>(self: &Arc<Self>, request: Request<Body>, next: Next<S>) -> Answer {
-        // Also the one of the health service.
-        if !request.uri().path().ends_with("/Watch") {
+        let path = request.uri().path();
+        // Also the watch of the health service.
+        let (watches, lists) = (path.ends_with("/Watch"), path.ends_with("/List"));
+        if !watches && !lists {
             return next.call(request);
         }
         let caller = match access_of(request.extensions()) {
             Ok(access) => access.caller_key(),
             Err(status) => return at_once(&status),
         };
+        if lists {
+            return Self::list(self.lists.hold(caller), request, next).boxed();
+        }
         let mut held = self.open.hold(caller);
         match held.grow(1) {
             Ok(()) => next.call(request).map(move |answer| KeepingBody::of(answer, held)).boxed(),
