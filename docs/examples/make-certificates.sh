@@ -22,6 +22,10 @@ dir=$1
 shift
 umask 077
 mkdir -p "$dir"
+# A CA that somebody else can read or has put there would sign for them, too.
+[ -O "$dir" ] && [ ! -L "$dir" ] || { echo "$dir: is not a folder of yours" >&2; exit 2; }
+[ -z "$(find "$dir" -maxdepth 0 -perm /022)" ] || { echo "$dir: others can write to it; chmod go-w" >&2; exit 2; }
+[ ! -e "$dir/ca.key" ] || [ -O "$dir/ca.key" ] || { echo "$dir/ca.key: is not yours" >&2; exit 2; }
 
 if [ ! -f "$dir/ca.key" ]; then
     openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days "${CA_DAYS:-3650}" -subj "/CN=rug ca" \
@@ -64,6 +68,9 @@ for entry in "$@"; do
     case $entry in *[\#\$\;\\\"\']*) echo "$entry: names have no # \$ ; \\ or quotes" >&2; exit 2 ;; esac
     case $name in '' | *[!A-Za-z0-9._-]* | .*) echo "$entry: begins with no name of letters, digits, ._-" >&2; exit 2 ;; esac
     names=DNS:$name
+    # Workers and operators are clients only.
+    usage=clientAuth
+    case $role in '' | coordinator) usage=serverAuth,clientAuth ;; esac
     case $role in
         '') ;;
         coordinator | worker) names=$names,URI:rug://$role/$name ;;
@@ -87,7 +94,7 @@ for entry in "$@"; do
     mkdir "$new"
     # Coordinators are servers, and clients of each other.
     printf '%s\n' "subjectAltName=$names" "basicConstraints=critical,CA:FALSE" \
-        "keyUsage=critical,digitalSignature" "extendedKeyUsage=serverAuth,clientAuth" >"$new/ext"
+        "keyUsage=critical,digitalSignature" "extendedKeyUsage=$usage" >"$new/ext"
     openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/CN=$name" \
         -keyout "$new/key.pem" -out "$new/csr" 2>/dev/null
     openssl x509 -req -in "$new/csr" -CA "$dir/ca.pem" -CAkey "$dir/ca.key" -set_serial "0x$(openssl rand -hex 16)" \

@@ -158,8 +158,7 @@ fn line_of(text: &str, byte: usize) -> usize {
 pub fn load<T: Settings>(file: Option<&Path>, flags: impl Serialize) -> Result<Loaded<T>, Error> {
     let mut figment = Figment::new();
     let mut exposed = None;
-    let read =
-        |path: &Path| std::fs::read_to_string(path).map_err(|source| Error::File { path: path.to_owned(), source });
+    let read = |path: &Path| file::read_settings(path).map_err(|source| Error::File { path: path.to_owned(), source });
     let text = file.map(read).transpose()?.unwrap_or_default();
     let parsed = file.map(|path| ParsedFile::new(path, &text)).transpose()?;
     if let Some(path) = file {

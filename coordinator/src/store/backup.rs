@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use runtime::folder::{self, Folder};
 use sea_orm::ConnectionTrait;
 
 use super::Config;
@@ -23,6 +24,9 @@ pub enum BackupError {
     /// It is not a file.
     #[error("{0} is a database server: copy it with its own program, pg_dump or mariadb-dump --single-transaction")]
     Server(String),
+    /// Other users could replace the copy, or what it is copied to first.
+    #[error("the copy would not be safe: {0}")]
+    Exposed(#[from] folder::Error),
     /// The copy cannot be written.
     #[error("write {}: {source}", path.display())]
     Output {
@@ -44,6 +48,12 @@ pub(super) async fn backup(config: &Config, to: &Path) -> Result<u64, BackupErro
         return Err(Error::Open { path: target.name().to_owned(), cause: OutageCause::CannotOpen }.into());
     }
     let failed = |path: &Path, source| BackupError::Output { path: path.to_owned(), source };
+    // Whoever can replace files in the folder would get the whole database.
+    let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        return Err(failed(folder, io::Error::new(io::ErrorKind::NotFound, "is no folder")));
+    }
+    Folder::trusted(folder)?;
     if to.symlink_metadata().is_ok() {
         return Err(failed(to, io::Error::new(io::ErrorKind::AlreadyExists, "it exists, and is not replaced")));
     }

@@ -72,6 +72,19 @@ pub(crate) fn read_endpoint(folder: &Path) -> Result<Option<Endpoint>, Failure> 
     }
 }
 
+/// Refuses a folder of a socket that others have, or can have, put there: it may lead to another cluster.
+pub(super) fn judge_folder(socket: &Path) -> Result<(), Failure> {
+    let Some(folder) = socket.parent() else { return Ok(()) };
+    match Folder::existing(folder) {
+        Ok(_) => Ok(()),
+        Err(Error::Foreign { path, owner, .. }) => Err(refused(&path, &format!("belongs to {owner}"))),
+        Err(Error::Link(path)) => Err(refused(&path, "is a symbolic link")),
+        // Its own user's is closed to others.
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        Err(error) => Err(Failure::usage(format!("{error}; {NAME_IT}"))),
+    }
+}
+
 /// Refuses what neither this user nor root has put there.
 pub(super) fn judge_owner(path: &Path, owner: u32) -> Result<(), Failure> {
     if folder::is_own_or_root(owner) {

@@ -16,7 +16,7 @@ use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 use super::DEFAULT_SOCKET;
-use super::endpoint::{judge_owner, read_endpoint};
+use super::endpoint::{judge_folder, judge_owner, read_endpoint};
 use crate::error::{Exit, Failure};
 
 /// Timeout of a connection attempt.
@@ -67,6 +67,7 @@ fn local_servers(start: &Path) -> Result<ServerAddresses, Failure> {
             return local(endpoint.address, endpoint.cluster);
         }
         let socket = folder.join(DEFAULT_SOCKET);
+        judge_folder(&socket)?;
         // Where a link leads is judged by who serves there, as it is connected to.
         let is_socket = |kind: std::fs::FileType| kind.is_socket() || kind.is_symlink();
         if let Some(meta) = socket.symlink_metadata().ok().filter(|meta| is_socket(meta.file_type())) {

@@ -39,6 +39,7 @@ pub mod fence;
 mod finding;
 mod launch;
 mod record;
+mod removal;
 mod shims;
 mod starting;
 mod system;
@@ -216,10 +217,9 @@ impl Driver for ProcessDriver {
             }
             held.check()?;
             held.note("forget", 0, 0, None, "begun");
-            match std::fs::remove_dir_all(inner.instances.path().join(appliance.to_string())) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-                _ => {}
-            }
+            let folder = inner.instances.path().join(appliance.to_string());
+            removal::remove_tree(&folder)
+                .map_err(|error| Error::Failed(format!("remove {}: {error}", folder.display())))?;
             held.entomb()?;
             held.note("forget", 0, 0, None, "done");
             Ok(())
