@@ -138,6 +138,9 @@ mod tests {
             members: vec![],
             health_check: HealthCheck::default(),
             limits: crate::kind::Limits::default(),
+            algorithm: Default::default(),
+            proxy_protocol: None,
+            trust_proxy_from: vec![],
         };
         let spec = Spec {
             kind: KindSpec::Loadbalancer(LoadBalancer { listeners: vec![listener("a", 80), listener("b", 81)] }),

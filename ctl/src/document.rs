@@ -16,9 +16,10 @@ use common::ApplianceId;
 use common::appliance::{MAX_REPLICAS, Name};
 use common::cluster::ClusterRef;
 use common::driver::DriverName;
-use common::kind::KindName;
+use common::kind::{Algorithm, KindName, Network, ProxyProtocol};
 use common::network_port::{MacAddress, PortAddress};
 use proto::admin::v1;
+use proto::convert::{algorithm_to_wire, proxy_protocol_to_wire};
 use serde_saphyr::{budget, options};
 
 use crate::error::Failure;
@@ -389,8 +390,34 @@ fn listener(field: Field, report: &mut ReadReport) -> Option<v1::Listener> {
     let members = members.into_iter().filter_map(|field| member(field, report)).collect();
     let health_check = fields.take("health_check", report).and_then(|field| health_check(field, report));
     let limits = fields.take("limits", report).and_then(|field| limits(field, report));
+    let algorithms = Algorithm::ALL.map(|algorithm| (algorithm.name(), algorithm));
+    let algorithm = fields.take("algorithm", report).and_then(|f| one_of(&f, &algorithms, report));
+    let versions = ProxyProtocol::ALL.map(|version| (version.name(), version));
+    let proxy_protocol = fields.take("proxy_protocol", report).and_then(|f| one_of(&f, &versions, report));
+    let trusted = fields.take("trust_proxy_from", report).map(|f| f.list(report)).unwrap_or_default();
+    let trusted = trusted.iter().filter_map(|field| checked(field, report, str::parse::<Network>));
+    let trust_proxy_from = trusted.map(|network| network.to_string()).collect();
     fields.finish(report);
-    Some(v1::Listener { name: name.unwrap_or_default(), address, port: port?, members, health_check, limits })
+    Some(v1::Listener {
+        name: name.unwrap_or_default(),
+        address,
+        port: port?,
+        members,
+        health_check,
+        limits,
+        algorithm: algorithm_to_wire(algorithm.unwrap_or_default()),
+        proxy_protocol: proxy_protocol_to_wire(proxy_protocol),
+        trust_proxy_from,
+    })
+}
+
+/// One of several words.
+fn one_of<T: Copy>(field: &Field, known: &[(&str, T)], report: &mut ReadReport) -> Option<T> {
+    checked(field, report, |text| {
+        let found = known.iter().find(|(name, _)| *name == text);
+        let names = || known.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+        found.map(|(_, value)| *value).ok_or_else(|| format!("must be one of {}", names()))
+    })
 }
 
 fn limits(field: Field, report: &mut ReadReport) -> Option<v1::ConnectionLimits> {
@@ -398,9 +425,14 @@ fn limits(field: Field, report: &mut ReadReport) -> Option<v1::ConnectionLimits>
     let most = fields.take("max_connections", report).and_then(|f| f.whole(1..=u32::MAX, report));
     let idle = fields.take("idle_timeout", report).and_then(|f| f.duration(report)).and_then(wire_duration);
     let half = fields.take("half_close_timeout", report).and_then(|f| f.duration(report)).and_then(wire_duration);
+    let drain = fields.take("drain_timeout", report).and_then(|f| f.duration(report)).and_then(wire_duration);
     fields.finish(report);
-    let max_connections = most.unwrap_or_default();
-    Some(v1::ConnectionLimits { max_connections, idle_timeout: idle, half_close_timeout: half })
+    Some(v1::ConnectionLimits {
+        max_connections: most.unwrap_or_default(),
+        idle_timeout: idle,
+        half_close_timeout: half,
+        drain_timeout: drain,
+    })
 }
 
 fn member(field: Field, report: &mut ReadReport) -> Option<v1::Member> {

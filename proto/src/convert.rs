@@ -25,5 +25,8 @@ mod worker;
 mod tests;
 
 pub use driver::offers_to_wire;
-pub use spec::{spec_from_wire, spec_to_wire, take_maps};
+pub use spec::{
+    UnknownNumber, algorithm_from_wire, algorithm_to_wire, proxy_protocol_from_wire, proxy_protocol_to_wire,
+    spec_from_wire, spec_to_wire, take_maps,
+};
 pub use worker::WireError;

@@ -4,7 +4,7 @@ use common::Token;
 use common::status::Details;
 
 use crate::appliance::api::Config;
-use crate::appliance::balancer;
+use crate::appliance::{balancer, proxy};
 use crate::drivers::process;
 use crate::kinds::rest;
 
@@ -34,6 +34,14 @@ pub fn conditions(body: &[u8]) -> Details {
 #[must_use]
 pub fn refusal(status: u16, body: &[u8], ours: Token) -> String {
     rest::refused(status, body, ours).to_string()
+}
+
+/// Reads a header of the PROXY protocol: how long it is, and the header that says the same. `None` while it is incomplete.
+///
+/// # Errors
+/// That it is none.
+pub fn proxy_header(bytes: &[u8]) -> Result<Option<(usize, Vec<u8>)>, String> {
+    proxy::rewrite(bytes)
 }
 
 /// Reads a configuration as the reference appliance does.

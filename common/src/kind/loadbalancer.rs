@@ -7,19 +7,23 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use self::contract::Config;
+pub use self::routing::{Algorithm, Network, ProxyProtocol};
 use super::{Configuration, Kind, LaunchRecipe, Listen, PortOverflow, ProbeSpec, Program, shifted};
 use crate::limits::{FieldViolation, MAX_REPLICAS, check_count, check_port};
 use crate::name::Name;
 use crate::version::Generation;
 
 pub mod contract;
+mod routing;
 
+/// Most networks that a listener can trust.
+const MAX_TRUSTED: usize = 64;
 /// Most connections that one listener can ask for: each takes two of the some 64,000 ports of an address and two sockets.
 const MAX_CONNECTIONS: u32 = 100_000;
 /// Field path of the listeners.
 const LISTENERS: &str = "spec.loadbalancer.listeners";
 
-/// A TCP load balancer: connections to each listener go round robin to the members that pass its health check.
+/// A TCP load balancer: connections to each listener go to the members that pass its health check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoadBalancer {
@@ -45,6 +49,15 @@ pub struct Listener {
     /// What its connections may take.
     #[serde(default, skip_serializing_if = "Limits::is_default")]
     pub limits: Limits,
+    /// Which member a new connection goes to.
+    #[serde(default, skip_serializing_if = "Algorithm::is_default")]
+    pub algorithm: Algorithm,
+    /// Members are told whose connection they get in this form.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_protocol: Option<ProxyProtocol>,
+    /// From whom the same is taken, in either form. Connections of these begin with it, or are reset.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trust_proxy_from: Vec<Network>,
 }
 
 /// What the connections of one listener may take, of each instance.
@@ -60,6 +73,16 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// The same once one side has ended and the other may go on.
     pub half_close_timeout: Duration,
+    /// How long a connection may go on after its member, or its listener, was taken out of the specification. Then it is reset.
+    #[serde(skip_serializing_if = "is_usual_drain")]
+    pub drain_timeout: Duration,
+}
+
+/// As in [`contract::Limits`].
+const USUAL_DRAIN: Duration = Duration::from_secs(300);
+
+fn is_usual_drain(timeout: &Duration) -> bool {
+    *timeout == USUAL_DRAIN
 }
 
 impl Limits {
@@ -77,6 +100,9 @@ impl Limits {
                 found.push(FieldViolation::new(format!("{at}.{field}"), "must be 1s to 1d"));
             }
         }
+        if self.drain_timeout > *range.end() {
+            found.push(FieldViolation::new(format!("{at}.drain_timeout"), "must be at most 1d"));
+        }
     }
 }
 
@@ -86,6 +112,7 @@ impl Default for Limits {
             max_connections: None,
             idle_timeout: Duration::from_secs(3600),
             half_close_timeout: Duration::from_secs(300),
+            drain_timeout: USUAL_DRAIN,
         }
     }
 }
@@ -96,6 +123,7 @@ impl From<&Limits> for contract::Limits {
             max_connections: limits.max_connections,
             idle_timeout_ms: millis(limits.idle_timeout),
             half_close_timeout_ms: millis(limits.half_close_timeout),
+            drain_timeout_ms: millis(limits.drain_timeout),
         }
     }
 }
@@ -155,6 +183,10 @@ impl Kind for LoadBalancer {
             listener.check_members(&at, found);
             listener.health_check.check(&format!("{at}.health_check"), found);
             listener.limits.check(&format!("{at}.limits"), found);
+            if listener.trust_proxy_from.len() > MAX_TRUSTED {
+                let text = format!("at most {MAX_TRUSTED} are allowed");
+                found.push(FieldViolation::new(format!("{at}.trust_proxy_from"), text));
+            }
         }
     }
 
@@ -198,6 +230,9 @@ impl Listener {
             members: self.members.iter().map(|m| contract::Member { address: m.address, port: m.port }).collect(),
             health_check: contract::Check::from(&self.health_check),
             limits: contract::Limits::from(&self.limits),
+            algorithm: self.algorithm,
+            proxy_protocol: self.proxy_protocol,
+            trust_proxy_from: self.trust_proxy_from.clone(),
         })
     }
 
@@ -253,6 +288,32 @@ mod tests {
     }
 
     #[test]
+    fn what_the_version_before_does_not_know_is_left_out_while_it_is_not_asked_for() {
+        let stored = r#"{"name":"a","address":"127.0.0.1","port":80,"members":[],"health_check":{"interval":{"secs":2,
+            "nanos":0},"timeout":{"secs":1,"nanos":0},"fall":2,"rise":1}}"#;
+        let listener: Listener = serde_json::from_str(stored).expect("a row of the version before");
+        let same: serde_json::Value = serde_json::from_str(stored).expect("JSON");
+        assert_eq!(serde_json::to_value(&listener).expect("plain data"), same);
+        let sent = serde_json::to_value(listener.configuration(0).expect("in range")).expect("plain data");
+        let fields: Vec<_> = sent.as_object().expect("fields").keys().map(String::as_str).collect();
+        assert_eq!(fields, ["address", "health_check", "members", "name", "port"]);
+        let networks = vec!["10.0.0.0/8".parse().expect("a network"); MAX_TRUSTED + 1];
+        let asked = Listener {
+            algorithm: Algorithm::SourceHash,
+            proxy_protocol: Some(ProxyProtocol::V2),
+            trust_proxy_from: networks,
+            ..listener
+        };
+        let sent = asked.configuration(0).expect("in range");
+        assert_eq!((sent.algorithm, sent.proxy_protocol), (asked.algorithm, asked.proxy_protocol));
+        assert_eq!(sent.trust_proxy_from, asked.trust_proxy_from);
+        let mut found = Vec::new();
+        LoadBalancer { listeners: vec![asked] }.validate(1, &mut found);
+        let fields: Vec<_> = found.into_iter().map(|violation| violation.field).collect();
+        assert_eq!(fields, [format!("{LISTENERS}[0].trust_proxy_from")]);
+    }
+
+    #[test]
     fn limits_are_left_out_while_nothing_is_asked_for() {
         let stored = r#"{"name":"a","address":"127.0.0.1","port":80,"members":[]}"#;
         let listener: Listener = serde_json::from_str(stored).expect("a row of the version before");
@@ -262,14 +323,19 @@ mod tests {
         assert!(!sent.contains("limits"), "{sent}");
         let asked = Listener { limits: Limits { max_connections: Some(7), ..Limits::default() }, ..listener };
         let sent = serde_json::to_string(&asked.configuration(0).expect("in range")).expect("plain data");
-        assert!(sent.contains(r#""limits":{"max_connections":7,"#), "{sent}");
+        assert!(sent.contains(r#""limits":{"max_connections":7,"#) && !sent.contains("drain"), "{sent}");
         let balancer = |limits| LoadBalancer { listeners: vec![Listener { limits, ..asked.clone() }] };
         let mut found = Vec::new();
-        let zero = Duration::ZERO;
-        balancer(Limits { max_connections: Some(0), idle_timeout: zero, half_close_timeout: zero })
-            .validate(1, &mut found);
+        let (zero, long) = (Duration::ZERO, Duration::from_secs(24 * 3600 + 1));
+        balancer(Limits {
+            max_connections: Some(0),
+            idle_timeout: zero,
+            half_close_timeout: zero,
+            drain_timeout: long,
+        })
+        .validate(1, &mut found);
         let fields: Vec<_> = found.iter().map(|violation| violation.field.as_str()).collect();
         let at = |field: &str| format!("{LISTENERS}[0].limits.{field}");
-        assert_eq!(fields, [at("max_connections"), at("idle_timeout"), at("half_close_timeout")]);
+        assert_eq!(fields, [at("max_connections"), at("idle_timeout"), at("half_close_timeout"), at("drain_timeout")]);
     }
 }

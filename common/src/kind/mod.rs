@@ -19,7 +19,7 @@ pub mod custom;
 pub mod loadbalancer;
 
 pub use self::custom::{Custom, Probe};
-pub use self::loadbalancer::{HealthCheck, Limits, Listener, LoadBalancer, Member};
+pub use self::loadbalancer::{Algorithm, HealthCheck, Limits, Listener, LoadBalancer, Member, Network, ProxyProtocol};
 
 /// What one kind knows. The value is what an appliance of this kind asks for, and has passed [`Kind::validate`].
 pub trait Kind {

@@ -6,8 +6,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use common::kind::{Algorithm, ProxyProtocol};
 use common::status::PID_DETAIL;
 use proto::admin::v1;
+use proto::convert::{algorithm_from_wire, proxy_protocol_from_wire};
 use serde::Serialize;
 
 /// `kind/name`, with `tenant/` in front unless it is the default one.
@@ -127,6 +129,12 @@ struct Listener {
     health_check: Option<HealthCheck>,
     #[serde(skip_serializing_if = "Option::is_none")]
     limits: Option<Limits>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    algorithm: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proxy_protocol: Option<&'static str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    trust_proxy_from: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -137,6 +145,8 @@ struct Limits {
     idle_timeout: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     half_close_timeout: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drain_timeout: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -308,7 +318,14 @@ fn listener(listener: v1::Listener) -> Listener {
             max_connections: some(limits.max_connections),
             idle_timeout: limits.idle_timeout.as_ref().map(duration),
             half_close_timeout: limits.half_close_timeout.as_ref().map(duration),
+            drain_timeout: limits.drain_timeout.as_ref().map(duration),
         }),
+        algorithm: algorithm_from_wire(listener.algorithm)
+            .ok()
+            .filter(|algorithm| *algorithm != Algorithm::default())
+            .map(Algorithm::name),
+        proxy_protocol: proxy_protocol_from_wire(listener.proxy_protocol).ok().flatten().map(ProxyProtocol::name),
+        trust_proxy_from: listener.trust_proxy_from,
     }
 }
 

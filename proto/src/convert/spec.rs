@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use common::appliance::{FieldViolation, MAX_REPLICAS, MAX_SPEC, Name, Spec, Violations};
-use common::kind::{self, Custom, HealthCheck, KindSpec, Limits, Listener, LoadBalancer, Member, Probe};
+use common::kind::{
+    self, Algorithm, Custom, HealthCheck, KindSpec, Limits, Listener, LoadBalancer, Member, Probe, ProxyProtocol,
+};
 use common::network_port::{MAX_NETWORK_PORTS, NetworkPort};
 use prost::Message;
 
@@ -153,7 +155,70 @@ fn read_listener(i: usize, wire: wire::Listener, at: &str, found: &mut Violation
         members,
         health_check: read_health_check(wire.health_check, &format!("{at}[{i}].health_check"), found),
         limits: read_limits(wire.limits, &format!("{at}[{i}].limits"), found),
+        algorithm: found.take(&format!("{at}[{i}].algorithm"), algorithm_from_wire(wire.algorithm)).unwrap_or_default(),
+        proxy_protocol: found
+            .take(&format!("{at}[{i}].proxy_protocol"), proxy_protocol_from_wire(wire.proxy_protocol))
+            .flatten(),
+        trust_proxy_from: (wire.trust_proxy_from.into_iter().enumerate())
+            .filter_map(|(n, network)| found.take(&format!("{at}[{i}].trust_proxy_from[{n}]"), network.parse()))
+            .collect(),
     }
+}
+
+/// A number for which this version has no word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0} is not known to this version")]
+pub struct UnknownNumber(i32);
+
+/// Reads how a listener chooses members.
+///
+/// # Errors
+/// [`UnknownNumber`].
+pub fn algorithm_from_wire(number: i32) -> Result<Algorithm, UnknownNumber> {
+    use wire::listener::Algorithm as Wire;
+    match Wire::try_from(number).map_err(|_| UnknownNumber(number))? {
+        Wire::Unspecified | Wire::RoundRobin => Ok(Algorithm::RoundRobin),
+        Wire::LeastConnections => Ok(Algorithm::LeastConnections),
+        Wire::SourceHash => Ok(Algorithm::SourceHash),
+    }
+}
+
+/// Writes how a listener chooses members.
+#[must_use]
+pub fn algorithm_to_wire(algorithm: Algorithm) -> i32 {
+    use wire::listener::Algorithm as Wire;
+    let algorithm = match algorithm {
+        // As before there was a choice.
+        Algorithm::RoundRobin => Wire::Unspecified,
+        Algorithm::LeastConnections => Wire::LeastConnections,
+        Algorithm::SourceHash => Wire::SourceHash,
+    };
+    algorithm.into()
+}
+
+/// Reads what connections to members begin with.
+///
+/// # Errors
+/// [`UnknownNumber`].
+pub fn proxy_protocol_from_wire(number: i32) -> Result<Option<ProxyProtocol>, UnknownNumber> {
+    use wire::listener::ProxyProtocol as Wire;
+    match Wire::try_from(number).map_err(|_| UnknownNumber(number))? {
+        Wire::Unspecified => Ok(None),
+        Wire::V1 => Ok(Some(ProxyProtocol::V1)),
+        Wire::V2 => Ok(Some(ProxyProtocol::V2)),
+    }
+}
+
+/// Writes what connections to members begin with.
+#[must_use]
+pub fn proxy_protocol_to_wire(version: Option<ProxyProtocol>) -> i32 {
+    use wire::listener::ProxyProtocol as Wire;
+    let version = match version {
+        None => Wire::Unspecified,
+        Some(ProxyProtocol::V1) => Wire::V1,
+        Some(ProxyProtocol::V2) => Wire::V2,
+    };
+    version.into()
 }
 
 fn read_limits(wire: Option<wire::ConnectionLimits>, at: &str, found: &mut Violations) -> Limits {
@@ -166,6 +231,7 @@ fn read_limits(wire: Option<wire::ConnectionLimits>, at: &str, found: &mut Viola
         max_connections: (wire.max_connections > 0).then_some(wire.max_connections),
         idle_timeout: time("idle_timeout", wire.idle_timeout, default.idle_timeout),
         half_close_timeout: time("half_close_timeout", wire.half_close_timeout, default.half_close_timeout),
+        drain_timeout: time("drain_timeout", wire.drain_timeout, default.drain_timeout),
     }
 }
 
@@ -174,6 +240,7 @@ fn limits_to_wire(limits: &Limits) -> Option<wire::ConnectionLimits> {
         max_connections: limits.max_connections.unwrap_or(0),
         idle_timeout: Some(duration_to_wire(limits.idle_timeout)),
         half_close_timeout: Some(duration_to_wire(limits.half_close_timeout)),
+        drain_timeout: Some(duration_to_wire(limits.drain_timeout)),
     })
 }
 
@@ -261,6 +328,9 @@ fn listener_to_wire(listener: &Listener) -> wire::Listener {
             rise: check.rise,
         }),
         limits: limits_to_wire(&listener.limits),
+        algorithm: algorithm_to_wire(listener.algorithm),
+        proxy_protocol: proxy_protocol_to_wire(listener.proxy_protocol),
+        trust_proxy_from: listener.trust_proxy_from.iter().map(ToString::to_string).collect(),
     }
 }
 

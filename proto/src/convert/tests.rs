@@ -11,7 +11,9 @@ use std::time::Duration;
 use common::Profile;
 use common::appliance::{FieldViolation, Name, Spec};
 use common::driver::{DriverCapabilities, DriverName, DriverOffers};
-use common::kind::{Custom, HealthCheck, KindName, KindSpec, Limits, Listener, LoadBalancer, Member, Probe};
+use common::kind::{
+    Algorithm, Custom, HealthCheck, KindName, KindSpec, Limits, Listener, LoadBalancer, Member, Probe, ProxyProtocol,
+};
 use common::network_port::{NetworkPort, PortAddress};
 use common::ring::MAX_WEIGHT;
 use common::secret::LifeSecret;
@@ -46,21 +48,33 @@ fn kind() -> impl Strategy<Value = KindSpec> {
     let members = prop::collection::btree_set(member(), 0..4).prop_map(|m| m.into_iter().collect::<Vec<_>>());
     let check = (duration(50..=300_000), duration(50..=300_000), 1..=100u32, 1..=100u32)
         .prop_map(|(interval, timeout, fall, rise)| HealthCheck { interval, timeout, fall, rise });
-    let times = (duration(1_000..=86_400_000), duration(1_000..=86_400_000));
-    let limits =
-        (prop::option::of(1..=100_000u32), times).prop_map(|(max_connections, (idle_timeout, half_close_timeout))| {
-            Limits { max_connections, idle_timeout, half_close_timeout }
-        });
+    let times = (duration(1_000..=86_400_000), duration(1_000..=86_400_000), duration(0..=86_400_000));
+    let limits = (prop::option::of(1..=100_000u32), times).prop_map(
+        |(max_connections, (idle_timeout, half_close_timeout, drain_timeout))| Limits {
+            max_connections,
+            idle_timeout,
+            half_close_timeout,
+            drain_timeout,
+        },
+    );
     let limits = prop_oneof![Just(Limits::default()), limits];
-    let listeners = prop::collection::vec((members, check, limits), 1..4).prop_map(|all| {
-        let listener = |(i, (members, health_check, limits))| Listener {
-            name: format!("l{i}"),
-            address: IpAddr::from([127, 0, 0, 1]),
-            port: 8000 + 100 * u16::try_from(i).expect("few listeners"),
-            members,
-            health_check,
-            limits,
-        };
+    let networks = prop_oneof![Just("10.0.0.0/8"), Just("192.0.2.7"), Just("2001:db8::/32")];
+    let networks = prop::collection::vec(networks.prop_map(|text| text.parse().expect("a network")), 0..3);
+    let proxy = (prop::option::of(prop::sample::select(&ProxyProtocol::ALL)), networks);
+    let routing = (prop::sample::select(&Algorithm::ALL), proxy);
+    let listeners = prop::collection::vec((members, check, limits, routing), 1..4).prop_map(|all| {
+        let listener =
+            |(i, (members, health_check, limits, (algorithm, (proxy_protocol, trust_proxy_from))))| Listener {
+                name: format!("l{i}"),
+                address: IpAddr::from([127, 0, 0, 1]),
+                port: 8000 + 100 * u16::try_from(i).expect("few listeners"),
+                members,
+                health_check,
+                limits,
+                algorithm,
+                proxy_protocol,
+                trust_proxy_from,
+            };
         KindSpec::Loadbalancer(LoadBalancer { listeners: all.into_iter().enumerate().map(listener).collect() })
     });
     let probe =
@@ -493,6 +507,16 @@ fn each_odd_field_of_a_document_is_named() {
         ("appliance.spec.loadbalancer.listeners[0].members[0].port", |a| {
             let members = vec![wire::Member { address: String::new(), port: 0 }];
             spec(a).kind = lb(wire::Listener { port: 1, members, ..Default::default() });
+        }),
+        ("appliance.spec.loadbalancer.listeners[0].algorithm", |a| {
+            spec(a).kind = lb(wire::Listener { port: 1, algorithm: 9, ..Default::default() });
+        }),
+        ("appliance.spec.loadbalancer.listeners[0].proxy_protocol", |a| {
+            spec(a).kind = lb(wire::Listener { port: 1, proxy_protocol: 9, ..Default::default() });
+        }),
+        ("appliance.spec.loadbalancer.listeners[0].trust_proxy_from[1]", |a| {
+            let trust_proxy_from = vec!["10.0.0.0/8".into(), "10.0.0.1/8".into()];
+            spec(a).kind = lb(wire::Listener { port: 1, trust_proxy_from, ..Default::default() });
         }),
         ("appliance.spec.custom.command", |a| spec(a).kind = Some(wire::spec::Kind::Custom(Default::default()))),
     ];

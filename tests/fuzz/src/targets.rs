@@ -13,7 +13,7 @@ const fn target(name: &'static str, seeds: fn() -> Vec<Vec<u8>>, feed: fn(&[u8])
 }
 
 /// Every target.
-pub const TARGETS: [Target; 26] = [
+pub const TARGETS: [Target; 27] = [
     target("session-up", session::up_seeds, session::up),
     target("session-down", session::down_seeds, session::down),
     target("admin-appliance", session::appliance_seeds, session::appliance),
@@ -29,6 +29,7 @@ pub const TARGETS: [Target; 26] = [
     target("zookeeper-contenders", store::contender_seeds, store::contenders),
     target("coordination-url", store::coordination_seeds, store::coordination),
     target("appliance-config", rest::config_seeds, rest::config),
+    target("proxy-header", rest::proxy_seeds, rest::proxy_header),
     target("appliance-status", rest::status_seeds, rest::status),
     target("appliance-refusal", rest::refusal_seeds, rest::refusal),
     target("instance-record", files::record_seeds, files::record),

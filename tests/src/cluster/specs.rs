@@ -57,7 +57,7 @@ pub fn balancer(name: &str, port: u16, members: &[u16]) -> v1::Appliance {
             fall: 2,
             rise: 1,
         }),
-        limits: None,
+        ..v1::Listener::default()
     };
     let kind = v1::spec::Kind::Loadbalancer(v1::LoadBalancer { listeners: vec![listener] });
     appliance(name, "process", kind)

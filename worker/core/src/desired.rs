@@ -69,6 +69,9 @@ mod tests {
             members: vec![],
             health_check: HealthCheck::default(),
             limits: Limits::default(),
+            algorithm: Default::default(),
+            proxy_protocol: None,
+            trust_proxy_from: vec![],
         };
         KindSpec::Loadbalancer(LoadBalancer { listeners: vec![listener] })
     }

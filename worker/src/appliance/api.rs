@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 pub use common::kind::loadbalancer::contract::{Check, Config, DEFAULT_MAX_CONNECTIONS, Limits, Listener, Member};
+pub use common::kind::{Algorithm, Network, ProxyProtocol};
 use common::{Term, Token};
 use serde::{Deserialize, Serialize};
 

@@ -1,22 +1,25 @@
 //! The load balancer as a whole: which listeners there are, and how one configuration follows another.
 //!
 //! A configuration takes effect as a whole or not at all: every socket it needs is bound before anything changes.
-//! Listeners whose address and port stay keep their socket, and every open connection goes on whatever changes.
+//! Listeners whose address and port stay keep their socket, and open connections go on whatever changes; those whose member or listener
+//! is configured no more have a time for that. Sockets and connections can come from the instance before, and go to the one after
+//! (`handover.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use rustix::net::sockopt::set_tcp_nodelay;
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::api::{Config, Labels, Listener};
-use super::listener::{Front, Shared, serve};
+use super::listener::{Front, Moving, Shared, serve};
 use super::slots::shares;
 
 /// Most listeners of a configuration, and most members of a listener.
@@ -52,16 +55,25 @@ struct Active {
 #[derive(Debug)]
 struct RunningListener {
     front: Arc<Front>,
+    socket: Arc<TcpListener>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
+
+/// Sockets that an instance before listens at, by their addresses.
+pub(super) type Inherited = BTreeMap<SocketAddr, std::net::TcpListener>;
 
 impl Balancer {
     /// A balancer without listeners that forwards at most so many connections at a time.
     #[must_use]
     pub fn new(max_connections: usize) -> Self {
         let most = u32::try_from(max_connections.clamp(1, Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
-        let shared = Shared { slots: Arc::new(Semaphore::new(most as usize)), cut: CancellationToken::new() };
+        let shared = Shared {
+            slots: Arc::new(Semaphore::new(most as usize)),
+            interrupt: CancellationToken::new(),
+            successor: Arc::new(OnceLock::new()),
+            cut: CancellationToken::new(),
+        };
         Self { shared, most, active: Mutex::default() }
     }
 
@@ -70,27 +82,33 @@ impl Balancer {
     /// # Errors
     /// [`Invalid`] names the field; nothing has changed then.
     pub async fn apply(&self, config: Config) -> Result<(), Invalid> {
+        self.apply_with(config, Inherited::new()).await
+    }
+
+    /// The same with sockets of the instance before, for listeners that have no socket yet.
+    pub(super) async fn apply_with(&self, config: Config, inherited: Inherited) -> Result<(), Invalid> {
         validate(&config)?;
         let shares = shares(&config, self.most)?;
         let mut active = self.active.lock().await;
         if config == active.config {
             return Ok(());
         }
-        let bound = self.bind(&mut active, &config).await?;
+        let bound = self.bind(&mut active, &config, inherited).await?;
         let wanted: BTreeSet<SocketAddr> = config.listeners.iter().map(address).collect();
         let gone: Vec<_> = active.fronts.keys().filter(|a| !wanted.contains(a)).copied().collect();
         for address in gone {
             if let Some(running) = active.fronts.remove(&address) {
+                running.front.retire();
                 running.stop().await;
             }
         }
         for ((listener, most), socket) in config.listeners.iter().zip(shares).zip(bound) {
             match (socket, active.fronts.get(&address(listener))) {
-                (None, Some(running)) => running.front.update(listener, most),
+                (None, Some(running)) => running.front.update(listener, most, &self.shared),
                 (None, None) => {}
                 (Some(socket), _) => {
-                    let front = Arc::new(Front::new(listener, most));
-                    active.fronts.insert(address(listener), self.start(front, address(listener), socket));
+                    let front = Arc::new(Front::new(listener, most, &self.shared));
+                    active.fronts.insert(address(listener), self.start(front, socket));
                 }
             }
         }
@@ -123,12 +141,42 @@ impl Balancer {
         (self.most as usize).saturating_sub(self.shared.slots.available_permits())
     }
 
+    /// The sockets that are listened at.
+    pub(super) async fn sockets(&self) -> Vec<(SocketAddr, Arc<TcpListener>)> {
+        let active = self.active.lock().await;
+        active.fronts.iter().map(|(address, running)| (*address, Arc::clone(&running.socket))).collect()
+    }
+
+    /// Goes on with a connection of the instance before. One to a listener that is not configured here, or that was handed over
+    /// incomplete, is reset.
+    pub(super) async fn adopt(&self, moving: Moving) {
+        let front = self.active.lock().await.fronts.get(&moving.listener).map(|running| Arc::clone(&running.front));
+        let slot = Arc::clone(&self.shared.slots).acquire_owned().await;
+        let (Some(front), Ok(slot)) = (front, slot) else { return moving.link.reset() };
+        let slots = (front.take_slot(), slot);
+        // Counted by its slots, as those that are accepted here.
+        tokio::spawn(front.adopt(moving, self.shared.clone(), slots));
+    }
+
     /// Stops listening and waits until the last connection has ended, at most for `grace`. Those that are left then are reset, so
     /// that their clients see that they were broken off. Returns how many those were.
     pub async fn drain(&self, grace: Duration) -> usize {
+        self.leave(grace, None).await
+    }
+
+    /// The same, but connections go to `successor` as soon as they have a member.
+    pub(super) async fn hand_over(&self, grace: Duration, successor: mpsc::Sender<Moving>) -> usize {
+        self.leave(grace, Some(successor)).await
+    }
+
+    async fn leave(&self, grace: Duration, successor: Option<mpsc::Sender<Moving>>) -> usize {
         let fronts = std::mem::take(&mut self.active.lock().await.fronts);
         for running in fronts.into_values() {
             running.stop().await;
+        }
+        if let Some(successor) = successor {
+            let _ = self.shared.successor.set(successor);
+            self.shared.interrupt.cancel();
         }
         // All slots free means that no connection is left.
         if timeout(grace, self.shared.slots.acquire_many(self.most)).await.is_ok() {
@@ -136,13 +184,19 @@ impl Balancer {
         }
         let left = self.open();
         self.shared.cut.cancel();
+        self.shared.interrupt.cancel();
         let _ = timeout(CUT_TIME, self.shared.slots.acquire_many(self.most)).await;
         left
     }
 
     /// Binds the sockets a configuration needs beyond those there are: for each of its listeners `None` where there is
     /// one already.
-    async fn bind(&self, active: &mut Active, config: &Config) -> Result<Vec<Option<TcpListener>>, Invalid> {
+    async fn bind(
+        &self,
+        active: &mut Active,
+        config: &Config,
+        mut inherited: Inherited,
+    ) -> Result<Vec<Option<TcpListener>>, Invalid> {
         let wanted: BTreeSet<SocketAddr> = config.listeners.iter().map(address).collect();
         let mut bound = Vec::new();
         let mut moved: Vec<(SocketAddr, Arc<Front>)> = Vec::new();
@@ -152,7 +206,10 @@ impl Balancer {
                 bound.push(None);
                 continue;
             }
-            let mut socket = TcpListener::bind(at).await;
+            let mut socket = match inherited.remove(&at) {
+                Some(socket) => TcpListener::from_std(socket),
+                None => TcpListener::bind(at).await,
+            };
             // A listener that only changes its address may stand in its own way (127.0.0.1 and 0.0.0.0).
             let former = active.fronts.keys().find(|a| a.port() == at.port() && !wanted.contains(a)).copied();
             if let (Err(error), Some(former)) = (&socket, former)
@@ -180,25 +237,27 @@ impl Balancer {
         for (address, front) in moved {
             match TcpListener::bind(address).await {
                 Ok(socket) => {
-                    active.fronts.insert(address, self.start(front, address, socket));
+                    active.fronts.insert(address, self.start(front, socket));
                 }
                 Err(error) => tracing::error!(%address, %error, "a listener was lost to somebody else"),
             }
         }
     }
 
-    fn start(&self, front: Arc<Front>, address: SocketAddr, socket: TcpListener) -> RunningListener {
-        let stop = CancellationToken::new();
-        let task = tokio::spawn(serve(Arc::clone(&front), address, socket, self.shared.clone(), stop.clone()));
-        RunningListener { front, stop, task }
+    fn start(&self, front: Arc<Front>, socket: TcpListener) -> RunningListener {
+        // Connections have it from the socket that they are accepted from; one that cannot be set so works as well.
+        let _ = set_tcp_nodelay(&socket, true);
+        let (socket, stop) = (Arc::new(socket), CancellationToken::new());
+        let task = tokio::spawn(serve(Arc::clone(&front), Arc::clone(&socket), self.shared.clone(), stop.clone()));
+        RunningListener { front, socket, stop, task }
     }
 }
 
 impl RunningListener {
-    /// Stops to accept; the socket is closed when this returns.
+    /// Stops to accept; its socket is closed when this returns.
     async fn stop(self) {
         self.stop.cancel();
-        // It ends at its next await; a panic in it has closed the socket as well.
+        // It ends at its next await; a panic in it has let go of the socket as well.
         let _ = self.task.await;
     }
 }
@@ -255,7 +314,13 @@ fn validate(config: &Config) -> Result<(), Invalid> {
         if limits.max_connections == Some(0) {
             return invalid(format!("{at}.limits.max_connections"), "must be 1 or more");
         }
+        if listener.trust_proxy_from.len() > MOST_ENTRIES {
+            return invalid(format!("{at}.trust_proxy_from"), "at most 256 are allowed");
+        }
         let allowed = 1..=7 * 24 * 3_600_000;
+        if limits.drain_timeout_ms > *allowed.end() {
+            return invalid(format!("{at}.limits"), "drain_timeout_ms must be at most 604800000");
+        }
         if !allowed.contains(&limits.idle_timeout_ms) || !allowed.contains(&limits.half_close_timeout_ms) {
             return invalid(format!("{at}.limits"), "idle_timeout_ms and half_close_timeout_ms must be 1 to 604800000");
         }

@@ -6,7 +6,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -14,9 +13,10 @@ use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::api::Check;
-use super::counters::TrafficCounters;
-use super::relay::broken;
+use super::api::{Check, ProxyProtocol};
+use super::members::Backend;
+use super::proxy;
+use super::relay::broken_off;
 
 /// Checks under way at a time, of all listeners: each takes a socket. The others wait, which makes them late.
 pub(super) const MOST_CHECKS: usize = 128;
@@ -25,36 +25,14 @@ const RESET_WAIT: Duration = Duration::from_millis(20);
 
 static CHECKS: Semaphore = Semaphore::const_new(MOST_CHECKS);
 
-/// A member as one listener sees it.
-#[derive(Debug)]
-pub(super) struct Backend {
-    /// Where it is.
-    pub(super) address: SocketAddr,
-    /// Its traffic through this listener.
-    pub(super) counters: Arc<TrafficCounters>,
-    /// Written by its checker only.
-    healthy: AtomicBool,
-}
-
-impl Backend {
-    pub(super) fn new(address: SocketAddr) -> Self {
-        Self { address, counters: Arc::default(), healthy: AtomicBool::new(true) }
-    }
-
-    /// Whether it passes its health check, as of the last one.
-    pub(super) fn is_healthy(&self) -> bool {
-        self.healthy.load(Ordering::Relaxed)
-    }
-}
-
 /// A running check; ends when dropped.
 #[derive(Debug)]
 pub(super) struct Checker(AbortHandle);
 
 impl Checker {
-    /// Starts to check a member.
-    pub(super) fn start(backend: Arc<Backend>, check: Check) -> Self {
-        Self(tokio::spawn(watch(backend, check)).abort_handle())
+    /// Starts to check a member, with the header that it expects of every connection.
+    pub(super) fn start(backend: Arc<Backend>, check: Check, proxy_protocol: Option<ProxyProtocol>) -> Self {
+        Self(tokio::spawn(watch(backend, check, proxy_protocol)).abort_handle())
     }
 }
 
@@ -64,25 +42,31 @@ impl Drop for Checker {
     }
 }
 
-async fn watch(backend: Arc<Backend>, check: Check) {
+async fn watch(backend: Arc<Backend>, check: Check, proxy_protocol: Option<ProxyProtocol>) {
     let mut ticks = interval(check.interval());
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut streak = Streak { healthy: backend.is_healthy(), against: 0 };
     loop {
         ticks.tick().await;
-        let passed = passes(backend.address, check.timeout()).await;
+        let passed = passes(backend.address, check.timeout(), proxy_protocol).await;
         if streak.note(passed, check) {
-            backend.healthy.store(streak.healthy, Ordering::Relaxed);
+            backend.judge(streak.healthy);
             tracing::info!(member = %backend.address, healthy = streak.healthy, "health of a member changed");
         }
     }
 }
 
-async fn passes(address: SocketAddr, limit: Duration) -> bool {
+async fn passes(address: SocketAddr, limit: Duration, proxy_protocol: Option<ProxyProtocol>) -> bool {
     // Never closed, so that there is always a permit in the end.
     let _permit = CHECKS.acquire().await;
     match timeout(limit, TcpStream::connect(address)).await {
-        Ok(Ok(stream)) => timeout(RESET_WAIT, broken(&stream)).await.is_err(),
+        Ok(Ok(stream)) => {
+            if let Some(version) = proxy_protocol {
+                // A member that gets none may note an error. One that does not take it has reset the connection.
+                let _ = stream.try_write(&proxy::write(version, None));
+            }
+            timeout(RESET_WAIT, broken_off(&stream)).await.is_err()
+        }
         Ok(Err(_)) | Err(_) => false,
     }
 }

@@ -1,33 +1,40 @@
 //! One listener: accepts, picks a member, forwards.
 //!
 //! The socket and the task that accepts live as long as address and port stay configured; members are a [`Pool`] that
-//! is replaced as a whole. A connection takes the pool that is in force when it arrives and is not touched by later
-//! ones. Connections are tasks of their own and go on when their listener is gone; each holds a slot of its listener, of which
-//! no other listener has any, and one of the appliance, by which a drain knows when the last has ended.
+//! is replaced as a whole. A connection takes the pool that is in force when it arrives. Later ones touch it only where its member is in
+//! none of them: then it has the drain time-out to end. Connections are tasks of their own and go on when their listener is gone; each
+//! holds a slot of its listener, of which no other listener has any, and one of the appliance, by which a drain knows when the
+//! last has ended.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use runtime::log_limited;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::api::{self, Check, Label, Limits};
+use super::api::{self, Algorithm, Label};
 use super::counters::TrafficCounters;
-use super::health::{Backend, Checker};
-use super::relay::{RelayEnd, relay, reset};
-use super::slots::Slots;
+use super::members::{Backend, Pool};
+use super::proxy::{self, Ends, Header};
+use super::relay::{Link, RelayEnd, reset};
+use super::slots::{Slot, Slots};
 
 /// Pause after a failed accept, which mostly means that the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long the header of a trusted peer may take. It is the first packet.
+const HEADER_TIME: Duration = Duration::from_secs(5);
+/// Bytes that are read at a time while its end is looked for.
+const HEADER_CHUNK: usize = 2048;
 
 /// What connections to one address and port share.
 #[derive(Debug)]
 pub(super) struct Front {
+    address: SocketAddr,
     pool: RwLock<Arc<Pool>>,
     counters: Arc<TrafficCounters>,
     slots: Arc<Slots>,
@@ -35,38 +42,65 @@ pub(super) struct Front {
     next: AtomicUsize,
 }
 
-/// Members behind a listener, as configured at one moment.
+/// What the connections of all listeners share.
+#[derive(Clone, Debug)]
+pub(super) struct Shared {
+    /// One per connection that may be forwarded at a time.
+    pub(super) slots: Arc<Semaphore>,
+    /// Interrupts every connection; those of a member have one of their own below it.
+    pub(super) interrupt: CancellationToken,
+    /// Where connections that are interrupted go. Without it they are reset.
+    pub(super) successor: Arc<OnceLock<mpsc::Sender<Moving>>>,
+    /// Resets every connection that is left.
+    pub(super) cut: CancellationToken,
+}
+
+/// A connection on its way to the process that goes on with it.
 #[derive(Debug)]
-struct Pool {
-    name: String,
-    check: Check,
-    limits: Limits,
-    members: Vec<(Arc<Backend>, Arc<Checker>)>,
+pub(super) struct Moving {
+    /// Where its client connected to.
+    pub(super) listener: SocketAddr,
+    /// The member it is connected to.
+    pub(super) member: SocketAddr,
+    pub(super) link: Link,
+}
+
+/// What a connection begins with.
+struct Beginning {
+    ends: Ends,
+    /// What has been read of it and is for the member.
+    first: Vec<u8>,
 }
 
 impl Front {
     /// A listener that may have so many connections.
-    pub(super) fn new(listener: &api::Listener, most: u32) -> Self {
-        let pool = RwLock::new(Arc::new(Pool::new(listener, None)));
-        Self { pool, counters: Arc::default(), slots: Arc::new(Slots::new(most)), next: AtomicUsize::new(0) }
+    pub(super) fn new(listener: &api::Listener, most: u32, shared: &Shared) -> Self {
+        Self {
+            address: SocketAddr::new(listener.address, listener.port),
+            pool: RwLock::new(Arc::new(Pool::new(listener, None, shared))),
+            counters: Arc::default(),
+            slots: Arc::new(Slots::new(most)),
+            next: AtomicUsize::new(0),
+        }
     }
 
     /// Puts another set of members, and other limits, in force for new connections. Members that stay keep health and counters.
-    pub(super) fn update(&self, listener: &api::Listener, most: u32) {
+    pub(super) fn update(&self, listener: &api::Listener, most: u32, shared: &Shared) {
         self.slots.resize(most);
-        let pool = Arc::new(Pool::new(listener, Some(&self.pool())));
+        let pool = Arc::new(Pool::new(listener, Some(&self.pool()), shared));
         *self.pool.write().unwrap_or_else(PoisonError::into_inner) = pool;
+    }
+
+    /// It is configured no more: its connections have the drain time-out to end.
+    pub(super) fn retire(&self) {
+        self.pool().retire();
     }
 
     /// Counters of the listener and its members.
     pub(super) fn label(&self) -> Label {
         let pool = self.pool();
-        let members = pool.members.iter().map(|(backend, _)| Label {
-            healthy: Some(backend.is_healthy()),
-            ..backend.counters.label(backend.address.to_string())
-        });
         Label {
-            members: members.collect(),
+            members: pool.members().map(|member| member.label()).collect(),
             max_connections: self.slots.most() as u64,
             saturated: self.slots.filled(),
             ..self.counters.label(pool.name.clone())
@@ -84,13 +118,35 @@ impl Front {
         Arc::clone(&self.pool.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Opens a connection to the next healthy member that takes it.
-    async fn connect(&self, pool: &Pool) -> Option<(TcpStream, Arc<Backend>)> {
-        let healthy: Vec<_> = pool.members.iter().map(|(backend, _)| backend).filter(|b| b.is_healthy()).collect();
-        let first = if healthy.is_empty() { 0 } else { self.next.fetch_add(1, Ordering::Relaxed) % healthy.len() };
-        for backend in healthy.iter().cycle().skip(first).take(healthy.len()) {
+    /// The healthy members in the order in which a connection is offered to them.
+    fn candidates<'a>(&self, pool: &'a Pool, client: IpAddr) -> Vec<&'a Arc<Backend>> {
+        let mut healthy: Vec<_> = pool.members().filter(|member| member.is_healthy()).collect();
+        if healthy.len() < 2 {
+            return healthy;
+        }
+        match pool.algorithm {
+            Algorithm::RoundRobin | Algorithm::LeastConnections => {
+                let turn = self.next.fetch_add(1, Ordering::Relaxed) % healthy.len();
+                healthy.rotate_left(turn);
+            }
+            Algorithm::SourceHash => healthy.sort_by_cached_key(|member| std::cmp::Reverse(member.rank(client))),
+        }
+        if pool.algorithm == Algorithm::LeastConnections {
+            // Stable: among equals the turn decides.
+            healthy.sort_by_key(|member| member.assigned());
+        }
+        healthy
+    }
+
+    /// Opens a connection to the first member that takes it.
+    async fn connect(&self, pool: &Pool, client: IpAddr) -> Option<(TcpStream, Arc<Backend>)> {
+        for backend in self.candidates(pool, client) {
+            let assigned = backend.assign();
             match timeout(pool.check.timeout(), TcpStream::connect(backend.address)).await {
-                Ok(Ok(stream)) => return Some((stream, Arc::clone(backend))),
+                Ok(Ok(stream)) => {
+                    drop(assigned);
+                    return Some((stream, Arc::clone(backend)));
+                }
                 Ok(Err(_)) | Err(_) => backend.counters.fail(),
             }
         }
@@ -98,72 +154,110 @@ impl Front {
     }
 
     /// Forwards one connection to its end. Whatever is no clean end of both sides is a reset for both.
-    async fn forward(&self, mut client: TcpStream, cut: CancellationToken) {
+    async fn forward(&self, client: TcpStream, peer: SocketAddr, shared: &Shared) {
         let _open = self.counters.open();
         let pool = self.pool();
-        let connected = tokio::select! {
-            connected = self.connect(&pool) => connected,
-            () = cut.cancelled() => None,
+        let prepared = tokio::select! {
+            biased;
+            prepared = self.prepare(&client, peer, &pool) => prepared,
+            () = shared.cut.cancelled() => None,
         };
-        let Some((mut server, backend)) = connected else {
+        let Some((server, backend, first)) = prepared else {
             self.counters.fail();
             return reset(&client);
         };
-        let _open_to_member = backend.counters.open();
-        // Small packets matter more than few of them; a socket that cannot be set so works as well.
-        let _ = (client.set_nodelay(true), server.set_nodelay(true));
+        // Small packets matter more than few of them; a socket that cannot be set so works as well. That of the client has it from
+        // the one that listens.
+        let _ = server.set_nodelay(true);
+        self.carry(Link::new(client, server, first), &backend, &pool.limits, shared).await;
+    }
+
+    /// Finds out whose connection it is, and connects it to a member.
+    async fn prepare(
+        &self,
+        client: &TcpStream,
+        peer: SocketAddr,
+        pool: &Pool,
+    ) -> Option<(TcpStream, Arc<Backend>, Vec<u8>)> {
+        let mut beginning = Beginning { ends: Ends { client: peer, to: self.address }, first: Vec::new() };
+        if pool.trusted.iter().any(|network| network.contains(peer.ip())) {
+            beginning = timeout(HEADER_TIME, read_header(client, beginning.ends)).await.ok()??;
+        } else if pool.proxy_protocol.is_some() {
+            // The address that is listened at may stand for all.
+            beginning.ends.to = client.local_addr().ok()?;
+        }
+        let (server, backend) = self.connect(pool, beginning.ends.client.ip()).await?;
+        let first = match pool.proxy_protocol {
+            Some(version) => [proxy::write(version, Some(beginning.ends)), beginning.first].concat(),
+            None => beginning.first,
+        };
+        Some((server, backend, first))
+    }
+
+    /// Forwards a connection that has its member, or hands it over.
+    async fn carry(&self, mut link: Link, backend: &Arc<Backend>, limits: &api::Limits, shared: &Shared) {
+        let (_open, _assigned) = (backend.counters.open(), backend.assign());
         let count = |from_client, bytes| {
             self.counters.add(from_client, bytes);
             backend.counters.add(from_client, bytes);
         };
-        match relay(&mut client, &mut server, &pool.limits, &cut, count).await {
-            RelayEnd::Finished => {}
-            end @ (RelayEnd::Reset | RelayEnd::Quiet | RelayEnd::Cut) => {
-                tracing::debug!(listener = pool.name, ?end, "a connection is reset");
-                reset(&client);
-                reset(&server);
+        let mut end = link.relay(limits, backend.interrupt(), count).await;
+        if let (RelayEnd::Interrupted, Some(successor)) = (&end, shared.successor.get()) {
+            match successor.send(Moving { listener: self.address, member: backend.address, link }).await {
+                Ok(()) => return,
+                // It is not there any more. The connection may end here.
+                Err(mpsc::error::SendError(moving)) => link = moving.link,
             }
+            end = link.relay(limits, &shared.cut, count).await;
+        }
+        match end {
+            RelayEnd::Finished => {}
+            RelayEnd::Reset | RelayEnd::Quiet | RelayEnd::Interrupted => {
+                tracing::debug!(listener = %self.address, ?end, "a connection is reset");
+                link.reset();
+            }
+        }
+    }
+
+    /// Goes on with a connection of another process. A member that is not configured here has the drain time-out to end it.
+    pub(super) async fn adopt(self: Arc<Self>, moving: Moving, shared: Shared, slots: (Slot, OwnedSemaphorePermit)) {
+        let pool = self.pool();
+        let _open = self.counters.open();
+        let backend = pool.find(moving.member).unwrap_or_else(|| pool.unknown(moving.member, &shared));
+        self.carry(moving.link, &backend, &pool.limits, &shared).await;
+        drop(slots);
+    }
+
+    /// A slot for a connection that is there already.
+    pub(super) fn take_slot(&self) -> Slot {
+        self.slots.take()
+    }
+}
+
+/// Reads what a trusted peer says of a connection. `None` when it says nothing that can be read.
+async fn read_header(client: &TcpStream, own: Ends) -> Option<Beginning> {
+    let mut bytes = Vec::new();
+    loop {
+        match proxy::read(&bytes).ok()? {
+            Header::Complete(length, ends) => {
+                let first = bytes.split_off(length);
+                return Some(Beginning { ends: ends.unwrap_or(own), first });
+            }
+            Header::Incomplete => {}
+        }
+        client.readable().await.ok()?;
+        let mut chunk = [0; HEADER_CHUNK];
+        match client.try_read(&mut chunk) {
+            Ok(0) => return None,
+            Ok(length) => bytes.extend_from_slice(&chunk[..length]),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => return None,
         }
     }
 }
 
-impl Pool {
-    fn new(listener: &api::Listener, former: Option<&Self>) -> Self {
-        let check = listener.health_check;
-        let members = listener.members.iter().map(|member| {
-            let address = member.address();
-            match former.and_then(|pool| Some((pool.check, pool.members.iter().find(|m| m.0.address == address)?))) {
-                Some((same, (backend, checker))) if same == check => (Arc::clone(backend), Arc::clone(checker)),
-                Some((_, (backend, _))) => watched(Arc::clone(backend), check),
-                None => watched(Arc::new(Backend::new(address)), check),
-            }
-        });
-        Self { name: listener.name.clone(), check, limits: listener.limits, members: members.collect() }
-    }
-}
-
-fn watched(backend: Arc<Backend>, check: Check) -> (Arc<Backend>, Arc<Checker>) {
-    let checker = Arc::new(Checker::start(Arc::clone(&backend), check));
-    (backend, checker)
-}
-
-/// What the connections of all listeners share.
-#[derive(Clone, Debug)]
-pub(super) struct Shared {
-    /// One per connection that may be forwarded at a time.
-    pub(super) slots: Arc<Semaphore>,
-    /// Ends every connection.
-    pub(super) cut: CancellationToken,
-}
-
-/// Accepts until stopped; the socket is closed when it returns.
-pub(super) async fn serve(
-    front: Arc<Front>,
-    address: SocketAddr,
-    socket: TcpListener,
-    shared: Shared,
-    stop: CancellationToken,
-) {
+/// Accepts until stopped.
+pub(super) async fn serve(front: Arc<Front>, socket: Arc<TcpListener>, shared: Shared, stop: CancellationToken) {
     loop {
         let accepted = tokio::select! {
             biased;
@@ -171,17 +265,17 @@ pub(super) async fn serve(
             accepted = accept(&front, &socket, &shared.slots) => accepted,
         };
         match accepted {
-            Ok((client, slot)) => {
-                let (front, cut) = (Arc::clone(&front), shared.cut.clone());
+            Ok((client, peer, slot)) => {
+                let (front, shared) = (Arc::clone(&front), shared.clone());
                 let of_listener = front.slots.take();
                 // Counted by its slots, of which there is a fixed number.
                 tokio::spawn(async move {
-                    front.forward(client, cut).await;
+                    front.forward(client, peer, &shared).await;
                     drop((of_listener, slot));
                 });
             }
             Err(error) => {
-                log_limited!(warn, %address, %error, "cannot accept a connection");
+                log_limited!(warn, address = %front.address, %error, "cannot accept a connection");
                 tokio::select! {
                     () = stop.cancelled() => return,
                     () = sleep(ACCEPT_PAUSE) => {}
@@ -197,9 +291,9 @@ async fn accept(
     front: &Front,
     socket: &TcpListener,
     slots: &Arc<Semaphore>,
-) -> std::io::Result<(TcpStream, OwnedSemaphorePermit)> {
+) -> std::io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     front.slots.free().await;
-    let (client, _) = socket.accept().await?;
+    let (client, peer) = socket.accept().await?;
     let slot = Arc::clone(slots).acquire_owned().await.map_err(std::io::Error::other)?;
-    Ok((client, slot))
+    Ok((client, peer, slot))
 }

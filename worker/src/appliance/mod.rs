@@ -3,7 +3,8 @@
 //! It is a process of its own (`rug-appliance`) that knows nothing of Rug but the contract: it is started without a
 //! configuration, says in a file where it serves the contract, takes a configuration as a whole or not at all, answers
 //! only callers that have the secret it was started with, and refuses those among them whose token is older than the
-//! newest it has seen. At SIGTERM it stops listening, lets its connections end within a grace, and exits.
+//! newest it has seen. At SIGTERM it stops listening, lets its connections end within a grace, and exits. Another instance that is
+//! started beside it can take its service over before that, with all its connections.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -18,13 +19,18 @@ use tokio::signal::unix::{SignalKind, signal};
 use worker_core::instance::ManagementSecret;
 
 use self::balancer::Balancer;
+use self::handover::HandoverSocket;
 
 pub mod api;
 pub mod balancer;
+mod channel;
 mod counters;
+pub mod handover;
 mod health;
 mod interfaces;
 mod listener;
+mod members;
+pub(crate) mod proxy;
 mod relay;
 mod rest;
 mod server;
@@ -32,6 +38,9 @@ mod slots;
 
 /// File in the state directory that holds the management address once it is served.
 pub const MANAGEMENT_FILE: &str = "management";
+
+/// File in the state directory that holds the newest token.
+pub const TOKEN_FILE: &str = "token";
 
 /// How one appliance is run.
 #[derive(Clone, Debug)]
@@ -49,8 +58,10 @@ pub struct Config {
     /// Connections forwarded at a time, over all listeners; fewer where the process may not have that many files open. Each takes
     /// two sockets and some 20 KiB.
     pub max_connections: usize,
-    /// How long connections may go on after SIGTERM.
+    /// How long connections may go on after SIGTERM, and those that could not be handed over after another instance took over.
     pub drain_grace: Duration,
+    /// Folder of an instance that this one takes over from with its first configuration.
+    pub predecessor: Option<PathBuf>,
 }
 
 /// How many connections the limit of open files allows, with all that is allowed asked for: two sockets each, beside those of
@@ -108,17 +119,23 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tracing::info!(connections = most, "connections it can have");
     let balancer = Arc::new(Balancer::new(most));
     let closed = secret.is_some();
-    let state = rest::RestState::open(folder.clone(), config.name, closed, Arc::clone(&balancer))?;
-    let router = rest::router(state, secret);
+    let state = rest::RestState::open(folder.clone(), config.name, closed, Arc::clone(&balancer), config.predecessor)?;
+    let router = rest::router(Arc::clone(&state), secret);
+    // Before it says where it listens: whoever knows it can rely on that.
+    let handover = HandoverSocket::open(&folder)?;
     folder.write_atomic(MANAGEMENT_FILE, format!("{address}\n").as_bytes()).context("cannot say where it listens")?;
     tracing::info!(%address, "serving the management address");
-    tokio::select! {
-        () = server::serve(management, router, closed) => {}
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    tracing::info!(open = balancer.open(), "draining");
-    let left = balancer.drain(config.drain_grace).await;
+    let successor = tokio::select! {
+        () = server::serve(management, router, closed) => None,
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        successor = handover.successor(&state, &balancer) => Some(successor),
+    };
+    tracing::info!(open = balancer.open(), handed_over = successor.is_some(), "draining");
+    let left = match successor {
+        Some(successor) => successor.hand_over(&balancer, config.drain_grace).await,
+        None => balancer.drain(config.drain_grace).await,
+    };
     tracing::info!(left, "ended");
     Ok(())
 }

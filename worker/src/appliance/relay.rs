@@ -2,22 +2,32 @@
 //!
 //! What ends otherwise than by two clean ends is passed on as a reset, to both sides: a client must not take half an answer
 //! for a whole one.
+//!
+//! Bytes are read into a buffer that all connections of a thread share, and written at once; only what the other side does not
+//! take is kept for one connection. Between two looks a [`Link`] therefore says all there is to know of a connection, and can be
+//! handed to another process, which goes on with it.
 
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
 use std::io;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
-use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::api::Limits;
 
-/// Bytes that are read at a time, each way.
-const CHUNK: usize = 8 * 1024;
+/// Bytes that are read at a time: enough for bulk transfers, and little enough for the cache of a processor.
+pub(super) const CHUNK: usize = 64 * 1024;
+
+thread_local! {
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into_boxed_slice());
+}
 
 /// How a connection ended.
 #[derive(Debug)]
@@ -28,28 +38,159 @@ pub(super) enum RelayEnd {
     Reset,
     /// Nothing came for longer than its limits allow.
     Quiet,
-    /// It was ended from here.
-    Cut,
+    /// It was interrupted from here. The link can be gone on with.
+    Interrupted,
 }
 
-/// Forwards until the connection has ended. `count` is told how many bytes came from the client (`true`) or the server.
-pub(super) async fn relay(
-    client: &mut TcpStream,
-    server: &mut TcpStream,
-    limits: &Limits,
-    cut: &CancellationToken,
-    count: impl Fn(bool, u64),
-) -> RelayEnd {
-    let progress = Progress::new();
-    let (mut from_client, mut to_client) = client.split();
-    let (mut from_server, mut to_server) = server.split();
-    tokio::select! {
-        biased;
-        () = progress.finished.notified() => RelayEnd::Finished,
-        () = cut.cancelled() => RelayEnd::Cut,
-        _ = pump(&mut from_client, &mut to_server, &progress, |bytes| count(true, bytes)) => RelayEnd::Reset,
-        _ = pump(&mut from_server, &mut to_client, &progress, |bytes| count(false, bytes)) => RelayEnd::Reset,
-        () = progress.quiet(limits) => RelayEnd::Quiet,
+/// A client and the member it is connected to.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) client: TcpStream,
+    pub(super) server: TcpStream,
+    /// From the client to the member.
+    pub(super) up: Flow,
+    /// From the member to the client.
+    pub(super) down: Flow,
+}
+
+/// One way of a connection.
+#[derive(Debug, Default)]
+pub(super) struct Flow {
+    /// Bytes that are to be written, before anything else is read.
+    pub(super) kept: Vec<u8>,
+    /// How many of them are written already.
+    pub(super) written: usize,
+    pub(super) state: FlowState,
+}
+
+/// How far one way of a connection has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum FlowState {
+    /// More may come.
+    #[default]
+    Open,
+    /// Its end has come, and has not been passed on yet.
+    Ending,
+    /// Its end was passed on.
+    Ended,
+}
+
+impl Link {
+    /// A connection of which nothing was forwarded yet, with what is to be sent to the member before anything of the client.
+    pub(super) fn new(client: TcpStream, server: TcpStream, first: Vec<u8>) -> Self {
+        Self { client, server, up: Flow { kept: first, ..Flow::default() }, down: Flow::default() }
+    }
+
+    /// Forwards until the connection has ended. `count` is told how many bytes came from the client (`true`) or the server.
+    pub(super) async fn relay(
+        &mut self,
+        limits: &Limits,
+        interrupt: &CancellationToken,
+        count: impl Fn(bool, u64),
+    ) -> RelayEnd {
+        let Self { client, server, up, down } = self;
+        let (client, server) = (&*client, &*server);
+        let mut interrupted = pin!(interrupt.cancelled());
+        let mut last = Instant::now();
+        let mut due = pin!(sleep_until(last + limits.idle_timeout()));
+        // Breaks off after it has ended, which no read tells any more.
+        let mut broken: Option<Pin<Box<dyn Future<Output = io::Error> + Send + '_>>> = None;
+        poll_fn(|context| {
+            if interrupted.as_mut().poll(context).is_ready() {
+                return Poll::Ready(RelayEnd::Interrupted);
+            }
+            let sent = up.pump(client, server, down.state, context, |bytes| count(true, bytes));
+            let answered = down.pump(server, client, up.state, context, |bytes| count(false, bytes));
+            let (Ok(sent), Ok(answered)) = (sent, answered) else { return Poll::Ready(RelayEnd::Reset) };
+            let ended = match (up.state, down.state) {
+                (FlowState::Ended, FlowState::Ended) => return Poll::Ready(RelayEnd::Finished),
+                (FlowState::Ended, _) => Some(client),
+                (_, FlowState::Ended) => Some(server),
+                _ => None,
+            };
+            if let Some(ended) = ended {
+                let broken = broken.get_or_insert_with(|| Box::pin(broken_off(ended)));
+                if broken.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(RelayEnd::Reset);
+                }
+            }
+            if sent || answered {
+                last = Instant::now();
+            }
+            let allowed = if ended.is_some() { limits.half_close_timeout() } else { limits.idle_timeout() };
+            // The limit of a connection that is half closed may come earlier.
+            if last + allowed < due.deadline() {
+                due.as_mut().reset(last + allowed);
+            }
+            while due.as_mut().poll(context).is_ready() {
+                if Instant::now() >= last + allowed {
+                    return Poll::Ready(RelayEnd::Quiet);
+                }
+                due.as_mut().reset(last + allowed);
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Makes that both sides see a reset once this is dropped, and not a clean end.
+    pub(super) fn reset(&self) {
+        reset(&self.client);
+        reset(&self.server);
+    }
+}
+
+impl Flow {
+    /// Forwards as much as can be forwarded now. Answers whether anything happened.
+    fn pump(
+        &mut self,
+        from: &TcpStream,
+        to: &TcpStream,
+        other: FlowState,
+        context: &mut Context<'_>,
+        count: impl Fn(u64),
+    ) -> io::Result<bool> {
+        let mut moved = false;
+        loop {
+            if !self.kept.is_empty() {
+                let Poll::Ready(written) = write(to, context, &self.kept[self.written..])? else { return Ok(moved) };
+                moved = true;
+                self.written += written;
+                if self.written == self.kept.len() {
+                    (self.kept, self.written) = (Vec::new(), 0);
+                }
+                continue;
+            }
+            match self.state {
+                FlowState::Ended => return Ok(moved),
+                FlowState::Ending => {
+                    // Where the other way has ended as well, both sockets are about to be closed, which says the same.
+                    if other != FlowState::Ended {
+                        shutdown(to, Shutdown::Write)?;
+                    }
+                    self.state = FlowState::Ended;
+                    return Ok(true);
+                }
+                FlowState::Open => {}
+            }
+            let came = SCRATCH.with_borrow_mut(|scratch| {
+                let Poll::Ready(bytes) = read(from, context, scratch)? else { return io::Result::Ok(Poll::Pending) };
+                // Most of the time all of it is taken at once.
+                if let Poll::Ready(written) = write(to, context, &scratch[..bytes])? {
+                    self.kept = scratch[written..bytes].to_vec();
+                } else {
+                    self.kept = scratch[..bytes].to_vec();
+                }
+                Ok(Poll::Ready(bytes))
+            })?;
+            match came {
+                Poll::Pending => return Ok(moved),
+                Poll::Ready(0) => self.state = FlowState::Ending,
+                Poll::Ready(bytes) => count(bytes as u64),
+            }
+            moved = true;
+        }
     }
 }
 
@@ -60,84 +201,56 @@ pub(super) fn reset(stream: &TcpStream) {
 }
 
 /// Waits until the connection is broken off by its other side, also when there is nothing more to be read from it.
-pub(super) async fn broken(stream: &TcpStream) -> io::Error {
+pub(super) async fn broken_off(stream: &TcpStream) -> io::Error {
     let error =
         stream.async_io(Interest::ERROR, || stream.take_error()?.ok_or_else(|| io::ErrorKind::WouldBlock.into()));
     error.await.unwrap_or_else(|error| error)
 }
 
-/// Forwards one way. After a clean end of what comes in it passes that on and waits: it ends only when the connection is broken.
-async fn pump(
-    from: &mut ReadHalf<'_>,
-    to: &mut WriteHalf<'_>,
-    progress: &Progress,
-    count: impl Fn(u64),
-) -> io::Result<io::Error> {
-    let mut chunk = vec![0; CHUNK];
+/// Reads what there is. A buffer that is not filled was all there is: the call that would only find that out is saved.
+fn read(stream: &TcpStream, context: &mut Context<'_>, buffer: &mut [u8]) -> io::Result<Poll<usize>> {
+    let length = buffer.len();
+    attempt(stream, context, Interest::READABLE, length, |stream| Ok(recv(stream, &mut *buffer, RecvFlags::empty())?.0))
+}
+
+/// Writes what the other side takes. Less than all of it means that it takes no more now.
+fn write(stream: &TcpStream, context: &mut Context<'_>, bytes: &[u8]) -> io::Result<Poll<usize>> {
+    if bytes.is_empty() {
+        return Ok(Poll::Ready(0));
+    }
+    attempt(stream, context, Interest::WRITABLE, bytes.len(), |stream| Ok(send(stream, bytes, SendFlags::NOSIGNAL)?))
+}
+
+fn attempt(
+    stream: &TcpStream,
+    context: &mut Context<'_>,
+    interest: Interest,
+    length: usize,
+    mut call: impl FnMut(&TcpStream) -> io::Result<usize>,
+) -> io::Result<Poll<usize>> {
     loop {
-        let bytes = from.read(&mut chunk).await?;
-        if bytes == 0 {
-            break;
+        let is_ready = match interest {
+            Interest::WRITABLE => stream.poll_write_ready(context),
+            _ => stream.poll_read_ready(context),
+        };
+        match is_ready {
+            Poll::Pending => return Ok(Poll::Pending),
+            Poll::Ready(result) => result?,
         }
-        progress.moved();
-        count(bytes as u64);
-        to.write_all(&chunk[..bytes]).await?;
-    }
-    drop(chunk);
-    to.shutdown().await?;
-    progress.ended();
-    Ok(broken(from.as_ref()).await)
-}
-
-/// When something came last, and how many sides have ended.
-#[derive(Debug)]
-struct Progress {
-    start: Instant,
-    /// Milliseconds from `start` to the last byte, or to the end of the first side.
-    last_ms: AtomicU64,
-    ended: AtomicUsize,
-    half_closed: Notify,
-    finished: Notify,
-}
-
-impl Progress {
-    fn new() -> Self {
-        Self {
-            start: Instant::now(),
-            last_ms: AtomicU64::new(0),
-            ended: AtomicUsize::new(0),
-            half_closed: Notify::new(),
-            finished: Notify::new(),
-        }
-    }
-
-    fn moved(&self) {
-        let ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_ms.store(ms, Ordering::Relaxed);
-    }
-
-    fn ended(&self) {
-        self.moved();
-        match self.ended.fetch_add(1, Ordering::Relaxed) {
-            0 => self.half_closed.notify_one(),
-            _ => self.finished.notify_one(),
-        }
-    }
-
-    /// Waits until nothing has come for as long as the limits allow.
-    async fn quiet(&self, limits: &Limits) {
-        loop {
-            let half_closed = self.ended.load(Ordering::Relaxed) > 0;
-            let allowed = if half_closed { limits.half_close_timeout() } else { limits.idle_timeout() };
-            let due = self.start + Duration::from_millis(self.last_ms.load(Ordering::Relaxed)) + allowed;
-            if Instant::now() >= due {
-                return;
+        let mut partial = None;
+        let result = stream.try_io(interest, || match call(stream)? {
+            bytes if 0 < bytes && bytes < length => {
+                partial = Some(bytes);
+                // The socket counts as not ready until the kernel says otherwise.
+                Err(io::ErrorKind::WouldBlock.into())
             }
-            tokio::select! {
-                () = sleep_until(due) => {}
-                // Another limit holds from now on.
-                () = self.half_closed.notified() => {}
-            }
+            bytes => Ok(bytes),
+        });
+        match (partial, result) {
+            (Some(bytes), _) | (None, Ok(bytes)) => return Ok(Poll::Ready(bytes)),
+            (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+            (None, Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            (None, Err(error)) => return Err(error),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! nothing more, so that probes of others need no secret.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -24,12 +25,10 @@ use super::api::{
     Config, INSTANCE_HEADER, Interfaces, Labels, Problem, SATURATED, Status, TOKEN_HEADER, path, token_from_header,
     token_to_header,
 };
-use super::balancer::Balancer;
+use super::balancer::{Balancer, Inherited};
+use super::handover::{self, TakeError};
 use super::server::{Caller, in_time};
-use super::{MAX_FILE, interfaces};
-
-/// File in the state directory that holds the newest token.
-const TOKEN_FILE: &str = "token";
+use super::{MAX_FILE, TOKEN_FILE, interfaces};
 
 /// Largest body that is read.
 const MOST: usize = 1024 * 1024;
@@ -54,6 +53,8 @@ struct Owner {
     token: Token,
     /// Generation configured under `token`.
     generation: Generation,
+    /// Folder of the instance that this one takes over from with its first configuration.
+    predecessor: Option<PathBuf>,
 }
 
 impl RestState {
@@ -63,6 +64,7 @@ impl RestState {
         name: Option<String>,
         closed: bool,
         balancer: Arc<Balancer>,
+        predecessor: Option<PathBuf>,
     ) -> anyhow::Result<Arc<Self>> {
         let token = match folder.read(TOKEN_FILE, MAX_FILE) {
             Ok(bytes) => std::str::from_utf8(&bytes)
@@ -72,11 +74,12 @@ impl RestState {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Token::default(),
             Err(error) => return Err(error).context("cannot read the newest token"),
         };
-        let owner = Mutex::new(Owner { token, generation: Generation::default() });
+        let owner = Mutex::new(Owner { token, generation: Generation::default(), predecessor });
         Ok(Arc::new(Self { name, closed, balancer, folder, owner }))
     }
 
-    async fn change(&self, token: Token, config: Config) -> Result<(), ErrorResponse> {
+    /// Puts a configuration in force for an owner.
+    pub(super) async fn change(&self, token: Token, config: Config) -> Result<(), ErrorResponse> {
         let mut owner = self.owner.lock().await;
         self.accept(&mut owner, token)?;
         if config.generation < owner.generation {
@@ -85,12 +88,56 @@ impl RestState {
             return Err(ErrorResponse::new(StatusCode::PRECONDITION_FAILED, error));
         }
         let generation = config.generation;
-        self.balancer.apply(config).await.map_err(|invalid| ErrorResponse {
-            status: StatusCode::UNPROCESSABLE_ENTITY,
-            problem: Problem { error: invalid.description, field: Some(invalid.field), token: None },
-        })?;
+        match owner.predecessor.clone() {
+            Some(folder) => self.take_over(&mut owner, &folder, config).await?,
+            None => self.apply(config, Inherited::new()).await?,
+        }
         owner.generation = generation;
         Ok(())
+    }
+
+    async fn apply(&self, config: Config, inherited: Inherited) -> Result<(), ErrorResponse> {
+        self.balancer.apply_with(config, inherited).await.map_err(|invalid| ErrorResponse {
+            status: StatusCode::UNPROCESSABLE_ENTITY,
+            problem: Problem { error: invalid.description, field: Some(invalid.field), token: None },
+        })
+    }
+
+    /// Puts the first configuration in force with the sockets of the instance before, which then hands over its connections.
+    async fn take_over(&self, owner: &mut Owner, folder: &Path, config: Config) -> Result<(), ErrorResponse> {
+        let (taking, inherited) = match handover::take(folder, owner.token).await {
+            Ok((taking, inherited)) => (Ok(taking), inherited),
+            Err(TakeError::Superseded(token)) => {
+                let error = TakeError::Superseded(token).to_string();
+                let problem = Problem { error, field: None, token: Some(token) };
+                return Err(ErrorResponse { status: StatusCode::CONFLICT, problem });
+            }
+            // It may have ended, and then its ports are free.
+            Err(error @ TakeError::Failed(_)) => (Err(error), Inherited::new()),
+        };
+        match (self.apply(config, inherited).await, taking) {
+            (Ok(()), Ok(taking)) => taking.serving(Arc::clone(&self.balancer)).await,
+            (Ok(()), Err(error)) => tracing::warn!("{error}"),
+            (Err(refusal), Ok(_)) => return Err(refusal),
+            (Err(refusal), Err(error)) => {
+                // Another try may go well once that instance has been ended, so that this is no refusal.
+                let error = format!("{error}; {}", refusal.problem.error);
+                return Err(ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, error));
+            }
+        }
+        owner.predecessor = None;
+        Ok(())
+    }
+
+    /// Whether an instance with this token may take the service over: otherwise the newer token that is known. From then on owners with
+    /// older ones are refused here as well.
+    pub(super) async fn admit_successor(&self, token: Token) -> io::Result<Result<(), Token>> {
+        let mut owner = self.owner.lock().await;
+        match self.accept(&mut owner, token) {
+            Ok(()) => Ok(Ok(())),
+            Err(ErrorResponse { problem: Problem { token: Some(newer), .. }, .. }) => Ok(Err(newer)),
+            Err(ErrorResponse { problem, .. }) => Err(io::Error::other(problem.error)),
+        }
     }
 
     /// Refuses what is meant for another instance, and says so with the status that HTTP has for it.
@@ -116,7 +163,7 @@ impl RestState {
                 ErrorResponse::new(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot keep the token: {error}"))
             })?;
             // The new owner may have seen an older spec than the former (a restored store): generations start anew.
-            *owner = Owner { token, generation: Generation::default() };
+            (owner.token, owner.generation) = (token, Generation::default());
         }
         Ok(())
     }
@@ -124,8 +171,8 @@ impl RestState {
 
 /// An answer that is not a success.
 #[derive(Debug)]
-struct ErrorResponse {
-    status: StatusCode,
+pub(super) struct ErrorResponse {
+    pub(super) status: StatusCode,
     problem: Problem,
 }
 

@@ -140,6 +140,9 @@ mod tests {
             members: vec![],
             health_check: Default::default(),
             limits: Limits { max_connections: *limit, ..Limits::default() },
+            algorithm: Default::default(),
+            proxy_protocol: None,
+            trust_proxy_from: vec![],
         };
         Config { listeners: limits.iter().enumerate().map(listener).collect(), ..Config::default() }
     }

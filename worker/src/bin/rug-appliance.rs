@@ -33,6 +33,9 @@ struct Flags {
     /// Seconds connections may go on after SIGTERM.
     #[arg(long, default_value_t = 8)]
     drain_grace: u64,
+    /// Folder of an instance whose service this one takes over with its first configuration.
+    #[arg(long)]
+    predecessor: Option<PathBuf>,
     /// Name of the instance: shown in process lists, and calls that are meant for another are refused.
     #[arg(long)]
     name: Option<String>,
@@ -68,9 +71,10 @@ fn main() -> ExitCode {
         insecure: flags.insecure,
         max_connections: flags.max_connections,
         drain_grace: Duration::from_secs(flags.drain_grace),
+        predecessor: flags.predecessor,
     };
-    // Two threads: it shares its host with its siblings, and forwarding is mostly waiting.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    // One thread: it shares its host with its siblings, and waking up another one costs more than forwarding does.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(appliance::run(config))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

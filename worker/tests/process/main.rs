@@ -274,6 +274,9 @@ fn balanced(port: u16, members: &[SocketAddr]) -> Desired {
         members: members.iter().map(|m| Member { address: m.ip(), port: m.port() }).collect(),
         health_check: HealthCheck::default(),
         limits: Limits::default(),
+        algorithm: Default::default(),
+        proxy_protocol: None,
+        trust_proxy_from: vec![],
     };
     desired(KindSpec::Loadbalancer(LoadBalancer { listeners: vec![listener] }))
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::{Algorithm, Network, ProxyProtocol};
 use crate::version::Generation;
 
 /// A configuration, as a whole.
@@ -39,6 +40,15 @@ pub struct Listener {
     /// What its connections may take. Left out while nothing is asked for: appliances of the version before do not know it.
     #[serde(default, skip_serializing_if = "Limits::is_default")]
     pub limits: Limits,
+    /// Which member a new connection goes to.
+    #[serde(default, skip_serializing_if = "Algorithm::is_default")]
+    pub algorithm: Algorithm,
+    /// What connections to members begin with, if with anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_protocol: Option<ProxyProtocol>,
+    /// Whose connections begin with the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trust_proxy_from: Vec<Network>,
 }
 
 /// Connections of a listener that does not say how many it may have, where its appliance can have that many.
@@ -56,6 +66,16 @@ pub struct Limits {
     pub idle_timeout_ms: u64,
     /// How long it may be so once one side has ended, in milliseconds.
     pub half_close_timeout_ms: u64,
+    /// How long it may go on once its member or its listener is not configured any more, in milliseconds. Left out while it is the
+    /// usual time: appliances of the version before do not know it.
+    #[serde(skip_serializing_if = "is_usual_drain")]
+    pub drain_timeout_ms: u64,
+}
+
+const USUAL_DRAIN_MS: u64 = 300_000;
+
+fn is_usual_drain(ms: &u64) -> bool {
+    *ms == USUAL_DRAIN_MS
 }
 
 impl Limits {
@@ -71,6 +91,12 @@ impl Limits {
         Duration::from_millis(self.half_close_timeout_ms)
     }
 
+    /// How long it may go on once it is not configured any more.
+    #[must_use]
+    pub const fn drain_timeout(&self) -> Duration {
+        Duration::from_millis(self.drain_timeout_ms)
+    }
+
     fn is_default(&self) -> bool {
         *self == Self::default()
     }
@@ -78,7 +104,12 @@ impl Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_connections: None, idle_timeout_ms: 3_600_000, half_close_timeout_ms: 300_000 }
+        Self {
+            max_connections: None,
+            idle_timeout_ms: 3_600_000,
+            half_close_timeout_ms: 300_000,
+            drain_timeout_ms: USUAL_DRAIN_MS,
+        }
     }
 }
 

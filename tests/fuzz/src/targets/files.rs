@@ -45,7 +45,8 @@ pub(super) fn document_seeds() -> Vec<Vec<u8>> {
     texts([
         "name: web\ntenant: demo\nkind: loadbalancer\nlabels: {app: web}\nreplicas: 2\nprobe_interval: 5s\nspec:\n  listeners:\n  \
          - {name: http, port: 8080, address: 0.0.0.0, members: [{port: 8081}], health_check: {interval: 1s, fall: 2},\n     \
-         limits: {max_connections: 7, idle_timeout: 1m}}\n---\nname: b\nkind: custom\nspec: {command: x, probe: http}\n",
+         limits: {max_connections: 7, idle_timeout: 1m, drain_timeout: 10s},\n    \
+         algorithm: source_hash, proxy_protocol: v2, trust_proxy_from: [10.0.0.0/8]}\n---\nname: b\nkind: custom\nspec: {command: x, probe: http}\n",
         "- name: a\n  kind: custom\n  id: 5a5a5a5a-5a5a-5a5a-5a5a-5a5a5a5a5a5a\n  placement_key: k\n  image: i\n  driver: simulated\n  \
          ports:\n  - {name: e, network: n, addresses: [203.0.113.7/24], mac: 'fa:16:3e:00:00:01'}\n  \
          spec:\n    command: sh\n    args: [-c, '{port}']\n    env: {DEBUG: 'on'}\n    port: 80\n    probe: {http: {path: /}}\n",

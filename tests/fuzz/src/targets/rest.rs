@@ -9,7 +9,7 @@ use crate::{Outcome, size};
 
 pub(super) fn config_seeds() -> Vec<Vec<u8>> {
     texts([
-        r#"{"generation":3,"listeners":[{"name":"a","address":"127.0.0.1","port":80,"members":[{"address":"::1","port":81}],"health_check":{"interval_ms":50,"timeout_ms":50,"fall":1,"rise":2},"limits":{"max_connections":7,"idle_timeout_ms":1000,"half_close_timeout_ms":5}}]}"#,
+        r#"{"generation":3,"listeners":[{"name":"a","address":"127.0.0.1","port":80,"members":[{"address":"::1","port":81}],"health_check":{"interval_ms":50,"timeout_ms":50,"fall":1,"rise":2},"limits":{"max_connections":7,"idle_timeout_ms":1000,"half_close_timeout_ms":5,"drain_timeout_ms":6},"algorithm":"source_hash","proxy_protocol":"v2","trust_proxy_from":["10.0.0.0/8"]}]}"#,
         r#"{"generation":1,"listeners":[]}"#,
     ])
 }
@@ -23,6 +23,34 @@ pub(super) fn config(input: &[u8]) -> Outcome {
             assert_eq!(decoders::configuration(&answered).as_ref(), Ok(&config));
             assert_eq!(serde_json::from_slice::<Config>(&answered).expect("what was answered"), config);
             Outcome::read(&(config.listeners.len(), size(answered.len())))
+        }
+    }
+}
+
+pub(super) fn proxy_seeds() -> Vec<Vec<u8>> {
+    let binary = |command: &[u8], content: &[u8]| [b"\r\n\r\n\0\r\nQUIT\n", command, content].concat();
+    let mut seeds = texts([
+        "PROXY TCP4 192.0.2.7 203.0.113.1 4711 80\r\nGET / HTTP/1.1\r\n",
+        "PROXY TCP6 2001:db8::1 ::1 1 65535\r\n",
+        "PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n",
+    ]);
+    seeds.push(binary(b"\x21\x11\0\x0c", b"\xc0\0\x02\x07\xcb\0\x71\x01\x12\x67\0\x50GET"));
+    seeds.push(binary(b"\x21\x21\0\x24", &[7; 36]));
+    seeds.push(binary(b"\x21\x31\0\x02", b"xy"));
+    seeds.push(binary(b"\x20\0\0\0", b""));
+    seeds
+}
+
+/// What is read of a header, written again, is read as the same; and none is longer than what came.
+pub(super) fn proxy_header(input: &[u8]) -> Outcome {
+    match decoders::proxy_header(input) {
+        Err(problem) => Outcome::refused(&problem),
+        Ok(None) => Outcome::read(&0),
+        Ok(Some((length, written))) => {
+            assert!(length <= input.len());
+            let more = [&written[..], b"GET"].concat();
+            assert_eq!(decoders::proxy_header(&more), Ok(Some((written.len(), written.clone()))));
+            Outcome::read(&(size(length), written.len()))
         }
     }
 }

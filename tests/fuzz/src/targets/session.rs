@@ -124,7 +124,11 @@ fn balancer() -> admin::Spec {
             max_connections: 9,
             idle_timeout: seconds(60),
             half_close_timeout: None,
+            drain_timeout: seconds(30),
         }),
+        algorithm: admin::listener::Algorithm::SourceHash.into(),
+        proxy_protocol: admin::listener::ProxyProtocol::V2.into(),
+        trust_proxy_from: vec!["10.0.0.0/8".into()],
     };
     let kind = admin::spec::Kind::Loadbalancer(admin::LoadBalancer { listeners: vec![listener] });
     admin::Spec { replicas: Some(2), kind: Some(kind), ..Default::default() }

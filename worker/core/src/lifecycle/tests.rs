@@ -294,6 +294,9 @@ fn balancer(generation: u64, port: u16) -> Arc<Desired> {
         members: vec![],
         health_check: HealthCheck::default(),
         limits: Limits::default(),
+        algorithm: Default::default(),
+        proxy_protocol: None,
+        trust_proxy_from: vec![],
     };
     desired(generation, 2, |d| d.spec.kind = KindSpec::Loadbalancer(LoadBalancer { listeners: vec![listener] }))
 }

@@ -5,7 +5,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::super::api::{Check, Label, Limits, Member};
+use super::super::api::{Algorithm, Check, Label, Limits, Member, ProxyProtocol};
 use super::*;
 
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -64,6 +64,9 @@ fn listener(name: &str, port: u16, members: &[SocketAddr]) -> Listener {
         members: members.iter().map(|m| Member { address: m.ip(), port: m.port() }).collect(),
         health_check: Check { interval_ms: 20, timeout_ms: 500, fall: 2, rise: 1 },
         limits: Limits::default(),
+        algorithm: Algorithm::default(),
+        proxy_protocol: None,
+        trust_proxy_from: vec![],
     }
 }
 
@@ -345,7 +348,7 @@ async fn what_is_silent_for_too_long_is_reset_and_half_closed_ones_have_a_time_o
     .await;
     let (balancer, port) = (Balancer::new(100), free_port());
     let limited = |idle_timeout_ms, half_close_timeout_ms| Listener {
-        limits: Limits { max_connections: None, idle_timeout_ms, half_close_timeout_ms },
+        limits: Limits { idle_timeout_ms, half_close_timeout_ms, ..Limits::default() },
         ..listener("web", port, &[silent])
     };
     balancer.apply(config(1, vec![limited(50, 600_000)])).await.expect("a free port");
@@ -377,4 +380,164 @@ async fn a_member_that_resets_every_connection_is_not_healthy() {
     let (balancer, port) = (Balancer::new(100), free_port());
     balancer.apply(config(1, vec![listener("web", port, &[resets])])).await.expect("a free port");
     until(&balancer, |label| label.members[0].healthy == Some(false)).await;
+}
+
+/// Connects from another address of this host.
+async fn open_from(last: u8, port: u16) -> Option<(u8, TcpStream)> {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind(SocketAddr::from(([127, 0, 0, last], 0))).expect("loopback has all of these");
+    let mut stream = timeout(DEADLINE, socket.connect((LOCAL, port).into())).await.expect("no hang").ok()?;
+    let letter = timeout(DEADLINE, stream.read_u8()).await.expect("no hang").ok()?;
+    Some((letter, stream))
+}
+
+#[tokio::test]
+async fn the_member_with_the_fewest_connections_is_next() {
+    let (a, b) = (EchoServer::start(b'a', any()).await, EchoServer::start(b'b', any()).await);
+    let (balancer, port) = (Balancer::new(100), free_port());
+    let least = Listener { algorithm: Algorithm::LeastConnections, ..listener("web", port, &[a.address, b.address]) };
+    balancer.apply(config(1, vec![least])).await.expect("a free port");
+    let mut open_to = BTreeMap::from([(b'a', vec![]), (b'b', vec![])]);
+    for _ in 0..4 {
+        let (letter, stream) = open(port).await.expect("a member");
+        open_to.get_mut(&letter).expect("one of the two").push(stream);
+    }
+    assert_eq!((open_to[&b'a'].len(), open_to[&b'b'].len()), (2, 2));
+    open_to.get_mut(&b'b').expect("it is there").clear();
+    until(&balancer, |label| label.open == 2).await;
+    let (first, second) = (open(port).await.expect("a member"), open(port).await.expect("a member"));
+    assert_eq!((first.0, second.0), (b'b', b'b'));
+}
+
+#[tokio::test]
+async fn clients_stay_with_their_member_and_move_only_when_it_is_gone() {
+    let servers = [
+        EchoServer::start(b'a', any()).await,
+        EchoServer::start(b'b', any()).await,
+        EchoServer::start(b'c', any()).await,
+    ];
+    let all = servers.each_ref().map(|server| server.address);
+    let (balancer, port) = (Balancer::new(1000), free_port());
+    let by_source =
+        |members: &[SocketAddr]| Listener { algorithm: Algorithm::SourceHash, ..listener("web", port, members) };
+    balancer.apply(config(1, vec![by_source(&all)])).await.expect("a free port");
+    let mut chosen = BTreeMap::new();
+    for last in 1..=40 {
+        let (letter, _) = open_from(last, port).await.expect("a member");
+        assert_eq!(open_from(last, port).await.expect("a member").0, letter);
+        chosen.insert(last, letter);
+    }
+    let taken: BTreeSet<_> = chosen.values().copied().collect();
+    assert_eq!(taken, BTreeSet::from(*b"abc"), "40 clients find all members");
+    balancer.apply(config(2, vec![by_source(&all[..2])])).await.expect("the same port");
+    for (last, before) in &chosen {
+        let (now, _) = open_from(*last, port).await.expect("a member");
+        assert!(now == *before || *before == b'c', "client {last} moved from {before} to {now}");
+    }
+}
+
+/// A server that notes what each connection begins with, and answers with one byte.
+async fn listening_server() -> (SocketAddr, tokio::sync::mpsc::Receiver<Vec<u8>>) {
+    let (tell, told) = tokio::sync::mpsc::channel(100);
+    let address = server(move |mut stream| {
+        let tell = tell.clone();
+        async move {
+            let mut seen = Vec::new();
+            // Up to the word of a client, or to the end of a health check.
+            while !seen.ends_with(b"hello") {
+                match stream.read_u8().await {
+                    Ok(byte) => seen.push(byte),
+                    Err(_) => break,
+                }
+            }
+            let _ = stream.write_u8(b'!').await;
+            let _ = tell.send(seen).await;
+        }
+    })
+    .await;
+    (address, told)
+}
+
+/// What a member gets of a connection that begins with these bytes, and the client's own address.
+async fn sent_through(
+    port: u16,
+    told: &mut tokio::sync::mpsc::Receiver<Vec<u8>>,
+    begins: &[u8],
+) -> (Vec<u8>, SocketAddr) {
+    let mut client = TcpStream::connect((LOCAL, port)).await.expect("it listens");
+    client.write_all(begins).await.expect("open");
+    client.write_all(b"hello").await.expect("open");
+    assert_eq!(timeout(DEADLINE, client.read_u8()).await.expect("no hang").expect("an answer"), b'!');
+    let seen = loop {
+        let seen = timeout(DEADLINE, told.recv()).await.expect("no hang").expect("it serves");
+        if seen.ends_with(b"hello") {
+            break seen;
+        }
+    };
+    (seen, client.local_addr().expect("connected"))
+}
+
+#[tokio::test]
+async fn members_are_told_whose_connection_they_get() {
+    let (member, mut told) = listening_server().await;
+    let (balancer, port) = (Balancer::new(100), free_port());
+    let with = |proxy_protocol| Listener { proxy_protocol, ..listener("web", port, &[member]) };
+    balancer.apply(config(1, vec![with(Some(ProxyProtocol::V1))])).await.expect("a free port");
+    let (seen, client) = sent_through(port, &mut told, b"").await;
+    let line = format!("PROXY TCP4 127.0.0.1 127.0.0.1 {} {port}\r\nhello", client.port());
+    assert_eq!(String::from_utf8_lossy(&seen), line);
+    // Health checks are of the balancer itself, and say so.
+    let check = timeout(DEADLINE, told.recv()).await.expect("no hang").expect("it serves");
+    assert_eq!(check, b"PROXY UNKNOWN\r\n");
+    balancer.apply(config(2, vec![with(Some(ProxyProtocol::V2))])).await.expect("the same port");
+    let (seen, client) = sent_through(port, &mut told, b"").await;
+    let ports = [client.port().to_be_bytes(), port.to_be_bytes()].concat();
+    assert_eq!(seen, [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x7f\0\0\x01\x7f\0\0\x01"[..], &ports, b"hello"].concat());
+}
+
+#[tokio::test]
+async fn what_trusted_peers_say_of_a_connection_counts_and_of_others_it_is_data() {
+    let (member, mut told) = listening_server().await;
+    let (balancer, port) = (Balancer::new(100), free_port());
+    let trusting = |network: &str| Listener {
+        proxy_protocol: Some(ProxyProtocol::V1),
+        trust_proxy_from: vec![network.parse().expect("a network")],
+        ..listener("web", port, &[member])
+    };
+    balancer.apply(config(1, vec![trusting("127.0.0.0/8")])).await.expect("a free port");
+    let header = b"PROXY TCP4 192.0.2.7 203.0.113.1 4711 80\r\n";
+    let (seen, _) = sent_through(port, &mut told, header).await;
+    assert_eq!(seen, [&header[..], b"hello"].concat());
+    let mut client = TcpStream::connect((LOCAL, port)).await.expect("it listens");
+    client.write_all(b"GET / HTTP/1.1\r\n").await.expect("open");
+    assert_eq!(until_the_end(&mut client).await, (vec![], false), "it has to say");
+    balancer.apply(config(2, vec![trusting("10.0.0.0/8")])).await.expect("the same port");
+    let (seen, client) = sent_through(port, &mut told, header).await;
+    let own = format!("PROXY TCP4 127.0.0.1 127.0.0.1 {} {port}\r\n", client.port());
+    assert_eq!(seen, [own.as_bytes(), header, b"hello"].concat());
+}
+
+#[tokio::test]
+async fn connections_of_a_removed_member_have_the_drain_timeout_to_end() {
+    let (a, b) = (EchoServer::start(b'a', any()).await, EchoServer::start(b'b', any()).await);
+    let (balancer, port) = (Balancer::new(100), free_port());
+    let with = |members: &[SocketAddr], drain_timeout_ms| Listener {
+        limits: Limits { drain_timeout_ms, ..Limits::default() },
+        ..listener("web", port, members)
+    };
+    balancer.apply(config(1, vec![with(&[a.address], 600_000)])).await.expect("a free port");
+    let (_, mut kept) = open(port).await.expect("a member");
+    balancer.apply(config(2, vec![with(&[b.address], 600_000)])).await.expect("the same port");
+    assert_eq!(reach(port).await, Some(b'b'), "nothing new goes to it");
+    assert_eq!(echo(&mut kept, b"still here").await, b"still here");
+    // It comes back, and is removed again with less time.
+    balancer.apply(config(3, vec![with(&[a.address], 600_000)])).await.expect("the same port");
+    assert_eq!(echo(&mut kept, b"still here").await, b"still here");
+    assert_eq!(label(&balancer).await.members[0].open, 1, "it is the same member");
+    balancer.apply(config(4, vec![with(&[b.address], 20)])).await.expect("the same port");
+    assert!(!until_the_end(&mut kept).await.1, "its time is over");
+    // So have those of a listener that is removed.
+    let (_, mut kept) = open(port).await.expect("a member");
+    balancer.apply(config(5, vec![])).await.expect("nothing is needed");
+    assert!(!until_the_end(&mut kept).await.1, "its time is over");
 }
