@@ -1,6 +1,8 @@
 //! A load balancer from end to end: a client, Rug's appliance, two web servers that Rug runs as well.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -148,5 +150,70 @@ async fn a_saturated_balancer_is_seen_in_status_and_metric() -> Result<()> {
     })
     .await?;
     drop(open);
+    cluster.finish().await
+}
+
+/// Between two requests of a client, so that the machine has time for more than them.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Requests on one kept connection until told to stop. Answers how many there were.
+async fn keep_asking(front: u16, stop: Arc<AtomicBool>) -> Result<usize> {
+    let mut connection = HttpConnection::open(front).await?;
+    let mut count = 0;
+    while !stop.load(Ordering::Relaxed) {
+        connection.get().await.with_context(|| format!("after {count} requests"))?;
+        count += 1;
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(count)
+}
+
+/// Requests on a connection each until told to stop. Answers how many there were.
+async fn ask_anew(front: u16, stop: Arc<AtomicBool>) -> Result<usize> {
+    let mut count = 0;
+    while !stop.load(Ordering::Relaxed) {
+        http::get(front).await.with_context(|| format!("after {count} requests"))?;
+        count += 1;
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(count)
+}
+
+#[tokio::test]
+async fn a_rebuild_loses_no_request() -> Result<()> {
+    let cluster = Cluster::start(Options { workers: 2, ..Options::default() }).await?;
+    let (front, base) = (ports::free(), ports::free_run(2));
+    cluster
+        .fleet(vec![
+            specs::web_at("red", base),
+            specs::web_at("blue", base + 1),
+            specs::balancer("front", front, &[base, base + 1]),
+        ])
+        .await?;
+    served_by(front, &["red", "blue"]).await?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let kept: Vec<_> = (0..10).map(|_| tokio::spawn(keep_asking(front, Arc::clone(&stop)))).collect();
+    let anew: Vec<_> = (0..4).map(|_| tokio::spawn(ask_anew(front, Arc::clone(&stop)))).collect();
+    let mut pids = api::pids(&cluster.api.get("front").await?);
+    for _ in 0..3 {
+        cluster.rugctl(&["rebuild", "front"], "").await?.success()?;
+        let before = std::mem::take(&mut pids);
+        pids = until(PATIENCE, "it is another instance", async || {
+            let now = cluster.api.get("front").await?;
+            ensure!(api::is_configured(&now) && api::pids(&now) != before, "{}", api::describe(&now));
+            Ok(api::pids(&now))
+        })
+        .await?;
+        until(PATIENCE, "the one before has ended", async || {
+            ensure!(before.iter().all(|pid| processes::identify(*pid).is_none()), "{before:?}");
+            Ok(())
+        })
+        .await?;
+        served_by(front, &["red", "blue"]).await?;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for client in kept.into_iter().chain(anew) {
+        ensure!(client.await?? > 0, "a client was never served");
+    }
     cluster.finish().await
 }

@@ -34,6 +34,8 @@ pub struct Instance {
     /// What callers of its REST contract prove themselves with. `None` for instances without one, and for those that a version
     /// started that gave them none.
     pub secret: Option<ManagementSecret>,
+    /// Whether another instance that is started beside it can take its service over, so that it need not be ended first.
+    pub hands_over: bool,
     /// Network ports that are plugged, as far as its driver plugs ports.
     pub ports: PluggedPorts,
     /// What its driver knows of it, for people.

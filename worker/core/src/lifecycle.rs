@@ -12,9 +12,10 @@
 //! | Running, looking or probing | Release -> the step is dropped, Released |
 //! | Running, other steps | Release -> Running, leaving |
 //! | Running Observe | Observed -> adopt and doom, plan |
-//! | Running Boot | Booted -> rising, plan. Refused, Failed, TimedOut -> failed boot, look again, plan |
+//! | Running Boot | Booted -> rising, plan. Refused, Failed, TimedOut -> failed boot, its predecessor stays, look again, plan |
 //! | Running Probe | Answered -> alive. Silent -> in doubt, replaced after too many. Vanished -> gone. Then plan |
-//! | Running Configure | Configured -> noted with its generation, plan |
+//! | Running Configure | Configured -> noted with its generation, its predecessor is ended, plan |
+//! | Running Configure beside a predecessor | Refused, Vanished -> failed boot, the predecessor stays. Failed, TimedOut twice -> the predecessor is ended first. Then plan |
 //! | Running Replug | Replugged -> its ports as they are now, plan. Refused, Failed, TimedOut, Vanished -> back-off, look again, plan |
 //! | Running Destroy | Destroyed -> forgotten, plan. Failed, TimedOut -> look again, plan |
 //! | Running Forget | Forgotten -> Gone |
@@ -30,6 +31,10 @@
 //! took effect without an answer is not plugged again. Elsewhere ports are part of the boot digest, and a change of them replaces
 //! the instance. So do `replug_attempts` failures in a row, one instance at a time. A refusal does not count: a new instance
 //! would be refused the same.
+//!
+//! An instance that is replaced is ended first, unless it can hand its service over ([`Instance::hands_over`]). Then its successor is
+//! started beside it and takes the service over with its first configuration; only then the predecessor is ended. While no successor
+//! comes that far, it keeps its place: a successor that fails costs nothing. A new owner that finds both goes on where the former was.
 //!
 //! Patience differs: an instance whose boot is not over has `boot_timeout` to answer, counted from its start over any number of
 //! owners, and `restart_probe_failures` probes of each; one that has answered, this owner or a former one, has only those

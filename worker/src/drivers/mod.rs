@@ -42,6 +42,9 @@ pub struct Wanted<'a> {
     pub desired: &'a Desired,
     /// Digest to start it with; [`Driver::observe`] and [`Driver::list`] answer it unchanged.
     pub boot_digest: &'a str,
+    /// Attempt that runs at the same ordinal and goes on: the new one takes its service over. Only one that was answered with
+    /// [`Instance::hands_over`].
+    pub beside: Option<u32>,
 }
 
 /// Where instances run.
@@ -96,7 +99,7 @@ pub trait Driver: Send + Sync + 'static {
     }
 
     /// Starts an instance with its network ports, or finds the one of the same name running. Does not wait for it to answer
-    /// probes. Another attempt that still runs at the ordinal is [`Error::Failed`]: ending it is the caller's decision. So is
+    /// probes. Another attempt that still runs at the ordinal, and is not [`Wanted::beside`], is [`Error::Failed`]: ending it is the caller's decision. So is
     /// plugging what an instance that was found lacks.
     async fn ensure(&self, permit: &Permit, wanted: Wanted<'_>) -> Result<Instance, Error>;
 

@@ -27,7 +27,7 @@ pub use self::config::Config;
 use self::ending::Ending;
 use self::fence::Fences;
 use self::launch::Order;
-use self::record::{Folder, InstanceRecord, Management, RecordedInstance};
+use self::record::{Folder, FolderKey, InstanceRecord, Management, RecordedInstance};
 use self::starting::Started;
 use self::system::POLL;
 use crate::drivers::{Driver, DriverFencing, Error, Wanted};
@@ -117,15 +117,16 @@ impl ProcessDriver {
 
     /// Watches a new process for an early end, and for its management address where it has one.
     async fn settle(&self, order: &Order, mut instance: Instance) -> Result<Instance, Error> {
-        let folder = self.inner.folder(order.appliance, order.ordinal);
+        let folder = self.inner.folder_of(order.appliance, order.ordinal, order.attempt);
         let runs = || system::process_of(&instance.handle).is_some_and(|id| id.is_alive());
         let has_management = order.recipe.program.has_management();
         let wait = if has_management { self.inner.config.management_wait } else { self.inner.config.settle };
         let deadline = Instant::now() + wait;
         loop {
-            if has_management && let Management { address: Some(address), secret } = folder.management() {
+            if has_management && let Management { address: Some(address), secret, hands_over } = folder.management() {
                 instance.addresses.management = Some(address);
                 instance.secret = secret;
+                instance.hands_over = hands_over;
                 return Ok(instance);
             }
             if !runs() {
@@ -165,7 +166,8 @@ impl Driver for ProcessDriver {
     }
 
     async fn note_answer(&self, appliance: ApplianceId, instance: &Instance) -> Result<(), Error> {
-        let (folder, attempt) = (self.inner.folder(appliance, instance.ordinal), instance.attempt);
+        let folder = self.inner.folder_of(appliance, instance.ordinal, instance.attempt);
+        let attempt = instance.attempt;
         off_thread(move || Ok(folder.note_answer(attempt)?)).await
     }
 
@@ -209,10 +211,10 @@ impl Driver for ProcessDriver {
             if let Some(left) = inner.observe(appliance)?.running.first() {
                 return Err(Error::Failed(format!("instance {} still runs", left.ordinal)));
             }
-            for ordinal in record::ordinals(inner.instances.path(), appliance)? {
+            for key in record::folders(inner.instances.path(), appliance)? {
                 // What ended by itself may have left something that is not through yet.
-                if let Some(record) = inner.folder(appliance, ordinal).read()? {
-                    inner.end_by_force(&held, appliance, (ordinal, record.instance.attempt), "sweep")?;
+                if let Some(record) = inner.folder(appliance, key).read()? {
+                    inner.end_by_force(&held, appliance, (key.ordinal, record.instance.attempt), "sweep")?;
                 }
             }
             held.check()?;
@@ -229,8 +231,14 @@ impl Driver for ProcessDriver {
 }
 
 impl Inner {
-    fn folder(&self, appliance: ApplianceId, ordinal: u16) -> Folder {
-        Folder::new(&self.instances, appliance, ordinal)
+    fn folder(&self, appliance: ApplianceId, key: FolderKey) -> Folder {
+        Folder::new(&self.instances, appliance, key)
+    }
+
+    /// The folder of one attempt, whether or not it was put aside for its successor.
+    fn folder_of(&self, appliance: ApplianceId, ordinal: u16, attempt: u32) -> Folder {
+        let aside = self.folder(appliance, FolderKey { ordinal, aside: Some(attempt) });
+        if aside.exists() { aside } else { self.folder(appliance, FolderKey { ordinal, aside: None }) }
     }
 }
 

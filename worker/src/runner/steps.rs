@@ -116,8 +116,9 @@ impl StepTask {
                 }
                 Ok(outcome)
             }
-            (LifecycleStep::Boot { ordinal, attempt }, Some(permit), _) => {
-                let wanted = Wanted { ordinal, attempt, desired: &self.desired, boot_digest: &self.boot_digest };
+            (LifecycleStep::Boot { ordinal, attempt, beside }, Some(permit), _) => {
+                let (desired, boot_digest) = (&*self.desired, &*self.boot_digest);
+                let wanted = Wanted { ordinal, attempt, desired, boot_digest, beside };
                 Ok(StepOutcome::Booted(self.driver.ensure(permit, wanted).await?))
             }
             (LifecycleStep::Configure { .. }, Some(permit), Some(instance)) => {

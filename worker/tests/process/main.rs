@@ -332,6 +332,58 @@ async fn a_load_balancer_is_started_configured_probed_and_drained() {
     assert!(!journal(&driver).iter().any(|e| e.action == "kill"), "it ended by itself");
 }
 
+#[tokio::test]
+async fn a_load_balancer_hands_over_to_one_that_is_started_beside_it() {
+    let world = DriverWorld::new();
+    let driver = world.driver("w1");
+    let member = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = member.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = member.accept().await {
+            tokio::spawn(async move {
+                let (mut from, mut to) = stream.split();
+                let _ = tokio::io::copy(&mut from, &mut to).await;
+            });
+        }
+    });
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+    let (spec, kind) = (balanced(port, &[address]), Standard::new().expect("a client"));
+    let old = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
+    assert!(old.hands_over);
+    kind.configure(&permit(1), &old, &spec).await.expect("it takes the configuration");
+    let mut client = TcpStream::connect(("127.0.0.1", port)).await.expect("it listens");
+    let next = Wanted { attempt: 2, ..first(&spec) };
+    driver.ensure(&permit(1), next.clone()).await.expect_err("the other one was not to stay");
+    let new = driver.ensure(&permit(1), Wanted { beside: Some(1), ..next.clone() }).await.expect("starts beside it");
+    // Whoever comes next finds both.
+    let other = world.driver("w2");
+    let attempts = async || {
+        let found = other.observe(A).await.expect("readable");
+        let mut attempts: Vec<_> =
+            found.running.into_iter().map(|i| (i.attempt, i.hands_over, i.secret.is_some())).collect();
+        attempts.sort_unstable();
+        attempts
+    };
+    assert_eq!(attempts().await, [(1, true, true), (2, true, true)]);
+    let again = other.ensure(&permit(1), Wanted { beside: Some(1), ..next }).await.expect("finds it");
+    assert_eq!(again.handle, new.handle);
+    let late = kind.configure(&permit(0), &new, &spec).await;
+    assert!(matches!(late, Err(Error::Superseded(token)) if token == permit(1).token()), "{late:?}");
+    kind.configure(&permit(1), &new, &spec).await.expect("it takes over");
+    // By itself, once everything was handed over.
+    until("the predecessor has ended", || !runs(old.details.pid().expect("it had one"))).await;
+    client.write_all(b"hello").await.expect("the connection goes on");
+    let mut hello = [0; 5];
+    timeout(DEADLINE, client.read_exact(&mut hello)).await.expect("no hang").expect("the connection goes on");
+    other.destroy(&permit(1), &old).await.expect("nothing is left");
+    assert_eq!(attempts().await, [(2, true, true)]);
+    assert!(!world.instance_folder().with_file_name("0.1").exists());
+    let before = std::fs::read_to_string(world.instance_folder().join("log.1")).expect("its log stays");
+    assert!(before.contains(&format!("{A}-0-1")), "{before}");
+    other.destroy(&permit(1), &new).await.expect("ends");
+    other.forget(&permit(1)).await.expect("nothing is left");
+}
+
 /// Everything below a folder that another user may read or write, by path and mode; not what instances themselves make.
 fn open_to_others(folder: &Path) -> Vec<String> {
     use std::os::unix::fs::PermissionsExt;

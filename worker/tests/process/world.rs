@@ -133,7 +133,7 @@ pub(crate) fn shell(script: &str) -> Desired {
 }
 
 pub(crate) const fn first(desired: &Desired) -> Wanted<'_> {
-    Wanted { ordinal: 0, attempt: 1, desired, boot_digest: "d" }
+    Wanted { ordinal: 0, attempt: 1, desired, boot_digest: "d", beside: None }
 }
 
 pub(crate) fn journal(driver: &ProcessDriver) -> Vec<FenceJournalEntry> {

@@ -1,6 +1,7 @@
 //! The instances of one appliance as far as they are known.
 //!
-//! At most one instance per ordinal is kept in a slot; everything else that was found is doomed and waits to be ended.
+//! At most one instance per ordinal is kept in a slot. Beside it there may be its predecessor, which serves until it does. Everything
+//! else that was found is doomed and waits to be ended.
 //! Which one is kept follows from what was found alone (the wanted digest first, then the lowest attempt), so that two
 //! owners in a row decide alike. What was doomed once stays doomed, also when it is found again.
 
@@ -129,6 +130,8 @@ impl InstanceSlot {
 pub(super) struct Instances {
     /// By ordinal, one for each at most.
     pub(super) slots: Vec<InstanceSlot>,
+    /// Serve until their successors do, which are in `slots`. One without a successor goes back into its slot.
+    pub(super) predecessors: Vec<InstanceSlot>,
     /// To be ended.
     pub(super) doomed: Vec<Instance>,
     /// Attempts ever made, by ordinal.
@@ -193,8 +196,40 @@ impl Instances {
         }
     }
 
+    /// Leaves the slot of an instance to its successor.
+    pub(super) fn make_way(&mut self, ordinal: u16) {
+        if let Some(slot) = self.remove(ordinal) {
+            self.predecessors.push(slot);
+        }
+    }
+
+    /// The predecessor of the instance at `ordinal`, if that has one.
+    pub(super) fn predecessor(&self, ordinal: u16) -> Option<&InstanceSlot> {
+        self.predecessors.iter().find(|slot| slot.instance.ordinal == ordinal)
+    }
+
+    /// Moves the predecessor at `ordinal` to those that are to be ended.
+    pub(super) fn condemn_predecessor(&mut self, ordinal: u16) {
+        let gone = self.predecessors.extract_if(.., |slot| slot.instance.ordinal == ordinal);
+        self.doomed.extend(gone.map(|slot| slot.instance));
+    }
+
+    /// Ends predecessors whose successors have accepted a configuration, and with it taken their service over. Those whose successors
+    /// came to nothing get their slots back.
+    pub(super) fn settle_successions(&mut self) {
+        for predecessor in std::mem::take(&mut self.predecessors) {
+            match self.slot(predecessor.instance.ordinal) {
+                Some(slot) if slot.serves_since.is_some() => self.doomed.push(predecessor.instance),
+                Some(_) => self.predecessors.push(predecessor),
+                None => self.keep(predecessor),
+            }
+        }
+    }
+
     /// Moves every instance at `first` and above to those that are to be ended.
     pub(super) fn condemn_from(&mut self, first: u16) {
+        let gone = self.predecessors.extract_if(.., |slot| slot.instance.ordinal >= first);
+        self.doomed.extend(gone.map(|slot| slot.instance));
         while let Some(ordinal) = self.slots.last().map(|slot| slot.instance.ordinal).filter(|n| *n >= first) {
             self.condemn(ordinal);
         }
@@ -251,26 +286,28 @@ impl Instances {
         found.dedup_by_key(|instance| (instance.ordinal, instance.attempt));
         let mut findings = Findings::default();
         let doomed_before = std::mem::take(&mut self.doomed);
-        let was_doomed = |i: &Instance| doomed_before.iter().any(|d| d.ordinal == i.ordinal && d.attempt == i.attempt);
+        let was_doomed = |i: &Instance| doomed_before.iter().any(|d| is_same(d, i));
         let handed = self.handed.take();
         let starts = |i: &Instance| handed.as_ref().is_none_or(|list| list.contains(&(i.ordinal, i.attempt)));
         let mut before = std::mem::take(&mut self.slots);
+        // One that is not found any more has ended when its time had come, or is not missed before its successor is.
+        let mut predecessors = std::mem::take(&mut self.predecessors);
         self.slots.reserve_exact(usize::from(replicas).min(found.len()));
         for instance in found {
             if instance.ordinal < MAX_REPLICAS {
                 self.saw_attempt(&instance);
             }
-            let taken = self.slots.last().is_some_and(|slot| slot.instance.ordinal == instance.ordinal);
-            if taken || instance.ordinal >= replicas || was_doomed(&instance) {
+            let successor = self.slots.last().filter(|slot| slot.instance.ordinal == instance.ordinal);
+            let precedes = successor.is_some_and(|slot| slot.instance.boot_digest == digest)
+                && (instance.hands_over && instance.boot_digest != digest)
+                && self.predecessor(instance.ordinal).is_none();
+            if (successor.is_some() && !precedes) || instance.ordinal >= replicas || was_doomed(&instance) {
                 self.doomed.push(instance);
                 continue;
             }
-            let same = before
-                .iter()
-                .position(|s| s.instance.ordinal == instance.ordinal && s.instance.attempt == instance.attempt);
-            self.slots.push(match same {
-                Some(at) => {
-                    let mut slot = before.remove(at);
+            let known = [&mut before, &mut predecessors].into_iter().find_map(|slots| take(slots, &instance));
+            let slot = match known {
+                Some(mut slot) => {
                     slot.see(instance);
                     slot
                 }
@@ -278,11 +315,12 @@ impl Instances {
                     let rising = starts(&instance);
                     InstanceSlot::started(instance, rising, now, now)
                 }
-            });
+            };
+            if precedes { self.predecessors.push(slot) } else { self.slots.push(slot) }
         }
         for gone in before {
             // One that lost its slot to a better one is doomed, not gone.
-            let doomed = |d: &Instance| d.ordinal == gone.instance.ordinal && d.attempt == gone.instance.attempt;
+            let doomed = |d: &Instance| is_same(d, &gone.instance);
             if self.doomed.iter().any(doomed) {
                 continue;
             }
@@ -295,6 +333,16 @@ impl Instances {
         self.known = true;
         findings
     }
+}
+
+fn is_same(a: &Instance, b: &Instance) -> bool {
+    (a.ordinal, a.attempt) == (b.ordinal, b.attempt)
+}
+
+/// What is known of an instance, taken out of `slots`.
+fn take(slots: &mut Vec<InstanceSlot>, instance: &Instance) -> Option<InstanceSlot> {
+    let at = slots.iter().position(|slot| is_same(&slot.instance, instance))?;
+    Some(slots.remove(at))
 }
 
 /// When the instance is probed next in its steady rhythm: the same moments of every interval for the same instance,

@@ -26,7 +26,7 @@ impl Lifecycle {
         use {LifecycleStep as L, StepOutcome as O};
         match (step, outcome) {
             (L::Observe, O::Observed(found)) => self.observed(found, at),
-            (L::Boot { ordinal, attempt }, O::Booted(instance))
+            (L::Boot { ordinal, attempt, .. }, O::Booted(instance))
                 if (instance.ordinal, instance.attempt) == (ordinal, attempt) =>
             {
                 let next_probe = at.now + plan::poll_delay(0);
@@ -47,6 +47,13 @@ impl Lifecycle {
             (L::Probe { ordinal }, O::TimedOut) => self.silent(ordinal, "no answer in time", at),
             (L::Probe { ordinal }, O::Vanished(text)) => self.vanished(ordinal, &text, at),
             (L::Configure { ordinal, generation }, O::Configured) => self.configured(ordinal, generation, at.now),
+            (L::Configure { ordinal, .. }, O::Refused(text)) if self.fleet.predecessor(ordinal).is_some() => {
+                self.fleet.condemn(ordinal);
+                self.failed_boot(ordinal, &format!("cannot be configured: {text}"), at);
+            }
+            (L::Configure { ordinal, .. }, O::Vanished(text)) if self.fleet.predecessor(ordinal).is_some() => {
+                self.vanished(ordinal, &text, at);
+            }
             (L::Replug { ordinal, generation }, O::Replugged(instance)) if instance.ordinal == ordinal => {
                 self.replugged(instance, generation, at);
             }
@@ -67,7 +74,7 @@ impl Lifecycle {
 
     /// The step was not begun. It is tried again later, after another look.
     fn kept_out(&mut self, step: LifecycleStep, outcome: &StepOutcome, at: Occasion<'_>) {
-        if let LifecycleStep::Boot { ordinal, attempt } = step {
+        if let LifecycleStep::Boot { ordinal, attempt, .. } = step {
             self.fleet.untake_attempt(ordinal, attempt);
         }
         let mut wait = at.config.fence_retry.mul_f64(0.5 + at.jitter.clamp(0.0, 1.0));
@@ -273,9 +280,14 @@ impl Lifecycle {
             }
             LifecycleStep::Configure { ordinal, .. } => {
                 if let Some(slot) = self.fleet.slot_mut(ordinal) {
+                    // Once is chance. Twice it may be its predecessor that hands nothing over, and has to be ended first.
+                    let again = slot.retry.failures > 0;
                     slot.retry.fail(now, &config.step_backoff, jitter);
                     // It may be dead, which a probe finds out.
                     slot.next_probe = slot.next_probe.min(now + config.probe_retry);
+                    if again {
+                        self.fleet.condemn_predecessor(ordinal);
+                    }
                 }
             }
             LifecycleStep::Destroy { .. } | LifecycleStep::Forget => {

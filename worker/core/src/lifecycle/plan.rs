@@ -2,7 +2,8 @@
 //!
 //! In this order: look when something is unknown; end what is doomed; boot what is missing; probe what is due; replug and
 //! configure; replace what runs with another digest. Replacement is last and takes one instance at a time, each only
-//! while all others are there and the ones already replaced serve, so that a bad image or command costs one instance.
+//! while all others are there and the ones already replaced serve, so that a bad image or command costs one instance; and none where
+//! an instance can hand its service over: its successor is started beside it, and it is ended once that serves.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
@@ -43,6 +44,8 @@ enum Choice {
     Boot(u16),
     /// End the instance at this ordinal in favour of a new one.
     Replace(u16),
+    /// Start a new one beside the instance at this ordinal.
+    Succeed(u16),
 }
 
 impl Lifecycle {
@@ -61,6 +64,7 @@ impl Lifecycle {
         }
         // Also one that was booted while the wish for it was withdrawn.
         self.fleet.condemn_from(if self.goal.desired.deleting { 0 } else { self.goal.replicas() });
+        self.fleet.settle_successions();
         let mut wake = Wake { now, at: None };
         let settled = self.waits.unanswered_until.is_none_or(|until| wake.due(until));
         let choice = if self.goal.desired.deleting {
@@ -71,7 +75,13 @@ impl Lifecycle {
         let step = match choice {
             Some(Choice::Do(step)) => Some(step),
             Some(Choice::Boot(ordinal)) => {
-                Some(LifecycleStep::Boot { ordinal, attempt: self.fleet.next_attempt(ordinal) })
+                Some(LifecycleStep::Boot { ordinal, attempt: self.fleet.next_attempt(ordinal), beside: None })
+            }
+            Some(Choice::Succeed(ordinal)) => {
+                self.troubles.replacing = true;
+                let beside = self.fleet.slot(ordinal).map(|slot| slot.instance.attempt);
+                self.fleet.make_way(ordinal);
+                Some(LifecycleStep::Boot { ordinal, attempt: self.fleet.next_attempt(ordinal), beside })
             }
             Some(Choice::Replace(ordinal)) => {
                 self.troubles.replacing = true;
@@ -193,7 +203,16 @@ impl Lifecycle {
             let stale = slots.iter().find(|slot| rest_serves && self.is_stale(slot));
             stale.filter(|_| wake.due(self.boots.bar.until()))
         });
-        next.map(|slot| Choice::Replace(slot.instance.ordinal))
+        next.map(|slot| {
+            let (ordinal, instance) = (slot.instance.ordinal, &slot.instance);
+            // One that leaves probes unanswered may not answer its successor either.
+            let hands_over = instance.hands_over && slot.answered() == Some(true);
+            if hands_over && self.fleet.predecessor(ordinal).is_none() {
+                Choice::Succeed(ordinal)
+            } else {
+                Choice::Replace(ordinal)
+            }
+        })
     }
 
     /// Time between two probes of one instance.

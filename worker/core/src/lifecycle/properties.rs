@@ -54,6 +54,8 @@ fn op(with_release: bool) -> impl Strategy<Value = GeneratedOp> {
 struct PropertyWorld {
     life: Lifecycle,
     plugs_ports: bool,
+    /// Whether its instances hand their service over.
+    hands_over: bool,
     config: Config,
     now: Timestamp,
     wake_at: Option<Timestamp>,
@@ -64,15 +66,25 @@ struct PropertyWorld {
 }
 
 impl PropertyWorld {
-    fn new(plugs_ports: bool) -> Self {
+    fn new(plugs_ports: bool, hands_over: bool) -> Self {
         let config = Config::default();
         let desired = desired(1, 2, |_| {});
         let now = Timestamp::from_millis(5);
         let (id, progress) = (ApplianceId::from_u128(9), Progress::default());
         let life = Lifecycle::new(id, Arc::clone(&desired), plugs_ports, progress, now, &config);
         let instances = BTreeMap::new();
-        let mut world =
-            Self { life, plugs_ports, config, now, wake_at: None, running: None, over: false, desired, instances };
+        let mut world = Self {
+            life,
+            plugs_ports,
+            hands_over,
+            config,
+            now,
+            wake_at: None,
+            running: None,
+            over: false,
+            desired,
+            instances,
+        };
         world.feed(LifecycleEvent::Tick);
         world
     }
@@ -109,7 +121,8 @@ impl PropertyWorld {
             LifecycleStep::Observe => {
                 StepOutcome::Observed(self.instances.values().cloned().collect::<Vec<_>>().into())
             }
-            LifecycleStep::Boot { ordinal, attempt } => {
+            LifecycleStep::Boot { ordinal, attempt, beside } => {
+                assert!(beside.is_none_or(|_| self.hands_over), "beside what has to end first");
                 let made = self.made(ordinal, attempt);
                 StepOutcome::Booted(self.instances.entry((ordinal, attempt)).or_insert(made).clone())
             }
@@ -140,7 +153,7 @@ impl PropertyWorld {
     /// An instance as the driver starts it now.
     fn made(&self, ordinal: u16, attempt: u32) -> Instance {
         let boot_digest = crate::desired::boot_digest(&self.desired, self.plugs_ports);
-        Instance { boot_digest, ..instance(ordinal, attempt, &self.desired) }
+        Instance { boot_digest, hands_over: self.hands_over, ..instance(ordinal, attempt, &self.desired) }
     }
 
     fn lives(&self, ordinal: u16) -> bool {
@@ -232,16 +245,16 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_sequence_keeps_the_rules(plugs: bool, ops in proptest::collection::vec(op(true), 0..120)) {
-        let mut world = PropertyWorld::new(plugs);
+    fn any_sequence_keeps_the_rules(plugs: bool, hands: bool, ops in proptest::collection::vec(op(true), 0..120)) {
+        let mut world = PropertyWorld::new(plugs, hands);
         for op in ops {
             world.play(op);
         }
     }
 
     #[test]
-    fn it_settles_once_the_world_behaves(plugs: bool, ops in proptest::collection::vec(op(false), 0..120)) {
-        let mut world = PropertyWorld::new(plugs);
+    fn it_settles_once_the_world_behaves(plugs: bool, hands: bool, ops in proptest::collection::vec(op(false), 0..120)) {
+        let mut world = PropertyWorld::new(plugs, hands);
         for op in ops {
             world.play(op);
         }

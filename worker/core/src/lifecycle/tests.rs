@@ -15,6 +15,7 @@ use crate::instance::Addresses;
 
 pub(super) mod ports;
 mod repairs;
+mod successions;
 mod takeovers;
 
 pub(super) fn desired(generation: u64, replicas: u16, change: impl FnOnce(&mut Desired)) -> Arc<Desired> {
@@ -128,7 +129,7 @@ fn found(instances: &[Instance]) -> LifecycleEvent {
 }
 
 fn boot(ordinal: u16, attempt: u32) -> Option<LifecycleStep> {
-    Some(LifecycleStep::Boot { ordinal, attempt })
+    Some(LifecycleStep::Boot { ordinal, attempt, beside: None })
 }
 
 fn destroy(ordinal: u16, attempt: u32) -> Option<LifecycleStep> {

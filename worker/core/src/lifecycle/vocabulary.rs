@@ -21,6 +21,8 @@ pub enum LifecycleStep {
         ordinal: u16,
         /// Attempt to make; names the instance.
         attempt: u32,
+        /// Attempt at the same ordinal that goes on until this one has taken its service over.
+        beside: Option<u32>,
     },
     /// Detach the ports of an instance that it shall not have, and attach those that it lacks.
     Replug {

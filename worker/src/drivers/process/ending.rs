@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use worker_core::instance::Instance;
 
 use super::fence::HeldLock;
-use super::record::{InstanceRecord, RecordState};
+use super::record::{FolderKey, InstanceRecord, RecordState};
 use super::system::{self, ProcessStamp, Tree};
 use super::{Inner, off_thread, poll_until};
 use crate::drivers::Error;
@@ -50,7 +50,11 @@ impl Ending {
             let Self { inner, held, appliance, ordinal, attempt } = &ending;
             inner.end_by_force(held, *appliance, (*ordinal, *attempt), "kill")?;
             held.check()?;
-            let folder = inner.folder(*appliance, *ordinal);
+            let folder = inner.folder_of(*appliance, *ordinal, *attempt);
+            let place = inner.folder(*appliance, FolderKey { ordinal: *ordinal, aside: None });
+            if folder.path() != place.path() {
+                return Ok(folder.remove_aside(&place)?);
+            }
             if let Some(record) = folder.read()?.filter(|record| record.instance.attempt == *attempt) {
                 folder.write(&InstanceRecord { state: RecordState::Ended, ..record })?;
             }

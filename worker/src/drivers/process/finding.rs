@@ -7,7 +7,7 @@ use shim::processes::ProcessId;
 use shim::state::End;
 use worker_core::instance::{BootState, Instance, Observation};
 
-use super::record::{Folder, InstanceRecord, RecordState, RecordedInstance};
+use super::record::{Folder, FolderKey, InstanceRecord, RecordState, RecordedInstance};
 use super::system::{self, Marked, ProcessStamp, Tree};
 use super::{Inner, launch, name_of, poll_until, record};
 use crate::drivers::Error;
@@ -39,7 +39,8 @@ impl Inner {
         appliance: ApplianceId,
         instance: &RecordedInstance,
     ) -> Result<Option<ProcessStamp>, Error> {
-        let (folder, name) = (self.folder(appliance, instance.ordinal), name_of(appliance, instance));
+        let folder = self.folder_of(appliance, instance.ordinal, instance.attempt);
+        let name = name_of(appliance, instance);
         let noted = || folder.shim_state(&name).map(|state| state.main);
         let main = || noted().or_else(|| self.scan(&name).and_then(|found| found.identity.id()));
         let alive = |id: Option<ProcessId>| Ok(id.filter(|id| id.is_alive()).map(ProcessStamp::of));
@@ -62,11 +63,11 @@ impl Inner {
 
     pub(super) fn observe(&self, appliance: ApplianceId) -> Result<Observation, Error> {
         let mut found = Observation::default();
-        for ordinal in record::ordinals(self.instances.path(), appliance)? {
-            let folder = self.folder(appliance, ordinal);
+        for key in record::folders(self.instances.path(), appliance)? {
+            let folder = self.folder(appliance, key);
             let Some(record) = folder.read()? else { continue };
             // A damaged record has attempt 0: whatever runs at its ordinal is meant.
-            let record = if record.instance.attempt == 0 { self.recover(appliance, record) } else { record };
+            let record = if record.instance.attempt == 0 { self.recover(appliance, key, record) } else { record };
             found.attempts.push((record.instance.ordinal, record.instance.attempt));
             if let Some(identity) = self.resolve(appliance, &record)? {
                 found.running.push(running(&folder, &record, &identity));
@@ -76,11 +77,15 @@ impl Inner {
     }
 
     /// What a damaged record must have said, from the process itself.
-    fn recover(&self, appliance: ApplianceId, record: InstanceRecord) -> InstanceRecord {
-        let ordinal = record.instance.ordinal;
-        let found = system::marked(&self.config.state_dir)
-            .into_iter()
-            .find_map(|marked| described(&marked).filter(|(id, i)| *id == appliance && i.ordinal == ordinal));
+    fn recover(&self, appliance: ApplianceId, key: FolderKey, record: InstanceRecord) -> InstanceRecord {
+        let aside = |attempt| self.folder(appliance, FolderKey { aside: Some(attempt), ..key });
+        let meant = |instance: &RecordedInstance| match key.aside {
+            Some(attempt) => instance.attempt == attempt,
+            None => !aside(instance.attempt).exists(),
+        };
+        let found = system::marked(&self.config.state_dir).into_iter().find_map(|marked| {
+            described(&marked).filter(|(id, i)| *id == appliance && i.ordinal == key.ordinal && meant(i))
+        });
         match found {
             Some((_, instance)) => InstanceRecord { instance, ..record },
             None => record,
@@ -99,7 +104,7 @@ impl Inner {
                     (*id, known.ordinal, known.attempt) == (appliance, instance.ordinal, instance.attempt)
                 })
             {
-                let management = self.folder(appliance, instance.ordinal).management();
+                let management = self.folder_of(appliance, instance.ordinal, instance.attempt).management();
                 found.push((appliance, instance.running_as(&marked.identity, BootState::Unknown, management)));
             }
         }
@@ -121,7 +126,7 @@ impl Inner {
         ordinal: u16,
         attempt: u32,
     ) -> Result<(Option<ProcessStamp>, Tree), Error> {
-        let folder = self.folder(appliance, ordinal);
+        let folder = self.folder_of(appliance, ordinal, attempt);
         let name = Instance::name(appliance, ordinal, attempt);
         let recorded =
             folder.read()?.filter(|record| record.instance.attempt == attempt).and_then(|record| match record.state {
@@ -137,7 +142,8 @@ impl Inner {
 
     /// How an instance that does not run any more ended, if its shim has noted that. Waits a moment for it.
     pub(super) fn end_of(&self, appliance: ApplianceId, ordinal: u16, attempt: u32) -> Option<End> {
-        let (folder, name) = (self.folder(appliance, ordinal), Instance::name(appliance, ordinal, attempt));
+        let folder = self.folder_of(appliance, ordinal, attempt);
+        let name = Instance::name(appliance, ordinal, attempt);
         let mut end = None;
         poll_until(END_WAIT, || {
             let Some(state) = folder.shim_state(&name) else { return true };
@@ -160,7 +166,8 @@ pub(super) fn running(folder: &Folder, record: &InstanceRecord, identity: &Proce
             management.address.is_some() || !system::is_alive(identity)
         });
     }
-    record.running_as(folder, identity, management)
+    let hands_over = record.serves_management && management.hands_over;
+    Instance { hands_over, ..record.running_as(folder, identity, management) }
 }
 
 /// The instance a process says it is.

@@ -38,6 +38,8 @@ pub(super) struct Order {
     pub(super) attempt: u32,
     pub(super) name: String,
     pub(super) boot_digest: String,
+    /// Attempt whose service it takes over.
+    pub(super) beside: Option<u32>,
     pub(super) recipe: LaunchRecipe,
 }
 
@@ -55,6 +57,7 @@ impl Order {
             attempt: wanted.attempt,
             name: wanted.desired.name.to_string(),
             boot_digest: wanted.boot_digest.to_owned(),
+            beside: wanted.beside,
             recipe: recipe.map_err(|overflow| Error::Refused(overflow.to_string()))?,
         })
     }
@@ -78,7 +81,8 @@ pub(super) struct Launch {
 }
 
 impl Launch {
-    /// Looks everything up and checks it. `kept_port` is the port the ordinal had before.
+    /// Looks everything up and checks it. `kept_port` is the port the ordinal had before, `predecessor` the folder of the instance
+    /// that hands its service over.
     ///
     /// # Errors
     /// [`Error::Refused`] with what is wrong with the recipe, or with the host.
@@ -87,17 +91,21 @@ impl Launch {
         folder: &Folder,
         appliance_binary: &Path,
         kept_port: Option<u16>,
+        predecessor: Option<&Folder>,
     ) -> Result<Self, Error> {
         let recipe = &order.recipe;
         let (program, mut args) = match &recipe.program {
             Program::Command(command) => (find_program(command, env::var_os("PATH").as_deref())?, Vec::new()),
-            Program::Appliance => (appliance_binary.to_owned(), appliance_args(order, folder)),
+            Program::Appliance => (appliance_binary.to_owned(), appliance_args(order, folder, predecessor)),
         };
         // Checked here even where the instance binds them only once it is configured: a port that is taken is better
         // reported before a process is started for it.
         let (address, picked_port) = match &recipe.listen {
             Listen::At(addresses) => {
-                addresses.iter().try_for_each(|address| check_free(*address))?;
+                // Those that its predecessor listens at it gets from that.
+                if predecessor.is_none() {
+                    addresses.iter().try_for_each(|address| check_free(*address))?;
+                }
                 (addresses.first().copied(), None)
             }
             Listen::Nowhere => (None, None),
@@ -166,10 +174,12 @@ fn inherited_descriptor_limit() -> Option<(u64, u64)> {
 }
 
 /// What the reference appliance is told about itself.
-fn appliance_args(order: &Order, folder: &Folder) -> Vec<OsString> {
+fn appliance_args(order: &Order, folder: &Folder, predecessor: Option<&Folder>) -> Vec<OsString> {
     let (path, secret, name) = (folder.path().into(), folder.secret_file().into(), order.instance().into());
     let management = ["--management".into(), "127.0.0.1:0".into(), "--secret-file".into(), secret];
-    ["--state-dir".into(), path].into_iter().chain(management).chain(["--name".into(), name]).collect()
+    let predecessor = predecessor.map(|predecessor| ["--predecessor".into(), predecessor.path().into()]);
+    let own = ["--state-dir".into(), path].into_iter().chain(management).chain(["--name".into(), name]);
+    own.chain(predecessor.into_iter().flatten()).collect()
 }
 
 fn substitute(text: &str, order: &Order, port: Option<u16>) -> String {

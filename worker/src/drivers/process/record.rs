@@ -9,24 +9,31 @@
 //!                                             management      where its REST contract is served, written by itself
 //!                                             secret          what callers of that contract prove themselves with
 //!                                             answered        the attempt that has answered a probe
+//!                                             handover        socket at which its successor asks for its service
+//!                                 <ordinal>.<attempt>/        the same, of an instance that has or had a successor beside it
 //! ```
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
+use std::num::ParseIntError;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use common::ApplianceId;
 use common::status::PID_DETAIL;
 use runtime::folder::{Access, Folder as StateFolder};
+use rustix::fs::{RenameFlags, fsync, renameat, renameat_with};
 use serde::{Deserialize, Serialize};
 use shim::STATE_FILE;
 use shim::state::{MAX_STATE, ShimState};
 use worker_core::instance::{Addresses, BootState, Instance, ManagementSecret};
 
+use super::removal::remove_tree;
 use super::system::{self, ProcessStamp};
-use crate::appliance::MANAGEMENT_FILE;
+use crate::appliance::{MANAGEMENT_FILE, TOKEN_FILE, handover};
 
 /// How far the start or the end of an instance got.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +113,8 @@ pub(super) struct Management {
     pub(super) address: Option<SocketAddr>,
     /// What it wants callers to prove themselves with. The version before gave instances none.
     pub(super) secret: Option<ManagementSecret>,
+    /// Whether it hands its service over to another one that asks for that.
+    pub(super) hands_over: bool,
 }
 
 /// The folder of one ordinal.
@@ -124,10 +133,65 @@ const ANSWERED: &str = "answered";
 /// Longest of the small files that is read, in bytes: an address, a secret.
 const MOST_LINE: u64 = 1024;
 
+/// Which of the folders of an appliance one is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct FolderKey {
+    pub(super) ordinal: u16,
+    /// The attempt, of an instance that was put aside for its successor.
+    pub(super) aside: Option<u32>,
+}
+
+impl FromStr for FolderKey {
+    type Err = ParseIntError;
+
+    fn from_str(name: &str) -> Result<Self, ParseIntError> {
+        match name.split_once('.') {
+            Some((ordinal, attempt)) => Ok(Self { ordinal: ordinal.parse()?, aside: Some(attempt.parse()?) }),
+            None => Ok(Self { ordinal: name.parse()?, aside: None }),
+        }
+    }
+}
+
 impl Folder {
-    pub(super) fn new(instances: &StateFolder, appliance: ApplianceId, ordinal: u16) -> Self {
-        let name = Path::new(&appliance.to_string()).join(ordinal.to_string());
-        Self { instances: instances.clone(), name }
+    pub(super) fn new(instances: &StateFolder, appliance: ApplianceId, key: FolderKey) -> Self {
+        let FolderKey { ordinal, aside } = key;
+        let name = aside.map_or_else(|| ordinal.to_string(), |attempt| format!("{ordinal}.{attempt}"));
+        Self { instances: instances.clone(), name: Path::new(&appliance.to_string()).join(name) }
+    }
+
+    pub(super) fn exists(&self) -> bool {
+        self.path().is_dir()
+    }
+
+    /// Gives this place to a successor: the folder is the one at `aside` from now on, for whoever has it open as well.
+    pub(super) fn put_aside(&self, aside: &Self) -> io::Result<()> {
+        let of_appliance = |folder: &Self| folder.name.parent().map(Path::to_owned).unwrap_or_default();
+        let parent = self.instances.subfolder(of_appliance(self))?;
+        let last = |folder: &Self| folder.name.file_name().map(OsStr::to_owned).unwrap_or_default();
+        renameat(parent.handle(), last(self), parent.handle(), last(aside))?;
+        Ok(fsync(parent.handle())?)
+    }
+
+    /// Takes over the newest token that the instance before has met: a call that it would refuse is refused here as well.
+    pub(super) fn inherit_token(&self, predecessor: &Self) -> io::Result<()> {
+        match self.instances.read(predecessor.name.join(TOKEN_FILE), MOST_LINE) {
+            Ok(token) => Ok(self.instances.write_atomic(self.name.join(TOKEN_FILE), &token)?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes the folder of an instance that was put aside. Its log becomes the one that its successor has put aside last, if that
+    /// has none yet.
+    pub(super) fn remove_aside(&self, successor: &Self) -> io::Result<()> {
+        let moved = || {
+            let (from, to) = (self.instances.subfolder(&self.name)?, self.instances.subfolder(&successor.name)?);
+            renameat_with(from.handle(), "log", to.handle(), "log.1", RenameFlags::NOREPLACE)?;
+            io::Result::Ok(())
+        };
+        // An old log is worth no failure.
+        let _ = moved();
+        remove_tree(&self.path())
     }
 
     pub(super) fn path(&self) -> PathBuf {
@@ -161,6 +225,7 @@ impl Folder {
         Management {
             address: read(MANAGEMENT_FILE).and_then(|text| text.trim().parse().ok()),
             secret: read("secret").and_then(|text| ManagementSecret::new(text.trim()).ok()),
+            hands_over: self.path().join(handover::SOCKET).exists(),
         }
     }
 
@@ -179,7 +244,9 @@ impl Folder {
                 Ok(Some(InstanceRecord {
                     state: RecordState::Starting,
                     instance: RecordedInstance {
-                        ordinal: self.name.file_name().and_then(|n| n.to_str()?.parse().ok()).unwrap_or(0),
+                        ordinal: (self.name.file_name())
+                            .and_then(|name| name.to_str()?.parse().ok())
+                            .map_or(0, |key: FolderKey| key.ordinal),
                         attempt: 0,
                         boot_digest: String::new(),
                         started_at_unix_ms: 0,
@@ -229,16 +296,16 @@ impl Folder {
     pub(super) fn prepare(&self) -> io::Result<()> {
         let folder = self.instances.subfolder(&self.name)?;
         folder.subfolder("work")?;
-        for file in [MANAGEMENT_FILE, "secret", STATE_FILE, ANSWERED] {
+        for file in [MANAGEMENT_FILE, "secret", STATE_FILE, ANSWERED, handover::SOCKET] {
             folder.remove(file)?;
         }
         Ok(())
     }
 }
 
-/// Ordinals of an appliance that have a folder, ascending.
-pub(super) fn ordinals(instances: &Path, appliance: ApplianceId) -> io::Result<Vec<u16>> {
-    let mut found: Vec<u16> = entries(&instances.join(appliance.to_string()))?;
+/// Folders of an appliance, by ordinal.
+pub(super) fn folders(instances: &Path, appliance: ApplianceId) -> io::Result<Vec<FolderKey>> {
+    let mut found: Vec<FolderKey> = entries(&instances.join(appliance.to_string()))?;
     found.sort_unstable();
     Ok(found)
 }

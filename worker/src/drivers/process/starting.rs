@@ -7,7 +7,7 @@ use super::Inner;
 use super::fence::{self, HeldLock};
 use super::finding::running;
 use super::launch::{Launch, Order};
-use super::record::{Folder, InstanceRecord, Management, RecordState, RecordedInstance};
+use super::record::{self, Folder, FolderKey, InstanceRecord, Management, RecordState, RecordedInstance};
 use super::shims::{self, StartFailure, StartedShim};
 use super::system::ProcessStamp;
 use crate::drivers::Error;
@@ -24,18 +24,30 @@ impl Inner {
     /// Starts an instance under the lock, or finds it. Blocks.
     pub(super) fn start(&self, held: &HeldLock, order: &Order) -> Result<Started, Error> {
         held.check()?;
-        let folder = self.folder(order.appliance, order.ordinal);
-        let former = folder.read()?;
+        let folder = self.folder(order.appliance, FolderKey { ordinal: order.ordinal, aside: None });
+        let mut former = folder.read()?;
         if let Some(record) = &former {
-            if let Some(identity) = self.resolve(order.appliance, record)? {
-                return self.adopt(held, order, &folder, record, identity).map(Started::Found);
+            match self.resolve(order.appliance, record)? {
+                Some(_) if order.beside == Some(record.instance.attempt) => {
+                    let aside = FolderKey { ordinal: order.ordinal, aside: order.beside };
+                    folder.put_aside(&self.folder(order.appliance, aside))?;
+                    former = None;
+                }
+                Some(identity) => return self.adopt(held, order, &folder, record, identity).map(Started::Found),
+                // What the former one left behind would keep the port of its successor.
+                None => {
+                    let ended = (record.instance.ordinal, record.instance.attempt);
+                    self.end_by_force(held, order.appliance, ended, "sweep")?;
+                }
             }
-            // What the former one left behind would keep the port of its successor.
-            self.end_by_force(held, order.appliance, (record.instance.ordinal, record.instance.attempt), "sweep")?;
         }
+        let predecessor = self.predecessor(held, order, &folder)?;
         let kept_port = former.and_then(|record| record.picked_port);
-        let launch = Launch::plan(order, &folder, &self.config.appliance_binary, kept_port)?;
+        let launch = Launch::plan(order, &folder, &self.config.appliance_binary, kept_port, predecessor.as_ref())?;
         folder.prepare()?;
+        if let Some(predecessor) = &predecessor {
+            folder.inherit_token(predecessor)?;
+        }
         if order.recipe.program.has_management() {
             folder.make_secret()?;
         }
@@ -67,6 +79,23 @@ impl Inner {
             }
             Err(StartFailure::Unknown(text)) => Err(Error::Failed(text)),
         }
+    }
+
+    /// The folder of the instance whose service is taken over. Any other one that was put aside at the ordinal has ended, or has to:
+    /// nobody knows of it any more.
+    fn predecessor(&self, held: &HeldLock, order: &Order, place: &Folder) -> Result<Option<Folder>, Error> {
+        let mut predecessor = None;
+        for key in record::folders(self.instances.path(), order.appliance)? {
+            let Some(attempt) = key.aside.filter(|_| key.ordinal == order.ordinal) else { continue };
+            let folder = self.folder(order.appliance, key);
+            if order.beside == Some(attempt) {
+                predecessor = Some(folder);
+                continue;
+            }
+            self.end_by_force(held, order.appliance, (order.ordinal, attempt), "sweep")?;
+            folder.remove_aside(place)?;
+        }
+        Ok(predecessor)
     }
 
     fn spawn(

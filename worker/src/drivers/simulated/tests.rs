@@ -37,7 +37,7 @@ fn desired() -> Desired {
 }
 
 fn wanted(desired: &Desired, attempt: u32) -> Wanted<'_> {
-    Wanted { ordinal: 0, attempt, desired, boot_digest: "d" }
+    Wanted { ordinal: 0, attempt, desired, boot_digest: "d", beside: None }
 }
 
 #[tokio::test]
