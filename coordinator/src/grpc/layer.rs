@@ -207,7 +207,8 @@ mod tests {
     async fn an_answer_that_nobody_reads_is_let_go_of() {
         let kept = Arc::new(());
         let limit = Duration::from_secs(60);
-        let mut answer = ExpiringBody::of(Response::new(Body::empty()), Arc::clone(&kept), limit);
+        let mut answer =
+            ExpiringBody::of(Response::new(Body::new(axum::body::Body::from("an answer"))), Arc::clone(&kept), limit);
         assert_eq!(Arc::strong_count(&kept), 2);
         tokio::time::sleep(limit * 2).await;
         assert_eq!(Arc::strong_count(&kept), 1);
