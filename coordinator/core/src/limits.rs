@@ -186,6 +186,15 @@ mod tests {
     }
 
     #[test]
+    fn a_driver_that_is_bound_to_no_host_is_left_out_where_a_worker_names_a_place() {
+        let offers = |dir| [(DriverName::simulated(), DriverCapabilities::of_all_kinds(dir))].into();
+        let apply = |dir| WorkerLimits::default().apply(&worker("w1"), Profile { drivers: offers(dir), ..profile() });
+        let (kept, notes) = apply(Some("/evil"));
+        assert!(kept.drivers.get(&DriverName::simulated()).is_none() && notes.len() == 1, "{notes:?}");
+        assert!(apply(None).1.is_empty());
+    }
+
+    #[test]
     fn entries_are_checked() {
         let limits = WorkerLimits(vec![WorkerLimit {
             name: "a*b*c".into(),

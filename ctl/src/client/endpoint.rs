@@ -175,6 +175,19 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_of_a_socket_that_is_a_link_or_that_others_can_change_is_refused() {
+        let (top, folder) = rug();
+        let socket = |folder: &Path| folder.join("coordinator.sock");
+        assert!(judge_folder(&socket(&folder)).is_ok() && judge_folder(&socket(&top.path().join("none"))).is_ok());
+        let link = top.path().join("link");
+        symlink(&folder, &link).expect("a link");
+        let failure = judge_folder(&socket(&link)).expect_err("it may lead to another cluster");
+        assert!(failure.to_string().contains("symbolic link"), "{failure}");
+        set_permissions(&folder, Permissions::from_mode(0o777)).expect("ours");
+        assert!(judge_folder(&socket(&folder)).is_err());
+    }
+
+    #[test]
     fn a_file_or_a_folder_of_another_user_is_refused() {
         let (_top, rug) = rug();
         write(rug.join("endpoint"), "unix:/x/s\n").expect("a file");

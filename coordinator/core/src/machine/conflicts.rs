@@ -148,3 +148,29 @@ impl Machine {
         self.conflicts.owners()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use common::session::OwnedGrant;
+    use common::{Edition, Incarnation, WorkerId};
+
+    use super::*;
+
+    #[test]
+    fn of_a_life_that_claims_more_and_more_a_few_are_kept_and_its_next_hello_settles_the_rest() {
+        let (mut conflicts, slot) = (Conflicts::default(), Slot(1));
+        let life = |n| Life::new(WorkerId::new("w1").expect("valid"), Incarnation::new(n));
+        let token = |n| Token::new(Term::new(1), n);
+        let new = (1..=1_000).filter(|n| conflicts.add(slot, life(1), token(*n))).count();
+        assert_eq!(new, CLAIMS_KEPT + 1);
+        assert!(conflicts.add(slot, life(2), token(1)), "another life counts by itself");
+        assert!(!conflicts.end_life(slot, &life(2)));
+        // What is released one by one is not the rest.
+        assert!((1..=1_000).all(|n| !conflicts.end(slot, &life(1), token(n))) && conflicts.concern(slot));
+        let appliance = ApplianceId::from_u128(1);
+        let owned = [OwnedGrant { appliance, token: token(7), edition: Edition::default() }];
+        let ended = conflicts.not_among(&life(1), &owned, |_| Some(appliance));
+        assert_eq!(ended, [(slot, MORE)]);
+        assert!(conflicts.end(slot, &life(1), MORE) && !conflicts.concern(slot));
+    }
+}

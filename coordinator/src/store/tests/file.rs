@@ -23,6 +23,13 @@ async fn a_copy_of_a_store_in_use_is_complete_and_replaces_nothing() {
     assert!(again.to_string().contains("is not replaced"), "{again}");
     let missing = home.dir.path().join("no/folder/copy.db");
     assert!(matches!(Store::backup(&home.config, &missing).await, Err(BackupError::Output { .. })));
+    // Whoever can replace files there would get everything.
+    let open = home.dir.path().join("open");
+    std::fs::create_dir(&open).expect("made");
+    std::fs::set_permissions(&open, std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("ours");
+    let exposed = Store::backup(&home.config, &open.join("copy.db")).await;
+    assert!(matches!(exposed, Err(BackupError::Exposed(_))), "{exposed:?}");
+    assert_eq!(std::fs::read_dir(&open).expect("a folder").count(), 0);
     let left = std::fs::read_dir(home.dir.path()).expect("a folder").flatten();
     assert!(left.into_iter().all(|entry| !entry.file_name().to_string_lossy().contains("partial")));
 

@@ -134,6 +134,15 @@ fn a_long_error_is_sent_in_part() {
     assert_eq!(status_to_wire(&status).last_error, "é".repeat(common::appliance::MAX_TEXT / 2));
 }
 
+/// It is kept with the appliance and told to its next owner, beside hundreds of others in one message.
+#[test]
+fn a_journal_is_told_in_part_whatever_is_stored() {
+    let entry = JournalEntry { step: "boot 0".repeat(1_000), request_id: "r".repeat(4_096) };
+    let progress = Progress { journal: vec![entry; 1_000], ..Progress::default() };
+    let told = super::super::worker::progress_to_wire(progress).expect("not empty");
+    assert!(prost::Message::encoded_len(&told) < 32 << 10, "{}", prost::Message::encoded_len(&told));
+}
+
 fn reports(statuses: Vec<StatusReport>) -> ToCoordinator {
     ToCoordinator::Report(Report { statuses, owned: None })
 }

@@ -68,6 +68,34 @@ fn a_worker_that_declines_is_left_out_for_a_while() {
     assert_eq!(w.holder(1), Some("w1"));
 }
 
+/// One that declines everything would otherwise be asked as fast as others can take it back.
+#[test]
+fn who_declined_is_left_alone_for_its_time_also_when_another_has_taken_it() {
+    let mut w = World::new(Restored::default());
+    w.connect("w1");
+    w.connect("w2");
+    w.pass(Duration::from_secs(1));
+    w.hold_commits = true;
+    w.create([1]);
+    let (batch, commit) = w.commits.remove(0);
+    let Some(GrantOp::Grant { to, .. }) = commit.grants.first() else { panic!("a grant is written") };
+    let (token, decliner) = (to.token, to.worker.clone());
+    let puppet = w.puppets.remove(&decliner).expect("lives");
+    let conn = puppet.conn;
+    w.step(Event::Durable(batch));
+    w.puppets.insert(decliner.clone(), Puppet { version: 2, ..puppet });
+    w.hold_commits = false;
+    let envelope = w.envelope(conn);
+    let declined = vec![Declined { appliance: id(1), token, reason: String::new() }];
+    w.step(Event::Received(conn, envelope, ToCoordinator::Ack(Ack { applied: 2, declined, ..Ack::default() })));
+    w.pass(Duration::from_secs(1));
+    let slot = w.machine.table().slot(id(1)).expect("known");
+    assert!(w.holder(1).is_some_and(|holder| holder != decliner.as_str()), "the other has it");
+    assert!(w.machine.pacing.has_declined(slot, &decliner));
+    w.pass(Duration::from_secs(6));
+    assert!(!w.machine.pacing.has_declined(slot, &decliner), "it may be asked again");
+}
+
 #[test]
 fn what_no_worker_ever_heard_of_is_deleted_without_one() {
     let mut w = World::new(Restored::default());
