@@ -5,12 +5,15 @@
 //! process ends. Instances go on running.
 
 use std::io::Write as _;
+use std::path::Path;
 
 use common::driver::DriverName as Name;
 use common::status::PID_DETAIL;
 use common::{Term, WorkerId};
+use runtime::folder::Folder;
 use runtime::program::{self, Failure};
 use runtime::shutdown::Signals;
+use runtime::socket::SCHEME;
 use runtime::tls::ClientTls;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -45,6 +48,22 @@ fn coordination_failure(error: &coordination::Error) -> Failure {
         coordination::Error::NameTaken { .. } => exit_code::NAME_TAKEN,
     };
     Failure::new(code, format!("coordination: {error}"))
+}
+
+/// Refuses a socket that is looked up from the working directory, as the default is, in a folder that others have, or can
+/// have, put there: it may lead to another cluster of the same user.
+fn judge_sockets(working: &Path, coordinators: &[String]) -> Result<(), Failure> {
+    for path in coordinators.iter().filter_map(|address| address.strip_prefix(SCHEME)).map(Path::new) {
+        let Some(folder) = path.parent().filter(|folder| folder.is_relative() && *folder != Path::new("")) else {
+            continue;
+        };
+        if let Err(error) = Folder::existing(&working.join(folder)) {
+            let problem =
+                format!("session.coordinators: {error}; name the socket by an absolute path to use it all the same");
+            return Err(Failure::new(program::USAGE, problem));
+        }
+    }
+    Ok(())
 }
 
 /// [`run`] on a runtime of its own. Not left to `main`, where the whole worker would be compiled a second time.
@@ -85,6 +104,7 @@ pub fn print_instances(config: Config) -> Result<(), Failure> {
 pub async fn run(config: Config) -> Result<(), Failure> {
     let mut signals = Signals::catch().map_err(|e| Failure::other(format!("catch signals: {e}")))?;
     let name = WorkerId::new(&config.name).map_err(Failure::other)?;
+    judge_sockets(Path::new("."), &config.session.coordinators)?;
     let tls = ClientTls::load(&config.tls).map_err(|e| Failure::other(format!("tls.{e}")))?;
     if let Some(tls) = &tls {
         tls.announce();
@@ -149,5 +169,21 @@ async fn supervise(
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_below_a_link_is_used_only_where_it_is_named_in_full() {
+        let dir = tempfile::tempdir().expect("a folder");
+        std::os::unix::fs::symlink("/tmp", dir.path().join("link")).expect("made");
+        let judge = |address: &str| judge_sockets(dir.path(), &[address.to_owned()]);
+        assert_eq!(judge(&format!("unix:{}", dir.path().join("link/coordinator.sock").display())), Ok(()));
+        assert_eq!(judge("unix:rug-coordinator-state/coordinator.sock"), Ok(()), "there is none");
+        let refused = judge("unix:link/coordinator.sock");
+        assert!(refused.is_err_and(|failure| failure.to_string().contains("symbolic link")));
     }
 }
