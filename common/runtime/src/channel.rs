@@ -66,7 +66,11 @@ impl Target {
             return Err(AddressError::Credentials);
         }
         let uri: Uri = address.parse().map_err(|_| malformed())?;
-        if uri.host().is_none_or(str::is_empty) {
+        if uri.host().is_none_or(str::is_empty) || !has_valid_port(&uri) {
+            return Err(malformed());
+        }
+        // Nothing is done with a path or a query; one that was meant for something has to be heard of.
+        if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
             return Err(malformed());
         }
         match (uri.scheme_str(), tls) {
@@ -131,6 +135,14 @@ impl Target {
             Route::Unix(connector) => self.endpoint.connect_with_connector_lazy(connector.clone()),
         }
     }
+}
+
+/// Whether the port, where there is a colon for one, is a number from 1 to 65535. The parser takes any digits, and a port that
+/// does not fit counts as none for it, which would stand for the usual one of the scheme.
+fn has_valid_port(uri: &Uri) -> bool {
+    let Some(authority) = uri.authority() else { return false };
+    let rest = &authority.as_str()[authority.host().len()..];
+    rest.is_empty() || rest.strip_prefix(':').and_then(|port| port.parse::<u16>().ok()).is_some_and(|port| port > 0)
 }
 
 /// Makes the connections of a channel.

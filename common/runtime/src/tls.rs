@@ -36,7 +36,7 @@ pub use files::read_revocation_lists;
 pub use https::{WebStream, connect_web};
 pub use identity::{AlternativeName, Identity};
 pub use server::{Accepted, CertificateChain, HandshakeRefused, ServerStream, ServerTls};
-pub use words::{chain, refusal};
+pub use words::{chain, refusal, unresolved};
 
 /// Settings of mutual TLS, the same for servers and clients. Without files there is no TLS.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

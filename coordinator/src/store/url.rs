@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use sea_orm::sqlx::mysql::MySqlConnectOptions;
 use sea_orm::sqlx::postgres::PgConnectOptions;
-use url::Url;
+use url::{ParseError, Url};
 
 use super::error::Error;
 
@@ -97,7 +97,7 @@ fn server(url: &str, known: impl Fn(&str) -> bool) -> Result<Url, String> {
     if url.contains('#') {
         return Err("`#` ends a URL: within a password it must be written `%23`".to_owned());
     }
-    let parsed = Url::parse(url).map_err(|e| e.to_string())?;
+    let parsed = Url::parse(url).map_err(|problem| unreadable(problem).to_owned())?;
     if parsed.cannot_be_a_base() {
         return Err("`//` must follow its scheme".to_owned());
     }
@@ -110,6 +110,22 @@ fn server(url: &str, known: impl Fn(&str) -> bool) -> Result<Url, String> {
         Some((key, _)) if is_name(&key) => Err(format!("parameter `{key}` is unknown")),
         Some(_) => Err("it has a parameter that is unknown".to_owned()),
         None => Ok(parsed),
+    }
+}
+
+/// What is wrong with a text that is no URL. No part of it is quoted, which may be one of a password.
+fn unreadable(problem: ParseError) -> &'static str {
+    match problem {
+        ParseError::EmptyHost => "it names no host",
+        ParseError::InvalidPort => {
+            "what follows the `:` after the host is not a port, 1 to 65535; a password must have `%2F` in place of `/`, \
+             `%3F` in place of `?`"
+        }
+        ParseError::InvalidIpv4Address | ParseError::InvalidIpv6Address => {
+            "its host is not an address; one of IPv6 belongs in brackets, such as `[::1]`"
+        }
+        ParseError::IdnaError | ParseError::InvalidDomainCharacter => "its host has a character that no name has",
+        _ => "it is not a URL such as `postgres://user:password@host:5432/database`",
     }
 }
 
@@ -204,9 +220,12 @@ mod tests {
             ("postgres://rug:hush@db", "must name a database"),
             ("postgres://rug:hush@db/rug?sslmod=require", "parameter `sslmod` is unknown"),
             ("postgres://rug:hush@db/rug?sslmode=hush", "sslmode"),
-            ("postgres://rug:x?hush=hush@db/rug", "invalid port"),
+            ("postgres://rug:x?hush=hush@db/rug", "is not a port"),
             ("postgres://rug:1?hush=hush@db/rug", "must"),
-            ("postgres://rug:hush@db:port/rug", "invalid port"),
+            ("postgres://rug:hush@db:port/rug", "is not a port"),
+            ("postgres://rug:hush@[::1/rug", "not an address"),
+            ("postgres://rug:hush@:5432/rug", "names no host"),
+            ("mysql://rug:hush@a b/rug", "has a character"),
             ("postgres:rug:hush@db/rug", "`//` must follow"),
             ("postgres://db/rug?sslmode=x&options[a://rug:hush@db/rug?sslmode", "a password must have"),
             ("postgres://db/rug?sslmode=x&options[hush]=1", "cannot be used: sslmode, options[...]"),

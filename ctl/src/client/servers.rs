@@ -42,11 +42,18 @@ pub(crate) fn find_servers(named: Option<&str>, secure: bool, folder: &Path) -> 
 }
 
 fn named_servers(named: &str, secure: bool) -> Result<ServerAddresses, Failure> {
-    let names: Vec<_> = named.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
-    if names.is_empty() {
+    if named.trim().is_empty() {
         return Err(Failure::usage(
             "--server or RUG_SERVER is empty: give it an address, or take it away to use the cluster of this folder",
         ));
+    }
+    let names: Vec<_> = named.split(',').map(str::trim).collect();
+    if let Some(at) = names.iter().position(|name| name.is_empty()) {
+        return Err(Failure::usage(format!(
+            "--server or RUG_SERVER: address {} of {} is empty: two commas, or one at an end",
+            at + 1,
+            names.len()
+        )));
     }
     // Not quoted: what stands before the `@` may be a password.
     if names.iter().any(|name| !name.starts_with(socket::SCHEME) && name.contains('@')) {
@@ -234,7 +241,7 @@ fn reason(status: &Status) -> String {
         reason = error.to_string();
         source = error.source();
     }
-    reason
+    tls::unresolved(&reason).map_or(reason, str::to_owned)
 }
 
 #[cfg(test)]
@@ -278,13 +285,13 @@ mod tests {
         assert_eq!(find(None, false), found(&["unix:/x/s"], true));
         std::fs::write(top.path().join(".rug/endpoint"), "unix:/x/s\ncluster prod\n").expect("file");
         assert_eq!(find(None, false).cluster, "prod".parse().ok());
-        for empty in ["", " ,"] {
+        for empty in ["", " ", " ,", "a:1,,b:2", "a:1,"] {
             let failure = find_servers(Some(empty), true, &deep).expect_err("names nothing");
             assert!(failure.exit == Exit::Usage && failure.to_string().contains("is empty"), "{failure}");
         }
         assert_eq!(find(Some("10.0.0.1:1"), false), found(&["http://10.0.0.1:1"], false));
         let several = found(&["https://a:1", "https://b:2", "http://c:3", "unix:d"], false);
-        assert_eq!(find(Some("a:1, b:2,,http://c:3,unix:d"), true), several);
+        assert_eq!(find(Some("a:1, b:2,http://c:3,unix:d"), true), several);
         std::fs::write(top.path().join(".rug/endpoint"), "").expect("file");
         let failure = find_servers(None, true, &deep).expect_err("there is none");
         assert!(failure.exit == Exit::Usage && failure.to_string().contains("rugctl up"), "{failure}");

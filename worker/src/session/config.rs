@@ -75,9 +75,10 @@ impl Config {
         if self.coordinators.is_empty() {
             found.push(FieldViolation::new("coordinators", "must name at least one address"));
         }
-        for address in &self.coordinators {
+        let of = self.coordinators.len();
+        for (at, address) in self.coordinators.iter().enumerate() {
             if let Err(problem) = Target::check(address) {
-                found.push(FieldViolation::new("coordinators", problem.to_string()));
+                found.push(FieldViolation::new("coordinators", format!("address {} of {of}: {problem}", at + 1)));
             }
         }
         if !(Duration::from_millis(200)..=Duration::from_secs(120)).contains(&self.lease) {

@@ -1,8 +1,9 @@
 //! The URL of ZooKeeper with its options, in the form python-tooz reads, so that one URL serves both.
 //!
 //! As in tooz, user and password are taken as they stand (no `%` escapes), the last `@` ends them, and more hosts can be
-//! given by the option `hosts`, whose value may end in a chroot. Two things differ: a path in the URL is a chroot (tooz
-//! drops it), and an option nobody knows, or one that cannot be honoured, is an error instead of being ignored.
+//! given by the option `hosts`, whose value may end in a chroot. Three things differ: a path in the URL is a chroot (tooz
+//! drops it); an option nobody knows, or one that cannot be honoured, is an error instead of being ignored; and so is a URL
+//! without a host, which for tooz is whatever listens on this machine.
 //!
 //! The password appears in nothing that is shown, logged or formatted.
 
@@ -208,7 +209,7 @@ fn parse(settings: &settings::Config) -> Result<Config, String> {
     let mut hosts = split_hosts(parts.hosts)?;
     hosts.extend(options.hosts.iter().cloned());
     if hosts.is_empty() {
-        hosts.push("localhost:2181".to_owned());
+        return Err("it names no host; write `zookeeper://host:2181`".to_owned());
     }
     let path = Some(parts.path.trim_end_matches('/')).filter(|p| !p.is_empty());
     let chroot = match (path, options.chroot.as_deref().map(|p| p.trim_end_matches('/'))) {
@@ -236,8 +237,10 @@ fn credentials(userinfo: Option<&str>) -> Result<Option<Credentials>, String> {
 }
 
 fn split_hosts(text: &str) -> Result<Vec<String>, String> {
-    let hosts = text.split(',').filter(|host| !host.is_empty());
-    hosts
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
+    text.split(',')
         .enumerate()
         .map(|(i, host)| host_and_port(host.trim()).map_err(|why| format!("host {}: {why}", i + 1)))
         .collect()
@@ -315,7 +318,7 @@ mod tests {
 
     #[test]
     fn what_is_not_given_is_as_in_tooz_but_for_the_timeout() {
-        for url in ["zookeeper://", "zookeeper:///", "kazoo://localhost"] {
+        for url in ["zookeeper://localhost", "zookeeper://localhost/", "kazoo://localhost"] {
             let config = read(url).expect("valid");
             assert_eq!(config.hosts, ["localhost:2181"], "{url}");
             assert_eq!(config.timeout, Duration::from_secs(6));
@@ -362,6 +365,12 @@ mod tests {
             ("zookeeper://h1:99999", "port"),
             ("zookeeper://::1", "brackets"),
             ("zookeeper://:2181", "empty"),
+            ("zookeeper://h1,,h2", "host 2: is not a host with a port: the host is empty"),
+            ("zookeeper://h1,", "empty"),
+            ("zookeeper://h1?hosts=h2,,h3", "empty"),
+            ("zookeeper://", "names no host"),
+            ("zookeeper:///rug", "names no host"),
+            ("kazoo://?timeout=3", "names no host"),
             ("zookeeper://user@h1", "both a user and a password"),
             ("zookeeper://user:@h1", "both a user and a password"),
             ("zookeeper://h1//a", "chroot"),

@@ -16,7 +16,10 @@ fn an_address_has_to_fit() {
     for address in ["unix:/run/rug/s", "unix:///run/rug/s", "unix:s"] {
         assert_eq!((with(address), without(address)), (Ok(()), Ok(())), "{address}");
     }
-    for address in ["h", "h:1", "ftp://h:1", "", "http://", "https:// h", "unix:", "unix://", "unix:a\0b"] {
+    for address in ["h", "h:1", "ftp://h:1", "", "http://", "https:// h", "unix:", "unix://", "unix:a\0b"]
+        .into_iter()
+        .chain(["http://h:99999", "http://h:0", "http://h:", "http://[::1]:70000", "https://h:1/x", "http://h:1?x=y"])
+    {
         assert!(matches!(with(address), Err(AddressError::Malformed)), "{address}");
         assert!(Target::check(address).is_err(), "{address}");
     }

@@ -145,6 +145,19 @@ fn moment(time: UnixTime) -> String {
     humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + seconds).to_string()
 }
 
+/// In our own words what the system says of a host whose name cannot be resolved; `None` of any other text. The standard
+/// library has no kind of error for it.
+#[must_use]
+pub fn unresolved(text: &str) -> Option<&'static str> {
+    let rest = text.split_once("failed to lookup address information")?.1;
+    let passing = ["Temporary failure", "Try again"].iter().any(|words| rest.contains(words));
+    Some(if passing {
+        "the name of the host cannot be resolved now: the name server does not answer"
+    } else {
+        "there is no host of this name"
+    })
+}
+
 /// An error with its causes, each said once: the outermost alone ("transport error") says nothing. Of a refusal of TLS,
 /// only that.
 #[must_use]
@@ -156,6 +169,9 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut next = error.source();
     while let Some(cause) = next {
         let cause_text = cause.to_string();
+        if let Some(own) = unresolved(&cause_text) {
+            return own.to_owned();
+        }
         if !text.contains(&cause_text) {
             text.push_str(": ");
             text.push_str(&cause_text);

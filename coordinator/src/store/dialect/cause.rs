@@ -2,6 +2,8 @@
 
 use sea_orm::{DbErr, RuntimeErr, SqlxError, SqlxMySqlError, SqlxPostgresError, SqlxSqliteError};
 
+use runtime::tls;
+
 use super::super::error::{Error, OutageCause};
 
 /// The outage cause of an error, if the environment and not the statement is at fault.
@@ -22,7 +24,10 @@ pub(in crate::store) fn cause(error: &DbErr) -> Option<OutageCause> {
             }
         }
         SqlxError::Io(e) if e.kind() == std::io::ErrorKind::StorageFull => Some(OutageCause::Full),
-        SqlxError::Io(e) => Some(OutageCause::Lost(e.to_string())),
+        SqlxError::Io(e) => {
+            let words = e.to_string();
+            Some(OutageCause::Lost(tls::unresolved(&words).map_or(words, str::to_owned)))
+        }
         SqlxError::Tls(e) => Some(OutageCause::Refused(format!("TLS: {e}"))),
         SqlxError::Configuration(e) => Some(OutageCause::Refused(e.to_string())),
         SqlxError::PoolTimedOut => Some(OutageCause::TimedOut),
