@@ -31,7 +31,7 @@ use crate::commands;
 use crate::config::Config;
 use crate::exit_code;
 use crate::grpc::connections::{CountCalls, Places};
-use crate::grpc::{self, AdminServices, Authorize, BoundWatches, Forwarder, Layers, ServingRole};
+use crate::grpc::{self, AdminServices, Authorize, BoundWatches, ClusterPin, Forwarder, Layers, ServingRole};
 use crate::history::{History, HistoryError};
 use crate::leader::{Identity, Inputs, LeaderSetup};
 use crate::leadership::{self, Terms};
@@ -216,53 +216,40 @@ impl Server {
         let health = services.health();
         // Registers the services, too: whoever asks before they serve is told so, and not that they do not exist.
         health.set_serving(false).await;
+        let sessions_service =
+            SessionServer::new(Sessions::new(sessions_in, stop_seen)).max_decoding_message_size(MAX_MESSAGE);
         let routes = services.routes().map_err(|e| Failure::other(format!("build the services: {e}")))?;
         let address = parts.listening.shown();
         let places = Places::new(&config.connections, program::raise_descriptor_limit());
         let policy = Policy::new(&config.authorization);
-        let sessions_service =
-            SessionServer::new(Sessions::new(sessions_in, stop_seen)).max_decoding_message_size(MAX_MESSAGE);
         let accepts_tokens = parts.tokens.is_some();
         let layers = Layers {
             count: CountCalls { places: places.clone(), policy: policy.clone(), accepts_tokens },
             authorize: Authorize::new(policy, parts.tokens),
             watches: BoundWatches::new(config.watches.clone()),
             forward: Forwarder::new(parts.coordinator.clone(), role.clone(), parts.client_tls),
+            pin: ClusterPin::new(Arc::clone(&catalog)),
         };
         let services = layers.around(routes.add_service(sessions_service));
         let incoming = grpc::incoming_within(parts.listening.listeners, parts.tls, &places);
         let calls = tokio::spawn(grpc::serve(incoming, services, closing.clone(), config.connections.drain_timeout));
-        let served = parts.metrics_listener.map(|listener| {
-            let address = listener.local_addr().map(|a| a.to_string()).unwrap_or_default();
-            info!(address, "metrics at /metrics");
-            tokio::spawn(metrics::serve(listener, Arc::clone(&metrics), closing.clone()))
-        });
+        let served = parts.metrics_listener.map(|listener| serve_metrics(listener, &metrics, &closing));
         let coordinator = parts.coordinator;
         let (candidate, own) = (Arc::clone(&parts.candidate), coordinator.clone());
         tokio::spawn(leadership::tell_role(candidate, leading, trouble, own, role_in, roles.clone()));
         tokio::spawn(async move { health.follow(&coordinator, role).await });
-        if config.tls.is_off() && config.listen.tcp().next().is_some() {
-            warn!(
-                address,
-                "insecure = true: every process that reaches the TCP port commands the fleet, whichever user it belongs to"
-            );
-        }
-        info!(address, advertise = config.advertise, coordination = identity.coordination, "serving");
+        log_serving(config, &address, &identity);
 
-        let terms = Terms {
-            leader: LeaderSetup {
-                machine: machine::Config { limits: config.workers.clone(), ..config.machine.clone() },
-                catalog: Arc::clone(&catalog),
-                settled: commands.settled(),
-                metrics,
-                identity,
-            },
-            store: parts.store,
-            candidate: parts.candidate,
-            embedded: config.coordination.is_embedded(),
-            leading: leading_in,
-            trouble: trouble_in,
+        let leader = LeaderSetup {
+            machine: machine::Config { limits: config.workers.clone(), ..config.machine.clone() },
+            catalog: Arc::clone(&catalog),
+            settled: commands.settled(),
+            metrics,
+            identity,
         };
+        let embedded = config.coordination.is_embedded();
+        let (store, candidate) = (parts.store, parts.candidate);
+        let terms = Terms { leader, store, candidate, embedded, leading: leading_in, trouble: trouble_in };
         let _state_dir = parts.state_dir;
         let server = Self { catalog, calls, metrics: served, closing, roles, stopping, _state_dir };
         Ok((server, Inputs { commands, sessions }, terms))
@@ -285,6 +272,24 @@ impl Server {
             let _ = metrics.await;
         }
     }
+}
+
+/// Serves metrics until `closing` is cancelled.
+fn serve_metrics(listener: TcpListener, metrics: &Arc<Metrics>, closing: &CancellationToken) -> JoinHandle<()> {
+    let address = listener.local_addr().map(|a| a.to_string()).unwrap_or_default();
+    info!(address, "metrics at /metrics");
+    tokio::spawn(metrics::serve(listener, Arc::clone(metrics), closing.clone()))
+}
+
+/// Logs where calls are answered, and who may make them when nobody is asked.
+fn log_serving(config: &Config, address: &str, identity: &Identity) {
+    if config.tls.is_off() && config.listen.tcp().next().is_some() {
+        warn!(
+            address,
+            "insecure = true: every process that reaches the TCP port commands the fleet, whichever user it belongs to"
+        );
+    }
+    info!(address, advertise = config.advertise, coordination = identity.coordination, "serving");
 }
 
 /// The history as the admin services read it.

@@ -53,6 +53,7 @@ pub use incoming::{Listener, incoming_within};
 pub(crate) use incoming::{PeerAddress, PeerIdentity, PeerInfo};
 pub use layer::{CallLayer, Calls};
 pub use page::{make_token, reseal};
+pub use pin::ClusterPin;
 pub use serve::serve;
 #[cfg(test)]
 pub(crate) use serve::serve_listener;
@@ -87,6 +88,8 @@ pub struct Layers {
     pub watches: BoundWatches,
     /// Passes calls on to the leader.
     pub forward: Forwarder,
+    /// Refuses calls for another cluster.
+    pub pin: ClusterPin,
 }
 
 impl Layers {
@@ -100,6 +103,7 @@ impl Layers {
             .layer(CallLayer::new(self.authorize))
             .layer(CallLayer::new(self.watches))
             .layer(CallLayer::new(self.forward))
+            .layer(CallLayer::new(self.pin))
             .service(services.prepare())
     }
 }
@@ -173,30 +177,18 @@ impl AdminServices {
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         let Self { caller, health } = self;
-        let pin = pin::ClusterPin(Arc::clone(&caller.catalog));
         let mut routes = Routes::builder();
         routes
-            .add_service(api::appliances_server::AppliancesServer::with_interceptor(
-                appliances::AppliancesService::new(caller.clone()),
-                pin.clone(),
-            ))
-            .add_service(api::workers_server::WorkersServer::with_interceptor(
-                workers::WorkersService::new(caller.clone()),
-                pin.clone(),
-            ))
-            .add_service(api::placement_server::PlacementServer::with_interceptor(
-                placement::PlacementService::new(caller.clone()),
-                pin.clone(),
-            ))
-            .add_service(api::rebalances_server::RebalancesServer::with_interceptor(
-                rebalances::RebalancesService::new(caller.clone()),
-                pin.clone(),
-            ))
-            .add_service(api::cluster_server::ClusterServer::with_interceptor(
-                cluster::ClusterService::new(caller.clone()),
-                pin.clone(),
-            ))
-            .add_service(api::audit_server::AuditServer::with_interceptor(audit::AuditService::new(caller), pin))
+            .add_service(api::appliances_server::AppliancesServer::new(appliances::AppliancesService::new(
+                caller.clone(),
+            )))
+            .add_service(api::workers_server::WorkersServer::new(workers::WorkersService::new(caller.clone())))
+            .add_service(api::placement_server::PlacementServer::new(placement::PlacementService::new(caller.clone())))
+            .add_service(api::rebalances_server::RebalancesServer::new(rebalances::RebalancesService::new(
+                caller.clone(),
+            )))
+            .add_service(api::cluster_server::ClusterServer::new(cluster::ClusterService::new(caller.clone())))
+            .add_service(api::audit_server::AuditServer::new(audit::AuditService::new(caller)))
             .add_service(tonic_health::pb::health_server::HealthServer::new(
                 tonic_health::server::HealthService::from_health_reporter(health.reporter),
             ))

@@ -6,32 +6,51 @@
 use std::sync::Arc;
 
 use common::appliance::FieldViolation;
-use common::cluster::ClusterRef;
-use tonic::service::Interceptor;
-use tonic::{Request, Status};
+use common::cluster::{ClusterRef, InvalidClusterRef};
+use http::{HeaderMap, Request};
+use tonic::Status;
+use tonic::body::Body;
 
+use super::layer::{Answer, Around, Calls, Next, at_once};
 use super::status;
 use crate::catalog::Catalog;
 
 /// Metadata: the cluster that a call is meant for.
 const HEADER: &str = "rug-cluster";
+/// What the paths of admin calls begin with. Health is each coordinator's own, of whichever cluster it is.
+const ADMIN: &str = "/rug.admin.v1.";
 
-/// Refuses what is meant for another cluster.
-#[derive(Clone, Debug)]
-pub(super) struct ClusterPin(pub(super) Arc<Catalog>);
+/// Refuses admin calls that are meant for another cluster. Goes inside of [`Forwarder`](super::Forwarder): the leader checks.
+#[derive(Debug)]
+pub struct ClusterPin(Arc<Catalog>);
 
-impl Interceptor for ClusterPin {
-    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
-        let Some(meant) = request.metadata().get(HEADER) else { return Ok(request) };
+impl ClusterPin {
+    /// For the cluster in this catalog.
+    #[must_use]
+    pub fn new(catalog: Arc<Catalog>) -> Self {
+        Self(catalog)
+    }
+
+    fn check(&self, headers: &HeaderMap) -> Result<(), Status> {
+        let Some(meant) = headers.get(HEADER) else { return Ok(()) };
         let invalid = |problem: &str| status::invalid(&[FieldViolation::new(HEADER, problem)]);
         let meant = meant.to_str().map_err(|_| invalid("is no text"))?;
-        let meant: ClusterRef =
-            meant.parse().map_err(|e: common::cluster::InvalidClusterRef| invalid(&e.to_string()))?;
+        let meant: ClusterRef = meant.parse().map_err(|e: InvalidClusterRef| invalid(&e.to_string()))?;
         let (cluster, ..) = self.0.cluster().ok_or_else(status::starting)?;
         if !cluster.identity.is(&meant) {
             return Err(status::other_cluster(&meant, &cluster.identity));
         }
-        Ok(request)
+        Ok(())
+    }
+}
+
+impl Around for ClusterPin {
+    fn around<S: Calls>(self: &Arc<Self>, request: Request<Body>, next: Next<S>) -> Answer {
+        let checked = if request.uri().path().starts_with(ADMIN) { self.check(request.headers()) } else { Ok(()) };
+        match checked {
+            Ok(()) => next.call(request),
+            Err(status) => at_once(&status),
+        }
     }
 }
 
@@ -45,13 +64,10 @@ mod tests {
     #[test]
     fn calls_for_another_cluster_are_refused() {
         let catalog = Arc::new(Catalog::new(crate::catalog::Config::default()));
-        let mut pin = ClusterPin(Arc::clone(&catalog));
-        let mut call = |meant: Option<&str>| {
-            let mut request = Request::new(());
-            if let Some(meant) = meant {
-                request.metadata_mut().insert(HEADER, meant.parse().expect("ASCII"));
-            }
-            pin.call(request).map(drop).map_err(|status| status.code())
+        let pin = ClusterPin::new(Arc::clone(&catalog));
+        let call = |meant: Option<&str>| {
+            let meant = meant.map(|meant| (HEADER.parse().expect("a name"), meant.parse().expect("ASCII")));
+            pin.check(&meant.into_iter().collect()).map_err(|status| status.code())
         };
         assert_eq!(call(None), Ok(()));
         assert_eq!(call(Some("test")), Err(Code::Unavailable), "it is not known yet which one this is");
