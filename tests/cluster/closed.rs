@@ -56,19 +56,26 @@ impl<'a> OtherUser<'a> {
         self.programs.join(name)
     }
 
+    /// A command of that user, in its home.
+    fn command(&self, program: &Path, args: &[&str]) -> Command {
+        let mut command = quiet(program, self.sandbox, &self.home);
+        command.args(args).uid(NOBODY).gid(NOBODY);
+        command
+    }
+
+    /// A program of that user that goes on beside the test; what it says is in `log`.
+    fn spawn(&self, name: &str, args: &[&str], log: &Path) -> Result<tokio::process::Child> {
+        let mut command = self.command(&self.program(name), args);
+        command.stdout(Stdio::null()).stderr(fs::File::create(log)?);
+        command.spawn().with_context(|| format!("start {name}"))
+    }
+
     /// Runs a program as that user; one that does not end is killed after `limit`.
     async fn run(&self, program: &Path, args: &[&str], limit: Duration) -> Result<Output> {
-        let child = Command::new(program)
-            .args(args)
-            .env(ROOT_VARIABLE, self.sandbox.root())
-            .env_remove("RUG_SERVER")
-            .uid(NOBODY)
-            .gid(NOBODY)
-            .current_dir(&self.home)
-            .stdin(Stdio::null())
+        let child = self
+            .command(program, args)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("start {}", program.display()))?;
         let pid = child.id().and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed()));
@@ -90,6 +97,20 @@ impl<'a> OtherUser<'a> {
         ensure!(!out.contains(SECRET), "`{command}` told: {out}");
         Ok(())
     }
+}
+
+/// A command in this folder, without input, that ends with the test and knows of no server.
+fn quiet(program: &Path, sandbox: &Sandbox, folder: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.env(ROOT_VARIABLE, sandbox.root()).env_remove("RUG_SERVER").current_dir(folder);
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// Runs a program of this user in a folder, and waits for its end.
+async fn own(name: &str, args: &[&str], sandbox: &Sandbox, folder: &Path) -> Result<Output> {
+    let output = quiet(&binaries::path(name)?, sandbox, folder).args(args).output();
+    Ok(tokio::time::timeout(PATIENCE, output).await.context("it does not end")??)
 }
 
 /// An embedded cluster of one worker whose programs were told their folders and nothing else, with a umask that leaves
@@ -249,13 +270,7 @@ async fn folders_that_another_user_has_prepared_are_refused() -> Result<()> {
     ] {
         let path = shared.join(folder).display().to_string();
         for (program, code) in [("rug-coordinator", 3), ("rug-worker", 3)] {
-            let output = Command::new(binaries::path(program)?)
-                .args(["run", "--state-dir", &path])
-                .env(ROOT_VARIABLE, sandbox.root())
-                .stdin(Stdio::null())
-                .kill_on_drop(true)
-                .output();
-            let output = tokio::time::timeout(PATIENCE, output).await.context("it does not end")??;
+            let output = own(program, &["run", "--state-dir", &path], &sandbox, sandbox.root()).await?;
             let message = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
             ensure!(output.status.code() == Some(code) && message.contains(reason), "{folder}: {program}: {message}");
         }
@@ -270,24 +285,14 @@ async fn folders_that_another_user_has_prepared_are_refused() -> Result<()> {
 async fn two_users_run_up_on_one_host_without_meeting() -> Result<()> {
     let sandbox = Sandbox::new()?;
     let Some(other) = OtherUser::new(&sandbox)? else { return sandbox.finish(&[]) };
-    let words = ["up", "--workers", "1"].map(Into::into).to_vec();
+    let words = ["up", "--workers", "1"];
     let state = sandbox.path(".rug").into_os_string();
-    let own = words.iter().cloned().chain(["--state-dir".into(), state]).collect();
-    let mut up = Daemon::new("up", binaries::path("rugctl")?, own, &sandbox);
+    let ours = words.iter().map(Into::into).chain(["--state-dir".into(), state]).collect();
+    let mut up = Daemon::new("up", binaries::path("rugctl")?, ours, &sandbox);
     up.start()?;
     let program = other.program("rugctl");
     let their_log = sandbox.path("theirs");
-    let mut theirs = Command::new(&program)
-        .args(&words)
-        .env(ROOT_VARIABLE, sandbox.root())
-        .uid(NOBODY)
-        .gid(NOBODY)
-        .current_dir(&other.home)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(fs::File::create(&their_log)?)
-        .kill_on_drop(true)
-        .spawn()?;
+    let mut theirs = other.spawn("rugctl", &words, &their_log)?;
     until(PATIENCE, "both are ready", async || {
         up.check()?;
         for log in [up.log_text(), fs::read_to_string(&their_log)?] {
@@ -302,13 +307,7 @@ async fn two_users_run_up_on_one_host_without_meeting() -> Result<()> {
     // Root, who could use it, is not sent there unasked by a file that it did not make.
     let endpoint = other.home.join(".rug/endpoint");
     ensure!(fs::metadata(&endpoint)?.mode() & 0o077 == 0, "{} is open", endpoint.display());
-    let unasked = Command::new(binaries::path("rugctl")?)
-        .args(["list", "--timeout", "1s"])
-        .env(ROOT_VARIABLE, sandbox.root())
-        .env_remove("RUG_SERVER")
-        .current_dir(&other.home)
-        .output()
-        .await?;
+    let unasked = own("rugctl", &["list", "--timeout", "1s"], &sandbox, &other.home).await?;
     let message = String::from_utf8_lossy(&unasked.stderr);
     ensure!(unasked.status.code() == Some(2) && message.contains("belongs to nobody"), "{message}");
     let pid = theirs.id().and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed())).context("it runs")?;
@@ -323,17 +322,7 @@ async fn two_users_run_up_on_one_host_without_meeting() -> Result<()> {
 async fn root_follows_no_link_to_a_server_of_another_user() -> Result<()> {
     let sandbox = Sandbox::new()?;
     let Some(other) = OtherUser::new(&sandbox)? else { return sandbox.finish(&[]) };
-    let mut theirs = Command::new(other.program("rug-coordinator"))
-        .arg("run")
-        .env(ROOT_VARIABLE, sandbox.root())
-        .uid(NOBODY)
-        .gid(NOBODY)
-        .current_dir(&other.home)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(fs::File::create(sandbox.path("theirs"))?)
-        .kill_on_drop(true)
-        .spawn()?;
+    let mut theirs = other.spawn("rug-coordinator", &["run"], &sandbox.path("theirs"))?;
     let socket = other.home.join("rug-coordinator-state/coordinator.sock");
     until(PATIENCE, "their coordinator serves", async || {
         ensure!(socket.exists(), "there is no socket");
@@ -352,23 +341,16 @@ async fn root_follows_no_link_to_a_server_of_another_user() -> Result<()> {
             fs::create_dir(&place)?;
             std::os::unix::fs::symlink(&socket, place.join("coordinator.sock"))?;
         }
-        let run = async |server: Option<&str>| {
-            let mut command = Command::new(binaries::path("rugctl")?);
-            command.args(["list", "--timeout", "3s"]).env(ROOT_VARIABLE, sandbox.root()).current_dir(&folder);
-            match server {
-                Some(server) => command.env("RUG_SERVER", server),
-                None => command.env_remove("RUG_SERVER"),
-            };
-            anyhow::Ok(command.output().await?)
-        };
-        let found = run(None).await?;
+        let list = ["list", "--timeout", "3s"];
+        let found = own("rugctl", &list, &sandbox, &folder).await?;
         let message = String::from_utf8_lossy(&found.stderr).into_owned();
         ensure!(
             found.status.code().is_some_and(|code| code != 0) && message.contains("belongs to nobody"),
             "{message}"
         );
         // Root may well use it, if that is what it says.
-        let named = run(Some(&format!("unix:{}", socket.display()))).await?;
+        let named = format!("unix:{}", socket.display());
+        let named = own("rugctl", &[&list[..], &["--server", &named]].concat(), &sandbox, &folder).await?;
         ensure!(named.status.success(), "{}", String::from_utf8_lossy(&named.stderr));
     }
     theirs.kill().await?;
