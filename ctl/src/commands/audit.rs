@@ -1,12 +1,13 @@
 //! `rugctl audit`: who did what.
 
+use std::cell::Cell;
+use std::ops::ControlFlow;
 use std::time::SystemTime;
 
 use clap::Args;
 use common::ApplianceId;
 use proto::admin::v1;
 
-use crate::client::Backoff;
 use crate::commands::{CommandContext, watch};
 use crate::error::{Exit, Failure};
 use crate::names::{ApplianceName, Tenant};
@@ -92,28 +93,25 @@ async fn subject_of(context: &CommandContext, args: &AuditArgs, text: &str) -> R
     }
 }
 
-async fn follow(context: &CommandContext, mut filter: v1::AuditFilter) -> Result<(), Failure> {
+async fn follow(context: &CommandContext, filter: v1::AuditFilter) -> Result<(), Failure> {
     // A stream that breaks is opened again for what came after the last event; what has its time is known by its number.
-    let mut last = (0, filter.since.unwrap_or_else(|| SystemTime::now().into()));
-    let mut backoff = Backoff::new();
-    loop {
-        let mut stream = context.client.watch_audit(filter.clone()).await?;
-        let status = loop {
-            match stream.message().await {
-                Ok(Some(event)) => {
-                    backoff = Backoff::new();
-                    if event.number > last.0 {
-                        last = (event.number, event.time.unwrap_or(last.1));
-                        print(context, &event)?;
-                    }
-                }
-                Ok(None) => break None,
-                Err(status) => break Some(status),
-            }
-        };
-        filter.since = Some(last.1);
-        watch::lost(context, status, &mut backoff).await?;
-    }
+    let last = Cell::new((0, filter.since));
+    let open = async || {
+        let (number, since) = last.get();
+        let stream = context.client.watch_audit(v1::AuditFilter { since, ..filter.clone() }).await?;
+        // What happens before the first event is seen is not to be missed either.
+        last.set((number, since.or_else(|| Some(SystemTime::now().into()))));
+        Ok(stream)
+    };
+    watch::each(context, open, |event| {
+        let (number, since) = last.get();
+        if event.number > number {
+            last.set((event.number, event.time.or(since)));
+            print(context, &event)?;
+        }
+        Ok(ControlFlow::Continue(()))
+    })
+    .await
 }
 
 fn print(context: &CommandContext, event: &v1::AuditEvent) -> Result<(), Failure> {
@@ -126,7 +124,7 @@ fn print(context: &CommandContext, event: &v1::AuditEvent) -> Result<(), Failure
 }
 
 fn table(events: &[v1::AuditEvent]) -> TextTable {
-    let mut table = TextTable::new(&["TIME", "ACTOR", "ACTION", "SUBJECT", "DETAIL"]);
+    let mut table = TextTable::new(&["TIME", "ACTOR", "ACTION", "SUBJECT", "DETAIL"]).with_prose(&["DETAIL"]);
     for e in events {
         let cells = [moment(e.time), e.actor.clone(), e.action.clone(), e.subject.clone(), e.detail.clone()];
         table.row(cells.map(|cell| (cell, Tone::Plain)));

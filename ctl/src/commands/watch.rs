@@ -4,12 +4,13 @@
 //! same object are printed, so a broken stream shows as a note and not as a repetition of everything.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::time::SystemTime;
 
 use clap::Args;
 use proto::admin::v1;
 use tokio::time::sleep;
-use tonic::{Code, Status};
+use tonic::{Code, Status, Streaming};
 
 use crate::client::Backoff;
 use crate::commands::CommandContext;
@@ -52,12 +53,33 @@ fn clock() -> String {
     text.split_once('T').map(|(_, time)| time.to_owned()).unwrap_or(text)
 }
 
-/// Handles the end of a stream: a note and a pause, or the failure.
-pub(crate) async fn lost(
+/// Opens a stream and hands on its messages, until one of them ends the watch. A stream that breaks is opened again.
+pub(crate) async fn each<T>(
     context: &CommandContext,
-    status: Option<Status>,
-    backoff: &mut Backoff,
+    open: impl AsyncFn() -> Result<Streaming<T>, Failure>,
+    mut take: impl FnMut(T) -> Result<ControlFlow<()>, Failure>,
 ) -> Result<(), Failure> {
+    let mut backoff = Backoff::new();
+    loop {
+        let mut stream = open().await?;
+        let status = loop {
+            match stream.message().await {
+                Ok(Some(message)) => {
+                    backoff = Backoff::new();
+                    if take(message)?.is_break() {
+                        return Ok(());
+                    }
+                }
+                Ok(None) => break None,
+                Err(status) => break Some(status),
+            }
+        };
+        lost(context, status, &mut backoff).await?;
+    }
+}
+
+/// Handles the end of a stream: a note and a pause, or the failure.
+async fn lost(context: &CommandContext, status: Option<Status>, backoff: &mut Backoff) -> Result<(), Failure> {
     match status {
         Some(status) if !may_reopen(status.code()) => Err(status.into()),
         status => {
@@ -91,28 +113,17 @@ pub(crate) async fn matching(context: &CommandContext, filter: &FilterArgs) -> R
 async fn follow(context: &CommandContext, filter: v1::ApplianceFilter, only: Option<String>) -> Result<(), Failure> {
     let mut printed = PrintedLines::default();
     let mut noted = false;
-    let mut backoff = Backoff::new();
-    loop {
-        let mut stream = context.client.watch(filter.clone()).await?;
-        let status = loop {
-            match stream.message().await {
-                Ok(Some(event)) => {
-                    backoff = Backoff::new();
-                    if event.r#type() == v1::appliance_event::Type::Synced && printed.is_empty() && !noted {
-                        noted = true;
-                        context.ui.note("no appliance matches; waiting for one");
-                    }
-                    let ours = event.appliance.as_ref().is_some_and(|a| only.as_ref().is_none_or(|id| *id == a.id));
-                    if ours && show(context, &event, &mut printed)? && only.is_some() {
-                        return Ok(());
-                    }
-                }
-                Ok(None) => break None,
-                Err(status) => break Some(status),
-            }
-        };
-        lost(context, status, &mut backoff).await?;
-    }
+    let open = async || context.client.watch(filter.clone()).await;
+    each(context, open, |event| {
+        if event.r#type() == v1::appliance_event::Type::Synced && printed.is_empty() && !noted {
+            noted = true;
+            context.ui.note("no appliance matches; waiting for one");
+        }
+        let ours = event.appliance.as_ref().is_some_and(|a| only.as_ref().is_none_or(|id| *id == a.id));
+        let is_gone = ours && show(context, &event, &mut printed)?;
+        Ok(if is_gone && only.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })
+    .await
 }
 
 /// Prints an event; `true` when the appliance is gone.
@@ -162,21 +173,12 @@ fn appliance_line(context: &CommandContext, appliance: &v1::Appliance) -> String
 /// Runs `worker watch`.
 pub(crate) async fn workers(context: &CommandContext) -> Result<(), Failure> {
     let mut printed = PrintedLines::default();
-    let mut backoff = Backoff::new();
-    loop {
-        let mut stream = context.client.watch_workers().await?;
-        let status = loop {
-            match stream.message().await {
-                Ok(Some(event)) => {
-                    backoff = Backoff::new();
-                    show_worker(context, &event, &mut printed)?;
-                }
-                Ok(None) => break None,
-                Err(status) => break Some(status),
-            }
-        };
-        lost(context, status, &mut backoff).await?;
-    }
+    each(
+        context,
+        async || context.client.watch_workers().await,
+        |message| show_worker(context, &message, &mut printed).map(ControlFlow::Continue),
+    )
+    .await
 }
 
 fn show_worker(context: &CommandContext, event: &v1::WorkerEvent, printed: &mut PrintedLines) -> Result<(), Failure> {
@@ -211,21 +213,12 @@ fn show_worker(context: &CommandContext, event: &v1::WorkerEvent, printed: &mut 
 /// Runs `rebalance watch`.
 pub(crate) async fn rebalances(context: &CommandContext) -> Result<(), Failure> {
     let mut printed = PrintedLines::default();
-    let mut backoff = Backoff::new();
-    loop {
-        let mut stream = context.client.watch_rebalances().await?;
-        let status = loop {
-            match stream.message().await {
-                Ok(Some(rebalance)) => {
-                    backoff = Backoff::new();
-                    show_rebalance(context, &rebalance, &mut printed)?;
-                }
-                Ok(None) => break None,
-                Err(status) => break Some(status),
-            }
-        };
-        lost(context, status, &mut backoff).await?;
-    }
+    each(
+        context,
+        async || context.client.watch_rebalances().await,
+        |message| show_rebalance(context, &message, &mut printed).map(ControlFlow::Continue),
+    )
+    .await
 }
 
 fn show_rebalance(
@@ -253,21 +246,12 @@ fn show_rebalance(
 /// Runs `cluster watch`.
 pub(crate) async fn cluster(context: &CommandContext) -> Result<(), Failure> {
     let mut printed = PrintedLines::default();
-    let mut backoff = Backoff::new();
-    loop {
-        let mut stream = context.client.watch_cluster().await?;
-        let status = loop {
-            match stream.message().await {
-                Ok(Some(status)) => {
-                    backoff = Backoff::new();
-                    show_cluster(context, &status, &mut printed)?;
-                }
-                Ok(None) => break None,
-                Err(status) => break Some(status),
-            }
-        };
-        lost(context, status, &mut backoff).await?;
-    }
+    each(
+        context,
+        async || context.client.watch_cluster().await,
+        |message| show_cluster(context, &message, &mut printed).map(ControlFlow::Continue),
+    )
+    .await
 }
 
 fn show_cluster(
