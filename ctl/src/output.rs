@@ -14,6 +14,7 @@ use common::text;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::admin::v1;
 use serde::Serialize;
+use unicode_width::UnicodeWidthChar;
 
 use crate::error::Failure;
 use crate::text::one_line;
@@ -152,11 +153,21 @@ impl Ui {
 
     /// Writes a table.
     pub(crate) fn print_table(&self, table: &TextTable) -> Result<(), Failure> {
-        // Programs and files get all of it.
-        self.print(&match width() {
-            Some(width) => table.fitted(width).render(self.colour),
-            None => table.render(self.colour),
-        })
+        self.print(&self.table_text(table, 0))
+    }
+
+    /// A table as it is shown: within the width of the terminal less `indent`. Programs and files get all of it.
+    pub(crate) fn table_text(&self, table: &TextTable, indent: usize) -> String {
+        let Some(width) = width() else { return table.render(self.colour) };
+        let width = width.saturating_sub(indent);
+        match table.fitted(width) {
+            Some(fitted) => fitted.render(self.colour),
+            None => table.records(width, |text| self.bold(text), |tone, text| self.paint(tone, text)),
+        }
+    }
+
+    fn bold(&self, text: &str) -> String {
+        if self.colour { format!("\x1b[1m{text}\x1b[0m") } else { text.to_owned() }
     }
 
     /// A bar that fills up to `length`; hidden when stderr is not a terminal.
@@ -259,13 +270,20 @@ const NARROWEST: usize = 8;
 #[derive(Debug)]
 pub(crate) struct TextTable {
     header: Vec<&'static str>,
+    /// Columns of prose, which may be cut. All others hold names, ids and numbers, of which a part is of no use.
+    prose: &'static [&'static str],
     rows: Vec<Vec<(String, Tone)>>,
 }
 
 impl TextTable {
     /// A table without rows.
     pub(crate) fn new(header: &[&'static str]) -> Self {
-        Self { header: header.to_vec(), rows: Vec::new() }
+        Self { header: header.to_vec(), prose: &[], rows: Vec::new() }
+    }
+
+    /// The same table, of which these columns hold prose and may be cut.
+    pub(crate) fn with_prose(self, prose: &'static [&'static str]) -> Self {
+        Self { prose, ..self }
     }
 
     /// Adds a row. An empty cell shows as `-`, so that columns stay recognisable.
@@ -277,27 +295,42 @@ impl TextTable {
         self.rows.push(cells.into_iter().map(cell).collect());
     }
 
-    /// The same table in lines of at most `width` characters, as far as columns can be narrowed: the widest ones are cut,
-    /// down to [`NARROWEST`], and end with `…` where something is missing.
-    fn fitted(&self, width: usize) -> Self {
+    /// The same table in lines of at most `width` characters: the widest columns of prose are cut, down to [`NARROWEST`], and
+    /// end with `…` where something is missing. `None` when that is not enough.
+    fn fitted(&self, width: usize) -> Option<Self> {
         let columns = self.header.len();
         let cells = |column: usize| self.rows.iter().filter_map(move |row| row.get(column));
         let mut widths: Vec<usize> = (0..columns)
-            .map(|c| cells(c).map(|(text, _)| text.chars().count()).chain([self.header[c].len()]).max().unwrap_or(0))
+            .map(|c| cells(c).map(|(text, _)| columns_of(text)).chain([self.header[c].len()]).max().unwrap_or(0))
             .collect();
         let gaps = 2 * columns.saturating_sub(1);
         while widths.iter().sum::<usize>() + gaps > width {
-            let widest =
-                (0..columns).filter(|c| widths[*c] > NARROWEST.max(self.header[*c].len())).max_by_key(|c| widths[*c]);
-            let Some(widest) = widest else { break };
+            let may_be_cut =
+                |c: &usize| self.prose.contains(&self.header[*c]) && widths[*c] > NARROWEST.max(self.header[*c].len());
+            let widest = (0..columns).filter(may_be_cut).max_by_key(|c| widths[*c])?;
             widths[widest] -= 1;
         }
-        let cut = |(text, tone): &(String, Tone), width: usize| match text.char_indices().nth(width) {
-            None => (text.clone(), *tone),
-            Some(_) => (text.chars().take(width - 1).chain(['…']).collect(), *tone),
+        let cut = |((text, tone), width): (&(String, Tone), &usize)| (clipped(text, *width), *tone);
+        let rows = self.rows.iter().map(|row| row.iter().zip(&widths).map(cut).collect()).collect();
+        Some(Self { header: self.header.clone(), prose: self.prose, rows })
+    }
+
+    /// Each row as a paragraph of its own with a line for each cell, for a terminal that is too narrow for the table. Nothing is
+    /// cut: long texts go on in the next line.
+    fn records(&self, width: usize, name: impl Fn(&str) -> String, cell: impl Fn(Tone, &str) -> String) -> String {
+        let widest = self.header.iter().map(|text| text.len()).max().unwrap_or(0);
+        let record = |row: &Vec<(String, Tone)>| {
+            let mut lines = Vec::new();
+            for (head, (text, tone)) in self.header.iter().zip(row) {
+                for (at, part) in wrap(text, width.saturating_sub(widest + 2)).iter().enumerate() {
+                    let head = if at == 0 { head } else { "" };
+                    // Padded first: colours have no width.
+                    lines.push(format!("{}  {}", name(&format!("{head:<widest$}")), cell(*tone, part)));
+                }
+            }
+            lines.join("\n")
         };
-        let rows = self.rows.iter().map(|row| row.iter().zip(&widths).map(|(cell, width)| cut(cell, *width)).collect());
-        Self { header: self.header.clone(), rows: rows.collect() }
+        self.rows.iter().map(record).collect::<Vec<_>>().join("\n\n")
     }
 
     /// The table as text, without a final line break and without trailing spaces.
@@ -327,6 +360,24 @@ impl TextTable {
     }
 }
 
+/// How many columns of a terminal a text takes: characters of East Asian scripts take two, combining marks none.
+fn columns_of(text: &str) -> usize {
+    text.chars().filter_map(UnicodeWidthChar::width).sum()
+}
+
+/// The start of a text that takes at most this many columns; where something is missing it ends with `…`.
+fn clipped(text: &str, width: usize) -> String {
+    if columns_of(text) <= width {
+        return text.to_owned();
+    }
+    let mut used = 0;
+    let fits = |c: &char| {
+        used += c.width().unwrap_or(0);
+        used < width
+    };
+    text.chars().take_while(fits).chain(['…']).collect()
+}
+
 /// Width of the terminal that stdout is connected to, in columns; `None` when it is none.
 pub(crate) fn width() -> Option<usize> {
     let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
@@ -338,7 +389,7 @@ pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     let mut used = 0;
     for word in text.split_whitespace() {
-        let length = word.chars().count();
+        let length = columns_of(word);
         match lines.last_mut() {
             Some(line) if used + 1 + length <= width => {
                 line.push(' ');

@@ -166,7 +166,7 @@ pub(crate) fn table(appliances: &[v1::Appliance], wide: bool, now: SystemTime) -
     if wide {
         header.extend(["ID", "GENERATION", "HOST", "ADDRESSES", "PIDS", "PLACEMENT", "LAST ERROR"]);
     }
-    let mut table = TextTable::new(&header);
+    let mut table = TextTable::new(&header).with_prose(&["PLACEMENT", "LAST ERROR"]);
     for a in appliances {
         let phase = view::phase(a);
         let assignment = a.assignment.clone().unwrap_or_default();
@@ -299,12 +299,12 @@ fn description(
     if status.instances.is_empty() {
         let _ = writeln!(text, "  none");
     } else {
-        indent(&mut text, &instances(&status.instances, now).render(context.ui.colour));
+        indent(&mut text, &context.ui.table_text(&instances(&status.instances, now), INDENT));
         indent(&mut text, &details(&status.instances));
     }
     if !explained.moves.is_empty() {
         let _ = writeln!(text, "\nMoves");
-        indent(&mut text, &moves(&explained.moves, false).render(context.ui.colour));
+        indent(&mut text, &context.ui.table_text(&moves(&explained.moves, false), INDENT));
     }
     Ok(text)
 }
@@ -321,9 +321,12 @@ fn details(instances: &[v1::Instance]) -> String {
     text
 }
 
+/// How far sections are indented.
+const INDENT: usize = 2;
+
 fn indent(text: &mut String, block: &str) {
     block.lines().for_each(|l| {
-        let _ = writeln!(text, "  {l}");
+        let _ = writeln!(text, "{:INDENT$}{l}", "");
     });
 }
 
@@ -362,7 +365,7 @@ pub(crate) fn moves(moves: &[v1::Move], appliance: bool) -> TextTable {
     if appliance {
         header.insert(1, "APPLIANCE");
     }
-    let mut table = TextTable::new(&header);
+    let mut table = TextTable::new(&header).with_prose(&["REASON"]);
     for m in moves {
         let plain = |text: &str| (text.to_owned(), Tone::Plain);
         let mut row = vec![
@@ -391,7 +394,8 @@ pub(crate) async fn explain(context: &CommandContext, args: &One) -> Result<(), 
     let mut text = String::new();
     let _ = writeln!(text, "{}", one_line(&explained.summary));
     let _ = writeln!(text, "\nring position {}\n", explained.ring_position);
-    let mut table = TextTable::new(&["PREFERENCE", "WORKER", "ELIGIBLE", "LOAD", "BAND", "REASON"]);
+    let mut table =
+        TextTable::new(&["PREFERENCE", "WORKER", "ELIGIBLE", "LOAD", "BAND", "REASON"]).with_prose(&["REASON"]);
     for (i, c) in explained.candidates.iter().enumerate() {
         let (eligible, tone) = if c.eligible { ("yes", Tone::Good) } else { ("no", Tone::Bad) };
         table.row([
@@ -403,9 +407,9 @@ pub(crate) async fn explain(context: &CommandContext, args: &One) -> Result<(), 
             (c.reason.clone(), Tone::Plain),
         ]);
     }
-    let _ = writeln!(text, "{}", table.render(context.ui.colour));
+    let _ = writeln!(text, "{}", context.ui.table_text(&table, 0));
     if !explained.moves.is_empty() {
-        let _ = writeln!(text, "\n{}", moves(&explained.moves, false).render(context.ui.colour));
+        let _ = writeln!(text, "\n{}", context.ui.table_text(&moves(&explained.moves, false), 0));
     }
     context.ui.print(&text)
 }
@@ -445,7 +449,7 @@ pub(crate) async fn check(context: &CommandContext, args: &One) -> Result<(), Fa
         let phase = view::phase(&appliance);
         let mut text = format!("{} {}\n", view::label(&appliance), context.ui.paint(Tone::of(phase), phase));
         if !status.instances.is_empty() {
-            text += &instances(&status.instances, SystemTime::now()).render(context.ui.colour);
+            text += &context.ui.table_text(&instances(&status.instances, SystemTime::now()), 0);
         }
         context.ui.print(&text)?;
     }

@@ -92,7 +92,7 @@ fn describe(context: &CommandContext, status: &v1::ClusterStatus, now: SystemTim
         line(if n == 0 { "Notes" } else { "" }, &context.ui.paint(Tone::Busy, &one_line(note)));
     }
     if status.coordinators.len() > 1 {
-        let _ = write!(text, "\n{}", coordinators(&status.coordinators).render(context.ui.colour));
+        let _ = write!(text, "\n{}", context.ui.table_text(&coordinators(&status.coordinators), 0));
     }
     text
 }

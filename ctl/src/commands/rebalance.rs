@@ -69,7 +69,8 @@ fn duration(rebalance: &v1::Rebalance, now: SystemTime) -> String {
 }
 
 fn table(rebalances: &[v1::Rebalance], now: SystemTime) -> TextTable {
-    let mut table = TextTable::new(&["ID", "CAUSE", "MOVES", "AGE", "DURATION", "OUTCOME", "TRACE"]);
+    let mut table =
+        TextTable::new(&["ID", "CAUSE", "MOVES", "AGE", "DURATION", "OUTCOME", "TRACE"]).with_prose(&["CAUSE"]);
     for r in rebalances {
         let plain = |text: &str| (text.to_owned(), Tone::Plain);
         table.row([
@@ -104,7 +105,7 @@ async fn get(context: &CommandContext, id: &str) -> Result<(), Failure> {
     line("Duration", &duration(&rebalance, SystemTime::now()));
     line("Trace", &rebalance.trace_id);
     if !rebalance.r#move.is_empty() {
-        let _ = write!(text, "\n{}", appliance::moves(&rebalance.r#move, true).render(context.ui.colour));
+        let _ = write!(text, "\n{}", context.ui.table_text(&appliance::moves(&rebalance.r#move, true), 0));
         let hidden = rebalance.moves.saturating_sub(rebalance.r#move.len() as u64);
         if hidden > 0 {
             let _ = write!(text, "\nand {hidden} more");

@@ -94,13 +94,13 @@ async fn show(context: &CommandContext, points: bool) -> Result<(), Failure> {
         let cells = [member.id.clone(), member.weight.to_string(), share, member.appliances.to_string()];
         table.row(cells.map(|cell| (cell, Tone::Plain)));
     }
-    text += &table.render(context.ui.colour);
+    text += &context.ui.table_text(&table, 0);
     if points {
         let mut table = TextTable::new(&["POSITION", "MEMBER"]);
         for point in &ring.points {
             table.row([point.position.as_str(), point.member.as_str()].map(|cell| (cell, Tone::Plain)));
         }
-        let _ = write!(text, "\n\n{}", table.render(context.ui.colour));
+        let _ = write!(text, "\n\n{}", context.ui.table_text(&table, 0));
     }
     context.ui.print(&text)
 }

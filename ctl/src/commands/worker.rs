@@ -110,7 +110,7 @@ fn table(workers: &[v1::Worker], wide: bool, now: SystemTime) -> TextTable {
     if wide {
         header.extend(["HOST", "ZONE", "WEIGHT", "MEMBER", "PID", "VERSION", "INCARNATION", "REASON"]);
     }
-    let mut table = TextTable::new(&header);
+    let mut table = TextTable::new(&header).with_prose(&["PHASES", "REASON"]);
     for w in workers {
         let health = view::health(w.health());
         let state = if w.draining { format!("{health}, draining") } else { health.to_owned() };

@@ -84,13 +84,24 @@ fn values_use_the_names_of_the_api() {
 }
 
 #[test]
-fn a_table_fits_the_terminal_where_its_columns_can_be_cut() {
-    let mut table = TextTable::new(&["NAME", "ID", "LAST ERROR"]);
+fn a_table_fits_the_terminal_or_is_shown_row_by_row() {
+    let mut table = TextTable::new(&["NAME", "ID", "LAST ERROR"]).with_prose(&["LAST ERROR"]);
     let plain = |text: &str| (text.to_owned(), Tone::Plain);
-    table.row([plain("web-1"), plain("6f1c9a52-0f5e-4f0a-9a3e-0d2b6a1c7e11"), plain(&"port is in use ".repeat(9))]);
-    let fitted = table.fitted(80).render(false);
-    assert!(fitted.lines().all(|line| line.chars().count() <= 80), "{fitted}");
-    assert!(fitted.contains("web-1") && fitted.contains('…'), "{fitted}");
-    assert_eq!(table.fitted(400).render(false), table.render(false));
-    assert!(table.fitted(3).render(false).contains("web-1"), "a column is not cut to nothing");
+    let id = "6f1c9a52-0f5e-4f0a-9a3e-0d2b6a1c7e11";
+    table.row([plain("web-1"), plain(id), plain(&"port is in use ".repeat(9))]);
+    table.row([plain("web-2"), plain(id), plain(&"\u{756a}".repeat(60))]);
+    let fits = |text: &str, width| text.lines().all(|line| columns_of(line) <= width);
+    let fitted = table.fitted(80).expect("prose can be cut").render(false);
+    assert!(fits(&fitted, 80) && fitted.contains('…') && fitted.matches(id).count() == 2, "{fitted}");
+    assert_eq!(table.fitted(400).expect("it fits").render(false), table.render(false));
+
+    // Names and ids are never cut.
+    assert!(table.fitted(60).is_some() && table.fitted(54).is_none());
+    let name = |text: &str| text.to_owned();
+    let records = table.records(50, name, |_, text| text.to_owned());
+    let first = format!("NAME        web-1\nID          {id}\nLAST ERROR  port is in use port is in use port is\n");
+    assert!(records.starts_with(&first), "{records}");
+    assert!(records.contains("\n\nNAME        web-2\n") && !records.contains('…'), "{records}");
+    assert_eq!(records.matches("use").count(), 9, "all of the text is there: {records}");
+    assert!(fits(records.split_once("\n\n").expect("two rows").0, 50), "{records}");
 }
