@@ -95,6 +95,8 @@ impl From<Status> for Failure {
         let message = match (fields.as_slice(), status.message()) {
             // With a single invalid field, that field's message is enough.
             ([only], _) => only.to_string(),
+            // What the transport says of itself is no word for people.
+            _ if std::error::Error::source(&status).is_some() => "the connection to the server broke".to_owned(),
             (_, "") => status.code().description().to_lowercase(),
             (_, text) => text.to_owned(),
         };
@@ -155,6 +157,13 @@ mod tests {
         let details = ErrorDetails::with_bad_request(vec![Wire::new("name", "must not be empty")]);
         let status = Status::with_error_details(Code::InvalidArgument, "bad request", details);
         assert_eq!(Failure::from(status).to_string(), "name: must not be empty");
+    }
+
+    #[test]
+    fn what_the_transport_says_is_not_shown() {
+        let broken = io::Error::new(io::ErrorKind::ConnectionReset, "h2 protocol error: error reading a body");
+        let failure = Failure::from(Status::from_error(Box::new(broken)));
+        assert_eq!(failure.to_string(), "the connection to the server broke");
     }
 
     #[test]

@@ -123,9 +123,10 @@ impl CoordinatorLink {
     }
 }
 
-/// Why a call failed. What the transport says about TLS is more than the status has.
+/// Why a call failed. What the transport says is in the causes of the status.
 fn reason(status: &tonic::Status) -> String {
-    tls::refusal(status).unwrap_or_else(|| status.message().to_owned())
+    let cause = || std::error::Error::source(status).map_or_else(|| status.message().to_owned(), tls::chain);
+    tls::refusal(status).unwrap_or_else(cause)
 }
 
 #[cfg(test)]
@@ -134,6 +135,18 @@ mod tests {
     use runtime::tls::testing::{self, Authority};
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_coordinator_that_is_not_there_is_told_without_the_layers_of_the_transport() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
+        let refused = open(&format!("http://{free}"), Duration::from_secs(5), None).await.expect_err("nobody listens");
+        assert!(refused.starts_with("Connection refused"), "{refused}");
+        let lookup = std::io::Error::other("failed to lookup address information: Name or service not known");
+        assert_eq!(reason(&tonic::Status::from_error(Box::new(lookup))), "there is no host of this name");
+        let broken = std::io::Error::other("h2 protocol error: error reading a body from connection");
+        assert_eq!(reason(&tonic::Status::from_error(Box::new(broken))), "the connection broke");
+        assert_eq!(reason(&tonic::Status::aborted("a newer stream")), "a newer stream");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn messages_that_nobody_takes_are_given_up_in_time() {

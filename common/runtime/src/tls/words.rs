@@ -158,27 +158,33 @@ pub fn unresolved(text: &str) -> Option<&'static str> {
     })
 }
 
-/// An error with its causes, each said once: the outermost alone ("transport error") says nothing. Of a refusal of TLS,
-/// only that.
+/// An error with its causes, each said once and without those that only name a layer of the transport. Of a refusal of TLS, and of
+/// a name that cannot be resolved, only that.
 #[must_use]
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     if let Some(text) = refusal(error) {
         return text;
     }
-    let mut text = error.to_string();
-    let mut next = error.source();
+    let mut said: Vec<String> = Vec::new();
+    let mut next = Some(error);
     while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if let Some(own) = unresolved(&cause_text) {
+        let text = cause.to_string();
+        if let Some(own) = unresolved(&text) {
             return own.to_owned();
         }
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
+        if !names_a_layer(&text) && !said.iter().any(|before| before.contains(&text)) {
+            said.push(text);
         }
         next = cause.source();
     }
-    text
+    if said.is_empty() { "the connection broke".to_owned() } else { said.join(": ") }
+}
+
+/// Whether an error of the transport says no more than in which of its layers something happened.
+fn names_a_layer(text: &str) -> bool {
+    let layers =
+        ["transport error", "tcp connect error", "error reading a body from connection", "client error (Connect)"];
+    layers.contains(&text) || text.starts_with("h2 protocol error")
 }
 
 /// The words about TLS in an error or its causes. Trying again is of no use then until a person has done something.
