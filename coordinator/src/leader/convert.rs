@@ -148,11 +148,14 @@ pub(super) fn fence_note(machine: &Machine, now: Timestamp) -> Option<String> {
 /// What the brake holds, if it does.
 pub(super) fn frozen(machine: &Machine, now: Timestamp) -> Option<FrozenView> {
     machine.frozen(now).map(|frozen| FrozenView {
-        reason: format!(
-            "{} of {} workers vanished within a short time; nothing moves before they are back or placement is resumed",
-            frozen.missing.len(),
-            frozen.missing.len() + frozen.live
-        ),
+        reason: match frozen.missing.len() {
+            0 => "most workers vanished within a short time and are back; moves go on in a moment".to_owned(),
+            missing => format!(
+                "{missing} of {} workers vanished within a short time; nothing moves before they are back or placement is \
+                 resumed",
+                missing + frozen.live
+            ),
+        },
         since: SystemTime::now().checked_sub(frozen.since).unwrap_or_else(SystemTime::now),
         missing: frozen.missing,
     })
