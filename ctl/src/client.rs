@@ -33,7 +33,7 @@ use crate::error::Failure;
 
 pub(crate) use endpoint::{Endpoint, read_endpoint};
 use servers::Servers;
-pub(crate) use servers::find_servers;
+pub(crate) use servers::{ServerAddresses, local_servers, named_servers, no_local_server};
 pub(crate) use token::TokenFile;
 
 /// Socket of a coordinator that was started in the same folder without any set-up.
@@ -241,6 +241,18 @@ impl AdminClient {
                 return Ok(all);
             }
         }
+    }
+
+    /// The first appliances that match, at most `limit`.
+    pub(crate) async fn list_some(
+        &self,
+        filter: v1::ApplianceFilter,
+        limit: usize,
+    ) -> Result<Vec<v1::Appliance>, Failure> {
+        let page_size = i32::try_from(limit).unwrap_or(PAGE).min(PAGE);
+        let request = v1::ListAppliancesRequest { page_size, filter: Some(filter), ..Default::default() };
+        let page = self.call(request, false, |c, r| async move { Self::appliances(c).list(r).await }).await?;
+        Ok(page.appliances)
     }
 
     /// Creates or changes an appliance.

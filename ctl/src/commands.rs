@@ -6,15 +6,18 @@ use std::time::Duration;
 use clap::Args;
 use common::appliance::Name;
 use common::cluster::{ClusterIdentity, ClusterRef};
+use proto::admin::v1;
 
 use crate::client::AdminClient;
 use crate::error::Failure;
+use crate::names::ApplianceName;
 use crate::output::Ui;
 
 pub(crate) mod appliance;
 pub(crate) mod apply;
 pub(crate) mod audit;
 pub(crate) mod cluster;
+pub(crate) mod context;
 pub(crate) mod delete;
 pub(crate) mod doctor;
 pub(crate) mod filter;
@@ -41,6 +44,22 @@ pub(crate) struct CommandContext {
 }
 
 impl CommandContext {
+    /// An appliance as it is named, with the tenant of the flag.
+    ///
+    /// # Errors
+    /// It is no name, or names another tenant than the flag.
+    pub(crate) fn name(&self, text: &str, flag: Option<&Name>) -> Result<ApplianceName, Failure> {
+        Ok(ApplianceName::parse(text, flag)?.within(self.ui.tenant.as_ref()))
+    }
+
+    /// The appliance of this name.
+    ///
+    /// # Errors
+    /// As [`CommandContext::name`] and [`ApplianceName::find`].
+    pub(crate) async fn find(&self, text: &str, flag: Option<&Name>) -> Result<v1::Appliance, Failure> {
+        self.name(text, flag)?.find(&self.client).await
+    }
+
     /// How long to wait for the effect.
     pub(crate) fn wait(&self) -> Duration {
         self.timeout.unwrap_or(WAIT_TIMEOUT)

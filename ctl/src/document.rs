@@ -44,15 +44,17 @@ pub(crate) struct Document {
     pub(crate) appliance: v1::Appliance,
     /// The cluster that it is for, if it says so.
     cluster: Option<ClusterRef>,
+    /// The tenant of documents that name none, unless it is the default one.
+    home: Option<Name>,
     source: String,
     line: u64,
     lines: BTreeMap<String, u64>,
 }
 
 impl Document {
-    /// `loadbalancer/web`, with the tenant in front unless it is the default one.
+    /// `loadbalancer/web`, with the tenant in front unless it is the one that is meant where none is given.
     pub(crate) fn label(&self) -> String {
-        view::label(&self.appliance)
+        view::label(&self.appliance, self.home.as_ref())
     }
 
     /// Position in the file of a field that the server rejected, as `file:line: field`.
@@ -125,10 +127,10 @@ fn document_field(api_field: &str) -> String {
     }
 }
 
-/// Reads and checks documents from files; `-` is standard input.
+/// Reads and checks documents from files; `-` is standard input. Those that name no tenant are of `home`.
 ///
 /// # Errors Exit code 2 with one line for each problem. Nothing is returned unless all documents are valid.
-pub(crate) fn read(paths: &[String]) -> Result<Vec<Document>, Failure> {
+pub(crate) fn read(paths: &[String], home: Option<&Name>) -> Result<Vec<Document>, Failure> {
     let mut all = Vec::new();
     let mut problems = Vec::new();
     for path in &expanded(paths)? {
@@ -137,7 +139,7 @@ pub(crate) fn read(paths: &[String]) -> Result<Vec<Document>, Failure> {
             _ => load(path, File::open(path).map_err(|e| Failure::usage(format!("{path}: {e}")))?)?,
         };
         let source = if path == "-" { "standard input" } else { path };
-        match parse(source, &text) {
+        match parse(source, &text, home) {
             Ok(documents) => all.extend(documents),
             Err(found) => problems.extend(found),
         }
@@ -192,7 +194,7 @@ fn load(source: &str, reader: impl Read) -> Result<String, Failure> {
 }
 
 /// Every document of one file, or every problem in it as `file:line: field: message`.
-pub(crate) fn parse(source: &str, text: &str) -> Result<Vec<Document>, Vec<String>> {
+pub(crate) fn parse(source: &str, text: &str, home: Option<&Name>) -> Result<Vec<Document>, Vec<String>> {
     // The size of the file bounds the work; the parser's default limits on counts would refuse large fleets.
     let options = options! {
         // `command: y` and `env: {DEBUG: on}` are texts, as in YAML 1.2.
@@ -210,11 +212,12 @@ pub(crate) fn parse(source: &str, text: &str) -> Result<Vec<Document>, Vec<Strin
     let mut keep = |node: YamlNode, path: &str| {
         let mut report = ReadReport::default();
         let line = node.line;
-        let appliance = appliance(Field { path: path.to_owned(), node }, &mut report);
+        let appliance = appliance(Field { path: path.to_owned(), node }, home, &mut report);
         match (appliance, report.problems.is_empty()) {
             (Some(appliance), true) => {
                 let (appliance, cluster) = appliance;
-                documents.push(Document { appliance, cluster, source: source.to_owned(), line, lines: report.lines });
+                let (source, home) = (source.to_owned(), home.cloned());
+                documents.push(Document { appliance, cluster, home, source, line, lines: report.lines });
             }
             _ => problems.extend(report.problems),
         }
@@ -283,12 +286,16 @@ fn shortened(mut problems: Vec<String>) -> Vec<String> {
     problems
 }
 
-fn appliance(field: Field, report: &mut ReadReport) -> Option<(v1::Appliance, Option<ClusterRef>)> {
+fn appliance(
+    field: Field,
+    home: Option<&Name>,
+    report: &mut ReadReport,
+) -> Option<(v1::Appliance, Option<ClusterRef>)> {
     let mut fields = field.fields(report)?;
     let name = fields.require("name", report).and_then(|f| checked(&f, report, Name::new));
     let tenant = match fields.take("tenant", report) {
         Some(field) => checked(&field, report, Name::new)?.to_string(),
-        None => "default".to_owned(),
+        None => home.map_or(view::DEFAULT_TENANT, Name::as_str).to_owned(),
     };
     let cluster = fields.take("cluster", report).and_then(|f| checked(&f, report, str::parse::<ClusterRef>));
     let id = fields.take("id", report).and_then(|f| checked(&f, report, str::parse::<ApplianceId>));

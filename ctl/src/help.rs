@@ -1,5 +1,6 @@
 //! Help: examples of every command, and the pages of the manual.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -48,23 +49,70 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("doctor", &["rugctl doctor", "rugctl doctor --server https://rug-1:7470,https://rug-2:7470"]),
     ("cluster status", &["rugctl cluster status", "rugctl cluster status --cluster prod -o json"]),
     ("cluster watch", &["rugctl cluster watch"]),
-    ("completion", &["rugctl completion bash"]),
+    ("context list", &["rugctl context list"]),
+    ("context use", &["rugctl context use prod", "rugctl context use local"]),
+    ("context show", &["rugctl context show", "rugctl context show prod -o json"]),
+    (
+        "context save",
+        &[
+            "rugctl context save prod --server https://rug-1:7470,https://rug-2:7470 \\\n  \
+             --tls-ca ca.pem --tls-cert me.pem --tls-key me.key",
+            "rugctl context save here --tenant demo",
+        ],
+    ),
+    ("completion", &["rugctl completion bash", "source <(rugctl completion bash)"]),
     ("man", &["rugctl man /usr/local/share/man/man1"]),
     ("version", &["rugctl version", "rugctl version --client"]),
 ];
 
-/// The same command with examples at the end of the help of each.
+/// Widest line of help, in characters: what a terminal has that nobody has made larger.
+const WIDTH: usize = 80;
+
+/// What the help of `rugctl` itself ends with, after [`FIRST`].
+const ABOUT_ALL: &str = "\
+Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 server unreachable, 4 not found, 5 conflict, 130 interrupted.
+
+The server is the one of --server or RUG_SERVER, else that of --context or RUG_CONTEXT, else that of the context in use \
+(`rugctl context use`), else that of a cluster `rugctl up` runs in this folder or one above (.rug/endpoint), else that of \
+`rug-coordinator run` there (rug-coordinator-state/coordinator.sock). There is no other default. With --cluster or \
+RUG_CLUSTER a command is refused by every cluster but that one.";
+
+/// What somebody who has just installed it may want to call.
+const FIRST: &[&str] =
+    &["rugctl up", "rugctl apply -f fleet.yaml", "rugctl list", "rugctl doctor", "rugctl help apply"];
+
+/// The command line with examples at the end of the help of each command.
 pub(crate) fn with_examples(command: Command) -> Command {
-    EXAMPLES.iter().fold(command, |command, (path, lines)| {
-        let text = lines.iter().fold("Examples:".to_owned(), |text, line| format!("{text}\n  {line}"));
-        let mut parts = path.split(' ');
-        match (parts.next(), parts.next()) {
-            (Some(first), None) => command.mut_subcommand(first, |command| command.after_help(text)),
-            (Some(first), Some(second)) => command
-                .mut_subcommand(first, |command| command.mut_subcommand(second, |command| command.after_help(text))),
-            (None, _) => command,
-        }
-    })
+    let command = EXAMPLES.iter().fold(command.max_term_width(WIDTH), |command, (path, lines)| {
+        at_path(command, path, |command| command.after_help(examples(lines)))
+    });
+    let groups = groups();
+    let command = groups.iter().fold(command, |command, (group, lines)| {
+        at_path(command, group, |command| command.after_help(examples(lines)))
+    });
+    command.after_help(format!("{}\n\n{ABOUT_ALL}", examples(FIRST)))
+}
+
+/// Commands that only group others, each with the first example of each of those.
+fn groups() -> BTreeMap<&'static str, Vec<&'static str>> {
+    let mut groups: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for (path, lines) in EXAMPLES {
+        let Some((group, _)) = path.split_once(' ') else { continue };
+        groups.entry(group).or_default().extend(lines.first());
+    }
+    groups
+}
+
+fn examples(lines: &[&str]) -> String {
+    lines.iter().fold("Examples:".to_owned(), |text, line| format!("{text}\n  {line}"))
+}
+
+/// Changes the command at a path of one or two names.
+fn at_path(command: Command, path: &str, change: impl FnOnce(Command) -> Command) -> Command {
+    match path.split_once(' ') {
+        None => command.mut_subcommand(path, change),
+        Some((first, second)) => command.mut_subcommand(first, |command| command.mut_subcommand(second, change)),
+    }
 }
 
 /// Writes a page of the manual for each command, as `rugctl.1`, `rugctl-apply.1` and so on.
@@ -97,6 +145,13 @@ mod tests {
         }
     }
 
+    /// Whether a line is a call that the command line takes.
+    fn parses(line: &str) {
+        let line = line.replace("\\\n", " ");
+        let call = line.strip_prefix("source <(").and_then(|rest| rest.strip_suffix(')')).unwrap_or(&line);
+        Cli::try_parse_from(call.split_whitespace()).unwrap_or_else(|e| panic!("{line}: {e}"));
+    }
+
     #[test]
     fn every_command_has_examples_and_every_example_is_one() {
         let mut commands = BTreeSet::new();
@@ -105,11 +160,39 @@ mod tests {
         assert_eq!(commands, documented);
         for (path, lines) in EXAMPLES {
             for line in *lines {
-                Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
+                parses(line);
                 let alias = *line == "rugctl history";
-                assert!(alias || line.starts_with(&format!("rugctl {path}")), "{line:?} is no example of {path}");
+                assert!(alias || line.contains(&format!("rugctl {path}")), "{line:?} is no example of {path}");
             }
         }
+        FIRST.iter().filter(|line| !line.contains(" help ")).for_each(|line| parses(line));
+    }
+
+    /// The help of a command and of all below it, by path, as `-h` and as `--help` show it.
+    fn helps(command: &mut Command, path: &str, found: &mut Vec<(String, String)>) {
+        found.push((format!("{path} -h"), command.render_help().to_string()));
+        found.push((format!("{path} --help"), command.render_long_help().to_string()));
+        for sub in command.get_subcommands_mut() {
+            let path = format!("{path} {}", sub.get_name());
+            helps(sub, &path, found);
+        }
+    }
+
+    #[test]
+    fn no_line_of_help_is_wider_than_a_terminal_and_every_command_has_examples() {
+        let mut command = with_examples(Cli::command());
+        command.build();
+        let mut found = Vec::new();
+        helps(&mut command, "rugctl", &mut found);
+        assert!(found.len() > 60, "{}", found.len());
+        for (call, help) in &found {
+            let wide: Vec<_> = help.lines().filter(|line| line.chars().count() > WIDTH).collect();
+            assert!(wide.is_empty(), "{call} is wider than {WIDTH}: {wide:#?}");
+            let is_help = call.split(' ').any(|word| word == "help");
+            assert!(is_help || help.contains("\nExamples:\n  "), "{call} has no example:\n{help}");
+        }
+        let worker = &found.iter().find(|(call, _)| call == "rugctl worker -h").expect("it is there").1;
+        assert!(worker.contains("rugctl worker list\n  rugctl worker get worker-1\n"), "{worker}");
     }
 
     #[test]
@@ -129,7 +212,7 @@ mod tests {
     #[test]
     fn the_manual_has_a_page_for_each_command() {
         let dir = tempfile::tempdir().expect("a folder");
-        let ui = Ui { format: crate::output::OutputFormat::Table, colour: false, progress: false };
+        let ui = Ui::plain(crate::output::OutputFormat::Table);
         let folder = dir.path().join("man1");
         write_manual(&ui, with_examples(Cli::command()), &folder).expect("written");
         for page in ["rugctl.1", "rugctl-apply.1", "rugctl-worker-evict.1"] {

@@ -11,7 +11,7 @@ mod text;
 /// # Errors
 /// Every problem.
 pub fn rewrite(text: &str) -> Result<Vec<String>, Vec<String>> {
-    let documents = document::parse("f.yaml", text)?;
+    let documents = document::parse("f.yaml", text, None)?;
     let write = |document: &document::Document| {
         serde_saphyr::to_string(&document::view::Appliance::document(&document.appliance))
     };

@@ -16,17 +16,15 @@ use common::kind::KindName;
 use proto::admin::v1;
 
 use crate::client::{AdminClient, by_id};
-use crate::document::view;
+use crate::complete;
+use crate::document::view::{self, DEFAULT_TENANT};
 use crate::error::{Exit, Failure};
-
-/// The tenant that is used where none is given.
-const DEFAULT_TENANT: &str = "default";
 
 /// The tenant in which names are looked up.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct Tenant {
-    /// Tenant of the names [default: default]
-    #[arg(short, long, value_parser = Name::new)]
+    /// Tenant of the names [default: that of the context, else default]
+    #[arg(short, long, value_parser = Name::new, add = complete::tenants())]
     pub(crate) tenant: Option<Name>,
 }
 
@@ -82,6 +80,14 @@ impl ApplianceName {
         }
     }
 
+    /// The same, within this tenant if it names none. An id is in whichever tenant it is.
+    pub(crate) fn within(self, home: Option<&Name>) -> Self {
+        match self.which {
+            Which::Id(_) => self,
+            Which::Name(_) => Self { tenant: self.tenant.or_else(|| home.cloned()), ..self },
+        }
+    }
+
     /// What a document names: tenant, kind and name, and the id where it has one.
     ///
     /// # Errors
@@ -128,7 +134,7 @@ impl ApplianceName {
         let kind_differs = self.kind.is_some_and(|kind| kind.as_str() != view::kind(found));
         let tenant_differs = self.tenant.as_ref().is_some_and(|tenant| tenant.as_str() != found.tenant);
         if kind_differs || tenant_differs {
-            let text = format!("there is no {self}: that is {}", view::label(found));
+            let text = format!("there is no {self}: that is {}", view::full_label(found));
             return Err(Failure::new(Exit::NotFound, text));
         }
         Ok(())
@@ -137,7 +143,7 @@ impl ApplianceName {
 
 impl std::fmt::Display for ApplianceName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if let Some(tenant) = self.tenant.as_ref().filter(|tenant| tenant.as_str() != DEFAULT_TENANT) {
+        if let Some(tenant) = &self.tenant {
             write!(f, "{tenant}/")?;
         }
         if let Some(kind) = self.kind {
@@ -148,14 +154,6 @@ impl std::fmt::Display for ApplianceName {
             Which::Name(name) => write!(f, "{name}"),
         }
     }
-}
-
-/// The appliance with this name.
-///
-/// # Errors
-/// As [`ApplianceName::parse`] and [`ApplianceName::find`].
-pub(crate) async fn find(client: &AdminClient, tenant: &Tenant, text: &str) -> Result<v1::Appliance, Failure> {
-    ApplianceName::parse(text, tenant.tenant.as_ref())?.find(client).await
 }
 
 #[cfg(test)]
@@ -215,8 +213,13 @@ mod tests {
     fn what_is_printed_as_a_name_is_read() {
         for tenant in ["default", "demo", "custom"] {
             let found = appliance(tenant, "web");
-            let name = ApplianceName::parse(&view::label(&found), None).expect("a label");
-            name.check(&found).expect("the same");
+            for home in [None, Some(demo())] {
+                let read = |label: &str| ApplianceName::parse(label, None).expect("a label").within(home.as_ref());
+                let name = read(&view::label(&found, home.as_ref()));
+                name.check(&found).expect("the same");
+                assert_eq!(name.reference(), read(&view::full_label(&found)).reference());
+            }
+            let name = ApplianceName::parse(&view::full_label(&found), None).expect("a label");
             let reference = name.reference();
             let by = v1::appliance_ref::By::Name(v1::TenantName { tenant: tenant.into(), name: "web".into() });
             assert_eq!(reference.by, Some(by));

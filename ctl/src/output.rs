@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::ValueEnum;
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, presets};
+use common::appliance::Name;
 use common::text;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::admin::v1;
@@ -98,6 +99,8 @@ pub(crate) struct Ui {
     pub(crate) colour: bool,
     /// Whether stderr gets progress bars and colour.
     pub(crate) progress: bool,
+    /// The tenant that a name without one means, unless that is the default one.
+    pub(crate) tenant: Option<Name>,
 }
 
 impl Ui {
@@ -109,7 +112,24 @@ impl Ui {
             format,
             colour: !plain && std::io::stdout().is_terminal(),
             progress: !plain && std::io::stderr().is_terminal(),
+            tenant: None,
         }
+    }
+
+    /// No terminal.
+    #[cfg(test)]
+    pub(crate) fn plain(format: OutputFormat) -> Self {
+        Self { format, colour: false, progress: false, tenant: None }
+    }
+
+    /// The same terminal with names of this tenant.
+    pub(crate) fn within(self, tenant: Option<Name>) -> Self {
+        Self { tenant, ..self }
+    }
+
+    /// An appliance by the name that is read as this one: with its tenant, unless that is the one that is meant anyway.
+    pub(crate) fn label(&self, appliance: &v1::Appliance) -> String {
+        crate::document::view::label(appliance, self.tenant.as_ref())
     }
 
     /// Writes a result.

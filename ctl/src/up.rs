@@ -186,7 +186,7 @@ async fn remove_all(client: &AdminClient, ui: &Ui, args: &UpArgs, limit: Duratio
     let all = context.client.list(v1::ApplianceFilter::default()).await?;
     if !all.is_empty() {
         let folder = args.state_dir.display();
-        let question = format!("remove {} of {cluster}, whose state is in {folder}?", delete::described(&all));
+        let question = format!("remove {} of {cluster}, whose state is in {folder}?", delete::described(ui, &all));
         confirm(&question, Extent::Named, args.yes).await?;
     }
     delete::delete_and_wait(&context.client, ui, all, limit).await

@@ -68,7 +68,7 @@ pub(crate) struct Tracker {
 
 impl Tracker {
     /// A tracker for these appliances and their goals.
-    pub(crate) fn new<'a>(appliances: impl IntoIterator<Item = (&'a v1::Appliance, Goal)>) -> Self {
+    pub(crate) fn new<'a>(ui: &Ui, appliances: impl IntoIterator<Item = (&'a v1::Appliance, Goal)>) -> Self {
         let mut tenants = Vec::new();
         let mut targets = BTreeMap::new();
         for (appliance, goal) in appliances {
@@ -76,7 +76,7 @@ impl Tracker {
                 tenants.push(appliance.tenant.clone());
             }
             let target = WaitTarget {
-                label: view::label(appliance),
+                label: ui.label(appliance),
                 goal,
                 state: GoalState::Waiting,
                 seen: false,
@@ -273,7 +273,10 @@ mod tests {
     }
 
     fn tracker(goal: Goal) -> Tracker {
-        Tracker::new([(&appliance("1", v1::Phase::Down, 0, ""), goal)])
+        Tracker::new(
+            &crate::output::Ui::plain(crate::output::OutputFormat::Table),
+            [(&appliance("1", v1::Phase::Down, 0, ""), goal)],
+        )
     }
 
     #[test]

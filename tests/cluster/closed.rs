@@ -102,7 +102,8 @@ impl<'a> OtherUser<'a> {
 /// A command in this folder, without input, that ends with the test and knows of no server.
 fn quiet(program: &Path, sandbox: &Sandbox, folder: &Path) -> Command {
     let mut command = Command::new(program);
-    command.env(ROOT_VARIABLE, sandbox.root()).env_remove("RUG_SERVER").current_dir(folder);
+    command.env(ROOT_VARIABLE, sandbox.root()).env("XDG_CONFIG_HOME", sandbox.path("config"));
+    command.env_remove("RUG_SERVER").current_dir(folder);
     command.stdin(Stdio::null()).kill_on_drop(true);
     command
 }

@@ -7,6 +7,7 @@ mod api;
 mod balancer;
 mod boot;
 mod closed;
+mod contexts;
 mod coordinator;
 mod input;
 mod limits;

@@ -25,41 +25,30 @@ const CONNECT: Duration = Duration::from_secs(2);
 /// ask another one within the default timeout of a call.
 const ALIVE: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(3));
 
-/// Finds the servers: those that were named, else those of a cluster on this machine, in this folder or a parent: what
-/// `rugctl up` wrote to `.rug/endpoint`, or the socket of a coordinator that was started there without any set-up. There is
-/// no other default, which might be somebody else's cluster.
-///
-/// An address without a scheme gets the one that matches `secure`. Clusters on this machine use no TLS.
+/// The servers at these addresses, separated by commas. An address without a scheme gets the one that matches `secure`. `place`
+/// is what named them, for messages.
 ///
 /// # Errors
-/// No cluster is found; the nearest one belongs to another user, who is not to be given what was meant for an own one; or
-/// what was named is empty, or has a user or a password.
-pub(crate) fn find_servers(named: Option<&str>, secure: bool, folder: &Path) -> Result<ServerAddresses, Failure> {
-    match named {
-        Some(named) => named_servers(named, secure),
-        None => local_servers(folder),
-    }
-}
-
-fn named_servers(named: &str, secure: bool) -> Result<ServerAddresses, Failure> {
+/// What was named is empty, or has a user or a password.
+pub(crate) fn named_servers(named: &str, secure: bool, place: &str) -> Result<ServerAddresses, Failure> {
     if named.trim().is_empty() {
-        return Err(Failure::usage(
-            "--server or RUG_SERVER is empty: give it an address, or take it away to use the cluster of this folder",
-        ));
+        return Err(Failure::usage(format!(
+            "{place} is empty: give it an address, or take it away to use the cluster of this folder"
+        )));
     }
     let names: Vec<_> = named.split(',').map(str::trim).collect();
     if let Some(at) = names.iter().position(|name| name.is_empty()) {
         return Err(Failure::usage(format!(
-            "--server or RUG_SERVER: address {} of {} is empty: two commas, or one at an end",
+            "{place}: address {} of {} is empty: two commas, or one at an end",
             at + 1,
             names.len()
         )));
     }
     // Not quoted: what stands before the `@` may be a password.
     if names.iter().any(|name| !name.starts_with(socket::SCHEME) && name.contains('@')) {
-        return Err(Failure::usage(
-            "--server or RUG_SERVER: the address of a server has no user name and no password, so no `@`",
-        ));
+        return Err(Failure::usage(format!(
+            "{place}: the address of a server has no user name and no password, so no `@`"
+        )));
     }
     let scheme = if secure { "https" } else { "http" };
     let has_scheme = |name: &str| name.contains("://") || name.starts_with(socket::SCHEME);
@@ -67,8 +56,14 @@ fn named_servers(named: &str, secure: bool) -> Result<ServerAddresses, Failure> 
     Ok(ServerAddresses { addresses: names.into_iter().map(full).collect(), local: false, cluster: None })
 }
 
-fn local_servers(start: &Path) -> Result<ServerAddresses, Failure> {
-    let local = |address, cluster| Ok(ServerAddresses { addresses: vec![address], local: true, cluster });
+/// The servers of a cluster on this machine, in this folder or a parent: what `rugctl up` wrote to `.rug/endpoint`, or the socket
+/// of a coordinator that was started there without any set-up. There is no other default, which might be somebody else's
+/// cluster. Clusters on this machine use no TLS.
+///
+/// # Errors
+/// The nearest one belongs to another user, who is not to be given what was meant for an own one.
+pub(crate) fn local_servers(start: &Path) -> Result<Option<ServerAddresses>, Failure> {
+    let local = |address, cluster| Ok(Some(ServerAddresses { addresses: vec![address], local: true, cluster }));
     for folder in start.ancestors() {
         if let Some(endpoint) = read_endpoint(&folder.join(".rug"))? {
             return local(endpoint.address, endpoint.cluster);
@@ -82,11 +77,16 @@ fn local_servers(start: &Path) -> Result<ServerAddresses, Failure> {
             return local(format!("{}{}", socket::SCHEME, socket.display()), None);
         }
     }
-    Err(Failure::usage(format!(
-        "no cluster runs in {} or a folder above it: start one with `rugctl up`, go to the folder of one, or name its \
-         address with --server or RUG_SERVER",
+    Ok(None)
+}
+
+/// The failure when no cluster is found from this folder on, and none was named.
+pub(crate) fn no_local_server(start: &Path) -> Failure {
+    Failure::usage(format!(
+        "no cluster runs in {} or a folder above it: start one with `rugctl up`, go to the folder of one, or name one with \
+         --server, --context or `rugctl context use`",
         start.display()
-    )))
+    ))
 }
 
 /// Addresses of servers and how they were found.
@@ -231,17 +231,9 @@ fn hint(reasons: &[(&str, String)]) -> &'static str {
 const LOOPBACK: [&str; 3] = ["http://127.", "http://localhost", "http://[::1]"];
 
 fn reason(status: &Status) -> String {
-    if let Some(refusal) = tls::refusal(status) {
-        return refusal;
-    }
-    let mut reason = status.message().to_owned();
-    // The transport's message ("tcp connect error") hides the operating system's at the end of the chain.
-    let mut source = std::error::Error::source(status);
-    while let Some(error) = source {
-        reason = error.to_string();
-        source = error.source();
-    }
-    tls::unresolved(&reason).map_or(reason, str::to_owned)
+    // The transport's message hides the operating system's at the end of the chain.
+    let cause = || std::error::Error::source(status).map_or_else(|| status.message().to_owned(), tls::chain);
+    tls::refusal(status).unwrap_or_else(cause)
 }
 
 #[cfg(test)]
@@ -256,7 +248,7 @@ mod tests {
     #[test]
     fn a_password_in_an_address_is_refused_and_not_quoted() {
         for named in ["https://rug:hush@h:1", "rug:hush@h:1", "h:1,http://hush@h:2", "rug:hu sh@h"] {
-            let failure = find_servers(Some(named), false, Path::new("/")).expect_err("refused");
+            let failure = named_servers(named, false, "--server").expect_err("refused");
             assert!(failure.exit == Exit::Usage && !failure.to_string().contains("hu"), "{failure}");
         }
     }
@@ -281,24 +273,27 @@ mod tests {
             local,
             cluster: None,
         };
-        let find = |named, secure| find_servers(named, secure, &deep).expect("own files");
-        assert_eq!(find(None, false), found(&["unix:/x/s"], true));
+        let find = || local_servers(&deep).expect("own files").expect("one");
+        let named = |named| named_servers(named, true, "--server");
+        assert_eq!(find(), found(&["unix:/x/s"], true));
         std::fs::write(top.path().join(".rug/endpoint"), "unix:/x/s\ncluster prod\n").expect("file");
-        assert_eq!(find(None, false).cluster, "prod".parse().ok());
+        assert_eq!(find().cluster, "prod".parse().ok());
         for empty in ["", " ", " ,", "a:1,,b:2", "a:1,"] {
-            let failure = find_servers(Some(empty), true, &deep).expect_err("names nothing");
+            let failure = named(empty).expect_err("names nothing");
             assert!(failure.exit == Exit::Usage && failure.to_string().contains("is empty"), "{failure}");
         }
-        assert_eq!(find(Some("10.0.0.1:1"), false), found(&["http://10.0.0.1:1"], false));
+        let plain = named_servers("10.0.0.1:1", false, "--server").expect("an address");
+        assert_eq!(plain, found(&["http://10.0.0.1:1"], false));
         let several = found(&["https://a:1", "https://b:2", "http://c:3", "unix:d"], false);
-        assert_eq!(find(Some("a:1, b:2,http://c:3,unix:d"), true), several);
+        assert_eq!(named("a:1, b:2,http://c:3,unix:d").expect("addresses"), several);
         std::fs::write(top.path().join(".rug/endpoint"), "").expect("file");
-        let failure = find_servers(None, true, &deep).expect_err("there is none");
+        assert_eq!(local_servers(&deep).expect("nothing of others"), None);
+        let failure = no_local_server(&deep);
         assert!(failure.exit == Exit::Usage && failure.to_string().contains("rugctl up"), "{failure}");
         let socket = top.path().join("a").join(DEFAULT_SOCKET);
         std::fs::create_dir_all(socket.parent().expect("a folder")).expect("folder");
         let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("a short path");
-        assert_eq!(find(None, true), found(&[&format!("unix:{}", socket.display())], true));
+        assert_eq!(find(), found(&[&format!("unix:{}", socket.display())], true));
     }
 
     #[test]
@@ -311,9 +306,8 @@ mod tests {
         if std::os::unix::fs::chown(&endpoint, Some(65_534), None).is_err() {
             return;
         }
-        let failure = find_servers(None, false, top.path()).expect_err("refused");
+        let failure = local_servers(top.path()).expect_err("refused");
         assert!(failure.exit == Exit::Usage && failure.to_string().contains("--server"), "{failure}");
-        find_servers(Some("unix:/x/s"), false, top.path()).expect("named");
     }
 
     #[test]
@@ -322,6 +316,16 @@ mod tests {
         assert!(refused("http://127.0.0.1:7470").contains("take --server or RUG_SERVER away"));
         assert!(refused("http://rug-1:7470").contains("start a cluster"));
         assert_eq!(hint(&[("http://127.0.0.1:1", "timed out".to_owned())]), "");
+    }
+
+    #[test]
+    fn a_host_that_is_not_found_is_said_in_our_own_words() {
+        let lookup = |words: &str| {
+            let error = std::io::Error::other(format!("failed to lookup address information: {words}"));
+            reason(&Status::from_error(Box::new(error)))
+        };
+        assert_eq!(lookup("Name or service not known"), "there is no host of this name");
+        assert!(lookup("Temporary failure in name resolution").contains("the name server does not answer"));
     }
 
     #[tokio::test]

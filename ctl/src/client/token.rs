@@ -13,15 +13,15 @@ const MAX_FILE: u64 = 64 << 10;
 
 /// The file with the token. Read anew for each call: whoever renews the token replaces the file.
 #[derive(Clone, Debug)]
-pub(crate) struct TokenFile(Arc<PathBuf>);
+pub(crate) struct TokenFile(Arc<PathBuf>, &'static str);
 
 impl TokenFile {
-    /// A token in this file.
+    /// A token in this file, which `setting` names.
     ///
     /// # Errors
     /// It cannot be read, or holds no token.
-    pub(crate) fn open(path: PathBuf) -> Result<Self, Failure> {
-        let file = Self(Arc::new(path));
+    pub(crate) fn open(path: PathBuf, setting: &'static str) -> Result<Self, Failure> {
+        let file = Self(Arc::new(path), setting);
         file.header()?;
         Ok(file)
     }
@@ -32,7 +32,7 @@ impl TokenFile {
     /// The file cannot be read, or holds no token. The token is not quoted.
     pub(super) fn header(&self) -> Result<MetadataValue<Ascii>, Failure> {
         let failed =
-            |problem: &dyn std::fmt::Display| Failure::usage(format!("--token-file: {}: {problem}", self.0.display()));
+            |problem: &dyn std::fmt::Display| Failure::usage(format!("{}: {}: {problem}", self.1, self.0.display()));
         let mut text = String::new();
         let file = std::fs::File::open(&*self.0).map_err(|e| failed(&e))?;
         file.take(MAX_FILE).read_to_string(&mut text).map_err(|e| failed(&e))?;
@@ -56,9 +56,9 @@ mod tests {
     fn a_token_is_read_anew_and_never_shown() {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("token");
-        assert_eq!(TokenFile::open(path.clone()).expect_err("missing").exit, Exit::Usage);
+        assert_eq!(TokenFile::open(path.clone(), "--token-file").expect_err("missing").exit, Exit::Usage);
         std::fs::write(&path, "abc.def.ghi\n").expect("written");
-        let file = TokenFile::open(path.clone()).expect("a token");
+        let file = TokenFile::open(path.clone(), "--token-file").expect("a token");
         assert_eq!(file.header().expect("a token").to_str().expect("ASCII"), "Bearer abc.def.ghi");
         assert!(!format!("{:?}", file.header()).contains("abc"));
         std::fs::write(&path, "new\n").expect("written");

@@ -10,9 +10,10 @@ use proto::admin::v1;
 use crate::client::{by_id, request_id};
 use crate::commands::filter::FilterArgs;
 use crate::commands::{CommandContext, Wait, watch};
+use crate::complete;
 use crate::document::view;
 use crate::error::Failure;
-use crate::names::{ApplianceName, Tenant, find};
+use crate::names::{ApplianceName, Tenant};
 use crate::output::view::Explanation;
 use crate::output::{OutputFormat, TextTable, Tone, age, count, moment, placement};
 use crate::text::one_line;
@@ -22,6 +23,7 @@ use crate::wait::{Goal, Tracker, settle};
 #[derive(Args, Debug)]
 pub(crate) struct One {
     /// Name or id
+    #[arg(add = complete::appliances())]
     name: String,
     #[command(flatten)]
     tenant: Tenant,
@@ -29,7 +31,7 @@ pub(crate) struct One {
 
 impl One {
     async fn find(&self, context: &CommandContext) -> Result<v1::Appliance, Failure> {
-        find(&context.client, &self.tenant, &self.name).await
+        context.find(&self.name, self.tenant.tenant.as_ref()).await
     }
 }
 
@@ -52,7 +54,7 @@ pub(crate) struct ScaleArgs {
 #[derive(Args, Debug)]
 pub(crate) struct GetArgs {
     /// Names or ids
-    #[arg(required = true, value_name = "NAME")]
+    #[arg(required = true, value_name = "NAME", add = complete::appliances())]
     names: Vec<String>,
     #[command(flatten)]
     tenant: Tenant,
@@ -60,8 +62,8 @@ pub(crate) struct GetArgs {
 
 impl GetArgs {
     /// All names, before any of them is looked up.
-    fn parsed(&self) -> Result<Vec<ApplianceName>, Failure> {
-        self.names.iter().map(|name| ApplianceName::parse(name, self.tenant.tenant.as_ref())).collect()
+    fn parsed(&self, context: &CommandContext) -> Result<Vec<ApplianceName>, Failure> {
+        self.names.iter().map(|name| context.name(name, self.tenant.tenant.as_ref())).collect()
     }
 }
 
@@ -107,7 +109,7 @@ pub(crate) struct RebuildArgs {
 /// Runs `get`.
 pub(crate) async fn get(context: &CommandContext, args: &GetArgs) -> Result<(), Failure> {
     let mut found = Vec::new();
-    for name in args.parsed()? {
+    for name in args.parsed(context)? {
         found.push(name.find(&context.client).await?);
     }
     match (found.as_slice(), context.ui.format) {
@@ -122,11 +124,15 @@ pub(crate) async fn list(context: &CommandContext, args: &ListArgs) -> Result<()
     if args.watch {
         return watch::matching(context, &args.filter).await;
     }
-    let filter = args.filter.filter()?;
+    let filter = args.filter.filter(context.ui.tenant.as_ref())?;
     let mut found = context.client.list(filter).await?;
     sort(&mut found, args.sort);
     if found.is_empty() && !context.ui.format.is_structured() {
-        context.ui.note(if args.filter.is_empty() { "no appliances" } else { "no appliance matches" });
+        context.ui.note(if args.filter.is_empty() && context.ui.tenant.is_none() {
+            "no appliances"
+        } else {
+            "no appliance matches"
+        });
         return Ok(());
     }
     show(context, &found)
@@ -202,7 +208,7 @@ pub(crate) fn table(appliances: &[v1::Appliance], wide: bool, now: SystemTime) -
 /// Runs `describe`.
 pub(crate) async fn describe(context: &CommandContext, args: &GetArgs) -> Result<(), Failure> {
     let mut explained = Vec::new();
-    for name in args.parsed()? {
+    for name in args.parsed(context)? {
         let named = name.find(&context.client).await?;
         explained.push(context.client.explain(by_id(&named.id)).await?);
     }
@@ -234,13 +240,13 @@ pub(crate) async fn scale(context: &CommandContext, args: &ScaleArgs) -> Result<
     let appliance = context.client.update(request).await?.appliance.unwrap_or_default();
     if !args.wait.no_wait {
         let goal = Goal::Configured { generation: appliance.generation };
-        settle(&context.client, &context.ui, Tracker::new([(&appliance, goal)]), context.wait()).await?;
+        settle(&context.client, &context.ui, Tracker::new(&context.ui, [(&appliance, goal)]), context.wait()).await?;
     }
     if context.ui.format.is_structured() {
         let appliance = context.client.get(by_id(&appliance.id)).await?;
         return context.ui.print_value(&view::Appliance::full(&appliance));
     }
-    context.ui.print(&format!("{} has {}", view::label(&before), count(u64::from(args.replicas), "replica")))
+    context.ui.print(&format!("{} has {}", context.ui.label(&before), count(u64::from(args.replicas), "replica")))
 }
 
 /// Everything about one appliance, in sections.
@@ -425,14 +431,14 @@ pub(crate) async fn rebuild(context: &CommandContext, args: &RebuildArgs) -> Res
     let appliance = context.client.rebuild(request).await?;
     if !args.wait.no_wait {
         let goal = Goal::Configured { generation: appliance.generation };
-        settle(&context.client, &context.ui, Tracker::new([(&appliance, goal)]), context.wait()).await?;
+        settle(&context.client, &context.ui, Tracker::new(&context.ui, [(&appliance, goal)]), context.wait()).await?;
     }
     if context.ui.format.is_structured() {
         let appliance = context.client.get(by_id(&appliance.id)).await?;
         return context.ui.print_value(&view::Appliance::full(&appliance));
     }
     let done = if args.wait.no_wait { "rebuilding" } else { "rebuilt" };
-    context.ui.print(&format!("{} {done}", view::label(&appliance)))
+    context.ui.print(&format!("{} {done}", context.ui.label(&appliance)))
 }
 
 /// Runs `check`.
@@ -447,7 +453,7 @@ pub(crate) async fn check(context: &CommandContext, args: &One) -> Result<(), Fa
         context.ui.print_value(&view::Appliance::full(&appliance))?;
     } else {
         let phase = view::phase(&appliance);
-        let mut text = format!("{} {}\n", view::label(&appliance), context.ui.paint(Tone::of(phase), phase));
+        let mut text = format!("{} {}\n", context.ui.label(&appliance), context.ui.paint(Tone::of(phase), phase));
         if !status.instances.is_empty() {
             text += &context.ui.table_text(&instances(&status.instances, SystemTime::now()), 0);
         }
@@ -512,7 +518,7 @@ mod tests {
     }
 
     fn context() -> CommandContext {
-        let ui = crate::output::Ui { format: OutputFormat::Table, colour: false, progress: false };
+        let ui = crate::output::Ui::plain(OutputFormat::Table);
         let client = crate::client::AdminClient::new("http://127.0.0.1:1", Duration::from_secs(1)).expect("an address");
         CommandContext { client, ui, timeout: None }
     }

@@ -58,8 +58,8 @@ struct PruneLabels {
 
 /// Runs the command.
 pub(crate) async fn run(context: &CommandContext, args: &ApplyArgs) -> Result<(), Failure> {
-    let files = args.files.clone();
-    let documents = tokio::task::spawn_blocking(move || document::read(&files))
+    let (files, home) = (args.files.clone(), context.ui.tenant.clone());
+    let documents = tokio::task::spawn_blocking(move || document::read(&files, home.as_ref()))
         .await
         .map_err(|e| Failure::failed(format!("read documents: {e}")))??;
     let (cluster, context) = &context.identified().await?;
@@ -73,12 +73,12 @@ pub(crate) async fn run(context: &CommandContext, args: &ApplyArgs) -> Result<()
     if !clashes.is_empty() {
         return Err(combine_failures(clashes, "nothing was changed"));
     }
-    let surprising = surprising(&context.client, &documents, &checked).await?;
+    let surprising = surprising(context, &documents, &checked).await?;
     let pruned = if args.prune { left_over(&context.client, &documents, &checked, args).await? } else { Vec::new() };
     let mut warnings = surprising.clone();
     if !pruned.is_empty() {
-        warnings.push(format!("{} in none of the files: to be deleted", delete::described(&pruned)));
-        warnings.extend(pruned.iter().take(MAX_SHOWN).map(|a| format!("  {}", view::label(a))));
+        warnings.push(format!("{} in none of the files: to be deleted", delete::described(&context.ui, &pruned)));
+        warnings.extend(pruned.iter().take(MAX_SHOWN).map(|a| format!("  {}", context.ui.label(a))));
     }
     warnings.iter().for_each(|warning| context.ui.note(warning));
     if args.dry_run {
@@ -101,7 +101,7 @@ pub(crate) async fn run(context: &CommandContext, args: &ApplyArgs) -> Result<()
     }
     let appliances = sent.iter().flatten().filter_map(|answer| answer.appliance.as_ref());
     let targets = appliances.map(|a| (a, Goal::Configured { generation: a.generation }));
-    settle(&context.client, &context.ui, Tracker::new(targets), context.wait()).await
+    settle(&context.client, &context.ui, Tracker::new(&context.ui, targets), context.wait()).await
 }
 
 type UpdateResponses = Vec<Option<v1::UpdateApplianceResponse>>;
@@ -133,7 +133,7 @@ async fn send(
 /// What is more than a change of fields: another name for the same appliance, or another kind, by which all its instances
 /// are replaced.
 async fn surprising(
-    client: &AdminClient,
+    context: &CommandContext,
     documents: &[Document],
     checked: &UpdateResponses,
 ) -> Result<Vec<String>, Failure> {
@@ -142,8 +142,8 @@ async fn surprising(
         Some((document, answer.appliance.as_ref()?))
     });
     let calls = changed.map(|(document, after)| async move {
-        let before = client.get(by_id(&after.id)).await?;
-        let (was, is) = (view::label(&before), view::label(&document.appliance));
+        let before = context.client.get(by_id(&after.id)).await?;
+        let (was, is) = (context.ui.label(&before), context.ui.label(&document.appliance));
         let what =
             match (before.name != document.appliance.name, view::kind(&before) != view::kind(&document.appliance)) {
                 (false, false) => return Ok(None),
@@ -305,7 +305,7 @@ mod tests {
     #[test]
     fn an_error_of_the_server_names_file_line_and_field() {
         let text = "name: a\nkind: custom\nspec:\n  command: x\n  port: 8080\n";
-        let documents = document::parse("f.yaml", text).expect("valid");
+        let documents = document::parse("f.yaml", text, None).expect("valid");
         let mut failure = Failure::usage("bad request");
         failure.fields = vec![
             FieldViolation::new("spec.custom.port", "8080 is taken by appliance `b`"),
@@ -325,7 +325,7 @@ mod tests {
         let text = "name: a\nkind: custom\nreplicas: 2\nspec: {command: x, port: 8080}\n---\nname: lb\nkind: loadbalancer\n\
                     spec:\n  listeners:\n  - port: 80\n  - port: 8081\n---\nname: s\nkind: custom\ndriver: simulated\n\
                     spec: {command: x, port: 8080}\n";
-        let documents = document::parse("f.yaml", text).expect("each is valid");
+        let documents = document::parse("f.yaml", text, None).expect("each is valid");
         let on = |host: &str| {
             let assignment = Some(v1::Assignment { host: host.into(), ..v1::Assignment::default() });
             let appliance = Some(v1::Appliance { assignment, ..v1::Appliance::default() });

@@ -9,8 +9,9 @@ use common::ApplianceId;
 use proto::admin::v1;
 
 use crate::commands::{CommandContext, watch};
+use crate::complete;
 use crate::error::{Exit, Failure};
-use crate::names::{ApplianceName, Tenant};
+use crate::names::Tenant;
 use crate::output::view::AuditEvent;
 use crate::output::{TextTable, Tone, moment};
 use crate::text::one_line;
@@ -19,6 +20,7 @@ use crate::text::one_line;
 #[derive(Args, Debug)]
 pub(crate) struct AuditArgs {
     /// Only what was done to this appliance or worker, by name or id
+    #[arg(add = complete::appliances())]
     subject: Option<String>,
     /// Only what this caller did
     #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
@@ -81,7 +83,7 @@ async fn subject_of(context: &CommandContext, args: &AuditArgs, text: &str) -> R
     if text.parse::<ApplianceId>().is_ok() {
         return Ok(text.to_owned());
     }
-    let Ok(name) = ApplianceName::parse(text, args.tenant.tenant.as_ref()) else { return Ok(text.to_owned()) };
+    let Ok(name) = context.name(text, args.tenant.tenant.as_ref()) else { return Ok(text.to_owned()) };
     match name.find(&context.client).await {
         Ok(appliance) => Ok(appliance.id),
         Err(failure) if failure.exit == Exit::NotFound => match context.client.worker(text).await {

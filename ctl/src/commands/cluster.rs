@@ -157,7 +157,7 @@ mod tests {
     #[tokio::test]
     async fn warnings_come_with_advice() {
         let client = AdminClient::new("http://127.0.0.1:1", Duration::from_secs(1)).expect("an address");
-        let ui = Ui { format: OutputFormat::Table, colour: false, progress: false };
+        let ui = Ui::plain(OutputFormat::Table);
         let context = CommandContext { client, ui, timeout: None };
         let coordinator =
             |id: &str, leading| v1::Coordinator { id: id.into(), address: format!("https://{id}:7470"), leading };

@@ -11,6 +11,7 @@ use proto::admin::v1;
 use crate::client::{AdminClient, by_id, request_id};
 use crate::commands::filter::LabelArgs;
 use crate::commands::{CommandContext, Extent, TargetCluster, Wait, confirm};
+use crate::complete;
 use crate::document::{self, view};
 use crate::error::{Exit, Failure};
 use crate::names::ApplianceName;
@@ -24,7 +25,7 @@ const IN_FLIGHT: usize = 32;
 #[derive(Args, Debug)]
 pub(crate) struct DeleteArgs {
     /// Names or ids
-    #[arg(value_name = "NAME", required_unless_present_any = ["all", "files", "labels"], conflicts_with_all = ["all", "labels"])]
+    #[arg(value_name = "NAME", required_unless_present_any = ["all", "files", "labels"], conflicts_with_all = ["all", "labels"], add = complete::appliances())]
     names: Vec<String>,
     /// The appliances of a YAML file; - reads standard input
     #[arg(short, long = "file", value_name = "FILE", conflicts_with_all = ["all", "labels"])]
@@ -37,8 +38,8 @@ pub(crate) struct DeleteArgs {
     /// Do not ask for confirmation
     #[arg(short, long)]
     yes: bool,
-    /// Tenant of the names [default: default]; with --all and --label only its appliances
-    #[arg(short, long, value_parser = Name::new)]
+    /// Tenant of the names [default: that of the context, else default]; with --all and --label only its appliances
+    #[arg(short, long, value_parser = Name::new, add = complete::tenants())]
     tenant: Option<Name>,
     /// Also delete appliances that a source manages, which may create them again
     #[arg(long)]
@@ -55,7 +56,8 @@ pub(crate) async fn run(context: &CommandContext, args: &DeleteArgs) -> Result<(
     let (cluster, context) = &context.identified().await?;
     let client = &context.client;
     let (appliances, extent) = if args.all || !args.labels.is_empty() {
-        let tenant = args.tenant.as_ref().map(ToString::to_string).unwrap_or_default();
+        let tenant = args.tenant.as_ref().or(context.ui.tenant.as_ref());
+        let tenant = tenant.map(ToString::to_string).unwrap_or_default();
         let labels = args.labels.map()?;
         let filter = v1::ApplianceFilter { tenant, labels, ..v1::ApplianceFilter::default() };
         (client.list(filter).await?, Extent::Found)
@@ -65,26 +67,26 @@ pub(crate) async fn run(context: &CommandContext, args: &DeleteArgs) -> Result<(
     if appliances.is_empty() {
         context.ui.note(&format!("no appliance to delete in {cluster}"));
     } else {
-        confirm(&format!("delete {} in {cluster}?", described(&appliances)), extent, args.yes).await?;
+        confirm(&format!("delete {} in {cluster}?", described(&context.ui, &appliances)), extent, args.yes).await?;
     }
     let deleted = delete(client, appliances, args.force).await?;
     if !args.wait.no_wait {
-        settle(client, &context.ui, gone(&deleted), context.wait()).await?;
+        settle(client, &context.ui, gone(&context.ui, &deleted), context.wait()).await?;
     }
     let done = if args.wait.no_wait { "deleting" } else { "deleted" };
     if context.ui.format.is_structured() {
         return context.ui.print_value(&deleted.iter().map(view::Appliance::full).collect::<Vec<_>>());
     }
-    let lines: Vec<_> = deleted.iter().map(|a| format!("{} {done}", view::label(a))).collect();
+    let lines: Vec<_> = deleted.iter().map(|a| format!("{} {done}", context.ui.label(a))).collect();
     if lines.is_empty() { Ok(()) } else { context.ui.print(&lines.join("\n")) }
 }
 
 /// What these are, for a question.
-pub(crate) fn described(appliances: &[v1::Appliance]) -> String {
+pub(crate) fn described(ui: &Ui, appliances: &[v1::Appliance]) -> String {
     let tenants: BTreeSet<_> = appliances.iter().map(|a| a.tenant.as_str()).collect();
     let number = count(appliances.len() as u64, "appliance");
     match (appliances, tenants.len()) {
-        ([one], _) => view::label(one),
+        ([one], _) => ui.label(one),
         (_, 1) => format!("{number} of tenant {}", tenants.first().copied().unwrap_or_default()),
         (_, several) => format!("{number} of {several} tenants"),
     }
@@ -98,11 +100,11 @@ async fn named(
 ) -> Result<Vec<v1::Appliance>, Failure> {
     let mut wanted = Vec::new();
     for name in &args.names {
-        wanted.push((name.clone(), ApplianceName::parse(name, args.tenant.as_ref())?));
+        wanted.push((name.clone(), context.name(name, args.tenant.as_ref())?));
     }
     if !args.files.is_empty() {
-        let files = args.files.clone();
-        let documents = tokio::task::spawn_blocking(move || document::read(&files))
+        let (files, home) = (args.files.clone(), context.ui.tenant.clone());
+        let documents = tokio::task::spawn_blocking(move || document::read(&files, home.as_ref()))
             .await
             .map_err(|e| Failure::failed(format!("read documents: {e}")))??;
         document::check_cluster(&documents, cluster, |meant| cluster.is(meant))?;
@@ -140,14 +142,14 @@ async fn delete(
         };
         match client.delete(request).await {
             Ok(_) => Ok(appliance),
-            Err(failure) => Err(failure.during(&view::label(&appliance))),
+            Err(failure) => Err(failure.during(&view::full_label(&appliance))),
         }
     });
     stream::iter(calls).buffered(IN_FLIGHT).try_collect().await
 }
 
-fn gone(appliances: &[v1::Appliance]) -> Tracker {
-    Tracker::new(appliances.iter().map(|a| (a, Goal::Gone)))
+fn gone(ui: &Ui, appliances: &[v1::Appliance]) -> Tracker {
+    Tracker::new(ui, appliances.iter().map(|a| (a, Goal::Gone)))
 }
 
 /// Deletes what `apply --prune` found, and waits for at most `limit` until it is gone; not at all without one.
@@ -162,10 +164,10 @@ pub(crate) async fn prune(
     }
     let deleted = delete(&context.client, appliances, force).await?;
     if let Some(limit) = limit {
-        settle(&context.client, &context.ui, gone(&deleted), limit).await?;
+        settle(&context.client, &context.ui, gone(&context.ui, &deleted), limit).await?;
     }
     let done = if limit.is_some() { "deleted" } else { "deleting" };
-    deleted.iter().for_each(|a| context.ui.note(&format!("{} {done}", view::label(a))));
+    deleted.iter().for_each(|a| context.ui.note(&format!("{} {done}", context.ui.label(a))));
     Ok(())
 }
 
@@ -177,6 +179,6 @@ pub(crate) async fn delete_and_wait(
     limit: Duration,
 ) -> Result<u64, Failure> {
     let deleted = delete(client, appliances, true).await?;
-    settle(client, ui, gone(&deleted), limit).await?;
+    settle(client, ui, gone(ui, &deleted), limit).await?;
     Ok(deleted.len() as u64)
 }

@@ -10,13 +10,14 @@ use common::kind::KindName;
 use common::status::Phase;
 use proto::admin::v1;
 
+use crate::complete;
 use crate::error::Failure;
 
 /// Conditions that all must hold. Without any, every appliance of every tenant matches.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct FilterArgs {
-    /// Only of this tenant
-    #[arg(short, long, value_parser = Name::new)]
+    /// Only of this tenant [default: that of the context, else all]
+    #[arg(short, long, value_parser = Name::new, add = complete::tenants())]
     pub(crate) tenant: Option<Name>,
     /// Only of this kind
     #[arg(long, value_parser = parse_kind)]
@@ -25,7 +26,7 @@ pub(crate) struct FilterArgs {
     #[arg(long)]
     driver: Option<DriverName>,
     /// Only owned by this worker
-    #[arg(long, value_parser = WorkerId::new)]
+    #[arg(long, value_parser = WorkerId::new, add = complete::workers())]
     worker: Option<WorkerId>,
     /// Only in this phase; repeat for any of several
     #[arg(long = "phase", value_parser = parse_phase)]
@@ -79,16 +80,16 @@ impl FilterArgs {
         Self { tenant: None, ..self.clone() }.is_empty()
     }
 
-    /// The filter for the server.
+    /// The filter for the server, within the tenant `home` unless another one is named.
     ///
     /// # Errors
     /// The conditions contradict each other.
-    pub(crate) fn filter(&self) -> Result<v1::ApplianceFilter, Failure> {
+    pub(crate) fn filter(&self, home: Option<&Name>) -> Result<v1::ApplianceFilter, Failure> {
         fn text(value: Option<&impl ToString>) -> String {
             value.map(ToString::to_string).unwrap_or_default()
         }
         Ok(v1::ApplianceFilter {
-            tenant: text(self.tenant.as_ref()),
+            tenant: text(self.tenant.as_ref().or(home)),
             kind: text(self.kind.as_ref()),
             driver: text(self.driver.as_ref()),
             worker: text(self.worker.as_ref()),

@@ -9,9 +9,9 @@ use serde::Serialize;
 
 use crate::client::by_id;
 use crate::commands::{CommandContext, Extent, TargetCluster, confirm};
-use crate::document::view::label;
+use crate::complete;
 use crate::error::Failure;
-use crate::names::{Tenant, find};
+use crate::names::Tenant;
 use crate::output::{age, view as shown};
 use crate::text::one_line;
 
@@ -34,6 +34,7 @@ pub(crate) enum PlacementCommand {
 #[derive(Args, Debug)]
 pub(crate) struct UnbindArgs {
     /// Name or id
+    #[arg(add = complete::appliances())]
     name: String,
     #[command(flatten)]
     tenant: Tenant,
@@ -67,8 +68,8 @@ pub(crate) async fn run(context: &CommandContext, command: &PlacementCommand) ->
 
 async fn unbind(context: &CommandContext, args: &UnbindArgs) -> Result<(), Failure> {
     let (cluster, context) = &context.identified().await?;
-    let appliance = find(&context.client, &args.tenant, &args.name).await?;
-    let label = label(&appliance);
+    let appliance = context.find(&args.name, args.tenant.tenant.as_ref()).await?;
+    let label = context.ui.label(&appliance);
     let bound = appliance.assignment.clone().unwrap_or_default();
     let freed = if bound.host.is_empty() {
         v1::UnbindResponse::default()

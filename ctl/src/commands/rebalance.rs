@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use proto::admin::v1;
 
 use crate::commands::{CommandContext, appliance, watch};
+use crate::complete;
 use crate::error::Failure;
 use crate::output::{TextTable, Tone, age, moment, view as shown};
 use crate::text::one_line;
@@ -30,6 +31,7 @@ enum RebalanceCommand {
     /// Show one rebalance with its moves
     Get {
         /// Id, such as r3-17
+        #[arg(add = complete::rebalances())]
         id: String,
     },
     /// Watch rebalances begin, progress and end

@@ -7,8 +7,9 @@ use proto::admin::v1;
 
 use crate::client::by_id;
 use crate::commands::CommandContext;
+use crate::complete;
 use crate::error::{Exit, Failure};
-use crate::names::{ApplianceName, Tenant};
+use crate::names::Tenant;
 use crate::output::{TextTable, Tone, view as shown};
 
 /// Commands.
@@ -28,6 +29,7 @@ pub(crate) enum RingCommand {
 #[derive(Args, Debug)]
 pub(crate) struct LocateArgs {
     /// Name or id of an appliance; any other text is used as a key
+    #[arg(add = complete::appliances())]
     what: String,
     /// Use it as a key even if an appliance has that name
     #[arg(long)]
@@ -54,7 +56,7 @@ async fn locate(context: &CommandContext, args: &LocateArgs) -> Result<(), Failu
     let request = |what| v1::LocateRequest { what: Some(what), count };
     let key = || request(What::Key(args.what.clone()));
     // A text that cannot be a name of an appliance is a key.
-    let named = ApplianceName::parse(&args.what, args.tenant.tenant.as_ref()).ok().filter(|_| !args.key);
+    let named = context.name(&args.what, args.tenant.tenant.as_ref()).ok().filter(|_| !args.key);
     let located = match named {
         None => context.client.locate(key()).await?,
         Some(named) => match named.find(&context.client).await {

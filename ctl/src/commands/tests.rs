@@ -37,7 +37,7 @@ impl Fake {
     async fn start() -> (Self, CommandContext) {
         let (fake, address) = Self::serve().await;
         let client = AdminClient::new(&address, Duration::from_secs(10)).expect("an address");
-        let ui = Ui { format: OutputFormat::Table, colour: false, progress: false };
+        let ui = Ui::plain(OutputFormat::Table);
         (fake, CommandContext { client, ui, timeout: Some(Duration::from_secs(10)) })
     }
 
@@ -340,7 +340,7 @@ async fn a_document_of_another_kind_deletes_nothing() {
     let other = "name: a\nkind: loadbalancer\nspec:\n  listeners:\n  - port: 80\n";
     let failure = rugctl(&context, "delete -f FILE", other).await.expect_err("another kind");
     assert_eq!(failure.exit, Exit::NotFound);
-    assert!(failure.to_string().contains("that is custom/a"), "{failure}");
+    assert!(failure.to_string().contains("that is default/custom/a"), "{failure}");
     rugctl(&context, "delete -f FILE --ignore-missing", other).await.expect("there is none of this kind");
     assert_eq!(fake.state().appliances.len(), 2);
 }

@@ -15,9 +15,9 @@ use tonic::{Code, Status, Streaming};
 use crate::client::Backoff;
 use crate::commands::CommandContext;
 use crate::commands::filter::FilterArgs;
+use crate::complete;
 use crate::document::view;
 use crate::error::Failure;
-use crate::names::ApplianceName;
 use crate::output::Tone;
 use crate::output::view as shown;
 use crate::status::summary;
@@ -28,6 +28,7 @@ use crate::wait::may_reopen;
 #[derive(Args, Debug)]
 pub(crate) struct WatchArgs {
     /// Name or id; all appliances that match when omitted
+    #[arg(add = complete::appliances())]
     name: Option<String>,
     #[command(flatten)]
     filter: FilterArgs,
@@ -99,7 +100,7 @@ pub(crate) async fn run(context: &CommandContext, args: &WatchArgs) -> Result<()
     if !args.filter.is_tenant_only() {
         return Err(Failure::usage("conditions other than --tenant are for a watch without a name"));
     }
-    let one = ApplianceName::parse(name, args.filter.tenant.as_ref())?.find(&context.client).await?;
+    let one = context.find(name, args.filter.tenant.as_ref()).await?;
     // Only its tenant: the appliance may be given another name while it is watched.
     let filter = v1::ApplianceFilter { tenant: one.tenant, ..v1::ApplianceFilter::default() };
     follow(context, filter, Some(one.id)).await
@@ -107,7 +108,7 @@ pub(crate) async fn run(context: &CommandContext, args: &WatchArgs) -> Result<()
 
 /// Prints the appliances that match, and each change of them.
 pub(crate) async fn matching(context: &CommandContext, filter: &FilterArgs) -> Result<(), Failure> {
-    follow(context, filter.filter()?, None).await
+    follow(context, filter.filter(context.ui.tenant.as_ref())?, None).await
 }
 
 async fn follow(context: &CommandContext, filter: v1::ApplianceFilter, only: Option<String>) -> Result<(), Failure> {
@@ -147,7 +148,7 @@ fn show(context: &CommandContext, event: &v1::ApplianceEvent, printed: &mut Prin
     }
     let line = if gone { "gone".to_owned() } else { appliance_line(context, appliance) };
     if printed.is_new(&appliance.id, &line) {
-        ui.print(&format!("{}  {kind:<7}  {:<28}  {line}", clock(), view::label(appliance)))?;
+        ui.print(&format!("{}  {kind:<7}  {:<28}  {line}", clock(), ui.label(appliance)))?;
     }
     Ok(gone)
 }

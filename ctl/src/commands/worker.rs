@@ -7,6 +7,7 @@ use clap::Subcommand;
 use proto::admin::v1;
 
 use crate::commands::{CommandContext, Extent, confirm, watch};
+use crate::complete;
 use crate::document::view;
 use crate::error::Failure;
 use crate::output::{OutputFormat, TextTable, Tone, age, count, moment, view as shown};
@@ -20,6 +21,7 @@ pub(crate) enum WorkerCommand {
     /// Show one worker
     Get {
         /// Name of the worker
+        #[arg(add = complete::workers())]
         name: String,
     },
     /// Watch workers join, change and leave
@@ -27,6 +29,7 @@ pub(crate) enum WorkerCommand {
     /// End a worker's lease: its appliances are given to others, and it rejoins with a new incarnation
     Evict {
         /// Name of the worker
+        #[arg(add = complete::workers())]
         name: String,
         /// Reason, for the audit trail
         #[arg(long, default_value = "", hide_default_value = true)]
@@ -38,6 +41,7 @@ pub(crate) enum WorkerCommand {
     /// Stop listing and waiting for a worker that is lost or has left and does not come back
     Forget {
         /// Name of the worker
+        #[arg(add = complete::workers())]
         name: String,
         /// Reason, for the audit trail
         #[arg(long, default_value = "", hide_default_value = true)]

@@ -181,7 +181,7 @@ mod tests {
             ("a: &a [x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b]\n", ""),
         ] {
             let owned = text.to_owned();
-            let reader = std::thread::Builder::new().stack_size(8 << 20).spawn(move || parse("f.yaml", &owned));
+            let reader = std::thread::Builder::new().stack_size(8 << 20).spawn(move || parse("f.yaml", &owned, None));
             let read = reader.expect("a thread").join().expect("no panic");
             let problems = read.expect_err(text);
             if !problems.iter().any(|problem| problem.contains(part)) {

@@ -24,7 +24,7 @@ spec: {command: python3, args: [-m, http.server, '{port}'], env: {LANG: C}, port
 
 /// The problems of a text; empty when it is valid.
 fn problems(text: &str) -> Vec<String> {
-    parse("f.yaml", text).err().unwrap_or_default()
+    parse("f.yaml", text, None).err().unwrap_or_default()
 }
 
 fn custom_with(more: &str) -> String {
@@ -33,7 +33,7 @@ fn custom_with(more: &str) -> String {
 
 #[test]
 fn all_fields_of_a_fleet_are_read() {
-    let fleet = parse("f.yaml", FLEET).expect("valid");
+    let fleet = parse("f.yaml", FLEET, None).expect("valid");
     assert_eq!(fleet.iter().map(Document::label).collect::<Vec<_>>(), ["demo/loadbalancer/web", "custom/web-1"]);
     let spec = fleet[0].appliance.spec.as_ref().expect("set");
     assert_eq!(spec.replicas, Some(2));
@@ -54,7 +54,7 @@ fn all_fields_of_a_fleet_are_read() {
 
 #[test]
 fn printed_documents_can_be_applied_again() {
-    for document in parse("f.yaml", FLEET).expect("valid") {
+    for document in parse("f.yaml", FLEET, None).expect("valid") {
         let mut sent = document.appliance;
         sent.driver = "process".into();
         let status = v1::Status { phase: v1::Phase::Configured.into(), ..v1::Status::default() };
@@ -62,7 +62,7 @@ fn printed_documents_can_be_applied_again() {
         let yaml = serde_saphyr::to_string(&view::Appliance::document(&known)).expect("plain data");
         let json = serde_json::to_string(&vec![view::Appliance::full(&known)]).expect("plain data");
         for text in [yaml, json] {
-            let read = parse("again.yaml", &text).unwrap_or_else(|e| panic!("{e:?} in {text}"));
+            let read = parse("again.yaml", &text, None).unwrap_or_else(|e| panic!("{e:?} in {text}"));
             assert_eq!(read[0].appliance, sent, "{text}");
         }
     }
@@ -79,7 +79,7 @@ fn probes_have_short_forms() {
         ("{http: {path: /x}}", v1::probe::Probe::Http(v1::HttpProbe { path: "/x".into() })),
     ] {
         let text = format!("{}  probe: {text}\n", custom_with(""));
-        let read = parse("f.yaml", &text).expect("valid");
+        let read = parse("f.yaml", &text, None).expect("valid");
         let Some(v1::spec::Kind::Custom(custom)) = &read[0].appliance.spec.as_ref().expect("set").kind else {
             panic!("not custom")
         };
@@ -159,12 +159,12 @@ fn invalid_input_is_refused_with_line_and_field() {
 
 #[test]
 fn a_document_may_be_for_one_cluster_only() {
-    let documents = parse("f.yaml", "name: a\nkind: custom\ncluster: prod\nspec: {command: a}\n").expect("valid");
+    let documents = parse("f.yaml", "name: a\nkind: custom\ncluster: prod\nspec: {command: a}\n", None).expect("valid");
     check_cluster(&documents, &"cluster prod", |meant| meant.to_string() == "prod").expect("it is");
     let failure = check_cluster(&documents, &"cluster test", |_| false).expect_err("it is not");
     let expected = "f.yaml:3: cluster: is for cluster prod, and this is cluster test\nnothing was changed";
     assert_eq!((failure.exit, failure.to_string().as_str()), (crate::error::Exit::Usage, expected));
-    let documents = parse("f.yaml", "name: a\nkind: custom\nspec: {command: a}\n").expect("valid");
+    let documents = parse("f.yaml", "name: a\nkind: custom\nspec: {command: a}\n", None).expect("valid");
     check_cluster(&documents, &"any", |_| false).expect("it is for any");
 }
 
@@ -198,7 +198,7 @@ fn duplicate_names_and_ids_are_refused() {
     let id = "id: 6f1c9a52-0f5e-4f0a-9a3e-0d2b6a1c7e11";
     let text = format!("{one}---\n{one}---\n{}", custom_with(&format!("tenant: t\n{id}")));
     let again = text.clone() + "---\n" + &custom_with(&format!("tenant: u\n{id}"));
-    let documents = parse("f.yaml", &again).expect("each is valid");
+    let documents = parse("f.yaml", &again, None).expect("each is valid");
     let mut found = Vec::new();
     find_duplicates(&documents, &mut found);
     assert_eq!(
@@ -223,14 +223,14 @@ fn files_are_read_up_to_four_mebibytes() {
 
 #[test]
 fn a_missing_file_is_a_usage_error() {
-    let failure = read(&["/nonexistent/fleet.yaml".to_owned()]).expect_err("missing");
+    let failure = read(&["/nonexistent/fleet.yaml".to_owned()], None).expect_err("missing");
     assert_eq!(failure.exit, crate::error::Exit::Usage);
     assert!(failure.to_string().starts_with("/nonexistent/fleet.yaml: "), "{failure}");
 }
 
 #[test]
 fn fields_of_server_errors_are_located_in_the_file() {
-    let fleet = parse("f.yaml", FLEET).expect("valid");
+    let fleet = parse("f.yaml", FLEET, None).expect("valid");
     for (document, api, place) in [
         (0, "spec.replicas", "f.yaml:5: replicas"),
         (0, "appliance.spec.ports[1].mac", "f.yaml:9: ports[1].mac"),
@@ -248,7 +248,7 @@ fn fields_of_server_errors_are_located_in_the_file() {
 #[test]
 fn files_with_many_documents_are_accepted() {
     let text: String = (0..6000).map(|i| format!("name: a{i}\nkind: custom\nspec: {{command: x}}\n---\n")).collect();
-    assert_eq!(parse("f.yaml", &text).expect("valid").len(), 6000);
+    assert_eq!(parse("f.yaml", &text, None).expect("valid").len(), 6000);
 }
 
 #[test]
@@ -258,5 +258,5 @@ fn the_examples_in_the_documentation_are_valid() {
     let files: Vec<_> = files.filter(|f| f.extension().is_some_and(|e| e == "yaml")).collect();
     assert!(files.len() >= 3, "{files:?}");
     let names: Vec<_> = files.iter().map(|f| f.to_string_lossy().into_owned()).collect();
-    assert!(read(&names).expect("valid").len() >= 5);
+    assert!(read(&names, None).expect("valid").len() >= 5);
 }

@@ -6,19 +6,30 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use common::appliance::Name;
 use common::kind::{Algorithm, ProxyProtocol};
 use common::status::PID_DETAIL;
 use proto::admin::v1;
 use proto::convert::{algorithm_from_wire, proxy_protocol_from_wire};
 use serde::Serialize;
 
-/// `kind/name`, with `tenant/` in front unless it is the default one.
-pub(crate) fn label(appliance: &v1::Appliance) -> String {
+/// The tenant that is meant where none is given.
+pub(crate) const DEFAULT_TENANT: &str = "default";
+
+/// `kind/name`, with `tenant/` in front unless that is `home`, the tenant that a name without one means.
+pub(crate) fn label(appliance: &v1::Appliance, home: Option<&Name>) -> String {
+    let home = home.map_or(DEFAULT_TENANT, Name::as_str);
     let (kind, name) = (kind(appliance), &appliance.name);
     match appliance.tenant.as_str() {
-        "" | "default" => format!("{kind}/{name}"),
-        tenant => format!("{tenant}/{kind}/{name}"),
+        "" => format!("{kind}/{name}"),
+        tenant if tenant == home => format!("{kind}/{name}"),
+        _ => full_label(appliance),
     }
+}
+
+/// `tenant/kind/name`, which is the same appliance whatever else is said.
+pub(crate) fn full_label(appliance: &v1::Appliance) -> String {
+    format!("{}/{}/{}", appliance.tenant, kind(appliance), appliance.name)
 }
 
 /// Name of the kind; empty when the server sent a kind that this version does not know.

@@ -28,7 +28,7 @@ fn colour_appears_only_when_enabled() {
     table.row([("Error", Tone::Bad)]);
     assert!(table.render(true).contains("\x1b["), "{:?}", table.render(true));
     assert!(!table.render(false).contains('\x1b'));
-    let ui = |colour| Ui { format: OutputFormat::Table, colour, progress: false };
+    let ui = |colour| Ui { colour, ..Ui::plain(OutputFormat::Table) };
     assert_eq!(ui(true).paint(Tone::Good, "ok"), "\x1b[32mok\x1b[0m");
     assert_eq!(ui(false).paint(Tone::Good, "ok"), "ok");
 }

@@ -27,7 +27,7 @@ fn args(dir: &Path, coordinator: &str) -> UpArgs {
 }
 
 fn ui() -> Ui {
-    Ui { format: crate::output::OutputFormat::Table, colour: false, progress: false }
+    Ui::plain(crate::output::OutputFormat::Table)
 }
 
 #[tokio::test]

@@ -66,10 +66,27 @@ impl CommandOutput {
 /// # Errors
 /// When it cannot be run or does not end.
 pub async fn run<S: AsRef<OsStr>>(root: &Path, args: &[S], input: &str) -> Result<CommandOutput> {
+    run_with(root, args, input, &[]).await
+}
+
+/// The same with more in its environment. Contexts are those in `root`, not those of whoever runs the tests.
+///
+/// # Errors
+/// When it cannot be run or does not end.
+pub async fn run_with<S: AsRef<OsStr>>(
+    root: &Path,
+    args: &[S],
+    input: &str,
+    environment: &[(&str, &str)],
+) -> Result<CommandOutput> {
     let mut child = Command::new(binaries::path("rugctl")?)
         .args(args)
         .env(ROOT_VARIABLE, root)
+        .env("XDG_CONFIG_HOME", root.join("config"))
         .env_remove("RUG_SERVER")
+        .env_remove("RUG_CONTEXT")
+        .env_remove("RUG_CLUSTER")
+        .envs(environment.iter().copied())
         .current_dir(root)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

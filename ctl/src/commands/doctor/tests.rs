@@ -219,7 +219,7 @@ fn an_older_coordinator_without_new_fields_causes_no_warning() {
 
 #[test]
 fn the_report_fits_the_terminal_and_ends_with_the_verdict() {
-    let ui = Ui { format: OutputFormat::Table, colour: false, progress: false };
+    let ui = Ui::plain(OutputFormat::Table);
     let status = v1::ClusterStatus { unowned: Some(unowned(3, 90)), stalled_moves: 1, ..status() };
     let checks = checks::judge(&seen(status));
     let report = DoctorReport { problems: 1, warnings: 1, checks };
@@ -241,7 +241,7 @@ async fn no_answering_coordinator_is_a_problem_and_not_an_error() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
     let client =
         crate::client::AdminClient::new(&format!("http://{free}"), Duration::from_millis(300)).expect("an address");
-    let ui = Ui { format: OutputFormat::Json, colour: false, progress: false };
+    let ui = Ui::plain(OutputFormat::Json);
     let context = CommandContext { client, ui, timeout: Some(Duration::from_millis(300)) };
     let seen = look(&context).await;
     assert!(seen.servers[0].answer.as_ref().is_err_and(|why| why.starts_with("Connection refused")), "{seen:?}");
