@@ -129,7 +129,7 @@ mod tests {
         fs::create_dir(tree.join(".removed-1")).expect("made");
         symlink(&beside, tree.join("x/link")).expect("made");
         for closed in ["x/y", "x"] {
-            fs::set_permissions(tree.join(closed), fs::Permissions::from_mode(0)).expect("ours");
+            fs::set_permissions(tree.join(closed), fs::Permissions::from_mode(0o000)).expect("ours");
         }
         // Deeper than a path can be long, or a stack has room for.
         let mut at = openat(CWD, &tree, FOLDER | OFlags::RDONLY, Mode::empty()).expect("opened");
