@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::kind::KindName;
-use crate::site::Site;
+use crate::site::{Site, SiteId};
 
 /// Longest name of a driver, in bytes.
 pub const MAX_DRIVER_NAME: usize = 63;
@@ -167,6 +167,12 @@ pub struct DriverCapabilities {
     /// Its appliances stay with workers of that host and directory, and share the ports of the host. Empty when the host
     /// alone says where they are, as it was for workers that published no directory.
     pub state_dir: Option<String>,
+    /// Id of that directory, by which its appliances are bound to it. `None` for workers of versions before ids: host and path
+    /// stand for it then.
+    pub site: Option<SiteId>,
+    /// Not published: the configuration says on which hosts its worker may be. What is bound to that directory then counts as
+    /// its own only under the name of the host where it was bound, because anybody can read the id.
+    pub keeps_host: bool,
     /// How long after they were sent its calls may take effect, which is also how long after the lease of its worker.
     /// `None`: the far side refuses older tokens, so that nobody has to wait.
     pub fence_delay: Option<Duration>,
@@ -196,13 +202,21 @@ impl DriverCapabilities {
     /// Where its instances are kept by a worker on `host`; `None` when they are not bound to a host.
     #[must_use]
     pub fn site(&self, host: &str) -> Option<Site> {
-        self.state_dir.as_ref().map(|dir| Site::new(host, dir))
+        self.state_dir.as_ref().map(|dir| match self.site {
+            Some(id) => Site::identified(id, host, dir),
+            None => Site::new(host, dir),
+        })
     }
 
     /// Whether a worker on `host` keeps instances of this driver at `site`.
     #[must_use]
     pub fn is_at(&self, host: &str, site: &Site) -> bool {
-        self.state_dir.as_ref().is_some_and(|dir| site.host() == host && site.state_dir() == dir)
+        let same_host = site.host() == host;
+        match (&self.state_dir, self.site, site.id()) {
+            (None, ..) => false,
+            (Some(_), Some(own), Some(id)) => own == id && (same_host || !self.keeps_host),
+            (Some(dir), ..) => same_host && site.state_dir() == dir,
+        }
     }
 
     /// Whether a worker on `host` can have an appliance of this kind, whose instances are bound to `site` if there is one.
@@ -281,6 +295,8 @@ impl PreviousOffers {
                     Some(true) => Some(self.state_dir.clone()),
                     Some(false) => None,
                 },
+                site: None,
+                keeps_host: false,
                 fence_delay: self.fence_delays.get(&driver).map(|delay| (*delay).min(MAX_FENCE_DELAY)),
                 plugs_ports: false,
                 kinds: KindName::PREVIOUS.into(),
@@ -427,6 +443,23 @@ mod tests {
         assert_eq!(PreviousOffers::of(&with.collect()), previous, "it knows no other drivers");
         let others = PreviousOffers { drivers: [name("other")].into(), ..PreviousOffers::default() };
         assert!(others.read().is_empty());
+    }
+
+    #[test]
+    fn instances_are_found_by_the_id_of_their_directory_under_every_name_of_its_host() {
+        let (one, other) = (SiteId::from_u128(1), SiteId::from_u128(2));
+        let known = DriverCapabilities { site: Some(one), ..process("/a") };
+        let bound = known.site("h").expect("it is host-bound");
+        assert_eq!(bound, Site::identified(one, "h", "/a"));
+        assert!(known.is_at("h", &bound) && known.is_at("renamed", &bound));
+        let twin = DriverCapabilities { site: Some(other), ..process("/a") };
+        assert!(!twin.is_at("h", &bound), "another host of the same name and path");
+        // Grants of the version before are bound to host and path, and its workers publish these only.
+        assert!(known.is_at("h", &Site::new("h", "/a")) && !known.is_at("renamed", &Site::new("h", "/a")));
+        assert!(process("/a").is_at("h", &bound) && !process("/a").is_at("renamed", &bound));
+        let limited = DriverCapabilities { keeps_host: true, ..known };
+        assert!(limited.is_at("h", &bound) && !limited.is_at("renamed", &bound));
+        assert!(!DriverCapabilities { state_dir: None, ..limited }.is_at("h", &bound));
     }
 
     #[test]

@@ -36,6 +36,6 @@ pub use digest::Digest;
 pub use id::{ApplianceId, CoordinatorId, RebalanceId, WorkerId};
 pub use profile::Profile;
 pub use session::Life;
-pub use site::Site;
+pub use site::{Site, SiteId};
 pub use time::Timestamp;
 pub use version::{Edition, Generation, Incarnation, PLAUSIBLE_STREAMS, PLAUSIBLE_TERMS, StreamNumber, Term, Token};

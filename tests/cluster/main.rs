@@ -14,6 +14,7 @@ mod limits;
 mod quarantine;
 mod repair;
 mod restart;
+mod site;
 mod strangers;
 mod tokens;
 mod up;

@@ -136,10 +136,11 @@ async fn what_runs_in_one_state_directory_waits_for_a_worker_that_uses_it() -> R
     cluster.healthy().await?;
 
     cluster.worker("worker-1")?.kill()?;
-    let waits = format!("its instances are kept on host test-host in {}, which no worker uses", {
-        let kept = cluster.state_dir().canonicalize()?;
-        kept.display().to_string()
-    });
+    let kept = cluster.state_dir().canonicalize()?;
+    let site = std::fs::read_to_string(kept.join("site"))?;
+    let site = site.lines().find_map(|line| line.strip_prefix("id=")).context("it has an id")?;
+    let waits =
+        format!("its instances are kept on host test-host in {} (site {site}), which no worker uses", kept.display());
     until(PATIENCE, "everything waits for its directory", async || {
         for appliance in cluster.api.list().await? {
             let assignment = appliance.assignment.clone().context("no assignment")?;

@@ -22,7 +22,8 @@ use tracing::{info, warn};
 use worker_core::instance::Instance;
 
 use crate::config::Config;
-use crate::drivers::process::ProcessDriver;
+pub use crate::drivers::process::site::Correction;
+use crate::drivers::process::{self, ProcessDriver, site};
 use crate::drivers::{self, Driver as _};
 use crate::orphans;
 use crate::runner::Runner;
@@ -95,6 +96,26 @@ pub fn print_instances(config: Config) -> Result<(), Failure> {
         writeln!(out, "{name}\t{pid}\t{address}").map_err(|e| Failure::other(format!("print instances: {e}")))?;
     }
     Ok(())
+}
+
+/// Prints the id of the process driver's state directory and where it was made, after correcting it if so asked.
+///
+/// # Errors
+/// When the directory cannot be used or has no id yet, or nobody reads what is printed.
+pub fn print_site(config: Config, correction: Option<Correction>) -> Result<(), Failure> {
+    let failed = |e| driver_failure(&Name::process(), &e);
+    let folder = process::open_state_dir(&config.process.state_dir).map_err(|e| failed(e.into()))?;
+    let here = site::Whereabouts::of(&folder);
+    let known = match correction {
+        Some(correction) => site::correct(&folder, here, correction).map(Some),
+        None => site::read(&folder),
+    };
+    let Some(known) = known.map_err(failed)? else {
+        return Err(failed(drivers::Error::Refused("its state directory has no id yet".to_owned())));
+    };
+    let mut out = std::io::stdout().lock();
+    let text = format!("id\t{}\npath\t{}\nhost\t{}\n", known.id, known.made.path, config.host);
+    write!(out, "{text}").map_err(|e| Failure::other(format!("print the site: {e}")))
 }
 
 /// Runs a worker until a signal asks it to stop.

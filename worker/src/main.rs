@@ -29,6 +29,34 @@ enum WorkerSubcommand {
     Run(Flags),
     /// List every instance of the process driver that runs on this host, known to a coordinator or not.
     Instances(Flags),
+    /// Show the id of the process driver's state directory, or correct it after the directory was moved or copied.
+    Site {
+        #[command(flatten)]
+        correction: CorrectionFlags,
+        #[command(flatten)]
+        flags: Flags,
+    },
+}
+
+/// What became of a state directory that is not where its id was made.
+#[derive(Debug, clap::Args)]
+struct CorrectionFlags {
+    /// It was moved here, and nothing of it runs where it was: it keeps its id, and its appliances come with it.
+    #[arg(long, conflicts_with = "copied")]
+    moved: bool,
+    /// It is a copy: it gets an id of its own, and no appliance is bound to it.
+    #[arg(long)]
+    copied: bool,
+}
+
+impl CorrectionFlags {
+    fn correction(&self) -> Option<app::Correction> {
+        match (self.moved, self.copied) {
+            (true, _) => Some(app::Correction::Moved),
+            (_, true) => Some(app::Correction::Copied),
+            _ => None,
+        }
+    }
 }
 
 /// Flags win over the environment (`RUG_WORKER_<SECTION>__<FIELD>`), which wins over the file.
@@ -81,6 +109,10 @@ fn main() -> ExitCode {
         WorkerSubcommand::Run(flags) => program::serve(NAME, flags.config.as_deref(), &flags, app::run_blocking),
         WorkerSubcommand::Instances(flags) => {
             program::once(NAME, flags.config.as_deref(), &flags, app::print_instances)
+        }
+        WorkerSubcommand::Site { correction, flags } => {
+            let site = |config| app::print_site(config, correction.correction());
+            program::once(NAME, flags.config.as_deref(), &flags, site)
         }
     }
 }

@@ -29,6 +29,8 @@ impl Drivers {
     pub fn capabilities(&self) -> DriverOffers {
         let one = |driver: &dyn Driver| DriverCapabilities {
             state_dir: driver.state_dir().map(str::to_owned),
+            site: driver.site(),
+            keeps_host: false,
             fence_delay: match driver.fencing() {
                 DriverFencing::Token => None,
                 DriverFencing::Delay(delay) => Some(delay),

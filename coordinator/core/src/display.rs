@@ -32,12 +32,13 @@ impl fmt::Display for Unplaced {
             Self::SiteGone(site) if site.state_dir().is_empty() => {
                 write!(f, "its instances are bound to host {}, which has no worker", site.host())
             }
-            Self::SiteGone(site) => write!(
-                f,
-                "its instances are kept on host {} in {}, which no worker uses",
-                site.host(),
-                site.state_dir()
-            ),
+            Self::SiteGone(site) => {
+                write!(f, "its instances are kept on host {} in {}", site.host(), site.state_dir())?;
+                match site.id() {
+                    Some(id) => write!(f, " (site {id}), which no worker uses"),
+                    None => f.write_str(", which no worker uses"),
+                }
+            }
             Self::NotConnected => f.write_str("the workers that could take it have no session with the leader"),
             Self::AllDraining => f.write_str("the workers that could take it drain"),
             Self::Declined => f.write_str("the workers that could take it declined it recently"),

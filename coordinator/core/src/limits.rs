@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use common::appliance::FieldViolation;
-use common::driver::{DriverName, DriverOffers, MAX_FENCE_DELAY, previous_is_host_bound};
+use common::driver::{DriverCapabilities, DriverName, DriverOffers, MAX_FENCE_DELAY, previous_is_host_bound};
 use common::{Profile, WorkerId};
 use serde::{Deserialize, Serialize};
 
@@ -95,6 +95,11 @@ impl WorkerLimits {
             profile.drivers = kept.map(|(name, offered)| (name.clone(), offered.clone())).collect::<DriverOffers>();
             notes.extend(refused.into_iter().map(|(name, why)| format!("driver `{name}` is left out: {why}")));
         }
+        if !limit.hosts.is_empty() {
+            let kept = profile.drivers.iter();
+            let kept = kept.map(|(name, it)| (name.clone(), DriverCapabilities { keeps_host: true, ..it.clone() }));
+            profile.drivers = kept.collect();
+        }
         (profile, notes)
     }
 }
@@ -131,8 +136,6 @@ impl WorkerLimit {
 
 #[cfg(test)]
 mod tests {
-    use common::driver::DriverCapabilities;
-
     use super::*;
 
     fn worker(name: &str) -> WorkerId {
@@ -192,6 +195,20 @@ mod tests {
         let (kept, notes) = apply(Some("/evil"));
         assert!(kept.drivers.get(&DriverName::simulated()).is_none() && notes.len() == 1, "{notes:?}");
         assert!(apply(None).1.is_empty());
+    }
+
+    #[test]
+    fn who_may_be_on_some_hosts_only_brings_no_instances_from_others() {
+        let limits = WorkerLimits(vec![WorkerLimit {
+            name: "w1".into(),
+            hosts: ["h1".into()].into(),
+            ..WorkerLimit::default()
+        }]);
+        let keeps = |name: &str| {
+            let (profile, _) = limits.apply(&worker(name), profile());
+            profile.drivers.get(&DriverName::process()).map(|offered| offered.keeps_host)
+        };
+        assert_eq!((keeps("w1"), keeps("w2")), (Some(true), Some(false)));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use common::Site;
 use common::appliance::FieldViolation;
 use common::ring::position;
+use common::site::SITE_RULE;
 use proto::admin::v1 as wire;
 use tonic::{Request, Response, Status};
 
@@ -109,17 +110,25 @@ impl wire::placement_server::Placement for PlacementService {
 
     async fn unbind(&self, request: Request<wire::UnbindRequest>) -> Result<Response<wire::UnbindResponse>, Status> {
         let (context, access) = (context(&request)?, access(&request)?);
-        let wire::UnbindRequest { appliance, host, state_dir, reason: why } = request.into_inner();
+        let wire::UnbindRequest { appliance, host, state_dir, reason: why, site } = request.into_inner();
         let reason = reason(why)?;
-        if host.is_empty() && !state_dir.is_empty() {
-            return Err(status::invalid(&[FieldViolation::new("host", "is needed with a state directory")]));
+        if host.is_empty() && !(state_dir.is_empty() && site.is_empty()) {
+            return Err(status::invalid(&[FieldViolation::new("host", "is needed with a state directory or a site")]));
         }
+        let bound = match site.as_str() {
+            "" => Site::new(&host, &state_dir),
+            id => match id.parse() {
+                Ok(id) => Site::identified(id, &host, &state_dir),
+                Err(_) => return Err(status::invalid(&[FieldViolation::new("site", SITE_RULE)])),
+            },
+        };
         let id = self.caller.find(&access, appliance)?.record.id;
-        let site = (!host.is_empty()).then(|| Site::new(&host, &state_dir));
+        let bound = (!host.is_empty()).then_some(bound);
         let freed =
-            self.caller.commands.unbind(&context, id, site, reason).await.map_err(|e| status::from_command(&e))?;
+            self.caller.commands.unbind(&context, id, bound, reason).await.map_err(|e| status::from_command(&e))?;
         let (host, dir) = freed.as_ref().map_or(("", ""), |site| (site.host(), site.state_dir()));
-        Ok(Response::new(wire::UnbindResponse { host: host.to_owned(), state_dir: dir.to_owned() }))
+        let site = to_wire::site_id(freed.as_ref());
+        Ok(Response::new(wire::UnbindResponse { host: host.to_owned(), state_dir: dir.to_owned(), site }))
     }
 }
 

@@ -75,6 +75,11 @@ pub(super) fn check_hidden(spec: &Spec) -> Result<(), Status> {
     }
 }
 
+/// The id of a site as text; empty when there is none.
+pub(super) fn site_id(site: Option<&Site>) -> String {
+    site.and_then(Site::id).map(|id| id.to_string()).unwrap_or_default()
+}
+
 pub(super) fn assignment(view: &AssignmentView) -> wire::Assignment {
     wire::Assignment {
         state: view.state.to_owned(),
@@ -83,6 +88,7 @@ pub(super) fn assignment(view: &AssignmentView) -> wire::Assignment {
         reason: view.reason.to_string(),
         host: view.site.as_ref().map_or("", Site::host).to_owned(),
         state_dir: view.site.as_ref().map_or("", Site::state_dir).to_owned(),
+        site: site_id(view.site.as_ref()),
     }
 }
 

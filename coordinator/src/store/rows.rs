@@ -186,6 +186,9 @@ struct ProfileRow {
 struct OfferRow {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     state_dir: Option<String>,
+    /// Absent in rows of the version before, and of workers of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    site: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     fence_delay: Option<Duration>,
     #[serde(default)]
@@ -195,15 +198,18 @@ struct OfferRow {
 }
 
 fn from_offer((name, capabilities): (&DriverName, &DriverCapabilities)) -> (DriverName, OfferRow) {
-    let DriverCapabilities { state_dir, fence_delay, plugs_ports, kinds } = capabilities.clone();
+    // What the configuration says of its hosts is asked anew with each `Hello`.
+    let DriverCapabilities { state_dir, site, keeps_host: _, fence_delay, plugs_ports, kinds } = capabilities.clone();
     let kinds = kinds.iter().map(|kind| kind.as_str().to_owned()).collect();
-    (name.clone(), OfferRow { state_dir, fence_delay, plugs_ports, kinds })
+    let site = site.map(|id| id.to_string());
+    (name.clone(), OfferRow { state_dir, site, fence_delay, plugs_ports, kinds })
 }
 
 fn to_offer((name, row): (DriverName, OfferRow)) -> (DriverName, DriverCapabilities) {
-    let OfferRow { state_dir, fence_delay, plugs_ports, kinds } = row;
+    let OfferRow { state_dir, site, fence_delay, plugs_ports, kinds } = row;
     let kinds = kinds.iter().filter_map(|kind| KindName::find(kind)).collect();
-    (name, DriverCapabilities { state_dir, fence_delay, plugs_ports, kinds })
+    let site = site.and_then(|id| id.parse().ok());
+    (name, DriverCapabilities { state_dir, site, keeps_host: false, fence_delay, plugs_ports, kinds })
 }
 
 /// Stored form of an [`Incarnation`].

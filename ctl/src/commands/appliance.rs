@@ -289,6 +289,7 @@ fn description(
     line("Assignment", [placement(&assignment), assignment.token.clone()].join(" ").trim());
     line("Host", &assignment.host);
     line("State dir", &assignment.state_dir);
+    line("Site", &one_line(&assignment.site));
     line("Why there", &one_line(&explained.summary));
 
     let _ = writeln!(text, "\nSpec");

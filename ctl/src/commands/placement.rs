@@ -51,6 +51,7 @@ pub(crate) struct UnbindArgs {
 struct UnboundSite {
     host: String,
     state_dir: String,
+    site: String,
 }
 
 /// Runs the command.
@@ -80,12 +81,13 @@ async fn unbind(context: &CommandContext, args: &UnbindArgs) -> Result<(), Failu
             appliance: Some(by_id(&appliance.id)),
             host: bound.host,
             state_dir: bound.state_dir,
+            site: bound.site,
             reason: args.reason.clone(),
         };
         context.client.unbind(request).await?
     };
     if context.ui.format.is_structured() {
-        return context.ui.print_value(&UnboundSite { host: freed.host, state_dir: freed.state_dir });
+        return context.ui.print_value(&UnboundSite { host: freed.host, state_dir: freed.state_dir, site: freed.site });
     }
     context.ui.print(&match freed.host.as_str() {
         "" => format!("{label} is bound to no host"),
@@ -98,8 +100,12 @@ fn unbind_question(label: &str, bound: &v1::Assignment, cluster: &TargetCluster)
         "" => String::new(),
         dir => format!(" in {}", one_line(dir)),
     };
+    let site = match bound.site.as_str() {
+        "" => String::new(),
+        id => format!(" (site {})", one_line(id)),
+    };
     format!(
-        "instances of {label} in {cluster} are kept on host {}{dir}; if any still run there they are not stopped, and new ones are \
+        "instances of {label} in {cluster} are kept on host {}{dir}{site}; if any still run there they are not stopped, and new ones are \
          started elsewhere. Unbind it?",
         one_line(&bound.host)
     )
@@ -146,6 +152,9 @@ mod tests {
             "instances of custom/web in the cluster at unix:s are kept on host h1 in /var/lib/rug; if any still run there they are not stopped, \
              and new ones are started elsewhere. Unbind it?"
         );
+        let bound = v1::Assignment { site: "0123456789abcdef0123456789abcdef".into(), ..bound };
+        let text = unbind_question("custom/web", &bound, &TargetCluster::Unnamed("unix:s".into()));
+        assert!(text.contains("on host h1 in /var/lib/rug (site 0123456789abcdef0123456789abcdef); if any"), "{text}");
     }
 
     #[test]

@@ -192,7 +192,8 @@ fn capabilities(offer: &v1::DriverOffer) -> String {
         vec![format!("kinds {}", if offer.kinds.is_empty() { "none".into() } else { offer.kinds.join(", ") })];
     match offer.state_dir.as_deref() {
         Some("") => parts.push("bound to the host".to_owned()),
-        Some(dir) => parts.push(format!("bound to the host and {dir}")),
+        Some(dir) if offer.site.is_empty() => parts.push(format!("bound to the host and {dir}")),
+        Some(dir) => parts.push(format!("bound to {dir} (site {})", offer.site)),
         None => {}
     }
     if let Some(delay) = &offer.fence_delay {
@@ -219,6 +220,9 @@ mod tests {
             ..v1::DriverOffer::default()
         };
         assert_eq!(capabilities(&offer), "kinds loadbalancer, custom; bound to the host and /var/lib/rug");
+        let offer = v1::DriverOffer { site: "0123456789abcdef0123456789abcdef".into(), ..offer };
+        let text = "kinds loadbalancer, custom; bound to /var/lib/rug (site 0123456789abcdef0123456789abcdef)";
+        assert_eq!(capabilities(&offer), text);
         let delay = Some(prost_types::Duration { seconds: 20, nanos: 0 });
         let offer = v1::DriverOffer { fence_delay: delay, plugs_ports: true, ..v1::DriverOffer::default() };
         assert_eq!(capabilities(&offer), "kinds none; fence delay 20s; plugs ports");

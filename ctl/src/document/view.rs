@@ -241,12 +241,14 @@ pub(crate) struct Assignment {
     host: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     state_dir: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    site: String,
 }
 
 impl From<&v1::Assignment> for Assignment {
     fn from(assignment: &v1::Assignment) -> Self {
-        let v1::Assignment { state, worker, token, reason, host, state_dir } = assignment.clone();
-        Self { state, worker, token, reason, host, state_dir }
+        let v1::Assignment { state, worker, token, reason, host, state_dir, site } = assignment.clone();
+        Self { state, worker, token, reason, host, state_dir, site }
     }
 }
 

@@ -72,6 +72,9 @@ struct DriverOffer {
     /// Absent when the driver is not host-bound.
     #[serde(skip_serializing_if = "Option::is_none")]
     state_dir: Option<String>,
+    /// Id of that directory; absent when it has none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    site: String,
     /// Absent when tokens fence its calls.
     #[serde(skip_serializing_if = "Option::is_none")]
     fence_delay: Option<String>,
@@ -81,8 +84,8 @@ struct DriverOffer {
 
 impl From<v1::DriverOffer> for DriverOffer {
     fn from(offer: v1::DriverOffer) -> Self {
-        let v1::DriverOffer { name, state_dir, fence_delay, plugs_ports, kinds } = offer;
-        Self { name, state_dir, fence_delay: fence_delay.as_ref().map(view::duration), plugs_ports, kinds }
+        let v1::DriverOffer { name, state_dir, fence_delay, plugs_ports, kinds, site } = offer;
+        Self { name, state_dir, site, fence_delay: fence_delay.as_ref().map(view::duration), plugs_ports, kinds }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use common::driver::{DriverCapabilities, DriverName, DriverOffers, MAX_DRIVERS, PreviousOffers};
 use common::kind::KindName;
-use common::site::{STATE_DIR_RULE, is_state_dir};
+use common::site::{SITE_RULE, STATE_DIR_RULE, is_state_dir};
 
 use super::scalar::duration_to_wire;
 use super::worker::{Reader, WireError};
@@ -21,6 +21,7 @@ pub fn offers_to_wire(offers: &DriverOffers) -> Vec<wire::DriverOffer> {
         fence_delay: capabilities.fence_delay.map(duration_to_wire),
         plugs_ports: capabilities.plugs_ports,
         kinds: capabilities.kinds.iter().map(|kind| kind.as_str().to_owned()).collect(),
+        site: capabilities.site.map(|id| id.to_string()).unwrap_or_default(),
     };
     offers.iter().map(one).collect()
 }
@@ -58,9 +59,15 @@ impl Reader {
         if offer.kinds.len() > MAX_KINDS {
             return Err(self.error(at("kinds"), format!("has more than {MAX_KINDS} entries")));
         }
+        let site = match offer.site.as_str() {
+            "" => None,
+            id => Some(id.parse().map_err(|_| self.error(at("site"), SITE_RULE))?),
+        };
         let delay = offer.fence_delay.map(|delay| self.wait(at("fence_delay"), Some(delay)));
         Ok(DriverCapabilities {
             state_dir: offer.state_dir,
+            site,
+            keeps_host: false,
             fence_delay: delay.transpose()?,
             plugs_ports: offer.plugs_ports,
             // A newer worker may run kinds that this version has never heard of, and has no appliances of.

@@ -22,7 +22,7 @@ use common::session::{
     OwnedDigest, OwnedGrant, Refused, RefusedReason, Release, Report, StatusReport, ToCoordinator, ToWorker, Welcome,
 };
 use common::status::{InstanceStatus, JournalEntry, Phase, Progress, Status};
-use common::{ApplianceId, Digest, Edition, Generation, Incarnation, StreamNumber, Term, Token, WorkerId};
+use common::{ApplianceId, Digest, Edition, Generation, Incarnation, SiteId, StreamNumber, Term, Token, WorkerId};
 use proptest::prelude::*;
 use prost::Message;
 
@@ -196,7 +196,13 @@ fn offers(delay: u32) -> DriverOffers {
         ..DriverCapabilities::default()
     };
     DriverOffers::from([
-        (DriverName::process(), DriverCapabilities::of_all_kinds(Some("/var/lib/rug"))),
+        (
+            DriverName::process(),
+            DriverCapabilities {
+                site: Some(SiteId::from_u128(7)),
+                ..DriverCapabilities::of_all_kinds(Some("/var/lib/rug"))
+            },
+        ),
         (DriverName::new("other-cloud.v2").expect("a name"), other),
     ])
 }

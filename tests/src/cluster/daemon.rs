@@ -44,6 +44,14 @@ impl Daemon {
         self.env.extend(variables.iter().map(|(name, value)| ((*name).into(), value.into())));
     }
 
+    /// Gives a flag another value, from the next start on.
+    pub fn flag(&mut self, name: &str, value: &str) {
+        let value_at = self.args.iter().position(|arg| arg == name).map(|at| at + 1);
+        if let Some(known) = value_at.and_then(|at| self.args.get_mut(at)) {
+            *known = value.into();
+        }
+    }
+
     /// Bounds the descriptors it may have, from the next start on.
     pub fn limit_files(&mut self, most: u64) {
         let program = std::mem::replace(&mut self.program, "/bin/sh".into());

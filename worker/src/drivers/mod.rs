@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use common::ApplianceId;
 use common::appliance::Name;
 use common::kind::KindName;
 use common::network_port::NetworkPort;
+use common::{ApplianceId, SiteId};
 use worker_core::desired::Desired;
 use worker_core::instance::{Instance, Observation};
 
@@ -54,8 +54,13 @@ pub trait Driver: Send + Sync + 'static {
     fn fencing(&self) -> DriverFencing;
 
     /// Where it keeps its instances on this host, as an absolute path, when only workers that use it can tell what runs
-    /// there. Such a driver is host-bound, and its appliances stay with workers of this host and path.
+    /// there. Such a driver is host-bound, and its appliances stay with workers of that directory.
     fn state_dir(&self) -> Option<&str> {
+        None
+    }
+
+    /// Id of that directory, which is kept in it: what appliances are bound to. Without one, host and path stand for it.
+    fn site(&self) -> Option<SiteId> {
         None
     }
 

@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use common::site::{STATE_DIR_RULE, is_state_dir};
-use common::{ApplianceId, Term, WorkerId};
+use common::{ApplianceId, SiteId, Term, WorkerId};
 use runtime::folder::Folder as StateFolder;
 use rustix::process::Signal;
 use tokio::time::Instant;
@@ -41,6 +41,7 @@ mod launch;
 mod record;
 mod removal;
 mod shims;
+pub(crate) mod site;
 mod starting;
 mod system;
 
@@ -58,6 +59,8 @@ struct Inner {
     config: Config,
     /// The state directory as text.
     state_dir: String,
+    /// Its id.
+    site: SiteId,
     /// Folders of instances.
     instances: StateFolder,
     fences: Arc<Fences>,
@@ -76,28 +79,30 @@ impl ProcessDriver {
         let refused = |path: &Path, error: &io::Error| {
             Error::Refused(format!("state directory {} cannot be used: {error}", path.display()))
         };
-        let open = || -> io::Result<(PathBuf, StateFolder, Fences)> {
-            let folder = StateFolder::private(&config.state_dir, &["instances", "fences"])?;
+        let open = || -> io::Result<(StateFolder, StateFolder, Fences)> {
+            let folder = open_state_dir(&config.state_dir)?;
             let instances = folder.subfolder("instances")?;
             let fences = Fences::open(folder.subfolder("fences")?, worker, config.lock_wait)?;
             let probe = format!(".writable.{}", std::process::id());
             folder.write_atomic(&probe, b"")?;
             folder.remove(&probe)?;
             // Without symbolic links, because instances are recognised by this path in their environment.
-            Ok((folder.path().to_owned(), instances, fences))
+            Ok((folder, instances, fences))
         };
-        let (state_dir, instances, fences) = open().map_err(|error| refused(&config.state_dir, &error))?;
+        let (folder, instances, fences) = open().map_err(|error| refused(&config.state_dir, &error))?;
+        let state_dir = folder.path().to_owned();
         let Some(published) = state_dir.to_str().filter(|path| is_state_dir(path)).map(str::to_owned) else {
             let text = format!("state directory {state_dir:?} cannot be used: its path {STATE_DIR_RULE}, in UTF-8");
             return Err(Error::Refused(text));
         };
+        let site = site::of(&folder, &site::Whereabouts::of(&folder))?;
         let program = |path: &Path| {
             path.canonicalize().map_err(|error| Error::Refused(format!("{} cannot be used: {error}", path.display())))
         };
         let (appliance_binary, shim_binary) = (program(&config.appliance_binary)?, program(&config.shim_binary)?);
         let config = Config { state_dir, appliance_binary, shim_binary, ..config };
         let (state_dir, fences) = (published, Arc::new(fences));
-        Ok(Self { inner: Arc::new(Inner { config, state_dir, instances, fences }) })
+        Ok(Self { inner: Arc::new(Inner { config, state_dir, site, instances, fences }) })
     }
 
     /// Removes token files of appliances that were deleted more than seven days and two terms ago. Returns how many.
@@ -154,6 +159,10 @@ impl Driver for ProcessDriver {
 
     fn state_dir(&self) -> Option<&str> {
         Some(&self.inner.state_dir)
+    }
+
+    fn site(&self) -> Option<SiteId> {
+        Some(self.inner.site)
     }
 
     async fn claim(&self, permit: &Permit) -> Result<(), Error> {
@@ -228,6 +237,11 @@ impl Driver for ProcessDriver {
         })
         .await
     }
+}
+
+/// Opens the state directory, which is made when missing.
+pub(crate) fn open_state_dir(path: &Path) -> io::Result<StateFolder> {
+    Ok(StateFolder::private(path, &["instances", "fences", site::FILE])?)
 }
 
 impl Inner {

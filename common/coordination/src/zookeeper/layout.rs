@@ -172,6 +172,8 @@ struct OfferData<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     state_dir: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    site: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     fence_delay_ms: Option<u64>,
     plugs_ports: bool,
     kinds: Vec<&'static str>,
@@ -179,9 +181,10 @@ struct OfferData<'a> {
 
 impl<'a> OfferData<'a> {
     fn new(capabilities: &'a DriverCapabilities) -> Self {
-        let DriverCapabilities { state_dir, fence_delay, plugs_ports, kinds } = capabilities;
+        let DriverCapabilities { state_dir, site, keeps_host: _, fence_delay, plugs_ports, kinds } = capabilities;
         Self {
             state_dir: state_dir.as_deref(),
+            site: site.map(|id| id.to_string()),
             fence_delay_ms: fence_delay.map(millis_above),
             plugs_ports: *plugs_ports,
             kinds: kinds.iter().map(|kind| kind.as_str()).collect(),
@@ -325,10 +328,13 @@ fn read_offers(value: &Value) -> DriverOffers {
 fn read_offer(value: &Value) -> DriverCapabilities {
     let offer = Unpacked(value.as_map().cloned().unwrap_or_default());
     let state_dir = offer.get("state_dir").map(|dir| dir.as_str().unwrap_or("?").to_owned());
-    let is_broken = state_dir.as_ref().is_some_and(|dir| !dir.is_empty() && !is_state_dir(dir));
+    let site = offer.get("site").map(|id| id.as_str().and_then(|id| id.parse().ok()));
+    let is_broken = state_dir.as_ref().is_some_and(|dir| !dir.is_empty() && !is_state_dir(dir)) || site == Some(None);
     let kinds = offer.get("kinds").and_then(Value::as_array).into_iter().flatten().filter(|_| !is_broken);
     DriverCapabilities {
         state_dir: state_dir.filter(|_| !is_broken),
+        site: site.flatten(),
+        keeps_host: false,
         fence_delay: offer.get("fence_delay_ms").map(fence_delay),
         plugs_ports: offer.get("plugs_ports").and_then(Value::as_bool).unwrap_or(false),
         kinds: kinds.filter_map(|kind| KindName::find(kind.as_str()?)).collect(),
@@ -402,6 +408,7 @@ pub(super) fn in_order(names: Vec<String>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use common::SiteId;
     use common::secret::LifeSecret;
 
     use super::*;
@@ -440,7 +447,10 @@ mod tests {
             ..DriverCapabilities::default()
         };
         let other = || (DriverName::new("other-cloud").expect("a name"), other.clone());
-        for drivers in [[].into(), [process("")].into(), [process("/var/lib/rug"), other()].into()] {
+        let site = Some(SiteId::from_u128(7));
+        let with_id =
+            (DriverName::process(), DriverCapabilities { site, ..DriverCapabilities::of_all_kinds(Some("/d")) });
+        for drivers in [[].into(), [with_id].into(), [process("")].into(), [process("/var/lib/rug"), other()].into()] {
             let published = Profile { drivers, ..a_profile() };
             let expected = Profile { lease: Duration::ZERO, ..published.clone() };
             assert_eq!(profile(&worker_capabilities(&published)), expected);
@@ -498,6 +508,8 @@ mod tests {
                 b"\x81\xa1x\x83\xaefence_delay_ms\x01\xa9state_dir\xa8relative\xa5kinds\x91\xa6custom",
                 Some(delayed(Some(Duration::from_millis(1)))),
             ),
+            // {"x": {"site": "0", "kinds": ["custom"]}}: nothing is placed on it
+            (b"\x81\xa1x\x82\xa4site\xa10\xa5kinds\x91\xa6custom", Some(delayed(None))),
             // {"x": {"kinds": ["custom", "hovercraft", 7]}}
             (
                 b"\x81\xa1x\x81\xa5kinds\x93\xa6custom\xaahovercraft\x07",

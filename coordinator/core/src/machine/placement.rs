@@ -6,14 +6,13 @@ mod canon;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use common::{Timestamp, WorkerId};
+use common::{Life, Site, Timestamp, WorkerId};
 
 use super::{Action, Machine};
 use crate::handoff::{HandoffEvent, HandoffState};
 use crate::health::SessionState;
 use crate::planner::{Assumptions, Plan, PlanRefused, PlannedMove, PlannerMember, Reason, Slot, Unplaced};
 use crate::rebalance::RebalanceCause;
-use common::Life;
 
 /// How long the balance is looked at no more while appliances are being deleted one after the other, as a multiple of the
 /// time for which joins are gathered.
@@ -281,6 +280,16 @@ impl InFlight {
 
     pub(super) fn len(&self) -> usize {
         self.moves.len()
+    }
+}
+
+/// What an appliance is bound to from now on, if that changes: the site of its new owner. One that is bound already is of that
+/// site; it comes to be known by another host name or path, or by the id that a worker of the version before did not publish.
+fn newer_site(bound: Option<&Site>, owners: Option<Site>) -> Option<Site> {
+    let owners = owners?;
+    match bound {
+        None => Some(owners),
+        Some(bound) => (bound.is(&owners) && owners.id().is_some() && *bound != owners).then_some(owners),
     }
 }
 
@@ -558,9 +567,11 @@ impl Machine {
         entry.granted_before = true;
         // Workers may differ, as while a fleet is being updated: what counts is what its new owner says of the driver.
         let site = self.membership.profile(&life).and_then(|profile| profile.site(&entry.needs.driver));
-        if site.is_some() && entry.needs.site.is_none() {
-            entry.needs.site = site;
-            entry.binding = Some(token);
+        if let Some(site) = newer_site(entry.needs.site.as_ref(), site) {
+            if entry.needs.site.is_none() {
+                entry.binding = Some(token);
+            }
+            entry.needs.site = Some(site);
             let needs = entry.needs.clone();
             self.planner.set_needs(m.slot, needs);
         }

@@ -114,7 +114,7 @@ impl Machine {
         }
         match (&row.needs.site, expected) {
             (None, _) => Ok(None),
-            (Some(site), Some(expected)) if site != expected => Err(UnbindRefused::OtherSite(site.clone())),
+            (Some(site), Some(expected)) if !site.is(expected) => Err(UnbindRefused::OtherSite(site.clone())),
             (Some(_), _) => Ok(Some(slot)),
         }
     }

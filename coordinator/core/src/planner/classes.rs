@@ -1,11 +1,12 @@
 //! Classes: the groups that the same members can take. Fair shares and bands are per class, since an appliance can only
 //! balance the members that can hold it.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
-use common::Site;
 use common::ring;
+use common::{Site, SiteId};
 
 use super::book::{Book, Group};
 use super::roster::{MemberRoster, narrow};
@@ -45,19 +46,13 @@ impl Class {
 
 /// Puts the groups into classes.
 pub(super) fn classify(roster: &MemberRoster, book: &Book) -> Vec<Class> {
-    let mut on_site: BTreeMap<Site, BTreeSet<u32>> = BTreeMap::new();
-    for (rank, member) in (0u32..).zip(&roster.members) {
-        for site in member.drivers.iter().filter_map(|(_, capabilities)| capabilities.site(&member.host)) {
-            on_site.entry(site).or_default().insert(rank);
-        }
-    }
+    let nearby = Nearby::of(roster);
     let everyone: BTreeSet<u32> = (0..narrow(roster.members.len())).collect();
-    let nobody = BTreeSet::new();
     let mut classes: BTreeMap<(bool, Vec<u32>, Vec<u32>), Vec<u32>> = BTreeMap::new();
     for (at, group) in book.groups() {
         let nearby = match &group.needs.site {
-            Some(site) => on_site.get(site).unwrap_or(&nobody),
-            None => &everyone,
+            Some(site) => Cow::Owned(nearby.to(site)),
+            None => Cow::Borrowed(&everyone),
         };
         let able = nearby.iter().copied().filter(|&rank| roster.is_able(rank, &group.needs));
         let staying = able.filter(|&rank| !roster.member(rank).draining);
@@ -67,6 +62,33 @@ pub(super) fn classify(roster: &MemberRoster, book: &Book) -> Vec<Class> {
     let class =
         |((deleting, takers, waiting), groups)| Class { groups, deleting, takers, waiting, points: OnceLock::new() };
     classes.into_iter().map(class).collect()
+}
+
+/// Members by where they keep instances, so that not every one is asked for each site.
+struct Nearby {
+    with_id: BTreeMap<SiteId, BTreeSet<u32>>,
+    at_place: BTreeMap<Site, BTreeSet<u32>>,
+}
+
+impl Nearby {
+    fn of(roster: &MemberRoster) -> Self {
+        let mut found = Self { with_id: BTreeMap::new(), at_place: BTreeMap::new() };
+        for (rank, member) in (0u32..).zip(&roster.members) {
+            for site in member.drivers.iter().filter_map(|(_, capabilities)| capabilities.site(&member.host)) {
+                if let Some(id) = site.id() {
+                    found.with_id.entry(id).or_default().insert(rank);
+                }
+                found.at_place.entry(site.place()).or_default().insert(rank);
+            }
+        }
+        found
+    }
+
+    /// Those that may be of a site: which of them are, they say themselves.
+    fn to(&self, site: &Site) -> BTreeSet<u32> {
+        let with_id = site.id().and_then(|id| self.with_id.get(&id));
+        with_id.into_iter().chain(self.at_place.get(&site.place())).flatten().copied().collect()
+    }
 }
 
 /// Why no member can take an appliance with these needs, given that none can.

@@ -54,7 +54,7 @@ fn obey(catalog: &Arc<Catalog>, mut received: CommandQueue) -> mpsc::UnboundedRe
                 Command::Unbind { appliance, site, request, reply } => {
                     let on = common::Site::new("h1", "/a");
                     let _ = reply.send(match site {
-                        Some(other) if other != on => Err(CommandError::OtherSite { appliance, site: on }),
+                        Some(other) if !other.is(&on) => Err(CommandError::OtherSite { appliance, site: on }),
                         Some(site) => Ok(Some(site)),
                         None => Err(CommandError::MayBeOwned { appliance, reason: "w1 owns it".into() }),
                     });
@@ -159,10 +159,14 @@ async fn an_appliance_is_unbound_from_the_named_site_only() {
         host: host.into(),
         state_dir: state_dir.into(),
         reason: "burnt down".into(),
+        ..wire::UnbindRequest::default()
     };
+    let with_site = |host: &str, site: &str| wire::UnbindRequest { site: site.into(), ..unbind("web", host, "/a") };
     for (request, code, expected) in [
         (unbind("other", "", ""), Code::NotFound, "NOT_FOUND"),
         (unbind("web", "", "/a"), Code::InvalidArgument, "INVALID"),
+        (with_site("", "0123456789abcdef0123456789abcdef"), Code::InvalidArgument, "INVALID"),
+        (with_site("h1", "0123"), Code::InvalidArgument, "INVALID"),
         (unbind("web", "", ""), Code::FailedPrecondition, "MAY_BE_OWNED"),
         (unbind("web", "h2", "/a"), Code::FailedPrecondition, "OTHER_SITE"),
     ] {
@@ -171,6 +175,9 @@ async fn an_appliance_is_unbound_from_the_named_site_only() {
     }
     let freed = client.unbind(unbind("web", "h1", "/a")).await.expect("in order").into_inner();
     assert_eq!((freed.host.as_str(), freed.state_dir.as_str()), ("h1", "/a"));
+    let id = "0123456789abcdef0123456789abcdef";
+    let freed = client.unbind(with_site("h1", id)).await.expect("bound before there were ids").into_inner();
+    assert_eq!(freed.site, id);
     assert_eq!(told.recv().await.expect("asked").reason, "burnt down");
 }
 

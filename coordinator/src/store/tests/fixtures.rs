@@ -1,5 +1,6 @@
 //! Values to store.
 
+use common::SiteId;
 use common::secret::LifeSecret;
 
 use super::*;
@@ -98,7 +99,13 @@ fn offers(delay: u64) -> DriverOffers {
         ..DriverCapabilities::default()
     };
     DriverOffers::from([
-        (DriverName::process(), DriverCapabilities::of_all_kinds(Some("/var/lib/rug"))),
+        (
+            DriverName::process(),
+            DriverCapabilities {
+                site: Some(SiteId::from_u128(7)),
+                ..DriverCapabilities::of_all_kinds(Some("/var/lib/rug"))
+            },
+        ),
         (DriverName::new("other").expect("a name"), other),
     ])
 }

@@ -64,10 +64,11 @@ fn kinds_of_a_newer_worker_are_left_out() {
 fn what_cannot_be_an_offer_is_refused() {
     let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
     type Change = Box<dyn Fn(&mut Vec<wire::DriverOffer>)>;
-    let rows: [(Change, &str); 7] = [
+    let rows: [(Change, &str); 8] = [
         (Box::new(|o| o[1].name = "Process".into()), "profile.offers[1].name: `Process` is not the name of a driver"),
         (Box::new(|o| o[1] = o[0].clone()), "profile.offers[1].name: is offered twice"),
         (Box::new(|o| o[1].state_dir = Some("rel".into())), "profile.offers[1].state_dir: must be an absolute path"),
+        (Box::new(|o| o[1].site = "0".into()), "profile.offers[1].site: must be 32 hexadecimal digits"),
         (Box::new(move |o| o[0].fence_delay = seconds(-1)), "profile.offers[0].fence_delay: "),
         (Box::new(move |o| o[0].fence_delay = seconds(90_000)), "profile.offers[0].fence_delay: 90000 s is more than"),
         (Box::new(|o| o[0].kinds = vec!["custom".into(); 257]), "profile.offers[0].kinds: has more than 256 entries"),

@@ -33,10 +33,11 @@ fn hello(
     owned: Vec<OwnedGrant>,
 ) -> (Envelope, ToCoordinator) {
     let site = Site::from(site);
+    let process = DriverCapabilities { site: site.id(), ..DriverCapabilities::of_all_kinds(Some(site.state_dir())) };
     let profile = Profile {
         weight: 1,
         host: site.host().into(),
-        drivers: [(DriverName::process(), DriverCapabilities::of_all_kinds(Some(site.state_dir())))].into(),
+        drivers: [(DriverName::process(), process)].into(),
         lease: L,
         ..Profile::default()
     };
@@ -119,6 +120,12 @@ impl Bench {
     fn state(&self, n: u128) -> &HandoffState {
         let slot = self.machine.table().slot(id(n)).expect("it exists");
         &self.machine.table().get(slot).expect("it exists").state
+    }
+
+    fn site(&self, n: u128) -> String {
+        let slot = self.machine.table().slot(id(n)).expect("it exists");
+        let site = self.machine.table().get(slot).expect("it exists").needs.site.clone();
+        site.expect("it is bound").as_str().to_owned()
     }
 
     fn token(&self, n: u128) -> Token {
@@ -288,4 +295,49 @@ fn what_runs_in_one_state_directory_is_not_given_to_a_worker_of_another() {
     assert_eq!(explained.summary, "its instances are kept on host h in /a, which no worker uses");
     b.join_at("h:/a", 3, "w3");
     assert_eq!(b.state(1).grant().expect("it is granted").worker, name("w3"));
+}
+
+/// Two containers had one host name and one path: when one ended, the other started its appliances a second time. And a host
+/// that was renamed lost all of its own.
+#[test]
+fn what_runs_on_a_site_is_given_to_whoever_has_its_id_and_to_no_namesake() {
+    let a = "/0000000000000000000000000000000a/h:/a";
+    let mut b = Bench::new();
+    let first = b.join_at(a, 1, "w1");
+    b.create(1);
+    b.take(1, first, 1, 1);
+    assert_eq!(b.site(1), a);
+    b.play(Event::Received(1, first, ToCoordinator::Leave));
+    b.join_at("/0000000000000000000000000000000b/h:/a", 2, "w2");
+    assert_eq!(b.state(1).name(), "orphaned");
+    let explained = b.machine.explain(b.now, id(1)).expect("it exists");
+    let text = "its instances are kept on host h in /a (site 0000000000000000000000000000000a), which no worker uses";
+    assert_eq!(explained.summary, text);
+    let renamed = "/0000000000000000000000000000000a/renamed:/a";
+    b.join_at(renamed, 3, "w3");
+    assert_eq!(b.state(1).grant().expect("it is granted").worker, name("w3"));
+    assert_eq!(b.site(1), renamed, "people find it under its new name");
+}
+
+#[test]
+fn what_the_version_before_bound_to_host_and_path_comes_to_be_bound_to_the_id() {
+    let known = "/0000000000000000000000000000000a/h:/a";
+    let mut b = Bench::new();
+    let before = b.join_at("h:/a", 1, "w1");
+    b.create(1);
+    b.take(1, before, 1, 1);
+    assert_eq!(b.site(1), "h:/a");
+    b.play(Event::Received(1, before, ToCoordinator::Leave));
+    b.join_at("/0000000000000000000000000000000b/h:/b", 2, "w2");
+    assert_eq!(b.state(1).name(), "orphaned", "another directory");
+    let upgraded = b.join_at(known, 3, "w3");
+    b.take(3, upgraded, 1, 1);
+    assert_eq!(b.site(1), known);
+    b.play(Event::Received(3, upgraded, ToCoordinator::Leave));
+    b.join_at("/0000000000000000000000000000000b/h:/a", 4, "w4");
+    assert_eq!(b.state(1).name(), "orphaned", "a namesake, which is told apart now");
+    // While workers of the version before are left, those of this host and path can take it; the id is not forgotten.
+    b.join_at("h:/a", 5, "w5");
+    assert_eq!(b.state(1).grant().expect("it is granted").worker, name("w5"));
+    assert_eq!(b.site(1), known);
 }
