@@ -14,7 +14,7 @@ UP    ?=
 
 PLANS := 500000
 
-.PHONY: help up down build test lint fmt bench sim fuzz model plans drill deps-build deps-test clean
+.PHONY: help up down build install test lint fmt bench sim fuzz model plans drill deps-build deps-test clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ down: build ## Remove every appliance of the cluster that `make up` runs here.
 build: deps-build ## Build the release binaries into target/release.
 	@echo "==> building release binaries (from nothing, about ten minutes on two cores)"
 	$(CARGO) build --release --locked $(BINS)
+
+install: ## Install what `make build` built, with manual, completions and systemd units: PREFIX=/usr/local DESTDIR=
+	@scripts/install target/release
 
 test: deps-test ## Run every test, with real processes, servers and python-tooz.
 	@echo "==> building the tests and the binaries that the cluster tests start"

@@ -17,5 +17,6 @@ mod restart;
 mod site;
 mod strangers;
 mod tokens;
+mod units;
 mod up;
 mod worker;
