@@ -14,7 +14,7 @@ UP    ?=
 
 PLANS := 500000
 
-.PHONY: help up down build install test lint fmt bench sim fuzz model plans drill deps-build deps-test clean
+.PHONY: help up down build install test lint fmt bench sim fuzz model plans drill deps-build deps-test deps-bench clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -72,16 +72,20 @@ model: deps-build ## Check every state of every setup of the hand-off model; tak
 plans: deps-test ## Explain every statement of the store with 500,000 rows on all three databases; takes some minutes.
 	RUG_PLAN_ROWS=$(PLANS) $(CARGO) test --locked $(TESTED) --lib -- --nocapture --test-threads 1 every_statement_finds_its_rows
 
-bench: deps-test build ## Run the benchmarks; each prints what it compares with.
+bench: deps-bench build ## Run the benchmarks; each prints what it compares with.
 	$(CARGO) bench --locked -p tests --bench planner
 	$(CARGO) bench --locked -p tests --bench store
 	$(CARGO) bench --locked -p tests --bench api
+	RUG_TEST_BIN_DIR=$(TARGET)/release $(CARGO) bench --locked -p tests --bench balancer
 
 deps-build:
 	@scripts/install-deps build
 
 deps-test:
 	@scripts/install-deps build test
+
+deps-bench:
+	@scripts/install-deps build test bench
 
 clean: ## Remove what cargo built.
 	$(CARGO) clean
