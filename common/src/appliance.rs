@@ -23,6 +23,9 @@ pub struct Spec {
     /// Time between two probes of one instance; the worker's default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe_interval: Option<Duration>,
+    /// Other times.
+    #[serde(default, skip_serializing_if = "Timing::is_default")]
+    pub timing: Timing,
     /// Image to boot, where the driver has images; part of what makes a rebuild.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
@@ -33,7 +36,94 @@ pub struct Spec {
     pub kind: KindSpec,
 }
 
+/// How long an instance may take. In documents and in the API these are fields of the specification.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Timing {
+    /// For one probe; the worker's default when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probe_timeout: Option<Duration>,
+    /// From its start to its first answered probe; the worker's default when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boot_timeout: Option<Duration>,
+    /// From its start until an answered probe counts; when absent what the kind says ([`Spec::settle_time`]).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub settle_time: Option<Duration>,
+}
+
+impl Timing {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A time in a specification, as update masks name them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SpecTime {
+    /// Between two probes.
+    ProbeInterval,
+    /// For one probe.
+    ProbeTimeout,
+    /// From the start to the first answered probe.
+    BootTimeout,
+    /// From the start until an answered probe counts.
+    SettleTime,
+}
+
+impl SpecTime {
+    /// Every one.
+    pub const ALL: [Self; 4] = [Self::ProbeInterval, Self::ProbeTimeout, Self::BootTimeout, Self::SettleTime];
+
+    /// Its field.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ProbeInterval => "probe_interval",
+            Self::ProbeTimeout => "probe_timeout",
+            Self::BootTimeout => "boot_timeout",
+            Self::SettleTime => "settle_time",
+        }
+    }
+
+    /// The least and the most it may be, in milliseconds, and both in words.
+    const fn range(self) -> (u64, u64, &'static str) {
+        match self {
+            Self::ProbeInterval => (100, 3_600_000, "must be 100ms to 1h"),
+            Self::ProbeTimeout => (10, 600_000, "must be 10ms to 10m"),
+            Self::BootTimeout => (1_000, 86_400_000, "must be 1s to 1d"),
+            Self::SettleTime => (0, 3_600_000, "must be 1h or less"),
+        }
+    }
+}
+
 impl Spec {
+    /// One of its times, to be changed.
+    pub const fn time_mut(&mut self, time: SpecTime) -> &mut Option<Duration> {
+        match time {
+            SpecTime::ProbeInterval => &mut self.probe_interval,
+            SpecTime::ProbeTimeout => &mut self.timing.probe_timeout,
+            SpecTime::BootTimeout => &mut self.timing.boot_timeout,
+            SpecTime::SettleTime => &mut self.timing.settle_time,
+        }
+    }
+
+    /// One of its times; `None` where a default of the worker or of the kind applies.
+    #[must_use]
+    pub const fn time(&self, time: SpecTime) -> Option<Duration> {
+        match time {
+            SpecTime::ProbeInterval => self.probe_interval,
+            SpecTime::ProbeTimeout => self.timing.probe_timeout,
+            SpecTime::BootTimeout => self.timing.boot_timeout,
+            SpecTime::SettleTime => self.timing.settle_time,
+        }
+    }
+
+    /// How long an instance has to run before an answered probe counts: a process that was only just started always runs.
+    #[must_use]
+    pub fn settle_time(&self) -> Duration {
+        self.timing.settle_time.unwrap_or_else(|| self.kind.settle_time())
+    }
+
     /// Every rule the spec breaks, with field paths below `spec`.
     #[must_use]
     pub fn validate(&self) -> Vec<FieldViolation> {
@@ -44,10 +134,15 @@ impl Spec {
                 format!("must be 1 to {MAX_REPLICAS}, is {}", self.replicas),
             ));
         }
-        if let Some(interval) = self.probe_interval
-            && !(Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&interval)
-        {
-            found.push(FieldViolation::new("spec.probe_interval", "must be 100ms to 1h"));
+        for time in SpecTime::ALL {
+            let (least, most, rule) = time.range();
+            let range = Duration::from_millis(least)..=Duration::from_millis(most);
+            if self.time(time).is_some_and(|value| !range.contains(&value)) {
+                found.push(FieldViolation::new(format!("spec.{}", time.name()), rule));
+            }
+        }
+        if self.timing.boot_timeout.is_some_and(|most| most <= self.settle_time()) {
+            found.push(FieldViolation::new("spec.boot_timeout", "must be more than the settle_time"));
         }
         if let Some(image) = &self.image {
             check_text(&mut found, "spec.image", image, 1);
@@ -91,6 +186,7 @@ mod tests {
         Spec {
             replicas: 2,
             probe_interval: None,
+            timing: Timing::default(),
             image: None,
             ports: vec![],
             kind: KindSpec::Custom(Custom {
@@ -121,6 +217,32 @@ mod tests {
         c.probe = Probe::Http { path: "x y".into() };
         let fields: Vec<_> = spec.validate().into_iter().map(|v| v.field).collect();
         assert_eq!(fields, ["spec.replicas", "spec.custom.command", "spec.custom.port", "spec.custom.probe.http.path"]);
+    }
+
+    #[test]
+    fn times_have_ranges_and_are_stored_only_if_given() {
+        let plain = serde_json::to_string(&custom()).expect("plain data");
+        assert!(!plain.contains("timing"), "{plain}");
+        for (time, good, bad) in [
+            (SpecTime::ProbeInterval, 100, 99),
+            (SpecTime::ProbeTimeout, 600_000, 600_001),
+            (SpecTime::BootTimeout, 1_000, 999),
+            (SpecTime::SettleTime, 0, 3_600_001),
+        ] {
+            let with = |ms| {
+                let mut spec = custom();
+                *spec.time_mut(time) = Some(Duration::from_millis(ms));
+                spec
+            };
+            assert_eq!(with(good).validate(), []);
+            let stored = serde_json::to_string(&with(good)).expect("plain data");
+            assert_eq!(serde_json::from_str::<Spec>(&stored).expect("round trip"), with(good));
+            assert_eq!(with(bad).validate()[0].field, format!("spec.{}", time.name()));
+        }
+        let mut hopeless = custom();
+        let second = Some(Duration::from_secs(1));
+        hopeless.timing = Timing { settle_time: second, boot_timeout: second, ..Timing::default() };
+        assert_eq!(hopeless.validate()[0].field, "spec.boot_timeout");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::driver::{DriverCapabilities, DriverOffers};
 use crate::secret::{LifeSeal, LifeSecret};
 use crate::session::{Ack, AnnouncedStep, Carryover, Declined, Envelope, GrantRef, Hello, OwnedGrant, Release};
-use crate::status::{JournalEntry, Progress};
+use crate::status::{EndCause, InstanceEnd, JournalEntry, Progress};
 use crate::{
     ApplianceId, Edition, Generation, Incarnation, Life, Profile, RebalanceId, Site, StreamNumber, Term, Timestamp,
     Token, WorkerId,
@@ -385,13 +385,27 @@ impl Canonical for DriverCapabilities {
 
 impl Canonical for Progress {
     fn canon(&self, to: &mut Canon) {
-        let Self { failed_boots, ends, attempts, wait, cooling, journal } = self;
+        let Self { failed_boots, ends, attempts, wait, cooling, journal, last_end } = self;
         to.put(failed_boots);
         to.put(ends);
         to.put(attempts);
         to.put(wait);
         to.put(cooling);
         to.list(journal.iter().map(|JournalEntry { step, request_id }| (step, request_id)));
+        to.put(last_end);
+    }
+}
+
+impl Canonical for InstanceEnd {
+    fn canon(&self, to: &mut Canon) {
+        let Self { instance, at_unix_ms, cause, out_of_memory, last_lines } = self;
+        to.put(&(instance, at_unix_ms));
+        match cause {
+            EndCause::Exit(status) => to.put(&(false, i64::from(*status).cast_unsigned())),
+            EndCause::Signal(number) => to.put(&(true, i64::from(*number).cast_unsigned())),
+        }
+        to.put(out_of_memory);
+        to.put(last_lines);
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-use crate::appliance::{FieldViolation, Name, Spec, Violations};
+use crate::appliance::{FieldViolation, Name, Spec, SpecTime, Violations};
 use crate::driver::DriverName;
 use crate::kind::KindSpec;
 use crate::network_port::NetworkPort;
@@ -71,8 +71,8 @@ pub struct AppliancePatch {
 pub struct SpecPatch {
     /// `spec.replicas`.
     pub replicas: Option<u16>,
-    /// `spec.probe_interval`; inner `None` is the worker's default.
-    pub probe_interval: Option<Option<Duration>>,
+    /// Times such as `spec.probe_interval`; `None` is the default.
+    pub times: BTreeMap<SpecTime, Option<Duration>>,
     /// `spec.image`; inner `None` is no image.
     pub image: Option<Option<String>>,
     /// `spec.ports`, as a whole.
@@ -132,8 +132,8 @@ impl AppliancePatch {
         if let Some(replicas) = fields.replicas {
             spec.replicas = replicas;
         }
-        if let Some(interval) = fields.probe_interval {
-            spec.probe_interval = interval;
+        for (time, value) in &fields.times {
+            *spec.time_mut(*time) = *value;
         }
         if let Some(image) = &fields.image {
             spec.image.clone_from(image);

@@ -26,6 +26,7 @@ pub mod ring;
 pub mod roster;
 pub mod secret;
 pub mod session;
+pub mod signal;
 pub mod site;
 pub mod status;
 pub mod text;

@@ -10,6 +10,10 @@ use serde::{Deserialize, Serialize};
 use crate::name::Name;
 use crate::version::Generation;
 
+mod end;
+
+pub use self::end::{EndCause, InstanceEnd};
+
 /// Most details of one instance.
 pub const MAX_DETAILS: usize = 16;
 /// Longest name of a detail, in bytes.
@@ -233,6 +237,8 @@ pub struct Status {
     pub last_error: Option<String>,
     /// Boots in a row that failed, or whose instance ended soon after.
     pub failed_boots: u32,
+    /// How the last instance that ended by itself did; not cleared when all is well again.
+    pub last_end: Option<Box<InstanceEnd>>,
 }
 
 /// What a hand-off takes along, so that nothing restarts because it moved. Durations are what was *left* when it was
@@ -252,6 +258,9 @@ pub struct Progress {
     pub cooling: bool,
     /// Steps begun and not known to have ended.
     pub journal: Vec<JournalEntry>,
+    /// How the last instance that ended by itself did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_end: Option<Box<InstanceEnd>>,
 }
 
 impl Progress {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::ApplianceId;
-use common::appliance::{MAX_REPLICAS, Name};
+use common::appliance::{MAX_REPLICAS, Name, SpecTime};
 use common::cluster::ClusterRef;
 use common::driver::DriverName;
 use common::kind::{Algorithm, KindName, Network, ProxyProtocol};
@@ -118,7 +118,8 @@ fn document_field(api_field: &str) -> String {
     }
     match field.strip_prefix("spec.") {
         Some(rest)
-            if matches!(rest, "replicas" | "probe_interval" | "image" | "kind" | "ports")
+            if matches!(rest, "replicas" | "image" | "kind" | "ports")
+                || SpecTime::ALL.iter().any(|time| time.name() == rest)
                 || rest.starts_with("ports[") =>
         {
             rest.to_owned()
@@ -304,7 +305,8 @@ fn appliance(
     let placement_key = fields.take("placement_key", report).and_then(|f| f.text(report));
     let labels = fields.take("labels", report).map(|f| f.texts(report)).unwrap_or_default();
     let replicas = fields.take("replicas", report).and_then(|f| f.whole(1..=u32::from(MAX_REPLICAS), report));
-    let probe_interval = fields.take("probe_interval", report).and_then(|f| f.duration(report));
+    let [probe_interval, probe_timeout, boot_timeout, settle_time] = SpecTime::ALL
+        .map(|time| fields.take(time.name(), report).and_then(|f| f.duration(report)).and_then(wire_duration));
     let image = fields.take("image", report).and_then(|f| f.text(report));
     let ports = fields.take("ports", report).map(|f| f.list(report)).unwrap_or_default();
     let ports = ports.into_iter().filter_map(|field| network_port(field, report)).collect();
@@ -328,7 +330,10 @@ fn appliance(
         labels: labels.into_iter().collect(),
         spec: Some(v1::Spec {
             replicas: replicas.and_then(|r| i32::try_from(r).ok()),
-            probe_interval: probe_interval.and_then(wire_duration),
+            probe_interval,
+            probe_timeout,
+            boot_timeout,
+            settle_time,
             image: image.unwrap_or_default(),
             ports,
             kind: Some(spec?),

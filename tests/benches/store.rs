@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
-use common::appliance::{Name, Spec};
+use common::appliance::{Name, Spec, Timing};
 use common::driver::DriverName;
 use common::kind::{Custom, KindSpec, Probe};
 use common::{ApplianceId, CoordinatorId, Generation, Incarnation, Term, Token, WorkerId};
@@ -163,6 +163,7 @@ fn create() -> Result<Vec<StoreWrite>> {
         spec: Spec {
             replicas: 1,
             probe_interval: None,
+            timing: Timing::default(),
             image: None,
             ports: vec![],
             kind: KindSpec::Custom(Custom {

@@ -63,6 +63,49 @@ async fn a_program_that_listens_nowhere_is_kept_by_its_process() -> Result<()> {
 }
 
 #[tokio::test]
+async fn an_end_is_noticed_at_once_however_rare_probes_are() -> Result<()> {
+    let cluster = Cluster::start(Options { workers: 1, ..Options::default() }).await?;
+    let mut wanted = [specs::web("web"), specs::sleeper("sleeper")];
+    for appliance in &mut wanted {
+        specs::spec(appliance).probe_interval = Some(specs::duration(Duration::from_secs(3600)));
+    }
+    for appliance in cluster.fleet(wanted.into()).await? {
+        let pid = *api::pids(&appliance).first().with_context(|| api::describe(&appliance))?;
+        processes::signal(pid, Signal::KILL);
+        let now = until(PATIENCE, "it is started again", async || {
+            let now = cluster.api.get(&appliance.id).await?;
+            let new = api::pids(&now).first().is_some_and(|new| *new != pid);
+            ensure!(new && api::is_configured(&now), "{}", api::describe(&now));
+            Ok(now)
+        })
+        .await?;
+        // All is well again, and how the last one ended can still be seen.
+        let end = now.status.and_then(|status| status.last_end).context("it was seen to end")?;
+        ensure!(end.cause == Some(v1::instance_end::Cause::Signal(9)), "{end:?}");
+        let shown = cluster.rugctl(&["describe", &appliance.name], "").await?.success()?;
+        ensure!(shown.stdout.contains("signal 9 (SIGKILL)"), "{}", shown.stdout);
+    }
+    cluster.finish().await
+}
+
+#[tokio::test]
+async fn whoever_applies_a_program_that_dies_soon_is_told_how() -> Result<()> {
+    let worker_env = vec![("RUG_WORKER_RUNNER__LIFECYCLE__BOOT_ATTEMPTS", "2".to_owned())];
+    let cluster = Cluster::start(Options { workers: 1, worker_env, ..Options::default() }).await?;
+    let script = "echo starting; sleep 0.5; echo no such table >&2; exit 3";
+    for probe in ["process", "tcp"] {
+        let text =
+            format!("name: {probe}\nkind: custom\nspec: {{command: sh, args: [-c, '{script}'], probe: {probe}}}\n");
+        let applied = cluster.rugctl(&["apply", "-f", "-"], &text).await?;
+        applied.refused(1, &["Error", "exit status 3; last output: starting | no such table"])?;
+        let shown = cluster.rugctl(&["get", probe, "-o", "json"], "").await?.json()?;
+        let end = &shown["status"]["last_end"];
+        ensure!(end["exit_status"] == 3 && end["last_lines"][1] == "no such table", "{shown}");
+    }
+    cluster.finish().await
+}
+
+#[tokio::test]
 async fn every_instance_of_an_appliance_is_kept() -> Result<()> {
     let cluster = Cluster::start(Options { workers: 1, ..Options::default() }).await?;
     let mut pair = specs::web_at("pair", ports::free_run(2));

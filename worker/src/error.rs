@@ -1,5 +1,7 @@
 //! What can keep a driver, or the protocol of its instances, from what it was asked.
 
+use common::status::InstanceEnd;
+
 use crate::gate::Shut;
 
 /// Why a driver or kind could not do what it was asked.
@@ -17,6 +19,9 @@ pub enum Error {
     /// What was asked for cannot work until the appliance's spec or the host changes; carries what to tell the user.
     #[error("{0}")]
     Refused(String),
+    /// An instance was started and ended at once.
+    #[error("ended at once: {0}")]
+    Ended(Box<InstanceEnd>),
     /// It may work the next time.
     #[error("{0}")]
     Failed(String),

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +12,9 @@ use super::{Configuration, Kind, LaunchRecipe, Listen, PortOverflow, ProbeSpec, 
 use crate::limits::{FieldViolation, MAX_TEXT, check_count, check_port, check_text};
 use crate::text::Redacted;
 use crate::version::Generation;
+
+/// How long a process has to run before it counts as up when nothing else is asked of it, as with supervisord.
+const PROCESS_SETTLE_TIME: Duration = Duration::from_secs(1);
 
 /// Any command, kept running and probed.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,6 +151,14 @@ impl Kind for Custom {
             Probe::Tcp => ProbeSpec::Tcp,
             Probe::Http { path } => ProbeSpec::Http { path: path.clone() },
             Probe::Process => ProbeSpec::Process,
+        }
+    }
+
+    /// Every process runs when it has just been started.
+    fn settle_time(&self) -> Duration {
+        match self.probe {
+            Probe::Process => PROCESS_SETTLE_TIME,
+            Probe::Tcp | Probe::Http { .. } => Duration::ZERO,
         }
     }
 }

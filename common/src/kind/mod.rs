@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +51,11 @@ pub trait Kind {
 
     /// How to find out whether an instance is well.
     fn probe(&self) -> ProbeSpec;
+
+    /// How long an instance has to run before an answered probe counts, unless the specification says so.
+    fn settle_time(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// How an instance is launched: what a driver is asked for, whatever the kind.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::Generation;
-use common::appliance::{Name, Spec};
+use common::appliance::{Name, Spec, Timing};
 use common::change::{ApplianceDraft, AppliancePatch, ApplianceUpdate, FixedFields, SpecPatch};
 use common::driver::{DriverCapabilities, DriverName, DriverOffers};
 use common::kind::{Custom, KindSpec, Probe};
@@ -27,7 +27,14 @@ fn id(n: u128) -> ApplianceId {
 
 fn spec(port: Option<u16>) -> Spec {
     let custom = Custom { command: "sleep".into(), args: vec![], env: BTreeMap::new(), port, probe: Probe::Tcp };
-    Spec { replicas: 1, probe_interval: None, image: None, ports: vec![], kind: KindSpec::Custom(custom) }
+    Spec {
+        replicas: 1,
+        probe_interval: None,
+        timing: Timing::default(),
+        image: None,
+        ports: vec![],
+        kind: KindSpec::Custom(custom),
+    }
 }
 
 fn draft(text: &str, port: Option<u16>) -> ApplianceDraft {

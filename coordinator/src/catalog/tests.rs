@@ -2,7 +2,7 @@
 
 use std::time::UNIX_EPOCH;
 
-use common::appliance::{Name, Spec};
+use common::appliance::{Name, Spec, Timing};
 use common::driver::DriverName;
 use common::kind::{Custom, KindSpec, Probe};
 use common::status::Phase;
@@ -29,7 +29,14 @@ fn record(n: u128, text: &str) -> Record {
         driver: DriverName::process(),
         placement_key: n.to_string(),
         labels: BTreeMap::new(),
-        spec: Spec { replicas: 1, probe_interval: None, image: None, ports: vec![], kind: KindSpec::Custom(custom) },
+        spec: Spec {
+            replicas: 1,
+            probe_interval: None,
+            timing: Timing::default(),
+            image: None,
+            ports: vec![],
+            kind: KindSpec::Custom(custom),
+        },
         generation: Generation::new(1),
         written: Term::new(1),
         revision: 0,

@@ -88,7 +88,8 @@ impl Bulky for appliances::Model {
 
 impl Bulky for statuses::Model {
     fn bytes(&self) -> usize {
-        self.instances.len() + self.last_error.as_ref().map_or(0, String::len)
+        let texts = [&self.last_error, &self.last_end];
+        self.instances.len() + texts.into_iter().flatten().map(String::len).sum::<usize>()
     }
 }
 

@@ -100,6 +100,9 @@ pub(super) mod statuses {
         pub instances: String,
         #[sea_orm(column_type = "Text", nullable)]
         pub last_error: Option<String>,
+        /// How the last instance ended that did so by itself, as JSON.
+        #[sea_orm(column_type = "Text", nullable)]
+        pub last_end: Option<String>,
         pub time_ns: i64,
     }
 

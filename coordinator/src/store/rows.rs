@@ -125,6 +125,7 @@ pub(super) fn from_status(appliance: ApplianceId, status: &Status, seen: SystemT
         failed_boots: i64::from(status.failed_boots),
         instances: json(&status.instances),
         last_error: status.last_error.as_deref().map(plain),
+        last_end: status.last_end.as_ref().map(json),
         time_ns: nanos(seen),
     }
 }
@@ -138,6 +139,7 @@ pub(super) fn to_status(row: statuses::Model) -> Result<(ApplianceId, Status, Sy
         instances: at.json::<Vec<InstanceStatus>>("instances", &row.instances)?,
         failed_boots: u32::try_from(row.failed_boots).map_err(|e| at.corrupt(format_args!("failed_boots: {e}")))?,
         last_error: row.last_error,
+        last_end: row.last_end.as_deref().map(|end| at.json("last_end", end)).transpose()?,
     };
     Ok((ApplianceId::new(row.appliance), status, time(row.time_ns)))
 }

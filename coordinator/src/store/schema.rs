@@ -23,7 +23,14 @@ pub(super) struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(First), Box::new(WrittenTerm), Box::new(ManagedBy), Box::new(Pauses), Box::new(ClusterId)]
+        vec![
+            Box::new(First),
+            Box::new(WrittenTerm),
+            Box::new(ManagedBy),
+            Box::new(Pauses),
+            Box::new(ClusterId),
+            Box::new(LastEnd),
+        ]
     }
 }
 
@@ -88,7 +95,7 @@ impl MigrationTrait for WrittenTerm {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         let mut column = ColumnDef::new_with_type(Alias::new("written_term"), ColumnType::BigInteger);
         column.not_null().default(0);
-        add_to_appliances(manager, "written_term", column).await
+        add_column(manager, "appliances", "written_term", column).await
     }
 }
 
@@ -111,7 +118,7 @@ impl MigrationTrait for ManagedBy {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         let mut column = ColumnDef::new_with_type(Alias::new("managed_by"), ColumnType::string(Some(128)));
         column.not_null().default("");
-        add_to_appliances(manager, "managed_by", column).await
+        add_column(manager, "appliances", "managed_by", column).await
     }
 }
 
@@ -178,16 +185,45 @@ impl MigrationTrait for ClusterId {
     }
 }
 
+/// How the last instance of each appliance ended that did so by itself.
+struct LastEnd;
+
+impl MigrationName for LastEnd {
+    fn name(&self) -> &'static str {
+        "m0006_last_end"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for LastEnd {
+    fn use_transaction(&self) -> Option<bool> {
+        Some(false)
+    }
+
+    #[allow(elided_lifetimes_in_paths, reason = "the trait, as async_trait writes it, elides it too")]
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let mysql = manager.get_database_backend() == DbBackend::MySql;
+        let long = if mysql { ColumnType::custom("longtext") } else { ColumnType::Text };
+        let column = ColumnDef::new_with_type(Alias::new("last_end"), long);
+        add_column(manager, "statuses", "last_end", column).await
+    }
+}
+
 fn mysql_options(statement: &mut TableCreateStatement) {
     statement.engine("InnoDB").character_set("utf8mb4").collate("utf8mb4_bin");
 }
 
-async fn add_to_appliances(manager: &SchemaManager<'_>, name: &str, column: ColumnDef) -> Result<(), DbErr> {
+async fn add_column(
+    manager: &SchemaManager<'_>,
+    table: &'static str,
+    name: &str,
+    column: ColumnDef,
+) -> Result<(), DbErr> {
     // MySQL, unlike the others, has no syntax for adding a column only if it is missing.
-    if manager.has_column("appliances", name).await? {
+    if manager.has_column(table, name).await? {
         return Ok(());
     }
-    manager.alter_table(Table::alter().table(Alias::new("appliances")).add_column(column).to_owned()).await
+    manager.alter_table(Table::alter().table(Alias::new(table)).add_column(column).to_owned()).await
 }
 
 /// Migrates the schema, unless a later version of Rug has changed it.

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::time::SystemTime;
 
 use clap::{Args, ValueEnum};
+use common::appliance::SpecTime;
 use proto::admin::v1;
 
 use crate::client::{by_id, request_id};
@@ -284,6 +285,7 @@ fn description(
     line("Generation", &format!("{} (acted on: {})", a.generation, status.observed_generation));
     line("Last error", &context.ui.paint(Tone::Bad, &one_line(&status.last_error)));
     line("Failed boots", &if status.failed_boots > 0 { status.failed_boots.to_string() } else { String::new() });
+    last_end(status.last_end.as_ref(), now).iter().for_each(|(name, value)| line(name, value));
     line("Reported", &ago(status.report_time.as_ref(), now));
     line("Worker", &assignment.worker);
     line("Assignment", [placement(&assignment), assignment.token.clone()].join(" ").trim());
@@ -295,9 +297,9 @@ fn description(
     let _ = writeln!(text, "\nSpec");
     let spec = crate::output::render(OutputFormat::Yaml, &view::Appliance::document(a))?;
     // Name, tenant and the other identifying fields are printed above.
-    let body = spec.lines().skip_while(|l| {
-        !["replicas:", "probe_interval:", "image:", "ports:", "spec:"].iter().any(|p| l.starts_with(p))
-    });
+    let shown = ["replicas", "image", "ports", "spec"].into_iter().chain(SpecTime::ALL.map(SpecTime::name));
+    let shown: Vec<_> = shown.collect();
+    let body = spec.lines().skip_while(|l| !l.split_once(':').is_some_and(|(field, _)| shown.contains(&field)));
     body.for_each(|l| {
         let _ = writeln!(text, "  {l}");
     });
@@ -314,6 +316,15 @@ fn description(
         indent(&mut text, &context.ui.table_text(&moves(&explained.moves, false), INDENT));
     }
     Ok(text)
+}
+
+/// How the last instance ended, with what it had to say: lines of a description.
+fn last_end(end: Option<&v1::InstanceEnd>, now: SystemTime) -> Vec<(&'static str, String)> {
+    let Some(end) = end else { return Vec::new() };
+    let (name, when) = (one_line(&end.instance), age(end.time.as_ref(), now));
+    let first = ("Last end", format!("{name}, {when} ago: {}", view::end_cause(end)));
+    let output = end.last_lines.iter().map(|output| ("", format!("| {}", one_line(output))));
+    std::iter::once(first).chain(output).collect()
 }
 
 /// What instances say beside that they are well, a line each.
@@ -501,6 +512,13 @@ mod tests {
                 observed_generation: 2,
                 instances: vec![instance],
                 last_error: "instance 1:\nport 8082 is in use".into(),
+                last_end: Some(v1::InstanceEnd {
+                    instance: format!("{name}-1-1"),
+                    time: Some(prost_types::Timestamp { seconds: 990, nanos: 0 }),
+                    cause: Some(v1::instance_end::Cause::Signal(9)),
+                    out_of_memory: true,
+                    last_lines: vec!["no such table".into()],
+                }),
                 ..v1::Status::default()
             }),
             assignment: Some(v1::Assignment {
@@ -562,6 +580,8 @@ mod tests {
              Phase           Configured\n\
              Generation      2 (acted on: 2)\n\
              Last error      instance 1: port 8082 is in use\n\
+             Last end        web-1-1, 10s ago: signal 9 (SIGKILL), out of memory\n\
+             \x20               | no such table\n\
              Worker          worker-1\n\
              Assignment      owned (ring preference) t1/7\n\
              Why there       worker-1 is the first in ring order with room\n\

@@ -9,6 +9,9 @@ kind: loadbalancer
 labels: {app: web}
 replicas: 2
 probe_interval: 5s
+probe_timeout: 500ms
+boot_timeout: 2m
+settle_time: 0s
 ports:
   - {name: external, network: net-1, addresses: [10.0.0.3/24, 'fd00::3']}
   - {name: internal, network: net-2}
@@ -38,6 +41,9 @@ fn all_fields_of_a_fleet_are_read() {
     let spec = fleet[0].appliance.spec.as_ref().expect("set");
     assert_eq!(spec.replicas, Some(2));
     assert_eq!(spec.probe_interval, Some(prost_types::Duration { seconds: 5, nanos: 0 }));
+    assert_eq!(spec.probe_timeout, Some(prost_types::Duration { seconds: 0, nanos: 500_000_000 }));
+    assert_eq!(spec.boot_timeout, Some(prost_types::Duration { seconds: 120, nanos: 0 }));
+    assert_eq!(spec.settle_time, Some(prost_types::Duration::default()));
     let names: Vec<_> = spec.ports.iter().map(|port| (port.name.as_str(), port.network.as_str())).collect();
     assert_eq!(names, [("external", "net-1"), ("internal", "net-2")]);
     assert_eq!(spec.ports[0].addresses, ["10.0.0.3/24", "fd00::3"]);
@@ -97,7 +103,7 @@ fn invalid_input_is_refused_with_line_and_field() {
         (
             &custom_with("replica: 2"),
             "f.yaml:3: replica: unknown field; known are name, tenant, cluster, id, kind, driver, placement_key, labels, \
-             replicas, probe_interval, image, ports, spec, managed_by, status",
+             replicas, probe_interval, probe_timeout, boot_timeout, settle_time, image, ports, spec, managed_by, status",
         ),
         (
             &custom_with("probe_interval: 5"),

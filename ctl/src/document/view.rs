@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::appliance::Name;
 use common::kind::{Algorithm, ProxyProtocol};
-use common::status::PID_DETAIL;
+use common::status::{EndCause, PID_DETAIL};
 use proto::admin::v1;
 use proto::convert::{algorithm_from_wire, proxy_protocol_from_wire};
 use serde::Serialize;
@@ -69,6 +69,16 @@ pub(crate) fn health(health: v1::Health) -> &'static str {
     }
 }
 
+/// How an instance ended, for people, such as `signal 9 (SIGKILL), out of memory`.
+pub(crate) fn end_cause(end: &v1::InstanceEnd) -> String {
+    let cause = match end.cause {
+        Some(v1::instance_end::Cause::ExitStatus(status)) => EndCause::Exit(status).to_string(),
+        Some(v1::instance_end::Cause::Signal(number)) => EndCause::Signal(number).to_string(),
+        None => "not known".to_owned(),
+    };
+    if end.out_of_memory { format!("{cause}, out of memory") } else { cause }
+}
+
 /// A duration in the notation of documents.
 pub(crate) fn duration(duration: &prost_types::Duration) -> String {
     Duration::try_from(*duration).map(|d| humantime::format_duration(d).to_string()).unwrap_or_default()
@@ -94,6 +104,12 @@ pub(crate) struct Appliance {
     replicas: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     probe_interval: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    probe_timeout: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    boot_timeout: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    settle_time: Option<String>,
     #[serde(skip_serializing_if = "String::is_empty")]
     image: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -208,11 +224,38 @@ struct Status {
     deleting: bool,
     last_error: String,
     failed_boots: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_end: Option<InstanceEnd>,
     create_time: Option<String>,
     update_time: Option<String>,
     report_time: Option<String>,
     instances: Vec<Instance>,
     assignment: Option<Assignment>,
+}
+
+/// How an instance ended.
+#[derive(Debug, Serialize)]
+struct InstanceEnd {
+    instance: String,
+    time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit_status: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signal: Option<i32>,
+    out_of_memory: bool,
+    last_lines: Vec<String>,
+}
+
+impl From<v1::InstanceEnd> for InstanceEnd {
+    fn from(end: v1::InstanceEnd) -> Self {
+        let v1::InstanceEnd { instance, time, cause, out_of_memory, last_lines } = end;
+        let (exit_status, signal) = match cause {
+            Some(v1::instance_end::Cause::ExitStatus(status)) => (Some(status), None),
+            Some(v1::instance_end::Cause::Signal(number)) => (None, Some(number)),
+            None => (None, None),
+        };
+        Self { instance, time: time.map(|t| t.to_string()), exit_status, signal, out_of_memory, last_lines }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -267,6 +310,9 @@ impl Appliance {
             managed_by: appliance.managed_by.clone(),
             replicas: spec.replicas,
             probe_interval: spec.probe_interval.as_ref().map(duration),
+            probe_timeout: spec.probe_timeout.as_ref().map(duration),
+            boot_timeout: spec.boot_timeout.as_ref().map(duration),
+            settle_time: spec.settle_time.as_ref().map(duration),
             image: spec.image,
             ports: spec.ports.into_iter().map(NetworkPort::from).collect(),
             spec: match spec.kind {
@@ -302,6 +348,7 @@ impl Appliance {
             deleting: appliance.deleting,
             last_error: status.last_error,
             failed_boots: status.failed_boots,
+            last_end: status.last_end.map(InstanceEnd::from),
             create_time: time(appliance.create_time),
             update_time: time(appliance.update_time),
             report_time: time(status.report_time),

@@ -6,7 +6,7 @@ use common::appliance::{FieldViolation, MAX_TEXT, Name, Violations};
 use common::change::{ApplianceDraft, ApplianceTarget};
 use common::driver::DriverName;
 use common::network_port::MAX_NETWORK_PORTS;
-use common::status::{Details, InstanceStatus, PID_DETAIL, Phase, Status};
+use common::status::{Details, EndCause, InstanceEnd, InstanceStatus, PID_DETAIL, Phase, Status};
 use common::{ApplianceId, Generation, text};
 
 use super::scalar::{clip, unix_ms_from_wire, unix_ms_to_wire};
@@ -187,8 +187,40 @@ pub fn status_to_wire(status: &Status) -> wire::Status {
         // It may have grown since it was clipped, by what was put before it.
         last_error: status.last_error.as_deref().map(|text| clip(text, MAX_TEXT)).unwrap_or_default(),
         failed_boots: status.failed_boots,
+        last_end: status.last_end.as_deref().map(end_to_wire),
         report_time: None,
     }
+}
+
+/// Writes how an instance ended.
+pub(super) fn end_to_wire(end: &InstanceEnd) -> wire::InstanceEnd {
+    wire::InstanceEnd {
+        instance: end.instance.clone(),
+        time: Some(unix_ms_to_wire(end.at_unix_ms)),
+        cause: Some(match end.cause {
+            EndCause::Exit(status) => wire::instance_end::Cause::ExitStatus(status),
+            EndCause::Signal(number) => wire::instance_end::Cause::Signal(number),
+        }),
+        out_of_memory: end.out_of_memory,
+        last_lines: end.last_lines.clone(),
+    }
+}
+
+/// Reads how an instance ended. Texts are cut and escaped; an end without a cause is none.
+///
+/// # Errors
+/// The field, below the end, that cannot be read, and why.
+pub(super) fn end_from_wire(wire: wire::InstanceEnd) -> Result<Option<Box<InstanceEnd>>, FieldViolation> {
+    let at_unix_ms = wire.time.as_ref().map_or(Ok(0), unix_ms_from_wire);
+    let at_unix_ms = at_unix_ms.map_err(|e| FieldViolation::new("time", e.to_string()))?;
+    let cause = match wire.cause {
+        None => return Ok(None),
+        Some(wire::instance_end::Cause::ExitStatus(status)) => EndCause::Exit(status),
+        Some(wire::instance_end::Cause::Signal(number)) => EndCause::Signal(number),
+    };
+    let wire::InstanceEnd { instance, out_of_memory, last_lines, .. } = wire;
+    let end = InstanceEnd { instance, at_unix_ms, cause, out_of_memory, last_lines };
+    Ok(Some(Box::new(end.bounded())))
 }
 
 fn instance_to_wire(instance: &InstanceStatus) -> wire::Instance {
@@ -227,6 +259,7 @@ pub fn status_from_wire(wire: wire::Status) -> Result<Status, FieldViolation> {
         instances: instances.collect::<Result<_, _>>()?,
         last_error: (!wire.last_error.is_empty()).then(|| clip(&wire.last_error, MAX_TEXT)),
         failed_boots: wire.failed_boots,
+        last_end: wire.last_end.map_or(Ok(None), end_from_wire).map_err(|v| v.within("last_end"))?,
     })
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use common::Generation;
-use common::appliance::{FieldViolation, Name, Violations};
+use common::appliance::{FieldViolation, Name, SpecTime, Violations};
 use common::change::{AppliancePatch, ApplianceTarget, ApplianceUpdate, FixedFields, KindPatch, SpecPatch};
 use common::kind;
 
@@ -105,18 +105,14 @@ fn masked(paths: &[String], source: PatchSource, patch: &mut AppliancePatch, fou
             "labels" => patch.labels = Some(labels("appliance.labels", source.labels.clone(), found)),
             "spec" => patch.spec = spec::read(source.spec.clone(), AT, found),
             "spec.replicas" => fields.replicas = source.spec.replicas.map_or(Some(1), |n| spec::replicas(n, AT, found)),
-            "spec.probe_interval" => {
-                let interval = source.spec.probe_interval;
-                fields.probe_interval =
-                    Some(interval.and_then(|d| spec::duration(&d, "appliance.spec.probe_interval", found)));
-            }
             "spec.image" => {
                 fields.image = Some((!source.spec.image.is_empty()).then(|| source.spec.image.clone()));
             }
             "spec.ports" => fields.ports = Some(spec::read_ports(source.spec.ports.clone(), AT, found)),
-            other => match field_of_kind(other) {
-                Some((kind, field)) => masked_kind(kind, field, &source.spec, fields, found),
-                None => {
+            other => match (time_of(other), field_of_kind(other)) {
+                (Some(time), _) => drop(fields.times.insert(time, spec::read_time(time, &source.spec, AT, found))),
+                (None, Some((kind, field))) => masked_kind(kind, field, &source.spec, fields, found),
+                (None, None) => {
                     let known = known_paths();
                     found.add("update_mask", format!("`{}` cannot be updated; known are {known}", clip(other, 64)));
                 }
@@ -127,7 +123,10 @@ fn masked(paths: &[String], source: PatchSource, patch: &mut AppliancePatch, fou
 
 /// Paths an update mask may name.
 fn known_paths() -> String {
-    let mut known = "name, labels, spec, spec.replicas, spec.probe_interval, spec.image, spec.ports".to_owned();
+    let mut known = "name, labels, spec, spec.replicas, spec.image, spec.ports".to_owned();
+    for time in SpecTime::ALL {
+        let _ = write!(known, ", spec.{}", time.name());
+    }
     for kind in kind::REGISTRY {
         let _ = write!(known, ", spec.{}", kind.name);
         for field in kind.fields {
@@ -135,6 +134,12 @@ fn known_paths() -> String {
         }
     }
     known
+}
+
+/// The time that a path names.
+fn time_of(path: &str) -> Option<SpecTime> {
+    let name = path.strip_prefix("spec.")?;
+    SpecTime::ALL.into_iter().find(|time| time.name() == name)
 }
 
 /// The kind a path names and, unless it names the kind as a whole, the field of it. The only field of a kind is the kind as

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use common::appliance::{FieldViolation, MAX_REPLICAS, MAX_SPEC, Name, Spec, Violations};
+use common::appliance::{FieldViolation, MAX_REPLICAS, MAX_SPEC, Name, Spec, SpecTime, Timing, Violations};
 use common::kind::{
     self, Algorithm, Custom, HealthCheck, KindSpec, Limits, Listener, LoadBalancer, Member, Probe, ProxyProtocol,
 };
@@ -30,7 +30,7 @@ pub(super) fn read(wire: wire::Spec, at: &str, found: &mut Violations) -> Option
     }
     let mut own = Violations::default();
     let replicas = wire.replicas.map_or(Some(1), |n| replicas(n, at, &mut own));
-    let probe_interval = wire.probe_interval.and_then(|d| duration(&d, &format!("{at}.probe_interval"), &mut own));
+    let times = SpecTime::ALL.map(|time| (time, read_time(time, &wire, at, &mut own)));
     let image = (!wire.image.is_empty()).then_some(wire.image);
     let ports = read_ports(wire.ports, at, &mut own);
     let kind = read_kind(wire.kind, at, &mut own);
@@ -45,7 +45,9 @@ pub(super) fn read(wire: wire::Spec, at: &str, found: &mut Violations) -> Option
             probe: Probe::Tcp,
         })
     });
-    let spec = Spec { replicas: replicas.unwrap_or(1), probe_interval, image, ports, kind };
+    let (probe_interval, timing) = (None, Timing::default());
+    let mut spec = Spec { replicas: replicas.unwrap_or(1), probe_interval, timing, image, ports, kind };
+    times.into_iter().for_each(|(time, value)| *spec.time_mut(time) = value);
     spec.validate_at(at, &mut own);
     let usable = readable && own.is_empty();
     own.into_vec().into_iter().for_each(|v| found.add(v.field, v.description));
@@ -67,6 +69,17 @@ pub(super) fn replicas(n: i32, at: &str, found: &mut Violations) -> Option<u16> 
         found.add(format!("{at}.replicas"), format!("must be 1 to {MAX_REPLICAS}, is {n}"));
     }
     read
+}
+
+/// Reads one of the times.
+pub(super) fn read_time(time: SpecTime, wire: &wire::Spec, at: &str, found: &mut Violations) -> Option<Duration> {
+    let value = match time {
+        SpecTime::ProbeInterval => wire.probe_interval,
+        SpecTime::ProbeTimeout => wire.probe_timeout,
+        SpecTime::BootTimeout => wire.boot_timeout,
+        SpecTime::SettleTime => wire.settle_time,
+    };
+    duration(&value?, &format!("{at}.{}", time.name()), found)
 }
 
 pub(super) fn duration(wire: &prost_types::Duration, at: &str, found: &mut Violations) -> Option<Duration> {
@@ -284,6 +297,9 @@ pub fn spec_to_wire(spec: &Spec) -> wire::Spec {
     wire::Spec {
         replicas: Some(i32::from(spec.replicas)),
         probe_interval: spec.probe_interval.map(duration_to_wire),
+        probe_timeout: spec.timing.probe_timeout.map(duration_to_wire),
+        boot_timeout: spec.timing.boot_timeout.map(duration_to_wire),
+        settle_time: spec.timing.settle_time.map(duration_to_wire),
         image: spec.image.clone().unwrap_or_default(),
         ports: spec.ports.iter().map(port_to_wire).collect(),
         kind: Some(match &spec.kind {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::Profile;
-use common::appliance::{FieldViolation, Name, Spec};
+use common::appliance::{FieldViolation, Name, Spec, Timing};
 use common::driver::{DriverCapabilities, DriverName, DriverOffers};
 use common::kind::{
     Algorithm, Custom, HealthCheck, KindName, KindSpec, Limits, Listener, LoadBalancer, Member, Probe, ProxyProtocol,
@@ -21,7 +21,7 @@ use common::session::{
     Ack, AnnouncedStep, Carryover, Confirm, Declined, Delta, DeltaEntry, Desired, Envelope, GrantRef, Hello,
     OwnedDigest, OwnedGrant, Refused, RefusedReason, Release, Report, StatusReport, ToCoordinator, ToWorker, Welcome,
 };
-use common::status::{InstanceStatus, JournalEntry, Phase, Progress, Status};
+use common::status::{EndCause, InstanceEnd, InstanceStatus, JournalEntry, Phase, Progress, Status};
 use common::{ApplianceId, Digest, Edition, Generation, Incarnation, SiteId, StreamNumber, Term, Token, WorkerId};
 use proptest::prelude::*;
 use prost::Message;
@@ -101,13 +101,24 @@ fn ports() -> impl Strategy<Value = Vec<NetworkPort>> {
 }
 
 fn spec() -> impl Strategy<Value = Spec> {
-    (1..=16u16, prop::option::of(duration(100..=3_600_000)), prop::option::of("[a-z]{1,9}"), ports(), kind()).prop_map(
-        |(replicas, probe_interval, image, ports, kind)| {
+    let times = (
+        prop::option::of(duration(10..=600_000)),
+        prop::option::of(duration(10_000..=86_400_000)),
+        prop::option::of(duration(0..=9_000)),
+    );
+    let timing = times.prop_map(|(probe_timeout, boot_timeout, settle_time)| Timing {
+        probe_timeout,
+        boot_timeout,
+        settle_time,
+    });
+    let interval = prop::option::of(duration(100..=3_600_000));
+    (1..=16u16, (interval, timing), prop::option::of("[a-z]{1,9}"), ports(), kind()).prop_map(
+        |(replicas, (probe_interval, timing), image, ports, kind)| {
             let mut ports = ports;
             if let Some(port) = ports.first_mut().filter(|_| replicas == 1) {
                 port.mac = "fa:16:3e:00:00:01".parse().ok();
             }
-            Spec { replicas, probe_interval, image, ports, kind }
+            Spec { replicas, probe_interval, timing, image, ports, kind }
         },
     )
 }
@@ -127,18 +138,33 @@ fn steps() -> impl Strategy<Value = Vec<AnnouncedStep>> {
     prop::collection::vec(one, 0..4)
 }
 
+fn end() -> impl Strategy<Value = InstanceEnd> {
+    let cause = prop_oneof![any::<i32>().prop_map(EndCause::Exit), any::<i32>().prop_map(EndCause::Signal)];
+    let lines = prop::collection::vec("[ -~]{0,30}", 0..6);
+    ("[a-z0-9-]{0,30}", 0..1u64 << 42, cause, any::<bool>(), lines).prop_map(
+        |(instance, at_unix_ms, cause, out_of_memory, last_lines)| {
+            InstanceEnd { instance, at_unix_ms, cause, out_of_memory, last_lines }.bounded()
+        },
+    )
+}
+
+fn last_end() -> impl Strategy<Value = Option<Box<InstanceEnd>>> {
+    prop::option::of(end().prop_map(Box::new))
+}
+
 fn progress() -> impl Strategy<Value = Progress> {
     let entry = ("[a-z ]{0,9}", "[a-z]{0,9}").prop_map(|(step, request_id)| JournalEntry { step, request_id });
     (any::<[u32; 2]>(), prop::collection::vec(any::<u32>(), 0..5), duration(0..=60_000), any::<bool>(), {
-        prop::collection::vec(entry, 0..4)
+        (prop::collection::vec(entry, 0..4), last_end())
     })
-        .prop_map(|([failed_boots, ends], attempts, wait, cooling, journal)| Progress {
+        .prop_map(|([failed_boots, ends], attempts, wait, cooling, (journal, last_end))| Progress {
             failed_boots,
             ends,
             attempts,
             wait,
             cooling,
             journal,
+            last_end,
         })
 }
 
@@ -155,14 +181,17 @@ fn status() -> impl Strategy<Value = Status> {
             configured: (generation > 0).then(|| Generation::new(generation)),
         });
     let phase = prop::sample::select(Phase::ALL.to_vec());
-    (phase, any::<u64>(), prop::collection::vec(instance, 0..5), prop::option::of("[ -~]{1,30}"), any::<u32>())
-        .prop_map(|(phase, generation, instances, last_error, failed_boots)| Status {
+    let instances = prop::collection::vec(instance, 0..5);
+    (phase, any::<u64>(), instances, prop::option::of("[ -~]{1,30}"), any::<u32>(), last_end()).prop_map(
+        |(phase, generation, instances, last_error, failed_boots, last_end)| Status {
             phase,
             observed_generation: Generation::new(generation),
             instances,
             last_error,
             failed_boots,
-        })
+            last_end,
+        },
+    )
 }
 
 fn envelope() -> impl Strategy<Value = Envelope> {
@@ -651,6 +680,6 @@ fn a_reference_names_what_it_lacks() {
 fn the_environment_keeps_its_order_and_content() {
     let env = BTreeMap::from([("A".to_owned(), "1".to_owned()), ("B".to_owned(), String::new())]);
     let kind = KindSpec::Custom(Custom { command: "x".into(), args: vec![], env, port: None, probe: Probe::Tcp });
-    let spec = Spec { replicas: 1, probe_interval: None, image: None, ports: vec![], kind };
+    let spec = Spec { replicas: 1, probe_interval: None, timing: Timing::default(), image: None, ports: vec![], kind };
     assert_eq!(spec_from_wire(spec_to_wire(&spec), "spec"), Ok(spec));
 }

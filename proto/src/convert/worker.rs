@@ -11,6 +11,7 @@ use common::site::{HOST_RULE, is_host};
 use common::status::{JournalEntry, Progress};
 use common::{ApplianceId, Edition, Generation, Incarnation, Profile, StreamNumber, Term, Token, text};
 
+use super::admin::{end_from_wire, end_to_wire};
 use super::driver::offers_to_wire;
 use super::scalar::{clip, duration_from_wire, duration_to_wire};
 use super::spec::{spec_from_wire, spec_to_wire};
@@ -130,6 +131,10 @@ impl Reader {
             wait: self.wait(at.field("progress.wait"), wire.wait)?,
             cooling: wire.cooling,
             journal: wire.journal.into_iter().map(entry).collect(),
+            last_end: wire.last_end.map_or(Ok(None), end_from_wire).map_err(|v| {
+                let field = format!("progress.last_end.{}", v.field);
+                self.error(at.field(&field), v.description)
+            })?,
         })
     }
 
@@ -240,6 +245,7 @@ pub(super) fn progress_to_wire(progress: Progress) -> Option<wire::Progress> {
         wait: wait_to_wire(progress.wait.min(MAX_WAIT)),
         cooling: progress.cooling,
         journal: progress.journal.into_iter().skip(skipped).map(entry).collect(),
+        last_end: progress.last_end.as_deref().map(end_to_wire),
     })
 }
 

@@ -41,7 +41,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use common::Edition;
-    use common::appliance::{Name, Spec};
+    use common::appliance::{Name, Spec, Timing};
     use common::driver::DriverName;
     use common::kind::{Custom, HealthCheck, KindSpec, Limits, Listener, LoadBalancer, Probe};
     use common::network_port::NetworkPort;
@@ -50,7 +50,14 @@ mod tests {
 
     fn desired(revision: u64, image: Option<&str>, kind: KindSpec) -> Desired {
         let name = Name::new("a").expect("a name");
-        let spec = Spec { replicas: 2, probe_interval: None, image: image.map(str::to_owned), ports: vec![], kind };
+        let spec = Spec {
+            replicas: 2,
+            probe_interval: None,
+            timing: Timing::default(),
+            image: image.map(str::to_owned),
+            ports: vec![],
+            kind,
+        };
         let (driver, edition) = (DriverName::process(), Edition::default());
         Desired { name: name.clone(), tenant: name, driver, edition, revision, deleting: false, spec }
     }

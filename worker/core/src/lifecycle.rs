@@ -8,11 +8,12 @@
 //! | state | event -> next |
 //! |---|---|
 //! | Idle | Tick, Change, Check, stray outcome -> plan. Release -> Released |
-//! | Running | Tick -> stays. Change, Check -> noted. Change to deleting while probing -> the probe is dropped, plan |
+//! | Idle | Exited -> that instance is due to be probed, plan |
+//! | Running | Tick -> stays. Change, Check, Exited -> noted. Change to deleting while probing -> the probe is dropped, plan |
 //! | Running, looking or probing | Release -> the step is dropped, Released |
 //! | Running, other steps | Release -> Running, leaving |
 //! | Running Observe | Observed -> adopt and doom, plan |
-//! | Running Boot | Booted -> rising, plan. Refused, Failed, TimedOut -> failed boot, its predecessor stays, look again, plan |
+//! | Running Boot | Booted -> rising, plan. Refused, Failed, TimedOut, Vanished -> failed boot, its predecessor stays, look again, plan |
 //! | Running Probe | Answered -> alive. Silent -> in doubt, replaced after too many. Vanished -> gone. Then plan |
 //! | Running Configure | Configured -> noted with its generation, its predecessor is ended, plan |
 //! | Running Configure beside a predecessor | Refused, Vanished -> failed boot, the predecessor stays. Failed, TimedOut twice -> the predecessor is ended first. Then plan |
@@ -53,7 +54,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use common::status::{InstanceStatus, JournalEntry, Phase, Progress, Status};
+use common::status::{InstanceEnd, InstanceStatus, JournalEntry, Phase, Progress, Status};
 use common::{ApplianceId, Generation, Timestamp};
 
 pub use self::config::Config;
@@ -208,6 +209,15 @@ struct Troubles {
     /// Instances are being replaced by ones with another digest.
     replacing: bool,
     last_error: Option<Box<str>>,
+    /// How the last instance that ended by itself did.
+    last_end: Option<Box<InstanceEnd>>,
+}
+
+impl Troubles {
+    /// Notes how an instance ended, if that is known.
+    fn saw_end(&mut self, end: Option<Box<InstanceEnd>>) {
+        self.last_end = end.or_else(|| self.last_end.take());
+    }
 }
 
 /// When an event comes, and what its consequences depend on besides.
@@ -257,7 +267,7 @@ impl Lifecycle {
             fleet: Instances::new(progress.attempts, boots_of(appliance, &progress.journal)),
             boots: Boots { failed: progress.failed_boots, ends: progress.ends, bar },
             waits: Waits::default(),
-            troubles: Troubles::default(),
+            troubles: Troubles { last_end: progress.last_end, ..Troubles::default() },
             reporting: ReportState {
                 quiet: true,
                 reported: 0,
@@ -341,6 +351,14 @@ impl Lifecycle {
                 AfterEvent::Plan
             }
             (S::Idle, E::Release) => AfterEvent::Release,
+            (S::Idle, E::Exited { ordinal, attempt }) => {
+                self.fleet.exited(ordinal, attempt);
+                AfterEvent::Plan
+            }
+            (S::Running { .. }, E::Exited { ordinal, attempt }) => {
+                self.fleet.exited(ordinal, attempt);
+                AfterEvent::Stay
+            }
 
             (S::Running { .. }, E::Tick) => AfterEvent::Stay,
             (S::Running { step: LifecycleStep::Probe { .. }, .. }, E::Change(desired)) if desired.deleting => {
@@ -494,6 +512,7 @@ impl Lifecycle {
             instances: instances.collect(),
             last_error: self.troubles.last_error.as_deref().map(str::to_owned),
             failed_boots: self.boots.in_vain(),
+            last_end: self.troubles.last_end.clone(),
         }
     }
 
@@ -522,6 +541,7 @@ impl Lifecycle {
             cooling: cooling && !wait.is_zero(),
             wait,
             journal: booting.chain(ending).collect(),
+            last_end: self.troubles.last_end.clone(),
         }
     }
 }

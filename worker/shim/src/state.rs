@@ -3,8 +3,6 @@
 //! Written by the shim when the main process has started and again when it has ended; read by workers, also of later
 //! versions: lines `name=value`, of which unknown ones are ignored. It never changes but by further names.
 
-use std::fmt;
-
 use crate::processes::ProcessId;
 
 /// Longest file that is read, in bytes.
@@ -51,59 +49,6 @@ pub enum EndCause {
     Exit(i32),
     /// By this signal.
     Signal(i32),
-}
-
-impl fmt::Display for EndCause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::Exit(status) => write!(f, "exit status {status}"),
-            Self::Signal(number) => match signal_name(number) {
-                Some(name) => write!(f, "signal {number} ({name})"),
-                None => write!(f, "signal {number}"),
-            },
-        }
-    }
-}
-
-/// For people: `exit status 3; last output: first | second`.
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.cause)?;
-        if self.out_of_memory {
-            f.write_str(", out of memory")?;
-        }
-        if self.last_lines.is_empty() {
-            f.write_str("; no output")
-        } else {
-            write!(f, "; last output: {}", self.last_lines.join(" | "))
-        }
-    }
-}
-
-/// Names of the signals that can be asked for or that processes die of.
-const SIGNALS: [(&str, i32); 18] = [
-    ("SIGHUP", 1),
-    ("SIGINT", 2),
-    ("SIGQUIT", 3),
-    ("SIGILL", 4),
-    ("SIGTRAP", 5),
-    ("SIGABRT", 6),
-    ("SIGBUS", 7),
-    ("SIGFPE", 8),
-    ("SIGKILL", 9),
-    ("SIGUSR1", 10),
-    ("SIGSEGV", 11),
-    ("SIGUSR2", 12),
-    ("SIGPIPE", 13),
-    ("SIGALRM", 14),
-    ("SIGTERM", 15),
-    ("SIGXCPU", 24),
-    ("SIGXFSZ", 25),
-    ("SIGSYS", 31),
-];
-
-fn signal_name(number: i32) -> Option<&'static str> {
-    SIGNALS.iter().find(|(_, known)| *known == number).map(|(name, _)| *name)
 }
 
 impl ShimState {
@@ -234,18 +179,5 @@ mod tests {
         assert_eq!(last_lines(b"1\n2\n3\n4\n5\n6\n7"), ["3", "4", "5", "6", "7"]);
         assert!(last_lines(&vec![b'x'; 1 << 20])[0].len() <= MAX_OUTPUT);
         assert!(last_lines(b"").is_empty());
-    }
-
-    #[test]
-    fn an_end_is_told_in_one_line() {
-        let end = |cause, lines: &[&str]| End {
-            cause,
-            at_unix_ms: 0,
-            out_of_memory: false,
-            last_lines: lines.iter().map(|line| (*line).to_owned()).collect(),
-        };
-        assert_eq!(end(EndCause::Exit(3), &["a", "b"]).to_string(), "exit status 3; last output: a | b");
-        assert_eq!(end(EndCause::Signal(9), &[]).to_string(), "signal 9 (SIGKILL); no output");
-        assert_eq!(end(EndCause::Signal(64), &[]).to_string(), "signal 64; no output");
     }
 }

@@ -7,7 +7,9 @@ use async_trait::async_trait;
 use common::appliance::Name;
 use common::kind::KindName;
 use common::network_port::NetworkPort;
+use common::status::InstanceEnd;
 use common::{ApplianceId, SiteId};
+use tokio::sync::mpsc;
 use worker_core::desired::Desired;
 use worker_core::instance::{Instance, Observation};
 
@@ -46,6 +48,20 @@ pub struct Wanted<'a> {
     /// [`Instance::hands_over`].
     pub beside: Option<u32>,
 }
+
+/// An instance that does not run any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndedInstance {
+    /// Its appliance.
+    pub appliance: ApplianceId,
+    /// Position among the replicas.
+    pub ordinal: u16,
+    /// Attempt that started it.
+    pub attempt: u32,
+}
+
+/// Where drivers report instances that have ended. Bounded by its receiver.
+pub type EndSender = mpsc::Sender<EndedInstance>;
 
 /// Where instances run.
 #[async_trait]
@@ -97,9 +113,12 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
-    /// How an instance that does not run any more ended, where the driver knows: for people, such as `exit status 3; last output:
-    /// no such table`. Changes nothing.
-    async fn ended(&self, _appliance: ApplianceId, _instance: &Instance) -> Option<String> {
+    /// Reports to `ends`, once, as soon as exactly this instance does not run any more, and at once if it does not run now. Returns
+    /// immediately; repeating it changes nothing. A report may be lost: the next probe finds what has ended.
+    fn watch(&self, _appliance: ApplianceId, _instance: &Instance, _ends: &EndSender) {}
+
+    /// How an instance that does not run any more ended, where the driver knows. Changes nothing.
+    async fn ended(&self, _appliance: ApplianceId, _instance: &Instance) -> Option<InstanceEnd> {
         None
     }
 

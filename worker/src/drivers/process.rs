@@ -12,11 +12,12 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use common::site::{STATE_DIR_RULE, is_state_dir};
+use common::status::InstanceEnd;
 use common::{ApplianceId, SiteId, Term, WorkerId};
 use runtime::folder::Folder as StateFolder;
 use rustix::process::Signal;
@@ -25,16 +26,18 @@ use worker_core::instance::{Instance, Observation};
 
 pub use self::config::Config;
 use self::ending::Ending;
+use self::ends::EndWatch;
 use self::fence::Fences;
 use self::launch::Order;
 use self::record::{Folder, FolderKey, InstanceRecord, Management, RecordedInstance};
 use self::starting::Started;
 use self::system::POLL;
-use crate::drivers::{Driver, DriverFencing, Error, Wanted};
+use crate::drivers::{Driver, DriverFencing, EndSender, EndedInstance, Error, Wanted};
 use crate::gate::Permit;
 
 mod config;
 mod ending;
+mod ends;
 pub mod fence;
 mod finding;
 mod launch;
@@ -64,6 +67,8 @@ struct Inner {
     /// Folders of instances.
     instances: StateFolder,
     fences: Arc<Fences>,
+    /// Reports ends; set up when it is first needed, and `None` where the system refuses it.
+    ends: OnceLock<Option<EndWatch>>,
 }
 
 impl ProcessDriver {
@@ -102,7 +107,7 @@ impl ProcessDriver {
         let (appliance_binary, shim_binary) = (program(&config.appliance_binary)?, program(&config.shim_binary)?);
         let config = Config { state_dir, appliance_binary, shim_binary, ..config };
         let (state_dir, fences) = (published, Arc::new(fences));
-        Ok(Self { inner: Arc::new(Inner { config, state_dir, site, instances, fences }) })
+        Ok(Self { inner: Arc::new(Inner { config, state_dir, site, instances, fences, ends: OnceLock::new() }) })
     }
 
     /// Removes token files of appliances that were deleted more than seven days and two terms ago. Returns how many.
@@ -136,8 +141,8 @@ impl ProcessDriver {
             }
             if !runs() {
                 let end = self.ended(order.appliance, &instance).await;
-                let end = end.unwrap_or_else(|| "its shim is gone, too".to_owned());
-                return Err(Error::Failed(format!("instance {} ended at once: {end}", order.ordinal)));
+                let unknown = || Error::Failed(format!("instance {} and its shim ended at once", order.ordinal));
+                return Err(end.map_or_else(unknown, |end| Error::Ended(Box::new(end))));
             }
             if Instant::now() >= deadline {
                 return if has_management {
@@ -186,10 +191,23 @@ impl Driver for ProcessDriver {
         Some(system::process_of(&instance.handle)?.is_alive())
     }
 
-    async fn ended(&self, appliance: ApplianceId, instance: &Instance) -> Option<String> {
+    fn watch(&self, appliance: ApplianceId, instance: &Instance, ends: &EndSender) {
+        let start = || {
+            EndWatch::start()
+                .inspect_err(|error| tracing::warn!(%error, "ends of instances are noticed by probes only"))
+                .ok()
+        };
+        if let (Some(process), Some(watch)) = (system::process_of(&instance.handle), self.inner.ends.get_or_init(start))
+        {
+            let (ordinal, attempt) = (instance.ordinal, instance.attempt);
+            watch.watch(process, EndedInstance { appliance, ordinal, attempt }, ends);
+        }
+    }
+
+    async fn ended(&self, appliance: ApplianceId, instance: &Instance) -> Option<InstanceEnd> {
         let (inner, ordinal, attempt) = (Arc::clone(&self.inner), instance.ordinal, instance.attempt);
         let end = tokio::task::spawn_blocking(move || inner.end_of(appliance, ordinal, attempt)).await;
-        end.ok().flatten().map(|end| end.to_string())
+        end.ok().flatten()
     }
 
     async fn ensure(&self, permit: &Permit, wanted: Wanted<'_>) -> Result<Instance, Error> {

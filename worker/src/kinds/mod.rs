@@ -104,7 +104,7 @@ mod tests {
     use axum::http::StatusCode;
     use axum::routing::get;
     use common::Edition;
-    use common::appliance::{Name, Spec};
+    use common::appliance::{Name, Spec, Timing};
     use common::driver::DriverName;
     use common::kind::{Custom, KindSpec, Probe};
     use tokio::net::TcpListener;
@@ -123,7 +123,14 @@ mod tests {
             edition: Edition::default(),
             revision: 0,
             deleting: false,
-            spec: Spec { replicas: 1, probe_interval: None, image: None, ports: vec![], kind },
+            spec: Spec {
+                replicas: 1,
+                probe_interval: None,
+                timing: Timing::default(),
+                image: None,
+                ports: vec![],
+                kind,
+            },
         }
     }
 

@@ -23,10 +23,12 @@ use super::entry::{ApplianceEntry, StepStage};
 use super::steps::{Done, StepTask, fenced};
 use super::timers::Timers;
 use super::{Config, RunnerClock, RunnerCommand, RunnerEvent};
-use crate::drivers::DriverFencing;
+use crate::drivers::{DriverFencing, EndSender, EndedInstance};
 use crate::gate::SharedGate;
 use crate::offer::{Drivers, Offer};
 
+/// Ends of instances that may wait. When it is full, drivers wait, or leave the end to be found by a probe.
+const ENDS: usize = 1_024;
 /// Inputs of one sort that are taken in a row before the others get their turn.
 const BATCH: usize = 256;
 
@@ -43,8 +45,15 @@ pub(super) struct Scheduler {
     timers: Timers,
     announced: Announced,
     steps: Steps,
+    ends: Ends,
     unsent: UnsentEvents,
     serial: u64,
+}
+
+/// What drivers report of instances that have ended.
+struct Ends {
+    sender: EndSender,
+    receiver: mpsc::Receiver<EndedInstance>,
 }
 
 /// Steps that wait for room, and steps that run: those that change nothing (looks) apart from those that do.
@@ -83,6 +92,7 @@ impl UnsentEvents {
 
 impl Scheduler {
     pub(super) fn new(config: Config, drivers: Drivers, clock: RunnerClock) -> Self {
+        let (sender, receiver) = mpsc::channel(ENDS);
         Self {
             config,
             drivers,
@@ -93,6 +103,7 @@ impl Scheduler {
             timers: Timers::default(),
             announced: Announced::default(),
             steps: Steps::default(),
+            ends: Ends { sender, receiver },
             unsent: UnsentEvents::default(),
             serial: 0,
         }
@@ -113,6 +124,7 @@ impl Scheduler {
                 },
                 Some(done) = self.steps.changes.join_next() => self.ended(done),
                 Some(done) = self.steps.looks.join_next() => self.looked(done),
+                Some(ended) = self.ends.receiver.recv() => self.instance_ended(ended),
                 () = sleep_until(&self.clock, next) => self.wake(),
                 slot = events.reserve(), if unsent => match slot {
                     Ok(slot) => {
@@ -277,10 +289,11 @@ impl Scheduler {
             return self.unblock(appliance);
         }
         let now = self.now();
-        let Some(entry) = self.entries.get_mut(&appliance).filter(|entry| entry.serial == serial) else { return };
-        if !matches!(entry.stage, StepStage::Running(_)) {
-            return;
+        let runs = |entry: &ApplianceEntry| entry.serial == serial && matches!(entry.stage, StepStage::Running(_));
+        if let Some(entry) = self.entries.get(&appliance).filter(|entry| runs(entry)) {
+            self.watch(appliance, entry, &outcome);
         }
+        let Some(entry) = self.entries.get_mut(&appliance).filter(|entry| runs(entry)) else { return };
         entry.stage = StepStage::Idle;
         entry.claimed |= claimed;
         if let StepOutcome::Superseded(newer) = outcome {
@@ -298,6 +311,25 @@ impl Scheduler {
             entry.lifecycle.unanswered(until);
         }
         self.drive(appliance, Fact::Ended(outcome));
+    }
+
+    /// Asks to be told when the instances end that a step has started or found.
+    fn watch(&self, appliance: ApplianceId, entry: &ApplianceEntry, outcome: &StepOutcome) {
+        let instances = match outcome {
+            StepOutcome::Booted(instance) => std::slice::from_ref(instance),
+            StepOutcome::Observed(found) => &found.running,
+            _ => return,
+        };
+        let Some(Offer { driver, .. }) = self.drivers.offer(&entry.lifecycle.desired().driver) else { return };
+        instances.iter().for_each(|instance| driver.watch(appliance, instance, &self.ends.sender));
+    }
+
+    /// A driver says that an instance does not run any more. A machine that has not begun to look finds that out itself.
+    fn instance_ended(&mut self, ended: EndedInstance) {
+        let EndedInstance { appliance, ordinal, attempt } = ended;
+        if self.entries.get(&appliance).is_some_and(|entry| !matches!(entry.stage, StepStage::Blocked(_))) {
+            self.drive(appliance, Fact::Exited { ordinal, attempt });
+        }
     }
 
     fn unblock(&mut self, appliance: ApplianceId) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::ApplianceId;
 use common::appliance::{MAX_TEXT, Name};
-use common::status::Details;
+use common::status::{Details, InstanceEnd};
 use common::text::escaped;
 use futures::FutureExt as _;
 use proto::convert::scalar::clip;
@@ -60,7 +60,7 @@ impl StepTask {
         let mut claimed = self.permit.is_some();
         async move {
             let work = AssertUnwindSafe(self.carry_out(&config)).catch_unwind();
-            let ended = tokio::time::timeout(total_limit(&config, step), work).await;
+            let ended = tokio::time::timeout(self.total_limit(&config), work).await;
             let outcome = match ended {
                 Ok(Ok(Ok(outcome))) => outcome,
                 Ok(Ok(Err(error))) => {
@@ -74,6 +74,8 @@ impl StepTask {
             Span::current().record("outcome", outcome.name());
             if let StepOutcome::Failed(text) | StepOutcome::Refused(text) | StepOutcome::Busy(text) = &outcome {
                 tracing::info!(%appliance, %step, outcome = outcome.name(), error = %text, "step did not succeed");
+            } else if let StepOutcome::Vanished(end, _) = &outcome {
+                tracing::info!(%appliance, %step, %end, "instance ended");
             } else if let StepOutcome::Superseded(newer) = &outcome {
                 tracing::info!(%appliance, %step, %newer, "step refused: a newer token is in force");
             } else if matches!(outcome, StepOutcome::TimedOut) && step.changes_the_world() {
@@ -180,7 +182,8 @@ impl StepTask {
         if self.is_alive(instance).await == Some(false) {
             return self.vanished(instance).await;
         }
-        let error = match within(config.probe_timeout, self.protocol.probe(instance, &self.desired)).await {
+        let limit = self.probe_timeout(config);
+        let error = match within(limit, self.protocol.probe(instance, &self.desired)).await {
             Some(Ok(ProbeAnswer::Answered(conditions))) => return StepOutcome::Answered(conditions),
             Some(Ok(ProbeAnswer::LeftToDriver)) => {
                 return match self.runs(instance).await {
@@ -190,21 +193,22 @@ impl StepTask {
                 };
             }
             Some(Err(error)) => error.to_string(),
-            None => format!("no answer within {:?}", config.probe_timeout),
+            None => format!("no answer within {limit:?}"),
         };
         // Doubt is not death: an instance that hangs is replaced after several probes.
         match self.runs(instance).await {
             Some(false) => match self.end_of(instance).await {
-                Some(end) => StepOutcome::Vanished(end),
-                None => StepOutcome::Vanished(error),
+                Some(end) => vanished(end),
+                None => StepOutcome::Vanished(error, None),
             },
             Some(true) | None => StepOutcome::Silent(error),
         }
     }
 
-    /// Tells the driver of the first answer of an instance. Where that fails its next owner is more patient than need be.
+    /// Tells the driver of the first answer of an instance that counts. Where that fails its next owner is more patient than need be.
     async fn note_answer(&self, instance: &Instance) {
-        if !matches!(instance.boot, BootState::UnderWay { .. }) {
+        let BootState::UnderWay { since } = instance.boot else { return };
+        if runtime::clock::now() < since + self.desired.spec.settle_time() {
             return;
         }
         let (appliance, ordinal) = (self.appliance, instance.ordinal);
@@ -227,30 +231,39 @@ impl StepTask {
 
     /// What to say of an instance that does not run any more.
     async fn vanished(&self, instance: &Instance) -> StepOutcome {
-        let end = self.end_of(instance).await;
-        StepOutcome::Vanished(end.unwrap_or_else(|| "it does not run any more".to_owned()))
+        let unknown = || StepOutcome::Vanished("it does not run any more".to_owned(), None);
+        self.end_of(instance).await.map_or_else(unknown, vanished)
     }
 
     /// How an instance ended, as far as its driver knows.
-    async fn end_of(&self, instance: &Instance) -> Option<String> {
+    async fn end_of(&self, instance: &Instance) -> Option<InstanceEnd> {
         within(ASK_DRIVER, self.driver.ended(self.appliance, instance)).await.flatten()
     }
 
     async fn is_alive(&self, instance: &Instance) -> Option<bool> {
         within(ASK_DRIVER, self.driver.is_alive(self.appliance, instance)).await.flatten()
     }
-}
 
-/// A probe bounds its parts itself, so that it can tell what was wrong.
-fn total_limit(config: &Config, step: LifecycleStep) -> Duration {
-    match step {
-        LifecycleStep::Probe { .. } => config.probe_timeout + 4 * ASK_DRIVER,
-        other => config.limit(other),
+    fn probe_timeout(&self, config: &Config) -> Duration {
+        self.desired.spec.timing.probe_timeout.unwrap_or(config.probe_timeout)
+    }
+
+    /// A probe bounds its parts itself, so that it can tell what was wrong.
+    fn total_limit(&self, config: &Config) -> Duration {
+        match self.step {
+            LifecycleStep::Probe { .. } => self.probe_timeout(config) + 4 * ASK_DRIVER,
+            other => config.limit(other),
+        }
     }
 }
 
 async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(limit, work).await.ok()
+}
+
+/// The outcome for an instance that ended in a way that is known.
+fn vanished(end: InstanceEnd) -> StepOutcome {
+    StepOutcome::Vanished(end.to_string(), Some(Box::new(end)))
 }
 
 /// What an error means to the machine.
@@ -261,6 +274,7 @@ fn outcome_of(error: Error) -> StepOutcome {
         Error::FenceBusy(text) => StepOutcome::Busy(text),
         Error::Refused(text) => StepOutcome::Refused(text),
         Error::Failed(text) => StepOutcome::Failed(text),
+        Error::Ended(end) => vanished(*end),
     }
 }
 
@@ -276,7 +290,7 @@ fn clipped(outcome: StepOutcome) -> StepOutcome {
     };
     match outcome {
         StepOutcome::Silent(text) => StepOutcome::Silent(short(text)),
-        StepOutcome::Vanished(text) => StepOutcome::Vanished(short(text)),
+        StepOutcome::Vanished(text, end) => StepOutcome::Vanished(short(text), end),
         StepOutcome::Refused(text) => StepOutcome::Refused(short(text)),
         StepOutcome::Failed(text) => StepOutcome::Failed(short(text)),
         StepOutcome::Busy(text) => StepOutcome::Busy(short(text)),
@@ -301,8 +315,13 @@ mod tests {
         let text = format!("a{}", "é".repeat(100_000));
         let kept = format!("a{}", "é".repeat(2_047));
         assert_eq!(kept.len(), MAX_TEXT - 1);
-        let outcomes: [fn(String) -> StepOutcome; 5] =
-            [StepOutcome::Silent, StepOutcome::Vanished, StepOutcome::Refused, StepOutcome::Failed, StepOutcome::Busy];
+        let outcomes: [fn(String) -> StepOutcome; 5] = [
+            StepOutcome::Silent,
+            |text| StepOutcome::Vanished(text, None),
+            StepOutcome::Refused,
+            StepOutcome::Failed,
+            StepOutcome::Busy,
+        ];
         for outcome in outcomes {
             assert_eq!(clipped(outcome(text.clone())), outcome(kept.clone()));
             assert_eq!(clipped(outcome("no".to_owned())), outcome("no".to_owned()));

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
-use common::appliance::{Name, Spec};
+use common::appliance::{Name, Spec, Timing};
 use common::driver::DriverName;
 use common::kind::{Custom, KindSpec, Probe};
 use common::network_port::NetworkPort;
@@ -16,7 +16,7 @@ use worker_core::instance::{Instance, Observation};
 use worker_core::ports::PluggedPorts;
 
 use super::*;
-use crate::drivers::{Driver, DriverFencing, Error, Wanted};
+use crate::drivers::{Driver, DriverFencing, EndSender, EndedInstance, Error, Wanted};
 use crate::gate::Permit;
 use crate::kinds::{ProbeAnswer, Protocol};
 use crate::offer::Offer;
@@ -46,6 +46,7 @@ fn desired(generation: u64, change: impl FnOnce(&mut Desired)) -> Arc<Desired> {
         spec: Spec {
             replicas: 1,
             probe_interval: None,
+            timing: Timing::default(),
             image: None,
             ports: vec![],
             kind: KindSpec::Custom(Custom {
@@ -102,6 +103,8 @@ struct RunnerWorld {
     plugs: Mutex<Plugs>,
     /// Somebody else answers where an instance did.
     foreign: AtomicBool,
+    /// Instances whose ends are to be reported, and where.
+    watched: Mutex<Vec<(EndedInstance, EndSender)>>,
 }
 
 impl RunnerWorld {
@@ -118,6 +121,7 @@ impl RunnerWorld {
             probes_hang: AtomicBool::new(false),
             plugs: Mutex::new(Plugs::Never),
             foreign: AtomicBool::new(false),
+            watched: Mutex::default(),
         })
     }
 
@@ -220,6 +224,11 @@ impl Driver for RunnerWorld {
 
     async fn is_alive(&self, appliance: ApplianceId, instance: &Instance) -> Option<bool> {
         self.foreign.load(Ordering::Relaxed).then(|| self.find(appliance).contains(instance))
+    }
+
+    fn watch(&self, appliance: ApplianceId, instance: &Instance, ends: &EndSender) {
+        let ended = EndedInstance { appliance, ordinal: instance.ordinal, attempt: instance.attempt };
+        self.watched.lock().expect("no panic").push((ended, ends.clone()));
     }
 
     async fn ensure(&self, permit: &Permit, wanted: Wanted<'_>) -> Result<Instance, Error> {
@@ -487,6 +496,27 @@ async fn a_killed_instance_is_replaced_within_the_probe_interval() {
     let status = bench.phase(Phase::Configured).await;
     assert_eq!(status.instances[0].details.pid(), Some(2));
     assert!(killed.elapsed() <= Duration::from_secs(63), "{:?}", killed.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_whose_end_is_reported_is_replaced_at_once() {
+    let mut bench = RunnerBench::new().await;
+    bench.take(1, 1, desired(1, |_| {})).await;
+    bench.phase(Phase::Configured).await;
+    let report = |bench: &RunnerBench| {
+        let watched = bench.world.watched.lock().expect("no panic");
+        watched.iter().for_each(|(ended, ends)| ends.try_send(*ended).expect("there is room"));
+    };
+    // A report that is not true costs a probe.
+    report(&bench);
+    bench.pass(Duration::from_secs(1)).await;
+    assert_eq!(bench.world.calls(), ["boot 0/1", "configure 0/1 g1"]);
+    bench.world.instances.lock().expect("no panic").clear();
+    let killed = Instant::now();
+    report(&bench);
+    let status = bench.phase(Phase::Configured).await;
+    assert_eq!(status.instances[0].details.pid(), Some(2));
+    assert!(killed.elapsed() <= Duration::from_secs(1), "{:?}", killed.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

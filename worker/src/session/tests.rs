@@ -6,7 +6,7 @@ mod lives;
 
 use std::pin::Pin;
 
-use common::appliance::{Name, Spec};
+use common::appliance::{Name, Spec, Timing};
 use common::driver::{DriverCapabilities, DriverName};
 use common::kind::{Custom, KindSpec, Probe};
 use common::secret::LifeSecret;
@@ -272,7 +272,7 @@ fn desired() -> Arc<Desired> {
         edition: Edition::new(Generation::new(1), Term::new(1)),
         revision: 0,
         deleting: false,
-        spec: Spec { replicas: 1, probe_interval: None, image: None, ports: vec![], kind },
+        spec: Spec { replicas: 1, probe_interval: None, timing: Timing::default(), image: None, ports: vec![], kind },
     })
 }
 

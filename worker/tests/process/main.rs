@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use worker::drivers::process::{Config, ProcessDriver};
-use worker::drivers::{Driver, Error, Wanted};
+use worker::drivers::{Driver, EndedInstance, Error, Wanted};
 use worker::kinds::{Protocol, Standard};
 use worker_core::desired::Desired;
 use worker_core::instance::{BootState, Handle, Instance};
@@ -88,7 +88,8 @@ async fn a_killed_process_is_gone_and_leaves_no_zombie_and_no_child_on_its_port(
     until("it is reaped", || !Path::new(&format!("/proc/{pid}")).exists()).await;
     assert_eq!((driver.is_alive(A, &made).await, other.is_alive(A, &made).await), (Some(false), Some(false)));
     assert_eq!(driver.observe(A).await.expect("readable").running, []);
-    assert_eq!(other.ended(A, &made).await.as_deref(), Some("signal 9 (SIGKILL); no output"));
+    let end = other.ended(A, &made).await.expect("its shim has noted it");
+    assert_eq!(end.to_string(), "signal 9 (SIGKILL); no output");
     until("its child has been ended", || world.processes().is_empty()).await;
     let next = driver.ensure(&permit(1), Wanted { attempt: 2, ..first(&spec) }).await.expect("starts again");
     assert_ne!(next.details.pid(), made.details.pid());
@@ -224,7 +225,7 @@ async fn mistakes_are_named_and_nothing_is_left_of_them() {
     assert!(!world.instance_folder().exists());
     let failed = ensure(&shell("echo first; echo it went wrong >&2; exit 3")).await.expect_err("it ends");
     let text = failed.to_string();
-    assert_eq!(text, "instance 0 ended at once: exit status 3; last output: first | it went wrong");
+    assert_eq!(text, "ended at once: exit status 3; last output: first | it went wrong");
     let config = Config { state_dir: "/proc/no/such".into(), ..Config::default() };
     let text = refusal(ProcessDriver::new(config, WorkerId::new("w1").expect("a name")));
     assert!(text.starts_with("state directory /proc/no/such cannot be used: "), "{text}");

@@ -39,7 +39,7 @@ async fn what_an_instance_leaves_behind_ends_with_it() {
     // In a session of its own, and there without the environment and as a grandchild of nobody.
     let spec = shell(&format!("setsid sleep {one} & env -i setsid sh -c 'sleep {two} & exit 0'; exit 0"));
     let error = driver.ensure(&permit(1), first(&spec)).await.expect_err("it ends").to_string();
-    assert_eq!(error, "instance 0 ended at once: exit status 0; no output");
+    assert_eq!(error, "ended at once: exit status 0; no output");
     until("what it started is gone", || with_argument(&one).is_empty() && with_argument(&two).is_empty()).await;
     driver.forget(&permit(1)).await.expect("nothing is left");
 }
@@ -104,13 +104,46 @@ async fn how_an_instance_ended_is_known_to_whoever_owns_it_next() {
     let made = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
     until("it has ended", || !runs(made.details.pid().expect("a process"))).await;
     let end = "exit status 3; last output: before | first | no such table";
-    assert_eq!(driver.ended(A, &made).await.as_deref(), Some(end));
-    assert_eq!(world.driver("w2").ended(A, &made).await.as_deref(), Some(end));
+    for driver in [&driver, &world.driver("w2")] {
+        let told = driver.ended(A, &made).await.expect("its shim has noted it");
+        assert_eq!((told.to_string(), told.instance), (end.to_owned(), Instance::name(A, 0, 1)));
+        assert!(told.at_unix_ms >= made.started_at_unix_ms);
+    }
     // The next attempt says nothing of this one.
     let next = Wanted { attempt: 2, ..first(&spec) };
     let error = driver.ensure(&permit(1), Wanted { desired: &shell("exit 4"), ..next }).await.expect_err("it ends");
-    assert_eq!(error.to_string(), "instance 0 ended at once: exit status 4; no output");
+    assert_eq!(error.to_string(), "ended at once: exit status 4; no output");
     assert_eq!(driver.ended(A, &made).await, None);
+}
+
+/// Reports of ends, for a test.
+async fn next_end(ends: &mut tokio::sync::mpsc::Receiver<EndedInstance>) -> EndedInstance {
+    let end = tokio::time::timeout(Duration::from_secs(5), ends.recv()).await;
+    end.expect("reported").expect("the sender is here")
+}
+
+#[tokio::test]
+async fn an_end_is_reported_at_once_to_every_worker_that_watches() {
+    let world = DriverWorld::new();
+    let (one, two) = (world.driver("w1"), world.driver("w2"));
+    let made = one.ensure(&permit(1), first(&shell("exec sleep 1000"))).await.expect("starts");
+    let (sender, mut ends) = tokio::sync::mpsc::channel(16);
+    // Once for each, however often it is asked.
+    for driver in [&one, &one, &two] {
+        driver.watch(A, &made, &sender);
+    }
+    tokio::task::yield_now().await;
+    assert!(ends.try_recv().is_err(), "it runs");
+    // Neither a shim nor a parent has to be there for it.
+    let pid = made.details.pid().expect("a process");
+    kill(shim_of(pid));
+    kill(pid);
+    let ended = EndedInstance { appliance: A, ordinal: 0, attempt: 1 };
+    assert_eq!((next_end(&mut ends).await, next_end(&mut ends).await), (ended, ended));
+    // What is gone already is reported, too.
+    two.watch(A, &made, &sender);
+    assert_eq!(next_end(&mut ends).await, ended);
+    assert!(ends.try_recv().is_err());
 }
 
 #[tokio::test]

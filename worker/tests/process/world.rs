@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::appliance::{Name, Spec};
+use common::appliance::{Name, Spec, Timing};
 use common::driver::DriverName;
 use common::kind::{Custom, KindSpec, Probe};
 use common::{ApplianceId, Edition, Generation, Term, Token, WorkerId};
@@ -114,7 +114,7 @@ pub(crate) fn desired(kind: KindSpec) -> Desired {
         edition: Edition::new(Generation::new(1), Term::new(1)),
         revision: 0,
         deleting: false,
-        spec: Spec { replicas: 1, probe_interval: None, image: None, ports: vec![], kind },
+        spec: Spec { replicas: 1, probe_interval: None, timing: Timing::default(), image: None, ports: vec![], kind },
     }
 }
 

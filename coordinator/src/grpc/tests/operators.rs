@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use common::appliance::Spec;
+use common::appliance::{Spec, Timing};
 use common::driver::DriverName;
 use common::kind::{Custom, KindSpec, Probe};
 use common::{Generation, Incarnation};
@@ -81,7 +81,14 @@ fn record(name: &str) -> Record {
         driver: DriverName::process(),
         placement_key: name.into(),
         labels: BTreeMap::new(),
-        spec: Spec { replicas: 1, probe_interval: None, image: None, ports: vec![], kind: KindSpec::Custom(custom) },
+        spec: Spec {
+            replicas: 1,
+            probe_interval: None,
+            timing: Timing::default(),
+            image: None,
+            ports: vec![],
+            kind: KindSpec::Custom(custom),
+        },
         generation: Generation::new(1),
         written: Term::new(1),
         revision: 0,

@@ -1,7 +1,9 @@
 //! Values to store.
 
 use common::SiteId;
+use common::appliance::Timing;
 use common::secret::LifeSecret;
+use common::status::{EndCause, InstanceEnd};
 
 use super::*;
 
@@ -28,6 +30,7 @@ pub(super) fn record(n: u128, name: &str) -> Record {
         spec: Spec {
             replicas: 2,
             probe_interval: Some(Duration::from_millis(1500)),
+            timing: Timing::default(),
             image: None,
             ports: vec![],
             kind: KindSpec::Custom(Custom {
@@ -128,6 +131,16 @@ pub(super) fn member(n: u32) -> StoredMember {
     }
 }
 
+fn last_end() -> Option<Box<InstanceEnd>> {
+    Some(Box::new(InstanceEnd {
+        instance: "i-1-1".into(),
+        at_unix_ms: 9,
+        cause: EndCause::Signal(9),
+        out_of_memory: true,
+        last_lines: vec!["it fell".into(), "over".into()],
+    }))
+}
+
 pub(super) fn status() -> Status {
     Status {
         phase: Phase::Degraded,
@@ -144,6 +157,7 @@ pub(super) fn status() -> Status {
         }],
         last_error: Some("it fell over".into()),
         failed_boots: 2,
+        last_end: last_end(),
     }
 }
 
@@ -155,5 +169,6 @@ pub(super) fn progress() -> Progress {
         wait: Duration::from_millis(2_500),
         cooling: true,
         journal: vec![JournalEntry { step: "boot 0".into(), request_id: "r".into() }],
+        last_end: last_end(),
     }
 }

@@ -130,6 +130,7 @@ fn a_long_error_is_sent_in_part() {
         instances: vec![],
         last_error: Some("é".repeat(1_000_000)),
         failed_boots: 1,
+        last_end: None,
     };
     assert_eq!(status_to_wire(&status).last_error, "é".repeat(common::appliance::MAX_TEXT / 2));
 }
@@ -155,6 +156,7 @@ fn a_status_that_cannot_be_read_is_left_out_of_its_report() {
         instances: vec![],
         last_error: None,
         failed_boots: 0,
+        last_end: None,
     };
     let report = |n| StatusReport {
         appliance: ApplianceId::from_u128(n),

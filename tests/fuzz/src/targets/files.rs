@@ -43,7 +43,7 @@ pub(super) fn token(input: &[u8]) -> Outcome {
 
 pub(super) fn document_seeds() -> Vec<Vec<u8>> {
     texts([
-        "name: web\ntenant: demo\nkind: loadbalancer\nlabels: {app: web}\nreplicas: 2\nprobe_interval: 5s\nspec:\n  listeners:\n  \
+        "name: web\ntenant: demo\nkind: loadbalancer\nlabels: {app: web}\nreplicas: 2\nprobe_interval: 5s\nprobe_timeout: 1s\nboot_timeout: 1m\nsettle_time: 2s\nspec:\n  listeners:\n  \
          - {name: http, port: 8080, address: 0.0.0.0, members: [{port: 8081}], health_check: {interval: 1s, fall: 2},\n     \
          limits: {max_connections: 7, idle_timeout: 1m, drain_timeout: 10s},\n    \
          algorithm: source_hash, proxy_protocol: v2, trust_proxy_from: [10.0.0.0/8]}\n---\nname: b\nkind: custom\nspec: {command: x, probe: http}\n",

@@ -35,7 +35,15 @@ fn seconds(seconds: i64) -> Option<prost_types::Duration> {
 
 fn progress() -> Option<wire::Progress> {
     let journal = vec![wire::JournalEntry { step: "boot 0".into(), request_id: "r".into() }];
-    Some(wire::Progress { failed_boots: 1, attempts: vec![2, 3], wait: seconds(4), cooling: true, journal, ends: 1 })
+    Some(wire::Progress {
+        failed_boots: 1,
+        attempts: vec![2, 3],
+        wait: seconds(4),
+        cooling: true,
+        journal,
+        ends: 1,
+        last_end: wire_end(),
+    })
 }
 
 fn envelope() -> Option<wire::Envelope> {
@@ -73,6 +81,16 @@ fn profile() -> Option<wire::Profile> {
     })
 }
 
+fn wire_end() -> Option<admin::InstanceEnd> {
+    Some(admin::InstanceEnd {
+        instance: "a-0-1".into(),
+        time: Some(prost_types::Timestamp { seconds: 1, nanos: 0 }),
+        cause: Some(admin::instance_end::Cause::ExitStatus(3)),
+        out_of_memory: true,
+        last_lines: vec!["no such table".into(), "x".into()],
+    })
+}
+
 fn wire_status() -> admin::Status {
     let instance = admin::Instance {
         name: "a-0-1".into(),
@@ -86,7 +104,14 @@ fn wire_status() -> admin::Status {
         ..Default::default()
     };
     let instances = vec![instance.clone(), admin::Instance { ordinal: 1, ..instance }];
-    admin::Status { phase: 4, observed_generation: 3, instances, last_error: "e".into(), ..Default::default() }
+    admin::Status {
+        phase: 4,
+        observed_generation: 3,
+        instances,
+        last_error: "e".into(),
+        last_end: wire_end(),
+        ..Default::default()
+    }
 }
 
 fn custom() -> admin::Spec {
@@ -107,6 +132,9 @@ fn custom() -> admin::Spec {
     admin::Spec {
         replicas: Some(1),
         probe_interval: seconds(5),
+        probe_timeout: seconds(1),
+        boot_timeout: seconds(60),
+        settle_time: seconds(2),
         image: "i".into(),
         ports: vec![port],
         kind: Some(admin::spec::Kind::Custom(custom)),

@@ -44,6 +44,8 @@ pub(super) struct InstanceSlot {
     pub(super) failed_probes: u32,
     /// When it is probed next.
     pub(super) next_probe: Timestamp,
+    /// Its driver says that it has ended, and no probe has begun since.
+    pub(super) exited: bool,
     /// When it may be configured again after that failed.
     pub(super) retry: Retry,
     /// How plugging its ports has failed.
@@ -84,6 +86,7 @@ impl InstanceSlot {
             serves_since: None,
             failed_probes: 0,
             next_probe,
+            exited: false,
             retry: Retry::default(),
             plugging: Plugging::default(),
         }
@@ -96,6 +99,11 @@ impl InstanceSlot {
             instance.addresses.service = self.instance.addresses.service;
         }
         self.instance = instance;
+    }
+
+    /// When it is due to be probed.
+    pub(super) const fn probe_at(&self) -> Timestamp {
+        if self.exited { Timestamp::ZERO } else { self.next_probe }
     }
 
     pub(super) const fn is_alive(&self) -> bool {
@@ -172,6 +180,13 @@ impl Instances {
 
     pub(super) fn slot_mut(&mut self, ordinal: u16) -> Option<&mut InstanceSlot> {
         self.slots.iter_mut().find(|slot| slot.instance.ordinal == ordinal)
+    }
+
+    /// Notes what a driver says of an instance that has ended.
+    pub(super) fn exited(&mut self, ordinal: u16, attempt: u32) {
+        if let Some(slot) = self.slot_mut(ordinal).filter(|slot| slot.instance.attempt == attempt) {
+            slot.exited = true;
+        }
     }
 
     /// Puts an instance into its slot; one that was there is doomed.

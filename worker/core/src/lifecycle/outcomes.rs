@@ -45,13 +45,22 @@ impl Lifecycle {
                 self.silent(ordinal, &text, at);
             }
             (L::Probe { ordinal }, O::TimedOut) => self.silent(ordinal, "no answer in time", at),
-            (L::Probe { ordinal }, O::Vanished(text)) => self.vanished(ordinal, &text, at),
+            (L::Boot { ordinal, .. }, O::Vanished(text, end)) => {
+                self.fleet.known = false;
+                self.troubles.saw_end(end);
+                self.failed_boot(ordinal, &format!("ended at once: {text}"), at);
+            }
+            (L::Probe { ordinal }, O::Vanished(text, end)) => {
+                self.troubles.saw_end(end);
+                self.vanished(ordinal, &text, at);
+            }
             (L::Configure { ordinal, generation }, O::Configured) => self.configured(ordinal, generation, at.now),
             (L::Configure { ordinal, .. }, O::Refused(text)) if self.fleet.predecessor(ordinal).is_some() => {
                 self.fleet.condemn(ordinal);
                 self.failed_boot(ordinal, &format!("cannot be configured: {text}"), at);
             }
-            (L::Configure { ordinal, .. }, O::Vanished(text)) if self.fleet.predecessor(ordinal).is_some() => {
+            (L::Configure { ordinal, .. }, O::Vanished(text, end)) if self.fleet.predecessor(ordinal).is_some() => {
+                self.troubles.saw_end(end);
                 self.vanished(ordinal, &text, at);
             }
             (L::Replug { ordinal, generation }, O::Replugged(instance)) if instance.ordinal == ordinal => {
@@ -104,7 +113,7 @@ impl Lifecycle {
             self.ended(&slot, text, at);
         }
         for ordinal in findings.failed_boots {
-            self.failed_boot(ordinal, "ended before it answered", at);
+            self.failed_boot(ordinal, "ended before it was up", at);
         }
         if first && !self.fleet.slots.is_empty() && self.fleet.missing(replicas).is_some() {
             self.troubles.lost = true;
@@ -206,7 +215,15 @@ impl Lifecycle {
 
     fn answered(&mut self, ordinal: u16, conditions: Details, at: Occasion<'_>) {
         let next_probe = self.next_probe(ordinal, at.now, at.config);
+        let settle_time = self.goal.desired.spec.settle_time();
         if let Some(slot) = self.fleet.slot_mut(ordinal) {
+            if let InstanceLife::Rising { since, .. } = slot.life
+                && at.now < since + settle_time
+            {
+                // It may yet end at once, and what is up for a moment only is not up.
+                slot.next_probe = since + settle_time;
+                return;
+            }
             slot.life = InstanceLife::Alive;
             // Whoever carried the probe out has told the driver.
             if matches!(slot.instance.boot, BootState::UnderWay { .. }) {
@@ -222,13 +239,14 @@ impl Lifecycle {
         let Occasion { now, config, .. } = at;
         let interval = self.interval(config);
         let retry = now + config.probe_retry.min(interval);
+        let boot_timeout = self.goal.desired.spec.timing.boot_timeout.unwrap_or(config.boot_timeout);
         let has_contract = matches!(self.goal.desired.spec.kind.probe(), ProbeSpec::Rest);
         let Some(slot) = self.fleet.slot_mut(ordinal) else { return };
         slot.failed_probes = slot.failed_probes.saturating_add(1);
         match &mut slot.life {
             // Its time may have been over before this owner came, or have passed in a suspend: it is asked more than once all the same.
             InstanceLife::Rising { since, .. }
-                if now.since(*since) >= config.boot_timeout && slot.failed_probes >= config.restart_probe_failures =>
+                if now.since(*since) >= boot_timeout && slot.failed_probes >= config.restart_probe_failures =>
             {
                 self.fleet.condemn(ordinal);
                 self.failed_boot(ordinal, &format!("gave no answer in time: {text}"), at);
@@ -262,7 +280,7 @@ impl Lifecycle {
             Some(slot) if !slot.is_rising() => {
                 self.ended(&slot, format!("instance {ordinal} is gone: {text}"), at);
             }
-            Some(_) => self.failed_boot(ordinal, &format!("ended before it answered: {text}"), at),
+            Some(_) => self.failed_boot(ordinal, &format!("ended before it was up: {text}"), at),
             None => {}
         }
     }

@@ -96,6 +96,11 @@ impl Lifecycle {
             // However it ends: what the instance was told of its ports may not be true any more.
             slot.configured = None;
         }
+        if let Some(LifecycleStep::Probe { ordinal }) = step
+            && let Some(slot) = self.fleet.slot_mut(ordinal)
+        {
+            slot.exited = false;
+        }
         match step {
             Some(step) => {
                 self.state = LifecycleState::Running { step, leaving: false };
@@ -139,9 +144,9 @@ impl Lifecycle {
         {
             return Some(Choice::Boot(ordinal));
         }
-        let due = self.fleet.slots.iter().min_by_key(|slot| (slot.next_probe, slot.instance.ordinal));
+        let due = self.fleet.slots.iter().min_by_key(|slot| (slot.probe_at(), slot.instance.ordinal));
         if let Some(slot) = due
-            && wake.due(slot.next_probe)
+            && wake.due(slot.probe_at())
         {
             return Some(Choice::Do(LifecycleStep::Probe { ordinal: slot.instance.ordinal }));
         }
@@ -267,7 +272,8 @@ impl Lifecycle {
     /// Changes whenever the status does (but for one chance in 2^64), without the cost of building it.
     pub(super) fn fingerprint(&self) -> u64 {
         let mut hash = DefaultHasher::new();
-        (self.reporting.phase, self.goal.generation(), &self.troubles.last_error, self.boots.in_vain()).hash(&mut hash);
+        (self.reporting.phase, self.goal.generation(), self.boots.in_vain()).hash(&mut hash);
+        (&self.troubles.last_error, &self.troubles.last_end).hash(&mut hash);
         for slot in &self.fleet.slots {
             let i = &slot.instance;
             (i.ordinal, i.attempt, i.started_at_unix_ms, i.addresses.service, &i.ports, &i.details).hash(&mut hash);

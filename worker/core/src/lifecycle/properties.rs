@@ -32,6 +32,8 @@ enum GeneratedOp {
     /// An instance dies, or one that nobody knows of turns up.
     Kill(u16),
     Stray(u16, u32),
+    /// The driver says that an instance has ended, be it true or not.
+    Exit(u16, u32),
 }
 
 fn op(with_release: bool) -> impl Strategy<Value = GeneratedOp> {
@@ -47,6 +49,7 @@ fn op(with_release: bool) -> impl Strategy<Value = GeneratedOp> {
         16 => (0_u8..14).prop_map(GeneratedOp::End),
         2 => (0_u16..4).prop_map(GeneratedOp::Kill),
         1 => (0_u16..5, 1_u32..9).prop_map(|(ordinal, attempt)| GeneratedOp::Stray(ordinal, attempt)),
+        1 => (0_u16..5, 1_u32..9).prop_map(|(ordinal, attempt)| GeneratedOp::Exit(ordinal, attempt)),
     ]
 }
 
@@ -141,7 +144,7 @@ impl PropertyWorld {
             LifecycleStep::Configure { ordinal, .. } if self.lives(ordinal) => StepOutcome::Configured,
             LifecycleStep::Configure { .. } => StepOutcome::Failed("connection refused".into()),
             LifecycleStep::Probe { ordinal } if self.lives(ordinal) => StepOutcome::Answered(Details::default()),
-            LifecycleStep::Probe { .. } => StepOutcome::Vanished("connection refused".into()),
+            LifecycleStep::Probe { .. } => StepOutcome::Vanished("connection refused".into(), None),
             LifecycleStep::Destroy { ordinal, attempt } => {
                 self.instances.remove(&(ordinal, attempt));
                 StepOutcome::Destroyed
@@ -208,6 +211,7 @@ impl PropertyWorld {
             GeneratedOp::Release => self.feed(LifecycleEvent::Release),
             GeneratedOp::End(how) => self.end(how),
             GeneratedOp::Kill(ordinal) => self.instances.retain(|(n, _), _| *n != ordinal),
+            GeneratedOp::Exit(ordinal, attempt) => self.feed(LifecycleEvent::Exited { ordinal, attempt }),
             GeneratedOp::Stray(ordinal, attempt) => {
                 let made = self.made(ordinal, attempt);
                 self.instances.entry((ordinal, attempt)).or_insert(made);

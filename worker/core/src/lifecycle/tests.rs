@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::appliance::{Name, Spec};
+use common::appliance::{Name, Spec, Timing};
 use common::driver::DriverName;
 use common::kind::{Custom, HealthCheck, KindSpec, Limits, Listener, LoadBalancer, Probe};
 use common::status::Details;
@@ -30,6 +30,7 @@ pub(super) fn desired(generation: u64, replicas: u16, change: impl FnOnce(&mut D
         spec: Spec {
             replicas,
             probe_interval: None,
+            timing: Timing::default(),
             image: None,
             ports: vec![],
             kind: KindSpec::Custom(Custom {
@@ -598,6 +599,56 @@ fn a_start_that_hangs_is_told_before_twenty_probes_have_hung() {
 }
 
 #[test]
+fn an_instance_counts_as_up_once_it_has_run_for_its_settle_time() {
+    let d = desired(1, 1, |d| d.spec.timing.settle_time = Some(Duration::from_secs(2)));
+    let settling = || {
+        let mut bench = LifecycleBench::new(&d);
+        bench.play(vec![
+            (LifecycleEvent::Tick, OBSERVE, Phase::Down),
+            (found(&[]), boot(0, 1), Phase::Booting),
+            (ended(StepOutcome::Booted(instance(0, 1, &d))), None, Phase::Booting),
+        ]);
+        bench.wake();
+        bench.play(vec![
+            (LifecycleEvent::Tick, probe(0), Phase::Booting),
+            (ended(StepOutcome::Answered(Details::default())), None, Phase::Booting),
+        ]);
+        bench
+    };
+    let mut bench = settling();
+    assert_eq!(bench.wake(), Duration::from_millis(1_900));
+    bench.play(vec![
+        (LifecycleEvent::Tick, probe(0), Phase::Booting),
+        (ended(StepOutcome::Answered(Details::default())), configure(0, 1), Phase::Up),
+    ]);
+    // What ends before that has failed to boot, however soon it answered.
+    let mut bench = settling();
+    bench.play(vec![
+        (LifecycleEvent::Exited { ordinal: 0, attempt: 1 }, probe(0), Phase::Booting),
+        (ended(StepOutcome::Vanished("exit status 3".into(), None)), None, Phase::Down),
+    ]);
+    let status = bench.life.status();
+    let error = "boot of instance 0: ended before it was up: exit status 3";
+    assert_eq!((status.failed_boots, status.last_error.as_deref()), (1, Some(error)));
+}
+
+#[test]
+fn a_boot_has_the_time_that_its_specification_gives_it() {
+    let d = desired(1, 1, |d| d.spec.timing.boot_timeout = Some(Duration::from_secs(3)));
+    let mut bench = LifecycleBench::new(&d);
+    bench.feed(LifecycleEvent::Tick);
+    bench.feed(found(&[]));
+    bench.feed(ended(StepOutcome::Booted(instance(0, 1, &d))));
+    let booted = bench.now;
+    while bench.life.status().failed_boots == 0 {
+        bench.wake();
+        bench.feed(LifecycleEvent::Tick);
+        bench.feed(ended(StepOutcome::Silent("refused".into())));
+    }
+    assert!((3..5).contains(&bench.now.since(booted).as_secs()), "{:?}", bench.now.since(booted));
+}
+
+#[test]
 fn a_release_carries_attempts_back_off_and_journal_to_the_next_owner() {
     let d = desired(1, 1, |_| {});
     let mut bench = LifecycleBench::new(&d);
@@ -693,5 +744,6 @@ fn an_idle_appliance_is_small() {
     let texts = bench.life.goal.digest.len() * 2;
     let attempts = size_of_val(bench.life.fleet.attempts());
     let all = size_of::<Lifecycle>() + slots + texts + attempts + size_of::<Desired>();
-    assert!(all <= 1_024, "{all} bytes without the spec's texts, {} of them the machine", size_of::<Lifecycle>());
+    // Times and the last end included, which most appliances do not have.
+    assert!(all <= 1_088, "{all} bytes without the spec's texts, {} of them the machine", size_of::<Lifecycle>());
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::status::{Details, Phase, Progress};
+use common::status::{Details, InstanceEnd, Phase, Progress};
 use common::{Generation, Timestamp, Token};
 
 use crate::desired::Desired;
@@ -113,8 +113,9 @@ pub enum StepOutcome {
     Answered(Details),
     /// Of `Probe`: it gave no good answer, and its driver still finds it (or cannot tell).
     Silent(String),
-    /// Of `Probe`: it gave no good answer, and its driver does not find it any more.
-    Vanished(String),
+    /// Its driver does not find it any more, of which this is said, and how it ended if that is known. Of `Boot`: it was started and
+    /// ended at once.
+    Vanished(String, Option<Box<InstanceEnd>>),
     /// Of `Destroy`.
     Destroyed,
     /// Of `Forget`.
@@ -147,7 +148,7 @@ impl StepOutcome {
             Self::Configured => "configured",
             Self::Answered(_) => "answered",
             Self::Silent(_) => "silent",
-            Self::Vanished(_) => "vanished",
+            Self::Vanished(..) => "vanished",
             Self::Destroyed => "destroyed",
             Self::Forgotten => "forgotten",
             Self::Refused(_) => "refused",
@@ -162,9 +163,11 @@ impl StepOutcome {
     /// What to tell people.
     pub(super) fn text(&self) -> &str {
         match self {
-            Self::Silent(text) | Self::Vanished(text) | Self::Refused(text) | Self::Failed(text) | Self::Busy(text) => {
-                text
-            }
+            Self::Silent(text)
+            | Self::Vanished(text, _)
+            | Self::Refused(text)
+            | Self::Failed(text)
+            | Self::Busy(text) => text,
             Self::TimedOut => "took too long",
             other => other.name(),
         }
@@ -184,6 +187,13 @@ pub enum LifecycleEvent {
     Release,
     /// The running step has ended.
     Ended(StepOutcome),
+    /// The driver says that an instance does not run any more. A hint: it is probed at once, and the probe decides.
+    Exited {
+        /// Position among the replicas.
+        ordinal: u16,
+        /// Attempt that started it.
+        attempt: u32,
+    },
 }
 
 impl LifecycleEvent {
@@ -194,6 +204,7 @@ impl LifecycleEvent {
             Self::Check(_) => TransitionCause::Command(Trigger::Check),
             Self::Release => TransitionCause::Release,
             Self::Ended(outcome) => TransitionCause::Ended(outcome.name()),
+            Self::Exited { .. } => TransitionCause::Exited,
         }
     }
 }
@@ -248,6 +259,8 @@ pub enum TransitionCause {
     Time,
     /// A step ended like that.
     Ended(&'static str),
+    /// An instance has ended.
+    Exited,
 }
 
 impl fmt::Display for TransitionCause {
@@ -257,6 +270,7 @@ impl fmt::Display for TransitionCause {
             Self::Release => "release",
             Self::Time => "time",
             Self::Ended(outcome) => outcome,
+            Self::Exited => "exited",
         })
     }
 }

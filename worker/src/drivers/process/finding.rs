@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use common::ApplianceId;
+use common::status::{EndCause, InstanceEnd};
 use shim::processes::ProcessId;
-use shim::state::End;
+use shim::state::{self, End};
 use worker_core::instance::{BootState, Instance, Observation};
 
 use super::record::{Folder, FolderKey, InstanceRecord, RecordState, RecordedInstance};
@@ -141,7 +142,7 @@ impl Inner {
     }
 
     /// How an instance that does not run any more ended, if its shim has noted that. Waits a moment for it.
-    pub(super) fn end_of(&self, appliance: ApplianceId, ordinal: u16, attempt: u32) -> Option<End> {
+    pub(super) fn end_of(&self, appliance: ApplianceId, ordinal: u16, attempt: u32) -> Option<InstanceEnd> {
         let folder = self.folder_of(appliance, ordinal, attempt);
         let name = Instance::name(appliance, ordinal, attempt);
         let mut end = None;
@@ -152,8 +153,18 @@ impl Inner {
             end = folder.shim_state(&name).and_then(|state| state.end);
             end.is_some() || !alive
         });
-        end
+        end.map(|end| instance_end(name, end))
     }
+}
+
+/// What a shim has noted, in the terms of everybody.
+fn instance_end(instance: String, end: End) -> InstanceEnd {
+    let End { cause, at_unix_ms, out_of_memory, last_lines } = end;
+    let cause = match cause {
+        state::EndCause::Exit(status) => EndCause::Exit(status),
+        state::EndCause::Signal(number) => EndCause::Signal(number),
+    };
+    InstanceEnd { instance, at_unix_ms, cause, out_of_memory, last_lines }.bounded()
 }
 
 /// The instance as it runs now. One that was made a moment ago by another worker gets the time to say where it serves

@@ -192,7 +192,7 @@ fn owner<'a>(variables: &'a BTreeMap<String, String>, state_dir: &Path) -> Optio
 
 /// Waits for the end of processes. Answers those that still run at `deadline`.
 pub(super) async fn ended(mut left: Vec<ProcessId>, deadline: Instant) -> Vec<ProcessId> {
-    // Looked at again and again: tokio has no safe way to wait for a pidfd, and ends are too rare for it to matter.
+    // Looked at again and again: only somebody who ends something waits here, for a moment.
     let mut pause = Duration::from_millis(1);
     loop {
         left.retain(|id| id.is_alive());

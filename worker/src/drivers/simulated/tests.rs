@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use common::appliance::{Name, Spec};
+use common::appliance::{Name, Spec, Timing};
 use common::driver::DriverName;
 use common::kind::{Custom, KindSpec, Probe};
 use common::{Edition, Generation, Term};
@@ -32,7 +32,7 @@ fn desired() -> Desired {
         edition: Edition::new(Generation::new(1), Term::new(1)),
         revision: 0,
         deleting: false,
-        spec: Spec { replicas: 1, probe_interval: None, image: None, ports: vec![], kind },
+        spec: Spec { replicas: 1, probe_interval: None, timing: Timing::default(), image: None, ports: vec![], kind },
     }
 }
 

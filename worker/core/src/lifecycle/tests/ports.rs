@@ -319,7 +319,7 @@ fn a_dead_instance_is_not_plugged_but_replaced() {
     let mut bench = LifecycleBench::configured(&old);
     bench.play(vec![
         (LifecycleEvent::Change(Arc::clone(&new)), replug(0, 2), Phase::Replugging),
-        (ended(StepOutcome::Vanished("it does not run any more".into())), OBSERVE, Phase::Replugging),
+        (ended(StepOutcome::Vanished("it does not run any more".into(), None)), OBSERVE, Phase::Replugging),
         (found(&[]), boot(0, 2), Phase::Booting),
     ]);
 }

@@ -1,5 +1,7 @@
 //! Takeovers of what runs already, and repairs of what died.
 
+use common::status::{EndCause, InstanceEnd};
+
 use super::*;
 
 #[test]
@@ -51,7 +53,7 @@ fn an_adopted_instance_that_does_not_answer_is_replaced_like_any_other() {
     bench.play(vec![
         (LifecycleEvent::Tick, OBSERVE, Phase::Down),
         (found(&[instance(0, 3, &d)]), probe(0), Phase::Down),
-        (ended(StepOutcome::Vanished("connection refused".into())), boot(0, 4), Phase::Booting),
+        (ended(StepOutcome::Vanished("connection refused".into(), None)), boot(0, 4), Phase::Booting),
     ]);
     assert_eq!(bench.life.status().failed_boots, 0);
 }
@@ -109,7 +111,7 @@ fn the_dead_are_replaced_and_configured_again() {
     bench.wake();
     bench.play(vec![
         (LifecycleEvent::Tick, probe(0), Phase::Configured),
-        (ended(StepOutcome::Vanished("connection refused".into())), boot(0, 2), Phase::Booting),
+        (ended(StepOutcome::Vanished("connection refused".into(), None)), boot(0, 2), Phase::Booting),
         (ended(StepOutcome::Booted(instance(0, 2, &d))), None, Phase::Booting),
     ]);
     assert_eq!(bench.life.status().last_error.as_deref(), Some("instance 0 is gone: connection refused"));
@@ -120,6 +122,55 @@ fn the_dead_are_replaced_and_configured_again() {
         (ended(StepOutcome::Configured), None, Phase::Configured),
     ]);
     assert_eq!(bench.life.status().last_error, None);
+}
+
+#[test]
+fn an_instance_that_has_ended_is_probed_at_once() {
+    let d = desired(1, 2, |_| {});
+    let exited = |attempt| LifecycleEvent::Exited { ordinal: 1, attempt };
+    let mut bench = LifecycleBench::configured(&d);
+    bench.play(vec![
+        (exited(7), None, Phase::Configured),
+        (exited(1), probe(1), Phase::Configured),
+        // Said again while it is probed, and then once more after an answer that came before its end.
+        (exited(1), None, Phase::Configured),
+        (ended(StepOutcome::Answered(Details::default())), probe(1), Phase::Configured),
+        (ended(StepOutcome::Answered(Details::default())), None, Phase::Configured),
+        (exited(1), probe(1), Phase::Configured),
+        (ended(StepOutcome::Vanished("exit status 3".into(), None)), boot(1, 2), Phase::Degraded),
+        (exited(1), None, Phase::Degraded),
+    ]);
+    assert_eq!(bench.life.status().last_error.as_deref(), Some("instance 1 is gone: exit status 3"));
+}
+
+#[test]
+fn how_an_instance_ended_is_shown_and_travels_to_the_next_owner() {
+    let d = desired(1, 1, |_| {});
+    let end = |status| {
+        let lines = vec!["no such table".to_owned()];
+        let cause = EndCause::Exit(status);
+        let end = InstanceEnd { instance: "a".into(), at_unix_ms: 7, cause, out_of_memory: false, last_lines: lines };
+        Some(Box::new(end))
+    };
+    let mut bench = LifecycleBench::configured(&d);
+    bench.play(vec![
+        (LifecycleEvent::Exited { ordinal: 0, attempt: 1 }, probe(0), Phase::Configured),
+        (ended(StepOutcome::Vanished("exit status 3".into(), end(3))), boot(0, 2), Phase::Booting),
+        (ended(StepOutcome::Vanished("exit status 4".into(), end(4))), OBSERVE, Phase::Down),
+    ]);
+    let status = bench.life.status();
+    assert_eq!(status.last_error.as_deref(), Some("boot of instance 0: ended at once: exit status 4"));
+    assert_eq!((status.failed_boots, &status.last_end), (1, &end(4)));
+    // It is not forgotten when all is well, nor by the next owner.
+    bench.play(vec![
+        (found(&[instance(0, 2, &d)]), probe(0), Phase::Booting),
+        (ended(StepOutcome::Answered(Details::default())), configure(0, 1), Phase::Up),
+        (ended(StepOutcome::Configured), None, Phase::Configured),
+        (LifecycleEvent::Release, None, Phase::Configured),
+    ]);
+    assert_eq!((bench.life.status().last_error, bench.life.status().last_end), (None, end(4)));
+    let Some(LifecycleEnd::Released(progress)) = bench.last.end.clone() else { panic!("nothing runs") };
+    assert_eq!(LifecycleBench::with(&d, progress).life.status().last_end, end(4));
 }
 
 #[test]
@@ -228,7 +279,7 @@ fn one_dead_of_several_degrades_while_the_others_serve() {
     bench.feed(LifecycleEvent::Tick);
     let Some(LifecycleStep::Probe { ordinal }) = bench.last.action else { panic!("a probe is due") };
     bench.play(vec![
-        (ended(StepOutcome::Vanished("gone".into())), boot(ordinal, 2), Phase::Degraded),
+        (ended(StepOutcome::Vanished("gone".into(), None)), boot(ordinal, 2), Phase::Degraded),
         (ended(StepOutcome::Refused("port 80 is in use".into())), OBSERVE, Phase::Degraded),
         (found(&[instance(1 - ordinal, 1, &d)]), None, Phase::Degraded),
     ]);
