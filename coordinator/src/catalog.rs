@@ -8,6 +8,7 @@
 
 mod counts;
 mod filter;
+mod troubles;
 
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ use crate::views::{ApplianceKey, AssignmentView, CatalogEntry, ClusterView, Reba
 
 pub use counts::{Counts, PhaseCounts};
 pub use filter::Filter;
+pub use troubles::Troubles;
 
 /// Latest rebalances kept in memory; older ones are read from the store.
 const REBALANCES: usize = 64;
@@ -116,6 +118,7 @@ struct State {
     entries: HashMap<ApplianceId, Arc<CatalogEntry>>,
     names: BTreeMap<ApplianceKey, ApplianceId>,
     counts: Counts,
+    troubled: troubles::Candidates,
     workers: BTreeMap<WorkerId, Arc<WorkerView>>,
     rebalances: BTreeMap<RebalanceId, Arc<RebalanceView>>,
     ring: Option<Arc<RingView>>,
@@ -155,6 +158,7 @@ impl State {
             entries: HashMap::new(),
             names: BTreeMap::new(),
             counts: Counts::default(),
+            troubled: troubles::Candidates::default(),
             workers: BTreeMap::new(),
             rebalances: BTreeMap::new(),
             ring: None,
@@ -180,6 +184,7 @@ impl State {
             self.counts.take(before);
         }
         self.counts.add(&entry);
+        self.troubled.note(&entry);
         self.tell(before, Some(Arc::clone(&entry)));
         entry
     }
@@ -191,6 +196,7 @@ impl State {
             self.names.remove(&key);
         }
         self.counts.take(&before);
+        self.troubled.forget(id);
         self.tell(Some(before), None);
     }
 
@@ -235,6 +241,7 @@ impl Catalog {
             let id = entry.record.id;
             fresh.names.insert(entry.key(), id);
             fresh.counts.add(&entry);
+            fresh.troubled.note(&entry);
             fresh.entries.insert(id, Arc::new(entry));
         }
         fresh.rebalances = rebalances.into_iter().map(|r| (r.record.id, Arc::new(r))).collect();
@@ -471,6 +478,13 @@ impl Catalog {
         let state = self.read();
         let cluster = state.cluster.clone()?;
         Some((cluster, state.counts.clone(), state.workers.values().cloned().collect()))
+    }
+
+    /// What is wrong with instances at `now`.
+    #[must_use]
+    pub fn troubles(&self, now: SystemTime) -> Troubles {
+        let state = self.read();
+        state.troubled.judge(|id| state.entries.get(id), now)
     }
 
     /// Tells whenever [`cluster`](Self::cluster) may have another answer; ends with the watches.

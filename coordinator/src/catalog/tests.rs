@@ -1,11 +1,11 @@
 //! What readers see: lists, counts, watches.
 
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use common::appliance::{Name, Spec, Timing};
 use common::driver::DriverName;
 use common::kind::{Custom, KindSpec, Probe};
-use common::status::Phase;
+use common::status::{InstanceStatus, Phase};
 use common::{Generation, Term, Token};
 
 use super::*;
@@ -63,6 +63,45 @@ fn names(catalog: &Catalog, filter: &Filter) -> Vec<String> {
             return found;
         }
     }
+}
+
+#[test]
+fn what_crashes_in_a_loop_or_hangs_while_it_starts_is_named() {
+    let catalog = catalog();
+    let instance = |ordinal, alive, configured: Option<u64>| InstanceStatus {
+        ordinal,
+        name: format!("i-{ordinal}"),
+        alive,
+        details: common::status::Details::default(),
+        started_at_unix_ms: 1_000 * u64::from(ordinal),
+        address: None,
+        configured: configured.map(Generation::new),
+        ports: vec![],
+    };
+    let now = NOW + Duration::from_secs(62);
+    let put = |n, failed_boots, instances| {
+        catalog.put_record(&Arc::new(record(n, &format!("a{n:02}"))));
+        let status = Arc::new(Status { failed_boots, instances, ..Status::default() });
+        catalog.apply([Fact::Status(id(n), status, NOW)]);
+    };
+    put(1, 2, vec![instance(0, Some(true), None), instance(0, None, None), instance(1, Some(false), Some(1))]);
+    assert_eq!((catalog.troubles(now).crash_loops, catalog.troubles(now).hanging), (0, 0));
+    put(2, 3, vec![]);
+    put(3, 7, vec![instance(2, Some(false), None), instance(3, Some(false), None)]);
+    put(4, 0, vec![instance(1, Some(false), None)]);
+    let found = catalog.troubles(now);
+    let worst: Vec<_> = found.worst.iter().map(|entry| entry.record.id).collect();
+    assert_eq!((found.crash_loops, worst), (2, vec![id(3), id(2)]));
+    let oldest: Vec<_> = found.oldest.iter().map(|(instance, entry)| (entry.record.id, instance.ordinal)).collect();
+    assert_eq!((found.hanging, oldest), (2, vec![(id(4), 1), (id(3), 2)]));
+    // Until all is well again, or it is gone.
+    put(3, 0, vec![instance(2, Some(true), Some(1))]);
+    catalog.apply([Fact::Removed(id(2)), Fact::Removed(id(4))]);
+    assert_eq!((catalog.troubles(now).crash_loops, catalog.troubles(now).hanging), (0, 0));
+    for n in 10..30 {
+        put(n, 3, vec![]);
+    }
+    assert_eq!((catalog.troubles(now).crash_loops, catalog.troubles(now).worst.len()), (20, 10));
 }
 
 #[test]

@@ -50,9 +50,11 @@ impl wire::cluster_server::Cluster for ClusterService {
         &self,
         _request: Request<wire::ClusterStatusRequest>,
     ) -> Result<Response<wire::ClusterStatus>, Status> {
-        // Not part of `state`, because the time always differs.
-        let time = Some(time_to_wire(SystemTime::now()));
-        Ok(Response::new(wire::ClusterStatus { time, ..state(&self.caller.catalog)? }))
+        // Not part of `state`, because the time always differs, and with it what hangs.
+        let now = SystemTime::now();
+        let troubles = Some(to_wire::troubles(&self.caller.catalog.troubles(now)));
+        let state = state(&self.caller.catalog)?;
+        Ok(Response::new(wire::ClusterStatus { time: Some(time_to_wire(now)), troubles, ..state }))
     }
 
     type WatchStream = BoxStream<'static, Result<wire::ClusterStatus, Status>>;

@@ -7,17 +7,18 @@ use common::appliance::{FieldViolation, Name, Spec};
 use common::cluster::ClusterIdentity;
 use common::driver::{DriverName, PreviousOffers};
 use common::kind::{self, KindSpec};
+use common::status::InstanceStatus;
 use common::{ApplianceId, Site};
 use coordinator_core::health::Health;
 use coordinator_core::planner::Strategy;
 use proto::admin::v1 as wire;
 use proto::convert::admin::{phase_from_wire, status_to_wire};
-use proto::convert::scalar::{clip, time_to_wire};
+use proto::convert::scalar::{clip, time_to_wire, unix_ms_to_wire};
 use proto::convert::{offers_to_wire, spec_to_wire};
 use tonic::Status;
 
 use super::{Access, status};
-use crate::catalog::{Counts, Filter, PhaseCounts};
+use crate::catalog::{Counts, Filter, PhaseCounts, Troubles};
 use crate::commands::ChangeOutcome;
 use crate::record::{MoveRecord, RebalanceOutcome, RebalanceRecord};
 use crate::views::{
@@ -192,6 +193,36 @@ pub(super) fn cluster(view: &ClusterView, counts: &Counts, members: &[Arc<Worker
         time: None,
         store_problem: view.store_problem.as_ref().map(ToString::to_string).unwrap_or_default(),
         identity: Some(identity(&view.identity)),
+        troubles: None,
+    }
+}
+
+pub(super) fn troubles(found: &Troubles) -> wire::Troubles {
+    let status = |entry: &CatalogEntry| entry.status.as_ref().map(|(status, _)| status_to_wire(status));
+    let looping = |entry: &Arc<CatalogEntry>| {
+        let status = status(entry).unwrap_or_default();
+        wire::CrashLoop {
+            id: entry.record.id.to_string(),
+            tenant: entry.record.tenant.to_string(),
+            name: entry.record.name.to_string(),
+            failed_boots: status.failed_boots,
+            last_error: status.last_error,
+            last_end: status.last_end,
+        }
+    };
+    let hanging = |(instance, entry): &(InstanceStatus, Arc<CatalogEntry>)| wire::HangingBoot {
+        id: entry.record.id.to_string(),
+        tenant: entry.record.tenant.to_string(),
+        name: entry.record.name.to_string(),
+        instance: instance.name.clone(),
+        start_time: Some(unix_ms_to_wire(instance.started_at_unix_ms)),
+        last_error: status(entry).unwrap_or_default().last_error,
+    };
+    wire::Troubles {
+        crash_loops: found.crash_loops,
+        worst: found.worst.iter().map(looping).collect(),
+        hanging: found.hanging,
+        oldest: found.oldest.iter().map(hanging).collect(),
     }
 }
 

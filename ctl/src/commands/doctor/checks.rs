@@ -47,6 +47,7 @@ pub(super) fn judge(seen: &Inspection) -> Vec<Finding> {
     checks.push(ownership(seen, status));
     checks.push(moves(status));
     checks.push(appliances(status));
+    checks.push(instances(seen, status));
     checks.extend(notes(status));
     checks
 }
@@ -393,6 +394,50 @@ fn appliances(status: &v1::ClusterStatus) -> Finding {
     }
     check(name, Severity::Warning, format!("{} in phase error: {shown}", count(failed, "appliance")))
         .advise("rugctl list --phase error")
+}
+
+/// What crashes in a loop, and what hangs while it starts.
+fn instances(seen: &Inspection, status: &v1::ClusterStatus) -> Finding {
+    let name = "instances";
+    let Some(found) = &status.troubles else {
+        return check(name, Severity::Ok, "not reported by this version of the coordinator");
+    };
+    let appliance = |tenant: &str, name: &str| format!("{}/{}", one_line(tenant), one_line(name));
+    let looping = |a: &v1::CrashLoop| {
+        let end = a.last_end.as_ref().map(|end| {
+            let ago = age(end.time.as_ref(), seen.now);
+            let output = end.last_lines.last().map(|line| format!(": {}", one_line(line))).unwrap_or_default();
+            format!("; the last one ended {ago} ago with {}{output}", view::end_cause(end))
+        });
+        let why = end.unwrap_or_else(|| format!(": {}", one_line(&a.last_error)));
+        format!("{}: {} in a row failed{why}", appliance(&a.tenant, &a.name), count(a.failed_boots.into(), "start"))
+    };
+    let hanging = |a: &v1::HangingBoot| {
+        let since = age(a.start_time.as_ref(), seen.now);
+        format!(
+            "{}: {} was started {since} ago: {}",
+            appliance(&a.tenant, &a.name),
+            one_line(&a.instance),
+            one_line(&a.last_error)
+        )
+    };
+    let verb = |n: u64, one: &str, more: &str| if n == 1 { one.to_owned() } else { more.to_owned() };
+    let mut parts = Vec::new();
+    if found.crash_loops > 0 {
+        let what = verb(found.crash_loops, "crashes", "crash");
+        parts.push(format!("{} {what} in a loop", count(found.crash_loops, "appliance")));
+    }
+    if found.hanging > 0 {
+        let what = verb(found.hanging, "hangs while it starts", "hang while they start");
+        parts.push(format!("{} {what}", count(found.hanging, "instance")));
+    }
+    let first = found.worst.first().map(|a| (&a.tenant, &a.name));
+    let Some((tenant, named)) = first.or_else(|| found.oldest.first().map(|a| (&a.tenant, &a.name))) else {
+        return check(name, Severity::Ok, "none crashes in a loop or hangs while it starts");
+    };
+    check(name, Severity::Warning, parts.join(", "))
+        .detail(found.worst.iter().map(looping).chain(found.oldest.iter().map(hanging)))
+        .advise(format!("rugctl describe --tenant {} {}", one_line(tenant), one_line(named)))
 }
 
 fn notes(status: &v1::ClusterStatus) -> Option<Finding> {

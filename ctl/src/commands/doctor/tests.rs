@@ -35,6 +35,7 @@ fn status() -> v1::ClusterStatus {
         coordination_state: v1::CoordinationState::Connected.into(),
         coordinators: vec![coordinator("c1", true), coordinator("c2", false)],
         unowned: Some(v1::Unowned::default()),
+        troubles: Some(v1::Troubles::default()),
         time: ago(0),
         ..v1::ClusterStatus::default()
     }
@@ -77,6 +78,53 @@ fn unowned(number: u64, seconds: u64) -> v1::Unowned {
         reason: "no worker offers driver openstack".into(),
     };
     v1::Unowned { appliances: number, oldest: (0..number.min(10)).map(one).collect() }
+}
+
+#[test]
+fn what_crashes_in_a_loop_and_what_hangs_is_named_with_the_reason() {
+    let end = v1::InstanceEnd {
+        time: ago(5),
+        cause: Some(v1::instance_end::Cause::ExitStatus(3)),
+        last_lines: vec!["first".into(), "no such table".into()],
+        ..v1::InstanceEnd::default()
+    };
+    let (tenant, last_error) = ("demo".to_owned(), "port 80 is in use".to_owned());
+    let looping = |name: &str, last_end| v1::CrashLoop {
+        tenant: tenant.clone(),
+        name: name.into(),
+        failed_boots: 7,
+        last_error: last_error.clone(),
+        last_end,
+        ..v1::CrashLoop::default()
+    };
+    let hanging = v1::HangingBoot {
+        tenant: tenant.clone(),
+        name: "slow".into(),
+        instance: "id-0-1".into(),
+        start_time: ago(180),
+        last_error: "instance 0 does not answer yet: connection refused".into(),
+        ..v1::HangingBoot::default()
+    };
+    let troubles = v1::Troubles {
+        crash_loops: 2,
+        worst: vec![looping("web", Some(end)), looping("api", None)],
+        hanging: 1,
+        oldest: vec![hanging],
+    };
+    let seen = seen(v1::ClusterStatus { troubles: Some(troubles), ..status() });
+    let (name, state, summary) = finding(&seen);
+    let told = "2 appliances crash in a loop, 1 instance hangs while it starts";
+    assert_eq!((name, state, summary.as_str()), ("instances", Severity::Warning, told));
+    let found = findings(&seen).remove(0);
+    assert_eq!(
+        found.details,
+        [
+            "demo/web: 7 starts in a row failed; the last one ended 5s ago with exit status 3: no such table",
+            "demo/api: 7 starts in a row failed: port 80 is in use",
+            "demo/slow: id-0-1 was started 3m ago: instance 0 does not answer yet: connection refused",
+        ]
+    );
+    assert_eq!(found.advice, ["rugctl describe --tenant demo web"]);
 }
 
 #[test]
