@@ -95,8 +95,8 @@ impl ShimState {
             }),
         };
         Some(Self {
-            instance: first("instance")?.to_owned(),
-            boot: first("boot")?.to_owned(),
+            instance: plain(first("instance")?),
+            boot: plain(first("boot")?),
             shim: first("shim")?.parse().ok()?,
             main: first("main")?.parse().ok()?,
             dropped: first("dropped").map_or(Some(0), |bytes| bytes.parse().ok())?,

@@ -81,7 +81,7 @@ fn a_successor_that_fails_leaves_its_predecessor_in_place() {
             bench.feed(ended(StepOutcome::Booted(serving(0, 2, new))));
             bench.wake();
             bench.feed(LifecycleEvent::Tick);
-            bench.feed(ended(StepOutcome::Vanished("exit status 1".into())));
+            bench.feed(ended(StepOutcome::Vanished("exit status 1".into(), None)));
         }),
         ("its configuration is refused", |bench, new| {
             risen(bench, 2, new);
@@ -90,7 +90,7 @@ fn a_successor_that_fails_leaves_its_predecessor_in_place() {
         }),
         ("it ends while it is configured", |bench, new| {
             risen(bench, 2, new);
-            bench.feed(ended(StepOutcome::Vanished("exit status 1".into())));
+            bench.feed(ended(StepOutcome::Vanished("exit status 1".into(), None)));
         }),
     ];
     for (name, fail) in fails {
