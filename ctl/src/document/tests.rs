@@ -239,13 +239,13 @@ fn fields_of_server_errors_are_located_in_the_file() {
     let fleet = parse("f.yaml", FLEET, None).expect("valid");
     for (document, api, place) in [
         (0, "spec.replicas", "f.yaml:5: replicas"),
-        (0, "appliance.spec.ports[1].mac", "f.yaml:9: ports[1].mac"),
-        (0, "appliance.spec.loadbalancer.listeners[0].port", "f.yaml:12: spec.listeners[0].port"),
-        (0, "spec.loadbalancer.listeners[0].health_check.fall", "f.yaml:13: spec.listeners[0].health_check.fall"),
-        (0, "spec.loadbalancer.listeners[0].address", "f.yaml:12: spec.listeners[0].address"),
-        (0, "spec.loadbalancer", "f.yaml:10: spec"),
-        (1, "spec.custom.port", "f.yaml:17: spec.port"),
-        (1, "tenant", "f.yaml:15: tenant"),
+        (0, "appliance.spec.ports[1].mac", "f.yaml:12: ports[1].mac"),
+        (0, "appliance.spec.loadbalancer.listeners[0].port", "f.yaml:15: spec.listeners[0].port"),
+        (0, "spec.loadbalancer.listeners[0].health_check.fall", "f.yaml:16: spec.listeners[0].health_check.fall"),
+        (0, "spec.loadbalancer.listeners[0].address", "f.yaml:15: spec.listeners[0].address"),
+        (0, "spec.loadbalancer", "f.yaml:13: spec"),
+        (1, "spec.custom.port", "f.yaml:20: spec.port"),
+        (1, "tenant", "f.yaml:18: tenant"),
     ] {
         assert_eq!(fleet[document].locate(api), place);
     }
