@@ -40,6 +40,10 @@ fn world_changes(world: &tempfile::TempDir) -> Result<BTreeMap<String, usize>> {
     for entry in fs::read_dir(world.path())? {
         for line in fs::read_to_string(entry?.path())?.lines() {
             let line: Value = serde_json::from_str(line)?;
+            // That it has answered a probe changes nothing about the instance.
+            if line["answered"] == true {
+                continue;
+            }
             *found.entry(line["appliance"].as_str().context("a line without appliance")?.to_owned()).or_default() += 1;
         }
     }
@@ -235,6 +239,10 @@ fn acted(fleet: &Fleet, pid: u32, since: Duration) -> Result<Vec<Value>> {
         if path.extension().is_some_and(|extension| extension == "journal") {
             for line in fs::read_to_string(&path)?.lines() {
                 let line: Value = serde_json::from_str(line)?;
+                // That it has answered a probe changes nothing about the instance.
+                if line["answered"] == true {
+                    continue;
+                }
                 let later = line["at_boot_ns"].as_u64().map(Duration::from_nanos).is_some_and(|at| at >= since);
                 if later && line["actor_pid"].as_u64() == Some(pid.into()) {
                     found.push(line);
@@ -308,6 +316,10 @@ fn newest_of_others(fleet: &Fleet, pid: u32, until: Duration) -> Result<(Option<
         }
         for line in fs::read_to_string(&path)?.lines() {
             let line: Value = serde_json::from_str(line)?;
+            // That it has answered a probe changes nothing about the instance.
+            if line["answered"] == true {
+                continue;
+            }
             let earlier = line["at_boot_ns"].as_u64().map(Duration::from_nanos).is_some_and(|at| at < until);
             if earlier && line["actor_pid"].as_u64() != Some(pid.into()) {
                 newest = newest.max((line["term"].as_u64(), line["sequence"].as_u64()));

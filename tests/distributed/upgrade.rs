@@ -196,12 +196,17 @@ async fn instances_of_the_previous_version_are_adopted_as_they_run() -> Result<(
     .await?;
     ensure!(stage.instances() == before, "{:?} run, it were {before:?}", stage.instances());
     // What was bound to a host and a path is bound to the id that the directory has got.
-    let site = fs::read_to_string(stage.workers_dir().join("site"))?;
-    for appliance in recorded.appliances.iter().filter(bound) {
-        let now = stage.api.get(appliance["id"].as_str().unwrap_or_default()).await?;
-        let id = now.assignment.as_ref().map_or("", |assignment| assignment.site.as_str());
-        ensure!(!id.is_empty() && site.contains(id), "{}", api::describe(&now));
-    }
+    until(PATIENCE, "everything is bound to the id of the directory", async || {
+        let site = fs::read_to_string(stage.workers_dir().join("site"))?;
+        for appliance in recorded.appliances.iter().filter(bound) {
+            let now = stage.api.get(appliance["id"].as_str().unwrap_or_default()).await?;
+            let id = now.assignment.as_ref().map_or("", |assignment| assignment.site.as_str());
+            ensure!(!id.is_empty() && site.contains(id), "{}", api::describe(&now));
+        }
+        Ok(())
+    })
+    .await?;
+    ensure!(stage.instances() == before, "{:?} run, it were {before:?}", stage.instances());
     // What waited for a worker of its driver goes on as well: placed, taken over, or deleted to the end.
     stage.start_workers(&["w3"])?;
     until(PATIENCE, "everything has an owner, and what was deleted is gone", async || {
