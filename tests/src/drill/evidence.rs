@@ -77,6 +77,10 @@ fn simulated(world: &Path) -> Result<(Journals, BTreeMap<String, BTreeSet<u64>>)
             if slot.0 <= at_ns {
                 *slot = (at_ns, runs);
             }
+            // That it has answered a probe is no step.
+            if line["answered"] == true {
+                continue;
+            }
             journals.entry(appliance.clone()).or_default().push(JournalLine {
                 appliance,
                 at_ns,
