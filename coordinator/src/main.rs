@@ -10,8 +10,8 @@ use serde::Serialize;
 
 const NAME: &str = "rug-coordinator";
 
-/// Every change of an appliance is some hundred small allocations, most of them freed by another thread than made them. See
-/// the commit that added it for what that takes off.
+/// A change of an appliance is many small allocations, most of them freed by another thread than made them, which costs
+/// the allocator of glibc a sixth of the CPU of a create.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -20,6 +20,8 @@ set -eu
 [ $# -ge 2 ] || { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p;}' "$0" >&2; exit 2; }
 dir=$1
 shift
+# With a slash at its end a link would be looked through.
+while [ "$dir" != "${dir%/}" ] && [ "$dir" != / ]; do dir=${dir%/}; done
 umask 077
 mkdir -p "$dir"
 # A CA that somebody else can read or has put there would sign for them, too.
@@ -89,6 +91,8 @@ for entry in "$@"; do
         esac
     done
     mkdir -p "$dir/$name"
+    [ -O "$dir/$name" ] && [ ! -L "$dir/$name" ] && [ -z "$(find "$dir/$name" -maxdepth 0 -perm /022)" ] ||
+        { echo "$dir/$name: is not a folder of yours alone" >&2; exit 2; }
     new=$dir/$name/.new
     rm -rf "$new"
     mkdir "$new"
