@@ -119,7 +119,13 @@ fn at_path(command: Command, path: &str, change: impl FnOnce(Command) -> Command
 pub(crate) fn write_manual(ui: &Ui, command: Command, folder: &Path) -> Result<(), Failure> {
     let failed = |e: std::io::Error| Failure::failed(format!("{}: {e}", folder.display()));
     fs::create_dir_all(folder).map_err(failed)?;
-    clap_mangen::generate_to(command, folder).map_err(failed)?;
+    // Made aside and moved: a link at the name of a page is replaced and not written through.
+    let aside = tempfile::Builder::new().prefix(".rugctl-").tempdir_in(folder).map_err(failed)?;
+    clap_mangen::generate_to(command, aside.path()).map_err(failed)?;
+    for page in fs::read_dir(aside.path()).map_err(failed)? {
+        let page = page.map_err(failed)?;
+        fs::rename(page.path(), folder.join(page.file_name())).map_err(failed)?;
+    }
     ui.note(&format!("the pages of the manual are in {}", folder.display()));
     Ok(())
 }
@@ -214,10 +220,17 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let ui = Ui::plain(crate::output::OutputFormat::Table);
         let folder = dir.path().join("man1");
+        let other = dir.path().join("other");
+        fs::create_dir(&folder).expect("made");
+        fs::write(&other, "kept").expect("written");
+        std::os::unix::fs::symlink(&other, folder.join("rugctl.1")).expect("made");
         write_manual(&ui, with_examples(Cli::command()), &folder).expect("written");
         for page in ["rugctl.1", "rugctl-apply.1", "rugctl-worker-evict.1"] {
             let text = fs::read_to_string(folder.join(page)).expect(page);
             assert!(text.contains(".TH"), "{page}");
         }
+        assert_eq!(fs::read_to_string(other).expect("read"), "kept", "links are replaced");
+        let names = fs::read_dir(&folder).expect("read").map(|entry| entry.expect("read").file_name());
+        assert!(names.map(|name| name.to_string_lossy().into_owned()).all(|name| name.ends_with(".1")), "nothing else");
     }
 }

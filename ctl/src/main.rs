@@ -161,7 +161,7 @@ async fn run(cli: Cli) -> Exit {
 fn report(failure: &Failure) -> Exit {
     if !failure.message.is_empty() {
         // Not eprintln, which panics when stderr is closed.
-        let _ = writeln!(std::io::stderr(), "rugctl: {}", output::lines_escaped(&failure.to_string()));
+        let _ = writeln!(std::io::stderr(), "rugctl: {}", output::foreign_escaped(&failure.to_string()));
     }
     failure.exit
 }

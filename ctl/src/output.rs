@@ -224,6 +224,11 @@ impl Ui {
     }
 }
 
+/// Text of another program with everything escaped but line ends; colours, too, which are ours alone to give.
+pub(crate) fn foreign_escaped(text: &str) -> String {
+    text.split('\n').map(text::escaped).collect::<Vec<_>>().join("\n")
+}
+
 /// Text with everything escaped but line ends and our colours.
 pub(crate) fn lines_escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());

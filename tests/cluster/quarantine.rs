@@ -55,7 +55,7 @@ async fn an_appliance_that_kills_its_workers_is_quarantined_until_it_is_changed(
     .await?;
     ensure!(cluster.instances() == running, "others were restarted");
     let said = cluster.rugctl(&["explain", "poison"], "").await?;
-    ensure!(said.stdout.contains("update or rebuild it to try again"), "{said:?}");
+    ensure!(said.stdout.contains("update, rebuild or delete it to try again"), "{said:?}");
 
     cluster.api.apply(specs::web("poison")).await?;
     until(PATIENCE, "what it is now is granted and kept alive", async || {

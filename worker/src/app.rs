@@ -55,10 +55,9 @@ fn coordination_failure(error: &coordination::Error) -> Failure {
 /// have, put there: it may lead to another cluster of the same user.
 fn judge_sockets(working: &Path, coordinators: &[String]) -> Result<(), Failure> {
     for path in coordinators.iter().filter_map(|address| address.strip_prefix(SCHEME)).map(Path::new) {
-        let Some(folder) = path.parent().filter(|folder| folder.is_relative() && *folder != Path::new("")) else {
-            continue;
-        };
-        if let Err(error) = Folder::existing(&working.join(folder)) {
+        let Some(folder) = path.parent().filter(|folder| folder.is_relative()) else { continue };
+        let folder = if folder == Path::new("") { working.to_owned() } else { working.join(folder) };
+        if let Err(error) = Folder::existing(&folder) {
             let problem =
                 format!("session.coordinators: {error}; name the socket by an absolute path to use it all the same");
             return Err(Failure::new(program::USAGE, problem));
@@ -195,6 +194,9 @@ async fn supervise(
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -206,5 +208,10 @@ mod tests {
         assert_eq!(judge("unix:rug-coordinator-state/coordinator.sock"), Ok(()), "there is none");
         let refused = judge("unix:link/coordinator.sock");
         assert!(refused.is_err_and(|failure| failure.to_string().contains("symbolic link")));
+        assert_eq!(judge("unix:coordinator.sock"), Ok(()), "the working folder is ours");
+        let open = Permissions::from_mode(0o777);
+        std::fs::set_permissions(dir.path(), open).expect("set");
+        let refused = judge("unix:coordinator.sock");
+        assert!(refused.is_err_and(|failure| failure.to_string().contains("write")), "others can put a socket there");
     }
 }

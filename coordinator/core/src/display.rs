@@ -44,7 +44,7 @@ impl fmt::Display for Unplaced {
             Self::Declined => f.write_str("the workers that could take it declined it recently"),
             Self::Quarantined(deaths) => write!(
                 f,
-                "quarantined: {deaths} workers died while a step of it ran; update or rebuild it to try again"
+                "quarantined: {deaths} workers died while a step of it ran; update, rebuild or delete it to try again"
             ),
             Self::Frozen(worker) => write!(
                 f,

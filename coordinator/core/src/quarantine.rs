@@ -3,8 +3,8 @@
 //! When a life ends without having said `Leave`, everything it held becomes *suspect*: any of it may have been the cause.
 //! The owner of a suspect announces every step that changes the world and begins it only once that was confirmed here, so
 //! that the next death tells more: an appliance whose step was begun and had not ended gets a *strike*. With
-//! [`Config::strikes`] of them it is *quarantined*: no worker is granted it until a user updates or rebuilds it. A deletion
-//! grants it once more, strikes kept. The first death gives no strikes, because nothing had been announced.
+//! [`Config::strikes`] of them it is *quarantined*: no worker is granted it until a user updates or rebuilds it. Each call that
+//! deletes it grants it once more, strikes kept. The first death gives no strikes, because nothing had been announced.
 //!
 //! Of the suspects that have a strike only one at a time may run a step on each worker, the others queue: whoever was
 //! struck by standing near is cleared by the next death instead of struck again.

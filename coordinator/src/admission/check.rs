@@ -62,7 +62,8 @@ impl Admission {
                 Some(entry) => {
                     expect(&entry, *expected)?;
                     let mut checked = CheckedChange::unchanged(&entry);
-                    if !entry.record.deleting {
+                    // The next generation of a quarantined one is tried once more.
+                    if !entry.record.deleting || entry.assignment.quarantined {
                         checked.record.deleting = true;
                         checked.raise(now, self.term);
                     }

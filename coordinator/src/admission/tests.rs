@@ -398,6 +398,11 @@ fn a_deleted_appliance_refuses_changes_and_keeps_its_name_until_it_is_gone() {
     assert!(done.entry.expect("still there").record.deleting);
     assert_eq!(record(&admission, &web).generation, Generation::new(2));
     assert_eq!(run(&mut admission, &delete(web.clone())).expect("again is fine").outcome, ChangeOutcome::Unchanged);
+    let lies_still = AssignmentView { quarantined: true, ..AssignmentView::default() };
+    admission.catalog.apply([Fact::Assignment(id(1), lies_still)]);
+    assert_eq!(run(&mut admission, &delete(web.clone())).expect("to try again").outcome, ChangeOutcome::Changed);
+    assert_eq!(record(&admission, &web).generation, Generation::new(3));
+    admission.catalog.apply([Fact::Assignment(id(1), AssignmentView::default())]);
     assert_eq!(refused(&mut admission, &patch(web.clone(), AppliancePatch::default())), CommandError::Deleting(id(1)));
     assert_eq!(refused(&mut admission, &rebuild(web.clone())), CommandError::Deleting(id(1)));
     let taken = refused(&mut admission, &create(2, draft("web", None)));

@@ -1,17 +1,18 @@
 //! Which connections are served: how many, how many of one address, and for how long one may be idle.
 //!
 //! A connection that was accepted is *pending* until its handshake and the preface of HTTP/2 have come; [`super::incoming`]
-//! bounds those by number and time, and gives up the oldest for a new one, so that connections that say nothing keep no
-//! one out. Only then it takes a *place* here. Both are bounded by the descriptors this process may have. One address
-//! takes half of them at most, and the last eighth is kept for addresses that workers had sessions from, and for Unix
-//! sockets. A place is given back with its connection, at the latest after a time without any call.
+//! bounds those by number and time, and gives one up for a new one, so that connections that say nothing keep no
+//! one out. Only then it takes a *place* here. Both are bounded by the descriptors this process may have. One peer, which is
+//! a certificate's name or a network without one, takes half of them at most, and the last eighth is kept for peers with a
+//! certificate, networks that workers had sessions from, and Unix sockets. A place is given back with its connection, at the
+//! latest after a time without any call.
 //!
 //! Calls under way on one connection are bounded, too: each costs memory, even one whose request never comes. Coordinators
 //! are exempt, because a standby passes on the calls of all its clients over one connection, and so is everybody over plain TCP, where
 //! nobody can tell which peer is one.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,10 +27,11 @@ use tonic::body::Body;
 use tracing::info;
 
 use super::authorize::grants_of;
-use super::incoming::{PeerAddress, PeerInfo};
+use super::incoming::{PeerAddress, PeerIdentity, PeerInfo};
 use super::layer::{Answer, Around, Calls, KeepingBody, Next, at_once};
 use super::status;
 use crate::access::Policy;
+use crate::budget::PeerKey;
 
 /// Descriptors that are kept for everything but connections of peers: the store, ZooKeeper, files, metrics. At most a
 /// quarter of all.
@@ -41,7 +43,7 @@ pub(super) const MAX_PENDING: usize = 256;
 const FEWEST: usize = 64;
 /// Calls under way on one connection of a peer that is no coordinator.
 const MAX_CALLS: usize = 128;
-/// Addresses of workers that are remembered.
+/// Networks of workers that are remembered.
 const MAX_KNOWN: usize = 4_096;
 /// The call whose callers are workers.
 pub(super) const SESSION: &str = "/rug.worker.v1.Session/Open";
@@ -88,8 +90,8 @@ impl Config {
 /// Why a connection gets no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum NoPlace {
-    #[error("one address has {0} connections already")]
-    Address(usize),
+    #[error("this peer has {0} connections already")]
+    Peer(usize),
     #[error("{0} connections are open, the rest is kept for workers that are known")]
     Strangers(usize),
     #[error("{0} connections are open, which is all")]
@@ -111,11 +113,11 @@ struct PlacesShared {
 #[derive(Debug, Default)]
 struct Taken {
     all: usize,
-    by_address: HashMap<IpAddr, usize>,
+    by_peer: HashMap<PeerKey, usize>,
     /// Use of each connection over TCP.
     uses: HashMap<SocketAddr, Arc<ConnectionUse>>,
-    /// When a worker last opened a session from an address.
-    known: HashMap<IpAddr, Instant>,
+    /// When a worker last opened a session from a network.
+    known: HashMap<String, Instant>,
 }
 
 impl Default for Places {
@@ -150,53 +152,56 @@ impl Places {
     }
 
     /// Takes a place.
-    pub(super) fn take(&self, address: PeerAddress) -> Result<Place, NoPlace> {
+    pub(super) fn take(&self, peer: &PeerInfo) -> Result<Place, NoPlace> {
         let max = self.0.max;
         let mut taken = self.taken();
-        if taken.all >= max {
-            return Err(NoPlace::Full(taken.all));
+        let all = taken.all;
+        if all >= max {
+            return Err(NoPlace::Full(all));
         }
-        if let PeerAddress::Tcp(tcp) = address {
-            let (ip, all) = (tcp.ip(), taken.all);
-            let known = taken.known.contains_key(&ip);
-            if !known && all >= max - max / 8 {
+        let key: PeerKey = peer.key().into();
+        if let PeerAddress::Tcp(tcp) = peer.address {
+            let is_known = matches!(peer.identity, PeerIdentity::Certificate(_))
+                || taken.known.contains_key(&peer.address.network());
+            if !is_known && all >= max - max / 8 {
                 return Err(NoPlace::Strangers(all));
             }
-            let of_address = taken.by_address.entry(ip).or_default();
-            if *of_address >= max / 2 {
-                return Err(NoPlace::Address(*of_address));
+            let of_peer = taken.by_peer.entry(Arc::clone(&key)).or_default();
+            if *of_peer >= max / 2 {
+                return Err(NoPlace::Peer(*of_peer));
             }
-            *of_address += 1;
+            *of_peer += 1;
             taken.uses.insert(tcp, Arc::new(ConnectionUse::new()));
         }
         taken.all += 1;
-        Ok(Place { places: self.clone(), address })
+        Ok(Place { places: self.clone(), address: peer.address, key })
     }
 
-    fn give_back(&self, address: PeerAddress) {
+    fn give_back(&self, address: PeerAddress, key: &PeerKey) {
         let mut taken = self.taken();
         taken.all -= 1;
         if let PeerAddress::Tcp(tcp) = address {
             taken.uses.remove(&tcp);
-            if let Some(of_address) = taken.by_address.get_mut(&tcp.ip()) {
-                *of_address -= 1;
-                if *of_address == 0 {
-                    taken.by_address.remove(&tcp.ip());
+            if let Some(of_peer) = taken.by_peer.get_mut(key) {
+                *of_peer -= 1;
+                if *of_peer == 0 {
+                    taken.by_peer.remove(key);
                 }
             }
         }
     }
 
     /// Notes that a worker has opened a session from an address.
-    fn remember(&self, ip: IpAddr) {
+    fn remember(&self, address: PeerAddress) {
+        let network = address.network();
         let mut taken = self.taken();
         if taken.known.len() >= MAX_KNOWN
-            && !taken.known.contains_key(&ip)
-            && let Some(oldest) = taken.known.iter().min_by_key(|(_, at)| **at).map(|(ip, _)| *ip)
+            && !taken.known.contains_key(&network)
+            && let Some(oldest) = taken.known.iter().min_by_key(|(_, at)| **at).map(|(network, _)| network.clone())
         {
             taken.known.remove(&oldest);
         }
-        taken.known.insert(ip, Instant::now());
+        taken.known.insert(network, Instant::now());
     }
 
     fn connection_use(&self, address: SocketAddr) -> Option<Arc<ConnectionUse>> {
@@ -209,6 +214,8 @@ impl Places {
 pub(super) struct Place {
     places: Places,
     address: PeerAddress,
+    /// Whose share it is of.
+    key: PeerKey,
 }
 
 impl Place {
@@ -234,7 +241,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.places.give_back(self.address);
+        self.places.give_back(self.address, &self.key);
     }
 }
 
@@ -304,7 +311,7 @@ impl Around for CountCalls {
             if let Some(places) = session
                 && Status::from_header_map(answer.headers()).is_none()
             {
-                places.remember(address.ip());
+                places.remember(PeerAddress::Tcp(address));
             }
             KeepingBody::of(answer, call)
         };
@@ -338,37 +345,71 @@ impl Drop for OpenCall {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
+    use runtime::socket::LocalUser;
+    use runtime::tls::Identity;
+
     use super::*;
     use crate::access;
-    use crate::grpc::PeerIdentity;
 
-    fn peer(ip: u8, port: u16) -> PeerAddress {
-        PeerAddress::Tcp(([10, 0, 0, ip], port).into())
+    fn peer(ip: u8, port: u16) -> PeerInfo {
+        PeerInfo { address: PeerAddress::Tcp(([10, 0, 0, ip], port).into()), identity: PeerIdentity::Unverified }
+    }
+
+    fn local() -> PeerInfo {
+        let user = LocalUser { uid: 0, gid: 0, pid: None };
+        PeerInfo { address: PeerAddress::Unix, identity: PeerIdentity::Local(user) }
+    }
+
+    fn certified(name: &str, port: u16) -> PeerInfo {
+        let identity = Identity {
+            common_name: Some(name.into()),
+            names: Vec::new(),
+            not_before: SystemTime::UNIX_EPOCH,
+            not_after: SystemTime::now(),
+        };
+        PeerInfo { identity: PeerIdentity::Certificate(Arc::new(identity)), ..peer(1, port) }
     }
 
     #[test]
-    fn places_are_bounded_in_all_and_by_address_and_the_last_are_for_workers() {
+    fn places_are_bounded_in_all_and_by_peer_and_the_last_are_for_workers_and_certificates() {
         let config = Config { max: 80, ..Config::default() };
         let places = Places::new(&config, u64::MAX);
-        let mut open: Vec<_> = (0..40).map(|port| places.take(peer(1, port)).expect("free")).collect();
-        assert_eq!(places.take(peer(1, 99)).expect_err("half"), NoPlace::Address(40));
-        open.extend((0..30).map(|port| places.take(peer(2, port)).expect("free")));
-        assert_eq!(places.take(peer(3, 1)).expect_err("a stranger"), NoPlace::Strangers(70));
-        places.remember([10, 0, 0, 3].into());
-        open.extend((0..9).map(|port| places.take(peer(3, port)).expect("a worker was there")));
-        open.push(places.take(PeerAddress::Unix).expect("kept"));
-        assert_eq!(places.take(PeerAddress::Unix).expect_err("all"), NoPlace::Full(80));
+        let mut open: Vec<_> = (0..40).map(|port| places.take(&peer(1, port)).expect("free")).collect();
+        assert_eq!(places.take(&peer(1, 99)).expect_err("half"), NoPlace::Peer(40));
+        open.extend((0..30).map(|port| places.take(&peer(2, port)).expect("free")));
+        assert_eq!(places.take(&peer(3, 1)).expect_err("a stranger"), NoPlace::Strangers(70));
+        places.remember(peer(3, 1).address);
+        open.extend((0..7).map(|port| places.take(&peer(3, port)).expect("a worker was there")));
+        open.push(
+            places.take(&certified("operator", 101)).expect("its address has too many, its certificate has none"),
+        );
+        open.push(places.take(&certified("worker-1", 102)).expect("the same"));
+        open.push(places.take(&local()).expect("kept"));
+        assert_eq!(places.take(&local()).expect_err("all"), NoPlace::Full(80));
         drop(open);
-        assert!(places.taken().by_address.is_empty() && places.taken().uses.is_empty());
-        assert!(places.take(peer(1, 99)).is_ok(), "places come back");
+        assert!(places.taken().by_peer.is_empty() && places.taken().uses.is_empty());
+        let mut open: Vec<_> = (0..40).map(|port| places.take(&certified("worker-1", port)).expect("free")).collect();
+        assert_eq!(places.take(&certified("worker-1", 99)).expect_err("half"), NoPlace::Peer(40));
+        open.push(places.take(&peer(1, 100)).expect("a certificate's places are not those of its address"));
+    }
+
+    #[test]
+    fn all_addresses_of_one_ipv6_network_are_one_peer() {
+        let places = Places::new(&Config { max: 64, ..Config::default() }, u64::MAX);
+        let address = |n: u16| PeerAddress::Tcp(SocketAddr::from(([0x2001, 0xdb8, 0, 1, n, n, n, n], 1)));
+        let peer = |n| PeerInfo { address: address(n), identity: PeerIdentity::Unverified };
+        let _open: Vec<_> = (0..32).map(|n| places.take(&peer(n)).expect("free")).collect();
+        assert_eq!(places.take(&peer(99)).expect_err("half"), NoPlace::Peer(32));
     }
 
     #[test]
     fn calls_of_one_connection_are_bounded_unless_its_peer_may_be_a_coordinator() {
         let places = Places::default();
-        let _place = places.take(peer(1, 1)).expect("free");
+        let _place = places.take(&peer(1, 1)).expect("free");
         let of = places.connection_use(([10, 0, 0, 1], 1).into()).expect("it has a place");
-        let stranger = PeerInfo { address: peer(1, 1), identity: PeerIdentity::Unverified };
+        let stranger = peer(1, 1);
         let bound = |accepts_tokens| CountCalls {
             places: places.clone(),
             policy: Policy::new(&access::Config::default()),
@@ -398,14 +439,15 @@ mod tests {
     #[test]
     fn a_flood_of_addresses_is_not_remembered() {
         let places = Places::default();
-        (0..=u32::try_from(MAX_KNOWN).expect("small")).for_each(|n| places.remember(IpAddr::from(n.to_be_bytes())));
+        (0..=u32::try_from(MAX_KNOWN).expect("small"))
+            .for_each(|n| places.remember(PeerAddress::Tcp((n.to_be_bytes(), 1).into())));
         assert_eq!(places.taken().known.len(), MAX_KNOWN);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_is_over_when_it_had_no_call_for_a_while() {
         let places = Places::default();
-        let place = places.take(peer(1, 1)).expect("free");
+        let place = places.take(&peer(1, 1)).expect("free");
         let limit = Config::default().idle_timeout;
         let of = places.connection_use(([10, 0, 0, 1], 1).into()).expect("it has a place");
         let call = OpenCall::within(&of, MAX_CALLS).expect("the first");

@@ -2,14 +2,14 @@
 //! socket from a process of this user or root.
 //!
 //! Until its handshake is done and the preface of HTTP/2 has come, each connection is a task with a deadline, so that a
-//! stalled client delays no other. The number of these is bounded; above it the oldest is given up, because successful ones
-//! take milliseconds. Then it takes one of the [`Places`]. No error of a connection ends the listener, and when there is
+//! stalled client delays no other. The number of these is bounded; above it the oldest of the network that has most is given
+//! up, because successful ones take milliseconds. Then it takes one of the [`Places`]. No error of a connection ends the listener, and when there is
 //! no descriptor left whoever connects is closed at once instead of being left waiting ([`Spare`]).
 
 mod spare;
 mod standing;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -186,18 +186,21 @@ async fn accept(listener: TcpListener, tls: Option<(ServerTls, Standing)>, admis
             continue;
         }
         let admission = admission.clone();
+        let from = PeerAddress::Tcp(address);
         let given_up = match &tls {
             None => {
-                let peer = PeerInfo { address: PeerAddress::Tcp(address), identity: PeerIdentity::Unverified };
-                pending.spawn(in_time(peer.address, admission.admit(Io::Plain(stream), peer, None))).await
+                let peer = PeerInfo { address: from, identity: PeerIdentity::Unverified };
+                let connection = in_time(from, admission.admit(Io::Plain(stream), peer, None));
+                pending.spawn(from, connection).await
             }
             Some(tls) => {
-                pending.spawn(in_time(PeerAddress::Tcp(address), shake(tls.clone(), stream, address, admission))).await
+                let connection = in_time(from, shake(tls.clone(), stream, address, admission));
+                pending.spawn(from, connection).await
             }
         };
         if given_up {
             let most = pending.most;
-            log_limited!(warn, "more than {most} connections at once that say nothing; the oldest was closed");
+            log_limited!(warn, "more than {most} connections at once that say nothing; one was closed");
         }
     }
 }
@@ -225,7 +228,8 @@ async fn accept_local(listener: LocalListener, admission: Admission) {
             continue;
         }
         let peer = PeerInfo { address: PeerAddress::Unix, identity: PeerIdentity::Local(user) };
-        pending.spawn(in_time(PeerAddress::Unix, admission.clone().admit(Io::Unix(stream), peer, None))).await;
+        let connection = in_time(PeerAddress::Unix, admission.clone().admit(Io::Unix(stream), peer, None));
+        pending.spawn(PeerAddress::Unix, connection).await;
     }
 }
 
@@ -264,7 +268,7 @@ impl Admission {
                 return;
             }
         }
-        match self.places.take(peer.address) {
+        match self.places.take(&peer) {
             Ok(place) => {
                 let stream = AfterPreface { io, replayed: 0 };
                 let connection = IncomingConnection { stream, peer, trusted, place };
@@ -316,33 +320,43 @@ async fn shake((tls, standing): (ServerTls, Standing), stream: TcpStream, addres
     }
 }
 
-/// Connections that are not served yet, oldest first.
+/// Connections that are not served yet.
 struct PendingConnections {
     /// How many there may be.
     most: usize,
     tasks: JoinSet<()>,
-    order: VecDeque<AbortHandle>,
+    /// Those of each network, oldest first.
+    by_network: HashMap<String, VecDeque<AbortHandle>>,
 }
 
 impl PendingConnections {
     fn new(most: usize) -> Self {
-        Self { most, tasks: JoinSet::new(), order: VecDeque::new() }
+        Self { most, tasks: JoinSet::new(), by_network: HashMap::new() }
     }
 
-    /// Adds one; returns whether another one was given up for it. That one is closed then: were it only about to be, a burst of
-    /// connections could use up all descriptors meanwhile.
-    async fn spawn(&mut self, connection: impl Future<Output = ()> + Send + 'static) -> bool {
-        if self.order.len() >= self.most {
-            self.order.retain(|task| !task.is_finished());
+    /// Adds one; returns whether another one was given up for it: the oldest of the network that has most, so that who opens
+    /// many keeps out nobody else, however slow. That one is closed then: were it only about to be, a burst of connections
+    /// could use up all descriptors meanwhile.
+    async fn spawn(&mut self, from: PeerAddress, connection: impl Future<Output = ()> + Send + 'static) -> bool {
+        if self.remembered() >= self.most {
+            self.by_network.retain(|_, of_network| {
+                of_network.retain(|task| !task.is_finished());
+                !of_network.is_empty()
+            });
         }
-        let full = self.order.len() >= self.most;
-        if full && let Some(oldest) = self.order.pop_front() {
-            oldest.abort();
+        let full = self.remembered() >= self.most;
+        if full && let Some(most) = self.by_network.values_mut().max_by_key(|of_network| of_network.len()) {
+            most.pop_front().inspect(AbortHandle::abort);
         }
         // Ends with the next that ends, which those that were given up do when they are scheduled next.
         while self.tasks.len() >= self.most && self.tasks.join_next().await.is_some() {}
-        self.order.push_back(self.tasks.spawn(connection));
+        self.by_network.entry(from.network()).or_default().push_back(self.tasks.spawn(connection));
         full
+    }
+
+    /// Those that were added and neither given up nor seen to have ended.
+    fn remembered(&self) -> usize {
+        self.by_network.values().map(VecDeque::len).sum()
     }
 
     /// Waits until one has ended. Cancel safe.

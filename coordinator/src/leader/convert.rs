@@ -91,6 +91,7 @@ pub(super) fn assignment(machine: &Machine, id: ApplianceId) -> Option<Assignmen
         reason,
         // One that the grant under way would bind it to counts only once its worker has taken it.
         site: row.needs.site.clone().filter(|_| row.binding.is_none()),
+        quarantined: machine.is_quarantined(id),
     })
 }
 

@@ -57,11 +57,20 @@ pub struct AssignmentView {
     pub reason: Cow<'static, str>,
     /// Where its instances are kept, once they are bound to it.
     pub site: Option<Site>,
+    /// It is granted to no worker until somebody changes it.
+    pub quarantined: bool,
 }
 
 impl Default for AssignmentView {
     fn default() -> Self {
-        Self { state: "unowned", worker: None, token: None, reason: Cow::Borrowed("new"), site: None }
+        Self {
+            state: "unowned",
+            worker: None,
+            token: None,
+            reason: Cow::Borrowed("new"),
+            site: None,
+            quarantined: false,
+        }
     }
 }
 

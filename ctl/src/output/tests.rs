@@ -6,6 +6,7 @@ use super::*;
 fn of_what_is_not_plain_only_line_ends_and_colours_reach_a_terminal() {
     assert_eq!(lines_escaped("\x1b[31mred\x1b[0m\n\x1b[2Jx\u{202e}"), "\x1b[31mred\x1b[0m\n\\u{1b}[2Jx\\u{202e}");
     assert_eq!(lines_escaped("\x1b["), "\\u{1b}[");
+    assert_eq!(foreign_escaped("a\n\x1b[31mred"), "a\n\\u{1b}[31mred", "nor colours of a server");
     let json = "{\n  \"a\": \"\u{9b}31m\u{202e}\u{e0041}\"\n}";
     let escaped = json_escaped(json);
     assert_eq!(escaped, "{\n  \"a\": \"\\u009b31m\\u202e\\udb40\\udc41\"\n}");

@@ -16,6 +16,7 @@
 //! by the time it does.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -37,6 +38,7 @@ use crate::gate::Permit;
 use crate::kinds::{ProbeAnswer, Protocol};
 use runtime::clock;
 use runtime::folder::{Access, Folder};
+use runtime::log_limited;
 
 /// How calls are kept from taking effect once their caller is no longer the owner.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,11 +184,11 @@ struct SimulatedSlot {
 /// The files of a shared world.
 #[derive(Debug)]
 struct SharedFiles {
-    folder: PathBuf,
-    own: PathBuf,
+    folder: Folder,
+    own: String,
     file: File,
     /// How far each file of the others has been read.
-    read: HashMap<PathBuf, u64>,
+    read: HashMap<OsString, u64>,
 }
 
 /// One line of a world file.
@@ -568,19 +570,24 @@ impl SharedFiles {
         // A file of its own for every process that ever took part: nobody appends to a file somebody else writes.
         let own = format!("{}-{}.world", std::process::id(), clock::now().as_nanos());
         let file = folder.open(&own, Access::New)?;
-        let (folder, own) = (folder.path().to_owned(), folder.path().join(own));
         Ok(Self { folder, own, file, read: HashMap::new() })
     }
 
     fn news(&mut self) -> io::Result<Vec<Line>> {
         let mut news = Vec::new();
-        for entry in fs::read_dir(&self.folder)? {
-            let path = entry?.path();
-            if path == self.own || path.extension().is_none_or(|e| e != "world") {
+        for entry in fs::read_dir(self.folder.path())? {
+            let name = entry?.file_name();
+            if name == *self.own || Path::new(&name).extension().is_none_or(|e| e != "world") {
                 continue;
             }
-            let from = self.read.get(&path).copied().unwrap_or(0);
-            let mut file = File::open(&path)?;
+            let from = self.read.get(&name).copied().unwrap_or(0);
+            let mut file = match self.folder.open(&name, Access::Read) {
+                Ok(file) => file,
+                Err(error) => {
+                    log_limited!(warn, "a file of the shared world is left out: {error}");
+                    continue;
+                }
+            };
             if file.metadata()?.len() <= from {
                 continue;
             }
@@ -590,7 +597,7 @@ impl SharedFiles {
             // A line that is being written is read the next time.
             let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
             news.extend(bytes[..whole].split(|byte| *byte == b'\n').filter_map(|l| serde_json::from_slice(l).ok()));
-            self.read.insert(path, from + whole as u64);
+            self.read.insert(name, from + whole as u64);
         }
         Ok(news)
     }

@@ -333,7 +333,9 @@ impl Machine {
         self.conflicts.audit.expected(life)
     }
 
-    pub(crate) fn is_quarantined(&self, id: ApplianceId) -> bool {
+    /// Whether it is granted to no worker until a user changes it.
+    #[must_use]
+    pub fn is_quarantined(&self, id: ApplianceId) -> bool {
         self.quarantine.quarantined(id).is_some()
     }
 

@@ -274,3 +274,30 @@ async fn what_is_no_http2_is_told_so() {
     let _ = tokio::time::timeout(DEADLINE, read).await.expect("closed");
     assert!(answer.starts_with("HTTP/1.1 400 "), "{answer:?}");
 }
+
+#[tokio::test]
+async fn who_opens_many_connections_keeps_out_nobody_else() {
+    let mut pending = PendingConnections::new(8);
+    let network = |n: u8| PeerAddress::Tcp(([10, 0, 0, n], 1).into());
+    let (held, ended) = mpsc::channel::<()>(1);
+    let one = |held: &mpsc::Sender<()>| {
+        let held = held.clone();
+        async move {
+            let _held = held;
+            std::future::pending().await
+        }
+    };
+    let (slow, mut is_open) = mpsc::channel::<()>(1);
+    assert!(!pending.spawn(network(1), one(&slow)).await);
+    drop(slow);
+    for n in 0..100 {
+        assert_eq!(pending.spawn(network(2), one(&held)).await, n >= 7, "{n}");
+        assert!(pending.tasks.len() <= 8 && pending.remembered() <= 8);
+    }
+    assert_eq!(is_open.try_recv(), Err(mpsc::error::TryRecvError::Empty), "the slow one goes on");
+    for n in 3..30 {
+        pending.spawn(network(n), one(&held)).await;
+    }
+    assert!(pending.by_network.len() <= 9, "networks without connections are forgotten");
+    drop((pending, held, ended));
+}

@@ -56,7 +56,7 @@ fn what_kills_three_workers_is_given_to_no_fourth_until_it_is_changed() {
     w.pass(Duration::from_secs(4));
     assert_eq!(w.quarantined, [(id(1), 3)]);
     assert_eq!((w.holder(1), w.holder(2), w.holder(3)), (None, Some("w5"), Some("w5")));
-    let summary = "quarantined: 3 workers died while a step of it ran; update or rebuild it to try again";
+    let summary = "quarantined: 3 workers died while a step of it ran; update, rebuild or delete it to try again";
     assert_eq!(w.machine.explain(w.now, id(1)).expect("it is known").summary, summary);
     w.pass(Duration::from_secs(120));
     assert_eq!(w.holder(1), None, "time alone does not lift it");
@@ -68,7 +68,7 @@ fn what_kills_three_workers_is_given_to_no_fourth_until_it_is_changed() {
 }
 
 #[test]
-fn a_quarantined_appliance_that_is_deleted_is_granted_once_more() {
+fn a_quarantined_appliance_is_granted_once_more_for_each_call_that_deletes_it() {
     let mut w = World::with(unbraked(), Term::new(1), Restored::default());
     for name in ["w1", "w2", "w3"] {
         w.connect(name);
@@ -88,6 +88,9 @@ fn a_quarantined_appliance_that_is_deleted_is_granted_once_more() {
     w.connect("w6");
     w.pass(Duration::from_secs(4));
     assert_eq!(w.quarantined, [(id(1), 3), (id(1), 4)]);
+    w.step(Event::Updated { id: id(1), edition: edition(3), kind: KindName::Custom, size: 10, deleting: true });
+    w.pass(Duration::from_secs(1));
+    assert_eq!(w.holder(1), Some("w6"), "it was deleted again");
 }
 
 #[test]
