@@ -13,7 +13,7 @@ use common::{Term, WorkerId};
 use runtime::folder::Folder;
 use runtime::program::{self, Failure};
 use runtime::shutdown::Signals;
-use runtime::socket::SCHEME;
+use runtime::socket;
 use runtime::tls::ClientTls;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -54,7 +54,7 @@ fn coordination_failure(error: &coordination::Error) -> Failure {
 /// Refuses a socket that is looked up from the working directory, as the default is, in a folder that others have, or can
 /// have, put there: it may lead to another cluster of the same user.
 fn judge_sockets(working: &Path, coordinators: &[String]) -> Result<(), Failure> {
-    for path in coordinators.iter().filter_map(|address| address.strip_prefix(SCHEME)).map(Path::new) {
+    for path in coordinators.iter().filter_map(|address| socket::path_of(address)) {
         let Some(folder) = path.parent().filter(|folder| folder.is_relative()) else { continue };
         let folder = if folder == Path::new("") { working.to_owned() } else { working.join(folder) };
         if let Err(error) = Folder::existing(&folder) {
@@ -206,6 +206,7 @@ mod tests {
         let judge = |address: &str| judge_sockets(dir.path(), &[address.to_owned()]);
         assert_eq!(judge(&format!("unix:{}", dir.path().join("link/coordinator.sock").display())), Ok(()));
         assert_eq!(judge("unix:rug-coordinator-state/coordinator.sock"), Ok(()), "there is none");
+        assert!(judge("unix://link/coordinator.sock").is_err(), "the other form of the same address");
         let refused = judge("unix:link/coordinator.sock");
         assert!(refused.is_err_and(|failure| failure.to_string().contains("symbolic link")));
         assert_eq!(judge("unix:coordinator.sock"), Ok(()), "the working folder is ours");

@@ -24,6 +24,14 @@ pub fn token_file(bytes: &[u8]) -> Result<Token, String> {
     process::fence::token_in(bytes)
 }
 
+/// Reads the file with the id of a state directory, and writes what it says again.
+///
+/// # Errors
+/// That it is damaged.
+pub fn site_file(text: &str) -> Result<String, String> {
+    process::site::rewrite(text)
+}
+
 /// What the status of an appliance says beside that it is well.
 #[must_use]
 pub fn conditions(body: &[u8]) -> Details {

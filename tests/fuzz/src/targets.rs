@@ -14,7 +14,7 @@ const fn target(name: &'static str, seeds: fn() -> Vec<Vec<u8>>, feed: fn(&[u8])
 }
 
 /// Every target.
-pub const TARGETS: [Target; 29] = [
+pub const TARGETS: [Target; 30] = [
     target("session-up", session::up_seeds, session::up),
     target("session-down", session::down_seeds, session::down),
     target("admin-appliance", session::appliance_seeds, session::appliance),
@@ -35,6 +35,7 @@ pub const TARGETS: [Target; 29] = [
     target("appliance-refusal", rest::refusal_seeds, rest::refusal),
     target("instance-record", files::record_seeds, files::record),
     target("token-file", files::token_seeds, files::token),
+    target("site-file", files::site_seeds, files::site),
     target("shim-order", shims::order_seeds, shims::order),
     target("shim-state", shims::state_seeds, shims::state),
     target("documents", files::document_seeds, files::documents),

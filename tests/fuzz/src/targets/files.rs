@@ -41,6 +41,24 @@ pub(super) fn token(input: &[u8]) -> Outcome {
     }
 }
 
+pub(super) fn site_seeds() -> Vec<Vec<u8>> {
+    texts([
+        "id=000102030405060708090a0b0c0d0e0f\npath=/var/lib/rug-worker\nmachine=101112131415161718191a1b1c1d1e1f\n",
+        "new=1\npath=/x=y\nid=000102030405060708090a0b0c0d0e0f\n",
+    ])
+}
+
+/// A file that was read is written as one that is read and written the same.
+pub(super) fn site(input: &[u8]) -> Outcome {
+    match decoders::site_file(&text(input)) {
+        Err(problem) => Outcome::refused(&problem),
+        Ok(written) => {
+            assert_eq!(decoders::site_file(&written).as_ref(), Ok(&written));
+            Outcome::read(&size(written.len()))
+        }
+    }
+}
+
 pub(super) fn document_seeds() -> Vec<Vec<u8>> {
     texts([
         "name: web\ntenant: demo\nkind: loadbalancer\nlabels: {app: web}\nreplicas: 2\nprobe_interval: 5s\nprobe_timeout: 1s\nboot_timeout: 1m\nsettle_time: 2s\nspec:\n  listeners:\n  \

@@ -47,7 +47,7 @@ impl Whereabouts {
     pub(crate) fn of(folder: &Folder) -> Self {
         let machine = fs::read_to_string(MACHINE_FILE).ok().map(|text| text.trim().to_owned());
         // `uninitialized` is no name either.
-        let machine = machine.filter(|name| name.len() == 32 && name.bytes().all(|c| c.is_ascii_hexdigit()));
+        let machine = machine.filter(|name| is_machine(name));
         Self { path: folder.path().to_string_lossy().into_owned(), machine }
     }
 
@@ -57,6 +57,11 @@ impl Whereabouts {
             self.machine.as_ref().zip(there.machine.as_ref()).is_some_and(|(here, there)| here != there);
         self.path == there.path && !other_machine
     }
+}
+
+/// Whether this can be the id of a machine.
+fn is_machine(name: &str) -> bool {
+    name.len() == 32 && name.bytes().all(|c| c.is_ascii_hexdigit())
 }
 
 /// What a person says of a directory that is not where it was made.
@@ -87,9 +92,20 @@ impl SiteFile {
     fn decode(text: &str) -> Option<Self> {
         let line = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
         let path = line("path").filter(|path| is_state_dir(path))?.to_owned();
-        let made = Whereabouts { path, machine: line("machine").map(str::to_owned) };
+        let made = match line("machine") {
+            None => Whereabouts { path, machine: None },
+            Some(name) => Whereabouts { path, machine: is_machine(name).then(|| Some(name.to_owned()))? },
+        };
         Some(Self { id: line("id")?.parse().ok()?, made })
     }
+}
+
+/// What a file says, written again.
+///
+/// # Errors
+/// That it is damaged.
+pub(crate) fn rewrite(text: &str) -> Result<String, String> {
+    SiteFile::decode(text).map(|file| file.encode()).ok_or_else(|| "damaged".to_owned())
 }
 
 /// The id of a state directory that is `here`; made when it has none.
@@ -185,7 +201,7 @@ mod tests {
     }
 
     fn here(path: &str, machine: Option<&str>) -> Whereabouts {
-        Whereabouts { path: path.to_owned(), machine: machine.map(str::to_owned) }
+        Whereabouts { path: path.to_owned(), machine: machine.map(|digit| digit.repeat(32)) }
     }
 
     fn refusal(result: Result<impl std::fmt::Debug, Error>) -> String {
