@@ -210,7 +210,8 @@ impl Server {
         let (role_in, role) = watch::channel(ServingRole::Standby(None));
         let (closing, roles) = (CancellationToken::new(), CancellationToken::new());
 
-        let metrics = Metrics::new(&config.name, Arc::clone(&catalog), leading.clone()).map_err(Failure::other)?;
+        let metrics = Metrics::new(&config.name, &config.telemetry, Arc::clone(&catalog), leading.clone())
+            .map_err(Failure::other)?;
         let history: Arc<dyn History> = Arc::new(StoreHistory(parts.store.clone()));
         let services = AdminServices::new(Arc::clone(&catalog), commands_in, history);
         let health = services.health();

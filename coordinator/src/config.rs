@@ -53,6 +53,8 @@ pub struct Config {
     pub authorization: access::Config,
     /// Logs.
     pub log: telemetry::Config,
+    /// What is exported by OTLP, and where to.
+    pub telemetry: telemetry::ExportConfig,
     /// Metrics.
     pub metrics: metrics::Config,
 }
@@ -88,6 +90,7 @@ impl Default for Config {
             tls: tls::Config::default(),
             authorization: access::Config::default(),
             log: telemetry::Config::default(),
+            telemetry: telemetry::ExportConfig::default(),
             metrics: metrics::Config::default(),
         }
     }
@@ -112,6 +115,7 @@ impl Settings for Config {
             ("watches", self.watches.validate()),
             ("tls", self.tls.validate()),
             ("authorization", self.authorization.validate()),
+            ("telemetry", self.telemetry.validate()),
             ("coordination", self.coordination.validate()),
             ("store", self.store.validate()),
             ("machine", self.machine.validate()),
@@ -122,8 +126,16 @@ impl Settings for Config {
         found
     }
 
+    fn instance(&self) -> &str {
+        &self.name
+    }
+
     fn log(&self) -> &telemetry::Config {
         &self.log
+    }
+
+    fn telemetry(&self) -> &telemetry::ExportConfig {
+        &self.telemetry
     }
 }
 

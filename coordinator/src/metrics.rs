@@ -22,11 +22,10 @@ use axum::routing::get;
 use common::appliance::FieldViolation;
 use coordinator_core::audit::AuditCounts;
 use coordinator_core::machine::Counters;
-use opentelemetry::KeyValue;
-use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use prometheus::{Registry, TextEncoder};
 use runtime::log_limited;
+use runtime::telemetry::{self, ExportConfig, Program};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -86,25 +85,30 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Instruments of the coordinator `name` that read `catalog`, while `leading` says that what is in it counts.
+    /// Instruments of the coordinator `name` that read `catalog`, while `leading` says that what is in it counts. Where `export`
+    /// says so, they are pushed as well.
     ///
     /// # Errors
     /// [`BuildError`].
-    pub fn new(name: &str, catalog: Arc<Catalog>, leading: watch::Receiver<bool>) -> Result<Arc<Self>, BuildError> {
+    pub fn new(
+        name: &str,
+        export: &ExportConfig,
+        catalog: Arc<Catalog>,
+        leading: watch::Receiver<bool>,
+    ) -> Result<Arc<Self>, BuildError> {
         let registry = Registry::new();
         let reader = opentelemetry_prometheus::exporter()
             .with_registry(registry.clone())
             .scope_info_enabled(false)
             .build()
             .map_err(|e| BuildError(e.to_string()))?;
-        let resource = Resource::builder_empty()
-            .with_service_name("rug-coordinator")
-            .with_attributes([
-                KeyValue::new("service.instance.id", name.to_owned()),
-                KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
-            ])
-            .build();
-        let provider = SdkMeterProvider::builder().with_reader(reader).with_resource(resource).build();
+        let program = Program { name: "rug-coordinator", instance: name };
+        let (resource, push) = telemetry::metrics_push(program, export).map_err(BuildError)?;
+        let mut provider = SdkMeterProvider::builder().with_reader(reader).with_resource(resource);
+        if let Some(push) = push {
+            provider = provider.with_reader(push);
+        }
+        let provider = provider.build();
         let instruments = Instruments::new(&provider, View::new(catalog, leading));
         Ok(Arc::new(Self { registry, _provider: provider, instruments, counted: Mutex::default() }))
     }

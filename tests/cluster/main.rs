@@ -16,6 +16,7 @@ mod repair;
 mod restart;
 mod site;
 mod strangers;
+mod telemetry;
 mod tokens;
 mod units;
 mod up;

@@ -46,6 +46,8 @@ pub struct Config {
     pub tls: tls::Config,
     /// Logs.
     pub log: telemetry::Config,
+    /// What is exported by OTLP, and where to.
+    pub telemetry: telemetry::ExportConfig,
 }
 
 impl Default for Config {
@@ -64,6 +66,7 @@ impl Default for Config {
             simulated: simulated::Config::default(),
             tls: tls::Config::default(),
             log: telemetry::Config::default(),
+            telemetry: telemetry::ExportConfig::default(),
         }
     }
 }
@@ -99,6 +102,7 @@ impl Settings for Config {
             found.push(FieldViolation::new("drivers", format!("this program has no `{unknown}`; it has {known}")));
         }
         let sections = [
+            ("telemetry", self.telemetry.validate()),
             ("coordination", self.coordination.validate()),
             ("session", self.session.validate()),
             ("session", self.margin_violation().into_iter().collect()),
@@ -111,8 +115,16 @@ impl Settings for Config {
         found
     }
 
+    fn instance(&self) -> &str {
+        &self.name
+    }
+
     fn log(&self) -> &telemetry::Config {
         &self.log
+    }
+
+    fn telemetry(&self) -> &telemetry::ExportConfig {
+        &self.telemetry
     }
 }
 

@@ -68,8 +68,14 @@ pub trait Settings: DeserializeOwned + Serialize + Default {
     /// Every rule the settings break, with the field that breaks it. Asked after [`Settings::complete`].
     fn validate(&self) -> Vec<FieldViolation>;
 
+    /// Name of this process among those of its program.
+    fn instance(&self) -> &str;
+
     /// Settings of logs.
     fn log(&self) -> &telemetry::Config;
+
+    /// Settings of what is exported.
+    fn telemetry(&self) -> &telemetry::ExportConfig;
 }
 
 /// A duration that was set in milliseconds under another name by the version before. Read for one version more.
@@ -308,6 +314,7 @@ mod tests {
         name: String,
         limit: u32,
         log: telemetry::Config,
+        telemetry: telemetry::ExportConfig,
     }
 
     impl Settings for Config {
@@ -328,6 +335,14 @@ mod tests {
                 found.push(FieldViolation::new("name", "must have 9 bytes or less"));
             }
             found
+        }
+
+        fn instance(&self) -> &str {
+            "test"
+        }
+
+        fn telemetry(&self) -> &telemetry::ExportConfig {
+            &self.telemetry
         }
 
         fn log(&self) -> &telemetry::Config {
@@ -383,6 +398,7 @@ mod tests {
     struct Sections {
         machine: Times,
         log: telemetry::Config,
+        telemetry: telemetry::ExportConfig,
     }
 
     impl Settings for Sections {
@@ -396,6 +412,14 @@ mod tests {
 
         fn validate(&self) -> Vec<FieldViolation> {
             Vec::new()
+        }
+
+        fn instance(&self) -> &str {
+            "test"
+        }
+
+        fn telemetry(&self) -> &telemetry::ExportConfig {
+            &self.telemetry
         }
 
         fn log(&self) -> &telemetry::Config {

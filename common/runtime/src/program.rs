@@ -53,7 +53,9 @@ pub fn serve<C: Settings>(
     run: fn(C) -> Result<(), Failure>,
 ) -> ExitCode {
     let started = config::load::<C>(file, flags).map_err(|e| e.to_string()).and_then(|loaded| {
-        let telemetry = telemetry::init(name, loaded.config.log()).map_err(|e| format!("configuration: log: {e}"))?;
+        let program = telemetry::Program { name, instance: loaded.config.instance() };
+        let telemetry = telemetry::init(program, loaded.config.log(), loaded.config.telemetry())
+            .map_err(|e| format!("configuration: {e}"))?;
         Ok((loaded, telemetry))
     });
     // Bound until the end: dropping it ends the log and tracing.

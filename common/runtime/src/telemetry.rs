@@ -1,16 +1,25 @@
 //! Logs and traces. Spans get W3C ids from the OpenTelemetry SDK, so that a rebalance can be stored and followed with its
-//! trace id; where they are exported to is for the composition root to add.
+//! trace id, and are exported to a collector where one is [named](ExportConfig).
 //!
 //! Whatever a line holds, it is one line and moves no cursor: what is not plain in the sense of [`common::text`] is
 //! escaped where lines are written, so that no place that logs has to think of it.
 
+mod export;
+mod outbox;
+mod pipeline;
+
 use std::collections::HashMap;
 use std::io::{self, Write};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use common::text;
 
 use opentelemetry::propagation::TextMapPropagator;
 use opentelemetry::trace::{TraceContextExt, TracerProvider};
+use opentelemetry_otlp::MetricExporter;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::metrics::PeriodicReader;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use serde::{Deserialize, Serialize};
@@ -19,6 +28,9 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
+
+pub use export::{Compression, ExportConfig, Exports, Headers, OtlpProtocol, SignalTarget, VariableProblem};
+pub use outbox::{SpanCounts, SpanTally};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,17 +70,82 @@ pub struct Telemetry {
 
 impl Drop for Telemetry {
     fn drop(&mut self) {
-        let _ = self.provider.shutdown();
+        // A collector that hangs must not hold the end of the process up.
+        let _ = self.provider.shutdown_with_timeout(FLUSH);
     }
 }
 
-/// Starts logging to stderr and gives spans their ids.
+/// How long the last spans may take at the end.
+const FLUSH: Duration = Duration::from_secs(2);
+
+static SPANS: OnceLock<Arc<SpanCounts>> = OnceLock::new();
+
+/// What became of the spans of this process.
+#[must_use]
+pub fn span_tally() -> SpanTally {
+    SPANS.get().map(|counts| counts.tally()).unwrap_or_default()
+}
+
+/// Of which process telemetry is.
+#[derive(Clone, Copy, Debug)]
+pub struct Program<'a> {
+    /// The program, such as `rug-worker`.
+    pub name: &'static str,
+    /// Which of them.
+    pub instance: &'a str,
+}
+
+/// What is in force of these settings beside the variables of the environment.
 ///
 /// # Errors
-/// When the filter cannot be read, or logging was started before.
-pub fn init(service: &'static str, config: &Config) -> Result<Telemetry, Box<dyn std::error::Error + Send + Sync>> {
-    let provider = SdkTracerProvider::builder().build();
-    let tracer = provider.tracer(service);
+/// [`VariableProblem`].
+pub fn exports(config: &ExportConfig) -> Result<Exports, VariableProblem> {
+    Exports::resolve(config, |name| std::env::var(name).ok())
+}
+
+/// The attributes of this process, and what pushes its metrics, if anything does. Call it within a Tokio runtime.
+///
+/// # Errors
+/// What is wrong with the settings, for people.
+pub fn metrics_push(
+    program: Program<'_>,
+    config: &ExportConfig,
+) -> Result<(Resource, Option<PeriodicReader<MetricExporter>>), String> {
+    let exports = exports(config).map_err(|problem| problem.to_string())?;
+    let exporter = exports.metrics.as_ref().map(pipeline::metrics).transpose()?;
+    let reader =
+        exporter.map(|exporter| PeriodicReader::builder(exporter).with_interval(exports.metrics_interval).build());
+    Ok((pipeline::resource(program, &exports), reader))
+}
+
+/// Spans with their ids, exported where they are to be.
+fn tracing_of(program: Program<'_>, config: &ExportConfig) -> Result<SdkTracerProvider, String> {
+    let exports = exports(config).map_err(|problem| problem.to_string())?;
+    let resource = pipeline::resource(program, &exports);
+    let builder = SdkTracerProvider::builder().with_resource(resource.clone());
+    let Some(target) = exports.traces else { return Ok(builder.build()) };
+    let gathering = outbox::Gathering {
+        queue: exports.max_spans,
+        batch: exports.batch,
+        delay: exports.delay,
+        timeout: target.timeout,
+    };
+    let counts = Arc::clone(SPANS.get_or_init(Arc::default));
+    let outbox = outbox::Outbox::start(gathering, resource, counts, move || pipeline::spans(&target))?;
+    Ok(builder.with_span_processor(outbox).build())
+}
+
+/// Starts logging to stderr, gives spans their ids, and exports them if they are to be.
+///
+/// # Errors
+/// When the filter cannot be read, nothing can be exported as the settings have it, or logging was started before.
+pub fn init(
+    program: Program<'_>,
+    config: &Config,
+    export: &ExportConfig,
+) -> Result<Telemetry, Box<dyn std::error::Error + Send + Sync>> {
+    let provider = tracing_of(program, export).map_err(|problem| format!("telemetry: {problem}"))?;
+    let tracer = provider.tracer(program.name);
     let filter = match std::env::var("RUST_LOG") {
         Ok(text) if !text.is_empty() => EnvFilter::try_new(text)?,
         _ => EnvFilter::try_new(&config.filter)?,

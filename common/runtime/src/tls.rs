@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 
 pub use client::ClientTls;
 pub use files::read_revocation_lists;
-pub use https::{WebStream, connect_web};
+pub use https::{WebClient, WebStream, web_client};
 pub use identity::{AlternativeName, Identity};
 pub use server::{Accepted, CertificateChain, HandshakeRefused, ServerStream, ServerTls};
 pub use words::{chain, refusal, unresolved};

@@ -17,6 +17,7 @@
 //! | `rug.store.available` | `rug_store_available` | the leader: 0 while the database takes no changes |
 //! | `rug.store.problem` by `cause` | `rug_store_problem` | the leader: 1 for why it does not, until a write succeeds |
 //! | `rug.log.lines_skipped` | `rug_log_lines_skipped_total` | all: log lines left out because others caused too many |
+//! | `rug.telemetry.spans` by `outcome` | `rug_telemetry_spans_total` | all: exported, dropped because too many waited, or lost with an export that failed |
 //! | `rug.ownership.violations` by `kind` | `rug_ownership_violations_total` | whoever led |
 //! | `rug.ownership.audits` by `outcome` | `rug_ownership_audits_total` | whoever led |
 //! | `rug.messages.stale` | `rug_messages_stale_total` | whoever led |
@@ -31,6 +32,7 @@ use coordinator_core::machine::Counters;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Histogram, Meter, MeterProvider};
 use opentelemetry_sdk::metrics::SdkMeterProvider;
+use runtime::telemetry::{self, SpanTally};
 
 use super::View;
 use crate::catalog::Counts;
@@ -81,6 +83,17 @@ impl Instruments {
             .with_unit("{line}")
             .with_description("Log lines left out because peers or broken dependencies caused too many of their kind.")
             .with_callback(|to| to.observe(runtime::log_limit::skipped(), &[]))
+            .build();
+        meter
+            .u64_observable_counter("rug.telemetry.spans")
+            .with_unit("{span}")
+            .with_description("What became of the spans of this process; none while nothing is exported.")
+            .with_callback(|to| {
+                let SpanTally { exported, dropped, failed } = telemetry::span_tally();
+                for (outcome, spans) in [("exported", exported), ("dropped", dropped), ("failed", failed)] {
+                    to.observe(spans, &[KeyValue::new("outcome", outcome)]);
+                }
+            })
             .build();
         looks(&meter, &view);
         let this = Self {

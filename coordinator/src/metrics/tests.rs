@@ -31,7 +31,7 @@ fn leader() -> (Arc<Metrics>, watch::Sender<bool>) {
     let catalog = Arc::new(Catalog::new(catalog::Config::default()));
     catalog.set_cluster(cluster());
     let (tell, leading) = watch::channel(true);
-    (Metrics::new("c1", catalog, leading).expect("builds"), tell)
+    (Metrics::new("c1", &ExportConfig::default(), catalog, leading).expect("builds"), tell)
 }
 
 /// The value of a line that begins with this, less its labels' order.
@@ -78,7 +78,7 @@ fn who_stands_by_shows_that_and_nothing_it_does_not_know() {
     let catalog = Arc::new(Catalog::new(catalog::Config::default()));
     catalog.set_cluster(cluster());
     let (_tell, leading) = watch::channel(false);
-    let text = Metrics::new("c2", catalog, leading).expect("builds").text().expect("shows");
+    let text = Metrics::new("c2", &ExportConfig::default(), catalog, leading).expect("builds").text().expect("shows");
     assert_eq!(value(&text, "rug_leader "), 0.0);
     assert!(!text.contains("rug_term") && !text.contains("rug_unowned_appliances"), "{text}");
 }

@@ -221,7 +221,8 @@ fn read(path: &PathBuf) -> Result<Vec<u8>, KeyError> {
 async fn download(address: &Uri, ca: &Path) -> Result<Vec<u8>, KeyError> {
     let failed = |e: hyper::Error| KeyError::Fetch(runtime::tls::chain(&e));
     let host = address.host().unwrap_or_default();
-    let stream = runtime::tls::connect_web(host, address.port_u16().unwrap_or(443), ca).await;
+    let tls = runtime::tls::web_client(ca, None).map_err(KeyError::Fetch)?;
+    let stream = tls.connect(host, address.port_u16().unwrap_or(443)).await;
     let stream = TokioIo::new(stream.map_err(KeyError::Fetch)?);
     let (mut client, connection) = hyper::client::conn::http1::handshake(stream).await.map_err(failed)?;
     // Ends with the client, at the end of this function.

@@ -1,0 +1,460 @@
+//! Where telemetry is sent to: the section `[telemetry]`, and the standard variables of OpenTelemetry, which win over it.
+//!
+//! The variables are those of the [specification](https://opentelemetry.io/docs/specs/otel/protocol/exporter/): `OTEL_SDK_DISABLED`,
+//! `OTEL_{TRACES,METRICS}_EXPORTER`, `OTEL_EXPORTER_OTLP_[{TRACES,METRICS}_]{ENDPOINT,PROTOCOL,HEADERS,COMPRESSION,TIMEOUT,CERTIFICATE,
+//! CLIENT_CERTIFICATE,CLIENT_KEY}`, `OTEL_METRIC_EXPORT_INTERVAL`, `OTEL_BSP_{MAX_QUEUE_SIZE,MAX_EXPORT_BATCH_SIZE,SCHEDULE_DELAY}`,
+//! `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`. A variable that is empty counts as not set.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use common::appliance::FieldViolation;
+use serde::{Deserialize, Serialize};
+
+/// How OTLP is spoken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OtlpProtocol {
+    /// Over gRPC, usually at port 4317.
+    #[default]
+    #[serde(rename = "grpc")]
+    Grpc,
+    /// Over HTTP, as protobuf, usually at port 4318.
+    #[serde(rename = "http/protobuf")]
+    Http,
+}
+
+/// How what is sent is compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compression {
+    /// Not at all.
+    #[default]
+    None,
+    /// By gzip.
+    Gzip,
+}
+
+/// Headers of every export. They are passwords as often as not: only names are ever printed.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Headers(pub BTreeMap<String, String>);
+
+impl fmt::Debug for Headers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// Settings of what is exported, and where to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ExportConfig {
+    /// Address of a collector, such as `http://127.0.0.1:4317`. Nothing is exported while it is empty.
+    pub endpoint: String,
+    /// How OTLP is spoken there.
+    pub protocol: OtlpProtocol,
+    /// Headers of every export, for collectors that want a key. Never shown.
+    pub headers: Headers,
+    /// How what is sent is compressed.
+    pub compression: Compression,
+    /// How long one export may take.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    /// CAs that the collector's certificate is checked against; those of the system when empty.
+    pub ca: PathBuf,
+    /// Certificate to show the collector, with `key`.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// Whether spans are exported.
+    pub traces: bool,
+    /// Whether metrics are pushed.
+    pub metrics: bool,
+    /// Time between two pushes of metrics.
+    #[serde(with = "humantime_serde")]
+    pub metrics_interval: Duration,
+    /// Spans that wait to be exported; more are dropped and counted.
+    pub max_spans: usize,
+}
+
+impl Default for ExportConfig {
+    fn default() -> Self {
+        Self {
+            endpoint: String::new(),
+            protocol: OtlpProtocol::Grpc,
+            headers: Headers::default(),
+            compression: Compression::None,
+            timeout: Duration::from_secs(10),
+            ca: PathBuf::new(),
+            cert: PathBuf::new(),
+            key: PathBuf::new(),
+            traces: true,
+            metrics: true,
+            metrics_interval: Duration::from_secs(60),
+            max_spans: 16_384,
+        }
+    }
+}
+
+impl ExportConfig {
+    /// Every rule the settings break, with the field that breaks it. No value is quoted.
+    #[must_use]
+    pub fn validate(&self) -> Vec<FieldViolation> {
+        let mut found = Vec::new();
+        if !self.endpoint.is_empty() && !is_endpoint(&self.endpoint) {
+            found.push(FieldViolation::new("endpoint", ENDPOINT_RULE));
+        }
+        if !(Duration::from_millis(100)..=Duration::from_secs(120)).contains(&self.timeout) {
+            found.push(FieldViolation::new("timeout", "must be 100ms to 2m"));
+        }
+        if !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&self.metrics_interval) {
+            found.push(FieldViolation::new("metrics_interval", "must be 1s to 1h"));
+        }
+        if !(1..=1_000_000).contains(&self.max_spans) {
+            found.push(FieldViolation::new("max_spans", "must be 1 to 1000000"));
+        }
+        if self.cert.as_os_str().is_empty() != self.key.as_os_str().is_empty() {
+            found.push(FieldViolation::new("cert", "cert and key belong together: set both or none"));
+        }
+        found.extend(self.headers.0.iter().filter(|(name, value)| !is_header(name, value)).map(|_| {
+            FieldViolation::new("headers", "names must be lower-case letters, digits and `-`; values printable ASCII")
+        }));
+        found
+    }
+}
+
+const ENDPOINT_RULE: &str = "must be http://HOST:PORT or https://HOST:PORT, without a user";
+
+fn is_endpoint(text: &str) -> bool {
+    let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    rest.is_some_and(|rest| !rest.is_empty() && !rest.contains('@')) && text.parse::<tonic::transport::Uri>().is_ok()
+}
+
+fn is_header(name: &str, value: &str) -> bool {
+    !name.is_empty()
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
+        && value.bytes().all(|b| (0x20..0x7f).contains(&b))
+}
+
+/// Why a standard variable cannot be used. Says which, and never what it holds.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{variable}: {problem}")]
+pub struct VariableProblem {
+    /// Its name.
+    pub variable: String,
+    /// What is wrong.
+    pub problem: String,
+}
+
+/// Where one kind of telemetry is sent to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SignalTarget {
+    /// Complete address: with the path for HTTP.
+    pub endpoint: String,
+    /// How OTLP is spoken there.
+    pub protocol: OtlpProtocol,
+    /// Headers of every export.
+    pub headers: Headers,
+    /// How what is sent is compressed.
+    pub compression: Compression,
+    /// How long one export may take.
+    pub timeout: Duration,
+    /// Files of TLS: CAs, certificate, key; empty ones are not used.
+    pub tls: [PathBuf; 3],
+}
+
+/// The kinds of telemetry that are exported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Signal {
+    Traces,
+    Metrics,
+}
+
+impl Signal {
+    const fn variable(self) -> &'static str {
+        match self {
+            Self::Traces => "TRACES",
+            Self::Metrics => "METRICS",
+        }
+    }
+
+    const fn path(self) -> &'static str {
+        match self {
+            Self::Traces => "v1/traces",
+            Self::Metrics => "v1/metrics",
+        }
+    }
+}
+
+/// What is in force: the settings with what the standard variables say instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exports {
+    /// Where spans are sent to, if they are.
+    pub traces: Option<SignalTarget>,
+    /// Where metrics are pushed to, if they are.
+    pub metrics: Option<SignalTarget>,
+    /// Time between two pushes of metrics.
+    pub metrics_interval: Duration,
+    /// Spans that wait to be exported.
+    pub max_spans: usize,
+    /// Spans of one export.
+    pub batch: usize,
+    /// How long a span waits for others to be exported with.
+    pub delay: Duration,
+    /// Name of the service, where the environment gives one.
+    pub service: Option<String>,
+    /// Attributes of everything that is exported, from the environment.
+    pub attributes: Vec<(String, String)>,
+}
+
+impl Exports {
+    /// What is in force with these settings, where `variable` reads the environment.
+    ///
+    /// # Errors
+    /// [`VariableProblem`]: a variable cannot be used.
+    pub fn resolve(config: &ExportConfig, variable: impl Fn(&str) -> Option<String>) -> Result<Self, VariableProblem> {
+        let vars = Variables(&variable);
+        let disabled = vars.get("OTEL_SDK_DISABLED").is_some_and(|text| text.eq_ignore_ascii_case("true"));
+        let target = |signal, wanted: bool| {
+            if disabled { Ok(None) } else { vars.target(config, signal, wanted) }
+        };
+        let max_spans = vars.number("OTEL_BSP_MAX_QUEUE_SIZE")?.unwrap_or(config.max_spans).clamp(1, 1_000_000);
+        let attributes = vars.pairs("OTEL_RESOURCE_ATTRIBUTES")?.unwrap_or_default();
+        Ok(Self {
+            traces: target(Signal::Traces, config.traces)?,
+            metrics: target(Signal::Metrics, config.metrics)?,
+            metrics_interval: vars.millis("OTEL_METRIC_EXPORT_INTERVAL")?.unwrap_or(config.metrics_interval),
+            max_spans,
+            batch: vars.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE")?.unwrap_or(BATCH).clamp(1, max_spans),
+            delay: vars.millis("OTEL_BSP_SCHEDULE_DELAY")?.unwrap_or(DELAY),
+            service: vars.get("OTEL_SERVICE_NAME"),
+            attributes,
+        })
+    }
+}
+
+/// Spans of one export, and how long one waits for others, unless the environment says otherwise: the specification's defaults.
+const BATCH: usize = 512;
+const DELAY: Duration = Duration::from_secs(5);
+
+struct Variables<'a, F>(&'a F);
+
+impl<F: Fn(&str) -> Option<String>> Variables<'_, F> {
+    fn get(&self, name: &str) -> Option<String> {
+        (self.0)(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+    }
+
+    /// A setting of OTLP: that of the signal, or that of all.
+    fn otlp(&self, signal: Signal, field: &str) -> Option<(String, String)> {
+        let own = format!("OTEL_EXPORTER_OTLP_{}_{field}", signal.variable());
+        let all = format!("OTEL_EXPORTER_OTLP_{field}");
+        [own, all].into_iter().find_map(|name| self.get(&name).map(|value| (name, value)))
+    }
+
+    fn target(
+        &self,
+        config: &ExportConfig,
+        signal: Signal,
+        wanted: bool,
+    ) -> Result<Option<SignalTarget>, VariableProblem> {
+        let exporter = format!("OTEL_{}_EXPORTER", signal.variable());
+        let wanted = match self.get(&exporter).as_deref() {
+            None => wanted,
+            Some("otlp") => true,
+            Some("none") => false,
+            Some(_) => return Err(problem(&exporter, "must be `otlp` or `none`")),
+        };
+        let protocol = match self.otlp(signal, "PROTOCOL") {
+            None => config.protocol,
+            Some((_, text)) if text == "grpc" => OtlpProtocol::Grpc,
+            Some((_, text)) if text == "http/protobuf" => OtlpProtocol::Http,
+            Some((name, _)) => return Err(problem(&name, "must be `grpc` or `http/protobuf`")),
+        };
+        let own = format!("OTEL_EXPORTER_OTLP_{}_ENDPOINT", signal.variable());
+        let (place, base, whole) = match (self.get(&own), self.get(ENDPOINT)) {
+            (Some(whole), _) => (own, whole, true),
+            (None, Some(base)) => (ENDPOINT.to_owned(), base, false),
+            (None, None) => (String::new(), config.endpoint.clone(), false),
+        };
+        if !wanted || base.is_empty() {
+            return Ok(None);
+        }
+        if !is_endpoint(&base) {
+            return Err(problem(&place, ENDPOINT_RULE));
+        }
+        // As the specification has it: the address for all signals is one to which each adds its path.
+        let endpoint = match protocol {
+            OtlpProtocol::Http if !whole => format!("{}/{}", base.trim_end_matches('/'), signal.path()),
+            _ => base,
+        };
+        let compression = match self.otlp(signal, "COMPRESSION") {
+            None => config.compression,
+            Some((_, text)) if text == "gzip" => Compression::Gzip,
+            Some((_, text)) if text == "none" => Compression::None,
+            Some((name, _)) => return Err(problem(&name, "must be `gzip` or `none`")),
+        };
+        let headers = match self.otlp(signal, "HEADERS") {
+            None => config.headers.clone(),
+            Some((name, _)) => Headers(self.pairs(&name)?.unwrap_or_default().into_iter().collect()),
+        };
+        let timeout = match self.otlp(signal, "TIMEOUT") {
+            None => config.timeout,
+            Some((name, _)) => self.millis(&name)?.unwrap_or(config.timeout),
+        };
+        let file =
+            |field, ours: &PathBuf| self.otlp(signal, field).map_or_else(|| ours.clone(), |(_, text)| text.into());
+        let tls = [
+            file("CERTIFICATE", &config.ca),
+            file("CLIENT_CERTIFICATE", &config.cert),
+            file("CLIENT_KEY", &config.key),
+        ];
+        Ok(Some(SignalTarget { endpoint, protocol, headers, compression, timeout, tls }))
+    }
+
+    fn number(&self, name: &str) -> Result<Option<usize>, VariableProblem> {
+        self.get(name).map(|text| text.parse().map_err(|_| problem(name, "must be a whole number"))).transpose()
+    }
+
+    fn millis(&self, name: &str) -> Result<Option<Duration>, VariableProblem> {
+        match self.number(name)? {
+            None => Ok(None),
+            Some(ms @ 1..=3_600_000) => Ok(Some(Duration::from_millis(ms as u64))),
+            Some(_) => Err(problem(name, "must be 1 to 3600000 milliseconds")),
+        }
+    }
+
+    /// `name=value` pairs, separated by commas, with percent-encoded values.
+    fn pairs(&self, name: &str) -> Result<Option<Vec<(String, String)>>, VariableProblem> {
+        let Some(text) = self.get(name) else { return Ok(None) };
+        let pair = |(at, pair): (usize, &str)| {
+            let odd = || problem(name, &format!("entry {} must be NAME=VALUE, percent-encoded", at + 1));
+            let (key, value) = pair.split_once('=').ok_or_else(odd)?;
+            let value = percent_decoded(value.trim()).ok_or_else(odd)?;
+            Ok((key.trim().to_owned(), value))
+        };
+        text.split(',').filter(|pair| !pair.trim().is_empty()).enumerate().map(pair).collect::<Result<_, _>>().map(Some)
+    }
+}
+
+const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+
+fn problem(variable: &str, text: &str) -> VariableProblem {
+    let variable = if variable.is_empty() { "telemetry.endpoint" } else { variable };
+    VariableProblem { variable: variable.to_owned(), problem: text.to_owned() }
+}
+
+/// Text with each `%41` replaced by its byte; `None` when that is no text.
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        rest = after;
+        if *first != b'%' {
+            bytes.push(*first);
+            continue;
+        }
+        let digits = std::str::from_utf8(rest.get(..2)?).ok()?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        rest = &rest[2..];
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolved(config: &ExportConfig, variables: &[(&str, &str)]) -> Result<Exports, VariableProblem> {
+        Exports::resolve(config, |name| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    fn at(endpoint: &str) -> ExportConfig {
+        ExportConfig { endpoint: endpoint.to_owned(), ..ExportConfig::default() }
+    }
+
+    #[test]
+    fn nothing_is_exported_without_an_address() {
+        let exports = resolved(&ExportConfig::default(), &[]).expect("fine");
+        assert_eq!((exports.traces, exports.metrics), (None, None));
+        let off = [("OTEL_SDK_DISABLED", "TRUE")];
+        assert_eq!(resolved(&at("http://c:4317"), &off).expect("fine").traces, None);
+        let one = [("OTEL_METRICS_EXPORTER", "none")];
+        let exports = resolved(&at("http://c:4317"), &one).expect("fine");
+        assert!(exports.traces.is_some() && exports.metrics.is_none());
+        let one = [("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://c:4317")];
+        let exports = resolved(&ExportConfig::default(), &one).expect("fine");
+        assert!(exports.traces.is_some() && exports.metrics.is_none(), "only that signal has an address");
+    }
+
+    #[test]
+    fn standard_variables_win_and_those_of_a_signal_over_those_of_all() {
+        let mut config = at("http://ours:4317");
+        config.headers.0.insert("x-ours".into(), "1".into());
+        let exports = resolved(
+            &config,
+            &[
+                ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://all:4318/base/"),
+                ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://metrics:1/m"),
+                ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+                ("OTEL_EXPORTER_OTLP_HEADERS", "api-key=a%20b, x=y=z"),
+                ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "gzip"),
+                ("OTEL_EXPORTER_OTLP_TIMEOUT", "250"),
+                ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/ca.pem"),
+                ("OTEL_BSP_MAX_QUEUE_SIZE", "100"),
+                ("OTEL_METRIC_EXPORT_INTERVAL", ""),
+                ("OTEL_RESOURCE_ATTRIBUTES", "team=core,k8s.pod.name=rug-0"),
+            ],
+        )
+        .expect("fine");
+        let (traces, metrics) = (exports.traces.expect("on"), exports.metrics.expect("on"));
+        assert_eq!(traces.endpoint, "https://all:4318/base/v1/traces");
+        assert_eq!(metrics.endpoint, "http://metrics:1/m", "a signal's own address is taken as it is");
+        assert_eq!((traces.compression, metrics.compression), (Compression::Gzip, Compression::None));
+        assert_eq!((traces.protocol, traces.timeout), (OtlpProtocol::Http, Duration::from_millis(250)));
+        let headers: Vec<_> = traces.headers.0.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(headers, [("api-key", "a b"), ("x", "y=z")]);
+        assert_eq!(traces.tls[0], PathBuf::from("/ca.pem"));
+        assert_eq!((exports.max_spans, exports.batch), (100, 100), "no export is larger than the queue");
+        assert_eq!(exports.metrics_interval, config.metrics_interval, "an empty variable is none");
+        assert_eq!(exports.attributes.len(), 2);
+        assert!(!format!("{traces:?}").contains("a b"), "values of headers are never shown");
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_refused_by_name_and_not_quoted() {
+        for (name, value) in [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://user:secret@c:1"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "secret:4317"),
+            ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json-secret"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "secret"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "a=%zzsecret"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "secret"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "0"),
+            ("OTEL_EXPORTER_OTLP_METRICS_COMPRESSION", "secret"),
+            ("OTEL_TRACES_EXPORTER", "secret"),
+        ] {
+            let error = resolved(&at("http://c:1"), &[(name, value)]).expect_err(value).to_string();
+            assert!(error.starts_with(&format!("{name}: ")) && !error.contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn settings_are_checked() {
+        let bad = ExportConfig {
+            endpoint: "c:1".into(),
+            timeout: Duration::ZERO,
+            metrics_interval: Duration::ZERO,
+            max_spans: 0,
+            cert: "/c".into(),
+            headers: Headers(BTreeMap::from([("A b".into(), "x".into())])),
+            ..ExportConfig::default()
+        };
+        let fields: Vec<_> = bad.validate().into_iter().map(|v| v.field).collect();
+        assert_eq!(fields, ["endpoint", "timeout", "metrics_interval", "max_spans", "cert", "headers"]);
+        assert_eq!(at("https://c:4317").validate(), []);
+    }
+}
