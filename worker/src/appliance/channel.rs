@@ -22,7 +22,7 @@ use tokio::time::timeout;
 /// Most descriptors of a frame.
 const MOST_DESCRIPTORS: usize = 2;
 /// Longest frame: what a connection may have kept both ways, and a header.
-const MOST_FRAME: usize = 2 * super::relay::CHUNK + 4096;
+const MOST_FRAME: usize = 2 * super::socket::CHUNK + 4096;
 /// Bytes before the header: length of the frame, of the header, and number of descriptors.
 const PREFIX: usize = 9;
 

@@ -16,7 +16,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use super::api::{Check, ProxyProtocol};
 use super::members::Backend;
 use super::proxy;
-use super::relay::broken_off;
+use super::socket::broken_off;
 
 /// Checks under way at a time, of all listeners: each takes a socket. The others wait, which makes them late.
 pub(super) const MOST_CHECKS: usize = 128;

@@ -21,8 +21,9 @@ use super::api::{self, Algorithm, Label};
 use super::counters::TrafficCounters;
 use super::members::{Backend, Pool};
 use super::proxy::{self, Ends, Header};
-use super::relay::{Link, RelayEnd, reset};
+use super::relay::{Link, RelayEnd};
 use super::slots::{Slot, Slots};
+use super::socket::reset;
 
 /// Pause after a failed accept, which mostly means that the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

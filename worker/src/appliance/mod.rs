@@ -35,6 +35,7 @@ mod relay;
 mod rest;
 mod server;
 mod slots;
+mod socket;
 
 /// File in the state directory that holds the management address once it is served.
 pub const MANAGEMENT_FILE: &str = "management";

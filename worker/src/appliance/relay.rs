@@ -7,27 +7,19 @@
 //! take is kept for one connection. Between two looks a [`Link`] therefore says all there is to know of a connection, and can be
 //! handed to another process, which goes on with it.
 
-use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
-use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+use rustix::net::{Shutdown, shutdown};
 use serde::{Deserialize, Serialize};
-use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::api::Limits;
-
-/// Bytes that are read at a time: enough for bulk transfers, and little enough for the cache of a processor.
-pub(super) const CHUNK: usize = 64 * 1024;
-
-thread_local! {
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into_boxed_slice());
-}
+use super::socket::{broken_off, read, reset, with_scratch, write};
 
 /// How a connection ended.
 #[derive(Debug)]
@@ -174,7 +166,7 @@ impl Flow {
                 }
                 FlowState::Open => {}
             }
-            let came = SCRATCH.with_borrow_mut(|scratch| {
+            let came = with_scratch(|scratch| {
                 let Poll::Ready(bytes) = read(from, context, scratch)? else { return io::Result::Ok(Poll::Pending) };
                 // Most of the time all of it is taken at once.
                 if let Poll::Ready(written) = write(to, context, &scratch[..bytes])? {
@@ -190,67 +182,6 @@ impl Flow {
                 Poll::Ready(bytes) => count(bytes as u64),
             }
             moved = true;
-        }
-    }
-}
-
-/// Makes that the other side sees a reset once this one is dropped, and not a clean end. A socket that cannot be set so was
-/// closed by its other side.
-pub(super) fn reset(stream: &TcpStream) {
-    let _ = stream.set_zero_linger();
-}
-
-/// Waits until the connection is broken off by its other side, also when there is nothing more to be read from it.
-pub(super) async fn broken_off(stream: &TcpStream) -> io::Error {
-    let error =
-        stream.async_io(Interest::ERROR, || stream.take_error()?.ok_or_else(|| io::ErrorKind::WouldBlock.into()));
-    error.await.unwrap_or_else(|error| error)
-}
-
-/// Reads what there is. A buffer that is not filled was all there is: the call that would only find that out is saved.
-fn read(stream: &TcpStream, context: &mut Context<'_>, buffer: &mut [u8]) -> io::Result<Poll<usize>> {
-    let length = buffer.len();
-    attempt(stream, context, Interest::READABLE, length, |stream| Ok(recv(stream, &mut *buffer, RecvFlags::empty())?.0))
-}
-
-/// Writes what the other side takes. Less than all of it means that it takes no more now.
-fn write(stream: &TcpStream, context: &mut Context<'_>, bytes: &[u8]) -> io::Result<Poll<usize>> {
-    if bytes.is_empty() {
-        return Ok(Poll::Ready(0));
-    }
-    attempt(stream, context, Interest::WRITABLE, bytes.len(), |stream| Ok(send(stream, bytes, SendFlags::NOSIGNAL)?))
-}
-
-fn attempt(
-    stream: &TcpStream,
-    context: &mut Context<'_>,
-    interest: Interest,
-    length: usize,
-    mut call: impl FnMut(&TcpStream) -> io::Result<usize>,
-) -> io::Result<Poll<usize>> {
-    loop {
-        let is_ready = match interest {
-            Interest::WRITABLE => stream.poll_write_ready(context),
-            _ => stream.poll_read_ready(context),
-        };
-        match is_ready {
-            Poll::Pending => return Ok(Poll::Pending),
-            Poll::Ready(result) => result?,
-        }
-        let mut partial = None;
-        let result = stream.try_io(interest, || match call(stream)? {
-            bytes if 0 < bytes && bytes < length => {
-                partial = Some(bytes);
-                // The socket counts as not ready until the kernel says otherwise.
-                Err(io::ErrorKind::WouldBlock.into())
-            }
-            bytes => Ok(bytes),
-        });
-        match (partial, result) {
-            (Some(bytes), _) | (None, Ok(bytes)) => return Ok(Poll::Ready(bytes)),
-            (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
-            (None, Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-            (None, Err(error)) => return Err(error),
         }
     }
 }
