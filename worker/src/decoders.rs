@@ -4,7 +4,7 @@ use common::Token;
 use common::status::Details;
 
 use crate::appliance::api::Config;
-use crate::appliance::{balancer, proxy};
+use crate::appliance::{balancer, handover, proxy};
 use crate::drivers::process;
 use crate::kinds::rest;
 
@@ -50,6 +50,15 @@ pub fn refusal(status: u16, body: &[u8], ours: Token) -> String {
 /// That it is none.
 pub fn proxy_header(bytes: &[u8]) -> Result<Option<(usize, Vec<u8>)>, String> {
     proxy::rewrite(bytes)
+}
+
+/// Reads what an instance gets from another one to or from which it hands its service over, up to the first message that is
+/// incomplete, and writes it again. Answers the kinds of the messages as well.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn handover(bytes: &[u8]) -> Result<(Vec<&'static str>, Vec<u8>), String> {
+    handover::rewrite(bytes)
 }
 
 /// Reads a configuration as the reference appliance does.

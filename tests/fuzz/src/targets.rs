@@ -14,7 +14,7 @@ const fn target(name: &'static str, seeds: fn() -> Vec<Vec<u8>>, feed: fn(&[u8])
 }
 
 /// Every target.
-pub const TARGETS: [Target; 30] = [
+pub const TARGETS: [Target; 31] = [
     target("session-up", session::up_seeds, session::up),
     target("session-down", session::down_seeds, session::down),
     target("admin-appliance", session::appliance_seeds, session::appliance),
@@ -31,6 +31,7 @@ pub const TARGETS: [Target; 30] = [
     target("coordination-url", store::coordination_seeds, store::coordination),
     target("appliance-config", rest::config_seeds, rest::config),
     target("proxy-header", rest::proxy_seeds, rest::proxy_header),
+    target("handover", rest::handover_seeds, rest::handover),
     target("appliance-status", rest::status_seeds, rest::status),
     target("appliance-refusal", rest::refusal_seeds, rest::refusal),
     target("instance-record", files::record_seeds, files::record),

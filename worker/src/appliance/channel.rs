@@ -55,19 +55,7 @@ impl Channel {
         descriptors: &[BorrowedFd<'_>],
         limit: Duration,
     ) -> io::Result<()> {
-        let header = serde_json::to_vec(header)?;
-        let body = header.len() + bytes.iter().map(|part| part.len()).sum::<usize>();
-        if body > MOST_FRAME || descriptors.len() > MOST_DESCRIPTORS {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        let length = |length: usize| u32::try_from(length).map_err(io::Error::other).map(u32::to_be_bytes);
-        let count = u8::try_from(descriptors.len()).map_err(io::Error::other)?;
-        let mut frame = Vec::with_capacity(PREFIX + body);
-        frame.extend_from_slice(&length(body)?);
-        frame.extend_from_slice(&length(header.len())?);
-        frame.push(count);
-        frame.extend_from_slice(&header);
-        bytes.iter().for_each(|part| frame.extend_from_slice(part));
+        let frame = encode(header, bytes, descriptors.len())?;
         within(limit, async {
             let mut sent = 0;
             while sent < frame.len() {
@@ -100,26 +88,67 @@ impl Channel {
 
     /// The frame that has come, if it is complete.
     fn take_frame<T: DeserializeOwned>(&mut self) -> io::Result<Option<Frame<T>>> {
+        let Some(encoded) = EncodedFrame::first(&self.received)? else { return Ok(None) };
+        if self.descriptors.len() < encoded.descriptors {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let (header, bytes, length) = (encoded.header()?, encoded.bytes.to_vec(), encoded.length());
+        let descriptors = self.descriptors.drain(..encoded.descriptors).collect();
+        self.received.drain(..length);
+        Ok(Some(Frame { header, bytes, descriptors }))
+    }
+}
+
+/// A frame that came as a whole, apart from its descriptors.
+#[derive(Debug)]
+pub(super) struct EncodedFrame<'a> {
+    header: &'a [u8],
+    pub(super) bytes: &'a [u8],
+    /// How many descriptors belong to it.
+    pub(super) descriptors: usize,
+}
+
+impl<'a> EncodedFrame<'a> {
+    /// The first of what came; `None` while it is incomplete.
+    pub(super) fn first(received: &'a [u8]) -> io::Result<Option<Self>> {
         let no_frame = || io::Error::from(io::ErrorKind::InvalidData);
-        let Some(&[a, b, c, d, e, f, g, h, count]) = self.received.first_chunk::<PREFIX>() else { return Ok(None) };
+        let Some(&[a, b, c, d, e, f, g, h, count]) = received.first_chunk::<PREFIX>() else { return Ok(None) };
         let length = |bytes: [u8; 4]| usize::try_from(u32::from_be_bytes(bytes)).map_err(|_| no_frame());
         let (body, header) = (length([a, b, c, d])?, length([e, f, g, h])?);
-        let count = usize::from(count);
-        if body > MOST_FRAME || header > body || count > MOST_DESCRIPTORS {
+        let descriptors = usize::from(count);
+        if body > MOST_FRAME || header > body || descriptors > MOST_DESCRIPTORS {
             return Err(no_frame());
         }
-        if self.received.len() < PREFIX + body {
-            return Ok(None);
-        }
-        if self.descriptors.len() < count {
-            return Err(no_frame());
-        }
-        let rest = self.received.split_off(PREFIX + body);
-        let frame = std::mem::replace(&mut self.received, rest);
-        let (header, bytes) = frame[PREFIX..].split_at(header);
-        let header = serde_json::from_slice(header).map_err(|_| no_frame())?;
-        Ok(Some(Frame { header, bytes: bytes.to_vec(), descriptors: self.descriptors.drain(..count).collect() }))
+        let Some(frame) = received.get(PREFIX..PREFIX + body) else { return Ok(None) };
+        let (header, bytes) = frame.split_at(header);
+        Ok(Some(Self { header, bytes, descriptors }))
     }
+
+    pub(super) fn header<T: DeserializeOwned>(&self) -> io::Result<T> {
+        serde_json::from_slice(self.header).map_err(|_| io::ErrorKind::InvalidData.into())
+    }
+
+    /// Bytes that it takes of what came.
+    pub(super) const fn length(&self) -> usize {
+        PREFIX + self.header.len() + self.bytes.len()
+    }
+}
+
+/// A frame as it is sent, beside so many descriptors.
+pub(super) fn encode(header: &impl Serialize, bytes: &[&[u8]], descriptors: usize) -> io::Result<Vec<u8>> {
+    let header = serde_json::to_vec(header)?;
+    let body = header.len() + bytes.iter().map(|part| part.len()).sum::<usize>();
+    if body > MOST_FRAME || descriptors > MOST_DESCRIPTORS {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let length = |length: usize| u32::try_from(length).map_err(io::Error::other).map(u32::to_be_bytes);
+    let mut frame = Vec::with_capacity(PREFIX + body);
+    frame.extend_from_slice(&length(body)?);
+    frame.extend_from_slice(&length(header.len())?);
+    frame.push(u8::try_from(descriptors).map_err(io::Error::other)?);
+    frame.extend_from_slice(&header);
+    bytes.iter().for_each(|part| frame.extend_from_slice(part));
+    Ok(frame)
 }
 
 async fn within<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {

@@ -32,7 +32,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::balancer::{Balancer, Inherited};
-use super::channel::Channel;
+use super::channel::{Channel, EncodedFrame, encode};
 use super::listener::Moving;
 use super::relay::{Flow, FlowState, Link};
 use super::rest::RestState;
@@ -143,13 +143,18 @@ async fn receive_connections(channel: &mut Channel, balancer: &Balancer) -> io::
 }
 
 impl MovedConnection {
+    /// What was kept for the member, and for the client.
+    fn kept<'a>(&self, bytes: &'a [u8]) -> io::Result<(&'a [u8], &'a [u8])> {
+        bytes.split_at_checked(self.kept_up).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
     fn rebuild(self, [client, server]: [OwnedFd; 2], bytes: &[u8]) -> io::Result<Moving> {
         let stream = |socket: OwnedFd| {
             let socket = std::net::TcpStream::from(socket);
             socket.set_nonblocking(true)?;
             TcpStream::from_std(socket)
         };
-        let (up, down) = bytes.split_at_checked(self.kept_up).ok_or(io::ErrorKind::InvalidData)?;
+        let (up, down) = self.kept(bytes)?;
         let flow = |kept: &[u8], state| Flow { kept: kept.to_vec(), written: 0, state };
         let (up, down) = (flow(up, self.up), flow(down, self.down));
         let link = Link { client: stream(client)?, server: stream(server)?, up, down };
@@ -267,6 +272,30 @@ async fn send_connection(channel: &Channel, moving: &Moving) -> io::Result<()> {
     };
     let sockets = [client.as_fd(), server.as_fd()];
     channel.send(&Message::Connection(moved), &[kept_up, kept_down], &sockets, MESSAGE_TIME).await
+}
+
+/// Reads what either side may get, up to the first frame that is incomplete, and writes it again. Answers the kinds of its messages
+/// as well. For the fuzz tests.
+pub(crate) fn rewrite(mut received: &[u8]) -> Result<(Vec<&'static str>, Vec<u8>), String> {
+    let text = |error: io::Error| error.to_string();
+    let (mut kinds, mut written) = (Vec::new(), Vec::new());
+    while let Some(frame) = EncodedFrame::first(received).map_err(text)? {
+        let message: Message = frame.header().map_err(text)?;
+        let (kind, kept) = match &message {
+            Message::Take { .. } => ("take", None),
+            Message::Superseded { .. } => ("superseded", None),
+            Message::Listener { .. } => ("listener", None),
+            Message::Listeners => ("listeners", None),
+            Message::Serving => ("serving", None),
+            Message::Connection(moved) => ("connection", Some(moved.kept(frame.bytes).map_err(text)?)),
+            Message::Done => ("done", None),
+        };
+        kinds.push(kind);
+        let (up, down) = kept.unwrap_or((frame.bytes, &[]));
+        written.extend(encode(&message, &[up, down], frame.descriptors).map_err(text)?);
+        received = &received[frame.length()..];
+    }
+    Ok((kinds, written))
 }
 
 #[cfg(test)]

@@ -1,4 +1,6 @@
-//! The REST contract of appliances, from both sides.
+//! The REST contract of appliances, from both sides, and what the reference appliance reads beside it.
+
+use std::collections::BTreeSet;
 
 use common::{Term, Token};
 use worker::appliance::api::{self, Config, Labels, Problem, token_from_header, token_to_header};
@@ -51,6 +53,35 @@ pub(super) fn proxy_header(input: &[u8]) -> Outcome {
             let more = [&written[..], b"GET"].concat();
             assert_eq!(decoders::proxy_header(&more), Ok(Some((written.len(), written.clone()))));
             Outcome::read(&(size(length), written.len()))
+        }
+    }
+}
+
+pub(super) fn handover_seeds() -> Vec<Vec<u8>> {
+    let frame = |header: &str, bytes: &[u8], descriptors: u8| {
+        let lengths = [header.len() + bytes.len(), header.len()].map(|length| (length as u32).to_be_bytes());
+        [&lengths.concat()[..], &[descriptors], header.as_bytes(), bytes].concat()
+    };
+    let connection =
+        r#"{"connection":{"listener":"[::]:80","member":"192.0.2.1:8080","up":"open","down":"ending","kept_up":3}}"#;
+    let ended =
+        r#"{"connection":{"listener":"127.0.0.1:80","member":"[::1]:1","up":"ended","down":"open","kept_up":0}}"#;
+    vec![
+        frame(r#"{"take":{"token":{"term":3,"sequence":7}}}"#, b"", 0),
+        frame(r#"{"superseded":{"token":{"term":3,"sequence":8}}}"#, b"", 0),
+        [frame(r#"{"listener":{"address":"127.0.0.1:80"}}"#, b"", 1), frame(r#""listeners""#, b"", 0)].concat(),
+        frame(r#""serving""#, b"", 0),
+        [frame(connection, b"GET / HTTP", 2), frame(ended, b"", 2), frame(r#""done""#, b"", 0)].concat(),
+    ]
+}
+
+/// What was read of a hand-over, written again, is read as the same.
+pub(super) fn handover(input: &[u8]) -> Outcome {
+    match decoders::handover(input) {
+        Err(problem) => Outcome::refused(&problem),
+        Ok((kinds, written)) => {
+            assert_eq!(decoders::handover(&written), Ok((kinds.clone(), written.clone())));
+            Outcome::read(&(kinds.into_iter().collect::<BTreeSet<_>>(), size(written.len())))
         }
     }
 }
