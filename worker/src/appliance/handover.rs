@@ -157,7 +157,9 @@ impl MovedConnection {
         let (up, down) = self.kept(bytes)?;
         let flow = |kept: &[u8], state| Flow { kept: kept.to_vec(), written: 0, state };
         let (up, down) = (flow(up, self.up), flow(down, self.down));
-        let link = Link { client: stream(client)?, server: stream(server)?, up, down };
+        // What hands it over has seen to that.
+        let prompt = true;
+        let link = Link { client: stream(client)?, server: stream(server)?, up, down, prompt };
         Ok(Moving { listener: self.listener, member: self.member, link })
     }
 }
@@ -261,7 +263,7 @@ async fn pass_on(channel: &Channel, moving: Moving) -> bool {
 }
 
 async fn send_connection(channel: &Channel, moving: &Moving) -> io::Result<()> {
-    let Link { client, server, up, down } = &moving.link;
+    let Link { client, server, up, down, .. } = &moving.link;
     let (kept_up, kept_down) = (&up.kept[up.written..], &down.kept[down.written..]);
     let moved = MovedConnection {
         listener: moving.listener,

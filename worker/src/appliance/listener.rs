@@ -7,6 +7,7 @@
 //! last has ended.
 
 use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
@@ -14,16 +15,17 @@ use std::time::Duration;
 use runtime::log_limited;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::api::{self, Algorithm, Label};
 use super::counters::TrafficCounters;
+use super::dial::{Dialled, dial};
 use super::members::{Backend, Pool};
 use super::proxy::{self, Ends, Header};
 use super::relay::{Link, RelayEnd};
 use super::slots::{Slot, Slots};
-use super::socket::reset;
+use super::socket::{read_first, reset};
 
 /// Pause after a failed accept, which mostly means that the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -71,6 +73,24 @@ struct Beginning {
     ends: Ends,
     /// What has been read of it and is for the member.
     first: Vec<u8>,
+}
+
+/// Why a connection is not carried.
+enum Unprepared {
+    /// There is no member for it, or it does not say what it has to.
+    Failed,
+    /// Its client has broken it off.
+    BrokenOff,
+}
+
+/// A connection that can be carried.
+struct Prepared {
+    dialled: Dialled,
+    backend: Arc<Backend>,
+    /// What the member gets first, some of which it has been sent.
+    first: Vec<u8>,
+    /// How much of it the client has sent.
+    from_client: usize,
 }
 
 impl Front {
@@ -139,16 +159,23 @@ impl Front {
         healthy
     }
 
-    /// Opens a connection to the first member that takes it.
-    async fn connect(&self, pool: &Pool, client: IpAddr) -> Option<(TcpStream, Arc<Backend>)> {
+    /// Opens a connection to the first member that takes it, and sends it `first`. Each has the time of a health check.
+    async fn connect(
+        &self,
+        pool: &Pool,
+        client: IpAddr,
+        first: &[u8],
+        mut due: Pin<&mut Sleep>,
+    ) -> Option<(Dialled, Arc<Backend>)> {
         for backend in self.candidates(pool, client) {
             let assigned = backend.assign();
-            match timeout(pool.check.timeout(), TcpStream::connect(backend.address)).await {
-                Ok(Ok(stream)) => {
+            due.as_mut().reset(Instant::now() + pool.check.timeout());
+            match dial(backend.address, first, due.as_mut()).await {
+                Ok(dialled) => {
                     drop(assigned);
-                    return Some((stream, Arc::clone(backend)));
+                    return Some((dialled, Arc::clone(backend)));
                 }
-                Ok(Err(_)) | Err(_) => backend.counters.fail(),
+                Err(_) => backend.counters.fail(),
             }
         }
         None
@@ -158,19 +185,27 @@ impl Front {
     async fn forward(&self, client: TcpStream, peer: SocketAddr, shared: &Shared) {
         let _open = self.counters.open();
         let pool = self.pool();
+        // One timer for the whole of it: registering each takes longer than to move one on.
+        let mut due = pin!(sleep(pool.check.timeout()));
         let prepared = tokio::select! {
             biased;
-            prepared = self.prepare(&client, peer, &pool) => prepared,
-            () = shared.cut.cancelled() => None,
+            prepared = self.prepare(&client, peer, &pool, due.as_mut()) => prepared,
+            () = shared.cut.cancelled() => Err(Unprepared::Failed),
         };
-        let Some((server, backend, first)) = prepared else {
-            self.counters.fail();
-            return reset(&client);
+        let Prepared { dialled, backend, first, from_client } = match prepared {
+            Ok(prepared) => prepared,
+            Err(why) => {
+                if matches!(why, Unprepared::Failed) {
+                    self.counters.fail();
+                }
+                return reset(&client);
+            }
         };
-        // Small packets matter more than few of them; a socket that cannot be set so works as well. That of the client has it from
-        // the one that listens.
-        let _ = server.set_nodelay(true);
-        self.carry(Link::new(client, server, first), &backend, &pool.limits, shared).await;
+        let count = from_client as u64;
+        self.counters.add(true, count);
+        backend.counters.add(true, count);
+        let link = Link::new(client, dialled, first);
+        self.carry(link, &backend, &pool.limits, shared, due).await;
     }
 
     /// Finds out whose connection it is, and connects it to a member.
@@ -179,37 +214,54 @@ impl Front {
         client: &TcpStream,
         peer: SocketAddr,
         pool: &Pool,
-    ) -> Option<(TcpStream, Arc<Backend>, Vec<u8>)> {
+        due: Pin<&mut Sleep>,
+    ) -> Result<Prepared, Unprepared> {
         let mut beginning = Beginning { ends: Ends { client: peer, to: self.address }, first: Vec::new() };
         if pool.trusted.iter().any(|network| network.contains(peer.ip())) {
-            beginning = timeout(HEADER_TIME, read_header(client, beginning.ends)).await.ok()??;
-        } else if pool.proxy_protocol.is_some() {
-            // The address that is listened at may stand for all.
-            beginning.ends.to = client.local_addr().ok()?;
+            // In a box, because every other connection would have room for it.
+            let read = Box::pin(timeout(HEADER_TIME, read_header(client, beginning.ends)));
+            beginning = read.await.ok().flatten().ok_or(Unprepared::Failed)?;
+        } else {
+            if pool.proxy_protocol.is_some() {
+                // The address that is listened at may stand for all.
+                beginning.ends.to = client.local_addr().map_err(|_| Unprepared::BrokenOff)?;
+            }
+            // Most clients speak first, and have done so by now.
+            beginning.first = read_first(client).map_err(|_| Unprepared::BrokenOff)?;
         }
-        let (server, backend) = self.connect(pool, beginning.ends.client.ip()).await?;
+        let from_client = beginning.first.len();
         let first = match pool.proxy_protocol {
             Some(version) => [proxy::write(version, Some(beginning.ends)), beginning.first].concat(),
             None => beginning.first,
         };
-        Some((server, backend, first))
+        let connected = self.connect(pool, beginning.ends.client.ip(), &first, due).await;
+        let (dialled, backend) = connected.ok_or(Unprepared::Failed)?;
+        Ok(Prepared { dialled, backend, first, from_client })
     }
 
     /// Forwards a connection that has its member, or hands it over.
-    async fn carry(&self, mut link: Link, backend: &Arc<Backend>, limits: &api::Limits, shared: &Shared) {
+    async fn carry(
+        &self,
+        mut link: Link,
+        backend: &Arc<Backend>,
+        limits: &api::Limits,
+        shared: &Shared,
+        mut due: Pin<&mut Sleep>,
+    ) {
         let (_open, _assigned) = (backend.counters.open(), backend.assign());
         let count = |from_client, bytes| {
             self.counters.add(from_client, bytes);
             backend.counters.add(from_client, bytes);
         };
-        let mut end = link.relay(limits, backend.interrupt(), count).await;
+        let mut end = link.relay(limits, backend.interrupt(), due.as_mut(), count).await;
         if let (RelayEnd::Interrupted, Some(successor)) = (&end, shared.successor.get()) {
+            link.hurry();
             match successor.send(Moving { listener: self.address, member: backend.address, link }).await {
                 Ok(()) => return,
                 // It is not there any more. The connection may end here.
                 Err(mpsc::error::SendError(moving)) => link = moving.link,
             }
-            end = link.relay(limits, &shared.cut, count).await;
+            end = link.relay(limits, &shared.cut, due, count).await;
         }
         match end {
             RelayEnd::Finished => {}
@@ -225,7 +277,8 @@ impl Front {
         let pool = self.pool();
         let _open = self.counters.open();
         let backend = pool.find(moving.member).unwrap_or_else(|| pool.unknown(moving.member, &shared));
-        self.carry(moving.link, &backend, &pool.limits, &shared).await;
+        let due = pin!(sleep(pool.limits.idle_timeout()));
+        self.carry(moving.link, &backend, &pool.limits, &shared, due).await;
         drop(slots);
     }
 

@@ -25,6 +25,7 @@ pub mod api;
 pub mod balancer;
 mod channel;
 mod counters;
+mod dial;
 pub mod handover;
 mod health;
 mod interfaces;

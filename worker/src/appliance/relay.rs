@@ -11,15 +11,18 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use rustix::net::{Shutdown, shutdown};
+use rustix::net::{SendFlags, Shutdown, shutdown};
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::api::Limits;
-use super::socket::{broken_off, read, reset, with_scratch, write};
+use super::dial::Dialled;
+use super::socket::{broken_off, has_ended, read, reset, with_scratch, write, write_with};
 
 /// How a connection ended.
 #[derive(Debug)]
@@ -43,6 +46,8 @@ pub(super) struct Link {
     pub(super) up: Flow,
     /// From the member to the client.
     pub(super) down: Flow,
+    /// Whether what is written to the member is sent at once, however little it is.
+    pub(super) prompt: bool,
 }
 
 /// One way of a connection.
@@ -69,9 +74,19 @@ pub(super) enum FlowState {
 }
 
 impl Link {
-    /// A connection of which nothing was forwarded yet, with what is to be sent to the member before anything of the client.
-    pub(super) fn new(client: TcpStream, server: TcpStream, first: Vec<u8>) -> Self {
-        Self { client, server, up: Flow { kept: first, ..Flow::default() }, down: Flow::default() }
+    /// A new connection, with what is to be sent to the member first.
+    pub(super) fn new(client: TcpStream, Dialled { stream: server, written, prompt }: Dialled, first: Vec<u8>) -> Self {
+        let mut up = Flow::default();
+        if written < first.len() {
+            (up.kept, up.written) = (first, written);
+        }
+        Self { client, server, up, down: Flow::default(), prompt }
+    }
+
+    /// Has what is written to the member sent at once from now on, and what waits already. Small packets matter more than few of
+    /// them; a socket that cannot be set so works as well. That of the client has it from the one that listens.
+    pub(super) fn hurry(&mut self) {
+        hurry(&self.server, &mut self.prompt);
     }
 
     /// Forwards until the connection has ended. `count` is told how many bytes came from the client (`true`) or the server.
@@ -79,17 +94,23 @@ impl Link {
         &mut self,
         limits: &Limits,
         interrupt: &CancellationToken,
+        mut due: Pin<&mut Sleep>,
         count: impl Fn(bool, u64),
     ) -> RelayEnd {
-        let Self { client, server, up, down } = self;
+        let Self { client, server, up, down, prompt } = self;
         let (client, server) = (&*client, &*server);
         let mut interrupted = pin!(interrupt.cancelled());
-        let mut last = Instant::now();
-        let mut due = pin!(sleep_until(last + limits.idle_timeout()));
+        let (mut waits, mut is_half_closed) = (false, false);
+        let mut last = coarse_now();
+        due.as_mut().reset(Instant::now() + limits.idle_timeout());
         // Breaks off after it has ended, which no read tells any more.
         let mut broken: Option<Pin<Box<dyn Future<Output = io::Error> + Send + '_>>> = None;
         poll_fn(|context| {
-            if interrupted.as_mut().poll(context).is_ready() {
+            // Both wait from the first time on. Then a look at whether they have come is all that is needed, and takes less.
+            let begins = !std::mem::replace(&mut waits, true);
+            let is_interrupted =
+                if begins { interrupted.as_mut().poll(context).is_ready() } else { interrupt.is_cancelled() };
+            if is_interrupted {
                 return Poll::Ready(RelayEnd::Interrupted);
             }
             let sent = up.pump(client, server, down.state, context, |bytes| count(true, bytes));
@@ -107,19 +128,30 @@ impl Link {
                     return Poll::Ready(RelayEnd::Reset);
                 }
             }
+            // Not before it is needed, which saves a call for connections of one request: what was sent first did not wait.
+            if sent && up.state == FlowState::Open {
+                hurry(server, prompt);
+            }
             if sent || answered {
-                last = Instant::now();
+                last = coarse_now();
             }
             let allowed = if ended.is_some() { limits.half_close_timeout() } else { limits.idle_timeout() };
-            // The limit of a connection that is half closed may come earlier.
-            if last + allowed < due.deadline() {
-                due.as_mut().reset(last + allowed);
-            }
-            while due.as_mut().poll(context).is_ready() {
-                if Instant::now() >= last + allowed {
-                    return Poll::Ready(RelayEnd::Quiet);
+            let closes_half = ended.is_some() && !std::mem::replace(&mut is_half_closed, true);
+            if closes_half {
+                // Its limit may come earlier.
+                let at = Instant::now() + allowed;
+                if at < due.deadline() {
+                    due.as_mut().reset(at);
                 }
-                due.as_mut().reset(last + allowed);
+            }
+            if begins || closes_half || due.is_elapsed() {
+                while due.as_mut().poll(context).is_ready() {
+                    let left = allowed.saturating_sub(coarse_now().saturating_sub(last));
+                    if left.is_zero() {
+                        return Poll::Ready(RelayEnd::Quiet);
+                    }
+                    due.as_mut().reset(Instant::now() + left);
+                }
             }
             Poll::Pending
         })
@@ -168,20 +200,37 @@ impl Flow {
             }
             let came = with_scratch(|scratch| {
                 let Poll::Ready(bytes) = read(from, context, scratch)? else { return io::Result::Ok(Poll::Pending) };
+                let is_last = 0 < bytes && bytes < scratch.len() && has_ended(from);
+                // Together with what follows at once: the end, in one packet.
+                let flags = if is_last { SendFlags::MORE } else { SendFlags::empty() };
                 // Most of the time all of it is taken at once.
-                if let Poll::Ready(written) = write(to, context, &scratch[..bytes])? {
+                if let Poll::Ready(written) = write_with(to, context, &scratch[..bytes], flags)? {
                     self.kept = scratch[written..bytes].to_vec();
                 } else {
                     self.kept = scratch[..bytes].to_vec();
                 }
-                Ok(Poll::Ready(bytes))
+                Ok(Poll::Ready((bytes, is_last)))
             })?;
-            match came {
-                Poll::Pending => return Ok(moved),
-                Poll::Ready(0) => self.state = FlowState::Ending,
-                Poll::Ready(bytes) => count(bytes as u64),
+            let Poll::Ready((bytes, is_last)) = came else { return Ok(moved) };
+            if bytes > 0 {
+                count(bytes as u64);
+            }
+            if bytes == 0 || is_last {
+                self.state = FlowState::Ending;
             }
             moved = true;
         }
+    }
+}
+
+/// The time since the machine was started, some milliseconds late, which is close enough for time-outs and takes a fraction of what the
+/// exact one takes.
+fn coarse_now() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::MonotonicCoarse)).unwrap_or_default()
+}
+
+fn hurry(server: &TcpStream, prompt: &mut bool) {
+    if !std::mem::replace(prompt, true) {
+        let _ = server.set_nodelay(true);
     }
 }

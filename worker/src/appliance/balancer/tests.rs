@@ -541,3 +541,142 @@ async fn connections_of_a_removed_member_have_the_drain_timeout_to_end() {
     balancer.apply(config(5, vec![])).await.expect("nothing is needed");
     assert!(!until_the_end(&mut kept).await.1, "its time is over");
 }
+
+#[tokio::test]
+async fn what_clients_send_first_gets_to_the_member_that_takes_the_connection() {
+    let (member, mut told) = listening_server().await;
+    // One that refuses, and one that does not answer: what waits in its queue fills that.
+    let refuses = SocketAddr::new(LOCAL, free_port());
+    let silent =
+        rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).expect("a socket");
+    rustix::net::bind(&silent, &any()).and_then(|()| rustix::net::listen(&silent, 0)).expect("a free port");
+    let silent = std::net::TcpListener::from(silent);
+    let silent_address = silent.local_addr().expect("bound");
+    let mut filling = Vec::new();
+    while let Ok(Ok(stream)) = timeout(Duration::from_millis(100), TcpStream::connect(silent_address)).await {
+        filling.push(stream);
+    }
+    let (balancer, port) = (Balancer::new(100), free_port());
+    let mut slow = listener("web", port, &[refuses, silent_address, member]);
+    slow.health_check = Check { interval_ms: 3_600_000, timeout_ms: 100, fall: 2, rise: 1 };
+    balancer.apply(config(1, vec![slow])).await.expect("a free port");
+    for begins in [&b"one "[..], &[b'x'; 3000], &[b'y'; 100_000], b""] {
+        for _ in 0..3 {
+            let (seen, _) = sent_through(port, &mut told, begins).await;
+            assert_eq!(seen.len(), begins.len() + 5);
+            assert_eq!(seen, [begins, b"hello"].concat());
+        }
+    }
+    until(&balancer, |label| label.open == 0).await;
+    let counted = label(&balancer).await;
+    assert_eq!(counted.bytes_in, 3 * (103_004 + 4 * 5));
+    assert!(counted.members[0].failed > 0 && counted.members[1].failed > 0, "{counted:?}");
+    assert_eq!((counted.failed, counted.members[2].failed), (0, 0));
+}
+
+#[tokio::test]
+async fn an_end_right_behind_the_last_bytes_is_clean_and_a_reset_there_is_a_reset() {
+    let ends = server(|mut stream| async move {
+        let mut request = Vec::new();
+        let _ = stream.read_to_end(&mut request).await;
+        // Both in one go, so that they mostly come together.
+        let _ = stream.write_all(&request).await;
+    })
+    .await;
+    let (balancer, port) = (Balancer::new(100), free_port());
+    balancer.apply(config(1, vec![listener("web", port, &[ends])])).await.expect("a free port");
+    for length in [1, 100, 1_000, 65_535, 65_536, 65_537, 1_000_000] {
+        let mut client = TcpStream::connect((LOCAL, port)).await.expect("it listens");
+        let (mut from, mut to) = client.split();
+        let sent = vec![7; length];
+        let (written, (seen, clean)) = tokio::join!(
+            async {
+                to.write_all(&sent).await?;
+                to.shutdown().await
+            },
+            async {
+                let mut seen = Vec::new();
+                let ended = timeout(DEADLINE, from.read_to_end(&mut seen)).await.expect("no hang");
+                (seen, ended.is_ok())
+            }
+        );
+        written.expect("open");
+        assert_eq!((seen.len(), clean), (length, true));
+    }
+    let breaks = server(|mut stream| async move {
+        let _ = stream.read_u8().await;
+        let _ = stream.write_all(b"half an ans").await;
+        stream.set_zero_linger().expect("a socket");
+    })
+    .await;
+    balancer.apply(config(2, vec![listener("web", port, &[breaks])])).await.expect("the same port");
+    for _ in 0..20 {
+        let mut client = TcpStream::connect((LOCAL, port)).await.expect("it listens");
+        client.write_u8(1).await.expect("open");
+        assert!(!until_the_end(&mut client).await.1, "the server broke off");
+    }
+}
+
+/// A server of requests of one byte. Each is answered with its letter, or in capitals once it is about to end the connection, which
+/// it does when it is told to stop.
+async fn request_server(letter: u8, stop: CancellationToken) -> SocketAddr {
+    server(move |mut stream| {
+        let stop = stop.clone();
+        async move {
+            while stream.read_u8().await.is_ok() {
+                let last = stop.is_cancelled();
+                let answer = if last { letter.to_ascii_uppercase() } else { letter };
+                if stream.write_u8(answer).await.is_err() || last {
+                    return;
+                }
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_member_that_is_removed_first_and_then_stopped_loses_no_request_of_kept_connections() {
+    let (stop, never) = (CancellationToken::new(), CancellationToken::new());
+    let (leaves, stays) = (request_server(b'a', stop.clone()).await, request_server(b'b', never).await);
+    let (balancer, port) = (Balancer::new(100), free_port());
+    balancer.apply(config(1, vec![listener("web", port, &[leaves, stays])])).await.expect("a free port");
+    let over = CancellationToken::new();
+    let clients: Vec<_> = (0..30)
+        .map(|_| {
+            let over = over.clone();
+            tokio::spawn(async move {
+                let (mut answers, mut kept) = (BTreeMap::new(), None);
+                while !over.is_cancelled() {
+                    let mut stream = match kept.take() {
+                        Some(stream) => stream,
+                        None => TcpStream::connect((LOCAL, port)).await.expect("it listens"),
+                    };
+                    stream.write_u8(b'r').await.expect("the connection is open");
+                    let answer = timeout(DEADLINE, stream.read_u8()).await.expect("no hang").expect("an answer");
+                    *answers.entry(answer).or_insert(0_usize) += 1;
+                    if answer.is_ascii_lowercase() {
+                        kept = Some(stream);
+                    }
+                }
+                answers
+            })
+        })
+        .collect();
+    until(&balancer, |label| label.open == 30 && label.bytes_in > 3_000).await;
+    assert_eq!(label(&balancer).await.members[0].open, 15);
+    balancer.apply(config(2, vec![listener("web", port, &[stays])])).await.expect("the same port");
+    stop.cancel();
+    until(&balancer, |label| label.members[0].open == 30).await;
+    let before = label(&balancer).await.bytes_in;
+    until(&balancer, |label| label.bytes_in > before + 3_000).await;
+    over.cancel();
+    let mut moved = 0;
+    for client in clients {
+        let answers = timeout(DEADLINE, client).await.expect("no hang").expect("no request failed");
+        moved += answers.get(&b'A').copied().unwrap_or(0);
+    }
+    assert_eq!(moved, 15, "those of the member that was stopped were ended by it");
+    let counted = label(&balancer).await;
+    assert_eq!((counted.failed, counted.connections), (0, 45));
+}
