@@ -4,8 +4,16 @@
 //! `cargo bench -p tests --bench balancer -- [--connections N] [--rounds N] [--millis N]`
 //!
 //! Both forward to the same server, with one thread and TCP mode. They are measured in turns, because absolute numbers shift from
-//! machine to machine and from minute to minute, and what is compared are medians. Server and clients are processes of their own
-//! with one thread each. A run without a load balancer shows what the rest of the set-up can do.
+//! machine to machine and from minute to minute. Server and clients are processes of their own with one thread each. A run
+//! without a load balancer shows what the rest of the set-up can do.
+//!
+//! Two numbers are printed, and one of them is the comparison:
+//! - Requests per second, which is what a client sees. It is the comparison where each of the three processes has a processor for itself. Where
+//!   they share processors it says as much about when the kernel lets them run, and shifts by a tenth from run to run.
+//! - Processor time for each request of the load balancer's process, user and system, as the kernel accounts it. It says how many
+//!   requests one thread can forward that has a processor for itself, and is the comparison where there are fewer processors.
+//!
+//! What is compared is the median of the ratios of all rounds: both are measured within seconds of each other there.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream as StdStream};
@@ -24,6 +32,8 @@ const REQUEST: usize = 128;
 const ANSWER: usize = 256;
 /// First byte of a request after whose answer the server closes the connection.
 const CLOSE: u8 = b'c';
+/// Those that work at a time: clients, a load balancer, the server.
+const PROCESSES: usize = 3;
 /// How long a process may take to start.
 const START: Duration = Duration::from_secs(60);
 
@@ -35,7 +45,7 @@ struct BalancerLoad {
 }
 
 fn load(arguments: &[String]) -> Result<BalancerLoad> {
-    let mut load = BalancerLoad { connections: 30, rounds: 7, millis: 2_000 };
+    let mut load = BalancerLoad { connections: 30, rounds: 15, millis: 1_000 };
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
         let field = match argument.as_str() {
@@ -144,49 +154,94 @@ impl Drop for Ending {
     }
 }
 
+/// What one load balancer did in one round.
+#[derive(Clone, Copy)]
+struct RoundResult {
+    /// Requests per second.
+    rate: f64,
+    /// Microseconds of processor time for each.
+    cpu_us: f64,
+}
+
+/// Processor time that the main thread of a process has had.
+fn cpu_time(process: &Ending) -> Result<Duration> {
+    let file = format!("/proc/{}/schedstat", process.0.id());
+    let text = std::fs::read_to_string(&file).with_context(|| format!("read {file}"))?;
+    let nanos = text.split_whitespace().next().context("an empty schedstat")?;
+    Ok(Duration::from_nanos(nanos.parse()?))
+}
+
+/// A process that connections go through, or to.
+struct Measured {
+    process: Ending,
+    port: u16,
+}
+
 fn run(load: BalancerLoad) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let own = std::env::current_exe()?;
     let mut server = Command::new(&own).arg("--serve").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let mut line = String::new();
     BufReader::new(server.stdout.take().context("no output")?).read_line(&mut line)?;
-    let (_server, back) = (Ending(server), line.trim().parse::<u16>()?);
-    let (_appliance, rug) = appliance(folder.path(), back)?;
-    let (_haproxy, haproxy) = haproxy(folder.path(), back)?;
+    let direct = Measured { process: Ending(server), port: line.trim().parse()? };
+    let (rug, haproxy) = (appliance(folder.path(), direct.port)?, haproxy(folder.path(), direct.port)?);
+    let measured = [rug, haproxy, direct];
     let BalancerLoad { connections, rounds, millis } = load;
-    println!("{connections} clients, {rounds} rounds of {millis} ms each, requests per second");
+    let processors = std::thread::available_parallelism()?.get();
+    let by_rate = processors >= PROCESSES;
+    let compared = if by_rate { "requests per second" } else { "processor time" };
+    println!("{connections} clients, {rounds} rounds of {millis} ms each");
+    println!("compared is {compared}: {PROCESSES} processes have {processors} processors");
     for (mode, title) in [("keep", "connections kept open"), ("anew", "a new connection each")] {
-        let measure = |port: u16| -> Result<u64> {
-            let arguments = ["--ask", mode, &connections.to_string(), &millis.to_string(), &port.to_string()];
+        let measure = |of: &Measured| -> Result<RoundResult> {
+            let arguments = ["--ask", mode, &connections.to_string(), &millis.to_string(), &of.port.to_string()];
+            let before = cpu_time(&of.process)?;
             let output = Command::new(&own).args(arguments).stderr(Stdio::inherit()).output()?;
             ensure!(output.status.success(), "the clients failed");
-            Ok(String::from_utf8(output.stdout)?.trim().parse()?)
+            let used = cpu_time(&of.process)?.saturating_sub(before);
+            let rate = String::from_utf8(output.stdout)?.trim().parse::<f64>()?;
+            ensure!(rate > 0.0, "no request was answered");
+            Ok(RoundResult { rate, cpu_us: used.as_secs_f64() * 1e6 / (rate * millis as f64 / 1e3) })
         };
         let mut seen = [Vec::new(), Vec::new(), Vec::new()];
         for round in 0..rounds {
             // Neither always comes first.
             let order = if round % 2 == 0 { [0, 1, 2] } else { [1, 0, 2] };
             for which in order {
-                seen[which].push(measure([rug, haproxy, back][which])?);
+                seen[which].push(measure(&measured[which])?);
             }
         }
-        let [rug, haproxy, direct] = seen.map(median);
-        let ratio = rug as f64 / haproxy as f64;
-        let verdict = if ratio >= 1.0 { "reached" } else { "missed" };
-        println!(
-            "{title:<24} rug {rug:>7}   haproxy {haproxy:>7}   direct {direct:>7}   rug/haproxy {ratio:.2}, bound 1.00: {verdict}"
-        );
+        println!("{title}");
+        compare("requests per second", &seen, |result| result.rate, by_rate.then_some(|ratio| ratio >= 1.0));
+        compare("processor time each (us)", &seen, |result| result.cpu_us, (!by_rate).then_some(|ratio| ratio <= 1.0));
     }
     Ok(())
 }
 
-fn median(mut numbers: Vec<u64>) -> u64 {
-    numbers.sort_unstable();
+/// Prints the medians of one number, that of the ratio of a round, and whether it is what it should be if this is the comparison.
+fn compare(
+    title: &str,
+    [rug, haproxy, direct]: &[Vec<RoundResult>; 3],
+    number: impl Fn(&RoundResult) -> f64,
+    reached: Option<fn(f64) -> bool>,
+) {
+    let ratio = median(rug.iter().zip(haproxy).map(|(rug, haproxy)| number(rug) / number(haproxy)).collect());
+    let verdict =
+        reached.map_or("", |reached| if reached(ratio) { ", bound 1.00: reached" } else { ", bound 1.00: missed" });
+    let [rug, haproxy, direct] = [rug, haproxy, direct].map(|results| median(results.iter().map(&number).collect()));
+    println!(
+        "  {title:<24} rug {rug:>9.1}   haproxy {haproxy:>9.1}   direct {direct:>9.1}   \
+         rug/haproxy {ratio:.3}{verdict}"
+    );
+}
+
+fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_unstable_by(f64::total_cmp);
     numbers[numbers.len() / 2]
 }
 
 /// The reference appliance, configured as its worker would.
-fn appliance(folder: &Path, back: u16) -> Result<(Ending, u16)> {
+fn appliance(folder: &Path, back: u16) -> Result<Measured> {
     let (state, front) = (folder.join("appliance"), ports::free());
     let log = std::fs::File::create(folder.join("appliance.log"))?;
     let mut command = Command::new(binaries::path("rug-appliance")?);
@@ -207,10 +262,10 @@ fn appliance(folder: &Path, back: u16) -> Result<(Ending, u16)> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     ensure!(answer.starts_with("HTTP/1.1 204"), "{answer}");
-    Ok((running, front))
+    Ok(Measured { process: running, port: front })
 }
 
-fn haproxy(folder: &Path, back: u16) -> Result<(Ending, u16)> {
+fn haproxy(folder: &Path, back: u16) -> Result<Measured> {
     let found = ["/usr/sbin/haproxy", "/usr/local/sbin/haproxy", "/usr/bin/haproxy"].map(PathBuf::from);
     let program = found.into_iter().find(|path| path.is_file());
     let program = program.context("haproxy is missing: scripts/install-deps build test bench")?;
@@ -226,7 +281,7 @@ fn haproxy(folder: &Path, back: u16) -> Result<(Ending, u16)> {
     let running =
         Ending(Command::new(program).arg("-db").arg("-f").arg(&config).stdout(Stdio::null()).stderr(log).spawn()?);
     until("haproxy listens", || StdStream::connect((Ipv4Addr::LOCALHOST, front)).is_ok())?;
-    Ok((running, front))
+    Ok(Measured { process: running, port: front })
 }
 
 fn until(what: &str, holds: impl Fn() -> bool) -> Result<()> {
