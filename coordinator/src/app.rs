@@ -15,6 +15,7 @@ use coordination::Candidate;
 use coordinator_core::machine;
 use futures::future::BoxFuture;
 use proto::worker::v1::session_server::SessionServer;
+use runtime::meter;
 use runtime::program::{self, Failure};
 use runtime::shutdown::Signals;
 use runtime::tls::{ClientTls, ServerTls};
@@ -36,7 +37,7 @@ use crate::history::{History, HistoryError};
 use crate::leader::{Identity, Inputs, LeaderSetup};
 use crate::leadership::{self, Terms};
 use crate::listen::Listening;
-use crate::metrics::{self, Metrics};
+use crate::metrics::Metrics;
 use crate::opening::Opening;
 use crate::record::{AuditFilter, AuditPart, MoveRecord, NumberedEvent, RebalanceRecord};
 use crate::sessions::{MAX_MESSAGE, Sessions};
@@ -279,7 +280,7 @@ impl Server {
 fn serve_metrics(listener: TcpListener, metrics: &Arc<Metrics>, closing: &CancellationToken) -> JoinHandle<()> {
     let address = listener.local_addr().map(|a| a.to_string()).unwrap_or_default();
     info!(address, "metrics at /metrics");
-    tokio::spawn(metrics::serve(listener, Arc::clone(metrics), closing.clone()))
+    tokio::spawn(meter::serve(listener, metrics.meters(), closing.clone()))
 }
 
 /// Logs where calls are answered, and who may make them when nobody is asked.

@@ -1,11 +1,12 @@
 //! What a cluster exports by OTLP.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use proto::admin::v1;
 use tests::cluster::wait::until;
-use tests::cluster::{Cluster, Options, PATIENCE, api, specs};
+use tests::cluster::{Cluster, Options, PATIENCE, api, http, ports, specs};
 use tests::collector::{CollectedSpan, Collector, Manner};
 
 /// A cluster whose processes export to a collector, ten times a second.
@@ -68,7 +69,11 @@ async fn a_rebalance_is_one_trace_over_all_processes() -> Result<()> {
     .await?;
     until(PATIENCE, "metrics are pushed", async || {
         let metrics = collector.metrics();
-        ensure!(metrics.get("rug.leader") == Some(&vec!["coordinator-1".to_owned()]), "{metrics:?}");
+        let from = |name: &str| metrics.get(name).map(|from| from.iter().map(String::as_str).collect::<BTreeSet<_>>());
+        ensure!(from("rug.leader") == Some(BTreeSet::from(["coordinator-1"])), "{metrics:?}");
+        let workers = BTreeSet::from(["worker-1", "worker-2", "worker-3"]);
+        ensure!(from("rug.step.duration").as_ref() == Some(&workers), "{metrics:?}");
+        ensure!(from("rug.appliances.held") == Some(workers), "{metrics:?}");
         Ok(())
     })
     .await?;
@@ -104,5 +109,30 @@ async fn a_collector_that_hangs_or_refuses_holds_up_nothing_and_is_used_again_wh
     let stopped = cluster.worker("worker-3")?.stop(PATIENCE).await?;
     ensure!(stopped.success() && began.elapsed() < PATIENCE - Duration::from_secs(10), "{:?}", began.elapsed());
     cluster.start_all().await?;
+    cluster.finish().await
+}
+
+#[tokio::test]
+async fn a_worker_shows_what_it_measures() -> Result<()> {
+    let port = ports::free();
+    let worker_env = vec![("RUG_WORKER_METRICS__LISTEN", format!("127.0.0.1:{port}"))];
+    let cluster = Cluster::start(Options { workers: 1, worker_env, ..Options::default() }).await?;
+    cluster.fleet(vec![specs::web("web-1"), specs::web("web-2")]).await?;
+    until(PATIENCE, "its metrics show them", async || {
+        let page = http::page(port, "/metrics").await?;
+        let has = |line: &str| page.lines().any(|found| found.starts_with(line));
+        for line in [
+            "rug_appliances_held 2",
+            "rug_step_duration_seconds_count{outcome=\"booted\",step=\"boot\"} 2",
+            "rug_step_duration_seconds_count{outcome=\"answered\",step=\"probe\"}",
+            "rug_session_connects_total{outcome=\"opened\"} 1",
+            "rug_lease_remaining_seconds_count",
+            "rug_build_info{",
+        ] {
+            ensure!(has(line), "no {line} in\n{page}");
+        }
+        Ok(())
+    })
+    .await?;
     cluster.finish().await
 }

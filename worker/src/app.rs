@@ -6,15 +6,20 @@
 
 use std::io::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use common::driver::DriverName as Name;
 use common::status::PID_DETAIL;
 use common::{Term, WorkerId};
+use opentelemetry::global;
 use runtime::folder::Folder;
+use runtime::meter::{self, Meters};
 use runtime::program::{self, Failure};
 use runtime::shutdown::Signals;
 use runtime::socket;
+use runtime::telemetry::Program;
 use runtime::tls::ClientTls;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +30,7 @@ use crate::config::Config;
 pub use crate::drivers::process::site::Correction;
 use crate::drivers::process::{self, ProcessDriver, site};
 use crate::drivers::{self, Driver as _};
+use crate::metrics;
 use crate::orphans;
 use crate::runner::Runner;
 use crate::session::{OnStop, Session, StopHandle, profile};
@@ -144,6 +150,16 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let profile = profile(config.weight, zone, host, drivers.capabilities(), config.session.lease);
     let coordination = config.coordination.shown();
     info!(worker = %name, host = config.host, coordination, coordinators = ?config.session.coordinators, "starting");
+    let meters = Meters::new(Program { name: "rug-worker", instance: &config.name }, &config.telemetry);
+    let meters = Arc::new(meters.map_err(Failure::other)?);
+    global::set_meter_provider(meters.provider());
+    metrics::start();
+    if let Some(address) = config.metrics.listen {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.map_err(|e| Failure::other(format!("metrics.listen: {address}: {e}")))?;
+        info!(%address, "metrics at /metrics");
+        tokio::spawn(meter::serve(listener, meters, beside.clone()));
+    }
     let (runner, events) = Runner::start(config.runner.clone(), drivers);
     let session = Session::new(config.session.clone(), group, name, profile, runner, events, terms).with_tls(tls);
     let stop = StopHandle::new();

@@ -8,7 +8,7 @@ use common::appliance::FieldViolation;
 use common::driver::DriverName;
 use common::site::{HOST_RULE, is_host};
 use runtime::config::Settings;
-use runtime::{telemetry, tls};
+use runtime::{meter, telemetry, tls};
 use serde::{Deserialize, Serialize};
 
 use crate::drivers::{self, DriverFencing, process, simulated};
@@ -42,6 +42,8 @@ pub struct Config {
     pub process: process::Config,
     /// The simulated driver.
     pub simulated: simulated::Config,
+    /// Where Prometheus reads metrics.
+    pub metrics: meter::Config,
     /// Mutual TLS with coordinators. Without it their addresses are `http://`, with it `https://`.
     pub tls: tls::Config,
     /// Logs.
@@ -64,6 +66,7 @@ impl Default for Config {
             runner: runner::Config::default(),
             process: process::Config { state_dir: PathBuf::new(), ..process::Config::default() },
             simulated: simulated::Config::default(),
+            metrics: meter::Config::default(),
             tls: tls::Config::default(),
             log: telemetry::Config::default(),
             telemetry: telemetry::ExportConfig::default(),
@@ -103,6 +106,7 @@ impl Settings for Config {
         }
         let sections = [
             ("telemetry", self.telemetry.validate()),
+            ("metrics", self.metrics.validate()),
             ("coordination", self.coordination.validate()),
             ("session", self.session.validate()),
             ("session", self.margin_violation().into_iter().collect()),

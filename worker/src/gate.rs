@@ -15,6 +15,8 @@ use tokio::sync::Notify;
 use worker_core::gate as decision;
 pub use worker_core::gate::{ACT_MARGIN, Shut};
 
+use crate::metrics;
+
 /// The gate of one incarnation.
 #[derive(Debug, Default)]
 pub struct SharedGate {
@@ -41,6 +43,9 @@ impl SharedGate {
 
     /// Lets the lease stand until `deadline`. An earlier deadline than the present one changes nothing.
     pub fn extend(&self, deadline: Timestamp) {
+        if self.lease_stands() {
+            metrics::lease_renewed(self.deadline().since(clock::now()));
+        }
         self.change(|decision| decision.extend(deadline));
     }
 

@@ -15,6 +15,7 @@ pub mod drivers;
 mod error;
 pub mod gate;
 pub mod kinds;
+mod metrics;
 mod offer;
 mod orphans;
 mod runner;

@@ -30,6 +30,7 @@ use tracing::{Span, info, warn};
 use worker_core::session::{Control, ControlAction, ControlEvent, Conversation, Outcome, Settings};
 
 use crate::gate::SharedGate;
+use crate::metrics;
 use crate::runner::{Handle, RunnerCommand, RunnerEvent};
 pub use config::{Config, OnStop};
 use driver::{Boundary, PendingIo, SessionSignals};
@@ -186,6 +187,8 @@ impl Session {
         let may_act_until_ns = self.gate.deadline().min(clock::now()).as_nanos();
         warn!(worker = %self.setup.name, owned = self.owned(), may_act_until_ns, "this life is over: {why}");
         self.conversation.end_life();
+        metrics::life_ended();
+        metrics::hold(0);
         self.runner.releasing.clear();
         self.runner.commands.clear();
         // The runner forgets at once; the next life brings a gate that opens.

@@ -7,6 +7,8 @@ pub mod config;
 pub mod file;
 pub mod folder;
 pub mod log_limit;
+#[cfg(feature = "metrics")]
+pub mod meter;
 pub mod program;
 pub mod retry;
 pub mod shutdown;

@@ -1,4 +1,4 @@
-//! Every metric name this binary emits.
+//! Every metric name this binary emits, beside those of [every process](runtime::meter).
 //!
 //! | instrument | at `/metrics` | of whom |
 //! |---|---|---|
@@ -16,8 +16,6 @@
 //! | `rug.frozen`, `rug.paused` | `rug_frozen`, `rug_paused` | the leader: 1 while it is |
 //! | `rug.store.available` | `rug_store_available` | the leader: 0 while the database takes no changes |
 //! | `rug.store.problem` by `cause` | `rug_store_problem` | the leader: 1 for why it does not, until a write succeeds |
-//! | `rug.log.lines_skipped` | `rug_log_lines_skipped_total` | all: log lines left out because others caused too many |
-//! | `rug.telemetry.spans` by `outcome` | `rug_telemetry_spans_total` | all: exported, dropped because too many waited, or lost with an export that failed |
 //! | `rug.ownership.violations` by `kind` | `rug_ownership_violations_total` | whoever led |
 //! | `rug.ownership.audits` by `outcome` | `rug_ownership_audits_total` | whoever led |
 //! | `rug.messages.stale` | `rug_messages_stale_total` | whoever led |
@@ -30,9 +28,7 @@ use std::time::{Duration, SystemTime};
 use coordinator_core::audit::AuditCounts;
 use coordinator_core::machine::Counters;
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Counter, Histogram, Meter, MeterProvider};
-use opentelemetry_sdk::metrics::SdkMeterProvider;
-use runtime::telemetry::{self, SpanTally};
+use opentelemetry::metrics::{Counter, Histogram, Meter};
 
 use super::View;
 use crate::catalog::Counts;
@@ -70,32 +66,14 @@ pub(super) struct Instruments {
 }
 
 impl Instruments {
-    pub(super) fn new(provider: &SdkMeterProvider, view: View) -> Self {
-        let meter = provider.meter("rug");
+    pub(super) fn new(meter: &Meter, view: View) -> Self {
         let leads = view.clone();
         meter
             .u64_observable_gauge("rug.leader")
             .with_description("1 while this coordinator leads.")
             .with_callback(move |to| to.observe(u64::from(leads.look().leading), &[]))
             .build();
-        meter
-            .u64_observable_counter("rug.log.lines_skipped")
-            .with_unit("{line}")
-            .with_description("Log lines left out because peers or broken dependencies caused too many of their kind.")
-            .with_callback(|to| to.observe(runtime::log_limit::skipped(), &[]))
-            .build();
-        meter
-            .u64_observable_counter("rug.telemetry.spans")
-            .with_unit("{span}")
-            .with_description("What became of the spans of this process; none while nothing is exported.")
-            .with_callback(|to| {
-                let SpanTally { exported, dropped, failed } = telemetry::span_tally();
-                for (outcome, spans) in [("exported", exported), ("dropped", dropped), ("failed", failed)] {
-                    to.observe(spans, &[KeyValue::new("outcome", outcome)]);
-                }
-            })
-            .build();
-        looks(&meter, &view);
+        looks(meter, &view);
         let this = Self {
             unowned: meter
                 .f64_histogram("rug.unowned")

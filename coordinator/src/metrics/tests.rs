@@ -43,7 +43,7 @@ fn value(text: &str, begins: &str) -> f64 {
 #[test]
 fn what_the_leader_knows_is_shown_under_the_names_alerts_are_made_of() {
     let (metrics, _tell) = leader();
-    let text = metrics.text().expect("shows");
+    let text = metrics.meters.text().expect("shows");
     for (name, expected) in [
         ("rug_leader ", 1.0),
         ("rug_term ", 4.0),
@@ -78,7 +78,8 @@ fn who_stands_by_shows_that_and_nothing_it_does_not_know() {
     let catalog = Arc::new(Catalog::new(catalog::Config::default()));
     catalog.set_cluster(cluster());
     let (_tell, leading) = watch::channel(false);
-    let text = Metrics::new("c2", &ExportConfig::default(), catalog, leading).expect("builds").text().expect("shows");
+    let text =
+        Metrics::new("c2", &ExportConfig::default(), catalog, leading).expect("builds").meters.text().expect("shows");
     assert_eq!(value(&text, "rug_leader "), 0.0);
     assert!(!text.contains("rug_term") && !text.contains("rug_unowned_appliances"), "{text}");
 }
@@ -96,7 +97,7 @@ fn counts_go_on_over_terms() {
             metrics.count(&counters, &AuditCounts { agreed: plans * 10, ..AuditCounts::default() });
         }
     }
-    let text = metrics.text().expect("shows");
+    let text = metrics.meters.text().expect("shows");
     assert_eq!(value(&text, "rug_ownership_violations_total{kind=\"digest_differs\"}"), 6.0);
     assert_eq!(value(&text, "rug_ownership_violations_total{kind=\"grant_lost\"}"), 0.0);
     assert_eq!(value(&text, "rug_ownership_audits_total{outcome=\"agreed\"}"), 60.0);
@@ -107,58 +108,9 @@ fn counts_go_on_over_terms() {
 fn times_without_an_owner_fall_into_buckets_that_tell_a_hand_off_from_an_outage() {
     let (metrics, _tell) = leader();
     metrics.regained(&[Duration::from_micros(400), Duration::from_millis(7), Duration::from_secs(4)]);
-    let text = metrics.text().expect("shows");
+    let text = metrics.meters.text().expect("shows");
     assert_eq!(value(&text, "rug_unowned_seconds_bucket{le=\"0.001\"}"), 1.0);
     assert_eq!(value(&text, "rug_unowned_seconds_bucket{le=\"0.01\"}"), 2.0);
     assert_eq!(value(&text, "rug_unowned_seconds_bucket{le=\"5\"}"), 3.0);
     assert_eq!(value(&text, "rug_unowned_seconds_count "), 3.0);
-}
-
-#[tokio::test]
-async fn silent_connections_keep_no_scraper_out_for_long() {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let (metrics, _tell) = leader();
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("bound");
-    let closing = CancellationToken::new();
-    let server = tokio::spawn(serve(listener, metrics, closing.clone()));
-    let mut silent = Vec::new();
-    for _ in 0..100 {
-        silent.push(tokio::net::TcpStream::connect(address).await.expect("connected"));
-    }
-    drop(silent.split_off(50));
-    let mut stream = tokio::net::TcpStream::connect(address).await.expect("connected");
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
-    let mut start = [0; 15];
-    tokio::time::timeout(Duration::from_secs(30), stream.read_exact(&mut start)).await.expect("in time").expect("read");
-    assert_eq!(&start, b"HTTP/1.1 200 OK");
-    closing.cancel();
-    server.await.expect("it ends");
-}
-
-#[tokio::test]
-async fn prometheus_reads_it_over_http_until_the_coordinator_stops() {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let (metrics, _tell) = leader();
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("bound");
-    let closing = CancellationToken::new();
-    let server = tokio::spawn(serve(listener, metrics, closing.clone()));
-    let ask = async |path: &str| {
-        let mut stream = tokio::net::TcpStream::connect(address).await.expect("it listens");
-        let request = format!("GET {path} HTTP/1.1\r\nHost: rug\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.expect("it reads");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.expect("it answers");
-        answer
-    };
-    let answer = ask("/metrics").await;
-    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("text/plain; version=0.0.4"), "{answer}");
-    assert!(answer.contains("\nrug_leader "), "{answer}");
-    assert!(ask("/").await.starts_with("HTTP/1.1 404"));
-    // One that never says what it wants does not hold the stop up.
-    let idle = tokio::net::TcpStream::connect(address).await.expect("it listens");
-    closing.cancel();
-    tokio::time::timeout(Duration::from_secs(20), server).await.expect("it stops").expect("in order");
-    drop(idle);
 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::ApplianceId;
 use common::appliance::{MAX_TEXT, Name};
@@ -21,6 +21,7 @@ use worker_core::ports::PortChanges;
 use crate::drivers::{Driver, Error, Wanted};
 use crate::gate::{Permit, Shut};
 use crate::kinds::{ProbeAnswer, Protocol};
+use crate::metrics;
 
 /// How long a probe may ask the driver, each time, whether the instance is still there.
 const ASK_DRIVER: Duration = Duration::from_secs(2);
@@ -58,6 +59,7 @@ impl StepTask {
         let span = self.span();
         let (appliance, serial, step) = (self.appliance, self.serial, self.step);
         let mut claimed = self.permit.is_some();
+        let began = Instant::now();
         async move {
             let work = AssertUnwindSafe(self.carry_out(&config)).catch_unwind();
             let ended = tokio::time::timeout(self.total_limit(&config), work).await;
@@ -72,6 +74,7 @@ impl StepTask {
             };
             let outcome = clipped(outcome);
             Span::current().record("outcome", outcome.name());
+            metrics::step_ended(step.name(), outcome.name(), began.elapsed());
             if let StepOutcome::Failed(text) | StepOutcome::Refused(text) | StepOutcome::Busy(text) = &outcome {
                 tracing::info!(%appliance, %step, outcome = outcome.name(), error = %text, "step did not succeed");
             } else if let StepOutcome::Vanished(end, _) = &outcome {

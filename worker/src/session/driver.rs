@@ -27,6 +27,7 @@ use super::link::{Broken, CoordinatorLink, Inlet, Outlet};
 use super::stop::StopRequests;
 use super::{Queued, Session, link, take_command};
 use crate::gate::SharedGate;
+use crate::metrics;
 use crate::runner::{RunnerCommand, RunnerEvent};
 
 /// Longest sleep between two looks at the clock: timers of the runtime stand still while the machine is suspended.
@@ -243,7 +244,11 @@ impl Session {
             }
             ControlAction::Connect(address) => {
                 let (timeout, tls) = (self.setup.config.connect_timeout, self.setup.tls.clone());
-                let opening = async move { link::open(&address, timeout, tls.as_ref()).await };
+                let opening = async move {
+                    let opened = link::open(&address, timeout, tls.as_ref()).await;
+                    metrics::connected(opened.is_ok());
+                    opened
+                };
                 self.pending.opening = Some(Box::pin(opening));
             }
             ControlAction::Disconnect => self.disconnect(),

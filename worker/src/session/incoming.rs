@@ -11,6 +11,7 @@ use tracing::{debug, error, info, info_span, warn};
 use worker_core::session::{ConversationAction, ConversationNotice, Incoming};
 
 use super::{Queued, Session};
+use crate::metrics;
 use crate::runner::{RunnerCommand, RunnerEvent};
 
 impl Session {
@@ -23,6 +24,7 @@ impl Session {
         let refuse = |desired: &Arc<Desired>| unwanted(offered, desired);
         let actions = self.conversation.receive(Incoming { from, message, more, unreadable }, draining, refuse);
         self.carry_out_all(actions, &traceparent);
+        metrics::hold(self.owned());
     }
 
     fn carry_out_all(&mut self, actions: Vec<ConversationAction<Arc<Desired>>>, traceparent: &str) {
