@@ -13,7 +13,10 @@ mod text;
 pub fn rewrite(text: &str) -> Result<Vec<String>, Vec<String>> {
     let documents = document::parse("f.yaml", text, None)?;
     let write = |document: &document::Document| {
-        serde_saphyr::to_string(&document::view::Appliance::document(&document.appliance))
+        serde_saphyr::to_string(&document::view::Appliance::document(
+            &document.appliance,
+            document::view::Secrets::Shown,
+        ))
     };
     documents.iter().map(|document| write(document).map_err(|error| vec![error.to_string()])).collect()
 }

@@ -73,7 +73,7 @@ fn by_id(list: &[Value]) -> BTreeMap<&str, &Value> {
 
 /// Everything `rugctl` showed is shown as it was.
 async fn all_is_shown(stage: &UpgradeStage, recorded: &Recorded) -> Result<()> {
-    let shown = stage.rugctl_list(&["list"]).await?;
+    let shown = stage.appliances().await?;
     let (before, now) = (by_id(&recorded.appliances), by_id(&shown));
     ensure!(before.keys().eq(now.keys()), "other appliances: {:?}, it were {:?}", now.keys(), before.keys());
     for (id, appliance) in before {

@@ -12,7 +12,7 @@ use crate::client::{by_id, request_id};
 use crate::commands::filter::FilterArgs;
 use crate::commands::{CommandContext, Wait, watch};
 use crate::complete;
-use crate::document::view;
+use crate::document::view::{self, Secrets};
 use crate::error::Failure;
 use crate::names::{ApplianceName, Tenant};
 use crate::output::view::Explanation;
@@ -90,6 +90,9 @@ pub(crate) struct ListArgs {
     /// Go on and print each change, as `watch` does
     #[arg(short, long, conflicts_with = "sort")]
     watch: bool,
+    /// Show the values of environment variables in documents
+    #[arg(long)]
+    show_secrets: bool,
     /// Sort order
     #[arg(long, value_enum, default_value_t)]
     sort: ListOrder,
@@ -114,9 +117,9 @@ pub(crate) async fn get(context: &CommandContext, args: &GetArgs) -> Result<(), 
         found.push(name.find(&context.client).await?);
     }
     match (found.as_slice(), context.ui.format) {
-        ([one], OutputFormat::Json) => context.ui.print_value(&view::Appliance::full(one)),
-        ([one], OutputFormat::Yaml) => context.ui.print_value(&view::Appliance::document(one)),
-        _ => show(context, &found),
+        ([one], OutputFormat::Json) => context.ui.print_value(&view::Appliance::full(one, Secrets::Shown)),
+        ([one], OutputFormat::Yaml) => context.ui.print_value(&view::Appliance::document(one, Secrets::Shown)),
+        _ => show(context, &found, Secrets::Shown),
     }
 }
 
@@ -136,7 +139,7 @@ pub(crate) async fn list(context: &CommandContext, args: &ListArgs) -> Result<()
         });
         return Ok(());
     }
-    show(context, &found)
+    show(context, &found, if args.show_secrets { Secrets::Shown } else { Secrets::Hidden })
 }
 
 fn sort(appliances: &mut [v1::Appliance], by: ListOrder) {
@@ -151,12 +154,13 @@ fn sort(appliances: &mut [v1::Appliance], by: ListOrder) {
     }
 }
 
-fn show(context: &CommandContext, appliances: &[v1::Appliance]) -> Result<(), Failure> {
+fn show(context: &CommandContext, appliances: &[v1::Appliance], secrets: Secrets) -> Result<(), Failure> {
+    let all = |view: fn(&v1::Appliance, Secrets) -> view::Appliance| -> Vec<_> {
+        appliances.iter().map(|appliance| view(appliance, secrets)).collect()
+    };
     match context.ui.format {
-        OutputFormat::Json => context.ui.print_value(&appliances.iter().map(view::Appliance::full).collect::<Vec<_>>()),
-        OutputFormat::Yaml => {
-            context.ui.print_value(&appliances.iter().map(view::Appliance::document).collect::<Vec<_>>())
-        }
+        OutputFormat::Json => context.ui.print_value(&all(view::Appliance::full)),
+        OutputFormat::Yaml => context.ui.print_value(&all(view::Appliance::document)),
         format => context.ui.print_table(&table(appliances, format == OutputFormat::Wide, SystemTime::now())),
     }
 }
@@ -215,9 +219,12 @@ pub(crate) async fn describe(context: &CommandContext, args: &GetArgs) -> Result
     }
     let appliances: Vec<_> = explained.iter().map(|e| e.appliance.clone().unwrap_or_default()).collect();
     match appliances.as_slice() {
-        [one] if context.ui.format.is_structured() => return context.ui.print_value(&view::Appliance::full(one)),
+        [one] if context.ui.format.is_structured() => {
+            return context.ui.print_value(&view::Appliance::full(one, Secrets::Hidden));
+        }
         all if context.ui.format.is_structured() => {
-            return context.ui.print_value(&all.iter().map(view::Appliance::full).collect::<Vec<_>>());
+            let full = |one| view::Appliance::full(one, Secrets::Hidden);
+            return context.ui.print_value(&all.iter().map(full).collect::<Vec<_>>());
         }
         _ => {}
     }
@@ -245,7 +252,7 @@ pub(crate) async fn scale(context: &CommandContext, args: &ScaleArgs) -> Result<
     }
     if context.ui.format.is_structured() {
         let appliance = context.client.get(by_id(&appliance.id)).await?;
-        return context.ui.print_value(&view::Appliance::full(&appliance));
+        return context.ui.print_value(&view::Appliance::full(&appliance, Secrets::Hidden));
     }
     context.ui.print(&format!("{} has {}", context.ui.label(&before), count(u64::from(args.replicas), "replica")))
 }
@@ -295,7 +302,7 @@ fn description(
     line("Why there", &one_line(&explained.summary));
 
     let _ = writeln!(text, "\nSpec");
-    let spec = crate::output::render(OutputFormat::Yaml, &view::Appliance::document(a))?;
+    let spec = crate::output::render(OutputFormat::Yaml, &view::Appliance::document(a, Secrets::Hidden))?;
     // Name, tenant and the other identifying fields are printed above.
     let shown = ["replicas", "image", "ports", "spec"].into_iter().chain(SpecTime::ALL.map(SpecTime::name));
     let shown: Vec<_> = shown.collect();
@@ -411,6 +418,10 @@ pub(crate) async fn explain(context: &CommandContext, args: &One) -> Result<(), 
     }
     let mut text = String::new();
     let _ = writeln!(text, "{}", one_line(&explained.summary));
+    let error = explained.appliance.as_ref().and_then(|a| a.status.as_ref()).map(|status| one_line(&status.last_error));
+    if let Some(error) = error.filter(|error| !error.is_empty()) {
+        let _ = writeln!(text, "last error: {}", context.ui.paint(Tone::Bad, &error));
+    }
     let _ = writeln!(text, "\nring position {}\n", explained.ring_position);
     let mut table =
         TextTable::new(&["PREFERENCE", "WORKER", "ELIGIBLE", "LOAD", "BAND", "REASON"]).with_prose(&["REASON"]);
@@ -447,7 +458,7 @@ pub(crate) async fn rebuild(context: &CommandContext, args: &RebuildArgs) -> Res
     }
     if context.ui.format.is_structured() {
         let appliance = context.client.get(by_id(&appliance.id)).await?;
-        return context.ui.print_value(&view::Appliance::full(&appliance));
+        return context.ui.print_value(&view::Appliance::full(&appliance, Secrets::Hidden));
     }
     let done = if args.wait.no_wait { "rebuilding" } else { "rebuilt" };
     context.ui.print(&format!("{} {done}", context.ui.label(&appliance)))
@@ -462,7 +473,7 @@ pub(crate) async fn check(context: &CommandContext, args: &One) -> Result<(), Fa
     let appliance = context.client.check(by_id(&named.id)).await?;
     let status = appliance.status.clone().unwrap_or_default();
     if context.ui.format.is_structured() {
-        context.ui.print_value(&view::Appliance::full(&appliance))?;
+        context.ui.print_value(&view::Appliance::full(&appliance, Secrets::Hidden))?;
     } else {
         let phase = view::phase(&appliance);
         let mut text = format!("{} {}\n", context.ui.label(&appliance), context.ui.paint(Tone::of(phase), phase));

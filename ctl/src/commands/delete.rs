@@ -75,7 +75,9 @@ pub(crate) async fn run(context: &CommandContext, args: &DeleteArgs) -> Result<(
     }
     let done = if args.wait.no_wait { "deleting" } else { "deleted" };
     if context.ui.format.is_structured() {
-        return context.ui.print_value(&deleted.iter().map(view::Appliance::full).collect::<Vec<_>>());
+        return context
+            .ui
+            .print_value(&deleted.iter().map(|a| view::Appliance::full(a, view::Secrets::Hidden)).collect::<Vec<_>>());
     }
     let lines: Vec<_> = deleted.iter().map(|a| format!("{} {done}", context.ui.label(a))).collect();
     if lines.is_empty() { Ok(()) } else { context.ui.print(&lines.join("\n")) }

@@ -142,7 +142,7 @@ fn show(context: &CommandContext, event: &v1::ApplianceEvent, printed: &mut Prin
     let gone = kind == "gone";
     let ui = &context.ui;
     if ui.format.is_structured() {
-        let subject = shown::ApplianceEvent { appliance: view::Appliance::full(appliance) };
+        let subject = shown::ApplianceEvent { appliance: view::Appliance::full(appliance, view::Secrets::Hidden) };
         ui.print_event(&shown::WatchEvent { kind, subject })?;
         return Ok(gone);
     }

@@ -59,14 +59,25 @@ fn all_fields_of_a_fleet_are_read() {
 }
 
 #[test]
+fn values_of_the_environment_are_shown_only_where_a_document_is_wanted() {
+    let text = "name: a\nkind: custom\nspec: {command: x, env: {PASSWORD: hush}}\n";
+    let appliance = &parse("f.yaml", text, None).expect("valid")[0].appliance;
+    let shown = |secrets| serde_json::to_string(&view::Appliance::full(appliance, secrets)).expect("plain data");
+    assert!(shown(view::Secrets::Shown).contains(r#""PASSWORD":"hush""#));
+    assert!(shown(view::Secrets::Hidden).contains(r#""PASSWORD":"<hidden>""#));
+}
+
+#[test]
 fn printed_documents_can_be_applied_again() {
     for document in parse("f.yaml", FLEET, None).expect("valid") {
         let mut sent = document.appliance;
         sent.driver = "process".into();
         let status = v1::Status { phase: v1::Phase::Configured.into(), ..v1::Status::default() };
         let known = v1::Appliance { generation: 3, status: Some(status), ..sent.clone() };
-        let yaml = serde_saphyr::to_string(&view::Appliance::document(&known)).expect("plain data");
-        let json = serde_json::to_string(&vec![view::Appliance::full(&known)]).expect("plain data");
+        let yaml =
+            serde_saphyr::to_string(&view::Appliance::document(&known, view::Secrets::Shown)).expect("plain data");
+        let json =
+            serde_json::to_string(&vec![view::Appliance::full(&known, view::Secrets::Shown)]).expect("plain data");
         for text in [yaml, json] {
             let read = parse("again.yaml", &text, None).unwrap_or_else(|e| panic!("{e:?} in {text}"));
             assert_eq!(read[0].appliance, sent, "{text}");

@@ -295,9 +295,21 @@ impl From<&v1::Assignment> for Assignment {
     }
 }
 
+/// What stands in place of values that are not shown. The server refuses to store it.
+const HIDDEN: &str = "<hidden>";
+
+/// Whether values of environment variables are shown, which is where secrets are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Secrets {
+    /// They are, for a document that is to be applied again.
+    Shown,
+    /// They are not.
+    Hidden,
+}
+
 impl Appliance {
     /// Only fields that a document may contain, though who manages the appliance is ignored there.
-    pub(crate) fn document(appliance: &v1::Appliance) -> Self {
+    pub(crate) fn document(appliance: &v1::Appliance, secrets: Secrets) -> Self {
         let spec = appliance.spec.clone().unwrap_or_default();
         Self {
             name: appliance.name.clone(),
@@ -319,7 +331,7 @@ impl Appliance {
                 Some(v1::spec::Kind::Loadbalancer(lb)) => {
                     Spec::LoadBalancer { listeners: lb.listeners.into_iter().map(listener).collect() }
                 }
-                Some(v1::spec::Kind::Custom(c)) => Spec::Custom(custom(c)),
+                Some(v1::spec::Kind::Custom(c)) => Spec::Custom(custom(c, secrets)),
                 None => Spec::Unknown {},
             },
             status: None,
@@ -327,7 +339,7 @@ impl Appliance {
     }
 
     /// All fields.
-    pub(crate) fn full(appliance: &v1::Appliance) -> Self {
+    pub(crate) fn full(appliance: &v1::Appliance, secrets: Secrets) -> Self {
         let status = appliance.status.clone().unwrap_or_default();
         let time = |t: Option<prost_types::Timestamp>| t.map(|t| t.to_string());
         let instance = |i: v1::Instance| Instance {
@@ -355,7 +367,7 @@ impl Appliance {
             instances: status.instances.into_iter().map(instance).collect(),
             assignment: appliance.assignment.as_ref().map(Assignment::from),
         };
-        Self { status: Some(status), ..Self::document(appliance) }
+        Self { status: Some(status), ..Self::document(appliance, secrets) }
     }
 }
 
@@ -389,7 +401,8 @@ fn listener(listener: v1::Listener) -> Listener {
     }
 }
 
-fn custom(custom: v1::Custom) -> Custom {
+fn custom(custom: v1::Custom, secrets: Secrets) -> Custom {
+    let hidden = |(name, value)| (name, if secrets == Secrets::Hidden { HIDDEN.to_owned() } else { value });
     let probe = |probe: v1::Probe| match probe.probe? {
         v1::probe::Probe::Tcp(_) => Some(Probe::Tcp {}),
         v1::probe::Probe::Process(_) => Some(Probe::Process {}),
@@ -398,7 +411,7 @@ fn custom(custom: v1::Custom) -> Custom {
     Custom {
         command: custom.command,
         args: custom.args,
-        env: custom.env.into_iter().collect(),
+        env: custom.env.into_iter().map(hidden).collect(),
         port: custom.port,
         probe: custom.probe.and_then(probe),
     }

@@ -223,7 +223,7 @@ impl From<&v1::ExplainApplianceResponse> for Explanation {
         Self {
             summary: e.summary,
             ring_position: e.ring_position,
-            appliance: e.appliance.as_ref().map(view::Appliance::full),
+            appliance: e.appliance.as_ref().map(|a| view::Appliance::full(a, view::Secrets::Hidden)),
             candidates: e.candidates.into_iter().map(candidate).collect(),
             moves: e.moves.into_iter().map(Move::from).collect(),
         }

@@ -147,7 +147,7 @@ async fn play(stage: &mut UpgradeStage) -> Result<StageRequest> {
 async fn shown(stage: &UpgradeStage, request: StageRequest) -> Result<Recorded> {
     let (mut appliances, mut same) = (Vec::new(), 0);
     until(PATIENCE, "nothing changes any more", async || {
-        let now = stage.rugctl_list(&["list"]).await?;
+        let now = stage.appliances().await?;
         same = if now == appliances { same + 1 } else { 0 };
         appliances = now;
         ensure!(same >= 40, "something has just changed");

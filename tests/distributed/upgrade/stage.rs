@@ -324,6 +324,15 @@ impl UpgradeStage {
         rugctl::run(self.sandbox.root(), &arguments, "").await?.json()
     }
 
+    /// Every appliance, with the values of its variables.
+    pub(super) async fn appliances(&self) -> Result<Vec<Value>> {
+        match self.rugctl_list(&["list", "--show-secrets"]).await {
+            Ok(shown) => Ok(shown),
+            // A version that does not know the flag shows them in any case.
+            Err(_) => self.rugctl_list(&["list"]).await,
+        }
+    }
+
     /// What `rugctl` lists.
     pub(super) async fn rugctl_list(&self, arguments: &[&str]) -> Result<Vec<Value>> {
         Ok(serde_json::from_value(self.rugctl(arguments).await?)?)
