@@ -17,11 +17,16 @@ impl Cgroup {
     pub(crate) fn make(wanted: &order::Cgroup) -> io::Result<Self> {
         fs::create_dir(&wanted.path)?;
         let group = Self { path: wanted.path.clone() };
-        if let Some(memory) = wanted.memory
-            && let Err(error) = fs::write(group.path.join("memory.max"), memory.to_string())
-        {
-            group.remove();
-            return Err(error);
+        // Of every 100 ms.
+        let cpu = wanted.cpu_percent.map(|percent| format!("{} 100000", u64::from(percent) * 1000));
+        let memory = wanted.memory.map(|bytes| bytes.to_string());
+        for (file, limit) in [("memory.max", memory), ("cpu.max", cpu)] {
+            if let Some(limit) = limit
+                && let Err(error) = fs::write(group.path.join(file), limit)
+            {
+                group.remove();
+                return Err(error);
+            }
         }
         Ok(group)
     }
@@ -56,4 +61,36 @@ fn remove(path: &Path) {
         }
     }
     let _ = fs::remove_dir(path);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder stands in for a group: what the kernel would take in and answer are plain files.
+    #[test]
+    fn limits_are_written_and_the_end_of_memory_is_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a-0-1");
+        let wanted = order::Cgroup { path: path.clone(), memory: Some(7), cpu_percent: Some(150) };
+        let group = Cgroup::make(&wanted).expect("writable");
+        let content = |file: &str| fs::read_to_string(path.join(file)).expect("written");
+        assert_eq!((content("memory.max").as_str(), content("cpu.max").as_str()), ("7", "150000 100000"));
+        assert!(Cgroup::make(&wanted).is_err(), "it is there already");
+        group.take(42).expect("writable");
+        assert_eq!(content("cgroup.procs"), "42");
+        assert!(!group.ran_out_of_memory(), "the kernel says nothing");
+        for (events, ran_out) in
+            [("oom 3\noom_kill 0\n", false), ("oom 3\noom_kill 2\n", true), ("oom_kill x\n", false)]
+        {
+            fs::write(path.join("memory.events"), events).expect("writable");
+            assert_eq!(group.ran_out_of_memory(), ran_out);
+        }
+        let plain = Cgroup::make(&order::Cgroup { path: folder.path().join("b"), memory: None, cpu_percent: None });
+        let plain = plain.expect("writable");
+        assert_eq!(fs::read_dir(folder.path().join("b")).expect("there").count(), 0);
+        fs::create_dir(folder.path().join("b/below")).expect("writable");
+        plain.remove();
+        assert!(!folder.path().join("b").exists());
+    }
 }

@@ -8,6 +8,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use nix::sys::signal::SigSet;
@@ -39,9 +40,21 @@ fn become_command(order: &Order) -> Result<(), String> {
     let failed = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
     standard_streams().map_err(|error| failed("set up its standard streams", &error))?;
     set_up(command)?;
-    let mut program = Command::new(&command.program);
-    program.args(&command.args).env_clear().envs(command.env.iter().map(|(name, value)| (name, value)));
-    Err(failed(&format!("run {}", command.program.display()), &program.exec()))
+    let run = |program: &Path| {
+        let mut program = Command::new(program);
+        program.args(&command.args).env_clear().envs(command.env.iter().map(|(name, value)| (name, value))).exec()
+    };
+    // Each returns only when it failed.
+    let error = run(&command.program);
+    let mut refused = error.kind() == io::ErrorKind::PermissionDenied;
+    for program in &command.fallbacks {
+        if !refused {
+            break;
+        }
+        refused = run(program).kind() == io::ErrorKind::PermissionDenied;
+    }
+    let user = command.user.as_ref().map(|user| format!(" as user {}", user.uid)).unwrap_or_default();
+    Err(failed(&format!("run {}{user}", command.program.display()), &error))
 }
 
 /// Nothing to read, and both outputs to the log.
@@ -67,11 +80,23 @@ fn set_up(command: &order::Command) -> Result<(), String> {
         let limit = Rlimit { current: Some(soft), maximum: Some(hard) };
         setrlimit(Resource::Nofile, limit).map_err(|error| failed("limit its descriptors", &error))?;
     }
+    for (resource, what, limit) in
+        [(Resource::Nproc, "processes", command.nproc), (Resource::Core, "core dumps", command.core)]
+    {
+        if let Some(limit) = limit {
+            let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
+            setrlimit(resource, limit).map_err(|error| failed(&format!("limit its {what}"), &error))?;
+        }
+    }
     // Before it is another user, who may not be allowed to pass the folders above.
     std::env::set_current_dir(&command.directory)
         .map_err(|error| failed(&format!("enter {}", command.directory.display()), &error))?;
     if let Some(user) = &command.user {
         become_user(user).map_err(|error| failed(&format!("become user {}", user.uid), &error))?;
+    }
+    if let Some(directory) = &command.working_dir {
+        std::env::set_current_dir(directory)
+            .map_err(|error| failed(&format!("enter {}", directory.display()), &error))?;
     }
     if command.no_new_privileges {
         rustix::thread::set_no_new_privs(true).map_err(|error| failed("give up new privileges", &error))?;
@@ -82,6 +107,12 @@ fn set_up(command: &order::Command) -> Result<(), String> {
 fn become_user(user: &User) -> nix::Result<()> {
     let groups: Vec<Gid> = user.groups.iter().copied().map(Gid::from_raw).collect();
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    // These stand for "as it is", which would be root.
+    if [user.uid, user.gid].contains(&u32::MAX) {
+        return Err(nix::Error::EINVAL);
+    }
+    // So that it can open its output by a name, such as /dev/stdout. Where that fails it can still write to it.
+    let _ = rustix::fs::fchown(rustix::stdio::stderr(), Some(rustix::fs::Uid::from_raw(user.uid)), None);
     setgroups(&groups)?;
     setresgid(gid, gid, gid)?;
     setresuid(uid, uid, uid)

@@ -1,10 +1,12 @@
 //! `rug-shim`: started by the process driver for one instance. Not for people: it takes its order from standard input.
 //!
 //! `rug-shim run` is the shim. `rug-shim launch` is what it starts: that sets up the process it is in and becomes the command.
+//! `rug-shim probe` runs a command beside an instance and says how it ended.
 
 mod cgroup;
 mod launch;
 mod log;
+mod probe;
 mod signals;
 mod supervise;
 
@@ -17,6 +19,7 @@ fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
         Some("run") => supervise::run(),
         Some("launch") => launch::run(),
+        Some("probe") => probe::run(),
         _ => {
             eprintln!("rug-shim is started by rug-worker for each instance; it is not for use by hand");
             ExitCode::from(2)

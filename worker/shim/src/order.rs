@@ -11,6 +11,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::processes::ProcessId;
+use crate::state::EndCause;
 
 /// Longest order in bytes. A specification has at most a quarter of it.
 pub const MAX_ORDER: usize = 4 * 1024 * 1024;
@@ -38,6 +39,8 @@ pub struct Order {
 pub struct Command {
     /// Absolute path of the program.
     pub program: PathBuf,
+    /// Programs to run instead, in this order, where its user may not run the ones before.
+    pub fallbacks: Vec<PathBuf>,
     /// Its arguments, without the program itself.
     pub args: Vec<OsString>,
     /// Its whole environment.
@@ -46,8 +49,14 @@ pub struct Command {
     pub directory: PathBuf,
     /// The user it runs as; the shim's own when absent.
     pub user: Option<User>,
+    /// Directory that it starts in instead; entered only once it is that user, who has to be allowed to.
+    pub working_dir: Option<PathBuf>,
     /// Soft and hard limit of open descriptors; unchanged when absent.
     pub nofile: Option<(u64, u64)>,
+    /// Most processes of its user; unchanged when absent.
+    pub nproc: Option<u64>,
+    /// Most bytes of a core dump; unchanged when absent.
+    pub core: Option<u64>,
     /// Nice value; 0, as far as that is permitted, when absent.
     pub nice: Option<i32>,
     /// Whether no program that it runs may gain rights.
@@ -101,6 +110,8 @@ pub struct Cgroup {
     pub path: PathBuf,
     /// Most bytes of memory it may use; without a limit when absent.
     pub memory: Option<u64>,
+    /// Most CPU time in percent of one CPU; without a limit when absent.
+    pub cpu_percent: Option<u32>,
 }
 
 /// What is wrong with an order. Quotes no value.
@@ -130,6 +141,7 @@ impl Order {
         let command = &self.command;
         put("instance", self.instance.as_ref());
         put("program", command.program.as_os_str());
+        command.fallbacks.iter().for_each(|program| put("fallback", program.as_os_str()));
         command.args.iter().for_each(|arg| put("arg", arg));
         for (name, value) in &command.env {
             let mut both = name.clone();
@@ -142,8 +154,16 @@ impl Order {
             let ids: Vec<String> = [uid, gid].into_iter().chain(groups).map(u32::to_string).collect();
             put("user", ids.join(" ").as_ref());
         }
+        if let Some(directory) = &command.working_dir {
+            put("working_dir", directory.as_os_str());
+        }
         if let Some((soft, hard)) = command.nofile {
             put("nofile", format!("{soft} {hard}").as_ref());
+        }
+        for (name, limit) in [("nproc", command.nproc), ("core", command.core)] {
+            if let Some(limit) = limit {
+                put(name, limit.to_string().as_ref());
+            }
         }
         if let Some(nice) = command.nice {
             put("nice", nice.to_string().as_ref());
@@ -162,6 +182,9 @@ impl Order {
             if let Some(memory) = cgroup.memory {
                 put("cgroup_memory", memory.to_string().as_ref());
             }
+            if let Some(percent) = cgroup.cpu_percent {
+                put("cgroup_cpu", percent.to_string().as_ref());
+            }
         }
         put("end", "".as_ref());
         out
@@ -173,7 +196,7 @@ impl Order {
     /// [`InvalidOrder`] when an entry is missing, unknown, or cannot be read.
     pub fn decode(bytes: &[u8]) -> Result<Self, InvalidOrder> {
         let mut order = Self::empty();
-        let (mut memory, mut ended) = (None, false);
+        let (mut memory, mut cpu, mut ended) = (None, None, false);
         for entry in bytes.split_inclusive(|byte| *byte == 0) {
             let entry = entry.strip_suffix(&[0]).ok_or(InvalidOrder("it was cut off"))?;
             if ended {
@@ -183,12 +206,13 @@ impl Order {
             let (name, value) = (&entry[..at], &entry[at + 1..]);
             match name {
                 b"cgroup_memory" => memory = Some(number(value)?),
+                b"cgroup_cpu" => cpu = Some(number(value)?),
                 b"end" => ended = true,
                 _ => order.take(name, value)?,
             }
         }
-        if let (Some(cgroup), Some(limit)) = (&mut order.cgroup, memory) {
-            cgroup.memory = Some(limit);
+        if let Some(cgroup) = &mut order.cgroup {
+            (cgroup.memory, cgroup.cpu_percent) = (memory, cpu);
         }
         let complete = ended && !order.instance.is_empty() && order.command.program.is_absolute();
         if complete { Ok(order) } else { Err(InvalidOrder("it is not complete")) }
@@ -210,6 +234,7 @@ impl Order {
         match name {
             b"instance" => self.instance = text(value)?.to_owned(),
             b"program" => command.program = os().into(),
+            b"fallback" => command.fallbacks.push(os().into()),
             b"arg" => command.args.push(os()),
             b"env" => {
                 let at = value.iter().position(|byte| *byte == b'=').ok_or(InvalidOrder("a variable has no name"))?;
@@ -217,11 +242,14 @@ impl Order {
                 command.env.push((part(&value[..at]), part(&value[at + 1..])));
             }
             b"directory" => command.directory = os().into(),
+            b"working_dir" => command.working_dir = Some(os().into()),
             b"user" => command.user = Some(user(value)?),
             b"nofile" => {
                 let (soft, hard) = text(value)?.split_once(' ').ok_or(InvalidOrder("a limit is no pair"))?;
                 command.nofile = Some((number(soft.as_bytes())?, number(hard.as_bytes())?));
             }
+            b"nproc" => command.nproc = Some(number(value)?),
+            b"core" => command.core = Some(number(value)?),
             b"nice" => command.nice = Some(number(value)?),
             b"no_new_privileges" => command.no_new_privileges = true,
             b"stop_signal" => self.stop.signal = signal(number(value)?)?,
@@ -230,7 +258,7 @@ impl Order {
             b"log_kept" => self.log.kept = number(value)?,
             b"log_folder" => self.log.folder = os().into(),
             b"log_quota" => self.log.quota = number(value)?,
-            b"cgroup" => self.cgroup = Some(Cgroup { path: os().into(), memory: None }),
+            b"cgroup" => self.cgroup = Some(Cgroup { path: os().into(), memory: None, cpu_percent: None }),
             _ => return Err(InvalidOrder("it has an entry that is not known")),
         }
         Ok(())
@@ -258,6 +286,45 @@ fn signal(number: i32) -> Result<Signal, InvalidOrder> {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How a command that is run beside an instance came out, as `rug-shim probe` says: one line, and after that the end of its output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It ended like that.
+    Ended(EndCause),
+    /// It took too long and was killed.
+    TimedOut,
+    /// It could not be run; why follows.
+    NotRun,
+}
+
+impl Verdict {
+    /// The verdict as one line.
+    #[must_use]
+    pub fn encode(self) -> String {
+        match self {
+            Self::Ended(EndCause::Exit(status)) => format!("exit {status}\n"),
+            Self::Ended(EndCause::Signal(number)) => format!("signal {number}\n"),
+            Self::TimedOut => "timed out\n".to_owned(),
+            Self::NotRun => "not run\n".to_owned(),
+        }
+    }
+
+    /// Reads what a shim wrote: the verdict, and the output. `None` for anything else.
+    #[must_use]
+    pub fn decode(answer: &[u8]) -> Option<(Self, &[u8])> {
+        let end = answer.iter().position(|byte| *byte == b'\n')?;
+        let (line, output) = (std::str::from_utf8(&answer[..end]).ok()?, &answer[end + 1..]);
+        let verdict = match line.split_once(' ')? {
+            ("timed", "out") => Self::TimedOut,
+            ("not", "run") => Self::NotRun,
+            ("exit", status) => Self::Ended(EndCause::Exit(status.parse().ok()?)),
+            ("signal", number) => Self::Ended(EndCause::Signal(number.parse().ok()?)),
+            _ => return None,
+        };
+        Some((verdict, output))
+    }
 }
 
 /// What a shim answers its worker, once.
@@ -312,13 +379,17 @@ mod tests {
                 env: vec![("A".into(), "x=y".into()), ("B".into(), "".into())],
                 directory: "/tmp".into(),
                 user: Some(User { uid: 7, gid: 8, groups: vec![9, 10] }),
+                working_dir: Some("/srv".into()),
                 nofile: Some((1024, 4096)),
+                fallbacks: vec!["/usr/bin/x".into()],
+                nproc: Some(70),
+                core: Some(0),
                 nice: Some(-5),
                 no_new_privileges: true,
             },
             stop: Stop { signal: Signal::INT, timeout: Duration::from_millis(1500) },
             log: LogBounds { size: 10, kept: 3, folder: "/x".into(), quota: 100 },
-            cgroup: Some(Cgroup { path: "/sys/fs/cgroup/a".into(), memory: Some(1 << 20) }),
+            cgroup: Some(Cgroup { path: "/sys/fs/cgroup/a".into(), memory: Some(1 << 20), cpu_percent: Some(150) }),
         }
     }
 
@@ -343,6 +414,19 @@ mod tests {
     fn an_order_shows_neither_arguments_nor_environment() {
         let text = format!("{:?}", order());
         assert!(!text.contains("x=y") && !text.contains("a=b"), "{text}");
+    }
+
+    #[test]
+    fn a_verdict_is_followed_by_output() {
+        for verdict in
+            [Verdict::Ended(EndCause::Exit(1)), Verdict::Ended(EndCause::Signal(9)), Verdict::TimedOut, Verdict::NotRun]
+        {
+            let answer = [verdict.encode().as_bytes(), b"exit 0\n\xff"].concat();
+            assert_eq!(Verdict::decode(&answer), Some((verdict, &b"exit 0\n\xff"[..])));
+        }
+        for cut in [&b"exit 1"[..], b"exit x\n", b"\n", b"timed\n", b"\xff 1\n"] {
+            assert_eq!(Verdict::decode(cut), None);
+        }
     }
 
     #[test]

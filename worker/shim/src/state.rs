@@ -3,6 +3,8 @@
 //! Written by the shim when the main process has started and again when it has ended; read by workers, also of later
 //! versions: lines `name=value`, of which unknown ones are ignored. It never changes but by further names.
 
+use std::path::PathBuf;
+
 use crate::processes::ProcessId;
 
 /// Longest file that is read, in bytes.
@@ -23,6 +25,8 @@ pub struct ShimState {
     pub shim: ProcessId,
     /// The main process.
     pub main: ProcessId,
+    /// Its control group, if it has one.
+    pub cgroup: Option<PathBuf>,
     /// Bytes of output that were dropped, because the logs of the host or its disk were full.
     pub dropped: u64,
     /// How the main process ended, once it has.
@@ -55,8 +59,11 @@ impl ShimState {
     /// The state as the content of its file.
     #[must_use]
     pub fn encode(&self) -> String {
-        let Self { instance, boot, shim, main, dropped, end } = self;
+        let Self { instance, boot, shim, main, cgroup, dropped, end } = self;
         let mut text = format!("instance={instance}\nboot={boot}\nshim={shim}\nmain={main}\n");
+        if let Some(cgroup) = cgroup {
+            text += &format!("cgroup={}\n", plain(&cgroup.to_string_lossy()));
+        }
         if *dropped > 0 {
             text += &format!("dropped={dropped}\n");
         }
@@ -99,6 +106,7 @@ impl ShimState {
             boot: plain(first("boot")?),
             shim: first("shim")?.parse().ok()?,
             main: first("main")?.parse().ok()?,
+            cgroup: first("cgroup").map(plain).map(PathBuf::from).filter(|path| path.is_absolute()),
             dropped: first("dropped").map_or(Some(0), |bytes| bytes.parse().ok())?,
             end,
         })
@@ -136,7 +144,15 @@ mod tests {
 
     fn state(end: Option<End>) -> ShimState {
         let id = |pid| ProcessId { pid, start_ticks: 70 };
-        ShimState { instance: "a-0-1".into(), boot: "b".into(), shim: id(3), main: id(4), dropped: 0, end }
+        ShimState {
+            instance: "a-0-1".into(),
+            boot: "b".into(),
+            shim: id(3),
+            main: id(4),
+            cgroup: None,
+            dropped: 0,
+            end,
+        }
     }
 
     #[test]
@@ -147,7 +163,7 @@ mod tests {
             out_of_memory: true,
             last_lines: vec!["one".into(), "two=2".into()],
         };
-        let dropping = ShimState { dropped: 5, ..state(None) };
+        let dropping = ShimState { dropped: 5, cgroup: Some("/sys/fs/cgroup/a".into()), ..state(None) };
         for state in
             [state(None), dropping, state(Some(end.clone())), state(Some(End { cause: EndCause::Signal(9), ..end }))]
         {

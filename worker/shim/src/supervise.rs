@@ -100,13 +100,7 @@ impl Supervisor {
         let log = Log::take(order.log.clone()).map_err(|error| failed("open the log", &error))?;
         let cgroup = order.cgroup.as_ref().map(Cgroup::make).transpose();
         let cgroup = cgroup.map_err(|error| failed("make a control group", &error))?;
-        let (output, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
-            .and_then(|(output, writer)| {
-                // Whoever writes waits; only the shim does not.
-                rustix::fs::fcntl_setfl(&writer, rustix::fs::OFlags::empty())?;
-                Ok((output, writer))
-            })
-            .map_err(|error| failed("make a pipe", &error))?;
+        let (output, writer) = output_pipe().map_err(|error| failed("make a pipe", &error))?;
         let launched = launch(&order, writer, cgroup.as_ref());
         let (main, report) = match launched {
             Ok(launched) => launched,
@@ -117,8 +111,15 @@ impl Supervisor {
         };
         let _ = File::open("/dev/null").map(rustix::stdio::dup2_stdin);
         let me = ProcessId::of(std::process::id()).ok_or("the shim cannot see itself")?;
-        let state =
-            ShimState { instance: order.instance.clone(), boot: boot_id(), shim: me, main, dropped: 0, end: None };
+        let state = ShimState {
+            instance: order.instance.clone(),
+            boot: boot_id(),
+            shim: me,
+            main,
+            cgroup: order.cgroup.as_ref().map(|cgroup| cgroup.path.clone()),
+            dropped: 0,
+            end: None,
+        };
         Ok(Self {
             order,
             state,
@@ -315,8 +316,15 @@ impl Supervisor {
     }
 }
 
+/// A pipe for output: whoever writes waits; only the shim does not.
+pub(crate) fn output_pipe() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
+    let (output, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    rustix::fs::fcntl_setfl(&writer, rustix::fs::OFlags::empty())?;
+    Ok((output, writer))
+}
+
 /// Starts the launcher, puts it into the control group, and only then gives it the order.
-fn launch(order: &Order, writer: OwnedFd, cgroup: Option<&Cgroup>) -> Result<(ProcessId, File), String> {
+pub(crate) fn launch(order: &Order, writer: OwnedFd, cgroup: Option<&Cgroup>) -> Result<(ProcessId, File), String> {
     let failed = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
     let mut child = Command::new("/proc/self/exe")
         .arg("launch")
@@ -347,7 +355,7 @@ fn launch(order: &Order, writer: OwnedFd, cgroup: Option<&Cgroup>) -> Result<(Pr
 }
 
 /// Closes every descriptor but the standard ones: a worker may have inherited some that it does not know of, such as locks.
-fn close_inherited() {
+pub(crate) fn close_inherited() {
     let open: Vec<i32> = fs::read_dir("/proc/self/fd")
         .into_iter()
         .flatten()

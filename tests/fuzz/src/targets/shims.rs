@@ -17,8 +17,12 @@ pub(super) fn order_seeds() -> Vec<Vec<u8>> {
         "env=A=b=c",
         "env=B=",
         "directory=/tmp",
+        "fallback=/usr/bin/x",
+        "working_dir=/srv",
         "user=7 8 9 10",
         "nofile=1024 4096",
+        "nproc=70",
+        "core=0",
         "nice=-5",
         "no_new_privileges=1",
         "stop_signal=2",
@@ -29,6 +33,7 @@ pub(super) fn order_seeds() -> Vec<Vec<u8>> {
         "log_quota=100",
         "cgroup=/sys/fs/cgroup/a",
         "cgroup_memory=1048576",
+        "cgroup_cpu=150",
         "end=",
     ];
     vec![entries(&least), entries(&full)]
@@ -49,7 +54,7 @@ pub(super) fn order(input: &[u8]) -> Outcome {
 }
 
 pub(super) fn state_seeds() -> Vec<Vec<u8>> {
-    let running = "instance=a-0-1\nboot=b-c\nshim=3:70\nmain=4:71\n";
+    let running = "instance=a-0-1\nboot=b-c\nshim=3:70\nmain=4:71\ncgroup=/sys/fs/cgroup/a\n";
     let ended = "dropped=5\nended=exit 3\nended_at=17\nout_of_memory=1\nlast=one\nlast=two=2\n";
     let killed = "ended=signal 9\nended_at=17\n";
     vec![running.into(), format!("{running}{ended}").into(), format!("new=1\n{running}{killed}").into()]

@@ -131,10 +131,8 @@ impl Launch {
                 args: self.args.clone(),
                 env: self.environment(order, &config.state_dir),
                 directory: folder.work(),
-                user: None,
                 nofile: inherited_descriptor_limit(),
-                nice: None,
-                no_new_privileges: false,
+                ..shim::order::Command::default()
             },
             stop: Stop { signal: Signal::TERM, timeout: config.stop_grace },
             log: LogBounds {
